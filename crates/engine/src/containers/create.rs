@@ -7,6 +7,7 @@ use whelk_sys::sync::IgnorePoison as _;
 use whelk_image::{ImageConfig, Platform};
 use whelk_sys::fs;
 
+use super::volumes::NewMounts;
 use super::{Container, Containers};
 use crate::error::{Error, Result};
 use crate::events::now;
@@ -83,7 +84,7 @@ impl Containers {
         config.hostname = self.hostname(&config, &host, &id);
         fill_paths(&mut host);
         let image = image.map(|image| image.id.to_string()).unwrap_or_default();
-        let (mounts, _pins) = self.resolve_mounts_async(&id, &config, &host).await?;
+        let mounts = self.resolve_mounts_async(&id, &config, &host).await?;
         let mut record = ContainerRecord {
             id: id.clone(),
             name: String::new(),
@@ -93,13 +94,10 @@ impl Containers {
             host,
             state: ContainerState::default(),
             networks,
-            mounts,
+            mounts: mounts.plans.clone(),
             ports: Vec::new(),
         };
-        if let Err(error) = self.store_new(&mut record, wanted_name).await {
-            self.release_volumes(&id, &record.mounts, true);
-            return Err(error);
-        }
+        self.store_new(&mut record, wanted_name, &mounts).await?;
         let container = Container::new(record);
         self.add(container.clone());
         self.publish(&container, "create", &[]);
@@ -131,6 +129,7 @@ impl Containers {
         self: &Arc<Self>,
         record: &mut ContainerRecord,
         wanted_name: Option<String>,
+        mounts: &Arc<NewMounts>,
     ) -> Result<()> {
         self.reserve_name(record, wanted_name)?;
         let mut record = Rollback::new("create container", record);
@@ -143,8 +142,9 @@ impl Containers {
             Ok(fs::remove_tree(self.instance.container_dir(&record.id))?)
         });
         self.make_files(&record.id)?;
-        self.fill_volumes(&record).await?;
+        self.fill_volumes(&record, mounts).await?;
         self.store.insert_container(&record)?;
+        mounts.keep();
         record.commit();
         Ok(())
     }

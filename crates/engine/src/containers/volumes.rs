@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{Mode, OFlags};
 use whelk_runtime::spec::{IdMapping, Mount};
@@ -15,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::images::Pin;
 use crate::model::{Config, ContainerRecord, HostConfig, Status};
 use crate::mounts::{self, ImageUse, MountPlan, Source, VolumeUse};
-use crate::volumes::VolumeRecord;
+use crate::volumes::{VolumeRecord, Volumes};
 
 /// A request to copy a volume.
 #[derive(Clone, Debug, Default)]
@@ -30,17 +31,60 @@ pub struct CopyVolume {
     pub pause: bool,
 }
 
+/// The mounts of a container that is being created. The container is a user of the volumes;
+/// dropping this before [`NewMounts::keep`] reverses that. Whoever works on the volumes shares it:
+/// if the request ends meanwhile, the volumes are released after that work.
+#[derive(Debug)]
+pub(super) struct NewMounts {
+    volumes: Arc<Volumes>,
+    id: String,
+    pub(super) plans: Vec<MountPlan>,
+    /// Keep images from being removed until the container's record refers to them.
+    pins: Vec<Pin>,
+    is_kept: AtomicBool,
+}
+
+impl NewMounts {
+    fn new(volumes: &Arc<Volumes>, id: &str) -> Self {
+        Self {
+            volumes: volumes.clone(),
+            id: id.to_owned(),
+            plans: Vec::new(),
+            pins: Vec::new(),
+            is_kept: AtomicBool::new(false),
+        }
+    }
+
+    /// The container's record refers to the volumes now.
+    pub(super) fn keep(&self) {
+        self.is_kept.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Drop for NewMounts {
+    fn drop(&mut self) {
+        if !*self.is_kept.get_mut() {
+            release(&self.volumes, &self.id, &self.plans, true);
+        }
+    }
+}
+
+/// Removes a container from the users of its volumes. With `anonymous` also removes its anonymous
+/// volumes that have no user left.
+fn release(volumes: &Arc<Volumes>, id: &str, plans: &[MountPlan], anonymous: bool) {
+    for volume in plans.iter().filter_map(MountPlan::volume) {
+        volumes.release(&volume.name, id);
+        if anonymous && volume.anonymous {
+            volumes.remove_anonymous(&volume.name);
+        }
+    }
+}
+
 impl Containers {
     /// Returns a new container's mounts. Creates missing volumes and registers the container as a
-    /// user of all of them, which [`Containers::release_volumes`] reverses. The pins keep images
-    /// from being removed until the container's record refers to them.
-    pub(super) fn resolve_mounts(
-        &self,
-        id: &str,
-        config: &Config,
-        host: &HostConfig,
-    ) -> Result<(Vec<MountPlan>, Vec<Pin>)> {
-        let (mut plans, mut places, mut pins) = (Vec::new(), HashMap::new(), Vec::new());
+    /// user of all of them.
+    fn resolve_mounts(&self, id: &str, config: &Config, host: &HostConfig) -> Result<NewMounts> {
+        let (mut plans, mut places) = (Vec::new(), HashMap::new());
         for from in host.volumes_from.iter().flatten() {
             let (name, read_only) = mounts::parse_volumes_from(from)?;
             // Not `NotFound`: clients take that for a missing image, and pull it.
@@ -73,24 +117,20 @@ impl Containers {
             }
         }
         mounts::sort(&mut plans);
-        for index in 0..plans.len() {
-            let mut must_be_read_only = false;
-            let taken = match &mut plans[index].source {
-                Source::Volume(volume) => self
-                    .acquire_volume(id, volume, host.auto_remove)
-                    .map(|is_snapshot| must_be_read_only = is_snapshot),
-                Source::Image(image) => self.pin_image(image).map(|pin| pins.push(pin)),
-                Source::Bind { .. } | Source::Tmpfs => Ok(()),
-            };
-            if must_be_read_only {
-                plans[index].make_read_only();
+        let mut mounts = NewMounts::new(&self.volumes, id);
+        for mut plan in plans {
+            match &mut plan.source {
+                Source::Volume(volume) => {
+                    if self.acquire_volume(id, volume, host.auto_remove)? {
+                        plan.make_read_only();
+                    }
+                }
+                Source::Image(image) => mounts.pins.push(self.pin_image(image)?),
+                Source::Bind { .. } | Source::Tmpfs => {}
             }
-            if let Err(error) = taken {
-                self.release_volumes(id, &plans[..index], true);
-                return Err(error);
-            }
+            mounts.plans.push(plan);
         }
-        Ok((plans, pins))
+        Ok(mounts)
     }
 
     /// Finds and pins an image to mount. One inherited by `--volumes-from` is found by the id in
@@ -116,19 +156,20 @@ impl Containers {
         id: &str,
         config: &Config,
         host: &HostConfig,
-    ) -> Result<(Vec<MountPlan>, Vec<Pin>)> {
+    ) -> Result<Arc<NewMounts>> {
         if host.binds.is_none()
             && host.mounts.is_none()
             && host.volumes_from.is_none()
             && config.volumes.is_none()
         {
-            return self.resolve_mounts(id, config, host);
+            return self.resolve_mounts(id, config, host).map(Arc::new);
         }
         let (containers, id, config, host) =
             (self.clone(), id.to_owned(), config.clone(), host.clone());
         tokio::task::spawn_blocking(move || containers.resolve_mounts(&id, &config, &host))
             .await
             .map_err(|error| Error::internal(error.to_string()))?
+            .map(Arc::new)
     }
 
     /// Finds or creates a volume for a container; `ephemeral` says that the container is a `--rm`
@@ -211,19 +252,18 @@ impl Containers {
     /// Removes a container from the users of its volumes. With `anonymous` also removes its
     /// anonymous volumes that have no user left.
     pub(super) fn release_volumes(&self, id: &str, plans: &[MountPlan], anonymous: bool) {
-        for volume in plans.iter().filter_map(MountPlan::volume) {
-            self.volumes.release(&volume.name, id);
-            if anonymous && volume.anonymous {
-                self.volumes.remove_anonymous(&volume.name);
-            }
-        }
+        release(&self.volumes, id, plans, anonymous);
     }
 
     /// Copies the image's files at each mount target into volumes that are empty.
-    pub(super) async fn fill_volumes(self: &Arc<Self>, record: &ContainerRecord) -> Result<()> {
+    pub(super) async fn fill_volumes(
+        self: &Arc<Self>,
+        record: &ContainerRecord,
+        mounts: &Arc<NewMounts>,
+    ) -> Result<()> {
         let auto_remove = record.host.auto_remove;
-        let fills: Vec<(VolumeUse, String)> = record
-            .mounts
+        let fills: Vec<(VolumeUse, String)> = mounts
+            .plans
             .iter()
             .filter_map(|plan| {
                 plan.volume()
@@ -234,12 +274,14 @@ impl Containers {
         if fills.is_empty() || record.image.is_empty() {
             return Ok(());
         }
-        let (containers, image, directory) = (
+        let (containers, image, directory, mounts) = (
             self.clone(),
             record.image.clone(),
             self.instance.container_dir(&record.id),
+            mounts.clone(),
         );
         tokio::task::spawn_blocking(move || {
+            let _mounts = mounts;
             let layers = containers.root_layers(&image, &directory)?;
             fills.iter().try_for_each(|(volume, target)| {
                 let lasting = !(volume.anonymous && auto_remove);
@@ -435,4 +477,56 @@ fn check_subpath(volume: &PathBuf, subpath: &str) -> Result<()> {
                 path = path.display()
             ))
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use whelk_image::Scratch;
+
+    use super::*;
+    use crate::filters::Filters;
+    use crate::instance::Instance;
+    use crate::store::RecordStore;
+    use crate::volumes::CreateVolume;
+
+    #[test]
+    fn volumes_of_a_container_that_is_not_created_are_released_after_all_work_on_them() {
+        let place = std::env::temp_dir().join(format!("whelk-mounts-{}", std::process::id()));
+        let scratch = Scratch::at(place).unwrap();
+        let root = scratch.path().join("root");
+        fs::create_dir(&root, 0o700).unwrap();
+        let store = Arc::new(RecordStore::open(&root).unwrap());
+        let instance = Instance::new(root, scratch.path().join("run"), "test".into()).unwrap();
+        let volumes = Volumes::open(&instance, store, Arc::default()).unwrap();
+        let acquire = || {
+            let mut mounts = NewMounts::new(&volumes, "one");
+            for name in ["named", ""] {
+                let request = CreateVolume {
+                    name: name.into(),
+                    ..CreateVolume::default()
+                };
+                let record = volumes.create_for(request, Some("one")).unwrap();
+                let mut plan = MountPlan::anonymous("/v", "").unwrap();
+                if let Source::Volume(volume) = &mut plan.source {
+                    (volume.name, volume.anonymous) = (record.name, name.is_empty());
+                }
+                mounts.plans.push(plan);
+            }
+            Arc::new(mounts)
+        };
+        let check = |users: usize, count: usize| {
+            let listed = volumes.list(&Filters::default()).unwrap();
+            assert_eq!((volumes.users("named"), listed.len()), (users, count));
+        };
+        let mounts = acquire();
+        let filling = mounts.clone();
+        drop(mounts);
+        check(1, 2);
+        drop(filling);
+        check(0, 1);
+        let mounts = acquire();
+        mounts.keep();
+        drop(mounts);
+        check(1, 2);
+    }
 }
