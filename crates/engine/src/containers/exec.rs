@@ -501,8 +501,11 @@ fn exec_error(error: whelk_runtime::Error) -> (Error, i32) {
     const FAILED: &str = "OCI runtime exec failed: exec failed: unable to start container process";
     match error {
         Runtime::CommandNotFound(text) => (Error::invalid(format!("{FAILED}: {text}")), 127),
-        Runtime::NotExecutable(text) => (Error::invalid(format!("{FAILED}: {text}")), 126),
-        Runtime::ProgramIsDirectory(text) => (
+        // A shim that an earlier version has started has no variant for a directory.
+        Runtime::NotExecutable(text) if !text.ends_with("is a directory") => {
+            (Error::invalid(format!("{FAILED}: {text}")), 126)
+        }
+        Runtime::NotExecutable(text) | Runtime::ProgramIsDirectory(text) => (
             Error::invalid(format!("{FAILED}: {text}: permission denied")),
             126,
         ),
@@ -510,6 +513,34 @@ fn exec_error(error: whelk_runtime::Error) -> (Error, i32) {
         Runtime::State(text) => (Error::conflict(text), 128),
         // A missing working directory counts as "not found" too, as with Docker.
         Runtime::NoSuchFile(text) => (Error::invalid(format!("{FAILED}: {text}")), 127),
+        // The same from a shim that an earlier version has started.
+        Runtime::Os(text) if text.contains("no such file or directory") => {
+            (Error::invalid(format!("{FAILED}: {text}")), 127)
+        }
         other => (Error::invalid(format!("{FAILED}: {other}")), 128),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shims_of_earlier_versions_give_the_same_exit_codes() {
+        use whelk_runtime::Error as Runtime;
+        let check = |old: Runtime, new: Runtime, expected: i32| {
+            let ((old, code), (new, _)) = (exec_error(old), exec_error(new));
+            assert_eq!((old.to_string(), code), (new.to_string(), expected));
+        };
+        let text = || "chdir to cwd (\"/x\"): no such file or directory".to_owned();
+        check(Runtime::Os(text()), Runtime::NoSuchFile(text()), 127);
+        let text = || "exec: \"/tmp\": is a directory".to_owned();
+        check(
+            Runtime::NotExecutable(text()),
+            Runtime::ProgramIsDirectory(text()),
+            126,
+        );
+        let other = || Runtime::Os("setns: operation not permitted".into());
+        check(other(), other(), 128);
     }
 }
