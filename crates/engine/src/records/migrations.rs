@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use rusqlite::Transaction;
+use serde::de::Error as _;
 use serde_json::Value;
 
 use super::stored::{Read, Written};
@@ -67,15 +68,15 @@ pub(super) fn migrate_container(
 
 /// Version 3: a container's mounts are in its record, with the volumes that were found or created
 /// for them. Earlier records have them only in the settings.
+///
+/// # Errors
+/// Returns an error if the settings cannot be understood: the container would start without its
+/// mounts, and its volumes would count as unused.
 fn plan_mounts(record: &mut Value, root: &Path) -> serde_json::Result<()> {
     let Read(host): Read<HostConfig> = serde_json::from_value(record["host"].clone())?;
-    match mounts::plan(&host, root) {
-        Ok(plans) => record["mounts"] = serde_json::to_value(Written(&plans))?,
-        Err(error) => {
-            let id = record["id"].as_str().unwrap_or_default();
-            tracing::error!(container = id, "parse its mounts: {error}");
-        }
-    }
+    let plans = mounts::plan(&host, root)
+        .map_err(|error| serde_json::Error::custom(format!("its mounts: {error}")))?;
+    record["mounts"] = serde_json::to_value(Written(&plans))?;
     Ok(())
 }
 

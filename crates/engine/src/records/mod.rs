@@ -117,8 +117,17 @@ mod tests {
         }
         let found = read(record(SCHEMA_VERSION, host())).unwrap();
         assert!(found.mounts.is_empty(), "its mounts were resolved already");
-        let invalid = read(record(2, json!({"Binds": ["relative:also"]}))).unwrap();
-        assert!(invalid.mounts.is_empty());
+    }
+
+    #[test]
+    fn a_record_whose_mounts_cannot_be_planned_is_not_read_without_them() {
+        let error = read(record(2, json!({"Binds": ["relative:also"]}))).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with("its mounts: invalid volume specification"),
+            "{error}"
+        );
     }
 
     #[test]
