@@ -157,6 +157,7 @@ fn the_manifest_of_an_oci_archive_stays_with_the_image() {
     engine.load(&pack(&parts));
     let manifest = format!("blobs/sha256/{}", manifest.trim_start_matches("sha256:"));
     let config = format!("blobs/sha256/{}", id.trim_start_matches("sha256:"));
+    let digest = |blob: &str| blob.replace("blobs/sha256/", "sha256:");
     let check = || {
         let stored = stored(&engine);
         for blob in [&name, &manifest, &config] {
@@ -172,6 +173,14 @@ fn the_manifest_of_an_oci_archive_stays_with_the_image() {
         );
         assert!(image.get("Descriptor").is_none() && image.get("Manifests").is_none());
         assert_eq!(engine.get("/images/json")[0]["RepoDigests"], json!([]));
+        // It is found by what it came with.
+        for found in [digest(&manifest), digest(&name), id.clone()] {
+            for name in [&found, &format!("oci@{found}"), &format!("oci:9@{found}")] {
+                assert_eq!(inspect(name)["Id"], json!(id), "{name}");
+            }
+            let elsewhere = format!("/images/other@{found}/json");
+            assert_eq!(engine.api("GET", &elsewhere, None).0, 404);
+        }
     };
     check();
     engine.kill9();
@@ -181,7 +190,17 @@ fn the_manifest_of_an_oci_archive_stays_with_the_image() {
     engine.docker(&["tag", "oci:1", "oci:2"]).ok();
     engine.load(&marked("oci:1").build());
     check();
-    engine.docker(&["rmi", "-f", &id]).ok();
+    let by_digest = format!("oci@{}", digest(&manifest));
+    engine
+        .docker(&["rmi", &by_digest])
+        .refuses(1, "must be forced");
+    engine.docker(&["rmi", "oci:2"]).ok();
+    assert!(
+        engine
+            .docker(&["rmi", &by_digest])
+            .ok()
+            .starts_with("Untagged: oci:1\nDeleted: ")
+    );
     assert_eq!(stored(&engine), [""; 0]);
 }
 

@@ -124,6 +124,36 @@ struct Index {
     tags: BTreeMap<String, Digest>,
 }
 
+impl Index {
+    /// Returns the image with this id, or the one that came with this manifest or index.
+    fn by_digest(&self, digest: &Digest) -> Option<&Arc<Image>> {
+        let came_with =
+            |image: &&Arc<Image>| image.origin.blobs().any(|document| document == digest);
+        self.by_id.get(digest).or_else(|| {
+            let mut found = self.by_id.values().filter(came_with);
+            // An index may be that of several images.
+            found.next().filter(|_| found.next().is_none())
+        })
+    }
+
+    /// Returns the image with this digest if the repository `name` has it: by a tag, or by the
+    /// digest that a registry has for it.
+    fn in_repository(&self, name: &str, digest: &Digest) -> Option<&Arc<Image>> {
+        let is_known = |image: &&Arc<Image>| {
+            let mut known = image.repo_digests.iter();
+            known.any(|known| known.name() == name && known.digest.as_ref() == Some(digest))
+        };
+        let tags = format!("{name}:");
+        let is_tagged = |image: &&Arc<Image>| {
+            let tagged = self.tags.range(tags.clone()..);
+            tagged
+                .take_while(|(tag, _)| tag.starts_with(&tags))
+                .any(|(_, id)| *id == image.id)
+        };
+        (self.by_digest(digest).filter(is_tagged)).or_else(|| self.by_id.values().find(is_known))
+    }
+}
+
 impl Images {
     /// Opens the images below an engine's root directory.
     ///
@@ -218,7 +248,8 @@ impl Images {
             .ok_or_else(|| Error::no_such_image(id.as_str()))
     }
 
-    /// Finds an image by name, id or unique prefix of the id.
+    /// Finds an image by name, id or unique prefix of the id, or by the digest of the manifest or
+    /// index that it came with, alone or after a repository that has it.
     ///
     /// # Errors
     /// Returns an error if the name is malformed, if there is no such image, or if the prefix is
@@ -227,8 +258,7 @@ impl Images {
         let index = self.read();
         if let Ok(id) = name.parse::<Digest>() {
             return index
-                .by_id
-                .get(&id)
+                .by_digest(&id)
                 .cloned()
                 .ok_or_else(|| Error::no_such_image(name));
         }
@@ -238,19 +268,17 @@ impl Images {
             name.parse::<Reference>().ok()
         };
         if let Some(reference) = &by_name {
-            let tagged = reference.clone().with_default_tag();
-            let named = Reference {
-                digest: None,
-                ..tagged.clone()
+            let found = match &reference.digest {
+                // As with Docker, the tag does not matter: its image may have changed.
+                Some(digest) => index.in_repository(&reference.name(), digest),
+                None => {
+                    let tagged = reference.clone().with_default_tag().to_string();
+                    let id = index.tags.get(&tagged);
+                    id.and_then(|id| index.by_id.get(id))
+                }
             };
-            if let Some(id) = index.tags.get(&named.to_string())
-                && tagged.digest.as_ref().is_none_or(|digest| digest == id)
-            {
-                return index
-                    .by_id
-                    .get(id)
-                    .cloned()
-                    .ok_or_else(|| Error::no_such_image(name));
+            if let Some(image) = found {
+                return Ok(image.clone());
             }
         }
         let prefix = name.strip_prefix("sha256:").unwrap_or(name);

@@ -106,15 +106,11 @@ impl Images {
         Ok(removed)
     }
 
-    /// Returns the full form of a name, with the default tag if it has none.
+    /// Returns the full form of a name, with the default tag if it has none; `None` for one with a
+    /// digest, which selects an image as its id does.
     fn full_name(&self, name: &str) -> Option<String> {
-        name.parse::<Reference>().ok().map(|reference| {
-            Reference {
-                digest: None,
-                ..reference.with_default_tag()
-            }
-            .to_string()
-        })
+        let reference = name.parse::<Reference>().ok()?;
+        (reference.digest.is_none()).then(|| reference.with_default_tag().to_string())
     }
 
     /// Returns whether `name` is a name of the image, and not its id.
@@ -190,13 +186,16 @@ impl Images {
             if names.is_empty() && users(&image.id).is_empty() {
                 names.push(image.id.to_string());
             }
+            // Before the removal, after which another collection may remove the layers.
+            let layers = image.layers().into_iter();
+            let sizes: Vec<(Digest, u64)> = layers
+                .filter_map(|layer| Some((layer.clone(), self.files.snapshots.size(layer).ok()?)))
+                .collect();
             for name in names {
                 match self.remove_one(&name, false, &users) {
                     Ok(gone) => {
                         if gone.contains(&Removed::Deleted(image.id.clone())) {
-                            for layer in image.layers() {
-                                free.insert(layer.clone(), self.files.snapshots.size(layer)?);
-                            }
+                            free.extend(sizes.iter().cloned());
                         }
                         removed.extend(gone);
                     }

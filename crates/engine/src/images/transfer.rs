@@ -91,8 +91,11 @@ impl Images {
         let mut index = self.write();
         let known = index.by_id.get(&loaded.id);
         let origin = match known {
-            // An archive without manifests does not take away the one that the image came with.
-            Some(known) if loaded.origin.manifest.is_none() => &known.origin,
+            // An archive without manifests does not take away the one that the image came with, and
+            // no archive the one whose digest a registry has.
+            Some(known) if loaded.origin.manifest.is_none() || !known.repo_digests.is_empty() => {
+                &known.origin
+            }
             _ => &loaded.origin,
         };
         let image = Image {
