@@ -1,4 +1,5 @@
-//! An engine that is killed at every single step of what it does. The program under test must have
+//! An engine that is killed at every single step of what it does, or in which that step fails. The
+//! program under test must have
 //! been built with debug assertions: `whelk_sys::step` is nothing without them.
 #![allow(
     clippy::disallowed_methods,
@@ -65,6 +66,72 @@ impl Case {
         }
     }
 
+    /// Carries out `operation` again and again, and lets one step of it fail, a later one each time,
+    /// until none does. `prepare` makes what the operation needs, once; `reverse` takes back what it
+    /// has done. After a failure everything is as before, and the same operation succeeds.
+    #[track_caller]
+    fn fails_at_every_step(
+        self,
+        prepare: &[Vec<String>],
+        operation: &[String],
+        reverse: &[Vec<String>],
+    ) {
+        let file = Path::new("/tmp").join(format!("whelk-steps-{}-{}", std::process::id(), self.0));
+        let engine = Engine::with_env(&[("WHELK_STEPS", &file.to_string_lossy())]);
+        let cli = engine.cli(Program::Whelk);
+        let must = |commands: &[Vec<String>]| {
+            commands
+                .iter()
+                .for_each(|command| drop(run(cli, command).ok()));
+        };
+        must(prepare);
+        // Until no network namespace is being made ready.
+        let mut before = Vec::new();
+        let settled = within_seconds(20, || {
+            let last = std::mem::replace(&mut before, left_behind(cli));
+            std::thread::sleep(std::time::Duration::from_millis(500));
+            last == before
+        });
+        assert!(settled, "{before:#?}");
+        let is_as_before = |when: &str| {
+            let mut now = Vec::new();
+            let same = within_seconds(20, || {
+                now = left_behind(cli);
+                now == before
+            });
+            assert!(
+                same,
+                "{when} of {operation:?}: {now:#?}\nbefore: {before:#?}"
+            );
+        };
+        let mut failures = 0;
+        for steps in 0.. {
+            fs::write(&file, format!("fail {steps}")).unwrap();
+            let done = run(cli, operation);
+            let has_ended = fs::read_to_string(&file).unwrap().is_empty();
+            end_count(&file);
+            if done.code != 0 {
+                failures += 1;
+                let error = done.err();
+                assert!(
+                    has_ended && error.contains(": input/output error"),
+                    "step {steps} of {operation:?}: {error}"
+                );
+                is_as_before(&format!("after the failure of step {steps} ({error})"));
+                run(cli, operation).ok();
+            }
+            must(reverse);
+            is_as_before(&format!("after step {steps} and the reverse"));
+            if !has_ended {
+                assert!(failures > 1, "no step of {operation:?} has failed");
+                // Removes the temporary files that could not be removed.
+                engine.kill9();
+                engine.restart();
+                return;
+            }
+        }
+    }
+
     fn all_can_be_made_again(self, cli: Cli<'_>) {
         if has(cli, "volume", "copy") {
             assert_eq!(
@@ -100,6 +167,47 @@ fn end_count(file: &Path) {
     count.lock().unwrap();
     count.set_len(0).unwrap();
     fs::remove_file(file).unwrap();
+}
+
+/// Returns whether something becomes true in time.
+fn within_seconds(seconds: u32, mut is_true: impl FnMut() -> bool) -> bool {
+    (0..seconds * 5).any(|_| {
+        let now = is_true();
+        if !now {
+            std::thread::sleep(std::time::Duration::from_millis(200));
+        }
+        now
+    })
+}
+
+/// Returns what a failed operation could leave: the engine's objects, files and interfaces.
+fn left_behind(cli: Cli<'_>) -> Vec<String> {
+    let mut found = cli.engine().interfaces();
+    // Peers in containers have random names.
+    found.iter_mut().for_each(|name| name.truncate(4));
+    let lists: [&[&str]; 4] = [
+        &["ps", "-a", "--format", "container {{.Names}} {{.State}}"],
+        &["network", "ls", "--format", "network {{.Name}}"],
+        &["volume", "ls", "--format", "volume {{.Name}}"],
+        &["images", "--format", "image {{.Repository}} {{.ID}}"],
+    ];
+    for list in lists {
+        found.extend(cli.run(list).ok().lines().map(str::to_owned));
+    }
+    let root = cli.engine().root();
+    for directory in ["containers", "volumes", "layers", "blobs/sha256"] {
+        let count = fs::read_dir(root.join(directory)).unwrap().count();
+        found.push(format!("{directory}: {count}"));
+    }
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let root = root.to_string_lossy().into_owned();
+    found.extend(
+        mounts
+            .lines()
+            .filter(|line| line.contains(&root))
+            .map(str::to_owned),
+    );
+    found
 }
 
 fn words(text: &str) -> Vec<String> {
@@ -231,4 +339,53 @@ fn volume_copies() {
         &words(&format!("volume import copy {}", archive.display())),
     );
     fs::remove_file(&archive).unwrap();
+}
+
+#[test]
+fn network_create_fails() {
+    let case = Case(79);
+    case.fails_at_every_step(&[], &case.network(), &[words("network rm net")]);
+}
+
+#[test]
+fn container_create_fails() {
+    let case = Case(80);
+    case.fails_at_every_step(
+        &[case.network(), words("volume create kept")],
+        &words("create --name one --network net -v kept:/kept -v /etc busybox true"),
+        &[words("rm -v one")],
+    );
+}
+
+#[test]
+fn container_start_fails() {
+    let case = Case(81);
+    let create = format!(
+        "create --name one --network net -p 127.0.0.1:{}:80 -v kept:/v busybox sleep 300",
+        21_900 + u16::from(case.0)
+    );
+    case.fails_at_every_step(
+        &[case.network(), words(&create)],
+        &words("start one"),
+        &[words("rm -f one"), words(&create)],
+    );
+}
+
+#[test]
+fn volume_create_fails() {
+    Case(83).fails_at_every_step(
+        &[],
+        &words("volume create kept"),
+        &[words("volume rm kept")],
+    );
+}
+
+#[test]
+fn load_fails() {
+    let path = whelk_tests::images::busybox().display().to_string();
+    Case(84).fails_at_every_step(
+        &[words("rmi busybox")],
+        &words(&format!("load -i {path}")),
+        &[words("rmi busybox")],
+    );
 }

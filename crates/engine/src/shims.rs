@@ -145,7 +145,9 @@ impl WarmPool {
     ) -> std::result::Result<Running, LaunchError> {
         let message =
             protocol::encode(launch).map_err(|error| Error::internal(error.to_string()))?;
-        whelk_sys::step();
+        whelk_sys::fallible_step().map_err(|error| {
+            Error::internal(whelk_sys::errno_text(&error)).prefixed("call the shim")
+        })?;
         let mut socket = self.hand_over(&message, &attached).await?;
         // The shim has duplicates. Clients see the end of a stream only when no process holds it
         // open.

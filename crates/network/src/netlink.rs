@@ -296,7 +296,7 @@ impl Socket {
     }
 
     fn send(&self, bytes: &[u8]) -> std::result::Result<(), Errno> {
-        whelk_sys::step();
+        whelk_sys::fallible_step().map_err(|_| Errno::IO)?;
         loop {
             match send(&self.fd, bytes, SendFlags::empty()) {
                 Err(Errno::INTR) => {}

@@ -124,14 +124,14 @@ pub fn read_at_most(path: impl AsRef<Path>, most: u64) -> Result<Vec<u8>> {
 }
 
 pub fn write(path: impl AsRef<Path>, content: impl AsRef<[u8]>) -> Result<()> {
-    crate::step();
+    crate::fallible_step().map_err(at("write", &path))?;
     std::fs::write(&path, content).map_err(at("write", path))
 }
 
 /// Replaces a file atomically: readers see either the old or the new content. The file is not
 /// synced to disk.
 pub fn replace(path: impl AsRef<Path>, content: impl AsRef<[u8]>, mode: u32) -> Result<()> {
-    crate::step();
+    crate::fallible_step().map_err(at("write", &path))?;
     let path = path.as_ref();
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");
@@ -143,12 +143,12 @@ pub fn replace(path: impl AsRef<Path>, content: impl AsRef<[u8]>, mode: u32) -> 
 }
 
 pub fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
-    crate::step();
+    crate::fallible_step().map_err(at("rename", &from))?;
     std::fs::rename(&from, to).map_err(at("rename", from))
 }
 
 pub fn create_dir(path: impl AsRef<Path>, mode: u32) -> Result<()> {
-    crate::step();
+    crate::fallible_step().map_err(at("mkdir", &path))?;
     use std::os::unix::fs::DirBuilderExt;
     std::fs::DirBuilder::new()
         .mode(mode)
@@ -167,19 +167,19 @@ pub fn create_dir_all(path: impl AsRef<Path>, mode: u32) -> Result<()> {
 }
 
 pub fn remove_file(path: impl AsRef<Path>) -> Result<()> {
-    crate::step();
+    crate::fallible_step().map_err(at("remove", &path))?;
     std::fs::remove_file(&path).map_err(at("remove", path))
 }
 
 pub fn remove_dir(path: impl AsRef<Path>) -> Result<()> {
-    crate::step();
+    crate::fallible_step().map_err(at("rmdir", &path))?;
     std::fs::remove_dir(&path).map_err(at("rmdir", path))
 }
 
 /// Removes a tree or a file without following symbolic links or entering mounts. A missing one is
 /// not an error.
 pub fn remove_tree(path: impl AsRef<Path>) -> Result<()> {
-    crate::step();
+    crate::fallible_step().map_err(at("remove", &path))?;
     crate::remove::tree(path.as_ref()).map_err(at("remove", path))
 }
 
@@ -219,7 +219,7 @@ pub fn read_link(path: impl AsRef<Path>) -> Result<PathBuf> {
 }
 
 pub fn hard_link(from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
-    crate::step();
+    crate::fallible_step().map_err(at("link", &from))?;
     std::fs::hard_link(&from, to).map_err(at("link", from))
 }
 

@@ -245,6 +245,7 @@ mod tests {
         let store = RecordStore::open(root).unwrap();
         store
             .connection()
+            .unwrap()
             .execute_batch("PRAGMA wal_checkpoint(TRUNCATE); PRAGMA journal_mode = DELETE")
             .unwrap();
         drop(store);

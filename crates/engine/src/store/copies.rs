@@ -198,7 +198,7 @@ impl RecordStore {
     }
 
     fn write_rest(&self) -> Result<()> {
-        let rest = read_rest(&self.connection())?;
+        let rest = read_rest(&*self.connection()?)?;
         let text = serde_json::to_vec(&rest)
             .map_err(|error| Error::internal(format!("{REST}: {error}")))?;
         Ok(fs::replace(self.copies.root.join(REST), text, 0o600)?)

@@ -137,18 +137,19 @@ impl RecordStore {
         Found::check(root)?.open()
     }
 
-    fn connection(&self) -> MutexGuard<'_, Connection> {
-        whelk_sys::step();
+    /// Locks the connection for a step.
+    fn connection(&self) -> Result<MutexGuard<'_, Connection>> {
+        whelk_sys::fallible_step().map_err(fs::at("open", FILE))?;
         // After a panic under the lock there is no incomplete transaction: SQLite has rolled it
         // back.
-        self.connection.lock().ignore_poison()
+        Ok(self.connection.lock().ignore_poison())
     }
 
     /// Records the current boot id, after the store was found to agree with the containers'
     /// directories. Until the next boot a directory without a record then means that the store has
     /// lost one.
     pub(crate) fn note_boot(&self) -> Result<()> {
-        let (connection, boot) = (self.connection(), boot()?);
+        let (connection, boot) = (self.connection()?, boot()?);
         if known_boot(&connection)?.as_ref() != Some(&boot) {
             connection.execute("INSERT OR REPLACE INTO meta VALUES('boot', ?1)", [boot])?;
             // Written to the database file, because the log may be lost.
@@ -160,7 +161,7 @@ impl RecordStore {
     /// Adds a container. The caller has checked that the name is free; the table enforces it.
     pub fn insert_container(&self, record: &ContainerRecord) -> Result<()> {
         let text = encode(record)?;
-        self.connection()
+        self.connection()?
             .prepare_cached("INSERT INTO containers VALUES(?1, ?2, ?3)")?
             .execute(params![record.id, record.name, text])?;
         self.copies.put(&record.id, text, true);
@@ -182,7 +183,7 @@ impl RecordStore {
     fn put_container(&self, record: &ContainerRecord, redefined: bool) -> Result<()> {
         let text = encode(record)?;
         let changed = self
-            .connection()
+            .connection()?
             .prepare_cached("UPDATE containers SET name = ?2, record = ?3 WHERE id = ?1")?
             .execute(params![record.id, record.name, text])?;
         if changed > 0 {
@@ -195,7 +196,7 @@ impl RecordStore {
     /// Deletes a container's record. With `lasting` the API waits until the deletion survives a
     /// power failure, which is not needed for a `--rm` container.
     pub fn delete_container(&self, id: &str, lasting: bool) -> Result<()> {
-        self.connection()
+        self.connection()?
             .prepare_cached("DELETE FROM containers WHERE id = ?1")?
             .execute([id])?;
         self.copies.forget(id);
@@ -211,7 +212,7 @@ impl RecordStore {
     }
 
     pub fn put_network(&self, record: &NetworkRecord) -> Result<()> {
-        self.connection().execute(
+        self.connection()?.execute(
             "INSERT INTO networks VALUES(?1, ?2, ?3) ON CONFLICT(id) DO UPDATE SET record = ?3",
             params![record.id, record.name, encode(record)?],
         )?;
@@ -220,7 +221,7 @@ impl RecordStore {
     }
 
     pub fn delete_network(&self, id: &str) -> Result<()> {
-        self.connection()
+        self.connection()?
             .execute("DELETE FROM networks WHERE id = ?1", [id])?;
         self.changed();
         Ok(())
@@ -233,7 +234,7 @@ impl RecordStore {
     /// Saves a volume's record. Nothing waits for its flush: it survives a power failure after the
     /// flush of a later lasting commit, or of [`RecordStore::keep`].
     pub fn put_volume(&self, record: &VolumeRecord) -> Result<()> {
-        self.connection().execute(
+        self.connection()?.execute(
             "INSERT OR REPLACE INTO volumes VALUES(?1, ?2)",
             params![record.name, encode(record)?],
         )?;
@@ -243,7 +244,7 @@ impl RecordStore {
 
     /// Deletes a volume's record. Flushed as [`RecordStore::put_volume`].
     pub fn delete_volume(&self, record: &VolumeRecord) -> Result<()> {
-        self.connection()
+        self.connection()?
             .execute("DELETE FROM volumes WHERE name = ?1", [&record.name])?;
         self.volume_changed(record);
         Ok(())
@@ -263,7 +264,7 @@ impl RecordStore {
 
     /// Adds or replaces an image and its names, taking the names from other images.
     pub(crate) fn put_image(&self, record: &ImageRecord, names: &[String]) -> Result<()> {
-        let mut connection = self.connection();
+        let mut connection = self.connection()?;
         let transaction = connection.transaction()?;
         transaction.execute(
             "INSERT INTO images VALUES(?1, ?2) ON CONFLICT(id) DO UPDATE SET record = ?2",
@@ -282,14 +283,14 @@ impl RecordStore {
     }
 
     pub fn delete_tag(&self, name: &str) -> Result<()> {
-        self.connection()
+        self.connection()?
             .execute("DELETE FROM tags WHERE name = ?1", [name])?;
         self.changed();
         Ok(())
     }
 
     pub fn delete_image(&self, id: &str) -> Result<()> {
-        self.connection()
+        self.connection()?
             .execute("DELETE FROM images WHERE id = ?1", [id])?;
         self.changed();
         Ok(())
@@ -301,7 +302,7 @@ impl RecordStore {
 
     /// Returns all names with the ids of their images.
     pub fn tags(&self) -> Result<Vec<(String, String)>> {
-        let connection = self.connection();
+        let connection = self.connection()?;
         let mut statement =
             connection.prepare_cached("SELECT name, image FROM tags ORDER BY name")?;
         let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
@@ -310,7 +311,7 @@ impl RecordStore {
 
     /// Returns a value of the table `meta`, which `make` creates at the first call.
     pub fn get_or_set_meta(&self, key: &str, make: impl FnOnce() -> String) -> Result<String> {
-        let connection = self.connection();
+        let connection = self.connection()?;
         let found: Option<String> = connection
             .query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| {
                 row.get(0)
@@ -345,7 +346,7 @@ impl RecordStore {
         key: &str,
         read: impl Fn(&str) -> std::result::Result<T, E>,
     ) -> Result<Vec<T>> {
-        let connection = self.connection();
+        let connection = self.connection()?;
         let mut statement =
             connection.prepare_cached(&format!("SELECT {key}, record FROM {table}"))?;
         let rows = statement.query_map([], |row| {
@@ -472,6 +473,7 @@ mod tests {
             RecordStore::open(root)
                 .unwrap()
                 .connection()
+                .unwrap()
                 .execute("UPDATE meta SET value = ?1 WHERE key = 'schema'", [version])
                 .unwrap();
             let content = || {
@@ -497,10 +499,10 @@ mod tests {
         let place = new_root("migrate");
         let root = place.path();
         let store = RecordStore::open(root).unwrap();
-        let wanted = tables(&store.connection());
+        let wanted = tables(&store.connection().unwrap());
         let image = format!(r#"{{"id": "sha256:{}", "size": 1}}"#, "0".repeat(64));
         store
-            .connection()
+            .connection().unwrap()
             .execute_batch(&format!(
                 "DROP TABLE volumes; DROP TABLE networks; INSERT INTO images VALUES('one', '{image}');
                  UPDATE meta SET value = '1' WHERE key = 'schema'",
@@ -508,8 +510,11 @@ mod tests {
             .unwrap();
         drop(store);
         let store = RecordStore::open(root).unwrap();
-        assert_eq!(tables(&store.connection()), wanted);
-        assert_eq!(schema(root, &store.connection()).unwrap(), SCHEMA_VERSION);
+        assert_eq!(tables(&store.connection().unwrap()), wanted);
+        assert_eq!(
+            schema(root, &store.connection().unwrap()).unwrap(),
+            SCHEMA_VERSION
+        );
         assert_eq!(store.images().unwrap().len(), 1);
         drop(store);
     }
@@ -580,6 +585,7 @@ mod tests {
         let store = RecordStore::open(root).unwrap();
         store
             .connection()
+            .unwrap()
             .execute(
                 "INSERT INTO containers VALUES('one', 'one', '{\"password\": \"secret\"')",
                 [],
