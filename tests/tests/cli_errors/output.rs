@@ -1,0 +1,180 @@
+//! Output that cannot be written, or that nobody reads.
+
+use std::process::Command;
+
+use whelk_tests::{Engine, Program};
+
+/// Runs a command of our program whose standard output is a pipe that nobody reads.
+fn unread(engine: &Engine, args: &[&str]) -> (Option<i32>, String) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    written_to(engine, args, writer.into())
+}
+
+/// Runs a command of our program on a full disk.
+fn on_full_disk(engine: &Engine, args: &[&str]) -> (Option<i32>, String) {
+    let full = std::fs::File::options().write(true).open("/dev/full");
+    written_to(engine, args, full.unwrap().into())
+}
+
+fn written_to(engine: &Engine, args: &[&str], out: std::process::Stdio) -> (Option<i32>, String) {
+    let output = Command::new(Program::Whelk.path())
+        .env(
+            "WHELK_HOST",
+            format!("unix://{}", engine.socket().display()),
+        )
+        .args(args)
+        .stdout(out)
+        .output()
+        .unwrap();
+    let err = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output.status.code(), err)
+}
+
+/// Commands that print each in its own way: lines, tables, JSON, help, streams.
+const PRINTING: [&[&str]; 15] = [
+    &["create", "busybox", "true"],
+    &["run", "-d", "busybox", "true"],
+    &["run", "--rm", "busybox", "echo", "hello"],
+    &["run", "--rm", "-t", "busybox", "echo", "hello"],
+    &["ps", "-a"],
+    &["images", "-q"],
+    &["image", "inspect", "busybox"],
+    &["version"],
+    &["info"],
+    &["--version"],
+    &["run", "--help"],
+    &["save", "busybox"],
+    &["system", "df", "-v"],
+    &["volume", "create"],
+    &["completion", "bash"],
+];
+
+#[test]
+fn commands_whose_reader_leaves_end_silently() {
+    let engine = Engine::start();
+    for args in PRINTING {
+        assert_eq!(
+            unread(&engine, args),
+            (Some(141), String::new()),
+            "{args:?}"
+        );
+    }
+    // The reader of a stream leaves in the middle of it.
+    engine
+        .whelk(&["run", "-d", "--name", "talking", "busybox", "yes"])
+        .ok();
+    for args in [&["logs", "-f", "talking"][..], &["attach", "talking"]] {
+        let line = format!("{} {}", Program::Whelk.path().display(), args.join(" "));
+        let script = format!("set -o pipefail; {line} | head -n 1");
+        let output = Command::new("bash")
+            .env(
+                "WHELK_HOST",
+                format!("unix://{}", engine.socket().display()),
+            )
+            .args(["-c", &script])
+            .output()
+            .unwrap();
+        assert_eq!(
+            (output.status.code(), &output.stdout[..], &output.stderr[..]),
+            (Some(141), &b"y\n"[..], &b""[..]),
+            "{args:?}"
+        );
+    }
+    // Of several containers, the first line that nobody reads is the last thing done, as in
+    // Docker.
+    for name in ["one", "two"] {
+        engine.whelk(&["create", "--name", name, "busybox"]).ok();
+    }
+    assert_eq!(
+        unread(&engine, &["rm", "one", "two"]),
+        (Some(141), String::new())
+    );
+    assert_eq!(
+        (engine.state("one"), engine.state("two")),
+        (String::new(), "created".into())
+    );
+}
+
+#[test]
+fn output_that_cannot_be_written_is_an_error() {
+    let engine = Engine::start();
+    for args in PRINTING {
+        let (code, err) = on_full_disk(&engine, args);
+        assert!(
+            code == Some(1) && err.contains("write /dev/stdout: no space left on device"),
+            "{args:?}: {code:?} {err}"
+        );
+    }
+    // Everything is done that was asked for.
+    for name in ["one", "two"] {
+        engine.whelk(&["create", "--name", name, "busybox"]).ok();
+    }
+    for args in [&["start", "one", "two"], &["rm", "one", "two"]] {
+        let (code, err) = on_full_disk(&engine, args);
+        assert_eq!(
+            (code, err.trim()),
+            (Some(1), "write /dev/stdout: no space left on device"),
+            "{args:?}"
+        );
+    }
+    assert_eq!(
+        (engine.state("one"), engine.state("two")),
+        Default::default()
+    );
+    // The programs that are no client print, too.
+    for args in [&["oci", "features"][..], &["oci", "list"]] {
+        let (code, err) = on_full_disk(&engine, args);
+        assert!(
+            code == Some(1) && err.contains("no space left on device"),
+            "{args:?}: {code:?} {err}"
+        );
+    }
+    let status = Command::new(Program::Whelk.path())
+        .args(["daemon", "--bogus"])
+        .stderr(
+            std::fs::File::options()
+                .write(true)
+                .open("/dev/full")
+                .unwrap(),
+        )
+        .status()
+        .unwrap();
+    assert_eq!(status.code(), Some(1));
+}
+
+#[test]
+fn each_error_is_printed_and_one_of_unwritten_output() {
+    let engine = Engine::start();
+    let no = "Error response from daemon: No such container: nosuch";
+    let said = engine.whelk(&["rm", "nosuch", "nosuch"]).fails(1);
+    assert_eq!(said, format!("{no}\n{no}"));
+    for name in ["one", "two"] {
+        engine
+            .whelk(&["create", "--name", name, "busybox", "true"])
+            .ok();
+    }
+    let full = "write /dev/stdout: no space left on device";
+    let full_device = std::fs::File::options()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
+    let whelk = |args: &[&str]| {
+        let output = Command::new(Program::Whelk.path())
+            .env(
+                "DOCKER_HOST",
+                format!("unix://{}", engine.socket().display()),
+            )
+            .args(args)
+            .stdout(full_device.try_clone().unwrap())
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert_eq!(
+        whelk(&["start", "one", "nosuch", "two"]),
+        format!("{no}\n{full}\nError: failed to start containers: nosuch\n")
+    );
+    assert_eq!(whelk(&["rm", "-f", "one", "two"]), format!("{full}\n"));
+}

@@ -1,0 +1,237 @@
+//! Stopping, waiting for and removing containers.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use whelk_tests::{Engine, Program, eventually, stays};
+
+use super::TRAPS;
+
+#[test]
+fn a_signal_ends_with_128_plus_its_number() {
+    Engine::start().both(|cli| {
+        cli.up("killed", &[], &["sleep", "600"]);
+        assert_eq!(cli.run(&["kill", "killed"]).ok(), "killed");
+        assert_eq!(cli.run(&["wait", "killed"]).ok(), "137");
+        let state = &cli.engine().inspect("killed")["State"];
+        assert_eq!(
+            (state["ExitCode"].as_i64(), state["OOMKilled"].as_bool()),
+            (Some(137), Some(false))
+        );
+        cli.up("hup", &["--init"], &["sleep", "600"]);
+        cli.run(&["kill", "-s", "HUP", "hup"]).ok();
+        assert_eq!(cli.run(&["wait", "hup"]).ok(), "129");
+        // A shell that is the first process of a container ends like any other.
+        cli.sh(&["--init"], "kill -TERM $$").exits(143);
+    });
+}
+
+#[test]
+fn stop_sends_the_stop_signal() {
+    Engine::start().both(|cli| {
+        let engine = cli.engine();
+        cli.up("own", &["--stop-signal", "USR1"], &["sh", "-c", TRAPS]);
+        engine.await_log("own", "ready");
+        assert_eq!(cli.run(&["stop", "own"]).ok(), "own");
+        assert_eq!(engine.inspect("own")["State"]["ExitCode"], 5);
+        cli.up("usual", &[], &["sh", "-c", TRAPS]);
+        engine.await_log("usual", "ready");
+        cli.run(&["stop", "usual"]).ok();
+        assert_eq!(engine.inspect("usual")["State"]["ExitCode"], 6);
+        cli.up("given", &[], &["sh", "-c", TRAPS]);
+        engine.await_log("given", "ready");
+        cli.run(&["stop", "-s", "USR1", "given"]).ok();
+        assert_eq!(engine.inspect("given")["State"]["ExitCode"], 5);
+    });
+}
+
+#[test]
+fn stop_kills_when_the_time_is_over_and_not_before() {
+    let engine = Engine::start();
+    let cli = engine.cli(whelk_tests::Program::Docker);
+    // Without a handler, the kernel keeps signals from the first process of a pid namespace.
+    let check = |flags: &[&str], stop: &[&str], least: u64, most: u64| {
+        cli.up("deaf", flags, &["sleep", "600"]);
+        let begin = Instant::now();
+        cli.run(&[&["stop"][..], stop, &["deaf"][..]].concat()).ok();
+        let took = begin.elapsed();
+        assert!(
+            (Duration::from_secs(least)..Duration::from_secs(most)).contains(&took),
+            "{flags:?} {stop:?} took {took:?}"
+        );
+        assert_eq!(engine.inspect("deaf")["State"]["ExitCode"], 137);
+        cli.run(&["rm", "deaf"]).ok();
+    };
+    check(&["--stop-timeout", "1"], &[], 1, 8);
+    check(&[], &["-t", "2"], 2, 9);
+    check(&["--stop-timeout", "20"], &["-t", "0"], 0, 8);
+}
+
+#[test]
+fn rm_removes_a_container_at_its_end() {
+    let engine = Engine::start();
+    engine.both(|cli| {
+        cli.sh(&[], "exit 3").exits(3);
+        assert_eq!(cli.run(&["ps", "-aq"]).ok(), "");
+        cli.up("soon", &["--rm"], &["sleep", "600"]);
+        cli.run(&["kill", "soon"]).ok();
+        engine.await_state("soon", "");
+        let left =
+            || std::fs::read_dir(engine.root().join("containers")).map_or(0, Iterator::count);
+        eventually("its directory to be gone", || (left() == 0).then_some(()));
+    });
+}
+
+#[test]
+fn wait_gives_the_status_of_each() {
+    Engine::start().both(|cli| {
+        for (name, code) in [("five", "exit 5"), ("zero", "exit 0")] {
+            cli.up(name, &[], &["sh", "-c", code]);
+        }
+        cli.up("later", &[], &["sh", "-c", TRAPS]);
+        cli.engine().await_log("later", "ready");
+        let mut waiting = cli.spawn(&["wait", "five", "zero", "later", "nosuch"]);
+        waiting.expect("5\n0\n");
+        assert!(waiting.is_running());
+        cli.run(&["kill", "-s", "USR1", "later"]).ok();
+        let output = waiting.finish();
+        output.refuses(1, "Error response from daemon: No such container: nosuch");
+        assert_eq!(output.out(), "5\n0\n5\n");
+    });
+}
+
+#[test]
+fn pruning_leaves_what_is_used_or_too_new() {
+    let engine = Engine::start();
+    engine.both(|cli| {
+        let count = |what: &str| engine.get(what).as_array().map_or(0, Vec::len);
+        cli.run(&[
+            "run",
+            "--name",
+            "over",
+            "--network",
+            "none",
+            "--label",
+            "a=1",
+            "busybox",
+            "true",
+        ])
+        .ok();
+        cli.run(&["network", "create", "unused"]).ok();
+        cli.up("runs", &["--label", "a=1"], &["sleep", "300"]);
+        for command in ["container", "network", "image", "system"] {
+            cli.run(&[command, "prune", "-f", "--filter", "until=1h"])
+                .ok();
+            cli.run(&[command, "prune", "-f", "--filter", "until=nonsense"])
+                .refuses(1, "nonsense");
+        }
+        assert_eq!(
+            (count("/containers/json?all=1"), count("/networks")),
+            (2, 4),
+            "all of it is newer than an hour"
+        );
+        let told = cli
+            .run(&["system", "prune", "-f", "--filter", "label=a=1"])
+            .ok();
+        assert!(
+            told.contains("Deleted Containers:") && told.contains("Total reclaimed space:"),
+            "{told}"
+        );
+        assert_eq!(
+            (count("/containers/json?all=1"), count("/networks")),
+            (1, 4),
+            "what runs, and what has no such label"
+        );
+        let told = cli
+            .run(&["system", "prune", "-f", "--filter", "until=0s"])
+            .ok();
+        assert!(told.contains("unused"), "{told}");
+        assert_eq!(count("/networks"), 3);
+        assert!(
+            !cli.run(&["images", "-q", "--filter", "until=1h"])
+                .ok()
+                .is_empty(),
+            "the image was made long ago"
+        );
+        cli.run(&["rm", "-f", "runs"]).ok();
+    });
+}
+
+#[test]
+fn a_stop_that_waits_holds_up_nobody() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    cli.up(
+        "stubborn",
+        &["--restart", "always"],
+        &["sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"],
+    );
+    let mut waits = cli.spawn(&["stop", "-t", "60", "stubborn"]);
+    let begin = Instant::now();
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(waits.is_running());
+    cli.run(&["start", "stubborn"]).ok();
+    cli.run(&["pause", "stubborn"]).ok();
+    cli.run(&["unpause", "stubborn"]).ok();
+    cli.run(&["stop", "-t", "0", "stubborn"]).ok();
+    waits.finish().ok();
+    assert!(
+        begin.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        begin.elapsed()
+    );
+    assert_eq!(engine.inspect("stubborn")["State"]["ExitCode"], 137);
+    stays(
+        "it stays stopped, though somebody asked for its start meanwhile",
+        Duration::from_millis(500),
+        || engine.state("stubborn") == "exited",
+    );
+    // The same for a restart, and for one without end.
+    cli.run(&["start", "stubborn"]).ok();
+    let mut restarts = cli.spawn(&["restart", "-t", "-1", "stubborn"]);
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(restarts.is_running());
+    cli.run(&["rm", "-f", "stubborn"]).ok();
+    // It may have come back for a moment in between.
+    let _ = restarts.finish();
+    assert_eq!(engine.get("/containers/json?all=1"), json!([]));
+}
+
+#[test]
+fn the_status_of_a_removed_container_can_be_asked_for_by_id() {
+    let engine = Engine::start();
+    let body = json!({"Image": "busybox", "Cmd": ["sh", "-c", "exit 7"], "HostConfig": {"NetworkMode": "none", "AutoRemove": true}});
+    for condition in ["", "?condition=next-exit", "?condition=removed"] {
+        let id = engine.create("short", &body);
+        assert_eq!(
+            engine
+                .api("POST", &format!("/containers/{id}/start"), None)
+                .0,
+            204
+        );
+        engine.await_state(&id, "");
+        assert_eq!(
+            engine.api("POST", &format!("/containers/{id}/wait{condition}"), None),
+            (200, json!({"StatusCode": 7})),
+            "{condition}"
+        );
+        assert_eq!(
+            engine
+                .api("POST", &format!("/containers/short/wait{condition}"), None)
+                .0,
+            404
+        );
+    }
+    // Whoever removes one knows what he does.
+    let id = engine.create("short", &body);
+    assert_eq!(
+        engine.api("DELETE", &format!("/containers/{id}"), None).0,
+        204
+    );
+    assert_eq!(
+        engine
+            .api("POST", &format!("/containers/{id}/wait"), None)
+            .0,
+        404
+    );
+}

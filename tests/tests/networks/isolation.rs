@@ -1,0 +1,555 @@
+//! What containers can reach: other networks, the host, and addresses that are not their own.
+
+use std::net::{SocketAddr, TcpListener, TcpStream};
+
+use serde_json::json;
+use whelk_tests::serving::{SERVES, inside, published, serves, up};
+use whelk_tests::{Engine, Program, eventually};
+
+#[test]
+fn networks_are_kept_apart() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    cli.run(&["network", "create", "one"]).ok();
+    cli.run(&["network", "create", "--internal", "inner"]).ok();
+    up(
+        cli,
+        "aa",
+        &["--network", "one", "-p", "127.0.0.1::80"],
+        SERVES,
+    );
+    up(cli, "bb", &[], "sleep 60");
+    up(cli, "cc", &["--network", "inner"], SERVES);
+    let address = |name: &str, network: &str| {
+        engine.inspect(name)["NetworkSettings"]["Networks"][network]["IPAddress"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    let (a, c) = (address("aa", "one"), address("cc", "inner"));
+    up(cli, "dd", &["--network", "inner"], "sleep 60");
+    assert_eq!(
+        inside(
+            cli,
+            "dd",
+            &format!("until wget -qO- http://{c}/ 2>/dev/null; do sleep 0.1; done")
+        ),
+        "cc",
+        "it does serve"
+    );
+    // Without an answer, busybox' wget ends by a signal or with an error.
+    let apart = |args: &[&str]| assert_ne!(cli.run(args).code, 0, "{args:?}");
+    serves(published(cli, "aa"), "aa");
+    for (from, to) in [("bb", &a), ("bb", &c), ("aa", &c)] {
+        apart(&[
+            "exec",
+            from,
+            "wget",
+            "-T",
+            "1",
+            "-qO-",
+            &format!("http://{to}/"),
+        ]);
+        // Nor by making the host the router.
+        let around = format!(
+            "ip route add {to} via $(ip route | awk '/default/ {{print $3}}') 2>/dev/null; wget -T 1 -qO- http://{to}/"
+        );
+        apart(&["exec", "--privileged", from, "sh", "-c", &around]);
+    }
+    // Published on 127.0.0.1 means there: not by the host's other addresses.
+    let gateway = engine.inspect("bb")["NetworkSettings"]["Networks"]["bridge"]["Gateway"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let port = published(cli, "aa").port();
+    apart(&[
+        "exec",
+        "bb",
+        "wget",
+        "-T",
+        "1",
+        "-qO-",
+        &format!("http://{gateway}:{port}/"),
+    ]);
+    // An internal network leads nowhere.
+    assert_eq!(inside(cli, "cc", "ip route | grep -c default || true"), "0");
+}
+
+#[test]
+fn a_routed_networks_containers_are_reached_by_their_own_addresses() {
+    const MODE: &str = "com.docker.network.bridge.gateway_mode_ipv4";
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    cli.run(&["network", "create", "-o", &format!("{MODE}=bad"), "way"])
+        .refuses(
+            1,
+            &format!("failed to parse {MODE} value: bad (unknown gateway mode bad)"),
+        );
+    cli.run(&[
+        "network",
+        "create",
+        "--ipv6=false",
+        "--subnet",
+        "10.213.31.0/24",
+        "-o",
+        &format!("{MODE}=routed"),
+        "way",
+    ])
+    .ok();
+    let serves_both = format!("httpd -p 81; {SERVES}");
+    up(
+        cli,
+        "web",
+        &[
+            "--network",
+            "way",
+            "--ip",
+            "10.213.31.5",
+            "-p",
+            "80",
+            "-p",
+            "8080:80",
+            "-p",
+            "53:53/udp",
+        ],
+        &serves_both,
+    );
+    let look = || {
+        let ports = engine.inspect("web")["NetworkSettings"]["Ports"].clone();
+        let none = json!([{"HostIp": "0.0.0.0", "HostPort": ""}]);
+        assert_eq!(ports, json!({"80/tcp": none, "53/udp": none}));
+        assert_eq!(cli.run(&["port", "web", "80"]).ok(), "0.0.0.0:");
+        assert!(
+            TcpListener::bind(("127.0.0.1", 8080)).is_ok(),
+            "no port of the host's is taken"
+        );
+        serves("10.213.31.5:80".parse().unwrap(), "web");
+        // From another network by the door only; from an internal one not at all.
+        let reaches = |from: &str, port: u16| {
+            let connect = format!("nc -w 1 10.213.31.5 {port} </dev/null");
+            cli.run(&["exec", from, "sh", "-c", &connect]).code == 0
+        };
+        assert!(reaches("bb", 80) && reaches("web", 81));
+        assert!(!reaches("bb", 81) && !reaches("inner", 80));
+        assert!(inside(cli, "bb", "ping -c1 -w2 10.213.31.5").contains("1 packets received"));
+    };
+    up(cli, "bb", &[], "sleep 300");
+    cli.run(&["network", "create", "--internal", "closed"]).ok();
+    up(cli, "inner", &["--network", "closed"], "sleep 300");
+    look();
+    let rows = cli
+        .run(&["ps", "-f", "name=web", "--format", "{{.Ports}}"])
+        .ok();
+    assert_eq!(
+        rows,
+        engine
+            .whelk(&["ps", "-f", "name=web", "--format", "{{.Ports}}"])
+            .ok()
+    );
+    engine.kill9();
+    engine.restart();
+    look();
+    // Both ways at once: the host's port for one family, the own address for the other.
+    cli.run(&[
+        "network",
+        "create",
+        "--ipv6",
+        "-o",
+        "com.docker.network.bridge.gateway_mode_ipv6=routed",
+        "mixed",
+    ])
+    .ok();
+    up(cli, "mix", &["--network", "mixed", "-p", "80"], SERVES);
+    let ports = engine.inspect("mix")["NetworkSettings"]["Ports"]["80/tcp"].clone();
+    assert!(
+        ports
+            .as_array()
+            .unwrap()
+            .contains(&json!({"HostIp": "::", "HostPort": ""})),
+        "{ports}"
+    );
+    serves(published(cli, "mix"), "mix");
+    let six = engine.inspect("mix")["NetworkSettings"]["Networks"]["mixed"]["GlobalIPv6Address"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    serves(format!("[{six}]:80").parse().unwrap(), "mix");
+    cli.run(&["rm", "-f", "web"]).ok();
+    cli.run(&[
+        "run",
+        "--rm",
+        "--network",
+        "way",
+        "--ip",
+        "10.213.31.5",
+        "-p",
+        "80",
+        "busybox",
+        "true",
+    ])
+    .ok();
+}
+
+#[test]
+fn a_container_sends_from_its_own_address_only() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Whelk);
+    cli.run(&[
+        "network",
+        "create",
+        "--subnet",
+        "10.213.7.0/24",
+        "--ipv6=false",
+        "flat",
+    ])
+    .ok();
+    up(
+        cli,
+        "liar",
+        &[
+            "--network",
+            "flat",
+            "--ip",
+            "10.213.7.10",
+            "--cap-add",
+            "NET_ADMIN",
+        ],
+        "sleep 60",
+    );
+    up(
+        cli,
+        "other",
+        &["--network", "flat", "--ip", "10.213.7.11"],
+        "sleep 60",
+    );
+    assert!(inside(cli, "liar", "ping -c1 -w2 10.213.7.11").contains("1 packets received"));
+    let lie = "ip addr add 10.213.7.99/24 dev eth0; ping -c1 -w1 -I 10.213.7.99 10.213.7.11";
+    cli.run(&["exec", "liar", "sh", "-c", lie]).fails(1);
+    // Nor does it speak for another's address in ARP.
+    up(
+        cli,
+        "witness",
+        &["--network", "flat", "--ip", "10.213.7.12"],
+        "sleep 60",
+    );
+    let known = |address: &str| {
+        inside(
+            cli,
+            "witness",
+            &format!("ping -c1 -w2 {address} >/dev/null; ip neigh show {address}"),
+        )
+    };
+    let (liar, victim) = (known("10.213.7.10"), known("10.213.7.11"));
+    assert!(
+        liar.contains("02:42:0a:d5:07:0a") && victim.contains("02:42:0a:d5:07:0b"),
+        "{liar} {victim}"
+    );
+    let steal = "ip addr add 10.213.7.11/32 dev eth0; arping -c2 -w3 -U -I eth0 10.213.7.11; true";
+    inside(cli, "liar", steal);
+    let after = inside(cli, "witness", "ip neigh show 10.213.7.11");
+    assert!(after.contains("02:42:0a:d5:07:0b"), "{after}");
+}
+
+#[test]
+fn ipv6_is_led_and_kept_like_ipv4() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    cli.run(&[
+        "network",
+        "create",
+        "--ipv4=false",
+        "--ipv6",
+        "--subnet",
+        "fd00:213:1::/64",
+        "six",
+    ])
+    .ok();
+    cli.run(&[
+        "network",
+        "create",
+        "--ipv6",
+        "--subnet",
+        "fd00:213:2::/64",
+        "both",
+    ])
+    .ok();
+    up(cli, "web", &["--network", "six", "-p", "80"], SERVES);
+    up(
+        cli,
+        "pair",
+        &[
+            "--network",
+            "both",
+            "--ip6",
+            "fd00:213:2::20",
+            "--cap-add",
+            "NET_ADMIN",
+        ],
+        SERVES,
+    );
+    up(cli, "peer", &["--network", "both"], "sleep 300");
+    // An address is not used before it is known to be nobody else's.
+    let ping = "until ping6 -c1 -w1 fd00:213:2::20 >/dev/null; do sleep 0.1; done; echo answers";
+    assert_eq!(inside(cli, "peer", ping), "answers");
+    assert!(inside(cli, "peer", "nslookup -type=aaaa pair").contains("fd00:213:2::20"));
+    // Networks are apart in this family too, also by way of the host.
+    let address = engine.inspect("web")["NetworkSettings"]["Networks"]["six"]["GlobalIPv6Address"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    // (Whether busybox' ping6 says so with its status depends on when its time is up.)
+    let heard = |from: &str, ping: &str| inside(cli, from, &format!("{ping} || true"));
+    assert!(heard("peer", &format!("ping6 -c1 -w1 {address}")).contains(" 0 packets received"));
+    // And nobody sends from an address that is not its own.
+    let from = |add: &str, del: &str| {
+        let change =
+            |what: &str, host: &str| format!("ip -6 addr {what} fd00:213:2::{host}/64 dev eth0");
+        // The kernel looks for a second or two first whether somebody has the address; until then
+        // it sends from a link-local one.
+        let known = "while ip -6 addr show dev eth0 | grep -q tentative; do sleep 0.1; done";
+        heard(
+            "pair",
+            &format!(
+                "{}; {}; {known}; ping6 -c1 -w2 fd00:213:2::1",
+                change("add", add),
+                change("del", del)
+            ),
+        )
+    };
+    assert!(from("99", "20").contains(" 0 packets received"));
+    assert!(
+        from("20", "99").contains(" 1 packets received"),
+        "its own address serves again"
+    );
+    // From the host, by an address of its own; and after the engine was away.
+    let port = engine.inspect("web")["NetworkSettings"]["Ports"]["80/tcp"][0]["HostPort"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let at: SocketAddr = format!("[fd00:213:1::1]:{port}").parse().unwrap();
+    serves(at, "web");
+    // By the host's loopback where it can be led out of it; elsewhere refused at once, for clients
+    // to try 127.0.0.1.
+    let loopback: SocketAddr = format!("[::1]:{port}").parse().unwrap();
+    let alone = [
+        "run",
+        "-d",
+        "--rm",
+        "--name",
+        "alone",
+        "--network",
+        "six",
+        "-p",
+        "[::1]::80",
+        "busybox",
+        "sh",
+        "-c",
+        SERVES,
+        "alone",
+    ];
+    if std::fs::read_to_string("/proc/sys/net/bridge/bridge-nf-call-ip6tables")
+        .is_ok_and(|value| value.trim() == "1")
+    {
+        assert_eq!(
+            TcpStream::connect(loopback).unwrap_err().kind(),
+            std::io::ErrorKind::ConnectionRefused
+        );
+        cli.run(&alone).refuses(
+            125,
+            "::1 cannot be redirected to containers while the host filters bridged packets",
+        );
+    } else {
+        serves(loopback, "web");
+        cli.run(&alone).ok();
+        serves(published(cli, "alone"), "alone");
+        cli.run(&["rm", "-f", "alone"]).ok();
+    }
+    engine.kill9();
+    engine.restart();
+    serves(at, "web");
+    assert_eq!(
+        engine.inspect("web")["NetworkSettings"]["Ports"]["80/tcp"][0]["HostPort"],
+        port.as_str()
+    );
+    cli.run(&["network", "disconnect", "six", "web"]).ok();
+    cli.run(&["network", "connect", "six", "web"]).ok();
+    assert!(
+        engine.inspect("web")["NetworkSettings"]["Ports"]["80/tcp"][0]["HostPort"].is_string(),
+        "published again"
+    );
+}
+
+#[test]
+fn the_hosts_firewall_has_the_last_word_where_that_is_wanted() {
+    if std::process::Command::new("nft")
+        .arg("--version")
+        .output()
+        .is_err()
+    {
+        // The small machine of tests/vm has none; `make test` sets it up.
+        return;
+    }
+    // A host whose firewall lets nothing through.
+    let rules_with = |firewall: &str| {
+        let output = whelk_tests::private_host(&format!(
+            r#"nft 'add table ip filter; add chain ip filter FORWARD {{ type filter hook forward priority 0; policy drop; }}' || exit 6
+            echo "{{\"instance\": \"$name\"{firewall}}}" >/etc/whelk/daemon.json
+            "$0" ps -q 2>/dev/null || exit 8
+            nft list chain ip filter FORWARD | grep -c "comment \"$name "
+            kill $(pgrep -f 'daemon [-]-background')
+            exec "$0" daemon --uninstall"#
+        ));
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8_lossy(&output.stdout)
+            .trim()
+            .parse::<u32>()
+            .unwrap()
+    };
+    let (open, closed) = (
+        rules_with(""),
+        rules_with(r#", \"firewall\": \"respect-host\""#),
+    );
+    assert!(open >= 2 && closed == 0, "{open} {closed}");
+}
+
+#[test]
+fn a_flood_of_frames_is_its_senders_own_problem() {
+    const FLOOD: &str = "
+import os, socket
+wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+wire.bind(('eth0', 0))
+while True:
+    # To everybody, from anybody: what fills the tables of switches; and questions to all neighbours.
+    for kind in (b'\\x08\\x00', b'\\x08\\x06', b'\\x86\\xdd', b'\\x88\\xb5'):
+        wire.send(b'\\xff' * 6 + b'\\x02' + os.urandom(5) + kind + os.urandom(46))
+";
+    let engine = Engine::start();
+    engine.load(&std::fs::read(whelk_tests::images::python()).unwrap());
+    let cli = engine.cli(Program::Docker);
+    cli.run(&[
+        "network",
+        "create",
+        "--ipv6=false",
+        "-o",
+        "com.docker.network.bridge.name=wflood0",
+        "crowd",
+    ])
+    .ok();
+    up(
+        cli,
+        "web",
+        &["--network", "crowd", "-p", "127.0.0.1::80"],
+        SERVES,
+    );
+    up(cli, "other", &["--network", "crowd"], "sleep 300");
+    cli.run(&[
+        "run",
+        "-d",
+        "--name",
+        "flood",
+        "--network",
+        "crowd",
+        "python",
+        "python3",
+        "-c",
+        FLOOD,
+    ])
+    .ok();
+    let sent = || -> u64 {
+        inside(
+            cli,
+            "flood",
+            "cat /sys/class/net/eth0/statistics/tx_packets",
+        )
+        .parse()
+        .unwrap()
+    };
+    eventually("the flood", || (sent() > 20_000).then_some(()));
+    for _ in 0..20 {
+        serves(published(cli, "web"), "web");
+        assert_eq!(inside(cli, "other", "wget -qO- http://web/"), "web");
+    }
+    // Each known neighbour is an entry of 16 bytes; none of them was made up.
+    let known = std::fs::read("/sys/class/net/wflood0/brforward")
+        .unwrap()
+        .len()
+        / 16;
+    assert!(known < 20, "the bridge believes in {known} neighbours");
+    let heard: u64 = inside(
+        cli,
+        "other",
+        "cat /sys/class/net/eth0/statistics/rx_packets",
+    )
+    .parse()
+    .unwrap();
+    assert!(
+        heard < sent() / 10,
+        "{heard} frames of the flood's {} came through",
+        sent()
+    );
+}
+
+#[test]
+fn containers_have_no_way_to_the_engine() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    // By no network: whatever it listens at is a file, below a directory that containers do not
+    // have.
+    let pid = engine.daemon_pid();
+    let own: Vec<String> = std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok())
+        .filter_map(|link| {
+            Some(
+                link.to_str()?
+                    .strip_prefix("socket:[")?
+                    .strip_suffix(']')?
+                    .to_owned(),
+            )
+        })
+        .collect();
+    assert!(!own.is_empty());
+    for table in ["tcp", "tcp6", "udp", "udp6", "raw", "raw6"] {
+        let sockets = std::fs::read_to_string(format!("/proc/{pid}/net/{table}")).unwrap();
+        let ours = sockets.lines().skip(1).filter(|line| {
+            line.split_whitespace()
+                .nth(9)
+                .is_some_and(|inode| own.iter().any(|one| one == inode))
+        });
+        assert_eq!(ours.collect::<Vec<_>>(), Vec::<&str>::new(), "{table}");
+    }
+    // Nor by a name without a file, which the host's network would lead to (CVE-2020-15257).
+    let hosted = |script: &str| {
+        cli.run(&[
+            "run",
+            "--rm",
+            "--network",
+            "host",
+            "--pid",
+            "host",
+            "busybox",
+            "sh",
+            "-c",
+            script,
+        ])
+    };
+    let names = hosted("cat /proc/net/unix").ok();
+    assert!(
+        names.contains(&engine.socket().to_string_lossy().into_owned()),
+        "the engine's socket is known by name"
+    );
+    let abstract_names = names
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(7))
+        .filter(|name| name.starts_with('@'));
+    assert!(
+        !abstract_names
+            .into_iter()
+            .any(|name| name.contains("whelk")),
+        "{names}"
+    );
+    let path = engine.socket();
+    hosted(&format!("ls {}", path.display())).refuses(1, "No such file or directory");
+    // The engine's own view of files is not open to others either.
+    hosted(&format!("ls /proc/{pid}/root{}", path.display())).refuses(1, "Permission denied");
+}

@@ -1,0 +1,242 @@
+//! Networks after the engine was killed or was away, or after others changed rules and interfaces.
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use whelk_network::{Firewall, Links};
+use whelk_tests::serving::{SERVES, fetch, inside, published, serves, up};
+use whelk_tests::{Engine, Program, eventually};
+
+#[test]
+fn networks_outlive_an_engine_that_is_killed() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    cli.run(&["network", "create", "app"]).ok();
+    up(
+        cli,
+        "web",
+        &["--network", "app", "-p", "127.0.0.1::80"],
+        SERVES,
+    );
+    up(cli, "client", &["--network", "app"], "sleep 300");
+    let address = published(cli, "web");
+    serves(address, "web");
+    let before = engine.get("/networks/app");
+    for _ in 0..5 {
+        engine.kill9();
+        // Nobody is needed for packets to flow, and nobody else gets the port.
+        serves(address, "web");
+        assert!(TcpListener::bind(address).is_err());
+        engine.restart();
+        assert!(inside(cli, "client", "nslookup web").contains("Address"));
+        serves(address, "web");
+    }
+    assert_eq!(engine.get("/networks/app"), before);
+    // What is known is known for good: the port is taken, and free afterwards.
+    cli.run(&[
+        "run",
+        "--rm",
+        "-p",
+        &format!("{address}:80"),
+        "busybox",
+        "true",
+    ])
+    .refuses(125, "web");
+    cli.run(&["rm", "-f", "web"]).ok();
+    cli.run(&[
+        "run",
+        "--rm",
+        "-p",
+        &format!("{address}:80"),
+        "busybox",
+        "true",
+    ])
+    .ok();
+}
+
+#[test]
+fn an_engine_that_was_away_gives_back_what_ended_meanwhile() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    up(cli, "web", &["-p", "127.0.0.1::80"], SERVES);
+    let address = published(cli, "web");
+    let pid = rustix::process::Pid::from_raw(engine.pid("web")).unwrap();
+    engine.kill9();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    engine.restart();
+    engine.await_state("web", "exited");
+    eventually("the interface to go", || {
+        engine.interfaces().is_empty().then_some(())
+    });
+    cli.run(&[
+        "run",
+        "--rm",
+        "-p",
+        &format!("{address}:80"),
+        "busybox",
+        "true",
+    ])
+    .ok();
+}
+
+#[test]
+fn rules_and_bridges_that_others_remove_come_back() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    up(cli, "web", &["-p", "127.0.0.1::80"], SERVES);
+    let address = published(cli, "web");
+    serves(address, "web");
+    let rules = Firewall::new(engine.name()).unwrap();
+    rules.remove().unwrap();
+    // A connection that was tried without them would stay as it was for a while.
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(fetch(address).as_deref(), Some("web"), "noticed late");
+    cli.run(&["rm", "-f", "web"]).ok();
+    let mut links = Links::open().unwrap();
+    links.delete(&engine.bridge()).unwrap();
+    let ahead = || {
+        let all = Links::open().unwrap().list().unwrap();
+        let own: Vec<_> = all
+            .into_iter()
+            .filter(|link| link.alias == format!("whelk {} warm pool", engine.name()))
+            .collect();
+        (own.len() == 3).then_some(own)
+    };
+    for link in eventually("interfaces of the warm pool", ahead) {
+        links.delete(&link.name).unwrap();
+    }
+    up(cli, "web", &["-p", "127.0.0.1::80"], SERVES);
+    serves(published(cli, "web"), "web");
+}
+
+#[test]
+fn interfaces_of_others_are_left_alone() {
+    let engine = Engine::start();
+    let other = Engine::start();
+    // A bridge that somebody else made.
+    let foreign = format!("f{:x}br", std::process::id());
+    let mut links = Links::open().unwrap();
+    links
+        .create_bridge(&foreign, 0, [2, 0, 0, 9, 9, 9], "of a test")
+        .unwrap();
+    let mut names = vec![
+        foreign.clone(),
+        engine.bridge(),
+        other.bridge(),
+        "lo".into(),
+    ];
+    names.push("a%d".into());
+    for name in &names {
+        let option = format!("com.docker.network.bridge.name={name}");
+        let output = engine.docker(&["network", "create", "--opt", &option, "thief"]);
+        assert_eq!(output.code, 1, "{name}: {}", output.out());
+        assert_eq!(
+            engine
+                .docker(&["network", "ls", "-q", "-f", "name=thief"])
+                .ok(),
+            ""
+        );
+    }
+    for name in &names[..3] {
+        assert!(links.find(name).unwrap().is_some(), "{name} is gone");
+    }
+    links.delete(&foreign).unwrap();
+    // One's own name is fine, and goes with the network.
+    let own = format!("o{:x}br", std::process::id());
+    engine
+        .docker(&[
+            "network",
+            "create",
+            "--opt",
+            &format!("com.docker.network.bridge.name={own}"),
+            "mine",
+        ])
+        .ok();
+    assert!(links.find(&own).unwrap().is_some());
+    engine.docker(&["network", "rm", "mine"]).ok();
+    assert!(links.find(&own).unwrap().is_none());
+}
+
+#[test]
+fn an_engine_whose_records_are_lost_takes_its_own_bridge_again() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    cli.run(&["run", "--rm", "busybox", "true"]).ok();
+    engine.kill9();
+    std::fs::remove_dir_all(engine.root()).unwrap();
+    engine.restart();
+    engine.load(&std::fs::read(whelk_tests::images::busybox()).unwrap());
+    up(cli, "web", &["-p", "127.0.0.1::80"], SERVES);
+    serves(published(cli, "web"), "web");
+}
+
+#[test]
+fn an_engine_killed_while_networks_change_leaves_nothing_behind() {
+    let engine = Engine::start();
+    for round in 0..10u64 {
+        std::thread::scope(|scope| {
+            // What these are told does not matter: the engine dies under them.
+            let mut clients = Vec::new();
+            for client in 0..3u16 {
+                let cli = engine.cli(if client == 0 {
+                    Program::Docker
+                } else {
+                    Program::Whelk
+                });
+                clients.push(scope.spawn(move || {
+                    let (network, name) = (
+                        format!("net-{round}-{client}"),
+                        format!("half-{round}-{client}"),
+                    );
+                    let port = format!("127.0.0.1:{}:80", 21_000 + client);
+                    for args in [
+                        &["network", "create", &network][..],
+                        &[
+                            "run",
+                            "-d",
+                            "--name",
+                            &name,
+                            "--network",
+                            &network,
+                            "-p",
+                            &port,
+                            "busybox",
+                            "sleep",
+                            "300",
+                        ],
+                        &["network", "connect", "bridge", &name],
+                        &["network", "disconnect", &network, &name],
+                        &["rm", "-f", &name],
+                        &["network", "rm", &network],
+                    ] {
+                        let _ = cli.run(args);
+                    }
+                }));
+            }
+            // Each round strikes at another moment.
+            std::thread::sleep(Duration::from_millis(9 * round * round));
+            engine.kill9();
+            clients
+                .into_iter()
+                .for_each(|client| client.join().unwrap());
+        });
+        engine.restart();
+        engine.remove_containers().unwrap();
+        let (status, answer) = engine.api("POST", "/networks/prune", None);
+        assert_eq!(status, 200, "{answer}");
+        assert_eq!(
+            engine.get("/networks").as_array().unwrap().len(),
+            3,
+            "round {round}"
+        );
+        eventually("interfaces to be gone", || {
+            engine.interfaces().is_empty().then_some(())
+        });
+        for client in 0..3u16 {
+            let port = 21_000 + client;
+            eventually("ports to be free", || {
+                TcpListener::bind(("127.0.0.1", port)).ok()
+            });
+        }
+    }
+}

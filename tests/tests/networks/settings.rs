@@ -1,0 +1,536 @@
+//! Options of networks, the engine's configuration of networks, and settings that are refused.
+
+use serde_json::json;
+use whelk_tests::serving::{SERVES, inside, published, serves, up};
+use whelk_tests::{Engine, Program, escape};
+
+#[test]
+fn settings_of_networks_and_places_hold() {
+    let engine = Engine::start();
+    engine.both(|cli| {
+        let create = [
+            "network",
+            "create",
+            "--attachable",
+            "--ipv6=false",
+            "--subnet",
+            "10.213.60.0/29",
+        ];
+        let aux = [
+            "--aux-address",
+            "router=10.213.60.2",
+            "--aux-address",
+            "other=10.213.60.3",
+        ];
+        let binding = [
+            "-o",
+            "com.docker.network.bridge.host_binding_ipv4=127.0.0.1",
+            "set",
+        ];
+        cli.run(&[&create[..], &aux, &binding].concat()).ok();
+        let shown = engine.get("/networks/set");
+        assert_eq!(shown["Attachable"], true);
+        assert_eq!(
+            shown["IPAM"]["Config"][0]["AuxiliaryAddresses"],
+            json!({"router": "10.213.60.2", "other": "10.213.60.3"})
+        );
+        let flags = [
+            "--network",
+            "set",
+            "--link-local-ip",
+            "169.254.7.7",
+            "-p",
+            "80",
+            "-p",
+            "15999:5000/sctp",
+        ];
+        up(cli, "one", &flags, SERVES);
+        let one = engine.inspect("one");
+        // The first that is neither the gateway's nor set aside.
+        assert_eq!(
+            one["NetworkSettings"]["Networks"]["set"]["IPAddress"],
+            "10.213.60.4"
+        );
+        assert!(inside(cli, "one", "ip addr show eth0").contains("169.254.7.7/16"));
+        let ports = &one["NetworkSettings"]["Ports"];
+        assert_eq!(ports["80/tcp"][0]["HostIp"], "127.0.0.1");
+        assert_eq!(
+            ports["5000/sctp"],
+            json!([{"HostIp": "127.0.0.1", "HostPort": "15999"}])
+        );
+        assert!(
+            cli.run(&["port", "one"])
+                .ok()
+                .contains("5000/sctp -> 127.0.0.1:15999")
+        );
+        // A port of another protocol is another port; the same is taken.
+        cli.run(&[
+            "run",
+            "--rm",
+            "--network",
+            "set",
+            "-p",
+            "15999:5000/udp",
+            "busybox",
+            "true",
+        ])
+        .ok();
+        cli.run(&[
+            "run",
+            "--rm",
+            "--network",
+            "set",
+            "-p",
+            "15999:5000/sctp",
+            "busybox",
+            "true",
+        ])
+        .refuses(125, "port is already allocated");
+        cli.run(&["rm", "-f", "one"]).ok();
+        cli.run(&["network", "rm", "set"]).ok();
+    });
+}
+
+#[test]
+fn what_cannot_be_is_refused() {
+    let engine = Engine::start();
+    engine.both(|cli| {
+        cli.run(&["network", "create", "taken", "--subnet", "10.213.11.0/24"])
+            .ok();
+        for (args, text) in [
+            (
+                &["network", "create", "taken"][..],
+                "network with name taken already exists",
+            ),
+            (
+                &["network", "create", "--subnet", "10.213.11.128/25", "x"],
+                "Pool overlaps",
+            ),
+            (
+                &["network", "create", "--subnet", "1.2.3.4", "x"],
+                "invalid CIDR block notation",
+            ),
+            (
+                &[
+                    "network",
+                    "create",
+                    "--subnet",
+                    "10.213.12.0/24",
+                    "--gateway",
+                    "10.99.0.1",
+                    "x",
+                ],
+                "no matching subnet for gateway",
+            ),
+            (
+                &["network", "create", "--gateway", "10.99.0.1", "x"],
+                "every ip-range or gateway must have a corresponding subnet",
+            ),
+            (
+                &["network", "create", "-d", "nosuch", "x"],
+                "plugin \"nosuch\" not found",
+            ),
+            (
+                &["network", "create", "-d", "overlay", "x"],
+                "network driver overlay: not available",
+            ),
+            (
+                &["network", "create", "--opt", "some.thing=1", "x"],
+                "network option some.thing",
+            ),
+            (
+                &["network", "create", "bridge"],
+                "predefined bridge network",
+            ),
+            (
+                &["network", "create", "--subnet", "127.0.5.0/24", "x"],
+                "it contains loopback or multicast addresses",
+            ),
+            (&["network", "create", "../x"], "invalid network name"),
+            (
+                &["network", "create", &"x".repeat(256)],
+                "invalid network name: longer than 255 bytes",
+            ),
+            (
+                &["network", "inspect", ""],
+                "invalid network name or ID: value is empty",
+            ),
+            (
+                &["network", "disconnect", "-f", "taken", "nosuch"],
+                "endpoint nosuch not found",
+            ),
+            (
+                &["network", "rm", "bridge"],
+                "is a pre-defined network and cannot be removed",
+            ),
+            (&["network", "rm", "nosuch"], "network nosuch not found"),
+            (
+                &["network", "inspect", "nosuch"],
+                "network nosuch not found",
+            ),
+            (
+                &["network", "connect", "taken", "nosuch"],
+                "No such container: nosuch",
+            ),
+            (&["network", "ls", "-f", "foo=bar"], "invalid filter 'foo'"),
+        ] {
+            cli.run(args).refuses(1, text);
+        }
+        cli.run(&["run", "--rm", "--network", "nosuch", "busybox", "true"])
+            .refuses(125, "network nosuch not found");
+        cli.run(&[
+            "run",
+            "--rm",
+            "--network",
+            "host",
+            "--ip",
+            "10.9.9.9",
+            "busybox",
+            "true",
+        ])
+        .refuses(
+            125,
+            "user specified IP address is supported on user defined networks only",
+        );
+        // An id is what it says, whatever is called like it.
+        let id = cli
+            .run(&["network", "inspect", "-f", "{{.Id}}", "taken"])
+            .ok();
+        cli.run(&["network", "create", "--label", "old=1", &id])
+            .ok();
+        assert_eq!(
+            cli.run(&["network", "inspect", "-f", "{{.Name}}", &id])
+                .ok(),
+            "taken"
+        );
+        assert!(
+            cli.run(&["network", "prune", "-f", "--filter", "label=old"])
+                .ok()
+                .contains(&id)
+        );
+        cli.run(&["run", "--rm", "--network-alias", "x", "busybox", "true"])
+            .refuses(125, "only supported for user-defined networks");
+        // Debian's build of the docker CLI writes the first letter large.
+        cli.run(&["run", "--rm", "-p", "abc", "busybox", "true"])
+            .refuses(125, "nvalid containerPort: abc");
+        cli.run(&["run", "--rm", "-p", "[::1]::80", "busybox", "true"])
+            .refuses(125, "the container has no IPv6 address in network bridge");
+        cli.run(&["run", "--rm", "--link", "nosuch", "busybox", "true"])
+            .refuses(125, "could not get container for nosuch");
+        let warned = cli.run(&[
+            "run",
+            "--rm",
+            "--network",
+            "host",
+            "-p",
+            "80",
+            "busybox",
+            "true",
+        ]);
+        assert!(
+            warned
+                .err()
+                .contains("Published ports are discarded when using host network mode"),
+            "{}",
+            warned.err()
+        );
+        assert_eq!(
+            cli.run(&[
+                "network",
+                "ls",
+                "-f",
+                "name=^taken$",
+                "--format",
+                "{{.Name}}"
+            ])
+            .ok(),
+            "taken"
+        );
+        // Nothing of it is there.
+        assert_eq!(
+            cli.run(&["network", "ls", "--format", "{{.Name}}"]).ok(),
+            "bridge\nhost\nnone\ntaken"
+        );
+        assert_eq!(
+            cli.run(&[
+                "network",
+                "inspect",
+                "-f",
+                "{{.Driver}} {{.Scope}}",
+                "taken"
+            ])
+            .ok(),
+            "bridge local"
+        );
+        cli.run(&["network", "rm", "taken"]).ok();
+    });
+}
+
+#[test]
+fn events_tell_of_networks() {
+    let engine = Engine::start();
+    let mut events = engine.events(&format!("filters={}", escape(r#"{"type": ["network"]}"#)));
+    let cli = engine.cli(Program::Docker);
+    cli.run(&["network", "create", "seen"]).ok();
+    up(cli, "brief", &["--network", "seen"], "true");
+    engine.await_state("brief", "exited");
+    cli.run(&["network", "rm", "seen"]).ok();
+    assert_eq!(
+        events.until("destroy"),
+        [
+            "network create",
+            "network connect",
+            "network disconnect",
+            "network destroy"
+        ]
+    );
+}
+
+#[test]
+fn the_configuration_file_shapes_networks() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    up(cli, "busy", &[], "sleep 300");
+    let configured = json!({
+        "bip": "10.213.30.1/24", "fixed-cidr": "10.213.30.128/25", "mtu": 1400, "ip": "127.0.0.1",
+        "default-address-pools": [{"base": "10.213.31.0/24", "size": 28}],
+        "default-network-opts": {"bridge": {"com.docker.network.driver.mtu": "1380"}},
+        "dns": ["10.213.30.99"], "dns-search": ["example.test"], "dns-opts": ["timeout:1"], "host-gateway-ip": "10.213.30.77",
+    });
+    engine.configure(&configured);
+    let subnet = |engine: &Engine| {
+        engine.get("/networks/bridge")["IPAM"]["Config"][0]["Subnet"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    let before = subnet(&engine);
+    engine.kill9();
+    engine.restart();
+    assert_eq!(
+        subnet(&engine),
+        before,
+        "a network is not changed under a container that runs"
+    );
+    cli.run(&["rm", "-f", "busy"]).ok();
+    engine.kill9();
+    engine.restart();
+    assert_eq!(subnet(&engine), "10.213.30.0/24");
+    up(
+        cli,
+        "web",
+        &["-p", "80", "--add-host", "outside:host-gateway"],
+        SERVES,
+    );
+    assert!(published(cli, "web").ip().is_loopback());
+    serves(published(cli, "web"), "web");
+    let endpoint = engine.inspect("web")["NetworkSettings"]["Networks"]["bridge"].clone();
+    assert_eq!(endpoint["Gateway"], "10.213.30.1");
+    let address = endpoint["IPAddress"].as_str().unwrap();
+    assert!(
+        address.rsplit('.').next().unwrap().parse::<u8>().unwrap() >= 128,
+        "{address}"
+    );
+    assert_eq!(inside(cli, "web", "cat /sys/class/net/eth0/mtu"), "1400");
+    let files = inside(cli, "web", "cat /etc/resolv.conf /etc/hosts");
+    for line in [
+        "nameserver 10.213.30.99",
+        "search example.test",
+        "options timeout:1",
+        "10.213.30.77\toutside",
+    ] {
+        assert!(
+            files.lines().any(|found| found == line),
+            "{line} is not in {files}"
+        );
+    }
+    cli.run(&["network", "create", "--ipv6=false", "small"])
+        .ok();
+    assert_eq!(
+        engine.get("/networks/small")["IPAM"]["Config"][0]["Subnet"],
+        "10.213.31.0/28"
+    );
+    up(cli, "member", &["--network", "small"], "sleep 300");
+    assert_eq!(inside(cli, "member", "cat /sys/class/net/eth0/mtu"), "1380");
+    // And back again.
+    cli.run(&["rm", "-f", "web", "member"]).ok();
+    engine.configure(&json!({}));
+    engine.kill9();
+    engine.restart();
+    assert_eq!(
+        engine.get("/networks/bridge")["Options"]["com.docker.network.driver.mtu"],
+        "1500"
+    );
+}
+
+#[test]
+fn settings_that_no_network_can_keep_are_refused() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    cli.run(&["network", "create", "--ipv6=false", "app"]).ok();
+    up(cli, "donor", &["--network", "app"], "sleep 300");
+    let refused = |config: serde_json::Value,
+                   host: serde_json::Value,
+                   places: serde_json::Value,
+                   text: &str| {
+        let mut body = json!({"Image": "busybox", "Cmd": ["true"], "HostConfig": host, "NetworkingConfig": {"EndpointsConfig": places}});
+        body.as_object_mut()
+            .unwrap()
+            .extend(config.as_object().unwrap().clone());
+        let (status, answer) = engine.api("POST", "/containers/create?name=refused", Some(&body));
+        assert_eq!(
+            (status, answer["message"].as_str()),
+            (400, Some(text)),
+            "{body}"
+        );
+    };
+    const ALIAS: &str =
+        "network-scoped alias is supported only for containers in user defined networks";
+    const ADDRESS: &str = "user specified IP address is supported on user defined networks only";
+    let of = |name: &str, text: &str| {
+        format!("invalid config for network {name}: invalid endpoint settings:\n{text}")
+    };
+    let none = || json!({});
+    for name in ["bridge", "host", "none"] {
+        refused(
+            none(),
+            json!({"NetworkMode": name}),
+            json!({name: {"Aliases": ["x"]}}),
+            &of(name, ALIAS),
+        );
+    }
+    refused(
+        none(),
+        none(),
+        json!({"default": {"Aliases": ["x"]}}),
+        &of("bridge", ALIAS),
+    );
+    const MODE: &str = "container:donor";
+    let conflicts = [
+        (
+            none(),
+            json!({"NetworkMode": MODE, "Dns": ["1.1.1.1"]}),
+            "conflicting options: dns and the network mode",
+        ),
+        (
+            none(),
+            json!({"NetworkMode": MODE, "ExtraHosts": ["a:1.2.3.4"]}),
+            "conflicting options: custom host-to-IP mapping and the network mode",
+        ),
+        (
+            json!({"MacAddress": "02:42:ac:11:00:09"}),
+            json!({"NetworkMode": MODE}),
+            "container-wide MAC address no longer supported; use endpoint-specific MAC address instead",
+        ),
+        (
+            json!({"Hostname": "x"}),
+            json!({"NetworkMode": MODE}),
+            "conflicting options: hostname and the network mode",
+        ),
+    ];
+    for (config, host, text) in conflicts {
+        refused(config, host, none(), text);
+    }
+    let place = |settings: serde_json::Value| json!({MODE: settings});
+    let shares = || json!({"NetworkMode": MODE});
+    refused(
+        none(),
+        shares(),
+        place(json!({"IPAMConfig": {"IPv4Address": "10.1.1.1"}})),
+        &of(MODE, ADDRESS),
+    );
+    refused(
+        none(),
+        shares(),
+        place(json!({"MacAddress": "02:42:ac:11:00:09"})),
+        "conflicting options: mac-address and the network mode",
+    );
+    refused(
+        none(),
+        json!({"PidMode": "container:nosuch"}),
+        none(),
+        "No such container: nosuch",
+    );
+    refused(
+        none(),
+        json!({"IpcMode": "container:nosuch"}),
+        none(),
+        "No such container: nosuch",
+    );
+    refused(
+        none(),
+        json!({"NetworkMode": "container:nosuch"}),
+        none(),
+        "joining network namespace of container: No such container: nosuch",
+    );
+}
+
+#[test]
+fn networks_with_link_local_subnets_and_small_packets_can_be_made() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    cli.run(&[
+        "network",
+        "create",
+        "--ipv6",
+        "--subnet",
+        "fe80::/64",
+        "near",
+    ])
+    .ok();
+    let shown = cli
+        .run(&[
+            "run",
+            "--rm",
+            "--network",
+            "near",
+            "busybox",
+            "ip",
+            "-6",
+            "route",
+        ])
+        .ok();
+    assert!(shown.contains("default via fe80::1"), "{shown}");
+    cli.run(&["network", "rm", "near"]).ok();
+    cli.run(&[
+        "network", "create", "--ipv6", "--subnet", "fe80::/9", "wide",
+    ])
+    .refuses(1, "clashes with the Link-Local prefix 'fe80::/64'");
+    const MTU: &str = "com.docker.network.driver.mtu=1000";
+    cli.run(&["network", "create", "-o", MTU, "small"]).ok();
+    assert_eq!(engine.get("/networks/small")["EnableIPv6"], false);
+    let shown = cli
+        .run(&[
+            "run",
+            "--rm",
+            "--network",
+            "small",
+            "busybox",
+            "ip",
+            "link",
+            "show",
+            "eth0",
+        ])
+        .ok();
+    assert!(shown.contains("mtu 1000"), "{shown}");
+    cli.run(&["network", "create", "--ipv6", "-o", MTU, "six"])
+        .refuses(1, "invalid MTU: 1000: IPv6 needs at least 1280");
+    engine.configure(&json!({"ipv6": true, "fixed-cidr-v6": "fe80::/64"}));
+    engine.kill9();
+    engine.restart();
+    assert_eq!(
+        engine.get("/networks/bridge")["IPAM"]["Config"][1]["Subnet"],
+        "fe80::/64"
+    );
+    let shown = cli
+        .run(&["run", "--rm", "busybox", "ip", "-6", "route"])
+        .ok();
+    assert!(shown.contains("default via fe80::"), "{shown}");
+    // The default network takes more containers than the small subnets of others.
+    let subnet = engine.get("/networks/bridge")["IPAM"]["Config"][0]["Subnet"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let bits: u8 = subnet.rsplit('/').next().unwrap().parse().unwrap();
+    assert!(bits <= 22, "{subnet}");
+}
