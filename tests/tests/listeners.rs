@@ -61,7 +61,8 @@ fn all_hosts_are_served() {
     let (second, port) = (engine.scratch("sockets").join("second"), free_port());
     let hosts = [
         format!("--host=unix://{}", second.display()),
-        format!("--host=tcp://127.0.0.1:{port}"),
+        // Of this host only, as with Docker.
+        format!("--host=tcp://:{port}"),
         format!("--host=tcp://[::1]:{port}"),
         "--tls=false".to_owned(),
     ];
@@ -79,6 +80,7 @@ fn all_hosts_are_served() {
     let log = engine.last_words();
     assert!(
         log.contains(&format!("listening at tcp://[::1]:{port}"))
+            && log.contains(&format!("listening at tcp://127.0.0.1:{port}"))
             && log.contains("a script in a browser"),
         "{log}"
     );
@@ -136,11 +138,17 @@ fn tcp_without_certificates_must_be_asked_for_and_local() {
     let text = "TCP needs certificates: use --tlsverify";
     refuses(&engine, &[&local], text);
     refuses(&engine, &[&local], "or --tls=false");
-    for host in ["tcp://0.0.0.0:0", "tcp://:0", "tcp://[::]:0"] {
+    for host in ["tcp://0.0.0.0:0", "tcp://[::]:0"] {
         refuses(&engine, &["--host", host], text);
         let text = "everyone who can reach this address would have root's privileges";
         refuses(&engine, &["--host", host, "--tls=false"], text);
     }
+    let with_file = [local.as_str(), "--tls=false", "--tlscert=cert.pem"];
+    refuses(
+        &engine,
+        &with_file,
+        "tlscert: without TLS, the file is not used",
+    );
     let place = engine.scratch("certificates");
     Authority::new("ca").issue(&place, "server");
     let mut unverified = flags(&place);
@@ -185,11 +193,18 @@ fn systemd_passes_several_sockets() {
     let unix = format!("unix://{}", place.join("first").display());
     let tcp = format!("tcp://127.0.0.1:{port}");
     // Each with a host that must be served, and whether the TCP socket is.
-    for (host, serves_tcp) in [("fd://", true), ("fd://api", false), ("fd://3", false)] {
-        let mut child = start(&["--host", host, "--tls=false"]);
-        assert!(ping(&unix), "{host}");
+    for (hosts, serves_tcp) in [
+        (&["fd://"][..], true),
+        (&["fd://api"], false),
+        (&["fd://3"], false),
+        (&["fd://remote", "fd://api"], true),
+    ] {
+        let mut arguments = vec!["--tls=false"];
+        arguments.extend(hosts.iter().flat_map(|host| ["--host", host]));
+        let mut child = start(&arguments);
+        assert!(ping(&unix), "{hosts:?}");
         if serves_tcp {
-            assert!(ping(&tcp), "{host}");
+            assert!(ping(&tcp), "{hosts:?}");
         }
         kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
         let status = child.wait().unwrap();
@@ -198,6 +213,7 @@ fn systemd_passes_several_sockets() {
         assert!(status.success(), "{told}");
         assert_eq!(told.contains(&tcp), serves_tcp, "{told}");
     }
+    let same = format!("--host={unix}");
     for (arguments, text) in [
         (
             &["--host", "fd://none"][..],
@@ -205,7 +221,8 @@ fn systemd_passes_several_sockets() {
         ),
         (&["--host", "fd://5"], "passed no socket with this name"),
         (&["--host", "fd://remote"], "TCP needs certificates"),
-        (&["--host=fd://api", "--host=fd://remote"], "given twice"),
+        (&["--host=fd://api", "--host=fd://3"], "given twice"),
+        (&["--host=fd://api", &same], "given twice"),
     ] {
         let output = start(arguments).wait_with_output().unwrap();
         let told = String::from_utf8_lossy(&output.stderr);
@@ -232,7 +249,7 @@ impl Remote {
         authority.issue(&client, "joe");
         let mut arguments = flags(&server).to_vec();
         // All addresses.
-        arguments.push(format!("--host=tcp://:{port}"));
+        arguments.push(format!("--host=tcp://0.0.0.0:{port}"));
         restart(&engine, &words(&arguments));
         let mut remote = Self {
             engine,
@@ -305,6 +322,26 @@ fn streams_pass_through_tls() {
         terminal.keys("exit\n");
         assert_eq!(terminal.finish(), 0);
         remote.engine.remove_containers().unwrap();
+    }
+}
+
+#[test]
+fn input_arrives_while_more_may_follow() {
+    /// More than all buffers on the way hold.
+    const SIZE: usize = 32 << 20;
+    let remote = Remote::start();
+    for program in PROGRAMS {
+        // The reader is slow, so that the buffers are full when the end of the input is sent.
+        let script = "n=0; while [ $n -lt 128 ]; do \
+            dd bs=256k count=1 iflag=fullblock of=/dev/null 2>&1 | grep -q 1+0 || exit 9; \
+            sleep 0.02; n=$((n + 1)); done; echo all";
+        let mut command = ["run", "-i", "--rm", "--network=none", "busybox"].to_vec();
+        command.extend(["sh", "-c", script]);
+        let cli = remote.engine.cli(program);
+        let mut running = cli.spawn(&remote.client(&command));
+        running.write(&vec![b'x'; SIZE]);
+        running.expect("all");
+        running.finish().ok();
     }
 }
 
@@ -445,11 +482,6 @@ fn unusable_certificates_stop_the_start() {
         "TLS: read the CA certificates {}: no certificate in PEM form",
         file("ca.pem")
     ));
-    authority.issue_until(&place, "server", 2002);
-    refused(&format!(
-        "TLS: use the certificate {}: it expired at 2002-01-01T00:00:00Z",
-        file("cert.pem")
-    ));
     authority.issue(&place, "server");
     let key = fs::read(place.join("key.pem")).unwrap();
     authority.issue(&place, "another");
@@ -474,4 +506,25 @@ fn unusable_certificates_stop_the_start() {
     engine.restart();
     let log = engine.last_words();
     assert!(log.contains("can be read by every user"), "{log}");
+}
+
+#[test]
+fn an_expired_certificate_does_not_stop_the_engine() {
+    let engine = Engine::without_images(&[]);
+    let place = engine.scratch("certificates");
+    Authority::new("ca").issue_until(&place, "server", 2002);
+    let tcp = format!("--host=tcp://127.0.0.1:{}", free_port());
+    let mut arguments = flags(&place).to_vec();
+    arguments.push(tcp);
+    restart(&engine, &words(&arguments));
+    assert!(engine.answers());
+    let text = format!(
+        "TLS: use the certificate {}: it expired at 2002-01-01T00:00:00Z",
+        place.join("cert.pem").display()
+    );
+    assert!(engine.last_words().contains(&text));
+    let pid = Pid::from_raw(engine.daemon_pid()).unwrap();
+    kill_process(pid, Signal::HUP).unwrap();
+    let text = "the previous certificates stay in use";
+    eventually(text, || engine.last_words().contains(text).then_some(()));
 }

@@ -75,28 +75,41 @@ impl<'a> Reader<'a> {
 
 fn name(der: &[u8]) -> Option<String> {
     let (mut sets, mut text) = (Reader(der), String::new());
-    while let Some(set) = sets.expect(SET) {
-        let mut attribute = Reader(Reader(set).expect(SEQUENCE)?);
-        let label = match attribute.expect(OBJECT_IDENTIFIER)? {
-            [0x55, 0x04, 0x03] => "CN",
-            [0x55, 0x04, 0x06] => "C",
-            [0x55, 0x04, 0x07] => "L",
-            [0x55, 0x04, 0x08] => "ST",
-            [0x55, 0x04, 0x0a] => "O",
-            [0x55, 0x04, 0x0b] => "OU",
-            _ => continue,
-        };
-        let (_, value) = attribute.next()?;
-        let separator = if text.is_empty() { "" } else { "," };
-        // The subject is written to the log: control characters must not get there.
-        let value = String::from_utf8_lossy(value);
-        let value = value.chars().map(|character| match character {
-            ',' | '\\' => format!("\\{character}"),
-            other => other.escape_debug().to_string(),
-        });
-        write!(text, "{separator}{label}={}", value.collect::<String>()).ok()?;
+    while !sets.0.is_empty() {
+        let mut set = Reader(sets.expect(SET)?);
+        let mut separator = ",";
+        while !set.0.is_empty() {
+            let attribute = Reader(set.expect(SEQUENCE)?);
+            if let Some(attribute) = attribute_text(attribute)? {
+                let separator = if text.is_empty() { "" } else { separator };
+                write!(text, "{separator}{attribute}").ok()?;
+            }
+            // Within a set (RFC 4514, section 2.2).
+            separator = "+";
+        }
     }
     Some(text)
+}
+
+/// Returns `LABEL=VALUE`, or nothing for attributes that have no label here.
+fn attribute_text(mut attribute: Reader<'_>) -> Option<Option<String>> {
+    let label = match attribute.expect(OBJECT_IDENTIFIER)? {
+        [0x55, 0x04, 0x03] => "CN",
+        [0x55, 0x04, 0x06] => "C",
+        [0x55, 0x04, 0x07] => "L",
+        [0x55, 0x04, 0x08] => "ST",
+        [0x55, 0x04, 0x0a] => "O",
+        [0x55, 0x04, 0x0b] => "OU",
+        _ => return Some(None),
+    };
+    let (_, value) = attribute.next()?;
+    // The subject is written to the log: control characters must not get there.
+    let value = String::from_utf8_lossy(value);
+    let value = value.chars().map(|character| match character {
+        ',' | '+' | '\\' => format!("\\{character}"),
+        other => other.escape_debug().to_string(),
+    });
+    Some(Some(format!("{label}={}", value.collect::<String>())))
 }
 
 /// `YYMMDDHHMMSSZ` (years 1950 to 2049) or `YYYYMMDDHHMMSSZ`.
@@ -109,12 +122,9 @@ fn time((tag, content): (u8, &[u8])) -> Option<i64> {
         _ => return None,
     };
     let time = jiff::civil::DateTime::strptime("%Y%m%d%H%M%SZ", full).ok()?;
-    Some(
-        time.to_zoned(jiff::tz::TimeZone::UTC)
-            .ok()?
-            .timestamp()
-            .as_second(),
-    )
+    // A `Timestamp` ends before 99991231235959Z, which stands for no end (RFC 5280, section 4.1.2.5).
+    let epoch = jiff::civil::date(1970, 1, 1).at(0, 0, 0, 0);
+    Some(time.duration_since(epoch).as_secs())
 }
 
 #[cfg(test)]
@@ -134,9 +144,21 @@ mod tests {
     }
 
     fn attribute(kind: u8, value: &str) -> Vec<u8> {
-        let kind = [OBJECT_IDENTIFIER, 3, 0x55, 0x04, kind];
-        let value = element(0x0c, &[value.as_bytes()]);
-        element(SET, &[&element(SEQUENCE, &[&kind, &value])])
+        attributes(&[(kind, value)])
+    }
+
+    /// A set of attributes.
+    fn attributes(list: &[(u8, &str)]) -> Vec<u8> {
+        let list: Vec<Vec<u8>> = list
+            .iter()
+            .map(|(kind, value)| {
+                let kind = [OBJECT_IDENTIFIER, 3, 0x55, 0x04, *kind];
+                let value = element(0x0c, &[value.as_bytes()]);
+                element(SEQUENCE, &[&kind, &value])
+            })
+            .collect();
+        let list: Vec<&[u8]> = list.iter().map(Vec::as_slice).collect();
+        element(SET, &list)
     }
 
     fn certificate(subject: &[&[u8]], end: &[u8]) -> Vec<u8> {
@@ -169,6 +191,15 @@ mod tests {
         assert_eq!(
             (parsed.subject.as_str(), parsed.not_after),
             ("", 2_556_144_000)
+        );
+        // No end.
+        let end = element(GENERALIZED_TIME, &[b"99991231235959Z"]);
+        // 5 is the serial number, which is not shown.
+        let set = attributes(&[(5, "7"), (3, "a+b"), (11, "unit")]);
+        let parsed = parse(&certificate(&[&set, &attribute(10, "x")], &end)).unwrap();
+        assert_eq!(
+            (parsed.subject.as_str(), parsed.not_after),
+            ("CN=a\\+b+OU=unit,O=x", 253_402_300_799)
         );
     }
 

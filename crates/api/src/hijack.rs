@@ -94,6 +94,8 @@ async fn serve(
                 break;
             }
         }
+        // TLS keeps what the socket had no room for until it is asked again.
+        let _ = to_client.flush().await;
     }
     if let Some(stream) = source.stream {
         let (mut output, input) = stream.into_split();
@@ -190,4 +192,38 @@ fn ordinary(
         .header(header::CONTENT_TYPE, RAW_STREAM)
         .body(crate::stream::from_channel(receiver))
         .unwrap_or_default()
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
+mod tests {
+    use tokio::io::BufStream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn recorded_output_arrives_before_a_quiet_stream_ends() {
+        let (mut client, server) = tokio::io::duplex(1 << 10);
+        let (stream, program) = UnixStream::pair().unwrap();
+        let recorded = async { Ok(Bytes::from_static(b"recorded")) };
+        let source = Source {
+            prelude: Some(Box::pin(futures_util::stream::once(recorded))),
+            stream: Some(stream),
+        };
+        // Like TLS, this keeps what is not flushed.
+        let server = BufStream::new(server);
+        let served = tokio::spawn(serve(server, source, std::future::pending(), async {}));
+        let mut output = [0; 8];
+        let read = client.read_exact(&mut output);
+        tokio::time::timeout(Duration::from_secs(20), read)
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(&output, b"recorded");
+        drop((client, program));
+        served.await.unwrap();
+    }
 }

@@ -10,6 +10,7 @@ mod error;
 mod extract;
 #[doc(hidden)]
 pub mod fuzzing;
+mod handshakes;
 mod hijack;
 mod json;
 mod listener;

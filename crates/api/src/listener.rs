@@ -194,6 +194,19 @@ pub enum Inherited {
     Tcp(std::net::TcpListener),
 }
 
+impl Inherited {
+    /// Returns `unix:///PATH` or `tcp://ADDRESS:PORT`, if the socket has an address of this kind.
+    pub fn name(&self) -> Option<String> {
+        match self {
+            Self::Unix(socket) => {
+                let address = socket.local_addr().ok()?;
+                Some(format!("unix://{}", address.as_pathname()?.display()))
+            }
+            Self::Tcp(socket) => Some(format!("tcp://{}", socket.local_addr().ok()?)),
+        }
+    }
+}
+
 impl TryFrom<OwnedFd> for Inherited {
     type Error = std::io::Error;
 

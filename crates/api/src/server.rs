@@ -4,7 +4,6 @@
 //! not delay those of another. A response with status 101 turns a connection into a raw stream
 //! ([`crate::hijack`]), whatever the protocol's name in the request and whatever the transport.
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -20,6 +19,7 @@ use tracing::Instrument;
 use whelk_engine::Engine;
 use whelk_sys::process::descriptors_are_scarce;
 
+use crate::handshakes::{Failures, Handshakes};
 use crate::listener::{Accepted, Listener};
 use crate::peer::{Identity, Peer, end_with};
 use crate::routes;
@@ -32,8 +32,6 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_HEAD_SIZE: usize = 64 << 10;
 /// How long a client may take for the TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Maximum number of clients of one listener that have not completed the TLS handshake.
-const MAX_HANDSHAKES: usize = 128;
 
 /// Number of descriptors reserved for files that requests open, and for containers that are
 /// restarted.
@@ -72,6 +70,7 @@ pub async fn serve(engine: Arc<Engine>, listeners: &[Listener]) {
 /// Accepts the connections of one listener until the future is dropped.
 async fn accept(listener: &Listener, routes: Router) {
     let mut handshakes = Handshakes::default();
+    let failures = Failures::default();
     loop {
         let accepted = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -102,13 +101,11 @@ async fn accept(listener: &Listener, routes: Router) {
                 client,
                 tls: Some(tls),
             } => {
-                let turn = handshakes.begin();
+                let (turn, failures) = (handshakes.begin(client.ip()), failures.clone());
                 tokio::spawn(async move {
                     match handshake(&tls, stream, client, turn).await {
                         Ok((stream, peer)) => exchange(stream, peer, routes).await,
-                        Err(error) => {
-                            tracing::info!("TLS handshake with {client}: {error}");
-                        }
+                        Err(error) => failures.log(client, &error),
                     }
                 });
             }
@@ -122,25 +119,6 @@ fn identified(
     subject: Option<String>,
 ) -> std::io::Result<Peer> {
     Peer::new(socket, Identity::Tcp { address, subject })
-}
-
-/// The handshakes of a listener's clients, oldest first. Whoever takes longest makes room for a new
-/// client, so that idle connections do not keep others away.
-#[derive(Debug, Default)]
-struct Handshakes(VecDeque<oneshot::Sender<()>>);
-
-impl Handshakes {
-    /// Registers a handshake. It is to be aborted when the future resolves, and ends when the
-    /// future is dropped.
-    fn begin(&mut self) -> oneshot::Receiver<()> {
-        self.0.retain(|handshake| !handshake.is_closed());
-        if self.0.len() >= MAX_HANDSHAKES {
-            self.0.pop_front();
-        }
-        let (handshake, aborted) = oneshot::channel();
-        self.0.push_back(handshake);
-        aborted
-    }
 }
 
 async fn handshake(
@@ -189,31 +167,5 @@ async fn exchange(stream: Stream, peer: Peer, routes: Router) {
     // Disconnecting during a request is normal.
     if let Err(error) = connection.await {
         tracing::debug!("connection of {}: {error}", client.identity());
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_oldest_handshake_makes_room() {
-        let mut handshakes = Handshakes::default();
-        let mut oldest = handshakes.begin();
-        drop(handshakes.begin());
-        let mut second = handshakes.begin();
-        for _ in 2..MAX_HANDSHAKES {
-            std::mem::forget(handshakes.begin());
-        }
-        assert!(
-            oldest
-                .try_recv()
-                .is_err_and(|error| error == oneshot::error::TryRecvError::Empty),
-            "one that has ended does not count"
-        );
-        std::mem::forget(handshakes.begin());
-        let aborted = oneshot::error::TryRecvError::Closed;
-        assert_eq!(oldest.try_recv(), Err(aborted));
-        assert_eq!(second.try_recv(), Err(oneshot::error::TryRecvError::Empty));
     }
 }

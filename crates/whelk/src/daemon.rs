@@ -169,7 +169,7 @@ async fn run(
     rustix::process::chdir("/")?;
     let engine = Engine::open(instance, executable).await?;
     let stop = stop_requested()?;
-    let reload = reload_requested(|| listeners.reload())?;
+    let reload = reload_requested(async || listeners.reload().await)?;
     for socket in &listeners.sockets {
         tracing::info!("listening at {}", socket.name());
     }
@@ -349,12 +349,12 @@ fn stop_requested() -> std::io::Result<impl Future<Output = ()>> {
 }
 
 /// Calls `reload` on each SIGHUP, until the future is dropped.
-fn reload_requested(reload: impl Fn()) -> std::io::Result<impl Future<Output = ()>> {
+fn reload_requested(reload: impl AsyncFn()) -> std::io::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut hangup = signal(SignalKind::hangup())?;
     Ok(async move {
         while hangup.recv().await.is_some() {
-            reload();
+            reload().await;
         }
     })
 }

@@ -1,7 +1,6 @@
 //! The engine's listeners: reads `--host` and the TLS settings, and binds all sockets.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::os::fd::OwnedFd;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -57,9 +56,35 @@ impl TlsSettings {
         }
     }
 
+    /// Checks that files are given only for TLS. Docker ignores them without it, and serves everybody.
+    fn check_files(&self, mode: Mode) -> anyhow::Result<()> {
+        let files = [
+            ("tlscacert", &self.tlscacert),
+            ("tlscert", &self.tlscert),
+            ("tlskey", &self.tlskey),
+        ];
+        let given = files.iter().find(|(_, path)| path.is_some());
+        match (mode, given) {
+            (Mode::Plain, Some((name, _))) => {
+                bail!(
+                    "{name}: without TLS, the file is not used: use --tlsverify, or omit the file"
+                )
+            }
+            // Without TCP hosts: those are rejected.
+            (Mode::Unset, Some((name, _))) => {
+                tracing::warn!("{name}: the file is not used without --tlsverify");
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Reads the certificates.
     fn load(&self, is_verified: bool) -> anyhow::Result<Arc<Tls>> {
-        let default = std::env::var_os("DOCKER_CERT_PATH").map_or_else(
+        let given = ["DOCKER_CERT_PATH", "DOCKER_CONFIG"]
+            .iter()
+            .find_map(|name| std::env::var_os(name).filter(|value| !value.is_empty()));
+        let default = given.map_or_else(
             || {
                 let home = std::env::var_os("HOME").unwrap_or_else(|| "/root".into());
                 Path::new(&home).join(".docker")
@@ -124,14 +149,15 @@ pub(crate) struct Listeners {
 }
 
 impl Listeners {
-    /// Reads the certificates again.
-    pub(crate) fn reload(&self) {
-        match self.tls.as_ref().map(|tls| tls.reload()) {
-            None => tracing::info!("SIGHUP: there are no certificates to be read again"),
-            Some(Ok(())) => tracing::info!("SIGHUP: the certificates were read again"),
-            Some(Err(error)) => {
-                tracing::error!("SIGHUP: {error}; the previous certificates stay in use");
-            }
+    /// Reads the certificates again, on a thread that may block: connections are accepted meanwhile.
+    pub(crate) async fn reload(&self) {
+        let Some(tls) = self.tls.clone() else {
+            return tracing::info!("SIGHUP: there are no certificates to be read again");
+        };
+        let read = tokio::task::spawn_blocking(move || tls.reload()).await;
+        match read.map_err(std::io::Error::other).flatten() {
+            Ok(()) => tracing::info!("SIGHUP: the certificates were read again"),
+            Err(error) => tracing::error!("SIGHUP: {error}; the previous certificates stay in use"),
         }
     }
 }
@@ -144,36 +170,36 @@ pub(crate) async fn listen(
     group: Option<u32>,
 ) -> anyhow::Result<Listeners> {
     let mode = settings.mode();
+    settings.check_files(mode)?;
     let tls = match mode {
         Mode::Verified | Mode::Unverified => Some(settings.load(mode == Mode::Verified)?),
         Mode::Plain | Mode::Unset => None,
     };
     let port = if tls.is_some() { 2376 } else { 2375 };
-    let (mut places, mut inherited) = (Vec::new(), Some(inherited));
-    for host in hosts {
-        match Host::parse(host, port)? {
+    let parsed: Vec<Host> = hosts
+        .iter()
+        .map(|host| Host::parse(host, port))
+        .collect::<anyhow::Result<_>>()?;
+    // An error of the passed sockets matters only if they are used.
+    let mut passed = match parsed.iter().any(|host| matches!(host, Host::Passed(_))) {
+        true => inherited?,
+        false => Vec::new(),
+    };
+    let mut places = Vec::new();
+    for (host, parsed) in hosts.iter().zip(parsed) {
+        match parsed {
             Host::Unix(path) => places.push(Place::Path(path)),
             Host::Tcp(name, port) => places.push(Place::Port(resolve(host, &name, port).await?)),
             Host::Passed(selector) => {
-                let sockets = inherited
-                    .take()
-                    .with_context(|| format!("host {host}: fd:// is given twice"))??;
-                places.extend(
-                    systemd::select(sockets, &selector)?
-                        .into_iter()
-                        .map(Place::Inherited),
-                );
+                for socket in systemd::select(&mut passed, &selector)? {
+                    places.push(Place::Inherited(Inherited::try_from(socket)?));
+                }
             }
         }
     }
     for (index, place) in places.iter().enumerate() {
-        let is_same = |other: &Place| match (place, other) {
-            (Place::Path(path), Place::Path(other)) => path == other,
-            (Place::Port(address), Place::Port(other)) => address == other && address.port() != 0,
-            _ => false,
-        };
         ensure!(
-            !places[..index].iter().any(is_same),
+            !places[..index].iter().any(|other| place.is_same(other)),
             "host {place} is given twice"
         );
     }
@@ -188,7 +214,7 @@ pub(crate) async fn listen(
 #[derive(Debug, PartialEq, Eq)]
 enum Host {
     Unix(PathBuf),
-    /// A host's name or address, "" for all addresses, and a port.
+    /// A host's name or address, and a port.
     Tcp(String, u16),
     /// Sockets that were passed by systemd.
     Passed(String),
@@ -202,11 +228,12 @@ impl Host {
         match host.split_once("://") {
             Some(("unix", path)) => Ok(Self::Unix(std::path::absolute(path)?)),
             Some(("fd", selector)) => Ok(Self::Passed(selector.to_owned())),
-            Some(("tcp", "")) => Ok(Self::Tcp("localhost".into(), default_port)),
             Some(("tcp", address)) => {
                 let (name, port) = split(address, default_port).with_context(|| {
                     format!("invalid host {host:?}: expected tcp://[ADDRESS][:PORT]")
                 })?;
+                // As with Docker; all addresses are 0.0.0.0 or [::].
+                let name = if name.is_empty() { "localhost" } else { name };
                 Ok(Self::Tcp(name.to_owned(), port))
             }
             _ => bail!(
@@ -238,16 +265,6 @@ fn split(text: &str, default_port: u16) -> Option<(&str, u16)> {
 
 /// Returns the address to bind: the IPv4 address of a name that has several, as Go does.
 async fn resolve(host: &str, name: &str, port: u16) -> anyhow::Result<SocketAddr> {
-    if name.is_empty() {
-        // Accepts IPv4 as well (`net.ipv6.bindv6only` is 0), unless the kernel has no IPv6.
-        let has_ipv6 = fs::exists("/proc/sys/net/ipv6");
-        let all: IpAddr = if has_ipv6 {
-            [0u16; 8].into()
-        } else {
-            [0u8; 4].into()
-        };
-        return Ok((all, port).into());
-    }
     let found: Vec<SocketAddr> = tokio::net::lookup_host((name, port))
         .await
         .with_context(|| format!("host {host}: resolve {name}"))?
@@ -264,7 +281,7 @@ async fn resolve(host: &str, name: &str, port: u16) -> anyhow::Result<SocketAddr
 enum Place {
     Path(PathBuf),
     Port(SocketAddr),
-    Inherited(OwnedFd),
+    Inherited(Inherited),
 }
 
 impl std::fmt::Display for Place {
@@ -272,12 +289,20 @@ impl std::fmt::Display for Place {
         match self {
             Self::Path(path) => write!(f, "unix://{}", path.display()),
             Self::Port(address) => write!(f, "tcp://{address}"),
-            Self::Inherited(_) => f.write_str("fd://"),
+            Self::Inherited(socket) => match socket.name() {
+                Some(name) => f.write_str(&name),
+                None => f.write_str("fd://"),
+            },
         }
     }
 }
 
 impl Place {
+    fn is_same(&self, other: &Self) -> bool {
+        let is_chosen_later = matches!(self, Self::Port(address) if address.port() == 0);
+        !is_chosen_later && self.to_string() == other.to_string()
+    }
+
     async fn bind(
         self,
         mode: Mode,
@@ -296,13 +321,11 @@ impl Place {
         match self {
             Self::Path(path) => bind_path(&path, group),
             Self::Port(address) => Ok(Listener::bind_tcp(address, permitted(address)?).await?),
-            Self::Inherited(socket) => match Inherited::try_from(socket)? {
-                Inherited::Unix(socket) => Ok(Listener::inherit_unix(socket, group)?),
-                Inherited::Tcp(socket) => {
-                    let tls = permitted(socket.local_addr()?)?;
-                    Ok(Listener::inherit_tcp(socket, tls)?)
-                }
-            },
+            Self::Inherited(Inherited::Unix(socket)) => Ok(Listener::inherit_unix(socket, group)?),
+            Self::Inherited(Inherited::Tcp(socket)) => {
+                let tls = permitted(socket.local_addr()?)?;
+                Ok(Listener::inherit_tcp(socket, tls)?)
+            }
         }
     }
 }
@@ -335,7 +358,8 @@ mod tests {
             ("fd://", Host::Passed(String::new())),
             ("fd://api", Host::Passed("api".into())),
             ("tcp://", tcp("localhost", 2376)),
-            ("tcp://:99", tcp("", 99)),
+            ("tcp://:99", tcp("localhost", 99)),
+            ("tcp://0.0.0.0:99", tcp("0.0.0.0", 99)),
             ("tcp://h", tcp("h", 2376)),
             ("tcp://10.0.0.1:0", tcp("10.0.0.1", 0)),
             ("tcp://[::1]", tcp("::1", 2376)),
@@ -357,6 +381,26 @@ mod tests {
         ] {
             let error = Host::parse(text, 2376).unwrap_err().to_string();
             assert!(error.contains("host"), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn files_are_for_tls() {
+        let settings = |tls, tlsverify| TlsSettings {
+            tls,
+            tlsverify,
+            tlscert: Some("cert.pem".into()),
+            ..TlsSettings::default()
+        };
+        for (tls, tlsverify, is_accepted) in [
+            (None, None, true),
+            (Some(true), None, true),
+            (Some(false), Some(false), true),
+            (Some(false), None, false),
+        ] {
+            let settings = settings(tls, tlsverify);
+            let checked = settings.check_files(settings.mode());
+            assert_eq!(checked.is_ok(), is_accepted, "{settings:?}");
         }
     }
 

@@ -11,7 +11,8 @@ use anyhow::{Context, bail};
 #[derive(Debug)]
 pub(crate) struct Socket {
     name: String,
-    descriptor: OwnedFd,
+    /// `None` after it was selected.
+    descriptor: Option<OwnedFd>,
 }
 
 /// Returns the sockets that systemd passed to this process.
@@ -26,16 +27,19 @@ pub(crate) fn sockets() -> anyhow::Result<Vec<Socket>> {
     Ok(descriptors
         .into_iter()
         .zip(names.chain(std::iter::repeat(String::new())))
-        .map(|(descriptor, name)| Socket { name, descriptor })
+        .map(|(descriptor, name)| Socket {
+            name,
+            descriptor: Some(descriptor),
+        })
         .collect())
 }
 
 /// Returns the sockets that a host `fd://SELECTOR` stands for: all of them for `""` and `"*"`, one
-/// by its descriptor's number (the first is 3), or those with a name.
+/// by its descriptor's number (the first is 3), or those with a name. They are taken from `sockets`.
 ///
 /// # Errors
-/// Returns an error if there are none.
-pub(crate) fn select(sockets: Vec<Socket>, selector: &str) -> anyhow::Result<Vec<OwnedFd>> {
+/// Returns an error if there are none, or if one of them was taken before.
+pub(crate) fn select(sockets: &mut [Socket], selector: &str) -> anyhow::Result<Vec<OwnedFd>> {
     if sockets.is_empty() {
         bail!(
             "host fd://{selector}: no socket was passed (LISTEN_FDS); use it with a systemd socket unit"
@@ -43,14 +47,17 @@ pub(crate) fn select(sockets: Vec<Socket>, selector: &str) -> anyhow::Result<Vec
     }
     let number = selector.parse::<usize>().ok();
     let chosen: Vec<OwnedFd> = sockets
-        .into_iter()
+        .iter_mut()
         .zip(3..)
         .filter(|(socket, position)| match number {
             Some(number) => number == *position,
             None => matches!(selector, "" | "*") || socket.name == selector,
         })
-        .map(|(socket, _)| socket.descriptor)
-        .collect();
+        .map(|(socket, position)| {
+            let taken = || format!("host fd://{selector}: descriptor {position} is given twice");
+            socket.descriptor.take().with_context(taken)
+        })
+        .collect::<anyhow::Result<_>>()?;
     if chosen.is_empty() {
         bail!("host fd://{selector}: systemd passed no socket with this name or number");
     }
