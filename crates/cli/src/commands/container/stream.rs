@@ -90,12 +90,7 @@ pub(crate) async fn pump(connection: RawStream, streams: &Streams) -> Outcome<En
                     }
                 }
             }
-            let sent = async {
-                write.write_all(&buffer[..count]).await?;
-                // TLS keeps what the socket has no room for until it is asked again.
-                write.flush().await
-            };
-            if sent.await.is_err() {
+            if send_input(&mut write, &buffer[..count]).await.is_err() {
                 return std::future::pending().await;
             }
         }
@@ -107,6 +102,13 @@ pub(crate) async fn pump(connection: RawStream, streams: &Streams) -> Outcome<En
     };
     drop(raw);
     Ok(ended)
+}
+
+/// Sends input completely: TLS keeps what the socket has no room for until it is asked again, which may
+/// be never while no more input comes.
+async fn send_input(write: &mut (impl AsyncWriteExt + Unpin), input: &[u8]) -> std::io::Result<()> {
+    write.write_all(input).await?;
+    write.flush().await
 }
 
 /// Copies output to this terminal: raw with a TTY, otherwise demultiplexed to standard output and
@@ -264,4 +266,26 @@ pub(crate) fn attach_path(
             ("detachKeys", detach_keys)
         ])
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::BufWriter;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn input_is_sent_before_more_comes() {
+        let (mut engine, connection) = tokio::io::duplex(1 << 10);
+        // Like TLS, this keeps what is not flushed.
+        let mut connection = BufWriter::new(connection);
+        send_input(&mut connection, b"input").await.unwrap();
+        let mut received = [0; 5];
+        let read = engine.read_exact(&mut received);
+        let read = tokio::time::timeout(Duration::from_secs(20), read).await;
+        read.unwrap().unwrap();
+        assert_eq!(&received, b"input");
+    }
 }
