@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::Request;
-use axum::http::{HeaderMap, Response, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use futures_util::{FutureExt, Stream, StreamExt};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -40,8 +40,7 @@ const INPUT_TIMEOUT: Duration = Duration::from_secs(10);
 /// With an `Upgrade` header, the connection itself becomes the stream (status 101). Without it, the
 /// output is the response body and the input is the request body.
 ///
-/// `source` is polled only after the client has read the response head: clients with buffered
-/// readers lose data that arrives together with it.
+/// `source` is polled only after the client has read the response head.
 pub(crate) fn connect(
     mut request: Request,
     content_type: &'static str,
@@ -51,30 +50,56 @@ pub(crate) fn connect(
     if !wants_upgrade(request.headers()) {
         return ordinary(request, source, last);
     }
-    let peer = request.extensions().get::<Peer>().cloned();
-    let upgrade = hyper::upgrade::on(&mut request);
-    tokio::spawn(async move {
-        let upgraded = upgrade.await;
-        let is_upgraded = upgraded.is_ok();
-        if let Some(peer) = peer.clone().filter(|_| is_upgraded) {
-            let _ = tokio::time::timeout(PATIENCE, peer.has_read_all()).await;
-        }
+    let mut response = upgrade(&mut request, "tcp", move |upgraded| async move {
         // Also if the client has disconnected: the requested operation is carried out.
         let source = source.await;
-        let Ok(upgraded) = upgraded else { return };
+        let Some(Upgraded { stream, peer }) = upgraded else {
+            return;
+        };
         let left = async {
             match peer {
                 Some(peer) => peer.left_upgraded().await,
                 None => std::future::pending().await,
             }
         };
-        serve(TokioIo::new(upgraded), source, left, last).await;
+        serve(stream, source, left, last).await;
+    });
+    let content_type = HeaderValue::from_static(content_type);
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, content_type);
+    response
+}
+
+/// A connection that has become a raw stream.
+struct Upgraded {
+    stream: TokioIo<hyper::upgrade::Upgraded>,
+    /// Who is at its other end.
+    peer: Option<Peer>,
+}
+
+/// Answers a request with status 101 and the name of the protocol that follows, and gives the
+/// connection to `serve` as soon as the client has read the response: clients with buffered readers
+/// lose data that arrives together with it. `serve` gets `None` if the client has disconnected.
+fn upgrade<F: Future<Output = ()> + Send + 'static>(
+    request: &mut Request,
+    protocol: &'static str,
+    serve: impl FnOnce(Option<Upgraded>) -> F + Send + 'static,
+) -> axum::response::Response {
+    let peer = request.extensions().get::<Peer>().cloned();
+    let upgrade = hyper::upgrade::on(request);
+    tokio::spawn(async move {
+        let upgraded = upgrade.await.ok();
+        if let Some(peer) = peer.clone().filter(|_| upgraded.is_some()) {
+            let _ = tokio::time::timeout(PATIENCE, peer.has_read_all()).await;
+        }
+        let stream = upgraded.map(TokioIo::new);
+        serve(stream.map(|stream| Upgraded { stream, peer })).await;
     });
     Response::builder()
         .status(StatusCode::SWITCHING_PROTOCOLS)
         .header(header::CONNECTION, "Upgrade")
-        .header(header::UPGRADE, "tcp")
-        .header(header::CONTENT_TYPE, content_type)
+        .header(header::UPGRADE, protocol)
         .body(Body::empty())
         .unwrap_or_default()
 }

@@ -7,6 +7,7 @@
 
 mod certificate;
 mod error;
+mod exchange;
 mod extract;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -15,6 +16,7 @@ mod hijack;
 mod json;
 mod listener;
 mod peer;
+mod protocol;
 mod routes;
 mod server;
 mod stream;

@@ -1,8 +1,7 @@
-//! Accepts connections and serves HTTP/1.1 on them.
+//! Accepts connections.
 //!
 //! Every listener has an accept loop of its own: clients that cannot be served on one of them do
-//! not delay those of another. A response with status 101 turns a connection into a raw stream
-//! ([`crate::hijack`]), whatever the protocol's name in the request and whatever the transport.
+//! not delay those of another.
 
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
@@ -10,26 +9,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
-use tracing::Instrument;
 use whelk_engine::Engine;
 use whelk_sys::process::descriptors_are_scarce;
 
+use crate::exchange::{Stream, exchange};
 use crate::handshakes::{Failures, Handshakes};
 use crate::listener::{Accepted, Listener};
-use crate::peer::{Identity, Peer, end_with};
+use crate::peer::{Identity, Peer};
 use crate::routes;
-use crate::stream::DrainedBody;
 use crate::tls::Tls;
 
-/// How long a client may take to send a request's head. Limits slow-loris attacks.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// Maximum size of a request's head in bytes.
-const MAX_HEAD_SIZE: usize = 64 << 10;
 /// How long a client may take for the TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -38,7 +29,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const RESERVE: u64 = 96;
 
 /// Delays a client, and all that connect after it, while other connections use almost all
-/// descriptors of the limit. Idle connections are closed after [`HEAD_TIMEOUT`].
+/// descriptors of the limit. Idle connections are closed after
+/// [`HEAD_TIMEOUT`](crate::exchange::HEAD_TIMEOUT).
 async fn wait_for_descriptors(stream: &impl AsFd) {
     const POLL: Duration = Duration::from_millis(20);
     let is_scarce = || {
@@ -135,37 +127,4 @@ async fn handshake(
     };
     let peer = identified(stream.get_ref().0, client, subject)?;
     Ok((Box::new(stream), peer))
-}
-
-trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
-
-type Stream = Box<dyn Io>;
-
-/// Serves the requests of one connection.
-async fn exchange(stream: Stream, peer: Peer, routes: Router) {
-    let client = peer.clone();
-    let service =
-        hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
-            let peer = peer.clone();
-            let span = tracing::error_span!("request", client = %peer.identity());
-            let (head, body) = request.into_parts();
-            let body = axum::body::Body::new(DrainedBody::new(body, &head.headers));
-            let mut request = hyper::Request::from_parts(head, body);
-            request.extensions_mut().insert(peer.clone());
-            let response = tower_service::Service::call(&mut routes.clone(), request);
-            async move { response.await.map(|response| end_with(response, &peer)) }.instrument(span)
-        });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(MAX_HEAD_SIZE)
-        .half_close(true)
-        .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades();
-    // Disconnecting during a request is normal.
-    if let Err(error) = connection.await {
-        tracing::debug!("connection of {}: {error}", client.identity());
-    }
 }

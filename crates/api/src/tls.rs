@@ -141,7 +141,7 @@ impl TlsFiles {
             };
             at("use the key", &self.key, reason)
         })?;
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         // A resumed session skips the verification of the client's certificate, which may have
         // expired, or whose authority may have been removed, since then.
         config.session_storage = Arc::new(NoServerSessionStorage {});

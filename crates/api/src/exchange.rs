@@ -1,0 +1,436 @@
+//! Serves the requests of one connection, with HTTP/1.1 or HTTP/2 ([`crate::protocol`]) and the same
+//! routes and limits.
+//!
+//! With HTTP/1.1, a connection has one request at a time and can be turned into a raw stream
+//! ([`crate::hijack`]). With HTTP/2 it has up to [`MAX_STREAMS`], and attach and exec use the bodies of
+//! request and response.
+
+use std::convert::Infallible;
+use std::io::Error;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::response::Response;
+use hyper::Request;
+use hyper::body::{Frame, Incoming, SizeHint};
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tracing::Instrument;
+
+use crate::peer::{Peer, end_with};
+use crate::protocol::{Protocol, detect};
+use crate::stream::DrainedBody;
+
+/// How long a client may take to send a request's head, and how long a connection may be idle. Limits
+/// slow-loris attacks.
+pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a client may take for the rest of HTTP/2's preface, which is sent in one piece.
+const PREFACE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Maximum size of a request's head in bytes.
+const MAX_HEAD_SIZE: u32 = 64 << 10;
+/// Maximum number of concurrent requests of a connection with HTTP/2.
+const MAX_STREAMS: u32 = 64;
+/// How long a client with HTTP/2 may take to end an idle connection.
+const GRACE: Duration = Duration::from_secs(5);
+/// How long a client with HTTP/2 may take to answer a ping, one of which is sent in each
+/// [`HEAD_TIMEOUT`].
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+pub(crate) type Stream = Box<dyn Io>;
+
+/// Serves the requests of one connection.
+pub(crate) async fn exchange(stream: Stream, peer: Peer, routes: Router) {
+    let client = peer.clone();
+    let served = async {
+        match detect(stream, HEAD_TIMEOUT, PREFACE_TIMEOUT).await? {
+            (Protocol::Http1, stream) => serve_http1(stream, peer, routes).await,
+            (Protocol::Http2, stream) => serve_http2(stream, peer, routes, HEAD_TIMEOUT).await,
+        }
+        .map_err(Error::other)
+    };
+    // Disconnecting during a request is normal.
+    if let Err(error) = served.await {
+        tracing::debug!("connection of {}: {error}", client.identity());
+    }
+}
+
+/// Routes a request.
+fn respond(
+    mut request: Request<Body>,
+    peer: &Peer,
+    mut routes: Router,
+) -> impl Future<Output = Result<Response, Infallible>> + Send + use<> {
+    let span = tracing::error_span!("request", client = %peer.identity());
+    request.extensions_mut().insert(peer.clone());
+    tower_service::Service::call(&mut routes, request).instrument(span)
+}
+
+async fn serve_http1(stream: impl Io + 'static, peer: Peer, routes: Router) -> hyper::Result<()> {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (head, body) = request.into_parts();
+        let body = Body::new(DrainedBody::new(body, &head.headers));
+        let response = respond(Request::from_parts(head, body), &peer, routes.clone());
+        let peer = peer.clone();
+        async move { response.await.map(|response| end_with(response, &peer)) }
+    });
+    http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(MAX_HEAD_SIZE as usize)
+        .half_close(true)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades()
+        .await
+}
+
+async fn serve_http2(
+    stream: impl Io + 'static,
+    peer: Peer,
+    routes: Router,
+    idle_timeout: Duration,
+) -> hyper::Result<()> {
+    let (count, active) = watch::channel(0_usize);
+    let (count, turns) = (
+        Arc::new(count),
+        Arc::new(Semaphore::new(MAX_STREAMS as usize)),
+    );
+    let service = service_fn(move |request: Request<Incoming>| {
+        // The rest of a body that is not read is not drained: the client is told to end the stream
+        // (RFC 9113, section 8.1), and the connection goes on.
+        let request = request.map(Body::new);
+        let (peer, routes, turns) = (peer.clone(), routes.clone(), Arc::clone(&turns));
+        let counted = Counted::new(Arc::clone(&count));
+        async move {
+            // Includes what was requested by streams that were reset since then.
+            let turn = turns.acquire_owned().await.map_err(Error::other)?;
+            let response = respond(request, &peer, routes);
+            // In a task of its own: as with HTTP/1.1, an operation is carried out even if the client
+            // leaves, for which hyper drops this future.
+            let response = tokio::spawn(async move { (response.await, turn) }).await;
+            let (Ok(response), turn) = response.map_err(Error::other)?;
+            Ok::<_, Error>(response.map(|body| CountedBody {
+                body,
+                _turn: turn,
+                _counted: counted,
+            }))
+        }
+    });
+    let connection = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .max_header_list_size(MAX_HEAD_SIZE)
+        .max_concurrent_streams(MAX_STREAMS)
+        .keep_alive_interval(HEAD_TIMEOUT)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+    tokio::select! {
+        ended = connection.as_mut() => return ended,
+        () = idle(active.clone(), idle_timeout) => connection.as_mut().graceful_shutdown(),
+    }
+    tokio::select! {
+        ended = connection => ended,
+        () = idle(active, GRACE) => Ok(()),
+    }
+}
+
+/// Waits until there has been no request for some time.
+async fn idle(mut active: watch::Receiver<usize>, time: Duration) {
+    while active.wait_for(|count| *count == 0).await.is_ok() {
+        if tokio::time::timeout(time, active.changed()).await.is_err() {
+            return;
+        }
+    }
+    // The connection has ended.
+    std::future::pending().await
+}
+
+/// A request that has not been answered completely.
+struct Counted(Arc<watch::Sender<usize>>);
+
+impl Counted {
+    fn new(count: Arc<watch::Sender<usize>>) -> Self {
+        count.send_modify(|count| *count += 1);
+        Self(count)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
+}
+
+/// A response's body. hyper drops it when it was sent, or when its client has left.
+struct CountedBody {
+    body: Body,
+    _turn: OwnedSemaphorePermit,
+    _counted: Counted,
+}
+
+impl hyper::body::Body for CountedBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use axum::routing::{get, post};
+    use http_body_util::BodyExt;
+    use hyper::client::conn::http2::SendRequest;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+    use tokio::net::UnixStream;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    /// Serves one end of a connection, and returns the other.
+    fn connected(routes: Router) -> DuplexStream {
+        let (client, server) = duplex(1 << 20);
+        // The peer's socket stays open on both sides: it is not the connection.
+        let (socket, other) = UnixStream::pair().unwrap();
+        let peer = Peer::of(&socket).unwrap();
+        tokio::spawn(async move {
+            exchange(Box::new(server), peer, routes).await;
+            drop((socket, other));
+        });
+        client
+    }
+
+    async fn http2(stream: DuplexStream) -> SendRequest<Body> {
+        let handshake =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+        let (sender, connection) = handshake.await.unwrap();
+        tokio::spawn(connection);
+        sender
+    }
+
+    fn request(path: &str, body: impl Into<Body>) -> Request<Body> {
+        let uri = format!("http://localhost{path}");
+        Request::post(uri).body(body.into()).unwrap()
+    }
+
+    async fn text(response: hyper::Response<Incoming>) -> String {
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        String::from_utf8(body.to_vec()).unwrap()
+    }
+
+    fn routes() -> Router {
+        Router::new()
+            .route("/echo", post(async |body: Bytes| body))
+            .route("/who", get(who).post(who))
+    }
+
+    async fn who(axum::Extension(peer): axum::Extension<Peer>) -> String {
+        peer.identity().to_string()
+    }
+
+    #[tokio::test]
+    async fn both_protocols_have_the_same_routes_and_identity() {
+        let mut first = connected(routes());
+        first
+            .write_all(b"GET /who HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            .await
+            .unwrap();
+        let mut answer = String::new();
+        first.read_to_string(&mut answer).await.unwrap();
+        let mut sender = http2(connected(routes())).await;
+        let identity = text(sender.send_request(request("/who", "")).await.unwrap()).await;
+        assert!(identity.starts_with("uid "), "{identity}");
+        assert!(
+            answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with(&identity),
+            "{answer}"
+        );
+        // Concurrently on one connection.
+        let (mut one, mut two) = (sender.clone(), sender.clone());
+        let (one, two) = tokio::join!(
+            one.send_request(request("/echo", "one")),
+            two.send_request(request("/echo", "two"))
+        );
+        assert_eq!(text(one.unwrap()).await, "one");
+        assert_eq!(text(two.unwrap()).await, "two");
+    }
+
+    #[tokio::test]
+    async fn a_malformed_preface_is_answered() {
+        for head in [
+            "PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n",
+            "PRI * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+        ] {
+            let mut stream = connected(routes());
+            stream.write_all(head.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            let read = timeout(LONG, stream.read_to_string(&mut answer)).await;
+            read.unwrap().unwrap();
+            assert!(answer.starts_with("HTTP/1.1 4"), "{head:?}: {answer}");
+        }
+        // The preface, but no frames.
+        let mut stream = connected(routes());
+        let head = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nGET / HTTP/1.1\r\n\r\n";
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let read = timeout(LONG, stream.read_to_end(&mut Vec::new())).await;
+        read.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn heads_are_limited() {
+        let mut sender = http2(connected(routes())).await;
+        for (size, is_accepted) in [(60 << 10, true), (70 << 10, false)] {
+            let mut request = request("/echo", "x");
+            let value = "x".repeat(size).parse().unwrap();
+            request.headers_mut().insert("x-large", value);
+            let response = timeout(LONG, sender.send_request(request)).await.unwrap();
+            let is_success = response.is_ok_and(|response| response.status().is_success());
+            assert_eq!(is_success, is_accepted, "{size} bytes");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_operation_is_carried_out_though_its_client_has_left() {
+        let (begun, mut begin) = tokio::sync::mpsc::channel::<()>(1);
+        let (proceed, proceeds) = tokio::sync::oneshot::channel::<()>();
+        let (proceeds, is_done) = (
+            Arc::new(std::sync::Mutex::new(Some(proceeds))),
+            AtomicBool::new(false),
+        );
+        let is_done = Arc::new(is_done);
+        let done = Arc::clone(&is_done);
+        let routes = Router::new().route(
+            "/slow",
+            post(move || async move {
+                begun.send(()).await.unwrap();
+                let proceeds = proceeds
+                    .lock()
+                    .ok()
+                    .and_then(|mut proceeds| proceeds.take());
+                proceeds.unwrap().await.unwrap();
+                done.store(true, Ordering::SeqCst);
+            }),
+        );
+        let mut sender = http2(connected(routes)).await;
+        let sent = tokio::spawn(async move { sender.send_request(request("/slow", "")).await });
+        timeout(LONG, begin.recv()).await.unwrap().unwrap();
+        sent.abort();
+        assert!(sent.await.is_err());
+        // Time to notice it.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        proceed.send(()).unwrap();
+        timeout(LONG, async {
+            while !is_done.load(Ordering::SeqCst) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await
+        .unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_body_without_an_end_ends_with_its_client() {
+        let (producer, pieces) = tokio::sync::mpsc::channel(1);
+        let pieces = Arc::new(std::sync::Mutex::new(Some(pieces)));
+        let routes = Router::new().route(
+            "/events",
+            post(move || async move {
+                let pieces = pieces.lock().ok().and_then(|mut pieces| pieces.take());
+                crate::stream::from_channel(pieces.unwrap())
+            }),
+        );
+        let mut sender = http2(connected(routes)).await;
+        let response = sender.send_request(request("/events", "")).await.unwrap();
+        producer
+            .send(Ok(Bytes::from_static(b"event")))
+            .await
+            .unwrap();
+        // One stream is reset; the connection stays open.
+        drop(response);
+        timeout(LONG, producer.closed()).await.unwrap();
+        assert!(sender.ready().await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_not_read_ends() {
+        let routes = Router::new().route("/refuse", post(async || "refused"));
+        let mut sender = http2(connected(routes)).await;
+        let (producer, pieces) = tokio::sync::mpsc::channel(1);
+        let body = crate::stream::from_channel(pieces);
+        let response = sender.send_request(request("/refuse", body));
+        let response = timeout(LONG, response).await.unwrap().unwrap();
+        assert_eq!(text(response).await, "refused");
+        timeout(LONG, producer.closed()).await.unwrap();
+        let again = sender.send_request(request("/refuse", ""));
+        assert_eq!(text(again.await.unwrap()).await, "refused");
+    }
+
+    #[tokio::test]
+    async fn idle_connections_are_closed() {
+        const IDLE: Duration = Duration::from_millis(200);
+        let (producer, pieces) = tokio::sync::mpsc::channel(1);
+        let pieces = Arc::new(std::sync::Mutex::new(Some(pieces)));
+        let routes = Router::new().route(
+            "/events",
+            post(move || async move {
+                let pieces = pieces.lock().ok().and_then(|mut pieces| pieces.take());
+                crate::stream::from_channel(pieces.unwrap())
+            }),
+        );
+        let (client, server) = duplex(1 << 20);
+        let (socket, other) = UnixStream::pair().unwrap();
+        let peer = Peer::of(&socket).unwrap();
+        let served = tokio::spawn(serve_http2(server, peer, routes, IDLE));
+        let mut sender = http2(client).await;
+        let response = sender.send_request(request("/events", "")).await.unwrap();
+        // A request without traffic.
+        tokio::time::sleep(IDLE * 5).await;
+        producer
+            .send(Ok(Bytes::from_static(b"event")))
+            .await
+            .unwrap();
+        drop(producer);
+        assert_eq!(text(response).await, "event");
+        // An error if the client closes the connection before everything was sent.
+        let _ = timeout(LONG, served).await.unwrap().unwrap();
+        assert!(timeout(LONG, sender.ready()).await.unwrap().is_err());
+        // A client that does not close the connection by itself.
+        let (mut client, server) = duplex(1 << 20);
+        let peer = Peer::of(&socket).unwrap();
+        tokio::spawn(serve_http2(server, peer, Router::new(), IDLE));
+        let frames = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+        client.write_all(frames).await.unwrap();
+        let read = timeout(LONG, client.read_to_end(&mut Vec::new())).await;
+        read.unwrap().unwrap();
+        drop(other);
+    }
+}
