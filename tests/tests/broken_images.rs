@@ -15,7 +15,7 @@ use std::path::Path;
 use serde_json::json;
 use whelk_tests::images::{self, Archive, gzip, pack};
 use whelk_tests::tar::Tar;
-use whelk_tests::{Engine, Program};
+use whelk_tests::{Connection, Engine, Program, eventually};
 
 /// What lies below the engine's root.
 fn stored(engine: &Engine) -> Vec<String> {
@@ -609,4 +609,51 @@ fn directories_have_the_times_of_the_archive() {
         output.ok(),
         "/d 1704067200\n/d/e 1704067200\n/d/later 1704067200"
     );
+}
+
+/// An upload without its end is not an image, even if what arrived is a whole archive.
+#[test]
+fn an_upload_that_is_cut_off_changes_nothing() {
+    let engine = Engine::start();
+    engine.docker(&["tag", "busybox", "kept:1"]).ok();
+    let image = |name: &str| engine.docker(&["images", "-q", "--no-trunc", name]).ok();
+    let before = (image("kept:1"), stored(&engine));
+    let whole = Tar::new().file("a", b"content").finish();
+    let cut_off = |path: &str, sent: &[u8], chunked: bool| {
+        let known = engine.last_words().matches("ended early").count();
+        let mut client = Connection::open(&engine.socket()).unwrap();
+        let length = if chunked {
+            "Transfer-Encoding: chunked"
+        } else {
+            "Content-Length: 1000000"
+        };
+        client
+            .send_raw(format!("POST {path} HTTP/1.1\r\nHost: x\r\n{length}\r\n\r\n").as_bytes())
+            .unwrap();
+        if chunked && !sent.is_empty() {
+            let head = format!("{:x}\r\n", sent.len());
+            client.send_raw(head.as_bytes()).unwrap();
+        }
+        client.send_raw(sent).unwrap();
+        drop(client);
+        let case = format!(
+            "the engine reports the missing end: {path} {} {chunked}",
+            sent.len()
+        );
+        eventually(&case, || {
+            (engine.last_words().matches("ended early").count() > known).then_some(())
+        });
+    };
+    for chunked in [false, true] {
+        for sent in [&b""[..], &whole[..1024], &whole] {
+            cut_off("/images/create?fromSrc=-&repo=kept&tag=1", sent, chunked);
+        }
+        // `load` stops reading at the end of an archive.
+        for sent in [&b""[..], &whole[..1024]] {
+            cut_off("/images/load", sent, chunked);
+        }
+    }
+    assert_eq!((image("kept:1"), stored(&engine)), before);
+    let all = engine.docker(&["images", "-aq"]).ok();
+    assert!(all.lines().all(|id| before.0.contains(id)), "{all}");
 }

@@ -139,36 +139,60 @@ pub(crate) fn reader(body: Body) -> BodyReader {
     let (sender, receiver) = mpsc::channel(DEPTH);
     tokio::spawn(async move {
         let mut pieces = body.into_data_stream();
-        while let Some(piece) = pieces.next().await {
-            let failed = piece.is_err();
-            let piece = piece
-                .map_err(|error| io::Error::new(io::ErrorKind::UnexpectedEof, error.to_string()));
-            if failed || sender.send(piece).await.is_err() {
+        loop {
+            let piece = match pieces.next().await {
+                Some(Ok(bytes)) if bytes.is_empty() => continue,
+                Some(Ok(bytes)) => Piece::Bytes(bytes),
+                Some(Err(error)) => Piece::Failed(error.to_string()),
+                None => Piece::End,
+            };
+            let is_last = !matches!(piece, Piece::Bytes(_));
+            if sender.send(piece).await.is_err() || is_last {
                 break;
             }
         }
     });
     BodyReader {
         receiver,
-        piece: Bytes::new(),
+        bytes: Bytes::new(),
+        has_ended: false,
     }
 }
 
+/// A piece of a request body.
+enum Piece {
+    /// Not empty.
+    Bytes(Bytes),
+    /// The client has sent everything.
+    End,
+    Failed(String),
+}
+
+/// A request body. It only ends where the client has ended it: a connection that is lost is an
+/// error, so that what has arrived is not taken for everything.
 pub(crate) struct BodyReader {
-    receiver: mpsc::Receiver<io::Result<Bytes>>,
-    piece: Bytes,
+    receiver: mpsc::Receiver<Piece>,
+    bytes: Bytes,
+    has_ended: bool,
 }
 
 impl Read for BodyReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.piece.is_empty() {
+        if self.bytes.is_empty() && !self.has_ended {
+            let lost = |reason: &str| {
+                let text = format!("request body ended early: {reason}");
+                tracing::warn!("{text}");
+                io::Error::new(io::ErrorKind::UnexpectedEof, text)
+            };
             match self.receiver.blocking_recv() {
-                Some(piece) => self.piece = piece?,
-                None => return Ok(0),
+                Some(Piece::Bytes(bytes)) => self.bytes = bytes,
+                Some(Piece::End) => self.has_ended = true,
+                Some(Piece::Failed(reason)) => return Err(lost(&reason)),
+                None => return Err(lost("the engine is shutting down")),
             }
         }
-        let count = buffer.len().min(self.piece.len());
-        buffer[..count].copy_from_slice(&self.piece.split_to(count));
+        let count = buffer.len().min(self.bytes.len());
+        buffer[..count].copy_from_slice(&self.bytes.split_to(count));
         Ok(count)
     }
 }

@@ -25,6 +25,7 @@ mod shims;
 mod spec;
 mod store;
 pub mod system;
+pub mod usage;
 mod validate;
 pub mod volumes;
 
@@ -43,6 +44,7 @@ use instance::Instance;
 use networks::Networks;
 use shims::WarmPool;
 use store::RecordStore;
+use usage::Usage;
 use volumes::Volumes;
 use whelk_runtime::cgroup::Cgroup;
 
@@ -55,9 +57,25 @@ pub struct Engine {
     pub networks: Arc<Networks>,
     pub volumes: Arc<Volumes>,
     pub events: Arc<Events>,
+    pub usage: Arc<Usage>,
+    pub durability: Durability,
     /// The engine's id: random, generated at its first start and kept in the store.
     pub id: String,
-    store: Arc<RecordStore>,
+}
+
+/// Waits until what was written is on disk.
+#[derive(Clone, Debug)]
+pub struct Durability(Arc<RecordStore>);
+
+impl Durability {
+    /// Waits until everything that was written so far would survive a power failure. The API
+    /// answers a request that changes something only after that.
+    ///
+    /// # Errors
+    /// Returns an error if the disk fails: what has reached it is unknown then.
+    pub async fn wait(&self) -> Result<()> {
+        self.0.flushed().await
+    }
 }
 
 impl Engine {
@@ -99,6 +117,7 @@ impl Engine {
         tokio::spawn(shims.maintain());
         tokio::spawn(networks.clone().maintain());
         tokio::spawn(store.clone().flush_in_background());
+        let usage = Usage::new(containers.clone(), images.clone(), networks.clone());
         Ok(Arc::new(Self {
             instance,
             containers,
@@ -106,18 +125,10 @@ impl Engine {
             networks,
             volumes,
             events,
+            usage: Arc::new(usage),
+            durability: Durability(store),
             id,
-            store,
         }))
-    }
-
-    /// Waits until everything that was written so far would survive a power failure. The API
-    /// answers a request that changes something only after that.
-    ///
-    /// # Errors
-    /// Returns an error if the disk fails: what has reached it is unknown then.
-    pub async fn wait_durable(&self) -> Result<()> {
-        self.store.flushed().await
     }
 
     /// Flushes everything to disk, at the engine's exit.
@@ -125,7 +136,7 @@ impl Engine {
     /// # Errors
     /// Returns an error if the disk fails.
     pub async fn close(&self) -> Result<()> {
-        self.store.flush_all().await
+        self.durability.0.flush_all().await
     }
 
     /// Removes what an instance has on the host besides its directories: bridges, firewall rules,

@@ -98,7 +98,7 @@ impl Engine {
                 is_on("/proc/sys/net/bridge/bridge-nf-call-iptables"),
                 is_on("/proc/sys/net/bridge/bridge-nf-call-ip6tables"),
             ),
-            problems: self.store.problems(),
+            problems: self.durability.0.problems(),
         }
     }
 }

@@ -160,7 +160,11 @@ fn bodies_of_many_small_values_cost_little_memory_and_hold_up_nobody() {
             "invalid JSON: json: cannot unmarshal array into Go struct field",
         ),
         ("labels", labels, "No such image: nosuch:latest"),
-        ("mounts", mounts, "No such image: nosuch:latest"),
+        (
+            "mounts",
+            mounts,
+            r#"invalid mount config for type \"\": mount type unknown"#,
+        ),
         (
             "endpoints",
             endpoints,

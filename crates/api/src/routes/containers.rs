@@ -10,17 +10,17 @@ use whelk_api_types::{
     ContainerTopResponse, ContainerUpdateResponse, ContainerWaitResponse, HostConfig,
     NetworkingConfig, UpdateConfig,
 };
-use whelk_engine::Error;
 use whelk_engine::containers::{
-    AttachRequest, CreateRequest, FILTERS, ListRequest, LogChunk, LogsRequest, RemoveRequest,
-    WaitCondition,
+    AttachRequest, Containers, CreateRequest, FILTERS, ListRequest, LogChunk, LogsRequest,
+    RemoveRequest, WaitCondition,
 };
 use whelk_engine::events::now;
 use whelk_engine::model;
+use whelk_engine::{Durability, Error};
 use whelk_shim::logs::LogRecord;
 use whelk_shim::protocol::output_header;
 
-use super::{App, json as json_response, json_line, no_content, ok};
+use super::{Service, json as json_response, json_line, no_content, ok};
 use crate::error::{ApiError, ApiResult};
 use crate::extract::{Json, Params, RequestBody, detach_keys, json_with};
 use crate::hijack::{self, Source};
@@ -30,7 +30,7 @@ use crate::wire::{Convert, Parse};
 use crate::{stream, wire};
 
 pub(super) async fn list(
-    State(engine): App,
+    State(containers): Service<Containers>,
     Extension(version): Extension<ApiVersion>,
     params: Params,
 ) -> ApiResult {
@@ -43,7 +43,7 @@ pub(super) async fn list(
         size: params.flag("size"),
         filters: params.filters(FILTERS)?,
     };
-    let listed = engine.containers.list(&request).await?;
+    let listed = containers.list(&request).await?;
     let now = now();
     let shown = listed.into_iter().map(|container| {
         let mut shown = wire::container_summary(container, now);
@@ -86,7 +86,7 @@ pub(crate) fn decode_create(
 }
 
 pub(super) async fn create(
-    State(engine): App,
+    State(containers): Service<Containers>,
     Extension(version): Extension<ApiVersion>,
     params: Params,
     request: Request,
@@ -109,7 +109,7 @@ pub(super) async fn create(
         networks: endpoints_config.convert(),
     };
     let mut warnings = version::upgrade_container(version, &mut request)?;
-    let created = engine.containers.create(request).await?;
+    let created = containers.create(request).await?;
     warnings.extend(created.warnings);
     Ok(json_response(
         StatusCode::CREATED,
@@ -133,20 +133,24 @@ fn has_too_many_endpoints(networking: crate::json::Value<'_>) -> bool {
 }
 
 pub(super) async fn inspect(
-    State(engine): App,
+    State(containers): Service<Containers>,
     Extension(version): Extension<ApiVersion>,
     Path(id): Path<String>,
     params: Params,
 ) -> ApiResult {
-    let inspected = engine.containers.inspect(&id, params.flag("size")).await?;
+    let inspected = containers.inspect(&id, params.flag("size")).await?;
     let mac_address = wire::requested_mac(&inspected.record);
     let mut shown = wire::container(inspected);
     version::downgrade_container(version, mac_address, &mut shown);
     Ok(ok(&shown))
 }
 
-pub(super) async fn top(State(engine): App, Path(id): Path<String>, params: Params) -> ApiResult {
-    let top = engine.containers.top(&id, params.text("ps_args")).await?;
+pub(super) async fn top(
+    State(containers): Service<Containers>,
+    Path(id): Path<String>,
+    params: Params,
+) -> ApiResult {
+    let top = containers.top(&id, params.text("ps_args")).await?;
     Ok(ok(&ContainerTopResponse {
         processes: top.processes,
         titles: top.titles.into_iter().map(str::to_owned).collect(),
@@ -154,7 +158,7 @@ pub(super) async fn top(State(engine): App, Path(id): Path<String>, params: Para
 }
 
 pub(super) async fn start(
-    State(engine): App,
+    State(containers): Service<Containers>,
     Path(id): Path<String>,
     params: Params,
     request: Request,
@@ -178,7 +182,7 @@ pub(super) async fn start(
         )
         .into());
     }
-    engine.containers.start(&id).await?;
+    containers.start(&id).await?;
     Ok(no_content())
 }
 
@@ -188,52 +192,60 @@ fn signal(version: ApiVersion, params: &Params) -> Option<&str> {
 }
 
 pub(super) async fn stop(
-    State(engine): App,
+    State(containers): Service<Containers>,
     Extension(version): Extension<ApiVersion>,
     Path(id): Path<String>,
     params: Params,
 ) -> ApiResult {
-    engine
-        .containers
+    containers
         .stop(&id, signal(version, &params), params.number("t")?)
         .await?;
     Ok(no_content())
 }
 
 pub(super) async fn restart(
-    State(engine): App,
+    State(containers): Service<Containers>,
     Extension(version): Extension<ApiVersion>,
     Path(id): Path<String>,
     params: Params,
 ) -> ApiResult {
-    engine
-        .containers
+    containers
         .restart(&id, signal(version, &params), params.number("t")?)
         .await?;
     Ok(no_content())
 }
 
-pub(super) async fn kill(State(engine): App, Path(id): Path<String>, params: Params) -> ApiResult {
-    engine.containers.kill(&id, params.text("signal")).await?;
+pub(super) async fn kill(
+    State(containers): Service<Containers>,
+    Path(id): Path<String>,
+    params: Params,
+) -> ApiResult {
+    containers.kill(&id, params.text("signal")).await?;
     Ok(no_content())
 }
 
-pub(super) async fn pause(State(engine): App, Path(id): Path<String>) -> ApiResult {
-    engine.containers.pause(&id).await?;
+pub(super) async fn pause(
+    State(containers): Service<Containers>,
+    Path(id): Path<String>,
+) -> ApiResult {
+    containers.pause(&id).await?;
     Ok(no_content())
 }
 
-pub(super) async fn unpause(State(engine): App, Path(id): Path<String>) -> ApiResult {
-    engine.containers.unpause(&id).await?;
+pub(super) async fn unpause(
+    State(containers): Service<Containers>,
+    Path(id): Path<String>,
+) -> ApiResult {
+    containers.unpause(&id).await?;
     Ok(no_content())
 }
 
 pub(super) async fn rename(
-    State(engine): App,
+    State(containers): Service<Containers>,
     Path(id): Path<String>,
     params: Params,
 ) -> ApiResult {
-    engine.containers.rename(&id, params.text("name")).await?;
+    containers.rename(&id, params.text("name")).await?;
     Ok(no_content())
 }
 
@@ -242,40 +254,44 @@ impl RequestBody for UpdateConfig {
 }
 
 pub(super) async fn update(
-    State(engine): App,
+    State(containers): Service<Containers>,
     Extension(version): Extension<ApiVersion>,
     Path(id): Path<String>,
     Json(update): Json<UpdateConfig>,
 ) -> ApiResult {
     version::check_update(version, &update)?;
-    let warnings = engine.containers.update(&id, update.parse()?).await?;
+    let warnings = containers.update(&id, update.parse()?).await?;
     Ok(ok(&ContainerUpdateResponse {
         warnings: wire::null_if_empty(warnings),
     }))
 }
 
 pub(super) async fn resize(
-    State(engine): App,
+    State(containers): Service<Containers>,
     Path(id): Path<String>,
     params: Params,
 ) -> ApiResult {
     let (height, width) = params.terminal_size()?;
-    engine.containers.resize(&id, height, width).await?;
+    containers.resize(&id, height, width).await?;
     Ok(StatusCode::OK.into_response())
 }
 
 /// Sends the response head at once: it tells the client that the wait is registered, so that no
 /// exit is missed.
-pub(super) async fn wait(State(engine): App, Path(id): Path<String>, params: Params) -> ApiResult {
+pub(super) async fn wait(
+    State(containers): Service<Containers>,
+    State(durability): State<Durability>,
+    Path(id): Path<String>,
+    params: Params,
+) -> ApiResult {
     let condition: WaitCondition = params.text("condition").parse()?;
-    let waited = engine.containers.wait(&id, condition)?;
-    let engine = engine.clone();
+    let waited = containers.wait(&id, condition)?;
     let (sender, receiver) = tokio::sync::mpsc::channel(1);
     tokio::spawn(async move {
         tokio::select! {
             waited = waited => {
                 // An exit code must be on disk before it is reported.
-                if let Err(error) = engine.wait_durable().await {
+                if let Err(error) = durability.wait().await {
                     tracing::warn!("{error}");
                 }
                 let body = ContainerWaitResponse {
@@ -295,13 +311,13 @@ pub(super) async fn wait(State(engine): App, Path(id): Path<String>, params: Par
 
 /// Errors are plain text here, since the response would be the stream itself.
 pub(super) async fn attach(
-    State(engine): App,
+    State(containers): Service<Containers>,
     Extension(version): Extension<ApiVersion>,
     Path(id): Path<String>,
     params: Params,
     request: Request,
 ) -> Response {
-    attach_stream(&engine, version, &id, &params, request)
+    attach_stream(&containers, version, &id, &params, request)
         .await
         .unwrap_or_else(|error| {
             let headers = [
@@ -314,7 +330,7 @@ pub(super) async fn attach(
 
 /// Opens the requested streams and connects the request to them.
 async fn attach_stream(
-    engine: &whelk_engine::Engine,
+    containers: &Containers,
     version: ApiVersion,
     id: &str,
     params: &Params,
@@ -329,8 +345,7 @@ async fn attach_stream(
         detach_keys: keys,
     };
     let prelude: hijack::Prelude = if params.flag("logs") {
-        let (tty, records) = engine
-            .containers
+        let (tty, records) = containers
             .logs(
                 id,
                 LogsRequest {
@@ -352,7 +367,7 @@ async fn attach_stream(
         }
     };
     if !params.flag("stream") {
-        let tty = engine.containers.find(id)?.record().config.tty;
+        let tty = containers.find(id)?.record().config.tty;
         return Ok(hijack::connect(
             request,
             stream_type(tty),
@@ -365,7 +380,7 @@ async fn attach_stream(
             async {},
         ));
     }
-    let attached = engine.containers.attach(id, wanted).await?;
+    let attached = containers.attach(id, wanted).await?;
     Ok(hijack::connect(
         request,
         stream_type(attached.tty),
@@ -380,7 +395,7 @@ async fn attach_stream(
 }
 
 pub(super) async fn logs(
-    State(engine): App,
+    State(containers): Service<Containers>,
     Extension(version): Extension<ApiVersion>,
     Path(id): Path<String>,
     params: Params,
@@ -401,7 +416,7 @@ pub(super) async fn logs(
             "Bad parameters: you must choose at least one stream",
         ));
     }
-    let (tty, records) = engine.containers.logs(&id, request).await?;
+    let (tty, records) = containers.logs(&id, request).await?;
     let body = encode_logs(
         records,
         tty,
@@ -469,50 +484,64 @@ fn encode_record(
     out.extend(&record.data);
 }
 
-pub(super) async fn export(State(engine): App, Path(id): Path<String>) -> ApiResult {
-    let exported = super::blocking(move || engine.containers.exported(&id)).await?;
+pub(super) async fn export(
+    State(containers): Service<Containers>,
+    Path(id): Path<String>,
+) -> ApiResult {
+    let exported = super::blocking(move || containers.exported(&id)).await?;
     let body = stream::written(move |output| exported.write(output));
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], body).into_response())
 }
 
 /// Routes of a container that is referred to by a link's alias (`LINKER/ALIAS`).
 pub(super) async fn inspect_linked(
-    engine: App,
+    containers: Service<Containers>,
     version: Extension<ApiVersion>,
     Path((linker, alias)): Path<(String, String)>,
     params: Params,
 ) -> ApiResult {
-    inspect(engine, version, Path(format!("{linker}/{alias}")), params).await
+    inspect(
+        containers,
+        version,
+        Path(format!("{linker}/{alias}")),
+        params,
+    )
+    .await
 }
 
 pub(super) async fn logs_linked(
-    engine: App,
+    containers: Service<Containers>,
     version: Extension<ApiVersion>,
     Path((linker, alias)): Path<(String, String)>,
     params: Params,
 ) -> ApiResult {
-    logs(engine, version, Path(format!("{linker}/{alias}")), params).await
+    logs(
+        containers,
+        version,
+        Path(format!("{linker}/{alias}")),
+        params,
+    )
+    .await
 }
 
 pub(super) async fn delete_linked(
-    engine: App,
+    containers: Service<Containers>,
     Path((linker, alias)): Path<(String, String)>,
     params: Params,
 ) -> ApiResult {
-    delete(engine, Path(format!("{linker}/{alias}")), params).await
+    delete(containers, Path(format!("{linker}/{alias}")), params).await
 }
 
 pub(super) async fn delete(
-    State(engine): App,
+    State(containers): Service<Containers>,
     Path(id): Path<String>,
     params: Params,
 ) -> ApiResult {
     if params.flag("link") {
-        engine.containers.remove_link(&id).await?;
+        containers.remove_link(&id).await?;
         return Ok(no_content());
     }
-    engine
-        .containers
+    containers
         .remove(
             &id,
             RemoveRequest {
@@ -524,13 +553,13 @@ pub(super) async fn delete(
     Ok(no_content())
 }
 
-pub(super) async fn prune(State(engine): App, params: Params) -> ApiResult {
+pub(super) async fn prune(State(containers): Service<Containers>, params: Params) -> ApiResult {
     let filters = params.filters(&["label", "label!", "until"])?;
     let until = filters.until()?.unwrap_or(i64::MAX);
     let matches = |record: &model::ContainerRecord| {
         filters.labels(&record.config.labels) && record.created_at < until
     };
-    let (removed, reclaimed) = engine.containers.prune(matches).await?;
+    let (removed, reclaimed) = containers.prune(matches).await?;
     Ok(ok(&ContainerPruneResponse {
         containers_deleted: wire::null_if_empty(removed),
         space_reclaimed: reclaimed,

@@ -5,10 +5,10 @@ use axum::extract::{Extension, Path, Request, State};
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use whelk_api_types::{ExecConfig, ExecStartConfig, IdResponse};
-use whelk_engine::containers::ExecStart;
+use whelk_engine::containers::{Containers, ExecStart};
 use whelk_shim::protocol::output_header;
 
-use super::{App, json as json_response, ok};
+use super::{Service, json as json_response, ok};
 use crate::error::{ApiError, ApiResult};
 use crate::extract::{Json, Params, RequestBody, detach_keys, json};
 use crate::hijack::{self, Source};
@@ -20,7 +20,7 @@ impl RequestBody for ExecConfig {
 }
 
 pub(super) async fn create(
-    State(engine): App,
+    State(containers): Service<Containers>,
     Extension(version): Extension<ApiVersion>,
     Path(id): Path<String>,
     Json(mut config): Json<ExecConfig>,
@@ -35,7 +35,7 @@ pub(super) async fn create(
             config.detach_keys
         ))
     })?;
-    let id = engine.containers.exec_create(&id, config.convert()).await?;
+    let id = containers.exec_create(&id, config.convert()).await?;
     Ok(json_response(StatusCode::CREATED, &IdResponse { id }))
 }
 
@@ -46,15 +46,15 @@ impl RequestBody for ExecStartConfig {
 /// Starts an exec. If its process cannot be started, the error is written to the stream and
 /// reflected in the exit code: with `Upgrade`, the response head has already been sent.
 pub(super) async fn start(
-    State(engine): App,
+    State(containers): Service<Containers>,
     Extension(version): Extension<ApiVersion>,
     Path(id): Path<String>,
     request: Request,
 ) -> ApiResult {
     let (parts, body) = request.into_parts();
     let start: ExecStartConfig = json(&parts.headers, body).await?;
-    let keys = detach_keys(&engine.containers.exec(&id)?.config.detach_keys)?;
-    let exec = engine.containers.exec_claim(&id)?;
+    let keys = detach_keys(&containers.exec(&id)?.config.detach_keys)?;
+    let exec = containers.exec_claim(&id)?;
     let request = Request::from_parts(parts, axum::body::Body::empty());
     let ExecStartConfig {
         detach,
@@ -68,12 +68,12 @@ pub(super) async fn start(
         detach_keys: keys,
     };
     if detach {
-        engine.containers.exec_start(&exec, start).await?;
+        containers.exec_start(&exec, start).await?;
         return Ok(StatusCode::OK.into_response());
     }
     let running = exec.clone();
     let source = async move {
-        match engine.containers.exec_start(&running, start).await {
+        match containers.exec_start(&running, start).await {
             Ok(stream) => Source {
                 prelude: None,
                 stream,
@@ -109,15 +109,18 @@ pub(super) async fn start(
 }
 
 pub(super) async fn resize(
-    State(engine): App,
+    State(containers): Service<Containers>,
     Path(id): Path<String>,
     params: Params,
 ) -> ApiResult {
     let (height, width) = params.terminal_size()?;
-    engine.containers.exec_resize(&id, height, width).await?;
+    containers.exec_resize(&id, height, width).await?;
     Ok(StatusCode::OK.into_response())
 }
 
-pub(super) async fn inspect(State(engine): App, Path(id): Path<String>) -> ApiResult {
-    Ok(ok(&wire::exec(&*engine.containers.exec(&id)?)))
+pub(super) async fn inspect(
+    State(containers): Service<Containers>,
+    Path(id): Path<String>,
+) -> ApiResult {
+    Ok(ok(&wire::exec(&*containers.exec(&id)?)))
 }

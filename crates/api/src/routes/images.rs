@@ -2,6 +2,7 @@
 //! the path.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Extension, Path, State};
@@ -10,21 +11,21 @@ use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt as _;
 use tokio::sync::mpsc;
 use whelk_api_types::{BuildPruneResponse, ImagePruneResponse, ImageSummary, StreamMessage};
-use whelk_engine::containers::{ContainerSummary, ListRequest};
-use whelk_engine::images::FILTERS;
-use whelk_engine::mounts::MountPlan;
-use whelk_engine::{Engine, Error};
+use whelk_engine::images::{FILTERS, Images};
+use whelk_engine::usage::Usage;
+use whelk_engine::{Durability, Error};
 use whelk_image::archive::Import;
-use whelk_image::{Digest, Platform, Progress, Reference};
+use whelk_image::{Platform, Progress, Reference};
 
-use super::{App, ok};
+use super::{Service, ok};
 use crate::error::{ApiError, ApiResult};
 use crate::extract::Params;
 use crate::version::{self, ApiVersion, ImageOperation};
 use crate::{stream, wire};
 
 pub(super) async fn list(
-    State(engine): App,
+    State(images): Service<Images>,
+    State(usage): Service<Usage>,
     Extension(version): Extension<ApiVersion>,
     params: Params,
 ) -> ApiResult {
@@ -42,22 +43,14 @@ pub(super) async fn list(
             "conflicting options: identity requires manifests=1",
         ));
     }
-    let containers = engine
-        .containers
-        .list(&ListRequest {
-            all: true,
-            ..ListRequest::default()
-        })
-        .await?;
-    let users = users_by_image(&containers);
+    let users = usage.containers_by_image();
     let shared = if version::image_list_takes_shared_size(version) && params.flag("shared-size") {
-        let images = engine.images.clone();
+        let images = images.clone();
         Some(super::blocking(move || images.layer_usage()).await?.1)
     } else {
         None
     };
-    let summaries: Vec<ImageSummary> = engine
-        .images
+    let summaries: Vec<ImageSummary> = images
         .list(&filters)?
         .iter()
         .map(|listed| {
@@ -72,15 +65,6 @@ pub(super) async fn list(
         })
         .collect();
     Ok(ok(&summaries))
-}
-
-/// Returns the number of containers by image ID.
-pub(super) fn users_by_image(containers: &[ContainerSummary]) -> HashMap<&str, usize> {
-    let mut users = HashMap::new();
-    for container in containers {
-        *users.entry(container.record.image.as_str()).or_default() += 1;
-    }
-    users
 }
 
 /// Returns the platform in a request's JSON parameter; `None` in API versions without the parameter.
@@ -119,7 +103,8 @@ fn platform(
 }
 
 pub(super) async fn load(
-    State(engine): App,
+    State(images): Service<Images>,
+    State(durability): State<Durability>,
     Extension(version): Extension<ApiVersion>,
     params: Params,
     body: Body,
@@ -137,13 +122,11 @@ pub(super) async fn load(
             let _ = sender.try_send(Ok(Bytes::from(line)));
         })
     };
-    let engine = engine.clone();
     tokio::spawn(async move {
-        let images = engine.images.clone();
         let work = move || images.load(reader, platform.as_ref(), &progress);
         let mut loaded = super::blocking(work).await;
         // What is reported as loaded must be on disk.
-        if let Err(error) = engine.wait_durable().await {
+        if let Err(error) = durability.wait().await {
             loaded = Err(error);
         }
         // The response head may have been sent already, so errors are reported in the stream, as
@@ -173,15 +156,14 @@ fn stream_line(message: &StreamMessage) -> String {
     serde_json::to_string(message).unwrap_or_default() + "\r\n"
 }
 
-fn archive(engine: &Engine, names: &[String], platform: Option<&Platform>) -> ApiResult {
-    let saved = engine.images.to_save(names, platform)?;
-    let store = engine.images.clone();
-    let body = stream::written(move |output| store.save(&saved, output));
+fn archive(images: Arc<Images>, names: &[String], platform: Option<&Platform>) -> ApiResult {
+    let saved = images.to_save(names, platform)?;
+    let body = stream::written(move |output| images.save(&saved, output));
     Ok(([(header::CONTENT_TYPE, "application/x-tar")], body).into_response())
 }
 
 pub(super) async fn get_many(
-    State(engine): App,
+    State(images): Service<Images>,
     Extension(version): Extension<ApiVersion>,
     params: Params,
 ) -> ApiResult {
@@ -190,12 +172,12 @@ pub(super) async fn get_many(
         .all("names")
         .flat_map(|names| names.split(',').map(str::to_owned))
         .collect();
-    archive(&engine, &names, platform.as_ref())
+    archive(images, &names, platform.as_ref())
 }
 
 /// Creates an image from an archive (`fromSrc`). Pulling (`fromImage`) is not supported.
 pub(super) async fn create(
-    State(engine): App,
+    State(images): Service<Images>,
     Extension(version): Extension<ApiVersion>,
     params: Params,
     body: Body,
@@ -237,7 +219,7 @@ pub(super) async fn create(
     } else {
         params.text("message").to_owned()
     };
-    let (images, reader) = (engine.images.clone(), stream::reader(body));
+    let reader = stream::reader(body);
     let import = Import {
         comment,
         platform,
@@ -269,12 +251,10 @@ fn new_tag(params: &Params) -> ApiResult<Option<Reference>> {
     Ok(Some(reference.into_tag().map_err(Error::from)?))
 }
 
-pub(super) async fn prune(State(engine): App, params: Params) -> ApiResult {
+pub(super) async fn prune(State(usage): Service<Usage>, params: Params) -> ApiResult {
     let filters = params.filters(&["dangling", "label", "label!", "until"])?;
     let all = filters.flag("dangling")? == Some(false);
-    let (removed, reclaimed) =
-        super::blocking(move || engine.images.prune(all, &filters, |id| users(&engine, id)))
-            .await?;
+    let (removed, reclaimed) = super::blocking(move || usage.prune_images(all, &filters)).await?;
     Ok(ok(&ImagePruneResponse {
         images_deleted: wire::null_if_empty(wire::removals(&removed)),
         space_reclaimed: reclaimed,
@@ -286,26 +266,8 @@ pub(super) async fn prune_builds() -> Response {
     ok(&BuildPruneResponse::default())
 }
 
-/// Returns the containers that use an image: ID, and whether they are running.
-fn users(engine: &Engine, id: &Digest) -> Vec<(String, bool)> {
-    let containers = engine.containers.all();
-    containers
-        .iter()
-        .map(|container| container.record())
-        .filter(|record| {
-            record.image == id.as_str()
-                || record
-                    .mounts
-                    .iter()
-                    .filter_map(MountPlan::image)
-                    .any(|image| image.id == id.as_str())
-        })
-        .map(|record| (record.id.clone(), record.state.status.is_running()))
-        .collect()
-}
-
 pub(super) async fn get_by_name(
-    State(engine): App,
+    State(images): Service<Images>,
     Extension(version): Extension<ApiVersion>,
     Path(rest): Path<String>,
     params: Params,
@@ -318,30 +280,30 @@ pub(super) async fn get_by_name(
                     "conflicting options: manifests and platform options cannot both be set",
                 ));
             }
-            let image = engine.images.find_for(name, platform.as_ref())?;
-            let mut shown = wire::image(&image, engine.images.names_of(&image.id));
+            let image = images.find_for(name, platform.as_ref())?;
+            let mut shown = wire::image(&image, images.names_of(&image.id));
             version::downgrade_image(version, &mut shown);
             Ok(ok(&shown))
         }
         Some((name, "history")) => {
             let platform = platform(&params, "platform", version, ImageOperation::History)?;
-            let image = engine.images.find_for(name, platform.as_ref())?;
+            let image = images.find_for(name, platform.as_ref())?;
             let sizes = image
                 .config
                 .rootfs
                 .diff_ids
                 .iter()
-                .map(|layer| engine.images.store().snapshots.size(layer))
+                .map(|layer| images.store().snapshots.size(layer))
                 .collect::<Result<Vec<_>, _>>()
                 .map_err(Error::from)?;
             Ok(ok(&wire::history(
                 &image,
-                engine.images.names_of(&image.id),
+                images.names_of(&image.id),
                 &sizes,
             )))
         }
         Some((name, "attestations")) if version::images_have_attestations(version) => {
-            engine.images.find(name)?;
+            images.find(name)?;
             Err(Error::Unsupported(
                 "attestations of images: not available in this version of whelk".into(),
             )
@@ -349,14 +311,14 @@ pub(super) async fn get_by_name(
         }
         Some((name, "get")) => {
             let platform = platform(&params, "platform", version, ImageOperation::Save)?;
-            archive(&engine, &[name.to_owned()], platform.as_ref())
+            archive(images, &[name.to_owned()], platform.as_ref())
         }
         _ => Ok(not_found()),
     }
 }
 
 pub(super) async fn post_by_name(
-    State(engine): App,
+    State(images): Service<Images>,
     Path(rest): Path<String>,
     params: Params,
     _body: Bytes,
@@ -365,7 +327,7 @@ pub(super) async fn post_by_name(
         Some((name, "tag")) => {
             let tag =
                 new_tag(&params)?.ok_or_else(|| ApiError::invalid("invalid reference format"))?;
-            engine.images.tag(name, &tag)?;
+            images.tag(name, &tag)?;
             Ok(StatusCode::CREATED.into_response())
         }
         Some((_, "push")) => Err(Error::Unsupported(
@@ -377,7 +339,7 @@ pub(super) async fn post_by_name(
 }
 
 pub(super) async fn delete(
-    State(engine): App,
+    State(usage): Service<Usage>,
     Extension(version): Extension<ApiVersion>,
     Path(name): Path<String>,
     params: Params,
@@ -387,12 +349,8 @@ pub(super) async fn delete(
         return Err(ApiError::invalid("multiple platforms are not supported"));
     }
     let platform = platform(&params, "platforms", version, ImageOperation::Remove)?;
-    let removed = super::blocking(move || {
-        engine
-            .images
-            .remove(&name, force, platform.as_ref(), |id| users(&engine, id))
-    })
-    .await?;
+    let remove = move || usage.remove_image(&name, force, platform.as_ref());
+    let removed = super::blocking(remove).await?;
     Ok(ok(&wire::removals(&removed)))
 }
 

@@ -13,18 +13,55 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::extract::{DefaultBodyLimit, FromRef, Request, State};
 use axum::http::{Method, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
-use whelk_engine::Engine;
+use whelk_engine::containers::Containers;
+use whelk_engine::events::Events;
+use whelk_engine::images::Images;
+use whelk_engine::networks::Networks;
+use whelk_engine::usage::Usage;
+use whelk_engine::volumes::Volumes;
+use whelk_engine::{Durability, Engine};
 
 use crate::error::message;
 use crate::extract::{MAX_BODY_SIZE, hold_bodies};
 use crate::version;
 
-pub(crate) type App = State<Arc<Engine>>;
+/// A service of the engine, as a handler takes it.
+pub(crate) type Service<T> = State<Arc<T>>;
+
+/// What handlers can take: the services of an engine, or the engine, for those that report on it.
+#[derive(Clone)]
+pub(crate) struct Services(Arc<Engine>);
+
+macro_rules! services {
+    ($($field:ident: $type:ty),* $(,)?) => {$(
+        impl FromRef<Services> for $type {
+            fn from_ref(services: &Services) -> Self {
+                services.0.$field.clone()
+            }
+        }
+    )*};
+}
+
+services! {
+    containers: Arc<Containers>,
+    images: Arc<Images>,
+    networks: Arc<Networks>,
+    volumes: Arc<Volumes>,
+    events: Arc<Events>,
+    usage: Arc<Usage>,
+    durability: Durability,
+}
+
+impl FromRef<Services> for Arc<Engine> {
+    fn from_ref(services: &Services) -> Self {
+        services.0.clone()
+    }
+}
 
 /// Returns the router. The middleware that removes the version prefix must run before routing.
 pub(crate) fn router(engine: Arc<Engine>) -> Router {
@@ -108,21 +145,25 @@ pub(crate) fn router(engine: Arc<Engine>) -> Router {
         .method_not_allowed_fallback(not_found)
         .layer(DefaultBodyLimit::max(MAX_BODY_SIZE))
         .layer(from_fn(refuse_head))
-        .layer(from_fn_with_state(engine.clone(), wait_durable))
-        .with_state(engine);
+        .layer(from_fn_with_state(engine.durability.clone(), wait_durable))
+        .with_state(Services(engine));
     Router::new()
         .fallback_service(routes)
         .layer(from_fn(version::negotiate))
 }
 
 /// Delays the response to a request that may have changed something until the change is on disk.
-async fn wait_durable(State(engine): App, request: Request, next: Next) -> Response {
+async fn wait_durable(
+    State(durability): State<Durability>,
+    request: Request,
+    next: Next,
+) -> Response {
     let only_reads = matches!(*request.method(), Method::GET | Method::HEAD);
     let response = hold_bodies(next.run(request)).await;
     if only_reads {
         return response;
     }
-    match engine.wait_durable().await {
+    match durability.wait().await {
         Ok(()) => response,
         Err(error) => crate::error::ApiError::from(error).into_response(),
     }

@@ -8,25 +8,27 @@ use whelk_api_types::{
     NetworkInspect, NetworkPruneResponse,
 };
 use whelk_engine::Error;
-use whelk_engine::networks::{ConnectRequest, CreateNetwork, NETWORK_FILTERS};
+use whelk_engine::containers::Containers;
+use whelk_engine::networks::{ConnectRequest, CreateNetwork, NETWORK_FILTERS, Networks};
+use whelk_engine::usage::Usage;
 
-use super::{App, blocking, json as json_response, no_content, ok};
+use super::{Service, blocking, json as json_response, no_content, ok};
 use crate::error::{ApiError, ApiResult};
 use crate::extract::{Json, Params, RequestBody};
 use crate::version::{self, ApiVersion};
 use crate::wire::{self, Convert};
 
 pub(super) async fn list(
-    State(engine): App,
+    State(networks): Service<Networks>,
     Extension(version): Extension<ApiVersion>,
     params: Params,
 ) -> ApiResult {
-    let found = engine.networks.list(&params.filters(NETWORK_FILTERS)?)?;
+    let found = networks.list(&params.filters(NETWORK_FILTERS)?)?;
     let shown: Vec<NetworkInspect> = found
         .into_iter()
         .map(|record| {
-            let members = version::network_list_has_containers(version)
-                .then(|| engine.networks.members(&record.id));
+            let members =
+                version::network_list_has_containers(version).then(|| networks.members(&record.id));
             let mut shown = wire::network(record, members);
             version::downgrade_listed_network(version, &mut shown);
             shown
@@ -36,7 +38,7 @@ pub(super) async fn list(
 }
 
 pub(super) async fn inspect(
-    State(engine): App,
+    State(networks): Service<Networks>,
     Extension(version): Extension<ApiVersion>,
     Path(id): Path<String>,
     params: Params,
@@ -44,9 +46,9 @@ pub(super) async fn inspect(
     if !matches!(params.text("scope"), "" | "local") {
         return Err(Error::no_such_network(&id).into());
     }
-    let record = engine.networks.find(&id)?;
-    let members = engine.networks.members(&record.id);
-    let usage = engine.networks.subnet_usage(&record.id);
+    let record = networks.find(&id)?;
+    let members = networks.members(&record.id);
+    let usage = networks.subnet_usage(&record.id);
     let mut shown = wire::network(record, Some(members));
     shown.status = Some(wire::network_status(usage));
     version::downgrade_network(version, &mut shown);
@@ -58,7 +60,7 @@ impl RequestBody for NetworkCreateRequest {
 }
 
 pub(super) async fn create(
-    State(engine): App,
+    State(networks): Service<Networks>,
     Extension(version): Extension<ApiVersion>,
     Json(body): Json<NetworkCreateRequest>,
 ) -> ApiResult {
@@ -95,7 +97,6 @@ pub(super) async fn create(
         options: body.options,
         labels: body.labels,
     };
-    let networks = engine.networks.clone();
     let record = blocking(move || networks.create(request)).await?;
     Ok(json_response(
         StatusCode::CREATED,
@@ -106,9 +107,11 @@ pub(super) async fn create(
     ))
 }
 
-pub(super) async fn delete(State(engine): App, Path(id): Path<String>) -> ApiResult {
-    let record = engine.networks.find(&id)?;
-    let networks = engine.networks.clone();
+pub(super) async fn delete(
+    State(networks): Service<Networks>,
+    Path(id): Path<String>,
+) -> ApiResult {
+    let record = networks.find(&id)?;
     blocking(move || networks.remove(&record.id)).await?;
     Ok(no_content())
 }
@@ -132,7 +135,7 @@ fn check_named(container: &str) -> ApiResult<()> {
 }
 
 pub(super) async fn connect(
-    State(engine): App,
+    State(containers): Service<Containers>,
     Extension(version): Extension<ApiVersion>,
     Path(id): Path<String>,
     Json(body): Json<NetworkConnectRequest>,
@@ -143,26 +146,23 @@ pub(super) async fn connect(
         endpoint: body.endpoint_config.convert(),
     };
     version::upgrade_connect(version, &mut request);
-    engine.containers.connect(&id, request).await?;
+    containers.connect(&id, request).await?;
     Ok(StatusCode::OK.into_response())
 }
 
 pub(super) async fn disconnect(
-    State(engine): App,
+    State(containers): Service<Containers>,
     Path(id): Path<String>,
     Json(body): Json<NetworkDisconnectRequest>,
 ) -> ApiResult {
     check_named(&body.container)?;
-    match engine
-        .containers
+    match containers
         .disconnect(&id, &body.container, body.force)
         .await
     {
         // In Docker, force removes endpoints of containers that no longer exist. Here, endpoints
         // are removed with their container.
-        Err(Error::NotFound(_))
-            if body.force && engine.containers.find(&body.container).is_err() =>
-        {
+        Err(Error::NotFound(_)) if body.force && containers.find(&body.container).is_err() => {
             return Err(Error::NotFound(format!("endpoint {} not found", body.container)).into());
         }
         outcome => outcome?,
@@ -170,16 +170,12 @@ pub(super) async fn disconnect(
     Ok(StatusCode::OK.into_response())
 }
 
-pub(super) async fn prune(State(engine): App, params: Params) -> ApiResult {
+pub(super) async fn prune(State(usage): Service<Usage>, params: Params) -> ApiResult {
     let filters = params.filters(&["label", "label!", "until"])?;
     let until = filters.until()?.unwrap_or(i64::MAX);
-    let (networks, containers) = (engine.networks.clone(), engine.containers.clone());
     let removed = blocking(move || {
-        let in_use = containers.networks_in_use();
-        Ok(networks.prune(
-            |record| filters.labels(&record.labels) && record.created_at < until,
-            |record| in_use.contains(&record.name),
-        ))
+        Ok(usage
+            .prune_networks(|record| filters.labels(&record.labels) && record.created_at < until))
     })
     .await?;
     Ok(ok(&NetworkPruneResponse {

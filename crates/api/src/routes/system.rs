@@ -5,13 +5,15 @@ use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use whelk_api_types::{DiskUsage, ImageSummary, SystemDataUsageResponse, Volume, VolumeUsageData};
-use whelk_engine::Error;
-use whelk_engine::containers::ListRequest;
-use whelk_engine::events::{Event, now};
+use whelk_engine::containers::{Containers, ListRequest};
+use whelk_engine::events::{Event, Events, now};
 use whelk_engine::filters::Filters;
+use whelk_engine::images::Images;
+use whelk_engine::usage::Usage;
 use whelk_engine::volumes::{LOCAL, Volumes};
+use whelk_engine::{Engine, Error};
 
-use super::{App, blocking, json_line, ok};
+use super::{Service, blocking, json_line, ok};
 use crate::error::ApiResult;
 use crate::extract::Params;
 use crate::version::{self, ApiVersion};
@@ -32,13 +34,16 @@ pub(super) async fn ping() -> Response {
         .into_response()
 }
 
-pub(super) async fn version(State(engine): App) -> Response {
+pub(super) async fn version(State(engine): Service<Engine>) -> Response {
     ok(&wire::version(&engine.info()))
 }
 
 /// Returns the disk usage of the object types in `type`, or of all types.
 pub(super) async fn disk_usage(
-    State(engine): App,
+    State(containers): Service<Containers>,
+    State(images): Service<Images>,
+    State(volumes): Service<Volumes>,
+    State(usage): Service<Usage>,
     Extension(version): Extension<ApiVersion>,
     params: Params,
 ) -> ApiResult {
@@ -50,9 +55,8 @@ pub(super) async fn disk_usage(
         return Err(Error::invalid(format!("unknown object type: {wrong}")).into());
     }
     let wanted = |kind: &str| kinds.is_empty() || kinds.contains(&kind);
-    let mut usage = SystemDataUsageResponse::default();
-    let containers = engine
-        .containers
+    let mut response = SystemDataUsageResponse::default();
+    let containers = containers
         .list(&ListRequest {
             all: true,
             size: wanted("container"),
@@ -60,10 +64,10 @@ pub(super) async fn disk_usage(
         })
         .await?;
     if wanted("image") {
-        let images = engine.images.clone();
-        let (total, shared) = super::blocking(move || images.layer_usage()).await?;
-        let images = engine.images.list(&Filters::default())?;
-        let users = super::images::users_by_image(&containers);
+        let layers = images.clone();
+        let (total, shared) = super::blocking(move || layers.layer_usage()).await?;
+        let images = images.list(&Filters::default())?;
+        let users = usage.containers_by_image();
         let shown = images.iter().map(|listed| {
             let id = &listed.image.id;
             let users = users.get(id.as_str()).copied().unwrap_or(0);
@@ -76,7 +80,7 @@ pub(super) async fn disk_usage(
                 ..summary
             }
         });
-        usage.image_usage = Some(wire::image_usage(shown.collect(), total));
+        response.image_usage = Some(wire::image_usage(shown.collect(), total));
     }
     if wanted("container") {
         let now = now();
@@ -85,18 +89,17 @@ pub(super) async fn disk_usage(
             version::downgrade_listed_container(version, &mut shown);
             shown
         });
-        usage.container_usage = Some(wire::container_usage(shown.collect()));
+        response.container_usage = Some(wire::container_usage(shown.collect()));
     }
     if wanted("volume") {
-        let volumes = engine.volumes.clone();
         let shown = blocking(move || local_volumes(&volumes));
-        usage.volume_usage = Some(wire::volume_usage(shown.await?));
+        response.volume_usage = Some(wire::volume_usage(shown.await?));
     }
     if wanted("build-cache") {
-        usage.build_cache_usage = Some(DiskUsage::default());
+        response.build_cache_usage = Some(DiskUsage::default());
     }
-    version::downgrade_disk_usage(version, params.flag("verbose"), &mut usage);
-    Ok(ok(&usage))
+    version::downgrade_disk_usage(version, params.flag("verbose"), &mut response);
+    Ok(ok(&response))
 }
 
 /// Returns the volumes with their usage of the disk, without those of plugins, which do not use
@@ -119,7 +122,7 @@ fn local_volumes(volumes: &Volumes) -> whelk_engine::Result<Vec<Volume>> {
 }
 
 pub(super) async fn info(
-    State(engine): App,
+    State(engine): Service<Engine>,
     Extension(version): Extension<ApiVersion>,
 ) -> ApiResult {
     let about = engine.clone();
@@ -134,7 +137,7 @@ pub(super) async fn info(
 const RECORD_SEPARATOR: &[u8] = b"\x1e";
 
 pub(super) async fn events(
-    State(engine): App,
+    State(events): Service<Events>,
     Extension(version): Extension<ApiVersion>,
     headers: HeaderMap,
     params: Params,
@@ -151,7 +154,7 @@ pub(super) async fn events(
         )));
     }
     let filters = Filters::parse_any(params.text("filters"))?;
-    let (past, mut live) = engine.events.subscribe();
+    let (past, mut live) = events.subscribe();
     let (sender, receiver) = tokio::sync::mpsc::channel(16);
     tokio::spawn(async move {
         let in_time = |event: &Event| {

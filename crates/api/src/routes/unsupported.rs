@@ -1,19 +1,18 @@
 //! Routes of Docker's API that are not supported: they return an error that names the feature, or
 //! Docker's response for an empty state.
 
-use std::sync::Arc;
-
 use axum::Router;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use axum::routing::{any, delete, get, post};
-use whelk_engine::{Engine, Error};
+use whelk_engine::Error;
+use whelk_engine::containers::Containers;
 
-use super::{App, not_found, ok};
+use super::{Service, Services, not_found, ok};
 use crate::error::{ApiResult, message};
 
-pub(super) fn routes() -> Router<Arc<Engine>> {
+pub(super) fn routes() -> Router<Services> {
     Router::new()
         .route("/containers/{id}/archive", any(archive))
         .route("/containers/{id}/changes", get(changes))
@@ -44,7 +43,7 @@ pub(super) fn routes() -> Router<Arc<Engine>> {
 }
 
 /// Routes that need a swarm. Clients use them to check whether there is one.
-fn swarm_routes() -> Router<Arc<Engine>> {
+fn swarm_routes() -> Router<Services> {
     let mut routes = Router::new()
         .route("/swarm", get(no_swarm))
         .route("/swarm/init", post(swarm))
@@ -74,34 +73,41 @@ fn unsupported(what: &str) -> ApiResult<Response> {
 }
 
 /// Like [`unsupported`], but returns 404 if the container does not exist.
-fn unsupported_for(engine: &Engine, container: &str, what: &str) -> ApiResult {
-    engine.containers.find(container)?;
+fn unsupported_for(containers: &Containers, container: &str, what: &str) -> ApiResult {
+    containers.find(container)?;
     unsupported(what)
 }
 
-async fn archive(State(engine): App, Path(id): Path<String>) -> ApiResult {
-    unsupported_for(&engine, &id, "copying files to and from containers")
+async fn archive(State(containers): Service<Containers>, Path(id): Path<String>) -> ApiResult {
+    unsupported_for(&containers, &id, "copying files to and from containers")
 }
 
-async fn changes(State(engine): App, Path(id): Path<String>) -> ApiResult {
-    unsupported_for(&engine, &id, "listing file system changes of containers")
+async fn changes(State(containers): Service<Containers>, Path(id): Path<String>) -> ApiResult {
+    unsupported_for(
+        &containers,
+        &id,
+        "listing file system changes of containers",
+    )
 }
 
-async fn stats(State(engine): App, Path(id): Path<String>) -> ApiResult {
-    unsupported_for(&engine, &id, "statistics")
+async fn stats(State(containers): Service<Containers>, Path(id): Path<String>) -> ApiResult {
+    unsupported_for(&containers, &id, "statistics")
 }
 
-async fn websocket(State(engine): App, Path(id): Path<String>) -> ApiResult {
-    unsupported_for(&engine, &id, "attaching over WebSocket")
+async fn websocket(State(containers): Service<Containers>, Path(id): Path<String>) -> ApiResult {
+    unsupported_for(&containers, &id, "attaching over WebSocket")
 }
 
 async fn checkpoints() -> ApiResult {
     unsupported("checkpoints")
 }
 
-async fn commit(State(engine): App, params: crate::extract::Params) -> ApiResult {
+async fn commit(
+    State(containers): Service<Containers>,
+    params: crate::extract::Params,
+) -> ApiResult {
     unsupported_for(
-        &engine,
+        &containers,
         params.text("container"),
         "creating images from containers",
     )

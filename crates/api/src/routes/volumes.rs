@@ -1,5 +1,7 @@
 //! Routes of `/volumes/…`.
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::extract::{Extension, Path, State};
 use axum::http::{StatusCode, header};
@@ -7,19 +9,18 @@ use axum::response::{IntoResponse, Response};
 use whelk_api_types::{
     VolumeCopyRequest, VolumeCreateRequest, VolumeListResponse, VolumePruneResponse,
 };
-use whelk_engine::containers::CopyVolume;
-use whelk_engine::volumes::{CreateVolume, FILTERS, PRUNE_FILTERS};
-use whelk_engine::{Engine, Error};
+use whelk_engine::Error;
+use whelk_engine::containers::{Containers, CopyVolume};
+use whelk_engine::volumes::{CreateVolume, FILTERS, PRUNE_FILTERS, Volumes};
 
-use super::{App, blocking, json as json_response, no_content, ok};
+use super::{Service, blocking, json as json_response, no_content, ok};
 use crate::error::{ApiError, ApiResult, message};
 use crate::extract::{Json, Params, RequestBody};
 use crate::version::{self, ApiVersion};
 use crate::{stream, wire};
 
-pub(super) async fn list(State(engine): App, params: Params) -> ApiResult {
+pub(super) async fn list(State(volumes): Service<Volumes>, params: Params) -> ApiResult {
     let filters = params.filters(FILTERS)?;
-    let volumes = engine.volumes.clone();
     let (found, warnings) = blocking(move || volumes.show_all(&filters)).await?;
     Ok(ok(&VolumeListResponse {
         volumes: found.into_iter().map(wire::volume).collect(),
@@ -27,8 +28,10 @@ pub(super) async fn list(State(engine): App, params: Params) -> ApiResult {
     }))
 }
 
-pub(super) async fn inspect(State(engine): App, Path(name): Path<String>) -> ApiResult {
-    let volumes = engine.volumes.clone();
+pub(super) async fn inspect(
+    State(volumes): Service<Volumes>,
+    Path(name): Path<String>,
+) -> ApiResult {
     Ok(ok(&wire::volume(
         blocking(move || volumes.show(&name)).await?,
     )))
@@ -38,7 +41,10 @@ impl RequestBody for VolumeCreateRequest {
     const GO_TYPE: &'static str = "volume.CreateOptions";
 }
 
-pub(super) async fn create(State(engine): App, Json(body): Json<VolumeCreateRequest>) -> ApiResult {
+pub(super) async fn create(
+    State(volumes): Service<Volumes>,
+    Json(body): Json<VolumeCreateRequest>,
+) -> ApiResult {
     if body.cluster_volume_spec.is_some() {
         return Err(Error::Unsupported(
             "cluster volumes: not available in this version of whelk".into(),
@@ -52,7 +58,6 @@ pub(super) async fn create(State(engine): App, Json(body): Json<VolumeCreateRequ
         labels: body.labels.unwrap_or_default(),
         ephemeral: false,
     };
-    let volumes = engine.volumes.clone();
     let made = blocking(move || {
         volumes
             .create(request)
@@ -63,18 +68,20 @@ pub(super) async fn create(State(engine): App, Json(body): Json<VolumeCreateRequ
 }
 
 pub(super) async fn delete(
-    State(engine): App,
+    State(volumes): Service<Volumes>,
     Path(name): Path<String>,
     params: Params,
 ) -> ApiResult {
-    let (volumes, force) = (engine.volumes.clone(), params.flag("force"));
+    let force = params.flag("force");
     blocking(move || volumes.remove(&name, force)).await?;
     Ok(no_content())
 }
 
 /// Returns a volume's content as a tar archive. Not part of Docker's API.
-pub(super) async fn export(State(engine): App, Path(name): Path<String>) -> ApiResult {
-    let volumes = engine.volumes.clone();
+pub(super) async fn export(
+    State(volumes): Service<Volumes>,
+    Path(name): Path<String>,
+) -> ApiResult {
     let held = blocking(move || volumes.hold(&name)).await?;
     let body = stream::written(move |output| held.export(output));
     Ok(([(header::CONTENT_TYPE, "application/x-tar")], body).into_response())
@@ -82,8 +89,12 @@ pub(super) async fn export(State(engine): App, Path(name): Path<String>) -> ApiR
 
 /// Unpacks a plain or compressed tar archive into a volume, which is created if it does not exist.
 /// Not part of Docker's API.
-pub(super) async fn import(State(engine): App, Path(name): Path<String>, body: Body) -> ApiResult {
-    let (volumes, reader) = (engine.volumes.clone(), stream::reader(body));
+pub(super) async fn import(
+    State(volumes): Service<Volumes>,
+    Path(name): Path<String>,
+    body: Body,
+) -> ApiResult {
+    let reader = stream::reader(body);
     let filled = blocking(move || {
         volumes
             .import(&name, reader)
@@ -99,24 +110,27 @@ impl RequestBody for VolumeCopyRequest {
 
 /// Creates a volume with another volume's content. Not part of Docker's API.
 pub(super) async fn copy(
-    State(engine): App,
+    State(containers): Service<Containers>,
+    State(volumes): Service<Volumes>,
     Path(source): Path<String>,
     Json(body): Json<VolumeCopyRequest>,
 ) -> ApiResult {
-    make_copy(&engine, source, body, false).await
+    make_copy(&containers, volumes, source, body, false).await
 }
 
 /// Creates a read-only volume with another volume's current content. Not part of Docker's API.
 pub(super) async fn snapshot(
-    State(engine): App,
+    State(containers): Service<Containers>,
+    State(volumes): Service<Volumes>,
     Path(source): Path<String>,
     Json(body): Json<VolumeCopyRequest>,
 ) -> ApiResult {
-    make_copy(&engine, source, body, true).await
+    make_copy(&containers, volumes, source, body, true).await
 }
 
 async fn make_copy(
-    engine: &Engine,
+    containers: &Arc<Containers>,
+    volumes: Arc<Volumes>,
     source: String,
     body: VolumeCopyRequest,
     snapshot: bool,
@@ -129,8 +143,7 @@ async fn make_copy(
     if name.is_empty() {
         return Err(ApiError::invalid("the name of the new volume is empty"));
     }
-    let record = engine
-        .containers
+    let record = containers
         .copy_volume(CopyVolume {
             source,
             name,
@@ -139,7 +152,6 @@ async fn make_copy(
             pause,
         })
         .await?;
-    let volumes = engine.volumes.clone();
     let made = blocking(move || volumes.show_record(record)).await?;
     Ok(json_response(StatusCode::CREATED, &wire::volume(made)))
 }
@@ -151,7 +163,7 @@ pub(super) async fn update() -> Response {
 }
 
 pub(super) async fn prune(
-    State(engine): App,
+    State(volumes): Service<Volumes>,
     Extension(version): Extension<ApiVersion>,
     params: Params,
 ) -> ApiResult {
@@ -159,7 +171,6 @@ pub(super) async fn prune(
     let all = filters
         .flag("all")?
         .unwrap_or(version::prune_takes_named_volumes(version));
-    let volumes = engine.volumes.clone();
     let (removed, reclaimed) = blocking(move || volumes.prune(&filters, all)).await?;
     Ok(ok(&VolumePruneResponse {
         volumes_deleted: removed,

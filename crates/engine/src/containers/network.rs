@@ -133,21 +133,6 @@ impl Containers {
         }
     }
 
-    /// Returns the names of all networks that a container, running or not, has an endpoint in.
-    pub fn networks_in_use(&self) -> std::collections::HashSet<String> {
-        self.all()
-            .iter()
-            .flat_map(|container| {
-                container
-                    .record()
-                    .networks
-                    .keys()
-                    .cloned()
-                    .collect::<Vec<_>>()
-            })
-            .collect()
-    }
-
     /// Applies `change` to a copy of a container's record, copies endpoints and ports back, and
     /// updates the files of a running container.
     async fn change_networks(

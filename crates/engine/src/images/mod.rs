@@ -17,7 +17,7 @@ use crate::records::ImageRecord;
 use crate::store::RecordStore;
 
 pub use list::{FILTERS, ImageSummary};
-pub use remove::Removed;
+pub use remove::{ImageUser, Removed};
 pub use transfer::Renamed;
 
 /// An image the engine has.

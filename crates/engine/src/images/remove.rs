@@ -20,6 +20,14 @@ pub enum Removed {
     DeletedLayer(Digest),
 }
 
+/// A container that was created from an image or mounts it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageUser {
+    /// Its id.
+    pub container: String,
+    pub is_running: bool,
+}
+
 impl Images {
     /// Removes a name of an image, or with its last name the image.
     ///
@@ -28,12 +36,12 @@ impl Images {
     /// # Errors
     /// Returns [`Error::Conflict`] if a container uses the image and `force` does not allow the
     /// removal, and [`Error::NotFound`] if the image is not for `platform`.
-    pub fn remove(
+    pub(crate) fn remove(
         &self,
         name: &str,
         force: bool,
         platform: Option<&Platform>,
-        users: impl Fn(&Digest) -> Vec<(String, bool)>,
+        users: impl Fn(&Digest) -> Vec<ImageUser>,
     ) -> Result<Vec<Removed>> {
         if name.trim().is_empty() {
             return Err(Error::invalid("image name cannot be blank"));
@@ -53,7 +61,7 @@ impl Images {
         &self,
         name: &str,
         force: bool,
-        users: impl Fn(&Digest) -> Vec<(String, bool)>,
+        users: impl Fn(&Digest) -> Vec<ImageUser>,
     ) -> Result<Vec<Removed>> {
         let pins = self.pins.lock().ignore_poison();
         let image = self.find(name)?;
@@ -164,11 +172,11 @@ impl Images {
     ///
     /// # Errors
     /// Returns an error if the store fails.
-    pub fn prune(
+    pub(crate) fn prune(
         &self,
         all: bool,
         filters: &Filters,
-        users: impl Fn(&Digest) -> Vec<(String, bool)>,
+        users: impl Fn(&Digest) -> Vec<ImageUser>,
     ) -> Result<(Vec<Removed>, u64)> {
         let before = until(filters)?;
         let mut removed = Vec::new();
@@ -225,21 +233,21 @@ fn check_conflicts(
     names: &[String],
     by_id: bool,
     force: bool,
-    users: &[(String, bool)],
+    users: &[ImageUser],
 ) -> Result<()> {
     let short = &image.id.hex()[..12];
     let user = |running: bool| {
         users
             .iter()
-            .find(|(_, runs)| *runs == running)
-            .map(|(user, _)| &user[..12])
+            .find(|user| user.is_running == running)
+            .map(|user| &user.container[..12])
     };
     let conflict = |text: String| Err(Error::conflict(format!("conflict: unable to {text}")));
     if !by_id {
         return match users.first().filter(|_| !force && names.len() <= 1) {
-            Some((user, _)) => conflict(format!(
+            Some(user) => conflict(format!(
                 "remove repository reference {name:?} (must force) - container {} is using its referenced image {short}",
-                &user[..12]
+                &user.container[..12]
             )),
             None => Ok(()),
         };

@@ -89,19 +89,14 @@ impl Networks {
         Ok(())
     }
 
-    /// Removes all unused networks that match and returns their names. `in_use` returns whether a
-    /// stopped container uses a network.
-    pub fn prune(
-        &self,
-        matches: impl Fn(&NetworkRecord) -> bool,
-        in_use: impl Fn(&NetworkRecord) -> bool,
-    ) -> Vec<String> {
+    /// Removes the networks that match and that no running container uses. Returns their names.
+    pub(crate) fn prune(&self, matches: impl Fn(&NetworkRecord) -> bool) -> Vec<String> {
         let candidates: Vec<NetworkRecord> = self
             .state()
             .values()
             .filter(|network| network.members.is_empty() && !network.record.is_predefined())
             .map(|network| network.record.clone())
-            .filter(|record| matches(record) && !in_use(record))
+            .filter(|record| matches(record))
             .collect();
         candidates
             .into_iter()
