@@ -12,6 +12,7 @@ BINDIR ?= $(PREFIX)/bin
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 TARGET ?= $(or $(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET)/$(HOST)/release/whelk
+SKIPPED := $(abspath $(TARGET))/skipped
 IMAGES ?= $(HOME)/.cache/whelk/images
 
 .PHONY: all setup release demo test test-vm test-fresh check bench install install-systemd
@@ -30,7 +31,9 @@ demo: release
 test: setup
 	tests/images/make $(IMAGES)
 	cargo build --locked -p whelk
-	cargo test --locked --workspace --no-fail-fast
+	rm -f $(SKIPPED)
+	WHELK_SKIPPED=$(SKIPPED) cargo test --locked --workspace --no-fail-fast
+	scripts/skips $(SKIPPED)
 	scripts/fuzz run 5
 
 test-vm: setup

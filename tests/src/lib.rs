@@ -12,6 +12,7 @@
 //! | `WHELK_TEST_DIR` | directory for the engines' data (default: `/var/tmp`) |
 //! | `WHELK_TOOLS` | where `scripts/setup` unpacked the docker CLI (default: `~/.cache/whelk/tools`) |
 //! | `WHELK_TEST_IMAGES` | directory of the images, built when missing (default: `~/.cache/whelk/images`) |
+//! | `WHELK_SKIPPED` | file that a line is appended to for each test that is skipped (default: standard output) |
 //! | `WHELK_TEST_KEEP` | if set, the directories of failed tests are kept |
 #![forbid(unsafe_code)]
 #![allow(clippy::disallowed_methods, reason = "tests panic on errors")]
@@ -31,6 +32,7 @@ mod leftovers;
 mod private_host;
 mod pty;
 pub mod serving;
+mod skips;
 pub mod tar;
 
 use std::path::PathBuf;
@@ -43,6 +45,7 @@ pub use http::{Connection, Response, escape};
 pub use leftovers::sweep;
 pub use private_host::private_host;
 pub use pty::Pty;
+pub use skips::record_skip;
 
 /// How long an expected event may take before the test fails.
 pub const PATIENCE: Duration = Duration::from_secs(30);
