@@ -1,13 +1,14 @@
-//! Which crate may use which: the table of ARCHITECTURE.md, proven.
+//! Which crate may use which: the table of ARCHITECTURE.md, proven. The same for the modules of the
+//! crate `engine`.
 #![allow(
     clippy::expect_used,
     clippy::disallowed_methods,
     reason = "a test says why it fails by failing"
 )]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
 
@@ -50,6 +51,115 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     ("text", &["tokio", "hyper", "axum"]),
     ("gotemplate", &["tokio", "hyper", "axum"]),
     ("engine", &["hyper", "axum"]),
+];
+
+/// Each module of the engine with the modules that it may use. All of them are in rows above its
+/// own, so that there are no circles.
+const MODULES: &[(&str, &[&str])] = &[
+    ("error", &[]),
+    ("events", &[]),
+    ("random_names", &["error"]),
+    ("rollback", &["error"]),
+    ("filters", &["error", "events"]),
+    ("model", &["error"]),
+    ("host", &["model"]),
+    ("instance", &["error", "model"]),
+    ("logging", &["error", "model"]),
+    ("security", &["error", "model"]),
+    ("mounts", &["error", "model", "security"]),
+    ("shims", &["error", "instance"]),
+    ("records", &["error", "model", "mounts"]),
+    (
+        "store",
+        &["error", "events", "instance", "model", "records"],
+    ),
+    (
+        "images",
+        &["error", "events", "filters", "records", "store"],
+    ),
+    (
+        "volumes",
+        &[
+            "error",
+            "events",
+            "filters",
+            "instance",
+            "model",
+            "random_names",
+            "records",
+            "store",
+        ],
+    ),
+    (
+        "networks",
+        &[
+            "error",
+            "events",
+            "filters",
+            "instance",
+            "model",
+            "random_names",
+            "rollback",
+            "shims",
+            "store",
+        ],
+    ),
+    (
+        "validate",
+        &[
+            "error",
+            "host",
+            "logging",
+            "model",
+            "mounts",
+            "networks",
+            "random_names",
+            "security",
+        ],
+    ),
+    (
+        "spec",
+        &[
+            "error", "instance", "model", "mounts", "security", "validate",
+        ],
+    ),
+    (
+        "containers",
+        &[
+            "error",
+            "events",
+            "filters",
+            "host",
+            "images",
+            "instance",
+            "logging",
+            "model",
+            "mounts",
+            "networks",
+            "random_names",
+            "records",
+            "rollback",
+            "security",
+            "shims",
+            "spec",
+            "store",
+            "validate",
+            "volumes",
+        ],
+    ),
+    (
+        "usage",
+        &[
+            "containers",
+            "error",
+            "filters",
+            "images",
+            "model",
+            "networks",
+        ],
+    ),
+    // A part of the crate's root: it describes the whole engine.
+    ("system", &["", "model"]),
 ];
 
 /// What each crate uses when it is built, for whatever machine; what only its tests use is left
@@ -152,4 +262,143 @@ fn unsafe_code_is_in_sys_only() {
             "{name} does not forbid unsafe code"
         );
     }
+}
+
+/// Returns the directory of the engine's modules.
+fn engine() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/engine/src")
+}
+
+/// Returns the names of the engine's modules, each with its files.
+fn modules() -> BTreeMap<String, Vec<PathBuf>> {
+    let mut modules: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
+    let mut directories = vec![engine()];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).expect("a directory of modules") {
+            let path = entry.expect("entry").path();
+            if path.is_dir() {
+                directories.push(path);
+                continue;
+            }
+            let inside = path.strip_prefix(engine()).expect("a path below src");
+            let first = inside.iter().next().expect("a name").to_string_lossy();
+            let module = first.strip_suffix(".rs").unwrap_or(&first).to_owned();
+            modules.entry(module).or_default().push(path);
+        }
+    }
+    modules.remove("lib");
+    modules
+}
+
+/// Returns the first names of the paths that begin with `prefix` in a source text: of `a::b` and
+/// of both in `{a, b::{c, d}}`.
+fn paths_from(text: &str, prefix: &str) -> BTreeSet<String> {
+    let word = |character: char| character.is_alphanumeric() || character == '_';
+    let name = |text: &str| -> String { text.chars().take_while(|next| word(*next)).collect() };
+    let mut found = BTreeSet::new();
+    for (at, _) in text.match_indices(prefix) {
+        let before = text[..at].chars().next_back();
+        if before.is_some_and(|before| word(before) || before == ':') {
+            continue;
+        }
+        let rest = &text[at + prefix.len()..];
+        let Some(group) = rest.strip_prefix('{') else {
+            found.insert(name(rest));
+            continue;
+        };
+        let (mut depth, mut is_first) = (0, true);
+        for (at, character) in group.char_indices() {
+            match character {
+                '{' => depth += 1,
+                '}' if depth == 0 => break,
+                '}' => depth -= 1,
+                ',' if depth == 0 => is_first = true,
+                character if is_first && word(character) => {
+                    found.insert(name(&group[at..]));
+                    is_first = false;
+                }
+                _ => {}
+            }
+        }
+    }
+    found
+}
+
+/// Returns what a file of the engine uses of the crate: modules, and an empty name for anything
+/// that is defined in the crate's root. Tests at its end are left out, as are comments.
+fn used_by(file: &Path, modules: &BTreeMap<String, Vec<PathBuf>>) -> BTreeSet<String> {
+    let text = fs::read_to_string(file).expect("a source file");
+    let text = text.split("#[cfg(test)]\nmod tests {").next();
+    let code: Vec<&str> = text
+        .expect("the part before the tests")
+        .lines()
+        .map(|line| line.split("//").next().unwrap_or(line))
+        .collect();
+    let code = code.join("\n");
+    let inside = file.strip_prefix(engine()).expect("a path below src");
+    let is_directory = inside.ends_with("mod.rs");
+    let to_root = "super::".repeat(inside.iter().count() - usize::from(is_directory));
+    let mut used = paths_from(&code, "crate::");
+    used.extend(paths_from(&code, &to_root));
+    used.into_iter()
+        .map(|name| {
+            if modules.contains_key(&name) {
+                name
+            } else {
+                String::new()
+            }
+        })
+        .collect()
+}
+
+#[test]
+fn modules_of_the_engine_use_only_what_the_table_allows() {
+    let modules = modules();
+    for (module, files) in &modules {
+        let (_, allowed) = MODULES
+            .iter()
+            .find(|(name, _)| name == module)
+            .unwrap_or_else(|| panic!("the table of the engine's modules lacks {module}"));
+        for file in files {
+            for used in used_by(file, &modules) {
+                assert!(
+                    used == *module || allowed.contains(&used.as_str()),
+                    "{} uses {}: change the table if that is meant",
+                    file.display(),
+                    if used.is_empty() {
+                        "the crate's root"
+                    } else {
+                        &used
+                    },
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn modules_of_the_engine_have_no_circles() {
+    let mut above = BTreeSet::from([""]);
+    for (module, allowed) in MODULES {
+        for used in *allowed {
+            assert!(
+                above.contains(used),
+                "{module} uses {used}, which is not above it"
+            );
+        }
+        above.insert(module);
+    }
+}
+
+#[test]
+fn finds_the_paths_of_a_source_text() {
+    let check = |text: &str, expected: &[&str]| {
+        let found = paths_from(text, "crate::");
+        assert_eq!(found.iter().collect::<Vec<_>>(), expected, "{text}");
+    };
+    check("use crate::store::Store;", &["store"]);
+    check("x(crate::a::b(), crate::c)", &["a", "c"]);
+    check("use crate::{a, b::{c, d}, e::f};", &["a", "b", "e"]);
+    check("pub(in crate::volumes) fn f() {}", &["volumes"]);
+    check("use other_crate::a; use whelk::crate::b;", &[]);
 }

@@ -8,11 +8,16 @@ use whelk_sys::overlay::{self, Writable};
 
 use crate::error::{Error, Result};
 use crate::model::{LogConfig, LogDriver};
-use crate::networks::NetworkDefaults;
-use crate::spec::OpenFiles;
+
+mod network_defaults;
+
+pub use network_defaults::NetworkDefaults;
 
 /// The instance name used when none is given.
 pub const DEFAULT_INSTANCE: &str = "whelk";
+
+/// The name of the store's database in the root directory.
+pub(crate) const STORE_FILE: &str = "store.db";
 
 /// `f_type` of overlayfs (statfs(2)).
 const OVERLAYFS_SUPER_MAGIC: rustix::fs::FsWord = 0x794c_7630;
@@ -36,6 +41,13 @@ pub struct Instance {
     pub networks: NetworkDefaults,
     /// The default `RLIMIT_NOFILE` of containers: the limit that the engine was started with.
     pub open_files: OpenFiles,
+}
+
+/// The soft and hard limit of open files (`RLIMIT_NOFILE`).
+#[derive(Clone, Copy, Debug)]
+pub struct OpenFiles {
+    pub soft: u64,
+    pub hard: u64,
 }
 
 impl Instance {
@@ -187,7 +199,7 @@ impl Instance {
     }
 
     pub fn database(&self) -> PathBuf {
-        self.root.join(crate::store::FILE)
+        self.root.join(STORE_FILE)
     }
 }
 

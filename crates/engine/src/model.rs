@@ -7,13 +7,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use whelk_network::port::PortMapping;
 
-use crate::mounts::MountPlan;
-use crate::networks::Endpoint;
+use mount::MountPlan;
+use network::Endpoint;
 
 mod kind;
 mod mode;
+pub mod mount;
+pub mod network;
 mod port;
 mod restart;
+pub mod volume;
 
 pub use kind::{HealthTest, Isolation, LogDriver, MountKind};
 pub use mode::{CgroupnsMode, IpcMode, NetworkMode, PidMode, UsernsMode, UtsMode};

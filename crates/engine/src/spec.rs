@@ -12,6 +12,7 @@ use whelk_runtime::spec::{
 };
 
 use crate::error::{Error, Result};
+use crate::instance::OpenFiles;
 use crate::model::{
     CgroupnsMode, Config, DeviceMapping, HostConfig, IpcMode, NetworkMode, PidMode, UtsMode,
 };
@@ -154,13 +155,6 @@ pub(crate) fn cgroup_path(host: &HostConfig, default_parent: &str, id: &str) -> 
         &host.cgroup_parent
     };
     crate::mounts::clean(&format!("{parent}/{id}"))
-}
-
-/// The soft and hard limit of open files (`RLIMIT_NOFILE`).
-#[derive(Clone, Copy, Debug)]
-pub struct OpenFiles {
-    pub soft: u64,
-    pub hard: u64,
 }
 
 /// Returns the resource limits of a container's processes. `RLIMIT_NOFILE` is always set: the

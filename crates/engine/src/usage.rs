@@ -11,9 +11,9 @@ use crate::error::Result;
 use crate::filters::Filters;
 use crate::images::{ImageUser, Images, Removed};
 use crate::model::ContainerRecord;
-use crate::mounts::MountPlan;
+use crate::model::mount::MountPlan;
+use crate::model::network::NetworkRecord;
 use crate::networks::Networks;
-use crate::networks::model::NetworkRecord;
 
 /// Knows what uses images and networks.
 #[derive(Debug)]

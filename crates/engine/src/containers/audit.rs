@@ -24,7 +24,7 @@ use crate::store::{Found, damaged, read_copy};
 /// Returns an error if the store lacks such a container, or if there is such a volume.
 pub(crate) async fn audit(instance: &Instance, store: &Found) -> Result<()> {
     let is_known = |name: &str| store.volumes.contains(name);
-    crate::volumes::refuse_newer(&instance.volumes_dir(), is_known)?;
+    crate::records::refuse_newer_volumes(&instance.volumes_dir(), is_known)?;
     let known = &store.containers;
     let mut lost = Vec::new();
     for (id, _) in unknown(&instance.run.join("containers"), |id| known.contains(id))? {

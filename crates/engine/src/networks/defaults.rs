@@ -2,7 +2,6 @@
 //! networks.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
 use ipnet::IpNet;
 use whelk_network::ipam::Pool;
@@ -12,61 +11,7 @@ use super::create::{CreateNetwork, MIN_IPV6_MTU};
 use super::model::{Ipam, IpamConfig, NetworkRecord, option};
 use super::stack::default_bridge;
 use crate::error::{Error, Result};
-use crate::instance::Instance;
-
-/// The network settings, which Docker's daemon.json calls `bip`, `fixed-cidr`,
-/// `default-address-pools` and so on.
-#[derive(Clone, Debug)]
-pub struct NetworkDefaults {
-    /// The default bridge's own addresses with the prefix lengths of its subnets, at most one per
-    /// family.
-    pub bridge_addresses: Vec<IpNet>,
-    /// The ranges of dynamic addresses on the default network, at most one per family.
-    pub ranges: Vec<IpNet>,
-    /// Whether the default network has IPv6 enabled.
-    pub ipv6: bool,
-    /// The pools to allocate subnets from; empty for the defaults.
-    pub pools: Vec<Pool>,
-    /// Default options of new networks, by driver.
-    pub options: BTreeMap<String, BTreeMap<String, String>>,
-    /// The default network's MTU in bytes.
-    pub mtu: Option<u32>,
-    /// Whether containers on the default network can reach each other.
-    pub icc: bool,
-    /// Whether outgoing traffic of the default network is masqueraded.
-    pub masquerade: bool,
-    /// Whether the engine enables packet forwarding where it is disabled.
-    pub forward: bool,
-    /// The default host address for published ports of the default network.
-    pub binding: Option<IpAddr>,
-    /// The address that `host-gateway` is replaced with.
-    pub host_gateway: Option<IpAddr>,
-    /// DNS servers, search list and options of containers without their own.
-    pub servers: Vec<IpAddr>,
-    pub search: Vec<String>,
-    pub resolver_options: Vec<String>,
-}
-
-impl Default for NetworkDefaults {
-    fn default() -> Self {
-        Self {
-            bridge_addresses: Vec::new(),
-            ranges: Vec::new(),
-            ipv6: false,
-            pools: Vec::new(),
-            options: BTreeMap::new(),
-            mtu: None,
-            icc: true,
-            masquerade: true,
-            forward: true,
-            binding: None,
-            host_gateway: None,
-            servers: Vec::new(),
-            search: Vec::new(),
-            resolver_options: Vec::new(),
-        }
-    }
-}
+use crate::instance::{Instance, NetworkDefaults};
 
 /// The smallest MTU of IPv4 (RFC 791), and the largest packet, in bytes.
 const MTU: std::ops::RangeInclusive<u32> = 68..=65_535;

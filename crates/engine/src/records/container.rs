@@ -10,8 +10,8 @@ use whelk_network::port::{PortMapping, Protocol};
 use super::set::optional as optional_set;
 use super::stored::{Stored, forms};
 use super::{SCHEMA_VERSION, set, stored, text};
-use crate::networks::model as network;
-use crate::{model, mounts};
+use crate::model::network;
+use crate::model::{self, mount};
 
 forms! {
     Config => model::Config,
@@ -527,7 +527,7 @@ struct ContainerRecord {
     #[serde(default, with = "stored")]
     networks: BTreeMap<String, network::Endpoint>,
     #[serde(default, with = "stored")]
-    mounts: Vec<mounts::MountPlan>,
+    mounts: Vec<mount::MountPlan>,
     #[serde(default, with = "stored")]
     ports: Vec<PortMapping>,
 }

@@ -31,7 +31,10 @@ pub(crate) use image::ImageRecord;
 pub(crate) use migrations::{SCHEMA_VERSION, create_tables};
 pub(crate) use stored::Stored;
 use stored::{Read, Written};
-pub(crate) use volume::{describe_volume, described_volume};
+pub(crate) use volume::{
+    DESCRIPTION, describe_volume, read_description as read_volume_description,
+    refuse_newer as refuse_newer_volumes,
+};
 
 /// Returns the error for a root that a newer engine has written.
 pub(crate) fn newer(what: &str, found: u32) -> Error {

@@ -4,18 +4,18 @@ use serde::{Deserialize, Serialize};
 
 use super::stored;
 use super::stored::forms;
-use crate::mounts;
-use crate::volumes::CreateVolume;
+use crate::model::mount;
+use crate::model::volume::CreateVolume;
 
 forms! {
-    Source => mounts::Source,
-    ImageUse => mounts::ImageUse,
-    VolumeUse => mounts::VolumeUse,
-    MountPlan => mounts::MountPlan,
+    Source => mount::Source,
+    ImageUse => mount::ImageUse,
+    VolumeUse => mount::VolumeUse,
+    MountPlan => mount::MountPlan,
 }
 
 #[derive(Serialize, Deserialize)]
-#[serde(remote = "mounts::Source")]
+#[serde(remote = "mount::Source")]
 enum Source {
     Bind {
         path: String,
@@ -23,13 +23,13 @@ enum Source {
         #[serde(default)]
         map_user: bool,
     },
-    Volume(#[serde(with = "stored")] mounts::VolumeUse),
-    Image(#[serde(with = "stored")] mounts::ImageUse),
+    Volume(#[serde(with = "stored")] mount::VolumeUse),
+    Image(#[serde(with = "stored")] mount::ImageUse),
     Tmpfs,
 }
 
 #[derive(Serialize, Deserialize)]
-#[serde(remote = "mounts::ImageUse")]
+#[serde(remote = "mount::ImageUse")]
 struct ImageUse {
     name: String,
     id: String,
@@ -37,7 +37,7 @@ struct ImageUse {
 }
 
 #[derive(Serialize, Deserialize)]
-#[serde(remote = "mounts::VolumeUse")]
+#[serde(remote = "mount::VolumeUse")]
 struct VolumeUse {
     name: String,
     subpath: String,
@@ -48,10 +48,10 @@ struct VolumeUse {
 }
 
 #[derive(Serialize, Deserialize)]
-#[serde(remote = "mounts::MountPlan")]
+#[serde(remote = "mount::MountPlan")]
 struct MountPlan {
     #[serde(with = "stored")]
-    source: mounts::Source,
+    source: mount::Source,
     target: String,
     options: Vec<String>,
     read_only: bool,

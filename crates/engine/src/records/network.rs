@@ -6,8 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::stored::forms;
 use super::{stored, text};
-use crate::networks::NetworkDriverKind;
-use crate::networks::model as network;
+use crate::model::network::{self, NetworkDriverKind};
 
 forms! {
     NetworkRecord => network::NetworkRecord,

@@ -4,19 +4,24 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use whelk_sys::fs;
 
 use super::stored::{Read, Written, forms};
-use super::{SCHEMA_VERSION, Unreadable, to_text};
+use super::{SCHEMA_VERSION, Unreadable, newer, to_text};
 use crate::error::Result;
-use crate::volumes;
+use crate::model::volume;
 
-forms! { VolumeRecord => volumes::VolumeRecord }
+/// The file beside a volume's data with a copy of its record, from which a volume without a record
+/// is restored.
+pub(crate) const DESCRIPTION: &str = "volume.json";
+
+forms! { VolumeRecord => volume::VolumeRecord }
 
 #[derive(Serialize, Deserialize)]
 #[serde(
     rename_all = "PascalCase",
     default = "Default::default",
-    remote = "volumes::VolumeRecord"
+    remote = "volume::VolumeRecord"
 )]
 struct VolumeRecord {
     name: String,
@@ -37,11 +42,11 @@ struct Description<'a> {
     #[serde(rename = "Version")]
     version: u32,
     #[serde(flatten)]
-    record: Written<'a, volumes::VolumeRecord>,
+    record: Written<'a, volume::VolumeRecord>,
 }
 
 /// Returns the text of `volume.json`.
-pub(crate) fn describe_volume(record: &volumes::VolumeRecord) -> Result<String> {
+pub(crate) fn describe_volume(record: &volume::VolumeRecord) -> Result<String> {
     to_text(&Description {
         version: SCHEMA_VERSION,
         record: Written(record),
@@ -49,9 +54,7 @@ pub(crate) fn describe_volume(record: &volumes::VolumeRecord) -> Result<String> 
 }
 
 /// Reads `volume.json`.
-pub(crate) fn described_volume(
-    text: &[u8],
-) -> std::result::Result<volumes::VolumeRecord, Unreadable> {
+fn described_volume(text: &[u8]) -> std::result::Result<volume::VolumeRecord, Unreadable> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
     struct Versioned {
@@ -69,6 +72,42 @@ pub(crate) fn described_volume(
     }
 }
 
+/// Reads the record in a volume's directory. Returns `None` if there is no valid one.
+///
+/// # Errors
+/// Returns an error if a newer engine has written it.
+pub(crate) fn read_description(path: &Path) -> Result<Option<volume::VolumeRecord>> {
+    const LARGEST: u64 = 1 << 20;
+    let Ok(text) = fs::read_at_most(path, LARGEST) else {
+        return Ok(None);
+    };
+    match described_volume(&text) {
+        Ok(record) => Ok(Some(record)),
+        Err(Unreadable::Invalid(_)) => Ok(None),
+        Err(Unreadable::Newer(version)) => Err(newer(&path.display().to_string(), version)),
+    }
+}
+
+/// Checks the descriptions of the volumes below `directory` that are not known, which opening the
+/// volumes would restore.
+///
+/// # Errors
+/// Returns an error if a newer engine has written one.
+pub(crate) fn refuse_newer(directory: &Path, is_known: impl Fn(&str) -> bool) -> Result<()> {
+    if !fs::exists(directory) {
+        return Ok(());
+    }
+    for entry in fs::list(directory)? {
+        if let Ok(name) = entry.file_name().into_string()
+            && volume::check_name(&name).is_ok()
+            && !is_known(&name)
+        {
+            read_description(&entry.path().join(DESCRIPTION))?;
+        }
+    }
+    Ok(())
+}
+
 fn is_empty(path: &Path) -> bool {
     path.as_os_str().is_empty()
 }
@@ -81,7 +120,7 @@ mod tests {
 
     #[test]
     fn descriptions_of_newer_engines_are_not_read() {
-        let record = volumes::VolumeRecord {
+        let record = volume::VolumeRecord {
             name: "data".into(),
             driver: "local".into(),
             ..Default::default()

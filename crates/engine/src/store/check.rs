@@ -9,9 +9,10 @@ use rusqlite::config::DbConfig;
 use whelk_sys::fs;
 
 use crate::error::{Error, Result};
+use crate::instance::STORE_FILE;
 
 /// The name of the database in an engine's root directory.
-pub(crate) const FILE: &str = "store.db";
+pub(crate) const FILE: &str = STORE_FILE;
 /// The name of its write-ahead log, which remains after the engine's exit.
 pub(crate) const LOG: &str = "store.db-wal";
 

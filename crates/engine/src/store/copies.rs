@@ -246,7 +246,7 @@ fn read_rest(connection: &Connection) -> Result<Rest> {
     let volumes: Vec<Value> = values(all("SELECT name, record FROM volumes")?);
     rest.volumes = volumes
         .into_iter()
-        .filter(|volume| volume["Driver"] != crate::volumes::LOCAL)
+        .filter(|volume| volume["Driver"] != crate::model::volume::LOCAL)
         .collect();
     Ok(rest)
 }

@@ -29,9 +29,9 @@ use whelk_sys::fs;
 
 use crate::error::Result;
 use crate::model::ContainerRecord;
-use crate::networks::NetworkRecord;
+use crate::model::network::NetworkRecord;
+use crate::model::volume::VolumeRecord;
 use crate::records::{self, ImageRecord, SCHEMA_VERSION, Stored, encode};
-use crate::volumes::VolumeRecord;
 
 pub(crate) use check::{FILE, LOG, damaged};
 pub(crate) use copies::read_copy;
@@ -252,7 +252,7 @@ impl RecordStore {
 
     fn volume_changed(&self, record: &VolumeRecord) {
         // A local volume's directory has a copy of its record.
-        if record.driver != crate::volumes::LOCAL {
+        if record.driver != crate::model::volume::LOCAL {
             self.copies.put_rest();
         }
         self.committed(false);

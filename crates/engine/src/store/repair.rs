@@ -22,7 +22,6 @@ use crate::events::now;
 use crate::instance::lost_and_found;
 use crate::model::ContainerRecord;
 use crate::records::{self, ImageRecord, encode};
-use crate::volumes;
 
 /// A new store that is being created, and one that is complete.
 const UNFINISHED: &str = "store.db.unfinished";
@@ -61,7 +60,7 @@ pub fn repair(root: &Path) -> Result<Repaired> {
         let known: BTreeSet<&str> = (old.rest.volumes.iter())
             .filter_map(|volume| volume["Name"].as_str())
             .collect();
-        volumes::refuse_newer(&root.join("volumes"), |name| known.contains(name))?;
+        records::refuse_newer_volumes(&root.join("volumes"), |name| known.contains(name))?;
         let is_lost = |(id, found): (&String, &Found)| {
             found
                 .record

@@ -21,103 +21,24 @@ use whelk_sys::sync::IgnorePoison as _;
 use rustix::fs::{Mode, OFlags};
 use whelk_sys::{copy, fs, in_root};
 
+pub use crate::model::volume::{CreateVolume, LOCAL, VolumeRecord};
 pub use show::VolumeDetails;
 pub use transfer::Hold;
 
-use drivers::{Created, Drivers, SIZE, VolumeDriver, delete_directory};
+use drivers::{Created, Drivers, VolumeDriver, delete_directory};
 
 use crate::error::{Error, Result};
 use crate::events::{Events, now};
 use crate::filters::Filters;
 use crate::instance::Instance;
+use crate::model::volume::{ANONYMOUS, check_name};
 use crate::random_names;
-use crate::records::{self, Unreadable};
+use crate::records::{self, DESCRIPTION};
 use crate::store::RecordStore;
-
-/// A volume, as the store remembers it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct VolumeRecord {
-    pub name: String,
-    pub driver: String,
-    /// Nanoseconds since the epoch.
-    pub created_at: i64,
-    pub labels: Option<BTreeMap<String, String>>,
-    pub options: Option<BTreeMap<String, String>>,
-    /// Where its plugin last mounted its content.
-    pub(crate) mountpoint: PathBuf,
-    /// The users for which its plugin was asked to mount it and has not confirmed the unmount.
-    pub(crate) mounts: BTreeSet<String>,
-}
-
-impl VolumeRecord {
-    /// Returns whether it was created without a name, for one container.
-    pub fn is_anonymous(&self) -> bool {
-        self.labels
-            .as_ref()
-            .is_some_and(|labels| labels.contains_key(ANONYMOUS))
-    }
-
-    fn option(&self, key: &str) -> &str {
-        self.options
-            .as_ref()
-            .and_then(|options| options.get(key))
-            .map_or("", String::as_str)
-    }
-
-    /// Returns whether its content is in a directory of the engine, and not with a plugin.
-    pub fn is_local(&self) -> bool {
-        self.driver == LOCAL
-    }
-
-    /// Returns whether its content is somewhere else than in its directory, so that mounting,
-    /// unmounting or removing it can take long.
-    fn is_elsewhere(&self) -> bool {
-        self.is_mounted() || !self.is_local()
-    }
-
-    /// Returns whether it is a snapshot of another volume, which is read-only.
-    pub fn is_snapshot(&self) -> bool {
-        self.is_local() && !self.option(SNAPSHOT_OF).is_empty()
-    }
-
-    /// Returns its size limit; empty for none.
-    fn size(&self) -> &str {
-        if self.is_local() {
-            self.option(SIZE)
-        } else {
-            ""
-        }
-    }
-
-    /// Returns whether something is mounted on its directory: a file system, or a bind mount of
-    /// another directory.
-    fn is_mounted(&self) -> bool {
-        self.is_local() && !self.option("device").is_empty()
-    }
-}
-
-/// The label of anonymous volumes.
-const ANONYMOUS: &str = "com.docker.volume.anonymous";
-
-/// The option of a snapshot that names the volume it was made from.
-const SNAPSHOT_OF: &str = "snapshot-of";
 
 /// The filters of the volume list.
 pub const FILTERS: &[&str] = &["dangling", "driver", "label", "label!", "name"];
 pub const PRUNE_FILTERS: &[&str] = &["all", "label", "label!"];
-
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct CreateVolume {
-    /// Empty for an anonymous volume.
-    pub name: String,
-    /// Empty for `local`.
-    pub driver: String,
-    pub options: BTreeMap<String, String>,
-    pub labels: BTreeMap<String, String>,
-    /// The volume is created for a container that is removed when it ends (`--rm`), and removed
-    /// with it. If it is also anonymous it is not synced to disk: a power failure may lose both.
-    pub ephemeral: bool,
-}
 
 /// All volumes of an engine.
 #[derive(Debug)]
@@ -154,10 +75,6 @@ impl Volume {
         }
     }
 }
-
-/// The file beside a volume's data with a copy of its record, from which a volume without a record
-/// is restored.
-const DESCRIPTION: &str = "volume.json";
 
 /// The name prefix of directories that are not volumes yet, or no longer: volume names cannot begin
 /// with a dot.
@@ -230,13 +147,11 @@ impl Volumes {
                 continue;
             }
             if check_name(&name).is_ok() && !state.contains_key(&name) {
-                let record =
-                    read_description(&entry.path().join(DESCRIPTION))?.unwrap_or_else(|| {
-                        VolumeRecord {
-                            driver: LOCAL.into(),
-                            created_at: now(),
-                            ..VolumeRecord::default()
-                        }
+                let record = records::read_volume_description(&entry.path().join(DESCRIPTION))?
+                    .unwrap_or_else(|| VolumeRecord {
+                        driver: LOCAL.into(),
+                        created_at: now(),
+                        ..VolumeRecord::default()
                     });
                 let record = VolumeRecord {
                     name: name.clone(),
@@ -726,77 +641,6 @@ fn matches(filters: &Filters, record: &VolumeRecord, none: &BTreeMap<String, Str
         && filters.labels(record.labels.as_ref().unwrap_or(none))
 }
 
-/// Reads the record in a volume's directory. Returns `None` if there is no valid one.
-///
-/// # Errors
-/// Returns an error if a newer engine has written it.
-fn read_description(path: &std::path::Path) -> Result<Option<VolumeRecord>> {
-    const LARGEST: u64 = 1 << 20;
-    let Ok(text) = fs::read_at_most(path, LARGEST) else {
-        return Ok(None);
-    };
-    match records::described_volume(&text) {
-        Ok(record) => Ok(Some(record)),
-        Err(Unreadable::Invalid(_)) => Ok(None),
-        Err(Unreadable::Newer(version)) => {
-            Err(records::newer(&path.display().to_string(), version))
-        }
-    }
-}
-
-/// Checks the descriptions of the volumes below `directory` that are not known, which opening the
-/// volumes would restore.
-///
-/// # Errors
-/// Returns an error if a newer engine has written one.
-pub(crate) fn refuse_newer(
-    directory: &std::path::Path,
-    is_known: impl Fn(&str) -> bool,
-) -> Result<()> {
-    if !fs::exists(directory) {
-        return Ok(());
-    }
-    for entry in fs::list(directory)? {
-        if let Ok(name) = entry.file_name().into_string()
-            && check_name(&name).is_ok()
-            && !is_known(&name)
-        {
-            read_description(&entry.path().join(DESCRIPTION))?;
-        }
-    }
-    Ok(())
-}
-
-/// The built-in driver.
-pub const LOCAL: &str = "local";
-
 fn no_such_volume(name: &str) -> Error {
     Error::NotFound(format!("get {name}: no such volume"))
-}
-
-/// Rejects names that are not safe as part of a path, or that Docker would not accept.
-fn check_name(name: &str) -> Result<()> {
-    if name.len() == 1 {
-        return Err(Error::invalid(
-            "volume name is too short, names should be at least two alphanumeric characters",
-        ));
-    }
-    if name.len() > 255 {
-        return Err(Error::invalid(
-            "volume name is too long, names may have up to 255 characters",
-        ));
-    }
-    let valid = name
-        .bytes()
-        .next()
-        .is_some_and(|byte| byte.is_ascii_alphanumeric())
-        && name
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte));
-    if valid {
-        return Ok(());
-    }
-    Err(Error::invalid(format!(
-        "{name:?} includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path"
-    )))
 }

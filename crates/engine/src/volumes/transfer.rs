@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use whelk_sys::{copy, errno_text, fs};
 
-use super::drivers::SIZE;
-use super::{CreateVolume, SNAPSHOT_OF, VolumeRecord, Volumes};
+use super::{CreateVolume, VolumeRecord, Volumes};
 use crate::error::{Error, Result};
+use crate::model::volume::{ANONYMOUS, SIZE, SNAPSHOT_OF};
 use crate::random_names;
 
 /// Keeps a volume in use and mounted as long as it exists.
@@ -142,7 +142,7 @@ impl Volumes {
             ..CreateVolume::default()
         };
         request.labels = source.record.labels.clone().unwrap_or_default();
-        request.labels.remove(super::ANONYMOUS);
+        request.labels.remove(ANONYMOUS);
         request.labels.extend(labels);
         if !source.record.size().is_empty() {
             request

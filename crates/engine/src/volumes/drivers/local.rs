@@ -18,7 +18,9 @@ use whelk_sys::{errno_text, fs};
 
 use super::{Created, VolumeDriver, VolumeRecord, creating, quota};
 use crate::error::{Error, Result};
-use crate::volumes::{DATA, DESCRIPTION, STAGING_PREFIX};
+use crate::model::volume::SIZE;
+use crate::records::DESCRIPTION;
+use crate::volumes::{DATA, STAGING_PREFIX};
 use crate::{random_names, records};
 
 /// The built-in driver.
@@ -206,9 +208,6 @@ fn check(options: &BTreeMap<String, String>) -> Result<()> {
         Some(key) => Err(Error::invalid(format!("invalid option: {key:?}"))),
     }
 }
-
-/// The option that limits the size of a volume in bytes.
-pub(in crate::volumes) const SIZE: &str = "size";
 
 /// Parses a size such as `10m` and returns bytes; 0 is an error.
 fn parse_size(text: &str) -> Result<u64> {

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use whelk_plugin::SearchPaths;
 
-pub(super) use local::{Local, SIZE, delete_directory};
+pub(super) use local::{Local, delete_directory};
 pub(super) use plugin::{Described, Plugin};
 
 use local::Staged;

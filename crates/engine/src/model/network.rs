@@ -1,10 +1,12 @@
 //! Networks and endpoints. Their form on disk is in [`crate::records`].
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
 
 use ipnet::IpNet;
 
-use super::drivers::{Gateway, Joining, NetworkDriverKind};
+use crate::error::{Error, Result};
 
 /// A network: its settings, and what the engine remembers about it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -150,11 +152,6 @@ impl NetworkRecord {
             .collect()
     }
 
-    /// Returns whether containers get addresses in it.
-    pub fn has_subnets(&self) -> bool {
-        self.driver.facts().joining == Joining::Interface
-    }
-
     /// Returns whether containers are reached by their own addresses instead of ports of the host
     /// (gateway mode `routed`).
     pub fn is_routed(&self, ipv4: bool) -> bool {
@@ -170,11 +167,6 @@ impl NetworkRecord {
         self.option(option::MTU)
             .and_then(|text| text.parse().ok())
             .unwrap_or(0)
-    }
-
-    /// Returns what the default route of its endpoints leads to, for one address family.
-    pub(super) fn gateway(&self, ipv4: bool) -> Gateway {
-        self.driver.driver().gateway(self, ipv4)
     }
 
     /// Returns whether containers can reach each other.
@@ -199,6 +191,70 @@ impl NetworkRecord {
     }
 }
 
+/// The drivers of networks. Their names are matched here only; what they do is in `networks::drivers`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum NetworkDriverKind {
+    /// A bridge on the host, which routes and masquerades what its containers send to the outside.
+    #[default]
+    Bridge,
+    /// Interfaces with hardware addresses of their own on an interface of the host.
+    Macvlan,
+    /// Interfaces that share the hardware address of an interface of the host.
+    Ipvlan,
+    /// The host's network namespace. Its only network is `host`.
+    Host,
+    /// A network namespace with nothing but a loopback interface. Its only network is `none`.
+    Null,
+}
+
+impl NetworkDriverKind {
+    /// All drivers, in the order of their names.
+    pub const ALL: [Self; 5] = [
+        Self::Bridge,
+        Self::Host,
+        Self::Ipvlan,
+        Self::Macvlan,
+        Self::Null,
+    ];
+
+    /// Returns the driver's name in the Engine API.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bridge => "bridge",
+            Self::Macvlan => "macvlan",
+            Self::Ipvlan => "ipvlan",
+            Self::Host => "host",
+            Self::Null => "null",
+        }
+    }
+}
+
+impl fmt::Display for NetworkDriverKind {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name())
+    }
+}
+
+impl FromStr for NetworkDriverKind {
+    type Err = Error;
+
+    /// Parses the name in a request. An empty one means `bridge`.
+    fn from_str(name: &str) -> Result<Self> {
+        if name.is_empty() {
+            return Ok(Self::Bridge);
+        }
+        if name == "overlay" {
+            return Err(Error::Unsupported(format!(
+                "network driver {name}: not available in this version of whelk"
+            )));
+        }
+        Self::ALL
+            .into_iter()
+            .find(|kind| kind.name() == name)
+            .ok_or_else(|| Error::NotFound(format!("plugin {name:?} not found")))
+    }
+}
+
 /// The names of driver options and endpoint options.
 pub mod option {
     pub const BRIDGE_NAME: &str = "com.docker.network.bridge.name";
@@ -216,4 +272,23 @@ pub mod option {
     pub const MACVLAN_MODE: &str = "macvlan_mode";
     pub const IPVLAN_MODE: &str = "ipvlan_mode";
     pub const IPVLAN_FLAG: &str = "ipvlan_flag";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_requests_and_records() {
+        for kind in NetworkDriverKind::ALL {
+            assert_eq!(kind.to_string().parse::<NetworkDriverKind>().unwrap(), kind);
+        }
+        let refused = |name: &str| name.parse::<NetworkDriverKind>().unwrap_err().to_string();
+        assert_eq!(
+            refused("overlay"),
+            "network driver overlay: not available in this version of whelk"
+        );
+        assert_eq!(refused("Bridge"), "plugin \"Bridge\" not found");
+        assert_eq!("".parse::<NetworkDriverKind>().unwrap().name(), "bridge");
+    }
 }
