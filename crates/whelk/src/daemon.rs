@@ -104,6 +104,9 @@ async fn run(
     arguments: Arguments,
     inherited: anyhow::Result<Vec<systemd::Socket>>,
 ) -> anyhow::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("the engine must run as root: it creates namespaces, mounts and network interfaces");
+    }
     let mut file = config::read(arguments.config_file.as_deref())?;
     let debug = arguments.debug || file.debug;
     let filter = if debug { "debug" } else { "info" };

@@ -19,13 +19,13 @@ pub(crate) fn repair(
             .unwrap_or_else(|| "/var/lib/whelk".into()),
     };
     let root = fs::canonicalize(root)?;
-    anyhow::ensure!(
-        ["lock", "containers"]
-            .iter()
-            .any(|name| fs::exists(root.join(name))),
-        "{} is not an engine's data root",
-        root.display()
-    );
+    let marks = ["lock", "containers"].map(|name| root.join(name));
+    let mut is_root = false;
+    for mark in marks {
+        let exists = mark.try_exists();
+        is_root |= exists.with_context(|| format!("look for {}", mark.display()))?;
+    }
+    anyhow::ensure!(is_root, "{} is not an engine's data root", root.display());
     let _lock = daemon::lock(&root).context("stop the engine first")?;
     Ok(whelk_engine::repair(&root)?.lines)
 }

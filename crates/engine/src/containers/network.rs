@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{Containers, files};
+use super::{Container, Containers, files};
 use crate::error::{Error, Result};
 use crate::model::{Config, ContainerRecord, HostConfig};
 use crate::networks::{ConnectRequest, Endpoint, Networks, check_endpoint, parse_mac};
@@ -83,9 +83,12 @@ impl Containers {
             container,
             endpoint,
         } = request;
-        self.change_networks(&container, move |networks, record| {
-            networks.connect(record, &network, endpoint.requested())
-        })
+        let connected = network.clone();
+        self.change_networks(
+            &container,
+            move |networks, record| networks.connect(record, &network, endpoint.requested()),
+            move |networks, record| networks.disconnect(record, &connected),
+        )
         .await
     }
 
@@ -102,16 +105,18 @@ impl Containers {
     ) -> Result<()> {
         match self.networks.find(network) {
             Ok(network) => {
-                self.change_networks(container, move |networks, record| {
-                    networks.disconnect(record, &network.id)
-                })
+                self.change_networks(
+                    container,
+                    move |networks, record| networks.disconnect(record, &network.id),
+                    stay_disconnected,
+                )
                 .await
             }
             Err(error) => {
                 // The network was removed while the container was stopped: only the record's
                 // endpoint is left to remove.
                 let network = network.to_owned();
-                self.change_networks(container, move |_, record| {
+                let forget = move |_: &Networks, record: &mut ContainerRecord| {
                     let place = record
                         .networks
                         .iter()
@@ -127,44 +132,71 @@ impl Containers {
                         ))),
                         _ => Err(error),
                     }
-                })
-                .await
+                };
+                self.change_networks(container, forget, stay_disconnected)
+                    .await
             }
         }
     }
 
-    /// Applies `change` to a copy of a container's record, copies endpoints and ports back, and
-    /// updates the files of a running container.
+    /// Applies `change` to a copy of a container's record, copies endpoints and ports back, updates
+    /// the files of a running container, and saves. If the files or the store fail, `undo` is
+    /// applied in the same way.
     async fn change_networks(
         self: &Arc<Self>,
         name: &str,
         change: impl FnOnce(&Networks, &mut ContainerRecord) -> Result<()> + Send + 'static,
+        undo: impl FnOnce(&Networks, &mut ContainerRecord) -> Result<()> + Send + 'static,
     ) -> Result<()> {
-        let container = self.find(name)?;
-        let _operation = container.lock_operation(name).await?;
-        let (containers, changed) = (self.clone(), container.clone());
-        let outcome = tokio::task::spawn_blocking(move || {
+        let locked = self.find(name)?;
+        let _operation = locked.lock_operation(name).await?;
+        let (containers, container) = (self.clone(), locked.clone());
+        tokio::task::spawn_blocking(move || {
             // If the container ends meanwhile its endpoints are released after this.
-            let _networking = changed.networking();
-            let before = changed.record().clone();
+            let _networking = container.networking();
+            let before = container.record().clone();
             let linked = files::links(&before, &containers);
             let mut record = before.clone();
-            let outcome = change(&containers.networks, &mut record);
-            let is_running = {
-                let mut current = changed.record();
-                current.networks = record.networks;
-                current.ports = record.ports;
-                current.state.status.is_running()
-            };
-            if is_running {
-                outcome.and_then(|()| files::update(&changed, &before, &linked, &containers))
-            } else {
-                outcome
+            let changed = change(&containers.networks, &mut record);
+            let kept = containers.keep_networks(&container, &record, &before, &linked);
+            if changed.is_ok() && kept.is_err() {
+                let undone = undo(&containers.networks, &mut record)
+                    .and_then(|()| containers.keep_networks(&container, &record, &before, &linked));
+                if let Err(error) = undone {
+                    tracing::warn!("undo the change of networks of {}: {error}", before.id);
+                }
             }
+            changed.and(kept)
         })
         .await
-        .map_err(|error| Error::internal(error.to_string()))?;
-        self.save_with_copy(&container)?;
-        outcome
+        .map_err(|error| Error::internal(error.to_string()))?
     }
+
+    /// Copies the endpoints and ports of `record` to the container's record, updates the files if it
+    /// runs, and saves.
+    fn keep_networks(
+        &self,
+        container: &Arc<Container>,
+        record: &ContainerRecord,
+        before: &ContainerRecord,
+        linked: &[files::Link],
+    ) -> Result<()> {
+        let is_running = {
+            let mut current = container.record();
+            current.networks = record.networks.clone();
+            current.ports = record.ports.clone();
+            current.state.status.is_running()
+        };
+        let updated = if is_running {
+            files::update(container, before, linked, self)
+        } else {
+            Ok(())
+        };
+        self.save_with_copy(container).and(updated)
+    }
+}
+
+/// There is no way back from a disconnect: the address may be another container's already.
+fn stay_disconnected(_: &Networks, _: &mut ContainerRecord) -> Result<()> {
+    Ok(())
 }

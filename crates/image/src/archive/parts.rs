@@ -215,7 +215,14 @@ fn write(mut content: impl Read, path: PathBuf, size: u64, name: &str) -> Result
     let mut file = Hashing::new(fs::create(&path, 0o600)?);
     let copied = std::io::copy(&mut content, &mut file)
         .and_then(|copied| file.flush().map(|()| copied))
-        .map_err(io(format!("invalid archive: {name}")))?;
+        .map_err(|error| {
+            // Errors of the archive have no number of the system's.
+            let operation = match error.raw_os_error() {
+                Some(_) => format!("unpack {name}"),
+                None => format!("invalid archive: {name}"),
+            };
+            io(operation)(error)
+        })?;
     if copied != size {
         return Err(Error::invalid(format!(
             "invalid archive: {name} is truncated: {copied} of {size} bytes"

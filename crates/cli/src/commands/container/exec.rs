@@ -49,10 +49,12 @@ pub(crate) async fn exec(client: &Client, args: ExecArgs) -> Outcome {
     if args.tty && args.interactive && !args.detach && !terminal::stdin_is_terminal() {
         return Err(Failure::new("the input device is not a TTY"));
     }
+    let environment =
+        environment(&args.env, &args.env_file).map_err(|failure| Failure { code: 1, ..failure })?;
     let mut body = json!({
         "User": args.user.unwrap_or_default(), "Privileged": args.privileged, "Tty": args.tty,
         "AttachStdin": args.interactive && !args.detach, "AttachStdout": !args.detach, "AttachStderr": !args.detach,
-        "DetachKeys": args.detach_keys, "Env": environment(&args.env, &args.env_file)?, "WorkingDir": args.workdir.unwrap_or_default(), "Cmd": command,
+        "DetachKeys": args.detach_keys, "Env": environment, "WorkingDir": args.workdir.unwrap_or_default(), "Cmd": command,
     });
     if let Some((height, width)) = terminal::size().filter(|_| args.tty) {
         body["ConsoleSize"] = json!([height, width]);

@@ -95,7 +95,11 @@ fn event_line(event: &Value) -> String {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let head = format!(
         "{} {} {} {}",
-        time.strftime("%Y-%m-%dT%H:%M:%S.%9f%:z"),
+        time.strftime(if time.offset().is_zero() {
+            "%Y-%m-%dT%H:%M:%S.%9fZ"
+        } else {
+            "%Y-%m-%dT%H:%M:%S.%9f%:z"
+        }),
         text(&event["Type"]),
         text(&event["Action"]),
         text(&event["Actor"]["ID"])

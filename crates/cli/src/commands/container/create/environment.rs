@@ -41,24 +41,43 @@ pub(crate) fn environment(given: &[String], files: &[String]) -> Outcome<Value> 
     })
 }
 
+/// Returns the entries of files of variables, `NAME[=VALUE]`, a line each.
 fn lines_of(files: &[String]) -> Outcome<Vec<String>> {
     let mut lines = Vec::new();
     for file in files {
-        let text = std::fs::read_to_string(file).map_err(|error| {
+        let wrong = |text: String| invalid(format!("invalid env file ({file}): {text}"));
+        let bytes = std::fs::read(file).map_err(|error| {
             let text = plain(&error);
-            invalid(match error.kind() {
-                std::io::ErrorKind::IsADirectory | std::io::ErrorKind::InvalidData => {
-                    format!("invalid env file ({file}): read {file}: {text}")
-                }
-                _ => format!("open {file}: {text}"),
-            })
+            match error.kind() {
+                std::io::ErrorKind::IsADirectory => wrong(format!("read {file}: {text}")),
+                _ => invalid(format!("open {file}: {text}")),
+            }
         })?;
-        lines.extend(
-            text.lines()
-                .map(str::trim_start)
-                .filter(|line| !line.is_empty() && !line.starts_with('#'))
-                .map(str::to_owned),
-        );
+        // Some editors of Windows begin a file with a byte order mark.
+        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
+        for (index, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
+            let line = line.strip_suffix(b"\r").unwrap_or(line);
+            let line = std::str::from_utf8(line).map_err(|_| {
+                let numbers: Vec<String> = line.iter().map(ToString::to_string).collect();
+                wrong(format!(
+                    "invalid utf8 bytes at line {}: [{}]",
+                    index + 1,
+                    numbers.join(" ")
+                ))
+            })?;
+            let line = line.trim_start();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let name = line.split('=').next().unwrap_or_default();
+            if name.is_empty() {
+                return Err(wrong(format!("no variable name on line '{line}'")));
+            }
+            if name.contains(char::is_whitespace) {
+                return Err(wrong(format!("variable '{name}' contains whitespaces")));
+            }
+            lines.push(line.to_owned());
+        }
     }
     Ok(lines)
 }
@@ -82,5 +101,32 @@ mod tests {
             json!(["A=2", "NOT_SET_ANYWHERE_X"])
         );
         assert!(environment(&["=x".into()], &[]).is_err());
+    }
+
+    #[test]
+    fn files_of_variables_are_checked_line_by_line() {
+        let directory = std::env::temp_dir().join(format!("whelk-env-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let path = directory.join("f");
+        let file = path.display().to_string();
+        let check = |content: &[u8], expected: Result<&[&str], &str>| {
+            std::fs::write(&path, content).unwrap();
+            let expected = expected.map(|lines| lines.iter().map(|&line| line.into()).collect());
+            let found = lines_of(std::slice::from_ref(&file));
+            let found = found.map_err(|failure| failure.text);
+            assert_eq!(
+                found,
+                expected.map_err(|text| format!("invalid env file ({file}): {text}"))
+            );
+        };
+        let mark = b"\xef\xbb\xbfA=1\r\n\n# comment\n  B\nC=a b";
+        check(mark, Ok(&["A=1", "B", "C=a b"]));
+        check(b"A B=1", Err("variable 'A B' contains whitespaces"));
+        check(b"=1", Err("no variable name on line '=1'"));
+        check(
+            b"A=1\nB=\xff",
+            Err("invalid utf8 bytes at line 2: [66 61 255]"),
+        );
+        std::fs::remove_dir_all(&directory).unwrap();
     }
 }
