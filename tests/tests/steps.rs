@@ -372,6 +372,16 @@ fn container_start_fails() {
 }
 
 #[test]
+fn network_connect_fails() {
+    let case = Case(82);
+    case.fails_at_every_step(
+        &[case.network(), case.run("-d", "bridge")],
+        &words("network connect net one"),
+        &[words("network disconnect net one")],
+    );
+}
+
+#[test]
 fn volume_create_fails() {
     Case(83).fails_at_every_step(
         &[],
