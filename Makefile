@@ -32,8 +32,8 @@ test: setup
 	tests/images/make $(IMAGES)
 	cargo build --locked -p whelk
 	rm -f $(SKIPPED)
-	WHELK_SKIPPED=$(SKIPPED) cargo test --locked --workspace --no-fail-fast
-	scripts/skips $(SKIPPED)
+	result=0; WHELK_SKIPPED=$(SKIPPED) cargo test --locked --workspace --no-fail-fast || result=$$?; \
+	  scripts/skips $(SKIPPED) && exit $$result
 	scripts/fuzz run 5
 
 test-vm: setup

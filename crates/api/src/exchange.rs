@@ -39,9 +39,6 @@ const MAX_HEAD_SIZE: u32 = 64 << 10;
 const MAX_STREAMS: u32 = 64;
 /// How long a client with HTTP/2 may take to end an idle connection.
 const GRACE: Duration = Duration::from_secs(5);
-/// How long a client with HTTP/2 may take to answer a ping, one of which is sent in each
-/// [`HEAD_TIMEOUT`].
-const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 
@@ -130,8 +127,8 @@ async fn serve_http2(
         .timer(TokioTimer::new())
         .max_header_list_size(MAX_HEAD_SIZE)
         .max_concurrent_streams(MAX_STREAMS)
-        .keep_alive_interval(HEAD_TIMEOUT)
-        .keep_alive_timeout(PING_TIMEOUT)
+        // Without pings: a client that waits for its reader, such as a pager, answers none. A host
+        // that has disappeared is noticed by TCP.
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
     tokio::select! {

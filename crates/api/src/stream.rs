@@ -156,6 +156,7 @@ pub(crate) fn reader(body: Body) -> BodyReader {
         receiver,
         bytes: Bytes::new(),
         has_ended: false,
+        failure: None,
     }
 }
 
@@ -174,6 +175,7 @@ pub(crate) struct BodyReader {
     receiver: mpsc::Receiver<Piece>,
     bytes: Bytes,
     has_ended: bool,
+    failure: Option<String>,
 }
 
 impl Read for BodyReader {
@@ -187,8 +189,15 @@ impl Read for BodyReader {
             match self.receiver.blocking_recv() {
                 Some(Piece::Bytes(bytes)) => self.bytes = bytes,
                 Some(Piece::End) => self.has_ended = true,
-                Some(Piece::Failed(reason)) => return Err(lost(&reason)),
-                None => return Err(lost("the engine is shutting down")),
+                Some(Piece::Failed(reason)) => {
+                    self.failure = Some(reason.clone());
+                    return Err(lost(&reason));
+                }
+                // The task that reads the body ends early only with the engine.
+                None => {
+                    let reason = self.failure.as_deref();
+                    return Err(lost(reason.unwrap_or("the engine is shutting down")));
+                }
             }
         }
         let count = buffer.len().min(self.bytes.len());

@@ -181,12 +181,16 @@ fn system_authorities() -> Result<Vec<u8>, String> {
         "/etc/ssl/ca-bundle.pem",
         "/etc/ssl/cert.pem",
     ];
-    let own = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
-    let files = own.into_iter().chain(FILES.map(PathBuf::from));
-    for path in files {
-        if let Some(path) = if_exists(path)? {
-            return std::fs::read(&path)
-                .map_err(|error| format!("open {}: {}", path.display(), plain(&error)));
+    let read = |path: &Path| {
+        std::fs::read(path).map_err(|error| format!("open {}: {}", path.display(), plain(&error)))
+    };
+    // Whoever names a file trusts no other authorities.
+    if let Some(own) = std::env::var_os("SSL_CERT_FILE").filter(|path| !path.is_empty()) {
+        return read(Path::new(&own));
+    }
+    for path in FILES {
+        if let Some(path) = if_exists(path.into())? {
+            return read(&path);
         }
     }
     Err("this host has no certificates of authorities: use --tlscacert, or install them (ca-certificates)".into())

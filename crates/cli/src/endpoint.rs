@@ -42,7 +42,7 @@ pub(crate) struct Endpoint {
     pub tls: Option<Tls>,
     /// The name of the context in use.
     pub context: String,
-    /// Whether nothing was specified, so that an engine may be started at the default socket.
+    /// Whether it is the default socket, where an engine may be started.
     pub is_default: bool,
 }
 
@@ -117,7 +117,7 @@ impl RootFlags {
             (Host::Tcp(_), Err(reason)) => return Err(unresolved(&reason)),
             _ => None,
         };
-        let is_default = text.trim().is_empty() && tls.is_none();
+        let is_default = host == Host::Unix(DEFAULT_SOCKET.into()) && tls.is_none();
         Ok(Endpoint {
             host,
             tls,
@@ -130,7 +130,7 @@ impl RootFlags {
 impl RootFlags {
     /// Checks that the flags name at most one engine.
     pub(crate) fn check(&self) -> Outcome<()> {
-        if !self.host.is_empty() && self.context.is_some() {
+        if !self.host.is_empty() && self.given_context().is_some() {
             return Err(Failure::new(
                 "conflicting options: cannot specify both --host and --context",
             ));
@@ -139,6 +139,11 @@ impl RootFlags {
             return Err(unresolved("Specify only one -H"));
         }
         Ok(())
+    }
+
+    /// Returns the context of the flag; an empty name counts as none.
+    fn given_context(&self) -> Option<&str> {
+        self.context.as_deref().filter(|name| !name.is_empty())
     }
 
     /// Returns the directory of the client's configuration, if it is known.
@@ -159,8 +164,8 @@ impl RootFlags {
     }
 
     fn context_in(&self, variable: &dyn Fn(&str) -> Option<String>) -> String {
-        let name = match &self.context {
-            Some(name) => Some(name.clone()),
+        let name = match self.given_context() {
+            Some(name) => Some(name.to_owned()),
             None if !self.host.is_empty() || overriding_in(variable).is_some() => None,
             None => variable("DOCKER_CONTEXT").or_else(|| {
                 let config = self.config_in(variable);

@@ -139,6 +139,15 @@ pub(crate) fn execute_in_session(words: &[String]) -> Failure {
     };
     // Fails only if this process leads a session already.
     let _ = rustix::process::setsid();
+    // Signals to the command line do not reach this session. Without this, ssh would stay where the
+    // other host has nothing to say.
+    let parent = rustix::process::getppid();
+    let signal = Some(rustix::process::Signal::TERM);
+    if rustix::process::set_parent_process_death_signal(signal).is_err()
+        || rustix::process::getppid() != parent
+    {
+        return Failure::new("the command line has ended");
+    }
     let error = std::process::Command::new(name).args(arguments).exec();
     let reason = match error.kind() {
         std::io::ErrorKind::NotFound => "executable file not found in $PATH".to_owned(),

@@ -64,9 +64,10 @@ pub(crate) async fn run(client: &Client, args: RunArgs) -> Outcome {
             _ => Failure::with_code(code_of(&failure.text), format!("whelk: {}", failure.text)),
         })?;
     if args.detach {
-        start(client, &id).await?;
+        // The container exists even if it cannot be started.
+        let started = start(client, &id).await;
         print_line!("{id}")?;
-        return Ok(0);
+        return started.map(|()| 0);
     }
     let (stdout, stderr) = (
         create.attach.is_empty() || attached("stdout"),
