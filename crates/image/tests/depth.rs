@@ -57,7 +57,8 @@ fn a_deep_directory_is_replaced() {
 #[test]
 fn a_deep_layer_is_exported() {
     let bench = Bench::new();
-    let archive = pack(&[file(deep() + "f", "x")]);
+    // Close to the limit of 512 directories.
+    let archive = pack(&[file("d/".repeat(511) + "f", "x")]);
     apply(&bench.store, archive.as_slice(), None).unwrap();
     let mut exported = Vec::new();
     let layers = [bench.store.snapshots.files(&Digest::of(&archive))];
@@ -67,7 +68,7 @@ fn a_deep_layer_is_exported() {
         entry.unwrap();
         entries += 1;
     }
-    assert_eq!(entries, 2001);
+    assert_eq!(entries, 512);
 }
 
 #[test]
