@@ -66,7 +66,7 @@ impl Reference {
             return self
                 .path
                 .strip_prefix(OFFICIAL_PREFIX)
-                .filter(|rest| !rest.contains('/'))
+                .filter(|rest| !rest.contains('/') && !is_id(rest))
                 .unwrap_or(&self.path)
                 .to_owned();
         }
@@ -95,6 +95,14 @@ impl fmt::Display for Reference {
     }
 }
 
+/// Returns whether a text has the form of an image's id, which no short form may have.
+fn is_id(text: &str) -> bool {
+    text.len() == 64
+        && text
+            .bytes()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
 fn invalid() -> Error {
     Error::invalid("invalid reference format")
 }
@@ -103,11 +111,7 @@ impl FromStr for Reference {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        if text.len() == 64
-            && text
-                .bytes()
-                .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-        {
+        if is_id(text) {
             return Err(Error::invalid(format!(
                 "invalid repository name ({text}), cannot specify 64-byte hexadecimal strings"
             )));
@@ -262,6 +266,9 @@ mod tests {
             "busybox:1.36",
         );
         check("me/app", "docker.io/me/app", "me/app");
+        // Without `library/` it would be an image's id.
+        let hex = format!("library/{}", "ab".repeat(32));
+        check(&hex, &format!("docker.io/{hex}"), &hex);
         check("index.docker.io/library/x", "docker.io/library/x", "x");
         check("localhost/app:v1", "localhost/app:v1", "localhost/app:v1");
         check(

@@ -117,7 +117,7 @@ impl File {
         instance.networks = self.networks();
         instance.respect_host_firewall = self.firewall == FirewallMode::RespectHost;
         instance.default_log.options = self.log_opts;
-        if let Some(driver) = self.log_driver {
+        if let Some(driver) = self.log_driver.filter(|driver| !driver.is_empty()) {
             instance.default_log.driver = Some(driver.parse()?);
         }
         Ok(())

@@ -565,7 +565,7 @@ mod tests {
 
     #[test]
     fn sets_may_have_any_values() {
-        let text = r#"{"ExposedPorts":{"80":5},"Volumes":{"/v":null}}"#;
+        let text = r#"{"ExposedPorts":{"80":5,"8000-8010/tcp":{}},"Volumes":{"/v":null}}"#;
         let Ok(config) = Config::deserialize(&mut serde_json::Deserializer::from_str(text)) else {
             panic!("{text}");
         };

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::str::FromStr;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de, de::IgnoredAny};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::IgnoredAny};
 
 #[derive(Serialize)]
 struct Empty {}
@@ -28,14 +28,12 @@ pub(super) fn serialize<T: Display, S: Serializer>(
 /// Earlier engines have written any values.
 pub(super) fn deserialize<'de, T, D>(deserializer: D) -> Result<BTreeSet<T>, D::Error>
 where
-    T: FromStr<Err: Display> + Ord,
+    T: FromStr + Ord,
     D: Deserializer<'de>,
 {
-    optional::deserialize(deserializer)?
-        .unwrap_or_default()
-        .iter()
-        .map(|key| key.parse().map_err(de::Error::custom))
-        .collect()
+    let keys = optional::deserialize(deserializer)?.unwrap_or_default();
+    // The first engines took members from images without a check, and ignored wrong ones.
+    Ok(keys.iter().filter_map(|key| key.parse().ok()).collect())
 }
 
 /// A set that may be `null`.
