@@ -28,16 +28,15 @@ use crate::peer::{Peer, end_with};
 use crate::protocol::{Protocol, detect};
 use crate::stream::DrainedBody;
 
-/// How long a client may take to send a request's head, and how long a connection may be idle. Limits
-/// slow-loris attacks.
+/// Time limit for receiving a request's head, and for an idle connection. Limits slow-loris attacks.
 pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a client may take for the rest of HTTP/2's preface, which is sent in one piece.
+/// Time limit for receiving the rest of an HTTP/2 preface after its first byte.
 const PREFACE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum size of a request's head in bytes.
 const MAX_HEAD_SIZE: u32 = 64 << 10;
 /// Maximum number of concurrent requests of a connection with HTTP/2.
 const MAX_STREAMS: u32 = 64;
-/// How long a client with HTTP/2 may take to end an idle connection.
+/// Time between GOAWAY on an idle HTTP/2 connection and its end.
 const GRACE: Duration = Duration::from_secs(5);
 
 pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}

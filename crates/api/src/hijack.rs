@@ -74,7 +74,7 @@ pub(crate) fn connect(
 /// A connection that has become a raw stream.
 struct Upgraded {
     stream: TokioIo<hyper::upgrade::Upgraded>,
-    /// Who is at its other end.
+    /// The client's identity, if it is known.
     peer: Option<Peer>,
 }
 

@@ -31,7 +31,7 @@ pub(crate) struct TlsFlags {
 /// The PEM files of a client.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Files {
-    /// Those of this host if there are none.
+    /// The file of trusted authorities; `None` for those that this host trusts.
     pub authorities: Option<PathBuf>,
     pub certificate: Option<PathBuf>,
     pub key: Option<PathBuf>,

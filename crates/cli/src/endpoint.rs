@@ -42,7 +42,7 @@ pub(crate) struct Endpoint {
     pub tls: Option<Tls>,
     /// The name of the context in use.
     pub context: String,
-    /// Whether it is the default socket, where an engine may be started.
+    /// Whether the host is the default socket. The command line starts an engine only there.
     pub is_default: bool,
 }
 

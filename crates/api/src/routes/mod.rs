@@ -33,7 +33,8 @@ use crate::version;
 /// A service of the engine, as a handler takes it.
 pub(crate) type Service<T> = State<Arc<T>>;
 
-/// What handlers can take: the services of an engine, or the engine, for those that report on it.
+/// The router's state. Handlers extract one service of the engine, or the engine itself if they report
+/// on all of it.
 #[derive(Clone)]
 pub(crate) struct Services(Arc<Engine>);
 

@@ -392,7 +392,7 @@ mod tests {
             json!({"Name": "x", "Metadata": {"k": "v"}, "More": [1],
                 "Endpoints": {"kubernetes": {}, "docker": {"Host": "tcp://b", "Extra": 1, "SkipTLSVerify": true}}})
         );
-        // What is not of the expected type is replaced.
+        // Setting an endpoint replaces values of the wrong type.
         let mut context = Context::of(json!({"Endpoints": 5, "Metadata": null})).unwrap();
         assert_eq!((context.name(), context.host()), ("", ""));
         context.set_endpoint("tcp://b", false);
