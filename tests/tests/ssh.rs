@@ -15,6 +15,7 @@ use whelk_tests::{Engine, Program, eventually};
 /// The other host: its programs are in a directory of their own.
 struct Far {
     directory: PathBuf,
+    socket: PathBuf,
 }
 
 impl Far {
@@ -27,17 +28,28 @@ impl Far {
         for (name, program) in programs {
             symlink(program.path(), far.join(name)).unwrap();
         }
+        let far = Self {
+            directory,
+            socket: engine.socket(),
+        };
+        far.end_with("", "");
+        far
+    }
+
+    /// Replaces the program in the place of ssh by one that executes commands of the shell before
+    /// and after the command for the other host.
+    fn end_with(&self, before: &str, after: &str) {
         // As sshd does, it hands the words after the host to a shell in one text.
         let script = format!(
-            "#!/bin/sh\necho \"$@\" >> {log}\nwhile [ \"$1\" != -- ]; do shift; done\nshift 2\nexport PATH={far} DOCKER_HOST=unix://{socket}\nunset DOCKER_CONTEXT\nexec /bin/sh -c \"$*\"\n",
-            log = directory.join("log").display(),
-            far = far.display(),
-            socket = engine.socket().display(),
+            "#!/bin/sh\necho \"$@\" >> {log}\n{before}\nwhile [ \"$1\" != -- ]; do shift; done\nshift 2\nexport PATH={far} DOCKER_HOST=unix://{socket}\nunset DOCKER_CONTEXT\n{exec}/bin/sh -c \"$*\"\n{after}\n",
+            exec = if after.is_empty() { "exec " } else { "" },
+            log = self.directory.join("log").display(),
+            far = self.directory.join("far").display(),
+            socket = self.socket.display(),
         );
-        let ssh = near.join("ssh");
+        let ssh = self.directory.join("near/ssh");
         std::fs::write(&ssh, script).unwrap();
         std::fs::set_permissions(&ssh, std::fs::Permissions::from_mode(0o755)).unwrap();
-        Self { directory }
     }
 
     fn command(&self, program: Program, args: &[&str]) -> Command {
@@ -158,13 +170,16 @@ fn failures_of_ssh_are_told() {
         "error during connect: ssh://me@far:22: command [ssh -l me -p 22 -o ConnectTimeout=30 -T -- far docker system dial-stdio] has exited with exit status 127, make sure the URL is valid",
     );
     assert!(err.contains("not found"), "{err}");
-    let ssh = far.directory.join("near/ssh");
-    std::fs::write(&ssh, "#!/bin/sh\necho 'no route' >&2\nexit 255\n").unwrap();
+    assert_eq!(far.log().len(), 2, "{:?}", far.log());
+    far.end_with("echo 'no route' >&2; exit 255", "");
     refused(&["ps"], "exit status 255");
     refused(&["ps"], "stderr=no route");
     // The client's part is printed nevertheless.
     let output = far.run(Program::Whelk, &["version"]);
     assert!(String::from_utf8_lossy(&output.stdout).contains("Client"));
+    let calls = far.log();
+    assert!(calls.len() > 4, "{calls:?}");
+    // Invalid hosts are refused before ssh is executed.
     for (host, text) in [
         ("ssh://", "hostname is empty"),
         (
@@ -181,7 +196,25 @@ fn failures_of_ssh_are_told() {
             "{err}"
         );
     }
-    assert_eq!(far.log().len(), 2, "{:?}", far.log());
+    assert_eq!(far.log(), calls);
+}
+
+#[test]
+fn a_stream_that_ssh_cuts_off_is_an_error() {
+    let engine = Engine::start();
+    engine.cli(Program::Whelk).up("up", &[], &["sleep", "600"]);
+    let far = Far::new(&engine, "cut", &[("docker", Program::Whelk)]);
+    let exec = ["exec", "up", "echo", "said"];
+    assert_eq!(far.says(Program::Whelk, &exec), "said");
+    far.end_with("", "exit 255");
+    let output = far.run(Program::Whelk, &exec);
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "said\n");
+    assert_eq!(output.status.code(), Some(1), "{err}");
+    assert!(
+        err.contains("connection to the engine lost while attached to a command in container up"),
+        "{err}"
+    );
 }
 
 #[test]

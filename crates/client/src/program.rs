@@ -4,7 +4,7 @@ use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -15,6 +15,10 @@ use tokio::sync::oneshot;
 const MAX_ERRORS: u64 = 4096;
 /// How long a program may take to exit after its output has ended.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long its error output may take to end after that.
+const STDERR_PATIENCE: Duration = Duration::from_secs(1);
+/// The time between two looks at whether a program has exited.
+const TICK: Duration = Duration::from_millis(2);
 
 /// A command line that connects to a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,8 +29,8 @@ pub struct Program {
     pub shown: String,
 }
 
-/// The program ended before it sent anything.
-#[derive(Debug, thiserror::Error)]
+/// The program ended before it sent anything, or failed.
+#[derive(Clone, Debug, thiserror::Error)]
 #[error(
     "command [{shown}] has exited with {}, make sure the URL is valid, and Docker 18.09 or later is installed on the remote host: stderr={stderr}",
     described(.status)
@@ -38,13 +42,17 @@ pub struct ProgramEnded {
 }
 
 impl ProgramEnded {
+    fn is_success(&self) -> bool {
+        self.status.is_some_and(|status| status.success())
+    }
+
     /// Returns the exit code, if the program was not killed.
     pub fn code(&self) -> Option<i32> {
         self.status?.code()
     }
 }
 
-/// Returns why a connection ended, if its program exited before it sent anything.
+/// Returns why a connection ended, if its program exited before it sent anything, or failed.
 pub fn program_ended(error: &io::Error) -> Option<&ProgramEnded> {
     error.get_ref()?.downcast_ref()
 }
@@ -87,10 +95,7 @@ impl Program {
         }
         Ok(Stream {
             stream: ours,
-            child: Running(child),
-            errors,
-            stderr: None,
-            patience: None,
+            state: State::Running(Running(child), errors),
             shown: self.shown.clone(),
             has_answered: false,
         })
@@ -110,6 +115,21 @@ fn beginning_of(mut stderr: impl Read) -> String {
 #[derive(Debug)]
 struct Running(Child);
 
+impl Running {
+    /// Waits until the process exits; `None` if it does not within [`PATIENCE`].
+    async fn exit(&mut self) -> Option<ExitStatus> {
+        let exit = async {
+            loop {
+                if let Ok(Some(status)) = self.0.try_wait() {
+                    return status;
+                }
+                tokio::time::sleep(TICK).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, exit).await.ok()
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         if !matches!(self.0.try_wait(), Ok(Some(_))) {
@@ -119,45 +139,60 @@ impl Drop for Running {
     }
 }
 
+/// Waits until the program has exited, and returns how.
+async fn end(mut child: Running, errors: oneshot::Receiver<String>, shown: String) -> ProgramEnded {
+    let status = child.exit().await;
+    // A process that ssh has left in the background may keep the error output open.
+    let stderr = tokio::time::timeout(STDERR_PATIENCE, errors).await;
+    ProgramEnded {
+        shown,
+        status,
+        stderr: stderr.ok().and_then(Result::ok).unwrap_or_default(),
+    }
+}
+
+/// What is known of the program of a stream.
+enum State {
+    Running(Running, oneshot::Receiver<String>),
+    /// Its output has ended, or it reads no more input.
+    Ending(Pin<Box<dyn Future<Output = ProgramEnded> + Send + Sync>>),
+    Ended(ProgramEnded),
+}
+
 /// The byte stream of a running program.
-#[derive(Debug)]
 pub struct Stream {
     stream: UnixStream,
-    child: Running,
-    errors: oneshot::Receiver<String>,
-    stderr: Option<String>,
-    patience: Option<Pin<Box<tokio::time::Sleep>>>,
+    state: State,
     shown: String,
     has_answered: bool,
 }
 
+impl std::fmt::Debug for Stream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stream")
+            .field("shown", &self.shown)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Stream {
-    /// Waits until the program has closed its error output, and returns why it ended.
-    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        if self.stderr.is_none() {
-            let patience = self
-                .patience
-                .get_or_insert_with(|| Box::pin(tokio::time::sleep(PATIENCE)));
-            match Pin::new(&mut self.errors).poll(cx) {
-                Poll::Ready(stderr) => self.stderr = Some(stderr.unwrap_or_default()),
-                Poll::Pending if patience.as_mut().poll(cx).is_pending() => return Poll::Pending,
-                Poll::Pending => self.stderr = Some(String::new()),
+    /// Waits until the program has exited. Returns an error unless it has answered and succeeded.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let State::Running(..) = self.state {
+            let nothing = Box::pin(std::future::pending());
+            let ending = State::Ending(nothing);
+            if let State::Running(child, errors) = std::mem::replace(&mut self.state, ending) {
+                self.state = State::Ending(Box::pin(end(child, errors, self.shown.clone())));
             }
         }
-        // A program whose output has ended exits at once, if it does.
-        let mut status = None;
-        for _ in 0..50 {
-            status = self.child.0.try_wait().ok().flatten();
-            if status.is_some() {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(2));
+        if let State::Ending(ending) = &mut self.state {
+            self.state = State::Ended(ready!(ending.as_mut().poll(cx)));
         }
-        Poll::Ready(io::Error::other(ProgramEnded {
-            shown: self.shown.clone(),
-            status,
-            stderr: self.stderr.clone().unwrap_or_default(),
-        }))
+        Poll::Ready(match &self.state {
+            State::Ended(ended) if self.has_answered && ended.is_success() => Ok(()),
+            State::Ended(ended) => Err(io::Error::other(ended.clone())),
+            State::Running(..) | State::Ending(_) => Ok(()),
+        })
     }
 }
 
@@ -168,14 +203,17 @@ impl AsyncRead for Stream {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        let has_room = buffer.remaining() > 0;
-        match Pin::new(&mut self.stream).poll_read(cx, buffer) {
-            Poll::Pending => return Poll::Pending,
-            Poll::Ready(Ok(())) if buffer.filled().len() > before => self.has_answered = true,
-            Poll::Ready(read) if self.has_answered || !has_room => return Poll::Ready(read),
-            Poll::Ready(_) => return self.poll_end(cx).map(Err),
+        if buffer.remaining() == 0 {
+            return Poll::Ready(Ok(()));
         }
-        Poll::Ready(Ok(()))
+        match ready!(Pin::new(&mut self.stream).poll_read(cx, buffer)) {
+            Ok(()) if buffer.filled().len() > before => {
+                self.has_answered = true;
+                Poll::Ready(Ok(()))
+            }
+            // Also if the program exited without reading all of its input (ECONNRESET).
+            Ok(()) | Err(_) => self.poll_end(cx),
+        }
     }
 }
 
@@ -185,9 +223,12 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match Pin::new(&mut self.stream).poll_write(cx, bytes) {
-            Poll::Ready(Err(_)) if !self.has_answered => self.poll_end(cx).map(Err),
-            written => written,
+        match ready!(Pin::new(&mut self.stream).poll_write(cx, bytes)) {
+            // It may have answered before, which is to be read.
+            Err(error) if !self.has_answered => {
+                Poll::Ready(Err(ready!(self.poll_end(cx)).err().unwrap_or(error)))
+            }
+            written => Poll::Ready(written),
         }
     }
 
@@ -235,17 +276,57 @@ mod tests {
             error.to_string(),
             "command [sh script] has exited with exit status 7, make sure the URL is valid, and Docker 18.09 or later is installed on the remote host: stderr=why\n"
         );
-        // The end of the output alone is no error.
-        let mut stream = shell("printf x; exit 7");
-        assert_eq!(stream.read_u8().await.unwrap(), b'x');
-        let end = stream.read_u8().await.unwrap_err();
-        assert_eq!(end.kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[tokio::test]
+    async fn a_program_that_fails_does_not_end_its_output_cleanly() {
+        for (script, expected) in [
+            ("printf x", None),
+            ("printf x; echo why >&2; exit 255", Some("exit status 255")),
+            ("printf x; kill -9 $$", Some("signal: 9")),
+        ] {
+            let mut stream = shell(script);
+            let mut output = Vec::new();
+            let read = stream.read_to_end(&mut output).await;
+            assert_eq!(output, b"x");
+            let told = read.err().map(|error| error.to_string());
+            assert_eq!(told.is_some(), expected.is_some(), "{script}: {told:?}");
+            assert!(told.unwrap_or_default().contains(expected.unwrap_or("")));
+        }
+        // Input that is not read is no failure.
+        let mut stream = shell("printf x");
+        let _ = stream.write_all(b"input").await;
+        let mut output = Vec::new();
+        stream.read_to_end(&mut output).await.unwrap();
+        assert_eq!(output, b"x");
+    }
+
+    #[tokio::test]
+    async fn waiting_for_the_exit_does_not_block_other_tasks() {
+        let mut stream = shell("printf x; exec >&- <&-; sleep 0.2; exit 3");
+        let mut ticks = 0;
+        let mut output = Vec::new();
+        let reading = stream.read_to_end(&mut output);
+        tokio::pin!(reading);
+        let read = loop {
+            tokio::select! {
+                biased;
+                read = &mut reading => break read,
+                () = tokio::time::sleep(Duration::from_millis(1)) => ticks += 1,
+            }
+        };
+        let error = read.unwrap_err();
+        assert_eq!(program_ended(&error).unwrap().code(), Some(3));
+        assert!(ticks > 10, "{ticks}");
     }
 
     #[tokio::test]
     async fn the_program_ends_with_the_connection() {
         let stream = shell("exec sleep 600");
-        let path = format!("/proc/{}", stream.child.0.id());
+        let State::Running(child, _) = &stream.state else {
+            panic!("the program does not run");
+        };
+        let path = format!("/proc/{}", child.0.id());
         assert!(std::path::Path::new(&path).exists());
         drop(stream);
         assert!(!std::path::Path::new(&path).exists());
