@@ -237,18 +237,28 @@ impl Store {
             .collect()
     }
 
-    /// Replaces the PEM files of all endpoints, or of one.
+    /// Replaces the PEM files of all endpoints, or of one. If that fails, the old files remain:
+    /// without them, the context would be used without TLS.
     pub(crate) fn set_tls(&self, name: &str, of: Option<&str>, tls: &TlsFiles) -> Outcome<()> {
         let directory = self.tls_directory(name);
-        let replaced = of.map_or_else(|| directory.clone(), |endpoint| directory.join(endpoint));
         let write = || {
-            files::remove_directory(&replaced)?;
-            for (endpoint, contents) in tls {
-                let directory = directory.join(endpoint);
-                files::create_directories(&directory, 0o700)?;
-                for (file, content) in contents {
-                    files::replace(&directory.join(file), content)?;
-                }
+            let replaced = match of {
+                Some(endpoint) => directory.join(endpoint),
+                None => directory.clone(),
+            };
+            if tls.is_empty() {
+                files::remove_directory(&replaced)?;
+            } else {
+                let staged = files::stage_directory(&directory)?;
+                let written = write_tls(&staged, tls).and_then(|()| match of {
+                    Some(endpoint) => {
+                        files::create_directories(&directory, 0o700)?;
+                        files::replace_directory(&staged.join(endpoint), &replaced)
+                    }
+                    None => files::replace_directory(&staged, &replaced),
+                });
+                let removed = files::remove_directory(&staged);
+                written.and(removed)?;
             }
             // Without files there is no directory, which would enable TLS.
             match std::fs::remove_dir(&directory) {
@@ -281,6 +291,17 @@ impl Store {
         let removed = remove(self.metadata_directory(name));
         remove(self.tls_directory(name)).and(removed)
     }
+}
+
+fn write_tls(directory: &Path, tls: &TlsFiles) -> std::io::Result<()> {
+    for (endpoint, contents) in tls {
+        let directory = directory.join(endpoint);
+        files::create_directories(&directory, 0o700)?;
+        for (file, content) in contents {
+            files::replace(&directory.join(file), content)?;
+        }
+    }
+    Ok(())
 }
 
 /// Returns the names in a directory in order; none if it does not exist.
@@ -376,6 +397,41 @@ mod tests {
         assert_eq!(store.tls("xy").unwrap(), tls);
         store.remove("xy").unwrap();
         assert!(!store.exists("xy") && store.tls("xy").unwrap().is_empty());
+        std::fs::remove_dir_all(&config).unwrap();
+    }
+
+    #[test]
+    fn certificates_are_replaced_together_or_not_at_all() {
+        let config = std::env::temp_dir().join(format!("whelk-set-tls-{}", std::process::id()));
+        let store = Store::new(&config);
+        let of = |files: &[(&str, &str)]| -> TlsFiles {
+            let files = files
+                .iter()
+                .map(|(name, content)| ((*name).to_owned(), content.as_bytes().to_vec()));
+            [(ENDPOINT.to_owned(), files.collect())].into()
+        };
+        let old = of(&[("ca.pem", "CA"), ("key.pem", "KEY")]);
+        store.set_tls("xy", Some(ENDPOINT), &old).unwrap();
+        // As on a full disk, the second file cannot be written.
+        let name = "x".repeat(300);
+        let broken = of(&[("ca.pem", "NEW"), (&name, "KEY")]);
+        for endpoint in [Some(ENDPOINT), None] {
+            assert!(store.set_tls("xy", endpoint, &broken).is_err());
+            assert_eq!(store.tls("xy").unwrap(), old);
+        }
+        for (endpoint, new) in [
+            (Some(ENDPOINT), of(&[("ca.pem", "1")])),
+            (None, of(&[("key.pem", "2")])),
+        ] {
+            store.set_tls("xy", endpoint, &new).unwrap();
+            assert_eq!(store.tls("xy").unwrap(), new);
+        }
+        let left = names_in(&config.join("contexts/tls")).unwrap();
+        assert_eq!(left, [id("xy")]);
+        store
+            .set_tls("xy", Some(ENDPOINT), &TlsFiles::new())
+            .unwrap();
+        assert!(!store.tls_directory("xy").exists());
         std::fs::remove_dir_all(&config).unwrap();
     }
 
