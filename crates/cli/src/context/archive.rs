@@ -36,7 +36,7 @@ pub(crate) fn write(context: &Context, tls: &TlsFiles, output: impl Write) -> st
             append(&path, tar::EntryType::Regular, 0o600, content)?;
         }
     }
-    archive.finish()
+    archive.into_inner()?.flush()
 }
 
 /// Reads an archive, which may be from anyone: only files with the names above are accepted, and they
@@ -61,6 +61,7 @@ pub(crate) fn read(input: impl Read, name: &str) -> Outcome<(Context, TlsFiles)>
     if bytes.len() < BLOCK {
         return Err(Failure::new("unexpected EOF"));
     }
+    let length = bytes.len() as u64;
     // Docker's archives end without the padding and the two empty blocks.
     bytes.resize(bytes.len().next_multiple_of(BLOCK) + 2 * BLOCK, 0);
     let broken = |error: std::io::Error| Failure::new(format!("read {name}: {}", plain(&error)));
@@ -69,7 +70,11 @@ pub(crate) fn read(input: impl Read, name: &str) -> Outcome<(Context, TlsFiles)>
     for entry in archive.entries().map_err(broken)? {
         let mut entry = entry.map_err(broken)?;
         let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        let refused = |why: &str| Failure::new(format!("{path}: {why}"));
+        let refused = |why: &str| Failure::new(format!("{}: {why}", path.escape_debug()));
+        let end = entry.raw_file_position().checked_add(entry.size());
+        if end.is_none_or(|end| end > length) {
+            return Err(Failure::new("unexpected EOF"));
+        }
         match entry.header().entry_type() {
             tar::EntryType::Directory => continue,
             tar::EntryType::Regular | tar::EntryType::Continuous => {}
@@ -135,6 +140,21 @@ mod tests {
         // Docker's archives end with the last file's last byte.
         let end = bytes.windows(2).rposition(|pair| pair == b"CA").unwrap() + 2;
         assert!(read(&bytes[..end], "x").is_ok());
+        // One byte of the certificate is missing.
+        let cut = read(&bytes[..end - 1], "x").unwrap_err();
+        assert_eq!(cut.text, "unexpected EOF");
+    }
+
+    #[test]
+    fn an_archive_that_cannot_be_flushed_is_an_error() {
+        let full = std::fs::File::options()
+            .write(true)
+            .open("/dev/full")
+            .unwrap();
+        let buffered = std::io::BufWriter::with_capacity(1 << 20, full);
+        let context = Context::new("xy", "", "tcp://h", false);
+        let written = write(&context, &TlsFiles::new(), buffered);
+        assert_eq!(written.unwrap_err().kind(), std::io::ErrorKind::StorageFull);
     }
 
     #[test]
@@ -145,6 +165,10 @@ mod tests {
             (
                 ("other", Regular, b"".as_slice()),
                 "other: unexpected context file",
+            ),
+            (
+                ("a\x1b[31m\nb", Regular, b""),
+                "a\\u{1b}[31m\\nb: unexpected context file",
             ),
             (
                 ("../meta.json", Regular, b""),
