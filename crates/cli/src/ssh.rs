@@ -5,6 +5,7 @@
 use std::os::unix::process::CommandExt;
 
 use whelk_client::Program;
+use whelk_text::url;
 
 use crate::{Failure, plain};
 
@@ -69,10 +70,6 @@ impl Ssh {
         if host.is_empty() {
             return Err(invalid("hostname is empty"));
         }
-        // ssh would take it as a flag, if it were not for the `--` before it.
-        if host.starts_with('-') {
-            return Err(invalid("hostname begins with a hyphen"));
-        }
         if text.contains(|letter: char| letter.is_control() || letter.is_whitespace()) {
             return Err(invalid("it contains white space or control characters"));
         }
@@ -84,12 +81,26 @@ impl Ssh {
         if !fragment.is_empty() {
             return Err(invalid(&format!("fragments are not allowed: {fragment:?}")));
         }
+        let decoded = |part: &str| {
+            let decoded = url::unescape(part)
+                .map_err(|escape| invalid(&format!("invalid URL escape {escape:?}")))?;
+            if decoded.contains(char::is_control) {
+                return Err(invalid("it contains white space or control characters"));
+            }
+            Ok(decoded)
+        };
+        let user = user.filter(|user| !user.is_empty());
+        let host = decoded(host)?;
+        // ssh would take it as a flag, if it were not for the `--` before it.
+        if host.starts_with('-') {
+            return Err(invalid("hostname begins with a hyphen"));
+        }
         Ok(Self {
             text: text.to_owned(),
-            user: user.filter(|user| !user.is_empty()).map(str::to_owned),
-            host: host.to_owned(),
+            user: user.map(decoded).transpose()?,
+            host,
             port,
-            socket: if socket == "/" { "" } else { socket }.to_owned(),
+            socket: decoded(if socket == "/" { "" } else { socket })?,
         })
     }
 
@@ -176,6 +187,10 @@ mod tests {
                 "ssh -l me -p 22 -o ConnectTimeout=30 -T -- h docker system dial-stdio",
             ),
             (
+                "ssh://a%40b@h/my%20dir/x%25.sock",
+                "ssh -l a@b -o ConnectTimeout=30 -T -- h docker '--host=unix:///my dir/x%.sock' system dial-stdio",
+            ),
+            (
                 "ssh://[::1]:5/run/my'.sock",
                 r#"ssh -p 5 -o ConnectTimeout=30 -T -- ::1 docker '--host=unix:///run/my'"'"'.sock' system dial-stdio"#,
             ),
@@ -203,6 +218,12 @@ mod tests {
             ("ssh://h:x", "invalid port \":x\" after host"),
             ("ssh://h:65536", "invalid port \":65536\" after host"),
             ("ssh://[::1", "missing ']' in host"),
+            ("ssh://%2doProxyCommand=x", "hostname begins with a hyphen"),
+            ("ssh://h/%zz", "invalid URL escape \"%zz\""),
+            (
+                "ssh://h/a%0Ab",
+                "it contains white space or control characters",
+            ),
             ("ssh://h h", "it contains white space or control characters"),
         ] {
             let text = format!("ssh host connection is not valid: invalid SSH URL: {why}");
