@@ -46,8 +46,9 @@ impl TlsFlags {
     /// or in the configuration directory, whatever `--config` is.
     ///
     /// # Errors
-    /// Returns an error if it cannot be told whether a default exists, or if there are flags for
-    /// files but none that enables TLS: Docker's CLI sends everything in plain text then.
+    /// Returns an error if it cannot be told whether a default exists, or if a file that a flag
+    /// names is of no use: without a flag that enables TLS, Docker's CLI sends everything in plain
+    /// text, and it does not say who it is with only one of the certificate and the key.
     pub(crate) fn files(
         &self,
         variable: &dyn Fn(&str) -> Option<String>,
@@ -76,15 +77,27 @@ impl TlsFlags {
             Some(path) => Ok(given(path)),
             None => if_exists(directory.join(name)),
         };
-        Ok(Some(Files {
-            authorities: match &self.tlscacert {
-                Some(path) => given(path),
-                None => Some(directory.join("ca.pem")),
-            },
-            certificate: or_default(&self.tlscert, "cert.pem")?,
-            key: or_default(&self.tlskey, "key.pem")?,
-            skip_verify: !verify,
-        }))
+        let certificate = or_default(&self.tlscert, "cert.pem")?;
+        let key = or_default(&self.tlskey, "key.pem")?;
+        match (&certificate, &key) {
+            (Some(path), None) if self.tlscert.is_some() => Err(format!(
+                "--tlscert: the certificate {} is not used without a key: use --tlskey",
+                path.display()
+            )),
+            (None, Some(path)) if self.tlskey.is_some() => Err(format!(
+                "--tlskey: the key {} is not used without a certificate: use --tlscert",
+                path.display()
+            )),
+            _ => Ok(Some(Files {
+                authorities: match &self.tlscacert {
+                    Some(path) => given(path),
+                    None => Some(directory.join("ca.pem")),
+                },
+                certificate,
+                key,
+                skip_verify: !verify,
+            })),
+        }
     }
 
     /// Returns the first flag that is only of use with TLS.
@@ -243,6 +256,29 @@ mod tests {
                 Some((path.into(), false))
             );
         }
+    }
+
+    #[test]
+    fn a_certificate_needs_a_key() {
+        let variable = |name: &str| (name == "HOME").then(|| "/nonexistent".to_owned());
+        let pem = Some(PathBuf::from("x.pem"));
+        let with = |tlscert: &Option<PathBuf>, tlskey: &Option<PathBuf>| TlsFlags {
+            tls: Some(true),
+            tlscert: tlscert.clone(),
+            tlskey: tlskey.clone(),
+            ..TlsFlags::default()
+        };
+        for (flags, text) in [
+            (
+                with(&pem, &None),
+                "--tlscert: the certificate x.pem is not used",
+            ),
+            (with(&None, &pem), "--tlskey: the key x.pem is not used"),
+        ] {
+            let refused = flags.files(&variable).unwrap_err();
+            assert!(refused.contains(text), "{refused}");
+        }
+        assert!(with(&pem, &pem).files(&variable).is_ok());
     }
 
     #[test]

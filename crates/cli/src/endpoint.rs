@@ -97,11 +97,8 @@ impl RootFlags {
                 is_default: false,
             });
         }
-        let text = self.host_in(variable);
-        let files = self.tls.files(variable);
-        // Errors of the files matter to TCP hosts only.
-        let uses_tls = !matches!(files, Ok(None));
-        let host = Host::parse(&text, uses_tls).map_err(|reason| unresolved(&reason))?;
+        let (host, files) = self.default_host_in(variable);
+        let host = host?;
         let without_tls = match &host {
             Host::Unix(_) => Some("on unix sockets"),
             Host::Ssh(_) => Some("over SSH"),
@@ -112,11 +109,7 @@ impl RootFlags {
                 "{flag}: TLS is not used {which}: {host}"
             )));
         }
-        let tls = match (&host, files) {
-            (Host::Tcp(_), Ok(Some(files))) => Some(files.load()?),
-            (Host::Tcp(_), Err(reason)) => return Err(unresolved(&reason)),
-            _ => None,
-        };
+        let tls = files?.map(|files| files.load()).transpose()?;
         let is_default = host == Host::Unix(DEFAULT_SOCKET.into()) && tls.is_none();
         Ok(Endpoint {
             host,
@@ -180,15 +173,24 @@ impl RootFlags {
     /// # Errors
     /// Returns an error if the flags or the environment are invalid.
     pub(crate) fn default_host(&self) -> Outcome<(Host, Option<Files>)> {
-        let files = self.tls.files(&variable);
+        let (host, files) = self.default_host_in(&variable);
+        Ok((host?, files?))
+    }
+
+    /// Returns the host of the default context, and its certificates. Errors of these are none for
+    /// hosts that are not used with TLS.
+    fn default_host_in(
+        &self,
+        variable: &dyn Fn(&str) -> Option<String>,
+    ) -> (Outcome<Host>, Outcome<Option<Files>>) {
+        let files = self.tls.files(variable);
         let uses_tls = !matches!(files, Ok(None));
-        let host = Host::parse(&self.host_in(&variable), uses_tls)
-            .map_err(|reason| unresolved(&reason))?;
-        match files {
-            _ if !matches!(host, Host::Tcp(_)) => Ok((host, None)),
-            Ok(files) => Ok((host, files)),
-            Err(reason) => Err(unresolved(&reason)),
-        }
+        let host = Host::parse(&self.host_in(variable), uses_tls);
+        let files = match host {
+            Ok(Host::Tcp(_)) => files.map_err(|reason| unresolved(&reason)),
+            _ => Ok(None),
+        };
+        (host.map_err(|reason| unresolved(&reason)), files)
     }
 
     fn host_in(&self, variable: &dyn Fn(&str) -> Option<String>) -> String {
