@@ -114,7 +114,15 @@ async fn serve(
 ) {
     let (mut from_client, mut to_client) = tokio::io::split(client);
     if let Some(mut prelude) = source.prelude {
-        while let Some(Ok(piece)) = prelude.next().await {
+        while let Some(piece) = prelude.next().await {
+            // As in Docker, what the container writes from now on is sent nevertheless.
+            let piece = match piece {
+                Ok(piece) => piece,
+                Err(error) => {
+                    tracing::warn!("send the recorded output to an attached client: {error}");
+                    break;
+                }
+            };
             if to_client.write_all(&piece).await.is_err() {
                 break;
             }

@@ -210,9 +210,10 @@ fn check_validity(chain: &[CertificateDer<'_>], path: &Path) -> Result<()> {
 }
 
 fn warn_if_readable(key: &Path) {
+    const READABLE_BY_OTHERS: u32 = 0o004;
     // Follows links, unlike `fs::metadata`.
     if let Ok(found) = std::fs::metadata(key)
-        && found.permissions().mode() & 0o007 != 0
+        && found.permissions().mode() & READABLE_BY_OTHERS != 0
     {
         tracing::warn!(
             "TLS: the key {} can be read by every user: `chmod o= {}`",
