@@ -1,14 +1,18 @@
 //! Starts an engine if none listens at the default socket, so that a first `whelk run` needs no
 //! preparation.
 
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
 use crate::client::Client;
-use crate::endpoint::DEFAULT_SOCKET;
+use crate::endpoint::{DEFAULT_SOCKET, Host};
 use crate::output::warn_line;
-use crate::{Failure, Outcome};
+use crate::{Failure, Outcome, files};
 
 /// How long a new engine may take until it accepts connections.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -32,9 +36,15 @@ pub(crate) async fn ensure(client: &Client) -> Outcome<()> {
             "no whelk engine listens at {DEFAULT_SOCKET}, and only root may start one: run \"sudo whelk daemon\""
         )));
     }
+    if let Some(hosts) = other_hosts(&files::read(CONFIGURATION.as_ref()).unwrap_or_default()) {
+        return Err(Failure::new(format!(
+            "no whelk engine listens at {DEFAULT_SOCKET}, nor would one that is started now: {CONFIGURATION} has the hosts {hosts}; start it with \"whelk daemon\", and use one of them with --host or DOCKER_HOST"
+        )));
+    }
     warn_line!("whelk: no engine at {DEFAULT_SOCKET}, starting one");
     let program = std::env::current_exe()?;
     let log = log_file()?;
+    let begin_of_log = log.metadata()?.len();
     // With `--background` the engine leaves this session, so it outlives this command and its
     // terminal.
     let mut engine = Command::new("/proc/self/exe");
@@ -49,12 +59,15 @@ pub(crate) async fn ensure(client: &Client) -> Outcome<()> {
         .map_err(|error| Failure::new(format!("start an engine: {error}")))?;
     let begin = Instant::now();
     while begin.elapsed() < PATIENCE {
-        if client.connect().await.is_ok() {
+        // It listens before it opens its root, which may fail; it answers afterwards.
+        if client.ping().await.is_ok() {
             return Ok(());
         }
         if let Ok(Some(status)) = engine.try_wait() {
+            let cause = read_log(begin_of_log).as_deref().and_then(cause);
+            let cause = cause.unwrap_or_else(|| status.to_string());
             return Err(Failure::new(format!(
-                "the engine exited during start ({status}); see {LOG}"
+                "the engine exited during start: {cause} (log: {LOG})"
             )));
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -65,12 +78,71 @@ pub(crate) async fn ensure(client: &Client) -> Outcome<()> {
 }
 
 const LOG: &str = "/var/log/whelk.log";
+/// The engine's configuration file.
+const CONFIGURATION: &str = "/etc/whelk/daemon.json";
 
-fn log_file() -> Outcome<Stdio> {
-    let file = std::fs::OpenOptions::new()
-        .append(true)
-        .create(true)
-        .open(LOG);
-    file.map(Stdio::from)
-        .map_err(|error| Failure::new(format!("open {LOG}: {error}")))
+/// Returns the hosts of an engine's configuration, unless it listens at the default socket. The
+/// engine reports errors in the file.
+fn other_hosts(configuration: &[u8]) -> Option<String> {
+    let configuration: Value = serde_json::from_slice(configuration).ok()?;
+    let hosts: Vec<&str> = configuration["hosts"]
+        .as_array()?
+        .iter()
+        .filter_map(Value::as_str)
+        .collect();
+    let is_default = |host: &&str| Host::parse(host, false) == Ok(Host::default());
+    (!hosts.is_empty() && !hosts.iter().any(is_default)).then(|| hosts.join(", "))
+}
+
+/// Returns the error that an engine has ended with, which is the last of its log.
+fn cause(log: &str) -> Option<String> {
+    let (_, cause) = log.rsplit_once("whelk daemon: ")?;
+    Some(cause.trim().to_owned()).filter(|cause| !cause.is_empty())
+}
+
+fn log_file() -> Outcome<File> {
+    let file = File::options().append(true).create(true).open(LOG);
+    file.map_err(|error| Failure::new(format!("open {LOG}: {error}")))
+}
+
+/// Returns what was written to the log after its first bytes.
+fn read_log(skipped: u64) -> Option<String> {
+    let mut log = File::open(LOG).ok()?;
+    log.seek(SeekFrom::Start(skipped)).ok()?;
+    let mut text = Vec::new();
+    log.take(files::MAX_SIZE).read_to_end(&mut text).ok()?;
+    Some(String::from_utf8_lossy(&text).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_without_the_default_socket_are_found() {
+        for (configuration, expected) in [
+            ("", None),
+            ("{}", None),
+            (r#"{"hosts": []}"#, None),
+            (
+                r#"{"hosts": ["tcp://h", "unix:///run/whelk/whelk.sock"]}"#,
+                None,
+            ),
+            (r#"{"hosts": ["unix://"]}"#, None),
+            (
+                r#"{"hosts": ["unix:///x", "tcp://h"]}"#,
+                Some("unix:///x, tcp://h"),
+            ),
+        ] {
+            let found = other_hosts(configuration.as_bytes());
+            assert_eq!(found.as_deref(), expected, "{configuration}");
+        }
+    }
+
+    #[test]
+    fn the_last_error_is_the_cause() {
+        let log = "INFO whelk::daemon: listening\nwhelk daemon: open x: y\n";
+        assert_eq!(cause(log).as_deref(), Some("open x: y"));
+        assert_eq!(cause("INFO whelk::daemon: listening\n"), None);
+    }
 }

@@ -106,11 +106,7 @@ impl Client {
         let mut missing = None;
         for program in REMOTE_PROGRAMS {
             self.remote_program = program;
-            let request = Request::get("/_ping").header("host", "whelk");
-            let request = request
-                .body(no_body())
-                .map_err(|error| ApiError::local(format!("the request cannot be sent: {error}")))?;
-            let Err(error) = whelk_client::send(&self.address(), request).await else {
+            let Err(error) = self.ping().await else {
                 return Ok(());
             };
             let is_missing = cause_of(&error)
@@ -123,6 +119,16 @@ impl Client {
             missing.get_or_insert(error);
         }
         missing.map_or(Ok(()), Err)
+    }
+
+    /// Sends a request without effects, and waits for the head of its response.
+    pub(crate) async fn ping(&self) -> whelk_client::Result<()> {
+        let mut request = Request::new(no_body());
+        *request.uri_mut() = hyper::Uri::from_static("/_ping");
+        let host = hyper::header::HeaderValue::from_static("whelk");
+        request.headers_mut().insert(hyper::header::HOST, host);
+        let answered = whelk_client::send(&self.address(), request).await;
+        answered.map(|_| ())
     }
 
     /// Returns the API version of this client's requests, if the environment sets it.

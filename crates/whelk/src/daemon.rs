@@ -154,9 +154,13 @@ async fn run(
     if !arguments.uninstall {
         whelk_sys::mount::check_root_directory()?;
     }
+    let is_known = fs::exists(instance_lock(&instance));
     let _instance = lock_instance(&instance)?;
-    let (root, _run) = (lock(&instance.root)?, lock(&instance.run)?);
-    let root = check_owner(root, &instance)?;
+    let locked = lock_directories(&instance);
+    if locked.is_err() && arguments.uninstall && !is_known {
+        let _ = fs::remove_file(instance_lock(&instance));
+    }
+    let (root, _run) = locked?;
     if arguments.uninstall {
         Engine::uninstall(&instance)?;
         // The root may be used under another instance name from now on.
@@ -183,6 +187,12 @@ async fn run(
         () = stop => tracing::info!("stopping; containers keep running"),
     }
     Ok(engine.close().await?)
+}
+
+/// Locks an instance's root, which must belong to it, and its run directory.
+fn lock_directories(instance: &Instance) -> anyhow::Result<(std::fs::File, std::fs::File)> {
+    let (root, run) = (lock(&instance.root)?, lock(&instance.run)?);
+    Ok((check_owner(root, instance)?, run))
 }
 
 /// Creates and locks a data or run directory, so that no second engine uses it.

@@ -82,6 +82,47 @@ fn a_first_command_starts_an_engine() {
 }
 
 #[test]
+fn an_engine_that_cannot_be_started_is_explained() {
+    let output = whelk_tests::private_host(
+        r#"tell() { "$0" "$@" 2>/run/told; code=$?; echo "$1 $code: $(grep -E 'exited|has the hosts' /run/told)"; }
+        # The engine listens before it opens its root.
+        echo "{\"instance\": \"$name\"}" >/etc/whelk/daemon.json
+        mkdir -p /var/lib/whelk/store.db
+        tell ps
+        tell run busybox true
+        tell create busybox true
+        # The name of another instance, which --uninstall does not make known.
+        "$0" daemon --uninstall --instance $name-other && exit 1
+        [ -e /run/whelk-instance-$name-other.lock ] && exit 2
+        rmdir /var/lib/whelk/store.db
+        echo "{\"instance\": \"$name\", \"hosts\": [\"unix:///run/other.sock\"]}" >/etc/whelk/daemon.json
+        tell ps
+        exec "$0" daemon --uninstall"#,
+    );
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{output:?}");
+    let told: Vec<&str> = told.lines().collect();
+    for (line, (code, text)) in [
+        ("ps 1: ", "the engine exited during start: "),
+        ("run 125: ", "whelk: the engine exited during start: "),
+        ("create 1: ", "the engine exited during start: "),
+        (
+            "ps 1: ",
+            "/etc/whelk/daemon.json has the hosts unix:///run/other.sock",
+        ),
+    ]
+    .iter()
+    .enumerate()
+    {
+        let found = told.get(line).copied().unwrap_or_default();
+        assert!(
+            found.starts_with(code) && found.contains(text),
+            "{code}{text}: {told:?}"
+        );
+    }
+}
+
+#[test]
 fn an_engine_that_is_killed_leaves_the_containers() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Whelk);

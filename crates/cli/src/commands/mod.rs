@@ -165,14 +165,20 @@ fn carry_out(cli: Cli, repair: crate::Repair) -> Outcome {
             is_default,
         } = cli.flags.endpoint()?;
         let mut client = Client::new(host, tls, context, debug);
+        let unreachable = |failure: Failure| match cli.command {
+            Command::Run(_) | Command::ContainerGroup(container::ContainerGroup::Run(_)) => {
+                container::run::not_run(&failure.text)
+            }
+            _ => failure,
+        };
         // `version` also works without an engine, and does not start one.
         if is_default && !matches!(cli.command, Command::Version(_)) {
-            autostart::ensure(&client).await?;
+            autostart::ensure(&client).await.map_err(unreachable)?;
         }
         match client.find_remote_program().await {
             // Prints the client's part, and then the error.
             Err(_) if matches!(cli.command, Command::Version(_)) => {}
-            found => found?,
+            found => found.map_err(|error| unreachable(error.into()))?,
         }
         dispatch(&client, cli.command).await
     });

@@ -123,7 +123,7 @@ pub(crate) fn exit_code(status: &Value) -> u8 {
     u8::try_from(status["StatusCode"].as_i64().unwrap_or(0)).unwrap_or(NOT_RUN)
 }
 
-fn not_run(text: &str) -> Failure {
+pub(crate) fn not_run(text: &str) -> Failure {
     Failure::with_code(NOT_RUN, format!("whelk: {text}"))
 }
 
