@@ -245,6 +245,7 @@ fn top_lists_the_processes_as_the_host_sees_them() {
         let row = words(text.lines().nth(1));
         assert_eq!((row[0].as_str(), &row[1], &row[7..]), ("root", &pid, &["sleep".to_owned(), "600".to_owned()][..]));
         let text = cli.run(&["top", "busy", "-o", "pid,args"]).ok();
+        assert!(text.starts_with("PID                 "), "{text:?}");
         assert_eq!(words(text.lines().nth(1)), [pid.as_str(), "sleep", "600"]);
         cli.run(&["top", "nosuch"]).refuses(1, "No such container: nosuch");
         // What processes call themselves does not get to the terminal as it is, nor hides them.

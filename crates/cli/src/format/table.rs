@@ -97,6 +97,11 @@ impl Table {
 /// Aligns tab-separated lines to columns. A column is as wide as its widest cell; the last cell of
 /// a line is not padded.
 pub(crate) fn align(lines: &[String]) -> String {
+    align_at_least(lines, MIN_WIDTH)
+}
+
+/// As [`align`], with columns of at least this many characters.
+pub(crate) fn align_at_least(lines: &[String], min_width: usize) -> String {
     let rows: Vec<Vec<&str>> = lines
         .iter()
         .map(|line| line.split('\t').collect())
@@ -104,7 +109,7 @@ pub(crate) fn align(lines: &[String]) -> String {
     let mut widths: Vec<usize> = Vec::new();
     for row in &rows {
         for (index, cell) in row.iter().enumerate().take(row.len().saturating_sub(1)) {
-            let width = (cell.chars().count() + PADDING).max(MIN_WIDTH);
+            let width = (cell.chars().count() + PADDING).max(min_width);
             match widths.get_mut(index) {
                 Some(known) => *known = (*known).max(width),
                 None => widths.push(width),

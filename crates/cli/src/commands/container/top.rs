@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use crate::Outcome;
 use crate::client::{Client, escape_name, query};
-use crate::format::table::align;
+use crate::format::table::align_at_least;
 use crate::output::print;
 
 #[derive(Debug, Args)]
@@ -18,6 +18,9 @@ pub(crate) struct TopArgs {
     )]
     options: Vec<String>,
 }
+
+/// Minimum column width in characters, as in Docker's CLI.
+const MIN_WIDTH: usize = 20;
 
 pub(crate) async fn top(client: &Client, args: TopArgs) -> Outcome {
     let top = client
@@ -38,6 +41,6 @@ pub(crate) async fn top(client: &Client, args: TopArgs) -> Outcome {
     };
     let mut lines = vec![line(&top["Titles"])];
     lines.extend(top["Processes"].as_array().into_iter().flatten().map(line));
-    print(&align(&lines))?;
+    print(&align_at_least(&lines, MIN_WIDTH))?;
     Ok(0)
 }
