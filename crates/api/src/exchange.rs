@@ -340,7 +340,7 @@ mod tests {
         let sent = tokio::spawn(async move { sender.send_request(request("/slow", "")).await });
         timeout(LONG, begin.recv()).await.unwrap().unwrap();
         sent.abort();
-        assert!(sent.await.is_err());
+        assert!(sent.await.unwrap_err().is_cancelled());
         // Time to notice it.
         tokio::time::sleep(Duration::from_millis(100)).await;
         proceed.send(()).unwrap();
@@ -418,7 +418,8 @@ mod tests {
         assert_eq!(text(response).await, "event");
         // An error if the client closes the connection before everything was sent.
         let _ = timeout(LONG, served).await.unwrap().unwrap();
-        assert!(timeout(LONG, sender.ready()).await.unwrap().is_err());
+        let closed = timeout(LONG, sender.ready()).await.unwrap().unwrap_err();
+        assert!(closed.is_closed(), "{closed}");
         // A client that does not close the connection by itself.
         let (mut client, server) = duplex(1 << 20);
         let peer = Peer::of(&socket).unwrap();

@@ -176,8 +176,32 @@ mod tests {
                 "{path}"
             );
         }
-        assert!(split("/v1.10/info").is_err() && split("/v1.99/info").is_err());
     }
+
+    #[tokio::test]
+    async fn rejects_versions_that_are_too_old_or_too_new() {
+        let newest = format!("{}.{}", NEWEST.0, NEWEST.1);
+        for (path, expected) in [
+            (
+                "/v1.10/info",
+                "client version 1.10 is too old. Minimum supported API version is 1.24, "
+                    .to_owned(),
+            ),
+            (
+                "/v1.99/info",
+                format!(
+                    "client version 1.99 is too new. Maximum supported API version is {newest}"
+                ),
+            ),
+        ] {
+            let response = *split(path).unwrap_err();
+            assert_eq!(response.status(), StatusCode::BAD_REQUEST, "{path}");
+            let body = axum::body::to_bytes(response.into_body(), 1 << 10);
+            let text = String::from_utf8(body.await.unwrap().to_vec()).unwrap();
+            assert!(text.contains(&expected), "{text}");
+        }
+    }
+
     /// The first and the last version for which `rule` is true.
     fn versions(rule: impl Fn(ApiVersion) -> bool) -> (u32, u32) {
         let known = crate::OLDEST.1..=crate::NEWEST.1;

@@ -103,9 +103,14 @@ mod tests {
             file(),
             "{\n\t\"credsStore\": \"x\",\n\t\"auths\": {\n\t\t\"r\": {\n\t\t\t\"auth\": \"YQ==\"\n\t\t}\n\t}\n}"
         );
-        for broken in ["{", "[]"] {
+        for (broken, cause) in [
+            ("{", "EOF while parsing an object"),
+            ("[]", "the file is not a JSON object"),
+        ] {
             std::fs::write(dir.join("config.json"), broken).unwrap();
-            assert!(set_current_context(&dir, Some("two")).is_err());
+            let error = set_current_context(&dir, Some("two")).unwrap_err().text;
+            let path = dir.join("config.json").display().to_string();
+            assert!(error.contains(&path) && error.contains(cause), "{error}");
             assert_eq!(file(), broken);
         }
         std::fs::remove_dir_all(&dir).unwrap();

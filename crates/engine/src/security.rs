@@ -188,10 +188,11 @@ mod tests {
             options(&["seccomp={\"a\":1}"]).unwrap().seccomp,
             Seccomp::Custom("{\"a\":1}".into())
         );
-        assert_eq!(
-            options(&["foo=bar"]).unwrap_err().to_string(),
-            "invalid --security-opt 2: \"foo=bar\""
-        );
-        assert!(options(&["no-new-privileges=maybe"]).is_err());
+        for word in ["foo=bar", "no-new-privileges=maybe"] {
+            assert_eq!(
+                options(&[word]).unwrap_err().to_string(),
+                format!("invalid --security-opt 2: {word:?}")
+            );
+        }
     }
 }

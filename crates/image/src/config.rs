@@ -206,14 +206,25 @@ mod tests {
 
     #[test]
     fn rejects_invalid_configurations() {
-        for text in [
-            "",
-            "{}",
-            r#"{"rootfs":{"type":"aufs"}}"#,
-            r#"{"rootfs":{"type":"layers","diff_ids":["sha256:../../x"]}}"#,
-            r#"{"rootfs":{"type":"layers"},"history":[{}]}"#,
+        for (text, expected) in [
+            ("", "EOF while parsing a value"),
+            ("{}", "missing field `rootfs`"),
+            (
+                r#"{"rootfs":{"type":"aufs"}}"#,
+                "unknown rootfs type \"aufs\"",
+            ),
+            (
+                r#"{"rootfs":{"type":"layers","diff_ids":["sha256:../../x"]}}"#,
+                "invalid checksum digest length or character in \"sha256:../../x\"",
+            ),
+            (
+                r#"{"rootfs":{"type":"layers"},"history":[{}]}"#,
+                "the history names 1 layers, there are 0",
+            ),
         ] {
-            assert!(ImageConfig::parse(text.as_bytes()).is_err(), "{text}");
+            let error = ImageConfig::parse(text.as_bytes()).unwrap_err();
+            let expected = format!("invalid image configuration: {expected}");
+            assert!(error.to_string().starts_with(&expected), "{error}");
         }
     }
 

@@ -197,8 +197,10 @@ mod tests {
             assert!(error.contains(expected), "{error}");
         }
         for text in ["", "[]", "{}", r#"{"schemaVersion":2,"manifests":{}}"#] {
-            assert!(Manifest::parse(text.as_bytes()).is_err(), "{text}");
-            assert!(Index::parse(text.as_bytes()).is_err(), "{text}");
+            let manifest = Manifest::parse(text.as_bytes()).unwrap_err().to_string();
+            assert!(manifest.starts_with("invalid manifest: "), "{manifest}");
+            let index = Index::parse(text.as_bytes()).unwrap_err().to_string();
+            assert!(index.starts_with("invalid index: "), "{index}");
         }
     }
 }

@@ -166,16 +166,19 @@ mod tests {
             "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
         );
         assert_eq!(good.as_str().parse::<Digest>().unwrap(), good);
-        for bad in [
-            "",
-            "sha256:",
-            "sha256:../../etc/passwd",
-            "sha512:00",
-            "md5:d41d8cd98f00b204e9800998ecf8427e",
-            &good.as_str().to_uppercase(),
-            &good.as_str()[..70],
+        let algorithm = "unsupported digest algorithm";
+        let form = "invalid checksum digest length or character";
+        for (bad, expected) in [
+            ("", algorithm),
+            ("sha256:", form),
+            ("sha256:../../etc/passwd", form),
+            ("sha512:00", algorithm),
+            ("md5:d41d8cd98f00b204e9800998ecf8427e", algorithm),
+            (&good.as_str().to_uppercase(), algorithm),
+            (&good.as_str()[..70], form),
         ] {
-            assert!(bad.parse::<Digest>().is_err(), "{bad}");
+            let error = bad.parse::<Digest>().unwrap_err().to_string();
+            assert_eq!(error, format!("{expected} in {bad:?}"));
         }
     }
 }

@@ -313,15 +313,21 @@ mod tests {
             "host:port/a",
             "UP PER",
             "a:.x",
-            &long,
             "a\0b",
             "ü",
         ] {
-            assert!(text.parse::<Reference>().is_err(), "{text:?}");
+            let error = text.parse::<Reference>().unwrap_err().to_string();
+            assert_eq!(error, "invalid reference format", "{text:?}");
         }
-        assert_eq!(
-            "UPPER".parse::<Reference>().unwrap_err().to_string(),
-            "invalid reference format: repository name (library/UPPER) must be lowercase"
-        );
+        for (text, expected) in [
+            (
+                long.as_str(),
+                "repository name must not be more than 255 characters",
+            ),
+            ("UPPER", "repository name (library/UPPER) must be lowercase"),
+        ] {
+            let error = text.parse::<Reference>().unwrap_err().to_string();
+            assert_eq!(error, format!("invalid reference format: {expected}"));
+        }
     }
 }

@@ -168,14 +168,15 @@ fn what_a_dead_load_left_is_removed() {
     );
     let lease = bench.store.leases.take();
     let broken = pack(&docker_archive(&[(&broken, &[])]));
-    archive::load(
+    let refused = archive::load(
         &bench.store,
         &lease,
         broken.as_slice(),
         None,
         &Progress::none(),
-    )
-    .unwrap_err();
+    );
+    let error = refused.unwrap_err().to_string();
+    assert!(error.starts_with("invalid archive: "), "{error}");
     drop(lease);
     // One whose thread panics while it holds the layers.
     let store = bench.store.clone();
@@ -185,7 +186,8 @@ fn what_a_dead_load_left_is_removed() {
         archive::load(&store, &lease, complete.as_slice(), None, &Progress::none()).unwrap();
         panic!("the load dies");
     });
-    died.join().unwrap_err();
+    let payload = died.join().unwrap_err();
+    assert_eq!(payload.downcast_ref(), Some(&"the load dies"));
     collect(&bench.store, &records);
     bench.check_empty("after a panic");
     // One whose process was killed: its lease was never dropped, but the next store has none.

@@ -398,8 +398,18 @@ mod tests {
             (block.gateway, block.take(None).unwrap()),
             (ip("10.0.5.0"), ip("10.0.5.1"))
         );
-        assert!(Block::new(net("10.0.0.0/24"), Some(net("10.1.0.0/24")), None, &[]).is_err());
-        assert!(Block::new(net("10.0.0.0/24"), None, Some(ip("10.0.1.1")), &[]).is_err());
+        let refused = |range, gateway| {
+            let block = Block::new(net("10.0.0.0/24"), range, gateway, &[]);
+            block.unwrap_err().to_string()
+        };
+        assert_eq!(
+            refused(Some(net("10.1.0.0/24")), None),
+            "invalid subnet 10.0.0.0/24: range 10.1.0.0/24 is not in it"
+        );
+        assert_eq!(
+            refused(None, Some(ip("10.0.1.1"))),
+            "invalid address 10.0.1.1: it is not in subnet 10.0.0.0/24"
+        );
         let mut pair = Block::new(net("10.0.0.0/31"), None, None, &[]).unwrap();
         assert_eq!(
             (pair.gateway, pair.take(None).unwrap()),
@@ -428,7 +438,7 @@ mod tests {
             for _ in 0..free {
                 prop_assert!(block.take(None).is_ok());
             }
-            prop_assert!(block.take(None).is_err());
+            prop_assert!(matches!(block.take(None), Err(Error::Exhausted(_))));
         }
     }
 }

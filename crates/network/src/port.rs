@@ -419,9 +419,11 @@ mod tests {
             everywhere.to_string().contains("by container web"),
             "{everywhere}"
         );
-        assert!(
-            std::net::TcpListener::bind((LOCAL, port)).is_err(),
-            "a program could take it"
+        assert_eq!(
+            std::net::TcpListener::bind((LOCAL, port))
+                .unwrap_err()
+                .kind(),
+            std::io::ErrorKind::AddrInUse
         );
         let at = SocketAddr::new(LOCAL, port);
         assert!(
@@ -456,14 +458,26 @@ mod tests {
             // A second engine, after the first was killed.
             let (after, at) = (Ports::default(), SocketAddr::new(address, port));
             after.adopt(&web, protocol, at).unwrap();
-            after.adopt(&owner("other"), protocol, at).unwrap_err();
+            assert_eq!(
+                after
+                    .adopt(&owner("other"), protocol, at)
+                    .unwrap_err()
+                    .to_string(),
+                format!("port {at}/{protocol} is allocated to container web")
+            );
             let same = HostPortRequest {
                 protocol,
                 address: Some(address),
                 ports: (port, port),
             };
             after.release(protocol, at);
-            after.take(&owner("other"), same, &[address]).unwrap_err();
+            let error = after.take(&owner("other"), same, &[address]).unwrap_err();
+            assert!(
+                matches!(&error, Error::Conflict(text) if text.starts_with(&format!(
+                    "failed to bind host port {at}/{protocol}: address already in use"
+                ))),
+                "{error}"
+            );
             assert_eq!(
                 after.take(&web, same, &[address]).unwrap(),
                 port,

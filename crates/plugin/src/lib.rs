@@ -317,9 +317,16 @@ mod tests {
         assert_eq!(found("far"), Ok(Address::Tcp("127.0.0.1:9000".into())));
         assert_eq!(found("near"), Ok(Address::Unix("/run/near.sock".into())));
         assert_eq!(found("object"), Ok(Address::Tcp("127.0.0.1:9001".into())));
-        assert!(found("bad").unwrap_err().contains("unknown address"));
-        assert!(found("secret").unwrap_err().contains("TLSConfig"));
-        assert!(found("broken").is_err());
+        for (name, file, cause) in [
+            ("bad", "bad.spec", "unknown address \"gopher://x\""),
+            ("secret", "secret.json", "TLSConfig: plugins over TLS"),
+            ("broken", "broken.json", "EOF while parsing an object"),
+        ] {
+            let error = found(name).unwrap_err();
+            let path = base.join("etc").join(file);
+            let expected = format!("{}: {cause}", path.display());
+            assert!(error.contains(&expected), "{error}");
+        }
         for name in ["nosuch", "", "../etc/far", ".hidden", "a/b"] {
             assert_eq!(found(name), Err(format!("plugin {name:?} not found")));
         }

@@ -48,7 +48,8 @@ mod tests {
         assert_eq!(numbers("0-3,7").unwrap(), [0, 1, 2, 3, 7]);
         assert_eq!(numbers(" 5 , 2").unwrap(), [2, 5]);
         for wrong in ["", "x", "3-1", "1-", "-1", "99999"] {
-            assert!(numbers(wrong).is_err(), "{wrong}");
+            let error = numbers(wrong).unwrap_err().to_string();
+            assert_eq!(error, format!("invalid CPU list {wrong:?}"));
         }
     }
 }

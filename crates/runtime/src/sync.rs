@@ -220,7 +220,13 @@ mod tests {
         ours.pass_credentials().unwrap();
         theirs.send(&Message::Spawned, None).unwrap();
         ours.shut_down_reading();
-        assert!(theirs.send(&Message::Console, None).is_err());
+        let error = theirs.send(&Message::Console, None).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with("send message to the other side of container setup: broken pipe"),
+            "{error}"
+        );
         let received = ours.receive_next(false).unwrap();
         assert!(
             matches!(received, Received::Message(Message::Spawned, None, Some(pid)) if pid == rustix::process::getpid()),

@@ -199,7 +199,10 @@ mod tests {
             kind: NamespaceKind::Network,
             path: Some("/proc/thread-self/ns/net".into()),
         }];
-        assert!(check(&linux).is_err());
+        assert_eq!(
+            check(&linux).unwrap_err().to_string(),
+            "sysctl \"net.ipv4.ip_forward\" not allowed in host network namespace"
+        );
     }
 
     #[test]

@@ -252,6 +252,11 @@ mod tests {
 
     #[test]
     fn rejects_messages_over_the_size_limit() {
-        assert!(take::<Reply>(&mut vec![0xff; 8]).is_err());
+        let error = take::<Reply>(&mut vec![0xff; 8]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        assert_eq!(
+            error.to_string(),
+            format!("message of 4294967295 bytes exceeds the limit of {MAX_MESSAGE}")
+        );
     }
 }

@@ -35,7 +35,12 @@ mod tests {
                 let _guard = lock.lock().ignore_poison();
                 panic!("while the lock is held");
             });
-            assert!(panicked.join().is_err());
+            let payload = panicked.join().unwrap_err();
+            assert_eq!(
+                payload.downcast_ref(),
+                Some(&"while the lock is held"),
+                "a panic of another kind"
+            );
         });
         assert!(lock.is_poisoned());
         *lock.lock().ignore_poison() += 1;

@@ -75,10 +75,17 @@ mod tests {
         ] {
             assert_eq!(parse(text).unwrap(), number, "{text}");
         }
-        for text in [
-            "", "0", "65", "-1", "BOGUS", "RTMIN+99", "RTMAX-99", "RTMIN-1",
-        ] {
-            assert!(parse(text).is_err(), "{text}");
+    }
+
+    #[test]
+    fn rejects_unknown_names_and_numbers() {
+        for text in ["", "0", "-1", "BOGUS", "RTMIN+99", "RTMAX-99", "RTMIN-1"] {
+            let error = parse(text).unwrap_err().to_string();
+            assert_eq!(error, format!("invalid signal: {text}"));
         }
+        assert_eq!(
+            parse("65").unwrap_err().to_string(),
+            "the linux daemon does not support signal 65"
+        );
     }
 }

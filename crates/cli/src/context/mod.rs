@@ -369,14 +369,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names() {
+    fn rejects_names_that_are_reserved_or_malformed() {
         for name in ["ab", "a+", "0.-_", "Default"] {
             assert!(check_name(name).is_ok(), "{name}");
         }
-        for name in [
-            "", "a", "default", "-a", ".a", "a/b", "..", "a b", "a\n", "é1", "aé",
-        ] {
-            assert!(check_name(name).is_err(), "{name}");
+        let refused = |name: &str| check_name(name).unwrap_err().text;
+        assert_eq!(refused(""), "context name cannot be empty");
+        assert_eq!(refused("default"), "\"default\" is a reserved context name");
+        for name in ["a", "-a", ".a", "a/b", "..", "a b", "a\n", "é1", "aé"] {
+            assert_eq!(
+                refused(name),
+                format!(
+                    "context name {name:?} is invalid, names are validated against regexp \"^[a-zA-Z0-9][a-zA-Z0-9_.+-]+$\""
+                )
+            );
         }
     }
 
@@ -389,7 +395,12 @@ mod tests {
         let tls: TlsFiles = [("docker".to_owned(), files)].into();
         std::fs::create_dir_all(config.join("contexts")).unwrap();
         std::fs::write(config.join("contexts/meta"), "no directory").unwrap();
-        assert!(store.create(&context, &tls).is_err());
+        let error = store.create(&context, &tls).unwrap_err().text;
+        let meta = config.join("contexts/meta").display().to_string();
+        assert!(
+            error.contains(&meta) && error.ends_with("not a directory"),
+            "{error}"
+        );
         assert!(!store.tls_directory("xy").exists());
         std::fs::remove_file(config.join("contexts/meta")).unwrap();
         store.create(&context, &tls).unwrap();

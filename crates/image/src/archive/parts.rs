@@ -342,7 +342,12 @@ mod tests {
             budget: Cell::new(MAX_METADATA_SIZE),
         };
         parts.charge(MAX_METADATA_SIZE - 1).unwrap();
-        assert!(parts.charge(2).is_err());
+        assert_eq!(
+            parts.charge(2).unwrap_err().to_string(),
+            format!(
+                "invalid archive: its manifests and configurations are larger than {MAX_METADATA_SIZE} bytes in all"
+            )
+        );
         parts.charge(1).unwrap();
     }
 
@@ -357,11 +362,19 @@ mod tests {
         ] {
             assert_eq!(resolve(base, path), expected, "{base} {path}");
         }
-        assert!(
-            part_name(b"a/../../b".to_vec()).is_err()
-                && part_name(vec![b'a'; 2000]).is_err()
-                && part_name(vec![0xff]).is_err()
-        );
+        for (name, expected) in [
+            (
+                b"a/../../b".to_vec(),
+                "the name a/../../b leads outside the archive",
+            ),
+            (vec![b'a'; 2000], "a name is longer than 1024 bytes"),
+            (vec![0xff], "a name is not UTF-8"),
+        ] {
+            assert_eq!(
+                part_name(name).unwrap_err().to_string(),
+                format!("invalid archive: {expected}")
+            );
+        }
         assert_eq!(part_name(b"/a/../b".to_vec()).unwrap(), "b");
     }
 }

@@ -334,22 +334,34 @@ mod tests {
 
     #[test]
     fn rejects_inconsistent_maps() {
-        for (map, data) in [
-            ("2,2,1,1", "abc"),
-            ("8,2", "ab"),
-            ("0,2", "abc"),
-            ("0,3", "ab"),
-            ("0", ""),
-            ("x,1", "a"),
-            ("0,18446744073709551615,5,1", "a"),
+        let check = |records: &[(&str, &str)], data: &[u8], expected: &str| {
+            let error = expanded(records, data).unwrap_err().to_string();
+            assert!(error.contains(expected), "{records:?}: {error}");
+        };
+        let malformed = "malformed sparse file map";
+        for (map, data, expected) in [
+            ("2,2,1,1", "abc", malformed),
+            ("8,2", "ab", malformed),
+            (
+                "0,2",
+                "abc",
+                "the map of a sparse file names 2 bytes, 3 are stored",
+            ),
+            (
+                "0,3",
+                "ab",
+                "the map of a sparse file names 3 bytes, 2 are stored",
+            ),
+            ("0", "", malformed),
+            ("x,1", "a", malformed),
+            ("0,18446744073709551615,5,1", "a", malformed),
         ] {
-            assert!(
-                expanded(&[("size", "9"), ("map", map)], data.as_bytes()).is_err(),
-                "{map}"
-            );
+            check(&[("size", "9"), ("map", map)], data.as_bytes(), expected);
         }
-        assert!(expanded(&[("size", "9"), ("offset", "1"), ("offset", "2")], b"").is_err());
-        assert!(expanded(&[("map", "0,1")], b"a").is_err(), "no size");
+        let two_offsets = [("size", "9"), ("offset", "1"), ("offset", "2")];
+        check(&two_offsets, b"", malformed);
+        let no_size = [("map", "0,1")];
+        check(&no_size, b"a", malformed);
         let v10 = [("major", "1"), ("minor", "0"), ("realsize", "9")];
         for map in [
             "1\n",
@@ -358,13 +370,12 @@ mod tests {
             "\n",
             "1\nx\n1\n",
         ] {
-            assert!(expanded(&v10, &with_map(map, b"")).is_err(), "{map:?}");
+            check(&v10, &with_map(map, b""), malformed);
         }
-        assert!(
-            expanded(&[("major", "2"), ("minor", "0"), ("size", "1")], b"")
-                .unwrap_err()
-                .to_string()
-                .contains("version 2.0")
+        check(
+            &[("major", "2"), ("minor", "0"), ("size", "1")],
+            b"",
+            "sparse files of version 2.0 are not supported",
         );
     }
 }

@@ -374,7 +374,14 @@ mod tests {
         assert_eq!(swap_max(&memory(Some(100), Some(300))), Ok(Some(200)));
         assert_eq!(swap_max(&memory(Some(100), Some(-1))), Ok(Some(-1)));
         assert_eq!(swap_max(&memory(None, None)), Ok(None));
-        assert!(swap_max(&memory(Some(100), Some(50))).is_err());
-        assert!(swap_max(&memory(None, Some(50))).is_err());
+        let refused = |limit, swap| swap_max(&memory(limit, swap)).unwrap_err().to_string();
+        assert_eq!(
+            refused(Some(100), Some(50)),
+            "memory+swap limit must not be less than the memory limit"
+        );
+        assert_eq!(
+            refused(None, Some(50)),
+            "a memory+swap limit needs a memory limit"
+        );
     }
 }

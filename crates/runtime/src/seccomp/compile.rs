@@ -880,15 +880,32 @@ mod tests {
     }
 
     #[test]
-    fn rejects_unknown_names_and_argument_indices() {
-        for text in [
-            r#"{"defaultAction":"SCMP_ACT_NAP"}"#,
-            r#"{"defaultAction":"SCMP_ACT_ALLOW","architectures":["SCMP_ARCH_PDP11"]}"#,
-            r#"{"defaultAction":"SCMP_ACT_ALLOW","flags":["FAST"]}"#,
-            r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["read"],"action":"SCMP_ACT_ERRNO","args":[{"index":9,"value":1,"op":"SCMP_CMP_EQ"}]}]}"#,
+    fn rejects_unknown_names_operators_and_argument_indices() {
+        for (text, expected) in [
+            (
+                r#"{"defaultAction":"SCMP_ACT_NAP"}"#,
+                "seccomp: unknown action \"SCMP_ACT_NAP\"",
+            ),
+            (
+                r#"{"defaultAction":"SCMP_ACT_ALLOW","architectures":["SCMP_ARCH_PDP11"]}"#,
+                "seccomp: unknown architecture \"SCMP_ARCH_PDP11\"",
+            ),
+            (
+                r#"{"defaultAction":"SCMP_ACT_ALLOW","flags":["FAST"]}"#,
+                "seccomp: unknown flag \"FAST\"",
+            ),
+            (
+                r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["read"],"action":"SCMP_ACT_ERRNO","args":[{"index":9,"value":1,"op":"SCMP_CMP_EQ"}]}]}"#,
+                "seccomp: argument index 9 is out of range",
+            ),
+            (
+                r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["read"],"action":"SCMP_ACT_ERRNO","args":[{"index":0,"value":1,"op":"SCMP_CMP_LIKE"}]}]}"#,
+                "seccomp: unknown operator \"SCMP_CMP_LIKE\"",
+            ),
         ] {
             let profile = from_json::<&str>(text, &[]).unwrap();
-            assert!(compile(&profile).is_err(), "{text}");
+            let error = compile(&profile).unwrap_err();
+            assert_eq!(error.to_string(), expected, "{text}");
         }
     }
 }

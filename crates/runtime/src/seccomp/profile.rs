@@ -288,12 +288,26 @@ mod tests {
 
     #[test]
     fn rejects_malformed_profiles() {
-        for text in [
-            "",
-            "{",
-            r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"name":"a","names":["b"],"action":"SCMP_ACT_ALLOW"}]}"#,
+        for (text, expected) in [
+            (
+                "",
+                "decoding seccomp profile failed: EOF while parsing a value at line 1 column 0",
+            ),
+            (
+                "{",
+                "decoding seccomp profile failed: EOF while parsing an object at line 1 column 1",
+            ),
+            (
+                r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"name":"a","names":["b"],"action":"SCMP_ACT_ALLOW"}]}"#,
+                "seccomp profile: use either 'name' or 'names'",
+            ),
+            (
+                r#"{"defaultAction":"SCMP_ACT_ALLOW","architectures":["A"],"archMap":[{"architecture":"B"}]}"#,
+                "seccomp profile: use either 'architectures' or 'archMap'",
+            ),
         ] {
-            assert!(from_json::<&str>(text, &[]).is_err(), "{text}");
+            let error = from_json::<&str>(text, &[]).unwrap_err();
+            assert_eq!(error.to_string(), expected, "{text}");
         }
     }
 

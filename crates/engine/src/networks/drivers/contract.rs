@@ -373,10 +373,19 @@ fn options_are_taken_or_refused_by_name() {
         }
         // Those of every driver.
         check(kind, option::MTU, "9000").unwrap();
-        check(kind, option::MTU, "big").unwrap_err();
+        let refused = |key: &str, value: &str| check(kind, key, value).unwrap_err().to_string();
+        assert_eq!(refused(option::MTU, "big"), "invalid MTU: big");
         check(kind, option::CONTAINER_PREFIX, "net").unwrap();
-        check(kind, option::CONTAINER_PREFIX, "a b").unwrap_err();
-        check(kind, "com.example.unknown", "").unwrap_err();
+        assert_eq!(
+            refused(option::CONTAINER_PREFIX, "a b"),
+            "invalid interface name \"a b\": up to 15 of a-z, A-Z, 0-9, _, . and -"
+        );
+        assert_eq!(
+            refused("com.example.unknown", ""),
+            format!(
+                "network option com.example.unknown: not available with driver {kind} in this version of whelk"
+            )
+        );
     }
     assert_eq!(had.len(), OPTIONS.len(), "each option has a driver");
 }
@@ -443,10 +452,17 @@ fn a_parent_is_removed_with_the_last_network_on_it_if_the_engine_made_it() {
             host.create(&whole);
             host.remove(&whole, &[]);
             assert!(names().contains(&"base".to_owned()), "the host's own");
-            for missing in ["nosuch0", "nosuch0.7", "base.x", "base.4095"] {
+            let absent = "the parent interface nosuch0 was not found on the host";
+            for (missing, cause) in [
+                ("nosuch0", "invalid subinterface vlan name nosuch0"),
+                ("nosuch0.7", absent),
+                ("base.x", "invalid subinterface vlan name base.x"),
+                ("base.4095", "invalid subinterface vlan name base.4095"),
+            ] {
                 let network = on(missing, 4, &[]).unwrap();
                 assert!(network.made_parent);
-                host.driver().create(&host.stack, &network).unwrap_err();
+                let error = host.driver().create(&host.stack, &network).unwrap_err();
+                assert!(error.to_string().contains(cause), "{error}");
                 host.remove(&network, &[]);
             }
             // Any interface will do, because not every kernel has VLANs.

@@ -100,7 +100,10 @@ mod tests {
             environment(&given, &[]).unwrap(),
             json!(["A=2", "NOT_SET_ANYWHERE_X"])
         );
-        assert!(environment(&["=x".into()], &[]).is_err());
+        assert_eq!(
+            environment(&["=x".into()], &[]).unwrap_err().text,
+            "invalid argument \"=x\" for \"-e, --env\" flag: invalid environment variable: =x"
+        );
     }
 
     #[test]
