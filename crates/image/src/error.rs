@@ -52,6 +52,9 @@ fn parser_text(error: &std::io::Error) -> String {
     // header at all.
     if text.contains("when getting cksum") {
         "not a tar archive".into()
+    } else if text == "failed to read entire block" {
+        // In Go's words.
+        "unexpected EOF".into()
     } else {
         text.escape_debug().to_string()
     }

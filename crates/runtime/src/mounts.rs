@@ -215,6 +215,10 @@ impl Context<'_> {
 
     fn attach(&self, mount: &Mount, tree: &OwnedFd, may_be_file: bool) -> Result<()> {
         let destination = mount.destination.as_str();
+        // Before the mount point is created, which procfs refuses with another error.
+        if is_inside_proc(destination) {
+            return Err(inside_proc(mount));
+        }
         let step = os_at::<std::io::Error>("open mount point", destination);
         let target = if matches!(mount.kind.as_str(), "proc" | "sysfs") {
             // A symbolic link here would mount the real file system elsewhere and leave labels and
@@ -502,13 +506,24 @@ fn check_not_proc(mount: &Mount, tree: &OwnedFd, target: &OwnedFd) -> Result<()>
     if destination == "/proc" && on_proc(tree) || COVERABLE.contains(&destination) {
         return Ok(());
     }
-    if destination == "/proc" || destination.starts_with("/proc/") || on_proc(target) {
-        return Err(Error::invalid(format!(
-            "{:?} cannot be mounted because it is inside /proc",
-            mount.destination
-        )));
+    if destination == "/proc" || is_inside_proc(destination) || on_proc(target) {
+        return Err(inside_proc(mount));
     }
     Ok(())
+}
+
+/// Returns whether a path that may not be mounted over is below `/proc`, as far as its text shows.
+fn is_inside_proc(destination: &str) -> bool {
+    let destination = destination.trim_end_matches('/');
+    destination.starts_with("/proc/") && !COVERABLE.contains(&destination)
+}
+
+/// Returns the error of a mount on procfs, in runc's words.
+fn inside_proc(mount: &Mount) -> Error {
+    let (source, destination) = (&mount.source, &mount.destination);
+    Error::invalid(format!(
+        "error mounting {source:?} to rootfs at {destination:?}: {destination:?} cannot be mounted because it is inside /proc"
+    ))
 }
 
 /// Attaches a detached mount to an opened target.

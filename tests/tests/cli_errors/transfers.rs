@@ -22,6 +22,20 @@ fn an_upload_that_is_refused_is_told_why() {
             "invalid archive: not a tar archive",
         );
     }
+    std::fs::write(&file, "no archive\n").unwrap();
+    let file = file.display().to_string();
+    check(
+        &engine,
+        &["load", "-i", &file],
+        1,
+        "invalid archive: unexpected EOF",
+    );
+    check(
+        &engine,
+        &["import", &file],
+        1,
+        "read archive: unexpected EOF",
+    );
 }
 
 #[test]
