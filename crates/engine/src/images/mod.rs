@@ -125,32 +125,50 @@ struct Index {
 }
 
 impl Index {
-    /// Returns the image with this id, or the one that came with this manifest or index.
-    fn by_digest(&self, digest: &Digest) -> Option<&Arc<Image>> {
+    /// Returns the image with this id, or those that came with this manifest or index: an index may
+    /// be that of several images.
+    fn by_digest(&self, digest: &Digest) -> Vec<&Arc<Image>> {
         let came_with =
             |image: &&Arc<Image>| image.origin.blobs().any(|document| document == digest);
-        self.by_id.get(digest).or_else(|| {
-            let mut found = self.by_id.values().filter(came_with);
-            // An index may be that of several images.
-            found.next().filter(|_| found.next().is_none())
-        })
+        match self.by_id.get(digest) {
+            Some(image) => vec![image],
+            None => self.by_id.values().filter(came_with).collect(),
+        }
     }
 
-    /// Returns the image with this digest if the repository `name` has it: by a tag, or by the
-    /// digest that a registry has for it.
-    fn in_repository(&self, name: &str, digest: &Digest) -> Option<&Arc<Image>> {
+    /// Returns the images with this digest that the repository `name` has: by a tag, or by the
+    /// digest that a registry has for them.
+    fn in_repository(&self, name: &str, digest: &Digest) -> Vec<&Arc<Image>> {
         let is_known = |image: &&Arc<Image>| {
             let mut known = image.repo_digests.iter();
             known.any(|known| known.name() == name && known.digest.as_ref() == Some(digest))
         };
-        let tags = format!("{name}:");
-        let is_tagged = |image: &&Arc<Image>| {
-            let tagged = self.tags.range(tags.clone()..);
-            tagged
-                .take_while(|(tag, _)| tag.starts_with(&tags))
-                .any(|(_, id)| *id == image.id)
-        };
-        (self.by_digest(digest).filter(is_tagged)).or_else(|| self.by_id.values().find(is_known))
+        let is_tagged = |image: &&Arc<Image>| self.tags_in(name).any(|(_, id)| *id == image.id);
+        let mut found = self.by_digest(digest);
+        found.retain(is_tagged);
+        if found.is_empty() {
+            found.extend(self.by_id.values().filter(is_known));
+        }
+        found
+    }
+
+    /// Returns the tags of a repository, by full name.
+    fn tags_in(&self, repository: &str) -> impl Iterator<Item = (&String, &Digest)> {
+        let prefix = format!("{repository}:");
+        let tags = self.tags.range(prefix.clone()..);
+        tags.take_while(move |(tag, _)| tag.starts_with(&prefix))
+    }
+}
+
+/// Returns the only image of those with a digest, if there is one.
+fn only<'a>(found: &[&'a Arc<Image>], name: &str) -> Result<Option<&'a Arc<Image>>> {
+    match found {
+        [] => Ok(None),
+        [image] => Ok(Some(image)),
+        _ => Err(Error::invalid(format!(
+            "No such image: {name}: the digest is ambiguous: it is that of {} images",
+            found.len()
+        ))),
     }
 }
 
@@ -252,13 +270,12 @@ impl Images {
     /// index that it came with, alone or after a repository that has it.
     ///
     /// # Errors
-    /// Returns an error if the name is malformed, if there is no such image, or if the prefix is
-    /// ambiguous.
+    /// Returns an error if the name is malformed, if there is no such image, or if the prefix or
+    /// the digest is ambiguous.
     pub fn find(&self, name: &str) -> Result<Arc<Image>> {
         let index = self.read();
         if let Ok(id) = name.parse::<Digest>() {
-            return index
-                .by_digest(&id)
+            return only(&index.by_digest(&id), name)?
                 .cloned()
                 .ok_or_else(|| Error::no_such_image(name));
         }
@@ -270,7 +287,7 @@ impl Images {
         if let Some(reference) = &by_name {
             let found = match &reference.digest {
                 // As with Docker, the tag does not matter: its image may have changed.
-                Some(digest) => index.in_repository(&reference.name(), digest),
+                Some(digest) => only(&index.in_repository(&reference.name(), digest), name)?,
                 None => {
                     let tagged = reference.clone().with_default_tag().to_string();
                     let id = index.tags.get(&tagged);

@@ -10,6 +10,7 @@ use super::list::until;
 use super::{Image, Images};
 use crate::error::{Error, Result};
 use crate::filters::Filters;
+use crate::records::ImageRecord;
 
 /// One step of a removal.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +27,13 @@ pub struct ImageUser {
     /// Its id.
     pub container: String,
     pub is_running: bool,
+}
+
+/// References of an image: full names with a tag, and names with a digest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct References {
+    tags: Vec<String>,
+    digests: Vec<Reference>,
 }
 
 impl Images {
@@ -65,41 +73,19 @@ impl Images {
     ) -> Result<Vec<Removed>> {
         let pins = self.pins.lock().ignore_poison();
         let image = self.find(name)?;
-        let by_id = !self.is_name_of(name, &image.id);
-        let names: Vec<String> = self
-            .read()
-            .tags
-            .iter()
-            .filter(|(_, id)| **id == image.id)
-            .map(|(name, _)| name.clone())
-            .collect();
+        let all = self.references_of(&image);
+        let selected = self.selected(name, &image)?;
         let users = users(&image.id);
-        let last = by_id || names.len() <= 1;
-        check_conflicts(&image, name, &names, by_id, force, &users)?;
+        let last = selected.as_ref().is_none_or(|selected| *selected == all);
+        check_conflicts(&image, name, &all, last, selected.is_none(), force, &users)?;
         if last && pins.contains_key(&image.id) {
             let short = &image.id.hex()[..12];
             return Err(Error::conflict(format!(
                 "conflict: unable to delete {short} - a container of it is being created"
             )));
         }
-        let untagged: Vec<String> = if by_id {
-            names
-        } else {
-            names
-                .into_iter()
-                .filter(|full| self.full_name(name).as_deref() == Some(full))
-                .collect()
-        };
-        let mut removed = Vec::new();
-        for full in untagged {
-            self.store.delete_tag(&full)?;
-            self.write().tags.remove(&full);
-            let familiar = full
-                .parse::<Reference>()
-                .map_or(full, |name| name.familiar());
-            self.publish("untag", &image.id, image.id.to_string());
-            removed.push(Removed::Untagged(familiar));
-        }
+        let removed = self.untag(&image, selected.unwrap_or(all))?;
+        let mut removed: Vec<Removed> = removed.into_iter().map(Removed::Untagged).collect();
         // An image used by a container is not deleted: without a name it stays as a dangling image.
         if last && users.is_empty() {
             self.delete(&image)?;
@@ -114,14 +100,73 @@ impl Images {
         Ok(removed)
     }
 
+    /// Returns the references of an image: its tags, and the digests that registries have for it.
+    fn references_of(&self, image: &Image) -> References {
+        let index = self.read();
+        let tags = index.tags.iter().filter(|(_, id)| **id == image.id);
+        References {
+            tags: tags.map(|(name, _)| name.clone()).collect(),
+            digests: image.repo_digests.clone(),
+        }
+    }
+
+    /// Returns the references of `image` that its name `name` selects; `None` for an id, which
+    /// selects the image. As with Docker, a repository's digest without a tag selects all of the
+    /// image's references in the repository, and the image's last tag in a repository also the digests.
+    fn selected(&self, name: &str, image: &Image) -> Result<Option<References>> {
+        if !self.is_name_of(name, &image.id) && !name.contains('@') {
+            return Ok(None);
+        }
+        let reference = name.parse::<Reference>()?.with_default_tag();
+        let repository = reference.name();
+        let References { mut tags, digests } = self.references_of(image);
+        let prefix = format!("{repository}:");
+        tags.retain(|tag| tag.starts_with(&prefix));
+        let in_repository = tags.len();
+        if let Some(wanted) = &reference.tag {
+            tags.retain(|tag| tag[prefix.len()..] == **wanted);
+        }
+        if reference.tag.is_some() && tags.is_empty() && in_repository > 0 {
+            return Err(Error::no_such_image(&reference.familiar()));
+        }
+        let is_selected =
+            |digest: &Reference| tags.len() == in_repository && digest.name() == repository;
+        let digests = digests.into_iter().filter(is_selected).collect();
+        Ok(Some(References { tags, digests }))
+    }
+
+    /// Removes references of an image. Returns them in the familiar form.
+    fn untag(&self, image: &Image, references: References) -> Result<Vec<String>> {
+        let mut removed = Vec::new();
+        for full in references.tags {
+            self.store.delete_tag(&full)?;
+            self.write().tags.remove(&full);
+            let reference = full.parse::<Reference>();
+            removed.push(reference.map_or(full, |name| name.familiar()));
+        }
+        if !references.digests.is_empty() {
+            let mut index = self.write();
+            let mut rest = Image::clone(index.by_id.get(&image.id).map_or(image, |image| image));
+            rest.repo_digests
+                .retain(|digest| !references.digests.contains(digest));
+            self.store.put_image(&ImageRecord::of(&rest), &[])?;
+            index.by_id.insert(image.id.clone(), Arc::new(rest));
+            removed.extend(references.digests.iter().map(Reference::familiar));
+        }
+        for _ in &removed {
+            self.publish("untag", &image.id, image.id.to_string());
+        }
+        Ok(removed)
+    }
+
     /// Returns the full form of a name, with the default tag if it has none; `None` for one with a
-    /// digest, which selects an image as its id does.
+    /// digest.
     fn full_name(&self, name: &str) -> Option<String> {
         let reference = name.parse::<Reference>().ok()?;
         (reference.digest.is_none()).then(|| reference.with_default_tag().to_string())
     }
 
-    /// Returns whether `name` is a name of the image, and not its id.
+    /// Returns whether `name` is a tag of the image, and not its id or digest.
     pub(super) fn is_name_of(&self, name: &str, id: &Digest) -> bool {
         self.full_name(name)
             .is_some_and(|full| self.read().tags.get(&full) == Some(id))
@@ -190,6 +235,7 @@ impl Images {
             {
                 continue;
             }
+            names.extend(image.repo_digests.iter().map(Reference::familiar));
             // Name by name, as single removals would: an image in use keeps its last name.
             if names.is_empty() && users(&image.id).is_empty() {
                 names.push(image.id.to_string());
@@ -230,7 +276,8 @@ impl Images {
 fn check_conflicts(
     image: &Image,
     name: &str,
-    names: &[String],
+    all: &References,
+    last: bool,
     by_id: bool,
     force: bool,
     users: &[ImageUser],
@@ -244,7 +291,7 @@ fn check_conflicts(
     };
     let conflict = |text: String| Err(Error::conflict(format!("conflict: unable to {text}")));
     if !by_id {
-        return match users.first().filter(|_| !force && names.len() <= 1) {
+        return match users.first().filter(|_| !force && last) {
             Some(user) => conflict(format!(
                 "remove repository reference {name:?} (must force) - container {} is using its referenced image {short}",
                 &user.container[..12]
@@ -257,7 +304,7 @@ fn check_conflicts(
             "delete {short} (cannot be forced) - image is being used by running container {user}"
         ));
     }
-    if names.len() > 1 && !force {
+    if all.tags.len() > 1 && !force {
         return conflict(format!(
             "delete {short} (must be forced) - image is referenced in multiple repositories"
         ));
@@ -267,5 +314,141 @@ fn check_conflicts(
             "delete {short} (must be forced) - image is being used by stopped container {user}"
         )),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
+mod tests {
+    use whelk_image::ImageConfig;
+    use whelk_image::archive::Origin;
+    use whelk_sys::fs;
+
+    use super::*;
+    use crate::store::RecordStore;
+
+    /// Images with these tags and digests of registries. They have a manifest of their own each, and
+    /// one index.
+    struct Case {
+        images: Arc<Images>,
+        root: std::path::PathBuf,
+    }
+
+    impl Drop for Case {
+        fn drop(&mut self) {
+            let _ = fs::remove_tree(&self.root);
+        }
+    }
+
+    impl Case {
+        fn new(name: &str, images: &[(&[&str], &[&str])]) -> Self {
+            let root = format!("whelk-images-{name}-{}", std::process::id());
+            let root = std::env::temp_dir().join(root);
+            fs::create_dir(&root, 0o700).unwrap();
+            let store = Arc::new(RecordStore::open(&root).unwrap());
+            let case = Self {
+                images: Images::open(&root, store, Arc::default()).unwrap(),
+                root,
+            };
+            for (number, (tags, digests)) in images.iter().enumerate() {
+                let manifest = Digest::of(format!("manifest {number}").as_bytes());
+                let digests = digests.iter().map(|name| format!("{name}@{manifest}"));
+                let image = Image {
+                    id: Digest::of(format!("config {number}").as_bytes()),
+                    config: ImageConfig::default(),
+                    repo_digests: digests.map(|name| name.parse().unwrap()).collect(),
+                    origin: Origin {
+                        manifest: Some(manifest),
+                        index: Some(Digest::of(b"index")),
+                    },
+                    size: 0,
+                    tagged_at: 0,
+                };
+                let full = |tag: &&str| tag.parse::<Reference>().unwrap().to_string();
+                let tags: Vec<String> = tags.iter().map(full).collect();
+                let record = ImageRecord::of(&image);
+                case.images.store.put_image(&record, &tags).unwrap();
+                let mut index = case.images.write();
+                let tags = tags.into_iter().map(|tag| (tag, image.id.clone()));
+                index.tags.extend(tags);
+                index.by_id.insert(image.id.clone(), Arc::new(image));
+            }
+            case
+        }
+
+        /// Removes a name, in which `#N` is the manifest's digest of an image and `#` the index's.
+        /// Returns what was untagged, and `deleted`, or the error.
+        fn remove(&self, name: &str) -> Vec<String> {
+            let digest = |number: u32| Digest::of(format!("manifest {number}").as_bytes());
+            let name = name.replace("#0", digest(0).as_str());
+            let name = name.replace("#1", digest(1).as_str());
+            let name = name.replace('#', Digest::of(b"index").as_str());
+            match self.images.remove(&name, false, None, |_| Vec::new()) {
+                Ok(removed) => removed
+                    .into_iter()
+                    .map(|removed| match removed {
+                        Removed::Untagged(name) => name.replace(digest(0).as_str(), "#0"),
+                        Removed::Deleted(_) => "deleted".into(),
+                        Removed::DeletedLayer(_) => "layer".into(),
+                    })
+                    .collect(),
+                Err(error) => vec![error.to_string().replace(digest(0).as_str(), "#0")],
+            }
+        }
+    }
+
+    #[test]
+    fn a_name_with_a_digest_selects_references_and_not_the_image() {
+        let case = Case::new(
+            "references",
+            &[(&["a:1", "a:2", "b:1"], &["a", "registry.test/c"])],
+        );
+        assert_eq!(case.remove("a:3@#0"), ["No such image: a:3@#0"]);
+        assert_eq!(case.remove("a:1@#0"), ["a:1"]);
+        // The last tag in its repository takes the digest there with it.
+        assert_eq!(case.remove("a:2@#0"), ["a:2", "a@#0"]);
+        assert_eq!(case.remove("a@#0"), ["No such image: a@#0"]);
+        assert_eq!(case.remove("b:1"), ["b:1"]);
+        assert_eq!(
+            case.remove("registry.test/c@#0"),
+            ["registry.test/c@#0", "deleted"]
+        );
+        assert!(case.images.store.images().unwrap().is_empty());
+        // Without a tag: all of the repository.
+        let case = Case::new("repository", &[(&["a:1", "a:2", "b:1"], &[])]);
+        assert_eq!(case.remove("a@#0"), ["a:1", "a:2"]);
+        assert_eq!(case.remove("b@#0"), ["b:1", "deleted"]);
+    }
+
+    #[test]
+    fn a_digest_of_several_images_is_ambiguous_except_in_a_repository_that_has_one() {
+        let case = Case::new(
+            "ambiguous",
+            &[(&["a:1", "c:1"], &[]), (&["b:1", "c:2"], &[])],
+        );
+        for name in ["#", "c@#"] {
+            let error = case.remove(name).concat();
+            assert!(error.contains("ambiguous"), "{name}: {error}");
+        }
+        assert_eq!(case.remove("d@#").len(), 1);
+        assert_eq!(case.remove("a@#"), ["a:1"]);
+        assert_eq!(case.remove("c@#1"), ["c:2"]);
+        assert_eq!(case.remove("b:1@#"), ["b:1", "deleted"]);
+        assert_eq!(case.remove("c@#"), ["c:1", "deleted"]);
+    }
+
+    #[test]
+    fn a_prune_of_all_removes_references_of_every_kind() {
+        let case = Case::new("prune", &[(&["a:1"], &["a", "registry.test/c"])]);
+        let pruned = case.images.prune(true, &Filters::default(), |_| Vec::new());
+        let (removed, _) = pruned.unwrap();
+        assert!(
+            matches!(removed.last(), Some(Removed::Deleted(_))),
+            "{removed:?}"
+        );
+        assert_eq!(removed.len(), 4);
     }
 }

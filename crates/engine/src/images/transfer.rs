@@ -201,12 +201,9 @@ impl Images {
 
     /// Returns all tags of a repository, with the ids of their images.
     fn tags_of(&self, repository: &Reference) -> Vec<(Reference, Digest)> {
-        let prefix = format!("{}:", repository.name());
         let index = self.read();
-        let tags = index
-            .tags
-            .range(prefix.clone()..)
-            .take_while(|(name, _)| name.starts_with(&prefix));
+        let name = repository.name();
+        let tags = index.tags_in(&name);
         tags.filter_map(|(name, id)| Some((name.parse().ok()?, id.clone())))
             .collect()
     }
