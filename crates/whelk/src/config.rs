@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use ipnet::IpNet;
 use serde::Deserialize;
+use serde_json::{Map, Value};
 use whelk_engine::instance::Instance;
+use whelk_engine::model::LogDriver;
 use whelk_engine::networks::{NetworkDefaults, Pool};
 use whelk_sys::fs;
 
@@ -29,7 +31,8 @@ pub(crate) struct File {
     tlscacert: Option<PathBuf>,
     tlscert: Option<PathBuf>,
     tlskey: Option<PathBuf>,
-    log_driver: Option<String>,
+    #[serde(deserialize_with = "log_driver")]
+    log_driver: Option<LogDriver>,
     log_opts: BTreeMap<String, String>,
     /// Whelk's own key.
     firewall: FirewallMode,
@@ -65,20 +68,37 @@ enum FirewallMode {
     RespectHost,
 }
 
+fn log_driver<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<LogDriver>, D::Error> {
+    let name = Option::<String>::deserialize(from)?.filter(|name| !name.is_empty());
+    let driver = name.map(|name| name.parse()).transpose();
+    driver.map_err(|error: whelk_engine::Error| serde::de::Error::custom(error))
+}
+
 const MAX_FILE_SIZE: u64 = 1 << 20;
 
+/// The keys that say which instance the file is for.
+const PLACE: [&str; 3] = ["data-root", "exec-root", "instance"];
+
+/// Which keys of a file are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keys {
+    All,
+    /// [`PLACE`] only: to uninstall an instance, its other settings need not be valid.
+    Place,
+}
+
 /// Reads the given configuration file, or the default one, which need not exist.
-pub(crate) fn read(path: Option<&Path>) -> anyhow::Result<File> {
+pub(crate) fn read(path: Option<&Path>, keys: Keys) -> anyhow::Result<File> {
     let default = Path::new("/etc/whelk/daemon.json");
     let content = match fs::read_at_most(path.unwrap_or(default), MAX_FILE_SIZE) {
         Err(error) if error.is_not_found() && path.is_none() => return Ok(File::default()),
         content => content?,
     };
-    parse(&content)
+    parse(&content, keys)
         .with_context(|| format!("configuration file {}", path.unwrap_or(default).display()))
 }
 
-fn parse(content: &[u8]) -> anyhow::Result<File> {
+fn parse(content: &[u8], keys: Keys) -> anyhow::Result<File> {
     if content.trim_ascii().is_empty() {
         return Ok(File::default());
     }
@@ -86,7 +106,21 @@ fn parse(content: &[u8]) -> anyhow::Result<File> {
     if !content.trim_ascii().starts_with(b"{") {
         bail!("expected a JSON object");
     }
-    let file: File = serde_json::from_slice(content)?;
+    if keys == Keys::Place {
+        let mut members: Map<String, Value> = serde_json::from_slice(content)?;
+        members.retain(|key, _| PLACE.contains(&key.as_str()));
+        return from_members(members);
+    }
+    let file: File = match serde_json::from_slice(content) {
+        Ok(file) => file,
+        Err(error) => {
+            // The error does not name the key.
+            if let Ok(members) = serde_json::from_slice(content) {
+                from_members(members)?;
+            }
+            return Err(error.into());
+        }
+    };
     if file.userland_proxy == Some(true) {
         bail!("userland-proxy: not supported; ports are published by the kernel only");
     }
@@ -108,19 +142,28 @@ fn parse(content: &[u8]) -> anyhow::Result<File> {
     Ok(file)
 }
 
+/// Returns the settings of a JSON object.
+///
+/// # Errors
+/// Returns an error that names the first key whose value is invalid.
+fn from_members(members: Map<String, Value>) -> anyhow::Result<File> {
+    for (key, value) in &members {
+        let alone = Map::from_iter([(key.clone(), value.clone())]);
+        let valid = serde_json::from_value::<File>(alone.into());
+        valid.map_err(|error| anyhow::anyhow!("{key}: {error}"))?;
+    }
+    Ok(serde_json::from_value(members.into())?)
+}
+
 impl File {
     /// Applies the file's settings to the instance.
-    ///
-    /// # Errors
-    /// Returns an error if there is no such log driver.
-    pub(crate) fn apply(self, instance: &mut Instance) -> anyhow::Result<()> {
+    pub(crate) fn apply(self, instance: &mut Instance) {
         instance.networks = self.networks();
         instance.respect_host_firewall = self.firewall == FirewallMode::RespectHost;
         instance.default_log.options = self.log_opts;
-        if let Some(driver) = self.log_driver.filter(|driver| !driver.is_empty()) {
-            instance.default_log.driver = Some(driver.parse()?);
+        if self.log_driver.is_some() {
+            instance.default_log.driver = self.log_driver;
         }
-        Ok(())
     }
 
     pub(crate) fn tls(&self) -> TlsSettings {
@@ -162,7 +205,7 @@ mod tests {
 
     #[track_caller]
     fn refused(content: &str, text: &str) {
-        let error = format!("{:#}", parse(content.as_bytes()).unwrap_err());
+        let error = format!("{:#}", parse(content.as_bytes(), Keys::All).unwrap_err());
         assert!(error.contains(text), "{error}");
     }
 
@@ -171,7 +214,7 @@ mod tests {
         let content = r#"{"bip": "10.1.2.1/24", "fixed-cidr": "10.1.2.128/25", "mtu": 1400, "icc": false, "dns": ["10.0.0.2"],
             "default-address-pools": [{"base": "10.200.0.0/16", "size": 26}], "live-restore": true, "userland-proxy": false,
             "default-network-opts": {"bridge": {"com.docker.network.driver.mtu": "1400"}}}"#;
-        let networks = parse(content.as_bytes()).unwrap().networks();
+        let networks = parse(content.as_bytes(), Keys::All).unwrap().networks();
         assert_eq!(networks.bridge_addresses, ["10.1.2.1/24".parse().unwrap()]);
         assert_eq!(
             networks.pools,
@@ -185,13 +228,17 @@ mod tests {
 
     #[test]
     fn rejects_unsupported_keys_and_values() {
-        assert!(parse(b" \n").is_ok());
+        assert!(parse(b" \n", Keys::All).is_ok());
         refused("[]", "expected a JSON object");
         refused(r#"{"registry-mirrors": []}"#, "registry-mirrors");
         refused(r#"{"userland-proxy": true}"#, "userland-proxy");
         refused(r#"{"live-restore": false}"#, "live-restore");
         refused(r#"{"bip": "10.1.2.0/24"}"#, "bip 10.1.2.0/24");
-        refused(r#"{"bip": "x"}"#, "line 1");
+        refused(r#"{"bip": }"#, "line 1");
+        refused(r#"{"debug": true, "bip": "x"}"#, "bip: ");
+        refused(r#"{"mtu": "x", "debug": true}"#, "mtu: ");
+        refused(r#"{"firewall": "none"}"#, "firewall: ");
+        refused(r#"{"log-driver": "syslog"}"#, "log-driver: ");
         refused(
             r#"{"bip": "10.1.2.1/24", "fixed-cidr": "10.9.0.0/24"}"#,
             "fixed-cidr 10.9.0.0/24",
@@ -202,5 +249,15 @@ mod tests {
         );
         refused(r#"{"default-network-opts": {"nosuch": {}}}"#, "nosuch");
         refused(r#"{"mtu": 10}"#, "mtu 10");
+    }
+
+    #[test]
+    fn an_instance_can_be_told_by_a_file_with_invalid_settings() {
+        let content = br#"{"instance": "i", "data-root": "/r", "bip": "x", "unknown": 1}"#;
+        let file = parse(content, Keys::Place).unwrap();
+        assert_eq!(file.instance.as_deref(), Some("i"));
+        assert_eq!(file.data_root.as_deref(), Some(Path::new("/r")));
+        assert!(parse(br#"{"instance": 1}"#, Keys::Place).is_err());
+        assert!(parse(br#"{"instance": "i""#, Keys::Place).is_err());
     }
 }

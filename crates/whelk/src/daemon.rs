@@ -11,6 +11,7 @@ use whelk_engine::Engine;
 use whelk_engine::instance::{DEFAULT_INSTANCE, Instance};
 use whelk_sys::fs;
 
+use crate::config::Keys;
 use crate::listen::{TlsSettings, listen};
 use crate::{config, systemd};
 
@@ -107,7 +108,11 @@ async fn run(
     if !rustix::process::geteuid().is_root() {
         bail!("the engine must run as root: it creates namespaces, mounts and network interfaces");
     }
-    let mut file = config::read(arguments.config_file.as_deref())?;
+    let keys = match arguments.uninstall {
+        true => Keys::Place,
+        false => Keys::All,
+    };
+    let mut file = config::read(arguments.config_file.as_deref(), keys)?;
     let debug = arguments.debug || file.debug;
     let filter = if debug { "debug" } else { "info" };
     tracing_subscriber::fmt()
@@ -140,7 +145,7 @@ async fn run(
             .unwrap_or_else(|| DEFAULT_INSTANCE.into()),
     )?;
     instance.debug = debug;
-    file.apply(&mut instance)?;
+    file.apply(&mut instance);
     if arguments.uninstall
         && !fs::exists(instance_lock(&instance))
         && !fs::exists(instance.database())

@@ -192,7 +192,10 @@ pub(crate) async fn listen(
             Host::Tcp(name, port) => places.push(Place::Port(resolve(host, &name, port).await?)),
             Host::Passed(selector) => {
                 for socket in systemd::select(&mut passed, &selector)? {
-                    places.push(Place::Inherited(Inherited::try_from(socket)?));
+                    let socket = Inherited::try_from(socket);
+                    places.push(Place::Inherited(
+                        socket.with_context(|| format!("host {host}"))?,
+                    ));
                 }
             }
         }
@@ -299,8 +302,13 @@ impl std::fmt::Display for Place {
 
 impl Place {
     fn is_same(&self, other: &Self) -> bool {
-        let is_chosen_later = matches!(self, Self::Port(address) if address.port() == 0);
-        !is_chosen_later && self.to_string() == other.to_string()
+        // A port that is chosen later, or a passed socket without a path: each is another one.
+        let is_unique = match self {
+            Self::Path(_) => false,
+            Self::Port(address) => address.port() == 0,
+            Self::Inherited(socket) => socket.name().is_none(),
+        };
+        !is_unique && self.to_string() == other.to_string()
     }
 
     async fn bind(
@@ -318,10 +326,13 @@ impl Place {
             }
             Ok::<_, anyhow::Error>(tls.filter(|_| with_tls).cloned())
         };
+        let name = self.to_string();
         match self {
             Self::Path(path) => bind_path(&path, group),
             Self::Port(address) => Ok(Listener::bind_tcp(address, permitted(address)?).await?),
-            Self::Inherited(Inherited::Unix(socket)) => Ok(Listener::inherit_unix(socket, group)?),
+            Self::Inherited(Inherited::Unix(socket)) => {
+                Listener::inherit_unix(socket, group).with_context(|| format!("host {name}"))
+            }
             Self::Inherited(Inherited::Tcp(socket)) => {
                 let tls = permitted(socket.local_addr()?)?;
                 Ok(Listener::inherit_tcp(socket, tls)?)
@@ -382,6 +393,40 @@ mod tests {
             let error = Host::parse(text, 2376).unwrap_err().to_string();
             assert!(error.contains("host"), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn only_the_same_place_is_given_twice() {
+        use std::os::linux::net::SocketAddrExt;
+        use std::os::unix::net::{SocketAddr, UnixListener};
+        let abstract_name = |name: String| {
+            let address = SocketAddr::from_abstract_name(name).unwrap();
+            Place::Inherited(Inherited::Unix(UnixListener::bind_addr(&address).unwrap()))
+        };
+        let [one, other] = ["one", "other"]
+            .map(|name| abstract_name(format!("whelk-{name}-{}", std::process::id())));
+        let port = |port: u16| Place::Port(([127, 0, 0, 1], port).into());
+        let path = |path: &str| Place::Path(path.into());
+        for (first, second, is_same) in [
+            (&one, &other, false),
+            (&port(0), &port(0), false),
+            (&port(1), &port(1), true),
+            (&path("/a"), &path("/a"), true),
+            (&path("/a"), &path("/b"), false),
+        ] {
+            assert_eq!(first.is_same(second), is_same, "{first:?} {second:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_passed_descriptor_that_is_no_socket_is_named_by_its_host() {
+        let file = fs::append("/dev/null", 0o600).unwrap();
+        let passed = vec![systemd::Socket::new("api", file.into())];
+        let settings = TlsSettings::default();
+        let hosts = ["fd://api".to_owned()];
+        let error = listen(&hosts, Ok(passed), &settings, None).await.err();
+        let error = format!("{:#}", error.unwrap());
+        assert!(error.starts_with("host fd://api: the inherited"), "{error}");
     }
 
     #[test]

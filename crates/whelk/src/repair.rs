@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use whelk_sys::fs;
 
+use crate::config::Keys;
 use crate::{config, daemon};
 
 /// Repairs the given root, or that of the configuration file. Returns lines to print.
@@ -14,7 +15,7 @@ pub(crate) fn repair(
 ) -> anyhow::Result<Vec<String>> {
     let root = match root {
         Some(root) => root,
-        None => config::read(config_file.as_deref())?
+        None => config::read(config_file.as_deref(), Keys::Place)?
             .data_root
             .unwrap_or_else(|| "/var/lib/whelk".into()),
     };

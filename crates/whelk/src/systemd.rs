@@ -15,6 +15,16 @@ pub(crate) struct Socket {
     descriptor: Option<OwnedFd>,
 }
 
+#[cfg(test)]
+impl Socket {
+    pub(crate) fn new(name: &str, descriptor: OwnedFd) -> Self {
+        Self {
+            name: name.into(),
+            descriptor: Some(descriptor),
+        }
+    }
+}
+
 /// Returns the sockets that systemd passed to this process.
 ///
 /// # Errors
