@@ -604,7 +604,7 @@ fn a_flood_of_connections_affects_only_its_sender() {
         .parse()
         .unwrap();
     if most > MOST {
-        return;
+        return whelk_tests::skipped!("the table of connections is too large to be filled");
     }
     let host = Host::new();
     host.bridge("br1", "10.77.1.1/24", false);

@@ -173,9 +173,6 @@ mod tests {
     /// The path for kernels without one option per layer.
     #[test]
     fn mounts_many_layers_with_the_old_mount_api() {
-        if !rustix::process::geteuid().is_root() {
-            return;
-        }
         let work = std::env::temp_dir().join(format!("whelk-overlay-{}", std::process::id()));
         std::fs::create_dir(&work).unwrap();
         let layers: Vec<PathBuf> = (0..40).map(|n| work.join(format!("layer{n}"))).collect();
