@@ -9,18 +9,19 @@ use std::convert::Infallible;
 use std::io::Error;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::response::Response;
+use bytes::Buf;
 use hyper::Request;
 use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tracing::Instrument;
 
@@ -36,8 +37,19 @@ const PREFACE_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_HEAD_SIZE: u32 = 64 << 10;
 /// Maximum number of concurrent requests of a connection with HTTP/2.
 const MAX_STREAMS: u32 = 64;
-/// Time between GOAWAY on an idle HTTP/2 connection and its end.
-const GRACE: Duration = Duration::from_secs(5);
+/// The times of an HTTP/2 connection without requests.
+#[derive(Clone, Copy, Debug)]
+struct IdleTimes {
+    /// Until GOAWAY.
+    until_shutdown: Duration,
+    /// From then until the connection's end.
+    until_end: Duration,
+}
+
+const IDLE: IdleTimes = IdleTimes {
+    until_shutdown: HEAD_TIMEOUT,
+    until_end: Duration::from_secs(5),
+};
 
 pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 
@@ -51,7 +63,7 @@ pub(crate) async fn exchange(stream: Stream, peer: Peer, routes: Router) {
     let served = async {
         match detect(stream, HEAD_TIMEOUT, PREFACE_TIMEOUT).await? {
             (Protocol::Http1, stream) => serve_http1(stream, peer, routes).await,
-            (Protocol::Http2, stream) => serve_http2(stream, peer, routes, HEAD_TIMEOUT).await,
+            (Protocol::Http2, stream) => serve_http2(stream, peer, routes, IDLE).await,
         }
         .map_err(Error::other)
     };
@@ -94,19 +106,21 @@ async fn serve_http2(
     stream: impl Io + 'static,
     peer: Peer,
     routes: Router,
-    idle_timeout: Duration,
+    times: IdleTimes,
 ) -> hyper::Result<()> {
-    let (count, active) = watch::channel(0_usize);
-    let (count, turns) = (
-        Arc::new(count),
-        Arc::new(Semaphore::new(MAX_STREAMS as usize)),
-    );
+    let (active, watched) = Active::new();
+    let turns = Arc::new(Semaphore::new(MAX_STREAMS as usize));
+    let stream = Flushed {
+        stream,
+        active: active.clone(),
+        unwritten: None,
+    };
     let service = service_fn(move |request: Request<Incoming>| {
         // The rest of a body that is not read is not drained: the client is told to end the stream
         // (RFC 9113, section 8.1), and the connection goes on.
         let request = request.map(Body::new);
         let (peer, routes, turns) = (peer.clone(), routes.clone(), Arc::clone(&turns));
-        let counted = Counted::new(Arc::clone(&count));
+        let counted = active.begin();
         async move {
             // Includes what was requested by streams that were reset since then.
             let turn = turns.acquire_owned().await.map_err(Error::other)?;
@@ -117,8 +131,7 @@ async fn serve_http2(
             let (Ok(response), turn) = response.map_err(Error::other)?;
             Ok::<_, Error>(response.map(|body| CountedBody {
                 body,
-                _turn: turn,
-                _counted: counted,
+                guard: Arc::new((counted, turn)),
             }))
         }
     });
@@ -132,11 +145,11 @@ async fn serve_http2(
     let mut connection = pin!(connection);
     tokio::select! {
         ended = connection.as_mut() => return ended,
-        () = idle(active.clone(), idle_timeout) => connection.as_mut().graceful_shutdown(),
+        () = idle(watched.clone(), times.until_shutdown) => connection.as_mut().graceful_shutdown(),
     }
     tokio::select! {
         ended = connection => ended,
-        () = idle(active, GRACE) => Ok(()),
+        () = idle(watched, times.until_end) => Ok(()),
     }
 }
 
@@ -151,38 +164,147 @@ async fn idle(mut active: watch::Receiver<usize>, time: Duration) {
     std::future::pending().await
 }
 
-/// A request that has not been answered completely.
-struct Counted(Arc<watch::Sender<usize>>);
+/// Counts what a connection still does.
+#[derive(Clone)]
+struct Active(Arc<watch::Sender<usize>>);
 
-impl Counted {
-    fn new(count: Arc<watch::Sender<usize>>) -> Self {
-        count.send_modify(|count| *count += 1);
-        Self(count)
+impl Active {
+    /// Returns the count, which is 0, and what watches it.
+    fn new() -> (Self, watch::Receiver<usize>) {
+        let (count, watched) = watch::channel(0);
+        (Self(Arc::new(count)), watched)
+    }
+
+    fn begin(&self) -> Counted {
+        self.0.send_modify(|count| *count += 1);
+        Counted(self.clone())
     }
 }
+
+/// A request that has not been answered completely, or output that has not been written.
+struct Counted(Active);
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.send_modify(|count| *count -= 1);
+        self.0.0.send_modify(|count| *count -= 1);
     }
 }
 
-/// A response's body. hyper drops it when it was sent, or when its client has left.
+/// What a response holds until all of it was given to the connection's stream, or its client has left.
+type Guard = Arc<(Counted, OwnedSemaphorePermit)>;
+
+/// A response's body. hyper drops it when the last piece is queued, which may wait for the client's
+/// permission to send (RFC 9113, section 5.2): the pieces hold the guard, too.
 struct CountedBody {
     body: Body,
-    _turn: OwnedSemaphorePermit,
-    _counted: Counted,
+    guard: Guard,
+}
+
+/// A piece of a body, which is dropped when it was given to the stream.
+struct CountedPiece {
+    bytes: Bytes,
+    _guard: Guard,
+}
+
+impl Buf for CountedPiece {
+    fn remaining(&self) -> usize {
+        self.bytes.remaining()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.bytes.chunk()
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.bytes.advance(count);
+    }
+}
+
+/// A stream whose output counts as long as a part of it, such as small frames or the records of TLS,
+/// is kept in memory because the client does not read.
+struct Flushed<S> {
+    stream: S,
+    active: Active,
+    unwritten: Option<Counted>,
+}
+
+impl<S> Flushed<S> {
+    fn count<T>(&mut self, written: Poll<T>) -> Poll<T> {
+        if written.is_ready() {
+            self.unwritten = None;
+        } else if self.unwritten.is_none() {
+            self.unwritten = Some(self.active.begin());
+        }
+        written
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Flushed<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Flushed<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.count(written)
+    }
+
+    fn poll_flush(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let flushed = Pin::new(&mut self.stream).poll_flush(context);
+        self.count(flushed)
+    }
+
+    fn poll_shutdown(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[std::io::IoSlice<'_>],
+    ) -> Poll<std::io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.count(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
 }
 
 impl hyper::body::Body for CountedBody {
-    type Data = Bytes;
+    type Data = CountedPiece;
     type Error = axum::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+    ) -> Poll<Option<Result<Frame<CountedPiece>, axum::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        Poll::Ready(frame.map(|frame| {
+            frame.map(|frame| {
+                frame.map_data(|bytes| CountedPiece {
+                    bytes,
+                    _guard: Arc::clone(&self.guard),
+                })
+            })
+        }))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -390,9 +512,13 @@ mod tests {
         assert_eq!(text(again.await.unwrap()).await, "refused");
     }
 
+    const SHORT: IdleTimes = IdleTimes {
+        until_shutdown: Duration::from_millis(200),
+        until_end: Duration::from_millis(200),
+    };
+
     #[tokio::test]
     async fn idle_connections_are_closed() {
-        const IDLE: Duration = Duration::from_millis(200);
         let (producer, pieces) = tokio::sync::mpsc::channel(1);
         let pieces = Arc::new(std::sync::Mutex::new(Some(pieces)));
         let routes = Router::new().route(
@@ -405,11 +531,11 @@ mod tests {
         let (client, server) = duplex(1 << 20);
         let (socket, other) = UnixStream::pair().unwrap();
         let peer = Peer::of(&socket).unwrap();
-        let served = tokio::spawn(serve_http2(server, peer, routes, IDLE));
+        let served = tokio::spawn(serve_http2(server, peer, routes, SHORT));
         let mut sender = http2(client).await;
         let response = sender.send_request(request("/events", "")).await.unwrap();
         // A request without traffic.
-        tokio::time::sleep(IDLE * 5).await;
+        tokio::time::sleep(SHORT.until_shutdown * 5).await;
         producer
             .send(Ok(Bytes::from_static(b"event")))
             .await
@@ -423,11 +549,65 @@ mod tests {
         // A client that does not close the connection by itself.
         let (mut client, server) = duplex(1 << 20);
         let peer = Peer::of(&socket).unwrap();
-        tokio::spawn(serve_http2(server, peer, Router::new(), IDLE));
+        tokio::spawn(serve_http2(server, peer, Router::new(), SHORT));
         let frames = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
         client.write_all(frames).await.unwrap();
         let read = timeout(LONG, client.read_to_end(&mut Vec::new())).await;
         read.unwrap().unwrap();
         drop(other);
+    }
+
+    /// The sizes of a response's pieces, of the window of each stream, and of the connection's buffer.
+    async fn arrives_after_a_pause(pieces: &[usize], window: u32, buffer: usize) {
+        let all: usize = pieces.iter().sum();
+        let pieces: Vec<_> = pieces.iter().map(|size| vec![b'x'; *size]).collect();
+        let routes = Router::new().route(
+            "/large",
+            post(move || async move {
+                let pieces = pieces
+                    .into_iter()
+                    .map(|piece| Ok::<_, Error>(Bytes::from(piece)));
+                Body::from_stream(futures_util::stream::iter(pieces))
+            }),
+        );
+        let (client, server) = duplex(buffer);
+        let (socket, other) = UnixStream::pair().unwrap();
+        let peer = Peer::of(&socket).unwrap();
+        tokio::spawn(serve_http2(server, peer, routes, SHORT));
+        let handshake = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+            .initial_stream_window_size(window)
+            .handshake(TokioIo::new(client));
+        let (mut sender, connection) = timeout(LONG, handshake).await.unwrap().unwrap();
+        let mut connection = pin!(async {
+            let _ = connection.await;
+            std::future::pending().await
+        });
+        let response = sender.send_request(request("/large", ""));
+        let response = tokio::select! {
+            response = response => response.unwrap(),
+            () = &mut connection => unreachable!("it is pending"),
+        };
+        // Nobody reads the connection.
+        tokio::time::sleep((SHORT.until_shutdown + SHORT.until_end) * 5).await;
+        let read = tokio::select! {
+            read = text(response) => read,
+            () = &mut connection => unreachable!("it is pending"),
+        };
+        assert_eq!(read.len(), all);
+        drop((sender, other));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_pauses_gets_all_of_a_response() {
+        // What waits for the stream's window.
+        timeout(LONG, arrives_after_a_pause(&[100_000], 1 << 10, 1 << 20))
+            .await
+            .unwrap();
+        // What waits for the connection, in frames that are copied and in one that is not.
+        for pieces in [&[200; 40][..], &[10_000]] {
+            timeout(LONG, arrives_after_a_pause(pieces, 1 << 20, 1 << 10))
+                .await
+                .unwrap();
+        }
     }
 }
