@@ -50,7 +50,7 @@ pub(crate) fn connect(
     if !wants_upgrade(request.headers()) {
         return ordinary(request, source, last);
     }
-    let mut response = upgrade(&mut request, "tcp", move |upgraded| async move {
+    let mut response = upgrade(&mut request, move |upgraded| async move {
         // Also if the client has disconnected: the requested operation is carried out.
         let source = source.await;
         let Some(Upgraded { stream, peer }) = upgraded else {
@@ -78,12 +78,10 @@ struct Upgraded {
     peer: Option<Peer>,
 }
 
-/// Answers a request with status 101 and the name of the protocol that follows, and gives the
-/// connection to `serve` as soon as the client has read the response: clients with buffered readers
+/// Answers a request with status 101 and Docker's name for a raw stream, and gives the connection to `serve` as soon as the client has read the response: clients with buffered readers
 /// lose data that arrives together with it. `serve` gets `None` if the client has disconnected.
 fn upgrade<F: Future<Output = ()> + Send + 'static>(
     request: &mut Request,
-    protocol: &'static str,
     serve: impl FnOnce(Option<Upgraded>) -> F + Send + 'static,
 ) -> axum::response::Response {
     let peer = request.extensions().get::<Peer>().cloned();
@@ -99,7 +97,7 @@ fn upgrade<F: Future<Output = ()> + Send + 'static>(
     Response::builder()
         .status(StatusCode::SWITCHING_PROTOCOLS)
         .header(header::CONNECTION, "Upgrade")
-        .header(header::UPGRADE, protocol)
+        .header(header::UPGRADE, "tcp")
         .body(Body::empty())
         .unwrap_or_default()
 }

@@ -175,33 +175,102 @@ pub(crate) struct BodyReader {
     receiver: mpsc::Receiver<Piece>,
     bytes: Bytes,
     has_ended: bool,
+    /// The error of all reads from now on.
     failure: Option<String>,
 }
 
 impl Read for BodyReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.bytes.is_empty() && !self.has_ended {
-            let lost = |reason: &str| {
+            let lost = |text: &str| io::Error::new(io::ErrorKind::UnexpectedEof, text);
+            if let Some(text) = &self.failure {
+                return Err(lost(text));
+            }
+            let reason = match self.receiver.blocking_recv() {
+                Some(Piece::Bytes(bytes)) => {
+                    self.bytes = bytes;
+                    None
+                }
+                Some(Piece::End) => {
+                    self.has_ended = true;
+                    None
+                }
+                Some(Piece::Failed(reason)) => Some(reason),
+                // The task that reads the body ends early only with the engine.
+                None => Some("the engine is shutting down".into()),
+            };
+            if let Some(reason) = reason {
                 let text = format!("request body ended early: {reason}");
                 tracing::warn!("{text}");
-                io::Error::new(io::ErrorKind::UnexpectedEof, text)
-            };
-            match self.receiver.blocking_recv() {
-                Some(Piece::Bytes(bytes)) => self.bytes = bytes,
-                Some(Piece::End) => self.has_ended = true,
-                Some(Piece::Failed(reason)) => {
-                    self.failure = Some(reason.clone());
-                    return Err(lost(&reason));
-                }
-                // The task that reads the body ends early only with the engine.
-                None => {
-                    let reason = self.failure.as_deref();
-                    return Err(lost(reason.unwrap_or("the engine is shutting down")));
-                }
+                let error = lost(&text);
+                self.failure = Some(text);
+                return Err(error);
             }
         }
         let count = buffer.len().min(self.bytes.len());
         buffer[..count].copy_from_slice(&self.bytes.split_to(count));
         Ok(count)
+    }
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// Counts what is logged.
+    struct Logged(Arc<AtomicUsize>);
+
+    impl tracing::Subscriber for Logged {
+        fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+            true
+        }
+
+        fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+            tracing::span::Id::from_u64(1)
+        }
+
+        fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+        fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+        fn event(&self, _: &tracing::Event<'_>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+
+        fn enter(&self, _: &tracing::span::Id) {}
+
+        fn exit(&self, _: &tracing::span::Id) {}
+    }
+
+    #[test]
+    fn a_body_that_ends_early_is_logged_once_and_stays_an_error() {
+        let (sender, receiver) = mpsc::channel(2);
+        let piece = |piece| sender.try_send(piece).map_err(drop).unwrap();
+        piece(Piece::Bytes(Bytes::from_static(b"part")));
+        piece(Piece::Failed("reset".into()));
+        drop(sender);
+        let mut reader = BodyReader {
+            receiver,
+            bytes: Bytes::new(),
+            has_ended: false,
+            failure: None,
+        };
+        let count = Arc::new(AtomicUsize::new(0));
+        tracing::subscriber::with_default(Logged(Arc::clone(&count)), || {
+            let mut part = [0; 9];
+            assert_eq!(reader.read(&mut part).unwrap(), 4);
+            for _ in 0..3 {
+                let error = reader.read(&mut part).unwrap_err().to_string();
+                assert_eq!(error, "request body ended early: reset");
+            }
+        });
+        assert_eq!(count.load(Ordering::SeqCst), 1);
     }
 }
