@@ -258,7 +258,10 @@ impl Client {
         });
         if let Some(reason) = reason {
             let text = format!("error during connect: {}: {reason}", self.host);
-            return ApiError::local(text);
+            return ApiError {
+                lost: error.is_lost(),
+                ..ApiError::local(text)
+            };
         }
         let cause = cause.map(|cause| match cause.downcast_ref::<std::io::Error>() {
             Some(error) => format!(": {}", plain(error)),
