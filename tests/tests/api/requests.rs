@@ -309,6 +309,24 @@ fn filters_that_are_wrong_are_refused() {
 }
 
 #[test]
+fn a_missing_image_is_told_before_an_unknown_log_driver() {
+    // Clients pull the image then.
+    let engine = Engine::start();
+    for (image, status, message) in [
+        ("nosuch", 404, "No such image: nosuch:latest"),
+        (
+            "busybox",
+            400,
+            "error looking up logging plugin bogus: plugin \"bogus\" not found",
+        ),
+    ] {
+        let body = json!({"Image": image, "HostConfig": {"LogConfig": {"Type": "bogus"}}});
+        let path = "/containers/create";
+        check(&engine, "POST", path, Some(&body), status, message);
+    }
+}
+
+#[test]
 fn keys_of_settings_match_whatever_their_case() {
     let engine = Engine::start();
     let body = json!({"image": "busybox", "cmd": ["true"], "hostConfig": {"memory": 67_108_864, "networkMode": "none"}});

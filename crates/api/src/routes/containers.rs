@@ -15,6 +15,7 @@ use whelk_engine::containers::{
     RemoveRequest, WaitCondition,
 };
 use whelk_engine::events::now;
+use whelk_engine::images::Images;
 use whelk_engine::model;
 use whelk_engine::{Durability, Error};
 use whelk_shim::logs::LogRecord;
@@ -87,12 +88,13 @@ pub(crate) fn decode_create(
 
 pub(super) async fn create(
     State(containers): Service<Containers>,
+    State(images): Service<Images>,
     Extension(version): Extension<ApiVersion>,
     params: Params,
     request: Request,
 ) -> ApiResult {
     let (parts, body) = request.into_parts();
-    let (config, host, NetworkingConfig { endpoints_config }) =
+    let (config, mut host, NetworkingConfig { endpoints_config }) =
         json_with(&parts.headers, body, decode_create)
             .await?
             .ok_or_else(ApiError::empty_body)?;
@@ -101,12 +103,22 @@ pub(super) async fn create(
             "config cannot be empty in order to create a container",
         ));
     }
+    let log: Result<model::LogConfig, Error> = std::mem::take(&mut host.log_config).parse();
     let mut request = CreateRequest {
         name: params.text("name").to_owned(),
         platform: params.text("platform").to_owned(),
         config: config.parse()?,
         host: host.parse()?,
         networks: endpoints_config.convert(),
+    };
+    request.host.log_config = match log {
+        Ok(log) => log,
+        // As with Docker, a missing image is reported first: clients pull it then.
+        Err(error) if !request.config.image.is_empty() => {
+            images.find(&request.config.image)?;
+            return Err(error.into());
+        }
+        Err(error) => return Err(error.into()),
     };
     let mut warnings = version::upgrade_container(version, &mut request)?;
     let created = containers.create(request).await?;
