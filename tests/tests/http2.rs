@@ -1,0 +1,216 @@
+//! The API over HTTP/2: with prior knowledge on the unix socket, and selected by TLS (ALPN).
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http2::{SendRequest, handshake};
+use hyper::{Request, Response, Version};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::task::JoinSet;
+use whelk_tests::certificates::{Authority, flags, free_port};
+use whelk_tests::{Engine, PATIENCE, Program};
+
+/// One connection to an engine.
+#[derive(Clone)]
+struct Client {
+    sender: SendRequest<Full<Bytes>>,
+    /// The scheme and host of its requests.
+    base: &'static str,
+}
+
+impl Client {
+    async fn over(
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        base: &'static str,
+    ) -> Self {
+        let connected = handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
+        let (sender, connection) = connected.unwrap();
+        tokio::spawn(connection);
+        Self { sender, base }
+    }
+
+    async fn unix(engine: &Engine) -> Self {
+        let stream = UnixStream::connect(engine.socket()).await.unwrap();
+        Self::over(stream, "http://localhost").await
+    }
+
+    async fn tls(port: u16, certificates: &Path) -> Self {
+        let read = |name: &str| std::fs::read(certificates.join(name)).unwrap();
+        let mut roots = rustls::RootCertStore::empty();
+        roots
+            .add(CertificateDer::from_pem_slice(&read("ca.pem")).unwrap())
+            .unwrap();
+        let chain = vec![CertificateDer::from_pem_slice(&read("cert.pem")).unwrap()];
+        let key = PrivateKeyDer::from_pem_slice(&read("key.pem")).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_client_auth_cert(chain, key)
+            .unwrap();
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        let stream = tokio_rustls::TlsConnector::from(Arc::new(config))
+            .connect(ServerName::try_from("localhost").unwrap(), stream)
+            .await
+            .unwrap();
+        assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+        Self::over(stream, "https://localhost").await
+    }
+
+    async fn send(&self, method: &str, path: &str, body: impl Into<Bytes>) -> Response<Incoming> {
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.base))
+            .header("content-type", "application/json");
+        let request = request.body(Full::new(body.into())).unwrap();
+        let response = self.sender.clone().send_request(request);
+        let response = tokio::time::timeout(PATIENCE, response).await;
+        let response = response.unwrap().unwrap();
+        assert_eq!(response.version(), Version::HTTP_2);
+        response
+    }
+
+    /// Sends a request that must succeed. Returns the body.
+    async fn fetch(&self, method: &str, path: &str, body: impl Into<Bytes>) -> Bytes {
+        let response = self.send(method, path, body).await;
+        let status = response.status();
+        let body = tokio::time::timeout(PATIENCE, response.into_body().collect()).await;
+        let body = body.unwrap().unwrap().to_bytes();
+        assert!(status.is_success(), "{method} {path}: {status} {body:?}");
+        body
+    }
+}
+
+/// Reads from a response without an end until it has had this text.
+async fn read_until(body: &mut Incoming, text: &str) {
+    let mut read = Vec::new();
+    while !String::from_utf8_lossy(&read).contains(text) {
+        let frame = tokio::time::timeout(PATIENCE, body.frame()).await;
+        let frame = frame.unwrap().unwrap().unwrap();
+        read.extend_from_slice(&frame.into_data().unwrap());
+    }
+}
+
+/// Carries out a test on a connection of each kind.
+fn on_each(test: impl AsyncFn(&Engine, Client)) {
+    let engine = Engine::start();
+    let (certificates, port) = (engine.scratch("certificates"), free_port());
+    Authority::new("authority").issue(&certificates, "client");
+    let mut arguments = vec![format!("--host=tcp://127.0.0.1:{port}")];
+    arguments.extend(flags(&certificates));
+    engine.kill9();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    engine.set_arguments(&arguments);
+    engine.restart();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        test(&engine, Client::unix(&engine).await).await;
+        test(&engine, Client::tls(port, &certificates).await).await;
+    });
+    runtime.shutdown_timeout(Duration::from_secs(1));
+}
+
+#[test]
+fn requests_and_streams_share_a_connection() {
+    on_each(async |engine, client| {
+        let ping = client.send("GET", "/_ping", "").await;
+        assert!(ping.headers().contains_key("api-version"));
+        let ping = ping.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(ping, "OK");
+        let version = client.fetch("GET", "/version", "").await;
+        assert_eq!(
+            serde_json::from_slice::<serde_json::Value>(&version).unwrap(),
+            engine.get("/version")
+        );
+        // Streams without an end, while other requests are answered.
+        let mut events = client.send("GET", "/events", "").await.into_body();
+        let command = r#"{"Image": "busybox", "Cmd": ["sh", "-c", "echo first; sleep 1; echo second; sleep 600"]}"#;
+        client
+            .fetch("POST", "/containers/create?name=talker", command)
+            .await;
+        client.fetch("POST", "/containers/talker/start", "").await;
+        read_until(&mut events, r#""Action":"start""#).await;
+        let path = "/containers/talker/logs?stdout=1&follow=1";
+        let mut logs = client.send("GET", path, "").await.into_body();
+        read_until(&mut logs, "second").await;
+        let waited = client.send("POST", "/containers/talker/wait", "").await;
+        // A stream that is reset ends nothing else.
+        drop(logs);
+        client
+            .fetch("DELETE", "/containers/talker?force=1", "")
+            .await;
+        let waited = waited.into_body().collect();
+        let waited = tokio::time::timeout(PATIENCE, waited).await.unwrap();
+        let waited = waited.unwrap().to_bytes();
+        assert!(
+            String::from_utf8_lossy(&waited).contains(r#""StatusCode":137"#),
+            "{waited:?}"
+        );
+        read_until(&mut events, r#""Action":"destroy""#).await;
+    });
+}
+
+#[test]
+fn large_bodies_are_sent_in_both_directions() {
+    on_each(async |engine, client| {
+        let saved = client.fetch("GET", "/images/busybox/get", "").await;
+        let expected = engine.http("GET", "/images/busybox/get", &[], b"").body;
+        assert!(saved.len() > 1 << 20 && saved == expected);
+        engine.cli(Program::Whelk).run(&["rmi", "busybox"]).ok();
+        let loaded = client.fetch("POST", "/images/load?quiet=1", saved).await;
+        assert!(
+            String::from_utf8_lossy(&loaded).contains("Loaded image: busybox:latest"),
+            "{loaded:?}"
+        );
+        engine.cli(Program::Whelk).sh(&[], "true").ok();
+    });
+}
+
+#[test]
+fn many_streams_run_side_by_side() {
+    on_each(async |engine, client| {
+        let expected = engine.http("GET", "/images/busybox/get", &[], b"").body;
+        let mut requests = JoinSet::new();
+        // More than a connection may have at once: the rest waits.
+        for number in 0..300 {
+            let client = client.clone();
+            requests.spawn(async move {
+                match number % 30 {
+                    0 => client.fetch("GET", "/images/busybox/get", "").await,
+                    _ => client.fetch("GET", "/_ping", "").await,
+                }
+            });
+        }
+        let mut counts = [0, 0];
+        while let Some(body) = requests.join_next().await {
+            let body = body.unwrap();
+            let is_image = body.len() > 2;
+            assert!(if is_image {
+                body == expected
+            } else {
+                body == "OK"
+            });
+            counts[usize::from(is_image)] += 1;
+        }
+        assert_eq!(counts, [290, 10]);
+    });
+}
