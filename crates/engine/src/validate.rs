@@ -125,26 +125,30 @@ pub fn limits(
 /// Rejects settings that this version does not support, instead of ignoring them.
 fn refuse_unsupported(config: &Config, host: &HostConfig) -> Result<()> {
     let refused = [
-        (!host.storage_opt.is_empty(), "--storage-opt"),
+        (
+            !host.storage_opt.is_empty(),
+            "HostConfig.StorageOpt (--storage-opt)",
+        ),
         (
             host.device_requests
                 .as_ref()
                 .is_some_and(|list| !list.is_empty()),
-            "device requests (--gpus)",
+            "HostConfig.DeviceRequests (--gpus)",
         ),
         (!host.cgroup.is_empty(), "HostConfig.Cgroup"),
+        // They limit containers on Windows.
+        (host.cpu_count != 0, "HostConfig.CpuCount"),
+        (host.cpu_percent != 0, "HostConfig.CpuPercent"),
+        (host.io_maximum_iops != 0, "HostConfig.IOMaximumIOps"),
         (
-            host.cpu_count != 0
-                || host.cpu_percent != 0
-                || host.io_maximum_iops != 0
-                || host.io_maximum_bandwidth != 0,
-            "a limit that exists on Windows only",
+            host.io_maximum_bandwidth != 0,
+            "HostConfig.IOMaximumBandwidth",
         ),
         (
             config.healthcheck.as_ref().is_some_and(|check| {
                 matches!(check.test, HealthTest::Command(_) | HealthTest::Shell(_))
             }),
-            "health checks (--health-cmd)",
+            "Healthcheck (--health-cmd)",
         ),
     ];
     match refused.iter().find(|(asked, _)| *asked) {

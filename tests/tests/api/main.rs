@@ -12,6 +12,7 @@
 
 mod connections;
 mod events;
+mod fields;
 mod requests;
 mod streams;
 mod versions;

@@ -388,11 +388,13 @@ impl<'de> Deserializer<'de> for Decoder<'_> {
         }
     }
 
-    /// A field of Go type `struct {}` must be an object or null; values of unknown fields are not
-    /// checked.
+    /// An ignored field whose Go type is known must be null, an array for a slice, or an object
+    /// (`struct {}`); values of unknown fields are not checked.
     fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         match (&self.value, self.go_type) {
-            (Value::Object(_) | Value::Null, _) | (_, None) => visitor.visit_unit(),
+            (Value::Null, _) | (_, None) => visitor.visit_unit(),
+            (Value::Array(_), Some(go_type)) if go_type.starts_with('[') => visitor.visit_unit(),
+            (Value::Object(_), Some(go_type)) if !go_type.starts_with('[') => visitor.visit_unit(),
             (_, Some(go_type)) => Err(self.mismatch(go_type)),
         }
     }
@@ -653,5 +655,22 @@ mod tests {
             "string into .HostConfig.ConsoleSize.1 of type uint",
         );
         check(r#"{"CapAdd":5}"#, "number into Go value of type string");
+    }
+
+    #[test]
+    fn ignored_settings_of_an_update_have_their_types() {
+        use whelk_api_types::UpdateConfig;
+        let update = |text: &str| {
+            let update = decode::<UpdateConfig>(value(text), "container.UpdateConfig");
+            update
+                .map(|update| update.memory)
+                .map_err(|error| error.to_string())
+        };
+        let text = r#"{"Devices": [{"PathOnHost": "/a"}], "Ulimits": [], "DeviceRequests": null, "NetworkMode": "x", "Memory": 5}"#;
+        assert_eq!(update(text), Ok(5));
+        assert_eq!(
+            update(r#"{"Devices": {}}"#),
+            Err("json: cannot unmarshal object into Go struct field .Devices of type []container.DeviceMapping".into())
+        );
     }
 }

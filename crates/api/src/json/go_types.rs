@@ -12,7 +12,7 @@ pub(super) fn of_field(structure: &str, field: &str) -> Option<&'static str> {
         ("EndpointSettings", "GwPriority" | "IPPrefixLen" | "GlobalIPv6PrefixLen") => "int",
         ("HostConfig", field) => return of_host_config(field),
         ("RestartPolicy", "Name") => "container.RestartPolicyMode",
-        ("UpdateConfig", field) => return of_host_config(field),
+        ("UpdateConfig", field) => return of_resources(field),
         ("Mount", "Type") => "mount.Type",
         ("Mount", "Consistency") => "mount.Consistency",
         ("Mount", "BindOptions") => "mount.BindOptions",
@@ -40,7 +40,6 @@ fn of_host_config(field: &str) -> Option<&'static str> {
         "LogConfig" => "container.LogConfig",
         "NetworkMode" => "container.NetworkMode",
         "PortBindings" => "nat.PortMap",
-        "RestartPolicy" => "container.RestartPolicy",
         "ConsoleSize" => "[2]uint",
         "CgroupnsMode" => "container.CgroupnsMode",
         "IpcMode" => "container.IpcMode",
@@ -49,6 +48,15 @@ fn of_host_config(field: &str) -> Option<&'static str> {
         "UTSMode" => "container.UTSMode",
         "UsernsMode" => "container.UsernsMode",
         "Isolation" => "container.Isolation",
+        "Mounts" => "[]mount.Mount",
+        _ => return of_resources(field),
+    })
+}
+
+/// Returns the Go type of a setting that requests to create and to update a container have.
+fn of_resources(field: &str) -> Option<&'static str> {
+    Some(match field {
+        "RestartPolicy" => "container.RestartPolicy",
         "BlkioWeightDevice" => "[]*blkiodev.WeightDevice",
         "BlkioDeviceReadBps"
         | "BlkioDeviceWriteBps"
@@ -57,7 +65,6 @@ fn of_host_config(field: &str) -> Option<&'static str> {
         "Devices" => "[]container.DeviceMapping",
         "DeviceRequests" => "[]container.DeviceRequest",
         "Ulimits" => "[]*container.Ulimit",
-        "Mounts" => "[]mount.Mount",
         _ => return None,
     })
 }
