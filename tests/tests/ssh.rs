@@ -5,7 +5,7 @@
     reason = "a panic with its place is all the error handling that a test needs"
 )]
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
@@ -243,4 +243,94 @@ fn a_context_can_have_an_ssh_host_with_a_socket() {
     for line in far.log() {
         assert!(line == expected || line == bare, "{line}");
     }
+}
+
+#[test]
+fn a_connection_that_is_lost_meanwhile_is_told() {
+    let engine = Engine::start();
+    let far = Far::new(&engine, "lost", &[("docker", Program::Whelk)]);
+    let mount = format!("{}:/v", far.directory.display());
+    engine
+        .cli(Program::Whelk)
+        .up("up", &["-v", &mount], &["sleep", "600"]);
+    let ssh = far.directory.join("near/ssh");
+    let works = std::fs::read_to_string(&ssh).unwrap();
+    let marker = far.directory.join("broken");
+    let breaks = format!(
+        "#!/bin/sh\n[ ! -e {} ] || exit 255\n{works}",
+        marker.display()
+    );
+    std::fs::write(&ssh, breaks).unwrap();
+    // Its exit code is asked for by a request of its own.
+    let output = far.run(Program::Whelk, &["exec", "up", "touch", "/v/broken"]);
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        err.contains("connection to the engine lost while") && err.contains("keeps running"),
+        "{err}"
+    );
+}
+
+/// Starts `system dial-stdio` for the engine at a socket.
+fn dial_stdio(socket: &std::path::Path) -> std::process::Child {
+    Command::new(Program::Whelk.path())
+        .args(["system", "dial-stdio"])
+        .env("DOCKER_HOST", format!("unix://{}", socket.display()))
+        .env_remove("WHELK_HOST")
+        .env_remove("DOCKER_CONTEXT")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+#[test]
+fn a_dialer_whose_output_nobody_reads_ends_after_its_input() {
+    let engine = Engine::without_images(&[]);
+    let mut child = dial_stdio(&engine.socket());
+    let (mut input, mut output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    input
+        .write_all(b"GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
+        .unwrap();
+    output.read_exact(&mut [0; 12]).unwrap();
+    drop(input);
+    // The engine says nothing more: only a look at the output shows that nobody reads it.
+    drop(output);
+    let status = eventually("the dialer ends", || child.try_wait().unwrap());
+    assert_eq!(status.code(), Some(141));
+}
+
+#[test]
+fn the_directions_of_a_dialer_do_not_wait_for_each_other() {
+    const SIZE: usize = 3 << 20;
+    let engine = Engine::without_images(&[]);
+    // In the place of an engine.
+    let socket = engine.scratch("dialed").join("socket");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let serving = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut sending = stream.try_clone().unwrap();
+        let sent = std::thread::spawn(move || sending.write_all(&vec![b'o'; SIZE]));
+        let mut received = Vec::new();
+        stream.read_to_end(&mut received).unwrap();
+        sent.join().unwrap().unwrap();
+        received.len()
+    });
+    let mut child = dial_stdio(&socket);
+    let (mut input, mut output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    // Everything is written before anything is read.
+    let (done, is_done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        input.write_all(&vec![b'i'; SIZE]).unwrap();
+        drop(input);
+        done.send(()).unwrap();
+    });
+    let written = is_done.recv_timeout(whelk_tests::PATIENCE);
+    if written.is_err() {
+        child.kill().unwrap();
+    }
+    written.expect("the input is passed on while nobody reads the output");
+    let mut read = Vec::new();
+    output.read_to_end(&mut read).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!((read.len(), serving.join().unwrap()), (SIZE, SIZE));
 }
