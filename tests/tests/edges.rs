@@ -218,6 +218,19 @@ fn crates_use_only_what_the_table_allows() {
 }
 
 #[test]
+fn the_table_allows_only_what_crates_use() {
+    for (name, allowed) in ALLOWED {
+        let used = dependencies(name);
+        for other in *allowed {
+            assert!(
+                used.contains(&format!("whelk-{other}")),
+                "{name} does not use {other}: remove it from ARCHITECTURE.md and this table"
+            );
+        }
+    }
+}
+
+#[test]
 fn the_table_lists_every_crate() {
     let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates");
     let found: BTreeSet<String> = fs::read_dir(crates)
@@ -372,6 +385,25 @@ fn modules_of_the_engine_use_only_what_the_table_allows() {
                     },
                 );
             }
+        }
+    }
+}
+
+#[test]
+fn the_table_allows_only_what_modules_of_the_engine_use() {
+    let modules = modules();
+    for (module, allowed) in MODULES {
+        let files = modules.get(*module).map_or(&[][..], Vec::as_slice);
+        assert!(!files.is_empty(), "there is no module {module}");
+        let used: BTreeSet<String> = files
+            .iter()
+            .flat_map(|file| used_by(file, &modules))
+            .collect();
+        for other in *allowed {
+            assert!(
+                used.contains(*other),
+                "{module} does not use {other:?}: remove it from the table"
+            );
         }
     }
 }
