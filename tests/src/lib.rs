@@ -34,6 +34,7 @@ mod pty;
 pub mod serving;
 mod skips;
 pub mod tar;
+mod volume_plugin;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -46,6 +47,7 @@ pub use leftovers::sweep;
 pub use private_host::private_host;
 pub use pty::Pty;
 pub use skips::record_skip;
+pub use volume_plugin::VolumePlugin;
 
 /// How long an expected event may take before the test fails.
 pub const PATIENCE: Duration = Duration::from_secs(30);

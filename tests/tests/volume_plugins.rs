@@ -5,174 +5,16 @@
     reason = "a panic with its place is all the error handling that a test needs"
 )]
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::path::Path;
 
 use serde_json::{Value, json};
-use whelk_tests::{Engine, Program, eventually};
-
-/// A volume plugin that keeps directories, and notes what it is asked.
-#[derive(Clone)]
-struct Plugin(Arc<Inner>);
-
-struct Inner {
-    base: PathBuf,
-    volumes: Mutex<BTreeMap<String, Value>>,
-    asked: Mutex<Vec<String>>,
-    /// Who is killed when it is asked this.
-    victim: Mutex<Option<(String, rustix::process::Pid)>>,
-    /// What to answer instead of doing it, by method.
-    errors: Mutex<BTreeMap<String, String>>,
-}
-
-impl Plugin {
-    /// Starts one that an engine finds under `name`.
-    fn start(engine: &Engine, name: &str) -> Self {
-        let directory = engine.run().join("plugins");
-        fs::create_dir_all(&directory).unwrap();
-        let plugin = Self(Arc::new(Inner {
-            base: engine.scratch(name),
-            volumes: Mutex::default(),
-            asked: Mutex::default(),
-            errors: Mutex::default(),
-            victim: Mutex::default(),
-        }));
-        let socket = directory.join(format!("{name}.sock"));
-        let _ = fs::remove_file(&socket);
-        let listener = UnixListener::bind(&socket).unwrap();
-        let serving = plugin.clone();
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                serving.serve(stream);
-            }
-        });
-        plugin
-    }
-
-    fn serve(&self, stream: std::os::unix::net::UnixStream) {
-        let mut reader = BufReader::new(stream.try_clone().unwrap());
-        let (mut first, mut length) = (String::new(), 0);
-        if reader.read_line(&mut first).is_err() {
-            return;
-        }
-        loop {
-            let mut line = String::new();
-            if reader.read_line(&mut line).unwrap_or(0) <= 2 {
-                break;
-            }
-            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
-                length = value.trim().parse().unwrap();
-            }
-        }
-        let mut body = vec![0; length];
-        reader.read_exact(&mut body).unwrap();
-        let method = first
-            .split(' ')
-            .nth(1)
-            .unwrap_or_default()
-            .trim_start_matches('/')
-            .to_owned();
-        let answer = self
-            .answer(&method, &serde_json::from_slice(&body).unwrap_or_default())
-            .to_string();
-        let mut stream = stream;
-        let _ = write!(
-            stream,
-            "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{answer}",
-            answer.len()
-        );
-    }
-
-    fn answer(&self, method: &str, body: &Value) -> Value {
-        let method = method.trim_start_matches("VolumeDriver.");
-        let name = body["Name"].as_str().unwrap_or_default();
-        let details = [name, body["ID"].as_str().unwrap_or_default()].join(" ");
-        self.0
-            .asked
-            .lock()
-            .unwrap()
-            .push(format!("{method} {}", details.trim()).trim().to_owned());
-        if let Some((_, victim)) = self
-            .0
-            .victim
-            .lock()
-            .unwrap()
-            .take_if(|(when, _)| when == method)
-        {
-            rustix::process::kill_process(victim, rustix::process::Signal::KILL).unwrap();
-        }
-        if let Some(error) = self.0.errors.lock().unwrap().get(method) {
-            return json!({"Err": error});
-        }
-        let mut volumes = self.0.volumes.lock().unwrap();
-        let path = self.0.base.join(name);
-        let described = |name: &str, options: &Value| json!({"Name": name, "Mountpoint": self.0.base.join(name), "CreatedAt": "2024-05-06T07:08:09Z", "Status": {"options": options}});
-        match method {
-            "Plugin.Activate" => json!({"Implements": ["VolumeDriver"]}),
-            "Capabilities" => json!({"Capabilities": {"Scope": "global"}}),
-            "Create" => {
-                fs::create_dir_all(&path).unwrap();
-                volumes.insert(name.to_owned(), body["Opts"].clone());
-                json!({"Err": ""})
-            }
-            "Get" => match volumes.get(name) {
-                Some(options) => json!({"Volume": described(name, options)}),
-                None => json!({"Err": "no such volume of mine"}),
-            },
-            "List" => {
-                json!({"Volumes": volumes.iter().map(|(name, options)| described(name, options)).collect::<Vec<_>>()})
-            }
-            "Mount" => json!({"Mountpoint": path}),
-            "Unmount" => json!({}),
-            "Remove" => {
-                volumes.remove(name);
-                let _ = fs::remove_dir_all(path);
-                json!({})
-            }
-            _ => json!({"Err": "unknown"}),
-        }
-    }
-
-    /// What it was asked since the last time, without what changes nothing.
-    fn asked(&self) -> Vec<String> {
-        let mut asked = std::mem::take(&mut *self.0.asked.lock().unwrap());
-        asked.retain(|line| {
-            !["Get", "List", "Capabilities", "Plugin.Activate"]
-                .iter()
-                .any(|question| line.starts_with(question))
-        });
-        asked
-    }
-
-    fn refuse(&self, method: &str, error: Option<&str>) {
-        let mut errors = self.0.errors.lock().unwrap();
-        match error {
-            Some(error) => drop(errors.insert(method.to_owned(), error.to_owned())),
-            None => drop(errors.remove(method)),
-        }
-    }
-
-    /// Kills a process instead of an answer to the next question of this kind.
-    fn kill_at(&self, method: &str, pid: i32) {
-        *self.0.victim.lock().unwrap() = Some((
-            method.to_owned(),
-            rustix::process::Pid::from_raw(pid).unwrap(),
-        ));
-    }
-
-    fn path(&self, volume: &str) -> PathBuf {
-        self.0.base.join(volume)
-    }
-}
+use whelk_tests::{Engine, Program, VolumePlugin, eventually};
 
 #[test]
 fn a_plugin_keeps_volumes() {
     let engine = Engine::start();
-    let plugin = Plugin::start(&engine, "keeper");
+    let plugin = VolumePlugin::start(&engine, "keeper");
     engine.both(|cli| {
         assert_eq!(cli.run(&["volume", "create", "-d", "keeper", "-o", "a=b", "--label", "x=y", "data"]).ok(), "data");
         assert_eq!(plugin.asked(), ["Create data"]);
@@ -213,7 +55,7 @@ fn a_plugin_keeps_volumes() {
             engine.kill9();
             engine.restart();
             eventually("the volume to be let go", || {
-                let asked = plugin.0.asked.lock().unwrap().clone();
+                let asked = plugin.questions();
                 asked.iter().find_map(|line| line.strip_prefix("Mount")).filter(|what| asked.contains(&format!("Unmount{what}"))).map(drop)
             });
             plugin.asked();
@@ -282,7 +124,7 @@ fn a_plugin_keeps_volumes() {
 #[test]
 fn what_plugins_get_wrong_is_told() {
     let engine = Engine::start();
-    let plugin = Plugin::start(&engine, "moody");
+    let plugin = VolumePlugin::start(&engine, "moody");
     let cli = engine.cli(Program::Docker);
     cli.run(&["volume", "create", "-d", "nosuch", "v1"])
         .refuses(
