@@ -70,11 +70,3 @@ pub fn flags(directory: &Path) -> [String; 4] {
         format!("--tlskey={}", path("key.pem").display()),
     ]
 }
-
-/// Returns a TCP port of 127.0.0.1 that nothing listens on.
-pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0")
-        .and_then(|listener| listener.local_addr())
-        .expect("a free port")
-        .port()
-}

@@ -24,6 +24,16 @@ pub fn inside(cli: Cli<'_>, name: &str, script: &str) -> String {
     cli.run(&["exec", name, "sh", "-c", script]).ok()
 }
 
+/// Checks that a name does not resolve in a container, whose server answers.
+#[track_caller]
+pub fn resolves_not(cli: Cli<'_>, container: &str, name: &str) {
+    let output = cli.run(&["exec", container, "nslookup", name]).exits(1);
+    assert!(
+        output.contains("Server:") && !output.contains("Name:"),
+        "{output}"
+    );
+}
+
 /// Returns the host address of the first published port.
 #[track_caller]
 pub fn published(cli: Cli<'_>, name: &str) -> SocketAddr {

@@ -72,7 +72,7 @@ fn alike(text: &str, directory: &Path) -> String {
         .replace("/var/run/docker.sock", "SOCKET")
         .replace("/run/whelk/whelk.sock", "SOCKET")
         .replace("whelk", "docker")
-        // Which of the files it is.
+        // The name of the file.
         .replace(" (bad.pem)", "");
     let mut lines = Vec::new();
     for line in text.lines() {
@@ -104,7 +104,7 @@ fn files(directory: &Path) -> BTreeMap<String, (u32, String)> {
 }
 
 #[test]
-fn both_programs_answer_alike_and_store_the_same() {
+fn both_programs_print_and_store_the_same() {
     let scratch = Scratch::new("contexts-alike");
     Authority::new("authority").issue(&scratch.0, "client");
     let sides = [Program::Docker, Program::Whelk].map(|program| {
@@ -373,7 +373,7 @@ fn one_store_serves_both_programs() {
         assert!(left.starts_with("copy d\n"), "{left}");
         said(other, &["context", "rm", "copy"]);
         std::fs::remove_file(directory.join("archive")).unwrap();
-        // What the programs do not know is kept.
+        // Unknown settings are kept.
         let kept = std::fs::read_to_string(config.join("config.json")).unwrap();
         for setting in ["credsStore", "detachKeys", "HttpHeaders"] {
             assert!(kept.contains(setting), "{kept}");
@@ -388,7 +388,7 @@ fn a_contexts_certificates_reach_the_engine() {
     let directory = engine.scratch("tls");
     let authority = Authority::new("authority");
     authority.issue(&directory, "both");
-    let port = whelk_tests::certificates::free_port();
+    let port = whelk_tests::free_port();
     let mut arguments = vec![format!("--host=tcp://127.0.0.1:{port}")];
     arguments.extend(whelk_tests::certificates::flags(&directory));
     engine.kill9();

@@ -20,8 +20,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinSet;
-use whelk_tests::certificates::{Authority, flags, free_port};
-use whelk_tests::{Engine, PATIENCE, Program};
+use whelk_tests::certificates::{Authority, flags};
+use whelk_tests::{Engine, PATIENCE, Program, free_port};
 
 /// One connection to an engine.
 #[derive(Clone)]

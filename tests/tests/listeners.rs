@@ -17,8 +17,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-use whelk_tests::certificates::{Authority, flags, free_port};
-use whelk_tests::{Engine, Output, Program, eventually};
+use whelk_tests::certificates::{Authority, flags};
+use whelk_tests::{Engine, Output, Program, eventually, free_port};
 
 /// The clients that these tests use.
 const PROGRAMS: [Program; 2] = [Program::Docker, Program::Whelk];
@@ -56,12 +56,12 @@ fn pings(address: &str) -> bool {
 }
 
 #[test]
-fn all_hosts_are_served() {
+fn an_engine_listens_on_all_hosts() {
     let engine = Engine::without_images(&[]);
     let (second, port) = (engine.scratch("sockets").join("second"), free_port());
     let hosts = [
         format!("--host=unix://{}", second.display()),
-        // Of this host only, as with Docker.
+        // Only on loopback, as with Docker.
         format!("--host=tcp://:{port}"),
         format!("--host=tcp://[::1]:{port}"),
         "--tls=false".to_owned(),
@@ -87,7 +87,7 @@ fn all_hosts_are_served() {
 }
 
 #[test]
-fn hosts_that_cannot_be_served_stop_the_start() {
+fn a_start_fails_on_hosts_that_cannot_be_served() {
     let engine = Engine::without_images(&[]);
     engine.kill9();
     let place = engine.scratch("sockets");
@@ -131,7 +131,7 @@ fn hosts_that_cannot_be_served_stop_the_start() {
 }
 
 #[test]
-fn tcp_without_certificates_must_be_asked_for_and_local() {
+fn tcp_without_tls_must_be_explicit_and_local() {
     let engine = Engine::without_images(&[]);
     engine.kill9();
     let local = format!("--host=tcp://127.0.0.1:{}", free_port());
@@ -326,8 +326,8 @@ fn streams_pass_through_tls() {
 }
 
 #[test]
-fn input_arrives_while_more_may_follow() {
-    /// More than all buffers on the way hold.
+fn input_is_forwarded_before_it_ends() {
+    /// More bytes than all buffers of the connection hold.
     const SIZE: usize = 32 << 20;
     let remote = Remote::start();
     // The reader is slow, so that the buffers are full when the end of the input is sent.
@@ -408,7 +408,7 @@ fn unfinished_handshakes_do_not_keep_clients_away() {
     let connect = || TcpStream::connect(("127.0.0.1", remote.port)).unwrap();
     let mut idle: Vec<TcpStream> = (0..300).map(|_| connect()).collect();
     for stream in idle.iter_mut().step_by(2) {
-        // The begin of a handshake.
+        // The first bytes of a handshake.
         stream.write_all(&[0x16, 3, 1, 2]).unwrap();
     }
     let begin = Instant::now();
@@ -461,7 +461,7 @@ fn certificates_are_read_again_on_sighup() {
 }
 
 #[test]
-fn unusable_certificates_stop_the_start() {
+fn a_start_fails_on_unusable_certificates() {
     let engine = Engine::without_images(&[]);
     engine.kill9();
     let place = engine.scratch("certificates");

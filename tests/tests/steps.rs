@@ -1,6 +1,5 @@
-//! An engine that is killed at every single step of what it does, or in which that step fails. The
-//! program under test must have
-//! been built with debug assertions: `whelk_sys::step` is nothing without them.
+//! Operations of an engine that is killed at each of their steps, or in which each step fails. The
+//! program under test must be built with debug assertions; `whelk_sys::step` does nothing without.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -8,28 +7,42 @@
 )]
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use whelk_tests::{Cli, Engine, Output, Program, eventually};
+use whelk_tests::{Cli, Engine, FreeSubnet, Output, Program, eventually, free_port};
 
-/// What one case has of the machine for itself: tests run side by side.
-#[derive(Clone, Copy)]
-struct Case(u8);
+/// Resources of the host that only one test uses.
+struct Case {
+    subnet: FreeSubnet,
+    port: u16,
+}
 
 impl Case {
-    /// As small as a network can be: an address that was lost would soon be missed.
-    fn network(self) -> Vec<String> {
-        words(&format!(
-            "network create --subnet 10.213.{}.0/29 net",
-            self.0
-        ))
+    fn new() -> Self {
+        Self {
+            subnet: FreeSubnet::new(),
+            port: free_port(),
+        }
     }
 
-    /// A container on it, with a port of the host.
-    fn run(self, flags: &str, network: &str) -> Vec<String> {
+    /// Returns the file that tells the engine at which step to die or fail.
+    fn file(&self) -> PathBuf {
+        let name = format!("whelk-steps-{}-{}", std::process::id(), self.port);
+        std::env::temp_dir().join(name)
+    }
+
+    /// Returns the command that creates a network of few addresses, so that one that was not released
+    /// is soon missing.
+    fn network(&self) -> Vec<String> {
+        let subnet = self.subnet.v4_part(0, 29);
+        words(&format!("network create --subnet {subnet} net"))
+    }
+
+    /// Returns the command that runs a container in `network` with a published port.
+    fn run(&self, flags: &str, network: &str) -> Vec<String> {
         words(&format!(
             "run {flags} --name one --network {network} -p 127.0.0.1:{}:80 busybox sleep 300",
-            21_900 + u16::from(self.0)
+            self.port
         ))
     }
 
@@ -37,8 +50,8 @@ impl Case {
     /// until it has done all of it. `prepare` makes what the operation needs; then everything is
     /// looked at, made once more, and taken away.
     #[track_caller]
-    fn at_every_step(self, prepare: &[Vec<String>], operation: &[String]) {
-        let file = Path::new("/tmp").join(format!("whelk-steps-{}-{}", std::process::id(), self.0));
+    fn at_every_step(&self, prepare: &[Vec<String>], operation: &[String]) {
+        let file = self.file();
         let engine = Engine::with_env(&[("WHELK_STEPS", &file.to_string_lossy())]);
         let cli = engine.cli(Program::Whelk);
         for steps in 0.. {
@@ -71,12 +84,12 @@ impl Case {
     /// has done. After a failure everything is as before, and the same operation succeeds.
     #[track_caller]
     fn fails_at_every_step(
-        self,
+        &self,
         prepare: &[Vec<String>],
         operation: &[String],
         reverse: &[Vec<String>],
     ) {
-        let file = Path::new("/tmp").join(format!("whelk-steps-{}-{}", std::process::id(), self.0));
+        let file = self.file();
         let engine = Engine::with_env(&[("WHELK_STEPS", &file.to_string_lossy())]);
         let cli = engine.cli(Program::Whelk);
         let must = |commands: &[Vec<String>]| {
@@ -85,7 +98,7 @@ impl Case {
                 .for_each(|command| drop(run(cli, command).ok()));
         };
         must(prepare);
-        // Until no network namespace is being made ready.
+        // Until the pool of network namespaces is filled.
         let mut before = Vec::new();
         let settled = within_seconds(20, || {
             let last = std::mem::replace(&mut before, left_behind(cli));
@@ -132,7 +145,7 @@ impl Case {
         }
     }
 
-    fn all_can_be_made_again(self, cli: Cli<'_>) {
+    fn all_can_be_made_again(&self, cli: Cli<'_>) {
         if has(cli, "volume", "copy") {
             assert_eq!(
                 cli.run(&["run", "--rm", "-v", "copy:/v", "busybox", "cat", "/v/file"])
@@ -148,7 +161,8 @@ impl Case {
             run(cli, &self.network()).ok();
         }
         // Its port, its name, its addresses: the last one too.
-        let again = self.run(&format!("-d --ip 10.213.{}.6 -v kept:/v", self.0), "net");
+        let address = self.subnet.v4_host(6);
+        let again = self.run(&format!("-d --ip {address} -v kept:/v"), "net");
         run(cli, &again).ok();
         cli.run(&["rm", "-f", "one"]).ok();
         cli.run(&["network", "rm", "net"]).ok();
@@ -230,7 +244,7 @@ fn has(cli: Cli<'_>, kind: &str, name: &str) -> bool {
     cli.run(listed).ok().lines().any(|found| found == name)
 }
 
-/// What the engine says that a container has, and what it has.
+/// Checks that the container's recorded networks equal its interfaces.
 fn agrees_with_itself(cli: Cli<'_>) {
     if !has(cli, "container", "one") {
         return;
@@ -265,25 +279,25 @@ fn agrees_with_itself(cli: Cli<'_>) {
 
 #[test]
 fn network_create() {
-    let case = Case(71);
+    let case = Case::new();
     case.at_every_step(&[], &case.network());
 }
 
 #[test]
 fn network_remove() {
-    let case = Case(72);
+    let case = Case::new();
     case.at_every_step(&[case.network()], &words("network rm net"));
 }
 
 #[test]
 fn container_with_network_port_and_volume() {
-    let case = Case(73);
+    let case = Case::new();
     case.at_every_step(&[case.network()], &case.run("-d -v kept:/v", "net"));
 }
 
 #[test]
 fn network_connect() {
-    let case = Case(74);
+    let case = Case::new();
     case.at_every_step(
         &[case.network(), case.run("-d", "bridge")],
         &words("network connect net one"),
@@ -292,7 +306,7 @@ fn network_connect() {
 
 #[test]
 fn network_disconnect() {
-    let case = Case(75);
+    let case = Case::new();
     case.at_every_step(
         &[case.network(), case.run("-d", "net")],
         &words("network disconnect net one"),
@@ -301,7 +315,7 @@ fn network_disconnect() {
 
 #[test]
 fn container_remove() {
-    let case = Case(76);
+    let case = Case::new();
     case.at_every_step(
         &[case.network(), case.run("-d", "net")],
         &words("rm -f one"),
@@ -310,18 +324,20 @@ fn container_remove() {
 
 #[test]
 fn volume_create_and_remove() {
-    Case(77).at_every_step(&[], &words("volume create kept"));
-    Case(77).at_every_step(&[words("volume create kept")], &words("volume rm kept"));
+    let case = Case::new();
+    case.at_every_step(&[], &words("volume create kept"));
+    case.at_every_step(&[words("volume create kept")], &words("volume rm kept"));
 }
 
 #[test]
 fn volume_copies() {
+    let case = Case::new();
     let made = words("run --rm -v kept:/v busybox sh -c echo${IFS}whole>/v/file");
-    Case(78).at_every_step(
+    case.at_every_step(
         std::slice::from_ref(&made),
         &words("volume clone kept copy"),
     );
-    Case(78).at_every_step(
+    case.at_every_step(
         std::slice::from_ref(&made),
         &words("volume snapshot kept copy"),
     );
@@ -334,7 +350,7 @@ fn volume_copies() {
             .finish(),
     )
     .unwrap();
-    Case(78).at_every_step(
+    case.at_every_step(
         &[made],
         &words(&format!("volume import copy {}", archive.display())),
     );
@@ -343,13 +359,13 @@ fn volume_copies() {
 
 #[test]
 fn network_create_fails() {
-    let case = Case(79);
+    let case = Case::new();
     case.fails_at_every_step(&[], &case.network(), &[words("network rm net")]);
 }
 
 #[test]
 fn container_create_fails() {
-    let case = Case(80);
+    let case = Case::new();
     case.fails_at_every_step(
         &[case.network(), words("volume create kept")],
         &words("create --name one --network net -v kept:/kept -v /etc busybox true"),
@@ -359,10 +375,10 @@ fn container_create_fails() {
 
 #[test]
 fn container_start_fails() {
-    let case = Case(81);
+    let case = Case::new();
     let create = format!(
         "create --name one --network net -p 127.0.0.1:{}:80 -v kept:/v busybox sleep 300",
-        21_900 + u16::from(case.0)
+        case.port
     );
     case.fails_at_every_step(
         &[case.network(), words(&create)],
@@ -373,7 +389,7 @@ fn container_start_fails() {
 
 #[test]
 fn network_connect_fails() {
-    let case = Case(82);
+    let case = Case::new();
     case.fails_at_every_step(
         &[case.network(), case.run("-d", "bridge")],
         &words("network connect net one"),
@@ -383,7 +399,7 @@ fn network_connect_fails() {
 
 #[test]
 fn volume_create_fails() {
-    Case(83).fails_at_every_step(
+    Case::new().fails_at_every_step(
         &[],
         &words("volume create kept"),
         &[words("volume rm kept")],
@@ -393,7 +409,7 @@ fn volume_create_fails() {
 #[test]
 fn load_fails() {
     let path = whelk_tests::images::busybox().display().to_string();
-    Case(84).fails_at_every_step(
+    Case::new().fails_at_every_step(
         &[words("rmi busybox")],
         &words(&format!("load -i {path}")),
         &[words("rmi busybox")],

@@ -1,23 +1,25 @@
 //! The drivers macvlan and ipvlan.
 
 use whelk_tests::serving::{SERVES, inside, up};
-use whelk_tests::{Engine, Program, skipped};
+use whelk_tests::{Engine, FreeSubnet, Program, skipped};
 
 #[test]
-fn macvlan_networks_connect_their_members_and_let_go_of_them() {
+fn macvlan_networks_attach_and_detach_containers() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker);
     // Any interface with a carrier will do as the parent; the default bridge has one with its first
     // member.
     up(cli, "two", &[], "sleep 300");
     let parent = format!("parent={}", engine.bridge());
+    let subnets: [_; 5] = std::array::from_fn(|_| FreeSubnet::new());
+    let [flat, lost, moded, first, second] = &subnets;
     cli.run(&[
         "network",
         "create",
         "-d",
         "macvlan",
         "--subnet",
-        "10.213.20.0/24",
+        &flat.v4(),
         "-o",
         &parent,
         "flat",
@@ -44,7 +46,7 @@ fn macvlan_networks_connect_their_members_and_let_go_of_them() {
         "-d",
         "macvlan",
         "--subnet",
-        "10.213.21.0/24",
+        &lost.v4(),
         "-o",
         "parent=nosuch0",
         "lost",
@@ -56,7 +58,7 @@ fn macvlan_networks_connect_their_members_and_let_go_of_them() {
         "-d",
         "macvlan",
         "--subnet",
-        "10.213.21.0/24",
+        &lost.v4(),
         "-o",
         &parent,
         "-o",
@@ -65,7 +67,7 @@ fn macvlan_networks_connect_their_members_and_let_go_of_them() {
     ];
     cli.run(&wrong)
         .refuses(1, "requested macvlan mode 'x' is not valid");
-    // Every mode is the kernel's own; only "bridge" lets members talk.
+    // Only the mode "bridge" connects containers of one parent.
     let whole = format!("{}p", engine.bridge());
     cli.run(&[
         "network",
@@ -79,7 +81,7 @@ fn macvlan_networks_connect_their_members_and_let_go_of_them() {
     let whole = format!("parent={whole}");
     for mode in ["private", "vepa", "passthru"] {
         let option = format!("macvlan_mode={mode}");
-        // Passing through takes the whole parent.
+        // The mode "passthru" allows one container for a parent.
         let parent = if mode == "passthru" { &whole } else { &parent };
         cli.run(&[
             "network",
@@ -87,7 +89,7 @@ fn macvlan_networks_connect_their_members_and_let_go_of_them() {
             "-d",
             "macvlan",
             "--subnet",
-            "10.213.24.0/24",
+            &moded.v4(),
             "-o",
             &option,
             "-o",
@@ -95,12 +97,15 @@ fn macvlan_networks_connect_their_members_and_let_go_of_them() {
             "moded",
         ])
         .ok();
-        let reach = "ip addr show eth0 | grep -c 10.213.24; ping -c1 -w1 10.213.24.3 >/dev/null && echo reached || echo apart";
+        let (own, other) = (moded.v4_host(2), moded.v4_host(3));
+        let reach = format!(
+            "ip addr show eth0 | grep -cF {own}/; ping -c1 -w1 {other} >/dev/null && echo reached || echo apart"
+        );
         let mut names = vec!["m1"];
         up(
             cli,
             "m1",
-            &["--network", "moded", "--ip", "10.213.24.2"],
+            &["--network", "moded", "--ip", &own],
             "sleep 300",
         );
         if mode == "passthru" {
@@ -110,27 +115,27 @@ fn macvlan_networks_connect_their_members_and_let_go_of_them() {
             up(
                 cli,
                 "m2",
-                &["--network", "moded", "--ip", "10.213.24.3"],
+                &["--network", "moded", "--ip", &other],
                 "sleep 300",
             );
             names.push("m2");
         }
-        assert_eq!(inside(cli, "m1", reach), "1\napart", "{mode}");
+        assert_eq!(inside(cli, "m1", &reach), "1\napart", "{mode}");
         cli.run(&[&["rm", "-f"][..], &names].concat()).ok();
         cli.run(&["network", "rm", "moded"]).ok();
     }
-    // A sub-interface that was made for networks goes with the last of them.
+    // A sub-interface that was created for networks is deleted with the last of them.
     let (vlan, option) = (
         format!("{}.7", engine.bridge()),
         format!("parent={}.7", engine.bridge()),
     );
     let there = || std::path::Path::new("/sys/class/net").join(&vlan).exists();
-    for (name, subnet) in [("first", "10.213.22.0/24"), ("second", "10.213.23.0/24")] {
+    for (name, subnet) in [("first", first.v4()), ("second", second.v4())] {
         let made = cli.run(&[
-            "network", "create", "-d", "macvlan", "--subnet", subnet, "-o", &option, name,
+            "network", "create", "-d", "macvlan", "--subnet", &subnet, "-o", &option, name,
         ]);
         if made.code != 0 {
-            // Not every kernel has such interfaces.
+            // Kernels without VLAN support refuse.
             made.refuses(1, "operation not supported");
             return skipped!("the kernel has no VLAN interfaces");
         }
@@ -142,15 +147,25 @@ fn macvlan_networks_connect_their_members_and_let_go_of_them() {
 }
 
 #[test]
-fn ipvlan_networks_connect_where_the_kernel_can() {
+fn ipvlan_networks_attach_containers() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker);
     up(cli, "carrier", &[], "sleep 300");
     let parent = format!("parent={}", engine.bridge());
-    for (mode, subnet) in [("l2", "10.213.24.0/24"), ("l3", "10.213.25.0/24")] {
+    let subnets = [FreeSubnet::new(), FreeSubnet::new()];
+    for (mode, subnet) in ["l2", "l3"].into_iter().zip(&subnets) {
         let option = format!("ipvlan_mode={mode}");
         cli.run(&[
-            "network", "create", "-d", "ipvlan", "--subnet", subnet, "-o", &parent, "-o", &option,
+            "network",
+            "create",
+            "-d",
+            "ipvlan",
+            "--subnet",
+            &subnet.v4(),
+            "-o",
+            &parent,
+            "-o",
+            &option,
             mode,
         ])
         .ok();
@@ -174,7 +189,7 @@ fn ipvlan_networks_connect_where_the_kernel_can() {
             let way = if mode == "l3" {
                 "default dev eth0"
             } else {
-                "default via 10.213.24.1"
+                &format!("default via {}", subnet.v4_host(1))
             };
             assert!(inside(cli, "second", "ip route").contains(way));
             cli.run(&["rm", "-f", "second"]).ok();
@@ -202,7 +217,7 @@ fn ipvlan_networks_connect_where_the_kernel_can() {
         "-d",
         "ipvlan",
         "--subnet",
-        "10.213.24.0/24",
+        &subnets[0].v4(),
         "-o",
         &parent,
         "-o",

@@ -4,10 +4,12 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use serde_json::json;
 use whelk_tests::serving::{SERVES, inside, published, serves, up};
-use whelk_tests::{Engine, Program, eventually, skipped};
+use whelk_tests::{
+    Engine, FreeSubnet, Program, eventually, free_interface_name, free_port, skipped,
+};
 
 #[test]
-fn networks_are_kept_apart() {
+fn networks_are_isolated_from_each_other() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker);
     cli.run(&["network", "create", "one"]).ok();
@@ -50,7 +52,7 @@ fn networks_are_kept_apart() {
             "-qO-",
             &format!("http://{to}/"),
         ]);
-        // Nor by making the host the router.
+        // Not reachable through the host as a router either.
         let around = format!(
             "ip route add {to} via $(ip route | awk '/default/ {{print $3}}') 2>/dev/null; wget -T 1 -qO- http://{to}/"
         );
@@ -71,15 +73,17 @@ fn networks_are_kept_apart() {
         "-qO-",
         &format!("http://{gateway}:{port}/"),
     ]);
-    // An internal network leads nowhere.
+    // An internal network has no default route.
     assert_eq!(inside(cli, "cc", "ip route | grep -c default || true"), "0");
 }
 
 #[test]
-fn a_routed_networks_containers_are_reached_by_their_own_addresses() {
+fn containers_of_a_routed_network_are_reached_at_their_addresses() {
     const MODE: &str = "com.docker.network.bridge.gateway_mode_ipv4";
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker);
+    let (subnet, port) = (FreeSubnet::new(), free_port());
+    let web = subnet.v4_host(5);
     cli.run(&["network", "create", "-o", &format!("{MODE}=bad"), "way"])
         .refuses(
             1,
@@ -90,7 +94,7 @@ fn a_routed_networks_containers_are_reached_by_their_own_addresses() {
         "create",
         "--ipv6=false",
         "--subnet",
-        "10.213.31.0/24",
+        &subnet.v4(),
         "-o",
         &format!("{MODE}=routed"),
         "way",
@@ -104,11 +108,11 @@ fn a_routed_networks_containers_are_reached_by_their_own_addresses() {
             "--network",
             "way",
             "--ip",
-            "10.213.31.5",
+            &web,
             "-p",
             "80",
             "-p",
-            "8080:80",
+            &format!("{port}:80"),
             "-p",
             "53:53/udp",
         ],
@@ -120,18 +124,18 @@ fn a_routed_networks_containers_are_reached_by_their_own_addresses() {
         assert_eq!(ports, json!({"80/tcp": none, "53/udp": none}));
         assert_eq!(cli.run(&["port", "web", "80"]).ok(), "0.0.0.0:");
         assert!(
-            TcpListener::bind(("127.0.0.1", 8080)).is_ok(),
-            "no port of the host's is taken"
+            TcpListener::bind(("127.0.0.1", port)).is_ok(),
+            "no host port is reserved"
         );
-        serves("10.213.31.5:80".parse().unwrap(), "web");
-        // From another network by the door only; from an internal one not at all.
+        serves(format!("{web}:80").parse().unwrap(), "web");
+        // Another network reaches published ports only, an internal network none.
         let reaches = |from: &str, port: u16| {
-            let connect = format!("nc -w 1 10.213.31.5 {port} </dev/null");
+            let connect = format!("nc -w 1 {web} {port} </dev/null");
             cli.run(&["exec", from, "sh", "-c", &connect]).code == 0
         };
         assert!(reaches("bb", 80) && reaches("web", 81));
         assert!(!reaches("bb", 81) && !reaches("inner", 80));
-        assert!(inside(cli, "bb", "ping -c1 -w2 10.213.31.5").contains("1 packets received"));
+        assert!(inside(cli, "bb", &format!("ping -c1 -w2 {web}")).contains("1 packets received"));
     };
     up(cli, "bb", &[], "sleep 300");
     cli.run(&["network", "create", "--internal", "closed"]).ok();
@@ -181,7 +185,7 @@ fn a_routed_networks_containers_are_reached_by_their_own_addresses() {
         "--network",
         "way",
         "--ip",
-        "10.213.31.5",
+        &web,
         "-p",
         "80",
         "busybox",
@@ -194,11 +198,13 @@ fn a_routed_networks_containers_are_reached_by_their_own_addresses() {
 fn a_container_sends_from_its_own_address_only() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Whelk);
+    let subnet = FreeSubnet::new();
+    let [own, other, third] = [10, 11, 12].map(|host| subnet.v4_host(host));
     cli.run(&[
         "network",
         "create",
         "--subnet",
-        "10.213.7.0/24",
+        &subnet.v4(),
         "--ipv6=false",
         "flat",
     ])
@@ -206,30 +212,25 @@ fn a_container_sends_from_its_own_address_only() {
     up(
         cli,
         "liar",
-        &[
-            "--network",
-            "flat",
-            "--ip",
-            "10.213.7.10",
-            "--cap-add",
-            "NET_ADMIN",
-        ],
+        &["--network", "flat", "--ip", &own, "--cap-add", "NET_ADMIN"],
         "sleep 60",
     );
     up(
         cli,
         "other",
-        &["--network", "flat", "--ip", "10.213.7.11"],
+        &["--network", "flat", "--ip", &other],
         "sleep 60",
     );
-    assert!(inside(cli, "liar", "ping -c1 -w2 10.213.7.11").contains("1 packets received"));
-    let lie = "ip addr add 10.213.7.99/24 dev eth0; ping -c1 -w1 -I 10.213.7.99 10.213.7.11";
-    cli.run(&["exec", "liar", "sh", "-c", lie]).fails(1);
-    // Nor does it speak for another's address in ARP.
+    assert!(inside(cli, "liar", &format!("ping -c1 -w2 {other}")).contains("1 packets received"));
+    let foreign = subnet.v4_host(99);
+    let lie = format!("ip addr add {foreign}/24 dev eth0; ping -c1 -w1 -I {foreign} {other}");
+    let output = cli.run(&["exec", "liar", "sh", "-c", &lie]).exits(1);
+    assert!(output.contains(" 0 packets received"), "{output}");
+    // Nor does it announce another's address by ARP.
     up(
         cli,
         "witness",
-        &["--network", "flat", "--ip", "10.213.7.12"],
+        &["--network", "flat", "--ip", &third],
         "sleep 60",
     );
     let known = |address: &str| {
@@ -239,20 +240,22 @@ fn a_container_sends_from_its_own_address_only() {
             &format!("ping -c1 -w2 {address} >/dev/null; ip neigh show {address}"),
         )
     };
-    let (liar, victim) = (known("10.213.7.10"), known("10.213.7.11"));
+    let (liar, victim) = (known(&own), known(&other));
     assert!(
-        liar.contains("02:42:0a:d5:07:0a") && victim.contains("02:42:0a:d5:07:0b"),
+        liar.contains(&subnet.mac(10)) && victim.contains(&subnet.mac(11)),
         "{liar} {victim}"
     );
-    let steal = "ip addr add 10.213.7.11/32 dev eth0; arping -c2 -w3 -U -I eth0 10.213.7.11; true";
-    inside(cli, "liar", steal);
-    let after = inside(cli, "witness", "ip neigh show 10.213.7.11");
-    assert!(after.contains("02:42:0a:d5:07:0b"), "{after}");
+    let steal = format!("ip addr add {other}/32 dev eth0; arping -c2 -w3 -U -I eth0 {other}; true");
+    inside(cli, "liar", &steal);
+    let after = inside(cli, "witness", &format!("ip neigh show {other}"));
+    assert!(after.contains(&subnet.mac(11)), "{after}");
 }
 
 #[test]
-fn ipv6_is_led_and_kept_like_ipv4() {
+fn ipv6_is_routed_and_filtered_like_ipv4() {
     let engine = Engine::start();
+    let (six, both) = (FreeSubnet::new(), FreeSubnet::new());
+    let pair = both.v6_host("20");
     let cli = engine.cli(Program::Docker);
     cli.run(&[
         "network",
@@ -260,7 +263,7 @@ fn ipv6_is_led_and_kept_like_ipv4() {
         "--ipv4=false",
         "--ipv6",
         "--subnet",
-        "fd00:213:1::/64",
+        &six.v6(),
         "six",
     ])
     .ok();
@@ -269,7 +272,7 @@ fn ipv6_is_led_and_kept_like_ipv4() {
         "create",
         "--ipv6",
         "--subnet",
-        "fd00:213:2::/64",
+        &both.v6(),
         "both",
     ])
     .ok();
@@ -281,38 +284,39 @@ fn ipv6_is_led_and_kept_like_ipv4() {
             "--network",
             "both",
             "--ip6",
-            "fd00:213:2::20",
+            &pair,
             "--cap-add",
             "NET_ADMIN",
         ],
         SERVES,
     );
     up(cli, "peer", &["--network", "both"], "sleep 300");
-    // An address is not used before it is known to be nobody else's.
-    let ping = "until ping6 -c1 -w1 fd00:213:2::20 >/dev/null; do sleep 0.1; done; echo answers";
-    assert_eq!(inside(cli, "peer", ping), "answers");
-    assert!(inside(cli, "peer", "nslookup -type=aaaa pair").contains("fd00:213:2::20"));
-    // Networks are apart in this family too, also by way of the host.
+    // The kernel does not use an address before duplicate address detection has ended.
+    let ping = format!("until ping6 -c1 -w1 {pair} >/dev/null; do sleep 0.1; done; echo answers");
+    assert_eq!(inside(cli, "peer", &ping), "answers");
+    assert!(inside(cli, "peer", "nslookup -type=aaaa pair").contains(&pair));
+    // Networks are isolated for IPv6 too, also through the host.
     let address = engine.inspect("web")["NetworkSettings"]["Networks"]["six"]["GlobalIPv6Address"]
         .as_str()
         .unwrap()
         .to_owned();
-    // (Whether busybox' ping6 says so with its status depends on when its time is up.)
+    // The exit status of busybox' ping6 depends on when its time is up.
     let heard = |from: &str, ping: &str| inside(cli, from, &format!("{ping} || true"));
     assert!(heard("peer", &format!("ping6 -c1 -w1 {address}")).contains(" 0 packets received"));
-    // And nobody sends from an address that is not its own.
+    // A container cannot send from an address that is not its own.
     let from = |add: &str, del: &str| {
-        let change =
-            |what: &str, host: &str| format!("ip -6 addr {what} fd00:213:2::{host}/64 dev eth0");
-        // The kernel looks for a second or two first whether somebody has the address; until then
-        // it sends from a link-local one.
+        let change = |what: &str, host: &str| {
+            format!("ip -6 addr {what} {}/64 dev eth0", both.v6_host(host))
+        };
+        // During duplicate address detection, the kernel sends from a link-local address.
         let known = "while ip -6 addr show dev eth0 | grep -q tentative; do sleep 0.1; done";
         heard(
             "pair",
             &format!(
-                "{}; {}; {known}; ping6 -c1 -w2 fd00:213:2::1",
+                "{}; {}; {known}; ping6 -c1 -w2 {}",
                 change("add", add),
-                change("del", del)
+                change("del", del),
+                both.v6_host("1")
             ),
         )
     };
@@ -321,12 +325,12 @@ fn ipv6_is_led_and_kept_like_ipv4() {
         from("20", "99").contains(" 1 packets received"),
         "its own address serves again"
     );
-    // From the host, by an address of its own; and after the engine was away.
+    // From the host by the gateway's address, also after a restart of the engine.
     let port = engine.inspect("web")["NetworkSettings"]["Ports"]["80/tcp"][0]["HostPort"]
         .as_str()
         .unwrap()
         .to_owned();
-    let at: SocketAddr = format!("[fd00:213:1::1]:{port}").parse().unwrap();
+    let at: SocketAddr = format!("[{}]:{port}", six.v6_host("1")).parse().unwrap();
     serves(at, "web");
     // By the host's loopback where it can be led out of it; elsewhere refused at once, for clients
     // to try 127.0.0.1.
@@ -380,7 +384,7 @@ fn ipv6_is_led_and_kept_like_ipv4() {
 }
 
 #[test]
-fn the_hosts_firewall_has_the_last_word_where_that_is_wanted() {
+fn respect_host_adds_no_accepting_rules() {
     if std::process::Command::new("nft")
         .arg("--version")
         .output()
@@ -389,7 +393,7 @@ fn the_hosts_firewall_has_the_last_word_where_that_is_wanted() {
         // The small machine of tests/vm has none; `make test` sets it up.
         return skipped!("no program nft");
     }
-    // A host whose firewall lets nothing through.
+    // A host whose firewall drops all forwarded packets.
     let rules_with = |firewall: &str| {
         let output = whelk_tests::private_host(&format!(
             r#"nft 'add table ip filter; add chain ip filter FORWARD {{ type filter hook forward priority 0; policy drop; }}' || exit 6
@@ -413,7 +417,7 @@ fn the_hosts_firewall_has_the_last_word_where_that_is_wanted() {
 }
 
 #[test]
-fn a_flood_of_frames_is_its_senders_own_problem() {
+fn a_flood_of_frames_does_not_disturb_other_containers() {
     const FLOOD: &str = "
 import os, socket
 wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
@@ -426,12 +430,13 @@ while True:
     let engine = Engine::start();
     engine.load(&std::fs::read(whelk_tests::images::python()).unwrap());
     let cli = engine.cli(Program::Docker);
+    let bridge = free_interface_name();
     cli.run(&[
         "network",
         "create",
         "--ipv6=false",
         "-o",
-        "com.docker.network.bridge.name=wflood0",
+        &format!("com.docker.network.bridge.name={bridge}"),
         "crowd",
     ])
     .ok();
@@ -469,8 +474,8 @@ while True:
         serves(published(cli, "web"), "web");
         assert_eq!(inside(cli, "other", "wget -qO- http://web/"), "web");
     }
-    // Each known neighbour is an entry of 16 bytes; none of them was made up.
-    let known = std::fs::read("/sys/class/net/wflood0/brforward")
+    // An entry of the forwarding table has 16 bytes. No address of the flood was learned.
+    let known = std::fs::read(format!("/sys/class/net/{bridge}/brforward"))
         .unwrap()
         .len()
         / 16;
@@ -490,7 +495,7 @@ while True:
 }
 
 #[test]
-fn containers_have_no_way_to_the_engine() {
+fn containers_cannot_connect_to_the_engine() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker);
     // By no network: whatever it listens at is a file, below a directory that containers do not
@@ -518,7 +523,7 @@ fn containers_have_no_way_to_the_engine() {
         });
         assert_eq!(ours.collect::<Vec<_>>(), Vec::<&str>::new(), "{table}");
     }
-    // Nor by a name without a file, which the host's network would lead to (CVE-2020-15257).
+    // The host's network namespace gives no access by an abstract socket (CVE-2020-15257).
     let hosted = |script: &str| {
         cli.run(&[
             "run",
@@ -550,6 +555,6 @@ fn containers_have_no_way_to_the_engine() {
     );
     let path = engine.socket();
     hosted(&format!("ls {}", path.display())).refuses(1, "No such file or directory");
-    // The engine's own view of files is not open to others either.
+    // The engine's root in /proc is not accessible.
     hosted(&format!("ls /proc/{pid}/root{}", path.display())).refuses(1, "Permission denied");
 }

@@ -7,7 +7,7 @@ use whelk_tests::serving::{SERVES, fetch, published, serves, up};
 use whelk_tests::{Engine, Program};
 
 #[test]
-fn a_published_port_leads_to_the_container() {
+fn a_published_port_reaches_the_container() {
     let engine = Engine::start();
     engine.both(|cli| {
         up(cli, "web", &["-p", "127.0.0.1::80", "-p", "80/udp"], SERVES);
@@ -29,7 +29,7 @@ fn a_published_port_leads_to_the_container() {
 }
 
 #[test]
-fn a_port_in_use_names_who_has_it() {
+fn a_port_conflict_names_the_owner() {
     let engine = Engine::start();
     let other = Engine::start();
     engine.both(|cli| {
@@ -50,7 +50,7 @@ fn a_port_in_use_names_who_has_it() {
             .cli(cli.program())
             .run(&["run", "--rm", "-p", &wanted, "busybox", "true"])
             .refuses(125, &format!("(by process {} (whelk-shim))", shim));
-        // What was refused has left nothing that would be in the way now.
+        // The failed start has reserved nothing.
         cli.run(&["rm", "-f", "first"]).ok();
         other
             .cli(cli.program())
@@ -58,7 +58,7 @@ fn a_port_in_use_names_who_has_it() {
             .ok();
         cli.run(&["start", "second"]).ok();
     });
-    // A process of the host.
+    // A port that a process of the host uses.
     let cli = engine.cli(Program::Docker);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let wanted = format!("127.0.0.1:{}:80", listener.local_addr().unwrap().port());
@@ -70,7 +70,7 @@ fn a_port_in_use_names_who_has_it() {
 }
 
 #[test]
-fn a_port_is_free_again_after_each_of_many_starts() {
+fn a_port_is_released_after_each_start() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Whelk);
     up(cli, "web", &["-p", "127.0.0.1::80"], SERVES);
@@ -95,7 +95,7 @@ fn a_port_is_free_again_after_each_of_many_starts() {
 }
 
 #[test]
-fn exposed_ports_and_ranges_get_ports_of_the_host() {
+fn exposed_ports_and_ranges_are_published() {
     let engine = Engine::start();
     engine.both(|cli| {
         up(
@@ -120,7 +120,7 @@ fn exposed_ports_and_ranges_get_ports_of_the_host() {
 }
 
 #[test]
-fn a_port_is_published_when_a_network_leads_outside_at_last() {
+fn a_port_is_published_on_connecting_to_an_external_network() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker);
     cli.run(&["network", "create", "--internal", "--ipv6=false", "inner"])

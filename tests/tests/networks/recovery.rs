@@ -1,14 +1,15 @@
 //! Networks after the engine was killed or was away, or after others changed rules and interfaces.
 
+use std::io::ErrorKind;
 use std::net::TcpListener;
 use std::time::Duration;
 
 use whelk_network::{Firewall, Links};
 use whelk_tests::serving::{SERVES, fetch, inside, published, serves, up};
-use whelk_tests::{Engine, Program, eventually};
+use whelk_tests::{Engine, Program, eventually, free_interface_name, free_port};
 
 #[test]
-fn networks_outlive_an_engine_that_is_killed() {
+fn networks_survive_a_killed_engine() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker);
     cli.run(&["network", "create", "app"]).ok();
@@ -24,9 +25,12 @@ fn networks_outlive_an_engine_that_is_killed() {
     let before = engine.get("/networks/app");
     for _ in 0..5 {
         engine.kill9();
-        // Nobody is needed for packets to flow, and nobody else gets the port.
+        // Without the engine, packets are forwarded and the port stays reserved.
         serves(address, "web");
-        assert!(TcpListener::bind(address).is_err());
+        assert_eq!(
+            TcpListener::bind(address).unwrap_err().kind(),
+            ErrorKind::AddrInUse
+        );
         engine.restart();
         assert!(inside(cli, "client", "nslookup web").contains("Address"));
         serves(address, "web");
@@ -55,7 +59,7 @@ fn networks_outlive_an_engine_that_is_killed() {
 }
 
 #[test]
-fn an_engine_that_was_away_gives_back_what_ended_meanwhile() {
+fn resources_of_containers_that_ended_without_an_engine_are_released() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker);
     up(cli, "web", &["-p", "127.0.0.1::80"], SERVES);
@@ -80,7 +84,7 @@ fn an_engine_that_was_away_gives_back_what_ended_meanwhile() {
 }
 
 #[test]
-fn rules_and_bridges_that_others_remove_come_back() {
+fn removed_rules_and_bridges_are_restored() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker);
     up(cli, "web", &["-p", "127.0.0.1::80"], SERVES);
@@ -88,7 +92,7 @@ fn rules_and_bridges_that_others_remove_come_back() {
     serves(address, "web");
     let rules = Firewall::new(engine.name()).unwrap();
     rules.remove().unwrap();
-    // A connection that was tried without them would stay as it was for a while.
+    // A connection attempt without the rules would stay in the connection tracking table.
     std::thread::sleep(Duration::from_millis(500));
     assert_eq!(fetch(address).as_deref(), Some("web"), "noticed late");
     cli.run(&["rm", "-f", "web"]).ok();
@@ -110,11 +114,11 @@ fn rules_and_bridges_that_others_remove_come_back() {
 }
 
 #[test]
-fn interfaces_of_others_are_left_alone() {
+fn foreign_interfaces_are_not_changed() {
     let engine = Engine::start();
     let other = Engine::start();
-    // A bridge that somebody else made.
-    let foreign = format!("f{:x}br", std::process::id());
+    // A foreign bridge.
+    let foreign = free_interface_name();
     let mut links = Links::open().unwrap();
     links
         .create_bridge(&foreign, 0, [2, 0, 0, 9, 9, 9], "of a test")
@@ -141,8 +145,8 @@ fn interfaces_of_others_are_left_alone() {
         assert!(links.find(name).unwrap().is_some(), "{name} is gone");
     }
     links.delete(&foreign).unwrap();
-    // One's own name is fine, and goes with the network.
-    let own = format!("o{:x}br", std::process::id());
+    // A free name is accepted, and the bridge is deleted with the network.
+    let own = free_interface_name();
     engine
         .docker(&[
             "network",
@@ -158,7 +162,7 @@ fn interfaces_of_others_are_left_alone() {
 }
 
 #[test]
-fn an_engine_whose_records_are_lost_takes_its_own_bridge_again() {
+fn an_engine_without_records_reuses_its_bridge() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker);
     cli.run(&["run", "--rm", "busybox", "true"]).ok();
@@ -171,13 +175,14 @@ fn an_engine_whose_records_are_lost_takes_its_own_bridge_again() {
 }
 
 #[test]
-fn an_engine_killed_while_networks_change_leaves_nothing_behind() {
+fn an_engine_killed_during_network_changes_leaves_nothing() {
     let engine = Engine::start();
+    let ports = [free_port(), free_port(), free_port()];
     for round in 0..10u64 {
         std::thread::scope(|scope| {
             // What these are told does not matter: the engine dies under them.
             let mut clients = Vec::new();
-            for client in 0..3u16 {
+            for (client, port) in ports.iter().enumerate() {
                 let cli = engine.cli(if client == 0 {
                     Program::Docker
                 } else {
@@ -188,7 +193,7 @@ fn an_engine_killed_while_networks_change_leaves_nothing_behind() {
                         format!("net-{round}-{client}"),
                         format!("half-{round}-{client}"),
                     );
-                    let port = format!("127.0.0.1:{}:80", 21_000 + client);
+                    let port = format!("127.0.0.1:{port}:80");
                     for args in [
                         &["network", "create", &network][..],
                         &[
@@ -213,7 +218,7 @@ fn an_engine_killed_while_networks_change_leaves_nothing_behind() {
                     }
                 }));
             }
-            // Each round strikes at another moment.
+            // Each round kills the engine at another time.
             std::thread::sleep(Duration::from_millis(9 * round * round));
             engine.kill9();
             clients
@@ -232,8 +237,7 @@ fn an_engine_killed_while_networks_change_leaves_nothing_behind() {
         eventually("interfaces to be gone", || {
             engine.interfaces().is_empty().then_some(())
         });
-        for client in 0..3u16 {
-            let port = 21_000 + client;
+        for port in ports {
             eventually("ports to be free", || {
                 TcpListener::bind(("127.0.0.1", port)).ok()
             });

@@ -2,11 +2,15 @@
 
 use serde_json::json;
 use whelk_tests::serving::{SERVES, inside, published, serves, up};
-use whelk_tests::{Engine, Program, escape};
+use whelk_tests::{Engine, FreeSubnet, Program, escape, free_port};
 
 #[test]
-fn settings_of_networks_and_places_hold() {
+fn options_of_networks_and_endpoints_take_effect() {
     let engine = Engine::start();
+    let (subnet, port) = (FreeSubnet::new(), free_port());
+    let range = subnet.v4_part(0, 29);
+    let (router, other) = (subnet.v4_host(2), subnet.v4_host(3));
+    let (sctp, udp) = (format!("{port}:5000/sctp"), format!("{port}:5000/udp"));
     engine.both(|cli| {
         let create = [
             "network",
@@ -14,13 +18,13 @@ fn settings_of_networks_and_places_hold() {
             "--attachable",
             "--ipv6=false",
             "--subnet",
-            "10.213.60.0/29",
+            &range,
         ];
         let aux = [
             "--aux-address",
-            "router=10.213.60.2",
+            &format!("router={router}"),
             "--aux-address",
-            "other=10.213.60.3",
+            &format!("other={other}"),
         ];
         let binding = [
             "-o",
@@ -32,7 +36,7 @@ fn settings_of_networks_and_places_hold() {
         assert_eq!(shown["Attachable"], true);
         assert_eq!(
             shown["IPAM"]["Config"][0]["AuxiliaryAddresses"],
-            json!({"router": "10.213.60.2", "other": "10.213.60.3"})
+            json!({"router": router, "other": other})
         );
         let flags = [
             "--network",
@@ -42,35 +46,35 @@ fn settings_of_networks_and_places_hold() {
             "-p",
             "80",
             "-p",
-            "15999:5000/sctp",
+            &sctp,
         ];
         up(cli, "one", &flags, SERVES);
         let one = engine.inspect("one");
-        // The first that is neither the gateway's nor set aside.
+        // The first that is neither the gateway nor an auxiliary address.
         assert_eq!(
             one["NetworkSettings"]["Networks"]["set"]["IPAddress"],
-            "10.213.60.4"
+            subnet.v4_host(4)
         );
         assert!(inside(cli, "one", "ip addr show eth0").contains("169.254.7.7/16"));
         let ports = &one["NetworkSettings"]["Ports"];
         assert_eq!(ports["80/tcp"][0]["HostIp"], "127.0.0.1");
         assert_eq!(
             ports["5000/sctp"],
-            json!([{"HostIp": "127.0.0.1", "HostPort": "15999"}])
+            json!([{"HostIp": "127.0.0.1", "HostPort": port.to_string()}])
         );
         assert!(
             cli.run(&["port", "one"])
                 .ok()
-                .contains("5000/sctp -> 127.0.0.1:15999")
+                .contains(&format!("5000/sctp -> 127.0.0.1:{port}"))
         );
-        // A port of another protocol is another port; the same is taken.
+        // The same port number is free for another protocol.
         cli.run(&[
             "run",
             "--rm",
             "--network",
             "set",
             "-p",
-            "15999:5000/udp",
+            &udp,
             "busybox",
             "true",
         ])
@@ -81,7 +85,7 @@ fn settings_of_networks_and_places_hold() {
             "--network",
             "set",
             "-p",
-            "15999:5000/sctp",
+            &sctp,
             "busybox",
             "true",
         ])
@@ -92,10 +96,12 @@ fn settings_of_networks_and_places_hold() {
 }
 
 #[test]
-fn what_cannot_be_is_refused() {
+fn rejects_invalid_requests() {
     let engine = Engine::start();
+    let (subnet, other) = (FreeSubnet::new(), FreeSubnet::new());
+    let (whole, half, other) = (subnet.v4(), subnet.v4_part(128, 25), other.v4());
     engine.both(|cli| {
-        cli.run(&["network", "create", "taken", "--subnet", "10.213.11.0/24"])
+        cli.run(&["network", "create", "taken", "--subnet", &whole])
             .ok();
         for (args, text) in [
             (
@@ -103,7 +109,7 @@ fn what_cannot_be_is_refused() {
                 "network with name taken already exists",
             ),
             (
-                &["network", "create", "--subnet", "10.213.11.128/25", "x"],
+                &["network", "create", "--subnet", &half, "x"],
                 "Pool overlaps",
             ),
             (
@@ -115,7 +121,7 @@ fn what_cannot_be_is_refused() {
                     "network",
                     "create",
                     "--subnet",
-                    "10.213.12.0/24",
+                    &other,
                     "--gateway",
                     "10.99.0.1",
                     "x",
@@ -192,7 +198,7 @@ fn what_cannot_be_is_refused() {
             125,
             "user specified IP address is supported on user defined networks only",
         );
-        // An id is what it says, whatever is called like it.
+        // A full ID takes precedence over a network with this name.
         let id = cli
             .run(&["network", "inspect", "-f", "{{.Id}}", "taken"])
             .ok();
@@ -210,7 +216,7 @@ fn what_cannot_be_is_refused() {
         );
         cli.run(&["run", "--rm", "--network-alias", "x", "busybox", "true"])
             .refuses(125, "only supported for user-defined networks");
-        // Debian's build of the docker CLI writes the first letter large.
+        // Debian's build of the docker CLI capitalizes the first letter.
         cli.run(&["run", "--rm", "-p", "abc", "busybox", "true"])
             .refuses(125, "nvalid containerPort: abc");
         cli.run(&["run", "--rm", "-p", "[::1]::80", "busybox", "true"])
@@ -246,7 +252,7 @@ fn what_cannot_be_is_refused() {
             .ok(),
             "taken"
         );
-        // Nothing of it is there.
+        // The rejected commands have created nothing.
         assert_eq!(
             cli.run(&["network", "ls", "--format", "{{.Name}}"]).ok(),
             "bridge\nhost\nnone\ntaken"
@@ -267,7 +273,7 @@ fn what_cannot_be_is_refused() {
 }
 
 #[test]
-fn events_tell_of_networks() {
+fn network_operations_emit_events() {
     let engine = Engine::start();
     let mut events = engine.events(&format!("filters={}", escape(r#"{"type": ["network"]}"#)));
     let cli = engine.cli(Program::Docker);
@@ -287,15 +293,17 @@ fn events_tell_of_networks() {
 }
 
 #[test]
-fn the_configuration_file_shapes_networks() {
+fn networks_use_the_configuration_file() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker);
     up(cli, "busy", &[], "sleep 300");
+    let (default, pool) = (FreeSubnet::new(), FreeSubnet::new());
+    let (server, gateway) = (default.v4_host(99), default.v4_host(77));
     let configured = json!({
-        "bip": "10.213.30.1/24", "fixed-cidr": "10.213.30.128/25", "mtu": 1400, "ip": "127.0.0.1",
-        "default-address-pools": [{"base": "10.213.31.0/24", "size": 28}],
+        "bip": default.v4_part(1, 24), "fixed-cidr": default.v4_part(128, 25), "mtu": 1400, "ip": "127.0.0.1",
+        "default-address-pools": [{"base": pool.v4(), "size": 28}],
         "default-network-opts": {"bridge": {"com.docker.network.driver.mtu": "1380"}},
-        "dns": ["10.213.30.99"], "dns-search": ["example.test"], "dns-opts": ["timeout:1"], "host-gateway-ip": "10.213.30.77",
+        "dns": [server], "dns-search": ["example.test"], "dns-opts": ["timeout:1"], "host-gateway-ip": gateway,
     });
     engine.configure(&configured);
     let subnet = |engine: &Engine| {
@@ -315,7 +323,7 @@ fn the_configuration_file_shapes_networks() {
     cli.run(&["rm", "-f", "busy"]).ok();
     engine.kill9();
     engine.restart();
-    assert_eq!(subnet(&engine), "10.213.30.0/24");
+    assert_eq!(subnet(&engine), default.v4());
     up(
         cli,
         "web",
@@ -325,7 +333,7 @@ fn the_configuration_file_shapes_networks() {
     assert!(published(cli, "web").ip().is_loopback());
     serves(published(cli, "web"), "web");
     let endpoint = engine.inspect("web")["NetworkSettings"]["Networks"]["bridge"].clone();
-    assert_eq!(endpoint["Gateway"], "10.213.30.1");
+    assert_eq!(endpoint["Gateway"], default.v4_host(1));
     let address = endpoint["IPAddress"].as_str().unwrap();
     assert!(
         address.rsplit('.').next().unwrap().parse::<u8>().unwrap() >= 128,
@@ -334,10 +342,10 @@ fn the_configuration_file_shapes_networks() {
     assert_eq!(inside(cli, "web", "cat /sys/class/net/eth0/mtu"), "1400");
     let files = inside(cli, "web", "cat /etc/resolv.conf /etc/hosts");
     for line in [
-        "nameserver 10.213.30.99",
+        &format!("nameserver {server}"),
         "search example.test",
         "options timeout:1",
-        "10.213.30.77\toutside",
+        &format!("{gateway}\toutside"),
     ] {
         assert!(
             files.lines().any(|found| found == line),
@@ -348,11 +356,11 @@ fn the_configuration_file_shapes_networks() {
         .ok();
     assert_eq!(
         engine.get("/networks/small")["IPAM"]["Config"][0]["Subnet"],
-        "10.213.31.0/28"
+        pool.v4_part(0, 28)
     );
     up(cli, "member", &["--network", "small"], "sleep 300");
     assert_eq!(inside(cli, "member", "cat /sys/class/net/eth0/mtu"), "1380");
-    // And back again.
+    // Without the settings, the defaults apply again.
     cli.run(&["rm", "-f", "web", "member"]).ok();
     engine.configure(&json!({}));
     engine.kill9();
@@ -364,7 +372,7 @@ fn the_configuration_file_shapes_networks() {
 }
 
 #[test]
-fn settings_that_no_network_can_keep_are_refused() {
+fn rejects_conflicting_network_settings() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker);
     cli.run(&["network", "create", "--ipv6=false", "app"]).ok();
@@ -466,7 +474,7 @@ fn settings_that_no_network_can_keep_are_refused() {
 }
 
 #[test]
-fn networks_with_link_local_subnets_and_small_packets_can_be_made() {
+fn link_local_subnets_and_small_mtus_are_supported() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker);
     cli.run(&[
@@ -526,7 +534,7 @@ fn networks_with_link_local_subnets_and_small_packets_can_be_made() {
         .run(&["run", "--rm", "busybox", "ip", "-6", "route"])
         .ok();
     assert!(shown.contains("default via fe80::"), "{shown}");
-    // The default network takes more containers than the small subnets of others.
+    // The default network has a larger subnet than other networks.
     let subnet = engine.get("/networks/bridge")["IPAM"]["Config"][0]["Subnet"]
         .as_str()
         .unwrap()

@@ -7,7 +7,7 @@ use whelk_tests::serving::{SERVES, inside, up};
 use whelk_tests::{Engine, Program, eventually};
 
 #[test]
-fn another_containers_network_is_shared_whole() {
+fn a_shared_network_namespace_is_shared_completely() {
     let engine = Engine::start();
     engine.both(|cli| {
         up(cli, "owner", &[], SERVES);
@@ -26,7 +26,7 @@ fn another_containers_network_is_shared_whole() {
             .ok(),
             "owner"
         );
-        // Its name is the owner's as well, and stays so.
+        // Its host name is that of the owner.
         let name = cli.run(&["exec", "owner", "hostname"]).ok();
         assert_eq!(
             cli.run(&[
@@ -74,7 +74,7 @@ fn another_containers_network_is_shared_whole() {
 }
 
 #[test]
-fn donors_of_namespaces_are_looked_at_when_a_container_starts() {
+fn namespace_donors_are_resolved_at_start() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker);
     cli.run(&["network", "create", "--ipv6=false", "app"]).ok();
@@ -103,7 +103,7 @@ fn donors_of_namespaces_are_looked_at_when_a_container_starts() {
         "container {} is restarting, wait until the container is running",
         again.as_str().unwrap()
     );
-    // Those of the one that will be started again come first.
+    // Errors of a restarting donor come first.
     let starts = [
         ("NetworkMode", "again", 409, format!("cannot join network namespace of container: {restarting}")),
         ("PidMode", "again", 409, format!("failed to join PID namespace: {restarting}")),
@@ -135,7 +135,7 @@ fn donors_of_namespaces_are_looked_at_when_a_container_starts() {
         );
         cli.run(&["rm", "-f", "joins"]).ok();
     }
-    // A link-local address is one.
+    // Link-local addresses are validated.
     for (address, text) in [
         ("10.9.9.9", "invalid link local IP address: 10.9.9.9"),
         ("fd00::9", "invalid link local IP address: fd00::9"),
@@ -166,7 +166,7 @@ fn donors_of_namespaces_are_looked_at_when_a_container_starts() {
         ])
         .ok();
     assert!(shown.contains("169.254.3.4/16"), "{shown}");
-    // A donor is known by its id, whatever it is called later.
+    // A donor is stored by ID, so that it can be renamed.
     cli.run(&[
         "create",
         "--name",
@@ -183,7 +183,7 @@ fn donors_of_namespaces_are_looked_at_when_a_container_starts() {
     );
     cli.run(&["rename", "donor", "other"]).ok();
     cli.run(&["start", "-a", "guest"]).ok();
-    // Through a guest to its owner, whose files it has.
+    // Sharing with a guest means sharing with its owner, whose files it has.
     up(
         cli,
         "second",
@@ -209,7 +209,7 @@ fn donors_of_namespaces_are_looked_at_when_a_container_starts() {
 }
 
 #[test]
-fn networks_of_the_host_and_of_other_containers_are_not_joined_later() {
+fn host_and_container_networks_cannot_be_connected_later() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker);
     cli.run(&["network", "create", "--ipv6=false", "app"]).ok();
