@@ -408,7 +408,11 @@ impl Engine {
     /// Starts the engine, which must fail. Returns the end of its log.
     #[track_caller]
     pub fn refuses_to_start(&self) -> String {
-        assert!(self.launch().is_err(), "the engine started");
+        let error = self.launch().expect_err("the engine started");
+        assert!(
+            error.starts_with("the engine exited during start: "),
+            "{error}"
+        );
         *self.daemon() = None;
         self.last_words()
     }

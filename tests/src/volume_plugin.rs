@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::Engine;
 
-/// A volume plugin that keeps directories, and notes what it is asked.
+/// A volume plugin with a directory for each volume, which records its requests.
 #[derive(Clone, Debug)]
 pub struct VolumePlugin(Arc<Inner>);
 
@@ -20,14 +20,14 @@ struct Inner {
     base: PathBuf,
     volumes: Mutex<BTreeMap<String, Value>>,
     asked: Mutex<Vec<String>>,
-    /// Who is killed when it is asked this.
+    /// The method and the process that is killed when it is called.
     victim: Mutex<Option<(String, rustix::process::Pid)>>,
-    /// What to answer instead of doing it, by method.
+    /// Fixed responses, by method.
     errors: Mutex<BTreeMap<String, String>>,
 }
 
 impl VolumePlugin {
-    /// Starts one that an engine finds under `name`.
+    /// Starts a plugin that an engine finds under `name`.
     pub fn start(engine: &Engine, name: &str) -> Self {
         let directory = engine.run().join("plugins");
         fs::create_dir_all(&directory).unwrap();
@@ -135,7 +135,7 @@ impl VolumePlugin {
         }
     }
 
-    /// What it was asked since the last time, without what changes nothing.
+    /// Returns the requests since the last call, without those that change nothing.
     pub fn asked(&self) -> Vec<String> {
         let mut asked = std::mem::take(&mut *self.0.asked.lock().unwrap());
         asked.retain(|line| {
@@ -160,7 +160,7 @@ impl VolumePlugin {
         }
     }
 
-    /// Kills a process instead of an answer to the next question of this kind.
+    /// Kills a process instead of responding to the next call of a method.
     pub fn kill_at(&self, method: &str, pid: i32) {
         *self.0.victim.lock().unwrap() = Some((
             method.to_owned(),

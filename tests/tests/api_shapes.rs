@@ -18,7 +18,7 @@ fn import(engine: &Engine, name: &str, changes: &[&str]) {
 }
 
 #[test]
-fn what_a_container_leaves_open_comes_from_its_image_or_stays_empty() {
+fn unset_fields_of_a_container_come_from_its_image_or_stay_empty() {
     let engine = Engine::start();
     import(&engine, "bare", &[]);
     import(
@@ -192,7 +192,7 @@ fn an_image_has_all_fields_that_clients_read() {
 }
 
 #[test]
-fn a_running_container_tells_where_its_parts_are() {
+fn inspect_shows_the_paths_of_a_running_container() {
     let engine = Engine::start();
     let network = |mode: &str| {
         let name = mode.replace(':', "-");
@@ -253,7 +253,7 @@ fn a_running_container_tells_where_its_parts_are() {
 }
 
 #[test]
-fn hardware_addresses_and_names_are_shown_where_clients_look() {
+fn mac_addresses_and_dns_names_are_in_the_fields_that_clients_read() {
     let engine = Engine::start();
     engine.docker(&["network", "create", "net"]).ok();
     let endpoint = json!({"MacAddress": "02:42:ac:11:00:78", "Aliases": ["alias"]});
@@ -293,7 +293,7 @@ fn hardware_addresses_and_names_are_shown_where_clients_look() {
         listed("/v1.45")["HostConfig"],
         json!({"NetworkMode": "net"})
     );
-    // One address for the whole container was the way before 1.44.
+    // Before 1.44, a container had one MAC address.
     let create = |version: &str, body: &Value| {
         engine.api("POST", &format!("{version}/containers/create"), Some(body))
     };
@@ -335,7 +335,7 @@ fn hardware_addresses_and_names_are_shown_where_clients_look() {
 }
 
 #[test]
-fn a_container_and_its_networks_have_what_1_52_changed() {
+fn containers_and_networks_have_the_fields_of_1_52() {
     let engine = Engine::start();
     let body = json!({
         "Image": "busybox", "Cmd": ["sleep", "600"], "ExposedPorts": {"80/tcp": {}},
@@ -375,7 +375,7 @@ fn a_container_and_its_networks_have_what_1_52_changed() {
     let shown = network("/v1.52");
     let subnet = shown["IPAM"]["Config"][0]["Subnet"].as_str().unwrap();
     let bits: u32 = subnet.rsplit('/').next().unwrap().parse().unwrap();
-    // The network's and the broadcast address, the gateway, and the container.
+    // The network and broadcast addresses, the gateway, and the container.
     assert_eq!(
         shown["Status"]["IPAM"]["Subnets"][subnet],
         json!({"IPsInUse": 4, "DynamicIPsAvailable": 2_u64.pow(32 - bits) - 4}),
@@ -438,7 +438,7 @@ fn disk_usage_has_totals_since_1_52() {
 }
 
 #[test]
-fn events_come_as_the_client_accepts_them() {
+fn events_have_the_media_type_that_the_client_accepts() {
     let engine = Engine::start();
     engine.docker(&["volume", "create", "made"]).ok();
     let created = engine.events("since=1").next_event().unwrap();
@@ -478,7 +478,7 @@ fn events_come_as_the_client_accepts_them() {
 }
 
 #[test]
-fn settings_of_later_versions_are_refused_or_ignored() {
+fn settings_of_later_versions_are_rejected_or_ignored() {
     let engine = Engine::start();
     engine.docker(&["network", "create", "net"]).ok();
     let create = |version: &str, body: &Value| {
@@ -532,7 +532,7 @@ fn settings_of_later_versions_are_refused_or_ignored() {
 }
 
 #[test]
-fn info_and_version_have_what_clients_print() {
+fn info_and_version_have_the_fields_that_clients_print() {
     let engine = Engine::start();
     let info = engine.get("/info");
     assert_eq!(

@@ -1,4 +1,4 @@
-//! Further processes in a container, and connections to those that run there.
+//! exec and attach: further processes in a container, and connections to running ones.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -14,7 +14,7 @@ use serde_json::json;
 use whelk_tests::{Connection, Engine, Program, eventually, images};
 
 #[test]
-fn exec_passes_on_streams_and_status() {
+fn exec_forwards_streams_and_exit_status() {
     Engine::start().both(|cli| {
         cli.up("up", &[], &["sleep", "600"]);
         let output = cli.run(&["exec", "up", "sh", "-c", "echo out; echo err >&2; exit 7"]);
@@ -46,7 +46,7 @@ fn exec_passes_on_streams_and_status() {
 }
 
 #[test]
-fn exec_of_what_cannot_run_has_dockers_statuses() {
+fn exec_of_an_invalid_command_has_dockers_exit_status() {
     Engine::start().both(|cli| {
         let engine = cli.engine();
         cli.up("up", &[], &["sleep", "600"]);
@@ -107,7 +107,7 @@ fn exec_of_what_cannot_run_has_dockers_statuses() {
 }
 
 #[test]
-fn exec_has_a_user_directory_and_environment_of_its_own() {
+fn exec_has_its_own_user_directory_and_environment() {
     Engine::start().both(|cli| {
         cli.up("up", &["-e", "A=b", "-w", "/tmp"], &["sleep", "600"]);
         let exec = |args: &[&str]| cli.run(&[&["exec"][..], args].concat()).ok();
@@ -140,7 +140,7 @@ fn exec_has_a_user_directory_and_environment_of_its_own() {
             exec(&["-t", "up", "sh", "-c", "tty; echo $TERM"]),
             "/dev/pts/0\r\nxterm"
         );
-        // It lives where the container lives, and counts against its limits.
+        // It is in the container's namespaces and cgroup.
         let host = |pid: i32| fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
         exec(&["-d", "up", "sh", "-c", "touch /tmp/made; exec sleep 300"]);
         eventually("the detached exec to run", || {
@@ -208,7 +208,7 @@ fn exec_can_be_inspected() {
 }
 
 #[test]
-fn a_terminal_session_can_be_left_and_entered_again() {
+fn a_terminal_can_be_detached_and_attached_again() {
     Engine::start().both(|cli| {
         let engine = cli.engine();
         let mut first = cli.pty(&[
@@ -251,7 +251,7 @@ fn a_terminal_session_can_be_left_and_entered_again() {
 }
 
 #[test]
-fn a_terminal_has_the_size_of_the_one_outside() {
+fn a_terminal_has_the_size_of_the_clients_terminal() {
     Engine::start().both(|cli| {
         let mut shell = cli.pty(&["run", "-it", "--rm", "--network", "none", "busybox", "sh"]);
         shell.insist("stty size\n", "24 80");
@@ -271,7 +271,7 @@ fn a_terminal_has_the_size_of_the_one_outside() {
 }
 
 #[test]
-fn keys_that_interrupt_reach_the_program() {
+fn interrupt_keys_reach_the_program() {
     Engine::start().both(|cli| {
         let script = "trap 'echo caught; exit 9' INT; echo ready; while :; do sleep 0.05; done";
         let mut session = cli.pty(&[
@@ -293,7 +293,7 @@ fn keys_that_interrupt_reach_the_program() {
 }
 
 #[test]
-fn a_terminal_is_demanded_where_there_is_none() {
+fn tty_without_a_terminal_is_rejected() {
     Engine::start().both(|cli| {
         cli.run(&["run", "-it", "--rm", "--network", "none", "busybox", "true"])
             .refuses(1, "the input device is not a TTY");
@@ -304,7 +304,7 @@ fn a_terminal_is_demanded_where_there_is_none() {
 }
 
 #[test]
-fn several_clients_see_the_same_and_any_may_write() {
+fn attached_clients_share_output_and_input() {
     let engine = Engine::start();
     let body = json!({"Image": "busybox", "Cmd": ["cat"], "OpenStdin": true, "HostConfig": {"NetworkMode": "none"}});
     engine.create("echo", &body);
@@ -319,7 +319,7 @@ fn several_clients_see_the_same_and_any_may_write() {
     other.write(b"from the second\n");
     early.expect("from the second\n");
     other.expect("from the second\n");
-    // One leaves; the program and the others do not mind.
+    // One client disconnects; the program and the other clients are not affected.
     drop(early);
     other.write(b"still here\n");
     other.expect("still here\n");
@@ -335,7 +335,7 @@ fn several_clients_see_the_same_and_any_may_write() {
 }
 
 #[test]
-fn input_ends_with_the_first_client_only_if_asked() {
+fn stdin_once_closes_input_after_the_first_client() {
     let engine = Engine::start();
     for once in [true, false] {
         let name = format!("once-{once}");
@@ -366,7 +366,7 @@ fn input_ends_with_the_first_client_only_if_asked() {
 }
 
 #[test]
-fn attach_ends_with_the_programs_status() {
+fn attach_exits_with_the_programs_status() {
     Engine::start().both(|cli| {
         let gate = cli.engine().scratch(&format!("gate-{:?}", cli.program()));
         let script = "while [ ! -e /b/go ]; do echo tick; sleep 0.05; done; exit 3";
@@ -389,7 +389,7 @@ fn attach_ends_with_the_programs_status() {
 }
 
 #[test]
-fn large_output_arrives_whole_and_in_order() {
+fn large_output_is_complete_and_in_order() {
     Engine::start().both(|cli| {
         let output = cli.sh(&[], "seq 200000");
         output.exits(0);
@@ -406,7 +406,7 @@ fn large_output_arrives_whole_and_in_order() {
 }
 
 #[test]
-fn detach_keys_that_are_none_are_refused() {
+fn rejects_invalid_detach_keys() {
     Engine::start().both(|cli| {
         cli.up("up", &[], &["sleep", "600"]);
         cli.run(&["exec", "--detach-keys", "bogus", "up", "true"])
@@ -415,7 +415,7 @@ fn detach_keys_that_are_none_are_refused() {
 }
 
 #[test]
-fn a_program_that_closes_its_input_loses_no_output() {
+fn output_is_complete_after_the_program_closes_its_input() {
     Engine::start().both(|cli| {
         cli.up("up", &[], &["sleep", "600"]);
         for round in 0..10 {
@@ -442,7 +442,7 @@ fn a_program_that_closes_its_input_loses_no_output() {
 }
 
 #[test]
-fn nothing_of_a_stream_comes_before_the_client_has_the_head() {
+fn stream_data_follows_the_response_head() {
     let engine = Engine::start();
     engine.cli(Program::Docker).up(
         "up",
@@ -459,7 +459,7 @@ fn nothing_of_a_stream_comes_before_the_client_has_the_head() {
         connection
             .send("POST", path, &upgrade, body.as_bytes())
             .unwrap();
-        // A client that does not look at once finds all that was sent meanwhile.
+        // A client that reads late gets everything that was sent.
         std::thread::sleep(Duration::from_millis(150));
         assert_eq!(connection.head().unwrap().0, 101, "{path}");
         assert_eq!(
@@ -498,7 +498,7 @@ fn a_stream_ends_at_its_end_or_two_seconds_after_its_process() {
 }
 
 #[test]
-fn a_new_size_waits_for_the_start() {
+fn a_resize_before_the_start_takes_effect() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker);
     cli.up("up", &[], &["sleep", "600"]);
@@ -586,7 +586,7 @@ fn the_third_interrupt_ends_the_command_line() {
         ]);
         cli.engine().await_state("deaf", "running");
         for _ in 0..3 {
-            // Signals of one kind that come at once are one.
+            // Pending signals of one kind are merged.
             std::thread::sleep(Duration::from_millis(200));
             running.signal(rustix::process::Signal::INT);
         }
@@ -655,7 +655,7 @@ fn a_shell_behind_init_has_its_terminal() {
 }
 
 #[test]
-fn who_attaches_again_sees_the_prompt() {
+fn attaching_again_shows_the_prompt() {
     Engine::start().both(|cli| {
         let mut first = cli.pty(&[
             "run",
@@ -680,7 +680,7 @@ fn who_attaches_again_sees_the_prompt() {
 }
 
 #[test]
-fn clients_that_leave_are_noticed() {
+fn disconnected_clients_are_noticed() {
     let engine = Engine::start();
     engine.cli(Program::Docker).up("up", &[], &["sleep", "600"]);
     engine.create(
@@ -719,7 +719,7 @@ fn clients_that_leave_are_noticed() {
         }
     }
     assert!(open() > before + 200, "{} after {before}", open());
-    // One that sends no more still wants its answer.
+    // A client that has closed its sending side still gets the response.
     let mut patient = Connection::open(&engine.socket()).unwrap();
     patient
         .send("POST", "/containers/up/wait", &[], b"")
@@ -737,7 +737,7 @@ fn clients_that_leave_are_noticed() {
 }
 
 #[test]
-fn what_was_sent_arrives_though_its_sender_has_left() {
+fn input_arrives_after_its_sender_has_disconnected() {
     let engine = Engine::start();
     let body = json!({"Image": "busybox", "Cmd": ["sh", "-c", "sleep .5; wc -c"], "OpenStdin": true, "StdinOnce": true, "HostConfig": {"NetworkMode": "none"}});
     engine.create("counts", &body);
@@ -788,7 +788,7 @@ fn children_of_shim(engine: &Engine, name: &str) -> (Vec<i32>, Vec<i32>) {
 }
 
 #[test]
-fn while_a_process_starts_those_that_have_ended_are_waited_for() {
+fn ended_processes_are_reaped_while_another_starts() {
     let engine = Engine::start();
     engine.load(&fs::read(images::python()).unwrap());
     let shared = engine.scratch("shared");
@@ -829,7 +829,7 @@ time.sleep(600)
     let stuck = |what: &str| {
         eventually(what, || {
             let (ended, starting) = children_of_shim(&engine, "up");
-            // The intermediate process has ended too.
+            // The intermediate process has also ended.
             (starting.len() == 1 && ended.is_empty()).then(|| starting[0])
         })
     };
@@ -841,7 +841,7 @@ time.sleep(600)
     cli.run(&["rm", "-f", "first"]).ok();
     slow.finish().exits(7);
 
-    // One that is killed on its way has ended as any other.
+    // A process that is killed before its exec is reaped as well.
     hold_it("second");
     let mut killed = cli.spawn(&["exec", "up", "/d/busybox", "true"]);
     let pid = stuck("the second exec to wait for its program");

@@ -42,7 +42,7 @@ fn run(command: &mut Command) -> (i32, String, String) {
 }
 
 #[test]
-fn attached_values_and_explicit_booleans() {
+fn parses_attached_values_and_explicit_booleans() {
     let engine = Engine::start();
     engine.both(|cli| {
         let created = cli.run(&[
@@ -133,7 +133,7 @@ fn attached_values_and_explicit_booleans() {
 }
 
 #[test]
-fn mistakes_come_with_usage_and_a_hint() {
+fn usage_errors_show_usage_and_a_hint() {
     let engine = Engine::without_images(&[]);
     for (args, code, text) in [
         (
@@ -226,7 +226,7 @@ fn mistakes_come_with_usage_and_a_hint() {
 }
 
 #[test]
-fn exit_codes_of_what_never_ran() {
+fn exit_codes_of_commands_that_could_not_run() {
     let engine = Engine::start();
     let file = engine.scratch("files").join("id");
     std::fs::write(&file, "x").unwrap();
@@ -255,7 +255,7 @@ fn exit_codes_of_what_never_ran() {
             "never",
             "nosuch",
         ])
-        .fails(1);
+        .refuses(1, "No such image: nosuch:latest");
         assert!(!new.exists());
         let id = cli
             .run(&["create", "--cidfile", &new.display().to_string(), "busybox"])
@@ -266,7 +266,7 @@ fn exit_codes_of_what_never_ran() {
 }
 
 #[test]
-fn templates_over_typed_values() {
+fn templates_access_typed_values() {
     let engine = Engine::start();
     engine.whelk(&["volume", "create", "vol"]).ok();
     engine.whelk(&["network", "create", "net"]).ok();
@@ -390,7 +390,7 @@ fn with_context(engine: &Engine) -> PathBuf {
 }
 
 #[test]
-fn contexts_of_dockers_store_say_where_the_engine_is() {
+fn contexts_of_dockers_store_select_the_engine() {
     let engine = Engine::without_images(&[]);
     let config = with_context(&engine).display().to_string();
     for args in [
@@ -446,7 +446,7 @@ fn contexts_of_dockers_store_say_where_the_engine_is() {
 }
 
 #[test]
-fn an_engine_that_may_not_be_reached_is_no_missing_one() {
+fn permission_denied_on_the_socket_starts_no_engine() {
     let engine = Engine::without_images(&[]);
     let socket = engine.socket();
     // A copy that everybody may run; the socket is not everybody's.
@@ -638,7 +638,7 @@ fn completions_in_fish() {
 }
 
 #[test]
-fn flags_that_are_not_available_are_refused_by_name() {
+fn unavailable_flags_are_rejected_by_name() {
     let engine = Engine::start();
     let later =
         |flag: &str, what: &str| format!("{flag}: {what} not available in this version of whelk");
@@ -779,7 +779,7 @@ fn manual_pages_for_all_programs() {
 }
 
 #[test]
-fn system_df_shortens_commands() {
+fn system_df_truncates_commands() {
     let engine = Engine::start();
     engine
         .whelk(&[

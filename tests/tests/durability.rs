@@ -107,7 +107,7 @@ impl<'e> Disk<'e> {
 }
 
 #[test]
-fn what_was_answered_survives_a_loss_of_power() {
+fn acknowledged_changes_survive_a_power_failure() {
     let engine = Engine::start();
     let disk = Disk::new(&engine);
     engine.load(&fs::read(whelk_tests::images::busybox()).unwrap());
@@ -276,7 +276,7 @@ fn damages() -> Vec<Damage> {
 }
 
 #[test]
-fn a_damaged_store_is_refused_and_can_be_rebuilt() {
+fn a_damaged_store_is_rejected_and_can_be_repaired() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Whelk);
     cli.run(&["network", "create", "net"]).ok();
@@ -416,7 +416,7 @@ fn a_damaged_store_is_refused_and_can_be_rebuilt() {
 }
 
 #[test]
-fn directories_that_no_record_names_are_kept() {
+fn directories_without_a_record_are_kept() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Whelk);
     cli.run(&[

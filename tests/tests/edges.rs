@@ -42,7 +42,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("whelk", &["api", "cli", "engine", "oci", "shim", "sys"]),
 ];
 
-/// Crates from outside that some of ours must do without.
+/// External crates that some of the project's crates must not use.
 const FORBIDDEN: &[(&str, &[&str])] = &[
     ("runtime", &["tokio", "hyper", "axum"]),
     ("shim", &["tokio", "hyper", "axum"]),
@@ -250,7 +250,7 @@ fn the_table_lists_every_crate() {
 }
 
 #[test]
-fn lower_crates_do_without_runtimes_and_http() {
+fn lower_crates_do_not_depend_on_tokio_or_http() {
     for (name, forbidden) in FORBIDDEN {
         let used = dependencies(name);
         assert!(

@@ -33,7 +33,7 @@ down() { kill $(pgrep -f 'daemon [-]-background') && "$0" daemon --uninstall || 
 "#;
 
 #[test]
-fn a_group_gets_at_the_socket_and_at_nothing_else() {
+fn a_group_can_access_only_the_socket() {
     let told = said(&format!(
         r#"{ENGINE}
         echo "{{\"instance\": \"$name\", \"group\": \"4242\"}}" >/etc/whelk/daemon.json
@@ -71,7 +71,7 @@ fn a_group_gets_at_the_socket_and_at_nothing_else() {
 }
 
 #[test]
-fn in_a_chroot_no_engine_starts() {
+fn an_engine_does_not_start_in_a_chroot() {
     // On a mount point, where containers would start and commands in them get the host's root; and
     // below one.
     for (prepare, base) in [
@@ -95,7 +95,7 @@ fn in_a_chroot_no_engine_starts() {
 }
 
 #[test]
-fn on_overlayfs_no_engine_starts() {
+fn an_engine_does_not_start_on_overlayfs() {
     let told = said(
         r#"mkdir /run/lower /run/upper /run/work /run/merged
         mount -t overlay -o lowerdir=/run/lower,upperdir=/run/upper,workdir=/run/work none /run/merged || exit 9
@@ -132,7 +132,7 @@ fn activate(engine: &Engine, socket: Stdio, environment: &str, more: &[&str]) ->
 }
 
 #[test]
-fn systemd_passes_the_socket_and_hears_when_it_is_served() {
+fn socket_activation_and_readiness_notification() {
     const PASSED: &str = "LISTEN_PID=$$ LISTEN_FDS=1";
     let engine = Engine::without_images(&[]);
     engine.kill9();
@@ -271,7 +271,7 @@ fn systemds_units_are_valid() {
         .output()
     {
         let told = String::from_utf8_lossy(&output.stderr);
-        // A manual page that is not installed is no fault of the units'.
+        // A missing manual page is not an error of the units.
         let faults: Vec<_> = told
             .lines()
             .filter(|line| line.contains("whelk") && !line.contains("man "))
@@ -305,7 +305,7 @@ fn setup_brings_the_docker_cli_with_its_plugins() {
 }
 
 #[test]
-fn what_the_demo_runs_on_a_terminal_prints_nothing_else() {
+fn commands_on_a_terminal_print_no_control_sequences() {
     let engine = Engine::start();
     engine
         .whelk(&[
@@ -324,7 +324,7 @@ fn what_the_demo_runs_on_a_terminal_prints_nothing_else() {
         .parent()
         .unwrap()
         .join("scripts/demo");
-    // What the character met depended on how fast the program was.
+    // The failure depended on the speed of the program.
     for program in [Program::Docker, Program::Whelk].repeat(4) {
         let mut command = Command::new("bash");
         command
@@ -336,7 +336,7 @@ fn what_the_demo_runs_on_a_terminal_prints_nothing_else() {
             .arg(program.path());
         command.args(["exec", "-it", "up", "sh", "-c", "tty && echo said"]);
         let host = format!("unix://{}", engine.socket().display());
-        // As by a script without input, whose end must not become a character.
+        // Like a script without input; the end of input must not become a character.
         let output = command
             .env("DOCKER_HOST", host)
             .stdin(Stdio::null())
@@ -351,7 +351,7 @@ fn what_the_demo_runs_on_a_terminal_prints_nothing_else() {
 }
 
 #[test]
-fn an_engine_that_just_ended_can_be_taken_off_the_host_at_once() {
+fn uninstall_works_right_after_the_engine_has_ended() {
     const TIMES: usize = 20;
     let engine = Engine::start();
     for _ in 0..TIMES {
@@ -360,7 +360,7 @@ fn an_engine_that_just_ended_can_be_taken_off_the_host_at_once() {
         assert!(output.status.success(), "{output:?}");
         engine.restart();
     }
-    // The shims that it kept ready notice late that it is gone.
+    // Its pooled shims notice later that it has ended.
     let mark = format!("/{}/shims", engine.name());
     let shims = eventually("ready shims", || {
         let numbers = fs::read_dir("/proc")

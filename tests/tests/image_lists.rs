@@ -14,12 +14,12 @@ use whelk_tests::images::{self, Archive, sha256};
 use whelk_tests::tar::Tar;
 use whelk_tests::{Engine, escape};
 
-/// A layer that is this case's own.
+/// A layer that only this test uses.
 fn layer(text: &str) -> Vec<u8> {
     Tar::new().file("etc/which", text).finish()
 }
 
-/// An image whose configuration no other has, with these layers.
+/// An image with a unique configuration and these layers.
 fn image(tag: &str, layers: &[&[u8]]) -> Archive {
     let mut archive = Archive::new(tag, layers.iter().map(|layer| layer.to_vec()).collect());
     archive.config["Labels"] = json!({"tag": tag});
@@ -37,7 +37,7 @@ fn names(images: &Value) -> Vec<&str> {
 }
 
 #[test]
-fn lists_hold_only_the_names_that_match() {
+fn lists_contain_only_matching_names() {
     let engine = Engine::without_images(&[]);
     engine.load(&image("b_f:1", &[&layer("x")]).build());
     for name in ["stranger:1", "b_f:2", "example.com/b_f:1"] {
@@ -63,7 +63,7 @@ fn lists_hold_only_the_names_that_match() {
         escape("{\"reference\":[\"stranger\",\"b_f:2\"]}")
     ));
     assert_eq!(names(&filtered), ["b_f:2", "stranger:1"]);
-    // What is listed by a name is what is removed by it.
+    // An image is removed by the name that it is listed with.
     let mut given = vec!["rmi".to_owned()];
     given.extend(
         engine
@@ -82,7 +82,7 @@ fn lists_hold_only_the_names_that_match() {
 }
 
 #[test]
-fn an_ancestor_is_the_image_or_what_it_stands_on() {
+fn the_ancestor_filter_matches_an_image_and_its_descendants() {
     let engine = Engine::without_images(&[]);
     let root = images::small_root().finish();
     for archive in [
@@ -152,7 +152,7 @@ fn a_container_whose_images_name_has_moved_is_listed_with_the_id() {
 }
 
 #[test]
-fn names_that_are_none_are_refused() {
+fn rejects_invalid_image_names() {
     let engine = Engine::start();
     engine.both(|cli| {
         let refused = "is not a valid repository/tag: invalid reference format";
@@ -195,7 +195,7 @@ fn names_that_are_none_are_refused() {
 }
 
 #[test]
-fn conflicts_say_which_container_needs_the_image() {
+fn conflicts_name_the_container_that_uses_the_image() {
     let engine = Engine::start();
     engine.docker(&["tag", "busybox", "second"]).ok();
     engine.both(|cli| {
@@ -213,7 +213,7 @@ fn conflicts_say_which_container_needs_the_image() {
 }
 
 #[test]
-fn loading_over_a_name_tells_about_the_image_that_had_it() {
+fn loading_over_a_name_reports_the_previous_image() {
     let engine = Engine::without_images(&[]);
     let (old, new) = (
         image("name:1", &[&layer("old")]).build(),
@@ -241,7 +241,7 @@ fn loading_over_a_name_tells_about_the_image_that_had_it() {
 }
 
 #[test]
-fn what_is_wrong_with_an_archive_is_told_in_the_stream() {
+fn load_errors_are_reported_in_the_stream() {
     let engine = Engine::without_images(&[]);
     let answer = engine.try_load(b"this is no archive");
     assert_eq!(answer.status, 200);
@@ -263,7 +263,7 @@ fn what_is_wrong_with_an_archive_is_told_in_the_stream() {
 }
 
 #[test]
-fn prune_frees_what_nobody_else_has_and_prints_as_docker() {
+fn prune_reports_the_space_of_unshared_layers_like_docker() {
     let engine = Engine::without_images(&[]);
     let (shared, own) = (vec![b'x'; 100_000], vec![b'y'; 3_000]);
     let shared = Tar::new().file("shared", &shared).finish();
@@ -302,7 +302,7 @@ fn prune_frees_what_nobody_else_has_and_prints_as_docker() {
             "{program:?}"
         );
     }
-    // Of an image in use all names go but one.
+    // All names of a used image can be removed but one.
     for tag in ["keeps:2", "keeps:3"] {
         engine.docker(&["tag", "keeps", tag]).ok();
     }
@@ -313,7 +313,7 @@ fn prune_frees_what_nobody_else_has_and_prints_as_docker() {
 }
 
 #[test]
-fn platforms_are_told_apart() {
+fn platforms_are_distinguished() {
     let engine = Engine::without_images(&[]);
     let archive = layer("x");
     engine.both(|cli| {
@@ -446,7 +446,7 @@ fn platforms_are_told_apart() {
 }
 
 #[test]
-fn fields_are_there_as_each_version_knows_them() {
+fn image_fields_depend_on_the_api_version() {
     let engine = Engine::without_images(&[]);
     engine.import("bare", &[], &layer("x"));
     let config = engine.get("/v1.51/images/bare/json")["Config"].clone();

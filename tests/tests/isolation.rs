@@ -1,4 +1,4 @@
-//! What a process finds in its container, and what it cannot do there.
+//! The environment of a process in a container, and its confinement.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -29,7 +29,7 @@ fn check(engine: &Engine, flags: &[&str], script: &str, expected: &str) {
     }
 }
 
-/// Likewise for a script that must fail and say why.
+/// Like `check`, for a script that must fail with `text` in its error.
 #[track_caller]
 fn check_refused(engine: &Engine, flags: &[&str], script: &str, text: &str) {
     for program in [Program::Docker, Program::Whelk] {
@@ -67,7 +67,7 @@ const CAPABILITIES: &str = "grep ^Cap /proc/self/status | cut -f2";
 const NONE: &str = "0000000000000000";
 
 #[test]
-fn capabilities_are_dockers_and_none_is_inheritable() {
+fn capabilities_equal_dockers_and_none_is_inheritable() {
     let engine = Engine::start();
     let all = own_status("CapBnd");
     let sets =
@@ -117,7 +117,7 @@ fn capabilities_are_dockers_and_none_is_inheritable() {
 }
 
 #[test]
-fn the_default_seccomp_profile_is_on_and_others_can_be_had() {
+fn the_default_seccomp_profile_applies_unless_another_is_set() {
     let engine = Engine::start();
     let mode = "grep -E '^(NoNewPrivs|Seccomp):' /proc/self/status | cut -f2 | tr '\\n' ' '";
     check(&engine, &[], mode, "0 2");
@@ -225,7 +225,7 @@ for family in 38, 40:
 }
 
 #[test]
-fn namespaces_are_the_containers_own_unless_asked_otherwise() {
+fn namespaces_are_private_by_default() {
     let engine = Engine::start();
     let links = "for kind in pid ipc uts mnt net user; do readlink /proc/self/ns/$kind; done";
     for program in [Program::Docker, Program::Whelk] {
@@ -377,7 +377,7 @@ fn kernel_interfaces_are_hidden_or_read_only() {
 }
 
 #[test]
-fn dev_holds_what_every_program_needs_and_no_more() {
+fn dev_contains_only_the_default_devices() {
     let engine = Engine::start();
     // A link to /proc/kcore, where the kernel has it.
     let core = if Path::new("/proc/kcore").exists() {
@@ -407,7 +407,7 @@ fn dev_holds_what_every_program_needs_and_no_more() {
         "df -k /dev/shm | tail -1 | awk '{print $2}'",
         "1024",
     );
-    // A node can be made for any device, but not opened.
+    // A node can be created for any device, but not opened.
     check_refused(
         &engine,
         &[],
@@ -476,7 +476,7 @@ fn only_the_standard_streams_are_open() {
 }
 
 #[test]
-fn privileged_lifts_confinement_and_only_that() {
+fn privileged_removes_only_the_confinement() {
     let engine = Engine::start();
     check_refused(
         &engine,
@@ -518,7 +518,7 @@ fn privileged_lifts_confinement_and_only_that() {
 }
 
 #[test]
-fn users_and_groups_come_from_the_images_files() {
+fn users_and_groups_are_resolved_from_the_images_files() {
     let engine = Engine::start();
     let id = |user: &str, expected: &str| check(&engine, &["-u", user], "id", expected);
     check(
@@ -562,7 +562,7 @@ fn users_and_groups_come_from_the_images_files() {
 }
 
 #[test]
-fn names_of_the_host_are_as_asked() {
+fn hostname_and_domainname_are_set() {
     let engine = Engine::start();
     let host = fs::read_to_string("/proc/sys/kernel/hostname")
         .unwrap()
@@ -589,7 +589,7 @@ fn names_of_the_host_are_as_asked() {
 }
 
 #[test]
-fn the_root_can_be_read_only() {
+fn the_root_file_system_can_be_read_only() {
     let engine = Engine::start();
     for path in ["/x", "/etc/x", "/etc/hosts"] {
         check_refused(
@@ -629,7 +629,7 @@ fn the_root_can_be_read_only() {
 fn init_is_the_first_process_and_reaps() {
     let engine = Engine::start();
     engine.both(|cli| {
-        // An orphan dies; its body must not stay.
+        // An orphan ends, and init must reap it.
         let script = "[ $$ != 1 ] || exit 8; (sleep 0.1 &); i=0; while cat /proc/[0-9]*/comm 2>/dev/null | grep -qx sleep; do usleep 20000; i=$((i+1)); [ $i -lt 500 ] || exit 9; done; exit 3";
         cli.sh(&["--init"], script).exits(3);
         cli.up("init", &["--init"], &["sleep", "600"]);
@@ -694,7 +694,7 @@ fn sysctls_and_ulimits_are_set_for_the_container_alone() {
 }
 
 #[test]
-fn the_environment_and_directory_are_as_asked() {
+fn the_environment_and_working_directory_are_set() {
     let engine = Engine::start();
     let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
     engine.both(|cli| {
@@ -747,7 +747,7 @@ fn the_environment_and_directory_are_as_asked() {
 /// What the API takes and the command lines refuse: a parameter of a namespace that is the host's
 /// after all.
 #[test]
-fn no_sysctl_reaches_the_host() {
+fn sysctls_do_not_change_the_host() {
     let engine = Engine::start();
     let domain = || fs::read_to_string("/proc/sys/kernel/domainname").unwrap();
     let (before, forwards) = (
@@ -829,7 +829,7 @@ fn no_sysctl_reaches_the_host() {
             "{host}"
         );
     }
-    // A domain name is such a parameter.
+    // The domain name is a kernel parameter.
     engine.create(
         "domain",
         &json!({"Image": "busybox", "Cmd": ["true"], "Domainname": wrong, "HostConfig": {"UTSMode": "host", "NetworkMode": "none"}}),
@@ -855,7 +855,7 @@ fn no_sysctl_reaches_the_host() {
 }
 
 #[test]
-fn the_engines_limit_of_open_files_stays_its_own() {
+fn the_engines_limit_of_open_files_is_not_inherited() {
     let soft = 5000;
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let engine = Engine::with_open_files(soft);
@@ -941,7 +941,7 @@ print(keyctl(0, -3, 0), text.value.decode().split(';')[-1])
 }
 
 #[test]
-fn what_shares_with_the_host_says_so_in_its_options() {
+fn sharing_with_the_host_adds_label_disable() {
     Engine::start().both(|cli| {
         let cases: [(&[&str], &str); 6] = [
             (&["--privileged"], "[\"label=disable\"]"),
@@ -957,7 +957,7 @@ fn what_shares_with_the_host_says_so_in_its_options() {
         }
         let refused = |option: &str, text: &str| cli.run(&["create", "--security-opt", option, "busybox", "true"]).refuses(1, text);
         refused("writable-cgroups=maybe", "invalid --security-opt 2: \"writable-cgroups=maybe\"");
-        // Where cgroups of the container's own can be made.
+        // The container's own cgroups are writable.
         let make = "d=/sys/fs/cgroup; [ -d $d/freezer ] && d=$d/freezer; mkdir $d/x && rmdir $d/x && echo made";
         assert_eq!(cli.sh(&["--security-opt", "writable-cgroups=true"], make).ok(), "made");
         assert_eq!(cli.sh(&["--security-opt", "writable-cgroups=0"], make).code, 1);

@@ -50,7 +50,7 @@ impl Gate {
 }
 
 #[test]
-fn streams_are_kept_apart_and_nothing_is_added() {
+fn stdout_and_stderr_are_logged_separately_and_unchanged() {
     each_driver(|cli, driver| {
         say(
             cli,
@@ -83,7 +83,7 @@ fn tail_counts_from_the_end() {
 }
 
 #[test]
-fn timestamps_are_full_and_select() {
+fn timestamps_have_nanoseconds_and_select_lines() {
     each_driver(|cli, driver| {
         say(
             cli,
@@ -125,7 +125,7 @@ fn timestamps_are_full_and_select() {
 }
 
 #[test]
-fn following_shows_each_line_when_it_comes() {
+fn follow_shows_each_line_immediately() {
     each_driver(|cli, driver| {
         let gate = Gate::new(cli, "follow");
         let script = "echo first; until [ -e /b/two ]; do sleep 0.02; done; echo second; printf par; until [ -e /b/three ]; do sleep 0.02; done; echo tial";
@@ -149,7 +149,7 @@ fn following_shows_each_line_when_it_comes() {
 }
 
 #[test]
-fn long_lines_come_back_whole() {
+fn long_lines_are_returned_complete() {
     each_driver(|cli, driver| {
         say(
             cli,
@@ -168,7 +168,7 @@ fn long_lines_come_back_whole() {
 }
 
 #[test]
-fn following_across_rotations_loses_and_repeats_nothing() {
+fn follow_across_rotations_loses_and_repeats_nothing() {
     each_driver(|cli, driver| {
         const LINES: usize = 6000;
         let gate = Gate::new(cli, "rotate");
@@ -230,7 +230,7 @@ fn following_across_rotations_loses_and_repeats_nothing() {
 }
 
 #[test]
-fn a_terminals_output_is_kept_as_it_was() {
+fn a_terminals_output_is_logged_unchanged() {
     each_driver(|cli, driver| {
         say(
             cli,
@@ -247,7 +247,7 @@ fn a_terminals_output_is_kept_as_it_was() {
 }
 
 #[test]
-fn a_restarted_container_goes_on_in_its_log() {
+fn a_restarted_container_appends_to_its_log() {
     each_driver(|cli, driver| {
         say(cli, driver, "echo run");
         cli.run(&["start", "said"]).ok();
@@ -351,7 +351,7 @@ fn local_is_the_default() {
 }
 
 #[test]
-fn without_a_log_there_is_nothing_to_read() {
+fn logs_fail_without_a_readable_log() {
     Engine::start().both(|cli| {
         let output = cli.run(&[
             "run",
@@ -378,7 +378,7 @@ fn without_a_log_there_is_nothing_to_read() {
 }
 
 #[test]
-fn the_api_sends_frames_and_wants_a_stream() {
+fn the_api_sends_frames_and_requires_a_stream() {
     let engine = Engine::start();
     say(
         engine.cli(whelk_tests::Program::Docker),
@@ -408,7 +408,7 @@ fn the_api_sends_frames_and_wants_a_stream() {
 }
 
 #[test]
-fn the_default_driver_is_the_configurations() {
+fn the_default_log_driver_is_configurable() {
     let engine = Engine::start();
     engine.kill9();
     engine.configure(&json!({"log-driver": "json-file", "log-opts": {"max-size": "1m"}}));
@@ -448,7 +448,7 @@ fn the_default_driver_is_the_configurations() {
 }
 
 #[test]
-fn following_to_the_end_of_a_container_that_is_removed_loses_nothing() {
+fn follow_reads_a_log_to_its_end_during_removal() {
     each_driver(|cli, driver| {
         let script = "echo a; until [ -e /go/now ]; do sleep .02; done; seq 1 500; echo end";
         let names: Vec<String> = (0..6).map(|number| format!("gone-{number}")).collect();
@@ -500,7 +500,7 @@ fn following_to_the_end_of_a_container_that_is_removed_loses_nothing() {
 }
 
 #[test]
-fn without_following_a_log_ends_where_it_was() {
+fn logs_without_follow_end_at_the_current_end() {
     each_driver(|cli, driver| {
         let flags = [
             driver,
@@ -526,7 +526,7 @@ fn without_following_a_log_ends_where_it_was() {
 }
 
 #[test]
-fn tail_comes_before_other_selections() {
+fn tail_applies_before_other_selections() {
     each_driver(|cli, driver| {
         say(
             cli,
@@ -640,7 +640,7 @@ fn tails_of_large_logs_take_little_memory_and_are_read_from_the_end() {
 }
 
 #[test]
-fn compressing_a_log_holds_up_nobody() {
+fn compression_of_a_log_does_not_block_others() {
     let engine = Engine::start();
     // Lines that a compressor has work with; the first write of the container rotates the file.
     let mut seed = 1u64;

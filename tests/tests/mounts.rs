@@ -1,4 +1,4 @@
-//! Files of the host in containers.
+//! Bind mounts and tmpfs mounts.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -54,7 +54,7 @@ fn a_bind_mount_shows_the_hosts_files_and_writes_through() {
 }
 
 #[test]
-fn read_only_means_what_is_mounted_below_too() {
+fn read_only_includes_submounts() {
     let engine = Engine::start();
     let host = engine.scratch("ro");
     let below = engine.scratch("ro/below");
@@ -88,7 +88,7 @@ fn read_only_means_what_is_mounted_below_too() {
 }
 
 #[test]
-fn a_missing_source_is_made_for_v_and_refused_for_mount() {
+fn a_missing_source_is_created_for_v_and_rejected_for_mount() {
     Engine::start().both(|cli| {
         let missing = cli
             .engine()
@@ -116,7 +116,7 @@ fn a_missing_source_is_made_for_v_and_refused_for_mount() {
 }
 
 #[test]
-fn bad_mounts_are_refused() {
+fn rejects_invalid_mounts() {
     Engine::start().both(|cli| {
         let check = |flags: &[&str], text: &str| {
             cli.sh(flags, "true").refuses(125, text);
@@ -133,7 +133,7 @@ fn bad_mounts_are_refused() {
 }
 
 #[test]
-fn what_is_mounted_in_a_container_stays_there() {
+fn mounts_of_a_container_do_not_propagate_to_the_host() {
     Engine::start().both(|cli| {
         let host = cli.engine().scratch("inside");
         cli.up(
@@ -150,7 +150,7 @@ fn what_is_mounted_in_a_container_stays_there() {
 }
 
 #[test]
-fn mounts_are_made_by_depth() {
+fn mounts_are_ordered_by_depth() {
     Engine::start().both(|cli| {
         // A volume or tmpfs on /etc does not hide the engine's own files, nor one on a directory
         // another below it.
@@ -167,7 +167,7 @@ fn mounts_are_made_by_depth() {
                 "{flag:?}: {seen}"
             );
         }
-        // Made in a read-only tmpfs as well, which is that in the end.
+        // Also in a read-only tmpfs, which is made read-only last.
         let seen = cli
             .sh(
                 &["--tmpfs", "/etc:ro"],
@@ -202,7 +202,7 @@ fn mounts_are_made_by_depth() {
 }
 
 #[test]
-fn a_tmpfs_has_the_mode_of_what_it_hides() {
+fn a_tmpfs_has_the_mode_of_the_hidden_directory() {
     Engine::start().both(|cli| {
         let flags = [
             "--tmpfs",
@@ -253,7 +253,7 @@ impl Drop for HostMount {
 }
 
 #[test]
-fn mounts_reach_the_host_where_that_is_asked_for() {
+fn shared_mounts_propagate_to_the_host() {
     let engine = Engine::start();
     engine.both(|cli| {
         let shared = HostMount::new(engine.scratch("shared"), MountPropagationFlags::SHARED);
@@ -277,7 +277,7 @@ fn mounts_reach_the_host_where_that_is_asked_for() {
                 unmount(shared.join("m"), UnmountFlags::DETACH).unwrap();
             }
         }
-        // And in from there.
+        // Mounts on the host propagate into the container.
         for (mode, arrives) in [("shared", true), ("slave", true), ("rprivate", false)] {
             let source = format!(
                 "type=bind,src={},dst=/x,bind-propagation={mode}",
@@ -303,7 +303,7 @@ fn mounts_reach_the_host_where_that_is_asked_for() {
             drop(late);
             cli.run(&["rm", "-f", "sees"]).ok();
         }
-        // Nothing else of the container is seen outside.
+        // No other mount of the container propagates to the host.
         let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!table.contains("/run/rootfs"), "{table}");
         for (mode, what) in [
@@ -346,7 +346,7 @@ fn binds_around_the_engines_directory_follow_what_it_unmounts() {
 }
 
 #[test]
-fn what_programs_look_for_is_there_and_no_change_of_the_container() {
+fn mount_points_of_the_engine_are_not_changes_of_the_container() {
     let engine = Engine::start();
     let look = "stat -c '%a %s' /.dockerenv; readlink /etc/mtab; grep -c ' / overlay' /etc/mtab";
     engine.both(|cli| {
@@ -359,7 +359,7 @@ fn what_programs_look_for_is_there_and_no_change_of_the_container() {
             "a start leaves nothing in the container's own layer"
         );
     });
-    // Directories of an image keep what they are.
+    // Directories of an image keep their metadata.
     let cli = engine.cli(Program::Docker);
     cli.run(&[
         "run",
@@ -383,7 +383,7 @@ fn what_programs_look_for_is_there_and_no_change_of_the_container() {
         "750 3:4\n13"
     );
     assert_eq!(run("odd", look), "755 0\n/proc/mounts\n1");
-    // With the layer's image its init layer goes.
+    // The init layer is removed with its image.
     let layers = || fs::read_dir(engine.root().join("layers")).unwrap().count();
     let before = layers();
     cli.run(&["rm", "-f", "maker"]).ok();

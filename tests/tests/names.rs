@@ -36,7 +36,7 @@ fn a_container_is_found_by_name_id_and_prefix() {
 }
 
 #[test]
-fn a_prefix_of_several_ids_is_refused_and_a_name_wins() {
+fn an_ambiguous_id_prefix_is_rejected_and_a_name_wins() {
     let engine = Engine::start();
     // Of seventeen ids two begin with the same digit.
     let body = json!({"Image": "busybox", "HostConfig": {"NetworkMode": "none"}});
@@ -67,7 +67,7 @@ fn a_prefix_of_several_ids_is_refused_and_a_name_wins() {
 }
 
 #[test]
-fn names_have_rules_and_are_unique() {
+fn names_are_validated_and_unique() {
     Engine::start().both(|cli| {
         let create = |name: &str| cli.run(&["create", "--network", "none", "--name", name, "busybox", "true"]);
         let id = create("taken").ok();
@@ -88,7 +88,7 @@ fn names_have_rules_and_are_unique() {
 }
 
 #[test]
-fn a_container_without_a_name_gets_one_of_two_words() {
+fn a_container_without_a_name_gets_a_random_name() {
     Engine::start().both(|cli| {
         let id = cli
             .run(&["create", "--network", "none", "busybox", "true"])
@@ -230,7 +230,7 @@ fn ps_filters() {
 }
 
 #[test]
-fn filters_choose_among_running_containers_unless_all_are_asked_for() {
+fn filters_apply_to_running_containers_without_all() {
     let engine = Engine::start();
     let start = |name: &str, body: Value| {
         engine.create(name, &body);
@@ -376,7 +376,7 @@ fn filters_choose_among_running_containers_unless_all_are_asked_for() {
 }
 
 #[test]
-fn several_names_are_done_one_by_one_and_failures_told() {
+fn failures_do_not_stop_commands_with_several_names() {
     Engine::start().both(|cli| {
         for name in ["first", "second"] {
             cli.run(&[

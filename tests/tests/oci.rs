@@ -173,7 +173,7 @@ fn the_runtime_cannot_be_overwritten_from_inside() {
 
 /// Its name is between what is read of a process to recognise it.
 #[test]
-fn a_container_whose_process_has_an_odd_name_runs() {
+fn a_process_name_may_contain_any_characters() {
     let script = "n=\"$(printf '/tmp/) Z\\377')\"; printf '#!/bin/sh\\nsleep 600; true\\n' >\"$n\"; chmod +x \"$n\"; exec \"$n\"";
     let bundle = Bundle::new(script, |spec| spec["root"]["readonly"] = json!(false));
     bundle.create();
@@ -189,7 +189,7 @@ fn a_container_whose_process_has_an_odd_name_runs() {
 }
 
 #[test]
-fn names_and_parameters_of_the_host_are_not_a_containers_to_set() {
+fn rejects_hostnames_and_sysctls_of_shared_namespaces() {
     let own = fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
     for (change, text) in [
         (
@@ -273,7 +273,7 @@ fn a_container_goes_through_all_its_states() {
 }
 
 #[test]
-fn run_and_exec_give_the_programs_status() {
+fn run_and_exec_exit_with_the_programs_status() {
     let bundle = Bundle::new("exit 7", |_| {});
     let output = bundle.output(&["run", "--bundle", &bundle.bundle_path(), &bundle.id]);
     assert_eq!(
@@ -315,7 +315,7 @@ fn run_and_exec_give_the_programs_status() {
 }
 
 #[test]
-fn broken_bundles_are_refused_and_leave_nothing() {
+fn rejected_bundles_leave_nothing() {
     let bundle = Bundle::new("true", |spec| spec["process"]["args"] = json!(["nosuch"]));
     let path = bundle.bundle_path();
     bundle.fails(
@@ -335,7 +335,7 @@ fn broken_bundles_are_refused_and_leave_nothing() {
 }
 
 #[test]
-fn features_name_what_is_there() {
+fn features_lists_what_is_supported() {
     let bundle = Bundle::new("true", |_| {});
     let features: Value = serde_json::from_str(&bundle.call(&["features"])).unwrap();
     assert_eq!(features["ociVersionMax"], "1.2.1");
@@ -348,7 +348,7 @@ fn features_name_what_is_there() {
 }
 
 #[test]
-fn what_exec_is_asked_for() {
+fn exec_options_take_effect() {
     let bundle = Bundle::new("sleep 600", |spec| {
         spec["process"]["env"] = json!(["PATH=/bin:/usr/bin", "SAID=before"]);
         spec["process"]["capabilities"] =
@@ -410,7 +410,7 @@ fn what_exec_is_asked_for() {
 }
 
 #[test]
-fn hooks_run_when_they_should() {
+fn hooks_run_at_their_lifecycle_steps() {
     let bundle = Bundle::new("sleep 600", |spec| {
         spec["process"]["env"] = json!(["PATH=/bin:/usr/bin", "OF=process"]);
         spec["root"]["readonly"] = json!(false);
@@ -436,7 +436,7 @@ fn hooks_run_when_they_should() {
 }
 
 #[test]
-fn what_a_killed_create_leaves_is_removed_by_force() {
+fn delete_force_removes_leftovers_of_a_killed_create() {
     let bundle = Bundle::new("true", |_| {});
     let directory = bundle.path.join("state").join(&bundle.id);
     fs::create_dir_all(&directory).unwrap();
@@ -455,7 +455,7 @@ fn what_a_killed_create_leaves_is_removed_by_force() {
 }
 
 #[test]
-fn a_capability_that_nobody_knows_is_a_warning() {
+fn an_unknown_capability_is_a_warning() {
     let bundle = Bundle::new("true", |spec| {
         spec["process"]["capabilities"] = json!({"bounding": ["CAP_NOSUCH"]})
     });

@@ -59,7 +59,7 @@ fn lead(round: u32) -> Duration {
 }
 
 #[test]
-fn what_is_being_started_is_not_removed() {
+fn a_starting_container_is_not_removed() {
     let engine = Engine::start();
     let filters = whelk_tests::escape(r#"{"label":["mark=1"]}"#);
     for round in 0..40 {
@@ -90,7 +90,7 @@ fn what_is_being_started_is_not_removed() {
 }
 
 #[test]
-fn a_container_that_ends_is_not_paused_for_good() {
+fn a_container_that_ends_does_not_stay_paused() {
     let engine = Engine::start();
     let mut paused = 0;
     for round in 0..100u32 {
@@ -138,7 +138,7 @@ fn ask_to_end(engine: &Engine, name: &str, way: u32) {
 }
 
 #[test]
-fn a_kill_that_comes_with_the_end_does_not_wait_for_another() {
+fn a_kill_during_the_exit_does_not_wait() {
     let engine = &Engine::start();
     engine.create("other", &body(&["true"]));
     let over = &AtomicBool::new(false);
@@ -205,7 +205,7 @@ impl Drop for Stop<'_> {
 }
 
 #[test]
-fn a_name_is_somebodys_or_free() {
+fn concurrent_renames_keep_names_unique() {
     const NAMES: [&str; 3] = ["new-0", "new-1", "new-2"];
     let engine = &Engine::start();
     for round in 0..100u32 {
@@ -276,7 +276,7 @@ fn ready_shims(engine: &Engine) -> Vec<i32> {
 }
 
 #[test]
-fn shims_that_were_ready_and_are_killed_cost_no_start() {
+fn killed_pooled_shims_do_not_fail_a_start() {
     let engine = Engine::start();
     for round in 0..3 {
         let shims = eventually("ready shims", || {
@@ -299,7 +299,7 @@ fn shims_that_were_ready_and_are_killed_cost_no_start() {
 }
 
 #[test]
-fn a_kill_cancels_the_restart_that_is_waited_for() {
+fn a_kill_cancels_a_pending_restart() {
     Engine::start().both(|cli| {
         let engine = cli.engine();
         cli.up("again", &["--restart", "always"], &["false"]);
@@ -321,7 +321,7 @@ fn a_kill_cancels_the_restart_that_is_waited_for() {
 }
 
 #[test]
-fn a_signal_is_told_before_the_end_that_it_brings() {
+fn the_kill_event_precedes_the_die_event() {
     let engine = Engine::start();
     for round in 0..30 {
         let command = ["kill?signal=KILL", "stop?t=0"][round % 2];
@@ -344,7 +344,7 @@ fn a_signal_is_told_before_the_end_that_it_brings() {
 }
 
 #[test]
-fn a_huge_environment_holds_nobody_up() {
+fn a_huge_environment_does_not_block_others() {
     let engine = Engine::start();
     let env: Vec<String> = (0..60_000)
         .map(|number| format!("VARIABLE_{number}=value of {number}"))
@@ -403,7 +403,7 @@ fn a_huge_environment_holds_nobody_up() {
 }
 
 #[test]
-fn a_few_descriptors_are_enough_to_keep_going() {
+fn the_engine_works_with_few_descriptors() {
     const MOST: u64 = 256;
     let engine = Engine::start();
     let cli = engine.cli(Program::Whelk);

@@ -49,7 +49,7 @@ fn shim_of(engine: &Engine, name: &str) -> i32 {
 }
 
 #[test]
-fn containers_run_on_while_the_engine_is_away() {
+fn containers_run_without_the_engine() {
     let engine = Engine::start();
     let shared = engine.scratch("shared");
     let cli = engine.cli(Program::Docker);
@@ -98,7 +98,7 @@ fn containers_run_on_while_the_engine_is_away() {
 }
 
 #[test]
-fn an_exit_while_the_engine_is_away_is_known_afterwards() {
+fn an_exit_without_the_engine_is_recorded_later() {
     let engine = Engine::start();
     let shared = engine.scratch("shared");
     let volume = format!("{}:/b", shared.display());
@@ -140,7 +140,7 @@ fn an_exit_while_the_engine_is_away_is_known_afterwards() {
 }
 
 #[test]
-fn a_paused_container_is_still_paused() {
+fn a_paused_container_stays_paused_over_a_restart() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Whelk);
     cli.up("frozen", &[], &["sleep", "600"]);
@@ -156,7 +156,7 @@ fn a_paused_container_is_still_paused() {
 }
 
 #[test]
-fn what_was_not_running_is_as_it_was() {
+fn containers_that_did_not_run_are_unchanged() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker);
     cli.run(&[
@@ -195,7 +195,7 @@ fn what_was_not_running_is_as_it_was() {
 }
 
 #[test]
-fn a_terminal_survives_the_engine() {
+fn a_terminal_survives_a_killed_engine() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker);
     cli.run(&[
@@ -223,7 +223,7 @@ fn a_terminal_survives_the_engine() {
 }
 
 #[test]
-fn a_container_whose_shim_is_killed_is_over_and_can_be_started_again() {
+fn a_container_whose_shim_is_killed_ends_and_can_be_restarted() {
     let engine = Engine::start();
     for away in [false, true] {
         let name = format!("orphan-{away}");
@@ -255,7 +255,7 @@ fn a_container_whose_shim_is_killed_is_over_and_can_be_started_again() {
 }
 
 #[test]
-fn an_engine_killed_at_any_moment_leaves_nothing_half_made() {
+fn an_engine_killed_at_any_time_leaves_consistent_state() {
     let engine = Engine::start();
     for round in 0..8u64 {
         std::thread::scope(|scope| {
@@ -284,7 +284,7 @@ fn an_engine_killed_at_any_moment_leaves_nothing_half_made() {
                     .code
                 }));
             }
-            // Each round strikes at another moment.
+            // Each round kills the engine at another time.
             std::thread::sleep(Duration::from_millis(7 * round * round));
             engine.kill9();
             for client in clients {
@@ -320,7 +320,7 @@ fn an_engine_killed_at_any_moment_leaves_nothing_half_made() {
 }
 
 #[test]
-fn an_engine_killed_while_it_loads_shows_no_half_image() {
+fn an_engine_killed_during_a_load_shows_no_partial_image() {
     let engine = Engine::without_images(&[]);
     let archive = fs::read(whelk_tests::images::busybox()).unwrap();
     for round in 0..6u64 {
@@ -331,7 +331,7 @@ fn an_engine_killed_while_it_loads_shows_no_half_image() {
                     .feed(&["load", "-q"], &archive)
                     .code
             });
-            // Each round strikes at another moment.
+            // Each round kills the engine at another time.
             std::thread::sleep(Duration::from_millis(10 * round));
             engine.kill9();
             let _ = loading.join().unwrap();
@@ -355,7 +355,7 @@ fn an_engine_killed_while_it_loads_shows_no_half_image() {
 }
 
 #[test]
-fn two_engines_live_side_by_side() {
+fn two_engines_run_side_by_side() {
     let (one, two) = (Engine::start(), Engine::start());
     let ids = [&one, &two].map(|engine| {
         engine
@@ -373,7 +373,7 @@ fn two_engines_live_side_by_side() {
 }
 
 #[test]
-fn one_engine_at_a_time_has_a_name() {
+fn an_instance_name_is_used_by_one_engine() {
     let engine = Engine::start();
     engine
         .cli(Program::Docker)
@@ -452,7 +452,7 @@ fn one_engine_at_a_time_has_a_name() {
 }
 
 #[test]
-fn a_shim_that_does_not_answer_holds_up_nobody() {
+fn an_unresponsive_shim_does_not_block_others() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker);
     for name in ["stuck", "well"] {
@@ -483,7 +483,7 @@ fn a_shim_that_does_not_answer_holds_up_nobody() {
 }
 
 #[test]
-fn a_container_whose_shim_is_stopped_can_be_ended() {
+fn a_container_with_a_stopped_shim_can_be_killed() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker);
     let shared = engine.scratch("shared");
@@ -560,7 +560,7 @@ fn a_container_whose_shim_is_stopped_can_be_ended() {
 }
 
 #[test]
-fn what_a_slow_shim_has_to_tell_is_waited_for() {
+fn replies_of_a_slow_shim_are_awaited() {
     const STALL: Duration = Duration::from_secs(8);
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker);
@@ -611,7 +611,7 @@ fn what_a_slow_shim_has_to_tell_is_waited_for() {
 }
 
 #[test]
-fn an_engine_without_descriptors_kills_nothing_instead() {
+fn an_engine_without_free_descriptors_kills_nothing() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Whelk);
     cli.up(

@@ -53,7 +53,7 @@ fn is_v2() -> bool {
 }
 
 #[test]
-fn limits_arrive_at_the_kernel() {
+fn limits_are_set_in_the_kernel() {
     Engine::start().both(|cli| {
         let engine = cli.engine();
         let flags = [
@@ -98,7 +98,7 @@ fn limits_arrive_at_the_kernel() {
 }
 
 #[test]
-fn first_containers_below_a_new_parent_may_start_at_once() {
+fn containers_below_a_new_cgroup_parent_can_start_concurrently() {
     let engine = Engine::start();
     let parent = format!("/{}/new", engine.name());
     std::thread::scope(|scope| {
@@ -124,7 +124,7 @@ fn first_containers_below_a_new_parent_may_start_at_once() {
             });
         }
     });
-    // A parent that the user named is the user's to remove.
+    // The engine does not remove a parent that the user named.
     let trees = fs::read_dir("/sys/fs/cgroup")
         .unwrap()
         .map(|tree| tree.unwrap().path());
@@ -175,7 +175,7 @@ fn update_changes_the_limits_of_a_running_container() {
             limit(engine, "changing", ("cpu", "cpu.cfs_quota_us"), "cpu.max"),
             if is_v2() { "25000 100000" } else { "25000" }
         );
-        // And they are still there after a restart.
+        // They are kept over a restart.
         cli.run(&["restart", "-t", "0", "changing"]).ok();
         assert_eq!(
             limit(engine, "changing", ("pids", "pids.max"), "pids.max"),
@@ -186,7 +186,7 @@ fn update_changes_the_limits_of_a_running_container() {
 }
 
 #[test]
-fn a_program_without_memory_is_killed_and_the_engine_says_so() {
+fn an_oom_kill_is_reported() {
     Engine::start().both(|cli| {
         let engine = cli.engine();
         let since = now_nanos() / 1_000_000_000;
@@ -218,7 +218,7 @@ fn a_program_without_memory_is_killed_and_the_engine_says_so() {
                 .until("oom"),
             ["container oom"]
         );
-        // The next run of the same container is judged anew.
+        // The next run of the container resets the flag.
         cli.up("modest", &["-m", "16m"], &["true"]);
         engine.await_state("modest", "exited");
         assert_eq!(engine.inspect("modest")["State"]["OOMKilled"], false);
@@ -226,7 +226,7 @@ fn a_program_without_memory_is_killed_and_the_engine_says_so() {
 }
 
 #[test]
-fn a_fork_bomb_meets_the_pids_limit() {
+fn the_pids_limit_stops_a_fork_bomb() {
     Engine::start().both(|cli| {
         let output = cli.sh(
             &["--pids-limit", "10"],
@@ -249,7 +249,7 @@ fn a_fork_bomb_meets_the_pids_limit() {
 }
 
 #[test]
-fn impossible_limits_are_refused_as_dockers() {
+fn rejects_invalid_limits_with_dockers_errors() {
     let engine = Engine::start();
     let check = |mut host_config: serde_json::Value, text: &str| {
         host_config["NetworkMode"] = json!("none");
@@ -313,7 +313,7 @@ fn impossible_limits_are_refused_as_dockers() {
 }
 
 #[test]
-fn a_containers_cgroup_goes_with_it() {
+fn a_containers_cgroup_is_removed_with_it() {
     let engine = Engine::start();
     engine.both(|cli| {
         cli.up("grouped", &[], &["sh", "-c", "sleep 600 & sleep 600"]);
@@ -389,7 +389,7 @@ fn disk() -> Option<(String, String)> {
 }
 
 #[test]
-fn throttles_of_devices_arrive_at_the_kernel() {
+fn device_throttles_are_set_in_the_kernel() {
     let Some((disk, number)) = disk() else {
         return skipped!("the machine has no disk");
     };
@@ -437,7 +437,7 @@ fn throttles_of_devices_arrive_at_the_kernel() {
 }
 
 #[test]
-fn that_a_child_was_killed_for_want_of_memory_is_told_while_the_container_runs() {
+fn an_oom_kill_of_a_child_is_reported_while_the_container_runs() {
     Engine::start().both(|cli| {
         let engine = cli.engine();
         cli.up(
@@ -460,7 +460,7 @@ fn that_a_child_was_killed_for_want_of_memory_is_told_while_the_container_runs()
 }
 
 #[test]
-fn a_cgroup_parent_that_climbs_stays_below_the_root() {
+fn a_cgroup_parent_does_not_lead_outside_the_root() {
     let engine = Engine::start();
     let own = format!("/{}", engine.name());
     engine.both(|cli| {

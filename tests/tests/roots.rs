@@ -14,7 +14,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 use whelk_tests::{Engine, Program};
 
-/// Where the root was when `make` made it.
+/// The path of the root when `make` created it.
 const MADE_AT: &str = "/var/tmp/whelk-carried-root/root";
 
 /// An engine that opened a root of an earlier version, and what the earlier one answered about it.
@@ -69,7 +69,7 @@ impl Carried {
 }
 
 #[test]
-fn a_root_of_schema_3_has_all_that_it_had() {
+fn a_root_of_schema_3_is_migrated_completely() {
     let carried = Carried::open(3);
     let engine = &carried.engine;
     let containers = [
@@ -114,7 +114,7 @@ fn a_root_of_schema_3_has_all_that_it_had() {
             "{name}"
         );
     }
-    // What was saved meanwhile is read too.
+    // Changes that were saved later are read too.
     engine.kill9();
     engine.restart();
     for name in containers {
@@ -142,12 +142,12 @@ fn files(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 }
 
 #[test]
-fn a_repair_refuses_copies_of_a_newer_engine() {
+fn repair_rejects_records_of_a_newer_engine() {
     let carried = Carried::open(3);
     let engine = &carried.engine;
     let id = engine.inspect("plain")["Id"].as_str().unwrap().to_owned();
     engine.kill9();
-    // Not finished by the engine that was killed.
+    // Left unfinished by a killed engine.
     fs::write(engine.root().join("tmp/half"), "half").unwrap();
     let aside = engine.scratch("aside");
     for name in ["store.db", "store.db-wal"] {
@@ -164,7 +164,7 @@ fn a_repair_refuses_copies_of_a_newer_engine() {
             "\"schema\":\"3\"",
             "\"schema\":\"99\"",
         ),
-        // One that does not have the form that this version reads.
+        // A record that does not have the format of its version.
         (
             "store.json".to_owned(),
             "\"schema\":\"3\"",
@@ -206,7 +206,7 @@ fn a_repair_refuses_copies_of_a_newer_engine() {
 }
 
 #[test]
-fn a_volume_of_a_newer_engine_is_refused_before_anything_is_changed() {
+fn a_volume_of_a_newer_engine_is_rejected_without_changes() {
     let engine = Engine::without_images(&[]);
     engine.kill9();
     fs::write(engine.root().join("tmp/half"), "half").unwrap();

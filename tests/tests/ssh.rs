@@ -108,7 +108,7 @@ fn assert_no_dialers(engine: &Engine) {
 }
 
 #[test]
-fn each_program_reaches_the_engine_through_each() {
+fn each_client_connects_over_ssh_to_each_program() {
     let engine = Engine::start();
     engine.cli(Program::Whelk).up("up", &[], &["sleep", "600"]);
     for (name, there) in [
@@ -155,7 +155,7 @@ fn each_program_reaches_the_engine_through_each() {
 }
 
 #[test]
-fn failures_of_ssh_are_told() {
+fn failures_of_ssh_are_reported() {
     let engine = Engine::without_images(&[]);
     let far = Far::new(&engine, "nothing", &[]);
     let refused = |args: &[&str], text: &str| {
@@ -200,7 +200,7 @@ fn failures_of_ssh_are_told() {
 }
 
 #[test]
-fn a_stream_that_ssh_cuts_off_is_an_error() {
+fn a_stream_that_ssh_interrupts_is_an_error() {
     let engine = Engine::start();
     engine.cli(Program::Whelk).up("up", &[], &["sleep", "600"]);
     let far = Far::new(&engine, "cut", &[("docker", Program::Whelk)]);

@@ -1,4 +1,4 @@
-//! Volumes whose content a plugin keeps.
+//! Volumes of plugins.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -34,7 +34,7 @@ fn a_plugin_keeps_volumes() {
         }
         assert_eq!(fs::read_to_string(plugin.path("data").join("file")).unwrap(), "hi\n");
         assert_eq!(cli.run(&["info", "-f", "{{.Plugins.Volume}}"]).ok(), "[local keeper]");
-        // A running container has it from its start to its end, whoever lives meanwhile.
+        // A container's volume stays mounted from its start to its end, also without the engine.
         cli.up("user", &["-v", "data:/d:nocopy"], &["sleep", "300"]);
         let id = engine.inspect("user")["Id"].as_str().unwrap().to_owned();
         assert_eq!(plugin.asked(), [format!("Mount data {id}")]);
@@ -72,14 +72,14 @@ fn a_plugin_keeps_volumes() {
         cli.run(&["volume", "create", "data"]).refuses(1, "driver 'keeper' already has volume 'data': volume name must be unique");
         assert_eq!(cli.run(&["volume", "rm", "data"]).ok(), "data");
         assert_eq!(plugin.asked(), ["Remove data"]);
-        // Made by a container's start; found though the engine has never heard of it.
+        // A volume that a container's start creates, and one that only the plugin knows.
         cli.sh(&["--volume-driver", "keeper", "-v", "made:/d"], "echo made >/d/file").ok();
         assert_eq!(plugin.asked().first().map(String::as_str), Some("Create made"));
         plugin.answer("VolumeDriver.Create", &json!({"Name": "strange", "Opts": null}));
         fs::write(plugin.path("strange").join("file"), "from elsewhere").unwrap();
         assert_eq!(cli.run(&["volume", "ls", "-f", "driver=keeper", "--format", "{{.Name}} {{.Scope}}"]).ok(), "made global\nstrange global");
         assert_eq!(cli.sh(&["-v", "strange:/d"], "cat /d/file").ok(), "from elsewhere");
-        // Nobody but its owner says what goes.
+        // `prune` does not remove volumes of plugins.
         cli.run(&["volume", "prune", "-af"]).ok();
         assert!(plugin.path("made").exists());
         cli.run(&["volume", "rm", "made", "strange"]).ok();
@@ -122,7 +122,7 @@ fn a_plugin_keeps_volumes() {
 }
 
 #[test]
-fn what_plugins_get_wrong_is_told() {
+fn plugin_errors_are_reported() {
     let engine = Engine::start();
     let plugin = VolumePlugin::start(&engine, "moody");
     let cli = engine.cli(Program::Docker);
@@ -160,14 +160,14 @@ fn what_plugins_get_wrong_is_told() {
     plugin.refuse("Unmount", Some("cannot let go"));
     cli.sh(&["-v", "v1:/d"], "true").ok();
     cli.run(&["volume", "rm", "-f", "v1"]).ok();
-    // What was removed behind the engine's back can be made again.
+    // A volume that was removed without the engine can be created again.
     cli.run(&["volume", "create", "-d", "moody", "gone"]).ok();
     plugin.refuse("Remove", None);
     plugin.answer("VolumeDriver.Remove", &json!({"Name": "gone"}));
     cli.run(&["volume", "create", "-d", "moody", "gone"]).ok();
     assert!(plugin.path("gone").exists());
     cli.run(&["volume", "rm", "gone"]).ok();
-    // One that listens no more, and one that says where it listens.
+    // A plugin that no longer listens, and one whose address is in a file.
     fs::write(
         engine.run().join("plugins/gone.spec"),
         "unix:///nosuch/plugin.sock",

@@ -3,7 +3,7 @@
 use whelk_tests::{Connection, Engine, Program};
 
 #[test]
-fn garbage_on_the_socket_hurts_nobody() {
+fn malformed_requests_do_not_disturb_other_clients() {
     let engine = Engine::start();
     let deep = format!(
         "POST /containers/create HTTP/1.1\r\nHost: d\r\nContent-Type: application/json\r\nContent-Length: 200000\r\n\r\n{}",
@@ -34,7 +34,7 @@ fn garbage_on_the_socket_hurts_nobody() {
     for bytes in cases {
         let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(60)]).into_owned();
         let mut connection = Connection::open(&engine.socket()).unwrap();
-        // It may hang up before it has read everything.
+        // The engine may close the connection before it has read everything.
         let _ = connection.send_raw(bytes);
         let _ = connection.half_close();
         if let Ok((status, _)) = connection.head() {
@@ -63,7 +63,7 @@ fn garbage_on_the_socket_hurts_nobody() {
 }
 
 #[test]
-fn one_connection_serves_many_requests() {
+fn a_connection_serves_several_requests() {
     let engine = Engine::start();
     let mut connection = Connection::open(&engine.socket()).unwrap();
     for _ in 0..3 {
@@ -74,7 +74,7 @@ fn one_connection_serves_many_requests() {
             .unwrap();
         assert_eq!(connection.response().unwrap().status, 404);
     }
-    // A body in chunks is a body.
+    // A chunked body is read too.
     let body = "{\"Image\": \"busybox\", \"HostConfig\": {\"NetworkMode\": \"none\"}}";
     let (first, second) = body.split_at(20);
     let request = format!(
@@ -86,7 +86,7 @@ fn one_connection_serves_many_requests() {
     assert_eq!(connection.response().unwrap().status, 201);
 }
 
-/// The most memory that the engine has ever had, in MiB.
+/// Returns the peak resident memory of the engine in MiB.
 fn peak_memory(engine: &Engine) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", engine.daemon_pid())).unwrap();
     let line = status
@@ -97,10 +97,10 @@ fn peak_memory(engine: &Engine) -> u64 {
 }
 
 #[test]
-fn bodies_of_many_small_values_cost_little_memory_and_hold_up_nobody() {
+fn bodies_of_many_small_values_need_little_memory_and_do_not_delay_others() {
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::{Duration, Instant};
-    /// What a body may be at most, and how many come at once.
+    /// Maximum size of a body, and the number of concurrent bodies.
     const LARGEST: usize = 8 << 20;
     const CLIENTS: usize = 6;
     /// Of the engine, in MiB: the bodies themselves, and what becomes of one of them. A tree of one

@@ -6,7 +6,7 @@ use whelk_tests::{Connection, Engine, Program, escape, now_nanos};
 use super::check;
 
 #[test]
-fn events_tell_a_containers_life_in_order() {
+fn events_of_a_container_are_in_order() {
     let engine = Engine::start();
     let stamp = || {
         let now = now_nanos();
@@ -79,7 +79,7 @@ fn events_tell_a_containers_life_in_order() {
 }
 
 #[test]
-fn an_event_says_all_of_its_object() {
+fn an_event_has_all_attributes_of_its_object() {
     let engine = Engine::start();
     let mut events = engine.events(&format!("filters={}", escape(r#"{"event": ["die"]}"#)));
     let id = engine
@@ -126,7 +126,7 @@ fn an_event_says_all_of_its_object() {
 }
 
 #[test]
-fn wait_has_three_conditions() {
+fn wait_supports_three_conditions() {
     let engine = Engine::start();
     let make = |name: &str, remove: bool| {
         engine.create(name, &json!({"Image": "busybox", "Cmd": ["sh", "-c", "read x; exit 5"], "OpenStdin": true, "HostConfig": {"NetworkMode": "none", "AutoRemove": remove}}))

@@ -76,7 +76,7 @@ fn unknown_routes_are_not_found() {
 }
 
 #[test]
-fn bodies_that_are_wrong_are_refused_with_a_reason() {
+fn rejects_invalid_bodies_with_a_reason() {
     let engine = Engine::start();
     let post = |kind: Option<&str>, body: &str| {
         let headers: Vec<(&str, &str)> = kind
@@ -175,7 +175,7 @@ fn bodies_that_are_wrong_are_refused_with_a_reason() {
 }
 
 #[test]
-fn bodies_have_to_be_json_by_their_type_before_anything_is_looked_up() {
+fn the_content_type_is_checked_before_objects_are_looked_up() {
     let engine = Engine::without_images(&[]);
     let ask = |path: &str, kind: &str, chunked: bool, body: &str| {
         let kind = if kind.is_empty() {
@@ -273,7 +273,7 @@ fn bodies_have_to_be_json_by_their_type_before_anything_is_looked_up() {
 }
 
 #[test]
-fn filters_that_are_wrong_are_refused() {
+fn rejects_invalid_filters() {
     let engine = Engine::without_images(&[]);
     let list = |filters: &str| {
         engine.api(
@@ -327,7 +327,7 @@ fn a_missing_image_is_told_before_an_unknown_log_driver() {
 }
 
 #[test]
-fn keys_of_settings_match_whatever_their_case() {
+fn json_keys_are_case_insensitive() {
     let engine = Engine::start();
     let body = json!({"image": "busybox", "cmd": ["true"], "hostConfig": {"memory": 67_108_864, "networkMode": "none"}});
     let (status, created) = engine.api("POST", "/containers/create?name=folded", Some(&body));
@@ -340,7 +340,7 @@ fn keys_of_settings_match_whatever_their_case() {
 }
 
 #[test]
-fn what_the_engine_does_not_have_is_told_by_name() {
+fn unsupported_settings_are_rejected_by_name() {
     let engine = Engine::start();
     engine.create(
         "made",
@@ -411,7 +411,7 @@ fn what_the_engine_does_not_have_is_told_by_name() {
     for operation in ["enable", "disable", "upgrade?remote=x", "push", "set"] {
         operations.push((format!("POST /plugins/a/x/{operation}"), no_plugin));
     }
-    // Of a container that is not there, this is what is told first.
+    // The error of a missing container comes first.
     for operation in ["stats", "changes", "archive?path=/", "attach/ws"] {
         operations.push((format!("GET /containers/made/{operation}"), missing));
         operations.push((
@@ -459,11 +459,11 @@ fn a_refused_upload_is_read_and_answered() {
             answer.status,
             answer.text()
         );
-        // The connection goes on.
+        // The connection stays usable.
         client.send("GET", "/_ping", &[], b"").unwrap();
         assert_eq!(client.response().unwrap().status, 200, "{method} {path}");
     }
-    // Who asks before sending is answered without.
+    // A client that sends `Expect` gets the error without sending the body.
     let mut client = Connection::open(&engine.socket()).unwrap();
     let head = format!(
         "PUT {unused} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 1000000\r\n\r\n"
@@ -478,7 +478,7 @@ fn a_refused_upload_is_read_and_answered() {
 }
 
 #[test]
-fn operations_on_an_unknown_container_in_dockers_words() {
+fn operations_on_an_unknown_container_fail_with_dockers_errors() {
     let engine = Engine::without_images(&[]);
     let unknown = "No such container: nosuch";
     let empty = json!({});
@@ -489,7 +489,7 @@ fn operations_on_an_unknown_container_in_dockers_words() {
         ("POST", "stop?signal=BOGUS", None, 404, unknown),
         ("POST", "restart", None, 404, unknown),
         ("POST", "restart?signal=BOGUS", None, 404, unknown),
-        // The only one that tells what it was to do.
+        // The only operation whose error names the operation.
         (
             "POST",
             "kill",
@@ -575,7 +575,7 @@ fn operations_on_an_unknown_container_in_dockers_words() {
 }
 
 #[test]
-fn signals_that_stop_and_restart_do_not_know() {
+fn stop_and_restart_reject_unknown_signals() {
     let engine = Engine::start();
     engine.create(
         "idle",

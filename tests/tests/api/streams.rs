@@ -6,7 +6,7 @@ use whelk_tests::{Connection, Engine, Program};
 use super::check;
 
 #[test]
-fn what_an_exec_prints_is_framed_as_its_start_asks() {
+fn exec_output_is_framed_as_its_start_requests() {
     let engine = Engine::start();
     engine
         .cli(Program::Docker)
@@ -31,7 +31,7 @@ fn what_an_exec_prints_is_framed_as_its_start_asks() {
 }
 
 #[test]
-fn streams_are_asked_for_in_all_the_ways_that_clients_have() {
+fn exec_start_accepts_all_upgrade_requests_of_clients() {
     let engine = Engine::start();
     engine
         .cli(Program::Docker)
@@ -97,7 +97,7 @@ fn streams_are_asked_for_in_all_the_ways_that_clients_have() {
 }
 
 #[test]
-fn what_keeps_an_attach_from_its_stream_is_plain_text() {
+fn attach_errors_are_plain_text() {
     let engine = Engine::start();
     engine
         .cli(Program::Docker)
@@ -149,7 +149,7 @@ fn what_keeps_an_attach_from_its_stream_is_plain_text() {
 }
 
 #[test]
-fn sizes_of_terminals_are_checked_before_the_object_is_looked_up() {
+fn terminal_sizes_are_checked_before_objects_are_looked_up() {
     let engine = Engine::without_images(&[]);
     for object in ["/containers/nosuch", "/exec/nosuch"] {
         for (query, text) in [
@@ -292,7 +292,7 @@ fn an_exec_that_is_started_without_an_upgrade() {
             "tty {tty}"
         );
     }
-    // Also where it closes its output long before.
+    // Also if it closes its output earlier.
     let closes = "exec >/dev/null 2>&1 </dev/null; sleep 1; exit 7";
     let (_, _, shown) = run(closes, true, false);
     assert_eq!(
@@ -319,7 +319,7 @@ fn an_exec_that_is_started_without_an_upgrade() {
         });
         engine.docker(&["exec", "target", "rm", "/tmp/go"]).ok();
     }
-    // What cannot run says so all the same.
+    // A command that cannot run reports its error too.
     let id = engine.create_exec("target", &json!({"Cmd": ["nosuch"]}));
     let response = engine.http(
         "POST",

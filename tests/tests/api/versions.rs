@@ -16,7 +16,7 @@ fn newest(engine: &Engine) -> (String, u32) {
 }
 
 #[test]
-fn every_version_from_1_24_on_is_spoken() {
+fn serves_every_version_from_1_24() {
     let engine = Engine::start();
     let (_, newest) = newest(&engine);
     assert!(newest >= 55, "clients of Docker 29 speak 1.52 and later");
@@ -32,7 +32,7 @@ fn every_version_from_1_24_on_is_spoken() {
             "1.24",
             "1.{minor}"
         );
-        // What older clients read, and newer ones do not get any more.
+        // Fields for older clients that newer versions do not have.
         let image = engine.get(&format!("/v1.{minor}/images/busybox/json"));
         assert_eq!(image.get("VirtualSize").is_some(), minor <= 43, "1.{minor}");
         assert_eq!(
@@ -58,7 +58,7 @@ fn every_version_from_1_24_on_is_spoken() {
 }
 
 #[test]
-fn other_versions_are_refused_with_dockers_words() {
+fn rejects_other_versions_with_dockers_errors() {
     let engine = Engine::without_images(&[]);
     let (version, minor) = newest(&engine);
     for old in ["1.23", "1.10", "1"] {
@@ -96,7 +96,7 @@ fn other_versions_are_refused_with_dockers_words() {
 }
 
 #[test]
-fn ping_tells_what_clients_need_to_know() {
+fn ping_has_the_headers_that_clients_read() {
     let engine = Engine::without_images(&[]);
     let (version, _) = newest(&engine);
     for path in ["/_ping", "/v1.24/_ping"] {

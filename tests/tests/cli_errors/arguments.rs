@@ -5,7 +5,7 @@ use whelk_tests::{Engine, Program};
 use super::{check, check_nothing_left};
 
 #[test]
-fn flags_that_do_not_exist_or_lack_their_value() {
+fn rejects_unknown_flags_and_flags_without_value() {
     let engine = Engine::start();
     check(&engine, &["run", "--nosuch"], 125, "unknown flag: --nosuch");
     check(
@@ -64,7 +64,7 @@ fn flags_that_do_not_exist_or_lack_their_value() {
 }
 
 #[test]
-fn values_that_make_no_sense() {
+fn rejects_invalid_values_of_flags() {
     let engine = Engine::start();
     let run = |flags: &[&str], text: &str| {
         let mut args = vec!["run", "--rm", "--network", "none"];
@@ -166,7 +166,7 @@ fn values_that_make_no_sense() {
 }
 
 #[test]
-fn signals_that_are_none() {
+fn rejects_unknown_signals() {
     let engine = Engine::start();
     engine.cli(Program::Docker).up("up", &[], &["sleep", "600"]);
     check(
@@ -204,7 +204,7 @@ fn signals_that_are_none() {
 }
 
 #[test]
-fn help_is_there_and_no_failure() {
+fn help_exits_with_success() {
     let engine = Engine::without_images(&[]);
     for program in [Program::Docker, Program::Whelk] {
         let cli = engine.cli(program);
@@ -222,7 +222,7 @@ fn help_is_there_and_no_failure() {
 }
 
 #[test]
-fn what_is_to_come_is_refused_by_name() {
+fn unavailable_commands_are_rejected_by_name() {
     let engine = Engine::start();
     engine.cli(Program::Docker).up("up", &[], &["sleep", "600"]);
     let cases: [(&[&str], i32, &str); 6] = [
@@ -280,7 +280,7 @@ fn what_is_to_come_is_refused_by_name() {
 }
 
 #[test]
-fn templates_do_what_scripts_rely_on() {
+fn templates_support_what_scripts_use() {
     let engine = Engine::start();
     engine
         .cli(Program::Docker)
@@ -325,7 +325,7 @@ fn templates_do_what_scripts_rely_on() {
 }
 
 #[test]
-fn detach_keys_are_checked_before_anything_is_made() {
+fn detach_keys_are_checked_before_a_container_is_created() {
     let engine = Engine::start();
     for keys in ["foo", "ctrl-", "ctrl-a,", "ctrl-1"] {
         engine
@@ -447,7 +447,7 @@ help run nosuch
 ";
 
 #[test]
-fn errors_are_in_the_words_of_dockers_command_line() {
+fn errors_equal_those_of_dockers_command_line() {
     let engine = Engine::start();
     for name in ["one", "two"] {
         engine

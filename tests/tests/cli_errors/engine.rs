@@ -10,7 +10,7 @@ use std::time::Duration;
 use whelk_tests::{Engine, Program};
 
 #[test]
-fn an_engine_that_is_not_there() {
+fn commands_fail_without_an_engine() {
     let nowhere = std::env::temp_dir().join("no-engine-listens-here.sock");
     for program in [Program::Docker, Program::Whelk] {
         let cases: [(&[&str], i32); 3] = [
@@ -82,7 +82,7 @@ fn a_first_command_starts_an_engine() {
 }
 
 #[test]
-fn an_engine_that_cannot_be_started_is_explained() {
+fn an_engine_that_cannot_start_reports_the_cause() {
     let output = whelk_tests::private_host(
         r#"tell() { "$0" "$@" 2>/run/told; code=$?; echo "$1 $code: $(grep -E 'exited|has the hosts' /run/told)"; }
         # The engine listens before it opens its root.
@@ -123,7 +123,7 @@ fn an_engine_that_cannot_be_started_is_explained() {
 }
 
 #[test]
-fn an_engine_that_is_killed_leaves_the_containers() {
+fn containers_survive_a_killed_engine() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Whelk);
     let talk = ["sh", "-c", "while :; do echo talk; sleep 0.2; done"];

@@ -38,7 +38,7 @@ fn a_mount_inside_proc_is_refused() {
 }
 
 #[test]
-fn images_that_are_not_there_or_cannot_be() {
+fn missing_images_and_invalid_image_names() {
     let engine = Engine::start();
     check(
         &engine,
@@ -88,7 +88,7 @@ fn images_that_are_not_there_or_cannot_be() {
 }
 
 #[test]
-fn networks_that_are_not_there() {
+fn missing_networks() {
     let engine = Engine::start();
     for (network, text) in [
         ("container:nosuch", "No such container: nosuch"),
@@ -109,7 +109,7 @@ fn networks_that_are_not_there() {
 }
 
 #[test]
-fn things_that_are_not_there() {
+fn missing_objects() {
     let engine = Engine::start();
     for command in [
         "start", "stop", "kill", "restart", "pause", "unpause", "wait", "rm", "logs", "top",

@@ -1,4 +1,4 @@
-//! Output that cannot be written, or that nobody reads.
+//! Output that cannot be written, and closed pipes.
 
 use std::process::Command;
 
@@ -51,7 +51,7 @@ const PRINTING: [&[&str]; 15] = [
 ];
 
 #[test]
-fn commands_whose_reader_leaves_end_silently() {
+fn commands_end_silently_on_a_closed_pipe() {
     let engine = Engine::start();
     for args in PRINTING {
         assert_eq!(

@@ -10,7 +10,7 @@ use whelk_tests::{Engine, Program, eventually};
 use super::check;
 
 #[test]
-fn an_upload_that_is_refused_is_told_why() {
+fn a_rejected_upload_reports_the_reason() {
     let engine = Engine::without_images(&[]);
     let file = engine.scratch("files").join("garbage");
     std::fs::write(&file, vec![0xa7; 5_000_000]).unwrap();
@@ -76,7 +76,7 @@ fn archives_replace_nothing_but_files() {
 }
 
 #[test]
-fn a_save_that_is_interrupted_leaves_no_file() {
+fn an_interrupted_save_leaves_no_file() {
     let engine = Engine::without_images(&[]);
     let dir = engine.scratch("out");
     let path = engine.scratch("slow").join("socket");

@@ -7,7 +7,7 @@ use whelk_tests::images::{self, Archive, sha256};
 use whelk_tests::tar::{self, Entry, Kind, Tar};
 
 #[test]
-fn files_arrive_as_the_archive_has_them() {
+fn files_keep_their_metadata() {
     let engine = Engine::start();
     let long = format!("d/{}", "n".repeat(90));
     let root = images::small_root()
@@ -54,7 +54,7 @@ fn files_arrive_as_the_archive_has_them() {
 }
 
 #[test]
-fn later_layers_hide_what_they_say() {
+fn later_layers_hide_files_of_earlier_layers() {
     let engine = Engine::without_images(&[]);
     let layers = vec![
         images::small_root()
@@ -100,7 +100,7 @@ fn later_layers_hide_what_they_say() {
 }
 
 #[test]
-fn archives_that_climb_or_use_links_are_resolved_inside() {
+fn archives_with_parent_components_or_links_are_resolved_inside() {
     let engine = Engine::without_images(&[]);
     let layer = images::small_root()
         .file("/etc/absolute", "absolute")
@@ -169,7 +169,7 @@ fn archives_that_climb_or_use_links_are_resolved_inside() {
 }
 
 #[test]
-fn files_with_holes_arrive_whole_in_every_format() {
+fn sparse_files_are_complete_in_every_format() {
     let engine = Engine::without_images(&[]);
     let root = engine.scratch("root");
     let run = |program: &str, args: &[&str]| {
@@ -286,7 +286,7 @@ fn files_with_holes_arrive_whole_in_every_format() {
 }
 
 #[test]
-fn a_mark_on_the_root_of_a_layer_hides_nothing() {
+fn an_opaque_mark_on_the_root_of_a_layer_is_ignored() {
     let engine = Engine::without_images(&[]);
     let marked = Tar::new()
         .file(".wh..wh..opq", "")

@@ -28,7 +28,7 @@ fn stored(engine: &Engine) -> Vec<String> {
 }
 
 #[test]
-fn load_reports_the_progress_of_layers_where_it_is_seen() {
+fn load_reports_the_progress_of_layers_unless_quiet() {
     let engine = Engine::without_images(&[]);
     let archive = marked("progress:1");
     let bytes = archive.build();
@@ -57,7 +57,7 @@ fn load_reports_the_progress_of_layers_where_it_is_seen() {
         let bar = last["progress"].as_str().unwrap();
         assert!(bar.starts_with(&format!("[{}>]", "=".repeat(50))), "{bar}");
     }
-    // As Docker's engine, which is quiet unless told otherwise.
+    // Docker's engine is quiet by default.
     for query in ["", "?quiet=1"] {
         assert_eq!(load(query), std::slice::from_ref(&told), "{query}");
     }
@@ -84,7 +84,7 @@ fn load_reports_the_progress_of_layers_where_it_is_seen() {
 }
 
 #[test]
-fn the_manifest_of_an_oci_archive_stays_with_the_image() {
+fn the_manifest_of_an_oci_archive_is_kept() {
     let engine = Engine::without_images(&[]);
     engine.load(&marked("oci:1").build());
     let inspect = |name: &str| engine.get(&format!("/images/{name}/json"));
@@ -124,7 +124,7 @@ fn the_manifest_of_an_oci_archive_stays_with_the_image() {
         }
         let content = fs::read(engine.root().join(&name)).unwrap();
         assert_eq!(format!("blobs/sha256/{}", sha256(&content)), name);
-        // What clients see is the same as of any loaded image.
+        // Clients see the same as for any loaded image.
         let image = inspect("oci:1");
         assert_eq!(
             (&image["Id"], &image["RepoDigests"]),
@@ -132,7 +132,7 @@ fn the_manifest_of_an_oci_archive_stays_with_the_image() {
         );
         assert!(image.get("Descriptor").is_none() && image.get("Manifests").is_none());
         assert_eq!(engine.get("/images/json")[0]["RepoDigests"], json!([]));
-        // It is found by what it came with.
+        // It is found by each of its digests.
         for found in [digest(&manifest), digest(&name), id.clone()] {
             for name in [&found, &format!("oci@{found}"), &format!("oci:9@{found}")] {
                 assert_eq!(inspect(name)["Id"], json!(id), "{name}");
@@ -162,7 +162,7 @@ fn the_manifest_of_an_oci_archive_stays_with_the_image() {
 }
 
 #[test]
-fn load_says_what_it_loaded_from_a_file_and_from_standard_input() {
+fn load_prints_loaded_images_from_a_file_and_from_standard_input() {
     let engine = Engine::without_images(&[]);
     let path = images::busybox().display().to_string();
     let bytes = fs::read(images::busybox()).unwrap();
@@ -255,7 +255,7 @@ fn every_form_of_archive_can_be_loaded() {
 }
 
 #[test]
-fn the_first_layout_of_archives_can_be_loaded() {
+fn the_oldest_archive_format_can_be_loaded() {
     let engine = Engine::without_images(&[]);
     let (base, top) = ("a".repeat(64), "b".repeat(64));
     let json_of = |id: &str, parent: &str| {

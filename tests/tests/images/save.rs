@@ -10,7 +10,7 @@ use whelk_tests::{Engine, Program, escape};
 use super::{marked, parts_of, runs};
 
 #[test]
-fn save_gives_back_what_was_loaded_bit_for_bit() {
+fn save_reproduces_loaded_images_bit_for_bit() {
     let engine = Engine::start();
     let original = tar::read(&fs::read(images::busybox()).unwrap());
     let layer = &original
@@ -50,7 +50,7 @@ fn save_gives_back_what_was_loaded_bit_for_bit() {
 }
 
 #[test]
-fn several_images_go_through_one_archive() {
+fn several_images_can_be_saved_in_one_archive() {
     let engine = Engine::without_images(&[]);
     for tag in ["one:1", "two:2"] {
         engine.load(&marked(tag).build());

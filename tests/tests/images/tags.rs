@@ -6,7 +6,7 @@ use whelk_tests::Engine;
 use whelk_tests::images;
 
 #[test]
-fn tags_come_and_go() {
+fn tags_are_added_and_removed() {
     Engine::start().both(|cli| {
         let id = cli.run(&["images", "-q", "--no-trunc", "busybox"]).ok();
         assert_eq!(cli.run(&["tag", "busybox", "mine:1"]).ok(), "");

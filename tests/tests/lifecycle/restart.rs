@@ -36,7 +36,7 @@ fn restart_runs_the_program_again_on_the_same_files() {
 }
 
 #[test]
-fn a_restart_policy_starts_again_as_often_as_it_says() {
+fn a_restart_policy_is_limited_by_its_retry_count() {
     Engine::start().both(|cli| {
         let engine = cli.engine();
         cli.up(
@@ -134,7 +134,7 @@ fn containers_with_shared_names_can_be_updated() {
 }
 
 #[test]
-fn a_restart_that_fails_for_good_is_the_last() {
+fn a_permanently_failing_restart_is_not_repeated() {
     let engine = Engine::start();
     let device = engine.scratch("device").join("node");
     rustix::fs::mknodat(
@@ -193,7 +193,7 @@ fn a_restart_that_fails_for_good_is_the_last() {
 }
 
 #[test]
-fn an_update_that_conflicts_is_refused_as_by_docker() {
+fn a_conflicting_update_is_rejected_like_docker() {
     let engine = Engine::start();
     let update = |name: &str, change: serde_json::Value| {
         let (status, answer) =

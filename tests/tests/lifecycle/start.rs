@@ -7,7 +7,7 @@ use serde_json::json;
 use whelk_tests::{Engine, images};
 
 #[test]
-fn run_passes_on_output_and_status() {
+fn run_forwards_output_and_exit_status() {
     Engine::start().both(|cli| {
         let output = cli.sh(&[], "echo out; echo err >&2; exit 42");
         output.exits(42);
@@ -25,7 +25,7 @@ fn run_passes_on_output_and_status() {
 }
 
 #[test]
-fn commands_that_cannot_run_have_dockers_statuses() {
+fn commands_that_cannot_run_have_dockers_exit_statuses() {
     Engine::start().both(|cli| {
         let check = |command: &str, code: i32, text: &str| {
             cli.run(&["run", "--rm", "--network", "none", "busybox", command])
@@ -58,7 +58,7 @@ fn commands_that_cannot_run_have_dockers_statuses() {
 
 /// The container has started by then: who looks finds the reason in its output, and 255.
 #[test]
-fn what_the_kernel_does_not_execute_says_so_in_the_containers_output() {
+fn an_exec_format_error_is_in_the_containers_output() {
     let engine = Engine::start();
     let root = images::small_root()
         .program("text", "no program")
@@ -125,7 +125,7 @@ fn what_the_kernel_does_not_execute_says_so_in_the_containers_output() {
 }
 
 #[test]
-fn a_failed_start_leaves_a_created_container_that_says_why() {
+fn a_failed_start_leaves_a_created_container_with_the_error() {
     Engine::start().both(|cli| {
         let output = cli.run(&[
             "run",
@@ -157,7 +157,7 @@ fn a_failed_start_leaves_a_created_container_that_says_why() {
 }
 
 #[test]
-fn run_passes_on_signals_that_it_gets() {
+fn run_forwards_signals() {
     Engine::start().both(|cli| {
         for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {
             let mut running = cli.spawn(&[
@@ -179,7 +179,7 @@ fn run_passes_on_signals_that_it_gets() {
 }
 
 #[test]
-fn start_attached_shows_output_and_passes_the_status_on() {
+fn start_attached_forwards_output_and_exit_status() {
     Engine::start().both(|cli| {
         cli.run(&[
             "create",

@@ -65,7 +65,7 @@ fn fresh(engine: &Engine, state: &str) -> String {
 }
 
 #[test]
-fn every_command_in_every_state_answers_as_dockers() {
+fn every_command_in_every_state_responds_like_docker() {
     let engine = Engine::start();
     // Of each command: the status and the text it gives to created, running, exited, paused. ID
     // stands for the id.
@@ -188,7 +188,7 @@ fn every_command_in_every_state_answers_as_dockers() {
 }
 
 #[test]
-fn pause_stops_the_clock_of_a_container() {
+fn a_paused_container_does_not_run() {
     Engine::start().both(|cli| {
         let shared = cli.engine().scratch("pause");
         let count = || std::fs::read_to_string(shared.join("n")).unwrap_or_default();
@@ -259,7 +259,7 @@ fn top_lists_the_processes_as_the_host_sees_them() {
 }
 
 #[test]
-fn a_pause_that_takes_long_holds_up_nobody() {
+fn a_slow_pause_does_not_block_other_requests() {
     let engine = Engine::start();
     // A disk whose image lies on another one that can be stopped: waiting for a disk is what
     // nothing interrupts.

@@ -8,7 +8,7 @@ use whelk_tests::{Engine, Program, eventually, stays};
 use super::TRAPS;
 
 #[test]
-fn a_signal_ends_with_128_plus_its_number() {
+fn death_by_signal_gives_128_plus_its_number() {
     Engine::start().both(|cli| {
         cli.up("killed", &[], &["sleep", "600"]);
         assert_eq!(cli.run(&["kill", "killed"]).ok(), "killed");
@@ -46,7 +46,7 @@ fn stop_sends_the_stop_signal() {
 }
 
 #[test]
-fn stop_kills_when_the_time_is_over_and_not_before() {
+fn stop_kills_only_after_the_timeout() {
     let engine = Engine::start();
     let cli = engine.cli(whelk_tests::Program::Docker);
     // Without a handler, the kernel keeps signals from the first process of a pid namespace.
@@ -83,7 +83,7 @@ fn rm_removes_a_container_at_its_end() {
 }
 
 #[test]
-fn wait_gives_the_status_of_each() {
+fn wait_prints_the_status_of_each_container() {
     Engine::start().both(|cli| {
         for (name, code) in [("five", "exit 5"), ("zero", "exit 0")] {
             cli.up(name, &[], &["sh", "-c", code]);
@@ -101,7 +101,7 @@ fn wait_gives_the_status_of_each() {
 }
 
 #[test]
-fn pruning_leaves_what_is_used_or_too_new() {
+fn prune_keeps_used_and_too_recent_objects() {
     let engine = Engine::start();
     engine.both(|cli| {
         let count = |what: &str| engine.get(what).as_array().map_or(0, Vec::len);
@@ -158,7 +158,7 @@ fn pruning_leaves_what_is_used_or_too_new() {
 }
 
 #[test]
-fn a_stop_that_waits_holds_up_nobody() {
+fn a_waiting_stop_does_not_block_other_requests() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker);
     cli.up(
@@ -198,7 +198,7 @@ fn a_stop_that_waits_holds_up_nobody() {
 }
 
 #[test]
-fn the_status_of_a_removed_container_can_be_asked_for_by_id() {
+fn wait_by_id_returns_the_status_of_a_removed_container() {
     let engine = Engine::start();
     let body = json!({"Image": "busybox", "Cmd": ["sh", "-c", "exit 7"], "HostConfig": {"NetworkMode": "none", "AutoRemove": true}});
     for condition in ["", "?condition=next-exit", "?condition=removed"] {

@@ -1,4 +1,4 @@
-//! The content of volumes through archives.
+//! Export, import, cloning and snapshots of volumes.
 
 use std::fs;
 
@@ -9,7 +9,7 @@ use whelk_tests::{Engine, Program};
 use super::sh;
 
 #[test]
-fn the_content_of_volumes_goes_out_in_and_over() {
+fn volumes_can_be_exported_imported_and_cloned() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Whelk);
     let script = "cd /d; chmod 750 .; chown 33:44 .; mkdir sub; echo hi >sub/file; ln sub/file twin; ln -s ../../etc/x link; echo no >.wh.odd; chmod 4755 twin; date -d @1 >/dev/null; touch -d @1000000000 sub";
@@ -19,7 +19,7 @@ fn the_content_of_volumes_goes_out_in_and_over() {
     let file = engine.scratch("archive").join("data.tar");
     cli.run(&["volume", "export", "-o", &file.to_string_lossy(), "data"])
         .ok();
-    // A new volume, from a file; another from what comes in compressed.
+    // A new volume from a file, and another from compressed input.
     let archive = fs::read(&file).unwrap();
     assert_eq!(
         cli.run(&["volume", "import", "second", &file.to_string_lossy()])
@@ -36,7 +36,7 @@ fn the_content_of_volumes_goes_out_in_and_over() {
         "third"
     );
     assert_eq!(sh(cli, &["-v", "third:/d"], look), expected);
-    // Beside what is there, in the place of what has its name.
+    // Import keeps other files and replaces those of the same name.
     sh(
         cli,
         &["-v", "third:/d"],
@@ -47,15 +47,16 @@ fn the_content_of_volumes_goes_out_in_and_over() {
         sh(cli, &["-v", "third:/d"], "cat /d/own /d/twin"),
         "mine\nhi"
     );
-    // What goes wrong leaves no volume.
+    // A failed import leaves no volume.
     cli.feed(&["volume", "import", "bad"], b"this is no archive")
-        .fails(1);
+        .refuses(1, "import into volume bad: read archive: unexpected EOF");
     cli.feed(
         &["volume", "import", "bad"],
         &Tar::new().file("../../escape", "x").finish(),
     )
     .refuses(1, "path with \"..\"");
-    cli.feed(&["volume", "import", "-bad"], &archive).fails(125);
+    cli.feed(&["volume", "import", "-bad"], &archive)
+        .refuses(125, "unknown shorthand flag: 'b' in -bad");
     cli.feed(&["volume", "import", "b"], &archive)
         .refuses(1, "volume name is too short");
     let out = format!("{}/bad.tar", engine.scratch_text("exported"));
@@ -65,10 +66,13 @@ fn the_content_of_volumes_goes_out_in_and_over() {
         fs::read_dir(engine.root().join("volumes")).unwrap().count(),
         3
     );
-    // What is there stays as it is until the whole of what comes for it is there.
+    // A volume is not changed before the whole archive has arrived.
     let longer = Tar::new().file("own", vec![b'x'; 5000]).finish();
     cli.feed(&["volume", "import", "third"], &longer[..2048])
-        .fails(1);
+        .refuses(
+            1,
+            "import into volume third: entry \"own\": 1536 of 5000 bytes: the archive is truncated",
+        );
     assert_eq!(
         sh(cli, &["-v", "third:/d"], "cat /d/own; ls -A /d"),
         "mine\n.wh.odd\nlink\nown\nsub\ntwin"
@@ -99,7 +103,7 @@ fn the_content_of_volumes_goes_out_in_and_over() {
     );
     assert_eq!(sh(cli, &["-v", "sent:/d"], look), expected);
     cli.run(&["volume", "rm", "sent"]).ok();
-    // Not under those who use it.
+    // A volume that is in use is not changed.
     cli.up(
         "user",
         &["-v", "data:/d"],
@@ -111,7 +115,7 @@ fn the_content_of_volumes_goes_out_in_and_over() {
     );
     cli.feed(&["volume", "import", "data"], &archive)
         .refuses(1, "volume data is in use");
-    // They may go on while it is copied, or wait for that.
+    // Its users keep running while it is copied, or are paused.
     assert_eq!(
         cli.run(&["volume", "clone", "--label", "a=b", "data", "twin"])
             .ok(),
@@ -142,14 +146,14 @@ fn the_content_of_volumes_goes_out_in_and_over() {
         .refuses(1, "a volume with the name twin already exists");
     cli.run(&["volume", "clone", "nosuch", "copy"])
         .refuses(1, "no such volume");
-    // What cannot take the place of what is there leaves nothing beside it.
+    // A failed export leaves no partial file.
     let place = engine.scratch("place");
     let refused = cli.run(&["volume", "export", "-o", &place.to_string_lossy(), "data"]);
     refused.refuses(1, "cannot write to a directory");
     assert!(!place.with_extension("part").exists());
     cli.run(&["volume", "clone", "data"])
         .refuses(1, "'whelk volume clone' requires 2 arguments");
-    // A snapshot stays as it was.
+    // A snapshot cannot be changed.
     assert_eq!(
         cli.run(&["volume", "snapshot", "data", "saved"]).ok(),
         "saved"
@@ -161,7 +165,7 @@ fn the_content_of_volumes_goes_out_in_and_over() {
     cli.sh(&["-v", "saved:/d"], "echo x >/d/own")
         .refuses(1, "Read-only file system");
     cli.sh(&["-v", "saved:/d"], "mount -o remount,rw /d")
-        .fails(1);
+        .refuses(1, "mount: permission denied");
     cli.feed(&["volume", "import", "saved"], &archive)
         .refuses(1, "is a snapshot");
     assert_eq!(
@@ -172,7 +176,7 @@ fn the_content_of_volumes_goes_out_in_and_over() {
         .refuses(1, "invalid option");
     cli.run(&["volume", "clone", "saved", "again"]).ok();
     sh(cli, &["-v", "again:/d"], "echo x >/d/own");
-    // One that has its own file system is mounted for as long as it takes.
+    // A volume with its own file system is mounted during the operation.
     cli.run(&[
         "volume",
         "create",
@@ -191,7 +195,7 @@ fn the_content_of_volumes_goes_out_in_and_over() {
         .refuses(1, "which has content only while a container uses it");
     cli.run(&["volume", "import", "dir", "/"])
         .refuses(1, "read /: is a directory");
-    // Names are found by patterns.
+    // Filters match names by pattern.
     let named = |pattern: &str| {
         cli.run(&["volume", "ls", "-q", "-f", &format!("name={pattern}")])
             .ok()

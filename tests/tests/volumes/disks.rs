@@ -9,7 +9,7 @@ use whelk_tests::{Engine, Program, skipped};
 use super::{give_disk, sh, take_disk, volumes};
 
 #[test]
-fn a_block_device_is_a_volume_while_containers_run() {
+fn a_block_device_volume_is_mounted_while_used() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker);
     let image = engine.scratch("disk").join("image");
@@ -88,7 +88,7 @@ fn a_block_device_is_a_volume_while_containers_run() {
 }
 
 #[test]
-fn a_volume_takes_no_more_of_the_disk_than_it_may() {
+fn a_volume_is_limited_to_its_size() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker);
     let volumes = engine.root().join("volumes");
@@ -110,7 +110,7 @@ fn a_volume_takes_no_more_of_the_disk_than_it_may() {
     }
     assert_eq!(made.ok(), "small");
     let fill = "dd if=/dev/zero of=/d/big bs=1M count=8 2>&1 | tail -1; stat -c %s /d/big";
-    // Directories count as well.
+    // Directories count towards the limit.
     let filled = |volume: &str, script: &str| -> u64 {
         let said = sh(cli, &["-v", &format!("{volume}:/d")], script);
         said.lines()
@@ -135,7 +135,7 @@ fn a_volume_takes_no_more_of_the_disk_than_it_may() {
         cli.run(&["volume", "rm", "small"]).ok();
         cli.run(&["volume", "create", "-o", "size=2m", "small"])
             .ok();
-        // Also one that has got what the image has there.
+        // A volume that was filled from the image is limited too.
         assert!(sh(cli, &["-v", "small:/etc"], "ls /etc").contains("passwd"));
         assert!(allowed.contains(&filled("small", fill)));
     }
@@ -144,7 +144,7 @@ fn a_volume_takes_no_more_of_the_disk_than_it_may() {
 }
 
 #[test]
-fn a_full_disk_and_one_that_cannot_be_written_are_told_and_lose_nothing() {
+fn full_and_read_only_disks_are_reported_and_lose_nothing() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker);
     engine.kill9();
@@ -164,7 +164,7 @@ fn a_full_disk_and_one_that_cannot_be_written_are_told_and_lose_nothing() {
         &["-v", "full:/d"],
         "echo kept >/d/file; dd if=/dev/zero of=/d/big bs=64k 2>/dev/null; true",
     );
-    // Directories may still be made, files not.
+    // Directories can still be created, files cannot.
     let refused = cli.run(&["volume", "create", "more"]);
     refused.refuses(1, "no space left on device");
     assert_eq!(volumes(cli), ["full"]);

@@ -8,7 +8,7 @@ use whelk_tests::{Engine, Program, skipped};
 use super::{give_disk, load_image_with_volumes, sh, take_disk, volumes};
 
 #[test]
-fn an_empty_volume_gets_what_the_image_has_there() {
+fn an_empty_volume_gets_the_content_of_the_image() {
     let engine = Engine::start();
     load_image_with_volumes(&engine);
     engine.both(|cli| {
@@ -59,7 +59,7 @@ fn an_empty_volume_gets_what_the_image_has_there() {
 }
 
 #[test]
-fn an_empty_part_of_a_volume_gets_what_the_image_has_there() {
+fn an_empty_subpath_gets_the_content_of_the_image() {
     let engine = Engine::start();
     load_image_with_volumes(&engine);
     engine.both(|cli| {
@@ -99,7 +99,7 @@ fn an_empty_part_of_a_volume_gets_what_the_image_has_there() {
 }
 
 #[test]
-fn what_another_container_mounts_is_not_filled() {
+fn mounted_volumes_are_not_filled() {
     let engine = Engine::start();
     load_image_with_volumes(&engine);
     engine.both(|cli| {
@@ -126,7 +126,7 @@ fn what_another_container_mounts_is_not_filled() {
 }
 
 #[test]
-fn many_start_with_one_empty_volume_at_once() {
+fn concurrent_starts_fill_an_empty_volume_once() {
     let engine = Engine::start();
     load_image_with_volumes(&engine);
     let body = |_: usize| json!({"Image": "volimg", "Cmd": ["cat", "/data/file"], "HostConfig": {"NetworkMode": "none", "Binds": ["race:/data"]}});
@@ -164,7 +164,7 @@ fn many_start_with_one_empty_volume_at_once() {
 }
 
 #[test]
-fn a_copy_shares_its_data_where_the_file_system_can() {
+fn a_copy_shares_extents_on_btrfs() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Whelk);
     if !give_disk(&engine, 200, &["mkfs.btrfs", "-q"], "loop") {
@@ -187,7 +187,7 @@ fn a_copy_shares_its_data_where_the_file_system_can() {
     cli.run(&["volume", "clone", "data", "twin"]).ok();
     let after = taken();
     assert!(after < before + 10, "from {before} to {after} MiB");
-    // What becomes of one is not the others' matter.
+    // The result of one does not affect the others.
     sh(
         cli,
         &["-v", "data:/d"],

@@ -8,7 +8,7 @@ use whelk_tests::{Engine, Program};
 use super::{load_image_with_volumes, sh, volumes};
 
 #[test]
-fn data_outlives_its_container() {
+fn data_survives_its_container() {
     let engine = Engine::start();
     engine.both(|cli| {
         sh(cli, &["-v", "data:/d"], "echo kept >/d/file");
@@ -53,7 +53,7 @@ fn data_outlives_its_container() {
 }
 
 #[test]
-fn anonymous_volumes_go_with_whom_they_were_made_for() {
+fn anonymous_volumes_are_removed_with_their_container() {
     let engine = Engine::start();
     load_image_with_volumes(&engine);
     engine.both(|cli| {
@@ -100,7 +100,7 @@ fn anonymous_volumes_go_with_whom_they_were_made_for() {
 }
 
 #[test]
-fn volumes_of_other_containers_can_be_used() {
+fn volumes_from_mounts_the_volumes_of_another_container() {
     let engine = Engine::start();
     engine.both(|cli| {
         let host = engine.scratch_text("host");
@@ -143,7 +143,7 @@ fn volumes_of_other_containers_can_be_used() {
             .refuses(125, "No such container: nosuch");
         cli.sh(&["--volumes-from", "first:foo"], "true")
             .refuses(125, "invalid mode: foo");
-        // The anonymous one lives as long as anybody uses it.
+        // The anonymous volume is kept while a container uses it.
         cli.up("second", &["--volumes-from", "first"], &["sleep", "60"]);
         cli.run(&["rm", "-fv", "first"]).ok();
         assert_eq!(cli.run(&["exec", "second", "cat", "/anon/y"]).ok(), "2");
@@ -154,7 +154,7 @@ fn volumes_of_other_containers_can_be_used() {
 }
 
 #[test]
-fn a_volume_whose_record_is_lost_comes_back_as_it_was() {
+fn a_volume_without_a_record_is_recovered() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker);
     cli.run(&[
@@ -177,7 +177,7 @@ fn a_volume_whose_record_is_lost_comes_back_as_it_was() {
     engine.repair();
     engine.restart();
     assert_eq!(engine.get("/volumes/memory"), before);
-    // And one whose directory is not there is still known.
+    // A volume whose directory is missing is still listed.
     fs::rename(
         engine.root().join("volumes/memory"),
         engine.root().join("away"),
@@ -195,7 +195,7 @@ fn a_volume_whose_record_is_lost_comes_back_as_it_was() {
 }
 
 #[test]
-fn volumes_survive_an_engine_that_is_killed() {
+fn volumes_survive_a_killed_engine() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker);
     cli.up(
@@ -211,7 +211,7 @@ fn volumes_survive_an_engine_that_is_killed() {
         .refuses(1, "volume is in use");
     cli.run(&["rm", "-fv", "user"]).ok();
     assert_eq!(volumes(cli), ["data"]);
-    // A directory that no record knows is data all the same.
+    // A directory without a record is kept as data.
     engine.kill9();
     fs::create_dir_all(engine.root().join("volumes/found/_data")).unwrap();
     fs::write(engine.root().join("volumes/found/_data/f"), "found").unwrap();

@@ -9,7 +9,7 @@ use whelk_tests::{Engine, Program};
 use super::{sh, volumes};
 
 #[test]
-fn a_part_of_a_volume_can_be_mounted_and_nothing_outside() {
+fn subpaths_are_mounted_and_cannot_lead_outside() {
     let engine = Engine::start();
     engine.both(|cli| {
         sh(
@@ -24,7 +24,7 @@ fn a_part_of_a_volume_can_be_mounted_and_nothing_outside() {
         );
         assert_eq!(sh(cli, &["-v", "data:/d"], "ls /d/in/deep"), "f");
         let refused = |subpath: &str, text: &str| {
-            // Command lines take "no such file" for a program that is not there.
+            // The clients take "no such file" for a missing program.
             let code = if text.contains("no such file") {
                 127
             } else {
@@ -49,7 +49,7 @@ fn a_part_of_a_volume_can_be_mounted_and_nothing_outside() {
 }
 
 #[test]
-fn a_volume_can_be_a_file_system_of_its_own() {
+fn a_volume_can_be_a_mounted_file_system() {
     let engine = Engine::start();
     let mounted = |engine: &Engine| {
         let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
@@ -66,7 +66,7 @@ fn a_volume_can_be_a_file_system_of_its_own() {
             "shared\n1000\n1024"
         );
         assert_eq!(mounted(&engine), 1);
-        // It stays while the engine is away.
+        // It stays mounted while the engine does not run.
         engine.kill9();
         engine.restart();
         assert_eq!(cli.run(&["exec", "one", "cat", "/m/f"]).ok(), "shared");
@@ -86,7 +86,7 @@ fn a_volume_can_be_a_file_system_of_its_own() {
 }
 
 #[test]
-fn what_the_host_has_mounted_stays_mounted() {
+fn mounts_of_the_host_stay_mounted() {
     use rustix::mount::{
         MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount,
     };
@@ -124,7 +124,7 @@ fn what_the_host_has_mounted_stays_mounted() {
 }
 
 #[test]
-fn what_cannot_be_is_refused() {
+fn rejects_invalid_requests() {
     let engine = Engine::start();
     engine.both(|cli| {
         for (args, text) in [
@@ -192,7 +192,7 @@ fn what_cannot_be_is_refused() {
 }
 
 #[test]
-fn files_of_an_image_are_read_by_another_container() {
+fn an_image_can_be_mounted_in_a_container() {
     let engine = Engine::start();
     engine.import(
         "toolbox",
@@ -217,7 +217,7 @@ fn files_of_an_image_are_read_by_another_container() {
         let reader = engine.inspect("reader");
         let mount = json!({"Type": "image", "Name": "toolbox", "Source": "", "Destination": "/m", "Mode": "", "RW": false, "Propagation": "rprivate"});
         assert_eq!(reader["Mounts"][0], mount);
-        // It is in use as long as there is a container that reads it.
+        // It is in use as long as a container mounts it.
         cli.run(&["rmi", "toolbox"]).refuses(1, "is using its referenced image");
         cli.run(&["rm", "reader"]).ok();
     });
@@ -243,7 +243,7 @@ fn files_of_an_image_are_read_by_another_container() {
 }
 
 #[test]
-fn files_in_a_mapped_mount_belong_to_their_owner_outside() {
+fn files_in_an_id_mapped_mount_keep_their_owner() {
     use std::os::unix::fs::{MetadataExt, chown};
     let engine = Engine::start();
     let home = engine.scratch("home");
@@ -278,7 +278,7 @@ fn files_in_a_mapped_mount_belong_to_their_owner_outside() {
         "daemon\n1"
     );
     assert_eq!(owner("daemons"), (1234, 4321));
-    // What is root's outside is nobody's inside, and nobody's to write.
+    // Files of root outside belong to the overflow user inside and are not writable.
     assert_eq!(
         run(
             "root",
@@ -288,7 +288,8 @@ fn files_in_a_mapped_mount_belong_to_their_owner_outside() {
         "65534\nno"
     );
     // The owner's own id leads nowhere inside: nothing of root's is made through it.
-    run("root", "chown 1234 /home/new").fails(1);
+    run("root", "chown 1234 /home/new")
+        .refuses(1, "chown: /home/new: Value too large for defined data type");
     run(
         "1234:4321",
         "echo as myself >/home/same && stat -c '%u:%g' /home/same",
@@ -307,7 +308,7 @@ fn files_in_a_mapped_mount_belong_to_their_owner_outside() {
 }
 
 #[test]
-fn grammars_of_mounts_do_what_they_say() {
+fn mount_options_take_effect() {
     let engine = Engine::start();
     engine.both(|cli| {
         let mounted = |flags: &[&str], script: &str| sh(cli, flags, script);
@@ -328,7 +329,7 @@ fn grammars_of_mounts_do_what_they_say() {
             "{options}"
         );
         let place = engine.scratch_text("place");
-        // `-v` makes a missing source, `--mount` does not.
+        // `-v` creates a missing source, `--mount` does not.
         let missing = format!("{place}/made-{:?}", cli.program());
         cli.sh(
             &["--mount", &format!("type=bind,src={missing},dst=/p")],
@@ -339,7 +340,7 @@ fn grammars_of_mounts_do_what_they_say() {
         assert!(std::path::Path::new(&missing).is_dir());
         cli.run(&["volume", "create", "plain"]).ok();
         cli.run(&["volume", "update", "plain", "--availability", "active"])
-            .fails(1);
+            .refuses(1, "can only update cluster volumes");
         cli.run(&["volume", "rm", "plain"]).ok();
     });
 }
