@@ -1,12 +1,18 @@
 //! Networks after the engine was killed or was away, or after others changed rules and interfaces.
 
 use std::io::ErrorKind;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
 use whelk_network::{Firewall, Links};
 use whelk_tests::serving::{SERVES, fetch, inside, published, serves, up};
-use whelk_tests::{Engine, Program, eventually, free_interface_name, free_port};
+use whelk_tests::{Cli, Engine, Output, Program, eventually, free_interface_name, free_port};
+
+/// Runs a container that publishes a port at this address of the host, to its end.
+fn run_at(cli: Cli<'_>, address: SocketAddr) -> Output {
+    let port = format!("{address}:80");
+    cli.run(&["run", "--rm", "-p", &port, "busybox", "true"])
+}
 
 #[test]
 fn networks_survive_a_killed_engine() {
@@ -37,25 +43,9 @@ fn networks_survive_a_killed_engine() {
     }
     assert_eq!(engine.get("/networks/app"), before);
     // What is known is known for good: the port is taken, and free afterwards.
-    cli.run(&[
-        "run",
-        "--rm",
-        "-p",
-        &format!("{address}:80"),
-        "busybox",
-        "true",
-    ])
-    .refuses(125, "web");
+    run_at(cli, address).refuses(125, "web");
     cli.run(&["rm", "-f", "web"]).ok();
-    cli.run(&[
-        "run",
-        "--rm",
-        "-p",
-        &format!("{address}:80"),
-        "busybox",
-        "true",
-    ])
-    .ok();
+    run_at(cli, address).ok();
 }
 
 #[test]
@@ -72,15 +62,7 @@ fn resources_of_containers_that_ended_without_an_engine_are_released() {
     eventually("the interface to go", || {
         engine.interfaces().is_empty().then_some(())
     });
-    cli.run(&[
-        "run",
-        "--rm",
-        "-p",
-        &format!("{address}:80"),
-        "busybox",
-        "true",
-    ])
-    .ok();
+    run_at(cli, address).ok();
 }
 
 #[test]
