@@ -252,7 +252,8 @@ fn no_working_directory_leads_outside() {
             engine.docker(&["exec", "--workdir", &directory, "up", "sh", "-c", &read]),
         ];
         for output in outputs {
-            let told = output.err();
+            // `exec` writes the runtime's errors to standard output.
+            let told = output.out() + &output.err();
             // Either the directory is refused, or the script runs elsewhere and does not find the file.
             assert!(
                 output.code != 0 && (told.contains(&directory) || told.contains("can't open")),
