@@ -56,7 +56,12 @@ fn parser_text(error: &std::io::Error) -> String {
         // In Go's words.
         "unexpected EOF".into()
     } else {
-        text.escape_debug().to_string()
+        // Not quotation marks, which are part of the texts.
+        let escaped = |letter: char| match letter {
+            '\'' | '"' => letter.to_string(),
+            other => other.escape_debug().to_string(),
+        };
+        text.chars().map(escaped).collect()
     }
 }
 

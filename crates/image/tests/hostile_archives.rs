@@ -16,16 +16,26 @@ use serde_json::{Value, json};
 use tar::EntryType;
 use whelk_image::{Digest, Error};
 
+/// The parts of an image archive that errors name first.
+const PARTS: [&str; 4] = [
+    "invalid archive: ",
+    "invalid image configuration: ",
+    "invalid manifest, layers length mismatch: expected ",
+    "layer ",
+];
+
 /// Checks that an image archive is refused before anything of it is stored.
 #[track_caller]
 fn check_load(what: &str, archive: &[u8]) {
     let bench = Bench::new();
     let guard = bench.guard();
-    let result = load(&bench.store, archive, None);
-    assert!(
-        matches!(result, Err(Error::Invalid(_))),
-        "{what}: {result:?}"
-    );
+    match load(&bench.store, archive, None) {
+        Err(Error::Invalid(text)) => assert!(
+            PARTS.iter().any(|part| text.starts_with(part)),
+            "{what}: {text}"
+        ),
+        other => panic!("{what}: {other:?}"),
+    }
     bench.check_empty(what);
     assert_eq!(bench.guard(), guard, "{what}");
 }

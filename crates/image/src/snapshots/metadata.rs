@@ -99,7 +99,10 @@ pub(super) fn apply_metadata(fd: BorrowedFd<'_>, metadata: &Metadata) -> Result<
         match rustix::fs::fsetxattr(fd, name.as_str(), value, XattrFlags::empty()) {
             // File systems differ in which attributes they support; the image must still load.
             Ok(()) | Err(Errno::NOTSUP | Errno::PERM) => {}
-            Err(error) => return Err(fail("set extended attribute")(error)),
+            Err(error) => {
+                let what = format!("set extended attribute {}", name.escape_debug());
+                return Err(io(what)(error.into()));
+            }
         }
     }
     rustix::fs::futimens(fd, &times(metadata.mtime)).map_err(fail("set times"))

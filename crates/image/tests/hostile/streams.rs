@@ -1,0 +1,210 @@
+//! Streams that are truncated, damaged, or decompress without end.
+
+use std::io::{self, Read};
+
+use crate::check_refused;
+use crate::common::{Bench, apply, dir, file, gzip, load, noise, pack, symlink, zstandard};
+use whelk_image::compression::decompress;
+use whelk_image::{Digest, Error};
+
+/// Wherever a stream is truncated, a partial file must not be accepted as complete.
+#[test]
+fn rejects_truncated_archives() {
+    let archive = pack(&[
+        file("a", noise(700)),
+        dir("d/").xattr("user.x", "y"),
+        file("d/b", noise(2000)),
+        symlink("l", "a"),
+    ]);
+    let bench = Bench::new();
+    for length in (1..archive.len())
+        .step_by(61)
+        .chain((512..archive.len()).step_by(512))
+    {
+        let cut = &archive[..length];
+        match apply(&bench.store, cut, None) {
+            // Truncated between two entries, it is an archive without an end-of-archive marker.
+            Ok(layer) => {
+                assert_eq!(layer.diff_id, Digest::of(cut), "{length}");
+                assert!(
+                    length % 512 == 0 || length > archive.len() - 1024,
+                    "{length}"
+                );
+                bench
+                    .store
+                    .staging
+                    .discard(&bench.store.snapshots.path(&layer.diff_id))
+                    .unwrap();
+            }
+            Err(Error::Invalid(_)) => {}
+            Err(error) => panic!("{length}: {error}"),
+        }
+        // The expected digest detects truncation in any case.
+        let result = apply(&bench.store, cut, Some(&Digest::of(&archive)));
+        assert!(
+            matches!(result, Err(Error::Invalid(_))),
+            "{length}: {result:?}"
+        );
+        bench.check_empty("cut");
+    }
+}
+
+#[test]
+fn rejects_truncated_compressed_streams() {
+    let archive = pack(&[file("a", noise(3000)), file("b", vec![b'x'; 50_000])]);
+    for compressed in [gzip(&archive), zstandard(&archive)] {
+        let bench = Bench::new();
+        for length in (1..compressed.len())
+            .step_by(37)
+            .chain(compressed.len() - 12..compressed.len())
+        {
+            let result = apply(&bench.store, &compressed[..length], None);
+            assert!(
+                matches!(result, Err(Error::Invalid(_))),
+                "{length} of {}: {result:?}",
+                compressed.len()
+            );
+            bench.check_empty("cut");
+        }
+    }
+}
+
+#[test]
+fn rejects_damaged_streams() {
+    let archive = pack(&[file("a", noise(3000)), file("b", vec![b'x'; 50_000])]);
+    for whole in [gzip(&archive), zstandard(&archive), archive.clone()] {
+        let bench = Bench::new();
+        for position in (0..whole.len()).step_by(whole.len() / 50) {
+            let mut damaged = whole.clone();
+            damaged[position] ^= 0x55;
+            match apply(
+                &bench.store,
+                damaged.as_slice(),
+                Some(&Digest::of(&archive)),
+            ) {
+                Err(Error::Invalid(_)) => bench.check_empty("damaged"),
+                // Some bytes of the gzip header (such as its mtime) do not affect the content.
+                Ok(layer) => {
+                    assert!(position < 10, "{position}");
+                    bench
+                        .store
+                        .staging
+                        .discard(&bench.store.snapshots.path(&layer.diff_id))
+                        .unwrap();
+                }
+                Err(error) => panic!("{position} of {}: {error}", whole.len()),
+            }
+        }
+    }
+}
+
+#[test]
+fn rejects_a_layer_with_another_diff_id() {
+    let bench = Bench::new();
+    let archive = pack(&[file("f", "x")]);
+    for stream in [archive.clone(), gzip(&archive), zstandard(&archive)] {
+        let text = match apply(&bench.store, stream.as_slice(), Some(&Digest::of(b"other"))) {
+            Err(Error::Invalid(text)) => text,
+            other => panic!("{other:?}"),
+        };
+        assert!(
+            text.contains(Digest::of(b"other").as_str())
+                && text.contains(Digest::of(&archive).as_str()),
+            "{text}"
+        );
+        bench.check_empty("not expected");
+    }
+}
+
+#[test]
+fn rejects_unsupported_compressions() {
+    let starts: [(&str, &[u8]); 2] = [
+        ("bzip2", b"BZh91AY&SY\x01\x02\x03\x04"),
+        ("xz", b"\xfd7zXZ\0\0\x04\xe6\xd6\xb4\x46"),
+    ];
+    for (name, start) in starts {
+        let bench = Bench::new();
+        let mut stream = start.to_vec();
+        stream.extend_from_slice(&noise(5000));
+        let results = [
+            apply(&bench.store, stream.as_slice(), None).map(drop),
+            load(&bench.store, stream.as_slice(), None).map(drop),
+        ];
+        for result in results {
+            match result {
+                Err(Error::Invalid(text)) => assert!(text.contains(name), "{text}"),
+                other => panic!("{name}: {other:?}"),
+            }
+        }
+        bench.check_empty(name);
+    }
+}
+
+/// A zstd frame may request a window of any size; the decoder must not allocate it.
+#[test]
+fn rejects_zstd_frames_with_huge_windows() {
+    let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0x00, 0xff];
+    frame.extend_from_slice(&noise(1000));
+    check_refused("window", "requires too much memory", &frame);
+}
+
+/// Repeats a compressed stream.
+struct Again {
+    stream: Vec<u8>,
+    times: usize,
+    position: usize,
+}
+
+impl Read for Again {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.times == 0 {
+            return Ok(0);
+        }
+        let rest = &self.stream[self.position..];
+        let count = rest.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&rest[..count]);
+        self.position += count;
+        if self.position == self.stream.len() {
+            self.position = 0;
+            self.times -= 1;
+        }
+        Ok(count)
+    }
+}
+
+/// 5 GiB of zeros, compressed to some kilobytes.
+fn bomb(compress: fn(&[u8]) -> Vec<u8>) -> Again {
+    Again {
+        stream: compress(&vec![0u8; 64 << 20]),
+        times: 80,
+        position: 0,
+    }
+}
+
+#[test]
+fn stops_a_decompression_bomb() {
+    let mut stream = decompress(bomb(zstandard)).unwrap();
+    let mut buffer = vec![0u8; 1 << 20];
+    let mut total = 0u64;
+    let error = loop {
+        match stream.read(&mut buffer) {
+            Ok(0) => panic!("all {total} bytes came out"),
+            Ok(count) => total += count as u64,
+            Err(error) => break error,
+        }
+    };
+    assert!(error.to_string().contains("decompression bomb"), "{error}");
+    assert!(total < (4 << 30) + (16 << 20), "{total}");
+}
+
+/// Fast gzip does not make bombs: its ratio stays below the limit, which real layers reach.
+#[test]
+fn a_refused_decompression_bomb_leaves_nothing() {
+    let bench = Bench::new();
+    let result = apply(&bench.store, bomb(zstandard), None);
+    assert!(
+        matches!(&result, Err(Error::Invalid(text)) if text.contains("decompression bomb")),
+        "{result:?}"
+    );
+    bench.check_empty("bomb");
+}

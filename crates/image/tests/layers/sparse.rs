@@ -1,0 +1,76 @@
+//! Sparse files in the formats of GNU tar.
+
+use std::os::unix::fs::MetadataExt;
+
+use crate::common::{Bench, apply, ended, file, noise, pack, sparse};
+use whelk_image::Error;
+use whelk_sys::fs;
+
+const MIB: u64 = 1 << 20;
+
+#[test]
+fn sparse_files_keep_their_holes() {
+    let content = noise(1024);
+    let bench = Bench::new();
+    let mut archive = sparse(
+        "holes",
+        &[(MIB, 512), (3 * MIB, 512), (8 * MIB, 0)],
+        &content,
+        8 * MIB,
+    );
+    archive.extend_from_slice(&pack(&[file("after", "x")]));
+    let files = bench.unpack(&archive);
+    let mut expected = vec![0u8; 8 << 20];
+    expected[1 << 20..][..512].copy_from_slice(&content[..512]);
+    expected[3 << 20..][..512].copy_from_slice(&content[512..]);
+    assert!(fs::read(files.join("holes")).unwrap() == expected);
+    assert!(
+        fs::metadata(files.join("holes")).unwrap().blocks() < 1024,
+        "the holes are on disk"
+    );
+    assert_eq!(fs::read(files.join("after")).unwrap(), b"x");
+}
+
+#[test]
+fn sparse_files_with_more_pieces_than_a_header_holds() {
+    let parts: Vec<(u64, u64)> = (0..60)
+        .map(|part| (part * 8192, if part == 59 { 100 } else { 512 }))
+        .collect();
+    let content = noise(59 * 512 + 100);
+    let size = 59 * 8192 + 100;
+    let bench = Bench::new();
+    let files = bench.unpack(&ended(sparse("parts", &parts, &content, size)));
+    let mut expected = vec![0u8; usize::try_from(size).unwrap()];
+    for (number, part) in content.chunks(512).enumerate() {
+        expected[number * 8192..][..part.len()].copy_from_slice(part);
+    }
+    assert!(fs::read(files.join("parts")).unwrap() == expected);
+}
+
+/// GNU sparse format 1.0 has the map in front of the content and the name in the pax header. Read
+/// as a regular file, it would have the wrong name and contain the map.
+#[test]
+fn recognizes_sparse_files_in_pax_headers() {
+    let mut content = b"1\n1048576\n512\n".to_vec();
+    content.resize(512, 0);
+    content.extend_from_slice(&noise(512));
+    let archive = pack(&[file("GNUSparseFile.1/holes", content)
+        .pax("GNU.sparse.major", "1")
+        .pax("GNU.sparse.minor", "0")
+        .pax("GNU.sparse.name", "holes")
+        .pax("GNU.sparse.realsize", (MIB + 512).to_string())]);
+    let bench = Bench::new();
+    match apply(&bench.store, archive.as_slice(), None) {
+        Err(Error::Invalid(_)) => bench.check_empty("refused"),
+        Ok(layer) => {
+            let content = fs::read(bench.store.snapshots.files(&layer.diff_id).join("holes"))
+                .expect("the file has its own name");
+            assert!(
+                content[..1 << 20].iter().all(|&byte| byte == 0)
+                    && content[1 << 20..] == noise(512)
+            );
+            assert!(bench.written(&layer.diff_id) == archive);
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
