@@ -1,13 +1,14 @@
 //! Containers.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    DriverData, EndpointSettings, HostConfig, PortMap, RestartPolicy, Set, ThrottleDevice,
-    WeightDevice, is_default, is_empty_list,
+    DriverData, EndpointSettings, HostConfig, NetworkingConfig, PortMap, RestartPolicy, Set,
+    ThrottleDevice, WeightDevice, is_default, is_empty_list,
 };
 
 /// The settings of a container that do not depend on the host.
@@ -281,13 +282,33 @@ pub struct ContainerSummaryNetworkSettings {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct PortSummary {
-    #[serde(rename = "IP", skip_serializing_if = "Option::is_none")]
-    pub ip: Option<std::net::IpAddr>,
+    #[serde(
+        rename = "IP",
+        deserialize_with = "address",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub ip: Option<IpAddr>,
     pub private_port: u16,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub public_port: Option<u16>,
     #[serde(rename = "Type")]
     pub kind: String,
+}
+
+/// Deserializes an address that may be empty.
+fn address<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<IpAddr>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?;
+    Ok(text.and_then(|text| text.parse().ok()))
+}
+
+/// The body of `POST /containers/create`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct ContainerCreateRequest {
+    #[serde(flatten)]
+    pub config: ContainerConfig,
+    pub host_config: HostConfig,
+    pub networking_config: NetworkingConfig,
 }
 
 /// The response of `POST /containers/create`.

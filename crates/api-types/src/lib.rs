@@ -3,6 +3,7 @@
 //! Responses have the fields of the newest API version. Fields that only older versions have are
 //! `Option`s that are `None` in the newest form, or groups of fields that are flattened into their
 //! object. The server fills them in for older clients.
+//! Clients read objects with [`read()`], which tolerates absent fields and `null`.
 //!
 //! `None` is `null`, unless the field is omitted when it is empty. A field of type
 //! `Option<Option<T>>` is omitted, `null` or a value.
@@ -15,6 +16,7 @@ mod host_config;
 mod image;
 mod message;
 mod network;
+mod read;
 mod set;
 mod system;
 mod volume;
@@ -26,6 +28,7 @@ pub use host_config::*;
 pub use image::*;
 pub use message::*;
 pub use network::*;
+pub use read::read;
 pub use set::{Empty, Set};
 pub use system::*;
 pub use volume::*;

@@ -162,9 +162,9 @@ pub struct NetworkCreateRequest {
     pub name: String,
     pub driver: String,
     pub scope: String,
-    #[serde(rename = "EnableIPv4")]
+    #[serde(rename = "EnableIPv4", skip_serializing_if = "Option::is_none")]
     pub enable_ipv4: Option<bool>,
-    #[serde(rename = "EnableIPv6")]
+    #[serde(rename = "EnableIPv6", skip_serializing_if = "Option::is_none")]
     pub enable_ipv6: Option<bool>,
     #[serde(rename = "IPAM")]
     pub ipam: Ipam,

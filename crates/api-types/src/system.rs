@@ -21,6 +21,9 @@ pub struct SystemVersion {
     pub os: String,
     pub arch: String,
     pub kernel_version: String,
+    /// Whether the engine's experimental features are switched on. Ours has none.
+    #[serde(skip_serializing_if = "is_default")]
+    pub experimental: bool,
     pub build_time: String,
 }
 

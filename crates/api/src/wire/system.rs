@@ -64,6 +64,7 @@ pub(crate) fn version(info: &Info) -> SystemVersion {
         os: "linux".into(),
         arch: arch.into(),
         kernel_version: info.kernel.clone(),
+        experimental: false,
         build_time: String::new(),
         api_version,
         min_api_version,
