@@ -37,7 +37,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &["api-types", "engine", "image", "shim", "sys", "text"],
     ),
     ("gotemplate", &["text"]),
-    ("cli", &["client", "gotemplate", "text"]),
+    ("cli", &["api-types", "client", "gotemplate", "text"]),
     ("oci", &["runtime", "sys", "text"]),
     ("whelk", &["api", "cli", "engine", "oci", "shim", "sys"]),
 ];
@@ -419,6 +419,89 @@ fn modules_of_the_engine_have_no_circles() {
             );
         }
         above.insert(module);
+    }
+}
+
+/// Sources that may look into JSON by the names of its fields: templates see the JSON as the engine
+/// has sent it, and unknown parts of a context's file are kept.
+const UNTYPED: &[&str] = &[
+    "cli/src/context/mod.rs",
+    "cli/src/format/template/methods.rs",
+];
+
+/// The lines of a source text, without its tests, that make JSON or look into it by name: a call of
+/// `json!`, or an index that is a text.
+fn untyped(text: &str) -> Vec<&str> {
+    let text = text.split("#[cfg(test)]\nmod tests {").next();
+    let text = text.expect("the part before the tests");
+    let is_indexed = |line: &str| {
+        line.match_indices("[\"").any(|(at, _)| {
+            line[..at].ends_with(|before: char| before.is_alphanumeric() || "_)]?".contains(before))
+        })
+    };
+    text.lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .filter(|line| line.contains("json!") || is_indexed(line))
+        .collect()
+}
+
+fn sources(directory: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(directory).expect("a directory of sources") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// `api` and `cli` use the types of `api-types` for the API's objects.
+#[test]
+fn objects_of_the_api_have_types() {
+    let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates");
+    let mut files = Vec::new();
+    for name in ["api", "cli"] {
+        sources(&crates.join(name).join("src"), &mut files);
+    }
+    let mut excepted = BTreeSet::new();
+    for file in files {
+        let text = fs::read_to_string(&file).expect("a source");
+        let name = file.strip_prefix(&crates).expect("a path of a crate");
+        let name = name.to_str().expect("a name in UTF-8");
+        match UNTYPED.iter().find(|excepted| **excepted == name) {
+            Some(_) if untyped(&text).is_empty() => {}
+            Some(exception) => drop(excepted.insert(*exception)),
+            None => assert_eq!(untyped(&text), [""; 0], "{name}: use a type of api-types"),
+        }
+    }
+    assert_eq!(
+        excepted,
+        UNTYPED.iter().copied().collect(),
+        "each exception is needed"
+    );
+}
+
+#[test]
+fn finds_untyped_json_in_a_source_text() {
+    let check =
+        |text: &str, expected: bool| assert_eq!(!untyped(text).is_empty(), expected, "{text}");
+    for text in [
+        "let id = object[\"Id\"].as_str();",
+        "usage[\"RepoTags\"][0]",
+        "client.get(path).await?[\"Id\"]",
+        "    let body = json!({});",
+    ] {
+        check(text, true);
+    }
+    for text in [
+        "// json!",
+        "let list = [\"Id\"];",
+        "f(&[\"a\"], vec![\"b\"])",
+        "list[0]",
+        "f();\n#[cfg(test)]\nmod tests {\n    json!({})\n}\n",
+    ] {
+        check(text, false);
     }
 }
 

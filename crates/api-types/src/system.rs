@@ -185,6 +185,12 @@ pub struct SystemInfo {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub firewall_backend: Option<FirewallInfo>,
     pub security_options: Vec<String>,
+    /// Of Docker's enterprise edition only.
+    #[serde(skip_serializing_if = "is_default")]
+    pub product_license: String,
+    /// Docker's engine sends them if they are configured. Ours does not.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub default_address_pools: Vec<NetworkAddressPool>,
     pub warnings: Option<Vec<String>>,
     /// Empty if CDI devices are not supported.
     #[serde(rename = "CDISpecDirs")]
@@ -262,4 +268,16 @@ pub struct Commit {
 #[serde(rename_all = "PascalCase", default)]
 pub struct FirewallInfo {
     pub driver: String,
+    /// Labels and values that describe the driver. Ours has none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub info: Vec<[String; 2]>,
+}
+
+/// Subnets that networks without one get.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct NetworkAddressPool {
+    pub base: String,
+    /// The prefix length of each network's subnet.
+    pub size: i64,
 }

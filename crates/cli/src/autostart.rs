@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde::Deserialize;
 
 use crate::client::Client;
 use crate::endpoint::{DEFAULT_SOCKET, Host};
@@ -84,13 +84,13 @@ const CONFIGURATION: &str = "/etc/whelk/daemon.json";
 /// Returns the hosts of an engine's configuration, unless it listens at the default socket. The
 /// engine reports errors in the file.
 fn other_hosts(configuration: &[u8]) -> Option<String> {
-    let configuration: Value = serde_json::from_slice(configuration).ok()?;
-    let hosts: Vec<&str> = configuration["hosts"]
-        .as_array()?
-        .iter()
-        .filter_map(Value::as_str)
-        .collect();
-    let is_default = |host: &&str| Host::parse(host, false) == Ok(Host::default());
+    #[derive(Deserialize)]
+    struct Configuration {
+        hosts: Vec<String>,
+    }
+
+    let Configuration { hosts } = serde_json::from_slice(configuration).ok()?;
+    let is_default = |host: &String| Host::parse(host, false) == Ok(Host::default());
     (!hosts.is_empty() && !hosts.iter().any(is_default)).then(|| hosts.join(", "))
 }
 

@@ -2,7 +2,10 @@
 
 use http_body_util::BodyExt;
 use hyper::{Method, Request, Response, StatusCode};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
+use whelk_api_types::{ErrorResponse, ExecStartConfig};
 use whelk_client::{Address, Connection, Error, RawStream, Tls, program_ended, tls_reason};
 pub(crate) use whelk_client::{Body, no_body};
 use whelk_text::url;
@@ -227,9 +230,11 @@ impl Client {
                 .await
                 .map(|body| body.to_bytes())
                 .unwrap_or_default();
-            let message = serde_json::from_slice::<Value>(&text)
+            let message = serde_json::from_slice(&text)
+                .and_then(whelk_api_types::read::<ErrorResponse>)
+                .map(|response| response.message)
                 .ok()
-                .and_then(|value| value["message"].as_str().map(str::to_owned))
+                .filter(|message| !message.is_empty())
                 .unwrap_or_else(|| String::from_utf8_lossy(&text).into_owned());
             return Err(ApiError {
                 status,
@@ -278,23 +283,39 @@ impl Client {
         }
     }
 
-    pub(crate) async fn get(&self, path: &str) -> ApiResult<Value> {
+    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> ApiResult<T> {
         read(self.send(Method::GET, path, &[], no_body()).await?).await
     }
 
-    pub(crate) async fn post(&self, path: &str, body: Option<&Value>) -> ApiResult<Value> {
-        let (headers, body) = json_body(body);
-        read(self.send(Method::POST, path, &headers, body).await?).await
+    /// Sends a request without a body. If its response does not matter, it is read as
+    /// [`whelk_api_types::Empty`], which accepts any.
+    pub(crate) async fn post<T: DeserializeOwned>(&self, path: &str) -> ApiResult<T> {
+        read(self.send(Method::POST, path, &[], no_body()).await?).await
     }
 
-    pub(crate) async fn delete(&self, path: &str) -> ApiResult<Value> {
+    pub(crate) async fn post_json<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> ApiResult<T> {
+        let body = json_body(body)?;
+        read(self.send(Method::POST, path, &[JSON], body).await?).await
+    }
+
+    pub(crate) async fn delete<T: DeserializeOwned>(&self, path: &str) -> ApiResult<T> {
         read(self.send(Method::DELETE, path, &[], no_body()).await?).await
     }
 
-    /// Sends a request that upgrades the connection, and returns the raw byte stream.
-    pub(crate) async fn hijack(&self, path: &str, body: Option<&Value>) -> ApiResult<RawStream> {
-        let (mut headers, body) = json_body(body);
-        headers.extend([("connection", "Upgrade"), ("upgrade", "tcp")]);
+    /// Sends a request that upgrades the connection, and returns the raw byte stream. Only the start
+    /// of an exec has a body.
+    pub(crate) async fn hijack(
+        &self,
+        path: &str,
+        body: Option<&ExecStartConfig>,
+    ) -> ApiResult<RawStream> {
+        let mut headers = vec![("connection", "Upgrade"), ("upgrade", "tcp")];
+        headers.extend(body.map(|_| JSON));
+        let body = body.map_or_else(|| Ok(no_body()), json_body)?;
         let response = self.send(Method::POST, path, &headers, body).await?;
         whelk_client::upgrade(response)
             .await
@@ -339,29 +360,38 @@ fn check_named(path: &str) -> ApiResult<()> {
     }
 }
 
-fn json_body(body: Option<&Value>) -> (Vec<(&'static str, &'static str)>, Body) {
-    match body {
-        Some(value) => (
-            vec![("content-type", "application/json")],
-            whelk_client::full_body(value.to_string()),
-        ),
-        None => (Vec::new(), no_body()),
-    }
+const JSON: (&str, &str) = ("content-type", "application/json");
+
+fn json_body(body: &impl Serialize) -> ApiResult<Body> {
+    serde_json::to_string(body)
+        .map(whelk_client::full_body)
+        .map_err(|error| ApiError::local(format!("the request cannot be sent: {error}")))
 }
 
-/// Returns the JSON body of a response; `null` if the body is empty.
-pub(crate) async fn read(response: Response<hyper::body::Incoming>) -> ApiResult<Value> {
-    let body = response.into_body().collect().await.map_err(|error| {
-        ApiError::lost(format!(
-            "connection to the engine lost during its response: {error}"
-        ))
-    })?;
-    let body = body.to_bytes();
-    if body.is_empty() {
-        return Ok(Value::Null);
-    }
-    serde_json::from_slice(&body)
-        .map_err(|error| ApiError::local(format!("read the engine's response: {error}")))
+/// Reads the JSON body of a response; an empty body is read as `null`.
+pub(crate) async fn read<T: DeserializeOwned>(
+    response: Response<hyper::body::Incoming>,
+) -> ApiResult<T> {
+    let body = response.into_body().collect().await;
+    let body = body.map_err(|error| lost(&error))?.to_bytes();
+    let value = if body.is_empty() {
+        Ok(Value::Null)
+    } else {
+        serde_json::from_slice(&body)
+    };
+    value.and_then(whelk_api_types::read).map_err(unreadable)
+}
+
+/// Returns the error for a response that is not as the API has it.
+pub(crate) fn unreadable(error: serde_json::Error) -> ApiError {
+    ApiError::local(format!("read the engine's response: {error}"))
+}
+
+/// Returns the error for a response that is cut short.
+pub(crate) fn lost(error: &hyper::Error) -> ApiError {
+    ApiError::lost(format!(
+        "connection to the engine lost during its response: {error}"
+    ))
 }
 
 /// Percent-encodes an image name in a path; `/`, `:` and `@` are kept.

@@ -151,8 +151,11 @@ pub(crate) fn info(engine: &Engine, info: Info) -> SystemInfo {
         init_commit: Commit::default(),
         firewall_backend: Some(FirewallInfo {
             driver: "nftables".into(),
+            info: Vec::new(),
         }),
         security_options: security_options(&info),
+        product_license: String::new(),
+        default_address_pools: Vec::new(),
         warnings: null_if_empty(warnings),
         cdi_spec_dirs: Vec::new(),
         id: info.id,

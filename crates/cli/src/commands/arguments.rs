@@ -1,6 +1,6 @@
 //! Arguments of several commands: filters, labels, `key=value` options, and flags that are not supported.
 
-use serde_json::Value;
+use std::collections::BTreeMap;
 
 use crate::commands::USAGE;
 use crate::{Failure, Outcome};
@@ -27,7 +27,7 @@ pub(crate) fn prune_filters(given: &[String]) -> Outcome<String> {
 }
 
 fn filters_of(given: &[String], flag: &str) -> Outcome<String> {
-    let mut map = serde_json::Map::new();
+    let mut map: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     for filter in given.iter().filter(|filter| !filter.is_empty()) {
         let Some((key, value)) = filter.split_once('=') else {
             return Err(Failure::with_code(
@@ -37,26 +37,27 @@ fn filters_of(given: &[String], flag: &str) -> Outcome<String> {
                 ),
             ));
         };
-        map.entry(key.trim().to_lowercase())
-            .or_insert_with(|| Value::Array(Vec::new()))
-            .as_array_mut()
-            .map(|list| list.push(Value::from(value.trim())))
-            .unwrap_or_default();
+        let values = map.entry(key.trim().to_lowercase()).or_default();
+        values.push(value.trim());
     }
-    Ok(if map.is_empty() {
-        String::new()
-    } else {
-        Value::Object(map).to_string()
-    })
+    if map.is_empty() {
+        return Ok(String::new());
+    }
+    serde_json::to_string(&map).map_err(|error| Failure::new(error.to_string()))
+}
+
+/// Returns the values of a flag; `None` if there are none.
+pub(crate) fn given(values: Vec<String>) -> Option<Vec<String>> {
+    Some(values).filter(|values| !values.is_empty())
 }
 
 /// Parses `key=value` options. A key without a value gets an empty value, as in Docker; the engine
 /// rejects those that need one.
-pub(crate) fn key_values(given: &[String]) -> serde_json::Map<String, Value> {
+pub(crate) fn key_values(given: &[String]) -> BTreeMap<String, String> {
     given
         .iter()
         .map(|entry| entry.split_once('=').unwrap_or((entry, "")))
-        .map(|(key, value)| (key.to_owned(), Value::from(value)))
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .collect()
 }
 
@@ -64,7 +65,7 @@ pub(crate) fn key_values(given: &[String]) -> serde_json::Map<String, Value> {
 ///
 /// # Errors
 /// Returns an error if a key is empty or contains white space.
-pub(crate) fn labels_of(given: &[String], flag: &str) -> Outcome<serde_json::Map<String, Value>> {
+pub(crate) fn labels_of(given: &[String], flag: &str) -> Outcome<BTreeMap<String, String>> {
     given
         .iter()
         .map(|entry| {
@@ -80,7 +81,7 @@ pub(crate) fn labels_of(given: &[String], flag: &str) -> Outcome<serde_json::Map
                 key if key.contains(char::is_whitespace) => {
                     wrong(format!("label '{key}' contains whitespaces"))
                 }
-                key => Ok((key.to_owned(), Value::from(value))),
+                key => Ok((key.to_owned(), value.to_owned())),
             }
         })
         .collect()

@@ -1,52 +1,98 @@
-//! Shows the messages of a streamed response, as Docker's package `jsonmessage` does.
+//! Reads the messages of a streamed response, and shows those of an operation's progress as Docker's
+//! package `jsonmessage` does.
 //!
 //! On a terminal, each item with a progress has a line, which its next message overwrites. Elsewhere
 //! progress is not shown.
 
+use std::collections::VecDeque;
+
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
+use whelk_api_types::{StreamMessage, read};
 use whelk_text::progress;
 
+use crate::client::{lost, unreadable};
 use crate::output::print;
 use crate::{Failure, Outcome, terminal};
 
-/// Prints the messages of a response while they arrive.
-pub(super) async fn print_messages(response: hyper::Response<Incoming>) -> Outcome {
-    let mut body = response.into_body();
-    let mut display = Display::new(terminal::stdout_is_terminal());
-    let mut unread: Vec<u8> = Vec::new();
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| {
-            Failure::new(format!(
-                "connection to the engine lost during its response: {error}"
-            ))
-        })?;
-        let Some(bytes) = frame.data_ref() else {
-            continue;
-        };
-        unread.extend_from_slice(bytes);
-        // Each message is a line: line breaks inside of strings are escaped.
-        if let Some(end) = unread.iter().rposition(|byte| *byte == b'\n') {
-            show(&mut display, &unread[..=end])?;
-            unread.drain(..=end);
-        }
-    }
-    show(&mut display, &unread)?;
-    Ok(0)
+/// The messages of a streamed response: JSON objects, each on a line.
+pub(super) struct Messages {
+    body: Incoming,
+    lines: Lines,
 }
 
-fn show(display: &mut Display, lines: &[u8]) -> Outcome<()> {
-    let width = terminal::size().map_or(progress::WIDTH, |(_, columns)| columns.into());
-    for message in serde_json::Deserializer::from_slice(lines).into_iter::<Value>() {
-        let message = message
-            .map_err(|error| Failure::new(format!("read the engine's response: {error}")))?;
-        if let Some(error) = message["error"].as_str() {
+impl Messages {
+    pub(super) fn of(response: hyper::Response<Incoming>) -> Self {
+        Self {
+            body: response.into_body(),
+            lines: Lines::default(),
+        }
+    }
+
+    /// Waits for the next message. Returns `None` at the end of the response.
+    pub(super) async fn next<T: DeserializeOwned>(&mut self) -> Outcome<Option<T>> {
+        loop {
+            if let Some(message) = self.lines.ready.pop_front() {
+                let message = message.and_then(read).map_err(unreadable)?;
+                return Ok(Some(message));
+            }
+            match self.body.frame().await {
+                Some(frame) => {
+                    let frame = frame.map_err(|error| lost(&error))?;
+                    if let Some(bytes) = frame.data_ref() {
+                        self.lines.push(bytes);
+                    }
+                }
+                None if self.lines.unread.is_empty() => return Ok(None),
+                None => self.lines.push(b"\n"),
+            }
+        }
+    }
+}
+
+/// Splits what has arrived into messages.
+#[derive(Default)]
+struct Lines {
+    /// The beginning of a line that has not arrived completely.
+    unread: Vec<u8>,
+    /// The messages of the lines before it.
+    ready: VecDeque<serde_json::Result<Value>>,
+}
+
+impl Lines {
+    fn push(&mut self, bytes: &[u8]) {
+        // Line breaks inside of strings are escaped.
+        let Some(end) = bytes.iter().rposition(|byte| *byte == b'\n') else {
+            self.unread.extend_from_slice(bytes);
+            return;
+        };
+        let (complete, rest) = bytes.split_at(end + 1);
+        self.unread.extend_from_slice(complete);
+        for message in serde_json::Deserializer::from_slice(&self.unread).into_iter() {
+            let is_broken = message.is_err();
+            self.ready.push_back(message);
+            if is_broken {
+                break;
+            }
+        }
+        self.unread = rest.to_vec();
+    }
+}
+
+/// Prints the messages of a response while they arrive.
+pub(super) async fn print_messages(response: hyper::Response<Incoming>) -> Outcome {
+    let mut messages = Messages::of(response);
+    let mut display = Display::new(terminal::stdout_is_terminal());
+    while let Some(message) = messages.next::<StreamMessage>().await? {
+        if let Some(error) = message.error {
             return Err(Failure::new(error));
         }
+        let width = terminal::size().map_or(progress::WIDTH, |(_, columns)| columns.into());
         print(&display.text(&message, width))?;
     }
-    Ok(())
+    Ok(0)
 }
 
 /// The lines of the items on the terminal.
@@ -65,12 +111,13 @@ impl Display {
     }
 
     /// Returns what a message writes to a terminal of `width` columns, or to a file.
-    fn text(&mut self, message: &Value, width: usize) -> String {
-        let text = |name: &str| message[name].as_str().unwrap_or_default();
-        let (id, stream, status) = (text("id"), text("stream"), text("status"));
-        let number = |name: &str| message["progressDetail"][name].as_u64().unwrap_or(0);
-        let bar = progress::bar(number("current"), number("total"), width);
-        let has_progress = message["progressDetail"].is_object();
+    fn text(&mut self, message: &StreamMessage, width: usize) -> String {
+        let id = message.id.as_deref().unwrap_or_default();
+        let stream = message.stream.as_deref().unwrap_or_default();
+        let status = message.status.as_deref().unwrap_or_default();
+        let has_progress = message.progress_detail.is_some();
+        let detail = message.progress_detail.unwrap_or_default();
+        let bar = progress::bar(detail.current, detail.total, width);
         if !self.is_terminal && !bar.is_empty() {
             return String::new();
         }
@@ -116,18 +163,53 @@ impl Display {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use whelk_api_types::ProgressDetail;
 
     use super::*;
 
-    fn loading(id: &str, current: u64) -> Value {
-        json!({"id": id, "status": "Loading layer", "progressDetail": {"current": current, "total": 100}})
+    fn loading(id: &str, current: u64) -> StreamMessage {
+        StreamMessage {
+            id: Some(id.into()),
+            status: Some("Loading layer".into()),
+            progress_detail: Some(ProgressDetail {
+                current,
+                total: 100,
+            }),
+            ..StreamMessage::default()
+        }
+    }
+
+    fn loaded() -> StreamMessage {
+        StreamMessage {
+            stream: Some("Loaded image: c\n".into()),
+            ..StreamMessage::default()
+        }
+    }
+
+    #[test]
+    fn messages_are_read_as_their_lines_arrive() {
+        let mut lines = Lines::default();
+        let mut check = |bytes: &str, expected: &[&str]| {
+            lines.push(bytes.as_bytes());
+            let ready = lines.ready.drain(..);
+            let ready: Vec<String> = ready
+                .map(|message| message.map_or("broken".into(), |message| message.to_string()))
+                .collect();
+            assert_eq!(ready, expected, "{bytes}");
+        };
+        check(r#"{"a":"#, &[]);
+        check("1}\r\n{\"b\":2}\n{\"c", &[r#"{"a":1}"#, r#"{"b":2}"#]);
+        check("\":", &[]);
+        check("3}\n\n", &[r#"{"c":3}"#]);
+        check("{}{}\nx\n{}\n", &["{}", "{}", "broken"]);
+        check("{\"d\":4}", &[]);
+        check("\n", &[r#"{"d":4}"#]);
     }
 
     #[test]
     fn each_item_has_its_line_on_a_terminal() {
         let mut display = Display::new(true);
-        let mut check = |message: Value, expected: &str| {
+        let mut check = |message: StreamMessage, expected: &str| {
             assert_eq!(display.text(&message, 80), expected);
         };
         check(
@@ -142,7 +224,7 @@ mod tests {
             loading("a", 3),
             "\x1b[2A\x1b[2K\ra: Loading layer       3B/100B\r\x1b[2B",
         );
-        check(json!({"stream": "Loaded image: c\n"}), "Loaded image: c\n");
+        check(loaded(), "Loaded image: c\n");
         // The lines of earlier items are left alone after that.
         check(
             loading("a", 4),
@@ -155,10 +237,21 @@ mod tests {
         let mut display = Display::new(false);
         for (message, expected) in [
             (loading("a", 1), ""),
-            (json!({"stream": "Loaded image: c\n"}), "Loaded image: c\n"),
-            (json!({"status": "sha256:00"}), "sha256:00\n"),
+            (loaded(), "Loaded image: c\n"),
             (
-                json!({"status": "Waiting", "id": "a", "progressDetail": {}}),
+                StreamMessage {
+                    status: Some("sha256:00".into()),
+                    ..StreamMessage::default()
+                },
+                "sha256:00\n",
+            ),
+            (
+                StreamMessage {
+                    id: Some("a".into()),
+                    status: Some("Waiting".into()),
+                    progress_detail: Some(ProgressDetail::default()),
+                    ..StreamMessage::default()
+                },
                 "a: Waiting\n",
             ),
         ] {

@@ -1,11 +1,13 @@
 //! The `version` command, and the output of a single object that it shares with `info`.
 
 use clap::Args;
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
+use whelk_api_types::{SystemVersion, read};
 
 use crate::Outcome;
-use crate::client::{API_VERSION, Client};
-use crate::format::template::{Mode, Template, Typed, failure, typed};
+use crate::client::{API_VERSION, ApiResult, Client, unreadable};
+use crate::format::template::{Mode, Template, Typed, failure, json, typed};
 use crate::output::print;
 
 #[derive(Debug, Args)]
@@ -38,25 +40,57 @@ pub(crate) fn print_one(
 
 pub(crate) async fn version(client: &Client, args: FormatArgs) -> Outcome {
     // The client's part is printed even if the engine cannot be reached.
-    let server = client.get("/version").await;
-    let negotiated = server
-        .as_ref()
-        .ok()
-        .and_then(|server| server["ApiVersion"].as_str())
-        .map_or(API_VERSION, |theirs| older(theirs, API_VERSION));
-    let spoken = client.fixed_version().unwrap_or(negotiated);
-    let own = json!({
-        "Version": env!("CARGO_PKG_VERSION"), "ApiVersion": spoken, "DefaultAPIVersion": API_VERSION, "GitCommit": "", "GoVersion": "",
-        "Os": std::env::consts::OS, "Arch": architecture(), "BuildTime": "", "Context": client.context(),
+    let answer = client.get::<Value>("/version").await;
+    let server: ApiResult<SystemVersion> = answer
+        .clone()
+        .and_then(|server| read(server).map_err(unreadable));
+    let negotiated = server.as_ref().map_or(API_VERSION, |server| {
+        older(&server.api_version, API_VERSION)
     });
-    let both = typed(
-        "system.versionInfo",
-        json!({"Client": own, "Server": server.as_ref().ok()}),
-    );
+    let own = ClientVersion {
+        version: env!("CARGO_PKG_VERSION"),
+        api_version: client.fixed_version().unwrap_or(negotiated),
+        default_api_version: API_VERSION,
+        git_commit: "",
+        go_version: "",
+        os: std::env::consts::OS,
+        arch: architecture(),
+        build_time: "",
+        context: client.context(),
+    };
+    let both = Versions {
+        client: &own,
+        server: answer.ok(),
+    };
+    let both = typed("system.versionInfo", json(&both)?);
     print_one(&both, "version", &args.format, || {
         version_text(&own, server.as_ref().ok())
     })?;
     server.map(|_| 0).map_err(Into::into)
+}
+
+/// Both versions. Templates see the engine's as it has sent it.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Versions<'v> {
+    client: &'v ClientVersion<'v>,
+    server: Option<Value>,
+}
+
+/// The client's version.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct ClientVersion<'v> {
+    version: &'v str,
+    api_version: &'v str,
+    #[serde(rename = "DefaultAPIVersion")]
+    default_api_version: &'v str,
+    git_commit: &'v str,
+    go_version: &'v str,
+    os: &'v str,
+    arch: &'v str,
+    build_time: &'v str,
+    context: &'v str,
 }
 
 /// Returns the older of two versions `1.N`.
@@ -74,35 +108,26 @@ fn older<'v>(one: &'v str, other: &'v str) -> &'v str {
     }
 }
 
-fn version_text(own: &Value, server: Option<&Value>) -> String {
-    let text = |value: &Value, key: &str| value[key].as_str().unwrap_or_default().to_owned();
+fn version_text(own: &ClientVersion, server: Option<&SystemVersion>) -> String {
     let mut lines = String::from("Client:\n");
-    let mut line = |label: &str, value: String, indent: usize| {
+    let mut line = |label: &str, value: &str, indent: usize| {
         let indent = " ".repeat(indent);
         lines += format!("{indent}{:<19}{value}", format!("{label}:")).trim_end();
         lines.push('\n');
     };
-    let api = |value: &Value| match (text(value, "ApiVersion"), text(value, "MinAPIVersion")) {
-        (api, least) if least.is_empty() => api,
-        (api, least) => format!("{api} (minimum version {least})"),
+    line("Version", own.version, 1);
+    let version = if own.api_version == own.default_api_version {
+        own.api_version.to_owned()
+    } else {
+        format!(
+            "{} (downgraded from {})",
+            own.api_version, own.default_api_version
+        )
     };
-    line("Version", text(own, "Version"), 1);
-    let version = match (text(own, "ApiVersion"), text(own, "DefaultAPIVersion")) {
-        (spoken, newest) if spoken == newest => spoken,
-        (spoken, newest) => format!("{spoken} (downgraded from {newest})"),
-    };
-    line("API version", version, 1);
-    line(
-        "OS/Arch",
-        format!("{}/{}", text(own, "Os"), text(own, "Arch")),
-        1,
-    );
-    line("Context", text(own, "Context"), 1);
+    line("API version", &version, 1);
+    line("OS/Arch", &format!("{}/{}", own.os, own.arch), 1);
+    line("Context", own.context, 1);
     let Some(server) = server else { return lines };
-    let components = server["Components"]
-        .as_array()
-        .map(Vec::as_slice)
-        .unwrap_or_default();
     lines += "\nServer:\n";
     let mut line = |label: &str, value: &str, indent: usize| {
         let (indent, width) = (" ".repeat(indent), 20 - indent);
@@ -110,30 +135,21 @@ fn version_text(own: &Value, server: Option<&Value>) -> String {
         lines.push('\n');
     };
     line("Engine", "", 1);
-    line("Version", &text(server, "Version"), 2);
-    line("API version", &api(server), 2);
-    line(
-        "OS/Arch",
-        &format!("{}/{}", text(server, "Os"), text(server, "Arch")),
-        2,
-    );
-    line("Kernel", &text(server, "KernelVersion"), 2);
-    line(
-        "Experimental",
-        &server["Experimental"]
-            .as_bool()
-            .unwrap_or(false)
-            .to_string(),
-        2,
-    );
-    for component in components
-        .iter()
-        .filter(|component| component["Name"] != "Engine")
-    {
-        line(&text(component, "Name"), "", 1);
-        line("Version", &text(component, "Version"), 2);
-        for (key, value) in component["Details"].as_object().into_iter().flatten() {
-            line(key, value.as_str().unwrap_or_default(), 2);
+    line("Version", &server.version, 2);
+    let version = match server.min_api_version.as_str() {
+        "" => server.api_version.clone(),
+        least => format!("{} (minimum version {least})", server.api_version),
+    };
+    line("API version", &version, 2);
+    line("OS/Arch", &format!("{}/{}", server.os, server.arch), 2);
+    line("Kernel", &server.kernel_version, 2);
+    line("Experimental", &server.experimental.to_string(), 2);
+    let others = server.components.iter();
+    for component in others.filter(|component| component.name != "Engine") {
+        line(&component.name, "", 1);
+        line("Version", &component.version, 2);
+        for (key, value) in &component.details {
+            line(key, value, 2);
         }
     }
     lines

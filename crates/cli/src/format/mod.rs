@@ -8,8 +8,7 @@ pub(crate) mod template;
 pub(crate) mod units;
 
 /// Natural order: compares runs of digits as numbers (`web-2` before `web-10`).
-pub(crate) fn natural(one: Option<&str>, other: Option<&str>) -> Ordering {
-    let (whole_one, whole_other) = (one.unwrap_or_default(), other.unwrap_or_default());
+pub(crate) fn natural(whole_one: &str, whole_other: &str) -> Ordering {
     let (mut one, mut other) = (whole_one.as_bytes(), whole_other.as_bytes());
     while let ([first, rest @ ..], [other_first, other_rest @ ..]) = (one, other) {
         let ordering = if first.is_ascii_digit() && other_first.is_ascii_digit() {
@@ -52,7 +51,7 @@ mod tests {
         for (index, one) in ordered.iter().enumerate() {
             for (other_index, other) in ordered.iter().enumerate() {
                 assert_eq!(
-                    natural(Some(one), Some(other)),
+                    natural(one, other),
                     index.cmp(&other_index),
                     "{one:?} {other:?}"
                 );

@@ -1,8 +1,9 @@
 //! Prints lists as tables, templates or JSON, as selected by `--format`.
 
-use serde_json::{Map, Value};
+use serde::Serialize;
+use serde_json::Value;
 
-use super::template::{Mode, Template, failure, typed};
+use super::template::{Mode, Template, failure, json, typed};
 use crate::Outcome;
 use crate::output::print;
 
@@ -44,13 +45,13 @@ impl Table {
             .map_err(|mistake| failure(&mistake, 1, "failed to execute template: "))
     }
 
-    /// Prints rows. `default` is the template of the table.
+    /// Prints rows, whose fields are the columns. `default` is the template of the table.
     pub(crate) fn print(
         &self,
         format: &str,
         quiet: bool,
         default: &str,
-        rows: Vec<Map<String, Value>>,
+        rows: Vec<impl Serialize>,
     ) -> Outcome<()> {
         let format = match format {
             "" | "table" if quiet => format!("{{{{.{}}}}}", self.id),
@@ -68,15 +69,15 @@ impl Table {
             .replace("\\n", "\n");
         let template = Template::parse(&text)
             .map_err(|mistake| failure(&mistake, 1, "template parsing error: "))?;
-        let execute = |fields: Map<String, Value>, mode| {
-            let row = typed(self.row, Value::Object(fields));
+        let execute = |fields: Value, mode| {
+            let row = typed(self.row, fields);
             template
                 .execute(&row, mode)
                 .map_err(|mistake| failure(&mistake, 1, "template parsing error: "))
         };
         let lines = rows
             .into_iter()
-            .map(|row| execute(row, Mode::Values))
+            .map(|row| execute(json(&row)?, Mode::Values))
             .collect::<Outcome<Vec<_>>>()?;
         if !is_table {
             let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
@@ -87,7 +88,7 @@ impl Table {
             .iter()
             .map(|&(name, heading)| (name.to_owned(), Value::from(heading)))
             .collect();
-        let all: Vec<String> = std::iter::once(execute(headings, Mode::Headings)?)
+        let all: Vec<String> = std::iter::once(execute(Value::Object(headings), Mode::Headings)?)
             .chain(lines)
             .collect();
         print(&align(&all))

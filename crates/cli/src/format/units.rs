@@ -22,6 +22,19 @@ pub(crate) fn ago(seconds: i64) -> String {
     format!("{} ago", duration::human(now - seconds))
 }
 
+/// Formats a time in seconds since the epoch as Docker's CLI does, in the local time zone.
+pub(crate) fn local_time(seconds: i64) -> String {
+    let local = jiff::Timestamp::from_second(seconds)
+        .unwrap_or_default()
+        .to_zoned(jiff::tz::TimeZone::system());
+    local.strftime("%Y-%m-%d %H:%M:%S %z %Z").to_string()
+}
+
+/// Returns the first 12 digits of an ID.
+pub(crate) fn short_id(id: &str) -> String {
+    id.trim_start_matches("sha256:").chars().take(12).collect()
+}
+
 /// Parses a size such as `64m` (see [`size::parse_binary`]).
 pub(crate) fn parse_size(text: &str) -> Outcome<i64> {
     size::parse_binary(text).map_err(|error| Failure::new(error.to_string()))

@@ -11,7 +11,7 @@
 use std::time::Duration;
 
 use clap::{Arg, Command, Parser};
-use serde_json::Value;
+use whelk_api_types::{ContainerSummary, ImageSummary, NetworkInspect, VolumeListResponse};
 use whelk_text::words;
 
 use super::usage;
@@ -255,7 +255,7 @@ fn argument_of(path: &[&str], index: usize) -> Offer {
 
 fn from_engine(offer: Offer, flags: RootFlags) -> Vec<Candidate> {
     let word = |word: &&str| ((*word).to_owned(), String::new());
-    let paths: &[&str] = match offer {
+    match offer {
         Offer::Nothing | Offer::Files => return Vec::new(),
         Offer::Words(words) => return words.iter().map(word).collect(),
         Offer::Variables => {
@@ -264,22 +264,13 @@ fn from_engine(offer: Offer, flags: RootFlags) -> Vec<Candidate> {
                 .collect();
         }
         Offer::Contexts => return contexts(&flags),
-        Offer::Containers(_) => &["/containers/json?all=1"],
-        Offer::Images => &["/images/json"],
-        Offer::Networks => &["/networks"],
-        Offer::Volumes | Offer::VolumesAndFiles => &["/volumes"],
-        Offer::Objects => &[
-            "/containers/json?all=1",
-            "/images/json",
-            "/networks",
-            "/volumes",
-        ],
-    };
-    let states = if let Offer::Containers(states) = offer {
-        states
-    } else {
-        ""
-    };
+        Offer::Containers(_)
+        | Offer::Images
+        | Offer::Networks
+        | Offer::Volumes
+        | Offer::VolumesAndFiles
+        | Offer::Objects => {}
+    }
     let Ok(Endpoint {
         host, tls, context, ..
     }) = flags.endpoint()
@@ -293,25 +284,14 @@ fn from_engine(offer: Offer, flags: RootFlags) -> Vec<Candidate> {
         return Vec::new();
     };
     let mut client = Client::new(host, tls, context, false);
-    let answers = runtime.block_on(async {
+    runtime.block_on(async {
         let all = async {
-            let mut answers = Vec::new();
-            if client.find_remote_program().await.is_err() {
-                return answers;
-            }
-            for path in paths {
-                answers.push(client.get(path).await.unwrap_or_default());
-            }
-            answers
+            client.find_remote_program().await.ok()?;
+            Some(objects(&client, offer).await)
         };
-        tokio::time::timeout(PATIENCE, all)
-            .await
-            .unwrap_or_default()
-    });
-    answers
-        .iter()
-        .flat_map(|answer| objects(answer, states))
-        .collect()
+        let all = tokio::time::timeout(PATIENCE, all).await;
+        all.ok().flatten().unwrap_or_default()
+    })
 }
 
 /// Returns the contexts with their hosts.
@@ -323,37 +303,47 @@ fn contexts(flags: &RootFlags) -> Vec<Candidate> {
     stored.map(candidate).chain([default]).collect()
 }
 
-/// Returns the names in a list response of any object type.
-fn objects(answer: &Value, states: &str) -> Vec<Candidate> {
-    let list = answer
-        .as_array()
-        .or_else(|| answer["Volumes"].as_array())
-        .map(Vec::as_slice)
-        .unwrap_or_default();
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+/// Requests the names of the objects that are offered. Those that the engine does not list are left
+/// out.
+async fn objects(client: &Client, offer: Offer) -> Vec<Candidate> {
     let mut found = Vec::new();
-    for object in list {
-        if let Some(names) = object["Names"].as_array() {
-            if states.is_empty() || states.split(' ').any(|state| object["State"] == state) {
-                let name = names.first().map(text).unwrap_or_default();
-                found.push((
-                    name.trim_start_matches('/').to_owned(),
-                    format!("{}, {}", text(&object["Image"]), text(&object["Status"])),
-                ));
+    if let Offer::Containers(_) | Offer::Objects = offer {
+        let containers = client.get("/containers/json?all=1").await;
+        let containers: Vec<ContainerSummary> = containers.unwrap_or_default();
+        let is_offered = |container: &&ContainerSummary| match offer {
+            Offer::Containers(states) if !states.is_empty() => {
+                states.split(' ').any(|state| container.state == state)
             }
-        } else if let Some(tags) = object["RepoTags"].as_array() {
-            found.extend(tags.iter().map(|tag| (text(tag), "image".to_owned())));
-        } else if !object["Name"].is_null() {
-            let kind = if object["Mountpoint"].is_null() {
-                "network"
-            } else {
-                "volume"
-            };
-            found.push((
-                text(&object["Name"]),
-                format!("{kind}, {}", text(&object["Driver"])),
-            ));
-        }
+            _ => true,
+        };
+        found.extend(containers.iter().filter(is_offered).map(|container| {
+            let name = container.names.first().map_or("", String::as_str);
+            (
+                name.trim_start_matches('/').to_owned(),
+                format!("{}, {}", container.image, container.status),
+            )
+        }));
+    }
+    if let Offer::Images | Offer::Objects = offer {
+        let images = client.get("/images/json").await;
+        let images: Vec<ImageSummary> = images.unwrap_or_default();
+        let names = images.into_iter().flat_map(|image| image.repo_tags);
+        found.extend(names.map(|name| (name, "image".to_owned())));
+    }
+    if let Offer::Networks | Offer::Objects = offer {
+        let networks = client.get("/networks").await;
+        let networks: Vec<NetworkInspect> = networks.unwrap_or_default();
+        let network = |network: NetworkInspect| {
+            let about = format!("network, {}", network.driver);
+            (network.name, about)
+        };
+        found.extend(networks.into_iter().map(network));
+    }
+    if let Offer::Volumes | Offer::VolumesAndFiles | Offer::Objects = offer {
+        let list = client.get("/volumes").await;
+        let list: VolumeListResponse = list.unwrap_or_default();
+        let volumes = list.volumes.into_iter();
+        found.extend(volumes.map(|volume| (volume.name, format!("volume, {}", volume.driver))));
     }
     found
 }

@@ -1,6 +1,7 @@
 //! The `attach` command.
 
 use clap::Args;
+use whelk_api_types::{ContainerInspectResponse, ContainerWaitResponse};
 
 use super::stream::{
     Ended, Streams, attach_path, follow_size, forward_signals, lost_attached, pump, redraw,
@@ -25,26 +26,26 @@ pub(crate) struct AttachArgs {
 
 pub(crate) async fn attach(client: &Client, args: AttachArgs) -> Outcome {
     let name = escape_name(&args.container);
-    let container = client.get(&format!("/containers/{name}/json")).await?;
-    let state = &container["State"];
-    if state["Running"] != true {
+    let container: ContainerInspectResponse =
+        client.get(&format!("/containers/{name}/json")).await?;
+    if !container.state.running {
         return Err(Failure::new(
             "You cannot attach to a stopped container, start it first",
         ));
     }
-    if state["Paused"] == true {
+    if container.state.paused {
         return Err(Failure::new(
             "You cannot attach to a paused container, unpause it first",
         ));
     }
-    let tty = container["Config"]["Tty"] == true;
-    let stdin = !args.no_stdin && container["Config"]["OpenStdin"] == true;
+    let tty = container.config.tty;
+    let stdin = !args.no_stdin && container.config.open_stdin;
     if tty && stdin && !terminal::stdin_is_terminal() {
         return Err(Failure::new("the input device is not a TTY"));
     }
     let waiting = {
         let (client, path) = (client.clone(), format!("/containers/{name}/wait"));
-        tokio::spawn(async move { client.post(&path, None).await })
+        tokio::spawn(async move { client.post::<ContainerWaitResponse>(&path).await })
     };
     let connection = client
         .hijack(
@@ -78,5 +79,5 @@ pub(crate) async fn attach(client: &Client, args: AttachArgs) -> Outcome {
         .await
         .map_err(|error| Failure::new(error.to_string()))?
         .map_err(|error| unless_lost(error, || lost_attached(&args.container)))?;
-    Ok(u8::try_from(status["StatusCode"].as_i64().unwrap_or(0)).unwrap_or(1))
+    Ok(u8::try_from(status.status_code).unwrap_or(1))
 }

@@ -1,7 +1,7 @@
 //! The `exec` command: runs another process in a running container.
 
 use clap::Args;
-use serde_json::json;
+use whelk_api_types::{Empty, ExecConfig, ExecInspectResponse, ExecStartConfig, IdResponse};
 
 use super::create::environment::environment;
 use super::stream::{Ended, KEEPS_RUNNING, Streams, follow_size, lost, pump, unless_lost};
@@ -51,25 +51,31 @@ pub(crate) async fn exec(client: &Client, args: ExecArgs) -> Outcome {
     }
     let environment =
         environment(&args.env, &args.env_file).map_err(|failure| Failure { code: 1, ..failure })?;
-    let mut body = json!({
-        "User": args.user.unwrap_or_default(), "Privileged": args.privileged, "Tty": args.tty,
-        "AttachStdin": args.interactive && !args.detach, "AttachStdout": !args.detach, "AttachStderr": !args.detach,
-        "DetachKeys": args.detach_keys, "Env": environment, "WorkingDir": args.workdir.unwrap_or_default(), "Cmd": command,
-    });
-    if let Some((height, width)) = terminal::size().filter(|_| args.tty) {
-        body["ConsoleSize"] = json!([height, width]);
-    }
-    let created = client
-        .post(
-            &format!("/containers/{}/exec", escape_name(container)),
-            Some(&body),
-        )
-        .await?;
-    let id = created["Id"].as_str().unwrap_or_default().to_owned();
-    let start = json!({"Detach": args.detach, "Tty": args.tty});
+    let body = ExecConfig {
+        user: args.user.unwrap_or_default(),
+        privileged: args.privileged,
+        tty: args.tty,
+        console_size: terminal::size()
+            .filter(|_| args.tty)
+            .map(|(height, width)| [height, width]),
+        attach_stdin: args.interactive && !args.detach,
+        attach_stderr: !args.detach,
+        attach_stdout: !args.detach,
+        detach_keys: args.detach_keys.clone(),
+        env: environment,
+        working_dir: args.workdir.unwrap_or_default(),
+        cmd: Some(command.to_vec()),
+    };
+    let path = format!("/containers/{}/exec", escape_name(container));
+    let IdResponse { id } = client.post_json(&path, &body).await?;
+    let start = ExecStartConfig {
+        detach: args.detach,
+        tty: args.tty,
+        console_size: None,
+    };
     if args.detach {
         client
-            .post(&format!("/exec/{id}/start"), Some(&start))
+            .post_json::<Empty>(&format!("/exec/{id}/start"), &start)
             .await?;
         return Ok(0);
     }
@@ -104,11 +110,11 @@ pub(crate) async fn exec(client: &Client, args: ExecArgs) -> Outcome {
         Ended::Output => {}
     }
     let inspected = client.get(&format!("/exec/{id}/json")).await;
-    let inspected = inspected.map_err(|error| unless_lost(error, lost))?;
+    let inspected: ExecInspectResponse = inspected.map_err(|error| unless_lost(error, lost))?;
     // The engine closes the streams when the command has ended, or when it stops itself; then this is
     // the response of the engine that was started after it.
-    match inspected["ExitCode"].as_i64() {
-        Some(code) if inspected["Running"] != true => Ok(u8::try_from(code).unwrap_or(1)),
+    match inspected.exit_code {
+        Some(code) if !inspected.running => Ok(u8::try_from(code).unwrap_or(1)),
         _ => Err(lost()),
     }
 }

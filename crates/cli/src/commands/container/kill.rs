@@ -1,6 +1,7 @@
 //! The `kill` command.
 
 use clap::Args;
+use whelk_api_types::Empty;
 
 use crate::Outcome;
 use crate::client::{Client, escape_name, query};
@@ -19,14 +20,11 @@ pub(crate) struct KillArgs {
 pub(crate) async fn kill(client: &Client, args: KillArgs) -> Outcome {
     for_each(&args.containers, async |name| {
         client
-            .post(
-                &format!(
-                    "/containers/{}/kill{}",
-                    escape_name(name),
-                    query(&[("signal", &args.signal)])
-                ),
-                None,
-            )
+            .post::<Empty>(&format!(
+                "/containers/{}/kill{}",
+                escape_name(name),
+                query(&[("signal", &args.signal)])
+            ))
             .await?;
         print_line!("{name}")?;
         Ok(())

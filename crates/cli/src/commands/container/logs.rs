@@ -3,6 +3,7 @@
 use clap::Args;
 use http_body_util::BodyExt;
 use tokio::io::AsyncWriteExt;
+use whelk_api_types::ContainerInspectResponse;
 
 use super::stream::{KEEPS_RUNNING, copy_output, lost};
 use crate::client::{Client, escape_name, no_body, query};
@@ -35,7 +36,8 @@ pub(crate) struct LogsArgs {
 pub(crate) async fn logs(client: &Client, args: LogsArgs) -> Outcome {
     let on = |flag: bool| if flag { "1" } else { "" };
     let name = escape_name(&args.container);
-    let inspected = client.get(&format!("/containers/{name}/json")).await?;
+    let inspected: ContainerInspectResponse =
+        client.get(&format!("/containers/{name}/json")).await?;
     let query = query(&[
         ("stdout", "1"),
         ("stderr", "1"),
@@ -64,8 +66,8 @@ pub(crate) async fn logs(client: &Client, args: LogsArgs) -> Outcome {
             no_body(),
         )
         .await?;
-    let tty = inspected["Config"]["Tty"] == true;
-    let is_running = inspected["State"]["Running"] == true;
+    let tty = inspected.config.tty;
+    let is_running = inspected.state.running;
     let hint = if is_running { KEEPS_RUNNING } else { "" };
     let container = args.container;
     // The body is copied to a pipe, because frames of the log may span chunks of the body.

@@ -25,6 +25,7 @@ mod update;
 pub(crate) mod wait;
 
 use clap::{Args, Subcommand};
+use whelk_api_types::Empty;
 
 use crate::Outcome;
 use crate::client::{Client, escape_name};
@@ -139,7 +140,7 @@ pub(crate) async fn group(client: &Client, group: ContainerGroup) -> Outcome {
 pub(crate) async fn post_each(client: &Client, names: &[String], action: &str) -> Outcome {
     for_each(names, async |name| {
         client
-            .post(&format!("/containers/{}/{action}", escape_name(name)), None)
+            .post::<Empty>(&format!("/containers/{}/{action}", escape_name(name)))
             .await?;
         print_line!("{name}")?;
         Ok(())

@@ -2,7 +2,7 @@
 
 use super::ports::with_port;
 use clap::Args;
-use serde_json::Value;
+use whelk_api_types::{ContainerInspectResponse, PortBinding};
 
 use crate::client::{Client, escape_name};
 use crate::commands::container::create::ports::number;
@@ -17,28 +17,17 @@ pub(crate) struct PortArgs {
 }
 
 pub(crate) async fn port(client: &Client, args: PortArgs) -> Outcome {
-    let container = client
+    let container: ContainerInspectResponse = client
         .get(&format!(
             "/containers/{}/json",
             escape_name(&args.container)
         ))
         .await?;
-    let ports = container["NetworkSettings"]["Ports"]
-        .as_object()
-        .cloned()
-        .unwrap_or_default();
-    let addresses = |bindings: &Value| -> Vec<String> {
-        let binding = |binding: &Value| {
-            with_port(
-                binding["HostIp"].as_str().unwrap_or_default(),
-                binding["HostPort"].as_str().unwrap_or_default(),
-            )
-        };
+    let ports = container.network_settings.ports;
+    let addresses = |bindings: &Option<Vec<PortBinding>>| -> Vec<String> {
+        let bindings = bindings.iter().flatten();
         bindings
-            .as_array()
-            .into_iter()
-            .flatten()
-            .map(binding)
+            .map(|binding| with_port(&binding.host_ip, &binding.host_port))
             .collect()
     };
     if let Some(wanted) = args.port.as_ref().filter(|wanted| !wanted.is_empty()) {

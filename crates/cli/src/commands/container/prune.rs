@@ -1,7 +1,7 @@
 //! The `container prune` command.
 
 use clap::Args;
-use serde_json::Value;
+use whelk_api_types::ContainerPruneResponse;
 use whelk_text::size;
 
 use crate::Outcome;
@@ -26,19 +26,14 @@ pub(crate) async fn prune(client: &Client, args: PruneArgs) -> Outcome {
     }
     let filters = prune_filters(&args.filter)?;
     let path = format!("/containers/prune{}", query(&[("filters", &filters)]));
-    let answer = client.post(&path, None).await?;
-    let deleted: Vec<&str> = answer["ContainersDeleted"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .collect();
+    let answer: ContainerPruneResponse = client.post(&path).await?;
+    let deleted = answer.containers_deleted.unwrap_or_default();
     if !deleted.is_empty() {
         print_line!("Deleted Containers:\n{}\n", deleted.join("\n"))?;
     }
     print_line!(
         "Total reclaimed space: {}",
-        size::decimal(answer["SpaceReclaimed"].as_u64().unwrap_or(0), 4)
+        size::decimal(answer.space_reclaimed, 4)
     )?;
     Ok(0)
 }

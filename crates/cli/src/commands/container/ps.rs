@@ -1,7 +1,10 @@
 //! The `ps` command.
 
+use std::collections::BTreeMap;
+
 use clap::Args;
-use serde_json::{Map, Value, json};
+use serde::Serialize;
+use whelk_api_types::{ContainerSummary, MountPoint};
 use whelk_text::size;
 
 use super::ports;
@@ -9,7 +12,7 @@ use crate::Outcome;
 use crate::client::{Client, query};
 use crate::commands::arguments::filters;
 use crate::format::table::Table;
-use crate::format::units::{ago, ellipsis};
+use crate::format::units::{ago, ellipsis, local_time};
 
 #[derive(Debug, Args)]
 pub(crate) struct PsArgs {
@@ -61,6 +64,28 @@ const TABLE: Table = Table {
     ],
 };
 
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Row {
+    #[serde(rename = "ID")]
+    pub id: String,
+    pub image: String,
+    pub command: String,
+    created_at: String,
+    pub running_for: String,
+    ports: String,
+    state: String,
+    pub status: String,
+    pub size: String,
+    pub names: String,
+    labels: BTreeMap<String, String>,
+    mounts: String,
+    pub local_volumes: String,
+    networks: String,
+    /// Not in the API's version of this client.
+    platform: Option<()>,
+}
+
 pub(crate) async fn ps(client: &Client, args: PsArgs) -> Outcome {
     TABLE.check(&args.format)?;
     let limit = if args.latest { 1 } else { args.last };
@@ -76,11 +101,9 @@ pub(crate) async fn ps(client: &Client, args: PsArgs) -> Outcome {
         ("size", if size { "1" } else { "" }),
         ("filters", &filters(&args.filter)?),
     ]);
-    let containers = client.get(&format!("/containers/json{query}")).await?;
-    let rows: Vec<Map<String, Value>> = containers
-        .as_array()
-        .into_iter()
-        .flatten()
+    let containers: Vec<ContainerSummary> = client.get(&format!("/containers/json{query}")).await?;
+    let rows = containers
+        .iter()
         .map(|container| row(container, args.no_trunc))
         .collect();
     let default = if args.size {
@@ -92,8 +115,7 @@ pub(crate) async fn ps(client: &Client, args: PsArgs) -> Outcome {
     Ok(0)
 }
 
-pub(crate) fn row(container: &Value, no_trunc: bool) -> Map<String, Value> {
-    let text = |key: &str| container[key].as_str().unwrap_or_default();
+pub(crate) fn row(container: &ContainerSummary, no_trunc: bool) -> Row {
     let short = |id: &str| {
         if no_trunc {
             id.to_owned()
@@ -101,65 +123,57 @@ pub(crate) fn row(container: &Value, no_trunc: bool) -> Map<String, Value> {
             id.chars().take(12).collect()
         }
     };
-    let created = container["Created"].as_i64().unwrap_or(0);
-    let local = jiff::Timestamp::from_second(created)
-        .unwrap_or_default()
-        .to_zoned(jiff::tz::TimeZone::system());
-    let join = |values: Vec<String>| values.join(",");
-    let names = container["Names"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .map(|name| name.trim_start_matches('/').to_owned())
+    let cut = |text: &str, most: usize| {
+        if no_trunc {
+            text.to_owned()
+        } else {
+            ellipsis(text, most)
+        }
+    };
+    let image = match container.image.as_str() {
+        "" => "<no image>".to_owned(),
+        image => match image.strip_prefix("sha256:") {
+            Some(digits) if !no_trunc => short(digits),
+            _ => image.to_owned(),
+        },
+    };
+    let names: Vec<&str> = container
+        .names
+        .iter()
+        .map(|name| name.trim_start_matches('/'))
         // Names that contain a slash come from links.
         .filter(|name| no_trunc || !name.contains('/'))
         .collect();
-    let labels = container["Labels"].as_object().cloned().unwrap_or_default();
-    let mounts = container["Mounts"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .map(|mount| {
-            mount["Name"]
-                .as_str()
-                .filter(|name| !name.is_empty())
-                .or(mount["Source"].as_str())
-                .unwrap_or_default()
-        })
-        .map(|source| {
-            if no_trunc {
-                source.to_owned()
-            } else {
-                ellipsis(source, 15)
-            }
-        });
-    let command = if no_trunc {
-        text("Command").to_owned()
-    } else {
-        ellipsis(text("Command"), 20)
+    let source = |mount: &MountPoint| {
+        let has_name = !mount.name.is_empty();
+        cut(if has_name { &mount.name } else { &mount.source }, 15)
     };
-    let image = text("Image");
-    let sizes = (
-        container["SizeRw"].as_u64().unwrap_or(0),
-        container["SizeRootFs"].as_u64().unwrap_or(0),
-    );
-    let fields = json!({
-        "ID": short(text("Id")),
-        "Image": if image.is_empty() { "<no image>".to_owned() } else if image.starts_with("sha256:") && !no_trunc { short(&image[7..]) } else { image.to_owned() },
-        "Command": format!("{command:?}"),
-        "CreatedAt": local.strftime("%Y-%m-%d %H:%M:%S %z %Z").to_string(),
-        "RunningFor": ago(created),
-        "Ports": ports::column(&container["Ports"]),
-        "State": text("State"),
-        "Status": text("Status"),
-        "Size": if sizes.1 > 0 { format!("{} (virtual {})", size::decimal(sizes.0, 3), size::decimal(sizes.1, 3)) } else { size::decimal(sizes.0, 3) },
-        "Names": join(names),
-        "Labels": labels,
-        "Mounts": join(mounts.collect()),
-        "LocalVolumes": container["Mounts"].as_array().into_iter().flatten().filter(|mount| mount["Driver"] == "local").count().to_string(),
-        "Networks": join(container["NetworkSettings"]["Networks"].as_object().into_iter().flatten().map(|(name, _)| name.clone()).collect()),
-        "Platform": Value::Null,
-    });
-    fields.as_object().cloned().unwrap_or_default()
+    let mounts: Vec<String> = container.mounts.iter().map(source).collect();
+    let local = container
+        .mounts
+        .iter()
+        .filter(|mount| mount.driver == "local");
+    let networks = &container.network_settings.networks;
+    let networks: Vec<&str> = networks.keys().map(String::as_str).collect();
+    let writable = size::decimal(container.size_rw.unwrap_or(0), 3);
+    Row {
+        id: short(&container.id),
+        image,
+        command: format!("{:?}", cut(&container.command, 20)),
+        created_at: local_time(container.created),
+        running_for: ago(container.created),
+        ports: ports::column(&container.ports),
+        state: container.state.clone(),
+        status: container.status.clone(),
+        size: match container.size_root_fs {
+            None | Some(0) => writable,
+            Some(all) => format!("{writable} (virtual {})", size::decimal(all, 3)),
+        },
+        names: names.join(","),
+        labels: container.labels.clone(),
+        mounts: mounts.join(","),
+        local_volumes: local.count().to_string(),
+        networks: networks.join(","),
+        platform: None,
+    }
 }

@@ -1,6 +1,7 @@
 //! The `rename` command.
 
 use clap::Args;
+use whelk_api_types::Empty;
 
 use crate::client::{Client, escape_name, query};
 use crate::{Failure, Outcome};
@@ -19,14 +20,11 @@ pub(crate) async fn rename(client: &Client, args: RenameArgs) -> Outcome {
         ));
     }
     client
-        .post(
-            &format!(
-                "/containers/{}/rename{}",
-                escape_name(name),
-                query(&[("name", new_name)])
-            ),
-            None,
-        )
+        .post::<Empty>(&format!(
+            "/containers/{}/rename{}",
+            escape_name(name),
+            query(&[("name", new_name)])
+        ))
         .await
         .map_err(|error| {
             Failure::new(format!(

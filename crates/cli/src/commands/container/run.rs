@@ -1,7 +1,7 @@
 //! The `run` command: creates, attaches, starts, waits.
 
 use clap::Args;
-use serde_json::Value;
+use whelk_api_types::{ContainerWaitResponse, Empty};
 
 use crate::client::Client;
 use crate::commands::container::create::{CreateContainerArgs, make};
@@ -119,8 +119,8 @@ pub(crate) async fn run(client: &Client, args: RunArgs) -> Outcome {
     Ok(exit_code(&status))
 }
 
-pub(crate) fn exit_code(status: &Value) -> u8 {
-    u8::try_from(status["StatusCode"].as_i64().unwrap_or(0)).unwrap_or(NOT_RUN)
+pub(crate) fn exit_code(status: &ContainerWaitResponse) -> u8 {
+    u8::try_from(status.status_code).unwrap_or(NOT_RUN)
 }
 
 pub(crate) fn not_run(text: &str) -> Failure {
@@ -129,7 +129,8 @@ pub(crate) fn not_run(text: &str) -> Failure {
 
 /// Starts a container. If its program cannot be executed, the exit code is the one that shells use.
 async fn start(client: &Client, id: &str) -> Outcome<()> {
-    let Err(error) = client.post(&format!("/containers/{id}/start"), None).await else {
+    let path = format!("/containers/{id}/start");
+    let Err(error) = client.post::<Empty>(&path).await else {
         return Ok(());
     };
     let text = error.to_string();

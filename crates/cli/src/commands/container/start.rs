@@ -1,6 +1,7 @@
 //! The `start` command.
 
 use clap::Args;
+use whelk_api_types::{ContainerInspectResponse, Empty};
 
 use crate::client::{Client, escape_name};
 use crate::commands::arguments::not_available;
@@ -46,7 +47,7 @@ pub(crate) async fn start(client: &Client, args: StartArgs) -> Outcome {
         let (mut failed, mut unwritten) = (Vec::new(), None);
         for name in &args.containers {
             match client
-                .post(&format!("/containers/{}/start", escape_name(name)), None)
+                .post::<Empty>(&format!("/containers/{}/start", escape_name(name)))
                 .await
             {
                 Ok(_) => match print_line!("{name}") {
@@ -73,19 +74,19 @@ pub(crate) async fn start(client: &Client, args: StartArgs) -> Outcome {
             "you cannot start and attach multiple containers at once",
         ));
     };
-    let container = client
+    let container: ContainerInspectResponse = client
         .get(&format!("/containers/{}/json", escape_name(name)))
         .await?;
-    let id = container["Id"].as_str().unwrap_or_default().to_owned();
-    let tty = container["Config"]["Tty"] == true;
-    let stdin = args.interactive && container["Config"]["OpenStdin"] == true;
+    let id = container.id;
+    let tty = container.config.tty;
+    let stdin = args.interactive && container.config.open_stdin;
     let connection = client
         .hijack(
             &attach_path(&id, stdin, true, true, &args.detach_keys),
             None,
         )
         .await?;
-    let removed = container["HostConfig"]["AutoRemove"] == true;
+    let removed = container.host_config.auto_remove;
     let wait = wait_request(client, &id, if removed { "removed" } else { "next-exit" }).await?;
     let signals = (!tty).then(|| forward_signals(client, &id));
     let streams = Streams {
@@ -94,7 +95,7 @@ pub(crate) async fn start(client: &Client, args: StartArgs) -> Outcome {
         detach_keys: args.detach_keys,
     };
     client
-        .post(&format!("/containers/{id}/start"), None)
+        .post::<Empty>(&format!("/containers/{id}/start"))
         .await?;
     let size = tty.then(|| follow_size(client, format!("/containers/{id}/resize")));
     let ended = pump(connection, &streams).await;

@@ -1,6 +1,7 @@
 //! The `stop` command, and `restart`, which has the same flags.
 
 use clap::Args;
+use whelk_api_types::Empty;
 
 use crate::Outcome;
 use crate::client::{Client, escape_name, query};
@@ -32,10 +33,10 @@ pub(super) async fn end(client: &Client, args: StopArgs, action: &str) -> Outcom
     let query = query(&[("signal", &args.signal), ("t", &timeout)]);
     for_each(&args.containers, async |name| {
         client
-            .post(
-                &format!("/containers/{}/{action}{query}", escape_name(name)),
-                None,
-            )
+            .post::<Empty>(&format!(
+                "/containers/{}/{action}{query}",
+                escape_name(name)
+            ))
             .await?;
         print_line!("{name}")?;
         Ok(())

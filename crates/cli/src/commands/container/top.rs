@@ -1,7 +1,7 @@
 //! The `top` command.
 
 use clap::Args;
-use serde_json::Value;
+use whelk_api_types::ContainerTopResponse;
 
 use crate::Outcome;
 use crate::client::{Client, escape_name, query};
@@ -23,24 +23,15 @@ pub(crate) struct TopArgs {
 const MIN_WIDTH: usize = 20;
 
 pub(crate) async fn top(client: &Client, args: TopArgs) -> Outcome {
-    let top = client
+    let top: ContainerTopResponse = client
         .get(&format!(
             "/containers/{}/top{}",
             escape_name(&args.container),
             query(&[("ps_args", &args.options.join(" "))])
         ))
         .await?;
-    let line = |cells: &Value| {
-        cells
-            .as_array()
-            .into_iter()
-            .flatten()
-            .map(|cell| cell.as_str().unwrap_or_default())
-            .collect::<Vec<_>>()
-            .join("\t")
-    };
-    let mut lines = vec![line(&top["Titles"])];
-    lines.extend(top["Processes"].as_array().into_iter().flatten().map(line));
+    let rows = std::iter::once(&top.titles).chain(&top.processes);
+    let lines: Vec<String> = rows.map(|cells| cells.join("	")).collect();
     print(&align_at_least(&lines, MIN_WIDTH))?;
     Ok(0)
 }

@@ -1,7 +1,7 @@
 //! The `update` command.
 
 use clap::Args;
-use serde_json::json;
+use whelk_api_types::{ContainerUpdateResponse, RestartPolicy, UpdateConfig};
 
 use crate::client::{Client, escape_name};
 use crate::commands::container::create::limits::{nano_cpus, restart_policy};
@@ -95,25 +95,32 @@ pub(crate) async fn update(client: &Client, args: UpdateArgs) -> Outcome {
             "you must provide one or more flags when using this command",
         ));
     }
-    let mut body = json!({
-        "BlkioWeight": args.blkio_weight.unwrap_or(0), "CpuPeriod": args.cpu_period.unwrap_or(0), "CpuQuota": args.cpu_quota.unwrap_or(0),
-        "CpuRealtimePeriod": args.cpu_rt_period.unwrap_or(0), "CpuRealtimeRuntime": args.cpu_rt_runtime.unwrap_or(0), "CpuShares": args.cpu_shares.unwrap_or(0),
-        "NanoCpus": args.cpus.as_deref().map_or(Ok(0), nano_cpus)?, "CpusetCpus": args.cpuset_cpus.unwrap_or_default(), "CpusetMems": args.cpuset_mems.unwrap_or_default(),
-        "Memory": size(&args.memory, "-m, --memory")?, "MemoryReservation": size(&args.memory_reservation, "--memory-reservation")?, "MemorySwap": size(&args.memory_swap, "--memory-swap")?, "PidsLimit": args.pids_limit,
-    });
-    if let Some(policy) = &args.restart {
-        body["RestartPolicy"] =
-            restart_policy(policy).map_err(|failure| Failure::new(failure.text))?;
-    }
+    let body = UpdateConfig {
+        blkio_weight: args.blkio_weight.unwrap_or(0),
+        cpu_period: args.cpu_period.unwrap_or(0),
+        cpu_quota: args.cpu_quota.unwrap_or(0),
+        cpu_realtime_period: args.cpu_rt_period.unwrap_or(0),
+        cpu_realtime_runtime: args.cpu_rt_runtime.unwrap_or(0),
+        cpu_shares: args.cpu_shares.unwrap_or(0),
+        nano_cpus: args.cpus.as_deref().map_or(Ok(0), nano_cpus)?,
+        cpuset_cpus: args.cpuset_cpus.unwrap_or_default(),
+        cpuset_mems: args.cpuset_mems.unwrap_or_default(),
+        memory: size(&args.memory, "-m, --memory")?,
+        memory_reservation: size(&args.memory_reservation, "--memory-reservation")?,
+        memory_swap: size(&args.memory_swap, "--memory-swap")?,
+        pids_limit: args.pids_limit,
+        restart_policy: match &args.restart {
+            Some(policy) => restart_policy(policy).map_err(|failure| Failure::new(failure.text))?,
+            None => RestartPolicy::default(),
+        },
+        ..UpdateConfig::default()
+    };
     for_each(&args.containers, async |name| {
-        let answer = client
-            .post(
-                &format!("/containers/{}/update", escape_name(name)),
-                Some(&body),
-            )
+        let answer: ContainerUpdateResponse = client
+            .post_json(&format!("/containers/{}/update", escape_name(name)), &body)
             .await?;
-        for warning in answer["Warnings"].as_array().into_iter().flatten() {
-            warn_line!("{}", warning.as_str().unwrap_or_default());
+        for warning in answer.warnings.unwrap_or_default() {
+            warn_line!("{warning}");
         }
         print_line!("{name}")?;
         Ok(())

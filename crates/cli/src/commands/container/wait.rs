@@ -1,5 +1,7 @@
 //! The `wait` command, and the wait request of `run` and `start`.
 
+use whelk_api_types::ContainerWaitResponse;
+
 use crate::Outcome;
 use crate::client::{ApiError, Client, escape_name, query};
 use crate::commands::container::Names;
@@ -10,10 +12,10 @@ use crate::output::print_line;
 pub(crate) async fn wait(client: &Client, names: Names) -> Outcome {
     for_each(&names.containers, async |name| {
         let response = wait_request(client, &escape_name(name), "").await?;
-        let status = crate::client::read(response)
+        let status: ContainerWaitResponse = crate::client::read(response)
             .await
             .map_err(|error| unless_lost(error, || lost("waiting for", name, KEEPS_RUNNING)))?;
-        print_line!("{}", status["StatusCode"])?;
+        print_line!("{}", status.status_code)?;
         Ok(())
     })
     .await

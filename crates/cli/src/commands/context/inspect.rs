@@ -1,13 +1,16 @@
 //! The `context inspect` command.
 
+use std::collections::BTreeMap;
+
 use clap::Args;
-use serde_json::{Map, Value, json};
+use serde::Serialize;
+use serde_json::{Map, Value};
 
 use super::{load, store};
 use crate::commands::inspect::pretty;
 use crate::context::{Context, DEFAULT, ENDPOINT, Store, TlsFiles, go_escaped};
 use crate::endpoint::RootFlags;
-use crate::format::template::{Mode, Template, failure, typed};
+use crate::format::template::{Mode, Template, failure, json, typed};
 use crate::output::print;
 use crate::{Failure, Outcome};
 
@@ -67,37 +70,60 @@ fn describe(flags: &RootFlags, name: &str) -> Outcome<Value> {
     if name == DEFAULT {
         let (context, tls) = load(flags, name)?;
         let in_memory = "<IN MEMORY>".to_owned();
-        return Ok(object(&context, listed(&tls), in_memory.clone(), in_memory));
+        return object(&context, listed(&tls), in_memory.clone(), in_memory);
     }
     let store: Store = store(flags)?;
     let context = store.read(name).map_err(Failure::new)?;
     let path = |path: std::path::PathBuf| path.display().to_string();
-    Ok(object(
+    object(
         &context,
-        json!(store.tls_names(name)?),
+        store.tls_names(name)?,
         path(store.metadata_directory(name)),
         path(store.tls_directory(name)),
-    ))
+    )
 }
 
-fn listed(tls: &TlsFiles) -> Value {
+/// The names of the PEM files by endpoint.
+type TlsNames = BTreeMap<String, Vec<String>>;
+
+/// A context in Docker's order, whatever the order in the file.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Shown<'c> {
+    name: &'c str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metadata: Option<&'c Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    endpoints: Option<Value>,
+    #[serde(rename = "TLSMaterial")]
+    tls_material: TlsNames,
+    storage: Storage,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Storage {
+    metadata_path: String,
+    #[serde(rename = "TLSPath")]
+    tls_path: String,
+}
+
+fn listed(tls: &TlsFiles) -> TlsNames {
     let names = tls
         .iter()
-        .map(|(endpoint, files)| (endpoint.clone(), json!(files.keys().collect::<Vec<_>>())));
-    Value::Object(names.collect())
+        .map(|(endpoint, files)| (endpoint.clone(), files.keys().cloned().collect()));
+    names.collect()
 }
 
-fn object(context: &Context, tls: Value, metadata_path: String, tls_path: String) -> Value {
-    // In Docker's order, whatever the order in the file.
-    let mut object = Map::new();
-    object.insert("Name".into(), context.name().into());
-    for key in ["Metadata", "Endpoints"] {
-        if let Some(value) = context.0.get(key) {
-            object.insert(key.into(), value.clone());
-        }
-    }
-    if let Some(endpoint) = object
-        .get_mut("Endpoints")
+fn object(
+    context: &Context,
+    tls_material: TlsNames,
+    metadata_path: String,
+    tls_path: String,
+) -> Outcome<Value> {
+    let mut endpoints = context.0.get("Endpoints").cloned();
+    if let Some(endpoint) = endpoints
+        .as_mut()
         .and_then(|endpoints| endpoints.get_mut(ENDPOINT))
     {
         let mut shown = Map::new();
@@ -107,8 +133,14 @@ fn object(context: &Context, tls: Value, metadata_path: String, tls_path: String
         shown.insert("SkipTLSVerify".into(), context.skip_verify().into());
         *endpoint = Value::Object(shown);
     }
-    object.insert("TLSMaterial".into(), tls);
-    let storage = json!({"MetadataPath": metadata_path, "TLSPath": tls_path});
-    object.insert("Storage".into(), storage);
-    Value::Object(object)
+    json(&Shown {
+        name: context.name(),
+        metadata: context.0.get("Metadata"),
+        endpoints,
+        tls_material,
+        storage: Storage {
+            metadata_path,
+            tls_path,
+        },
+    })
 }

@@ -1,7 +1,7 @@
 //! The `context ls` command.
 
 use clap::Args;
-use serde_json::{Map, Value, json};
+use serde::Serialize;
 
 use super::{DEFAULT_DESCRIPTION, store};
 use crate::Outcome;
@@ -37,6 +37,16 @@ const TABLE: Table = Table {
 /// Maximum length of an error in characters.
 const MAX_ERROR: usize = 45;
 
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Row {
+    current: bool,
+    description: String,
+    docker_endpoint: String,
+    error: String,
+    name: String,
+}
+
 pub(super) fn ls(flags: &RootFlags, args: LsArgs) -> Outcome {
     let store = store(flags)?;
     let current = flags.context();
@@ -49,19 +59,21 @@ pub(super) fn ls(flags: &RootFlags, args: LsArgs) -> Outcome {
         error = store.read(&current).err().unwrap_or_default();
         contexts.push(Context::new(&current, "", "", false));
     }
-    contexts.sort_by(|one, other| natural(Some(one.name()), Some(other.name())));
-    let row = |context: &Context| -> Map<String, Value> {
+    contexts.sort_by(|one, other| natural(one.name(), other.name()));
+    let row = |context: &Context| {
         let is_current = context.name() == current;
         let error = if is_current {
             ellipsis(&error, MAX_ERROR)
         } else {
             String::new()
         };
-        let fields = json!({
-            "Current": is_current, "Description": context.description(), "DockerEndpoint": context.host(),
-            "Error": error, "Name": context.name(),
-        });
-        fields.as_object().cloned().unwrap_or_default()
+        Row {
+            current: is_current,
+            description: context.description().to_owned(),
+            docker_endpoint: context.host().to_owned(),
+            error,
+            name: context.name().to_owned(),
+        }
     };
     let rows = contexts.iter().map(row).collect();
     let default =

@@ -1,14 +1,15 @@
 //! The `history` command.
 
 use clap::Args;
-use serde_json::{Map, Value, json};
+use serde::Serialize;
+use whelk_api_types::ImageHistoryResponseItem;
 use whelk_text::size;
 
 use crate::Outcome;
 use crate::client::{Client, escape_name, query};
 use crate::commands::image::platform::platform_json;
 use crate::format::table::Table;
-use crate::format::units::{ago, ellipsis};
+use crate::format::units::{ago, ellipsis, short_id};
 
 #[derive(Debug, Args)]
 pub(crate) struct HistoryArgs {
@@ -44,35 +45,53 @@ const HISTORY: Table = Table {
     ],
 };
 
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Row {
+    #[serde(rename = "ID")]
+    id: String,
+    created_since: String,
+    created_at: String,
+    created_by: String,
+    size: String,
+    comment: String,
+}
+
 pub(crate) async fn history(client: &Client, args: HistoryArgs) -> Outcome {
     let query = query(&[("platform", &platform_json(&args.platform)?)]);
-    let steps = client
+    let steps: Vec<ImageHistoryResponseItem> = client
         .get(&format!(
             "/images/{}/history{query}",
             escape_name(&args.image)
         ))
         .await?;
-    let row = |step: &Value| -> Map<String, Value> {
-        let id = step["Id"].as_str().unwrap_or_default();
-        let created = step["Created"].as_i64().unwrap_or(0);
-        let bytes = step["Size"].as_u64().unwrap_or(0);
-        let by = step["CreatedBy"]
-            .as_str()
-            .unwrap_or_default()
-            .replace('\t', " ");
-        let at = jiff::Timestamp::from_second(created)
+    let row = |step: ImageHistoryResponseItem| {
+        let by = step.created_by.replace('\t', " ");
+        let at = jiff::Timestamp::from_second(step.created)
             .unwrap_or_default()
             .to_string();
-        let fields = json!({
-            "ID": if args.no_trunc || id == "<missing>" { id.to_owned() } else { id.trim_start_matches("sha256:").chars().take(12).collect() },
-            "CreatedSince": if args.human { ago(created) } else { at.clone() }, "CreatedAt": at,
-            "CreatedBy": if args.no_trunc { by } else { ellipsis(&by, 45) },
-            "Size": if args.human { size::decimal(bytes, 3) } else { bytes.to_string() },
-            "Comment": step["Comment"],
-        });
-        fields.as_object().cloned().unwrap_or_default()
+        Row {
+            id: if args.no_trunc || step.id == "<missing>" {
+                step.id
+            } else {
+                short_id(&step.id)
+            },
+            created_since: if args.human {
+                ago(step.created)
+            } else {
+                at.clone()
+            },
+            created_at: at,
+            created_by: if args.no_trunc { by } else { ellipsis(&by, 45) },
+            size: if args.human {
+                size::decimal(step.size, 3)
+            } else {
+                step.size.to_string()
+            },
+            comment: step.comment,
+        }
     };
-    let rows = steps.as_array().into_iter().flatten().map(row).collect();
+    let rows = steps.into_iter().map(row).collect();
     let created = if args.human {
         "CreatedSince"
     } else {

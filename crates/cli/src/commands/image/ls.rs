@@ -1,14 +1,15 @@
 //! The `images` command.
 
 use clap::Args;
-use serde_json::{Value, json};
+use serde::Serialize;
+use whelk_api_types::ImageSummary;
 use whelk_text::size;
 
 use crate::Outcome;
 use crate::client::{Client, query};
 use crate::commands::arguments::{filters, not_available};
 use crate::format::table::Table;
-use crate::format::units::ago;
+use crate::format::units::{ago, local_time, short_id};
 
 #[derive(Debug, Args)]
 pub(crate) struct ImagesArgs {
@@ -55,6 +56,29 @@ const TABLE: Table = Table {
     ],
 };
 
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Row {
+    repository: String,
+    tag: String,
+    digest: &'static str,
+    #[serde(rename = "ID")]
+    id: String,
+    created_since: String,
+    created_at: String,
+    size: String,
+    virtual_size: String,
+    shared_size: String,
+    unique_size: String,
+    containers: String,
+}
+
+/// What Docker shows for a name that an image does not have.
+const NONE: &str = "<none>";
+
+/// What Docker shows for a number that the engine was not asked for.
+const UNKNOWN: &str = "N/A";
+
 pub(crate) async fn images(client: &Client, args: ImagesArgs) -> Outcome {
     not_available(&[("--tree", args.tree)], "trees of images are")?;
     let mut given = args.filter.clone();
@@ -63,7 +87,7 @@ pub(crate) async fn images(client: &Client, args: ImagesArgs) -> Outcome {
             .as_ref()
             .map(|repository| format!("reference={repository}")),
     );
-    let images = client
+    let images: Vec<ImageSummary> = client
         .get(&format!(
             "/images/json{}",
             query(&[
@@ -72,43 +96,10 @@ pub(crate) async fn images(client: &Client, args: ImagesArgs) -> Outcome {
             ])
         ))
         .await?;
-    let mut rows = Vec::new();
-    for image in images.as_array().into_iter().flatten() {
-        let id = image["Id"].as_str().unwrap_or_default();
-        let created = image["Created"].as_i64().unwrap_or(0);
-        let local = jiff::Timestamp::from_second(created)
-            .unwrap_or_default()
-            .to_zoned(jiff::tz::TimeZone::system());
-        let (total, shared) = (
-            image["Size"].as_u64().unwrap_or(0),
-            image["SharedSize"].as_u64(),
-        );
-        // The engine sends -1 for values that were not requested.
-        let shown = |bytes: Option<u64>| {
-            bytes.map_or_else(|| "N/A".to_owned(), |bytes| size::decimal(bytes, 4))
-        };
-        let tags: Vec<&str> = image["RepoTags"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(Value::as_str)
-            .collect();
-        for name in if tags.is_empty() {
-            vec!["<none>:<none>"]
-        } else {
-            tags
-        } {
-            let (repository, tag) = name.rsplit_once(':').unwrap_or((name, "<none>"));
-            let fields = json!({
-                "Repository": repository, "Tag": tag, "Digest": "<none>",
-                "ID": if args.no_trunc { id.to_owned() } else { id.trim_start_matches("sha256:").chars().take(12).collect() },
-                "CreatedSince": ago(created), "CreatedAt": local.strftime("%Y-%m-%d %H:%M:%S %z %Z").to_string(),
-                "Size": size::decimal(total, 3), "VirtualSize": size::decimal(total, 4), "SharedSize": shown(shared), "UniqueSize": shown(shared.map(|shared| total.saturating_sub(shared))),
-                "Containers": image["Containers"].as_u64().map_or_else(|| "N/A".to_owned(), |count| count.to_string()),
-            });
-            rows.push(fields.as_object().cloned().unwrap_or_default());
-        }
-    }
+    let rows = images
+        .iter()
+        .flat_map(|image| rows(image, args.no_trunc))
+        .collect();
     let default = if args.digests {
         "{{.Repository}}\t{{.Tag}}\t{{.Digest}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}"
     } else {
@@ -116,4 +107,39 @@ pub(crate) async fn images(client: &Client, args: ImagesArgs) -> Outcome {
     };
     TABLE.print(&args.format, args.quiet, default, rows)?;
     Ok(0)
+}
+
+/// Returns a row for each name of an image; one without a name has a row too.
+fn rows(image: &ImageSummary, no_trunc: bool) -> Vec<Row> {
+    // The engine sends -1 for values that were not requested.
+    let shown = |bytes: Option<u64>| {
+        bytes.map_or_else(|| UNKNOWN.to_owned(), |bytes| size::decimal(bytes, 4))
+    };
+    let shared = u64::try_from(image.shared_size).ok();
+    let containers = u64::try_from(image.containers).ok();
+    let row = |name: &str| {
+        let (repository, tag) = name.rsplit_once(':').unwrap_or((name, NONE));
+        Row {
+            repository: repository.to_owned(),
+            tag: tag.to_owned(),
+            digest: NONE,
+            id: if no_trunc {
+                image.id.clone()
+            } else {
+                short_id(&image.id)
+            },
+            created_since: ago(image.created),
+            created_at: local_time(image.created),
+            size: size::decimal(image.size, 3),
+            virtual_size: size::decimal(image.size, 4),
+            shared_size: shown(shared),
+            unique_size: shown(shared.map(|shared| image.size.saturating_sub(shared))),
+            containers: containers.map_or_else(|| UNKNOWN.to_owned(), |count| count.to_string()),
+        }
+    };
+    if image.repo_tags.is_empty() {
+        vec![row(NONE)]
+    } else {
+        image.repo_tags.iter().map(|name| row(name)).collect()
+    }
 }

@@ -1,8 +1,17 @@
 //! The platforms that `--platform` names.
 
-use serde_json::json;
+use serde::Serialize;
 
 use crate::{Failure, Outcome};
+
+/// A platform as query parameters have it, which are in the form of the OCI's image specification.
+#[derive(Serialize)]
+struct Platform<'t> {
+    architecture: &'t str,
+    os: &'t str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    variant: &'t str,
+}
 
 /// Encodes a platform (`os[/arch[/variant]]` or an architecture alone) as the API's JSON; empty for
 /// an empty text.
@@ -36,9 +45,10 @@ pub(crate) fn platform_json(text: &str) -> Outcome<String> {
             )));
         }
     };
-    let mut platform = json!({"architecture": architecture, "os": os});
-    if !variant.is_empty() {
-        platform["variant"] = json!(variant);
-    }
-    Ok(platform.to_string())
+    let platform = Platform {
+        architecture,
+        os,
+        variant,
+    };
+    serde_json::to_string(&platform).map_err(|error| Failure::new(error.to_string()))
 }

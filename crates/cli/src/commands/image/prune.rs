@@ -1,7 +1,7 @@
 //! The `image prune` command.
 
 use clap::Args;
-use serde_json::Value;
+use whelk_api_types::{ImageDeleteResponseItem, ImagePruneResponse};
 use whelk_text::size;
 
 use crate::Outcome;
@@ -39,21 +39,21 @@ pub(crate) async fn prune(client: &Client, args: PruneArgs) -> Outcome {
     }
     let filters = prune_filters(&given)?;
     let path = format!("/images/prune{}", query(&[("filters", &filters)]));
-    let answer = client.post(&path, None).await?;
-    if answer["ImagesDeleted"].is_array() {
+    let answer: ImagePruneResponse = client.post(&path).await?;
+    if let Some(deleted) = answer.images_deleted {
         print_line!("Deleted Images:")?;
-        print_pruned(&answer["ImagesDeleted"])?;
+        print_pruned(&deleted)?;
         print_line!("")?;
     }
     print_line!(
         "Total reclaimed space: {}",
-        size::decimal(answer["SpaceReclaimed"].as_u64().unwrap_or(0), 4)
+        size::decimal(answer.space_reclaimed, 4)
     )?;
     Ok(0)
 }
 
 /// Prints the removals of a prune: `untagged: …` and `deleted: …`.
-pub(crate) fn print_pruned(removed: &Value) -> Outcome<()> {
+pub(crate) fn print_pruned(removed: &[ImageDeleteResponseItem]) -> Outcome<()> {
     for (action, name) in actions(removed) {
         print_line!("{}: {name}", action.to_lowercase())?;
     }

@@ -1,7 +1,7 @@
 //! The `rmi` command.
 
 use clap::Args;
-use serde_json::Value;
+use whelk_api_types::ImageDeleteResponseItem;
 
 use crate::Outcome;
 use crate::client::{Client, escape_name, query};
@@ -42,7 +42,7 @@ pub(crate) async fn rmi(client: &Client, args: RmiArgs) -> Outcome {
     );
     let query = query(&parameters);
     for_each(&args.images, async |name| {
-        let removed = match client
+        let removed: Vec<ImageDeleteResponseItem> = match client
             .delete(&format!("/images/{}{query}", escape_name(name)))
             .await
         {
@@ -60,13 +60,13 @@ pub(crate) async fn rmi(client: &Client, args: RmiArgs) -> Outcome {
     .await
 }
 
-/// Returns the entries of a removal response: the action and the image it applies to.
-pub(super) fn actions(removed: &Value) -> impl Iterator<Item = (&str, &str)> {
-    let entries = removed
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_object)
-        .flatten();
-    entries.map(|(action, name)| (action.as_str(), name.as_str().unwrap_or_default()))
+/// Returns the entries of a removal response: the action and the name or ID it applies to.
+pub(super) fn actions(
+    removed: &[ImageDeleteResponseItem],
+) -> impl Iterator<Item = (&'static str, &str)> {
+    removed.iter().flat_map(|item| {
+        let untagged = item.untagged.as_deref().map(|name| ("Untagged", name));
+        let deleted = item.deleted.as_deref().map(|id| ("Deleted", id));
+        untagged.into_iter().chain(deleted)
+    })
 }

@@ -1,6 +1,7 @@
 //! The `tag` command.
 
 use clap::Args;
+use whelk_api_types::Empty;
 
 use crate::client::{ApiError, Client, escape_name, query};
 use crate::{Failure, Outcome};
@@ -23,14 +24,11 @@ pub(crate) async fn tag(client: &Client, args: TagArgs) -> Outcome {
     }
     // The engine splits name and tag.
     match client
-        .post(
-            &format!(
-                "/images/{}/tag{}",
-                escape_name(source),
-                query(&[("repo", target)])
-            ),
-            None,
-        )
+        .post::<Empty>(&format!(
+            "/images/{}/tag{}",
+            escape_name(source),
+            query(&[("repo", target)])
+        ))
         .await
     {
         Err(error) if is_about_grammar(&error) => Err(malformed(target, &error.message)),

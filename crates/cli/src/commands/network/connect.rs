@@ -1,10 +1,10 @@
 //! The `network connect` command.
 
 use clap::Args;
-use serde_json::json;
+use whelk_api_types::{Empty, EndpointIpamConfig, EndpointSettings, NetworkConnectRequest};
 
 use crate::client::{Client, escape_name};
-use crate::commands::arguments::key_values;
+use crate::commands::arguments::{given, key_values};
 use crate::{Failure, Outcome};
 
 #[derive(Debug, Args)]
@@ -47,20 +47,30 @@ pub(super) async fn connect(client: &Client, args: ConnectArgs) -> Outcome {
         ));
     }
     check_container(&args.network, &args.container)?;
-    let body = json!({
-        "Container": args.container,
-        "EndpointConfig": {
-            "IPAMConfig": {"IPv4Address": args.ip, "IPv6Address": args.ip6, "LinkLocalIPs": args.link_local_ip},
-            "Aliases": args.alias, "Links": args.link, "DriverOpts": key_values(&args.driver_opt), "GwPriority": args.gw_priority,
-        },
-    });
-    client
-        .post(
-            &format!("/networks/{}/connect", escape_name(&args.network)),
-            Some(&body),
-        )
-        .await?;
+    let path = format!("/networks/{}/connect", escape_name(&args.network));
+    let body = NetworkConnectRequest {
+        endpoint_config: endpoint(&args),
+        container: args.container,
+    };
+    client.post_json::<Empty>(&path, &body).await?;
     Ok(0)
+}
+
+/// Returns the endpoint of the request. As with Docker's CLI, links that are not given are `null`, but
+/// aliases and options are empty: `inspect` shows them so.
+fn endpoint(args: &ConnectArgs) -> EndpointSettings {
+    EndpointSettings {
+        ipam_config: Some(EndpointIpamConfig {
+            ipv4_address: args.ip.clone(),
+            ipv6_address: args.ip6.clone(),
+            link_local_ips: given(args.link_local_ip.clone()),
+        }),
+        links: given(args.link.clone()),
+        aliases: Some(args.alias.clone()),
+        driver_opts: Some(key_values(&args.driver_opt)),
+        gw_priority: args.gw_priority,
+        ..EndpointSettings::default()
+    }
 }
 
 /// Checks that a container is named, once a network is, which the request's path contains.

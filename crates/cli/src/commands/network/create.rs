@@ -2,7 +2,7 @@
 
 use clap::Args;
 use ipnet::IpNet;
-use serde_json::{Map, Value, json};
+use whelk_api_types::{Ipam, IpamConfig, NetworkCreateRequest, NetworkCreateResponse};
 
 use crate::client::Client;
 use crate::commands::arguments::{key_values, labels_of, not_available};
@@ -76,24 +76,36 @@ pub(super) async fn create(client: &Client, args: CreateNetworkArgs) -> Outcome 
     )?;
     not_available(&[("--ingress", args.ingress)], "networks of a swarm are")?;
     let config = ipam(&args)?;
-    let body = json!({
-        "Name": args.network, "Driver": args.driver, "Scope": args.scope, "EnableIPv4": args.ipv4, "EnableIPv6": args.ipv6,
-        "IPAM": {"Driver": args.ipam_driver, "Options": key_values(&args.ipam_opt), "Config": config},
-        "Internal": args.internal, "Attachable": args.attachable, "Options": key_values(&args.opt), "Labels": labels_of(&args.label, "--label")?,
-    });
-    let created = client.post("/networks/create", Some(&body)).await?;
-    print_line!("{}", created["Id"].as_str().unwrap_or_default())?;
+    let body = NetworkCreateRequest {
+        name: args.network,
+        driver: args.driver,
+        scope: args.scope,
+        enable_ipv4: args.ipv4,
+        enable_ipv6: args.ipv6,
+        ipam: Ipam {
+            driver: args.ipam_driver,
+            options: Some(key_values(&args.ipam_opt)),
+            config,
+        },
+        internal: args.internal,
+        attachable: args.attachable,
+        options: key_values(&args.opt),
+        labels: labels_of(&args.label, "--label")?,
+        ..NetworkCreateRequest::default()
+    };
+    let created: NetworkCreateResponse = client.post_json("/networks/create", &body).await?;
+    print_line!("{}", created.id)?;
     Ok(0)
 }
 
 /// Returns the IPAM configuration of each subnet, with its range, gateway and auxiliary addresses.
-fn ipam(args: &CreateNetworkArgs) -> Outcome<Vec<Value>> {
+fn ipam(args: &CreateNetworkArgs) -> Outcome<Vec<IpamConfig>> {
     if args.subnet.len() < args.ip_range.len() || args.subnet.len() < args.gateway.len() {
         return Err(Failure::new(
             "every ip-range or gateway must have a corresponding subnet",
         ));
     }
-    let mut subnets: Vec<(Option<IpNet>, Map<String, Value>)> = Vec::new();
+    let mut subnets: Vec<(Option<IpNet>, IpamConfig)> = Vec::new();
     for text in &args.subnet {
         // An invalid subnet is rejected by the engine.
         let subnet: Option<IpNet> = text.parse().ok();
@@ -109,48 +121,63 @@ fn ipam(args: &CreateNetworkArgs) -> Outcome<Vec<Value>> {
                 "multiple overlapping subnet configuration is not supported",
             ));
         }
-        subnets.push((
-            subnet,
-            [("Subnet".to_owned(), json!(text))].into_iter().collect(),
-        ));
+        let config = IpamConfig {
+            subnet: text.clone(),
+            ..IpamConfig::default()
+        };
+        subnets.push((subnet, config));
     }
-    let mut put = |what: &str, key: &str, text: &str, name: Option<&str>| {
-        let address = text
-            .split('/')
-            .next()
-            .and_then(|address| address.parse::<std::net::IpAddr>().ok());
-        let within = |subnet: &Option<IpNet>| {
-            subnet.is_some_and(|subnet| address.is_some_and(|address| subnet.contains(&address)))
-        };
-        let Some((_, config)) = subnets.iter_mut().find(|(subnet, _)| within(subnet)) else {
-            return Err(Failure::new(format!(
-                "no matching subnet for {what} {text}"
-            )));
-        };
-        match name {
-            Some(name) => config.entry(key).or_insert_with(|| json!({}))[name] = json!(text),
-            None if config.contains_key(key) => {
-                return Err(Failure::new(format!(
-                    "cannot configure multiple {what}s ({text}, {}) on the same subnet",
-                    config[key]
-                )));
-            }
-            None => drop(config.insert(key.to_owned(), json!(text))),
-        }
-        Ok(())
-    };
     for text in &args.ip_range {
-        put("range", "IPRange", text, None)?;
+        set_once(
+            &mut config_of(&mut subnets, "range", text)?.ip_range,
+            "range",
+            text,
+        )?;
     }
     for text in &args.gateway {
-        put("gateway", "Gateway", text, None)?;
+        set_once(
+            &mut config_of(&mut subnets, "gateway", text)?.gateway,
+            "gateway",
+            text,
+        )?;
     }
     for text in &args.aux_address {
         let (name, address) = text.split_once('=').unwrap_or((text, ""));
-        put("aux-address", "AuxiliaryAddresses", address, Some(name))?;
+        let config = config_of(&mut subnets, "aux-address", address)?;
+        let addresses = &mut config.auxiliary_addresses;
+        addresses.insert(name.to_owned(), address.to_owned());
     }
-    Ok(subnets
-        .into_iter()
-        .map(|(_, config)| Value::Object(config))
-        .collect())
+    Ok(subnets.into_iter().map(|(_, config)| config).collect())
+}
+
+/// Returns the configuration of the subnet that contains an address.
+fn config_of<'s>(
+    subnets: &'s mut [(Option<IpNet>, IpamConfig)],
+    what: &str,
+    text: &str,
+) -> Outcome<&'s mut IpamConfig> {
+    let address = text
+        .split('/')
+        .next()
+        .and_then(|address| address.parse::<std::net::IpAddr>().ok());
+    let within = |subnet: &Option<IpNet>| {
+        subnet.is_some_and(|subnet| address.is_some_and(|address| subnet.contains(&address)))
+    };
+    match subnets.iter_mut().find(|(subnet, _)| within(subnet)) {
+        Some((_, config)) => Ok(config),
+        None => Err(Failure::new(format!(
+            "no matching subnet for {what} {text}"
+        ))),
+    }
+}
+
+/// Sets a part of a subnet's configuration that can be given only once.
+fn set_once(field: &mut String, what: &str, text: &str) -> Outcome<()> {
+    if !field.is_empty() {
+        return Err(Failure::new(format!(
+            "cannot configure multiple {what}s ({text}, {field:?}) on the same subnet"
+        )));
+    }
+    text.clone_into(field);
+    Ok(())
 }

@@ -1,7 +1,7 @@
 //! The `network disconnect` command.
 
 use clap::Args;
-use serde_json::json;
+use whelk_api_types::{Empty, NetworkDisconnectRequest};
 
 use crate::Outcome;
 use crate::client::{Client, escape_name};
@@ -20,12 +20,11 @@ pub(crate) struct DisconnectArgs {
 
 pub(super) async fn disconnect(client: &Client, args: DisconnectArgs) -> Outcome {
     check_container(&args.network, &args.container)?;
-    let body = json!({"Container": args.container, "Force": args.force});
-    client
-        .post(
-            &format!("/networks/{}/disconnect", escape_name(&args.network)),
-            Some(&body),
-        )
-        .await?;
+    let path = format!("/networks/{}/disconnect", escape_name(&args.network));
+    let body = NetworkDisconnectRequest {
+        container: args.container,
+        force: args.force,
+    };
+    client.post_json::<Empty>(&path, &body).await?;
     Ok(0)
 }

@@ -1,7 +1,10 @@
 //! The `network ls` command.
 
+use std::collections::BTreeMap;
+
 use clap::Args;
-use serde_json::{Value, json};
+use serde::Serialize;
+use whelk_api_types::NetworkInspect;
 
 use crate::Outcome;
 use crate::client::{Client, query};
@@ -41,31 +44,52 @@ const TABLE: Table = Table {
     ],
 };
 
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Row {
+    #[serde(rename = "ID")]
+    id: String,
+    name: String,
+    driver: String,
+    scope: String,
+    #[serde(rename = "IPv4")]
+    ipv4: String,
+    #[serde(rename = "IPv6")]
+    ipv6: String,
+    internal: String,
+    labels: BTreeMap<String, String>,
+    created_at: String,
+}
+
 pub(super) async fn ls(client: &Client, args: LsArgs) -> Outcome {
-    let networks = client
+    let mut networks: Vec<NetworkInspect> = client
         .get(&format!(
             "/networks{}",
             query(&[("filters", &filters(&args.filter)?)])
         ))
         .await?;
-    let mut networks = networks.as_array().cloned().unwrap_or_default();
-    networks.sort_by(|one, other| natural(one["Name"].as_str(), other["Name"].as_str()));
-    let row = |network: &Value| {
-        let text = |key: &str| network[key].as_str().unwrap_or_default().to_owned();
-        let switch = |key: &str| network[key].as_bool().unwrap_or(false).to_string();
-        let id = text("Id");
-        let labels = network["Labels"].as_object().cloned().unwrap_or_default();
-        let created = text("Created")
-            .parse::<jiff::Timestamp>()
-            .map(|time| time.strftime("%Y-%m-%d %H:%M:%S%.f +0000 UTC").to_string());
-        let fields = json!({
-            "ID": if args.no_trunc { id } else { id.chars().take(12).collect() },
-            "Name": text("Name"), "Driver": text("Driver"), "Scope": text("Scope"), "IPv4": switch("EnableIPv4"), "IPv6": switch("EnableIPv6"),
-            "Internal": switch("Internal"), "Labels": labels, "CreatedAt": created.unwrap_or_default(),
-        });
-        fields.as_object().cloned().unwrap_or_default()
+    networks.sort_by(|one, other| natural(&one.name, &other.name));
+    let row = |network: NetworkInspect| {
+        let created = network.created.parse::<jiff::Timestamp>();
+        let created =
+            created.map(|time| time.strftime("%Y-%m-%d %H:%M:%S%.f +0000 UTC").to_string());
+        Row {
+            id: if args.no_trunc {
+                network.id
+            } else {
+                network.id.chars().take(12).collect()
+            },
+            name: network.name,
+            driver: network.driver,
+            scope: network.scope,
+            ipv4: network.enable_ipv4.to_string(),
+            ipv6: network.enable_ipv6.to_string(),
+            internal: network.internal.to_string(),
+            labels: network.labels,
+            created_at: created.unwrap_or_default(),
+        }
     };
-    let rows = networks.iter().map(row).collect();
+    let rows = networks.into_iter().map(row).collect();
     TABLE.print(
         &args.format,
         args.quiet,

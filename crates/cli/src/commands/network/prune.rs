@@ -1,7 +1,7 @@
 //! The `network prune` command.
 
 use clap::Args;
-use serde_json::Value;
+use whelk_api_types::NetworkPruneResponse;
 
 use crate::Outcome;
 use crate::client::{Client, query};
@@ -23,21 +23,10 @@ pub(super) async fn prune(client: &Client, args: PruneArgs) -> Outcome {
     if !args.force && !confirmed("all custom networks not used by at least one container") {
         return Ok(0);
     }
-    let answer = client
-        .post(
-            &format!(
-                "/networks/prune{}",
-                query(&[("filters", &prune_filters(&args.filter)?)])
-            ),
-            None,
-        )
-        .await?;
-    let deleted: Vec<&str> = answer["NetworksDeleted"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .collect();
+    let filters = prune_filters(&args.filter)?;
+    let path = format!("/networks/prune{}", query(&[("filters", &filters)]));
+    let answer: NetworkPruneResponse = client.post(&path).await?;
+    let deleted = answer.networks_deleted.unwrap_or_default();
     if !deleted.is_empty() {
         print_line!("Deleted Networks:\n{}\n", deleted.join("\n"))?;
     }

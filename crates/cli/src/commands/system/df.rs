@@ -1,12 +1,14 @@
 //! The `system df` command.
 
 use clap::Args;
-use serde_json::{Map, Value, json};
+use serde::Serialize;
+use whelk_api_types::{ContainerSummary, SystemDataUsageResponse, Volume};
 use whelk_text::size;
 
 use crate::client::Client;
+use crate::commands::container::ps;
 use crate::format::table::{self, Table};
-use crate::format::units::ago;
+use crate::format::units::{ago, short_id};
 use crate::output::print_line;
 use crate::{Failure, Outcome};
 
@@ -33,43 +35,35 @@ const TABLE: Table = Table {
 };
 
 pub(crate) async fn df(client: &Client, args: DfArgs) -> Outcome {
-    let usage = client.get("/system/df").await?;
+    let usage: SystemDataUsageResponse = client.get("/system/df").await?;
     if args.verbose {
         if !args.format.is_empty() {
             return Err(Failure::new(
                 "--format: not available together with --verbose in this version of whelk",
             ));
         }
-        return verbose(&usage);
+        return verbose(usage);
     }
-    let list = |key: &str| usage[key].as_array().cloned().unwrap_or_default();
-    let number = |value: &Value| value.as_u64().unwrap_or(0);
-    let (images, containers, volumes) = (list("Images"), list("Containers"), list("Volumes"));
-    let used_images: Vec<&Value> = images
-        .iter()
-        .filter(|image| number(&image["Containers"]) > 0)
-        .collect();
+    let images = usage.images.unwrap_or_default();
+    let containers = usage.containers.unwrap_or_default();
+    let volumes = usage.volumes.unwrap_or_default();
+    let used_images: Vec<_> = images.iter().filter(|image| image.containers > 0).collect();
     // The size of the images in use, where layers they share are counted once.
     let used = used_images
         .iter()
-        .map(|image| number(&image["Size"]) - number(&image["SharedSize"]))
+        .map(|image| image.size.saturating_sub(unsigned(image.shared_size)))
         .sum::<u64>();
-    let layers = number(&usage["LayersSize"]);
-    let running: Vec<&Value> = containers
-        .iter()
-        .filter(|container| {
-            matches!(
-                container["State"].as_str(),
-                Some("running" | "paused" | "restarting")
-            )
-        })
-        .collect();
-    let writable = |container: &Value| number(&container["SizeRw"]);
-    let in_use: Vec<&Value> = volumes
-        .iter()
-        .filter(|volume| number(&volume["UsageData"]["RefCount"]) > 0)
-        .collect();
-    let volume_size = |volume: &Value| number(&volume["UsageData"]["Size"]);
+    let layers = usage.layers_size.unwrap_or(0);
+    let is_running = |container: &&ContainerSummary| {
+        matches!(
+            container.state.as_str(),
+            "running" | "paused" | "restarting"
+        )
+    };
+    let running: Vec<_> = containers.iter().filter(is_running).collect();
+    let writable = |container: &ContainerSummary| container.size_rw.unwrap_or(0);
+    let is_used = |volume: &&Volume| volume.usage_data.is_some_and(|usage| usage.ref_count > 0);
+    let in_use: Vec<_> = volumes.iter().filter(is_used).collect();
     let all_writable: u64 = containers.iter().map(writable).sum();
     let all_volumes: u64 = volumes.iter().map(volume_size).sum();
     let rows = [
@@ -94,7 +88,13 @@ pub(crate) async fn df(client: &Client, args: DfArgs) -> Outcome {
             all_volumes,
             all_volumes - in_use.iter().map(|one| volume_size(one)).sum::<u64>(),
         ),
-        row("Build Cache", list("BuildCache").len(), 0, 0, 0),
+        row(
+            "Build Cache",
+            usage.build_cache.unwrap_or_default().len(),
+            0,
+            0,
+            0,
+        ),
     ];
     TABLE.print(
         &args.format,
@@ -105,90 +105,86 @@ pub(crate) async fn df(client: &Client, args: DfArgs) -> Outcome {
     Ok(0)
 }
 
-fn row(
-    kind: &str,
-    total: usize,
-    active: usize,
-    bytes: u64,
-    reclaimable: u64,
-) -> Map<String, Value> {
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Row {
+    #[serde(rename = "Type")]
+    kind: &'static str,
+    total_count: String,
+    active: String,
+    size: String,
+    reclaimable: String,
+}
+
+fn row(kind: &'static str, total: usize, active: usize, bytes: u64, reclaimable: u64) -> Row {
     let share = (reclaimable * 100)
         .checked_div(bytes)
         .map_or_else(String::new, |share| format!(" ({share}%)"));
-    let fields = json!({
-        "Type": kind, "TotalCount": total.to_string(), "Active": active.to_string(), "Size": size::decimal(bytes, 4),
-        "Reclaimable": format!("{}{share}", size::decimal(reclaimable, 4)),
-    });
-    fields.as_object().cloned().unwrap_or_default()
+    Row {
+        kind,
+        total_count: total.to_string(),
+        active: active.to_string(),
+        size: size::decimal(bytes, 4),
+        reclaimable: format!("{}{share}", size::decimal(reclaimable, 4)),
+    }
 }
 
-fn verbose(usage: &Value) -> Outcome {
-    let list = |key: &str| usage[key].as_array().cloned().unwrap_or_default();
-    let bytes = |value: &Value| size::decimal(value.as_u64().unwrap_or(0), 3);
-    let short = |value: &Value| {
-        value
-            .as_str()
-            .unwrap_or_default()
-            .trim_start_matches("sha256:")
-            .chars()
-            .take(12)
-            .collect::<String>()
-    };
+/// Returns a size, which is -1 if the engine does not know it.
+fn unsigned(size: i64) -> u64 {
+    size.try_into().unwrap_or(0)
+}
+
+fn volume_size(volume: &Volume) -> u64 {
+    unsigned(volume.usage_data.unwrap_or_default().size)
+}
+
+fn verbose(usage: SystemDataUsageResponse) -> Outcome {
     let mut lines = vec![
         "REPOSITORY\tTAG\tIMAGE ID\tCREATED\tSIZE\tSHARED SIZE\tUNIQUE SIZE\tCONTAINERS".to_owned(),
     ];
-    for image in list("Images") {
-        let name = image["RepoTags"][0]
-            .as_str()
-            .unwrap_or("<none>:<none>")
-            .to_owned();
-        let (repository, tag) = name.rsplit_once(':').unwrap_or((&name, "<none>"));
-        let unique = image["Size"]
-            .as_u64()
-            .unwrap_or(0)
-            .saturating_sub(image["SharedSize"].as_u64().unwrap_or(0));
-        let created = ago(image["Created"].as_i64().unwrap_or(0));
+    for image in usage.images.unwrap_or_default() {
+        let name = image
+            .repo_tags
+            .first()
+            .map_or("<none>:<none>", String::as_str);
+        let (repository, tag) = name.rsplit_once(':').unwrap_or((name, "<none>"));
+        let shared = unsigned(image.shared_size);
         lines.push(format!(
-            "{repository}\t{tag}\t{}\t{created}\t{}\t{}\t{}\t{}",
-            short(&image["Id"]),
-            bytes(&image["Size"]),
-            bytes(&image["SharedSize"]),
-            size::decimal(unique, 4),
-            image["Containers"]
+            "{repository}\t{tag}\t{}\t{}\t{}\t{}\t{}\t{}",
+            short_id(&image.id),
+            ago(image.created),
+            size::decimal(image.size, 3),
+            size::decimal(shared, 3),
+            size::decimal(image.size.saturating_sub(shared), 4),
+            image.containers
         ));
     }
     print_line!("Images space usage:\n\n{}", table::align(&lines))?;
     lines = vec![
         "CONTAINER ID\tIMAGE\tCOMMAND\tLOCAL VOLUMES\tSIZE\tCREATED\tSTATUS\tNAMES".to_owned(),
     ];
-    for container in list("Containers") {
-        let mut row = crate::commands::container::ps::row(&container, false);
-        row.insert("Size".into(), bytes(&container["SizeRw"]).into());
+    for container in usage.containers.unwrap_or_default() {
+        let row = ps::row(&container, false);
         let fields = [
-            "ID",
-            "Image",
-            "Command",
-            "LocalVolumes",
-            "Size",
-            "RunningFor",
-            "Status",
-            "Names",
+            row.id,
+            row.image,
+            row.command,
+            row.local_volumes,
+            size::decimal(container.size_rw.unwrap_or(0), 3),
+            row.running_for,
+            row.status,
+            row.names,
         ];
-        lines.push(
-            fields
-                .map(|field| row[field].as_str().unwrap_or_default().to_owned())
-                .join("\t"),
-        );
+        lines.push(fields.join("\t"));
     }
     print_line!("Containers space usage:\n\n{}", table::align(&lines))?;
     lines = vec!["VOLUME NAME\tLINKS\tSIZE".to_owned()];
-    for volume in list("Volumes") {
-        let usage = &volume["UsageData"];
+    for volume in usage.volumes.unwrap_or_default() {
         lines.push(format!(
             "{}\t{}\t{}",
-            volume["Name"].as_str().unwrap_or_default(),
-            usage["RefCount"],
-            bytes(&usage["Size"])
+            volume.name,
+            volume.usage_data.unwrap_or_default().ref_count,
+            size::decimal(volume_size(&volume), 3)
         ));
     }
     print_line!("Local Volumes space usage:\n\n{}", table::align(&lines))?;

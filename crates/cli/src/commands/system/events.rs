@@ -1,15 +1,16 @@
 //! The `events` command.
 
 use clap::Args;
-use http_body_util::BodyExt;
 use serde_json::Value;
+use whelk_api_types::{EventMessage, read};
 
-use crate::client::{Client, no_body, query};
+use crate::Outcome;
+use crate::client::{Client, no_body, query, unreadable};
 use crate::commands::arguments::filters;
+use crate::commands::messages::Messages;
 use crate::format::moment::moment;
 use crate::format::template::{self, Mode, Template, typed};
 use crate::output::print_line;
-use crate::{Failure, Outcome};
 
 #[derive(Debug, Args)]
 pub(crate) struct EventsArgs {
@@ -52,47 +53,30 @@ pub(crate) async fn events(client: &Client, args: EventsArgs) -> Outcome {
             no_body(),
         )
         .await?;
-    let mut body = response.into_body();
-    let mut pending = Vec::new();
-    while let Some(frame) = body.frame().await {
-        let Ok(data) = frame
-            .map_err(|_| Failure::new("connection to the engine lost"))?
-            .into_data()
-        else {
-            continue;
+    let mut messages = Messages::of(response);
+    while let Some(event) = messages.next::<Value>().await? {
+        let text = match &template {
+            Some(template) => template
+                .execute(&typed("events.Message", event), Mode::Values)
+                .map_err(|mistake| bad(mistake, 1))?,
+            None => event_line(&read(event).map_err(unreadable)?),
         };
-        pending.extend_from_slice(&data);
-        while let Some(end) = pending.iter().position(|&byte| byte == b'\n') {
-            let line: Vec<u8> = pending.drain(..=end).collect();
-            let Ok(event) = serde_json::from_slice::<Value>(&line) else {
-                continue;
-            };
-            let text = match &template {
-                Some(template) => template
-                    .execute(&typed("events.Message", event), Mode::Values)
-                    .map_err(|mistake| bad(mistake, 1))?,
-                None => event_line(&event),
-            };
-            print_line!("{text}")?;
-        }
+        print_line!("{text}")?;
     }
     Ok(0)
 }
 
 /// Formats an event as `TIME TYPE ACTION ID (key=value, …)`.
-fn event_line(event: &Value) -> String {
-    let nanoseconds = event["timeNano"].as_i64().unwrap_or(0);
-    let time = jiff::Timestamp::from_nanosecond(nanoseconds.into())
+fn event_line(event: &EventMessage) -> String {
+    let time = jiff::Timestamp::from_nanosecond(event.time_nano.into())
         .unwrap_or_default()
         .to_zoned(jiff::tz::TimeZone::system());
-    let mut attributes: Vec<String> = event["Actor"]["Attributes"]
-        .as_object()
-        .into_iter()
-        .flatten()
-        .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()))
+    let attributes: Vec<String> = event
+        .actor
+        .attributes
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"))
         .collect();
-    attributes.sort();
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let head = format!(
         "{} {} {} {}",
         time.strftime(if time.offset().is_zero() {
@@ -100,9 +84,9 @@ fn event_line(event: &Value) -> String {
         } else {
             "%Y-%m-%dT%H:%M:%S.%9f%:z"
         }),
-        text(&event["Type"]),
-        text(&event["Action"]),
-        text(&event["Actor"]["ID"])
+        event.kind,
+        event.action,
+        event.actor.id
     );
     if attributes.is_empty() {
         head

@@ -1,37 +1,72 @@
 //! The `info` command.
 
-use serde_json::{Value, json};
+use std::fmt::Display;
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+use whelk_api_types::{SystemInfo, read};
 use whelk_text::size;
 
 use crate::Outcome;
-use crate::client::{API_VERSION, Client};
+use crate::client::{API_VERSION, ApiResult, Client, unreadable};
 use crate::commands::version::{FormatArgs, architecture, print_one};
-use crate::format::template::typed;
+use crate::format::template::{json, typed};
 use crate::output::warn_line;
+
+/// The client's part of the information.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct ClientInfo<'i> {
+    debug: bool,
+    version: &'i str,
+    #[serde(rename = "DefaultAPIVersion")]
+    default_api_version: &'i str,
+    git_commit: &'i str,
+    go_version: &'i str,
+    os: &'i str,
+    arch: &'i str,
+    build_time: &'i str,
+    context: &'i str,
+    plugins: [&'i str; 0],
+    warnings: Option<[&'i str; 0]>,
+}
 
 pub(crate) async fn info(client: &Client, args: FormatArgs) -> Outcome {
     // The client's part is printed even if the engine cannot be reached.
-    let answer = client.get("/info").await;
-    let mut info = answer.as_ref().ok().cloned().unwrap_or_else(|| json!({}));
-    info["ClientInfo"] = json!({
-        "Debug": client.debug(), "Version": env!("CARGO_PKG_VERSION"), "DefaultAPIVersion": API_VERSION, "GitCommit": "", "GoVersion": "",
-        "Os": std::env::consts::OS, "Arch": architecture(), "BuildTime": "", "Context": client.context(), "Plugins": [], "Warnings": null,
-    });
-    print_one(
-        &typed("system.dockerInfo", info.clone()),
-        "",
-        &args.format,
-        || info_text(client, answer.as_ref().ok()),
-    )?;
+    let answer = client.get::<Map<String, Value>>("/info").await;
+    let info: ApiResult<SystemInfo> = answer
+        .clone()
+        .and_then(|info| read(info.into()).map_err(unreadable));
+    // Templates see the engine's part as it has sent it.
+    let mut all = answer.unwrap_or_default();
+    let own = ClientInfo {
+        debug: client.debug(),
+        version: env!("CARGO_PKG_VERSION"),
+        default_api_version: API_VERSION,
+        git_commit: "",
+        go_version: "",
+        os: std::env::consts::OS,
+        arch: architecture(),
+        build_time: "",
+        context: client.context(),
+        plugins: [],
+        warnings: None,
+    };
+    all.insert("ClientInfo".into(), json(&own)?);
+    let all = typed("system.dockerInfo", all.into());
+    print_one(&all, "", &args.format, || {
+        info_text(client, info.as_ref().ok())
+    })?;
     if args.format.is_empty() {
-        for warning in info["Warnings"].as_array().into_iter().flatten() {
-            warn_line!("{}", warning.as_str().unwrap_or_default());
+        let warnings = info.as_ref().ok().and_then(|info| info.warnings.as_ref());
+        for warning in warnings.into_iter().flatten() {
+            warn_line!("{warning}");
         }
     }
-    answer.map(|_| 0).map_err(Into::into)
+    info.map(|_| 0).map_err(Into::into)
 }
 
-fn info_text(client: &Client, info: Option<&Value>) -> String {
+fn info_text(client: &Client, info: Option<&SystemInfo>) -> String {
     let mut text = format!(
         "Client:\n Version:    {}\n Context:    {}\n Debug Mode: {}\n\nServer:\n",
         env!("CARGO_PKG_VERSION"),
@@ -39,135 +74,97 @@ fn info_text(client: &Client, info: Option<&Value>) -> String {
         client.debug()
     );
     if let Some(info) = info {
-        print_rows(&mut text, info, SERVER);
-        if client.debug() || info["Debug"] == true {
-            print_rows(&mut text, info, DEBUG);
+        server(&mut text, info);
+        if client.debug() || info.debug {
+            debug(&mut text, info);
         }
-        print_rows(&mut text, info, CONFIGURATION);
+        configuration(&mut text, info);
         text.push('\n');
     }
     text
 }
 
-/// A part of the text. The paths are JSON pointers (RFC 6901).
-enum Row {
-    Always(&'static str, &'static str),
-    /// Omitted if the value is empty.
-    Given(&'static str, &'static str),
-    Title(&'static str),
-    /// A list in one line.
-    Words(&'static str, &'static str),
-    /// A list with a line for each entry, omitted if it is empty.
-    Lines(&'static str, &'static str),
-    /// Pairs of a label and a value.
-    Pairs(&'static str),
-    /// The names of an object's members.
-    Keys(&'static str, &'static str),
-    /// A number of bytes.
-    Size(&'static str, &'static str),
-    SecurityOptions,
-    InsecureRegistries,
-    AddressPools,
+/// Appends the first part of what Docker's CLI shows, in its order.
+fn server(text: &mut String, info: &SystemInfo) {
+    line(text, "Containers", &info.containers);
+    line(text, " Running", &info.containers_running);
+    line(text, " Paused", &info.containers_paused);
+    line(text, " Stopped", &info.containers_stopped);
+    line(text, "Images", &info.images);
+    given(text, "Server Version", &info.server_version);
+    given(text, "Storage Driver", &info.driver);
+    pairs(text, &info.driver_status);
+    given(text, "Logging Driver", &info.logging_driver);
+    given(text, "Cgroup Driver", &info.cgroup_driver);
+    given(text, "Cgroup Version", &info.cgroup_version);
+    *text += " Plugins:\n";
+    line(text, " Volume", &info.plugins.volume.join(" "));
+    line(text, " Network", &info.plugins.network.join(" "));
+    line(text, " Log", &info.plugins.log.join(" "));
+    block(text, "CDI spec directories", &info.cdi_spec_dirs);
+    line(text, "Swarm", &info.swarm.local_node_state);
+    let runtimes: Vec<&str> = info.runtimes.keys().map(String::as_str).collect();
+    line(text, "Runtimes", &runtimes.join(" "));
+    line(text, "Default Runtime", &info.default_runtime);
+    line(text, "Init Binary", &info.init_binary);
+    line(text, "containerd version", &info.containerd_commit.id);
+    line(text, "runc version", &info.runc_commit.id);
+    line(text, "init version", &info.init_commit.id);
+    block(text, "Security Options", &security_options(info));
+    given(text, "Kernel Version", &info.kernel_version);
+    given(text, "Operating System", &info.operating_system);
+    given(text, "OSType", &info.os_type);
+    given(text, "Architecture", &info.architecture);
+    line(text, "CPUs", &info.n_cpu);
+    line(text, "Total Memory", &size::binary(info.mem_total));
+    given(text, "Name", &info.name);
+    given(text, "ID", &info.id);
+    line(text, "Docker Root Dir", &info.docker_root_dir);
+    line(text, "Debug Mode", &info.debug);
 }
 
-use Row::{Always, Given, Keys, Lines, Pairs, Size, Title, Words};
+fn debug(text: &mut String, info: &SystemInfo) {
+    line(text, " File Descriptors", &info.n_fd);
+    line(text, " Goroutines", &info.n_goroutines);
+    line(text, " System Time", &info.system_time);
+    line(text, " EventsListeners", &info.n_events_listener);
+}
 
-/// What Docker's CLI shows, in its order.
-const SERVER: &[Row] = &[
-    Always("Containers", "/Containers"),
-    Always(" Running", "/ContainersRunning"),
-    Always(" Paused", "/ContainersPaused"),
-    Always(" Stopped", "/ContainersStopped"),
-    Always("Images", "/Images"),
-    Given("Server Version", "/ServerVersion"),
-    Given("Storage Driver", "/Driver"),
-    Pairs("/DriverStatus"),
-    Given("Logging Driver", "/LoggingDriver"),
-    Given("Cgroup Driver", "/CgroupDriver"),
-    Given("Cgroup Version", "/CgroupVersion"),
-    Title("Plugins"),
-    Words(" Volume", "/Plugins/Volume"),
-    Words(" Network", "/Plugins/Network"),
-    Words(" Log", "/Plugins/Log"),
-    Lines("CDI spec directories", "/CDISpecDirs"),
-    Always("Swarm", "/Swarm/LocalNodeState"),
-    Keys("Runtimes", "/Runtimes"),
-    Always("Default Runtime", "/DefaultRuntime"),
-    Always("Init Binary", "/InitBinary"),
-    Always("containerd version", "/ContainerdCommit/ID"),
-    Always("runc version", "/RuncCommit/ID"),
-    Always("init version", "/InitCommit/ID"),
-    Row::SecurityOptions,
-    Given("Kernel Version", "/KernelVersion"),
-    Given("Operating System", "/OperatingSystem"),
-    Given("OSType", "/OSType"),
-    Given("Architecture", "/Architecture"),
-    Always("CPUs", "/NCPU"),
-    Size("Total Memory", "/MemTotal"),
-    Given("Name", "/Name"),
-    Given("ID", "/ID"),
-    Always("Docker Root Dir", "/DockerRootDir"),
-    Always("Debug Mode", "/Debug"),
-];
-
-const DEBUG: &[Row] = &[
-    Always(" File Descriptors", "/NFd"),
-    Always(" Goroutines", "/NGoroutines"),
-    Always(" System Time", "/SystemTime"),
-    Always(" EventsListeners", "/NEventsListener"),
-];
-
-const CONFIGURATION: &[Row] = &[
-    Given("HTTP Proxy", "/HttpProxy"),
-    Given("HTTPS Proxy", "/HttpsProxy"),
-    Given("No Proxy", "/NoProxy"),
-    Lines("Labels", "/Labels"),
-    Always("Experimental", "/ExperimentalBuild"),
-    Row::InsecureRegistries,
-    Lines("Registry Mirrors", "/RegistryConfig/Mirrors"),
-    Always("Live Restore Enabled", "/LiveRestoreEnabled"),
-    Given("Product License", "/ProductLicense"),
-    Row::AddressPools,
-    Given("Firewall Backend", "/FirewallBackend/Driver"),
-    Pairs("/FirewallBackend/Info"),
-];
-
-fn print_rows(text: &mut String, info: &Value, rows: &[Row]) {
-    for row in rows {
-        match row {
-            Always(label, path) => line(text, label, &shown(at(info, path))),
-            Given(label, path) => {
-                let value = shown(at(info, path));
-                if !value.is_empty() {
-                    line(text, label, &value);
-                }
-            }
-            Title(label) => *text += &format!(" {label}:\n"),
-            Words(label, path) => line(text, label, &strings(at(info, path)).join(" ")),
-            Keys(label, path) => {
-                let members = at(info, path).as_object().into_iter().flatten();
-                let names: Vec<&str> = members.map(|(name, _)| name.as_str()).collect();
-                line(text, label, &names.join(" "));
-            }
-            Size(label, path) => {
-                let bytes = at(info, path).as_u64().unwrap_or(0);
-                line(text, label, &size::binary(bytes));
-            }
-            Lines(label, path) => block(text, label, &strings(at(info, path))),
-            Pairs(path) => {
-                for pair in at(info, path).as_array().into_iter().flatten() {
-                    *text += &format!("  {}: {}\n", shown(&pair[0]), shown(&pair[1]));
-                }
-            }
-            Row::SecurityOptions => block(text, "Security Options", &security_options(info)),
-            Row::InsecureRegistries => block(text, "Insecure Registries", &insecure(info)),
-            Row::AddressPools => block(text, "Default Address Pools", &address_pools(info)),
-        }
+fn configuration(text: &mut String, info: &SystemInfo) {
+    given(text, "HTTP Proxy", &info.http_proxy);
+    given(text, "HTTPS Proxy", &info.https_proxy);
+    given(text, "No Proxy", &info.no_proxy);
+    block(text, "Labels", &info.labels);
+    line(text, "Experimental", &info.experimental_build);
+    block(text, "Insecure Registries", &insecure(info));
+    let mirrors = info.registry_config.mirrors.as_deref();
+    block(text, "Registry Mirrors", mirrors.unwrap_or_default());
+    line(text, "Live Restore Enabled", &info.live_restore_enabled);
+    given(text, "Product License", &info.product_license);
+    let pools = info.default_address_pools.iter();
+    let pools = pools.map(|pool| format!(" Base: {}, Size: {}", pool.base, pool.size));
+    block(text, "Default Address Pools", &pools.collect::<Vec<_>>());
+    if let Some(firewall) = &info.firewall_backend {
+        given(text, "Firewall Backend", &firewall.driver);
+        pairs(text, &firewall.info);
     }
 }
 
-fn line(text: &mut String, label: &str, value: &str) {
+fn line(text: &mut String, label: &str, value: &dyn Display) {
     *text += &format!(" {label}: {value}\n");
+}
+
+/// Appends a line, unless the value is empty.
+fn given(text: &mut String, label: &str, value: &str) {
+    if !value.is_empty() {
+        line(text, label, &value);
+    }
+}
+
+fn pairs(text: &mut String, pairs: &[[String; 2]]) {
+    for [label, value] in pairs {
+        line(text, &format!(" {label}"), value);
+    }
 }
 
 /// Appends a label and a line for each entry; nothing without entries.
@@ -180,26 +177,10 @@ fn block(text: &mut String, label: &str, entries: &[String]) {
     }
 }
 
-fn at<'v>(info: &'v Value, path: &str) -> &'v Value {
-    info.pointer(path).unwrap_or(&Value::Null)
-}
-
-fn shown(value: &Value) -> String {
-    match value {
-        Value::Null => String::new(),
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
-    }
-}
-
-fn strings(list: &Value) -> Vec<String> {
-    list.as_array().into_iter().flatten().map(shown).collect()
-}
-
 /// Returns the names and profiles of options such as `name=seccomp,profile=builtin`.
-fn security_options(info: &Value) -> Vec<String> {
-    let options = strings(&info["SecurityOptions"]);
-    let parts = options.iter().flat_map(|option| option.split(','));
+fn security_options(info: &SystemInfo) -> Vec<String> {
+    let options = info.security_options.iter();
+    let parts = options.flat_map(|option| option.split(','));
     parts
         .filter_map(|part| match part.split_once('=')? {
             ("name", name) => Some(name.to_owned()),
@@ -209,20 +190,13 @@ fn security_options(info: &Value) -> Vec<String> {
         .collect()
 }
 
-fn insecure(info: &Value) -> Vec<String> {
-    let registries = &info["RegistryConfig"];
-    let configs = registries["IndexConfigs"].as_object().into_iter().flatten();
+fn insecure(info: &SystemInfo) -> Vec<String> {
+    let registries = &info.registry_config;
+    let configs = registries.index_configs.iter();
     configs
-        .filter(|(_, config)| config["Secure"] != true)
+        .filter(|(_, config)| !config.secure)
         .map(|(name, _)| name.clone())
-        .chain(strings(&registries["InsecureRegistryCIDRs"]))
-        .collect()
-}
-
-fn address_pools(info: &Value) -> Vec<String> {
-    let pools = info["DefaultAddressPools"].as_array().into_iter().flatten();
-    pools
-        .map(|pool| format!(" Base: {}, Size: {}", shown(&pool["Base"]), pool["Size"]))
+        .chain(registries.insecure_registry_cidrs.iter().cloned())
         .collect()
 }
 
@@ -236,47 +210,69 @@ mod tests {
     fn rows_are_those_of_dockers_cli() {
         let info = json!({
             "Images": 2, "Driver": "overlay2", "DriverStatus": [["Supports d_type", "true"]], "Name": "",
-            "Plugins": {"Volume": ["local", "keeper"]}, "Runtimes": {"runc": {}}, "MemTotal": 1 << 30, "Labels": [],
+            "Plugins": {"Volume": ["local", "keeper"], "Log": null}, "Runtimes": {"runc": {}}, "MemTotal": 1 << 30, "Labels": [],
             "SecurityOptions": ["name=seccomp,profile=builtin", "name=apparmor"],
             "RegistryConfig": {"IndexConfigs": {"docker.io": {"Secure": true}, "h:5000": {"Secure": false}}, "InsecureRegistryCIDRs": ["::1/128"]},
-            "DefaultAddressPools": [{"Base": "10.0.0.0/8", "Size": 24}],
+            "DefaultAddressPools": [{"Base": "10.0.0.0/8", "Size": 24}], "FirewallBackend": {"Driver": "nftables", "Info": [["ReloadedAt", "x"]]},
+            "NFd": 7, "SystemTime": "t",
         });
-        let rows = [
-            Always("Images", "/Images"),
-            Given("Storage Driver", "/Driver"),
-            Pairs("/DriverStatus"),
-            Given("Name", "/Name"),
-            Title("Plugins"),
-            Words(" Volume", "/Plugins/Volume"),
-            Keys("Runtimes", "/Runtimes"),
-            Always("runc version", "/RuncCommit/ID"),
-            Row::SecurityOptions,
-            Size("Total Memory", "/MemTotal"),
-            Lines("Labels", "/Labels"),
-            Row::InsecureRegistries,
-            Row::AddressPools,
-        ];
-        let mut text = String::new();
-        print_rows(&mut text, &info, &rows);
-        assert_eq!(
-            text,
-            " Images: 2
+        let info = read(info).unwrap();
+        let check = |part: fn(&mut String, &SystemInfo), expected: &str| {
+            let mut text = String::new();
+            part(&mut text, &info);
+            let text: Vec<&str> = text.lines().map(str::trim_end).collect();
+            assert_eq!(text, expected.lines().collect::<Vec<_>>());
+        };
+        check(
+            server,
+            " Containers: 0
+  Running: 0
+  Paused: 0
+  Stopped: 0
+ Images: 2
  Storage Driver: overlay2
   Supports d_type: true
  Plugins:
   Volume: local keeper
+  Network:
+  Log:
+ Swarm:
  Runtimes: runc
- runc version: \n Security Options:
+ Default Runtime:
+ Init Binary:
+ containerd version:
+ runc version:
+ init version:
+ Security Options:
   seccomp
    Profile: builtin
   apparmor
+ CPUs: 0
  Total Memory: 1GiB
+ Docker Root Dir:
+ Debug Mode: false
+",
+        );
+        check(
+            debug,
+            "  File Descriptors: 7
+  Goroutines: 0
+  System Time: t
+  EventsListeners: 0
+",
+        );
+        check(
+            configuration,
+            " Experimental: false
  Insecure Registries:
   h:5000
   ::1/128
+ Live Restore Enabled: false
  Default Address Pools:
    Base: 10.0.0.0/8, Size: 24
-"
+ Firewall Backend: nftables
+  ReloadedAt: x
+",
         );
     }
 }

@@ -1,7 +1,10 @@
 //! The `system prune` command.
 
 use clap::Args;
-use serde_json::Value;
+use serde::de::DeserializeOwned;
+use whelk_api_types::{
+    ContainerPruneResponse, ImagePruneResponse, NetworkPruneResponse, VolumePruneResponse,
+};
 use whelk_text::size;
 
 use crate::client::{Client, query};
@@ -58,45 +61,45 @@ pub(crate) async fn prune(client: &Client, args: PruneArgs) -> Outcome {
     {
         return Ok(0);
     }
-    let mut kinds = vec![
-        ("containers", "ContainersDeleted", "Deleted Containers"),
-        ("networks", "NetworksDeleted", "Deleted Networks"),
-    ];
-    if args.volumes {
-        kinds.push(("volumes", "VolumesDeleted", "Deleted Volumes"));
-    }
-    kinds.push(("images", "ImagesDeleted", "Deleted Images"));
     let mut reclaimed = 0;
-    for (kind, field, title) in kinds {
-        let mut given = args.filter.clone();
-        if kind == "images" && args.all {
-            given.push("dangling=false".into());
-        }
-        let answer = client
-            .post(
-                &format!(
-                    "/{kind}/prune{}",
-                    query(&[("filters", &prune_filters(&given)?)])
-                ),
-                None,
-            )
-            .await?;
-        let deleted = answer[field]
-            .as_array()
-            .map(Vec::as_slice)
-            .unwrap_or_default();
-        if !deleted.is_empty() {
-            print_line!("{title}:")?;
-            if kind == "images" {
-                print_pruned(&answer[field])?;
-            }
-            for name in deleted.iter().filter_map(Value::as_str) {
-                print_line!("{name}")?;
-            }
-            print_line!("")?;
-        }
-        reclaimed += answer["SpaceReclaimed"].as_u64().unwrap_or(0);
+    let containers: ContainerPruneResponse = post(client, "containers", &args.filter).await?;
+    print_deleted(
+        "Containers",
+        &containers.containers_deleted.unwrap_or_default(),
+    )?;
+    reclaimed += containers.space_reclaimed;
+    let networks: NetworkPruneResponse = post(client, "networks", &args.filter).await?;
+    print_deleted("Networks", &networks.networks_deleted.unwrap_or_default())?;
+    if args.volumes {
+        let volumes: VolumePruneResponse = post(client, "volumes", &args.filter).await?;
+        print_deleted("Volumes", &volumes.volumes_deleted)?;
+        reclaimed += volumes.space_reclaimed;
     }
+    let mut given = args.filter;
+    if args.all {
+        given.push("dangling=false".into());
+    }
+    let images: ImagePruneResponse = post(client, "images", &given).await?;
+    let deleted = images.images_deleted.unwrap_or_default();
+    if !deleted.is_empty() {
+        print_line!("Deleted Images:")?;
+        print_pruned(&deleted)?;
+        print_line!("")?;
+    }
+    reclaimed += images.space_reclaimed;
     print_line!("Total reclaimed space: {}", size::decimal(reclaimed, 4))?;
     Ok(0)
+}
+
+async fn post<T: DeserializeOwned>(client: &Client, kind: &str, given: &[String]) -> Outcome<T> {
+    let filters = prune_filters(given)?;
+    let path = format!("/{kind}/prune{}", query(&[("filters", &filters)]));
+    Ok(client.post(&path).await?)
+}
+
+fn print_deleted(kind: &str, names: &[String]) -> Outcome<()> {
+    if !names.is_empty() {
+        print_line!("Deleted {kind}:\n{}\n", names.join("\n"))?;
+    }
+    Ok(())
 }

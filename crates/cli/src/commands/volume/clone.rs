@@ -1,7 +1,7 @@
 //! The `volume clone` command, and what `volume snapshot` shares with it.
 
 use clap::Args;
-use serde_json::json;
+use whelk_api_types::{Volume, VolumeCopyRequest};
 use whelk_text::url;
 
 use crate::Outcome;
@@ -37,9 +37,13 @@ pub(super) async fn clone(client: &Client, args: CloneArgs) -> Outcome {
 /// Copies a volume to a new one by the action `clone` or `snapshot`.
 pub(super) async fn copy(client: &Client, how: &str, cloned: &ClonedArgs, name: &str) -> Outcome {
     let labels = labels_of(&cloned.label, "--label")?;
-    let body = json!({"Name": name, "Labels": labels, "Pause": cloned.pause});
+    let body = VolumeCopyRequest {
+        name: name.to_owned(),
+        labels,
+        pause: cloned.pause,
+    };
     let path = format!("/volumes/{}/{how}", url::escape(&cloned.volume));
-    let made = client.post(&path, Some(&body)).await?;
-    print_line!("{}", made["Name"].as_str().unwrap_or_default())?;
+    let made: Volume = client.post_json(&path, &body).await?;
+    print_line!("{}", made.name)?;
     Ok(0)
 }

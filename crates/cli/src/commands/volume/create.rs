@@ -1,7 +1,7 @@
 //! The `volume create` command.
 
 use clap::Args;
-use serde_json::json;
+use whelk_api_types::{Volume, VolumeCreateRequest};
 
 use crate::client::Client;
 use crate::commands::arguments::{key_values, labels_of, not_available};
@@ -88,11 +88,14 @@ pub(super) async fn create(client: &Client, args: CreateVolumeArgs) -> Outcome {
             "conflicting options: cannot specify a volume-name through both --name and as a positional arg",
         ));
     }
-    let body = json!({
-        "Name": args.volume.or(args.name).unwrap_or_default(), "Driver": args.driver, "DriverOpts": key_values(&args.opt),
-        "Labels": labels_of(&args.label, "--label")?,
-    });
-    let created = client.post("/volumes/create", Some(&body)).await?;
-    print_line!("{}", created["Name"].as_str().unwrap_or_default())?;
+    let body = VolumeCreateRequest {
+        name: args.volume.or(args.name).unwrap_or_default(),
+        driver: args.driver,
+        driver_opts: Some(key_values(&args.opt)),
+        labels: Some(labels_of(&args.label, "--label")?),
+        ..VolumeCreateRequest::default()
+    };
+    let created: Volume = client.post_json("/volumes/create", &body).await?;
+    print_line!("{}", created.name)?;
     Ok(0)
 }

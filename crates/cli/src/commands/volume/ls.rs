@@ -1,7 +1,10 @@
 //! The `volume ls` command.
 
+use std::collections::BTreeMap;
+
 use clap::Args;
-use serde_json::{Value, json};
+use serde::Serialize;
+use whelk_api_types::{Volume, VolumeListResponse};
 
 use crate::Outcome;
 use crate::client::{Client, query};
@@ -42,28 +45,45 @@ const TABLE: Table = Table {
     ],
 };
 
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Row {
+    driver: String,
+    name: String,
+    scope: String,
+    mountpoint: String,
+    labels: BTreeMap<String, String>,
+    links: &'static str,
+    size: &'static str,
+    group: &'static str,
+    availability: &'static str,
+    status: &'static str,
+}
+
+/// What Docker shows for what a list of volumes does not have.
+const UNKNOWN: &str = "N/A";
+
 pub(super) async fn ls(client: &Client, args: LsArgs) -> Outcome {
     not_available(&[("--cluster", args.cluster)], "volumes of a swarm are")?;
-    let volumes = client
+    let VolumeListResponse { mut volumes, .. } = client
         .get(&format!(
             "/volumes{}",
             query(&[("filters", &filters(&args.filter)?)])
         ))
         .await?;
-    let row = |volume: &Value| {
-        let labels = volume["Labels"].as_object().cloned().unwrap_or_default();
-        let fields = json!({
-            "Driver": volume["Driver"], "Name": volume["Name"], "Scope": volume["Scope"], "Mountpoint": volume["Mountpoint"],
-            "Labels": labels, "Links": "N/A", "Size": "N/A", "Group": "N/A", "Availability": "N/A", "Status": "N/A",
-        });
-        fields.as_object().cloned().unwrap_or_default()
+    let row = |volume: Volume| Row {
+        driver: volume.driver,
+        name: volume.name,
+        scope: volume.scope,
+        mountpoint: volume.mountpoint,
+        labels: volume.labels.unwrap_or_default(),
+        links: UNKNOWN,
+        size: UNKNOWN,
+        group: UNKNOWN,
+        availability: UNKNOWN,
+        status: UNKNOWN,
     };
-    let mut volumes: Vec<&Value> = volumes["Volumes"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .collect();
-    volumes.sort_by(|one, other| natural(one["Name"].as_str(), other["Name"].as_str()));
+    volumes.sort_by(|one, other| natural(&one.name, &other.name));
     let rows = volumes.into_iter().map(row).collect();
     TABLE.print(&args.format, args.quiet, "{{.Driver}}\t{{.Name}}", rows)?;
     Ok(0)

@@ -1,7 +1,7 @@
 //! The `volume prune` command.
 
 use clap::Args;
-use serde_json::Value;
+use whelk_api_types::VolumePruneResponse;
 use whelk_text::size;
 
 use crate::Outcome;
@@ -36,27 +36,16 @@ pub(super) async fn prune(client: &Client, args: PruneArgs) -> Outcome {
     if args.all {
         given.push("all=true".into());
     }
-    let answer = client
-        .post(
-            &format!(
-                "/volumes/prune{}",
-                query(&[("filters", &prune_filters(&given)?)])
-            ),
-            None,
-        )
-        .await?;
-    let deleted: Vec<&str> = answer["VolumesDeleted"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .collect();
+    let filters = prune_filters(&given)?;
+    let path = format!("/volumes/prune{}", query(&[("filters", &filters)]));
+    let answer: VolumePruneResponse = client.post(&path).await?;
+    let deleted = answer.volumes_deleted;
     if !deleted.is_empty() {
         print_line!("Deleted Volumes:\n{}\n", deleted.join("\n"))?;
     }
     print_line!(
         "Total reclaimed space: {}",
-        size::decimal(answer["SpaceReclaimed"].as_u64().unwrap_or(0), 4)
+        size::decimal(answer.space_reclaimed, 4)
     )?;
     Ok(0)
 }

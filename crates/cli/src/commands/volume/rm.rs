@@ -1,6 +1,7 @@
 //! The `volume rm` command.
 
 use clap::Args;
+use whelk_api_types::Empty;
 use whelk_text::url;
 
 use crate::Outcome;
@@ -22,7 +23,7 @@ pub(super) async fn rm(client: &Client, args: RmArgs) -> Outcome {
     let query = query(&[("force", if args.force { "1" } else { "" })]);
     for_each(&args.volumes, async |name| {
         client
-            .delete(&format!("/volumes/{}{query}", url::escape(name)))
+            .delete::<Empty>(&format!("/volumes/{}{query}", url::escape(name)))
             .await?;
         print_line!("{name}")?;
         Ok(())

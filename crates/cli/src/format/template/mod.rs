@@ -3,14 +3,20 @@
 mod methods;
 mod types;
 
+use serde::Serialize;
 use serde_json::Value;
 pub(crate) use whelk_gotemplate::{Error, Mode, Template, Typed};
 
-use crate::Failure;
+use crate::{Failure, Outcome};
 
 /// Creates a value of a type of Docker's client.
 pub(crate) fn typed(ty: &'static str, json: Value) -> Typed {
     Typed::new(&types::DOCKER, ty, json)
+}
+
+/// Converts an object of this client to the JSON that templates are executed on.
+pub(crate) fn json(object: &impl Serialize) -> Outcome<Value> {
+    serde_json::to_value(object).map_err(|error| Failure::new(error.to_string()))
 }
 
 /// Converts a template's error to a failure with an exit code and a prefix.

@@ -1,8 +1,11 @@
 //! A network that a container is attached to: one value of `--network`.
 
-use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+
+use whelk_api_types::{EndpointIpamConfig, EndpointSettings};
 
 use crate::Outcome;
+use crate::commands::arguments::given;
 use crate::commands::container::create::invalid;
 
 /// A network to attach to, with the endpoint's settings.
@@ -15,38 +18,27 @@ pub(super) struct Attachment {
     pub ipv6: String,
     pub link_local: Vec<String>,
     pub mac: String,
-    pub driver_options: Map<String, Value>,
+    pub driver_options: BTreeMap<String, String>,
     pub priority: i64,
 }
 
 impl Attachment {
-    /// Returns the endpoint settings as the API has them, omitting empty values.
-    pub fn endpoint(&self) -> Map<String, Value> {
-        let mut ipam = Map::new();
-        let mut endpoint = Map::new();
-        let put = |map: &mut Map<String, Value>, key: &str, value: Value| {
-            let empty = value.as_str() == Some("")
-                || value.as_array().is_some_and(Vec::is_empty)
-                || value == json!({})
-                || value == json!(0);
-            if !empty {
-                map.insert(key.to_owned(), value);
-            }
+    /// Returns the endpoint settings as the API has them.
+    pub fn endpoint(self) -> EndpointSettings {
+        let ipam = EndpointIpamConfig {
+            ipv4_address: self.ipv4,
+            ipv6_address: self.ipv6,
+            link_local_ips: given(self.link_local),
         };
-        put(&mut ipam, "IPv4Address", json!(self.ipv4));
-        put(&mut ipam, "IPv6Address", json!(self.ipv6));
-        put(&mut ipam, "LinkLocalIPs", json!(self.link_local));
-        put(&mut endpoint, "IPAMConfig", Value::Object(ipam));
-        put(&mut endpoint, "Aliases", json!(self.aliases));
-        put(&mut endpoint, "Links", json!(self.links));
-        put(&mut endpoint, "MacAddress", json!(self.mac));
-        put(
-            &mut endpoint,
-            "DriverOpts",
-            Value::Object(self.driver_options.clone()),
-        );
-        put(&mut endpoint, "GwPriority", json!(self.priority));
-        endpoint
+        EndpointSettings {
+            ipam_config: Some(ipam).filter(|ipam| *ipam != EndpointIpamConfig::default()),
+            links: given(self.links),
+            aliases: given(self.aliases),
+            mac_address: self.mac,
+            driver_opts: Some(self.driver_options).filter(|options| !options.is_empty()),
+            gw_priority: self.priority,
+            ..EndpointSettings::default()
+        }
     }
 }
 
@@ -85,7 +77,7 @@ pub(super) fn attachment(text: &str) -> Outcome<Attachment> {
                 })?;
                 result
                     .driver_options
-                    .insert(key.trim().to_lowercase(), json!(value.trim()));
+                    .insert(key.trim().to_lowercase(), value.trim().to_owned());
             }
             "gw-priority" => {
                 result.priority = value

@@ -1,8 +1,9 @@
 //! The body of the create request.
 
 use super::mounts;
-use serde_json::{Value, json};
+use whelk_api_types::{ContainerConfig, ContainerCreateRequest, HealthConfig, NetworkingConfig};
 
+use crate::commands::arguments::given;
 use crate::commands::container::create::CreateContainerArgs;
 use crate::commands::container::create::environment::{environment, labels};
 use crate::commands::container::create::host_config::host_config;
@@ -13,7 +14,7 @@ pub(super) fn body(
     args: &CreateContainerArgs,
     attach_all: bool,
     detach: Option<bool>,
-) -> Outcome<Value> {
+) -> Outcome<ContainerCreateRequest> {
     let (image, command) = args
         .image_and_command
         .split_first()
@@ -43,40 +44,47 @@ pub(super) fn body(
     let detached = detach == Some(true);
     let all = attach_all && args.attach.is_empty() && !detached;
     let stdin = !detached && (attached("stdin") || all && args.interactive && detach.is_some());
-    Ok(json!({
-        "Hostname": args.hostname.clone().unwrap_or_default(),
-        "Domainname": args.domainname.clone().unwrap_or_default(),
-        "User": args.user.clone().unwrap_or_default(),
-        "AttachStdin": stdin, "AttachStdout": all || attached("stdout"), "AttachStderr": all || attached("stderr"),
-        "Tty": args.tty, "OpenStdin": args.interactive, "StdinOnce": args.interactive && !detached,
-        "Env": environment(&args.env, &args.env_file)?,
-        "Cmd": if command.is_empty() { Value::Null } else { json!(command) },
-        "Image": image,
-        "WorkingDir": args.workdir.clone().unwrap_or_default(),
-        "Entrypoint": args.entrypoint.as_ref().map(|entrypoint| vec![entrypoint]),
-        "ExposedPorts": networking.exposed,
-        "Labels": labels(args)?,
-        "StopSignal": args.stop_signal.clone().unwrap_or_default(),
-        "StopTimeout": args.stop_timeout,
-        "Healthcheck": healthcheck(args),
-        "Volumes": anonymous,
-        "HostConfig": host_config(args, networking.mode, networking.bindings, binds)?,
-        "NetworkingConfig": {"EndpointsConfig": networking.endpoints},
-    }))
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    let config = ContainerConfig {
+        hostname: text(&args.hostname),
+        domainname: text(&args.domainname),
+        user: text(&args.user),
+        attach_stdin: stdin,
+        attach_stdout: all || attached("stdout"),
+        attach_stderr: all || attached("stderr"),
+        tty: args.tty,
+        open_stdin: args.interactive,
+        stdin_once: args.interactive && !detached,
+        env: environment(&args.env, &args.env_file)?,
+        cmd: given(command.to_vec()),
+        image: image.clone(),
+        working_dir: text(&args.workdir),
+        entrypoint: args.entrypoint.clone().map(|entrypoint| vec![entrypoint]),
+        exposed_ports: networking.exposed,
+        labels: labels(args)?,
+        stop_signal: text(&args.stop_signal),
+        stop_timeout: args.stop_timeout,
+        healthcheck: healthcheck(args),
+        volumes: Some(anonymous),
+        ..ContainerConfig::default()
+    };
+    Ok(ContainerCreateRequest {
+        config,
+        host_config: host_config(args, networking.mode, networking.bindings, binds)?,
+        networking_config: NetworkingConfig {
+            endpoints_config: networking.endpoints,
+        },
+    })
 }
 
-fn healthcheck(args: &CreateContainerArgs) -> Value {
-    match &args.health_cmd {
-        Some(command) => json!({"Test": ["CMD-SHELL", command]}),
-        None if args.no_healthcheck => json!({"Test": ["NONE"]}),
-        None => Value::Null,
-    }
-}
-
-pub(super) fn list(values: &[String]) -> Value {
-    if values.is_empty() {
-        Value::Null
-    } else {
-        json!(values)
-    }
+fn healthcheck(args: &CreateContainerArgs) -> Option<HealthConfig> {
+    let test = match &args.health_cmd {
+        Some(command) => vec!["CMD-SHELL".into(), command.clone()],
+        None if args.no_healthcheck => vec!["NONE".into()],
+        None => return None,
+    };
+    Some(HealthConfig {
+        test: Some(test),
+        ..HealthConfig::default()
+    })
 }

@@ -1,18 +1,18 @@
 //! The environment and the labels, from flags and files.
 
-use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 
-use crate::commands::arguments::labels_of;
+use crate::commands::arguments::{given, labels_of};
 use crate::commands::container::create::{CreateContainerArgs, invalid};
 use crate::{Failure, Outcome, plain};
 
 /// Returns the environment from files and flags; later entries replace earlier ones. A name without
 /// a value takes the value of this process's environment. If that has none, a flag removes the
 /// image's variable and a line of a file is ignored.
-pub(crate) fn environment(given: &[String], files: &[String]) -> Outcome<Value> {
+pub(crate) fn environment(flags: &[String], files: &[String]) -> Outcome<Option<Vec<String>>> {
     let mut entries: Vec<(String, String)> = Vec::new();
     let from_files = lines_of(files)?.into_iter().map(|line| (line, false));
-    for (entry, is_flag) in from_files.chain(given.iter().map(|entry| (entry.clone(), true))) {
+    for (entry, is_flag) in from_files.chain(flags.iter().map(|entry| (entry.clone(), true))) {
         let name = entry.split('=').next().unwrap_or_default().to_owned();
         if name.is_empty() {
             return Err(Failure::with_code(
@@ -33,12 +33,7 @@ pub(crate) fn environment(given: &[String], files: &[String]) -> Outcome<Value> 
             None => entries.push((name, entry)),
         }
     }
-    let list: Vec<String> = entries.into_iter().map(|(_, entry)| entry).collect();
-    Ok(if list.is_empty() {
-        Value::Null
-    } else {
-        json!(list)
-    })
+    Ok(given(entries.into_iter().map(|(_, entry)| entry).collect()))
 }
 
 /// Returns the entries of files of variables, `NAME[=VALUE]`, a line each.
@@ -83,7 +78,7 @@ fn lines_of(files: &[String]) -> Outcome<Vec<String>> {
 }
 
 /// Returns the labels; those of flags replace those of files.
-pub(super) fn labels(args: &CreateContainerArgs) -> Outcome<Map<String, Value>> {
+pub(super) fn labels(args: &CreateContainerArgs) -> Outcome<BTreeMap<String, String>> {
     let mut labels = labels_of(&lines_of(&args.label_file)?, "--label-file")?;
     labels.extend(labels_of(&args.label, "-l, --label")?);
     Ok(labels)
@@ -96,10 +91,9 @@ mod tests {
     #[test]
     fn environment_contains_each_name_once() {
         let given = ["A=1", "A=2", "NOT_SET_ANYWHERE_X"].map(str::to_owned);
-        assert_eq!(
-            environment(&given, &[]).unwrap(),
-            json!(["A=2", "NOT_SET_ANYWHERE_X"])
-        );
+        let found = environment(&given, &[]).unwrap();
+        assert_eq!(found.unwrap(), ["A=2", "NOT_SET_ANYWHERE_X"]);
+        assert_eq!(environment(&[], &[]).unwrap(), None);
         assert_eq!(
             environment(&["=x".into()], &[]).unwrap_err().text,
             "invalid argument \"=x\" for \"-e, --env\" flag: invalid environment variable: =x"

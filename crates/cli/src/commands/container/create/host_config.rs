@@ -1,12 +1,15 @@
 //! The request's `HostConfig`, which holds all that concerns the host.
 
+use std::collections::BTreeMap;
+
 use super::mounts;
-use serde_json::{Map, Value, json};
+use whelk_api_types::{DeviceRequest, HostConfig, LogConfig, PortMap};
 
 use crate::Outcome;
-use crate::commands::arguments::key_values;
-use crate::commands::container::create::body::list;
-use crate::commands::container::create::devices::{device_rules, parse_device, rates};
+use crate::commands::arguments::{given, key_values};
+use crate::commands::container::create::devices::{
+    byte_rates, device_rules, operation_rates, parse_device, weights,
+};
 use crate::commands::container::create::limits::{
     nano_cpus, parse_ulimit, restart_policy, sysctls,
 };
@@ -17,82 +20,139 @@ use crate::format::units::parse_size;
 pub(super) fn host_config(
     args: &CreateContainerArgs,
     network_mode: String,
-    bindings: Map<String, Value>,
+    bindings: PortMap,
     binds: Vec<String>,
-) -> Outcome<Value> {
+) -> Outcome<HostConfig> {
     let networks = &args.networks;
-    let size = |value: &Option<String>, flag: &str| {
-        value
-            .as_deref()
-            .map_or(Ok(0), |text| named(parse_size(text), text, flag))
-    };
     check_modes(args)?;
     let (security, paths) = security(args)?;
-    let text = |value: &Option<String>| value.clone().unwrap_or_default();
-    let mut host = json!({
-        "Binds": list(&binds),
-        "ContainerIDFile": text(&args.cidfile),
-        "LogConfig": {"Type": text(&args.log_driver), "Config": log_options(args)?},
-        "NetworkMode": network_mode,
-        "PortBindings": bindings,
-        "PublishAllPorts": networks.publish_all,
-        "Links": list(&networks.link),
-        "RestartPolicy": restart_policy(&args.restart)?,
-        "AutoRemove": args.rm,
-        "VolumesFrom": list(&args.volumes_from),
-        "Annotations": key_values(&args.annotation),
-        "CapAdd": list(&args.cap_add), "CapDrop": list(&args.cap_drop),
-        "CgroupnsMode": text(&args.cgroupns),
-        "Dns": list(&networks.dns), "DnsOptions": list(&networks.dns_option), "DnsSearch": list(&networks.dns_search),
-        "ExtraHosts": list(&networks.add_host.iter().map(|host| host.replacen('=', ":", 1)).collect::<Vec<_>>()), "GroupAdd": list(&args.group_add),
-        "IpcMode": text(&args.ipc), "PidMode": text(&args.pid), "UTSMode": text(&args.uts), "UsernsMode": text(&args.userns),
-        "OomScoreAdj": args.oom_score_adj.unwrap_or(0), "OomKillDisable": args.oom_kill_disable,
-        "Privileged": args.privileged, "ReadonlyRootfs": args.read_only,
-        "SecurityOpt": list(&security),
-        "StorageOpt": storage_options(&args.storage_opt)?,
-        "Tmpfs": args.tmpfs.iter().map(|tmpfs| { let (path, options) = tmpfs.split_once(':').unwrap_or((tmpfs, "")); (path.to_owned(), json!(options)) }).collect::<Map<_, _>>(),
-        "ShmSize": size(&args.shm_size, "--shm-size")?,
-        "Sysctls": sysctls(&args.sysctl)?,
-        "Runtime": text(&args.runtime),
-        "CpuShares": args.cpu_shares.unwrap_or(0),
-        "Memory": size(&args.memory, "-m, --memory")?,
-        "MemoryReservation": size(&args.memory_reservation, "--memory-reservation")?,
-        "MemorySwap": match args.memory_swap.as_deref() { Some("-1") => -1, _ => size(&args.memory_swap, "--memory-swap")? },
-        "MemorySwappiness": args.memory_swappiness.unwrap_or(-1),
-        "NanoCpus": args.cpus.as_deref().map_or(Ok(0), nano_cpus)?,
-        "CgroupParent": text(&args.cgroup_parent),
-        "BlkioWeight": args.blkio_weight.unwrap_or(0),
-    });
-    let more = json!({
-        "BlkioWeightDevice": rates(&args.blkio_weight_device, "--blkio-weight-device", "Weight", false)?,
-        "BlkioDeviceReadBps": rates(&args.device_read_bps, "--device-read-bps", "Rate", true)?,
-        "BlkioDeviceWriteBps": rates(&args.device_write_bps, "--device-write-bps", "Rate", true)?,
-        "BlkioDeviceReadIOps": rates(&args.device_read_iops, "--device-read-iops", "Rate", false)?,
-        "BlkioDeviceWriteIOps": rates(&args.device_write_iops, "--device-write-iops", "Rate", false)?,
-        "CpuPeriod": args.cpu_period.unwrap_or(0), "CpuQuota": args.cpu_quota.unwrap_or(0),
-        "CpuRealtimePeriod": args.cpu_rt_period.unwrap_or(0), "CpuRealtimeRuntime": args.cpu_rt_runtime.unwrap_or(0),
-        "CpusetCpus": text(&args.cpuset_cpus), "CpusetMems": text(&args.cpuset_mems),
-        "Devices": args.device.iter().map(|device| parse_device(device)).collect::<Outcome<Vec<_>>>()?,
-        "DeviceCgroupRules": device_rules(&args.device_cgroup_rule)?,
-        "DeviceRequests": args.gpus.as_ref().map(|gpus| json!([{"Driver": "", "Count": if gpus == "all" { -1 } else { 1 }, "Capabilities": [["gpu"]]}])),
-        "PidsLimit": args.pids_limit,
-        "Ulimits": args.ulimit.iter().map(|limit| parse_ulimit(limit)).collect::<Outcome<Vec<_>>>()?,
-        "Mounts": args.mount.iter().map(|mount| mounts::parse_mount(mount)).collect::<Outcome<Vec<_>>>()?,
-        "Init": args.init.then_some(true),
-        "VolumeDriver": text(&args.volume_driver),
-        "Isolation": text(&args.isolation),
-    });
-    if let (Value::Object(host), Value::Object(more)) = (&mut host, more) {
-        host.extend(more);
-        if paths {
-            host.insert("MaskedPaths".into(), json!([]));
-            host.insert("ReadonlyPaths".into(), json!([]));
-        }
-        if let Some((height, width)) = crate::terminal::size().filter(|_| args.tty) {
-            host.insert("ConsoleSize".into(), json!([height, width]));
-        }
+    let list = |values: &[String]| given(values.to_vec());
+    let add_host = networks.add_host.iter();
+    let host = HostConfig {
+        binds: given(binds),
+        container_id_file: text(&args.cidfile),
+        log_config: LogConfig {
+            kind: text(&args.log_driver),
+            config: log_options(args)?,
+        },
+        network_mode,
+        port_bindings: Some(bindings),
+        restart_policy: restart_policy(&args.restart)?,
+        auto_remove: args.rm,
+        volume_driver: text(&args.volume_driver),
+        volumes_from: list(&args.volumes_from),
+        console_size: crate::terminal::size()
+            .filter(|_| args.tty)
+            .map_or([0, 0], |(height, width)| [height, width]),
+        annotations: key_values(&args.annotation),
+        cap_add: list(&args.cap_add),
+        cap_drop: list(&args.cap_drop),
+        cgroupns_mode: text(&args.cgroupns),
+        dns: list(&networks.dns),
+        dns_options: list(&networks.dns_option),
+        dns_search: list(&networks.dns_search),
+        extra_hosts: given(add_host.map(|host| host.replacen('=', ":", 1)).collect()),
+        group_add: list(&args.group_add),
+        ipc_mode: text(&args.ipc),
+        links: list(&networks.link),
+        oom_score_adj: args.oom_score_adj.map_or(0, |score| {
+            // The engine rejects what does not fit here, too.
+            i32::try_from(score).unwrap_or(if score < 0 { i32::MIN } else { i32::MAX })
+        }),
+        pid_mode: text(&args.pid),
+        privileged: args.privileged,
+        publish_all_ports: networks.publish_all,
+        readonly_rootfs: args.read_only,
+        security_opt: given(security),
+        storage_opt: storage_options(&args.storage_opt)?,
+        tmpfs: tmpfs(&args.tmpfs),
+        uts_mode: text(&args.uts),
+        userns_mode: text(&args.userns),
+        shm_size: size(&args.shm_size, "--shm-size")?,
+        sysctls: sysctls(&args.sysctl)?,
+        runtime: text(&args.runtime),
+        isolation: text(&args.isolation),
+        mounts: Some(parsed(&args.mount, mounts::parse_mount)?),
+        masked_paths: paths.then(Vec::new),
+        readonly_paths: paths.then(Vec::new),
+        init: args.init.then_some(true),
+        ..HostConfig::default()
+    };
+    with_resources(host, args)
+}
+
+/// Adds the limits and the devices.
+fn with_resources(host: HostConfig, args: &CreateContainerArgs) -> Outcome<HostConfig> {
+    Ok(HostConfig {
+        cpu_shares: args.cpu_shares.unwrap_or(0),
+        memory: size(&args.memory, "-m, --memory")?,
+        nano_cpus: args.cpus.as_deref().map_or(Ok(0), nano_cpus)?,
+        cgroup_parent: text(&args.cgroup_parent),
+        blkio_weight: args.blkio_weight.unwrap_or(0),
+        blkio_weight_device: Some(weights(&args.blkio_weight_device, "--blkio-weight-device")?),
+        blkio_device_read_bps: Some(byte_rates(&args.device_read_bps, "--device-read-bps")?),
+        blkio_device_write_bps: Some(byte_rates(&args.device_write_bps, "--device-write-bps")?),
+        blkio_device_read_iops: Some(operation_rates(
+            &args.device_read_iops,
+            "--device-read-iops",
+        )?),
+        blkio_device_write_iops: Some(operation_rates(
+            &args.device_write_iops,
+            "--device-write-iops",
+        )?),
+        cpu_period: args.cpu_period.unwrap_or(0),
+        cpu_quota: args.cpu_quota.unwrap_or(0),
+        cpu_realtime_period: args.cpu_rt_period.unwrap_or(0),
+        cpu_realtime_runtime: args.cpu_rt_runtime.unwrap_or(0),
+        cpuset_cpus: text(&args.cpuset_cpus),
+        cpuset_mems: text(&args.cpuset_mems),
+        devices: Some(parsed(&args.device, parse_device)?),
+        device_cgroup_rules: device_rules(&args.device_cgroup_rule)?,
+        device_requests: args.gpus.as_deref().map(|gpus| vec![gpu_request(gpus)]),
+        memory_reservation: size(&args.memory_reservation, "--memory-reservation")?,
+        memory_swap: match args.memory_swap.as_deref() {
+            Some("-1") => -1,
+            _ => size(&args.memory_swap, "--memory-swap")?,
+        },
+        memory_swappiness: Some(args.memory_swappiness.unwrap_or(-1)),
+        oom_kill_disable: Some(args.oom_kill_disable),
+        pids_limit: args.pids_limit,
+        ulimits: Some(parsed(&args.ulimit, parse_ulimit)?),
+        ..host
+    })
+}
+
+fn text(value: &Option<String>) -> String {
+    value.clone().unwrap_or_default()
+}
+
+fn size(value: &Option<String>, flag: &str) -> Outcome<i64> {
+    value
+        .as_deref()
+        .map_or(Ok(0), |text| named(parse_size(text), text, flag))
+}
+
+/// Parses each value of a flag.
+fn parsed<T>(values: &[String], parse: fn(&str) -> Outcome<T>) -> Outcome<Vec<T>> {
+    values.iter().map(|value| parse(value)).collect()
+}
+
+/// Returns the options of tmpfs mounts (`PATH[:OPTIONS]`) by path.
+fn tmpfs(mounts: &[String]) -> BTreeMap<String, String> {
+    let parts = mounts
+        .iter()
+        .map(|mount| mount.split_once(':').unwrap_or((mount, "")));
+    parts
+        .map(|(path, options)| (path.to_owned(), options.to_owned()))
+        .collect()
+}
+
+fn gpu_request(gpus: &str) -> DeviceRequest {
+    DeviceRequest {
+        count: if gpus == "all" { -1 } else { 1 },
+        capabilities: Some(vec![vec!["gpu".into()]]),
+        ..DeviceRequest::default()
     }
-    Ok(host)
 }
 
 /// Checks the namespace modes.
@@ -133,16 +193,16 @@ fn check_modes(args: &CreateContainerArgs) -> Outcome<()> {
     Ok(())
 }
 
-fn log_options(args: &CreateContainerArgs) -> Outcome<Map<String, Value>> {
+fn log_options(args: &CreateContainerArgs) -> Outcome<BTreeMap<String, String>> {
     if args.log_driver.as_deref() == Some("none") && !args.log_opt.is_empty() {
         return Err(invalid("invalid logging opts for driver none"));
     }
     Ok(key_values(&args.log_opt))
 }
 
-fn storage_options(given: &[String]) -> Outcome<Map<String, Value>> {
-    if given.iter().any(|option| !option.contains('=')) {
+fn storage_options(options: &[String]) -> Outcome<BTreeMap<String, String>> {
+    if options.iter().any(|option| !option.contains('=')) {
         return Err(invalid("invalid storage option"));
     }
-    Ok(key_values(given))
+    Ok(key_values(options))
 }

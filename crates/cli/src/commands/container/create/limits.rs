@@ -1,6 +1,8 @@
 //! The values of `--cpus`, `--ulimit`, `--sysctl` and `--restart`.
 
-use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+
+use whelk_api_types::{RestartPolicy, Ulimit};
 
 use crate::commands::arguments::key_values;
 use crate::commands::container::create::invalid;
@@ -15,7 +17,7 @@ pub(crate) fn nano_cpus(text: &str) -> Outcome<i64> {
 }
 
 /// Parses `NAME[:COUNT]`.
-pub(crate) fn restart_policy(text: &str) -> Outcome<Value> {
+pub(crate) fn restart_policy(text: &str) -> Outcome<RestartPolicy> {
     let (name, count) = text.split_once(':').unwrap_or((text, ""));
     if name.is_empty() && !text.is_empty() {
         return Err(invalid(
@@ -32,11 +34,14 @@ pub(crate) fn restart_policy(text: &str) -> Outcome<Value> {
             )
         })?
     };
-    Ok(json!({"Name": name, "MaximumRetryCount": count}))
+    Ok(RestartPolicy {
+        name: name.to_owned(),
+        maximum_retry_count: count,
+    })
 }
 
 /// Parses `TYPE=SOFT[:HARD]`.
-pub(super) fn parse_ulimit(text: &str) -> Outcome<Value> {
+pub(super) fn parse_ulimit(text: &str) -> Outcome<Ulimit> {
     const NAMES: [&str; 15] = [
         "core",
         "cpu",
@@ -85,11 +90,15 @@ pub(super) fn parse_ulimit(text: &str) -> Outcome<Value> {
             "ulimit soft limit must be less than or equal to hard limit: {soft} > {hard}"
         )));
     }
-    Ok(json!({"Name": name, "Soft": soft, "Hard": hard}))
+    Ok(Ulimit {
+        name: name.to_owned(),
+        hard,
+        soft,
+    })
 }
 
 /// Returns the kernel parameters of `--sysctl`. Only namespaced ones are allowed.
-pub(super) fn sysctls(given: &[String]) -> Outcome<Map<String, Value>> {
+pub(super) fn sysctls(given: &[String]) -> Outcome<BTreeMap<String, String>> {
     const IPC: [&str; 8] = [
         "kernel.msgmax",
         "kernel.msgmnb",
@@ -136,7 +145,11 @@ mod tests {
     fn parses_ulimits() {
         assert_eq!(
             parse_ulimit("nofile=10:20").unwrap(),
-            json!({"Name": "nofile", "Soft": 10, "Hard": 20})
+            Ulimit {
+                name: "nofile".into(),
+                hard: 20,
+                soft: 10
+            }
         );
         assert!(
             parse_ulimit("foo=1")

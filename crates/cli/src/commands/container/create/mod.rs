@@ -13,7 +13,7 @@ mod networking;
 pub(crate) mod ports;
 mod security;
 
-use serde_json::json;
+use whelk_api_types::{BindOptions, ContainerCreateResponse, Mount};
 
 use self::body::body;
 pub(crate) use self::flags::CreateContainerArgs;
@@ -62,13 +62,18 @@ pub(crate) async fn make(
         ));
     }
     let mut body = body(args, attach_all, detach)?;
-    if args.use_api_socket
-        && let Some(mounts) = body["HostConfig"]["Mounts"].as_array_mut()
-    {
+    if args.use_api_socket {
         let socket = client.socket().map_err(|host| {
             Failure::new(format!("flag --use-api-socket can only be used with unix sockets: docker endpoint {host} incompatible"))
         })?;
-        mounts.push(json!({"Type": "bind", "Source": socket, "Target": "/var/run/docker.sock", "BindOptions": {}}));
+        let mounts = &mut body.host_config.mounts;
+        mounts.get_or_insert_default().push(Mount {
+            kind: "bind".into(),
+            source: socket.to_owned(),
+            target: "/var/run/docker.sock".into(),
+            bind_options: Some(BindOptions::default()),
+            ..Mount::default()
+        });
     }
     let id_file = args.cidfile.as_deref().map(IdFile::create).transpose()?;
     let platform = args
@@ -81,15 +86,14 @@ pub(crate) async fn make(
         "/containers/create{}",
         query(&[("name", name), ("platform", &platform)])
     );
-    let created = client.post(&path, Some(&body)).await?;
-    for warning in created["Warnings"].as_array().into_iter().flatten() {
-        warn_line!("WARNING: {}", warning.as_str().unwrap_or_default());
+    let created: ContainerCreateResponse = client.post_json(&path, &body).await?;
+    for warning in created.warnings {
+        warn_line!("WARNING: {warning}");
     }
-    let id = created["Id"].as_str().unwrap_or_default().to_owned();
     if let Some(file) = id_file {
-        file.write(&id)?;
+        file.write(&created.id)?;
     }
-    Ok(id)
+    Ok(created.id)
 }
 
 /// Rejects flags of Docker's CLI that are not supported.

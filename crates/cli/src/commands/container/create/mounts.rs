@@ -1,6 +1,6 @@
 //! Parsers for `--volume` and `--mount`.
 
-use serde_json::{Map, Value, json};
+use whelk_api_types::{BindOptions, Empty, Mount, Set};
 
 use crate::commands::arguments::key_values;
 use crate::format::units::parse_size;
@@ -8,8 +8,8 @@ use crate::{Failure, Outcome};
 
 /// Parses `--volume` flags: returns binds and named volumes unchanged, and the paths that get
 /// anonymous volumes.
-pub(crate) fn parse_volumes(given: &[String]) -> Outcome<(Vec<String>, Map<String, Value>)> {
-    let (mut binds, mut anonymous) = (Vec::new(), Map::new());
+pub(crate) fn parse_volumes(given: &[String]) -> Outcome<(Vec<String>, Set)> {
+    let (mut binds, mut anonymous) = (Vec::new(), Set::new());
     for spec in given {
         let wrong =
             |reason: &str| Failure::with_code(125, format!("invalid spec: {spec}: {reason}"));
@@ -17,7 +17,7 @@ pub(crate) fn parse_volumes(given: &[String]) -> Outcome<(Vec<String>, Map<Strin
         match spec.len() {
             0 => return Err(Failure::with_code(125, "invalid empty volume spec")),
             1 | 2 => {
-                anonymous.insert(spec.clone(), json!({}));
+                anonymous.insert(spec.clone(), Empty {});
                 continue;
             }
             _ => {}
@@ -27,7 +27,7 @@ pub(crate) fn parse_volumes(given: &[String]) -> Outcome<(Vec<String>, Map<Strin
             return Err(wrong("empty section between colons"));
         }
         match parts.as_slice() {
-            [target] => drop(anonymous.insert((*target).to_owned(), json!({}))),
+            [target] => drop(anonymous.insert((*target).to_owned(), Empty {})),
             [source, rest @ ..] if rest.len() <= 2 => {
                 // A path that starts with a dot is relative to this process's directory, so it is
                 // resolved here.
@@ -108,17 +108,18 @@ fn closes(text: &str, at: usize) -> bool {
 }
 
 /// Parses `type=bind,source=…,target=…,readonly,…`.
-pub(crate) fn parse_mount(text: &str) -> Outcome<Value> {
+pub(crate) fn parse_mount(text: &str) -> Outcome<Mount> {
     let fail = |reason: String| {
         Failure::with_code(
             125,
             format!("invalid argument {text:?} for \"--mount\" flag: {reason}"),
         )
     };
-    let (mut mount, mut bind, mut volume, mut image, mut tmpfs) =
-        (Map::new(), Map::new(), Map::new(), Map::new(), Map::new());
-    let (mut labels, mut driver_options) = (Map::new(), Map::new());
-    mount.insert("Type".into(), json!("volume"));
+    let mut mount = Mount {
+        kind: "volume".into(),
+        ..Mount::default()
+    };
+    let mut has_target = false;
     for field in &fields(text).map_err(fail)? {
         let (key, value) = match field.split_once('=') {
             Some((key, value)) => (key, Some(value)),
@@ -132,112 +133,102 @@ pub(crate) fn parse_mount(text: &str) -> Outcome<Value> {
             Some("false" | "0") => Ok(false),
             Some(other) => Err(fail(format!("invalid value for {key}: {other}"))),
         };
+        let bind = &mut mount.bind_options;
+        let volume = &mut mount.volume_options;
         match key {
-            "readonly" | "ro" => drop(mount.insert("ReadOnly".into(), json!(flag()?))),
-            "bind-nonrecursive" => drop(bind.insert("NonRecursive".into(), json!(flag()?))),
-            "bind-create-src" => drop(bind.insert("CreateMountpoint".into(), json!(flag()?))),
-            "volume-nocopy" => drop(volume.insert("NoCopy".into(), json!(flag()?))),
+            "readonly" | "ro" => mount.read_only = flag()?,
+            "bind-nonrecursive" => bind.get_or_insert_default().non_recursive = flag()?,
+            "bind-create-src" => bind.get_or_insert_default().create_mountpoint = flag()?,
+            "volume-nocopy" => volume.get_or_insert_default().no_copy = flag()?,
             _ if value.is_none() => {
                 return Err(fail(format!(
                     "invalid field '{field}' must be a key=value pair"
                 )));
             }
-            "type" => drop(mount.insert("Type".into(), json!(text.to_lowercase()))),
-            "source" | "src" => {
-                mount.insert(
-                    "Source".into(),
-                    json!(if text.starts_with('.') {
-                        absolute(text)
-                    } else {
-                        text.to_owned()
-                    }),
-                );
+            "type" => mount.kind = text.to_lowercase(),
+            "source" | "src" if text.starts_with('.') => mount.source = absolute(text),
+            "source" | "src" => mount.source = text.to_owned(),
+            "target" | "dst" | "destination" => {
+                text.clone_into(&mut mount.target);
+                has_target = true;
             }
-            "target" | "dst" | "destination" => drop(mount.insert("Target".into(), json!(text))),
-            "consistency" => drop(mount.insert("Consistency".into(), json!(text))),
-            "bind-propagation" => drop(bind.insert("Propagation".into(), json!(text))),
-            "bind-recursive" => bind.extend(bind_recursive(text).map_err(fail)?),
+            "consistency" => text.clone_into(&mut mount.consistency),
+            "bind-propagation" => text.clone_into(&mut bind.get_or_insert_default().propagation),
+            "bind-recursive" => bind_recursive(bind, text).map_err(fail)?,
             "map-user" if text.is_empty() => {
                 return Err(fail("map-user requires a value: auto".into()));
             }
-            "map-user" => drop(bind.insert("MapUser".into(), json!(text))),
-            "image-subpath" => drop(image.insert("Subpath".into(), json!(text))),
-            "volume-subpath" => drop(volume.insert("Subpath".into(), json!(text))),
-            "volume-driver" => {
-                volume.entry("DriverConfig").or_insert_with(|| json!({}))["Name"] = json!(text)
+            "map-user" => text.clone_into(&mut bind.get_or_insert_default().map_user),
+            "image-subpath" => {
+                let image = mount.image_options.get_or_insert_default();
+                text.clone_into(&mut image.subpath);
             }
-            "volume-label" => labels.extend(key_values(&[text.to_owned()])),
-            "volume-opt" => driver_options.extend(key_values(&[text.to_owned()])),
-            "tmpfs-size" => drop(tmpfs.insert(
-                "SizeBytes".into(),
-                json!(
-                    parse_size(text)
-                        .map_err(|_| fail(format!("invalid value for tmpfs-size: {text}")))?
-                ),
-            )),
-            "tmpfs-mode" => drop(tmpfs.insert(
-                "Mode".into(),
-                json!(
-                        u32::from_str_radix(text, 8)
-                            .map_err(|_| fail(format!("invalid value for tmpfs-mode: {text}")))?
-                    ),
-            )),
+            "volume-subpath" => text.clone_into(&mut volume.get_or_insert_default().subpath),
+            "volume-driver" => {
+                let volume = volume.get_or_insert_default();
+                let driver = volume.driver_config.get_or_insert_default();
+                text.clone_into(&mut driver.name);
+            }
+            "volume-label" => {
+                let labels = &mut volume.get_or_insert_default().labels;
+                labels.extend(key_values(&[text.to_owned()]));
+            }
+            "volume-opt" => {
+                let volume = volume.get_or_insert_default();
+                let driver = volume.driver_config.get_or_insert_default();
+                driver.options.extend(key_values(&[text.to_owned()]));
+            }
+            "tmpfs-size" => {
+                let size = parse_size(text)
+                    .map_err(|_| fail(format!("invalid value for tmpfs-size: {text}")))?;
+                mount.tmpfs_options.get_or_insert_default().size_bytes = size;
+            }
+            "tmpfs-mode" => {
+                let mode = u32::from_str_radix(text, 8)
+                    .map_err(|_| fail(format!("invalid value for tmpfs-mode: {text}")))?;
+                mount.tmpfs_options.get_or_insert_default().mode = mode;
+            }
             other => return Err(fail(format!("unexpected key '{other}' in '{field}'"))),
         }
     }
-    if !mount.contains_key("Target") {
+    if !has_target {
         return Err(fail("target is required".into()));
     }
-    if !labels.is_empty() {
-        volume.insert("Labels".into(), Value::Object(labels));
-    }
-    if !driver_options.is_empty() {
-        volume.entry("DriverConfig").or_insert_with(|| json!({}))["Options"] =
-            Value::Object(driver_options);
-    }
-    let options = [
-        ("bind", "BindOptions", bind),
-        ("volume", "VolumeOptions", volume),
-        ("image", "ImageOptions", image),
-        ("tmpfs", "TmpfsOptions", tmpfs),
-    ];
-    with_options(mount, options).map_err(fail)
+    check_options(&mount).map_err(fail)?;
+    Ok(mount)
 }
 
-/// Returns the bind option for a value of `bind-recursive`, if it is not the default.
-fn bind_recursive(value: &str) -> Result<Option<(String, Value)>, String> {
-    let name = match value {
-        "enabled" => return Ok(None),
-        "disabled" => "NonRecursive",
-        "writable" => "ReadOnlyNonRecursive",
-        "readonly" => "ReadOnlyForceRecursive",
+/// Sets the bind option for a value of `bind-recursive`, if it is not the default.
+fn bind_recursive(bind: &mut Option<BindOptions>, value: &str) -> Result<(), String> {
+    match value {
+        "enabled" => {}
+        "disabled" => bind.get_or_insert_default().non_recursive = true,
+        "writable" => bind.get_or_insert_default().read_only_non_recursive = true,
+        "readonly" => bind.get_or_insert_default().read_only_force_recursive = true,
         other => {
             return Err(format!(
                 "invalid value for bind-recursive: {other} (must be \"enabled\", \"disabled\", \"writable\", or \"readonly\")"
             ));
         }
-    };
-    Ok(Some((name.into(), json!(true))))
+    }
+    Ok(())
 }
 
-/// Adds the options of the mount's type. Options of another type are an error.
-fn with_options(
-    mut mount: Map<String, Value>,
-    options: [(&str, &str, Map<String, Value>); 4],
-) -> Result<Value, String> {
-    let kind = mount["Type"].as_str().unwrap_or_default().to_owned();
-    for (name, field, options) in options {
-        if options.is_empty() {
-            continue;
-        }
-        if kind != name {
-            return Err(format!(
-                "cannot mix '{name}-*' options with mount type '{kind}'"
-            ));
-        }
-        mount.insert(field.into(), Value::Object(options));
+/// Checks that a mount has no options of another type.
+fn check_options(mount: &Mount) -> Result<(), String> {
+    let options = [
+        ("bind", mount.bind_options.is_some()),
+        ("volume", mount.volume_options.is_some()),
+        ("image", mount.image_options.is_some()),
+        ("tmpfs", mount.tmpfs_options.is_some()),
+    ];
+    let kind = &mount.kind;
+    match options.iter().find(|(name, given)| *given && kind != name) {
+        Some((name, _)) => Err(format!(
+            "cannot mix '{name}-*' options with mount type '{kind}'"
+        )),
+        None => Ok(()),
     }
-    Ok(Value::Object(mount))
 }
 
 #[cfg(test)]
@@ -246,22 +237,29 @@ mod tests {
 
     #[test]
     fn mounts() {
-        assert_eq!(
-            parse_mount("type=bind,src=/a,dst=/b,ro").unwrap(),
-            json!({"Type": "bind", "Source": "/a", "Target": "/b", "ReadOnly": true})
+        let check = |text: &str, expected: &str| {
+            let mount = parse_mount(text).unwrap();
+            assert_eq!(serde_json::to_string(&mount).unwrap(), expected, "{text}");
+        };
+        check(
+            "type=bind,src=/a,dst=/b,ro",
+            r#"{"Type":"bind","Source":"/a","Target":"/b","ReadOnly":true}"#,
         );
-        assert_eq!(
-            parse_mount(
-                "src=v,dst=/b,volume-nocopy,volume-opt=type=nfs,volume-label=a=b,volume-subpath=x"
-            )
-            .unwrap(),
-            json!({"Type": "volume", "Source": "v", "Target": "/b", "VolumeOptions": {
-                "NoCopy": true, "DriverConfig": {"Options": {"type": "nfs"}}, "Labels": {"a": "b"}, "Subpath": "x"}})
+        check(
+            "type=bind,src=/a,dst=/b,bind-recursive=readonly,map-user=auto",
+            r#"{"Type":"bind","Source":"/a","Target":"/b","BindOptions":{"ReadOnlyForceRecursive":true,"MapUser":"auto"}}"#,
         );
-        assert_eq!(
-            parse_mount(r#"src=v,dst=/b,volume-opt=type=nfs,"volume-opt=o=addr=10.0.0.1,vers=4","volume-label=a=""b""""#).unwrap(),
-            json!({"Type": "volume", "Source": "v", "Target": "/b", "VolumeOptions": {
-                "DriverConfig": {"Options": {"type": "nfs", "o": "addr=10.0.0.1,vers=4"}}, "Labels": {"a": "\"b\""}}})
+        check(
+            "src=v,dst=/b,volume-nocopy,volume-opt=type=nfs,volume-label=a=b,volume-subpath=x",
+            r#"{"Type":"volume","Source":"v","Target":"/b","VolumeOptions":{"NoCopy":true,"Labels":{"a":"b"},"Subpath":"x","DriverConfig":{"Options":{"type":"nfs"}}}}"#,
+        );
+        check(
+            r#"src=v,dst=/b,volume-opt=type=nfs,"volume-opt=o=addr=10.0.0.1,vers=4","volume-label=a=""b""""#,
+            r#"{"Type":"volume","Source":"v","Target":"/b","VolumeOptions":{"Labels":{"a":"\"b\""},"DriverConfig":{"Options":{"o":"addr=10.0.0.1,vers=4","type":"nfs"}}}}"#,
+        );
+        check(
+            "type=tmpfs,dst=/b,tmpfs-size=1k,tmpfs-mode=1777",
+            r#"{"Type":"tmpfs","Target":"/b","TmpfsOptions":{"SizeBytes":1024,"Mode":1023}}"#,
         );
         let text = |text: &str| parse_mount(text).unwrap_err().text;
         for (mount, reason) in [
@@ -300,10 +298,8 @@ mod tests {
     #[test]
     fn volumes() {
         let own = |text: &str| parse_volumes(&[text.to_owned()]);
-        assert_eq!(
-            own("/a").unwrap().1,
-            json!({"/a": {}}).as_object().unwrap().clone()
-        );
+        let anonymous = own("/a").unwrap().1;
+        assert_eq!(anonymous.into_keys().collect::<Vec<_>>(), ["/a"]);
         assert_eq!(own("/a:/b:ro").unwrap().0, ["/a:/b:ro"]);
         assert!(own("./a:/b").unwrap().0[0].starts_with('/'));
         assert_eq!(

@@ -1,10 +1,11 @@
 //! The network flags of `create` and `run`.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::ports;
 use clap::Args;
-use serde_json::{Map, Value};
+use whelk_api_types::{EndpointSettings, PortMap, Set};
 
 use crate::Outcome;
 use crate::commands::container::create::attachment::{Attachment, attachment, is_mac, is_users};
@@ -60,9 +61,9 @@ pub(crate) struct NetworkArgs {
 /// The parts of the create request that the network flags determine.
 pub(crate) struct Networking {
     pub mode: String,
-    pub exposed: Map<String, Value>,
-    pub bindings: Map<String, Value>,
-    pub endpoints: Map<String, Value>,
+    pub exposed: Set,
+    pub bindings: PortMap,
+    pub endpoints: BTreeMap<String, EndpointSettings>,
 }
 
 impl NetworkArgs {
@@ -83,7 +84,7 @@ impl NetworkArgs {
         if let Some(first) = attachments.first_mut() {
             self.add_own(first)?;
         }
-        let mut endpoints = Map::new();
+        let mut endpoints = BTreeMap::new();
         let several = attachments.len() > 1;
         let mode = attachments[0].network.clone();
         let of_users = attachments
@@ -92,23 +93,23 @@ impl NetworkArgs {
             .count();
         let mixed = of_users > 0 && of_users < attachments.len();
         for attachment in attachments {
-            let Attachment { network, .. } = &attachment;
+            let network = attachment.network.clone();
             if network.is_empty() {
                 return Err(invalid("no name set for network"));
             }
-            if !is_users(network) && !attachment.aliases.is_empty() {
+            if !is_users(&network) && !attachment.aliases.is_empty() {
                 return Err(invalid(
                     "network-scoped aliases are only supported for user-defined networks",
                 ));
             }
-            if endpoints.contains_key(network) {
+            if endpoints.contains_key(&network) {
                 return Err(invalid(format!(
                     "network {network:?} is specified multiple times"
                 )));
             }
             let endpoint = attachment.endpoint();
-            if several || !endpoint.is_empty() {
-                endpoints.insert(network.clone(), Value::Object(endpoint));
+            if several || endpoint != EndpointSettings::default() {
+                endpoints.insert(network, endpoint);
             }
         }
         if mixed {
@@ -236,7 +237,7 @@ impl NetworkArgs {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use whelk_api_types::EndpointIpamConfig;
 
     use super::*;
 
@@ -255,10 +256,20 @@ mod tests {
         };
         let networking = args.parse().unwrap();
         assert_eq!(networking.mode, "a");
-        assert_eq!(
-            Value::Object(networking.endpoints),
-            json!({"a": {"IPAMConfig": {"IPv4Address": "10.0.0.5"}}, "b": {"Aliases": ["x", "y"], "GwPriority": 5}})
-        );
+        let a = EndpointSettings {
+            ipam_config: Some(EndpointIpamConfig {
+                ipv4_address: "10.0.0.5".into(),
+                ..EndpointIpamConfig::default()
+            }),
+            ..EndpointSettings::default()
+        };
+        let b = EndpointSettings {
+            aliases: Some(own(&["x", "y"])),
+            gw_priority: 5,
+            ..EndpointSettings::default()
+        };
+        let expected = BTreeMap::from([("a".to_owned(), a), ("b".to_owned(), b)]);
+        assert_eq!(networking.endpoints, expected);
         assert!(NetworkArgs::default().parse().unwrap().endpoints.is_empty());
         let text = |args: NetworkArgs| args.parse().err().unwrap().text;
         assert!(

@@ -1,6 +1,6 @@
 //! Parsers for published and exposed ports (`--publish`, `--expose`).
 
-use serde_json::{Map, Value, json};
+use whelk_api_types::{Empty, PortBinding, PortMap, Set};
 
 use crate::commands::container::create::invalid;
 use crate::{Failure, Outcome};
@@ -83,22 +83,14 @@ fn invalid_address(address: &str) -> Failure {
 
 /// Parses `--publish` and `--expose` flags: returns the exposed ports, and the bindings by
 /// container port.
-pub(crate) fn parse(
-    published: &[String],
-    exposed: &[String],
-) -> Outcome<(Map<String, Value>, Map<String, Value>)> {
-    let (mut ports, mut bindings) = (Map::new(), Map::new());
+pub(crate) fn parse(published: &[String], exposed: &[String]) -> Outcome<(Set, PortMap)> {
+    let (mut ports, mut bindings) = (Set::new(), PortMap::new());
     for text in published {
         let text = short_form(text)?;
         for (port, binding) in port_bindings(&text)? {
-            ports.insert(port.clone(), json!({}));
-            if let Some(list) = bindings
-                .entry(port)
-                .or_insert_with(|| json!([]))
-                .as_array_mut()
-            {
-                list.push(binding);
-            }
+            ports.insert(port.clone(), Empty {});
+            let list = bindings.entry(port).or_default();
+            list.get_or_insert_default().push(binding);
         }
     }
     for text in exposed {
@@ -113,14 +105,14 @@ pub(crate) fn parse(
             ))
         })?;
         for port in first..=last {
-            ports.insert(format!("{port}/{protocol}"), json!({}));
+            ports.insert(format!("{port}/{protocol}"), Empty {});
         }
     }
     Ok((ports, bindings))
 }
 
 /// Parses `[[ADDRESS:]HOST:]CONTAINER[/PROTOCOL]`; both ports may be ranges.
-fn port_bindings(text: &str) -> Outcome<Vec<(String, Value)>> {
+fn port_bindings(text: &str) -> Outcome<Vec<(String, PortBinding)>> {
     let mut parts = text.rsplitn(3, ':');
     let container = parts.next().unwrap_or_default();
     let host = parts.next().unwrap_or_default();
@@ -161,7 +153,10 @@ fn port_bindings(text: &str) -> Outcome<Vec<(String, Value)>> {
         };
         (
             format!("{port}/{protocol}"),
-            json!({"HostIp": plain, "HostPort": host_port}),
+            PortBinding {
+                host_ip: plain.to_owned(),
+                host_port,
+            },
         )
     });
     Ok(bindings.collect())
@@ -171,46 +166,35 @@ fn port_bindings(text: &str) -> Outcome<Vec<(String, Value)>> {
 mod tests {
     use super::*;
 
-    fn bindings(text: &str) -> Value {
-        parse(&[text.to_owned()], &[]).map_or_else(
-            |failure| json!(failure.text),
-            |(_, bindings)| json!(bindings),
-        )
+    fn bindings(text: &str) -> Result<PortMap, String> {
+        let parsed = parse(&[text.to_owned()], &[]);
+        parsed
+            .map(|(_, bindings)| bindings)
+            .map_err(|failure| failure.text)
     }
 
     #[test]
     fn parses_published_ports() {
-        assert_eq!(
-            bindings("80"),
-            json!({"80/tcp": [{"HostIp": "", "HostPort": ""}]})
-        );
-        assert_eq!(
-            bindings("8080:80/udp"),
-            json!({"80/udp": [{"HostIp": "", "HostPort": "8080"}]})
-        );
-        assert_eq!(
-            bindings("127.0.0.1::80"),
-            json!({"80/tcp": [{"HostIp": "127.0.0.1", "HostPort": ""}]})
-        );
-        assert_eq!(
-            bindings("[::1]:1:80"),
-            json!({"80/tcp": [{"HostIp": "::1", "HostPort": "1"}]})
-        );
-        assert_eq!(
-            bindings("::1:1:80"),
-            json!({"80/tcp": [{"HostIp": "::1", "HostPort": "1"}]})
-        );
-        assert_eq!(
-            bindings("10-11:20-21"),
-            json!({"20/tcp": [{"HostIp": "", "HostPort": "10"}], "21/tcp": [{"HostIp": "", "HostPort": "11"}]})
-        );
-        assert_eq!(
-            bindings("8000-8010:80"),
-            json!({"80/tcp": [{"HostIp": "", "HostPort": "8000-8010"}]})
-        );
-        assert_eq!(
-            bindings("published=1,target=2,protocol=udp,mode=host"),
-            json!({"2/udp": [{"HostIp": "", "HostPort": "1"}]})
+        let check = |text: &str, expected: &[(&str, &str, &str)]| {
+            let expected = expected.iter().map(|&(port, host_ip, host_port)| {
+                let binding = PortBinding {
+                    host_ip: host_ip.into(),
+                    host_port: host_port.into(),
+                };
+                (port.to_owned(), Some(vec![binding]))
+            });
+            assert_eq!(bindings(text), Ok(expected.collect()), "{text}");
+        };
+        check("80", &[("80/tcp", "", "")]);
+        check("8080:80/udp", &[("80/udp", "", "8080")]);
+        check("127.0.0.1::80", &[("80/tcp", "127.0.0.1", "")]);
+        check("[::1]:1:80", &[("80/tcp", "::1", "1")]);
+        check("::1:1:80", &[("80/tcp", "::1", "1")]);
+        check("10-11:20-21", &[("20/tcp", "", "10"), ("21/tcp", "", "11")]);
+        check("8000-8010:80", &[("80/tcp", "", "8000-8010")]);
+        check(
+            "published=1,target=2,protocol=udp,mode=host",
+            &[("2/udp", "", "1")],
         );
     }
 
@@ -244,7 +228,7 @@ mod tests {
                 "invalid publish opts format (should be name=value but got '=b')",
             ),
         ] {
-            assert_eq!(bindings(text), json!(error), "{text}");
+            assert_eq!(bindings(text), Err(error.to_owned()), "{text}");
         }
         let exposed = |text: &str| parse(&[], &[text.to_owned()]).unwrap_err().text;
         assert_eq!(exposed("80:80"), "invalid port format for --expose: 80:80");
