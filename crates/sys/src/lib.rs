@@ -22,7 +22,7 @@ mod step;
 pub mod sync;
 pub mod text;
 
-pub use step::{fallible_step, step};
+pub use step::{fallible_step, in_background, step};
 
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};

@@ -32,9 +32,18 @@ pub fn fallible_step() -> io::Result<()> {
     Ok(())
 }
 
+/// Does work in the background of all operations. Its steps are not let fail: no operation would
+/// report it.
+pub fn in_background<T>(work: impl FnOnce() -> T) -> T {
+    #[cfg(debug_assertions)]
+    let _background = counted::Background::begin();
+    work()
+}
+
 #[cfg(debug_assertions)]
 mod counted {
     use crate::sync::IgnorePoison as _;
+    use std::cell::Cell;
     use std::fs::File;
     use std::io::{self, Read as _, Seek as _, Write as _};
     use std::path::PathBuf;
@@ -42,6 +51,28 @@ mod counted {
 
     static FILE: OnceLock<Option<PathBuf>> = OnceLock::new();
     static TURN: Mutex<()> = Mutex::new(());
+
+    thread_local! {
+        static IN_BACKGROUND: Cell<bool> = const { Cell::new(false) };
+    }
+
+    /// While it lives, the steps of this thread are those of background work.
+    pub(super) struct Background {
+        before: bool,
+    }
+
+    impl Background {
+        pub(super) fn begin() -> Self {
+            let before = IN_BACKGROUND.replace(true);
+            Self { before }
+        }
+    }
+
+    impl Drop for Background {
+        fn drop(&mut self) {
+            IN_BACKGROUND.set(self.before);
+        }
+    }
 
     /// Returns whether the step must fail.
     #[allow(
@@ -53,6 +84,7 @@ mod counted {
         else {
             return false;
         };
+        let can_fail = can_fail && !IN_BACKGROUND.get();
         let _turn = TURN.lock().ignore_poison();
         let Ok(mut file) = File::options().read(true).write(true).open(file) else {
             return false;

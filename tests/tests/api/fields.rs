@@ -332,7 +332,7 @@ fn limits() -> Vec<(&'static str, Value, Fate, Fate)> {
 /// The settings of an endpoint. The engine assigns the others, whatever the request says.
 fn endpoint() -> Vec<(&'static str, Value, Fate)> {
     let addresses = json!({
-        "IPv4Address": "10.213.201.5", "IPv6Address": "fd00:213:201::5",
+        "IPv4Address": "10.214.201.5", "IPv6Address": "fd00:214:201::5",
         "LinkLocalIPs": ["169.254.7.7"],
     });
     vec![
@@ -349,8 +349,8 @@ fn endpoint() -> Vec<(&'static str, Value, Fate)> {
         ("/GwPriority", json!(7), Shown),
         ("/NetworkID", json!("x"), Ignored),
         ("/EndpointID", json!("x"), Ignored),
-        ("/Gateway", json!("10.213.201.6"), Ignored),
-        ("/IPAddress", json!("10.213.201.6"), Ignored),
+        ("/Gateway", json!("10.214.201.6"), Ignored),
+        ("/IPAddress", json!("10.214.201.6"), Ignored),
         ("/IPPrefixLen", json!(7), Ignored),
         ("/IPv6Gateway", json!("fd00::6"), Ignored),
         ("/GlobalIPv6Address", json!("fd00::6"), Ignored),
@@ -384,7 +384,7 @@ fn made(engine: &Engine, kind: &str, body: &Value, place: &str) -> (u16, Value, 
 
 fn network() -> Value {
     json!({"Name": "net", "EnableIPv6": true, "IPAM": {"Config": [
-        {"Subnet": "10.213.201.0/29"}, {"Subnet": "fd00:213:201::/64"},
+        {"Subnet": "10.214.201.0/29"}, {"Subnet": "fd00:214:201::/64"},
     ]}})
 }
 
@@ -472,8 +472,8 @@ fn no_setting_of_an_update_is_dropped() {
 fn no_setting_of_a_network_or_volume_is_dropped() {
     let engine = Engine::without_images(&[]);
     let addresses = json!({"Driver": "default", "Options": {"a": "b"}, "Config": [{
-        "Subnet": "10.213.202.0/29", "IPRange": "10.213.202.0/30", "Gateway": "10.213.202.1",
-        "AuxiliaryAddresses": {"a": "10.213.202.3"},
+        "Subnet": "10.214.202.0/29", "IPRange": "10.214.202.0/30", "Gateway": "10.214.202.1",
+        "AuxiliaryAddresses": {"a": "10.214.202.3"},
     }]});
     let fields = vec![
         ("/Name", json!("other"), Shown),

@@ -224,7 +224,9 @@ impl Networks {
                 last_routes_check = Instant::now();
             }
             let networks = self.clone();
-            let work = tokio::task::spawn_blocking(move || networks.run_duties(due, checked));
+            let work = tokio::task::spawn_blocking(move || {
+                whelk_sys::in_background(|| networks.run_duties(due, checked))
+            });
             match work.await {
                 Ok(generation) => checked = generation,
                 Err(error) => tracing::error!("network maintenance failed: {error}"),

@@ -237,7 +237,7 @@ impl RecordStore {
             written?;
             self.flushes.done.fetch_max(wanted, Ordering::AcqRel);
         }
-        self.write_copies(all);
+        whelk_sys::in_background(|| self.write_copies(all));
         Ok(())
     }
 }
