@@ -153,7 +153,7 @@ impl Files {
         let authorities = match given {
             _ if self.skip_verify => Vec::new(),
             Some(authorities) => authorities,
-            None => system_authorities().map_err(|reason| unusable(&reason))?,
+            None => whelk_client::system_authorities().map_err(|reason| unusable(&reason))?,
         };
         let trust = match self.skip_verify {
             true => Trust::Anyone,
@@ -180,33 +180,6 @@ impl Files {
             })
         })
     }
-}
-
-/// Returns the certificates of the authorities that this host trusts, from the file that its
-/// distribution has.
-///
-/// # Errors
-/// Returns an error if there is none, or if it cannot be read.
-fn system_authorities() -> Result<Vec<u8>, String> {
-    const FILES: [&str; 4] = [
-        "/etc/ssl/certs/ca-certificates.crt",
-        "/etc/pki/tls/certs/ca-bundle.crt",
-        "/etc/ssl/ca-bundle.pem",
-        "/etc/ssl/cert.pem",
-    ];
-    let read = |path: &Path| {
-        std::fs::read(path).map_err(|error| format!("open {}: {}", path.display(), plain(&error)))
-    };
-    // Whoever names a file trusts no other authorities.
-    if let Some(own) = std::env::var_os("SSL_CERT_FILE").filter(|path| !path.is_empty()) {
-        return read(Path::new(&own));
-    }
-    for path in FILES {
-        if let Some(path) = if_exists(path.into())? {
-            return read(&path);
-        }
-    }
-    Err("this host has no certificates of authorities: use --tlscacert, or install them (ca-certificates)".into())
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! codes and bodies is up to the caller, and so are the texts of errors.
 #![forbid(unsafe_code)]
 
+mod authorities;
 mod program;
 mod tls;
 mod transport;
@@ -12,6 +13,7 @@ mod transport;
 use std::io;
 use std::time::Duration;
 
+pub use authorities::system_authorities;
 use bytes::Bytes;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Empty, Full, Limited};
@@ -21,7 +23,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 pub use program::{Program, ProgramEnded, program_ended};
 pub use tls::{Tls, Trust, Unusable, tls_reason};
-pub use transport::{Address, Connection};
+pub use transport::{Address, Connection, tcp};
 
 /// A request body. Its errors end the request.
 pub type Body = BoxBody<Bytes, io::Error>;

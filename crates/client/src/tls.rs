@@ -119,15 +119,39 @@ impl Tls {
     /// Opens a connection to `HOST:PORT`, with limits for the time of each step.
     pub(crate) async fn connect(&self, address: &str) -> io::Result<TlsStream<TcpStream>> {
         let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
-        let name = host.trim_start_matches('[').trim_end_matches(']');
-        let name = ServerName::try_from(name.to_owned())
-            .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
-        let stream = tcp(address).await?;
+        let name = server_name(host)?;
+        self.secure(name, tcp(address).await?).await
+    }
+
+    /// Begins TLS on an open connection to `host`, which may be an address in brackets, within a time
+    /// limit.
+    ///
+    /// # Errors
+    /// Returns an error if the handshake fails ([`tls_reason`]).
+    pub async fn handshake(
+        &self,
+        host: &str,
+        stream: TcpStream,
+    ) -> io::Result<TlsStream<TcpStream>> {
+        self.secure(server_name(host)?, stream).await
+    }
+
+    async fn secure(
+        &self,
+        name: ServerName<'static>,
+        stream: TcpStream,
+    ) -> io::Result<TlsStream<TcpStream>> {
         let handshake = TlsConnector::from(self.0.clone()).connect(name, stream);
         tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake)
             .await
             .unwrap_or_else(|_| Err(late("TLS handshake timeout")))
     }
+}
+
+fn server_name(host: &str) -> io::Result<ServerName<'static>> {
+    let name = host.trim_start_matches('[').trim_end_matches(']');
+    ServerName::try_from(name.to_owned())
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))
 }
 
 /// Returns the text of an error of TLS, in the words of Go's clients; `None` for other errors.

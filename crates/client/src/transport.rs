@@ -55,7 +55,10 @@ impl Address {
 
 /// Opens a connection that sends small writes at once, as Go does for Docker, and that ends if the
 /// server's machine disappears: commands wait for hours without a byte (`wait`, `events`).
-pub(crate) async fn tcp(address: &str) -> io::Result<TcpStream> {
+///
+/// # Errors
+/// Returns an error if no address of the host can be reached within a time limit.
+pub async fn tcp(address: &str) -> io::Result<TcpStream> {
     let stream = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address))
         .await
         .unwrap_or_else(|_| Err(late("i/o timeout")))?;

@@ -1,0 +1,361 @@
+//! Who the client is: credentials, and the access tokens that they are exchanged for.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::alphabet::URL_SAFE;
+use base64::engine::general_purpose::STANDARD;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use hyper::header::HeaderValue;
+use serde::Deserialize;
+use whelk_sys::sync::IgnorePoison as _;
+
+/// Maximum length of a token in bytes: it is sent in a header.
+const MAX_TOKEN: usize = 32 << 10;
+/// How long a token is valid if the service does not say.
+const DEFAULT_VALIDITY: Duration = Duration::from_secs(60);
+/// A token is not used in the last part of its time.
+const MARGIN: Duration = Duration::from_secs(5);
+/// Number of tokens that are kept.
+const MAX_TOKENS: usize = 1_000;
+
+/// What a client shows to a registry. Its `Debug` form has no secrets.
+#[derive(Clone, Default, PartialEq, Eq, Hash)]
+pub enum Credentials {
+    #[default]
+    Anonymous,
+    Password {
+        user: String,
+        password: String,
+    },
+    /// A refresh token of an authorization service.
+    IdentityToken(String),
+    /// An access token, which is sent as it is.
+    RegistryToken(String),
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Anonymous => "Anonymous",
+            Self::Password { .. } => "Password",
+            Self::IdentityToken(_) => "IdentityToken",
+            Self::RegistryToken(_) => "RegistryToken",
+        })
+    }
+}
+
+/// An `AuthConfig` of the Engine API.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "lowercase", default)]
+struct AuthConfig {
+    username: Option<String>,
+    password: Option<String>,
+    /// `USER:PASSWORD` in base64, an older form of both.
+    auth: Option<String>,
+    identitytoken: Option<String>,
+    registrytoken: Option<String>,
+}
+
+impl Credentials {
+    /// Decodes the header `X-Registry-Auth` of the Engine API: an `AuthConfig` in base64.
+    ///
+    /// # Errors
+    /// Returns a text that has nothing of the value in it.
+    pub fn from_header(value: &str) -> Result<Self, String> {
+        // Clients differ in their use of padding.
+        let url_safe = GeneralPurpose::new(
+            &URL_SAFE,
+            GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+        );
+        let value = value.trim();
+        let json = url_safe
+            .decode(value)
+            .or_else(|_| STANDARD.decode(value))
+            .map_err(|_| "not base64")?;
+        if json.is_empty() {
+            return Ok(Self::Anonymous);
+        }
+        // Fields by position, which serde accepts too, are no `AuthConfig`.
+        let config = Some(&json)
+            .filter(|json| !json.trim_ascii_start().starts_with(b"["))
+            .and_then(|json| serde_json::from_slice::<Option<AuthConfig>>(json).ok())
+            .ok_or("not a JSON object with texts")?
+            .unwrap_or_default();
+        let given = |text: Option<String>| text.filter(|text| !text.is_empty());
+        if let Some(token) = given(config.registrytoken) {
+            return Ok(Self::RegistryToken(token));
+        }
+        if let Some(token) = given(config.identitytoken) {
+            return Ok(Self::IdentityToken(token));
+        }
+        if let Some(user) = given(config.username) {
+            return Ok(Self::Password {
+                user,
+                password: config.password.unwrap_or_default(),
+            });
+        }
+        let Some(auth) = given(config.auth) else {
+            return Ok(Self::Anonymous);
+        };
+        let decoded = STANDARD
+            .decode(auth)
+            .ok()
+            .and_then(|bytes| String::from_utf8(bytes).ok());
+        let (user, password) = decoded
+            .as_deref()
+            .and_then(|text| text.split_once(':'))
+            .ok_or("auth is not USER:PASSWORD in base64")?;
+        Ok(Self::Password {
+            user: user.to_owned(),
+            password: password.trim_end_matches('\0').to_owned(),
+        })
+    }
+
+    /// Returns the header `Authorization` for a registry, or for a service, that wants a password.
+    pub(crate) fn basic(&self) -> Option<HeaderValue> {
+        let Self::Password { user, password } = self else {
+            return None;
+        };
+        secret(&format!(
+            "Basic {}",
+            STANDARD.encode(format!("{user}:{password}"))
+        ))
+    }
+}
+
+/// Returns the header `Authorization` with an access token; `None` if it cannot be in a header.
+pub(crate) fn bearer(token: &str) -> Option<HeaderValue> {
+    secret(&format!("Bearer {token}"))
+}
+
+fn secret(value: &str) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_str(value).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+/// The answer of an authorization service.
+#[derive(Deserialize)]
+struct Answer {
+    token: Option<String>,
+    access_token: Option<String>,
+    expires_in: Option<f64>,
+}
+
+/// A value of the header `Authorization` that a server accepts for a time.
+#[derive(Clone)]
+pub(crate) struct Token {
+    pub(crate) value: HeaderValue,
+    expires: Instant,
+}
+
+impl Token {
+    /// How long a password that a registry has accepted is sent without being asked for.
+    const PASSWORD_VALIDITY: Duration = Duration::from_secs(60 * 60);
+
+    /// Returns the header with a password, to be sent at once from now on.
+    pub(crate) fn lasting(value: HeaderValue) -> Self {
+        Self {
+            value,
+            expires: Instant::now() + Self::PASSWORD_VALIDITY,
+        }
+    }
+
+    /// Reads the body of an authorization service's answer.
+    ///
+    /// # Errors
+    /// Returns a text that has nothing of the token in it.
+    pub(crate) fn parse(body: &[u8]) -> Result<Self, &'static str> {
+        let answer: Answer =
+            serde_json::from_slice(body).map_err(|_| "the answer is not a token in JSON")?;
+        let given = |text: Option<String>| text.filter(|text| !text.is_empty());
+        let token = given(answer.token)
+            .or_else(|| given(answer.access_token))
+            .ok_or("the answer has no token")?;
+        if token.len() > MAX_TOKEN {
+            return Err("the token is too long");
+        }
+        const A_DAY: f64 = 24.0 * 60.0 * 60.0;
+        let validity = match answer.expires_in {
+            Some(seconds) if seconds > 0.0 => Duration::from_secs_f64(seconds.min(A_DAY)),
+            _ => DEFAULT_VALIDITY,
+        };
+        Ok(Self {
+            value: bearer(&token).ok_or("the token has control characters")?,
+            expires: Instant::now() + validity.saturating_sub(MARGIN),
+        })
+    }
+}
+
+/// What a token is for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Access {
+    pub(crate) host: String,
+    pub(crate) scope: String,
+    pub(crate) credentials: Credentials,
+}
+
+/// The tokens of an engine that are still valid.
+#[derive(Default)]
+pub(crate) struct Tokens(Mutex<HashMap<Access, Token>>);
+
+impl fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Tokens")
+    }
+}
+
+impl Tokens {
+    pub(crate) fn get(&self, access: &Access) -> Option<HeaderValue> {
+        let tokens = self.lock();
+        let token = tokens.get(access)?;
+        (token.expires > Instant::now()).then(|| token.value.clone())
+    }
+
+    pub(crate) fn put(&self, access: Access, token: Token) {
+        let mut tokens = self.lock();
+        if tokens.len() >= MAX_TOKENS {
+            let now = Instant::now();
+            tokens.retain(|_, token| token.expires > now);
+            if tokens.len() >= MAX_TOKENS {
+                tokens.clear();
+            }
+        }
+        tokens.insert(access, token);
+    }
+
+    pub(crate) fn forget(&self, access: &Access) {
+        self.lock().remove(access);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Access, Token>> {
+        self.0.lock().ignore_poison()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(json: &str) -> Result<Credentials, String> {
+        Credentials::from_header(&STANDARD.encode(json))
+    }
+
+    fn password(user: &str, password: &str) -> Credentials {
+        Credentials::Password {
+            user: user.into(),
+            password: password.into(),
+        }
+    }
+
+    #[test]
+    fn headers_of_clients_are_decoded() {
+        for (json, expected) in [
+            ("", Credentials::Anonymous),
+            ("{}", Credentials::Anonymous),
+            ("null", Credentials::Anonymous),
+            (
+                r#"{"serveraddress":"x","email":null}"#,
+                Credentials::Anonymous,
+            ),
+            (
+                r#"{"username":"u","password":"p:?>"}"#,
+                password("u", "p:?>"),
+            ),
+            (r#"{"username":"u"}"#, password("u", "")),
+            (r#"{"auth":"dTpwOnE="}"#, password("u", "p:q")),
+            (
+                r#"{"username":"u","password":"","identitytoken":"i"}"#,
+                Credentials::IdentityToken("i".into()),
+            ),
+            (
+                r#"{"identitytoken":"i","registrytoken":"r"}"#,
+                Credentials::RegistryToken("r".into()),
+            ),
+        ] {
+            assert_eq!(header(json).unwrap(), expected, "{json}");
+        }
+        // Each base64 of {"username":"u","password":"p:?>"} that clients send.
+        for value in [
+            "eyJ1c2VybmFtZSI6InUiLCJwYXNzd29yZCI6InA6Pz4ifQ==",
+            "eyJ1c2VybmFtZSI6InUiLCJwYXNzd29yZCI6InA6Pz4ifQ",
+        ] {
+            assert_eq!(
+                Credentials::from_header(value).unwrap(),
+                password("u", "p:?>")
+            );
+        }
+    }
+
+    #[test]
+    fn errors_and_debug_forms_have_no_secrets() {
+        for (value, expected) in [
+            (
+                header(r#"{"password":"secret","auth":"c2VjcmV0"}"#),
+                "auth is not",
+            ),
+            (header(r#"["secret"]"#), "not a JSON object"),
+            (header(r#"{"username":7}"#), "not a JSON object"),
+            (Credentials::from_header("§secret"), "not base64"),
+        ] {
+            let error = value.unwrap_err();
+            assert!(
+                error.contains(expected) && !error.contains("secret"),
+                "{error}"
+            );
+        }
+        let all = [
+            password("u", "secret"),
+            Credentials::IdentityToken("secret".into()),
+            Credentials::RegistryToken("secret".into()),
+        ];
+        assert!(!format!("{all:?} {:?}", all[0].basic()).contains("secret"));
+        assert!(!format!("{:?}", all[0].basic()).contains("dTpzZWNyZXQ"));
+    }
+
+    #[test]
+    fn tokens_expire_and_belong_to_their_credentials() {
+        let access = |credentials| Access {
+            host: "r".into(),
+            scope: "repository:a:pull".into(),
+            credentials,
+        };
+        let tokens = Tokens::default();
+        let token = Token::parse(br#"{"token":"t","expires_in":300}"#).unwrap();
+        tokens.put(access(password("u", "p")), token);
+        let found = tokens.get(&access(password("u", "p"))).unwrap();
+        assert_eq!(found, "Bearer t");
+        assert!(tokens.get(&access(Credentials::Anonymous)).is_none());
+        let short = Token::parse(br#"{"access_token":"t","expires_in":5}"#).unwrap();
+        tokens.put(access(Credentials::Anonymous), short);
+        assert!(tokens.get(&access(Credentials::Anonymous)).is_none());
+        tokens.forget(&access(password("u", "p")));
+        assert!(tokens.get(&access(password("u", "p"))).is_none());
+    }
+
+    #[test]
+    fn answers_of_services_are_checked() {
+        let long = format!(r#"{{"token":"{}"}}"#, "x".repeat(MAX_TOKEN + 1));
+        for (body, expected) in [
+            ("", "not a token in JSON"),
+            ("{}", "has no token"),
+            (r#"{"token":""}"#, "has no token"),
+            (r#"{"token":"a\nb"}"#, "control characters"),
+            (&long, "too long"),
+        ] {
+            let error = Token::parse(body.as_bytes()).err().unwrap();
+            assert!(error.contains(expected), "{error}");
+        }
+        for body in [
+            r#"{"token":"t","expires_in":-1}"#,
+            r#"{"token":"t","expires_in":1e300}"#,
+        ] {
+            let validity = Token::parse(body.as_bytes()).unwrap().expires - Instant::now();
+            assert!(validity > Duration::from_secs(50) && validity < Duration::from_secs(90_000));
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! Opens connections to registries: over TCP, through a proxy, with TLS.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::io;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use hyper::Uri;
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::client::legacy::connect::proxy::Tunnel;
+use hyper_util::client::legacy::connect::{Connected, Connection as Connects};
+use hyper_util::client::proxy::matcher::Matcher;
+use hyper_util::rt::TokioIo;
+use tower_service::Service;
+use whelk_client::{Connection, Tls, Trust};
+
+use crate::error::{Error, Result};
+
+/// Opens connections to the host of a URL.
+#[derive(Clone, Debug)]
+pub(crate) struct Connector {
+    pub(crate) tls: Tls,
+    pub(crate) proxies: Arc<Matcher>,
+}
+
+type Connecting<T> = Pin<Box<dyn Future<Output = io::Result<T>> + Send>>;
+
+impl Service<Uri> for Connector {
+    type Response = Stream;
+    type Error = io::Error;
+    type Future = Connecting<Stream>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, url: Uri) -> Self::Future {
+        let Self { tls, proxies } = self.clone();
+        Box::pin(async move {
+            let is_tls = url.scheme_str() == Some("https");
+            let host = url.host().unwrap_or_default().to_owned();
+            let Some(proxy) = proxies.intercept(&url) else {
+                let stream = whelk_client::tcp(&address_of(&url)).await?;
+                return Stream::open(&tls, is_tls, &host, stream, false).await;
+            };
+            if proxy.uri().scheme_str() != Some("http") {
+                return Err(io::Error::new(
+                    io::ErrorKind::Unsupported,
+                    "the proxy is not an http:// one, which is not supported",
+                ));
+            }
+            let during = |error: &dyn std::error::Error| {
+                let name = proxy
+                    .uri()
+                    .authority()
+                    .map_or("", |authority| authority.as_str());
+                io::Error::other(format!("proxy {name}: {error}"))
+            };
+            if !is_tls {
+                let stream = whelk_client::tcp(&address_of(proxy.uri()))
+                    .await
+                    .map_err(|error| during(&error))?;
+                return Stream::open(&tls, false, &host, stream, true).await;
+            }
+            let mut tunnel = Tunnel::new(proxy.uri().clone(), Tcp);
+            if let Some(credentials) = proxy.basic_auth() {
+                tunnel = tunnel.with_auth(credentials.clone());
+            }
+            let stream = tunnel.call(url).await.map_err(|error| during(&error))?;
+            Stream::open(&tls, true, &host, stream.0.into_inner(), false).await
+        })
+    }
+}
+
+/// Returns `HOST:PORT` of a URL.
+fn address_of(url: &Uri) -> String {
+    let default = if url.scheme_str() == Some("https") {
+        443
+    } else {
+        80
+    };
+    format!(
+        "{}:{}",
+        url.host().unwrap_or_default(),
+        url.port_u16().unwrap_or(default)
+    )
+}
+
+/// Opens the connection to a proxy, for a tunnel through it.
+#[derive(Clone, Debug)]
+struct Tcp;
+
+/// A connection to a proxy.
+#[derive(Debug)]
+struct TcpStream(TokioIo<tokio::net::TcpStream>);
+
+impl Service<Uri> for Tcp {
+    type Response = TcpStream;
+    type Error = io::Error;
+    type Future = Connecting<TcpStream>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, url: Uri) -> Self::Future {
+        Box::pin(async move {
+            let stream = whelk_client::tcp(&address_of(&url)).await?;
+            Ok(TcpStream(TokioIo::new(stream)))
+        })
+    }
+}
+
+/// A connection to a registry.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    inner: TokioIo<Connection>,
+    /// The server at the other end is a proxy that forwards requests.
+    is_proxied: bool,
+}
+
+impl Stream {
+    async fn open(
+        tls: &Tls,
+        is_tls: bool,
+        host: &str,
+        stream: tokio::net::TcpStream,
+        is_proxied: bool,
+    ) -> io::Result<Self> {
+        let connection = if is_tls {
+            Connection::Tls(Box::new(tls.handshake(host, stream).await?))
+        } else {
+            Connection::Tcp(stream)
+        };
+        Ok(Self {
+            inner: TokioIo::new(connection),
+            is_proxied,
+        })
+    }
+}
+
+impl Connects for Stream {
+    fn connected(&self) -> Connected {
+        Connected::new().proxy(self.is_proxied)
+    }
+}
+
+macro_rules! stream_of {
+    ($name:ty, $self:ident => $inner:expr) => {
+        impl Read for $name {
+            fn poll_read(
+                mut self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                buffer: ReadBufCursor<'_>,
+            ) -> Poll<io::Result<()>> {
+                let $self = &mut *self;
+                Pin::new($inner).poll_read(cx, buffer)
+            }
+        }
+
+        impl Write for $name {
+            fn poll_write(
+                mut self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                bytes: &[u8],
+            ) -> Poll<io::Result<usize>> {
+                let $self = &mut *self;
+                Pin::new($inner).poll_write(cx, bytes)
+            }
+
+            fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                let $self = &mut *self;
+                Pin::new($inner).poll_flush(cx)
+            }
+
+            fn poll_shutdown(
+                mut self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+            ) -> Poll<io::Result<()>> {
+                let $self = &mut *self;
+                Pin::new($inner).poll_shutdown(cx)
+            }
+        }
+    };
+}
+
+stream_of!(Stream, stream => &mut stream.inner);
+stream_of!(TcpStream, stream => &mut stream.0);
+
+/// Maximum size of a file with certificates or a key, in bytes.
+const MAX_FILE_SIZE: u64 = 4 << 20;
+
+/// Returns the TLS settings for a registry whose certificate must be valid, with what `directory`
+/// has for it; without a directory, for all other servers.
+pub(crate) fn verified(directory: Option<&Path>) -> Result<Tls> {
+    let mut authorities = whelk_client::system_authorities().or_else(|error| match directory {
+        // The directory may have all that is needed.
+        Some(_) => Ok(Vec::new()),
+        None => Err(Error::Settings(error)),
+    })?;
+    let mut identity = None;
+    if let Some(directory) = directory {
+        let files = files_in(directory)?;
+        for name in &files {
+            let path = directory.join(name);
+            let stem = name.rsplit_once('.').map_or("", |(stem, _)| stem);
+            let missing = |other: &str| {
+                Error::Settings(format!("{}: its {other} is missing", path.display()))
+            };
+            if name.ends_with(".crt") {
+                authorities.push(b'\n');
+                authorities.extend(read(&path)?);
+            } else if name.ends_with(".cert") {
+                let key = format!("{stem}.key");
+                if !files.contains(&key) {
+                    return Err(missing(&key));
+                }
+                identity = Some((read(&path)?, read(&directory.join(key))?));
+            } else if name.ends_with(".key") && !files.contains(&format!("{stem}.cert")) {
+                return Err(missing(&format!("{stem}.cert")));
+            }
+        }
+    }
+    let identity = identity
+        .as_ref()
+        .map(|(certificate, key)| (certificate.as_slice(), key.as_slice()));
+    Tls::new(Trust::Authorities(&authorities), identity).map_err(|error| {
+        let place = directory.unwrap_or(Path::new("this host's certificates"));
+        Error::Settings(format!("{}: {error}", place.display()))
+    })
+}
+
+/// Returns the TLS settings for a registry whose certificate does not matter.
+pub(crate) fn unverified() -> Result<Tls> {
+    Tls::new(Trust::Anyone, None).map_err(|error| Error::Settings(error.to_string()))
+}
+
+fn files_in(directory: &Path) -> Result<BTreeSet<String>> {
+    let at = |error: io::Error| Error::Settings(format!("read {}: {error}", directory.display()));
+    let mut names = BTreeSet::new();
+    for entry in std::fs::read_dir(directory).map_err(at)? {
+        names.extend(entry.map_err(at)?.file_name().into_string());
+    }
+    Ok(names)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    let at = |error: io::Error| Error::Settings(format!("read {}: {error}", path.display()));
+    let mut content = Vec::new();
+    let file = std::fs::File::open(path).map_err(at)?;
+    io::Read::read_to_end(&mut io::Read::take(file, MAX_FILE_SIZE), &mut content).map_err(at)?;
+    Ok(content)
+}

@@ -1,0 +1,202 @@
+use std::io;
+
+use hyper::StatusCode;
+
+/// Why something could not be transferred. The texts name the URL, without credentials and query.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The registry refused a request.
+    #[error("{operation}: {}", reported(*.status, .errors))]
+    Refused {
+        /// Method and URL.
+        operation: String,
+        status: StatusCode,
+        /// What the response's body says, if it has the protocol's form.
+        errors: Vec<Reported>,
+    },
+    /// No connection could be opened.
+    #[error("cannot connect to {host}: {cause}")]
+    Unreachable { host: String, cause: String },
+    /// A connection broke, or nothing came for too long.
+    #[error("{operation}: {cause}")]
+    Interrupted { operation: String, cause: String },
+    /// A response breaks the protocol, or exceeds a limit.
+    #[error("{operation}: {problem}")]
+    Invalid { operation: String, problem: String },
+    /// A setting of this host cannot be used.
+    #[error("{0}")]
+    Settings(String),
+}
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// An error in the body of a registry's response.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reported {
+    /// In the protocol's upper-case form, such as `MANIFEST_UNKNOWN`; may be empty.
+    pub code: String,
+    pub message: String,
+}
+
+/// What kind of error a caller has to deal with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The manifest, blob or repository does not exist.
+    NotFound,
+    /// Credentials are missing, wrong, or not sufficient.
+    Denied,
+    /// The registry has had too many requests from this client.
+    TooManyRequests,
+    /// It can work at another time: no connection, a broken connection, an error of the server.
+    Unavailable,
+    /// The registry, or a setting, is at fault. Another attempt gives the same.
+    Invalid,
+}
+
+impl Error {
+    /// Returns the text without the request that failed.
+    pub fn cause(&self) -> String {
+        match self {
+            Self::Refused { status, errors, .. } => reported(*status, errors),
+            Self::Interrupted { cause, .. } => cause.clone(),
+            Self::Invalid { problem, .. } => problem.clone(),
+            Self::Unreachable { .. } | Self::Settings(_) => self.to_string(),
+        }
+    }
+
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Refused { status, errors, .. } => match *status {
+                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Kind::Denied,
+                StatusCode::NOT_FOUND => {
+                    // Registries that hide what exists answer so to whoever is not allowed.
+                    if errors.iter().any(|error| error.code == "DENIED") {
+                        Kind::Denied
+                    } else {
+                        Kind::NotFound
+                    }
+                }
+                StatusCode::TOO_MANY_REQUESTS => Kind::TooManyRequests,
+                status if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT => {
+                    Kind::Unavailable
+                }
+                _ => Kind::Invalid,
+            },
+            Self::Unreachable { .. } | Self::Interrupted { .. } => Kind::Unavailable,
+            Self::Invalid { .. } | Self::Settings(_) => Kind::Invalid,
+        }
+    }
+
+    /// Returns whether the same request can succeed a little later.
+    pub(crate) fn is_temporary(&self) -> bool {
+        matches!(self.kind(), Kind::Unavailable | Kind::TooManyRequests)
+    }
+
+    pub(crate) fn invalid(operation: &str, problem: impl Into<String>) -> Self {
+        Self::Invalid {
+            operation: operation.to_owned(),
+            problem: problem.into(),
+        }
+    }
+
+    pub(crate) fn interrupted(operation: &str, cause: impl Into<String>) -> Self {
+        Self::Interrupted {
+            operation: operation.to_owned(),
+            cause: cause.into(),
+        }
+    }
+}
+
+impl From<Error> for io::Error {
+    fn from(error: Error) -> Self {
+        let kind = match error.kind() {
+            Kind::NotFound => io::ErrorKind::NotFound,
+            Kind::Denied => io::ErrorKind::PermissionDenied,
+            Kind::TooManyRequests | Kind::Unavailable => io::ErrorKind::ConnectionAborted,
+            Kind::Invalid => io::ErrorKind::InvalidData,
+        };
+        io::Error::new(kind, error)
+    }
+}
+
+/// The text of a refusal: what the registry reports, or else the status.
+fn reported(status: StatusCode, errors: &[Reported]) -> String {
+    let texts: Vec<String> = errors
+        .iter()
+        .map(
+            |error| match (error.code.as_str(), error.message.as_str()) {
+                ("", message) => message.to_owned(),
+                (code, "") => words(code),
+                (code, message) => format!("{}: {message}", words(code)),
+            },
+        )
+        .collect();
+    if texts.is_empty() {
+        format!("the registry answers {status}")
+    } else {
+        texts.join("; ")
+    }
+}
+
+/// Returns an error code in words, as registries and their clients show it.
+fn words(code: &str) -> String {
+    match code {
+        "TOOMANYREQUESTS" => "toomanyrequests".into(),
+        code => code.to_lowercase().replace('_', " "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(status: u16, code: &str, message: &str) -> Error {
+        Error::Refused {
+            operation: "GET https://r/v2/a/manifests/b".into(),
+            status: StatusCode::from_u16(status).unwrap(),
+            errors: vec![Reported {
+                code: code.into(),
+                message: message.into(),
+            }],
+        }
+    }
+
+    #[test]
+    fn kinds_and_texts_follow_what_the_registry_reports() {
+        for (status, code, kind, text) in [
+            (
+                404,
+                "MANIFEST_UNKNOWN",
+                Kind::NotFound,
+                "manifest unknown: m",
+            ),
+            (404, "DENIED", Kind::Denied, "denied: m"),
+            (401, "UNAUTHORIZED", Kind::Denied, "unauthorized: m"),
+            (
+                429,
+                "TOOMANYREQUESTS",
+                Kind::TooManyRequests,
+                "toomanyrequests: m",
+            ),
+            (503, "", Kind::Unavailable, "m"),
+            (400, "NAME_INVALID", Kind::Invalid, "name invalid: m"),
+        ] {
+            let error = refused(status, code, "m");
+            assert_eq!(error.kind(), kind, "{status} {code}");
+            assert_eq!(
+                error.to_string(),
+                format!("GET https://r/v2/a/manifests/b: {text}")
+            );
+        }
+        let silent = Error::Refused {
+            operation: "GET x".into(),
+            status: StatusCode::BAD_GATEWAY,
+            errors: Vec::new(),
+        };
+        assert_eq!(
+            silent.to_string(),
+            "GET x: the registry answers 502 Bad Gateway"
+        );
+        assert!(silent.is_temporary());
+    }
+}

@@ -1,0 +1,739 @@
+//! Requests to registries: authentication, redirects, mirrors, and further attempts.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use hyper::header::{
+    AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER,
+    USER_AGENT, WWW_AUTHENTICATE,
+};
+use hyper::{Method, Request, Response, StatusCode, Uri};
+use hyper_util::client::legacy::Client as Pool;
+use hyper_util::client::proxy::matcher::Matcher;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use serde::Deserialize;
+use whelk_client::{Body, full_body, no_body};
+use whelk_image::Reference;
+use whelk_sys::sync::IgnorePoison as _;
+
+use crate::auth::{Access, Credentials, Token, Tokens, bearer};
+use crate::challenge::{self, Challenge};
+use crate::connector::{self, Connector};
+use crate::endpoints::{Endpoint, Transport, endpoints};
+use crate::error::{Error, Reported, Result};
+use crate::settings::Settings;
+
+/// How long a registry may take to begin a response.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long an unused connection is kept.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Unused connections that are kept for each host.
+const IDLE_CONNECTIONS: usize = 8;
+/// Maximum number of redirects of one request.
+const MAX_REDIRECTS: usize = 5;
+/// Maximum size of an error's body, and of an answer with a token, in bytes.
+const MAX_ANSWER: usize = 256 << 10;
+/// Maximum number of errors, and length of their messages in bytes, that a text has.
+const MAX_ERRORS: usize = 8;
+const MAX_MESSAGE: usize = 1024;
+/// The wait before the first further attempt. It doubles each time.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+/// Maximum wait before an attempt, also if the registry asks for more.
+const MAX_WAIT: Duration = Duration::from_secs(60);
+
+/// The connections and tokens of an engine, and its settings for registries.
+#[derive(Debug)]
+pub struct Client {
+    settings: Settings,
+    proxies: Arc<Matcher>,
+    user_agent: HeaderValue,
+    pools: Mutex<HashMap<Trusted, Pool<Connector, Body>>>,
+    /// Whether an insecure registry speaks TLS.
+    speaks_tls: Mutex<HashMap<String, bool>>,
+    tokens: Tokens,
+}
+
+/// Which certificates are accepted on a pool's connections.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Trusted {
+    /// Those of the host's authorities.
+    System,
+    /// Those, and what the directory of a registry has.
+    Directory(PathBuf),
+    Anyone,
+}
+
+impl Client {
+    /// # Errors
+    /// Returns an error if the setting `user_agent` cannot be in a header.
+    pub fn new(settings: Settings) -> Result<Arc<Self>> {
+        let user_agent = HeaderValue::from_str(&settings.user_agent)
+            .map_err(|_| Error::Settings("the user agent has control characters".into()))?;
+        Ok(Arc::new(Self {
+            proxies: Arc::new(settings.proxies.matcher()),
+            user_agent,
+            settings,
+            pools: Mutex::default(),
+            speaks_tls: Mutex::default(),
+            tokens: Tokens::default(),
+        }))
+    }
+
+    /// Returns the repository that a reference names, to pull from it as `credentials`.
+    ///
+    /// # Errors
+    /// Returns an error if a mirror's URL is not valid.
+    pub fn pull(
+        self: &Arc<Self>,
+        reference: &Reference,
+        credentials: Credentials,
+    ) -> Result<Repository> {
+        Ok(Repository {
+            endpoints: endpoints(&self.settings, &reference.domain, true)?,
+            client: self.clone(),
+            path: reference.path.clone(),
+            scope: format!("repository:{}:pull", reference.path),
+            credentials,
+        })
+    }
+
+    /// Returns the pool of connections to a server whose certificate is verified or not.
+    fn pool(&self, host: &str, verify: bool) -> Result<Pool<Connector, Body>> {
+        let directory = self.settings.certificates.join(host);
+        let trusted = if !verify {
+            Trusted::Anyone
+        } else if directory.is_dir() {
+            Trusted::Directory(directory)
+        } else {
+            Trusted::System
+        };
+        if let Some(pool) = self.pools.lock().ignore_poison().get(&trusted) {
+            return Ok(pool.clone());
+        }
+        let tls = match &trusted {
+            Trusted::System => connector::verified(None),
+            Trusted::Directory(directory) => connector::verified(Some(directory)),
+            Trusted::Anyone => connector::unverified(),
+        }?;
+        let pool = Pool::builder(TokioExecutor::new())
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .pool_max_idle_per_host(IDLE_CONNECTIONS)
+            .pool_timer(TokioTimer::new())
+            .build(Connector {
+                tls,
+                proxies: self.proxies.clone(),
+            });
+        self.pools
+            .lock()
+            .ignore_poison()
+            .insert(trusted, pool.clone());
+        Ok(pool)
+    }
+
+    /// Sends a request and returns the response when its head has arrived.
+    async fn send(
+        &self,
+        method: &Method,
+        target: &Target,
+        headers: &HeaderMap,
+        body: Body,
+    ) -> Result<Response<Incoming>> {
+        let operation = target.operation(method);
+        let mut request = Request::new(body);
+        *request.method_mut() = method.clone();
+        *request.uri_mut() = target.url.clone();
+        *request.headers_mut() = headers.clone();
+        request
+            .headers_mut()
+            .insert(USER_AGENT, self.user_agent.clone());
+        let host = target.authority();
+        let proxy = self
+            .proxies
+            .intercept(&target.url)
+            .filter(|_| !target.is_tls());
+        if let Some(credentials) = proxy.as_ref().and_then(|proxy| proxy.basic_auth()) {
+            let name = HeaderName::from_static("proxy-authorization");
+            request.headers_mut().insert(name, credentials.clone());
+        }
+        let sent = self.pool(host, target.verify)?.request(request);
+        match tokio::time::timeout(HEAD_TIMEOUT, sent).await {
+            Err(_) => Err(Error::interrupted(
+                &operation,
+                format!("no answer within {} s", HEAD_TIMEOUT.as_secs()),
+            )),
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) if error.is_connect() => Err(Error::Unreachable {
+                host: host.to_owned(),
+                cause: innermost(&error),
+            }),
+            Ok(Err(error)) => Err(Error::interrupted(&operation, innermost(&error))),
+        }
+    }
+}
+
+/// Returns the text of what is at the bottom of an error: the layers above say only what failed.
+pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut error = error;
+    loop {
+        if let Some(reason) = error
+            .downcast_ref::<io::Error>()
+            .and_then(whelk_client::tls_reason)
+        {
+            return reason;
+        }
+        match error.source() {
+            Some(source) => error = source,
+            None => break,
+        }
+    }
+    match error.downcast_ref::<io::Error>() {
+        // Without "(os error N)".
+        Some(error) if error.raw_os_error().is_some() => {
+            let text = error.to_string();
+            text.split(" (os error")
+                .next()
+                .unwrap_or_default()
+                .to_lowercase()
+        }
+        _ => error.to_string(),
+    }
+}
+
+/// A URL, and how its server is reached.
+#[derive(Clone, Debug)]
+struct Target {
+    url: Uri,
+    verify: bool,
+    /// Redirects may lead away from TLS, because the request was allowed to be made without.
+    may_be_plain: bool,
+}
+
+impl Target {
+    fn authority(&self) -> &str {
+        self.url
+            .authority()
+            .map_or("", |authority| authority.as_str())
+    }
+
+    fn is_tls(&self) -> bool {
+        self.url.scheme_str() == Some("https")
+    }
+
+    /// Returns method and URL, without the query: it may have a signature.
+    fn operation(&self, method: &Method) -> String {
+        let scheme = self.url.scheme_str().unwrap_or_default();
+        format!(
+            "{method} {scheme}://{}{}",
+            self.authority(),
+            self.url.path()
+        )
+    }
+
+    /// Returns where a redirect leads to.
+    fn redirected(&self, response: &Response<Incoming>) -> std::result::Result<Self, String> {
+        let location = response
+            .headers()
+            .get(LOCATION)
+            .and_then(|value| value.to_str().ok());
+        let location = location.ok_or("a redirect without a location")?;
+        let url: Uri = location
+            .parse()
+            .map_err(|_| "a redirect to what is not a URL")?;
+        let mut parts = url.into_parts();
+        if parts.authority.is_none() {
+            parts.authority = self.url.authority().cloned();
+            parts.scheme = self.url.scheme().cloned();
+            if !location.starts_with('/') {
+                return Err("a redirect to a relative path".into());
+            }
+        }
+        let url = Uri::from_parts(parts).map_err(|_| "a redirect to what is not a URL")?;
+        if url
+            .authority()
+            .is_some_and(|authority| authority.as_str().contains('@'))
+        {
+            return Err("a redirect to a URL with credentials".into());
+        }
+        match url.scheme_str() {
+            Some("https") => {}
+            Some("http") if self.may_be_plain => {}
+            Some("http") => return Err("a redirect from https to http".into()),
+            _ => return Err("a redirect to another protocol".into()),
+        }
+        let same = url.authority() == self.url.authority() && url.scheme() == self.url.scheme();
+        Ok(Self {
+            url,
+            // Whoever may be unknown is the registry, not whom it names.
+            verify: self.verify || !same,
+            may_be_plain: self.may_be_plain,
+        })
+    }
+}
+
+/// A repository of a registry, and who uses it.
+#[derive(Clone, Debug)]
+pub struct Repository {
+    client: Arc<Client>,
+    endpoints: Vec<Endpoint>,
+    path: String,
+    /// What access tokens are for, in the words of authorization services.
+    scope: String,
+    credentials: Credentials,
+}
+
+/// A request below a repository's URL.
+#[derive(Clone, Debug)]
+pub(crate) struct Query {
+    pub(crate) method: Method,
+    /// `manifests/TAG`, for example.
+    pub(crate) path: String,
+    pub(crate) headers: HeaderMap,
+}
+
+impl Query {
+    pub(crate) fn new(method: Method, path: String) -> Self {
+        Self {
+            method,
+            path,
+            headers: HeaderMap::new(),
+        }
+    }
+
+    pub(crate) fn header(mut self, name: HeaderName, value: &str) -> Self {
+        // What is not a header's value is not sent; digests and numbers always are.
+        self.headers
+            .extend(HeaderValue::from_str(value).ok().map(|value| (name, value)));
+        self
+    }
+}
+
+impl Repository {
+    /// Number of times in a row that a transfer may fail.
+    pub(crate) fn attempts(&self) -> u32 {
+        self.client.settings.attempts.max(1)
+    }
+
+    /// Sends a request to the servers of the repository, one after another, until one can answer
+    /// it, and returns that answer. The registry itself is asked again after errors that pass.
+    pub(crate) async fn ask(&self, query: &Query) -> Result<(Response<Incoming>, String)> {
+        let mut failure = None;
+        for endpoint in &self.endpoints {
+            let attempts = if endpoint.is_mirror {
+                1
+            } else {
+                self.attempts()
+            };
+            for attempt in 1..=attempts {
+                match self.ask_endpoint(endpoint, query).await {
+                    Ok(answer) => return Ok(answer),
+                    Err((error, wait)) => {
+                        let again = error.is_temporary() && attempt < attempts;
+                        if again {
+                            tracing::debug!("registry: {error}: attempt {attempt} of {attempts}");
+                            tokio::time::sleep(wait.unwrap_or_else(|| backoff(attempt))).await;
+                        } else if endpoint.is_mirror {
+                            tracing::warn!("mirror {}: {error}", endpoint.host);
+                        }
+                        failure = Some(error);
+                        if !again {
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+        // There is always the registry itself.
+        Err(failure.unwrap_or_else(|| Error::Settings("no registry to ask".into())))
+    }
+
+    /// Returns the URL of a request at a server.
+    fn target(&self, endpoint: &Endpoint, query: &Query, tls: bool) -> Result<Target> {
+        let scheme = if tls { "https" } else { "http" };
+        let url = format!(
+            "{scheme}://{}{}/v2/{}/{}",
+            endpoint.host, endpoint.prefix, self.path, query.path
+        );
+        Ok(Target {
+            url: url
+                .parse()
+                .map_err(|_| Error::Settings(format!("{url} is not a URL")))?,
+            verify: endpoint.transport == Transport::Tls,
+            may_be_plain: endpoint.transport != Transport::Tls,
+        })
+    }
+
+    /// Sends a request to one server. With an error comes the time that the server asks to wait.
+    async fn ask_endpoint(
+        &self,
+        endpoint: &Endpoint,
+        query: &Query,
+    ) -> std::result::Result<(Response<Incoming>, String), (Error, Option<Duration>)> {
+        let tls = match endpoint.transport {
+            Transport::Tls => true,
+            Transport::Plain => false,
+            Transport::Insecure => {
+                let known = self
+                    .client
+                    .speaks_tls
+                    .lock()
+                    .ignore_poison()
+                    .get(&endpoint.host)
+                    .copied();
+                known.unwrap_or(true)
+            }
+        };
+        let outcome = self.ask_over(endpoint, query, tls).await;
+        if endpoint.transport != Transport::Insecure || !tls {
+            return outcome;
+        }
+        match outcome {
+            Err((Error::Unreachable { cause, host }, wait)) => {
+                let plain = self.ask_over(endpoint, query, false).await;
+                match plain {
+                    // Neither works: the first error is about what should be.
+                    Err((Error::Unreachable { .. }, _)) => {
+                        Err((Error::Unreachable { cause, host }, wait))
+                    }
+                    outcome => {
+                        self.client
+                            .speaks_tls
+                            .lock()
+                            .ignore_poison()
+                            .insert(endpoint.host.clone(), false);
+                        outcome
+                    }
+                }
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn ask_over(
+        &self,
+        endpoint: &Endpoint,
+        query: &Query,
+        tls: bool,
+    ) -> std::result::Result<(Response<Incoming>, String), (Error, Option<Duration>)> {
+        let target = self
+            .target(endpoint, query, tls)
+            .map_err(|error| (error, None))?;
+        // Credentials are the registry's. Its mirrors do not get them.
+        let credentials = if endpoint.is_mirror {
+            Credentials::Anonymous
+        } else {
+            self.credentials.clone()
+        };
+        let access = Access {
+            host: endpoint.host.clone(),
+            scope: self.scope.clone(),
+            credentials,
+        };
+        let mut authorization = match &access.credentials {
+            Credentials::RegistryToken(token) => bearer(token),
+            _ => self.client.tokens.get(&access),
+        };
+        let at_once = |error| (error, None);
+        let mut response = self
+            .follow(&target, query, authorization.take())
+            .await
+            .map_err(at_once)?;
+        if response.status() == StatusCode::UNAUTHORIZED {
+            self.client.tokens.forget(&access);
+            authorization = self
+                .authorize(&target, &access, &challenges(response.headers()))
+                .await
+                .map_err(at_once)?;
+            if authorization.is_some() {
+                response = self
+                    .follow(&target, query, authorization)
+                    .await
+                    .map_err(at_once)?;
+            }
+        }
+        accept(&target, &query.method, response).await
+    }
+
+    /// Returns the header `Authorization` that a server asks for; `None` if there are no credentials
+    /// for it.
+    async fn authorize(
+        &self,
+        target: &Target,
+        access: &Access,
+        challenges: &[Challenge],
+    ) -> Result<Option<HeaderValue>> {
+        if matches!(access.credentials, Credentials::RegistryToken(_)) {
+            return Ok(None);
+        }
+        let service = challenges.iter().find_map(|challenge| match challenge {
+            Challenge::Bearer { realm, service } => Some((realm, service)),
+            Challenge::Basic => None,
+        });
+        let token = match service {
+            Some((realm, service)) => Some(self.token(target, access, realm, service).await?),
+            None if challenges.is_empty() => None,
+            None => access.credentials.basic().map(Token::lasting),
+        };
+        let Some(token) = token else { return Ok(None) };
+        let value = token.value.clone();
+        self.client.tokens.put(access.clone(), token);
+        Ok(Some(value))
+    }
+
+    /// Asks an authorization service for a token.
+    async fn token(
+        &self,
+        target: &Target,
+        access: &Access,
+        realm: &str,
+        service: &str,
+    ) -> Result<Token> {
+        let operation = target.operation(&Method::GET);
+        let refuse = |problem: &str| {
+            Err(Error::invalid(
+                &operation,
+                format!("authorization service {}: {problem}", shown(realm)),
+            ))
+        };
+        let (url, query) = realm.split_once('?').unwrap_or((realm, ""));
+        let mut parameters: Vec<String> = Vec::new();
+        if !query.is_empty() {
+            parameters.push(query.to_owned());
+        }
+        let mut add = |name: &str, value: &str| {
+            if !value.is_empty() {
+                parameters.push(format!("{name}={}", encoded(value)));
+            }
+        };
+        add("service", service);
+        add("scope", &access.scope);
+        let mut headers = HeaderMap::new();
+        let mut body = None;
+        match &access.credentials {
+            Credentials::Password { user, .. } => {
+                add("account", user);
+                headers.extend(
+                    access
+                        .credentials
+                        .basic()
+                        .map(|value| (AUTHORIZATION, value)),
+                );
+            }
+            Credentials::IdentityToken(token) => {
+                add("client_id", "whelk");
+                add("grant_type", "refresh_token");
+                add("refresh_token", token);
+                let form = HeaderValue::from_static("application/x-www-form-urlencoded");
+                headers.insert(CONTENT_TYPE, form);
+                body = Some(std::mem::take(&mut parameters).join("&"));
+            }
+            Credentials::Anonymous | Credentials::RegistryToken(_) => {}
+        }
+        let url = if parameters.is_empty() {
+            url.to_owned()
+        } else {
+            format!("{url}?{}", parameters.join("&"))
+        };
+        let Ok(url) = url.parse::<Uri>() else {
+            return refuse("not a URL");
+        };
+        let may_be_plain = target.may_be_plain || !target.is_tls();
+        match url.scheme_str() {
+            Some("https") => {}
+            Some("http") if may_be_plain => {}
+            _ => return refuse("want an https:// URL"),
+        }
+        let same = url.authority() == target.url.authority();
+        let service = Target {
+            url,
+            verify: target.verify || !same,
+            may_be_plain,
+        };
+        let method = if body.is_some() {
+            Method::POST
+        } else {
+            Method::GET
+        };
+        let body = body.map_or_else(no_body, full_body);
+        let response = self.client.send(&method, &service, &headers, body).await?;
+        let (response, operation) = accept(&service, &method, response)
+            .await
+            .map_err(|(error, _)| error)?;
+        let body = read(response, MAX_ANSWER, &operation).await?;
+        Token::parse(&body).map_err(|problem| Error::invalid(&operation, problem))
+    }
+
+    /// Sends a request and follows redirects. Only the server that it was made for sees the
+    /// authorization.
+    async fn follow(
+        &self,
+        target: &Target,
+        query: &Query,
+        authorization: Option<HeaderValue>,
+    ) -> Result<Response<Incoming>> {
+        let mut headers = query.headers.clone();
+        headers.extend(authorization.map(|value| (AUTHORIZATION, value)));
+        let mut target = target.clone();
+        for _ in 0..=MAX_REDIRECTS {
+            let response = self
+                .client
+                .send(&query.method, &target, &headers, no_body())
+                .await?;
+            let is_redirect = matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308);
+            if !is_redirect {
+                return Ok(response);
+            }
+            let next = target
+                .redirected(&response)
+                .map_err(|problem| Error::invalid(&target.operation(&query.method), problem))?;
+            if next.authority() != target.authority() || next.is_tls() != target.is_tls() {
+                headers.remove(AUTHORIZATION);
+            }
+            target = next;
+        }
+        Err(Error::invalid(
+            &target.operation(&query.method),
+            format!("more than {MAX_REDIRECTS} redirects"),
+        ))
+    }
+}
+
+/// Returns a response that has what was asked for, or else the error that it reports, with the time
+/// after which the server wants to be asked again.
+async fn accept(
+    target: &Target,
+    method: &Method,
+    response: Response<Incoming>,
+) -> std::result::Result<(Response<Incoming>, String), (Error, Option<Duration>)> {
+    let operation = target.operation(method);
+    let status = response.status();
+    if status.is_success() {
+        return Ok((response, operation));
+    }
+    let wait = response.headers().get(RETRY_AFTER).and_then(retry_after);
+    // A body that cannot be read says nothing. The status is there.
+    let body = read(response, MAX_ANSWER, &operation)
+        .await
+        .unwrap_or_default();
+    let error = Error::Refused {
+        operation,
+        status,
+        errors: reported(&body),
+    };
+    Err((error, wait))
+}
+
+/// Reads a body of at most `limit` bytes.
+pub(crate) async fn read(
+    response: Response<Incoming>,
+    limit: usize,
+    operation: &str,
+) -> Result<Bytes> {
+    let body = Limited::new(response.into_body(), limit).collect();
+    match tokio::time::timeout(HEAD_TIMEOUT, body).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<hyper::Error>() => {
+            Err(Error::interrupted(operation, innermost(&*error)))
+        }
+        Ok(Err(_)) => Err(Error::invalid(
+            operation,
+            format!("the answer is larger than {limit} bytes"),
+        )),
+        Err(_) => Err(Error::interrupted(
+            operation,
+            format!(
+                "the answer has not come within {} s",
+                HEAD_TIMEOUT.as_secs()
+            ),
+        )),
+    }
+}
+
+fn challenges(headers: &HeaderMap) -> Vec<Challenge> {
+    let values = headers.get_all(WWW_AUTHENTICATE).iter();
+    values
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(challenge::parse)
+        .collect()
+}
+
+/// Reads the errors in a response's body. Messages are shortened, and have no control characters.
+fn reported(body: &[u8]) -> Vec<Reported> {
+    #[derive(Deserialize)]
+    struct Body {
+        #[serde(default)]
+        errors: Vec<Entry>,
+        /// The form of authorization services.
+        #[serde(default)]
+        details: Option<String>,
+    }
+    #[derive(Deserialize)]
+    struct Entry {
+        #[serde(default)]
+        code: String,
+        #[serde(default)]
+        message: Option<String>,
+    }
+    let Ok(body) = serde_json::from_slice::<Body>(body) else {
+        return Vec::new();
+    };
+    let details = body.details.into_iter().map(|message| Entry {
+        code: String::new(),
+        message: Some(message),
+    });
+    body.errors
+        .into_iter()
+        .chain(details)
+        .take(MAX_ERRORS)
+        .map(|entry| Reported {
+            code: shown(&entry.code),
+            message: shown(&entry.message.unwrap_or_default()),
+        })
+        .collect()
+}
+
+/// Returns the beginning of a text from outside, without control characters.
+fn shown(text: &str) -> String {
+    text.chars()
+        .filter(|char| !char.is_control())
+        .take(MAX_MESSAGE)
+        .collect()
+}
+
+/// Percent-encodes a value in a query or a form.
+fn encoded(text: &str) -> String {
+    use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+    const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
+        .remove(b'-')
+        .remove(b'.')
+        .remove(b'_')
+        .remove(b'~');
+    utf8_percent_encode(text, RESERVED).to_string()
+}
+
+/// Parses the header `Retry-After`: seconds, or a date.
+fn retry_after(value: &HeaderValue) -> Option<Duration> {
+    let text = value.to_str().ok()?.trim();
+    let wait = match text.parse::<u64>() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => {
+            let date = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
+            date.duration_since(jiff::Timestamp::now())
+                .try_into()
+                .ok()?
+        }
+    };
+    Some(wait.min(MAX_WAIT))
+}
+
+/// Returns how long to wait after the failure of this attempt, the first of which is 1.
+pub(crate) fn backoff(attempt: u32) -> Duration {
+    FIRST_WAIT
+        .saturating_mul(1 << (attempt - 1).min(10))
+        .min(MAX_WAIT)
+}

@@ -1,0 +1,42 @@
+//! Client side of the OCI distribution protocol 1.1 and Docker's registry protocol v2.
+//!
+//! A [`Client`] has the settings, the connections and the access tokens of an engine. A
+//! [`Repository`] of it transfers manifests and blobs: it tries the registry's mirrors in their
+//! order, authenticates when asked to, repeats what failed for a reason that passes, and continues
+//! a blob where a connection broke. What is transferred is verified by digest by whoever stores it;
+//! manifests are verified here.
+//!
+//! Everything that a registry sends is untrusted: documents have a maximum size, redirects and
+//! attempts a maximum number, and each phase of a request a time limit.
+#![forbid(unsafe_code)]
+
+mod auth;
+mod blob;
+mod challenge;
+mod connector;
+mod endpoints;
+mod error;
+mod exchange;
+mod manifest;
+mod settings;
+
+pub use auth::Credentials;
+pub use blob::Blob;
+pub use error::{Error, Kind, Result};
+pub use exchange::{Client, Repository};
+pub use manifest::{Document, Version};
+pub use settings::{Insecure, Proxies, Settings};
+
+/// Decoders of untrusted input, for fuzz targets.
+#[doc(hidden)]
+pub mod fuzzing {
+    /// Parses the value of a `WWW-Authenticate` header.
+    pub fn challenges(value: &str) -> usize {
+        crate::challenge::parse(value).len()
+    }
+
+    /// Checks a manifest, and returns whether it is one.
+    pub fn manifest(bytes: &[u8]) -> bool {
+        crate::manifest::checked("", bytes).is_ok()
+    }
+}

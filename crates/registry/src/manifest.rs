@@ -1,0 +1,226 @@
+//! Manifests and indexes: documents by tag or digest, verified.
+
+use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName};
+use hyper::{Method, StatusCode};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use whelk_image::Digest;
+use whelk_image::descriptor::{DOCKER_MANIFEST, DOCKER_MANIFEST_LIST, INDEX, MANIFEST};
+
+use crate::error::{Error, Result};
+use crate::exchange::{Query, Repository, read};
+
+/// Maximum size of a manifest or index in bytes, which registries have too.
+const MAX_DOCUMENT: usize = 4 << 20;
+/// The header with the digest of what a response is about.
+const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+
+/// Which manifest of a repository.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Version {
+    Tag(String),
+    Digest(Digest),
+}
+
+impl Version {
+    fn text(&self) -> &str {
+        match self {
+            Self::Tag(tag) => tag,
+            Self::Digest(digest) => digest.as_str(),
+        }
+    }
+}
+
+/// A manifest or an index as the registry has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Document {
+    /// Of `bytes`.
+    pub digest: Digest,
+    pub media_type: String,
+    pub bytes: Vec<u8>,
+}
+
+impl Document {
+    /// Returns whether it is an index, and not a manifest.
+    pub fn is_index(&self) -> bool {
+        matches!(self.media_type.as_str(), INDEX | DOCKER_MANIFEST_LIST)
+    }
+}
+
+impl Repository {
+    /// Gets a manifest or an index.
+    ///
+    /// # Errors
+    /// Returns an error if it does not exist, is not what its digest says, or has a form that is
+    /// not supported.
+    pub async fn manifest(&self, version: &Version) -> Result<Document> {
+        let (response, operation) = self.ask(&query(Method::GET, version)).await?;
+        let media_type = media_type(response.headers());
+        let promised = promised(response.headers());
+        let bytes = read(response, MAX_DOCUMENT, &operation).await?.to_vec();
+        let digest = Digest::of(&bytes);
+        let wanted = match version {
+            Version::Digest(digest) => Some(digest),
+            Version::Tag(_) => promised.as_ref(),
+        };
+        if let Some(wanted) = wanted.filter(|wanted| **wanted != digest) {
+            return Err(Error::invalid(
+                &operation,
+                format!("the manifest has the digest {digest}, not {wanted}"),
+            ));
+        }
+        let media_type =
+            checked(&media_type, &bytes).map_err(|problem| Error::invalid(&operation, problem))?;
+        Ok(Document {
+            digest,
+            media_type,
+            bytes,
+        })
+    }
+
+    /// Returns the digest of the manifest or index that a tag names at present; `None` if the
+    /// registry does not tell without sending it.
+    ///
+    /// # Errors
+    /// Returns an error if it does not exist.
+    pub async fn resolve(&self, version: &Version) -> Result<Option<Digest>> {
+        match self.ask(&query(Method::HEAD, version)).await {
+            Ok((response, _)) => Ok(promised(response.headers())),
+            Err(Error::Refused { status, .. })
+                if matches!(
+                    status,
+                    StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED
+                ) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn query(method: Method, version: &Version) -> Query {
+    let accept = [MANIFEST, INDEX, DOCKER_MANIFEST, DOCKER_MANIFEST_LIST].join(", ");
+    Query::new(method, format!("manifests/{}", version.text())).header(ACCEPT, &accept)
+}
+
+/// Returns the digest that a response names, if it is one.
+fn promised(headers: &HeaderMap) -> Option<Digest> {
+    headers.get(CONTENT_DIGEST)?.to_str().ok()?.parse().ok()
+}
+
+fn media_type(headers: &HeaderMap) -> String {
+    let value = headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok());
+    let value = value
+        .unwrap_or_default()
+        .split(';')
+        .next()
+        .unwrap_or_default();
+    value.trim().to_lowercase()
+}
+
+/// Returns the media type of a document that a server has sent as `sent`.
+///
+/// # Errors
+/// Returns an error if the document can be read as a manifest and as an index, since others might
+/// take it for the other one (CVE-2021-41190), or if it is neither.
+pub(crate) fn checked(sent: &str, bytes: &[u8]) -> std::result::Result<String, String> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Form {
+        schema_version: u64,
+        media_type: Option<String>,
+        config: Option<IgnoredAny>,
+        layers: Option<IgnoredAny>,
+        manifests: Option<IgnoredAny>,
+    }
+    let form: Form =
+        serde_json::from_slice(bytes).map_err(|error| format!("invalid manifest: {error}"))?;
+    if form.schema_version == 1 {
+        return Err("manifests of schema version 1 are not supported".into());
+    }
+    let own = form.media_type.filter(|own| !own.is_empty());
+    let media_type = match &own {
+        Some(own) => own.as_str(),
+        // Only OCI documents may do without.
+        None if form.manifests.is_some() => INDEX,
+        None => MANIFEST,
+    };
+    // A server that knows nothing better may send any document as JSON.
+    let is_known = matches!(
+        sent,
+        MANIFEST | INDEX | DOCKER_MANIFEST | DOCKER_MANIFEST_LIST
+    );
+    if is_known && sent != media_type {
+        return Err(format!(
+            "the manifest is of type {media_type:?}, and was sent as {sent:?}"
+        ));
+    }
+    let has_image = form.config.is_some() || form.layers.is_some();
+    let is_consistent = match media_type {
+        MANIFEST | DOCKER_MANIFEST => form.config.is_some() && form.manifests.is_none(),
+        INDEX | DOCKER_MANIFEST_LIST => form.manifests.is_some() && !has_image,
+        other => return Err(format!("manifests of type {other:?} are not supported")),
+    };
+    if is_consistent {
+        Ok(media_type.to_owned())
+    } else {
+        Err(format!("the content is not that of type {media_type:?}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn documents_have_one_meaning() {
+        let manifest = |media_type: &str, rest: &str| {
+            format!(r#"{{"schemaVersion":2,"mediaType":{media_type:?},{rest}}}"#)
+        };
+        let (image, index) = (r#""config":{},"layers":[]"#, r#""manifests":[]"#);
+        for (sent, document, expected) in [
+            (MANIFEST, manifest(MANIFEST, image), Ok(MANIFEST)),
+            ("", manifest("", image), Ok(MANIFEST)),
+            ("application/json", manifest("", index), Ok(INDEX)),
+            (
+                DOCKER_MANIFEST_LIST,
+                manifest(DOCKER_MANIFEST_LIST, index),
+                Ok(DOCKER_MANIFEST_LIST),
+            ),
+            (INDEX, manifest(MANIFEST, image), Err("was sent as")),
+            (MANIFEST, manifest("", index), Err("was sent as")),
+            (
+                MANIFEST,
+                manifest(MANIFEST, &format!("{image},{index}")),
+                Err("the content is not that of type"),
+            ),
+            (
+                INDEX,
+                manifest(INDEX, &format!("{image},{index}")),
+                Err("the content is not that of type"),
+            ),
+            (
+                MANIFEST,
+                manifest(MANIFEST, index),
+                Err("the content is not"),
+            ),
+            ("", manifest("text/plain", image), Err("are not supported")),
+            (
+                "application/vnd.docker.distribution.manifest.v1+prettyjws",
+                r#"{"schemaVersion":1,"fsLayers":[]}"#.into(),
+                Err("schema version 1"),
+            ),
+            ("", "<html>".into(), Err("invalid manifest")),
+        ] {
+            let found = checked(sent, document.as_bytes());
+            match (found, expected) {
+                (Ok(found), Ok(expected)) => assert_eq!(found, expected),
+                (Err(error), Err(expected)) => assert!(error.contains(expected), "{error}"),
+                (found, expected) => panic!("{document}: {found:?}, not {expected:?}"),
+            }
+        }
+    }
+}

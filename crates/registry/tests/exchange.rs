@@ -1,0 +1,532 @@
+//! Requests to registries that behave, and to such that do not: a scripted server on loopback.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use whelk_image::{Digest, Reference};
+use whelk_registry::{Client, Credentials, Error, Kind, Repository, Settings, Version};
+
+/// A server that answers each connection's one request with what `answer` makes of its head.
+struct Server {
+    address: String,
+    requests: Arc<Mutex<Vec<String>>>,
+}
+
+impl Server {
+    fn start(answer: impl Fn(&str) -> Vec<u8> + Send + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let requests: Arc<Mutex<Vec<String>>> = Arc::default();
+        let log = requests.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let Ok(mut stream) = stream else { return };
+                let Some(head) = head(&mut stream) else {
+                    // A TLS handshake. This server speaks HTTP.
+                    let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+                    continue;
+                };
+                log.lock().unwrap().push(head.clone());
+                let _ = stream.write_all(&answer(&head));
+            }
+        });
+        Self { address, requests }
+    }
+
+    fn repository(&self, credentials: Credentials) -> Repository {
+        self.with(Settings::default(), credentials)
+    }
+
+    fn with(&self, settings: Settings, credentials: Credentials) -> Repository {
+        let name: Reference = format!("{}/team/app:1", self.address).parse().unwrap();
+        let client = Client::new(settings).unwrap();
+        client.pull(&name, credentials).unwrap()
+    }
+
+    /// First lines of the requests so far.
+    fn lines(&self) -> Vec<String> {
+        let requests = self.requests.lock().unwrap();
+        let line = |head: &String| head.lines().next().unwrap().replace(" HTTP/1.1", "");
+        requests.iter().map(line).collect()
+    }
+}
+
+/// Reads a request's head and its body, if it has a length; `None` if it is not HTTP.
+fn head(stream: &mut TcpStream) -> Option<String> {
+    let mut bytes = Vec::new();
+    let mut byte = [0];
+    while !bytes.ends_with(b"\r\n\r\n") {
+        if stream.read(&mut byte).ok()? == 0 || (bytes.is_empty() && byte[0] == 22) {
+            return None;
+        }
+        bytes.push(byte[0]);
+    }
+    let mut head = String::from_utf8(bytes).ok()?;
+    if let Some(length) = header(&head, "content-length") {
+        let mut body = vec![0; length.parse().ok()?];
+        stream.read_exact(&mut body).ok()?;
+        head.push_str(&String::from_utf8(body).ok()?);
+    }
+    Some(head)
+}
+
+fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+    head.lines().find_map(|line| {
+        let (key, value) = line.split_once(": ")?;
+        key.eq_ignore_ascii_case(name).then_some(value)
+    })
+}
+
+fn response(status: &str, headers: &str, body: impl AsRef<[u8]>) -> Vec<u8> {
+    let body = body.as_ref();
+    let mut bytes = format!(
+        "HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n{headers}\r\n",
+        body.len()
+    )
+    .into_bytes();
+    bytes.extend(body);
+    bytes
+}
+
+const MANIFEST: &str = r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{},"layers":[]}"#;
+const OCI: &str = "content-type: application/vnd.oci.image.manifest.v1+json\r\n";
+
+fn tag() -> Version {
+    Version::Tag("1".into())
+}
+
+fn alice() -> Credentials {
+    Credentials::Password {
+        user: "alice".into(),
+        password: "sesame".into(),
+    }
+}
+
+/// "alice:sesame" in base64.
+const ALICE: &str = "Basic YWxpY2U6c2VzYW1l";
+
+async fn refused(repository: &Repository) -> Error {
+    repository.manifest(&tag()).await.unwrap_err()
+}
+
+#[tokio::test]
+async fn a_registry_on_loopback_is_used_without_tls() {
+    let server = Server::start(|_| response("200 OK", OCI, MANIFEST));
+    let repository = server.repository(Credentials::Anonymous);
+    let document = repository.manifest(&tag()).await.unwrap();
+    assert_eq!(document.digest, Digest::of(MANIFEST.as_bytes()));
+    assert_eq!(document.bytes, MANIFEST.as_bytes());
+    assert!(!document.is_index());
+    // By digest, without another attempt at TLS.
+    let version = Version::Digest(document.digest.clone());
+    repository.manifest(&version).await.unwrap();
+    assert_eq!(
+        server.lines(),
+        [
+            "GET /v2/team/app/manifests/1".to_owned(),
+            format!("GET /v2/team/app/manifests/{}", document.digest)
+        ]
+    );
+}
+
+#[tokio::test]
+async fn documents_must_have_their_digest() {
+    let server = Server::start(|head| {
+        let lies = "docker-content-digest: sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\r\n";
+        let lies = if head.contains("manifests/1 ") {
+            lies
+        } else {
+            ""
+        };
+        response("200 OK", &format!("{OCI}{lies}"), MANIFEST)
+    });
+    let repository = server.repository(Credentials::Anonymous);
+    for version in [tag(), Version::Digest(Digest::of(b"other"))] {
+        let error = repository.manifest(&version).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Invalid);
+        assert!(
+            error
+                .to_string()
+                .contains("the manifest has the digest sha256:"),
+            "{error}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn documents_have_a_maximum_size() {
+    let server = Server::start(|_| response("200 OK", OCI, vec![b' '; (4 << 20) + 1]));
+    let error = refused(&server.repository(Credentials::Anonymous)).await;
+    assert!(
+        error
+            .to_string()
+            .ends_with("the answer is larger than 4194304 bytes"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_password_is_sent_when_it_is_asked_for() {
+    let server = Server::start(|head| match header(head, "authorization") {
+        Some(ALICE) => response("200 OK", OCI, MANIFEST),
+        _ => response(
+            "401 Unauthorized",
+            "www-authenticate: Basic realm=\"r\"\r\n",
+            "",
+        ),
+    });
+    let repository = server.repository(alice());
+    repository.manifest(&tag()).await.unwrap();
+    repository.manifest(&tag()).await.unwrap();
+    // The second time, at once.
+    assert_eq!(server.lines().len(), 3);
+    let error = refused(&server.repository(Credentials::Anonymous)).await;
+    assert_eq!(error.kind(), Kind::Denied);
+}
+
+/// A registry whose authorization service is itself, and which accepts the token `good`.
+fn token_server(answer: impl Fn(&str) -> Vec<u8> + Send + 'static) -> Server {
+    Server::start(move |head| {
+        if head.contains(" /token") {
+            return answer(head);
+        }
+        if header(head, "authorization") == Some("Bearer good") {
+            return response("200 OK", OCI, MANIFEST);
+        }
+        let host = header(head, "host").unwrap();
+        response(
+            "401 Unauthorized",
+            &format!(
+                "www-authenticate: Bearer realm=\"http://{host}/token\",service=\"a b&c\"\r\n"
+            ),
+            r#"{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}"#,
+        )
+    })
+}
+
+#[tokio::test]
+async fn a_token_is_fetched_and_used_again() {
+    let server = token_server(|_| response("200 OK", "", r#"{"token":"good","expires_in":300}"#));
+    let repository = server.repository(alice());
+    repository.manifest(&tag()).await.unwrap();
+    repository.resolve(&tag()).await.unwrap();
+    let token = "GET /token?service=a%20b%26c&scope=repository%3Ateam%2Fapp%3Apull&account=alice";
+    let get = "GET /v2/team/app/manifests/1";
+    assert_eq!(
+        server.lines(),
+        [get, token, get, "HEAD /v2/team/app/manifests/1"]
+    );
+    let requests = server.requests.lock().unwrap();
+    assert_eq!(header(&requests[1], "authorization"), Some(ALICE));
+}
+
+#[tokio::test]
+async fn an_identity_token_is_exchanged_in_a_form() {
+    let server = token_server(|head| {
+        let is_form = head.starts_with("POST /token HTTP")
+            && head.ends_with(
+                "service=a%20b%26c&scope=repository%3Ateam%2Fapp%3Apull&client_id=whelk&grant_type=refresh_token&refresh_token=refresh%2Fme",
+            );
+        let body = if is_form {
+            r#"{"access_token":"good"}"#
+        } else {
+            "{}"
+        };
+        response("200 OK", "", body)
+    });
+    let repository = server.repository(Credentials::IdentityToken("refresh/me".into()));
+    repository.manifest(&tag()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_refusal_of_the_authorization_service_is_told_without_secrets() {
+    let server = token_server(|_| {
+        response(
+            "401 Unauthorized",
+            "",
+            r#"{"details":"incorrect username or password"}"#,
+        )
+    });
+    let error = refused(&server.repository(alice())).await;
+    assert_eq!(error.kind(), Kind::Denied);
+    let text = format!("{error} {error:?}");
+    assert!(text.contains("incorrect username or password"), "{text}");
+    assert!(
+        !text.contains("sesame") && !text.contains(ALICE) && !text.contains('?'),
+        "{text}"
+    );
+    // A registry that does not accept the token is not asked for ever.
+    let server = token_server(|_| response("200 OK", "", r#"{"token":"bad"}"#));
+    let error = refused(&server.repository(alice())).await;
+    assert!(
+        error
+            .to_string()
+            .ends_with("unauthorized: authentication required"),
+        "{error}"
+    );
+    assert_eq!(server.lines().len(), 3);
+}
+
+#[tokio::test]
+async fn a_registry_token_is_sent_as_it_is() {
+    let server = token_server(|_| response("500 Oops", "", ""));
+    let repository = server.repository(Credentials::RegistryToken("good".into()));
+    repository.manifest(&tag()).await.unwrap();
+    let error = refused(&server.repository(Credentials::RegistryToken("bad".into()))).await;
+    assert_eq!(error.kind(), Kind::Denied);
+    assert_eq!(server.lines().len(), 2);
+}
+
+#[tokio::test]
+async fn credentials_do_not_follow_redirects_to_other_servers() {
+    let storage = Server::start(|_| response("200 OK", "", "0123456789"));
+    let location = format!("location: http://{}/data?signature=x\r\n", storage.address);
+    let server = Server::start(move |head| match header(head, "authorization") {
+        None => response(
+            "401 Unauthorized",
+            "www-authenticate: Basic realm=x\r\n",
+            "",
+        ),
+        Some(_) => response("307 Temporary Redirect", &location, ""),
+    });
+    let mut blob = server
+        .repository(alice())
+        .blob(&Digest::of(b"0123456789"), 10, 0);
+    assert_eq!(blob.next().await.unwrap().unwrap(), "0123456789");
+    let requests = storage.requests.lock().unwrap();
+    assert!(
+        requests
+            .iter()
+            .all(|head| header(head, "authorization").is_none()),
+        "{requests:?}"
+    );
+}
+
+#[tokio::test]
+async fn redirects_are_bounded() {
+    for (location, expected) in [
+        ("location: /again\r\n", "more than 5 redirects"),
+        ("", "a redirect without a location"),
+        ("location: ftp://x/y\r\n", "a redirect to another protocol"),
+        (
+            "location: http://a:b@x/y\r\n",
+            "a redirect to a URL with credentials",
+        ),
+        ("location: relative\r\n", "a redirect to a"),
+    ] {
+        let server = Server::start(move |_| response("302 Found", location, ""));
+        let error = refused(&server.repository(Credentials::Anonymous)).await;
+        assert_eq!(error.kind(), Kind::Invalid);
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+}
+
+/// Reads a blob to its end.
+async fn read(blob: &mut whelk_registry::Blob) -> Result<Vec<u8>, Error> {
+    let mut content = Vec::new();
+    while let Some(piece) = blob.next().await? {
+        content.extend(piece);
+    }
+    Ok(content)
+}
+
+fn content() -> Vec<u8> {
+    (0..100_000_u32).flat_map(u32::to_le_bytes).collect()
+}
+
+/// Returns the answer of a registry that has `content` to a request, of which it sends only so many
+/// bytes.
+fn cut(head: &str, content: &[u8], sent: usize, ranges: bool) -> Vec<u8> {
+    let first: usize = header(head, "range").filter(|_| ranges).map_or(0, |range| {
+        range
+            .trim_start_matches("bytes=")
+            .trim_end_matches('-')
+            .parse()
+            .unwrap()
+    });
+    let (status, range) = match first {
+        0 => ("200 OK", String::new()),
+        first => (
+            "206 Partial Content",
+            format!(
+                "content-range: bytes {first}-{}/{}\r\n",
+                content.len() - 1,
+                content.len()
+            ),
+        ),
+    };
+    let mut answer = response(status, &range, &content[first..]);
+    let body = answer.len() - (content.len() - first);
+    answer.truncate(body + sent);
+    answer
+}
+
+#[tokio::test]
+async fn a_blob_is_continued_where_the_connection_broke() {
+    for ranges in [true, false] {
+        let all = content();
+        let sent = if ranges { 150_000 } else { 399_000 };
+        let part = all.clone();
+        let server = Server::start(move |head| {
+            let is_first = header(head, "range").is_none();
+            cut(
+                head,
+                &part,
+                if is_first { sent } else { part.len() },
+                ranges,
+            )
+        });
+        let repository = server.repository(Credentials::Anonymous);
+        let mut blob = repository.blob(&Digest::of(&all), all.len() as u64, 0);
+        assert!(read(&mut blob).await.unwrap() == all, "ranges: {ranges}");
+        assert_eq!(server.lines().len(), 2);
+        // From an offset on, as after a restart.
+        let mut blob = repository.blob(&Digest::of(&all), all.len() as u64, 1_000);
+        assert!(
+            read(&mut blob).await.unwrap() == all[1_000..],
+            "ranges: {ranges}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_blob_that_breaks_each_time_without_progress_is_given_up() {
+    let server = Server::start(|head| cut(head, &content(), 0, true));
+    let settings = Settings {
+        attempts: 2,
+        ..Settings::default()
+    };
+    let repository = server.with(settings, Credentials::Anonymous);
+    let begin = Instant::now();
+    let error = read(&mut repository.blob(&Digest::of(b""), 400_000, 0))
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), Kind::Unavailable);
+    assert!(error.to_string().starts_with("GET http://"), "{error}");
+    assert_eq!(server.lines().len(), 2);
+    assert!(begin.elapsed() < Duration::from_secs(20));
+}
+
+#[tokio::test]
+async fn wrong_sizes_and_ranges_are_refused() {
+    let digest = Digest::of(b"");
+    let server = Server::start(|_| response("200 OK", "", "0123456789"));
+    let repository = server.repository(Credentials::Anonymous);
+    let error = read(&mut repository.blob(&digest, 9, 0)).await.unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .ends_with("the blob is longer than its 9 bytes"),
+        "{error}"
+    );
+    let server = Server::start(|_| {
+        response(
+            "206 Partial Content",
+            "content-range: bytes 0-9/10\r\n",
+            "0123456789",
+        )
+    });
+    let repository = server.repository(Credentials::Anonymous);
+    let error = read(&mut repository.blob(&digest, 10, 5))
+        .await
+        .unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .ends_with("the answer is not the range of bytes from 5 on"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_busy_registry_is_asked_again_when_it_says_so() {
+    let answers = Mutex::new(vec![
+        response("200 OK", OCI, MANIFEST),
+        response("429 Too Many Requests", "retry-after: 1\r\n", ""),
+        response("503 Service Unavailable", "retry-after: 0\r\n", ""),
+    ]);
+    let server = Server::start(move |_| answers.lock().unwrap().pop().unwrap());
+    let begin = Instant::now();
+    server
+        .repository(Credentials::Anonymous)
+        .manifest(&tag())
+        .await
+        .unwrap();
+    assert!(begin.elapsed() >= Duration::from_secs(1));
+    // What does not pass is not repeated.
+    let server = Server::start(|_| {
+        response(
+            "404 Not Found",
+            "",
+            r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest\u0007 unknown"}]}"#,
+        )
+    });
+    let error = refused(&server.repository(Credentials::Anonymous)).await;
+    assert_eq!(error.kind(), Kind::NotFound);
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "GET http://{}/v2/team/app/manifests/1: manifest unknown: manifest unknown",
+            server.address
+        )
+    );
+    assert_eq!(server.lines().len(), 1);
+}
+
+#[tokio::test]
+async fn mirrors_are_asked_first_and_get_no_credentials() {
+    let mirror = Server::start(|_| response("404 Not Found", "", ""));
+    let server = Server::start(|head| match header(head, "authorization") {
+        Some(ALICE) => response("200 OK", OCI, MANIFEST),
+        _ => response(
+            "401 Unauthorized",
+            "www-authenticate: Basic realm=x\r\n",
+            "",
+        ),
+    });
+    let settings = Settings {
+        mirrors: vec![(
+            "*".parse().unwrap(),
+            vec![format!("http://{}/cache", mirror.address)],
+        )],
+        ..Settings::default()
+    };
+    server
+        .with(settings, alice())
+        .manifest(&tag())
+        .await
+        .unwrap();
+    assert_eq!(
+        mirror.lines(),
+        ["GET /v2/team/app/manifests/1"].map(|line| line.replace("/v2", "/cache/v2"))
+    );
+    let requests = mirror.requests.lock().unwrap();
+    assert!(header(&requests[0], "authorization").is_none());
+    assert_eq!(server.lines().len(), 2);
+}
+
+#[tokio::test]
+async fn an_unreachable_registry_is_named() {
+    let address = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let name: Reference = format!("{address}/a:1").parse().unwrap();
+    let settings = Settings {
+        attempts: 1,
+        ..Settings::default()
+    };
+    let client = Client::new(settings).unwrap();
+    let repository = client.pull(&name, Credentials::Anonymous).unwrap();
+    let error = refused(&repository).await;
+    assert_eq!(
+        error.to_string(),
+        format!("cannot connect to {address}: connection refused")
+    );
+}
