@@ -32,6 +32,7 @@ pub mod images;
 mod leftovers;
 mod private_host;
 mod pty;
+pub mod registry;
 pub mod serving;
 mod skips;
 pub mod tar;

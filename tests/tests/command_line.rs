@@ -675,11 +675,6 @@ fn unavailable_flags_are_rejected_by_name() {
             125,
             later(trust, "content trust is"),
         ));
-        cases.push((
-            vec![command, "--pull", "always", "busybox"],
-            code,
-            later("--pull always", "pulling from registries is"),
-        ));
     }
     for flag in ["--checkpoint", "--checkpoint-dir"] {
         cases.push((

@@ -25,21 +25,33 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("network", &["sys"]),
     ("client", &[]),
     ("plugin", &["client", "sys"]),
+    ("registry", &["client", "image", "sys"]),
     (
         "engine",
         &[
-            "image", "network", "plugin", "runtime", "shim", "sys", "text",
+            "image", "network", "plugin", "registry", "runtime", "shim", "sys", "text",
         ],
     ),
     ("api-types", &[]),
     (
         "api",
-        &["api-types", "engine", "image", "shim", "sys", "text"],
+        &[
+            "api-types",
+            "engine",
+            "image",
+            "registry",
+            "shim",
+            "sys",
+            "text",
+        ],
     ),
     ("gotemplate", &["text"]),
     ("cli", &["api-types", "client", "gotemplate", "text"]),
     ("oci", &["runtime", "sys", "text"]),
-    ("whelk", &["api", "cli", "engine", "oci", "shim", "sys"]),
+    (
+        "whelk",
+        &["api", "cli", "engine", "oci", "registry", "shim", "sys"],
+    ),
 ];
 
 /// External crates that some of the project's crates must not use.
@@ -75,7 +87,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ),
     (
         "images",
-        &["error", "events", "filters", "records", "store"],
+        &["error", "events", "filters", "instance", "records", "store"],
     ),
     (
         "volumes",

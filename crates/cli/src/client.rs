@@ -1,5 +1,7 @@
 //! The Engine API client: requests over a unix socket, TCP, TLS or SSH, one connection per request.
 
+use std::path::{Path, PathBuf};
+
 use http_body_util::BodyExt;
 use hyper::{Method, Request, Response, StatusCode};
 use serde::Serialize;
@@ -78,6 +80,8 @@ pub(crate) struct Client {
     context: String,
     /// The API version that `DOCKER_API_VERSION` sets.
     version: Option<String>,
+    /// The directory of the client's configuration.
+    config: Option<PathBuf>,
     /// The program of an `ssh://` host that connects to its engine.
     remote_program: &'static str,
     /// Whether to log requests to standard error.
@@ -85,6 +89,17 @@ pub(crate) struct Client {
 }
 
 impl Client {
+    /// Sets the directory of the client's configuration.
+    #[must_use]
+    pub(crate) fn with_config(mut self, config: Option<PathBuf>) -> Self {
+        self.config = config;
+        self
+    }
+
+    pub(crate) fn config(&self) -> Option<&Path> {
+        self.config.as_deref()
+    }
+
     pub(crate) fn new(host: Host, tls: Option<Tls>, context: String, debug: bool) -> Self {
         let version = std::env::var("DOCKER_API_VERSION").unwrap_or_default();
         let version = version.trim_start_matches('v');
@@ -93,6 +108,7 @@ impl Client {
             tls,
             context,
             version: Some(version.to_owned()).filter(|version| !version.is_empty()),
+            config: None,
             remote_program: REMOTE_PROGRAMS[0],
             debug,
         }

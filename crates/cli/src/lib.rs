@@ -16,6 +16,7 @@ mod client;
 mod commands;
 mod config_file;
 mod context;
+mod credentials;
 mod endpoint;
 mod files;
 mod flags;

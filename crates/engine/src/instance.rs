@@ -10,8 +10,10 @@ use crate::error::{Error, Result};
 use crate::model::{LogConfig, LogDriver};
 
 mod network_defaults;
+mod registry_settings;
 
 pub use network_defaults::NetworkDefaults;
+pub use registry_settings::RegistrySettings;
 
 /// The instance name used when none is given.
 pub const DEFAULT_INSTANCE: &str = "whelk";
@@ -39,6 +41,7 @@ pub struct Instance {
     /// Whether the engine writes debug logs.
     pub debug: bool,
     pub networks: NetworkDefaults,
+    pub registries: RegistrySettings,
     /// The default `RLIMIT_NOFILE` of containers: the limit that the engine was started with.
     pub open_files: OpenFiles,
 }
@@ -83,6 +86,7 @@ impl Instance {
             default_log,
             debug: false,
             networks,
+            registries: RegistrySettings::default(),
             open_files,
         })
     }

@@ -90,7 +90,12 @@ impl Engine {
         containers::audit(&instance, &found).await?;
         let store = Arc::new(found.open()?);
         let events = Arc::new(Events::default());
-        let images = Images::open(&instance.root, store.clone(), events.clone())?;
+        let images = Images::open(
+            &instance.root,
+            store.clone(),
+            events.clone(),
+            instance.registries.clone(),
+        )?;
         let shims = WarmPool::new(&instance, &executable)?;
         let networks = Networks::open(&instance, store.clone(), events.clone())?;
         let volumes = Volumes::open(&instance, store.clone(), events.clone())?;

@@ -62,6 +62,24 @@ impl Platform {
         }
     }
 
+    /// Returns the one of `candidates` that suits this platform best: an equal one, or else the one
+    /// with the highest variant of those that run on it. Of equal ones, the first.
+    pub fn choose<'a, T>(&self, candidates: impl IntoIterator<Item = (&'a Self, T)>) -> Option<T> {
+        let mut best: Option<((bool, bool, u32), T)> = None;
+        for (platform, value) in candidates {
+            if !self.runs(platform) {
+                continue;
+            }
+            let other = platform.clone().normalized();
+            let same = other.architecture == self.clone().normalized().architecture;
+            let rank = (self.is(platform), same, other.level());
+            if best.as_ref().is_none_or(|(known, _)| rank > *known) {
+                best = Some((rank, value));
+            }
+        }
+        best.map(|(_, value)| value)
+    }
+
     /// Returns the number of the variant, or the architecture's default.
     fn level(&self) -> u32 {
         let named = self

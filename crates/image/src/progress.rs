@@ -16,6 +16,16 @@ const INTERVAL: Duration = Duration::from_millis(100);
 pub enum State {
     /// A layer of an image archive is unpacked.
     LoadingLayer,
+    /// A layer of an image in a registry is to be downloaded.
+    Pulling,
+    /// A layer's download waits for others.
+    Waiting,
+    Downloading,
+    /// A layer has been downloaded; what is left of it is unpacked.
+    Extracting,
+    PullComplete,
+    /// The store has the layer.
+    AlreadyExists,
 }
 
 /// A report on an item.
@@ -51,10 +61,9 @@ impl Progress {
         Self(Some(Arc::new(report)))
     }
 
-    /// Returns a reader of an item's bytes that reports how many of `total` were read.
-    pub fn reader<R: Read>(&self, inner: R, id: &str, state: State, total: u64) -> Reader<R> {
-        Reader {
-            inner,
+    /// Returns an item of the operation, `total` bytes long, about which nothing is reported yet.
+    pub fn item(&self, id: &str, state: State, total: u64) -> Item {
+        Item {
             progress: self.clone(),
             update: Update {
                 id: id.to_owned(),
@@ -65,34 +74,69 @@ impl Progress {
             reported: None,
         }
     }
+
+    /// Returns a reader of an item's bytes that reports how many of `total` were read.
+    pub fn reader<R: Read>(&self, inner: R, id: &str, state: State, total: u64) -> Reader<R> {
+        Reader {
+            inner,
+            item: self.item(id, state, total),
+        }
+    }
 }
 
-/// A reader that reports its position.
+/// An item whose position is reported.
 #[derive(Debug)]
-pub struct Reader<R> {
-    inner: R,
+pub struct Item {
     progress: Progress,
     update: Update,
     /// Time and position of the last report.
     reported: Option<(Instant, u64)>,
 }
 
+impl Item {
+    /// Begins another state, and reports it.
+    pub fn enter(&mut self, state: State) {
+        self.update.state = state;
+        self.update.current = 0;
+        self.reported = None;
+        self.report();
+    }
+
+    /// Adds to the position. The last position is to be marked with `is_end`.
+    pub fn advance(&mut self, count: u64, is_end: bool) {
+        if self.progress.0.is_none() {
+            return;
+        }
+        self.update.current += count;
+        let current = self.update.current;
+        let is_due = self.reported.is_none_or(|(last, position)| {
+            position != current && (is_end || last.elapsed() >= INTERVAL)
+        });
+        if is_due {
+            self.report();
+        }
+    }
+
+    fn report(&mut self) {
+        if let Some(report) = &self.progress.0 {
+            self.reported = Some((Instant::now(), self.update.current));
+            report(self.update.clone());
+        }
+    }
+}
+
+/// A reader that reports its position.
+#[derive(Debug)]
+pub struct Reader<R> {
+    inner: R,
+    item: Item,
+}
+
 impl<R: Read> Read for Reader<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer)?;
-        let Some(report) = &self.progress.0 else {
-            return Ok(count);
-        };
-        let at_end = count == 0 && !buffer.is_empty();
-        self.update.current += count as u64;
-        let (now, current) = (Instant::now(), self.update.current);
-        let is_due = self.reported.is_none_or(|(last, position)| {
-            position != current && (at_end || now.duration_since(last) >= INTERVAL)
-        });
-        if is_due {
-            self.reported = Some((now, current));
-            report(self.update.clone());
-        }
+        let is_end = count == 0 && !buffer.is_empty();
+        self.item.advance(count as u64, is_end);
         Ok(count)
     }
 }

@@ -185,7 +185,7 @@ fn continues(response: &Response<Incoming>, position: u64, size: u64) -> bool {
     let range = response.headers().get(CONTENT_RANGE);
     range
         .and_then(|range| range.to_str().ok())
-        .and_then(|range| parse_range(range))
+        .and_then(parse_range)
         .is_some_and(|(first, total)| first == position && total.is_none_or(|total| total == size))
 }
 

@@ -239,18 +239,13 @@ pub(crate) fn unverified() -> Result<Tls> {
 }
 
 fn files_in(directory: &Path) -> Result<BTreeSet<String>> {
-    let at = |error: io::Error| Error::Settings(format!("read {}: {error}", directory.display()));
-    let mut names = BTreeSet::new();
-    for entry in std::fs::read_dir(directory).map_err(at)? {
-        names.extend(entry.map_err(at)?.file_name().into_string());
-    }
-    Ok(names)
+    let entries =
+        whelk_sys::fs::list(directory).map_err(|error| Error::Settings(error.to_string()))?;
+    let names = entries.iter().map(|entry| entry.file_name().into_string());
+    Ok(names.filter_map(std::result::Result::ok).collect())
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
-    let at = |error: io::Error| Error::Settings(format!("read {}: {error}", path.display()));
-    let mut content = Vec::new();
-    let file = std::fs::File::open(path).map_err(at)?;
-    io::Read::read_to_end(&mut io::Read::take(file, MAX_FILE_SIZE), &mut content).map_err(at)?;
-    Ok(content)
+    whelk_sys::fs::read_at_most(path, MAX_FILE_SIZE)
+        .map_err(|error| Error::Settings(error.to_string()))
 }

@@ -86,14 +86,10 @@ impl Repository {
     pub async fn resolve(&self, version: &Version) -> Result<Option<Digest>> {
         match self.ask(&query(Method::HEAD, version)).await {
             Ok((response, _)) => Ok(promised(response.headers())),
-            Err(Error::Refused { status, .. })
-                if matches!(
-                    status,
-                    StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED
-                ) =>
-            {
-                Ok(None)
-            }
+            Err(Error::Refused {
+                status: StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED,
+                ..
+            }) => Ok(None),
             Err(error) => Err(error),
         }
     }

@@ -9,9 +9,10 @@ use anyhow::{Context, bail};
 use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use whelk_engine::instance::Instance;
+use whelk_engine::instance::{Instance, RegistrySettings};
 use whelk_engine::model::LogDriver;
 use whelk_engine::networks::{NetworkDefaults, Pool};
+use whelk_registry::Proxies;
 use whelk_sys::fs;
 
 use crate::listen::TlsSettings;
@@ -54,6 +55,24 @@ pub(crate) struct File {
     dns_opts: Vec<String>,
     live_restore: Option<bool>,
     userland_proxy: Option<bool>,
+    insecure_registries: Vec<String>,
+    /// Mirrors of Docker Hub.
+    registry_mirrors: Vec<String>,
+    /// Whelk's own key: mirrors by the registries that they are for.
+    mirrors: BTreeMap<String, Vec<String>>,
+    proxies: ProxySettings,
+    max_concurrent_downloads: Option<usize>,
+    max_download_attempts: Option<u32>,
+}
+
+/// The HTTP proxies for connections to registries. Those that are not set are taken from the
+/// environment.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+struct ProxySettings {
+    http_proxy: Option<String>,
+    https_proxy: Option<String>,
+    no_proxy: Option<String>,
 }
 
 /// How the rules of the host's other firewalls apply to containers' traffic.
@@ -139,6 +158,7 @@ fn parse(content: &[u8], keys: Keys) -> anyhow::Result<File> {
     file.networks()
         .check()
         .map_err(|error| anyhow::anyhow!("{error}"))?;
+    file.registries()?;
     Ok(file)
 }
 
@@ -157,13 +177,18 @@ fn from_members(members: Map<String, Value>) -> anyhow::Result<File> {
 
 impl File {
     /// Applies the file's settings to the instance.
-    pub(crate) fn apply(self, instance: &mut Instance) {
+    ///
+    /// # Errors
+    /// Returns an error if a setting for registries is invalid.
+    pub(crate) fn apply(self, instance: &mut Instance) -> anyhow::Result<()> {
         instance.networks = self.networks();
+        instance.registries = self.registries()?;
         instance.respect_host_firewall = self.firewall == FirewallMode::RespectHost;
         instance.default_log.options = self.log_opts;
         if self.log_driver.is_some() {
             instance.default_log.driver = self.log_driver;
         }
+        Ok(())
     }
 
     pub(crate) fn tls(&self) -> TlsSettings {
@@ -174,6 +199,52 @@ impl File {
             tlscert: self.tlscert.clone(),
             tlskey: self.tlskey.clone(),
         }
+    }
+
+    fn registries(&self) -> anyhow::Result<RegistrySettings> {
+        let mut settings = RegistrySettings::default();
+        let client = &mut settings.client;
+        let invalid = |key: &str| {
+            let key = key.to_owned();
+            move |error: String| anyhow::anyhow!("{key}: {error}")
+        };
+        for text in &self.insecure_registries {
+            let insecure = text.parse().map_err(invalid("insecure-registries"))?;
+            client.insecure.push(insecure);
+        }
+        if !self.registry_mirrors.is_empty() {
+            let hub = "docker.io".parse().map_err(invalid("registry-mirrors"))?;
+            client.mirrors.push((hub, self.registry_mirrors.clone()));
+        }
+        // The more specific pattern of several that match a registry counts.
+        let mut patterns: Vec<_> = self.mirrors.iter().collect();
+        patterns
+            .sort_by_key(|(pattern, _)| std::cmp::Reverse(pattern.trim_start_matches('*').len()));
+        for (pattern, urls) in patterns {
+            let parsed = pattern.parse().map_err(invalid("mirrors"))?;
+            client.mirrors.push((parsed, urls.clone()));
+        }
+        client.check().map_err(|error| anyhow::anyhow!("{error}"))?;
+        let environment = Proxies::from_environment(|name| std::env::var(name).ok());
+        let proxies = &self.proxies;
+        client.proxies = Proxies {
+            http: proxies.http_proxy.clone().unwrap_or(environment.http),
+            https: proxies.https_proxy.clone().unwrap_or(environment.https),
+            none: proxies.no_proxy.clone().unwrap_or(environment.none),
+        };
+        if let Some(attempts) = self.max_download_attempts {
+            if attempts == 0 {
+                bail!("max-download-attempts: must be at least 1");
+            }
+            client.attempts = attempts;
+        }
+        if let Some(downloads) = self.max_concurrent_downloads {
+            if downloads == 0 {
+                bail!("max-concurrent-downloads: must be at least 1");
+            }
+            settings.downloads = downloads;
+        }
+        Ok(settings)
     }
 
     fn networks(&self) -> NetworkDefaults {
@@ -230,7 +301,25 @@ mod tests {
     fn rejects_unsupported_keys_and_values() {
         assert!(parse(b" \n", Keys::All).is_ok());
         refused("[]", "expected a JSON object");
-        refused(r#"{"registry-mirrors": []}"#, "registry-mirrors");
+        refused(r#"{"nosuch": []}"#, "nosuch");
+        refused(
+            r#"{"insecure-registries": ["http://x"]}"#,
+            "insecure-registries: ",
+        );
+        refused(
+            r#"{"registry-mirrors": ["mirror"]}"#,
+            "want http:// or https://",
+        );
+        refused(
+            r#"{"mirrors": {"a/b": []}}"#,
+            "mirrors: invalid registry \"a/b\"",
+        );
+        refused(
+            r#"{"max-concurrent-downloads": 0}"#,
+            "max-concurrent-downloads",
+        );
+        refused(r#"{"max-download-attempts": 0}"#, "max-download-attempts");
+        refused(r#"{"proxies": {"ftp-proxy": "x"}}"#, "ftp-proxy");
         refused(r#"{"userland-proxy": true}"#, "userland-proxy");
         refused(r#"{"live-restore": false}"#, "live-restore");
         refused(r#"{"bip": "10.1.2.0/24"}"#, "bip 10.1.2.0/24");

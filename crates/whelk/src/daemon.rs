@@ -145,7 +145,7 @@ async fn run(
             .unwrap_or_else(|| DEFAULT_INSTANCE.into()),
     )?;
     instance.debug = debug;
-    file.apply(&mut instance);
+    file.apply(&mut instance)?;
     if arguments.uninstall
         && !fs::exists(instance_lock(&instance))
         && !fs::exists(instance.database())

@@ -261,7 +261,7 @@ fn unavailable_commands_are_rejected_by_name() {
         "",
         "there are none"
     );
-    for command in ["build", "pull", "cp", "commit", "compose"] {
+    for command in ["build", "push", "cp", "commit", "compose"] {
         engine.whelk(&[command, "x"]).refuses(
             1,
             &format!("whelk: {command}: not available in this version of whelk"),
@@ -274,9 +274,6 @@ fn unavailable_commands_are_rejected_by_name() {
     engine
         .whelk(&["run", "--health-interval", "5s", "busybox"])
         .refuses(125, "--health-interval: health checks are not available");
-    engine
-        .whelk(&["run", "--pull", "always", "busybox", "true"])
-        .refuses(125, "pulling from registries is not available");
 }
 
 #[test]

@@ -6,16 +6,18 @@ use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Extension, Path, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt as _;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use whelk_api_types::{BuildPruneResponse, ImagePruneResponse, ImageSummary, StreamMessage};
-use whelk_engine::images::{FILTERS, Images};
+use whelk_engine::images::{FILTERS, Images, PullRequest};
 use whelk_engine::usage::Usage;
 use whelk_engine::{Durability, Error};
 use whelk_image::archive::Import;
+use whelk_image::progress::State as Progressing;
 use whelk_image::{Platform, Progress, Reference};
+use whelk_registry::Credentials;
 
 use super::{Service, ok};
 use crate::error::{ApiError, ApiResult};
@@ -151,6 +153,10 @@ pub(super) async fn load(
 /// Maximum number of progress messages queued for a client.
 const PROGRESS_LINES: usize = 64;
 
+/// Number of messages about the states of layers that fit into a client's queue besides: those of
+/// the largest image.
+const STATE_LINES: usize = 4096;
+
 /// Encodes a message of a stream as a line.
 fn stream_line(message: &StreamMessage) -> String {
     serde_json::to_string(message).unwrap_or_default() + "\r\n"
@@ -175,11 +181,13 @@ pub(super) async fn get_many(
     archive(images, &names, platform.as_ref())
 }
 
-/// Creates an image from an archive (`fromSrc`). Pulling (`fromImage`) is not supported.
+/// Pulls an image (`fromImage`), or creates one from an archive (`fromSrc`).
 pub(super) async fn create(
     State(images): Service<Images>,
+    State(durability): State<Durability>,
     Extension(version): Extension<ApiVersion>,
     params: Params,
+    headers: HeaderMap,
     body: Body,
 ) -> ApiResult {
     let platform = match params.text("platform") {
@@ -190,21 +198,12 @@ pub(super) async fn create(
     };
     let image = params.text("fromImage");
     if !image.is_empty() {
-        let tag = params.text("tag");
-        let reference: Reference = image.parse().map_err(Error::from)?;
-        if !tag.is_empty() && !tag.contains(':') {
-            whelk_image::reference::check_tag(tag).map_err(Error::from)?;
-        }
-        let name = Reference {
-            tag: Some(tag.to_owned()).filter(|tag| !tag.is_empty()),
-            ..reference
-        }
-        .with_default_tag();
-        return Err(Error::Unsupported(format!(
-            "pull {}: pulling from registries is not available in this version of whelk; use load or import",
-            name.familiar()
-        ))
-        .into());
+        let request = PullRequest {
+            reference: to_pull(image, params.text("tag"))?,
+            platform,
+            credentials: credentials(&headers),
+        };
+        return pull(images, durability, request).await;
     }
     if params.text("fromSrc") != "-" {
         return Err(Error::Unsupported(
@@ -232,6 +231,93 @@ pub(super) async fn create(
         ..StreamMessage::default()
     });
     Ok(([(header::CONTENT_TYPE, "application/json")], imported).into_response())
+}
+
+/// Returns the reference that a pull's parameters give. `tag` may be a digest.
+fn to_pull(image: &str, tag: &str) -> ApiResult<Reference> {
+    let mut reference: Reference = image.parse().map_err(Error::from)?;
+    if tag.contains(':') {
+        reference.tag = None;
+        reference.digest = Some(tag.parse().map_err(Error::from)?);
+    } else if !tag.is_empty() {
+        whelk_image::reference::check_tag(tag).map_err(Error::from)?;
+        reference.tag = Some(tag.to_owned());
+    } else if reference.tag.is_none() && reference.digest.is_none() {
+        // Without a tag Docker pulls all tags.
+        return Err(Error::Unsupported(format!(
+            "pull {}: all tags of a repository: not available in this version of whelk",
+            reference.familiar()
+        ))
+        .into());
+    }
+    Ok(reference)
+}
+
+/// Returns the credentials in a request. As with Docker, what cannot be read is none.
+fn credentials(headers: &HeaderMap) -> Credentials {
+    let value = headers
+        .get("x-registry-auth")
+        .and_then(|value| value.to_str().ok());
+    let decoded = value.map(Credentials::from_header);
+    match decoded {
+        Some(Ok(credentials)) => credentials,
+        Some(Err(error)) => {
+            tracing::warn!("header X-Registry-Auth ignored: {error}");
+            Credentials::Anonymous
+        }
+        None => Credentials::Anonymous,
+    }
+}
+
+/// Pulls an image and streams the progress. Ends when the client leaves.
+async fn pull(images: Arc<Images>, durability: Durability, request: PullRequest) -> ApiResult {
+    let (sender, receiver) = mpsc::channel::<std::io::Result<Bytes>>(PROGRESS_LINES + STATE_LINES);
+    let (begin, begun) = oneshot::channel::<()>();
+    let reports = sender.clone();
+    let progress = Progress::to(move |update| {
+        // A client that does not keep up misses positions; it must not hold up the pull.
+        if update.state == Progressing::Downloading && reports.capacity() < STATE_LINES {
+            return;
+        }
+        let line = stream_line(&wire::progress(&update));
+        let _ = reports.try_send(Ok(Bytes::from(line)));
+    });
+    let task = tokio::spawn(async move {
+        let reference = request.reference.clone();
+        let first = sender.clone();
+        let hello = stream_line(&wire::pulling(&reference));
+        let work = images.pull(&request, &progress, move || {
+            let _ = first.try_send(Ok(Bytes::from(hello)));
+            let _ = begin.send(());
+        });
+        let mut pulled = tokio::select! {
+            pulled = work => pulled,
+            () = sender.closed() => return Ok(()),
+        };
+        if pulled.is_ok()
+            && let Err(error) = durability.wait().await
+        {
+            pulled = Err(error);
+        }
+        let lines: String = match &pulled {
+            Ok(pulled) => wire::pulled(&reference, pulled)
+                .iter()
+                .map(stream_line)
+                .collect(),
+            Err(error) => stream_line(&wire::stream_error(error)),
+        };
+        let _ = sender.send(Ok(Bytes::from(lines))).await;
+        pulled.map(drop)
+    });
+    // Until the transfer begins, an error is the response; afterwards it is in the stream.
+    if begun.await.is_err() {
+        let outcome = task
+            .await
+            .map_err(|error| Error::internal(error.to_string()))?;
+        outcome?;
+    }
+    let body = Body::from_stream(stream::pieces(receiver));
+    Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
 }
 
 /// Returns the reference given by `repo` and `tag`; `None` if `repo` is empty.

@@ -1,7 +1,7 @@
 //! Messages of streams.
 
 use whelk_api_types::{ErrorDetail, ProgressDetail, StreamMessage};
-use whelk_engine::images::Renamed;
+use whelk_engine::images::{Pulled, Renamed};
 use whelk_image::Reference;
 use whelk_image::archive::Loaded;
 use whelk_image::progress::{State, Update};
@@ -17,6 +17,17 @@ pub(crate) fn progress(update: &Update) -> StreamMessage {
     } = update;
     let status = match state {
         State::LoadingLayer => "Loading layer",
+        State::Pulling => "Pulling fs layer",
+        State::Waiting => "Waiting",
+        State::Downloading => "Downloading",
+        State::Extracting => "Extracting",
+        State::PullComplete => "Pull complete",
+        State::AlreadyExists => "Already exists",
+    };
+    // Those of other states say nothing.
+    let (current, total) = match state {
+        State::LoadingLayer | State::Downloading => (current, total),
+        _ => (&0, &0),
     };
     let bar = progress::bar(*current, *total, progress::WIDTH);
     StreamMessage {
@@ -53,6 +64,33 @@ pub(crate) fn loaded(image: &Loaded, renamed: &[Renamed]) -> Vec<StreamMessage> 
         say(format!("Loaded image: {name}\n"));
     }
     messages
+}
+
+/// Returns the first message of a pull.
+pub(crate) fn pulling(reference: &Reference) -> StreamMessage {
+    let version = match (&reference.digest, &reference.tag) {
+        (Some(digest), _) => Some(digest.to_string()),
+        (None, tag) => tag.clone(),
+    };
+    StreamMessage {
+        status: Some(format!("Pulling from {}", reference.path)),
+        id: version,
+        ..StreamMessage::default()
+    }
+}
+
+/// Returns the last messages of a pull.
+pub(crate) fn pulled(reference: &Reference, pulled: &Pulled) -> [StreamMessage; 2] {
+    let name = reference.familiar();
+    let outcome = if pulled.is_new {
+        format!("Status: Downloaded newer image for {name}")
+    } else {
+        format!("Status: Image is up to date for {name}")
+    };
+    [format!("Digest: {}", pulled.digest), outcome].map(|status| StreamMessage {
+        status: Some(status),
+        ..StreamMessage::default()
+    })
 }
 
 /// Returns the message of an error after the response head was sent.

@@ -9,6 +9,7 @@ use whelk_engine::Engine;
 use whelk_engine::events::now;
 use whelk_engine::networks::NetworkDriverKind;
 use whelk_engine::system::{Info, RUNTIME_SPEC, VERSION};
+use whelk_registry::{Insecure, Settings};
 
 use super::{Convert as _, null_if_empty, signed, time};
 use crate::{NEWEST, OLDEST};
@@ -78,6 +79,7 @@ pub(crate) fn info(engine: &Engine, info: Info) -> SystemInfo {
         .iter()
         .map(|problem| format!("WARNING: {problem}"))
         .collect();
+    let registries = &engine.instance.registries.client;
     SystemInfo {
         containers: info.running + info.paused + info.stopped,
         containers_running: info.running,
@@ -124,7 +126,10 @@ pub(crate) fn info(engine: &Engine, info: Info) -> SystemInfo {
         os_type: "linux".into(),
         architecture: info.architecture.clone(),
         index_server_address: "https://index.docker.io/v1/".into(),
-        registry_config: registry_config(),
+        registry_config: registry_config(registries),
+        http_proxy: without_credentials(&registries.proxies.http),
+        https_proxy: without_credentials(&registries.proxies.https),
+        no_proxy: registries.proxies.none.clone(),
         n_cpu: info.cpus,
         mem_total: info.memory,
         generic_resources: None,
@@ -174,18 +179,45 @@ fn security_options(info: &Info) -> Vec<String> {
     options
 }
 
-fn registry_config() -> RegistryServiceConfig {
-    let name = "docker.io".to_owned();
-    let hub = IndexInfo {
-        name: name.clone(),
-        mirrors: Vec::new(),
-        secure: true,
-        official: true,
+fn registry_config(settings: &Settings) -> RegistryServiceConfig {
+    const HUB: &str = "docker.io";
+    // As Docker shows them.
+    let mirrors: Vec<String> = settings
+        .mirrors_of(HUB)
+        .iter()
+        .map(|url| format!("{}/", url.trim_end_matches('/')))
+        .collect();
+    let index = |name: &str, mirrors: &[String], is_hub: bool| {
+        let index = IndexInfo {
+            name: name.to_owned(),
+            mirrors: mirrors.to_vec(),
+            secure: is_hub,
+            official: is_hub,
+        };
+        (name.to_owned(), index)
     };
+    let mut networks = strings(["::1/128", "127.0.0.0/8"]);
+    let mut indexes = vec![index(HUB, &mirrors, true)];
+    for insecure in &settings.insecure {
+        match insecure {
+            Insecure::Host(host) => indexes.push(index(host, &[], false)),
+            Insecure::Network(network) => networks.push(network.to_string()),
+        }
+    }
     RegistryServiceConfig {
-        insecure_registry_cidrs: strings(["::1/128", "127.0.0.0/8"]),
-        index_configs: [(name, hub)].into(),
+        insecure_registry_cidrs: networks,
+        index_configs: indexes.into_iter().collect(),
+        mirrors: null_if_empty(mirrors),
         ..RegistryServiceConfig::default()
+    }
+}
+
+/// Replaces the credentials in a proxy's URL, as Docker does.
+fn without_credentials(url: &str) -> String {
+    match (url.split_once("://"), url.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://xxxxx:xxxxx@{host}"),
+        (None, Some((_, host))) => format!("xxxxx:xxxxx@{host}"),
+        (_, None) => url.to_owned(),
     }
 }
 

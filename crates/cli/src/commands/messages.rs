@@ -5,6 +5,7 @@
 //! progress is not shown.
 
 use std::collections::VecDeque;
+use std::io::IsTerminal as _;
 
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -14,7 +15,7 @@ use whelk_api_types::{StreamMessage, read};
 use whelk_text::progress;
 
 use crate::client::{lost, unreadable};
-use crate::output::print;
+use crate::output::{print, warn};
 use crate::{Failure, Outcome, terminal};
 
 /// The messages of a streamed response: JSON objects, each on a line.
@@ -81,18 +82,58 @@ impl Lines {
     }
 }
 
+/// Where messages are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Target {
+    Output,
+    /// Standard error.
+    Errors,
+    /// Only an error in the messages matters.
+    Nowhere,
+}
+
+impl Target {
+    fn is_terminal(self) -> bool {
+        match self {
+            Self::Output => terminal::stdout_is_terminal(),
+            Self::Errors => std::io::stderr().is_terminal(),
+            Self::Nowhere => false,
+        }
+    }
+
+    fn print(self, text: &str) -> Outcome<()> {
+        match self {
+            Self::Output => print(text),
+            Self::Errors => {
+                warn(text);
+                Ok(())
+            }
+            Self::Nowhere => Ok(()),
+        }
+    }
+}
+
 /// Prints the messages of a response while they arrive.
 pub(super) async fn print_messages(response: hyper::Response<Incoming>) -> Outcome {
+    print_messages_to(response, Target::Output).await?;
+    Ok(0)
+}
+
+/// Like [`print_messages`], to another target.
+pub(super) async fn print_messages_to(
+    response: hyper::Response<Incoming>,
+    target: Target,
+) -> Outcome<()> {
     let mut messages = Messages::of(response);
-    let mut display = Display::new(terminal::stdout_is_terminal());
+    let mut display = Display::new(target.is_terminal());
     while let Some(message) = messages.next::<StreamMessage>().await? {
         if let Some(error) = message.error {
             return Err(Failure::new(error));
         }
         let width = terminal::size().map_or(progress::WIDTH, |(_, columns)| columns.into());
-        print(&display.text(&message, width))?;
+        target.print(&display.text(&message, width))?;
     }
-    Ok(0)
+    Ok(())
 }
 
 /// The lines of the items on the terminal.

@@ -164,7 +164,7 @@ fn carry_out(cli: Cli, repair: crate::Repair) -> Outcome {
             context,
             is_default,
         } = cli.flags.endpoint()?;
-        let mut client = Client::new(host, tls, context, debug);
+        let mut client = Client::new(host, tls, context, debug).with_config(cli.flags.config());
         let unreachable = |failure: Failure| match cli.command {
             Command::Run(_) | Command::ContainerGroup(container::ContainerGroup::Run(_)) => {
                 container::run::not_run(&failure.text)

@@ -1,6 +1,7 @@
 //! Images and their names.
 
 mod list;
+mod pull;
 mod remove;
 mod transfer;
 
@@ -13,10 +14,12 @@ use whelk_image::{Digest, ImageConfig, Platform, Reference};
 
 use crate::error::{Error, Result};
 use crate::events::{Events, now};
+use crate::instance::RegistrySettings;
 use crate::records::ImageRecord;
 use crate::store::RecordStore;
 
 pub use list::{FILTERS, ImageSummary};
+pub use pull::{PullRequest, Pulled};
 pub use remove::{ImageUser, Removed};
 pub use transfer::Renamed;
 
@@ -90,6 +93,7 @@ pub struct Images {
     files: whelk_image::Store,
     store: Arc<RecordStore>,
     events: Arc<Events>,
+    downloads: pull::Downloads,
     index: RwLock<Index>,
     /// An image could not be read. Its layers would look unused, so nothing is collected.
     unreadable: bool,
@@ -182,6 +186,7 @@ impl Images {
         root: &std::path::Path,
         store: Arc<RecordStore>,
         events: Arc<Events>,
+        registries: RegistrySettings,
     ) -> Result<Arc<Self>> {
         let files = whelk_image::Store::open(root)?;
         let mut index = Index::default();
@@ -214,6 +219,7 @@ impl Images {
             files,
             store,
             events,
+            downloads: pull::Downloads::new(registries)?,
             index: RwLock::new(index),
             unreadable,
             pins: Arc::default(),

@@ -350,7 +350,7 @@ mod tests {
             fs::create_dir(&root, 0o700).unwrap();
             let store = Arc::new(RecordStore::open(&root).unwrap());
             let case = Self {
-                images: Images::open(&root, store, Arc::default()).unwrap(),
+                images: Images::open(&root, store, Arc::default(), Default::default()).unwrap(),
                 root,
             };
             for (number, (tags, digests)) in images.iter().enumerate() {

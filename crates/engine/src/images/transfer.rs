@@ -38,7 +38,7 @@ impl Images {
             self.files.sync()?;
             let mut results = Vec::with_capacity(loaded.len());
             for image in loaded {
-                let renamed = self.record(&image, None)?;
+                let renamed = self.record(&image, None, None)?;
                 self.publish("load", &image.id, image.id.to_string());
                 results.push((image, renamed));
             }
@@ -72,7 +72,7 @@ impl Images {
         self.with_lease(|lease| {
             let loaded = archive::import(&self.files, lease, input, import)?;
             self.files.sync()?;
-            self.record(&loaded, loaded.names.first().map(|_| now()))?;
+            self.record(&loaded, loaded.names.first().map(|_| now()), None)?;
             for name in &loaded.names {
                 self.publish("tag", &loaded.id, name.familiar());
             }
@@ -81,10 +81,21 @@ impl Images {
         })
     }
 
+    /// Records an image that was pulled. `digest` is what the registry knows it by.
+    pub(super) fn record_pulled(&self, loaded: &Loaded, digest: Reference) -> Result<()> {
+        let tagged_at = loaded.names.first().map(|_| now());
+        self.record(loaded, tagged_at, Some(digest)).map(drop)
+    }
+
     /// Records an image whose files are in the store, with its names. An existing image keeps its
     /// digests in registries, and without `tagged_at` the time of its last tag. Returns the names
     /// taken from other images.
-    fn record(&self, loaded: &Loaded, tagged_at: Option<i64>) -> Result<Vec<Renamed>> {
+    fn record(
+        &self,
+        loaded: &Loaded,
+        tagged_at: Option<i64>,
+        digest: Option<Reference>,
+    ) -> Result<Vec<Renamed>> {
         let names: Vec<String> = loaded.names.iter().map(Reference::to_string).collect();
         // Locked until the end, so that no other change of a name comes between the store and the
         // index.
@@ -93,16 +104,21 @@ impl Images {
         let origin = match known {
             // An archive without manifests does not take away the one that the image came with, and
             // no archive the one whose digest a registry has.
-            Some(known) if loaded.origin.manifest.is_none() || !known.repo_digests.is_empty() => {
+            Some(known)
+                if digest.is_none()
+                    && (loaded.origin.manifest.is_none() || !known.repo_digests.is_empty()) =>
+            {
                 &known.origin
             }
             _ => &loaded.origin,
         };
+        let mut repo_digests = known.map_or_else(Vec::new, |known| known.repo_digests.clone());
+        repo_digests.extend(digest.filter(|digest| !repo_digests.contains(digest)));
         let image = Image {
             id: loaded.id.clone(),
             config: loaded.config.clone(),
             origin: origin.clone(),
-            repo_digests: known.map_or_else(Vec::new, |known| known.repo_digests.clone()),
+            repo_digests,
             size: loaded.size,
             tagged_at: tagged_at
                 .or(known.map(|known| known.tagged_at))

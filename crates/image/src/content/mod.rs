@@ -9,6 +9,7 @@
 //! engine, ends before the blob is complete, and the next writer continues it.
 
 mod reader;
+mod tee;
 mod writer;
 
 use std::collections::BTreeSet;
@@ -26,6 +27,7 @@ use crate::leases::Lease;
 use crate::staging::Staging;
 
 pub use reader::Reader;
+pub use tee::Tee;
 pub use writer::Writer;
 
 /// Maximum size of an image configuration in bytes.

@@ -120,18 +120,41 @@ impl Writer {
         Ok(())
     }
 
+    pub(super) fn partial_path(&self) -> &Path {
+        &self.partial.path
+    }
+
     /// Verifies the content, flushes it to disk and gives it its name.
     ///
     /// # Errors
     /// Returns [`Error::Invalid`] if the content is too short, in which case it can be continued, or
     /// is not what its digest says, in which case nothing of it remains.
     pub fn commit(self) -> Result<()> {
+        let complete = self.complete.clone();
+        let (file, partial) = self.verify()?;
+        // If this fails, nothing of it can be used: the kernel reports an error of writing back once,
+        // and the next fsync(2) would succeed without the data being on disk.
+        file.sync_data().map_err(fs::at("sync", &partial.path))?;
+        fs::rename(&partial.path, complete)?;
+        Ok(())
+    }
+
+    /// Verifies the content and drops it.
+    ///
+    /// # Errors
+    /// The same as of [`Writer::commit`].
+    pub(super) fn discard(self) -> Result<()> {
+        self.verify().map(drop)
+    }
+
+    /// Verifies the content. What is returned removes the file when it is dropped.
+    fn verify(self) -> Result<(File, Partial)> {
         let Self {
             digest,
             size,
-            complete,
             output,
             mut partial,
+            ..
         } = self;
         if let Some(size) = size.filter(|size| output.count() < *size) {
             return Err(Error::invalid(format!(
@@ -146,11 +169,7 @@ impl Writer {
                 "the content of blob {digest} has the digest {actual}"
             )));
         }
-        // If this fails, nothing of it can be used: the kernel reports an error of writing back once,
-        // and the next fsync(2) would succeed without the data being on disk.
-        file.sync_data().map_err(fs::at("sync", &partial.path))?;
-        fs::rename(&partial.path, complete)?;
-        Ok(())
+        Ok((file, partial))
     }
 
     /// Drops the content for good.

@@ -7,6 +7,7 @@ mod load;
 mod ls;
 pub(crate) mod platform;
 pub(crate) mod prune;
+pub(crate) mod pull;
 mod rm;
 mod save;
 mod tag;
@@ -26,6 +27,8 @@ pub(crate) enum ImageCommand {
     Tag(tag::TagArgs),
     /// Show the history of an image
     History(history::HistoryArgs),
+    /// Download an image from a registry
+    Pull(pull::PullArgs),
     /// Load an image from a tar archive or STDIN
     Load(load::LoadArgs),
     /// Save one or more images to a tar archive (streamed to STDOUT by default)
@@ -57,6 +60,7 @@ pub(crate) async fn command(client: &Client, command: ImageCommand) -> Outcome {
         ImageCommand::Rmi(args) => rm::rmi(client, args).await,
         ImageCommand::Tag(args) => tag::tag(client, args).await,
         ImageCommand::History(args) => history::history(client, args).await,
+        ImageCommand::Pull(args) => pull::pull(client, args).await,
         ImageCommand::Load(args) => load::load(client, args).await,
         ImageCommand::Save(args) => save::save(client, args).await,
         ImageCommand::Import(args) => import::import(client, args).await,

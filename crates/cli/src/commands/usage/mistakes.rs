@@ -24,7 +24,6 @@ const NOT_YET: &[&str] = &[
     "node",
     "plugin",
     "checkpoint",
-    "pull",
     "push",
     "search",
     "secret",
@@ -61,7 +60,7 @@ pub(crate) fn explain(tree: &Command, mistake: Mistake) -> Failure {
             .map(String::as_str)
             .collect::<Vec<_>>()
             .join(" ");
-        let hint = if matches!(name.as_str(), "pull" | "push" | "login") {
+        let hint = if matches!(name.as_str(), "push" | "login") {
             "; use load or import"
         } else {
             ""

@@ -18,7 +18,8 @@ use whelk_api_types::{BindOptions, ContainerCreateResponse, Mount};
 use self::body::body;
 pub(crate) use self::flags::CreateContainerArgs;
 use self::id_file::IdFile;
-use crate::client::{Client, query};
+use crate::client::{ApiError, Client, query};
+use crate::commands::image::pull;
 use crate::format::units::parse_size;
 use crate::output::{print_line, warn_line};
 use crate::{Failure, Outcome};
@@ -56,11 +57,6 @@ pub(crate) async fn make(
         ));
     }
     check_supported(args)?;
-    if args.pull == "always" {
-        return Err(Failure::new(
-            "--pull always: pulling from registries is not available in this version of whelk; use load or import",
-        ));
-    }
     let mut body = body(args, attach_all, detach)?;
     if args.use_api_socket {
         let socket = client.socket().map_err(|host| {
@@ -76,17 +72,27 @@ pub(crate) async fn make(
         });
     }
     let id_file = args.cidfile.as_deref().map(IdFile::create).transpose()?;
-    let platform = args
-        .platform
-        .clone()
-        .or_else(|| std::env::var("DOCKER_DEFAULT_PLATFORM").ok())
-        .unwrap_or_default();
+    let platform = pull::platform(args.platform.as_deref());
     let name = args.name.as_deref().unwrap_or_default();
     let path = format!(
         "/containers/create{}",
         query(&[("name", name), ("platform", &platform)])
     );
-    let created: ContainerCreateResponse = client.post_json(&path, &body).await?;
+    let image = args.image_and_command.first().map_or("", String::as_str);
+    if args.pull == "always" && pull::is_name(image) {
+        pull::pull_for_create(client, image, &platform, args.quiet).await?;
+    }
+    let created: ContainerCreateResponse = match client.post_json(&path, &body).await {
+        Err(error) if args.pull == "missing" && is_about_image(&error) && pull::is_name(image) => {
+            if !args.quiet {
+                let name = pull::with_default_tag(image);
+                warn_line!("Unable to find image '{name}' locally");
+            }
+            pull::pull_for_create(client, image, &platform, args.quiet).await?;
+            client.post_json(&path, &body).await?
+        }
+        created => created?,
+    };
     for warning in created.warnings {
         warn_line!("WARNING: {warning}");
     }
@@ -94,6 +100,14 @@ pub(crate) async fn make(
         file.write(&created.id)?;
     }
     Ok(created.id)
+}
+
+/// Returns whether a container could not be created because the engine does not have its image, or
+/// only for another platform.
+fn is_about_image(error: &ApiError) -> bool {
+    let texts = ["No such image: ", "image with reference "];
+    error.status == hyper::StatusCode::NOT_FOUND
+        && texts.iter().any(|text| error.message.starts_with(text))
 }
 
 /// Rejects flags of Docker's CLI that are not supported.

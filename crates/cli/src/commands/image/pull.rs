@@ -1,0 +1,165 @@
+//! The `pull` command, and the pull before a container is created.
+
+use clap::Args;
+use whelk_client::no_body;
+
+use crate::client::{ApiError, Client, query};
+use crate::commands::messages::{Target, print_messages_to};
+use crate::output::print_line;
+use crate::{Failure, Outcome, credentials};
+
+#[derive(Debug, Args)]
+pub(crate) struct PullArgs {
+    /// Download all tagged images in the repository
+    #[arg(short, long)]
+    all_tags: bool,
+    /// Skip image verification
+    #[arg(long, hide = true, default_value = "true", num_args = 0..=1, default_missing_value = "true", require_equals = true, action = clap::ArgAction::Set)]
+    disable_content_trust: bool,
+    /// Set platform if server is multi-platform capable
+    #[arg(long)]
+    platform: Option<String>,
+    /// Suppress verbose output
+    #[arg(short, long)]
+    quiet: bool,
+    /// Image to download: NAME[:TAG|@DIGEST]
+    #[arg(value_name = "NAME")]
+    name: String,
+}
+
+pub(crate) async fn pull(client: &Client, args: PullArgs) -> Outcome {
+    if args.all_tags {
+        return Err(Failure::new(
+            "--all-tags is not available in this version of whelk",
+        ));
+    }
+    if !args.disable_content_trust {
+        return Err(Failure::new(
+            "--disable-content-trust=false: content trust is not available in this version of whelk",
+        ));
+    }
+    let name = with_default_tag(&args.name);
+    if name != args.name && !args.quiet {
+        print_line!("Using default tag: latest")?;
+    }
+    let platform = platform(args.platform.as_deref());
+    let target = if args.quiet {
+        Target::Nowhere
+    } else {
+        Target::Output
+    };
+    transfer(client, &name, &platform, target).await?;
+    print_line!("{}", full(&name))?;
+    Ok(0)
+}
+
+/// Pulls the image of a container that is to be created. The progress goes to standard error, unless
+/// `quiet`.
+pub(crate) async fn pull_for_create(
+    client: &Client,
+    image: &str,
+    platform: &str,
+    quiet: bool,
+) -> Outcome<()> {
+    let target = if quiet {
+        Target::Nowhere
+    } else {
+        Target::Errors
+    };
+    transfer(client, &with_default_tag(image), platform, target).await
+}
+
+/// Returns the platform that a flag or the environment names; empty for the engine's own.
+pub(crate) fn platform(flag: Option<&str>) -> String {
+    let variable = || std::env::var("DOCKER_DEFAULT_PLATFORM").ok();
+    flag.map(str::to_owned)
+        .or_else(variable)
+        .unwrap_or_default()
+}
+
+async fn transfer(client: &Client, name: &str, platform: &str, target: Target) -> Outcome<()> {
+    let credentials = credentials::header(client.config(), name)?;
+    let (image, version) = split(name);
+    let parameters = [
+        ("fromImage", image),
+        ("tag", version.unwrap_or_default()),
+        ("platform", platform),
+    ];
+    let response = client
+        .send(
+            hyper::Method::POST,
+            &format!("/images/create{}", query(&parameters)),
+            &[("x-registry-auth", &credentials)],
+            no_body(),
+        )
+        .await
+        .map_err(|error: ApiError| Failure::from(error))?;
+    print_messages_to(response, target).await
+}
+
+/// Returns whether an image may be pulled by this name: it is neither an id nor a part of one with a
+/// prefix.
+pub(crate) fn is_name(image: &str) -> bool {
+    let is_hex = |text: &str| text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let is_id = image.len() == 64 && is_hex(image);
+    !image.starts_with("sha256:") && !is_id
+}
+
+pub(crate) fn with_default_tag(name: &str) -> String {
+    match split(name) {
+        (_, None) => format!("{name}:latest"),
+        _ => name.to_owned(),
+    }
+}
+
+/// Splits a reference into the repository and the digest, or else the tag.
+fn split(name: &str) -> (&str, Option<&str>) {
+    let (rest, digest) = match name.split_once('@') {
+        Some((rest, digest)) => (rest, Some(digest)),
+        None => (name, None),
+    };
+    // A colon before a slash belongs to a port.
+    match rest.rsplit_once(':') {
+        Some((repository, tag)) if !tag.contains('/') => (repository, digest.or(Some(tag))),
+        _ => (rest, digest),
+    }
+}
+
+/// Returns a reference with its registry.
+fn full(name: &str) -> String {
+    let has_registry = name.split_once('/').is_some_and(|(first, _)| {
+        first.contains(['.', ':']) || first == "localhost" || first.to_lowercase() != first
+    });
+    if has_registry {
+        name.to_owned()
+    } else if split(name).0.contains('/') {
+        format!("docker.io/{name}")
+    } else {
+        format!("docker.io/library/{name}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_are_split() {
+        let digest = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        for (name, repository, version) in [
+            ("busybox", "busybox", None),
+            ("busybox:1", "busybox", Some("1")),
+            ("r:5000/busybox", "r:5000/busybox", None),
+            ("r:5000/busybox:1", "r:5000/busybox", Some("1")),
+            (&format!("busybox@{digest}"), "busybox", Some(digest)),
+            (&format!("busybox:1@{digest}"), "busybox", Some(digest)),
+        ] {
+            assert_eq!(split(name), (repository, version), "{name}");
+        }
+        assert_eq!(with_default_tag("r:5000/busybox"), "r:5000/busybox:latest");
+        assert_eq!(full("busybox:1"), "docker.io/library/busybox:1");
+        assert_eq!(full("team/app:1"), "docker.io/team/app:1");
+        assert_eq!(full("localhost/app:1"), "localhost/app:1");
+        assert!(is_name("busybox") && !is_name("sha256:00") && !is_name(&"a".repeat(64)));
+    }
+}

@@ -1,0 +1,628 @@
+//! Pulls images from registries.
+//!
+//! The layers come in side by side. Each is downloaded, verified, decompressed and unpacked at the
+//! same time; what has come in stays in the store until the layer is complete, so that another pull
+//! continues it, also after the engine was killed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Read};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+use whelk_image::archive::{Loaded, Origin};
+use whelk_image::content::MAX_CONFIG_SIZE;
+use whelk_image::descriptor::{self, Descriptor, Index, Manifest};
+use whelk_image::progress::State;
+use whelk_image::{Digest, ImageConfig, Lease, Platform, Progress, Reference, Store};
+use whelk_registry::{Client, Credentials, Document, Kind, Repository, Version};
+use whelk_sys::sync::IgnorePoison as _;
+
+use super::Images;
+use crate::error::{Error, Result};
+use crate::instance::RegistrySettings;
+
+/// Maximum depth of indexes that list indexes.
+const MAX_DEPTH: usize = 3;
+/// Pieces of a layer that have come in and are not unpacked yet. Each has some 100 KB at most.
+const QUEUE: usize = 16;
+
+/// Docker's name of a configuration's media type.
+const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+/// Media types of layers, apart from suffixes for their compression.
+const LAYERS: [&str; 4] = [
+    descriptor::LAYER,
+    "application/vnd.docker.image.rootfs.diff.tar",
+    "application/vnd.oci.image.layer.nondistributable.v1.tar",
+    "application/vnd.docker.image.rootfs.foreign.diff.tar",
+];
+
+/// The downloads of an engine.
+#[derive(Debug)]
+pub(super) struct Downloads {
+    client: Arc<Client>,
+    permits: Semaphore,
+    /// Layers that are coming in, by their diff IDs. Whoever else wants one waits for it.
+    coming: Mutex<BTreeMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl Downloads {
+    pub(super) fn new(settings: RegistrySettings) -> Result<Self> {
+        Ok(Self {
+            client: Client::new(settings.client)
+                .map_err(|error| Error::invalid(error.to_string()))?,
+            permits: Semaphore::new(settings.downloads.max(1)),
+            coming: Mutex::default(),
+        })
+    }
+
+    fn turn(&self, diff_id: &Digest) -> Arc<tokio::sync::Mutex<()>> {
+        let mut coming = self.coming.lock().ignore_poison();
+        // Those that nobody else holds are over.
+        coming.retain(|_, turn| Arc::strong_count(turn) > 1);
+        coming.entry(diff_id.clone()).or_default().clone()
+    }
+}
+
+/// What a pull has found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pulled {
+    /// Of the manifest or index that the reference names.
+    pub digest: Digest,
+    /// The reference names another image than before, or one that the engine did not have.
+    pub is_new: bool,
+}
+
+/// What is to be pulled.
+#[derive(Clone, Debug)]
+pub struct PullRequest {
+    pub reference: Reference,
+    pub platform: Option<Platform>,
+    pub credentials: Credentials,
+}
+
+/// What a pull brings in. When its last thread has ended, also after it was cancelled, what belongs
+/// to no image is removed.
+#[derive(Debug)]
+struct Held {
+    /// `None` only while it is dropped.
+    lease: Option<Lease>,
+    images: Arc<Images>,
+}
+
+impl Held {
+    fn lease(&self) -> Result<&Lease> {
+        let lease = self.lease.as_ref();
+        lease.ok_or_else(|| Error::internal("the pull has ended"))
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        drop(self.lease.take());
+        let images = self.images.clone();
+        // Without a runtime the engine ends. Its next start removes what is left.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn_blocking(move || images.collect_garbage());
+        }
+    }
+}
+
+/// An image in a registry, for one platform.
+struct Remote {
+    /// What the reference names: a manifest or an index.
+    named: Document,
+    document: Document,
+    manifest: Manifest,
+    /// The innermost index that lists the manifest.
+    index: Option<Document>,
+}
+
+impl Images {
+    /// Pulls an image. `begun` is called when the registry has said what the reference names: until
+    /// then an error is about the request, afterwards about the transfer. If the future is dropped,
+    /// what has come in of a layer is kept for the next pull.
+    ///
+    /// # Errors
+    /// Returns an error if the registry does not have the image, or not for this platform, or if
+    /// something of it is not what its digest says.
+    pub async fn pull(
+        self: &Arc<Self>,
+        request: &PullRequest,
+        progress: &Progress,
+        begun: impl FnOnce(),
+    ) -> Result<Pulled> {
+        let reference = &request.reference;
+        let repository = self
+            .downloads
+            .client
+            .pull(reference, request.credentials.clone())
+            .map_err(|error| told(reference, error))?;
+        let remote = find(&repository, request).await?;
+        begun();
+        let held = Arc::new(Held {
+            lease: Some(self.files.leases.take()),
+            images: self.clone(),
+        });
+        self.bring(&repository, request, remote, &held, progress)
+            .await
+    }
+
+    /// Downloads what the store does not have of an image, and records it.
+    async fn bring(
+        self: &Arc<Self>,
+        repository: &Repository,
+        request: &PullRequest,
+        remote: Remote,
+        held: &Arc<Held>,
+        progress: &Progress,
+    ) -> Result<Pulled> {
+        let lease = held.lease()?;
+        let reference = &request.reference;
+        let bytes = self
+            .configuration(repository, &remote.manifest.config, lease)
+            .await
+            .map_err(|error| {
+                error.prefixed(&format!("pull {}: configuration", reference.familiar()))
+            })?;
+        let config = ImageConfig::parse(&bytes)?;
+        check(&config, &remote.manifest, request)?;
+        let layers: Vec<(Digest, Descriptor)> = config
+            .rootfs
+            .diff_ids
+            .iter()
+            .cloned()
+            .zip(remote.manifest.layers.clone())
+            .collect();
+        self.layers(repository, reference, &layers, held, progress)
+            .await?;
+        let pulled = Pulled {
+            digest: remote.named.digest.clone(),
+            is_new: false,
+        };
+        let (images, held, reference) = (self.clone(), held.clone(), reference.clone());
+        let work = move || {
+            let is_new = images.keep(held.lease()?, &reference, remote, config, &bytes)?;
+            Ok(Pulled { is_new, ..pulled })
+        };
+        tokio::task::spawn_blocking(work)
+            .await
+            .map_err(|error| Error::internal(error.to_string()))?
+    }
+
+    /// Returns an image's configuration, from the store if it is there.
+    async fn configuration(
+        &self,
+        repository: &Repository,
+        descriptor: &Descriptor,
+        lease: &Lease,
+    ) -> Result<Vec<u8>> {
+        if self.files.content.claim(lease, &descriptor.digest) {
+            return Ok(self.files.content.read(&descriptor.digest)?);
+        }
+        if descriptor.size > MAX_CONFIG_SIZE {
+            return Err(Error::invalid(format!(
+                "{} bytes are more than the maximum of {MAX_CONFIG_SIZE}",
+                descriptor.size
+            )));
+        }
+        let mut blob = repository.blob(&descriptor.digest, descriptor.size, 0);
+        let mut content = Vec::new();
+        while let Some(piece) = blob.next().await.map_err(plain)? {
+            content.extend_from_slice(&piece);
+        }
+        let digest = Digest::of(&content);
+        if digest == descriptor.digest {
+            Ok(content)
+        } else {
+            Err(Error::invalid(format!(
+                "the content of blob {} has the digest {digest}",
+                descriptor.digest
+            )))
+        }
+    }
+
+    /// Brings layers into the store. After an error, those that are still coming are cancelled.
+    async fn layers(
+        self: &Arc<Self>,
+        repository: &Repository,
+        reference: &Reference,
+        layers: &[(Digest, Descriptor)],
+        held: &Arc<Held>,
+        progress: &Progress,
+    ) -> Result<()> {
+        let lease = held.lease()?;
+        let mut seen = BTreeSet::new();
+        let mut tasks = JoinSet::new();
+        for (diff_id, descriptor) in layers {
+            if !seen.insert(diff_id) {
+                continue;
+            }
+            let layer = Layer {
+                images: self.clone(),
+                repository: repository.clone(),
+                diff_id: diff_id.clone(),
+                descriptor: descriptor.clone(),
+                held: held.clone(),
+                progress: progress.clone(),
+            };
+            if self.files.snapshots.claim(lease, diff_id) {
+                layer.item().enter(State::AlreadyExists);
+            } else {
+                layer.item().enter(State::Pulling);
+                tasks.spawn(layer.bring());
+            }
+        }
+        while let Some(outcome) = tasks.join_next().await {
+            outcome
+                .unwrap_or_else(|error| Err(Error::internal(error.to_string())))
+                .map_err(|error| error.prefixed(&format!("pull {}", reference.familiar())))?;
+        }
+        Ok(())
+    }
+
+    /// Records an image whose layers are in the store. Returns whether its name, or the engine, had
+    /// another one before. Blocking.
+    fn keep(
+        &self,
+        lease: &Lease,
+        reference: &Reference,
+        remote: Remote,
+        config: ImageConfig,
+        bytes: &[u8],
+    ) -> Result<bool> {
+        let content = &self.files.content;
+        let id = content.put(lease, bytes)?;
+        let manifest = content.put(lease, &remote.document.bytes)?;
+        let index = match &remote.index {
+            Some(index) => Some(content.put(lease, &index.bytes)?),
+            None => None,
+        };
+        // The files must be on disk before a record refers to them.
+        self.files.sync()?;
+        let mut size = 0;
+        for diff_id in &config.rootfs.diff_ids {
+            size += self.files.snapshots.size(diff_id)?;
+        }
+        let name = Reference {
+            digest: None,
+            ..reference.clone()
+        };
+        // A name with a digest always means this image: it needs no tag.
+        let is_tag = reference.digest.is_none();
+        let known = self.find(&reference.to_string()).ok();
+        let is_new = known.is_none_or(|known| known.id != id);
+        let loaded = Loaded {
+            id: id.clone(),
+            origin: Origin {
+                manifest: Some(manifest),
+                index,
+            },
+            config,
+            names: Vec::from_iter(is_tag.then_some(name)),
+            size,
+        };
+        let digest = Reference {
+            tag: None,
+            digest: Some(remote.named.digest),
+            ..reference.clone()
+        };
+        self.record_pulled(&loaded, digest)?;
+        self.publish("pull", &id, reference.familiar());
+        Ok(is_new)
+    }
+}
+
+/// Asks a registry for the image that a reference names.
+async fn find(repository: &Repository, request: &PullRequest) -> Result<Remote> {
+    let reference = &request.reference;
+    let version = match (&reference.digest, &reference.tag) {
+        (Some(digest), _) => Version::Digest(digest.clone()),
+        (None, Some(tag)) => Version::Tag(tag.clone()),
+        (None, None) => return Err(Error::invalid("a pull needs a tag or a digest")),
+    };
+    let get = async |version| {
+        let document = repository.manifest(&version).await;
+        document.map_err(|error| told(reference, error))
+    };
+    let named = get(version).await?;
+    let mut document = named.clone();
+    let mut index = None;
+    for _ in 0..MAX_DEPTH {
+        if !document.is_index() {
+            let manifest = Manifest::parse(&document.bytes)?;
+            check_types(&manifest)
+                .map_err(|error| error.prefixed(&format!("pull {}", reference.familiar())))?;
+            return Ok(Remote {
+                named,
+                document,
+                manifest,
+                index,
+            });
+        }
+        let list = Index::parse(&document.bytes)?;
+        let wanted = request.platform.clone().unwrap_or_else(Platform::host);
+        let candidates = list
+            .manifests
+            .iter()
+            .filter_map(|entry| Some((entry.platform.as_ref()?, entry)));
+        let chosen = wanted.choose(candidates).or_else(|| {
+            // Entries without a platform say nothing about what they are for.
+            let mut unknown = list
+                .manifests
+                .iter()
+                .filter(|entry| entry.platform.is_none());
+            unknown.next().filter(|_| list.manifests.len() == 1)
+        });
+        let Some(chosen) = chosen else {
+            return Err(Error::NotFound(format!(
+                "no matching manifest for {wanted} in the manifest list entries"
+            )));
+        };
+        let next = get(Version::Digest(chosen.digest.clone())).await?;
+        index = Some(std::mem::replace(&mut document, next));
+    }
+    Err(Error::invalid(format!(
+        "pull {}: indexes are nested more than {MAX_DEPTH} levels deep",
+        reference.familiar()
+    )))
+}
+
+/// Checks that a manifest is one of an image.
+fn check_types(manifest: &Manifest) -> Result<()> {
+    let config = manifest.config.media_type.as_str();
+    if !matches!(config, descriptor::CONFIG | DOCKER_CONFIG) {
+        return Err(Error::Unsupported(format!(
+            "this is not an image, but an artifact of type {config:?}"
+        )));
+    }
+    for layer in &manifest.layers {
+        let kind = layer.media_type.as_str();
+        let plain = LAYERS.iter().find_map(|known| kind.strip_prefix(known));
+        if !matches!(plain, Some("" | "+gzip" | ".gzip" | "+zstd" | ".zstd")) {
+            return Err(Error::Unsupported(format!(
+                "layer {}: the type {kind:?} is not supported",
+                layer.digest
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Checks that a configuration fits its manifest and the request.
+fn check(config: &ImageConfig, manifest: &Manifest, request: &PullRequest) -> Result<()> {
+    let name = request.reference.familiar();
+    let own = Platform::of(config);
+    if own.os != "linux" {
+        return Err(Error::invalid(format!(
+            "pull {name}: cannot run {own} images on linux"
+        )));
+    }
+    if let Some(wanted) = request
+        .platform
+        .as_ref()
+        .filter(|wanted| !wanted.runs(&own))
+    {
+        return Err(Error::NotFound(format!(
+            "image with reference {name} was found but its platform ({own}) does not match the specified platform ({wanted})"
+        )));
+    }
+    let (expected, found) = (config.rootfs.diff_ids.len(), manifest.layers.len());
+    if expected == found {
+        Ok(())
+    } else {
+        Err(Error::invalid(format!(
+            "pull {name}: the manifest has {found} layers, the configuration {expected}"
+        )))
+    }
+}
+
+/// A layer to be brought into the store.
+#[derive(Clone)]
+struct Layer {
+    images: Arc<Images>,
+    repository: Repository,
+    diff_id: Digest,
+    descriptor: Descriptor,
+    held: Arc<Held>,
+    progress: Progress,
+}
+
+impl Layer {
+    fn item(&self) -> whelk_image::progress::Item {
+        const SHOWN: usize = 12;
+        let id = &self.descriptor.digest.hex()[..SHOWN];
+        self.progress.item(id, State::Pulling, self.descriptor.size)
+    }
+
+    async fn bring(self) -> Result<()> {
+        let downloads = &self.images.downloads;
+        let turn = downloads.turn(&self.diff_id);
+        let _turn = match turn.try_lock() {
+            Ok(turn) => turn,
+            Err(_) => {
+                self.item().enter(State::Waiting);
+                turn.lock().await
+            }
+        };
+        let _permit = match downloads.permits.try_acquire() {
+            Ok(permit) => permit,
+            Err(_) => {
+                self.item().enter(State::Waiting);
+                let permit = downloads.permits.acquire().await;
+                permit.map_err(|error| Error::internal(error.to_string()))?
+            }
+        };
+        // Another pull may have brought it meanwhile.
+        if !self
+            .files()
+            .snapshots
+            .claim(self.held.lease()?, &self.diff_id)
+        {
+            let resumed = self.transfer().await;
+            match resumed {
+                // What an earlier attempt has left may be damaged: this one began anew.
+                Err(Failure::Content { resumed: true, .. }) => self.transfer().await,
+                outcome => outcome,
+            }
+            .map_err(|failure| {
+                let (Failure::Content { error, .. } | Failure::Transfer(error)) = failure;
+                error.prefixed(&format!("layer {}", self.descriptor.digest))
+            })?;
+        }
+        self.item().enter(State::PullComplete);
+        Ok(())
+    }
+
+    fn files(&self) -> &Store {
+        &self.images.files
+    }
+
+    /// Downloads and unpacks the layer.
+    async fn transfer(&self) -> std::result::Result<(), Failure> {
+        let Descriptor { digest, size, .. } = &self.descriptor;
+        let (sender, pieces) = mpsc::channel(QUEUE);
+        let layer = self.clone();
+        // The offset comes from the blocking thread, which reads what there is.
+        let (tell, offset) = tokio::sync::oneshot::channel();
+        let unpack = tokio::task::spawn_blocking(move || layer.unpack(tell, pieces));
+        if let Ok(offset) = offset.await {
+            let mut item = self.item();
+            item.enter(State::Downloading);
+            item.advance(offset, false);
+            let mut blob = self.repository.blob(digest, *size, offset);
+            loop {
+                let piece = blob.next().await;
+                let is_over = !matches!(piece, Ok(Some(_)));
+                if let Ok(Some(piece)) = &piece {
+                    item.advance(piece.len() as u64, false);
+                }
+                // The other side ends before this one only with an error, which it returns.
+                if let Some(piece) = piece.transpose()
+                    && sender.send(piece).await.is_err()
+                {
+                    break;
+                }
+                if is_over {
+                    break;
+                }
+            }
+            item.enter(State::Extracting);
+        }
+        drop(sender);
+        unpack
+            .await
+            .unwrap_or_else(|error| Err(Failure::Transfer(Error::internal(error.to_string()))))
+    }
+
+    /// Unpacks the layer from what an earlier attempt has left, and from `pieces`. Blocking.
+    fn unpack(
+        &self,
+        tell: tokio::sync::oneshot::Sender<u64>,
+        pieces: mpsc::Receiver<whelk_registry::Result<Bytes>>,
+    ) -> std::result::Result<(), Failure> {
+        let transfer = |error: whelk_image::Error| Failure::Transfer(error.into());
+        let Descriptor { digest, size, .. } = &self.descriptor;
+        let store = self.files();
+        let lease = self.held.lease().map_err(Failure::Transfer)?;
+        let writer = store
+            .content
+            .writer(lease, digest, Some(*size))
+            .map_err(transfer)?;
+        let offset = writer.offset();
+        let mut blob = writer
+            .tee(Pieces {
+                pieces,
+                piece: Bytes::new(),
+                left: size - offset,
+            })
+            .map_err(transfer)?;
+        // If nobody listens, the pull was cancelled, and the first read says so.
+        let _ = tell.send(offset);
+        let applied = store.snapshots.apply(lease, &mut blob, Some(&self.diff_id));
+        let failed = match applied {
+            Ok(_) => blob.finish(),
+            Err(error) if blob.is_interrupted() => return Err(Failure::Transfer(error.into())),
+            Err(error) => {
+                blob.abort();
+                Err(error)
+            }
+        };
+        failed.map_err(|error| Failure::Content {
+            error: error.into(),
+            resumed: offset > 0,
+        })
+    }
+}
+
+/// Why a layer could not be brought.
+enum Failure {
+    /// It did not come in completely. What has come in is kept.
+    Transfer(Error),
+    /// Its content is wrong, or cannot be unpacked. Nothing of it is kept.
+    Content {
+        error: Error,
+        /// Part of it was left by an earlier attempt.
+        resumed: bool,
+    },
+}
+
+/// Reads the pieces of a blob as they come in.
+struct Pieces {
+    pieces: mpsc::Receiver<whelk_registry::Result<Bytes>>,
+    piece: Bytes,
+    /// Bytes that are missing.
+    left: u64,
+}
+
+impl Read for Pieces {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.piece.is_empty() {
+            match self.pieces.blocking_recv() {
+                Some(Ok(piece)) => self.piece = piece,
+                Some(Err(error)) => return Err(error.into()),
+                None if self.left == 0 => return Ok(0),
+                None => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::ConnectionAborted,
+                        "the pull was cancelled",
+                    ));
+                }
+            }
+        }
+        let count = self.piece.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&self.piece.split_to(count));
+        self.left = self.left.saturating_sub(count as u64);
+        Ok(count)
+    }
+}
+
+/// Returns an error of a registry without what it was about.
+fn plain(error: whelk_registry::Error) -> Error {
+    let text = error.to_string();
+    match error.kind() {
+        Kind::NotFound => Error::NotFound(text),
+        Kind::Denied => Error::Denied(text),
+        Kind::TooManyRequests | Kind::Unavailable => Error::Unavailable(text),
+        Kind::Invalid => Error::Invalid(text),
+    }
+}
+
+/// Returns an error about the manifest of a reference, in the words of Docker, which clients look
+/// for.
+fn told(reference: &Reference, error: whelk_registry::Error) -> Error {
+    match error.kind() {
+        Kind::NotFound => Error::NotFound(format!(
+            "manifest for {} not found: {}",
+            reference.familiar(),
+            error.cause()
+        )),
+        Kind::Denied => Error::NotFound(format!(
+            "pull access denied for {}, repository does not exist or may require 'docker login': {}",
+            reference.familiar_name(),
+            error.cause()
+        )),
+        _ => plain(error).prefixed(&format!("pull {}", reference.familiar())),
+    }
+}

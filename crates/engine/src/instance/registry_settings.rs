@@ -1,0 +1,23 @@
+//! How the engine uses registries.
+
+use whelk_registry::Settings;
+
+/// How the engine uses registries.
+#[derive(Clone, Debug)]
+pub struct RegistrySettings {
+    pub client: Settings,
+    /// Maximum number of layers that are downloaded at the same time.
+    pub downloads: usize,
+}
+
+impl Default for RegistrySettings {
+    fn default() -> Self {
+        Self {
+            client: Settings {
+                user_agent: concat!("whelk/", env!("CARGO_PKG_VERSION")).into(),
+                ..Settings::default()
+            },
+            downloads: 3,
+        }
+    }
+}

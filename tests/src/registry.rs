@@ -1,0 +1,292 @@
+//! A registry on loopback for pulls. It can break connections, ask for a password, and lie.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::images::{Archive, gzip, sha256};
+
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+
+/// A registry.
+#[derive(Clone, Debug)]
+pub struct Registry {
+    /// `HOST:PORT`
+    pub host: String,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    blobs: BTreeMap<String, Vec<u8>>,
+    /// Media type and content by `REPOSITORY/TAG` and `REPOSITORY/DIGEST`.
+    manifests: BTreeMap<String, (String, Vec<u8>)>,
+    /// First lines of all requests, and the header `Range`.
+    requests: Vec<String>,
+    behaviour: Behaviour,
+}
+
+/// What a registry does besides answering.
+#[derive(Clone, Debug, Default)]
+pub struct Behaviour {
+    /// The header `Authorization` that it wants.
+    pub authorization: Option<String>,
+    /// Bytes of a blob after which it closes the connection, the first time for each blob that is
+    /// longer.
+    pub cut_after: Option<usize>,
+    /// Time between pieces of 16 KiB of a blob.
+    pub pause: Option<Duration>,
+}
+
+/// An image in a registry.
+#[derive(Clone, Debug)]
+pub struct Pushed {
+    /// `HOST:PORT/NAME:TAG`
+    pub name: String,
+    /// Of the manifest.
+    pub digest: String,
+    pub layers: Vec<String>,
+}
+
+impl Registry {
+    /// Starts a registry. It runs until the test program ends.
+    ///
+    /// # Panics
+    /// Panics if it cannot listen.
+    #[must_use]
+    pub fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("listen");
+        let registry = Self {
+            host: listener.local_addr().expect("address").to_string(),
+            state: Arc::default(),
+        };
+        let server = registry.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let server = server.clone();
+                std::thread::spawn(move || server.serve(stream));
+            }
+        });
+        registry
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no test thread has panicked")
+    }
+
+    /// Changes what the registry does.
+    pub fn behave(&self, behaviour: Behaviour) {
+        self.state().behaviour = behaviour;
+    }
+
+    /// Returns the requests so far whose first line has `part`.
+    #[must_use]
+    pub fn requests(&self, part: &str) -> Vec<String> {
+        let state = self.state();
+        let found = state.requests.iter().filter(|line| line.contains(part));
+        found.cloned().collect()
+    }
+
+    /// Forgets the requests so far.
+    pub fn forget_requests(&self) {
+        self.state().requests.clear();
+    }
+
+    /// Adds a blob and returns its digest.
+    pub fn blob(&self, content: &[u8]) -> String {
+        let digest = format!("sha256:{}", sha256(content));
+        self.state().blobs.insert(digest.clone(), content.to_vec());
+        digest
+    }
+
+    /// Replaces the content of a blob, which keeps its digest.
+    pub fn corrupt(&self, digest: &str, content: &[u8]) {
+        self.state()
+            .blobs
+            .insert(digest.to_owned(), content.to_vec());
+    }
+
+    /// Adds a manifest under its digest, and under a tag if that is not empty. Returns its digest.
+    pub fn manifest(
+        &self,
+        repository: &str,
+        tag: &str,
+        media_type: &str,
+        content: &Value,
+    ) -> String {
+        let content = content.to_string().into_bytes();
+        let digest = format!("sha256:{}", sha256(&content));
+        let mut state = self.state();
+        for version in [digest.as_str(), tag]
+            .into_iter()
+            .filter(|text| !text.is_empty())
+        {
+            let document = (media_type.to_owned(), content.clone());
+            state
+                .manifests
+                .insert(format!("{repository}/{version}"), document);
+        }
+        digest
+    }
+
+    /// Adds an image of gzip layers under `REPOSITORY:TAG`.
+    pub fn push(&self, repository: &str, image: &Archive) -> Pushed {
+        let manifest = self.image(image);
+        let name = image.tags.first().map_or("", String::as_str);
+        let tag = name.rsplit(':').next().unwrap_or("latest");
+        self.pushed(repository, tag, &manifest)
+    }
+
+    /// Adds an index of images for these architectures.
+    pub fn push_index(&self, repository: &str, tag: &str, images: &[(&str, &Archive)]) -> String {
+        let entries: Vec<Value> = images
+            .iter()
+            .map(|(architecture, image)| {
+                let manifest = self.image(image);
+                let digest = self.manifest(repository, "", MANIFEST, &manifest);
+                json!({
+                    "mediaType": MANIFEST,
+                    "digest": digest,
+                    "size": manifest.to_string().len(),
+                    "platform": {"architecture": architecture, "os": "linux"},
+                })
+            })
+            .collect();
+        let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries});
+        self.manifest(repository, tag, INDEX, &index)
+    }
+
+    /// Adds the blobs of an image and returns its manifest.
+    pub fn image(&self, image: &Archive) -> Value {
+        let parts = image.parts();
+        let config = parts
+            .iter()
+            .find(|(name, _)| name.ends_with(".json") && name != "manifest.json");
+        let (_, config) = config.expect("a configuration");
+        let descriptor = |media_type: &str, content: &[u8]| json!({"mediaType": media_type, "digest": self.blob(content), "size": content.len()});
+        let layers: Vec<Value> = image
+            .layers
+            .iter()
+            .map(|layer| descriptor("application/vnd.oci.image.layer.v1.tar+gzip", &gzip(layer)))
+            .collect();
+        json!({
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": descriptor("application/vnd.oci.image.config.v1+json", config),
+            "layers": layers,
+        })
+    }
+
+    /// Adds the manifest of an image, which may have been changed.
+    pub fn pushed(&self, repository: &str, tag: &str, manifest: &Value) -> Pushed {
+        let layers = manifest["layers"].as_array().into_iter().flatten();
+        Pushed {
+            name: format!("{}/{repository}:{tag}", self.host),
+            digest: self.manifest(repository, tag, MANIFEST, manifest),
+            layers: layers
+                .filter_map(|layer| Some(layer["digest"].as_str()?.to_owned()))
+                .collect(),
+        }
+    }
+
+    /// Answers one request. Errors are the client's business.
+    fn serve(&self, mut stream: TcpStream) -> Option<()> {
+        let mut head = Vec::new();
+        let mut byte = [0];
+        while !head.ends_with(b"\r\n\r\n") {
+            // A TLS record: this registry speaks HTTP.
+            if stream.read(&mut byte).ok()? == 0 || (head.is_empty() && byte[0] == 22) {
+                stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").ok()?;
+                return None;
+            }
+            head.push(byte[0]);
+        }
+        let head = String::from_utf8(head).ok()?;
+        let header = |name: &str| {
+            head.lines().find_map(|line| {
+                let (key, value) = line.split_once(": ")?;
+                key.eq_ignore_ascii_case(name).then(|| value.to_owned())
+            })
+        };
+        let mut words = head.split(' ');
+        let (method, path) = (words.next()?, words.next()?);
+        let range = header("range");
+        let behaviour = {
+            let mut state = self.state();
+            let line = format!("{method} {path} {}", range.clone().unwrap_or_default());
+            state.requests.push(line.trim().to_owned());
+            state.behaviour.clone()
+        };
+        if behaviour.authorization.is_some() && header("authorization") != behaviour.authorization {
+            let challenge = "www-authenticate: Basic realm=\"test\"\r\n";
+            begin(&mut stream, "401 Unauthorized", challenge, 0)?;
+            return None;
+        }
+        let path = path.strip_prefix("/v2/")?;
+        if let Some((_, digest)) = path.split_once("/blobs/") {
+            let Some(content) = self.state().blobs.get(digest).cloned() else {
+                begin(&mut stream, "404 Not Found", "", 0)?;
+                return None;
+            };
+            let first: usize = range
+                .and_then(|range| {
+                    range
+                        .strip_prefix("bytes=")?
+                        .strip_suffix('-')?
+                        .parse()
+                        .ok()
+                })
+                .unwrap_or(0);
+            let (status, headers) = if first == 0 {
+                ("200 OK", String::new())
+            } else {
+                let last = content.len() - 1;
+                let total = content.len();
+                (
+                    "206 Partial Content",
+                    format!("content-range: bytes {first}-{last}/{total}\r\n"),
+                )
+            };
+            begin(&mut stream, status, &headers, content.len() - first)?;
+            let is_cut = first == 0 && behaviour.cut_after.is_some_and(|cut| cut < content.len());
+            let end = behaviour
+                .cut_after
+                .filter(|_| is_cut)
+                .unwrap_or(content.len());
+            for piece in content[first..end].chunks(16 << 10) {
+                std::thread::sleep(behaviour.pause.unwrap_or_default());
+                stream.write_all(piece).ok()?;
+            }
+        } else if let Some((repository, version)) = path.split_once("/manifests/") {
+            let found = self
+                .state()
+                .manifests
+                .get(&format!("{repository}/{version}"))
+                .cloned();
+            let Some((media_type, content)) = found else {
+                let body =
+                    br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#;
+                begin(&mut stream, "404 Not Found", "", body.len())?;
+                stream.write_all(body).ok()?;
+                return None;
+            };
+            let media_type = format!("content-type: {media_type}\r\n");
+            begin(&mut stream, "200 OK", &media_type, content.len())?;
+            stream.write_all(&content).ok()?;
+        }
+        Some(())
+    }
+}
+
+/// Sends the head of a response.
+fn begin(stream: &mut TcpStream, status: &str, headers: &str, length: usize) -> Option<()> {
+    let head = format!(
+        "HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n"
+    );
+    stream.write_all(head.as_bytes()).ok()
+}

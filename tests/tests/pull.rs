@@ -1,0 +1,380 @@
+//! Pulls from registries: what arrives, how it is shown, and what happens if it does not arrive.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use whelk_tests::images::{self, Archive};
+use whelk_tests::registry::{Behaviour, Registry};
+use whelk_tests::tar::Tar;
+use whelk_tests::{Engine, Program, eventually};
+
+/// An image of two layers that says which one it is.
+fn marked(tag: &str) -> Archive {
+    let mark = Tar::new().file("etc/which", tag).finish();
+    Archive::new(tag, vec![images::small_root().finish(), mark])
+}
+
+/// Inspects an image.
+fn image(engine: &Engine, name: &str) -> Value {
+    engine.get(&format!("/images/{name}/json"))
+}
+
+fn log(engine: &Engine) -> String {
+    std::fs::read_to_string(engine.root().with_file_name("daemon.log")).unwrap()
+}
+
+fn run(engine: &Engine, program: Program, image: &str) -> whelk_tests::Output {
+    let command = [
+        "run",
+        "--rm",
+        "--network",
+        "none",
+        image,
+        "cat",
+        "/etc/which",
+    ];
+    engine.cli(program).run(&command)
+}
+
+#[test]
+fn an_image_is_pulled_shown_and_run() {
+    let engine = Engine::without_images(&[]);
+    let registry = Registry::start();
+    let pushed = registry.push("team/app", &marked("app:1"));
+    engine.both(|cli| {
+        let out = cli.run(&["pull", &pushed.name]).ok();
+        let short = |layer: &String| layer["sha256:".len()..][..12].to_owned();
+        let lines: Vec<&str> = out.lines().collect();
+        assert_eq!(lines[0], "1: Pulling from team/app", "{out}");
+        for layer in pushed.layers.iter().map(short) {
+            for status in ["Pulling fs layer", "Pull complete"] {
+                assert!(
+                    lines.contains(&format!("{layer}: {status}").as_str()),
+                    "{out}"
+                );
+            }
+        }
+        let end = [
+            format!("Digest: {}", pushed.digest),
+            format!("Status: Downloaded newer image for {}", pushed.name),
+            pushed.name.clone(),
+        ];
+        assert_eq!(lines[lines.len() - 3..], end, "{out}");
+        let again = cli.run(&["pull", &pushed.name]).ok();
+        let status = format!("Status: Image is up to date for {}", pushed.name);
+        assert!(
+            again.contains(&status) && again.contains(": Already exists"),
+            "{again}"
+        );
+        assert_eq!(run(&engine, cli.program(), &pushed.name).ok(), "app:1");
+        let by_digest = format!("{}/team/app@{}", registry.host, pushed.digest);
+        let digests = image(&engine, &pushed.name)["RepoDigests"].clone();
+        assert_eq!(digests, json!([by_digest]));
+        // Each layer came once: the second pull found it.
+        assert_eq!(registry.requests(&pushed.layers[1]).len(), 1);
+        assert_eq!(cli.run(&["pull", "-q", &by_digest]).ok(), by_digest);
+        cli.run(&[
+            "rmi",
+            "-f",
+            image(&engine, &pushed.name)["Id"].as_str().unwrap(),
+        ])
+        .ok();
+        registry.forget_requests();
+    });
+}
+
+#[test]
+fn a_missing_image_is_pulled_before_its_container_is_created() {
+    let engine = Engine::without_images(&[]);
+    let registry = Registry::start();
+    let pushed = registry.push("app", &marked("app:1"));
+    engine.both(|cli| {
+        let never = ["run", "--rm", "--pull", "never", &pushed.name, "true"];
+        cli.run(&never).refuses(125, "No such image");
+        let output = run(&engine, cli.program(), &pushed.name);
+        assert_eq!(output.ok(), "app:1");
+        let errors = output.err();
+        assert!(
+            errors.contains(&format!("Unable to find image '{}' locally", pushed.name))
+                && errors.contains("Status: Downloaded newer image"),
+            "{errors}"
+        );
+        registry.push("app", &marked("app:1"));
+        let always = [
+            "run",
+            "--rm",
+            "-q",
+            "--network",
+            "none",
+            "--pull",
+            "always",
+            &pushed.name,
+        ];
+        let output = cli.run(&[&always[..], &["cat", "/etc/which"]].concat());
+        assert_eq!((output.ok(), output.err()), ("app:1".into(), String::new()));
+        cli.run(&["rmi", "-f", &pushed.name]).ok();
+    });
+}
+
+#[test]
+fn the_manifest_for_the_platform_is_chosen() {
+    let engine = Engine::without_images(&[]);
+    let registry = Registry::start();
+    let (amd, arm) = (marked("amd:1"), marked("arm:1"));
+    let index = registry.push_index("app", "1", &[("arm64", &arm), ("amd64", &amd)]);
+    let name = format!("{}/app:1", registry.host);
+    engine.whelk(&["pull", &name]).ok();
+    assert_eq!(run(&engine, Program::Whelk, &name).ok(), "amd:1");
+    let digests = image(&engine, &name)["RepoDigests"].clone();
+    assert_eq!(digests, json!([format!("{}/app@{index}", registry.host)]));
+    engine.both(|cli| {
+        let text = "no matching manifest for linux/s390x in the manifest list entries";
+        cli.run(&["pull", "--platform", "linux/s390x", &name])
+            .refuses(1, text);
+    });
+}
+
+#[test]
+fn a_broken_connection_is_continued() {
+    let engine = Engine::without_images(&[]);
+    let registry = Registry::start();
+    let big = Archive::new(
+        "big:1",
+        vec![images::small_root().file("noise", noise(4 << 20)).finish()],
+    );
+    let pushed = registry.push("big", &big);
+    registry.behave(Behaviour {
+        cut_after: Some(1 << 20),
+        ..Behaviour::default()
+    });
+    engine.whelk(&["pull", &pushed.name]).ok();
+    let requests = registry.requests(&pushed.layers[0]);
+    assert_eq!(requests.len(), 2, "{requests:?}");
+    assert!(requests[1].ends_with("bytes=1048576-"), "{requests:?}");
+}
+
+#[test]
+fn a_killed_engine_continues_what_it_has() {
+    let engine = Engine::without_images(&[]);
+    let registry = Registry::start();
+    let big = Archive::new(
+        "big:1",
+        vec![images::small_root().file("noise", noise(4 << 20)).finish()],
+    );
+    let pushed = registry.push("big", &big);
+    registry.behave(Behaviour {
+        pause: Some(Duration::from_millis(50)),
+        ..Behaviour::default()
+    });
+    let mut pull = engine.cli(Program::Whelk).spawn(&["pull", &pushed.name]);
+    let partial = engine
+        .root()
+        .join("blobs/partial")
+        .join(&pushed.layers[0]["sha256:".len()..]);
+    let length = || std::fs::metadata(&partial).map_or(0, |file| file.len());
+    eventually("a part of the layer", || (length() > 1 << 20).then_some(()));
+    engine.kill9();
+    assert_ne!(pull.finish().code, 0);
+    let received = length();
+    registry.behave(Behaviour::default());
+    engine.restart();
+    assert_eq!(engine.whelk(&["images", "-q"]).ok(), "");
+    engine.whelk(&["pull", &pushed.name]).ok();
+    let requests = registry.requests(&pushed.layers[0]);
+    assert!(
+        requests[1].ends_with(&format!("bytes={received}-")),
+        "{requests:?}"
+    );
+    assert_eq!(
+        engine
+            .whelk(&[
+                "run",
+                "--rm",
+                "--network",
+                "none",
+                &pushed.name,
+                "echo",
+                "up"
+            ])
+            .ok(),
+        "up"
+    );
+    assert!(!partial.exists());
+}
+
+#[test]
+fn a_client_that_leaves_ends_the_pull_and_the_next_continues_it() {
+    let engine = Engine::without_images(&[]);
+    let registry = Registry::start();
+    let big = Archive::new(
+        "big:1",
+        vec![images::small_root().file("noise", noise(4 << 20)).finish()],
+    );
+    let pushed = registry.push("big", &big);
+    registry.behave(Behaviour {
+        pause: Some(Duration::from_millis(50)),
+        ..Behaviour::default()
+    });
+    let mut pull = engine.cli(Program::Whelk).spawn(&["pull", &pushed.name]);
+    let digits = &pushed.layers[0]["sha256:".len()..];
+    let partial = engine.root().join("blobs/partial").join(digits);
+    let length = || std::fs::metadata(&partial).map_or(0, |file| file.len());
+    eventually("a part of the layer", || (length() > 1 << 20).then_some(()));
+    pull.signal(rustix::process::Signal::KILL);
+    assert_ne!(pull.finish().code, 0);
+    registry.behave(Behaviour::default());
+    engine.whelk(&["pull", &pushed.name]).ok();
+    let requests = registry.requests(&pushed.layers[0]);
+    assert_eq!(requests.len(), 2, "{requests:?}");
+    assert!(requests[1].contains(" bytes="), "{requests:?}");
+}
+
+#[test]
+fn two_pulls_share_a_download() {
+    let engine = Engine::without_images(&[]);
+    let registry = Registry::start();
+    let big = Archive::new(
+        "big:1",
+        vec![images::small_root().file("noise", noise(1 << 20)).finish()],
+    );
+    let pushed = registry.push("big", &big);
+    registry.behave(Behaviour {
+        pause: Some(Duration::from_millis(20)),
+        ..Behaviour::default()
+    });
+    let cli = engine.cli(Program::Whelk);
+    let mut pulls = [(); 3].map(|()| cli.spawn(&["pull", &pushed.name]));
+    for pull in &mut pulls {
+        let output = pull.finish();
+        assert_eq!(output.code, 0, "{}", output.err());
+    }
+    assert_eq!(registry.requests(&pushed.layers[0]).len(), 1);
+}
+
+#[test]
+fn credentials_come_from_the_configuration() {
+    let engine = Engine::without_images(&[]);
+    let registry = Registry::start();
+    let pushed = registry.push("app", &marked("app:1"));
+    registry.behave(Behaviour {
+        authorization: Some("Basic YWxpY2U6c2VzYW1l".into()),
+        ..Behaviour::default()
+    });
+    let config = engine.scratch("config");
+    std::fs::create_dir_all(&config).unwrap();
+    let flag = format!("--config={}", config.display());
+    engine.both(|cli| {
+        let text = format!(
+            "pull access denied for {}/app, repository does not exist or may require 'docker login'",
+            registry.host
+        );
+        std::fs::write(config.join("config.json"), "{}").unwrap();
+        cli.run(&[&flag, "pull", &pushed.name]).refuses(1, &text);
+        let auths = json!({"auths": {(registry.host.as_str()): {"auth": "YWxpY2U6c2VzYW1l"}}});
+        std::fs::write(config.join("config.json"), auths.to_string()).unwrap();
+        cli.run(&[&flag, "pull", "-q", &pushed.name]).ok();
+        cli.run(&["rmi", "-f", &pushed.name]).ok();
+    });
+    assert!(!log(&engine).contains("YWxpY2U6c2VzYW1l") && !log(&engine).contains("sesame"));
+}
+
+#[test]
+fn what_is_wrong_is_refused_and_leaves_nothing() {
+    let engine = Engine::without_images(&[]);
+    let registry = Registry::start();
+    let name = |tag: &str| format!("{}/app:{tag}", registry.host);
+    let good = registry.image(&marked("good:1"));
+    let mut cases = Vec::new();
+    let mut case = |tag: &str, change: &dyn Fn(&mut Value), text: &str| {
+        let mut manifest = good.clone();
+        change(&mut manifest);
+        registry.pushed("app", tag, &manifest);
+        cases.push((name(tag), text.to_owned()));
+    };
+    case(
+        "media",
+        &|m| m["layers"][0]["mediaType"] = json!("text/plain"),
+        "the type \"text/plain\" is not supported",
+    );
+    case(
+        "artifact",
+        &|m| m["config"]["mediaType"] = json!("application/vnd.cncf.helm.config.v1+json"),
+        "this is not an image, but an artifact of type",
+    );
+    case(
+        "short",
+        &|m| m["layers"] = json!([m["layers"][0]]),
+        "the manifest has 1 layers, the configuration 2",
+    );
+    case(
+        "size",
+        &|m| m["layers"][1]["size"] = json!(10),
+        "is longer than its 10 bytes",
+    );
+    case(
+        "long",
+        &|m| m["config"]["size"] = json!(9 << 20),
+        "more than the maximum of 8388608",
+    );
+    case(
+        "swap",
+        &|m| m["layers"].as_array_mut().unwrap().reverse(),
+        "invalid diffID: expected",
+    );
+    case(
+        "missing",
+        &|m| m["layers"][1]["digest"] = json!(format!("sha256:{}", "0".repeat(64))),
+        "404 Not Found",
+    );
+    for (name, text) in cases {
+        engine.whelk(&["pull", &name]).refuses(1, &text);
+    }
+    // Content that is not what its digest says.
+    let other = registry.push(
+        "app",
+        &Archive::new("other:lie", vec![Tar::new().file("a", "1").finish()]),
+    );
+    registry.corrupt(
+        &other.layers[0],
+        &images::gzip(&Tar::new().file("a", "2").finish()),
+    );
+    let output = engine.whelk(&["pull", &other.name]);
+    assert!(
+        output.code == 1 && output.err().contains(&other.layers[0]),
+        "{}",
+        output.err()
+    );
+    let text = format!(
+        "manifest for {} not found: manifest unknown: manifest unknown",
+        name("nosuch")
+    );
+    engine.both(|cli| cli.run(&["pull", &name("nosuch")]).refuses(1, &text));
+    assert_eq!(engine.whelk(&["images", "-aq"]).ok(), "");
+    // Partial blobs stay for a day, for the next pull.
+    for directory in ["layers", "blobs/sha256", "tmp"] {
+        eventually(directory, || {
+            let left = std::fs::read_dir(engine.root().join(directory))
+                .unwrap()
+                .count();
+            (left == 0).then_some(())
+        });
+    }
+}
+
+/// Bytes that do not compress.
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()[0]
+    })
+    .take(length)
+    .collect()
+}
