@@ -49,14 +49,16 @@ impl Store {
     /// there. The caller removes them, which can take long.
     ///
     /// `used` reads the records. It is called after the collection has begun, so that an object
-    /// whose lease ends meanwhile is not missed: it is kept, and looked at by another round.
+    /// whose lease ends meanwhile is not missed: it is kept, and looked at by a second round. What
+    /// is released during that one is left to the next call, so that this ends however many leases
+    /// end meanwhile.
     ///
     /// # Errors
     /// Returns the first error; the other objects are moved nevertheless, and are removed at the
     /// engine's next start.
     pub fn gc(&self, mut used: impl FnMut() -> Used) -> Result<Vec<PathBuf>> {
         let mut trashed = self.collect(&mut used)?;
-        while self.leases.must_collect_again() {
+        if self.leases.must_collect_again() {
             trashed.extend(self.collect(&mut used)?);
         }
         Ok(trashed)

@@ -113,6 +113,31 @@ fn what_is_released_while_a_collection_runs_does_not_wait_for_a_later_one() {
 }
 
 #[test]
+fn a_collection_ends_although_leases_end_in_each_round() {
+    const MANY: usize = 10;
+    let bench = Bench::new();
+    let store = &bench.store;
+    let layers: Vec<Vec<u8>> = (0..MANY)
+        .map(|number| pack(&[file("a", number.to_string())]))
+        .collect();
+    let mut coming = layers.iter();
+    let mut rounds = 0;
+    let used = || {
+        rounds += 1;
+        if let Some(layer) = coming.next() {
+            let lease = store.leases.take();
+            store.snapshots.apply(&lease, &layer[..], None).unwrap();
+        }
+        Used::default()
+    };
+    assert_eq!(store.gc(used).unwrap().len(), 1);
+    assert_eq!(rounds, 2);
+    // The next call looks at what the second round has kept.
+    assert_eq!(store.gc(Used::default).unwrap().len(), 1);
+    assert!(bench.names("layers").is_empty());
+}
+
+#[test]
 fn loads_and_removals_beside_collections_lose_no_layer() {
     let bench = Bench::new();
     let (store, records) = (&bench.store, &Records::default());
