@@ -511,14 +511,18 @@ fn exec_error(error: whelk_runtime::Error) -> (Error, i32) {
         ),
         Runtime::NoSuchUser(text) => (Error::invalid(text), 126),
         Runtime::State(text) => (Error::conflict(text), 128),
-        // A missing working directory counts as "not found" too, as with Docker.
-        Runtime::NoSuchFile(text) => (Error::invalid(format!("{FAILED}: {text}")), 127),
-        // The same from a shim that an earlier version has started.
-        Runtime::Os(text) if text.contains("no such file or directory") => {
+        // A missing working directory counts as "not found" too, as with Docker. A shim that an
+        // earlier version has started has no variant for files that do not exist.
+        Runtime::NoSuchFile(text) | Runtime::Os(text) if is_missing_directory(&text) => {
             (Error::invalid(format!("{FAILED}: {text}")), 127)
         }
         other => (Error::invalid(format!("{FAILED}: {other}")), 128),
     }
+}
+
+/// Returns whether this is the runtime's text for a working directory that does not exist.
+fn is_missing_directory(text: &str) -> bool {
+    text.starts_with("chdir to cwd (") && text.ends_with(": no such file or directory")
 }
 
 #[cfg(test)]
@@ -532,8 +536,12 @@ mod tests {
             let ((old, code), (new, _)) = (exec_error(old), exec_error(new));
             assert_eq!((old.to_string(), code), (new.to_string(), expected));
         };
-        let text = || "chdir to cwd (\"/x\"): no such file or directory".to_owned();
+        let missing = |what: &str| format!("{what}: no such file or directory");
+        let text = || missing("chdir to cwd (\"/x\") set in config.json failed");
         check(Runtime::Os(text()), Runtime::NoSuchFile(text()), 127);
+        // Not of the program or its directory.
+        let text = || missing("apply apparmor profile: write /proc/thread-self/attr/exec");
+        check(Runtime::Os(text()), Runtime::NoSuchFile(text()), 128);
         let text = || "exec: \"/tmp\": is a directory".to_owned();
         check(
             Runtime::NotExecutable(text()),
