@@ -144,6 +144,21 @@ impl HostConfig {
 /// the kernel chooses.
 pub type PortBindings = BTreeMap<ContainerPort, Option<Vec<PortBinding>>>;
 
+/// Collects ports with their bindings. A port can be given more than once, as `80` and `80/tcp`: it
+/// gets the bindings of all.
+pub fn collect_bindings(
+    given: impl IntoIterator<Item = (ContainerPort, Option<Vec<PortBinding>>)>,
+) -> PortBindings {
+    let mut collected = PortBindings::new();
+    for (port, bindings) in given {
+        let known = collected.entry(port).or_default();
+        if let Some(bindings) = bindings {
+            known.get_or_insert_default().extend(bindings);
+        }
+    }
+    collected
+}
+
 /// A container's health check. Durations are in nanoseconds; 0 means the default.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Healthcheck {

@@ -158,9 +158,11 @@ impl Convert<api::PortMap> for model::PortBindings {
 
 impl Parse<model::PortBindings> for api::PortMap {
     fn parse(self) -> Result<model::PortBindings> {
-        self.into_iter()
+        let given = self
+            .into_iter()
             .map(|(port, bindings)| Ok((port.parse()?, Parse::parse(bindings)?)))
-            .collect()
+            .collect::<Result<Vec<_>>>()?;
+        Ok(model::collect_bindings(given))
     }
 }
 
@@ -455,6 +457,25 @@ mod tests {
                 "GlobalIPv6Address": "fd00::2", "GlobalIPv6PrefixLen": 64, "DNSNames": ["c"],
             }),
             Convert::convert,
+        );
+    }
+
+    #[test]
+    fn a_port_with_two_names_has_the_bindings_of_both() {
+        let given = json!({
+            "80": [{"HostIp": "", "HostPort": "8080"}],
+            "80/tcp": [{"HostIp": "127.0.0.1", "HostPort": "8081"}],
+            "80/TCP": null,
+        });
+        let api: api::PortMap = serde_json::from_value(given).expect("the API's form");
+        let ports: model::PortBindings = Parse::parse(api).expect("valid ports");
+        let back: api::PortMap = ports.convert();
+        assert_eq!(
+            serde_json::to_value(&back).expect("JSON"),
+            json!({"80/tcp": [
+                {"HostIp": "", "HostPort": "8080"},
+                {"HostIp": "127.0.0.1", "HostPort": "8081"},
+            ]})
         );
     }
 

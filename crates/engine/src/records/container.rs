@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use whelk_network::port::{PortMapping, Protocol};
 
-use super::set::optional as optional_set;
-use super::stored::{Stored, forms};
+use super::set::{Key, optional as optional_set};
+use super::stored::{Read, Stored, Written, forms};
 use super::{SCHEMA_VERSION, set, stored, text};
 use crate::model::network;
 use crate::model::{self, mount};
@@ -181,6 +181,26 @@ struct HostConfig {
     readonly_paths: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     init: Option<bool>,
+}
+
+impl Stored for model::PortBindings {
+    fn write<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let entries = self.iter();
+        serializer.collect_map(entries.map(|(port, bindings)| (Key(port), Written(bindings))))
+    }
+
+    /// The first engines have written the names that were given, such as `80` and `80/tcp`.
+    fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        type Bindings = Option<Vec<model::PortBinding>>;
+        let read = BTreeMap::<String, Read<Bindings>>::deserialize(deserializer)?;
+        let given = read
+            .into_iter()
+            .map(|(port, read)| Ok((port.parse()?, read.0)));
+        let given = given.collect::<crate::error::Result<Vec<_>>>();
+        given
+            .map(model::collect_bindings)
+            .map_err(de::Error::custom)
+    }
 }
 
 #[derive(Default, Serialize, Deserialize)]
@@ -559,9 +579,21 @@ fn is_empty_list(list: &Option<Vec<String>>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
+
+    #[test]
+    fn a_port_with_two_names_has_the_bindings_of_both() {
+        let binding = |port: &str| json!({"HostIp": "", "HostPort": port});
+        let given = json!({"80": [binding("8080")], "80/tcp": [binding("8081")], "81": null});
+        let Read(ports): Read<model::PortBindings> = serde_json::from_value(given).unwrap();
+        let written: Value = serde_json::to_value(Written(&ports)).unwrap();
+        assert_eq!(
+            written,
+            json!({"80/tcp": [binding("8080"), binding("8081")], "81/tcp": null})
+        );
+    }
 
     #[test]
     fn sets_may_have_any_values() {

@@ -2,12 +2,8 @@
 //! maps: `#[serde(with = "stored")]`.
 
 use std::collections::BTreeMap;
-use std::fmt::Display;
-use std::str::FromStr;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-
-use super::set::Key;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A type of the domain with a form on disk.
 pub(crate) trait Stored: Sized {
@@ -73,23 +69,14 @@ impl<T: Stored> Stored for Vec<T> {
     }
 }
 
-/// A map with keys that have a text.
-impl<K, T> Stored for BTreeMap<K, T>
-where
-    K: FromStr<Err: Display> + Display + Ord,
-    T: Stored,
-{
+impl<T: Stored> Stored for BTreeMap<String, T> {
     fn write<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.iter().map(|(key, value)| (Key(key), Written(value))))
+        serializer.collect_map(self.iter().map(|(key, value)| (key, Written(value))))
     }
 
     fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let read = BTreeMap::<String, Read<T>>::deserialize(deserializer)?;
-        let parse = |(key, read): (String, Read<T>)| match key.parse() {
-            Ok(key) => Ok((key, read.0)),
-            Err(error) => Err(de::Error::custom(error)),
-        };
-        read.into_iter().map(parse).collect()
+        Ok(read.into_iter().map(|(key, read)| (key, read.0)).collect())
     }
 }
 
