@@ -33,17 +33,51 @@ impl MountPlan {
     }
 }
 
-/// Returns all mounts of a container's settings. `data_root` is the engine's own directory.
+/// What mounts are planned for.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    /// The engine's own directory.
+    data_root: &'a Path,
+    /// Whether a mount that cannot be made on this host is an error.
+    is_checked: bool,
+}
+
+/// Returns all mounts of the settings in a request. `data_root` is the engine's own directory.
 ///
 /// # Errors
-/// Returns an error if a specification is invalid or a target is used twice.
+/// Returns an error if a specification is invalid, if a target is used twice, or if a mount cannot
+/// be made on this host.
 pub fn plan(host: &HostConfig, data_root: &Path) -> Result<Vec<MountPlan>> {
+    let is_checked = true;
+    plan_in(
+        host,
+        Place {
+            data_root,
+            is_checked,
+        },
+    )
+}
+
+/// Like [`plan`], for settings that an earlier engine has accepted: what is missing on the host now
+/// may be there at the container's next start, which reports it otherwise.
+pub(crate) fn plan_recorded(host: &HostConfig, data_root: &Path) -> Result<Vec<MountPlan>> {
+    let is_checked = false;
+    plan_in(
+        host,
+        Place {
+            data_root,
+            is_checked,
+        },
+    )
+}
+
+fn plan_in(host: &HostConfig, place: Place<'_>) -> Result<Vec<MountPlan>> {
     let mut plans = Vec::new();
     for bind in host.binds.iter().flatten() {
-        plans.push(parse_bind(bind, &host.volume_driver, data_root)?);
+        plans.push(parse_bind(bind, &host.volume_driver, place)?);
     }
     for mount in host.mounts.iter().flatten() {
-        plans.push(parse_mount(mount, data_root)?);
+        plans.push(parse_mount(mount, place)?);
     }
     for (target, options) in &host.tmpfs {
         plans.push(tmpfs(target, options)?);
@@ -137,15 +171,14 @@ pub(crate) fn touches_data_root(source: &str, data_root: &Path) -> bool {
 
 /// Returns the propagation of a bind mount. If the engine's own mounts are below it, what the
 /// engine unmounts must also be unmounted in the container: a private copy would keep it busy.
-fn propagation_of<'a>(source: &str, given: Option<&'a str>, data_root: &Path) -> Result<&'a str> {
+fn propagation_of<'a>(source: &str, given: Option<&'a str>, place: Place<'_>) -> Result<&'a str> {
+    let data_root = place.data_root;
+    let is_apart = !touches_data_root(source, data_root);
     match given {
-        None if touches_data_root(source, data_root) => Ok("rslave"),
-        None => Ok("rprivate"),
-        Some(given)
-            if matches!(given, "rslave" | "rshared") || !touches_data_root(source, data_root) =>
-        {
-            Ok(given)
-        }
+        None if is_apart => Ok("rprivate"),
+        None => Ok("rslave"),
+        Some(given) if matches!(given, "rslave" | "rshared") || is_apart => Ok(given),
+        Some(_) if !place.is_checked => Ok("rslave"),
         Some(given) => Err(Error::invalid(format!(
             "invalid mount config: must use either propagation mode \"rslave\" or \"rshared\" when mount source is within the daemon \
              root, daemon root: {:?}, bind mount source: {source:?}, propagation: {given:?}",
@@ -233,7 +266,7 @@ struct BindMode<'a> {
     copy: Option<bool>,
 }
 
-fn parse_mode(mode: &str) -> Result<BindMode<'_>> {
+fn parse_mode(mode: &str, is_checked: bool) -> Result<BindMode<'_>> {
     let mut parsed = BindMode {
         read_only: None,
         propagation: None,
@@ -246,7 +279,9 @@ fn parse_mode(mode: &str) -> Result<BindMode<'_>> {
             "nocopy" => parsed.copy.replace(false).is_none(),
             "consistent" | "cached" | "delegated" => true,
             "z" | "Z" => {
-                check_relabel(word)?;
+                if is_checked {
+                    check_relabel(word)?;
+                }
                 true
             }
             "bind-nonrecursive" => {
@@ -264,7 +299,7 @@ fn parse_mode(mode: &str) -> Result<BindMode<'_>> {
 }
 
 /// Parses `SOURCE:TARGET[:MODE]`. A source that is not an absolute path is a volume's name.
-fn parse_bind(spec: &str, driver: &str, data_root: &Path) -> Result<MountPlan> {
+fn parse_bind(spec: &str, driver: &str, place: Place<'_>) -> Result<MountPlan> {
     let parts: Vec<&str> = spec.split(':').collect();
     let (source, target, mode) = match parts.as_slice() {
         [source, target] => (*source, *target, ""),
@@ -292,7 +327,7 @@ fn parse_bind(spec: &str, driver: &str, data_root: &Path) -> Result<MountPlan> {
         propagation,
         recursive,
         copy,
-    } = parse_mode(mode)?;
+    } = parse_mode(mode, place.is_checked)?;
     let target = check_target(target).map_err(invalid)?;
     if !is_bind {
         if propagation.is_some() || !recursive {
@@ -324,7 +359,7 @@ fn parse_bind(spec: &str, driver: &str, data_root: &Path) -> Result<MountPlan> {
         )));
     }
     let path = clean(source);
-    let propagation = propagation_of(&path, propagation, data_root)?;
+    let propagation = propagation_of(&path, propagation, place)?;
     let source = Source::Bind {
         path,
         create: true,
@@ -394,7 +429,7 @@ fn bind(
     }
 }
 
-fn parse_mount(mount: &crate::model::Mount, data_root: &Path) -> Result<MountPlan> {
+fn parse_mount(mount: &crate::model::Mount, place: Place<'_>) -> Result<MountPlan> {
     let fail = |text: &str| {
         Err(Error::invalid(format!(
             "invalid mount config for type {:?}: {text}",
@@ -430,7 +465,7 @@ fn parse_mount(mount: &crate::model::Mount, data_root: &Path) -> Result<MountPla
         return fail(&format!("field {field} must not be specified"));
     }
     match mount.kind {
-        MountKind::Bind => bind_mount(mount, target, data_root, fail),
+        MountKind::Bind => bind_mount(mount, target, place, fail),
         MountKind::Tmpfs if !mount.source.is_empty() => fail("field Source must not be specified"),
         MountKind::Tmpfs => tmpfs(&target, &tmpfs_options(mount).join(",")),
         MountKind::Volume => match volume_of(mount) {
@@ -459,7 +494,7 @@ fn parse_mount(mount: &crate::model::Mount, data_root: &Path) -> Result<MountPla
 fn bind_mount(
     mount: &crate::model::Mount,
     target: String,
-    data_root: &Path,
+    place: Place<'_>,
     fail: impl Fn(&str) -> Result<MountPlan>,
 ) -> Result<MountPlan> {
     if mount.source.is_empty() {
@@ -477,8 +512,8 @@ fn bind_mount(
         return fail(&format!("invalid propagation mode: {given}"));
     }
     let path = clean(&mount.source);
-    let propagation = propagation_of(&path, given, data_root)?;
-    if !options.create_mountpoint && !whelk_sys::fs::exists(&mount.source) {
+    let propagation = propagation_of(&path, given, place)?;
+    if place.is_checked && !options.create_mountpoint && !whelk_sys::fs::exists(&mount.source) {
         return fail(&format!(
             "bind source path does not exist: {}",
             mount.source
@@ -664,8 +699,15 @@ pub(crate) fn map_owner(disk: u32, shown: u32) -> Vec<IdMapping> {
 mod tests {
     use super::*;
 
+    fn place() -> Place<'static> {
+        Place {
+            data_root: Path::new("/data/root"),
+            is_checked: true,
+        }
+    }
+
     fn check(bind: &str, expected: &str) {
-        let outcome = parse_bind(bind, "", Path::new("/data/root")).map(|plan| {
+        let outcome = parse_bind(bind, "", place()).map(|plan| {
             format!(
                 "{:?} {} {}",
                 plan.source,
@@ -739,8 +781,7 @@ mod tests {
                      32 31 0:7 / /mnt/own rw shared:9 - tmpfs over rw\n\
                      33 22 0:8 / /mnt/alone rw - tmpfs t rw\n";
         let outcome = |path: &str, mode: &str| {
-            let plan =
-                parse_bind(&format!("{path}:/b:{mode}"), "", Path::new("/data/root")).unwrap();
+            let plan = parse_bind(&format!("{path}:/b:{mode}"), "", place()).unwrap();
             check_propagation(&plan, path, Path::new(path), Path::new("/data/root"), table)
                 .map_or_else(|error| error.to_string(), |()| String::new())
         };
@@ -765,8 +806,7 @@ mod tests {
     #[test]
     fn parses_volumes() {
         let named = |spec: &str| {
-            parse_bind(spec, "", Path::new("/data/root"))
-                .map(|plan| (plan.volume().unwrap().clone(), plan))
+            parse_bind(spec, "", place()).map(|plan| (plan.volume().unwrap().clone(), plan))
         };
         let (volume, plan) = named("data:/x:ro,nocopy").unwrap();
         assert_eq!(

@@ -90,6 +90,8 @@ fn is_disposable(root: &Path, directory: &Path) -> bool {
         Ok(Some(record)) if record.host.auto_remove => return true,
         // It belongs to a newer engine.
         Err(_) => return false,
+        // Its copy of the record cannot be read, but somebody may mend it.
+        Ok(None) if fs::exists(directory.join("container.json")) => return false,
         Ok(_) => {}
     }
     // Created by the kernel for a volatile overlay mount, which `--rm` containers have.
@@ -180,13 +182,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_of_a_newer_engine_is_not_disposable() {
+    fn a_directory_with_a_record_that_cannot_be_read_is_not_disposable() {
         let root = std::env::temp_dir().join(format!("whelk-audit-{}", std::process::id()));
         let scratch = Scratch::at(root).unwrap();
         let directory = scratch.path().join("containers/one");
         fs::create_dir_all(directory.join("work/work/incompat"), 0o700).unwrap();
         assert!(is_disposable(scratch.path(), &directory));
-        fs::write(directory.join("container.json"), r#"{"version":99}"#).unwrap();
-        assert!(!is_disposable(scratch.path(), &directory));
+        for copy in [r#"{"version":99}"#, r#"{"version":2,"host":5}"#] {
+            fs::write(directory.join("container.json"), copy).unwrap();
+            assert!(!is_disposable(scratch.path(), &directory), "{copy}");
+        }
     }
 }

@@ -70,11 +70,11 @@ pub(super) fn migrate_container(
 /// for them. Earlier records have them only in the settings.
 ///
 /// # Errors
-/// Returns an error if the settings cannot be understood: the container would start without its
-/// mounts, and its volumes would count as unused.
+/// Returns an error if the settings cannot be understood, whatever the host has: the container would
+/// start without its mounts, and its volumes would count as unused.
 fn plan_mounts(record: &mut Value, root: &Path) -> serde_json::Result<()> {
     let Read(host): Read<HostConfig> = serde_json::from_value(record["host"].clone())?;
-    let plans = mounts::plan(&host, root)
+    let plans = mounts::plan_recorded(&host, root)
         .map_err(|error| serde_json::Error::custom(format!("its mounts: {error}")))?;
     record["mounts"] = serde_json::to_value(Written(&plans))?;
     Ok(())

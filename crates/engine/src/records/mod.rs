@@ -123,6 +123,22 @@ mod tests {
     }
 
     #[test]
+    fn what_the_host_lacks_now_keeps_no_record_from_being_read() {
+        let gone = json!({"Type": "bind", "Source": "/nonexistent/source", "Target": "/gone"});
+        let host = json!({"Binds": ["/root/volumes:/own:rprivate,z"], "Mounts": [gone]});
+        let found = read(record(2, host)).unwrap();
+        let planned = |place: usize| {
+            let plan = &found.mounts[place];
+            (plan.target.as_str(), plan.propagation.as_str())
+        };
+        assert_eq!(
+            [planned(0), planned(1)],
+            // The engine's root has come to be above the source.
+            [("/own", "rslave"), ("/gone", "rprivate")]
+        );
+    }
+
+    #[test]
     fn a_record_whose_mounts_cannot_be_planned_is_not_read_without_them() {
         let error = read(record(2, json!({"Binds": ["relative:also"]}))).unwrap_err();
         assert!(

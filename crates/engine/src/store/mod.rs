@@ -69,7 +69,8 @@ impl Found {
     ///
     /// # Errors
     /// Returns an error if the store is missing or damaged although there are containers, volumes
-    /// or images, or if a newer engine has written it.
+    /// or images, if a newer engine has written it, or if it must be migrated and the record of a
+    /// container cannot be.
     pub(crate) fn check(root: &Path) -> Result<Self> {
         check::files(root)?;
         let (connection, is_rebuilt) = check::open(root, &root.join(FILE))?;
@@ -78,6 +79,10 @@ impl Found {
         let is_same_boot = containers.is_some()
             && known_boot(&connection)?.is_some_and(|known| boot().is_ok_and(|boot| boot == known));
         let volumes = keys(&connection, "volumes", "name")?;
+        if containers.is_some() && schema < SCHEMA_VERSION {
+            // An earlier engine can open the store as long as its tables are not migrated.
+            read_containers(root, &connection)?;
+        }
         Ok(Self {
             root: root.to_owned(),
             connection,
@@ -205,10 +210,7 @@ impl RecordStore {
     }
 
     pub fn containers(&self) -> Result<Vec<ContainerRecord>> {
-        let root = self.copies.root();
-        self.read_all("containers", "id", |text| {
-            records::container(text.as_bytes(), root)
-        })
+        read_containers(self.copies.root(), &*self.connection()?)
     }
 
     pub fn put_network(&self, record: &NetworkRecord) -> Result<()> {
@@ -330,42 +332,54 @@ impl RecordStore {
     /// Returns all records of a table.
     ///
     /// # Errors
-    /// As [`RecordStore::read_all`].
+    /// As [`read_all`].
     fn all<T: Stored>(&self, table: &str, key: &str) -> Result<Vec<T>> {
-        self.read_all(table, key, |text| records::decode(text.as_bytes()))
+        let decode = |text: &str| records::decode(text.as_bytes());
+        read_all(
+            self.copies.root(),
+            &*self.connection()?,
+            (table, key),
+            decode,
+        )
     }
+}
 
-    /// Returns all records of a table.
-    ///
-    /// # Errors
-    /// Returns an error if any record cannot be parsed: without it the object's files would look
-    /// unused.
-    fn read_all<T, E: std::fmt::Display>(
-        &self,
-        table: &str,
-        key: &str,
-        read: impl Fn(&str) -> std::result::Result<T, E>,
-    ) -> Result<Vec<T>> {
-        let connection = self.connection()?;
-        let mut statement =
-            connection.prepare_cached(&format!("SELECT {key}, record FROM {table}"))?;
-        let rows = statement.query_map([], |row| {
-            Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))
-        })?;
-        let mut records = Vec::new();
-        for row in rows {
-            let (id, text) = row?;
-            let record = read(&text);
-            // Without the record's text, which may contain secrets.
-            records.push(record.map_err(|error| {
-                damaged(
-                    self.copies.root(),
-                    &format!("record {id} of {table} cannot be read: {error}"),
-                )
-            })?);
-        }
-        Ok(records)
+/// Returns the containers' records, migrated.
+///
+/// # Errors
+/// As [`read_all`].
+fn read_containers(root: &Path, connection: &Connection) -> Result<Vec<ContainerRecord>> {
+    let migrate = |text: &str| records::container(text.as_bytes(), root);
+    read_all(root, connection, ("containers", "id"), migrate)
+}
+
+/// Returns all records of a table, which is given with the column of its key.
+///
+/// # Errors
+/// Returns an error if any record cannot be read: without it the object's files would look unused.
+fn read_all<T, E: std::fmt::Display>(
+    root: &Path,
+    connection: &Connection,
+    (table, key): (&str, &str),
+    read: impl Fn(&str) -> std::result::Result<T, E>,
+) -> Result<Vec<T>> {
+    let mut statement = connection.prepare(&format!("SELECT {key}, record FROM {table}"))?;
+    let rows = statement.query_map([], |row| {
+        Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))
+    })?;
+    let mut records = Vec::new();
+    for row in rows {
+        let (id, text) = row?;
+        let record = read(&text);
+        // Without the record's text, which may contain secrets.
+        records.push(record.map_err(|error| {
+            damaged(
+                root,
+                &format!("record {id} of {table} cannot be read: {error}"),
+            )
+        })?);
     }
+    Ok(records)
 }
 
 /// Returns the keys of a table, or `None` if the store does not have it yet.
@@ -517,6 +531,34 @@ mod tests {
         );
         assert_eq!(store.images().unwrap().len(), 1);
         drop(store);
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_migrated_is_named_before_anything_is_changed() {
+        let place = new_root("malformed");
+        let root = place.path();
+        let record = serde_json::json!({
+            "version": 2, "id": "one", "name": "one", "created_at": 0, "image": "", "config": {},
+            "host": {"Binds": ["no-target"]}, "state": {},
+        });
+        RecordStore::open(root)
+            .unwrap()
+            .connection()
+            .unwrap()
+            .execute_batch(&format!(
+                "INSERT INTO containers VALUES('one', 'one', '{record}');
+                 UPDATE meta SET value = '2' WHERE key = 'schema'",
+            ))
+            .unwrap();
+        let content = || [FILE, LOG].map(|name| fs::read(root.join(name)).unwrap());
+        let before = content();
+        let error = RecordStore::open(root).unwrap_err().to_string();
+        assert!(
+            error.contains("record one of containers cannot be read: its mounts: ")
+                && error.contains("whelk system repair"),
+            "{error}"
+        );
+        assert!(content() == before, "the files were changed");
     }
 
     fn new_root(name: &str) -> Scratch {
