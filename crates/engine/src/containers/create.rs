@@ -8,7 +8,7 @@ use whelk_image::{ImageConfig, Platform};
 use whelk_sys::fs;
 
 use super::volumes::NewMounts;
-use super::{Container, Containers};
+use super::{Container, Containers, to_its_end};
 use crate::error::{Error, Result};
 use crate::events::now;
 use crate::model::{Config, ContainerRecord, ContainerState, HostConfig, NetworkMode};
@@ -44,6 +44,11 @@ impl Containers {
     /// Returns an error if settings are invalid, if the image does not exist, or if the name is
     /// taken.
     pub async fn create(self: &Arc<Self>, request: CreateRequest) -> Result<Created> {
+        let containers = self.clone();
+        to_its_end(async move { containers.create_now(request).await }).await
+    }
+
+    async fn create_now(self: &Arc<Self>, request: CreateRequest) -> Result<Created> {
         let CreateRequest {
             name,
             platform,
@@ -97,7 +102,10 @@ impl Containers {
             mounts: mounts.plans.clone(),
             ports: Vec::new(),
         };
-        self.store_new(&mut record, wanted_name, &mounts).await?;
+        if let Err(error) = self.store_new(&mut record, wanted_name, &mounts).await {
+            let _ = tokio::task::spawn_blocking(|| drop(mounts)).await;
+            return Err(error);
+        }
         let container = Container::new(record);
         self.add(container.clone());
         self.publish(&container, "create", &[]);

@@ -47,7 +47,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock};
 use std::time::Duration;
 use whelk_sys::sync::IgnorePoison as _;
 
-use tokio::sync::watch;
+use tokio::sync::{OwnedMutexGuard, watch};
 use whelk_shim::protocol::{Attach, Reply, Request};
 
 pub use attach::{AttachRequest, Attached};
@@ -112,7 +112,7 @@ pub struct Container {
     /// Held from the copy of the record until the store has it, so that an older copy never
     /// replaces a newer one.
     saving: Mutex<()>,
-    operation: tokio::sync::Mutex<()>,
+    operation: Arc<tokio::sync::Mutex<()>>,
     /// Held while its endpoints change; the container's exit changes them too.
     networking: Mutex<()>,
     progress: watch::Sender<Progress>,
@@ -344,6 +344,16 @@ impl Containers {
     }
 }
 
+/// Runs an operation of several steps in a task of its own: it goes on to its end even if the
+/// future of the request is dropped in the middle.
+async fn to_its_end<T: Send + 'static>(
+    operation: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    tokio::spawn(operation)
+        .await
+        .map_err(|error| Error::internal(error.to_string()))?
+}
+
 impl Container {
     fn new(record: ContainerRecord) -> Arc<Self> {
         let progress = Progress {
@@ -354,7 +364,7 @@ impl Container {
             id: record.id.clone(),
             record: Mutex::new(record),
             saving: Mutex::default(),
-            operation: tokio::sync::Mutex::new(()),
+            operation: Arc::default(),
             networking: Mutex::default(),
             resolver_file: Mutex::default(),
             progress: watch::Sender::new(progress),
@@ -465,12 +475,13 @@ impl Container {
         }
     }
 
-    /// Waits for the container's operation lock. `name` is what the container was found by.
+    /// Waits for the container's operation lock, which can be handed to a task or thread with the
+    /// operation. `name` is what the container was found by.
     ///
     /// # Errors
     /// Returns an error if the container was removed meanwhile.
-    async fn lock_operation(&self, name: &str) -> Result<tokio::sync::MutexGuard<'_, ()>> {
-        let operation = self.operation.lock().await;
+    async fn lock_operation(&self, name: &str) -> Result<OwnedMutexGuard<()>> {
+        let operation = self.operation.clone().lock_owned().await;
         if self.progress.borrow().removed {
             return Err(Error::no_such_container(name));
         }
@@ -499,5 +510,28 @@ impl Container {
         let mut shim = self.shim.subscribe();
         // Never closed: `self` owns the sender.
         let _ = shim.wait_for(|alive| !alive).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::{Context, Waker};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_operation_goes_on_without_its_request() {
+        let (go_on, wait) = tokio::sync::oneshot::channel::<()>();
+        let (done, is_done) = tokio::sync::oneshot::channel();
+        let mut request = Box::pin(to_its_end(async move {
+            let _ = wait.await;
+            let _ = done.send(());
+            Ok(())
+        }));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(request.as_mut().poll(&mut context).is_pending());
+        drop(request);
+        go_on.send(()).unwrap();
+        is_done.await.unwrap();
     }
 }

@@ -1,10 +1,12 @@
 //! Pausing and unpausing a container.
 
+use std::sync::Arc;
+
 use whelk_runtime::cgroup::Cgroup;
 use whelk_shim::protocol::Request;
 
 use super::silent_shim::blocking;
-use super::{Container, Containers};
+use super::{Container, Containers, to_its_end};
 use crate::error::{Error, Result};
 use crate::model::Status;
 use crate::shims;
@@ -14,7 +16,12 @@ impl Containers {
     ///
     /// # Errors
     /// Returns [`Error::Conflict`] if it does not run, or is paused already.
-    pub async fn pause(&self, name: &str) -> Result<()> {
+    pub async fn pause(self: &Arc<Self>, name: &str) -> Result<()> {
+        let (containers, name) = (self.clone(), name.to_owned());
+        to_its_end(async move { containers.pause_now(&name).await }).await
+    }
+
+    async fn pause_now(&self, name: &str) -> Result<()> {
         let container = self.find(name)?;
         let _operation = container.lock_operation(name).await?;
         match container.status() {
@@ -62,7 +69,12 @@ impl Containers {
     ///
     /// # Errors
     /// Returns an error if it is not paused.
-    pub async fn unpause(&self, name: &str) -> Result<()> {
+    pub async fn unpause(self: &Arc<Self>, name: &str) -> Result<()> {
+        let (containers, name) = (self.clone(), name.to_owned());
+        to_its_end(async move { containers.unpause_now(&name).await }).await
+    }
+
+    async fn unpause_now(&self, name: &str) -> Result<()> {
         let container = self.find(name)?;
         let _operation = container.lock_operation(name).await?;
         if container.status() != Status::Paused {

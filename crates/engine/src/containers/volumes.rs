@@ -11,7 +11,7 @@ use whelk_runtime::spec::{IdMapping, Mount};
 use whelk_runtime::user::UserRequest;
 use whelk_sys::{errno_text, fs, in_root};
 
-use super::{Container, Containers, files};
+use super::{Container, Containers, files, to_its_end};
 use crate::error::{Error, Result};
 use crate::images::Pin;
 use crate::model::{Config, ContainerRecord, HostConfig, Status};
@@ -33,7 +33,7 @@ pub struct CopyVolume {
 
 /// The mounts of a container that is being created. The container is a user of the volumes;
 /// dropping this before [`NewMounts::keep`] reverses that. Whoever works on the volumes shares it:
-/// if the request ends meanwhile, the volumes are released after that work.
+/// if the request ends meanwhile, the volumes are released after that work. Releasing them blocks.
 #[derive(Debug)]
 pub(super) struct NewMounts {
     volumes: Arc<Volumes>,
@@ -199,6 +199,11 @@ impl Containers {
     /// # Errors
     /// Returns an error if a container cannot be paused, or if the copy fails.
     pub async fn copy_volume(self: &Arc<Self>, request: CopyVolume) -> Result<VolumeRecord> {
+        let containers = self.clone();
+        to_its_end(async move { containers.copy_volume_now(request).await }).await
+    }
+
+    async fn copy_volume_now(self: &Arc<Self>, request: CopyVolume) -> Result<VolumeRecord> {
         let mut paused = Vec::new();
         let mut ready = Ok(());
         if request.pause {
@@ -230,7 +235,11 @@ impl Containers {
 
     /// Pauses the running containers that use a volume, and adds them to `paused`, including one
     /// whose pause has failed and may have taken effect.
-    async fn pause_users(&self, volume: &str, paused: &mut Vec<Arc<Container>>) -> Result<()> {
+    async fn pause_users(
+        self: &Arc<Self>,
+        volume: &str,
+        paused: &mut Vec<Arc<Container>>,
+    ) -> Result<()> {
         for id in self.volumes.running(volume) {
             let Some(container) = self
                 .by_id(&id)
