@@ -7,6 +7,7 @@ use super::{Container, Containers, files};
 use crate::error::{Error, Result};
 use crate::model::{Config, ContainerRecord, HostConfig};
 use crate::networks::{ConnectRequest, Endpoint, Networks, check_endpoint, parse_mac};
+use crate::rollback::Errors;
 
 impl Containers {
     /// Returns a new container's endpoints: those requested, or else one in the network that its
@@ -87,7 +88,9 @@ impl Containers {
         self.change_networks(
             &container,
             move |networks, record| networks.connect(record, &network, endpoint.requested()),
-            move |networks, record| networks.disconnect(record, &connected),
+            Some(Box::new(move |networks, record| {
+                networks.disconnect(record, &connected)
+            })),
         )
         .await
     }
@@ -108,7 +111,7 @@ impl Containers {
                 self.change_networks(
                     container,
                     move |networks, record| networks.disconnect(record, &network.id),
-                    stay_disconnected,
+                    NO_WAY_BACK,
                 )
                 .await
             }
@@ -133,70 +136,221 @@ impl Containers {
                         _ => Err(error),
                     }
                 };
-                self.change_networks(container, forget, stay_disconnected)
-                    .await
+                self.change_networks(container, forget, NO_WAY_BACK).await
             }
         }
     }
 
-    /// Applies `change` to a copy of a container's record, copies endpoints and ports back, updates
-    /// the files of a running container, and saves. If the files or the store fail, `undo` is
-    /// applied in the same way.
+    /// Changes a container's networks, and carries that on to its end even if this future is
+    /// dropped.
     async fn change_networks(
         self: &Arc<Self>,
         name: &str,
         change: impl FnOnce(&Networks, &mut ContainerRecord) -> Result<()> + Send + 'static,
-        undo: impl FnOnce(&Networks, &mut ContainerRecord) -> Result<()> + Send + 'static,
+        undo: Option<Undo>,
     ) -> Result<()> {
-        let locked = self.find(name)?;
-        let _operation = locked.lock_operation(name).await?;
-        let (containers, container) = (self.clone(), locked.clone());
+        let container = self.find(name)?;
+        let operation = container.lock_operation(name).await?;
+        let containers = self.clone();
         tokio::task::spawn_blocking(move || {
+            let _operation = operation;
             // If the container ends meanwhile its endpoints are released after this.
             let _networking = container.networking();
-            let before = container.record().clone();
-            let linked = files::links(&before, &containers);
-            let mut record = before.clone();
-            let changed = change(&containers.networks, &mut record);
-            let kept = containers.keep_networks(&container, &record, &before, &linked);
-            if changed.is_ok() && kept.is_err() {
-                let undone = undo(&containers.networks, &mut record)
-                    .and_then(|()| containers.keep_networks(&container, &record, &before, &linked));
-                if let Err(error) = undone {
-                    tracing::warn!("undo the change of networks of {}: {error}", before.id);
-                }
-            }
-            changed.and(kept)
+            let record = container.record().clone();
+            let linked = files::links(&record, &containers);
+            let mut target = OnHost {
+                containers: &containers,
+                container: &container,
+                written: record.clone(),
+                linked,
+            };
+            apply(&mut target, record, &*containers.networks, change, undo)
         })
         .await
         .map_err(|error| Error::internal(error.to_string()))?
     }
+}
 
-    /// Copies the endpoints and ports of `record` to the container's record, updates the files if it
-    /// runs, and saves.
-    fn keep_networks(
-        &self,
-        container: &Arc<Container>,
-        record: &ContainerRecord,
-        before: &ContainerRecord,
-        linked: &[files::Link],
-    ) -> Result<()> {
-        let is_running = {
-            let mut current = container.record();
+/// Reverses a change of a container's networks.
+type Undo = Box<dyn FnOnce(&Networks, &mut ContainerRecord) -> Result<()> + Send>;
+
+/// There is no way back from a disconnect: the address may be another container's already.
+const NO_WAY_BACK: Option<Undo> = None;
+
+/// Where a container's endpoints are kept.
+trait Kept {
+    /// Copies the endpoints and ports of `record` to the container's record, and saves that.
+    fn save(&mut self, record: &ContainerRecord) -> Result<()>;
+
+    /// Updates the files of the container, if it runs, after [`Kept::save`].
+    fn update_files(&mut self) -> Result<()>;
+}
+
+/// Applies `change` to a copy of a container's record, and keeps what has become of it, even if
+/// the change has failed halfway. If that fails after the change, it is undone and kept again.
+///
+/// # Errors
+/// Returns the errors of the change and of keeping it; those of undoing it are logged. A change
+/// that is done and cannot be undone succeeds if only the files could not be updated.
+fn apply<N: ?Sized>(
+    kept: &mut impl Kept,
+    mut record: ContainerRecord,
+    networks: &N,
+    change: impl FnOnce(&N, &mut ContainerRecord) -> Result<()>,
+    undo: Option<impl FnOnce(&N, &mut ContainerRecord) -> Result<()>>,
+) -> Result<()> {
+    let changed = change(networks, &mut record);
+    let is_changed = changed.is_ok();
+    let mut errors = Errors::default();
+    errors.keep(changed);
+    errors.keep(kept.save(&record));
+    match kept.update_files() {
+        Err(error) if is_changed && undo.is_none() => {
+            tracing::warn!(container = record.id, "update its files: {error}");
+        }
+        updated => errors.keep(updated),
+    }
+    let outcome = errors.into_result();
+    if let Some(undo) = undo.filter(|_| is_changed && outcome.is_err()) {
+        let mut errors = Errors::default();
+        errors.keep(undo(networks, &mut record));
+        errors.keep(kept.save(&record));
+        errors.keep(kept.update_files());
+        if let Err(error) = errors.into_result() {
+            tracing::warn!(
+                container = record.id,
+                "undo the change of its networks: {error}"
+            );
+        }
+    }
+    outcome
+}
+
+/// The record of a container, and its files.
+struct OnHost<'a> {
+    containers: &'a Containers,
+    container: &'a Container,
+    /// The record and the links for which the files were last updated.
+    written: ContainerRecord,
+    linked: Vec<files::Link>,
+}
+
+impl Kept for OnHost<'_> {
+    fn save(&mut self, record: &ContainerRecord) -> Result<()> {
+        {
+            let mut current = self.container.record();
             current.networks = record.networks.clone();
             current.ports = record.ports.clone();
-            current.state.status.is_running()
-        };
-        let updated = if is_running {
-            files::update(container, before, linked, self)
-        } else {
-            Ok(())
-        };
-        self.save_with_copy(container).and(updated)
+        }
+        self.containers.save_with_copy(self.container)
+    }
+
+    fn update_files(&mut self) -> Result<()> {
+        let record = self.container.record().clone();
+        if !record.state.status.is_running() {
+            return Ok(());
+        }
+        let linked = files::links(&record, self.containers);
+        let updated = files::update(self.container, &self.written, &self.linked, self.containers);
+        // Even if it has failed: the lines of this record may be in the files.
+        (self.written, self.linked) = (record, linked);
+        updated
     }
 }
 
-/// There is no way back from a disconnect: the address may be another container's already.
-fn stay_disconnected(_: &Networks, _: &mut ContainerRecord) -> Result<()> {
-    Ok(())
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Records what is done, and fails at some of it.
+    struct Log {
+        done: Vec<String>,
+        failing: &'static [&'static str],
+    }
+
+    impl Log {
+        fn step(&mut self, what: &str) -> Result<()> {
+            self.done.push(what.to_owned());
+            let nth = self.done.iter().filter(|done| *done == what).count();
+            let fails = self.failing.contains(&format!("{what}{nth}").as_str());
+            if fails {
+                return Err(Error::conflict(format!("no {what}")));
+            }
+            Ok(())
+        }
+    }
+
+    impl Kept for Log {
+        fn save(&mut self, record: &ContainerRecord) -> Result<()> {
+            self.step(&format!("save:{}", record.name))
+        }
+
+        fn update_files(&mut self) -> Result<()> {
+            self.step("files")
+        }
+    }
+
+    /// Renames a container from `old` to `new` in the place of a change of its networks.
+    fn check(can_undo: bool, failing: &'static [&'static str], done: &str, error: &str) {
+        let record = serde_json::json!({
+            "id": "one", "name": "old", "created_at": 0, "image": "",
+            "config": {}, "host": {}, "state": {},
+        });
+        let record = crate::records::decode(record.to_string().as_bytes()).unwrap();
+        let to = |name: &'static str, step: &'static str| {
+            move |_: &(), record: &mut ContainerRecord| {
+                if failing.contains(&step) {
+                    return Err(Error::conflict(format!("no {step}")));
+                }
+                record.name = name.to_owned();
+                Ok(())
+            }
+        };
+        let mut log = Log {
+            done: Vec::new(),
+            failing,
+        };
+        let undo = can_undo.then(|| to("old", "undo"));
+        let outcome = apply(&mut log, record, &(), to("new", "change"), undo);
+        let said = outcome.map_or_else(|error| error.to_string(), |()| String::new());
+        assert_eq!((log.done.join(" ").as_str(), said.as_str()), (done, error));
+    }
+
+    #[test]
+    fn a_change_is_kept_or_undone_as_a_whole() {
+        check(true, &[], "save:new files", "");
+        check(
+            true,
+            &["change", "save:old1", "files1"],
+            "save:old files",
+            "no change; no save:old; no files",
+        );
+        for failing in [&["save:new1"][..], &["files1"]] {
+            let error = if failing == ["files1"] {
+                "no files"
+            } else {
+                "no save:new"
+            };
+            check(true, failing, "save:new files save:old files", error);
+        }
+        // What the undo has not done is kept too.
+        check(
+            true,
+            &["files1", "undo"],
+            "save:new files save:new files",
+            "no files",
+        );
+    }
+
+    #[test]
+    fn a_disconnect_is_done_without_its_files_but_not_without_its_record() {
+        check(false, &["files1"], "save:new files", "");
+        check(false, &["save:new1"], "save:new files", "no save:new");
+        check(
+            false,
+            &["change", "files1"],
+            "save:old files",
+            "no change; no files",
+        );
+    }
 }
