@@ -49,7 +49,8 @@ impl Usage {
     /// Removes the names of an image, or the whole image if `name` is an id or its last name.
     ///
     /// # Errors
-    /// Returns the errors of [`Images::remove`].
+    /// Returns an error if there is no such image, if a container uses it, or if `force` is
+    /// necessary.
     pub fn remove_image(
         &self,
         name: &str,
@@ -64,7 +65,7 @@ impl Usage {
     /// with names. Returns what was removed and the bytes that were freed.
     ///
     /// # Errors
-    /// Returns the errors of [`Images::prune`].
+    /// Returns an error if a filter is invalid, or if the store fails.
     pub fn prune_images(&self, all: bool, filters: &Filters) -> Result<(Vec<Removed>, u64)> {
         self.images.prune(all, filters, |id| self.image_users(id))
     }

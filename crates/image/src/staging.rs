@@ -24,8 +24,10 @@ pub struct Staging {
 pub struct Scratch(PathBuf);
 
 impl Scratch {
-    /// Creates a temporary directory, whose parent exists.
+    /// Creates a temporary directory, whose parent exists. What a process that was killed has left
+    /// at this path is deleted.
     pub fn at(path: PathBuf) -> Result<Self> {
+        fs::remove_tree(&path)?;
         fs::create_dir(&path, 0o700)?;
         Ok(Self(path))
     }
@@ -119,4 +121,19 @@ pub(crate) fn random_name() -> String {
     // before the engine starts.
     let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_at_the_path_is_deleted() {
+        let name = format!("whelk-scratch-{}", random_name());
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir(&path, 0o700).unwrap();
+        fs::write(path.join("left"), "").unwrap();
+        let scratch = Scratch::at(path).unwrap();
+        assert!(fs::list(scratch.path()).unwrap().is_empty());
+    }
 }
