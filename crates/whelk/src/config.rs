@@ -9,9 +9,9 @@ use anyhow::{Context, bail};
 use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use whelk_engine::instance::{Instance, RegistrySettings};
+use whelk_engine::instance::{Instance, NetworkDefaults, RegistrySettings};
 use whelk_engine::model::LogDriver;
-use whelk_engine::networks::{NetworkDefaults, Pool};
+use whelk_engine::networks::Pool;
 use whelk_registry::Proxies;
 use whelk_sys::fs;
 

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use whelk_api_types::{ExecConfig, UpdateConfig};
 use whelk_engine::Error;
 use whelk_engine::containers::CreateRequest;
+use whelk_engine::model::network::{Endpoint, option};
 use whelk_engine::model::{HostConfig, IpcMode, MountKind, NetworkMode};
-use whelk_engine::networks::model::option;
-use whelk_engine::networks::{ConnectRequest, Endpoint};
+use whelk_engine::networks::ConnectRequest;
 
 use super::ApiVersion;
 use crate::error::{ApiError, ApiResult};

@@ -8,8 +8,8 @@ use whelk_api_types::{
     MountPoint, NetworkSettings, PortBinding, PortMap, PortSummary,
 };
 use whelk_engine::containers::{self, Inspected};
+use whelk_engine::model::network::Endpoint;
 use whelk_engine::model::{self, ContainerRecord, Status};
-use whelk_engine::networks::Endpoint;
 use whelk_text::duration;
 
 use super::convert::Convert;

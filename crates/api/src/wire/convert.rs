@@ -5,8 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use whelk_api_types as api;
 use whelk_engine::Result;
 use whelk_engine::containers::{self, UpdateRequest};
-use whelk_engine::model;
-use whelk_engine::networks::{self, model as network};
+use whelk_engine::model::{self, network};
 
 /// A conversion to `T`. It is implemented in both directions, and for collections.
 pub(crate) trait Convert<T> {
@@ -302,14 +301,14 @@ same_fields! {
     model::TmpfsOptions => api::TmpfsOptions { size_bytes, mode, options }
     network::Ipam => api::Ipam { driver, options, config }
     network::IpamConfig => api::IpamConfig { subnet, ip_range, gateway, auxiliary_addresses }
-    networks::EndpointIpam => api::EndpointIpamConfig {
+    network::EndpointIpam => api::EndpointIpamConfig {
         ipv4_address, ipv6_address, link_local_ips,
     }
 }
 
-impl Convert<networks::Endpoint> for api::EndpointSettings {
-    fn convert(self) -> networks::Endpoint {
-        networks::Endpoint {
+impl Convert<network::Endpoint> for api::EndpointSettings {
+    fn convert(self) -> network::Endpoint {
+        network::Endpoint {
             ipam_config: self.ipam_config.convert(),
             links: self.links,
             aliases: self.aliases,
@@ -355,7 +354,7 @@ impl Parse<UpdateRequest> for api::UpdateConfig {
     }
 }
 
-impl Convert<api::EndpointSettings> for networks::Endpoint {
+impl Convert<api::EndpointSettings> for network::Endpoint {
     fn convert(self) -> api::EndpointSettings {
         let Self {
             ipam_config,
@@ -433,7 +432,7 @@ mod tests {
             }),
             |api| Parse::parse(api).expect("valid settings"),
         );
-        check::<networks::EndpointIpam, api::EndpointIpamConfig>(
+        check::<network::EndpointIpam, api::EndpointIpamConfig>(
             json!({
                 "IPv4Address": "10.0.0.2", "IPv6Address": "fd00::2", "LinkLocalIPs": ["169.254.0.2"],
             }),
@@ -448,7 +447,7 @@ mod tests {
             }),
             Convert::convert,
         );
-        check::<networks::Endpoint, api::EndpointSettings>(
+        check::<network::Endpoint, api::EndpointSettings>(
             json!({
                 "IPAMConfig": {"IPv4Address": "10.0.0.2"}, "Links": ["a"], "Aliases": ["b"],
                 "MacAddress": "02:00:00:00:00:01", "DriverOpts": {"a": "b"}, "GwPriority": 1,

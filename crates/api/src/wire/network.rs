@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use whelk_api_types::{
     ConfigReference, EndpointResource, IpamStatus, NetworkInspect, NetworkStatus, SubnetStatus,
 };
-use whelk_engine::networks::{Member, NetworkRecord, SubnetUsage};
+use whelk_engine::model::network::NetworkRecord;
+use whelk_engine::networks::{Member, SubnetUsage};
 
 use super::convert::Convert;
 use super::time;

@@ -7,7 +7,7 @@ use whelk_api_types::{
 };
 use whelk_engine::Engine;
 use whelk_engine::events::now;
-use whelk_engine::networks::NetworkDriverKind;
+use whelk_engine::model::network::NetworkDriverKind;
 use whelk_engine::system::{Info, RUNTIME_SPEC, VERSION};
 use whelk_registry::{Insecure, Settings};
 

@@ -34,14 +34,14 @@ use whelk_network::namespace::{Interface, Namespace};
 use whelk_network::port::Ports;
 use whelk_network::{ForwardAccept, Links};
 
-pub use crate::instance::NetworkDefaults;
-pub use crate::model::network as model;
+pub(crate) use crate::instance::NetworkDefaults;
+pub(crate) use crate::model::network as model;
 pub use create::CreateNetwork;
 pub use endpoints::ConnectRequest;
 pub(crate) use endpoints::split_link;
 pub use list::FILTERS as NETWORK_FILTERS;
 use model::option;
-pub use model::{Endpoint, EndpointIpam, NetworkDriverKind, NetworkRecord};
+pub(crate) use model::{Endpoint, NetworkDriverKind, NetworkRecord};
 pub(crate) use publish::{check as check_ports, check_exposed};
 pub(crate) use remove::uninstall;
 pub(crate) use resolver::{host_resolver, resolved_servers, uses_resolver};
