@@ -9,15 +9,15 @@ use std::path::{Path, PathBuf};
 use whelk_runtime::spec::IdMapping;
 
 use crate::error::{Error, Result};
-pub use crate::model::mount::{ImageUse, MountPlan, Source, VolumeUse};
-use crate::model::volume::CreateVolume;
+pub(crate) use crate::model::mount::{ImageUse, MountPlan, Source, VolumeUse};
+use crate::model::volume::{CreateVolume, VolumeDriverName};
 use crate::model::{HostConfig, MountKind};
 
 impl MountPlan {
     /// Plans an anonymous volume, as `-v /path` and an image's `VOLUME` request it.
     pub fn anonymous(target: &str, driver: &str) -> Result<Self> {
         let make = CreateVolume {
-            driver: driver.to_owned(),
+            driver: VolumeDriverName::given(driver),
             ..CreateVolume::default()
         };
         Ok(volume(
@@ -337,7 +337,7 @@ fn parse_bind(spec: &str, driver: &str, place: Place<'_>) -> Result<MountPlan> {
         }
         let make = CreateVolume {
             name: source.to_owned(),
-            driver: driver.to_owned(),
+            driver: VolumeDriverName::given(driver),
             ..CreateVolume::default()
         };
         let volume_use = VolumeUse {
@@ -573,7 +573,7 @@ fn volume_of(mount: &crate::model::Mount) -> std::result::Result<(VolumeUse, boo
     let driver = options.driver_config.unwrap_or_default();
     let make = CreateVolume {
         name: mount.source.clone(),
-        driver: driver.name,
+        driver: VolumeDriverName::given(&driver.name),
         options: driver.options,
         labels: options.labels,
         ephemeral: false,

@@ -10,7 +10,7 @@ use whelk_engine::events::{Event, Events, now};
 use whelk_engine::filters::Filters;
 use whelk_engine::images::Images;
 use whelk_engine::usage::Usage;
-use whelk_engine::volumes::{LOCAL, Volumes};
+use whelk_engine::volumes::Volumes;
 use whelk_engine::{Engine, Error};
 
 use super::{Service, blocking, json_line, ok};
@@ -106,7 +106,7 @@ pub(super) async fn disk_usage(
 /// this disk.
 fn local_volumes(volumes: &Volumes) -> whelk_engine::Result<Vec<Volume>> {
     let found = volumes.list(&Filters::default())?;
-    let local = found.into_iter().filter(|record| record.driver == LOCAL);
+    let local = found.into_iter().filter(|record| record.is_local());
     let shown = local.map(|record| {
         let name = record.name.clone();
         let usage = VolumeUsageData {

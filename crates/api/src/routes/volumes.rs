@@ -11,7 +11,8 @@ use whelk_api_types::{
 };
 use whelk_engine::Error;
 use whelk_engine::containers::{Containers, CopyVolume};
-use whelk_engine::volumes::{CreateVolume, FILTERS, PRUNE_FILTERS, Volumes};
+use whelk_engine::model::volume::{CreateVolume, VolumeDriverName};
+use whelk_engine::volumes::{FILTERS, PRUNE_FILTERS, Volumes};
 
 use super::{Service, blocking, json as json_response, no_content, ok};
 use crate::error::{ApiError, ApiResult, message};
@@ -53,7 +54,7 @@ pub(super) async fn create(
     }
     let request = CreateVolume {
         name: body.name,
-        driver: body.driver,
+        driver: VolumeDriverName::given(&body.driver),
         options: body.driver_opts.unwrap_or_default(),
         labels: body.labels.unwrap_or_default(),
         ephemeral: false,

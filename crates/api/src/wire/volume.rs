@@ -18,7 +18,7 @@ pub(crate) fn volume(details: VolumeDetails) -> Volume {
         scope: details.scope.into(),
         status: details.status,
         usage_data: None,
-        driver: record.driver,
+        driver: record.driver.to_string(),
         labels: record.labels,
         name: record.name,
         options: record.options,

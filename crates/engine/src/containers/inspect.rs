@@ -102,7 +102,7 @@ impl Containers {
                     point.driver = self
                         .volumes
                         .find(&volume.name)
-                        .map_or_else(|_| LOCAL.into(), |record| record.driver);
+                        .map_or_else(|_| LOCAL.into(), |record| record.driver.to_string());
                     point.source = self
                         .volumes
                         .path(&volume.name)

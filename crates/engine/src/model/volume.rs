@@ -1,15 +1,64 @@
 //! Volumes. Their form on disk is in [`crate::records`].
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
+use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 
-use crate::error::{Error, Result};
+use crate::error::Error;
+
+/// The driver that keeps a volume's content. Its text is its name; an empty one means the built-in
+/// driver.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum VolumeDriverName {
+    #[default]
+    Local,
+    Plugin(String),
+}
+
+impl VolumeDriverName {
+    /// Returns the driver of a request; `None` if the name is empty: any will do.
+    pub fn given(name: &str) -> Option<Self> {
+        (!name.is_empty()).then(|| name.into())
+    }
+
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Local => LOCAL,
+            Self::Plugin(name) => name,
+        }
+    }
+}
+
+impl From<&str> for VolumeDriverName {
+    fn from(name: &str) -> Self {
+        match name {
+            "" | LOCAL => Self::Local,
+            name => Self::Plugin(name.to_owned()),
+        }
+    }
+}
+
+impl FromStr for VolumeDriverName {
+    type Err = Infallible;
+
+    fn from_str(name: &str) -> Result<Self, Infallible> {
+        Ok(name.into())
+    }
+}
+
+impl fmt::Display for VolumeDriverName {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.as_str())
+    }
+}
 
 /// A volume, as the store remembers it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VolumeRecord {
     pub name: String,
-    pub driver: String,
+    pub driver: VolumeDriverName,
     /// Nanoseconds since the epoch.
     pub created_at: i64,
     pub labels: Option<BTreeMap<String, String>>,
@@ -37,7 +86,7 @@ impl VolumeRecord {
 
     /// Returns whether its content is in a directory of the engine, and not with a plugin.
     pub fn is_local(&self) -> bool {
-        self.driver == LOCAL
+        self.driver == VolumeDriverName::Local
     }
 
     /// Returns whether its content is somewhere else than in its directory, so that mounting,
@@ -77,8 +126,8 @@ pub(crate) const SNAPSHOT_OF: &str = "snapshot-of";
 pub struct CreateVolume {
     /// Empty for an anonymous volume.
     pub name: String,
-    /// Empty for `local`.
-    pub driver: String,
+    /// `None` for the driver that has a volume with this name, or the built-in one.
+    pub driver: Option<VolumeDriverName>,
     pub options: BTreeMap<String, String>,
     pub labels: BTreeMap<String, String>,
     /// The volume is created for a container that is removed when it ends (`--rm`), and removed
@@ -93,7 +142,7 @@ pub const LOCAL: &str = "local";
 pub(crate) const SIZE: &str = "size";
 
 /// Rejects names that are not safe as part of a path, or that Docker would not accept.
-pub(crate) fn check_name(name: &str) -> Result<()> {
+pub(crate) fn check_name(name: &str) -> crate::error::Result<()> {
     if name.len() == 1 {
         return Err(Error::invalid(
             "volume name is too short, names should be at least two alphanumeric characters",

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use whelk_sys::fs;
 
 use super::stored::{Read, Written, forms};
-use super::{SCHEMA_VERSION, Unreadable, newer, to_text};
+use super::{SCHEMA_VERSION, Unreadable, newer, text, to_text};
 use crate::error::Result;
 use crate::model::volume;
 
@@ -25,7 +25,8 @@ forms! { VolumeRecord => volume::VolumeRecord }
 )]
 struct VolumeRecord {
     name: String,
-    driver: String,
+    #[serde(with = "text")]
+    driver: volume::VolumeDriverName,
     created_at: i64,
     labels: Option<BTreeMap<String, String>>,
     options: Option<BTreeMap<String, String>>,
@@ -117,6 +118,17 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+
+    #[test]
+    fn drivers_are_written_by_name() {
+        for (name, is_local) in [("local", true), ("", true), ("rclone", false)] {
+            let given = json!({"Name": "data", "Driver": name});
+            let Read(record): Read<volume::VolumeRecord> = serde_json::from_value(given).unwrap();
+            assert_eq!(record.is_local(), is_local, "{name}");
+            let written = serde_json::to_value(Written(&record)).unwrap();
+            assert_eq!(written["Driver"], if is_local { "local" } else { name });
+        }
+    }
 
     #[test]
     fn descriptions_of_newer_engines_are_not_read() {

@@ -254,7 +254,7 @@ impl RecordStore {
 
     fn volume_changed(&self, record: &VolumeRecord) {
         // A local volume's directory has a copy of its record.
-        if record.driver != crate::model::volume::LOCAL {
+        if !record.is_local() {
             self.copies.put_rest();
         }
         self.committed(false);

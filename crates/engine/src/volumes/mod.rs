@@ -21,7 +21,7 @@ use whelk_sys::sync::IgnorePoison as _;
 use rustix::fs::{Mode, OFlags};
 use whelk_sys::{copy, fs, in_root};
 
-pub use crate::model::volume::{CreateVolume, LOCAL, VolumeRecord};
+pub(crate) use crate::model::volume::{CreateVolume, LOCAL, VolumeDriverName, VolumeRecord};
 pub use show::VolumeDetails;
 pub use transfer::Hold;
 
@@ -85,7 +85,7 @@ const DATA: &str = "_data";
 
 fn record(
     name: String,
-    driver: String,
+    driver: VolumeDriverName,
     options: BTreeMap<String, String>,
     mut labels: BTreeMap<String, String>,
     anonymous: bool,
@@ -149,7 +149,6 @@ impl Volumes {
             if check_name(&name).is_ok() && !state.contains_key(&name) {
                 let record = records::read_volume_description(&entry.path().join(DESCRIPTION))?
                     .unwrap_or_else(|| VolumeRecord {
-                        driver: LOCAL.into(),
                         created_at: now(),
                         ..VolumeRecord::default()
                     });
@@ -218,7 +217,7 @@ impl Volumes {
             return found;
         }
         let missing = || Err(no_such_volume(&request.name));
-        if request.driver.is_empty() && self.discover(&request.name).is_some() {
+        if request.driver.is_none() && self.discover(&request.name).is_some() {
             return self
                 .use_existing(&request, container)
                 .unwrap_or_else(missing);
@@ -264,13 +263,9 @@ impl Volumes {
         };
         let wrong = |error: Error| error.prefixed(&format!("create {name}"));
         check_name(&name).map_err(wrong)?;
+        let driver_name = driver_name.unwrap_or_default();
         let driver = self.drivers.get(&driver_name).map_err(wrong)?;
         driver.check(&options).map_err(wrong)?;
-        let driver_name = if driver_name.is_empty() {
-            LOCAL.to_owned()
-        } else {
-            driver_name
-        };
         let record = record(name, driver_name, options, labels, anonymous);
         Ok((record, driver))
     }
@@ -296,8 +291,13 @@ impl Volumes {
     ) -> Option<Result<VolumeRecord>> {
         let mut state = self.state_mut();
         let volume = state.get_mut(&request.name)?;
-        if !request.driver.is_empty() && request.driver != volume.record.driver {
-            let (name, driver) = (&request.name, &volume.record.driver);
+        let driver = &volume.record.driver;
+        if request
+            .driver
+            .as_ref()
+            .is_some_and(|wanted| wanted != driver)
+        {
+            let name = &request.name;
             return Some(Err(Error::conflict(format!(
                 "create {name}: driver '{driver}' already has volume '{name}': volume name must be unique"
             ))));
@@ -608,7 +608,7 @@ impl Volumes {
             .iter()
             .map(|(key, value)| ((*key).to_owned(), value.clone()))
             .collect();
-        attributes.insert("driver".into(), record.driver.clone());
+        attributes.insert("driver".into(), record.driver.to_string());
         self.events
             .publish("volume", action, record.name.clone(), attributes);
     }
@@ -636,7 +636,7 @@ fn check_unused(volume: &Volume) -> Result<()> {
 }
 
 fn matches(filters: &Filters, record: &VolumeRecord, none: &BTreeMap<String, String>) -> bool {
-    filters.any("driver", |driver| record.driver == driver)
+    filters.any("driver", |driver| record.driver.as_str() == driver)
         && filters.any_pattern("name", &record.name)
         && filters.labels(record.labels.as_ref().unwrap_or(none))
 }

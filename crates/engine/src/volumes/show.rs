@@ -67,7 +67,7 @@ impl Volumes {
         if record.is_local() {
             return Ok(self.show_local(record));
         }
-        let driver = self.drivers.plugins().get(&record.driver)?;
+        let driver = self.drivers.plugins().get(record.driver.as_str())?;
         let described = driver.find(&record.name)?;
         let described = described.ok_or_else(|| super::no_such_volume(&record.name))?;
         Ok(VolumeDetails::new(record, &driver, described))
@@ -93,7 +93,7 @@ impl Volumes {
         let mut shown: BTreeMap<String, VolumeDetails> = BTreeMap::new();
         for record in self.list(filters)? {
             // The known scope; the plugin's answer may replace it below.
-            let scope = self.drivers.plugins().known_scope(&record.driver);
+            let scope = self.drivers.plugins().known_scope(record.driver.as_str());
             shown.insert(
                 record.name.clone(),
                 VolumeDetails {
@@ -112,20 +112,20 @@ impl Volumes {
                 }
             };
             shown.retain(|name, one| {
-                one.record.driver != driver.name()
+                one.record.driver.as_str() != driver.name()
                     || listed.iter().any(|described| described.name == *name)
             });
             for described in listed {
                 let name = described.name.clone();
                 let known = match self.find(&name) {
                     // The name belongs to another driver's volume.
-                    Ok(record) if record.driver != driver.name() => continue,
+                    Ok(record) if record.driver.as_str() != driver.name() => continue,
                     // The filters were applied to known volumes above.
                     Ok(record) => shown.remove(&name).map(|_| record),
                     Err(_) => {
                         let record = VolumeRecord {
                             name: name.clone(),
-                            driver: driver.name().to_owned(),
+                            driver: driver.name().into(),
                             ..VolumeRecord::default()
                         };
                         Some(record).filter(|record| {
@@ -157,7 +157,7 @@ impl Volumes {
             if let Ok(Some(_)) = driver.find(name) {
                 let record = VolumeRecord {
                     name: name.to_owned(),
-                    driver: driver.name().to_owned(),
+                    driver: driver.name().into(),
                     ..VolumeRecord::default()
                 };
                 return self.register(record).ok();
@@ -179,7 +179,7 @@ impl Volumes {
         else {
             return Ok(());
         };
-        let there = self.drivers.plugins().find(&record.driver, name);
+        let there = self.drivers.plugins().find(record.driver.as_str(), name);
         // A plugin that does not answer may still have it.
         if let Ok(None) = there {
             let mut state = self.state_mut();

@@ -71,7 +71,7 @@ impl Case {
             descriptions: Vec::new(),
         };
         let drivers = Drivers::new(self.place.join("volumes"), paths);
-        drivers.get(self.driver).unwrap()
+        drivers.get(&self.driver.into()).unwrap()
     }
 
     fn record(&self, name: &str) -> VolumeRecord {

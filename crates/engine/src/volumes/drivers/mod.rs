@@ -22,7 +22,7 @@ pub(super) use plugin::{Described, Plugin};
 use local::Staged;
 use plugin::Plugins;
 
-use super::{LOCAL, VolumeRecord};
+use super::{VolumeDriverName, VolumeRecord};
 use crate::error::{Error, Result};
 
 /// Keeps the content of volumes. All methods may block, as long as a remote server takes to answer.
@@ -101,15 +101,14 @@ impl Drivers {
         }
     }
 
-    /// Returns a driver by name; an empty one means `local`. A plugin is activated at its first
-    /// use.
+    /// Returns a driver. A plugin is activated at its first use.
     ///
     /// # Errors
     /// Returns an error if there is no such plugin, or it does not answer as a volume driver.
-    pub(super) fn get(&self, name: &str) -> Result<Arc<dyn VolumeDriver>> {
+    pub(super) fn get(&self, name: &VolumeDriverName) -> Result<Arc<dyn VolumeDriver>> {
         match name {
-            "" | LOCAL => Ok(self.local.clone()),
-            name => Ok(self.plugins.get(name)?),
+            VolumeDriverName::Local => Ok(self.local.clone()),
+            VolumeDriverName::Plugin(name) => Ok(self.plugins.get(name)?),
         }
     }
 
