@@ -7,7 +7,7 @@ use whelk_sys::sync::IgnorePoison as _;
 
 use whelk_sys::fs;
 
-use super::{Container, Containers};
+use super::{Container, Containers, to_its_end};
 use crate::error::{Error, Result};
 use crate::model::Status;
 
@@ -26,6 +26,11 @@ impl Containers {
     /// # Errors
     /// Returns [`Error::Conflict`] if it runs and `force` is not set.
     pub async fn remove(self: &Arc<Self>, name: &str, request: RemoveRequest) -> Result<()> {
+        let (containers, name) = (self.clone(), name.to_owned());
+        to_its_end(async move { containers.remove_and_kill(&name, request).await }).await
+    }
+
+    async fn remove_and_kill(self: &Arc<Self>, name: &str, request: RemoveRequest) -> Result<()> {
         let container = self.find(name)?;
         if container.status() == Status::Removing {
             return Err(Error::conflict(format!(
@@ -114,7 +119,10 @@ impl Containers {
         }
         self.remove_from_index(container);
         let mounts = std::mem::take(&mut container.record().mounts);
-        self.release_volumes(&container.id, &mounts, volumes);
+        if mounts.iter().any(|plan| plan.volume().is_some()) {
+            // A plugin may take long to remove a volume.
+            tokio::task::block_in_place(|| self.release_volumes(&container.id, &mounts, volumes));
+        }
         self.execs
             .lock()
             .ignore_poison()

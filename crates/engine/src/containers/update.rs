@@ -1,8 +1,10 @@
 //! Updating a container's limits and restart policy, also while it runs.
 
+use std::sync::Arc;
+
 use whelk_shim::protocol::{Reply, Request};
 
-use super::{Containers, start};
+use super::{Containers, start, to_its_end};
 use crate::error::{Error, Result};
 use crate::model::{HostConfig, RestartPolicy};
 use crate::shims::{self, expect_done};
@@ -112,7 +114,16 @@ impl Containers {
     /// # Errors
     /// Returns an error if the limits are invalid, or if the kernel refuses one. The container is
     /// left unchanged then.
-    pub async fn update(&self, name: &str, request: UpdateRequest) -> Result<Vec<String>> {
+    pub async fn update(
+        self: &Arc<Self>,
+        name: &str,
+        request: UpdateRequest,
+    ) -> Result<Vec<String>> {
+        let (containers, name) = (self.clone(), name.to_owned());
+        to_its_end(async move { containers.update_now(&name, request).await }).await
+    }
+
+    async fn update_now(&self, name: &str, request: UpdateRequest) -> Result<Vec<String>> {
         let container = self.find(name)?;
         let _operation = container.lock_operation(name).await?;
         let mut record = container.record().clone();
