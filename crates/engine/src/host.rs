@@ -1,26 +1,44 @@
-//! What this host offers: processors, NUMA nodes and cgroup controllers.
+//! What this host offers: its kernel, processors, cgroup controllers and sysctls, read once.
+//!
+//! As with Docker, a change of these is seen by the next engine; the host's name, release, memory
+//! and number of processors are read at each `info` ([`crate::system`]).
+
+use std::path::Path;
 
 use whelk_runtime::cgroup::{Layout, layout};
 use whelk_sys::fs;
 
 use crate::model::LogConfig;
 
-/// The properties of the host that decide which settings of a container are valid.
+/// The properties of the host that decide which settings of a container are valid, and that `info`
+/// shows.
 #[derive(Clone, Debug)]
 pub struct HostInfo {
+    pub kernel: String,
+    pub architecture: String,
     pub cpus: u32,
     /// The online NUMA nodes, in the kernel's list format (`0-1,3`).
     pub memory_nodes: String,
     pub cgroup_v2: bool,
     pub has_blkio_weight: bool,
     pub has_swap_limit: bool,
+    pub apparmor: bool,
+    pub ipv4_forwarding: bool,
+    /// The sysctls `bridge-nf-call-iptables` and `bridge-nf-call-ip6tables`: whether packets
+    /// forwarded by bridges pass the host's netfilter rules.
+    pub bridge_filter: (bool, bool),
+    /// The type of the file system that the engine's root directory is on.
+    pub backing_file_system: &'static str,
     /// The log configuration of containers that do not give one.
     pub default_log: LogConfig,
 }
 
 impl HostInfo {
-    /// Reads the host's properties from /proc, /sys and the cgroup file systems.
-    pub(crate) fn detect(default_log: LogConfig) -> Self {
+    /// Reads the host's properties from /proc, /sys and the cgroup file systems. Called when the
+    /// networks are set up, which enables forwarding.
+    pub(crate) fn detect(root: &Path, default_log: LogConfig) -> Self {
+        let uname = rustix::system::uname();
+        let is_on = |path: &str| fs::read_to_string(path).is_ok_and(|text| text.trim() == "1");
         let cgroup_v2 = matches!(layout(), Ok(Layout::V2(_)));
         let tree = |controller: &str| match layout() {
             Ok(Layout::V1(trees)) => trees
@@ -42,6 +60,8 @@ impl HostInfo {
             _ => None,
         };
         Self {
+            kernel: uname.release().to_string_lossy().into_owned(),
+            architecture: uname.machine().to_string_lossy().into_owned(),
             cpus: std::thread::available_parallelism()
                 .map_or(1, |count| u32::try_from(count.get()).unwrap_or(1)),
             memory_nodes: fs::read_to_string("/sys/devices/system/node/online")
@@ -57,7 +77,29 @@ impl HostInfo {
                 tree("memory")
                     .is_some_and(|root| fs::exists(root.join("memory.memsw.limit_in_bytes")))
             }),
+            apparmor: fs::read_to_string("/sys/module/apparmor/parameters/enabled")
+                .is_ok_and(|text| text.starts_with('Y')),
+            ipv4_forwarding: is_on("/proc/sys/net/ipv4/ip_forward"),
+            bridge_filter: (
+                is_on("/proc/sys/net/bridge/bridge-nf-call-iptables"),
+                is_on("/proc/sys/net/bridge/bridge-nf-call-ip6tables"),
+            ),
+            backing_file_system: backing(root),
             default_log,
         }
+    }
+}
+
+/// Returns the type of the file system that a directory is on, by the magic number of statfs(2).
+fn backing(path: &Path) -> &'static str {
+    match rustix::fs::statfs(path).map(|stat| stat.f_type) {
+        Ok(0xef53) => "extfs",
+        Ok(0x5846_5342) => "xfs",
+        Ok(0x9123_683e) => "btrfs",
+        Ok(0x0102_1994) => "tmpfs",
+        Ok(0x794c_7630) => "overlayfs",
+        Ok(0x2fc1_2fc1) => "zfs",
+        Ok(0xf2f5_2010) => "f2fs",
+        _ => "<unknown>",
     }
 }

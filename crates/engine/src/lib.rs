@@ -105,7 +105,7 @@ impl Engine {
             "",
             &Default::default(),
         )?;
-        let host = HostInfo::detect(instance.default_log.clone());
+        let host = HostInfo::detect(&instance.root, instance.default_log.clone());
         let id = store.get_or_set_meta("engine-id", random_names::random_id)?;
         let containers = Containers::new(Parts {
             instance: instance.clone(),

@@ -512,11 +512,17 @@ mod tests {
             ..LogConfig::default()
         };
         HostInfo {
+            kernel: String::new(),
+            architecture: String::new(),
             cpus: 2,
             memory_nodes: "0".into(),
             cgroup_v2: false,
             has_blkio_weight: false,
             has_swap_limit: true,
+            apparmor: false,
+            ipv4_forwarding: true,
+            bridge_filter: (false, false),
+            backing_file_system: "extfs",
             default_log,
         }
     }
