@@ -80,6 +80,10 @@ const MODULES: &[(&str, &[&str])] = &[
     ("security", &["error", "model"]),
     ("mounts", &["error", "model", "security"]),
     ("shims", &["error", "instance"]),
+    (
+        "workload",
+        &["error", "events", "instance", "rollback", "shims"],
+    ),
     ("records", &["error", "model", "mounts"]),
     (
         "store",
@@ -157,6 +161,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "store",
             "validate",
             "volumes",
+            "workload",
         ],
     ),
     (

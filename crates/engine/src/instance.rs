@@ -104,6 +104,7 @@ impl Instance {
             &self.root.join("containers"),
             &self.run,
             &self.run.join("containers"),
+            &self.run.join("workloads"),
             &self.run.join("seccomp"),
             &self.scratch(),
         ] {
@@ -153,6 +154,11 @@ impl Instance {
     /// Returns the directory of a container's shim socket and exit record.
     pub fn run_dir(&self, id: &str) -> PathBuf {
         self.run.join("containers").join(id)
+    }
+
+    /// Returns the same for a workload that is no container.
+    pub fn workload_dir(&self, id: &str) -> PathBuf {
+        self.run.join("workloads").join(id)
     }
 
     /// Returns the empty directory on which each container mounts its root, in its own mount

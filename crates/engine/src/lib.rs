@@ -28,6 +28,7 @@ pub mod system;
 pub mod usage;
 mod validate;
 pub mod volumes;
+pub mod workload;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -47,6 +48,7 @@ use store::RecordStore;
 use usage::Usage;
 use volumes::Volumes;
 use whelk_runtime::cgroup::Cgroup;
+use workload::Workloads;
 
 /// An open engine: its services and its store.
 #[derive(Debug)]
@@ -58,6 +60,7 @@ pub struct Engine {
     pub volumes: Arc<Volumes>,
     pub events: Arc<Events>,
     pub usage: Arc<Usage>,
+    pub workloads: Workloads,
     pub durability: Durability,
     /// The engine's id: random, generated at its first start and kept in the store.
     pub id: String,
@@ -119,6 +122,10 @@ impl Engine {
             executable,
         });
         containers.recover().await?;
+        let workloads = Workloads::new(instance.clone(), shims.clone());
+        if let Err(error) = workloads.remove_left().await {
+            tracing::error!("remove what an earlier engine ran: {error}");
+        }
         tokio::spawn(shims.maintain());
         tokio::spawn(networks.clone().maintain());
         tokio::spawn(store.clone().flush_in_background());
@@ -131,6 +138,7 @@ impl Engine {
             volumes,
             events,
             usage: Arc::new(usage),
+            workloads,
             durability: Durability(store),
             id,
         }))

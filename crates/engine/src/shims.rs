@@ -10,7 +10,7 @@ use std::io::{ErrorKind, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -242,6 +242,15 @@ pub struct Running {
     pub events: UnixStream,
 }
 
+/// Where a shim is found.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The id of what it runs.
+    pub id: String,
+    /// The directory of its socket and exit record.
+    pub directory: PathBuf,
+}
+
 /// A shim's process: its pid, and its start time to recognize it by. (A pidfd would cost a file
 /// descriptor for each container.)
 #[derive(Clone, Copy, Debug)]
@@ -385,7 +394,7 @@ async fn read_body(socket: &mut UnixStream) -> Result<Vec<u8>> {
     Ok(body)
 }
 
-/// Returns whether any container of the instance has a shim. A shim listens on its socket for as
+/// Returns whether any container or other workload of the instance has a shim. A shim listens on its socket for as
 /// long as the container runs.
 pub(crate) fn any_runs(instance: &Instance) -> bool {
     let connect_to = |path: &Path| -> rustix::io::Result<()> {
@@ -399,10 +408,10 @@ pub(crate) fn any_runs(instance: &Instance) -> bool {
     // EAGAIN: the queue of connections is full.
     let listens =
         |entry: &std::fs::DirEntry| matches!(connect_to(&entry.path()), Ok(()) | Err(Errno::AGAIN));
-    whelk_sys::fs::list(instance.run.join("containers"))
-        .unwrap_or_default()
-        .iter()
-        .any(listens)
+    ["containers", "workloads"].into_iter().any(|kind| {
+        let directories = whelk_sys::fs::list(instance.run.join(kind)).unwrap_or_default();
+        directories.iter().any(listens)
+    })
 }
 
 /// Time limit for a shim's answer to a request that does not depend on the container's processes.
@@ -418,20 +427,19 @@ pub(crate) const PING_TIMEOUT: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// Returns `NotFound` or `ConnectionRefused` if there is no shim.
-pub(crate) async fn connect(instance: &Instance, id: &str) -> std::io::Result<UnixStream> {
-    connect_noting(instance, id, &AtomicBool::default()).await
+pub(crate) async fn connect(place: &Place) -> std::io::Result<UnixStream> {
+    connect_noting(place, &AtomicBool::default()).await
 }
 
 /// Like [`connect`], and notes for a caller that stops waiting whether the engine had no free file
 /// descriptor at the last try.
 async fn connect_noting(
-    instance: &Instance,
-    id: &str,
+    place: &Place,
     lacks_descriptors: &AtomicBool,
 ) -> std::io::Result<UnixStream> {
     const AGAIN: Duration = Duration::from_millis(20);
     loop {
-        let connected = connect_once(instance, id).await;
+        let connected = connect_once(place).await;
         let errno = connected.as_ref().err().and_then(Errno::from_io_error);
         // Other operations will close theirs soon.
         let is_lack = matches!(errno, Some(Errno::MFILE | Errno::NFILE));
@@ -443,9 +451,9 @@ async fn connect_noting(
     }
 }
 
-async fn connect_once(instance: &Instance, id: &str) -> std::io::Result<UnixStream> {
+async fn connect_once(place: &Place) -> std::io::Result<UnixStream> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let directory = rustix::fs::open(instance.run_dir(id), flags, Mode::empty())?;
+    let directory = rustix::fs::open(&place.directory, flags, Mode::empty())?;
     UnixStream::connect(through_descriptor(&directory, "shim.sock")).await
 }
 
@@ -455,25 +463,20 @@ async fn connect_once(instance: &Instance, id: &str) -> std::io::Result<UnixStre
 /// Returns an error if there is no shim, [`Error::ShimSilent`] if it does not answer within
 /// [`ANSWER_TIMEOUT`], and [`Error::Unavailable`] if the engine had no file descriptor to connect
 /// to it.
-pub async fn request(
-    instance: &Instance,
-    id: &str,
-    request: &Request,
-) -> Result<(Reply, UnixStream)> {
-    request_within(instance, id, request, ANSWER_TIMEOUT).await
+pub async fn request(place: &Place, request: &Request) -> Result<(Reply, UnixStream)> {
+    request_within(place, request, ANSWER_TIMEOUT).await
 }
 
 /// Like [`request`], with another time limit.
 pub(crate) async fn request_within(
-    instance: &Instance,
-    id: &str,
+    place: &Place,
     request: &Request,
     limit: Duration,
 ) -> Result<(Reply, UnixStream)> {
     let attempt = Attempt::default();
-    tokio::time::timeout(limit, exchange(instance, id, request, &attempt))
+    tokio::time::timeout(limit, exchange(place, request, &attempt))
         .await
-        .unwrap_or_else(|_| Err(attempt.timed_out(id)))
+        .unwrap_or_else(|_| Err(attempt.timed_out(&place.id)))
 }
 
 /// How far a request to a shim has come.
@@ -502,20 +505,16 @@ impl Attempt {
 
 /// Like [`request`], for a request whose duration depends on the container's processes: it may take
 /// as long as it needs while the shim answers other requests.
-pub async fn request_while_alive(
-    instance: &Instance,
-    id: &str,
-    request: &Request,
-) -> Result<(Reply, UnixStream)> {
+pub async fn request_while_alive(place: &Place, request: &Request) -> Result<(Reply, UnixStream)> {
     let attempt = Attempt::default();
-    let mut answer = std::pin::pin!(exchange(instance, id, request, &attempt));
+    let mut answer = std::pin::pin!(exchange(place, request, &attempt));
     loop {
         if let Ok(answer) = tokio::time::timeout(PING_TIMEOUT, &mut answer).await {
             return answer;
         }
         tokio::select! {
             answer = &mut answer => return answer,
-            silent = check_alive(instance, id) => silent?,
+            silent = check_alive(place) => silent?,
         }
     }
 }
@@ -525,8 +524,8 @@ pub async fn request_while_alive(
 /// # Errors
 /// Returns [`Error::ShimSilent`] if the shim does not answer within [`PING_TIMEOUT`]. That there is
 /// none, or that the engine cannot connect to it, is no error.
-pub(crate) async fn check_alive(instance: &Instance, id: &str) -> Result<()> {
-    match request_within(instance, id, &Request::Processes, PING_TIMEOUT).await {
+pub(crate) async fn check_alive(place: &Place) -> Result<()> {
+    match request_within(place, &Request::Processes, PING_TIMEOUT).await {
         Err(error @ Error::ShimSilent(_)) => Err(error),
         _ => Ok(()),
     }
@@ -534,17 +533,19 @@ pub(crate) async fn check_alive(instance: &Instance, id: &str) -> Result<()> {
 
 /// Sends a request and reads the reply.
 async fn exchange(
-    instance: &Instance,
-    id: &str,
+    place: &Place,
     request: &Request,
     attempt: &Attempt,
 ) -> Result<(Reply, UnixStream)> {
     let fail = |error: std::io::Error| {
         let error_text = whelk_sys::errno_text(&error);
-        let text = format!("connect to the shim of container {id}: {error_text}");
+        let text = format!(
+            "connect to the shim of container {}: {error_text}",
+            place.id
+        );
         Error::kernel(text, &error)
     };
-    let mut socket = connect_noting(instance, id, &attempt.lacks_descriptors)
+    let mut socket = connect_noting(place, &attempt.lacks_descriptors)
         .await
         .map_err(fail)?;
     if let Ok(Some(pid)) = socket.peer_cred().map(|peer| peer.pid()) {
@@ -553,7 +554,8 @@ async fn exchange(
     let message = protocol::encode(request).map_err(|error| Error::internal(error.to_string()))?;
     let lost = |error: std::io::Error| {
         Error::internal(format!(
-            "the shim of container {id} ended: {}",
+            "the shim of container {} ended: {}",
+            place.id,
             whelk_sys::errno_text(&error)
         ))
     };
@@ -564,8 +566,8 @@ async fn exchange(
 
 /// Returns the process that listens on a container's socket: its shim. Returns `None` if there is
 /// none, or if its queue of connections is full.
-pub(crate) async fn listener(instance: &Instance, id: &str) -> Option<ShimProcess> {
-    ShimProcess::of_peer(&connect_once(instance, id).await.ok()?)
+pub(crate) async fn listener(place: &Place) -> Option<ShimProcess> {
+    ShimProcess::of_peer(&connect_once(place).await.ok()?)
 }
 
 /// Checks that a shim has done what it was asked for; `step` is the prefix of the error's text.
@@ -597,11 +599,11 @@ pub enum ShimStatus {
 /// Connects to a container's shim and subscribes to its events; tries for `patience`. Returns
 /// [`ShimStatus::Gone`] only if nothing listens on its socket: any other error may be temporary,
 /// and the container runs without the engine.
-pub async fn probe(instance: &Instance, id: &str, patience: Duration) -> ShimStatus {
+pub async fn probe(place: &Place, patience: Duration) -> ShimStatus {
     const AGAIN: Duration = Duration::from_millis(50);
     let attempts = async {
         loop {
-            match connect(instance, id).await {
+            match connect(place).await {
                 Err(error)
                     if matches!(
                         error.kind(),
@@ -610,10 +612,10 @@ pub async fn probe(instance: &Instance, id: &str, patience: Duration) -> ShimSta
                 {
                     return ShimStatus::Gone;
                 }
-                Err(error) => tracing::debug!(container = id, "connect to the shim: {error}"),
+                Err(error) => tracing::debug!(container = place.id, "connect to the shim: {error}"),
                 Ok(socket) => match subscribe(socket).await {
                     Ok(status) => return status,
-                    Err(error) => tracing::debug!(container = id, "{error}"),
+                    Err(error) => tracing::debug!(container = place.id, "{error}"),
                 },
             }
             tokio::time::sleep(AGAIN).await;
@@ -664,16 +666,17 @@ mod tests {
         let place = std::env::temp_dir().join(format!("whelk-alive-{}", std::process::id()));
         let scratch = whelk_image::Scratch::at(place).unwrap();
         let place = scratch.path();
-        let instance = Instance::new(place.join("root"), place.join("run"), "test".into()).unwrap();
-        whelk_sys::fs::create_dir_all(instance.run_dir("one"), 0o700).unwrap();
-        let socket = instance.run_dir("one").join("shim.sock");
-        let listener = tokio::net::UnixListener::bind(socket).unwrap();
+        let place = Place {
+            id: "one".into(),
+            directory: place.to_owned(),
+        };
+        let listener = tokio::net::UnixListener::bind(place.directory.join("shim.sock")).unwrap();
         tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
                 tokio::spawn(serve(socket));
             }
         });
-        let answer = request_while_alive(&instance, "one", &Request::Pause).await;
+        let answer = request_while_alive(&place, &Request::Pause).await;
         assert_eq!(answer.unwrap().0, Reply::Done);
     }
 }

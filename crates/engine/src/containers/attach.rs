@@ -72,8 +72,8 @@ impl Containers {
             }
             Status::Running => {
                 drop(operation);
-                let (reply, stream) =
-                    shims::request(&self.instance, &container.id, &Request::Attach(attach)).await?;
+                let request = Request::Attach(attach);
+                let (reply, stream) = container.workload.request(&request).await?;
                 shims::expect_done(reply, "attach")?;
                 stream
             }

@@ -10,7 +10,7 @@ use super::Containers;
 use crate::error::Result;
 use crate::instance::{Instance, lost_and_found};
 use crate::model::ContainerRecord;
-use crate::shims::{ANSWER_TIMEOUT, connect};
+use crate::shims::{ANSWER_TIMEOUT, Place, connect};
 use crate::store::{Found, damaged, read_copy};
 
 /// Refuses a store that has lost containers, and volumes without a record that a newer engine has
@@ -58,7 +58,11 @@ async fn runs(instance: &Instance, id: &str) -> bool {
     if fs::exists(instance.run_dir(id).join("exit.json")) {
         return false;
     }
-    match tokio::time::timeout(ANSWER_TIMEOUT, connect(instance, id)).await {
+    let place = Place {
+        id: id.to_owned(),
+        directory: instance.run_dir(id),
+    };
+    match tokio::time::timeout(ANSWER_TIMEOUT, connect(&place)).await {
         Ok(Err(error)) => !matches!(
             error.kind(),
             ErrorKind::NotFound | ErrorKind::ConnectionRefused

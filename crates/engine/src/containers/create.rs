@@ -106,7 +106,7 @@ impl Containers {
             let _ = tokio::task::spawn_blocking(|| drop(mounts)).await;
             return Err(error);
         }
-        let container = Container::new(record);
+        let container = Container::new(record, &self.instance);
         self.add(container.clone());
         self.publish(&container, "create", &[]);
         Ok(Created { id, warnings })

@@ -246,13 +246,12 @@ impl Containers {
             .exec_request(exec, container, &start)
             .map_err(|error| (error, NOT_STARTED))?;
         let detached = request.attach.is_none();
-        let (reply, stream) = shims::request_while_alive(
-            &self.instance,
-            &container.id,
-            &Request::Exec(Box::new(request)),
-        )
-        .await
-        .map_err(|error| (error.prefixed("exec"), NOT_STARTED))?;
+        let request = Request::Exec(Box::new(request));
+        let (reply, stream) = container
+            .workload
+            .request_while_alive(&request)
+            .await
+            .map_err(|error| (error.prefixed("exec"), NOT_STARTED))?;
         match reply {
             Reply::Started { pid } => {
                 exec.change(|state| state.pid = pid);
@@ -352,17 +351,13 @@ impl Containers {
         if !state.running {
             return Err(gone());
         }
-        let reply = shims::request(
-            &self.instance,
-            &exec.container,
-            &Request::Resize {
-                exec: Some(exec.id.clone()),
-                height,
-                width,
-            },
-        )
-        .await?
-        .0;
+        let request = Request::Resize {
+            exec: Some(exec.id.clone()),
+            height,
+            width,
+        };
+        let container = self.by_id(&exec.container).ok_or_else(gone)?;
+        let (reply, _) = container.workload.request(&request).await?;
         match reply {
             // It has ended meanwhile.
             Reply::Failed(whelk_runtime::Error::State(_)) => Err(gone()),

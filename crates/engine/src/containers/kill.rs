@@ -1,21 +1,13 @@
 //! Sending signals to a container.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use whelk_shim::protocol::{Reply, Request};
 use whelk_text::signal;
 
 use super::{Container, Containers, ExitWatch};
 use crate::error::{Error, Result};
 use crate::model::Status;
-use crate::shims;
-
-/// How long the kernel may take to end a killed process before an operation gives up.
-pub(super) const KILL_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// Time limit for a shim's answer before the engine sends a signal itself.
-pub(super) const SIGNAL_TIMEOUT: Duration = Duration::from_secs(5);
+use crate::workload::KILL_TIMEOUT;
 
 impl Containers {
     /// Sends a signal to a container; waits for its exit if the signal is SIGKILL, the default.
@@ -81,8 +73,7 @@ impl Containers {
     }
 
     /// Publishes the event of a signal and sends the signal. Succeeds if the container's `run` ends
-    /// meanwhile. If the shim does not answer within [`SIGNAL_TIMEOUT`], the engine sends the signal
-    /// itself.
+    /// meanwhile.
     ///
     /// # Errors
     /// Returns [`Error::Unavailable`] if the engine lacks the descriptors or memory for it.
@@ -92,6 +83,8 @@ impl Containers {
         signal: i32,
         run: &ExitWatch,
     ) -> Result<()> {
+        // Subscribed to before `run` is looked at, so that it is the same one.
+        let run_of_workload = container.workload.watch_run();
         {
             let record = container.record();
             if !record.state.status.is_running() || run.has_ended() {
@@ -100,24 +93,7 @@ impl Containers {
             // Published under the record's lock, so that it comes before the exit's event.
             self.publish_of(&record, "kill", &[("signal", signal.to_string())]);
         }
-        let request = Request::Signal { exec: None, signal };
-        let reply =
-            shims::request_within(&self.instance, &container.id, &request, SIGNAL_TIMEOUT).await;
-        let sent = match reply {
-            Ok((Reply::Failed(whelk_runtime::Error::State(_)), _)) => Ok(()),
-            Ok((Reply::Failed(error), _)) => Err(Error::internal(error.to_string())),
-            Ok(_) => Ok(()),
-            Err(Error::ShimSilent(text)) => {
-                tracing::warn!("send signal {signal}: {text}");
-                if signal == signal::KILL {
-                    self.kill_directly(container, run).await
-                } else {
-                    self.signal_directly(container, signal, run).await
-                }
-            }
-            Err(_) if container.is_ending().await => Ok(()),
-            Err(error) => Err(error),
-        };
+        let sent = container.workload.signal(signal, &run_of_workload).await;
         sent.map_err(|error| error.prefixed(&format!("cannot kill container: {}", container.id)))
     }
 

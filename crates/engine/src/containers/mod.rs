@@ -31,7 +31,6 @@ mod remove;
 mod rename;
 mod resize;
 mod restart;
-mod silent_shim;
 mod start;
 mod stop;
 mod top;
@@ -44,7 +43,6 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock};
-use std::time::Duration;
 use whelk_sys::sync::IgnorePoison as _;
 
 use tokio::sync::{OwnedMutexGuard, watch};
@@ -71,9 +69,11 @@ use crate::images::Images;
 use crate::instance::Instance;
 use crate::model::{ContainerRecord, ContainerState, Status};
 use crate::networks::Networks;
-use crate::shims::{self, ANSWER_TIMEOUT, ShimProcess, WarmPool};
+use crate::shims::{ANSWER_TIMEOUT, WarmPool};
+use crate::spec;
 use crate::store::RecordStore;
 use crate::volumes::Volumes;
+use crate::workload::Workload;
 
 /// All containers of an engine.
 #[derive(Debug)]
@@ -131,11 +131,8 @@ pub struct Container {
     /// Held by the one thread that accesses the files and memory of the container's processes,
     /// which may block it for ever.
     process_access: Arc<tokio::sync::Mutex<()>>,
-    /// Whether a shim is alive. The monitor sets it to false when the shim has exited; a new start
-    /// waits for that.
-    shim: watch::Sender<bool>,
-    /// The shim of the current run, until it has exited.
-    shim_process: Mutex<Option<ShimProcess>>,
+    /// What runs: its shim and its processes.
+    workload: Arc<Workload>,
 }
 
 /// The state that waiters for a container observe.
@@ -308,9 +305,9 @@ impl Containers {
     /// # Errors
     /// Returns [`Error::Conflict`] if the container has ended meanwhile.
     async fn request_shim(&self, container: &Container, request: &Request) -> Result<Reply> {
-        match shims::request(&self.instance, &container.id, request).await {
+        match container.workload.request(request).await {
             Ok((reply, _)) => Ok(reply),
-            Err(_) if container.is_ending().await => Err(Error::conflict(format!(
+            Err(_) if container.workload.is_ending().await => Err(Error::conflict(format!(
                 "container {} is not running",
                 container.id
             ))),
@@ -355,7 +352,10 @@ async fn to_its_end<T: Send + 'static>(
 }
 
 impl Container {
-    fn new(record: ContainerRecord) -> Arc<Self> {
+    fn new(record: ContainerRecord, instance: &Instance) -> Arc<Self> {
+        let id = &record.id;
+        let cgroup = spec::cgroup_path(&record.host, &instance.cgroup_parent(), id);
+        let workload = Workload::new(instance, id, instance.run_dir(id), cgroup);
         let progress = Progress {
             exit_code: record.state.exit_code,
             ..Progress::default()
@@ -373,8 +373,7 @@ impl Container {
             waiting_clients: Mutex::default(),
             log_readers: watch::Sender::default(),
             process_access: Arc::default(),
-            shim: watch::Sender::new(false),
-            shim_process: Mutex::default(),
+            workload: Arc::new(workload),
         })
     }
 
@@ -406,21 +405,6 @@ impl Container {
 
     pub fn name(&self) -> String {
         self.record().name.clone()
-    }
-
-    /// Returns whether a shim of this container is alive.
-    fn has_shim(&self) -> bool {
-        *self.shim.borrow()
-    }
-
-    fn shim_process(&self) -> Option<ShimProcess> {
-        let process = self.shim_process.lock();
-        *process.ignore_poison()
-    }
-
-    /// Sets the process of the current run's shim.
-    fn set_shim_process(&self, process: Option<ShimProcess>) {
-        *self.shim_process.lock().ignore_poison() = process;
     }
 
     /// Returns the pid of the running container's init process.
@@ -493,23 +477,6 @@ impl Container {
         let mut progress = self.progress.subscribe();
         let exits = progress.borrow_and_update().exits;
         ExitWatch { progress, exits }
-    }
-
-    /// Returns whether a shim that does not answer is exiting: the engine may not have seen its end
-    /// yet.
-    async fn is_ending(&self) -> bool {
-        const PATIENCE: Duration = Duration::from_secs(2);
-        tokio::time::timeout(PATIENCE, self.wait_for_shim_exit())
-            .await
-            .is_ok()
-    }
-
-    /// Waits until the shim of the last run has exited. [`Containers::await_shim_exit`] ends one
-    /// that never does.
-    async fn wait_for_shim_exit(&self) {
-        let mut shim = self.shim.subscribe();
-        // Never closed: `self` owns the sender.
-        let _ = shim.wait_for(|alive| !alive).await;
     }
 }
 

@@ -5,16 +5,11 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tokio::net::UnixStream;
-use whelk_runtime::cgroup::Cgroup;
 use whelk_shim::protocol::{Event, Exit};
-use whelk_sys::fs;
 
 use super::{Container, Containers};
-use crate::events::now;
-use crate::instance::Instance;
 use crate::model::Status;
-use crate::shims::{ANSWER_TIMEOUT, ShimProcess, ShimStatus, listener, probe, read_event};
+use crate::workload::{Monitor, Reaped};
 
 /// Delay before the first restart by a restart policy; doubled after each short run.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
@@ -22,53 +17,27 @@ const LONGEST_DELAY: Duration = Duration::from_secs(60);
 /// A run of at least this length, in nanoseconds, resets the delay.
 const LONG_RUN: i64 = 10_000_000_000;
 
-/// Spawns the task that follows a container's shim. Without `events` the task connects to the shim
-/// first.
-pub(super) fn spawn(
-    containers: &Arc<Containers>,
-    container: &Arc<Container>,
-    events: Option<UnixStream>,
-) {
+/// Spawns the task that follows a container's run to its end.
+pub(super) fn spawn(containers: &Arc<Containers>, container: &Arc<Container>, monitor: Monitor) {
     // A weak reference: the task must not keep the engine's state alive during shutdown.
-    let (instance, containers) = (containers.instance.clone(), Arc::downgrade(containers));
-    tokio::spawn(follow(instance, containers, container.clone(), events));
+    tokio::spawn(follow(
+        Arc::downgrade(containers),
+        container.clone(),
+        monitor,
+    ));
 }
 
-async fn follow(
-    instance: Instance,
-    containers: Weak<Containers>,
-    container: Arc<Container>,
-    mut events: Option<UnixStream>,
-) {
-    /// Delay before an unresponsive shim is probed again.
-    const RETRY_DELAY: Duration = Duration::from_secs(1);
+async fn follow(containers: Weak<Containers>, container: Arc<Container>, mut monitor: Monitor) {
     let exit = loop {
-        if let Some(events) = &mut events
-            && let Some(exit) = follow_events(&containers, &container, events).await
-        {
-            break Some(exit);
-        }
-        match probe(&instance, &container.id, ANSWER_TIMEOUT).await {
-            ShimStatus::Running {
-                state,
-                events: renewed,
-            } => {
+        match monitor.next().await {
+            Some(Event::Exited(exit)) => break Some(exit),
+            Some(event) => {
                 let Some(containers) = containers.upgrade() else {
                     return;
                 };
-                containers.apply_event(&container, state).await;
-                if container.shim_process().is_none() {
-                    container.set_shim_process(ShimProcess::of_peer(&renewed));
-                }
-                events = Some(renewed);
+                containers.apply_event(&container, event);
             }
-            ShimStatus::Gone => break None,
-            ShimStatus::Unresponsive => {
-                if container.shim_process().is_none() {
-                    container.set_shim_process(listener(&instance, &container.id).await);
-                }
-                tokio::time::sleep(RETRY_DELAY).await;
-            }
+            None => break None,
         }
     };
     let Some(containers) = containers.upgrade() else {
@@ -76,37 +45,15 @@ async fn follow(
     };
     let exit = match exit {
         Some(exit) => exit,
-        None => containers.reap_without_shim(&container).await,
+        None => containers.reap(&container).await,
     };
     containers.handle_exit(&container, &exit).await;
-    // The shim may still be writing the last output to clients; its directory is needed until it
-    // exits.
-    if let Some(mut events) = events {
-        while read_event(&mut events).await.is_ok() {}
-    }
-    let _ = fs::remove_tree(containers.instance.run_dir(&container.id));
-    container.set_shim_process(None);
-    container.shim.send_replace(false);
-}
-
-/// Applies events until the container exits. Returns `None` if the connection ends before that.
-async fn follow_events(
-    containers: &Weak<Containers>,
-    container: &Arc<Container>,
-    events: &mut UnixStream,
-) -> Option<Exit> {
-    while let Ok(event) = read_event(events).await {
-        if let Event::Exited(exit) = event {
-            return Some(exit);
-        }
-        containers.upgrade()?.apply_event(container, event).await;
-    }
-    None
+    monitor.finish().await;
 }
 
 impl Containers {
     /// Applies an event to the container's record.
-    async fn apply_event(self: &Arc<Self>, container: &Arc<Container>, event: Event) {
+    fn apply_event(&self, container: &Arc<Container>, event: Event) {
         match event {
             Event::State {
                 pid,
@@ -128,51 +75,18 @@ impl Containers {
             }
             Event::Detached { exec } => self.record_detach(container, exec.as_deref()),
             Event::ExecExited { id, exit } => self.record_exec_exit(container, &id, &exit),
-            Event::Exited(exit) => self.handle_exit(container, &exit).await,
+            // The last one, which ends the run.
+            Event::Exited(_) => {}
         }
     }
 
-    /// Returns how a container ended whose shim is gone: its exit record, or else the container is
-    /// killed now, because nothing reads its output or reaps its process any more.
-    pub(super) async fn reap_without_shim(&self, container: &Container) -> Exit {
-        const KILLED: i32 = 137;
-        if let Some(exit) = self.exit_record(&container.id) {
-            return exit;
+    /// Returns how a container ended whose shim is gone.
+    pub(super) async fn reap(&self, container: &Container) -> Exit {
+        let Reaped { exit, was_lost } = container.workload.reap().await;
+        if was_lost {
+            container.record().state.error = "the container's shim was killed".into();
         }
-        let path = self.cgroup_path(container);
-        let killed = tokio::task::spawn_blocking(move || {
-            let cgroup = Cgroup::at(&path)?;
-            let _ = cgroup.freeze(false);
-            cgroup.kill_all()?;
-            cgroup.remove()
-        });
-        if let Ok(Err(error)) = killed.await {
-            tracing::warn!(
-                container = container.id,
-                "kill the processes of a container without a shim: {error}"
-            );
-        }
-        container.record().state.error = "the container's shim was killed".into();
-        Exit {
-            code: KILLED,
-            signal: Some(9),
-            oom_killed: false,
-            at: now(),
-        }
-    }
-
-    /// Reads the exit record that the shim has written, if there is one.
-    pub(super) fn exit_record(&self, id: &str) -> Option<Exit> {
-        serde_json::from_slice(&fs::read(self.instance.run_dir(id).join("exit.json")).ok()?).ok()
-    }
-
-    /// Returns the path of a container's cgroup.
-    pub(super) fn cgroup_path(&self, container: &Container) -> String {
-        crate::spec::cgroup_path(
-            &container.record().host,
-            &self.instance.cgroup_parent(),
-            &container.id,
-        )
+        exit
     }
 
     /// Records a container's exit, releases its resources, publishes the event, and then removes or

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use whelk_runtime::cgroup::Cgroup;
 use whelk_shim::protocol::Request;
 
-use super::silent_shim::blocking;
 use super::{Container, Containers, to_its_end};
 use crate::error::{Error, Result};
 use crate::model::Status;
 use crate::shims;
+use crate::workload::blocking;
 
 impl Containers {
     /// Pauses a container by its freezer cgroup.
@@ -102,7 +102,7 @@ impl Containers {
         match self.resume_locked(container).await {
             Err(Error::ShimSilent(text)) => {
                 tracing::warn!("resume: {text}; the engine thaws the container itself");
-                let path = self.cgroup_path(container);
+                let path = container.workload.cgroup().to_owned();
                 blocking(move || Ok(Cgroup::at(&path)?.begin_freeze(false)?)).await?;
                 self.note_resumed(container);
                 Ok(())

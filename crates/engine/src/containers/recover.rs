@@ -11,7 +11,7 @@ use whelk_sys::fs;
 use super::{Container, Containers, monitor};
 use crate::error::Result;
 use crate::model::{RestartPolicy, Status};
-use crate::shims::{ShimProcess, ShimStatus, probe};
+use crate::shims::ShimStatus;
 
 /// How long recovery waits for a shim's answer. A slower shim is followed up by its monitor.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -29,7 +29,7 @@ impl Containers {
             if let Err(error) = self.restore_files(&record) {
                 tracing::error!(container = record.id, "restore its files: {error}");
             }
-            self.add(Container::new(record));
+            self.add(Container::new(record, &self.instance));
         }
         match self.remove_unknown() {
             Ok(()) => self.store.note_boot()?,
@@ -45,7 +45,7 @@ impl Containers {
         });
         // Concurrently, so that an unresponsive shim does not delay the others.
         let probes = self.all().into_iter().map(|container| async move {
-            let found = probe(&self.instance, &container.id, PATIENCE).await;
+            let found = container.workload.probe(PATIENCE).await;
             (container, found)
         });
         for (container, found) in futures_util::future::join_all(probes).await {
@@ -91,7 +91,7 @@ impl Containers {
                     if !record.state.status.is_running() {
                         // The engine ended before it recorded the start. The time of the shim's
                         // socket is the best known.
-                        record.state.started_at = self.shim_started_at(&container.id);
+                        record.state.started_at = container.workload.shim_started_at();
                     }
                     record.state.status = if paused {
                         Status::Paused
@@ -124,21 +124,20 @@ impl Containers {
             record.ports = adopted.ports;
         }
         self.adopt_volumes(container, true);
-        let shim = events.as_ref().and_then(ShimProcess::of_peer);
-        container.set_shim_process(shim);
-        container.shim.send_replace(true);
+        let pid = container.record().state.pid;
+        let monitor = container.workload.adopt(pid, events);
         container
             .progress
             .send_modify(|progress| progress.running = true);
         self.save_or_log(container);
-        monitor::spawn(self, container, events);
+        monitor::spawn(self, container, monitor);
     }
 
     async fn recover_ended(self: &Arc<Self>, container: &Arc<Container>) {
         let was_running = container.status().is_running();
-        let has_ended = was_running || self.exit_record(&container.id).is_some();
+        let has_ended = was_running || container.workload.exit_record().is_some();
         // Created by a start before it mounts anything.
-        let was_starting = fs::exists(self.instance.run_dir(&container.id));
+        let was_starting = fs::exists(container.workload.directory());
         self.adopt_volumes(container, has_ended || was_starting);
         // Includes what an interrupted start had acquired.
         if !self.release_endpoints(container).is_empty() {
@@ -148,7 +147,7 @@ impl Containers {
             drop(self.release_resources(container).await);
         }
         if has_ended {
-            let exit = self.reap_without_shim(container).await;
+            let exit = self.reap(container).await;
             self.handle_exit(container, &exit).await;
         } else if matches!(container.status(), Status::Removing | Status::Dead) {
             container.record().state.status = Status::Exited;
@@ -157,18 +156,6 @@ impl Containers {
             // A `--rm` container that never started, or whose end was recorded but not its removal.
             self.remove_or_log(container, true);
         }
-        let _ = fs::remove_tree(self.instance.run_dir(&container.id));
-    }
-
-    /// Returns the modification time of the shim's socket, in nanoseconds since the epoch, or the
-    /// current time.
-    fn shim_started_at(&self, id: &str) -> i64 {
-        let made = fs::metadata(self.instance.run_dir(id).join("shim.sock"))
-            .ok()
-            .and_then(|found| found.modified().ok());
-        let since = made.and_then(|made| made.duration_since(std::time::UNIX_EPOCH).ok());
-        since
-            .and_then(|since| i64::try_from(since.as_nanos()).ok())
-            .unwrap_or_else(crate::events::now)
+        container.workload.delete_directory();
     }
 }

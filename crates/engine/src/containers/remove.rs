@@ -52,7 +52,7 @@ impl Containers {
         } else {
             check_stopped(&container)?
         }
-        self.await_shim_exit(&container).await?;
+        container.workload.await_shim_exit().await?;
         self.remove_now(&container, request.volumes)
     }
 

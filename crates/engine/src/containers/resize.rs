@@ -15,17 +15,12 @@ impl Containers {
         let container = self.find(name)?;
         container.wait_for_start().await;
         container.running_pid()?;
-        let reply = shims::request(
-            &self.instance,
-            &container.id,
-            &Request::Resize {
-                exec: None,
-                height,
-                width,
-            },
-        )
-        .await?
-        .0;
+        let request = Request::Resize {
+            exec: None,
+            height,
+            width,
+        };
+        let (reply, _) = container.workload.request(&request).await?;
         shims::expect_done(reply, "cannot resize the container's terminal")?;
         self.publish(
             &container,

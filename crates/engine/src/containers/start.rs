@@ -29,8 +29,9 @@ use crate::logging;
 use crate::model::{ContainerRecord, HostConfig, Status};
 use crate::networks::NetworkRecord;
 use crate::security::{Options, Seccomp};
-use crate::shims::{LaunchError, Running, is_disconnected};
+use crate::shims::{LaunchError, is_disconnected};
 use crate::spec::{self, SpecContext};
+use crate::workload::Begun;
 
 /// Docker's prefixes of a runtime's errors. Docker's CLI derives exit codes from these texts.
 const CREATE_FAILED: &str = "failed to create task for container: failed to create shim task: OCI runtime create failed: runc create failed: unable to start container process: error during container init";
@@ -91,7 +92,7 @@ impl Containers {
             }
             Status::Created | Status::Exited | Status::Restarting => {}
         }
-        self.await_shim_exit(container).await?;
+        container.workload.await_shim_exit().await?;
         let mut attached = std::mem::take(&mut *container.waiting_clients.lock().ignore_poison());
         attached.retain(|(_, stream)| !is_disconnected(stream));
         match self.acquire_and_run(container, attached).await {
@@ -197,14 +198,13 @@ impl Containers {
         launch: &ContainerLaunch,
         descriptors: Vec<OwnedFd>,
     ) -> std::result::Result<(), StartError> {
-        let Running {
+        let Begun {
             pid,
             started_at,
-            shim,
-            events,
-        } = self
-            .shims
-            .launch(launch, descriptors)
+            monitor,
+        } = container
+            .workload
+            .start(&self.shims, launch, descriptors)
             .await
             .map_err(StartError::from)?;
         // Before the status changes: a client that sees the container running can wait for its
@@ -221,14 +221,12 @@ impl Containers {
             record.state.exit_code = 0;
             record.state.oom_killed = false;
         }
-        container.set_shim_process(shim);
-        container.shim.send_replace(true);
         // Not fatal if this fails or the engine ends here: recovery finds the shim.
         self.save_or_log(container);
         self.networks.publish_connects(&container.record().clone());
         self.update_linkers(&container.id);
         self.publish(container, "start", &[]);
-        monitor::spawn(self, container, Some(events));
+        monitor::spawn(self, container, monitor);
         Ok(())
     }
 
@@ -242,11 +240,8 @@ impl Containers {
     ) -> Result<ContainerLaunch> {
         let (config, host) = (&record.config, &record.host);
         let directory = self.instance.container_dir(&record.id);
-        let run_dir = self.instance.run_dir(&record.id);
         files::write(container, &directory, record, self)?;
-        // A shim that was killed has not removed it.
-        fs::remove_tree(&run_dir)?;
-        fs::create_dir(&run_dir, 0o700)?;
+        container.workload.make_directory()?;
         self.acquire_mounts(record)?;
         let mut spec = self.spec(record, &directory)?;
         let hostname = spec.hostname.clone();
@@ -282,7 +277,7 @@ impl Containers {
             filter: self.filter(host, &capabilities)?,
             log: logging::config(&host.log_config, &directory, &record.id, &details)?,
             spec,
-            run_dir,
+            run_dir: container.workload.directory().to_owned(),
             scratch: self.instance.scratch(),
             stdin: config.open_stdin,
             stdin_once: config.stdin_once,
@@ -407,7 +402,7 @@ impl Containers {
                 record.state.status = Status::Exited;
             }
         }
-        let _ = fs::remove_tree(self.instance.run_dir(&container.id));
+        container.workload.delete_directory();
         self.save_or_log(container);
         container.progress.send_modify(|progress| {
             progress.exits += 1;

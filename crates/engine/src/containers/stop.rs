@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 use whelk_text::signal;
 
-use super::kill::KILL_TIMEOUT;
 use super::{Container, Containers, ExitWatch};
 use crate::error::{Error, Result};
 use crate::model::Status;
+use crate::workload::KILL_TIMEOUT;
 
 /// Default time between the stop signal and SIGKILL, in seconds.
 const DEFAULT_TIMEOUT: i64 = 10;

@@ -9,7 +9,6 @@ use whelk_sys::text::{command_line, printable};
 
 use super::Containers;
 use crate::error::{Error, Result};
-use crate::shims;
 
 /// The column titles and one row per process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,7 +85,7 @@ impl Containers {
         let container = self.find(name)?;
         container.running_pid()?;
         let columns = columns(arguments)?;
-        let (reply, _) = shims::request(&self.instance, &container.id, &Request::Processes).await?;
+        let (reply, _) = container.workload.request(&Request::Processes).await?;
         let Reply::Processes(mut pids) = reply else {
             return Err(Error::internal("cannot list the container's processes"));
         };

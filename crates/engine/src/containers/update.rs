@@ -7,7 +7,7 @@ use whelk_shim::protocol::{Reply, Request};
 use super::{Containers, start, to_its_end};
 use crate::error::{Error, Result};
 use crate::model::{HostConfig, RestartPolicy};
-use crate::shims::{self, expect_done};
+use crate::shims::expect_done;
 use crate::{spec, validate};
 
 /// The settings to update. Zero, empty and absent fields are left unchanged.
@@ -180,13 +180,8 @@ impl Containers {
             {
                 // Limits are set one by one: those before the refused one are restored.
                 let old = spec::limits(&container.record().host.clone(), &start::device_number)?;
-                let reply = shims::request(
-                    &self.instance,
-                    &container.id,
-                    &Request::Update(Box::new(old)),
-                )
-                .await?
-                .0;
+                let request = Request::Update(Box::new(old));
+                let (reply, _) = container.workload.request(&request).await?;
                 expect_done(
                     reply,
                     &format!("{error}; restore the limits of container {}", container.id),

@@ -1,9 +1,8 @@
-//! Signals to a container whose shim does not answer, because it is stopped, hangs in a system call
+//! Signals to a workload whose shim does not answer, because it is stopped, hangs in a system call
 //! or waits for a slow disk: the engine sends them itself.
 //!
-//! After SIGKILL the shim has [`PATIENCE`] to report the container's end with its exit code and last
-//! output; then it is killed too, and the container's monitor processes the container's end as it
-//! does when a shim was killed.
+//! After SIGKILL the shim has [`PATIENCE`] to report the workload's end with its exit code and last
+//! output; then it is killed too, and the workload's monitor ends as it does when a shim was killed.
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -14,24 +13,17 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
 use whelk_runtime::cgroup::Cgroup;
 use whelk_sys::{fs, signal};
 
-use super::kill::KILL_TIMEOUT;
-use super::{Container, Containers, ExitWatch};
+use super::{KILL_TIMEOUT, RunWatch, Workload};
 use crate::error::{Error, Result};
 use crate::shims::{self, PING_TIMEOUT, ShimProcess};
 
 /// How long a shim may take to report the end of a container that the engine has killed.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-impl Containers {
-    /// Sends a signal to a container's first process. Succeeds if that, or the container's `run`, has
-    /// ended.
-    pub(super) async fn signal_directly(
-        &self,
-        container: &Container,
-        number: i32,
-        run: &ExitWatch,
-    ) -> Result<()> {
-        let (path, pid) = (self.cgroup_path(container), container.record().state.pid);
+impl Workload {
+    /// Sends a signal to the first process. Succeeds if that, or the `run`, has ended.
+    pub(super) async fn signal_directly(&self, number: i32, run: &RunWatch) -> Result<()> {
+        let (path, pid) = (self.cgroup.clone(), self.run.borrow().pid);
         let run = run.clone();
         blocking(move || {
             let Some(pid_of_init) = Pid::from_raw(pid) else {
@@ -51,30 +43,28 @@ impl Containers {
         .await
     }
 
-    /// Kills a container's processes, and its shim if that does not report their end. Does nothing
-    /// if the container's `run` has ended.
+    /// Kills the processes, and the shim if that does not report their end. Does nothing if the
+    /// `run` has ended.
     ///
     /// # Errors
     /// Returns an error if its shim is not found.
-    pub(super) async fn kill_directly(&self, container: &Container, run: &ExitWatch) -> Result<()> {
+    pub(super) async fn kill_directly(&self, run: &RunWatch) -> Result<()> {
         // Found before its children are killed.
-        let shim = self.find_shim(container).await;
+        let shim = self.find_shim().await;
         let still = run.clone();
-        self.kill_processes(container, move || !still.has_ended())
-            .await?;
+        self.kill_processes(move || !still.has_ended()).await?;
         let mut end = run.clone();
-        if tokio::time::timeout(PATIENCE, end.exited()).await.is_ok() {
+        if tokio::time::timeout(PATIENCE, end.ended()).await.is_ok() {
             return Ok(());
         }
-        self.kill_shim(container, shim).await
+        self.kill_shim(shim).await
     }
 
     async fn kill_processes(
         &self,
-        container: &Container,
         is_wanted: impl FnOnce() -> bool + Send + 'static,
     ) -> Result<()> {
-        let path = self.cgroup_path(container);
+        let path = self.cgroup.clone();
         blocking(move || {
             let cgroup = Cgroup::at(&path)?;
             if cgroup.exists() && is_wanted() {
@@ -85,32 +75,32 @@ impl Containers {
         .await
     }
 
-    /// Returns the shim of a container's current run.
-    async fn find_shim(&self, container: &Container) -> Option<ShimProcess> {
-        if let Some(shim) = container.shim_process() {
+    /// Returns the shim of the current run.
+    async fn find_shim(&self) -> Option<ShimProcess> {
+        if let Some(shim) = self.shim() {
             return Some(shim);
         }
-        if let Some(shim) = shims::listener(&self.instance, &container.id).await {
+        if let Some(shim) = shims::listener(&self.place).await {
             return Some(shim);
         }
-        let (path, shims) = (self.cgroup_path(container), self.instance.shims_cgroup());
+        let (path, shims) = (self.cgroup.clone(), self.shims.clone());
         let parent = blocking(move || Ok(parent_in(&Cgroup::at(&path)?, &shims))).await;
         parent.ok().flatten()
     }
 
-    async fn kill_shim(&self, container: &Container, shim: Option<ShimProcess>) -> Result<()> {
+    async fn kill_shim(&self, shim: Option<ShimProcess>) -> Result<()> {
         let shim = shim.ok_or_else(|| {
             Error::internal(format!(
                 "the shim of container {} does not answer, and its process is not found",
-                container.id
+                self.place.id
             ))
         })?;
         tracing::warn!(
-            container = container.id,
+            container = self.place.id,
             "the shim (pid {}) does not answer; killing it",
             shim.pid
         );
-        let shims = self.instance.shims_cgroup();
+        let shims = self.shims.clone();
         blocking(move || {
             let Some(pidfd) = shim.open().map_err(failed("open a pidfd"))? else {
                 return Ok(());
@@ -129,24 +119,24 @@ impl Containers {
     }
 
     /// Waits until the shim of the last run has exited: only then can the next one use its directory
-    /// and cgroup. Kills a shim that does not answer. The caller holds the operation lock.
+    /// and cgroup. Kills a shim that does not answer. The caller lets no other run begin meanwhile.
     ///
     /// # Errors
     /// Returns an error if such a shim is not found or does not end.
-    pub(super) async fn await_shim_exit(&self, container: &Container) -> Result<()> {
-        let exited = |limit| tokio::time::timeout(limit, container.wait_for_shim_exit());
-        let alive = || shims::check_alive(&self.instance, &container.id);
+    pub(crate) async fn await_shim_exit(&self) -> Result<()> {
+        let exited = |limit| tokio::time::timeout(limit, self.wait_until_idle());
+        let alive = || shims::check_alive(&self.place);
         while exited(PING_TIMEOUT).await.is_err() {
-            if alive().await.is_ok() || !container.has_shim() {
+            if alive().await.is_ok() || !self.has_shim() {
                 continue;
             }
-            let shim = self.find_shim(container).await;
-            self.kill_processes(container, || true).await?;
-            self.kill_shim(container, shim).await?;
+            let shim = self.find_shim().await;
+            self.kill_processes(|| true).await?;
+            self.kill_shim(shim).await?;
             return exited(KILL_TIMEOUT).await.map_err(|_| {
                 Error::Unavailable(format!(
                     "the shim of container {} does not end after SIGKILL",
-                    container.id
+                    self.place.id
                 ))
             });
         }
@@ -169,7 +159,11 @@ fn failed<E: Into<std::io::Error>>(step: &'static str) -> impl FnOnce(E) -> Erro
     }
 }
 
-pub(super) async fn blocking<T: Send + 'static>(
+/// Runs `work` on a thread that may block.
+///
+/// # Errors
+/// Returns its error.
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
     tokio::task::spawn_blocking(work)
@@ -177,10 +171,10 @@ pub(super) async fn blocking<T: Send + 'static>(
         .map_err(|error| Error::internal(error.to_string()))?
 }
 
-/// Returns the parent of a container's process, if the parent is in the cgroup of shims.
-fn parent_in(container: &Cgroup, shims: &str) -> Option<ShimProcess> {
+/// Returns the parent of a workload's process, if the parent is in the cgroup of shims.
+fn parent_in(workload: &Cgroup, shims: &str) -> Option<ShimProcess> {
     let shims = Cgroup::at(shims).ok()?.processes().ok()?;
-    container.processes().ok()?.into_iter().find_map(|child| {
+    workload.processes().ok()?.into_iter().find_map(|child| {
         let parent = parent_of(child).filter(|parent| shims.contains(parent))?;
         let found = ShimProcess::find(parent)?;
         // Had the parent ended before, the child would have another one.
