@@ -10,6 +10,6 @@ fuzz_target!(|input: &[u8]| {
     assert!(fuzzing::challenges(&text) <= text.len());
     let _ = Credentials::from_header(&text);
     if fuzzing::manifest(input) {
-        serde_json::from_slice::<serde_json::Value>(input).expect("a manifest is JSON");
+        std::str::from_utf8(input).expect("a manifest is UTF-8");
     }
 });

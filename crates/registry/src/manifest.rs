@@ -132,8 +132,10 @@ pub(crate) fn checked(sent: &str, bytes: &[u8]) -> std::result::Result<String, S
         layers: Option<IgnoredAny>,
         manifests: Option<IgnoredAny>,
     }
-    let form: Form =
-        serde_json::from_slice(bytes).map_err(|error| format!("invalid manifest: {error}"))?;
+    let invalid = |error: &dyn std::error::Error| format!("invalid manifest: {error}");
+    // Strings that are ignored here are not looked into otherwise.
+    let text = std::str::from_utf8(bytes).map_err(|error| invalid(&error))?;
+    let form: Form = serde_json::from_str(text).map_err(|error| invalid(&error))?;
     if form.schema_version == 1 {
         return Err("manifests of schema version 1 are not supported".into());
     }
@@ -170,6 +172,18 @@ pub(crate) fn checked(sent: &str, bytes: &[u8]) -> std::result::Result<String, S
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn documents_are_utf8_in_fields_that_are_ignored_too() {
+        let (before, after) = (br#"{"schemaVersion":2,"x":""#, br#"","config":{}}"#);
+        let document = [&before[..], b"\xff", &after[..]].concat();
+        let error = checked("", &document).unwrap_err();
+        assert!(
+            error.starts_with("invalid manifest: invalid utf-8"),
+            "{error}"
+        );
+        assert!(checked("", &[&before[..], &after[..]].concat()).is_ok());
+    }
 
     #[test]
     fn documents_have_one_meaning() {

@@ -43,6 +43,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock};
+use tracing::Instrument as _;
 use whelk_sys::sync::IgnorePoison as _;
 
 use tokio::sync::{OwnedMutexGuard, watch};
@@ -346,7 +347,8 @@ impl Containers {
 async fn to_its_end<T: Send + 'static>(
     operation: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<T> {
-    tokio::spawn(operation)
+    // Its logs name the client, as those of the request do.
+    tokio::spawn(operation.in_current_span())
         .await
         .map_err(|error| Error::internal(error.to_string()))?
 }

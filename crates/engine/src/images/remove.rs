@@ -129,9 +129,18 @@ impl Images {
         if reference.tag.is_some() && tags.is_empty() && in_repository > 0 {
             return Err(Error::no_such_image(&reference.familiar()));
         }
-        let is_selected =
-            |digest: &Reference| tags.len() == in_repository && digest.name() == repository;
-        let digests = digests.into_iter().filter(is_selected).collect();
+        let in_it = |digest: &&Reference| digest.name() == repository;
+        let is_named = |digest: &Reference| digest.digest == reference.digest;
+        // Without a tag in the repository, the digest that is named is all that is meant.
+        let only_named = in_repository == 0 && digests.iter().filter(in_it).any(is_named);
+        let is_selected = |digest: &Reference| {
+            tags.len() == in_repository && in_it(&digest) && (!only_named || is_named(digest))
+        };
+        let digests = digests
+            .iter()
+            .filter(|digest| is_selected(digest))
+            .cloned()
+            .collect();
         Ok(Some(References { tags, digests }))
     }
 
@@ -216,7 +225,7 @@ impl Images {
     /// Returns the steps, and the number of bytes freed, without layers that other images share.
     ///
     /// # Errors
-    /// Returns an error if the store fails.
+    /// Returns the first error of the store. The other images are removed nevertheless.
     pub(crate) fn prune(
         &self,
         all: bool,
@@ -226,26 +235,30 @@ impl Images {
         let before = until(filters)?;
         let mut removed = Vec::new();
         let mut free: BTreeMap<Digest, u64> = BTreeMap::new();
+        let mut failure = None;
         let images: Vec<Arc<Image>> = self.read().by_id.values().cloned().collect();
         for image in images {
-            let mut names = self.names_of(&image.id);
+            let names = self.names_of(&image.id);
             if !names.is_empty() && !all
                 || !filters.labels(&image.config.config.labels)
                 || before.is_some_and(|before| !image.created_before(before))
             {
                 continue;
             }
-            names.extend(image.repo_digests.iter().map(Reference::familiar));
-            // Name by name, as single removals would: an image in use keeps its last name.
-            if names.is_empty() && users(&image.id).is_empty() {
-                names.push(image.id.to_string());
-            }
             // Before the removal, after which another collection may remove the layers.
             let layers = image.layers().into_iter();
             let sizes: Vec<(Digest, u64)> = layers
                 .filter_map(|layer| Some((layer.clone(), self.files.snapshots.size(layer).ok()?)))
                 .collect();
-            for name in names {
+            // Tag by tag, as single removals would: an image in use keeps its last tag. What is left
+            // is removed by the image's id: a digest in a registry may be that of other images, too.
+            for name in names.into_iter().chain([image.id.to_string()]) {
+                let is_id = name == image.id.as_str();
+                let is_kept =
+                    || !users(&image.id).is_empty() || !self.names_of(&image.id).is_empty();
+                if is_id && is_kept() {
+                    continue;
+                }
                 match self.remove_one(&name, false, &users) {
                     Ok(gone) => {
                         if gone.contains(&Removed::Deleted(image.id.clone())) {
@@ -255,7 +268,9 @@ impl Images {
                     }
                     // In use, or removed meanwhile.
                     Err(Error::Conflict(_) | Error::NotFound(_)) => {}
-                    Err(error) => return Err(error),
+                    Err(error) => {
+                        failure.get_or_insert(error);
+                    }
                 }
             }
         }
@@ -267,7 +282,10 @@ impl Images {
             .collect();
         free.retain(|layer, _| !kept.contains(layer));
         self.collect_garbage();
-        Ok((removed, free.values().sum()))
+        match failure {
+            Some(error) => Err(error),
+            None => Ok((removed, free.values().sum())),
+        }
     }
 }
 
@@ -438,6 +456,37 @@ mod tests {
         assert_eq!(case.remove("c@#1"), ["c:2"]);
         assert_eq!(case.remove("b:1@#"), ["b:1", "deleted"]);
         assert_eq!(case.remove("c@#"), ["c:1", "deleted"]);
+    }
+
+    #[test]
+    fn a_prune_removes_only_images_without_a_tag_though_they_share_a_digest() {
+        let case = Case::new("shared", &[(&[], &[]), (&["a:1"], &[]), (&[], &[])]);
+        let index: Reference = format!("a@{}", Digest::of(b"index")).parse().unwrap();
+        let mut ids = Vec::new();
+        for image in case.images.write().by_id.values_mut() {
+            Arc::make_mut(image).repo_digests = vec![index.clone()];
+            ids.push(image.id.clone());
+        }
+        let prune = |all| case.images.prune(all, &Filters::default(), |_| Vec::new());
+        let (removed, _) = prune(false).unwrap();
+        let deleted = |id: &Digest| removed.contains(&Removed::Deleted(id.clone()));
+        assert_eq!(
+            ids.iter().filter(|id| deleted(id)).count(),
+            2,
+            "{removed:?}"
+        );
+        assert_eq!(case.remove("a:1").last().unwrap(), "deleted");
+    }
+
+    #[test]
+    fn a_digest_is_removed_and_not_another_of_its_repository() {
+        let case = Case::new("two", &[(&[], &["a"])]);
+        let other: Reference = format!("a@{}", Digest::of(b"other")).parse().unwrap();
+        for image in case.images.write().by_id.values_mut() {
+            Arc::make_mut(image).repo_digests.push(other.clone());
+        }
+        assert_eq!(case.remove("a@#0"), ["a@#0"]);
+        assert_eq!(case.remove(&other.familiar()).last().unwrap(), "deleted");
     }
 
     #[test]
