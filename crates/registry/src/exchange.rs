@@ -26,7 +26,7 @@ use crate::auth::{Access, Credentials, Token, Tokens, bearer};
 use crate::challenge::{self, Challenge};
 use crate::connector::{self, Connector};
 use crate::endpoints::{Endpoint, Transport, endpoints};
-use crate::error::{Error, Reported, Result};
+use crate::error::{Error, Kind, Reported, Result};
 use crate::settings::Settings;
 
 /// How long a registry may take to begin a response.
@@ -393,21 +393,23 @@ impl Repository {
             return outcome;
         }
         match outcome {
-            Err((Error::Unreachable { cause, host }, wait)) => {
+            Err((Error::Unreachable { cause, host }, wait)) if host == endpoint.host => {
                 let plain = self.ask_over(endpoint, query, false).await;
+                let answers_as_registry = match &plain {
+                    Ok(_) => true,
+                    Err((error, _)) => matches!(error.kind(), Kind::Denied | Kind::NotFound),
+                };
+                if answers_as_registry {
+                    let mut known = self.client.speaks_tls.lock().ignore_poison();
+                    known.insert(endpoint.host.clone(), false);
+                    return plain;
+                }
                 match plain {
                     // Neither works: the first error is about what should be.
                     Err((Error::Unreachable { .. }, _)) => {
                         Err((Error::Unreachable { cause, host }, wait))
                     }
-                    outcome => {
-                        self.client
-                            .speaks_tls
-                            .lock()
-                            .ignore_poison()
-                            .insert(endpoint.host.clone(), false);
-                        outcome
-                    }
+                    outcome => outcome,
                 }
             }
             outcome => outcome,
@@ -439,18 +441,20 @@ impl Repository {
             _ => self.client.tokens.get(&access),
         };
         let at_once = |error| (error, None);
-        let mut response = self
+        let (mut response, from) = self
             .follow(&target, query, authorization.take())
             .await
             .map_err(at_once)?;
-        if response.status() == StatusCode::UNAUTHORIZED {
+        // What the target of a redirect asks for is not for the registry's credentials.
+        let is_own = from.authority() == target.authority() && from.is_tls() == target.is_tls();
+        if response.status() == StatusCode::UNAUTHORIZED && is_own {
             self.client.tokens.forget(&access);
             authorization = self
                 .authorize(&target, &access, &challenges(response.headers()))
                 .await
                 .map_err(at_once)?;
             if authorization.is_some() {
-                response = self
+                (response, _) = self
                     .follow(&target, query, authorization)
                     .await
                     .map_err(at_once)?;
@@ -569,13 +573,13 @@ impl Repository {
     }
 
     /// Sends a request and follows redirects. Only the server that it was made for sees the
-    /// authorization.
+    /// authorization. Returns the response, and where it comes from.
     async fn follow(
         &self,
         target: &Target,
         query: &Query,
         authorization: Option<HeaderValue>,
-    ) -> Result<Response<Incoming>> {
+    ) -> Result<(Response<Incoming>, Target)> {
         let mut headers = query.headers.clone();
         headers.extend(authorization.map(|value| (AUTHORIZATION, value)));
         let mut target = target.clone();
@@ -586,7 +590,7 @@ impl Repository {
                 .await?;
             let is_redirect = matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308);
             if !is_redirect {
-                return Ok(response);
+                return Ok((response, target));
             }
             let next = target
                 .redirected(&response)

@@ -309,6 +309,20 @@ async fn credentials_do_not_follow_redirects_to_other_servers() {
 }
 
 #[tokio::test]
+async fn another_server_cannot_ask_for_the_credentials() {
+    let storage = Server::start(|head| {
+        let host = header(head, "host").unwrap();
+        let challenge = format!("www-authenticate: Bearer realm=\"http://{host}/token\"\r\n");
+        response("401 Unauthorized", &challenge, "")
+    });
+    let location = format!("location: http://{}/data\r\n", storage.address);
+    let server = Server::start(move |_| response("307 Temporary Redirect", &location, ""));
+    let error = refused(&server.repository(alice())).await;
+    assert_eq!(error.kind(), Kind::Denied);
+    assert_eq!(storage.lines(), ["GET /data"]);
+}
+
+#[tokio::test]
 async fn redirects_are_bounded() {
     for (location, expected) in [
         ("location: /again\r\n", "more than 5 redirects"),
