@@ -5,18 +5,38 @@
     reason = "a panic with its place is all the error handling that a test needs"
 )]
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use whelk_tests::images::{self, Archive};
-use whelk_tests::registry::{Behaviour, Registry};
+use whelk_tests::images::{self, Archive, marked};
+use whelk_tests::registry::{Behaviour, Pushed, Registry};
 use whelk_tests::tar::Tar;
-use whelk_tests::{Engine, Program, eventually};
+use whelk_tests::{Engine, Program, Running, eventually};
 
-/// An image of two layers that says which one it is.
-fn marked(tag: &str) -> Archive {
-    let mark = Tar::new().file("etc/which", tag).finish();
-    Archive::new(tag, vec![images::small_root().finish(), mark])
+/// Adds an image of one layer, with `length` bytes that do not compress.
+fn push_big(registry: &Registry, length: usize) -> Pushed {
+    let layer = images::small_root().file("noise", noise(length)).finish();
+    registry.push("big", &Archive::new("big:1", vec![layer]))
+}
+
+/// The time between pieces of a blob that makes a pull of 4 MiB last long enough to be interrupted.
+fn slow() -> Behaviour {
+    Behaviour {
+        pause: Some(Duration::from_millis(50)),
+        ..Behaviour::default()
+    }
+}
+
+/// Starts a pull, and waits until more than 1 MiB of its layer is on disk. Returns the pull and the
+/// layer's partial file.
+fn begin_pull(engine: &Engine, pushed: &Pushed) -> (Running, PathBuf) {
+    let pull = engine.cli(Program::Whelk).spawn(&["pull", &pushed.name]);
+    let digits = &pushed.layers[0]["sha256:".len()..];
+    let partial = engine.root().join("blobs/partial").join(digits);
+    let length = || std::fs::metadata(&partial).map_or(0, |file| file.len());
+    eventually("a part of the layer", || (length() > 1 << 20).then_some(()));
+    (pull, partial)
 }
 
 /// Inspects an image.
@@ -143,11 +163,7 @@ fn the_manifest_for_the_platform_is_chosen() {
 fn a_broken_connection_is_continued() {
     let engine = Engine::without_images(&[]);
     let registry = Registry::start();
-    let big = Archive::new(
-        "big:1",
-        vec![images::small_root().file("noise", noise(4 << 20)).finish()],
-    );
-    let pushed = registry.push("big", &big);
+    let pushed = push_big(&registry, 4 << 20);
     registry.behave(Behaviour {
         cut_after: Some(1 << 20),
         ..Behaviour::default()
@@ -162,25 +178,12 @@ fn a_broken_connection_is_continued() {
 fn a_killed_engine_continues_what_it_has() {
     let engine = Engine::without_images(&[]);
     let registry = Registry::start();
-    let big = Archive::new(
-        "big:1",
-        vec![images::small_root().file("noise", noise(4 << 20)).finish()],
-    );
-    let pushed = registry.push("big", &big);
-    registry.behave(Behaviour {
-        pause: Some(Duration::from_millis(50)),
-        ..Behaviour::default()
-    });
-    let mut pull = engine.cli(Program::Whelk).spawn(&["pull", &pushed.name]);
-    let partial = engine
-        .root()
-        .join("blobs/partial")
-        .join(&pushed.layers[0]["sha256:".len()..]);
-    let length = || std::fs::metadata(&partial).map_or(0, |file| file.len());
-    eventually("a part of the layer", || (length() > 1 << 20).then_some(()));
+    let pushed = push_big(&registry, 4 << 20);
+    registry.behave(slow());
+    let (mut pull, partial) = begin_pull(&engine, &pushed);
     engine.kill9();
     assert_ne!(pull.finish().code, 0);
-    let received = length();
+    let received = std::fs::metadata(&partial).unwrap().len();
     registry.behave(Behaviour::default());
     engine.restart();
     assert_eq!(engine.whelk(&["images", "-q"]).ok(), "");
@@ -211,20 +214,9 @@ fn a_killed_engine_continues_what_it_has() {
 fn a_client_that_leaves_ends_the_pull_and_the_next_continues_it() {
     let engine = Engine::without_images(&[]);
     let registry = Registry::start();
-    let big = Archive::new(
-        "big:1",
-        vec![images::small_root().file("noise", noise(4 << 20)).finish()],
-    );
-    let pushed = registry.push("big", &big);
-    registry.behave(Behaviour {
-        pause: Some(Duration::from_millis(50)),
-        ..Behaviour::default()
-    });
-    let mut pull = engine.cli(Program::Whelk).spawn(&["pull", &pushed.name]);
-    let digits = &pushed.layers[0]["sha256:".len()..];
-    let partial = engine.root().join("blobs/partial").join(digits);
-    let length = || std::fs::metadata(&partial).map_or(0, |file| file.len());
-    eventually("a part of the layer", || (length() > 1 << 20).then_some(()));
+    let pushed = push_big(&registry, 4 << 20);
+    registry.behave(slow());
+    let (mut pull, _) = begin_pull(&engine, &pushed);
     pull.signal(rustix::process::Signal::KILL);
     assert_ne!(pull.finish().code, 0);
     registry.behave(Behaviour::default());
@@ -238,11 +230,7 @@ fn a_client_that_leaves_ends_the_pull_and_the_next_continues_it() {
 fn two_pulls_share_a_download() {
     let engine = Engine::without_images(&[]);
     let registry = Registry::start();
-    let big = Archive::new(
-        "big:1",
-        vec![images::small_root().file("noise", noise(1 << 20)).finish()],
-    );
-    let pushed = registry.push("big", &big);
+    let pushed = push_big(&registry, 1 << 20);
     registry.behave(Behaviour {
         pause: Some(Duration::from_millis(20)),
         ..Behaviour::default()

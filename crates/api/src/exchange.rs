@@ -190,7 +190,8 @@ impl Drop for Counted {
     }
 }
 
-/// What a response holds until all of it was given to the connection's stream, or its client has left.
+/// Counts a response as in flight, with its permit, until all of it was given to the connection's stream
+/// or its client has left.
 type Guard = Arc<(Counted, OwnedSemaphorePermit)>;
 
 /// A response's body. hyper drops it when the last piece is queued, which may wait for the client's
@@ -599,11 +600,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_client_that_pauses_gets_all_of_a_response() {
-        // What waits for the stream's window.
+        // The pieces wait until the client enlarges the stream's window.
         timeout(LONG, arrives_after_a_pause(&[100_000], 1 << 10, 1 << 20))
             .await
             .unwrap();
-        // What waits for the connection, in frames that are copied and in one that is not.
+        // The pieces wait until the client enlarges the connection's window: small ones, which are copied into
+        // frames, and a large one, which is not.
         for pieces in [&[200; 40][..], &[10_000]] {
             timeout(LONG, arrives_after_a_pause(pieces, 1 << 20, 1 << 10))
                 .await

@@ -2,6 +2,7 @@
 //! `docker-credential-NAME` that keep secrets.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -39,7 +40,7 @@ struct Entry {
 }
 
 /// An `AuthConfig` of the Engine API.
-#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Default, PartialEq, Eq, Serialize)]
 struct AuthConfig {
     #[serde(skip_serializing_if = "String::is_empty")]
     username: String,
@@ -51,6 +52,15 @@ struct AuthConfig {
     identitytoken: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     registrytoken: String,
+}
+
+impl fmt::Debug for AuthConfig {
+    /// Shows nothing that is secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AuthConfig")
+            .field("serveraddress", &self.serveraddress)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What a helper answers.

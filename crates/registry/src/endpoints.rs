@@ -28,16 +28,11 @@ pub(crate) enum Transport {
     Plain,
 }
 
-/// Returns the servers of a registry as it is named in references, in the order in which they are
-/// asked.
-pub(crate) fn endpoints(settings: &Settings, domain: &str, pull: bool) -> Result<Vec<Endpoint>> {
-    // Mirrors are read-only.
-    let urls = if pull {
-        settings.mirrors_of(domain)
-    } else {
-        &[]
-    };
-    let mut endpoints = urls
+/// Returns the servers to pull from of a registry as it is named in references, in the order in which
+/// they are asked.
+pub(crate) fn endpoints(settings: &Settings, domain: &str) -> Result<Vec<Endpoint>> {
+    let mut endpoints = settings
+        .mirrors_of(domain)
         .iter()
         .map(|url| mirror(settings, url))
         .collect::<Result<Vec<_>>>()?;
@@ -60,12 +55,16 @@ fn transport(settings: &Settings, host: &str) -> Transport {
 }
 
 pub(crate) fn mirror(settings: &Settings, url: &str) -> Result<Endpoint> {
-    let refuse = |why: &str| Error::Settings(format!("registry mirror {url:?}: {why}"));
+    let shown = match (url.split_once("://"), url.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, rest))) => format!("{scheme}://xxxxx@{rest}"),
+        _ => url.to_owned(),
+    };
+    let refuse = |why: &str| Error::Settings(format!("registry mirror {shown:?}: {why}"));
     let parsed: hyper::Uri = url.parse().map_err(|_| refuse("not a URL"))?;
     let host = parsed.authority().map(|authority| authority.as_str());
     let host = host.ok_or_else(|| refuse("no host"))?.to_owned();
     if host.contains('@') {
-        return Err(refuse("credentials do not belong into the URL: use login"));
+        return Err(refuse("mirrors are used without credentials"));
     }
     if parsed.query().is_some() {
         return Err(refuse("a query does not belong into the URL"));
@@ -98,9 +97,9 @@ mod tests {
     }
 
     #[test]
-    fn mirrors_come_before_the_registry_and_only_for_pulls() {
+    fn mirrors_come_before_the_registry() {
         let settings = settings(&["http://mirror.corp:5000/hub/", "https://127.0.0.1:5000"]);
-        let found = endpoints(&settings, "docker.io", true).unwrap();
+        let found = endpoints(&settings, "docker.io").unwrap();
         let expected = [
             ("mirror.corp:5000", "/hub", Transport::Plain, true),
             ("127.0.0.1:5000", "", Transport::Insecure, true),
@@ -118,8 +117,7 @@ mod tests {
             })
             .collect();
         assert_eq!(found, expected);
-        assert_eq!(endpoints(&settings, "docker.io", false).unwrap().len(), 1);
-        assert_eq!(endpoints(&settings, "quay.io", true).unwrap().len(), 1);
+        assert_eq!(endpoints(&settings, "quay.io").unwrap().len(), 1);
     }
 
     #[test]
@@ -127,11 +125,14 @@ mod tests {
         for (url, expected) in [
             ("mirror.corp", "want http:// or https://"),
             ("ftp://mirror.corp", "want http:// or https://"),
-            ("https://user:pw@mirror.corp", "credentials do not belong"),
+            (
+                "https://user:pw@mirror.corp",
+                "xxxxx@mirror.corp\": mirrors are used without credentials",
+            ),
             ("https://mirror.corp/?x=1", "a query does not belong"),
             ("https://", "not a URL"),
         ] {
-            let error = endpoints(&settings(&[url]), "docker.io", true).unwrap_err();
+            let error = endpoints(&settings(&[url]), "docker.io").unwrap_err();
             assert!(error.to_string().contains(expected), "{error}");
         }
     }

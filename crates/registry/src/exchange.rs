@@ -95,7 +95,7 @@ impl Client {
         credentials: Credentials,
     ) -> Result<Repository> {
         Ok(Repository {
-            endpoints: endpoints(&self.settings, &reference.domain, true)?,
+            endpoints: endpoints(&self.settings, &reference.domain)?,
             client: self.clone(),
             path: reference.path.clone(),
             scope: format!("repository:{}:pull", reference.path),
@@ -546,7 +546,7 @@ impl Repository {
         let Ok(url) = url.parse::<Uri>() else {
             return refuse("not a URL");
         };
-        let may_be_plain = target.may_be_plain || !target.is_tls();
+        let may_be_plain = target.may_be_plain;
         match url.scheme_str() {
             Some("https") => {}
             Some("http") if may_be_plain => {}

@@ -1,7 +1,7 @@
 //! Manifests and indexes: documents by tag or digest, verified.
 
+use hyper::Method;
 use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName};
-use hyper::{Method, StatusCode};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use whelk_image::Digest;
@@ -54,7 +54,7 @@ impl Repository {
     /// Returns an error if it does not exist, is not what its digest says, or has a form that is
     /// not supported.
     pub async fn manifest(&self, version: &Version) -> Result<Document> {
-        let (response, operation) = self.ask(&query(Method::GET, version)).await?;
+        let (response, operation) = self.ask(&query(version)).await?;
         let media_type = media_type(response.headers());
         let promised = promised(response.headers());
         let bytes = read(response, MAX_DOCUMENT, &operation).await?.to_vec();
@@ -77,27 +77,11 @@ impl Repository {
             bytes,
         })
     }
-
-    /// Returns the digest of the manifest or index that a tag names at present; `None` if the
-    /// registry does not tell without sending it.
-    ///
-    /// # Errors
-    /// Returns an error if it does not exist.
-    pub async fn resolve(&self, version: &Version) -> Result<Option<Digest>> {
-        match self.ask(&query(Method::HEAD, version)).await {
-            Ok((response, _)) => Ok(promised(response.headers())),
-            Err(Error::Refused {
-                status: StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED,
-                ..
-            }) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
 }
 
-fn query(method: Method, version: &Version) -> Query {
+fn query(version: &Version) -> Query {
     let accept = [MANIFEST, INDEX, DOCKER_MANIFEST, DOCKER_MANIFEST_LIST].join(", ");
-    Query::new(method, format!("manifests/{}", version.text())).header(ACCEPT, &accept)
+    Query::new(Method::GET, format!("manifests/{}", version.text())).header(ACCEPT, &accept)
 }
 
 /// Returns the digest that a response names, if it is one.

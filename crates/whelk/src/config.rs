@@ -2,6 +2,7 @@
 //! `firewall`.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -67,12 +68,19 @@ pub(crate) struct File {
 
 /// The HTTP proxies for connections to registries. Those that are not set are taken from the
 /// environment.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 struct ProxySettings {
     http_proxy: Option<String>,
     https_proxy: Option<String>,
     no_proxy: Option<String>,
+}
+
+impl fmt::Debug for ProxySettings {
+    /// Leaves out the URLs, which may have credentials.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ProxySettings")
+    }
 }
 
 /// How the rules of the host's other firewalls apply to containers' traffic.

@@ -3,11 +3,11 @@
 use std::fs;
 
 use serde_json::{Value, json};
-use whelk_tests::images::{self, gzip, pack, sha256, zstd};
+use whelk_tests::images::{self, gzip, marked, pack, sha256, zstd};
 use whelk_tests::tar::Tar;
 use whelk_tests::{Engine, Program};
 
-use super::{marked, parts_of, runs};
+use super::{parts_of, runs};
 
 /// The names of what lies below the engine's root: what a refused archive must not add to.
 fn stored(engine: &Engine) -> Vec<String> {

@@ -16,8 +16,7 @@ mod save;
 mod tags;
 
 use whelk_tests::Engine;
-use whelk_tests::images::{self, Archive};
-use whelk_tests::tar::{self, Tar};
+use whelk_tests::tar;
 
 /// The parts of a saved archive by name.
 fn parts_of(archive: &[u8]) -> Vec<(String, Vec<u8>)> {
@@ -40,15 +39,4 @@ fn runs(engine: &Engine, image: &str) -> String {
             "/etc/which",
         ])
         .ok()
-}
-
-/// A small image that says which one it is.
-fn marked(tag: &str) -> Archive {
-    Archive::new(
-        tag,
-        vec![
-            images::small_root().finish(),
-            Tar::new().file("etc/which", tag).finish(),
-        ],
-    )
 }

@@ -3,11 +3,11 @@
 use std::fs;
 
 use serde_json::{Value, json};
-use whelk_tests::images::{self, sha256};
+use whelk_tests::images::{self, marked, sha256};
 use whelk_tests::tar::{self, Tar};
 use whelk_tests::{Engine, Program, escape};
 
-use super::{marked, parts_of, runs};
+use super::{parts_of, runs};
 
 #[test]
 fn save_reproduces_loaded_images_bit_for_bit() {

@@ -417,7 +417,7 @@ pub(super) async fn post_by_name(
             Ok(StatusCode::CREATED.into_response())
         }
         Some((_, "push")) => Err(Error::Unsupported(
-            "push: registries are not available in this version of whelk; use save".into(),
+            "push: not available in this version of whelk; use save".into(),
         )
         .into()),
         _ => Ok(not_found()),

@@ -68,7 +68,7 @@ fn swarm_routes() -> Router<Services> {
         .route("/tasks/{id}/logs", get(no_swarm))
 }
 
-/// What clients ask of a path before they copy, for `/`, in Base64:
+/// The header `X-Docker-Container-Path-Stat` of `/`, which clients read before they copy, in Base64:
 /// `{"name":"/","size":0,"mode":2147484141,"mtime":"0001-01-01T00:00:00Z","linkTarget":""}`. The mode
 /// is Go's of a directory.
 const STAT_OF_ROOT: &str = "eyJuYW1lIjoiLyIsInNpemUiOjAsIm1vZGUiOjIxNDc0ODQxNDEsIm10aW1lIjoiMDAwMS0wMS0wMVQwMDowMDowMFoiLCJsaW5rVGFyZ2V0IjoiIn0=";

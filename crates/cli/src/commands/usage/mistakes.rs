@@ -60,13 +60,8 @@ pub(crate) fn explain(tree: &Command, mistake: Mistake) -> Failure {
             .map(String::as_str)
             .collect::<Vec<_>>()
             .join(" ");
-        let hint = if matches!(name.as_str(), "push" | "login") {
-            "; use load or import"
-        } else {
-            ""
-        };
         return Failure::new(format!(
-            "whelk: {command}: not available in this version of whelk{hint}"
+            "whelk: {command}: not available in this version of whelk"
         ));
     }
     let hint = if path.is_empty() {
