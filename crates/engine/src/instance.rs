@@ -99,6 +99,11 @@ impl Instance {
     /// Returns an error if the root directory's file system cannot hold the upper layer of an
     /// overlay.
     pub fn prepare(&self) -> Result<()> {
+        self.make_directories()?;
+        self.try_overlay()
+    }
+
+    pub(crate) fn make_directories(&self) -> Result<()> {
         for directory in [
             &self.root,
             &self.root.join("containers"),
@@ -110,8 +115,7 @@ impl Instance {
         ] {
             fs::create_dir_all(directory, 0o700)?;
         }
-        fs::set_mode(&self.run, 0o711)?;
-        self.try_overlay()
+        Ok(fs::set_mode(&self.run, 0o711)?)
     }
 
     /// Mounts and unmounts an overlay whose upper layer is in the root directory, so that an

@@ -25,6 +25,8 @@ mod shims;
 mod spec;
 mod store;
 pub mod system;
+#[cfg(test)]
+mod tests;
 pub mod usage;
 mod validate;
 pub mod volumes;

@@ -4,6 +4,9 @@
 //! entered their cgroup before a container needs one. Giving a container to a warm shim takes one
 //! message.
 
+#[cfg(test)]
+pub(crate) mod fake;
+
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::io::{ErrorKind, IoSlice};

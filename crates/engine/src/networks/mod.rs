@@ -144,6 +144,17 @@ impl Networks {
         store: Arc<RecordStore>,
         events: Arc<Events>,
     ) -> Result<Arc<Self>> {
+        let networks = Self::restore(instance, store, events)?;
+        networks.create_predefined()?;
+        Ok(networks)
+    }
+
+    /// Reads the records and creates missing bridges.
+    fn restore(
+        instance: &Instance,
+        store: Arc<RecordStore>,
+        events: Arc<Events>,
+    ) -> Result<Arc<Self>> {
         let stack = HostStack::open(instance)?;
         let defaults = &instance.networks;
         let networks = Arc::new_cyclic(|this| Self {
@@ -170,7 +181,6 @@ impl Networks {
                 tracing::error!(network = record.name, "restore the network: {error}");
             }
         }
-        networks.create_predefined()?;
         Ok(networks)
     }
 

@@ -22,6 +22,8 @@ use rustix::fs::{Mode, OFlags};
 use whelk_sys::{copy, fs, in_root};
 
 pub(crate) use crate::model::volume::{CreateVolume, LOCAL, VolumeDriverName, VolumeRecord};
+#[cfg(test)]
+pub(crate) use drivers::fake::FakeVolumes;
 pub use show::VolumeDetails;
 pub use transfer::Hold;
 

@@ -8,6 +8,8 @@
 mod bridge;
 #[cfg(test)]
 mod contract;
+#[cfg(test)]
+mod fake;
 mod host;
 mod ipvlan;
 mod macvlan;
@@ -164,6 +166,8 @@ impl NetworkDriverKind {
             Self::Ipvlan => &ipvlan::Ipvlan,
             Self::Host => &host::Host,
             Self::Null => &null::Null,
+            #[cfg(test)]
+            Self::Fake => &fake::Fake,
         }
     }
 

@@ -5,6 +5,8 @@
 
 #[cfg(test)]
 mod contract;
+#[cfg(test)]
+pub(in crate::volumes) mod fake;
 mod local;
 mod plugin;
 mod quota;
@@ -91,6 +93,9 @@ impl Created {
 pub(super) struct Drivers {
     pub(super) local: Arc<Local>,
     plugins: Plugins,
+    /// A driver that a test has added, with its name.
+    #[cfg(test)]
+    pub(super) fake: std::sync::OnceLock<(String, Arc<dyn VolumeDriver>)>,
 }
 
 impl Drivers {
@@ -98,6 +103,8 @@ impl Drivers {
         Self {
             local: Arc::new(Local::new(directory)),
             plugins: Plugins::new(search_paths),
+            #[cfg(test)]
+            fake: std::sync::OnceLock::new(),
         }
     }
 
@@ -106,6 +113,10 @@ impl Drivers {
     /// # Errors
     /// Returns an error if there is no such plugin, or it does not answer as a volume driver.
     pub(super) fn get(&self, name: &VolumeDriverName) -> Result<Arc<dyn VolumeDriver>> {
+        #[cfg(test)]
+        if let Some((_, fake)) = self.fake.get().filter(|(own, _)| own == name.as_str()) {
+            return Ok(fake.clone());
+        }
         match name {
             VolumeDriverName::Local => Ok(self.local.clone()),
             VolumeDriverName::Plugin(name) => Ok(self.plugins.get(name)?),

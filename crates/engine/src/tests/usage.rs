@@ -1,0 +1,101 @@
+//! What containers use cannot be removed.
+
+use std::collections::BTreeMap;
+
+use whelk_image::archive::Import;
+use whelk_image::{Digest, ImageConfig, Reference};
+
+use super::{Services, on_fake_host, request};
+use crate::containers::RemoveRequest;
+use crate::filters::Filters;
+use crate::model::NetworkMode;
+use crate::networks::{CreateNetwork, Endpoint};
+
+/// An archive without files.
+const EMPTY: &[u8] = &[0; 1024];
+
+impl Services {
+    /// Imports an image without files. `comment` distinguishes it from others.
+    fn import(&self, name: &str, comment: &str) -> Digest {
+        let import = Import {
+            config: ImageConfig::default().config,
+            comment: comment.into(),
+            platform: None,
+            name: Some(name.parse::<Reference>().unwrap().with_default_tag()),
+        };
+        self.images.import(EMPTY, import, &[]).unwrap()
+    }
+}
+
+#[test]
+fn an_image_is_in_use_until_its_container_is_removed() {
+    on_fake_host(async |host| {
+        let engine = host.open().await;
+        let (used, unused) = (engine.import("used", "1"), engine.import("unused", "2"));
+        let mut asked = request("one");
+        asked.config.image = "used".into();
+        let container = engine.create(asked).await.unwrap();
+        let refused = engine.usage.remove_image("used", false, None);
+        let short = |id: &str| id[..12].to_owned();
+        assert_eq!(
+            refused.unwrap_err().to_string(),
+            format!(
+                "conflict: unable to remove repository reference \"used\" (must force) - container {} is using its referenced image {}",
+                short(&container.id),
+                short(used.hex())
+            )
+        );
+        let id = used.to_string();
+        let refused = engine
+            .usage
+            .remove_image(&id, false, None)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            refused.contains("image is being used by stopped container"),
+            "{refused}"
+        );
+        let counts = engine.usage.containers_by_image();
+        assert_eq!(
+            (counts.get(&id), counts.get(unused.as_str())),
+            (Some(&1), None)
+        );
+
+        engine
+            .usage
+            .prune_images(true, &Filters::default())
+            .unwrap();
+        assert!(engine.images.find("used").is_ok());
+        assert!(engine.images.find("unused").is_err());
+        let remove = engine.containers.remove("one", RemoveRequest::default());
+        remove.await.unwrap();
+        engine
+            .usage
+            .prune_images(true, &Filters::default())
+            .unwrap();
+        assert_eq!(engine.images.count(), 0);
+    });
+}
+
+#[test]
+fn a_network_is_in_use_while_a_container_has_an_endpoint_in_it() {
+    on_fake_host(async |host| {
+        let engine = host.open().await;
+        for name in ["used", "unused"] {
+            let asked = CreateNetwork {
+                name: name.into(),
+                driver: "fake".into(),
+                ..CreateNetwork::default()
+            };
+            engine.networks.create(asked).unwrap();
+        }
+        let mut asked = request("one");
+        asked.host.network_mode = NetworkMode::Network("used".into());
+        asked.networks = BTreeMap::from([("used".into(), Endpoint::default())]);
+        engine.create(asked).await.unwrap();
+        assert_eq!(engine.usage.prune_networks(|_| true), ["unused"]);
+        let remove = engine.containers.remove("one", RemoveRequest::default());
+        remove.await.unwrap();
+        assert_eq!(engine.usage.prune_networks(|_| true), ["used"]);
+    });
+}
