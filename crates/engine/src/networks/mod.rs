@@ -8,12 +8,10 @@
 mod create;
 mod defaults;
 mod drivers;
-mod endpoints;
 mod list;
-mod publish;
 mod remove;
 pub(crate) mod resolv_conf;
-mod resolver;
+mod sandbox;
 mod settings;
 mod stack;
 
@@ -37,14 +35,14 @@ use whelk_network::{ForwardAccept, Links};
 pub(crate) use crate::instance::NetworkDefaults;
 pub(crate) use crate::model::network as model;
 pub use create::CreateNetwork;
-pub use endpoints::ConnectRequest;
-pub(crate) use endpoints::split_link;
 pub use list::FILTERS as NETWORK_FILTERS;
 use model::option;
 pub(crate) use model::{Endpoint, NetworkDriverKind, NetworkRecord};
-pub(crate) use publish::{check as check_ports, check_exposed};
 pub(crate) use remove::uninstall;
-pub(crate) use resolver::{host_resolver, resolved_servers, uses_resolver};
+pub use sandbox::ConnectRequest;
+pub(crate) use sandbox::{
+    check_exposed, check_ports, host_resolver, resolved_servers, split_link, uses_resolver,
+};
 pub(crate) use settings::{check_endpoint, lacks_ipv6, parse_mac};
 use stack::HostStack;
 
@@ -311,7 +309,7 @@ impl Networks {
         let endpoint_id = crate::random_names::random_id();
         let outer = self.stack.endpoint_interface(&endpoint_id);
         let (namespace, interface) =
-            Namespace::create_with_interface(endpoints::FIRST_INTERFACE, &outer)?;
+            Namespace::create_with_interface(sandbox::FIRST_INTERFACE, &outer)?;
         self.stack
             .links()
             .set_alias(&outer, &stack::alias(&self.stack.instance, "warm pool"))?;
@@ -468,6 +466,21 @@ impl Networks {
         }
         self.events
             .publish("network", action, record.id.clone(), attributes);
+    }
+
+    /// Returns the address that `host-gateway` is replaced with: the configured one, or the host's
+    /// address on the default network.
+    pub fn host_gateway(&self) -> String {
+        if let Some(address) = self.stack.instance.networks.host_gateway {
+            return address.to_string();
+        }
+        let state = self.state();
+        let bridge = state
+            .values()
+            .find(|network| network.record.name == "bridge");
+        bridge
+            .and_then(|bridge| gateway_of(&bridge.blocks, true))
+            .map_or_else(|| "127.0.0.1".into(), |gateway| gateway.to_string())
     }
 
     /// Returns the running containers in a network, by container id.

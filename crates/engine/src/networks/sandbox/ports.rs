@@ -6,10 +6,10 @@ use std::os::fd::OwnedFd;
 
 use whelk_network::port::{HostPortRequest, Owner, PortMapping, every_address};
 
-use super::Networks;
-use super::model::option;
 use crate::error::{Error, Result};
 use crate::model::{Config, ContainerPort, ContainerRecord, HostConfig, PortBinding};
+use crate::networks::model::option;
+use crate::networks::{NetworkRecord, Networks};
 use crate::rollback::Rollback;
 
 /// A request to publish one port of a container.
@@ -99,7 +99,7 @@ impl Networks {
         &self,
         record: &mut ContainerRecord,
         request: &PortRequest,
-        network: &super::NetworkRecord,
+        network: &NetworkRecord,
         default: IpAddr,
         targets: &BTreeMap<bool, IpAddr>,
     ) -> std::result::Result<(), String> {
@@ -167,28 +167,6 @@ impl Networks {
             .ports
             .extend(addresses.into_iter().map(|address| mapping(address, port)));
         Ok(())
-    }
-
-    /// Returns the network, and the endpoint in it, through which a container is reached from
-    /// outside: the non-internal bridge network with the highest gateway priority.
-    pub(super) fn external_network(
-        &self,
-        record: &ContainerRecord,
-    ) -> Option<(super::NetworkRecord, super::Endpoint)> {
-        record
-            .networks
-            .iter()
-            .filter(|(_, endpoint)| !endpoint.endpoint_id.is_empty())
-            .filter_map(|(_, endpoint)| {
-                Some((self.find(&endpoint.network_id).ok()?, endpoint.clone()))
-            })
-            .filter(|(network, _)| network.driver.facts().host_routes && !network.internal)
-            .max_by_key(|(network, endpoint)| {
-                (
-                    endpoint.gw_priority,
-                    std::cmp::Reverse(network.name.clone()),
-                )
-            })
     }
 
     /// Withdraws a container's ports and releases them.

@@ -15,10 +15,10 @@ use whelk_network::dns::{self, Known, Question, Verdict};
 use whelk_network::dns_sockets::{DnsSockets, RESOLVER};
 use whelk_sys::fs;
 
-use super::Networks;
-use super::resolv_conf::{NameServer, ResolvConf};
 use crate::error::{Error, Result};
 use crate::model::ContainerRecord;
+use crate::networks::Networks;
+use crate::networks::resolv_conf::{NameServer, ResolvConf};
 
 /// How long to wait for an upstream server before the next is tried, as in Docker.
 const SERVER_TIMEOUT: Duration = Duration::from_secs(4);

@@ -1,0 +1,158 @@
+//! Interfaces inside network namespaces.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use whelk_network::Links;
+use whelk_network::namespace::{Interface, Ipv6Mode};
+use whelk_sys::fs;
+
+use super::addresses::has_ipv6;
+use crate::error::{Error, Result};
+use crate::model::ContainerRecord;
+use crate::networks::create::check_interface_name;
+use crate::networks::model::option;
+use crate::networks::settings::{link_local_addresses, mac_of, sysctls};
+use crate::networks::stack::set_sysctl;
+use crate::networks::{Endpoint, NetworkRecord, Networks};
+
+/// The prefix of interface names inside containers; a number follows.
+const INTERFACE_PREFIX: &str = "eth";
+
+/// The name of a container's first interface, unless options set another.
+pub(in crate::networks) const FIRST_INTERFACE: &str = "eth0";
+
+impl Networks {
+    /// Creates a running container's endpoint and interface in one network. Returns an rtnetlink
+    /// socket in its namespace.
+    pub(super) fn attach_endpoint_to_running(
+        &self,
+        container: &ContainerRecord,
+        network: &NetworkRecord,
+        endpoint: &mut Endpoint,
+        namespace: BorrowedFd<'_>,
+    ) -> Result<Links> {
+        self.attach_endpoint(container, network, endpoint, namespace, None)?;
+        let name = &endpoint.interface;
+        let settings: &[(&str, &str)] = if has_ipv6(container, network, endpoint) {
+            &[("disable_ipv6", "0"), ("accept_ra", "0")]
+        } else {
+            &[("disable_ipv6", "1")]
+        };
+        let settings = settings
+            .iter()
+            .map(|(key, value)| (format!("net/ipv6/conf/{name}/{key}"), (*value).to_owned()));
+        // The files do not exist if the kernel has no IPv6.
+        set_sysctls(settings.collect(), namespace, true)?;
+        set_sysctls(sysctls(endpoint)?, namespace, false)?;
+        let mut links = Links::open_in(namespace)?;
+        configure_interface(endpoint, &mut links)?;
+        Ok(links)
+    }
+
+    pub(super) fn interface_name(
+        &self,
+        container: &ContainerRecord,
+        network: &NetworkRecord,
+        endpoint: &Endpoint,
+    ) -> Result<String> {
+        let wanted = endpoint
+            .driver_opts
+            .iter()
+            .flatten()
+            .find(|(key, _)| *key == option::INTERFACE_NAME)
+            .map(|(_, name)| name.clone());
+        if let Some(name) = wanted {
+            check_interface_name(&name)?;
+            return Ok(name);
+        }
+        let prefix = network
+            .option(option::CONTAINER_PREFIX)
+            .unwrap_or(INTERFACE_PREFIX);
+        let used = |name: &str| {
+            container
+                .networks
+                .values()
+                .any(|endpoint| endpoint.interface == name)
+        };
+        (0..)
+            .map(|number: u32| format!("{prefix}{number}"))
+            .find(|name| !used(name))
+            .ok_or_else(|| Error::internal("no interface name is free"))
+    }
+}
+
+/// Configures the inner end of a warm namespace's veth pair for a network and endpoint.
+pub(super) fn configure_pooled(
+    mut interface: Interface,
+    network: &NetworkRecord,
+    endpoint: &Endpoint,
+    links: &mut Links,
+    ipv6: Ipv6Mode,
+) -> Result<()> {
+    interface.set_ipv6(ipv6)?;
+    let name = Some(endpoint.interface.as_str()).filter(|name| *name != FIRST_INTERFACE);
+    Ok(links.configure(interface.index, name, mac_of(endpoint)?, network.mtu())?)
+}
+
+/// Adds an endpoint's addresses to its interface and brings it up.
+pub(super) fn configure_interface(endpoint: &Endpoint, links: &mut Links) -> Result<()> {
+    let link_local = link_local_addresses(endpoint)?;
+    let name = endpoint.interface.as_str();
+    let link = links.find(name)?.ok_or_else(|| {
+        Error::internal(format!(
+            "interface {name} is not in the container's namespace"
+        ))
+    })?;
+    for address in endpoint.nets().into_iter().chain(link_local) {
+        links.add_address(link.index, address)?;
+    }
+    Ok(links.set_up(link.index)?)
+}
+
+/// Writes sysctls, as paths below `/proc/sys` and values, inside a namespace.
+pub(super) fn set_sysctls(
+    settings: Vec<(String, String)>,
+    namespace: BorrowedFd<'_>,
+    may_be_missing: bool,
+) -> Result<()> {
+    if settings.is_empty() {
+        return Ok(());
+    }
+    within(namespace, move || {
+        settings
+            .iter()
+            .try_for_each(|(path, value)| set_sysctl(path, value, may_be_missing))
+    })
+}
+
+pub(super) fn within(
+    namespace: BorrowedFd<'_>,
+    work: impl FnOnce() -> Result<()> + Send,
+) -> Result<()> {
+    whelk_sys::net::within(namespace, work).map_err(|error| {
+        Error::internal(format!(
+            "enter the container's network namespace: {}",
+            whelk_sys::errno_text(&error)
+        ))
+    })?
+}
+
+/// Opens the network namespace of a process.
+///
+/// # Errors
+/// Returns an error if it is the engine's own namespace: the process id was reused.
+pub(super) fn open_namespace(pid: i32) -> Result<OwnedFd> {
+    use std::os::unix::fs::MetadataExt;
+    let inode = |file: &std::fs::File| {
+        file.metadata()
+            .map(|found| found.ino())
+            .map_err(fs::at("stat", "a network namespace"))
+    };
+    let namespace = fs::open(format!("/proc/{pid}/ns/net"))?;
+    if inode(&namespace)? == inode(&fs::open("/proc/self/ns/net")?)? {
+        return Err(Error::internal(format!(
+            "process {pid} is not in a network namespace of its own"
+        )));
+    }
+    Ok(namespace.into())
+}
