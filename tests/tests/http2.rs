@@ -190,7 +190,8 @@ fn many_streams_run_side_by_side() {
     on_each(async |engine, client| {
         let expected = engine.http("GET", "/images/busybox/get", &[], b"").body;
         let mut requests = JoinSet::new();
-        // More than a connection may have at once: the rest waits.
+        // More than a connection may have at once, both before and after the client has the server's
+        // SETTINGS: the client sends the rest when others are done.
         for number in 0..300 {
             let client = client.clone();
             requests.spawn(async move {

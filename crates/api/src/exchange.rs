@@ -35,8 +35,16 @@ pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 const PREFACE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum size of a request's head in bytes.
 const MAX_HEAD_SIZE: u32 = 64 << 10;
-/// Maximum number of concurrent requests of a connection with HTTP/2.
-const MAX_STREAMS: u32 = 64;
+/// Maximum number of concurrent requests of a connection with HTTP/2, and of those in progress, which
+/// includes operations that go on after their stream was reset. It bounds what one connection can keep
+/// the engine busy with.
+///
+/// A client may send requests before it has the server's SETTINGS. Until then, Go's `net/http`,
+/// grpc-go, hyper, nghttp2 (curl) and .NET assume a limit of 100, which RFC 9113, section 6.5.2,
+/// recommends as the least one; a stream beyond the server's limit fails with `REFUSED_STREAM`. The
+/// value is that of Go's server, and so of Docker's engine.
+const MAX_STREAMS: u32 = 250;
+
 /// The times of an HTTP/2 connection without requests.
 #[derive(Clone, Copy, Debug)]
 struct IdleTimes {
@@ -434,6 +442,55 @@ mod tests {
             let response = timeout(LONG, sender.send_request(request)).await.unwrap();
             let is_success = response.is_ok_and(|response| response.status().is_success());
             assert_eq!(is_success, is_accepted, "{size} bytes");
+        }
+    }
+
+    /// Serializes the header of an HTTP/2 frame (RFC 9113, section 4.1).
+    fn frame_head(length: u32, kind: u8, flags: u8, stream: u32) -> [u8; 9] {
+        let mut head = [0; 9];
+        head[..3].copy_from_slice(&length.to_be_bytes()[1..]);
+        (head[3], head[4]) = (kind, flags);
+        head[5..].copy_from_slice(&stream.to_be_bytes());
+        head
+    }
+
+    #[tokio::test]
+    async fn accepts_100_streams_before_the_client_has_read_its_settings() {
+        const COUNT: u32 = 100;
+        const HEADERS: u8 = 1;
+        const RST_STREAM: u8 = 3;
+        const SETTINGS: u8 = 4;
+        // Each request is answered when all are in progress.
+        let all = Arc::new(tokio::sync::Barrier::new(COUNT as usize));
+        let routes = Router::new().route(
+            "/",
+            get(async move || {
+                all.wait().await;
+            }),
+        );
+        let mut client = connected(routes);
+        let mut sent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+        sent.extend(frame_head(0, SETTINGS, 0, 0));
+        // `GET http://x/` in HPACK: three indexed fields, and `:authority` with a literal value.
+        let head = [0x82, 0x86, 0x84, 0x41, 1, b'x'];
+        for number in 0..COUNT {
+            // END_STREAM and END_HEADERS
+            sent.extend(frame_head(6, HEADERS, 0x1 | 0x4, 2 * number + 1));
+            sent.extend(head);
+        }
+        client.write_all(&sent).await.unwrap();
+        let mut answered = 0;
+        while answered < COUNT {
+            let mut head = [0; 9];
+            timeout(LONG, client.read_exact(&mut head))
+                .await
+                .unwrap()
+                .unwrap();
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            let mut payload = vec![0; length as usize];
+            client.read_exact(&mut payload).await.unwrap();
+            assert_ne!(head[3], RST_STREAM, "{head:?} {payload:?}");
+            answered += u32::from(head[3] == HEADERS);
         }
     }
 
