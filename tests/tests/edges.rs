@@ -80,10 +80,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("security", &["error", "model"]),
     ("mounts", &["error", "model", "security"]),
     ("shims", &["error", "instance"]),
-    (
-        "workload",
-        &["error", "events", "instance", "rollback", "shims"],
-    ),
+    ("workload", &["error", "events", "instance", "shims"]),
     ("records", &["error", "model", "mounts"]),
     (
         "store",

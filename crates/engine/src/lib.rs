@@ -125,8 +125,8 @@ impl Engine {
         });
         containers.recover().await?;
         let workloads = Workloads::new(instance.clone(), shims.clone());
-        if let Err(error) = workloads.remove_left().await {
-            tracing::error!("remove what an earlier engine ran: {error}");
+        if let Err(error) = workloads.kill_left() {
+            tracing::error!("kill the workloads of an earlier engine: {error}");
         }
         tokio::spawn(shims.maintain());
         tokio::spawn(networks.clone().maintain());

@@ -9,6 +9,7 @@ pub(crate) mod fake;
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
+use std::fmt;
 use std::io::{ErrorKind, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -245,13 +246,31 @@ pub struct Running {
     pub events: UnixStream,
 }
 
-/// Where a shim is found.
+/// What a shim runs, and where the shim is found. Displayed as in `container 3f1c…`.
 #[derive(Clone, Debug)]
-pub struct Place {
-    /// The id of what it runs.
+pub struct ShimAddress {
+    pub kind: Kind,
     pub id: String,
     /// The directory of its socket and exit record.
     pub directory: PathBuf,
+}
+
+/// The kind of what a shim runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Container,
+    /// What has no record.
+    Workload,
+}
+
+impl fmt::Display for ShimAddress {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.kind {
+            Kind::Container => "container",
+            Kind::Workload => "workload",
+        };
+        write!(formatter, "{kind} {}", self.id)
+    }
 }
 
 /// A shim's process: its pid, and its start time to recognize it by. (A pidfd would cost a file
@@ -397,8 +416,8 @@ async fn read_body(socket: &mut UnixStream) -> Result<Vec<u8>> {
     Ok(body)
 }
 
-/// Returns whether any container or other workload of the instance has a shim. A shim listens on its socket for as
-/// long as the container runs.
+/// Returns whether any container or other workload of the instance has a shim. A shim listens on
+/// its socket for as long as the container runs.
 pub(crate) fn any_runs(instance: &Instance) -> bool {
     let connect_to = |path: &Path| -> rustix::io::Result<()> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -430,19 +449,19 @@ pub(crate) const PING_TIMEOUT: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// Returns `NotFound` or `ConnectionRefused` if there is no shim.
-pub(crate) async fn connect(place: &Place) -> std::io::Result<UnixStream> {
-    connect_noting(place, &AtomicBool::default()).await
+pub(crate) async fn connect(address: &ShimAddress) -> std::io::Result<UnixStream> {
+    connect_noting(address, &AtomicBool::default()).await
 }
 
 /// Like [`connect`], and notes for a caller that stops waiting whether the engine had no free file
 /// descriptor at the last try.
 async fn connect_noting(
-    place: &Place,
+    address: &ShimAddress,
     lacks_descriptors: &AtomicBool,
 ) -> std::io::Result<UnixStream> {
     const AGAIN: Duration = Duration::from_millis(20);
     loop {
-        let connected = connect_once(place).await;
+        let connected = connect_once(address).await;
         let errno = connected.as_ref().err().and_then(Errno::from_io_error);
         // Other operations will close theirs soon.
         let is_lack = matches!(errno, Some(Errno::MFILE | Errno::NFILE));
@@ -454,9 +473,9 @@ async fn connect_noting(
     }
 }
 
-async fn connect_once(place: &Place) -> std::io::Result<UnixStream> {
+async fn connect_once(address: &ShimAddress) -> std::io::Result<UnixStream> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let directory = rustix::fs::open(&place.directory, flags, Mode::empty())?;
+    let directory = rustix::fs::open(&address.directory, flags, Mode::empty())?;
     UnixStream::connect(through_descriptor(&directory, "shim.sock")).await
 }
 
@@ -466,20 +485,20 @@ async fn connect_once(place: &Place) -> std::io::Result<UnixStream> {
 /// Returns an error if there is no shim, [`Error::ShimSilent`] if it does not answer within
 /// [`ANSWER_TIMEOUT`], and [`Error::Unavailable`] if the engine had no file descriptor to connect
 /// to it.
-pub async fn request(place: &Place, request: &Request) -> Result<(Reply, UnixStream)> {
-    request_within(place, request, ANSWER_TIMEOUT).await
+pub async fn request(address: &ShimAddress, request: &Request) -> Result<(Reply, UnixStream)> {
+    request_within(address, request, ANSWER_TIMEOUT).await
 }
 
 /// Like [`request`], with another time limit.
 pub(crate) async fn request_within(
-    place: &Place,
+    address: &ShimAddress,
     request: &Request,
     limit: Duration,
 ) -> Result<(Reply, UnixStream)> {
     let attempt = Attempt::default();
-    tokio::time::timeout(limit, exchange(place, request, &attempt))
+    tokio::time::timeout(limit, exchange(address, request, &attempt))
         .await
-        .unwrap_or_else(|_| Err(attempt.timed_out(&place.id)))
+        .unwrap_or_else(|_| Err(attempt.timed_out(address)))
 }
 
 /// How far a request to a shim has come.
@@ -493,31 +512,32 @@ struct Attempt {
 
 impl Attempt {
     /// Returns the error of a request that was not answered in time.
-    fn timed_out(&self, id: &str) -> Error {
+    fn timed_out(&self, address: &ShimAddress) -> Error {
         if self.lacks_descriptors.load(Ordering::Relaxed) {
             return Error::Unavailable(format!(
-                "connect to the shim of container {id}: too many open files: raise the engine's limit (LimitNOFILE, ulimit -n)"
+                "connect to the shim of {address}: too many open files: raise the engine's limit (LimitNOFILE, ulimit -n)"
             ));
         }
         let pid = self.shim.get().map_or("?".into(), ToString::to_string);
-        Error::ShimSilent(format!(
-            "container {id}: the shim (pid {pid}) does not answer"
-        ))
+        Error::ShimSilent(format!("{address}: the shim (pid {pid}) does not answer"))
     }
 }
 
 /// Like [`request`], for a request whose duration depends on the container's processes: it may take
 /// as long as it needs while the shim answers other requests.
-pub async fn request_while_alive(place: &Place, request: &Request) -> Result<(Reply, UnixStream)> {
+pub async fn request_while_alive(
+    address: &ShimAddress,
+    request: &Request,
+) -> Result<(Reply, UnixStream)> {
     let attempt = Attempt::default();
-    let mut answer = std::pin::pin!(exchange(place, request, &attempt));
+    let mut answer = std::pin::pin!(exchange(address, request, &attempt));
     loop {
         if let Ok(answer) = tokio::time::timeout(PING_TIMEOUT, &mut answer).await {
             return answer;
         }
         tokio::select! {
             answer = &mut answer => return answer,
-            silent = check_alive(place) => silent?,
+            silent = check_alive(address) => silent?,
         }
     }
 }
@@ -527,8 +547,8 @@ pub async fn request_while_alive(place: &Place, request: &Request) -> Result<(Re
 /// # Errors
 /// Returns [`Error::ShimSilent`] if the shim does not answer within [`PING_TIMEOUT`]. That there is
 /// none, or that the engine cannot connect to it, is no error.
-pub(crate) async fn check_alive(place: &Place) -> Result<()> {
-    match request_within(place, &Request::Processes, PING_TIMEOUT).await {
+pub(crate) async fn check_alive(address: &ShimAddress) -> Result<()> {
+    match request_within(address, &Request::Processes, PING_TIMEOUT).await {
         Err(error @ Error::ShimSilent(_)) => Err(error),
         _ => Ok(()),
     }
@@ -536,19 +556,16 @@ pub(crate) async fn check_alive(place: &Place) -> Result<()> {
 
 /// Sends a request and reads the reply.
 async fn exchange(
-    place: &Place,
+    address: &ShimAddress,
     request: &Request,
     attempt: &Attempt,
 ) -> Result<(Reply, UnixStream)> {
     let fail = |error: std::io::Error| {
         let error_text = whelk_sys::errno_text(&error);
-        let text = format!(
-            "connect to the shim of container {}: {error_text}",
-            place.id
-        );
+        let text = format!("connect to the shim of {address}: {error_text}");
         Error::kernel(text, &error)
     };
-    let mut socket = connect_noting(place, &attempt.lacks_descriptors)
+    let mut socket = connect_noting(address, &attempt.lacks_descriptors)
         .await
         .map_err(fail)?;
     if let Ok(Some(pid)) = socket.peer_cred().map(|peer| peer.pid()) {
@@ -557,8 +574,7 @@ async fn exchange(
     let message = protocol::encode(request).map_err(|error| Error::internal(error.to_string()))?;
     let lost = |error: std::io::Error| {
         Error::internal(format!(
-            "the shim of container {} ended: {}",
-            place.id,
+            "the shim of {address} ended: {}",
             whelk_sys::errno_text(&error)
         ))
     };
@@ -569,8 +585,8 @@ async fn exchange(
 
 /// Returns the process that listens on a container's socket: its shim. Returns `None` if there is
 /// none, or if its queue of connections is full.
-pub(crate) async fn listener(place: &Place) -> Option<ShimProcess> {
-    ShimProcess::of_peer(&connect_once(place).await.ok()?)
+pub(crate) async fn listener(address: &ShimAddress) -> Option<ShimProcess> {
+    ShimProcess::of_peer(&connect_once(address).await.ok()?)
 }
 
 /// Checks that a shim has done what it was asked for; `step` is the prefix of the error's text.
@@ -602,11 +618,11 @@ pub enum ShimStatus {
 /// Connects to a container's shim and subscribes to its events; tries for `patience`. Returns
 /// [`ShimStatus::Gone`] only if nothing listens on its socket: any other error may be temporary,
 /// and the container runs without the engine.
-pub async fn probe(place: &Place, patience: Duration) -> ShimStatus {
+pub async fn probe(address: &ShimAddress, patience: Duration) -> ShimStatus {
     const AGAIN: Duration = Duration::from_millis(50);
     let attempts = async {
         loop {
-            match connect(place).await {
+            match connect(address).await {
                 Err(error)
                     if matches!(
                         error.kind(),
@@ -615,10 +631,10 @@ pub async fn probe(place: &Place, patience: Duration) -> ShimStatus {
                 {
                     return ShimStatus::Gone;
                 }
-                Err(error) => tracing::debug!(container = place.id, "connect to the shim: {error}"),
+                Err(error) => tracing::debug!("connect to the shim of {address}: {error}"),
                 Ok(socket) => match subscribe(socket).await {
                     Ok(status) => return status,
-                    Err(error) => tracing::debug!(container = place.id, "{error}"),
+                    Err(error) => tracing::debug!("{address}: {error}"),
                 },
             }
             tokio::time::sleep(AGAIN).await;
@@ -666,20 +682,20 @@ mod tests {
 
     #[tokio::test]
     async fn a_slow_request_is_waited_for_while_the_shim_answers_others() {
-        let place = std::env::temp_dir().join(format!("whelk-alive-{}", std::process::id()));
-        let scratch = whelk_image::Scratch::at(place).unwrap();
-        let place = scratch.path();
-        let place = Place {
+        let path = std::env::temp_dir().join(format!("whelk-alive-{}", std::process::id()));
+        let scratch = whelk_image::Scratch::at(path).unwrap();
+        let address = ShimAddress {
+            kind: Kind::Container,
             id: "one".into(),
-            directory: place.to_owned(),
+            directory: scratch.path().to_owned(),
         };
-        let listener = tokio::net::UnixListener::bind(place.directory.join("shim.sock")).unwrap();
+        let listener = tokio::net::UnixListener::bind(address.directory.join("shim.sock")).unwrap();
         tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
                 tokio::spawn(serve(socket));
             }
         });
-        let answer = request_while_alive(&place, &Request::Pause).await;
+        let answer = request_while_alive(&address, &Request::Pause).await;
         assert_eq!(answer.unwrap().0, Reply::Done);
     }
 }

@@ -10,7 +10,7 @@ use super::Containers;
 use crate::error::Result;
 use crate::instance::{Instance, lost_and_found};
 use crate::model::ContainerRecord;
-use crate::shims::{ANSWER_TIMEOUT, Place, connect};
+use crate::shims::{ANSWER_TIMEOUT, Kind, ShimAddress, connect};
 use crate::store::{Found, damaged, read_copy};
 
 /// Refuses a store that has lost containers, and volumes without a record that a newer engine has
@@ -58,11 +58,12 @@ async fn runs(instance: &Instance, id: &str) -> bool {
     if fs::exists(instance.run_dir(id).join("exit.json")) {
         return false;
     }
-    let place = Place {
+    let address = ShimAddress {
+        kind: Kind::Container,
         id: id.to_owned(),
         directory: instance.run_dir(id),
     };
-    match tokio::time::timeout(ANSWER_TIMEOUT, connect(&place)).await {
+    match tokio::time::timeout(ANSWER_TIMEOUT, connect(&address)).await {
         Ok(Err(error)) => !matches!(
             error.kind(),
             ErrorKind::NotFound | ErrorKind::ConnectionRefused

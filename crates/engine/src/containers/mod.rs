@@ -70,7 +70,7 @@ use crate::images::Images;
 use crate::instance::Instance;
 use crate::model::{ContainerRecord, ContainerState, Status};
 use crate::networks::Networks;
-use crate::shims::{ANSWER_TIMEOUT, WarmPool};
+use crate::shims::{ANSWER_TIMEOUT, Kind, ShimAddress, WarmPool};
 use crate::spec;
 use crate::store::RecordStore;
 use crate::volumes::Volumes;
@@ -357,7 +357,12 @@ impl Container {
     fn new(record: ContainerRecord, instance: &Instance) -> Arc<Self> {
         let id = &record.id;
         let cgroup = spec::cgroup_path(&record.host, &instance.cgroup_parent(), id);
-        let workload = Workload::new(instance, id, instance.run_dir(id), cgroup);
+        let address = ShimAddress {
+            kind: Kind::Container,
+            id: id.clone(),
+            directory: instance.run_dir(id),
+        };
+        let workload = Workload::new(instance, address, cgroup);
         let progress = Progress {
             exit_code: record.state.exit_code,
             ..Progress::default()

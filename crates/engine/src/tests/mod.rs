@@ -6,6 +6,7 @@ mod rename;
 mod restart;
 mod rollback;
 mod usage;
+mod workload;
 
 use std::path::PathBuf;
 use std::sync::Arc;

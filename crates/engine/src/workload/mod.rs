@@ -13,7 +13,7 @@ mod recordless;
 mod silent;
 
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ use crate::error::{Error, Result};
 use crate::events::now;
 use crate::instance::Instance;
 use crate::shims::{
-    self, ANSWER_TIMEOUT, LaunchError, Place, Running, ShimProcess, ShimStatus, WarmPool,
+    self, ANSWER_TIMEOUT, LaunchError, Running, ShimAddress, ShimProcess, ShimStatus, WarmPool,
 };
 
 /// How long the kernel may take to end a killed process before an operation gives up.
@@ -47,7 +47,7 @@ const KILLED: i32 = 137;
 /// A configuration that runs, has run or is to run under a shim.
 #[derive(Debug)]
 pub struct Workload {
-    place: Place,
+    address: ShimAddress,
     cgroup: String,
     /// The cgroup of the instance's shims.
     shims: String,
@@ -118,13 +118,10 @@ pub(crate) struct Begun {
 }
 
 impl Workload {
-    /// Describes a workload with this run directory and cgroup.
-    pub(crate) fn new(instance: &Instance, id: &str, directory: PathBuf, cgroup: String) -> Self {
+    /// Describes a workload with this cgroup.
+    pub(crate) fn new(instance: &Instance, address: ShimAddress, cgroup: String) -> Self {
         Self {
-            place: Place {
-                id: id.to_owned(),
-                directory,
-            },
+            address,
             cgroup,
             shims: instance.shims_cgroup(),
             run: watch::Sender::default(),
@@ -134,7 +131,7 @@ impl Workload {
 
     /// The directory of the shim's socket and exit record.
     pub(crate) fn directory(&self) -> &Path {
-        &self.place.directory
+        &self.address.directory
     }
 
     pub(crate) fn cgroup(&self) -> &str {
@@ -207,7 +204,7 @@ impl Workload {
 
     /// Asks the shim for the state, for at most `patience`.
     pub(crate) async fn probe(&self, patience: Duration) -> ShimStatus {
-        shims::probe(&self.place, patience).await
+        shims::probe(&self.address, patience).await
     }
 
     /// Subscribes to the end of the current run.
@@ -235,7 +232,7 @@ impl Workload {
     /// # Errors
     /// As [`shims::request`].
     pub(crate) async fn request(&self, request: &Request) -> Result<(Reply, UnixStream)> {
-        shims::request(&self.place, request).await
+        shims::request(&self.address, request).await
     }
 
     /// Like [`Workload::request`], for a request whose duration depends on the workload's processes,
@@ -244,20 +241,23 @@ impl Workload {
         &self,
         request: &Request,
     ) -> Result<(Reply, UnixStream)> {
-        shims::request_while_alive(&self.place, request).await
+        shims::request_while_alive(&self.address, request).await
     }
 
-    /// Sends a signal to the first process. Succeeds if the `run` ends meanwhile. If the shim does
+    /// Sends a signal to the first process. Succeeds if the `run` has ended. If the shim does
     /// not answer within [`SIGNAL_TIMEOUT`], the engine sends the signal itself.
     ///
     /// # Errors
     /// Returns [`Error::Unavailable`] if the engine lacks the descriptors or memory for it.
     pub(crate) async fn signal(&self, number: i32, run: &RunWatch) -> Result<()> {
+        if run.has_ended() {
+            return Ok(());
+        }
         let request = Request::Signal {
             exec: None,
             signal: number,
         };
-        match shims::request_within(&self.place, &request, SIGNAL_TIMEOUT).await {
+        match shims::request_within(&self.address, &request, SIGNAL_TIMEOUT).await {
             Ok((Reply::Failed(whelk_runtime::Error::State(_)), _)) => Ok(()),
             Ok((Reply::Failed(error), _)) => Err(Error::internal(error.to_string())),
             Ok(_) => Ok(()),
@@ -315,8 +315,8 @@ impl Workload {
         });
         if let Err(error) = killed.await {
             tracing::warn!(
-                container = self.place.id,
-                "kill the processes of a container without a shim: {error}"
+                "kill the processes of {} without a shim: {error}",
+                self.address
             );
         }
         self.end();
@@ -388,7 +388,7 @@ impl Monitor {
                 ShimStatus::Gone => return None,
                 ShimStatus::Unresponsive => {
                     if workload.shim().is_none() {
-                        workload.set_shim(shims::listener(&workload.place).await);
+                        workload.set_shim(shims::listener(&workload.address).await);
                     }
                     tokio::time::sleep(RETRY_DELAY).await;
                 }

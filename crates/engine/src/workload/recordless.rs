@@ -1,12 +1,15 @@
-//! Workloads that have no record: a step of a build, a job. Whoever starts one follows it to its
-//! end; those that a killed engine leaves behind are removed when the next one starts.
+//! Workloads that have no record: a step of a build, a job. A task follows each to its end; whoever
+//! has started it waits for that, or drops its [`Started`], which kills it. Those that a killed
+//! engine leaves behind are killed when the next one starts.
 
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Component, Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::net::UnixStream;
+use tokio::sync::watch;
 use whelk_runtime::Rootfs;
 use whelk_runtime::cgroup::Cgroup;
 use whelk_runtime::spec::Spec;
@@ -14,13 +17,13 @@ use whelk_runtime::user::UserRequest;
 use whelk_shim::logs::LogConfig;
 use whelk_shim::protocol::{Attach, ContainerLaunch, Event, ExecLaunch, Exit, Reply, Request};
 use whelk_sys::fs;
+use whelk_sys::sync::IgnorePoison as _;
 use whelk_text::signal;
 
-use super::{Begun, KILL_TIMEOUT, Monitor, Workload, blocking};
+use super::{Begun, KILL_TIMEOUT, Monitor, RunWatch, Workload, blocking};
 use crate::error::{Error, Result};
 use crate::instance::Instance;
-use crate::rollback::Errors;
-use crate::shims::{LaunchError, ShimStatus, WarmPool};
+use crate::shims::{Kind, LaunchError, ShimAddress, ShimStatus, WarmPool};
 
 /// What a workload consists of: an OCI configuration, and what it leaves to the engine.
 #[derive(Debug)]
@@ -39,7 +42,7 @@ pub struct Bundle {
     pub stdin: bool,
     /// Streams that are connected before the program begins.
     pub attached: Vec<(Attach, OwnedFd)>,
-    /// The network namespace, if the configuration does not name one.
+    /// The network namespace to join, where the configuration asks for a new one.
     pub network: Option<OwnedFd>,
 }
 
@@ -48,33 +51,79 @@ pub struct Bundle {
 pub struct Workloads {
     instance: Instance,
     shims: Arc<WarmPool>,
+    /// The ids in use: each has a directory and a cgroup.
+    ids: Arc<Mutex<BTreeSet<String>>>,
 }
 
-/// A workload that was started.
+/// An id in use, until this is dropped.
+#[derive(Debug)]
+struct Claim {
+    ids: Arc<Mutex<BTreeSet<String>>>,
+    id: String,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.ids.lock().ignore_poison().remove(&self.id);
+    }
+}
+
+/// A workload that was started. It is killed when this is dropped.
 #[derive(Debug)]
 pub struct Started {
     /// The first process.
     pub pid: i32,
     workload: Arc<Workload>,
-    monitor: Monitor,
+    run: RunWatch,
+    /// `None` until the workload has ended and nothing is left of it.
+    end: watch::Receiver<Option<Exit>>,
 }
 
 impl Workloads {
     pub(crate) fn new(instance: Instance, shims: Arc<WarmPool>) -> Self {
-        Self { instance, shims }
+        Self {
+            instance,
+            shims,
+            ids: Arc::default(),
+        }
     }
 
     fn workload(&self, id: &str) -> Arc<Workload> {
-        let directory = self.instance.workload_dir(id);
+        let address = ShimAddress {
+            kind: Kind::Workload,
+            id: id.to_owned(),
+            directory: self.instance.workload_dir(id),
+        };
         let cgroup = format!("{}/workload-{id}", self.instance.cgroup_parent());
-        Arc::new(Workload::new(&self.instance, id, directory, cgroup))
+        Arc::new(Workload::new(&self.instance, address, cgroup))
+    }
+
+    /// Takes an id. Returns `None` if it is in use.
+    fn claim(&self, id: &str) -> Option<Claim> {
+        let is_free = self.ids.lock().ignore_poison().insert(id.to_owned());
+        is_free.then(|| Claim {
+            ids: self.ids.clone(),
+            id: id.to_owned(),
+        })
     }
 
     /// Starts a workload.
     ///
     /// # Errors
-    /// Returns the reason why it did not start; nothing is left of it then.
+    /// Returns [`Error::Conflict`] if its id is in use, and the reason why it did not start; nothing
+    /// is left of it then.
     pub async fn start(&self, bundle: Bundle) -> Result<Started> {
+        let mut parts = Path::new(&bundle.id).components();
+        if !matches!((parts.next(), parts.next()), (Some(Component::Normal(name)), None) if name == bundle.id.as_str())
+        {
+            return Err(Error::invalid(format!(
+                "invalid id of a workload: {:?}: not a file name",
+                bundle.id
+            )));
+        }
+        let claim = self.claim(&bundle.id).ok_or_else(|| {
+            Error::conflict(format!("a workload with the id {} is running", bundle.id))
+        })?;
         let workload = self.workload(&bundle.id);
         let (attached, streams): (Vec<Attach>, Vec<OwnedFd>) = bundle.attached.into_iter().unzip();
         let mut spec = bundle.spec;
@@ -95,75 +144,85 @@ impl Workloads {
             ports: 0,
         };
         let descriptors = bundle.network.into_iter().chain(streams).collect();
-        let prepared = workload.clone();
-        blocking(move || prepared.make_directory()).await?;
-        match workload.start(&self.shims, &launch, descriptors).await {
-            Ok(Begun { pid, monitor, .. }) => Ok(Started {
-                pid,
-                workload,
-                monitor,
-            }),
-            Err(error) => {
-                blocking(move || {
-                    workload.delete_directory();
-                    Ok(())
-                })
-                .await?;
-                Err(match error {
-                    LaunchError::Engine(error) => error,
-                    LaunchError::Runtime(error) => error.into(),
-                })
+        let shims = self.shims.clone();
+        // If the caller is cancelled, the workload is killed as soon as it has started.
+        let start = async move {
+            let prepared = workload.clone();
+            blocking(move || prepared.make_directory()).await?;
+            match workload.start(&shims, &launch, descriptors).await {
+                Ok(Begun { pid, monitor, .. }) => {
+                    Ok(Started::follow(workload, pid, monitor, claim))
+                }
+                Err(error) => {
+                    blocking(move || {
+                        workload.delete_directory();
+                        Ok(())
+                    })
+                    .await?;
+                    Err(match error {
+                        LaunchError::Engine(error) => error,
+                        LaunchError::Runtime(error) => error.into(),
+                    })
+                }
             }
-        }
+        };
+        tokio::spawn(start)
+            .await
+            .map_err(|error| Error::internal(error.to_string()))?
     }
 
-    /// Ends and removes the workloads of earlier engines: nothing follows them any more.
+    /// Kills the workloads of earlier engines in the background: nobody waits for them any more.
+    /// Their ids stay in use until nothing is left of them.
     ///
     /// # Errors
-    /// Returns the errors of those that could not be removed; the others are.
-    pub(crate) async fn remove_left(&self) -> Result<()> {
-        let mut errors = Errors::default();
+    /// Returns an error if they cannot be listed.
+    pub(crate) fn kill_left(&self) -> Result<()> {
         for entry in fs::list(self.instance.run.join("workloads"))? {
             let id = entry.file_name().to_string_lossy().into_owned();
-            tracing::info!("end workload {id} of an earlier engine");
-            let removed = self.remove(&id).await;
-            errors.keep(removed.map_err(|error| error.prefixed(&format!("end workload {id}"))));
+            let Some(claim) = self.claim(&id) else {
+                continue;
+            };
+            tracing::info!("kill workload {id} of an earlier engine");
+            let workload = self.workload(&id);
+            tokio::spawn(async move {
+                if let Err(error) = end_left(workload, claim).await {
+                    tracing::error!("kill workload {id}: {error}");
+                }
+            });
         }
-        errors.into_result()
-    }
-
-    async fn remove(&self, id: &str) -> Result<()> {
-        const PATIENCE: Duration = Duration::from_secs(2);
-        let workload = self.workload(id);
-        let (pid, events) = match workload.probe(PATIENCE).await {
-            ShimStatus::Gone => {
-                return blocking(move || {
-                    end_processes(workload.cgroup())?;
-                    fs::remove_tree(workload.directory())?;
-                    // Of a shim that was just about to listen, which it cannot any more.
-                    end_processes(workload.cgroup())
-                })
-                .await;
-            }
-            ShimStatus::Running {
-                state: Event::State { pid, .. },
-                events,
-            } => (pid, Some(events)),
-            ShimStatus::Running { events, .. } => (0, Some(events)),
-            ShimStatus::Unresponsive => (0, None),
-        };
-        let monitor = workload.adopt(pid, events);
-        let left = Started {
-            pid,
-            workload,
-            monitor,
-        };
-        left.kill(signal::KILL).await?;
-        tokio::time::timeout(KILL_TIMEOUT, left.wait())
-            .await
-            .map_err(|_| Error::Unavailable("it does not end after SIGKILL".into()))?;
         Ok(())
     }
+}
+
+/// Kills a workload of an earlier engine, and removes what is left of it.
+async fn end_left(workload: Arc<Workload>, claim: Claim) -> Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let (pid, events) = match workload.probe(PATIENCE).await {
+        ShimStatus::Gone => {
+            return blocking(move || {
+                end_processes(workload.cgroup())?;
+                fs::remove_tree(workload.directory())?;
+                // Of a shim that was just about to listen, which it cannot any more.
+                end_processes(workload.cgroup())?;
+                drop(claim);
+                Ok(())
+            })
+            .await;
+        }
+        ShimStatus::Running {
+            state: Event::State { pid, .. },
+            events,
+        } => (pid, Some(events)),
+        ShimStatus::Running { events, .. } => (0, Some(events)),
+        ShimStatus::Unresponsive => (0, None),
+    };
+    let monitor = workload.adopt(pid, events);
+    let left = Started::follow(workload, pid, monitor, claim);
+    left.kill(signal::KILL).await?;
+    tokio::time::timeout(KILL_TIMEOUT, left.wait())
+        .await
+        .map_err(|_| Error::Unavailable("it does not end after SIGKILL".into()))?;
+    Ok(())
 }
 
 /// Kills the processes of a workload that has no shim.
@@ -178,13 +237,36 @@ fn end_processes(path: &str) -> Result<()> {
 }
 
 impl Started {
+    /// Follows a run in a task of its own.
+    fn follow(workload: Arc<Workload>, pid: i32, mut monitor: Monitor, claim: Claim) -> Self {
+        let (ended, end) = watch::channel(None);
+        let followed = workload.clone();
+        tokio::spawn(async move {
+            let exit = loop {
+                match monitor.next().await {
+                    Some(Event::Exited(exit)) => break exit,
+                    Some(_) => {}
+                    None => break followed.reap().await.exit,
+                }
+            };
+            monitor.finish().await;
+            drop(claim);
+            ended.send_replace(Some(exit));
+        });
+        Self {
+            pid,
+            run: workload.watch_run(),
+            workload,
+            end,
+        }
+    }
+
     /// Sends a signal to the first process. Succeeds if it has ended.
     ///
     /// # Errors
     /// Returns an error if the signal cannot be sent.
     pub async fn kill(&self, signal: i32) -> Result<()> {
-        let run = self.workload.watch_run();
-        self.workload.signal(signal, &run).await
+        self.workload.signal(signal, &self.run).await
     }
 
     /// Starts a further process. Returns its pid, and the connection to the streams that it
@@ -201,16 +283,28 @@ impl Started {
         }
     }
 
-    /// Waits for the end, and removes what is left of the workload.
-    pub async fn wait(mut self) -> Exit {
-        let exit = loop {
-            match self.monitor.next().await {
-                Some(Event::Exited(exit)) => break exit,
-                Some(_) => {}
-                None => break self.workload.reap().await.exit,
-            }
+    /// Waits until the workload has ended and nothing is left of it.
+    pub async fn wait(&self) -> Exit {
+        let mut end = self.end.clone();
+        // Closed before only if the runtime shuts down.
+        let ended = end.wait_for(Option::is_some).await;
+        ended.ok().and_then(|exit| exit.clone()).unwrap_or_default()
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        // Without a runtime the engine ends. The next one kills what is left.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
         };
-        self.monitor.finish().await;
-        exit
+        if self.end.borrow().is_none() {
+            let (workload, run) = (self.workload.clone(), self.run.clone());
+            runtime.spawn(async move {
+                if let Err(error) = workload.signal(signal::KILL, &run).await {
+                    tracing::warn!("kill a workload that nobody waits for: {error}");
+                }
+            });
+        }
     }
 }

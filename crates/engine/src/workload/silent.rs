@@ -17,7 +17,7 @@ use super::{KILL_TIMEOUT, RunWatch, Workload};
 use crate::error::{Error, Result};
 use crate::shims::{self, PING_TIMEOUT, ShimProcess};
 
-/// How long a shim may take to report the end of a container that the engine has killed.
+/// How long a shim may take to report the end of what the engine has killed.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Workload {
@@ -80,7 +80,7 @@ impl Workload {
         if let Some(shim) = self.shim() {
             return Some(shim);
         }
-        if let Some(shim) = shims::listener(&self.place).await {
+        if let Some(shim) = shims::listener(&self.address).await {
             return Some(shim);
         }
         let (path, shims) = (self.cgroup.clone(), self.shims.clone());
@@ -91,13 +91,13 @@ impl Workload {
     async fn kill_shim(&self, shim: Option<ShimProcess>) -> Result<()> {
         let shim = shim.ok_or_else(|| {
             Error::internal(format!(
-                "the shim of container {} does not answer, and its process is not found",
-                self.place.id
+                "the shim of {} does not answer, and its process is not found",
+                self.address
             ))
         })?;
         tracing::warn!(
-            container = self.place.id,
-            "the shim (pid {}) does not answer; killing it",
+            "{}: the shim (pid {}) does not answer; killing it",
+            self.address,
             shim.pid
         );
         let shims = self.shims.clone();
@@ -125,7 +125,7 @@ impl Workload {
     /// Returns an error if such a shim is not found or does not end.
     pub(crate) async fn await_shim_exit(&self) -> Result<()> {
         let exited = |limit| tokio::time::timeout(limit, self.wait_until_idle());
-        let alive = || shims::check_alive(&self.place);
+        let alive = || shims::check_alive(&self.address);
         while exited(PING_TIMEOUT).await.is_err() {
             if alive().await.is_ok() || !self.has_shim() {
                 continue;
@@ -135,8 +135,8 @@ impl Workload {
             self.kill_shim(shim).await?;
             return exited(KILL_TIMEOUT).await.map_err(|_| {
                 Error::Unavailable(format!(
-                    "the shim of container {} does not end after SIGKILL",
-                    self.place.id
+                    "the shim of {} does not end after SIGKILL",
+                    self.address
                 ))
             });
         }
