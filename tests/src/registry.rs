@@ -13,6 +13,10 @@ use crate::images::{Archive, gzip, sha256};
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
+/// The access token, and the identity token, that an authorization service issues.
+const TOKEN: &str = "access";
+pub const IDENTITY: &str = "identity";
+
 /// A registry.
 #[derive(Clone, Debug)]
 pub struct Registry {
@@ -34,8 +38,11 @@ struct State {
 /// What a registry does besides answering.
 #[derive(Clone, Debug, Default)]
 pub struct Behaviour {
-    /// The header `Authorization` that it wants.
+    /// The header `Authorization` that it wants, or that its authorization service wants.
     pub authorization: Option<String>,
+    /// The registry wants a token of its authorization service, which issues [`IDENTITY`] to whoever
+    /// asks for it.
+    pub tokens: bool,
     /// Bytes of a blob after which it closes the connection, the first time for each blob that is
     /// longer.
     pub cut_after: Option<usize>,
@@ -222,10 +229,26 @@ impl Registry {
             state.requests.push(line.trim().to_owned());
             state.behaviour.clone()
         };
-        if behaviour.authorization.is_some() && header("authorization") != behaviour.authorization {
-            let challenge = "www-authenticate: Basic realm=\"test\"\r\n";
-            begin(&mut stream, "401 Unauthorized", challenge, 0)?;
+        let shown = header("authorization");
+        if let Some(query) = path.strip_prefix("/token?") {
+            return issue(&mut stream, query, shown == behaviour.authorization);
+        }
+        let (wanted, challenge) = if behaviour.tokens {
+            let realm = format!(
+                "Bearer realm=\"http://{}/token\",service=\"test\"",
+                self.host
+            );
+            (Some(format!("Bearer {TOKEN}")), realm)
+        } else {
+            (behaviour.authorization, "Basic realm=\"test\"".to_owned())
+        };
+        if wanted.is_some() && shown != wanted {
+            let challenge = format!("www-authenticate: {challenge}\r\n");
+            begin(&mut stream, "401 Unauthorized", &challenge, 0)?;
             return None;
+        }
+        if path == "/v2/" {
+            return begin(&mut stream, "200 OK", "", 0);
         }
         let path = path.strip_prefix("/v2/")?;
         if let Some((_, digest)) = path.split_once("/blobs/") {
@@ -281,6 +304,23 @@ impl Registry {
         }
         Some(())
     }
+}
+
+/// Answers as an authorization service.
+fn issue(stream: &mut TcpStream, query: &str, is_known: bool) -> Option<()> {
+    let (status, body) = if is_known {
+        let mut body = json!({"token": TOKEN, "expires_in": 300});
+        if query.contains("offline_token=true") {
+            body["refresh_token"] = json!(IDENTITY);
+        }
+        ("200 OK", body)
+    } else {
+        let body = json!({"details": "incorrect username or password"});
+        ("401 Unauthorized", body)
+    };
+    let body = body.to_string();
+    begin(stream, status, "", body.len())?;
+    stream.write_all(body.as_bytes()).ok()
 }
 
 /// Sends the head of a response.

@@ -1,5 +1,5 @@
-//! Docker's configuration file, `config.json`, of which only the current context concerns this
-//! client. All other settings are kept as they are.
+//! Docker's configuration file, `config.json`, of which only the current context and the credentials
+//! concern this client. All other settings are kept as they are.
 
 use std::path::Path;
 
@@ -34,9 +34,33 @@ pub(crate) fn current_context(config: &Path) -> Option<String> {
 /// Sets the current context; `None` selects the default.
 ///
 /// # Errors
+/// As [`change`].
+pub(crate) fn set_current_context(config: &Path, name: Option<&str>) -> Outcome<()> {
+    edit(config, files::replace, |settings| match name {
+        Some(name) => settings.insert(CURRENT.to_owned(), name.into()) != Some(Value::from(name)),
+        None => settings.shift_remove(CURRENT).is_some(),
+    })
+    .map(drop)
+}
+
+/// Changes the settings, which have secrets afterwards: only the file's owner can read it. `change` says
+/// whether it has changed something; if not, nothing is written. Returns the same.
+///
+/// # Errors
 /// Returns an error if the file cannot be read or written, or is no JSON object: its other settings
 /// would be lost.
-pub(crate) fn set_current_context(config: &Path, name: Option<&str>) -> Outcome<()> {
+pub(crate) fn change(
+    config: &Path,
+    change: impl FnOnce(&mut Map<String, Value>) -> bool,
+) -> Outcome<bool> {
+    edit(config, files::replace_secret, change)
+}
+
+fn edit(
+    config: &Path,
+    replace: fn(&Path, &[u8]) -> std::io::Result<()>,
+    change: impl FnOnce(&mut Map<String, Value>) -> bool,
+) -> Outcome<bool> {
     let path = config.join("config.json");
     let mut settings = match read_json(&path) {
         Ok(Value::Object(settings)) => settings,
@@ -44,26 +68,20 @@ pub(crate) fn set_current_context(config: &Path, name: Option<&str>) -> Outcome<
             let text = format!("{}: the file is not a JSON object", path.display());
             return Err(Failure::new(text));
         }
+        // Docker's CLI always writes this key.
         Err(reason) if reason.ends_with("no such file or directory") => {
-            if name.is_none() {
-                return Ok(());
-            }
-            // Docker's CLI always writes this key.
             Map::from_iter([("auths".to_owned(), Value::Object(Map::new()))])
         }
         Err(reason) => return Err(Failure::new(reason)),
     };
-    let changed = match name {
-        Some(name) => settings.insert(CURRENT.to_owned(), name.into()) != Some(Value::from(name)),
-        None => settings.shift_remove(CURRENT).is_some(),
-    };
-    if !changed {
-        return Ok(());
+    if !change(&mut settings) {
+        return Ok(false);
     }
     let text = pretty(&settings)?;
     files::create_directories(config, 0o700)
-        .and_then(|()| files::replace(&path, &text))
-        .map_err(|error| Failure::new(format!("write {}: {}", path.display(), plain(&error))))
+        .and_then(|()| replace(&path, &text))
+        .map_err(|error| Failure::new(format!("write {}: {}", path.display(), plain(&error))))?;
+    Ok(true)
 }
 
 /// Formats the settings as Docker's CLI does, with tabs.

@@ -53,11 +53,21 @@ fn create_beside<T>(
 /// Replaces a file: readers, also after a crash, find either the old or the new content. An existing
 /// file keeps its owner and its permissions, a new one is its owner's only. A symbolic link is followed.
 pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    replace_within(path, content, 0o777)
+}
+
+/// Like [`replace`], for a file that only its owner may read from now on.
+pub(crate) fn replace_secret(path: &Path, content: &[u8]) -> io::Result<()> {
+    replace_within(path, content, 0o700)
+}
+
+/// Replaces a file, which keeps the permissions that are in `allowed`.
+fn replace_within(path: &Path, content: &[u8], allowed: u32) -> io::Result<()> {
     let target = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let (mut file, staged) = stage(&target)?;
     let mut write = || {
         if let Ok(old) = target.metadata() {
-            let mut mode = old.permissions().mode() & 0o777;
+            let mut mode = old.permissions().mode() & allowed;
             // With sudo, the file is another user's. Without, its group may be one of others.
             if fchown(&file, Some(old.uid()), Some(old.gid())).is_err() {
                 mode &= 0o707;

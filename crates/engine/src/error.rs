@@ -19,6 +19,9 @@ pub enum Error {
     /// The operation is never allowed, whoever asks for it.
     #[error("{0}")]
     Denied(String),
+    /// A registry does not accept the credentials in the request.
+    #[error("{0}")]
+    Unauthorized(String),
     /// The object is already in the requested state.
     #[error("{0}")]
     NotModified(String),
@@ -80,6 +83,7 @@ impl Error {
             Self::Restarting(text) => Self::Restarting(change(text)),
             Self::Invalid(text) => Self::Invalid(change(text)),
             Self::Denied(text) => Self::Denied(change(text)),
+            Self::Unauthorized(text) => Self::Unauthorized(change(text)),
             Self::NotModified(text) => Self::NotModified(change(text)),
             Self::Unsupported(text) => Self::Unsupported(change(text)),
             Self::Internal(text) => Self::Internal(change(text)),

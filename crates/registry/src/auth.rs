@@ -48,43 +48,30 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// An `AuthConfig` of the Engine API.
+/// An `AuthConfig` of the Engine API. What is empty is not given.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "lowercase", default)]
-struct AuthConfig {
-    username: Option<String>,
-    password: Option<String>,
+pub struct AuthConfig {
+    pub username: Option<String>,
+    pub password: Option<String>,
     /// `USER:PASSWORD` in base64, an older form of both.
-    auth: Option<String>,
-    identitytoken: Option<String>,
-    registrytoken: Option<String>,
+    pub auth: Option<String>,
+    pub identitytoken: Option<String>,
+    pub registrytoken: Option<String>,
 }
 
-impl Credentials {
-    /// Decodes the header `X-Registry-Auth` of the Engine API: an `AuthConfig` in base64.
-    ///
+impl fmt::Debug for AuthConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AuthConfig")
+    }
+}
+
+impl TryFrom<AuthConfig> for Credentials {
+    type Error = String;
+
     /// # Errors
     /// Returns a text that has nothing of the value in it.
-    pub fn from_header(value: &str) -> Result<Self, String> {
-        // Clients differ in their use of padding.
-        let url_safe = GeneralPurpose::new(
-            &URL_SAFE,
-            GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
-        );
-        let value = value.trim();
-        let json = url_safe
-            .decode(value)
-            .or_else(|_| STANDARD.decode(value))
-            .map_err(|_| "not base64")?;
-        if json.is_empty() {
-            return Ok(Self::Anonymous);
-        }
-        // Fields by position, which serde accepts too, are no `AuthConfig`.
-        let config = Some(&json)
-            .filter(|json| !json.trim_ascii_start().starts_with(b"["))
-            .and_then(|json| serde_json::from_slice::<Option<AuthConfig>>(json).ok())
-            .ok_or("not a JSON object with texts")?
-            .unwrap_or_default();
+    fn try_from(config: AuthConfig) -> Result<Self, String> {
         let given = |text: Option<String>| text.filter(|text| !text.is_empty());
         if let Some(token) = given(config.registrytoken) {
             return Ok(Self::RegistryToken(token));
@@ -113,6 +100,35 @@ impl Credentials {
             user: user.to_owned(),
             password: password.trim_end_matches('\0').to_owned(),
         })
+    }
+}
+
+impl Credentials {
+    /// Decodes the header `X-Registry-Auth` of the Engine API: an `AuthConfig` in base64.
+    ///
+    /// # Errors
+    /// Returns a text that has nothing of the value in it.
+    pub fn from_header(value: &str) -> Result<Self, String> {
+        // Clients differ in their use of padding.
+        let url_safe = GeneralPurpose::new(
+            &URL_SAFE,
+            GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+        );
+        let value = value.trim();
+        let json = url_safe
+            .decode(value)
+            .or_else(|_| STANDARD.decode(value))
+            .map_err(|_| "not base64")?;
+        if json.is_empty() {
+            return Ok(Self::Anonymous);
+        }
+        // Fields by position, which serde accepts too, are no `AuthConfig`.
+        let config = Some(&json)
+            .filter(|json| !json.trim_ascii_start().starts_with(b"["))
+            .and_then(|json| serde_json::from_slice::<Option<AuthConfig>>(json).ok())
+            .ok_or("not a JSON object with texts")?
+            .unwrap_or_default();
+        config.try_into()
     }
 
     /// Returns the header `Authorization` for a registry, or for a service, that wants a password.
@@ -144,6 +160,7 @@ struct Answer {
     token: Option<String>,
     access_token: Option<String>,
     expires_in: Option<f64>,
+    refresh_token: Option<String>,
 }
 
 /// A value of the header `Authorization` that a server accepts for a time.
@@ -151,6 +168,8 @@ struct Answer {
 pub(crate) struct Token {
     pub(crate) value: HeaderValue,
     expires: Instant,
+    /// The identity token that came with it.
+    refresh: Option<String>,
 }
 
 impl Token {
@@ -162,6 +181,7 @@ impl Token {
         Self {
             value,
             expires: Instant::now() + Self::PASSWORD_VALIDITY,
+            refresh: None,
         }
     }
 
@@ -187,6 +207,7 @@ impl Token {
         Ok(Self {
             value: bearer(&token).ok_or("the token has control characters")?,
             expires: Instant::now() + validity.saturating_sub(MARGIN),
+            refresh: given(answer.refresh_token).filter(|token| token.len() <= MAX_TOKEN),
         })
     }
 }
@@ -195,6 +216,7 @@ impl Token {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Access {
     pub(crate) host: String,
+    /// Empty for a login, which asks for an identity token, too.
     pub(crate) scope: String,
     pub(crate) credentials: Credentials,
 }
@@ -214,6 +236,11 @@ impl Tokens {
         let tokens = self.lock();
         let token = tokens.get(access)?;
         (token.expires > Instant::now()).then(|| token.value.clone())
+    }
+
+    /// Returns the identity token that came with a token.
+    pub(crate) fn identity(&self, access: &Access) -> Option<String> {
+        self.lock().get(access)?.refresh.clone()
     }
 
     pub(crate) fn put(&self, access: Access, token: Token) {

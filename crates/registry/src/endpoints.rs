@@ -36,14 +36,19 @@ pub(crate) fn endpoints(settings: &Settings, domain: &str) -> Result<Vec<Endpoin
         .iter()
         .map(|url| mirror(settings, url))
         .collect::<Result<Vec<_>>>()?;
+    endpoints.push(registry(settings, domain));
+    Ok(endpoints)
+}
+
+/// Returns the server of a registry as it is named in references, without its mirrors.
+pub(crate) fn registry(settings: &Settings, domain: &str) -> Endpoint {
     let host = if domain == HUB.0 { HUB.1 } else { domain };
-    endpoints.push(Endpoint {
+    Endpoint {
         host: host.to_owned(),
         prefix: String::new(),
         transport: transport(settings, host),
         is_mirror: false,
-    });
-    Ok(endpoints)
+    }
 }
 
 fn transport(settings: &Settings, host: &str) -> Transport {

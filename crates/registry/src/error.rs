@@ -14,6 +14,9 @@ pub enum Error {
         /// What the response's body says, if it has the protocol's form.
         errors: Vec<Reported>,
     },
+    /// The registry does not accept a user.
+    #[error("{0}")]
+    Denied(String),
     /// No connection could be opened.
     #[error("cannot connect to {host}: {cause}")]
     Unreachable { host: String, cause: String },
@@ -60,7 +63,7 @@ impl Error {
             Self::Refused { status, errors, .. } => reported(*status, errors),
             Self::Interrupted { cause, .. } => cause.clone(),
             Self::Invalid { problem, .. } => problem.clone(),
-            Self::Unreachable { .. } | Self::Settings(_) => self.to_string(),
+            Self::Unreachable { .. } | Self::Settings(_) | Self::Denied(_) => self.to_string(),
         }
     }
 
@@ -82,6 +85,7 @@ impl Error {
                 }
                 _ => Kind::Invalid,
             },
+            Self::Denied(_) => Kind::Denied,
             Self::Unreachable { .. } | Self::Interrupted { .. } => Kind::Unavailable,
             Self::Invalid { .. } | Self::Settings(_) => Kind::Invalid,
         }

@@ -50,13 +50,13 @@ const MAX_WAIT: Duration = Duration::from_secs(60);
 /// The connections and tokens of an engine, and its settings for registries.
 #[derive(Debug)]
 pub struct Client {
-    settings: Settings,
+    pub(crate) settings: Settings,
     proxies: Arc<Matcher>,
     user_agent: HeaderValue,
     pools: Mutex<HashMap<Trusted, Pool<Connector, Body>>>,
     /// Whether an insecure registry speaks TLS.
     speaks_tls: Mutex<HashMap<String, bool>>,
-    tokens: Tokens,
+    pub(crate) tokens: Tokens,
 }
 
 /// Which certificates are accepted on a pool's connections.
@@ -279,12 +279,13 @@ impl Target {
 /// A repository of a registry, and who uses it.
 #[derive(Clone, Debug)]
 pub struct Repository {
-    client: Arc<Client>,
-    endpoints: Vec<Endpoint>,
-    path: String,
+    pub(crate) client: Arc<Client>,
+    pub(crate) endpoints: Vec<Endpoint>,
+    /// Empty for the registry itself.
+    pub(crate) path: String,
     /// What access tokens are for, in the words of authorization services.
-    scope: String,
-    credentials: Credentials,
+    pub(crate) scope: String,
+    pub(crate) credentials: Credentials,
 }
 
 /// A request below a repository's URL.
@@ -355,10 +356,12 @@ impl Repository {
     /// Returns the URL of a request at a server.
     fn target(&self, endpoint: &Endpoint, query: &Query, tls: bool) -> Result<Target> {
         let scheme = if tls { "https" } else { "http" };
-        let url = format!(
-            "{scheme}://{}{}/v2/{}/{}",
-            endpoint.host, endpoint.prefix, self.path, query.path
-        );
+        let base = format!("{scheme}://{}{}/v2/", endpoint.host, endpoint.prefix);
+        let url = if self.path.is_empty() {
+            base
+        } else {
+            format!("{base}{}/{}", self.path, query.path)
+        };
         Ok(Target {
             url: url
                 .parse()
@@ -369,7 +372,7 @@ impl Repository {
     }
 
     /// Sends a request to one server. With an error comes the time that the server asks to wait.
-    async fn ask_endpoint(
+    pub(crate) async fn ask_endpoint(
         &self,
         endpoint: &Endpoint,
         query: &Query,
@@ -516,11 +519,16 @@ impl Repository {
         };
         add("service", service);
         add("scope", &access.scope);
+        let is_login = access.scope.is_empty();
         let mut headers = HeaderMap::new();
         let mut body = None;
         match &access.credentials {
             Credentials::Password { user, .. } => {
                 add("account", user);
+                if is_login {
+                    add("client_id", "whelk");
+                    add("offline_token", "true");
+                }
                 headers.extend(
                     access
                         .credentials

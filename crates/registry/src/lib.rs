@@ -17,10 +17,11 @@ mod connector;
 mod endpoints;
 mod error;
 mod exchange;
+mod login;
 mod manifest;
 mod settings;
 
-pub use auth::Credentials;
+pub use auth::{AuthConfig, Credentials};
 pub use blob::Blob;
 pub use error::{Error, Kind, Result};
 pub use exchange::{Client, Repository};

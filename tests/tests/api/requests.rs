@@ -390,7 +390,6 @@ fn unsupported_settings_are_rejected_by_name() {
             (404, "No such image: nosuch:latest"),
         ),
         ("POST /images/busybox/push".to_owned(), missing),
-        ("POST /auth".to_owned(), missing),
         ("POST /commit?container=made".to_owned(), missing),
         ("POST /containers/made/checkpoints".to_owned(), missing),
         ("DELETE /containers/made/checkpoints/c".to_owned(), missing),

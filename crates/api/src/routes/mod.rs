@@ -5,6 +5,7 @@ pub(crate) mod containers;
 mod exec;
 mod images;
 mod networks;
+mod registries;
 mod system;
 mod unsupported;
 mod volumes;
@@ -140,6 +141,7 @@ pub(crate) fn router(engine: Arc<Engine>) -> Router {
                 .put(volumes::update),
         )
         .route("/system/df", get(system::disk_usage))
+        .route("/auth", post(registries::auth))
         .route("/build/prune", post(images::prune_builds))
         .merge(unsupported::routes())
         .fallback(not_found)

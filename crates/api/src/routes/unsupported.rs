@@ -33,7 +33,6 @@ pub(super) fn routes() -> Router<Services> {
         .route("/grpc", post(build))
         .route("/images/search", get(search))
         .route("/distribution/{*rest}", get(distribution))
-        .route("/auth", post(login))
         .route("/plugins", get(plugins))
         .route("/plugins/privileges", get(plugin_install))
         .route("/plugins/pull", post(plugin_install))
@@ -139,10 +138,6 @@ async fn search() -> ApiResult {
 
 async fn distribution() -> ApiResult {
     unsupported("querying registries about images")
-}
-
-async fn login() -> ApiResult {
-    unsupported("registries")
 }
 
 /// The engine manages no plugins: volume plugins run independently.

@@ -11,6 +11,7 @@ mod image;
 mod inspect;
 mod messages;
 mod network;
+mod registry;
 mod system;
 mod upload;
 mod usage;
@@ -63,6 +64,8 @@ enum Command {
     Container(container::ContainerCommand),
     #[command(flatten)]
     Image(image::ImageCommand),
+    #[command(flatten)]
+    Registry(registry::RegistryCommand),
     #[command(flatten)]
     System(system::SystemCommand),
     /// Manage containers
@@ -152,6 +155,9 @@ fn carry_out(cli: Cli, repair: crate::Repair) -> Outcome {
         Command::SystemGroup(system::SystemGroup::Repair(args)) => {
             return system::repair::repair(args, repair);
         }
+        Command::Registry(registry::RegistryCommand::Logout(args)) => {
+            return registry::logout(cli.flags.config().as_deref(), &args);
+        }
         _ => {}
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -196,6 +202,7 @@ async fn dispatch(client: &Client, command: Command) -> Outcome {
         Command::ImageGroup(command) => image::group(client, command).await,
         Command::NetworkGroup(command) => network::group(client, command).await,
         Command::VolumeGroup(command) => volume::group(client, command).await,
+        Command::Registry(command) => registry::command(client, command).await,
         Command::System(command) => system::command(client, command).await,
         Command::SystemGroup(command) => system::group(client, command).await,
         Command::Inspect(args) => inspect::inspect(client, args).await,

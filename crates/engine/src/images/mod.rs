@@ -1,6 +1,7 @@
 //! Images and their names.
 
 mod list;
+mod login;
 mod pull;
 mod remove;
 mod transfer;

@@ -41,7 +41,7 @@ const LAYERS: [&str; 4] = [
 /// The downloads of an engine.
 #[derive(Debug)]
 pub(super) struct Downloads {
-    client: Arc<Client>,
+    pub(super) client: Arc<Client>,
     permits: Semaphore,
     /// Layers that are coming in, by their diff IDs. Whoever else wants one waits for it.
     coming: Mutex<BTreeMap<Digest, Arc<tokio::sync::Mutex<()>>>>,

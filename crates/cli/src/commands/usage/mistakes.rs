@@ -18,8 +18,6 @@ const NOT_YET: &[&str] = &[
     "config",
     "cp",
     "diff",
-    "login",
-    "logout",
     "manifest",
     "node",
     "plugin",

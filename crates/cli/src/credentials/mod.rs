@@ -1,24 +1,23 @@
 //! Credentials for registries, from Docker's `config.json` and from credential helpers: programs
 //! `docker-credential-NAME` that keep secrets.
 
+mod helper;
+mod store;
+
 use std::collections::BTreeMap;
-use std::fmt;
-use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
+use whelk_api_types::AuthConfig;
 
 use crate::{Failure, Outcome, plain};
 
+pub(crate) use store::{erase, store};
+
 /// The name of Docker Hub in `config.json` and for credential helpers.
-const HUB: &str = "https://index.docker.io/v1/";
-/// A user name that says that the secret is an identity token.
-const TOKEN_USER: &str = "<token>";
-/// What a helper answers if it has no credentials for a server.
-const NOT_FOUND: &str = "credentials not found in native keychain";
+pub(crate) const HUB: &str = "https://index.docker.io/v1/";
 
 /// The parts of `config.json` that concern registries.
 #[derive(Default, Deserialize)]
@@ -37,38 +36,6 @@ struct Entry {
     auth: Option<String>,
     identitytoken: Option<String>,
     registrytoken: Option<String>,
-}
-
-/// An `AuthConfig` of the Engine API.
-#[derive(Default, PartialEq, Eq, Serialize)]
-struct AuthConfig {
-    #[serde(skip_serializing_if = "String::is_empty")]
-    username: String,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    password: String,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    serveraddress: String,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    identitytoken: String,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    registrytoken: String,
-}
-
-impl fmt::Debug for AuthConfig {
-    /// Shows nothing that is secret.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AuthConfig")
-            .field("serveraddress", &self.serveraddress)
-            .finish_non_exhaustive()
-    }
-}
-
-/// What a helper answers.
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Answer {
-    username: String,
-    secret: String,
 }
 
 /// Returns the header `X-Registry-Auth` for the registry of an image.
@@ -104,37 +71,58 @@ fn registry_of(image: &str) -> String {
     }
 }
 
-fn find(config: &Path, registry: &str) -> Outcome<AuthConfig> {
-    let path = config.join("config.json");
-    let file = match std::fs::read(&path) {
-        Ok(content) => serde_json::from_slice::<ConfigFile>(&content)
-            .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => ConfigFile::default(),
-        Err(error) => {
-            return Err(Failure::new(format!(
+impl ConfigFile {
+    fn read(path: &Path) -> Outcome<Self> {
+        match std::fs::read(path) {
+            Ok(content) => serde_json::from_slice(&content)
+                .map_err(|error| Failure::new(format!("{}: {error}", path.display()))),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(Failure::new(format!(
                 "open {}: {}",
                 path.display(),
                 plain(&error)
-            )));
+            ))),
         }
-    };
-    let helpers = file.cred_helpers.unwrap_or_default();
-    let helper = helpers.get(registry).or(file.creds_store.as_ref());
-    if let Some(helper) = helper.filter(|helper| !helper.is_empty()) {
-        return ask(helper, registry);
+    }
+
+    /// Returns the helper that keeps the credentials for a registry, if one does.
+    fn helper(&self, registry: &str) -> Option<&str> {
+        let own = self
+            .cred_helpers
+            .as_ref()
+            .and_then(|helpers| helpers.get(registry));
+        let helper = own.or(self.creds_store.as_ref());
+        helper
+            .map(String::as_str)
+            .filter(|helper| !helper.is_empty())
+    }
+}
+
+/// Returns the name of a login's server in `config.json`: the host of a URL.
+pub(crate) fn host_of(server: &str) -> &str {
+    let rest = ["https://", "http://"]
+        .iter()
+        .find_map(|scheme| server.strip_prefix(scheme))
+        .unwrap_or(server);
+    rest.split('/').next().unwrap_or_default()
+}
+
+/// Returns the credentials for a registry; empty if there are none.
+///
+/// # Errors
+/// Returns an error if the configuration or a credential helper fails.
+pub(crate) fn find(config: &Path, registry: &str) -> Outcome<AuthConfig> {
+    let path = config.join("config.json");
+    let file = ConfigFile::read(&path)?;
+    if let Some(helper) = file.helper(registry) {
+        return helper::get(helper, registry);
     }
     let auths = file.auths.unwrap_or_default();
-    // Older clients wrote URLs.
-    let host = |key: &str| {
-        let rest = key
-            .trim_start_matches("https://")
-            .trim_start_matches("http://");
-        rest.split('/').next().unwrap_or_default().to_owned()
-    };
     let entry = auths.get(registry).or_else(|| {
         let mut others = auths.iter();
         others
-            .find(|(key, _)| registry != HUB && host(key) == registry)
+            // Older clients wrote URLs.
+            .find(|(key, _)| registry != HUB && host_of(key) == registry)
             .map(|(_, entry)| entry)
     });
     let Some(entry) = entry else {
@@ -162,50 +150,6 @@ fn find(config: &Path, registry: &str) -> Outcome<AuthConfig> {
         password
             .trim_end_matches('\0')
             .clone_into(&mut found.password);
-    }
-    Ok(found)
-}
-
-/// Asks a credential helper.
-fn ask(helper: &str, registry: &str) -> Outcome<AuthConfig> {
-    let program = format!("docker-credential-{helper}");
-    let failed =
-        |cause: &str| Failure::new(format!("error getting credentials: {program}: {cause}"));
-    if helper.contains('/') {
-        return Err(failed("the name of a helper has no slash"));
-    }
-    let mut child = Command::new(&program)
-        .arg("get")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::inherit())
-        .spawn()
-        .map_err(|error| failed(&plain(&error)))?;
-    if let Some(mut input) = child.stdin.take() {
-        // A helper that does not read says so by what it answers.
-        let _ = input.write_all(registry.as_bytes());
-    }
-    let output = child
-        .wait_with_output()
-        .map_err(|error| failed(&plain(&error)))?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    if !output.status.success() {
-        return match text.trim() {
-            NOT_FOUND => Ok(AuthConfig::default()),
-            // It is the helper's error, and not a secret.
-            text => Err(failed(text)),
-        };
-    }
-    let answer: Answer = serde_json::from_str(&text)
-        .map_err(|_| failed("the answer has no Username and Secret in JSON"))?;
-    let mut found = AuthConfig {
-        serveraddress: registry.to_owned(),
-        ..AuthConfig::default()
-    };
-    if answer.username == TOKEN_USER {
-        found.identitytoken = answer.secret;
-    } else {
-        (found.username, found.password) = (answer.username, answer.secret);
     }
     Ok(found)
 }
