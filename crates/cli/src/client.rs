@@ -6,7 +6,6 @@ use http_body_util::BodyExt;
 use hyper::{Method, Request, Response, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 use whelk_api_types::{ErrorResponse, ExecStartConfig};
 use whelk_client::{Address, Connection, Error, RawStream, Tls, program_ended, tls_reason};
 pub(crate) use whelk_client::{Body, no_body};
@@ -303,8 +302,7 @@ impl Client {
         read(self.send(Method::GET, path, &[], no_body()).await?).await
     }
 
-    /// Sends a request without a body. If its response does not matter, it is read as
-    /// [`whelk_api_types::Empty`], which accepts any.
+    /// Sends a request without a body.
     pub(crate) async fn post<T: DeserializeOwned>(&self, path: &str) -> ApiResult<T> {
         read(self.send(Method::POST, path, &[], no_body()).await?).await
     }
@@ -316,6 +314,26 @@ impl Client {
     ) -> ApiResult<T> {
         let body = json_body(body)?;
         read(self.send(Method::POST, path, &[JSON], body).await?).await
+    }
+
+    /// Sends a request without a body, whose response has no content.
+    pub(crate) async fn post_no_content(&self, path: &str) -> ApiResult<()> {
+        ignore(self.send(Method::POST, path, &[], no_body()).await?).await
+    }
+
+    /// Sends an object with a request whose response has no content.
+    pub(crate) async fn post_json_no_content(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> ApiResult<()> {
+        let body = json_body(body)?;
+        ignore(self.send(Method::POST, path, &[JSON], body).await?).await
+    }
+
+    /// Sends a request to delete an object, whose response has no content.
+    pub(crate) async fn delete_no_content(&self, path: &str) -> ApiResult<()> {
+        ignore(self.send(Method::DELETE, path, &[], no_body()).await?).await
     }
 
     pub(crate) async fn delete<T: DeserializeOwned>(&self, path: &str) -> ApiResult<T> {
@@ -384,18 +402,30 @@ fn json_body(body: &impl Serialize) -> ApiResult<Body> {
         .map_err(|error| ApiError::local(format!("the request cannot be sent: {error}")))
 }
 
-/// Reads the JSON body of a response; an empty body is read as `null`.
+/// Waits for the end of a response whose body does not matter.
+async fn ignore(response: Response<hyper::body::Incoming>) -> ApiResult<()> {
+    let body = response.into_body().collect().await;
+    body.map(drop).map_err(|error| lost(&error))
+}
+
+/// Reads the JSON body of a response.
+///
+/// # Errors
+/// Returns an error if the body is empty: an engine that exits while it answers ends its responses
+/// properly.
 pub(crate) async fn read<T: DeserializeOwned>(
     response: Response<hyper::body::Incoming>,
 ) -> ApiResult<T> {
     let body = response.into_body().collect().await;
     let body = body.map_err(|error| lost(&error))?.to_bytes();
-    let value = if body.is_empty() {
-        Ok(Value::Null)
-    } else {
-        serde_json::from_slice(&body)
-    };
-    value.and_then(whelk_api_types::read).map_err(unreadable)
+    if body.is_empty() {
+        return Err(ApiError::lost(
+            "read the engine's response: it is empty".into(),
+        ));
+    }
+    serde_json::from_slice(&body)
+        .and_then(whelk_api_types::read)
+        .map_err(unreadable)
 }
 
 /// Returns the error for a response that is not as the API has it.
@@ -442,8 +472,41 @@ mod tests {
         assert_eq!(escape_name("a/b:c@d e"), "a/b:c@d%20e");
     }
 
+    #[tokio::test]
+    async fn rejects_an_empty_body_where_an_object_is_expected() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        use whelk_api_types::ContainerWaitResponse;
+
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let host = Host::Tcp(listener.local_addr().unwrap().to_string());
+        let client = Client::new(host, None, "default".into(), false);
+        let answers = async {
+            for body in ["", "", "12\r\n{\"StatusCode\":137}\r\n"] {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(stream.read_u8().await.unwrap());
+                }
+                let answer =
+                    format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{body}0\r\n\r\n");
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        };
+        let requests = async {
+            let error = client
+                .post::<ContainerWaitResponse>("/a")
+                .await
+                .unwrap_err();
+            assert!(error.lost, "{error}");
+            client.post_no_content("/b").await.unwrap();
+            let status: ContainerWaitResponse = client.post("/c").await.unwrap();
+            assert_eq!(status.status_code, 137);
+        };
+        tokio::join!(answers, requests);
+    }
+
     #[test]
-    fn a_missing_name_is_told() {
+    fn reports_an_empty_name_in_a_path() {
         let checked = |path: &str| check_named(path).map_err(|error| error.to_string());
         assert_eq!(
             checked("/volumes/?force=1"),

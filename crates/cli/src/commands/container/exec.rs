@@ -1,7 +1,7 @@
 //! The `exec` command: runs another process in a running container.
 
 use clap::Args;
-use whelk_api_types::{Empty, ExecConfig, ExecInspectResponse, ExecStartConfig, IdResponse};
+use whelk_api_types::{ExecConfig, ExecInspectResponse, ExecStartConfig, IdResponse};
 
 use super::create::environment::environment;
 use super::stream::{Ended, KEEPS_RUNNING, Streams, follow_size, lost, pump, unless_lost};
@@ -75,7 +75,7 @@ pub(crate) async fn exec(client: &Client, args: ExecArgs) -> Outcome {
     };
     if args.detach {
         client
-            .post_json::<Empty>(&format!("/exec/{id}/start"), &start)
+            .post_json_no_content(&format!("/exec/{id}/start"), &start)
             .await?;
         return Ok(0);
     }

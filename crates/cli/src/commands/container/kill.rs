@@ -1,7 +1,6 @@
 //! The `kill` command.
 
 use clap::Args;
-use whelk_api_types::Empty;
 
 use crate::Outcome;
 use crate::client::{Client, escape_name, query};
@@ -20,7 +19,7 @@ pub(crate) struct KillArgs {
 pub(crate) async fn kill(client: &Client, args: KillArgs) -> Outcome {
     for_each(&args.containers, async |name| {
         client
-            .post::<Empty>(&format!(
+            .post_no_content(&format!(
                 "/containers/{}/kill{}",
                 escape_name(name),
                 query(&[("signal", &args.signal)])

@@ -25,7 +25,6 @@ mod update;
 pub(crate) mod wait;
 
 use clap::{Args, Subcommand};
-use whelk_api_types::Empty;
 
 use crate::Outcome;
 use crate::client::{Client, escape_name};
@@ -140,7 +139,7 @@ pub(crate) async fn group(client: &Client, group: ContainerGroup) -> Outcome {
 pub(crate) async fn post_each(client: &Client, names: &[String], action: &str) -> Outcome {
     for_each(names, async |name| {
         client
-            .post::<Empty>(&format!("/containers/{}/{action}", escape_name(name)))
+            .post_no_content(&format!("/containers/{}/{action}", escape_name(name)))
             .await?;
         print_line!("{name}")?;
         Ok(())

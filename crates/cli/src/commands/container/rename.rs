@@ -1,7 +1,6 @@
 //! The `rename` command.
 
 use clap::Args;
-use whelk_api_types::Empty;
 
 use crate::client::{Client, escape_name, query};
 use crate::{Failure, Outcome};
@@ -20,7 +19,7 @@ pub(crate) async fn rename(client: &Client, args: RenameArgs) -> Outcome {
         ));
     }
     client
-        .post::<Empty>(&format!(
+        .post_no_content(&format!(
             "/containers/{}/rename{}",
             escape_name(name),
             query(&[("name", new_name)])

@@ -1,7 +1,6 @@
 //! The `rm` command.
 
 use clap::Args;
-use whelk_api_types::Empty;
 
 use crate::client::{Client, escape_name, query};
 use crate::commands::each::for_each;
@@ -36,7 +35,7 @@ pub(crate) async fn rm(client: &Client, args: RmArgs) -> Outcome {
             return Err(Failure::new("container name cannot be empty"));
         }
         match client
-            .delete::<Empty>(&format!("/containers/{}{query}", escape_name(name)))
+            .delete_no_content(&format!("/containers/{}{query}", escape_name(name)))
             .await
         {
             // With --force, a missing container is no failure.

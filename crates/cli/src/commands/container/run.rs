@@ -1,7 +1,7 @@
 //! The `run` command: creates, attaches, starts, waits.
 
 use clap::Args;
-use whelk_api_types::{ContainerWaitResponse, Empty};
+use whelk_api_types::ContainerWaitResponse;
 
 use crate::client::Client;
 use crate::commands::container::create::{CreateContainerArgs, make};
@@ -130,7 +130,7 @@ pub(crate) fn not_run(text: &str) -> Failure {
 /// Starts a container. If its program cannot be executed, the exit code is the one that shells use.
 async fn start(client: &Client, id: &str) -> Outcome<()> {
     let path = format!("/containers/{id}/start");
-    let Err(error) = client.post::<Empty>(&path).await else {
+    let Err(error) = client.post_no_content(&path).await else {
         return Ok(());
     };
     let text = error.to_string();

@@ -1,7 +1,7 @@
 //! The `start` command.
 
 use clap::Args;
-use whelk_api_types::{ContainerInspectResponse, Empty};
+use whelk_api_types::ContainerInspectResponse;
 
 use crate::client::{Client, escape_name};
 use crate::commands::arguments::not_available;
@@ -47,7 +47,7 @@ pub(crate) async fn start(client: &Client, args: StartArgs) -> Outcome {
         let (mut failed, mut unwritten) = (Vec::new(), None);
         for name in &args.containers {
             match client
-                .post::<Empty>(&format!("/containers/{}/start", escape_name(name)))
+                .post_no_content(&format!("/containers/{}/start", escape_name(name)))
                 .await
             {
                 Ok(_) => match print_line!("{name}") {
@@ -95,7 +95,7 @@ pub(crate) async fn start(client: &Client, args: StartArgs) -> Outcome {
         detach_keys: args.detach_keys,
     };
     client
-        .post::<Empty>(&format!("/containers/{id}/start"))
+        .post_no_content(&format!("/containers/{id}/start"))
         .await?;
     let size = tty.then(|| follow_size(client, format!("/containers/{id}/resize")));
     let ended = pump(connection, &streams).await;

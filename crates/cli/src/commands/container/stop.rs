@@ -1,7 +1,6 @@
 //! The `stop` command, and `restart`, which has the same flags.
 
 use clap::Args;
-use whelk_api_types::Empty;
 
 use crate::Outcome;
 use crate::client::{Client, escape_name, query};
@@ -33,7 +32,7 @@ pub(super) async fn end(client: &Client, args: StopArgs, action: &str) -> Outcom
     let query = query(&[("signal", &args.signal), ("t", &timeout)]);
     for_each(&args.containers, async |name| {
         client
-            .post::<Empty>(&format!(
+            .post_no_content(&format!(
                 "/containers/{}/{action}{query}",
                 escape_name(name)
             ))

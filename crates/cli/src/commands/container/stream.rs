@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::signal::unix::{SignalKind, signal};
-use whelk_api_types::Empty;
 use whelk_client::RawStream;
 
 use crate::client::{ApiError, Client, escape_name};
@@ -171,7 +170,7 @@ pub(crate) fn follow_size(client: &Client, path: String) -> tokio::task::JoinHan
         loop {
             if let Some((height, width)) = terminal::size() {
                 let _ = client
-                    .post::<Empty>(&format!("{path}?h={height}&w={width}"))
+                    .post_no_content(&format!("{path}?h={height}&w={width}"))
                     .await;
             }
             if changes.recv().await.is_none() {
@@ -188,7 +187,7 @@ pub(super) async fn redraw(client: &Client, name: &str) {
         let (height, width) = (height.saturating_add(1), width.saturating_add(1));
         // `follow_size` sets the correct size afterwards.
         let _ = client
-            .post::<Empty>(&format!("/containers/{name}/resize?h={height}&w={width}"))
+            .post_no_content(&format!("/containers/{name}/resize?h={height}&w={width}"))
             .await;
     }
 }
@@ -230,7 +229,7 @@ pub(crate) fn forward_signals(client: &Client, id: &str) -> tokio::task::JoinHan
         // The counter above works even while the engine does not respond.
         while let Some(name) = received.recv().await {
             let _ = client
-                .post::<Empty>(&format!("/containers/{id}/kill?signal={name}"))
+                .post_no_content(&format!("/containers/{id}/kill?signal={name}"))
                 .await;
         }
     })

@@ -1,7 +1,6 @@
 //! The `tag` command.
 
 use clap::Args;
-use whelk_api_types::Empty;
 
 use crate::client::{ApiError, Client, escape_name, query};
 use crate::{Failure, Outcome};
@@ -24,7 +23,7 @@ pub(crate) async fn tag(client: &Client, args: TagArgs) -> Outcome {
     }
     // The engine splits name and tag.
     match client
-        .post::<Empty>(&format!(
+        .post_no_content(&format!(
             "/images/{}/tag{}",
             escape_name(source),
             query(&[("repo", target)])

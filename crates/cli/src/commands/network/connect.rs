@@ -1,7 +1,7 @@
 //! The `network connect` command.
 
 use clap::Args;
-use whelk_api_types::{Empty, EndpointIpamConfig, EndpointSettings, NetworkConnectRequest};
+use whelk_api_types::{EndpointIpamConfig, EndpointSettings, NetworkConnectRequest};
 
 use crate::client::{Client, escape_name};
 use crate::commands::arguments::{given, key_values};
@@ -52,7 +52,7 @@ pub(super) async fn connect(client: &Client, args: ConnectArgs) -> Outcome {
         endpoint_config: endpoint(&args),
         container: args.container,
     };
-    client.post_json::<Empty>(&path, &body).await?;
+    client.post_json_no_content(&path, &body).await?;
     Ok(0)
 }
 

@@ -1,7 +1,7 @@
 //! The `network disconnect` command.
 
 use clap::Args;
-use whelk_api_types::{Empty, NetworkDisconnectRequest};
+use whelk_api_types::NetworkDisconnectRequest;
 
 use crate::Outcome;
 use crate::client::{Client, escape_name};
@@ -25,6 +25,6 @@ pub(super) async fn disconnect(client: &Client, args: DisconnectArgs) -> Outcome
         container: args.container,
         force: args.force,
     };
-    client.post_json::<Empty>(&path, &body).await?;
+    client.post_json_no_content(&path, &body).await?;
     Ok(0)
 }

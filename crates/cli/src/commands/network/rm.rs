@@ -1,7 +1,6 @@
 //! The `network rm` command.
 
 use clap::Args;
-use whelk_api_types::Empty;
 
 use crate::Outcome;
 use crate::client::{Client, escape_name};
@@ -21,7 +20,7 @@ pub(crate) struct RmArgs {
 pub(super) async fn rm(client: &Client, args: RmArgs) -> Outcome {
     for_each(&args.networks, async |name| {
         match client
-            .delete::<Empty>(&format!("/networks/{}", escape_name(name)))
+            .delete_no_content(&format!("/networks/{}", escape_name(name)))
             .await
         {
             Err(error) if args.force && error.status == hyper::StatusCode::NOT_FOUND => {

@@ -1,7 +1,6 @@
 //! The `volume rm` command.
 
 use clap::Args;
-use whelk_api_types::Empty;
 use whelk_text::url;
 
 use crate::Outcome;
@@ -23,7 +22,7 @@ pub(super) async fn rm(client: &Client, args: RmArgs) -> Outcome {
     let query = query(&[("force", if args.force { "1" } else { "" })]);
     for_each(&args.volumes, async |name| {
         client
-            .delete::<Empty>(&format!("/volumes/{}{query}", url::escape(name)))
+            .delete_no_content(&format!("/volumes/{}{query}", url::escape(name)))
             .await?;
         print_line!("{name}")?;
         Ok(())
