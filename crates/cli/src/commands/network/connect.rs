@@ -1,10 +1,12 @@
 //! The `network connect` command.
 
+use std::collections::BTreeMap;
+
 use clap::Args;
 use whelk_api_types::{EndpointIpamConfig, EndpointSettings, NetworkConnectRequest};
 
 use crate::client::{Client, escape_name};
-use crate::commands::arguments::{given, key_values};
+use crate::commands::arguments::given;
 use crate::{Failure, Outcome};
 
 #[derive(Debug, Args)]
@@ -37,19 +39,11 @@ pub(crate) struct ConnectArgs {
 }
 
 pub(super) async fn connect(client: &Client, args: ConnectArgs) -> Outcome {
-    let without_value = |option: &String| {
-        let key = option.split_once('=').map(|(key, _)| key.trim());
-        key.is_none_or(str::is_empty)
-    };
-    if args.driver_opt.iter().any(without_value) {
-        return Err(Failure::new(
-            "invalid key/value pair format in driver options",
-        ));
-    }
+    let driver_opts = driver_opts(&args.driver_opt)?;
     check_container(&args.network, &args.container)?;
     let path = format!("/networks/{}/connect", escape_name(&args.network));
     let body = NetworkConnectRequest {
-        endpoint_config: endpoint(&args),
+        endpoint_config: endpoint(&args, driver_opts),
         container: args.container,
     };
     client.post_json_no_content(&path, &body).await?;
@@ -58,7 +52,7 @@ pub(super) async fn connect(client: &Client, args: ConnectArgs) -> Outcome {
 
 /// Returns the endpoint of the request. As with Docker's CLI, links that are not given are `null`, but
 /// aliases and options are empty: `inspect` shows them so.
-fn endpoint(args: &ConnectArgs) -> EndpointSettings {
+fn endpoint(args: &ConnectArgs, driver_opts: BTreeMap<String, String>) -> EndpointSettings {
     EndpointSettings {
         ipam_config: Some(EndpointIpamConfig {
             ipv4_address: args.ip.clone(),
@@ -67,10 +61,24 @@ fn endpoint(args: &ConnectArgs) -> EndpointSettings {
         }),
         links: given(args.link.clone()),
         aliases: Some(args.alias.clone()),
-        driver_opts: Some(key_values(&args.driver_opt)),
+        driver_opts: Some(driver_opts),
         gw_priority: args.gw_priority,
         ..EndpointSettings::default()
     }
+}
+
+/// Parses `key=value` options. As in Docker's CLI, white space around both is removed.
+fn driver_opts(given: &[String]) -> Outcome<BTreeMap<String, String>> {
+    let parsed = given.iter().map(|option| {
+        let (key, value) = option.split_once('=').unwrap_or_default();
+        match key.trim() {
+            "" => Err(Failure::new(
+                "invalid key/value pair format in driver options",
+            )),
+            key => Ok((key.to_owned(), value.trim().to_owned())),
+        }
+    });
+    parsed.collect()
 }
 
 /// Checks that a container is named, once a network is, which the request's path contains.
@@ -79,4 +87,24 @@ pub(super) fn check_container(network: &str, container: &str) -> Outcome<()> {
         return Err(Failure::new("invalid container name or ID: value is empty"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn driver_options_are_trimmed() {
+        let parse = |options: &[&str]| {
+            let given: Vec<String> = options.iter().map(|&option| option.to_owned()).collect();
+            driver_opts(&given).map_err(|error| error.text)
+        };
+        let expected = [("a", "b c"), ("d", ""), ("e", "f=g")];
+        let expected = expected.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        assert_eq!(parse(&[" a = b c ", "d=", "e=f=g"]), Ok(expected.into()));
+        for option in ["", "a", "=b", " =b"] {
+            let error = "invalid key/value pair format in driver options";
+            assert_eq!(parse(&[option]), Err(error.into()), "{option:?}");
+        }
+    }
 }
