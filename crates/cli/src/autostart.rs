@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -14,7 +14,7 @@ use crate::endpoint::{DEFAULT_SOCKET, Host};
 use crate::output::warn_line;
 use crate::{Failure, Outcome, files};
 
-/// How long a new engine may take until it accepts connections.
+/// How long a new engine may take until it answers requests.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Starts an engine if none listens at the default socket.
@@ -57,24 +57,42 @@ pub(crate) async fn ensure(client: &Client) -> Outcome<()> {
     let mut engine = engine
         .spawn()
         .map_err(|error| Failure::new(format!("start an engine: {error}")))?;
-    let begin = Instant::now();
-    while begin.elapsed() < PATIENCE {
+    wait_for_answer(client, PATIENCE, || {
+        let status = engine.try_wait().ok()??;
+        let cause = read_log(begin_of_log).as_deref().and_then(cause);
+        Some(cause.unwrap_or_else(|| status.to_string()))
+    })
+    .await
+}
+
+/// Waits until an engine that was started answers requests.
+///
+/// # Errors
+/// Returns an error if it does not answer within `patience`, or if it exits. `exited` returns why it
+/// has exited.
+async fn wait_for_answer(
+    client: &Client,
+    patience: Duration,
+    mut exited: impl FnMut() -> Option<String>,
+) -> Outcome<()> {
+    let answered = async {
         // It listens before it opens its root, which may fail; it answers afterwards.
-        if client.ping().await.is_ok() {
-            return Ok(());
+        while client.ping().await.is_err() {
+            if let Some(cause) = exited() {
+                return Err(Failure::new(format!(
+                    "the engine exited during start: {cause} (log: {LOG})"
+                )));
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        if let Ok(Some(status)) = engine.try_wait() {
-            let cause = read_log(begin_of_log).as_deref().and_then(cause);
-            let cause = cause.unwrap_or_else(|| status.to_string());
-            return Err(Failure::new(format!(
-                "the engine exited during start: {cause} (log: {LOG})"
-            )));
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    Err(Failure::new(format!(
-        "the engine does not accept connections; see {LOG}"
-    )))
+        Ok(())
+    };
+    let answered = tokio::time::timeout(patience, answered).await;
+    answered.unwrap_or_else(|_| {
+        Err(Failure::new(format!(
+            "the engine does not answer; see {LOG}"
+        )))
+    })
 }
 
 const LOG: &str = "/var/log/whelk.log";
@@ -117,6 +135,23 @@ fn read_log(skipped: u64) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn an_engine_that_listens_but_does_not_answer_is_an_error() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let host = Host::Tcp(listener.local_addr().unwrap().to_string());
+        let client = Client::new(host, None, "default".into(), false);
+        let answered = wait_for_answer(&client, Duration::from_millis(50), || None).await;
+        let error = answered.unwrap_err().text;
+        assert_eq!(error, format!("the engine does not answer; see {LOG}"));
+        // One that has exited.
+        drop(listener);
+        let exited = || Some("open x".to_owned());
+        let answered = wait_for_answer(&client, PATIENCE, exited).await;
+        let error = answered.unwrap_err().text;
+        let expected = format!("the engine exited during start: open x (log: {LOG})");
+        assert_eq!(error, expected);
+    }
 
     #[test]
     fn hosts_without_the_default_socket_are_found() {
