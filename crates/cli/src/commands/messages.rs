@@ -126,14 +126,25 @@ pub(super) async fn print_messages_to(
 ) -> Outcome<()> {
     let mut messages = Messages::of(response);
     let mut display = Display::new(target.is_terminal());
-    while let Some(message) = messages.next::<StreamMessage>().await? {
-        if let Some(error) = message.error {
+    while let Some(mut message) = messages.next::<StreamMessage>().await? {
+        if let Some(error) = take_error(&mut message) {
             return Err(Failure::new(error));
         }
         let width = terminal::size().map_or(progress::WIDTH, |(_, columns)| columns.into());
         target.print(&display.text(&message, width))?;
     }
     Ok(())
+}
+
+/// Takes the error that a message reports. As with Docker's CLI, `errorDetail` comes first; older
+/// engines send `error` alone.
+fn take_error(message: &mut StreamMessage) -> Option<String> {
+    let text = message.error.take();
+    match message.error_detail.take() {
+        Some(detail) if !detail.message.is_empty() => Some(detail.message),
+        Some(_) => Some(text.unwrap_or_default()),
+        None => text,
+    }
 }
 
 /// The lines of the items on the terminal.
@@ -245,6 +256,25 @@ mod tests {
         check("{}{}\nx\n{}\n", &["{}", "{}", "broken"]);
         check("{\"d\":4}", &[]);
         check("\n", &[r#"{"d":4}"#]);
+    }
+
+    #[test]
+    fn takes_the_error_of_error_detail_first() {
+        for (message, expected) in [
+            (
+                r#"{"errorDetail": {"message": "a"}, "error": "b"}"#,
+                Some("a"),
+            ),
+            (r#"{"errorDetail": {"code": 1, "message": "a"}}"#, Some("a")),
+            (r#"{"errorDetail": {}, "error": "b"}"#, Some("b")),
+            (r#"{"errorDetail": {}}"#, Some("")),
+            (r#"{"errorDetail": null, "error": "b"}"#, Some("b")),
+            (r#"{"error": "b"}"#, Some("b")),
+            (r#"{"status": "x", "error": null}"#, None),
+        ] {
+            let mut read: StreamMessage = read(serde_json::from_str(message).unwrap()).unwrap();
+            assert_eq!(take_error(&mut read).as_deref(), expected, "{message}");
+        }
     }
 
     #[test]
