@@ -1,13 +1,23 @@
 //! Replaces files and directories of the user's configuration atomically.
 
-use std::fs::File;
+use std::collections::BTreeSet;
+use std::fs::{DirEntry, File};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
+
+const OWNER_ONLY: u32 = 0o700;
+
+/// How a staged file or directory is named, with a random number between the two.
+const STAGED: (&str, &str) = (".whelk-", ".part");
+
+/// The age from which on nobody still writes a staged file or directory.
+const STALE: Duration = Duration::from_secs(60 * 60);
 
 /// Maximum size of a file of the configuration in bytes.
 pub(crate) const MAX_SIZE: u64 = 4 << 20;
@@ -25,12 +35,33 @@ pub(crate) fn stage(path: &Path) -> io::Result<(File, PathBuf)> {
 /// Creates a directory beside `path`, to be filled and then passed to [`replace_directory`]. Missing
 /// parents are created.
 pub(crate) fn stage_directory(path: &Path) -> io::Result<PathBuf> {
-    const OWNER_ONLY: u32 = 0o700;
     if let Some(parent) = path.parent() {
         create_directories(parent, OWNER_ONLY)?;
+        remove_stale(parent);
     }
     let create = |staged: &Path| std::fs::DirBuilder::new().mode(OWNER_ONLY).create(staged);
     create_beside(path, create).map(|((), staged)| staged)
+}
+
+/// Removes what interrupted commands have staged in a directory: it may contain private keys.
+fn remove_stale(directory: &Path) {
+    let is_stale = |entry: &DirEntry| {
+        let name = entry.file_name();
+        let is_staged = name
+            .to_str()
+            .and_then(|name| name.strip_prefix(STAGED.0)?.strip_suffix(STAGED.1))
+            .is_some_and(|random| random.len() == 16);
+        let modified = || entry.metadata().and_then(|metadata| metadata.modified());
+        is_staged && modified().is_ok_and(|time| time.elapsed().is_ok_and(|age| age > STALE))
+    };
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    for entry in entries.filter(is_stale) {
+        // A failure concerns only the next clean-up.
+        let _ = match entry.file_type() {
+            Ok(kind) if kind.is_dir() => remove_directory(&entry.path()),
+            _ => std::fs::remove_file(entry.path()),
+        };
+    }
 }
 
 fn create_beside<T>(
@@ -41,7 +72,7 @@ fn create_beside<T>(
     let mut created = Err(io::ErrorKind::AlreadyExists.into());
     for _ in 0..ATTEMPTS {
         let random = RandomState::new().build_hasher().finish();
-        let staged = path.with_file_name(format!(".whelk-{random:016x}.part"));
+        let staged = path.with_file_name(format!("{}{random:016x}{}", STAGED.0, STAGED.1));
         created = create(&staged).map(|created| (created, staged));
         if !matches!(&created, Err(error) if error.kind() == io::ErrorKind::AlreadyExists) {
             break;
@@ -64,6 +95,9 @@ pub(crate) fn replace_secret(path: &Path, content: &[u8]) -> io::Result<()> {
 /// Replaces a file, which keeps the permissions that are in `allowed`.
 fn replace_within(path: &Path, content: &[u8], allowed: u32) -> io::Result<()> {
     let target = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    if let Some(parent) = target.parent() {
+        remove_stale(parent);
+    }
     let (mut file, staged) = stage(&target)?;
     let mut write = || {
         if let Ok(old) = target.metadata() {
@@ -94,13 +128,46 @@ pub(crate) fn replace_directory(new: &Path, path: &Path) -> io::Result<()> {
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {}
         Err(error) => return Err(error.into()),
     }
-    let old = new.with_extension("old");
-    std::fs::rename(path, &old)?;
-    if let Err(error) = std::fs::rename(new, path) {
-        let _ = std::fs::rename(&old, path);
-        return Err(error);
+    replace_files(new, path)?;
+    remove_directory(new)
+}
+
+/// Replaces the files of a directory by those of another one, each atomically. Old and new ones are
+/// there together meanwhile, but at no time none: without its files, a context is used without TLS.
+fn replace_files(new: &Path, path: &Path) -> io::Result<()> {
+    create_directories(path, OWNER_ONLY)?;
+    let mut names = BTreeSet::new();
+    for entry in std::fs::read_dir(new)? {
+        let (entry, target) = entry.map(|entry| (entry.path(), path.join(entry.file_name())))?;
+        if entry.is_dir() {
+            if !target.is_dir() {
+                remove(&target)?;
+            }
+            replace_files(&entry, &target)?;
+        } else {
+            if target.is_dir() {
+                remove(&target)?;
+            }
+            std::fs::rename(&entry, &target)?;
+        }
+        names.insert(target);
     }
-    remove_directory(&old)
+    for entry in std::fs::read_dir(path)? {
+        let entry = entry?.path();
+        if !names.contains(&entry) {
+            remove(&entry)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes a file, or a directory with its content, if it exists.
+fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::IsADirectory => remove_directory(path),
+        removed => removed,
+    }
 }
 
 /// Creates a directory and its missing parents.
@@ -135,10 +202,83 @@ pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
 mod tests {
     use super::*;
 
+    fn temporary_directory(name: &str) -> PathBuf {
+        let name = format!("whelk-{name}-{}", std::process::id());
+        let dir = std::env::temp_dir().join(name);
+        create_directories(&dir, 0o700).unwrap();
+        dir
+    }
+
+    #[test]
+    fn replacing_files_one_by_one_leaves_only_the_new_ones() {
+        let dir = temporary_directory("replace");
+        let (new, old) = (dir.join("new"), dir.join("old"));
+        for (path, content) in [
+            ("old/docker/ca.pem", "old ca"),
+            ("old/docker/key.pem", "old key"),
+            ("old/file", ""),
+            ("old/other/ca.pem", ""),
+            ("new/docker/ca.pem", "new ca"),
+            ("new/file/cert.pem", "cert"),
+            ("new/other", "file"),
+        ] {
+            let path = dir.join(path);
+            create_directories(path.parent().unwrap(), 0o700).unwrap();
+            std::fs::write(path, content).unwrap();
+        }
+        replace_files(&new, &old).unwrap();
+        let names = |path: &Path| {
+            let entries = std::fs::read_dir(path).unwrap();
+            let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(names(&old), ["docker", "file", "other"]);
+        assert_eq!(names(&old.join("docker")), ["ca.pem"]);
+        for (path, content) in [
+            ("docker/ca.pem", "new ca"),
+            ("file/cert.pem", "cert"),
+            ("other", "file"),
+        ] {
+            assert_eq!(std::fs::read_to_string(old.join(path)).unwrap(), content);
+        }
+        // A directory that does not exist yet.
+        replace_files(&old, &new.join("x")).unwrap();
+        assert_eq!(names(&new.join("x/docker")), ["ca.pem"]);
+        remove_directory(&dir).unwrap();
+    }
+
+    #[test]
+    fn what_interrupted_commands_have_staged_is_removed() {
+        let dir = temporary_directory("stale");
+        let path = dir.join("certificates");
+        let interrupted = stage_directory(&path).unwrap();
+        std::fs::write(interrupted.join("key.pem"), "KEY").unwrap();
+        let (_, interrupted_file) = stage(&path).unwrap();
+        let unrelated = dir.join(".whelk-x.part");
+        std::fs::write(&unrelated, "").unwrap();
+        let age = |path: &Path, age: Duration| {
+            let file = File::open(path).unwrap();
+            file.set_modified(std::time::SystemTime::now() - age)
+                .unwrap();
+        };
+        age(&interrupted_file, STALE / 2);
+        for path in [&interrupted, &unrelated] {
+            age(path, STALE * 2);
+        }
+        let staged = stage_directory(&path).unwrap();
+        assert!(!interrupted.exists());
+        // Another command may still be writing.
+        assert!(interrupted_file.exists() && unrelated.exists() && staged.exists());
+        age(&interrupted_file, STALE * 2);
+        replace(&path, b"content").unwrap();
+        assert!(!interrupted_file.exists());
+        remove_directory(&dir).unwrap();
+    }
+
     #[test]
     fn replacing_keeps_permissions_and_links() {
-        let dir = std::env::temp_dir().join(format!("whelk-files-{}", std::process::id()));
-        create_directories(&dir, 0o700).unwrap();
+        let dir = temporary_directory("files");
         let (path, link) = (dir.join("file"), dir.join("link"));
         let mode = || path.metadata().unwrap().permissions().mode() & 0o777;
         replace(&path, b"one").unwrap();
