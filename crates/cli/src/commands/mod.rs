@@ -11,6 +11,7 @@ mod image;
 mod inspect;
 mod messages;
 mod network;
+mod pruned;
 mod registry;
 mod system;
 mod upload;

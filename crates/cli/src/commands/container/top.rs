@@ -31,7 +31,7 @@ pub(crate) async fn top(client: &Client, args: TopArgs) -> Outcome {
         ))
         .await?;
     let rows = std::iter::once(&top.titles).chain(&top.processes);
-    let lines: Vec<String> = rows.map(|cells| cells.join("	")).collect();
+    let lines: Vec<String> = rows.map(|cells| cells.join("\t")).collect();
     print(&align_at_least(&lines, MIN_WIDTH))?;
     Ok(0)
 }

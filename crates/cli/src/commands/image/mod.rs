@@ -8,7 +8,7 @@ mod ls;
 pub(crate) mod platform;
 pub(crate) mod prune;
 pub(crate) mod pull;
-mod rm;
+pub(crate) mod rm;
 mod save;
 mod tag;
 

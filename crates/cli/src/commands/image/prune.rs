@@ -1,15 +1,12 @@
 //! The `image prune` command.
 
 use clap::Args;
-use whelk_api_types::{ImageDeleteResponseItem, ImagePruneResponse};
-use whelk_text::size;
+use whelk_api_types::ImagePruneResponse;
 
 use crate::Outcome;
-use crate::client::{Client, query};
-use crate::commands::arguments::prune_filters;
+use crate::client::Client;
 use crate::commands::confirm::confirmed;
-use crate::commands::image::rm::actions;
-use crate::output::print_line;
+use crate::commands::pruned::{post, print_deleted_images, print_reclaimed};
 
 #[derive(Debug, Args)]
 pub(crate) struct PruneArgs {
@@ -37,25 +34,8 @@ pub(crate) async fn prune(client: &Client, args: PruneArgs) -> Outcome {
     if args.all {
         given.push("dangling=false".into());
     }
-    let filters = prune_filters(&given)?;
-    let path = format!("/images/prune{}", query(&[("filters", &filters)]));
-    let answer: ImagePruneResponse = client.post(&path).await?;
-    if let Some(deleted) = answer.images_deleted {
-        print_line!("Deleted Images:")?;
-        print_pruned(&deleted)?;
-        print_line!("")?;
-    }
-    print_line!(
-        "Total reclaimed space: {}",
-        size::decimal(answer.space_reclaimed, 4)
-    )?;
+    let answer: ImagePruneResponse = post(client, "images", &given).await?;
+    print_deleted_images(&answer.images_deleted.unwrap_or_default())?;
+    print_reclaimed(answer.space_reclaimed)?;
     Ok(0)
-}
-
-/// Prints the removals of a prune: `untagged: …` and `deleted: …`.
-pub(crate) fn print_pruned(removed: &[ImageDeleteResponseItem]) -> Outcome<()> {
-    for (action, name) in actions(removed) {
-        print_line!("{}: {name}", action.to_lowercase())?;
-    }
-    Ok(())
 }

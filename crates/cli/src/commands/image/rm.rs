@@ -61,7 +61,7 @@ pub(crate) async fn rmi(client: &Client, args: RmiArgs) -> Outcome {
 }
 
 /// Returns the entries of a removal response: the action and the name or ID it applies to.
-pub(super) fn actions(
+pub(crate) fn actions(
     removed: &[ImageDeleteResponseItem],
 ) -> impl Iterator<Item = (&'static str, &str)> {
     removed.iter().flat_map(|item| {

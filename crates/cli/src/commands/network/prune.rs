@@ -4,10 +4,9 @@ use clap::Args;
 use whelk_api_types::NetworkPruneResponse;
 
 use crate::Outcome;
-use crate::client::{Client, query};
-use crate::commands::arguments::prune_filters;
+use crate::client::Client;
 use crate::commands::confirm::confirmed;
-use crate::output::print_line;
+use crate::commands::pruned::{post, print_deleted};
 
 #[derive(Debug, Args)]
 pub(crate) struct PruneArgs {
@@ -23,12 +22,7 @@ pub(super) async fn prune(client: &Client, args: PruneArgs) -> Outcome {
     if !args.force && !confirmed("all custom networks not used by at least one container") {
         return Ok(0);
     }
-    let filters = prune_filters(&args.filter)?;
-    let path = format!("/networks/prune{}", query(&[("filters", &filters)]));
-    let answer: NetworkPruneResponse = client.post(&path).await?;
-    let deleted = answer.networks_deleted.unwrap_or_default();
-    if !deleted.is_empty() {
-        print_line!("Deleted Networks:\n{}\n", deleted.join("\n"))?;
-    }
+    let answer: NetworkPruneResponse = post(client, "networks", &args.filter).await?;
+    print_deleted("Networks", &answer.networks_deleted.unwrap_or_default())?;
     Ok(0)
 }

@@ -1,17 +1,13 @@
 //! The `system prune` command.
 
 use clap::Args;
-use serde::de::DeserializeOwned;
 use whelk_api_types::{
     ContainerPruneResponse, ImagePruneResponse, NetworkPruneResponse, VolumePruneResponse,
 };
-use whelk_text::size;
 
-use crate::client::{Client, query};
-use crate::commands::arguments::prune_filters;
+use crate::client::Client;
 use crate::commands::confirm::asked;
-use crate::commands::image::prune::print_pruned;
-use crate::output::print_line;
+use crate::commands::pruned::{post, print_deleted, print_deleted_images, print_reclaimed};
 use crate::{Failure, Outcome};
 
 #[derive(Debug, Args)]
@@ -80,26 +76,8 @@ pub(crate) async fn prune(client: &Client, args: PruneArgs) -> Outcome {
         given.push("dangling=false".into());
     }
     let images: ImagePruneResponse = post(client, "images", &given).await?;
-    let deleted = images.images_deleted.unwrap_or_default();
-    if !deleted.is_empty() {
-        print_line!("Deleted Images:")?;
-        print_pruned(&deleted)?;
-        print_line!("")?;
-    }
+    print_deleted_images(&images.images_deleted.unwrap_or_default())?;
     reclaimed += images.space_reclaimed;
-    print_line!("Total reclaimed space: {}", size::decimal(reclaimed, 4))?;
+    print_reclaimed(reclaimed)?;
     Ok(0)
-}
-
-async fn post<T: DeserializeOwned>(client: &Client, kind: &str, given: &[String]) -> Outcome<T> {
-    let filters = prune_filters(given)?;
-    let path = format!("/{kind}/prune{}", query(&[("filters", &filters)]));
-    Ok(client.post(&path).await?)
-}
-
-fn print_deleted(kind: &str, names: &[String]) -> Outcome<()> {
-    if !names.is_empty() {
-        print_line!("Deleted {kind}:\n{}\n", names.join("\n"))?;
-    }
-    Ok(())
 }

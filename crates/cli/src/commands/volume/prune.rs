@@ -2,13 +2,11 @@
 
 use clap::Args;
 use whelk_api_types::VolumePruneResponse;
-use whelk_text::size;
 
 use crate::Outcome;
-use crate::client::{Client, query};
-use crate::commands::arguments::prune_filters;
+use crate::client::Client;
 use crate::commands::confirm::confirmed;
-use crate::output::print_line;
+use crate::commands::pruned::{post, print_deleted, print_reclaimed};
 
 #[derive(Debug, Args)]
 pub(crate) struct PruneArgs {
@@ -36,16 +34,8 @@ pub(super) async fn prune(client: &Client, args: PruneArgs) -> Outcome {
     if args.all {
         given.push("all=true".into());
     }
-    let filters = prune_filters(&given)?;
-    let path = format!("/volumes/prune{}", query(&[("filters", &filters)]));
-    let answer: VolumePruneResponse = client.post(&path).await?;
-    let deleted = answer.volumes_deleted;
-    if !deleted.is_empty() {
-        print_line!("Deleted Volumes:\n{}\n", deleted.join("\n"))?;
-    }
-    print_line!(
-        "Total reclaimed space: {}",
-        size::decimal(answer.space_reclaimed, 4)
-    )?;
+    let answer: VolumePruneResponse = post(client, "volumes", &given).await?;
+    print_deleted("Volumes", &answer.volumes_deleted)?;
+    print_reclaimed(answer.space_reclaimed)?;
     Ok(0)
 }
