@@ -125,7 +125,6 @@ const MODULES: &[(&str, &[&str])] = &[
             "logging",
             "model",
             "mounts",
-            "networks",
             "random_names",
             "security",
         ],

@@ -222,7 +222,7 @@ fn check_modes(config: &Config, host: &mut HostConfig, host_info: &HostInfo) -> 
         };
     }
     // Networks are looked up at the start, as Docker does: one may be created until then.
-    crate::networks::check_ports(host)?;
+    check_ports(host)?;
     if host.ipc_mode == IpcMode::Default {
         host.ipc_mode = IpcMode::Private;
     }
@@ -394,6 +394,29 @@ fn check_cpu(host: &HostConfig, host_info: &HostInfo) -> Result<()> {
         "mems",
         "memory nodes",
     )
+}
+
+/// Checks that only a container with a network of its own publishes ports.
+fn check_ports(host: &HostConfig) -> Result<()> {
+    if host.network_mode.container().is_some() && host.publishes() {
+        return Err(Error::invalid(
+            "conflicting options: port publishing and the container type network mode",
+        ));
+    }
+    Ok(())
+}
+
+/// Checks the ports that a client exposes, before those of the image are added.
+pub(crate) fn check_exposed(config: &Config, host: &HostConfig) -> Result<()> {
+    if host.network_mode.container().is_some()
+        && !config.exposed_ports.is_empty()
+        && !host.publishes()
+    {
+        return Err(Error::invalid(
+            "conflicting options: port exposing and the container type network mode",
+        ));
+    }
+    Ok(())
 }
 
 /// Checks a cpuset list.

@@ -67,7 +67,7 @@ impl Containers {
             Some(self.images.pin(&config.image)?)
         };
         let image = pinned.as_ref().map(|(image, _)| image);
-        crate::networks::check_exposed(&config, &host)?;
+        validate::check_exposed(&config, &host)?;
         if let Some(image) = image {
             let wanted = if platform.is_empty() {
                 None

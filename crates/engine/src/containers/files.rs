@@ -10,13 +10,12 @@ use std::path::{Path, PathBuf};
 
 use whelk_sys::fs;
 
+use super::sandbox::lacks_ipv6;
 use super::{Container, Containers};
 use crate::error::Result;
 use crate::model::{Config, ContainerRecord, NetworkMode};
 use crate::networks::resolv_conf::{self, Overrides, ResolverMode};
-use crate::networks::{
-    Endpoint, NetworkDefaults, host_resolver, lacks_ipv6, resolved_servers, uses_resolver,
-};
+use crate::networks::{Endpoint, NetworkDefaults, host_resolver, resolved_servers, uses_resolver};
 
 /// Maximum size of these files that the engine reads, in bytes.
 const MAX_SIZE: u64 = 1 << 20;
@@ -263,7 +262,7 @@ fn resolv_conf(record: &ContainerRecord, defaults: &NetworkDefaults) -> String {
     };
     let mode = match host.network_mode {
         NetworkMode::Host => ResolverMode::AsHost,
-        _ if uses_resolver(record) => ResolverMode::Engine,
+        _ if uses_resolver(&host.network_mode, &record.networks) => ResolverMode::Engine,
         _ => ResolverMode::Directly {
             ipv6: record
                 .networks

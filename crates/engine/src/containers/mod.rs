@@ -31,6 +31,7 @@ mod remove;
 mod rename;
 mod resize;
 mod restart;
+mod sandbox;
 mod start;
 mod stop;
 mod top;

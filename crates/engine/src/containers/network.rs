@@ -6,7 +6,9 @@ use std::sync::Arc;
 use super::{Container, Containers, files};
 use crate::error::{Error, Result};
 use crate::model::{Config, ContainerRecord, HostConfig};
-use crate::networks::{ConnectRequest, Endpoint, Networks, check_endpoint, parse_mac};
+use crate::networks::{
+    ConnectRequest, Endpoint, Sandbox, SandboxConfig, check_endpoint, parse_mac,
+};
 use crate::rollback::Errors;
 
 impl Containers {
@@ -84,15 +86,17 @@ impl Containers {
             container,
             endpoint,
         } = request;
+        let (networks, undoing) = (self.networks.clone(), self.networks.clone());
         let connected = network.clone();
-        self.change_networks(
-            &container,
-            move |networks, record| networks.connect(record, &network, endpoint.requested()),
-            Some(Box::new(move |networks, record| {
-                networks.disconnect(record, &connected)
-            })),
-        )
-        .await
+        let connect = move |of: &Owner, sandbox: &mut Sandbox| {
+            let endpoint = endpoint.requested();
+            networks.connect(&of.config, of.process, sandbox, &network, endpoint)
+        };
+        let disconnect = move |of: &Owner, sandbox: &mut Sandbox| {
+            undoing.disconnect(&of.config, of.process, sandbox, &connected)
+        };
+        self.change_networks(&container, connect, Some(disconnect))
+            .await
     }
 
     /// Disconnects a container from a network. With `force` and a network that does not exist the
@@ -108,30 +112,30 @@ impl Containers {
     ) -> Result<()> {
         match self.networks.find(network) {
             Ok(network) => {
-                self.change_networks(
-                    container,
-                    move |networks, record| networks.disconnect(record, &network.id),
-                    NO_WAY_BACK,
-                )
-                .await
+                let networks = self.networks.clone();
+                let disconnect = move |of: &Owner, sandbox: &mut Sandbox| {
+                    networks.disconnect(&of.config, of.process, sandbox, &network.id)
+                };
+                self.change_networks(container, disconnect, NO_WAY_BACK)
+                    .await
             }
             Err(error) => {
                 // The network was removed while the container was stopped: only the record's
                 // endpoint is left to remove.
                 let network = network.to_owned();
-                let forget = move |_: &Networks, record: &mut ContainerRecord| {
-                    let place = record
-                        .networks
+                let forget = move |of: &Owner, sandbox: &mut Sandbox| {
+                    let place = sandbox
+                        .endpoints
                         .iter()
                         .find(|(name, place)| **name == network || place.network_id == network);
                     match place.map(|(name, place)| (name.clone(), place.endpoint_id.is_empty())) {
                         Some((name, true)) => {
-                            record.networks.remove(&name);
+                            sandbox.endpoints.remove(&name);
                             Ok(())
                         }
                         _ if force => Err(Error::internal(format!(
                             "container {} is not connected to the network {network}",
-                            record.id
+                            of.config.id
                         ))),
                         _ => Err(error),
                     }
@@ -146,8 +150,8 @@ impl Containers {
     async fn change_networks(
         self: &Arc<Self>,
         name: &str,
-        change: impl FnOnce(&Networks, &mut ContainerRecord) -> Result<()> + Send + 'static,
-        undo: Option<Undo>,
+        change: impl FnOnce(&Owner, &mut Sandbox) -> Result<()> + Send + 'static,
+        undo: Option<impl FnOnce(&Owner, &mut Sandbox) -> Result<()> + Send + 'static>,
     ) -> Result<()> {
         let container = self.find(name)?;
         let operation = container.lock_operation(name).await?;
@@ -157,70 +161,78 @@ impl Containers {
             // If the container ends meanwhile its endpoints are released after this.
             let _networking = container.networking();
             let record = container.record().clone();
+            let owner = Owner {
+                config: SandboxConfig::of(&record),
+                process: record.state.status.is_running().then_some(record.state.pid),
+            };
             let linked = files::links(&record, &containers);
+            let sandbox = Sandbox::of(&record);
             let mut target = OnHost {
                 containers: &containers,
                 container: &container,
-                written: record.clone(),
+                written: record,
                 linked,
             };
-            apply(&mut target, record, &*containers.networks, change, undo)
+            let change = |sandbox: &mut Sandbox| change(&owner, sandbox);
+            let undo = undo.map(|undo| |sandbox: &mut Sandbox| undo(&owner, sandbox));
+            apply(&container.id, &mut target, sandbox, change, undo)
         })
         .await
         .map_err(|error| Error::internal(error.to_string()))?
     }
 }
 
-/// Reverses a change of a container's networks.
-type Undo = Box<dyn FnOnce(&Networks, &mut ContainerRecord) -> Result<()> + Send>;
+/// Whose sandbox is changed.
+struct Owner {
+    config: SandboxConfig,
+    /// The container's process, if it runs.
+    process: Option<i32>,
+}
 
 /// There is no way back from a disconnect: the address may be another container's already.
-const NO_WAY_BACK: Option<Undo> = None;
+const NO_WAY_BACK: Option<fn(&Owner, &mut Sandbox) -> Result<()>> = None;
 
-/// Where a container's endpoints are kept.
+/// Where the state of a container's sandbox is kept.
 trait Kept {
-    /// Copies the endpoints and ports of `record` to the container's record, and saves that.
-    fn save(&mut self, record: &ContainerRecord) -> Result<()>;
+    /// Copies the state to the container's record, and saves that.
+    fn save(&mut self, sandbox: &Sandbox) -> Result<()>;
 
     /// Updates the files of the container, if it runs, after [`Kept::save`].
     fn update_files(&mut self) -> Result<()>;
 }
 
-/// Applies `change` to a copy of a container's record, and keeps what has become of it, even if
-/// the change has failed halfway. If that fails after the change, it is undone and kept again.
+/// Applies `change` to the sandbox of a container, and keeps what has become of it, even if the
+/// change has failed halfway. If that fails after the change, it is undone and kept again.
 ///
 /// # Errors
 /// Returns the errors of the change and of keeping it; those of undoing it are logged. A change
 /// that is done and cannot be undone succeeds if only the files could not be updated.
-fn apply<N: ?Sized>(
+fn apply(
+    container: &str,
     kept: &mut impl Kept,
-    mut record: ContainerRecord,
-    networks: &N,
-    change: impl FnOnce(&N, &mut ContainerRecord) -> Result<()>,
-    undo: Option<impl FnOnce(&N, &mut ContainerRecord) -> Result<()>>,
+    mut sandbox: Sandbox,
+    change: impl FnOnce(&mut Sandbox) -> Result<()>,
+    undo: Option<impl FnOnce(&mut Sandbox) -> Result<()>>,
 ) -> Result<()> {
-    let changed = change(networks, &mut record);
+    let changed = change(&mut sandbox);
     let is_changed = changed.is_ok();
     let mut errors = Errors::default();
     errors.keep(changed);
-    errors.keep(kept.save(&record));
+    errors.keep(kept.save(&sandbox));
     match kept.update_files() {
         Err(error) if is_changed && undo.is_none() => {
-            tracing::warn!(container = record.id, "update its files: {error}");
+            tracing::warn!(container, "update its files: {error}");
         }
         updated => errors.keep(updated),
     }
     let outcome = errors.into_result();
     if let Some(undo) = undo.filter(|_| is_changed && outcome.is_err()) {
         let mut errors = Errors::default();
-        errors.keep(undo(networks, &mut record));
-        errors.keep(kept.save(&record));
+        errors.keep(undo(&mut sandbox));
+        errors.keep(kept.save(&sandbox));
         errors.keep(kept.update_files());
         if let Err(error) = errors.into_result() {
-            tracing::warn!(
-                container = record.id,
-                "undo the change of its networks: {error}"
-            );
+            tracing::warn!(container, "undo the change of its networks: {error}");
         }
     }
     outcome
@@ -236,12 +248,8 @@ struct OnHost<'a> {
 }
 
 impl Kept for OnHost<'_> {
-    fn save(&mut self, record: &ContainerRecord) -> Result<()> {
-        {
-            let mut current = self.container.record();
-            current.networks = record.networks.clone();
-            current.ports = record.ports.clone();
-        }
+    fn save(&mut self, sandbox: &Sandbox) -> Result<()> {
+        self.container.keep_sandbox(sandbox.clone());
         self.containers.save_with_copy(self.container)
     }
 
@@ -281,8 +289,9 @@ mod tests {
     }
 
     impl Kept for Log {
-        fn save(&mut self, record: &ContainerRecord) -> Result<()> {
-            self.step(&format!("save:{}", record.name))
+        fn save(&mut self, sandbox: &Sandbox) -> Result<()> {
+            let names: Vec<&str> = sandbox.endpoints.keys().map(String::as_str).collect();
+            self.step(&format!("save:{}", names.join(",")))
         }
 
         fn update_files(&mut self) -> Result<()> {
@@ -290,19 +299,19 @@ mod tests {
         }
     }
 
-    /// Renames a container from `old` to `new` in the place of a change of its networks.
+    /// Moves a sandbox from the network `old` to `new`.
     fn check(can_undo: bool, failing: &'static [&'static str], done: &str, error: &str) {
-        let record = serde_json::json!({
-            "id": "one", "name": "old", "created_at": 0, "image": "",
-            "config": {}, "host": {}, "state": {},
-        });
-        let record = crate::records::decode(record.to_string().as_bytes()).unwrap();
+        let in_network = |name: &str| [(name.to_owned(), Endpoint::default())].into();
+        let sandbox = Sandbox {
+            endpoints: in_network("old"),
+            ports: Vec::new(),
+        };
         let to = |name: &'static str, step: &'static str| {
-            move |_: &(), record: &mut ContainerRecord| {
+            move |sandbox: &mut Sandbox| {
                 if failing.contains(&step) {
                     return Err(Error::conflict(format!("no {step}")));
                 }
-                record.name = name.to_owned();
+                sandbox.endpoints = in_network(name);
                 Ok(())
             }
         };
@@ -311,7 +320,7 @@ mod tests {
             failing,
         };
         let undo = can_undo.then(|| to("old", "undo"));
-        let outcome = apply(&mut log, record, &(), to("new", "change"), undo);
+        let outcome = apply("one", &mut log, sandbox, to("new", "change"), undo);
         let said = outcome.map_or_else(|error| error.to_string(), |()| String::new());
         assert_eq!((log.done.join(" ").as_str(), said.as_str()), (done, error));
     }

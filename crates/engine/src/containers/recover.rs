@@ -116,15 +116,11 @@ impl Containers {
 
     /// Registers a running container's endpoints, ports and volumes, and follows its shim.
     fn adopt(self: &Arc<Self>, container: &Arc<Container>, events: Option<UnixStream>) {
-        let mut adopted = container.record().clone();
-        self.networks.adopt(&mut adopted);
-        {
-            let mut record = container.record();
-            record.networks = adopted.networks;
-            record.ports = adopted.ports;
-        }
-        self.adopt_volumes(container, true);
         let pid = container.record().state.pid;
+        let (config, mut sandbox) = container.sandbox();
+        self.networks.adopt(&config, pid, &mut sandbox);
+        container.keep_sandbox(sandbox);
+        self.adopt_volumes(container, true);
         let monitor = container.workload.adopt(pid, events);
         container
             .progress

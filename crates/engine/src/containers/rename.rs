@@ -82,8 +82,8 @@ impl Containers {
     /// Updates the container's DNS names in its networks.
     fn rename_in_networks(&self, container: &Container) {
         let _networking = container.networking();
-        let mut renamed = container.record().clone();
-        self.networks.rename(&mut renamed);
-        container.record().networks = renamed.networks;
+        let (config, mut sandbox) = container.sandbox();
+        self.networks.rename(&config, &mut sandbox);
+        container.keep_sandbox(sandbox);
     }
 }

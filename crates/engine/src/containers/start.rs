@@ -27,7 +27,7 @@ use super::{Container, Containers, files, monitor};
 use crate::error::{Error, Result};
 use crate::logging;
 use crate::model::{ContainerRecord, HostConfig, Status};
-use crate::networks::NetworkRecord;
+use crate::networks::SandboxConfig;
 use crate::security::{Options, Seccomp};
 use crate::shims::{LaunchError, is_disconnected};
 use crate::spec::{self, SpecContext};
@@ -141,14 +141,12 @@ impl Containers {
     ) -> Result<(ContainerLaunch, Vec<OwnedFd>)> {
         let mut record = container.record().clone();
         let links = self.link_environment(&record)?;
-        let joined = self.networks.attach(&mut record);
-        let namespace =
-            joined.map_err(|error| error.prefixed("failed to set up container networking"))?;
-        {
-            let mut current = container.record();
-            current.networks.clone_from(&record.networks);
-            current.ports.clone_from(&record.ports);
-        }
+        let (sandbox, namespace) = self
+            .networks
+            .attach(&SandboxConfig::of(&record), &record.networks)
+            .map_err(|error| error.prefixed("failed to set up container networking"))?;
+        container.keep_sandbox(sandbox.clone());
+        sandbox.keep_in(&mut record);
         // Saved before the process runs: the addresses in use must be known after a crash of the
         // engine.
         if namespace.is_some() {
@@ -162,33 +160,6 @@ impl Containers {
         let ports = self.networks.share_listeners(&record.id, MAX_LISTENERS);
         launch.ports = ports.len();
         Ok((launch, namespace.into_iter().chain(ports).collect()))
-    }
-
-    /// Releases the endpoints and mounts of a container that does not run. Returns the networks
-    /// that it was connected to.
-    pub(super) async fn release_resources(
-        self: &Arc<Self>,
-        container: &Arc<Container>,
-    ) -> Vec<NetworkRecord> {
-        let (containers, target) = (self.clone(), container.clone());
-        let released = tokio::task::spawn_blocking(move || {
-            let left = containers.release_endpoints(&target);
-            containers.release_mounts(&target);
-            left
-        });
-        released.await.unwrap_or_default()
-    }
-
-    /// Releases the endpoints of a container that does not run. Returns the networks that it was
-    /// connected to.
-    pub(super) fn release_endpoints(&self, container: &Container) -> Vec<NetworkRecord> {
-        let _networking = container.networking();
-        let mut record = container.record().clone();
-        let left = self.networks.detach(&mut record);
-        let mut current = container.record();
-        current.networks = record.networks;
-        current.ports = record.ports;
-        left
     }
 
     /// Hands the launch message to a shim, and records that the container runs.
@@ -223,7 +194,9 @@ impl Containers {
         }
         // Not fatal if this fails or the engine ends here: recovery finds the shim.
         self.save_or_log(container);
-        self.networks.publish_connects(&container.record().clone());
+        let endpoints = container.record().networks.clone();
+        self.networks
+            .publish_connects(&container.id, endpoints.values());
         self.update_linkers(&container.id);
         self.publish(container, "start", &[]);
         monitor::spawn(self, container, monitor);

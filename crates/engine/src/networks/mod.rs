@@ -39,11 +39,9 @@ pub use list::FILTERS as NETWORK_FILTERS;
 use model::option;
 pub(crate) use model::{Endpoint, NetworkDriverKind, NetworkRecord};
 pub(crate) use remove::uninstall;
-pub use sandbox::ConnectRequest;
-pub(crate) use sandbox::{
-    check_exposed, check_ports, host_resolver, resolved_servers, split_link, uses_resolver,
-};
-pub(crate) use settings::{check_endpoint, lacks_ipv6, parse_mac};
+pub use sandbox::{ConnectRequest, PortRequest, Sandbox, SandboxConfig};
+pub(crate) use sandbox::{host_resolver, resolved_servers, split_link, uses_resolver};
+pub(crate) use settings::{check_endpoint, parse_mac};
 use stack::HostStack;
 
 use crate::error::{Error, Result};

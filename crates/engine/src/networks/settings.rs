@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::create::check_interface_name;
 use super::model::{Endpoint, NetworkRecord, option};
 use crate::error::{Error, Result};
-use crate::model::{HostConfig, NetworkMode};
+use crate::model::NetworkMode;
 
 /// Parses a unicast hardware address.
 pub(crate) fn parse_mac(text: &str) -> Result<[u8; 6]> {
@@ -190,18 +190,6 @@ pub(super) fn link_local_addresses(endpoint: &Endpoint) -> Result<Vec<IpNet>> {
         .collect()
 }
 
-/// Returns whether a container's sysctls disable IPv6 for all interfaces, or for the loopback
-/// interface, which has the same effect here.
-pub(crate) fn lacks_ipv6(host: &HostConfig) -> bool {
-    host.sysctls.iter().any(|(key, value)| {
-        let key = key.replace('/', ".");
-        matches!(
-            key.as_str(),
-            "net.ipv6.conf.all.disable_ipv6" | "net.ipv6.conf.lo.disable_ipv6"
-        ) && value.trim() != "0"
-    })
-}
-
 /// Returns whether an endpoint's sysctls disable IPv6 on its interface.
 pub(super) fn disables_ipv6(endpoint: &Endpoint) -> bool {
     let is_off = |(path, value): &(String, String)| {
@@ -345,22 +333,5 @@ mod tests {
         for other in ["10.9.9.9", "fd00::9", "bogus"] {
             assert_eq!(of(other), format!("invalid link local IP address: {other}"));
         }
-    }
-
-    #[test]
-    fn detects_sysctls_that_disable_ipv6() {
-        let off = |key: &str, value: &str| {
-            lacks_ipv6(&HostConfig {
-                sysctls: [(key.to_owned(), value.to_owned())].into(),
-                ..HostConfig::default()
-            })
-        };
-        assert!(
-            off("net.ipv6.conf.all.disable_ipv6", "1") && off("net/ipv6/conf/lo/disable_ipv6", "1")
-        );
-        assert!(
-            !off("net.ipv6.conf.all.disable_ipv6", "0")
-                && !off("net.ipv6.conf.default.disable_ipv6", "1")
-        );
     }
 }

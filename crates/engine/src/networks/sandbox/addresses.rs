@@ -2,19 +2,18 @@
 
 use std::net::IpAddr;
 
+use super::SandboxConfig;
 use super::members::{member, names_of};
 use crate::error::{Error, Result};
-use crate::model::ContainerRecord;
 use crate::networks::drivers::Gateway;
-use crate::networks::settings::{disables_ipv6, lacks_ipv6};
 use crate::networks::{Endpoint, Network, NetworkRecord, Networks, gateway_of};
 
 impl Networks {
-    /// Allocates an endpoint's addresses and adds the container to the network's members, under one
+    /// Allocates an endpoint's addresses and adds the sandbox to the network's members, under one
     /// lock.
     pub(super) fn allocate_addresses(
         &self,
-        container: &ContainerRecord,
+        config: &SandboxConfig,
         network: &NetworkRecord,
         endpoint: &mut Endpoint,
     ) -> Result<()> {
@@ -24,7 +23,7 @@ impl Networks {
         };
         let asked = endpoint.ipam_config.clone().unwrap_or_default();
         let mut taken: Vec<(IpAddr, u8)> = Vec::new();
-        let ipv6 = has_ipv6(container, &network.record, endpoint);
+        let ipv6 = config.has_ipv6(&network.record, endpoint);
         for (ipv4, text) in [(true, &asked.ipv4_address), (false, &asked.ipv6_address)] {
             if !ipv4 && !ipv6 && text.is_empty() {
                 continue;
@@ -76,22 +75,12 @@ impl Networks {
         } else {
             endpoint.wanted_mac.clone()
         };
-        endpoint.dns_names =
-            (network.record.name != "bridge").then(|| names_of(container, endpoint));
+        endpoint.dns_names = (network.record.name != "bridge").then(|| names_of(config, endpoint));
         network
             .members
-            .insert(container.id.clone(), member(container, endpoint));
+            .insert(config.id.clone(), member(config, endpoint));
         Ok(())
     }
-}
-
-/// Returns whether a container has IPv6 in a network.
-pub(super) fn has_ipv6(
-    container: &ContainerRecord,
-    network: &NetworkRecord,
-    endpoint: &Endpoint,
-) -> bool {
-    network.enable_ipv6 && !lacks_ipv6(&container.host) && !disables_ipv6(endpoint)
 }
 
 /// Allocates an address and returns it with its prefix length, or `None` if the network has no

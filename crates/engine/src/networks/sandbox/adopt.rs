@@ -1,30 +1,25 @@
-//! Taking over the endpoints of containers that kept running while there was no engine.
+//! Taking over the sandboxes of processes that kept running while there was no engine.
 
 use std::os::fd::AsFd;
 
 use super::addresses::allocate_address;
 use super::interfaces::open_namespace;
 use super::members::{member, names_of};
-use crate::model::ContainerRecord;
+use super::{Sandbox, SandboxConfig};
 use crate::networks::Networks;
 
 impl Networks {
-    /// Records the endpoints of a running container after a restart of the engine, and starts its
-    /// DNS server.
-    pub fn adopt(&self, record: &mut ContainerRecord) {
-        if !record.host.network_mode.has_own_networks() {
-            record
-                .networks
-                .values()
-                .filter(|endpoint| !endpoint.endpoint_id.is_empty())
-                .for_each(|endpoint| self.add_member(record, endpoint));
+    /// Registers the endpoints and ports of a sandbox after a restart of the engine, and starts its
+    /// DNS server. What it has lost meanwhile is removed from its state. `process` is a process in
+    /// its namespace.
+    pub fn adopt(&self, config: &SandboxConfig, process: i32, sandbox: &mut Sandbox) {
+        if !config.mode.has_own_networks() {
+            sandbox
+                .active()
+                .for_each(|(_, endpoint)| self.add_member(config, endpoint));
             return;
         }
-        let mut networks = std::mem::take(&mut record.networks);
-        for endpoint in networks
-            .values_mut()
-            .filter(|endpoint| !endpoint.endpoint_id.is_empty())
-        {
+        for endpoint in sandbox.active_mut() {
             let Ok(network) = self.find(&endpoint.network_id) else {
                 continue;
             };
@@ -36,7 +31,7 @@ impl Networks {
                     continue;
                 }
                 Err(error) => tracing::warn!(
-                    container = record.id,
+                    container = config.id,
                     "add the container's firewall rules: {error}"
                 ),
             }
@@ -47,18 +42,17 @@ impl Networks {
                 endpoint.dns_names = endpoint
                     .dns_names
                     .is_some()
-                    .then(|| names_of(record, endpoint));
+                    .then(|| names_of(config, endpoint));
                 network
                     .members
-                    .insert(record.id.clone(), member(record, endpoint));
+                    .insert(config.id.clone(), member(config, endpoint));
             }
         }
-        record.networks = networks;
-        self.adopt_ports(record);
-        let resolving = open_namespace(record.state.pid)
-            .and_then(|namespace| self.start_resolver(record, namespace.as_fd(), None));
+        self.adopt_ports(config, &mut sandbox.ports);
+        let resolving = open_namespace(process)
+            .and_then(|namespace| self.start_resolver(config, sandbox, namespace.as_fd(), None));
         if let Err(error) = resolving {
-            tracing::warn!(container = record.id, "start the DNS server: {error}");
+            tracing::warn!(container = config.id, "start the DNS server: {error}");
         }
     }
 }

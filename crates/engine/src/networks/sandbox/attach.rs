@@ -1,5 +1,6 @@
-//! Attaching a container to its networks before it starts, and detaching it when it has ended.
+//! Creating a sandbox in its networks, and releasing it.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use whelk_network::Links;
@@ -7,78 +8,62 @@ use whelk_network::dns_sockets::DnsSockets;
 use whelk_network::namespace::{Interface, Ipv6Mode, Namespace};
 use whelk_sys::sync::IgnorePoison as _;
 
-use super::addresses::{has_ipv6, release_addresses};
+use super::addresses::release_addresses;
 use super::connect::{CREATED_FOR_HOST, PRIVATE};
-use super::interfaces::{configure_interface, configure_pooled, set_sysctls, within};
+use super::interfaces::{
+    configure_interface, configure_pooled, interface_name, set_sysctls, within,
+};
+use super::{Sandbox, SandboxConfig};
 use crate::error::{Error, Result};
-use crate::model::ContainerRecord;
+use crate::model::NetworkMode;
 use crate::networks::drivers::{Inner, Joining};
 use crate::networks::settings::{link_local_addresses, sysctls};
 use crate::networks::{Endpoint, NetworkRecord, Networks, WarmNamespace};
 use crate::random_names::random_id;
+use crate::rollback::Rollback;
+
+/// A namespace for a sandbox.
+struct Place {
+    namespace: Namespace,
+    /// The interface of a warm namespace with its endpoint id, for the first network.
+    pooled: Option<(Interface, String)>,
+    /// The sockets of a warm namespace for a DNS server.
+    dns: Option<DnsSockets>,
+}
 
 impl Networks {
-    /// Attaches a container to all its networks and returns a network namespace with its
-    /// interfaces, or `None` if its network mode has none of its own.
+    /// Creates a sandbox with these endpoints, by the network's name, and publishes its ports.
+    /// Returns its state, and the namespace with its interfaces, or `None` if its network mode has
+    /// none of its own.
     ///
     /// # Errors
     /// Returns an error if an endpoint or a published port cannot be created; everything created
     /// before is released.
-    pub fn attach(&self, record: &mut ContainerRecord) -> Result<Option<OwnedFd>> {
-        if !record.host.network_mode.has_own_networks() {
-            let mut networks = std::mem::take(&mut record.networks);
-            let found = networks.iter_mut().try_for_each(|(name, endpoint)| {
-                endpoint.network_id = self.find(name)?.id;
-                endpoint.endpoint_id = random_id();
-                self.add_member(record, endpoint);
-                Ok(())
-            });
-            record.networks = networks;
-            if found.is_err() {
-                drop(self.detach(record));
-            }
-            return found.map(|()| None);
+    pub fn attach(
+        &self,
+        config: &SandboxConfig,
+        endpoints: &BTreeMap<String, Endpoint>,
+    ) -> Result<(Sandbox, Option<OwnedFd>)> {
+        if !config.mode.has_own_networks() {
+            return Ok((self.attach_as_member(config, endpoints)?, None));
         }
-        self.check_combination(record)?;
+        self.check_combination(endpoints)?;
         // Without the rules nothing would isolate the container from others.
         self.stack.firewall.require()?;
-        let first = self.attach_order(record).into_iter().next();
-        let takes_warm = first.is_some_and(|name| {
-            self.find(&name)
-                .is_ok_and(|network| network.driver.facts().warm)
-        });
-        let warm = if takes_warm {
-            self.warm_pool().pop()
-        } else {
-            None
-        };
-        let (mut namespace, pooled, dns) = match warm {
-            Some(WarmNamespace {
-                namespace,
-                interface,
-                endpoint_id,
-                dns,
-            }) => (namespace, Some((interface, endpoint_id)), Some(dns)),
-            None => {
-                if takes_warm {
-                    self.stack.maintenance.notify_one();
-                }
-                (Namespace::create()?, None, None)
-            }
-        };
-        let outer = pooled
+        let order = self.attach_order(&config.mode, endpoints);
+        let mut place = self.take_namespace(order.first().copied())?;
+        let outer = place
+            .pooled
             .as_ref()
             .map(|(_, id)| self.stack.endpoint_interface(id));
-        let attached = self.attach_all(record, &mut namespace, pooled, dns);
-        match attached {
-            Ok(()) => Ok(Some(namespace.into())),
+        match self.attach_all(config, endpoints, &order, &mut place) {
+            Ok(sandbox) => Ok((sandbox, Some(place.namespace.into()))),
             Err(error) => {
-                drop(self.detach(record));
                 let gone =
                     outer.is_some_and(|outer| matches!(self.stack.links().find(&outer), Ok(None)));
                 // An administrator deleted the pooled interface: try again without it.
                 if gone {
-                    self.attach(record)
+                    self.attach(config, endpoints)
                 } else {
                     Err(error)
                 }
@@ -86,16 +71,50 @@ impl Networks {
         }
     }
 
-    /// Checks the networks of a container that is being started.
+    /// Adds a sandbox without a namespace of its own to the members of its networks.
+    fn attach_as_member(
+        &self,
+        config: &SandboxConfig,
+        endpoints: &BTreeMap<String, Endpoint>,
+    ) -> Result<Sandbox> {
+        let mut sandbox = Sandbox {
+            endpoints: endpoints.clone(),
+            ports: Vec::new(),
+        };
+        let mut attached = self.undone_by_detach(config, &mut sandbox);
+        for (name, endpoint) in &mut attached.endpoints {
+            endpoint.network_id = self.find(name)?.id;
+            endpoint.endpoint_id = random_id();
+            self.add_member(config, endpoint);
+        }
+        attached.commit();
+        Ok(sandbox)
+    }
+
+    /// Releases what a sandbox has by then if what is done with it next is not committed.
+    fn undone_by_detach<'a>(
+        &'a self,
+        config: &'a SandboxConfig,
+        sandbox: &'a mut Sandbox,
+    ) -> Rollback<'a, Sandbox> {
+        let mut attached = Rollback::new("attach", sandbox);
+        attached.push_undo("detach the endpoints", |sandbox| {
+            self.detach(&config.id, sandbox);
+            Ok(())
+        });
+        attached
+    }
+
+    /// Checks the networks that a sandbox is to be attached to.
     ///
     /// # Errors
-    /// Returns an error if the container cannot be in all these networks at once, or cannot be
-    /// attached to one of them after its creation.
-    fn check_combination(&self, record: &ContainerRecord) -> Result<()> {
-        for name in record.networks.keys() {
+    /// Returns an error if it cannot be in all these networks at once, or cannot be attached to one
+    /// of them because it has a namespace.
+    fn check_combination(&self, endpoints: &BTreeMap<String, Endpoint>) -> Result<()> {
+        for name in endpoints.keys() {
             match self.find(name)?.driver.facts().joining {
                 Joining::HostNamespace => return Err(Error::invalid(CREATED_FOR_HOST)),
-                Joining::Alone if record.networks.len() > 1 => {
+                Joining::Alone if endpoints.len() > 1 => {
                     return Err(Error::invalid(PRIVATE));
                 }
                 _ => {}
@@ -104,26 +123,70 @@ impl Networks {
         Ok(())
     }
 
-    /// Attaches a container to all its networks. `pooled` is the interface of a warm namespace with
-    /// its endpoint id, used for the first network.
+    /// Returns a namespace for a sandbox whose first network is `first`: a warm one, if there is
+    /// one and the network's driver can use its interface.
+    fn take_namespace(&self, first: Option<&str>) -> Result<Place> {
+        let takes_warm = first.is_some_and(|name| {
+            self.find(name)
+                .is_ok_and(|network| network.driver.facts().warm)
+        });
+        let warm = if takes_warm {
+            self.warm_pool().pop()
+        } else {
+            None
+        };
+        if let Some(WarmNamespace {
+            namespace,
+            interface,
+            endpoint_id,
+            dns,
+        }) = warm
+        {
+            return Ok(Place {
+                namespace,
+                pooled: Some((interface, endpoint_id)),
+                dns: Some(dns),
+            });
+        }
+        if takes_warm {
+            self.stack.maintenance.notify_one();
+        }
+        Ok(Place {
+            namespace: Namespace::create()?,
+            pooled: None,
+            dns: None,
+        })
+    }
+
+    /// Attaches a namespace to all networks of a sandbox, in this order.
     fn attach_all(
         &self,
-        record: &mut ContainerRecord,
-        namespace: &mut Namespace,
-        mut pooled: Option<(Interface, String)>,
-        dns: Option<DnsSockets>,
-    ) -> Result<()> {
-        for name in self.attach_order(record) {
-            let network = self.find(&name)?;
-            let mut endpoint = record.networks.remove(&name).unwrap_or_default();
+        config: &SandboxConfig,
+        endpoints: &BTreeMap<String, Endpoint>,
+        order: &[&str],
+        place: &mut Place,
+    ) -> Result<Sandbox> {
+        let Place {
+            namespace,
+            pooled,
+            dns,
+        } = place;
+        let mut sandbox = Sandbox {
+            endpoints: endpoints.clone(),
+            ports: Vec::new(),
+        };
+        let mut attached = self.undone_by_detach(config, &mut sandbox);
+        for &name in order {
+            let network = self.find(name)?;
+            let mut endpoint = attached.endpoints.remove(name).unwrap_or_default();
             if network.driver.facts().joining == Joining::Alone {
                 endpoint.network_id.clone_from(&network.id);
-                record.networks.insert(network.name.clone(), endpoint);
+                attached.endpoints.insert(network.name.clone(), endpoint);
                 continue;
             }
             // Without IPv6 in the network there must not even be a link-local address
             // (CVE-2024-32473); with IPv6, the addresses are allocated.
-            let ipv6 = if has_ipv6(record, &network, &endpoint) {
+            let ipv6 = if config.has_ipv6(&network, &endpoint) {
                 Ipv6Mode::Static
             } else {
                 Ipv6Mode::Disabled
@@ -131,14 +194,12 @@ impl Networks {
             if pooled.is_none() {
                 namespace.set_ipv6(ipv6)?;
             }
+            let inner = match pooled.as_ref() {
+                Some((_, id)) => (Inner::Warm, id.clone()),
+                None => (Inner::New(namespace.as_fd()), random_id()),
+            };
             let outcome = self
-                .attach_endpoint(
-                    record,
-                    &network,
-                    &mut endpoint,
-                    namespace.as_fd(),
-                    pooled.as_ref().map(|(_, id)| id.as_str()),
-                )
+                .attach_endpoint(config, &attached.endpoints, &network, &mut endpoint, inner)
                 .and_then(|()| match pooled.take() {
                     Some((interface, _)) => {
                         configure_pooled(interface, &network, &endpoint, &mut namespace.links, ipv6)
@@ -147,83 +208,85 @@ impl Networks {
                 })
                 .and_then(|()| set_sysctls(sysctls(&endpoint)?, namespace.as_fd(), false))
                 .and_then(|()| configure_interface(&endpoint, &mut namespace.links));
-            record.networks.insert(network.name.clone(), endpoint);
+            // Before the outcome is looked at: what it has by now is to be released.
+            attached.endpoints.insert(network.name.clone(), endpoint);
             outcome?;
         }
         // Interfaces that the container creates itself get the kernel's default.
         namespace.set_ipv6(Ipv6Mode::KernelDefault)?;
-        self.set_default_gateway(record, &mut namespace.links)?;
-        self.publish_ports(record)?;
-        self.start_resolver(record, namespace.as_fd(), dns)
+        self.set_default_gateway(&attached, &mut namespace.links)?;
+        self.publish_ports(config, &mut attached)?;
+        self.start_resolver(config, &attached, namespace.as_fd(), dns.take())?;
+        attached.commit();
+        Ok(sandbox)
     }
 
-    /// Returns the names of a container's networks in the order of their interfaces: the network of
-    /// its network mode is first and has eth0, unless the container was disconnected from it.
-    fn attach_order(&self, record: &ContainerRecord) -> Vec<String> {
-        let mut networks: Vec<String> = record.networks.keys().cloned().collect();
-        networks.sort_by_key(|name| !self.is_mode(record, name));
+    /// Returns the names of networks in the order of their interfaces: the network of the network
+    /// mode is first and has eth0, unless the container was disconnected from it.
+    fn attach_order<'a>(
+        &self,
+        mode: &NetworkMode,
+        endpoints: &'a BTreeMap<String, Endpoint>,
+    ) -> Vec<&'a str> {
+        let mut networks: Vec<&str> = endpoints.keys().map(String::as_str).collect();
+        networks.sort_by_key(|name| !self.is_mode(mode, name));
         networks
     }
 
-    /// Returns whether this network is the container's network mode, which can be a network's name
-    /// or id.
-    pub(super) fn is_mode(&self, record: &ContainerRecord, network: &str) -> bool {
-        record.host.network_mode.network().is_some_and(|mode| {
+    /// Returns whether this network is the network mode, which can be a network's name or id.
+    fn is_mode(&self, mode: &NetworkMode, network: &str) -> bool {
+        mode.network().is_some_and(|mode| {
             mode == network || self.find(mode).is_ok_and(|mode| mode.name == network)
         })
     }
 
-    /// Creates a container's endpoint and interface in one network. `pooled` is the id of an
-    /// endpoint with an existing veth pair, whose outer end is attached to the bridge.
+    /// Creates a sandbox's endpoint and interface in one network. `others` are its other endpoints;
+    /// `inner` is where the interface is, with the endpoint's id.
     pub(super) fn attach_endpoint(
         &self,
-        container: &ContainerRecord,
+        config: &SandboxConfig,
+        others: &BTreeMap<String, Endpoint>,
         network: &NetworkRecord,
         endpoint: &mut Endpoint,
-        namespace: BorrowedFd<'_>,
-        pooled: Option<&str>,
+        (inner, id): (Inner<'_>, String),
     ) -> Result<()> {
         link_local_addresses(endpoint)?;
         endpoint.network_id.clone_from(&network.id);
-        endpoint.endpoint_id = pooled.map_or_else(random_id, str::to_owned);
-        endpoint.interface = self.interface_name(container, network, endpoint)?;
-        self.allocate_addresses(container, network, endpoint)?;
-        let inner = match pooled {
-            Some(_) => Inner::Warm,
-            None => Inner::New(namespace),
-        };
+        endpoint.endpoint_id = id;
+        endpoint.interface = interface_name(others, network, endpoint)?;
+        self.allocate_addresses(config, network, endpoint)?;
         let driver = network.driver.driver();
         driver.attach(&self.stack, network, endpoint, inner)
     }
 
-    /// Publishes the `connect` events of a container that has started.
-    pub fn publish_connects(&self, record: &ContainerRecord) {
+    /// Publishes the `connect` events of a sandbox whose processes have started.
+    pub fn publish_connects<'a>(
+        &self,
+        id: &str,
+        endpoints: impl IntoIterator<Item = &'a Endpoint>,
+    ) {
         // Maintenance was not notified before, so that it does not compete with the container's
         // start.
         self.stack.maintenance.notify_one();
-        for endpoint in record.networks.values() {
+        for endpoint in endpoints {
             if let Ok(network) = self.find(&endpoint.network_id) {
-                self.publish(&network, "connect", Some(&record.id));
+                self.publish(&network, "connect", Some(id));
             }
         }
     }
 
-    /// Releases everything that an ended container had in its networks, and returns these networks.
-    /// Errors are logged.
-    pub fn detach(&self, record: &mut ContainerRecord) -> Vec<NetworkRecord> {
-        if let Some(task) = self.resolvers.lock().ignore_poison().remove(&record.id) {
+    /// Releases everything that a sandbox had in its networks, and returns these networks. Its
+    /// namespace is gone, or about to be. Errors are logged.
+    pub fn detach(&self, id: &str, sandbox: &mut Sandbox) -> Vec<NetworkRecord> {
+        if let Some(task) = self.resolvers.lock().ignore_poison().remove(id) {
             task.abort();
         }
-        self.withdraw_ports(record);
-        self.ports.forget(&record.id);
+        self.withdraw_ports(id, &mut sandbox.ports);
+        self.ports.forget(id);
         let mut left = Vec::new();
-        for endpoint in record
-            .networks
-            .values_mut()
-            .filter(|endpoint| !endpoint.endpoint_id.is_empty())
-        {
+        for endpoint in sandbox.active_mut() {
             if let Ok(network) = self.find(&endpoint.network_id) {
-                self.detach_endpoint(&record.id, &network, endpoint, None);
+                self.detach_endpoint(id, &network, endpoint, None);
                 left.push(network);
             }
             endpoint.clear();
@@ -231,18 +294,18 @@ impl Networks {
         left
     }
 
-    /// Publishes the `disconnect` events of a container that has ended.
-    pub fn publish_disconnects(&self, container: &str, left: &[NetworkRecord]) {
+    /// Publishes the `disconnect` events of a sandbox that was detached.
+    pub fn publish_disconnects(&self, id: &str, left: &[NetworkRecord]) {
         left.iter()
-            .for_each(|network| self.publish(network, "disconnect", Some(container)));
+            .for_each(|network| self.publish(network, "disconnect", Some(id)));
     }
 
     /// Deletes an endpoint: its interface, its addresses and the network's member. `namespace` is
-    /// given for a container that keeps running: its interface must be gone before its addresses
-    /// can be allocated to another.
+    /// given for a sandbox that remains: its interface must be gone before its addresses can be
+    /// allocated to another.
     pub(super) fn detach_endpoint(
         &self,
-        container: &str,
+        id: &str,
         network: &NetworkRecord,
         endpoint: &Endpoint,
         namespace: Option<BorrowedFd<'_>>,
@@ -263,10 +326,10 @@ impl Networks {
         if let Some(network) = self.state_mut().get_mut(&network.id)
             && network
                 .members
-                .get(container)
+                .get(id)
                 .is_some_and(|member| member.endpoint_id == endpoint.endpoint_id)
         {
-            network.members.remove(container);
+            network.members.remove(id);
             release_addresses(network, endpoint.addresses().into_iter());
         }
     }

@@ -1,12 +1,14 @@
-//! Connecting a container to a network, and disconnecting it, while it runs or not.
+//! Connecting a sandbox to a network, and disconnecting it, while its processes run or not.
 
+use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 
 use whelk_network::Links;
 
 use super::interfaces::open_namespace;
+use super::{Sandbox, SandboxConfig};
 use crate::error::{Error, Result};
-use crate::model::{ContainerRecord, NetworkMode};
+use crate::model::NetworkMode;
 use crate::networks::drivers::Joining;
 use crate::networks::settings::check_endpoint;
 use crate::networks::{Endpoint, NetworkRecord, Networks};
@@ -27,137 +29,156 @@ pub(super) const PRIVATE: &str = "container cannot be connected to multiple netw
 const SHARES: &str = "container sharing network namespace with another container or host cannot be connected to any other network";
 
 impl Networks {
-    /// Connects a container to a network: immediately if it is running, else at its next start.
+    /// Connects a sandbox to a network: at once if there is a `process` in its namespace, else when it
+    /// is attached. The state is as before if it fails, except that ports may be published at other
+    /// ports of the host.
+    ///
+    /// # Errors
+    /// Returns an error if it is connected already, or if its network mode allows no networks.
     pub fn connect(
         &self,
-        record: &mut ContainerRecord,
+        config: &SandboxConfig,
+        process: Option<i32>,
+        sandbox: &mut Sandbox,
         network: &str,
         mut endpoint: Endpoint,
     ) -> Result<()> {
         let network = self.find(network)?;
         check_endpoint(&network.name, Some(&network), &endpoint)?;
-        check_connect(record, &network)?;
+        check_connect(config, &sandbox.endpoints, &network)?;
         endpoint.network_id.clone_from(&network.id);
-        if !record.state.status.is_running() || network.driver.facts().joining == Joining::Alone {
-            record.networks.insert(network.name.clone(), endpoint);
+        let is_alone = network.driver.facts().joining == Joining::Alone;
+        let Some(process) = process.filter(|_| !is_alone) else {
+            sandbox.endpoints.insert(network.name.clone(), endpoint);
             return Ok(());
-        }
-        let namespace = open_namespace(record.state.pid)?;
-        let external =
-            |record: &ContainerRecord| self.external_network(record).map(|(network, _)| network.id);
-        let before = external(record);
-        let mut record = Rollback::new("connect", record);
-        record.push_undo("publish the ports", |record| {
-            if record.ports.is_empty() {
-                self.publish_ports(record)?;
+        };
+        let namespace = open_namespace(process)?;
+        let external = |sandbox: &Sandbox| {
+            self.external_network(sandbox)
+                .map(|(network, _)| network.id)
+        };
+        let before = external(sandbox);
+        let mut sandbox = Rollback::new("connect", sandbox);
+        sandbox.push_undo("publish the ports", |sandbox| {
+            if sandbox.ports.is_empty() {
+                self.publish_ports(config, sandbox)?;
             }
             Ok(())
         });
-        record.push_undo("set the default gateway", |record| {
-            self.set_default_gateway(record, &mut Links::open_in(namespace.as_fd())?)
+        sandbox.push_undo("set the default gateway", |sandbox| {
+            self.set_default_gateway(sandbox, &mut Links::open_in(namespace.as_fd())?)
         });
-        record.push_undo("detach the endpoint", |record| {
-            if let Some(endpoint) = record.networks.remove(&network.name) {
-                self.detach_endpoint(&record.id, &network, &endpoint, Some(namespace.as_fd()));
+        sandbox.push_undo("detach the endpoint", |sandbox| {
+            if let Some(endpoint) = sandbox.endpoints.remove(&network.name) {
+                self.detach_endpoint(&config.id, &network, &endpoint, Some(namespace.as_fd()));
             }
             Ok(())
         });
-        let attached =
-            self.attach_endpoint_to_running(&record, &network, &mut endpoint, namespace.as_fd());
-        record.networks.insert(network.name.clone(), endpoint);
-        self.set_default_gateway(&record, &mut attached?)?;
-        self.start_resolver(&record, namespace.as_fd(), None)?;
+        let attached = self.attach_endpoint_to_running(
+            config,
+            &sandbox.endpoints,
+            &network,
+            &mut endpoint,
+            namespace.as_fd(),
+        );
+        sandbox.endpoints.insert(network.name.clone(), endpoint);
+        self.set_default_gateway(&sandbox, &mut attached?)?;
+        self.start_resolver(config, &sandbox, namespace.as_fd(), None)?;
         // The ports must be redirected to the network that now connects it to the outside.
-        if external(&record) != before {
-            self.republish_ports(&mut record)?;
+        if external(&sandbox) != before {
+            self.withdraw_ports(&config.id, &mut sandbox.ports);
+            self.publish_ports(config, &mut sandbox)?;
         }
-        self.publish(&network, "connect", Some(&record.id));
-        record.commit();
+        self.publish(&network, "connect", Some(&config.id));
+        sandbox.commit();
         Ok(())
     }
 
-    /// Disconnects a container from a network.
+    /// Disconnects a sandbox from a network. `process` is one in its namespace, if it has one.
     ///
     /// # Errors
-    /// Returns an error if the container is not connected to the network.
-    pub fn disconnect(&self, record: &mut ContainerRecord, network: &str) -> Result<()> {
+    /// Returns an error if the sandbox is not connected to the network.
+    pub fn disconnect(
+        &self,
+        config: &SandboxConfig,
+        process: Option<i32>,
+        sandbox: &mut Sandbox,
+        network: &str,
+    ) -> Result<()> {
         let network = self.find(network)?;
-        let is_running = record.state.status.is_running();
-        if record.host.network_mode == NetworkMode::Host
+        if config.mode == NetworkMode::Host
             && network.driver.facts().joining == Joining::HostNamespace
         {
             return Err(Error::invalid(
                 "cannot disconnect container from host network - container was created in host network mode",
             ));
         }
-        let Some(endpoint) = record.networks.remove(&network.name) else {
-            let which = if is_running { "network" } else { "the network" };
+        let Some(endpoint) = sandbox.endpoints.remove(&network.name) else {
+            let which = if process.is_some() {
+                "network"
+            } else {
+                "the network"
+            };
             return Err(Error::internal(format!(
                 "container {} is not connected to {which} {}",
-                record.id, network.name
+                config.id, network.name
             )));
         };
-        if !is_running {
+        let Some(process) = process else {
             return Ok(());
-        }
+        };
         if network.driver.facts().joining == Joining::Alone {
-            self.detach_endpoint(&record.id, &network, &endpoint, None);
-            self.publish(&network, "disconnect", Some(&record.id));
+            self.detach_endpoint(&config.id, &network, &endpoint, None);
+            self.publish(&network, "disconnect", Some(&config.id));
             return Ok(());
         }
-        let had_ports = !record.ports.is_empty();
-        if had_ports
-            && record
-                .ports
-                .iter()
-                .any(|mapping| endpoint.addresses().contains(&mapping.to.ip()))
-        {
-            self.withdraw_ports(record);
+        let had_ports = !sandbox.ports.is_empty();
+        let leads_here = |to: std::net::IpAddr| endpoint.addresses().contains(&to);
+        if sandbox.ports.iter().any(|port| leads_here(port.to.ip())) {
+            self.withdraw_ports(&config.id, &mut sandbox.ports);
         }
         // `None` if its process has just ended: its namespace and interfaces are then deleted
         // anyway.
-        let namespace = open_namespace(record.state.pid).ok();
+        let namespace = open_namespace(process).ok();
         self.detach_endpoint(
-            &record.id,
+            &config.id,
             &network,
             &endpoint,
             namespace.as_ref().map(AsFd::as_fd),
         );
-        self.publish(&network, "disconnect", Some(&record.id));
+        self.publish(&network, "disconnect", Some(&config.id));
         let Some(namespace) = namespace else {
             return Ok(());
         };
-        self.set_default_gateway(record, &mut Links::open_in(namespace.as_fd())?)?;
-        if had_ports && record.ports.is_empty() {
-            self.publish_ports(record)?;
+        self.set_default_gateway(sandbox, &mut Links::open_in(namespace.as_fd())?)?;
+        if had_ports && sandbox.ports.is_empty() {
+            self.publish_ports(config, sandbox)?;
         }
         Ok(())
-    }
-
-    /// Withdraws a container's ports and publishes them through its current network to the outside.
-    fn republish_ports(&self, record: &mut ContainerRecord) -> Result<()> {
-        self.withdraw_ports(record);
-        self.publish_ports(record)
     }
 }
 
 /// Returns an error if the network mode of the container or the network's driver does not permit
 /// the connection.
-fn check_connect(record: &ContainerRecord, network: &NetworkRecord) -> Result<()> {
-    let mode = &record.host.network_mode;
+fn check_connect(
+    config: &SandboxConfig,
+    endpoints: &BTreeMap<String, Endpoint>,
+    network: &NetworkRecord,
+) -> Result<()> {
+    let mode = &config.mode;
     if mode.container().is_some() {
         return Err(Error::invalid(SHARES));
     }
-    if record.networks.contains_key(&network.name) {
+    if endpoints.contains_key(&network.name) {
         return Err(Error::Denied(format!(
             "endpoint with name {} already exists in network {}",
-            record.name, network.name
+            config.name, network.name
         )));
     }
     let joining = network.driver.facts().joining;
     let is_private = *mode == NetworkMode::None
-        || record.networks.contains_key("none")
-        || joining == Joining::Alone && !record.networks.is_empty();
+        || endpoints.contains_key("none")
+        || joining == Joining::Alone && !endpoints.is_empty();
     match (mode, joining) {
         (NetworkMode::Host, _) => Err(Error::invalid(SHARES)),
         (_, Joining::HostNamespace) => Err(Error::invalid(CREATED_FOR_HOST)),

@@ -1,19 +1,21 @@
 //! Interfaces inside network namespaces.
 
+use std::collections::BTreeMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use whelk_network::Links;
 use whelk_network::namespace::{Interface, Ipv6Mode};
 use whelk_sys::fs;
 
-use super::addresses::has_ipv6;
+use super::SandboxConfig;
 use crate::error::{Error, Result};
-use crate::model::ContainerRecord;
 use crate::networks::create::check_interface_name;
+use crate::networks::drivers::Inner;
 use crate::networks::model::option;
 use crate::networks::settings::{link_local_addresses, mac_of, sysctls};
 use crate::networks::stack::set_sysctl;
 use crate::networks::{Endpoint, NetworkRecord, Networks};
+use crate::random_names::random_id;
 
 /// The prefix of interface names inside containers; a number follows.
 const INTERFACE_PREFIX: &str = "eth";
@@ -22,18 +24,20 @@ const INTERFACE_PREFIX: &str = "eth";
 pub(in crate::networks) const FIRST_INTERFACE: &str = "eth0";
 
 impl Networks {
-    /// Creates a running container's endpoint and interface in one network. Returns an rtnetlink
-    /// socket in its namespace.
+    /// Creates an endpoint and its interface in a namespace with running processes. `others` are its
+    /// other endpoints. Returns an rtnetlink socket in the namespace.
     pub(super) fn attach_endpoint_to_running(
         &self,
-        container: &ContainerRecord,
+        config: &SandboxConfig,
+        others: &BTreeMap<String, Endpoint>,
         network: &NetworkRecord,
         endpoint: &mut Endpoint,
         namespace: BorrowedFd<'_>,
     ) -> Result<Links> {
-        self.attach_endpoint(container, network, endpoint, namespace, None)?;
+        let inner = (Inner::New(namespace), random_id());
+        self.attach_endpoint(config, others, network, endpoint, inner)?;
         let name = &endpoint.interface;
-        let settings: &[(&str, &str)] = if has_ipv6(container, network, endpoint) {
+        let settings: &[(&str, &str)] = if config.has_ipv6(network, endpoint) {
             &[("disable_ipv6", "0"), ("accept_ra", "0")]
         } else {
             &[("disable_ipv6", "1")]
@@ -48,37 +52,33 @@ impl Networks {
         configure_interface(endpoint, &mut links)?;
         Ok(links)
     }
+}
 
-    pub(super) fn interface_name(
-        &self,
-        container: &ContainerRecord,
-        network: &NetworkRecord,
-        endpoint: &Endpoint,
-    ) -> Result<String> {
-        let wanted = endpoint
-            .driver_opts
-            .iter()
-            .flatten()
-            .find(|(key, _)| *key == option::INTERFACE_NAME)
-            .map(|(_, name)| name.clone());
-        if let Some(name) = wanted {
-            check_interface_name(&name)?;
-            return Ok(name);
-        }
-        let prefix = network
-            .option(option::CONTAINER_PREFIX)
-            .unwrap_or(INTERFACE_PREFIX);
-        let used = |name: &str| {
-            container
-                .networks
-                .values()
-                .any(|endpoint| endpoint.interface == name)
-        };
-        (0..)
-            .map(|number: u32| format!("{prefix}{number}"))
-            .find(|name| !used(name))
-            .ok_or_else(|| Error::internal("no interface name is free"))
+/// Returns the name of an endpoint's interface: the one that its options set, or the first that none
+/// of the `others` has.
+pub(super) fn interface_name(
+    others: &BTreeMap<String, Endpoint>,
+    network: &NetworkRecord,
+    endpoint: &Endpoint,
+) -> Result<String> {
+    let wanted = endpoint
+        .driver_opts
+        .iter()
+        .flatten()
+        .find(|(key, _)| *key == option::INTERFACE_NAME)
+        .map(|(_, name)| name.clone());
+    if let Some(name) = wanted {
+        check_interface_name(&name)?;
+        return Ok(name);
     }
+    let prefix = network
+        .option(option::CONTAINER_PREFIX)
+        .unwrap_or(INTERFACE_PREFIX);
+    let used = |name: &str| others.values().any(|endpoint| endpoint.interface == name);
+    (0..)
+        .map(|number: u32| format!("{prefix}{number}"))
+        .find(|name| !used(name))
+        .ok_or_else(|| Error::internal("no interface name is free"))
 }
 
 /// Configures the inner end of a warm namespace's veth pair for a network and endpoint.

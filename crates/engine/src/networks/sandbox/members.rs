@@ -1,61 +1,56 @@
-//! Containers as members of networks: what the others of a network know about them.
+//! Sandboxes as members of networks: what the others in a network know about them.
 
 use std::collections::HashSet;
 
-use crate::model::ContainerRecord;
+use super::{Sandbox, SandboxConfig};
 use crate::networks::{Endpoint, Member, Networks};
 
 impl Networks {
-    /// Adds a container to a network's members.
-    pub(super) fn add_member(&self, container: &ContainerRecord, endpoint: &Endpoint) {
+    /// Adds a sandbox to a network's members.
+    pub(super) fn add_member(&self, config: &SandboxConfig, endpoint: &Endpoint) {
         if let Some(network) = self.state_mut().get_mut(&endpoint.network_id) {
             network
                 .members
-                .insert(container.id.clone(), member(container, endpoint));
+                .insert(config.id.clone(), member(config, endpoint));
         }
     }
 
-    /// Updates the container's name and DNS names after a rename.
-    pub fn rename(&self, record: &mut ContainerRecord) {
-        self.ports.rename(&record.id, &record.name);
-        let mut networks = std::mem::take(&mut record.networks);
-        for endpoint in networks
-            .values_mut()
-            .filter(|endpoint| !endpoint.endpoint_id.is_empty())
-        {
+    /// Updates a sandbox's name and DNS names. `config` has the new name.
+    pub fn rename(&self, config: &SandboxConfig, sandbox: &mut Sandbox) {
+        self.ports.rename(&config.id, &config.name);
+        for endpoint in sandbox.active_mut() {
             endpoint.dns_names = endpoint
                 .dns_names
                 .is_some()
-                .then(|| names_of(record, endpoint));
+                .then(|| names_of(config, endpoint));
             if let Some(network) = self.state_mut().get_mut(&endpoint.network_id)
-                && network.members.contains_key(&record.id)
+                && network.members.contains_key(&config.id)
             {
                 network
                     .members
-                    .insert(record.id.clone(), member(record, endpoint));
+                    .insert(config.id.clone(), member(config, endpoint));
             }
         }
-        record.networks = networks;
     }
 }
 
-/// Returns a container's DNS names in a user-defined network.
-pub(super) fn names_of(container: &ContainerRecord, endpoint: &Endpoint) -> Vec<String> {
-    let short: String = container.id.chars().take(12).collect();
+/// Returns a sandbox's DNS names in a user-defined network.
+pub(super) fn names_of(config: &SandboxConfig, endpoint: &Endpoint) -> Vec<String> {
+    let short: String = config.id.chars().take(12).collect();
     let mut known = HashSet::new();
-    let names = [&container.name]
+    let names = [&config.name]
         .into_iter()
         .chain(endpoint.aliases.iter().flatten())
-        .chain([&short, &container.config.hostname]);
+        .chain([&short, &config.hostname]);
     names
         .filter(|name| !name.is_empty() && known.insert(*name))
         .cloned()
         .collect()
 }
 
-pub(super) fn member(container: &ContainerRecord, endpoint: &Endpoint) -> Member {
+pub(super) fn member(config: &SandboxConfig, endpoint: &Endpoint) -> Member {
     Member {
-        name: container.name.clone(),
+        name: config.name.clone(),
         endpoint_id: endpoint.endpoint_id.clone(),
         mac: endpoint.mac_address.clone(),
         addresses: endpoint.nets(),
@@ -65,12 +60,10 @@ pub(super) fn member(container: &ContainerRecord, endpoint: &Endpoint) -> Member
             .flatten()
             .map(|name| name.to_ascii_lowercase())
             .collect(),
-        links: container
-            .host
+        links: config
             .links
             .iter()
-            .chain(&endpoint.links)
-            .flatten()
+            .chain(endpoint.links.iter().flatten())
             .map(|link| split_link(link))
             .map(|(target, alias)| (target, alias.to_ascii_lowercase()))
             .collect(),
@@ -84,4 +77,60 @@ pub(crate) fn split_link(link: &str) -> (String, String) {
         target.trim_start_matches('/').to_owned(),
         alias.rsplit('/').next().unwrap_or(alias).to_owned(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(hostname: &str) -> SandboxConfig {
+        SandboxConfig {
+            id: "0123456789abcdef".into(),
+            name: "Web".into(),
+            hostname: hostname.into(),
+            links: vec!["/db:/web/DB".into()],
+            ..SandboxConfig::default()
+        }
+    }
+
+    fn aliased(aliases: &[&str]) -> Endpoint {
+        Endpoint {
+            aliases: Some(aliases.iter().map(|&alias| alias.to_owned()).collect()),
+            ..Endpoint::default()
+        }
+    }
+
+    #[test]
+    fn names_are_listed_once_and_in_order() {
+        let check = |hostname: &str, aliases: &[&str], expected: &str| {
+            let names = names_of(&config(hostname), &aliased(aliases));
+            assert_eq!(names.join(" "), expected);
+        };
+        check("", &[], "Web 0123456789ab");
+        check("0123456789ab", &["www", "Web"], "Web www 0123456789ab");
+        check("host", &["www", "www"], "Web www 0123456789ab host");
+    }
+
+    #[test]
+    fn a_member_has_names_in_lower_case_and_all_links() {
+        let endpoint = Endpoint {
+            links: Some(vec!["cache".into()]),
+            dns_names: Some(vec!["Web".into(), "www".into()]),
+            ip_address: "10.0.0.2".into(),
+            ip_prefix_len: 24,
+            ..Endpoint::default()
+        };
+        let member = member(&config(""), &endpoint);
+        assert_eq!(
+            (member.name.as_str(), member.names.join(" ").as_str()),
+            ("Web", "web www")
+        );
+        assert_eq!(member.addresses, ["10.0.0.2/24".parse().unwrap()]);
+        let links: Vec<String> = member
+            .links
+            .iter()
+            .map(|(target, alias)| format!("{target}:{alias}"))
+            .collect();
+        assert_eq!(links.join(" "), "db:db cache:cache");
+    }
 }

@@ -1,63 +1,29 @@
-//! Published ports: parses requests, reserves ports of the host and redirects them to containers.
+//! Published ports: reserves ports of the host and redirects them to sandboxes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
-use whelk_network::port::{HostPortRequest, Owner, PortMapping, every_address};
+use whelk_network::port::{PortMapping, every_address};
 
+use super::{PortRequest, Sandbox, SandboxConfig};
 use crate::error::{Error, Result};
-use crate::model::{Config, ContainerPort, ContainerRecord, HostConfig, PortBinding};
 use crate::networks::model::option;
 use crate::networks::{NetworkRecord, Networks};
 use crate::rollback::Rollback;
 
-/// A request to publish one port of a container.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct PortRequest {
-    pub(crate) container_port: u16,
-    pub(crate) host: HostPortRequest,
-}
-
-/// Returns all ports that a container's settings publish.
-fn port_requests(config: &Config, host: &HostConfig) -> Vec<PortRequest> {
-    const ANY: &[PortBinding] = &[PortBinding {
-        address: None,
-        ports: None,
-    }];
-    let request = |port: ContainerPort, binding: &PortBinding| PortRequest {
-        container_port: port.number,
-        host: HostPortRequest {
-            protocol: port.protocol,
-            address: binding.address,
-            ports: binding
-                .ports
-                .map_or((0, 0), |range| (range.first, range.last)),
-        },
-    };
-    let mut requests = Vec::new();
-    for (&port, bindings) in host.bound_ports() {
-        let given = bindings.as_deref().filter(|list| !list.is_empty());
-        let bindings = given.unwrap_or(ANY).iter();
-        requests.extend(bindings.map(|binding| request(port, binding)));
-    }
-    if host.publish_all_ports {
-        let bound: BTreeSet<ContainerPort> = host.bound_ports().map(|(&port, _)| port).collect();
-        let exposed = config.exposed_ports.difference(&bound);
-        requests.extend(exposed.map(|&port| request(port, &ANY[0])));
-    }
-    requests
-}
-
 impl Networks {
-    /// Publishes a container's ports through the network that connects it to the outside. On an
+    /// Publishes a sandbox's ports through the network that connects it to the outside. On an
     /// error none is published.
-    pub(super) fn publish_ports(&self, record: &mut ContainerRecord) -> Result<()> {
-        let requests = port_requests(&record.config, &record.host);
-        if requests.is_empty() {
+    pub(super) fn publish_ports(
+        &self,
+        config: &SandboxConfig,
+        sandbox: &mut Sandbox,
+    ) -> Result<()> {
+        if config.ports.is_empty() {
             return Ok(());
         }
-        let Some((network, endpoint)) = self.external_network(record) else {
+        let Some((network, endpoint)) = self.external_network(sandbox) else {
             return Ok(());
         };
         let default: IpAddr = network
@@ -69,10 +35,10 @@ impl Networks {
             .into_iter()
             .map(|address| (address.is_ipv4(), address))
             .collect();
-        let (name, endpoint_id) = (record.name.clone(), endpoint.endpoint_id.clone());
-        let mut record = Rollback::new("publish", record);
-        record.push_undo("withdraw the ports", |record| {
-            self.withdraw_ports(record);
+        let (name, endpoint_id) = (&config.name, &endpoint.endpoint_id);
+        let mut ports = Rollback::new("publish", &mut sandbox.ports);
+        ports.push_undo("withdraw the ports", |ports| {
+            self.withdraw_ports(&config.id, ports);
             Ok(())
         });
         let failed = |text: String| {
@@ -80,24 +46,25 @@ impl Networks {
                 "driver failed programming external connectivity on endpoint {name} ({endpoint_id}): {text}"
             ))
         };
-        for request in &requests {
-            self.publish_port(&mut record, request, &network, default, &targets)
+        for request in &config.ports {
+            self.publish_port(config, &mut ports, request, &network, default, &targets)
                 .map_err(failed)?;
         }
-        let written = self.stack.firewall.publish(&record.ports);
+        let written = self.stack.firewall.publish(&ports);
         written.map_err(|error| failed(error.to_string()))?;
-        record.commit();
+        ports.commit();
         Ok(())
     }
 
-    /// Reserves the host's ports for one port of a container and adds what was reserved to the
-    /// record. `targets` are the container's addresses, by whether they are IPv4.
+    /// Reserves the host's ports for one port of a sandbox and adds what was reserved to `ports`.
+    /// `targets` are the sandbox's addresses, by whether they are IPv4.
     ///
     /// # Errors
     /// Returns a message if the container lacks an address of that family, or the port is in use.
     fn publish_port(
         &self,
-        record: &mut ContainerRecord,
+        config: &SandboxConfig,
+        ports: &mut Vec<PortMapping>,
         request: &PortRequest,
         network: &NetworkRecord,
         default: IpAddr,
@@ -134,7 +101,7 @@ impl Networks {
         for address in direct {
             if !address.is_unspecified() || request.host.ports != (0, 0) {
                 tracing::info!(
-                    container = record.name,
+                    container = config.name,
                     "{address}: ignored, because the network is routed: port {} is reached by the container's own address",
                     request.container_port
                 );
@@ -144,8 +111,8 @@ impl Networks {
                 IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
             };
             let mapping = mapping(unspecified, 0);
-            if !record.ports.contains(&mapping) {
-                record.ports.push(mapping);
+            if !ports.contains(&mapping) {
+                ports.push(mapping);
             }
         }
         if addresses.is_empty() {
@@ -161,18 +128,16 @@ impl Networks {
                 );
             }
         }
-        let taken = self.ports.take(&owner_of(record), request.host, &addresses);
+        let taken = self.ports.take(&config.owner(), request.host, &addresses);
         let port = taken.map_err(|error| error.to_string())?;
-        record
-            .ports
-            .extend(addresses.into_iter().map(|address| mapping(address, port)));
+        ports.extend(addresses.into_iter().map(|address| mapping(address, port)));
         Ok(())
     }
 
-    /// Withdraws a container's ports and releases them.
-    pub(super) fn withdraw_ports(&self, record: &mut ContainerRecord) {
-        let (ports, id) = (&self.ports, &record.id);
-        // Only its own: the record may be outdated, and another container may have the port by now.
+    /// Withdraws the published ports of the sandbox `id` and releases them.
+    pub(super) fn withdraw_ports(&self, id: &str, published: &mut Vec<PortMapping>) {
+        let ports = &self.ports;
+        // Only its own: the state may be outdated, and another sandbox may have the port by now.
         let has = |address: IpAddr| {
             let state = self.state();
             let mut places = state.values().filter_map(|network| network.members.get(id));
@@ -185,26 +150,28 @@ impl Networks {
                 ports.is_own(id, one.protocol, one.host)
             }
         };
-        let own: Vec<PortMapping> = record.ports.drain(..).filter(is_own).collect();
+        let own: Vec<PortMapping> = published.drain(..).filter(is_own).collect();
         // The rules before the reservation: a port that is still redirected must not be allocated
         // to another container.
         if let Err(error) = self.stack.firewall.withdraw(&own) {
-            tracing::warn!(container = record.id, "{error}");
+            tracing::warn!(container = id, "{error}");
         }
         own.iter()
             .filter(|one| !one.is_direct())
             .for_each(|one| ports.release(one.protocol, one.host));
     }
 
-    /// Returns up to `most` of the sockets that reserve a container's ports, for its shim.
-    pub fn share_listeners(&self, container: &str, most: usize) -> Vec<OwnedFd> {
-        self.ports.share_listeners(container, most)
+    /// Returns up to `most` of the sockets that reserve a sandbox's ports, for the shim of its
+    /// processes.
+    pub fn share_listeners(&self, id: &str, most: usize) -> Vec<OwnedFd> {
+        self.ports.share_listeners(id, most)
     }
 
-    /// Records the ports of a running container after a restart of the engine.
-    pub(super) fn adopt_ports(&self, record: &mut ContainerRecord) {
-        let owner = owner_of(record);
-        record.ports.retain(|mapping| {
+    /// Reserves the published ports of a sandbox again after a restart of the engine, and removes
+    /// those that another process has.
+    pub(super) fn adopt_ports(&self, config: &SandboxConfig, published: &mut Vec<PortMapping>) {
+        let owner = config.owner();
+        published.retain(|mapping| {
             if mapping.is_direct() {
                 return true;
             }
@@ -217,99 +184,8 @@ impl Networks {
             }
             held.is_ok()
         });
-        if let Err(error) = self.stack.firewall.publish(&record.ports) {
-            tracing::warn!(container = record.id, "{error}");
+        if let Err(error) = self.stack.firewall.publish(published) {
+            tracing::warn!(container = config.id, "{error}");
         }
-    }
-}
-
-fn owner_of(record: &ContainerRecord) -> Owner {
-    Owner {
-        id: record.id.clone(),
-        name: record.name.clone(),
-    }
-}
-
-/// Checks port settings when a container is created.
-pub(crate) fn check(host: &HostConfig) -> Result<()> {
-    if host.network_mode.container().is_some() && host.publishes() {
-        return Err(Error::invalid(
-            "conflicting options: port publishing and the container type network mode",
-        ));
-    }
-    Ok(())
-}
-
-/// Checks the ports that a client exposes, before those of the image are added.
-pub(crate) fn check_exposed(config: &Config, host: &HostConfig) -> Result<()> {
-    if host.network_mode.container().is_some()
-        && !config.exposed_ports.is_empty()
-        && !host.publishes()
-    {
-        return Err(Error::invalid(
-            "conflicting options: port exposing and the container type network mode",
-        ));
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn port(text: &str) -> ContainerPort {
-        text.parse().unwrap()
-    }
-
-    /// Returns the requests for these bindings of ports, which are exposed besides `exposed`.
-    fn requests(bindings: &[(&str, &[(&str, &str)])], exposed: &[&str]) -> String {
-        let parse = |&(address, ports): &(&str, &str)| PortBinding::parse(address, ports).unwrap();
-        let bindings = bindings
-            .iter()
-            .map(|(name, list)| (port(name), Some(list.iter().map(parse).collect())));
-        let host = HostConfig {
-            port_bindings: Some(bindings.collect()),
-            publish_all_ports: !exposed.is_empty(),
-            ..HostConfig::default()
-        };
-        let config = Config {
-            exposed_ports: exposed.iter().map(|text| port(text)).collect(),
-            ..Config::default()
-        };
-        let one = |request: &PortRequest| {
-            let HostPortRequest {
-                protocol,
-                address,
-                ports,
-            } = request.host;
-            format!(
-                "{}/{protocol} at {address:?} {ports:?}",
-                request.container_port
-            )
-        };
-        let requests = port_requests(&config, &host);
-        requests.iter().map(one).collect::<Vec<_>>().join("; ")
-    }
-
-    #[test]
-    fn bound_ports_are_published_at_each_binding() {
-        assert_eq!(requests(&[], &[]), "");
-        assert_eq!(requests(&[("80/tcp", &[])], &[]), "80/tcp at None (0, 0)");
-        assert_eq!(
-            requests(&[("53/udp", &[("127.0.0.1", "5300-5310")])], &[]),
-            "53/udp at Some(127.0.0.1) (5300, 5310)"
-        );
-        assert_eq!(
-            requests(&[("80", &[("[2001:db8::1]", "1"), ("", "2")])], &[]),
-            "80/tcp at Some(2001:db8::1) (1, 1); 80/tcp at None (2, 2)"
-        );
-    }
-
-    #[test]
-    fn exposed_ports_without_bindings_are_published_at_any_port() {
-        assert_eq!(
-            requests(&[("80", &[("", "8080")])], &["80/tcp", "80/udp", "443"]),
-            "80/tcp at None (8080, 8080); 80/udp at None (0, 0); 443/tcp at None (0, 0)"
-        );
     }
 }

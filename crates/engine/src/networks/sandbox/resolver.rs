@@ -1,6 +1,7 @@
-//! The embedded DNS server of a container: answers queries about containers in its networks, and
+//! The embedded DNS server of a sandbox: answers queries about containers in its networks, and
 //! forwards others to upstream servers, from the container's own network namespace.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
@@ -15,10 +16,11 @@ use whelk_network::dns::{self, Known, Question, Verdict};
 use whelk_network::dns_sockets::{DnsSockets, RESOLVER};
 use whelk_sys::fs;
 
+use super::{Sandbox, SandboxConfig};
 use crate::error::{Error, Result};
-use crate::model::ContainerRecord;
-use crate::networks::Networks;
+use crate::model::NetworkMode;
 use crate::networks::resolv_conf::{NameServer, ResolvConf};
+use crate::networks::{Endpoint, Networks};
 
 /// How long to wait for an upstream server before the next is tried, as in Docker.
 const SERVER_TIMEOUT: Duration = Duration::from_secs(4);
@@ -36,11 +38,12 @@ const PORT: u16 = 53;
 const MAX_RESOLV_CONF: u64 = 1 << 20;
 
 impl Networks {
-    /// Starts a container's DNS server, unless it is on the default network only: such containers
+    /// Starts a sandbox's DNS server, unless it is on the default network only: such containers
     /// query the host's servers directly, as in Docker.
     pub(super) fn start_resolver(
         &self,
-        record: &ContainerRecord,
+        config: &SandboxConfig,
+        sandbox: &Sandbox,
         namespace: BorrowedFd<'_>,
         sockets: Option<DnsSockets>,
     ) -> Result<()> {
@@ -48,7 +51,7 @@ impl Networks {
             return Ok(());
         };
         let mut resolvers = self.resolvers.lock().ignore_poison();
-        if !uses_resolver(record) || resolvers.contains_key(&record.id) {
+        if !uses_resolver(&config.mode, &sandbox.endpoints) || resolvers.contains_key(&config.id) {
             return Ok(());
         }
         let failed =
@@ -62,8 +65,8 @@ impl Networks {
         let tcp = TcpListener::from_std(sockets.tcp).map_err(failed)?;
         let resolver = Arc::new(Resolver {
             networks: Arc::downgrade(&networks),
-            container: record.id.clone(),
-            servers: servers(record, &self.stack.instance.networks.servers),
+            container: config.id.clone(),
+            servers: servers(config, sandbox, &self.stack.instance.networks.servers),
             namespace: Arc::new(namespace.try_clone_to_owned().map_err(failed)?),
             permits: Arc::new(Semaphore::new(MAX_FORWARDED)),
             connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
@@ -74,7 +77,7 @@ impl Networks {
                 serve_tcp(resolver, tcp)
             );
         });
-        resolvers.insert(record.id.clone(), task);
+        resolvers.insert(config.id.clone(), task);
         Ok(())
     }
 
@@ -161,11 +164,10 @@ impl Networks {
     }
 }
 
-/// Returns whether a container uses the embedded DNS server.
-pub(crate) fn uses_resolver(record: &ContainerRecord) -> bool {
-    record.host.network_mode.has_own_networks()
-        && record
-            .networks
+/// Returns whether what has this network mode and these endpoints uses the embedded DNS server.
+pub(crate) fn uses_resolver(mode: &NetworkMode, endpoints: &BTreeMap<String, Endpoint>) -> bool {
+    mode.has_own_networks()
+        && endpoints
             .keys()
             .any(|name| !matches!(name.as_str(), "bridge" | "none"))
 }
@@ -178,18 +180,12 @@ struct Server {
     from_host: bool,
 }
 
-/// Returns the upstream servers: the container's own (`--dns`), those of the configuration, or the
+/// Returns the upstream servers: the sandbox's own (`--dns`), those of the configuration, or the
 /// host's.
-fn servers(record: &ContainerRecord, set: &[IpAddr]) -> Vec<Server> {
-    let given: Vec<IpAddr> = record
-        .host
-        .dns
-        .iter()
-        .flatten()
-        .filter_map(|text| text.parse().ok())
-        .collect();
-    let has_ipv6 = record
-        .networks
+fn servers(config: &SandboxConfig, sandbox: &Sandbox, set: &[IpAddr]) -> Vec<Server> {
+    let given = &config.dns;
+    let has_ipv6 = sandbox
+        .endpoints
         .values()
         .any(|endpoint| !endpoint.global_ipv6_address.is_empty());
     let server = |address: IpAddr, from_host: bool| Server {
@@ -198,8 +194,8 @@ fn servers(record: &ContainerRecord, set: &[IpAddr]) -> Vec<Server> {
     };
     let servers: Vec<Server> = if !given.is_empty() {
         given
-            .into_iter()
-            .map(|address| server(address, false))
+            .iter()
+            .map(|address| server(*address, false))
             .collect()
     } else if !set.is_empty() {
         set.iter().map(|address| server(*address, false)).collect()

@@ -1,26 +1,21 @@
-//! Which of a container's networks connects it to the outside.
+//! Which of a sandbox's networks connects it to the outside.
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use whelk_network::Links;
 
+use super::Sandbox;
 use crate::error::Result;
-use crate::model::ContainerRecord;
 use crate::networks::drivers::Gateway;
 use crate::networks::{Endpoint, NetworkRecord, Networks};
 
 impl Networks {
-    /// Returns the network, and the endpoint in it, through which a container is reached from
+    /// Returns the network, and the endpoint in it, through which a sandbox is reached from
     /// outside: the non-internal bridge network with the highest gateway priority.
-    pub(super) fn external_network(
-        &self,
-        record: &ContainerRecord,
-    ) -> Option<(NetworkRecord, Endpoint)> {
-        record
-            .networks
-            .iter()
-            .filter(|(_, endpoint)| !endpoint.endpoint_id.is_empty())
+    pub(super) fn external_network(&self, sandbox: &Sandbox) -> Option<(NetworkRecord, Endpoint)> {
+        sandbox
+            .active()
             .filter_map(|(_, endpoint)| {
                 Some((self.find(&endpoint.network_id).ok()?, endpoint.clone()))
             })
@@ -35,16 +30,10 @@ impl Networks {
 
     /// Sets the default routes, through the network with the highest gateway priority, by name if
     /// several have the same.
-    pub(super) fn set_default_gateway(
-        &self,
-        record: &ContainerRecord,
-        links: &mut Links,
-    ) -> Result<()> {
+    pub(super) fn set_default_gateway(&self, sandbox: &Sandbox, links: &mut Links) -> Result<()> {
         let best = |ipv4: bool| {
-            record
-                .networks
-                .iter()
-                .filter(|(_, endpoint)| !endpoint.endpoint_id.is_empty())
+            sandbox
+                .active()
                 .filter_map(|(name, endpoint)| {
                     let gateway: Option<IpAddr> = if ipv4 {
                         &endpoint.gateway
