@@ -28,11 +28,11 @@ fn slow() -> Behaviour {
     }
 }
 
-/// Starts a pull, and waits until more than 1 MiB of its layer is on disk. Returns the pull and the
-/// layer's partial file.
-fn begin_pull(engine: &Engine, pushed: &Pushed) -> (Running, PathBuf) {
+/// Starts a pull, and waits until more than 1 MiB of one of its layers is on disk. Returns the pull
+/// and the layer's partial file.
+fn begin_pull(engine: &Engine, pushed: &Pushed, layer: usize) -> (Running, PathBuf) {
     let pull = engine.cli(Program::Whelk).spawn(&["pull", &pushed.name]);
-    let digits = &pushed.layers[0]["sha256:".len()..];
+    let digits = &pushed.layers[layer]["sha256:".len()..];
     let partial = engine.root().join("blobs/partial").join(digits);
     let length = || std::fs::metadata(&partial).map_or(0, |file| file.len());
     eventually("a part of the layer", || (length() > 1 << 20).then_some(()));
@@ -180,7 +180,7 @@ fn a_killed_engine_continues_what_it_has() {
     let registry = Registry::start();
     let pushed = push_big(&registry, 4 << 20);
     registry.behave(slow());
-    let (mut pull, partial) = begin_pull(&engine, &pushed);
+    let (mut pull, partial) = begin_pull(&engine, &pushed, 0);
     engine.kill9();
     assert_ne!(pull.finish().code, 0);
     let received = std::fs::metadata(&partial).unwrap().len();
@@ -216,7 +216,7 @@ fn a_client_that_leaves_ends_the_pull_and_the_next_continues_it() {
     let registry = Registry::start();
     let pushed = push_big(&registry, 4 << 20);
     registry.behave(slow());
-    let (mut pull, _) = begin_pull(&engine, &pushed);
+    let (mut pull, _) = begin_pull(&engine, &pushed, 0);
     pull.signal(rustix::process::Signal::KILL);
     assert_ne!(pull.finish().code, 0);
     registry.behave(Behaviour::default());
@@ -224,6 +224,70 @@ fn a_client_that_leaves_ends_the_pull_and_the_next_continues_it() {
     let requests = registry.requests(&pushed.layers[0]);
     assert_eq!(requests.len(), 2, "{requests:?}");
     assert!(requests[1].contains(" bytes="), "{requests:?}");
+}
+
+#[test]
+fn layers_that_are_complete_are_not_downloaded_again() {
+    let engine = Engine::without_images(&[]);
+    let registry = Registry::start();
+    let layers = || engine.root().join("layers").read_dir().unwrap().count();
+    for is_killed in [true, false] {
+        let small = images::small_root().file("killed", is_killed.to_string());
+        let big = Tar::new().file("noise", noise(4 << 20));
+        let archive = Archive::new("big:1", vec![small.finish(), big.finish()]);
+        let pushed = registry.push("big", &archive);
+        registry.behave(slow());
+        let (mut pull, _) = begin_pull(&engine, &pushed, 1);
+        eventually("the small layer", || (layers() == 1).then_some(()));
+        if is_killed {
+            engine.kill9();
+            assert_ne!(pull.finish().code, 0);
+            engine.restart();
+        } else {
+            pull.signal(rustix::process::Signal::KILL);
+            assert_ne!(pull.finish().code, 0);
+        }
+        registry.behave(Behaviour::default());
+        engine.whelk(&["pull", &pushed.name]).ok();
+        assert_eq!(registry.requests(&pushed.layers[0]).len(), 1);
+        // The image has it now, and it goes with the image.
+        engine.whelk(&["rmi", &pushed.name]).ok();
+        eventually("no layer", || (layers() == 0).then_some(()));
+    }
+}
+
+#[test]
+fn what_came_in_before_the_disk_was_full_is_not_downloaded_again() {
+    use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+    let engine = Engine::without_images(&[]);
+    let registry = Registry::start();
+    let pushed = push_big(&registry, 4 << 20);
+    engine.kill9();
+    let (root, size) = (engine.root(), Some(c"size=32m"));
+    mount("tmpfs", &root, "tmpfs", MountFlags::empty(), size).unwrap();
+    engine.restart();
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        // Blob and layer have more than 8 MiB.
+        let disk = rustix::fs::statvfs(&root).unwrap();
+        let free = disk.f_bavail * disk.f_frsize;
+        let filler = root.join("filler");
+        let length = usize::try_from(free - (5 << 20)).unwrap();
+        std::fs::write(&filler, vec![1; length]).unwrap();
+        let full = "no space left on device";
+        engine.whelk(&["pull", &pushed.name]).refuses(1, full);
+        assert_eq!(registry.requests(&pushed.layers[0]).len(), 1);
+        std::fs::remove_file(&filler).unwrap();
+        engine.whelk(&["pull", &pushed.name]).ok();
+        let requests = registry.requests(&pushed.layers[0]);
+        assert_eq!(requests.len(), 2, "{requests:?}");
+        assert!(requests[1].contains(" bytes="), "{requests:?}");
+    }));
+    engine.kill9();
+    unmount(&root, UnmountFlags::DETACH).unwrap();
+    engine.restart();
+    if let Err(panic) = outcome {
+        std::panic::resume_unwind(panic);
+    }
 }
 
 #[test]
@@ -343,8 +407,9 @@ fn what_is_wrong_is_refused_and_leaves_nothing() {
     );
     engine.both(|cli| cli.run(&["pull", &name("nosuch")]).refuses(1, &text));
     assert_eq!(engine.whelk(&["images", "-aq"]).ok(), "");
-    // Partial blobs stay for a day, for the next pull.
-    for directory in ["layers", "blobs/sha256", "tmp"] {
+    // What is good of them stays for a day, for the next pull, unless the space is needed.
+    engine.whelk(&["image", "prune", "-f"]).ok();
+    for directory in ["layers", "blobs/sha256", "blobs/partial", "tmp"] {
         eventually(directory, || {
             let left = std::fs::read_dir(engine.root().join(directory))
                 .unwrap()

@@ -8,6 +8,7 @@
 //! disappears from it, by one rename.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use whelk_sys::fs;
 
@@ -112,6 +113,13 @@ impl Staging {
     pub fn trashed(&self, name: &str) -> PathBuf {
         self.root.join("trash").join(name)
     }
+}
+
+/// Returns whether a file was last changed less than `age` ago. A time in the future does not count:
+/// the clock was wrong once.
+pub(crate) fn is_younger(metadata: &std::fs::Metadata, age: Duration) -> bool {
+    let changed = metadata.modified();
+    changed.is_ok_and(|changed| changed.elapsed().is_ok_and(|old| old < age))
 }
 
 /// Returns a random file name of 24 hexadecimal digits.

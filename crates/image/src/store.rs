@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use whelk_sys::fs;
 
-use crate::content::{self, Content};
+use crate::content::Content;
 use crate::digest::Digest;
 use crate::error::{Result, io};
 use crate::leases::Leases;
@@ -44,9 +45,9 @@ impl Store {
         })
     }
 
-    /// Moves all blobs and layers that neither a lease nor `used` names to the trash, and partial
-    /// blobs that nobody has resumed for long ([`content::MAX_PARTIAL_AGE`]). Returns their paths
-    /// there. The caller removes them, which can take long.
+    /// Moves all blobs and layers that neither a lease nor `used` names to the trash, except for what
+    /// unfinished pulls have left since less than `age`: partial blobs and complete layers. Returns
+    /// the paths there. The caller removes them, which can take long.
     ///
     /// `used` reads the records. It is called after the collection has begun, so that an object
     /// whose lease ends meanwhile is not missed: it is kept, and looked at by a second round. What
@@ -56,16 +57,16 @@ impl Store {
     /// # Errors
     /// Returns the first error; the other objects are moved nevertheless, and are removed at the
     /// engine's next start.
-    pub fn gc(&self, mut used: impl FnMut() -> Used) -> Result<Vec<PathBuf>> {
-        let mut trashed = self.collect(&mut used)?;
+    pub fn gc(&self, age: Duration, mut used: impl FnMut() -> Used) -> Result<Vec<PathBuf>> {
+        let mut trashed = self.collect(age, &mut used)?;
         if self.leases.must_collect_again() {
-            trashed.extend(self.collect(&mut used)?);
+            trashed.extend(self.collect(age, &mut used)?);
         }
         Ok(trashed)
     }
 
     /// Runs one round of [`Store::gc`].
-    fn collect(&self, used: impl FnOnce() -> Used) -> Result<Vec<PathBuf>> {
+    fn collect(&self, age: Duration, used: impl FnOnce() -> Used) -> Result<Vec<PathBuf>> {
         let collection = self.leases.collect();
         let used = used();
         let mut outcome = Ok(Vec::new());
@@ -74,14 +75,16 @@ impl Store {
             (Err(error), Ok(_)) => outcome = Err(error),
             (_, Err(_)) => {}
         };
-        let kinds = [
-            (self.content.directory(), &used.blobs),
-            (self.snapshots.directory(), &used.layers),
+        let is_pending = |layer: &Digest| self.snapshots.is_pending(layer, age);
+        let kinds: [(_, _, &dyn Fn(&Digest) -> bool); 2] = [
+            (self.content.directory(), &used.blobs, &|_| false),
+            (self.snapshots.directory(), &used.layers, &is_pending),
         ];
-        for (directory, used) in kinds {
+        for (directory, used, is_kept) in kinds {
             for entry in fs::list(directory)? {
                 let digest = entry.file_name().to_str().and_then(Digest::from_hex);
-                if digest.as_ref().is_some_and(|digest| used.contains(digest)) {
+                let is_needed = |digest| used.contains(digest) || is_kept(digest);
+                if digest.as_ref().is_some_and(is_needed) {
                     continue;
                 }
                 let trash = || self.staging.trash(&entry.path());
@@ -90,8 +93,7 @@ impl Store {
                 }
             }
         }
-        self.content
-            .expire_partials(content::MAX_PARTIAL_AGE, &mut take)?;
+        self.content.expire_partials(age, &mut take)?;
         outcome
     }
 

@@ -116,7 +116,7 @@ fn a_killed_writer_leaves_what_the_next_engine_continues() {
     for end in [0, 1, 300_000] {
         // A killed process drops nothing, and the next one knows nothing of its writers.
         let store = Store::open(&blob.bench.base.join("store")).unwrap();
-        assert_eq!(store.gc(Used::default).unwrap().len(), 0);
+        assert_eq!(store.gc(MAX_PARTIAL_AGE, Used::default).unwrap().len(), 0);
         let lease = store.leases.take();
         let mut writer = store.content.writer(&lease, &blob.digest, None).unwrap();
         assert_eq!(writer.offset(), start as u64);
@@ -278,16 +278,20 @@ fn old_partial_blobs_are_collected() {
     };
     blob.start(&blob.content[..1000]);
     age(MAX_PARTIAL_AGE - Duration::from_secs(60));
-    assert_eq!(store.gc(Used::default).unwrap().len(), 0);
+    assert_eq!(store.gc(MAX_PARTIAL_AGE, Used::default).unwrap().len(), 0);
     age(MAX_PARTIAL_AGE + Duration::from_secs(60));
     let writer = blob.writer();
-    assert_eq!(store.gc(Used::default).unwrap().len(), 0, "it is written");
+    assert_eq!(
+        store.gc(MAX_PARTIAL_AGE, Used::default).unwrap().len(),
+        0,
+        "it is written"
+    );
     drop(writer);
-    assert_eq!(store.gc(Used::default).unwrap().len(), 1);
+    assert_eq!(store.gc(MAX_PARTIAL_AGE, Used::default).unwrap().len(), 1);
     blob.check(0);
     // What no writer can have made goes at once.
     fs::write(blob.bench.base.join("store/blobs/partial/x"), "x").unwrap();
-    assert_eq!(store.gc(Used::default).unwrap().len(), 1);
+    assert_eq!(store.gc(MAX_PARTIAL_AGE, Used::default).unwrap().len(), 1);
 }
 
 #[test]
@@ -298,8 +302,55 @@ fn a_blob_that_is_written_is_held() {
     let mut writer = store.content.writer(&lease, &blob.digest, None).unwrap();
     writer.write_all(&blob.content).unwrap();
     writer.commit().unwrap();
-    assert_eq!(store.gc(Used::default).unwrap().len(), 0);
+    assert_eq!(store.gc(MAX_PARTIAL_AGE, Used::default).unwrap().len(), 0);
     blob.check_complete();
     drop(lease);
-    assert_eq!(store.gc(Used::default).unwrap().len(), 1);
+    assert_eq!(store.gc(MAX_PARTIAL_AGE, Used::default).unwrap().len(), 1);
+}
+
+/// An input that gives `content` and then fails.
+struct Broken<'a>(&'a [u8]);
+
+impl Read for Broken<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self.0.read(buffer)? {
+            0 => Err(io::ErrorKind::ConnectionAborted.into()),
+            count => Ok(count),
+        }
+    }
+}
+
+#[test]
+fn a_blob_that_is_read_while_it_comes_in_is_continued_and_not_kept() {
+    let blob = Blob::new();
+    let mut tee = blob.writer().tee(Broken(&blob.content[..1000])).unwrap();
+    invalid(tee.drain(), "connection aborted");
+    assert!(tee.is_interrupted());
+    drop(tee);
+    blob.check(1000);
+    let mut tee = blob.writer().tee(&blob.content[1000..]).unwrap();
+    let mut content = Vec::new();
+    tee.read_to_end(&mut content).unwrap();
+    assert!(content == blob.content && !tee.is_interrupted());
+    tee.drain().unwrap();
+    tee.finish().unwrap();
+    blob.check(0);
+}
+
+#[test]
+fn a_blob_that_is_read_while_it_comes_in_is_verified() {
+    let blob = Blob::new();
+    let mut wrong = blob.content.clone();
+    wrong[SIZE - 1] ^= 1;
+    let mut tee = blob.writer().tee(&wrong[..]).unwrap();
+    tee.drain().unwrap();
+    invalid(tee.finish(), "has the digest");
+    blob.check(0);
+    // More than the blob's size is wrong too, and not an error of the disk.
+    let long = [&blob.content[..], b"x"].concat();
+    let mut tee = blob.writer().tee(&long[..]).unwrap();
+    invalid(tee.drain(), "longer than its 1000000 bytes");
+    assert!(!tee.is_interrupted());
+    drop(tee);
+    blob.check(0);
 }

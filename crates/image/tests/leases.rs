@@ -11,9 +11,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use common::images::{Image, docker_archive};
 use common::{Bench, file, noise, pack};
+use whelk_image::content::MAX_PARTIAL_AGE;
 use whelk_image::{Digest, Progress, Store, Used, archive};
 use whelk_sys::fs;
 
@@ -28,7 +30,7 @@ fn collect(store: &Store, records: &Records) {
             layers: records.values().flatten().cloned().collect(),
         }
     };
-    for path in store.gc(used).unwrap() {
+    for path in store.gc(MAX_PARTIAL_AGE, used).unwrap() {
         fs::remove_tree(path).unwrap();
     }
 }
@@ -92,9 +94,9 @@ fn a_record_that_is_newer_than_the_collections_view_is_respected() {
         recorded.layers.insert(layer.diff_id.clone());
         read
     };
-    assert_eq!(store.gc(used).unwrap().len(), 0);
+    assert_eq!(store.gc(MAX_PARTIAL_AGE, used).unwrap().len(), 0);
     assert!(store.snapshots.has(&layer.diff_id));
-    assert_eq!(store.gc(Used::default).unwrap().len(), 1);
+    assert_eq!(store.gc(MAX_PARTIAL_AGE, Used::default).unwrap().len(), 1);
 }
 
 #[test]
@@ -109,7 +111,7 @@ fn what_is_released_while_a_collection_runs_does_not_wait_for_a_later_one() {
         drop(lease.take());
         Used::default()
     };
-    assert_eq!(store.gc(used).unwrap().len(), 1);
+    assert_eq!(store.gc(MAX_PARTIAL_AGE, used).unwrap().len(), 1);
 }
 
 #[test]
@@ -130,10 +132,10 @@ fn a_collection_ends_although_leases_end_in_each_round() {
         }
         Used::default()
     };
-    assert_eq!(store.gc(used).unwrap().len(), 1);
+    assert_eq!(store.gc(MAX_PARTIAL_AGE, used).unwrap().len(), 1);
     assert_eq!(rounds, 2);
     // The next call looks at what the second round has kept.
-    assert_eq!(store.gc(Used::default).unwrap().len(), 1);
+    assert_eq!(store.gc(MAX_PARTIAL_AGE, Used::default).unwrap().len(), 1);
     assert!(bench.names("layers").is_empty());
 }
 
@@ -252,4 +254,29 @@ fn a_collection_during_a_load_keeps_layers_that_were_unused_before() {
     let mut reader = store.content.reader(&id).unwrap();
     reader.read_to_end(&mut content).unwrap();
     assert_eq!(content, image.config);
+}
+
+#[test]
+fn a_layer_that_a_pull_may_need_is_kept_for_some_time_in_this_boot() {
+    let bench = Bench::new();
+    let store = &bench.store;
+    let archive = pack(&[file("a", "a")]);
+    let pend = || {
+        let lease = store.leases.take();
+        let layer = store.snapshots.apply(&lease, &archive[..], None).unwrap();
+        store.snapshots.pend(&layer.diff_id).unwrap();
+        layer.diff_id
+    };
+    let collected = |age: Duration| store.gc(age, Used::default).unwrap().len();
+    let layer = pend();
+    assert_eq!(collected(MAX_PARTIAL_AGE), 0);
+    assert_eq!(collected(Duration::ZERO), 1, "it is too old");
+    pend();
+    store.snapshots.settle(&layer).unwrap();
+    store.snapshots.settle(&layer).unwrap();
+    assert_eq!(collected(MAX_PARTIAL_AGE), 1, "an image has had it");
+    pend();
+    let marker = store.snapshots.path(&layer).join("pending");
+    fs::write(&marker, "another boot").unwrap();
+    assert_eq!(collected(MAX_PARTIAL_AGE), 1, "its files may be lost");
 }

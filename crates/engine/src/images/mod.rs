@@ -8,9 +8,11 @@ mod transfer;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
 use whelk_sys::sync::IgnorePoison as _;
 
 use whelk_image::archive::Origin;
+use whelk_image::content::MAX_PARTIAL_AGE;
 use whelk_image::{Digest, ImageConfig, Platform, Reference};
 
 use crate::error::{Error, Result};
@@ -227,7 +229,7 @@ impl Images {
         });
         // An interrupted load may have left incomplete files. They are moved to the trash, which
         // recovery empties.
-        drop(images.trash_unused());
+        drop(images.trash_unused(MAX_PARTIAL_AGE));
         Ok(images)
     }
 
@@ -363,20 +365,26 @@ impl Images {
         self.read().by_id.len()
     }
 
-    /// Deletes layers and configurations that no image uses. Blocking, but no lock is held during
-    /// the deletion.
+    /// Deletes layers and configurations that no image uses, apart from what a pull may continue.
+    /// Blocking, but no lock is held during the deletion.
     fn collect_garbage(&self) {
-        for path in self.trash_unused() {
+        self.collect_older(MAX_PARTIAL_AGE);
+    }
+
+    /// Like [`Images::collect_garbage`], for what a pull may continue only if it is younger than
+    /// `age`.
+    fn collect_older(&self, age: Duration) {
+        for path in self.trash_unused(age) {
             if let Err(error) = whelk_sys::fs::remove_tree(&path) {
                 tracing::warn!("collect unused layers: {error}");
             }
         }
     }
 
-    /// Moves layers and configurations that no image uses to the trash, except for what a load or
-    /// import that runs has leased, and returns their paths there. Does nothing if an image could
-    /// not be read.
-    fn trash_unused(&self) -> Vec<std::path::PathBuf> {
+    /// Moves layers and configurations that no image uses to the trash, except for what a load, import
+    /// or pull that runs has leased, or what one has left since less than `age`. Returns their paths
+    /// there. Does nothing if an image could not be read.
+    fn trash_unused(&self, age: Duration) -> Vec<std::path::PathBuf> {
         if self.unreadable {
             return Vec::new();
         }
@@ -395,7 +403,7 @@ impl Images {
                     .collect(),
             }
         };
-        self.files.gc(used).unwrap_or_else(|error| {
+        self.files.gc(age, used).unwrap_or_else(|error| {
             tracing::warn!("collect unused layers: {error}");
             Vec::new()
         })

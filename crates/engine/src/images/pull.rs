@@ -1,15 +1,15 @@
 //! Pulls images from registries.
 //!
 //! The layers come in side by side. Each is downloaded, verified, decompressed and unpacked at the
-//! same time; what has come in stays in the store until the layer is complete, so that another pull
-//! continues it, also after the engine was killed.
+//! same time; what has come in stays in the store for a day if the pull does not come to its end, so that
+//! another pull continues it, also after the engine was killed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use whelk_image::archive::{Loaded, Origin};
 use whelk_image::content::MAX_CONFIG_SIZE;
@@ -42,7 +42,7 @@ const LAYERS: [&str; 4] = [
 #[derive(Debug)]
 pub(super) struct Downloads {
     pub(super) client: Arc<Client>,
-    permits: Semaphore,
+    permits: Arc<Semaphore>,
     /// Layers that are coming in, by their diff IDs. Whoever else wants one waits for it.
     coming: Mutex<BTreeMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -52,8 +52,33 @@ impl Downloads {
         Ok(Self {
             client: Client::new(settings.client)
                 .map_err(|error| Error::invalid(error.to_string()))?,
-            permits: Semaphore::new(settings.downloads.max(1)),
+            permits: Arc::new(Semaphore::new(settings.downloads.max(1))),
             coming: Mutex::default(),
+        })
+    }
+
+    /// Waits until nobody else downloads a layer, and until not too many others come in. `waiting` is
+    /// called before each wait.
+    async fn claim(&self, diff_id: &Digest, waiting: impl Fn()) -> Result<Claim> {
+        let turn = self.turn(diff_id);
+        let turn = match turn.clone().try_lock_owned() {
+            Ok(turn) => turn,
+            Err(_) => {
+                waiting();
+                turn.lock_owned().await
+            }
+        };
+        let permit = match self.permits.clone().try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(_) => {
+                waiting();
+                let permit = self.permits.clone().acquire_owned().await;
+                permit.map_err(|error| Error::internal(error.to_string()))?
+            }
+        };
+        Ok(Claim {
+            _turn: turn,
+            _permit: permit,
         })
     }
 
@@ -63,6 +88,14 @@ impl Downloads {
         coming.retain(|_, turn| Arc::strong_count(turn) > 1);
         coming.entry(diff_id.clone()).or_default().clone()
     }
+}
+
+/// The right to download a layer. What unpacks it holds this too: when a pull is cancelled, that is
+/// at work a little longer.
+#[derive(Debug)]
+struct Claim {
+    _turn: OwnedMutexGuard<()>,
+    _permit: OwnedSemaphorePermit,
 }
 
 /// What a pull has found.
@@ -83,7 +116,7 @@ pub struct PullRequest {
 }
 
 /// What a pull brings in. When its last thread has ended, also after it was cancelled, what belongs
-/// to no image is removed.
+/// to no image is removed, apart from layers that another pull may need.
 #[derive(Debug)]
 struct Held {
     /// `None` only while it is dropped.
@@ -438,32 +471,18 @@ impl Layer {
 
     async fn bring(self) -> Result<()> {
         let downloads = &self.images.downloads;
-        let turn = downloads.turn(&self.diff_id);
-        let _turn = match turn.try_lock() {
-            Ok(turn) => turn,
-            Err(_) => {
-                self.item().enter(State::Waiting);
-                turn.lock().await
-            }
-        };
-        let _permit = match downloads.permits.try_acquire() {
-            Ok(permit) => permit,
-            Err(_) => {
-                self.item().enter(State::Waiting);
-                let permit = downloads.permits.acquire().await;
-                permit.map_err(|error| Error::internal(error.to_string()))?
-            }
-        };
+        let waiting = || self.item().enter(State::Waiting);
+        let claim = Arc::new(downloads.claim(&self.diff_id, waiting).await?);
         // Another pull may have brought it meanwhile.
         if !self
             .files()
             .snapshots
             .claim(self.held.lease()?, &self.diff_id)
         {
-            let resumed = self.transfer().await;
+            let resumed = self.transfer(&claim).await;
             match resumed {
                 // What an earlier attempt has left may be damaged: this one began anew.
-                Err(Failure::Content { resumed: true, .. }) => self.transfer().await,
+                Err(Failure::Content { resumed: true, .. }) => self.transfer(&claim).await,
                 outcome => outcome,
             }
             .map_err(|failure| {
@@ -480,13 +499,17 @@ impl Layer {
     }
 
     /// Downloads and unpacks the layer.
-    async fn transfer(&self) -> std::result::Result<(), Failure> {
+    async fn transfer(&self, claim: &Arc<Claim>) -> std::result::Result<(), Failure> {
         let Descriptor { digest, size, .. } = &self.descriptor;
         let (sender, pieces) = mpsc::channel(QUEUE);
-        let layer = self.clone();
+        let (layer, claim) = (self.clone(), claim.clone());
         // The offset comes from the blocking thread, which reads what there is.
         let (tell, offset) = tokio::sync::oneshot::channel();
-        let unpack = tokio::task::spawn_blocking(move || layer.unpack(tell, pieces));
+        let unpack = tokio::task::spawn_blocking(move || {
+            let unpacked = layer.unpack(tell, pieces);
+            drop(claim);
+            unpacked
+        });
         if let Ok(offset) = offset.await {
             let mut item = self.item();
             item.enter(State::Downloading);
@@ -541,15 +564,20 @@ impl Layer {
         // If nobody listens, the pull was cancelled, and the first read says so.
         let _ = tell.send(offset);
         let applied = store.snapshots.apply(lease, &mut blob, Some(&self.diff_id));
-        let failed = match applied {
-            Ok(_) => blob.finish(),
-            Err(error) if blob.is_interrupted() => return Err(Failure::Transfer(error.into())),
-            Err(error) => {
+        let outcome = match applied.and_then(|_| blob.drain()) {
+            Ok(()) => {
+                // From now on it is the layer that the next attempt needs, and not the blob.
+                store.snapshots.pend(&self.diff_id).map_err(transfer)?;
+                blob.finish()
+            }
+            Err(error @ whelk_image::Error::Invalid(_)) if !blob.is_interrupted() => {
                 blob.abort();
                 Err(error)
             }
+            // The disk may be full. That says nothing about what has come in.
+            Err(error) => return Err(transfer(error)),
         };
-        failed.map_err(|error| Failure::Content {
+        outcome.map_err(|error| Failure::Content {
             error: error.into(),
             resumed: offset > 0,
         })
@@ -558,9 +586,9 @@ impl Layer {
 
 /// Why a layer could not be brought.
 enum Failure {
-    /// It did not come in completely. What has come in is kept.
+    /// It did not come in completely, or could not be stored. What has come in is kept.
     Transfer(Error),
-    /// Its content is wrong, or cannot be unpacked. Nothing of it is kept.
+    /// Its content is wrong. Nothing of it is kept.
     Content {
         error: Error,
         /// Part of it was left by an earlier attempt.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 use whelk_sys::sync::IgnorePoison as _;
 
 use whelk_image::{Digest, Platform, Reference};
@@ -281,7 +282,8 @@ impl Images {
             .flat_map(|image| image.config.rootfs.diff_ids.iter().cloned())
             .collect();
         free.retain(|layer, _| !kept.contains(layer));
-        self.collect_garbage();
+        // Nor does anybody want what unfinished pulls have left, if space is needed.
+        self.collect_older(Duration::ZERO);
         match failure {
             Some(error) => Err(error),
             None => Ok((removed, free.values().sum())),

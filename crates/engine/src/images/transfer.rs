@@ -127,6 +127,12 @@ impl Images {
         let record = ImageRecord::of(&image);
         self.store.put_image(&record, &names)?;
         index.by_id.insert(loaded.id.clone(), Arc::new(image));
+        for layer in &loaded.config.rootfs.diff_ids {
+            if let Err(error) = self.files.snapshots.settle(layer) {
+                // It is kept a little longer than the image then.
+                tracing::warn!("image {}: {error}", loaded.id);
+            }
+        }
         let mut renamed = Vec::new();
         for (name, reference) in names.into_iter().zip(&loaded.names) {
             if let Some(old) = index

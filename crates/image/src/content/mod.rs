@@ -24,7 +24,7 @@ use whelk_sys::sync::IgnorePoison as _;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::leases::Lease;
-use crate::staging::Staging;
+use crate::staging::{Staging, is_younger};
 
 pub use reader::Reader;
 pub use tee::Tee;
@@ -33,7 +33,8 @@ pub use writer::Writer;
 /// Maximum size of an image configuration in bytes.
 pub const MAX_CONFIG_SIZE: u64 = 8 << 20;
 
-/// Age at which a partial blob is removed, from its last change.
+/// Age at which what an unfinished pull has left is removed: a partial blob, from its last change, and
+/// a complete layer.
 pub const MAX_PARTIAL_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The blobs of a store.
@@ -124,10 +125,9 @@ impl Content {
             // Locked, so that no writer continues the file while it is moved.
             let writing = self.writing.lock().ignore_poison();
             let digest = entry.file_name().to_str().and_then(Digest::from_hex);
-            let changed = entry.metadata().and_then(|metadata| metadata.modified());
-            // A time in the future does not keep a file: the clock was wrong once.
-            let is_young =
-                changed.is_ok_and(|changed| changed.elapsed().is_ok_and(|old| old < age));
+            let is_young = entry
+                .metadata()
+                .is_ok_and(|metadata| is_younger(&metadata, age));
             if digest.is_none_or(|digest| !writing.contains(&digest) && !is_young) {
                 take(self.staging.trash(&entry.path()));
             }

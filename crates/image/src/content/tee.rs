@@ -9,8 +9,8 @@ use super::Writer;
 use crate::error::Result;
 
 /// Reads a blob from its beginning: what earlier writers have received, and then the rest, which is
-/// stored as it comes in. Dropped, or after an error of the input, it leaves what was received to
-/// the next writer.
+/// stored as it comes in. Dropped, or after an error of the input or the disk, it leaves what was
+/// received to the next writer.
 #[derive(Debug)]
 pub struct Tee<R> {
     /// What was received before.
@@ -37,18 +37,28 @@ impl Writer {
 }
 
 impl<R: Read> Tee<R> {
-    /// Returns whether the input has failed, which says nothing about the blob.
+    /// Returns whether the input has failed, or what it gave could not be stored. This says nothing
+    /// about the blob.
     pub fn is_interrupted(&self) -> bool {
         self.interrupted
     }
 
-    /// Reads the rest, verifies the blob and drops its content, which the store does not keep.
+    /// Reads the rest.
+    ///
+    /// # Errors
+    /// Returns an error of the input, or of the disk.
+    pub fn drain(&mut self) -> Result<()> {
+        let rest = io::copy(self, &mut io::sink());
+        rest.map(drop).map_err(crate::error::io("read blob"))
+    }
+
+    /// Verifies the blob, which was read to its end, and drops its content, which the store does not
+    /// keep.
     ///
     /// # Errors
     /// Returns [`crate::Error::Invalid`] if the content is not what the digest says, in which case
-    /// nothing of it remains; an error of the input leaves it to the next writer.
-    pub fn finish(mut self) -> Result<()> {
-        io::copy(&mut self, &mut io::sink()).map_err(crate::error::io("read blob"))?;
+    /// nothing of it remains.
+    pub fn finish(self) -> Result<()> {
         self.writer.discard()
     }
 
@@ -67,7 +77,12 @@ impl<R: Read> Read for Tee<R> {
         let count = self.input.read(buffer).inspect_err(|error| {
             self.interrupted = error.kind() != io::ErrorKind::Interrupted;
         })?;
-        self.writer.write_all(&buffer[..count])?;
+        self.writer
+            .write_all(&buffer[..count])
+            .inspect_err(|error| {
+                // What is longer than the blob is wrong; everything else is the disk's.
+                self.interrupted = error.kind() != io::ErrorKind::InvalidData;
+            })?;
         Ok(count)
     }
 }

@@ -5,6 +5,7 @@
 //!                               /split.zst  the rest of the archive (see [`tar_split`])
 //!                               /size       total size of file content in bytes
 //!                               /init/…     init layers of images whose topmost layer it is
+//!                               /pending    kept for the next attempt of a pull (see [`Snapshots::pend`])
 //! ```
 //! From the first two, the original archive can be reproduced bit for bit, so it is not kept: an
 //! image's content is on disk only once.
@@ -22,6 +23,7 @@ mod tree;
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use whelk_sys::fs;
 
@@ -29,7 +31,7 @@ use crate::compression::decompress;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::leases::Lease;
-use crate::staging::Staging;
+use crate::staging::{Staging, is_younger};
 
 pub use apply::unpack;
 pub use copy_up::copy_up;
@@ -119,6 +121,32 @@ impl Snapshots {
         Ok(applied)
     }
 
+    /// Keeps a layer from being collected for some time although no image has it: the pull that has
+    /// brought it may not come to its end, and the next one needs it.
+    ///
+    /// The layer's files need not be on disk. If the machine stops before they are, it is collected:
+    /// what is kept is bound to the boot of the kernel, which has them in memory.
+    pub fn pend(&self, diff_id: &Digest) -> Result<()> {
+        Ok(fs::write(self.pending(diff_id), boot()?)?)
+    }
+
+    /// Ends what [`Snapshots::pend`] has begun, because an image has the layer now.
+    pub fn settle(&self, diff_id: &Digest) -> Result<()> {
+        Ok(fs::remove_if_exists(self.pending(diff_id))?)
+    }
+
+    /// Returns whether a layer is kept for a pull, since less than `age`.
+    pub(crate) fn is_pending(&self, diff_id: &Digest, age: Duration) -> bool {
+        let path = self.pending(diff_id);
+        let marked = fs::read_to_string(&path).ok();
+        marked.is_some_and(|marked| boot().is_ok_and(|boot| boot == marked))
+            && fs::metadata(&path).is_ok_and(|metadata| is_younger(&metadata, age))
+    }
+
+    fn pending(&self, diff_id: &Digest) -> PathBuf {
+        self.path(diff_id).join("pending")
+    }
+
     /// Returns the total size of a layer's file content in bytes.
     pub fn size(&self, diff_id: &Digest) -> Result<u64> {
         let text = fs::read_to_string(self.path(diff_id).join("size"))?;
@@ -131,6 +159,11 @@ impl Snapshots {
     pub fn replay(&self, diff_id: &Digest, output: &mut impl Write) -> Result<()> {
         tar_split::replay(&self.path(diff_id), output)
     }
+}
+
+/// Returns the id of the kernel's boot.
+fn boot() -> Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?)
 }
 
 /// Removes duplicates from a stack of layers: overlayfs refuses a lower directory that is given
