@@ -9,7 +9,7 @@ use whelk_runtime::spec::{ConsoleSize, Process};
 use whelk_runtime::user::UserRequest;
 use whelk_shim::protocol::{self, Attach, Exit, Reply, Request};
 
-use super::{Container, Containers};
+use super::{Container, Containers, to_its_end};
 use crate::error::{Error, Result};
 use crate::model::Status;
 use crate::shims;
@@ -202,6 +202,15 @@ impl Containers {
     /// # Errors
     /// Returns the reason why the program did not start; the exec has ended then.
     pub async fn exec_start(
+        self: &Arc<Self>,
+        exec: &Arc<ExecSession>,
+        start: ExecStart,
+    ) -> Result<Option<UnixStream>> {
+        let (containers, exec) = (self.clone(), exec.clone());
+        to_its_end(async move { containers.exec_start_now(&exec, start).await }).await
+    }
+
+    async fn exec_start_now(
         &self,
         exec: &ExecSession,
         start: ExecStart,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use whelk_text::signal;
 
-use super::{Container, Containers, ExitWatch};
+use super::{Container, Containers, ExitWatch, to_its_end};
 use crate::error::{Error, Result};
 use crate::model::Status;
 use crate::workload::KILL_TIMEOUT;
@@ -16,6 +16,12 @@ impl Containers {
     /// Returns [`Error::Conflict`] if it does not run, and an error if SIGKILL does not end it within
     /// [`KILL_TIMEOUT`].
     pub async fn kill(self: &Arc<Self>, name: &str, signal: &str) -> Result<()> {
+        let (containers, name, signal) = (self.clone(), name.to_owned(), signal.to_owned());
+        to_its_end(async move { containers.kill_now(&name, &signal).await }).await
+    }
+
+    /// Like [`Containers::kill`], for callers that run to their end.
+    pub(super) async fn kill_now(&self, name: &str, signal: &str) -> Result<()> {
         let signal = if signal.is_empty() {
             signal::KILL
         } else {

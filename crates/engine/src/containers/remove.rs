@@ -63,7 +63,7 @@ impl Containers {
         }
         // Otherwise its exit would remove a `--rm` container concurrently.
         container.record().host.auto_remove = false;
-        match self.kill(&container.id, "KILL").await {
+        match self.kill_now(&container.id, "KILL").await {
             Ok(()) | Err(Error::Conflict(_)) => Ok(()),
             Err(error) => Err(error),
         }

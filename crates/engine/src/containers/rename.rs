@@ -1,7 +1,9 @@
 //! Renaming a container.
 
+use std::sync::Arc;
+
 use super::create::name_taken;
-use super::{Container, Containers};
+use super::{Container, Containers, to_its_end};
 use crate::error::{Error, Result};
 use crate::validate;
 use whelk_sys::sync::IgnorePoison as _;
@@ -11,7 +13,12 @@ impl Containers {
     ///
     /// # Errors
     /// Returns an error if the name is invalid, unchanged or taken.
-    pub async fn rename(&self, name: &str, new_name: &str) -> Result<()> {
+    pub async fn rename(self: &Arc<Self>, name: &str, new_name: &str) -> Result<()> {
+        let (containers, name, new_name) = (self.clone(), name.to_owned(), new_name.to_owned());
+        to_its_end(async move { containers.rename_now(&name, &new_name).await }).await
+    }
+
+    async fn rename_now(&self, name: &str, new_name: &str) -> Result<()> {
         if new_name.is_empty() {
             return Err(Error::invalid("Neither old nor new names may be empty"));
         }

@@ -23,7 +23,7 @@ use whelk_shim::protocol::{Attach, ContainerLaunch};
 use whelk_sys::fs;
 
 use super::donors::Shared;
-use super::{Container, Containers, files, monitor};
+use super::{Container, Containers, files, monitor, to_its_end};
 use crate::error::{Error, Result};
 use crate::logging;
 use crate::model::{ContainerRecord, HostConfig, Status};
@@ -44,6 +44,11 @@ impl Containers {
     /// Returns [`Error::NotModified`] if it runs already, and [`Error::Invalid`] if its command
     /// cannot be executed.
     pub async fn start(self: &Arc<Self>, name: &str) -> Result<()> {
+        let (containers, name) = (self.clone(), name.to_owned());
+        to_its_end(async move { containers.start_now(&name).await }).await
+    }
+
+    async fn start_now(self: &Arc<Self>, name: &str) -> Result<()> {
         let container = self.find(name)?;
         let _operation = container.lock_operation(name).await?;
         self.start_for_user(&container).await

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use whelk_text::signal;
 
-use super::{Container, Containers, ExitWatch};
+use super::{Container, Containers, ExitWatch, to_its_end};
 use crate::error::{Error, Result};
 use crate::model::Status;
 use crate::workload::KILL_TIMEOUT;
@@ -26,6 +26,18 @@ impl Containers {
     /// # Errors
     /// Returns [`Error::NotModified`] if it does not run.
     pub async fn stop(
+        self: &Arc<Self>,
+        name: &str,
+        signal: Option<&str>,
+        timeout: Option<i64>,
+    ) -> Result<()> {
+        let (containers, name) = (self.clone(), name.to_owned());
+        let signal = signal.map(str::to_owned);
+        to_its_end(async move { containers.stop_now(&name, signal.as_deref(), timeout).await })
+            .await
+    }
+
+    async fn stop_now(
         self: &Arc<Self>,
         name: &str,
         signal: Option<&str>,

@@ -183,6 +183,7 @@ impl Run {
                 self.is_paused = false;
                 (Reply::Done, None)
             }
+            Request::Exec(_) => (Reply::Started { pid: PID }, None),
             Request::Processes => (Reply::Processes(vec![PID]), None),
             request => {
                 let text = format!("a fake shim has no {request:?}");

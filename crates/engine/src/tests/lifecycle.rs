@@ -1,9 +1,11 @@
 //! A container's way from its creation to its removal.
 
+use std::task::{Context, Poll, Waker};
+
 use whelk_text::signal;
 
 use super::{eventually, on_fake_host, request, with_volume};
-use crate::containers::{RemoveRequest, WaitCondition};
+use crate::containers::{ExecConfig, ExecStart, RemoveRequest, WaitCondition};
 use crate::error::Error;
 use crate::model::Status;
 
@@ -149,5 +151,42 @@ fn a_container_whose_shim_was_killed_has_exited_by_sigkill() {
         engine.containers.start("one").await.unwrap();
         assert_eq!(container.status(), Status::Running);
         assert_eq!(container.state().error, "");
+    });
+}
+
+/// Begins an operation for a client that leaves at once.
+fn begin_and_leave<T>(operation: impl Future<Output = T>) {
+    let mut context = Context::from_waker(Waker::noop());
+    let polled = std::pin::pin!(operation).poll(&mut context);
+    assert!(matches!(polled, Poll::Pending));
+}
+
+#[test]
+fn an_operation_is_carried_out_though_its_client_has_left() {
+    on_fake_host(async |host| {
+        let engine = host.open().await;
+        let container = engine.create(request("one")).await.unwrap();
+        let containers = &engine.containers;
+        begin_and_leave(containers.start("one"));
+        engine.until(&container, Status::Running).await;
+        begin_and_leave(containers.rename("one", "two"));
+        eventually("the container is renamed", || container.name() == "two").await;
+        let config = ExecConfig {
+            cmd: Some(vec!["program".into()]),
+            ..ExecConfig::default()
+        };
+        let id = containers.exec_create("two", config).await.unwrap();
+        let exec = containers.exec_claim(&id).unwrap();
+        begin_and_leave(containers.exec_start(&exec, ExecStart::default()));
+        eventually("the exec is started", || exec.state().pid != 0).await;
+        // The signal of a kill resumes a paused container.
+        host.shims.ignore(signal::TERM);
+        containers.pause("two").await.unwrap();
+        begin_and_leave(containers.kill("two", "TERM"));
+        engine.until(&container, Status::Running).await;
+        begin_and_leave(containers.stop("two", None, Some(0)));
+        let has_stopped = || engine.actions(&container.id).contains(&"stop".to_owned());
+        eventually("the container is stopped", has_stopped).await;
+        assert_eq!(container.state().exit_code, 128 + signal::KILL);
     });
 }
