@@ -150,6 +150,13 @@ impl RecordStore {
         Ok(self.connection.lock().ignore_poison())
     }
 
+    /// Executes statements for a test, such as one that lets others fail.
+    #[cfg(test)]
+    pub(crate) fn execute(&self, statements: &str) {
+        let connection = self.connection().unwrap();
+        connection.execute_batch(statements).unwrap();
+    }
+
     /// Records the current boot id, after the store was found to agree with the containers'
     /// directories. Until the next boot a directory without a record then means that the store has
     /// lost one.
@@ -618,6 +625,38 @@ mod tests {
         fs::write(root.join(LOG), "").unwrap();
         let error = repair(root).unwrap_err().to_string();
         assert!(error.contains("store.json: is a directory"), "{error}");
+    }
+
+    #[test]
+    fn a_repair_names_the_records_that_it_cannot_read() {
+        let place = new_root("named");
+        let root = place.path();
+        let store = RecordStore::open(root).unwrap();
+        store
+            .connection()
+            .unwrap()
+            .execute_batch(
+                r#"INSERT INTO containers VALUES('one', 'one', '{"password": "secret"');
+                   INSERT INTO networks VALUES('two', 'two', 'secret');
+                   INSERT INTO volumes VALUES('three', '{"Name": "three", ');"#,
+            )
+            .unwrap();
+        drop(store);
+        let report = repair(root).unwrap();
+        let named = ["container one", "network two", "volume three"]
+            .map(|name| format!("the record of {name} in the old store cannot be read"));
+        assert_eq!(report.lines[..3], named);
+        assert!(
+            report.lines.iter().all(|line| !line.contains("secret")),
+            "{report:?}"
+        );
+        assert!(
+            RecordStore::open(root)
+                .unwrap()
+                .containers()
+                .unwrap()
+                .is_empty()
+        );
     }
 
     #[test]

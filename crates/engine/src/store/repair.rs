@@ -90,6 +90,7 @@ pub fn repair(root: &Path) -> Result<Repaired> {
         if let Some(wrong) = &old.wrong {
             report.report(wrong.clone());
         }
+        report.lines.append(&mut old.unreadable);
         let images = whelk_image::Store::open(root)?;
         let rebuilt = rebuild(old, copy, &found, &images, root, &mut report)?;
         write(root, &rebuilt)?;
@@ -123,6 +124,8 @@ struct Old {
     wrong: Option<String>,
     /// Whether all of it could be read.
     is_intact: bool,
+    /// What could not be read, for the report.
+    unreadable: Vec<String>,
     meta: BTreeMap<String, String>,
     containers: BTreeMap<String, ContainerRecord>,
     rest: Rest,
@@ -158,26 +161,34 @@ impl Old {
                     .get_or_insert(format!("the engine's store is damaged: {error}")),
             ),
         }
-        let mut table = |query: &str| {
-            let (rows, all) = rows(&connection, query);
-            old.is_intact &= all;
+        let mut table = |name: &str, key: &str, value: &str| {
+            let query = format!("SELECT {key}, {value} FROM {name} ORDER BY {key}");
+            let (rows, all) = rows(&connection, &query);
+            if !all {
+                old.is_intact = false;
+                old.unreadable.push(format!(
+                    "not all of the table of {name} in the old store can be read"
+                ));
+            }
             rows
         };
-        old.meta = table("SELECT key, value FROM meta ORDER BY key");
-        let containers = table("SELECT id, record FROM containers ORDER BY id");
-        let networks = table("SELECT id, record FROM networks ORDER BY id");
-        let images = table("SELECT id, record FROM images ORDER BY id");
-        let tags = table("SELECT name, image FROM tags ORDER BY name");
-        let volumes = table("SELECT name, record FROM volumes ORDER BY name");
+        old.meta = table("meta", "key", "value");
+        let containers = table("containers", "id", "record");
+        let networks = table("networks", "id", "record");
+        let images = table("images", "id", "record");
+        let tags = table("tags", "name", "image");
+        let volumes = table("volumes", "name", "record");
         old.containers = old
-            .parse(containers, |text| {
+            .parse("container", containers, |text| {
                 records::container(text.as_bytes(), root).ok()
             })
             .into_iter()
             .map(|record| (record.id.clone(), record))
             .collect();
-        let mut values = |rows| old.parse(rows, |text| serde_json::from_str(text).ok());
-        let (networks, images, volumes) = (values(networks), values(images), values(volumes));
+        let mut values = |kind, rows| old.parse(kind, rows, |text| serde_json::from_str(text).ok());
+        let networks = values("network", networks);
+        let images = values("image", images);
+        let volumes = values("volume", volumes);
         old.rest = Rest {
             meta: old.meta.clone(),
             networks,
@@ -188,14 +199,25 @@ impl Old {
         Ok(old)
     }
 
+    /// Parses the records of a table by their keys. Notes those that cannot be read.
     fn parse<T>(
         &mut self,
+        kind: &str,
         rows: BTreeMap<String, String>,
         read: impl Fn(&str) -> Option<T>,
     ) -> Vec<T> {
-        let count = rows.len();
-        let parsed: Vec<T> = rows.values().filter_map(|text| read(text)).collect();
-        self.is_intact &= parsed.len() == count;
+        let mut parsed = Vec::new();
+        for (key, text) in rows {
+            match read(&text) {
+                Some(record) => parsed.push(record),
+                None => {
+                    self.is_intact = false;
+                    self.unreadable.push(format!(
+                        "the record of {kind} {key} in the old store cannot be read"
+                    ));
+                }
+            }
+        }
         parsed
     }
 }
