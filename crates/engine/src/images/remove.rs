@@ -37,6 +37,31 @@ struct References {
     digests: Vec<Reference>,
 }
 
+impl References {
+    /// Returns whether an image with them is only removed by its id if that is forced. As in Docker,
+    /// one tag is not several references, nor are digests in its repository.
+    fn are_several(&self) -> bool {
+        let tags = self.tags.iter().map(|tag| tag.rsplit_once(':'));
+        let tags = tags.map(|split| split.map_or("", |(repository, _)| repository));
+        let digests = self.digests.iter().map(Reference::name);
+        let repositories: BTreeSet<String> = tags
+            .map(str::to_owned)
+            .chain(digests.map(Into::into))
+            .collect();
+        self.tags.len() > 1 || repositories.len() > 1
+    }
+}
+
+/// Which conflicts a removal ignores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Force {
+    Nothing,
+    /// That the image has several references.
+    SeveralReferences,
+    /// All that can be forced.
+    All,
+}
+
 impl Images {
     /// Removes a name of an image, or with its last name the image.
     ///
@@ -56,6 +81,7 @@ impl Images {
             return Err(Error::invalid("image name cannot be blank"));
         }
         self.find_for(name, platform)?;
+        let force = if force { Force::All } else { Force::Nothing };
         let removed = self.remove_one(name, force, users)?;
         if removed
             .iter()
@@ -69,7 +95,7 @@ impl Images {
     fn remove_one(
         &self,
         name: &str,
-        force: bool,
+        force: Force,
         users: impl Fn(&Digest) -> Vec<ImageUser>,
     ) -> Result<Vec<Removed>> {
         let pins = self.pins.lock().ignore_poison();
@@ -77,8 +103,15 @@ impl Images {
         let all = self.references_of(&image);
         let selected = self.selected(name, &image)?;
         let users = users(&image.id);
-        let last = selected.as_ref().is_none_or(|selected| *selected == all);
-        check_conflicts(&image, name, &all, last, selected.is_none(), force, &users)?;
+        let removal = Removal {
+            image: &image,
+            name,
+            all: &all,
+            selected: selected.as_ref(),
+            users: &users,
+        };
+        removal.check_conflicts(force)?;
+        let last = removal.is_last();
         if last && pins.contains_key(&image.id) {
             let short = &image.id.hex()[..12];
             return Err(Error::conflict(format!(
@@ -151,6 +184,7 @@ impl Images {
         for full in references.tags {
             self.store.delete_tag(&full)?;
             self.write().tags.remove(&full);
+            self.publish("untag", &image.id, image.id.to_string());
             let reference = full.parse::<Reference>();
             removed.push(reference.map_or(full, |name| name.familiar()));
         }
@@ -161,10 +195,11 @@ impl Images {
                 .retain(|digest| !references.digests.contains(digest));
             self.store.put_image(&ImageRecord::of(&rest), &[])?;
             index.by_id.insert(image.id.clone(), Arc::new(rest));
-            removed.extend(references.digests.iter().map(Reference::familiar));
-        }
-        for _ in &removed {
-            self.publish("untag", &image.id, image.id.to_string());
+            drop(index);
+            for digest in &references.digests {
+                self.publish("untag", &image.id, image.id.to_string());
+                removed.push(digest.familiar());
+            }
         }
         Ok(removed)
     }
@@ -260,7 +295,12 @@ impl Images {
                 if is_id && is_kept() {
                     continue;
                 }
-                match self.remove_one(&name, false, &users) {
+                let force = if is_id {
+                    Force::SeveralReferences
+                } else {
+                    Force::Nothing
+                };
+                match self.remove_one(&name, force, &users) {
                     Ok(gone) => {
                         if gone.contains(&Removed::Deleted(image.id.clone())) {
                             free.extend(sizes.iter().cloned());
@@ -291,49 +331,60 @@ impl Images {
     }
 }
 
-/// Checks that an image can be removed. The conflicts are checked in Docker's order: those that
-/// cannot be forced come first.
-fn check_conflicts(
-    image: &Image,
-    name: &str,
-    all: &References,
-    last: bool,
-    by_id: bool,
-    force: bool,
-    users: &[ImageUser],
-) -> Result<()> {
-    let short = &image.id.hex()[..12];
-    let user = |running: bool| {
-        users
-            .iter()
-            .find(|user| user.is_running == running)
-            .map(|user| &user.container[..12])
-    };
-    let conflict = |text: String| Err(Error::conflict(format!("conflict: unable to {text}")));
-    if !by_id {
-        return match users.first().filter(|_| !force && last) {
+/// A removal of an image, or of some of its references.
+struct Removal<'a> {
+    image: &'a Image,
+    /// The name that was given.
+    name: &'a str,
+    /// All references of the image.
+    all: &'a References,
+    /// The references that the name selects; `None` for an id, which selects the image.
+    selected: Option<&'a References>,
+    users: &'a [ImageUser],
+}
+
+impl Removal<'_> {
+    /// Returns whether it removes the image's last references.
+    fn is_last(&self) -> bool {
+        self.selected.is_none_or(|selected| selected == self.all)
+    }
+
+    /// Checks that the image can be removed. The conflicts are checked in Docker's order: those that
+    /// cannot be forced come first.
+    fn check_conflicts(&self, force: Force) -> Result<()> {
+        let short = &self.image.id.hex()[..12];
+        let user = |running: bool| {
+            let user = self.users.iter().find(|user| user.is_running == running);
+            user.map(|user| &user.container[..12])
+        };
+        let conflict = |text: String| Err(Error::conflict(format!("conflict: unable to {text}")));
+        let is_forced = force == Force::All;
+        if self.selected.is_some() {
+            return match self.users.first().filter(|_| !is_forced && self.is_last()) {
+                Some(user) => conflict(format!(
+                    "remove repository reference {:?} (must force) - container {} is using its referenced image {short}",
+                    self.name,
+                    &user.container[..12]
+                )),
+                None => Ok(()),
+            };
+        }
+        if let Some(user) = user(true) {
+            return conflict(format!(
+                "delete {short} (cannot be forced) - image is being used by running container {user}"
+            ));
+        }
+        if self.all.are_several() && force == Force::Nothing {
+            return conflict(format!(
+                "delete {short} (must be forced) - image is referenced in multiple repositories"
+            ));
+        }
+        match user(false).filter(|_| !is_forced) {
             Some(user) => conflict(format!(
-                "remove repository reference {name:?} (must force) - container {} is using its referenced image {short}",
-                &user.container[..12]
+                "delete {short} (must be forced) - image is being used by stopped container {user}"
             )),
             None => Ok(()),
-        };
-    }
-    if let Some(user) = user(true) {
-        return conflict(format!(
-            "delete {short} (cannot be forced) - image is being used by running container {user}"
-        ));
-    }
-    if all.tags.len() > 1 && !force {
-        return conflict(format!(
-            "delete {short} (must be forced) - image is referenced in multiple repositories"
-        ));
-    }
-    match user(false).filter(|_| !force) {
-        Some(user) => conflict(format!(
-            "delete {short} (must be forced) - image is being used by stopped container {user}"
-        )),
-        None => Ok(()),
+        }
     }
 }
 
@@ -458,6 +509,59 @@ mod tests {
         assert_eq!(case.remove("c@#1"), ["c:2"]);
         assert_eq!(case.remove("b:1@#"), ["b:1", "deleted"]);
         assert_eq!(case.remove("c@#"), ["c:1", "deleted"]);
+    }
+
+    #[test]
+    fn an_id_with_references_in_several_repositories_must_be_forced() {
+        for (index, (tags, digests, is_removed)) in [
+            (&[] as &[&str], &[] as &[&str], true),
+            (&["a:1"], &[], true),
+            (&["a:1"], &["a"], true),
+            (&[], &["a"], true),
+            (&["a:1", "a:2"], &[], false),
+            (&["a:1"], &["registry.test/a"], false),
+            (&["localhost:5000/a:1"], &["localhost:5000/a"], true),
+            (&[], &["a", "b"], false),
+            (&["a:1"], &["a", "b"], false),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let case = Case::new(&format!("several-{index}"), &[(tags, digests)]);
+            let removed = case.remove(Digest::of(b"config 0").as_str());
+            let expected = if is_removed {
+                removed.last().is_some_and(|last| last == "deleted")
+            } else {
+                removed
+                    .concat()
+                    .ends_with("image is referenced in multiple repositories")
+            };
+            assert!(expected, "{tags:?} {digests:?}: {removed:?}");
+            // A prune removes it nevertheless.
+            let pruned = case.images.prune(true, &Filters::default(), |_| Vec::new());
+            assert_eq!(
+                pruned.unwrap().0.is_empty(),
+                is_removed,
+                "{tags:?} {digests:?}"
+            );
+            assert!(case.images.store.images().unwrap().is_empty());
+        }
+    }
+
+    #[test]
+    fn each_removed_tag_is_published_though_the_next_one_fails() {
+        let case = Case::new("untag", &[(&["a:1", "a:2"], &[])]);
+        let published = || {
+            let (past, _) = case.images.events.subscribe();
+            past.iter().filter(|event| event.action == "untag").count()
+        };
+        // The store refuses to delete the second tag.
+        let forbid = "CREATE TRIGGER kept BEFORE DELETE ON tags WHEN OLD.name LIKE '%:2' BEGIN SELECT RAISE(FAIL, 'kept'); END";
+        case.images.store.execute(forbid);
+        let id = Digest::of(b"config 0");
+        let removed = case.images.remove(id.as_str(), true, None, |_| Vec::new());
+        assert!(removed.is_err(), "{removed:?}");
+        assert_eq!(published(), 1);
     }
 
     #[test]
