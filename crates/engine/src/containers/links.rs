@@ -229,7 +229,11 @@ impl Containers {
                 let _networking = container.networking();
                 let record = container.record().clone();
                 let linked = files::links(&record, &containers);
-                if let Err(error) = files::update(&container, &record, &linked, &containers) {
+                let updated = files::update(&container, &record, &linked, &containers);
+                // The files of one that has ended meanwhile may be gone.
+                if let Err(error) = updated
+                    && container.status().is_running()
+                {
                     tracing::warn!(
                         container = record.id,
                         "update the hosts file after a linked container's start: {error}"
