@@ -2,15 +2,19 @@
 //!
 //! ```text
 //! <root>/tmp/<random>/…     incomplete objects; moved to the trash when the engine starts
-//! <root>/trash/<random>     deleted objects; removed in the background after the engine has started
+//! <root>/trash/<random>     deleted objects; removed in the background, also after the engine was
+//!                           killed
 //! ```
 //! Both are on the same file system as the objects, so that an object appears under its name, and
 //! disappears from it, by one rename.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
 
 use whelk_sys::fs;
+use whelk_sys::sync::IgnorePoison as _;
 
 use crate::error::Result;
 
@@ -18,6 +22,21 @@ use crate::error::Result;
 #[derive(Clone, Debug)]
 pub struct Staging {
     root: PathBuf,
+    disposal: Arc<Disposal>,
+}
+
+/// Objects in the trash that are being removed in the background.
+#[derive(Debug, Default)]
+struct Disposal {
+    queue: Mutex<Queue>,
+    ended: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: VecDeque<PathBuf>,
+    /// Whether there is a thread that removes them.
+    is_running: bool,
 }
 
 /// A temporary directory, removed on drop.
@@ -54,6 +73,7 @@ impl Staging {
         }
         let staging = Self {
             root: root.to_owned(),
+            disposal: Arc::default(),
         };
         for entry in fs::list(root.join("tmp"))? {
             staging.trash(&entry.path())?;
@@ -71,17 +91,56 @@ impl Staging {
         self.root.join("tmp").join(random_name())
     }
 
-    /// Removes what earlier runs left in the trash. This can take long and can fail permanently (an
-    /// immutable file, a disk with errors), so nothing should wait for it.
+    /// Removes everything in the trash, as [`Staging::dispose`] does: what earlier runs have left.
     ///
     /// # Errors
-    /// Returns the first error; the remaining entries are removed nevertheless.
+    /// Returns an error if the trash cannot be listed.
     pub fn empty_trash(&self) -> Result<()> {
-        let mut outcome = Ok(());
-        for entry in fs::list(self.root.join("trash"))? {
-            outcome = outcome.and(fs::remove_tree(entry.path()));
+        let entries = fs::list(self.root.join("trash"))?;
+        self.dispose(entries.iter().map(std::fs::DirEntry::path));
+        Ok(())
+    }
+
+    /// Removes objects from the trash in the background, with pauses, so that what else uses the
+    /// disk is hardly delayed. On a disk that is nearly full they are removed at once, because what
+    /// comes next needs the space. Errors are logged; the next start tries again.
+    pub fn dispose(&self, trashed: impl IntoIterator<Item = PathBuf>) {
+        let mut trashed: Vec<PathBuf> = trashed.into_iter().collect();
+        if trashed.is_empty() {
+            return;
         }
-        Ok(outcome?)
+        if self.is_nearly_full() {
+            return trashed.iter().for_each(|path| remove(path, &mut || {}));
+        }
+        let mut queue = self.disposal.queue.lock().ignore_poison();
+        queue.waiting.extend(trashed.drain(..));
+        if queue.is_running {
+            return;
+        }
+        let disposal = self.disposal.clone();
+        let thread = std::thread::Builder::new().name("whelk-trash".into());
+        match thread.spawn(move || whelk_sys::in_background(|| disposal.run())) {
+            Ok(_) => queue.is_running = true,
+            // Tried again with the next object.
+            Err(error) => tracing::warn!("empty the trash: start a thread: {error}"),
+        }
+    }
+
+    /// Waits until nothing is being removed in the background any more.
+    pub fn wait_for_disposal(&self) {
+        let mut queue = self.disposal.queue.lock().ignore_poison();
+        while queue.is_running {
+            queue = self.disposal.ended.wait(queue).ignore_poison();
+        }
+    }
+
+    /// Returns whether less than a tenth of the disk is free, and less than 4 GiB.
+    fn is_nearly_full(&self) -> bool {
+        const RESERVE: u64 = 4 << 30;
+        rustix::fs::statvfs(&self.root).is_ok_and(|disk| {
+            let (free, total) = (disk.f_bavail, disk.f_blocks);
+            free < total / 10 && free.saturating_mul(disk.f_frsize) < RESERVE
+        })
     }
 
     /// Moves a file or directory to the trash and removes it there. After a crash in between, the
@@ -122,6 +181,55 @@ pub(crate) fn is_younger(metadata: &std::fs::Metadata, age: Duration) -> bool {
     changed.is_ok_and(|changed| changed.elapsed().is_ok_and(|old| old < age))
 }
 
+impl Disposal {
+    /// Removes objects until none is left.
+    fn run(&self) {
+        let mut pace = Pace::new();
+        loop {
+            let next = {
+                let mut queue = self.queue.lock().ignore_poison();
+                let next = queue.waiting.pop_front();
+                queue.is_running = next.is_some();
+                next
+            };
+            let Some(path) = next else { break };
+            remove(&path, &mut || pace.keep());
+        }
+        self.ended.notify_all();
+    }
+}
+
+/// Removes an object; logs an error.
+fn remove(path: &Path, after_step: &mut dyn FnMut()) {
+    if let Err(error) = fs::remove_tree_in_steps(path, after_step) {
+        tracing::warn!("empty the trash: {error}");
+    }
+}
+
+/// Divides work into short slices with pauses between them, so that it takes a third of the time.
+struct Pace {
+    slice: Instant,
+}
+
+impl Pace {
+    const SLICE: Duration = Duration::from_millis(2);
+    const PAUSE: Duration = Duration::from_millis(4);
+
+    fn new() -> Self {
+        Self {
+            slice: Instant::now(),
+        }
+    }
+
+    /// Pauses if the slice is over.
+    fn keep(&mut self) {
+        if self.slice.elapsed() >= Self::SLICE {
+            std::thread::sleep(Self::PAUSE);
+            self.slice = Instant::now();
+        }
+    }
+}
+
 /// Returns a random file name of 24 hexadecimal digits.
 pub(crate) fn random_name() -> String {
     let mut bytes = [0u8; 12];
@@ -134,6 +242,32 @@ pub(crate) fn random_name() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn objects_are_removed_in_the_background() {
+        let name = format!("whelk-trash-{}", random_name());
+        let scratch = Scratch::at(std::env::temp_dir().join(name)).unwrap();
+        let staging = Staging::open(scratch.path()).unwrap();
+        let trash = scratch.path().join("trash");
+        for round in 0..2 {
+            for object in ["one", "two"] {
+                let place = scratch.path().join(object);
+                fs::create_dir(&place, 0o700).unwrap();
+                for file in 0..1000 {
+                    fs::write(place.join(file.to_string()), "").unwrap();
+                }
+                let trashed = staging.trash(&place).unwrap();
+                staging.dispose(trashed);
+                assert!(!fs::exists(&place));
+            }
+            staging.wait_for_disposal();
+            assert!(fs::list(&trash).unwrap().is_empty(), "round {round}");
+        }
+        fs::write(trash.join("left"), "").unwrap();
+        staging.empty_trash().unwrap();
+        staging.wait_for_disposal();
+        assert!(fs::list(&trash).unwrap().is_empty());
+    }
 
     #[test]
     fn what_is_left_at_the_path_is_deleted() {

@@ -130,6 +130,7 @@ fn a_killed_writer_leaves_what_the_next_engine_continues() {
     let store = Store::open(&blob.bench.base.join("store")).unwrap();
     blob.check(start);
     store.staging.empty_trash().unwrap();
+    store.staging.wait_for_disposal();
     let mut writer = blob.writer();
     writer.write_all(&blob.content[start..]).unwrap();
     writer.commit().unwrap();

@@ -183,6 +183,12 @@ pub fn remove_tree(path: impl AsRef<Path>) -> Result<()> {
     crate::remove::tree(path.as_ref()).map_err(at("remove", path))
 }
 
+/// Like [`remove_tree`], and calls `after_step` after each file or directory that was removed.
+pub fn remove_tree_in_steps(path: impl AsRef<Path>, after_step: &mut dyn FnMut()) -> Result<()> {
+    crate::fallible_step().map_err(at("remove", &path))?;
+    crate::remove::tree_in_steps(path.as_ref(), after_step).map_err(at("remove", path))
+}
+
 /// Removes a file if it exists.
 pub fn remove_if_exists(path: impl AsRef<Path>) -> Result<()> {
     match remove_file(path) {

@@ -22,12 +22,20 @@ const DEPTH: u32 = 32;
 /// # Errors
 /// Returns the first error; everything else is removed nevertheless.
 pub fn tree(path: &Path) -> io::Result<()> {
+    tree_in_steps(path, &mut || {})
+}
+
+/// Like [`tree`], and calls `after_step` after each file or directory that was removed.
+///
+/// # Errors
+/// As [`tree`].
+pub fn tree_in_steps(path: &Path, after_step: &mut dyn FnMut()) -> io::Result<()> {
     let name = path.file_name().ok_or(Errno::INVAL)?;
     match path
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty())
     {
-        None => entry(CWD, name),
+        None => entry_in_steps(CWD, name, after_step),
         Some(parent) => match openat(
             CWD,
             parent,
@@ -35,13 +43,17 @@ pub fn tree(path: &Path) -> io::Result<()> {
             Mode::empty(),
         ) {
             Err(Errno::NOENT) => Ok(()),
-            parent => entry(parent?, name),
+            parent => entry_in_steps(parent?, name, after_step),
         },
     }
 }
 
 /// Like [`tree`], for an entry of an open directory.
 pub fn entry(parent: impl AsFd, name: &OsStr) -> io::Result<()> {
+    entry_in_steps(parent, name, &mut || {})
+}
+
+fn entry_in_steps(parent: impl AsFd, name: &OsStr, after_step: &mut dyn FnMut()) -> io::Result<()> {
     let name = name.into_c_str()?;
     match unlinkat(&parent, &*name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(()),
@@ -58,6 +70,7 @@ pub fn entry(parent: impl AsFd, name: &OsStr) -> io::Result<()> {
         moved: 0,
         number: 0,
         error: None,
+        after_step,
     };
     let mut before = None;
     while before != Some(removal.moved) {
@@ -96,6 +109,8 @@ struct Removal<'a> {
     /// Number in the last name that was tried for a moved directory.
     number: u64,
     error: Option<Errno>,
+    /// Called after each removal.
+    after_step: &'a mut dyn FnMut(),
 }
 
 impl Removal<'_> {
@@ -111,6 +126,7 @@ impl Removal<'_> {
                     if let Err(error) = self.remove(directory, entry.file_name(), depth) {
                         self.keep_first(error);
                     }
+                    (self.after_step)();
                 }
                 Err(error) => return self.keep_first(error),
             }

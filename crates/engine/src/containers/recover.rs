@@ -37,12 +37,9 @@ impl Containers {
             // does not take the directories for containers that the store has lost.
             Err(error) => tracing::warn!("remove directories without a record: {error}"),
         }
-        let store = self.images.store().clone();
-        std::thread::spawn(move || {
-            if let Err(error) = store.staging.empty_trash() {
-                tracing::warn!("empty the trash: {error}");
-            }
-        });
+        if let Err(error) = self.images.store().staging.empty_trash() {
+            tracing::warn!("empty the trash: {error}");
+        }
         // Concurrently, so that an unresponsive shim does not delay the others.
         let probes = self.all().into_iter().map(|container| async move {
             let found = container.workload.probe(PATIENCE).await;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use whelk_sys::sync::IgnorePoison as _;
 
+use whelk_image::Staging;
 use whelk_sys::fs;
 
 use super::{Container, Containers, to_its_end};
@@ -134,7 +135,8 @@ impl Containers {
             .send_modify(|progress| progress.removed = true);
         if let Ok(Some(path)) = trashed {
             // In the background: nobody waits for the deletion.
-            drop(tokio::spawn(empty_trash(path, container.clone())));
+            let staging = self.images.store().staging.clone();
+            drop(tokio::spawn(empty_trash(staging, path, container.clone())));
         }
         Ok(())
     }
@@ -208,14 +210,12 @@ impl Containers {
 
 /// Deletes the files of a removed container when all readers of its log have finished, or after 30
 /// s.
-async fn empty_trash(path: PathBuf, container: Arc<Container>) {
+async fn empty_trash(staging: Staging, path: PathBuf, container: Arc<Container>) {
     const PATIENCE: Duration = Duration::from_secs(30);
     let mut readers = container.log_readers.subscribe();
     let _ = tokio::time::timeout(PATIENCE, readers.wait_for(|readers| *readers == 0)).await;
-    let emptied = tokio::task::spawn_blocking(move || fs::remove_tree(&path)).await;
-    if let Ok(Err(error)) = emptied {
-        tracing::warn!("empty the trash: {error}");
-    }
+    // On a full disk, this removes the files itself.
+    drop(tokio::task::spawn_blocking(move || staging.dispose([path])).await);
 }
 
 /// Checks that a container is stopped.

@@ -365,8 +365,8 @@ impl Images {
         self.read().by_id.len()
     }
 
-    /// Deletes layers and configurations that no image uses, apart from what a pull may continue.
-    /// Blocking, but no lock is held during the deletion.
+    /// Removes layers and configurations that no image uses, apart from what a pull may continue:
+    /// they are gone from their places when this returns, and deleted in the background.
     fn collect_garbage(&self) {
         self.collect_older(MAX_PARTIAL_AGE);
     }
@@ -374,11 +374,7 @@ impl Images {
     /// Like [`Images::collect_garbage`], for what a pull may continue only if it is younger than
     /// `age`.
     fn collect_older(&self, age: Duration) {
-        for path in self.trash_unused(age) {
-            if let Err(error) = whelk_sys::fs::remove_tree(&path) {
-                tracing::warn!("collect unused layers: {error}");
-            }
-        }
+        self.files.staging.dispose(self.trash_unused(age));
     }
 
     /// Moves layers and configurations that no image uses to the trash, except for what a load, import

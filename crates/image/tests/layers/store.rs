@@ -170,6 +170,7 @@ fn opening_a_store_removes_incomplete_objects() {
     let store = Store::open(&bench.base.join("store")).unwrap();
     assert!(fs::list(bench.base.join("store/tmp")).unwrap().is_empty());
     store.staging.empty_trash().unwrap();
+    store.staging.wait_for_disposal();
     bench.check_temporary("opened again");
     assert_eq!(bench.guard(), guard);
     assert!(store.snapshots.has(&Digest::of(&archive)));
