@@ -50,13 +50,7 @@ pub(crate) async fn version(client: &Client, args: FormatArgs) -> Outcome {
     let own = ClientVersion {
         version: env!("CARGO_PKG_VERSION"),
         api_version: client.fixed_version().unwrap_or(negotiated),
-        default_api_version: API_VERSION,
-        git_commit: "",
-        go_version: "",
-        os: std::env::consts::OS,
-        arch: architecture(),
-        build_time: "",
-        context: client.context(),
+        build: Build::of(client),
     };
     let both = Versions {
         client: &own,
@@ -83,14 +77,36 @@ struct Versions<'v> {
 struct ClientVersion<'v> {
     version: &'v str,
     api_version: &'v str,
+    #[serde(flatten)]
+    build: Build<'v>,
+}
+
+/// How the client was built, and its context, as `version` and `info` show them.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Build<'b> {
     #[serde(rename = "DefaultAPIVersion")]
-    default_api_version: &'v str,
-    git_commit: &'v str,
-    go_version: &'v str,
-    os: &'v str,
-    arch: &'v str,
-    build_time: &'v str,
-    context: &'v str,
+    default_api_version: &'b str,
+    git_commit: &'b str,
+    go_version: &'b str,
+    os: &'b str,
+    arch: &'b str,
+    build_time: &'b str,
+    context: &'b str,
+}
+
+impl<'b> Build<'b> {
+    pub(crate) fn of(client: &'b Client) -> Self {
+        Self {
+            default_api_version: API_VERSION,
+            git_commit: "",
+            go_version: "",
+            os: std::env::consts::OS,
+            arch: architecture(),
+            build_time: "",
+            context: client.context(),
+        }
+    }
 }
 
 /// Returns the older of two versions `1.N`.
@@ -115,18 +131,19 @@ fn version_text(own: &ClientVersion, server: Option<&SystemVersion>) -> String {
         lines += format!("{indent}{:<19}{value}", format!("{label}:")).trim_end();
         lines.push('\n');
     };
+    let build = &own.build;
     line("Version", own.version, 1);
-    let version = if own.api_version == own.default_api_version {
+    let version = if own.api_version == build.default_api_version {
         own.api_version.to_owned()
     } else {
         format!(
             "{} (downgraded from {})",
-            own.api_version, own.default_api_version
+            own.api_version, build.default_api_version
         )
     };
     line("API version", &version, 1);
-    line("OS/Arch", &format!("{}/{}", own.os, own.arch), 1);
-    line("Context", own.context, 1);
+    line("OS/Arch", &format!("{}/{}", build.os, build.arch), 1);
+    line("Context", build.context, 1);
     let Some(server) = server else { return lines };
     lines += "\nServer:\n";
     let mut line = |label: &str, value: &str, indent: usize| {
@@ -156,7 +173,7 @@ fn version_text(own: &ClientVersion, server: Option<&SystemVersion>) -> String {
 }
 
 /// Returns the machine's architecture as Go names it.
-pub(crate) fn architecture() -> &'static str {
+fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",

@@ -7,6 +7,22 @@ use crate::{Make, below, contained, refused};
 use whelk_image::Error;
 use whelk_sys::fs;
 
+/// Applies a layer, which may be refused, and checks that it changes nothing outside of its own
+/// directory.
+fn check_contained(what: &str, entries: &Make) {
+    let bench = Bench::new();
+    let guard = bench.guard();
+    let archive = pack(&entries(bench.outside().as_os_str().as_bytes()));
+    match apply(&bench.store, archive.as_slice(), None) {
+        // Links are resolved inside the layer, and the archive is reproduced.
+        Ok(layer) => assert!(bench.written(&layer.diff_id) == archive, "{what}"),
+        Err(Error::Invalid(_)) => bench.check_empty(what),
+        Err(error) => panic!("{what}: {error}"),
+    }
+    bench.check_temporary(what);
+    assert_eq!(bench.guard(), guard, "{what}");
+}
+
 #[test]
 fn does_not_write_through_links() {
     let through: &[(&str, Make)] = &[
@@ -90,17 +106,7 @@ fn does_not_write_through_links() {
         }),
     ];
     for (what, entries) in through {
-        let bench = Bench::new();
-        let guard = bench.guard();
-        let archive = pack(&entries(bench.outside().as_os_str().as_bytes()));
-        match apply(&bench.store, archive.as_slice(), None) {
-            // Links are resolved inside the layer, and the archive is reproduced.
-            Ok(layer) => assert!(bench.written(&layer.diff_id) == archive, "{what}"),
-            Err(Error::Invalid(_)) => bench.check_empty(what),
-            Err(error) => panic!("{what}: {error}"),
-        }
-        bench.check_temporary(what);
-        assert_eq!(bench.guard(), guard, "{what}");
+        check_contained(what, entries);
     }
     assert!(!fs::exists("/whelk-planted"));
 }
@@ -238,17 +244,7 @@ fn does_not_follow_directories_replaced_by_links() {
         }),
     ];
     for (what, entries) in swaps {
-        let bench = Bench::new();
-        let guard = bench.guard();
-        let archive = pack(&entries(bench.outside().as_os_str().as_bytes()));
-        match apply(&bench.store, archive.as_slice(), None) {
-            // Links are resolved inside the layer, and the archive is reproduced.
-            Ok(layer) => assert!(bench.written(&layer.diff_id) == archive, "{what}"),
-            Err(Error::Invalid(_)) => bench.check_empty(what),
-            Err(error) => panic!("{what}: {error}"),
-        }
-        bench.check_temporary(what);
-        assert_eq!(bench.guard(), guard, "{what}");
+        check_contained(what, entries);
     }
 }
 

@@ -214,26 +214,12 @@ pub(super) fn inet_rules(table: &Table) -> Vec<Message> {
             .translated()
             .masquerade(),
     );
-    rule(
-        "postrouting_nat",
-        new()
-            .output_name()
-            .among("bridges")
-            .ipv4()
-            .source4()
-            .in_network(Ipv4Addr::LOCALHOST.into(), 8)
-            .masquerade(),
-    );
-    rule(
-        "postrouting_nat",
-        new()
-            .output_name()
-            .among("bridges")
-            .ipv6()
-            .source6()
-            .in_network(Ipv6Addr::LOCALHOST.into(), 128)
-            .masquerade(),
-    );
+    let to_bridges = || new().output_name().among("bridges");
+    let from_loopback4 = (to_bridges().ipv4().source4()).in_network(Ipv4Addr::LOCALHOST.into(), 8);
+    rule("postrouting_nat", from_loopback4.masquerade());
+    let from_loopback6 =
+        (to_bridges().ipv6().source6()).in_network(Ipv6Addr::LOCALHOST.into(), 128);
+    rule("postrouting_nat", from_loopback6.masquerade());
     rule(
         "postrouting_nat",
         new()

@@ -8,8 +8,8 @@ use whelk_api_types::{SystemInfo, read};
 use whelk_text::size;
 
 use crate::Outcome;
-use crate::client::{API_VERSION, ApiResult, Client, unreadable};
-use crate::commands::version::{FormatArgs, architecture, print_one};
+use crate::client::{ApiResult, Client, unreadable};
+use crate::commands::version::{Build, FormatArgs, print_one};
 use crate::format::template::{json, typed};
 use crate::output::warn_line;
 
@@ -19,14 +19,8 @@ use crate::output::warn_line;
 struct ClientInfo<'i> {
     debug: bool,
     version: &'i str,
-    #[serde(rename = "DefaultAPIVersion")]
-    default_api_version: &'i str,
-    git_commit: &'i str,
-    go_version: &'i str,
-    os: &'i str,
-    arch: &'i str,
-    build_time: &'i str,
-    context: &'i str,
+    #[serde(flatten)]
+    build: Build<'i>,
     plugins: [&'i str; 0],
     warnings: Option<[&'i str; 0]>,
 }
@@ -42,13 +36,7 @@ pub(crate) async fn info(client: &Client, args: FormatArgs) -> Outcome {
     let own = ClientInfo {
         debug: client.debug(),
         version: env!("CARGO_PKG_VERSION"),
-        default_api_version: API_VERSION,
-        git_commit: "",
-        go_version: "",
-        os: std::env::consts::OS,
-        arch: architecture(),
-        build_time: "",
-        context: client.context(),
+        build: Build::of(client),
         plugins: [],
         warnings: None,
     };
