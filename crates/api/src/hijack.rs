@@ -78,8 +78,9 @@ struct Upgraded {
     peer: Option<Peer>,
 }
 
-/// Answers a request with status 101 and Docker's name for a raw stream, and gives the connection to `serve` as soon as the client has read the response: clients with buffered readers
-/// lose data that arrives together with it. `serve` gets `None` if the client has disconnected.
+/// Answers a request with status 101 and Docker's name for a raw stream, and gives the connection to
+/// `serve` as soon as the client has read the response: clients with buffered readers lose data that
+/// arrives together with it. `serve` gets `None` if the client has disconnected.
 fn upgrade<F: Future<Output = ()> + Send + 'static>(
     request: &mut Request,
     serve: impl FnOnce(Option<Upgraded>) -> F + Send + 'static,

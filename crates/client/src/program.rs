@@ -95,7 +95,7 @@ impl Program {
         }
         Ok(Stream {
             stream: ours,
-            state: State::Running(Running(child), errors),
+            state: State::Running(Box::pin(end(Running(child), errors, self.shown.clone()))),
             shown: self.shown.clone(),
             has_answered: false,
         })
@@ -153,9 +153,9 @@ async fn end(mut child: Running, errors: oneshot::Receiver<String>, shown: Strin
 
 /// What is known of the program of a stream.
 enum State {
-    Running(Running, oneshot::Receiver<String>),
-    /// Its output has ended, or it reads no more input.
-    Ending(Pin<Box<dyn Future<Output = ProgramEnded> + Send + Sync>>),
+    /// Polled when its output has ended, or when it reads no more input. The program is killed if this
+    /// is dropped.
+    Running(Pin<Box<dyn Future<Output = ProgramEnded> + Send + Sync>>),
     Ended(ProgramEnded),
 }
 
@@ -178,20 +178,18 @@ impl std::fmt::Debug for Stream {
 impl Stream {
     /// Waits until the program has exited. Returns an error unless it has answered and succeeded.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if let State::Running(..) = self.state {
-            let nothing = Box::pin(std::future::pending());
-            let ending = State::Ending(nothing);
-            if let State::Running(child, errors) = std::mem::replace(&mut self.state, ending) {
-                self.state = State::Ending(Box::pin(end(child, errors, self.shown.clone())));
+        let ended = match &mut self.state {
+            State::Running(end) => {
+                let ended = ready!(end.as_mut().poll(cx));
+                self.state = State::Ended(ended.clone());
+                ended
             }
-        }
-        if let State::Ending(ending) = &mut self.state {
-            self.state = State::Ended(ready!(ending.as_mut().poll(cx)));
-        }
-        Poll::Ready(match &self.state {
-            State::Ended(ended) if self.has_answered && ended.is_success() => Ok(()),
-            State::Ended(ended) => Err(io::Error::other(ended.clone())),
-            State::Running(..) | State::Ending(_) => Ok(()),
+            State::Ended(ended) => ended.clone(),
+        };
+        Poll::Ready(if self.has_answered && ended.is_success() {
+            Ok(())
+        } else {
+            Err(io::Error::other(ended))
         })
     }
 }
@@ -322,11 +320,12 @@ mod tests {
 
     #[tokio::test]
     async fn the_program_ends_with_the_connection() {
-        let stream = shell("exec sleep 600");
-        let State::Running(child, _) = &stream.state else {
-            panic!("the program does not run");
-        };
-        let path = format!("/proc/{}", child.0.id());
+        let mut stream = shell("printf '%s ' $$; exec sleep 600");
+        let mut pid = Vec::new();
+        while !pid.ends_with(b" ") {
+            pid.push(stream.read_u8().await.unwrap());
+        }
+        let path = format!("/proc/{}", String::from_utf8_lossy(&pid).trim());
         assert!(std::path::Path::new(&path).exists());
         drop(stream);
         assert!(!std::path::Path::new(&path).exists());
