@@ -110,7 +110,7 @@ pub(crate) fn read(root: &Command, words: &[String]) -> Result<Line, Mistake> {
 
 /// The position of the next word on a command line.
 #[derive(Debug)]
-pub(crate) struct Place<'c> {
+pub(crate) struct NextWord<'c> {
     pub command: &'c Command,
     pub path: Vec<String>,
     /// The flags before the command, normalized for clap.
@@ -123,8 +123,8 @@ pub(crate) struct Place<'c> {
 }
 
 /// Returns the position of the word after `words`; `None` if `words` are invalid.
-pub(crate) fn place<'c>(root: &'c Command, words: &[String]) -> Option<Place<'c>> {
-    let empty = Place {
+pub(crate) fn next_word<'c>(root: &'c Command, words: &[String]) -> Option<NextWord<'c>> {
+    let empty = NextWord {
         command: root,
         path: Vec::new(),
         root_flags: Vec::new(),

@@ -35,7 +35,7 @@ impl MountPlan {
 
 /// What mounts are planned for.
 #[derive(Clone, Copy)]
-struct Place<'a> {
+struct PlanContext<'a> {
     /// The engine's own directory.
     data_root: &'a Path,
     /// Whether a mount that cannot be made on this host is an error.
@@ -51,7 +51,7 @@ pub fn plan(host: &HostConfig, data_root: &Path) -> Result<Vec<MountPlan>> {
     let is_checked = true;
     plan_in(
         host,
-        Place {
+        PlanContext {
             data_root,
             is_checked,
         },
@@ -64,20 +64,20 @@ pub(crate) fn plan_recorded(host: &HostConfig, data_root: &Path) -> Result<Vec<M
     let is_checked = false;
     plan_in(
         host,
-        Place {
+        PlanContext {
             data_root,
             is_checked,
         },
     )
 }
 
-fn plan_in(host: &HostConfig, place: Place<'_>) -> Result<Vec<MountPlan>> {
+fn plan_in(host: &HostConfig, context: PlanContext<'_>) -> Result<Vec<MountPlan>> {
     let mut plans = Vec::new();
     for bind in host.binds.iter().flatten() {
-        plans.push(parse_bind(bind, &host.volume_driver, place)?);
+        plans.push(parse_bind(bind, &host.volume_driver, context)?);
     }
     for mount in host.mounts.iter().flatten() {
-        plans.push(parse_mount(mount, place)?);
+        plans.push(parse_mount(mount, context)?);
     }
     for (target, options) in &host.tmpfs {
         plans.push(tmpfs(target, options)?);
@@ -171,14 +171,18 @@ pub(crate) fn touches_data_root(source: &str, data_root: &Path) -> bool {
 
 /// Returns the propagation of a bind mount. If the engine's own mounts are below it, what the
 /// engine unmounts must also be unmounted in the container: a private copy would keep it busy.
-fn propagation_of<'a>(source: &str, given: Option<&'a str>, place: Place<'_>) -> Result<&'a str> {
-    let data_root = place.data_root;
+fn propagation_of<'a>(
+    source: &str,
+    given: Option<&'a str>,
+    context: PlanContext<'_>,
+) -> Result<&'a str> {
+    let data_root = context.data_root;
     let is_apart = !touches_data_root(source, data_root);
     match given {
         None if is_apart => Ok("rprivate"),
         None => Ok("rslave"),
         Some(given) if matches!(given, "rslave" | "rshared") || is_apart => Ok(given),
-        Some(_) if !place.is_checked => Ok("rslave"),
+        Some(_) if !context.is_checked => Ok("rslave"),
         Some(given) => Err(Error::invalid(format!(
             "invalid mount config: must use either propagation mode \"rslave\" or \"rshared\" when mount source is within the daemon \
              root, daemon root: {:?}, bind mount source: {source:?}, propagation: {given:?}",
@@ -299,7 +303,7 @@ fn parse_mode(mode: &str, is_checked: bool) -> Result<BindMode<'_>> {
 }
 
 /// Parses `SOURCE:TARGET[:MODE]`. A source that is not an absolute path is a volume's name.
-fn parse_bind(spec: &str, driver: &str, place: Place<'_>) -> Result<MountPlan> {
+fn parse_bind(spec: &str, driver: &str, context: PlanContext<'_>) -> Result<MountPlan> {
     let parts: Vec<&str> = spec.split(':').collect();
     let (source, target, mode) = match parts.as_slice() {
         [source, target] => (*source, *target, ""),
@@ -327,7 +331,7 @@ fn parse_bind(spec: &str, driver: &str, place: Place<'_>) -> Result<MountPlan> {
         propagation,
         recursive,
         copy,
-    } = parse_mode(mode, place.is_checked)?;
+    } = parse_mode(mode, context.is_checked)?;
     let target = check_target(target).map_err(invalid)?;
     if !is_bind {
         if propagation.is_some() || !recursive {
@@ -359,7 +363,7 @@ fn parse_bind(spec: &str, driver: &str, place: Place<'_>) -> Result<MountPlan> {
         )));
     }
     let path = clean(source);
-    let propagation = propagation_of(&path, propagation, place)?;
+    let propagation = propagation_of(&path, propagation, context)?;
     let source = Source::Bind {
         path,
         create: true,
@@ -429,7 +433,7 @@ fn bind(
     }
 }
 
-fn parse_mount(mount: &crate::model::Mount, place: Place<'_>) -> Result<MountPlan> {
+fn parse_mount(mount: &crate::model::Mount, context: PlanContext<'_>) -> Result<MountPlan> {
     let fail = |text: &str| {
         Err(Error::invalid(format!(
             "invalid mount config for type {:?}: {text}",
@@ -465,7 +469,7 @@ fn parse_mount(mount: &crate::model::Mount, place: Place<'_>) -> Result<MountPla
         return fail(&format!("field {field} must not be specified"));
     }
     match mount.kind {
-        MountKind::Bind => bind_mount(mount, target, place, fail),
+        MountKind::Bind => bind_mount(mount, target, context, fail),
         MountKind::Tmpfs if !mount.source.is_empty() => fail("field Source must not be specified"),
         MountKind::Tmpfs => tmpfs(&target, &tmpfs_options(mount).join(",")),
         MountKind::Volume => match volume_of(mount) {
@@ -494,7 +498,7 @@ fn parse_mount(mount: &crate::model::Mount, place: Place<'_>) -> Result<MountPla
 fn bind_mount(
     mount: &crate::model::Mount,
     target: String,
-    place: Place<'_>,
+    context: PlanContext<'_>,
     fail: impl Fn(&str) -> Result<MountPlan>,
 ) -> Result<MountPlan> {
     if mount.source.is_empty() {
@@ -512,8 +516,8 @@ fn bind_mount(
         return fail(&format!("invalid propagation mode: {given}"));
     }
     let path = clean(&mount.source);
-    let propagation = propagation_of(&path, given, place)?;
-    if place.is_checked && !options.create_mountpoint && !whelk_sys::fs::exists(&mount.source) {
+    let propagation = propagation_of(&path, given, context)?;
+    if context.is_checked && !options.create_mountpoint && !whelk_sys::fs::exists(&mount.source) {
         return fail(&format!(
             "bind source path does not exist: {}",
             mount.source
@@ -699,15 +703,15 @@ pub(crate) fn map_owner(disk: u32, shown: u32) -> Vec<IdMapping> {
 mod tests {
     use super::*;
 
-    fn place() -> Place<'static> {
-        Place {
+    fn context() -> PlanContext<'static> {
+        PlanContext {
             data_root: Path::new("/data/root"),
             is_checked: true,
         }
     }
 
     fn check(bind: &str, expected: &str) {
-        let outcome = parse_bind(bind, "", place()).map(|plan| {
+        let outcome = parse_bind(bind, "", context()).map(|plan| {
             format!(
                 "{:?} {} {}",
                 plan.source,
@@ -781,7 +785,7 @@ mod tests {
                      32 31 0:7 / /mnt/own rw shared:9 - tmpfs over rw\n\
                      33 22 0:8 / /mnt/alone rw - tmpfs t rw\n";
         let outcome = |path: &str, mode: &str| {
-            let plan = parse_bind(&format!("{path}:/b:{mode}"), "", place()).unwrap();
+            let plan = parse_bind(&format!("{path}:/b:{mode}"), "", context()).unwrap();
             check_propagation(&plan, path, Path::new(path), Path::new("/data/root"), table)
                 .map_or_else(|error| error.to_string(), |()| String::new())
         };
@@ -806,7 +810,7 @@ mod tests {
     #[test]
     fn parses_volumes() {
         let named = |spec: &str| {
-            parse_bind(spec, "", place()).map(|plan| (plan.volume().unwrap().clone(), plan))
+            parse_bind(spec, "", context()).map(|plan| (plan.volume().unwrap().clone(), plan))
         };
         let (volume, plan) = named("data:/x:ro,nocopy").unwrap();
         assert_eq!(

@@ -29,7 +29,7 @@ pub(crate) enum Node {
     Template {
         name: String,
         dot: Option<Pipeline>,
-        place: Place,
+        place: Position,
     },
     Break,
     Continue,
@@ -43,19 +43,19 @@ pub(crate) struct Pipeline {
     /// Whether the variables are declared here (`:=`).
     pub declares: bool,
     pub commands: Vec<Command>,
-    pub place: Place,
+    pub place: Position,
 }
 
 /// A value, or a function or method with its arguments.
 #[derive(Clone, Debug)]
 pub(crate) struct Command {
     pub operands: Vec<Operand>,
-    pub place: Place,
+    pub place: Position,
 }
 
 /// The offset and source text of a node, for errors.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Place {
+pub(crate) struct Position {
     pub at: usize,
     pub text: String,
 }
@@ -63,7 +63,7 @@ pub(crate) struct Place {
 #[derive(Clone, Debug)]
 pub(crate) struct Operand {
     pub kind: Value,
-    pub place: Place,
+    pub place: Position,
 }
 
 #[derive(Clone, Debug)]
@@ -252,7 +252,7 @@ impl<'t> Parser<'t> {
         let Some(name) = name else {
             return Err(self.wrong(close, format!("unexpected token in {word} clause")));
         };
-        let place = Place {
+        let place = Position {
             at: tokens[0].at,
             text: format!("{{{{template {name:?}}}}}"),
         };
@@ -320,7 +320,7 @@ impl<'t> Parser<'t> {
                 ));
             }
         }
-        let place = Place {
+        let place = Position {
             at: begin,
             text: self.template[begin..tokens.previous_end().max(begin)].to_owned(),
         };
@@ -390,7 +390,7 @@ impl<'t> Parser<'t> {
                 }
             });
         }
-        let place = Place {
+        let place = Position {
             at: begin,
             text: self.template[begin..tokens.previous_end()].to_owned(),
         };
@@ -401,7 +401,7 @@ impl<'t> Parser<'t> {
         let Some(token) = tokens.take_any() else {
             return Err(self.wrong(tokens.close, "unexpected end of action"));
         };
-        let mut place = Place {
+        let mut place = Position {
             at: token.at,
             text: String::new(),
         };

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::parse::{Command, Node, Operand, Parsed, Pipeline, Place, Value as Term};
+use crate::parse::{Command, Node, Operand, Parsed, Pipeline, Position, Value as Term};
 use crate::print::{plain, receiver_name, shown};
 use crate::types::{Kind, Mode, cell};
 use crate::value::Typed;
@@ -59,7 +59,11 @@ pub(crate) fn run(
 }
 
 impl Run<'_> {
-    pub(crate) fn wrong<T>(&self, place: &Place, text: impl std::fmt::Display) -> Result<T, Error> {
+    pub(crate) fn wrong<T>(
+        &self,
+        place: &Position,
+        text: impl std::fmt::Display,
+    ) -> Result<T, Error> {
         let before = &self.template[..place.at.min(self.template.len())];
         let line = before.matches('\n').count() + 1;
         let column = before
@@ -74,7 +78,7 @@ impl Run<'_> {
     /// Executes the content of an action or of parentheses, one level deeper.
     fn nested<T>(
         &mut self,
-        place: &Place,
+        place: &Position,
         content: impl FnOnce(&mut Self) -> Result<T, Error>,
     ) -> Result<T, Error> {
         if self.depth == MAX_DEPTH {
@@ -89,7 +93,7 @@ impl Run<'_> {
         result
     }
 
-    fn write(&mut self, text: &str, place: &Place) -> Result<(), Error> {
+    fn write(&mut self, text: &str, place: &Position) -> Result<(), Error> {
         if self.out.len() + text.len() > MAX_TEXT {
             return self.wrong(place, format!("output exceeds {MAX_TEXT} bytes"));
         }
@@ -112,7 +116,7 @@ impl Run<'_> {
 
     fn node(&mut self, node: &Node, dot: &Typed) -> Result<Flow, Error> {
         match node {
-            Node::Text(text) => self.write(text, &Place::default())?,
+            Node::Text(text) => self.write(text, &Position::default())?,
             Node::Break => return Ok(Flow::Break),
             Node::Continue => return Ok(Flow::Continue),
             Node::Action(pipeline) => {
@@ -384,13 +388,13 @@ impl Run<'_> {
         }
     }
 
-    fn walk(&self, value: &Typed, path: &[String], place: &Place) -> Result<Typed, Error> {
+    fn walk(&self, value: &Typed, path: &[String], place: &Position) -> Result<Typed, Error> {
         path.iter()
             .try_fold(value.clone(), |value, name| self.field(&value, name, place))
     }
 
     /// Evaluates a struct field, a map entry, or a method without arguments.
-    fn field(&self, receiver: &Typed, name: &str, place: &Place) -> Result<Typed, Error> {
+    fn field(&self, receiver: &Typed, name: &str, place: &Position) -> Result<Typed, Error> {
         if let Some(result) = (receiver.types().method)(receiver, name, &[], self.mode) {
             return result.or_else(|text| self.wrong(place, text));
         }
@@ -423,7 +427,12 @@ impl Run<'_> {
         }
     }
 
-    fn cannot_evaluate(&self, receiver: &Typed, name: &str, place: &Place) -> Result<Typed, Error> {
+    fn cannot_evaluate(
+        &self,
+        receiver: &Typed,
+        name: &str,
+        place: &Position,
+    ) -> Result<Typed, Error> {
         self.wrong(
             place,
             format!(
@@ -439,7 +448,7 @@ impl Run<'_> {
         dot: &Typed,
         path: &[String],
         arguments: &[Typed],
-        place: &Place,
+        place: &Position,
     ) -> Result<Typed, Error> {
         let [path @ .., name] = path else {
             return Ok(Typed::missing());

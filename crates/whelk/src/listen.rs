@@ -188,12 +188,12 @@ pub(crate) async fn listen(
     let mut places = Vec::new();
     for (host, parsed) in hosts.iter().zip(parsed) {
         match parsed {
-            Host::Unix(path) => places.push(Place::Path(path)),
-            Host::Tcp(name, port) => places.push(Place::Port(resolve(host, &name, port).await?)),
+            Host::Unix(path) => places.push(Endpoint::Path(path)),
+            Host::Tcp(name, port) => places.push(Endpoint::Port(resolve(host, &name, port).await?)),
             Host::Passed(selector) => {
                 for socket in systemd::select(&mut passed, &selector)? {
                     let socket = Inherited::try_from(socket);
-                    places.push(Place::Inherited(
+                    places.push(Endpoint::Inherited(
                         socket.with_context(|| format!("host {host}"))?,
                     ));
                 }
@@ -281,13 +281,13 @@ async fn resolve(host: &str, name: &str, port: u16) -> anyhow::Result<SocketAddr
 
 /// Where to listen for requests.
 #[derive(Debug)]
-enum Place {
+enum Endpoint {
     Path(PathBuf),
     Port(SocketAddr),
     Inherited(Inherited),
 }
 
-impl std::fmt::Display for Place {
+impl std::fmt::Display for Endpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Path(path) => write!(f, "unix://{}", path.display()),
@@ -300,7 +300,7 @@ impl std::fmt::Display for Place {
     }
 }
 
-impl Place {
+impl Endpoint {
     fn is_same(&self, other: &Self) -> bool {
         // A port that is chosen later, or a passed socket without a path: each is another one.
         let is_unique = match self {
@@ -401,12 +401,12 @@ mod tests {
         use std::os::unix::net::{SocketAddr, UnixListener};
         let abstract_name = |name: String| {
             let address = SocketAddr::from_abstract_name(name).unwrap();
-            Place::Inherited(Inherited::Unix(UnixListener::bind_addr(&address).unwrap()))
+            Endpoint::Inherited(Inherited::Unix(UnixListener::bind_addr(&address).unwrap()))
         };
         let [one, other] = ["one", "other"]
             .map(|name| abstract_name(format!("whelk-{name}-{}", std::process::id())));
-        let port = |port: u16| Place::Port(([127, 0, 0, 1], port).into());
-        let path = |path: &str| Place::Path(path.into());
+        let port = |port: u16| Endpoint::Port(([127, 0, 0, 1], port).into());
+        let path = |path: &str| Endpoint::Path(path.into());
         for (first, second, is_same) in [
             (&one, &other, false),
             (&port(0), &port(0), false),

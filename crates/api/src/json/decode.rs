@@ -31,7 +31,7 @@ pub(crate) fn decode_field<T: de::DeserializeOwned>(
     (key, value): (String, Value<'_>),
     go_type: &'static str,
 ) -> Result<T, Error> {
-    let place = Some(Rc::new(Place {
+    let place = Some(Rc::new(ValuePath {
         parent: None,
         label: Label::Key(key),
     }));
@@ -78,7 +78,7 @@ impl de::Error for Error {
 
 /// The path of a value in its body, as a list towards the root, since paths are needed for errors
 /// only.
-struct Place {
+struct ValuePath {
     parent: Option<Rc<Self>>,
     label: Label,
 }
@@ -89,7 +89,7 @@ enum Label {
 }
 
 /// Formats a path as `.HostConfig.Devices.0`, with keys escaped as in JSON Pointer (RFC 6901).
-fn path(place: Option<&Rc<Place>>) -> String {
+fn path(place: Option<&Rc<ValuePath>>) -> String {
     let mut labels = Vec::new();
     let mut next = place;
     while let Some(place) = next {
@@ -108,7 +108,7 @@ fn path(place: Option<&Rc<Place>>) -> String {
 
 struct Decoder<'a> {
     value: Value<'a>,
-    place: Option<Rc<Place>>,
+    place: Option<Rc<ValuePath>>,
     go_type: Option<&'static str>,
 }
 
@@ -146,7 +146,7 @@ impl<'a> Decoder<'a> {
     }
 
     fn member(&self, key: String, value: Value<'a>, go_type: Option<&'static str>) -> Self {
-        let place = Place {
+        let place = ValuePath {
             parent: self.place.clone(),
             label: Label::Key(key),
         };
@@ -158,7 +158,7 @@ impl<'a> Decoder<'a> {
     }
 
     fn element(&self, index: usize, value: Value<'a>, go_type: Option<&'static str>) -> Self {
-        let place = Place {
+        let place = ValuePath {
             parent: self.place.clone(),
             label: Label::Index(index),
         };

@@ -18,7 +18,7 @@ use super::usage;
 use crate::client::Client;
 use crate::context::{Context, DEFAULT, Store};
 use crate::endpoint::{Endpoint, RootFlags};
-use crate::flags::{self, Place, flags_of};
+use crate::flags::{self, NextWord, flags_of};
 use crate::output::print;
 use crate::{Failure, Outcome};
 
@@ -72,7 +72,10 @@ struct Root {
 pub(super) fn complete(line: &str) -> Outcome {
     let (words, typed) = words::split(line);
     let tree = usage::tree();
-    let Some(place) = words.get(1..).and_then(|words| flags::place(&tree, words)) else {
+    let Some(place) = words
+        .get(1..)
+        .and_then(|words| flags::next_word(&tree, words))
+    else {
         return Ok(0);
     };
     let (offer, prefix) = offered(&place, &typed);
@@ -119,7 +122,7 @@ fn unbroken(typed: &str, prefix: &str) -> usize {
 
 /// Returns what can be completed at a place, and the prefix of the typed word that precedes it
 /// (`--flag=`). `None` stands for names of commands and flags.
-fn offered(place: &Place, typed: &str) -> (Option<Offer>, String) {
+fn offered(place: &NextWord, typed: &str) -> (Option<Offer>, String) {
     if let Some(argument) = place.value_of {
         return (Some(value_of(argument)), String::new());
     }
@@ -147,7 +150,7 @@ fn offered(place: &Place, typed: &str) -> (Option<Offer>, String) {
 }
 
 /// Returns the subcommands or flags that can be completed at a place.
-fn names(place: &Place, typed: &str) -> Vec<Candidate> {
+fn names(place: &NextWord, typed: &str) -> Vec<Candidate> {
     let about =
         |text: Option<&clap::builder::StyledStr>| text.map(ToString::to_string).unwrap_or_default();
     if !typed.starts_with('-') {
@@ -357,7 +360,7 @@ mod tests {
         let tree = usage::tree();
         let offer = |line: &str| {
             let (words, typed) = words::split(line);
-            offered(&flags::place(&tree, &words[1..]).unwrap(), &typed)
+            offered(&flags::next_word(&tree, &words[1..]).unwrap(), &typed)
         };
         for (line, expected) in [
             ("whelk ", None),
