@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn subjects_and_ends_are_read() {
+    fn reads_subjects_and_expiry_times() {
         let end = element(UTC_TIME, &[b"700101000001Z"]);
         let organization = attribute(10, "Ex,ample\n");
         let der = certificate(&[&attribute(3, "joe"), &organization], &end);

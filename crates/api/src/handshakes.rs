@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_handshake_makes_room() {
+    fn the_oldest_handshake_is_ended_at_the_limit() {
         let mut handshakes = Handshakes::default();
         let mut oldest = handshakes.begin(address(1));
         drop(handshakes.begin(address(1)));
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_does_not_keep_others_away() {
+    fn a_flood_from_one_address_does_not_block_others() {
         let mut handshakes = Handshakes::default();
         let mut honest = handshakes.begin(address(1));
         let mut flood: Vec<_> = (0..1000).map(|_| handshakes.begin(address(9))).collect();
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn networks() {
+    fn ipv6_addresses_of_a_64_bit_prefix_count_as_one() {
         for (one, other, is_same) in [
             ("192.0.2.1", "::ffff:192.0.2.1", true),
             ("192.0.2.1", "192.0.2.2", false),

@@ -446,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn updates_of_device_limits_are_refused_since_they_mean_something() {
+    fn updates_of_device_limits_are_rejected() {
         let update = UpdateConfig {
             blkio_weight_device: Some(Vec::new()),
             ..UpdateConfig::default()

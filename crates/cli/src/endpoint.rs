@@ -511,7 +511,7 @@ mod tests {
     }
 
     #[test]
-    fn files_that_cannot_be_looked_for_are_no_missing_files() {
+    fn errors_of_a_search_for_files_are_not_missing_files() {
         let host = r#"{"Host": "tcp://h:2376"}"#;
         let config = Config::new("unreadable", "{}", &[("one", host), ("two", host)]);
         let refused = |flags, variables: &[(&str, &str)], text: &str| {
@@ -568,7 +568,7 @@ mod tests {
     }
 
     #[test]
-    fn hosts() {
+    fn parses_hosts() {
         let parsed = |text: &str| Host::parse(text, false).map(|host| host.to_string());
         for (text, host) in [
             ("unix:///x.sock", "unix:///x.sock"),

@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn failures_are_told_apart() {
+    async fn distinguishes_connection_failures_from_lost_responses() {
         let nobody = get(&Address::Unix("/nonexistent/socket".into())).await;
         assert!(
             matches!(nobody, Err(Error::Connect(error)) if error.kind() == io::ErrorKind::NotFound)

@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_reason_of_an_early_end_is_told() {
+    async fn reports_the_error_output_of_a_program_that_ended_early() {
         let mut stream = shell("echo why >&2; exit 7");
         let error = stream.read_u8().await.unwrap_err();
         assert_eq!(program_ended(&error).unwrap().code(), Some(7));

@@ -582,7 +582,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_grows_without_bound() {
+    fn bounds_the_size_of_expanded_words() {
         let long = format!("A={}", "x".repeat(MAX_WORD / 2));
         let environment = Environment::new([long.as_str()]);
         let lexer = Lexer {

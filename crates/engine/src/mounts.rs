@@ -851,7 +851,7 @@ mod tests {
     }
 
     #[test]
-    fn maps_one_owner_to_another() {
+    fn maps_the_owner_on_disk_to_the_owner_shown() {
         let maps = |disk, shown| -> Vec<(u32, u32, u32)> {
             map_owner(disk, shown)
                 .iter()

@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_and_functions() {
+    fn evaluates_fields_and_functions() {
         check("{{.A}}-{{.O.P.Q}}-{{(.O).P.Q}}", "x-deep-deep");
         check(
             "{{json .L}} {{.L}} {{.M}}",
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn control() {
+    fn executes_ranges_and_conditions() {
         check("{{range .L}}<{{.}}>{{end}}", "<a><b>");
         check("{{range $i, $x := .L}}{{$i}}={{$x}} {{end}}", "0=a 1=b ");
         check("{{range $k, $v := .M}}{{$k}}:{{$v}};{{end}}", "a:1;k:v;");

@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn reports_the_beginning_and_the_end_and_little_in_between() {
+    fn limits_the_reports_between_the_first_and_the_last() {
         let many = reports(10_000, Duration::ZERO);
         assert_eq!((many[0], many[many.len() - 1]), (10, 100_000));
         // Even if this machine stops for seconds.
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn reports_to_nobody() {
+    fn reads_without_a_receiver_of_progress() {
         let input = &b"content"[..];
         let mut reader = Progress::none().reader(input, "a", State::LoadingLayer, 7);
         assert_eq!(io::copy(&mut reader, &mut io::sink()).unwrap(), 7);

@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_at_the_path_is_deleted() {
+    fn deletes_existing_content_of_the_path() {
         let name = format!("whelk-scratch-{}", random_name());
         let path = std::env::temp_dir().join(name);
         fs::create_dir(&path, 0o700).unwrap();

@@ -230,7 +230,7 @@ fn an_aborted_writer_leaves_nothing() {
 }
 
 #[test]
-fn two_writers_of_a_blob_do_not_meet() {
+fn concurrent_writers_of_a_blob_do_not_share_a_file() {
     let blob = Blob::new();
     let (mut first, mut second) = (blob.writer(), blob.writer());
     first.write_all(&blob.content[..1000]).unwrap();
@@ -243,7 +243,7 @@ fn two_writers_of_a_blob_do_not_meet() {
 }
 
 #[test]
-fn a_reader_finds_damage() {
+fn a_reader_detects_damaged_content() {
     let blob = Blob::new();
     let store = &blob.bench.store;
     assert!(matches!(
@@ -296,7 +296,7 @@ fn old_partial_blobs_are_collected() {
 }
 
 #[test]
-fn a_blob_that_is_written_is_held() {
+fn a_lease_keeps_the_blob_that_was_written_under_it() {
     let blob = Blob::new();
     let store = &blob.bench.store;
     let lease = store.leases.take();

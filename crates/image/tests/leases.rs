@@ -55,7 +55,7 @@ fn load(store: &Store, records: &Records, archive: &[u8]) -> Digest {
 }
 
 #[test]
-fn a_collection_keeps_what_comes_in() {
+fn a_collection_keeps_blobs_that_are_being_received() {
     let bench = Bench::new();
     let (store, records) = (&bench.store, Records::default());
     let (layer, other) = (pack(&[file("a", "a")]), pack(&[file("b", "b")]));
@@ -100,7 +100,7 @@ fn a_record_that_is_newer_than_the_collections_view_is_respected() {
 }
 
 #[test]
-fn what_is_released_while_a_collection_runs_does_not_wait_for_a_later_one() {
+fn a_collection_removes_what_is_released_while_it_runs() {
     let bench = Bench::new();
     let store = &bench.store;
     let archive = pack(&[file("a", "a")]);
@@ -182,7 +182,7 @@ fn loads_and_removals_beside_collections_lose_no_layer() {
 }
 
 #[test]
-fn what_a_dead_load_left_is_removed() {
+fn leftovers_of_an_interrupted_load_are_removed() {
     let bench = Bench::new();
     let records = Records::default();
     let image = image("x", &["a", "b"]);

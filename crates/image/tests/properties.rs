@@ -273,7 +273,7 @@ proptest! {
 
 /// Cases that failed once.
 #[test]
-fn merged_layers_that_failed_once() {
+fn merges_the_layers_of_known_failures() {
     let layer = |changes: &[(&str, Change)], last: bool| {
         let changes: Vec<(String, Change)> = changes
             .iter()

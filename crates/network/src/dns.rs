@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn answers() {
+    fn answers_names_and_addresses_of_endpoints() {
         check("web", Rtype::A, "10.0.0.2");
         check("WEB.", Rtype::A, "10.0.0.2");
         check("web", Rtype::AAAA, "fd00::2");

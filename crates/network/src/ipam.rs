@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_and_gateways() {
+    fn gateways_and_ranges_must_be_in_the_subnet() {
         let mut block =
             Block::new(net("10.0.0.0/16"), Some(net("10.0.5.0/24")), None, &[]).unwrap();
         assert_eq!(

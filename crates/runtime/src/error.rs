@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_containers_own_limit_causes_does_not_pass() {
+    fn memory_errors_under_a_containers_own_limit_are_permanent() {
         for (errno, unlimited, limited) in [
             (Errno::NOMEM, true, false),
             (Errno::NOSPC, true, true),

@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn joining_the_callers_namespace_is_not_separate() {
+    fn a_sysctl_requires_a_namespace_other_than_the_callers() {
         let mut linux = Linux {
             sysctl: [("net.ipv4.ip_forward".to_owned(), "1".to_owned())].into(),
             ..Linux::default()

@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn an_instance_can_be_told_by_a_file_with_invalid_settings() {
+    fn reads_the_instance_of_a_file_with_invalid_settings() {
         let content = br#"{"instance": "i", "data-root": "/r", "bip": "x", "unknown": 1}"#;
         let file = parse(content, Keys::Place).unwrap();
         assert_eq!(file.instance.as_deref(), Some("i"));

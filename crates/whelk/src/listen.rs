@@ -361,7 +361,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hosts() {
+    fn parses_hosts() {
         let tcp = |name: &str, port| Host::Tcp(name.to_owned(), port);
         for (text, expected) in [
             ("unix:///a/b", Host::Unix("/a/b".into())),
@@ -396,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_same_place_is_given_twice() {
+    fn detects_endpoints_that_are_given_twice() {
         use std::os::linux::net::SocketAddrExt;
         use std::os::unix::net::{SocketAddr, UnixListener};
         let abstract_name = |name: String| {
@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_for_tls() {
+    fn files_of_certificates_require_tls() {
         let settings = |tls, tlsverify| TlsSettings {
             tls,
             tlsverify,

@@ -415,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_are_converted_whole() {
+    fn all_settings_of_a_container_are_converted() {
         check::<model::Config, api::ContainerConfig>(
             json!({
                 "Hostname": "h", "Domainname": "d", "User": "u", "AttachStdin": true,
@@ -479,7 +479,7 @@ mod tests {
     }
 
     #[test]
-    fn host_settings_are_converted_whole() {
+    fn all_settings_of_the_host_are_converted() {
         let mount = json!({
             "Type": "bind", "Source": "/s", "Target": "/t", "ReadOnly": true,
             "Consistency": "cached",

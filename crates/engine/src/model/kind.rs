@@ -174,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_kept() {
+    fn parses_and_formats_names() {
         fn check<T: FromStr<Err = Error> + ToString>(names: &[&str], wrong: &str, expected: &str) {
             for name in names {
                 assert_eq!(name.parse::<T>().unwrap().to_string(), *name);

@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn modes_keep_their_text() {
+    fn parses_and_formats_modes() {
         check::<NetworkMode>(
             &["default", "none", "host", "bridge", "app", "container:x"],
             &[(

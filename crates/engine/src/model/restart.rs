@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_are_counted() {
+    fn on_failure_is_limited_by_the_number_of_failures() {
         let limited = RestartPolicy::OnFailure { most: 2 };
         let applies =
             |policy: RestartPolicy, code| [0, 1, 2].map(|number| policy.applies(code, number));

@@ -596,7 +596,7 @@ mod tests {
     }
 
     #[test]
-    fn sets_may_have_any_values() {
+    fn accepts_any_values_in_sets() {
         let text = r#"{"ExposedPorts":{"80":5,"8000-8010/tcp":{}},"Volumes":{"/v":null}}"#;
         let Ok(config) = Config::deserialize(&mut serde_json::Deserializer::from_str(text)) else {
             panic!("{text}");

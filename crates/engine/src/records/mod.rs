@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_host_lacks_now_keeps_no_record_from_being_read() {
+    fn reads_records_with_sources_that_the_host_lacks() {
         let gone = json!({"Type": "bind", "Source": "/nonexistent/source", "Target": "/gone"});
         let host = json!({"Binds": ["/root/volumes:/own:rprivate,z"], "Mounts": [gone]});
         let found = read(record(2, host)).unwrap();

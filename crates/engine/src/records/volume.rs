@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn descriptions_of_newer_engines_are_not_read() {
+    fn rejects_descriptions_of_newer_engines() {
         let record = volume::VolumeRecord {
             name: "data".into(),
             driver: "local".into(),

@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn expands_all_versions() {
+    fn expands_all_versions_of_sparse_maps() {
         let expected = b"\0\0ab\0\0\0c\0";
         let v00 = [
             ("size", "9"),

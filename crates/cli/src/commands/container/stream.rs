@@ -274,7 +274,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn input_is_sent_before_more_comes() {
+    async fn input_is_flushed_before_more_arrives() {
         let (mut engine, connection) = tokio::io::duplex(1 << 10);
         // Like TLS, this keeps what is not flushed.
         let mut connection = BufWriter::new(connection);

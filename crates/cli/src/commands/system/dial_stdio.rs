@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lack_of_a_reader_is_noticed() {
+    fn detects_that_the_reader_has_closed() {
         let long = Duration::from_secs(20);
         let (reader, writer) = std::io::pipe().unwrap();
         let (near, far) = UnixStream::pair().unwrap();

@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn usage_lines() {
+    fn usage_lines_name_options_and_arguments() {
         let tree = tree();
         for (path, line) in [
             ("run", "whelk run [OPTIONS] IMAGE [COMMAND] [ARG...]"),

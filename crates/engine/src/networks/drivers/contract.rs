@@ -202,7 +202,7 @@ fn networks_can_be_created_and_removed_again_and_again() {
 }
 
 #[test]
-fn what_others_deleted_is_created_again_and_does_not_hinder_removal() {
+fn interfaces_deleted_by_others_are_created_again_and_do_not_prevent_removal() {
     with_each_driver(|host| {
         let before = host.interfaces();
         let network = host.network(1);
@@ -237,7 +237,7 @@ fn what_others_deleted_is_created_again_and_does_not_hinder_removal() {
 }
 
 #[test]
-fn endpoints_come_and_go() {
+fn endpoints_can_be_attached_and_detached_repeatedly() {
     with_each_driver(|host| {
         let network = host.network(1);
         host.create(&network);
@@ -391,7 +391,7 @@ fn options_are_taken_or_refused_by_name() {
 }
 
 #[test]
-fn facts_go_together() {
+fn properties_of_drivers_are_consistent() {
     for kind in NetworkDriverKind::ALL {
         let facts = kind.facts();
         let network = NetworkRecord {

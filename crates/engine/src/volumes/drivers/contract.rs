@@ -170,7 +170,7 @@ fn a_second_creation_leaves_the_content() {
 }
 
 #[test]
-fn what_is_not_published_leaves_nothing() {
+fn a_volume_that_is_not_published_leaves_nothing() {
     with_each_driver(|case| {
         let (driver, record) = (case.open(), case.record("data"));
         let created = driver.create(&record).unwrap();
@@ -210,7 +210,7 @@ fn options_are_refused_by_name_and_leave_nothing() {
 }
 
 #[test]
-fn content_is_there_from_the_first_user_to_the_last() {
+fn content_is_mounted_from_the_first_user_to_the_last() {
     with_each_driver(|case| {
         let record = case.create("data");
         let driver = case.open();
@@ -253,7 +253,7 @@ fn a_new_engine_unmounts_and_removes_what_a_killed_one_mounted() {
 }
 
 #[test]
-fn a_plugin_that_does_not_answer_may_have_done_it() {
+fn a_plugin_that_does_not_answer_is_unavailable() {
     with_each_driver(|case| {
         let record = case.create("data");
         if record.is_local() {

@@ -355,7 +355,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn options_go_together() {
+    fn rejects_inconsistent_options() {
         let checked = |options: &[(&str, &str)]| {
             let options = options
                 .iter()

@@ -236,7 +236,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mounts() {
+    fn parses_mounts() {
         let check = |text: &str, expected: &str| {
             let mount = parse_mount(text).unwrap();
             assert_eq!(serde_json::to_string(&mount).unwrap(), expected, "{text}");
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn volumes() {
+    fn parses_volumes() {
         let own = |text: &str| parse_volumes(&[text.to_owned()]);
         let anonymous = own("/a").unwrap().1;
         assert_eq!(anonymous.into_keys().collect::<Vec<_>>(), ["/a"]);
