@@ -41,8 +41,8 @@ fn base() -> PathBuf {
     std::env::var_os("WHELK_TEST_DIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
 }
 
-/// Starts, once per process, a program that waits for this process to end and then removes its
-/// leftovers, for the case that it is killed.
+/// Starts, once per process, a program that waits until this process ends, and then removes its
+/// leftovers. It is needed if this process is killed.
 fn watch() {
     static STARTED: Once = Once::new();
     STARTED.call_once(|| {

@@ -17,7 +17,7 @@ macro_rules! skipped {
 /// standard output past libtest's capture. `function` is the type name of [`skipped!`]'s function.
 ///
 /// # Panics
-/// Panics when the line cannot be written: a skip that nobody hears of looks like a success.
+/// Panics if the line cannot be written: an unrecorded skip would look like a success.
 #[doc(hidden)]
 pub fn record_skip(function: &str, reason: &str) {
     let line = line(function, reason);

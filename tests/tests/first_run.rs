@@ -1,5 +1,5 @@
-//! What a new user meets first: where an engine starts and where it refuses to, who may use it,
-//! systemd's part, and that nothing stays behind.
+//! Installation and start of an engine: where it starts and where it refuses to, who may access it,
+//! socket activation by systemd, and removal without leftovers.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -16,7 +16,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use whelk_tests::{Engine, Program, eventually, private_host};
 
-/// Runs a script on a host of its own, which must end with status 0; returns what it said.
+/// Runs a script in [`private_host`], which must end with status 0. Returns its output.
 #[track_caller]
 fn said(script: &str) -> String {
     let output = private_host(script);
@@ -26,7 +26,8 @@ fn said(script: &str) -> String {
     text
 }
 
-/// Starts an engine as the user would, in the script of [`private_host`], and ends it.
+/// Shell functions for [`private_host`]: `up` starts an engine as a first command does, `down` ends
+/// it.
 const ENGINE: &str = r#"
 up() { "$0" ps -q >/dev/null 2>/run/told || { cat /run/told; exit 8; }; }
 down() { kill $(pgrep -f 'daemon [-]-background') && "$0" daemon --uninstall || exit 7; }
@@ -72,8 +73,8 @@ fn a_group_can_access_only_the_socket() {
 
 #[test]
 fn an_engine_does_not_start_in_a_chroot() {
-    // On a mount point, where containers would start and commands in them get the host's root; and
-    // below one.
+    // In a chroot on a mount point, containers would start, but exec would enter the host's root.
+    // In one below a mount point, they would not start.
     for (prepare, base) in [
         ("mount --rbind / /run/root", "/run"),
         (
@@ -144,7 +145,7 @@ fn socket_activation_and_readiness_notification() {
     fs::remove_file(engine.socket()).unwrap();
     let listener = UnixListener::bind(engine.socket()).unwrap();
     let socket = || Stdio::from(std::os::fd::OwnedFd::from(listener.try_clone().unwrap()));
-    // Two lives of an engine: a client that comes in between waits for the second.
+    // The engine is started twice. A client that connects in between waits for the second one.
     let mut waiting = None;
     for _ in 0..2 {
         let environment = format!("NOTIFY_SOCKET={} {PASSED}", place.display());
@@ -324,7 +325,7 @@ fn commands_on_a_terminal_print_no_control_sequences() {
         .parent()
         .unwrap()
         .join("scripts/demo");
-    // The failure depended on the speed of the program.
+    // Repeated, because the failure depended on timing.
     for program in [Program::Docker, Program::Whelk].repeat(4) {
         let mut command = Command::new("bash");
         command
@@ -360,7 +361,7 @@ fn uninstall_works_right_after_the_engine_has_ended() {
         assert!(output.status.success(), "{output:?}");
         engine.restart();
     }
-    // Its pooled shims notice later that it has ended.
+    // The pooled shims may detect the engine's end later.
     let mark = format!("/{}/shims", engine.name());
     let shims = eventually("ready shims", || {
         let numbers = fs::read_dir("/proc")
@@ -402,15 +403,16 @@ fn uninstall_works_right_after_the_engine_has_ended() {
     );
     assert!(
         begin.elapsed() < Duration::from_secs(5),
-        "what holds it up is known at once"
+        "the running container is detected without a wait"
     );
     engine.restart();
 }
 
-/// No case of its own: the program that the next one kills.
+/// Creates one resource of each kind that an engine can have, and waits. Run as a separate program
+/// by the next test, which kills it.
 #[test]
 #[ignore = "run by a_test_program_that_is_killed_leaves_nothing"]
-fn hangs_with_all_an_engine_can_have() {
+fn waits_with_resources_of_each_kind() {
     let engine = Engine::start();
     engine.docker(&["network", "create", "own"]).ok();
     engine
@@ -447,7 +449,7 @@ fn a_test_program_that_is_killed_leaves_nothing() {
     let told = place.scratch("told").join("name");
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
-        .args(["--exact", "hangs_with_all_an_engine_can_have", "--ignored"])
+        .args(["--exact", "waits_with_resources_of_each_kind", "--ignored"])
         .env("WHELK_TOLD", &told);
     let mut child = command.stdout(Stdio::null()).spawn().unwrap();
     let name = eventually("the engine to be named", || {

@@ -1,5 +1,5 @@
-//! Containers and images that try to get out. Each case is a way in which engines were broken
-//! before.
+//! Containers and images that try to access the host. Most cases are vulnerabilities that other
+//! engines had.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -52,14 +52,14 @@ impl Victim {
 
 #[test]
 fn the_whelk_binary_cannot_be_overwritten_from_a_container() {
-    // CVE-2019-5736: the container opens the runtime through /proc/PID/exe and writes to it when it
-    // has ended.
+    // CVE-2019-5736: the container opens the runtime through /proc/PID/exe, and writes to it after
+    // the runtime has exited.
     let engine = Engine::start();
     let program = Program::Whelk.path();
     let before = fs::read(&program).unwrap();
     let root = images::small_root().program("evil", "#!/proc/self/exe\n");
     engine.import("evil", &["CMD [\"/evil\"]"], &root.finish());
-    // The script has the program as its interpreter, which gets arguments that it does not know.
+    // The script's interpreter is the program itself, which exits because of unknown arguments.
     let output = engine.docker(&["run", "--rm", "--network", "none", "evil"]);
     assert_ne!(output.code, 0);
     let script = "echo ready; while :; do for p in /proc/[0-9]*; do case $(readlink $p/exe) in /bin/busybox|'') ;; *) \
@@ -90,20 +90,18 @@ fn the_whelk_binary_cannot_be_overwritten_from_a_container() {
     );
 }
 
-/// The same by a container that may mount, and so make a mount writable again that it has a
-/// descriptor in.
+/// A container that may mount can make a read-only mount writable, if it has a descriptor of it.
 #[test]
 #[cfg_attr(
     not(target_arch = "x86_64"),
     ignore = "uses the numbers of x86_64's system calls"
 )]
-fn a_container_that_may_mount_cannot_overwrite_our_program_either() {
+fn a_container_that_may_mount_cannot_overwrite_the_whelk_binary() {
     let engine = Engine::start();
     engine.load(&fs::read(images::python()).unwrap());
     let program = Program::Whelk.path();
     let before = fs::read(&program).unwrap();
-    // mount_setattr(2) with MOUNT_ATTR_RDONLY to clear, for everything that is not this container's
-    // own.
+    // Clears MOUNT_ATTR_RDONLY by mount_setattr(2) on each mount that is not the container's own.
     let trap = "
 import ctypes, errno, os
 libc = ctypes.CDLL(None)
@@ -254,7 +252,7 @@ fn no_working_directory_leads_outside() {
         for output in outputs {
             // `exec` writes the runtime's errors to standard output.
             let told = output.out() + &output.err();
-            // Either the directory is refused, or the script runs elsewhere and does not find the file.
+            // Either the directory is refused, or the script runs in another one without the file.
             assert!(
                 output.code != 0 && (told.contains(&directory) || told.contains("can't open")),
                 "{directory}: {} {told}",
@@ -267,7 +265,7 @@ fn no_working_directory_leads_outside() {
             );
         }
     }
-    // The same as the working directory of the image.
+    // The working directory of an image.
     let root = images::small_root()
         .symlink("fd", "/proc/self/fd/8")
         .symlink("cwd", "/proc/1/cwd")
@@ -373,8 +371,8 @@ fn a_device_replaced_by_a_link_is_not_followed() {
         std::thread::scope(|scope| {
             let _stop = Stop(&over);
             scope.spawn(|| {
-                // They are made one after the other. What has to be done in between is as little as
-                // can be.
+                // The engine creates the devices one after the other. Prepared links and a single
+                // rename keep the time between creation and replacement short.
                 for (device, link) in names
                     .iter()
                     .map(|name| (shared.join(name), links.join(name)))
@@ -409,7 +407,7 @@ fn shared_memory_is_resolved_in_its_owners_root() {
     let engine = Engine::start();
     let victim = Victim::new(&engine);
     engine.both(|cli| {
-        // Its owner replaces it by a link that leads to another directory of the host.
+        // Its owner replaces it by a link to another directory of the host.
         let script = format!(
             "umount /dev/shm && rmdir /dev/shm && ln -s {} /dev/shm && echo ready; exec sleep 600",
             victim.path()
@@ -452,7 +450,8 @@ fn shared_memory_is_resolved_in_its_owners_root() {
 
 #[test]
 fn an_exec_does_not_affect_host_processes() {
-    // The container sees the host's /proc, where its own process ids are others'.
+    // In the host's /proc, which the container has, the container's process ids are those of other
+    // processes.
     let engine = Engine::start();
     let scores = || -> Vec<String> {
         let read =
@@ -486,8 +485,8 @@ fn an_exec_does_not_affect_host_processes() {
 
 #[test]
 fn an_exec_leaks_no_descriptors_to_tracers() {
-    // CVE-2016-9962: the root and the descriptors of a process that enters the container, while it
-    // does.
+    // CVE-2016-9962: a tracer reads the root and the descriptors of a process that is entering the
+    // container.
     let engine = Engine::start();
     engine.load(&fs::read(images::python()).unwrap());
     let mark = engine.root().join("lock");
@@ -541,8 +540,7 @@ while True:
 
 #[test]
 fn a_container_cannot_replace_the_masks_of_kernel_files() {
-    // CVE-2025-31133: /dev/null in a volume is a link, and what it points to is mounted over
-    // /proc/keys.
+    // CVE-2025-31133: /dev/null in a volume is a link, whose target is mounted over /proc/keys.
     let engine = Engine::start();
     let dev = engine.scratch("dev");
     symlink("/proc/sys/kernel/core_pattern", dev.join("null")).unwrap();
@@ -600,7 +598,7 @@ fn mount_point_paths_cannot_lead_outside() {
             "seen"
         );
         victim.assert_untouched("a mount point in the container of the same name");
-        // CVE-2022-23648: an image that declares a volume there.
+        // CVE-2022-23648: an image declares a volume at such a path.
         let root = images::small_root().symlink("link", &victim.path());
         engine.import(
             "volumes",
@@ -624,7 +622,7 @@ fn mount_point_paths_cannot_lead_outside() {
 
 #[test]
 fn long_configurations_are_passed_completely() {
-    // CVE-2021-43784: lengths of 64 KiB and more wrapped around on their way into the container.
+    // CVE-2021-43784: lengths of 64 KiB and more overflowed in the message to the container's init.
     let engine = Engine::start();
     let source = engine.scratch("source");
     let environment: Vec<String> = (0..3)
@@ -658,7 +656,7 @@ fn engine_files_and_sockets_are_not_accessible_to_others() {
             .mode()
             & 0o777
     };
-    // Somewhere on the way down, others are stopped.
+    // Whether other users can traverse all directories of a path.
     let reachable = |path: PathBuf| {
         path.ancestors()
             .take_while(|place| place.starts_with(engine.root()) || place.starts_with(engine.run()))
@@ -670,7 +668,7 @@ fn engine_files_and_sockets_are_not_accessible_to_others() {
     );
     assert!(
         !reachable(engine.root().join("containers").join(&id)),
-        "so do containers"
+        "containers may have set-id programs"
     );
     assert!(
         !reachable(engine.run().join("containers").join(&id)),
@@ -685,7 +683,7 @@ fn engine_files_and_sockets_are_not_accessible_to_others() {
     assert!(ours.is_empty(), "{ours:?}");
 }
 
-/// A number in kilobytes from a process's status.
+/// Returns a process's resident memory in KiB.
 fn resident(pid: i32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     status
@@ -696,7 +694,7 @@ fn resident(pid: i32) -> u64 {
         .unwrap_or(0)
 }
 
-/// The shim of a container: the parent of its first process.
+/// Returns the PID of a container's shim, which is the parent of its first process.
 fn shim_of(engine: &Engine, name: &str) -> i32 {
     let status = fs::read_to_string(format!("/proc/{}/status", engine.pid(name))).unwrap();
     status
@@ -739,7 +737,7 @@ fn abandoned_attachments_are_released() {
 
 #[test]
 fn a_hanging_file_system_blocks_only_its_container() {
-    // The container covers its own /etc with a FUSE file system that nobody serves.
+    // The container mounts a FUSE file system without a server over its own /etc.
     let engine = Engine::start();
     engine.load(&fs::read(images::python()).unwrap());
     let freeze = "
@@ -784,7 +782,7 @@ time.sleep(600)
             };
             scope.spawn(make);
         }
-        // Execs that have got as far as the container's shim.
+        // Execs whose start has reached the container's shim.
         for _ in 0..4 {
             let exec = engine.create_exec("frozen", &json!({"Cmd": ["true"]}));
             scope.spawn({
@@ -820,7 +818,8 @@ time.sleep(600)
 
 #[test]
 fn vlan_tags_do_not_bypass_the_firewall() {
-    // What a bridge's rules take for something else, its receivers take for what it is.
+    // The rules of a bridge see a tagged frame as another protocol, but its receivers remove the
+    // tag.
     let engine = Engine::start();
     engine.load(&fs::read(images::python()).unwrap());
     let cli = engine.cli(Program::Docker);
@@ -839,8 +838,8 @@ while True: print(s.recvfrom(100))
     let network = &engine.inspect("victim")["NetworkSettings"]["Networks"]["bridge"];
     let [address, mac, gateway] =
         ["IPAddress", "MacAddress", "Gateway"].map(|key| network[key].as_str().unwrap().to_owned());
-    // Frames with none, one and two tags: an ARP answer that claims the gateway's address, and a
-    // datagram from it.
+    // Frames with none, one and two tags: an ARP reply for the gateway's address, and a datagram
+    // with that address as its source.
     let attack = "
 import socket, struct, sys
 mac, address, gateway = bytes.fromhex(sys.argv[1].replace(':', '')), socket.inet_aton(sys.argv[2]), socket.inet_aton(sys.argv[3])

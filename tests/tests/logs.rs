@@ -1,4 +1,4 @@
-//! What containers said, afterwards and while they say it.
+//! Logs of containers: content, selection, following, rotation and drivers.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 use whelk_tests::{Cli, Engine, Program};
 
-/// Does the same with each log driver that can be read, through both command lines.
+/// Runs a test with each log driver whose log can be read, and with both command lines.
 fn each_driver(case: impl Fn(Cli<'_>, &[&str])) {
     Engine::start().both(|cli| {
         for driver in ["json-file", "local"] {
@@ -28,7 +28,7 @@ fn say(cli: Cli<'_>, flags: &[&str], script: &str) {
     cli.engine().await_state("said", "exited");
 }
 
-/// A directory that the container sees as `/b`, to tell it when to go on.
+/// A directory that is mounted at `/b`, in which files tell the container when to continue.
 struct Gate(PathBuf);
 
 impl Gate {
@@ -208,7 +208,7 @@ fn follow_across_rotations_loses_and_repeats_nothing() {
                 .zip(0..)
                 .find(|(found, wanted)| found != wanted)
         );
-        // What is kept is the end, without a gap either, and not all.
+        // The kept lines are the last ones, without a gap; earlier ones were rotated away.
         let kept: Vec<usize> = cli
             .run(&["logs", "said"])
             .ok()
@@ -456,8 +456,8 @@ fn follow_reads_a_log_to_its_end_during_removal() {
             .engine()
             .scratch(&format!("go-{:?}-{}", cli.program(), driver[1]));
         let volume = format!("{}:/go", go.display());
-        // Small files, so that the follower has to open further ones when the container may be gone
-        // already.
+        // Small files, so that the follower has to open further ones when the container may already
+        // be removed.
         let flags = [
             &[
                 "--rm",
@@ -509,8 +509,8 @@ fn logs_without_follow_end_at_the_current_end() {
         .concat();
         cli.up("said", &flags, &["yes"]);
         cli.engine().await_log("said", "y\n");
-        // The smallest records that two files of this size can hold, and some that were written
-        // behind the size.
+        // The number of records of the smallest size in two files, and of some that were written
+        // beyond the files' size.
         let most = (2 << 20) / if driver.contains(&"local") { 15 } else { 60 } + 1000;
         for _ in 0..3 {
             let count = cli
@@ -552,7 +552,7 @@ fn tail_applies_before_other_selections() {
     });
 }
 
-/// A container that has not run yet, and its log, which the case writes.
+/// Creates a container that has not run, and writes its log. Returns the log's path.
 fn with_log(
     engine: &Engine,
     options: &Value,
@@ -563,7 +563,7 @@ fn with_log(
     let body = json!({"Image": "busybox", "Cmd": ["sh", "-c", "echo said; sleep 600"],
         "HostConfig": {"NetworkMode": "none", "LogConfig": {"Type": "json-file", "Config": options}}});
     engine.create("said", &body);
-    // A log has a path once the container has one.
+    // The log's name contains the container's id.
     let id = engine.inspect("said")["Id"].as_str().unwrap().to_owned();
     let path = engine
         .root()
@@ -579,7 +579,7 @@ fn with_log(
         file.write_all(record.as_bytes()).unwrap();
     }
     file.flush().unwrap();
-    // Or the engine waits for the disk when it writes down its own.
+    // Otherwise the engine's next flush would wait for these bytes to be written to the disk.
     file.get_ref().sync_all().unwrap();
     path
 }
@@ -617,7 +617,7 @@ fn tails_of_large_logs_take_little_memory_and_are_read_from_the_end() {
         LINES
     );
     assert!(peak() < before + 24, "{} MiB after {before} MiB", peak());
-    // The number of bytes that it has read of anything.
+    // The number of bytes that the engine has read from any file.
     let read = || {
         let counts = fs::read_to_string(format!("/proc/{}/io", engine.daemon_pid())).unwrap();
         counts
@@ -642,7 +642,7 @@ fn tails_of_large_logs_take_little_memory_and_are_read_from_the_end() {
 #[test]
 fn compression_of_a_log_does_not_block_others() {
     let engine = Engine::start();
-    // Lines that a compressor has work with; the first write of the container rotates the file.
+    // Lines that take long to compress. The first write of the container rotates the file.
     let mut seed = 1u64;
     let mut random = move || {
         seed ^= seed << 13;
@@ -670,16 +670,15 @@ fn compression_of_a_log_does_not_block_others() {
         engine.whelk(&["logs", "--tail", "1", "said"]).ok();
         engine.whelk(&["ps"]).ok();
         let took = begin.elapsed();
-        // The last line has to be looked for in the compressed file from then on, which takes its
-        // time.
+        // Once the file is compressed, reading its last line takes longer: that round does not
+        // count.
         let is_packed = packed.exists();
         if !is_packed {
             slowest = slowest.max(took);
         }
         is_packed.then_some(())
     });
-    // Had they waited for the compression, the slowest round would have taken nearly all of the
-    // time.
+    // If they waited for the compression, the slowest round would take nearly all of the time.
     let whole = whole.elapsed();
     assert!(
         !slowest.is_zero() && slowest < whole / 2,

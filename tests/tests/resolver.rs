@@ -1,4 +1,4 @@
-//! Names in networks: who answers them, with what, and how soon.
+//! DNS names of containers: the embedded resolver, hosts and resolv.conf files, and links.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -54,11 +54,11 @@ fn containers_resolve_each_other_by_name() {
             config.contains("nameserver 127.0.0.11") && config.contains("options ndots:0"),
             "{config}"
         );
-        // Whoever is elsewhere does not find them.
+        // Containers in other networks cannot resolve the name.
         up(cli, "stranger", &[], "sleep 60");
         cli.run(&["exec", "stranger", "ping", "-c1", "-w1", "db"])
             .refuses(1, "bad address 'db'");
-        // A name goes with its container.
+        // The name of a stopped container does not resolve.
         cli.run(&["stop", "-t", "0", "db"]).ok();
         resolves_not(cli, "client", "db");
         cli.run(&["rm", "-f", "db", "client", "stranger"]).ok();
@@ -66,8 +66,8 @@ fn containers_resolve_each_other_by_name() {
     });
 }
 
-/// Answers every question that comes to a port in a container's network with one address, and says
-/// who has asked.
+/// Starts a DNS server in a container's network that answers each query for an A record with one
+/// address. Returns the addresses of its clients.
 fn answers(
     engine: &Engine,
     name: &str,
@@ -84,8 +84,7 @@ fn answers(
     std::thread::spawn(move || {
         let mut packet = [0; 512];
         while let Ok((length, from)) = socket.recv_from(&mut packet) {
-            // The question, an answer to it, and an address (RFC 1035): for an A record, or
-            // nothing.
+            // The question, and for an A record the answer with the address (RFC 1035).
             let kind = packet[length - 3];
             packet[2..8].copy_from_slice(&[0x81, 0x80, 0, 1, 0, u8::from(kind == 1)]);
             let record = [&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 9, 0, 4][..], &address].concat();
@@ -156,18 +155,18 @@ fn external_names_are_queried_from_the_containers_network() {
         client,
         "not the host's address"
     );
-    // A resolver in the container itself, and not the host's at that address.
+    // 127.0.0.1 is the container's own loopback address, and not the host's.
     let _own = answers(&engine, "itself", "127.0.0.1:53", [10, 4, 5, 6]);
     assert!(inside(cli, "itself", look_up).contains("10.4.5.6"));
-    // From an internal network nobody is asked.
+    // A container in an internal network has no server to query.
     let answer = inside(cli, "inner", look_up);
     assert!(!answer.contains("10.1.2.3"), "{answer}");
     assert_eq!(who.try_recv(), Err(TryRecvError::Empty));
 }
 
-/// Says to every question at an address in a container's network that it cannot tell: `code` is
-/// SERVFAIL or its like.
-fn cannot_tell(engine: &Engine, name: &str, at: &str, code: u8) {
+/// Starts a DNS server in a container's network that answers each query with the response code
+/// `code`, such as SERVFAIL.
+fn answers_with_code(engine: &Engine, name: &str, at: &str, code: u8) {
     let namespace = std::fs::File::open(format!("/proc/{}/ns/net", engine.pid(name))).unwrap();
     let socket =
         whelk_sys::net::within(namespace.as_fd(), || UdpSocket::bind(at).unwrap()).unwrap();
@@ -211,7 +210,7 @@ fn the_next_server_is_queried_after_a_failure() {
         .into_iter()
         .zip(CODES)
     {
-        cannot_tell(&engine, "asks", at, code);
+        answers_with_code(&engine, "asks", at, code);
     }
     let resolver = resolver_of(&engine, "asks");
     let ask = |id: u16| {
@@ -220,11 +219,11 @@ fn the_next_server_is_queried_after_a_failure() {
         let length = resolver.recv(&mut answer).expect("an answer");
         (answer[3] & 0xf, answer[..length].ends_with(&[10, 1, 2, 3]))
     };
-    // When none of them can tell, the first one's word is passed on.
+    // If all servers fail, the first one's response is returned.
     assert_eq!(ask(1), (2, false));
     let _server = answers(&engine, "asks", "127.0.0.24:53", [10, 1, 2, 3]);
     assert_eq!(ask(2), (0, true));
-    // One that says nothing is waited for as long as Docker's resolver does.
+    // The timeout for a server that does not answer is that of Docker's resolver.
     up(
         cli,
         "waits",
@@ -267,8 +266,8 @@ fn names_of_containers_are_answered_for_all_record_types() {
         &["--network", "names", "--dns", "127.0.0.21"],
         "sleep 300",
     );
-    // Who is asked about anything else says that there is no such name.
-    cannot_tell(&engine, "asks", "127.0.0.21:53", 3);
+    // The external server answers NXDOMAIN.
+    answers_with_code(&engine, "asks", "127.0.0.21:53", 3);
     let resolver = resolver_of(&engine, "asks");
     let ask = |kind: u16, name: &str| {
         resolver.send(&question_of(kind, name, kind)).unwrap();
@@ -345,7 +344,7 @@ fn edited_hosts_and_resolv_conf_survive_network_changes() {
             inside(cli, "edited", "cat /etc/resolv.conf"),
             "nameserver 9.9.9.9 # mine"
         );
-        // What nobody touched follows.
+        // An unedited file is updated.
         assert!(inside(cli, "plain", "cat /etc/resolv.conf").contains("nameserver 127.0.0.11"));
         for name in ["edited", "plain"] {
             cli.run(&["network", "disconnect", "other", name]).ok();
@@ -356,7 +355,7 @@ fn edited_hosts_and_resolv_conf_survive_network_changes() {
             "nameserver 9.9.9.9 # mine"
         );
         assert!(!inside(cli, "plain", "cat /etc/resolv.conf").contains("127.0.0.11"));
-        // Also by an engine that has not written them itself.
+        // Also by an engine that has not written the files itself.
         engine.kill9();
         engine.restart();
         for name in ["edited", "plain"] {
@@ -574,7 +573,7 @@ fn names_follow_renames_and_connections() {
     engine.both(|cli| {
         cli.run(&["network", "create", "app"]).ok();
         up(cli, "server", &["--network", "app"], SERVES);
-        // From the default network, where there are no names.
+        // The default network has no name resolution.
         up(cli, "late", &[], "sleep 60");
         resolves_not(cli, "late", "server");
         cli.run(&["network", "connect", "app", "late"]).ok();
@@ -589,7 +588,7 @@ fn names_follow_renames_and_connections() {
         cli.run(&["rename", "server", "renamed"]).ok();
         assert!(inside(cli, "late", "nslookup renamed").contains("Address"));
         resolves_not(cli, "late", "server");
-        // What was left stays left.
+        // A network that was disconnected is not connected again by a restart.
         cli.run(&["network", "disconnect", "bridge", "late"]).ok();
         cli.run(&["restart", "-t", "0", "late"]).ok();
         assert_eq!(
@@ -643,7 +642,7 @@ fn two_hundred_containers_resolve_each_other() {
     assert!(inside(cli, "member199", "ping -c1 -w2 member0").contains("1 packets received"));
 }
 
-/// A question for the address of a name.
+/// Returns a query for the IPv4 address of a name.
 fn question(id: u16, name: &str) -> Vec<u8> {
     question_of(id, name, 1)
 }
@@ -660,7 +659,7 @@ fn question_of(id: u16, name: &str, kind: u16) -> Vec<u8> {
     packet
 }
 
-/// A socket in a container's network that is connected to its resolver.
+/// Returns a socket in a container's network that is connected to its resolver.
 fn resolver_of(engine: &Engine, name: &str) -> UdpSocket {
     let namespace = std::fs::File::open(format!("/proc/{}/ns/net", engine.pid(name))).unwrap();
     let socket =
@@ -679,7 +678,7 @@ fn a_flood_of_queries_does_not_delay_other_containers() {
     let cli = engine.cli(Program::Docker);
     cli.run(&["network", "create", "--ipv6=false", "crowd"])
         .ok();
-    // Questions for the outside go to where nobody answers.
+    // External names are forwarded to a server that does not answer.
     for name in ["flood", "other"] {
         up(
             cli,
@@ -744,13 +743,13 @@ fn links_of_the_default_network_set_names_and_variables() {
         let id = engine.inspect("db")["Id"].as_str().unwrap()[..12].to_owned();
         assert_eq!(inside(cli, "web", "grep database /etc/hosts"), format!("{at}\tdatabase {id} db"));
         assert_eq!(engine.inspect("web")["HostConfig"]["Links"], json!(["/db:/web/database"]));
-        // The other one has a further name.
+        // The link is a further name of the linked container.
         for name in ["web/database", "/web/database"] {
             assert_eq!(cli.run(&["inspect", "-f", "{{.Name}}", name]).ok(), "/db");
         }
         assert_eq!(cli.run(&["ps", "-f", "name=db", "--format", "{{.Names}}"]).ok(), "db");
         assert_eq!(cli.run(&["ps", "-f", "name=db", "--no-trunc", "--format", "{{.Names}}"]).ok(), "db,web/database");
-        // It comes back elsewhere, and under another name.
+        // The linked container gets another address, and then another name.
         cli.run(&["stop", "-t", "0", "db"]).ok();
         let refused = cli.run(&["exec", "web", "true"]).exits(128);
         assert!(refused.contains("Cannot link to a non running container: /db AS /web/database"), "{refused}");
@@ -766,14 +765,15 @@ fn links_of_the_default_network_set_names_and_variables() {
         eventually("the hosts file to follow", || inside(cli, "web", "grep database /etc/hosts").starts_with(&address()).then_some(()));
         cli.run(&["rename", "db", "store"]).ok();
         assert_eq!(engine.inspect("web")["HostConfig"]["Links"], json!(["/store:/web/database"]));
-        // A link can be taken away alone.
+        // A link can be removed without its containers.
         cli.run(&["rm", "--link", "web"]).refuses(1, "Conflict, cannot remove the default link name of the container");
         cli.run(&["rm", "--link", "web/nope"]).refuses(1, "No such container: web/nope");
         cli.run(&["rm", "--link", "/web/database"]).ok();
         assert_eq!(engine.inspect("web")["HostConfig"]["Links"], json!(null));
         assert_eq!(inside(cli, "web", "grep -c database /etc/hosts; env | grep -c DATABASE; true"), "0\n0");
         cli.run(&["rm", "-f", "web", "store"]).ok();
-        // Those that come back after the engine, or the machine, come in an order that lets them.
+        // Containers that are restarted with the engine are started after those that they have
+        // linked.
         for (name, link) in [("base", "--link=none"), ("top", "--link=base")] {
             let mut args = vec!["run", "-d", "--restart=always", "--name", name, link, "busybox", "sleep", "300"];
             args.retain(|arg| *arg != "--link=none");
@@ -807,7 +807,7 @@ fn names_resolve_immediately_after_an_engine_restart() {
     for name in ["one", "two", "three"] {
         up(cli, name, &["--network", "app"], "sleep 300");
     }
-    // Connected before, as a program's resolver library may be.
+    // Connected before the restart, as a program's resolver library may be.
     let resolver = resolver_of(&engine, "one");
     resolver
         .set_read_timeout(Some(Duration::from_millis(10)))
@@ -815,7 +815,7 @@ fn names_resolve_immediately_after_an_engine_restart() {
     let answers = |id: u16| {
         drop(resolver.send(&question(id, "two")));
         let mut answer = [0; 512];
-        // One address, in an answer to this question.
+        // An answer to this query with one address.
         matches!(resolver.recv(&mut answer), Ok(length) if length > 12 && answer[..2] == id.to_be_bytes() && answer[7] == 1)
     };
     eventually("an answer", || answers(1).then_some(()));
