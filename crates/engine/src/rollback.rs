@@ -3,6 +3,9 @@
 //! An operation of several steps wraps what it changes in a [`Rollback`]. After each step it pushes
 //! how to undo it, and it commits after the last. If it returns before that, by an error or because
 //! its future is dropped, the steps are undone in reverse order.
+//!
+//! Undoing may block. An operation that begins on a thread that may block and goes on in a future
+//! keeps its rollback there as a [`BlockingRollback`].
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -11,16 +14,17 @@ use crate::error::{Error, Result};
 
 type Undo<'a, T> = Box<dyn FnOnce(&mut T) -> Result<()> + Send + 'a>;
 
-/// Steps that change a `T`, which can be undone until they are committed.
+/// Steps that change a `T`, which can be undone until they are committed. `T` is a mutable reference
+/// if the caller needs what is changed.
 pub(crate) struct Rollback<'a, T> {
     /// The operation, for the log.
     operation: &'static str,
-    target: &'a mut T,
+    target: T,
     steps: Vec<(&'static str, Undo<'a, T>)>,
 }
 
 impl<'a, T> Rollback<'a, T> {
-    pub(crate) fn new(operation: &'static str, target: &'a mut T) -> Self {
+    pub(crate) fn new(operation: &'static str, target: T) -> Self {
         Self {
             operation,
             target,
@@ -49,7 +53,7 @@ impl<T> Drop for Rollback<'_, T> {
         // A step that fails does not keep the others from being undone.
         let mut errors = Errors::default();
         while let Some((what, undo)) = self.steps.pop() {
-            errors.keep(undo(self.target).map_err(|error| error.prefixed(what)));
+            errors.keep(undo(&mut self.target).map_err(|error| error.prefixed(what)));
         }
         if let Err(error) = errors.into_result() {
             tracing::warn!("undo {}: {error}", self.operation);
@@ -61,13 +65,13 @@ impl<T> Deref for Rollback<'_, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        self.target
+        &self.target
     }
 }
 
 impl<T> DerefMut for Rollback<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
-        self.target
+        &mut self.target
     }
 }
 
@@ -79,6 +83,43 @@ impl<T> fmt::Debug for Rollback<'_, T> {
             .field("operation", &self.operation)
             .field("steps", &steps)
             .finish_non_exhaustive()
+    }
+}
+
+/// A [`Rollback`] that a future holds. Its steps are undone on a thread that may block, if it is
+/// dropped in a runtime.
+#[derive(Debug)]
+pub(crate) struct BlockingRollback<T: Send + 'static>(Option<Rollback<'static, T>>);
+
+impl<T: Send + 'static> BlockingRollback<T> {
+    /// Ends the operation: nothing is undone.
+    pub(crate) fn commit(mut self) {
+        if let Some(steps) = self.0.take() {
+            steps.commit();
+        }
+    }
+
+    /// Undoes the steps, and waits for that. It goes on even if this future is dropped.
+    pub(crate) async fn undo(mut self) {
+        let steps = self.0.take();
+        // Fails if an undo panics, which is logged, or if the runtime ends.
+        let _ = tokio::task::spawn_blocking(move || drop(steps)).await;
+    }
+}
+
+impl<T: Send + 'static> From<Rollback<'static, T>> for BlockingRollback<T> {
+    fn from(steps: Rollback<'static, T>) -> Self {
+        Self(Some(steps))
+    }
+}
+
+impl<T: Send + 'static> Drop for BlockingRollback<T> {
+    fn drop(&mut self) {
+        let Some(steps) = self.0.take() else { return };
+        // Without a runtime they are undone here, as are those that an ending one no longer accepts.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            drop(runtime.spawn_blocking(move || drop(steps)));
+        }
     }
 }
 
@@ -119,7 +160,7 @@ mod tests {
             }
             done.push(format!("+{step}"));
             let is_broken = broken_undo.contains(&step);
-            done.push_undo("count back", move |list: &mut Vec<String>| {
+            done.push_undo("count back", move |list| {
                 list.push(format!("-{step}"));
                 if is_broken {
                     return Err(Error::conflict(format!("stuck at {step}")));
@@ -152,6 +193,64 @@ mod tests {
     fn an_undo_that_fails_does_not_hinder_the_others() {
         check(None, &[1, 3], "+1 +2 +3 -3 -2 -1", "");
         check(Some(3), &[2], "+1 +2 -2 -1", "step 3");
+    }
+
+    /// Returns a step whose undo sends the thread that it runs on.
+    fn held() -> (BlockingRollback<Option<Sender>>, Receiver) {
+        let (undone, where_undone) = tokio::sync::oneshot::channel();
+        let mut steps = Rollback::new("hold", Some(undone));
+        steps.push_undo("send the thread", |undone| {
+            let sent = undone
+                .take()
+                .map(|undone| undone.send(std::thread::current().id()));
+            assert!(matches!(sent, Some(Ok(()))));
+            Ok(())
+        });
+        (steps.into(), where_undone)
+    }
+
+    type Sender = tokio::sync::oneshot::Sender<std::thread::ThreadId>;
+    type Receiver = tokio::sync::oneshot::Receiver<std::thread::ThreadId>;
+
+    #[tokio::test]
+    async fn what_a_dropped_future_holds_is_undone_on_another_thread() {
+        let (steps, where_undone) = held();
+        let mut operation = Box::pin(async move {
+            std::future::pending::<()>().await;
+            steps.commit();
+        });
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(operation.as_mut().poll(&mut context).is_pending());
+        drop(operation);
+        assert_ne!(where_undone.await.unwrap(), std::thread::current().id());
+    }
+
+    #[tokio::test]
+    async fn an_undo_is_waited_for() {
+        let (steps, mut where_undone) = held();
+        steps.undo().await;
+        assert_ne!(
+            where_undone.try_recv().unwrap(),
+            std::thread::current().id()
+        );
+    }
+
+    #[tokio::test]
+    async fn what_a_future_has_committed_is_not_undone() {
+        let (steps, where_undone) = held();
+        steps.commit();
+        // The sender is dropped with the target.
+        assert!(where_undone.await.is_err());
+    }
+
+    #[test]
+    fn without_a_runtime_it_is_undone_at_once() {
+        let (steps, mut where_undone) = held();
+        drop(steps);
+        assert_eq!(
+            where_undone.try_recv().unwrap(),
+            std::thread::current().id()
+        );
     }
 
     #[test]

@@ -6,9 +6,10 @@
 //!        restart policy ─────────┘
 //! ```
 //! `start_for_user` resets the restart counters; `try_start` checks the status and records a
-//! failure; `acquire_and_run` releases the resources on a failure. `acquire_resources` changes the
-//! host (endpoints, mounts, files), and `run_in_shim` starts the process.
+//! failure; `acquire_resources` changes the host (endpoints, mounts, files) and pushes how to undo
+//! it, `run_in_shim` starts the process, and `acquire_and_run` undoes the former if the latter fails.
 
+use std::mem::ManuallyDrop;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,6 +29,7 @@ use crate::error::{Error, Result};
 use crate::logging;
 use crate::model::{ContainerRecord, HostConfig, Status};
 use crate::networks::SandboxConfig;
+use crate::rollback::{BlockingRollback, Rollback};
 use crate::security::{Options, Seccomp};
 use crate::shims::{LaunchError, is_disconnected};
 use crate::spec::{self, SpecContext};
@@ -109,7 +111,8 @@ impl Containers {
         }
     }
 
-    /// Acquires a container's resources and runs it in a shim. Releases the resources on an error.
+    /// Acquires a container's resources and runs it in a shim. Releases the resources on an error,
+    /// and if this future is dropped before the shim is called.
     async fn acquire_and_run(
         self: &Arc<Self>,
         container: &Arc<Container>,
@@ -117,39 +120,53 @@ impl Containers {
     ) -> std::result::Result<(), StartError> {
         let (wanted, streams): (Vec<Attach>, Vec<OwnedFd>) = attached.into_iter().unzip();
         let (containers, target) = (self.clone(), container.clone());
-        let prepared =
+        let acquired =
             tokio::task::spawn_blocking(move || containers.acquire_resources(&target, wanted))
                 .await;
-        let started = match prepared
+        let Acquired {
+            launch,
+            mut descriptors,
+            resources,
+        } = acquired
             .map_err(|error| Error::internal(error.to_string()))
-            .flatten()
-        {
-            Ok((launch, mut descriptors)) => {
-                descriptors.extend(streams);
-                self.run_in_shim(container, &launch, descriptors).await
-            }
-            Err(error) => Err(error.into()),
-        };
-        if started.is_err() {
-            drop(self.release_resources(container).await);
+            .flatten()?;
+        descriptors.extend(streams);
+        // Not released if this future is dropped while the shim is called, when the runtime ends: the
+        // container may run then. The next engine finds out.
+        let resources = ManuallyDrop::new(resources);
+        let started = self.run_in_shim(container, &launch, descriptors).await;
+        let resources = ManuallyDrop::into_inner(resources);
+        if started.is_ok() {
+            resources.commit();
+        } else {
+            resources.undo().await;
         }
         started
     }
 
     /// Creates the container's endpoints, mounts its volumes, and writes its files. Blocking.
-    /// Returns the launch message and its first descriptors: the network namespace and the
-    /// listeners of published ports.
     fn acquire_resources(
-        &self,
-        container: &Container,
+        self: &Arc<Self>,
+        container: &Arc<Container>,
         attached: Vec<Attach>,
-    ) -> Result<(ContainerLaunch, Vec<OwnedFd>)> {
+    ) -> Result<Acquired> {
+        let mut resources = Rollback::new(
+            "start",
+            Start {
+                containers: self.clone(),
+                container: container.clone(),
+            },
+        );
         let mut record = container.record().clone();
         let links = self.link_environment(&record)?;
         let (sandbox, namespace) = self
             .networks
             .attach(&SandboxConfig::of(&record), &record.networks)
             .map_err(|error| error.prefixed("failed to set up container networking"))?;
+        resources.push_undo("release the endpoints", |start| {
+            start.containers.release_endpoints(&start.container);
+            Ok(())
+        });
         container.keep_sandbox(sandbox.clone());
         sandbox.keep_in(&mut record);
         // Saved before the process runs: the addresses in use must be known after a crash of the
@@ -157,6 +174,17 @@ impl Containers {
         if namespace.is_some() {
             self.save(container)?;
         }
+        // The directory exists while anything is mounted: recovery looks for it.
+        resources.push_undo("delete the run directory", |start| {
+            start.container.workload.delete_directory();
+            Ok(())
+        });
+        container.workload.make_directory()?;
+        resources.push_undo("release the mounts", |start| {
+            start.containers.release_mounts(&start.container);
+            Ok(())
+        });
+        self.acquire_mounts(&record)?;
         let mut launch = self.prepare_launch(container, &record, attached, &links)?;
         launch.network = namespace.is_some();
         // The remaining descriptors of the message are the namespace and up to 40 clients;
@@ -164,7 +192,11 @@ impl Containers {
         const MAX_LISTENERS: usize = 200;
         let ports = self.networks.share_listeners(&record.id, MAX_LISTENERS);
         launch.ports = ports.len();
-        Ok((launch, namespace.into_iter().chain(ports).collect()))
+        Ok(Acquired {
+            launch,
+            descriptors: namespace.into_iter().chain(ports).collect(),
+            resources: resources.into(),
+        })
     }
 
     /// Hands the launch message to a shim, and records that the container runs.
@@ -208,7 +240,7 @@ impl Containers {
         Ok(())
     }
 
-    /// Writes the container's files, prepares its mounts, and returns the launch message.
+    /// Writes the container's files, and returns the launch message.
     fn prepare_launch(
         &self,
         container: &Container,
@@ -219,8 +251,6 @@ impl Containers {
         let (config, host) = (&record.config, &record.host);
         let directory = self.instance.container_dir(&record.id);
         files::write(container, &directory, record, self)?;
-        container.workload.make_directory()?;
-        self.acquire_mounts(record)?;
         let mut spec = self.spec(record, &directory)?;
         let hostname = spec.hostname.clone();
         let capabilities = spec
@@ -380,7 +410,6 @@ impl Containers {
                 record.state.status = Status::Exited;
             }
         }
-        container.workload.delete_directory();
         self.save_or_log(container);
         container.progress.send_modify(|progress| {
             progress.exits += 1;
@@ -390,6 +419,22 @@ impl Containers {
             self.remove_or_log(container, true);
         }
     }
+}
+
+/// A container that is being started.
+struct Start {
+    containers: Arc<Containers>,
+    container: Arc<Container>,
+}
+
+/// What a container needs to run.
+struct Acquired {
+    launch: ContainerLaunch,
+    /// The first descriptors of the launch message: the network namespace and the listeners of
+    /// published ports.
+    descriptors: Vec<OwnedFd>,
+    /// What is to be released if the container does not run.
+    resources: BlockingRollback<Start>,
 }
 
 /// A failed start: the error for the client, and the exit code to record.

@@ -96,7 +96,7 @@ impl Networks {
         &'a self,
         config: &'a SandboxConfig,
         sandbox: &'a mut Sandbox,
-    ) -> Rollback<'a, Sandbox> {
+    ) -> Rollback<'a, &'a mut Sandbox> {
         let mut attached = Rollback::new("attach", sandbox);
         attached.push_undo("detach the endpoints", |sandbox| {
             self.detach(&config.id, sandbox);
