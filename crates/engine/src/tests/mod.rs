@@ -5,6 +5,7 @@ mod lifecycle;
 mod rename;
 mod restart;
 mod rollback;
+mod sandbox;
 mod usage;
 mod workload;
 
