@@ -41,9 +41,12 @@ mod wait;
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock};
+use std::task::{Context, Poll};
 use tracing::Instrument as _;
 use whelk_sys::sync::IgnorePoison as _;
 
@@ -343,15 +346,49 @@ impl Containers {
     }
 }
 
-/// Runs an operation of several steps in a task of its own: it goes on to its end even if the
-/// future of the request is dropped in the middle.
+/// Runs an operation of several steps to its end, even if the future of the request is dropped in the
+/// middle: then it moves to a task of its own. It does not begin in one, because that would wake
+/// another thread for each operation.
+///
+/// # Errors
+/// Returns the operation's errors, and an error if it panics.
 async fn to_its_end<T: Send + 'static>(
     operation: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<T> {
     // Its logs name the client, as those of the request do.
-    tokio::spawn(operation.in_current_span())
-        .await
-        .map_err(|error| Error::internal(error.to_string()))?
+    ToItsEnd(Some(Box::pin(operation.in_current_span()))).await
+}
+
+/// `None` when it has ended.
+struct ToItsEnd<F: Future<Output: Send> + Send + 'static>(Option<Pin<Box<F>>>);
+
+impl<T: Send, F: Future<Output = Result<T>> + Send + 'static> Future for ToItsEnd<F> {
+    type Output = Result<T>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<T>> {
+        let Some(mut operation) = self.0.take() else {
+            return Poll::Pending;
+        };
+        // What has panicked is dropped, and not polled again.
+        let polled = catch_unwind(AssertUnwindSafe(|| operation.as_mut().poll(context)));
+        let Ok(outcome) = polled else {
+            return Poll::Ready(Err(Error::internal("the operation has panicked")));
+        };
+        if outcome.is_pending() {
+            self.0 = Some(operation);
+        }
+        outcome
+    }
+}
+
+impl<F: Future<Output: Send> + Send + 'static> Drop for ToItsEnd<F> {
+    fn drop(&mut self) {
+        if let Some(operation) = self.0.take()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            drop(runtime.spawn(operation));
+        }
+    }
 }
 
 impl Container {
@@ -490,7 +527,7 @@ impl Container {
 
 #[cfg(test)]
 mod tests {
-    use std::task::{Context, Waker};
+    use std::task::Waker;
 
     use super::*;
 
@@ -508,5 +545,28 @@ mod tests {
         drop(request);
         go_on.send(()).unwrap();
         is_done.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_operation_that_panics_has_failed() {
+        let operation = to_its_end::<()>(async {
+            tokio::task::yield_now().await;
+            panic!("this is the test's");
+        });
+        let error = operation.await.unwrap_err();
+        assert_eq!(error.to_string(), "the operation has panicked");
+    }
+
+    #[tokio::test]
+    async fn an_operation_stays_in_the_task_of_its_request() {
+        let request = tokio::spawn(async {
+            let operation = to_its_end(async {
+                tokio::task::yield_now().await;
+                Ok(tokio::task::id())
+            });
+            (tokio::task::id(), operation.await.unwrap())
+        });
+        let (request, operation) = request.await.unwrap();
+        assert_eq!(request, operation);
     }
 }

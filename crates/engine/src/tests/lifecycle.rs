@@ -1,6 +1,6 @@
 //! A container's way from its creation to its removal.
 
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Waker};
 
 use whelk_text::signal;
 
@@ -157,8 +157,7 @@ fn a_container_whose_shim_was_killed_has_exited_by_sigkill() {
 /// Begins an operation for a client that leaves at once.
 fn begin_and_leave<T>(operation: impl Future<Output = T>) {
     let mut context = Context::from_waker(Waker::noop());
-    let polled = std::pin::pin!(operation).poll(&mut context);
-    assert!(matches!(polled, Poll::Pending));
+    drop(std::pin::pin!(operation).poll(&mut context));
 }
 
 #[test]
