@@ -48,6 +48,10 @@ pub struct Behaviour {
     pub cut_after: Option<usize>,
     /// Time between pieces of 16 KiB of a blob.
     pub pause: Option<Duration>,
+    /// It does not answer `HEAD`.
+    pub refuses_head: bool,
+    /// Status, and code and message of an error, as answer to requests for manifests.
+    pub refusal: Option<(&'static str, &'static str, &'static str)>,
 }
 
 /// An image in a registry.
@@ -250,6 +254,10 @@ impl Registry {
         if path == "/v2/" {
             return begin(&mut stream, "200 OK", "", 0);
         }
+        if behaviour.refuses_head && method == "HEAD" {
+            begin(&mut stream, "405 Method Not Allowed", "", 0)?;
+            return None;
+        }
         let path = path.strip_prefix("/v2/")?;
         if let Some((_, digest)) = path.split_once("/blobs/") {
             let Some(content) = self.state().blobs.get(digest).cloned() else {
@@ -286,21 +294,38 @@ impl Registry {
                 stream.write_all(piece).ok()?;
             }
         } else if let Some((repository, version)) = path.split_once("/manifests/") {
+            let refuse = |stream: &mut TcpStream, (status, code, message): (&str, &str, &str)| {
+                let body = json!({"errors": [{"code": code, "message": message}]}).to_string();
+                begin(
+                    stream,
+                    status,
+                    "content-type: application/json\r\n",
+                    body.len(),
+                )?;
+                if method != "HEAD" {
+                    stream.write_all(body.as_bytes()).ok()?;
+                }
+                None
+            };
+            if let Some(refusal) = behaviour.refusal {
+                return refuse(&mut stream, refusal);
+            }
             let found = self
                 .state()
                 .manifests
                 .get(&format!("{repository}/{version}"))
                 .cloned();
             let Some((media_type, content)) = found else {
-                let body =
-                    br#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}"#;
-                begin(&mut stream, "404 Not Found", "", body.len())?;
-                stream.write_all(body).ok()?;
-                return None;
+                let unknown = ("404 Not Found", "MANIFEST_UNKNOWN", "manifest unknown");
+                return refuse(&mut stream, unknown);
             };
-            let media_type = format!("content-type: {media_type}\r\n");
-            begin(&mut stream, "200 OK", &media_type, content.len())?;
-            stream.write_all(&content).ok()?;
+            let digest = sha256(&content);
+            let headers =
+                format!("content-type: {media_type}\r\ndocker-content-digest: sha256:{digest}\r\n");
+            begin(&mut stream, "200 OK", &headers, content.len())?;
+            if method != "HEAD" {
+                stream.write_all(&content).ok()?;
+            }
         }
         Some(())
     }

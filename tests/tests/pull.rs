@@ -72,7 +72,7 @@ fn an_image_is_pulled_shown_and_run() {
         let lines: Vec<&str> = out.lines().collect();
         assert_eq!(lines[0], "1: Pulling from team/app", "{out}");
         for layer in pushed.layers.iter().map(short) {
-            for status in ["Pulling fs layer", "Pull complete"] {
+            for status in ["Pulling fs layer", "Download complete", "Pull complete"] {
                 assert!(
                     lines.contains(&format!("{layer}: {status}").as_str()),
                     "{out}"
@@ -95,9 +95,15 @@ fn an_image_is_pulled_shown_and_run() {
         let by_digest = format!("{}/team/app@{}", registry.host, pushed.digest);
         let digests = image(&engine, &pushed.name)["RepoDigests"].clone();
         assert_eq!(digests, json!([by_digest]));
-        // Each layer came once: the second pull found it.
-        assert_eq!(registry.requests(&pushed.layers[1]).len(), 1);
+        // Everything came once: the second pull only asked what the tag names.
+        let tag = "HEAD /v2/team/app/manifests/1".to_owned();
+        let manifest = format!("GET /v2/team/app/manifests/{}", pushed.digest);
+        let requests = registry.requests("/manifests/");
+        assert_eq!(requests, [tag.clone(), manifest, tag]);
+        assert_eq!(registry.requests("/blobs/").len(), 3);
+        registry.forget_requests();
         assert_eq!(cli.run(&["pull", "-q", &by_digest]).ok(), by_digest);
+        assert_eq!(registry.requests(""), [""; 0]);
         cli.run(&[
             "rmi",
             "-f",
@@ -157,6 +163,184 @@ fn the_manifest_for_the_platform_is_chosen() {
         cli.run(&["pull", "--platform", "linux/s390x", &name])
             .refuses(1, text);
     });
+}
+
+#[test]
+fn an_index_names_the_image_that_was_pulled_last() {
+    let engine = Engine::without_images(&[]);
+    let registry = Registry::start();
+    let (amd, arm) = (marked("amd:1"), marked("arm:1"));
+    let index = registry.push_index("app", "1", &[("arm64", &arm), ("amd64", &amd)]);
+    let name = format!("{}/app:1", registry.host);
+    let by_digest = format!("{}/app@{index}", registry.host);
+    let mut ids = Vec::new();
+    for platform in ["linux/arm64", "linux/amd64", "linux/arm64"] {
+        engine.whelk(&["pull", "--platform", platform, &name]).ok();
+        let image = image(&engine, &by_digest);
+        assert_eq!(image["RepoDigests"], json!([by_digest]));
+        ids.push(image["Id"].clone());
+    }
+    assert_ne!(ids[0], ids[1]);
+    assert_eq!(ids[0], ids[2]);
+    let other = image(&engine, ids[1].as_str().unwrap());
+    assert_eq!(other["RepoDigests"], json!([]));
+}
+
+#[test]
+fn an_image_for_another_platform_is_pulled_with_a_warning() {
+    let engine = Engine::without_images(&[]);
+    let registry = Registry::start();
+    let pushed = registry.push("app", &marked("app:1"));
+    engine.both(|cli| {
+        let pull = ["pull", "--platform", "linux/s390x", &pushed.name];
+        let out = cli.run(&pull).ok();
+        let text = format!(
+            "WARNING: image with reference {} was found but its platform (linux/amd64) does not match the specified platform (linux/s390x)",
+            pushed.name
+        );
+        assert!(out.lines().any(|line| line == text), "{out}");
+    });
+}
+
+#[test]
+fn indexes_are_nested_up_to_a_depth() {
+    const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+    let engine = Engine::without_images(&[]);
+    let registry = Registry::start();
+    let pushed = registry.push("app", &marked("app:1"));
+    let mut digest = pushed.digest;
+    for depth in 1..=4 {
+        let entry = json!({
+            "mediaType": INDEX, "digest": digest, "size": 2,
+            "platform": {"architecture": "amd64", "os": "linux"},
+        });
+        let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [entry]});
+        digest = registry.manifest("app", &depth.to_string(), INDEX, &index);
+    }
+    engine
+        .whelk(&["pull", &format!("{}/app:3", registry.host)])
+        .ok();
+    engine
+        .whelk(&["pull", &format!("{}/app:4", registry.host)])
+        .refuses(1, "indexes are nested more than 3 levels deep");
+}
+
+#[test]
+fn what_is_damaged_in_the_store_is_repaired() {
+    let engine = Engine::without_images(&[]);
+    let registry = Registry::start();
+    let pushed = registry.push("app", &marked("app:1"));
+    engine.whelk(&["pull", &pushed.name]).ok();
+    let id = image(&engine, &pushed.name)["Id"].clone();
+    for digest in [id.as_str().unwrap(), &pushed.digest] {
+        let blob = engine
+            .root()
+            .join("blobs/sha256")
+            .join(&digest["sha256:".len()..]);
+        let content = std::fs::read(&blob).unwrap();
+        std::fs::write(&blob, &content[1..]).unwrap();
+        engine.whelk(&["pull", &pushed.name]).ok();
+        assert_eq!(std::fs::read(&blob).unwrap(), content);
+    }
+    assert_eq!(registry.requests("GET /v2/app/manifests/").len(), 2);
+    assert_eq!(registry.requests(&pushed.layers[0]).len(), 1);
+}
+
+#[test]
+fn refusals_are_told_in_the_words_of_docker() {
+    let engine = Engine::without_images(&[]);
+    let registry = Registry::start();
+    let pushed = registry.push("app", &marked("app:1"));
+    let repository = format!("{}/app", registry.host);
+    for (refusal, text) in [
+        (
+            (
+                "404 Not Found",
+                "NAME_UNKNOWN",
+                "repository name not known to registry",
+            ),
+            format!(
+                "repository {repository} not found: name unknown: repository name not known to registry"
+            ),
+        ),
+        (
+            ("404 Not Found", "MANIFEST_UNKNOWN", "manifest unknown"),
+            format!("manifest for {repository}:1 not found: manifest unknown: manifest unknown"),
+        ),
+        (
+            (
+                "403 Forbidden",
+                "DENIED",
+                "requested access to the resource is denied",
+            ),
+            format!(
+                "pull access denied for {repository}, repository does not exist or may require 'docker login': denied: requested access to the resource is denied"
+            ),
+        ),
+        (
+            (
+                "401 Unauthorized",
+                "UNAUTHORIZED",
+                "authentication required",
+            ),
+            "Error response from daemon: unauthorized: authentication required".to_owned(),
+        ),
+    ] {
+        registry.behave(Behaviour {
+            refusal: Some(refusal),
+            ..Behaviour::default()
+        });
+        engine.both(|cli| cli.run(&["pull", &pushed.name]).refuses(1, &text));
+    }
+}
+
+#[test]
+fn a_registry_may_refuse_to_tell_a_digest() {
+    let engine = Engine::without_images(&[]);
+    let registry = Registry::start();
+    let pushed = registry.push("app", &marked("app:1"));
+    registry.behave(Behaviour {
+        refuses_head: true,
+        ..Behaviour::default()
+    });
+    engine.whelk(&["pull", &pushed.name]).ok();
+    let methods = ["HEAD", "GET"].map(|method| format!("{method} /v2/app/manifests/1"));
+    assert_eq!(registry.requests("/manifests/"), methods);
+}
+
+#[test]
+fn a_layer_that_a_mirror_has_changed_comes_from_the_registry() {
+    let engine = Engine::without_images(&[]);
+    let (registry, mirror) = (Registry::start(), Registry::start());
+    let pushed = push_big(&registry, 1 << 20);
+    push_big(&mirror, 1 << 20);
+    let mut content = images::gzip(&images::small_root().file("noise", noise(1 << 20)).finish());
+    content[1 << 19] ^= 1;
+    mirror.corrupt(&pushed.layers[0], &content);
+    let host = registry.host.as_str();
+    engine.kill9();
+    engine.configure(&json!({"mirrors": {host: [format!("http://{}", mirror.host)]}}));
+    engine.restart();
+    engine.whelk(&["pull", &pushed.name]).ok();
+    assert_eq!(mirror.requests(&pushed.layers[0]).len(), 1);
+    assert_eq!(
+        registry.requests(""),
+        [format!("GET /v2/big/blobs/{}", pushed.layers[0])]
+    );
+}
+
+#[test]
+fn a_pull_is_an_event_of_the_name() {
+    let engine = Engine::without_images(&[]);
+    let registry = Registry::start();
+    let pushed = registry.push("app", &marked("app:1"));
+    let mut events = engine.events("");
+    engine.whelk(&["pull", &pushed.name]).ok();
+    let event = events.next_event().unwrap();
+    assert_eq!(event["Action"], "pull");
+    assert_eq!(event["Actor"]["ID"], pushed.name);
+    let name = format!("{}/app", registry.host);
+    assert_eq!(event["Actor"]["Attributes"]["name"], name);
 }
 
 #[test]
@@ -321,10 +505,8 @@ fn credentials_come_from_the_configuration() {
     std::fs::create_dir_all(&config).unwrap();
     let flag = format!("--config={}", config.display());
     engine.both(|cli| {
-        let text = format!(
-            "pull access denied for {}/app, repository does not exist or may require 'docker login'",
-            registry.host
-        );
+        let url = format!("http://{}/v2/app/manifests/1", registry.host);
+        let text = format!("Head \"{url}\": no basic auth credentials");
         std::fs::write(config.join("config.json"), "{}").unwrap();
         cli.run(&[&flag, "pull", &pushed.name]).refuses(1, &text);
         let auths = json!({"auths": {(registry.host.as_str()): {"auth": "YWxpY2U6c2VzYW1l"}}});

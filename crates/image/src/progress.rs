@@ -21,7 +21,16 @@ pub enum State {
     /// A layer's download waits for others.
     Waiting,
     Downloading,
-    /// A layer has been downloaded; what is left of it is unpacked.
+    /// A layer's download has failed, and goes on after a wait.
+    Retrying {
+        seconds: u64,
+    },
+    /// A layer's download goes on after the wait that the registry has asked for.
+    Delayed {
+        seconds: u64,
+    },
+    DownloadComplete,
+    /// What is left of a layer that has been downloaded is unpacked.
     Extracting,
     PullComplete,
     /// The store has the layer.

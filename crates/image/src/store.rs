@@ -75,12 +75,14 @@ impl Store {
             (Err(error), Ok(_)) => outcome = Err(error),
             (_, Err(_)) => {}
         };
-        let is_pending = |layer: &Digest| self.snapshots.is_pending(layer, age);
-        let kinds: [(_, _, &dyn Fn(&Digest) -> bool); 2] = [
-            (self.content.directory(), &used.blobs, &|_| false),
-            (self.snapshots.directory(), &used.layers, &is_pending),
+        let layers = self.snapshots.directory();
+        let kinds = [
+            (self.content.directory(), &used.blobs),
+            (layers, &used.layers),
         ];
-        for (directory, used, is_kept) in kinds {
+        for (directory, used) in kinds {
+            let is_kept =
+                |digest: &Digest| directory == layers && self.snapshots.is_pending(digest, age);
             for entry in fs::list(directory)? {
                 let digest = entry.file_name().to_str().and_then(Digest::from_hex);
                 let is_needed = |digest| used.contains(digest) || is_kept(digest);

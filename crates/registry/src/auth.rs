@@ -11,6 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use hyper::header::HeaderValue;
 use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use whelk_sys::sync::IgnorePoison as _;
 
 /// Maximum length of a token in bytes: it is sent in a header.
@@ -49,8 +50,7 @@ impl fmt::Debug for Credentials {
 }
 
 /// An `AuthConfig` of the Engine API. What is empty is not given.
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "lowercase", default)]
+#[derive(Default)]
 pub struct AuthConfig {
     pub username: Option<String>,
     pub password: Option<String>,
@@ -63,6 +63,44 @@ pub struct AuthConfig {
 impl fmt::Debug for AuthConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("AuthConfig")
+    }
+}
+
+impl<'de> Deserialize<'de> for AuthConfig {
+    /// Reads the fields by the rules of Go: whatever the case of their names, of several the last one
+    /// counts, and `null` changes nothing.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields;
+        impl<'de> Visitor<'de> for Fields {
+            type Value = AuthConfig;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<AuthConfig, A::Error> {
+                let mut config = AuthConfig::default();
+                while let Some(name) = map.next_key::<String>()? {
+                    // Some letters have two lower-case forms, which are equal for Go.
+                    let field = match name.to_uppercase().to_lowercase().as_str() {
+                        "username" => &mut config.username,
+                        "password" => &mut config.password,
+                        "auth" => &mut config.auth,
+                        "identitytoken" => &mut config.identitytoken,
+                        "registrytoken" => &mut config.registrytoken,
+                        _ => {
+                            map.next_value::<IgnoredAny>()?;
+                            continue;
+                        }
+                    };
+                    if let Some(text) = map.next_value::<Option<String>>()? {
+                        *field = Some(text);
+                    }
+                }
+                Ok(config)
+            }
+        }
+        deserializer.deserialize_map(Fields)
     }
 }
 
@@ -122,11 +160,8 @@ impl Credentials {
         if json.is_empty() {
             return Ok(Self::Anonymous);
         }
-        // Fields by position, which serde accepts too, are no `AuthConfig`.
-        let config = Some(&json)
-            .filter(|json| !json.trim_ascii_start().starts_with(b"["))
-            .and_then(|json| serde_json::from_slice::<Option<AuthConfig>>(json).ok())
-            .ok_or("not a JSON object with texts")?
+        let config = serde_json::from_slice::<Option<AuthConfig>>(&json)
+            .map_err(|_| "not a JSON object with texts")?
             .unwrap_or_default();
         config.try_into()
     }
@@ -294,6 +329,15 @@ mod tests {
                 password("u", "p:?>"),
             ),
             (r#"{"username":"u"}"#, password("u", "")),
+            (r#"{"Username":"u","PASSWORD":"p"}"#, password("u", "p")),
+            (
+                r#"{"username":"a","userName":"u","username":null,"x":{}}"#,
+                password("u", ""),
+            ),
+            (
+                r#"{"identityToken":"i"}"#,
+                Credentials::IdentityToken("i".into()),
+            ),
             (r#"{"auth":"dTpwOnE="}"#, password("u", "p:q")),
             (
                 r#"{"username":"u","password":"","identitytoken":"i"}"#,

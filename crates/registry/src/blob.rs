@@ -4,16 +4,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::header::{CONTENT_RANGE, RANGE};
 use hyper::{Method, Response, StatusCode};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout};
 use whelk_image::Digest;
 
+use crate::attempts::{Attempts, Wait};
 use crate::error::{Error, Result};
-use crate::exchange::{Query, Repository, backoff, innermost};
+use crate::exchange::{Query, Repository, innermost};
 
-/// A connection is given up if less than [`LEAST`] bytes came in this time: another may be faster.
+/// A connection is given up if less than [`LEAST`] bytes came in while this time was spent waiting for
+/// them: another may be faster.
 const WINDOW: Duration = Duration::from_secs(30);
 const LEAST: u64 = 16 << 10;
 
@@ -28,8 +30,9 @@ pub struct Blob {
     /// Offset of the next byte to be returned.
     position: u64,
     source: Option<Source>,
-    /// Failures since the last byte.
-    failures: u32,
+    attempts: Attempts,
+    /// Bytes since the last failure.
+    received: u64,
 }
 
 /// A response that is being read.
@@ -42,19 +45,32 @@ struct Source {
     window: Window,
 }
 
-/// Measures how slow a connection is.
+/// Measures how slow a connection is. Time counts only while something is waited for: whoever reads
+/// the blob may have other things to do.
 #[derive(Clone, Copy, Debug)]
 struct Window {
-    end: Instant,
+    left: Duration,
     received: u64,
 }
 
 impl Window {
     fn begin() -> Self {
         Self {
-            end: Instant::now() + WINDOW,
+            left: WINDOW,
             received: 0,
         }
+    }
+
+    /// Adds what came in after this wait. At the end of the window, returns whether that was too
+    /// little, and begins the next one.
+    fn add(&mut self, wait: Duration, bytes: u64) -> bool {
+        self.left = self.left.saturating_sub(wait);
+        self.received += bytes;
+        if self.left > Duration::ZERO {
+            return false;
+        }
+        let received = std::mem::replace(self, Self::begin()).received;
+        received < LEAST
     }
 }
 
@@ -68,34 +84,38 @@ impl Repository {
             size,
             position: offset,
             source: None,
-            failures: 0,
+            attempts: Attempts::default(),
+            received: 0,
         }
     }
 }
 
 impl Blob {
-    /// Returns the next piece; `None` after `size` bytes.
+    /// Returns the next piece; `None` after `size` bytes. `tell` gets the waits before further attempts.
     ///
     /// # Errors
     /// Returns an error if the registry does not have the blob or sends more than its size, or after
     /// several failures in a row.
-    pub async fn next(&mut self) -> Result<Option<Bytes>> {
+    pub async fn next(&mut self, tell: impl Fn(Wait)) -> Result<Option<Bytes>> {
         while self.position < self.size {
             match self.piece().await {
-                Ok(piece) if piece.is_empty() => {}
                 Ok(piece) => {
-                    self.failures = 0;
-                    self.position += piece.len() as u64;
-                    return Ok(Some(piece));
-                }
-                Err(error) => {
-                    self.source = None;
-                    self.failures += 1;
-                    if !error.is_temporary() || self.failures >= self.repository.attempts() {
-                        return Err(error);
+                    self.received += piece.len() as u64;
+                    // A server that sends a byte each time does not get on.
+                    if self.received >= LEAST {
+                        self.attempts.progress();
                     }
-                    tracing::debug!("registry: {error}: continuing at {}", self.position);
-                    tokio::time::sleep(backoff(self.failures)).await;
+                    if !piece.is_empty() {
+                        self.position += piece.len() as u64;
+                        return Ok(Some(piece));
+                    }
+                }
+                Err(failure) => {
+                    self.source = None;
+                    self.received = 0;
+                    let repository = &self.repository;
+                    repository.after(&mut self.attempts, failure, &tell).await?;
+                    tracing::debug!("registry: blob {}: from {} on", self.digest, self.position);
                 }
             }
         }
@@ -103,32 +123,32 @@ impl Blob {
         Ok(None)
     }
 
-    /// Returns what the server sends next; empty if it was nothing new.
-    async fn piece(&mut self) -> Result<Bytes> {
+    /// Returns what the server sends next; empty if it was nothing new. With an error comes the time
+    /// that the server asks to wait.
+    async fn piece(&mut self) -> std::result::Result<Bytes, (Error, Option<Duration>)> {
         let source = match &mut self.source {
             Some(source) => source,
             None => {
-                let source = open(&self.repository, &self.digest, self.size, self.position).await?;
+                let source = self.open().await?;
                 self.source.insert(source)
             }
         };
         let left = self.size - self.position;
-        let broken = |cause: &str| Error::interrupted(&source.operation, cause);
-        let frame = match timeout_at(source.window.end, source.body.frame()).await {
+        let begun = Instant::now();
+        let frame = timeout(source.window.left, source.body.frame()).await;
+        let received = match &frame {
+            Ok(Some(Ok(frame))) => frame.data_ref().map_or(0, Bytes::len),
+            _ => 0,
+        };
+        let total = source.window.received + received as u64;
+        let is_slow = source.window.add(begun.elapsed(), received as u64);
+        let broken = |cause: &str| Err((Error::interrupted(&source.operation, cause), None));
+        let frame = match frame {
+            _ if is_slow => return broken(&format!("{total} bytes in {} s", WINDOW.as_secs())),
             Ok(Some(Ok(frame))) => frame,
-            Ok(Some(Err(error))) => return Err(broken(&innermost(&error))),
-            Ok(None) => return Err(broken(&format!("the blob ends {left} bytes too early"))),
-            Err(_) if source.window.received < LEAST => {
-                return Err(broken(&format!(
-                    "{} bytes in {} s",
-                    source.window.received,
-                    WINDOW.as_secs()
-                )));
-            }
-            Err(_) => {
-                source.window = Window::begin();
-                return Ok(Bytes::new());
-            }
+            Ok(Some(Err(error))) => return broken(&innermost(&error)),
+            Ok(None) => return broken(&format!("the blob ends {left} bytes too early")),
+            Err(_) => return Ok(Bytes::new()),
         };
         let Ok(mut piece) = frame.into_data() else {
             return Ok(Bytes::new());
@@ -139,45 +159,59 @@ impl Blob {
         // At most the length of the piece.
         let piece = piece.split_off(usize::try_from(skipped).unwrap_or(usize::MAX));
         if piece.len() as u64 > left {
-            return Err(Error::invalid(
-                &source.operation,
-                format!("the blob is longer than its {} bytes", self.size),
-            ));
+            return Err((too_long(&source.operation, self.size), None));
         }
         Ok(piece)
     }
+
+    /// Requests the blob from the position on.
+    async fn open(&self) -> std::result::Result<Source, (Error, Option<Duration>)> {
+        let (position, size) = (self.position, self.size);
+        let mut query = Query::new(Method::GET, format!("blobs/{}", self.digest));
+        if position > 0 {
+            query = query.header(RANGE, &format!("bytes={position}-"));
+        }
+        let at_once = |error| (error, None);
+        let server = self.repository.server(&self.attempts).map_err(at_once)?;
+        let (response, operation) = self.repository.ask_endpoint(&server, &query).await?;
+        let invalid = |problem: String| at_once(Error::invalid(&operation, problem));
+        let skip = if response.status() == StatusCode::PARTIAL_CONTENT {
+            if !continues(&response, position, size) {
+                return Err(invalid(format!(
+                    "the answer is not the range of bytes from {position} on"
+                )));
+            }
+            0
+        } else {
+            // The server sends all of it. What is known already is read again.
+            position
+        };
+        // What is no blob, such as a page that explains a failure, has another length.
+        if let Some(length) = response.body().size_hint().exact() {
+            let expected = size - position + skip;
+            if length > expected {
+                return Err(at_once(too_long(&operation, size)));
+            }
+            if length < expected {
+                return Err(invalid(format!(
+                    "the answer has {length} bytes, not {expected}"
+                )));
+            }
+        }
+        Ok(Source {
+            body: response.into_body(),
+            operation,
+            skip,
+            window: Window::begin(),
+        })
+    }
 }
 
-/// Requests a blob from `position` on.
-async fn open(
-    repository: &Repository,
-    digest: &Digest,
-    size: u64,
-    position: u64,
-) -> Result<Source> {
-    let mut query = Query::new(Method::GET, format!("blobs/{digest}"));
-    if position > 0 {
-        query = query.header(RANGE, &format!("bytes={position}-"));
-    }
-    let (response, operation) = repository.ask(&query).await?;
-    let skip = if response.status() == StatusCode::PARTIAL_CONTENT {
-        if !continues(&response, position, size) {
-            return Err(Error::invalid(
-                &operation,
-                format!("the answer is not the range of bytes from {position} on"),
-            ));
-        }
-        0
-    } else {
-        // The server sends all of it. What is known already is read again.
-        position
-    };
-    Ok(Source {
-        body: response.into_body(),
+fn too_long(operation: &str, size: u64) -> Error {
+    Error::invalid(
         operation,
-        skip,
-        window: Window::begin(),
-    })
+        format!("the blob is longer than its {size} bytes"),
+    )
 }
 
 /// Returns whether a response has the bytes of the blob from `position` on.
@@ -204,6 +238,24 @@ fn parse_range(text: &str) -> Option<(u64, Option<u64>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_connection_is_slow_only_while_it_is_waited_for() {
+        let second = Duration::from_secs(1);
+        // One byte per second.
+        let mut window = Window::begin();
+        let slow = (0..30).map(|_| window.add(second, 1)).position(|slow| slow);
+        assert_eq!(slow, Some(29));
+        // Little at a time, but without a wait: the reader is slow.
+        let mut window = Window::begin();
+        assert!((0..1_000).all(|_| !window.add(Duration::ZERO, 1)));
+        assert_eq!(window.left, WINDOW);
+        // Enough in each window.
+        let mut window = Window::begin();
+        assert!((0..300).all(|_| !window.add(second, LEAST / 30 + 1)));
+        // Nothing at all.
+        assert!(Window::begin().add(WINDOW, 0));
+    }
 
     #[test]
     fn ranges_are_parsed() {

@@ -17,39 +17,70 @@ pub(crate) enum Challenge {
     },
 }
 
+/// Why a token is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TokenError {
+    Invalid,
+    InsufficientScope,
+}
+
+/// Returns why the token is refused that the request had.
+pub(crate) fn error(value: &str) -> Option<TokenError> {
+    each(value).find_map(|challenge| match challenge.get("error") {
+        _ if !challenge.scheme.eq_ignore_ascii_case("bearer") => None,
+        "invalid_token" => Some(TokenError::Invalid),
+        "insufficient_scope" => Some(TokenError::InsufficientScope),
+        _ => None,
+    })
+}
+
 /// Parses a header value. Schemes that are not supported are left out, and so is everything from
 /// the first error of syntax.
 pub(crate) fn parse(value: &str) -> Vec<Challenge> {
-    let mut challenges = Vec::new();
-    if value.len() > MAX_LENGTH {
-        return challenges;
+    let known = each(value).filter_map(|challenge| {
+        let realm = challenge.get("realm");
+        if challenge.scheme.eq_ignore_ascii_case("basic") {
+            Some(Challenge::Basic)
+        } else if challenge.scheme.eq_ignore_ascii_case("bearer") && !realm.is_empty() {
+            Some(Challenge::Bearer {
+                realm: realm.to_owned(),
+                service: challenge.get("service").to_owned(),
+            })
+        } else {
+            None
+        }
+    });
+    known.collect()
+}
+
+/// A challenge of any scheme.
+struct Any<'a> {
+    scheme: &'a str,
+    parameters: Vec<(String, String)>,
+}
+
+impl Any<'_> {
+    /// Returns a parameter; empty if it is not given.
+    fn get(&self, name: &str) -> &str {
+        let mut parameters = self.parameters.iter();
+        let found = parameters.find(|(key, _)| key.eq_ignore_ascii_case(name));
+        found.map_or("", |(_, value)| value)
     }
-    let mut rest = value.trim_start();
-    while !rest.is_empty() {
+}
+
+/// Returns the challenges of a header value, up to the first error of syntax.
+fn each(value: &str) -> impl Iterator<Item = Any<'_>> {
+    let mut rest = if value.len() > MAX_LENGTH {
+        ""
+    } else {
+        value.trim_start()
+    };
+    std::iter::from_fn(move || {
         let (scheme, after) = token(rest);
-        if scheme.is_empty() {
-            break;
-        }
-        let Some((parameters, after)) = parameters(after) else {
-            break;
-        };
-        let get = |name: &str| {
-            let found = parameters
-                .iter()
-                .find(|(key, _)| key.eq_ignore_ascii_case(name));
-            found.map_or_else(String::new, |(_, value)| value.clone())
-        };
-        if scheme.eq_ignore_ascii_case("basic") {
-            challenges.push(Challenge::Basic);
-        } else if scheme.eq_ignore_ascii_case("bearer") && !get("realm").is_empty() {
-            challenges.push(Challenge::Bearer {
-                realm: get("realm"),
-                service: get("service"),
-            });
-        }
+        let (parameters, after) = parameters(after).filter(|_| !scheme.is_empty())?;
         rest = after;
-    }
-    challenges
+        Some(Any { scheme, parameters })
+    })
 }
 
 /// Splits off the characters of a token (RFC 9110) at the beginning.
@@ -132,6 +163,22 @@ mod tests {
             ),
         ] {
             assert_eq!(parse(value), expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn reads_why_a_token_is_refused() {
+        for (value, expected) in [
+            (
+                r#"Bearer realm="https://a",error="insufficient_scope""#,
+                Some(TokenError::InsufficientScope),
+            ),
+            ("bearer error=invalid_token", Some(TokenError::Invalid)),
+            ("Basic error=invalid_token", None),
+            ("Bearer error=other", None),
+            ("Bearer realm=a", None),
+        ] {
+            assert_eq!(error(value), expected, "{value}");
         }
     }
 

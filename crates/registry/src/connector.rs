@@ -1,8 +1,10 @@
 //! Opens connections to registries: over TCP, through a proxy, with TLS.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::future::Future;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -193,6 +195,29 @@ stream_of!(TcpStream, stream => &mut stream.0);
 /// Maximum size of a file with certificates or a key, in bytes.
 const MAX_FILE_SIZE: u64 = 4 << 20;
 
+/// The state of a directory's files: changed whenever one of them was.
+pub(crate) type Stamp = Vec<(OsString, u64, i64, i64, u64)>;
+
+/// Returns the state of the files in a directory.
+pub(crate) fn stamp(directory: &Path) -> Result<Stamp> {
+    let failed = |error: &dyn std::error::Error| Error::Settings(error.to_string());
+    let entries = whelk_sys::fs::list(directory).map_err(|error| failed(&error))?;
+    let mut stamp = Vec::with_capacity(entries.len());
+    for entry in entries {
+        // The file itself: keys are often links.
+        let file = whelk_sys::fs::metadata(entry.path()).map_err(|error| failed(&error))?;
+        stamp.push((
+            entry.file_name(),
+            file.ino(),
+            file.ctime(),
+            file.ctime_nsec(),
+            file.size(),
+        ));
+    }
+    stamp.sort();
+    Ok(stamp)
+}
+
 /// Returns the TLS settings for a registry whose certificate must be valid, with what `directory`
 /// has for it; without a directory, for all other servers.
 pub(crate) fn verified(directory: Option<&Path>) -> Result<Tls> {
@@ -248,4 +273,31 @@ fn files_in(directory: &Path) -> Result<BTreeSet<String>> {
 fn read(path: &Path) -> Result<Vec<u8>> {
     whelk_sys::fs::read_at_most(path, MAX_FILE_SIZE)
         .map_err(|error| Error::Settings(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use whelk_sys::fs;
+
+    use super::*;
+
+    #[test]
+    fn changed_certificates_are_noticed() {
+        let directory = std::env::temp_dir().join(format!("whelk-stamp-{}", std::process::id()));
+        fs::create_dir_all(&directory, 0o700).unwrap();
+        let write = |text: &str| fs::write(directory.join("ca.crt"), text).unwrap();
+        let mut seen = vec![stamp(&directory).unwrap()];
+        write("one");
+        seen.push(stamp(&directory).unwrap());
+        assert_eq!(seen[1], stamp(&directory).unwrap());
+        // Of the same length, by another file, as tools replace them.
+        fs::write(directory.join("new"), "two").unwrap();
+        fs::rename(directory.join("new"), directory.join("ca.crt")).unwrap();
+        seen.push(stamp(&directory).unwrap());
+        fs::remove_file(directory.join("ca.crt")).unwrap();
+        assert_eq!(seen[0], stamp(&directory).unwrap());
+        seen.dedup();
+        assert_eq!(seen.len(), 3);
+        fs::remove_tree(directory).unwrap();
+    }
 }

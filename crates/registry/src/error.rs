@@ -1,3 +1,4 @@
+use std::fmt;
 use std::io;
 
 use hyper::StatusCode;
@@ -19,7 +20,12 @@ pub enum Error {
     Denied(String),
     /// No connection could be opened.
     #[error("cannot connect to {host}: {cause}")]
-    Unreachable { host: String, cause: String },
+    Unreachable {
+        host: String,
+        cause: String,
+        /// Another attempt gives the same: nobody knows the host, or its certificate is not accepted.
+        is_lasting: bool,
+    },
     /// A connection broke, or nothing came for too long.
     #[error("{operation}: {cause}")]
     Interrupted { operation: String, cause: String },
@@ -39,6 +45,16 @@ pub struct Reported {
     /// In the protocol's upper-case form, such as `MANIFEST_UNKNOWN`; may be empty.
     pub code: String,
     pub message: String,
+}
+
+impl fmt::Display for Reported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.code.as_str(), self.message.as_str()) {
+            ("", message) => f.write_str(message),
+            (code, "") => f.write_str(&words(code)),
+            (code, message) => write!(f, "{}: {message}", words(code)),
+        }
+    }
 }
 
 /// What kind of error a caller has to deal with.
@@ -67,6 +83,15 @@ impl Error {
         }
     }
 
+    /// Returns the first error that the registry reports. As for Docker, it is what the others follow
+    /// from.
+    pub fn reported(&self) -> Option<&Reported> {
+        match self {
+            Self::Refused { errors, .. } => errors.first(),
+            _ => None,
+        }
+    }
+
     pub fn kind(&self) -> Kind {
         match self {
             Self::Refused { status, errors, .. } => match *status {
@@ -80,6 +105,7 @@ impl Error {
                     }
                 }
                 StatusCode::TOO_MANY_REQUESTS => Kind::TooManyRequests,
+                StatusCode::NOT_IMPLEMENTED => Kind::Invalid,
                 status if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT => {
                     Kind::Unavailable
                 }
@@ -93,7 +119,14 @@ impl Error {
 
     /// Returns whether the same request can succeed a little later.
     pub(crate) fn is_temporary(&self) -> bool {
-        matches!(self.kind(), Kind::Unavailable | Kind::TooManyRequests)
+        let is_lasting = matches!(
+            self,
+            Self::Unreachable {
+                is_lasting: true,
+                ..
+            }
+        );
+        !is_lasting && matches!(self.kind(), Kind::Unavailable | Kind::TooManyRequests)
     }
 
     pub(crate) fn invalid(operation: &str, problem: impl Into<String>) -> Self {
@@ -125,16 +158,7 @@ impl From<Error> for io::Error {
 
 /// The text of a refusal: what the registry reports, or else the status.
 fn reported(status: StatusCode, errors: &[Reported]) -> String {
-    let texts: Vec<String> = errors
-        .iter()
-        .map(
-            |error| match (error.code.as_str(), error.message.as_str()) {
-                ("", message) => message.to_owned(),
-                (code, "") => words(code),
-                (code, message) => format!("{}: {message}", words(code)),
-            },
-        )
-        .collect();
+    let texts: Vec<String> = errors.iter().map(Reported::to_string).collect();
     if texts.is_empty() {
         format!("the registry answers {status}")
     } else {

@@ -22,6 +22,7 @@ use whelk_client::{Body, full_body, no_body};
 use whelk_image::Reference;
 use whelk_sys::sync::IgnorePoison as _;
 
+use crate::attempts::{Attempts, MAX_WAIT};
 use crate::auth::{Access, Credentials, Token, Tokens, bearer};
 use crate::challenge::{self, Challenge};
 use crate::connector::{self, Connector};
@@ -42,10 +43,6 @@ const MAX_ANSWER: usize = 256 << 10;
 /// Maximum number of errors, and length of their messages in bytes, that a text has.
 const MAX_ERRORS: usize = 8;
 const MAX_MESSAGE: usize = 1024;
-/// The wait before the first further attempt. It doubles each time.
-const FIRST_WAIT: Duration = Duration::from_millis(500);
-/// Maximum wait before an attempt, also if the registry asks for more.
-const MAX_WAIT: Duration = Duration::from_secs(60);
 
 /// The connections and tokens of an engine, and its settings for registries.
 #[derive(Debug)]
@@ -53,11 +50,14 @@ pub struct Client {
     pub(crate) settings: Settings,
     proxies: Arc<Matcher>,
     user_agent: HeaderValue,
-    pools: Mutex<HashMap<Trusted, Pool<Connector, Body>>>,
+    /// With the state of the files that they were made from.
+    pools: Mutex<HashMap<Trusted, (connector::Stamp, Connections)>>,
     /// Whether an insecure registry speaks TLS.
     speaks_tls: Mutex<HashMap<String, bool>>,
     pub(crate) tokens: Tokens,
 }
+
+type Connections = Pool<Connector, Body>;
 
 /// Which certificates are accepted on a pool's connections.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -103,17 +103,30 @@ impl Client {
         })
     }
 
-    /// Returns the pool of connections to a server whose certificate is verified or not.
-    fn pool(&self, host: &str, verify: bool) -> Result<Pool<Connector, Body>> {
+    /// Returns which certificates are accepted of a server, whoever has named it: a registry does not
+    /// decide for those that it redirects to, nor for its authorization service.
+    fn trusted(&self, host: &str) -> Trusted {
         let directory = self.settings.certificates.join(host);
-        let trusted = if !verify {
+        if self.settings.is_insecure(host) {
             Trusted::Anyone
         } else if directory.is_dir() {
             Trusted::Directory(directory)
         } else {
             Trusted::System
+        }
+    }
+
+    /// Returns the pool of connections to a server. Certificates that the administrator has changed
+    /// since the last request count.
+    fn pool(&self, host: &str) -> Result<Connections> {
+        let trusted = self.trusted(host);
+        let stamp = match &trusted {
+            Trusted::Directory(directory) => connector::stamp(directory)?,
+            Trusted::System | Trusted::Anyone => connector::Stamp::default(),
         };
-        if let Some(pool) = self.pools.lock().ignore_poison().get(&trusted) {
+        if let Some((known, pool)) = self.pools.lock().ignore_poison().get(&trusted)
+            && *known == stamp
+        {
             return Ok(pool.clone());
         }
         let tls = match &trusted {
@@ -132,7 +145,7 @@ impl Client {
         self.pools
             .lock()
             .ignore_poison()
-            .insert(trusted, pool.clone());
+            .insert(trusted, (stamp, pool.clone()));
         Ok(pool)
     }
 
@@ -161,7 +174,7 @@ impl Client {
             let name = HeaderName::from_static("proxy-authorization");
             request.headers_mut().insert(name, credentials.clone());
         }
-        let sent = self.pool(host, target.verify)?.request(request);
+        let sent = self.pool(host)?.request(request);
         match tokio::time::timeout(HEAD_TIMEOUT, sent).await {
             Err(_) => Err(Error::interrupted(
                 &operation,
@@ -171,6 +184,7 @@ impl Client {
             Ok(Err(error)) if error.is_connect() => Err(Error::Unreachable {
                 host: host.to_owned(),
                 cause: innermost(&error),
+                is_lasting: is_lasting(&error),
             }),
             Ok(Err(error)) => Err(Error::interrupted(&operation, innermost(&error))),
         }
@@ -205,11 +219,30 @@ pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     }
 }
 
+/// Returns whether a connection cannot be opened a little later either: nobody knows the host, or TLS
+/// fails. A name server that does not answer may do so later.
+fn is_lasting(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            let text = error.to_string();
+            let is_unknown = text.starts_with("failed to lookup address information")
+                // The texts of musl and glibc for EAI_AGAIN.
+                && !text.contains("Try again")
+                && !text.contains("Temporary failure");
+            if is_unknown || whelk_client::tls_reason(error).is_some() {
+                return true;
+            }
+        }
+        next = error.source();
+    }
+    false
+}
+
 /// A URL, and how its server is reached.
 #[derive(Clone, Debug)]
 struct Target {
     url: Uri,
-    verify: bool,
     /// Redirects may lead away from TLS, because the request was allowed to be made without.
     may_be_plain: bool,
 }
@@ -223,6 +256,11 @@ impl Target {
 
     fn is_tls(&self) -> bool {
         self.url.scheme_str() == Some("https")
+    }
+
+    /// Returns whether it is the same server, over the same protocol.
+    fn is_at(&self, other: &Self) -> bool {
+        self.url.authority() == other.url.authority() && self.is_tls() == other.is_tls()
     }
 
     /// Returns method and URL, without the query: it may have a signature.
@@ -266,11 +304,8 @@ impl Target {
             Some("http") => return Err("a redirect from https to http".into()),
             _ => return Err("a redirect to another protocol".into()),
         }
-        let same = url.authority() == self.url.authority() && url.scheme() == self.url.scheme();
         Ok(Self {
             url,
-            // Whoever may be unknown is the registry, not whom it names.
-            verify: self.verify || !same,
             may_be_plain: self.may_be_plain,
         })
     }
@@ -323,34 +358,14 @@ impl Repository {
     /// Sends a request to the servers of the repository, one after another, until one can answer
     /// it, and returns that answer. The registry itself is asked again after errors that pass.
     pub(crate) async fn ask(&self, query: &Query) -> Result<(Response<Incoming>, String)> {
-        let mut failure = None;
-        for endpoint in &self.endpoints {
-            let attempts = if endpoint.is_mirror {
-                1
-            } else {
-                self.attempts()
-            };
-            for attempt in 1..=attempts {
-                match self.ask_endpoint(endpoint, query).await {
-                    Ok(answer) => return Ok(answer),
-                    Err((error, wait)) => {
-                        let again = error.is_temporary() && attempt < attempts;
-                        if again {
-                            tracing::debug!("registry: {error}: attempt {attempt} of {attempts}");
-                            tokio::time::sleep(wait.unwrap_or_else(|| backoff(attempt))).await;
-                        } else if endpoint.is_mirror {
-                            tracing::warn!("mirror {}: {error}", endpoint.host);
-                        }
-                        failure = Some(error);
-                        if !again {
-                            break;
-                        }
-                    }
-                }
+        let mut attempts = Attempts::default();
+        loop {
+            let endpoint = self.server(&attempts)?;
+            match self.ask_endpoint(&endpoint, query).await {
+                Ok(answer) => return Ok(answer),
+                Err(failure) => self.after(&mut attempts, failure, |_| {}).await?,
             }
         }
-        // There is always the registry itself.
-        Err(failure.unwrap_or_else(|| Error::Settings("no registry to ask".into())))
     }
 
     /// Returns the URL of a request at a server.
@@ -366,7 +381,6 @@ impl Repository {
             url: url
                 .parse()
                 .map_err(|_| Error::Settings(format!("{url} is not a URL")))?,
-            verify: endpoint.transport == Transport::Tls,
             may_be_plain: endpoint.transport != Transport::Tls,
         })
     }
@@ -396,7 +410,7 @@ impl Repository {
             return outcome;
         }
         match outcome {
-            Err((Error::Unreachable { cause, host }, wait)) if host == endpoint.host => {
+            Err((error @ Error::Unreachable { .. }, wait)) if is_about(&error, endpoint) => {
                 let plain = self.ask_over(endpoint, query, false).await;
                 let answers_as_registry = match &plain {
                     Ok(_) => true,
@@ -409,9 +423,7 @@ impl Repository {
                 }
                 match plain {
                     // Neither works: the first error is about what should be.
-                    Err((Error::Unreachable { .. }, _)) => {
-                        Err((Error::Unreachable { cause, host }, wait))
-                    }
+                    Err((Error::Unreachable { .. }, _)) => Err((error, wait)),
                     outcome => outcome,
                 }
             }
@@ -449,13 +461,21 @@ impl Repository {
             .await
             .map_err(at_once)?;
         // What the target of a redirect asks for is not for the registry's credentials.
-        let is_own = from.authority() == target.authority() && from.is_tls() == target.is_tls();
-        if response.status() == StatusCode::UNAUTHORIZED && is_own {
+        if response.status() == StatusCode::UNAUTHORIZED && from.is_at(&target) {
             self.client.tokens.forget(&access);
+            let challenges = challenges(response.headers());
             authorization = self
-                .authorize(&target, &access, &challenges(response.headers()))
+                .authorize(&target, &access, &challenges)
                 .await
                 .map_err(at_once)?;
+            let wants_password = challenges.contains(&Challenge::Basic);
+            if authorization.is_none()
+                && wants_password
+                && access.credentials == Credentials::Anonymous
+            {
+                let operation = target.operation(&query.method);
+                return Err(at_once(no_credentials(&operation)));
+            }
             if authorization.is_some() {
                 (response, _) = self
                     .follow(&target, query, authorization)
@@ -509,9 +529,6 @@ impl Repository {
         };
         let (url, query) = realm.split_once('?').unwrap_or((realm, ""));
         let mut parameters: Vec<String> = Vec::new();
-        if !query.is_empty() {
-            parameters.push(query.to_owned());
-        }
         let mut add = |name: &str, value: &str| {
             if !value.is_empty() {
                 parameters.push(format!("{name}={}", encoded(value)));
@@ -546,6 +563,10 @@ impl Repository {
             }
             Credentials::Anonymous | Credentials::RegistryToken(_) => {}
         }
+        // The URL's own parameters stay in it, also if there is a form.
+        if !query.is_empty() {
+            parameters.insert(0, query.to_owned());
+        }
         let url = if parameters.is_empty() {
             url.to_owned()
         } else {
@@ -560,24 +581,54 @@ impl Repository {
             Some("http") if may_be_plain => {}
             _ => return refuse("want an https:// URL"),
         }
-        let same = url.authority() == target.url.authority();
-        let service = Target {
-            url,
-            verify: target.verify || !same,
-            may_be_plain,
-        };
-        let method = if body.is_some() {
-            Method::POST
-        } else {
-            Method::GET
-        };
-        let body = body.map_or_else(no_body, full_body);
-        let response = self.client.send(&method, &service, &headers, body).await?;
+        let service = Target { url, may_be_plain };
+        let (response, service, method) = self.ask_service(service, headers, body).await?;
         let (response, operation) = accept(&service, &method, response)
             .await
             .map_err(|(error, _)| error)?;
         let body = read(response, MAX_ANSWER, &operation).await?;
         Token::parse(&body).map_err(|problem| Error::invalid(&operation, problem))
+    }
+
+    /// Sends a request to an authorization service and follows redirects, as
+    /// [`Repository::follow`]. With a form it is a POST, whose form another server does not get.
+    async fn ask_service(
+        &self,
+        mut service: Target,
+        mut headers: HeaderMap,
+        mut form: Option<String>,
+    ) -> Result<(Response<Incoming>, Target, Method)> {
+        for _ in 0..=MAX_REDIRECTS {
+            let method = match form {
+                Some(_) => Method::POST,
+                None => Method::GET,
+            };
+            let body = form.clone().map_or_else(no_body, full_body);
+            let response = self.client.send(&method, &service, &headers, body).await?;
+            let status = response.status().as_u16();
+            if !is_redirect(status) {
+                return Ok((response, service, method));
+            }
+            let refuse = |problem: String| Error::invalid(&service.operation(&method), problem);
+            let next = service.redirected(&response).map_err(refuse)?;
+            if !next.is_at(&service) {
+                headers.remove(AUTHORIZATION);
+            }
+            if form.is_some() {
+                // As Go's clients do it, only these repeat the request as it was.
+                if !matches!(status, 307 | 308) {
+                    form = None;
+                    headers.remove(CONTENT_TYPE);
+                } else if !next.is_at(&service) {
+                    return Err(refuse("a redirect of an identity token".into()));
+                }
+            }
+            service = next;
+        }
+        Err(Error::invalid(
+            &service.operation(&Method::GET),
+            format!("more than {MAX_REDIRECTS} redirects"),
+        ))
     }
 
     /// Sends a request and follows redirects. Only the server that it was made for sees the
@@ -596,14 +647,13 @@ impl Repository {
                 .client
                 .send(&query.method, &target, &headers, no_body())
                 .await?;
-            let is_redirect = matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308);
-            if !is_redirect {
+            if !is_redirect(response.status().as_u16()) {
                 return Ok((response, target));
             }
             let next = target
                 .redirected(&response)
                 .map_err(|problem| Error::invalid(&target.operation(&query.method), problem))?;
-            if next.authority() != target.authority() || next.is_tls() != target.is_tls() {
+            if !next.is_at(&target) {
                 headers.remove(AUTHORIZATION);
             }
             target = next;
@@ -613,6 +663,24 @@ impl Repository {
             format!("more than {MAX_REDIRECTS} redirects"),
         ))
     }
+}
+
+/// Returns the error of a registry that wants a password when there is none for it, in the words of
+/// Docker.
+fn no_credentials(operation: &str) -> Error {
+    let (method, url) = operation.split_once(' ').unwrap_or_default();
+    let (first, rest) = method.split_at(method.len().min(1));
+    let method = format!("{first}{}", rest.to_lowercase());
+    Error::Denied(format!("{method} {url:?}: no basic auth credentials"))
+}
+
+fn is_redirect(status: u16) -> bool {
+    matches!(status, 301 | 302 | 303 | 307 | 308)
+}
+
+/// Returns whether an error is about the server itself, and not about another that it names.
+fn is_about(error: &Error, endpoint: &Endpoint) -> bool {
+    matches!(error, Error::Unreachable { host, .. } if *host == endpoint.host)
 }
 
 /// Returns a response that has what was asked for, or else the error that it reports, with the time
@@ -628,6 +696,7 @@ async fn accept(
         return Ok((response, operation));
     }
     let wait = response.headers().get(RETRY_AFTER).and_then(retry_after);
+    let refusal = challenge_error(response.headers());
     // A body that cannot be read says nothing. The status is there.
     let body = read(response, MAX_ANSWER, &operation)
         .await
@@ -635,7 +704,7 @@ async fn accept(
     let error = Error::Refused {
         operation,
         status,
-        errors: reported(&body),
+        errors: refusal.into_iter().chain(reported(&body)).collect(),
     };
     Err((error, wait))
 }
@@ -672,6 +741,25 @@ fn challenges(headers: &HeaderMap) -> Vec<Challenge> {
         .filter_map(|value| value.to_str().ok())
         .flat_map(challenge::parse)
         .collect()
+}
+
+/// Returns what the header `WWW-Authenticate` says about a token that was refused (RFC 6750, section
+/// 3.1), in the words of Docker.
+fn challenge_error(headers: &HeaderMap) -> Option<Reported> {
+    let values = headers.get_all(WWW_AUTHENTICATE).iter();
+    let mut errors = values
+        .filter_map(|value| value.to_str().ok())
+        .filter_map(challenge::error);
+    let (code, message) = match errors.next()? {
+        challenge::TokenError::Invalid => ("UNAUTHORIZED", "authentication required"),
+        challenge::TokenError::InsufficientScope => {
+            ("DENIED", "requested access to the resource is denied")
+        }
+    };
+    Some(Reported {
+        code: code.into(),
+        message: message.into(),
+    })
 }
 
 /// Reads the errors in a response's body. Messages are shortened, and have no control characters.
@@ -743,9 +831,39 @@ fn retry_after(value: &HeaderValue) -> Option<Duration> {
     Some(wait.min(MAX_WAIT))
 }
 
-/// Returns how long to wait after the failure of this attempt, the first of which is 1.
-pub(crate) fn backoff(attempt: u32) -> Duration {
-    FIRST_WAIT
-        .saturating_mul(1 << (attempt - 1).min(10))
-        .min(MAX_WAIT)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_server_is_trusted_by_its_own_name() {
+        let certificates = std::env::temp_dir().join(format!("whelk-certs-{}", std::process::id()));
+        whelk_sys::fs::create_dir_all(certificates.join("own.corp:443"), 0o700).unwrap();
+        let client = Client::new(Settings {
+            insecure: vec!["registry.corp:5000".parse().unwrap()],
+            certificates: certificates.clone(),
+            ..Settings::default()
+        })
+        .unwrap();
+        for (host, expected) in [
+            ("registry.corp:5000", Trusted::Anyone),
+            ("127.0.0.1:5000", Trusted::Anyone),
+            ("registry.corp", Trusted::System),
+            ("token.corp", Trusted::System),
+            (
+                "own.corp:443",
+                Trusted::Directory(certificates.join("own.corp:443")),
+            ),
+        ] {
+            assert_eq!(client.trusted(host), expected, "{host}");
+        }
+        whelk_sys::fs::remove_tree(certificates).unwrap();
+    }
+
+    #[test]
+    fn requests_for_a_password_are_told_with_the_method_as_go_writes_it() {
+        let error = no_credentials("HEAD http://r/v2/a/manifests/1");
+        let text = "Head \"http://r/v2/a/manifests/1\": no basic auth credentials";
+        assert_eq!(error.to_string(), text);
+    }
 }

@@ -10,6 +10,7 @@
 //! attempts a maximum number, and each phase of a request a time limit.
 #![forbid(unsafe_code)]
 
+mod attempts;
 mod auth;
 mod blob;
 mod challenge;
@@ -21,9 +22,10 @@ mod login;
 mod manifest;
 mod settings;
 
+pub use attempts::Wait;
 pub use auth::{AuthConfig, Credentials};
 pub use blob::Blob;
-pub use error::{Error, Kind, Result};
+pub use error::{Error, Kind, Reported, Result};
 pub use exchange::{Client, Repository};
 pub use manifest::{Document, Version};
 pub use settings::{Insecure, Proxies, Settings};

@@ -1,5 +1,7 @@
 //! Manifests and indexes: documents by tag or digest, verified.
 
+use std::time::Duration;
+
 use hyper::Method;
 use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName};
 use serde::Deserialize;
@@ -7,6 +9,8 @@ use serde::de::IgnoredAny;
 use whelk_image::Digest;
 use whelk_image::descriptor::{DOCKER_MANIFEST, DOCKER_MANIFEST_LIST, INDEX, MANIFEST};
 
+use crate::attempts::Attempts;
+use crate::endpoints::Endpoint;
 use crate::error::{Error, Result};
 use crate::exchange::{Query, Repository, read};
 
@@ -41,6 +45,15 @@ pub struct Document {
 }
 
 impl Document {
+    /// Returns a document that was kept; `None` if it is not one that a registry may send.
+    pub fn kept(digest: &Digest, bytes: Vec<u8>) -> Option<Self> {
+        Some(Self {
+            digest: digest.clone(),
+            media_type: checked("", &bytes).ok()?,
+            bytes,
+        })
+    }
+
     /// Returns whether it is an index, and not a manifest.
     pub fn is_index(&self) -> bool {
         matches!(self.media_type.as_str(), INDEX | DOCKER_MANIFEST_LIST)
@@ -54,34 +67,67 @@ impl Repository {
     /// Returns an error if it does not exist, is not what its digest says, or has a form that is
     /// not supported.
     pub async fn manifest(&self, version: &Version) -> Result<Document> {
-        let (response, operation) = self.ask(&query(version)).await?;
+        let mut attempts = Attempts::default();
+        loop {
+            let server = self.server(&attempts)?;
+            match self.document(&server, version).await {
+                Ok(document) => return Ok(document),
+                Err(failure) => self.after(&mut attempts, failure, |_| {}).await?,
+            }
+        }
+    }
+
+    async fn document(
+        &self,
+        server: &Endpoint,
+        version: &Version,
+    ) -> std::result::Result<Document, (Error, Option<Duration>)> {
+        let (response, operation) = self
+            .ask_endpoint(server, &query(Method::GET, version))
+            .await?;
+        let at_once = |error| (error, None);
+        let invalid = |problem: String| at_once(Error::invalid(&operation, problem));
         let media_type = media_type(response.headers());
         let promised = promised(response.headers());
-        let bytes = read(response, MAX_DOCUMENT, &operation).await?.to_vec();
+        let bytes = read(response, MAX_DOCUMENT, &operation)
+            .await
+            .map_err(at_once)?
+            .to_vec();
         let digest = Digest::of(&bytes);
         let wanted = match version {
             Version::Digest(digest) => Some(digest),
             Version::Tag(_) => promised.as_ref(),
         };
         if let Some(wanted) = wanted.filter(|wanted| **wanted != digest) {
-            return Err(Error::invalid(
-                &operation,
-                format!("the manifest has the digest {digest}, not {wanted}"),
-            ));
+            return Err(invalid(format!(
+                "the manifest has the digest {digest}, not {wanted}"
+            )));
         }
-        let media_type =
-            checked(&media_type, &bytes).map_err(|problem| Error::invalid(&operation, problem))?;
+        let media_type = checked(&media_type, &bytes).map_err(invalid)?;
         Ok(Document {
             digest,
             media_type,
             bytes,
         })
     }
+
+    /// Asks whether there is a manifest or an index, and for its digest, without getting it. `None` if a
+    /// server does not tell: the document itself, or an error of its request, does then.
+    ///
+    /// # Errors
+    /// Returns an error if no server answers, or if the registry cannot at this time.
+    pub async fn digest(&self, version: &Version) -> Result<Option<Digest>> {
+        match self.ask(&query(Method::HEAD, version)).await {
+            Ok((response, _)) => Ok(promised(response.headers())),
+            Err(error @ Error::Refused { .. }) if !error.is_temporary() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
 }
 
-fn query(version: &Version) -> Query {
+fn query(method: Method, version: &Version) -> Query {
     let accept = [MANIFEST, INDEX, DOCKER_MANIFEST, DOCKER_MANIFEST_LIST].join(", ");
-    Query::new(Method::GET, format!("manifests/{}", version.text())).header(ACCEPT, &accept)
+    Query::new(method, format!("manifests/{}", version.text())).header(ACCEPT, &accept)
 }
 
 /// Returns the digest that a response names, if it is one.

@@ -105,23 +105,25 @@ impl FromStr for Insecure {
 }
 
 impl Settings {
-    /// Checks the URLs of mirrors.
+    /// Checks the URLs of mirrors and proxies.
     ///
     /// # Errors
-    /// Returns an error that names the URL.
+    /// Returns an error that names the URL, without credentials.
     pub fn check(&self) -> crate::Result<()> {
+        self.proxies.check()?;
         let mut urls = self.mirrors.iter().flat_map(|(_, urls)| urls);
         urls.try_for_each(|url| crate::endpoints::mirror(self, url).map(drop))
     }
 
     /// Returns whether a registry (`HOST[:PORT]`) may be used without TLS.
     pub(crate) fn is_insecure(&self, host: &str) -> bool {
-        let name = name_of(host);
+        let host = host.to_ascii_lowercase();
+        let name = name_of(&host);
         let address: Option<IpAddr> = name.parse().ok();
         name == "localhost"
             || address.is_some_and(|address| address.is_loopback())
             || self.insecure.iter().any(|insecure| match insecure {
-                Insecure::Host(own) => own == host,
+                Insecure::Host(own) => *own == host,
                 Insecure::Network(network) => {
                     address.is_some_and(|address| network.contains(&address))
                 }
@@ -130,10 +132,11 @@ impl Settings {
 
     /// Returns the base URLs of a registry's mirrors.
     pub fn mirrors_of(&self, host: &str) -> &[String] {
+        let host = host.to_ascii_lowercase();
         let found = self
             .mirrors
             .iter()
-            .find(|(pattern, _)| pattern.matches(host));
+            .find(|(pattern, _)| pattern.matches(&host));
         found.map_or(&[], |(_, urls)| urls)
     }
 }
@@ -171,6 +174,25 @@ impl Proxies {
         }
     }
 
+    fn check(&self) -> crate::Result<()> {
+        for (kind, url) in [("http", &self.http), ("https", &self.https)] {
+            if !url.is_empty() {
+                check_proxy(url).map_err(|why| {
+                    let (_, shown) = url.rsplit_once('@').unwrap_or(("", url));
+                    let hidden = if shown.len() < url.len() {
+                        "xxxxx@"
+                    } else {
+                        ""
+                    };
+                    crate::Error::Settings(format!(
+                        "proxy for {kind}:// URLs \"{hidden}{shown}\": {why}"
+                    ))
+                })?;
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) fn matcher(&self) -> Matcher {
         // As with Go's clients, no proxy is asked for what is on this host.
         let none = format!("{},localhost,127.0.0.0/8,::1", self.none);
@@ -180,6 +202,22 @@ impl Proxies {
             .no(none)
             .build()
     }
+}
+
+/// Checks the URL of a proxy. As with Go's clients, without a scheme it is an `http://` one.
+fn check_proxy(url: &str) -> Result<(), &'static str> {
+    const NO_URL: &str = "not a URL: want http://HOST[:PORT]";
+    let url: hyper::Uri = url.parse().map_err(|_| NO_URL)?;
+    if !matches!(url.scheme_str(), None | Some("http" | "https")) {
+        return Err("want http:// or https://");
+    }
+    let authority = url.authority().ok_or(NO_URL)?;
+    let host = authority.as_str().rsplit('@').next().unwrap_or_default();
+    // A number that is none is no port for the parser.
+    if authority.host().is_empty() || (authority.port().is_none() && host != authority.host()) {
+        return Err(NO_URL);
+    }
+    Ok(())
 }
 
 impl fmt::Debug for Proxies {
@@ -209,6 +247,8 @@ mod tests {
             ("localhost:5000", true),
             ("localhost.example.com", false),
             ("registry.corp:5000", true),
+            ("Registry.CORP:5000", true),
+            ("LocalHost", true),
             ("registry.corp", false),
             ("10.2.3.4:80", true),
             ("11.2.3.4:80", false),
@@ -241,6 +281,7 @@ mod tests {
         for (host, expected) in [
             ("docker.io", "https://a"),
             ("x.corp:5000", "https://b"),
+            ("X.Corp:5000", "https://b"),
             ("x.y.corp:5000", "https://b"),
             (".corp:5000", "https://c"),
             ("quay.io", "https://c"),
@@ -250,6 +291,49 @@ mod tests {
         assert!(Settings::default().mirrors_of("docker.io").is_empty());
         for text in ["", "*x", "a*b", "https://x", "*."] {
             assert!(text.parse::<Pattern>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn proxies_are_urls() {
+        let check = |url: &str| {
+            let proxies = Proxies {
+                https: url.to_owned(),
+                ..Proxies::default()
+            };
+            let settings = Settings {
+                proxies,
+                ..Settings::default()
+            };
+            settings.check().map_err(|error| error.to_string())
+        };
+        for url in [
+            "",
+            "http://proxy:3128",
+            "proxy.corp:3128",
+            "proxy",
+            "https://user:secret@[::1]:3128/",
+        ] {
+            assert_eq!(check(url), Ok(()), "{url}");
+        }
+        for (url, expected) in [
+            (
+                "socks5://user:secret@proxy",
+                "\"xxxxx@proxy\": want http:// or https://",
+            ),
+            ("http://proxy:port", "\"http://proxy:port\": not a URL"),
+            ("http://proxy:99999", "not a URL"),
+            ("http://", "not a URL"),
+            ("/proxy", "not a URL"),
+            ("pro xy", "not a URL"),
+        ] {
+            let error = check(url).unwrap_err();
+            assert!(
+                error.starts_with("proxy for https:// URLs ")
+                    && error.contains(expected)
+                    && !error.contains("secret"),
+                "{error}"
+            );
         }
     }
 

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use whelk_image::{Digest, Reference};
-use whelk_registry::{Client, Credentials, Error, Kind, Repository, Settings, Version};
+use whelk_registry::{Client, Credentials, Error, Kind, Repository, Settings, Version, Wait};
 
 /// A server that answers each connection's one request with what `answer` makes of its head.
 struct Server {
@@ -295,7 +295,7 @@ async fn credentials_do_not_follow_redirects_to_other_servers() {
     let mut blob = server
         .repository(alice())
         .blob(&Digest::of(b"0123456789"), 10, 0);
-    assert_eq!(blob.next().await.unwrap().unwrap(), "0123456789");
+    assert_eq!(blob.next(|_| {}).await.unwrap().unwrap(), "0123456789");
     let requests = storage.requests.lock().unwrap();
     assert!(
         requests
@@ -341,7 +341,7 @@ async fn redirects_are_bounded() {
 /// Reads a blob to its end.
 async fn read(blob: &mut whelk_registry::Blob) -> Result<Vec<u8>, Error> {
     let mut content = Vec::new();
-    while let Some(piece) = blob.next().await? {
+    while let Some(piece) = blob.next(|_| {}).await? {
         content.extend(piece);
     }
     Ok(content)
@@ -540,4 +540,274 @@ async fn an_unreachable_registry_is_named() {
         error.to_string(),
         format!("cannot connect to {address}: connection refused")
     );
+}
+
+/// Returns the repository of a registry with these mirrors.
+fn mirrored(server: &Server, mirrors: &[&Server]) -> Repository {
+    let urls = mirrors
+        .iter()
+        .map(|mirror| format!("http://{}", mirror.address));
+    let settings = Settings {
+        mirrors: vec![("*".parse().unwrap(), urls.collect())],
+        ..Settings::default()
+    };
+    server.with(settings, Credentials::Anonymous)
+}
+
+#[tokio::test]
+async fn a_mirror_that_sends_something_else_is_passed_over() {
+    let page = "content-type: text/html\r\n";
+    let cut = |sent: usize| {
+        move |_: &str| {
+            let mut answer = response("200 OK", OCI, MANIFEST);
+            answer.truncate(answer.len() - MANIFEST.len() + sent);
+            answer
+        }
+    };
+    let lie = format!("{OCI}docker-content-digest: {}\r\n", Digest::of(b"other"));
+    let mirrors = [
+        Server::start(move |_| response("200 OK", page, "<html>Please log in</html>")),
+        Server::start(move |_| response("200 OK", &lie, MANIFEST)),
+        Server::start(cut(0)),
+        Server::start(cut(20)),
+        Server::start(|_| response("502 Bad Gateway", "", "")),
+        Server::start(|_| response("429 Too Many Requests", "retry-after: 60\r\n", "")),
+    ];
+    let server = Server::start(|_| response("200 OK", OCI, MANIFEST));
+    let repository = mirrored(&server, &mirrors.each_ref());
+    let document = repository.manifest(&tag()).await.unwrap();
+    assert_eq!(document.bytes, MANIFEST.as_bytes());
+    for asked in mirrors.iter().chain([&server]) {
+        assert_eq!(asked.lines().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_mirror_that_has_no_blob_is_passed_over() {
+    let all = content();
+    let (first, rest) = (all.clone(), all.clone());
+    let mirrors = [
+        Server::start(|_| response("200 OK", "content-type: text/html\r\n", "<html>")),
+        Server::start(|head| cut(head, &content(), 0, true)),
+        // Good until the connection breaks, and then not.
+        Server::start(move |head| {
+            let sent = if header(head, "range").is_none() {
+                150_000
+            } else {
+                0
+            };
+            cut(head, &first, sent, true)
+        }),
+    ];
+    let server = Server::start(move |head| cut(head, &rest, rest.len(), true));
+    let repository = mirrored(&server, &mirrors.each_ref());
+    let mut blob = repository.blob(&Digest::of(&all), all.len() as u64, 0);
+    assert!(read(&mut blob).await.unwrap() == all);
+    let asked = mirrors.each_ref().map(|mirror| mirror.lines().len());
+    assert_eq!(asked, [1, 1, 2]);
+    let requests = server.requests.lock().unwrap();
+    assert_eq!(header(&requests[0], "range"), Some("bytes=150000-"));
+    // Without them, as whoever has verified what they sent may want it.
+    assert!(
+        repository
+            .without_mirrors()
+            .unwrap()
+            .without_mirrors()
+            .is_none()
+    );
+}
+
+#[tokio::test]
+async fn failures_of_all_kinds_count_together() {
+    let server = Server::start(|_| response("503 Service Unavailable", "retry-after: 0\r\n", ""));
+    let repository = server.with(
+        Settings {
+            attempts: 3,
+            ..Settings::default()
+        },
+        Credentials::Anonymous,
+    );
+    let waits = Mutex::new(Vec::new());
+    let mut blob = repository.blob(&Digest::of(b"x"), 1, 0);
+    let tell = |wait| waits.lock().unwrap().push(wait);
+    let error = blob.next(tell).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Unavailable);
+    assert_eq!(server.lines().len(), 3);
+    let asked = Wait {
+        time: Duration::ZERO,
+        is_asked: true,
+    };
+    assert_eq!(*waits.lock().unwrap(), [asked; 2]);
+}
+
+#[tokio::test]
+async fn unknown_hosts_are_not_asked_for_again() {
+    let name: Reference = "registry.invalid/a:1".parse().unwrap();
+    let client = Client::new(Settings::default()).unwrap();
+    let repository = client.pull(&name, Credentials::Anonymous).unwrap();
+    let error = refused(&repository).await;
+    // Without a name server, nobody knows whether there is one.
+    let text = error.to_string();
+    assert!(
+        text.starts_with("cannot connect to registry.invalid: "),
+        "{text}"
+    );
+    let is_unknown = !text.contains("Try again") && !text.contains("emporary failure");
+    assert!(
+        !is_unknown
+            || matches!(
+                error,
+                Error::Unreachable {
+                    is_lasting: true,
+                    ..
+                }
+            ),
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_digest_is_asked_for_without_the_document() {
+    let digest = Digest::of(MANIFEST.as_bytes());
+    let named = format!("docker-content-digest: {digest}\r\n");
+    let head = |answer: Vec<u8>| {
+        let server = Server::start(move |_| answer.clone());
+        async move {
+            let repository = server.repository(Credentials::Anonymous);
+            let found = repository.digest(&tag()).await;
+            assert_eq!(server.lines(), ["HEAD /v2/team/app/manifests/1"]);
+            found
+        }
+    };
+    let found = head(response("200 OK", &named, "")).await;
+    assert_eq!(found.unwrap(), Some(digest));
+    // The document tells it then.
+    for status in [
+        "200 OK",
+        "405 Method Not Allowed",
+        "404 Not Found",
+        "501 Not Implemented",
+    ] {
+        assert_eq!(
+            head(response(status, "", "")).await.unwrap(),
+            None,
+            "{status}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_missing_password_is_told_as_docker_tells_it() {
+    let server = Server::start(|_| {
+        let challenge = "www-authenticate: Basic realm=x\r\n";
+        response("401 Unauthorized", challenge, "")
+    });
+    let url = format!("http://{}/v2/team/app/manifests/1", server.address);
+    let repository = server.repository(Credentials::Anonymous);
+    let error = refused(&repository).await;
+    assert_eq!(error.kind(), Kind::Denied);
+    assert_eq!(
+        error.to_string(),
+        format!("Get \"{url}\": no basic auth credentials")
+    );
+    let error = repository.digest(&tag()).await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        format!("Head \"{url}\": no basic auth credentials")
+    );
+}
+
+/// A registry that wants a token of `realm`, and accepts `good`.
+fn with_realm(realm: String) -> Server {
+    Server::start(move |head| match header(head, "authorization") {
+        Some("Bearer good") => response("200 OK", OCI, MANIFEST),
+        Some(_) => response(
+            "401 Unauthorized",
+            "www-authenticate: Bearer realm=\"http://x\",error=\"insufficient_scope\"\r\n",
+            r#"{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}"#,
+        ),
+        None => {
+            let challenge = format!("www-authenticate: Bearer realm=\"{realm}\",service=\"s\"\r\n");
+            response("401 Unauthorized", &challenge, "")
+        }
+    })
+}
+
+#[tokio::test]
+async fn a_token_that_is_not_sufficient_is_a_denial() {
+    let service = Server::start(|_| response("200 OK", "", r#"{"token":"other"}"#));
+    let server = with_realm(format!("http://{}/token", service.address));
+    let error = refused(&server.repository(Credentials::Anonymous)).await;
+    assert_eq!(error.kind(), Kind::Denied);
+    // What follows from it is second.
+    let reported = error.reported().unwrap().to_string();
+    assert_eq!(
+        reported,
+        "denied: requested access to the resource is denied"
+    );
+}
+
+#[tokio::test]
+async fn authorization_services_may_redirect_and_have_parameters() {
+    let service = Server::start(|head| match head.split(' ').nth(1).unwrap() {
+        path if path.starts_with("/old") => {
+            let location = path.replace("/old", "/new");
+            response(
+                "307 Temporary Redirect",
+                &format!("location: {location}\r\n"),
+                "",
+            )
+        }
+        _ => response("200 OK", "", r#"{"token":"good"}"#),
+    });
+    let server = with_realm(format!("http://{}/old?account=a", service.address));
+    let scope = "scope=repository%3Ateam%2Fapp%3Apull";
+    for (credentials, method, query) in [
+        (
+            alice(),
+            "GET",
+            format!("account=a&service=s&{scope}&account=alice"),
+        ),
+        (
+            Credentials::IdentityToken("secret".into()),
+            "POST",
+            "account=a".to_owned(),
+        ),
+    ] {
+        service.requests.lock().unwrap().clear();
+        let repository = server.repository(credentials);
+        repository.manifest(&tag()).await.unwrap();
+        let expected = ["/old", "/new"].map(|path| format!("{method} {path}?{query}"));
+        assert_eq!(service.lines(), expected);
+        let requests = service.requests.lock().unwrap();
+        if method == "POST" {
+            assert!(
+                requests
+                    .iter()
+                    .all(|head| head.contains("refresh_token=secret"))
+            );
+        } else {
+            let sent = requests.iter().map(|head| header(head, "authorization"));
+            assert!(sent.eq([Some(ALICE); 2]));
+        }
+    }
+}
+
+#[tokio::test]
+async fn another_server_gets_no_secret_of_an_authorization_service() {
+    let other = Server::start(|_| response("200 OK", "", r#"{"token":"good"}"#));
+    let location = format!("location: http://{}/token\r\n", other.address);
+    let service = Server::start(move |_| response("308 Permanent Redirect", &location, ""));
+    let server = with_realm(format!("http://{}/token", service.address));
+    server.repository(alice()).manifest(&tag()).await.unwrap();
+    assert!(header(&other.requests.lock().unwrap()[0], "authorization").is_none());
+    let identity = Credentials::IdentityToken("secret".into());
+    let error = refused(&server.repository(identity)).await;
+    assert!(
+        error
+            .to_string()
+            .ends_with("a redirect of an identity token"),
+        "{error}"
+    );
+    assert_eq!(other.lines().len(), 1);
 }

@@ -232,7 +232,6 @@ impl File {
             let parsed = pattern.parse().map_err(invalid("mirrors"))?;
             client.mirrors.push((parsed, urls.clone()));
         }
-        client.check().map_err(|error| anyhow::anyhow!("{error}"))?;
         let environment = Proxies::from_environment(|name| std::env::var(name).ok());
         let proxies = &self.proxies;
         client.proxies = Proxies {
@@ -240,6 +239,7 @@ impl File {
             https: proxies.https_proxy.clone().unwrap_or(environment.https),
             none: proxies.no_proxy.clone().unwrap_or(environment.none),
         };
+        client.check().map_err(|error| anyhow::anyhow!("{error}"))?;
         if let Some(attempts) = self.max_download_attempts {
             if attempts == 0 {
                 bail!("max-download-attempts: must be at least 1");
@@ -328,6 +328,10 @@ mod tests {
         );
         refused(r#"{"max-download-attempts": 0}"#, "max-download-attempts");
         refused(r#"{"proxies": {"ftp-proxy": "x"}}"#, "ftp-proxy");
+        refused(
+            r#"{"proxies": {"https-proxy": "socks5://proxy"}}"#,
+            "proxy for https:// URLs \"socks5://proxy\": want http://",
+        );
         refused(r#"{"userland-proxy": true}"#, "userland-proxy");
         refused(r#"{"live-restore": false}"#, "live-restore");
         refused(r#"{"bip": "10.1.2.0/24"}"#, "bip 10.1.2.0/24");

@@ -16,13 +16,17 @@ pub(crate) fn progress(update: &Update) -> StreamMessage {
         total,
     } = update;
     let status = match state {
-        State::LoadingLayer => "Loading layer",
-        State::Pulling => "Pulling fs layer",
-        State::Waiting => "Waiting",
-        State::Downloading => "Downloading",
-        State::Extracting => "Extracting",
-        State::PullComplete => "Pull complete",
-        State::AlreadyExists => "Already exists",
+        State::LoadingLayer => "Loading layer".into(),
+        State::Pulling => "Pulling fs layer".into(),
+        State::Waiting => "Waiting".into(),
+        State::Downloading => "Downloading".into(),
+        State::Retrying { seconds: 1 } => "Retrying in 1 second".into(),
+        State::Retrying { seconds } => format!("Retrying in {seconds} seconds"),
+        State::Delayed { seconds } => format!("Waiting {seconds} s as the registry asked"),
+        State::DownloadComplete => "Download complete".into(),
+        State::Extracting => "Extracting".into(),
+        State::PullComplete => "Pull complete".into(),
+        State::AlreadyExists => "Already exists".into(),
     };
     // Those of other states say nothing.
     let (current, total) = match state {
@@ -31,7 +35,7 @@ pub(crate) fn progress(update: &Update) -> StreamMessage {
     };
     let bar = progress::bar(*current, *total, progress::WIDTH);
     StreamMessage {
-        status: Some(status.into()),
+        status: Some(status),
         progress_detail: Some(ProgressDetail {
             current: *current,
             total: *total,
@@ -80,17 +84,22 @@ pub(crate) fn pulling(reference: &Reference) -> StreamMessage {
 }
 
 /// Returns the last messages of a pull.
-pub(crate) fn pulled(reference: &Reference, pulled: &Pulled) -> [StreamMessage; 2] {
+pub(crate) fn pulled(reference: &Reference, pulled: &Pulled) -> Vec<StreamMessage> {
     let name = reference.familiar();
     let outcome = if pulled.is_new {
         format!("Status: Downloaded newer image for {name}")
     } else {
         format!("Status: Image is up to date for {name}")
     };
-    [format!("Digest: {}", pulled.digest), outcome].map(|status| StreamMessage {
-        status: Some(status),
-        ..StreamMessage::default()
-    })
+    let warning = pulled.warning.as_ref();
+    [format!("Digest: {}", pulled.digest), outcome]
+        .into_iter()
+        .chain(warning.map(|warning| format!("WARNING: {warning}")))
+        .map(|status| StreamMessage {
+            status: Some(status),
+            ..StreamMessage::default()
+        })
+        .collect()
 }
 
 /// Returns the message of an error after the response head was sent.

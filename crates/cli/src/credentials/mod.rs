@@ -34,6 +34,9 @@ struct ConfigFile {
 struct Entry {
     /// `USER:PASSWORD` in base64.
     auth: Option<String>,
+    /// Some programs write these instead.
+    username: Option<String>,
+    password: Option<String>,
     identitytoken: Option<String>,
     registrytoken: Option<String>,
 }
@@ -130,6 +133,8 @@ pub(crate) fn find(config: &Path, registry: &str) -> Outcome<AuthConfig> {
     };
     let mut found = AuthConfig {
         serveraddress: registry.to_owned(),
+        username: entry.username.clone().unwrap_or_default(),
+        password: entry.password.clone().unwrap_or_default(),
         identitytoken: entry.identitytoken.clone().unwrap_or_default(),
         registrytoken: entry.registrytoken.clone().unwrap_or_default(),
         ..AuthConfig::default()
@@ -180,7 +185,8 @@ mod tests {
         assert_eq!(find(&dir, "r").unwrap(), AuthConfig::default());
         write(
             r#"{"auths": {"r:1": {"auth": "dTpwOnE="}, "https://old/v1/": {"identitytoken": "t"},
-                "https://index.docker.io/v1/": {"auth": "aHViOng="}, "empty": {}, "bad": {"auth": "c2VjcmV0"}}}"#,
+                "https://index.docker.io/v1/": {"auth": "aHViOng="}, "empty": {}, "plain": {"username": "u", "password": "p"},
+                "both": {"auth": "dTpwOnE=", "username": "x", "password": "y"}, "bad": {"auth": "c2VjcmV0"}}}"#,
         );
         let found = |registry: &str| {
             let found = find(&dir, registry).unwrap();
@@ -190,6 +196,8 @@ mod tests {
         assert_eq!(found("old"), ["", "", "t"]);
         assert_eq!(found(HUB), ["hub", "x", ""]);
         assert_eq!(found("empty"), ["", "", ""]);
+        assert_eq!(found("plain"), ["u", "p", ""]);
+        assert_eq!(found("both"), ["u", "p:q", ""]);
         // Neither another port nor another registry gets them (CVE-2021-41092).
         assert_eq!(found("r"), ["", "", ""]);
         assert_eq!(found("index.docker.io.example.com"), ["", "", ""]);

@@ -143,18 +143,18 @@ impl Index {
         }
     }
 
-    /// Returns the images with this digest that the repository `name` has: by a tag, or by the
-    /// digest that a registry has for them.
+    /// Returns the images with this digest that the repository `name` has: the one that was pulled by
+    /// it, or else those with a tag.
     fn in_repository(&self, name: &str, digest: &Digest) -> Vec<&Arc<Image>> {
         let is_known = |image: &&Arc<Image>| {
             let mut known = image.repo_digests.iter();
             known.any(|known| known.name() == name && known.digest.as_ref() == Some(digest))
         };
         let is_tagged = |image: &&Arc<Image>| self.tags_in(name).any(|(_, id)| *id == image.id);
-        let mut found = self.by_digest(digest);
-        found.retain(is_tagged);
+        let mut found: Vec<_> = self.by_id.values().filter(is_known).collect();
         if found.is_empty() {
-            found.extend(self.by_id.values().filter(is_known));
+            found = self.by_digest(digest);
+            found.retain(is_tagged);
         }
         found
     }
@@ -433,6 +433,11 @@ impl Images {
 
     /// Publishes an event of an image.
     fn publish(&self, action: &str, id: &Digest, name: String) {
+        self.publish_as(action, id, id.to_string(), name);
+    }
+
+    /// Publishes an event of an image whose actor is not its id.
+    fn publish_as(&self, action: &str, id: &Digest, actor: String, name: String) {
         let mut attributes = self
             .read()
             .by_id
@@ -440,8 +445,7 @@ impl Images {
             .map(|image| image.config.config.labels.clone())
             .unwrap_or_default();
         attributes.insert("name".into(), name);
-        self.events
-            .publish("image", action, id.to_string(), attributes);
+        self.events.publish("image", action, actor, attributes);
     }
 }
 

@@ -16,10 +16,10 @@ use whelk_image::content::MAX_CONFIG_SIZE;
 use whelk_image::descriptor::{self, Descriptor, Index, Manifest};
 use whelk_image::progress::State;
 use whelk_image::{Digest, ImageConfig, Lease, Platform, Progress, Reference, Store};
-use whelk_registry::{Client, Credentials, Document, Kind, Repository, Version};
+use whelk_registry::{Client, Credentials, Document, Kind, Repository, Version, Wait};
 use whelk_sys::sync::IgnorePoison as _;
 
-use super::Images;
+use super::{Image, Images};
 use crate::error::{Error, Result};
 use crate::instance::RegistrySettings;
 
@@ -28,6 +28,16 @@ const MAX_DEPTH: usize = 3;
 /// Pieces of a layer that have come in and are not unpacked yet. Each has some 100 KB at most.
 const QUEUE: usize = 16;
 
+/// Media types of configurations. As with Docker, those that some registries and builders give them
+/// by mistake are among them.
+const CONFIGS: [&str; 6] = [
+    descriptor::CONFIG,
+    DOCKER_CONFIG,
+    "application/octet-stream",
+    "application/json",
+    "text/html",
+    "",
+];
 /// Docker's name of a configuration's media type.
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 /// Media types of layers, apart from suffixes for their compression.
@@ -105,6 +115,8 @@ pub struct Pulled {
     pub digest: Digest,
     /// The reference names another image than before, or one that the engine did not have.
     pub is_new: bool,
+    /// What the user should know.
+    pub warning: Option<String>,
 }
 
 /// What is to be pulled.
@@ -125,6 +137,13 @@ struct Held {
 }
 
 impl Held {
+    fn take(images: &Arc<Images>) -> Self {
+        Self {
+            lease: Some(images.files.leases.take()),
+            images: images.clone(),
+        }
+    }
+
     fn lease(&self) -> Result<&Lease> {
         let lease = self.lease.as_ref();
         lease.ok_or_else(|| Error::internal("the pull has ended"))
@@ -172,12 +191,9 @@ impl Images {
             .client
             .pull(reference, request.credentials.clone())
             .map_err(|error| told(reference, error))?;
-        let remote = find(&repository, request).await?;
+        let held = Arc::new(Held::take(self));
+        let remote = self.locate(&repository, request, held.lease()?).await?;
         begun();
-        let held = Arc::new(Held {
-            lease: Some(self.files.leases.take()),
-            images: self.clone(),
-        });
         self.bring(&repository, request, remote, &held, progress)
             .await
     }
@@ -200,7 +216,10 @@ impl Images {
                 error.prefixed(&format!("pull {}: configuration", reference.familiar()))
             })?;
         let config = ImageConfig::parse(&bytes)?;
-        check(&config, &remote.manifest, request)?;
+        let warning = check(&config, &remote.manifest, request)?;
+        if let Some(warning) = &warning {
+            tracing::warn!("pull {}: {warning}", reference.familiar());
+        }
         let layers: Vec<(Digest, Descriptor)> = config
             .rootfs
             .diff_ids
@@ -213,6 +232,7 @@ impl Images {
         let pulled = Pulled {
             digest: remote.named.digest.clone(),
             is_new: false,
+            warning,
         };
         let (images, held, reference) = (self.clone(), held.clone(), reference.clone());
         let work = move || {
@@ -224,7 +244,76 @@ impl Images {
             .map_err(|error| Error::internal(error.to_string()))?
     }
 
-    /// Returns an image's configuration, from the store if it is there.
+    /// Finds the image that a reference names. The registry is asked what a tag names, or whether it
+    /// has a digest that was not pulled from it before; what the store has is not fetched again.
+    async fn locate(
+        &self,
+        repository: &Repository,
+        request: &PullRequest,
+        lease: &Lease,
+    ) -> Result<Remote> {
+        let reference = &request.reference;
+        let wanted = match (&reference.digest, &reference.tag) {
+            (Some(digest), _) => Version::Digest(digest.clone()),
+            (None, Some(tag)) => Version::Tag(tag.clone()),
+            (None, None) => return Err(Error::invalid("a pull needs a tag or a digest")),
+        };
+        let known = match &wanted {
+            Version::Digest(digest) if self.came_from(reference) => Some(digest.clone()),
+            wanted => repository
+                .digest(wanted)
+                .await
+                .map_err(|error| told(reference, error))?,
+        };
+        let get = async |version: Version| match &version {
+            Version::Digest(digest) if let Some(kept) = self.kept(lease, digest) => Ok(kept),
+            version => repository
+                .manifest(version)
+                .await
+                .map_err(|error| told(reference, error)),
+        };
+        let named = get(known.map_or(wanted, Version::Digest)).await?;
+        let mut document = named.clone();
+        let mut index = None;
+        for _ in 0..=MAX_DEPTH {
+            if !document.is_index() {
+                let manifest = Manifest::parse(&document.bytes)?;
+                check_types(&manifest)
+                    .map_err(|error| error.prefixed(&format!("pull {}", reference.familiar())))?;
+                return Ok(Remote {
+                    named,
+                    document,
+                    manifest,
+                    index,
+                });
+            }
+            let chosen = choose(&Index::parse(&document.bytes)?, request)?;
+            let next = get(Version::Digest(chosen)).await?;
+            index = Some(std::mem::replace(&mut document, next));
+        }
+        Err(Error::invalid(format!(
+            "pull {}: indexes are nested more than {MAX_DEPTH} levels deep",
+            reference.familiar()
+        )))
+    }
+
+    /// Returns whether an image was pulled by this name with a digest.
+    fn came_from(&self, reference: &Reference) -> bool {
+        let known = |image: &Arc<Image>| {
+            let mut names = image.repo_digests.iter();
+            names.any(|name| name.name() == reference.name() && name.digest == reference.digest)
+        };
+        self.read().by_id.values().any(known)
+    }
+
+    /// Returns a manifest or index that the store has undamaged, and holds it.
+    fn kept(&self, lease: &Lease, digest: &Digest) -> Option<Document> {
+        let content = &self.files.content;
+        let bytes = content.claim(lease, digest).then(|| content.read(digest))?;
+        Document::kept(digest, bytes.ok()?)
+    }
+
+    /// Returns an image's configuration, from the store if it is there undamaged.
     async fn configuration(
         &self,
         repository: &Repository,
@@ -232,7 +321,10 @@ impl Images {
         lease: &Lease,
     ) -> Result<Vec<u8>> {
         if self.files.content.claim(lease, &descriptor.digest) {
-            return Ok(self.files.content.read(&descriptor.digest)?);
+            match self.files.content.read(&descriptor.digest) {
+                Ok(content) => return Ok(content),
+                Err(error) => tracing::warn!("{error}; it is fetched again"),
+            }
         }
         if descriptor.size > MAX_CONFIG_SIZE {
             return Err(Error::invalid(format!(
@@ -242,7 +334,7 @@ impl Images {
         }
         let mut blob = repository.blob(&descriptor.digest, descriptor.size, 0);
         let mut content = Vec::new();
-        while let Some(piece) = blob.next().await.map_err(plain)? {
+        while let Some(piece) = blob.next(|_| {}).await.map_err(plain)? {
             content.extend_from_slice(&piece);
         }
         let digest = Digest::of(&content);
@@ -342,70 +434,39 @@ impl Images {
             ..reference.clone()
         };
         self.record_pulled(&loaded, digest)?;
-        self.publish("pull", &id, reference.familiar());
+        let (actor, name) = (reference.familiar(), reference.familiar_name());
+        self.publish_as("pull", &id, actor, name);
         Ok(is_new)
     }
 }
 
-/// Asks a registry for the image that a reference names.
-async fn find(repository: &Repository, request: &PullRequest) -> Result<Remote> {
-    let reference = &request.reference;
-    let version = match (&reference.digest, &reference.tag) {
-        (Some(digest), _) => Version::Digest(digest.clone()),
-        (None, Some(tag)) => Version::Tag(tag.clone()),
-        (None, None) => return Err(Error::invalid("a pull needs a tag or a digest")),
-    };
-    let get = async |version| {
-        let document = repository.manifest(&version).await;
-        document.map_err(|error| told(reference, error))
-    };
-    let named = get(version).await?;
-    let mut document = named.clone();
-    let mut index = None;
-    for _ in 0..MAX_DEPTH {
-        if !document.is_index() {
-            let manifest = Manifest::parse(&document.bytes)?;
-            check_types(&manifest)
-                .map_err(|error| error.prefixed(&format!("pull {}", reference.familiar())))?;
-            return Ok(Remote {
-                named,
-                document,
-                manifest,
-                index,
-            });
-        }
-        let list = Index::parse(&document.bytes)?;
-        let wanted = request.platform.clone().unwrap_or_else(Platform::host);
-        let candidates = list
+/// Returns the digest of the entry of an index that suits the platform that is asked for best.
+fn choose(index: &Index, request: &PullRequest) -> Result<Digest> {
+    let wanted = request.platform.clone().unwrap_or_else(Platform::host);
+    let candidates = index
+        .manifests
+        .iter()
+        .filter_map(|entry| Some((entry.platform.as_ref()?, entry)));
+    let chosen = wanted.choose(candidates).or_else(|| {
+        // Entries without a platform say nothing about what they are for.
+        let mut unknown = index
             .manifests
             .iter()
-            .filter_map(|entry| Some((entry.platform.as_ref()?, entry)));
-        let chosen = wanted.choose(candidates).or_else(|| {
-            // Entries without a platform say nothing about what they are for.
-            let mut unknown = list
-                .manifests
-                .iter()
-                .filter(|entry| entry.platform.is_none());
-            unknown.next().filter(|_| list.manifests.len() == 1)
-        });
-        let Some(chosen) = chosen else {
-            return Err(Error::NotFound(format!(
-                "no matching manifest for {wanted} in the manifest list entries"
-            )));
-        };
-        let next = get(Version::Digest(chosen.digest.clone())).await?;
-        index = Some(std::mem::replace(&mut document, next));
+            .filter(|entry| entry.platform.is_none());
+        unknown.next().filter(|_| index.manifests.len() == 1)
+    });
+    match chosen {
+        Some(chosen) => Ok(chosen.digest.clone()),
+        None => Err(Error::NotFound(format!(
+            "no matching manifest for {wanted} in the manifest list entries"
+        ))),
     }
-    Err(Error::invalid(format!(
-        "pull {}: indexes are nested more than {MAX_DEPTH} levels deep",
-        reference.familiar()
-    )))
 }
 
 /// Checks that a manifest is one of an image.
 fn check_types(manifest: &Manifest) -> Result<()> {
     let config = manifest.config.media_type.as_str();
-    if !matches!(config, descriptor::CONFIG | DOCKER_CONFIG) {
+    if !CONFIGS.contains(&config) {
         return Err(Error::Unsupported(format!(
             "this is not an image, but an artifact of type {config:?}"
         )));
@@ -423,8 +484,14 @@ fn check_types(manifest: &Manifest) -> Result<()> {
     Ok(())
 }
 
-/// Checks that a configuration fits its manifest and the request.
-fn check(config: &ImageConfig, manifest: &Manifest, request: &PullRequest) -> Result<()> {
+/// Checks that a configuration fits its manifest. As with Docker, an image that is for another
+/// platform than the one that was asked for is worth a warning, which is returned: whoever has pushed
+/// it without an index may have meant so.
+fn check(
+    config: &ImageConfig,
+    manifest: &Manifest,
+    request: &PullRequest,
+) -> Result<Option<String>> {
     let name = request.reference.familiar();
     let own = Platform::of(config);
     if own.os != "linux" {
@@ -432,23 +499,18 @@ fn check(config: &ImageConfig, manifest: &Manifest, request: &PullRequest) -> Re
             "pull {name}: cannot run {own} images on linux"
         )));
     }
-    if let Some(wanted) = request
-        .platform
-        .as_ref()
-        .filter(|wanted| !wanted.runs(&own))
-    {
-        return Err(Error::NotFound(format!(
-            "image with reference {name} was found but its platform ({own}) does not match the specified platform ({wanted})"
+    let (expected, found) = (config.rootfs.diff_ids.len(), manifest.layers.len());
+    if expected != found {
+        return Err(Error::invalid(format!(
+            "pull {name}: the manifest has {found} layers, the configuration {expected}"
         )));
     }
-    let (expected, found) = (config.rootfs.diff_ids.len(), manifest.layers.len());
-    if expected == found {
-        Ok(())
-    } else {
-        Err(Error::invalid(format!(
-            "pull {name}: the manifest has {found} layers, the configuration {expected}"
-        )))
-    }
+    let wanted = request.platform.as_ref();
+    Ok(wanted.filter(|wanted| !wanted.runs(&own)).map(|wanted| {
+        format!(
+            "image with reference {name} was found but its platform ({own}) does not match the specified platform ({wanted})"
+        )
+    }))
 }
 
 /// A layer to be brought into the store.
@@ -479,16 +541,9 @@ impl Layer {
             .snapshots
             .claim(self.held.lease()?, &self.diff_id)
         {
-            let resumed = self.transfer(&claim).await;
-            match resumed {
-                // What an earlier attempt has left may be damaged: this one began anew.
-                Err(Failure::Content { resumed: true, .. }) => self.transfer(&claim).await,
-                outcome => outcome,
-            }
-            .map_err(|failure| {
-                let (Failure::Content { error, .. } | Failure::Transfer(error)) = failure;
-                error.prefixed(&format!("layer {}", self.descriptor.digest))
-            })?;
+            self.transfers(&claim)
+                .await
+                .map_err(|error| error.prefixed(&format!("layer {}", self.descriptor.digest)))?;
         }
         self.item().enter(State::PullComplete);
         Ok(())
@@ -498,8 +553,35 @@ impl Layer {
         &self.images.files
     }
 
+    /// Downloads and unpacks the layer, again if its content is wrong for a reason that passes.
+    async fn transfers(&self, claim: &Arc<Claim>) -> Result<()> {
+        let mut repository = self.repository.clone();
+        loop {
+            let (error, resumed) = match self.transfer(&repository, claim).await {
+                Ok(()) => return Ok(()),
+                Err(Failure::Transfer(error)) => return Err(error),
+                Err(Failure::Content { error, resumed }) => (error, resumed),
+            };
+            match repository.without_mirrors() {
+                // One of them may have sent something else.
+                Some(registry) => repository = registry,
+                // What an earlier attempt has left may be damaged. The next begins anew.
+                None if resumed => {}
+                None => return Err(error),
+            }
+            tracing::warn!(
+                "layer {}: {error}; it is fetched again",
+                self.descriptor.digest
+            );
+        }
+    }
+
     /// Downloads and unpacks the layer.
-    async fn transfer(&self, claim: &Arc<Claim>) -> std::result::Result<(), Failure> {
+    async fn transfer(
+        &self,
+        repository: &Repository,
+        claim: &Arc<Claim>,
+    ) -> std::result::Result<(), Failure> {
         let Descriptor { digest, size, .. } = &self.descriptor;
         let (sender, pieces) = mpsc::channel(QUEUE);
         let (layer, claim) = (self.clone(), claim.clone());
@@ -514,24 +596,28 @@ impl Layer {
             let mut item = self.item();
             item.enter(State::Downloading);
             item.advance(offset, false);
-            let mut blob = self.repository.blob(digest, *size, offset);
+            let waiting = |wait: Wait| self.item().enter(wait_state(wait));
+            let mut blob = repository.blob(digest, *size, offset);
             loop {
-                let piece = blob.next().await;
-                let is_over = !matches!(piece, Ok(Some(_)));
-                if let Ok(Some(piece)) = &piece {
-                    item.advance(piece.len() as u64, false);
+                let piece = blob.next(waiting).await;
+                match &piece {
+                    Ok(Some(piece)) => item.advance(piece.len() as u64, false),
+                    Ok(None) => {
+                        self.item().enter(State::DownloadComplete);
+                        self.item().enter(State::Extracting);
+                        break;
+                    }
+                    Err(_) => {}
                 }
-                // The other side ends before this one only with an error, which it returns.
-                if let Some(piece) = piece.transpose()
-                    && sender.send(piece).await.is_err()
-                {
+                let is_over = piece.is_err();
+                let Some(piece) = piece.transpose() else {
                     break;
-                }
-                if is_over {
+                };
+                // The other side ends before this one only with an error, which it returns.
+                if sender.send(piece).await.is_err() || is_over {
                     break;
                 }
             }
-            item.enter(State::Extracting);
         }
         drop(sender);
         unpack
@@ -581,6 +667,17 @@ impl Layer {
             error: error.into(),
             resumed: offset > 0,
         })
+    }
+}
+
+fn wait_state(wait: Wait) -> State {
+    // Whole seconds, as they are shown.
+    let seconds = wait.time.as_millis().div_ceil(1000);
+    let seconds = u64::try_from(seconds).unwrap_or(u64::MAX);
+    if wait.is_asked {
+        State::Delayed { seconds }
+    } else {
+        State::Retrying { seconds }
     }
 }
 
@@ -640,17 +737,45 @@ fn plain(error: whelk_registry::Error) -> Error {
 /// Returns an error about the manifest of a reference, in the words of Docker, which clients look
 /// for.
 fn told(reference: &Reference, error: whelk_registry::Error) -> Error {
-    match error.kind() {
-        Kind::NotFound => Error::NotFound(format!(
-            "manifest for {} not found: {}",
-            reference.familiar(),
-            error.cause()
+    let cause = error
+        .reported()
+        .map_or_else(|| error.cause(), ToString::to_string);
+    let code = error.reported().map_or("", |reported| &reported.code);
+    match (error.kind(), code) {
+        (Kind::NotFound, "NAME_UNKNOWN") => Error::NotFound(format!(
+            "repository {} not found: {cause}",
+            reference.familiar_name()
         )),
-        Kind::Denied => Error::NotFound(format!(
-            "pull access denied for {}, repository does not exist or may require 'docker login': {}",
-            reference.familiar_name(),
-            error.cause()
+        (Kind::NotFound, _) => Error::NotFound(format!(
+            "manifest for {} not found: {cause}",
+            reference.familiar()
+        )),
+        // The registry wants to know who it is, or does not know the user.
+        (Kind::Denied, "UNAUTHORIZED") => Error::Denied(cause),
+        (Kind::Denied, "") => Error::Denied(error.to_string()),
+        (Kind::Denied, _) => Error::NotFound(format!(
+            "pull access denied for {}, repository does not exist or may require 'docker login': {cause}",
+            reference.familiar_name()
         )),
         _ => plain(error).prefixed(&format!("pull {}", reference.familiar())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn configurations_have_the_types_that_docker_accepts() {
+        let digest = Digest::of(b"");
+        let manifest = |media_type: &str| {
+            let config = Descriptor::new(media_type, digest.clone(), 2);
+            Manifest::new(config, vec![Descriptor::new(LAYERS[1], digest.clone(), 2)])
+        };
+        for media_type in CONFIGS {
+            check_types(&manifest(media_type)).unwrap();
+        }
+        let error = check_types(&manifest("application/vnd.cncf.helm.config.v1+json"));
+        assert!(matches!(error, Err(Error::Unsupported(_))));
     }
 }

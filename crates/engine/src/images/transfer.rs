@@ -8,7 +8,7 @@ use whelk_image::archive::{self, Import, Loaded, Saved};
 use whelk_image::{Digest, Lease, Platform, Progress, Reference};
 use whelk_text::signal;
 
-use super::{Image, Images};
+use super::{Image, Images, Index};
 use crate::error::{Error, Result};
 use crate::events::now;
 use crate::records::ImageRecord;
@@ -113,7 +113,9 @@ impl Images {
             _ => &loaded.origin,
         };
         let mut repo_digests = known.map_or_else(Vec::new, |known| known.repo_digests.clone());
-        repo_digests.extend(digest.filter(|digest| !repo_digests.contains(digest)));
+        let is_known = |digest: &&Reference| repo_digests.contains(digest);
+        let added = digest.clone().filter(|digest| !is_known(&digest));
+        repo_digests.extend(added);
         let image = Image {
             id: loaded.id.clone(),
             config: loaded.config.clone(),
@@ -127,6 +129,9 @@ impl Images {
         let record = ImageRecord::of(&image);
         self.store.put_image(&record, &names)?;
         index.by_id.insert(loaded.id.clone(), Arc::new(image));
+        if let Some(digest) = &digest {
+            self.take_digest(&mut index, digest, &loaded.id)?;
+        }
         for layer in &loaded.config.rootfs.diff_ids {
             if let Err(error) = self.files.snapshots.settle(layer) {
                 // It is kept a little longer than the image then.
@@ -147,6 +152,22 @@ impl Images {
             }
         }
         Ok(renamed)
+    }
+
+    /// Takes a digest in a registry from all images but one. As with Docker, that of an index names the
+    /// image that was pulled last, of those for several platforms.
+    fn take_digest(&self, index: &mut Index, digest: &Reference, id: &Digest) -> Result<()> {
+        let others = index
+            .by_id
+            .values_mut()
+            .filter(|image| image.id != *id && image.repo_digests.contains(digest));
+        for other in others {
+            let mut rest = Image::clone(other);
+            rest.repo_digests.retain(|known| known != digest);
+            self.store.put_image(&ImageRecord::of(&rest), &[])?;
+            *other = Arc::new(rest);
+        }
+        Ok(())
     }
 
     /// Runs `work`, which adds layers that it holds in the lease, and then images that use them.

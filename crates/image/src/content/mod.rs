@@ -76,10 +76,13 @@ impl Content {
         fs::exists(self.path(digest))
     }
 
-    /// Stores a small blob durably and returns its digest.
+    /// Stores a small blob durably and returns its digest. One that is there, but damaged, is replaced.
     pub fn put(&self, lease: &Lease, content: &[u8]) -> Result<Digest> {
         let digest = Digest::of(content);
-        if !self.claim(lease, &digest) {
+        let is_there = self.claim(lease, &digest)
+            && fs::read_at_most(self.path(&digest), MAX_CONFIG_SIZE)
+                .is_ok_and(|known| known == content);
+        if !is_there {
             let staged = self.staging.path();
             let mut file = fs::create(&staged, 0o600)?;
             file.write_all(content)

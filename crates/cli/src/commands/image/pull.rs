@@ -127,15 +127,33 @@ fn split(name: &str) -> (&str, Option<&str>) {
 
 /// Returns a reference with its registry.
 fn full(name: &str) -> String {
-    let has_registry = name.split_once('/').is_some_and(|(first, _)| {
-        first.contains(['.', ':']) || first == "localhost" || first.to_lowercase() != first
-    });
-    if has_registry {
-        name.to_owned()
-    } else if split(name).0.contains('/') {
-        format!("docker.io/{name}")
-    } else {
-        format!("docker.io/library/{name}")
+    match hub_path(name) {
+        Some(path) if split(path).0.contains('/') => format!("docker.io/{path}"),
+        Some(path) => format!("docker.io/library/{path}"),
+        None => name.to_owned(),
+    }
+}
+
+/// Returns a reference without what is the default in it.
+pub(crate) fn familiar(name: &str) -> &str {
+    let path = hub_path(name).unwrap_or(name);
+    let rest = path.strip_prefix("library/");
+    rest.filter(|rest| !split(rest).0.contains('/'))
+        .unwrap_or(path)
+}
+
+/// Returns a reference without its registry, if that is Docker Hub.
+fn hub_path(name: &str) -> Option<&str> {
+    match name.split_once('/') {
+        Some(("docker.io" | "index.docker.io", path)) => Some(path),
+        Some((first, _))
+            if first.contains(['.', ':'])
+                || first == "localhost"
+                || first.to_lowercase() != first =>
+        {
+            None
+        }
+        _ => Some(name),
     }
 }
 
@@ -160,6 +178,24 @@ mod tests {
         assert_eq!(full("busybox:1"), "docker.io/library/busybox:1");
         assert_eq!(full("team/app:1"), "docker.io/team/app:1");
         assert_eq!(full("localhost/app:1"), "localhost/app:1");
+        for (name, short, long) in [
+            ("busybox:1", "busybox:1", "docker.io/library/busybox:1"),
+            (
+                "docker.io/busybox:1",
+                "busybox:1",
+                "docker.io/library/busybox:1",
+            ),
+            ("index.docker.io/library/a", "a", "docker.io/library/a"),
+            ("docker.io/team/app", "team/app", "docker.io/team/app"),
+            ("library/a/b", "library/a/b", "docker.io/library/a/b"),
+            ("r:5000/library/a", "r:5000/library/a", "r:5000/library/a"),
+        ] {
+            assert_eq!(
+                (familiar(name), full(name).as_str()),
+                (short, long),
+                "{name}"
+            );
+        }
         assert!(is_name("busybox") && !is_name("sha256:00") && !is_name(&"a".repeat(64)));
     }
 }

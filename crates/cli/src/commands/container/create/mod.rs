@@ -86,6 +86,7 @@ pub(crate) async fn make(
         Err(error) if args.pull == "missing" && is_about_image(&error) && pull::is_name(image) => {
             if !args.quiet {
                 let name = pull::with_default_tag(image);
+                let name = pull::familiar(&name);
                 warn_line!("Unable to find image '{name}' locally");
             }
             pull::pull_for_create(client, image, &platform, args.quiet).await?;
