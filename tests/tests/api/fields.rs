@@ -2,7 +2,7 @@
 //! afterwards, refused by its name, or of those that Docker ignores. None is dropped in silence.
 
 use serde_json::{Value, json};
-use whelk_tests::Engine;
+use whelk_tests::{Engine, FreeSubnet};
 
 /// What becomes of a field.
 enum Fate {
@@ -330,9 +330,9 @@ fn limits() -> Vec<(&'static str, Value, Fate, Fate)> {
 }
 
 /// The settings of an endpoint. The engine assigns the others, whatever the request says.
-fn endpoint() -> Vec<(&'static str, Value, Fate)> {
+fn endpoint(subnet: &FreeSubnet) -> Vec<(&'static str, Value, Fate)> {
     let addresses = json!({
-        "IPv4Address": "10.214.201.5", "IPv6Address": "fd00:214:201::5",
+        "IPv4Address": subnet.v4_host(5), "IPv6Address": subnet.v6_host("5"),
         "LinkLocalIPs": ["169.254.7.7"],
     });
     vec![
@@ -349,8 +349,8 @@ fn endpoint() -> Vec<(&'static str, Value, Fate)> {
         ("/GwPriority", json!(7), Shown),
         ("/NetworkID", json!("x"), Ignored),
         ("/EndpointID", json!("x"), Ignored),
-        ("/Gateway", json!("10.214.201.6"), Ignored),
-        ("/IPAddress", json!("10.214.201.6"), Ignored),
+        ("/Gateway", json!(subnet.v4_host(6)), Ignored),
+        ("/IPAddress", json!(subnet.v4_host(6)), Ignored),
         ("/IPPrefixLen", json!(7), Ignored),
         ("/IPv6Gateway", json!("fd00::6"), Ignored),
         ("/GlobalIPv6Address", json!("fd00::6"), Ignored),
@@ -382,15 +382,16 @@ fn made(engine: &Engine, kind: &str, body: &Value, place: &str) -> (u16, Value, 
     (status, answer, shown)
 }
 
-fn network() -> Value {
+fn network(subnet: &FreeSubnet) -> Value {
     json!({"Name": "net", "EnableIPv6": true, "IPAM": {"Config": [
-        {"Subnet": "10.214.201.0/29"}, {"Subnet": "fd00:214:201::/64"},
+        {"Subnet": subnet.v4_part(0, 29)}, {"Subnet": subnet.v6()},
     ]}})
 }
 
 #[test]
 fn no_setting_of_a_new_container_is_dropped() {
     let engine = Engine::start();
+    let subnet = FreeSubnet::new();
     engine.create("donor", &json!({"Image": "busybox"}));
     check(config(), |field, given| {
         let mut body = json!({"Image": "busybox"});
@@ -408,10 +409,12 @@ fn no_setting_of_a_new_container_is_dropped() {
         },
     );
     assert_eq!(
-        engine.api("POST", "/networks/create", Some(&network())).0,
+        engine
+            .api("POST", "/networks/create", Some(&network(&subnet)))
+            .0,
         201
     );
-    check(endpoint(), |field, given| {
+    check(endpoint(&subnet), |field, given| {
         let mut endpoint = json!({});
         set(&mut endpoint, field, given);
         let body = json!({
@@ -426,13 +429,16 @@ fn no_setting_of_a_new_container_is_dropped() {
 #[test]
 fn no_setting_of_an_endpoint_is_dropped() {
     let engine = Engine::start();
+    let subnet = FreeSubnet::new();
     engine.create("donor", &json!({"Image": "busybox"}));
     assert_eq!(
-        engine.api("POST", "/networks/create", Some(&network())).0,
+        engine
+            .api("POST", "/networks/create", Some(&network(&subnet)))
+            .0,
         201
     );
     engine.create("made", &json!({"Image": "busybox"}));
-    check(endpoint(), |field, given| {
+    check(endpoint(&subnet), |field, given| {
         let mut endpoint = json!({});
         set(&mut endpoint, field, given);
         let body = json!({"Container": "made", "EndpointConfig": endpoint});
@@ -471,9 +477,10 @@ fn no_setting_of_an_update_is_dropped() {
 #[test]
 fn no_setting_of_a_network_or_volume_is_dropped() {
     let engine = Engine::without_images(&[]);
+    let subnet = FreeSubnet::new();
     let addresses = json!({"Driver": "default", "Options": {"a": "b"}, "Config": [{
-        "Subnet": "10.214.202.0/29", "IPRange": "10.214.202.0/30", "Gateway": "10.214.202.1",
-        "AuxiliaryAddresses": {"a": "10.214.202.3"},
+        "Subnet": subnet.v4_part(0, 29), "IPRange": subnet.v4_part(0, 30), "Gateway": subnet.v4_host(1),
+        "AuxiliaryAddresses": {"a": subnet.v4_host(3)},
     }]});
     let fields = vec![
         ("/Name", json!("other"), Shown),
