@@ -208,3 +208,17 @@ fn filter(program: &str, args: &[&str], input: &[u8]) -> Vec<u8> {
     );
     output
 }
+
+/// Bytes that do not compress.
+#[must_use]
+pub fn noise(length: usize) -> Vec<u8> {
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()[0]
+    })
+    .take(length)
+    .collect()
+}

@@ -1,6 +1,8 @@
-//! A registry on loopback for pulls. It can break connections, ask for a password, and lie.
+//! A registry on loopback. It can break connections, ask for a password, and lie.
 
-use std::collections::BTreeMap;
+mod uploads;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -30,6 +32,10 @@ struct State {
     blobs: BTreeMap<String, Vec<u8>>,
     /// Media type and content by `REPOSITORY/TAG` and `REPOSITORY/DIGEST`.
     manifests: BTreeMap<String, (String, Vec<u8>)>,
+    /// Repositories, each with the digest of a blob that it has.
+    linked: BTreeSet<(String, String)>,
+    /// What has arrived of each upload, and how often its location has changed.
+    uploads: BTreeMap<usize, (Vec<u8>, usize)>,
     /// First lines of all requests, and the header `Range`.
     requests: Vec<String>,
     behaviour: Behaviour,
@@ -52,6 +58,10 @@ pub struct Behaviour {
     pub refuses_head: bool,
     /// Status, and code and message of an error, as answer to requests for manifests.
     pub refusal: Option<(&'static str, &'static str, &'static str)>,
+    /// Bytes of an upload after which it closes the connection, each time.
+    pub cut_uploads_after: Option<usize>,
+    /// It refuses uploads.
+    pub is_read_only: bool,
 }
 
 /// An image in a registry.
@@ -196,6 +206,10 @@ impl Registry {
     /// Adds the manifest of an image, which may have been changed.
     pub fn pushed(&self, repository: &str, tag: &str, manifest: &Value) -> Pushed {
         let layers = manifest["layers"].as_array().into_iter().flatten();
+        for blob in layers.clone().chain([&manifest["config"]]) {
+            let digest = blob["digest"].as_str().unwrap_or_default();
+            self.link(repository, digest);
+        }
         Pushed {
             name: format!("{}/{repository}:{tag}", self.host),
             digest: self.manifest(repository, tag, MANIFEST, manifest),
@@ -203,6 +217,22 @@ impl Registry {
                 .filter_map(|layer| Some(layer["digest"].as_str()?.to_owned()))
                 .collect(),
         }
+    }
+
+    /// Returns what the registry asks of a client that has shown this authorization; `None` if that is
+    /// enough.
+    fn challenge(&self, behaviour: &Behaviour, shown: Option<String>) -> Option<String> {
+        let (wanted, challenge) = if behaviour.tokens {
+            let realm = format!(
+                "Bearer realm=\"http://{}/token\",service=\"test\"",
+                self.host
+            );
+            (Some(format!("Bearer {TOKEN}")), realm)
+        } else {
+            let realm = "Basic realm=\"test\"".to_owned();
+            (behaviour.authorization.clone(), realm)
+        };
+        (wanted.is_some() && shown != wanted).then_some(challenge)
     }
 
     /// Answers one request. Errors are the client's business.
@@ -237,19 +267,9 @@ impl Registry {
         if let Some(query) = path.strip_prefix("/token?") {
             return issue(&mut stream, query, shown == behaviour.authorization);
         }
-        let (wanted, challenge) = if behaviour.tokens {
-            let realm = format!(
-                "Bearer realm=\"http://{}/token\",service=\"test\"",
-                self.host
-            );
-            (Some(format!("Bearer {TOKEN}")), realm)
-        } else {
-            (behaviour.authorization, "Basic realm=\"test\"".to_owned())
-        };
-        if wanted.is_some() && shown != wanted {
+        if let Some(challenge) = self.challenge(&behaviour, shown) {
             let challenge = format!("www-authenticate: {challenge}\r\n");
-            begin(&mut stream, "401 Unauthorized", &challenge, 0)?;
-            return None;
+            return begin(&mut stream, "401 Unauthorized", &challenge, 0);
         }
         if path == "/v2/" {
             return begin(&mut stream, "200 OK", "", 0);
@@ -259,6 +279,10 @@ impl Registry {
             return None;
         }
         let path = path.strip_prefix("/v2/")?;
+        let is_asked_for = path.contains("/manifests/") && method == "HEAD";
+        if method != "GET" && !is_asked_for {
+            return self.change(&mut stream, method, path, &header, &behaviour);
+        }
         if let Some((_, digest)) = path.split_once("/blobs/") {
             let Some(content) = self.state().blobs.get(digest).cloned() else {
                 begin(&mut stream, "404 Not Found", "", 0)?;

@@ -16,7 +16,9 @@ use whelk_tests::{Engine, Program, Running, eventually};
 
 /// Adds an image of one layer, with `length` bytes that do not compress.
 fn push_big(registry: &Registry, length: usize) -> Pushed {
-    let layer = images::small_root().file("noise", noise(length)).finish();
+    let layer = images::small_root()
+        .file("noise", images::noise(length))
+        .finish();
     registry.push("big", &Archive::new("big:1", vec![layer]))
 }
 
@@ -314,7 +316,11 @@ fn a_layer_that_a_mirror_has_changed_comes_from_the_registry() {
     let (registry, mirror) = (Registry::start(), Registry::start());
     let pushed = push_big(&registry, 1 << 20);
     push_big(&mirror, 1 << 20);
-    let mut content = images::gzip(&images::small_root().file("noise", noise(1 << 20)).finish());
+    let mut content = images::gzip(
+        &images::small_root()
+            .file("noise", images::noise(1 << 20))
+            .finish(),
+    );
     content[1 << 19] ^= 1;
     mirror.corrupt(&pushed.layers[0], &content);
     let host = registry.host.as_str();
@@ -417,7 +423,7 @@ fn layers_that_are_complete_are_not_downloaded_again() {
     let layers = || engine.root().join("layers").read_dir().unwrap().count();
     for is_killed in [true, false] {
         let small = images::small_root().file("killed", is_killed.to_string());
-        let big = Tar::new().file("noise", noise(4 << 20));
+        let big = Tar::new().file("noise", images::noise(4 << 20));
         let archive = Archive::new("big:1", vec![small.finish(), big.finish()]);
         let pushed = registry.push("big", &archive);
         registry.behave(slow());
@@ -599,17 +605,4 @@ fn what_is_wrong_is_refused_and_leaves_nothing() {
             (left == 0).then_some(())
         });
     }
-}
-
-/// Bytes that do not compress.
-fn noise(length: usize) -> Vec<u8> {
-    let mut state = 0x2545_f491_4f6c_dd1d_u64;
-    std::iter::repeat_with(|| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()[0]
-    })
-    .take(length)
-    .collect()
 }

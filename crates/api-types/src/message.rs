@@ -35,11 +35,24 @@ pub struct StreamMessage {
     /// The item, such as a layer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
+    /// What a push has brought into the registry.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aux: Option<PushResult>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error_detail: Option<ErrorDetail>,
     /// The text of `error_detail`, for older clients.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+/// The manifest that was pushed under a tag.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct PushResult {
+    pub tag: String,
+    pub digest: String,
+    /// In bytes.
+    pub size: u64,
 }
 
 /// How far an item is, in bytes.

@@ -251,6 +251,11 @@ mod tests {
                 (32, newest),
             ),
             (
+                "platform of push",
+                platform(ImageOperation::Push),
+                (46, newest),
+            ),
+            (
                 "platform of load",
                 platform(ImageOperation::Load),
                 (48, newest),

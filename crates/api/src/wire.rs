@@ -15,7 +15,7 @@ pub(crate) use convert::{Convert, Parse};
 pub(crate) use event::event;
 pub(crate) use exec::exec;
 pub(crate) use image::{history, image, image_summary, removals};
-pub(crate) use message::{loaded, progress, pulled, pulling, stream_error};
+pub(crate) use message::{loaded, progress, pulled, pulling, pushed, pushing, stream_error};
 pub(crate) use network::{network, network_status};
 pub(crate) use system::{container_usage, image_usage, info, version, volume_usage};
 pub(crate) use volume::volume;

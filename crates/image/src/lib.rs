@@ -15,6 +15,7 @@ pub mod content;
 pub mod descriptor;
 pub mod digest;
 mod error;
+mod gzip;
 pub mod leases;
 pub mod platform;
 pub mod progress;

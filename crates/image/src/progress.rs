@@ -35,6 +35,14 @@ pub enum State {
     PullComplete,
     /// The store has the layer.
     AlreadyExists,
+    /// A layer is to be pushed.
+    Preparing,
+    Pushing,
+    Pushed,
+    /// The registry has the layer.
+    LayerExists,
+    /// The registry has taken the layer over from another repository.
+    Mounted,
 }
 
 /// A report on an item.
@@ -47,6 +55,8 @@ pub struct Update {
     pub current: u64,
     /// In bytes; 0 if unknown.
     pub total: u64,
+    /// The repository that a layer was taken over from; empty in other states.
+    pub source: String,
 }
 
 /// Where an operation reports to.
@@ -79,6 +89,7 @@ impl Progress {
                 state,
                 current: 0,
                 total,
+                source: String::new(),
             },
             reported: None,
         }
@@ -109,6 +120,12 @@ impl Item {
         self.update.current = 0;
         self.reported = None;
         self.report();
+    }
+
+    /// Reports that a layer was taken over from another repository.
+    pub fn mounted(&mut self, source: &str) {
+        source.clone_into(&mut self.update.source);
+        self.enter(State::Mounted);
     }
 
     /// Adds to the position. The last position is to be marked with `is_end`.

@@ -3,15 +3,16 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::header::{
-    AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION, RETRY_AFTER,
-    USER_AGENT, WWW_AUTHENTICATE,
+    AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LOCATION,
+    RETRY_AFTER, USER_AGENT, WWW_AUTHENTICATE,
 };
 use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_util::client::legacy::Client as Pool;
@@ -149,19 +150,43 @@ impl Client {
         Ok(pool)
     }
 
+    /// Returns whether a server is used without TLS, which it does not speak.
+    pub(crate) fn is_known_to_be_plain(&self, host: &str) -> bool {
+        self.speaks_tls.lock().ignore_poison().get(host) == Some(&false)
+    }
+
     /// Sends a request and returns the response when its head has arrived.
-    async fn send(
+    pub(crate) async fn send(
         &self,
         method: &Method,
         target: &Target,
         headers: &HeaderMap,
         body: Body,
     ) -> Result<Response<Incoming>> {
+        self.send_watched(method, target, headers, body, &AtomicU64::new(0))
+            .await
+    }
+
+    /// Like [`Client::send`], with a body that may take long. `sent` increases while it is sent.
+    pub(crate) async fn send_watched(
+        &self,
+        method: &Method,
+        target: &Target,
+        headers: &HeaderMap,
+        body: Body,
+        sent: &AtomicU64,
+    ) -> Result<Response<Incoming>> {
         let operation = target.operation(method);
+        // Which some servers want, and hyper leaves out.
+        let is_empty = body.is_end_stream() && matches!(*method, Method::POST | Method::PUT);
         let mut request = Request::new(body);
         *request.method_mut() = method.clone();
         *request.uri_mut() = target.url.clone();
         *request.headers_mut() = headers.clone();
+        if is_empty {
+            let zero = HeaderValue::from_static("0");
+            request.headers_mut().insert(CONTENT_LENGTH, zero);
+        }
         request
             .headers_mut()
             .insert(USER_AGENT, self.user_agent.clone());
@@ -174,19 +199,30 @@ impl Client {
             let name = HeaderName::from_static("proxy-authorization");
             request.headers_mut().insert(name, credentials.clone());
         }
-        let sent = self.pool(host)?.request(request);
-        match tokio::time::timeout(HEAD_TIMEOUT, sent).await {
-            Err(_) => Err(Error::interrupted(
-                &operation,
-                format!("no answer within {} s", HEAD_TIMEOUT.as_secs()),
-            )),
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) if error.is_connect() => Err(Error::Unreachable {
+        let mut answer = self.pool(host)?.request(request);
+        let mut before = 0;
+        let answer = loop {
+            match tokio::time::timeout(HEAD_TIMEOUT, &mut answer).await {
+                Ok(answer) => break answer,
+                Err(_) if sent.load(Ordering::Relaxed) > before => {
+                    before = sent.load(Ordering::Relaxed);
+                }
+                Err(_) => {
+                    return Err(Error::interrupted(
+                        &operation,
+                        format!("no answer within {} s", HEAD_TIMEOUT.as_secs()),
+                    ));
+                }
+            }
+        };
+        match answer {
+            Ok(response) => Ok(response),
+            Err(error) if error.is_connect() => Err(Error::Unreachable {
                 host: host.to_owned(),
                 cause: innermost(&error),
                 is_lasting: is_lasting(&error),
             }),
-            Ok(Err(error)) => Err(Error::interrupted(&operation, innermost(&error))),
+            Err(error) => Err(Error::interrupted(&operation, innermost(&error))),
         }
     }
 }
@@ -241,20 +277,20 @@ fn is_lasting(error: &(dyn std::error::Error + 'static)) -> bool {
 
 /// A URL, and how its server is reached.
 #[derive(Clone, Debug)]
-struct Target {
+pub(crate) struct Target {
     url: Uri,
     /// Redirects may lead away from TLS, because the request was allowed to be made without.
     may_be_plain: bool,
 }
 
 impl Target {
-    fn authority(&self) -> &str {
+    pub(crate) fn authority(&self) -> &str {
         self.url
             .authority()
             .map_or("", |authority| authority.as_str())
     }
 
-    fn is_tls(&self) -> bool {
+    pub(crate) fn is_tls(&self) -> bool {
         self.url.scheme_str() == Some("https")
     }
 
@@ -264,7 +300,7 @@ impl Target {
     }
 
     /// Returns method and URL, without the query: it may have a signature.
-    fn operation(&self, method: &Method) -> String {
+    pub(crate) fn operation(&self, method: &Method) -> String {
         let scheme = self.url.scheme_str().unwrap_or_default();
         format!(
             "{method} {scheme}://{}{}",
@@ -275,38 +311,54 @@ impl Target {
 
     /// Returns where a redirect leads to.
     fn redirected(&self, response: &Response<Incoming>) -> std::result::Result<Self, String> {
-        let location = response
-            .headers()
-            .get(LOCATION)
-            .and_then(|value| value.to_str().ok());
-        let location = location.ok_or("a redirect without a location")?;
-        let url: Uri = location
-            .parse()
-            .map_err(|_| "a redirect to what is not a URL")?;
+        let located = self.located(response.headers());
+        located.map_err(|problem| format!("a redirect {problem}"))
+    }
+
+    /// Returns the location that a response names, which may be relative to this one.
+    pub(crate) fn located(&self, headers: &HeaderMap) -> std::result::Result<Self, &'static str> {
+        const NO_URL: &str = "to what is not a URL";
+        let location = headers.get(LOCATION).ok_or("without a location")?;
+        let location = location.to_str().map_err(|_| NO_URL)?;
+        let location = if location.contains("://") || location.starts_with('/') {
+            location.to_owned()
+        } else {
+            let path = self.url.path();
+            let directory = path.rsplit_once('/').map_or("", |(directory, _)| directory);
+            format!("{directory}/{location}")
+        };
+        let url: Uri = location.parse().map_err(|_| NO_URL)?;
         let mut parts = url.into_parts();
         if parts.authority.is_none() {
             parts.authority = self.url.authority().cloned();
             parts.scheme = self.url.scheme().cloned();
-            if !location.starts_with('/') {
-                return Err("a redirect to a relative path".into());
-            }
         }
-        let url = Uri::from_parts(parts).map_err(|_| "a redirect to what is not a URL")?;
+        let url = Uri::from_parts(parts).map_err(|_| NO_URL)?;
         if url
             .authority()
             .is_some_and(|authority| authority.as_str().contains('@'))
         {
-            return Err("a redirect to a URL with credentials".into());
+            return Err("to a URL with credentials");
         }
         match url.scheme_str() {
             Some("https") => {}
             Some("http") if self.may_be_plain => {}
-            Some("http") => return Err("a redirect from https to http".into()),
-            _ => return Err("a redirect to another protocol".into()),
+            Some("http") => return Err("from https to http"),
+            _ => return Err("to another protocol"),
         }
         Ok(Self {
             url,
             may_be_plain: self.may_be_plain,
+        })
+    }
+
+    /// Returns the URL with one more parameter; `None` if that is not a URL.
+    pub(crate) fn with_parameter(&self, name: &str, value: &str) -> Option<Self> {
+        let separator = if self.url.query().is_some() { '&' } else { '?' };
+        let url = format!("{}{separator}{name}={}", self.url, encoded(value));
+        Some(Self {
+            url: url.parse().ok()?,
+            ..self.clone()
         })
     }
 }
@@ -330,6 +382,9 @@ pub(crate) struct Query {
     /// `manifests/TAG`, for example.
     pub(crate) path: String,
     pub(crate) headers: HeaderMap,
+    body: Bytes,
+    /// What a token must be for besides.
+    scope: String,
 }
 
 impl Query {
@@ -338,7 +393,18 @@ impl Query {
             method,
             path,
             headers: HeaderMap::new(),
+            body: Bytes::new(),
+            scope: String::new(),
         }
+    }
+
+    pub(crate) fn body(self, body: Bytes) -> Self {
+        Self { body, ..self }
+    }
+
+    /// Adds what a token must be for.
+    pub(crate) fn also(self, scope: String) -> Self {
+        Self { scope, ..self }
     }
 
     pub(crate) fn header(mut self, name: HeaderName, value: &str) -> Self {
@@ -448,7 +514,7 @@ impl Repository {
         };
         let access = Access {
             host: endpoint.host.clone(),
-            scope: self.scope.clone(),
+            scope: format!("{} {}", self.scope, query.scope).trim().to_owned(),
             credentials,
         };
         let mut authorization = match &access.credentials {
@@ -456,7 +522,7 @@ impl Repository {
             _ => self.client.tokens.get(&access),
         };
         let at_once = |error| (error, None);
-        let (mut response, from) = self
+        let (mut response, mut from) = self
             .follow(&target, query, authorization.take())
             .await
             .map_err(at_once)?;
@@ -477,18 +543,20 @@ impl Repository {
                 return Err(at_once(no_credentials(&operation)));
             }
             if authorization.is_some() {
-                (response, _) = self
+                (response, from) = self
                     .follow(&target, query, authorization)
                     .await
                     .map_err(at_once)?;
             }
         }
+        // Locations in the response are relative to that.
+        response.extensions_mut().insert(from);
         accept(&target, &query.method, response).await
     }
 
     /// Returns the header `Authorization` that a server asks for; `None` if there are no credentials
     /// for it.
-    async fn authorize(
+    pub(crate) async fn authorize(
         &self,
         target: &Target,
         access: &Access,
@@ -535,7 +603,14 @@ impl Repository {
             }
         };
         add("service", service);
-        add("scope", &access.scope);
+        match access.credentials {
+            // A form has one field for all.
+            Credentials::IdentityToken(_) => add("scope", &access.scope),
+            _ => access
+                .scope
+                .split(' ')
+                .for_each(|scope| add("scope", scope)),
+        }
         let is_login = access.scope.is_empty();
         let mut headers = HeaderMap::new();
         let mut body = None;
@@ -645,7 +720,12 @@ impl Repository {
         for _ in 0..=MAX_REDIRECTS {
             let response = self
                 .client
-                .send(&query.method, &target, &headers, no_body())
+                .send(
+                    &query.method,
+                    &target,
+                    &headers,
+                    full_body(query.body.clone()),
+                )
                 .await?;
             if !is_redirect(response.status().as_u16()) {
                 return Ok((response, target));
@@ -685,7 +765,7 @@ fn is_about(error: &Error, endpoint: &Endpoint) -> bool {
 
 /// Returns a response that has what was asked for, or else the error that it reports, with the time
 /// after which the server wants to be asked again.
-async fn accept(
+pub(crate) async fn accept(
     target: &Target,
     method: &Method,
     response: Response<Incoming>,
@@ -735,7 +815,7 @@ pub(crate) async fn read(
     }
 }
 
-fn challenges(headers: &HeaderMap) -> Vec<Challenge> {
+pub(crate) fn challenges(headers: &HeaderMap) -> Vec<Challenge> {
     let values = headers.get_all(WWW_AUTHENTICATE).iter();
     values
         .filter_map(|value| value.to_str().ok())
@@ -806,7 +886,7 @@ fn shown(text: &str) -> String {
 }
 
 /// Percent-encodes a value in a query or a form.
-fn encoded(text: &str) -> String {
+pub(crate) fn encoded(text: &str) -> String {
     use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
     const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
         .remove(b'-')
@@ -865,5 +945,60 @@ mod tests {
         let error = no_credentials("HEAD http://r/v2/a/manifests/1");
         let text = "Head \"http://r/v2/a/manifests/1\": no basic auth credentials";
         assert_eq!(error.to_string(), text);
+    }
+
+    #[test]
+    fn locations_are_urls_or_relative() {
+        let check = |base: &str, location: &str, expected: std::result::Result<&str, &str>| {
+            let base = Target {
+                url: base.parse().unwrap(),
+                may_be_plain: base.starts_with("http:"),
+            };
+            let value = HeaderValue::from_str(location).unwrap();
+            let located = base.located(&HeaderMap::from_iter([(LOCATION, value)]));
+            match (&located, expected) {
+                (Ok(target), Ok(expected)) => assert_eq!(target.url.to_string(), expected),
+                (Err(error), Err(expected)) => assert_eq!(*error, expected),
+                (found, _) => panic!("{location}: {found:?}"),
+            }
+        };
+        let base = "https://r:5000/v2/a/blobs/uploads/";
+        let upload = "https://r:5000/v2/a/blobs/uploads/1?_state=x";
+        for location in [upload, "/v2/a/blobs/uploads/1?_state=x", "1?_state=x"] {
+            check(base, location, Ok(upload));
+        }
+        check(base, "http://r:5000/v2/", Err("from https to http"));
+        check(
+            base,
+            "https://user:secret@r/",
+            Err("to a URL with credentials"),
+        );
+        check(base, "ftp://r/", Err("to another protocol"));
+        check(base, "https://", Err("to what is not a URL"));
+        let plain = "http://r:5000/v2/a/blobs/uploads/";
+        check(plain, "/v2/x", Ok("http://r:5000/v2/x"));
+        check(
+            plain,
+            "https://storage/x?sig=y",
+            Ok("https://storage/x?sig=y"),
+        );
+    }
+
+    #[test]
+    fn a_parameter_is_added_to_a_query_or_begins_one() {
+        for (url, expected) in [
+            ("https://r/v2/x", "https://r/v2/x?digest=sha256%3A00"),
+            (
+                "https://r/v2/x?a=%2F",
+                "https://r/v2/x?a=%2F&digest=sha256%3A00",
+            ),
+        ] {
+            let target = Target {
+                url: url.parse().unwrap(),
+                may_be_plain: false,
+            };
+            let target = target.with_parameter("digest", "sha256:00").unwrap();
+            assert_eq!(target.url.to_string(), expected);
+        }
     }
 }

@@ -21,6 +21,7 @@ mod exchange;
 mod login;
 mod manifest;
 mod settings;
+mod upload;
 
 pub use attempts::Wait;
 pub use auth::{AuthConfig, Credentials};
@@ -29,6 +30,7 @@ pub use error::{Error, Kind, Reported, Result};
 pub use exchange::{Client, Repository};
 pub use manifest::{Document, Version};
 pub use settings::{Insecure, Proxies, Settings};
+pub use upload::Source;
 
 /// Decoders of untrusted input, for fuzz targets.
 #[doc(hidden)]

@@ -27,7 +27,7 @@ pub enum Version {
 }
 
 impl Version {
-    fn text(&self) -> &str {
+    pub(crate) fn text(&self) -> &str {
         match self {
             Self::Tag(tag) => tag,
             Self::Digest(digest) => digest.as_str(),

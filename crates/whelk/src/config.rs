@@ -63,6 +63,7 @@ pub(crate) struct File {
     mirrors: BTreeMap<String, Vec<String>>,
     proxies: ProxySettings,
     max_concurrent_downloads: Option<usize>,
+    max_concurrent_uploads: Option<usize>,
     max_download_attempts: Option<u32>,
 }
 
@@ -252,6 +253,12 @@ impl File {
             }
             settings.downloads = downloads;
         }
+        if let Some(uploads) = self.max_concurrent_uploads {
+            if uploads == 0 {
+                bail!("max-concurrent-uploads: must be at least 1");
+            }
+            settings.uploads = uploads;
+        }
         Ok(settings)
     }
 
@@ -325,6 +332,10 @@ mod tests {
         refused(
             r#"{"max-concurrent-downloads": 0}"#,
             "max-concurrent-downloads",
+        );
+        refused(
+            r#"{"max-concurrent-uploads": 0}"#,
+            "max-concurrent-uploads: must be at least 1",
         );
         refused(r#"{"max-download-attempts": 0}"#, "max-download-attempts");
         refused(r#"{"proxies": {"ftp-proxy": "x"}}"#, "ftp-proxy");

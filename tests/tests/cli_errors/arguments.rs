@@ -261,7 +261,7 @@ fn unavailable_commands_are_rejected_by_name() {
         "",
         "there are none"
     );
-    for command in ["build", "push", "cp", "commit", "compose"] {
+    for command in ["build", "cp", "commit", "compose"] {
         engine.whelk(&[command, "x"]).refuses(
             1,
             &format!("whelk: {command}: not available in this version of whelk"),

@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt as _;
 use tokio::sync::{mpsc, oneshot};
 use whelk_api_types::{BuildPruneResponse, ImagePruneResponse, ImageSummary, StreamMessage};
-use whelk_engine::images::{FILTERS, Images, PullRequest};
+use whelk_engine::images::{FILTERS, Images, PullRequest, PushRequest};
 use whelk_engine::usage::Usage;
 use whelk_engine::{Durability, Error};
 use whelk_image::archive::Import;
@@ -254,7 +254,7 @@ fn to_pull(image: &str, tag: &str) -> ApiResult<Reference> {
 }
 
 /// Returns the credentials in a request. As with Docker, what cannot be read is none.
-fn credentials(headers: &HeaderMap) -> Credentials {
+pub(super) fn credentials(headers: &HeaderMap) -> Credentials {
     let value = headers
         .get("x-registry-auth")
         .and_then(|value| value.to_str().ok());
@@ -405,8 +405,11 @@ pub(super) async fn get_by_name(
 
 pub(super) async fn post_by_name(
     State(images): Service<Images>,
+    State(durability): State<Durability>,
+    Extension(version): Extension<ApiVersion>,
     Path(rest): Path<String>,
     params: Params,
+    headers: HeaderMap,
     _body: Bytes,
 ) -> ApiResult {
     match rest.rsplit_once('/') {
@@ -416,12 +419,64 @@ pub(super) async fn post_by_name(
             images.tag(name, &tag)?;
             Ok(StatusCode::CREATED.into_response())
         }
-        Some((_, "push")) => Err(Error::Unsupported(
-            "push: not available in this version of whelk; use save".into(),
-        )
-        .into()),
+        Some((name, "push")) => {
+            let request = PushRequest {
+                reference: to_push(name, params.text("tag"))?,
+                platform: platform(&params, "platform", version, ImageOperation::Push)?,
+                credentials: credentials(&headers),
+            };
+            Ok(push(images, durability, request))
+        }
         _ => Ok(not_found()),
     }
+}
+
+/// Returns the reference that a push's parameters give. Without a tag it is about all tags.
+fn to_push(name: &str, tag: &str) -> ApiResult<Reference> {
+    let mut reference: Reference = name.parse().map_err(Error::from)?;
+    if tag.contains(':') {
+        reference.digest = Some(tag.parse().map_err(Error::from)?);
+    } else if !tag.is_empty() {
+        whelk_image::reference::check_tag(tag).map_err(Error::from)?;
+        reference.tag = Some(tag.to_owned());
+    }
+    Ok(reference)
+}
+
+/// Pushes an image and streams the progress, and errors. Ends when the client leaves.
+fn push(images: Arc<Images>, durability: Durability, request: PushRequest) -> Response {
+    let (sender, receiver) = mpsc::channel::<std::io::Result<Bytes>>(PROGRESS_LINES + STATE_LINES);
+    let reports = sender.clone();
+    let progress = Progress::to(move |update| {
+        // A client that does not keep up misses positions; it must not hold up the push.
+        if update.state == Progressing::Pushing && reports.capacity() < STATE_LINES {
+            return;
+        }
+        let line = stream_line(&wire::progress(&update));
+        let _ = reports.try_send(Ok(Bytes::from(line)));
+    });
+    tokio::spawn(async move {
+        let hello = stream_line(&wire::pushing(&request.reference));
+        let _ = sender.send(Ok(Bytes::from(hello))).await;
+        let results = sender.clone();
+        let work = images.push(&request, &progress, move |pushed| {
+            let lines: String = wire::pushed(pushed).iter().map(stream_line).collect();
+            let _ = results.try_send(Ok(Bytes::from(lines)));
+        });
+        let mut outcome = tokio::select! {
+            outcome = work => outcome,
+            () = sender.closed() => return,
+        };
+        if outcome.is_ok() {
+            outcome = durability.wait().await;
+        }
+        if let Err(error) = outcome {
+            let line = stream_line(&wire::stream_error(&error));
+            let _ = sender.send(Ok(Bytes::from(line))).await;
+        }
+    });
+    let body = Body::from_stream(stream::pieces(receiver));
+    ([(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
 pub(super) async fn delete(

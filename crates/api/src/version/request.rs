@@ -268,6 +268,7 @@ pub(crate) fn takes_several_platforms(version: ApiVersion, operation: ImageOpera
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum ImageOperation {
     Import,
+    Push,
     Load,
     Save,
     History,
@@ -279,6 +280,7 @@ pub(crate) enum ImageOperation {
 pub(crate) fn takes_platform(version: ApiVersion, operation: ImageOperation) -> bool {
     let since = match operation {
         ImageOperation::Import => ApiVersion(1, 32),
+        ImageOperation::Push => ApiVersion(1, 46),
         ImageOperation::Load | ImageOperation::Save | ImageOperation::History => ApiVersion(1, 48),
         ImageOperation::Inspect => ApiVersion(1, 49),
         ImageOperation::Remove => ApiVersion(1, 50),

@@ -1,7 +1,7 @@
 //! Messages of streams.
 
-use whelk_api_types::{ErrorDetail, ProgressDetail, StreamMessage};
-use whelk_engine::images::{Pulled, Renamed};
+use whelk_api_types::{ErrorDetail, ProgressDetail, PushResult, StreamMessage};
+use whelk_engine::images::{Pulled, Pushed, Renamed};
 use whelk_image::Reference;
 use whelk_image::archive::Loaded;
 use whelk_image::progress::{State, Update};
@@ -14,6 +14,7 @@ pub(crate) fn progress(update: &Update) -> StreamMessage {
         state,
         current,
         total,
+        source,
     } = update;
     let status = match state {
         State::LoadingLayer => "Loading layer".into(),
@@ -27,10 +28,15 @@ pub(crate) fn progress(update: &Update) -> StreamMessage {
         State::Extracting => "Extracting".into(),
         State::PullComplete => "Pull complete".into(),
         State::AlreadyExists => "Already exists".into(),
+        State::Preparing => "Preparing".into(),
+        State::Pushing => "Pushing".into(),
+        State::Pushed => "Pushed".into(),
+        State::LayerExists => "Layer already exists".into(),
+        State::Mounted => format!("Mounted from {source}"),
     };
     // Those of other states say nothing.
     let (current, total) = match state {
-        State::LoadingLayer | State::Downloading => (current, total),
+        State::LoadingLayer | State::Downloading | State::Pushing => (current, total),
         _ => (&0, &0),
     };
     let bar = progress::bar(*current, *total, progress::WIDTH);
@@ -102,6 +108,47 @@ pub(crate) fn pulled(reference: &Reference, pulled: &Pulled) -> Vec<StreamMessag
         .collect()
 }
 
+/// Returns the first message of a push.
+pub(crate) fn pushing(reference: &Reference) -> StreamMessage {
+    status(format!(
+        "The push refers to repository [{}]",
+        reference.name()
+    ))
+}
+
+/// Returns the messages about a tag that was pushed.
+pub(crate) fn pushed(pushed: &Pushed) -> Vec<StreamMessage> {
+    let Pushed {
+        tag,
+        digest,
+        size,
+        instead_of,
+    } = pushed;
+    let note = instead_of.as_ref().map(|original| {
+        status(format!(
+            "Layers were compressed again, which gives other blobs than those of {original}"
+        ))
+    });
+    let result = StreamMessage {
+        progress_detail: Some(ProgressDetail::default()),
+        aux: Some(PushResult {
+            tag: tag.clone(),
+            digest: digest.to_string(),
+            size: *size,
+        }),
+        ..StreamMessage::default()
+    };
+    let done = status(format!("{tag}: digest: {digest} size: {size}"));
+    note.into_iter().chain([done, result]).collect()
+}
+
+fn status(text: String) -> StreamMessage {
+    StreamMessage {
+        status: Some(text),
+        ..StreamMessage::default()
+    }
+}
+
 /// Returns the message of an error after the response head was sent.
 pub(crate) fn stream_error(error: &whelk_engine::Error) -> StreamMessage {
     let error = error.to_string();
@@ -119,12 +166,40 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_end_of_a_push_is_encoded_as_dockers() {
+        let digest = whelk_image::Digest::of(b"manifest");
+        let mut push = Pushed {
+            tag: "1".into(),
+            digest: digest.clone(),
+            size: 7,
+            instead_of: None,
+        };
+        let lines = |push: &Pushed| -> Vec<String> {
+            let messages = pushed(push);
+            messages
+                .iter()
+                .map(|message| serde_json::to_string(message).unwrap())
+                .collect()
+        };
+        let expected = [
+            format!(r#"{{"status":"1: digest: {digest} size: 7"}}"#),
+            format!(
+                r#"{{"progressDetail":{{}},"aux":{{"Tag":"1","Digest":"{digest}","Size":7}}}}"#
+            ),
+        ];
+        assert_eq!(lines(&push), expected);
+        push.instead_of = Some(whelk_image::Digest::of(b"other"));
+        assert!(lines(&push)[0].contains("compressed again"));
+    }
+
+    #[test]
     fn progress_is_encoded_as_dockers() {
         let update = |current, total| Update {
             id: "0123456789ab".into(),
             state: State::LoadingLayer,
             current,
             total,
+            source: String::new(),
         };
         let text = |update: &Update| serde_json::to_string(&progress(update)).unwrap();
         let bar = format!("[{}>{}]  32.77kB/65.54kB", "=".repeat(25), " ".repeat(25));

@@ -164,6 +164,10 @@ impl Display {
 
     /// Returns what a message writes to a terminal of `width` columns, or to a file.
     fn text(&mut self, message: &StreamMessage, width: usize) -> String {
+        // It is for programs.
+        if message.aux.is_some() {
+            return String::new();
+        }
         let id = message.id.as_deref().unwrap_or_default();
         let stream = message.stream.as_deref().unwrap_or_default();
         let status = message.status.as_deref().unwrap_or_default();

@@ -3,6 +3,7 @@
 mod list;
 mod login;
 mod pull;
+mod push;
 mod remove;
 mod transfer;
 
@@ -23,6 +24,7 @@ use crate::store::RecordStore;
 
 pub use list::{FILTERS, ImageSummary};
 pub use pull::{PullRequest, Pulled};
+pub use push::{PushRequest, Pushed};
 pub use remove::{ImageUser, Removed};
 pub use transfer::Renamed;
 
@@ -97,6 +99,7 @@ pub struct Images {
     store: Arc<RecordStore>,
     events: Arc<Events>,
     downloads: pull::Downloads,
+    uploads: push::Uploads,
     index: RwLock<Index>,
     /// An image could not be read. Its layers would look unused, so nothing is collected.
     unreadable: bool,
@@ -222,6 +225,7 @@ impl Images {
             files,
             store,
             events,
+            uploads: push::Uploads::new(registries.uploads),
             downloads: pull::Downloads::new(registries)?,
             index: RwLock::new(index),
             unreadable,

@@ -39,9 +39,9 @@ const CONFIGS: [&str; 6] = [
     "",
 ];
 /// Docker's name of a configuration's media type.
-const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+pub(super) const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 /// Media types of layers, apart from suffixes for their compression.
-const LAYERS: [&str; 4] = [
+pub(super) const LAYERS: [&str; 4] = [
     descriptor::LAYER,
     "application/vnd.docker.image.rootfs.diff.tar",
     "application/vnd.oci.image.layer.nondistributable.v1.tar",
@@ -127,26 +127,26 @@ pub struct PullRequest {
     pub credentials: Credentials,
 }
 
-/// What a pull brings in. When its last thread has ended, also after it was cancelled, what belongs
+/// What a pull brings in, or a push reads. When its last thread has ended, also after it was cancelled, what belongs
 /// to no image is removed, apart from layers that another pull may need.
 #[derive(Debug)]
-struct Held {
+pub(super) struct Held {
     /// `None` only while it is dropped.
     lease: Option<Lease>,
     images: Arc<Images>,
 }
 
 impl Held {
-    fn take(images: &Arc<Images>) -> Self {
+    pub(super) fn take(images: &Arc<Images>) -> Self {
         Self {
             lease: Some(images.files.leases.take()),
             images: images.clone(),
         }
     }
 
-    fn lease(&self) -> Result<&Lease> {
+    pub(super) fn lease(&self) -> Result<&Lease> {
         let lease = self.lease.as_ref();
-        lease.ok_or_else(|| Error::internal("the pull has ended"))
+        lease.ok_or_else(|| Error::internal("the transfer has ended"))
     }
 }
 
@@ -253,11 +253,7 @@ impl Images {
         lease: &Lease,
     ) -> Result<Remote> {
         let reference = &request.reference;
-        let wanted = match (&reference.digest, &reference.tag) {
-            (Some(digest), _) => Version::Digest(digest.clone()),
-            (None, Some(tag)) => Version::Tag(tag.clone()),
-            (None, None) => return Err(Error::invalid("a pull needs a tag or a digest")),
-        };
+        let wanted = version(reference)?;
         let known = match &wanted {
             Version::Digest(digest) if self.came_from(reference) => Some(digest.clone()),
             wanted => repository
@@ -460,6 +456,15 @@ fn choose(index: &Index, request: &PullRequest) -> Result<Digest> {
         None => Err(Error::NotFound(format!(
             "no matching manifest for {wanted} in the manifest list entries"
         ))),
+    }
+}
+
+/// Returns what a reference names in its repository.
+pub(super) fn version(reference: &Reference) -> Result<Version> {
+    match (&reference.digest, &reference.tag) {
+        (Some(digest), _) => Ok(Version::Digest(digest.clone())),
+        (None, Some(tag)) => Ok(Version::Tag(tag.clone())),
+        (None, None) => Err(Error::invalid("a registry needs a tag or a digest")),
     }
 }
 

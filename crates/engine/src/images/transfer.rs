@@ -87,6 +87,21 @@ impl Images {
         self.record(loaded, tagged_at, Some(digest)).map(drop)
     }
 
+    /// Records what a registry knows an image by.
+    pub(super) fn add_repo_digest(&self, id: &Digest, digest: Reference) -> Result<()> {
+        let mut index = self.write();
+        let image = index.by_id.get(id);
+        // It may have been removed while it was pushed.
+        let Some(image) = image.filter(|image| !image.repo_digests.contains(&digest)) else {
+            return Ok(());
+        };
+        let mut image = Image::clone(image);
+        image.repo_digests.push(digest);
+        self.store.put_image(&ImageRecord::of(&image), &[])?;
+        index.by_id.insert(id.clone(), Arc::new(image));
+        Ok(())
+    }
+
     /// Records an image whose files are in the store, with its names. An existing image keeps its
     /// digests in registries, and without `tagged_at` the time of its last tag. Returns the names
     /// taken from other images.
@@ -243,7 +258,7 @@ impl Images {
     }
 
     /// Returns all tags of a repository, with the ids of their images.
-    fn tags_of(&self, repository: &Reference) -> Vec<(Reference, Digest)> {
+    pub(super) fn tags_of(&self, repository: &Reference) -> Vec<(Reference, Digest)> {
         let index = self.read();
         let name = repository.name();
         let tags = index.tags_in(&name);

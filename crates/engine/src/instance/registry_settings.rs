@@ -8,6 +8,8 @@ pub struct RegistrySettings {
     pub client: Settings,
     /// Maximum number of layers that are downloaded at the same time.
     pub downloads: usize,
+    /// The same for those that are uploaded.
+    pub uploads: usize,
 }
 
 impl Default for RegistrySettings {
@@ -18,6 +20,7 @@ impl Default for RegistrySettings {
                 ..Settings::default()
             },
             downloads: 3,
+            uploads: 5,
         }
     }
 }

@@ -14,6 +14,7 @@ use crate::digest::{Digest, Hashing};
 use crate::error::{Error, Result, io};
 use crate::platform::Platform;
 use crate::reference::Reference;
+use crate::snapshots::unchanged;
 use crate::store::Store;
 
 /// An image to write, with its names in the archive.
@@ -213,11 +214,7 @@ fn write_layer(
     let mut measure = Hashing::new(io::sink());
     store.snapshots.replay(diff_id, &mut measure)?;
     let (digest, size, _) = measure.finish();
-    if digest != *diff_id {
-        return Err(Error::invalid(format!(
-            "layer {diff_id} was changed on disk: its content is {digest}"
-        )));
-    }
+    unchanged(diff_id, &digest)?;
     let name = blob_name(diff_id);
     let mut head = header(size, time);
     head.set_path(&name).map_err(io(format!("write {name}")))?;

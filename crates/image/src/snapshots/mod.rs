@@ -4,6 +4,7 @@
 //! <root>/layers/<diff ID digits>/fs         the files, with whiteouts in overlayfs form
 //!                               /split.zst  the rest of the archive (see [`tar_split`])
 //!                               /size       total size of file content in bytes
+//!                               /gzip       digest and size of what it was pushed as, if it was
 //!                               /init/…     init layers of images whose topmost layer it is
 //!                               /pending    kept for the next attempt of a pull (see [`Snapshots::pend`])
 //! ```
@@ -28,8 +29,9 @@ use std::time::Duration;
 use whelk_sys::fs;
 
 use crate::compression::decompress;
-use crate::digest::Digest;
+use crate::digest::{Digest, Hashing};
 use crate::error::{Error, Result};
+use crate::gzip;
 use crate::leases::Lease;
 use crate::staging::{Staging, is_younger};
 
@@ -155,6 +157,44 @@ impl Snapshots {
             .map_err(|_| Error::invalid(format!("layer {diff_id} has no size")))
     }
 
+    /// Compresses the original archive of a layer with gzip, which gives the same bytes each time, and
+    /// gives it to `output` in pieces. `progress` is told how many more bytes of the archive were read.
+    ///
+    /// # Errors
+    /// Returns an error if the layer was changed on disk, or if `output` fails. What `output` has got
+    /// must not be used then.
+    pub fn compress(
+        &self,
+        diff_id: &Digest,
+        progress: &mut (dyn FnMut(u64) + Send),
+        output: impl FnMut(Vec<u8>) -> std::io::Result<()>,
+    ) -> Result<()> {
+        let replay = |sink: &mut dyn Write| {
+            let mut hashing = Hashing::new(Counting { sink, progress });
+            self.replay(diff_id, &mut hashing)?;
+            let (digest, ..) = hashing.finish();
+            unchanged(diff_id, &digest)
+        };
+        gzip::compress(replay, output)
+    }
+
+    /// Returns digest and size of what [`Snapshots::compress`] has made of a layer, if that was kept in
+    /// mind.
+    pub fn compressed(&self, diff_id: &Digest) -> Option<(Digest, u64)> {
+        let text = fs::read_to_string(self.path(diff_id).join(COMPRESSED)).ok()?;
+        let (digest, size) = text.trim().split_once(' ')?;
+        Some((digest.parse().ok()?, size.parse().ok()?))
+    }
+
+    /// Keeps in mind what [`Snapshots::compress`] has made of a layer.
+    ///
+    /// # Errors
+    /// Returns an error if it cannot be written.
+    pub fn remember_compressed(&self, diff_id: &Digest, digest: &Digest, size: u64) -> Result<()> {
+        let path = self.path(diff_id).join(COMPRESSED);
+        Ok(fs::replace(path, format!("{digest} {size}"), 0o600)?)
+    }
+
     /// Writes the original uncompressed archive of a layer.
     pub fn replay(&self, diff_id: &Digest, output: &mut impl Write) -> Result<()> {
         tar_split::replay(&self.path(diff_id), output)
@@ -164,6 +204,38 @@ impl Snapshots {
 /// Returns the id of the kernel's boot.
 fn boot() -> Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?)
+}
+
+/// The name of the file with what a layer was compressed to.
+const COMPRESSED: &str = "gzip";
+
+/// Reports how much was written.
+struct Counting<'a> {
+    sink: &'a mut dyn Write,
+    progress: &'a mut (dyn FnMut(u64) + Send),
+}
+
+impl Write for Counting<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let count = self.sink.write(bytes)?;
+        (self.progress)(count as u64);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.sink.flush()
+    }
+}
+
+/// Checks the digest of a layer's archive that was made again from its files.
+pub(crate) fn unchanged(diff_id: &Digest, found: &Digest) -> Result<()> {
+    if found == diff_id {
+        Ok(())
+    } else {
+        Err(Error::invalid(format!(
+            "layer {diff_id} was changed on disk: its content is {found}"
+        )))
+    }
 }
 
 /// Removes duplicates from a stack of layers: overlayfs refuses a lower directory that is given

@@ -242,7 +242,7 @@ fn argument_of(path: &[&str], index: usize) -> Offer {
         (["inspect"], _) => Offer::Objects,
         (["completion"], 0) => Offer::Words(&["bash", "fish", "zsh"]),
         (["image", "inspect" | "rm"] | [.., "rmi" | "save"], _)
-        | ([.., "history" | "images" | "tag"] | ["image", "ls"], 0) => Offer::Images,
+        | ([.., "history" | "images" | "push" | "tag"] | ["image", "ls"], 0) => Offer::Images,
         ([.., "import"], 0) => Offer::Files,
         (["run" | "create"] | ["container", "run" | "create"], 0) => Offer::Images,
         ([.., "start"], _) => Offer::Containers("created exited"),

@@ -8,6 +8,7 @@ mod ls;
 pub(crate) mod platform;
 pub(crate) mod prune;
 pub(crate) mod pull;
+mod push;
 pub(crate) mod rm;
 mod save;
 mod tag;
@@ -29,6 +30,8 @@ pub(crate) enum ImageCommand {
     History(history::HistoryArgs),
     /// Download an image from a registry
     Pull(pull::PullArgs),
+    /// Upload an image to a registry
+    Push(push::PushArgs),
     /// Load an image from a tar archive or STDIN
     Load(load::LoadArgs),
     /// Save one or more images to a tar archive (streamed to STDOUT by default)
@@ -61,6 +64,7 @@ pub(crate) async fn command(client: &Client, command: ImageCommand) -> Outcome {
         ImageCommand::Tag(args) => tag::tag(client, args).await,
         ImageCommand::History(args) => history::history(client, args).await,
         ImageCommand::Pull(args) => pull::pull(client, args).await,
+        ImageCommand::Push(args) => push::push(client, args).await,
         ImageCommand::Load(args) => load::load(client, args).await,
         ImageCommand::Save(args) => save::save(client, args).await,
         ImageCommand::Import(args) => import::import(client, args).await,

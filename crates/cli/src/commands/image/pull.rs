@@ -113,7 +113,7 @@ pub(crate) fn with_default_tag(name: &str) -> String {
 }
 
 /// Splits a reference into the repository and the digest, or else the tag.
-fn split(name: &str) -> (&str, Option<&str>) {
+pub(super) fn split(name: &str) -> (&str, Option<&str>) {
     let (rest, digest) = match name.split_once('@') {
         Some((rest, digest)) => (rest, Some(digest)),
         None => (name, None),
@@ -126,7 +126,7 @@ fn split(name: &str) -> (&str, Option<&str>) {
 }
 
 /// Returns a reference with its registry.
-fn full(name: &str) -> String {
+pub(super) fn full(name: &str) -> String {
     match hub_path(name) {
         Some(path) if split(path).0.contains('/') => format!("docker.io/{path}"),
         Some(path) => format!("docker.io/library/{path}"),

@@ -22,7 +22,6 @@ const NOT_YET: &[&str] = &[
     "node",
     "plugin",
     "checkpoint",
-    "push",
     "search",
     "secret",
     "service",

@@ -1,0 +1,595 @@
+//! Pushes images to registries.
+//!
+//! A layer is on disk without its compressed form. If the registry has the blob that the layer came
+//! with, or that it was pushed as, nothing is sent. Otherwise the layer's archive is made again from
+//! its files, verified, compressed and sent, all at the same time. If that gives other blobs than the
+//! image came with, the manifest that is pushed names them, and has another digest.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::JoinSet;
+use whelk_image::descriptor::{self, Descriptor, Manifest};
+use whelk_image::digest::Hashing;
+use whelk_image::progress::{Item, State};
+use whelk_image::{Digest, Platform, Progress, Reference};
+use whelk_registry::{Credentials, Kind, Repository, Source, Version};
+use whelk_sys::sync::IgnorePoison as _;
+
+use super::pull::{DOCKER_CONFIG, Held, LAYERS};
+use super::{Image, Images};
+use crate::error::{Error, Result};
+
+/// Pieces of a layer that are compressed and not sent yet.
+const QUEUE: usize = 4;
+/// Number of blobs that the registry is asked for, and of repositories that it is asked to take one
+/// over from, for each layer.
+const MAX_CANDIDATES: usize = 4;
+/// Digits of a digest that identify a layer in reports.
+const SHOWN: usize = 12;
+
+/// The uploads of an engine.
+#[derive(Debug)]
+pub(super) struct Uploads(Semaphore);
+
+impl Uploads {
+    pub(super) fn new(maximum: usize) -> Self {
+        Self(Semaphore::new(maximum.max(1)))
+    }
+}
+
+/// What is to be pushed.
+#[derive(Clone, Debug)]
+pub struct PushRequest {
+    /// All tags of the repository, if it has no tag.
+    pub reference: Reference,
+    /// The platform that the image must be for.
+    pub platform: Option<Platform>,
+    pub credentials: Credentials,
+}
+
+/// A tag that was pushed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pushed {
+    pub tag: String,
+    /// Of the manifest.
+    pub digest: Digest,
+    /// Of the manifest, in bytes.
+    pub size: u64,
+    /// The manifest that the image came with, if another had to be pushed.
+    pub instead_of: Option<Digest>,
+}
+
+/// A blob that a registry may have for a layer.
+#[derive(Clone, Debug)]
+struct Candidate {
+    descriptor: Descriptor,
+    /// Paths of other repositories of the same registry that have had it.
+    repositories: BTreeSet<String>,
+}
+
+impl Images {
+    /// Pushes the image of a tag, or of all tags of a repository. `pushed` is called after each. If the
+    /// future is dropped, what was sent completely stays in the registry.
+    ///
+    /// # Errors
+    /// Returns an error if there is no such tag, if the image cannot be read, or if the registry refuses
+    /// something.
+    pub async fn push(
+        self: &Arc<Self>,
+        request: &PushRequest,
+        progress: &Progress,
+        mut pushed: impl FnMut(&Pushed),
+    ) -> Result<()> {
+        let reference = &request.reference;
+        let push = Push {
+            images: self.clone(),
+            repository: self
+                .downloads
+                .client
+                .push(reference, request.credentials.clone()),
+            reference: reference.clone(),
+            progress: progress.clone(),
+        };
+        let mut known = BTreeMap::new();
+        let mut last = None;
+        for (name, id) in self.to_push(reference)? {
+            let image = self.get(&id)?;
+            image.check_platform(request.platform.as_ref(), &name.familiar())?;
+            pushed(&push.tag(&image, &name, &mut known).await?);
+            last = Some(id);
+        }
+        if let Some(id) = last {
+            let (actor, name) = (reference.familiar(), reference.familiar_name());
+            self.publish_as("push", &id, actor, name);
+        }
+        Ok(())
+    }
+
+    /// Returns the tags that a push is about, with their images.
+    fn to_push(&self, reference: &Reference) -> Result<Vec<(Reference, Digest)>> {
+        if reference.digest.is_some() {
+            return Err(Error::invalid("cannot push a digest reference"));
+        }
+        let mut tags = self.tags_of(reference);
+        if tags.is_empty() {
+            return Err(Error::NotFound(format!(
+                "An image does not exist locally with the tag: {}",
+                reference.familiar_name()
+            )));
+        }
+        if reference.tag.is_some() {
+            tags.retain(|(name, _)| name.tag == reference.tag);
+            if tags.is_empty() {
+                return Err(Error::NotFound(format!(
+                    "tag does not exist: {}",
+                    reference.familiar()
+                )));
+            }
+        }
+        Ok(tags)
+    }
+
+    /// Returns the blobs that the registry `domain` may have for a layer, those of `image` first.
+    /// Blocking.
+    fn candidates(&self, image: &Image, diff_id: &Digest, target: &Reference) -> Vec<Candidate> {
+        let mut found: Vec<Candidate> = Vec::new();
+        let mut everywhere = BTreeSet::new();
+        let others: Vec<Arc<Image>> = self.read().by_id.values().cloned().collect();
+        let others = others.iter().filter(|other| other.id != image.id);
+        let sharing = std::iter::once(image).chain(others.map(|other| &**other));
+        for image in sharing {
+            let layers = &image.config.rootfs.diff_ids;
+            let Some(at) = layers.iter().position(|layer| layer == diff_id) else {
+                continue;
+            };
+            let repositories: BTreeSet<String> = image
+                .repo_digests
+                .iter()
+                .filter(|known| known.domain == target.domain && known.path != target.path)
+                .map(|known| known.path.clone())
+                .collect();
+            everywhere.extend(repositories.clone());
+            let manifest = self.manifest_of(image);
+            let Some((manifest, _)) = manifest.filter(|(m, _)| m.layers.len() == layers.len())
+            else {
+                continue;
+            };
+            let descriptor = manifest.layers[at].clone();
+            match found
+                .iter_mut()
+                .find(|known| known.descriptor.digest == descriptor.digest)
+            {
+                Some(known) => known.repositories.extend(repositories),
+                None => found.push(Candidate {
+                    descriptor,
+                    repositories,
+                }),
+            }
+            if found.len() == MAX_CANDIDATES {
+                break;
+            }
+        }
+        // What it was pushed as before, perhaps to these repositories.
+        if let Some((digest, size)) = self.files.snapshots.compressed(diff_id)
+            && found.iter().all(|known| known.descriptor.digest != digest)
+        {
+            let kind = format!("{}+gzip", descriptor::LAYER);
+            found.push(Candidate {
+                descriptor: Descriptor::new(kind, digest, size),
+                repositories: everywhere,
+            });
+        }
+        found
+    }
+
+    /// Returns the manifest that an image came with, and its bytes.
+    fn manifest_of(&self, image: &Image) -> Option<(Manifest, Vec<u8>)> {
+        let bytes = self.files.content.read(image.origin.manifest.as_ref()?);
+        let bytes = bytes
+            .inspect_err(|error| tracing::warn!("image {}: manifest: {error}", image.id))
+            .ok()?;
+        Some((Manifest::parse(&bytes).ok()?, bytes))
+    }
+}
+
+/// A push to a repository.
+#[derive(Clone)]
+struct Push {
+    images: Arc<Images>,
+    repository: Repository,
+    reference: Reference,
+    progress: Progress,
+}
+
+impl Push {
+    /// Pushes an image under a tag. `known` has the layers that the registry has, by diff ID.
+    async fn tag(
+        &self,
+        image: &Arc<Image>,
+        name: &Reference,
+        known: &mut BTreeMap<Digest, Descriptor>,
+    ) -> Result<Pushed> {
+        let held = Arc::new(Held::take(&self.images));
+        let lease = held.lease()?;
+        let layers = &image.config.rootfs.diff_ids;
+        let snapshots = &self.images.files.snapshots;
+        if !layers.iter().all(|layer| snapshots.claim(lease, layer)) {
+            return Err(Error::no_such_image(&name.familiar()));
+        }
+        let config = self.images.files.content.read(&image.id)?;
+        let original = self
+            .images
+            .manifest_of(image)
+            .filter(|(manifest, _)| manifest.layers.len() == layers.len());
+        self.layers(image, &held, known).await?;
+        let descriptors = layers.iter().filter_map(|layer| known.get(layer));
+        let (media_type, document, instead_of) = document(original, image, &config, descriptors)?;
+        let config = Bytes::from(config);
+        if !self.repository.has_blob(&image.id).await.map_err(plain)? {
+            let uploaded = self.repository.upload_bytes(&config).await;
+            uploaded.map_err(plain)?;
+        }
+        let tag = name.tag.clone().unwrap_or_default();
+        let (digest, size) = (Digest::of(&document), document.len() as u64);
+        self.repository
+            .put_manifest(&Version::Tag(tag.clone()), &media_type, document)
+            .await
+            .map_err(plain)?;
+        let by_digest = Reference {
+            tag: None,
+            digest: Some(digest.clone()),
+            ..name.clone()
+        };
+        let (images, id) = (self.images.clone(), image.id.clone());
+        blocking(move || images.add_repo_digest(&id, by_digest)).await?;
+        Ok(Pushed {
+            tag,
+            digest,
+            size,
+            instead_of,
+        })
+    }
+
+    /// Brings the layers of an image into the registry, and adds them to `known`. After an error, those
+    /// that are still being sent are cancelled.
+    async fn layers(
+        &self,
+        image: &Arc<Image>,
+        held: &Arc<Held>,
+        known: &mut BTreeMap<Digest, Descriptor>,
+    ) -> Result<()> {
+        let mut seen = BTreeSet::new();
+        let mut tasks = JoinSet::new();
+        // The topmost first, as Docker shows them.
+        for diff_id in image.config.rootfs.diff_ids.iter().rev() {
+            if !seen.insert(diff_id) {
+                continue;
+            }
+            let layer = Layer {
+                push: self.clone(),
+                image: image.clone(),
+                diff_id: diff_id.clone(),
+                held: held.clone(),
+            };
+            if known.contains_key(diff_id) {
+                layer.item(0).enter(State::LayerExists);
+            } else {
+                layer.item(0).enter(State::Preparing);
+                tasks.spawn(layer.bring());
+            }
+        }
+        while let Some(outcome) = tasks.join_next().await {
+            let (diff_id, descriptor) =
+                outcome.unwrap_or_else(|error| Err(Error::internal(error.to_string())))?;
+            known.insert(diff_id, descriptor);
+        }
+        Ok(())
+    }
+}
+
+/// Returns the media type and the bytes of the manifest to push, and the digest of the one that the
+/// image came with if that is another. `layers` are what the registry has.
+fn document<'a>(
+    original: Option<(Manifest, Vec<u8>)>,
+    image: &Image,
+    config: &[u8],
+    layers: impl Iterator<Item = &'a Descriptor>,
+) -> Result<(String, Vec<u8>, Option<Digest>)> {
+    let invalid = |error: serde_json::Error| Error::internal(error.to_string());
+    let Some((mut manifest, bytes)) = original else {
+        let config = Descriptor::new(descriptor::CONFIG, image.id.clone(), config.len() as u64);
+        let manifest = Manifest::new(config, layers.cloned().collect());
+        let bytes = serde_json::to_vec(&manifest).map_err(invalid)?;
+        return Ok((descriptor::MANIFEST.into(), bytes, None));
+    };
+    let is_docker = manifest.config.media_type == DOCKER_CONFIG;
+    let media_type = match manifest.media_type.as_str() {
+        "" => descriptor::MANIFEST.to_owned(),
+        other => other.to_owned(),
+    };
+    let mut is_same = true;
+    for (own, found) in manifest.layers.iter_mut().zip(layers) {
+        if own.digest != found.digest {
+            is_same = false;
+            own.media_type = layer_type(&found.media_type, is_docker);
+            own.digest = found.digest.clone();
+            own.size = found.size;
+        }
+    }
+    if is_same {
+        return Ok((media_type, bytes, None));
+    }
+    // What else the manifest has, such as annotations, is kept.
+    let mut whole: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(&bytes).map_err(invalid)?;
+    let layers = serde_json::to_value(&manifest.layers).map_err(invalid)?;
+    whole.insert("layers".into(), layers);
+    let changed = serde_json::to_vec(&whole).map_err(invalid)?;
+    Ok((media_type, changed, Some(Digest::of(&bytes))))
+}
+
+/// Returns the media type of a layer in a manifest of Docker's, or of OCI's, media types.
+fn layer_type(media_type: &str, is_docker: bool) -> String {
+    let suffix = LAYERS
+        .iter()
+        .find_map(|known| media_type.strip_prefix(known))
+        .unwrap_or("+gzip");
+    let compression = suffix.trim_start_matches(['+', '.']);
+    match (compression, is_docker) {
+        ("", true) => LAYERS[1].to_owned(),
+        ("", false) => LAYERS[0].to_owned(),
+        (compression, true) => format!("{}.{compression}", LAYERS[1]),
+        (compression, false) => format!("{}+{compression}", LAYERS[0]),
+    }
+}
+
+/// A layer to be brought into a registry.
+struct Layer {
+    push: Push,
+    image: Arc<Image>,
+    diff_id: Digest,
+    held: Arc<Held>,
+}
+
+impl Layer {
+    fn item(&self, size: u64) -> Item {
+        let id = &self.diff_id.hex()[..SHOWN];
+        self.push.progress.item(id, State::Preparing, size)
+    }
+
+    /// Returns the layer's diff ID, and the blob that the registry has for it in the end.
+    async fn bring(self) -> Result<(Digest, Descriptor)> {
+        let descriptor = self.find_or_send().await.map_err(|error| {
+            // The texts of registries are known to users as they are.
+            match error {
+                Failure::Registry(error) => plain(error),
+                Failure::Own(error) => error.prefixed(&format!("push layer {}", self.diff_id)),
+            }
+        })?;
+        Ok((self.diff_id, descriptor))
+    }
+
+    async fn find_or_send(&self) -> std::result::Result<Descriptor, Failure> {
+        let uploads = &self.push.images.uploads.0;
+        let _permit = match uploads.try_acquire() {
+            Ok(permit) => permit,
+            Err(_) => {
+                self.item(0).enter(State::Waiting);
+                let permit = uploads.acquire().await;
+                permit.map_err(|error| Failure::Own(Error::internal(error.to_string())))?
+            }
+        };
+        let repository = &self.push.repository;
+        let candidates = {
+            let (images, image) = (self.push.images.clone(), self.image.clone());
+            let (diff_id, target) = (self.diff_id.clone(), self.push.reference.clone());
+            blocking(move || Ok(images.candidates(&image, &diff_id, &target)))
+                .await
+                .map_err(Failure::Own)?
+        };
+        for candidate in &candidates {
+            if repository.has_blob(&candidate.descriptor.digest).await? {
+                self.item(0).enter(State::LayerExists);
+                return Ok(candidate.descriptor.clone());
+            }
+        }
+        let mut mounts: Vec<(Descriptor, String)> = Vec::new();
+        for candidate in candidates {
+            let descriptor = &candidate.descriptor;
+            mounts.extend(
+                candidate
+                    .repositories
+                    .into_iter()
+                    .map(|from| (descriptor.clone(), from)),
+            );
+        }
+        mounts.truncate(MAX_CANDIDATES);
+        for (descriptor, from) in mounts {
+            if repository.mount(&descriptor.digest, &from).await? {
+                self.item(0).mounted(&from);
+                return Ok(descriptor);
+            }
+        }
+        self.send().await
+    }
+
+    /// Compresses and uploads the layer.
+    async fn send(&self) -> std::result::Result<Descriptor, Failure> {
+        let files = self.push.images.files.clone();
+        let size = files.snapshots.size(&self.diff_id).unwrap_or(0);
+        let mut reads = JoinSet::new();
+        let failure = Arc::new(std::sync::Mutex::new(None));
+        let uploaded = self
+            .push
+            .repository
+            .upload(|| {
+                let (sender, pieces) = mpsc::channel(QUEUE);
+                let (tell, end) = oneshot::channel();
+                let mut item = self.item(size);
+                item.enter(State::Pushing);
+                let (files, diff_id) = (files.clone(), self.diff_id.clone());
+                let (held, failure) = (self.held.clone(), failure.clone());
+                reads.spawn_blocking(move || {
+                    // The layer must stay as long as it is read.
+                    let _held = held;
+                    let mut hashing = Hashing::new(io::sink());
+                    let compressed = files.snapshots.compress(
+                        &diff_id,
+                        &mut |count| item.advance(count, false),
+                        |piece| {
+                            io::Write::write_all(&mut hashing, &piece)?;
+                            let sent = sender.blocking_send(Bytes::from(piece));
+                            sent.map_err(|_| io::ErrorKind::BrokenPipe.into())
+                        },
+                    );
+                    match compressed {
+                        Ok(()) => {
+                            let (digest, length, _) = hashing.finish();
+                            let _ = tell.send((digest, length));
+                        }
+                        // Nobody wants the content any more.
+                        Err(_) if sender.is_closed() => {}
+                        Err(error) => *failure.lock().ignore_poison() = Some(error),
+                    }
+                });
+                Source { pieces, end }
+            })
+            .await;
+        drop(reads);
+        let own = failure.lock().ignore_poison().take();
+        if let Some(error) = own {
+            return Err(Failure::Own(error.into()));
+        }
+        let (digest, length) = uploaded?;
+        let remembered = files
+            .snapshots
+            .remember_compressed(&self.diff_id, &digest, length);
+        if let Err(error) = remembered {
+            tracing::warn!("layer {}: {error}", self.diff_id);
+        }
+        self.item(0).enter(State::Pushed);
+        let kind = format!("{}+gzip", descriptor::LAYER);
+        Ok(Descriptor::new(kind, digest, length))
+    }
+}
+
+/// Why a layer could not be brought.
+enum Failure {
+    Registry(whelk_registry::Error),
+    Own(Error),
+}
+
+impl From<whelk_registry::Error> for Failure {
+    fn from(error: whelk_registry::Error) -> Self {
+        Self::Registry(error)
+    }
+}
+
+/// Returns an error of a registry as Docker shows it: what the registry says, or else what failed.
+pub(super) fn plain(error: whelk_registry::Error) -> Error {
+    let text = match error.kind() {
+        Kind::Denied | Kind::NotFound | Kind::TooManyRequests => error.cause(),
+        _ => error.to_string(),
+    };
+    match error.kind() {
+        Kind::NotFound => Error::NotFound(text),
+        Kind::Denied => Error::Unauthorized(text),
+        Kind::TooManyRequests | Kind::Unavailable => Error::Unavailable(text),
+        Kind::Invalid => Error::Invalid(text),
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| Error::internal(error.to_string()))?
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use whelk_image::ImageConfig;
+    use whelk_image::archive::Origin;
+
+    use super::*;
+
+    fn image() -> Image {
+        Image {
+            id: Digest::of(b"config"),
+            config: ImageConfig::default(),
+            origin: Origin::default(),
+            repo_digests: Vec::new(),
+            size: 0,
+            tagged_at: 0,
+        }
+    }
+
+    #[test]
+    fn a_manifest_is_kept_unless_a_layer_is_another() {
+        let (old, new) = (Digest::of(b"old"), Digest::of(b"new"));
+        let bytes = json!({
+            "schemaVersion": 2,
+            "mediaType": descriptor::DOCKER_MANIFEST,
+            "config": {"mediaType": DOCKER_CONFIG, "digest": image().id, "size": 6},
+            "layers": [{"mediaType": LAYERS[1], "digest": old, "size": 3, "annotations": {"a": "1"}}],
+            "annotations": {"b": "2"},
+        })
+        .to_string()
+        .into_bytes();
+        let push = |layer: &Descriptor| {
+            let original = (Manifest::parse(&bytes).unwrap(), bytes.clone());
+            document(Some(original), &image(), b"config", [layer].into_iter()).unwrap()
+        };
+        let same = Descriptor::new(LAYERS[1], old.clone(), 3);
+        let expected = (descriptor::DOCKER_MANIFEST.to_owned(), bytes.clone(), None);
+        assert_eq!(push(&same), expected);
+        let other = Descriptor::new(format!("{}+gzip", LAYERS[0]), new.clone(), 4);
+        let (media_type, changed, instead_of) = push(&other);
+        assert_eq!(media_type, descriptor::DOCKER_MANIFEST);
+        assert_eq!(instead_of, Some(Digest::of(&bytes)));
+        let mut expected: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+        expected["layers"] = json!([{"mediaType": format!("{}.gzip", LAYERS[1]), "digest": new, "size": 4, "annotations": {"a": "1"}}]);
+        let changed: serde_json::Value = serde_json::from_slice(&changed).unwrap();
+        assert_eq!(changed, expected);
+    }
+
+    #[test]
+    fn an_image_without_a_manifest_gets_one() {
+        let layer = Descriptor::new(format!("{}+gzip", LAYERS[0]), Digest::of(b"layer"), 4);
+        let (media_type, bytes, instead_of) =
+            document(None, &image(), b"config", [&layer].into_iter()).unwrap();
+        assert_eq!(
+            (media_type.as_str(), instead_of),
+            (descriptor::MANIFEST, None)
+        );
+        let manifest = Manifest::parse(&bytes).unwrap();
+        assert_eq!(manifest.media_type, descriptor::MANIFEST);
+        assert_eq!((manifest.config.size, manifest.layers), (6, vec![layer]));
+    }
+
+    #[test]
+    fn media_types_of_layers_follow_the_manifest() {
+        for (media_type, docker, oci) in [
+            (LAYERS[0], LAYERS[1].to_owned(), LAYERS[0].to_owned()),
+            (
+                "application/vnd.oci.image.layer.v1.tar+zstd",
+                format!("{}.zstd", LAYERS[1]),
+                format!("{}+zstd", LAYERS[0]),
+            ),
+            (
+                "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+                format!("{}.gzip", LAYERS[1]),
+                format!("{}+gzip", LAYERS[0]),
+            ),
+        ] {
+            assert_eq!(layer_type(media_type, true), docker);
+            assert_eq!(layer_type(media_type, false), oci);
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! What clients send to the registry.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+
+use serde_json::{Value, json};
+
+use super::{Behaviour, Registry, begin};
+use crate::images::sha256;
+
+type Header<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+impl Registry {
+    /// Makes a blob part of a repository.
+    pub(super) fn link(&self, repository: &str, digest: &str) {
+        let link = (repository.to_owned(), digest.to_owned());
+        self.state().linked.insert(link);
+    }
+
+    fn has(&self, repository: &str, digest: &str) -> bool {
+        let link = (repository.to_owned(), digest.to_owned());
+        self.state().linked.contains(&link)
+    }
+
+    /// Removes a blob from a repository.
+    pub fn unlink(&self, repository: &str, digest: &str) {
+        let link = (repository.to_owned(), digest.to_owned());
+        self.state().linked.remove(&link);
+    }
+
+    /// Returns the manifest of a tag, and its digest.
+    #[must_use]
+    pub fn manifest_of(&self, repository: &str, tag: &str) -> Option<(Value, String)> {
+        let state = self.state();
+        let (_, content) = state.manifests.get(&format!("{repository}/{tag}"))?;
+        let digest = format!("sha256:{}", sha256(content));
+        Some((serde_json::from_slice(content).ok()?, digest))
+    }
+
+    /// Returns the content of a blob.
+    #[must_use]
+    pub fn content(&self, digest: &str) -> Option<Vec<u8>> {
+        self.state().blobs.get(digest).cloned()
+    }
+
+    /// Answers a request that is not a GET.
+    pub(super) fn change(
+        &self,
+        stream: &mut TcpStream,
+        method: &str,
+        path: &str,
+        header: Header<'_>,
+        behaviour: &Behaviour,
+    ) -> Option<()> {
+        let (path, query) = path.split_once('?').unwrap_or((path, ""));
+        let parameter = |name: &str| {
+            let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+            let value = pairs.find(|(key, _)| *key == name)?.1;
+            Some(value.replace("%3A", ":").replace("%2F", "/"))
+        };
+        if let Some((repository, tag)) = path.split_once("/manifests/") {
+            let content = body(stream, header, usize::MAX)?;
+            return self.put_manifest(stream, repository, tag, &content, header);
+        }
+        let (repository, rest) = path.split_once("/blobs/")?;
+        if method == "HEAD" {
+            let is_there = self.has(repository, rest);
+            let status = if is_there { "200 OK" } else { "404 Not Found" };
+            return begin(stream, status, "", 0);
+        }
+        let has_length = header("content-length").or_else(|| header("transfer-encoding"));
+        if method != "DELETE" && has_length.is_none() {
+            return begin(stream, "411 Length Required", "", 0);
+        }
+        if behaviour.is_read_only {
+            return refuse(stream, "403 Forbidden", "DENIED", "no pushes");
+        }
+        let upload = rest.strip_prefix("uploads/")?;
+        if method == "POST" {
+            let (mount, from) = (parameter("mount"), parameter("from"));
+            if let (Some(mount), Some(from)) = (mount, from)
+                && self.has(&from, &mount)
+            {
+                self.link(repository, &mount);
+                return begin(stream, "201 Created", "", 0);
+            }
+            let id = {
+                let mut state = self.state();
+                let id = state.uploads.len();
+                state.uploads.insert(id, (Vec::new(), 0));
+                id
+            };
+            return self.accept(stream, repository, id);
+        }
+        let id: usize = upload.parse().ok()?;
+        let state = parameter("state")?.parse::<usize>().ok()?;
+        if self.state().uploads.get(&id)?.1 != state {
+            return refuse(stream, "404 Not Found", "BLOB_UPLOAD_UNKNOWN", "state");
+        }
+        let limit = behaviour.cut_uploads_after.unwrap_or(usize::MAX);
+        let content = body(stream, header, limit)?;
+        let mut received = {
+            let mut state = self.state();
+            let upload = state.uploads.get_mut(&id)?;
+            upload.0.extend(content);
+            upload.1 += 1;
+            upload.0.clone()
+        };
+        match method {
+            "PATCH" => self.accept(stream, repository, id),
+            "PUT" => {
+                let digest = format!("sha256:{}", sha256(&received));
+                if parameter("digest")? != digest {
+                    return refuse(stream, "400 Bad Request", "DIGEST_INVALID", "digest");
+                }
+                self.state()
+                    .blobs
+                    .insert(digest.clone(), std::mem::take(&mut received));
+                self.link(repository, &digest);
+                begin(stream, "201 Created", "", 0)
+            }
+            _ => begin(stream, "204 No Content", "", 0),
+        }
+    }
+
+    /// Tells where an upload continues: by a path, or by a URL.
+    fn accept(&self, stream: &mut TcpStream, repository: &str, id: usize) -> Option<()> {
+        let base = if id.is_multiple_of(2) {
+            String::new()
+        } else {
+            format!("http://{}", self.host)
+        };
+        let state = self.state().uploads.get(&id)?.1;
+        let location =
+            format!("location: {base}/v2/{repository}/blobs/uploads/{id}?state={state}\r\n");
+        begin(stream, "202 Accepted", &location, 0)
+    }
+
+    fn put_manifest(
+        &self,
+        stream: &mut TcpStream,
+        repository: &str,
+        tag: &str,
+        content: &[u8],
+        header: Header<'_>,
+    ) -> Option<()> {
+        let manifest: Value = serde_json::from_slice(content).ok()?;
+        let layers = manifest["layers"].as_array()?;
+        for blob in layers.iter().chain([&manifest["config"]]) {
+            if !self.has(repository, blob["digest"].as_str()?) {
+                let (status, code) = ("400 Bad Request", "MANIFEST_BLOB_UNKNOWN");
+                return refuse(stream, status, code, "blob unknown to registry");
+            }
+        }
+        let document = (header("content-type")?, content.to_vec());
+        let digest = format!("sha256:{}", sha256(content));
+        for version in [tag, digest.as_str()] {
+            let name = format!("{repository}/{version}");
+            self.state().manifests.insert(name, document.clone());
+        }
+        begin(stream, "201 Created", "", 0)
+    }
+}
+
+fn refuse(stream: &mut TcpStream, status: &str, code: &str, message: &str) -> Option<()> {
+    let body = json!({"errors": [{"code": code, "message": message}]}).to_string();
+    begin(stream, status, "", body.len())?;
+    stream.write_all(body.as_bytes()).ok()
+}
+
+/// Reads the body of a request. `None` if the client has gone, or after more than `limit` bytes.
+fn body(stream: &mut TcpStream, header: Header<'_>, limit: usize) -> Option<Vec<u8>> {
+    let mut input = BufReader::new(stream);
+    let mut content = Vec::new();
+    if let Some(length) = header("content-length") {
+        content.resize(length.parse().ok()?, 0);
+        input.read_exact(&mut content).ok()?;
+        return Some(content);
+    }
+    if header("transfer-encoding").is_none() {
+        return Some(content);
+    }
+    loop {
+        let mut line = String::new();
+        input.read_line(&mut line).ok()?;
+        let length = usize::from_str_radix(line.trim(), 16).ok()?;
+        let mut chunk = vec![0; length + 2];
+        input.read_exact(&mut chunk).ok()?;
+        content.extend_from_slice(&chunk[..length]);
+        if length == 0 {
+            return Some(content);
+        }
+        if content.len() > limit {
+            return None;
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! Pushes to registries: what is sent, what need not be, and how it is shown.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
+
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+use whelk_tests::images::{self, Archive, marked, sha256};
+use whelk_tests::registry::{Behaviour, Registry};
+use whelk_tests::{Engine, eventually};
+
+/// Writes an image archive, loads it, and gives it a name in the registry.
+fn load(engine: &Engine, registry: &Registry, image: &Archive, name: &str) -> String {
+    let path = engine.scratch("images").join("image.tar");
+    std::fs::write(&path, image.build()).unwrap();
+    engine
+        .whelk(&["load", "-q", "-i", path.to_str().unwrap()])
+        .ok();
+    let name = format!("{}/{name}", registry.host);
+    engine.whelk(&["tag", &image.tags[0], &name]).ok();
+    name
+}
+
+fn image(engine: &Engine, name: &str) -> Value {
+    engine.get(&format!("/images/{name}/json"))
+}
+
+fn short(digest: &str) -> &str {
+    &digest["sha256:".len()..][..12]
+}
+
+/// An image with a layer of `length` bytes that do not compress.
+fn big(length: usize) -> Archive {
+    let layer = images::small_root()
+        .file("noise", images::noise(length))
+        .finish();
+    Archive::new("big:1", vec![layer])
+}
+
+fn layers(manifest: &Value) -> Vec<String> {
+    let layers = manifest["layers"].as_array().unwrap();
+    layers
+        .iter()
+        .map(|layer| layer["digest"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+#[test]
+fn an_image_is_pushed_shown_and_pulled_by_another() {
+    let engine = Engine::without_images(&[]);
+    let other = Engine::without_images(&[]);
+    engine.both(|cli| {
+        let registry = Registry::start();
+        let name = load(&engine, &registry, &marked("app:1"), "team/app:1");
+        let out = cli.run(&["push", &name]).ok();
+        let (manifest, digest) = registry.manifest_of("team/app", "1").unwrap();
+        let lines: Vec<&str> = out.lines().collect();
+        let first = format!("The push refers to repository [{}/team/app]", registry.host);
+        assert_eq!(lines[0], first, "{out}");
+        let ids = image(&engine, &name)["RootFS"]["Layers"].clone();
+        for id in ids.as_array().unwrap() {
+            for status in ["Preparing", "Pushed"] {
+                let line = format!("{}: {status}", short(id.as_str().unwrap()));
+                assert!(lines.contains(&line.as_str()), "{line} in {out}");
+            }
+        }
+        let size = manifest.to_string().len();
+        let last = format!("1: digest: {digest} size: {size}");
+        assert_eq!(lines.last().unwrap(), &last, "{out}");
+        let by_digest = format!("{}/team/app@{digest}", registry.host);
+        let digests = image(&engine, &name)["RepoDigests"].clone();
+        assert!(
+            digests.as_array().unwrap().contains(&json!(by_digest)),
+            "{digests}"
+        );
+        // The layers are what their descriptors say.
+        for layer in layers(&manifest) {
+            let content = registry.content(&layer).unwrap();
+            assert_eq!(format!("sha256:{}", sha256(&content)), layer);
+        }
+        other.whelk(&["pull", "-q", &name]).ok();
+        let run = [
+            "run",
+            "--rm",
+            "--network",
+            "none",
+            &name,
+            "cat",
+            "/etc/which",
+        ];
+        assert_eq!(other.whelk(&run).ok(), "app:1");
+        other.whelk(&["rmi", "-f", &name]).ok();
+        // Nothing is sent twice.
+        registry.forget_requests();
+        let again = cli.run(&["push", &name]).ok();
+        assert!(
+            again.contains("Layer already exists") && again.contains(&last),
+            "{again}"
+        );
+        assert_eq!(registry.requests("POST"), [""; 0]);
+        assert_eq!(cli.run(&["push", "-q", &name]).ok(), name);
+        // Another repository of the registry takes them over.
+        let second = format!("{}/second:1", registry.host);
+        cli.run(&["tag", &name, &second]).ok();
+        let out = cli.run(&["push", &second]).ok();
+        assert!(
+            out.contains(": Mounted from team/app") && !out.contains(": Pushed"),
+            "{out}"
+        );
+        assert_eq!(registry.manifest_of("second", "1").unwrap().1, digest);
+    });
+}
+
+#[test]
+fn what_was_pulled_is_pushed_as_it_was() {
+    let engine = Engine::without_images(&[]);
+    let registry = Registry::start();
+    let pulled = registry.push("one", &marked("app:1"));
+    engine.whelk(&["pull", "-q", &pulled.name]).ok();
+    let name = format!("{}/two:1", registry.host);
+    engine.whelk(&["tag", &pulled.name, &name]).ok();
+    let out = engine.whelk(&["push", &name]).ok();
+    assert!(out.contains(": Mounted from one"), "{out}");
+    assert!(!out.contains("compressed again"), "{out}");
+    let (_, digest) = registry.manifest_of("two", "1").unwrap();
+    assert_eq!(digest, pulled.digest);
+    assert_eq!(registry.requests("PATCH"), [""; 0]);
+
+    // Another registry has no blob of it.
+    let other = Registry::start();
+    let elsewhere = format!("{}/three:1", other.host);
+    engine.whelk(&["tag", &pulled.name, &elsewhere]).ok();
+    let out = engine.whelk(&["push", &elsewhere]).ok();
+    let (manifest, digest) = other.manifest_of("three", "1").unwrap();
+    let note = format!(
+        "Layers were compressed again, which gives other blobs than those of {}",
+        pulled.digest
+    );
+    assert_eq!(out.contains(&note), digest != pulled.digest, "{out}");
+    assert_ne!(layers(&manifest), pulled.layers);
+    let types: Vec<&Value> = manifest["layers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|layer| &layer["mediaType"])
+        .collect();
+    assert_eq!(
+        types,
+        [&json!("application/vnd.oci.image.layer.v1.tar+gzip"); 2]
+    );
+    // What they were compressed to is known from now on.
+    other.forget_requests();
+    let out = engine.whelk(&["push", &elsewhere]).ok();
+    assert!(
+        out.contains("Layer already exists") && !out.contains(": Pushed"),
+        "{out}"
+    );
+    let digests = image(&engine, &elsewhere)["RepoDigests"].clone();
+    assert_eq!(digests.as_array().unwrap().len(), 3, "{digests}");
+}
+
+#[test]
+fn all_tags_are_pushed_and_layers_once() {
+    let engine = Engine::without_images(&[]);
+    engine.both(|cli| {
+        let registry = Registry::start();
+        let repository = format!("{}/app", registry.host);
+        for tag in ["1", "2"] {
+            load(
+                &engine,
+                &registry,
+                &marked(&format!("app:{tag}")),
+                &format!("app:{tag}"),
+            );
+        }
+        let out = cli.run(&["push", "-a", &repository]).ok();
+        for tag in ["1", "2"] {
+            let (_, digest) = registry.manifest_of("app", tag).unwrap();
+            assert!(
+                out.contains(&format!("{tag}: digest: {digest} size: ")),
+                "{out}"
+            );
+        }
+        let tag = format!("{repository}:1");
+        cli.run(&["push", "-a", &tag])
+            .refuses(1, "tag can't be used with --all-tags/-a");
+        let missing = format!("{repository}:nosuch");
+        cli.run(&["push", &missing])
+            .refuses(1, &format!("tag does not exist: {missing}"));
+        let text = format!(
+            "An image does not exist locally with the tag: {}/nosuch",
+            registry.host
+        );
+        cli.run(&["push", &format!("{}/nosuch", registry.host)])
+            .refuses(1, &text);
+        cli.run(&["rmi", "-f", &tag, &format!("{repository}:2")])
+            .ok();
+    });
+}
+
+#[test]
+fn a_cut_upload_is_begun_anew() {
+    let engine = Engine::without_images(&[]);
+    let registry = Registry::start();
+    let name = load(&engine, &registry, &big(4 << 20), "big:1");
+    let cut = Behaviour {
+        cut_uploads_after: Some(2 << 20),
+        ..Behaviour::default()
+    };
+    registry.behave(cut);
+    let cli = engine.cli(whelk_tests::Program::Whelk);
+    let mut push = cli.spawn(&["push", &name]);
+    eventually("the first attempt", || {
+        (registry.requests("PATCH").len() == 1).then_some(())
+    });
+    registry.behave(Behaviour::default());
+    let output = push.finish();
+    assert_eq!(output.code, 0, "{}", output.err());
+    assert_eq!(registry.requests("PATCH").len(), 2);
+    let (manifest, _) = registry.manifest_of("big", "1").unwrap();
+    let content = registry.content(&layers(&manifest)[0]).unwrap();
+    assert_eq!(format!("sha256:{}", sha256(&content)), layers(&manifest)[0]);
+}
+
+#[test]
+fn refusals_are_told() {
+    let engine = Engine::without_images(&[]);
+    let registry = Registry::start();
+    let name = load(&engine, &registry, &marked("app:1"), "app:1");
+    engine.both(|cli| {
+        registry.behave(Behaviour {
+            is_read_only: true,
+            ..Behaviour::default()
+        });
+        cli.run(&["push", &name]).refuses(1, "denied: no pushes");
+        assert_eq!(registry.manifest_of("app", "1"), None);
+    });
+    // A layer that was changed on disk is not sent to the end.
+    registry.behave(Behaviour::default());
+    let ids = image(&engine, &name)["RootFS"]["Layers"].clone();
+    let layer: PathBuf = engine
+        .root()
+        .join("layers")
+        .join(&ids[0].as_str().unwrap()["sha256:".len()..]);
+    let file = layer.join("fs/etc/passwd");
+    let content = std::fs::read_to_string(&file)
+        .unwrap()
+        .replace("root", "toor");
+    std::fs::write(&file, content).unwrap();
+    let output = engine.whelk(&["push", &name]);
+    let text = format!(
+        "push layer {}: layer {} was changed on disk",
+        ids[0].as_str().unwrap(),
+        ids[0].as_str().unwrap()
+    );
+    output.refuses(1, &text);
+    assert_eq!(registry.manifest_of("app", "1"), None);
+}
+
+#[test]
+fn a_push_needs_the_users_credentials() {
+    let engine = Engine::without_images(&[]);
+    let registry = Registry::start();
+    let name = load(&engine, &registry, &big(2 << 20), "app:1");
+    registry.behave(Behaviour {
+        // alice:sesame
+        authorization: Some("Basic YWxpY2U6c2VzYW1l".into()),
+        tokens: true,
+        ..Behaviour::default()
+    });
+    let config = engine.scratch("config");
+    std::fs::create_dir_all(&config).unwrap();
+    let flag = format!("--config={}", config.display());
+    let registry = &registry;
+    engine.both(|cli| {
+        std::fs::write(config.join("config.json"), "{}").unwrap();
+        cli.run(&[&flag, "push", &name])
+            .refuses(1, "incorrect username or password");
+        let tokens = registry.requests("GET /token?");
+        let scope = "scope=repository%3Aapp%3Apull%2Cpush";
+        assert!(tokens.iter().any(|line| line.contains(scope)), "{tokens:?}");
+        let login = [
+            &flag,
+            "login",
+            "-u",
+            "alice",
+            "--password-stdin",
+            &registry.host,
+        ];
+        cli.feed(&login, b"sesame").ok();
+        registry.forget_requests();
+        // With the password: this registry takes no identity token.
+        let auths = json!({"auths": {(registry.host.as_str()): {"auth": "YWxpY2U6c2VzYW1l"}}});
+        std::fs::write(config.join("config.json"), auths.to_string()).unwrap();
+        cli.run(&[&flag, "push", &name]).ok();
+    });
+}
