@@ -606,3 +606,46 @@ fn what_is_wrong_is_refused_and_leaves_nothing() {
         });
     }
 }
+
+#[test]
+fn a_registry_is_asked_about_an_image() {
+    let engine = Engine::without_images(&[]);
+    let registry = Registry::start();
+    let ask = |name: &str, status: u16| {
+        let path = format!("/distribution/{}/{name}/json", registry.host);
+        let (found, answer) = engine.api("GET", &path, None);
+        assert_eq!(found, status, "{name}: {answer}");
+        answer
+    };
+    let pushed = registry.push("app", &marked("app:1"));
+    let found = ask("app:1", 200);
+    let platform = |architecture: &str| json!({"architecture": architecture, "os": "linux"});
+    let media_type = "application/vnd.oci.image.manifest.v1+json";
+    let (manifest, _) = registry.manifest_of("app", "1").unwrap();
+    let size = manifest.to_string().len();
+    let descriptor = json!({"mediaType": media_type, "digest": pushed.digest, "size": size});
+    let own = if cfg!(target_arch = "aarch64") {
+        "arm64"
+    } else {
+        "amd64"
+    };
+    let expected = json!({"Descriptor": descriptor, "Platforms": [platform(own)]});
+    assert_eq!(found, expected);
+    assert_eq!(ask(&format!("app@{}", pushed.digest), 200), expected);
+    let images = [("arm64", &marked("arm:1")), ("amd64", &marked("amd:1"))];
+    let index = registry.push_index("many", "latest", &images);
+    let found = ask("many", 200);
+    assert_eq!(found["Descriptor"]["digest"], index);
+    assert_eq!(
+        found["Platforms"],
+        json!([platform("arm64"), platform("amd64")])
+    );
+    let missing = ask("nosuch", 404);
+    assert_eq!(missing["message"], "manifest unknown: manifest unknown");
+    assert_eq!(engine.whelk(&["images", "-q"]).ok(), "");
+    registry.behave(Behaviour {
+        authorization: Some("Basic YWxpY2U6c2VzYW1l".into()),
+        ..Behaviour::default()
+    });
+    ask("app:1", 401);
+}

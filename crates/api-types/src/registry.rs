@@ -48,3 +48,32 @@ impl fmt::Debug for AuthResponse {
             .finish_non_exhaustive()
     }
 }
+
+/// The response of `GET /distribution/{name}/json`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct DistributionInspect {
+    pub descriptor: ManifestDescriptor,
+    /// `None` if the registry does not say for which platforms the image is.
+    pub platforms: Option<Vec<OciPlatform>>,
+}
+
+/// Refers to the manifest or index of an image.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ManifestDescriptor {
+    pub media_type: String,
+    pub digest: String,
+    /// In bytes.
+    pub size: u64,
+}
+
+/// A platform as the OCI image specification names its parts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OciPlatform {
+    pub architecture: String,
+    pub os: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub variant: String,
+}

@@ -142,6 +142,7 @@ pub(crate) fn router(engine: Arc<Engine>) -> Router {
         )
         .route("/system/df", get(system::disk_usage))
         .route("/auth", post(registries::auth))
+        .route("/distribution/{*rest}", get(registries::distribution))
         .route("/build/prune", post(images::prune_builds))
         .merge(unsupported::routes())
         .fallback(not_found)

@@ -1,12 +1,18 @@
 //! Routes that ask registries.
 
-use axum::extract::State;
-use whelk_api_types::{AuthConfig, AuthResponse};
-use whelk_engine::images::Images;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode};
+use whelk_api_types::{
+    AuthConfig, AuthResponse, DistributionInspect, ManifestDescriptor, OciPlatform,
+};
+use whelk_engine::Error;
+use whelk_engine::images::{Distribution, Images};
+use whelk_image::Reference;
 use whelk_registry::Credentials;
 
+use super::images::credentials;
 use super::{Service, ok};
-use crate::error::{ApiError, ApiResult};
+use crate::error::{ApiError, ApiResult, message};
 use crate::extract::{Json, RequestBody};
 
 impl RequestBody for AuthConfig {
@@ -30,5 +36,45 @@ pub(super) async fn auth(
     Ok(ok(&AuthResponse {
         identity_token: token.unwrap_or_default(),
         status: "Login Succeeded".into(),
+    }))
+}
+
+/// Tells what a registry has under a name (`GET /distribution/{name}/json`).
+pub(super) async fn distribution(
+    State(images): Service<Images>,
+    Path(rest): Path<String>,
+    headers: HeaderMap,
+) -> ApiResult {
+    let Some(name) = rest.strip_suffix("/json") else {
+        return Ok(message(StatusCode::NOT_FOUND, "page not found"));
+    };
+    let is_id = |name: &str| {
+        let digits = name.strip_prefix("sha256:").unwrap_or(name);
+        digits.len() == 64 && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
+    };
+    if is_id(name) {
+        return Err(ApiError::invalid("no manifest found for full image ID"));
+    }
+    let reference: Reference = name.parse().map_err(Error::from)?;
+    let reference = reference.with_default_tag();
+    let found = images.distribution(&reference, credentials(&headers));
+    let Distribution {
+        media_type,
+        digest,
+        size,
+        platforms,
+    } = found.await?;
+    let platforms = platforms.into_iter().map(|platform| OciPlatform {
+        architecture: platform.architecture,
+        os: platform.os,
+        variant: platform.variant,
+    });
+    Ok(ok(&DistributionInspect {
+        descriptor: ManifestDescriptor {
+            media_type,
+            digest: digest.to_string(),
+            size,
+        },
+        platforms: crate::wire::null_if_empty(platforms.collect()),
     }))
 }

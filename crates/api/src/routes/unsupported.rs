@@ -32,7 +32,6 @@ pub(super) fn routes() -> Router<Services> {
         .route("/session", post(build))
         .route("/grpc", post(build))
         .route("/images/search", get(search))
-        .route("/distribution/{*rest}", get(distribution))
         .route("/plugins", get(plugins))
         .route("/plugins/privileges", get(plugin_install))
         .route("/plugins/pull", post(plugin_install))
@@ -134,10 +133,6 @@ async fn build() -> ApiResult {
 
 async fn search() -> ApiResult {
     unsupported("searching registries")
-}
-
-async fn distribution() -> ApiResult {
-    unsupported("querying registries about images")
 }
 
 /// The engine manages no plugins: volume plugins run independently.

@@ -1,5 +1,6 @@
 //! Images and their names.
 
+mod distribution;
 mod list;
 mod login;
 mod pull;
@@ -22,6 +23,7 @@ use crate::instance::RegistrySettings;
 use crate::records::ImageRecord;
 use crate::store::RecordStore;
 
+pub use distribution::Distribution;
 pub use list::{FILTERS, ImageSummary};
 pub use pull::{PullRequest, Pulled};
 pub use push::{PushRequest, Pushed};
