@@ -282,11 +282,9 @@ impl Containers {
 
     /// Removes a container from the index.
     fn remove_from_index(&self, container: &Container) {
-        let name = container.record().name.clone();
         let mut index = self.index.write().ignore_poison();
-        if index.by_name.get(&name) == Some(&container.id) {
-            index.by_name.remove(&name);
-        }
+        // By its id: during a rename it has two names, and its record may have either.
+        index.by_name.retain(|_, id| *id != container.id);
         index.by_id.remove(&container.id);
     }
 
