@@ -54,6 +54,10 @@ pub struct Behaviour {
     pub cut_after: Option<usize>,
     /// Time between pieces of 16 KiB of a blob.
     pub pause: Option<Duration>,
+    /// A part of paths whose content has no end.
+    pub endless: Option<&'static str>,
+    /// A part of paths from which it redirects to themselves.
+    pub redirects: Option<&'static str>,
     /// It does not answer `HEAD`.
     pub refuses_head: bool,
     /// Status, and code and message of an error, as answer to requests for manifests.
@@ -277,6 +281,20 @@ impl Registry {
         if behaviour.refuses_head && method == "HEAD" {
             begin(&mut stream, "405 Method Not Allowed", "", 0)?;
             return None;
+        }
+        let is_at = |part: Option<&str>| part.is_some_and(|part| path.contains(part));
+        if is_at(behaviour.redirects) {
+            let location = format!("location: {path}\r\n");
+            begin(&mut stream, "307 Temporary Redirect", &location, 0)?;
+            return None;
+        }
+        if is_at(behaviour.endless) && method == "GET" {
+            let head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+            stream.write_all(head.as_bytes()).ok()?;
+            loop {
+                let chunk = format!("1000\r\n{}\r\n", " ".repeat(0x1000));
+                stream.write_all(chunk.as_bytes()).ok()?;
+            }
         }
         let path = path.strip_prefix("/v2/")?;
         let is_asked_for = path.contains("/manifests/") && method == "HEAD";
