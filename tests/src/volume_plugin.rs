@@ -1,6 +1,6 @@
 //! A volume plugin, which an engine finds in its run directory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixListener;
@@ -19,6 +19,8 @@ pub struct VolumePlugin(Arc<Inner>);
 struct Inner {
     base: PathBuf,
     volumes: Mutex<BTreeMap<String, Value>>,
+    /// Volumes and the ids that they are mounted for.
+    mounts: Mutex<BTreeSet<(String, String)>>,
     asked: Mutex<Vec<String>>,
     /// The method and the process that is killed when it is called.
     victim: Mutex<Option<(String, rustix::process::Pid)>>,
@@ -34,6 +36,7 @@ impl VolumePlugin {
         let plugin = Self(Arc::new(Inner {
             base: engine.scratch(name),
             volumes: Mutex::default(),
+            mounts: Mutex::default(),
             asked: Mutex::default(),
             errors: Mutex::default(),
             victim: Mutex::default(),
@@ -108,6 +111,8 @@ impl VolumePlugin {
         }
         let mut volumes = self.0.volumes.lock().unwrap();
         let path = self.0.base.join(name);
+        let id = body["ID"].as_str().unwrap_or_default();
+        let mount = (name.to_owned(), id.to_owned());
         let described = |name: &str, options: &Value| json!({"Name": name, "Mountpoint": self.0.base.join(name), "CreatedAt": "2024-05-06T07:08:09Z", "Status": {"options": options}});
         match method {
             "Plugin.Activate" => json!({"Implements": ["VolumeDriver"]}),
@@ -124,8 +129,14 @@ impl VolumePlugin {
             "List" => {
                 json!({"Volumes": volumes.iter().map(|(name, options)| described(name, options)).collect::<Vec<_>>()})
             }
-            "Mount" => json!({"Mountpoint": path}),
-            "Unmount" => json!({}),
+            "Mount" => {
+                self.0.mounts.lock().unwrap().insert(mount);
+                json!({"Mountpoint": path})
+            }
+            "Unmount" => {
+                self.0.mounts.lock().unwrap().remove(&mount);
+                json!({})
+            }
             "Remove" => {
                 volumes.remove(name);
                 let _ = fs::remove_dir_all(path);
@@ -149,6 +160,14 @@ impl VolumePlugin {
     /// Returns everything that it was asked since the last call of [`Self::asked`].
     pub fn questions(&self) -> Vec<String> {
         self.0.asked.lock().unwrap().clone()
+    }
+
+    /// Returns its volumes, and once more for each id that one is mounted for.
+    pub fn volumes_and_mounts(&self) -> Vec<String> {
+        let volumes = self.0.volumes.lock().unwrap();
+        let mounts = self.0.mounts.lock().unwrap();
+        let mounted = mounts.iter().map(|(volume, _)| volume);
+        volumes.keys().chain(mounted).cloned().collect()
     }
 
     /// Lets it answer a method with an error, or do it again.
