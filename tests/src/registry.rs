@@ -306,35 +306,7 @@ impl Registry {
                 begin(&mut stream, "404 Not Found", "", 0)?;
                 return None;
             };
-            let first: usize = range
-                .and_then(|range| {
-                    range
-                        .strip_prefix("bytes=")?
-                        .strip_suffix('-')?
-                        .parse()
-                        .ok()
-                })
-                .unwrap_or(0);
-            let (status, headers) = if first == 0 {
-                ("200 OK", String::new())
-            } else {
-                let last = content.len() - 1;
-                let total = content.len();
-                (
-                    "206 Partial Content",
-                    format!("content-range: bytes {first}-{last}/{total}\r\n"),
-                )
-            };
-            begin(&mut stream, status, &headers, content.len() - first)?;
-            let is_cut = first == 0 && behaviour.cut_after.is_some_and(|cut| cut < content.len());
-            let end = behaviour
-                .cut_after
-                .filter(|_| is_cut)
-                .unwrap_or(content.len());
-            for piece in content[first..end].chunks(16 << 10) {
-                std::thread::sleep(behaviour.pause.unwrap_or_default());
-                stream.write_all(piece).ok()?;
-            }
+            send_blob(&mut stream, &content, range.as_deref(), &behaviour)?;
         } else if let Some((repository, version)) = path.split_once("/manifests/") {
             let refuse = |stream: &mut TcpStream, (status, code, message): (&str, &str, &str)| {
                 let body = json!({"errors": [{"code": code, "message": message}]}).to_string();
@@ -371,6 +343,45 @@ impl Registry {
         }
         Some(())
     }
+}
+
+/// Answers a request for a blob, or for what of it is missing.
+fn send_blob(
+    stream: &mut TcpStream,
+    content: &[u8],
+    range: Option<&str>,
+    behaviour: &Behaviour,
+) -> Option<()> {
+    let first: usize = range
+        .and_then(|range| {
+            range
+                .strip_prefix("bytes=")?
+                .strip_suffix('-')?
+                .parse()
+                .ok()
+        })
+        .unwrap_or(0);
+    let (status, headers) = if first == 0 {
+        ("200 OK", String::new())
+    } else {
+        let last = content.len() - 1;
+        let total = content.len();
+        (
+            "206 Partial Content",
+            format!("content-range: bytes {first}-{last}/{total}\r\n"),
+        )
+    };
+    begin(stream, status, &headers, content.len() - first)?;
+    let is_cut = first == 0 && behaviour.cut_after.is_some_and(|cut| cut < content.len());
+    let end = behaviour
+        .cut_after
+        .filter(|_| is_cut)
+        .unwrap_or(content.len());
+    for piece in content[first..end].chunks(16 << 10) {
+        std::thread::sleep(behaviour.pause.unwrap_or_default());
+        stream.write_all(piece).ok()?;
+    }
+    Some(())
 }
 
 /// Answers as an authorization service.

@@ -264,7 +264,7 @@ fn a_layer_that_a_pull_may_need_is_kept_for_some_time_in_this_boot() {
     let pend = || {
         let lease = store.leases.take();
         let layer = store.snapshots.apply(&lease, &archive[..], None).unwrap();
-        store.snapshots.pend(&layer.diff_id).unwrap();
+        store.snapshots.mark_pending(&layer.diff_id).unwrap();
         layer.diff_id
     };
     let collected = |age: Duration| store.gc(age, Used::default).unwrap().len();
@@ -272,8 +272,8 @@ fn a_layer_that_a_pull_may_need_is_kept_for_some_time_in_this_boot() {
     assert_eq!(collected(MAX_PARTIAL_AGE), 0);
     assert_eq!(collected(Duration::ZERO), 1, "it is too old");
     pend();
-    store.snapshots.settle(&layer).unwrap();
-    store.snapshots.settle(&layer).unwrap();
+    store.snapshots.clear_pending(&layer).unwrap();
+    store.snapshots.clear_pending(&layer).unwrap();
     assert_eq!(collected(MAX_PARTIAL_AGE), 1, "an image has had it");
     pend();
     let marker = store.snapshots.path(&layer).join("pending");

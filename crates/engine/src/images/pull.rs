@@ -658,7 +658,10 @@ impl Layer {
         let outcome = match applied.and_then(|_| blob.drain()) {
             Ok(()) => {
                 // From now on it is the layer that the next attempt needs, and not the blob.
-                store.snapshots.pend(&self.diff_id).map_err(transfer)?;
+                store
+                    .snapshots
+                    .mark_pending(&self.diff_id)
+                    .map_err(transfer)?;
                 blob.finish()
             }
             Err(error @ whelk_image::Error::Invalid(_)) if !blob.is_interrupted() => {

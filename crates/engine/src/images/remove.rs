@@ -44,10 +44,7 @@ impl References {
         let tags = self.tags.iter().map(|tag| tag.rsplit_once(':'));
         let tags = tags.map(|split| split.map_or("", |(repository, _)| repository));
         let digests = self.digests.iter().map(Reference::name);
-        let repositories: BTreeSet<String> = tags
-            .map(str::to_owned)
-            .chain(digests.map(Into::into))
-            .collect();
+        let repositories: BTreeSet<String> = tags.map(str::to_owned).chain(digests).collect();
         self.tags.len() > 1 || repositories.len() > 1
     }
 }

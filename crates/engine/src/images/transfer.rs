@@ -148,7 +148,7 @@ impl Images {
             self.take_digest(&mut index, digest, &loaded.id)?;
         }
         for layer in &loaded.config.rootfs.diff_ids {
-            if let Err(error) = self.files.snapshots.settle(layer) {
+            if let Err(error) = self.files.snapshots.clear_pending(layer) {
                 // It is kept a little longer than the image then.
                 tracing::warn!("image {}: {error}", loaded.id);
             }

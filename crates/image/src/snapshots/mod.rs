@@ -6,7 +6,7 @@
 //!                               /size       total size of file content in bytes
 //!                               /gzip       digest and size of what it was pushed as, if it was
 //!                               /init/…     init layers of images whose topmost layer it is
-//!                               /pending    kept for the next attempt of a pull (see [`Snapshots::pend`])
+//!                               /pending    kept for the next attempt of a pull (see [`Snapshots::mark_pending`])
 //! ```
 //! From the first two, the original archive can be reproduced bit for bit, so it is not kept: an
 //! image's content is on disk only once.
@@ -128,13 +128,17 @@ impl Snapshots {
     ///
     /// The layer's files need not be on disk. If the machine stops before they are, it is collected:
     /// what is kept is bound to the boot of the kernel, which has them in memory.
-    pub fn pend(&self, diff_id: &Digest) -> Result<()> {
+    pub fn mark_pending(&self, diff_id: &Digest) -> Result<()> {
         Ok(fs::write(self.pending(diff_id), boot()?)?)
     }
 
-    /// Ends what [`Snapshots::pend`] has begun, because an image has the layer now.
-    pub fn settle(&self, diff_id: &Digest) -> Result<()> {
-        Ok(fs::remove_if_exists(self.pending(diff_id))?)
+    /// Reverses [`Snapshots::mark_pending`], because an image has the layer now.
+    pub fn clear_pending(&self, diff_id: &Digest) -> Result<()> {
+        let marker = self.pending(diff_id);
+        if fs::exists(&marker) {
+            fs::remove_if_exists(marker)?;
+        }
+        Ok(())
     }
 
     /// Returns whether a layer is kept for a pull, since less than `age`.
