@@ -26,6 +26,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("client", &[]),
     ("plugin", &["client", "sys"]),
     ("registry", &["client", "image", "sys"]),
+    ("distribution", &["image", "sys"]),
     (
         "engine",
         &[
@@ -50,7 +51,16 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("oci", &["runtime", "sys", "text"]),
     (
         "whelk",
-        &["api", "cli", "engine", "oci", "registry", "shim", "sys"],
+        &[
+            "api",
+            "cli",
+            "distribution",
+            "engine",
+            "oci",
+            "registry",
+            "shim",
+            "sys",
+        ],
     ),
 ];
 

@@ -352,7 +352,7 @@ fn group_id(name: &str) -> anyhow::Result<u32> {
 
 /// Returns a future that resolves on SIGTERM or SIGINT, including those received before it is
 /// polled.
-fn stop_requested() -> std::io::Result<impl Future<Output = ()>> {
+pub(crate) fn stop_requested() -> std::io::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
     let (mut terminate, mut interrupt) = (
         signal(SignalKind::terminate())?,
@@ -367,7 +367,9 @@ fn stop_requested() -> std::io::Result<impl Future<Output = ()>> {
 }
 
 /// Calls `reload` on each SIGHUP, until the future is dropped.
-fn reload_requested(reload: impl AsyncFn()) -> std::io::Result<impl Future<Output = ()>> {
+pub(crate) fn reload_requested(
+    reload: impl AsyncFn(),
+) -> std::io::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut hangup = signal(SignalKind::hangup())?;
     Ok(async move {

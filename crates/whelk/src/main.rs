@@ -5,6 +5,7 @@ mod config;
 mod daemon;
 mod init;
 mod listen;
+mod registry;
 mod repair;
 mod systemd;
 
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         Some("shim") => shim(),
         Some("init") => init::main(std::env::args_os().skip(2)),
         Some("oci") => whelk_oci::main(std::env::args_os().skip(2)),
+        Some("registry") => registry::main(std::env::args_os().skip(2)),
         Some("man") => manual(std::env::args_os().nth(2)),
         _ => whelk_cli::main(repair::repair),
     }
@@ -56,6 +58,7 @@ fn manual(directory: Option<std::ffi::OsString>) -> ExitCode {
         whelk_cli::definitions(),
         named(daemon::definitions(), "whelk daemon"),
         named(whelk_oci::definitions(), "whelk oci"),
+        named(registry::definitions(), "whelk registry"),
     ];
     let written = pages
         .into_iter()

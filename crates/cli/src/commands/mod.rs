@@ -37,7 +37,7 @@ use crate::{Failure, Outcome, autostart, output};
     disable_help_subcommand = true,
     disable_help_flag = true,
     arg_required_else_help = true,
-    after_help = "The engine itself is `whelk daemon`; `whelk oci` is a runtime for other engines. Both have a --help of their own."
+    after_help = "The engine itself is `whelk daemon`; `whelk oci` is a runtime for other engines, `whelk registry` a registry. Each has a --help of its own."
 )]
 pub(crate) struct Cli {
     #[command(flatten)]

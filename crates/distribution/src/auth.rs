@@ -1,0 +1,186 @@
+//! Passwords: a file of `htpasswd -B`, with a line `USER:HASH` for each user.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use tokio::sync::Semaphore;
+use whelk_image::Digest;
+use whelk_sys::fs;
+use whelk_sys::sync::IgnorePoison as _;
+
+use crate::names;
+
+const MAX_FILE: u64 = 1 << 20;
+/// Number of passwords that are verified at a time: a hash costs a tenth of a second of a processor.
+const TURNS: usize = 2;
+/// Compared with the password of a user that does not exist, so that the time of the answer does not
+/// tell who does.
+const NOBODY: &str = "$2b$10$abcdefghijklmnopqrstuuVMAwZ9ZP7wR0JHXyX0sSg1o9BsMzCaq";
+
+/// The users who may use the registry.
+#[derive(Debug)]
+pub struct Passwords {
+    file: PathBuf,
+    users: Mutex<Arc<Users>>,
+    turns: Semaphore,
+}
+
+/// The content of a file.
+struct Users {
+    hashes: HashMap<String, String>,
+    /// The passwords that were verified, hashed with `key`: each request has one.
+    verified: Mutex<HashMap<String, Digest>>,
+    key: String,
+}
+
+impl std::fmt::Debug for Users {
+    /// Leaves out the hashes.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Users")
+    }
+}
+
+impl Passwords {
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// Returns an error that names the line if the file is malformed.
+    pub fn load(file: PathBuf) -> Result<Self, String> {
+        Ok(Self {
+            users: Mutex::new(Users::read(&file)?.into()),
+            file,
+            turns: Semaphore::new(TURNS),
+        })
+    }
+
+    /// Reads the file again.
+    ///
+    /// # Errors
+    /// See [`Self::load`]; what was read before stays in use.
+    pub fn reload(&self) -> Result<(), String> {
+        *self.users.lock().ignore_poison() = Users::read(&self.file)?.into();
+        Ok(())
+    }
+
+    /// Returns whether the header `Authorization` has a user's name and password.
+    pub(crate) async fn permit(&self, header: Option<&str>) -> bool {
+        let Some((user, password)) = header.and_then(credentials) else {
+            return false;
+        };
+        let users = Arc::clone(&self.users.lock().ignore_poison());
+        let digest = Digest::of(format!("{}\0{user}\0{password}", users.key).as_bytes());
+        if users.verified.lock().ignore_poison().get(&user) == Some(&digest) {
+            return true;
+        }
+        let Ok(_turn) = self.turns.acquire().await else {
+            return false;
+        };
+        let verify = move || {
+            let hash = users.hashes.get(&user);
+            let is_valid = bcrypt::verify(password, hash.map_or(NOBODY, String::as_str));
+            let is_permitted = hash.is_some() && is_valid.unwrap_or(false);
+            if is_permitted {
+                users.verified.lock().ignore_poison().insert(user, digest);
+            }
+            is_permitted
+        };
+        tokio::task::spawn_blocking(verify).await.unwrap_or(false)
+    }
+}
+
+impl Users {
+    fn read(file: &PathBuf) -> Result<Self, String> {
+        let content = fs::read_at_most(file, MAX_FILE).map_err(|error| error.to_string())?;
+        let content =
+            String::from_utf8(content).map_err(|_| format!("{}: not UTF-8", file.display()))?;
+        let hashes = parse(&content).map_err(|error| format!("{}: {error}", file.display()))?;
+        Ok(Self {
+            hashes,
+            verified: Mutex::default(),
+            key: names::random(),
+        })
+    }
+}
+
+fn parse(content: &str) -> Result<HashMap<String, String>, String> {
+    let mut hashes = HashMap::new();
+    for (number, line) in (1..).zip(content.lines()) {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let (user, hash) = line
+            .split_once(':')
+            .ok_or(format!("line {number}: want USER:HASH"))?;
+        if hash.parse::<bcrypt::HashParts>().is_err() {
+            return Err(format!(
+                "line {number}: not a bcrypt hash; use `htpasswd -B`"
+            ));
+        }
+        hashes.insert(user.to_owned(), hash.to_owned());
+    }
+    Ok(hashes)
+}
+
+/// Returns the name and the password of a header `Basic …` (RFC 7617).
+fn credentials(header: &str) -> Option<(String, String)> {
+    let (scheme, encoded) = header.split_once(' ')?;
+    if !scheme.eq_ignore_ascii_case("basic") {
+        return None;
+    }
+    let text = String::from_utf8(STANDARD.decode(encoded.trim()).ok()?).ok()?;
+    let (user, password) = text.split_once(':')?;
+    Some((user.to_owned(), password.to_owned()))
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
+mod tests {
+    use super::*;
+
+    fn header(user: &str, password: &str) -> String {
+        format!("Basic {}", STANDARD.encode(format!("{user}:{password}")))
+    }
+
+    #[tokio::test]
+    async fn users_with_their_passwords_are_permitted() {
+        let file = std::env::temp_dir().join(format!("whelk-htpasswd-{}", names::random()));
+        let hash = bcrypt::hash("secret:1", 4).unwrap();
+        fs::write(&file, format!("# users\n\nann:{hash}\n")).unwrap();
+        let passwords = Passwords::load(file.clone()).unwrap();
+        for _ in 0..2 {
+            assert!(passwords.permit(Some(&header("ann", "secret:1"))).await);
+            assert!(!passwords.permit(Some(&header("ann", "secret"))).await);
+            assert!(!passwords.permit(Some(&header("bob", "secret:1"))).await);
+        }
+        for other in ["", "Basic", "Basic ?", "Bearer x", "Basic YQ=="] {
+            assert!(!passwords.permit(Some(other)).await, "{other}");
+        }
+        assert!(!passwords.permit(None).await);
+        assert!(
+            bcrypt::verify("x", NOBODY).is_ok(),
+            "it costs the time of a hash"
+        );
+        fs::write(&file, "ann:$apr1$x$y").unwrap();
+        assert!(
+            passwords
+                .reload()
+                .unwrap_err()
+                .contains("line 1: not a bcrypt hash")
+        );
+        assert!(
+            passwords.permit(Some(&header("ann", "secret:1"))).await,
+            "as before"
+        );
+        fs::write(&file, "").unwrap();
+        passwords.reload().unwrap();
+        assert!(!passwords.permit(Some(&header("ann", "secret:1"))).await);
+        fs::remove_file(&file).unwrap();
+    }
+}

@@ -1,0 +1,67 @@
+//! Blobs of repositories.
+
+use std::fs::File;
+use std::time::SystemTime;
+
+use whelk_image::Digest;
+use whelk_sys::fs;
+
+use crate::error::{Error, Kind, Result};
+use crate::names::Repository;
+use crate::records::{Links, Registry, remove};
+
+fn unknown(digest: &Digest) -> Error {
+    Kind::BlobUnknown.error(format!("blob {digest} is not in the repository"))
+}
+
+impl Registry {
+    pub(crate) fn blob_size(&self, repository: &Repository, digest: &Digest) -> Result<u64> {
+        let size = self.size(repository, Links::Blobs, digest);
+        size.ok_or_else(|| unknown(digest))
+    }
+
+    /// Returns the size of a blob that the client may be about to refer to in a manifest: it is kept
+    /// for that as if it had just been pushed.
+    pub(crate) fn claim_blob(&self, repository: &Repository, digest: &Digest) -> Result<u64> {
+        let _lock = self.lock(repository);
+        let size = self.blob_size(repository, digest)?;
+        let link = self.directory(repository, Links::Blobs).join(digest.hex());
+        fs::open(&link)?
+            .set_modified(SystemTime::now())
+            .map_err(fs::at("touch", &link))?;
+        Ok(size)
+    }
+
+    pub(crate) fn open_blob(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<(File, u64)> {
+        let size = self.blob_size(repository, digest)?;
+        Ok((fs::open(self.store.content.path(digest))?, size))
+    }
+
+    /// Links a blob of another repository. Returns whether that has it.
+    pub(crate) fn mount_blob(
+        &self,
+        to: &Repository,
+        digest: &Digest,
+        from: &Repository,
+    ) -> Result<bool> {
+        let lease = self.store.leases.take();
+        lease.hold(digest);
+        let exists = self.size(from, Links::Blobs, digest).is_some();
+        if exists {
+            self.link_blob(to, digest)?;
+        }
+        Ok(exists)
+    }
+
+    pub(crate) fn delete_blob(&self, repository: &Repository, digest: &Digest) -> Result<()> {
+        let _lock = self.lock(repository);
+        match remove(&self.directory(repository, Links::Blobs).join(digest.hex()))? {
+            true => Ok(()),
+            false => Err(unknown(digest)),
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! A registry: the server side of the OCI distribution protocol, version 1.1.
+//!
+//! ```text
+//! <root>/blobs/…, tmp/, trash/    the content of blobs and manifests (`whelk_image::Store`)
+//!       /repositories/NAME/_blobs/<digits>             empty: the repository has this blob
+//!                         /_manifests/<digits>         a manifest's media type
+//!                         /_tags/<tag>                 a manifest's digest
+//!                         /_referrers/<digits>/<digits>  by subject: a manifest's descriptor
+//!                         /_uploads/<id>               the beginning of a blob
+//! ```
+//! A component of a repository's name does not begin with `_`. Content is shared by all
+//! repositories; which of it a repository has is said by these links, which appear by a rename
+//! after their content is on disk ([`records`]). What is answered with success is on disk.
+//!
+//! [`server`] accepts connections, [`routes`] decodes requests; the rest is blocking code that runs
+//! on threads that may block.
+#![forbid(unsafe_code)]
+
+mod auth;
+mod blobs;
+mod body;
+mod error;
+mod garbage;
+mod manifests;
+mod names;
+mod records;
+mod routes;
+mod server;
+#[cfg(test)]
+mod tests;
+mod tls;
+mod uploads;
+
+pub use auth::Passwords;
+pub use records::Registry;
+pub use server::{Access, serve};
+pub use tls::Tls;

@@ -1,0 +1,205 @@
+//! Accepts connections and serves their requests with HTTP/1.1, within limits.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Sleep, timeout};
+
+use crate::auth::Passwords;
+use crate::body::Pace;
+use crate::garbage;
+use crate::records::Registry;
+use crate::routes::{Server, respond};
+use crate::tls::Tls;
+
+/// Maximum number of connections; others wait to be accepted.
+const MAX_CONNECTIONS: usize = 512;
+/// Time limit for receiving a request's head, and for an idle connection.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a client may take nothing of a response.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Maximum size of a request's head, and of what is read at a time.
+const MAX_BUFFER: usize = 128 << 10;
+/// Time between collections of garbage.
+const COLLECTION: Duration = Duration::from_secs(60 * 60);
+
+/// Who may use a registry, and how.
+#[derive(Clone, Debug, Default)]
+pub struct Access {
+    /// Without them, everyone may do everything.
+    pub passwords: Option<Arc<Passwords>>,
+    /// Without it, connections are not encrypted.
+    pub tls: Option<Arc<Tls>>,
+}
+
+/// Serves a registry until the future is dropped.
+pub async fn serve(registry: Arc<Registry>, listener: TcpListener, access: Access) {
+    let server = Server {
+        registry: registry.clone(),
+        passwords: access.passwords,
+        pace: Pace::default(),
+        manifests: Semaphore::new(crate::routes::MAX_MANIFESTS),
+    };
+    tokio::select! {
+        () = accept(Arc::new(server), listener, access.tls) => {}
+        () = collect(registry) => {}
+    }
+}
+
+/// Collects garbage now and then.
+async fn collect(registry: Arc<Registry>) {
+    loop {
+        let registry = registry.clone();
+        let collection = tokio::task::spawn_blocking(move || {
+            if let Err(error) = registry.store.staging.empty_trash() {
+                tracing::warn!("empty the trash: {error}");
+            }
+            if let Err(error) = registry.collect_garbage(garbage::MAX_AGE) {
+                tracing::error!("collect garbage: {error}");
+            }
+        });
+        if let Err(error) = collection.await {
+            tracing::error!("collect garbage: {error}");
+        }
+        tokio::time::sleep(COLLECTION).await;
+    }
+}
+
+pub(crate) async fn accept(server: Arc<Server>, listener: TcpListener, tls: Option<Arc<Tls>>) {
+    let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(permit) = connections.clone().acquire_owned().await else {
+            return;
+        };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                tokio::spawn(connect(server.clone(), stream, tls.clone(), permit));
+            }
+            Err(error) => {
+                // Most likely out of descriptors: wait instead of spinning.
+                tracing::warn!("accept: {error}");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+async fn connect(
+    server: Arc<Server>,
+    stream: TcpStream,
+    tls: Option<Arc<Tls>>,
+    _permit: OwnedSemaphorePermit,
+) {
+    let _ = stream.set_nodelay(true);
+    match tls {
+        None => exchange(server, stream).await,
+        Some(tls) => match timeout(HANDSHAKE_TIMEOUT, tls.acceptor().accept(stream)).await {
+            Ok(Ok(stream)) => exchange(server, stream).await,
+            Ok(Err(error)) => tracing::debug!("TLS handshake: {error}"),
+            Err(_) => tracing::debug!("TLS handshake: not completed in time"),
+        },
+    }
+}
+
+async fn exchange(server: Arc<Server>, stream: impl AsyncRead + AsyncWrite + Unpin + Send) {
+    let service = service_fn(move |request| respond(server.clone(), request));
+    let stream = Impatient {
+        stream,
+        limit: Box::pin(tokio::time::sleep(WRITE_TIMEOUT)),
+        is_blocked: false,
+    };
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(MAX_BUFFER)
+        .half_close(true)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+    // Disconnecting during a request is normal.
+    if let Err(error) = served {
+        tracing::debug!("connection: {error}");
+    }
+}
+
+/// A connection that fails if its client takes nothing for [`WRITE_TIMEOUT`].
+struct Impatient<S> {
+    stream: S,
+    limit: Pin<Box<Sleep>>,
+    is_blocked: bool,
+}
+
+impl<S> Impatient<S> {
+    /// Fails if writing has been blocked for too long.
+    fn check<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.is_blocked = false;
+            return written;
+        }
+        if !self.is_blocked {
+            self.is_blocked = true;
+            self.limit
+                .as_mut()
+                .reset(tokio::time::Instant::now() + WRITE_TIMEOUT);
+        }
+        ready!(self.limit.as_mut().poll(context));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Impatient<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Impatient<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.check(context, written)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.stream).poll_flush(context);
+        self.check(context, flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let shut = Pin::new(&mut self.stream).poll_shutdown(context);
+        self.check(context, shut)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.check(context, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}

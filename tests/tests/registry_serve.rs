@@ -1,0 +1,283 @@
+//! `whelk registry serve`: images are pulled from it, also with passwords and TLS; it survives
+//! kill -9.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use whelk_tests::certificates::Authority;
+use whelk_tests::images::{Archive, gzip, marked, sha256};
+use whelk_tests::{Engine, Program, eventually, free_port};
+
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+
+/// A registry, ended and removed on drop.
+struct Served {
+    directory: PathBuf,
+    host: String,
+    flags: Vec<String>,
+    process: Child,
+}
+
+impl Served {
+    fn start(name: &str) -> Self {
+        Self::with_flags(name, |_| Vec::new())
+    }
+
+    /// Starts a registry with flags for files that are made in its directory.
+    fn with_flags(name: &str, flags: impl FnOnce(&PathBuf) -> Vec<String>) -> Self {
+        let directory = std::env::temp_dir().join(format!(
+            "whelk-registry-serve-{}-{name}",
+            std::process::id()
+        ));
+        std::fs::create_dir(&directory).unwrap();
+        let host = format!("127.0.0.1:{}", free_port());
+        let flags = flags(&directory);
+        let process = spawn(&directory, &host, &flags);
+        Self {
+            directory,
+            host,
+            flags,
+            process,
+        }
+    }
+
+    fn restart(&mut self, signal: Signal) {
+        let pid = Pid::from_child(&self.process);
+        kill_process(pid, signal).unwrap();
+        self.process.wait().unwrap();
+        self.process = spawn(&self.directory, &self.host, &self.flags);
+    }
+
+    /// Sends a request and returns the status, the headers and the body.
+    fn send(&self, method: &str, path: &str, kind: &str, body: &[u8]) -> (u16, String, Vec<u8>) {
+        let mut stream = TcpStream::connect(&self.host).unwrap();
+        let length = body.len();
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\ncontent-type: {kind}\r\ncontent-length: {length}\r\n\r\n",
+            self.host
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(body).unwrap();
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).unwrap();
+        let end = all.windows(4).position(|four| four == b"\r\n\r\n").unwrap();
+        let head = String::from_utf8(all[..end].to_vec()).unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, head, all.split_off(end + 4))
+    }
+
+    fn push_blob(&self, repository: &str, kind: &str, content: &[u8]) -> Value {
+        let digest = format!("sha256:{}", sha256(content));
+        let path = format!("/v2/{repository}/blobs/uploads/?digest={digest}");
+        assert_eq!(self.send("POST", &path, "", content).0, 201);
+        json!({"mediaType": kind, "digest": digest, "size": content.len()})
+    }
+
+    /// Pushes an image and returns its name and its digest.
+    fn push(&self, repository: &str, tag: &str, image: &Archive) -> (String, String) {
+        let parts = image.parts();
+        let config = parts
+            .iter()
+            .find(|(name, _)| name.ends_with(".json") && name != "manifest.json");
+        let config = &config.unwrap().1;
+        let layers = image.layers.iter().map(|layer| {
+            let kind = "application/vnd.oci.image.layer.v1.tar+gzip";
+            self.push_blob(repository, kind, &gzip(layer))
+        });
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "layers": layers.collect::<Vec<_>>(),
+            "config": self.push_blob(repository, "application/vnd.oci.image.config.v1+json", config),
+        })
+        .to_string();
+        let path = format!("/v2/{repository}/manifests/{tag}");
+        let (status, head, body) = self.send("PUT", &path, MANIFEST, manifest.as_bytes());
+        assert_eq!(status, 201, "{head}\n{}", body.escape_ascii());
+        let digest = format!("sha256:{}", sha256(manifest.as_bytes()));
+        (format!("{}/{repository}:{tag}", self.host), digest)
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(Program::Whelk.path());
+    command.args(["registry", "serve"]).args(arguments);
+    command
+}
+
+/// Starts a registry and waits until it accepts connections.
+fn spawn(directory: &std::path::Path, host: &str, flags: &[String]) -> Child {
+    let root = directory.join("root");
+    let process = command(&["--root", root.to_str().unwrap(), "--listen", host])
+        .args(flags)
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    eventually("the registry", || TcpStream::connect(host).ok());
+    process
+}
+
+fn run(engine: &Engine, program: Program, image: &str) -> String {
+    let command = [
+        "run",
+        "--rm",
+        "--network",
+        "none",
+        image,
+        "cat",
+        "/etc/which",
+    ];
+    engine.cli(program).run(&command).ok()
+}
+
+#[test]
+fn images_are_pulled_by_both_clients() {
+    let engine = Engine::without_images(&[]);
+    let mut served = Served::start("pull");
+    let (name, digest) = served.push("team/app", "1", &marked("app:1"));
+    engine.both(|cli| {
+        let out = cli.run(&["pull", &name]).ok();
+        assert!(out.contains(&format!("Digest: {digest}")), "{out}");
+        assert_eq!(run(&engine, cli.program(), &name), "app:1");
+        let by_digest = format!("{}/team/app@{digest}", served.host);
+        assert_eq!(cli.run(&["pull", "-q", &by_digest]).ok(), by_digest);
+        cli.run(&["rmi", "-f", &name, &by_digest]).ok();
+    });
+    // What was acknowledged is there after a crash, and after a stop.
+    for signal in [Signal::KILL, Signal::TERM] {
+        served.restart(signal);
+        engine.whelk(&["pull", &name]).ok();
+        engine.whelk(&["rmi", "-f", &name]).ok();
+    }
+    assert_eq!(
+        served.send("DELETE", "/v2/team/app/manifests/1", "", b"").0,
+        202
+    );
+    engine.whelk(&["pull", &name]).refuses(1, "not found");
+}
+
+#[test]
+fn an_upload_is_continued_after_kill_9() {
+    let mut served = Served::start("kill");
+    let content: Vec<u8> = (0..5_000_000u32)
+        .map(|number| (number % 251) as u8)
+        .collect();
+    let (_, head, _) = served.send("POST", "/v2/a/blobs/uploads/", "", b"");
+    let place = head
+        .lines()
+        .find_map(|line| line.strip_prefix("location: "));
+    let place = place.unwrap().to_owned();
+    let mut stream = TcpStream::connect(&served.host).unwrap();
+    let head = format!(
+        "PATCH {place} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n",
+        content.len()
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.write_all(&content[..2_000_000]).unwrap();
+    let arrived = |served: &Served| {
+        let (status, head, _) = served.send("GET", &place, "", b"");
+        assert_eq!(status, 204);
+        let range = head.lines().find_map(|line| line.strip_prefix("range: 0-"));
+        range.unwrap().parse::<usize>().unwrap() + 1
+    };
+    eventually("a part of the blob", || {
+        (arrived(&served) > 1_000_000).then_some(())
+    });
+    served.restart(Signal::KILL);
+    let begin = arrived(&served);
+    assert!((1_000_000..=2_000_000).contains(&begin), "{begin}");
+    let digest = sha256(&content);
+    let end = format!("{place}?digest=sha256:{digest}");
+    assert_eq!(served.send("PUT", &end, "", &content[begin..]).0, 201);
+    let blob = format!("/v2/a/blobs/sha256:{digest}");
+    assert!(served.send("GET", &blob, "", b"").2 == content);
+}
+
+#[test]
+fn passwords_and_tls() {
+    let engine = Engine::without_images(&[]);
+    let mut plain = Served::start("password");
+    let (name, _) = plain.push("app", "1", &marked("app:1"));
+    let (users, pem) = (plain.directory.join("users"), plain.directory.join("pem"));
+    std::fs::write(
+        &users,
+        format!("ann:{}\n", bcrypt::hash("sesame", 4).unwrap()),
+    )
+    .unwrap();
+    std::fs::create_dir(&pem).unwrap();
+    Authority::new("registry").issue(&pem, "registry");
+    let path = |name: &str| pem.join(name).to_str().unwrap().to_owned();
+    plain.flags = vec![
+        format!("--htpasswd={}", users.display()),
+        format!("--tls-cert={}", path("cert.pem")),
+        format!("--tls-key={}", path("key.pem")),
+    ];
+    plain.restart(Signal::TERM);
+    let served = plain;
+    engine.both(|cli| {
+        let log_in = |password: &str| {
+            let command = ["login", "-u", "ann", "--password-stdin", &served.host];
+            cli.feed(&command, password.as_bytes())
+        };
+        log_in("wrong").refuses(1, "401 Unauthorized");
+        cli.run(&["pull", &name])
+            .refuses(1, "repository does not exist");
+        log_in("sesame").ok();
+        cli.run(&["pull", &name]).ok();
+        assert_eq!(run(&engine, cli.program(), &name), "app:1");
+        cli.run(&["rmi", "-f", &name]).ok();
+        cli.run(&["logout", &served.host]).ok();
+    });
+}
+
+#[test]
+fn invalid_settings_are_refused() {
+    let root = std::env::temp_dir().join(format!("whelk-registry-refused-{}", std::process::id()));
+    let root = root.to_str().unwrap();
+    for (arguments, text) in [
+        (
+            &["--root", root, "--listen", "0.0.0.0:0"][..],
+            "other hosts could connect",
+        ),
+        (&["--root", root, "--listen", "[::]:0"], "or --insecure"),
+        (
+            &["--root", root, "--htpasswd", "/nonexistent"],
+            "/nonexistent",
+        ),
+        (&["--root", root, "--tls-cert", "x"], "--tls-key"),
+        (&["--root", root, "--listen", "x"], "invalid value"),
+        (&[], "--root"),
+        (&["--bogus"], "See 'whelk registry --help'"),
+    ] {
+        let output = command(arguments).output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            !output.status.success() && error.contains(text),
+            "{arguments:?}: {error}"
+        );
+    }
+    assert!(!std::path::Path::new(root).exists());
+    let served = Served::start("taken");
+    let taken = served.directory.join("root");
+    let arguments = ["--root", taken.to_str().unwrap(), "--listen", "127.0.0.1:0"];
+    let output = command(&arguments).output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("is in use by another registry"), "{error}");
+}
