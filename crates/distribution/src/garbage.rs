@@ -25,7 +25,7 @@ impl Registry {
             outcome = outcome.and(self.sweep(&repository, age));
         }
         // Links that appear from here on are of content that a lease holds until they are there.
-        let trashed = self.store.gc(|| {
+        let trashed = self.store.gc(age, || {
             used.blobs.clear();
             if let Err(error) = self.add_used(&mut used) {
                 tracing::error!("collect garbage: {error}");
