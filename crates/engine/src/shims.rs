@@ -249,25 +249,25 @@ pub struct Running {
 /// What a shim runs, and where the shim is found. Displayed as in `container 3f1c…`.
 #[derive(Clone, Debug)]
 pub struct ShimAddress {
-    pub kind: Kind,
+    pub kind: WorkloadKind,
     pub id: String,
     /// The directory of its socket and exit record.
     pub directory: PathBuf,
 }
 
-/// The kind of what a shim runs.
+/// The kind of workload that a shim runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum WorkloadKind {
     Container,
-    /// What has no record.
-    Workload,
+    /// A workload that has no record.
+    Recordless,
 }
 
 impl fmt::Display for ShimAddress {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match self.kind {
-            Kind::Container => "container",
-            Kind::Workload => "workload",
+            WorkloadKind::Container => "container",
+            WorkloadKind::Recordless => "workload",
         };
         write!(formatter, "{kind} {}", self.id)
     }
@@ -685,7 +685,7 @@ mod tests {
         let path = std::env::temp_dir().join(format!("whelk-alive-{}", std::process::id()));
         let scratch = whelk_image::Scratch::at(path).unwrap();
         let address = ShimAddress {
-            kind: Kind::Container,
+            kind: WorkloadKind::Container,
             id: "one".into(),
             directory: scratch.path().to_owned(),
         };

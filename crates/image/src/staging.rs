@@ -102,27 +102,29 @@ impl Staging {
     }
 
     /// Removes objects from the trash in the background, with pauses, so that what else uses the
-    /// disk is hardly delayed. On a disk that is nearly full they are removed at once, because what
-    /// comes next needs the space. Errors are logged; the next start tries again.
+    /// disk is hardly delayed. There are no pauses while the disk is nearly full or much waits to be
+    /// removed. Errors are logged; the next start tries again.
     pub fn dispose(&self, trashed: impl IntoIterator<Item = PathBuf>) {
-        let mut trashed: Vec<PathBuf> = trashed.into_iter().collect();
-        if trashed.is_empty() {
-            return;
-        }
-        if self.is_nearly_full() {
-            return trashed.iter().for_each(|path| remove(path, &mut || {}));
-        }
         let mut queue = self.disposal.queue.lock().ignore_poison();
-        queue.waiting.extend(trashed.drain(..));
-        if queue.is_running {
+        queue.waiting.extend(trashed);
+        if queue.is_running || queue.waiting.is_empty() {
             return;
         }
-        let disposal = self.disposal.clone();
+        let (disposal, root) = (self.disposal.clone(), self.root.clone());
         let thread = std::thread::Builder::new().name("whelk-trash".into());
-        match thread.spawn(move || whelk_sys::in_background(|| disposal.run())) {
+        match thread.spawn(move || whelk_sys::in_background(|| disposal.run(&root))) {
             Ok(_) => queue.is_running = true,
             // Tried again with the next object.
             Err(error) => tracing::warn!("empty the trash: start a thread: {error}"),
+        }
+    }
+
+    /// Like [`Staging::dispose`], and on a disk that is nearly full waits until everything in the
+    /// trash is removed, because what comes next needs the space.
+    pub fn dispose_and_make_room(&self, trashed: impl IntoIterator<Item = PathBuf>) {
+        self.dispose(trashed);
+        if is_nearly_full(&self.root) {
+            self.wait_for_disposal();
         }
     }
 
@@ -132,15 +134,6 @@ impl Staging {
         while queue.is_running {
             queue = self.disposal.ended.wait(queue).ignore_poison();
         }
-    }
-
-    /// Returns whether less than a tenth of the disk is free, and less than 4 GiB.
-    fn is_nearly_full(&self) -> bool {
-        const RESERVE: u64 = 4 << 30;
-        rustix::fs::statvfs(&self.root).is_ok_and(|disk| {
-            let (free, total) = (disk.f_bavail, disk.f_blocks);
-            free < total / 10 && free.saturating_mul(disk.f_frsize) < RESERVE
-        })
     }
 
     /// Moves a file or directory to the trash and removes it there. After a crash in between, the
@@ -183,8 +176,8 @@ pub(crate) fn is_younger(metadata: &std::fs::Metadata, age: Duration) -> bool {
 
 impl Disposal {
     /// Removes objects until none is left.
-    fn run(&self) {
-        let mut pace = Pace::new();
+    fn run(&self, root: &Path) {
+        let mut pace = Pace::new(root);
         loop {
             let next = {
                 let mut queue = self.queue.lock().ignore_poison();
@@ -193,41 +186,67 @@ impl Disposal {
                 next
             };
             let Some(path) = next else { break };
-            remove(&path, &mut || pace.keep());
+            let is_long = || self.queue.lock().ignore_poison().waiting.len() > Pace::LONG_QUEUE;
+            let removed = fs::remove_tree_in_steps(path, &mut || pace.keep(is_long));
+            if let Err(error) = removed {
+                tracing::warn!("empty the trash: {error}");
+            }
         }
         self.ended.notify_all();
     }
 }
 
-/// Removes an object; logs an error.
-fn remove(path: &Path, after_step: &mut dyn FnMut()) {
-    if let Err(error) = fs::remove_tree_in_steps(path, after_step) {
-        tracing::warn!("empty the trash: {error}");
-    }
-}
-
-/// Divides work into short slices with pauses between them, so that it takes a third of the time.
-struct Pace {
+/// Divides work into short slices with pauses between them, so that it runs for at most a third of
+/// the time.
+struct Pace<'a> {
+    /// A directory of the disk that is worked on.
+    root: &'a Path,
     slice: Instant,
+    /// When the disk's free space was last looked at, and whether that was little.
+    looked_at: Instant,
+    is_urgent: bool,
 }
 
-impl Pace {
+impl<'a> Pace<'a> {
     const SLICE: Duration = Duration::from_millis(2);
     const PAUSE: Duration = Duration::from_millis(4);
+    /// How often it is asked whether the work is urgent.
+    const LOOK: Duration = Duration::from_millis(500);
+    /// Number of waiting objects at which the work is urgent.
+    const LONG_QUEUE: usize = 64;
 
-    fn new() -> Self {
+    fn new(root: &'a Path) -> Self {
         Self {
+            root,
             slice: Instant::now(),
+            looked_at: Instant::now(),
+            is_urgent: is_nearly_full(root),
         }
     }
 
-    /// Pauses if the slice is over.
-    fn keep(&mut self) {
-        if self.slice.elapsed() >= Self::SLICE {
-            std::thread::sleep(Self::PAUSE);
-            self.slice = Instant::now();
+    /// Pauses if the slice is over and the work is not urgent.
+    fn keep(&mut self, is_long: impl Fn() -> bool) {
+        if self.slice.elapsed() < Self::SLICE {
+            return;
         }
+        if self.looked_at.elapsed() >= Self::LOOK {
+            self.is_urgent = is_long() || is_nearly_full(self.root);
+            self.looked_at = Instant::now();
+        }
+        if !self.is_urgent {
+            std::thread::sleep(Self::PAUSE);
+        }
+        self.slice = Instant::now();
     }
+}
+
+/// Returns whether less than a tenth of a directory's disk is free, and less than 4 GiB.
+fn is_nearly_full(directory: &Path) -> bool {
+    const RESERVE: u64 = 4 << 30;
+    rustix::fs::statvfs(directory).is_ok_and(|disk| {
+        let (free, total) = (disk.f_bavail, disk.f_blocks);
+        free < total / 10 && free.saturating_mul(disk.f_frsize) < RESERVE
+    })
 }
 
 /// Returns a random file name of 24 hexadecimal digits.

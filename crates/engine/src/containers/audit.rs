@@ -10,7 +10,7 @@ use super::Containers;
 use crate::error::Result;
 use crate::instance::{Instance, lost_and_found};
 use crate::model::ContainerRecord;
-use crate::shims::{ANSWER_TIMEOUT, Kind, ShimAddress, connect};
+use crate::shims::{ANSWER_TIMEOUT, ShimAddress, WorkloadKind, connect};
 use crate::store::{Found, damaged, read_copy};
 
 /// Refuses a store that has lost containers, and volumes without a record that a newer engine has
@@ -59,7 +59,7 @@ async fn runs(instance: &Instance, id: &str) -> bool {
         return false;
     }
     let address = ShimAddress {
-        kind: Kind::Container,
+        kind: WorkloadKind::Container,
         id: id.to_owned(),
         directory: instance.run_dir(id),
     };

@@ -74,7 +74,7 @@ use crate::images::Images;
 use crate::instance::Instance;
 use crate::model::{ContainerRecord, ContainerState, Status};
 use crate::networks::Networks;
-use crate::shims::{ANSWER_TIMEOUT, Kind, ShimAddress, WarmPool};
+use crate::shims::{ANSWER_TIMEOUT, ShimAddress, WarmPool, WorkloadKind};
 use crate::spec;
 use crate::store::RecordStore;
 use crate::volumes::Volumes;
@@ -358,9 +358,9 @@ async fn to_its_end<T: Send + 'static>(
 }
 
 /// `None` when it has ended.
-struct ToItsEnd<F: Future<Output: Send> + Send + 'static>(Option<Pin<Box<F>>>);
+struct ToItsEnd<T: Send + 'static>(Option<Pin<Box<dyn Future<Output = Result<T>> + Send>>>);
 
-impl<T: Send, F: Future<Output = Result<T>> + Send + 'static> Future for ToItsEnd<F> {
+impl<T: Send + 'static> Future for ToItsEnd<T> {
     type Output = Result<T>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<T>> {
@@ -379,12 +379,16 @@ impl<T: Send, F: Future<Output = Result<T>> + Send + 'static> Future for ToItsEn
     }
 }
 
-impl<F: Future<Output: Send> + Send + 'static> Drop for ToItsEnd<F> {
+impl<T: Send + 'static> Drop for ToItsEnd<T> {
     fn drop(&mut self) {
         if let Some(operation) = self.0.take()
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
-            drop(runtime.spawn(operation));
+            drop(runtime.spawn(async {
+                if let Err(error) = operation.await {
+                    tracing::warn!("an operation whose client has left failed: {error}");
+                }
+            }));
         }
     }
 }
@@ -394,7 +398,7 @@ impl Container {
         let id = &record.id;
         let cgroup = spec::cgroup_path(&record.host, &instance.cgroup_parent(), id);
         let address = ShimAddress {
-            kind: Kind::Container,
+            kind: WorkloadKind::Container,
             id: id.clone(),
             directory: instance.run_dir(id),
         };
@@ -507,7 +511,7 @@ impl Container {
     ///
     /// # Errors
     /// Returns an error if the container was removed meanwhile.
-    async fn lock_operation(&self, name: &str) -> Result<OwnedMutexGuard<()>> {
+    pub(crate) async fn lock_operation(&self, name: &str) -> Result<OwnedMutexGuard<()>> {
         let operation = self.operation.clone().lock_owned().await;
         if self.progress.borrow().removed {
             return Err(Error::no_such_container(name));

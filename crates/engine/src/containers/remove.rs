@@ -214,8 +214,7 @@ async fn empty_trash(staging: Staging, path: PathBuf, container: Arc<Container>)
     const PATIENCE: Duration = Duration::from_secs(30);
     let mut readers = container.log_readers.subscribe();
     let _ = tokio::time::timeout(PATIENCE, readers.wait_for(|readers| *readers == 0)).await;
-    // On a full disk, this removes the files itself.
-    drop(tokio::task::spawn_blocking(move || staging.dispose([path])).await);
+    staging.dispose([path]);
 }
 
 /// Checks that a container is stopped.

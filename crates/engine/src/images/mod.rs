@@ -380,7 +380,9 @@ impl Images {
     /// Like [`Images::collect_garbage`], for what a pull may continue only if it is younger than
     /// `age`.
     fn collect_older(&self, age: Duration) {
-        self.files.staging.dispose(self.trash_unused(age));
+        self.files
+            .staging
+            .dispose_and_make_room(self.trash_unused(age));
     }
 
     /// Moves layers and configurations that no image uses to the trash, except for what a load, import

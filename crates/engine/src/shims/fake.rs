@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedRwLockWriteGuard, RwLock, mpsc};
 use whelk_shim::protocol::{ContainerLaunch, Event, Exit, Launched, Reply, Request, encode};
 use whelk_sys::fs;
 use whelk_sys::sync::IgnorePoison as _;
@@ -20,7 +20,7 @@ use whelk_shim::logs::now;
 /// A pid that no process has: the kernel's are below 2²².
 const PID: i32 = 1 << 30;
 /// Number of shims that wait for a launch: more than a test starts.
-const READY: usize = 64;
+const READY: usize = 16;
 
 /// What a shim does with a launch.
 #[derive(Debug)]
@@ -48,6 +48,8 @@ pub(crate) struct FakeShims {
     ignored: Mutex<BTreeSet<i32>>,
     /// The runs by their id.
     running: Mutex<BTreeMap<String, mpsc::UnboundedSender<End>>>,
+    /// Signals have no effect while this is locked for writing.
+    signals: Arc<RwLock<()>>,
 }
 
 impl FakeShims {
@@ -77,6 +79,11 @@ impl FakeShims {
     /// Lets what runs ignore a signal from now on.
     pub(crate) fn ignore(&self, signal: i32) {
         self.ignored.lock().ignore_poison().insert(signal);
+    }
+
+    /// Delays the effect of all signals until the guard is dropped.
+    pub(crate) async fn hold_signals(&self) -> OwnedRwLockWriteGuard<()> {
+        self.signals.clone().write_owned().await
     }
 
     /// Ends a run with this exit code.
@@ -131,6 +138,7 @@ impl FakeShims {
                     if let Some(number) = run.answer(client).await?
                         && (number == signal::KILL || !self.ignored.lock().ignore_poison().contains(&number))
                     {
+                        drop(self.signals.read().await);
                         self.running.lock().ignore_poison().remove(&launch.id);
                         break 128 + number;
                     }

@@ -168,7 +168,10 @@ fn an_operation_is_carried_out_though_its_client_has_left() {
         let containers = &engine.containers;
         begin_and_leave(containers.start("one"));
         engine.until(&container, Status::Running).await;
+        // It waits for an operation that holds the container's lock.
+        let operation = container.lock_operation("one").await.unwrap();
         begin_and_leave(containers.rename("one", "two"));
+        drop(operation);
         eventually("the container is renamed", || container.name() == "two").await;
         let config = ExecConfig {
             cmd: Some(vec!["program".into()]),

@@ -42,6 +42,15 @@ fn a_stopped_container_is_not_restarted() {
         engine.containers.stop("one", None, None).await.unwrap();
         assert_eq!(container.status(), Status::Exited);
         engine.containers.start("one").await.unwrap();
+        // Each short run doubles the delay, until it is long enough to be seen.
+        for restarts in 1..=3 {
+            host.shims.exit(&container.id, 0);
+            eventually("it was restarted", || {
+                let state = container.state();
+                (state.status, state.restart_count) == (Status::Running, restarts)
+            })
+            .await;
+        }
         host.shims.exit(&container.id, 0);
         engine.until(&container, Status::Restarting).await;
         engine.containers.kill("one", "").await.unwrap();

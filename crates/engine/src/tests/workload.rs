@@ -109,9 +109,11 @@ fn the_next_engine_kills_workloads_and_keeps_their_ids_until_then() {
     on_fake_host(async |host| {
         let started = host.workloads().start(bundle("one")).await.unwrap();
         let workloads = host.workloads();
+        let held = host.shims.hold_signals().await;
         workloads.kill_left().unwrap();
         let error = workloads.start(bundle("one")).await.unwrap_err();
         assert!(matches!(error, Error::Conflict(_)), "{error}");
+        drop(held);
         assert_eq!(started.wait().await.code, 128 + signal::KILL);
         eventually("nothing is left", || !host.has_workload("one")).await;
         let directory: Scratch = Scratch::at(host.instance.workload_dir("two")).unwrap();

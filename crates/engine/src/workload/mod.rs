@@ -307,27 +307,21 @@ impl Workload {
             };
         }
         let path = self.cgroup.clone();
-        let killed = blocking(move || {
+        let ended = blocking(move || {
             let cgroup = Cgroup::at(&path)?;
             let _ = cgroup.freeze(false);
             cgroup.kill_all()?;
             Ok(cgroup.remove()?)
         });
-        if let Err(error) = killed.await {
+        if let Err(error) = ended.await {
             tracing::warn!(
                 "kill the processes of {} without a shim: {error}",
                 self.address
             );
         }
         self.end();
-        let exit = Exit {
-            code: KILLED,
-            signal: Some(signal::KILL),
-            oom_killed: false,
-            at: now(),
-        };
         Reaped {
-            exit,
+            exit: killed(),
             was_lost: true,
         }
     }
@@ -353,6 +347,16 @@ impl Workload {
         since
             .and_then(|since| i64::try_from(since.as_nanos()).ok())
             .unwrap_or_else(now)
+    }
+}
+
+/// Returns the exit of something that SIGKILL has ended now.
+fn killed() -> Exit {
+    Exit {
+        code: KILLED,
+        signal: Some(signal::KILL),
+        oom_killed: false,
+        at: now(),
     }
 }
 

@@ -20,10 +20,10 @@ use whelk_sys::fs;
 use whelk_sys::sync::IgnorePoison as _;
 use whelk_text::signal;
 
-use super::{Begun, KILL_TIMEOUT, Monitor, RunWatch, Workload, blocking};
+use super::{Begun, Monitor, RunWatch, Workload, blocking, killed};
 use crate::error::{Error, Result};
 use crate::instance::Instance;
-use crate::shims::{Kind, LaunchError, ShimAddress, ShimStatus, WarmPool};
+use crate::shims::{LaunchError, ShimAddress, ShimStatus, WarmPool, WorkloadKind};
 
 /// What a workload consists of: an OCI configuration, and what it leaves to the engine.
 #[derive(Debug)]
@@ -90,7 +90,7 @@ impl Workloads {
 
     fn workload(&self, id: &str) -> Arc<Workload> {
         let address = ShimAddress {
-            kind: Kind::Workload,
+            kind: WorkloadKind::Recordless,
             id: id.to_owned(),
             directory: self.instance.workload_dir(id),
         };
@@ -199,15 +199,18 @@ async fn end_left(workload: Arc<Workload>, claim: Claim) -> Result<()> {
     const PATIENCE: Duration = Duration::from_secs(2);
     let (pid, events) = match workload.probe(PATIENCE).await {
         ShimStatus::Gone => {
-            return blocking(move || {
+            let ended = blocking(move || {
                 end_processes(workload.cgroup())?;
                 fs::remove_tree(workload.directory())?;
                 // Of a shim that was just about to listen, which it cannot any more.
-                end_processes(workload.cgroup())?;
-                drop(claim);
-                Ok(())
+                end_processes(workload.cgroup())
             })
             .await;
+            if ended.is_err() {
+                // Something is left, which a new workload must not share.
+                std::mem::forget(claim);
+            }
+            return ended;
         }
         ShimStatus::Running {
             state: Event::State { pid, .. },
@@ -217,12 +220,18 @@ async fn end_left(workload: Arc<Workload>, claim: Claim) -> Result<()> {
         ShimStatus::Unresponsive => (0, None),
     };
     let monitor = workload.adopt(pid, events);
-    let left = Started::follow(workload, pid, monitor, claim);
-    left.kill(signal::KILL).await?;
-    tokio::time::timeout(KILL_TIMEOUT, left.wait())
-        .await
-        .map_err(|_| Error::Unavailable("it does not end after SIGKILL".into()))?;
+    // Dropped, and so killed.
+    drop(Started::follow(workload, pid, monitor, claim));
     Ok(())
+}
+
+/// Sends SIGKILL until the run has ended: descriptors or memory may be used up for some time.
+async fn kill_until_ended(workload: &Workload, run: &RunWatch) {
+    const RETRY_DELAY: Duration = Duration::from_secs(1);
+    while let Err(error) = workload.signal(signal::KILL, run).await {
+        tracing::warn!("kill a workload that nobody waits for: {error}");
+        tokio::time::sleep(RETRY_DELAY).await;
+    }
 }
 
 /// Kills the processes of a workload that has no shim.
@@ -275,6 +284,10 @@ impl Started {
     /// # Errors
     /// Returns the reason why it did not start.
     pub async fn exec(&self, launch: ExecLaunch) -> Result<(i32, UnixStream)> {
+        // The id may have a new run, which listens at the same place.
+        if self.run.has_ended() || self.end.borrow().is_some() {
+            return Err(Error::conflict("the workload has ended"));
+        }
         let request = Request::Exec(Box::new(launch));
         match self.workload.request_while_alive(&request).await? {
             (Reply::Started { pid }, stream) => Ok((pid, stream)),
@@ -286,9 +299,10 @@ impl Started {
     /// Waits until the workload has ended and nothing is left of it.
     pub async fn wait(&self) -> Exit {
         let mut end = self.end.clone();
-        // Closed before only if the runtime shuts down.
         let ended = end.wait_for(Option::is_some).await;
-        ended.ok().and_then(|exit| exit.clone()).unwrap_or_default()
+        let exit = ended.ok().and_then(|exit| exit.clone());
+        // Nobody follows it any more, because the engine ends: the next one kills it.
+        exit.unwrap_or_else(killed)
     }
 }
 
@@ -300,11 +314,7 @@ impl Drop for Started {
         };
         if self.end.borrow().is_none() {
             let (workload, run) = (self.workload.clone(), self.run.clone());
-            runtime.spawn(async move {
-                if let Err(error) = workload.signal(signal::KILL, &run).await {
-                    tracing::warn!("kill a workload that nobody waits for: {error}");
-                }
-            });
+            runtime.spawn(async move { kill_until_ended(&workload, &run).await });
         }
     }
 }

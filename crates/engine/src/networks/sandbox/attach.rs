@@ -23,7 +23,7 @@ use crate::random_names::random_id;
 use crate::rollback::Rollback;
 
 /// A namespace for a sandbox.
-struct Place {
+struct PreparedNamespace {
     namespace: Namespace,
     /// The interface of a warm namespace with its endpoint id, for the first network.
     pooled: Option<(Interface, String)>,
@@ -51,13 +51,13 @@ impl Networks {
         // Without the rules nothing would isolate the container from others.
         self.stack.firewall.require()?;
         let order = self.attach_order(&config.mode, endpoints);
-        let mut place = self.take_namespace(order.first().copied())?;
-        let outer = place
+        let mut prepared = self.take_namespace(order.first().copied())?;
+        let outer = prepared
             .pooled
             .as_ref()
             .map(|(_, id)| self.stack.endpoint_interface(id));
-        match self.attach_all(config, endpoints, &order, &mut place) {
-            Ok(sandbox) => Ok((sandbox, Some(place.namespace.into()))),
+        match self.attach_all(config, endpoints, &order, &mut prepared) {
+            Ok(sandbox) => Ok((sandbox, Some(prepared.namespace.into()))),
             Err(error) => {
                 let gone =
                     outer.is_some_and(|outer| matches!(self.stack.links().find(&outer), Ok(None)));
@@ -91,7 +91,7 @@ impl Networks {
         Ok(sandbox)
     }
 
-    /// Releases what a sandbox has by then if what is done with it next is not committed.
+    /// Wraps a sandbox's state in a rollback that detaches the sandbox unless it is committed.
     fn undone_by_detach<'a>(
         &'a self,
         config: &'a SandboxConfig,
@@ -125,7 +125,7 @@ impl Networks {
 
     /// Returns a namespace for a sandbox whose first network is `first`: a warm one, if there is
     /// one and the network's driver can use its interface.
-    fn take_namespace(&self, first: Option<&str>) -> Result<Place> {
+    fn take_namespace(&self, first: Option<&str>) -> Result<PreparedNamespace> {
         let takes_warm = first.is_some_and(|name| {
             self.find(name)
                 .is_ok_and(|network| network.driver.facts().warm)
@@ -142,7 +142,7 @@ impl Networks {
             dns,
         }) = warm
         {
-            return Ok(Place {
+            return Ok(PreparedNamespace {
                 namespace,
                 pooled: Some((interface, endpoint_id)),
                 dns: Some(dns),
@@ -151,7 +151,7 @@ impl Networks {
         if takes_warm {
             self.stack.maintenance.notify_one();
         }
-        Ok(Place {
+        Ok(PreparedNamespace {
             namespace: Namespace::create()?,
             pooled: None,
             dns: None,
@@ -164,13 +164,13 @@ impl Networks {
         config: &SandboxConfig,
         endpoints: &BTreeMap<String, Endpoint>,
         order: &[&str],
-        place: &mut Place,
+        prepared: &mut PreparedNamespace,
     ) -> Result<Sandbox> {
-        let Place {
+        let PreparedNamespace {
             namespace,
             pooled,
             dns,
-        } = place;
+        } = prepared;
         let mut sandbox = Sandbox {
             endpoints: endpoints.clone(),
             ports: Vec::new(),
