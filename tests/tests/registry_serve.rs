@@ -238,7 +238,7 @@ fn passwords_and_tls() {
         };
         log_in("wrong").refuses(1, "401 Unauthorized");
         cli.run(&["pull", &name])
-            .refuses(1, "repository does not exist");
+            .refuses(1, "no basic auth credentials");
         log_in("sesame").ok();
         cli.run(&["pull", &name]).ok();
         assert_eq!(run(&engine, cli.program(), &name), "app:1");

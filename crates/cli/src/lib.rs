@@ -53,7 +53,10 @@ pub fn read_flags(
     });
     match flags::read(&command, &words.collect::<Result<Vec<_>, _>>()?) {
         Ok(flags::Line::Words(words)) => Ok(words),
-        Ok(flags::Line::Help { .. }) => Ok(vec!["--help".into()]),
+        Ok(flags::Line::Help { mut path, .. }) => {
+            path.push("--help".into());
+            Ok(path)
+        }
         Err(mistake) => Err(mistake.kind.to_string()),
     }
 }

@@ -1,5 +1,7 @@
 //! The `images` command.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use clap::Args;
 use serde::Serialize;
 use whelk_api_types::ImageSummary;
@@ -61,7 +63,7 @@ const TABLE: Table = Table {
 struct Row {
     repository: String,
     tag: String,
-    digest: &'static str,
+    digest: String,
     #[serde(rename = "ID")]
     id: String,
     created_since: String,
@@ -98,7 +100,7 @@ pub(crate) async fn images(client: &Client, args: ImagesArgs) -> Outcome {
         .await?;
     let rows = images
         .iter()
-        .flat_map(|image| rows(image, args.no_trunc))
+        .flat_map(|image| rows(image, args.no_trunc, args.digests))
         .collect();
     let default = if args.digests {
         "{{.Repository}}\t{{.Tag}}\t{{.Digest}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}"
@@ -109,37 +111,103 @@ pub(crate) async fn images(client: &Client, args: ImagesArgs) -> Outcome {
     Ok(0)
 }
 
-/// Returns a row for each name of an image; one without a name has a row too.
-fn rows(image: &ImageSummary, no_trunc: bool) -> Vec<Row> {
+/// Returns a row for each name of an image, as Docker does: with `digests` for each digest that the
+/// tag's repository has for it, and for repositories that have nothing but digests. An image without
+/// a name has a row too.
+fn rows(image: &ImageSummary, no_trunc: bool, digests: bool) -> Vec<Row> {
     // The engine sends -1 for values that were not requested.
     let shown = |bytes: Option<u64>| {
         bytes.map_or_else(|| UNKNOWN.to_owned(), |bytes| size::decimal(bytes, 4))
     };
     let shared = u64::try_from(image.shared_size).ok();
     let containers = u64::try_from(image.containers).ok();
-    let row = |name: &str| {
-        let (repository, tag) = name.rsplit_once(':').unwrap_or((name, NONE));
-        Row {
-            repository: repository.to_owned(),
-            tag: tag.to_owned(),
-            digest: NONE,
-            id: if no_trunc {
-                image.id.clone()
-            } else {
-                short_id(&image.id)
-            },
-            created_since: ago(image.created),
-            created_at: local_time(image.created),
-            size: size::decimal(image.size, 3),
-            virtual_size: size::decimal(image.size, 4),
-            shared_size: shown(shared),
-            unique_size: shown(shared.map(|shared| image.size.saturating_sub(shared))),
-            containers: containers.map_or_else(|| UNKNOWN.to_owned(), |count| count.to_string()),
-        }
+    let row = |repository: &str, tag: &str, digest: &str| Row {
+        repository: repository.to_owned(),
+        tag: tag.to_owned(),
+        digest: digest.to_owned(),
+        id: if no_trunc {
+            image.id.clone()
+        } else {
+            short_id(&image.id)
+        },
+        created_since: ago(image.created),
+        created_at: local_time(image.created),
+        size: size::decimal(image.size, 3),
+        virtual_size: size::decimal(image.size, 4),
+        shared_size: shown(shared),
+        unique_size: shown(shared.map(|shared| image.size.saturating_sub(shared))),
+        containers: containers.map_or_else(|| UNKNOWN.to_owned(), |count| count.to_string()),
     };
-    if image.repo_tags.is_empty() {
-        vec![row(NONE)]
-    } else {
-        image.repo_tags.iter().map(|name| row(name)).collect()
+    let mut by_repository: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for name in image.repo_digests.iter().flatten() {
+        let (repository, digest) = name.split_once('@').unwrap_or((name, NONE));
+        by_repository.entry(repository).or_default().push(digest);
+    }
+    let mut rows = Vec::new();
+    let mut repositories = BTreeSet::new();
+    for name in &image.repo_tags {
+        let (repository, tag) = name.rsplit_once(':').unwrap_or((name, NONE));
+        repositories.insert(repository);
+        match by_repository.get(repository).filter(|_| digests) {
+            Some(found) => rows.extend(found.iter().map(|digest| row(repository, tag, digest))),
+            None => rows.push(row(repository, tag, NONE)),
+        }
+    }
+    for (repository, found) in by_repository {
+        if repositories.contains(repository) {
+            continue;
+        }
+        if digests {
+            rows.extend(found.iter().map(|digest| row(repository, NONE, digest)));
+        } else {
+            rows.push(row(repository, NONE, NONE));
+        }
+    }
+    if rows.is_empty() {
+        rows.push(row(NONE, NONE, NONE));
+    }
+    rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digests_are_shown_beside_the_tags_of_their_repository() {
+        let strings = |list: &[&str]| list.iter().map(|&name| name.to_owned()).collect();
+        let shown = |tags: &[&str], digests: &[&str], with_digests: bool| -> Vec<String> {
+            let image = ImageSummary {
+                repo_tags: strings(tags),
+                repo_digests: Some(strings(digests)),
+                ..ImageSummary::default()
+            };
+            let rows = rows(&image, true, with_digests);
+            let text = |row: &Row| format!("{} {} {}", row.repository, row.tag, row.digest);
+            rows.iter().map(text).collect()
+        };
+        let tags = ["app:1", "app:2", "host:5000/app:1"];
+        let digests = ["app@sha256:a", "app@sha256:b", "other@sha256:a"];
+        assert_eq!(
+            shown(&tags, &digests, true),
+            [
+                "app 1 sha256:a",
+                "app 1 sha256:b",
+                "app 2 sha256:a",
+                "app 2 sha256:b",
+                "host:5000/app 1 <none>",
+                "other <none> sha256:a",
+            ]
+        );
+        assert_eq!(
+            shown(&tags, &digests, false),
+            [
+                "app 1 <none>",
+                "app 2 <none>",
+                "host:5000/app 1 <none>",
+                "other <none> <none>",
+            ]
+        );
+        assert_eq!(shown(&[], &[], true), ["<none> <none> <none>"]);
     }
 }
