@@ -135,8 +135,8 @@ async fn serve(
         let copied = async {
             // Fails if the client has disconnected. The output is drained while there is input, so
             // that the program does not block.
-            if tokio::io::copy(&mut output, &mut to_client).await.is_err() {
-                let _ = tokio::io::copy(&mut output, &mut tokio::io::sink()).await;
+            if copy(&mut output, &mut to_client).await.is_err() {
+                let _ = copy(&mut output, tokio::io::sink()).await;
             }
         };
         let passed = async {
@@ -166,10 +166,29 @@ async fn serve(
 /// read is discarded.
 async fn pass_input(client: &mut (impl AsyncRead + Unpin), mut input: impl AsyncWrite + Unpin) {
     // Fails if the program has closed its input, or if reading from the client fails.
-    if tokio::io::copy(client, &mut input).await.is_err() {
-        let _ = tokio::io::copy(client, &mut tokio::io::sink()).await;
+    if copy(&mut *client, &mut input).await.is_err() {
+        let _ = copy(client, tokio::io::sink()).await;
     }
     let _ = input.shutdown().await;
+}
+
+/// Copies until the input ends or fails: a stream whose peer has closed it with data unread ends with
+/// an error. What was read before is written, which [`tokio::io::copy`] does not do.
+///
+/// # Errors
+/// Returns an error if the output fails.
+async fn copy(
+    mut input: impl AsyncRead + Unpin,
+    mut output: impl AsyncWrite + Unpin,
+) -> io::Result<()> {
+    const SIZE: usize = 16 << 10;
+    let mut buffer = vec![0; SIZE];
+    while let Ok(count @ 1..) = input.read(&mut buffer).await {
+        output.write_all(&buffer[..count]).await?;
+        // TLS keeps what the socket had no room for until it is asked again.
+        output.flush().await?;
+    }
+    Ok(())
 }
 
 fn ordinary(
@@ -235,6 +254,28 @@ mod tests {
     use tokio::io::BufStream;
 
     use super::*;
+
+    #[tokio::test]
+    async fn output_is_complete_if_the_program_leaves_input_unread() {
+        // Less than a socket takes without a reader, and much more than the client's connection.
+        const OUTPUT: usize = 100_000;
+        let (mut client, server) = tokio::io::duplex(1 << 10);
+        let (stream, mut program) = UnixStream::pair().unwrap();
+        let source = Source {
+            prelude: None,
+            stream: Some(stream),
+        };
+        let served = tokio::spawn(serve(server, source, std::future::pending(), async {}));
+        client.write_all(b"input").await.unwrap();
+        program.readable().await.unwrap();
+        program.write_all(&[b'x'; OUTPUT]).await.unwrap();
+        drop(program);
+        let mut output = Vec::new();
+        client.read_to_end(&mut output).await.unwrap();
+        assert_eq!(output.len(), OUTPUT);
+        drop(client);
+        served.await.unwrap();
+    }
 
     #[tokio::test]
     async fn recorded_output_arrives_before_a_quiet_stream_ends() {
