@@ -35,7 +35,7 @@ pub struct StreamMessage {
     /// The item, such as a layer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// What a push has brought into the registry.
+    /// The tag, digest and size of the manifest that was pushed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub aux: Option<PushResult>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// What a client shows to a registry: the body of `POST /auth`, and the header `X-Registry-Auth`.
+/// Credentials for a registry: the body of `POST /auth`, and the header `X-Registry-Auth`.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", default)]
 pub struct AuthConfig {

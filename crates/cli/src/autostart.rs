@@ -14,7 +14,7 @@ use crate::endpoint::{DEFAULT_SOCKET, Host};
 use crate::output::warn_line;
 use crate::{Failure, Outcome, files};
 
-/// How long a new engine may take until it answers requests.
+/// Time limit for the first answer of an engine that was started.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Starts an engine if none listens at the default socket.
@@ -144,7 +144,7 @@ mod tests {
         let answered = wait_for_answer(&client, Duration::from_millis(50), || None).await;
         let error = answered.unwrap_err().text;
         assert_eq!(error, format!("the engine does not answer; see {LOG}"));
-        // One that has exited.
+        // An engine that has exited.
         drop(listener);
         let exited = || Some("open x".to_owned());
         let answered = wait_for_answer(&client, PATIENCE, exited).await;

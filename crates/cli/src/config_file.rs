@@ -34,7 +34,7 @@ pub(crate) fn current_context(config: &Path) -> Option<String> {
 /// Sets the current context; `None` selects the default.
 ///
 /// # Errors
-/// As [`change`].
+/// Returns an error if the file cannot be read or written, or is not a JSON object.
 pub(crate) fn set_current_context(config: &Path, name: Option<&str>) -> Outcome<()> {
     edit(config, files::replace, |settings| match name {
         Some(name) => settings.insert(CURRENT.to_owned(), name.into()) != Some(Value::from(name)),

@@ -23,7 +23,7 @@ const MARGIN: Duration = Duration::from_secs(5);
 /// Number of tokens that are kept.
 const MAX_TOKENS: usize = 1_000;
 
-/// What a client shows to a registry. Its `Debug` form has no secrets.
+/// Credentials of a client for a registry. Its `Debug` form has no secrets.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub enum Credentials {
     #[default]

@@ -81,7 +81,7 @@ struct ClientVersion<'v> {
     build: Build<'v>,
 }
 
-/// How the client was built, and its context, as `version` and `info` show them.
+/// The client's version, build and context, as `version` and `info` show them.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct Build<'b> {

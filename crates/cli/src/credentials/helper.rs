@@ -11,10 +11,10 @@ use crate::{Failure, Outcome, plain};
 
 /// A user name that says that the secret is an identity token.
 const TOKEN_USER: &str = "<token>";
-/// What a helper answers if it has no credentials for a server.
+/// The output of a credential helper that has no credentials for a server.
 const NOT_FOUND: &str = "credentials not found in native keychain";
 
-/// What a helper answers to `get`.
+/// The output of a credential helper's operation `get`.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Answer {
