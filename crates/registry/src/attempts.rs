@@ -1,8 +1,8 @@
-//! Further attempts: which server is asked next after a failure, and when.
+//! Retries: which server gets the next request after a failure, and when.
 //!
-//! Mirrors come first, in their order. Each gets one attempt: whatever is wrong with a mirror or with
-//! what it sends, the next server may do better. The registry itself is last, and is asked again
-//! after failures that pass.
+//! Mirrors come first, in their order. Each gets one attempt: whatever is wrong with a mirror or its
+//! response, the next server may work. The registry itself is last, and is retried after temporary
+//! failures.
 
 use std::time::Duration;
 
@@ -12,28 +12,28 @@ use crate::exchange::Repository;
 
 /// The wait before the first further attempt. It doubles each time.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
-/// Maximum wait before an attempt, also if the registry asks for more.
+/// Maximum wait before an attempt; a longer `Retry-After` is shortened to it.
 pub(crate) const MAX_WAIT: Duration = Duration::from_secs(60);
 
 /// A wait before another attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wait {
     pub time: Duration,
-    /// The registry has asked for it.
+    /// The registry has requested it by `Retry-After`.
     pub is_asked: bool,
 }
 
-/// How far a transfer is: which server is asked, and how often in a row it has failed.
+/// State of a transfer: the current server, and the number of its consecutive failures.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Attempts {
     server: usize,
     failures: u32,
-    /// Something has come in since the last failure.
+    /// Data has arrived since the last failure.
     has_progress: bool,
 }
 
 impl Attempts {
-    /// Notes that the transfer goes on.
+    /// Resets the count of failures, because data has arrived.
     pub(crate) fn progress(&mut self) {
         self.failures = 0;
         self.has_progress = true;
@@ -41,7 +41,7 @@ impl Attempts {
 }
 
 impl Repository {
-    /// Returns the repository at the registry itself; `None` if it has no mirrors.
+    /// Returns the repository without the registry's mirrors; `None` if there are none.
     pub fn without_mirrors(&self) -> Option<Self> {
         let own: Vec<_> = self
             .endpoints
@@ -55,17 +55,17 @@ impl Repository {
         })
     }
 
-    /// Returns the server to ask.
+    /// Returns the server for the next request.
     pub(crate) fn server(&self, attempts: &Attempts) -> Result<Endpoint> {
         let server = self.endpoints.get(attempts.server);
         server
             .cloned()
-            // There is always the registry itself.
+            // Unreachable: the registry itself is always among the servers.
             .ok_or_else(|| Error::Settings("no registry to ask".into()))
     }
 
-    /// Decides what follows a failure, and waits until then. With an error comes the time that the
-    /// server asks to wait. `tell` gets waits before they begin.
+    /// Selects the server for the next attempt after a failure, and waits until it is due. The failure
+    /// includes the server's `Retry-After`. `tell` is called with each wait before it begins.
     ///
     /// # Errors
     /// Returns the error if there is no other attempt.
@@ -79,7 +79,7 @@ impl Repository {
         let server = self.endpoints.get(attempts.server);
         if let Some(mirror) = server.filter(|endpoint| endpoint.is_mirror) {
             tracing::warn!("mirror {}: {error}", mirror.host);
-            // One that was good until the connection broke may continue.
+            // A mirror whose connection broke during the transfer may resume it.
             if !has_progress || !error.is_temporary() {
                 attempts.server += 1;
             }
@@ -106,7 +106,7 @@ impl Repository {
     }
 }
 
-/// Returns how long to wait after the failure of this attempt, the first of which is 1.
+/// Returns how long to wait after failure number `attempt`, counted from 1.
 fn backoff(attempt: u32) -> Duration {
     FIRST_WAIT
         .saturating_mul(1 << (attempt - 1).min(10))
@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_become_longer_up_to_a_limit() {
+    fn backoff_doubles_up_to_the_maximum() {
         let waits = [1, 2, 3, 99].map(|attempt| backoff(attempt).as_millis());
         assert_eq!(waits, [500, 1_000, 2_000, 60_000]);
     }

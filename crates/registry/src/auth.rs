@@ -23,7 +23,7 @@ const MARGIN: Duration = Duration::from_secs(5);
 /// Number of tokens that are kept.
 const MAX_TOKENS: usize = 1_000;
 
-/// Credentials of a client for a registry. Its `Debug` form has no secrets.
+/// Credentials of a client for a registry. `Debug` does not print secrets.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub enum Credentials {
     #[default]
@@ -34,7 +34,7 @@ pub enum Credentials {
     },
     /// A refresh token of an authorization service.
     IdentityToken(String),
-    /// An access token, which is sent as it is.
+    /// An access token, which is sent unchanged.
     RegistryToken(String),
 }
 
@@ -49,7 +49,7 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// An `AuthConfig` of the Engine API. What is empty is not given.
+/// An `AuthConfig` of the Engine API. An empty field counts as absent.
 #[derive(Default)]
 pub struct AuthConfig {
     pub username: Option<String>,
@@ -67,8 +67,8 @@ impl fmt::Debug for AuthConfig {
 }
 
 impl<'de> Deserialize<'de> for AuthConfig {
-    /// Reads the fields by the rules of Go: whatever the case of their names, of several the last one
-    /// counts, and `null` changes nothing.
+    /// Reads the fields as Go's decoder does: names are case-insensitive, the last of several
+    /// occurrences wins, and `null` is ignored.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Fields;
         impl<'de> Visitor<'de> for Fields {
@@ -81,7 +81,7 @@ impl<'de> Deserialize<'de> for AuthConfig {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<AuthConfig, A::Error> {
                 let mut config = AuthConfig::default();
                 while let Some(name) = map.next_key::<String>()? {
-                    // Some letters have two lower-case forms, which are equal for Go.
+                    // Go compares letters with several lower-case forms, such as "s" and "ſ", as equal.
                     let field = match name.to_uppercase().to_lowercase().as_str() {
                         "username" => &mut config.username,
                         "password" => &mut config.password,
@@ -108,7 +108,7 @@ impl TryFrom<AuthConfig> for Credentials {
     type Error = String;
 
     /// # Errors
-    /// Returns a text that has nothing of the value in it.
+    /// Returns a text without any part of the value.
     fn try_from(config: AuthConfig) -> Result<Self, String> {
         let given = |text: Option<String>| text.filter(|text| !text.is_empty());
         if let Some(token) = given(config.registrytoken) {
@@ -145,7 +145,7 @@ impl Credentials {
     /// Decodes the header `X-Registry-Auth` of the Engine API: an `AuthConfig` in base64.
     ///
     /// # Errors
-    /// Returns a text that has nothing of the value in it.
+    /// Returns a text without any part of the value.
     pub fn from_header(value: &str) -> Result<Self, String> {
         // Clients differ in their use of padding.
         let url_safe = GeneralPurpose::new(
@@ -166,7 +166,7 @@ impl Credentials {
         config.try_into()
     }
 
-    /// Returns the header `Authorization` for a registry, or for a service, that wants a password.
+    /// Returns the header `Authorization` of the scheme `Basic`; `None` without a password.
     pub(crate) fn basic(&self) -> Option<HeaderValue> {
         let Self::Password { user, password } = self else {
             return None;
@@ -178,7 +178,8 @@ impl Credentials {
     }
 }
 
-/// Returns the header `Authorization` with an access token; `None` if it cannot be in a header.
+/// Returns the header `Authorization` with an access token; `None` if the token has characters that
+/// a header must not have.
 pub(crate) fn bearer(token: &str) -> Option<HeaderValue> {
     secret(&format!("Bearer {token}"))
 }
@@ -208,10 +209,10 @@ pub(crate) struct Token {
 }
 
 impl Token {
-    /// How long a password that a registry has accepted is sent without being asked for.
+    /// How long an accepted password is sent without another challenge.
     const PASSWORD_VALIDITY: Duration = Duration::from_secs(60 * 60);
 
-    /// Returns the header with a password, to be sent at once from now on.
+    /// Returns an accepted password's header, to be sent with later requests.
     pub(crate) fn lasting(value: HeaderValue) -> Self {
         Self {
             value,
@@ -223,7 +224,7 @@ impl Token {
     /// Reads the body of an authorization service's answer.
     ///
     /// # Errors
-    /// Returns a text that has nothing of the token in it.
+    /// Returns a text without any part of the token.
     pub(crate) fn parse(body: &[u8]) -> Result<Self, &'static str> {
         let answer: Answer =
             serde_json::from_slice(body).map_err(|_| "the answer is not a token in JSON")?;
@@ -251,7 +252,7 @@ impl Token {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Access {
     pub(crate) host: String,
-    /// Empty for a login, which asks for an identity token, too.
+    /// Empty for a login, which also requests an identity token.
     pub(crate) scope: String,
     pub(crate) credentials: Credentials,
 }
@@ -315,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_of_clients_are_decoded() {
+    fn x_registry_auth_headers_are_decoded() {
         for (json, expected) in [
             ("", Credentials::Anonymous),
             ("{}", Credentials::Anonymous),
@@ -363,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_and_debug_forms_have_no_secrets() {
+    fn errors_and_debug_output_contain_no_secrets() {
         for (value, expected) in [
             (
                 header(r#"{"password":"secret","auth":"c2VjcmV0"}"#),
@@ -389,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_expire_and_belong_to_their_credentials() {
+    fn tokens_expire_and_are_cached_by_credentials() {
         let access = |credentials| Access {
             host: "r".into(),
             scope: "repository:a:pull".into(),
@@ -409,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_of_services_are_checked() {
+    fn token_responses_are_validated() {
         let long = format!(r#"{{"token":"{}"}}"#, "x".repeat(MAX_TOKEN + 1));
         for (body, expected) in [
             ("", "not a token in JSON"),

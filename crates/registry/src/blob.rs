@@ -1,4 +1,4 @@
-//! Blobs: streamed, and continued where a connection broke.
+//! Downloads of blobs: streamed, and resumed where a connection broke.
 
 use std::time::Duration;
 
@@ -14,13 +14,13 @@ use crate::attempts::{Attempts, Wait};
 use crate::error::{Error, Result};
 use crate::exchange::{Query, Repository, innermost};
 
-/// A connection is given up if less than [`LEAST`] bytes came in while this time was spent waiting for
-/// them: another may be faster.
+/// A connection is closed if fewer than [`LEAST`] bytes arrive while this time is spent waiting:
+/// another may be faster.
 const WINDOW: Duration = Duration::from_secs(30);
 const LEAST: u64 = 16 << 10;
 
-/// The content of a blob from some offset on. It is not verified: that is for whoever has all of
-/// it.
+/// The content of a blob from an offset on. It is not verified against the digest; the caller does
+/// that, who has all of it.
 #[derive(Debug)]
 pub struct Blob {
     repository: Repository,
@@ -45,8 +45,8 @@ struct Source {
     window: Window,
 }
 
-/// Measures how slow a connection is. Time counts only while something is waited for: whoever reads
-/// the blob may have other things to do.
+/// Measures the throughput of a connection. Only the time spent waiting for data counts, because the
+/// reader of the blob may be slow itself.
 #[derive(Clone, Copy, Debug)]
 struct Window {
     left: Duration,
@@ -61,8 +61,8 @@ impl Window {
         }
     }
 
-    /// Adds what came in after this wait. At the end of the window, returns whether that was too
-    /// little, and begins the next one.
+    /// Adds bytes that arrived after a wait. At the end of the window, returns whether fewer than
+    /// [`LEAST`] bytes have arrived, and begins the next window.
     fn add(&mut self, wait: Duration, bytes: u64) -> bool {
         self.left = self.left.saturating_sub(wait);
         self.received += bytes;
@@ -91,7 +91,7 @@ impl Repository {
 }
 
 impl Blob {
-    /// Returns the next piece; `None` after `size` bytes. `tell` gets the waits before further attempts.
+    /// Returns the next piece; `None` after `size` bytes. `tell` is called before each wait for a retry.
     ///
     /// # Errors
     /// Returns an error if the registry does not have the blob or sends more than its size, or after
@@ -101,7 +101,7 @@ impl Blob {
             match self.piece().await {
                 Ok(piece) => {
                     self.received += piece.len() as u64;
-                    // A server that sends a byte each time does not get on.
+                    // A server that sends one byte per attempt makes no progress.
                     if self.received >= LEAST {
                         self.attempts.progress();
                     }
@@ -123,8 +123,8 @@ impl Blob {
         Ok(None)
     }
 
-    /// Returns what the server sends next; empty if it was nothing new. With an error comes the time
-    /// that the server asks to wait.
+    /// Reads the next frame; empty if it has no new bytes. An error includes the server's
+    /// `Retry-After`.
     async fn piece(&mut self) -> std::result::Result<Bytes, (Error, Option<Duration>)> {
         let source = match &mut self.source {
             Some(source) => source,
@@ -183,10 +183,10 @@ impl Blob {
             }
             0
         } else {
-            // The server sends all of it. What is known already is read again.
+            // The server does not support ranges: the bytes before the position are skipped.
             position
         };
-        // What is no blob, such as a page that explains a failure, has another length.
+        // A page of HTML with an error, for example, has another length.
         if let Some(length) = response.body().size_hint().exact() {
             let expected = size - position + skip;
             if length > expected {
@@ -240,7 +240,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_connection_is_slow_only_while_it_is_waited_for() {
+    fn only_time_spent_waiting_counts_against_a_slow_connection() {
         let second = Duration::from_secs(1);
         // One byte per second.
         let mut window = Window::begin();
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_are_parsed() {
+    fn content_range_headers_are_parsed() {
         for (text, expected) in [
             ("bytes 5-9/10", Some((5, Some(10)))),
             ("bytes 5-9/*", Some((5, None))),

@@ -1,7 +1,6 @@
-//! The value of a `WWW-Authenticate` header (RFC 9110, section 11.6.1): how a registry wants to be
-//! told who the client is.
+//! Parses `WWW-Authenticate` headers (RFC 9110, section 11.6.1), which say how to authenticate.
 
-/// Maximum length of a header value in bytes. What is longer is ignored.
+/// Maximum length of a header value in bytes. Longer values are ignored.
 const MAX_LENGTH: usize = 8 << 10;
 
 /// A way to authenticate.
@@ -24,7 +23,7 @@ pub(crate) enum TokenError {
     InsufficientScope,
 }
 
-/// Returns why the token is refused that the request had.
+/// Returns why the request's token was refused.
 pub(crate) fn error(value: &str) -> Option<TokenError> {
     each(value).find_map(|challenge| match challenge.get("error") {
         _ if !challenge.scheme.eq_ignore_ascii_case("bearer") => None,
@@ -34,8 +33,8 @@ pub(crate) fn error(value: &str) -> Option<TokenError> {
     })
 }
 
-/// Parses a header value. Schemes that are not supported are left out, and so is everything from
-/// the first error of syntax.
+/// Parses a header value. Unsupported schemes are omitted, and so is everything after the first
+/// syntax error.
 pub(crate) fn parse(value: &str) -> Vec<Challenge> {
     let known = each(value).filter_map(|challenge| {
         let realm = challenge.get("realm");
@@ -111,7 +110,7 @@ fn parameters(text: &str) -> Option<(Vec<(String, String)>, &str)> {
             }
         };
         parameters.push((name.to_owned(), value));
-        // Something other than a separator follows: not a parameter of ours.
+        // Something other than a separator follows, as in Negotiate's token68.
         rest = after;
         if !rest.is_empty() && !rest.starts_with([' ', '\t', ',']) {
             return None;
@@ -145,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_what_registries_send() {
+    fn parses_challenges_that_registries_send() {
         for (value, expected) in [
             (
                 r#"Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="repository:library/busybox:pull""#,
@@ -167,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_why_a_token_is_refused() {
+    fn parses_the_error_of_a_bearer_challenge() {
         for (value, expected) in [
             (
                 r#"Bearer realm="https://a",error="insufficient_scope""#,
@@ -183,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn leaves_out_what_is_malformed() {
+    fn ignores_malformed_challenges() {
         let long = format!("Basic realm=\"{}\"", "x".repeat(MAX_LENGTH));
         for value in [
             "",

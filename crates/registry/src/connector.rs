@@ -195,7 +195,7 @@ stream_of!(TcpStream, stream => &mut stream.0);
 /// Maximum size of a file with certificates or a key, in bytes.
 const MAX_FILE_SIZE: u64 = 4 << 20;
 
-/// The state of a directory's files: changed whenever one of them was.
+/// Identifies the state of a directory's files; differs after any change of one of them.
 pub(crate) type Stamp = Vec<(OsString, u64, i64, i64, u64)>;
 
 /// Returns the state of the files in a directory.
@@ -204,7 +204,7 @@ pub(crate) fn stamp(directory: &Path) -> Result<Stamp> {
     let entries = whelk_sys::fs::list(directory).map_err(|error| failed(&error))?;
     let mut stamp = Vec::with_capacity(entries.len());
     for entry in entries {
-        // The file itself: keys are often links.
+        // Follows links: keys are often symbolic links.
         let file = whelk_sys::fs::metadata(entry.path()).map_err(|error| failed(&error))?;
         stamp.push((
             entry.file_name(),
@@ -218,11 +218,11 @@ pub(crate) fn stamp(directory: &Path) -> Result<Stamp> {
     Ok(stamp)
 }
 
-/// Returns the TLS settings for a registry whose certificate must be valid, with what `directory`
-/// has for it; without a directory, for all other servers.
+/// Returns TLS settings that verify the server's certificate: against the host's authorities, and
+/// against those in `directory`, which may also have a client certificate.
 pub(crate) fn verified(directory: Option<&Path>) -> Result<Tls> {
     let mut authorities = whelk_client::system_authorities().or_else(|error| match directory {
-        // The directory may have all that is needed.
+        // The directory may have the authority.
         Some(_) => Ok(Vec::new()),
         None => Err(Error::Settings(error)),
     })?;
@@ -258,7 +258,7 @@ pub(crate) fn verified(directory: Option<&Path>) -> Result<Tls> {
     })
 }
 
-/// Returns the TLS settings for a registry whose certificate does not matter.
+/// Returns TLS settings that accept any certificate.
 pub(crate) fn unverified() -> Result<Tls> {
     Tls::new(Trust::Anyone, None).map_err(|error| Error::Settings(error.to_string()))
 }
@@ -282,7 +282,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn changed_certificates_are_noticed() {
+    fn the_stamp_changes_with_the_certificates() {
         let directory = std::env::temp_dir().join(format!("whelk-stamp-{}", std::process::id()));
         fs::create_dir_all(&directory, 0o700).unwrap();
         let write = |text: &str| fs::write(directory.join("ca.crt"), text).unwrap();

@@ -6,7 +6,7 @@ use crate::settings::Settings;
 /// The name of Docker Hub in references, and the host that serves it.
 const HUB: (&str, &str) = ("docker.io", "registry-1.docker.io");
 
-/// A server.
+/// A server that has a repository's content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Endpoint {
     /// `HOST[:PORT]`
@@ -28,8 +28,8 @@ pub(crate) enum Transport {
     Plain,
 }
 
-/// Returns the servers to pull from of a registry as it is named in references, in the order in which
-/// they are asked.
+/// Returns the servers to pull from, in the order in which they are tried. `domain` is the registry as
+/// in references.
 pub(crate) fn endpoints(settings: &Settings, domain: &str) -> Result<Vec<Endpoint>> {
     let mut endpoints = settings
         .mirrors_of(domain)
@@ -40,7 +40,7 @@ pub(crate) fn endpoints(settings: &Settings, domain: &str) -> Result<Vec<Endpoin
     Ok(endpoints)
 }
 
-/// Returns the server of a registry as it is named in references, without its mirrors.
+/// Returns the server of a registry itself. `domain` is the registry as in references.
 pub(crate) fn registry(settings: &Settings, domain: &str) -> Endpoint {
     let host = if domain == HUB.0 { HUB.1 } else { domain };
     Endpoint {
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn mirrors_are_plain_urls() {
+    fn invalid_mirror_urls_are_rejected() {
         for (url, expected) in [
             ("mirror.corp", "want http:// or https://"),
             ("ftp://mirror.corp", "want http:// or https://"),

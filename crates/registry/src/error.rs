@@ -23,10 +23,10 @@ pub enum Error {
     Unreachable {
         host: String,
         cause: String,
-        /// Another attempt gives the same: nobody knows the host, or its certificate is not accepted.
+        /// A retry would fail too: the host name does not exist, or its certificate is not accepted.
         is_lasting: bool,
     },
-    /// A connection broke, or nothing came for too long.
+    /// A connection broke, or nothing arrived for too long.
     #[error("{operation}: {cause}")]
     Interrupted { operation: String, cause: String },
     /// A response breaks the protocol, or exceeds a limit.
@@ -57,18 +57,18 @@ impl fmt::Display for Reported {
     }
 }
 
-/// What kind of error a caller has to deal with.
+/// Kinds of errors that callers distinguish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// The manifest, blob or repository does not exist.
     NotFound,
     /// Credentials are missing, wrong, or not sufficient.
     Denied,
-    /// The registry has had too many requests from this client.
+    /// The registry limits the rate of requests.
     TooManyRequests,
-    /// It can work at another time: no connection, a broken connection, an error of the server.
+    /// Temporary: no connection, a broken connection, an error of the server.
     Unavailable,
-    /// The registry, or a setting, is at fault. Another attempt gives the same.
+    /// Lasting: the registry, or a setting, is at fault.
     Invalid,
 }
 
@@ -83,8 +83,7 @@ impl Error {
         }
     }
 
-    /// Returns the first error that the registry reports. As for Docker, it is what the others follow
-    /// from.
+    /// Returns the first error that the registry reports. Docker, too, shows only this one.
     pub fn reported(&self) -> Option<&Reported> {
         match self {
             Self::Refused { errors, .. } => errors.first(),
@@ -97,7 +96,7 @@ impl Error {
             Self::Refused { status, errors, .. } => match *status {
                 StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Kind::Denied,
                 StatusCode::NOT_FOUND => {
-                    // Registries that hide what exists answer so to whoever is not allowed.
+                    // Registries that hide which repositories exist return 404 instead of 403.
                     if errors.iter().any(|error| error.code == "DENIED") {
                         Kind::Denied
                     } else {
@@ -117,7 +116,7 @@ impl Error {
         }
     }
 
-    /// Returns whether the same request can succeed a little later.
+    /// Returns whether a retry of the same request may succeed.
     pub(crate) fn is_temporary(&self) -> bool {
         let is_lasting = matches!(
             self,
@@ -156,7 +155,7 @@ impl From<Error> for io::Error {
     }
 }
 
-/// The text of a refusal: what the registry reports, or else the status.
+/// Returns the text of a refusal: the errors that the registry reports, or else the status.
 fn reported(status: StatusCode, errors: &[Reported]) -> String {
     let texts: Vec<String> = errors.iter().map(Reported::to_string).collect();
     if texts.is_empty() {
@@ -166,7 +165,7 @@ fn reported(status: StatusCode, errors: &[Reported]) -> String {
     }
 }
 
-/// Returns an error code in words, as registries and their clients show it.
+/// Returns an error code in lower case with spaces, as Docker shows it.
 fn words(code: &str) -> String {
     match code {
         "TOOMANYREQUESTS" => "toomanyrequests".into(),
@@ -190,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn kinds_and_texts_follow_what_the_registry_reports() {
+    fn kind_and_text_follow_from_status_and_error_code() {
         for (status, code, kind, text) in [
             (
                 404,

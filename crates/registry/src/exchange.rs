@@ -1,4 +1,4 @@
-//! Requests to registries: authentication, redirects, mirrors, and further attempts.
+//! Requests to registries: authentication, redirects, mirrors, and retries.
 
 use std::collections::HashMap;
 use std::io;
@@ -39,9 +39,9 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 const IDLE_CONNECTIONS: usize = 8;
 /// Maximum number of redirects of one request.
 const MAX_REDIRECTS: usize = 5;
-/// Maximum size of an error's body, and of an answer with a token, in bytes.
+/// Maximum size of an error's body, and of a response with a token, in bytes.
 const MAX_ANSWER: usize = 256 << 10;
-/// Maximum number of errors, and length of their messages in bytes, that a text has.
+/// Maximum number of errors of a response that are shown, and of characters of each message.
 const MAX_ERRORS: usize = 8;
 const MAX_MESSAGE: usize = 1024;
 
@@ -51,9 +51,9 @@ pub struct Client {
     pub(crate) settings: Settings,
     proxies: Arc<Matcher>,
     user_agent: HeaderValue,
-    /// With the state of the files that they were made from.
+    /// With the state of the certificate files that they were created from.
     pools: Mutex<HashMap<Trusted, (connector::Stamp, Connections)>>,
-    /// Whether an insecure registry speaks TLS.
+    /// Whether an insecure registry supports TLS, by host.
     speaks_tls: Mutex<HashMap<String, bool>>,
     pub(crate) tokens: Tokens,
 }
@@ -65,7 +65,7 @@ type Connections = Pool<Connector, Body>;
 enum Trusted {
     /// Those of the host's authorities.
     System,
-    /// Those, and what the directory of a registry has.
+    /// Those of the host's authorities, and of the authorities in a registry's directory.
     Directory(PathBuf),
     Anyone,
 }
@@ -104,8 +104,8 @@ impl Client {
         })
     }
 
-    /// Returns which certificates are accepted of a server, whoever has named it: a registry does not
-    /// decide for those that it redirects to, nor for its authorization service.
+    /// Returns which certificates are accepted from a server. Only the server's own name decides: the
+    /// settings of a registry do not apply to its authorization service or to redirect targets.
     fn trusted(&self, host: &str) -> Trusted {
         let directory = self.settings.certificates.join(host);
         if self.settings.is_insecure(host) {
@@ -117,8 +117,8 @@ impl Client {
         }
     }
 
-    /// Returns the pool of connections to a server. Certificates that the administrator has changed
-    /// since the last request count.
+    /// Returns the pool of connections to a server. If certificate files have changed since the last
+    /// request, it is a new one.
     fn pool(&self, host: &str) -> Result<Connections> {
         let trusted = self.trusted(host);
         let stamp = match &trusted {
@@ -150,7 +150,7 @@ impl Client {
         Ok(pool)
     }
 
-    /// Returns whether a server is used without TLS, which it does not speak.
+    /// Returns whether a server was found not to support TLS.
     pub(crate) fn is_known_to_be_plain(&self, host: &str) -> bool {
         self.speaks_tls.lock().ignore_poison().get(host) == Some(&false)
     }
@@ -167,7 +167,8 @@ impl Client {
             .await
     }
 
-    /// Like [`Client::send`], with a body that may take long. `sent` increases while it is sent.
+    /// Like [`Client::send`], with a body that may take long. `sent` counts what was sent of it; the
+    /// timeout starts again as long as it increases.
     pub(crate) async fn send_watched(
         &self,
         method: &Method,
@@ -177,7 +178,7 @@ impl Client {
         sent: &AtomicU64,
     ) -> Result<Response<Incoming>> {
         let operation = target.operation(method);
-        // Which some servers want, and hyper leaves out.
+        // Some servers require a Content-Length of 0, which hyper omits.
         let is_empty = body.is_end_stream() && matches!(*method, Method::POST | Method::PUT);
         let mut request = Request::new(body);
         *request.method_mut() = method.clone();
@@ -227,7 +228,7 @@ impl Client {
     }
 }
 
-/// Returns the text of what is at the bottom of an error: the layers above say only what failed.
+/// Returns the text of an error's innermost source, which is the cause.
 pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     let mut error = error;
     loop {
@@ -255,8 +256,8 @@ pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     }
 }
 
-/// Returns whether a connection cannot be opened a little later either: nobody knows the host, or TLS
-/// fails. A name server that does not answer may do so later.
+/// Returns whether a retry of the connection would fail too: the host name does not exist, or TLS
+/// fails. A name server that does not respond is a temporary failure.
 fn is_lasting(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -275,11 +276,11 @@ fn is_lasting(error: &(dyn std::error::Error + 'static)) -> bool {
     false
 }
 
-/// A URL, and how its server is reached.
+/// A URL, and whether TLS is required.
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
     url: Uri,
-    /// Redirects may lead away from TLS, because the request was allowed to be made without.
+    /// The URL and its redirects may be without TLS.
     may_be_plain: bool,
 }
 
@@ -294,12 +295,12 @@ impl Target {
         self.url.scheme_str() == Some("https")
     }
 
-    /// Returns whether it is the same server, over the same protocol.
+    /// Returns whether both are on the same server, with the same protocol.
     fn is_at(&self, other: &Self) -> bool {
         self.url.authority() == other.url.authority() && self.is_tls() == other.is_tls()
     }
 
-    /// Returns method and URL, without the query: it may have a signature.
+    /// Returns method and URL, without the query, which may contain a signature.
     pub(crate) fn operation(&self, method: &Method) -> String {
         let scheme = self.url.scheme_str().unwrap_or_default();
         format!(
@@ -309,13 +310,13 @@ impl Target {
         )
     }
 
-    /// Returns where a redirect leads to.
+    /// Returns the target of a redirect.
     fn redirected(&self, response: &Response<Incoming>) -> std::result::Result<Self, String> {
         let located = self.located(response.headers());
         located.map_err(|problem| format!("a redirect {problem}"))
     }
 
-    /// Returns the location that a response names, which may be relative to this one.
+    /// Returns the URL in a response's header `Location`, which may be relative to this one.
     pub(crate) fn located(&self, headers: &HeaderMap) -> std::result::Result<Self, &'static str> {
         const NO_URL: &str = "to what is not a URL";
         let location = headers.get(LOCATION).ok_or("without a location")?;
@@ -363,14 +364,14 @@ impl Target {
     }
 }
 
-/// A repository of a registry, and who uses it.
+/// A repository of a registry, with the credentials to use.
 #[derive(Clone, Debug)]
 pub struct Repository {
     pub(crate) client: Arc<Client>,
     pub(crate) endpoints: Vec<Endpoint>,
     /// Empty for the registry itself.
     pub(crate) path: String,
-    /// What access tokens are for, in the words of authorization services.
+    /// Scope of access tokens, such as `repository:NAME:pull`.
     pub(crate) scope: String,
     pub(crate) credentials: Credentials,
 }
@@ -383,7 +384,7 @@ pub(crate) struct Query {
     pub(crate) path: String,
     pub(crate) headers: HeaderMap,
     body: Bytes,
-    /// What a token must be for besides.
+    /// Additional scope that a token needs.
     scope: String,
 }
 
@@ -402,13 +403,13 @@ impl Query {
         Self { body, ..self }
     }
 
-    /// Adds what a token must be for.
+    /// Sets the additional scope that a token needs.
     pub(crate) fn also(self, scope: String) -> Self {
         Self { scope, ..self }
     }
 
     pub(crate) fn header(mut self, name: HeaderName, value: &str) -> Self {
-        // What is not a header's value is not sent; digests and numbers always are.
+        // An invalid value is omitted; digests and numbers are always valid.
         self.headers
             .extend(HeaderValue::from_str(value).ok().map(|value| (name, value)));
         self
@@ -416,13 +417,13 @@ impl Query {
 }
 
 impl Repository {
-    /// Number of times in a row that a transfer may fail.
+    /// Number of consecutive failures after which a transfer fails.
     pub(crate) fn attempts(&self) -> u32 {
         self.client.settings.attempts.max(1)
     }
 
-    /// Sends a request to the servers of the repository, one after another, until one can answer
-    /// it, and returns that answer. The registry itself is asked again after errors that pass.
+    /// Sends a request to the servers of the repository, one after another, until one succeeds, and
+    /// returns its response. At the registry itself, it is retried after temporary errors.
     pub(crate) async fn ask(&self, query: &Query) -> Result<(Response<Incoming>, String)> {
         let mut attempts = Attempts::default();
         loop {
@@ -434,7 +435,7 @@ impl Repository {
         }
     }
 
-    /// Returns the URL of a request at a server.
+    /// Returns the URL of a request to a server.
     fn target(&self, endpoint: &Endpoint, query: &Query, tls: bool) -> Result<Target> {
         let scheme = if tls { "https" } else { "http" };
         let base = format!("{scheme}://{}{}/v2/", endpoint.host, endpoint.prefix);
@@ -451,7 +452,7 @@ impl Repository {
         })
     }
 
-    /// Sends a request to one server. With an error comes the time that the server asks to wait.
+    /// Sends a request to one server. An error includes the server's `Retry-After`.
     pub(crate) async fn ask_endpoint(
         &self,
         endpoint: &Endpoint,
@@ -488,7 +489,7 @@ impl Repository {
                     return plain;
                 }
                 match plain {
-                    // Neither works: the first error is about what should be.
+                    // Neither works: the error of TLS is reported, which is the expected protocol.
                     Err((Error::Unreachable { .. }, _)) => Err((error, wait)),
                     outcome => outcome,
                 }
@@ -506,7 +507,7 @@ impl Repository {
         let target = self
             .target(endpoint, query, tls)
             .map_err(|error| (error, None))?;
-        // Credentials are the registry's. Its mirrors do not get them.
+        // The credentials are for the registry, not for its mirrors.
         let credentials = if endpoint.is_mirror {
             Credentials::Anonymous
         } else {
@@ -526,7 +527,7 @@ impl Repository {
             .follow(&target, query, authorization.take())
             .await
             .map_err(at_once)?;
-        // What the target of a redirect asks for is not for the registry's credentials.
+        // The credentials are not sent to a redirect target that requests some.
         if response.status() == StatusCode::UNAUTHORIZED && from.is_at(&target) {
             self.client.tokens.forget(&access);
             let challenges = challenges(response.headers());
@@ -549,13 +550,13 @@ impl Repository {
                     .map_err(at_once)?;
             }
         }
-        // Locations in the response are relative to that.
+        // Relative locations in the response are resolved against this URL.
         response.extensions_mut().insert(from);
         accept(&target, &query.method, response).await
     }
 
-    /// Returns the header `Authorization` that a server asks for; `None` if there are no credentials
-    /// for it.
+    /// Returns the header `Authorization` for a server's challenges; `None` if there are no credentials
+    /// for them.
     pub(crate) async fn authorize(
         &self,
         target: &Target,
@@ -580,7 +581,7 @@ impl Repository {
         Ok(Some(value))
     }
 
-    /// Asks an authorization service for a token.
+    /// Requests a token from an authorization service.
     async fn token(
         &self,
         target: &Target,
@@ -604,7 +605,7 @@ impl Repository {
         };
         add("service", service);
         match access.credentials {
-            // A form has one field for all.
+            // A form has all scopes in one field.
             Credentials::IdentityToken(_) => add("scope", &access.scope),
             _ => access
                 .scope
@@ -638,7 +639,7 @@ impl Repository {
             }
             Credentials::Anonymous | Credentials::RegistryToken(_) => {}
         }
-        // The URL's own parameters stay in it, also if there is a form.
+        // The realm's own parameters stay in the URL, also with a form.
         if !query.is_empty() {
             parameters.insert(0, query.to_owned());
         }
@@ -666,7 +667,7 @@ impl Repository {
     }
 
     /// Sends a request to an authorization service and follows redirects, as
-    /// [`Repository::follow`]. With a form it is a POST, whose form another server does not get.
+    /// [`Repository::follow`]. With a form it is a POST; the form is not sent to another server.
     async fn ask_service(
         &self,
         mut service: Target,
@@ -690,7 +691,7 @@ impl Repository {
                 headers.remove(AUTHORIZATION);
             }
             if form.is_some() {
-                // As Go's clients do it, only these repeat the request as it was.
+                // As in Go's clients, only these statuses repeat method and body.
                 if !matches!(status, 307 | 308) {
                     form = None;
                     headers.remove(CONTENT_TYPE);
@@ -706,8 +707,8 @@ impl Repository {
         ))
     }
 
-    /// Sends a request and follows redirects. Only the server that it was made for sees the
-    /// authorization. Returns the response, and where it comes from.
+    /// Sends a request and follows redirects. The authorization is not sent to other servers. Returns
+    /// the response and its URL.
     async fn follow(
         &self,
         target: &Target,
@@ -745,8 +746,7 @@ impl Repository {
     }
 }
 
-/// Returns the error of a registry that wants a password when there is none for it, in the words of
-/// Docker.
+/// Returns the error, with Docker's text, for a registry that requires a password when there is none.
 fn no_credentials(operation: &str) -> Error {
     let (method, url) = operation.split_once(' ').unwrap_or_default();
     let (first, rest) = method.split_at(method.len().min(1));
@@ -758,13 +758,12 @@ fn is_redirect(status: u16) -> bool {
     matches!(status, 301 | 302 | 303 | 307 | 308)
 }
 
-/// Returns whether an error is about the server itself, and not about another that it names.
+/// Returns whether an error is about the server itself, and not about a redirect target.
 fn is_about(error: &Error, endpoint: &Endpoint) -> bool {
     matches!(error, Error::Unreachable { host, .. } if *host == endpoint.host)
 }
 
-/// Returns a response that has what was asked for, or else the error that it reports, with the time
-/// after which the server wants to be asked again.
+/// Returns a successful response, or else the error that it reports, with its `Retry-After`.
 pub(crate) async fn accept(
     target: &Target,
     method: &Method,
@@ -777,7 +776,7 @@ pub(crate) async fn accept(
     }
     let wait = response.headers().get(RETRY_AFTER).and_then(retry_after);
     let refusal = challenge_error(response.headers());
-    // A body that cannot be read says nothing. The status is there.
+    // Without a readable body, the error has only the status.
     let body = read(response, MAX_ANSWER, &operation)
         .await
         .unwrap_or_default();
@@ -823,8 +822,8 @@ pub(crate) fn challenges(headers: &HeaderMap) -> Vec<Challenge> {
         .collect()
 }
 
-/// Returns what the header `WWW-Authenticate` says about a token that was refused (RFC 6750, section
-/// 3.1), in the words of Docker.
+/// Returns the error of a refused token in the header `WWW-Authenticate` (RFC 6750, section 3.1), with
+/// Docker's text.
 fn challenge_error(headers: &HeaderMap) -> Option<Reported> {
     let values = headers.get_all(WWW_AUTHENTICATE).iter();
     let mut errors = values
@@ -842,13 +841,13 @@ fn challenge_error(headers: &HeaderMap) -> Option<Reported> {
     })
 }
 
-/// Reads the errors in a response's body. Messages are shortened, and have no control characters.
+/// Parses the errors in a response's body. Messages are truncated, and control characters removed.
 fn reported(body: &[u8]) -> Vec<Reported> {
     #[derive(Deserialize)]
     struct Body {
         #[serde(default)]
         errors: Vec<Entry>,
-        /// The form of authorization services.
+        /// The format of authorization services.
         #[serde(default)]
         details: Option<String>,
     }
@@ -877,7 +876,7 @@ fn reported(body: &[u8]) -> Vec<Reported> {
         .collect()
 }
 
-/// Returns the beginning of a text from outside, without control characters.
+/// Truncates untrusted text and removes its control characters.
 fn shown(text: &str) -> String {
     text.chars()
         .filter(|char| !char.is_control())
@@ -916,7 +915,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_server_is_trusted_by_its_own_name() {
+    fn certificates_are_selected_by_the_host_of_each_request() {
         let certificates = std::env::temp_dir().join(format!("whelk-certs-{}", std::process::id()));
         whelk_sys::fs::create_dir_all(certificates.join("own.corp:443"), 0o700).unwrap();
         let client = Client::new(Settings {
@@ -941,14 +940,14 @@ mod tests {
     }
 
     #[test]
-    fn requests_for_a_password_are_told_with_the_method_as_go_writes_it() {
+    fn missing_credentials_have_dockers_error_text() {
         let error = no_credentials("HEAD http://r/v2/a/manifests/1");
         let text = "Head \"http://r/v2/a/manifests/1\": no basic auth credentials";
         assert_eq!(error.to_string(), text);
     }
 
     #[test]
-    fn locations_are_urls_or_relative() {
+    fn locations_may_be_absolute_or_relative() {
         let check = |base: &str, location: &str, expected: std::result::Result<&str, &str>| {
             let base = Target {
                 url: base.parse().unwrap(),
@@ -985,7 +984,7 @@ mod tests {
     }
 
     #[test]
-    fn a_parameter_is_added_to_a_query_or_begins_one() {
+    fn with_parameter_extends_or_starts_the_query() {
         for (url, expected) in [
             ("https://r/v2/x", "https://r/v2/x?digest=sha256%3A00"),
             (

@@ -2,9 +2,9 @@
 //!
 //! A [`Client`] has the settings, the connections and the access tokens of an engine. A
 //! [`Repository`] of it transfers manifests and blobs: it tries the registry's mirrors in their
-//! order, authenticates when asked to, repeats what failed for a reason that passes, and continues
-//! a blob where a connection broke. What is transferred is verified by digest by whoever stores it;
-//! manifests are verified here.
+//! order, authenticates when challenged, retries after temporary failures, and resumes a blob where
+//! a connection broke. Manifests are verified against their digests here, blobs by the caller that
+//! stores them.
 //!
 //! Everything that a registry sends is untrusted: documents have a maximum size, redirects and
 //! attempts a maximum number, and each phase of a request a time limit.

@@ -14,12 +14,12 @@ const HUB: &str = "docker.io";
 const HUB_NAMES: [&str; 3] = ["", HUB, "index.docker.io"];
 
 impl Client {
-    /// Asks a registry whether it accepts credentials. The server is a name as in references, or a URL,
-    /// of which only the host counts; empty for Docker Hub. Mirrors are not asked. Returns the identity
-    /// token that the registry's authorization service has issued, if it did.
+    /// Verifies credentials with a registry. `server` is a name as in references, or a URL, of which
+    /// only the host is used; empty for Docker Hub. Mirrors are not used. Returns the identity token
+    /// if the registry's authorization service issues one.
     ///
     /// # Errors
-    /// Returns an error of [`Kind::Denied`], in the words of Docker, if the registry does not accept the
+    /// Returns an error of [`Kind::Denied`], with Docker's text, if the registry does not accept the
     /// credentials.
     pub async fn log_in(
         self: &Arc<Self>,
@@ -50,7 +50,7 @@ impl Client {
     }
 }
 
-/// Returns the registry, as it is named in references, that a login names.
+/// Returns the registry, as in references, of a login's server argument.
 fn host_of(server: &str) -> Result<&str> {
     let rest = ["https://", "http://"]
         .iter()
@@ -70,7 +70,7 @@ fn host_of(server: &str) -> Result<&str> {
     }
 }
 
-/// Returns a refusal of the registry, or of its authorization service, in the words of Docker.
+/// Rewrites a refusal of the registry, or of its authorization service, to Docker's text.
 fn told(error: Error, host: &str) -> Error {
     let Error::Refused {
         operation,
@@ -111,7 +111,7 @@ mod tests {
     use crate::error::Reported;
 
     #[test]
-    fn servers_are_hosts_or_urls() {
+    fn login_servers_are_hosts_or_urls() {
         for (server, expected) in [
             ("", HUB),
             ("docker.io", HUB),
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_have_the_words_of_docker() {
+    fn login_errors_have_dockers_texts() {
         let refused = |url: &str, status, code: &str, message: &str| Error::Refused {
             operation: format!("GET {url}"),
             status: StatusCode::from_u16(status).unwrap(),

@@ -1,4 +1,4 @@
-//! Manifests and indexes: documents by tag or digest, verified.
+//! Downloads of manifests and indexes by tag or digest, with verification.
 
 use std::time::Duration;
 
@@ -14,12 +14,12 @@ use crate::endpoints::Endpoint;
 use crate::error::{Error, Result};
 use crate::exchange::{Query, Repository, read};
 
-/// Maximum size of a manifest or index in bytes, which registries have too.
+/// Maximum size of a manifest or index in bytes. Registries have the same limit.
 const MAX_DOCUMENT: usize = 4 << 20;
-/// The header with the digest of what a response is about.
+/// The header with the digest of the manifest that a response is about.
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
-/// Which manifest of a repository.
+/// Selects a manifest of a repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Version {
     Tag(String),
@@ -35,7 +35,7 @@ impl Version {
     }
 }
 
-/// A manifest or an index as the registry has it.
+/// A manifest or an index, as the bytes that the registry sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Document {
     /// Of `bytes`.
@@ -45,7 +45,7 @@ pub struct Document {
 }
 
 impl Document {
-    /// Returns a document that was kept; `None` if it is not one that a registry may send.
+    /// Returns a document from the engine's store; `None` if it is invalid.
     pub fn kept(digest: &Digest, bytes: Vec<u8>) -> Option<Self> {
         Some(Self {
             digest: digest.clone(),
@@ -64,8 +64,7 @@ impl Repository {
     /// Gets a manifest or an index.
     ///
     /// # Errors
-    /// Returns an error if it does not exist, is not what its digest says, or has a form that is
-    /// not supported.
+    /// Returns an error if it does not exist, does not match its digest, or has an unsupported format.
     pub async fn manifest(&self, version: &Version) -> Result<Document> {
         let mut attempts = Attempts::default();
         loop {
@@ -111,11 +110,11 @@ impl Repository {
         })
     }
 
-    /// Asks whether there is a manifest or an index, and for its digest, without getting it. `None` if a
-    /// server does not tell: the document itself, or an error of its request, does then.
+    /// Gets the digest of a manifest or an index by a `HEAD` request. Returns `None` if the response
+    /// does not have it, or is a lasting error; then [`Repository::manifest`] has to be called.
     ///
     /// # Errors
-    /// Returns an error if no server answers, or if the registry cannot at this time.
+    /// Returns an error if no server responds, or if the registry's failure is temporary.
     pub async fn digest(&self, version: &Version) -> Result<Option<Digest>> {
         match self.ask(&query(Method::HEAD, version)).await {
             Ok((response, _)) => Ok(promised(response.headers())),
@@ -130,7 +129,7 @@ fn query(method: Method, version: &Version) -> Query {
     Query::new(method, format!("manifests/{}", version.text())).header(ACCEPT, &accept)
 }
 
-/// Returns the digest that a response names, if it is one.
+/// Returns the digest in a response's header, if it is valid.
 fn promised(headers: &HeaderMap) -> Option<Digest> {
     headers.get(CONTENT_DIGEST)?.to_str().ok()?.parse().ok()
 }
@@ -147,11 +146,11 @@ fn media_type(headers: &HeaderMap) -> String {
     value.trim().to_lowercase()
 }
 
-/// Returns the media type of a document that a server has sent as `sent`.
+/// Checks a document's format and returns its media type. `sent` is the response's media type.
 ///
 /// # Errors
-/// Returns an error if the document can be read as a manifest and as an index, since others might
-/// take it for the other one (CVE-2021-41190), or if it is neither.
+/// Returns an error if the document can be read both as a manifest and as an index, which clients
+/// could interpret differently (CVE-2021-41190), or if it is neither.
 pub(crate) fn checked(sent: &str, bytes: &[u8]) -> std::result::Result<String, String> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -163,7 +162,7 @@ pub(crate) fn checked(sent: &str, bytes: &[u8]) -> std::result::Result<String, S
         manifests: Option<IgnoredAny>,
     }
     let invalid = |error: &dyn std::error::Error| format!("invalid manifest: {error}");
-    // Strings that are ignored here are not looked into otherwise.
+    // serde_json does not check the strings that it ignores.
     let text = std::str::from_utf8(bytes).map_err(|error| invalid(&error))?;
     let form: Form = serde_json::from_str(text).map_err(|error| invalid(&error))?;
     if form.schema_version == 1 {
@@ -172,11 +171,11 @@ pub(crate) fn checked(sent: &str, bytes: &[u8]) -> std::result::Result<String, S
     let own = form.media_type.filter(|own| !own.is_empty());
     let media_type = match &own {
         Some(own) => own.as_str(),
-        // Only OCI documents may do without.
+        // Only OCI documents may lack a media type.
         None if form.manifests.is_some() => INDEX,
         None => MANIFEST,
     };
-    // A server that knows nothing better may send any document as JSON.
+    // Servers may send any document with a general media type, such as application/json.
     let is_known = matches!(
         sent,
         MANIFEST | INDEX | DOCKER_MANIFEST | DOCKER_MANIFEST_LIST
@@ -204,7 +203,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn documents_are_utf8_in_fields_that_are_ignored_too() {
+    fn manifests_must_be_utf8_in_ignored_fields_too() {
         let (before, after) = (br#"{"schemaVersion":2,"x":""#, br#"","config":{}}"#);
         let document = [&before[..], b"\xff", &after[..]].concat();
         let error = checked("", &document).unwrap_err();
@@ -216,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn documents_have_one_meaning() {
+    fn ambiguous_manifests_are_rejected() {
         let manifest = |media_type: &str, rest: &str| {
             format!(r#"{{"schemaVersion":2,"mediaType":{media_type:?},{rest}}}"#)
         };

@@ -1,4 +1,4 @@
-//! How registries are reached: settings of the administrator.
+//! The administrator's settings for registries: insecure ones, mirrors, certificates, proxies.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -11,11 +11,11 @@ use ipnet::IpNet;
 /// The settings of a [`Client`](crate::Client).
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Registries that may be used without TLS, or with a certificate that nobody vouches for. Those
-    /// on loopback may always.
+    /// Registries that may be used without TLS, or with an unverified certificate. Those on loopback
+    /// always may.
     pub insecure: Vec<Insecure>,
-    /// Mirrors by the registries that they are for: the base URLs that are tried before them, in
-    /// this order. The first pattern that matches counts.
+    /// Base URLs of the mirrors that are tried before a registry, in this order. The first pattern that
+    /// matches the registry is used.
     pub mirrors: Vec<(Pattern, Vec<String>)>,
     /// A directory with one directory for each registry (`HOST[:PORT]`), which has certificates of
     /// authorities (`*.crt`) and client certificates (`*.cert` with `*.key`).
@@ -23,7 +23,7 @@ pub struct Settings {
     pub proxies: Proxies,
     /// Value of the header `User-Agent`.
     pub user_agent: String,
-    /// How many times in a row a transfer may fail before it is given up.
+    /// Number of consecutive failures after which a transfer fails.
     pub attempts: u32,
 }
 
@@ -83,8 +83,8 @@ impl FromStr for Pattern {
 pub enum Insecure {
     /// `HOST[:PORT]`, as in the names of images.
     Host(String),
-    /// Registries that are named by an address in this network. Names are not resolved: who answers
-    /// for a name is not known without TLS.
+    /// Registries that are named by an address in this network. Names are not resolved, because
+    /// without TLS the server's identity is not verified.
     Network(IpNet),
 }
 
@@ -149,7 +149,7 @@ pub(crate) fn name_of(host: &str) -> &str {
     }
 }
 
-/// The HTTP proxies of this host, as URLs; empty for none. Credentials in them stay out of texts.
+/// The HTTP proxies of this host, as URLs; empty for none. Credentials in them are never printed.
 #[derive(Clone, Default)]
 pub struct Proxies {
     /// For `http://` URLs.
@@ -194,7 +194,7 @@ impl Proxies {
     }
 
     pub(crate) fn matcher(&self) -> Matcher {
-        // As with Go's clients, no proxy is asked for what is on this host.
+        // As in Go's clients, loopback addresses are never proxied.
         let none = format!("{},localhost,127.0.0.0/8,::1", self.none);
         Matcher::builder()
             .http(self.http.clone())
@@ -213,7 +213,7 @@ fn check_proxy(url: &str) -> Result<(), &'static str> {
     }
     let authority = url.authority().ok_or(NO_URL)?;
     let host = authority.as_str().rsplit('@').next().unwrap_or_default();
-    // A number that is none is no port for the parser.
+    // The parser ignores an invalid port.
     if authority.host().is_empty() || (authority.port().is_none() && host != authority.host()) {
         return Err(NO_URL);
     }
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn proxies_are_urls() {
+    fn invalid_proxy_urls_are_rejected() {
         let check = |url: &str| {
             let proxies = Proxies {
                 https: url.to_owned(),
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn proxies_are_read_from_either_case_and_never_used_for_this_host() {
+    fn proxy_variables_have_either_case_and_loopback_is_not_proxied() {
         let proxies = Proxies::from_environment(|name| match name {
             "https_proxy" => Some("http://user:secret@proxy:3128".into()),
             "NO_PROXY" => Some(".corp,10.0.0.0/8".into()),

@@ -1,7 +1,8 @@
-//! Uploads: blobs that a registry does not have, and the manifests that refer to them.
+//! Uploads of blobs that a registry does not have, and of the manifests that refer to them.
 //!
-//! A blob is sent to the location that the registry names for it: at once if it is small, else as a
-//! stream, whose digest is told at its end. What fails for a reason that passes is begun anew.
+//! A blob is sent to the location that the registry returns for it: in one request if it is small,
+//! else as a stream, followed by a request with its digest. After a temporary failure, the upload
+//! starts again.
 
 use std::io;
 use std::sync::Arc;
@@ -24,22 +25,23 @@ use crate::error::{Error, Kind, Result};
 use crate::exchange::{Client, Query, Repository, Target, accept, challenges, encoded, read};
 use crate::manifest::Version;
 
-/// A blob that is not longer is sent in one request, in bytes.
+/// Maximum size in bytes of a blob that is sent in one request.
 const SMALL: usize = 1 << 20;
-/// Maximum size of the body of a response to an upload, in bytes. It says nothing.
+/// Maximum size of the body of a response to an upload, in bytes. It is read and ignored.
 const MAX_BODY: usize = 64 << 10;
 
 /// The content of a blob to upload.
 #[derive(Debug)]
 pub struct Source {
     pub pieces: mpsc::Receiver<Bytes>,
-    /// Digest and length, after the last piece. Without them the content is incomplete.
+    /// Digest and length, sent after the last piece. If the sender is dropped, the content is
+    /// incomplete.
     pub end: oneshot::Receiver<(Digest, u64)>,
 }
 
 impl Client {
-    /// Returns the repository that a reference names, to push to it as `credentials`. Mirrors get
-    /// nothing.
+    /// Returns the repository that a reference names, to push to it as `credentials`. Mirrors are not
+    /// used.
     pub fn push(self: &Arc<Self>, reference: &Reference, credentials: Credentials) -> Repository {
         Repository {
             endpoints: vec![registry(&self.settings, &reference.domain)],
@@ -55,7 +57,7 @@ impl Repository {
     /// Returns whether the registry has a blob in this repository.
     ///
     /// # Errors
-    /// Returns an error if the registry cannot be asked.
+    /// Returns an error if the request fails.
     pub async fn has_blob(&self, digest: &Digest) -> Result<bool> {
         let query = Query::new(Method::HEAD, format!("blobs/{digest}"));
         match self.ask(&query).await {
@@ -65,11 +67,11 @@ impl Repository {
         }
     }
 
-    /// Takes a blob over from another repository of the registry. Returns whether the registry has done
-    /// so: it need not, and the user may not read the other repository.
+    /// Mounts a blob from another repository of the registry. Returns whether the registry did so: it
+    /// may decline, for example if the user may not read the other repository.
     ///
     /// # Errors
-    /// Returns an error if the registry cannot be asked.
+    /// Returns an error if the request fails.
     pub async fn mount(&self, digest: &Digest, from: &str) -> Result<bool> {
         let path = format!(
             "blobs/uploads/?mount={}&from={}",
@@ -80,7 +82,7 @@ impl Repository {
         match self.ask(&query).await {
             Ok((response, _)) if response.status() == StatusCode::CREATED => Ok(true),
             Ok((response, operation)) => {
-                // The registry has begun an upload instead.
+                // The registry has started an upload instead, which is cancelled.
                 if let Ok(session) = location(&response, &operation) {
                     let none = HeaderMap::new();
                     let _ = self
@@ -94,11 +96,11 @@ impl Repository {
         }
     }
 
-    /// Uploads a blob, and returns its digest and length. `open` returns the content, once for each
+    /// Uploads a blob, and returns its digest and length. `open` is called for the content at each
     /// attempt.
     ///
     /// # Errors
-    /// Returns an error if the registry refuses the blob, if the content has no end, or after several
+    /// Returns an error if the registry refuses the blob, if the content is incomplete, or after several
     /// failures.
     pub async fn upload(&self, mut open: impl FnMut() -> Source) -> Result<(Digest, u64)> {
         let mut attempts = Attempts::default();
@@ -120,7 +122,7 @@ impl Repository {
         self.upload(|| {
             let (sender, pieces) = mpsc::channel(1);
             let (tell, end) = oneshot::channel();
-            // Both have room for it.
+            // Neither channel is full.
             let _ = sender.try_send(content.clone());
             let _ = tell.send((digest.clone(), length));
             Source { pieces, end }
@@ -149,7 +151,7 @@ impl Repository {
         Ok((digest, length))
     }
 
-    /// Sends the content of a blob as one stream. Returns where the upload is to be finished.
+    /// Sends the content of a blob as one stream. Returns the location for the final request.
     async fn stream(
         &self,
         session: &Target,
@@ -186,7 +188,7 @@ impl Repository {
         Ok(next)
     }
 
-    /// Ends an upload with the rest of the content and the digest of all of it.
+    /// Completes an upload with the rest of the content and the digest of all of it.
     async fn finish(&self, session: &Target, digest: &Digest, rest: Bytes) -> Result<()> {
         let at = session
             .with_parameter("digest", digest.as_str())
@@ -216,8 +218,8 @@ impl Repository {
         self.ask(&query).await.map(drop)
     }
 
-    /// Sends a request to a location that the registry has named. If that is at another server, it is
-    /// not authorized: the location itself is the secret then.
+    /// Sends a request to a location that the registry has returned. If that is on another server, the
+    /// request has no credentials: such locations are signed.
     async fn send_to(
         &self,
         at: &Target,
@@ -250,7 +252,7 @@ impl Repository {
         Ok(())
     }
 
-    /// Returns what authorizes requests to a location; `None` if it is at another server.
+    /// Returns the access that requests to a location need; `None` if it is on another server.
     fn access_at(&self, at: &Target) -> Option<Access> {
         let endpoint = self.endpoints.first()?;
         let is_plain = self.client.is_known_to_be_plain(&endpoint.host);
@@ -276,7 +278,7 @@ impl Repository {
     }
 }
 
-/// Waits for what is known when the content has been read.
+/// Waits for the digest and length that follow the content.
 async fn end(end: oneshot::Receiver<(Digest, u64)>, operation: &str) -> Result<(Digest, u64)> {
     end.await
         .map_err(|_| Error::invalid(operation, "the content to upload is incomplete"))
@@ -287,10 +289,10 @@ fn binary() -> HeaderMap {
     HeaderMap::from_iter([(CONTENT_TYPE, value)])
 }
 
-/// Returns where a blob is to be uploaded to.
+/// Returns the location to upload a blob to.
 fn location(response: &Response<Incoming>, operation: &str) -> Result<Target> {
     let base = response.extensions().get::<Target>();
-    let base = base.ok_or_else(|| Error::invalid(operation, "an answer from nowhere"))?;
+    let base = base.ok_or_else(|| Error::invalid(operation, "the response has no URL"))?;
     resolve(base, response, operation)
 }
 

@@ -1,4 +1,4 @@
-//! Requests to registries that behave, and to such that do not: a scripted server on loopback.
+//! The client against a scripted server on loopback: correct, faulty and hostile responses.
 #![allow(
     clippy::unwrap_used,
     reason = "a panic with its place is all the error handling that a test needs"
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use whelk_image::{Digest, Reference};
 use whelk_registry::{Client, Credentials, Error, Kind, Repository, Settings, Version, Wait};
 
-/// A server that answers each connection's one request with what `answer` makes of its head.
+/// A server that reads one request per connection and responds with what `answer` returns for it.
 struct Server {
     address: String,
     requests: Arc<Mutex<Vec<String>>>,
@@ -49,7 +49,7 @@ impl Server {
         client.pull(&name, credentials).unwrap()
     }
 
-    /// First lines of the requests so far.
+    /// Method and path of the requests so far.
     fn lines(&self) -> Vec<String> {
         let requests = self.requests.lock().unwrap();
         let line = |head: &String| head.lines().next().unwrap().replace(" HTTP/1.1", "");
@@ -57,7 +57,7 @@ impl Server {
     }
 }
 
-/// Reads a request's head and its body, if it has a length; `None` if it is not HTTP.
+/// Reads a request's head, and its body if it has a `Content-Length`; `None` if it is not HTTP.
 fn head(stream: &mut TcpStream) -> Option<String> {
     let mut bytes = Vec::new();
     let mut byte = [0];
@@ -123,7 +123,7 @@ async fn a_registry_on_loopback_is_used_without_tls() {
     assert_eq!(document.digest, Digest::of(MANIFEST.as_bytes()));
     assert_eq!(document.bytes, MANIFEST.as_bytes());
     assert!(!document.is_index());
-    // By digest, without another attempt at TLS.
+    // The request by digest does not try TLS again.
     let version = Version::Digest(document.digest.clone());
     repository.manifest(&version).await.unwrap();
     assert_eq!(
@@ -136,7 +136,7 @@ async fn a_registry_on_loopback_is_used_without_tls() {
 }
 
 #[tokio::test]
-async fn documents_must_have_their_digest() {
+async fn manifests_with_a_wrong_digest_are_rejected() {
     let server = Server::start(|head| {
         let lies = "docker-content-digest: sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\r\n";
         let lies = if head.contains("manifests/1 ") {
@@ -160,7 +160,7 @@ async fn documents_must_have_their_digest() {
 }
 
 #[tokio::test]
-async fn documents_have_a_maximum_size() {
+async fn oversized_manifests_are_rejected() {
     let server = Server::start(|_| response("200 OK", OCI, vec![b' '; (4 << 20) + 1]));
     let error = refused(&server.repository(Credentials::Anonymous)).await;
     assert!(
@@ -172,7 +172,7 @@ async fn documents_have_a_maximum_size() {
 }
 
 #[tokio::test]
-async fn a_password_is_sent_when_it_is_asked_for() {
+async fn a_password_is_sent_after_a_challenge_and_then_at_once() {
     let server = Server::start(|head| match header(head, "authorization") {
         Some(ALICE) => response("200 OK", OCI, MANIFEST),
         _ => response(
@@ -184,13 +184,13 @@ async fn a_password_is_sent_when_it_is_asked_for() {
     let repository = server.repository(alice());
     repository.manifest(&tag()).await.unwrap();
     repository.manifest(&tag()).await.unwrap();
-    // The second time, at once.
+    // Two requests for the first manifest, one for the second.
     assert_eq!(server.lines().len(), 3);
     let error = refused(&server.repository(Credentials::Anonymous)).await;
     assert_eq!(error.kind(), Kind::Denied);
 }
 
-/// A registry whose authorization service is itself, and which accepts the token `good`.
+/// A registry that is its own authorization service and accepts the token `good`.
 fn token_server(answer: impl Fn(&str) -> Vec<u8> + Send + 'static) -> Server {
     Server::start(move |head| {
         if head.contains(" /token") {
@@ -211,7 +211,7 @@ fn token_server(answer: impl Fn(&str) -> Vec<u8> + Send + 'static) -> Server {
 }
 
 #[tokio::test]
-async fn a_token_is_fetched_and_used_again() {
+async fn a_token_is_fetched_once_and_reused() {
     let server = token_server(|_| response("200 OK", "", r#"{"token":"good","expires_in":300}"#));
     let repository = server.repository(alice());
     repository.manifest(&tag()).await.unwrap();
@@ -224,7 +224,7 @@ async fn a_token_is_fetched_and_used_again() {
 }
 
 #[tokio::test]
-async fn an_identity_token_is_exchanged_in_a_form() {
+async fn an_identity_token_is_exchanged_by_a_form_post() {
     let server = token_server(|head| {
         let is_form = head.starts_with("POST /token HTTP")
             && head.ends_with(
@@ -242,7 +242,7 @@ async fn an_identity_token_is_exchanged_in_a_form() {
 }
 
 #[tokio::test]
-async fn a_refusal_of_the_authorization_service_is_told_without_secrets() {
+async fn errors_of_the_authorization_service_contain_no_secrets() {
     let server = token_server(|_| {
         response(
             "401 Unauthorized",
@@ -258,7 +258,7 @@ async fn a_refusal_of_the_authorization_service_is_told_without_secrets() {
         !text.contains("sesame") && !text.contains(ALICE) && !text.contains('?'),
         "{text}"
     );
-    // A registry that does not accept the token is not asked for ever.
+    // A rejected token is not requested again.
     let server = token_server(|_| response("200 OK", "", r#"{"token":"bad"}"#));
     let error = refused(&server.repository(alice())).await;
     assert!(
@@ -271,7 +271,7 @@ async fn a_refusal_of_the_authorization_service_is_told_without_secrets() {
 }
 
 #[tokio::test]
-async fn a_registry_token_is_sent_as_it_is() {
+async fn a_registry_token_is_sent_unchanged() {
     let server = token_server(|_| response("500 Oops", "", ""));
     let repository = server.repository(Credentials::RegistryToken("good".into()));
     repository.manifest(&tag()).await.unwrap();
@@ -281,7 +281,7 @@ async fn a_registry_token_is_sent_as_it_is() {
 }
 
 #[tokio::test]
-async fn credentials_do_not_follow_redirects_to_other_servers() {
+async fn redirects_to_other_servers_carry_no_credentials() {
     let storage = Server::start(|_| response("200 OK", "", "0123456789"));
     let location = format!("location: http://{}/data?signature=x\r\n", storage.address);
     let server = Server::start(move |head| match header(head, "authorization") {
@@ -306,7 +306,7 @@ async fn credentials_do_not_follow_redirects_to_other_servers() {
 }
 
 #[tokio::test]
-async fn another_server_cannot_ask_for_the_credentials() {
+async fn a_redirect_target_cannot_request_credentials() {
     let storage = Server::start(|head| {
         let host = header(head, "host").unwrap();
         let challenge = format!("www-authenticate: Bearer realm=\"http://{host}/token\"\r\n");
@@ -320,7 +320,7 @@ async fn another_server_cannot_ask_for_the_credentials() {
 }
 
 #[tokio::test]
-async fn redirects_are_bounded() {
+async fn endless_and_invalid_redirects_are_rejected() {
     for (location, expected) in [
         ("location: /again\r\n", "more than 5 redirects"),
         ("", "a redirect without a location"),
@@ -354,8 +354,8 @@ fn content() -> Vec<u8> {
     (0..100_000_u32).flat_map(u32::to_le_bytes).collect()
 }
 
-/// Returns the answer of a registry that has `content` to a request, of which it sends only so many
-/// bytes.
+/// Returns a response with `content`, or the requested range of it, that breaks off after `sent`
+/// bytes of the body.
 fn cut(head: &str, content: &[u8], sent: usize, ranges: bool) -> Vec<u8> {
     let first: usize = header(head, "range").filter(|_| ranges).map_or(0, |range| {
         range
@@ -382,7 +382,7 @@ fn cut(head: &str, content: &[u8], sent: usize, ranges: bool) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_blob_is_continued_where_the_connection_broke() {
+async fn interrupted_blobs_are_resumed() {
     for ranges in [true, false] {
         let all = content();
         let sent = if ranges { 150_000 } else { 399_000 };
@@ -400,7 +400,7 @@ async fn a_blob_is_continued_where_the_connection_broke() {
         let mut blob = repository.blob(&Digest::of(&all), all.len() as u64, 0);
         assert!(read(&mut blob).await.unwrap() == all, "ranges: {ranges}");
         assert_eq!(server.lines().len(), 2);
-        // From an offset on, as after a restart.
+        // Starts at an offset, as after a restart of the engine.
         let mut blob = repository.blob(&Digest::of(&all), all.len() as u64, 1_000);
         assert!(
             read(&mut blob).await.unwrap() == all[1_000..],
@@ -410,7 +410,7 @@ async fn a_blob_is_continued_where_the_connection_broke() {
 }
 
 #[tokio::test]
-async fn a_blob_that_breaks_each_time_without_progress_is_given_up() {
+async fn blobs_without_progress_fail_after_the_last_attempt() {
     let server = Server::start(|head| cut(head, &content(), 0, true));
     let settings = Settings {
         attempts: 2,
@@ -428,7 +428,7 @@ async fn a_blob_that_breaks_each_time_without_progress_is_given_up() {
 }
 
 #[tokio::test]
-async fn wrong_sizes_and_ranges_are_refused() {
+async fn blobs_of_wrong_size_or_range_are_rejected() {
     let digest = Digest::of(b"");
     let server = Server::start(|_| response("200 OK", "", "0123456789"));
     let repository = server.repository(Credentials::Anonymous);
@@ -459,7 +459,7 @@ async fn wrong_sizes_and_ranges_are_refused() {
 }
 
 #[tokio::test]
-async fn a_busy_registry_is_asked_again_when_it_says_so() {
+async fn retry_after_is_obeyed_and_lasting_errors_are_not_retried() {
     let answers = Mutex::new(vec![
         response("200 OK", OCI, MANIFEST),
         response("429 Too Many Requests", "retry-after: 1\r\n", ""),
@@ -473,7 +473,7 @@ async fn a_busy_registry_is_asked_again_when_it_says_so() {
         .await
         .unwrap();
     assert!(begin.elapsed() >= Duration::from_secs(1));
-    // What does not pass is not repeated.
+    // A lasting error is not retried.
     let server = Server::start(|_| {
         response(
             "404 Not Found",
@@ -494,7 +494,7 @@ async fn a_busy_registry_is_asked_again_when_it_says_so() {
 }
 
 #[tokio::test]
-async fn mirrors_are_asked_first_and_get_no_credentials() {
+async fn mirrors_are_tried_first_without_credentials() {
     let mirror = Server::start(|_| response("404 Not Found", "", ""));
     let server = Server::start(|head| match header(head, "authorization") {
         Some(ALICE) => response("200 OK", OCI, MANIFEST),
@@ -526,7 +526,7 @@ async fn mirrors_are_asked_first_and_get_no_credentials() {
 }
 
 #[tokio::test]
-async fn an_unreachable_registry_is_named() {
+async fn connection_errors_name_the_registry() {
     let address = TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -558,7 +558,7 @@ fn mirrored(server: &Server, mirrors: &[&Server]) -> Repository {
 }
 
 #[tokio::test]
-async fn a_mirror_that_sends_something_else_is_passed_over() {
+async fn mirrors_with_invalid_manifests_are_skipped() {
     let page = "content-type: text/html\r\n";
     let cut = |sent: usize| {
         move |_: &str| {
@@ -586,13 +586,13 @@ async fn a_mirror_that_sends_something_else_is_passed_over() {
 }
 
 #[tokio::test]
-async fn a_mirror_that_has_no_blob_is_passed_over() {
+async fn mirrors_that_fail_to_send_a_blob_are_skipped() {
     let all = content();
     let (first, rest) = (all.clone(), all.clone());
     let mirrors = [
         Server::start(|_| response("200 OK", "content-type: text/html\r\n", "<html>")),
         Server::start(|head| cut(head, &content(), 0, true)),
-        // Good until the connection breaks, and then not.
+        // Sends the beginning of the blob, and nothing when it is resumed.
         Server::start(move |head| {
             let sent = if header(head, "range").is_none() {
                 150_000
@@ -610,7 +610,7 @@ async fn a_mirror_that_has_no_blob_is_passed_over() {
     assert_eq!(asked, [1, 1, 2]);
     let requests = server.requests.lock().unwrap();
     assert_eq!(header(&requests[0], "range"), Some("bytes=150000-"));
-    // Without them, as whoever has verified what they sent may want it.
+    // Without mirrors, as a caller wants it whose verification of their content failed.
     assert!(
         repository
             .without_mirrors()
@@ -621,7 +621,7 @@ async fn a_mirror_that_has_no_blob_is_passed_over() {
 }
 
 #[tokio::test]
-async fn failures_of_all_kinds_count_together() {
+async fn failures_of_all_kinds_count_toward_the_limit() {
     let server = Server::start(|_| response("503 Service Unavailable", "retry-after: 0\r\n", ""));
     let repository = server.with(
         Settings {
@@ -644,12 +644,12 @@ async fn failures_of_all_kinds_count_together() {
 }
 
 #[tokio::test]
-async fn unknown_hosts_are_not_asked_for_again() {
+async fn unknown_hosts_are_not_retried() {
     let name: Reference = "registry.invalid/a:1".parse().unwrap();
     let client = Client::new(Settings::default()).unwrap();
     let repository = client.pull(&name, Credentials::Anonymous).unwrap();
     let error = refused(&repository).await;
-    // Without a name server, nobody knows whether there is one.
+    // Without a name server the failure is temporary.
     let text = error.to_string();
     assert!(
         text.starts_with("cannot connect to registry.invalid: "),
@@ -670,7 +670,7 @@ async fn unknown_hosts_are_not_asked_for_again() {
 }
 
 #[tokio::test]
-async fn a_digest_is_asked_for_without_the_document() {
+async fn a_head_request_returns_the_digest() {
     let digest = Digest::of(MANIFEST.as_bytes());
     let named = format!("docker-content-digest: {digest}\r\n");
     let head = |answer: Vec<u8>| {
@@ -684,7 +684,7 @@ async fn a_digest_is_asked_for_without_the_document() {
     };
     let found = head(response("200 OK", &named, "")).await;
     assert_eq!(found.unwrap(), Some(digest));
-    // The document tells it then.
+    // Without the header, the digest is computed from the document.
     for status in [
         "200 OK",
         "405 Method Not Allowed",
@@ -700,7 +700,7 @@ async fn a_digest_is_asked_for_without_the_document() {
 }
 
 #[tokio::test]
-async fn a_missing_password_is_told_as_docker_tells_it() {
+async fn missing_credentials_have_dockers_error_text() {
     let server = Server::start(|_| {
         let challenge = "www-authenticate: Basic realm=x\r\n";
         response("401 Unauthorized", challenge, "")
@@ -720,7 +720,7 @@ async fn a_missing_password_is_told_as_docker_tells_it() {
     );
 }
 
-/// A registry that wants a token of `realm`, and accepts `good`.
+/// A registry that requires a token from `realm`, and accepts `good`.
 fn with_realm(realm: String) -> Server {
     Server::start(move |head| match header(head, "authorization") {
         Some("Bearer good") => response("200 OK", OCI, MANIFEST),
@@ -737,12 +737,12 @@ fn with_realm(realm: String) -> Server {
 }
 
 #[tokio::test]
-async fn a_token_that_is_not_sufficient_is_a_denial() {
+async fn insufficient_scope_is_reported_as_denied() {
     let service = Server::start(|_| response("200 OK", "", r#"{"token":"other"}"#));
     let server = with_realm(format!("http://{}/token", service.address));
     let error = refused(&server.repository(Credentials::Anonymous)).await;
     assert_eq!(error.kind(), Kind::Denied);
-    // What follows from it is second.
+    // The registry's own error, a consequence, comes second.
     let reported = error.reported().unwrap().to_string();
     assert_eq!(
         reported,
@@ -751,7 +751,7 @@ async fn a_token_that_is_not_sufficient_is_a_denial() {
 }
 
 #[tokio::test]
-async fn authorization_services_may_redirect_and_have_parameters() {
+async fn authorization_redirects_keep_method_and_query() {
     let service = Server::start(|head| match head.split(' ').nth(1).unwrap() {
         path if path.starts_with("/old") => {
             let location = path.replace("/old", "/new");
@@ -797,7 +797,7 @@ async fn authorization_services_may_redirect_and_have_parameters() {
 }
 
 #[tokio::test]
-async fn another_server_gets_no_secret_of_an_authorization_service() {
+async fn authorization_redirects_to_other_servers_carry_no_secrets() {
     let other = Server::start(|_| response("200 OK", "", r#"{"token":"good"}"#));
     let location = format!("location: http://{}/token\r\n", other.address);
     let service = Server::start(move |_| response("308 Permanent Redirect", &location, ""));
