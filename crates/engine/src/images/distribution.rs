@@ -1,4 +1,4 @@
-//! What a registry says about an image, which the engine need not have.
+//! Inspects an image in a registry without pulling it (`GET /distribution/{name}/json`).
 
 use whelk_image::content::MAX_CONFIG_SIZE;
 use whelk_image::descriptor::{Index, Manifest};
@@ -22,10 +22,10 @@ pub struct Distribution {
 }
 
 impl Images {
-    /// Asks a registry for the image that a reference names.
+    /// Gets the descriptor and the platforms of an image from its registry.
     ///
     /// # Errors
-    /// Returns an error if the registry does not have it, or cannot be asked.
+    /// Returns an error if the registry does not have it, or if the request fails.
     pub async fn distribution(
         &self,
         reference: &Reference,
@@ -54,8 +54,8 @@ impl Images {
     }
 }
 
-/// Returns the platform in an image's configuration; `None` if it cannot be read, or is that of something
-/// else.
+/// Returns the platform in an image's configuration; `None` if the configuration cannot be read, or if
+/// it is not that of an image.
 async fn platform_of(repository: &Repository, manifest: &Manifest) -> Option<Platform> {
     let config = &manifest.config;
     if config.size > MAX_CONFIG_SIZE {

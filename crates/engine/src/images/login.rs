@@ -6,11 +6,11 @@ use super::Images;
 use crate::error::{Error, Result};
 
 impl Images {
-    /// Asks a registry whether it accepts credentials. Returns the identity token that it has issued for
-    /// them, if it did.
+    /// Verifies credentials with a registry. Returns the identity token if the registry issues one.
     ///
     /// # Errors
-    /// Returns [`Error::Unauthorized`] if it does not, and other errors if it cannot be asked.
+    /// Returns [`Error::Unauthorized`] if the registry does not accept them, and other errors if the
+    /// request fails.
     pub async fn log_in(&self, server: &str, credentials: Credentials) -> Result<Option<String>> {
         let client = &self.downloads.client;
         client

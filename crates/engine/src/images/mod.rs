@@ -371,23 +371,23 @@ impl Images {
         self.read().by_id.len()
     }
 
-    /// Removes layers and configurations that no image uses, apart from what a pull may continue:
-    /// they are gone from their places when this returns, and deleted in the background.
+    /// Removes layers and configurations that no image uses, except for those that a pull may resume
+    /// with. They are moved to the trash before this returns, and deleted in the background.
     fn collect_garbage(&self) {
         self.collect_older(MAX_PARTIAL_AGE);
     }
 
-    /// Like [`Images::collect_garbage`], for what a pull may continue only if it is younger than
-    /// `age`.
+    /// Like [`Images::collect_garbage`], but keeps content that a pull may resume with only if it is
+    /// younger than `age`.
     fn collect_older(&self, age: Duration) {
         self.files
             .staging
             .dispose_and_make_room(self.trash_unused(age));
     }
 
-    /// Moves layers and configurations that no image uses to the trash, except for what a load, import
-    /// or pull that runs has leased, or what one has left since less than `age`. Returns their paths
-    /// there. Does nothing if an image could not be read.
+    /// Moves layers and configurations that no image uses to the trash, except for those leased by a
+    /// running load, import or pull, and those that an interrupted one left less than `age` ago.
+    /// Returns their paths there. Does nothing if an image could not be read.
     fn trash_unused(&self, age: Duration) -> Vec<std::path::PathBuf> {
         if self.unreadable {
             return Vec::new();

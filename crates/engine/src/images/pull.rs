@@ -1,8 +1,8 @@
 //! Pulls images from registries.
 //!
-//! The layers come in side by side. Each is downloaded, verified, decompressed and unpacked at the
-//! same time; what has come in stays in the store for a day if the pull does not come to its end, so that
-//! another pull continues it, also after the engine was killed.
+//! Layers are transferred in parallel. Each is downloaded, verified, decompressed and unpacked at the
+//! same time. If the pull fails or is cancelled, the received bytes and the complete layers stay in the
+//! store for a day, and the next pull resumes with them, even after the engine was killed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
@@ -25,11 +25,11 @@ use crate::instance::RegistrySettings;
 
 /// Maximum depth of indexes that list indexes.
 const MAX_DEPTH: usize = 3;
-/// Pieces of a layer that have come in and are not unpacked yet. Each has some 100 KB at most.
+/// Maximum number of received pieces of a layer that wait to be unpacked. Each has at most about 100 KB.
 const QUEUE: usize = 16;
 
-/// Media types of configurations. As with Docker, those that some registries and builders give them
-/// by mistake are among them.
+/// Media types of image configurations. As in Docker, they include wrong ones that some registries and
+/// builders use.
 const CONFIGS: [&str; 6] = [
     descriptor::CONFIG,
     DOCKER_CONFIG,
@@ -38,9 +38,9 @@ const CONFIGS: [&str; 6] = [
     "text/html",
     "",
 ];
-/// Docker's name of a configuration's media type.
+/// Docker's media type of image configurations.
 pub(super) const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
-/// Media types of layers, apart from suffixes for their compression.
+/// Media types of layers, without the suffix for the compression.
 pub(super) const LAYERS: [&str; 4] = [
     descriptor::LAYER,
     "application/vnd.docker.image.rootfs.diff.tar",
@@ -48,12 +48,12 @@ pub(super) const LAYERS: [&str; 4] = [
     "application/vnd.docker.image.rootfs.foreign.diff.tar",
 ];
 
-/// The downloads of an engine.
+/// The running downloads of layers, at most one for each layer.
 #[derive(Debug)]
 pub(super) struct Downloads {
     pub(super) client: Arc<Client>,
     permits: Arc<Semaphore>,
-    /// Layers that are coming in, by their diff IDs. Whoever else wants one waits for it.
+    /// A lock for each layer that is being downloaded, by diff ID. Other pulls of the layer wait for it.
     coming: Mutex<BTreeMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
 }
 
@@ -67,8 +67,8 @@ impl Downloads {
         })
     }
 
-    /// Waits until nobody else downloads a layer, and until not too many others come in. `waiting` is
-    /// called before each wait.
+    /// Waits until no other pull downloads the layer, and for one of the limited number of parallel
+    /// downloads. `waiting` is called before each wait.
     async fn claim(&self, diff_id: &Digest, waiting: impl Fn()) -> Result<Claim> {
         let turn = self.turn(diff_id);
         let turn = match turn.clone().try_lock_owned() {
@@ -94,32 +94,32 @@ impl Downloads {
 
     fn turn(&self, diff_id: &Digest) -> Arc<tokio::sync::Mutex<()>> {
         let mut coming = self.coming.lock().ignore_poison();
-        // Those that nobody else holds are over.
+        // Locks without another holder belong to finished downloads.
         coming.retain(|_, turn| Arc::strong_count(turn) > 1);
         coming.entry(diff_id.clone()).or_default().clone()
     }
 }
 
-/// The right to download a layer. What unpacks it holds this too: when a pull is cancelled, that is
-/// at work a little longer.
+/// The right to download a layer. The thread that unpacks the layer shares it, because it ends later
+/// than a cancelled pull.
 #[derive(Debug)]
 struct Claim {
     _turn: OwnedMutexGuard<()>,
     _permit: OwnedSemaphorePermit,
 }
 
-/// What a pull has found.
+/// The result of a pull.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pulled {
     /// Of the manifest or index that the reference names.
     pub digest: Digest,
     /// The reference names another image than before, or one that the engine did not have.
     pub is_new: bool,
-    /// What the user should know.
+    /// A warning for the user.
     pub warning: Option<String>,
 }
 
-/// What is to be pulled.
+/// The parameters of a pull.
 #[derive(Clone, Debug)]
 pub struct PullRequest {
     pub reference: Reference,
@@ -127,11 +127,11 @@ pub struct PullRequest {
     pub credentials: Credentials,
 }
 
-/// What a pull brings in, or a push reads. When its last thread has ended, also after it was cancelled, what belongs
-/// to no image is removed, apart from layers that another pull may need.
+/// The lease of a pull or push, shared by its threads. When the last one has ended, unused content is
+/// removed, apart from layers that another pull may resume with.
 #[derive(Debug)]
 pub(super) struct Held {
-    /// `None` only while it is dropped.
+    /// `None` only during `drop`.
     lease: Option<Lease>,
     images: Arc<Images>,
 }
@@ -154,7 +154,7 @@ impl Drop for Held {
     fn drop(&mut self) {
         drop(self.lease.take());
         let images = self.images.clone();
-        // Without a runtime the engine ends. Its next start removes what is left.
+        // Without a runtime the engine is ending. Its next start removes unused content.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn_blocking(move || images.collect_garbage());
         }
@@ -172,13 +172,13 @@ struct Remote {
 }
 
 impl Images {
-    /// Pulls an image. `begun` is called when the registry has said what the reference names: until
-    /// then an error is about the request, afterwards about the transfer. If the future is dropped,
-    /// what has come in of a layer is kept for the next pull.
+    /// Pulls an image. `begun` is called once the reference is resolved: earlier errors are about the
+    /// request, later ones about the transfer. If the future is dropped, the received parts of layers
+    /// are kept for the next pull.
     ///
     /// # Errors
-    /// Returns an error if the registry does not have the image, or not for this platform, or if
-    /// something of it is not what its digest says.
+    /// Returns an error if the registry does not have the image, or not for this platform, or if its
+    /// content does not match its digests.
     pub async fn pull(
         self: &Arc<Self>,
         request: &PullRequest,
@@ -198,7 +198,7 @@ impl Images {
             .await
     }
 
-    /// Downloads what the store does not have of an image, and records it.
+    /// Downloads the missing parts of an image, and records it.
     async fn bring(
         self: &Arc<Self>,
         repository: &Repository,
@@ -244,8 +244,8 @@ impl Images {
             .map_err(|error| Error::internal(error.to_string()))?
     }
 
-    /// Finds the image that a reference names. The registry is asked what a tag names, or whether it
-    /// has a digest that was not pulled from it before; what the store has is not fetched again.
+    /// Resolves a reference to an image. The registry is asked for the digest of a tag, and whether it
+    /// has a digest that was not pulled from it before. Documents in the store are not fetched again.
     async fn locate(
         &self,
         repository: &Repository,
@@ -293,7 +293,7 @@ impl Images {
         )))
     }
 
-    /// Returns whether an image was pulled by this name with a digest.
+    /// Returns whether an image was pulled by this reference, which has a digest.
     fn came_from(&self, reference: &Reference) -> bool {
         let known = |image: &Arc<Image>| {
             let mut names = image.repo_digests.iter();
@@ -302,14 +302,14 @@ impl Images {
         self.read().by_id.values().any(known)
     }
 
-    /// Returns a manifest or index that the store has undamaged, and holds it.
+    /// Returns a manifest or index from the store if it is undamaged, and adds it to the lease.
     fn kept(&self, lease: &Lease, digest: &Digest) -> Option<Document> {
         let content = &self.files.content;
         let bytes = content.claim(lease, digest).then(|| content.read(digest))?;
         Document::kept(digest, bytes.ok()?)
     }
 
-    /// Returns an image's configuration, from the store if it is there undamaged.
+    /// Returns an image's configuration, from the store if that has it undamaged.
     async fn configuration(
         &self,
         repository: &Repository,
@@ -344,7 +344,7 @@ impl Images {
         }
     }
 
-    /// Brings layers into the store. After an error, those that are still coming are cancelled.
+    /// Downloads the missing layers in parallel. After an error, the others are cancelled.
     async fn layers(
         self: &Arc<Self>,
         repository: &Repository,
@@ -436,7 +436,7 @@ impl Images {
     }
 }
 
-/// Returns the digest of the entry of an index that suits the platform that is asked for best.
+/// Returns the digest of the entry of an index that matches the requested platform best.
 fn choose(index: &Index, request: &PullRequest) -> Result<Digest> {
     let wanted = request.platform.clone().unwrap_or_else(Platform::host);
     let candidates = index
@@ -444,7 +444,7 @@ fn choose(index: &Index, request: &PullRequest) -> Result<Digest> {
         .iter()
         .filter_map(|entry| Some((entry.platform.as_ref()?, entry)));
     let chosen = wanted.choose(candidates).or_else(|| {
-        // Entries without a platform say nothing about what they are for.
+        // Entries without a platform may be for any.
         let mut unknown = index
             .manifests
             .iter()
@@ -459,7 +459,7 @@ fn choose(index: &Index, request: &PullRequest) -> Result<Digest> {
     }
 }
 
-/// Returns what a reference names in its repository.
+/// Returns the digest of a reference, or else its tag.
 pub(super) fn version(reference: &Reference) -> Result<Version> {
     match (&reference.digest, &reference.tag) {
         (Some(digest), _) => Ok(Version::Digest(digest.clone())),
@@ -468,7 +468,7 @@ pub(super) fn version(reference: &Reference) -> Result<Version> {
     }
 }
 
-/// Checks that a manifest is one of an image.
+/// Checks that a manifest is that of an image, and not of another artifact.
 fn check_types(manifest: &Manifest) -> Result<()> {
     let config = manifest.config.media_type.as_str();
     if !CONFIGS.contains(&config) {
@@ -489,9 +489,8 @@ fn check_types(manifest: &Manifest) -> Result<()> {
     Ok(())
 }
 
-/// Checks that a configuration fits its manifest. As with Docker, an image that is for another
-/// platform than the one that was asked for is worth a warning, which is returned: whoever has pushed
-/// it without an index may have meant so.
+/// Checks that a configuration matches its manifest. Returns a warning, as Docker does, if the image is
+/// for another platform than the requested one: without an index there is no choice.
 fn check(
     config: &ImageConfig,
     manifest: &Manifest,
@@ -518,7 +517,7 @@ fn check(
     }))
 }
 
-/// A layer to be brought into the store.
+/// A layer to download.
 #[derive(Clone)]
 struct Layer {
     images: Arc<Images>,
@@ -540,7 +539,7 @@ impl Layer {
         let downloads = &self.images.downloads;
         let waiting = || self.item().enter(State::Waiting);
         let claim = Arc::new(downloads.claim(&self.diff_id, waiting).await?);
-        // Another pull may have brought it meanwhile.
+        // Another pull may have downloaded it meanwhile.
         if !self
             .files()
             .snapshots
@@ -558,7 +557,8 @@ impl Layer {
         &self.images.files
     }
 
-    /// Downloads and unpacks the layer, again if its content is wrong for a reason that passes.
+    /// Downloads and unpacks the layer. If its content is wrong because of a mirror or of a damaged
+    /// partial blob, this is repeated without them.
     async fn transfers(&self, claim: &Arc<Claim>) -> Result<()> {
         let mut repository = self.repository.clone();
         loop {
@@ -568,9 +568,9 @@ impl Layer {
                 Err(Failure::Content { error, resumed }) => (error, resumed),
             };
             match repository.without_mirrors() {
-                // One of them may have sent something else.
+                // A mirror may have sent the wrong content.
                 Some(registry) => repository = registry,
-                // What an earlier attempt has left may be damaged. The next begins anew.
+                // The partial blob of an earlier attempt may be damaged. It was removed.
                 None if resumed => {}
                 None => return Err(error),
             }
@@ -590,7 +590,7 @@ impl Layer {
         let Descriptor { digest, size, .. } = &self.descriptor;
         let (sender, pieces) = mpsc::channel(QUEUE);
         let (layer, claim) = (self.clone(), claim.clone());
-        // The offset comes from the blocking thread, which reads what there is.
+        // The blocking thread reads the partial blob, and sends its length as the offset.
         let (tell, offset) = tokio::sync::oneshot::channel();
         let unpack = tokio::task::spawn_blocking(move || {
             let unpacked = layer.unpack(tell, pieces);
@@ -618,7 +618,7 @@ impl Layer {
                 let Some(piece) = piece.transpose() else {
                     break;
                 };
-                // The other side ends before this one only with an error, which it returns.
+                // The receiver ends early only with an error, which it returns.
                 if sender.send(piece).await.is_err() || is_over {
                     break;
                 }
@@ -630,7 +630,7 @@ impl Layer {
             .unwrap_or_else(|error| Err(Failure::Transfer(Error::internal(error.to_string()))))
     }
 
-    /// Unpacks the layer from what an earlier attempt has left, and from `pieces`. Blocking.
+    /// Unpacks the layer from the partial blob of an earlier attempt, and from `pieces`. Blocking.
     fn unpack(
         &self,
         tell: tokio::sync::oneshot::Sender<u64>,
@@ -652,12 +652,12 @@ impl Layer {
                 left: size - offset,
             })
             .map_err(transfer)?;
-        // If nobody listens, the pull was cancelled, and the first read says so.
+        // Without a receiver the pull was cancelled, which the first read reports.
         let _ = tell.send(offset);
         let applied = store.snapshots.apply(lease, &mut blob, Some(&self.diff_id));
         let outcome = match applied.and_then(|_| blob.drain()) {
             Ok(()) => {
-                // From now on it is the layer that the next attempt needs, and not the blob.
+                // The next attempt needs the layer, and no longer the partial blob.
                 store
                     .snapshots
                     .mark_pending(&self.diff_id)
@@ -668,7 +668,7 @@ impl Layer {
                 blob.abort();
                 Err(error)
             }
-            // The disk may be full. That says nothing about what has come in.
+            // The disk may be full: the received content is not at fault.
             Err(error) => return Err(transfer(error)),
         };
         outcome.map_err(|error| Failure::Content {
@@ -679,7 +679,7 @@ impl Layer {
 }
 
 fn wait_state(wait: Wait) -> State {
-    // Whole seconds, as they are shown.
+    // Shown in whole seconds.
     let seconds = wait.time.as_millis().div_ceil(1000);
     let seconds = u64::try_from(seconds).unwrap_or(u64::MAX);
     if wait.is_asked {
@@ -689,19 +689,19 @@ fn wait_state(wait: Wait) -> State {
     }
 }
 
-/// Why a layer could not be brought.
+/// Why a layer could not be downloaded and unpacked.
 enum Failure {
-    /// It did not come in completely, or could not be stored. What has come in is kept.
+    /// It was not received completely, or could not be stored. The received part is kept.
     Transfer(Error),
-    /// Its content is wrong. Nothing of it is kept.
+    /// Its content is wrong. The received part was removed.
     Content {
         error: Error,
-        /// Part of it was left by an earlier attempt.
+        /// The content began with the partial blob of an earlier attempt.
         resumed: bool,
     },
 }
 
-/// Reads the pieces of a blob as they come in.
+/// Reads the pieces of a blob in the order in which they arrive.
 struct Pieces {
     pieces: mpsc::Receiver<whelk_registry::Result<Bytes>>,
     piece: Bytes,
@@ -731,7 +731,7 @@ impl Read for Pieces {
     }
 }
 
-/// Returns an error of a registry without what it was about.
+/// Converts a registry's error, without the request that failed.
 fn plain(error: whelk_registry::Error) -> Error {
     let text = error.to_string();
     match error.kind() {
@@ -742,8 +742,8 @@ fn plain(error: whelk_registry::Error) -> Error {
     }
 }
 
-/// Returns an error about the manifest of a reference, in the words of Docker, which clients look
-/// for.
+/// Converts a registry's error about the manifest of a reference to Docker's text, which clients
+/// search for words.
 fn told(reference: &Reference, error: whelk_registry::Error) -> Error {
     let cause = error
         .reported()
@@ -758,7 +758,7 @@ fn told(reference: &Reference, error: whelk_registry::Error) -> Error {
             "manifest for {} not found: {cause}",
             reference.familiar()
         )),
-        // The registry wants to know who it is, or does not know the user.
+        // The registry requires a login, or does not know the user.
         (Kind::Denied, "UNAUTHORIZED") => Error::Denied(cause),
         (Kind::Denied, "") => Error::Denied(error.to_string()),
         (Kind::Denied, _) => Error::NotFound(format!(

@@ -1,9 +1,9 @@
 //! Pushes images to registries.
 //!
-//! A layer is on disk without its compressed form. If the registry has the blob that the layer came
-//! with, or that it was pushed as, nothing is sent. Otherwise the layer's archive is made again from
-//! its files, verified, compressed and sent, all at the same time. If that gives other blobs than the
-//! image came with, the manifest that is pushed names them, and has another digest.
+//! The store does not keep the compressed blobs of layers. If the registry has the blob that a layer was
+//! pulled from, or pushed as before, nothing is sent. Otherwise the layer's archive is generated from its
+//! files, verified, compressed and sent, all at the same time. If a blob's digest then differs from the
+//! one in the image's manifest, the pushed manifest lists the new one, and has another digest itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -23,15 +23,15 @@ use super::pull::{DOCKER_CONFIG, Held, LAYERS};
 use super::{Image, Images};
 use crate::error::{Error, Result};
 
-/// Pieces of a layer that are compressed and not sent yet.
+/// Maximum number of compressed pieces of a layer that wait to be sent.
 const QUEUE: usize = 4;
-/// Number of blobs that the registry is asked for, and of repositories that it is asked to take one
-/// over from, for each layer.
+/// For each layer, maximum number of blobs that the registry is asked for, and of repositories that it
+/// is asked to mount one from.
 const MAX_CANDIDATES: usize = 4;
-/// Digits of a digest that identify a layer in reports.
+/// Number of digits of a diff ID that identify a layer in progress reports.
 const SHOWN: usize = 12;
 
-/// The uploads of an engine.
+/// Limits the number of an engine's parallel uploads.
 #[derive(Debug)]
 pub(super) struct Uploads(Semaphore);
 
@@ -41,17 +41,17 @@ impl Uploads {
     }
 }
 
-/// What is to be pushed.
+/// The parameters of a push.
 #[derive(Clone, Debug)]
 pub struct PushRequest {
-    /// All tags of the repository, if it has no tag.
+    /// Without a tag it selects all tags of the repository.
     pub reference: Reference,
     /// The platform that the image must be for.
     pub platform: Option<Platform>,
     pub credentials: Credentials,
 }
 
-/// A tag that was pushed.
+/// The result of pushing a tag.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pushed {
     pub tag: String,
@@ -63,21 +63,21 @@ pub struct Pushed {
     pub instead_of: Option<Digest>,
 }
 
-/// A blob that a registry may have for a layer.
+/// A compressed form of a layer that the registry may have.
 #[derive(Clone, Debug)]
 struct Candidate {
     descriptor: Descriptor,
-    /// Paths of other repositories of the same registry that have had it.
+    /// Paths of other repositories of the same registry that have contained it.
     repositories: BTreeSet<String>,
 }
 
 impl Images {
     /// Pushes the image of a tag, or of all tags of a repository. `pushed` is called after each. If the
-    /// future is dropped, what was sent completely stays in the registry.
+    /// future is dropped, blobs that were sent completely stay in the registry.
     ///
     /// # Errors
-    /// Returns an error if there is no such tag, if the image cannot be read, or if the registry refuses
-    /// something.
+    /// Returns an error if there is no such tag, if the image cannot be read, or if a request to the
+    /// registry fails.
     pub async fn push(
         self: &Arc<Self>,
         request: &PushRequest,
@@ -109,7 +109,7 @@ impl Images {
         Ok(())
     }
 
-    /// Returns the tags that a push is about, with their images.
+    /// Returns the tags to push, with their images.
     fn to_push(&self, reference: &Reference) -> Result<Vec<(Reference, Digest)>> {
         if reference.digest.is_some() {
             return Err(Error::invalid("cannot push a digest reference"));
@@ -173,7 +173,7 @@ impl Images {
                 break;
             }
         }
-        // What it was pushed as before, perhaps to these repositories.
+        // The blob of an earlier push, perhaps to these repositories.
         if let Some((digest, size)) = self.files.snapshots.compressed(diff_id)
             && found.iter().all(|known| known.descriptor.digest != digest)
         {
@@ -206,7 +206,7 @@ struct Push {
 }
 
 impl Push {
-    /// Pushes an image under a tag. `known` has the layers that the registry has, by diff ID.
+    /// Pushes an image under a tag. `known` has the blobs of layers in the registry, by diff ID.
     async fn tag(
         &self,
         image: &Arc<Image>,
@@ -254,8 +254,8 @@ impl Push {
         })
     }
 
-    /// Brings the layers of an image into the registry, and adds them to `known`. After an error, those
-    /// that are still being sent are cancelled.
+    /// Pushes the layers of an image in parallel, and adds them to `known`. After an error, the others
+    /// are cancelled.
     async fn layers(
         &self,
         image: &Arc<Image>,
@@ -264,7 +264,7 @@ impl Push {
     ) -> Result<()> {
         let mut seen = BTreeSet::new();
         let mut tasks = JoinSet::new();
-        // The topmost first, as Docker shows them.
+        // From the topmost down, in Docker's order.
         for diff_id in image.config.rootfs.diff_ids.iter().rev() {
             if !seen.insert(diff_id) {
                 continue;
@@ -291,8 +291,8 @@ impl Push {
     }
 }
 
-/// Returns the media type and the bytes of the manifest to push, and the digest of the one that the
-/// image came with if that is another. `layers` are what the registry has.
+/// Returns the media type and the bytes of the manifest to push, and the digest of the image's own
+/// manifest if that is a different one. `layers` are the blobs in the registry.
 fn document<'a>(
     original: Option<(Manifest, Vec<u8>)>,
     image: &Image,
@@ -323,7 +323,7 @@ fn document<'a>(
     if is_same {
         return Ok((media_type, bytes, None));
     }
-    // What else the manifest has, such as annotations, is kept.
+    // Other fields of the manifest, such as annotations, are kept.
     let mut whole: serde_json::Map<String, serde_json::Value> =
         serde_json::from_slice(&bytes).map_err(invalid)?;
     let layers = serde_json::to_value(&manifest.layers).map_err(invalid)?;
@@ -332,7 +332,7 @@ fn document<'a>(
     Ok((media_type, changed, Some(Digest::of(&bytes))))
 }
 
-/// Returns the media type of a layer in a manifest of Docker's, or of OCI's, media types.
+/// Returns the media type of a layer in a manifest with Docker's or with OCI's media types.
 fn layer_type(media_type: &str, is_docker: bool) -> String {
     let suffix = LAYERS
         .iter()
@@ -347,7 +347,7 @@ fn layer_type(media_type: &str, is_docker: bool) -> String {
     }
 }
 
-/// A layer to be brought into a registry.
+/// A layer to push.
 struct Layer {
     push: Push,
     image: Arc<Image>,
@@ -361,10 +361,10 @@ impl Layer {
         self.push.progress.item(id, State::Preparing, size)
     }
 
-    /// Returns the layer's diff ID, and the blob that the registry has for it in the end.
+    /// Pushes the layer unless the registry has it. Returns its diff ID and its blob in the registry.
     async fn bring(self) -> Result<(Digest, Descriptor)> {
         let descriptor = self.find_or_send().await.map_err(|error| {
-            // The texts of registries are known to users as they are.
+            // A registry's own text is shown without a prefix, as in Docker.
             match error {
                 Failure::Registry(error) => plain(error),
                 Failure::Own(error) => error.prefixed(&format!("push layer {}", self.diff_id)),
@@ -434,7 +434,7 @@ impl Layer {
                 let (files, diff_id) = (files.clone(), self.diff_id.clone());
                 let (held, failure) = (self.held.clone(), failure.clone());
                 reads.spawn_blocking(move || {
-                    // The layer must stay as long as it is read.
+                    // Holds the lease for as long as the layer is read.
                     let _held = held;
                     let mut hashing = Hashing::new(io::sink());
                     let compressed = files.snapshots.compress(
@@ -451,7 +451,7 @@ impl Layer {
                             let (digest, length, _) = hashing.finish();
                             let _ = tell.send((digest, length));
                         }
-                        // Nobody wants the content any more.
+                        // The push was cancelled.
                         Err(_) if sender.is_closed() => {}
                         Err(error) => *failure.lock().ignore_poison() = Some(error),
                     }
@@ -477,7 +477,7 @@ impl Layer {
     }
 }
 
-/// Why a layer could not be brought.
+/// Why a layer could not be pushed.
 enum Failure {
     Registry(whelk_registry::Error),
     Own(Error),
@@ -489,7 +489,8 @@ impl From<whelk_registry::Error> for Failure {
     }
 }
 
-/// Returns an error of a registry as Docker shows it: what the registry says, or else what failed.
+/// Converts a registry's error to Docker's text: the first error that the registry reports, or else the
+/// failed operation.
 pub(super) fn plain(error: whelk_registry::Error) -> Error {
     let text = match error.kind() {
         Kind::Denied | Kind::NotFound | Kind::TooManyRequests => error.cause(),

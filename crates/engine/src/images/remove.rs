@@ -162,7 +162,7 @@ impl Images {
         }
         let in_it = |digest: &&Reference| digest.name() == repository;
         let is_named = |digest: &Reference| digest.digest == reference.digest;
-        // Without a tag in the repository, the digest that is named is all that is meant.
+        // Without a tag in the repository, only the named digest is selected.
         let only_named = in_repository == 0 && digests.iter().filter(in_it).any(is_named);
         let is_selected = |digest: &Reference| {
             tags.len() == in_repository && in_it(&digest) && (!only_named || is_named(digest))
@@ -319,7 +319,7 @@ impl Images {
             .flat_map(|image| image.config.rootfs.diff_ids.iter().cloned())
             .collect();
         free.retain(|layer, _| !kept.contains(layer));
-        // Nor does anybody want what unfinished pulls have left, if space is needed.
+        // A prune also removes the content of unfinished pulls.
         self.collect_older(Duration::ZERO);
         match failure {
             Some(error) => Err(error),

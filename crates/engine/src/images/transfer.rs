@@ -81,13 +81,13 @@ impl Images {
         })
     }
 
-    /// Records an image that was pulled. `digest` is what the registry knows it by.
+    /// Records a pulled image. `digest` is its name with the digest in the registry.
     pub(super) fn record_pulled(&self, loaded: &Loaded, digest: Reference) -> Result<()> {
         let tagged_at = loaded.names.first().map(|_| now());
         self.record(loaded, tagged_at, Some(digest)).map(drop)
     }
 
-    /// Records what a registry knows an image by.
+    /// Adds a name with a digest in a registry to an image.
     pub(super) fn add_repo_digest(&self, id: &Digest, digest: Reference) -> Result<()> {
         let mut index = self.write();
         let image = index.by_id.get(id);
@@ -117,8 +117,8 @@ impl Images {
         let mut index = self.write();
         let known = index.by_id.get(&loaded.id);
         let origin = match known {
-            // An archive without manifests does not take away the one that the image came with, and
-            // no archive the one whose digest a registry has.
+            // The known origin is kept if the archive has no manifest, or if a registry has the image
+            // by the digest of the known one.
             Some(known)
                 if digest.is_none()
                     && (loaded.origin.manifest.is_none() || !known.repo_digests.is_empty()) =>
@@ -149,7 +149,7 @@ impl Images {
         }
         for layer in &loaded.config.rootfs.diff_ids {
             if let Err(error) = self.files.snapshots.clear_pending(layer) {
-                // It is kept a little longer than the image then.
+                // Its content then stays for up to a day after the removal of the image.
                 tracing::warn!("image {}: {error}", loaded.id);
             }
         }
@@ -169,8 +169,8 @@ impl Images {
         Ok(renamed)
     }
 
-    /// Takes a digest in a registry from all images but one. As with Docker, that of an index names the
-    /// image that was pulled last, of those for several platforms.
+    /// Removes a digest in a registry from all images but one. As in Docker, an index's digest names
+    /// only the image that was pulled last, of those for several platforms.
     fn take_digest(&self, index: &mut Index, digest: &Reference, id: &Digest) -> Result<()> {
         let others = index
             .by_id
@@ -185,8 +185,8 @@ impl Images {
         Ok(())
     }
 
-    /// Runs `work`, which adds layers that it holds in the lease, and then images that use them.
-    /// Afterwards unused ones are collected.
+    /// Runs `work`, which adds layers under the lease, and then images that use them. Afterwards unused
+    /// layers are removed.
     fn with_lease<T>(&self, work: impl FnOnce(&Lease) -> Result<T>) -> Result<T> {
         let lease = self.files.leases.take();
         let outcome = work(&lease);
