@@ -114,6 +114,13 @@ impl<'e> Cli<'e> {
         self.run(&args)
     }
 
+    /// Runs `run --rm --network none IMAGE COMMAND…`.
+    #[track_caller]
+    pub fn once(self, image: &str, command: &[&str]) -> Output {
+        let run = ["run", "--rm", "--network", "none", image];
+        self.run(&[&run, command].concat())
+    }
+
     /// Runs `run -d --network none --name NAME FLAGS busybox COMMAND…`, which must succeed. Returns
     /// the container's ID.
     #[track_caller]

@@ -1,5 +1,6 @@
 //! Images: those built from Debian packages, and archives that a test builds itself.
 
+use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -7,6 +8,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use serde_json::{Value, json};
 
+use crate::Engine;
 use crate::tar::{self, Tar};
 
 /// Returns the archive of the image `busybox`.
@@ -145,10 +147,27 @@ impl Archive {
     }
 }
 
-/// Returns a small image whose file `/etc/which` says which one it is.
+/// The command that prints the tag of an image that [`marked`] has built.
+pub const WHICH: [&str; 2] = ["cat", "/etc/which"];
+
+/// Returns a small image whose file `/etc/which` contains its tag.
 pub fn marked(tag: &str) -> Archive {
     let mark = Tar::new().file("etc/which", tag).finish();
     Archive::new(tag, vec![small_root().finish(), mark])
+}
+
+/// Returns the paths of everything that an engine has stored of images, relative to its root.
+pub fn stored(engine: &Engine) -> Vec<String> {
+    let entries = |directory: &str| {
+        let listing = std::fs::read_dir(engine.root().join(directory));
+        let names = listing.into_iter().flatten().flatten();
+        let path = |name: OsString| format!("{directory}/{}", name.display());
+        let paths = names.map(|entry| path(entry.file_name()));
+        paths.collect::<Vec<_>>()
+    };
+    let mut found = ["layers", "blobs/sha256", "tmp"].map(entries).concat();
+    found.sort();
+    found
 }
 
 /// Packs parts into a tar archive.

@@ -1,4 +1,4 @@
-//! A registry on loopback. It can break connections, ask for a password, and lie.
+//! A registry on loopback that can be told to require credentials and to fail in various ways.
 
 mod uploads;
 
@@ -15,7 +15,7 @@ use crate::images::{Archive, gzip, sha256};
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
-/// The access token, and the identity token, that an authorization service issues.
+/// The access token and the identity token that the authorization service issues.
 const TOKEN: &str = "access";
 pub const IDENTITY: &str = "identity";
 
@@ -32,37 +32,37 @@ struct State {
     blobs: BTreeMap<String, Vec<u8>>,
     /// Media type and content by `REPOSITORY/TAG` and `REPOSITORY/DIGEST`.
     manifests: BTreeMap<String, (String, Vec<u8>)>,
-    /// Repositories, each with the digest of a blob that it has.
+    /// Pairs of a repository and the digest of a blob in it.
     linked: BTreeSet<(String, String)>,
-    /// What has arrived of each upload, and how often its location has changed.
+    /// Received bytes of each upload, and how often its location has changed.
     uploads: BTreeMap<usize, (Vec<u8>, usize)>,
     /// First lines of all requests, and the header `Range`.
     requests: Vec<String>,
     behaviour: Behaviour,
 }
 
-/// What a registry does besides answering.
+/// Requirements and faults of a registry.
 #[derive(Clone, Debug, Default)]
 pub struct Behaviour {
-    /// The header `Authorization` that it wants, or that its authorization service wants.
+    /// The header `Authorization` that the registry, or its authorization service, requires.
     pub authorization: Option<String>,
-    /// The registry wants a token of its authorization service, which issues [`IDENTITY`] to whoever
-    /// asks for it.
+    /// The registry requires a token from its authorization service, which issues [`IDENTITY`] on
+    /// request.
     pub tokens: bool,
-    /// Bytes of a blob after which it closes the connection, the first time for each blob that is
-    /// longer.
+    /// Number of bytes of a longer blob after which it closes the connection. Requests with a range are
+    /// not cut.
     pub cut_after: Option<usize>,
     /// Time between pieces of 16 KiB of a blob.
     pub pause: Option<Duration>,
-    /// A part of paths whose content has no end.
+    /// Paths that contain this are sent without end.
     pub endless: Option<&'static str>,
-    /// A part of paths from which it redirects to themselves.
+    /// Paths that contain this are redirected to themselves.
     pub redirects: Option<&'static str>,
-    /// It does not answer `HEAD`.
+    /// It responds to `HEAD` with status 405.
     pub refuses_head: bool,
-    /// Status, and code and message of an error, as answer to requests for manifests.
+    /// Status, error code and message of the response to requests for manifests.
     pub refusal: Option<(&'static str, &'static str, &'static str)>,
-    /// Bytes of an upload after which it closes the connection, each time.
+    /// Number of bytes of each upload after which it closes the connection.
     pub cut_uploads_after: Option<usize>,
     /// It refuses uploads.
     pub is_read_only: bool,
@@ -104,12 +104,12 @@ impl Registry {
         self.state.lock().expect("no test thread has panicked")
     }
 
-    /// Changes what the registry does.
+    /// Sets the registry's requirements and faults.
     pub fn behave(&self, behaviour: Behaviour) {
         self.state().behaviour = behaviour;
     }
 
-    /// Returns the requests so far whose first line has `part`.
+    /// Returns the requests so far whose first line contains `part`.
     #[must_use]
     pub fn requests(&self, part: &str) -> Vec<String> {
         let state = self.state();
@@ -117,7 +117,7 @@ impl Registry {
         found.cloned().collect()
     }
 
-    /// Forgets the requests so far.
+    /// Clears the list of requests.
     pub fn forget_requests(&self) {
         self.state().requests.clear();
     }
@@ -129,14 +129,14 @@ impl Registry {
         digest
     }
 
-    /// Replaces the content of a blob, which keeps its digest.
+    /// Replaces the content of a blob without changing its digest.
     pub fn corrupt(&self, digest: &str, content: &[u8]) {
         self.state()
             .blobs
             .insert(digest.to_owned(), content.to_vec());
     }
 
-    /// Adds a manifest under its digest, and under a tag if that is not empty. Returns its digest.
+    /// Adds a manifest under its digest, and under `tag` unless that is empty. Returns its digest.
     pub fn manifest(
         &self,
         repository: &str,
@@ -159,7 +159,7 @@ impl Registry {
         digest
     }
 
-    /// Adds an image of gzip layers under `REPOSITORY:TAG`.
+    /// Adds an image with gzip-compressed layers to a repository, with the tag of its first name.
     pub fn push(&self, repository: &str, image: &Archive) -> Pushed {
         let manifest = self.image(image);
         let name = image.tags.first().map_or("", String::as_str);
@@ -167,7 +167,7 @@ impl Registry {
         self.pushed(repository, tag, &manifest)
     }
 
-    /// Adds an index of images for these architectures.
+    /// Adds an index of images, each with an architecture.
     pub fn push_index(&self, repository: &str, tag: &str, images: &[(&str, &Archive)]) -> String {
         let entries: Vec<Value> = images
             .iter()
@@ -207,7 +207,7 @@ impl Registry {
         })
     }
 
-    /// Adds the manifest of an image, which may have been changed.
+    /// Adds a manifest that [`Registry::image`] returned, possibly modified.
     pub fn pushed(&self, repository: &str, tag: &str, manifest: &Value) -> Pushed {
         let layers = manifest["layers"].as_array().into_iter().flatten();
         for blob in layers.clone().chain([&manifest["config"]]) {
@@ -223,8 +223,7 @@ impl Registry {
         }
     }
 
-    /// Returns what the registry asks of a client that has shown this authorization; `None` if that is
-    /// enough.
+    /// Returns the challenge for a client that has sent this authorization; `None` if it is sufficient.
     fn challenge(&self, behaviour: &Behaviour, shown: Option<String>) -> Option<String> {
         let (wanted, challenge) = if behaviour.tokens {
             let realm = format!(
@@ -239,12 +238,12 @@ impl Registry {
         (wanted.is_some() && shown != wanted).then_some(challenge)
     }
 
-    /// Answers one request. Errors are the client's business.
+    /// Answers one request. Returns `None` if the connection breaks.
     fn serve(&self, mut stream: TcpStream) -> Option<()> {
         let mut head = Vec::new();
         let mut byte = [0];
         while !head.ends_with(b"\r\n\r\n") {
-            // A TLS record: this registry speaks HTTP.
+            // 22 is the first byte of a TLS handshake, which this registry does not support.
             if stream.read(&mut byte).ok()? == 0 || (head.is_empty() && byte[0] == 22) {
                 stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").ok()?;
                 return None;
@@ -345,7 +344,7 @@ impl Registry {
     }
 }
 
-/// Answers a request for a blob, or for what of it is missing.
+/// Answers a request for a blob or for the range from a byte to its end.
 fn send_blob(
     stream: &mut TcpStream,
     content: &[u8],
@@ -384,7 +383,7 @@ fn send_blob(
     Some(())
 }
 
-/// Answers as an authorization service.
+/// Answers a request for a token.
 fn issue(stream: &mut TcpStream, query: &str, is_known: bool) -> Option<()> {
     let (status, body) = if is_known {
         let mut body = json!({"token": TOKEN, "expires_in": 300});

@@ -13,27 +13,9 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
-use whelk_tests::images::{self, Archive, gzip, pack};
+use whelk_tests::images::{self, Archive, gzip, pack, stored};
 use whelk_tests::tar::Tar;
 use whelk_tests::{Connection, Engine, Program, eventually};
-
-/// Returns the files below the engine's root.
-fn stored(engine: &Engine) -> Vec<String> {
-    let mut found = Vec::new();
-    for directory in ["layers", "blobs/sha256", "tmp"] {
-        let Ok(listing) = fs::read_dir(engine.root().join(directory)) else {
-            continue;
-        };
-        found.extend(listing.map(|entry| {
-            format!(
-                "{directory}/{}",
-                entry.unwrap().file_name().to_string_lossy()
-            )
-        }));
-    }
-    found.sort();
-    found
-}
 
 /// The parts of an image archive that errors name first.
 const PARTS: [&str; 4] = [

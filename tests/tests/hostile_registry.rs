@@ -1,4 +1,4 @@
-//! Registries that send what they should not, or not enough, and engines that are killed meanwhile.
+//! Pulls from registries that send endless or invalid content, and with engines that are killed.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -12,20 +12,7 @@ use whelk_tests::images::{self, Archive, marked};
 use whelk_tests::registry::{Behaviour, Registry};
 use whelk_tests::{Engine, Program, eventually};
 
-/// Bytes that do not compress.
-fn noise(length: usize) -> Vec<u8> {
-    let mut state = 0x2545_f491_4f6c_dd1d_u64;
-    std::iter::repeat_with(|| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()[0]
-    })
-    .take(length)
-    .collect()
-}
-
-/// Checks that nothing of an image is left that can be seen or used.
+/// Checks that neither an image nor, after a prune, any of its content is left.
 fn check_nothing(engine: &Engine) {
     assert_eq!(engine.whelk(&["images", "-aq"]).ok(), "");
     engine.whelk(&["image", "prune", "-f"]).ok();
@@ -37,7 +24,7 @@ fn check_nothing(engine: &Engine) {
     }
 }
 
-/// Peak of the engine's memory, in KiB.
+/// Returns the engine's peak memory in KiB.
 fn peak(engine: &Engine) -> u64 {
     let status = format!("/proc/{}/status", engine.daemon_pid());
     let status = std::fs::read_to_string(status).unwrap();
@@ -51,7 +38,7 @@ fn peak(engine: &Engine) -> u64 {
 }
 
 #[test]
-fn answers_that_have_no_end_are_cut_off() {
+fn endless_responses_and_redirects_are_errors() {
     let engine = Engine::without_images(&[]);
     let registry = Registry::start();
     let pushed = registry.push("app", &marked("app:1"));
@@ -95,7 +82,7 @@ fn answers_that_have_no_end_are_cut_off() {
 }
 
 #[test]
-fn documents_are_bounded() {
+fn oversized_manifests_and_wrong_sizes_are_errors() {
     let engine = Engine::without_images(&[]);
     let registry = Registry::start();
     let good = registry.image(&marked("app:1"));
@@ -136,10 +123,12 @@ fn documents_are_bounded() {
 }
 
 #[test]
-fn an_engine_that_is_killed_again_and_again_continues() {
+fn a_pull_is_resumed_after_each_of_many_kills() {
     let engine = Engine::without_images(&[]);
     let registry = Registry::start();
-    let layer = images::small_root().file("noise", noise(4 << 20)).finish();
+    let layer = images::small_root()
+        .file("noise", images::noise(4 << 20))
+        .finish();
     let pushed = registry.push("big", &Archive::new("big:1", vec![layer]));
     registry.behave(Behaviour {
         pause: Some(Duration::from_millis(20)),
@@ -165,14 +154,6 @@ fn an_engine_that_is_killed_again_and_again_continues() {
     registry.behave(Behaviour::default());
     engine.whelk(&["pull", &pushed.name]).ok();
     assert_eq!(registry.requests(&pushed.layers[0]), expected);
-    let run = [
-        "run",
-        "--rm",
-        "--network",
-        "none",
-        &pushed.name,
-        "echo",
-        "up",
-    ];
-    assert_eq!(engine.whelk(&run).ok(), "up");
+    let cli = engine.cli(Program::Whelk);
+    assert_eq!(cli.once(&pushed.name, &["echo", "up"]).ok(), "up");
 }

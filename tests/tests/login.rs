@@ -1,4 +1,4 @@
-//! `login` and `logout`: what registries are asked, and what is kept of the answers.
+//! `login` and `logout`: verification with the registry, and storage of the credentials.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -15,7 +15,7 @@ use whelk_tests::{Cli, Engine, Output};
 /// `alice:sesame`
 const ALICE: &str = "YWxpY2U6c2VzYW1l";
 
-/// A registry that knows one user.
+/// A registry with one user.
 fn registry(tokens: bool) -> Registry {
     let registry = Registry::start();
     registry.behave(Behaviour {
@@ -52,7 +52,7 @@ fn log_in(cli: Cli<'_>, flag: &str, registry: &Registry, password: &str) -> Outp
 }
 
 #[test]
-fn a_login_is_verified_and_kept() {
+fn a_login_is_verified_and_stored() {
     let engine = Engine::without_images(&[]);
     let registry = registry(false);
     engine.both(|cli| {
@@ -67,7 +67,7 @@ fn a_login_is_verified_and_kept() {
         assert!(output.err().contains(&warning), "{}", output.err());
         let expected = json!({"detachKeys": "ctrl-x", "auths": {"other": {"auth": "YTpi"}, host: {"auth": ALICE}}});
         assert_eq!(read(&directory), expected);
-        // What is kept is used, and verified again.
+        // Stored credentials are used by the next login, and verified again.
         let again = cli.run(&[&flag, "login", host]);
         assert_eq!(again.ok(), "Login Succeeded");
         assert!(again.err().contains("Authenticating with existing credentials... [Username: alice]"), "{}", again.err());
@@ -96,7 +96,7 @@ fn a_login_is_verified_and_kept() {
 }
 
 #[test]
-fn an_identity_token_is_kept_instead_of_the_password() {
+fn an_identity_token_is_stored_instead_of_the_password() {
     let engine = Engine::without_images(&[]);
     let registry = registry(true);
     engine.both(|cli| {
@@ -110,12 +110,12 @@ fn an_identity_token_is_kept_instead_of_the_password() {
         assert_eq!(entry["identitytoken"], IDENTITY);
         assert_eq!(entry["auth"], "YWxpY2U6", "the user without a password");
     });
-    // Each login asks the service.
+    // Each login requests a token.
     assert_eq!(registry.requests("GET /token?").len(), 4);
 }
 
 #[test]
-fn a_credential_helper_keeps_what_is_configured_for_it() {
+fn a_credential_helper_stores_the_credentials_of_its_registries() {
     let engine = Engine::without_images(&[]);
     let registry = registry(false);
     let bin = engine.scratch("bin");

@@ -1,4 +1,4 @@
-//! Pulls from registries: what arrives, how it is shown, and what happens if it does not arrive.
+//! Pulls from registries: results, output, interruptions, mirrors, credentials, invalid content.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use whelk_tests::images::{self, Archive, marked};
+use whelk_tests::images::{self, Archive, WHICH, marked};
 use whelk_tests::registry::{Behaviour, Pushed, Registry};
 use whelk_tests::tar::Tar;
 use whelk_tests::{Engine, Program, Running, eventually};
@@ -22,7 +22,7 @@ fn push_big(registry: &Registry, length: usize) -> Pushed {
     registry.push("big", &Archive::new("big:1", vec![layer]))
 }
 
-/// The time between pieces of a blob that makes a pull of 4 MiB last long enough to be interrupted.
+/// Slows down blobs so much that a pull of 4 MiB can be interrupted.
 fn slow() -> Behaviour {
     Behaviour {
         pause: Some(Duration::from_millis(50)),
@@ -50,21 +50,8 @@ fn log(engine: &Engine) -> String {
     std::fs::read_to_string(engine.root().with_file_name("daemon.log")).unwrap()
 }
 
-fn run(engine: &Engine, program: Program, image: &str) -> whelk_tests::Output {
-    let command = [
-        "run",
-        "--rm",
-        "--network",
-        "none",
-        image,
-        "cat",
-        "/etc/which",
-    ];
-    engine.cli(program).run(&command)
-}
-
 #[test]
-fn an_image_is_pulled_shown_and_run() {
+fn an_image_is_pulled_inspected_and_run() {
     let engine = Engine::without_images(&[]);
     let registry = Registry::start();
     let pushed = registry.push("team/app", &marked("app:1"));
@@ -93,11 +80,11 @@ fn an_image_is_pulled_shown_and_run() {
             again.contains(&status) && again.contains(": Already exists"),
             "{again}"
         );
-        assert_eq!(run(&engine, cli.program(), &pushed.name).ok(), "app:1");
+        assert_eq!(cli.once(&pushed.name, &WHICH).ok(), "app:1");
         let by_digest = format!("{}/team/app@{}", registry.host, pushed.digest);
         let digests = image(&engine, &pushed.name)["RepoDigests"].clone();
         assert_eq!(digests, json!([by_digest]));
-        // Everything came once: the second pull only asked what the tag names.
+        // Everything was fetched once: the second pull only requested the tag's digest.
         let tag = "HEAD /v2/team/app/manifests/1".to_owned();
         let manifest = format!("GET /v2/team/app/manifests/{}", pushed.digest);
         let requests = registry.requests("/manifests/");
@@ -124,7 +111,7 @@ fn a_missing_image_is_pulled_before_its_container_is_created() {
     engine.both(|cli| {
         let never = ["run", "--rm", "--pull", "never", &pushed.name, "true"];
         cli.run(&never).refuses(125, "No such image");
-        let output = run(&engine, cli.program(), &pushed.name);
+        let output = cli.once(&pushed.name, &WHICH);
         assert_eq!(output.ok(), "app:1");
         let errors = output.err();
         assert!(
@@ -143,7 +130,7 @@ fn a_missing_image_is_pulled_before_its_container_is_created() {
             "always",
             &pushed.name,
         ];
-        let output = cli.run(&[&always[..], &["cat", "/etc/which"]].concat());
+        let output = cli.run(&[&always[..], &WHICH].concat());
         assert_eq!((output.ok(), output.err()), ("app:1".into(), String::new()));
         cli.run(&["rmi", "-f", &pushed.name]).ok();
     });
@@ -157,7 +144,7 @@ fn the_manifest_for_the_platform_is_chosen() {
     let index = registry.push_index("app", "1", &[("arm64", &arm), ("amd64", &amd)]);
     let name = format!("{}/app:1", registry.host);
     engine.whelk(&["pull", &name]).ok();
-    assert_eq!(run(&engine, Program::Whelk, &name).ok(), "amd:1");
+    assert_eq!(engine.cli(Program::Whelk).once(&name, &WHICH).ok(), "amd:1");
     let digests = image(&engine, &name)["RepoDigests"].clone();
     assert_eq!(digests, json!([format!("{}/app@{index}", registry.host)]));
     engine.both(|cli| {
@@ -228,7 +215,7 @@ fn indexes_are_nested_up_to_a_depth() {
 }
 
 #[test]
-fn what_is_damaged_in_the_store_is_repaired() {
+fn a_pull_replaces_damaged_blobs() {
     let engine = Engine::without_images(&[]);
     let registry = Registry::start();
     let pushed = registry.push("app", &marked("app:1"));
@@ -249,7 +236,7 @@ fn what_is_damaged_in_the_store_is_repaired() {
 }
 
 #[test]
-fn refusals_are_told_in_the_words_of_docker() {
+fn refusals_of_registries_have_dockers_texts() {
     let engine = Engine::without_images(&[]);
     let registry = Registry::start();
     let pushed = registry.push("app", &marked("app:1"));
@@ -297,7 +284,7 @@ fn refusals_are_told_in_the_words_of_docker() {
 }
 
 #[test]
-fn a_registry_may_refuse_to_tell_a_digest() {
+fn registries_need_not_support_head_requests() {
     let engine = Engine::without_images(&[]);
     let registry = Registry::start();
     let pushed = registry.push("app", &marked("app:1"));
@@ -311,7 +298,7 @@ fn a_registry_may_refuse_to_tell_a_digest() {
 }
 
 #[test]
-fn a_layer_that_a_mirror_has_changed_comes_from_the_registry() {
+fn a_layer_with_a_wrong_digest_at_a_mirror_comes_from_the_registry() {
     let engine = Engine::without_images(&[]);
     let (registry, mirror) = (Registry::start(), Registry::start());
     let pushed = push_big(&registry, 1 << 20);
@@ -336,7 +323,7 @@ fn a_layer_that_a_mirror_has_changed_comes_from_the_registry() {
 }
 
 #[test]
-fn a_pull_is_an_event_of_the_name() {
+fn a_pull_emits_an_event() {
     let engine = Engine::without_images(&[]);
     let registry = Registry::start();
     let pushed = registry.push("app", &marked("app:1"));
@@ -350,7 +337,7 @@ fn a_pull_is_an_event_of_the_name() {
 }
 
 #[test]
-fn a_broken_connection_is_continued() {
+fn an_interrupted_download_is_resumed() {
     let engine = Engine::without_images(&[]);
     let registry = Registry::start();
     let pushed = push_big(&registry, 4 << 20);
@@ -365,7 +352,7 @@ fn a_broken_connection_is_continued() {
 }
 
 #[test]
-fn a_killed_engine_continues_what_it_has() {
+fn a_download_is_resumed_after_the_engine_was_killed() {
     let engine = Engine::without_images(&[]);
     let registry = Registry::start();
     let pushed = push_big(&registry, 4 << 20);
@@ -383,25 +370,13 @@ fn a_killed_engine_continues_what_it_has() {
         requests[1].ends_with(&format!("bytes={received}-")),
         "{requests:?}"
     );
-    assert_eq!(
-        engine
-            .whelk(&[
-                "run",
-                "--rm",
-                "--network",
-                "none",
-                &pushed.name,
-                "echo",
-                "up"
-            ])
-            .ok(),
-        "up"
-    );
+    let cli = engine.cli(Program::Whelk);
+    assert_eq!(cli.once(&pushed.name, &["echo", "up"]).ok(), "up");
     assert!(!partial.exists());
 }
 
 #[test]
-fn a_client_that_leaves_ends_the_pull_and_the_next_continues_it() {
+fn a_pull_ends_with_its_client_and_the_next_one_resumes_it() {
     let engine = Engine::without_images(&[]);
     let registry = Registry::start();
     let pushed = push_big(&registry, 4 << 20);
@@ -417,7 +392,7 @@ fn a_client_that_leaves_ends_the_pull_and_the_next_continues_it() {
 }
 
 #[test]
-fn layers_that_are_complete_are_not_downloaded_again() {
+fn complete_layers_of_an_interrupted_pull_are_kept() {
     let engine = Engine::without_images(&[]);
     let registry = Registry::start();
     let layers = || engine.root().join("layers").read_dir().unwrap().count();
@@ -440,14 +415,14 @@ fn layers_that_are_complete_are_not_downloaded_again() {
         registry.behave(Behaviour::default());
         engine.whelk(&["pull", &pushed.name]).ok();
         assert_eq!(registry.requests(&pushed.layers[0]).len(), 1);
-        // The image has it now, and it goes with the image.
+        // It belongs to the image now, and is removed with it.
         engine.whelk(&["rmi", &pushed.name]).ok();
         eventually("no layer", || (layers() == 0).then_some(()));
     }
 }
 
 #[test]
-fn what_came_in_before_the_disk_was_full_is_not_downloaded_again() {
+fn a_pull_that_filled_the_disk_is_resumed() {
     use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
     let engine = Engine::without_images(&[]);
     let registry = Registry::start();
@@ -481,7 +456,7 @@ fn what_came_in_before_the_disk_was_full_is_not_downloaded_again() {
 }
 
 #[test]
-fn two_pulls_share_a_download() {
+fn concurrent_pulls_share_a_download() {
     let engine = Engine::without_images(&[]);
     let registry = Registry::start();
     let pushed = push_big(&registry, 1 << 20);
@@ -499,7 +474,7 @@ fn two_pulls_share_a_download() {
 }
 
 #[test]
-fn credentials_come_from_the_configuration() {
+fn pull_uses_the_credentials_of_the_client_configuration() {
     let engine = Engine::without_images(&[]);
     let registry = Registry::start();
     let pushed = registry.push("app", &marked("app:1"));
@@ -524,7 +499,7 @@ fn credentials_come_from_the_configuration() {
 }
 
 #[test]
-fn what_is_wrong_is_refused_and_leaves_nothing() {
+fn invalid_images_are_refused_and_leave_nothing() {
     let engine = Engine::without_images(&[]);
     let registry = Registry::start();
     let name = |tag: &str| format!("{}/app:{tag}", registry.host);
@@ -574,7 +549,7 @@ fn what_is_wrong_is_refused_and_leaves_nothing() {
     for (name, text) in cases {
         engine.whelk(&["pull", &name]).refuses(1, &text);
     }
-    // Content that is not what its digest says.
+    // Content with a wrong digest.
     let other = registry.push(
         "app",
         &Archive::new("other:lie", vec![Tar::new().file("a", "1").finish()]),
@@ -595,7 +570,7 @@ fn what_is_wrong_is_refused_and_leaves_nothing() {
     );
     engine.both(|cli| cli.run(&["pull", &name("nosuch")]).refuses(1, &text));
     assert_eq!(engine.whelk(&["images", "-aq"]).ok(), "");
-    // What is good of them stays for a day, for the next pull, unless the space is needed.
+    // Their valid layers are kept for a day, for the next pull, unless they are pruned.
     engine.whelk(&["image", "prune", "-f"]).ok();
     for directory in ["layers", "blobs/sha256", "blobs/partial", "tmp"] {
         eventually(directory, || {
@@ -608,7 +583,7 @@ fn what_is_wrong_is_refused_and_leaves_nothing() {
 }
 
 #[test]
-fn a_registry_is_asked_about_an_image() {
+fn distribution_inspect_describes_an_image_of_a_registry() {
     let engine = Engine::without_images(&[]);
     let registry = Registry::start();
     let ask = |name: &str, status: u16| {

@@ -1,4 +1,4 @@
-//! Pushes to registries: what is sent, what need not be, and how it is shown.
+//! Pushes to registries: which blobs are sent, mounted or skipped, output, failures, credentials.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -8,9 +8,9 @@
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
-use whelk_tests::images::{self, Archive, marked, sha256};
+use whelk_tests::images::{self, Archive, WHICH, marked, sha256};
 use whelk_tests::registry::{Behaviour, Registry};
-use whelk_tests::{Engine, eventually};
+use whelk_tests::{Engine, Program, eventually};
 
 /// Writes an image archive, loads it, and gives it a name in the registry.
 fn load(engine: &Engine, registry: &Registry, image: &Archive, name: &str) -> String {
@@ -49,7 +49,7 @@ fn layers(manifest: &Value) -> Vec<String> {
 }
 
 #[test]
-fn an_image_is_pushed_shown_and_pulled_by_another() {
+fn an_image_is_pushed_and_pulled_by_another_engine() {
     let engine = Engine::without_images(&[]);
     let other = Engine::without_images(&[]);
     engine.both(|cli| {
@@ -76,24 +76,16 @@ fn an_image_is_pushed_shown_and_pulled_by_another() {
             digests.as_array().unwrap().contains(&json!(by_digest)),
             "{digests}"
         );
-        // The layers are what their descriptors say.
+        // The blobs match the digests in the manifest.
         for layer in layers(&manifest) {
             let content = registry.content(&layer).unwrap();
             assert_eq!(format!("sha256:{}", sha256(&content)), layer);
         }
         other.whelk(&["pull", "-q", &name]).ok();
-        let run = [
-            "run",
-            "--rm",
-            "--network",
-            "none",
-            &name,
-            "cat",
-            "/etc/which",
-        ];
-        assert_eq!(other.whelk(&run).ok(), "app:1");
+        let run = other.cli(Program::Whelk).once(&name, &WHICH);
+        assert_eq!(run.ok(), "app:1");
         other.whelk(&["rmi", "-f", &name]).ok();
-        // Nothing is sent twice.
+        // A second push uploads nothing.
         registry.forget_requests();
         let again = cli.run(&["push", &name]).ok();
         assert!(
@@ -102,7 +94,7 @@ fn an_image_is_pushed_shown_and_pulled_by_another() {
         );
         assert_eq!(registry.requests("POST"), [""; 0]);
         assert_eq!(cli.run(&["push", "-q", &name]).ok(), name);
-        // Another repository of the registry takes them over.
+        // A push to another repository of the registry mounts the layers.
         let second = format!("{}/second:1", registry.host);
         cli.run(&["tag", &name, &second]).ok();
         let out = cli.run(&["push", &second]).ok();
@@ -115,7 +107,7 @@ fn an_image_is_pushed_shown_and_pulled_by_another() {
 }
 
 #[test]
-fn what_was_pulled_is_pushed_as_it_was() {
+fn a_pulled_image_is_pushed_unchanged_where_its_blobs_can_be_mounted() {
     let engine = Engine::without_images(&[]);
     let registry = Registry::start();
     let pulled = registry.push("one", &marked("app:1"));
@@ -129,7 +121,7 @@ fn what_was_pulled_is_pushed_as_it_was() {
     assert_eq!(digest, pulled.digest);
     assert_eq!(registry.requests("PATCH"), [""; 0]);
 
-    // Another registry has no blob of it.
+    // Another registry has none of the blobs.
     let other = Registry::start();
     let elsewhere = format!("{}/three:1", other.host);
     engine.whelk(&["tag", &pulled.name, &elsewhere]).ok();
@@ -151,7 +143,7 @@ fn what_was_pulled_is_pushed_as_it_was() {
         types,
         [&json!("application/vnd.oci.image.layer.v1.tar+gzip"); 2]
     );
-    // What they were compressed to is known from now on.
+    // The digests of the compressed layers are recorded for the next push.
     other.forget_requests();
     let out = engine.whelk(&["push", &elsewhere]).ok();
     assert!(
@@ -202,7 +194,7 @@ fn all_tags_are_pushed_and_layers_once() {
 }
 
 #[test]
-fn a_cut_upload_is_begun_anew() {
+fn an_interrupted_upload_is_retried() {
     let engine = Engine::without_images(&[]);
     let registry = Registry::start();
     let name = load(&engine, &registry, &big(4 << 20), "big:1");
@@ -211,7 +203,7 @@ fn a_cut_upload_is_begun_anew() {
         ..Behaviour::default()
     };
     registry.behave(cut);
-    let cli = engine.cli(whelk_tests::Program::Whelk);
+    let cli = engine.cli(Program::Whelk);
     let mut push = cli.spawn(&["push", &name]);
     eventually("the first attempt", || {
         (registry.requests("PATCH").len() == 1).then_some(())
@@ -226,7 +218,7 @@ fn a_cut_upload_is_begun_anew() {
 }
 
 #[test]
-fn refusals_are_told() {
+fn a_refused_push_and_a_changed_layer_are_errors() {
     let engine = Engine::without_images(&[]);
     let registry = Registry::start();
     let name = load(&engine, &registry, &marked("app:1"), "app:1");
@@ -238,7 +230,7 @@ fn refusals_are_told() {
         cli.run(&["push", &name]).refuses(1, "denied: no pushes");
         assert_eq!(registry.manifest_of("app", "1"), None);
     });
-    // A layer that was changed on disk is not sent to the end.
+    // The upload of a layer that was changed on disk is not completed.
     registry.behave(Behaviour::default());
     let ids = image(&engine, &name)["RootFS"]["Layers"].clone();
     let layer: PathBuf = engine
@@ -292,7 +284,7 @@ fn a_push_needs_the_users_credentials() {
         ];
         cli.feed(&login, b"sesame").ok();
         registry.forget_requests();
-        // With the password: this registry takes no identity token.
+        // Uses the password, because this registry's service does not accept the identity token.
         let auths = json!({"auths": {(registry.host.as_str()): {"auth": "YWxpY2U6c2VzYW1l"}}});
         std::fs::write(config.join("config.json"), auths.to_string()).unwrap();
         cli.run(&[&flag, "push", &name]).ok();

@@ -1,5 +1,4 @@
-//! `whelk registry serve`: images are pulled from it, also with passwords and TLS; it survives
-//! kill -9.
+//! `whelk registry serve`: pulls from it, with and without password and TLS, and after kill -9.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -14,12 +13,12 @@ use std::process::{Child, Command, Stdio};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use whelk_tests::certificates::Authority;
-use whelk_tests::images::{Archive, gzip, marked, sha256};
+use whelk_tests::images::{Archive, WHICH, gzip, marked, sha256};
 use whelk_tests::{Engine, Program, eventually, free_port};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
-/// A registry, ended and removed on drop.
+/// A registry process. It is stopped, and its directory removed, on drop.
 struct Served {
     directory: PathBuf,
     host: String,
@@ -32,7 +31,7 @@ impl Served {
         Self::with_flags(name, |_| Vec::new())
     }
 
-    /// Starts a registry with flags for files that are made in its directory.
+    /// Starts a registry with additional flags; `flags` gets its directory, to create files there.
     fn with_flags(name: &str, flags: impl FnOnce(&PathBuf) -> Vec<String>) -> Self {
         let directory = std::env::temp_dir().join(format!(
             "whelk-registry-serve-{}-{name}",
@@ -134,19 +133,6 @@ fn spawn(directory: &std::path::Path, host: &str, flags: &[String]) -> Child {
     process
 }
 
-fn run(engine: &Engine, program: Program, image: &str) -> String {
-    let command = [
-        "run",
-        "--rm",
-        "--network",
-        "none",
-        image,
-        "cat",
-        "/etc/which",
-    ];
-    engine.cli(program).run(&command).ok()
-}
-
 #[test]
 fn images_are_pulled_by_both_clients() {
     let engine = Engine::without_images(&[]);
@@ -155,12 +141,12 @@ fn images_are_pulled_by_both_clients() {
     engine.both(|cli| {
         let out = cli.run(&["pull", &name]).ok();
         assert!(out.contains(&format!("Digest: {digest}")), "{out}");
-        assert_eq!(run(&engine, cli.program(), &name), "app:1");
+        assert_eq!(cli.once(&name, &WHICH).ok(), "app:1");
         let by_digest = format!("{}/team/app@{digest}", served.host);
         assert_eq!(cli.run(&["pull", "-q", &by_digest]).ok(), by_digest);
         cli.run(&["rmi", "-f", &name, &by_digest]).ok();
     });
-    // What was acknowledged is there after a crash, and after a stop.
+    // The image survives a crash and a stop of the registry.
     for signal in [Signal::KILL, Signal::TERM] {
         served.restart(signal);
         engine.whelk(&["pull", &name]).ok();
@@ -174,7 +160,7 @@ fn images_are_pulled_by_both_clients() {
 }
 
 #[test]
-fn an_upload_is_continued_after_kill_9() {
+fn an_upload_is_resumed_after_kill_9() {
     let mut served = Served::start("kill");
     let content: Vec<u8> = (0..5_000_000u32)
         .map(|number| (number % 251) as u8)
@@ -211,7 +197,7 @@ fn an_upload_is_continued_after_kill_9() {
 }
 
 #[test]
-fn passwords_and_tls() {
+fn images_are_pulled_with_a_password_over_tls() {
     let engine = Engine::without_images(&[]);
     let mut plain = Served::start("password");
     let (name, _) = plain.push("app", "1", &marked("app:1"));
@@ -241,7 +227,7 @@ fn passwords_and_tls() {
             .refuses(1, "no basic auth credentials");
         log_in("sesame").ok();
         cli.run(&["pull", &name]).ok();
-        assert_eq!(run(&engine, cli.program(), &name), "app:1");
+        assert_eq!(cli.once(&name, &WHICH).ok(), "app:1");
         cli.run(&["rmi", "-f", &name]).ok();
         cli.run(&["logout", &served.host]).ok();
     });

@@ -1,4 +1,4 @@
-//! What clients send to the registry.
+//! Pushes: uploads of blobs and manifests.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -123,7 +123,7 @@ impl Registry {
         }
     }
 
-    /// Tells where an upload continues: by a path, or by a URL.
+    /// Responds with the location of an upload: a path or a URL, alternating, as both are allowed.
     fn accept(&self, stream: &mut TcpStream, repository: &str, id: usize) -> Option<()> {
         let base = if id.is_multiple_of(2) {
             String::new()

@@ -3,29 +3,11 @@
 use std::fs;
 
 use serde_json::{Value, json};
-use whelk_tests::images::{self, gzip, marked, pack, sha256, zstd};
+use whelk_tests::images::{self, gzip, marked, pack, sha256, stored, zstd};
 use whelk_tests::tar::Tar;
 use whelk_tests::{Engine, Program};
 
-use super::{parts_of, runs};
-
-/// The names of what lies below the engine's root: what a refused archive must not add to.
-fn stored(engine: &Engine) -> Vec<String> {
-    let mut found = Vec::new();
-    for directory in ["layers", "blobs/sha256", "tmp"] {
-        let Ok(listing) = fs::read_dir(engine.root().join(directory)) else {
-            continue;
-        };
-        found.extend(listing.map(|entry| {
-            format!(
-                "{directory}/{}",
-                entry.unwrap().file_name().to_string_lossy()
-            )
-        }));
-    }
-    found.sort();
-    found
-}
+use super::{mark, parts_of};
 
 #[test]
 fn load_reports_the_progress_of_layers_unless_quiet() {
@@ -245,7 +227,7 @@ fn every_form_of_archive_can_be_loaded() {
             answer.status,
             answer.text()
         );
-        assert_eq!(runs(&engine, "form"), "form", "{what}");
+        assert_eq!(mark(&engine, "form"), "form", "{what}");
         assert_eq!(
             engine.get("/images/form/json")["Id"],
             id,

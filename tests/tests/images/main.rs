@@ -1,4 +1,4 @@
-//! Images: into the engine, out of it, and what they are called there.
+//! Images: load, save, import, export, tags, and how layers are unpacked.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -15,8 +15,7 @@ mod load;
 mod save;
 mod tags;
 
-use whelk_tests::Engine;
-use whelk_tests::tar;
+use whelk_tests::{Engine, Program, images, tar};
 
 /// The parts of a saved archive by name.
 fn parts_of(archive: &[u8]) -> Vec<(String, Vec<u8>)> {
@@ -27,16 +26,7 @@ fn parts_of(archive: &[u8]) -> Vec<(String, Vec<u8>)> {
         .collect()
 }
 
-fn runs(engine: &Engine, image: &str) -> String {
-    engine
-        .whelk(&[
-            "run",
-            "--rm",
-            "--network",
-            "none",
-            image,
-            "cat",
-            "/etc/which",
-        ])
-        .ok()
+/// Returns the tag that an image built by [`images::marked`] contains.
+fn mark(engine: &Engine, image: &str) -> String {
+    engine.cli(Program::Whelk).once(image, &images::WHICH).ok()
 }

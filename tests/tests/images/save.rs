@@ -7,7 +7,7 @@ use whelk_tests::images::{self, marked, sha256};
 use whelk_tests::tar::{self, Tar};
 use whelk_tests::{Engine, Program, escape};
 
-use super::{parts_of, runs};
+use super::{mark, parts_of};
 
 #[test]
 fn save_reproduces_loaded_images_bit_for_bit() {
@@ -79,8 +79,8 @@ fn several_images_can_be_saved_in_one_archive() {
     }
     assert_eq!(
         (
-            runs(&engine, "one:1").as_str(),
-            runs(&engine, "two:2").as_str()
+            mark(&engine, "one:1").as_str(),
+            mark(&engine, "two:2").as_str()
         ),
         ("one:1", "two:2")
     );
