@@ -12,7 +12,8 @@ use whelk_image::Digest;
 
 use crate::attempts::{Attempts, Wait};
 use crate::error::{Error, Result};
-use crate::exchange::{Query, Repository, innermost};
+use crate::exchange::{Query, Repository};
+use crate::transport::innermost;
 
 /// A connection is closed if fewer than [`LEAST`] bytes arrive while this time is spent waiting:
 /// another may be faster.

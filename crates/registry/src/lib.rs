@@ -20,16 +20,21 @@ mod error;
 mod exchange;
 mod login;
 mod manifest;
+mod response;
 mod settings;
+mod target;
+mod token;
+mod transport;
 mod upload;
 
 pub use attempts::Wait;
 pub use auth::{AuthConfig, Credentials};
 pub use blob::Blob;
 pub use error::{Error, Kind, Reported, Result};
-pub use exchange::{Client, Repository};
+pub use exchange::Repository;
 pub use manifest::{Document, Version};
 pub use settings::{Insecure, Proxies, Settings};
+pub use transport::Client;
 pub use upload::Source;
 
 /// Decoders of untrusted input, for fuzz targets.

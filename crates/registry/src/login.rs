@@ -7,7 +7,8 @@ use hyper::Method;
 use crate::auth::{Access, Credentials};
 use crate::endpoints::registry;
 use crate::error::{Error, Kind, Result};
-use crate::exchange::{Client, Query, Repository};
+use crate::exchange::{Query, Repository};
+use crate::transport::Client;
 
 /// The names of Docker Hub in references, and in configurations of clients.
 const HUB: &str = "docker.io";

@@ -12,7 +12,8 @@ use whelk_image::descriptor::{DOCKER_MANIFEST, DOCKER_MANIFEST_LIST, INDEX, MANI
 use crate::attempts::Attempts;
 use crate::endpoints::Endpoint;
 use crate::error::{Error, Result};
-use crate::exchange::{Query, Repository, read};
+use crate::exchange::{Query, Repository};
+use crate::response::read;
 
 /// Maximum size of a manifest or index in bytes. Registries have the same limit.
 const MAX_DOCUMENT: usize = 4 << 20;

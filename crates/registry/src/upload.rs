@@ -22,8 +22,11 @@ use crate::attempts::Attempts;
 use crate::auth::{Access, Credentials, bearer};
 use crate::endpoints::registry;
 use crate::error::{Error, Kind, Result};
-use crate::exchange::{Client, Query, Repository, Target, accept, challenges, encoded, read};
+use crate::exchange::{Query, Repository};
 use crate::manifest::Version;
+use crate::response::{accept, challenges, read};
+use crate::target::{Target, encoded};
+use crate::transport::Client;
 
 /// Maximum size in bytes of a blob that is sent in one request.
 const SMALL: usize = 1 << 20;

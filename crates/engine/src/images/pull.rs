@@ -4,29 +4,27 @@
 //! same time. If the pull fails or is cancelled, the received bytes and the complete layers stay in the
 //! store for a day, and the next pull resumes with them, even after the engine was killed.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, Read};
-use std::sync::{Arc, Mutex};
+mod downloads;
+mod layer;
 
-use bytes::Bytes;
-use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, mpsc};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use tokio::task::JoinSet;
 use whelk_image::archive::{Loaded, Origin};
 use whelk_image::content::MAX_CONFIG_SIZE;
 use whelk_image::descriptor::{self, Descriptor, Index, Manifest};
 use whelk_image::progress::State;
-use whelk_image::{Digest, ImageConfig, Lease, Platform, Progress, Reference, Store};
-use whelk_registry::{Client, Credentials, Document, Kind, Repository, Version, Wait};
-use whelk_sys::sync::IgnorePoison as _;
+use whelk_image::{Digest, ImageConfig, Lease, Platform, Progress, Reference};
+use whelk_registry::{Credentials, Document, Kind, Repository, Version};
 
+pub(super) use self::downloads::{Downloads, Held};
+use self::layer::Layer;
 use super::{Image, Images};
 use crate::error::{Error, Result};
-use crate::instance::RegistrySettings;
 
 /// Maximum depth of indexes that list indexes.
 const MAX_DEPTH: usize = 3;
-/// Maximum number of received pieces of a layer that wait to be unpacked. Each has at most about 100 KB.
-const QUEUE: usize = 16;
 
 /// Media types of image configurations. As in Docker, they include wrong ones that some registries and
 /// builders use.
@@ -48,66 +46,6 @@ pub(super) const LAYERS: [&str; 4] = [
     "application/vnd.docker.image.rootfs.foreign.diff.tar",
 ];
 
-/// The running downloads of layers, at most one for each layer.
-#[derive(Debug)]
-pub(super) struct Downloads {
-    pub(super) client: Arc<Client>,
-    permits: Arc<Semaphore>,
-    /// A lock for each layer that is being downloaded, by diff ID. Other pulls of the layer wait for it.
-    coming: Mutex<BTreeMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
-}
-
-impl Downloads {
-    pub(super) fn new(settings: RegistrySettings) -> Result<Self> {
-        Ok(Self {
-            client: Client::new(settings.client)
-                .map_err(|error| Error::invalid(error.to_string()))?,
-            permits: Arc::new(Semaphore::new(settings.downloads.max(1))),
-            coming: Mutex::default(),
-        })
-    }
-
-    /// Waits until no other pull downloads the layer, and for one of the limited number of parallel
-    /// downloads. `waiting` is called before each wait.
-    async fn claim(&self, diff_id: &Digest, waiting: impl Fn()) -> Result<Claim> {
-        let turn = self.turn(diff_id);
-        let turn = match turn.clone().try_lock_owned() {
-            Ok(turn) => turn,
-            Err(_) => {
-                waiting();
-                turn.lock_owned().await
-            }
-        };
-        let permit = match self.permits.clone().try_acquire_owned() {
-            Ok(permit) => permit,
-            Err(_) => {
-                waiting();
-                let permit = self.permits.clone().acquire_owned().await;
-                permit.map_err(|error| Error::internal(error.to_string()))?
-            }
-        };
-        Ok(Claim {
-            _turn: turn,
-            _permit: permit,
-        })
-    }
-
-    fn turn(&self, diff_id: &Digest) -> Arc<tokio::sync::Mutex<()>> {
-        let mut coming = self.coming.lock().ignore_poison();
-        // Locks without another holder belong to finished downloads.
-        coming.retain(|_, turn| Arc::strong_count(turn) > 1);
-        coming.entry(diff_id.clone()).or_default().clone()
-    }
-}
-
-/// The right to download a layer. The thread that unpacks the layer shares it, because it ends later
-/// than a cancelled pull.
-#[derive(Debug)]
-struct Claim {
-    _turn: OwnedMutexGuard<()>,
-    _permit: OwnedSemaphorePermit,
-}
-
 /// The result of a pull.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pulled {
@@ -125,40 +63,6 @@ pub struct PullRequest {
     pub reference: Reference,
     pub platform: Option<Platform>,
     pub credentials: Credentials,
-}
-
-/// The lease of a pull or push, shared by its threads. When the last one has ended, unused content is
-/// removed, apart from layers that another pull may resume with.
-#[derive(Debug)]
-pub(super) struct Held {
-    /// `None` only during `drop`.
-    lease: Option<Lease>,
-    images: Arc<Images>,
-}
-
-impl Held {
-    pub(super) fn take(images: &Arc<Images>) -> Self {
-        Self {
-            lease: Some(images.files.leases.take()),
-            images: images.clone(),
-        }
-    }
-
-    pub(super) fn lease(&self) -> Result<&Lease> {
-        let lease = self.lease.as_ref();
-        lease.ok_or_else(|| Error::internal("the transfer has ended"))
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        drop(self.lease.take());
-        let images = self.images.clone();
-        // Without a runtime the engine is ending. Its next start removes unused content.
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn_blocking(move || images.collect_garbage());
-        }
-    }
 }
 
 /// An image in a registry, for one platform.
@@ -515,220 +419,6 @@ fn check(
             "image with reference {name} was found but its platform ({own}) does not match the specified platform ({wanted})"
         )
     }))
-}
-
-/// A layer to download.
-#[derive(Clone)]
-struct Layer {
-    images: Arc<Images>,
-    repository: Repository,
-    diff_id: Digest,
-    descriptor: Descriptor,
-    held: Arc<Held>,
-    progress: Progress,
-}
-
-impl Layer {
-    fn item(&self) -> whelk_image::progress::Item {
-        const SHOWN: usize = 12;
-        let id = &self.descriptor.digest.hex()[..SHOWN];
-        self.progress.item(id, State::Pulling, self.descriptor.size)
-    }
-
-    async fn bring(self) -> Result<()> {
-        let downloads = &self.images.downloads;
-        let waiting = || self.item().enter(State::Waiting);
-        let claim = Arc::new(downloads.claim(&self.diff_id, waiting).await?);
-        // Another pull may have downloaded it meanwhile.
-        if !self
-            .files()
-            .snapshots
-            .claim(self.held.lease()?, &self.diff_id)
-        {
-            self.transfers(&claim)
-                .await
-                .map_err(|error| error.prefixed(&format!("layer {}", self.descriptor.digest)))?;
-        }
-        self.item().enter(State::PullComplete);
-        Ok(())
-    }
-
-    fn files(&self) -> &Store {
-        &self.images.files
-    }
-
-    /// Downloads and unpacks the layer. If its content is wrong because of a mirror or of a damaged
-    /// partial blob, this is repeated without them.
-    async fn transfers(&self, claim: &Arc<Claim>) -> Result<()> {
-        let mut repository = self.repository.clone();
-        loop {
-            let (error, resumed) = match self.transfer(&repository, claim).await {
-                Ok(()) => return Ok(()),
-                Err(Failure::Transfer(error)) => return Err(error),
-                Err(Failure::Content { error, resumed }) => (error, resumed),
-            };
-            match repository.without_mirrors() {
-                // A mirror may have sent the wrong content.
-                Some(registry) => repository = registry,
-                // The partial blob of an earlier attempt may be damaged. It was removed.
-                None if resumed => {}
-                None => return Err(error),
-            }
-            tracing::warn!(
-                "layer {}: {error}; it is fetched again",
-                self.descriptor.digest
-            );
-        }
-    }
-
-    /// Downloads and unpacks the layer.
-    async fn transfer(
-        &self,
-        repository: &Repository,
-        claim: &Arc<Claim>,
-    ) -> std::result::Result<(), Failure> {
-        let Descriptor { digest, size, .. } = &self.descriptor;
-        let (sender, pieces) = mpsc::channel(QUEUE);
-        let (layer, claim) = (self.clone(), claim.clone());
-        // The blocking thread reads the partial blob, and sends its length as the offset.
-        let (tell, offset) = tokio::sync::oneshot::channel();
-        let unpack = tokio::task::spawn_blocking(move || {
-            let unpacked = layer.unpack(tell, pieces);
-            drop(claim);
-            unpacked
-        });
-        if let Ok(offset) = offset.await {
-            let mut item = self.item();
-            item.enter(State::Downloading);
-            item.advance(offset, false);
-            let waiting = |wait: Wait| self.item().enter(wait_state(wait));
-            let mut blob = repository.blob(digest, *size, offset);
-            loop {
-                let piece = blob.next(waiting).await;
-                match &piece {
-                    Ok(Some(piece)) => item.advance(piece.len() as u64, false),
-                    Ok(None) => {
-                        self.item().enter(State::DownloadComplete);
-                        self.item().enter(State::Extracting);
-                        break;
-                    }
-                    Err(_) => {}
-                }
-                let is_over = piece.is_err();
-                let Some(piece) = piece.transpose() else {
-                    break;
-                };
-                // The receiver ends early only with an error, which it returns.
-                if sender.send(piece).await.is_err() || is_over {
-                    break;
-                }
-            }
-        }
-        drop(sender);
-        unpack
-            .await
-            .unwrap_or_else(|error| Err(Failure::Transfer(Error::internal(error.to_string()))))
-    }
-
-    /// Unpacks the layer from the partial blob of an earlier attempt, and from `pieces`. Blocking.
-    fn unpack(
-        &self,
-        tell: tokio::sync::oneshot::Sender<u64>,
-        pieces: mpsc::Receiver<whelk_registry::Result<Bytes>>,
-    ) -> std::result::Result<(), Failure> {
-        let transfer = |error: whelk_image::Error| Failure::Transfer(error.into());
-        let Descriptor { digest, size, .. } = &self.descriptor;
-        let store = self.files();
-        let lease = self.held.lease().map_err(Failure::Transfer)?;
-        let writer = store
-            .content
-            .writer(lease, digest, Some(*size))
-            .map_err(transfer)?;
-        let offset = writer.offset();
-        let mut blob = writer
-            .tee(Pieces {
-                pieces,
-                piece: Bytes::new(),
-                left: size - offset,
-            })
-            .map_err(transfer)?;
-        // Without a receiver the pull was cancelled, which the first read reports.
-        let _ = tell.send(offset);
-        let applied = store.snapshots.apply(lease, &mut blob, Some(&self.diff_id));
-        let outcome = match applied.and_then(|_| blob.drain()) {
-            Ok(()) => {
-                // The next attempt needs the layer, and no longer the partial blob.
-                store
-                    .snapshots
-                    .mark_pending(&self.diff_id)
-                    .map_err(transfer)?;
-                blob.finish()
-            }
-            Err(error @ whelk_image::Error::Invalid(_)) if !blob.is_interrupted() => {
-                blob.abort();
-                Err(error)
-            }
-            // The disk may be full: the received content is not at fault.
-            Err(error) => return Err(transfer(error)),
-        };
-        outcome.map_err(|error| Failure::Content {
-            error: error.into(),
-            resumed: offset > 0,
-        })
-    }
-}
-
-fn wait_state(wait: Wait) -> State {
-    // Shown in whole seconds.
-    let seconds = wait.time.as_millis().div_ceil(1000);
-    let seconds = u64::try_from(seconds).unwrap_or(u64::MAX);
-    if wait.is_asked {
-        State::Delayed { seconds }
-    } else {
-        State::Retrying { seconds }
-    }
-}
-
-/// Why a layer could not be downloaded and unpacked.
-enum Failure {
-    /// It was not received completely, or could not be stored. The received part is kept.
-    Transfer(Error),
-    /// Its content is wrong. The received part was removed.
-    Content {
-        error: Error,
-        /// The content began with the partial blob of an earlier attempt.
-        resumed: bool,
-    },
-}
-
-/// Reads the pieces of a blob in the order in which they arrive.
-struct Pieces {
-    pieces: mpsc::Receiver<whelk_registry::Result<Bytes>>,
-    piece: Bytes,
-    /// Bytes that are missing.
-    left: u64,
-}
-
-impl Read for Pieces {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.piece.is_empty() {
-            match self.pieces.blocking_recv() {
-                Some(Ok(piece)) => self.piece = piece,
-                Some(Err(error)) => return Err(error.into()),
-                None if self.left == 0 => return Ok(0),
-                None => {
-                    return Err(io::Error::new(
-                        io::ErrorKind::ConnectionAborted,
-                        "the pull was cancelled",
-                    ));
-                }
-            }
-        }
-        let count = self.piece.len().min(buffer.len());
-        buffer[..count].copy_from_slice(&self.piece.split_to(count));
-        self.left = self.left.saturating_sub(count as u64);
-        Ok(count)
-    }
 }
 
 /// Converts a registry's error, without the request that failed.
