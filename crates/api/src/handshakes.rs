@@ -57,8 +57,8 @@ fn network(address: IpAddr) -> IpAddr {
     }
 }
 
-/// The log of failed handshakes, limited to [`MAX_LINES`] in [`PERIOD`]: whoever can reach the port
-/// could fill the log. All of them are logged at debug level.
+/// The log of failed handshakes, limited to [`MAX_LINES`] in [`PERIOD`], so that clients without a
+/// certificate cannot fill it. At debug level, all of them are logged.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Failures(Arc<Mutex<Quota>>);
 
@@ -146,7 +146,7 @@ mod tests {
             .filter(|state| *state == Err(ABORTED))
             .count();
         assert_eq!(aborted, 1000 - (MAX_HANDSHAKES - 1));
-        // A client that comes later, too.
+        // So does one that connects later.
         let mut late = handshakes.begin(address(2));
         let more: Vec<_> = (0..1000).map(|_| handshakes.begin(address(9))).collect();
         assert_eq!(

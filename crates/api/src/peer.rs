@@ -153,7 +153,7 @@ impl Peer {
     }
 
     async fn has_received_all(self) {
-        /// Acknowledgments wake nobody who waits for a socket.
+        /// The kernel wakes no waiter for an acknowledgment, so it has to be polled.
         const POLL: Duration = Duration::from_millis(1);
         while whelk_sys::net::unread_by_peer(self.socket.as_fd()).is_ok_and(|unread| unread > 0) {
             tokio::time::sleep(POLL).await;

@@ -1,5 +1,5 @@
-//! Tells HTTP/1.1 and HTTP/2 apart by the first bytes of a connection: a client that knows that the
-//! server speaks HTTP/2 begins with a preface (RFC 9113, section 3.4), over TLS as well as without.
+//! Detects HTTP/1.1 or HTTP/2 by the first bytes of a connection: an HTTP/2 client with prior knowledge
+//! begins with a preface (RFC 9113, section 3.4), with and without TLS.
 
 use std::io::{Error, ErrorKind, Result};
 use std::pin::Pin;

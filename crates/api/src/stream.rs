@@ -169,8 +169,8 @@ enum Piece {
     Failed(String),
 }
 
-/// A request body. It only ends where the client has ended it: a connection that is lost is an
-/// error, so that what has arrived is not taken for everything.
+/// A blocking reader for a request body. A connection that is lost before the body's end is an error,
+/// so that an incomplete body is not used.
 pub(crate) struct BodyReader {
     receiver: mpsc::Receiver<Piece>,
     bytes: Bytes,
@@ -196,7 +196,7 @@ impl Read for BodyReader {
                     None
                 }
                 Some(Piece::Failed(reason)) => Some(reason),
-                // The task that reads the body ends early only with the engine.
+                // The task that receives the body ends early only when the engine exits.
                 None => Some("the engine is shutting down".into()),
             };
             if let Some(reason) = reason {

@@ -41,8 +41,8 @@ pub struct Tls {
 const MAX_FILE_SIZE: u64 = 1 << 20;
 
 impl Tls {
-    /// Reads the files. A certificate that has expired is an error in the log only: it must not
-    /// keep the engine, with its other sockets, from starting.
+    /// Reads the files. An expired certificate is only logged as an error, because the engine has to
+    /// start and serve its other sockets.
     ///
     /// # Errors
     /// Returns an error that names the file if one is missing or malformed, or if the key does not
@@ -99,7 +99,7 @@ impl Tls {
     }
 }
 
-/// Returns who a client is by its certificate.
+/// Returns the subject of a client's certificate.
 fn subject(certificate: &CertificateDer<'_>) -> String {
     match certificate::parse(certificate).map(|certificate| certificate.subject) {
         Some(subject) if !subject.is_empty() => subject,
@@ -233,7 +233,7 @@ async fn is_http(stream: &TcpStream) -> Result<bool> {
 }
 
 async fn reject_http(stream: &mut TcpStream) {
-    // As Go's server answers: clients show the text.
+    // The response of Go's server, whose text clients show.
     const ANSWER: &[u8] =
         b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n";
     let _ = stream.write_all(ANSWER).await;

@@ -144,7 +144,7 @@ mod tests {
         let answered = wait_for_answer(&client, Duration::from_millis(50), || None).await;
         let error = answered.unwrap_err().text;
         assert_eq!(error, format!("the engine does not answer; see {LOG}"));
-        // An engine that has exited.
+        // The engine has exited.
         drop(listener);
         let exited = || Some("open x".to_owned());
         let answered = wait_for_answer(&client, PATIENCE, exited).await;

@@ -46,9 +46,9 @@ impl TlsFlags {
     /// or in the configuration directory, whatever `--config` is.
     ///
     /// # Errors
-    /// Returns an error if it cannot be told whether a default exists, or if a file that a flag
-    /// names is of no use: without a flag that enables TLS, Docker's CLI sends everything in plain
-    /// text, and it does not say who it is with only one of the certificate and the key.
+    /// Returns an error if it cannot be determined whether a default exists, or if a file named by a
+    /// flag would be ignored: without a flag that enables TLS, Docker's CLI connects without it, and
+    /// with only one of certificate and key it does not authenticate.
     pub(crate) fn files(
         &self,
         variable: &dyn Fn(&str) -> Option<String>,
@@ -100,7 +100,7 @@ impl TlsFlags {
         }
     }
 
-    /// Returns the first flag that is only of use with TLS.
+    /// Returns the first given flag that has an effect only with TLS.
     pub(crate) fn given(&self) -> Option<&'static str> {
         match (self.tlsverify, self.tls) {
             (Some(_), _) => Some("--tlsverify"),
@@ -124,8 +124,8 @@ impl TlsFlags {
 /// Returns the path of a file if it exists.
 ///
 /// # Errors
-/// Returns an error that names the file if it cannot be told: without the file, a connection would
-/// silently be less protected than was asked for.
+/// Returns an error that names the file if that cannot be determined: a connection without it would
+/// silently be less protected than requested.
 pub(crate) fn if_exists(path: PathBuf) -> Result<Option<PathBuf>, String> {
     match std::fs::metadata(&path) {
         Ok(_) => Ok(Some(path)),
@@ -138,7 +138,7 @@ impl Files {
     /// Reads the files.
     ///
     /// # Errors
-    /// Returns an error in Docker's words if one is missing or cannot be used.
+    /// Returns an error with Docker's text if one is missing or cannot be used.
     pub(crate) fn load(&self) -> Outcome<Tls> {
         let unusable = |text: &str| Failure::new(format!("Failed to initialize: {text}"));
         let read = |path: &PathBuf| -> Outcome<Vec<u8>> {

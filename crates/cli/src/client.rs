@@ -402,7 +402,7 @@ fn json_body(body: &impl Serialize) -> ApiResult<Body> {
         .map_err(|error| ApiError::local(format!("the request cannot be sent: {error}")))
 }
 
-/// Waits for the end of a response whose body does not matter.
+/// Reads and discards the body of a response.
 async fn ignore(response: Response<hyper::body::Incoming>) -> ApiResult<()> {
     let body = response.into_body().collect().await;
     body.map(drop).map_err(|error| lost(&error))
@@ -428,7 +428,7 @@ pub(crate) async fn read<T: DeserializeOwned>(
         .map_err(unreadable)
 }
 
-/// Returns the error for a response that is not as the API has it.
+/// Returns the error for a response that does not have the API's format.
 pub(crate) fn unreadable(error: serde_json::Error) -> ApiError {
     ApiError::local(format!("read the engine's response: {error}"))
 }

@@ -43,8 +43,8 @@ pub(crate) fn set_current_context(config: &Path, name: Option<&str>) -> Outcome<
     .map(drop)
 }
 
-/// Changes the settings, which have secrets afterwards: only the file's owner can read it. `change` says
-/// whether it has changed something; if not, nothing is written. Returns the same.
+/// Changes the settings. As they may contain secrets, only the file's owner can read it afterwards.
+/// `change` returns whether it has changed something; otherwise nothing is written. Returns the same.
 ///
 /// # Errors
 /// Returns an error if the file cannot be read or written, or is no JSON object: its other settings

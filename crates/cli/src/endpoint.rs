@@ -524,7 +524,7 @@ mod tests {
         std::fs::create_dir_all(tls("one").parent().unwrap()).unwrap();
         std::fs::write(tls("one"), "no directory").unwrap();
         refused(with_context("one"), &[], "/docker: not a directory");
-        // An empty file is not a missing one.
+        // An empty file does not count as missing.
         std::fs::create_dir_all(tls("two").join("docker")).unwrap();
         std::fs::write(tls("two").join("docker/ca.pem"), "").unwrap();
         refused(

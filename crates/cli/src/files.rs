@@ -16,7 +16,7 @@ const OWNER_ONLY: u32 = 0o700;
 /// How a staged file or directory is named, with a random number between the two.
 const STAGED: (&str, &str) = (".whelk-", ".part");
 
-/// The age from which on nobody still writes a staged file or directory.
+/// The age at which a staged file or directory counts as abandoned.
 const STALE: Duration = Duration::from_secs(60 * 60);
 
 /// Maximum size of a file of the configuration in bytes.
@@ -102,7 +102,7 @@ fn replace_within(path: &Path, content: &[u8], allowed: u32) -> io::Result<()> {
     let mut write = || {
         if let Ok(old) = target.metadata() {
             let mut mode = old.permissions().mode() & allowed;
-            // With sudo, the file is another user's. Without, its group may be one of others.
+            // With sudo, the file may belong to another user. Otherwise only its group may be foreign.
             if fchown(&file, Some(old.uid()), Some(old.gid())).is_err() {
                 mode &= 0o707;
             }
@@ -124,7 +124,7 @@ pub(crate) fn replace_directory(new: &Path, path: &Path) -> io::Result<()> {
     match renameat_with(CWD, new, CWD, path, RenameFlags::EXCHANGE) {
         Ok(()) => return remove_directory(new),
         Err(Errno::NOENT) => return std::fs::rename(new, path),
-        // Not every file system can.
+        // Not every file system supports an exchange.
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {}
         Err(error) => return Err(error.into()),
     }
@@ -132,8 +132,8 @@ pub(crate) fn replace_directory(new: &Path, path: &Path) -> io::Result<()> {
     remove_directory(new)
 }
 
-/// Replaces the files of a directory by those of another one, each atomically. Old and new ones are
-/// there together meanwhile, but at no time none: without its files, a context is used without TLS.
+/// Replaces the files of a directory by those of another one, each atomically. For a moment the
+/// directory has old and new ones, but never none: a context without them would be used without TLS.
 fn replace_files(new: &Path, path: &Path) -> io::Result<()> {
     create_directories(path, OWNER_ONLY)?;
     let mut names = BTreeSet::new();

@@ -31,7 +31,7 @@ impl Ssh {
     /// Parses a URL.
     ///
     /// # Errors
-    /// Returns an error in Docker's words if it is invalid.
+    /// Returns an error with Docker's text if it is invalid.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let invalid =
             |why: &str| format!("ssh host connection is not valid: invalid SSH URL: {why}");
@@ -150,8 +150,8 @@ pub(crate) fn execute_in_session(words: &[String]) -> Failure {
     };
     // Fails only if this process leads a session already.
     let _ = rustix::process::setsid();
-    // Signals to the command line do not reach this session. Without this, ssh would stay where the
-    // other host has nothing to say.
+    // Signals to the command line do not reach this session, so ssh would keep running until the other
+    // host sends something.
     let parent = rustix::process::getppid();
     let signal = Some(rustix::process::Signal::TERM);
     if rustix::process::set_parent_process_death_signal(signal).is_err()

@@ -17,7 +17,7 @@ const FILES: [&str; 4] = [
 /// # Errors
 /// Returns a text that names the file if it cannot be read, or if there is none.
 pub fn system_authorities() -> Result<Vec<u8>, String> {
-    // Whoever names a file trusts no other authorities.
+    // A file named by `SSL_CERT_FILE` replaces the distribution's.
     if let Some(own) = std::env::var_os("SSL_CERT_FILE").filter(|path| !path.is_empty()) {
         return read(Path::new(&own)).map_err(|error| cannot_open(Path::new(&own), &error));
     }

@@ -60,7 +60,7 @@ pub fn program_ended(error: &io::Error) -> Option<&ProgramEnded> {
 fn described(status: &Option<ExitStatus>) -> String {
     match status {
         None => "its output closed".into(),
-        // In Go's words.
+        // The text of Go's `os/exec`, which Docker's CLI prints.
         Some(status) => match status.code() {
             Some(code) => format!("exit status {code}"),
             None => status.to_string(),
@@ -151,7 +151,7 @@ async fn end(mut child: Running, errors: oneshot::Receiver<String>, shown: Strin
     }
 }
 
-/// What is known of the program of a stream.
+/// The state of a stream's program.
 enum State {
     /// Polled when its output has ended, or when it reads no more input. The program is killed if this
     /// is dropped.

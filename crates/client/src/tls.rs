@@ -154,7 +154,7 @@ fn server_name(host: &str) -> io::Result<ServerName<'static>> {
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))
 }
 
-/// Returns the text of an error of TLS, in the words of Go's clients; `None` for other errors.
+/// Returns the text that Go's clients have for an error of TLS; `None` for other errors.
 pub fn tls_reason(error: &io::Error) -> Option<String> {
     let error = error.get_ref()?.downcast_ref::<rustls::Error>()?;
     Some(match error {

@@ -1,5 +1,4 @@
-//! Descriptors, manifests and indexes, as the OCI image specification and Docker's registry have
-//! them.
+//! Descriptors, manifests and indexes in the formats of the OCI image specification and of Docker.
 //!
 //! The types have the fields that are used; others are ignored when reading. The digest of a
 //! manifest or index is that of its original bytes, which are stored beside what is parsed from
@@ -18,12 +17,12 @@ pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 pub const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
-/// Docker's name of [`MANIFEST`].
+/// Docker's media type for [`MANIFEST`].
 pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
-/// Docker's name of [`INDEX`].
+/// Docker's media type for [`INDEX`].
 pub const DOCKER_MANIFEST_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 
-/// The version of the schema of manifests and indexes, which has never been another.
+/// The schema version of manifests and indexes. There is no other in the OCI specification.
 pub const SCHEMA_VERSION: u32 = 2;
 
 /// Refers to a blob.

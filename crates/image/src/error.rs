@@ -53,7 +53,7 @@ fn parser_text(error: &std::io::Error) -> String {
     if text.contains("when getting cksum") {
         "not a tar archive".into()
     } else if text == "failed to read entire block" {
-        // In Go's words.
+        // The text of Go's `io.ErrUnexpectedEOF`, which Docker's users know.
         "unexpected EOF".into()
     } else {
         // Not quotation marks, which are part of the texts.

@@ -14,13 +14,13 @@ use whelk_sys::sync::IgnorePoison as _;
 
 use crate::error::{Error, Result, io};
 
-/// Size of a block in bytes, before it is compressed. It costs about 0.5 % of the size that nothing
-/// refers to an earlier block.
+/// Size of a block in bytes before compression. Because blocks cannot refer to earlier ones, the output is
+/// about 0.5 % larger than with one block.
 const BLOCK: usize = 512 << 10;
 const LEVEL: u32 = 5;
 /// Maximum number of threads that compress one stream.
 const MAX_THREADS: usize = 4;
-/// Blocks that wait, for each thread.
+/// Maximum number of waiting blocks per thread.
 const WAITING: usize = 2;
 
 /// Magic number, deflate, no flags, no time, no extra flags, an unknown system.
@@ -38,8 +38,8 @@ struct Compressed {
 type Reply = io::Result<Compressed>;
 type Work = (Vec<u8>, SyncSender<Reply>);
 
-/// Compresses what `produce` writes, and gives it to `output` in pieces. What has been given is
-/// incomplete, and must not be used, after an error.
+/// Compresses the bytes that `produce` writes, and passes the result to `output` in pieces. After an
+/// error the output is incomplete and must not be used.
 ///
 /// # Errors
 /// Returns the error of `produce` or of `output`.
@@ -53,7 +53,7 @@ pub fn compress(
     std::thread::scope(|scope| {
         let (work, queue) = sync_channel::<Work>(threads);
         let (order, replies) = sync_channel::<Receiver<Reply>>(WAITING * threads);
-        // Shared by the threads alone: when the last of them is gone, nothing more can be queued.
+        // Owned by the worker threads only: when the last of them has ended, sending to the queue fails.
         let queue = std::sync::Arc::new(Mutex::new(queue));
         for _ in 0..threads {
             let queue = queue.clone();
@@ -83,7 +83,7 @@ pub fn compress(
                     output(block.bytes)
                 });
         }
-        // The producer has ended, or it ends at its next block, because nobody takes it.
+        // The producer has ended, or ends at its next block, because the queue has no receiver.
         let produced = producer
             .join()
             .unwrap_or_else(|_| Err(Error::invalid("compress: a thread has panicked")));
@@ -147,13 +147,13 @@ fn serve(queue: &Mutex<Receiver<Work>>) {
         let next = queue.lock().ignore_poison().recv();
         let Ok((block, reply)) = next else { return };
         deflate.reset();
-        // Nobody waits any more after an error elsewhere.
+        // Without a receiver, compression has failed elsewhere.
         let _ = reply.send(compressed(&mut deflate, &block));
     }
 }
 
 fn compressed(deflate: &mut Compress, block: &[u8]) -> Reply {
-    // What does not compress becomes a little longer.
+    // Incompressible data becomes a little longer.
     let mut bytes = Vec::with_capacity(block.len() + block.len() / 8 + 1024);
     let status = deflate.compress_vec(block, &mut bytes, FlushCompress::Sync)?;
     let is_complete = deflate.total_in() == block.len() as u64 && bytes.len() < bytes.capacity();

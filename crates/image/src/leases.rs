@@ -1,14 +1,14 @@
-//! Leases: what must not be collected although no record names it yet.
+//! Leases protect blobs and layers from garbage collection until a record refers to them.
 //!
-//! Whoever adds blobs or layers takes a lease, holds each digest in it before looking whether the
-//! store has the object, and drops the lease after the record that names the objects was
-//! committed. If the work fails or panics, dropping the lease leaves its objects to the next
-//! collection; if the process dies, the next one starts with no leases.
+//! An operation that adds blobs or layers takes a lease, adds each digest to it before it checks
+//! whether the store has the object, and drops the lease after the record that refers to the objects
+//! was committed. If the operation fails or panics, the lease is dropped and the next collection removes
+//! its objects. Leases are in memory: the next process starts without any.
 //!
-//! A collection reads the records, which takes time, and then removes what neither a record nor a
-//! lease names. A lease may be dropped in between, its record too new for the records that were
-//! read. So a digest that is released while a collection runs stays held until the collection
-//! ends, and then another one runs, because nothing else would collect what that digest names.
+//! A collection reads the records, which takes time, and then removes all objects that are neither in
+//! a record nor in a lease. If a lease is dropped in between, its record may be missing from those that
+//! were read. So a digest that is released while a collection runs stays protected until the collection
+//! ends; then another collection runs, which removes the object if it is unused.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -29,7 +29,7 @@ struct Table {
     collections: usize,
     /// Digests released since the first of these collections began.
     released: Vec<Digest>,
-    /// Digests were released that the collections before have kept.
+    /// Digests were released that the collections so far have kept.
     is_behind: bool,
 }
 

@@ -1,9 +1,8 @@
 //! Images: references, configurations, and the storage of their layers.
 //!
 //! All code is blocking. A [`Store`] keeps blobs ([`content`]) and unpacked layers ([`snapshots`]);
-//! [`leases`] keep what comes
-//! in from being collected; [`archive`] reads and writes the files that `save` and `load` exchange. Which images exist is
-//! recorded by the engine.
+//! [`leases`] protect new objects from garbage collection; [`archive`] reads and writes the archives of
+//! `save` and `load`. The engine records which images exist.
 #![forbid(unsafe_code)]
 
 pub mod archive;

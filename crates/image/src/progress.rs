@@ -1,7 +1,7 @@
-//! Reports how far an operation on images is: one line per item, such as a layer.
+//! Progress reports of operations on images, for each item, such as a layer.
 //!
-//! Reports are throttled here, so that whoever moves the bytes can report every piece of them, and
-//! whoever receives the reports need not keep up with that.
+//! Reports are throttled here: the sender can report every piece that it has processed, and the receiver
+//! gets at most ten reports per second and item.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -18,19 +18,19 @@ pub enum State {
     LoadingLayer,
     /// A layer of an image in a registry is to be downloaded.
     Pulling,
-    /// A layer's download waits for others.
+    /// A layer's download waits for other downloads.
     Waiting,
     Downloading,
-    /// A layer's download has failed, and goes on after a wait.
+    /// A layer's download has failed, and is retried after a wait.
     Retrying {
         seconds: u64,
     },
-    /// A layer's download goes on after the wait that the registry has asked for.
+    /// A layer's download is retried after the wait that the registry has requested.
     Delayed {
         seconds: u64,
     },
     DownloadComplete,
-    /// What is left of a layer that has been downloaded is unpacked.
+    /// The download is complete; the rest of the layer is unpacked.
     Extracting,
     PullComplete,
     /// The store has the layer.
@@ -41,7 +41,7 @@ pub enum State {
     Pushed,
     /// The registry has the layer.
     LayerExists,
-    /// The registry has taken the layer over from another repository.
+    /// The registry has mounted the layer from another repository.
     Mounted,
 }
 
@@ -55,11 +55,11 @@ pub struct Update {
     pub current: u64,
     /// In bytes; 0 if unknown.
     pub total: u64,
-    /// The repository that a layer was taken over from; empty in other states.
+    /// The repository that a layer was mounted from; empty in other states.
     pub source: String,
 }
 
-/// Where an operation reports to.
+/// The receiver of an operation's reports.
 #[derive(Clone, Default)]
 pub struct Progress(Option<Arc<dyn Fn(Update) + Send + Sync>>);
 
@@ -70,17 +70,17 @@ impl fmt::Debug for Progress {
 }
 
 impl Progress {
-    /// Reports to nobody.
+    /// Returns a receiver that ignores reports.
     pub fn none() -> Self {
         Self(None)
     }
 
-    /// Reports to `report`, which is called on the threads that do the work and must return quickly.
+    /// Returns a receiver that calls `report`, on the threads that do the work; it must return quickly.
     pub fn to(report: impl Fn(Update) + Send + Sync + 'static) -> Self {
         Self(Some(Arc::new(report)))
     }
 
-    /// Returns an item of the operation, `total` bytes long, about which nothing is reported yet.
+    /// Returns an item of the operation, `total` bytes long. Nothing is reported yet.
     pub fn item(&self, id: &str, state: State, total: u64) -> Item {
         Item {
             progress: self.clone(),
@@ -114,7 +114,7 @@ pub struct Item {
 }
 
 impl Item {
-    /// Begins another state, and reports it.
+    /// Changes the state, and reports it.
     pub fn enter(&mut self, state: State) {
         self.update.state = state;
         self.update.current = 0;
@@ -122,7 +122,7 @@ impl Item {
         self.report();
     }
 
-    /// Reports that a layer was taken over from another repository.
+    /// Reports that a layer was mounted from another repository.
     pub fn mounted(&mut self, source: &str) {
         source.clone_into(&mut self.update.source);
         self.enter(State::Mounted);

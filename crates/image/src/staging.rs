@@ -1,4 +1,4 @@
-//! Where objects are created and where deleted ones go.
+//! The directories for objects under construction (`tmp`) and for deleted objects (`trash`).
 //!
 //! ```text
 //! <root>/tmp/<random>/…     incomplete objects; moved to the trash when the engine starts
@@ -114,7 +114,7 @@ impl Staging {
         let thread = std::thread::Builder::new().name("whelk-trash".into());
         match thread.spawn(move || whelk_sys::in_background(|| disposal.run(&root))) {
             Ok(_) => queue.is_running = true,
-            // Tried again with the next object.
+            // The next disposal tries again.
             Err(error) => tracing::warn!("empty the trash: start a thread: {error}"),
         }
     }
@@ -210,7 +210,7 @@ struct Pace<'a> {
 impl<'a> Pace<'a> {
     const SLICE: Duration = Duration::from_millis(2);
     const PAUSE: Duration = Duration::from_millis(4);
-    /// How often it is asked whether the work is urgent.
+    /// Interval at which it is checked whether the work is urgent.
     const LOOK: Duration = Duration::from_millis(500);
     /// Number of waiting objects at which the work is urgent.
     const LONG_QUEUE: usize = 64;

@@ -1,4 +1,4 @@
-//! Image content on disk: blobs, unpacked layers, and where both come from and go to.
+//! Image content on disk: blobs and unpacked layers, the staging area, and garbage collection.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ pub struct Store {
     pub staging: Staging,
 }
 
-/// The objects that an engine's records name.
+/// The objects that an engine's records refer to.
 #[derive(Debug, Default)]
 pub struct Used {
     pub blobs: BTreeSet<Digest>,
@@ -45,14 +45,13 @@ impl Store {
         })
     }
 
-    /// Moves all blobs and layers that neither a lease nor `used` names to the trash, except for what
-    /// unfinished pulls have left since less than `age`: partial blobs and complete layers. Returns
+    /// Moves all blobs and layers that are neither leased nor in `used` to the trash, except for those
+    /// that unfinished pulls have left less than `age` ago: partial blobs and complete layers. Returns
     /// the paths there. The caller removes them, which can take long.
     ///
-    /// `used` reads the records. It is called after the collection has begun, so that an object
-    /// whose lease ends meanwhile is not missed: it is kept, and looked at by a second round. What
-    /// is released during that one is left to the next call, so that this ends however many leases
-    /// end meanwhile.
+    /// `used` reads the records. It is called after the collection has begun. An object whose lease is
+    /// dropped during the collection is kept, and checked by a second round. Objects released during
+    /// that one are left to the next call, so that this ends however many leases are dropped.
     ///
     /// # Errors
     /// Returns the first error; the other objects are moved nevertheless, and are removed at the

@@ -288,8 +288,8 @@ pub(super) async fn resize(
     Ok(StatusCode::OK.into_response())
 }
 
-/// Sends the response head at once: it tells the client that the wait is registered, so that no
-/// exit is missed.
+/// Sends the response head at once, which shows the client that the wait is registered and no exit will
+/// be missed.
 pub(super) async fn wait(
     State(containers): Service<Containers>,
     State(durability): State<Durability>,

@@ -118,7 +118,7 @@ pub(super) async fn load(
         Progress::none()
     } else {
         let sender = sender.clone();
-        // A client that does not keep up misses reports; it must not hold up the load.
+        // A slow client misses reports instead of delaying the load.
         Progress::to(move |update| {
             let line = stream_line(&wire::progress(&update));
             let _ = sender.try_send(Ok(Bytes::from(line)));
@@ -127,7 +127,7 @@ pub(super) async fn load(
     tokio::spawn(async move {
         let work = move || images.load(reader, platform.as_ref(), &progress);
         let mut loaded = super::blocking(work).await;
-        // What is reported as loaded must be on disk.
+        // Images must be on disk before they are reported as loaded.
         if let Err(error) = durability.wait().await {
             loaded = Err(error);
         }
@@ -153,8 +153,8 @@ pub(super) async fn load(
 /// Maximum number of progress messages queued for a client.
 const PROGRESS_LINES: usize = 64;
 
-/// Number of messages about the states of layers that fit into a client's queue besides: those of
-/// the largest image.
+/// Additional room in a client's queue for changes of the states of layers: enough for those of the
+/// largest image, since none may be lost.
 const STATE_LINES: usize = 4096;
 
 /// Encodes a message of a stream as a line.
@@ -233,7 +233,7 @@ pub(super) async fn create(
     Ok(([(header::CONTENT_TYPE, "application/json")], imported).into_response())
 }
 
-/// Returns the reference that a pull's parameters give. `tag` may be a digest.
+/// Returns the reference to pull. `tag` may be a digest.
 fn to_pull(image: &str, tag: &str) -> ApiResult<Reference> {
     let mut reference: Reference = image.parse().map_err(Error::from)?;
     if tag.contains(':') {
@@ -253,7 +253,7 @@ fn to_pull(image: &str, tag: &str) -> ApiResult<Reference> {
     Ok(reference)
 }
 
-/// Returns the credentials in a request. As with Docker, what cannot be read is none.
+/// Returns the credentials in a request. As in Docker, a malformed header counts as none.
 pub(super) fn credentials(headers: &HeaderMap) -> Credentials {
     let value = headers
         .get("x-registry-auth")
@@ -275,7 +275,7 @@ async fn pull(images: Arc<Images>, durability: Durability, request: PullRequest)
     let (begin, begun) = oneshot::channel::<()>();
     let reports = sender.clone();
     let progress = Progress::to(move |update| {
-        // A client that does not keep up misses positions; it must not hold up the pull.
+        // A slow client misses positions instead of delaying the pull.
         if update.state == Progressing::Downloading && reports.capacity() < STATE_LINES {
             return;
         }
@@ -431,7 +431,7 @@ pub(super) async fn post_by_name(
     }
 }
 
-/// Returns the reference that a push's parameters give. Without a tag it is about all tags.
+/// Returns the reference to push. Without a tag it selects all tags.
 fn to_push(name: &str, tag: &str) -> ApiResult<Reference> {
     let mut reference: Reference = name.parse().map_err(Error::from)?;
     if tag.contains(':') {
@@ -448,7 +448,7 @@ fn push(images: Arc<Images>, durability: Durability, request: PushRequest) -> Re
     let (sender, receiver) = mpsc::channel::<std::io::Result<Bytes>>(PROGRESS_LINES + STATE_LINES);
     let reports = sender.clone();
     let progress = Progress::to(move |update| {
-        // A client that does not keep up misses positions; it must not hold up the push.
+        // A slow client misses positions instead of delaying the push.
         if update.state == Progressing::Pushing && reports.capacity() < STATE_LINES {
             return;
         }

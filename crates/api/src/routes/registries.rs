@@ -1,4 +1,4 @@
-//! Routes that ask registries.
+//! Routes that send requests to registries: `/auth` and `/distribution/…`.
 
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
@@ -39,7 +39,8 @@ pub(super) async fn auth(
     }))
 }
 
-/// Tells what a registry has under a name (`GET /distribution/{name}/json`).
+/// Returns the descriptor and the platforms of an image in a registry
+/// (`GET /distribution/{name}/json`).
 pub(super) async fn distribution(
     State(images): Service<Images>,
     Path(rest): Path<String>,

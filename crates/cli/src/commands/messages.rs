@@ -1,5 +1,5 @@
-//! Reads the messages of a streamed response, and shows those of an operation's progress as Docker's
-//! package `jsonmessage` does.
+//! Reads the messages of a streamed response, and prints progress messages as Docker's package
+//! `jsonmessage` does.
 //!
 //! On a terminal, each item with a progress has a line, which its next message overwrites. Elsewhere
 //! progress is not shown.
@@ -53,7 +53,7 @@ impl Messages {
     }
 }
 
-/// Splits what has arrived into messages.
+/// Splits the received bytes into messages.
 #[derive(Default)]
 struct Lines {
     /// The beginning of a line that has not arrived completely.
@@ -88,7 +88,7 @@ pub(super) enum Target {
     Output,
     /// Standard error.
     Errors,
-    /// Only an error in the messages matters.
+    /// Nothing is printed; only errors in the messages are returned.
     Nowhere,
 }
 
@@ -164,7 +164,7 @@ impl Display {
 
     /// Returns what a message writes to a terminal of `width` columns, or to a file.
     fn text(&mut self, message: &StreamMessage, width: usize) -> String {
-        // It is for programs.
+        // `aux` is for programs.
         if message.aux.is_some() {
             return String::new();
         }

@@ -39,11 +39,11 @@ pub(crate) fn write(context: &Context, tls: &TlsFiles, output: impl Write) -> st
     archive.into_inner()?.flush()
 }
 
-/// Reads an archive, which may be from anyone: only files with the names above are accepted, and they
-/// are not written before all have been read.
+/// Reads an archive, which is untrusted: only files with the names above are accepted, and nothing is
+/// written before all were read.
 ///
 /// # Errors
-/// Returns an error in Docker's words if the archive is too large or has other files.
+/// Returns an error with Docker's text if the archive is too large or has other files.
 pub(crate) fn read(input: impl Read, name: &str) -> Outcome<(Context, TlsFiles)> {
     let mut bytes = Vec::new();
     input

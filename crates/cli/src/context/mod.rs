@@ -141,7 +141,7 @@ impl Store {
     /// Returns a context.
     ///
     /// # Errors
-    /// Returns an error in Docker's words if there is none or it cannot be read.
+    /// Returns an error with Docker's text if there is none or it cannot be read.
     pub(crate) fn read(&self, name: &str) -> Result<Context, String> {
         let path = self.metadata_directory(name).join("meta.json");
         let read = read_json(&path).map_err(|reason| {
@@ -184,7 +184,7 @@ impl Store {
         Ok(contexts)
     }
 
-    /// Stores a new context. If that fails, no certificate of it is left.
+    /// Stores a new context. If that fails, its certificates are removed.
     pub(crate) fn create(&self, context: &Context, tls: &TlsFiles) -> Outcome<()> {
         let name = context.name();
         let created = self

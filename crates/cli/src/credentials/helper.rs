@@ -1,5 +1,5 @@
-//! The protocol of credential helpers: a program gets an operation as its argument, and what it is about
-//! on its input.
+//! The protocol of credential helpers: a program gets an operation (`get`, `store`, `erase`) as its
+//! argument, and the server or the credentials on standard input.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -9,7 +9,7 @@ use whelk_api_types::AuthConfig;
 
 use crate::{Failure, Outcome, plain};
 
-/// A user name that says that the secret is an identity token.
+/// The user name that marks the secret as an identity token.
 const TOKEN_USER: &str = "<token>";
 /// The output of a credential helper that has no credentials for a server.
 const NOT_FOUND: &str = "credentials not found in native keychain";
@@ -22,7 +22,7 @@ struct Answer {
     secret: String,
 }
 
-/// What a helper stores.
+/// The input of a credential helper's operation `store`.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct Entry<'a> {
@@ -52,7 +52,7 @@ pub(super) fn get(helper: &str, registry: &str) -> Outcome<AuthConfig> {
     Ok(found)
 }
 
-/// Gives credentials to a helper.
+/// Stores credentials with a helper.
 pub(super) fn store(helper: &str, auth: &AuthConfig) -> Outcome<()> {
     let (username, secret) = if auth.identitytoken.is_empty() {
         (auth.username.as_str(), auth.password.as_str())
@@ -83,10 +83,10 @@ fn failure(operation: &str, helper: &str) -> impl Fn(String) -> Failure {
     move |cause| Failure::new(format!("{what}: {cause}"))
 }
 
-/// Runs a helper, and returns what it answers; `None` if it does not know the server.
+/// Runs a helper and returns its output; `None` if it has no credentials for the server.
 ///
 /// # Errors
-/// Returns what the helper says.
+/// Returns the helper's error text.
 fn run(helper: &str, operation: &str, input: &[u8]) -> Result<Option<String>, String> {
     if helper.contains('/') {
         return Err("the name of a helper has no slash".into());
@@ -99,7 +99,7 @@ fn run(helper: &str, operation: &str, input: &[u8]) -> Result<Option<String>, St
         .spawn()
         .map_err(|error| plain(&error))?;
     if let Some(mut pipe) = child.stdin.take() {
-        // A helper that does not read says so by what it answers.
+        // A helper that does not read its input reports the error itself.
         let _ = pipe.write_all(input);
     }
     let output = child.wait_with_output().map_err(|error| plain(&error))?;
@@ -110,7 +110,7 @@ fn run(helper: &str, operation: &str, input: &[u8]) -> Result<Option<String>, St
     match text.trim() {
         NOT_FOUND => Ok(None),
         "" => Err(output.status.to_string()),
-        // It is the helper's error, and not a secret.
+        // The output of a failed helper is an error text, not a secret.
         text => Err(text.to_owned()),
     }
 }

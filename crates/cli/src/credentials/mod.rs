@@ -34,7 +34,7 @@ struct ConfigFile {
 struct Entry {
     /// `USER:PASSWORD` in base64.
     auth: Option<String>,
-    /// Some programs write these instead.
+    /// Some programs write `username` and `password` instead of `auth`.
     username: Option<String>,
     password: Option<String>,
     identitytoken: Option<String>,
@@ -44,8 +44,8 @@ struct Entry {
 /// Returns the header `X-Registry-Auth` for the registry of an image.
 ///
 /// # Errors
-/// Returns an error if a credential helper is configured and fails: another identity than the
-/// user's must not be used instead.
+/// Returns an error if a credential helper is configured and fails, instead of sending the request
+/// without the user's credentials.
 pub(crate) fn header(config: Option<&Path>, image: &str) -> Outcome<String> {
     let registry = registry_of(image);
     let found = match config {
@@ -88,7 +88,7 @@ impl ConfigFile {
         }
     }
 
-    /// Returns the helper that keeps the credentials for a registry, if one does.
+    /// Returns the helper that is configured for a registry, if any.
     fn helper(&self, registry: &str) -> Option<&str> {
         let own = self
             .cred_helpers
@@ -198,7 +198,7 @@ mod tests {
         assert_eq!(found("empty"), ["", "", ""]);
         assert_eq!(found("plain"), ["u", "p", ""]);
         assert_eq!(found("both"), ["u", "p:q", ""]);
-        // Neither another port nor another registry gets them (CVE-2021-41092).
+        // They are not sent to another port or registry (CVE-2021-41092).
         assert_eq!(found("r"), ["", "", ""]);
         assert_eq!(found("index.docker.io.example.com"), ["", "", ""]);
         let error = find(&dir, "bad").unwrap_err().text;

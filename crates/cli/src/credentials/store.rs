@@ -1,4 +1,4 @@
-//! Keeps the credentials of a login: in a credential helper if one is configured, else in `config.json`.
+//! Stores the credentials of a login: in a credential helper if one is configured, else in `config.json`.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use crate::{Outcome, config_file};
 
 const AUTHS: &str = "auths";
 
-/// Keeps credentials for `auth.serveraddress`. Prints a warning if a password gets into the file.
+/// Stores credentials for `auth.serveraddress`. Prints a warning if a password is written to the file.
 ///
 /// # Errors
 /// Returns an error if the helper refuses them, or if the file cannot be written.
@@ -22,7 +22,7 @@ pub(crate) fn store(config: &Path, auth: &AuthConfig) -> Outcome<()> {
     let file = ConfigFile::read(&path)?;
     if let Some(helper) = file.helper(&auth.serveraddress) {
         helper::store(helper, auth)?;
-        // The entry says for which registries the helper has credentials.
+        // The entry lists the registry for which the helper has credentials.
         return config_file::change(config, |settings| {
             set(
                 settings,
@@ -132,7 +132,7 @@ mod tests {
         let text = r#"{"x": [1], "auths": {"r:1": {"auth": "dTpwOnE=", "email": "e"}, "z": {"auth": "YTpi"}}, "currentContext": "c"}"#;
         std::fs::write(&path, text).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
-        // What has not changed is not written.
+        // Unchanged settings are not written.
         store(&dir, &login("r:1", "p:q", "")).unwrap();
         assert_eq!((file().as_str(), mode()), (text, 0o644));
         store(&dir, &login("r:1", "", "token")).unwrap();

@@ -1,8 +1,8 @@
-//! Blobs by digest: streamed in, in as many attempts as it takes, and streamed out verified.
+//! Blobs by digest: received as streams that can be resumed, and verified when they are read.
 //!
 //! ```text
 //! <root>/blobs/sha256/<digits>     complete blobs, by digest
-//!             /partial/<digits>    the beginning of a blob that was not received to its end
+//!             /partial/<digits>    the beginning of a blob that was not received completely
 //! ```
 //! A blob appears under its name by a rename after its content was verified and is on disk. The
 //! partial file of a blob belongs to one [`Writer`] at a time; it remains if the writer, or the
@@ -33,8 +33,8 @@ pub use writer::Writer;
 /// Maximum size of an image configuration in bytes.
 pub const MAX_CONFIG_SIZE: u64 = 8 << 20;
 
-/// Age at which what an unfinished pull has left is removed: a partial blob, from its last change, and
-/// a complete layer.
+/// Age at which the content of an unfinished pull is removed: partial blobs, since their last change, and
+/// complete layers.
 pub const MAX_PARTIAL_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The blobs of a store.

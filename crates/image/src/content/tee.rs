@@ -8,12 +8,12 @@ use whelk_sys::fs;
 use super::Writer;
 use crate::error::Result;
 
-/// Reads a blob from its beginning: what earlier writers have received, and then the rest, which is
-/// stored as it comes in. Dropped, or after an error of the input or the disk, it leaves what was
-/// received to the next writer.
+/// Reads a blob from its beginning: the bytes that earlier writers have received, and then the rest,
+/// which is stored while it is read. When this is dropped, or after an error of the input or the disk,
+/// the received bytes remain for the next writer.
 #[derive(Debug)]
 pub struct Tee<R> {
-    /// What was received before.
+    /// The bytes that earlier writers have received.
     received: Take<File>,
     input: R,
     writer: Writer,
@@ -37,8 +37,8 @@ impl Writer {
 }
 
 impl<R: Read> Tee<R> {
-    /// Returns whether the input has failed, or what it gave could not be stored. This says nothing
-    /// about the blob.
+    /// Returns whether reading has failed because of the input or the disk, and not because of the
+    /// blob's content.
     pub fn is_interrupted(&self) -> bool {
         self.interrupted
     }
@@ -52,17 +52,16 @@ impl<R: Read> Tee<R> {
         rest.map(drop).map_err(crate::error::io("read blob"))
     }
 
-    /// Verifies the blob, which was read to its end, and drops its content, which the store does not
-    /// keep.
+    /// Verifies the blob after its end was read, and removes it, because the store does not keep it.
     ///
     /// # Errors
-    /// Returns [`crate::Error::Invalid`] if the content is not what the digest says, in which case
-    /// nothing of it remains.
+    /// Returns [`crate::Error::Invalid`] if the content does not match the digest. It is removed then,
+    /// too.
     pub fn finish(self) -> Result<()> {
         self.writer.discard()
     }
 
-    /// Drops the content for good.
+    /// Removes the content.
     pub fn abort(self) {
         self.writer.abort();
     }
@@ -80,7 +79,7 @@ impl<R: Read> Read for Tee<R> {
         self.writer
             .write_all(&buffer[..count])
             .inspect_err(|error| {
-                // What is longer than the blob is wrong; everything else is the disk's.
+                // `InvalidData` says that the content is longer than the blob; other errors are the disk's.
                 self.interrupted = error.kind() != io::ErrorKind::InvalidData;
             })?;
         Ok(count)

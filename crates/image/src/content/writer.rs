@@ -14,8 +14,8 @@ use crate::digest::{Digest, Hashing};
 use crate::error::{Error, Result};
 use crate::leases::Lease;
 
-/// Writes the content of a blob whose digest is known. Dropped before [`Writer::commit`], it leaves
-/// what it has received to the next writer of the blob.
+/// Writes the content of a blob whose digest is known. When this is dropped before [`Writer::commit`],
+/// the received bytes remain for the next writer of the blob.
 #[derive(Debug)]
 pub struct Writer {
     digest: Digest,
@@ -25,7 +25,7 @@ pub struct Writer {
     partial: Partial,
 }
 
-/// The file that a writer writes. Dropped, it is removed unless the next writer can continue it.
+/// The file of a writer. It is removed on drop unless the next writer can resume it.
 #[derive(Debug)]
 struct Partial {
     path: PathBuf,
@@ -106,7 +106,7 @@ impl Writer {
         self.output.count()
     }
 
-    /// Drops what was received so far, for a sender that cannot continue.
+    /// Discards the received bytes, for a sender that cannot resume.
     ///
     /// # Errors
     /// Returns an error if the file cannot be truncated.
@@ -127,19 +127,19 @@ impl Writer {
     /// Verifies the content, flushes it to disk and gives it its name.
     ///
     /// # Errors
-    /// Returns [`Error::Invalid`] if the content is too short, in which case it can be continued, or
-    /// is not what its digest says, in which case nothing of it remains.
+    /// Returns [`Error::Invalid`] if the content is too short, in which case it can be resumed, or
+    /// does not match the digest, in which case it is removed.
     pub fn commit(self) -> Result<()> {
         let complete = self.complete.clone();
         let (file, partial) = self.verify()?;
-        // If this fails, nothing of it can be used: the kernel reports an error of writing back once,
+        // After an error the file cannot be used: the kernel reports an error of writing back once,
         // and the next fsync(2) would succeed without the data being on disk.
         file.sync_data().map_err(fs::at("sync", &partial.path))?;
         fs::rename(&partial.path, complete)?;
         Ok(())
     }
 
-    /// Verifies the content and drops it.
+    /// Verifies the content and removes it.
     ///
     /// # Errors
     /// The same as of [`Writer::commit`].
@@ -172,7 +172,7 @@ impl Writer {
         Ok((file, partial))
     }
 
-    /// Drops the content for good.
+    /// Removes the content.
     pub fn abort(mut self) {
         self.partial.resumable = false;
     }

@@ -4,7 +4,7 @@
 //! <root>/layers/<diff ID digits>/fs         the files, with whiteouts in overlayfs form
 //!                               /split.zst  the rest of the archive (see [`tar_split`])
 //!                               /size       total size of file content in bytes
-//!                               /gzip       digest and size of what it was pushed as, if it was
+//!                               /gzip       digest and size of the compressed blob, after a push
 //!                               /init/…     init layers of images whose topmost layer it is
 //!                               /pending    kept for the next attempt of a pull (see [`Snapshots::mark_pending`])
 //! ```
@@ -123,16 +123,16 @@ impl Snapshots {
         Ok(applied)
     }
 
-    /// Keeps a layer from being collected for some time although no image has it: the pull that has
-    /// brought it may not come to its end, and the next one needs it.
+    /// Protects a layer from garbage collection for some time although no image has it: if the pull
+    /// that has downloaded it fails, the next one needs it.
     ///
-    /// The layer's files need not be on disk. If the machine stops before they are, it is collected:
-    /// what is kept is bound to the boot of the kernel, which has them in memory.
+    /// The layer's files need not be flushed. The mark is valid only until the next boot, because they
+    /// may be incomplete after a power failure.
     pub fn mark_pending(&self, diff_id: &Digest) -> Result<()> {
         Ok(fs::write(self.pending(diff_id), boot()?)?)
     }
 
-    /// Reverses [`Snapshots::mark_pending`], because an image has the layer now.
+    /// Removes the mark of [`Snapshots::mark_pending`], when an image has the layer.
     pub fn clear_pending(&self, diff_id: &Digest) -> Result<()> {
         let marker = self.pending(diff_id);
         if fs::exists(&marker) {
@@ -141,7 +141,7 @@ impl Snapshots {
         Ok(())
     }
 
-    /// Returns whether a layer is kept for a pull, since less than `age`.
+    /// Returns whether a layer was marked by [`Snapshots::mark_pending`] less than `age` ago.
     pub(crate) fn is_pending(&self, diff_id: &Digest, age: Duration) -> bool {
         let path = self.pending(diff_id);
         let marked = fs::read_to_string(&path).ok();
@@ -161,12 +161,13 @@ impl Snapshots {
             .map_err(|_| Error::invalid(format!("layer {diff_id} has no size")))
     }
 
-    /// Compresses the original archive of a layer with gzip, which gives the same bytes each time, and
-    /// gives it to `output` in pieces. `progress` is told how many more bytes of the archive were read.
+    /// Compresses the original archive of a layer with gzip and passes it to `output` in pieces. The
+    /// result is the same each time. `progress` is called with the number of further bytes that were
+    /// read of the archive.
     ///
     /// # Errors
-    /// Returns an error if the layer was changed on disk, or if `output` fails. What `output` has got
-    /// must not be used then.
+    /// Returns an error if the layer was changed on disk, or if `output` fails. The output so far must
+    /// not be used then.
     pub fn compress(
         &self,
         diff_id: &Digest,
@@ -182,15 +183,14 @@ impl Snapshots {
         gzip::compress(replay, output)
     }
 
-    /// Returns digest and size of what [`Snapshots::compress`] has made of a layer, if that was kept in
-    /// mind.
+    /// Returns digest and size of a layer's compressed blob, if they were recorded.
     pub fn compressed(&self, diff_id: &Digest) -> Option<(Digest, u64)> {
         let text = fs::read_to_string(self.path(diff_id).join(COMPRESSED)).ok()?;
         let (digest, size) = text.trim().split_once(' ')?;
         Some((digest.parse().ok()?, size.parse().ok()?))
     }
 
-    /// Keeps in mind what [`Snapshots::compress`] has made of a layer.
+    /// Records digest and size of a layer's blob, as [`Snapshots::compress`] has generated it.
     ///
     /// # Errors
     /// Returns an error if it cannot be written.
@@ -210,10 +210,10 @@ fn boot() -> Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?)
 }
 
-/// The name of the file with what a layer was compressed to.
+/// The name of the file with digest and size of a layer's compressed blob.
 const COMPRESSED: &str = "gzip";
 
-/// Reports how much was written.
+/// A writer that reports the number of bytes written.
 struct Counting<'a> {
     sink: &'a mut dyn Write,
     progress: &'a mut (dyn FnMut(u64) + Send),
@@ -231,7 +231,7 @@ impl Write for Counting<'_> {
     }
 }
 
-/// Checks the digest of a layer's archive that was made again from its files.
+/// Checks the digest of a layer's archive that was generated from its files.
 pub(crate) fn unchanged(diff_id: &Digest, found: &Digest) -> Result<()> {
     if found == diff_id {
         Ok(())

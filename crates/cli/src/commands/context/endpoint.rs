@@ -43,7 +43,7 @@ pub(super) fn settings(given: &[String]) -> Outcome<BTreeMap<String, String>> {
 /// Returns the endpoint that settings describe, with the content of its PEM files.
 ///
 /// # Errors
-/// Returns an error in Docker's words if a setting is unknown or cannot be used.
+/// Returns an error with Docker's text if a setting is unknown or cannot be used.
 pub(super) fn of(flags: &RootFlags, settings: &BTreeMap<String, String>) -> Outcome<Endpoint> {
     const KEYS: [&str; 6] = ["from", "host", "ca", "cert", "key", "skip-tls-verify"];
     let failed =

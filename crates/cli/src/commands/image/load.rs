@@ -24,7 +24,7 @@ pub(crate) struct LoadArgs {
 
 pub(crate) async fn load(client: &Client, args: LoadArgs) -> Outcome {
     let platform = platform_json(&args.platform)?;
-    // A file gets no progress, so the engine need not send it.
+    // Progress is shown on terminals only.
     let is_quiet = args.quiet || !terminal::stdout_is_terminal();
     let body = match args.input.as_deref() {
         Some(path) if path != "-" => file_body(path)?,

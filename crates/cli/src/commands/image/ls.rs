@@ -75,10 +75,10 @@ struct Row {
     containers: String,
 }
 
-/// What Docker shows for a name that an image does not have.
+/// Docker's placeholder for a missing name.
 const NONE: &str = "<none>";
 
-/// What Docker shows for a number that the engine was not asked for.
+/// Docker's placeholder for a number that was not requested.
 const UNKNOWN: &str = "N/A";
 
 pub(crate) async fn images(client: &Client, args: ImagesArgs) -> Outcome {

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::{Failure, Outcome};
 
-/// A platform as query parameters have it, which are in the form of the OCI's image specification.
+/// A platform in the JSON format of the OCI image specification, as in query parameters.
 #[derive(Serialize)]
 struct Platform<'t> {
     architecture: &'t str,

@@ -69,7 +69,7 @@ pub(crate) async fn pull_for_create(
     transfer(client, &with_default_tag(image), platform, target).await
 }
 
-/// Returns the platform that a flag or the environment names; empty for the engine's own.
+/// Returns the platform of the flag or of `DOCKER_DEFAULT_PLATFORM`; empty for the engine's own.
 pub(crate) fn platform(flag: Option<&str>) -> String {
     let variable = || std::env::var("DOCKER_DEFAULT_PLATFORM").ok();
     flag.map(str::to_owned)
@@ -97,8 +97,7 @@ async fn transfer(client: &Client, name: &str, platform: &str, target: Target) -
     print_messages_to(response, target).await
 }
 
-/// Returns whether an image may be pulled by this name: it is neither an id nor a part of one with a
-/// prefix.
+/// Returns whether this is a name, which can be pulled, and not an image's id or a part of one.
 pub(crate) fn is_name(image: &str) -> bool {
     let is_hex = |text: &str| text.bytes().all(|byte| byte.is_ascii_hexdigit());
     let is_id = image.len() == 64 && is_hex(image);
@@ -125,7 +124,7 @@ pub(super) fn split(name: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// Returns a reference with its registry.
+/// Returns a reference with the registry and the default path components.
 pub(super) fn full(name: &str) -> String {
     match hub_path(name) {
         Some(path) if split(path).0.contains('/') => format!("docker.io/{path}"),
@@ -134,7 +133,7 @@ pub(super) fn full(name: &str) -> String {
     }
 }
 
-/// Returns a reference without what is the default in it.
+/// Returns a reference without default components, as Docker shows it.
 pub(crate) fn familiar(name: &str) -> &str {
     let path = hub_path(name).unwrap_or(name);
     let rest = path.strip_prefix("library/");

@@ -81,7 +81,8 @@ fn driver_opts(given: &[String]) -> Outcome<BTreeMap<String, String>> {
     parsed.collect()
 }
 
-/// Checks that a container is named, once a network is, which the request's path contains.
+/// Checks that a container is given. A missing network is reported first, as the request's path
+/// contains it.
 pub(super) fn check_container(network: &str, container: &str) -> Outcome<()> {
     if !network.trim().is_empty() && container.trim().is_empty() {
         return Err(Failure::new("invalid container name or ID: value is empty"));

@@ -36,7 +36,7 @@ pub(crate) struct LoginArgs {
 }
 
 impl std::fmt::Debug for LoginArgs {
-    /// Shows nothing that is secret.
+    /// Does not print the password.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("LoginArgs")
             .field("server", &self.server)
@@ -99,7 +99,7 @@ pub(crate) async fn login(client: &Client, args: LoginArgs) -> Outcome {
     succeed(config, auth, answer)
 }
 
-/// Returns the user name and the password that the flags give; empty if they do not.
+/// Returns the user name and the password of the flags; empty if not given.
 fn given(args: &LoginArgs) -> Outcome<(String, String)> {
     let is_piped = args.password_stdin || args.password.as_deref() == Some("-");
     if is_piped {
@@ -140,7 +140,7 @@ fn given(args: &LoginArgs) -> Outcome<(String, String)> {
     }
 }
 
-/// Returns a text without the end of its last line. Other spaces may be part of a password.
+/// Removes the line break at the end. Other white space may be part of a password.
 fn without_line_end(text: &str) -> &str {
     ["\r\n", "\n", "\r"]
         .iter()
@@ -182,7 +182,7 @@ async fn ask_password() -> Outcome<String> {
     }
 }
 
-/// Reads a line that the user types. ^C ends the command, but not before the terminal is as it was.
+/// Reads a line from the terminal. ^C ends the command after the terminal's mode was restored.
 async fn line() -> Outcome<String> {
     let mut interrupts = signal(SignalKind::interrupt())?;
     let read = tokio::task::spawn_blocking(|| {
@@ -199,7 +199,7 @@ async fn verify(client: &Client, auth: &AuthConfig) -> ApiResult<AuthResponse> {
     client.post_json("/auth", auth).await
 }
 
-/// Keeps what the registry has accepted.
+/// Stores the credentials after the registry has accepted them.
 fn succeed(config: &Path, mut auth: AuthConfig, answer: AuthResponse) -> Outcome {
     if !answer.identity_token.is_empty() {
         auth.password.clear();

@@ -15,7 +15,7 @@ use crate::{Failure, Outcome, plain};
 const PIECE: usize = 64 << 10;
 
 /// Connects standard input and output to the engine. The end of the input is passed on; the command
-/// ends with the engine's output, or when the input has ended and nobody reads the output any more.
+/// ends with the engine's output, or when the input has ended and the output has no reader any more.
 /// Neither direction waits for the other one.
 pub(super) async fn dial_stdio(client: &Client) -> Outcome {
     let connection = client.connect().await.map_err(|error| {
@@ -32,7 +32,7 @@ pub(super) async fn dial_stdio(client: &Client) -> Outcome {
     let abort = input.abort_handle();
     let abandoned = async {
         let _ = input.await;
-        // The engine may have nothing to say for hours, by which the lack of a reader would show.
+        // The engine may send nothing for hours, and a lost reader shows only when something is written.
         match tokio::task::spawn_blocking(|| reader_left(std::io::stdout())).await {
             Ok(Ok(())) => Error::from(ErrorKind::BrokenPipe),
             Ok(Err(_)) | Err(_) => std::future::pending().await,
@@ -66,7 +66,7 @@ async fn copy_out(mut from_engine: impl AsyncRead + Unpin) -> Outcome<()> {
     }
 }
 
-/// Blocks until nobody can read what is written to a pipe or socket; forever for other files.
+/// Blocks until a pipe or socket has no reader any more; forever for other files.
 fn reader_left(output: impl AsFd) -> Result<()> {
     loop {
         // Without flags, only POLLERR and POLLHUP are reported (poll(2)).
@@ -103,7 +103,7 @@ mod tests {
         let (reader, writer) = std::io::pipe().unwrap();
         let (near, far) = UnixStream::pair().unwrap();
         let left = [watch(writer), watch(near.try_clone().unwrap())];
-        // The end of what the far side sends is not the end of its reading.
+        // The far side still reads after it has shut down its sending direction.
         far.shutdown(std::net::Shutdown::Write).unwrap();
         std::thread::sleep(Duration::from_millis(100));
         assert!(left.iter().all(|left| left.try_recv().is_err()));

@@ -60,7 +60,7 @@ struct Row {
     status: &'static str,
 }
 
-/// What Docker shows for what a list of volumes does not have.
+/// Docker's placeholder for a value that a list of volumes does not contain.
 const UNKNOWN: &str = "N/A";
 
 pub(super) async fn ls(client: &Client, args: LsArgs) -> Outcome {
