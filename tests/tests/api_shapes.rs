@@ -1,5 +1,5 @@
-//! What requests and answers of the Engine API look like: empty and absent fields, and what older
-//! versions have otherwise.
+//! Fields of the Engine API's requests and responses: empty and absent ones, and differences between
+//! versions.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -207,7 +207,7 @@ fn inspect_shows_the_paths_of_a_running_container() {
             "{mode}"
         );
         let shown = engine.inspect(&name);
-        // An address that tools can read, and not one where nothing is mounted.
+        // A path that tools can read.
         let merged = shown["GraphDriver"]["Data"]["MergedDir"]
             .as_str()
             .unwrap()

@@ -611,14 +611,14 @@ fn a_shell_behind_init_has_its_terminal() {
             "sh",
         ]);
         shell.expect("/ # ");
-        // What says so is the terminal's own already when it says it.
+        // When the mark is printed, the terminal already belongs to the new program.
         shell.keys("sh -c 'echo mark$((1+1)); exec sleep 60'\n");
         shell.expect("mark2");
         shell.keys("\x03");
         shell.expect("/ # ");
         shell.keys("exit 5\n");
         assert_eq!(shell.finish(), 5, "{}", shell.screen());
-        // Without a terminal, and with one that is not its input.
+        // Without a terminal, and with a terminal that is not the input.
         assert_eq!(
             cli.feed(
                 &[
@@ -795,7 +795,7 @@ fn ended_processes_are_reaped_while_another_starts() {
     fs::write(shared.join("busybox"), images::busybox_program()).unwrap();
     fs::set_permissions(shared.join("busybox"), fs::Permissions::from_mode(0o755)).unwrap();
     let volume = format!("{}:/d", shared.display());
-    // Who opens or executes the file waits until the holder of its lease gives it up, at most
+    // An open or execve of the file blocks until the holder of its lease releases it, at most
     // lease-break-time (45 s).
     let hold = "
 import fcntl, os, signal, time

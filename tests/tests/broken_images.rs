@@ -1,4 +1,4 @@
-//! Archives that are damaged or made to do harm: refused, and nothing of them stays.
+//! Damaged and malicious image archives are rejected and leave nothing.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -347,7 +347,7 @@ fn layers_write_nothing_outside_the_layer() {
     let rights = fs::metadata(victim.join("dir")).unwrap().permissions();
     for (what, layer) in layers {
         let layer = layer.finish();
-        // Refused or tamed: either is fine, as long as nothing outside was touched.
+        // It may be rejected or loaded, as long as no file outside was changed.
         let _ = engine.http(
             "POST",
             "/images/create?fromSrc=-&repo=evil",
@@ -518,7 +518,7 @@ fn a_large_configuration_with_many_names_is_read_once() {
             .file("manifest.json", layers)
             .finish(),
     );
-    // Each is within the limit, all of them together are not.
+    // Each is within the limit, but their total is not.
     let mut many = Tar::new().file("l", &layer);
     let large = "x".repeat(7_000_000);
     for n in 0..6 {
@@ -607,7 +607,7 @@ fn directories_have_the_times_of_the_archive() {
     );
 }
 
-/// An upload without its end is not an image, even if what arrived is a whole archive.
+/// An incomplete upload is rejected, even if the received part is a complete archive.
 #[test]
 fn an_upload_that_is_cut_off_changes_nothing() {
     let engine = Engine::start();

@@ -1,4 +1,4 @@
-//! How command lines are read, and how `--format` prints: both programs side by side.
+//! Parsing of command lines and output of `--format`, compared between both programs.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -14,7 +14,7 @@ use std::process::Command;
 
 use whelk_tests::{Engine, Program};
 
-/// Our program in an environment that says nothing of engines.
+/// Returns a whelk command in an environment without variables that select an engine.
 fn whelk(args: &[&str]) -> Command {
     let mut command = Command::new(Program::Whelk.path());
     command.args(args);
@@ -244,7 +244,7 @@ fn exit_codes_of_commands_that_could_not_run() {
         assert!(said.contains("OCI runtime exec failed: exec failed: Cwd must be an absolute path"), "{said}");
     });
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "x");
-    // A container that cannot be made leaves no file.
+    // A container that cannot be created leaves no file.
     let new = engine.scratch("files").join("new");
     engine.both(|cli| {
         cli.run(&[
@@ -449,7 +449,7 @@ fn contexts_of_dockers_store_select_the_engine() {
 fn permission_denied_on_the_socket_starts_no_engine() {
     let engine = Engine::without_images(&[]);
     let socket = engine.socket();
-    // A copy that everybody may run; the socket is not everybody's.
+    // A copy that all users may execute; they may not connect to the socket.
     let program = engine.scratch("bin").join("whelk");
     std::fs::hard_link(Program::Whelk.path(), &program)
         .or_else(|_| std::fs::copy(Program::Whelk.path(), &program).map(drop))
@@ -546,8 +546,7 @@ fn completions_offer_names() {
     }
 }
 
-/// Runs a completion script's shell, with a `whelk` that is ours, in a directory with nothing in
-/// it.
+/// Runs a shell with its completion script and the `whelk` under test, in an empty directory.
 fn completed(engine: &Engine, shell: &str, args: &[&str]) -> Vec<String> {
     let place = engine.scratch(shell);
     let programs = place.join("programs");
@@ -574,8 +573,7 @@ fn completed(engine: &Engine, shell: &str, args: &[&str]) -> Vec<String> {
 
 #[test]
 fn completions_in_zsh() {
-    /// For each line, what it is after a tabulator: asked of an interactive shell on a terminal of
-    /// its own.
+    /// Prints each line as it is after a tab, in an interactive shell on a terminal of its own.
     const SCRIPT: &str = r#"
         zmodload zsh/zpty zsh/zselect
         out=$HOME/line
@@ -738,7 +736,7 @@ fn unavailable_flags_are_rejected_by_name() {
     for (args, code, text) in &cases {
         engine.whelk(args).refuses(*code, text);
     }
-    // Nothing was done of what could have been.
+    // None of the commands was executed.
     assert_eq!(engine.get("/containers/json?all=1"), serde_json::json!([]));
     assert_eq!(engine.whelk(&["volume", "ls", "-q"]).ok(), "");
     assert_eq!(

@@ -1,4 +1,4 @@
-//! Contexts, which both programs share: the same command lines side by side, and one store for both.
+//! Contexts: the same commands with both programs, and one store shared by both.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -319,7 +319,7 @@ fn both_programs_print_and_store_the_same() {
     check(&[("DOCKER_CONTEXT", "bb")], &["context", "show"]);
     check(&[("DOCKER_CONTEXT", "bb")], &["context", "rm", "bb"]);
     check(&[("DOCKER_CONTEXT", "nope")], &["context", "ls"]);
-    // A store that something else has broken.
+    // A store with damaged files.
     for (_, directory) in &sides {
         let broken = directory.join("config/contexts/meta/0000");
         std::fs::create_dir_all(&broken).unwrap();

@@ -1,5 +1,4 @@
-//! What was answered is there after a loss of power, and nothing is deleted because a record of it
-//! is missing.
+//! Acknowledged changes survive a power failure, and nothing is deleted because its record is missing.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -25,8 +24,7 @@ fn shell(command: &str) {
     assert!(output.status.success(), "{command}: {output:?}");
 }
 
-/// Gives the engine a root on a disk whose content at any moment is in a file: what the kernel only
-/// has in memory is not.
+/// The disk of an engine's root, in a file on the host. Unflushed data of the kernel is not in the file.
 struct Disk<'e> {
     engine: &'e Engine,
     image: PathBuf,
@@ -44,7 +42,7 @@ impl<'e> Disk<'e> {
         disk
     }
 
-    /// Nothing is written out by itself as long as the case takes.
+    /// Mounts the disk so that the kernel writes nothing back on its own during the test.
     fn mount(&self) {
         shell(&format!(
             "mount -o loop,commit=900 {} {}",
@@ -53,9 +51,9 @@ impl<'e> Disk<'e> {
         ));
     }
 
-    /// What the disk has at this moment is all that is left after the machine was switched off.
+    /// Simulates a power failure: only what is on the disk at this moment remains.
     fn lose_power(&self) {
-        // Shows that the disk does lose what nobody has written out.
+        // Proves that the disk loses data that was not flushed.
         let unsynced = self.engine.root().join("unsynced");
         fs::write(&unsynced, "unsynced").unwrap();
         let left = self.image.with_extension("left");
@@ -71,12 +69,12 @@ impl<'e> Disk<'e> {
         self.mount();
         assert!(fs::read(&unsynced).is_ok_and(|content| content.is_empty()) || !unsynced.exists());
         let _ = fs::remove_file(&unsynced);
-        // What lives as long as the machine.
+        // The run directory does not survive a power failure.
         fs::remove_dir_all(self.engine.run()).unwrap();
         self.engine.restart();
     }
 
-    /// Nothing runs on when the machine is off.
+    /// Ends all processes, as a power failure does.
     fn end_processes(&self) {
         let mark = format!("/{}/", self.engine.name());
         eventually("all processes to end", || {
@@ -176,7 +174,7 @@ fn acknowledged_changes_survive_a_power_failure() {
             engine.whelk(&["exec", "renamed", "cat", "/kept"]).ok(),
             "kept"
         );
-        // What restart policies go by.
+        // The state that restart policies depend on.
         post(
             "/containers/renamed/update",
             Some(&json!({"RestartPolicy": {"Name": "unless-stopped"}})),
@@ -195,8 +193,7 @@ fn acknowledged_changes_survive_a_power_failure() {
             ("exited", 404)
         );
         assert_eq!(engine.api("GET", "/volumes/data", None).0, 404);
-        // What an image has at a volume's place is in the volume; and a removed container leaves
-        // nothing behind.
+        // The image's content at the target is in the volume; a removed container leaves nothing.
         let mounts = json!([{"Type": "volume", "Source": "copied", "Target": "/bin"}]);
         let body = json!({"Image": "busybox", "Cmd": ["true"], "HostConfig": {"NetworkMode": "none", "Mounts": mounts}});
         engine.create("copies", &body);
@@ -223,7 +220,7 @@ fn acknowledged_changes_survive_a_power_failure() {
     }
 }
 
-/// Whether a process is there and has not ended.
+/// Returns whether a process exists and has not ended.
 fn lives(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit(") ")
@@ -231,13 +228,13 @@ fn lives(pid: i32) -> bool {
         .is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
 }
 
-/// What the engine says of it, and what can become of the store's files.
+/// The engine's error, and a function that damages the store's files.
 type Damage = (&'static str, fn(&Path));
 
 fn damages() -> Vec<Damage> {
     const PAGE: u64 = 4096;
     vec![
-        // All that follows in the log is lost as well, and SQLite has nothing to say about that.
+        // SQLite also ignores, without an error, all later frames of the log.
         ("has no record of it", |root| {
             let log = fs::OpenOptions::new()
                 .write(true)
@@ -340,7 +337,7 @@ fn a_damaged_store_is_rejected_and_can_be_repaired() {
         ]
         .map(|field| found[field].clone())
     };
-    // Copies of what has changed at an end may be a second old.
+    // Copies of changes at a container's end may be written a second later.
     std::thread::sleep(std::time::Duration::from_millis(1500));
     for (index, (text, damage)) in damages().into_iter().enumerate() {
         let before = ["runs", "made", "ended"].map(&fields);
@@ -389,7 +386,7 @@ fn a_damaged_store_is_rejected_and_can_be_repaired() {
         assert_eq!(engine.get("/volumes/data")["Labels"]["a"], "b");
         assert_eq!(cli.run(&["logs", "ended"]).ok(), "said");
     }
-    // Whole as it is now, nothing is done to it.
+    // An undamaged store is not repaired.
     engine.kill9();
     assert!(engine.repair().contains("nothing was changed"));
     engine.restart();
@@ -402,7 +399,7 @@ fn a_damaged_store_is_rejected_and_can_be_repaired() {
     cli.run(&["rm", "-f", "runs", "made", "ended"]).ok();
     cli.run(&["network", "rm", "net"]).ok();
     cli.run(&["volume", "rm", "data"]).ok();
-    // An engine that runs is not repaired.
+    // The store of a running engine is not repaired.
     let output = Command::new(Program::Whelk.path())
         .args(["system", "repair", "--root"])
         .arg(engine.root())
@@ -452,7 +449,7 @@ fn directories_without_a_record_are_kept() {
     eventually("only the known one to be left", || {
         (fs::read_dir(&containers).unwrap().count() == 1).then_some(())
     });
-    // A removal that was cut short is taken back, or carried through; never half.
+    // An interrupted removal is either reversed or completed.
     engine.kill9();
     fs::rename(containers.join(&id), engine.root().join("trash").join(&id)).unwrap();
     engine.restart();
@@ -460,7 +457,7 @@ fn directories_without_a_record_are_kept() {
         fs::read_to_string(containers.join(&id).join("upper/kept")).unwrap(),
         "kept\n"
     );
-    // One that says what it is comes back from where it was set aside.
+    // A repair restores a container from a directory with a copy of its record.
     engine.kill9();
     fs::rename(containers.join(&id), aside.join(&id)).unwrap();
     for name in ["store.db", "store.db-wal"] {

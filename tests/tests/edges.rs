@@ -1,9 +1,9 @@
-//! Which crate may use which: the table of ARCHITECTURE.md, proven. The same for the modules of the
-//! crate `engine`.
+//! Checks the dependencies of crates, and of modules in the crate `engine`, against the tables of allowed
+//! ones.
 #![allow(
     clippy::expect_used,
     clippy::disallowed_methods,
-    reason = "a test says why it fails by failing"
+    reason = "tests fail by panics"
 )]
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,4 +1,4 @@
-//! Images whose users, environment and configuration are made to fool the engine.
+//! Images with malicious users, environment variables and configurations.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,

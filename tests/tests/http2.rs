@@ -141,7 +141,7 @@ fn requests_and_streams_share_a_connection() {
             serde_json::from_slice::<serde_json::Value>(&version).unwrap(),
             engine.get("/version")
         );
-        // Streams without an end, while other requests are answered.
+        // Endless streams, while other requests are answered.
         let mut events = client.send("GET", "/events", "").await.into_body();
         let command = r#"{"Image": "busybox", "Cmd": ["sh", "-c", "echo first; sleep 1; echo second; sleep 600"]}"#;
         client
@@ -153,7 +153,7 @@ fn requests_and_streams_share_a_connection() {
         let mut logs = client.send("GET", path, "").await.into_body();
         read_until(&mut logs, "second").await;
         let waited = client.send("POST", "/containers/talker/wait", "").await;
-        // A stream that is reset ends nothing else.
+        // The reset of a stream does not affect others.
         drop(logs);
         client
             .fetch("DELETE", "/containers/talker?force=1", "")

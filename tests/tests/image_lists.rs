@@ -1,4 +1,4 @@
-//! What images are called, what lists show of them, and how they are removed.
+//! Names of images, image lists, and removal.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,

@@ -185,7 +185,7 @@ fn kernel_crypto_sockets_are_out_of_reach() {
     // CVE-2026-31431: the page cache written through AF_ALG.
     let engine = Engine::start();
     engine.load(&fs::read(images::python()).unwrap());
-    // AF_VSOCK too. And whatever else is in the register: the kernel takes an int.
+    // AF_VSOCK too; also with the upper half of the register set, because the kernel reads an int.
     let program = "
 import ctypes
 call = ctypes.CDLL(None, use_errno=True).syscall
@@ -744,8 +744,7 @@ fn the_environment_and_working_directory_are_set() {
     );
 }
 
-/// What the API takes and the command lines refuse: a parameter of a namespace that is the host's
-/// after all.
+/// The API accepts sysctls of namespaces that are the host's, which the clients reject.
 #[test]
 fn sysctls_do_not_change_the_host() {
     let engine = Engine::start();

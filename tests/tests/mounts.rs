@@ -189,7 +189,7 @@ fn mounts_are_ordered_by_depth() {
             cli.sh(&["-v", &below, "--tmpfs", "/a"], "cat /a/b/in").ok(),
             "deep"
         );
-        // What is mounted at /dev takes the place of all that the engine would put there.
+        // A mount on /dev replaces everything that the engine would create there.
         assert_eq!(
             cli.sh(
                 &["-v", "/dev:/dev"],

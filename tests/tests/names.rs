@@ -1,4 +1,4 @@
-//! How containers are named, found and listed.
+//! Names of containers, lookup, and lists.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -38,7 +38,7 @@ fn a_container_is_found_by_name_id_and_prefix() {
 #[test]
 fn an_ambiguous_id_prefix_is_rejected_and_a_name_wins() {
     let engine = Engine::start();
-    // Of seventeen ids two begin with the same digit.
+    // Of 17 hexadecimal ids, two begin with the same digit.
     let body = json!({"Image": "busybox", "HostConfig": {"NetworkMode": "none"}});
     let ids: Vec<String> = (0..17)
         .map(|n| engine.create(&format!("many{n}"), &body))
@@ -361,7 +361,7 @@ fn filters_apply_to_running_containers_without_all() {
             engine.api("GET", &format!("/containers/json?filters={filters}"), None);
         assert_eq!((status, answer["message"].as_str()), (400, Some(text)));
     }
-    // Who has no network has no ports.
+    // A container without a network has no ports.
     for program in [whelk_tests::Program::Docker, whelk_tests::Program::Whelk] {
         let shown =
             engine

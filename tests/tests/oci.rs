@@ -12,8 +12,8 @@ use std::process::{Command, Output};
 use serde_json::{Value, json};
 use whelk_tests::{Engine, Program, eventually, skipped};
 
-/// A bundle with busybox, and a directory for the runtime's state; everything goes with the
-/// engine's scratch.
+/// A bundle with busybox, and a directory for the runtime's state, both in the engine's scratch
+/// directory.
 struct Bundle {
     engine: Engine,
     path: PathBuf,
@@ -130,7 +130,7 @@ impl Drop for Bundle {
     }
 }
 
-/// CVE-2019-5736: what runs in the container opens the runtime's program and writes to it.
+/// CVE-2019-5736: a process in the container opens the runtime's program for writing.
 #[test]
 fn the_runtime_cannot_be_overwritten_from_inside() {
     let trap = "printf '#!/proc/self/exe\\n' >/evil; chmod +x /evil; touch /ready; while :; do for p in /proc/[0-9]*; do case $(readlink $p/exe) in /bin/busybox|'') ;; *) \
@@ -139,7 +139,7 @@ fn the_runtime_cannot_be_overwritten_from_inside() {
         spec["root"]["readonly"] = json!(false);
         spec["process"]["args"] = json!(["sh", "-c", trap]);
     });
-    // A copy that may get lost.
+    // A copy, in case that it is overwritten.
     let program = bundle.path.join("whelk");
     fs::copy(Program::Whelk.path(), &program).unwrap();
     let before = fs::read(&program).unwrap();
@@ -171,7 +171,7 @@ fn the_runtime_cannot_be_overwritten_from_inside() {
     );
 }
 
-/// Its name is between what is read of a process to recognise it.
+/// The name is in the line of `/proc/PID/stat` by which the process is recognized.
 #[test]
 fn a_process_name_may_contain_any_characters() {
     let script = "n=\"$(printf '/tmp/) Z\\377')\"; printf '#!/bin/sh\\nsleep 600; true\\n' >\"$n\"; chmod +x \"$n\"; exec \"$n\"";
@@ -209,7 +209,7 @@ fn rejects_hostnames_and_sysctls_of_shared_namespaces() {
             spec["hostname"] = change["hostname"].clone();
             spec["domainname"] = json!(change["domainname"].as_str().unwrap_or_default());
             spec["linux"]["sysctl"] = change.get("sysctl").cloned().unwrap_or(json!({}));
-            // The host's own by their paths, which is as good as none.
+            // Namespaces given by the host's paths count as shared.
             spec["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "pid"}, {"type": "ipc"},
                 {"type": "uts", "path": "/proc/self/ns/uts"}, {"type": "network", "path": "/proc/self/ns/net"}]);
         });
@@ -372,7 +372,7 @@ fn exec_options_take_effect() {
         exec(&[], held).ends_with("0000000000000020")
             && exec(&["--cap", "CAP_CHOWN"], held).ends_with("0000000000000021")
     );
-    // Descriptors behind the three streams, only as many as asked for, and only if they are there.
+    // Descriptors after the standard streams: only as many as requested, and only those that exist.
     let through = |flags: &str| {
         let state = bundle.path.join("state").display().to_string();
         let whelk = Program::Whelk.path();
@@ -482,7 +482,7 @@ fn ids_of_a_mount_are_mapped() {
     fs::write(config, spec.to_string()).unwrap();
     let output = bundle.output(&["run", "--bundle", &bundle.bundle_path(), &bundle.id]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    // Not every file system can do it on every kernel; ext4 can.
+    // Not every file system supports ID-mapped mounts on every kernel; ext4 does.
     const EXT4: i64 = 0xef53;
     let must = rustix::fs::statfs(&shared).unwrap().f_type == EXT4;
     assert!(

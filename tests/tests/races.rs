@@ -1,5 +1,4 @@
-//! Two things are done to a container at the same time: one of them comes first, and the other
-//! knows.
+//! Concurrent operations on one container: they take effect one after the other.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -34,7 +33,7 @@ fn remove(engine: &Engine, name: &str) {
     );
 }
 
-/// Does both at once; `lead` is how much later the second is.
+/// Runs two operations concurrently; the second starts `lead` later.
 fn at_once<A: Send, B: Send>(
     lead: Duration,
     first: impl FnOnce() -> A + Send,
@@ -53,7 +52,7 @@ fn at_once<A: Send, B: Send>(
     })
 }
 
-/// From nothing to a few milliseconds, so that the moments that matter are met.
+/// Returns a delay from 0 to a few milliseconds, to hit the critical moments.
 fn lead(round: u32) -> Duration {
     Duration::from_micros(u64::from(round % 20) * 400)
 }
@@ -100,7 +99,7 @@ fn a_container_that_ends_does_not_stay_paused() {
         let (status, answer) = engine.api("POST", "/containers/one/pause", None);
         if status == 204 {
             paused += 1;
-            // It may have ended in that moment.
+            // It may have ended meanwhile.
             let (status, answer) = engine.api("POST", "/containers/one/unpause", None);
             let ended =
                 |text: &str| text.contains("is not paused") || text.contains("is not running");
@@ -117,8 +116,7 @@ fn a_container_that_ends_does_not_stay_paused() {
     assert!(paused > 0, "no round met the container alive");
 }
 
-/// Asks for a container's end in one of three ways; it may have come already, but must not be
-/// waited for in vain.
+/// Ends a container in one of three ways. It may have ended already, but the request must not hang.
 fn ask_to_end(engine: &Engine, name: &str, way: u32) {
     let begun = Instant::now();
     let (status, answer) = match way % 3 {
@@ -144,7 +142,8 @@ fn a_kill_during_the_exit_does_not_wait() {
     let over = &AtomicBool::new(false);
     std::thread::scope(|scope| {
         let _stop = Stop(over);
-        // The store is busy: there is time between a look at a container and the wait for its end.
+        // Keeps the store busy, which lengthens the time between the check of a container and the wait
+        // for its end.
         for _ in 0..3 {
             scope.spawn(move || {
                 while !over.load(Ordering::Relaxed) {
@@ -161,7 +160,7 @@ fn a_kill_during_the_exit_does_not_wait() {
                 }
             });
         }
-        // One client for each container, and then several for one.
+        // One client per container, and then several for one.
         std::thread::scope(|scope| {
             for worker in 0..6u32 {
                 scope.spawn(move || {
@@ -184,7 +183,7 @@ fn a_kill_during_the_exit_does_not_wait() {
             std::thread::sleep(lead(round));
             std::thread::scope(|scope| {
                 for client in 0..8 {
-                    // Only one removes it.
+                    // Only one of them removes it.
                     scope.spawn(move || {
                         ask_to_end(engine, "one", if client == 7 { 2 } else { client % 2 })
                     });
@@ -195,7 +194,7 @@ fn a_kill_during_the_exit_does_not_wait() {
     });
 }
 
-/// Says so when a case is over, however it ends.
+/// Stops the background threads when a test ends, also by a panic.
 struct Stop<'a>(&'a AtomicBool);
 
 impl Drop for Stop<'_> {
@@ -209,7 +208,7 @@ fn concurrent_renames_keep_names_unique() {
     const NAMES: [&str; 3] = ["new-0", "new-1", "new-2"];
     let engine = &Engine::start();
     for round in 0..100u32 {
-        // Removed by a request, and by its own end.
+        // Removed by a request, and by its exit.
         let by_itself = round % 3 == 0;
         let mut wanted = body(if by_itself {
             &["usleep", "2000"]
@@ -222,8 +221,7 @@ fn concurrent_renames_keep_names_unique() {
             assert_eq!(start(engine, id), 204);
         }
         std::thread::scope(|scope| {
-            // They wait for each other and for the removal, and find the container by what does not
-            // change.
+            // Renames wait for each other and for the removal, and find the container by its id.
             for (number, name) in (0..).zip(NAMES) {
                 scope.spawn(move || {
                     std::thread::sleep(lead(if by_itself { round } else { number }));
@@ -258,7 +256,7 @@ fn concurrent_renames_keep_names_unique() {
     }
 }
 
-/// The shims of an engine that have no container yet.
+/// Returns the warm shims of an engine.
 fn ready_shims(engine: &Engine) -> Vec<i32> {
     let mark = format!("/{}/shims", engine.name());
     let processes = fs::read_dir("/proc").unwrap().flatten();
@@ -382,7 +380,7 @@ fn a_huge_environment_does_not_block_others() {
     for number in 0..4 {
         remove(&engine, &format!("huge-{number}"));
     }
-    // Without the mounts, which the kernel takes its time for.
+    // Without the mounts, which the kernel is slow to create.
     huge["HostConfig"]["Binds"] = Value::Null;
     engine.create("huge", &huge);
     let begun = Instant::now();
@@ -408,13 +406,13 @@ fn the_engine_works_with_few_descriptors() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Whelk);
     cli.up("again", &["--restart", "always"], &["sleep", "600"]);
-    // What containers get is the other limit.
+    // Containers get the other limit.
     let limit = Rlimit {
         current: Some(MOST),
         ..getrlimit(Resource::Nofile)
     };
     prlimit(Pid::from_raw(engine.daemon_pid()), Resource::Nofile, limit).unwrap();
-    // Clients that connect and say nothing.
+    // Clients that connect and send nothing.
     let idle: Vec<Connection> = (0..MOST)
         .map_while(|_| Connection::open(&engine.socket()).ok())
         .collect();
@@ -425,7 +423,7 @@ fn the_engine_works_with_few_descriptors() {
     drop(idle);
     eventually("the engine to answer", || engine.answers().then_some(()));
     assert_eq!(engine.state("again"), "running");
-    // As many containers as there is room for can be removed, all at once.
+    // All containers that could be created can be removed concurrently.
     let mut names = Vec::new();
     for number in 0..70 {
         let name = format!("many-{number}");

@@ -1,5 +1,4 @@
-//! The engine dies; containers do not. When it is back, it knows all of them, and what became of
-//! them meanwhile.
+//! Containers run on when the engine is killed, and the next engine recovers their state.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -15,11 +14,11 @@ use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, pr
 use serde_json::json;
 use whelk_tests::{Connection, Engine, Program, eventually, stays};
 
-/// Counts aloud until it is told to stop.
+/// A script that prints increasing numbers until the file `/b/stop` exists.
 const COUNTS: &str =
     "i=0; while [ ! -e /b/stop ]; do i=$((i+1)); echo $i; sleep 0.01; done; exit 7";
 
-/// Whether a process is there and not just its body.
+/// Returns whether a process exists and is not a zombie.
 fn exists(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit(") ")
@@ -74,12 +73,12 @@ fn containers_run_without_the_engine() {
         assert_eq!(after["State"][field], before["State"][field], "{field}");
     }
     assert_eq!(after["HostConfig"], before["HostConfig"]);
-    // Its log has no gap where the engine was away, and goes on.
+    // Its log has no gap for the time without an engine, and continues.
     let reached = counted(&engine.logs("counts"));
     eventually("the log to go on", || {
         (counted(&engine.logs("counts")) > reached + 5).then_some(())
     });
-    // All that can be done to a running container can be done to it.
+    // All operations work on the recovered container.
     for program in [Program::Docker, Program::Whelk] {
         let cli = engine.cli(program);
         assert_eq!(cli.run(&["exec", "counts", "echo", "alive"]).ok(), "alive");
@@ -259,7 +258,7 @@ fn an_engine_killed_at_any_time_leaves_consistent_state() {
     let engine = Engine::start();
     for round in 0..8u64 {
         std::thread::scope(|scope| {
-            // What these are told does not matter: the engine dies under them.
+            // Their results do not matter, because the engine is killed.
             let mut clients = Vec::new();
             for client in 0..3 {
                 let name = format!("half-{round}-{client}");
@@ -297,7 +296,7 @@ fn an_engine_killed_at_any_time_leaves_consistent_state() {
                 container["Id"].as_str().unwrap(),
                 container["State"].as_str().unwrap(),
             );
-            // One that was only made, or that has ended, is gone: it was to be removed at its end.
+            // A `--rm` container that was only created, or that has ended, was removed.
             assert_eq!(state, "running", "{container}");
             let started = engine.inspect(id)["State"]["StartedAt"]
                 .as_str()
@@ -389,7 +388,7 @@ fn an_instance_name_is_used_by_one_engine() {
         root.display()
     );
     assert!(said.ends_with(&refusal), "{said}");
-    // Nor does one of another name get what is this one's, by naming its directory.
+    // An engine with another name cannot use this one's run directory.
     let said = engine.start_rival(Some("rival"));
     assert!(
         said.ends_with(&format!(
@@ -398,7 +397,7 @@ fn an_instance_name_is_used_by_one_engine() {
         )),
         "{said}"
     );
-    // Nor does one of another name and other directories get its socket.
+    // An engine with another name and other directories cannot use its socket.
     let other = format!("{}other", engine.name());
     let mut command = std::process::Command::new(Program::Whelk.path());
     command
@@ -424,7 +423,7 @@ fn an_instance_name_is_used_by_one_engine() {
         engine.docker(&["exec", "runs", "echo", "fine"]).ok(),
         "fine"
     );
-    // A root has one name: what runs from it would be taken for somebody else's, or for nobody's.
+    // A root belongs to one instance name, from which the names of cgroups and bridges are derived.
     engine.kill9();
     let another = format!("{}another", engine.name());
     for more in [&["--uninstall"][..], &[]] {
@@ -475,7 +474,7 @@ fn an_unresponsive_shim_does_not_block_others() {
     eventually("it to be picked up", || {
         (cli.run(&["exec", "stuck", "echo", "back"]).out() == "back\n").then_some(())
     });
-    // Its end is told.
+    // Its end is reported to waiting clients.
     let mut waits = cli.spawn(&["wait", "stuck"]);
     assert!(waits.is_running());
     kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
@@ -507,7 +506,7 @@ fn a_container_with_a_stopped_shim_can_be_killed() {
     for (_, shim) in &processes {
         kill_process(Pid::from_raw(*shim).unwrap(), Signal::STOP).unwrap();
     }
-    // The removed one has more requests waiting than the shim's socket accepts.
+    // The shim of `removed` has more waiting connections than its socket accepts.
     let id = engine.inspect("removed")["Id"].as_str().unwrap().to_owned();
     // By a short path: the length of a socket's address is limited.
     let directory = fs::File::open(engine.run().join("containers").join(id)).unwrap();
@@ -542,7 +541,7 @@ fn a_container_with_a_stopped_shim_can_be_killed() {
     }
     for name in ["stopped", "paused", "killed"] {
         let state = &engine.inspect(name)["State"];
-        // The one who knew another exit code is gone.
+        // The shim that knew another exit code was killed.
         assert_eq!(
             (&state["Status"], &state["ExitCode"]),
             (&json!("exited"), &json!(137)),
@@ -583,7 +582,7 @@ fn replies_of_a_slow_shim_are_awaited() {
         scope.spawn(|| cli.run(&["stop", "-t", "60", "stopped"]).ok());
         scope.spawn(|| cli.run(&["kill", "killed"]).ok());
         scope.spawn(|| {
-            // Neither is done a second time, or after all, when the shim goes on.
+            // Neither the signal nor the exec is repeated when the shim continues.
             cli.run(&["kill", "-s", "USR1", "told"]).ok();
             cli.run(&["exec", "told", "touch", "/b/ran"]).exits(128);
             resume(told);
@@ -624,7 +623,7 @@ fn an_engine_without_free_descriptors_kills_nothing() {
         ],
     );
     let pid = engine.pid("calm");
-    // Connected before: the engine cannot accept any more.
+    // Connected beforehand, because the engine cannot accept connections then.
     let mut clients = ["stop?t=0", "kill"].map(|action| {
         let mut client = Connection::open(&engine.socket()).unwrap();
         client.send("GET", "/_ping", &[], b"").unwrap();
@@ -691,7 +690,7 @@ fn on_a_full_disk_containers_can_be_stopped_and_removed() {
         eventually("a warning that copies of records are out of date", || {
             warnings().contains("out of date").then_some(())
         });
-        // Also by an engine that comes back to such a disk.
+        // Also by an engine that starts on a full disk.
         engine.kill9();
         engine.restart();
         assert_eq!(free(), 0);
@@ -702,7 +701,7 @@ fn on_a_full_disk_containers_can_be_stopped_and_removed() {
             cli.run(&["rm", "-f", name]).ok();
         }
         assert_eq!(engine.get("/containers/json?all=1"), json!([]));
-        // What fills it may be a volume as well.
+        // A volume may fill the disk as well.
         cli.up(
             "volume",
             &["-v", "filled:/v"],

@@ -1,4 +1,4 @@
-//! Limits: what the kernel's cgroup files say, and what happens when a program meets one.
+//! Limits: the values in the kernel's cgroup files, and programs that reach a limit.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -344,7 +344,7 @@ fn a_containers_cgroup_is_removed_with_it() {
     });
 }
 
-/// Where cgroups are one tree (v2), processes live in its leaves only.
+/// In cgroup v2, only leaves can contain processes.
 #[test]
 fn exec_enters_a_container_that_divided_its_cgroup() {
     let engine = Engine::start();
@@ -375,7 +375,7 @@ fn exec_enters_a_container_that_divided_its_cgroup() {
     );
 }
 
-/// A disk of the host and its number.
+/// Returns a disk of the host and its device number.
 fn disk() -> Option<(String, String)> {
     let mut disks = fs::read_dir("/sys/block").ok()?.flatten();
     disks.find_map(|disk| {

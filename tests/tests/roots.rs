@@ -50,7 +50,7 @@ impl Carried {
         }
     }
 
-    /// Returns what the earlier engine answered, as if its root had been in this place.
+    /// Returns the earlier engine's response, with the paths of this root.
     fn expected(&self, name: &str) -> String {
         let text = fs::read_to_string(self.expected.join(name)).unwrap();
         text.trim_end()
@@ -78,7 +78,7 @@ fn a_root_of_schema_3_is_migrated_completely() {
     for name in containers {
         carried.check_inspect("container", name, Value::clone);
     }
-    // The default network has the bridge's name, which follows from the instance's: it is another.
+    // Not the default network: its bridge's name contains that of the instance.
     for name in ["host", "none", "app", "inner"] {
         carried.check_inspect("network", name, Value::clone);
     }
@@ -114,7 +114,7 @@ fn a_root_of_schema_3_is_migrated_completely() {
             "{name}"
         );
     }
-    // Changes that were saved later are read too.
+    // Changes of the new engine are read after a restart.
     engine.kill9();
     engine.restart();
     for name in containers {

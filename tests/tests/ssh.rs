@@ -1,4 +1,4 @@
-//! `ssh://` hosts, with a program in the place of ssh that runs the command on this host.
+//! `ssh://` hosts, with a substitute for ssh that runs the command on this host.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -19,7 +19,7 @@ struct Far {
 }
 
 impl Far {
-    /// Makes the programs of the other host, by their names there.
+    /// Creates the programs of the other host, by their names there.
     fn new(engine: &Engine, name: &str, programs: &[(&str, Program)]) -> Self {
         let directory = engine.scratch(name);
         let (near, far) = (directory.join("near"), directory.join("far"));
@@ -36,8 +36,8 @@ impl Far {
         far
     }
 
-    /// Replaces the program in the place of ssh by one that executes commands of the shell before
-    /// and after the command for the other host.
+    /// Replaces the substitute for ssh by one that executes shell commands before and after the command
+    /// for the other host.
     fn end_with(&self, before: &str, after: &str) {
         // As sshd does, it hands the words after the host to a shell in one text.
         let script = format!(
@@ -87,7 +87,7 @@ impl Far {
     }
 }
 
-/// Asserts that no program of the test is left.
+/// Asserts that no `dial-stdio` process of the test is running.
 fn assert_no_dialers(engine: &Engine) {
     let socket = format!("DOCKER_HOST=unix://{}\0", engine.socket().display());
     eventually("the far side's programs have ended", || {
@@ -246,7 +246,7 @@ fn a_context_can_have_an_ssh_host_with_a_socket() {
 }
 
 #[test]
-fn a_connection_that_is_lost_meanwhile_is_told() {
+fn a_lost_connection_is_reported() {
     let engine = Engine::start();
     let far = Far::new(&engine, "lost", &[("docker", Program::Whelk)]);
     let mount = format!("{}:/v", far.directory.display());
@@ -284,7 +284,7 @@ fn dial_stdio(socket: &std::path::Path) -> std::process::Child {
 }
 
 #[test]
-fn a_dialer_whose_output_nobody_reads_ends_after_its_input() {
+fn dial_stdio_without_a_reader_ends_after_its_input() {
     let engine = Engine::without_images(&[]);
     let mut child = dial_stdio(&engine.socket());
     let (mut input, mut output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
@@ -293,17 +293,17 @@ fn a_dialer_whose_output_nobody_reads_ends_after_its_input() {
         .unwrap();
     output.read_exact(&mut [0; 12]).unwrap();
     drop(input);
-    // The engine says nothing more: only a look at the output shows that nobody reads it.
+    // The engine sends nothing more, so the lost reader has to be detected without a write.
     drop(output);
     let status = eventually("the dialer ends", || child.try_wait().unwrap());
     assert_eq!(status.code(), Some(141));
 }
 
 #[test]
-fn the_directions_of_a_dialer_do_not_wait_for_each_other() {
+fn dial_stdio_copies_both_directions_independently() {
     const SIZE: usize = 3 << 20;
     let engine = Engine::without_images(&[]);
-    // In the place of an engine.
+    // A substitute for an engine.
     let socket = engine.scratch("dialed").join("socket");
     let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     let serving = std::thread::spawn(move || {

@@ -28,7 +28,7 @@ impl Case {
         }
     }
 
-    /// Returns the file that tells the engine at which step to die or fail.
+    /// Returns the file with the number of the step at which the engine dies or fails.
     fn file(&self) -> PathBuf {
         let name = format!("whelk-steps-{}-{}", std::process::id(), self.port);
         std::env::temp_dir().join(name)
@@ -54,16 +54,16 @@ impl Case {
         ))
     }
 
-    /// Carries out `operation` again and again, and lets the engine die one step later each time,
-    /// until it has done all of it. `prepare` makes what the operation needs; then everything is
-    /// looked at, made once more, and taken away.
+    /// Repeats `operation` with an engine that is killed one step later each time, until it completes.
+    /// `prepare` creates what the operation needs. After each kill, the state is checked, the operation is
+    /// repeated, and its objects are removed.
     #[track_caller]
     fn at_every_step(&self, prepare: &[Vec<String>], operation: &[String]) {
         self.at_every_step_of(&self.engine(), prepare, operation, || {});
     }
 
-    /// Like [`Case::at_every_step`], with an engine of the caller's. `check` is called when what
-    /// `prepare` and the operation have made is removed.
+    /// Like [`Case::at_every_step`], with the caller's engine. `check` is called after the objects of
+    /// `prepare` and of the operation were removed.
     #[track_caller]
     fn at_every_step_of(
         &self,
@@ -100,11 +100,10 @@ impl Case {
         }
     }
 
-    /// Carries out `operation` again and again, and lets one step of it fail, a later one each time,
-    /// until none does. `prepare` makes what the operation needs, once; `reverse` takes back what it
-    /// has done. After a failure everything is as before, and the same operation succeeds. Returns
-    /// the number of failures of a step despite which the operation succeeded; after a start, some of
-    /// them are those of namespaces that are made ready.
+    /// Repeats `operation` with one step that fails, a later one each time, until none does. `prepare`
+    /// creates what the operation needs, once; `reverse` removes its results. After a failure the state
+    /// must be as before, and the same operation must succeed. Returns the number of failed steps despite
+    /// which the operation succeeded; after a start, they include those of the warm pool.
     #[track_caller]
     fn fails_at_every_step(
         &self,
@@ -115,8 +114,8 @@ impl Case {
         self.fails_at_every_step_of(&self.engine(), prepare, operation, reverse, Vec::new)
     }
 
-    /// Like [`Case::fails_at_every_step`], with an engine of the caller's. `also` returns what a failed
-    /// operation could leave elsewhere.
+    /// Like [`Case::fails_at_every_step`], with the caller's engine. `also` returns further state that a
+    /// failed operation could leave.
     #[track_caller]
     fn fails_at_every_step_of(
         &self,
@@ -200,7 +199,7 @@ impl Case {
         if !has(cli, "network", "net") {
             run(cli, &self.network()).ok();
         }
-        // Its port, its name, its addresses: the last one too.
+        // Its port, name and addresses are free again, including the subnet's last address.
         let address = self.subnet.v4_host(6);
         let again = self.run(&format!("-d --ip {address} -v kept:/v"), "net");
         run(cli, &again).ok();
@@ -215,7 +214,7 @@ impl Case {
     }
 }
 
-/// Ends the count of steps in `file`: when this returns, the engine is dead or will not die of it.
+/// Ends the count of steps in `file`. After this, the engine is dead, or will not be killed by it.
 fn end_count(file: &Path) {
     let count = fs::File::options().write(true).open(file).unwrap();
     count.lock().unwrap();
@@ -234,7 +233,7 @@ fn within_seconds(seconds: u32, mut is_true: impl FnMut() -> bool) -> bool {
     })
 }
 
-/// Returns what a failed operation could leave: the engine's objects, files and interfaces.
+/// Returns the state that a failed operation could change: objects, files and interfaces.
 fn left_behind(cli: Cli<'_>) -> Vec<String> {
     let mut found = cli.engine().interfaces();
     // Peers in containers have random names.
@@ -551,8 +550,8 @@ fn container_with_a_volume_of_a_plugin_fails() {
     let prepare = [volume];
     let reverse = [remove.clone()];
     let swallowed = case.fails_at_every_step_of(&engine, &prepare, &create, &reverse, left);
-    // If it cannot be recorded that the volume, which was filled, is unmounted, this is logged: the next
-    // engine asks the plugin once more.
+    // A failure to record that the volume was unmounted after it was filled is only logged: the next
+    // engine repeats the request to the plugin.
     assert_eq!(swallowed, 1);
     let prepare = [create.clone()];
     let reverse = [remove, create];

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use whelk_tests::{Engine, Program, VolumePlugin, eventually};
 
 #[test]
-fn a_plugin_keeps_volumes() {
+fn a_plugin_provides_volumes() {
     let engine = Engine::start();
     let plugin = VolumePlugin::start(&engine, "keeper");
     engine.both(|cli| {
@@ -26,15 +26,14 @@ fn a_plugin_keeps_volumes() {
         );
         assert_eq!(cli.sh(&["-v", "data:/d", "-v", "data:/e"], "echo hi >/d/file; cat /e/file").ok(), "hi");
         let asked = plugin.asked();
-        // Mounted for a look whether it is empty, once for each place; then for the container,
-        // once.
+        // Mounted once for each target to check whether it is empty, and then once for the container.
         assert_eq!(asked.len(), 6, "{asked:?}");
         for pair in asked.chunks(2) {
             assert!(pair[0].starts_with("Mount data ") && pair[1] == pair[0].replace("Mount", "Unmount"), "{asked:?}");
         }
         assert_eq!(fs::read_to_string(plugin.path("data").join("file")).unwrap(), "hi\n");
         assert_eq!(cli.run(&["info", "-f", "{{.Plugins.Volume}}"]).ok(), "[local keeper]");
-        // A container's volume stays mounted from its start to its end, also without the engine.
+        // A running container's volume stays mounted while no engine runs.
         cli.up("user", &["-v", "data:/d:nocopy"], &["sleep", "300"]);
         let id = engine.inspect("user")["Id"].as_str().unwrap().to_owned();
         assert_eq!(plugin.asked(), [format!("Mount data {id}")]);
@@ -47,7 +46,7 @@ fn a_plugin_keeps_volumes() {
         engine.restart();
         cli.run(&["rm", "-f", "user"]).ok();
         assert_eq!(plugin.asked(), [format!("Unmount data {id}")]);
-        // Also what an engine had mounted for itself when it was killed: to fill it, to read it.
+        // Mounts of a killed engine for its own operations, filling and export, are released.
         let uses: [&[&str]; 2] = [&["create", "-v", "data:/d", "busybox"], &["volume", "export", "data"]];
         for args in uses {
             plugin.kill_at("Mount", engine.daemon_pid());
@@ -60,7 +59,7 @@ fn a_plugin_keeps_volumes() {
             });
             plugin.asked();
         }
-        // Also who has ended while no engine was there, or is killed on the way to a start.
+        // So are those of containers that ended while no engine ran, or that were killed during a start.
         cli.up("brief", &["-v", "data:/d:nocopy"], &["sleep", "300"]);
         let (brief, pid) = (engine.inspect("brief")["Id"].as_str().unwrap().to_owned(), engine.pid("brief"));
         engine.kill9();

@@ -1,5 +1,5 @@
-//! What the engine runs without a record: an OCI configuration from its start to its end, and what
-//! the next engine does with one that a killed engine has left.
+//! Workloads without a record: the life of an OCI configuration under a shim, and workloads that a
+//! killed engine leaves behind.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -65,7 +65,7 @@ fn a_workload_needs_no_record_and_ends_with_its_engine() {
         (!process.exists() && !engine.run().join("workloads/left").exists()).then_some(())
     });
     assert_left_nothing(&engine.run(), engine.name(), "left");
-    // What else would be left is found when the engine is dropped.
+    // Other leftovers are found when the engine is dropped.
 }
 
 /// Opens an engine, runs workloads, and prints the pid of one that it leaves running.
@@ -184,7 +184,7 @@ impl Context<'_> {
         assert_left_nothing(self.run, self.name, "two");
     }
 
-    /// A workload in a network namespace that it is given.
+    /// A workload in a given network namespace.
     async fn has_a_given_network(&self) {
         let namespace = std::thread::spawn(|| {
             whelk_sys::process::unshare(whelk_sys::process::CloneFlags::NEWNET).unwrap();

@@ -14,10 +14,9 @@ use whelk_sys::sync::IgnorePoison as _;
 use crate::names;
 
 const MAX_FILE: u64 = 1 << 20;
-/// Number of passwords that are verified at a time: a hash costs a tenth of a second of a processor.
+/// Maximum number of passwords that are verified in parallel: a hash takes 0.1 s of a processor.
 const TURNS: usize = 2;
-/// Compared with the password of a user that does not exist, so that the time of the answer does not
-/// tell who does.
+/// The hash for users that do not exist, so that the response time does not reveal which users exist.
 const NOBODY: &str = "$2b$10$abcdefghijklmnopqrstuuVMAwZ9ZP7wR0JHXyX0sSg1o9BsMzCaq";
 
 /// The users who may use the registry.
@@ -37,7 +36,7 @@ struct Users {
 }
 
 impl std::fmt::Debug for Users {
-    /// Leaves out the hashes.
+    /// Does not print the hashes.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Users")
     }

@@ -1,4 +1,4 @@
-//! Errors, by what they mean to the client.
+//! Errors, with the codes of the distribution specification.
 
 use hyper::StatusCode;
 use serde::Serialize;
@@ -37,7 +37,7 @@ pub(crate) enum Kind {
     /// A chunk that does not continue the upload.
     UploadOutOfOrder,
     UploadUnknown,
-    /// Not the client's fault; the text is for the log only.
+    /// An error of the server. The text is logged, and not sent.
     Internal,
 }
 

@@ -1,5 +1,4 @@
-//! Removes uploads that nobody continues, blobs that no manifest names, and content that no
-//! repository has.
+//! Removes abandoned uploads, blobs that no manifest refers to, and content without a repository.
 
 use std::path::Path;
 use std::time::Duration;
@@ -12,7 +11,7 @@ use crate::manifests::Document;
 use crate::names::{Repository, Version};
 use crate::records::{Links, Registry, remove};
 
-/// How long an upload waits to be continued, and a blob for its manifest.
+/// Age at which an unfinished upload, or a blob without a manifest, is removed.
 pub(crate) const MAX_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl Registry {

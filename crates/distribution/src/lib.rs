@@ -8,9 +8,9 @@
 //!                         /_referrers/<digits>/<digits>  by subject: a manifest's descriptor
 //!                         /_uploads/<id>               the beginning of a blob
 //! ```
-//! A component of a repository's name does not begin with `_`. Content is shared by all
-//! repositories; which of it a repository has is said by these links, which appear by a rename
-//! after their content is on disk ([`records`]). What is answered with success is on disk.
+//! A component of a repository's name does not begin with `_`. Content is shared by all repositories.
+//! The links say which content a repository has; each is renamed into place after its content is on disk
+//! ([`records`]). A change is on disk before its request succeeds.
 //!
 //! [`server`] accepts connections, [`routes`] decodes requests; the rest is blocking code that runs
 //! on threads that may block.

@@ -6,7 +6,7 @@ use whelk_image::Digest;
 
 use crate::error::{Error, Kind, Result};
 
-/// Maximum length of a repository's name, as of Docker's registry.
+/// Maximum length of a repository's name, as in Docker's registry.
 const MAX_REPOSITORY: usize = 255;
 const MAX_TAG: usize = 128;
 
@@ -53,7 +53,7 @@ pub(crate) fn is_component(text: &str) -> bool {
             .all(is_separator)
 }
 
-/// What names a manifest in a repository.
+/// Selects a manifest in a repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Version {
     Tag(String),
@@ -112,7 +112,7 @@ pub(crate) fn unknown_upload() -> Error {
     Kind::UploadUnknown.error("the upload does not exist, or has ended")
 }
 
-/// Returns a name that nothing else has: 32 hexadecimal digits.
+/// Returns a random name of 32 hexadecimal digits.
 pub(crate) fn random() -> String {
     let mut bytes = [0; 16];
     // getrandom(2) does not fail for so few bytes once the generator is seeded.

@@ -1,4 +1,4 @@
-//! Requests: decoded, carried out on threads that may block, and answered.
+//! Decodes requests, runs their operations on blocking threads, and encodes the responses.
 
 use std::convert::Infallible;
 use std::fmt::Write as _;
@@ -24,7 +24,7 @@ use crate::uploads::Upload;
 
 /// Number of manifests that are received at a time: they are in memory.
 pub(crate) const MAX_MANIFESTS: usize = 16;
-/// Number of names in a response if the request does not say how many, and at most.
+/// Default and maximum number of names in a response.
 const PAGE: usize = 1000;
 
 /// What requests use.
@@ -94,7 +94,7 @@ fn failed(error: &Error) -> Response<Outgoing> {
     })
 }
 
-/// Calls what a path and a method name. The last components of a path say what it is, because a
+/// Calls the operation of a path and a method. The last components of a path select it, because a
 /// repository's name may contain any of the words.
 async fn route(server: &Server, call: Call, path: &str) -> Answer {
     if let Some(passwords) = &server.passwords {
@@ -126,7 +126,7 @@ async fn route(server: &Server, call: Call, path: &str) -> Answer {
         [ref name @ .., "manifests", version] => {
             let (repository, version) = (repository(name)?, Version::parse(version));
             let is_push = call.method == Method::PUT;
-            // There is no manifest of an invalid tag.
+            // A manifest with an invalid tag cannot exist.
             let version = version.map_err(|error| match error.kind {
                 Kind::ManifestInvalid if !is_push => Kind::ManifestUnknown.error(error.text),
                 _ => error,
@@ -207,7 +207,7 @@ impl Call {
         self.parameter("last").unwrap_or_default().to_owned()
     }
 
-    /// Returns as many names as are asked for, and a response that links to the rest.
+    /// Returns the requested number of names, and a response with a link to the rest.
     fn page(&self, path: &str, mut names: Vec<String>) -> Result<(Vec<String>, Builder)> {
         let wanted = self.parameter("n").map(str::parse::<usize>).transpose();
         let wanted = wanted.map_err(|_| Kind::PageInvalid.error("n: want a number"))?;
@@ -584,7 +584,7 @@ fn uploaded(repository: &Repository, digest: &Digest) -> Answer {
     answer(created(&location, digest), body::full(""))
 }
 
-/// Says how much of an upload has arrived, and where it is continued.
+/// Returns a response with the length and the location of an upload.
 fn progress(status: StatusCode, repository: &Repository, id: &str, length: u64) -> Answer {
     let builder = Response::builder()
         .status(status)

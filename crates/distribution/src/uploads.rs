@@ -1,9 +1,9 @@
-//! Blobs that arrive, in one or more requests.
+//! Uploads of blobs, in one or more requests.
 //!
-//! What has arrived of an upload is in its file, in order and without gaps; the file's length is the
-//! upload's state. It survives the server, which hashes it again when the upload is continued. The
-//! file is not flushed before the blob is complete: after a power failure the client continues where
-//! the file ends, and its digest proves the rest.
+//! The received bytes of an upload are in its file, without gaps; the file's length is the upload's
+//! state. After a restart of the server the file is hashed again when the upload is continued. It is not
+//! flushed before the blob is complete: after a power failure the client continues at the file's end,
+//! and the digest of the complete blob is verified.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -26,7 +26,7 @@ use crate::records::{Links, Registry, create_directories};
 /// How long a request waits for another one that writes the same upload: one whose client has been
 /// cut off ends when that is noticed.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Number of uploads whose file is kept open between requests.
+/// Maximum number of uploads whose file is kept open between requests.
 const MAX_OPEN: usize = 128;
 
 type Slot = Arc<tokio::sync::Mutex<Option<Hashing<File>>>>;

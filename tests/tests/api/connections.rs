@@ -45,8 +45,7 @@ fn malformed_requests_do_not_disturb_other_clients() {
         }
         assert!(engine.answers(), "after {shown:?}");
     }
-    // Requests that are never finished, and connections on which nothing is said, keep nobody else
-    // waiting.
+    // Incomplete requests and idle connections do not delay other clients.
     let idle: Vec<Connection> = (0..200)
         .map(|_| Connection::open(&engine.socket()).unwrap())
         .collect();
@@ -103,8 +102,8 @@ fn bodies_of_many_small_values_need_little_memory_and_do_not_delay_others() {
     /// Maximum size of a body, and the number of concurrent bodies.
     const LARGEST: usize = 8 << 20;
     const CLIENTS: usize = 6;
-    /// Of the engine, in MiB: the bodies themselves, and what becomes of one of them. A tree of one
-    /// alone takes more.
+    /// Maximum of the engine's memory in MiB: all bodies, and one of them decoded. As a tree of values,
+    /// one body alone would take more.
     const MOST: u64 = 400;
     let engine = Engine::without_images(&[]);
     let list = |value: &str, count: usize| format!("[{}]", vec![value; count].join(","));

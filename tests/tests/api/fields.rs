@@ -1,10 +1,10 @@
-//! Every field that the API definition has in requests to create or update something: it is shown
-//! afterwards, refused by its name, or of those that Docker ignores. None is dropped in silence.
+//! Every field of the API definition's requests to create or update an object is shown afterwards,
+//! rejected by name, or one that Docker ignores. None is dropped silently.
 
 use serde_json::{Value, json};
 use whelk_tests::{Engine, FreeSubnet};
 
-/// What becomes of a field.
+/// How the engine handles a field.
 enum Fate {
     /// It is shown by `inspect`, with what the engine adds to it; or a warning says that this kernel
     /// cannot do it.
@@ -359,7 +359,7 @@ fn endpoint(subnet: &FreeSubnet) -> Vec<(&'static str, Value, Fate)> {
     ]
 }
 
-/// Sends a request, and removes what it has created after a look at it.
+/// Sends a request, inspects the created object, and removes it.
 fn made(engine: &Engine, kind: &str, body: &Value, place: &str) -> (u16, Value, Value) {
     let path = match kind {
         "containers" => "/containers/create?name=made".to_owned(),

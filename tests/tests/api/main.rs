@@ -1,5 +1,4 @@
-//! The Engine API as it is spoken on the socket: versions, errors, streams, and what is no HTTP at
-//! all.
+//! The Engine API on the socket: versions, errors, streams, and invalid HTTP.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,

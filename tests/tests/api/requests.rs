@@ -24,8 +24,8 @@ fn unknown_routes_are_not_found() {
     for (method, path) in paths {
         check(&engine, method, path, None, 404, "page not found");
     }
-    // What Docker's router does with everything: OPTIONS is answered, HEAD only where the API has
-    // it, and paths with empty parts lead to where they mean.
+    // Docker's router answers OPTIONS for every path, HEAD only where the API defines it, and redirects
+    // paths with empty components to their clean form.
     for path in ["/info", "/nosuch", "/v1.41/containers/x/json"] {
         let response = engine.http("OPTIONS", path, &[], b"");
         assert_eq!(
@@ -309,8 +309,8 @@ fn rejects_invalid_filters() {
 }
 
 #[test]
-fn a_missing_image_is_told_before_an_unknown_log_driver() {
-    // Clients pull the image then.
+fn a_missing_image_is_reported_before_an_unknown_log_driver() {
+    // Clients pull the image after this error.
     let engine = Engine::start();
     for (image, status, message) in [
         ("nosuch", 404, "No such image: nosuch:latest"),
@@ -486,7 +486,7 @@ fn operations_on_an_unknown_container_fail_with_dockers_errors() {
         ("POST", "stop?signal=BOGUS", None, 404, unknown),
         ("POST", "restart", None, 404, unknown),
         ("POST", "restart?signal=BOGUS", None, 404, unknown),
-        // The only operation whose error names the operation.
+        // Only this operation's error names the operation.
         (
             "POST",
             "kill",

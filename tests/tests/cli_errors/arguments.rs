@@ -337,7 +337,7 @@ fn detach_keys_are_checked_before_a_container_is_created() {
     assert_eq!(engine.state("one"), "created");
 }
 
-/// Command lines to which both programs say the same words, line by line.
+/// Command lines, one per line, for which both programs print the same error.
 const ALIKE: &str = "
 port one 80/foo
 port one foo
@@ -465,7 +465,7 @@ fn errors_equal_those_of_dockers_command_line() {
         }
     }
     assert!(differ.is_empty(), "{}", differ.join("\n"));
-    // The engine's text ends with a space, which the command lines do not print.
+    // The engine's text ends with a space, which the clients do not print.
     let refused = engine.whelk(&["network", "create", "bridge"]).err();
     assert!(refused.ends_with("network\n"), "{refused:?}");
 }

@@ -39,7 +39,7 @@ fn commands_fail_without_an_engine() {
             );
         }
     }
-    // Nor can it be taken off the host.
+    // Nor can it be uninstalled.
     let uninstall = ["daemon", "--uninstall", "--instance", "nosuch", "--root"];
     let output = Command::new(Program::Whelk.path())
         .args(uninstall)
@@ -151,7 +151,7 @@ fn containers_survive_a_killed_engine() {
     for (name, _, command) in &mut commands {
         match *name {
             "run" | "exec" => command.expect("begun"),
-            // The engine answers when it waits; nothing is printed then.
+            // The engine responds when the wait is registered; the command prints nothing then.
             "wait" => answered.recv_timeout(Duration::from_secs(20)).unwrap(),
             "events" => command.expect("container start"),
             _ => command.expect("talk"),

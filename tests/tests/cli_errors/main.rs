@@ -1,4 +1,4 @@
-//! What both command lines say to mistakes, and the status they end with.
+//! Error texts and exit codes of both clients.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,

@@ -4,14 +4,14 @@ use std::process::Command;
 
 use whelk_tests::{Engine, Program};
 
-/// Runs a command of our program whose standard output is a pipe that nobody reads.
+/// Runs whelk with a standard output that is a pipe without a reader.
 fn unread(engine: &Engine, args: &[&str]) -> (Option<i32>, String) {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     written_to(engine, args, writer.into())
 }
 
-/// Runs a command of our program on a full disk.
+/// Runs whelk with a standard output on a full disk.
 fn on_full_disk(engine: &Engine, args: &[&str]) -> (Option<i32>, String) {
     let full = std::fs::File::options().write(true).open("/dev/full");
     written_to(engine, args, full.unwrap().into())
@@ -60,7 +60,7 @@ fn commands_end_silently_on_a_closed_pipe() {
             "{args:?}"
         );
     }
-    // The reader of a stream leaves in the middle of it.
+    // The reader of a stream closes it before its end.
     engine
         .whelk(&["run", "-d", "--name", "talking", "busybox", "yes"])
         .ok();
@@ -81,8 +81,7 @@ fn commands_end_silently_on_a_closed_pipe() {
             "{args:?}"
         );
     }
-    // Of several containers, the first line that nobody reads is the last thing done, as in
-    // Docker.
+    // With several containers, the command ends at the first line that it cannot write, as in Docker.
     for name in ["one", "two"] {
         engine.whelk(&["create", "--name", name, "busybox"]).ok();
     }
@@ -106,7 +105,7 @@ fn output_that_cannot_be_written_is_an_error() {
             "{args:?}: {code:?} {err}"
         );
     }
-    // Everything is done that was asked for.
+    // All objects are processed.
     for name in ["one", "two"] {
         engine.whelk(&["create", "--name", name, "busybox"]).ok();
     }
@@ -122,7 +121,7 @@ fn output_that_cannot_be_written_is_an_error() {
         (engine.state("one"), engine.state("two")),
         Default::default()
     );
-    // The programs that are no client print, too.
+    // The entry points besides the client.
     for args in [&["oci", "features"][..], &["oci", "list"]] {
         let (code, err) = on_full_disk(&engine, args);
         assert!(

@@ -1,4 +1,4 @@
-//! Archives on their way in and out: refused, interrupted, and written over other files.
+//! Uploads and downloads of archives: rejected, interrupted, and written over other files.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;

@@ -148,7 +148,7 @@ fn changes_follow_the_rules_of_dockerfiles() {
     });
 }
 
-/// What the kernel has logged since this was called.
+/// Returns a function that returns what the kernel has logged since this call.
 fn kernel_log() -> impl FnOnce() -> String {
     use std::io::{Read, Seek, SeekFrom};
     use std::os::unix::fs::OpenOptionsExt;
@@ -170,7 +170,7 @@ fn kernel_log() -> impl FnOnce() -> String {
 }
 
 #[test]
-fn exporting_what_runs_reads_what_is_mounted() {
+fn a_running_container_is_exported_from_its_mounted_root() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Whelk);
     cli.up(
@@ -185,7 +185,7 @@ fn exporting_what_runs_reads_what_is_mounted() {
     eventually("the program to have done it", || {
         (cli.run(&["exec", "runs", "ls", "/etc/group"]).code != 0).then_some(())
     });
-    // Somebody else's engine may have the kernel warn at the same time, but not again and again.
+    // Another engine may cause a warning of the kernel at the same time, but not in every round.
     let quiet = (0..5).any(|_| {
         let log = kernel_log();
         let exported = tar::read(&cli.run(&["export", "runs"]).stdout);

@@ -137,7 +137,7 @@ fn archives_with_parent_components_or_links_are_resolved_inside() {
             "{image}"
         );
     }
-    // The archive comes back as it was, whatever its files are called in the store.
+    // `save` reproduces the archive, although the store names its files differently.
     let saved = engine.http("GET", "/images/loaded/get", &[], b"").body;
     assert!(tar::file(&saved, &format!("blobs/sha256/{}", sha256(&layer))) == layer);
     for (what, layer) in [

@@ -1,5 +1,4 @@
-//! A container's life: its states, its exit status, its names, and what each command says on the
-//! way.
+//! The life cycle of containers: states, exit statuses, restarts, and the output of the commands.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -15,6 +14,6 @@ mod start;
 mod states;
 mod stop;
 
-/// A program that ends by itself only when it is told to, and says when it can be told.
+/// A script that ends on SIGUSR1 or SIGTERM, and prints a line when its handlers are set.
 const TRAPS: &str =
     "trap 'exit 5' USR1; trap 'exit 6' TERM; echo ready; while :; do sleep 0.02; done";

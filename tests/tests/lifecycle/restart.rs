@@ -65,7 +65,7 @@ fn a_restart_policy_is_limited_by_its_retry_count() {
         );
         cli.up("always", &["--restart", "always"], &["sh", "-c", TRAPS]);
         engine.await_log("always", "ready\n");
-        // What dies by itself comes back; what was stopped does not.
+        // A container that dies is restarted; a stopped one is not.
         kill_process(Pid::from_raw(engine.pid("always")).unwrap(), Signal::USR1).unwrap();
         engine.await_log("always", "ready\nready\n");
         cli.run(&["stop", "always"]).ok();
@@ -166,7 +166,7 @@ fn a_permanently_failing_restart_is_not_repeated() {
             .is_some_and(|error| error.contains("no such file or directory")),
         "{state}"
     );
-    // A working directory for which there is no room in the container's own file system.
+    // A working directory that cannot be created, because the tmpfs has no free inodes.
     let options = ["type=tmpfs", "device=tmpfs", "o=nr_inodes=8"];
     let mut create = vec!["volume", "create"];
     create.extend(options.iter().flat_map(|option| ["-o", option]));
@@ -212,7 +212,7 @@ fn a_conflicting_update_is_rejected_like_docker() {
             &json!({"Image": "busybox", "Cmd": ["sleep", "600"], "HostConfig": host}),
         )
     };
-    // What creation has filled in does not count as asked for.
+    // Defaults that creation has filled in do not count as requested.
     for (name, host) in [
         ("uts", json!({"NetworkMode": "none", "UTSMode": "host"})),
         ("net", json!({"NetworkMode": "container:uts"})),
@@ -274,7 +274,7 @@ fn a_conflicting_update_is_rejected_like_docker() {
             "{given}"
         );
     }
-    // No limit is what the kernel has, too, while it runs and at its next start.
+    // The limit is removed in the kernel, in the running container and at its next start.
     update("nano", json!({"PidsLimit": 7}));
     let limit = |name: &str| {
         engine

@@ -56,7 +56,7 @@ fn commands_that_cannot_run_have_dockers_exit_statuses() {
     });
 }
 
-/// The container has started by then: who looks finds the reason in its output, and 255.
+/// The shim reports the failed execve after the start: it is in the output, with exit status 255.
 #[test]
 fn an_exec_format_error_is_in_the_containers_output() {
     let engine = Engine::start();

@@ -30,7 +30,7 @@ fn states_follow_the_commands() {
     });
 }
 
-/// A container in each state, made anew for each call.
+/// Creates a container in a given state.
 fn fresh(engine: &Engine, state: &str) -> String {
     let command = if state == "exited" {
         json!(["true"])
@@ -67,8 +67,8 @@ fn fresh(engine: &Engine, state: &str) -> String {
 #[test]
 fn every_command_in_every_state_responds_like_docker() {
     let engine = Engine::start();
-    // Of each command: the status and the text it gives to created, running, exited, paused. ID
-    // stands for the id.
+    // For each command, status and text for a created, running, exited and paused container. ID stands
+    // for the id.
     #[allow(clippy::type_complexity, reason = "a table")]
     let table: &[(&str, &str, [(u16, &str); 4])] = &[
         (
@@ -248,7 +248,7 @@ fn top_lists_the_processes_as_the_host_sees_them() {
         assert!(text.starts_with("PID                 "), "{text:?}");
         assert_eq!(words(text.lines().nth(1)), [pid.as_str(), "sleep", "600"]);
         cli.run(&["top", "nosuch"]).refuses(1, "No such container: nosuch");
-        // What processes call themselves does not get to the terminal as it is, nor hides them.
+        // Control characters in a process's name are not printed, and the process is listed.
         let script = "n=\"$(printf '/tmp/a\\033b\\nc\\377')\"; printf '#!/bin/sh\\nsleep 600\\n' >\"$n\"; chmod +x \"$n\"; exec \"$n\" \"$(printf 'x\\033[31m\\ny\\377')\"";
         cli.up("named", &[], &["sh", "-c", script]);
         eventually("the program to run", || {
@@ -261,8 +261,8 @@ fn top_lists_the_processes_as_the_host_sees_them() {
 #[test]
 fn a_slow_pause_does_not_block_other_requests() {
     let engine = Engine::start();
-    // A disk whose image lies on another one that can be stopped: waiting for a disk is what
-    // nothing interrupts.
+    // A file system whose image is on another one that can be frozen: a process that waits for its disk
+    // cannot be interrupted.
     let (outer, inner) = (engine.scratch("outer"), engine.scratch("inner"));
     let run = |program: &str, args: &[&Path]| {
         Command::new(program)
@@ -288,8 +288,7 @@ fn a_slow_pause_does_not_block_other_requests() {
         &["sleep", "600"],
     );
     assert!(run("fsfreeze", &[Path::new("-f"), &outer]));
-    // Nothing may fail outside of this while the file system is frozen: the process could not even
-    // be killed.
+    // Panics are caught until the file system is thawed: otherwise the process could not be killed.
     let outcome = std::panic::catch_unwind(|| {
         cli.run(&[
             "exec",
@@ -339,8 +338,7 @@ fn a_slow_pause_does_not_block_other_requests() {
     });
     let thawed = run("fsfreeze", &[Path::new("-u"), &outer]);
     cli.run(&["rm", "-f", "stuck"]).ok();
-    // What the kernel has of a disk that is not used any more, it gives back when it finds the
-    // time.
+    // The kernel releases an unused disk asynchronously.
     let unmount = |place: &Path| {
         (0..100).any(|_| {
             let done = run("umount", &[place]);

@@ -186,13 +186,13 @@ fn a_waiting_stop_does_not_block_other_requests() {
         Duration::from_millis(500),
         || engine.state("stubborn") == "exited",
     );
-    // The same for a restart, and for one without end.
+    // The same for a restart, and for one without a timeout.
     cli.run(&["start", "stubborn"]).ok();
     let mut restarts = cli.spawn(&["restart", "-t", "-1", "stubborn"]);
     std::thread::sleep(Duration::from_millis(300));
     assert!(restarts.is_running());
     cli.run(&["rm", "-f", "stubborn"]).ok();
-    // It may have come back for a moment in between.
+    // It may have been started for a moment in between.
     let _ = restarts.finish();
     assert_eq!(engine.get("/containers/json?all=1"), json!([]));
 }
@@ -222,7 +222,7 @@ fn wait_by_id_returns_the_status_of_a_removed_container() {
             404
         );
     }
-    // Whoever removes one knows what he does.
+    // A container that a client removes leaves no exit code.
     let id = engine.create("short", &body);
     assert_eq!(
         engine.api("DELETE", &format!("/containers/{id}"), None).0,

@@ -153,7 +153,7 @@ fn containers_of_a_routed_network_are_reached_at_their_addresses() {
     engine.kill9();
     engine.restart();
     look();
-    // Both ways at once: the host's port for one family, the own address for the other.
+    // NAT for one address family, and routing for the other.
     cli.run(&[
         "network",
         "create",
@@ -325,15 +325,15 @@ fn ipv6_is_routed_and_filtered_like_ipv4() {
         from("20", "99").contains(" 1 packets received"),
         "its own address serves again"
     );
-    // From the host by the gateway's address, also after a restart of the engine.
+    // Reachable from the host by the gateway's address, also after a restart of the engine.
     let port = engine.inspect("web")["NetworkSettings"]["Ports"]["80/tcp"][0]["HostPort"]
         .as_str()
         .unwrap()
         .to_owned();
     let at: SocketAddr = format!("[{}]:{port}", six.v6_host("1")).parse().unwrap();
     serves(at, "web");
-    // By the host's loopback where it can be led out of it; elsewhere refused at once, for clients
-    // to try 127.0.0.1.
+    // Reachable by the host's [::1] where the kernel can redirect it; otherwise refused at once, so that
+    // clients try 127.0.0.1.
     let loopback: SocketAddr = format!("[::1]:{port}").parse().unwrap();
     let alone = [
         "run",
@@ -498,7 +498,7 @@ while True:
 fn containers_cannot_connect_to_the_engine() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker);
-    // By no network: whatever it listens at is a file, below a directory that containers do not
+    // The engine listens on no network and no abstract socket, only at a path that containers do not
     // have.
     let pid = engine.daemon_pid();
     let own: Vec<String> = std::fs::read_dir(format!("/proc/{pid}/fd"))

@@ -1,4 +1,4 @@
-//! Networks as their users see them: published ports, several networks, and what keeps them apart.
+//! Networks: published ports, several networks, isolation, settings, and recovery.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,

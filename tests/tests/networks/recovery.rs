@@ -8,7 +8,7 @@ use whelk_network::{Firewall, Links};
 use whelk_tests::serving::{SERVES, fetch, inside, published, serves, up};
 use whelk_tests::{Cli, Engine, Output, Program, eventually, free_interface_name, free_port};
 
-/// Runs a container that publishes a port at this address of the host, to its end.
+/// Runs a container that publishes a port at this address of the host, and waits for its end.
 fn run_at(cli: Cli<'_>, address: SocketAddr) -> Output {
     let port = format!("{address}:80");
     cli.run(&["run", "--rm", "-p", &port, "busybox", "true"])
@@ -42,7 +42,7 @@ fn networks_survive_a_killed_engine() {
         serves(address, "web");
     }
     assert_eq!(engine.get("/networks/app"), before);
-    // What is known is known for good: the port is taken, and free afterwards.
+    // The recovered port is still reserved, and free after the container's end.
     run_at(cli, address).refuses(125, "web");
     cli.run(&["rm", "-f", "web"]).ok();
     run_at(cli, address).ok();
@@ -162,7 +162,7 @@ fn an_engine_killed_during_network_changes_leaves_nothing() {
     let ports = [free_port(), free_port(), free_port()];
     for round in 0..10u64 {
         std::thread::scope(|scope| {
-            // What these are told does not matter: the engine dies under them.
+            // Their results do not matter, because the engine is killed.
             let mut clients = Vec::new();
             for (client, port) in ports.iter().enumerate() {
                 let cli = engine.cli(if client == 0 {

@@ -280,7 +280,7 @@ fn host_and_container_networks_cannot_be_connected_later() {
             .contains("network-scoped alias is supported only"),
         "{answer}"
     );
-    // The place in a network that is gone is only a note, and can be taken away.
+    // An endpoint in a removed network exists only in the record, and can be disconnected.
     for force in [false, true] {
         cli.run(&["network", "create", "--ipv6=false", "gone"]).ok();
         cli.run(&[

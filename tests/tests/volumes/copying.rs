@@ -82,8 +82,7 @@ fn volumes_can_be_exported_imported_and_cloned() {
         sh(cli, &["-v", "third:/d"], "stat -c %s /d/own; rm /d/own"),
         "5000"
     );
-    // Nor does what ends too early, or is nothing at all; a client may say beforehand how long it
-    // is.
+    // Nor by an archive that is incomplete or empty, with or without a `Content-Length`.
     cli.feed(
         &["volume", "import", "bad"],
         &archive[..archive.len() - 1024],

@@ -57,7 +57,7 @@ fn a_block_device_volume_is_mounted_while_used() {
             "kept\n/d/lost+found"
         );
         cli.run(&["volume", "rm", "disk"]).ok();
-        // Of a server's, which nobody is here, the kernel is told the address: it knows no names.
+        // The kernel gets a server's address, because it does not resolve names. No server listens here.
         cli.run(&[
             "volume",
             "create",
@@ -125,7 +125,7 @@ fn a_volume_is_limited_to_its_size() {
         engine.get("/volumes/small")["Options"],
         json!({"size": "2m"})
     );
-    // A copy may take as much; each for itself, and what is removed leaves nothing that counts.
+    // A copy has a limit of its own, and removed files do not count.
     engine
         .cli(Program::Whelk)
         .run(&["volume", "clone", "small", "copy"])
@@ -192,7 +192,7 @@ fn full_and_read_only_disks_are_reported_and_lose_nothing() {
     );
     sh(cli, &["-v", "full:/d"], "rm /d/big");
     cli.run(&["volume", "create", "more"]).ok();
-    // Read only: what is there can be read, and stays.
+    // On a read-only disk, existing data can be read and is kept.
     mount("remount,ro");
     cli.run(&["volume", "create", "third"])
         .refuses(1, "read-only file system");

@@ -1,4 +1,4 @@
-//! Empty volumes get the content that the image has at their place.
+//! Empty volumes get the image's content at their target.
 
 use std::fs;
 

@@ -211,7 +211,7 @@ fn volumes_survive_a_killed_engine() {
         .refuses(1, "volume is in use");
     cli.run(&["rm", "-fv", "user"]).ok();
     assert_eq!(volumes(cli), ["data"]);
-    // A directory without a record is kept as data.
+    // A directory without a record is kept.
     engine.kill9();
     fs::create_dir_all(engine.root().join("volumes/found/_data")).unwrap();
     fs::write(engine.root().join("volumes/found/_data/f"), "found").unwrap();

@@ -1,4 +1,4 @@
-//! Volumes: data that outlives its containers, and everything that keeps it where it belongs.
+//! Volumes: lifetime, filling, mounting, copying, and volumes on disks of their own.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -61,8 +61,8 @@ fn load_image_with_volumes(engine: &Engine) {
     cli.run(&["rm", "maker"]).ok();
 }
 
-/// Gives an engine's volumes a disk of their own, of so many MiB; `false` where the kernel has no
-/// such file system. Runs the engine anew.
+/// Puts an engine's volumes on a disk of `size` MiB, and restarts the engine. Returns `false` if the
+/// kernel does not support the file system.
 fn give_disk(engine: &Engine, size: u64, make: &[&str], options: &str) -> bool {
     let image = engine.scratch("disk").join("image");
     fs::File::create(&image)

@@ -287,7 +287,7 @@ fn files_in_an_id_mapped_mount_keep_their_owner() {
         .ok(),
         "65534\nno"
     );
-    // The owner's own id leads nowhere inside: nothing of root's is made through it.
+    // The owner's own id is not mapped: no file of root's can be created by it.
     run("root", "chown 1234 /home/new")
         .refuses(1, "chown: /home/new: Value too large for defined data type");
     run(
