@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use tar::{Builder, EntryType, Header};
 use whelk_sys::fs;
 
+use super::pax;
 use crate::error::{Result, io};
 
 /// Writes all files of the layers `lower` (topmost first) to `output`.
@@ -297,12 +298,16 @@ impl<W: Write> Export<W> {
         if extensions.is_empty() {
             return Ok(());
         }
+        let content = pax::encode(&extensions);
+        let mut header = Header::new_ustar();
+        // Readers treat an entry without a name as the end of the archive (busybox: as an error).
+        let _ = header.set_path("PaxHeaders.0/extensions");
+        header.set_entry_type(EntryType::XHeader);
+        header.set_mode(0o644);
+        header.set_size(content.len() as u64);
+        header.set_cksum();
         self.archive
-            .append_pax_extensions(
-                extensions
-                    .iter()
-                    .map(|(key, value)| (key.as_str(), value.as_slice())),
-            )
+            .append(&header, &content[..])
             .map_err(io("write archive"))
     }
 }

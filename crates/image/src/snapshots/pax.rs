@@ -1,4 +1,4 @@
-//! Parses an entry's pax extended headers (POSIX.1-2001).
+//! Parses and encodes an entry's pax extended headers (POSIX.1-2001).
 
 use rustix::fs::Timespec;
 
@@ -65,6 +65,23 @@ fn parse_records(mut content: &[u8], records: &mut Vec<(String, Vec<u8>)>) -> Re
         content = &content[length..];
     }
     Ok(())
+}
+
+/// Encodes pax records: `LENGTH KEY=VALUE\n`, where the length includes its own digits.
+pub(super) fn encode(records: &[(String, Vec<u8>)]) -> Vec<u8> {
+    let mut content = Vec::new();
+    for (key, value) in records {
+        // The space, the equals sign and the newline.
+        let rest = key.len() + value.len() + 3;
+        let mut length = rest;
+        while rest + length.to_string().len() != length {
+            length = rest + length.to_string().len();
+        }
+        content.extend_from_slice(format!("{length} {key}=").as_bytes());
+        content.extend_from_slice(value);
+        content.push(b'\n');
+    }
+    content
 }
 
 /// Parses seconds since the epoch with an optional fraction: `1700000000.25`.

@@ -267,6 +267,27 @@ fn export_keeps_attributes_and_times() {
     );
 }
 
+/// Busybox's tar refuses archives in which a header has no name.
+#[test]
+fn all_headers_of_an_export_have_names() {
+    let bench = Bench::new();
+    let lower = [bench.unpack_only(&pack(&[
+        file("f", "x").pax("mtime", "1000.25"),
+        dir("d/").xattr("user.dir", "yes"),
+        file(&"long/".repeat(40), ""),
+    ]))];
+    let archive = exported(&lower);
+    let mut raw = Archive::new(&archive[..]);
+    let names: Vec<_> = raw
+        .entries()
+        .unwrap()
+        .raw(true)
+        .map(|entry| String::from_utf8_lossy(&entry.unwrap().path_bytes()).into_owned())
+        .collect();
+    assert!(names.iter().any(|name| name.starts_with("PaxHeaders")));
+    assert!(names.iter().all(|name| !name.is_empty()), "{names:?}");
+}
+
 #[test]
 fn export_of_devices_and_long_names() {
     let long = format!("{}/{}", "d".repeat(200), "f".repeat(200));
