@@ -274,7 +274,7 @@ fn all_headers_of_an_export_have_names() {
     let lower = [bench.unpack_only(&pack(&[
         file("f", "x").pax("mtime", "1000.25"),
         dir("d/").xattr("user.dir", "yes"),
-        file(&"long/".repeat(40), ""),
+        file("long/".repeat(40), ""),
     ]))];
     let archive = exported(&lower);
     let mut raw = Archive::new(&archive[..]);
