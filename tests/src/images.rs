@@ -86,6 +86,13 @@ pub fn small_root() -> Tar {
     .file("etc/group", "root:x:0:\nnobody:x:65534:\n")
 }
 
+/// The architecture of this machine in images.
+pub const OWN_ARCHITECTURE: &str = if cfg!(target_arch = "aarch64") {
+    "arm64"
+} else {
+    "amd64"
+};
+
 /// An image in Docker's archive format, which may be invalid.
 #[derive(Clone, Debug)]
 pub struct Archive {
@@ -95,6 +102,7 @@ pub struct Archive {
     pub config: Value,
     /// Replaces the layers' real digests.
     pub diff_ids: Option<Vec<String>>,
+    pub architecture: String,
 }
 
 impl Archive {
@@ -105,6 +113,7 @@ impl Archive {
             layers,
             config,
             diff_ids: None,
+            architecture: OWN_ARCHITECTURE.to_owned(),
         }
     }
 
@@ -118,7 +127,7 @@ impl Archive {
         };
         let diff_ids = self.diff_ids.clone().unwrap_or_else(true_ids);
         let config = json!({
-            "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
+            "architecture": self.architecture,
             "os": "linux",
             "created": "2024-01-01T00:00:00Z",
             "config": self.config,
@@ -168,6 +177,14 @@ pub fn stored(engine: &Engine) -> Vec<String> {
     let mut found = ["layers", "blobs/sha256", "tmp"].map(entries).concat();
     found.sort();
     found
+}
+
+/// Returns such an image for an architecture.
+pub fn marked_for(tag: &str, architecture: &str) -> Archive {
+    Archive {
+        architecture: architecture.to_owned(),
+        ..marked(tag)
+    }
 }
 
 /// Packs parts into a tar archive.

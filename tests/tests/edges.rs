@@ -47,7 +47,17 @@ const ALLOWED: &[(&str, &[&str])] = &[
         ],
     ),
     ("gotemplate", &["text"]),
-    ("cli", &["api-types", "client", "gotemplate", "text"]),
+    (
+        "cli",
+        &[
+            "api-types",
+            "client",
+            "gotemplate",
+            "image",
+            "registry",
+            "text",
+        ],
+    ),
     ("oci", &["runtime", "sys", "text"]),
     (
         "whelk",

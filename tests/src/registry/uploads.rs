@@ -145,8 +145,15 @@ impl Registry {
         header: Header<'_>,
     ) -> Option<()> {
         let manifest: Value = serde_json::from_slice(content).ok()?;
-        let layers = manifest["layers"].as_array()?;
-        for blob in layers.iter().chain([&manifest["config"]]) {
+        for entry in manifest["manifests"].as_array().into_iter().flatten() {
+            let name = format!("{repository}/{}", entry["digest"].as_str()?);
+            if !self.state().manifests.contains_key(&name) {
+                let (status, code) = ("400 Bad Request", "MANIFEST_UNKNOWN");
+                return refuse(stream, status, code, "manifest unknown");
+            }
+        }
+        let blobs = manifest["layers"].as_array().into_iter().flatten();
+        for blob in blobs.chain(manifest.get("config")) {
             if !self.has(repository, blob["digest"].as_str()?) {
                 let (status, code) = ("400 Bad Request", "MANIFEST_BLOB_UNKNOWN");
                 return refuse(stream, status, code, "blob unknown to registry");
@@ -158,7 +165,8 @@ impl Registry {
             let name = format!("{repository}/{version}");
             self.state().manifests.insert(name, document.clone());
         }
-        begin(stream, "201 Created", "", 0)
+        let header = format!("docker-content-digest: {digest}\r\n");
+        begin(stream, "201 Created", &header, 0)
     }
 }
 

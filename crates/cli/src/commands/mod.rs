@@ -9,6 +9,7 @@ mod destination;
 mod each;
 mod image;
 mod inspect;
+mod manifest;
 mod messages;
 mod network;
 mod pruned;
@@ -81,6 +82,9 @@ enum Command {
     /// Manage volumes
     #[command(name = "volume", subcommand)]
     VolumeGroup(volume::VolumeCommand),
+    /// Manage Docker image manifests and manifest lists
+    #[command(name = "manifest", subcommand)]
+    ManifestGroup(manifest::ManifestCommand),
     /// Manage contexts
     #[command(name = "context", subcommand)]
     ContextGroup(context::ContextCommand),
@@ -164,6 +168,10 @@ fn carry_out(cli: Cli, repair: crate::Repair) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
+    if let Command::ManifestGroup(command) = cli.command {
+        let config = cli.flags.config();
+        return runtime.block_on(manifest::group(config.as_deref(), command));
+    }
     let outcome = runtime.block_on(async {
         let Endpoint {
             host,
@@ -210,6 +218,7 @@ async fn dispatch(client: &Client, command: Command) -> Outcome {
         Command::Version(args) => version::version(client, args).await,
         // Done without an engine by `carry_out`.
         Command::ContextGroup(_)
+        | Command::ManifestGroup(_)
         | Command::Completion { .. }
         | Command::Complete { .. }
         | Command::Session { .. } => Ok(0),

@@ -1,0 +1,192 @@
+//! The registries that manifests come from and lists go to.
+
+use std::path::{Path, PathBuf};
+
+use whelk_image::descriptor::{Index, Manifest};
+use whelk_image::{Digest, Reference};
+use whelk_registry::{Client, Credentials, Document, Kind, Proxies, Repository, Settings, Version};
+
+use super::list::{ImageManifest, ListedPlatform};
+use crate::{Failure, Outcome, credentials};
+
+/// Maximum size of an image's configuration in bytes.
+const MAX_CONFIG: u64 = 8 << 20;
+
+/// The registries, as the user has access to them.
+#[derive(Debug)]
+pub(super) struct Remote {
+    config: PathBuf,
+    /// Registries may be used without TLS, and with any certificate.
+    is_insecure: bool,
+}
+
+/// What a registry has for a name.
+pub(super) enum Found {
+    Manifest(Box<ImageManifest>),
+    List(Vec<ImageManifest>),
+}
+
+impl Remote {
+    pub(super) fn new(config: &Path, is_insecure: bool) -> Self {
+        Self {
+            config: config.to_owned(),
+            is_insecure,
+        }
+    }
+
+    /// Returns a client with the settings for a registry. Certificates are those of Docker's client.
+    fn client(&self, name: &Reference) -> Outcome<(std::sync::Arc<Client>, Credentials)> {
+        let mut settings = Settings {
+            proxies: Proxies::from_environment(|name| std::env::var(name).ok()),
+            user_agent: concat!("whelk/", env!("CARGO_PKG_VERSION")).into(),
+            ..Settings::default()
+        };
+        if self.is_insecure {
+            let insecure = name.domain.parse().map_err(Failure::new)?;
+            settings.insecure.push(insecure);
+        }
+        settings.check().map_err(failed)?;
+        let header = credentials::header(Some(&self.config), &name.name())?;
+        let credentials = Credentials::from_header(&header).map_err(|problem| {
+            Failure::new(format!("credentials for {}: {problem}", name.domain))
+        })?;
+        Ok((Client::new(settings).map_err(failed)?, credentials))
+    }
+
+    fn to_read(&self, name: &Reference) -> Outcome<Repository> {
+        let (client, credentials) = self.client(name)?;
+        client.pull(name, credentials).map_err(failed)
+    }
+
+    /// Returns the repository of a name, to write to it.
+    ///
+    /// # Errors
+    /// Returns an error if the user's credentials cannot be read.
+    pub(super) fn to_write(&self, name: &Reference) -> Outcome<Repository> {
+        let (client, credentials) = self.client(name)?;
+        Ok(client.push(name, credentials))
+    }
+
+    /// Returns the manifest, or the manifests of the list, that a name stands for.
+    ///
+    /// # Errors
+    /// Returns an error if there is none, or if it cannot be read.
+    pub(super) async fn get(&self, name: &Reference) -> Outcome<Found> {
+        let repository = self.to_read(name)?;
+        let named = document(&repository, name).await?;
+        if !named.is_index() {
+            let manifest = image(&repository, name, named, None).await?;
+            return Ok(Found::Manifest(Box::new(manifest)));
+        }
+        let index = Index::parse(&named.bytes).map_err(|error| Failure::new(error.to_string()))?;
+        let platforms = platforms(&named.bytes)?;
+        let mut manifests = Vec::with_capacity(index.manifests.len());
+        for (entry, platform) in index.manifests.into_iter().zip(platforms) {
+            let listed = Reference {
+                digest: Some(entry.digest),
+                ..name.clone()
+            };
+            let manifest = document(&repository, &listed).await?;
+            if manifest.is_index() {
+                return Err(Failure::new(format!(
+                    "unsupported manifest type: {listed} is another list"
+                )));
+            }
+            manifests.push(image(&repository, &listed, manifest, Some(platform)).await?);
+        }
+        Ok(Found::List(manifests))
+    }
+
+    /// Returns the manifest that a name stands for.
+    ///
+    /// # Errors
+    /// Returns an error if it stands for a list, or for nothing.
+    pub(super) async fn manifest(&self, name: &Reference) -> Outcome<ImageManifest> {
+        match self.get(name).await? {
+            Found::Manifest(manifest) => Ok(*manifest),
+            Found::List(_) => Err(Failure::new(format!("{name} is a manifest list"))),
+        }
+    }
+}
+
+/// Returns the platforms of an index's entries, with what descriptors elsewhere do not keep.
+fn platforms(index: &[u8]) -> Outcome<Vec<ListedPlatform>> {
+    #[derive(serde::Deserialize)]
+    struct Platforms {
+        manifests: Vec<Entry>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Entry {
+        #[serde(default)]
+        platform: Option<ListedPlatform>,
+    }
+    let Platforms { manifests } = serde_json::from_slice(index)
+        .map_err(|error| Failure::new(format!("invalid index: {error}")))?;
+    let platforms = manifests.into_iter();
+    Ok(platforms
+        .map(|entry| entry.platform.unwrap_or_default())
+        .collect())
+}
+
+async fn document(repository: &Repository, name: &Reference) -> Outcome<Document> {
+    let version = match (&name.digest, &name.tag) {
+        (Some(digest), _) => Version::Digest(digest.clone()),
+        (None, tag) => Version::Tag(tag.clone().unwrap_or_default()),
+    };
+    repository.manifest(&version).await.map_err(|error| {
+        // As with Docker: whoever may not read a repository is not told that it exists.
+        match error.kind() {
+            Kind::NotFound | Kind::Denied => Failure::new(format!("no such manifest: {name}")),
+            _ => failed(error),
+        }
+    })
+}
+
+/// Returns an image's manifest. Without a `platform` it is that in the image's configuration.
+async fn image(
+    repository: &Repository,
+    name: &Reference,
+    document: Document,
+    platform: Option<ListedPlatform>,
+) -> Outcome<ImageManifest> {
+    let platform = match platform {
+        Some(platform) => platform,
+        None => configured(repository, name, &document.bytes).await?,
+    };
+    ImageManifest::new(name, &document.media_type, document.bytes, Some(platform))
+}
+
+/// Returns the platform that the configuration of an image is for.
+async fn configured(
+    repository: &Repository,
+    name: &Reference,
+    manifest: &[u8],
+) -> Outcome<ListedPlatform> {
+    let invalid = |problem: String| Failure::new(format!("{name}: {problem}"));
+    let manifest = Manifest::parse(manifest).map_err(|error| invalid(error.to_string()))?;
+    let config = manifest.config;
+    if config.size > MAX_CONFIG {
+        return Err(invalid(format!(
+            "a configuration of {} bytes is larger than {MAX_CONFIG}",
+            config.size
+        )));
+    }
+    let mut blob = repository.blob(&config.digest, config.size, 0);
+    let mut content = Vec::new();
+    while let Some(piece) = blob.next(|_| {}).await.map_err(failed)? {
+        content.extend_from_slice(&piece);
+    }
+    if Digest::of(&content) != config.digest {
+        return Err(Failure::new(format!(
+            "image config verification failed for digest {}",
+            config.digest
+        )));
+    }
+    serde_json::from_slice(&content)
+        .map_err(|error| invalid(format!("invalid configuration: {error}")))
+}
+
+/// Returns the failure of a request to a registry.
+pub(super) fn failed(error: whelk_registry::Error) -> Failure {
+    Failure::new(error.to_string())
+}

@@ -1,0 +1,122 @@
+//! Manifest lists that are not pushed yet: a directory for each below `manifests` in the directory of
+//! the user's configuration, with a file for each manifest. Docker's client has the same files.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use whelk_image::Reference;
+
+use super::list::ImageManifest;
+use crate::{Failure, Outcome, files, plain};
+
+/// Permissions of directories.
+const MODE: u32 = 0o755;
+
+/// The local lists of a user.
+#[derive(Debug)]
+pub(super) struct Store(PathBuf);
+
+impl Store {
+    pub(super) fn of(config: &Path) -> Self {
+        Self(config.join("manifests"))
+    }
+
+    fn directory(&self, list: &Reference) -> PathBuf {
+        self.0.join(file_name(list))
+    }
+
+    /// Returns a manifest of a list; `None` if the list, or the manifest in it, does not exist.
+    ///
+    /// # Errors
+    /// Returns an error if the file cannot be read.
+    pub(super) fn get(
+        &self,
+        list: &Reference,
+        image: &Reference,
+    ) -> Outcome<Option<ImageManifest>> {
+        read(&self.directory(list).join(file_name(image)))
+    }
+
+    /// Returns the manifests of a list, in the order of their files' names; `None` if there is no such
+    /// list.
+    ///
+    /// # Errors
+    /// Returns an error if a file cannot be read.
+    pub(super) fn list(&self, list: &Reference) -> Outcome<Option<Vec<ImageManifest>>> {
+        let directory = self.directory(list);
+        let entries = match std::fs::read_dir(&directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed("open", &directory, &error)),
+        };
+        let mut paths = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|error| failed("read", &directory, &error))?;
+            // Files that another command is writing begin with a dot.
+            if !entry.file_name().as_encoded_bytes().starts_with(b".") {
+                paths.push(entry.path());
+            }
+        }
+        paths.sort();
+        let manifests = paths.iter().filter_map(|path| read(path).transpose());
+        manifests.collect::<Outcome<Vec<_>>>().map(Some)
+    }
+
+    /// Adds a manifest to a list, or replaces it.
+    ///
+    /// # Errors
+    /// Returns an error if the file cannot be written.
+    pub(super) fn save(
+        &self,
+        list: &Reference,
+        image: &Reference,
+        manifest: &ImageManifest,
+    ) -> Outcome<()> {
+        let directory = self.directory(list);
+        files::create_directories(&directory, MODE)
+            .map_err(|error| failed("create", &directory, &error))?;
+        let path = directory.join(file_name(image));
+        let text = serde_json::to_vec(manifest)
+            .map_err(|error| Failure::new(format!("encode a manifest: {error}")))?;
+        files::replace(&path, &text).map_err(|error| failed("write", &path, &error))
+    }
+
+    /// Removes a list.
+    ///
+    /// # Errors
+    /// Returns an error if it does not exist, or cannot be removed.
+    pub(super) fn remove(&self, list: &Reference) -> Outcome<()> {
+        let directory = self.directory(list);
+        if !directory.is_dir() {
+            return Err(no_such(list));
+        }
+        files::remove_directory(&directory).map_err(|error| failed("remove", &directory, &error))
+    }
+}
+
+/// Returns the error for a list that does not exist.
+pub(super) fn no_such(list: &Reference) -> Failure {
+    Failure::new(format!("No such manifest: {list}"))
+}
+
+/// Returns the name of a list's directory, or of a manifest's file. A reference has neither `..` nor a
+/// dot at its beginning.
+fn file_name(reference: &Reference) -> String {
+    reference.to_string().replace(':', "-").replace('/', "_")
+}
+
+fn read(path: &Path) -> Outcome<Option<ImageManifest>> {
+    let content = match files::read(path) {
+        Ok(content) => content,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed("read", path, &error)),
+    };
+    let manifest = serde_json::from_slice(&content).map_err(|error| {
+        Failure::new(format!("invalid manifest file {}: {error}", path.display()))
+    })?;
+    Ok(Some(manifest))
+}
+
+fn failed(operation: &str, path: &Path, error: &io::Error) -> Failure {
+    Failure::new(format!("{operation} {}: {}", path.display(), plain(error)))
+}
