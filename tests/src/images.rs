@@ -198,7 +198,18 @@ pub fn pack(parts: &[(String, Vec<u8>)]) -> Vec<u8> {
 /// Returns the SHA-256 digest in hexadecimal digits.
 #[track_caller]
 pub fn sha256(bytes: &[u8]) -> String {
-    let line = String::from_utf8(filter("sha256sum", &[], bytes)).expect("digits");
+    digits("sha256sum", bytes)
+}
+
+/// Returns the SHA-512 digest in hexadecimal digits.
+#[track_caller]
+pub fn sha512(bytes: &[u8]) -> String {
+    digits("sha512sum", bytes)
+}
+
+#[track_caller]
+fn digits(program: &str, bytes: &[u8]) -> String {
+    let line = String::from_utf8(filter(program, &[], bytes)).expect("digits");
     line.split(' ').next().unwrap_or_default().to_owned()
 }
 

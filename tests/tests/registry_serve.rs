@@ -13,10 +13,21 @@ use std::process::{Child, Command, Stdio};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use whelk_tests::certificates::Authority;
-use whelk_tests::images::{Archive, WHICH, gzip, marked, sha256};
+use whelk_tests::images::{Archive, WHICH, gzip, marked, sha256, sha512};
 use whelk_tests::{Engine, Program, eventually, free_port};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+
+/// Computes a digest with its algorithm's name.
+type Digest = fn(&[u8]) -> String;
+
+fn of_sha256(content: &[u8]) -> String {
+    format!("sha256:{}", sha256(content))
+}
+
+fn of_sha512(content: &[u8]) -> String {
+    format!("sha512:{}", sha512(content))
+}
 
 /// A registry process. It is stopped, and its directory removed, on drop.
 struct Served {
@@ -74,8 +85,8 @@ impl Served {
         (status, head, all.split_off(end + 4))
     }
 
-    fn push_blob(&self, repository: &str, kind: &str, content: &[u8]) -> Value {
-        let digest = format!("sha256:{}", sha256(content));
+    fn push_blob(&self, repository: &str, kind: &str, content: &[u8], digest: Digest) -> Value {
+        let digest = digest(content);
         let path = format!("/v2/{repository}/blobs/uploads/?digest={digest}");
         assert_eq!(self.send("POST", &path, "", content).0, 201);
         json!({"mediaType": kind, "digest": digest, "size": content.len()})
@@ -83,6 +94,14 @@ impl Served {
 
     /// Pushes an image and returns its name and its digest.
     fn push(&self, repository: &str, tag: &str, image: &Archive) -> (String, String) {
+        let manifest = self.push_blobs(repository, image, of_sha256);
+        self.push_manifest(repository, tag, &manifest);
+        let name = format!("{}/{repository}:{tag}", self.host);
+        (name, of_sha256(manifest.as_bytes()))
+    }
+
+    /// Pushes what an image consists of, and returns its manifest.
+    fn push_blobs(&self, repository: &str, image: &Archive, digest: Digest) -> String {
         let parts = image.parts();
         let config = parts
             .iter()
@@ -90,20 +109,22 @@ impl Served {
         let config = &config.unwrap().1;
         let layers = image.layers.iter().map(|layer| {
             let kind = "application/vnd.oci.image.layer.v1.tar+gzip";
-            self.push_blob(repository, kind, &gzip(layer))
+            self.push_blob(repository, kind, &gzip(layer), digest)
         });
-        let manifest = json!({
+        let kind = "application/vnd.oci.image.config.v1+json";
+        json!({
             "schemaVersion": 2,
             "mediaType": MANIFEST,
             "layers": layers.collect::<Vec<_>>(),
-            "config": self.push_blob(repository, "application/vnd.oci.image.config.v1+json", config),
+            "config": self.push_blob(repository, kind, config, digest),
         })
-        .to_string();
-        let path = format!("/v2/{repository}/manifests/{tag}");
+        .to_string()
+    }
+
+    fn push_manifest(&self, repository: &str, version: &str, manifest: &str) {
+        let path = format!("/v2/{repository}/manifests/{version}");
         let (status, head, body) = self.send("PUT", &path, MANIFEST, manifest.as_bytes());
         assert_eq!(status, 201, "{head}\n{}", body.escape_ascii());
-        let digest = format!("sha256:{}", sha256(manifest.as_bytes()));
-        (format!("{}/{repository}:{tag}", self.host), digest)
     }
 }
 
@@ -157,6 +178,48 @@ fn images_are_pulled_by_both_clients() {
         202
     );
     engine.whelk(&["pull", &name]).refuses(1, "not found");
+}
+
+#[test]
+fn images_with_sha512_digests_are_pulled_and_pushed() {
+    let engine = Engine::without_images(&[]);
+    let served = Served::start("sha512");
+    let manifest = served.push_blobs("app", &marked("app:1"), of_sha512);
+    let digest = of_sha512(manifest.as_bytes());
+    served.push_manifest("app", &digest, &manifest);
+    served.push_manifest("app", "1", &manifest);
+    let by_tag = format!("{}/app:1", served.host);
+    let by_digest = format!("{}/app@{digest}", served.host);
+    engine.both(|cli| {
+        for name in [&by_digest, &by_tag] {
+            cli.run(&["pull", name]).ok();
+            assert_eq!(cli.once(name, &WHICH).ok(), "app:1");
+        }
+        let id = "{{.Id}}";
+        let ids = cli.run(&["image", "inspect", "-f", id, &by_tag, &by_digest]);
+        let ids = ids.ok();
+        let ids: Vec<&str> = ids.lines().collect();
+        assert!(ids[0].starts_with("sha256:") && ids[0] == ids[1], "{ids:?}");
+        // What is pushed is what was pulled, to the byte.
+        let repository = format!("{:?}", cli.program()).to_lowercase();
+        let copy = format!("{}/{repository}:copy", served.host);
+        cli.run(&["tag", &by_tag, &copy]).ok();
+        cli.run(&["push", &copy]).ok();
+        let path = format!("/v2/{repository}/manifests/copy");
+        let (status, _, body) = served.send("GET", &path, "", b"");
+        assert_eq!((status, body.as_slice()), (200, manifest.as_bytes()));
+        cli.run(&["rmi", "-f", &by_tag, &by_digest, &copy]).ok();
+    });
+    // A configuration that is not what its digest says is refused.
+    let blobs = served.directory.join("root/blobs/sha512");
+    let manifest: Value = serde_json::from_str(&manifest).unwrap();
+    let config = manifest["config"]["digest"].as_str().unwrap();
+    let config = blobs.join(config.trim_start_matches("sha512:"));
+    let length = std::fs::metadata(&config).unwrap().len();
+    std::fs::write(&config, vec![b' '; usize::try_from(length).unwrap()]).unwrap();
+    let pull = engine.whelk(&["pull", &by_tag]);
+    pull.refuses(1, "has the digest sha512:");
+    assert_eq!(engine.whelk(&["images", "-q"]).ok(), "");
 }
 
 #[test]

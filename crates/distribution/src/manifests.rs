@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use whelk_image::Digest;
 use whelk_image::descriptor::{DOCKER_MANIFEST, DOCKER_MANIFEST_LIST, INDEX, MANIFEST};
+use whelk_image::{Algorithm, Digest};
 use whelk_sys::fs;
 
 use crate::error::{Error, Kind, Result};
@@ -133,20 +133,29 @@ impl Document {
 }
 
 impl Registry {
-    /// Stores a manifest under its digest and under tags. Returns its digest and that of its subject.
+    /// Stores a manifest under a digest of it, or under a tag and its SHA-256 digest. Returns its digest
+    /// and that of its subject.
     pub(crate) fn put_manifest(
         &self,
         repository: &Repository,
-        tags: &[String],
+        version: &Version,
         media_type: &str,
         content: &[u8],
     ) -> Result<(Digest, Option<Digest>)> {
+        let algorithm = match version {
+            Version::Tag(_) => Algorithm::Sha256,
+            Version::Digest(digest) if digest.is_of(content) => digest.algorithm(),
+            Version::Digest(digest) => {
+                let text = format!("the manifest does not have the digest {digest}");
+                return Err(Kind::DigestInvalid.error(text));
+            }
+        };
         let document = Document::parse(media_type, content)?;
         let _lock = self.lock(repository);
         self.check_content(repository, &document)?;
         let lease = self.store.leases.take();
-        let digest = self.store.content.put(&lease, content)?;
-        self.sync_blobs()?;
+        let digest = self.store.content.put_as(&lease, algorithm, content)?;
+        self.sync_blob(&digest)?;
         let at = |links| self.directory(repository, links);
         self.write(
             &at(Links::Manifests).join(digest.hex()),
@@ -163,7 +172,7 @@ impl Registry {
             let directory = at(Links::Referrers).join(subject.hex());
             self.write(&directory.join(digest.hex()), &text)?;
         }
-        for tag in tags {
+        if let Version::Tag(tag) = version {
             self.write(&at(Links::Tags).join(tag), digest.as_str().as_bytes())?;
         }
         Ok((digest, subject))

@@ -89,7 +89,7 @@ pub(crate) fn tag(text: &str) -> Result<String> {
 }
 
 /// # Errors
-/// Returns an error if the text is not a SHA-256 digest.
+/// Returns an error if the text is not a SHA-256 or SHA-512 digest.
 pub(crate) fn digest(text: &str) -> Result<Digest> {
     text.parse()
         .map_err(|error: whelk_image::Error| Kind::DigestInvalid.error(error.to_string()))

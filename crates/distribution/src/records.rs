@@ -133,9 +133,9 @@ impl Registry {
         sync_directory(directory)
     }
 
-    /// Flushes the names of blobs that have arrived.
-    pub(crate) fn sync_blobs(&self) -> Result<()> {
-        sync_directory(&self.root.join("blobs/sha256"))
+    /// Flushes the name of a blob that has arrived.
+    pub(crate) fn sync_blob(&self, digest: &Digest) -> Result<()> {
+        sync_directory(&self.store.content.directory(digest.algorithm()))
     }
 
     /// Returns the names in a directory of links, in order. There are none if it does not exist.
@@ -151,7 +151,10 @@ impl Registry {
     /// Returns the digests that links are named after.
     pub(crate) fn digests(&self, repository: &Repository, links: Links) -> Result<Vec<Digest>> {
         let names = Self::list(&self.directory(repository, links))?;
-        Ok(names.iter().filter_map(|name| hex(name)).collect())
+        Ok(names
+            .iter()
+            .filter_map(|name| Digest::from_hex(name))
+            .collect())
     }
 
     /// Returns all repositories, in order.
@@ -175,11 +178,6 @@ impl Registry {
         found.sort();
         Ok(found)
     }
-}
-
-/// Returns the digest with these digits.
-pub(crate) fn hex(digits: &str) -> Option<Digest> {
-    format!("sha256:{digits}").parse().ok()
 }
 
 /// Reads a link; `None` if it does not exist.

@@ -296,16 +296,8 @@ impl Call {
         let content = self.body.all(MAX_MANIFEST).await?;
         let location = format!("/v2/{repository}/manifests/");
         let store = move || {
-            let tags = match version {
-                Version::Tag(tag) => vec![tag],
-                Version::Digest(digest) if digest == Digest::of(&content) => Vec::new(),
-                Version::Digest(digest) => {
-                    let text = format!("the manifest does not have the digest {digest}");
-                    return Err(Kind::DigestInvalid.error(text));
-                }
-            };
             self.registry
-                .put_manifest(&repository, &tags, &media_type, &content)
+                .put_manifest(&repository, &version, &media_type, &content)
         };
         let (digest, subject) = blocking(store).await?;
         let location = format!("{location}{digest}");
@@ -389,12 +381,13 @@ impl Call {
         let Some(digest) = digest else {
             return progress(StatusCode::ACCEPTED, &repository, &id, 0);
         };
-        let upload = Upload::claim(&self.registry, repository.clone(), &id).await?;
+        let algorithm = digest.algorithm();
+        let upload = Upload::claim(&self.registry, repository.clone(), &id, algorithm).await?;
         // The client does not learn the identifier, so it cannot continue the upload.
         match self.receive(upload).await {
             Ok((upload, _)) => finish(upload, &repository, digest).await,
             Err(error) => {
-                let upload = Upload::claim(&self.registry, repository, &id).await?;
+                let upload = Upload::claim(&self.registry, repository, &id, algorithm).await?;
                 blocking(move || upload.cancel()).await?;
                 Err(error)
             }
@@ -416,7 +409,8 @@ impl Call {
             Method::PATCH | Method::DELETE => None,
             _ => return Err(unsupported()),
         };
-        let upload = Upload::claim(&self.registry, repository.clone(), &id).await?;
+        let algorithm = digest.as_ref().map(Digest::algorithm).unwrap_or_default();
+        let upload = Upload::claim(&self.registry, repository.clone(), &id, algorithm).await?;
         if self.method == Method::DELETE {
             blocking(move || upload.cancel()).await?;
             return empty(StatusCode::NO_CONTENT);

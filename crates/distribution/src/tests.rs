@@ -15,8 +15,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
-use whelk_image::Digest;
 use whelk_image::descriptor::{INDEX, MANIFEST};
+use whelk_image::{Algorithm, Digest};
 
 use crate::Registry;
 use crate::body::Pace;
@@ -300,7 +300,7 @@ async fn a_wrong_digest_leaves_nothing() {
         .await
         .is(400, "DIGEST_INVALID");
     let place = served.begin("a").await;
-    for digest in ["", "sha256:../../../etc/passwd", "md5:00"] {
+    for digest in ["", "sha256:../../../etc/passwd", "sha512:00", "md5:00"] {
         let answer = served
             .send("PUT", &format!("{place}?digest={digest}"), &[], b"")
             .await;
@@ -357,6 +357,91 @@ async fn an_upload_is_continued_after_its_client_and_its_server_were_cut_off() {
         served.get(&format!("/v2/a/blobs/{digest}")).await.body,
         content
     );
+}
+
+#[tokio::test]
+async fn content_has_sha512_digests_too() {
+    let mut served = Served::new().await;
+    let of = |content: &[u8]| Algorithm::Sha512.digest(content);
+    let wrong = format!("/v2/a/blobs/uploads/?digest={}", of(b"right"));
+    served
+        .send("POST", &wrong, &[], b"wrong")
+        .await
+        .is(400, "DIGEST_INVALID");
+    let config = of(b"{}");
+    let whole = format!("/v2/a/blobs/uploads/?digest={config}");
+    let whole = served.send("POST", &whole, &[], b"{}").await;
+    assert_eq!(whole.status, 201, "{whole:?}");
+    assert_eq!(whole.header("docker-content-digest"), config.as_str());
+    // The digest, and so its algorithm, is known only at the end.
+    let layer = of(b"0123456789");
+    let place = served.begin("a").await;
+    assert_eq!(served.send("PATCH", &place, &[], b"0123").await.status, 202);
+    assert_eq!(served.send("PATCH", &place, &[], b"45").await.status, 202);
+    let end = format!("{place}?digest={layer}");
+    let end = served.send("PUT", &end, &[], b"6789").await;
+    assert_eq!(end.status, 201, "{end:?}");
+    let manifest = |subject: Value| {
+        json!({
+            "schemaVersion": 2,
+            "config": {"mediaType": "application/x", "digest": config, "size": 2},
+            "layers": [{"mediaType": "application/x", "digest": layer, "size": 10}],
+            "subject": subject,
+        })
+        .to_string()
+    };
+    let image = manifest(Value::Null);
+    let digest = of(image.as_bytes());
+    let other = served
+        .put("a", of(b"other").as_str(), MANIFEST, image.as_bytes())
+        .await;
+    other.is(400, "DIGEST_INVALID");
+    let pushed = served
+        .put("a", digest.as_str(), MANIFEST, image.as_bytes())
+        .await;
+    assert_eq!(
+        (pushed.status, pushed.header("docker-content-digest")),
+        (201, digest.as_str())
+    );
+    let subject = json!({"mediaType": MANIFEST, "digest": digest, "size": image.len()});
+    let signature = manifest(subject);
+    let pushed = served
+        .put("a", "signature", MANIFEST, signature.as_bytes())
+        .await;
+    assert_eq!(
+        (pushed.status, pushed.header("oci-subject")),
+        (201, digest.as_str())
+    );
+    served.restart().await;
+    let registry = served.registry.clone().unwrap();
+    registry.collect_garbage(Duration::ZERO).unwrap();
+    for (path, content) in [
+        (format!("blobs/{config}"), &b"{}"[..]),
+        (format!("blobs/{layer}"), b"0123456789"),
+        (format!("manifests/{digest}"), image.as_bytes()),
+        ("manifests/signature".to_owned(), signature.as_bytes()),
+    ] {
+        let found = served.get(&format!("/v2/a/{path}")).await;
+        assert_eq!((found.status, found.body.as_slice()), (200, content));
+    }
+    let mount = format!("/v2/b/blobs/uploads/?mount={layer}&from=a");
+    assert_eq!(served.send("POST", &mount, &[], b"").await.status, 201);
+    let found = served.get(&format!("/v2/a/referrers/{digest}")).await;
+    assert_eq!(
+        found.json()["manifests"][0]["digest"],
+        json!(Digest::of(signature.as_bytes()))
+    );
+    for version in [digest.as_str(), "signature"] {
+        let path = format!("/v2/a/manifests/{version}");
+        assert_eq!(served.delete(&path).await, 202);
+    }
+    assert_eq!(served.delete(&format!("/v2/b/blobs/{layer}")).await, 202);
+    let signature = Digest::of(signature.as_bytes());
+    let path = format!("/v2/a/manifests/{signature}");
+    assert_eq!(served.delete(&path).await, 202);
+    registry.collect_garbage(Duration::ZERO).unwrap();
+    let left = registry.store.content.list().unwrap();
+    assert_eq!(left, [], "nothing refers to it");
 }
 
 #[tokio::test]

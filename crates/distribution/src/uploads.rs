@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::OwnedMutexGuard;
-use whelk_image::Digest;
 use whelk_image::digest::Hashing;
+use whelk_image::{Algorithm, Digest};
 use whelk_sys::fs;
 use whelk_sys::sync::IgnorePoison as _;
 
@@ -55,6 +55,8 @@ pub(crate) struct Upload {
     registry: Arc<Registry>,
     repository: Repository,
     path: PathBuf,
+    /// What has arrived is hashed with it.
+    algorithm: Algorithm,
     slot: OwnedMutexGuard<Option<Hashing<File>>>,
 }
 
@@ -81,7 +83,8 @@ impl Registry {
 }
 
 impl Upload {
-    /// Waits until no other request writes the upload.
+    /// Waits until no other request writes the upload, whose digest will be of this algorithm, as far as
+    /// is known.
     ///
     /// # Errors
     /// Returns [`Kind::UploadBusy`] after [`PATIENCE`].
@@ -89,6 +92,7 @@ impl Upload {
         registry: &Arc<Registry>,
         repository: Repository,
         id: &str,
+        algorithm: Algorithm,
     ) -> Result<Self> {
         let path = registry.upload_path(&repository, id);
         let lock = registry.uploads.slot(&path).lock_owned();
@@ -99,11 +103,12 @@ impl Upload {
             registry: registry.clone(),
             repository,
             path,
+            algorithm,
             slot,
         })
     }
 
-    /// Opens the file, unless it is open, and returns its length.
+    /// Opens the file, unless it is open and hashed with the right algorithm, and returns its length.
     ///
     /// # Errors
     /// Returns [`Kind::UploadUnknown`] if it does not exist.
@@ -112,10 +117,12 @@ impl Upload {
             self.registry.uploads.forget(&self.path);
             return Err(names::unknown_upload());
         }
-        if let Some(output) = &*self.slot {
+        if let Some(output) = &*self.slot
+            && output.algorithm() == self.algorithm
+        {
             return Ok(output.count());
         }
-        let mut output = Hashing::new(fs::append(&self.path, 0o600)?);
+        let mut output = Hashing::with(self.algorithm, fs::append(&self.path, 0o600)?);
         let mut buffer = vec![0; 256 << 10];
         // Reading hashes too. The file is opened to append, so it does not matter where reading ends.
         while output
@@ -144,6 +151,7 @@ impl Upload {
     /// # Errors
     /// Returns [`Kind::DigestInvalid`] if the digest of what has arrived is another one.
     pub(crate) fn finish(mut self, digest: &Digest) -> Result<()> {
+        self.algorithm = digest.algorithm();
         self.open()?;
         let Some(output) = self.slot.take() else {
             return Err(names::unknown_upload());
@@ -165,7 +173,7 @@ impl Upload {
         lease.hold(digest);
         fs::rename(&self.path, registry.store.content.path(digest))?;
         registry.uploads.forget(&self.path);
-        registry.sync_blobs()?;
+        registry.sync_blob(digest)?;
         registry.link_blob(&self.repository, digest)
     }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::bounded::{self, MAX_HISTORY, MAX_LAYERS, null_is_default};
-use crate::digest::Digest;
+use crate::digest::{Algorithm, Digest};
 use crate::error::{Error, Result};
 
 /// An image configuration in the format common to OCI and Docker. Unknown fields are ignored; the
@@ -58,6 +58,7 @@ pub struct RootFs {
     #[serde(rename = "type")]
     pub kind: String,
     #[serde(default, deserialize_with = "bounded::list::<_, _, MAX_LAYERS>")]
+    /// SHA-256 digests: layers are known by them, as in Docker's and containerd's stores.
     pub diff_ids: Vec<Digest>,
 }
 
@@ -171,6 +172,12 @@ impl ImageConfig {
                 config.rootfs.kind
             )));
         }
+        let mut diff_ids = config.rootfs.diff_ids.iter();
+        if let Some(other) = diff_ids.find(|id| id.algorithm() != Algorithm::Sha256) {
+            return Err(Error::invalid(format!(
+                "invalid image configuration: unsupported digest algorithm of a layer in {other:?}"
+            )));
+        }
         let layers = config
             .history
             .iter()
@@ -212,6 +219,13 @@ mod tests {
             (
                 r#"{"rootfs":{"type":"aufs"}}"#,
                 "unknown rootfs type \"aufs\"",
+            ),
+            (
+                &format!(
+                    r#"{{"rootfs":{{"type":"layers","diff_ids":["{}"]}}}}"#,
+                    Algorithm::Sha512.digest(b"")
+                ),
+                "unsupported digest algorithm of a layer in sha512:cf83e1",
             ),
             (
                 r#"{"rootfs":{"type":"layers","diff_ids":["sha256:../../x"]}}"#,

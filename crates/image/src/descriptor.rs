@@ -183,7 +183,7 @@ mod tests {
                 "invalid checksum digest",
             ),
             (
-                r#"{"mediaType":"a","digest":"sha512:00","size":1}"#,
+                r#"{"mediaType":"a","digest":"sha384:00","size":1}"#,
                 "unsupported digest algorithm",
             ),
             (&entry("").replace(":2", ":-2"), "invalid value"),

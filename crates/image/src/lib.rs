@@ -24,7 +24,7 @@ mod staging;
 mod store;
 
 pub use config::ImageConfig;
-pub use digest::Digest;
+pub use digest::{Algorithm, Digest};
 pub use error::{Error, Result};
 pub use leases::{Lease, Leases};
 pub use platform::Platform;

@@ -8,7 +8,7 @@ use rustix::fs::{Mode, OFlags};
 use whelk_sys::fs;
 
 use crate::content::Content;
-use crate::digest::Digest;
+use crate::digest::{Algorithm, Digest};
 use crate::error::{Result, io};
 use crate::leases::Leases;
 use crate::snapshots::Snapshots;
@@ -75,15 +75,17 @@ impl Store {
             (_, Err(_)) => {}
         };
         let layers = self.snapshots.directory();
-        let kinds = [
-            (self.content.directory(), &used.blobs),
-            (layers, &used.layers),
-        ];
-        for (directory, used) in kinds {
+        let blobs = Algorithm::ALL.map(|algorithm| {
+            let directory = self.content.directory(algorithm);
+            (directory, algorithm, &used.blobs)
+        });
+        let layers_kind = (layers.to_owned(), Algorithm::Sha256, &used.layers);
+        for (directory, algorithm, used) in blobs.into_iter().chain([layers_kind]) {
             let is_kept =
                 |digest: &Digest| directory == layers && self.snapshots.is_pending(digest, age);
-            for entry in fs::list(directory)? {
+            for entry in fs::list(&directory)? {
                 let digest = entry.file_name().to_str().and_then(Digest::from_hex);
+                let digest = digest.filter(|digest| digest.algorithm() == algorithm);
                 let is_needed = |digest| used.contains(digest) || is_kept(digest);
                 if digest.as_ref().is_some_and(is_needed) {
                     continue;

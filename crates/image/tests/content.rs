@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use common::{Bench, noise};
 use whelk_image::content::{MAX_PARTIAL_AGE, Writer};
-use whelk_image::{Digest, Error, Store, Used};
+use whelk_image::{Algorithm, Digest, Error, Store, Used};
 use whelk_sys::fs;
 
 const SIZE: usize = 1_000_000;
@@ -26,10 +26,14 @@ struct Blob {
 
 impl Blob {
     fn new() -> Self {
+        Self::with(Algorithm::Sha256)
+    }
+
+    fn with(algorithm: Algorithm) -> Self {
         let content = noise(SIZE);
         Self {
             bench: Bench::new(),
-            digest: Digest::of(&content),
+            digest: algorithm.digest(&content),
             content,
         }
     }
@@ -57,6 +61,7 @@ impl Blob {
         let store = &self.bench.store;
         assert!(!fs::exists(store.content.path(&self.digest)));
         assert_eq!(self.bench.names("blobs/sha256"), [""; 0]);
+        assert_eq!(self.bench.names("blobs/sha512"), [""; 0]);
         match length {
             0 => assert_eq!(self.bench.names("blobs/partial"), [""; 0]),
             length => {
@@ -87,6 +92,40 @@ fn invalid(outcome: whelk_image::Result<()>, text: &str) {
         Err(Error::Invalid(error)) => assert!(error.contains(text), "{error}"),
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn a_blob_has_a_digest_of_either_algorithm() {
+    let blob = Blob::with(Algorithm::Sha512);
+    blob.start(&blob.content[..500_000]);
+    let mut writer = blob.writer();
+    assert_eq!(writer.offset(), 500_000);
+    writer.write_all(&blob.content[500_000..]).unwrap();
+    writer.commit().unwrap();
+    blob.check_complete();
+    let store = &blob.bench.store;
+    assert_eq!(
+        store.content.list().unwrap(),
+        std::slice::from_ref(&blob.digest)
+    );
+    assert_eq!(blob.bench.names("blobs/sha256"), [""; 0]);
+    assert_eq!(blob.bench.names("blobs/sha512"), [blob.digest.hex()]);
+    // The same content under both digests, of which one is used.
+    let lease = store.leases.take();
+    let short = store.content.put(&lease, b"small").unwrap();
+    let long = store.content.put_as(&lease, Algorithm::Sha512, b"small");
+    let long = long.unwrap();
+    assert_eq!(store.content.read(&long).unwrap(), b"small");
+    drop(lease);
+    let used = || Used {
+        blobs: [long.clone()].into(),
+        ..Used::default()
+    };
+    store.gc(MAX_PARTIAL_AGE, used).unwrap();
+    assert_eq!(store.content.list().unwrap(), std::slice::from_ref(&long));
+    fs::write(store.content.path(&long), "large").unwrap();
+    invalid(store.content.read(&long).map(drop), "is damaged");
+    assert!(store.content.read(&short).is_err());
 }
 
 #[test]

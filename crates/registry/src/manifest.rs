@@ -93,11 +93,12 @@ impl Repository {
             .await
             .map_err(at_once)?
             .to_vec();
-        let digest = Digest::of(&bytes);
         let wanted = match version {
             Version::Digest(digest) => Some(digest),
             Version::Tag(_) => promised.as_ref(),
         };
+        let algorithm = wanted.map(Digest::algorithm).unwrap_or_default();
+        let digest = algorithm.digest(&bytes);
         if let Some(wanted) = wanted.filter(|wanted| **wanted != digest) {
             return Err(invalid(format!(
                 "the manifest has the digest {digest}, not {wanted}"

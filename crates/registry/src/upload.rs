@@ -115,12 +115,11 @@ impl Repository {
         }
     }
 
-    /// Uploads a small blob, such as a configuration.
+    /// Uploads a small blob, such as a configuration, whose digest is `digest`.
     ///
     /// # Errors
     /// As [`Repository::upload`].
-    pub async fn upload_bytes(&self, content: &Bytes) -> Result<(Digest, u64)> {
-        let digest = Digest::of(content);
+    pub async fn upload_bytes(&self, digest: &Digest, content: &Bytes) -> Result<(Digest, u64)> {
         let length = content.len() as u64;
         self.upload(|| {
             let (sender, pieces) = mpsc::channel(1);

@@ -73,7 +73,7 @@ async fn platform_of(repository: &Repository, manifest: &Manifest) -> Option<Pla
             }
         }
     }
-    if Digest::of(&content) != config.digest {
+    if !config.digest.is_of(&content) {
         return None;
     }
     let platform: Platform = serde_json::from_slice(&content).ok()?;

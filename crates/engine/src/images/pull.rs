@@ -237,7 +237,7 @@ impl Images {
         while let Some(piece) = blob.next(|_| {}).await.map_err(plain)? {
             content.extend_from_slice(&piece);
         }
-        let digest = Digest::of(&content);
+        let digest = descriptor.digest.algorithm().digest(&content);
         if digest == descriptor.digest {
             Ok(content)
         } else {
@@ -299,9 +299,13 @@ impl Images {
     ) -> Result<bool> {
         let content = &self.files.content;
         let id = content.put(lease, bytes)?;
-        let manifest = content.put(lease, &remote.document.bytes)?;
+        // Under the digest by which the registry names it.
+        let put = |document: &Document| {
+            content.put_as(lease, document.digest.algorithm(), &document.bytes)
+        };
+        let manifest = put(&remote.document)?;
         let index = match &remote.index {
-            Some(index) => Some(content.put(lease, &index.bytes)?),
+            Some(index) => Some(put(index)?),
             None => None,
         };
         // The files must be on disk before a record refers to them.

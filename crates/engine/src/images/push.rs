@@ -227,10 +227,13 @@ impl Push {
             .filter(|(manifest, _)| manifest.layers.len() == layers.len());
         self.layers(image, &held, known).await?;
         let descriptors = layers.iter().filter_map(|layer| known.get(layer));
+        // The image's id is its SHA-256 digest; its manifest may have another one.
+        let named = original.as_ref();
+        let named = named.map_or_else(|| image.id.clone(), |(own, _)| own.config.digest.clone());
         let (media_type, document, instead_of) = document(original, image, &config, descriptors)?;
         let config = Bytes::from(config);
-        if !self.repository.has_blob(&image.id).await.map_err(plain)? {
-            let uploaded = self.repository.upload_bytes(&config).await;
+        if !self.repository.has_blob(&named).await.map_err(plain)? {
+            let uploaded = self.repository.upload_bytes(&named, &config).await;
             uploaded.map_err(plain)?;
         }
         let tag = name.tag.clone().unwrap_or_default();

@@ -286,12 +286,11 @@ impl Images<'_> {
                 .map(|diff_id| self.store.snapshots.size(diff_id));
             let size = sizes.sum::<Result<u64>>()?;
             self.store.content.put(self.lease, &image.bytes)?;
-            for bytes in image
-                .origin
-                .blobs()
-                .filter_map(|blob| self.documents.get(blob))
-            {
-                self.store.content.put(self.lease, bytes)?;
+            for blob in image.origin.blobs() {
+                if let Some(bytes) = self.documents.get(blob) {
+                    let content = &self.store.content;
+                    content.put_as(self.lease, blob.algorithm(), bytes)?;
+                }
             }
             Ok(Loaded {
                 id: image.id,

@@ -129,5 +129,5 @@ impl Reader<'_, '_> {
 }
 
 pub(super) fn blob_name(digest: &Digest) -> String {
-    format!("blobs/sha256/{}", digest.hex())
+    format!("blobs/{}/{}", digest.algorithm().name(), digest.hex())
 }

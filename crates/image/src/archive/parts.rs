@@ -11,7 +11,7 @@ use tar::{Archive, EntryType};
 use whelk_sys::fs;
 
 use crate::content::MAX_CONFIG_SIZE;
-use crate::digest::{Digest, Hashing};
+use crate::digest::{Algorithm, Digest, Hashing};
 use crate::error::{Error, Result, io};
 use crate::snapshots::MAX_HEADERS_SIZE;
 use crate::snapshots::sparse::Sparse;
@@ -197,17 +197,33 @@ impl Parts {
             .next()
             .unwrap_or(part)
             .trim_end_matches(".json");
-        let by_digest = part.trim_start_matches("./").starts_with("blobs/sha256/")
-            || part.ends_with(".json") && stem.len() == 64;
-        let digest = &self.file(part)?.digest;
-        if by_digest && digest.hex() != stem {
-            Err(Error::invalid(format!(
-                "invalid archive: {} has the digest {digest}",
-                shown(part)
-            )))
-        } else {
-            Ok(())
+        let directory = part.trim_start_matches("./").strip_prefix("blobs/");
+        let directory = directory.and_then(|rest| rest.split('/').next());
+        let mut algorithms = Algorithm::ALL.into_iter();
+        let algorithm = algorithms
+            .find(|algorithm| directory == Some(algorithm.name()))
+            .or_else(|| {
+                let is_id = part.ends_with(".json") && stem.len() == 64;
+                is_id.then_some(Algorithm::Sha256)
+            });
+        let file = self.file(part)?;
+        let digest = match algorithm {
+            None => return Ok(()),
+            Some(Algorithm::Sha256) => file.digest.clone(),
+            Some(other) => {
+                let mut hashing = Hashing::with(other, fs::open(&file.path)?);
+                std::io::copy(&mut hashing, &mut std::io::sink())
+                    .map_err(io(format!("read {}", shown(part))))?;
+                hashing.finish().0
+            }
+        };
+        if digest.hex() == stem {
+            return Ok(());
         }
+        Err(Error::invalid(format!(
+            "invalid archive: {} has the digest {digest}",
+            shown(part)
+        )))
     }
 }
 

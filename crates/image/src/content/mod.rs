@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <root>/blobs/sha256/<digits>     complete blobs, by digest
+//!             /sha512/<digits>
 //!             /partial/<digits>    the beginning of a blob that was not received completely
 //! ```
 //! A blob appears under its name by a rename after its content was verified and is on disk. The
@@ -21,7 +22,7 @@ use std::time::Duration;
 use whelk_sys::fs;
 use whelk_sys::sync::IgnorePoison as _;
 
-use crate::digest::Digest;
+use crate::digest::{Algorithm, Digest};
 use crate::error::{Error, Result};
 use crate::leases::Lease;
 use crate::staging::{Staging, is_younger};
@@ -40,7 +41,7 @@ pub const MAX_PARTIAL_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 /// The blobs of a store.
 #[derive(Clone, Debug)]
 pub struct Content {
-    complete: PathBuf,
+    root: PathBuf,
     partial: PathBuf,
     staging: Staging,
     /// Blobs whose partial file belongs to a writer.
@@ -49,24 +50,27 @@ pub struct Content {
 
 impl Content {
     pub(crate) fn open(root: &Path, staging: Staging) -> Result<Self> {
-        let (complete, partial) = (root.join("blobs/sha256"), root.join("blobs/partial"));
-        for directory in [&complete, &partial] {
-            fs::create_dir_all(directory, 0o700)?;
-        }
-        Ok(Self {
-            complete,
-            partial,
+        let root = root.join("blobs");
+        let content = Self {
+            partial: root.join("partial"),
+            root,
             staging,
             writing: Arc::default(),
-        })
+        };
+        fs::create_dir_all(&content.partial, 0o700)?;
+        for algorithm in Algorithm::ALL {
+            fs::create_dir_all(content.directory(algorithm), 0o700)?;
+        }
+        Ok(content)
     }
 
-    pub(crate) fn directory(&self) -> &Path {
-        &self.complete
+    /// Returns the directory of the blobs with digests of one algorithm.
+    pub fn directory(&self, algorithm: Algorithm) -> PathBuf {
+        self.root.join(algorithm.name())
     }
 
     pub fn path(&self, digest: &Digest) -> PathBuf {
-        self.complete.join(digest.hex())
+        self.directory(digest.algorithm()).join(digest.hex())
     }
 
     /// Holds a blob in `lease`, and returns whether the store has it. It can be relied on only after
@@ -76,9 +80,15 @@ impl Content {
         fs::exists(self.path(digest))
     }
 
-    /// Stores a small blob durably and returns its digest. One that is there, but damaged, is replaced.
+    /// Stores a small blob durably and returns its SHA-256 digest. One that is there, but damaged, is
+    /// replaced.
     pub fn put(&self, lease: &Lease, content: &[u8]) -> Result<Digest> {
-        let digest = Digest::of(content);
+        self.put_as(lease, Algorithm::Sha256, content)
+    }
+
+    /// Like [`Content::put`], under the digest of another algorithm.
+    pub fn put_as(&self, lease: &Lease, algorithm: Algorithm, content: &[u8]) -> Result<Digest> {
+        let digest = algorithm.digest(content);
         let is_there = self.claim(lease, &digest)
             && fs::read_at_most(self.path(&digest), MAX_CONFIG_SIZE)
                 .is_ok_and(|known| known == content);
@@ -101,7 +111,7 @@ impl Content {
     pub fn read(&self, digest: &Digest) -> Result<Vec<u8>> {
         let content = fs::read_at_most(self.path(digest), MAX_CONFIG_SIZE)
             .map_err(|error| missing(error, digest))?;
-        if Digest::of(&content) == *digest {
+        if digest.is_of(&content) {
             Ok(content)
         } else {
             Err(Error::invalid(damaged(digest)))
@@ -110,11 +120,14 @@ impl Content {
 
     /// Returns the digests of all blobs.
     pub fn list(&self) -> Result<Vec<Digest>> {
-        let entries = fs::list(&self.complete)?;
-        Ok(entries
-            .iter()
-            .filter_map(|entry| Digest::from_hex(entry.file_name().to_str()?))
-            .collect())
+        let mut digests = Vec::new();
+        for algorithm in Algorithm::ALL {
+            let entries = fs::list(self.directory(algorithm))?;
+            let names = entries.iter().map(std::fs::DirEntry::file_name);
+            let found = names.filter_map(|name| Digest::from_hex(name.to_str()?));
+            digests.extend(found.filter(|digest| digest.algorithm() == algorithm));
+        }
+        Ok(digests)
     }
 
     /// Moves partial blobs to the trash that have no writer and were last changed `age` or longer

@@ -31,7 +31,7 @@ impl Content {
         Ok(Reader {
             digest: digest.clone(),
             size,
-            input: Some(Hashing::new(file)),
+            input: Some(Hashing::with(digest.algorithm(), file)),
         })
     }
 }

@@ -10,7 +10,7 @@ use whelk_sys::fs;
 use whelk_sys::sync::IgnorePoison as _;
 
 use super::Content;
-use crate::digest::{Digest, Hashing};
+use crate::digest::{Algorithm, Digest, Hashing};
 use crate::error::{Error, Result};
 use crate::leases::Lease;
 
@@ -77,7 +77,7 @@ impl Content {
             digest: digest.clone(),
             size,
             complete: self.path(digest),
-            output: resume(&partial.path, size)?,
+            output: resume(&partial.path, digest.algorithm(), size)?,
             partial,
         })
     }
@@ -85,14 +85,14 @@ impl Content {
 
 /// Opens a partial file, or creates it, and hashes what it has. A file with more than `size` bytes
 /// is not the beginning of the blob, so it is emptied.
-fn resume(path: &Path, size: Option<u64>) -> Result<Hashing<File>> {
+fn resume(path: &Path, algorithm: Algorithm, size: Option<u64>) -> Result<Hashing<File>> {
     let at = || fs::at("read", path);
     let file = fs::append(path, 0o600)?;
     let length = file.metadata().map_err(at())?.len();
     if size.is_some_and(|size| length > size) {
         file.set_len(0).map_err(at())?;
     }
-    let mut output = Hashing::new(file);
+    let mut output = Hashing::with(algorithm, file);
     let mut buffer = vec![0; 256 << 10];
     // Reading hashes too. The file is opened to append, so it does not matter where reading ends.
     while output.read(&mut buffer).map_err(at())? > 0 {}
@@ -116,7 +116,7 @@ impl Writer {
             .set_len(0)
             .and_then(|()| file.try_clone())
             .map_err(fs::at("truncate", &self.partial.path))?;
-        self.output = Hashing::new(file);
+        self.output = Hashing::with(self.digest.algorithm(), file);
         Ok(())
     }
 

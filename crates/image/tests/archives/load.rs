@@ -16,7 +16,7 @@ use whelk_image::archive::Origin;
 use whelk_image::config::ARCHITECTURE;
 use whelk_image::descriptor::Manifest;
 use whelk_image::progress::{State, Update};
-use whelk_image::{Digest, Progress};
+use whelk_image::{Algorithm, Digest, Progress};
 
 #[test]
 fn docker_archives() {
@@ -107,6 +107,37 @@ fn oci_layouts_with_compressed_layers() {
         (1, &image.id(), 0)
     );
     check_stored(&bench, &image);
+}
+
+/// The digests of a layout may be SHA-512 ones. An image's id is the SHA-256 digest of its
+/// configuration all the same.
+#[test]
+fn oci_layouts_with_sha512_digests() {
+    let image = Image::new("long", &[base()]);
+    let of = |content: &[u8]| Algorithm::Sha512.digest(content);
+    let descriptor = |kind: &str, content: &[u8]| json!({"mediaType": kind, "digest": of(content), "size": content.len()});
+    let blob = |content: &[u8]| file(format!("blobs/sha512/{}", of(content).hex()), content);
+    let manifest = bytes(
+        &json!({"schemaVersion": 2, "config": descriptor(CONFIG, &image.config), "layers": [descriptor(LAYER, &base())]}),
+    );
+    let mut entries = vec![
+        blob(&image.config),
+        blob(&base()),
+        blob(&manifest),
+        index_json(&[descriptor(MANIFEST, &manifest)]),
+    ];
+    let bench = Bench::new();
+    let loaded = load(&bench.store, pack(&entries).as_slice(), None).unwrap();
+    assert_eq!(loaded[0].id, image.id());
+    assert_eq!(loaded[0].origin.manifest, Some(of(&manifest)));
+    let content = &bench.store.content;
+    assert_eq!(content.read(&of(&manifest)).unwrap(), manifest);
+    check_stored(&bench, &image);
+    let other = format!("blobs/sha512/{}", of(&base()).hex());
+    entries[1] = file(other, middle());
+    let error = load(&Bench::new().store, pack(&entries).as_slice(), None).unwrap_err();
+    let expected = format!("has the digest {}", of(&middle()));
+    assert!(error.to_string().ends_with(&expected), "{error}");
 }
 
 /// As `docker buildx` writes images for several platforms: the blobs of other platforms may be
