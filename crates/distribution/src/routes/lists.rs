@@ -1,0 +1,56 @@
+//! `GET /v2/_catalog` and `GET /v2/NAME/tags/list`, in pages.
+
+use hyper::http::response::Builder;
+use hyper::{Response, header};
+use serde::Serialize;
+
+use super::answers::json;
+use super::{Answer, Call, blocking};
+use crate::error::{Kind, Result};
+use crate::names::Repository;
+
+/// Default and maximum number of names in a response.
+const PAGE: usize = 1000;
+
+impl Call {
+    pub(super) async fn catalog(self) -> Answer {
+        #[derive(Serialize)]
+        struct Catalog {
+            repositories: Vec<String>,
+        }
+        let (registry, last) = (self.registry.clone(), self.last());
+        let found = blocking(move || registry.catalog(&last)).await?;
+        let (repositories, builder) = self.page("/v2/_catalog", found)?;
+        json(builder, &Catalog { repositories })
+    }
+
+    pub(super) async fn tags(self, repository: Repository) -> Answer {
+        #[derive(Serialize)]
+        struct Tags<'a> {
+            name: &'a str,
+            tags: Vec<String>,
+        }
+        let (registry, last, name) = (self.registry.clone(), self.last(), repository.clone());
+        let found = blocking(move || registry.tags(&name, &last)).await?;
+        let (tags, builder) = self.page(&format!("/v2/{repository}/tags/list"), found)?;
+        let name = repository.as_str();
+        json(builder, &Tags { name, tags })
+    }
+
+    /// Returns the requested number of names, and a response with a link to the rest.
+    fn page(&self, path: &str, mut names: Vec<String>) -> Result<(Vec<String>, Builder)> {
+        let wanted = self.parameter("n").map(str::parse::<usize>).transpose();
+        let wanted = wanted.map_err(|_| Kind::PageInvalid.error("n: want a number"))?;
+        let count = wanted.unwrap_or(PAGE).min(PAGE);
+        let has_more = names.len() > count;
+        names.truncate(count);
+        let builder = Response::builder();
+        Ok(match names.last().filter(|_| has_more) {
+            Some(last) => {
+                let link = format!("<{path}?n={count}&last={last}>; rel=\"next\"");
+                (names, builder.header(header::LINK, link))
+            }
+            None => (names, builder),
+        })
+    }
+}

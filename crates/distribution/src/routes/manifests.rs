@@ -1,0 +1,59 @@
+//! `/v2/NAME/manifests/VERSION`: manifests and indexes, by tag or digest.
+
+use hyper::{Method, Response, StatusCode, header};
+
+use super::answers::{answer, created, empty, named};
+use super::{Answer, Call, blocking, unsupported};
+use crate::body;
+use crate::manifests::MAX_MANIFEST;
+use crate::names::{Repository, Version};
+
+impl Call {
+    pub(super) async fn manifest(self, repository: Repository, version: Version) -> Answer {
+        let registry = self.registry.clone();
+        match self.method {
+            Method::GET | Method::HEAD => {
+                let read = move || registry.get_manifest(&repository, &version);
+                let manifest = blocking(read).await?;
+                let builder = Response::builder()
+                    .header(header::CONTENT_TYPE, &manifest.media_type)
+                    .header(header::CONTENT_LENGTH, manifest.content.len());
+                let is_head = self.method == Method::HEAD;
+                let content = if is_head {
+                    Vec::new()
+                } else {
+                    manifest.content
+                };
+                answer(named(builder, &manifest.digest), body::full(content))
+            }
+            Method::DELETE => {
+                blocking(move || registry.delete_manifest(&repository, &version)).await?;
+                empty(StatusCode::ACCEPTED)
+            }
+            _ => Err(unsupported()),
+        }
+    }
+
+    pub(super) async fn put_manifest(mut self, repository: Repository, version: Version) -> Answer {
+        let media_type = self.header(header::CONTENT_TYPE).unwrap_or_default();
+        let media_type = media_type
+            .split(';')
+            .next()
+            .unwrap_or_default()
+            .trim()
+            .to_owned();
+        let content = self.body.all(MAX_MANIFEST).await?;
+        let location = format!("/v2/{repository}/manifests/");
+        let store = move || {
+            self.registry
+                .put_manifest(&repository, &version, &media_type, &content)
+        };
+        let (digest, subject) = blocking(store).await?;
+        let location = format!("{location}{digest}");
+        let mut builder = created(&location, &digest);
+        if let Some(subject) = subject {
+            builder = builder.header("oci-subject", subject.as_str());
+        }
+        answer(builder, body::full(""))
+    }
+}

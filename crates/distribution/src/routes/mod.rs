@@ -1,0 +1,202 @@
+//! Decodes requests, runs their operations on blocking threads, and encodes the responses. Each
+//! operation is in the file of its resource.
+
+mod answers;
+mod blobs;
+mod lists;
+mod manifests;
+mod referrers;
+mod uploads;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use hyper::body::Incoming;
+use hyper::header::{self, HeaderValue};
+use hyper::{HeaderMap, Method, Request, Response};
+use percent_encoding::percent_decode_str;
+use tokio::sync::Semaphore;
+
+use crate::auth::Passwords;
+use crate::body::{Outgoing, Pace, Received};
+use crate::error::{Error, Kind, Result};
+use crate::names::{self, Repository, Version};
+use crate::records::Registry;
+use answers::{failed, json};
+
+/// Number of manifests that are received at a time: they are in memory.
+pub(crate) const MAX_MANIFESTS: usize = 16;
+
+/// What requests use.
+#[derive(Debug)]
+pub(crate) struct Server {
+    pub registry: Arc<Registry>,
+    pub passwords: Option<Arc<Passwords>>,
+    pub pace: Pace,
+    pub manifests: Semaphore,
+}
+
+/// A decoded request.
+struct Call {
+    registry: Arc<Registry>,
+    method: Method,
+    query: Vec<(String, String)>,
+    headers: HeaderMap,
+    body: Received,
+}
+
+type Answer = Result<Response<Outgoing>>;
+
+/// Answers a request.
+pub(crate) async fn respond(
+    server: Arc<Server>,
+    request: Request<Incoming>,
+) -> std::result::Result<Response<Outgoing>, Infallible> {
+    let (head, body) = request.into_parts();
+    let awaits_request = head.headers.contains_key(header::EXPECT);
+    let call = Call {
+        registry: server.registry.clone(),
+        method: head.method.clone(),
+        query: query(head.uri.query().unwrap_or_default()),
+        body: Received::new(body, server.pace, awaits_request),
+        headers: head.headers,
+    };
+    let (method, path) = (head.method, head.uri.path());
+    let mut response = route(&server, call, path).await.unwrap_or_else(|error| {
+        if error.kind == Kind::Internal {
+            tracing::error!("{method} {path}: {error}");
+        }
+        failed(&error)
+    });
+    tracing::debug!("{method} {path}: {}", response.status());
+    let version = HeaderValue::from_static("registry/2.0");
+    response
+        .headers_mut()
+        .insert("docker-distribution-api-version", version);
+    Ok(response)
+}
+
+/// Calls the operation of a path and a method. The last components of a path select it, because a
+/// repository's name may contain any of the words.
+async fn route(server: &Server, call: Call, path: &str) -> Answer {
+    if let Some(passwords) = &server.passwords {
+        let header = call.headers.get(header::AUTHORIZATION);
+        if !passwords
+            .permit(header.and_then(|header| header.to_str().ok()))
+            .await
+        {
+            return Err(Kind::Unauthorized.error("user name and password required"));
+        }
+    }
+    let not_found = || Kind::NotFound.error("no such resource");
+    let path = path.strip_prefix("/v2").ok_or_else(not_found)?;
+    let components: Vec<_> = path
+        .split('/')
+        .skip(1)
+        .map(|component| percent_decode_str(component).decode_utf8_lossy())
+        .collect();
+    let components: Vec<&str> = components.iter().map(AsRef::as_ref).collect();
+    let repository = |name: &[&str]| Repository::parse(&name.join("/"));
+    match components[..] {
+        [] | [""] => call.only_get()?.version(),
+        ["_catalog"] => call.only_get()?.catalog().await,
+        [ref name @ .., "tags", "list"] => call.only_get()?.tags(repository(name)?).await,
+        [ref name @ .., "referrers", subject] => {
+            let (repository, subject) = (repository(name)?, names::digest(subject)?);
+            call.only_get()?.referrers(repository, subject).await
+        }
+        [ref name @ .., "manifests", version] => {
+            let (repository, version) = (repository(name)?, Version::parse(version));
+            let is_push = call.method == Method::PUT;
+            // A manifest with an invalid tag cannot exist.
+            let version = version.map_err(|error| match error.kind {
+                Kind::ManifestInvalid if !is_push => Kind::ManifestUnknown.error(error.text),
+                _ => error,
+            })?;
+            if !is_push {
+                return call.manifest(repository, version).await;
+            }
+            let _turn = server.manifests.acquire().await;
+            call.put_manifest(repository, version).await
+        }
+        [ref name @ .., "blobs", "uploads", ""] | [ref name @ .., "blobs", "uploads"] => {
+            call.begin_upload(repository(name)?).await
+        }
+        [ref name @ .., "blobs", "uploads", id] => {
+            call.upload(repository(name)?, names::upload(id)?).await
+        }
+        [ref name @ .., "blobs", digest] => {
+            call.blob(repository(name)?, names::digest(digest)?).await
+        }
+        _ => Err(not_found()),
+    }
+}
+
+/// Runs blocking code.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let joined = tokio::task::spawn_blocking(work).await;
+    joined.unwrap_or_else(|error| Err(Kind::Internal.error(error.to_string())))
+}
+
+impl Call {
+    fn only_get(self) -> Result<Self> {
+        match self.method {
+            Method::GET | Method::HEAD => Ok(self),
+            _ => Err(unsupported()),
+        }
+    }
+
+    fn parameter(&self, name: &str) -> Option<&str> {
+        let found = self.query.iter().find(|(key, _)| key == name);
+        found.map(|(_, value)| value.as_str())
+    }
+
+    fn header(&self, name: header::HeaderName) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    fn version(&self) -> Answer {
+        json(Response::builder(), &serde_json::Map::new())
+    }
+
+    fn last(&self) -> String {
+        self.parameter("last").unwrap_or_default().to_owned()
+    }
+}
+
+fn unsupported() -> Error {
+    Kind::UnsupportedMethod.error("the resource does not have this method")
+}
+
+/// Returns the parameters of a query. As in Go, `+` is a space.
+fn query(text: &str) -> Vec<(String, String)> {
+    let decode = |text: &str| {
+        let text = text.replace('+', " ");
+        percent_decode_str(&text).decode_utf8_lossy().into_owned()
+    };
+    let pairs = text.split('&').filter(|pair| !pair.is_empty());
+    pairs
+        .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+        .map(|(key, value)| (decode(key), decode(value)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queries() {
+        let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        let parsed = query("a=b%2Bc&&d=e+f&g&a=%FF");
+        let expected = [
+            pair("a", "b+c"),
+            pair("d", "e f"),
+            pair("g", ""),
+            pair("a", "\u{fffd}"),
+        ];
+        assert_eq!(parsed, expected);
+    }
+}
