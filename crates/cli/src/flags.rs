@@ -5,9 +5,12 @@
 //! values (`-p80:80`, `-m=1g`), explicit booleans (`--rm=false`), repeated flags (the last one
 //! wins), Go's integer notations, and error texts.
 
-use std::any::TypeId;
+mod level;
+mod values;
 
 use clap::{Arg, ArgAction, Command};
+
+use level::{Level, Stop};
 
 /// A valid command line.
 #[derive(Debug, PartialEq, Eq)]
@@ -159,199 +162,11 @@ pub(crate) fn next_word<'c>(root: &'c Command, words: &[String]) -> Option<NextW
     }
 }
 
-/// The flags of one command with their values, and the words that are not flags.
-struct Level<'c> {
-    command: &'c Command,
-    given: Vec<(&'c Arg, String)>,
-    arguments: Vec<String>,
-    /// Whether no flags can follow.
-    closed: bool,
-}
-
-/// Why parsing a command's flags stopped.
-enum Stop<'c> {
-    Help {
-        deprecated_shorthand: bool,
-    },
-    Mistake(String),
-    /// The words end where a flag's value is expected.
-    NeedsValue {
-        argument: &'c Arg,
-        text: String,
-    },
-}
-
-impl<'c> Level<'c> {
-    fn read(command: &'c Command, words: &[String]) -> Result<Self, Stop<'c>> {
-        // After their first argument, everything is passed on: it is a subcommand or a command line
-        // to execute.
-        let stops_at_argument = command.has_subcommands()
-            || command.get_positionals().any(Arg::is_trailing_var_arg_set);
-        let mut level = Self {
-            command,
-            given: Vec::new(),
-            arguments: Vec::new(),
-            closed: false,
-        };
-        let mut words = words.iter();
-        while let Some(word) = words.next() {
-            if word == "--" {
-                level.closed = true;
-                level.arguments.extend(words.cloned());
-                break;
-            }
-            if let Some(flag) = word.strip_prefix("--") {
-                level.long(flag, &mut words)?;
-            } else if let Some(letters) =
-                word.strip_prefix('-').filter(|letters| !letters.is_empty())
-            {
-                level.shorthands(letters, &mut words)?;
-            } else {
-                level.arguments.push(word.clone());
-                if stops_at_argument {
-                    level.closed = true;
-                    level.arguments.extend(words.cloned());
-                    break;
-                }
-            }
-        }
-        Ok(level)
-    }
-
-    fn long<'w>(
-        &mut self,
-        flag: &str,
-        words: &mut impl Iterator<Item = &'w String>,
-    ) -> Result<(), Stop<'c>> {
-        if flag.starts_with(['-', '=']) {
-            return Err(Stop::Mistake(format!("bad flag syntax: --{flag}")));
-        }
-        let (name, value) = flag
-            .split_once('=')
-            .map_or((flag, None), |(name, value)| (name, Some(value.to_owned())));
-        if name == "help" {
-            return Err(Stop::Help {
-                deprecated_shorthand: false,
-            });
-        }
-        let named = |argument: &&Arg| {
-            argument.get_long() == Some(name)
-                || argument
-                    .get_all_aliases()
-                    .is_some_and(|aliases| aliases.contains(&name))
-        };
-        let Some(argument) = flags_of(self.command).find(named) else {
-            return Err(Stop::Mistake(format!("unknown flag: --{name}")));
-        };
-        let value = value
-            .or_else(|| implied(argument))
-            .or_else(|| words.next().cloned());
-        match value {
-            Some(value) => self.set(argument, value),
-            None => Err(Stop::NeedsValue {
-                argument,
-                text: format!("flag needs an argument: --{name}"),
-            }),
-        }
-    }
-
-    /// Parses `-it`, `-p80:80`, `-m=1g`, `-e A=b`.
-    fn shorthands<'w>(
-        &mut self,
-        letters: &str,
-        words: &mut impl Iterator<Item = &'w String>,
-    ) -> Result<(), Stop<'c>> {
-        let mut rest = letters;
-        while let Some(letter) = rest.chars().next() {
-            let behind = &rest[letter.len_utf8()..];
-            let Some(argument) =
-                flags_of(self.command).find(|argument| argument.get_short() == Some(letter))
-            else {
-                return Err(if letter == 'h' {
-                    Stop::Help {
-                        deprecated_shorthand: true,
-                    }
-                } else {
-                    Stop::Mistake(format!("unknown shorthand flag: {letter:?} in -{rest}"))
-                });
-            };
-            // As in pflag, `-f=` alone has no value.
-            if let Some(value) = behind.strip_prefix('=').filter(|value| !value.is_empty()) {
-                return self.set(argument, value.to_owned());
-            }
-            if let Some(value) = implied(argument) {
-                self.set(argument, value)?;
-                rest = behind;
-                continue;
-            }
-            let value = if behind.is_empty() {
-                words.next().cloned()
-            } else {
-                Some(behind.to_owned())
-            };
-            return match value {
-                Some(value) => self.set(argument, value),
-                None => Err(Stop::NeedsValue {
-                    argument,
-                    text: format!("flag needs an argument: {letter:?} in -{rest}"),
-                }),
-            };
-        }
-        Ok(())
-    }
-
-    fn set(&mut self, argument: &'c Arg, value: String) -> Result<(), Stop<'c>> {
-        let kind = argument.get_value_parser().type_id();
-        let checked = if is_switch(argument) {
-            parse_bool(&value).map(|value| value.to_string())
-        } else if kind == TypeId::of::<i64>() {
-            parse_integer(&value, "ParseInt", i64::MIN.into(), i64::MAX.into())
-        } else if kind == TypeId::of::<u16>() {
-            parse_integer(&value, "ParseUint", 0, u16::MAX.into())
-        } else {
-            Ok(value.clone())
-        };
-        let value = checked.map_err(|reason| {
-            Stop::Mistake(invalid_argument(&value, &both_forms(argument), &reason))
-        })?;
-        self.given.push((argument, value));
-        Ok(())
-    }
-
-    /// Returns the flags for clap: the last value of single-valued flags, every value of the
-    /// others.
-    fn words(&self) -> Vec<String> {
-        let mut words = Vec::new();
-        for (index, (argument, value)) in self.given.iter().enumerate() {
-            let is_repeated = || {
-                self.given[index + 1..]
-                    .iter()
-                    .any(|(later, _)| later.get_id() == argument.get_id())
-            };
-            let long = argument.get_long().unwrap_or_default();
-            match argument.get_action() {
-                ArgAction::Append => words.push(format!("--{long}={value}")),
-                _ if is_repeated() => {}
-                ArgAction::SetTrue | ArgAction::Version if value == "true" => {
-                    words.push(format!("--{long}"))
-                }
-                ArgAction::SetTrue | ArgAction::Version => {}
-                _ => words.push(format!("--{long}={value}")),
-            }
-        }
-        words
-    }
-}
-
 /// Returns the flags of a command, except `--help`.
 pub(crate) fn flags_of(command: &Command) -> impl Iterator<Item = &Arg> {
     command.get_arguments().filter(|argument| {
         !argument.is_positional() && !matches!(argument.get_action(), ArgAction::Help)
     })
-}
-
-fn is_switch(argument: &Arg) -> bool {
-    implied(argument).is_some()
 }
 
 /// Returns the value that a flag without a value implies, if its value is optional.
@@ -394,55 +209,6 @@ fn count_text(least: usize, most: Option<usize>) -> String {
 /// Returns the error text for an invalid flag value.
 pub(crate) fn invalid_argument(value: &str, flag: &str, reason: &str) -> String {
     format!("invalid argument {value:?} for {flag:?} flag: {reason}")
-}
-
-/// Formats a flag as `-t, --timeout`, or `--timeout` if there is no short form.
-fn both_forms(argument: &Arg) -> String {
-    let long = argument.get_long().unwrap_or_default();
-    argument.get_short().map_or_else(
-        || format!("--{long}"),
-        |short| format!("-{short}, --{long}"),
-    )
-}
-
-/// Parses a boolean in any form that Go's `strconv.ParseBool` accepts.
-fn parse_bool(text: &str) -> Result<bool, String> {
-    whelk_text::parse_bool(text)
-        .ok_or_else(|| format!("strconv.ParseBool: parsing {text:?}: invalid syntax"))
-}
-
-/// Parses an integer literal as Go does (`10`, `0x1f`, `0b1`, `0o17`, `017`, `1_000`). Returns it
-/// in decimal.
-fn parse_integer(text: &str, function: &str, least: i128, most: i128) -> Result<String, String> {
-    let wrong = |what: &str| format!("strconv.{function}: parsing {text:?}: {what}");
-    let (negative, digits) = match text.strip_prefix(['+', '-']) {
-        Some(digits) if least < 0 => (text.starts_with('-'), digits),
-        _ => (false, text),
-    };
-    let (radix, digits) = match digits.get(..2).map(str::to_ascii_lowercase).as_deref() {
-        Some("0x") => (16, &digits[2..]),
-        Some("0b") => (2, &digits[2..]),
-        Some("0o") => (8, &digits[2..]),
-        Some(octal) if octal.starts_with('0') => (8, &digits[1..]),
-        _ => (10, digits),
-    };
-    let plain =
-        if digits.contains("__") || digits.ends_with('_') || radix == 10 && digits.starts_with('_')
-        {
-            String::new()
-        } else {
-            digits.replace('_', "")
-        };
-    if plain.is_empty() || !plain.chars().all(|digit| digit.is_digit(radix)) {
-        return Err(wrong("invalid syntax"));
-    }
-    let number = i128::from_str_radix(&plain, radix)
-        .ok()
-        .map(|number| if negative { -number } else { number });
-    number
-        .filter(|number| (least..=most).contains(number))
-        .map(|number| number.to_string())
-        .ok_or_else(|| wrong("value out of range"))
 }
 
 #[cfg(test)]
@@ -614,35 +380,5 @@ mod tests {
             "requires at least 1 and at most 2 arguments"
         );
         assert_eq!(count_text(2, None), "requires at least 2 arguments");
-    }
-
-    #[test]
-    fn parses_gos_integer_notations() {
-        let parse =
-            |text: &str| parse_integer(text, "ParseInt", i64::MIN.into(), i64::MAX.into()).ok();
-        for (text, number) in [
-            ("0", "0"),
-            ("017", "15"),
-            ("0x1F", "31"),
-            ("1_000", "1000"),
-            ("+5", "5"),
-            ("-0o7", "-7"),
-            ("0x_f", "15"),
-        ] {
-            assert_eq!(parse(text).as_deref(), Some(number), "{text}");
-        }
-        for text in [
-            "",
-            "-",
-            "1.5",
-            "08",
-            "1__0",
-            "_1",
-            "1_",
-            "0x",
-            "9223372036854775808",
-        ] {
-            assert_eq!(parse(text), None, "{text}");
-        }
     }
 }
