@@ -7,7 +7,7 @@ use whelk_client::Tls;
 
 use crate::certificates::{Files, TlsFlags, if_exists};
 use crate::config_file::current_context;
-use crate::context::{DEFAULT, ENDPOINT, Store};
+use crate::context::{ContextStore, DEFAULT, ENDPOINT};
 use crate::ssh::Ssh;
 use crate::{Failure, Outcome};
 
@@ -286,7 +286,7 @@ fn context_host(config: Option<&Path>, name: &str) -> Result<(Host, Option<Files
             "context {name:?}: context not found: $HOME is not defined"
         ));
     };
-    let store = Store::new(config);
+    let store = ContextStore::new(config);
     let context = store.read(name)?;
     let in_context = |reason: String| format!("context {name:?}: {reason}");
     let directory = store.tls_directory(name).join(ENDPOINT);
@@ -318,7 +318,7 @@ mod tests {
             let dir =
                 std::env::temp_dir().join(format!("whelk-contexts-{}-{name}", std::process::id()));
             for (name, endpoint) in contexts {
-                let meta = Store::new(&dir).metadata_directory(name);
+                let meta = ContextStore::new(&dir).metadata_directory(name);
                 std::fs::create_dir_all(&meta).unwrap();
                 let text = format!(
                     r#"{{"Name": {name:?}, "Metadata": {{}}, "Endpoints": {{"docker": {endpoint}}}}}"#
@@ -519,7 +519,7 @@ mod tests {
             assert!(error.contains(text), "{error}");
         };
         assert!(config.choose(with_context("one"), &[]).is_ok(), "no TLS");
-        let tls = |name: &str| Store::new(&config.0).tls_directory(name);
+        let tls = |name: &str| ContextStore::new(&config.0).tls_directory(name);
         // As with a directory that may not be searched, which root may.
         std::fs::create_dir_all(tls("one").parent().unwrap()).unwrap();
         std::fs::write(tls("one"), "no directory").unwrap();

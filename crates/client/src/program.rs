@@ -95,7 +95,7 @@ impl Program {
         }
         Ok(Stream {
             stream: ours,
-            state: State::Running(Box::pin(end(Running(child), errors, self.shown.clone()))),
+            state: ProgramState::Running(Box::pin(end(Running(child), errors, self.shown.clone()))),
             shown: self.shown.clone(),
             has_answered: false,
         })
@@ -152,7 +152,7 @@ async fn end(mut child: Running, errors: oneshot::Receiver<String>, shown: Strin
 }
 
 /// The state of a stream's program.
-enum State {
+enum ProgramState {
     /// Polled when its output has ended, or when it reads no more input. The program is killed if this
     /// is dropped.
     Running(Pin<Box<dyn Future<Output = ProgramEnded> + Send + Sync>>),
@@ -162,7 +162,7 @@ enum State {
 /// The byte stream of a running program.
 pub struct Stream {
     stream: UnixStream,
-    state: State,
+    state: ProgramState,
     shown: String,
     has_answered: bool,
 }
@@ -179,12 +179,12 @@ impl Stream {
     /// Waits until the program has exited. Returns an error unless it has answered and succeeded.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let ended = match &mut self.state {
-            State::Running(end) => {
+            ProgramState::Running(end) => {
                 let ended = ready!(end.as_mut().poll(cx));
-                self.state = State::Ended(ended.clone());
+                self.state = ProgramState::Ended(ended.clone());
                 ended
             }
-            State::Ended(ended) => ended.clone(),
+            ProgramState::Ended(ended) => ended.clone(),
         };
         Poll::Ready(if self.has_answered && ended.is_success() {
             Ok(())

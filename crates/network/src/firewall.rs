@@ -48,13 +48,13 @@ use crate::port::{PortMapping, Protocol};
 pub struct Firewall {
     inet: Table,
     bridge: Table,
-    state: Mutex<State>,
+    state: Mutex<FirewallState>,
     /// A second socket for reading, so that checks do not wait for changes.
     watcher: Mutex<Socket>,
 }
 
 #[derive(Debug)]
-struct State {
+struct FirewallState {
     socket: Socket,
     /// Whether this engine has written the tables.
     active: bool,
@@ -87,7 +87,7 @@ impl Firewall {
                 family: nft::BRIDGE,
                 name: name.into(),
             },
-            state: Mutex::new(State {
+            state: Mutex::new(FirewallState {
                 socket: Socket::open(Some(NETFILTER), 0)?,
                 active: false,
                 elements: BTreeSet::new(),
@@ -96,7 +96,7 @@ impl Firewall {
         })
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+    fn state(&self) -> std::sync::MutexGuard<'_, FirewallState> {
         self.state.lock().ignore_poison()
     }
 
@@ -190,7 +190,7 @@ impl Firewall {
         Ok(again.collect())
     }
 
-    fn messages(&self, state: &State, recreate: bool) -> Vec<Message> {
+    fn messages(&self, state: &FirewallState, recreate: bool) -> Vec<Message> {
         let mut messages = Vec::new();
         for table in [&self.inet, &self.bridge] {
             messages.push(table.add());
@@ -396,7 +396,7 @@ impl Firewall {
     /// Adds or removes elements in one transaction. Removing missing elements is not an error.
     fn change(&self, entries: Vec<Entry>, add: bool) -> Result<()> {
         let mut state = self.state();
-        let known = |state: &State, (set_id, element): &Entry| {
+        let known = |state: &FirewallState, (set_id, element): &Entry| {
             state.elements.contains(&(
                 *set_id,
                 element.key.clone(),

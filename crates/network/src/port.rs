@@ -94,10 +94,10 @@ pub struct Owner {
 
 /// All reserved ports of the host of this engine's containers.
 #[derive(Debug, Default)]
-pub struct Ports(Mutex<State>);
+pub struct Ports(Mutex<PortTable>);
 
 #[derive(Debug, Default)]
-struct State {
+struct PortTable {
     held: BTreeMap<(Protocol, SocketAddr), Reservation>,
     /// Ports whose sockets are held by a container's shim, by container id: from when they were
     /// shared until the container ends, even if they are no longer published.
@@ -164,7 +164,7 @@ impl Ports {
     /// container. The ports then stay reserved when the engine ends.
     pub fn share_listeners(&self, owner: &str, most: usize) -> Vec<OwnedFd> {
         let mut state = self.state();
-        let State { held, shared } = &mut *state;
+        let PortTable { held, shared } = &mut *state;
         let own = held.iter_mut().filter(|(_, held)| held.owner.id == owner);
         let sockets =
             own.filter_map(|(port, held)| held.socket.take().map(|socket| (*port, socket)));
@@ -221,7 +221,7 @@ impl Ports {
         self.state().shared.retain(|_, other| other != owner);
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, PortTable> {
         self.0.lock().ignore_poison()
     }
 
@@ -248,7 +248,7 @@ enum Refused {
 }
 
 fn reserve_one(
-    state: &State,
+    state: &PortTable,
     owner: &Owner,
     protocol: Protocol,
     addresses: &[IpAddr],

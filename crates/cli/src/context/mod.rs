@@ -119,11 +119,11 @@ fn object<'m>(map: &'m mut Map<String, Value>, key: &str) -> &'m mut Map<String,
 
 /// The contexts in a configuration directory.
 #[derive(Clone, Debug)]
-pub(crate) struct Store {
+pub(crate) struct ContextStore {
     contexts: PathBuf,
 }
 
-impl Store {
+impl ContextStore {
     pub(crate) fn new(config: &Path) -> Self {
         Self {
             contexts: config.join("contexts"),
@@ -389,7 +389,7 @@ mod tests {
     #[test]
     fn a_context_that_cannot_be_stored_leaves_nothing() {
         let config = std::env::temp_dir().join(format!("whelk-store-{}", std::process::id()));
-        let store = Store::new(&config);
+        let store = ContextStore::new(&config);
         let context = Context::new("xy", "", "tcp://h", false);
         let files = [("key.pem".to_owned(), b"KEY".to_vec())].into();
         let tls: TlsFiles = [("docker".to_owned(), files)].into();
@@ -414,7 +414,7 @@ mod tests {
     #[test]
     fn certificates_are_replaced_together_or_not_at_all() {
         let config = std::env::temp_dir().join(format!("whelk-set-tls-{}", std::process::id()));
-        let store = Store::new(&config);
+        let store = ContextStore::new(&config);
         let of = |files: &[(&str, &str)]| -> TlsFiles {
             let files = files
                 .iter()
@@ -427,7 +427,8 @@ mod tests {
         let name = "x".repeat(300);
         let broken = of(&[("ca.pem", "NEW"), (&name, "KEY")]);
         for endpoint in [Some(ENDPOINT), None] {
-            assert!(store.set_tls("xy", endpoint, &broken).is_err());
+            let error = store.set_tls("xy", endpoint, &broken).unwrap_err();
+            assert!(error.text.contains("file name too long"), "{}", error.text);
             assert_eq!(store.tls("xy").unwrap(), old);
         }
         for (endpoint, new) in [

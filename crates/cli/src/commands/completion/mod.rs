@@ -16,7 +16,7 @@ use whelk_text::words;
 
 use super::usage;
 use crate::client::Client;
-use crate::context::{Context, DEFAULT, Store};
+use crate::context::{Context, ContextStore, DEFAULT};
 use crate::endpoint::{Endpoint, RootFlags};
 use crate::flags::{self, NextWord, flags_of};
 use crate::output::print;
@@ -299,7 +299,9 @@ fn from_engine(offer: Offer, flags: RootFlags) -> Vec<Candidate> {
 
 /// Returns the contexts with their hosts.
 fn contexts(flags: &RootFlags) -> Vec<Candidate> {
-    let stored = flags.config().map(|config| Store::new(&config).list());
+    let stored = flags
+        .config()
+        .map(|config| ContextStore::new(&config).list());
     let stored = stored.and_then(Result::ok).unwrap_or_default().into_iter();
     let candidate = |context: Context| (context.name().to_owned(), context.host().to_owned());
     let default = (DEFAULT.to_owned(), String::new());

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::{load, store};
 use crate::commands::inspect::pretty;
-use crate::context::{Context, DEFAULT, ENDPOINT, Store, TlsFiles, go_escaped};
+use crate::context::{Context, ContextStore, DEFAULT, ENDPOINT, TlsFiles, go_escaped};
 use crate::endpoint::RootFlags;
 use crate::format::template::{Mode, Template, failure, json, typed};
 use crate::output::print;
@@ -72,7 +72,7 @@ fn describe(flags: &RootFlags, name: &str) -> Outcome<Value> {
         let in_memory = "<IN MEMORY>".to_owned();
         return object(&context, listed(&tls), in_memory.clone(), in_memory);
     }
-    let store: Store = store(flags)?;
+    let store: ContextStore = store(flags)?;
     let context = store.read(name).map_err(Failure::new)?;
     let path = |path: std::path::PathBuf| path.display().to_string();
     object(

@@ -13,7 +13,7 @@ mod update;
 
 use clap::Subcommand;
 
-use crate::context::{Context, DEFAULT, ENDPOINT, Store, TlsFiles};
+use crate::context::{Context, ContextStore, DEFAULT, ENDPOINT, TlsFiles};
 use crate::endpoint::RootFlags;
 use crate::{Failure, Outcome, files, plain};
 
@@ -60,10 +60,10 @@ pub(crate) fn group(flags: &RootFlags, command: ContextCommand) -> Outcome {
 /// The description of the default context.
 const DEFAULT_DESCRIPTION: &str = "Current DOCKER_HOST based configuration";
 
-fn store(flags: &RootFlags) -> Outcome<Store> {
+fn store(flags: &RootFlags) -> Outcome<ContextStore> {
     let config = flags.config();
     config
-        .map(|config| Store::new(&config))
+        .map(|config| ContextStore::new(&config))
         .ok_or_else(|| Failure::new("no configuration directory: $HOME is not defined"))
 }
 
@@ -100,7 +100,7 @@ fn load(flags: &RootFlags, name: &str) -> Outcome<(Context, TlsFiles)> {
 }
 
 /// Checks that a context of this name can be created.
-fn check_new(store: &Store, name: &str) -> Outcome<()> {
+fn check_new(store: &ContextStore, name: &str) -> Outcome<()> {
     crate::context::check_name(name)?;
     if store.exists(name) {
         return Err(Failure::new(format!("context {name:?} already exists")));
