@@ -26,7 +26,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("client", &[]),
     ("plugin", &["client", "sys"]),
     ("registry", &["client", "image", "sys"]),
-    ("distribution", &["image", "sys"]),
+    ("distribution", &["image", "registry", "sys"]),
     (
         "engine",
         &[
@@ -70,6 +70,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "registry",
             "shim",
             "sys",
+            "text",
         ],
     ),
 ];

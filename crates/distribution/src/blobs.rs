@@ -1,7 +1,6 @@
 //! Blobs of repositories.
 
 use std::fs::File;
-use std::time::SystemTime;
 
 use whelk_image::Digest;
 use whelk_sys::fs;
@@ -25,10 +24,7 @@ impl Registry {
     pub(crate) fn claim_blob(&self, repository: &Repository, digest: &Digest) -> Result<u64> {
         let _lock = self.lock(repository);
         let size = self.blob_size(repository, digest)?;
-        let link = self.directory(repository, Links::Blobs).join(digest.hex());
-        fs::open(&link)?
-            .set_modified(SystemTime::now())
-            .map_err(fs::at("touch", &link))?;
+        self.touch(repository, Links::Blobs, digest)?;
         Ok(size)
     }
 

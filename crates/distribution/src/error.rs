@@ -15,7 +15,11 @@ pub(crate) struct Error {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
+    /// Upstream has sent something that is not valid.
+    BadUpstream,
     BlobUnknown,
+    /// The user may not do this.
+    Denied,
     DigestInvalid,
     ManifestBlobUnknown,
     ManifestInvalid,
@@ -29,8 +33,12 @@ pub(crate) enum Kind {
     /// The resource or method does not exist.
     NotFound,
     TooLarge,
+    /// Upstream has had too many requests.
+    TooManyRequests,
     TooSlow,
     Unauthorized,
+    /// Upstream does not answer at this time.
+    Unavailable,
     UnsupportedMethod,
     UploadBusy,
     UploadInvalid,
@@ -45,6 +53,10 @@ impl Kind {
     /// Returns the status, and the code as in the specification's table.
     pub(crate) fn code(self) -> (StatusCode, &'static str) {
         match self {
+            Self::BadUpstream => (StatusCode::BAD_GATEWAY, "UNKNOWN"),
+            Self::Denied => (StatusCode::FORBIDDEN, "DENIED"),
+            Self::TooManyRequests => (StatusCode::TOO_MANY_REQUESTS, "TOOMANYREQUESTS"),
+            Self::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE"),
             Self::BlobUnknown => (StatusCode::NOT_FOUND, "BLOB_UNKNOWN"),
             Self::DigestInvalid => (StatusCode::BAD_REQUEST, "DIGEST_INVALID"),
             Self::ManifestBlobUnknown => (StatusCode::BAD_REQUEST, "MANIFEST_BLOB_UNKNOWN"),
@@ -73,6 +85,13 @@ impl Kind {
             kind: self,
             text: text.into(),
         }
+    }
+}
+
+impl Error {
+    /// Returns whether upstream may answer the same request at another time.
+    pub(crate) fn is_outage(&self) -> bool {
+        matches!(self.kind, Kind::Unavailable | Kind::TooManyRequests)
     }
 }
 

@@ -1,15 +1,26 @@
-//! Removes abandoned uploads, blobs that no manifest refers to, and content without a repository.
+//! Removes abandoned uploads, blobs that no manifest refers to, and content without a repository; from
+//! a cache also what no client has asked for in a while, and what exceeds its maximum size.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use whelk_image::{Digest, Used};
 use whelk_sys::fs;
 
-use crate::error::Result;
+use crate::error::{Kind, Result};
 use crate::manifests::Document;
 use crate::names::{Repository, Version};
 use crate::records::{Links, Registry, remove};
+
+/// How much a cache keeps.
+#[derive(Clone, Copy, Debug)]
+pub struct Keep {
+    /// How long it keeps what no client asks for.
+    pub time: Duration,
+    /// Maximum size in bytes of what it keeps; what was asked for longest ago is removed.
+    pub size: Option<u64>,
+}
 
 /// Age at which an unfinished upload, or a blob without a manifest, is removed.
 pub(crate) const MAX_AGE: Duration = Duration::from_secs(24 * 60 * 60);
@@ -32,10 +43,63 @@ impl Registry {
             }
             std::mem::take(&mut used)
         })?;
-        for path in trashed {
-            fs::remove_tree(path)?;
-        }
+        self.store.staging.dispose(trashed);
         outcome
+    }
+
+    /// Removes the links of a cache that are too many, and then what no link names.
+    pub(crate) fn collect_cache(&self, keep: Keep) -> Result<()> {
+        let expired = self.expire(keep);
+        self.collect_garbage(MAX_AGE).and(expired)
+    }
+
+    fn expire(&self, keep: Keep) -> Result<()> {
+        let mut links = Vec::new();
+        // When each blob or manifest was last asked for, and its size.
+        let mut content: BTreeMap<Digest, (SystemTime, u64)> = BTreeMap::new();
+        for repository in self.all()? {
+            for kind in [Links::Blobs, Links::Manifests] {
+                for digest in self.digests(&repository, kind)? {
+                    let link = self.directory(&repository, kind).join(digest.hex());
+                    let Some(time) = changed(&link) else { continue };
+                    let size = self.size(&repository, kind, &digest).unwrap_or(0);
+                    let last = content.entry(digest.clone()).or_insert((time, size));
+                    last.0 = last.0.max(time);
+                    links.push((repository.clone(), kind, digest, time));
+                }
+            }
+        }
+        let mut total: u64 = content.values().map(|(_, size)| size).sum();
+        let mut by_age: Vec<_> = content.into_iter().collect();
+        by_age.sort_by_key(|(_, (time, _))| *time);
+        let is_old = |time: SystemTime| time.elapsed().is_ok_and(|age| age >= keep.time);
+        let mut gone = BTreeSet::new();
+        for (digest, (time, size)) in by_age {
+            if !is_old(time) && keep.size.is_none_or(|most| total <= most) {
+                break;
+            }
+            total -= size;
+            gone.insert(digest);
+        }
+        links.retain(|(_, _, digest, time)| gone.contains(digest) || is_old(*time));
+        for (repository, kind, digest, time) in links {
+            let link = self.directory(&repository, kind).join(digest.hex());
+            // It may have been asked for meanwhile.
+            if changed(&link) != Some(time) {
+                continue;
+            }
+            let removed = match kind {
+                Links::Manifests => self.delete_manifest(&repository, &Version::Digest(digest)),
+                _ => self.delete_blob(&repository, &digest),
+            };
+            match removed {
+                Err(error) if !matches!(error.kind, Kind::BlobUnknown | Kind::ManifestUnknown) => {
+                    return Err(error);
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// Returns all content. As long as that fails, nothing may be removed.
@@ -76,7 +140,7 @@ impl Registry {
         for digest in self.digests(repository, Links::Manifests)? {
             let manifest = self.get_manifest(repository, &Version::Digest(digest))?;
             let document = Document::parse(&manifest.media_type, &manifest.content)?;
-            let named: std::collections::BTreeSet<_> = document.blobs().collect();
+            let named: BTreeSet<_> = document.blobs().collect();
             old.retain(|digest| !named.contains(digest));
         }
         for digest in old {
@@ -86,9 +150,11 @@ impl Registry {
     }
 }
 
+/// Returns when a file was last changed.
+fn changed(path: &Path) -> Option<SystemTime> {
+    fs::metadata(path).ok()?.modified().ok()
+}
+
 fn is_older(path: &Path, age: Duration) -> bool {
-    let changed = fs::metadata(path)
-        .ok()
-        .and_then(|found| found.modified().ok());
-    changed.is_some_and(|changed| changed.elapsed().is_ok_and(|old| old >= age))
+    changed(path).is_some_and(|changed| changed.elapsed().is_ok_and(|old| old >= age))
 }

@@ -12,12 +12,13 @@
 //! The links say which content a repository has; each is renamed into place after its content is on disk
 //! ([`records`]). A change is on disk before its request succeeds.
 //!
-//! [`server`] accepts connections, [`routes`] decodes requests; the rest is blocking code that runs
-//! on threads that may block.
+//! [`server`] accepts connections, [`routes`] decodes requests; [`upstream`] makes the registry a cache
+//! of another one. The rest is blocking code that runs on threads that may block.
 #![forbid(unsafe_code)]
 
 mod auth;
 mod blobs;
+mod blocking;
 mod body;
 mod error;
 mod garbage;
@@ -30,8 +31,11 @@ mod server;
 mod tests;
 mod tls;
 mod uploads;
+mod upstream;
 
 pub use auth::Passwords;
+pub use garbage::Keep;
 pub use records::Registry;
-pub use server::{Access, serve};
+pub use server::{Settings, serve};
 pub use tls::Tls;
+pub use upstream::Upstream;

@@ -153,6 +153,52 @@ impl Registry {
         let document = Document::parse(media_type, content)?;
         let _lock = self.lock(repository);
         self.check_content(repository, &document)?;
+        let tag = match version {
+            Version::Tag(tag) => Some(tag.as_str()),
+            Version::Digest(_) => None,
+        };
+        let subject = document.subject.as_ref();
+        let subject = subject.map(|subject| subject.digest.clone());
+        let digest =
+            self.store_manifest(repository, tag, algorithm, media_type, document, content)?;
+        Ok((digest, subject))
+    }
+
+    /// Stores a manifest of another registry, also under a tag. What it refers to may be missing.
+    pub(crate) fn keep_manifest(
+        &self,
+        repository: &Repository,
+        tag: Option<&str>,
+        manifest: Stored,
+    ) -> Result<Stored> {
+        let (media_type, content) = (&manifest.media_type, &manifest.content);
+        let document = Document::parse(media_type, content)?;
+        let _lock = self.lock(repository);
+        let algorithm = manifest.digest.algorithm();
+        self.store_manifest(repository, tag, algorithm, media_type, document, content)?;
+        Ok(manifest)
+    }
+
+    /// Notes that a manifest was asked for.
+    pub(crate) fn touch_manifest(&self, repository: &Repository, digest: &Digest) -> Result<()> {
+        let _lock = self.lock(repository);
+        match self.touch(repository, Links::Manifests, digest) {
+            // It has been deleted meanwhile.
+            Err(_) if self.size(repository, Links::Manifests, digest).is_none() => Ok(()),
+            touched => touched,
+        }
+    }
+
+    /// Stores a manifest and its links, in a repository that is locked.
+    fn store_manifest(
+        &self,
+        repository: &Repository,
+        tag: Option<&str>,
+        algorithm: Algorithm,
+        media_type: &str,
+        document: Document,
+        content: &[u8],
+    ) -> Result<Digest> {
         let lease = self.store.leases.take();
         let digest = self.store.content.put_as(&lease, algorithm, content)?;
         self.sync_blob(&digest)?;
@@ -165,17 +211,17 @@ impl Registry {
             .subject
             .as_ref()
             .map(|subject| subject.digest.clone());
-        if let Some(subject) = &subject {
+        if let Some(subject) = subject {
             let referrer = document.referrer(media_type, &digest, content.len());
             let text = serde_json::to_vec(&referrer)
                 .map_err(|error| Kind::Internal.error(error.to_string()))?;
             let directory = at(Links::Referrers).join(subject.hex());
             self.write(&directory.join(digest.hex()), &text)?;
         }
-        if let Version::Tag(tag) = version {
+        if let Some(tag) = tag {
             self.write(&at(Links::Tags).join(tag), digest.as_str().as_bytes())?;
         }
-        Ok((digest, subject))
+        Ok(digest)
     }
 
     /// Checks that the repository has what a manifest refers to, except for its subject, which may

@@ -4,7 +4,7 @@ use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use whelk_image::{Digest, Store};
 use whelk_sys::fs;
@@ -118,6 +118,20 @@ impl Registry {
             &self.directory(repository, Links::Blobs).join(digest.hex()),
             b"",
         )
+    }
+
+    /// Notes that what a link is for was asked for now.
+    pub(crate) fn touch(
+        &self,
+        repository: &Repository,
+        links: Links,
+        digest: &Digest,
+    ) -> Result<()> {
+        let link = self.directory(repository, links).join(digest.hex());
+        fs::open(&link)?
+            .set_modified(SystemTime::now())
+            .map_err(fs::at("touch", &link))?;
+        Ok(())
     }
 
     /// Writes a link so that it is complete, or not there, after a power failure.

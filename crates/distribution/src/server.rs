@@ -16,10 +16,11 @@ use tokio::time::{Sleep, timeout};
 
 use crate::auth::Passwords;
 use crate::body::Pace;
-use crate::garbage;
+use crate::garbage::{self, Keep};
 use crate::records::Registry;
 use crate::routes::{Server, respond};
 use crate::tls::Tls;
+use crate::upstream::Upstream;
 
 /// Maximum number of connections; others wait to be accepted.
 const MAX_CONNECTIONS: usize = 512;
@@ -33,45 +34,70 @@ const MAX_BUFFER: usize = 128 << 10;
 /// Time between collections of garbage.
 const COLLECTION: Duration = Duration::from_secs(60 * 60);
 
-/// Who may use a registry, and how.
+/// What a registry is, and who may use it.
 #[derive(Clone, Debug, Default)]
-pub struct Access {
+pub struct Settings {
     /// Without them, everyone may do everything.
     pub passwords: Option<Arc<Passwords>>,
     /// Without it, connections are not encrypted.
     pub tls: Option<Arc<Tls>>,
+    /// The registry that this one is a cache of, and how much it keeps.
+    pub upstream: Option<(Arc<Upstream>, Keep)>,
 }
 
 /// Serves a registry until the future is dropped.
-pub async fn serve(registry: Arc<Registry>, listener: TcpListener, access: Access) {
+pub async fn serve(registry: Arc<Registry>, listener: TcpListener, settings: Settings) {
+    let upstream = settings.upstream.as_ref();
     let server = Server {
         registry: registry.clone(),
-        passwords: access.passwords,
+        passwords: settings.passwords,
+        upstream: upstream.map(|(upstream, _)| upstream.clone()),
         pace: Pace::default(),
         manifests: Semaphore::new(crate::routes::MAX_MANIFESTS),
     };
     tokio::select! {
-        () = accept(Arc::new(server), listener, access.tls) => {}
-        () = collect(registry) => {}
+        () = accept(Arc::new(server), listener, settings.tls) => {}
+        () = collect(registry, settings.upstream) => {}
     }
 }
 
-/// Collects garbage now and then.
-async fn collect(registry: Arc<Registry>) {
+/// Collects garbage now and then, and in a cache also when much has come in.
+async fn collect(registry: Arc<Registry>, upstream: Option<(Arc<Upstream>, Keep)>) {
+    let keep = upstream.as_ref().map(|(_, keep)| *keep);
     loop {
         let registry = registry.clone();
         let collection = tokio::task::spawn_blocking(move || {
             if let Err(error) = registry.store.staging.empty_trash() {
                 tracing::warn!("empty the trash: {error}");
             }
-            if let Err(error) = registry.collect_garbage(garbage::MAX_AGE) {
+            let collected = match keep {
+                Some(keep) => registry.collect_cache(keep),
+                None => registry.collect_garbage(garbage::MAX_AGE),
+            };
+            if let Err(error) = collected {
                 tracing::error!("collect garbage: {error}");
             }
         });
         if let Err(error) = collection.await {
             tracing::error!("collect garbage: {error}");
         }
-        tokio::time::sleep(COLLECTION).await;
+        let arrived = async {
+            match &upstream {
+                Some((
+                    upstream,
+                    Keep {
+                        size: Some(size), ..
+                    },
+                )) => {
+                    upstream.downloads.arrived(size / 16).await;
+                }
+                _ => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(COLLECTION) => {}
+            () = arrived => {}
+        }
     }
 }
 

@@ -5,6 +5,8 @@
     reason = "a panic with its place is all the error handling that a test needs"
 )]
 
+mod upstream;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,6 +23,7 @@ use whelk_image::{Algorithm, Digest};
 use crate::Registry;
 use crate::body::Pace;
 use crate::routes::{MAX_MANIFESTS, Server};
+use crate::upstream::Upstream;
 
 /// A served registry, whose directory is removed on drop.
 struct Served {
@@ -36,8 +39,12 @@ impl Served {
     }
 
     async fn with_pace(pace: Pace) -> Self {
+        Self::with(pace, None).await
+    }
+
+    async fn with(pace: Pace, upstream: Option<Arc<Upstream>>) -> Self {
         let root = std::env::temp_dir().join(format!("whelk-registry-{}", crate::names::random()));
-        let (address, registry, server) = serve(&root, pace).await;
+        let (address, registry, server) = serve(&root, pace, upstream).await;
         Self {
             root,
             address,
@@ -52,7 +59,7 @@ impl Served {
         let _ = (&mut self.server).await;
         self.registry = None;
         (self.address, self.registry, self.server) = {
-            let (address, registry, server) = serve(&self.root, Pace::default()).await;
+            let (address, registry, server) = serve(&self.root, Pace::default(), None).await;
             (address, Some(registry), server)
         };
     }
@@ -138,7 +145,11 @@ impl Drop for Served {
     }
 }
 
-async fn serve(root: &Path, pace: Pace) -> (SocketAddr, Arc<Registry>, JoinHandle<()>) {
+async fn serve(
+    root: &Path,
+    pace: Pace,
+    upstream: Option<Arc<Upstream>>,
+) -> (SocketAddr, Arc<Registry>, JoinHandle<()>) {
     // Connections of a server that has just ended may hold the directory for a moment.
     let registry = loop {
         match Registry::open(root) {
@@ -150,6 +161,7 @@ async fn serve(root: &Path, pace: Pace) -> (SocketAddr, Arc<Registry>, JoinHandl
     let server = Server {
         registry: registry.clone(),
         passwords: None,
+        upstream,
         pace,
         manifests: Semaphore::new(MAX_MANIFESTS),
     };

@@ -5,13 +5,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{CONTENT_RANGE, RANGE};
+use hyper::header::{CONTENT_LENGTH, CONTENT_RANGE, RANGE};
 use hyper::{Method, Response, StatusCode};
 use tokio::time::{Instant, timeout};
 use whelk_image::Digest;
 
 use crate::attempts::{Attempts, Wait};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::exchange::{Query, Repository};
 use crate::transport::innermost;
 
@@ -76,6 +76,23 @@ impl Window {
 }
 
 impl Repository {
+    /// Returns the size of a blob; `None` if the registry does not have it in this repository.
+    ///
+    /// # Errors
+    /// Returns an error if the request fails, or if the response does not say how long the blob is.
+    pub async fn blob_size(&self, digest: &Digest) -> Result<Option<u64>> {
+        let query = Query::new(Method::HEAD, format!("blobs/{digest}"));
+        let (response, operation) = match self.ask(&query).await {
+            Ok(answer) => answer,
+            Err(error) if error.kind() == Kind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let length = response.headers().get(CONTENT_LENGTH);
+        let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
+        let unknown = || Error::invalid(&operation, "the answer does not say how long the blob is");
+        length.map(Some).ok_or_else(unknown)
+    }
+
     /// Returns the content of a blob of `size` bytes from `offset` on. The first request is made by
     /// [`Blob::next`].
     pub fn blob(&self, digest: &Digest, size: u64, offset: u64) -> Blob {

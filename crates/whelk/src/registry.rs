@@ -10,7 +10,8 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use tokio::net::TcpListener;
-use whelk_distribution::{Access, Passwords, Registry, Tls};
+use whelk_distribution::{Keep, Passwords, Registry, Settings, Tls, Upstream};
+use whelk_registry::Proxies;
 
 use crate::daemon::{reload_requested, stop_requested};
 use crate::systemd;
@@ -25,8 +26,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve images that are pushed to this registry
-    Serve(Serve),
+    /// Serve images that are pushed to this registry, or those of another one
+    Serve(Box<Serve>),
 }
 
 #[derive(Debug, Args)]
@@ -47,12 +48,43 @@ struct Serve {
     /// Key of the certificate, in PEM form
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
+    /// Be a cache of the registry at this URL, such as https://registry-1.docker.io: what is pulled is
+    /// fetched from there and kept, and nothing can be pushed
+    #[arg(long, value_name = "URL")]
+    proxy: Option<String>,
+    /// File with USER:PASSWORD for that registry, which only its owner may read
+    #[arg(long, value_name = "FILE", requires = "proxy")]
+    proxy_credentials: Option<PathBuf>,
+    /// How long the cache keeps what nobody pulls, such as 72h
+    #[arg(long, value_name = "DURATION", default_value = "168h", value_parser = duration, requires = "proxy")]
+    proxy_keep: Duration,
+    /// Maximum size of the cache, such as 50GB; what was pulled longest ago is removed
+    #[arg(long, value_name = "SIZE", value_parser = size, requires = "proxy")]
+    proxy_size: Option<u64>,
     /// Allow other hosts to connect although there are no passwords, or connections are not encrypted
     #[arg(long)]
     insecure: bool,
     /// Enable debug logging
     #[arg(short = 'D', long)]
     debug: bool,
+}
+
+/// Parses a duration as Go writes it.
+fn duration(text: &str) -> Result<Duration, String> {
+    let parsed = whelk_text::duration::parse(text).map_err(|error| error.to_string())?;
+    match u64::try_from(parsed) {
+        Ok(nanoseconds) if nanoseconds > 0 => Ok(Duration::from_nanos(nanoseconds)),
+        _ => Err("want a duration above zero".into()),
+    }
+}
+
+/// Parses a size such as `50GB`.
+fn size(text: &str) -> Result<u64, String> {
+    let parsed = whelk_text::size::parse_binary(text).map_err(|error| error.to_string())?;
+    match u64::try_from(parsed) {
+        Ok(size) if size > 0 => Ok(size),
+        _ => Err("want a size above zero".into()),
+    }
 }
 
 /// Returns the command's definition, for its manual page.
@@ -84,7 +116,7 @@ pub(crate) fn main(words: impl Iterator<Item = OsString>) -> ExitCode {
     super::report("registry", result.map_err(|error| format!("{error:#}")))
 }
 
-async fn serve(settings: Serve) -> anyhow::Result<()> {
+async fn serve(settings: Box<Serve>) -> anyhow::Result<()> {
     let filter = if settings.debug { "debug" } else { "info" };
     tracing_subscriber::fmt()
         .with_env_filter(std::env::var("WHELK_LOG").unwrap_or_else(|_| filter.to_owned()))
@@ -96,6 +128,14 @@ async fn serve(settings: Serve) -> anyhow::Result<()> {
     let passwords = passwords
         .map_err(|error| anyhow!("--htpasswd {error}"))?
         .map(Arc::new);
+    let keep = Keep {
+        time: settings.proxy_keep,
+        size: settings.proxy_size,
+    };
+    let credentials = settings.proxy_credentials;
+    let upstream = settings.proxy;
+    let upstream = upstream.map(|url| open_upstream(&url, credentials));
+    let upstream = upstream.transpose()?;
     let tls = settings.tls_cert.zip(settings.tls_key);
     let tls = tls
         .map(|(certificate, key)| Tls::load(certificate, key))
@@ -110,26 +150,42 @@ async fn serve(settings: Serve) -> anyhow::Result<()> {
         let outcomes = [
             passwords.as_ref().map(|passwords| passwords.reload()),
             tls.as_ref().map(|tls| tls.reload()),
+            upstream.as_ref().map(|upstream| upstream.reload()),
         ];
         for outcome in outcomes.into_iter().flatten() {
             match outcome {
-                Ok(()) => tracing::info!("passwords and certificates are read again"),
+                Ok(()) => tracing::info!("passwords, certificates and credentials are read again"),
                 Err(error) => tracing::error!("reload: {error}"),
             }
         }
     })?;
     tracing::info!("listening at {}", listener.local_addr()?);
     systemd::notify_ready();
-    let access = Access {
+    let settings = Settings {
         passwords: passwords.clone(),
         tls: tls.clone(),
+        upstream: upstream.clone().map(|upstream| (upstream, keep)),
     };
     tokio::select! {
-        () = whelk_distribution::serve(registry, listener, access) => {}
+        () = whelk_distribution::serve(registry, listener, settings) => {}
         () = reload => {}
         () = stop => tracing::info!("stopping"),
     }
     Ok(())
+}
+
+/// Returns the registry that this one is a cache of.
+fn open_upstream(url: &str, credentials: Option<PathBuf>) -> anyhow::Result<Arc<Upstream>> {
+    let settings = whelk_registry::Settings {
+        proxies: Proxies::from_environment(|name| std::env::var(name).ok()),
+        user_agent: format!("whelk-registry/{}", env!("CARGO_PKG_VERSION")),
+        ..whelk_registry::Settings::default()
+    };
+    settings.check()?;
+    let upstream = Upstream::new(url, credentials, settings);
+    Ok(Arc::new(
+        upstream.map_err(|error| anyhow!("--proxy {error}"))?,
+    ))
 }
 
 impl Serve {

@@ -66,7 +66,13 @@ impl Registry {
         if method == "HEAD" {
             let is_there = self.has(repository, rest);
             let status = if is_there { "200 OK" } else { "404 Not Found" };
-            return begin(stream, status, "", 0);
+            let length = self.content(rest).filter(|_| is_there);
+            return begin(
+                stream,
+                status,
+                "",
+                length.map_or(0, |content| content.len()),
+            );
         }
         let has_length = header("content-length").or_else(|| header("transfer-encoding"));
         if method != "DELETE" && has_length.is_none() {

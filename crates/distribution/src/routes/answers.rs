@@ -4,6 +4,7 @@ use hyper::http::response::Builder;
 use hyper::{Response, StatusCode, header};
 use serde::Serialize;
 use whelk_image::Digest;
+use whelk_registry::Listing;
 
 use super::Answer;
 use crate::body::{self, Outgoing};
@@ -52,6 +53,20 @@ pub(super) fn json(builder: Builder, content: &impl Serialize) -> Answer {
         builder.header(header::CONTENT_LENGTH, text.len()),
         body::full(text),
     )
+}
+
+/// Returns a list of upstream. The path of the link to its next page is the same here.
+pub(super) fn passed_on(listing: Listing) -> Answer {
+    let mut builder = Response::builder().header(header::CONTENT_TYPE, listing.media_type);
+    let link = listing.link.filter(|link| link.starts_with("</v2/"));
+    if let Some(link) = link {
+        builder = builder.header(header::LINK, link);
+    }
+    if let Some(filters) = listing.filters {
+        builder = builder.header("oci-filters-applied", filters);
+    }
+    let builder = builder.header(header::CONTENT_LENGTH, listing.bytes.len());
+    answer(builder, body::full(listing.bytes))
 }
 
 pub(super) fn named(builder: Builder, digest: &Digest) -> Builder {

@@ -5,10 +5,12 @@ use hyper::{Method, Response, StatusCode};
 use whelk_image::Digest;
 
 use super::answers::{answer, empty, failed, named};
-use super::{Answer, Call, blocking, unsupported};
+use super::{Answer, Call, unsupported};
+use crate::blocking::blocking;
 use crate::body;
 use crate::error::Kind;
 use crate::names::Repository;
+use crate::upstream::Fetched;
 
 impl Call {
     pub(super) async fn blob(self, repository: Repository, digest: Digest) -> Answer {
@@ -22,13 +24,26 @@ impl Call {
         };
         match self.method {
             Method::HEAD => {
-                let size = blocking(move || registry.claim_blob(&repository, &wanted)).await?;
+                let size = match &self.upstream {
+                    Some(upstream) => upstream.blob_size(&registry, &repository, &wanted).await,
+                    None => blocking(move || registry.claim_blob(&repository, &wanted)).await,
+                }?;
                 let builder = builder(StatusCode::OK).header(header::CONTENT_LENGTH, size);
                 answer(builder, body::full(""))
             }
             Method::GET => {
-                let (file, size) =
-                    blocking(move || registry.open_blob(&repository, &wanted)).await?;
+                let found = match &self.upstream {
+                    Some(upstream) => upstream.blob(&registry, &repository, &wanted).await?,
+                    None => {
+                        let open = move || registry.open_blob(&repository, &wanted);
+                        let (file, size) = blocking(open).await?;
+                        Fetched::Stored(file, size)
+                    }
+                };
+                let size = match &found {
+                    Fetched::Stored(_, size) => *size,
+                    Fetched::Arriving(download) => download.size,
+                };
                 let range = self
                     .header(header::RANGE)
                     .and_then(|range| parse_range(range, size));
@@ -54,7 +69,11 @@ impl Call {
                     }
                 };
                 let builder = builder.header(header::CONTENT_LENGTH, length);
-                answer(builder, body::file(file, first, length))
+                let body = match found {
+                    Fetched::Stored(file, _) => body::file(file, first, length),
+                    Fetched::Arriving(download) => download.body(first, length),
+                };
+                answer(builder, body)
             }
             Method::DELETE => {
                 blocking(move || registry.delete_blob(&repository, &wanted)).await?;

@@ -4,8 +4,9 @@ use hyper::http::response::Builder;
 use hyper::{Response, header};
 use serde::Serialize;
 
-use super::answers::json;
-use super::{Answer, Call, blocking};
+use super::answers::{json, passed_on};
+use super::{Answer, Call};
+use crate::blocking::blocking;
 use crate::error::{Kind, Result};
 use crate::names::Repository;
 
@@ -29,6 +30,18 @@ impl Call {
         struct Tags<'a> {
             name: &'a str,
             tags: Vec<String>,
+        }
+        if let Some(upstream) = &self.upstream {
+            let path = self.with_query("tags/list");
+            let listing = upstream
+                .listing(&repository, &path, Kind::NameUnknown)
+                .await;
+            match listing {
+                Err(error) if error.is_outage() => {
+                    tracing::warn!("tags of {repository} are those of the cache: {error}");
+                }
+                listing => return passed_on(listing?),
+            }
         }
         let (registry, last, name) = (self.registry.clone(), self.last(), repository.clone());
         let found = blocking(move || registry.tags(&name, &last)).await?;

@@ -3,7 +3,8 @@
 use hyper::{Method, Response, StatusCode, header};
 
 use super::answers::{answer, created, empty, named};
-use super::{Answer, Call, blocking, unsupported};
+use super::{Answer, Call, unsupported};
+use crate::blocking::blocking;
 use crate::body;
 use crate::manifests::MAX_MANIFEST;
 use crate::names::{Repository, Version};
@@ -13,8 +14,10 @@ impl Call {
         let registry = self.registry.clone();
         match self.method {
             Method::GET | Method::HEAD => {
-                let read = move || registry.get_manifest(&repository, &version);
-                let manifest = blocking(read).await?;
+                let manifest = match &self.upstream {
+                    Some(upstream) => upstream.manifest(&registry, &repository, &version).await,
+                    None => blocking(move || registry.get_manifest(&repository, &version)).await,
+                }?;
                 let builder = Response::builder()
                     .header(header::CONTENT_TYPE, &manifest.media_type)
                     .header(header::CONTENT_LENGTH, manifest.content.len());

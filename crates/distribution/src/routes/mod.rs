@@ -14,7 +14,7 @@ use std::sync::Arc;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderValue};
 use hyper::{HeaderMap, Method, Request, Response};
-use percent_encoding::percent_decode_str;
+use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use tokio::sync::Semaphore;
 
 use crate::auth::Passwords;
@@ -22,6 +22,7 @@ use crate::body::{Outgoing, Pace, Received};
 use crate::error::{Error, Kind, Result};
 use crate::names::{self, Repository, Version};
 use crate::records::Registry;
+use crate::upstream::Upstream;
 use answers::{failed, json};
 
 /// Number of manifests that are received at a time: they are in memory.
@@ -32,6 +33,7 @@ pub(crate) const MAX_MANIFESTS: usize = 16;
 pub(crate) struct Server {
     pub registry: Arc<Registry>,
     pub passwords: Option<Arc<Passwords>>,
+    pub upstream: Option<Arc<Upstream>>,
     pub pace: Pace,
     pub manifests: Semaphore,
 }
@@ -39,6 +41,7 @@ pub(crate) struct Server {
 /// A decoded request.
 struct Call {
     registry: Arc<Registry>,
+    upstream: Option<Arc<Upstream>>,
     method: Method,
     query: Vec<(String, String)>,
     headers: HeaderMap,
@@ -56,6 +59,7 @@ pub(crate) async fn respond(
     let awaits_request = head.headers.contains_key(header::EXPECT);
     let call = Call {
         registry: server.registry.clone(),
+        upstream: server.upstream.clone(),
         method: head.method.clone(),
         query: query(head.uri.query().unwrap_or_default()),
         body: Received::new(body, server.pace, awaits_request),
@@ -95,6 +99,11 @@ async fn route(server: &Server, call: Call, path: &str) -> Answer {
         .skip(1)
         .map(|component| percent_decode_str(component).decode_utf8_lossy())
         .collect();
+    if let Some(upstream) = &call.upstream
+        && !matches!(call.method, Method::GET | Method::HEAD)
+    {
+        return Err(upstream.read_only());
+    }
     let components: Vec<&str> = components.iter().map(AsRef::as_ref).collect();
     let repository = |name: &[&str]| Repository::parse(&name.join("/"));
     match components[..] {
@@ -132,14 +141,6 @@ async fn route(server: &Server, call: Call, path: &str) -> Answer {
     }
 }
 
-/// Runs blocking code.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    let joined = tokio::task::spawn_blocking(work).await;
-    joined.unwrap_or_else(|error| Err(Kind::Internal.error(error.to_string())))
-}
-
 impl Call {
     fn only_get(self) -> Result<Self> {
         match self.method {
@@ -151,6 +152,19 @@ impl Call {
     fn parameter(&self, name: &str) -> Option<&str> {
         let found = self.query.iter().find(|(key, _)| key == name);
         found.map(|(_, value)| value.as_str())
+    }
+
+    /// Returns a path with the request's parameters.
+    fn with_query(&self, path: &str) -> String {
+        let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
+        let pairs = self.query.iter();
+        let pairs: Vec<String> = pairs
+            .map(|(key, value)| format!("{}={}", encode(key), encode(value)))
+            .collect();
+        match pairs.is_empty() {
+            true => path.to_owned(),
+            false => format!("{path}?{}", pairs.join("&")),
+        }
     }
 
     fn header(&self, name: header::HeaderName) -> Option<&str> {

@@ -8,8 +8,10 @@ use serde::Serialize;
 use whelk_image::Digest;
 use whelk_image::descriptor::{INDEX, SCHEMA_VERSION};
 
-use super::answers::json;
-use super::{Answer, Call, blocking};
+use super::answers::{json, passed_on};
+use super::{Answer, Call};
+use crate::blocking::blocking;
+use crate::error::Kind;
 use crate::manifests::Referrer;
 use crate::names::Repository;
 
@@ -21,6 +23,11 @@ impl Call {
             schema_version: u32,
             media_type: &'static str,
             manifests: Vec<Referrer>,
+        }
+        if let Some(upstream) = &self.upstream {
+            let path = self.with_query(&format!("referrers/{subject}"));
+            let listing = upstream.listing(&repository, &path, Kind::ManifestUnknown);
+            return passed_on(listing.await?);
         }
         let kind = self
             .parameter("artifactType")

@@ -4,7 +4,8 @@ use hyper::{Method, Response, StatusCode, header};
 use whelk_image::Digest;
 
 use super::answers::{answer, created, empty, failed};
-use super::{Answer, Call, blocking, unsupported};
+use super::{Answer, Call, unsupported};
+use crate::blocking::blocking;
 use crate::body;
 use crate::error::{Kind, Result};
 use crate::names::{self, Repository};

@@ -3,8 +3,6 @@
 use std::fs::File;
 use std::io::{self, Read, Take, Write};
 
-use whelk_sys::fs;
-
 use super::Writer;
 use crate::error::Result;
 
@@ -26,7 +24,7 @@ impl Writer {
     /// # Errors
     /// Returns an error if the partial file cannot be opened.
     pub fn tee<R: Read>(self, input: R) -> Result<Tee<R>> {
-        let received = fs::open(self.partial_path())?.take(self.offset());
+        let received = self.file()?.take(self.offset());
         Ok(Tee {
             received,
             input,

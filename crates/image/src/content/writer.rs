@@ -120,6 +120,14 @@ impl Writer {
         Ok(())
     }
 
+    /// Opens the file that is being written, to read what has been received.
+    ///
+    /// # Errors
+    /// Returns an error if it cannot be opened.
+    pub fn file(&self) -> Result<File> {
+        Ok(fs::open(self.partial_path())?)
+    }
+
     pub(super) fn partial_path(&self) -> &Path {
         &self.partial.path
     }
