@@ -37,8 +37,17 @@ impl Authority {
 
     /// Like [`issue`](Self::issue), with the year of the certificate's end.
     pub fn issue_until(&self, directory: &Path, name: &str, year: i32) {
-        let names = ["localhost", "127.0.0.1", "::1"].map(str::to_owned);
-        let mut parameters = CertificateParams::new(names).expect("parameters");
+        self.create(directory, name, &["localhost", "127.0.0.1", "::1"], year);
+    }
+
+    /// Like [`issue`](Self::issue), for a host of this name.
+    pub fn issue_for(&self, directory: &Path, host: &str) {
+        self.create(directory, host, &[host], 2100);
+    }
+
+    fn create(&self, directory: &Path, name: &str, hosts: &[&str], year: i32) {
+        let hosts: Vec<String> = hosts.iter().map(|&host| host.to_owned()).collect();
+        let mut parameters = CertificateParams::new(hosts).expect("parameters");
         parameters.distinguished_name.push(DnType::CommonName, name);
         parameters.not_before = date_time_ymd(2001, 1, 1);
         parameters.not_after = date_time_ymd(year, 1, 1);

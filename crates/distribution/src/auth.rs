@@ -64,29 +64,31 @@ impl Passwords {
         Ok(())
     }
 
-    /// Returns whether the header `Authorization` has a user's name and password.
-    pub(crate) async fn permit(&self, header: Option<&str>) -> bool {
-        let Some((user, password)) = header.and_then(credentials) else {
-            return false;
-        };
+    /// Returns whether there is such a user.
+    pub(crate) fn has(&self, user: &str) -> bool {
+        self.users.lock().ignore_poison().hashes.contains_key(user)
+    }
+
+    /// Returns the user whose name and password a header `Authorization` has.
+    pub(crate) async fn verify(&self, header: &str) -> Option<String> {
+        let (user, password) = credentials(header)?;
         let users = Arc::clone(&self.users.lock().ignore_poison());
         let digest = Digest::of(format!("{}\0{user}\0{password}", users.key).as_bytes());
         if users.verified.lock().ignore_poison().get(&user) == Some(&digest) {
-            return true;
+            return Some(user);
         }
-        let Ok(_turn) = self.turns.acquire().await else {
-            return false;
-        };
+        let _turn = self.turns.acquire().await.ok()?;
         let verify = move || {
             let hash = users.hashes.get(&user);
             let is_valid = bcrypt::verify(password, hash.map_or(NOBODY, String::as_str));
             let is_permitted = hash.is_some() && is_valid.unwrap_or(false);
-            if is_permitted {
-                users.verified.lock().ignore_poison().insert(user, digest);
-            }
-            is_permitted
+            is_permitted.then(|| {
+                let mut verified = users.verified.lock().ignore_poison();
+                verified.insert(user.clone(), digest);
+                user
+            })
         };
-        tokio::task::spawn_blocking(verify).await.unwrap_or(false)
+        tokio::task::spawn_blocking(verify).await.ok()?
     }
 }
 
@@ -153,15 +155,19 @@ mod tests {
         let hash = bcrypt::hash("secret:1", 4).unwrap();
         fs::write(&file, format!("# users\n\nann:{hash}\n")).unwrap();
         let passwords = Passwords::load(file.clone()).unwrap();
+        let is_user = async |user: &str, password: &str| {
+            let verified = passwords.verify(&header(user, password)).await;
+            verified.as_deref() == Some(user)
+        };
         for _ in 0..2 {
-            assert!(passwords.permit(Some(&header("ann", "secret:1"))).await);
-            assert!(!passwords.permit(Some(&header("ann", "secret"))).await);
-            assert!(!passwords.permit(Some(&header("bob", "secret:1"))).await);
+            assert!(is_user("ann", "secret:1").await);
+            assert!(!is_user("ann", "secret").await);
+            assert!(!is_user("bob", "secret:1").await);
         }
+        assert!(passwords.has("ann") && !passwords.has("bob"));
         for other in ["", "Basic", "Basic ?", "Bearer x", "Basic YQ=="] {
-            assert!(!passwords.permit(Some(other)).await, "{other}");
+            assert_eq!(passwords.verify(other).await, None, "{other}");
         }
-        assert!(!passwords.permit(None).await);
         assert!(
             bcrypt::verify("x", NOBODY).is_ok(),
             "it costs the time of a hash"
@@ -173,13 +179,10 @@ mod tests {
                 .unwrap_err()
                 .contains("line 1: not a bcrypt hash")
         );
-        assert!(
-            passwords.permit(Some(&header("ann", "secret:1"))).await,
-            "as before"
-        );
+        assert!(is_user("ann", "secret:1").await, "as before");
         fs::write(&file, "").unwrap();
         passwords.reload().unwrap();
-        assert!(!passwords.permit(Some(&header("ann", "secret:1"))).await);
+        assert!(!is_user("ann", "secret:1").await);
         fs::remove_file(&file).unwrap();
     }
 }

@@ -25,17 +25,20 @@ mod garbage;
 mod manifests;
 mod names;
 mod records;
+mod rights;
 mod routes;
 mod server;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod tokens;
 mod uploads;
 mod upstream;
 
 pub use auth::Passwords;
 pub use garbage::Keep;
 pub use records::Registry;
+pub use rights::Rights;
 pub use server::{Settings, serve};
 pub use tls::Tls;
 pub use upstream::Upstream;

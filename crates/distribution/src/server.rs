@@ -18,8 +18,10 @@ use crate::auth::Passwords;
 use crate::body::Pace;
 use crate::garbage::{self, Keep};
 use crate::records::Registry;
+use crate::rights::Rights;
 use crate::routes::{Server, respond};
 use crate::tls::Tls;
+use crate::tokens::Tokens;
 use crate::upstream::Upstream;
 
 /// Maximum number of connections; others wait to be accepted.
@@ -39,6 +41,8 @@ const COLLECTION: Duration = Duration::from_secs(60 * 60);
 pub struct Settings {
     /// Without them, everyone may do everything.
     pub passwords: Option<Arc<Passwords>>,
+    /// Without them, every user may do everything.
+    pub rights: Option<Arc<Rights>>,
     /// Without it, connections are not encrypted.
     pub tls: Option<Arc<Tls>>,
     /// The registry that this one is a cache of, and how much it keeps.
@@ -51,6 +55,9 @@ pub async fn serve(registry: Arc<Registry>, listener: TcpListener, settings: Set
     let server = Server {
         registry: registry.clone(),
         passwords: settings.passwords,
+        rights: settings.rights,
+        tokens: Tokens::default(),
+        is_tls: settings.tls.is_some(),
         upstream: upstream.map(|(upstream, _)| upstream.clone()),
         pace: Pace::default(),
         manifests: Semaphore::new(crate::routes::MAX_MANIFESTS),

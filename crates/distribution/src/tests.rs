@@ -23,6 +23,7 @@ use whelk_image::{Algorithm, Digest};
 use crate::Registry;
 use crate::body::Pace;
 use crate::routes::{MAX_MANIFESTS, Server};
+use crate::tokens::Tokens;
 use crate::upstream::Upstream;
 
 /// A served registry, whose directory is removed on drop.
@@ -161,6 +162,9 @@ async fn serve(
     let server = Server {
         registry: registry.clone(),
         passwords: None,
+        rights: None,
+        tokens: Tokens::default(),
+        is_tls: false,
         upstream,
         pace,
         manifests: Semaphore::new(MAX_MANIFESTS),

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use tokio::net::TcpListener;
-use whelk_distribution::{Keep, Passwords, Registry, Settings, Tls, Upstream};
+use whelk_distribution::{Keep, Passwords, Registry, Rights, Settings, Tls, Upstream};
 use whelk_registry::Proxies;
 
 use crate::daemon::{reload_requested, stop_requested};
@@ -42,6 +42,13 @@ struct Serve {
     /// may push and delete
     #[arg(long, value_name = "FILE")]
     htpasswd: Option<PathBuf>,
+    /// File of rights, with lines WHO ACTIONS REPOSITORIES, such as "ann pull,push team/*"; without it,
+    /// every user may do everything
+    #[arg(long, value_name = "FILE", requires = "htpasswd")]
+    access: Option<PathBuf>,
+    /// Let everyone pull, without a password
+    #[arg(long, requires = "htpasswd", conflicts_with = "access")]
+    anonymous_pull: bool,
     /// Certificate of the server, in PEM form, followed by those between it and its authority
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
@@ -128,6 +135,11 @@ async fn serve(settings: Box<Serve>) -> anyhow::Result<()> {
     let passwords = passwords
         .map_err(|error| anyhow!("--htpasswd {error}"))?
         .map(Arc::new);
+    let rights = settings.access.map(Rights::load).transpose();
+    let rights = rights
+        .map_err(|error| anyhow!("--access {error}"))?
+        .or_else(|| settings.anonymous_pull.then(Rights::anonymous_pull))
+        .map(Arc::new);
     let keep = Keep {
         time: settings.proxy_keep,
         size: settings.proxy_size,
@@ -149,12 +161,15 @@ async fn serve(settings: Box<Serve>) -> anyhow::Result<()> {
     let reload = reload_requested(async || {
         let outcomes = [
             passwords.as_ref().map(|passwords| passwords.reload()),
+            rights.as_ref().map(|rights| rights.reload()),
             tls.as_ref().map(|tls| tls.reload()),
             upstream.as_ref().map(|upstream| upstream.reload()),
         ];
         for outcome in outcomes.into_iter().flatten() {
             match outcome {
-                Ok(()) => tracing::info!("passwords, certificates and credentials are read again"),
+                Ok(()) => {
+                    tracing::info!("passwords, rights, certificates and credentials are read again")
+                }
                 Err(error) => tracing::error!("reload: {error}"),
             }
         }
@@ -163,6 +178,7 @@ async fn serve(settings: Box<Serve>) -> anyhow::Result<()> {
     systemd::notify_ready();
     let settings = Settings {
         passwords: passwords.clone(),
+        rights: rights.clone(),
         tls: tls.clone(),
         upstream: upstream.clone().map(|upstream| (upstream, keep)),
     };

@@ -18,10 +18,7 @@ pub(super) fn failed(error: &Error) -> Response<Outgoing> {
         _ => &error.text,
     };
     let errors = [Entry { code, message }];
-    let mut builder = Response::builder().status(status);
-    if error.kind == Kind::Unauthorized {
-        builder = builder.header(header::WWW_AUTHENTICATE, "Basic realm=\"whelk registry\"");
-    }
+    let builder = Response::builder().status(status);
     json(builder, &Errors { errors }).unwrap_or_else(|_| {
         let mut response = Response::new(body::full(""));
         *response.status_mut() = status;

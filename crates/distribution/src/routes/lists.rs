@@ -9,6 +9,7 @@ use super::{Answer, Call};
 use crate::blocking::blocking;
 use crate::error::{Kind, Result};
 use crate::names::Repository;
+use crate::rights::Action;
 
 /// Default and maximum number of names in a response.
 const PAGE: usize = 1000;
@@ -20,7 +21,11 @@ impl Call {
             repositories: Vec<String>,
         }
         let (registry, last) = (self.registry.clone(), self.last());
-        let found = blocking(move || registry.catalog(&last)).await?;
+        let mut found = blocking(move || registry.catalog(&last)).await?;
+        found.retain(|name| {
+            let name = Repository::parse(name);
+            name.is_ok_and(|name| self.permission.has(Action::Pull, &name))
+        });
         let (repositories, builder) = self.page("/v2/_catalog", found)?;
         json(builder, &Catalog { repositories })
     }

@@ -1,6 +1,7 @@
 //! Decodes requests, runs their operations on blocking threads, and encodes the responses. Each
 //! operation is in the file of its resource.
 
+mod access;
 mod answers;
 mod blobs;
 mod lists;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderValue};
+use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method, Request, Response};
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use tokio::sync::Semaphore;
@@ -22,7 +24,10 @@ use crate::body::{Outgoing, Pace, Received};
 use crate::error::{Error, Kind, Result};
 use crate::names::{self, Repository, Version};
 use crate::records::Registry;
+use crate::rights::{Action, Rights};
+use crate::tokens::Tokens;
 use crate::upstream::Upstream;
+use access::Permission;
 use answers::{failed, json};
 
 /// Number of manifests that are received at a time: they are in memory.
@@ -33,6 +38,10 @@ pub(crate) const MAX_MANIFESTS: usize = 16;
 pub(crate) struct Server {
     pub registry: Arc<Registry>,
     pub passwords: Option<Arc<Passwords>>,
+    /// Without them, every user may do everything.
+    pub rights: Option<Arc<Rights>>,
+    pub tokens: Tokens,
+    pub is_tls: bool,
     pub upstream: Option<Arc<Upstream>>,
     pub pace: Pace,
     pub manifests: Semaphore,
@@ -42,6 +51,7 @@ pub(crate) struct Server {
 struct Call {
     registry: Arc<Registry>,
     upstream: Option<Arc<Upstream>>,
+    permission: Permission,
     method: Method,
     query: Vec<(String, String)>,
     headers: HeaderMap,
@@ -57,20 +67,19 @@ pub(crate) async fn respond(
 ) -> std::result::Result<Response<Outgoing>, Infallible> {
     let (head, body) = request.into_parts();
     let awaits_request = head.headers.contains_key(header::EXPECT);
-    let call = Call {
-        registry: server.registry.clone(),
-        upstream: server.upstream.clone(),
-        method: head.method.clone(),
-        query: query(head.uri.query().unwrap_or_default()),
-        body: Received::new(body, server.pace, awaits_request),
-        headers: head.headers,
-    };
-    let (method, path) = (head.method, head.uri.path());
-    let mut response = route(&server, call, path).await.unwrap_or_else(|error| {
+    let body = Received::new(body, server.pace, awaits_request);
+    let (method, path) = (head.method.clone(), head.uri.path().to_owned());
+    let challenge = server.challenge(&head.headers);
+    let mut response = answer(&server, head, body).await.unwrap_or_else(|error| {
         if error.kind == Kind::Internal {
             tracing::error!("{method} {path}: {error}");
         }
-        failed(&error)
+        let mut response = failed(&error);
+        if error.kind == Kind::Unauthorized {
+            let headers = response.headers_mut();
+            headers.insert(header::WWW_AUTHENTICATE, challenge);
+        }
+        response
     });
     tracing::debug!("{method} {path}: {}", response.status());
     let version = HeaderValue::from_static("registry/2.0");
@@ -80,18 +89,28 @@ pub(crate) async fn respond(
     Ok(response)
 }
 
+/// Answers a request of whoever is permitted to send it.
+async fn answer(server: &Arc<Server>, head: Parts, body: Received) -> Answer {
+    let path = head.uri.path();
+    if path == "/token" {
+        return server.token(&head.method, &head.headers).await;
+    }
+    let is_ping = matches!(path, "/v2" | "/v2/");
+    let call = Call {
+        registry: server.registry.clone(),
+        upstream: server.upstream.clone(),
+        permission: server.identify(&head.headers, is_ping).await?,
+        method: head.method,
+        query: query(head.uri.query().unwrap_or_default()),
+        body,
+        headers: head.headers,
+    };
+    route(server, call, path).await
+}
+
 /// Calls the operation of a path and a method. The last components of a path select it, because a
 /// repository's name may contain any of the words.
 async fn route(server: &Server, call: Call, path: &str) -> Answer {
-    if let Some(passwords) = &server.passwords {
-        let header = call.headers.get(header::AUTHORIZATION);
-        if !passwords
-            .permit(header.and_then(|header| header.to_str().ok()))
-            .await
-        {
-            return Err(Kind::Unauthorized.error("user name and password required"));
-        }
-    }
     let not_found = || Kind::NotFound.error("no such resource");
     let path = path.strip_prefix("/v2").ok_or_else(not_found)?;
     let components: Vec<_> = path
@@ -105,7 +124,18 @@ async fn route(server: &Server, call: Call, path: &str) -> Answer {
         return Err(upstream.read_only());
     }
     let components: Vec<&str> = components.iter().map(AsRef::as_ref).collect();
-    let repository = |name: &[&str]| Repository::parse(&name.join("/"));
+    let action = match (&call.method, &components[..]) {
+        (&Method::GET | &Method::HEAD, [.., "blobs", "uploads", _]) => Action::Push,
+        (&Method::GET | &Method::HEAD, _) => Action::Pull,
+        (&Method::DELETE, [.., "blobs" | "manifests", _]) => Action::Delete,
+        _ => Action::Push,
+    };
+    let permission = call.permission.clone();
+    let repository = |name: &[&str]| -> Result<Repository> {
+        let repository = Repository::parse(&name.join("/"))?;
+        permission.check(action, &repository)?;
+        Ok(repository)
+    };
     match components[..] {
         [] | [""] => call.only_get()?.version(),
         ["_catalog"] => call.only_get()?.catalog().await,

@@ -9,6 +9,7 @@ use crate::blocking::blocking;
 use crate::body;
 use crate::error::{Kind, Result};
 use crate::names::{self, Repository};
+use crate::rights::Action;
 use crate::uploads::Upload;
 
 impl Call {
@@ -21,8 +22,9 @@ impl Call {
         if let (Some(digest), Some(from)) = (self.parameter("mount"), self.parameter("from")) {
             let (digest, from) = (names::digest(digest)?, Repository::parse(from)?);
             let (to, wanted) = (repository.clone(), digest.clone());
+            let is_permitted = self.permission.has(Action::Pull, &from);
             let mount = move || registry.mount_blob(&to, &wanted, &from);
-            if blocking(mount).await? {
+            if is_permitted && blocking(mount).await? {
                 return uploaded(&repository, &digest);
             }
         }

@@ -5,17 +5,18 @@
     reason = "a panic with its place is all the error handling that a test needs"
 )]
 
+mod access;
+mod cache;
+mod clients;
+
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use whelk_tests::certificates::Authority;
-use whelk_tests::images::{Archive, WHICH, gzip, marked, noise, sha256, sha512};
-use whelk_tests::registry::{Behaviour, Registry};
+use whelk_tests::images::{Archive, WHICH, gzip, marked, sha256, sha512};
 use whelk_tests::{Engine, Program, eventually, free_port};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -62,9 +63,13 @@ impl Served {
         }
     }
 
-    fn restart(&mut self, signal: Signal) {
+    fn signal(&self, signal: Signal) {
         let pid = Pid::from_child(&self.process);
         kill_process(pid, signal).unwrap();
+    }
+
+    fn restart(&mut self, signal: Signal) {
+        self.signal(signal);
         self.process.wait().unwrap();
         self.process = spawn(&self.directory, &self.host, &self.flags);
     }
@@ -261,114 +266,13 @@ fn an_upload_is_resumed_after_kill_9() {
     assert!(served.send("GET", &blob, "", b"").2 == content);
 }
 
-#[test]
-fn images_are_pulled_with_a_password_over_tls() {
-    let engine = Engine::without_images(&[]);
-    let mut plain = Served::start("password");
-    let (name, _) = plain.push("app", "1", &marked("app:1"));
-    let pem = plain.directory.join("pem");
-    std::fs::create_dir(&pem).unwrap();
-    Authority::new("registry").issue(&pem, "registry");
-    let path = |name: &str| pem.join(name).to_str().unwrap().to_owned();
-    plain.flags = vec![
-        users(&plain.directory),
-        format!("--tls-cert={}", path("cert.pem")),
-        format!("--tls-key={}", path("key.pem")),
-    ];
-    plain.restart(Signal::TERM);
-    let served = plain;
-    engine.both(|cli| {
-        let log_in = |password: &str| {
-            let command = ["login", "-u", "ann", "--password-stdin", &served.host];
-            cli.feed(&command, password.as_bytes())
-        };
-        log_in("wrong").refuses(1, "401 Unauthorized");
-        cli.run(&["pull", &name])
-            .refuses(1, "no basic auth credentials");
-        log_in("sesame").ok();
-        cli.run(&["pull", &name]).ok();
-        assert_eq!(cli.once(&name, &WHICH).ok(), "app:1");
-        cli.run(&["rmi", "-f", &name]).ok();
-        cli.run(&["logout", &served.host]).ok();
-    });
-}
-
-/// Writes a file with the user ann, and returns the flag for it.
-fn users(directory: &std::path::Path) -> String {
+/// Writes a file with users, whose password is `sesame`, and returns the flag for it.
+fn users(directory: &std::path::Path, names: &[&str]) -> String {
     let users = directory.join("users");
     let hash = bcrypt::hash("sesame", 4).unwrap();
-    std::fs::write(&users, format!("ann:{hash}\n")).unwrap();
+    let lines = names.iter().map(|name| format!("{name}:{hash}\n"));
+    std::fs::write(&users, lines.collect::<String>()).unwrap();
     format!("--htpasswd={}", users.display())
-}
-
-#[test]
-fn images_are_pulled_through_a_cache() {
-    use std::os::unix::fs::PermissionsExt as _;
-    let engine = Engine::without_images(&[]);
-    let mut origin = Served::start("origin");
-    let (_, digest) = origin.push("library/app", "1", &marked("app:1"));
-    origin.flags = vec![users(&origin.directory)];
-    origin.restart(Signal::TERM);
-    let url = format!("--proxy=http://{}", origin.host);
-    let cache = Served::with_flags("cache", |directory| {
-        let secret = directory.join("secret");
-        std::fs::write(&secret, "ann:sesame\n").unwrap();
-        std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o600)).unwrap();
-        vec![url, format!("--proxy-credentials={}", secret.display())]
-    });
-    engine.configure(&json!({"registry-mirrors": [format!("http://{}", cache.host)]}));
-    engine.restart();
-    engine.both(|cli| {
-        let out = cli.run(&["pull", "app:1"]).ok();
-        assert!(out.contains(&format!("Digest: {digest}")), "{out}");
-        assert_eq!(cli.once("app:1", &WHICH).ok(), "app:1");
-        cli.run(&["rmi", "app:1"]).ok();
-    });
-    let name = format!("{}/library/app:1", cache.host);
-    engine.whelk(&["pull", "app:1"]).ok();
-    engine.whelk(&["tag", "app:1", &name]).ok();
-    engine.whelk(&["push", &name]).refuses(1, "is a cache of");
-    engine.whelk(&["rmi", "app:1", &name]).ok();
-    // Without upstream, what was pulled can be pulled again.
-    drop(origin);
-    engine.whelk(&["pull", "app:1"]).ok();
-    assert_eq!(
-        engine.cli(Program::Whelk).once("app:1", &WHICH).ok(),
-        "app:1"
-    );
-}
-
-#[test]
-fn a_download_of_a_cache_is_continued_after_kill_9() {
-    let origin = Registry::start();
-    let content = noise(4_000_000);
-    let layer = origin.blob(&content);
-    origin.pushed("a", "1", &json!({"config": {"digest": layer}}));
-    let url = format!("--proxy=http://{}", origin.host);
-    let mut cache = Served::with_flags("killed", |_| vec![url]);
-    let pause = Some(Duration::from_millis(4));
-    origin.behave(Behaviour {
-        pause,
-        ..Behaviour::default()
-    });
-    let path = format!("/v2/a/blobs/{layer}");
-    let mut stream = TcpStream::connect(&cache.host).unwrap();
-    let head = format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
-    stream.write_all(head.as_bytes()).unwrap();
-    stream.read_exact(&mut vec![0; 1_000_000]).unwrap();
-    cache.restart(Signal::KILL);
-    let blobs = cache.directory.join("root/blobs");
-    let count = |name: &str| std::fs::read_dir(blobs.join(name)).unwrap().count();
-    assert_eq!((count("sha256"), count("partial")), (0, 1));
-    origin.behave(Behaviour::default());
-    origin.forget_requests();
-    assert!(cache.send("GET", &path, "", b"").2 == content);
-    assert_eq!((count("sha256"), count("partial")), (1, 0));
-    let requests = origin.requests(&layer);
-    assert!(
-        requests.iter().any(|line| line.contains("bytes=")),
-        "{requests:?}"
-    );
 }
 
 #[test]
@@ -391,6 +295,7 @@ fn invalid_settings_are_refused() {
             "want https://HOST[:PORT]",
         ),
         (&["--root", root, "--proxy-size", "1GB"], "--proxy <URL>"),
+        (&["--root", root, "--access", "x"], "--htpasswd <FILE>"),
         (
             &["--root", root, "--proxy=https://x", "--proxy-keep=0s"],
             "want a duration above zero",

@@ -1,0 +1,51 @@
+//! Pushes and pulls by both command lines.
+
+use whelk_tests::Engine;
+use whelk_tests::images::{WHICH, marked};
+
+use crate::Served;
+
+#[test]
+fn images_are_pushed_and_pulled_by_both_clients() {
+    let engine = Engine::without_images(&[]);
+    for tag in ["app:1", "app:2"] {
+        engine.load(&marked(tag).build());
+    }
+    let served = Served::start("push");
+    let name = |tag: &str| format!("{}/team/app:{tag}", served.host);
+    engine.both(|cli| {
+        for tag in ["1", "2"] {
+            cli.run(&["tag", &format!("app:{tag}"), &name(tag)]).ok();
+        }
+        let first = cli.run(&["push", &name("1")]).ok();
+        assert!(first.contains(": Pushed"), "{first}");
+        let digest = first.split("digest: ").nth(1).unwrap();
+        let digest = digest.split(' ').next().unwrap();
+        // The images share a layer.
+        let second = cli.run(&["push", &name("2")]).ok();
+        assert!(second.contains(": Layer already exists"), "{second}");
+        for tag in ["1", "2"] {
+            cli.run(&["rmi", &name(tag)]).ok();
+            cli.run(&["pull", "-q", &name(tag)]).ok();
+            assert_eq!(cli.once(&name(tag), &WHICH).ok(), format!("app:{tag}"));
+            cli.run(&["rmi", &name(tag)]).ok();
+        }
+        let (_, head, _) = served.send("HEAD", "/v2/team/app/manifests/1", "", b"");
+        assert!(head.contains(digest), "{head}");
+        // Nothing is there for the next client.
+        for tag in ["1", "2"] {
+            let path = format!("/v2/team/app/manifests/{tag}");
+            assert_eq!(served.send("DELETE", &path, "", b"").0, 202);
+            let pull = cli.run(&["pull", &name(tag)]);
+            pull.refuses(1, "not found");
+        }
+        let (_, _, body) = served.send("GET", "/v2/team/app/tags/list", "", b"");
+        assert_eq!(body, br#"{"name":"team/app","tags":[]}"#);
+        let digest = format!("/v2/team/app/manifests/{digest}");
+        assert_eq!(served.send("DELETE", &digest, "", b"").0, 202);
+        let blobs = std::fs::read_dir(served.directory.join("root/repositories/team/app/_blobs"));
+        for blob in blobs.unwrap() {
+            std::fs::remove_file(blob.unwrap().path()).unwrap();
+        }
+    });
+}
