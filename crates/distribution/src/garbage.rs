@@ -22,8 +22,24 @@ pub struct Keep {
     pub size: Option<u64>,
 }
 
-/// Age at which an unfinished upload, or a blob without a manifest, is removed.
-pub(crate) const MAX_AGE: Duration = Duration::from_secs(24 * 60 * 60);
+/// When garbage is collected.
+#[derive(Clone, Copy, Debug)]
+pub struct Schedule {
+    /// The time between two collections.
+    pub every: Duration,
+    /// Age at which an unfinished upload, or a blob without a manifest, is removed.
+    pub age: Duration,
+}
+
+impl Default for Schedule {
+    fn default() -> Self {
+        const HOUR: u64 = 60 * 60;
+        Self {
+            every: Duration::from_secs(HOUR),
+            age: Duration::from_secs(24 * HOUR),
+        }
+    }
+}
 
 impl Registry {
     /// Removes what is older than `age` and of no use. What cannot be read is kept, with all that it
@@ -43,14 +59,26 @@ impl Registry {
             }
             std::mem::take(&mut used)
         })?;
+        let sizes = trashed.iter().filter_map(|path| fs::metadata(path).ok());
+        let freed: u64 = sizes.map(|metadata| metadata.len()).sum();
+        if !trashed.is_empty() {
+            let count = trashed.len();
+            tracing::info!("collected garbage: {count} files, {freed} bytes");
+        }
+        // In the background, with pauses.
         self.store.staging.dispose(trashed);
         outcome
     }
 
+    /// Collects garbage soon, and not only when it is time to.
+    pub fn collect_soon(&self) {
+        self.collection.notify_one();
+    }
+
     /// Removes the links of a cache that are too many, and then what no link names.
-    pub(crate) fn collect_cache(&self, keep: Keep) -> Result<()> {
+    pub(crate) fn collect_cache(&self, keep: Keep, age: Duration) -> Result<()> {
         let expired = self.expire(keep);
-        self.collect_garbage(MAX_AGE).and(expired)
+        self.collect_garbage(age).and(expired)
     }
 
     fn expire(&self, keep: Keep) -> Result<()> {

@@ -36,7 +36,7 @@ mod uploads;
 mod upstream;
 
 pub use auth::Passwords;
-pub use garbage::Keep;
+pub use garbage::{Keep, Schedule};
 pub use records::Registry;
 pub use rights::Rights;
 pub use server::{Settings, serve};

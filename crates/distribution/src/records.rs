@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
+use tokio::sync::Notify;
 use whelk_image::{Digest, Store};
 use whelk_sys::fs;
 use whelk_sys::sync::IgnorePoison as _;
@@ -19,6 +20,8 @@ use crate::uploads::Uploads;
 pub struct Registry {
     pub(crate) store: Store,
     pub(crate) uploads: Uploads,
+    /// Notified when garbage is to be collected at once.
+    pub(crate) collection: Notify,
     root: PathBuf,
     /// Held, each for some of the repositories, while their links change or must not change.
     locks: [Mutex<()>; 64],
@@ -70,6 +73,7 @@ impl Registry {
         Ok(Arc::new(Self {
             store: Store::open(root).map_err(|error| text(&error))?,
             uploads: Uploads::default(),
+            collection: Notify::new(),
             root: root.to_owned(),
             locks: std::array::from_fn(|_| Mutex::default()),
             _lock: lock,

@@ -16,7 +16,7 @@ use tokio::time::{Sleep, timeout};
 
 use crate::auth::Passwords;
 use crate::body::Pace;
-use crate::garbage::{self, Keep};
+use crate::garbage::{Keep, Schedule};
 use crate::records::Registry;
 use crate::rights::Rights;
 use crate::routes::{Server, respond};
@@ -33,8 +33,6 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Maximum size of a request's head, and of what is read at a time.
 const MAX_BUFFER: usize = 128 << 10;
-/// Time between collections of garbage.
-const COLLECTION: Duration = Duration::from_secs(60 * 60);
 
 /// What a registry is, and who may use it.
 #[derive(Clone, Debug, Default)]
@@ -47,6 +45,7 @@ pub struct Settings {
     pub tls: Option<Arc<Tls>>,
     /// The registry that this one is a cache of, and how much it keeps.
     pub upstream: Option<(Arc<Upstream>, Keep)>,
+    pub schedule: Schedule,
 }
 
 /// Serves a registry until the future is dropped.
@@ -64,22 +63,28 @@ pub async fn serve(registry: Arc<Registry>, listener: TcpListener, settings: Set
     };
     tokio::select! {
         () = accept(Arc::new(server), listener, settings.tls) => {}
-        () = collect(registry, settings.upstream) => {}
+        () = collect(registry, settings.schedule, settings.upstream) => {}
     }
 }
 
-/// Collects garbage now and then, and in a cache also when much has come in.
-async fn collect(registry: Arc<Registry>, upstream: Option<(Arc<Upstream>, Keep)>) {
+/// Collects garbage by a schedule and on request, and in a cache also when much has come in.
+async fn collect(
+    registry: Arc<Registry>,
+    schedule: Schedule,
+    upstream: Option<(Arc<Upstream>, Keep)>,
+) {
     let keep = upstream.as_ref().map(|(_, keep)| *keep);
+    let most = keep.and_then(|keep| keep.size);
     loop {
         let registry = registry.clone();
+        let work = registry.clone();
         let collection = tokio::task::spawn_blocking(move || {
-            if let Err(error) = registry.store.staging.empty_trash() {
+            if let Err(error) = work.store.staging.empty_trash() {
                 tracing::warn!("empty the trash: {error}");
             }
             let collected = match keep {
-                Some(keep) => registry.collect_cache(keep),
-                None => registry.collect_garbage(garbage::MAX_AGE),
+                Some(keep) => work.collect_cache(keep, schedule.age),
+                None => work.collect_garbage(schedule.age),
             };
             if let Err(error) = collected {
                 tracing::error!("collect garbage: {error}");
@@ -89,20 +94,14 @@ async fn collect(registry: Arc<Registry>, upstream: Option<(Arc<Upstream>, Keep)
             tracing::error!("collect garbage: {error}");
         }
         let arrived = async {
-            match &upstream {
-                Some((
-                    upstream,
-                    Keep {
-                        size: Some(size), ..
-                    },
-                )) => {
-                    upstream.downloads.arrived(size / 16).await;
-                }
-                _ => std::future::pending().await,
+            match upstream.as_ref().zip(most) {
+                Some(((upstream, _), most)) => upstream.downloads.arrived(most / 16).await,
+                None => std::future::pending().await,
             }
         };
         tokio::select! {
-            () = tokio::time::sleep(COLLECTION) => {}
+            () = tokio::time::sleep(schedule.every) => {}
+            () = registry.collection.notified() => {}
             () = arrived => {}
         }
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use tokio::net::TcpListener;
-use whelk_distribution::{Keep, Passwords, Registry, Rights, Settings, Tls, Upstream};
+use whelk_distribution::{Keep, Passwords, Registry, Rights, Schedule, Settings, Tls, Upstream};
 use whelk_registry::Proxies;
 
 use crate::daemon::{reload_requested, stop_requested};
@@ -68,6 +68,12 @@ struct Serve {
     /// Maximum size of the cache, such as 50GB; what was pulled longest ago is removed
     #[arg(long, value_name = "SIZE", value_parser = size, requires = "proxy")]
     proxy_size: Option<u64>,
+    /// Time between two collections of garbage; SIGUSR1 begins one at once
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = duration)]
+    collect_every: Duration,
+    /// How long uploads that nobody continues, and blobs that no manifest names, are kept
+    #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = duration)]
+    collect_after: Duration,
     /// Allow other hosts to connect although there are no passwords, or connections are not encrypted
     #[arg(long)]
     insecure: bool,
@@ -145,6 +151,10 @@ async fn serve(settings: Box<Serve>) -> anyhow::Result<()> {
         size: settings.proxy_size,
     };
     let credentials = settings.proxy_credentials;
+    let schedule = Schedule {
+        every: settings.collect_every,
+        age: settings.collect_after,
+    };
     let upstream = settings.proxy;
     let upstream = upstream.map(|url| open_upstream(&url, credentials));
     let upstream = upstream.transpose()?;
@@ -180,14 +190,28 @@ async fn serve(settings: Box<Serve>) -> anyhow::Result<()> {
         passwords: passwords.clone(),
         rights: rights.clone(),
         tls: tls.clone(),
+        schedule,
         upstream: upstream.clone().map(|upstream| (upstream, keep)),
     };
+    let collect = collect_on_signal(registry.clone())?;
     tokio::select! {
         () = whelk_distribution::serve(registry, listener, settings) => {}
+        () = collect => {}
         () = reload => {}
         () = stop => tracing::info!("stopping"),
     }
     Ok(())
+}
+
+/// Collects garbage at each SIGUSR1.
+fn collect_on_signal(registry: Arc<Registry>) -> std::io::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut requests = signal(SignalKind::user_defined1())?;
+    Ok(async move {
+        while requests.recv().await.is_some() {
+            registry.collect_soon();
+        }
+    })
 }
 
 /// Returns the registry that this one is a cache of.

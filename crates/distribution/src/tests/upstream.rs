@@ -155,7 +155,10 @@ impl Pair {
 
     fn keep(&self, time: Duration, size: Option<u64>) {
         let registry = self.cache.registry.as_ref().unwrap();
-        registry.collect_cache(Keep { time, size }).unwrap();
+        let keep = Keep { time, size };
+        registry
+            .collect_cache(keep, Duration::from_secs(3600))
+            .unwrap();
     }
 
     async fn get(&self, path: &str) -> Answer {
