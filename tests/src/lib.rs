@@ -103,6 +103,20 @@ fn happens(time: Duration, mut probe: impl FnMut() -> bool) -> bool {
     true
 }
 
+/// Returns a command of skopeo, a client of registries, which `scripts/setup` has unpacked. It accepts images without signatures.
+#[must_use]
+pub fn skopeo() -> std::process::Command {
+    let root = cache("WHELK_SKOPEO", "skopeo");
+    let libraries = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"];
+    let libraries = libraries.map(|path| root.join(path).display().to_string());
+    let mut command = std::process::Command::new(root.join("usr/bin/skopeo"));
+    command
+        .arg("--insecure-policy")
+        .env("LD_LIBRARY_PATH", libraries.join(":"))
+        .stdin(std::process::Stdio::null());
+    command
+}
+
 /// Returns the directory named by an environment variable, or one below `~/.cache/whelk`.
 fn cache(variable: &str, name: &str) -> PathBuf {
     std::env::var_os(variable).map_or_else(

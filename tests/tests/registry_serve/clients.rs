@@ -5,7 +5,7 @@ use serde_json::Value;
 use whelk_tests::images::{WHICH, marked};
 use whelk_tests::{Engine, Program, eventually};
 
-use crate::Served;
+use crate::{Served, users};
 
 /// Pushes and pulls while garbage is collected all the time.
 #[test]
@@ -90,4 +90,75 @@ fn images_are_pushed_and_pulled_by_both_clients() {
             std::fs::remove_file(blob.unwrap().path()).unwrap();
         }
     });
+}
+
+/// Runs skopeo, and returns its output and whether it has succeeded.
+fn skopeo(arguments: &[&str]) -> (bool, String) {
+    let output = whelk_tests::skopeo().args(arguments).output().unwrap();
+    let texts = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&texts).into_owned();
+    (output.status.success(), text)
+}
+
+#[track_caller]
+fn copies(arguments: &[&str]) -> String {
+    let (success, text) = skopeo(arguments);
+    assert!(success, "{arguments:?}: {text}");
+    text
+}
+
+#[test]
+fn skopeo_copies_images_in_and_out() {
+    let engine = Engine::without_images(&[]);
+    let served = Served::with_flags("skopeo", |directory| vec![users(directory, &["ann"])]);
+    let archive = served.directory.join("app.tar");
+    std::fs::write(&archive, marked("app:1").build()).unwrap();
+    let source = format!("docker-archive:{}", archive.display());
+    let remote = |name: &str| format!("docker://{}/{name}", served.host);
+    let (to, from) = (
+        ["--dest-tls-verify=false", "--dest-creds=ann:sesame"],
+        ["--src-tls-verify=false", "--src-creds=ann:sesame"],
+    );
+    for credentials in ["--dest-creds=ann:wrong", "--dest-no-creds"] {
+        let image = remote("team/app:1");
+        let copy = ["copy", to[0], credentials, &source, &image];
+        let (success, text) = skopeo(&copy);
+        let is_refused = !success && text.contains("unauthorized: authentication required");
+        assert!(is_refused, "{text}");
+    }
+    copies(&["copy", to[0], to[1], &source, &remote("team/app:1")]);
+    let layout = format!("oci:{}:app", served.directory.join("layout").display());
+    copies(&["copy", from[0], from[1], &remote("team/app:1"), &layout]);
+    copies(&[
+        "copy",
+        "--format=oci",
+        to[0],
+        to[1],
+        &layout,
+        &remote("oci/app:2"),
+    ]);
+    let between = ["copy", from[0], from[1], to[0], to[1]];
+    let (one, two) = (remote("team/app:1"), remote("other:3"));
+    copies(&[&between[..], &[&one, &two]].concat());
+    let plain = ["--tls-verify=false", "--creds=ann:sesame"];
+    let tags = copies(&["list-tags", plain[0], plain[1], &remote("oci/app")]);
+    assert!(tags.contains("\"2\""), "{tags}");
+    let format = ["--format", "{{.Digest}}"];
+    let digest = copies(&[&["inspect"], &format[..], &plain, &[&two]].concat());
+    assert!(digest.starts_with("sha256:"), "{digest}");
+    // Both clients pull what skopeo has pushed.
+    engine.both(|cli| {
+        let login = ["login", "-u", "ann", "--password-stdin", &served.host];
+        cli.feed(&login, b"sesame").ok();
+        for name in ["team/app:1", "oci/app:2", "other:3"] {
+            let name = format!("{}/{name}", served.host);
+            cli.run(&["pull", "-q", &name]).ok();
+            assert_eq!(cli.once(&name, &WHICH).ok(), "app:1");
+            cli.run(&["rmi", "-f", &name]).ok();
+        }
+        cli.run(&["logout", &served.host]).ok();
+    });
+    copies(&["delete", plain[0], plain[1], &two]);
+    let (success, text) = skopeo(&["inspect", plain[0], plain[1], &two]);
+    assert!(!success && text.contains("manifest unknown"), "{text}");
 }
