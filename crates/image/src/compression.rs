@@ -10,9 +10,16 @@ use crate::error::{Error, Result, io};
 /// # Errors
 /// Returns an error that names the compression if it is bzip2 or xz, which are not supported.
 pub fn decompress<'a>(input: impl Read + Send + 'a) -> Result<Box<dyn Read + Send + 'a>> {
+    detect(input).map(|(reader, _)| reader)
+}
+
+/// Returns the same as [`decompress`], and whether `input` is compressed.
+pub(crate) fn detect<'a>(
+    input: impl Read + Send + 'a,
+) -> Result<(Box<dyn Read + Send + 'a>, bool)> {
     let mut input = BufReader::with_capacity(256 << 10, input);
     let start = input.fill_buf().map_err(io("read archive"))?;
-    Ok(match start {
+    let reader: Box<dyn Read + Send + 'a> = match start {
         [0x1f, 0x8b, ..] => Box::new(Bounded::new(
             flate2::bufread::MultiGzDecoder::new(Counting {
                 inner: input,
@@ -38,8 +45,9 @@ pub fn decompress<'a>(input: impl Read + Send + 'a) -> Result<Box<dyn Read + Sen
                 "xz archives are not supported: use gzip, zstd or no compression",
             ));
         }
-        _ => Box::new(input),
-    })
+        _ => return Ok((Box::new(input), false)),
+    };
+    Ok((reader, true))
 }
 
 /// Counts the compressed bytes that a decoder reads.

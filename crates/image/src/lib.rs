@@ -5,12 +5,14 @@
 //! `save` and `load`. The engine records which images exist.
 #![forbid(unsafe_code)]
 
+mod ahead;
 pub mod archive;
 mod bounded;
 pub mod changes;
 pub mod compression;
 pub mod config;
 pub mod content;
+mod copy;
 pub mod descriptor;
 pub mod digest;
 mod error;

@@ -11,6 +11,7 @@ use tar::{Archive, EntryType};
 use whelk_sys::fs;
 
 use crate::content::MAX_CONFIG_SIZE;
+use crate::copy::{self, copy};
 use crate::digest::{Algorithm, Digest, Hashing};
 use crate::error::{Error, Result, io};
 use crate::snapshots::MAX_HEADERS_SIZE;
@@ -56,6 +57,7 @@ impl Parts {
     pub(super) fn extract(input: impl Read, directory: &Path) -> Result<Self> {
         let mut parts = BTreeMap::new();
         let (mut number, mut sparse) = (0usize, 0u64);
+        let mut buffer = copy::buffer();
         let headers = Rc::new(Cell::new(0));
         let mut archive = Archive::new(HeaderBound {
             inner: input,
@@ -94,8 +96,10 @@ impl Parts {
                     let path = directory.join(number.to_string());
                     let stored = entry.size();
                     let file = match holes {
-                        Some(holes) => write(holes.expand(entry, stored)?, path, size, &name)?,
-                        None => write(entry, path, size, &name)?,
+                        Some(holes) => {
+                            write(holes.expand(entry, stored)?, path, size, &name, &mut buffer)?
+                        }
+                        None => write(entry, path, size, &name, &mut buffer)?,
                     };
                     Part::File(file)
                 }
@@ -227,9 +231,15 @@ impl Parts {
     }
 }
 
-fn write(mut content: impl Read, path: PathBuf, size: u64, name: &str) -> Result<File> {
+fn write(
+    mut content: impl Read,
+    path: PathBuf,
+    size: u64,
+    name: &str,
+    buffer: &mut [u8],
+) -> Result<File> {
     let mut file = Hashing::new(fs::create(&path, 0o600)?);
-    let copied = std::io::copy(&mut content, &mut file)
+    let copied = copy(&mut content, &mut file, buffer)
         .and_then(|copied| file.flush().map(|()| copied))
         .map_err(|error| {
             // Errors of the archive have no number of the system's.

@@ -2,7 +2,7 @@
 //! file, as Docker does.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io::Write;
 
 use tar::{Builder, EntryType, Header};
 
@@ -203,18 +203,14 @@ fn write_blob(
     Ok(())
 }
 
-/// Writes a layer's tar archive. The header needs its size first, so the archive is generated
-/// twice: once to measure it and verify its digest, once to write it.
+/// Writes a layer's tar archive, and returns its size.
 fn write_layer(
     store: &Store,
     diff_id: &Digest,
     time: u64,
     archive: &mut Builder<impl Write>,
 ) -> Result<u64> {
-    let mut measure = Hashing::new(io::sink());
-    store.snapshots.replay(diff_id, &mut measure)?;
-    let (digest, size, _) = measure.finish();
-    unchanged(diff_id, &digest)?;
+    let size = store.snapshots.archive_size(diff_id)?;
     let name = blob_name(diff_id);
     let mut head = header(size, time);
     head.set_path(&name).map_err(io(format!("write {name}")))?;
@@ -224,7 +220,10 @@ fn write_layer(
     output
         .write_all(head.as_bytes())
         .map_err(io(format!("write {name}")))?;
-    store.snapshots.replay(diff_id, output)?;
+    let mut hashing = Hashing::new(&mut *output);
+    store.snapshots.replay(diff_id, &mut hashing)?;
+    let (digest, ..) = hashing.finish();
+    unchanged(diff_id, &digest)?;
     let padding = vec![0; usize::try_from((BLOCK - size % BLOCK) % BLOCK).unwrap_or_default()];
     output
         .write_all(&padding)

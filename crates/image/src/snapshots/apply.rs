@@ -5,6 +5,7 @@
 //! root.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -24,6 +25,7 @@ use super::sparse::{self, Sparse};
 use super::tap::{Sink, Tap, Tapped};
 use super::tar_split::Recorder;
 use super::tree::{Tree, relative};
+use crate::copy::{self, copy};
 use crate::digest::Hashing;
 use crate::error::{Error, Result, io};
 
@@ -78,6 +80,8 @@ pub(super) enum Purpose {
 struct Layer {
     tree: Tree,
     purpose: Purpose,
+    /// For copying content.
+    buffer: Vec<u8>,
     size: u64,
     /// Total size of sparse files in bytes.
     sparse: u64,
@@ -97,6 +101,7 @@ impl Layer {
         Ok(Self {
             tree: Tree::at(root)?,
             purpose,
+            buffer: copy::buffer(),
             size: 0,
             sparse: 0,
         })
@@ -168,18 +173,19 @@ impl Layer {
             return self
                 .apply_directory_metadata(&super::tree::duplicate(&self.tree.root)?, &metadata);
         };
-        let (parent, parent_path) = self.tree.enter(path.parent().unwrap_or(Path::new("")))?;
+        let entered = self.tree.enter(path.parent().unwrap_or(Path::new("")))?;
+        let (parent, parent_path) = (&entered.directory, &entered.path);
         if self.purpose == Purpose::Layer && name.as_bytes().starts_with(WHITEOUT) {
             // An opaque mark on the root would hide all lower layers. Overlayfs ignores it there,
             // and so does Docker.
             return if name == OsStr::from_bytes(OPAQUE) && parent_path.as_os_str().is_empty() {
                 Ok(())
             } else {
-                whiteout(&parent, name)
+                whiteout(parent, name)
             };
         }
         let target = Target {
-            parent: &parent,
+            parent,
             name,
             path: &parent_path.join(name),
             metadata: &metadata,
@@ -191,14 +197,13 @@ impl Layer {
             return if self.purpose == Purpose::Files {
                 self.replace_file(entry, tap, &target, holes)
             } else {
-                remove_existing(&parent, name, kind, tap)?;
                 self.regular(entry, tap, &target, holes)
             };
         }
-        let hides_lower = remove_existing(&parent, name, kind, tap)?;
+        let hides_lower = remove_existing(parent, name, kind, tap)?;
         match kind {
             EntryType::Directory => return self.directory(&target, hides_lower),
-            EntryType::Link => return self.hard_link(entry, &parent, name),
+            EntryType::Link => return self.hard_link(entry, parent, name),
             EntryType::Symlink => {
                 // The target is not checked: whoever follows the link in a container stays inside
                 // the container's root.
@@ -207,10 +212,10 @@ impl Layer {
                     .filter(|pointed| !pointed.is_empty());
                 let pointed =
                     pointed.ok_or_else(|| Error::invalid("symbolic link without a target"))?;
-                symlinkat(&*pointed, &parent, name).map_err(|error| io("symlink")(error.into()))?;
+                symlinkat(&*pointed, parent, name).map_err(|error| io("symlink")(error.into()))?;
             }
             EntryType::Char | EntryType::Block | EntryType::Fifo => {
-                self.make_node(entry, kind, &parent, name, metadata.mode)?
+                self.make_node(entry, kind, parent, name, metadata.mode)?
             }
             other => {
                 return Err(Error::invalid(format!(
@@ -219,7 +224,7 @@ impl Layer {
                 )));
             }
         }
-        apply_metadata_at(&parent, name, kind, &metadata)
+        apply_metadata_at(parent, name, kind, &metadata)
     }
 
     fn directory(&mut self, target: &Target<'_>, hides_lower: bool) -> Result<()> {
@@ -237,7 +242,7 @@ impl Layer {
     }
 
     fn apply_directory_metadata(&mut self, directory: &OwnedFd, metadata: &Metadata) -> Result<()> {
-        apply_metadata(directory.as_fd(), metadata)?;
+        apply_metadata(directory.as_fd(), None, metadata)?;
         self.tree.mark_described(directory)
     }
 
@@ -248,16 +253,8 @@ impl Layer {
         target: &Target<'_>,
         holes: Option<Sparse>,
     ) -> Result<()> {
-        let flags =
-            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = openat(
-            target.parent,
-            target.name,
-            flags,
-            Mode::from_raw_mode(0o600),
-        )
-        .map_err(|error| io("create")(error.into()))?;
-        let mut file = std::fs::File::from(file);
+        let mut file = self.create(target, tap)?;
+        let created = rustix::fs::fstat(&file).map_err(|error| io("stat")(error.into()))?;
         let size = holes.as_ref().map_or(entry.size(), |holes| holes.size);
         let is_sparse = holes.is_some() || entry.header().entry_type() == EntryType::GNUSparse;
         if is_sparse {
@@ -279,11 +276,9 @@ impl Layer {
             }
             None if is_sparse => sparse::copy(&mut *entry, &mut file, each)?,
             None => {
-                let inode = rustix::fs::fstat(&file)
-                    .map_err(|error| io("stat")(error.into()))?
-                    .st_ino;
-                tap.content(target.path, inode, size, || {
-                    io::copy(entry, &mut file).map_err(io("write"))
+                let buffer = &mut self.buffer;
+                tap.content(target.path, created.st_ino, size, || {
+                    copy(entry, &mut file, buffer).map_err(io("write"))
                 })?
             }
         };
@@ -293,7 +288,28 @@ impl Layer {
             )));
         }
         self.size += size;
-        apply_metadata(file.as_fd(), target.metadata)
+        apply_metadata(file.as_fd(), Some(&created), target.metadata)
+    }
+
+    /// Creates an empty file. In a layer, it replaces what an earlier entry has created.
+    fn create(&self, target: &Target<'_>, tap: &Tap) -> Result<File> {
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        // Nobody else sees a layer before it is complete, so its files can have their modes early.
+        let mode = match self.purpose {
+            Purpose::Layer => target.metadata.mode & 0o777,
+            Purpose::Files => 0o600,
+        };
+        let open = || openat(target.parent, target.name, flags, Mode::from_raw_mode(mode));
+        let file = match open() {
+            Err(Errno::EXIST) if self.purpose == Purpose::Layer => {
+                remove_existing(target.parent, target.name, EntryType::Regular, tap)?;
+                open()
+            }
+            result => result,
+        };
+        file.map(File::from)
+            .map_err(|error| io("create")(error.into()))
     }
 
     /// Replaces what has the target's name by a regular file, atomically unless it is a directory.

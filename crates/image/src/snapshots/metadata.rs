@@ -6,7 +6,7 @@ use std::io;
 use std::io::Read;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags, utimensat};
+use rustix::fs::{AtFlags, Gid, Mode, Stat, Timespec, Timestamps, Uid, XattrFlags, utimensat};
 use rustix::io::Errno;
 use tar::{Entry, EntryType};
 
@@ -85,16 +85,23 @@ pub(super) fn times(mtime: Timespec) -> Timestamps {
 }
 
 /// Applies owner, mode, extended attributes and times, in this order: chown(2) clears set-id bits
-/// and file capabilities.
-pub(super) fn apply_metadata(fd: BorrowedFd<'_>, metadata: &Metadata) -> Result<()> {
+/// and file capabilities. `created` is the state of a file that was just created: what is as it should
+/// be is not set again, because each change is a transaction of the file system.
+pub(super) fn apply_metadata(
+    fd: BorrowedFd<'_>,
+    created: Option<&Stat>,
+    metadata: &Metadata,
+) -> Result<()> {
     let fail = |what: &'static str| move |error: Errno| io(what)(error.into());
-    rustix::fs::fchown(
-        fd,
-        Some(Uid::from_raw(metadata.uid)),
-        Some(Gid::from_raw(metadata.gid)),
-    )
-    .map_err(fail("chown"))?;
-    rustix::fs::fchmod(fd, Mode::from_raw_mode(metadata.mode & 0o7777)).map_err(fail("chmod"))?;
+    let (uid, gid, mode) = (metadata.uid, metadata.gid, metadata.mode & 0o7777);
+    let is_owned = |stat: &Stat| (stat.st_uid, stat.st_gid) == (uid, gid);
+    if !created.is_some_and(is_owned) {
+        rustix::fs::fchown(fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
+            .map_err(fail("chown"))?;
+    }
+    if !created.is_some_and(|stat| is_owned(stat) && stat.st_mode & 0o7777 == mode) {
+        rustix::fs::fchmod(fd, Mode::from_raw_mode(mode)).map_err(fail("chmod"))?;
+    }
     for (name, value) in &metadata.xattrs {
         match rustix::fs::fsetxattr(fd, name.as_str(), value, XattrFlags::empty()) {
             // File systems differ in which attributes they support; the image must still load.

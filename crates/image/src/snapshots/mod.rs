@@ -28,7 +28,8 @@ use std::time::Duration;
 
 use whelk_sys::fs;
 
-use crate::compression::decompress;
+use crate::ahead::read_ahead;
+use crate::compression;
 use crate::digest::{Digest, Hashing};
 use crate::error::{Error, Result};
 use crate::gzip;
@@ -104,7 +105,13 @@ impl Snapshots {
         expected: Option<&Digest>,
     ) -> Result<Layer> {
         let scratch = self.staging.scratch()?;
-        let applied = apply::apply(decompress(archive)?, scratch.path())?;
+        let (archive, is_compressed) = compression::detect(archive)?;
+        let apply = |archive: &mut dyn Read| apply::apply(archive, scratch.path());
+        let applied = if is_compressed {
+            read_ahead(archive, |mut archive| apply(&mut archive))?
+        } else {
+            apply(&mut { archive })?
+        };
         if let Some(expected) = expected.filter(|expected| **expected != applied.diff_id) {
             return Err(Error::invalid(format!(
                 "invalid diffID: expected {expected}, got {}",
@@ -197,6 +204,11 @@ impl Snapshots {
     pub fn remember_compressed(&self, diff_id: &Digest, digest: &Digest, size: u64) -> Result<()> {
         let path = self.path(diff_id).join(COMPRESSED);
         Ok(fs::replace(path, format!("{digest} {size}"), 0o600)?)
+    }
+
+    /// Returns the size of the original uncompressed archive of a layer in bytes.
+    pub(crate) fn archive_size(&self, diff_id: &Digest) -> Result<u64> {
+        tar_split::archive_size(&self.path(diff_id))
     }
 
     /// Writes the original uncompressed archive of a layer.

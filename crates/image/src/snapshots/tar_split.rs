@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, openat, statat};
 use whelk_sys::{fs, in_root};
 
+use crate::copy::{self, copy};
 use crate::error::{Error, Result, io};
 
 const VERBATIM: u8 = 0;
@@ -138,54 +139,119 @@ impl Recorder {
 /// Returns an error if a file of the layer is missing or has another size: the store was modified
 /// from outside.
 pub fn replay(directory: &Path, output: &mut impl Write) -> Result<()> {
-    let index = fs::open(directory.join("split.zst"))?;
+    let mut segments = Segments::open(directory)?;
+    let root = directory.join("fs");
     let root = rustix::fs::open(
-        directory.join("fs"),
+        &root,
         OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
         Mode::empty(),
     )
-    .map_err(fs::at("open", directory.join("fs")))?;
+    .map_err(fs::at("open", &root))?;
+    let replaced = directory.join(REPLACED);
+    let has_replaced = fs::exists(&replaced);
     let step = || io(format!("read layer {}", directory.display()));
-    let mut index = BufReader::new(zstd::stream::read::Decoder::new(index).map_err(step())?);
-    let mut kind = [0; 1];
-    let mut segment = 0u64;
-    while index.read(&mut kind).map_err(step())? == 1 {
-        if kind[0] == VERBATIM {
-            let mut length = [0; 4];
-            index.read_exact(&mut length).map_err(step())?;
-            let length = u64::from(u32::from_le_bytes(length));
-            copy_exactly(&mut index, output, length).map_err(step())?;
-        } else {
-            let (mut size, mut length) = ([0; 8], [0; 2]);
-            index.read_exact(&mut size).map_err(step())?;
-            index.read_exact(&mut length).map_err(step())?;
-            let mut path = vec![0; usize::from(u16::from_le_bytes(length))];
-            index.read_exact(&mut path).map_err(step())?;
-            let path = Path::new(std::ffi::OsStr::from_bytes(&path));
-            let replaced = directory.join(REPLACED).join(segment.to_string());
-            let mut file = match fs::open(&replaced) {
-                Err(error) if error.is_not_found() => {
-                    let file =
-                        in_root::open_no_links(&root, path, OFlags::RDONLY | OFlags::NONBLOCK)
-                            .map_err(fs::at("open", directory.join("fs").join(path)))?;
-                    File::from(file)
-                }
-                replaced => replaced?,
-            };
-            segment += 1;
-            copy_exactly(&mut file, output, u64::from_le_bytes(size)).map_err(|error| {
-                Error::Io {
+    let mut buffer = copy::buffer();
+    let mut number = 0u64;
+    while let Some(segment) = segments.next().map_err(step())? {
+        match segment {
+            Segment::Verbatim(length) => {
+                copy_exactly(&mut segments.index, output, length, &mut buffer).map_err(step())?;
+            }
+            Segment::Content { size, path } => {
+                let kept = replaced.join(number.to_string());
+                let mut file = if has_replaced && fs::exists(&kept) {
+                    fs::open(kept)?
+                } else {
+                    in_root::open_no_links(&root, &path, OFlags::RDONLY | OFlags::NONBLOCK)
+                        .map(File::from)
+                        .map_err(fs::at("open", directory.join("fs").join(&path)))?
+                };
+                number += 1;
+                copy_exactly(&mut file, output, size, &mut buffer).map_err(|error| Error::Io {
                     operation: format!("read {} of layer {}", path.display(), directory.display()),
                     source: error,
-                }
-            })?;
+                })?;
+            }
         }
     }
     Ok(())
 }
 
-fn copy_exactly(input: &mut impl Read, output: &mut impl Write, length: u64) -> io::Result<()> {
-    let copied = io::copy(&mut input.take(length), output)?;
+/// Returns the size of the original archive of the layer in `directory`, without reading its files.
+///
+/// # Errors
+/// Returns an error if the index cannot be read.
+pub fn archive_size(directory: &Path) -> Result<u64> {
+    let mut segments = Segments::open(directory)?;
+    let step = || io(format!("read layer {}", directory.display()));
+    let mut buffer = copy::buffer();
+    let mut total = 0u64;
+    while let Some(segment) = segments.next().map_err(step())? {
+        let size = match segment {
+            Segment::Verbatim(length) => {
+                let sink = &mut io::sink();
+                copy_exactly(&mut segments.index, sink, length, &mut buffer).map_err(step())?;
+                length
+            }
+            Segment::Content { size, .. } => size,
+        };
+        total = total.saturating_add(size);
+    }
+    Ok(total)
+}
+
+enum Segment {
+    /// So many bytes, which follow in the index and are to be read before the next segment.
+    Verbatim(u64),
+    Content {
+        size: u64,
+        path: PathBuf,
+    },
+}
+
+/// Reads the segments of a layer.
+struct Segments {
+    index: BufReader<zstd::stream::read::Decoder<'static, BufReader<File>>>,
+}
+
+impl Segments {
+    fn open(directory: &Path) -> Result<Self> {
+        let path = directory.join("split.zst");
+        let decoder = zstd::stream::read::Decoder::new(fs::open(&path)?);
+        Ok(Self {
+            index: BufReader::with_capacity(64 << 10, decoder.map_err(fs::at("read", path))?),
+        })
+    }
+
+    fn next(&mut self) -> io::Result<Option<Segment>> {
+        let mut kind = [0; 1];
+        if self.index.read(&mut kind)? == 0 {
+            return Ok(None);
+        }
+        if kind[0] == VERBATIM {
+            let mut length = [0; 4];
+            self.index.read_exact(&mut length)?;
+            return Ok(Some(Segment::Verbatim(u32::from_le_bytes(length).into())));
+        }
+        let (mut size, mut length) = ([0; 8], [0; 2]);
+        self.index.read_exact(&mut size)?;
+        self.index.read_exact(&mut length)?;
+        let mut path = vec![0; usize::from(u16::from_le_bytes(length))];
+        self.index.read_exact(&mut path)?;
+        Ok(Some(Segment::Content {
+            size: u64::from_le_bytes(size),
+            path: OsString::from_vec(path).into(),
+        }))
+    }
+}
+
+fn copy_exactly(
+    input: &mut impl Read,
+    output: &mut impl Write,
+    length: u64,
+    buffer: &mut [u8],
+) -> io::Result<()> {
+    let copied = copy(&mut input.take(length), output, buffer)?;
     if copied == length {
         Ok(())
     } else {

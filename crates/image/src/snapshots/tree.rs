@@ -12,6 +12,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
+use std::rc::Rc;
 
 use rustix::fs::{Mode, OFlags, Timespec, fstat, mkdirat, openat, readlinkat};
 use rustix::io::Errno;
@@ -30,17 +31,18 @@ const MAX_LINKS: usize = 40;
 pub(super) struct Tree {
     pub(super) root: OwnedFd,
     /// The directory of the previous entry, kept open because archives list siblings together.
-    parent: Option<Parent>,
+    parent: Option<Rc<Parent>>,
     /// Inode numbers of the directories whose times were set by an entry.
     described: HashSet<u64>,
 }
 
-struct Parent {
+/// A directory that entries go into.
+pub(super) struct Parent {
     /// The path as entries name it.
     named: PathBuf,
     /// The path with links resolved.
-    path: PathBuf,
-    directory: OwnedFd,
+    pub(super) path: PathBuf,
+    pub(super) directory: OwnedFd,
     times: DirectoryTimes,
 }
 
@@ -65,36 +67,31 @@ impl Tree {
         })
     }
 
-    /// Opens the directory that an entry goes into, creating missing directories. Returns it and
-    /// its path with links resolved.
+    /// Opens the directory that an entry goes into, creating missing directories.
     ///
     /// # Errors
     /// Returns an error if a component is neither a directory nor a link to one, or if there are
     /// too many links.
-    pub(super) fn enter(&mut self, named: &Path) -> Result<(OwnedFd, PathBuf)> {
-        if self
-            .parent
-            .as_ref()
-            .is_none_or(|parent| parent.named != named)
+    pub(super) fn enter(&mut self, named: &Path) -> Result<Rc<Parent>> {
+        if let Some(parent) = &self.parent
+            && parent.named.as_os_str() == named.as_os_str()
         {
-            self.leave()?;
-            let (directory, path) = match self.open(named) {
-                Ok(directory) => (directory, named.to_owned()),
-                Err(error) if needs_walk(&error) => self.walk(named, true)?,
-                Err(error) => return Err(io(format!("open {}", named.display()))(error)),
-            };
-            let times = DirectoryTimes::of(&directory)?;
-            self.parent = Some(Parent {
-                named: named.to_owned(),
-                path,
-                directory,
-                times,
-            });
+            return Ok(parent.clone());
         }
-        let Some(parent) = &self.parent else {
-            return Err(Error::invalid("no parent directory"));
+        self.leave()?;
+        let (directory, path) = match self.open(named) {
+            Ok(directory) => (directory, named.to_owned()),
+            Err(error) if needs_walk(&error) => self.walk(named, true)?,
+            Err(error) => return Err(io(format!("open {}", named.display()))(error)),
         };
-        Ok((duplicate(&parent.directory)?, parent.path.clone()))
+        let parent = Rc::new(Parent {
+            named: named.to_owned(),
+            path,
+            times: DirectoryTimes::of(&directory)?,
+            directory,
+        });
+        self.parent = Some(parent.clone());
+        Ok(parent)
     }
 
     /// Restores the times of the directory that was entered last, which changed when its entries

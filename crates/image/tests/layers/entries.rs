@@ -26,6 +26,10 @@ fn files_keep_modes_and_owners() {
             file("far", "2").owner(2_000_000_000, 4_294_967_294),
             dir("home/").owner(1000, 1000).mode(0o700),
             file("home/x", "3\n"),
+            dir("shared/").owner(0, 50).mode(0o2777),
+            // New files in such a directory are its group's.
+            file("shared/own", "4").mode(0o666),
+            file("shared/group", "5").owner(0, 50).mode(0o2644),
         ],
         &[
             "bin dir 0755 0:0",
@@ -36,6 +40,9 @@ fn files_keep_modes_and_owners() {
             "home/x file 0644 0:0 3",
             "mine file 4750 1000:1001 1",
             "secret file 0000 0:0",
+            "shared dir 2777 0:50",
+            "shared/group file 2644 0:50 5",
+            "shared/own file 0666 0:0 4",
             "tmp dir 1777 0:0",
         ],
     );
