@@ -5,7 +5,8 @@
     reason = "a panic with its place is all the error handling that a test needs"
 )]
 
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -623,4 +624,48 @@ fn distribution_inspect_describes_an_image_of_a_registry() {
         ..Behaviour::default()
     });
     ask("app:1", 401);
+}
+
+/// Returns the bytes that a directory tree takes on disk.
+fn allocated(path: &Path) -> u64 {
+    let metadata = std::fs::symlink_metadata(path).unwrap();
+    let below: u64 = if metadata.is_dir() {
+        let entries = std::fs::read_dir(path).unwrap();
+        entries.map(|entry| allocated(&entry.unwrap().path())).sum()
+    } else {
+        0
+    };
+    // Blocks of 512 bytes, independent of the file system. Each name of a file counts its share.
+    let names = if metadata.is_dir() {
+        1
+    } else {
+        metadata.nlink()
+    };
+    below + metadata.blocks() * 512 / names
+}
+
+#[test]
+fn a_pulled_image_is_on_disk_once() {
+    let engine = Engine::without_images(&[]);
+    let registry = Registry::start();
+    let mut layers = vec![images::small_root().finish()];
+    // Many small files, for whose headers much is kept beside them, and content that does not compress.
+    for (layer, (count, size)) in [(1500, 3000), (20, 400_000)].into_iter().enumerate() {
+        let noise = images::noise(size + count);
+        let mut files = Tar::new();
+        for file in 0..count {
+            files = files.file(&format!("layer{layer}/file{file}"), &noise[file..][..size]);
+        }
+        layers.push(files.finish());
+    }
+    let pushed = registry.push("team/app", &Archive::new("app:1", layers));
+    engine.docker(&["pull", &pushed.name]).ok();
+    let root = engine.root();
+    let total = allocated(&root.join("blobs")) + allocated(&root.join("layers"));
+    let layers = std::fs::read_dir(root.join("layers")).unwrap();
+    let unpacked: u64 = layers
+        .map(|layer| allocated(&layer.unwrap().path().join("fs")))
+        .sum();
+    assert!(unpacked > 12_000_000, "{unpacked}");
+    assert!(total * 100 <= unpacked * 115, "{total} of {unpacked} bytes");
 }

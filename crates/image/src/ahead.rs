@@ -1,7 +1,9 @@
-//! Reads an input on a thread of its own, ahead of whoever uses what it gives: decompressing goes on
-//! while files are created.
+//! Reads an input on a thread of its own, ahead of the code that uses the bytes: a layer is decompressed
+//! on one thread and unpacked on another.
 
 use std::io::{self, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 /// Size of a piece in bytes: large enough that passing it on costs nothing beside its content, and
@@ -22,7 +24,9 @@ pub(crate) fn read_ahead<T>(input: impl Read + Send, work: impl FnOnce(Ahead) ->
     std::thread::scope(|scope| {
         let (full, pieces) = sync_channel(WAITING);
         let (used, empty) = channel();
-        scope.spawn(move || fill(input, &full, &empty));
+        let unwanted = Arc::new(AtomicBool::new(false));
+        let is_unwanted = unwanted.clone();
+        scope.spawn(move || fill(input, &full, &empty, &is_unwanted));
         work(Ahead {
             pieces,
             used,
@@ -30,11 +34,17 @@ pub(crate) fn read_ahead<T>(input: impl Read + Send, work: impl FnOnce(Ahead) ->
             at: 0,
             length: 0,
             is_over: false,
+            unwanted,
         })
     })
 }
 
-fn fill(mut input: impl Read, full: &SyncSender<io::Result<Piece>>, empty: &Receiver<Vec<u8>>) {
+fn fill(
+    mut input: impl Read,
+    full: &SyncSender<io::Result<Piece>>,
+    empty: &Receiver<Vec<u8>>,
+    unwanted: &AtomicBool,
+) {
     loop {
         let mut piece = empty.try_recv().unwrap_or_else(|_| vec![0; PIECE]);
         let mut length = 0;
@@ -45,11 +55,11 @@ fn fill(mut input: impl Read, full: &SyncSender<io::Result<Piece>>, empty: &Rece
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => break Some(Err(error)),
             }
-            if length >= ENOUGH {
+            if length >= ENOUGH || unwanted.load(Ordering::Relaxed) {
                 break None;
             }
         };
-        // Nobody waits any more after an error elsewhere.
+        // This fails if the reader is gone.
         if length > 0 && full.send(Ok((piece, length))).is_err() {
             return;
         }
@@ -60,15 +70,24 @@ fn fill(mut input: impl Read, full: &SyncSender<io::Result<Piece>>, empty: &Rece
     }
 }
 
-/// Reads what [`read_ahead`] has read.
+/// The reader that [`read_ahead`] gives to its caller.
+#[derive(Debug)]
 pub(crate) struct Ahead {
     pieces: Receiver<io::Result<Piece>>,
-    /// Where pieces go to be filled again.
+    /// Returns pieces to the thread, which fills them again.
     used: Sender<Vec<u8>>,
     piece: Vec<u8>,
     at: usize,
     length: usize,
     is_over: bool,
+    /// Tells the thread to stop.
+    unwanted: Arc<AtomicBool>,
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        self.unwanted.store(true, Ordering::Relaxed);
+    }
 }
 
 impl Read for Ahead {
@@ -76,7 +95,7 @@ impl Read for Ahead {
         if self.at == self.length && !self.is_over {
             let used = std::mem::take(&mut self.piece);
             if !used.is_empty() {
-                // If the thread has ended, nothing needs it.
+                // This fails if the thread has ended.
                 let _ = self.used.send(used);
             }
             let next = self.pieces.recv();

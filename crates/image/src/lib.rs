@@ -24,6 +24,7 @@ pub mod reference;
 pub mod snapshots;
 mod staging;
 mod store;
+mod writeback;
 
 pub use config::ImageConfig;
 pub use digest::{Algorithm, Digest};

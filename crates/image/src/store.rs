@@ -4,12 +4,11 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags};
 use whelk_sys::fs;
 
 use crate::content::Content;
 use crate::digest::{Algorithm, Digest};
-use crate::error::{Result, io};
+use crate::error::Result;
 use crate::leases::Leases;
 use crate::snapshots::Snapshots;
 use crate::staging::Staging;
@@ -17,7 +16,6 @@ use crate::staging::Staging;
 /// The image content of an engine. An object found under its name is never partial.
 #[derive(Clone, Debug)]
 pub struct Store {
-    root: PathBuf,
     pub content: Content,
     pub snapshots: Snapshots,
     pub leases: Leases,
@@ -37,7 +35,6 @@ impl Store {
     pub fn open(root: &Path) -> Result<Self> {
         let staging = Staging::open(root)?;
         Ok(Self {
-            root: root.to_owned(),
             content: Content::open(root, staging.clone())?,
             snapshots: Snapshots::open(root, staging.clone())?,
             leases: Leases::default(),
@@ -102,13 +99,6 @@ impl Store {
 
     /// Flushes the store's file system (syncfs(2)), so that a record may refer to new objects.
     pub fn sync(&self) -> Result<()> {
-        let root = rustix::fs::open(
-            &self.root,
-            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .map_err(fs::at("open", &self.root))?;
-        rustix::fs::syncfs(&root)
-            .map_err(|error| io(format!("sync {}", self.root.display()))(error.into()))
+        self.snapshots.writeback.finish()
     }
 }

@@ -9,6 +9,7 @@
 
 use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -126,6 +127,16 @@ pub fn read_at_most(path: impl AsRef<Path>, most: u64) -> Result<Vec<u8>> {
 pub fn write(path: impl AsRef<Path>, content: impl AsRef<[u8]>) -> Result<()> {
     crate::fallible_step().map_err(at("write", &path))?;
     std::fs::write(&path, content).map_err(at("write", path))
+}
+
+/// Starts writing a file's content to disk and does not wait for it: a later sync takes less time. See
+/// sync_file_range(2).
+pub fn start_writeback(file: &File) {
+    // SAFETY: the call takes only a descriptor, which is open, and numbers.
+    let result =
+        unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+    // Not all file systems support it, and the later sync reports errors of the disk.
+    let _ = result;
 }
 
 /// Replaces a file atomically: readers see either the old or the new content. The file is not

@@ -29,6 +29,8 @@ use crate::copy::{self, copy};
 use crate::digest::Hashing;
 use crate::error::{Error, Result, io};
 
+/// Size in bytes from which a file is written to disk while the next ones are unpacked.
+const LARGE: u64 = 4 << 20;
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Other metadata of AUFS, where the whiteout convention comes from.
@@ -288,6 +290,10 @@ impl Layer {
             )));
         }
         self.size += size;
+        // The store is synced before an image is recorded. For small files the disk gains nothing.
+        if size >= LARGE {
+            fs::start_writeback(&file);
+        }
         apply_metadata(file.as_fd(), Some(&created), target.metadata)
     }
 

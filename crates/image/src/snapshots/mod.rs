@@ -35,6 +35,7 @@ use crate::error::{Error, Result};
 use crate::gzip;
 use crate::leases::Lease;
 use crate::staging::{Staging, is_younger};
+use crate::writeback::Writeback;
 
 pub use apply::unpack;
 pub use copy_up::copy_up;
@@ -46,6 +47,7 @@ pub(crate) use tap::MAX_HEADERS_SIZE;
 pub struct Snapshots {
     directory: PathBuf,
     staging: Staging,
+    pub(crate) writeback: Writeback,
 }
 
 /// A layer that was unpacked into the store.
@@ -60,7 +62,11 @@ impl Snapshots {
     pub(crate) fn open(root: &Path, staging: Staging) -> Result<Self> {
         let directory = root.join("layers");
         fs::create_dir_all(&directory, 0o700)?;
-        Ok(Self { directory, staging })
+        Ok(Self {
+            directory,
+            staging,
+            writeback: Writeback::of(root),
+        })
     }
 
     pub(crate) fn directory(&self) -> &Path {
@@ -127,6 +133,7 @@ impl Snapshots {
             Err(_) if self.has(&applied.diff_id) => {}
             result => result?,
         }
+        self.writeback.start();
         Ok(applied)
     }
 
