@@ -1,15 +1,16 @@
 //! Compresses a stream as gzip (RFC 1952), on several threads.
 //!
-//! The stream is cut into blocks, each of which is compressed on its own and ends at a byte. One after
-//! another they are one deflate stream. So the output depends on the input only, not on the number of
-//! threads, and memory is bounded.
+//! The stream is cut into blocks, each of which is compressed on its own and becomes a member of the gzip
+//! file; decoders read all members as one stream. So the output depends on the input only, not on the
+//! number of threads, and memory is bounded. Whole blocks are what libdeflate needs, which takes half the
+//! time of zlib-rs for the same size.
 
 use std::io::{self, Write};
 use std::num::NonZero;
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use flate2::{Compress, Compression, Crc, FlushCompress, Status};
+use libdeflater::{CompressionLvl, Compressor};
 use whelk_sys::sync::IgnorePoison as _;
 
 use crate::error::{Error, Result, io};
@@ -17,25 +18,13 @@ use crate::error::{Error, Result, io};
 /// Size of a block in bytes before compression. Because blocks cannot refer to earlier ones, the output is
 /// about 0.5 % larger than with one block.
 const BLOCK: usize = 512 << 10;
-const LEVEL: u32 = 5;
+const LEVEL: i32 = 2;
 /// Maximum number of threads that compress one stream.
 const MAX_THREADS: usize = 4;
 /// Maximum number of waiting blocks per thread.
 const WAITING: usize = 2;
 
-/// Magic number, deflate, no flags, no time, no extra flags, an unknown system.
-const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff];
-/// A last block without content.
-const LAST: [u8; 2] = [0x03, 0x00];
-
-/// A compressed block.
-struct Compressed {
-    bytes: Vec<u8>,
-    /// Of its content.
-    checksum: Crc,
-}
-
-type Reply = io::Result<Compressed>;
+type Reply = io::Result<Vec<u8>>;
 type Work = (Vec<u8>, SyncSender<Reply>);
 
 /// Compresses the bytes that `produce` writes, and passes the result to `output` in pieces. After an
@@ -49,7 +38,6 @@ pub fn compress(
 ) -> Result<()> {
     let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
     let threads = threads.min(MAX_THREADS);
-    let failed = || io("compress");
     std::thread::scope(|scope| {
         let (work, queue) = sync_channel::<Work>(threads);
         let (order, replies) = sync_channel::<Receiver<Reply>>(WAITING * threads);
@@ -63,14 +51,14 @@ pub fn compress(
         let producer = scope.spawn(move || {
             let mut blocks = Blocks {
                 block: Vec::with_capacity(BLOCK),
+                has_sent: false,
                 work,
                 order,
             };
             produce(&mut blocks)?;
             blocks.finish().map_err(io("compress"))
         });
-        let mut checksum = Crc::new();
-        let mut written = output(HEADER.to_vec());
+        let mut written = Ok(());
         for reply in replies {
             if written.is_err() {
                 break;
@@ -78,22 +66,14 @@ pub fn compress(
             written = reply
                 .recv()
                 .unwrap_or_else(|_| Err(gone()))
-                .and_then(|block| {
-                    checksum.combine(&block.checksum);
-                    output(block.bytes)
-                });
+                .and_then(&mut output);
         }
         // The producer has ended, or ends at its next block, because the queue has no receiver.
         let produced = producer
             .join()
             .unwrap_or_else(|_| Err(Error::invalid("compress: a thread has panicked")));
-        written.map_err(failed())?;
-        produced?;
-        let mut end = LAST.to_vec();
-        end.extend(checksum.sum().to_le_bytes());
-        // The length modulo 2^32.
-        end.extend(checksum.amount().to_le_bytes());
-        output(end).map_err(failed())
+        written.map_err(io("compress"))?;
+        produced
     })
 }
 
@@ -104,6 +84,7 @@ fn gone() -> io::Error {
 /// Cuts what is written into blocks.
 struct Blocks {
     block: Vec<u8>,
+    has_sent: bool,
     work: SyncSender<Work>,
     order: SyncSender<Receiver<Reply>>,
 }
@@ -111,13 +92,15 @@ struct Blocks {
 impl Blocks {
     fn send(&mut self) -> io::Result<()> {
         let block = std::mem::replace(&mut self.block, Vec::with_capacity(BLOCK));
+        self.has_sent = true;
         let (reply, compressed) = sync_channel(1);
         self.order.send(compressed).map_err(|_| gone())?;
         self.work.send((block, reply)).map_err(|_| gone())
     }
 
     fn finish(mut self) -> io::Result<()> {
-        if self.block.is_empty() {
+        // A gzip file has at least one member.
+        if self.block.is_empty() && self.has_sent {
             Ok(())
         } else {
             self.send()
@@ -142,27 +125,21 @@ impl Write for Blocks {
 
 /// Compresses blocks until no more come.
 fn serve(queue: &Mutex<Receiver<Work>>) {
-    let mut deflate = Compress::new(Compression::new(LEVEL), false);
+    let mut compressor = Compressor::new(CompressionLvl::new(LEVEL).unwrap_or_default());
     loop {
         let next = queue.lock().ignore_poison().recv();
         let Ok((block, reply)) = next else { return };
-        deflate.reset();
+        let mut bytes = vec![0; compressor.gzip_compress_bound(block.len())];
+        let compressed = match compressor.gzip_compress(&block, &mut bytes) {
+            Ok(length) => {
+                bytes.truncate(length);
+                Ok(bytes)
+            }
+            Err(error) => Err(io::Error::other(error.to_string())),
+        };
         // Without a receiver, compression has failed elsewhere.
-        let _ = reply.send(compressed(&mut deflate, &block));
+        let _ = reply.send(compressed);
     }
-}
-
-fn compressed(deflate: &mut Compress, block: &[u8]) -> Reply {
-    // Incompressible data becomes a little longer.
-    let mut bytes = Vec::with_capacity(block.len() + block.len() / 8 + 1024);
-    let status = deflate.compress_vec(block, &mut bytes, FlushCompress::Sync)?;
-    let is_complete = deflate.total_in() == block.len() as u64 && bytes.len() < bytes.capacity();
-    if status != Status::Ok || !is_complete {
-        return Err(io::Error::other("a block does not fit"));
-    }
-    let mut checksum = Crc::new();
-    checksum.update(block);
-    Ok(Compressed { bytes, checksum })
 }
 
 #[cfg(test)]
@@ -189,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_compressed_is_one_member_and_the_same_each_time() {
+    fn the_output_is_the_same_each_time() {
         let noise: Vec<u8> = (0_u64..3 * BLOCK as u64 + 7)
             .map(|n| (n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8)
             .collect();
@@ -197,12 +174,18 @@ mod tests {
         for content in [&b""[..], b"a", &noise[..BLOCK], &noise, &text] {
             let output = gzip(content, 100_003);
             assert_eq!(gzip(content, 4096), output);
-            // A decoder that stops at the end of the first member, and checks its trailer.
             let mut found = Vec::new();
-            let mut decoder = flate2::read::GzDecoder::new(&output[..]);
+            let mut decoder = flate2::read::MultiGzDecoder::new(&output[..]);
             decoder.read_to_end(&mut found).unwrap();
             assert!(found == content, "{} bytes", content.len());
-            assert_eq!(decoder.into_inner(), b"");
+            // One member for each block.
+            let mut rest = &output[..];
+            for _ in 0..content.len().div_ceil(BLOCK).max(1) {
+                let mut decoder = flate2::bufread::GzDecoder::new(rest);
+                decoder.read_to_end(&mut found).unwrap();
+                rest = decoder.into_inner();
+            }
+            assert_eq!(rest, b"");
         }
         assert!(gzip(&text, 4096).len() < text.len() / 50);
     }
@@ -235,6 +218,6 @@ mod tests {
             Ok(())
         });
         assert_eq!(error.unwrap_err().to_string(), "the layer was changed");
-        assert!(length > HEADER.len());
+        assert!(length > 0);
     }
 }
