@@ -307,38 +307,54 @@ impl Registry {
             };
             send_blob(&mut stream, &content, range.as_deref(), &behaviour)?;
         } else if let Some((repository, version)) = path.split_once("/manifests/") {
-            let refuse = |stream: &mut TcpStream, (status, code, message): (&str, &str, &str)| {
-                let body = json!({"errors": [{"code": code, "message": message}]}).to_string();
-                begin(
-                    stream,
-                    status,
-                    "content-type: application/json\r\n",
-                    body.len(),
-                )?;
-                if method != "HEAD" {
-                    stream.write_all(body.as_bytes()).ok()?;
-                }
-                None
-            };
-            if let Some(refusal) = behaviour.refusal {
-                return refuse(&mut stream, refusal);
-            }
-            let found = self
-                .state()
-                .manifests
-                .get(&format!("{repository}/{version}"))
-                .cloned();
-            let Some((media_type, content)) = found else {
-                let unknown = ("404 Not Found", "MANIFEST_UNKNOWN", "manifest unknown");
-                return refuse(&mut stream, unknown);
-            };
-            let digest = sha256(&content);
-            let headers =
-                format!("content-type: {media_type}\r\ndocker-content-digest: sha256:{digest}\r\n");
-            begin(&mut stream, "200 OK", &headers, content.len())?;
+            self.send_manifest(&mut stream, method, repository, version, &behaviour)?;
+        } else {
+            // It has no list of referrers.
+            begin(&mut stream, "404 Not Found", "", 0)?;
+        }
+        Some(())
+    }
+
+    /// Answers a request for a manifest. Returns `None` if the connection breaks, or after an error.
+    fn send_manifest(
+        &self,
+        stream: &mut TcpStream,
+        method: &str,
+        repository: &str,
+        version: &str,
+        behaviour: &Behaviour,
+    ) -> Option<()> {
+        let refuse = |stream: &mut TcpStream, (status, code, message): (&str, &str, &str)| {
+            let body = json!({"errors": [{"code": code, "message": message}]}).to_string();
+            begin(
+                stream,
+                status,
+                "content-type: application/json\r\n",
+                body.len(),
+            )?;
             if method != "HEAD" {
-                stream.write_all(&content).ok()?;
+                stream.write_all(body.as_bytes()).ok()?;
             }
+            None
+        };
+        if let Some(refusal) = behaviour.refusal {
+            return refuse(stream, refusal);
+        }
+        let found = self
+            .state()
+            .manifests
+            .get(&format!("{repository}/{version}"))
+            .cloned();
+        let Some((media_type, content)) = found else {
+            let unknown = ("404 Not Found", "MANIFEST_UNKNOWN", "manifest unknown");
+            return refuse(stream, unknown);
+        };
+        let digest = sha256(&content);
+        let headers =
+            format!("content-type: {media_type}\r\ndocker-content-digest: sha256:{digest}\r\n");
+        begin(stream, "200 OK", &headers, content.len())?;
+        if method != "HEAD" {
+            stream.write_all(&content).ok()?;
         }
         Some(())
     }

@@ -27,10 +27,11 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("plugin", &["client", "sys"]),
     ("registry", &["client", "image", "sys"]),
     ("distribution", &["image", "registry", "sys"]),
+    ("trust", &["image"]),
     (
         "engine",
         &[
-            "image", "network", "plugin", "registry", "runtime", "shim", "sys", "text",
+            "image", "network", "plugin", "registry", "runtime", "shim", "sys", "text", "trust",
         ],
     ),
     ("api-types", &[]),
@@ -44,6 +45,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "shim",
             "sys",
             "text",
+            "trust",
         ],
     ),
     ("gotemplate", &["text"]),
@@ -56,6 +58,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "image",
             "registry",
             "text",
+            "trust",
         ],
     ),
     ("oci", &["runtime", "sys", "text"]),
@@ -71,6 +74,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "shim",
             "sys",
             "text",
+            "trust",
         ],
     ),
 ];

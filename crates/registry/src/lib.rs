@@ -21,6 +21,7 @@ mod exchange;
 mod listing;
 mod login;
 mod manifest;
+mod referrers;
 mod response;
 mod settings;
 mod target;

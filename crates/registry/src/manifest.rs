@@ -16,7 +16,7 @@ use crate::exchange::{Query, Repository};
 use crate::response::read;
 
 /// Maximum size of a manifest or index in bytes. Registries have the same limit.
-const MAX_DOCUMENT: usize = 4 << 20;
+pub(crate) const MAX_DOCUMENT: usize = 4 << 20;
 /// The header with the digest of the manifest that a response is about.
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 

@@ -15,6 +15,7 @@ use whelk_engine::model::LogDriver;
 use whelk_engine::networks::Pool;
 use whelk_registry::Proxies;
 use whelk_sys::fs;
+use whelk_trust::{Policy, PolicyFile};
 
 use crate::listen::TlsSettings;
 
@@ -65,6 +66,8 @@ pub(crate) struct File {
     max_concurrent_downloads: Option<usize>,
     max_concurrent_uploads: Option<usize>,
     max_download_attempts: Option<u32>,
+    /// Whelk's own key: the file with the policy for pulled images.
+    signature_policy: Option<PathBuf>,
 }
 
 /// The HTTP proxies for connections to registries. Those that are not set are taken from the
@@ -259,6 +262,9 @@ impl File {
             }
             settings.uploads = uploads;
         }
+        if let Some(path) = &self.signature_policy {
+            settings.policy = Some(signature_policy(path).context("signature-policy")?);
+        }
         Ok(settings)
     }
 
@@ -283,6 +289,13 @@ impl File {
             resolver_options: self.dns_opts.clone(),
         }
     }
+}
+
+/// Reads a signature policy and the keys that it names.
+fn signature_policy(path: &Path) -> anyhow::Result<Policy> {
+    let mut file = PolicyFile::parse(&fs::read(path)?)?;
+    file.embed_keys(|key| fs::read(key).map_err(|error| error.source))?;
+    Ok(file.try_into()?)
 }
 
 #[cfg(test)]

@@ -18,12 +18,16 @@ use whelk_image::archive::Import;
 use whelk_image::progress::State as Progressing;
 use whelk_image::{Platform, Progress, Reference};
 use whelk_registry::Credentials;
+use whelk_trust::{Policy, PolicyFile};
 
 use super::{Service, ok};
 use crate::error::{ApiError, ApiResult};
 use crate::extract::Params;
 use crate::version::{self, ApiVersion, ImageOperation};
 use crate::{stream, wire};
+
+/// Maximum size of a signature policy in bytes.
+const MAX_POLICY: usize = 1 << 20;
 
 pub(super) async fn list(
     State(images): Service<Images>,
@@ -202,6 +206,7 @@ pub(super) async fn create(
             reference: to_pull(image, params.text("tag"))?,
             platform,
             credentials: credentials(&headers),
+            policy: None,
         };
         return pull(images, durability, request).await;
     }
@@ -231,6 +236,35 @@ pub(super) async fn create(
         ..StreamMessage::default()
     });
     Ok(([(header::CONTENT_TYPE, "application/json")], imported).into_response())
+}
+
+/// Pulls an image if it meets the signature policy in the body. Not in Docker's API: its engine would
+/// pull the image without looking at a policy, and here it answers 404.
+pub(super) async fn create_verified(
+    State(images): Service<Images>,
+    State(durability): State<Durability>,
+    params: Params,
+    headers: HeaderMap,
+    body: Body,
+) -> ApiResult {
+    let platform = match params.text("platform") {
+        "" => None,
+        text => Some(text.parse::<Platform>().map_err(Error::from)?),
+    };
+    let reference = to_pull(params.text("fromImage"), params.text("tag"))?;
+    let json = axum::body::to_bytes(body, MAX_POLICY)
+        .await
+        .map_err(|error| ApiError::invalid(format!("signature policy: {error}")))?;
+    let policy = PolicyFile::parse(&json)
+        .and_then(Policy::try_from)
+        .map_err(|error| ApiError::invalid(error.to_string()))?;
+    let request = PullRequest {
+        reference,
+        platform,
+        credentials: credentials(&headers),
+        policy: Some(policy),
+    };
+    pull(images, durability, request).await
 }
 
 /// Returns the reference to pull. `tag` may be a digest.

@@ -17,6 +17,8 @@ use whelk_image::archive::Origin;
 use whelk_image::content::MAX_PARTIAL_AGE;
 use whelk_image::{Digest, ImageConfig, Platform, Reference};
 
+use whelk_trust::Policy;
+
 use crate::error::{Error, Result};
 use crate::events::{Events, now};
 use crate::instance::RegistrySettings;
@@ -102,6 +104,8 @@ pub struct Images {
     events: Arc<Events>,
     downloads: pull::Downloads,
     uploads: push::Uploads,
+    /// What is required of images that are pulled.
+    policy: Option<Policy>,
     index: RwLock<Index>,
     /// An image could not be read. Its layers would look unused, so nothing is collected.
     unreadable: bool,
@@ -228,6 +232,7 @@ impl Images {
             store,
             events,
             uploads: push::Uploads::new(registries.uploads),
+            policy: registries.policy.clone(),
             downloads: pull::Downloads::new(registries)?,
             index: RwLock::new(index),
             unreadable,

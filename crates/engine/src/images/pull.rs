@@ -6,6 +6,7 @@
 
 mod downloads;
 mod layer;
+mod signatures;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use whelk_image::descriptor::{self, Descriptor, Index, Manifest};
 use whelk_image::progress::State;
 use whelk_image::{Digest, ImageConfig, Lease, Platform, Progress, Reference};
 use whelk_registry::{Credentials, Document, Kind, Repository, Version};
+use whelk_trust::Policy;
 
 pub(super) use self::downloads::{Downloads, Held};
 use self::layer::Layer;
@@ -63,6 +65,8 @@ pub struct PullRequest {
     pub reference: Reference,
     pub platform: Option<Platform>,
     pub credentials: Credentials,
+    /// What is required of the image, besides what the engine's own policy requires.
+    pub policy: Option<Policy>,
 }
 
 /// An image in a registry, for one platform.
@@ -97,6 +101,8 @@ impl Images {
             .map_err(|error| told(reference, error))?;
         let held = Arc::new(Held::take(self));
         let remote = self.locate(&repository, request, held.lease()?).await?;
+        let policies = [&self.policy, &request.policy].into_iter().flatten();
+        signatures::verify(&repository, reference, &remote, policies).await?;
         begun();
         self.bring(&repository, request, remote, &held, progress)
             .await

@@ -1,6 +1,7 @@
 //! How the engine uses registries.
 
 use whelk_registry::Settings;
+use whelk_trust::Policy;
 
 /// How the engine uses registries.
 #[derive(Clone, Debug)]
@@ -10,6 +11,8 @@ pub struct RegistrySettings {
     pub downloads: usize,
     /// The same for those that are uploaded.
     pub uploads: usize,
+    /// What is required of images that are pulled.
+    pub policy: Option<Policy>,
 }
 
 impl Default for RegistrySettings {
@@ -21,6 +24,7 @@ impl Default for RegistrySettings {
             },
             downloads: 3,
             uploads: 5,
+            policy: None,
         }
     }
 }

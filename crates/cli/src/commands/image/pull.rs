@@ -1,7 +1,10 @@
 //! The `pull` command, and the pull before a container is created.
 
+use std::path::{Path, PathBuf};
+
 use clap::Args;
-use whelk_client::no_body;
+use whelk_client::{full_body, no_body};
+use whelk_trust::PolicyFile;
 
 use crate::client::{ApiError, Client, query};
 use crate::commands::messages::{Target, print_messages_to};
@@ -22,6 +25,9 @@ pub(crate) struct PullArgs {
     /// Suppress verbose output
     #[arg(short, long)]
     quiet: bool,
+    /// Pull only if the signatures meet this policy (containers-policy.json format)
+    #[arg(long, value_name = "POLICY")]
+    verify: Option<PathBuf>,
     /// Image to download: NAME[:TAG|@DIGEST]
     #[arg(value_name = "NAME")]
     name: String,
@@ -48,7 +54,8 @@ pub(crate) async fn pull(client: &Client, args: PullArgs) -> Outcome {
     } else {
         Target::Output
     };
-    transfer(client, &name, &platform, target).await?;
+    let policy = args.verify.as_deref().map(policy).transpose()?;
+    transfer(client, &name, &platform, policy, target).await?;
     print_line!("{}", full(&name))?;
     Ok(0)
 }
@@ -66,7 +73,7 @@ pub(crate) async fn pull_for_create(
     } else {
         Target::Errors
     };
-    transfer(client, &with_default_tag(image), platform, target).await
+    transfer(client, &with_default_tag(image), platform, None, target).await
 }
 
 /// Returns the platform of the flag or of `DOCKER_DEFAULT_PLATFORM`; empty for the engine's own.
@@ -77,7 +84,26 @@ pub(crate) fn platform(flag: Option<&str>) -> String {
         .unwrap_or_default()
 }
 
-async fn transfer(client: &Client, name: &str, platform: &str, target: Target) -> Outcome<()> {
+/// Reads a signature policy and the keys that it names, and returns what is sent to the engine.
+fn policy(path: &Path) -> Outcome<Vec<u8>> {
+    let invalid = |error: &dyn std::fmt::Display| {
+        Failure::new(format!("--verify {}: {error}", path.display()))
+    };
+    let json = std::fs::read(path).map_err(|error| invalid(&error))?;
+    let mut file = PolicyFile::parse(&json).map_err(|error| invalid(&error))?;
+    file.embed_keys(|key| std::fs::read(key))
+        .map_err(|error| invalid(&error))?;
+    serde_json::to_vec(&file).map_err(|error| invalid(&error))
+}
+
+/// Pulls an image, with a policy only if its signatures meet that.
+async fn transfer(
+    client: &Client,
+    name: &str,
+    platform: &str,
+    policy: Option<Vec<u8>>,
+    target: Target,
+) -> Outcome<()> {
     let credentials = credentials::header(client.config(), name)?;
     let (image, version) = split(name);
     let parameters = [
@@ -85,12 +111,16 @@ async fn transfer(client: &Client, name: &str, platform: &str, target: Target) -
         ("tag", version.unwrap_or_default()),
         ("platform", platform),
     ];
+    let (path, body) = match policy {
+        Some(policy) => ("/images/verified", full_body(policy)),
+        None => ("/images/create", no_body()),
+    };
     let response = client
         .send(
             hyper::Method::POST,
-            &format!("/images/create{}", query(&parameters)),
+            &format!("{path}{}", query(&parameters)),
             &[("x-registry-auth", &credentials)],
-            no_body(),
+            body,
         )
         .await
         .map_err(|error: ApiError| Failure::from(error))?;
