@@ -161,6 +161,7 @@ fn rejects_invalid_image_names() {
         cli.run(&["tag", " ", "x"]).refuses(1, &format!("Error parsing reference: \" \" {refused}"));
         let ambiguous = "Error response from daemon: refusing to create an ambiguous tag using digest algorithm as name";
         cli.run(&["tag", "busybox", "sha256:x"]).refuses(1, ambiguous);
+        cli.run(&["tag", "busybox", "sha512:x"]).refuses(1, ambiguous);
         cli.feed(&["import", "-", "sha256:x"], &layer("x")).refuses(1, ambiguous);
         cli.feed(&["import", "-", "x:y:z"], &layer("x")).refuses(1, "invalid reference format");
         cli.run(&["rmi", " "]).refuses(1, "image name cannot be blank");

@@ -5,14 +5,12 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::digest::Digest;
+use crate::digest::{Algorithm, Digest};
 use crate::error::{Error, Result};
 
 const DEFAULT_DOMAIN: &str = "docker.io";
 const OFFICIAL_PREFIX: &str = "library/";
 const DEFAULT_TAG: &str = "latest";
-/// The only supported digest algorithm.
-const ALGORITHM: &str = "sha256";
 const MAX_NAME_LEN: usize = 255;
 const MAX_TAG_LEN: usize = 128;
 
@@ -39,15 +37,19 @@ impl Reference {
     /// none.
     ///
     /// # Errors
-    /// Returns an error if there is a digest, or if the name is `sha256`: either could be mistaken
-    /// for an image ID.
+    /// Returns an error if there is a digest, or if the name is that of a digest's algorithm: either
+    /// could be mistaken for an image ID or a digest.
     pub fn into_tag(self) -> Result<Self> {
         if self.digest.is_some() {
             return Err(Error::invalid(
                 "refusing to create a tag with a digest reference",
             ));
         }
-        if self.familiar_name() == ALGORITHM {
+        let name = self.familiar_name();
+        if Algorithm::ALL
+            .iter()
+            .any(|algorithm| name == algorithm.name())
+        {
             return Err(Error::invalid(
                 "refusing to create an ambiguous tag using digest algorithm as name",
             ));

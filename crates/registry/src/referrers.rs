@@ -45,7 +45,10 @@ impl Repository {
                 (bytes.to_vec(), operation)
             }
             Err(error) if is_missing(&error) => {
-                let tag = subject.as_str().replace(':', "-");
+                // At most 64 digits, as the specification says.
+                let digits = subject.hex();
+                let digits = digits.get(..64).unwrap_or(digits);
+                let tag = format!("{}-{digits}", subject.algorithm().name());
                 match self.manifest(&Version::Tag(tag.clone())).await {
                     Ok(list) if list.is_index() => (list.bytes, format!("referrers in tag {tag}")),
                     Ok(_) => return Ok(Vec::new()),

@@ -217,6 +217,12 @@ fn images_with_sha512_digests_are_pulled_and_pushed() {
         assert_eq!((status, body.as_slice()), (200, manifest.as_bytes()));
         cli.run(&["rmi", "-f", &by_tag, &by_digest, &copy]).ok();
     });
+    let listed =
+        engine
+            .cli(Program::Whelk)
+            .run(&["manifest", "inspect", "--insecure", "-v", &by_digest]);
+    let listed: Value = serde_json::from_str(&listed.ok()).unwrap();
+    assert_eq!(listed["Descriptor"]["digest"], digest);
     // A configuration that is not what its digest says is refused.
     let blobs = served.directory.join("root/blobs/sha512");
     let manifest: Value = serde_json::from_str(&manifest).unwrap();

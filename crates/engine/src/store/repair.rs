@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, params};
 use serde_json::Value;
-use whelk_image::{ImageConfig, Reference, Scratch};
+use whelk_image::{Algorithm, ImageConfig, Reference, Scratch};
 use whelk_sys::fs;
 
 use super::check::{FILE, REBUILT, wrong_file};
@@ -446,7 +446,8 @@ fn find_images(images: &whelk_image::Store, rest: &mut Rest, report: &mut Repair
     let id_of = |image: &Value| image["id"].as_str().unwrap_or_default().to_owned();
     let known: BTreeSet<String> = rest.images.iter().map(id_of).collect();
     let mut found = 0;
-    for digest in images.content.list()? {
+    let ids = images.content.list()?.into_iter();
+    for digest in ids.filter(|digest| digest.algorithm() == Algorithm::Sha256) {
         let config = images
             .content
             .read(&digest)

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
+use std::sync::OnceLock;
 
 use tar::{Archive, EntryType};
 use whelk_sys::fs;
@@ -47,6 +48,27 @@ pub(super) struct File {
     pub(super) path: PathBuf,
     pub(super) size: u64,
     pub(super) digest: Digest,
+    /// By another algorithm than [`File::digest`], once it was needed.
+    other_digest: OnceLock<Digest>,
+}
+
+impl File {
+    /// Returns the digest by another algorithm than SHA-256. The file is read once, however many
+    /// manifests name it.
+    fn digest_by(&self, algorithm: Algorithm, part: &str) -> Result<Digest> {
+        if let Some(digest) = self.other_digest.get()
+            && digest.algorithm() == algorithm
+        {
+            return Ok(digest.clone());
+        }
+        let mut hashing = Hashing::with(algorithm, fs::open(&self.path)?);
+        std::io::copy(&mut hashing, &mut std::io::sink())
+            .map_err(io(format!("read {}", shown(part))))?;
+        let digest = hashing.finish().0;
+        // Only one other algorithm exists.
+        let _ = self.other_digest.set(digest.clone());
+        Ok(digest)
+    }
 }
 
 impl Parts {
@@ -214,12 +236,7 @@ impl Parts {
         let digest = match algorithm {
             None => return Ok(()),
             Some(Algorithm::Sha256) => file.digest.clone(),
-            Some(other) => {
-                let mut hashing = Hashing::with(other, fs::open(&file.path)?);
-                std::io::copy(&mut hashing, &mut std::io::sink())
-                    .map_err(io(format!("read {}", shown(part))))?;
-                hashing.finish().0
-            }
+            Some(other) => file.digest_by(other, part)?,
         };
         if digest.hex() == stem {
             return Ok(());
@@ -255,7 +272,12 @@ fn write(
         )));
     }
     let (digest, _, _) = file.finish();
-    Ok(File { path, size, digest })
+    Ok(File {
+        path,
+        size,
+        digest,
+        other_digest: OnceLock::new(),
+    })
 }
 
 /// Returns the `GNU.sparse.*` records of an entry's pax headers.
@@ -360,6 +382,16 @@ impl<R: Read> Read for HeaderBound<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_part_is_hashed_once_however_often_it_is_named() {
+        let path = std::env::temp_dir().join(format!("whelk-part-{}", std::process::id()));
+        let file = write(&b"x"[..], path.clone(), 1, "x", &mut [0; 16]).unwrap();
+        let expected = Algorithm::Sha512.digest(b"x");
+        assert_eq!(file.digest_by(Algorithm::Sha512, "x").unwrap(), expected);
+        fs::remove_file(&path).unwrap();
+        assert_eq!(file.digest_by(Algorithm::Sha512, "x").unwrap(), expected);
+    }
 
     #[test]
     fn bounds_the_total_size_of_metadata() {

@@ -8,6 +8,7 @@ use whelk_image::descriptor::{
     DOCKER_MANIFEST, DOCKER_MANIFEST_LIST, INDEX, MANIFEST, SCHEMA_VERSION,
 };
 use whelk_image::{Digest, Reference};
+use whelk_registry::Document;
 
 use crate::{Failure, Outcome};
 
@@ -81,10 +82,14 @@ impl ImageManifest {
     /// Returns an error if it is not JSON.
     pub(super) fn new(
         reference: &Reference,
-        media_type: &str,
-        raw: Vec<u8>,
+        document: Document,
         platform: Option<ListedPlatform>,
     ) -> Outcome<Self> {
+        let Document {
+            digest,
+            media_type,
+            bytes: raw,
+        } = document;
         let content: Value = serde_json::from_slice(&raw)
             .map_err(|error| Failure::new(format!("{reference}: invalid manifest: {error}")))?;
         let is_docker = media_type == DOCKER_MANIFEST;
@@ -96,8 +101,8 @@ impl ImageManifest {
         Ok(Self {
             reference: reference.to_string(),
             descriptor: Descriptor {
-                media_type: media_type.to_owned(),
-                digest: Digest::of(&raw),
+                media_type,
+                digest,
                 size: raw.len() as u64,
                 platform,
             },
@@ -124,10 +129,11 @@ impl ImageManifest {
     /// # Errors
     /// Returns an error if they were changed, or not kept: very old clients have not.
     pub(super) fn bytes(&self) -> Outcome<&[u8]> {
-        let (expected, found) = (&self.descriptor.digest, Digest::of(&self.raw));
-        if *expected == found {
+        let expected = &self.descriptor.digest;
+        if expected.is_of(&self.raw) {
             Ok(&self.raw)
         } else {
+            let found = expected.algorithm().digest(&self.raw);
             Err(Failure::new(format!(
                 "internal digest mismatch for {}: expected {expected}, got {found}",
                 self.reference
@@ -224,7 +230,12 @@ mod tests {
             ..ListedPlatform::default()
         };
         let reference = name.parse().unwrap();
-        ImageManifest::new(&reference, media_type, raw.to_vec(), Some(platform)).unwrap()
+        let document = Document {
+            digest: Digest::of(raw),
+            media_type: media_type.into(),
+            bytes: raw.to_vec(),
+        };
+        ImageManifest::new(&reference, document, Some(platform)).unwrap()
     }
 
     #[test]

@@ -65,7 +65,8 @@ pub(super) async fn push(store: &Store, remote: &Remote, args: &PushArgs) -> Out
         (Some(digest), _) => Version::Digest(digest.clone()),
         (None, tag) => Version::Tag(tag.clone().unwrap_or_default()),
     };
-    let digest = Digest::of(text.as_bytes());
+    let algorithm = target.digest.as_ref().map(Digest::algorithm);
+    let digest = algorithm.unwrap_or_default().digest(text.as_bytes());
     repository
         .put_manifest(&version, media_type, text.into_bytes())
         .await

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use whelk_image::Reference;
 use whelk_image::descriptor::{Index, Manifest};
-use whelk_image::{Digest, Reference};
 use whelk_registry::{Client, Credentials, Document, Kind, Proxies, Repository, Settings, Version};
 
 use super::list::{ImageManifest, ListedPlatform};
@@ -153,7 +153,7 @@ async fn image(
         Some(platform) => platform,
         None => configured(repository, name, &document.bytes).await?,
     };
-    ImageManifest::new(name, &document.media_type, document.bytes, Some(platform))
+    ImageManifest::new(name, document, Some(platform))
 }
 
 /// Returns the platform that the configuration of an image is for.
@@ -176,7 +176,7 @@ async fn configured(
     while let Some(piece) = blob.next(|_| {}).await.map_err(failed)? {
         content.extend_from_slice(&piece);
     }
-    if Digest::of(&content) != config.digest {
+    if !config.digest.is_of(&content) {
         return Err(Failure::new(format!(
             "image config verification failed for digest {}",
             config.digest

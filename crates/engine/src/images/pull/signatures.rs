@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use whelk_image::descriptor::Manifest;
+use whelk_image::reference::check_tag;
 use whelk_image::{Digest, Reference};
 use whelk_registry::{Error as RegistryError, Kind, Repository, Version};
 use whelk_trust::{PAYLOAD, Policy, SIGNATURE, Signature, decode_signature};
@@ -59,13 +60,17 @@ impl Remote {
 async fn signatures(repository: &Repository, digests: &[Digest]) -> Result<Vec<Signature>> {
     let mut signatures = Vec::new();
     for digest in digests {
+        // Too long for a tag with SHA-512, for which there are only referrers.
         let tag = format!("{}.sig", digest.as_str().replace(':', "-"));
+        let tag = Some(tag).filter(|tag| check_tag(tag).is_ok());
         let referrers = repository
             .referrers(digest, ARTIFACT, MAX_SIGNATURES)
             .await
             .map_err(plain)?;
-        let versions =
-            std::iter::once(Version::Tag(tag)).chain(referrers.into_iter().map(Version::Digest));
+        let versions = tag
+            .into_iter()
+            .map(Version::Tag)
+            .chain(referrers.into_iter().map(Version::Digest));
         for version in versions {
             if signatures.len() >= MAX_SIGNATURES {
                 break;
@@ -107,11 +112,10 @@ async fn collect(
         let payload = payload(repository, &layer.digest, layer.size)
             .await
             .map_err(plain)?;
-        if Digest::of(&payload) != layer.digest {
+        if !layer.digest.is_of(&payload) {
             return Err(Error::invalid(format!(
-                "the content of blob {} has the digest {}",
-                layer.digest,
-                Digest::of(&payload)
+                "the content of blob {} does not have this digest",
+                layer.digest
             )));
         }
         signatures.push(Signature { payload, signature });
