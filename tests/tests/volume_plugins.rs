@@ -50,10 +50,11 @@ fn a_plugin_provides_volumes() {
         let uses: [&[&str]; 2] = [&["create", "-v", "data:/d", "busybox"], &["volume", "export", "data"]];
         for args in uses {
             plugin.kill_at("Mount", engine.daemon_pid());
-            assert_ne!(engine.whelk(args).code, 0);
+            let output = engine.whelk(args);
+            assert!(output.code != 0 && output.err().contains("connection to the engine lost"), "{}", output.err());
             engine.kill9();
             engine.restart();
-            eventually("the volume to be let go", || {
+            eventually("the volume to be unmounted", || {
                 let asked = plugin.questions();
                 asked.iter().find_map(|line| line.strip_prefix("Mount")).filter(|what| asked.contains(&format!("Unmount{what}"))).map(drop)
             });

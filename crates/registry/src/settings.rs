@@ -290,7 +290,9 @@ mod tests {
         }
         assert!(Settings::default().mirrors_of("docker.io").is_empty());
         for text in ["", "*x", "a*b", "https://x", "*."] {
-            assert!(text.parse::<Pattern>().is_err(), "{text}");
+            let expected =
+                format!("invalid registry {text:?}: want HOST[:PORT], *.DOMAIN[:PORT] or *");
+            assert_eq!(text.parse::<Pattern>(), Err(expected));
         }
     }
 

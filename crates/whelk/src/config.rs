@@ -228,7 +228,7 @@ impl File {
             let hub = "docker.io".parse().map_err(invalid("registry-mirrors"))?;
             client.mirrors.push((hub, self.registry_mirrors.clone()));
         }
-        // The more specific pattern of several that match a registry counts.
+        // The longest pattern comes first, because the first one that matches is used.
         let mut patterns: Vec<_> = self.mirrors.iter().collect();
         patterns
             .sort_by_key(|(pattern, _)| std::cmp::Reverse(pattern.trim_start_matches('*').len()));
@@ -382,7 +382,15 @@ mod tests {
         let file = parse(content, Keys::Place).unwrap();
         assert_eq!(file.instance.as_deref(), Some("i"));
         assert_eq!(file.data_root.as_deref(), Some(Path::new("/r")));
-        assert!(parse(br#"{"instance": 1}"#, Keys::Place).is_err());
-        assert!(parse(br#"{"instance": "i""#, Keys::Place).is_err());
+        for (content, text) in [
+            (
+                r#"{"instance": 1}"#,
+                "invalid type: integer `1`, expected a string",
+            ),
+            (r#"{"instance": "i""#, "EOF while parsing an object"),
+        ] {
+            let error = parse(content.as_bytes(), Keys::Place).unwrap_err();
+            assert!(error.to_string().contains(text), "{error}");
+        }
     }
 }

@@ -148,7 +148,12 @@ mod tests {
         erase(&dir, "nosuch").unwrap();
         assert!(!file().contains("r:1") && file().contains("YTpi"));
         std::fs::write(&path, "[").unwrap();
-        assert!(store(&dir, &login("r:1", "p", "")).is_err());
+        let error = store(&dir, &login("r:1", "p", "")).unwrap_err();
+        assert!(
+            error.text.contains("config.json: EOF while parsing a list"),
+            "{}",
+            error.text
+        );
         assert_eq!(file(), "[");
         std::fs::remove_dir_all(&dir).unwrap();
     }
