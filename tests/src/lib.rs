@@ -31,6 +31,7 @@ mod http;
 pub mod images;
 mod leftovers;
 mod private_host;
+pub mod processes;
 mod pty;
 pub mod registry;
 pub mod serving;

@@ -14,6 +14,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use whelk_tests::images::{self, Archive, gzip, pack, stored};
+use whelk_tests::processes::peak_memory;
 use whelk_tests::tar::Tar;
 use whelk_tests::{Connection, Engine, Program, eventually};
 
@@ -428,16 +429,6 @@ fn an_image_without_layers_is_loaded_or_refused_but_runs_nothing_of_the_host() {
             output.refuses(127, "no such file or directory");
         }
     }
-}
-
-/// Returns the peak resident memory of the engine in MiB.
-fn peak_memory(engine: &Engine) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", engine.daemon_pid())).unwrap();
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))
-        .unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
 }
 
 /// A configuration for these layers with further fields.

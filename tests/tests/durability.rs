@@ -17,6 +17,7 @@ use std::process::Command;
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
+use whelk_tests::processes::is_alive;
 use whelk_tests::{Engine, Program, eventually};
 
 fn shell(command: &str) {
@@ -87,7 +88,7 @@ impl<'e> Disk<'e> {
                     fs::read_to_string(format!("/proc/{pid}/cgroup"))
                         .is_ok_and(|groups| groups.contains(&mark))
                 })
-                .filter(|pid| lives(*pid))
+                .filter(|pid| is_alive(*pid))
                 .collect();
             for pid in &own {
                 let _ = kill_process(Pid::from_raw(*pid).unwrap(), Signal::KILL);
@@ -220,14 +221,6 @@ fn acknowledged_changes_survive_a_power_failure() {
     }
 }
 
-/// Returns whether a process exists and has not ended.
-fn lives(pid: i32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit(") ")
-        .next()
-        .is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
-}
-
 /// The engine's error, and a function that damages the store's files.
 type Damage = (&'static str, fn(&Path));
 
@@ -350,7 +343,7 @@ fn a_damaged_store_is_rejected_and_can_be_repaired() {
             said.contains(text) && said.contains("whelk system repair --root"),
             "damage {index}: {said}"
         );
-        assert!(lives(pid), "damage {index}");
+        assert!(is_alive(pid), "damage {index}");
         let told = engine.repair();
         assert!(
             told.contains("containers: 3 from their directories"),
@@ -367,7 +360,7 @@ fn a_damaged_store_is_rejected_and_can_be_repaired() {
             (images, network),
             "damage {index}: {told}"
         );
-        assert!(lives(pid), "damage {index}");
+        assert!(is_alive(pid), "damage {index}");
         assert_eq!(cli.run(&["exec", "runs", "echo", "alive"]).ok(), "alive");
         assert_eq!(
             cli.run(&[

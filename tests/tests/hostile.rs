@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde_json::json;
+use whelk_tests::processes::{resident_memory, shim_of};
 use whelk_tests::{Engine, Program, eventually, images, stays};
 
 /// Content that must not appear in a container's output.
@@ -683,27 +684,6 @@ fn engine_files_and_sockets_are_not_accessible_to_others() {
     assert!(ours.is_empty(), "{ours:?}");
 }
 
-/// Returns a process's resident memory in KiB.
-fn resident(pid: i32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .and_then(|rest| rest.trim().split(' ').next())
-        .and_then(|number| number.parse().ok())
-        .unwrap_or(0)
-}
-
-/// Returns the PID of a container's shim, which is the parent of its first process.
-fn shim_of(engine: &Engine, name: &str) -> i32 {
-    let status = fs::read_to_string(format!("/proc/{}/status", engine.pid(name))).unwrap();
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix("PPid:"))
-        .and_then(|rest| rest.trim().parse().ok())
-        .unwrap()
-}
-
 #[test]
 fn unread_output_does_not_use_memory() {
     // CVE-2022-31030
@@ -713,7 +693,7 @@ fn unread_output_does_not_use_memory() {
     let exec = engine.create_exec("up", &json!({"Cmd": ["yes"], "AttachStdout": true}));
     let unread = engine.start_exec(&exec, false);
     stays("memory is bounded", Duration::from_secs(1), || {
-        resident(shim) < 32 << 10 && resident(engine.daemon_pid()) < 256 << 10
+        resident_memory(shim) < 32 << 10 && resident_memory(engine.daemon_pid()) < 256 << 10
     });
     assert_eq!(engine.whelk(&["exec", "up", "echo", "alive"]).ok(), "alive");
     drop(unread);

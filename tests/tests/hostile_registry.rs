@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use whelk_tests::images::{self, Archive, marked};
+use whelk_tests::processes::peak_memory;
 use whelk_tests::registry::{Behaviour, Registry};
 use whelk_tests::{Engine, Program, eventually};
 
@@ -24,25 +25,12 @@ fn check_nothing(engine: &Engine) {
     }
 }
 
-/// Returns the engine's peak memory in KiB.
-fn peak(engine: &Engine) -> u64 {
-    let status = format!("/proc/{}/status", engine.daemon_pid());
-    let status = std::fs::read_to_string(status).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"));
-    line.unwrap()
-        .split_whitespace()
-        .nth(1)
-        .unwrap()
-        .parse()
-        .unwrap()
-}
-
 #[test]
 fn endless_responses_and_redirects_are_errors() {
     let engine = Engine::without_images(&[]);
     let registry = Registry::start();
     let pushed = registry.push("app", &marked("app:1"));
-    let before = peak(&engine);
+    let before = peak_memory(&engine);
     for (behaviour, text) in [
         (
             Behaviour {
@@ -76,8 +64,8 @@ fn endless_responses_and_redirects_are_errors() {
         registry.behave(behaviour);
         engine.both(|cli| cli.run(&["pull", &pushed.name]).refuses(1, text));
     }
-    let grown = peak(&engine) - before;
-    assert!(grown < 60 << 10, "{grown} KiB");
+    let grown = peak_memory(&engine) - before;
+    assert!(grown < 60, "{grown} MiB");
     check_nothing(&engine);
 }
 

@@ -9,6 +9,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
+use whelk_tests::processes::peak_memory;
 use whelk_tests::{Cli, Engine, Program};
 
 /// Runs a test with each log driver whose log can be read, and with both command lines.
@@ -591,23 +592,8 @@ fn tails_of_large_logs_take_little_memory_and_are_read_from_the_end() {
     with_log(&engine, &json!({}), LINES, |number| {
         format!("line {number}")
     });
-    let status = || fs::read_to_string(format!("/proc/{}/status", engine.daemon_pid())).unwrap();
-    let peak = || {
-        let status = status();
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmHWM:"))
-            .unwrap();
-        line.trim()
-            .split(' ')
-            .next()
-            .unwrap()
-            .parse::<u64>()
-            .unwrap()
-            >> 10
-    };
     fs::write(format!("/proc/{}/clear_refs", engine.daemon_pid()), "5").unwrap();
-    let before = peak();
+    let before = peak_memory(&engine);
     let cli = engine.cli(Program::Whelk);
     assert_eq!(
         cli.run(&["logs", "--tail", "100000000", "said"])
@@ -616,7 +602,8 @@ fn tails_of_large_logs_take_little_memory_and_are_read_from_the_end() {
             .count(),
         LINES
     );
-    assert!(peak() < before + 24, "{} MiB after {before} MiB", peak());
+    let peak = peak_memory(&engine);
+    assert!(peak < before + 24, "{peak} MiB after {before} MiB");
     // The number of bytes that the engine has read from any file.
     let read = || {
         let counts = fs::read_to_string(format!("/proc/{}/io", engine.daemon_pid())).unwrap();

@@ -12,19 +12,12 @@ use std::time::Duration;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 use serde_json::json;
+use whelk_tests::processes::{is_alive, shim_of};
 use whelk_tests::{Connection, Engine, Program, eventually, stays};
 
 /// A script that prints increasing numbers until the file `/b/stop` exists.
 const COUNTS: &str =
     "i=0; while [ ! -e /b/stop ]; do i=$((i+1)); echo $i; sleep 0.01; done; exit 7";
-
-/// Returns whether a process exists and is not a zombie.
-fn exists(pid: i32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit(") ")
-        .next()
-        .is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
-}
 
 /// The last number in a log that must count from one without a gap.
 #[track_caller]
@@ -35,16 +28,6 @@ fn counted(log: &str) -> usize {
         "a gap in {numbers:?}"
     );
     numbers.len()
-}
-
-/// The shim of a container: the parent of its first process.
-fn shim_of(engine: &Engine, name: &str) -> i32 {
-    let status = fs::read_to_string(format!("/proc/{}/status", engine.pid(name))).unwrap();
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix("PPid:"))
-        .and_then(|rest| rest.trim().parse().ok())
-        .unwrap()
 }
 
 #[test]
@@ -64,7 +47,7 @@ fn containers_run_without_the_engine() {
     stays(
         "the container runs without an engine",
         Duration::from_millis(300),
-        || exists(pid),
+        || is_alive(pid),
     );
     engine.restart();
     let after = engine.inspect("counts");
@@ -117,7 +100,7 @@ fn an_exit_without_the_engine_is_recorded_later() {
     fs::write(shared.join("stop"), "").unwrap();
     kill_process(Pid::from_raw(pids[2]).unwrap(), Signal::KILL).unwrap();
     eventually("all of them to end", || {
-        (!pids.iter().any(|pid| exists(*pid))).then_some(())
+        (!pids.iter().any(|pid| is_alive(*pid))).then_some(())
     });
     engine.restart();
     engine.await_state("exits", "exited");
@@ -241,7 +224,9 @@ fn a_container_whose_shim_is_killed_ends_and_can_be_restarted() {
             engine.restart();
         }
         engine.await_state(&name, "exited");
-        eventually("its processes to be gone", || (!exists(pid)).then_some(()));
+        eventually("its processes to be gone", || {
+            (!is_alive(pid)).then_some(())
+        });
         assert_ne!(
             engine.inspect(&name)["State"]["ExitCode"],
             0,
@@ -467,7 +452,7 @@ fn an_unresponsive_shim_does_not_block_others() {
     assert_eq!(cli.run(&["exec", "well", "echo", "fine"]).ok(), "fine");
     assert_eq!(engine.state("stuck"), "running");
     assert!(
-        exists(pid),
+        is_alive(pid),
         "nobody ends a container because its shim is slow"
     );
     kill_process(shim, Signal::CONT).unwrap();
@@ -551,7 +536,7 @@ fn a_container_with_a_stopped_shim_can_be_killed() {
     assert!(counted(&cli.run(&["logs", "killed"]).ok()) > 0);
     assert_eq!(engine.api("GET", "/containers/removed/json", None).0, 404);
     for (pid, shim) in processes {
-        assert!(!exists(pid) && !exists(shim), "{pid} {shim}");
+        assert!(!is_alive(pid) && !is_alive(shim), "{pid} {shim}");
     }
     for name in ["stopped", "killed"] {
         cli.run(&["start", name]).ok();
@@ -645,7 +630,7 @@ fn an_engine_without_free_descriptors_kills_nothing() {
         let text = answer.text();
         assert_eq!(answer.status, 500, "{action}: {text}");
         assert!(text.contains("too many open files"), "{action}: {text}");
-        assert!(exists(pid), "{action}");
+        assert!(is_alive(pid), "{action}");
     }
     prlimit(daemon, Resource::Nofile, before).unwrap();
     cli.run(&["stop", "calm"]).ok();

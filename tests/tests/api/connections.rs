@@ -1,5 +1,6 @@
 //! HTTP connections: keep-alive, invalid HTTP, and the memory that requests take.
 
+use whelk_tests::processes::peak_memory;
 use whelk_tests::{Connection, Engine, Program};
 
 #[test]
@@ -83,16 +84,6 @@ fn a_connection_serves_several_requests() {
     );
     connection.send_raw(request.as_bytes()).unwrap();
     assert_eq!(connection.response().unwrap().status, 201);
-}
-
-/// Returns the peak resident memory of the engine in MiB.
-fn peak_memory(engine: &Engine) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", engine.daemon_pid())).unwrap();
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))
-        .unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
 }
 
 #[test]
