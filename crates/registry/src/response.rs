@@ -1,4 +1,4 @@
-//! What a response says: its content up to a maximum size, or the error that it reports.
+//! Reads responses: the content up to a maximum size, or the error that the server reports.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! URLs of requests: which server they are for, and where redirects and locations lead to.
+//! URLs of requests, and the resolution of redirects and `Location` headers.
 
 use hyper::body::Incoming;
 use hyper::header::{HeaderMap, LOCATION};
@@ -52,7 +52,7 @@ impl Target {
 
     /// Returns the URL in a response's header `Location`, which may be relative to this one.
     pub(crate) fn located(&self, headers: &HeaderMap) -> std::result::Result<Self, &'static str> {
-        const NO_URL: &str = "to what is not a URL";
+        const NO_URL: &str = "to an invalid URL";
         let location = headers.get(LOCATION).ok_or("without a location")?;
         let location = location.to_str().map_err(|_| NO_URL)?;
         let location = if location.contains("://") || location.starts_with('/') {
@@ -146,7 +146,7 @@ mod tests {
             Err("to a URL with credentials"),
         );
         check(base, "ftp://r/", Err("to another protocol"));
-        check(base, "https://", Err("to what is not a URL"));
+        check(base, "https://", Err("to an invalid URL"));
         let plain = "http://r:5000/v2/a/blobs/uploads/";
         check(plain, "/v2/x", Ok("http://r:5000/v2/x"));
         check(

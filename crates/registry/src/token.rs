@@ -1,4 +1,4 @@
-//! Access tokens: what a server asks for, and how its authorization service is asked.
+//! Authorization: answers a server's challenges, and requests tokens from authorization services.
 
 use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};

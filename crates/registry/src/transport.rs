@@ -1,4 +1,4 @@
-//! Connections to servers: pools of them by what is trusted, time limits, and why one cannot be opened.
+//! Connections to servers: pools by trusted certificates, time limits, and errors.
 
 use std::collections::HashMap;
 use std::io;
@@ -137,12 +137,12 @@ impl Client {
         Ok(pool)
     }
 
-    /// Returns whether an insecure registry speaks TLS; `None` if that is not known yet.
+    /// Returns whether an insecure registry supports TLS; `None` if that is not known yet.
     pub(crate) fn speaks_tls(&self, host: &str) -> Option<bool> {
         self.speaks_tls.lock().ignore_poison().get(host).copied()
     }
 
-    /// Notes that an insecure registry does not speak TLS.
+    /// Records that an insecure registry does not support TLS.
     pub(crate) fn note_plain(&self, host: &str) {
         let mut known = self.speaks_tls.lock().ignore_poison();
         known.insert(host.to_owned(), false);

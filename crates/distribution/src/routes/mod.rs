@@ -30,7 +30,7 @@ use crate::upstream::Upstream;
 use access::Permission;
 use answers::{failed, json};
 
-/// Number of manifests that are received at a time: they are in memory.
+/// Maximum number of manifests that are received in parallel, because they are held in memory.
 pub(crate) const MAX_MANIFESTS: usize = 16;
 
 /// What requests use.

@@ -1,4 +1,4 @@
-//! `/v2/NAME/blobs/uploads/`: blobs that arrive, in one or more requests.
+//! `/v2/NAME/blobs/uploads/`: uploads of blobs, in one or more requests.
 
 use hyper::{Method, Response, StatusCode, header};
 use whelk_image::Digest;

@@ -9,7 +9,7 @@ use crate::output::{print_line, warn_line};
 use crate::{Failure, Outcome};
 
 #[derive(Debug, Args)]
-pub(crate) struct CreateArgs {
+pub(crate) struct CreateContextArgs {
     /// Description of the context
     #[arg(long, default_value = "", hide_default_value = true)]
     description: String,
@@ -22,7 +22,7 @@ pub(crate) struct CreateArgs {
     context: String,
 }
 
-pub(super) fn create(flags: &RootFlags, args: CreateArgs) -> Outcome {
+pub(super) fn create(flags: &RootFlags, args: CreateContextArgs) -> Outcome {
     let store = store(flags)?;
     let name = args.context.as_str();
     let settings = endpoint::settings(&args.docker)?;

@@ -20,7 +20,7 @@ use crate::{Failure, Outcome, files, plain};
 #[derive(Debug, Subcommand)]
 pub(crate) enum ContextCommand {
     /// Create a context
-    Create(create::CreateArgs),
+    Create(create::CreateContextArgs),
     /// Export a context to a tar archive FILE or a tar stream on STDOUT
     Export(export::ExportArgs),
     /// Import a context from a tar file

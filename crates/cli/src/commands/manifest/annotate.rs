@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::store::Store;
+use super::store::ManifestStore;
 use crate::{Failure, Outcome};
 
 #[derive(Debug, Args)]
@@ -46,7 +46,7 @@ const PLATFORMS: &[(&str, &[&str])] = &[
     ("windows", &["386", "amd64"]),
 ];
 
-pub(super) fn annotate(store: &Store, args: &AnnotateArgs) -> Outcome {
+pub(super) fn annotate(store: &ManifestStore, args: &AnnotateArgs) -> Outcome {
     let parse = |name: &str, what: &str| {
         super::reference(name).map_err(|failure| {
             Failure::new(format!(

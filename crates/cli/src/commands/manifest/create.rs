@@ -3,12 +3,12 @@
 use clap::Args;
 
 use super::remote::Remote;
-use super::store::Store;
+use super::store::ManifestStore;
 use crate::output::print_line;
 use crate::{Failure, Outcome};
 
 #[derive(Debug, Args)]
-pub(crate) struct CreateArgs {
+pub(crate) struct CreateManifestArgs {
     /// Amend an existing manifest list
     #[arg(short, long)]
     amend: bool,
@@ -21,7 +21,11 @@ pub(crate) struct CreateArgs {
     manifests: Vec<String>,
 }
 
-pub(super) async fn create(store: &Store, remote: &Remote, args: &CreateArgs) -> Outcome {
+pub(super) async fn create(
+    store: &ManifestStore,
+    remote: &Remote,
+    args: &CreateManifestArgs,
+) -> Outcome {
     let list = super::reference(&args.list).map_err(|failure| {
         Failure::new(format!(
             "error parsing name for manifest list {}: {}",

@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::list::{self, ImageManifest, indented};
 use super::remote::{Found, Remote};
-use super::store::{Store, no_such};
+use super::store::{ManifestStore, no_such};
 use crate::Outcome;
 use crate::output::print;
 
@@ -21,7 +21,7 @@ pub(crate) struct InspectArgs {
     names: Vec<String>,
 }
 
-pub(super) async fn inspect(store: &Store, remote: &Remote, args: &InspectArgs) -> Outcome {
+pub(super) async fn inspect(store: &ManifestStore, remote: &Remote, args: &InspectArgs) -> Outcome {
     let name = match args.names.as_slice() {
         [list, image] => {
             let (list, image) = (super::reference(list)?, super::reference(image)?);

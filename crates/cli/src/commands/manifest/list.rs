@@ -1,4 +1,4 @@
-//! Manifests of images as Docker's client keeps and shows them, and lists of them.
+//! Manifests of images in the format of Docker's client, and manifest lists.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -12,7 +12,7 @@ use whelk_registry::Document;
 
 use crate::{Failure, Outcome};
 
-/// A manifest of an image, as a file of a local list has it and `inspect --verbose` prints it.
+/// A manifest of an image, in the format of the files of local lists and of `inspect --verbose`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct ImageManifest {
@@ -40,7 +40,7 @@ pub(super) struct ImageManifest {
     oci_manifest: Option<Value>,
 }
 
-/// What a list says of a manifest.
+/// A manifest's descriptor in a list.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Descriptor {
@@ -52,7 +52,7 @@ pub(super) struct Descriptor {
     pub(super) platform: Option<ListedPlatform>,
 }
 
-/// A platform with what only lists have of it.
+/// A platform, with the fields that only lists have.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct ListedPlatform {
@@ -124,10 +124,10 @@ impl ImageManifest {
         content.ok_or_else(|| Failure::new(format!("{} has no payload", self.reference)))
     }
 
-    /// Returns the manifest's bytes, which have its digest.
+    /// Returns the manifest's original bytes, whose digest is in the descriptor.
     ///
     /// # Errors
-    /// Returns an error if they were changed, or not kept: very old clients have not.
+    /// Returns an error if they were changed, or if they are missing: very old clients did not store them.
     pub(super) fn bytes(&self) -> Outcome<&[u8]> {
         let expected = &self.descriptor.digest;
         if expected.is_of(&self.raw) {
@@ -141,7 +141,7 @@ impl ImageManifest {
         }
     }
 
-    /// Returns the name of the image that the manifest was found by.
+    /// Returns the image's name.
     ///
     /// # Errors
     /// Returns an error if it is not valid.
@@ -150,7 +150,7 @@ impl ImageManifest {
     }
 }
 
-/// A manifest list or an index, in the form in which Docker's client pushes it.
+/// A manifest list or an index, in the format that Docker's client pushes.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct List<'a> {

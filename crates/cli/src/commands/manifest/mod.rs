@@ -1,5 +1,5 @@
-//! The commands of manifest lists, one file each. They talk to registries themselves, as Docker's do,
-//! and keep lists that are not pushed yet in Docker's files: they work with any engine, and without one.
+//! The commands of manifest lists, one file each. As in Docker's client, they connect to registries
+//! directly, and store lists in files until they are pushed. They need no engine.
 
 mod annotate;
 mod create;
@@ -17,14 +17,14 @@ use whelk_image::Reference;
 
 use crate::{Failure, Outcome};
 use remote::Remote;
-use store::Store;
+use store::ManifestStore;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ManifestCommand {
     /// Add additional information to a local image manifest
     Annotate(annotate::AnnotateArgs),
     /// Create a local manifest list for annotating and pushing to a registry
-    Create(create::CreateArgs),
+    Create(create::CreateManifestArgs),
     /// Display an image manifest, or manifest list
     Inspect(inspect::InspectArgs),
     /// Push a manifest list to a repository
@@ -36,7 +36,7 @@ pub(crate) enum ManifestCommand {
 /// Runs a command of `whelk manifest`. `config` is the directory of the user's configuration.
 pub(crate) async fn group(config: Option<&Path>, command: ManifestCommand) -> Outcome {
     let config = config.ok_or_else(|| Failure::new("manifest: set HOME, or give --config"))?;
-    let store = Store::of(config);
+    let store = ManifestStore::of(config);
     match command {
         ManifestCommand::Annotate(args) => annotate::annotate(&store, &args),
         ManifestCommand::Create(args) => {

@@ -7,7 +7,7 @@ use whelk_registry::{Repository, Version};
 
 use super::list::{self, ImageManifest};
 use super::remote::{Remote, failed};
-use super::store::{Store, no_such};
+use super::store::{ManifestStore, no_such};
 use crate::output::print_line;
 use crate::{Failure, Outcome};
 
@@ -23,7 +23,7 @@ pub(crate) struct PushArgs {
     list: String,
 }
 
-pub(super) async fn push(store: &Store, remote: &Remote, args: &PushArgs) -> Outcome {
+pub(super) async fn push(store: &ManifestStore, remote: &Remote, args: &PushArgs) -> Outcome {
     let target = super::reference(&args.list)?;
     let manifests = store.list(&target)?.ok_or_else(|| no_such(&target))?;
     if manifests.is_empty() {
@@ -42,7 +42,7 @@ pub(super) async fn push(store: &Store, remote: &Remote, args: &PushArgs) -> Out
     }
     let (media_type, text) = list::list(&manifests, &target)?;
     let repository = remote.to_write(&target)?;
-    // What is in another repository is taken over before anything refers to it.
+    // Blobs of other repositories are mounted before a manifest refers to them.
     let mut others = Vec::new();
     for manifest in &manifests {
         let source = manifest.source()?;
@@ -78,7 +78,7 @@ pub(super) async fn push(store: &Store, remote: &Remote, args: &PushArgs) -> Out
     Ok(0)
 }
 
-/// Lets a registry take over an image's blobs from another of its repositories.
+/// Mounts an image's blobs from another repository of the registry.
 async fn take_over(
     repository: &Repository,
     manifest: &ImageManifest,
@@ -96,7 +96,7 @@ async fn take_over(
                 .mount(digest, &source.path)
                 .await
                 .map_err(failed)?;
-        // Layers of Windows may be elsewhere.
+        // Layers of Windows images may be on other servers.
         if !is_there && !is_windows {
             return Err(Failure::new(format!(
                 "error mounting {}@{digest} to {target}",

@@ -1,4 +1,4 @@
-//! The registries that manifests come from and lists go to.
+//! Gets manifests from registries, and opens repositories to push lists to.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use crate::{Failure, Outcome, credentials};
 /// Maximum size of an image's configuration in bytes.
 const MAX_CONFIG: u64 = 8 << 20;
 
-/// The registries, as the user has access to them.
+/// Access to registries with the user's credentials.
 #[derive(Debug)]
 pub(super) struct Remote {
     config: PathBuf,
@@ -20,7 +20,7 @@ pub(super) struct Remote {
     is_insecure: bool,
 }
 
-/// What a registry has for a name.
+/// A manifest or the manifests of a list, from a registry.
 pub(super) enum Found {
     Manifest(Box<ImageManifest>),
     List(Vec<ImageManifest>),
@@ -67,7 +67,7 @@ impl Remote {
         Ok(client.push(name, credentials))
     }
 
-    /// Returns the manifest, or the manifests of the list, that a name stands for.
+    /// Gets the manifest, or the manifests of the list, of a name.
     ///
     /// # Errors
     /// Returns an error if there is none, or if it cannot be read.
@@ -97,10 +97,10 @@ impl Remote {
         Ok(Found::List(manifests))
     }
 
-    /// Returns the manifest that a name stands for.
+    /// Gets the manifest of a name.
     ///
     /// # Errors
-    /// Returns an error if it stands for a list, or for nothing.
+    /// Returns an error if it is a list, or if there is none.
     pub(super) async fn manifest(&self, name: &Reference) -> Outcome<ImageManifest> {
         match self.get(name).await? {
             Found::Manifest(manifest) => Ok(*manifest),
@@ -109,7 +109,7 @@ impl Remote {
     }
 }
 
-/// Returns the platforms of an index's entries, with what descriptors elsewhere do not keep.
+/// Returns the platforms of an index's entries, with the fields that only lists have.
 fn platforms(index: &[u8]) -> Outcome<Vec<ListedPlatform>> {
     #[derive(serde::Deserialize)]
     struct Platforms {
@@ -134,7 +134,7 @@ async fn document(repository: &Repository, name: &Reference) -> Outcome<Document
         (None, tag) => Version::Tag(tag.clone().unwrap_or_default()),
     };
     repository.manifest(&version).await.map_err(|error| {
-        // As with Docker: whoever may not read a repository is not told that it exists.
+        // As in Docker, the error does not reveal whether a repository without access exists.
         match error.kind() {
             Kind::NotFound | Kind::Denied => Failure::new(format!("no such manifest: {name}")),
             _ => failed(error),
@@ -142,7 +142,7 @@ async fn document(repository: &Repository, name: &Reference) -> Outcome<Document
     })
 }
 
-/// Returns an image's manifest. Without a `platform` it is that in the image's configuration.
+/// Gets an image's manifest. Without `platform`, the platform is read from the configuration.
 async fn image(
     repository: &Repository,
     name: &Reference,
@@ -156,7 +156,7 @@ async fn image(
     ImageManifest::new(name, document, Some(platform))
 }
 
-/// Returns the platform that the configuration of an image is for.
+/// Returns the platform in an image's configuration.
 async fn configured(
     repository: &Repository,
     name: &Reference,

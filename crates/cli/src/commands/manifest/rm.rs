@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::store::Store;
+use super::store::ManifestStore;
 use crate::Outcome;
 use crate::commands::each::for_each;
 
@@ -12,7 +12,7 @@ pub(crate) struct RmArgs {
     lists: Vec<String>,
 }
 
-pub(super) async fn rm(store: &Store, args: &RmArgs) -> Outcome {
+pub(super) async fn rm(store: &ManifestStore, args: &RmArgs) -> Outcome {
     for_each(&args.lists, async |name| {
         store.remove(&super::reference(name)?)
     })

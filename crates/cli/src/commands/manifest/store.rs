@@ -1,5 +1,5 @@
-//! Manifest lists that are not pushed yet: a directory for each below `manifests` in the directory of
-//! the user's configuration, with a file for each manifest. Docker's client has the same files.
+//! Stores manifest lists until they are pushed, in the files of Docker's client: a directory for each
+//! list below `manifests` in the configuration directory, with a file for each manifest.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,9 +14,9 @@ const MODE: u32 = 0o755;
 
 /// The local lists of a user.
 #[derive(Debug)]
-pub(super) struct Store(PathBuf);
+pub(super) struct ManifestStore(PathBuf);
 
-impl Store {
+impl ManifestStore {
     pub(super) fn of(config: &Path) -> Self {
         Self(config.join("manifests"))
     }

@@ -1,4 +1,5 @@
-//! The downloads of an engine: how many run at once, which layers come in, and what holds their content.
+//! The downloads of an engine: the limit of parallel ones, the layers that are being downloaded, and the
+//! lease that holds their content.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
