@@ -105,7 +105,6 @@ const MODULES: &[(&str, &[&str])] = &[
     ("security", &["error", "model"]),
     ("mounts", &["error", "model", "security"]),
     ("shims", &["error", "instance"]),
-    ("workload", &["error", "events", "instance", "shims"]),
     ("records", &["error", "model", "mounts"]),
     (
         "store",
@@ -141,6 +140,10 @@ const MODULES: &[(&str, &[&str])] = &[
             "shims",
             "store",
         ],
+    ),
+    (
+        "workload",
+        &["error", "events", "instance", "networks", "shims"],
     ),
     (
         "validate",

@@ -10,12 +10,16 @@
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use whelk_engine::instance::Instance;
-use whelk_engine::workload::{Bundle, Workloads};
+use whelk_engine::model::NetworkMode;
+use whelk_engine::model::network::option;
+use whelk_engine::networks::{SandboxConfig, Sandboxes};
+use whelk_engine::workload::{Bundle, WorkloadNetwork, Workloads};
 use whelk_runtime::cgroup::Cgroup;
 use whelk_runtime::spec::Process;
 use whelk_runtime::user::UserRequest;
@@ -83,11 +87,20 @@ async fn host_workloads(places: &[&str]) {
         run: Path::new(run),
         name,
         layers: Path::new(layers),
+        bridge: engine
+            .networks
+            .find("bridge")
+            .unwrap()
+            .option(option::BRIDGE_NAME)
+            .unwrap()
+            .to_owned(),
     };
     context.ends_by_itself().await;
     context.is_killed().await;
     context.does_not_start().await;
-    context.has_a_given_network().await;
+    context
+        .has_the_network_that_it_is_given(&engine.sandboxes)
+        .await;
     let left = context.bundle("left", &["sleep", "1000"]);
     let left = engine.workloads.start(left).await.unwrap();
     println!("left: {}", left.pid);
@@ -100,6 +113,8 @@ struct Context<'a> {
     run: &'a Path,
     name: &'a str,
     layers: &'a Path,
+    /// The default network's bridge on the host.
+    bridge: String,
 }
 
 impl Context<'_> {
@@ -137,7 +152,7 @@ impl Context<'_> {
             },
             stdin: false,
             attached: Vec::new(),
-            network: None,
+            network: WorkloadNetwork::None,
         }
     }
 
@@ -184,23 +199,62 @@ impl Context<'_> {
         assert_left_nothing(self.run, self.name, "two");
     }
 
-    /// A workload in a given network namespace.
-    async fn has_a_given_network(&self) {
-        let namespace = std::thread::spawn(|| {
-            whelk_sys::process::unshare(whelk_sys::process::CloneFlags::NEWNET).unwrap();
-            std::fs::File::open("/proc/thread-self/ns/net").unwrap()
-        });
-        let namespace = namespace.join().unwrap();
-        let inode = std::os::unix::fs::MetadataExt::ino(&namespace.metadata().unwrap());
-        let mut bundle = self.bundle("four", &["readlink", "/proc/self/ns/net"]);
-        bundle.network = Some(namespace.into());
+    /// Returns the output of a workload that lists its interfaces and their addresses.
+    async fn interfaces(&self, id: &str, network: WorkloadNetwork) -> String {
+        let mut bundle = self.bundle(id, &["ip", "-o", "addr"]);
+        bundle.network = network;
         let (mut ours, theirs) = UnixStream::pair().unwrap();
         bundle
             .attached
             .push((everything(), theirs.into_std().unwrap().into()));
         let started = self.workloads.start(bundle).await.unwrap();
-        assert_eq!(read(&mut ours).await, format!("net:[{inode}]\n"));
-        assert_eq!(started.wait().await.code, 0);
+        let text = read(&mut ours).await;
+        assert_eq!(started.wait().await.code, 0, "{text}");
+        text
+    }
+
+    async fn has_the_network_that_it_is_given(&self, sandboxes: &Arc<Sandboxes>) {
+        let none = self.interfaces("four", WorkloadNetwork::None).await;
+        assert!(
+            none.contains("127.0.0.1") && !none.contains("eth0"),
+            "{none}"
+        );
+        let host = self.interfaces("five", WorkloadNetwork::Host).await;
+        assert!(host.contains(&self.bridge), "{host}");
+
+        let config = SandboxConfig {
+            id: "a".repeat(64),
+            name: "step".into(),
+            mode: NetworkMode::Bridge,
+            ..SandboxConfig::default()
+        };
+        let endpoints = [("bridge".to_owned(), Default::default())].into();
+        let opened = sandboxes.clone();
+        let sandbox = tokio::task::spawn_blocking(move || opened.open(&config, &endpoints))
+            .await
+            .unwrap()
+            .unwrap();
+        let address = sandbox.state().endpoints["bridge"].addresses()[0];
+        let sandbox = Arc::new(sandbox);
+        let bundle = self.bundle("six", &["sleep", "1000"]);
+        let sleeping = Bundle {
+            network: WorkloadNetwork::Sandbox(sandbox.clone()),
+            ..bundle
+        };
+        let sleeping = self.workloads.start(sleeping).await.unwrap();
+        let seen = self
+            .interfaces("seven", WorkloadNetwork::Sandbox(sandbox))
+            .await;
+        assert!(
+            seen.contains("eth0") && seen.contains(&address.to_string()),
+            "{seen}"
+        );
+        // The first workload still has it, and it goes with the last.
+        let ports = format!("/sys/class/net/{}/brif", self.bridge);
+        let is_attached = || Path::new(&ports).read_dir().unwrap().count() > 0;
+        assert!(is_attached());
+        drop(sleeping);
+        eventually("the sandbox is detached", || (!is_attached()).then_some(()));
     }
 
     async fn does_not_start(&self) {

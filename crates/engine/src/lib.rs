@@ -2,7 +2,7 @@
 //! restart of the engine.
 //!
 //! Services own their state: [`containers::Containers`], [`images::Images`],
-//! [`networks::Networks`], [`volumes::Volumes`], [`events::Events`]. [`Engine`] only holds them
+//! [`networks::Networks`], [`networks::Sandboxes`], [`volumes::Volumes`], [`events::Events`]. [`Engine`] only holds them
 //! together. This crate has no HTTP: that is in the crate `api`.
 #![forbid(unsafe_code)]
 
@@ -44,7 +44,7 @@ use events::Events;
 use host::HostInfo;
 use images::Images;
 use instance::Instance;
-use networks::Networks;
+use networks::{Networks, Sandboxes};
 use shims::WarmPool;
 use store::RecordStore;
 use usage::Usage;
@@ -59,6 +59,7 @@ pub struct Engine {
     pub containers: Arc<Containers>,
     pub images: Arc<Images>,
     pub networks: Arc<Networks>,
+    pub sandboxes: Arc<Sandboxes>,
     pub volumes: Arc<Volumes>,
     pub events: Arc<Events>,
     pub usage: Arc<Usage>,
@@ -103,6 +104,7 @@ impl Engine {
         )?;
         let shims = WarmPool::new(&instance, &executable)?;
         let networks = Networks::open(&instance, store.clone(), events.clone())?;
+        let sandboxes = Sandboxes::new(networks.clone());
         let volumes = Volumes::open(&instance, store.clone(), events.clone())?;
         crate::logging::config(
             &instance.default_log,
@@ -117,6 +119,7 @@ impl Engine {
             store: store.clone(),
             images: images.clone(),
             networks: networks.clone(),
+            sandboxes: sandboxes.clone(),
             volumes: volumes.clone(),
             events: events.clone(),
             shims: shims.clone(),
@@ -129,7 +132,7 @@ impl Engine {
             tracing::error!("kill the workloads of an earlier engine: {error}");
         }
         tokio::spawn(shims.maintain());
-        tokio::spawn(networks.clone().maintain());
+        tokio::spawn(sandboxes.clone().maintain());
         tokio::spawn(store.clone().flush_in_background());
         let usage = Usage::new(containers.clone(), images.clone(), networks.clone());
         Ok(Arc::new(Self {
@@ -137,6 +140,7 @@ impl Engine {
             containers,
             images,
             networks,
+            sandboxes,
             volumes,
             events,
             usage: Arc::new(usage),

@@ -73,7 +73,7 @@ use crate::host::HostInfo;
 use crate::images::Images;
 use crate::instance::Instance;
 use crate::model::{ContainerRecord, ContainerState, Status};
-use crate::networks::Networks;
+use crate::networks::{Networks, Sandboxes};
 use crate::shims::{ANSWER_TIMEOUT, ShimAddress, WarmPool, WorkloadKind};
 use crate::spec;
 use crate::store::RecordStore;
@@ -87,6 +87,7 @@ pub struct Containers {
     pub(crate) store: Arc<RecordStore>,
     pub(crate) images: Arc<Images>,
     pub(crate) networks: Arc<Networks>,
+    pub(crate) sandboxes: Arc<Sandboxes>,
     pub(crate) volumes: Arc<Volumes>,
     pub(crate) events: Arc<Events>,
     pub(crate) shims: Arc<WarmPool>,
@@ -183,6 +184,7 @@ pub struct Parts {
     pub store: Arc<RecordStore>,
     pub images: Arc<Images>,
     pub networks: Arc<Networks>,
+    pub sandboxes: Arc<Sandboxes>,
     pub volumes: Arc<Volumes>,
     pub events: Arc<Events>,
     pub shims: Arc<WarmPool>,
@@ -197,6 +199,7 @@ impl Containers {
             store,
             images,
             networks,
+            sandboxes,
             volumes,
             events,
             shims,
@@ -208,6 +211,7 @@ impl Containers {
             store,
             images,
             networks,
+            sandboxes,
             volumes,
             events,
             shims,

@@ -127,7 +127,7 @@ impl Containers {
                 ("execDuration", (ran.max(0) / 1_000_000_000).to_string()),
             ],
         );
-        self.networks
+        self.sandboxes
             .publish_disconnects(&container.id, &left_networks);
         container.progress.send_modify(|progress| {
             progress.running = false;

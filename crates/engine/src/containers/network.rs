@@ -86,11 +86,11 @@ impl Containers {
             container,
             endpoint,
         } = request;
-        let (networks, undoing) = (self.networks.clone(), self.networks.clone());
+        let (sandboxes, undoing) = (self.sandboxes.clone(), self.sandboxes.clone());
         let connected = network.clone();
         let connect = move |of: &Owner, sandbox: &mut Sandbox| {
             let endpoint = endpoint.requested();
-            networks.connect(&of.config, of.process, sandbox, &network, endpoint)
+            sandboxes.connect(&of.config, of.process, sandbox, &network, endpoint)
         };
         let disconnect = move |of: &Owner, sandbox: &mut Sandbox| {
             undoing.disconnect(&of.config, of.process, sandbox, &connected)
@@ -112,9 +112,9 @@ impl Containers {
     ) -> Result<()> {
         match self.networks.find(network) {
             Ok(network) => {
-                let networks = self.networks.clone();
+                let sandboxes = self.sandboxes.clone();
                 let disconnect = move |of: &Owner, sandbox: &mut Sandbox| {
-                    networks.disconnect(&of.config, of.process, sandbox, &network.id)
+                    sandboxes.disconnect(&of.config, of.process, sandbox, &network.id)
                 };
                 self.change_networks(container, disconnect, NO_WAY_BACK)
                     .await

@@ -115,7 +115,7 @@ impl Containers {
     fn adopt(self: &Arc<Self>, container: &Arc<Container>, events: Option<UnixStream>) {
         let pid = container.record().state.pid;
         let (config, mut sandbox) = container.sandbox();
-        self.networks.adopt(&config, pid, &mut sandbox);
+        self.sandboxes.adopt(&config, pid, &mut sandbox);
         container.keep_sandbox(sandbox);
         self.adopt_volumes(container, true);
         let monitor = container.workload.adopt(pid, events);

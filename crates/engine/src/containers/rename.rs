@@ -90,7 +90,7 @@ impl Containers {
     fn rename_in_networks(&self, container: &Container) {
         let _networking = container.networking();
         let (config, mut sandbox) = container.sandbox();
-        self.networks.rename(&config, &mut sandbox);
+        self.sandboxes.rename(&config, &mut sandbox);
         container.keep_sandbox(sandbox);
     }
 }

@@ -83,7 +83,7 @@ impl Containers {
     pub(super) fn release_endpoints(&self, container: &Container) -> Vec<NetworkRecord> {
         let _networking = container.networking();
         let mut sandbox = Sandbox::of(&container.record());
-        let left = self.networks.detach(&container.id, &mut sandbox);
+        let left = self.sandboxes.detach(&container.id, &mut sandbox);
         container.keep_sandbox(sandbox);
         left
     }

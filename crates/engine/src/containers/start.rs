@@ -160,7 +160,7 @@ impl Containers {
         let mut record = container.record().clone();
         let links = self.link_environment(&record)?;
         let (sandbox, namespace) = self
-            .networks
+            .sandboxes
             .attach(&SandboxConfig::of(&record), &record.networks)
             .map_err(|error| error.prefixed("failed to set up container networking"))?;
         resources.push_undo("release the endpoints", |start| {
@@ -190,7 +190,7 @@ impl Containers {
         // The remaining descriptors of the message are the namespace and up to 40 clients;
         // SCM_MAX_FD is 253.
         const MAX_LISTENERS: usize = 200;
-        let ports = self.networks.share_listeners(&record.id, MAX_LISTENERS);
+        let ports = self.sandboxes.share_listeners(&record.id, MAX_LISTENERS);
         launch.ports = ports.len();
         Ok(Acquired {
             launch,
@@ -232,7 +232,7 @@ impl Containers {
         // Not fatal if this fails or the engine ends here: recovery finds the shim.
         self.save_or_log(container);
         let endpoints = container.record().networks.clone();
-        self.networks
+        self.sandboxes
             .publish_connects(&container.id, endpoints.values());
         self.update_linkers(&container.id);
         self.publish(container, "start", &[]);

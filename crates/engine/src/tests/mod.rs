@@ -25,7 +25,7 @@ use crate::host::HostInfo;
 use crate::images::Images;
 use crate::instance::Instance;
 use crate::model::{Config, HostConfig, NetworkMode, RestartPolicy, Status};
-use crate::networks::Networks;
+use crate::networks::{Networks, Sandboxes};
 use crate::shims::fake::FakeShims;
 use crate::store::RecordStore;
 use crate::usage::Usage;
@@ -48,6 +48,7 @@ struct Services {
     containers: Arc<Containers>,
     images: Arc<Images>,
     networks: Arc<Networks>,
+    sandboxes: Arc<Sandboxes>,
     volumes: Arc<Volumes>,
     events: Arc<Events>,
     usage: Usage,
@@ -109,6 +110,7 @@ impl FakeHost {
         let images =
             Images::open(&instance.root, store.clone(), events.clone(), registries).unwrap();
         let networks = Networks::with_fakes(&instance, store.clone(), events.clone()).unwrap();
+        let sandboxes = Sandboxes::new(networks.clone());
         let volumes = Volumes::open(&instance, store.clone(), events.clone()).unwrap();
         volumes.add_fake(self.volumes.clone());
         let containers = Containers::new(Parts {
@@ -116,6 +118,7 @@ impl FakeHost {
             store,
             images: images.clone(),
             networks: networks.clone(),
+            sandboxes: sandboxes.clone(),
             volumes: volumes.clone(),
             events: events.clone(),
             shims: self.shims.pool().unwrap(),
@@ -129,6 +132,7 @@ impl FakeHost {
             containers,
             images,
             networks,
+            sandboxes,
             volumes,
             events,
             usage,

@@ -34,14 +34,17 @@ fn a_sandbox_is_a_member_of_its_networks_until_it_is_detached() {
             members.into_values().map(|member| member.name).collect()
         };
         let mut config = pod();
-        let (mut sandbox, namespace) = networks.attach(&config, &endpoints(&["bridge"])).unwrap();
+        let (mut sandbox, namespace) = engine
+            .sandboxes
+            .attach(&config, &endpoints(&["bridge"]))
+            .unwrap();
         assert!(namespace.is_none());
         assert_eq!(sandbox.endpoints["bridge"].network_id, bridge);
         assert_eq!(names(), ["web"]);
         config.name = "shop".into();
-        networks.rename(&config, &mut sandbox);
+        engine.sandboxes.rename(&config, &mut sandbox);
         assert_eq!(names(), ["shop"]);
-        let left = networks.detach(&config.id, &mut sandbox);
+        let left = engine.sandboxes.detach(&config.id, &mut sandbox);
         assert_eq!(left.len(), 1);
         assert_eq!(sandbox.endpoints["bridge"].endpoint_id, "");
         assert!(names().is_empty());
@@ -53,7 +56,9 @@ fn a_sandbox_that_lacks_one_network_is_in_none() {
     on_fake_host(async |host| {
         let engine = host.open().await;
         let networks = &engine.networks;
-        let error = networks.attach(&pod(), &endpoints(&["bridge", "missing"]));
+        let error = engine
+            .sandboxes
+            .attach(&pod(), &endpoints(&["bridge", "missing"]));
         assert_eq!(error.unwrap_err().to_string(), "network missing not found");
         let bridge = networks.find("bridge").unwrap().id;
         assert!(networks.members(&bridge).is_empty());
@@ -71,7 +76,9 @@ fn without_a_process_only_the_state_is_changed() {
         };
         let mut sandbox = Sandbox::default();
         let connect = |sandbox: &mut Sandbox| {
-            networks.connect(&config, None, sandbox, "bridge", Endpoint::default())
+            engine
+                .sandboxes
+                .connect(&config, None, sandbox, "bridge", Endpoint::default())
         };
         connect(&mut sandbox).unwrap();
         let bridge = networks.find("bridge").unwrap().id;
@@ -81,8 +88,11 @@ fn without_a_process_only_the_state_is_changed() {
             connect(&mut sandbox).unwrap_err().to_string(),
             "endpoint with name web already exists in network bridge"
         );
-        let disconnect =
-            |sandbox: &mut Sandbox| networks.disconnect(&config, None, sandbox, "bridge");
+        let disconnect = |sandbox: &mut Sandbox| {
+            engine
+                .sandboxes
+                .disconnect(&config, None, sandbox, "bridge")
+        };
         disconnect(&mut sandbox).unwrap();
         assert_eq!(sandbox, Sandbox::default());
         assert_eq!(

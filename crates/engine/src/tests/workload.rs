@@ -13,7 +13,7 @@ use whelk_text::signal;
 use super::{FakeHost, eventually, on_fake_host};
 use crate::error::Error;
 use crate::shims::fake::Behaviour;
-use crate::workload::{Bundle, Workloads};
+use crate::workload::{Bundle, WorkloadNetwork, Workloads};
 
 fn bundle(id: &str) -> Bundle {
     Bundle {
@@ -30,7 +30,7 @@ fn bundle(id: &str) -> Bundle {
         log: LogConfig::default(),
         stdin: false,
         attached: Vec::new(),
-        network: None,
+        network: WorkloadNetwork::None,
     }
 }
 

@@ -25,7 +25,7 @@ use whelk_sys::fs;
 use whelk_sys::sync::IgnorePoison as _;
 use whelk_text::signal;
 
-pub use recordless::{Bundle, Started, Workloads};
+pub use recordless::{Bundle, Started, WorkloadNetwork, Workloads};
 pub(crate) use silent::blocking;
 
 use crate::error::{Error, Result};

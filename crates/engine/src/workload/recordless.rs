@@ -3,7 +3,7 @@
 //! engine leaves behind are killed when the next one starts.
 
 use std::collections::BTreeSet;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 use whelk_runtime::Rootfs;
 use whelk_runtime::cgroup::Cgroup;
-use whelk_runtime::spec::Spec;
+use whelk_runtime::spec::{Namespace, NamespaceKind, Spec};
 use whelk_runtime::user::UserRequest;
 use whelk_shim::logs::LogConfig;
 use whelk_shim::protocol::{Attach, ContainerLaunch, Event, ExecLaunch, Exit, Reply, Request};
@@ -23,6 +23,7 @@ use whelk_text::signal;
 use super::{Begun, Monitor, RunWatch, Workload, blocking, killed};
 use crate::error::{Error, Result};
 use crate::instance::Instance;
+use crate::networks::OwnedSandbox;
 use crate::shims::{LaunchError, ShimAddress, ShimStatus, WarmPool, WorkloadKind};
 
 /// What a workload consists of: an OCI configuration, and what it leaves to the engine.
@@ -42,8 +43,42 @@ pub struct Bundle {
     pub stdin: bool,
     /// Streams that are connected before the program begins.
     pub attached: Vec<(Attach, OwnedFd)>,
-    /// The network namespace to join, where the configuration asks for a new one.
-    pub network: Option<OwnedFd>,
+    /// Replaces the network namespace of the configuration.
+    pub network: WorkloadNetwork,
+}
+
+/// The network namespace of a workload.
+#[derive(Clone, Debug)]
+pub enum WorkloadNetwork {
+    /// The host's.
+    Host,
+    /// A new one with nothing but a loopback interface.
+    None,
+    /// That of a sandbox, which several workloads can share. It is kept until nothing is left of
+    /// the workload.
+    Sandbox(Arc<OwnedSandbox>),
+}
+
+impl WorkloadNetwork {
+    /// Asks for this network in an OCI configuration. The descriptor of a sandbox's namespace is not
+    /// part of it.
+    fn set_in(&self, spec: &mut Spec) {
+        let namespaces = &mut spec.linux.namespaces;
+        namespaces.retain(|namespace| namespace.kind != NamespaceKind::Network);
+        if !matches!(self, Self::Host) {
+            namespaces.push(Namespace {
+                kind: NamespaceKind::Network,
+                path: None,
+            });
+        }
+    }
+
+    fn sandbox(&self) -> Option<&Arc<OwnedSandbox>> {
+        match self {
+            Self::Sandbox(sandbox) => Some(sandbox),
+            Self::Host | Self::None => None,
+        }
+    }
 }
 
 /// Runs workloads that have no record.
@@ -128,6 +163,16 @@ impl Workloads {
         let (attached, streams): (Vec<Attach>, Vec<OwnedFd>) = bundle.attached.into_iter().unzip();
         let mut spec = bundle.spec;
         workload.cgroup().clone_into(&mut spec.linux.cgroups_path);
+        bundle.network.set_in(&mut spec);
+        let namespace = bundle
+            .network
+            .sandbox()
+            .map(|sandbox| sandbox.as_fd().try_clone_to_owned())
+            .transpose()
+            .map_err(|error| {
+                let text = whelk_sys::errno_text(&error);
+                Error::kernel(format!("pass a network namespace on: {text}"), &error)
+            })?;
         let launch = ContainerLaunch {
             id: bundle.id,
             spec,
@@ -140,19 +185,24 @@ impl Workloads {
             stdin: bundle.stdin,
             stdin_once: false,
             attached,
-            network: bundle.network.is_some(),
+            network: namespace.is_some(),
             ports: 0,
         };
-        let descriptors = bundle.network.into_iter().chain(streams).collect();
+        let descriptors = namespace.into_iter().chain(streams).collect();
+        let network = bundle.network;
         let shims = self.shims.clone();
         // If the caller is cancelled, the workload is killed as soon as it has started.
         let start = async move {
             let prepared = workload.clone();
             blocking(move || prepared.make_directory()).await?;
             match workload.start(&shims, &launch, descriptors).await {
-                Ok(Begun { pid, monitor, .. }) => {
-                    Ok(Started::follow(workload, pid, monitor, claim))
-                }
+                Ok(Begun { pid, monitor, .. }) => Ok(Started::follow(
+                    workload,
+                    pid,
+                    monitor,
+                    claim,
+                    Some(network),
+                )),
                 Err(error) => {
                     blocking(move || {
                         workload.delete_directory();
@@ -221,7 +271,7 @@ async fn end_left(workload: Arc<Workload>, claim: Claim) -> Result<()> {
     };
     let monitor = workload.adopt(pid, events);
     // Dropped, and so killed.
-    drop(Started::follow(workload, pid, monitor, claim));
+    drop(Started::follow(workload, pid, monitor, claim, None));
     Ok(())
 }
 
@@ -246,8 +296,14 @@ fn end_processes(path: &str) -> Result<()> {
 }
 
 impl Started {
-    /// Follows a run in a task of its own.
-    fn follow(workload: Arc<Workload>, pid: i32, mut monitor: Monitor, claim: Claim) -> Self {
+    /// Follows a run in a task of its own. Its network is kept until it has ended.
+    fn follow(
+        workload: Arc<Workload>,
+        pid: i32,
+        mut monitor: Monitor,
+        claim: Claim,
+        network: Option<WorkloadNetwork>,
+    ) -> Self {
         let (ended, end) = watch::channel(None);
         let followed = workload.clone();
         tokio::spawn(async move {
@@ -259,7 +315,7 @@ impl Started {
                 }
             };
             monitor.finish().await;
-            drop(claim);
+            drop((claim, network));
             ended.send_replace(Some(exit));
         });
         Self {

@@ -1,24 +1,21 @@
 //! Creating a sandbox in its networks, and releasing it.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
-use whelk_network::Links;
 use whelk_network::dns_sockets::DnsSockets;
 use whelk_network::namespace::{Interface, Ipv6Mode, Namespace};
 use whelk_sys::sync::IgnorePoison as _;
 
-use super::addresses::release_addresses;
 use super::connect::{CREATED_FOR_HOST, PRIVATE};
-use super::interfaces::{
-    configure_interface, configure_pooled, interface_name, set_sysctls, within,
-};
-use super::{Sandbox, SandboxConfig};
+use super::interfaces::{configure_interface, configure_pooled, set_sysctls};
+use super::warm::WarmNamespace;
+use super::{Sandbox, SandboxConfig, Sandboxes};
 use crate::error::{Error, Result};
 use crate::model::NetworkMode;
 use crate::networks::drivers::{Inner, Joining};
-use crate::networks::settings::{link_local_addresses, sysctls};
-use crate::networks::{Endpoint, NetworkRecord, Networks, WarmNamespace};
+use crate::networks::settings::sysctls;
+use crate::networks::{Endpoint, NetworkRecord};
 use crate::random_names::random_id;
 use crate::rollback::Rollback;
 
@@ -31,7 +28,7 @@ struct PreparedNamespace {
     dns: Option<DnsSockets>,
 }
 
-impl Networks {
+impl Sandboxes {
     /// Creates a sandbox with these endpoints, by the network's name, and publishes its ports.
     /// Returns its state, and the namespace with its interfaces, or `None` if its network mode has
     /// none of its own.
@@ -49,20 +46,20 @@ impl Networks {
         }
         self.check_combination(endpoints)?;
         // Without the rules nothing would isolate the container from others.
-        self.stack.firewall.require()?;
+        self.networks.stack.firewall.require()?;
         let order = self.attach_order(&config.mode, endpoints);
         let mut prepared = self.take_namespace(order.first().copied())?;
         let outer = prepared
             .pooled
             .as_ref()
-            .map(|(_, id)| self.stack.endpoint_interface(id));
+            .map(|(_, id)| self.networks.stack.endpoint_interface(id));
         match self.attach_all(config, endpoints, &order, &mut prepared) {
             Ok(sandbox) => Ok((sandbox, Some(prepared.namespace.into()))),
             Err(error) => {
-                let gone =
-                    outer.is_some_and(|outer| matches!(self.stack.links().find(&outer), Ok(None)));
+                let is_missing =
+                    |outer: String| matches!(self.networks.stack.links().find(&outer), Ok(None));
                 // An administrator deleted the pooled interface: try again without it.
-                if gone {
+                if outer.is_some_and(is_missing) {
                     self.attach(config, endpoints)
                 } else {
                     Err(error)
@@ -83,9 +80,9 @@ impl Networks {
         };
         let mut attached = self.undone_by_detach(config, &mut sandbox);
         for (name, endpoint) in &mut attached.endpoints {
-            endpoint.network_id = self.find(name)?.id;
+            endpoint.network_id = self.networks.find(name)?.id;
             endpoint.endpoint_id = random_id();
-            self.add_member(config, endpoint);
+            self.networks.add_member(config, endpoint);
         }
         attached.commit();
         Ok(sandbox)
@@ -112,7 +109,7 @@ impl Networks {
     /// of them because it has a namespace.
     fn check_combination(&self, endpoints: &BTreeMap<String, Endpoint>) -> Result<()> {
         for name in endpoints.keys() {
-            match self.find(name)?.driver.facts().joining {
+            match self.networks.find(name)?.driver.facts().joining {
                 Joining::HostNamespace => return Err(Error::invalid(CREATED_FOR_HOST)),
                 Joining::Alone if endpoints.len() > 1 => {
                     return Err(Error::invalid(PRIVATE));
@@ -127,14 +124,10 @@ impl Networks {
     /// one and the network's driver can use its interface.
     fn take_namespace(&self, first: Option<&str>) -> Result<PreparedNamespace> {
         let takes_warm = first.is_some_and(|name| {
-            self.find(name)
-                .is_ok_and(|network| network.driver.facts().warm)
+            let network = self.networks.find(name);
+            network.is_ok_and(|network| network.driver.facts().warm)
         });
-        let warm = if takes_warm {
-            self.warm_pool().pop()
-        } else {
-            None
-        };
+        let warm = if takes_warm { self.warm.take() } else { None };
         if let Some(WarmNamespace {
             namespace,
             interface,
@@ -149,7 +142,7 @@ impl Networks {
             });
         }
         if takes_warm {
-            self.stack.maintenance.notify_one();
+            self.networks.stack.maintenance.notify_one();
         }
         Ok(PreparedNamespace {
             namespace: Namespace::create()?,
@@ -177,7 +170,7 @@ impl Networks {
         };
         let mut attached = self.undone_by_detach(config, &mut sandbox);
         for &name in order {
-            let network = self.find(name)?;
+            let network = self.networks.find(name)?;
             let mut endpoint = attached.endpoints.remove(name).unwrap_or_default();
             if network.driver.facts().joining == Joining::Alone {
                 endpoint.network_id.clone_from(&network.id);
@@ -199,6 +192,7 @@ impl Networks {
                 None => (Inner::New(namespace.as_fd()), random_id()),
             };
             let outcome = self
+                .networks
                 .attach_endpoint(config, &attached.endpoints, &network, &mut endpoint, inner)
                 .and_then(|()| match pooled.take() {
                     Some((interface, _)) => {
@@ -216,7 +210,8 @@ impl Networks {
         namespace.set_ipv6(Ipv6Mode::KernelDefault)?;
         self.set_default_gateway(&attached, &mut namespace.links)?;
         self.publish_ports(config, &mut attached)?;
-        self.start_resolver(config, &attached, namespace.as_fd(), dns.take())?;
+        self.hold(&config.id, namespace.as_fd())?;
+        self.start_resolver(config, &attached, dns.take())?;
         attached.commit();
         Ok(sandbox)
     }
@@ -236,27 +231,12 @@ impl Networks {
     /// Returns whether this network is the network mode, which can be a network's name or id.
     fn is_mode(&self, mode: &NetworkMode, network: &str) -> bool {
         mode.network().is_some_and(|mode| {
-            mode == network || self.find(mode).is_ok_and(|mode| mode.name == network)
+            mode == network
+                || self
+                    .networks
+                    .find(mode)
+                    .is_ok_and(|mode| mode.name == network)
         })
-    }
-
-    /// Creates a sandbox's endpoint and interface in one network. `others` are its other endpoints;
-    /// `inner` is where the interface is, with the endpoint's id.
-    pub(super) fn attach_endpoint(
-        &self,
-        config: &SandboxConfig,
-        others: &BTreeMap<String, Endpoint>,
-        network: &NetworkRecord,
-        endpoint: &mut Endpoint,
-        (inner, id): (Inner<'_>, String),
-    ) -> Result<()> {
-        link_local_addresses(endpoint)?;
-        endpoint.network_id.clone_from(&network.id);
-        endpoint.endpoint_id = id;
-        endpoint.interface = interface_name(others, network, endpoint)?;
-        self.allocate_addresses(config, network, endpoint)?;
-        let driver = network.driver.driver();
-        driver.attach(&self.stack, network, endpoint, inner)
     }
 
     /// Publishes the `connect` events of a sandbox whose processes have started.
@@ -267,10 +247,10 @@ impl Networks {
     ) {
         // Maintenance was not notified before, so that it does not compete with the container's
         // start.
-        self.stack.maintenance.notify_one();
+        self.networks.stack.maintenance.notify_one();
         for endpoint in endpoints {
-            if let Ok(network) = self.find(&endpoint.network_id) {
-                self.publish(&network, "connect", Some(id));
+            if let Ok(network) = self.networks.find(&endpoint.network_id) {
+                self.networks.publish(&network, "connect", Some(id));
             }
         }
     }
@@ -278,15 +258,13 @@ impl Networks {
     /// Releases everything that a sandbox had in its networks, and returns these networks. Its
     /// namespace is gone, or about to be. Errors are logged.
     pub fn detach(&self, id: &str, sandbox: &mut Sandbox) -> Vec<NetworkRecord> {
-        if let Some(task) = self.resolvers.lock().ignore_poison().remove(id) {
-            task.abort();
-        }
+        drop(self.held.lock().ignore_poison().remove(id));
         self.withdraw_ports(id, &mut sandbox.ports);
         self.ports.forget(id);
         let mut left = Vec::new();
         for endpoint in sandbox.active_mut() {
-            if let Ok(network) = self.find(&endpoint.network_id) {
-                self.detach_endpoint(id, &network, endpoint, None);
+            if let Ok(network) = self.networks.find(&endpoint.network_id) {
+                self.networks.detach_endpoint(id, &network, endpoint, None);
                 left.push(network);
             }
             endpoint.clear();
@@ -297,40 +275,6 @@ impl Networks {
     /// Publishes the `disconnect` events of a sandbox that was detached.
     pub fn publish_disconnects(&self, id: &str, left: &[NetworkRecord]) {
         left.iter()
-            .for_each(|network| self.publish(network, "disconnect", Some(id)));
-    }
-
-    /// Deletes an endpoint: its interface, its addresses and the network's member. `namespace` is
-    /// given for a sandbox that remains: its interface must be gone before its addresses can be
-    /// allocated to another.
-    pub(super) fn detach_endpoint(
-        &self,
-        id: &str,
-        network: &NetworkRecord,
-        endpoint: &Endpoint,
-        namespace: Option<BorrowedFd<'_>>,
-    ) {
-        if endpoint.endpoint_id.is_empty() {
-            return;
-        }
-        if let Some(namespace) = namespace {
-            let interface = endpoint.interface.clone();
-            if let Err(error) = within(namespace, move || Ok(Links::open()?.delete(&interface)?)) {
-                tracing::warn!(
-                    network = network.name,
-                    "delete the container's interface: {error}"
-                );
-            }
-        }
-        network.driver.driver().detach(&self.stack, endpoint);
-        if let Some(network) = self.state_mut().get_mut(&network.id)
-            && network
-                .members
-                .get(id)
-                .is_some_and(|member| member.endpoint_id == endpoint.endpoint_id)
-        {
-            network.members.remove(id);
-            release_addresses(network, endpoint.addresses().into_iter());
-        }
+            .for_each(|network| self.networks.publish(network, "disconnect", Some(id)));
     }
 }

@@ -5,13 +5,12 @@ use std::os::fd::AsFd;
 
 use whelk_network::Links;
 
-use super::interfaces::open_namespace;
-use super::{Sandbox, SandboxConfig};
+use super::{Sandbox, SandboxConfig, Sandboxes};
 use crate::error::{Error, Result};
 use crate::model::NetworkMode;
 use crate::networks::drivers::Joining;
 use crate::networks::settings::check_endpoint;
-use crate::networks::{Endpoint, NetworkRecord, Networks};
+use crate::networks::{Endpoint, NetworkRecord};
 use crate::rollback::Rollback;
 
 #[derive(Clone, Debug, Default)]
@@ -28,9 +27,9 @@ pub(super) const PRIVATE: &str = "container cannot be connected to multiple netw
 
 const SHARES: &str = "container sharing network namespace with another container or host cannot be connected to any other network";
 
-impl Networks {
-    /// Connects a sandbox to a network: at once if there is a `process` in its namespace, else when it
-    /// is attached. The state is as before if it fails, except that ports may be published at other
+impl Sandboxes {
+    /// Connects a sandbox to a network: at once if it has processes, one of which is
+    /// `process`, else when it is attached. The state is as before if it fails, except that ports may be published at other
     /// ports of the host.
     ///
     /// # Errors
@@ -43,7 +42,7 @@ impl Networks {
         network: &str,
         mut endpoint: Endpoint,
     ) -> Result<()> {
-        let network = self.find(network)?;
+        let network = self.networks.find(network)?;
         check_endpoint(&network.name, Some(&network), &endpoint)?;
         check_connect(config, &sandbox.endpoints, &network)?;
         endpoint.network_id.clone_from(&network.id);
@@ -52,7 +51,7 @@ impl Networks {
             sandbox.endpoints.insert(network.name.clone(), endpoint);
             return Ok(());
         };
-        let namespace = open_namespace(process)?;
+        let namespace = self.namespace(&config.id, process)?;
         let external = |sandbox: &Sandbox| {
             self.external_network(sandbox)
                 .map(|(network, _)| network.id)
@@ -70,7 +69,9 @@ impl Networks {
         });
         sandbox.push_undo("detach the endpoint", |sandbox| {
             if let Some(endpoint) = sandbox.endpoints.remove(&network.name) {
-                self.detach_endpoint(&config.id, &network, &endpoint, Some(namespace.as_fd()));
+                let namespace = Some(namespace.as_fd());
+                self.networks
+                    .detach_endpoint(&config.id, &network, &endpoint, namespace);
             }
             Ok(())
         });
@@ -83,18 +84,18 @@ impl Networks {
         );
         sandbox.endpoints.insert(network.name.clone(), endpoint);
         self.set_default_gateway(&sandbox, &mut attached?)?;
-        self.start_resolver(config, &sandbox, namespace.as_fd(), None)?;
+        self.start_resolver(config, &sandbox, None)?;
         // The ports must be redirected to the network that now connects it to the outside.
         if external(&sandbox) != before {
             self.withdraw_ports(&config.id, &mut sandbox.ports);
             self.publish_ports(config, &mut sandbox)?;
         }
-        self.publish(&network, "connect", Some(&config.id));
+        self.networks.publish(&network, "connect", Some(&config.id));
         sandbox.commit();
         Ok(())
     }
 
-    /// Disconnects a sandbox from a network. `process` is one in its namespace, if it has one.
+    /// Disconnects a sandbox from a network. `process` is one of its processes, if it has any.
     ///
     /// # Errors
     /// Returns an error if the sandbox is not connected to the network.
@@ -105,7 +106,7 @@ impl Networks {
         sandbox: &mut Sandbox,
         network: &str,
     ) -> Result<()> {
-        let network = self.find(network)?;
+        let network = self.networks.find(network)?;
         if config.mode == NetworkMode::Host
             && network.driver.facts().joining == Joining::HostNamespace
         {
@@ -128,8 +129,10 @@ impl Networks {
             return Ok(());
         };
         if network.driver.facts().joining == Joining::Alone {
-            self.detach_endpoint(&config.id, &network, &endpoint, None);
-            self.publish(&network, "disconnect", Some(&config.id));
+            self.networks
+                .detach_endpoint(&config.id, &network, &endpoint, None);
+            self.networks
+                .publish(&network, "disconnect", Some(&config.id));
             return Ok(());
         }
         let had_ports = !sandbox.ports.is_empty();
@@ -137,16 +140,17 @@ impl Networks {
         if sandbox.ports.iter().any(|port| leads_here(port.to.ip())) {
             self.withdraw_ports(&config.id, &mut sandbox.ports);
         }
-        // `None` if its process has just ended: its namespace and interfaces are then deleted
-        // anyway.
-        let namespace = open_namespace(process).ok();
-        self.detach_endpoint(
+        // `None` if its process has just ended, and this engine does not hold the namespace: it is
+        // deleted with its interfaces.
+        let namespace = self.namespace(&config.id, process).ok();
+        self.networks.detach_endpoint(
             &config.id,
             &network,
             &endpoint,
-            namespace.as_ref().map(AsFd::as_fd),
+            namespace.as_ref().map(|namespace| namespace.as_fd()),
         );
-        self.publish(&network, "disconnect", Some(&config.id));
+        self.networks
+            .publish(&network, "disconnect", Some(&config.id));
         let Some(namespace) = namespace else {
             return Ok(());
         };

@@ -7,23 +7,18 @@ use whelk_network::Links;
 use whelk_network::namespace::{Interface, Ipv6Mode};
 use whelk_sys::fs;
 
-use super::SandboxConfig;
+use super::{SandboxConfig, Sandboxes};
 use crate::error::{Error, Result};
-use crate::networks::create::check_interface_name;
 use crate::networks::drivers::Inner;
-use crate::networks::model::option;
 use crate::networks::settings::{link_local_addresses, mac_of, sysctls};
 use crate::networks::stack::set_sysctl;
-use crate::networks::{Endpoint, NetworkRecord, Networks};
+use crate::networks::{Endpoint, NetworkRecord};
 use crate::random_names::random_id;
 
-/// The prefix of interface names inside containers; a number follows.
-const INTERFACE_PREFIX: &str = "eth";
-
 /// The name of a container's first interface, unless options set another.
-pub(in crate::networks) const FIRST_INTERFACE: &str = "eth0";
+pub(super) const FIRST_INTERFACE: &str = "eth0";
 
-impl Networks {
+impl Sandboxes {
     /// Creates an endpoint and its interface in a namespace with running processes. `others` are its
     /// other endpoints. Returns an rtnetlink socket in the namespace.
     pub(super) fn attach_endpoint_to_running(
@@ -35,7 +30,8 @@ impl Networks {
         namespace: BorrowedFd<'_>,
     ) -> Result<Links> {
         let inner = (Inner::New(namespace), random_id());
-        self.attach_endpoint(config, others, network, endpoint, inner)?;
+        self.networks
+            .attach_endpoint(config, others, network, endpoint, inner)?;
         let name = &endpoint.interface;
         let settings: &[(&str, &str)] = if config.has_ipv6(network, endpoint) {
             &[("disable_ipv6", "0"), ("accept_ra", "0")]
@@ -52,33 +48,6 @@ impl Networks {
         configure_interface(endpoint, &mut links)?;
         Ok(links)
     }
-}
-
-/// Returns the name of an endpoint's interface: the one that its options set, or the first that none
-/// of the `others` has.
-pub(super) fn interface_name(
-    others: &BTreeMap<String, Endpoint>,
-    network: &NetworkRecord,
-    endpoint: &Endpoint,
-) -> Result<String> {
-    let wanted = endpoint
-        .driver_opts
-        .iter()
-        .flatten()
-        .find(|(key, _)| *key == option::INTERFACE_NAME)
-        .map(|(_, name)| name.clone());
-    if let Some(name) = wanted {
-        check_interface_name(&name)?;
-        return Ok(name);
-    }
-    let prefix = network
-        .option(option::CONTAINER_PREFIX)
-        .unwrap_or(INTERFACE_PREFIX);
-    let used = |name: &str| others.values().any(|endpoint| endpoint.interface == name);
-    (0..)
-        .map(|number: u32| format!("{prefix}{number}"))
-        .find(|name| !used(name))
-        .ok_or_else(|| Error::internal("no interface name is free"))
 }
 
 /// Configures the inner end of a warm namespace's veth pair for a network and endpoint.
@@ -125,7 +94,8 @@ pub(super) fn set_sysctls(
     })
 }
 
-pub(super) fn within(
+/// Calls `work` on a thread in this namespace.
+pub(in crate::networks) fn within(
     namespace: BorrowedFd<'_>,
     work: impl FnOnce() -> Result<()> + Send,
 ) -> Result<()> {

@@ -6,13 +6,13 @@ use std::os::fd::OwnedFd;
 
 use whelk_network::port::{PortMapping, every_address};
 
-use super::{PortRequest, Sandbox, SandboxConfig};
+use super::{PortRequest, Sandbox, SandboxConfig, Sandboxes};
 use crate::error::{Error, Result};
+use crate::networks::NetworkRecord;
 use crate::networks::model::option;
-use crate::networks::{NetworkRecord, Networks};
 use crate::rollback::Rollback;
 
-impl Networks {
+impl Sandboxes {
     /// Publishes a sandbox's ports through the network that connects it to the outside. On an
     /// error none is published.
     pub(super) fn publish_ports(
@@ -50,7 +50,7 @@ impl Networks {
             self.publish_port(config, &mut ports, request, &network, default, &targets)
                 .map_err(failed)?;
         }
-        let written = self.stack.firewall.publish(&ports);
+        let written = self.networks.stack.firewall.publish(&ports);
         written.map_err(|error| failed(error.to_string()))?;
         ports.commit();
         Ok(())
@@ -119,7 +119,7 @@ impl Networks {
             return Ok(());
         }
         if addresses.contains(&Ipv6Addr::LOCALHOST.into()) {
-            let redirected = self.stack.firewall.redirect_ipv6_loopback();
+            let redirected = self.networks.stack.firewall.redirect_ipv6_loopback();
             if !redirected.map_err(|error| error.to_string())? {
                 return Err(
                     "::1 cannot be redirected to containers while the host filters bridged packets \
@@ -139,7 +139,7 @@ impl Networks {
         let ports = &self.ports;
         // Only its own: the state may be outdated, and another sandbox may have the port by now.
         let has = |address: IpAddr| {
-            let state = self.state();
+            let state = self.networks.state();
             let mut places = state.values().filter_map(|network| network.members.get(id));
             places.any(|member| member.addresses.iter().any(|net| net.addr() == address))
         };
@@ -153,7 +153,7 @@ impl Networks {
         let own: Vec<PortMapping> = published.drain(..).filter(is_own).collect();
         // The rules before the reservation: a port that is still redirected must not be allocated
         // to another container.
-        if let Err(error) = self.stack.firewall.withdraw(&own) {
+        if let Err(error) = self.networks.stack.firewall.withdraw(&own) {
             tracing::warn!(container = id, "{error}");
         }
         own.iter()
@@ -184,7 +184,7 @@ impl Networks {
             }
             held.is_ok()
         });
-        if let Err(error) = self.stack.firewall.publish(published) {
+        if let Err(error) = self.networks.stack.firewall.publish(published) {
             tracing::warn!(container = config.id, "{error}");
         }
     }

@@ -3,20 +3,19 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Weak};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 use whelk_sys::sync::IgnorePoison as _;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
-use whelk_network::dns::{self, Known, Question, Verdict};
+use whelk_network::dns::{self, Verdict};
 use whelk_network::dns_sockets::{DnsSockets, RESOLVER};
 use whelk_sys::fs;
 
-use super::{Sandbox, SandboxConfig};
+use super::{Held, Sandbox, SandboxConfig, Sandboxes};
 use crate::error::{Error, Result};
 use crate::model::NetworkMode;
 use crate::networks::resolv_conf::{NameServer, ResolvConf};
@@ -37,130 +36,65 @@ const MAX_QUERY: usize = 4096;
 const PORT: u16 = 53;
 const MAX_RESOLV_CONF: u64 = 1 << 20;
 
-impl Networks {
+/// The task of a DNS server, which ends when this is dropped.
+#[derive(Debug)]
+pub(super) struct ResolverTask(tokio::task::JoinHandle<()>);
+
+impl Drop for ResolverTask {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Sandboxes {
     /// Starts a sandbox's DNS server, unless it is on the default network only: such containers
     /// query the host's servers directly, as in Docker.
     pub(super) fn start_resolver(
         &self,
         config: &SandboxConfig,
         sandbox: &Sandbox,
-        namespace: BorrowedFd<'_>,
         sockets: Option<DnsSockets>,
     ) -> Result<()> {
-        let Some(networks) = self.this.upgrade() else {
-            return Ok(());
-        };
-        let mut resolvers = self.resolvers.lock().ignore_poison();
-        if !uses_resolver(&config.mode, &sandbox.endpoints) || resolvers.contains_key(&config.id) {
+        if !uses_resolver(&config.mode, &sandbox.endpoints) {
             return Ok(());
         }
+        let mut held = self.held.lock().ignore_poison();
+        let Some(Held {
+            namespace,
+            resolver: resolver @ None,
+        }) = held.get_mut(&config.id)
+        else {
+            return Ok(());
+        };
         let failed =
             |error: std::io::Error| Error::internal(format!("start the DNS server: {error}"));
         let sockets = match sockets {
             Some(sockets) => sockets,
-            None => whelk_network::dns_sockets::open(namespace)?,
+            None => whelk_network::dns_sockets::open(namespace.as_fd())?,
         };
         // Registering sockets needs the runtime's context, which its blocking threads have.
         let udp = UdpSocket::from_std(sockets.udp).map_err(failed)?;
         let tcp = TcpListener::from_std(sockets.tcp).map_err(failed)?;
-        let resolver = Arc::new(Resolver {
-            networks: Arc::downgrade(&networks),
+        let server = Arc::new(Resolver {
+            networks: self.networks.clone(),
             container: config.id.clone(),
-            servers: servers(config, sandbox, &self.stack.instance.networks.servers),
-            namespace: Arc::new(namespace.try_clone_to_owned().map_err(failed)?),
+            servers: servers(
+                config,
+                sandbox,
+                &self.networks.stack.instance.networks.servers,
+            ),
+            namespace: namespace.clone(),
             permits: Arc::new(Semaphore::new(MAX_FORWARDED)),
             connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
         });
         let task = tokio::spawn(async move {
             tokio::join!(
-                serve_udp(resolver.clone(), Arc::new(udp)),
-                serve_tcp(resolver, tcp)
+                serve_udp(server.clone(), Arc::new(udp)),
+                serve_tcp(server, tcp)
             );
         });
-        resolvers.insert(config.id.clone(), task);
+        *resolver = Some(ResolverTask(task));
         Ok(())
-    }
-
-    /// Looks up a question in the networks that a container is connected to.
-    pub fn look_up(&self, container: &str, question: &Question) -> Known {
-        let state = self.state();
-        let own = || {
-            state
-                .values()
-                .filter(|network| network.record.name != "bridge")
-                .filter_map(|network| Some((network, network.members.get(container)?)))
-        };
-        match question {
-            Question::Address(name) => {
-                let mut found: Vec<IpAddr> = Vec::new();
-                let mut known = false;
-                for (network, me) in own() {
-                    // `CONTAINER.NETWORK` names a container in one network.
-                    let suffix = format!(".{}", network.record.name.to_ascii_lowercase());
-                    let plain = name.strip_suffix(&suffix).unwrap_or(name);
-                    let linked = me
-                        .links
-                        .iter()
-                        .find(|(_, alias)| alias == plain)
-                        .map(|(target, _)| target.as_str());
-                    for (id, member) in &network.members {
-                        let matches = match linked {
-                            Some(target) => member.name == target || id.starts_with(target),
-                            None => member.names.iter().any(|other| other == plain),
-                        };
-                        if matches {
-                            known = true;
-                            found.extend(member.addresses.iter().map(ipnet::IpNet::addr));
-                        }
-                    }
-                }
-                // The addresses are rotated for each answer: clients that use the first one spread
-                // the load.
-                if found.len() > 1 {
-                    // A multiplicative hash, because clients that query both families would
-                    // otherwise always get the same rotation for a family.
-                    const GOLDEN: usize = 0x9E37_79B9;
-                    let turn = self
-                        .turn
-                        .fetch_add(1, Ordering::Relaxed)
-                        .wrapping_mul(GOLDEN)
-                        >> 16;
-                    found.sort_by_key(IpAddr::is_ipv6);
-                    let ipv4 = found.partition_point(IpAddr::is_ipv4);
-                    let (four, six) = found.split_at_mut(ipv4);
-                    for family in [four, six].into_iter().filter(|family| !family.is_empty()) {
-                        family.rotate_left(turn % family.len());
-                    }
-                }
-                if known {
-                    Known::Addresses(found)
-                } else {
-                    Known::Nothing
-                }
-            }
-            Question::Name(address) => own()
-                .find_map(|(network, _)| {
-                    let member = network.members.values().find(|member| {
-                        member
-                            .addresses
-                            .iter()
-                            .any(|known| known.addr() == *address)
-                    })?;
-                    Some(Known::Name(format!(
-                        "{}.{}",
-                        member.name, network.record.name
-                    )))
-                })
-                .unwrap_or(Known::Nothing),
-        }
-    }
-
-    /// Returns whether a container's queries may be forwarded: not if it is in internal networks
-    /// only (CVE-2024-29018).
-    fn may_forward(&self, container: &str) -> bool {
-        self.state()
-            .values()
-            .any(|network| !network.record.internal && network.members.contains_key(container))
     }
 }
 
@@ -266,7 +200,7 @@ fn read(path: &str) -> ResolvConf {
 
 #[derive(Debug)]
 struct Resolver {
-    networks: Weak<Networks>,
+    networks: Arc<Networks>,
     container: String,
     servers: Vec<Server>,
     /// The container's network namespace.
@@ -277,9 +211,7 @@ struct Resolver {
 
 impl Resolver {
     fn answer(&self, packet: &[u8], stream: bool) -> Verdict {
-        let Some(networks) = self.networks.upgrade() else {
-            return Verdict::Ignore;
-        };
+        let networks = &self.networks;
         let verdict = dns::answer(packet, stream, |question| {
             networks.look_up(&self.container, question)
         });

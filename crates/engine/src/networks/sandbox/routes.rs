@@ -5,19 +5,22 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use whelk_network::Links;
 
-use super::Sandbox;
+use super::{Sandbox, Sandboxes};
 use crate::error::Result;
 use crate::networks::drivers::Gateway;
-use crate::networks::{Endpoint, NetworkRecord, Networks};
+use crate::networks::{Endpoint, NetworkRecord};
 
-impl Networks {
+impl Sandboxes {
     /// Returns the network, and the endpoint in it, through which a sandbox is reached from
     /// outside: the non-internal bridge network with the highest gateway priority.
     pub(super) fn external_network(&self, sandbox: &Sandbox) -> Option<(NetworkRecord, Endpoint)> {
         sandbox
             .active()
             .filter_map(|(_, endpoint)| {
-                Some((self.find(&endpoint.network_id).ok()?, endpoint.clone()))
+                Some((
+                    self.networks.find(&endpoint.network_id).ok()?,
+                    endpoint.clone(),
+                ))
             })
             .filter(|(network, _)| network.driver.facts().host_routes && !network.internal)
             .max_by_key(|(network, endpoint)| {
@@ -50,6 +53,7 @@ impl Networks {
                     let by_device = || {
                         has_family
                             && self
+                                .networks
                                 .find(name)
                                 .is_ok_and(|network| network.gateway(ipv4) == Gateway::Interface)
                     };

@@ -2,35 +2,12 @@
 
 use std::collections::HashSet;
 
-use super::{Sandbox, SandboxConfig};
-use crate::networks::{Endpoint, Member, Networks};
+use crate::networks::{Endpoint, Member, SandboxConfig};
 
-impl Networks {
-    /// Adds a sandbox to a network's members.
-    pub(super) fn add_member(&self, config: &SandboxConfig, endpoint: &Endpoint) {
-        if let Some(network) = self.state_mut().get_mut(&endpoint.network_id) {
-            network
-                .members
-                .insert(config.id.clone(), member(config, endpoint));
-        }
-    }
-
-    /// Updates a sandbox's name and DNS names. `config` has the new name.
-    pub fn rename(&self, config: &SandboxConfig, sandbox: &mut Sandbox) {
-        self.ports.rename(&config.id, &config.name);
-        for endpoint in sandbox.active_mut() {
-            endpoint.dns_names = endpoint
-                .dns_names
-                .is_some()
-                .then(|| names_of(config, endpoint));
-            if let Some(network) = self.state_mut().get_mut(&endpoint.network_id)
-                && network.members.contains_key(&config.id)
-            {
-                network
-                    .members
-                    .insert(config.id.clone(), member(config, endpoint));
-            }
-        }
+impl Endpoint {
+    /// Computes the DNS names again, if it has any. `config` has the sandbox's new name.
+    pub(super) fn rename(&mut self, config: &SandboxConfig) {
+        self.dns_names = self.dns_names.is_some().then(|| names_of(config, self));
     }
 }
 

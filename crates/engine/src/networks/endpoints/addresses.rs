@@ -2,11 +2,10 @@
 
 use std::net::IpAddr;
 
-use super::SandboxConfig;
 use super::members::{member, names_of};
 use crate::error::{Error, Result};
 use crate::networks::drivers::Gateway;
-use crate::networks::{Endpoint, Network, NetworkRecord, Networks, gateway_of};
+use crate::networks::{Endpoint, Network, NetworkRecord, Networks, SandboxConfig, gateway_of};
 use crate::rollback::Rollback;
 
 impl Networks {

@@ -1,0 +1,154 @@
+//! Endpoints: what sandboxes have in their networks. While a sandbox is attached, each of its endpoints
+//! has addresses and, if the sandbox has a namespace of its own, an interface in it; it is among
+//! the members of its network, which the others find by name.
+
+mod addresses;
+mod members;
+mod names;
+
+use std::collections::BTreeMap;
+use std::os::fd::BorrowedFd;
+
+use whelk_network::Links;
+
+use addresses::{allocate_address, release_addresses};
+use members::member;
+
+use super::create::check_interface_name;
+use super::drivers::Inner;
+use super::model::option;
+use super::sandbox::within;
+use super::settings::link_local_addresses;
+use super::{Endpoint, NetworkRecord, Networks, SandboxConfig};
+use crate::error::{Error, Result};
+
+pub(crate) use members::split_link;
+
+/// The prefix of interface names inside containers; a number follows.
+const INTERFACE_PREFIX: &str = "eth";
+
+impl Networks {
+    /// Creates a sandbox's endpoint and interface in one network. `others` are its other endpoints;
+    /// `inner` is where the interface is, with the endpoint's id.
+    pub(super) fn attach_endpoint(
+        &self,
+        config: &SandboxConfig,
+        others: &BTreeMap<String, Endpoint>,
+        network: &NetworkRecord,
+        endpoint: &mut Endpoint,
+        (inner, id): (Inner<'_>, String),
+    ) -> Result<()> {
+        link_local_addresses(endpoint)?;
+        endpoint.network_id.clone_from(&network.id);
+        endpoint.endpoint_id = id;
+        endpoint.interface = interface_name(others, network, endpoint)?;
+        self.allocate_addresses(config, network, endpoint)?;
+        let driver = network.driver.driver();
+        driver.attach(&self.stack, network, endpoint, inner)
+    }
+
+    /// Takes over the endpoint of a sandbox that remained while there was no engine. One that was being
+    /// detached when the engine ended is cleared.
+    pub(super) fn adopt_endpoint(&self, config: &SandboxConfig, endpoint: &mut Endpoint) {
+        let Ok(network) = self.find(&endpoint.network_id) else {
+            return;
+        };
+        match network.driver.driver().adopt(&self.stack, endpoint) {
+            Ok(true) => {}
+            Ok(false) => return endpoint.clear(),
+            Err(error) => tracing::warn!(
+                container = config.id,
+                "add the container's firewall rules: {error}"
+            ),
+        }
+        if let Some(network) = self.state_mut().get_mut(&network.id) {
+            for address in endpoint.addresses() {
+                let _ = allocate_address(network, address.is_ipv4(), Some(address));
+            }
+            endpoint.rename(config);
+            network
+                .members
+                .insert(config.id.clone(), member(config, endpoint));
+        }
+    }
+
+    /// Deletes an endpoint: its interface, its addresses and the network's member. `namespace` is
+    /// given for a sandbox that remains: its interface must be gone before its addresses can be
+    /// allocated to another.
+    pub(super) fn detach_endpoint(
+        &self,
+        id: &str,
+        network: &NetworkRecord,
+        endpoint: &Endpoint,
+        namespace: Option<BorrowedFd<'_>>,
+    ) {
+        if endpoint.endpoint_id.is_empty() {
+            return;
+        }
+        if let Some(namespace) = namespace {
+            let interface = endpoint.interface.clone();
+            if let Err(error) = within(namespace, move || Ok(Links::open()?.delete(&interface)?)) {
+                tracing::warn!(
+                    network = network.name,
+                    "delete the container's interface: {error}"
+                );
+            }
+        }
+        network.driver.driver().detach(&self.stack, endpoint);
+        if let Some(network) = self.state_mut().get_mut(&network.id)
+            && network
+                .members
+                .get(id)
+                .is_some_and(|member| member.endpoint_id == endpoint.endpoint_id)
+        {
+            network.members.remove(id);
+            release_addresses(network, endpoint.addresses().into_iter());
+        }
+    }
+
+    /// Adds a sandbox to a network's members.
+    pub(super) fn add_member(&self, config: &SandboxConfig, endpoint: &Endpoint) {
+        if let Some(network) = self.state_mut().get_mut(&endpoint.network_id) {
+            network
+                .members
+                .insert(config.id.clone(), member(config, endpoint));
+        }
+    }
+
+    /// Updates an endpoint's DNS names. `config` has the sandbox's new name.
+    pub(super) fn rename_endpoint(&self, config: &SandboxConfig, endpoint: &mut Endpoint) {
+        endpoint.rename(config);
+        if let Some(network) = self.state_mut().get_mut(&endpoint.network_id)
+            && let Some(known) = network.members.get_mut(&config.id)
+        {
+            *known = member(config, endpoint);
+        }
+    }
+}
+
+/// Returns the name of an endpoint's interface: the one that its options set, or the first that none
+/// of the `others` has.
+fn interface_name(
+    others: &BTreeMap<String, Endpoint>,
+    network: &NetworkRecord,
+    endpoint: &Endpoint,
+) -> Result<String> {
+    let wanted = endpoint
+        .driver_opts
+        .iter()
+        .flatten()
+        .find(|(key, _)| *key == option::INTERFACE_NAME)
+        .map(|(_, name)| name.clone());
+    if let Some(name) = wanted {
+        check_interface_name(&name)?;
+        return Ok(name);
+    }
+    let prefix = network
+        .option(option::CONTAINER_PREFIX)
+        .unwrap_or(INTERFACE_PREFIX);
+    let used = |name: &str| others.values().any(|endpoint| endpoint.interface == name);
+    (0..)
+        .map(|number: u32| format!("{prefix}{number}"))
+        .find(|name| !used(name))
+        .ok_or_else(|| Error::internal("no interface name is free"))
+}
