@@ -341,8 +341,8 @@ impl ContainerRecord {
     pub fn sandbox_id(&self) -> &str {
         self.networks
             .values()
-            .find(|endpoint| !endpoint.endpoint_id.is_empty())
-            .map_or("", |endpoint| &endpoint.endpoint_id)
+            .find_map(|endpoint| endpoint.assigned.as_ref())
+            .map_or("", |assigned| &assigned.endpoint_id)
     }
 
     /// Returns the path of the network namespace of the container's process; empty if it does not

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use whelk_api_types::{ExecConfig, UpdateConfig};
 use whelk_engine::Error;
 use whelk_engine::containers::CreateRequest;
-use whelk_engine::model::network::{Endpoint, option};
+use whelk_engine::model::network::{EndpointRequest, option};
 use whelk_engine::model::{HostConfig, IpcMode, MountKind, NetworkMode};
 use whelk_engine::networks::ConnectRequest;
 
@@ -125,7 +125,7 @@ fn needs(what: &str, version: &str) -> ApiError {
 fn move_interface_sysctls(
     sysctls: &mut BTreeMap<String, String>,
     mode: &NetworkMode,
-    networks: &mut BTreeMap<String, Endpoint>,
+    networks: &mut BTreeMap<String, EndpointRequest>,
 ) -> Option<String> {
     let network = mode.network().filter(|_| mode.has_own_networks())?;
     let is_interfaces = |key: &str| {

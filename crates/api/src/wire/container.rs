@@ -104,7 +104,7 @@ pub(crate) fn container(inspected: Inspected) -> ContainerInspectResponse {
 pub(crate) fn requested_mac(record: &ContainerRecord) -> String {
     let mode = record.host.network_mode.network();
     let main = mode.and_then(|name| record.networks.get(name));
-    main.map(|endpoint| &endpoint.wanted_mac)
+    main.map(|endpoint| &endpoint.requested.mac_address)
         .filter(|address| !address.is_empty())
         .unwrap_or(&record.config.mac_address)
         .clone()
@@ -215,15 +215,12 @@ pub(crate) fn container_summary(
 
 /// Returns a listed container's endpoints, which have no aliases and DNS names.
 fn listed_endpoints(networks: BTreeMap<String, Endpoint>) -> BTreeMap<String, EndpointSettings> {
-    let without_names = |endpoint| Endpoint {
-        aliases: None,
-        dns_names: None,
-        ..endpoint
-    };
-    networks
-        .into_iter()
-        .map(|(name, endpoint)| (name, without_names(endpoint).convert()))
-        .collect()
+    let mut shown: BTreeMap<String, EndpointSettings> = networks.convert();
+    for endpoint in shown.values_mut() {
+        endpoint.aliases = None;
+        endpoint.dns_names = None;
+    }
+    shown
 }
 
 fn port_summary(port: &containers::ListedPort) -> PortSummary {

@@ -306,26 +306,33 @@ same_fields! {
     }
 }
 
-impl Convert<network::Endpoint> for api::EndpointSettings {
-    fn convert(self) -> network::Endpoint {
-        network::Endpoint {
-            ipam_config: self.ipam_config.convert(),
-            links: self.links,
-            aliases: self.aliases,
-            mac_address: self.mac_address,
-            driver_opts: self.driver_opts,
-            gw_priority: self.gw_priority,
-            network_id: self.network_id,
-            endpoint_id: self.endpoint_id,
-            gateway: self.gateway,
-            ip_address: self.ip_address,
-            ip_prefix_len: self.ip_prefix_len,
-            ipv6_gateway: self.ipv6_gateway,
-            global_ipv6_address: self.global_ipv6_address,
-            global_ipv6_prefix_len: self.global_ipv6_prefix_len,
-            dns_names: self.dns_names,
-            interface: String::new(),
-            wanted_mac: String::new(),
+impl Convert<network::EndpointRequest> for api::EndpointSettings {
+    /// Leaves out what an engine assigns: clients send back whole endpoints that `inspect` returned.
+    fn convert(self) -> network::EndpointRequest {
+        let Self {
+            ipam_config,
+            links,
+            aliases,
+            mac_address,
+            driver_opts,
+            gw_priority,
+            network_id: _,
+            endpoint_id: _,
+            gateway: _,
+            ip_address: _,
+            ip_prefix_len: _,
+            ipv6_gateway: _,
+            global_ipv6_address: _,
+            global_ipv6_prefix_len: _,
+            dns_names: _,
+        } = self;
+        network::EndpointRequest {
+            ipam_config: ipam_config.convert(),
+            links,
+            aliases,
+            mac_address,
+            driver_opts,
+            gw_priority,
         }
     }
 }
@@ -357,29 +364,36 @@ impl Parse<UpdateRequest> for api::UpdateConfig {
 impl Convert<api::EndpointSettings> for network::Endpoint {
     fn convert(self) -> api::EndpointSettings {
         let Self {
+            requested,
+            network_id,
+            dns_names,
+            assigned,
+        } = self;
+        let network::EndpointRequest {
             ipam_config,
             links,
             aliases,
-            mac_address,
+            mac_address: requested_mac,
             driver_opts,
             gw_priority,
-            network_id,
+        } = requested;
+        let mac_address = assigned
+            .as_ref()
+            .map(|assigned| assigned.mac_address.clone());
+        let network::Assigned {
             endpoint_id,
-            gateway,
-            ip_address,
-            ip_prefix_len,
-            ipv6_gateway,
-            global_ipv6_address,
-            global_ipv6_prefix_len,
-            dns_names,
             interface: _,
-            wanted_mac: _,
-        } = self;
+            mac_address: _,
+            ipv4,
+            ipv6,
+        } = assigned.unwrap_or_default();
+        let (ip_address, ip_prefix_len, gateway) = ipv4.convert();
+        let (global_ipv6_address, global_ipv6_prefix_len, ipv6_gateway) = ipv6.convert();
         api::EndpointSettings {
             ipam_config: ipam_config.convert(),
             links,
             aliases,
-            mac_address,
+            mac_address: mac_address.unwrap_or(requested_mac),
             driver_opts,
             gw_priority,
             network_id,
@@ -392,6 +406,19 @@ impl Convert<api::EndpointSettings> for network::Endpoint {
             global_ipv6_prefix_len,
             dns_names,
         }
+    }
+}
+
+impl Convert<(String, u8, String)> for Option<network::AssignedAddress> {
+    /// Returns the address, its prefix length, and the gateway.
+    fn convert(self) -> (String, u8, String) {
+        self.map_or_else(
+            Default::default,
+            |network::AssignedAddress { net, gateway }| {
+                let gateway = gateway.map_or_else(String::new, |gateway| gateway.to_string());
+                (net.addr().to_string(), net.prefix_len(), gateway)
+            },
+        )
     }
 }
 
@@ -447,16 +474,48 @@ mod tests {
             }),
             Convert::convert,
         );
-        check::<network::Endpoint, api::EndpointSettings>(
-            json!({
-                "IPAMConfig": {"IPv4Address": "10.0.0.2"}, "Links": ["a"], "Aliases": ["b"],
-                "MacAddress": "02:00:00:00:00:01", "DriverOpts": {"a": "b"}, "GwPriority": 1,
-                "NetworkID": "n", "EndpointID": "e", "Gateway": "10.0.0.1",
-                "IPAddress": "10.0.0.2", "IPPrefixLen": 24, "IPv6Gateway": "fd00::1",
-                "GlobalIPv6Address": "fd00::2", "GlobalIPv6PrefixLen": 64, "DNSNames": ["c"],
+    }
+
+    #[test]
+    fn a_request_for_an_endpoint_is_what_a_client_can_choose() {
+        let shown = json!({
+            "IPAMConfig": {"IPv4Address": "10.0.0.2"}, "Links": ["a"], "Aliases": ["b"],
+            "MacAddress": "02:00:00:00:00:01", "DriverOpts": {"a": "b"}, "GwPriority": 1,
+            "NetworkID": "n", "EndpointID": "e", "Gateway": "10.0.0.1",
+            "IPAddress": "10.0.0.2", "IPPrefixLen": 24, "IPv6Gateway": "fd00::1",
+            "GlobalIPv6Address": "fd00::2", "GlobalIPv6PrefixLen": 64, "DNSNames": ["c"],
+        });
+        let api: api::EndpointSettings =
+            serde_json::from_value(shown.clone()).expect("an endpoint");
+        let requested: network::EndpointRequest = api.convert();
+        let address = |net: &str, gateway: &str| {
+            Some(network::AssignedAddress {
+                net: net.parse().expect("an address"),
+                gateway: gateway.parse().ok(),
+            })
+        };
+        let mut endpoint = network::Endpoint {
+            network_id: "n".into(),
+            dns_names: Some(vec!["c".into()]),
+            assigned: Some(network::Assigned {
+                endpoint_id: "e".into(),
+                interface: "eth0".into(),
+                mac_address: "02:00:00:00:00:01".into(),
+                ipv4: address("10.0.0.2/24", "10.0.0.1"),
+                ipv6: address("fd00::2/64", "fd00::1"),
             }),
-            Convert::convert,
-        );
+            ..requested.into()
+        };
+        let text = |endpoint: &network::Endpoint| {
+            let api: api::EndpointSettings = endpoint.clone().convert();
+            serde_json::to_value(api).expect("JSON")
+        };
+        assert_eq!(text(&endpoint), shown);
+        // While it is not attached, the requested address is shown.
+        endpoint.assigned = None;
+        let shown = text(&endpoint);
+        assert_eq!(shown["MacAddress"], "02:00:00:00:00:01");
+        assert_eq!(shown["IPAddress"], "");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::{Container, Containers, to_its_end};
 use crate::error::{Error, Result};
 use crate::events::now;
 use crate::model::{Config, ContainerRecord, ContainerState, HostConfig, NetworkMode};
-use crate::networks::Endpoint;
+use crate::networks::EndpointRequest;
 use crate::rollback::Rollback;
 use crate::{random_names, validate};
 
@@ -25,7 +25,7 @@ pub struct CreateRequest {
     pub config: Config,
     pub host: HostConfig,
     /// The endpoints, by the network's name or id.
-    pub networks: BTreeMap<String, Endpoint>,
+    pub networks: BTreeMap<String, EndpointRequest>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -264,10 +264,9 @@ fn resolv_conf(record: &ContainerRecord, defaults: &NetworkDefaults) -> String {
         NetworkMode::Host => ResolverMode::AsHost,
         _ if uses_resolver(&host.network_mode, &record.networks) => ResolverMode::Engine,
         _ => ResolverMode::Directly {
-            ipv6: record
-                .networks
-                .values()
-                .any(|endpoint| !endpoint.global_ipv6_address.is_empty()),
+            ipv6: record.networks.values().any(
+                |endpoint| matches!(&endpoint.assigned, Some(assigned) if assigned.ipv6.is_some()),
+            ),
         },
     };
     resolv_conf::generate(host_resolver(), resolved_servers, overrides, mode)

@@ -7,7 +7,7 @@ use super::{Container, Containers, files};
 use crate::error::{Error, Result};
 use crate::model::{Config, ContainerRecord, HostConfig};
 use crate::networks::{
-    ConnectRequest, Endpoint, Sandbox, SandboxConfig, check_endpoint, parse_mac,
+    ConnectRequest, Endpoint, EndpointRequest, Sandbox, SandboxConfig, check_endpoint, parse_mac,
 };
 use crate::rollback::Errors;
 
@@ -18,7 +18,7 @@ impl Containers {
         &self,
         config: &Config,
         host: &mut HostConfig,
-        wanted: BTreeMap<String, Endpoint>,
+        wanted: BTreeMap<String, EndpointRequest>,
     ) -> Result<BTreeMap<String, Endpoint>> {
         let asked = host.network_mode.to_string();
         self.resolve_donors(host)?;
@@ -27,7 +27,6 @@ impl Containers {
         let own = host.network_mode.has_own_networks();
         let mut endpoints = BTreeMap::new();
         for (name, endpoint) in wanted {
-            let endpoint = endpoint.requested();
             let name = if name == "default" {
                 "bridge".to_owned()
             } else {
@@ -48,7 +47,7 @@ impl Containers {
             endpoints.insert(name, endpoint);
         }
         let Some(first) = host.network_mode.network() else {
-            let has_mac = |endpoint: &Endpoint| !endpoint.mac_address.is_empty();
+            let has_mac = |endpoint: &EndpointRequest| !endpoint.mac_address.is_empty();
             if !config.mac_address.is_empty() || endpoints.values().any(has_mac) {
                 return Err(Error::invalid(
                     "conflicting options: mac-address and the network mode",
@@ -63,17 +62,19 @@ impl Containers {
             .find(first)
             .map_or_else(|_| first.to_owned(), |network| network.name);
         if endpoints.is_empty() {
-            endpoints.insert(first.clone(), Endpoint::default());
+            endpoints.insert(first.clone(), EndpointRequest::default());
         }
         if let Some(endpoint) = endpoints.get_mut(&first)
-            && endpoint.wanted_mac.is_empty()
+            && endpoint.mac_address.is_empty()
             && !config.mac_address.is_empty()
         {
             parse_mac(&config.mac_address)?;
-            endpoint.wanted_mac.clone_from(&config.mac_address);
             endpoint.mac_address.clone_from(&config.mac_address);
         }
-        Ok(endpoints)
+        let endpoints = endpoints.into_iter();
+        Ok(endpoints
+            .map(|(name, requested)| (name, requested.into()))
+            .collect())
     }
 
     /// Connects a container to a network.
@@ -89,7 +90,6 @@ impl Containers {
         let (sandboxes, undoing) = (self.sandboxes.clone(), self.sandboxes.clone());
         let connected = network.clone();
         let connect = move |of: &Owner, sandbox: &mut Sandbox| {
-            let endpoint = endpoint.requested();
             sandboxes.connect(&of.config, of.process, sandbox, &network, endpoint)
         };
         let disconnect = move |of: &Owner, sandbox: &mut Sandbox| {
@@ -128,7 +128,7 @@ impl Containers {
                         .endpoints
                         .iter()
                         .find(|(name, place)| **name == network || place.network_id == network);
-                    match place.map(|(name, place)| (name.clone(), place.endpoint_id.is_empty())) {
+                    match place.map(|(name, place)| (name.clone(), place.assigned.is_none())) {
                         Some((name, true)) => {
                             sandbox.endpoints.remove(&name);
                             Ok(())

@@ -224,7 +224,7 @@ mod tests {
         assert_eq!(config.ports.len(), 1);
 
         let endpoint = crate::networks::Endpoint {
-            endpoint_id: "e".into(),
+            network_id: "n".into(),
             ..Default::default()
         };
         let sandbox = Sandbox {

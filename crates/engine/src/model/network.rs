@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use ipnet::IpNet;
@@ -48,29 +49,49 @@ impl IpamConfig {
     }
 }
 
-/// A container's endpoint in a network: the requested settings and, while the container runs, the
-/// assigned ones.
+/// A container's endpoint in a network.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Endpoint {
+    pub requested: EndpointRequest,
+    /// Empty until the container is attached for the first time, or connected.
+    pub network_id: String,
+    /// Its DNS names in the network; `None` until it is attached for the first time, and where names
+    /// are not resolved.
+    pub dns_names: Option<Vec<String>>,
+    /// `None` while it is not attached.
+    pub assigned: Option<Assigned>,
+}
+
+/// The settings of an endpoint that a client can request.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct EndpointRequest {
     pub ipam_config: Option<EndpointIpam>,
     pub links: Option<Vec<String>>,
     pub aliases: Option<Vec<String>>,
+    /// Empty for any.
     pub mac_address: String,
     pub driver_opts: Option<BTreeMap<String, String>>,
     pub gw_priority: i64,
-    pub network_id: String,
+}
+
+/// What an endpoint has while it is attached.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Assigned {
     pub endpoint_id: String,
-    pub gateway: String,
-    pub ip_address: String,
-    pub ip_prefix_len: u8,
-    pub ipv6_gateway: String,
-    pub global_ipv6_address: String,
-    pub global_ipv6_prefix_len: u8,
-    pub dns_names: Option<Vec<String>>,
-    /// The interface's name inside the container; empty while it is not running.
+    /// The interface's name inside the container; empty if it has no namespace of its own.
     pub interface: String,
-    /// The requested hardware address; `mac_address` is the one in use.
-    pub wanted_mac: String,
+    /// Empty if it has its parent interface's, or no interface.
+    pub mac_address: String,
+    pub ipv4: Option<AssignedAddress>,
+    pub ipv6: Option<AssignedAddress>,
+}
+
+/// An address of an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AssignedAddress {
+    /// The address, with the prefix length of its subnet.
+    pub net: IpNet,
+    pub gateway: Option<IpAddr>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -80,66 +101,41 @@ pub struct EndpointIpam {
     pub link_local_ips: Option<Vec<String>>,
 }
 
-impl Endpoint {
-    /// Returns only the settings that a client can request: clients send back whole endpoints that
-    /// `inspect` returned.
-    #[must_use]
-    pub fn requested(self) -> Self {
-        let Self {
-            ipam_config,
-            links,
-            aliases,
-            driver_opts,
-            gw_priority,
-            mac_address,
-            ..
-        } = self;
-        let wanted_mac = mac_address.clone();
+impl From<EndpointRequest> for Endpoint {
+    fn from(requested: EndpointRequest) -> Self {
         Self {
-            ipam_config,
-            links,
-            aliases,
-            driver_opts,
-            gw_priority,
-            mac_address,
-            wanted_mac,
+            requested,
             ..Self::default()
         }
     }
+}
 
+impl Endpoint {
+    /// Returns the addresses; none while it is not attached.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        let assigned = self.assigned.iter();
+        let nets = assigned.flat_map(Assigned::nets);
+        nets.map(|net| net.addr()).collect()
+    }
+
+    /// # Errors
+    /// Returns an error if it is not attached.
+    pub(crate) fn assigned(&self) -> Result<&Assigned> {
+        let assigned = self.assigned.as_ref();
+        assigned.ok_or_else(|| Error::internal("the endpoint is not attached"))
+    }
+}
+
+impl Assigned {
     /// Returns the addresses with their prefix lengths.
-    pub fn nets(&self) -> Vec<IpNet> {
-        let net = |address: &str, bits: u8| IpNet::new(address.parse().ok()?, bits).ok();
-        [
-            net(&self.ip_address, self.ip_prefix_len),
-            net(&self.global_ipv6_address, self.global_ipv6_prefix_len),
-        ]
-        .into_iter()
-        .flatten()
-        .collect()
+    pub fn nets(&self) -> impl Iterator<Item = IpNet> + use<> {
+        let addresses = [self.ipv4, self.ipv6].into_iter().flatten();
+        addresses.map(|address| address.net)
     }
 
-    /// Clears the assigned settings, when the container has ended.
-    pub fn clear(&mut self) {
-        *self = Self {
-            ipam_config: self.ipam_config.take(),
-            links: self.links.take(),
-            aliases: self.aliases.take(),
-            driver_opts: self.driver_opts.take(),
-            gw_priority: self.gw_priority,
-            network_id: std::mem::take(&mut self.network_id),
-            dns_names: self.dns_names.take(),
-            mac_address: self.wanted_mac.clone(),
-            wanted_mac: std::mem::take(&mut self.wanted_mac),
-            ..Self::default()
-        };
-    }
-
-    pub fn addresses(&self) -> Vec<std::net::IpAddr> {
-        [&self.ip_address, &self.global_ipv6_address]
-            .into_iter()
-            .filter_map(|text| text.parse().ok())
-            .collect()
+    /// Returns the address of one family.
+    pub fn address(&self, ipv4: bool) -> Option<&AssignedAddress> {
+        if ipv4 { &self.ipv4 } else { &self.ipv6 }.as_ref()
     }
 }
 

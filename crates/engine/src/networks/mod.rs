@@ -35,7 +35,7 @@ pub use create::CreateNetwork;
 pub(crate) use endpoints::split_link;
 pub use list::FILTERS as NETWORK_FILTERS;
 use model::option;
-pub(crate) use model::{Endpoint, NetworkDriverKind, NetworkRecord};
+pub(crate) use model::{Endpoint, EndpointRequest, NetworkDriverKind, NetworkRecord};
 pub(crate) use remove::uninstall;
 pub use sandbox::{ConnectRequest, OwnedSandbox, PortRequest, Sandbox, SandboxConfig, Sandboxes};
 pub(crate) use sandbox::{host_resolver, resolved_servers, uses_resolver};

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::create::check_interface_name;
-use super::model::{Endpoint, NetworkRecord, option};
+use super::model::{Assigned, EndpointRequest, NetworkRecord, option};
 use crate::error::{Error, Result};
 use crate::model::NetworkMode;
 
@@ -23,12 +23,15 @@ pub(crate) fn parse_mac(text: &str) -> Result<[u8; 6]> {
 }
 
 /// Returns the hardware address of an endpoint.
-pub(super) fn mac_of(endpoint: &Endpoint) -> Result<[u8; 6]> {
+pub(super) fn mac_of(endpoint: &Assigned) -> Result<[u8; 6]> {
     parse_mac(&endpoint.mac_address)
 }
 
-/// Returns an endpoint's sysctls, as paths below `/proc/sys` and values.
-pub(super) fn sysctls(endpoint: &Endpoint) -> Result<Vec<(String, String)>> {
+/// Returns an endpoint's sysctls, as paths below `/proc/sys` and values, for its interface.
+pub(super) fn sysctls(
+    endpoint: &EndpointRequest,
+    name: &str,
+) -> Result<Vec<(String, String)>> {
     let text = endpoint
         .driver_opts
         .iter()
@@ -43,12 +46,12 @@ pub(super) fn sysctls(endpoint: &Endpoint) -> Result<Vec<(String, String)>> {
             let (key, value) = setting.split_once('=').ok_or_else(wrong)?;
             let mut parts: Vec<&str> = key.split('.').collect();
             // Docker's CLI converts the option to lower case.
-            let known = matches!(parts[..], ["net", "ipv4" | "ipv6" | "mpls", "conf" | "neigh", interface, name]
-                if interface.eq_ignore_ascii_case("IFNAME") && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-'));
+            let known = matches!(parts[..], ["net", "ipv4" | "ipv6" | "mpls", "conf" | "neigh", interface, key]
+                if interface.eq_ignore_ascii_case("IFNAME") && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-'));
             if !known {
                 return Err(wrong());
             }
-            parts[3] = &endpoint.interface;
+            parts[3] = name;
             Ok((parts.join("/"), value.trim().to_owned()))
         })
         .collect()
@@ -59,7 +62,7 @@ pub(super) fn sysctls(endpoint: &Endpoint) -> Result<Vec<(String, String)>> {
 pub(crate) fn check_endpoint(
     name: &str,
     network: Option<&NetworkRecord>,
-    endpoint: &Endpoint,
+    endpoint: &EndpointRequest,
 ) -> Result<()> {
     if !endpoint.mac_address.is_empty() {
         parse_mac(&endpoint.mac_address)?;
@@ -67,7 +70,7 @@ pub(crate) fn check_endpoint(
     for (key, value) in endpoint.driver_opts.iter().flatten() {
         match key.as_str() {
             option::INTERFACE_NAME => check_interface_name(value)?,
-            option::SYSCTLS => drop(sysctls(endpoint)?),
+            option::SYSCTLS => drop(sysctls(endpoint, "")?),
             key if key.starts_with("com.docker.network.") => {
                 return Err(Error::Unsupported(format!(
                     "endpoint option {key}: not available in this version of whelk"
@@ -90,7 +93,7 @@ pub(crate) fn check_endpoint(
     }
 }
 
-fn faults(name: &str, network: Option<&NetworkRecord>, endpoint: &Endpoint) -> Vec<String> {
+fn faults(name: &str, network: Option<&NetworkRecord>, endpoint: &EndpointRequest) -> Vec<String> {
     let mut wrong = Vec::new();
     let asked = endpoint.ipam_config.clone().unwrap_or_default();
     let has_address = !asked.ipv4_address.is_empty() || !asked.ipv6_address.is_empty();
@@ -169,7 +172,7 @@ fn faults(name: &str, network: Option<&NetworkRecord>, endpoint: &Endpoint) -> V
 ///
 /// # Errors
 /// Returns an error if an address is not link-local.
-pub(super) fn link_local_addresses(endpoint: &Endpoint) -> Result<Vec<IpNet>> {
+pub(super) fn link_local_addresses(endpoint: &EndpointRequest) -> Result<Vec<IpNet>> {
     let asked = endpoint
         .ipam_config
         .iter()
@@ -191,11 +194,11 @@ pub(super) fn link_local_addresses(endpoint: &Endpoint) -> Result<Vec<IpNet>> {
 }
 
 /// Returns whether an endpoint's sysctls disable IPv6 on its interface.
-pub(super) fn disables_ipv6(endpoint: &Endpoint) -> bool {
+pub(super) fn disables_ipv6(endpoint: &EndpointRequest) -> bool {
     let is_off = |(path, value): &(String, String)| {
         path.starts_with("net/ipv6/conf/") && path.ends_with("/disable_ipv6") && value != "0"
     };
-    sysctls(endpoint).is_ok_and(|settings| settings.iter().any(is_off))
+    sysctls(endpoint, "").is_ok_and(|settings| settings.iter().any(is_off))
 }
 
 #[cfg(test)]
@@ -204,7 +207,7 @@ mod tests {
     use crate::networks::NetworkDriverKind;
     use crate::networks::model::{EndpointIpam, IpamConfig};
 
-    fn check(name: &str, endpoint: Endpoint, expected: &str) {
+    fn check(name: &str, endpoint: EndpointRequest, expected: &str) {
         let network = |driver, subnets: &[&str]| NetworkRecord {
             name: name.into(),
             driver,
@@ -241,23 +244,23 @@ mod tests {
         );
     }
 
-    fn at(ipv4: &str, ipv6: &str) -> Endpoint {
+    fn at(ipv4: &str, ipv6: &str) -> EndpointRequest {
         let config = EndpointIpam {
             ipv4_address: ipv4.into(),
             ipv6_address: ipv6.into(),
             link_local_ips: None,
         };
-        Endpoint {
+        EndpointRequest {
             ipam_config: Some(config),
-            ..Endpoint::default()
+            ..EndpointRequest::default()
         }
     }
 
     #[test]
     fn rejects_invalid_endpoints_with_dockers_texts() {
-        let alias = || Endpoint {
+        let alias = || EndpointRequest {
             aliases: Some(vec!["x".into()]),
-            ..Endpoint::default()
+            ..EndpointRequest::default()
         };
         const ALIAS: &str =
             "network-scoped alias is supported only for containers in user defined networks";
@@ -268,9 +271,9 @@ mod tests {
             check(name, alias(), ALIAS);
             check(
                 name,
-                Endpoint {
+                EndpointRequest {
                     aliases: Some(Vec::new()),
-                    ..Endpoint::default()
+                    ..EndpointRequest::default()
                 },
                 "",
             );
@@ -289,7 +292,7 @@ mod tests {
         check("container:x", at("172.17.0.9", ""), ADDRESS);
         check(
             "bridge",
-            Endpoint {
+            EndpointRequest {
                 aliases: alias().aliases,
                 ..at("172.17.0.9", "")
             },
@@ -321,9 +324,9 @@ mod tests {
                 link_local_ips: Some(vec![text.into()]),
                 ..EndpointIpam::default()
             };
-            let endpoint = Endpoint {
+            let endpoint = EndpointRequest {
                 ipam_config: Some(config),
-                ..Endpoint::default()
+                ..EndpointRequest::default()
             };
             link_local_addresses(&endpoint)
                 .map_or_else(|error| error.to_string(), |nets| nets[0].to_string())

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::on_fake_host;
 use crate::model::NetworkMode;
-use crate::networks::{Endpoint, Sandbox, SandboxConfig};
+use crate::networks::{Endpoint, EndpointRequest, Sandbox, SandboxConfig};
 
 /// Describes a sandbox without a namespace of its own, unless the mode is changed.
 fn pod() -> SandboxConfig {
@@ -46,7 +46,7 @@ fn a_sandbox_is_a_member_of_its_networks_until_it_is_detached() {
         assert_eq!(names(), ["shop"]);
         let left = engine.sandboxes.detach(&config.id, &mut sandbox);
         assert_eq!(left.len(), 1);
-        assert_eq!(sandbox.endpoints["bridge"].endpoint_id, "");
+        assert_eq!(sandbox.endpoints["bridge"].assigned, None);
         assert!(names().is_empty());
     });
 }
@@ -78,7 +78,7 @@ fn without_a_process_only_the_state_is_changed() {
         let connect = |sandbox: &mut Sandbox| {
             engine
                 .sandboxes
-                .connect(&config, None, sandbox, "bridge", Endpoint::default())
+                .connect(&config, None, sandbox, "bridge", EndpointRequest::default())
         };
         connect(&mut sandbox).unwrap();
         let bridge = networks.find("bridge").unwrap().id;

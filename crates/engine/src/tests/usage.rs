@@ -9,7 +9,7 @@ use super::{Services, on_fake_host, request};
 use crate::containers::RemoveRequest;
 use crate::filters::Filters;
 use crate::model::NetworkMode;
-use crate::networks::{CreateNetwork, Endpoint};
+use crate::networks::{CreateNetwork, EndpointRequest};
 
 /// An archive without files.
 const EMPTY: &[u8] = &[0; 1024];
@@ -91,7 +91,7 @@ fn a_network_is_in_use_while_a_container_has_an_endpoint_in_it() {
         }
         let mut asked = request("one");
         asked.host.network_mode = NetworkMode::Network("used".into());
-        asked.networks = BTreeMap::from([("used".into(), Endpoint::default())]);
+        asked.networks = BTreeMap::from([("used".into(), EndpointRequest::default())]);
         engine.create(asked).await.unwrap();
         assert_eq!(engine.usage.prune_networks(|_| true), ["unused"]);
         let remove = engine.containers.remove("one", RemoveRequest::default());

@@ -14,7 +14,7 @@ use whelk_sys::fs;
 use super::{Facts, Gateway, Inner, Joining, NetworkDriver};
 use crate::error::{Error, Result};
 use crate::networks::create::check_interface_name;
-use crate::networks::model::{Endpoint, NetworkRecord, option};
+use crate::networks::model::{Assigned, NetworkRecord, option};
 use crate::networks::settings::mac_of;
 use crate::networks::stack::{HostStack, alias, is_of_instance, set_sysctl, set_sysctl_at};
 
@@ -127,7 +127,7 @@ impl NetworkDriver for Bridge {
         &self,
         stack: &HostStack,
         network: &NetworkRecord,
-        endpoint: &mut Endpoint,
+        endpoint: &mut Assigned,
         inner: Inner<'_>,
     ) -> Result<()> {
         let sender = sender(stack, endpoint)?;
@@ -155,13 +155,13 @@ impl NetworkDriver for Bridge {
         Ok(())
     }
 
-    fn detach(&self, stack: &HostStack, endpoint: &Endpoint) {
+    fn detach(&self, stack: &HostStack, endpoint: &Assigned) {
         if let Ok(sender) = sender(stack, endpoint) {
             stack.delete_later(sender);
         }
     }
 
-    fn adopt(&self, stack: &HostStack, endpoint: &Endpoint) -> Result<bool> {
+    fn adopt(&self, stack: &HostStack, endpoint: &Assigned) -> Result<bool> {
         let name = stack.endpoint_interface(&endpoint.endpoint_id);
         if matches!(stack.links().find(&name), Ok(None)) {
             return Ok(false);
@@ -270,11 +270,11 @@ fn rules(stack: &HostStack, network: &NetworkRecord) -> BridgeRules {
     }
 }
 
-fn sender(stack: &HostStack, endpoint: &Endpoint) -> Result<SenderRules> {
+fn sender(stack: &HostStack, endpoint: &Assigned) -> Result<SenderRules> {
     Ok(SenderRules {
         interface: stack.endpoint_interface(&endpoint.endpoint_id),
         mac: mac_of(endpoint)?,
-        addresses: endpoint.addresses(),
+        addresses: endpoint.nets().map(|net| net.addr()).collect(),
     })
 }
 

@@ -13,7 +13,7 @@ use super::{Gateway, Inner, Joining, NetworkDriver, NetworkDriverKind};
 use crate::error::Error;
 use crate::instance::Instance;
 use crate::networks::create::blocks;
-use crate::networks::model::{Endpoint, Ipam, IpamConfig, NetworkRecord, option};
+use crate::networks::model::{Assigned, AssignedAddress, Ipam, IpamConfig, NetworkRecord, option};
 use crate::networks::stack::HostStack;
 use crate::random_names::random_id;
 
@@ -122,7 +122,7 @@ impl Host {
     }
 
     /// Attaches an endpoint. Returns `false` if this kernel lacks the driver's interfaces.
-    fn attach(&self, network: &NetworkRecord, endpoint: &mut Endpoint, to: &Namespace) -> bool {
+    fn attach(&self, network: &NetworkRecord, endpoint: &mut Assigned, to: &Namespace) -> bool {
         let inner = Inner::New(to.as_fd());
         match self.driver().attach(&self.stack, network, endpoint, inner) {
             Err(Error::Unsupported(text)) if text.starts_with("this kernel has no") => false,
@@ -134,7 +134,7 @@ impl Host {
     }
 
     /// Detaches an endpoint of a container that keeps running.
-    fn detach(&self, endpoint: &Endpoint, from: &Namespace) {
+    fn detach(&self, endpoint: &Assigned, from: &Namespace) {
         let mut links = Links::open_in(from.as_fd()).unwrap();
         links.delete(&endpoint.interface).unwrap();
         self.driver().detach(&self.stack, endpoint);
@@ -151,16 +151,20 @@ fn create_interface(links: &mut Links, name: &str) -> u32 {
 }
 
 /// An endpoint as the engine prepares it before attaching it.
-fn endpoint(network: &NetworkRecord, number: u8) -> Endpoint {
+fn endpoint(network: &NetworkRecord, number: u8) -> Assigned {
     let subnet = blocks(network).unwrap()[0].subnet.to_string();
-    Endpoint {
-        network_id: network.id.clone(),
+    Assigned {
         endpoint_id: random_id(),
         interface: "eth0".into(),
-        ip_address: subnet.replace("0/24", &number.to_string()),
-        ip_prefix_len: 24,
+        ipv4: Some(AssignedAddress {
+            net: subnet
+                .replace("0/24", &format!("{number}/24"))
+                .parse()
+                .unwrap(),
+            gateway: None,
+        }),
         mac_address: format!("02:42:0a:63:00:{number:02x}"),
-        ..Endpoint::default()
+        ..Assigned::default()
     }
 }
 

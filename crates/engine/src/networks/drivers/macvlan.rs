@@ -5,7 +5,7 @@ use whelk_network::Peer;
 use super::{Facts, Inner, Joining, NetworkDriver, parent};
 use crate::error::{Error, Result};
 use crate::networks::create::check_interface_name;
-use crate::networks::model::{Endpoint, NetworkRecord, option};
+use crate::networks::model::{Assigned, NetworkRecord, option};
 use crate::networks::settings::mac_of;
 use crate::networks::stack::HostStack;
 
@@ -59,7 +59,7 @@ impl NetworkDriver for Macvlan {
         &self,
         stack: &HostStack,
         network: &NetworkRecord,
-        endpoint: &mut Endpoint,
+        endpoint: &mut Assigned,
         inner: Inner<'_>,
     ) -> Result<()> {
         let mode = mode(network.option(option::MACVLAN_MODE).unwrap_or("bridge"))?;

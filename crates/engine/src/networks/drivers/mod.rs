@@ -23,7 +23,7 @@ use std::os::fd::BorrowedFd;
 pub(super) use bridge::delete_bridge;
 
 use super::create::check_interface_name;
-use super::model::{Endpoint, NetworkDriverKind, NetworkRecord, option};
+use super::model::{Assigned, NetworkDriverKind, NetworkRecord, option};
 use super::stack::HostStack;
 use crate::error::{Error, Result};
 
@@ -82,7 +82,7 @@ pub(super) trait NetworkDriver: fmt::Debug + Sync {
         &self,
         _stack: &HostStack,
         _network: &NetworkRecord,
-        _endpoint: &mut Endpoint,
+        _endpoint: &mut Assigned,
         _inner: Inner<'_>,
     ) -> Result<()> {
         Ok(())
@@ -90,11 +90,11 @@ pub(super) trait NetworkDriver: fmt::Debug + Sync {
 
     /// Deletes what an endpoint has on the host, now or at the next maintenance. Its inner interface
     /// is gone, or about to be deleted with its namespace.
-    fn detach(&self, _stack: &HostStack, _endpoint: &Endpoint) {}
+    fn detach(&self, _stack: &HostStack, _endpoint: &Assigned) {}
 
     /// Takes over the endpoint of a container that kept running while there was no engine. Returns
     /// whether the endpoint still exists: it does not if it was being detached.
-    fn adopt(&self, _stack: &HostStack, _endpoint: &Endpoint) -> Result<bool> {
+    fn adopt(&self, _stack: &HostStack, _endpoint: &Assigned) -> Result<bool> {
         Ok(true)
     }
 }

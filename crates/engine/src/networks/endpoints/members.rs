@@ -2,17 +2,21 @@
 
 use std::collections::HashSet;
 
+use crate::networks::model::{Assigned, EndpointRequest};
 use crate::networks::{Endpoint, Member, SandboxConfig};
 
 impl Endpoint {
     /// Computes the DNS names again, if it has any. `config` has the sandbox's new name.
     pub(super) fn rename(&mut self, config: &SandboxConfig) {
-        self.dns_names = self.dns_names.is_some().then(|| names_of(config, self));
+        self.dns_names = self
+            .dns_names
+            .is_some()
+            .then(|| names_of(config, &self.requested));
     }
 }
 
 /// Returns a sandbox's DNS names in a user-defined network.
-pub(super) fn names_of(config: &SandboxConfig, endpoint: &Endpoint) -> Vec<String> {
+pub(super) fn names_of(config: &SandboxConfig, endpoint: &EndpointRequest) -> Vec<String> {
     let short: String = config.id.chars().take(12).collect();
     let mut known = HashSet::new();
     let names = [&config.name]
@@ -25,12 +29,12 @@ pub(super) fn names_of(config: &SandboxConfig, endpoint: &Endpoint) -> Vec<Strin
         .collect()
 }
 
-pub(super) fn member(config: &SandboxConfig, endpoint: &Endpoint) -> Member {
+pub(super) fn member(config: &SandboxConfig, endpoint: &Endpoint, assigned: &Assigned) -> Member {
     Member {
         name: config.name.clone(),
-        endpoint_id: endpoint.endpoint_id.clone(),
-        mac: endpoint.mac_address.clone(),
-        addresses: endpoint.nets(),
+        endpoint_id: assigned.endpoint_id.clone(),
+        mac: assigned.mac_address.clone(),
+        addresses: assigned.nets().collect(),
         names: endpoint
             .dns_names
             .iter()
@@ -40,7 +44,7 @@ pub(super) fn member(config: &SandboxConfig, endpoint: &Endpoint) -> Member {
         links: config
             .links
             .iter()
-            .chain(endpoint.links.iter().flatten())
+            .chain(endpoint.requested.links.iter().flatten())
             .map(|link| split_link(link))
             .map(|(target, alias)| (target, alias.to_ascii_lowercase()))
             .collect(),
@@ -59,6 +63,7 @@ pub(crate) fn split_link(link: &str) -> (String, String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::networks::model::AssignedAddress;
 
     fn config(hostname: &str) -> SandboxConfig {
         SandboxConfig {
@@ -70,10 +75,10 @@ mod tests {
         }
     }
 
-    fn aliased(aliases: &[&str]) -> Endpoint {
-        Endpoint {
+    fn aliased(aliases: &[&str]) -> EndpointRequest {
+        EndpointRequest {
             aliases: Some(aliases.iter().map(|&alias| alias.to_owned()).collect()),
-            ..Endpoint::default()
+            ..EndpointRequest::default()
         }
     }
 
@@ -91,13 +96,21 @@ mod tests {
     #[test]
     fn a_member_has_names_in_lower_case_and_all_links() {
         let endpoint = Endpoint {
-            links: Some(vec!["cache".into()]),
+            requested: EndpointRequest {
+                links: Some(vec!["cache".into()]),
+                ..EndpointRequest::default()
+            },
             dns_names: Some(vec!["Web".into(), "www".into()]),
-            ip_address: "10.0.0.2".into(),
-            ip_prefix_len: 24,
             ..Endpoint::default()
         };
-        let member = member(&config(""), &endpoint);
+        let assigned = Assigned {
+            ipv4: Some(AssignedAddress {
+                net: "10.0.0.2/24".parse().unwrap(),
+                gateway: None,
+            }),
+            ..Assigned::default()
+        };
+        let member = member(&config(""), &endpoint, &assigned);
         assert_eq!(
             (member.name.as_str(), member.names.join(" ").as_str()),
             ("Web", "web www")

@@ -16,7 +16,7 @@ use members::member;
 
 use super::create::check_interface_name;
 use super::drivers::Inner;
-use super::model::option;
+use super::model::{Assigned, EndpointRequest, option};
 use super::sandbox::within;
 use super::settings::link_local_addresses;
 use super::{Endpoint, NetworkRecord, Networks, SandboxConfig};
@@ -38,24 +38,33 @@ impl Networks {
         endpoint: &mut Endpoint,
         (inner, id): (Inner<'_>, String),
     ) -> Result<()> {
-        link_local_addresses(endpoint)?;
+        link_local_addresses(&endpoint.requested)?;
         endpoint.network_id.clone_from(&network.id);
-        endpoint.endpoint_id = id;
-        endpoint.interface = interface_name(others, network, endpoint)?;
-        self.allocate_addresses(config, network, endpoint)?;
+        let assigned = Assigned {
+            endpoint_id: id,
+            interface: interface_name(others, network, &endpoint.requested)?,
+            ..Assigned::default()
+        };
+        let assigned = self.allocate_addresses(config, network, endpoint, assigned)?;
         let driver = network.driver.driver();
-        driver.attach(&self.stack, network, endpoint, inner)
+        driver.attach(&self.stack, network, assigned, inner)
     }
 
     /// Takes over the endpoint of a sandbox that remained while there was no engine. One that was being
-    /// detached when the engine ended is cleared.
+    /// detached when the engine ended is not attached any more.
     pub(super) fn adopt_endpoint(&self, config: &SandboxConfig, endpoint: &mut Endpoint) {
         let Ok(network) = self.find(&endpoint.network_id) else {
             return;
         };
-        match network.driver.driver().adopt(&self.stack, endpoint) {
+        let Some(assigned) = &endpoint.assigned else {
+            return;
+        };
+        match network.driver.driver().adopt(&self.stack, assigned) {
             Ok(true) => {}
-            Ok(false) => return endpoint.clear(),
+            Ok(false) => {
+                endpoint.assigned = None;
+                return;
+            }
             Err(error) => tracing::warn!(
                 container = config.id,
                 "add the container's firewall rules: {error}"
@@ -65,11 +74,9 @@ impl Networks {
             for address in endpoint.addresses() {
                 let _ = allocate_address(network, address.is_ipv4(), Some(address));
             }
-            endpoint.rename(config);
-            network
-                .members
-                .insert(config.id.clone(), member(config, endpoint));
         }
+        endpoint.rename(config);
+        self.add_member(config, endpoint);
     }
 
     /// Deletes an endpoint: its interface, its addresses and the network's member. `namespace` is
@@ -82,11 +89,11 @@ impl Networks {
         endpoint: &Endpoint,
         namespace: Option<BorrowedFd<'_>>,
     ) {
-        if endpoint.endpoint_id.is_empty() {
+        let Some(assigned) = &endpoint.assigned else {
             return;
-        }
+        };
         if let Some(namespace) = namespace {
-            let interface = endpoint.interface.clone();
+            let interface = assigned.interface.clone();
             if let Err(error) = within(namespace, move || Ok(Links::open()?.delete(&interface)?)) {
                 tracing::warn!(
                     network = network.name,
@@ -94,34 +101,36 @@ impl Networks {
                 );
             }
         }
-        network.driver.driver().detach(&self.stack, endpoint);
+        network.driver.driver().detach(&self.stack, assigned);
         if let Some(network) = self.state_mut().get_mut(&network.id)
             && network
                 .members
                 .get(id)
-                .is_some_and(|member| member.endpoint_id == endpoint.endpoint_id)
+                .is_some_and(|member| member.endpoint_id == assigned.endpoint_id)
         {
             network.members.remove(id);
-            release_addresses(network, endpoint.addresses().into_iter());
+            release_addresses(network, assigned.nets());
         }
     }
 
     /// Adds a sandbox to a network's members.
     pub(super) fn add_member(&self, config: &SandboxConfig, endpoint: &Endpoint) {
-        if let Some(network) = self.state_mut().get_mut(&endpoint.network_id) {
-            network
-                .members
-                .insert(config.id.clone(), member(config, endpoint));
+        if let Some(assigned) = &endpoint.assigned
+            && let Some(network) = self.state_mut().get_mut(&endpoint.network_id)
+        {
+            let member = member(config, endpoint, assigned);
+            network.members.insert(config.id.clone(), member);
         }
     }
 
     /// Updates an endpoint's DNS names. `config` has the sandbox's new name.
     pub(super) fn rename_endpoint(&self, config: &SandboxConfig, endpoint: &mut Endpoint) {
         endpoint.rename(config);
-        if let Some(network) = self.state_mut().get_mut(&endpoint.network_id)
+        if let Some(assigned) = &endpoint.assigned
+            && let Some(network) = self.state_mut().get_mut(&endpoint.network_id)
             && let Some(known) = network.members.get_mut(&config.id)
         {
-            *known = member(config, endpoint);
+            *known = member(config, endpoint, assigned);
         }
     }
 }
@@ -131,7 +140,7 @@ impl Networks {
 fn interface_name(
     others: &BTreeMap<String, Endpoint>,
     network: &NetworkRecord,
-    endpoint: &Endpoint,
+    endpoint: &EndpointRequest,
 ) -> Result<String> {
     let wanted = endpoint
         .driver_opts
@@ -146,7 +155,8 @@ fn interface_name(
     let prefix = network
         .option(option::CONTAINER_PREFIX)
         .unwrap_or(INTERFACE_PREFIX);
-    let used = |name: &str| others.values().any(|endpoint| endpoint.interface == name);
+    let assigned = || others.values().filter_map(|other| other.assigned.as_ref());
+    let used = |name: &str| assigned().any(|other| other.interface == name);
     (0..)
         .map(|number: u32| format!("{prefix}{number}"))
         .find(|name| !used(name))

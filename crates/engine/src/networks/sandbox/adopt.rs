@@ -9,7 +9,7 @@ impl Sandboxes {
     pub fn adopt(&self, config: &SandboxConfig, process: i32, sandbox: &mut Sandbox) {
         if !config.mode.has_own_networks() {
             let endpoints = sandbox.active();
-            endpoints.for_each(|(_, endpoint)| self.networks.add_member(config, endpoint));
+            endpoints.for_each(|(_, endpoint, _)| self.networks.add_member(config, endpoint));
             return;
         }
         for endpoint in sandbox.active_mut() {

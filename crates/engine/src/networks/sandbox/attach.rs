@@ -14,6 +14,7 @@ use super::{Sandbox, SandboxConfig, Sandboxes};
 use crate::error::{Error, Result};
 use crate::model::NetworkMode;
 use crate::networks::drivers::{Inner, Joining};
+use crate::networks::model::Assigned;
 use crate::networks::settings::sysctls;
 use crate::networks::{Endpoint, NetworkRecord};
 use crate::random_names::random_id;
@@ -81,7 +82,11 @@ impl Sandboxes {
         let mut attached = self.undone_by_detach(config, &mut sandbox);
         for (name, endpoint) in &mut attached.endpoints {
             endpoint.network_id = self.networks.find(name)?.id;
-            endpoint.endpoint_id = random_id();
+            endpoint.assigned = Some(Assigned {
+                endpoint_id: random_id(),
+                mac_address: endpoint.requested.mac_address.clone(),
+                ..Assigned::default()
+            });
             self.networks.add_member(config, endpoint);
         }
         attached.commit();
@@ -179,7 +184,7 @@ impl Sandboxes {
             }
             // Without IPv6 in the network there must not even be a link-local address
             // (CVE-2024-32473); with IPv6, the addresses are allocated.
-            let ipv6 = if config.has_ipv6(&network, &endpoint) {
+            let ipv6 = if config.has_ipv6(&network, &endpoint.requested) {
                 Ipv6Mode::Static
             } else {
                 Ipv6Mode::Disabled
@@ -194,14 +199,16 @@ impl Sandboxes {
             let outcome = self
                 .networks
                 .attach_endpoint(config, &attached.endpoints, &network, &mut endpoint, inner)
-                .and_then(|()| match pooled.take() {
-                    Some((interface, _)) => {
-                        configure_pooled(interface, &network, &endpoint, &mut namespace.links, ipv6)
+                .and_then(|()| {
+                    let assigned = endpoint.assigned()?;
+                    let links = &mut namespace.links;
+                    if let Some((interface, _)) = pooled.take() {
+                        configure_pooled(interface, &network, assigned, links, ipv6)?;
                     }
-                    None => Ok(()),
-                })
-                .and_then(|()| set_sysctls(sysctls(&endpoint)?, namespace.as_fd(), false))
-                .and_then(|()| configure_interface(&endpoint, &mut namespace.links));
+                    let sysctls = sysctls(&endpoint.requested, &assigned.interface)?;
+                    set_sysctls(sysctls, namespace.as_fd(), false)?;
+                    configure_interface(&endpoint.requested, assigned, &mut namespace.links)
+                });
             // Before the outcome is looked at: what it has by now is to be released.
             attached.endpoints.insert(network.name.clone(), endpoint);
             outcome?;
@@ -267,7 +274,7 @@ impl Sandboxes {
                 self.networks.detach_endpoint(id, &network, endpoint, None);
                 left.push(network);
             }
-            endpoint.clear();
+            endpoint.assigned = None;
         }
         left
     }

@@ -9,6 +9,7 @@ use super::{Sandbox, SandboxConfig, Sandboxes};
 use crate::error::{Error, Result};
 use crate::model::NetworkMode;
 use crate::networks::drivers::Joining;
+use crate::networks::model::EndpointRequest;
 use crate::networks::settings::check_endpoint;
 use crate::networks::{Endpoint, NetworkRecord};
 use crate::rollback::Rollback;
@@ -16,7 +17,7 @@ use crate::rollback::Rollback;
 #[derive(Clone, Debug, Default)]
 pub struct ConnectRequest {
     pub container: String,
-    pub endpoint: Endpoint,
+    pub endpoint: EndpointRequest,
 }
 
 /// Docker's texts for containers that cannot be attached to a network.
@@ -40,12 +41,16 @@ impl Sandboxes {
         process: Option<i32>,
         sandbox: &mut Sandbox,
         network: &str,
-        mut endpoint: Endpoint,
+        endpoint: EndpointRequest,
     ) -> Result<()> {
         let network = self.networks.find(network)?;
         check_endpoint(&network.name, Some(&network), &endpoint)?;
         check_connect(config, &sandbox.endpoints, &network)?;
-        endpoint.network_id.clone_from(&network.id);
+        let mut endpoint = Endpoint {
+            requested: endpoint,
+            network_id: network.id.clone(),
+            ..Endpoint::default()
+        };
         let is_alone = network.driver.facts().joining == Joining::Alone;
         let Some(process) = process.filter(|_| !is_alone) else {
             sandbox.endpoints.insert(network.name.clone(), endpoint);

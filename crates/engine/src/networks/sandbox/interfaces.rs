@@ -10,6 +10,7 @@ use whelk_sys::fs;
 use super::{SandboxConfig, Sandboxes};
 use crate::error::{Error, Result};
 use crate::networks::drivers::Inner;
+use crate::networks::model::{Assigned, EndpointRequest};
 use crate::networks::settings::{link_local_addresses, mac_of, sysctls};
 use crate::networks::stack::set_sysctl;
 use crate::networks::{Endpoint, NetworkRecord};
@@ -32,8 +33,9 @@ impl Sandboxes {
         let inner = (Inner::New(namespace), random_id());
         self.networks
             .attach_endpoint(config, others, network, endpoint, inner)?;
-        let name = &endpoint.interface;
-        let settings: &[(&str, &str)] = if config.has_ipv6(network, endpoint) {
+        let assigned = endpoint.assigned()?;
+        let name = &assigned.interface;
+        let settings: &[(&str, &str)] = if config.has_ipv6(network, &endpoint.requested) {
             &[("disable_ipv6", "0"), ("accept_ra", "0")]
         } else {
             &[("disable_ipv6", "1")]
@@ -43,9 +45,9 @@ impl Sandboxes {
             .map(|(key, value)| (format!("net/ipv6/conf/{name}/{key}"), (*value).to_owned()));
         // The files do not exist if the kernel has no IPv6.
         set_sysctls(settings.collect(), namespace, true)?;
-        set_sysctls(sysctls(endpoint)?, namespace, false)?;
+        set_sysctls(sysctls(&endpoint.requested, name)?, namespace, false)?;
         let mut links = Links::open_in(namespace)?;
-        configure_interface(endpoint, &mut links)?;
+        configure_interface(&endpoint.requested, assigned, &mut links)?;
         Ok(links)
     }
 }
@@ -54,7 +56,7 @@ impl Sandboxes {
 pub(super) fn configure_pooled(
     mut interface: Interface,
     network: &NetworkRecord,
-    endpoint: &Endpoint,
+    endpoint: &Assigned,
     links: &mut Links,
     ipv6: Ipv6Mode,
 ) -> Result<()> {
@@ -64,15 +66,19 @@ pub(super) fn configure_pooled(
 }
 
 /// Adds an endpoint's addresses to its interface and brings it up.
-pub(super) fn configure_interface(endpoint: &Endpoint, links: &mut Links) -> Result<()> {
-    let link_local = link_local_addresses(endpoint)?;
+pub(super) fn configure_interface(
+    requested: &EndpointRequest,
+    endpoint: &Assigned,
+    links: &mut Links,
+) -> Result<()> {
+    let link_local = link_local_addresses(requested)?;
     let name = endpoint.interface.as_str();
     let link = links.find(name)?.ok_or_else(|| {
         Error::internal(format!(
             "interface {name} is not in the container's namespace"
         ))
     })?;
-    for address in endpoint.nets().into_iter().chain(link_local) {
+    for address in endpoint.nets().chain(link_local) {
         links.add_address(link.index, address)?;
     }
     Ok(links.set_up(link.index)?)

@@ -37,6 +37,7 @@ use resolver::ResolverTask;
 pub(crate) use resolver::{host_resolver, resolved_servers, uses_resolver};
 use warm::WarmNamespaces;
 
+use super::model::{Assigned, EndpointRequest};
 use super::{Endpoint, NetworkRecord, Networks};
 use crate::error::{Error, Result};
 use crate::model::NetworkMode;
@@ -172,22 +173,22 @@ impl SandboxConfig {
     }
 
     /// Returns whether its endpoint in a network has IPv6.
-    pub(super) fn has_ipv6(&self, network: &NetworkRecord, endpoint: &Endpoint) -> bool {
+    pub(super) fn has_ipv6(&self, network: &NetworkRecord, endpoint: &EndpointRequest) -> bool {
         network.enable_ipv6 && !self.lacks_ipv6 && !super::settings::disables_ipv6(endpoint)
     }
 }
 
 impl Sandbox {
-    /// Returns the endpoints that exist on the host, with their networks' names.
-    fn active(&self) -> impl Iterator<Item = (&String, &Endpoint)> {
+    /// Returns the endpoints that are attached, with their networks' names.
+    fn active(&self) -> impl Iterator<Item = (&String, &Endpoint, &Assigned)> {
         self.endpoints
             .iter()
-            .filter(|(_, endpoint)| !endpoint.endpoint_id.is_empty())
+            .filter_map(|(name, endpoint)| Some((name, endpoint, endpoint.assigned.as_ref()?)))
     }
 
     fn active_mut(&mut self) -> impl Iterator<Item = &mut Endpoint> {
         self.endpoints
             .values_mut()
-            .filter(|endpoint| !endpoint.endpoint_id.is_empty())
+            .filter(|endpoint| endpoint.assigned.is_some())
     }
 }

@@ -31,9 +31,8 @@ impl Sandboxes {
             .and_then(|text| text.parse().ok())
             .unwrap_or(Ipv4Addr::UNSPECIFIED.into());
         let targets: BTreeMap<bool, IpAddr> = endpoint
-            .addresses()
-            .into_iter()
-            .map(|address| (address.is_ipv4(), address))
+            .nets()
+            .map(|net| (net.addr().is_ipv4(), net.addr()))
             .collect();
         let (name, endpoint_id) = (&config.name, &endpoint.endpoint_id);
         let mut ports = Rollback::new("publish", &mut sandbox.ports);

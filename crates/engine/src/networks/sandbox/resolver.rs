@@ -121,7 +121,7 @@ fn servers(config: &SandboxConfig, sandbox: &Sandbox, set: &[IpAddr]) -> Vec<Ser
     let has_ipv6 = sandbox
         .endpoints
         .values()
-        .any(|endpoint| !endpoint.global_ipv6_address.is_empty());
+        .any(|endpoint| matches!(&endpoint.assigned, Some(assigned) if assigned.ipv6.is_some()));
     let server = |address: IpAddr, from_host: bool| Server {
         address: SocketAddr::new(address, PORT),
         from_host,

@@ -1,34 +1,29 @@
 //! Which of a sandbox's networks connects it to the outside.
 
-use std::net::IpAddr;
-
 use ipnet::IpNet;
 use whelk_network::Links;
 
 use super::{Sandbox, Sandboxes};
 use crate::error::Result;
+use crate::networks::NetworkRecord;
 use crate::networks::drivers::Gateway;
-use crate::networks::{Endpoint, NetworkRecord};
+use crate::networks::model::Assigned;
 
 impl Sandboxes {
     /// Returns the network, and the endpoint in it, through which a sandbox is reached from
     /// outside: the non-internal bridge network with the highest gateway priority.
-    pub(super) fn external_network(&self, sandbox: &Sandbox) -> Option<(NetworkRecord, Endpoint)> {
+    pub(super) fn external_network(&self, sandbox: &Sandbox) -> Option<(NetworkRecord, Assigned)> {
         sandbox
             .active()
-            .filter_map(|(_, endpoint)| {
-                Some((
-                    self.networks.find(&endpoint.network_id).ok()?,
-                    endpoint.clone(),
-                ))
+            .filter_map(|(_, endpoint, assigned)| {
+                let network = self.networks.find(&endpoint.network_id).ok()?;
+                Some((network, endpoint.requested.gw_priority, assigned))
             })
-            .filter(|(network, _)| network.driver.facts().host_routes && !network.internal)
-            .max_by_key(|(network, endpoint)| {
-                (
-                    endpoint.gw_priority,
-                    std::cmp::Reverse(network.name.clone()),
-                )
+            .filter(|(network, ..)| network.driver.facts().host_routes && !network.internal)
+            .max_by_key(|(network, priority, _)| {
+                (*priority, std::cmp::Reverse(network.name.clone()))
             })
+            .map(|(network, _, assigned)| (network, assigned.clone()))
     }
 
     /// Sets the default routes, through the network with the highest gateway priority, by name if
@@ -37,30 +32,17 @@ impl Sandboxes {
         let best = |ipv4: bool| {
             sandbox
                 .active()
-                .filter_map(|(name, endpoint)| {
-                    let gateway: Option<IpAddr> = if ipv4 {
-                        &endpoint.gateway
-                    } else {
-                        &endpoint.ipv6_gateway
-                    }
-                    .parse()
-                    .ok();
-                    let has_family = if ipv4 {
-                        !endpoint.ip_address.is_empty()
-                    } else {
-                        !endpoint.global_ipv6_address.is_empty()
-                    };
+                .filter_map(|(name, endpoint, assigned)| {
+                    let gateway = assigned.address(ipv4)?.gateway;
                     let by_device = || {
-                        has_family
-                            && self
-                                .networks
-                                .find(name)
-                                .is_ok_and(|network| network.gateway(ipv4) == Gateway::Interface)
+                        self.networks
+                            .find(name)
+                            .is_ok_and(|network| network.gateway(ipv4) == Gateway::Interface)
                     };
                     (gateway.is_some() || by_device()).then_some((
-                        (endpoint.gw_priority, std::cmp::Reverse(name)),
+                        (endpoint.requested.gw_priority, std::cmp::Reverse(name)),
                         (ipv4, gateway),
-                        &endpoint.interface,
+                        &assigned.interface,
                     ))
                 })
                 .max_by_key(|(rank, _, _)| *rank)
