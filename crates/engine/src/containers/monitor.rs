@@ -9,7 +9,7 @@ use whelk_shim::protocol::{Event, Exit};
 
 use super::{Container, Containers};
 use crate::model::Status;
-use crate::workload::{Monitor, Reaped};
+use crate::workload::Monitor;
 
 /// Delay before the first restart by a restart policy; doubled after each short run.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
@@ -82,11 +82,15 @@ impl Containers {
 
     /// Returns how a container ended whose shim is gone.
     pub(super) async fn reap(&self, container: &Container) -> Exit {
-        let Reaped { exit, was_lost } = container.workload.reap().await;
-        if was_lost {
-            container.record().state.error = "the container's shim was killed".into();
+        let reaped = container.workload.reap().await;
+        if reaped.was_lost {
+            let mut error = "the container's shim was killed".to_owned();
+            if let Some(left) = reaped.left {
+                error += &format!("; its processes may be left: {left}");
+            }
+            container.record().state.error = error;
         }
-        exit
+        reaped.exit
     }
 
     /// Records a container's exit, releases its resources, publishes the event, and then removes or

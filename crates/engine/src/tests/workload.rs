@@ -121,3 +121,25 @@ fn the_next_engine_kills_workloads_and_keeps_their_ids_until_then() {
         eventually("it is removed", || !fs::exists(directory.path())).await;
     });
 }
+
+#[test]
+fn the_id_of_a_workload_is_in_use_until_its_processes_are_killed() {
+    on_fake_host(async |host| {
+        let mut instance = host.instance.clone();
+        // No process of a cgroup with this path can be found.
+        instance.name = "..".into();
+        let workloads = Workloads::new(instance, host.shims.pool().unwrap());
+        let started = workloads.start(bundle("one")).await.unwrap();
+        host.shims.kill("one");
+        // Its end is known as soon as a process cannot be started in it any more.
+        let begin = std::time::Instant::now();
+        while started.kill(signal::TERM).await.is_err() {
+            assert!(begin.elapsed() < super::PATIENCE);
+        }
+        let wait = tokio::time::timeout(std::time::Duration::from_millis(1500), started.wait());
+        assert!(wait.await.is_err(), "its processes may be left");
+        let error = workloads.start(bundle("one")).await.unwrap_err();
+        assert!(matches!(error, Error::Conflict(_)), "{error}");
+        assert!(host.has_workload("one"));
+    });
+}

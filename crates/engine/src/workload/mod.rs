@@ -100,11 +100,13 @@ impl RunWatch {
 }
 
 /// How a workload ended whose shim is gone.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Reaped {
     pub(crate) exit: Exit,
     /// The shim has recorded no exit: it was killed, and the workload's processes with it.
     pub(crate) was_lost: bool,
+    /// Why processes of the workload may be left.
+    pub(crate) left: Option<Error>,
 }
 
 /// A run that has begun.
@@ -304,16 +306,12 @@ impl Workload {
             return Reaped {
                 exit,
                 was_lost: false,
+                left: None,
             };
         }
         let path = self.cgroup.clone();
-        let ended = blocking(move || {
-            let cgroup = Cgroup::at(&path)?;
-            let _ = cgroup.freeze(false);
-            cgroup.kill_all()?;
-            Ok(cgroup.remove()?)
-        });
-        if let Err(error) = ended.await {
+        let left = blocking(move || end_processes(&path)).await.err();
+        if let Some(error) = &left {
             tracing::warn!(
                 "kill the processes of {} without a shim: {error}",
                 self.address
@@ -323,6 +321,7 @@ impl Workload {
         Reaped {
             exit: killed(),
             was_lost: true,
+            left,
         }
     }
 
@@ -348,6 +347,17 @@ impl Workload {
             .and_then(|since| i64::try_from(since.as_nanos()).ok())
             .unwrap_or_else(now)
     }
+}
+
+/// Kills the processes of a workload that has no shim, and removes its cgroup.
+fn end_processes(path: &str) -> Result<()> {
+    let cgroup = Cgroup::at(path)?;
+    if cgroup.exists() {
+        let _ = cgroup.freeze(false);
+        cgroup.kill_all()?;
+        cgroup.remove()?;
+    }
+    Ok(())
 }
 
 /// Returns the exit of something that SIGKILL has ended now.

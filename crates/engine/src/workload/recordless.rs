@@ -11,7 +11,6 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use whelk_runtime::Rootfs;
-use whelk_runtime::cgroup::Cgroup;
 use whelk_runtime::spec::{Namespace, NamespaceKind, Spec};
 use whelk_runtime::user::UserRequest;
 use whelk_shim::logs::LogConfig;
@@ -20,7 +19,7 @@ use whelk_sys::fs;
 use whelk_sys::sync::IgnorePoison as _;
 use whelk_text::signal;
 
-use super::{Begun, Monitor, RunWatch, Workload, blocking, killed};
+use super::{Begun, Monitor, Reaped, RunWatch, Workload, blocking, end_processes, killed};
 use crate::error::{Error, Result};
 use crate::instance::Instance;
 use crate::networks::OwnedSandbox;
@@ -284,15 +283,17 @@ async fn kill_until_ended(workload: &Workload, run: &RunWatch) {
     }
 }
 
-/// Kills the processes of a workload that has no shim.
-fn end_processes(path: &str) -> Result<()> {
-    let cgroup = Cgroup::at(path)?;
-    if cgroup.exists() {
-        let _ = cgroup.freeze(false);
-        cgroup.kill_all()?;
-        cgroup.remove()?;
+/// Returns how a workload ended whose shim is gone, when none of its processes is left: its id, which
+/// is that of its cgroup, is in use until then.
+async fn reap_all(workload: &Workload) -> Exit {
+    const RETRY_DELAY: Duration = Duration::from_secs(1);
+    loop {
+        let Reaped { exit, left, .. } = workload.reap().await;
+        if left.is_none() {
+            return exit;
+        }
+        tokio::time::sleep(RETRY_DELAY).await;
     }
-    Ok(())
 }
 
 impl Started {
@@ -311,7 +312,7 @@ impl Started {
                 match monitor.next().await {
                     Some(Event::Exited(exit)) => break exit,
                     Some(_) => {}
-                    None => break followed.reap().await.exit,
+                    None => break reap_all(&followed).await,
                 }
             };
             monitor.finish().await;
