@@ -832,3 +832,20 @@ fn names_resolve_immediately_after_an_engine_restart() {
         }
     }
 }
+
+#[test]
+fn the_files_for_name_resolution_can_be_read_by_all_users() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    let stat = "stat -c %a /etc/hosts /etc/hostname /etc/resolv.conf";
+    let run = ["run", "--rm", "--user", "1000", "busybox", "sh", "-c", stat];
+    assert_eq!(cli.run(&run).ok(), "644\n644\n644");
+    // A restart leaves the mode as the container has set it, and the host's name.
+    cli.up("one", &[], &["sleep", "600"]);
+    let edit = "echo other > /etc/hostname; echo other >> /etc/hosts; chmod 640 /etc/hosts";
+    cli.run(&["exec", "one", "sh", "-c", edit]).ok();
+    cli.run(&["restart", "-t", "0", "one"]).ok();
+    let seen = "cat /etc/hostname; grep -c other /etc/hosts; stat -c %a /etc/hosts";
+    let seen = cli.run(&["exec", "one", "sh", "-c", seen]);
+    assert_eq!(seen.ok(), "other\n0\n640");
+}

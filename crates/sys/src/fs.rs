@@ -139,6 +139,29 @@ pub fn start_writeback(file: &File) {
     let _ = result;
 }
 
+/// Like [`write()`]. The file is created with the given permission bits; those of an existing one are
+/// left as they are.
+pub fn write_with_mode(path: impl AsRef<Path>, content: impl AsRef<[u8]>, mode: u32) -> Result<()> {
+    crate::fallible_step().map_err(at("write", &path))?;
+    let mut file = create(&path, mode)?;
+    file.write_all(content.as_ref()).map_err(at("write", path))
+}
+
+/// Creates a file with the given permission bits, unless it exists.
+pub fn write_new(path: impl AsRef<Path>, content: impl AsRef<[u8]>, mode: u32) -> Result<()> {
+    let mut options = OpenOptions::new();
+    let mut file = match options.write(true).create_new(true).mode(mode).open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        opened => opened.map_err(at("create", &path))?,
+    };
+    let written = crate::fallible_step().and_then(|()| file.write_all(content.as_ref()));
+    written.map_err(|error| {
+        // It would be taken for complete.
+        let _ = std::fs::remove_file(&path);
+        at("write", path)(error)
+    })
+}
+
 /// Replaces a file atomically: readers see either the old or the new content. The file is not
 /// synced to disk.
 pub fn replace(path: impl AsRef<Path>, content: impl AsRef<[u8]>, mode: u32) -> Result<()> {
@@ -256,6 +279,26 @@ mod tests {
             error.to_string(),
             "open /nonexistent/x: no such file or directory"
         );
+    }
+
+    #[test]
+    fn an_existing_file_keeps_its_mode_or_its_content() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let path = std::env::temp_dir().join(format!("whelk-fs-{}", std::process::id()));
+        let mode = || {
+            let found = metadata(&path).expect("it exists");
+            found.permissions().mode() & 0o777
+        };
+        write_new(&path, "first", 0o600).expect("it is created");
+        write_new(&path, "second", 0o644).expect("it is left");
+        assert_eq!(read(&path).expect("it can be read"), b"first");
+        write_with_mode(&path, "third", 0o644).expect("it is overwritten");
+        assert_eq!(read(&path).expect("it can be read"), b"third");
+        assert_eq!(mode(), 0o600);
+        remove_file(&path).expect("it can be removed");
+        write_with_mode(&path, "fourth", 0o640).expect("it is created");
+        assert_eq!(mode(), 0o640);
+        remove_file(&path).expect("it can be removed");
     }
 
     #[test]

@@ -14,6 +14,12 @@ use crate::cli::Program;
 use crate::{PATIENCE, happens, http, leftovers};
 
 impl Engine {
+    /// Stops the engine with SIGTERM.
+    #[track_caller]
+    pub fn terminate(&self) {
+        self.stop().expect("stop the engine");
+    }
+
     /// Kills the engine with SIGKILL. Its containers keep running.
     #[track_caller]
     pub fn kill9(&self) {
@@ -87,7 +93,14 @@ impl Engine {
         let errors = log.try_clone().map_err(|error| error.to_string())?;
         let host = format!("unix://{}", self.socket().display());
         let mut command = match self.open_files {
-            None => Command::new(Program::Whelk.path()),
+            // What it creates must not depend on the umask that it is started with.
+            None => {
+                let mut command = Command::new("sh");
+                command
+                    .args(["-c", "umask 077 && exec \"$0\" \"$@\""])
+                    .arg(Program::Whelk.path());
+                command
+            }
             Some(soft) => {
                 // Executes the engine in the same process, so the PID is the engine's.
                 let mut command = Command::new("prlimit");

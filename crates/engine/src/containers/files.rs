@@ -20,6 +20,10 @@ use crate::networks::{Endpoint, NetworkDefaults, host_resolver, resolved_servers
 /// Maximum size of these files that the engine reads, in bytes.
 const MAX_SIZE: u64 = 1 << 20;
 
+/// The mode that they are created with: all users of the container read them. The engine sets its
+/// umask, so that none of these bits is missing.
+const MODE: u32 = 0o644;
+
 const HOSTS: &str = "hosts";
 const RESOLV_CONF: &str = "resolv.conf";
 
@@ -36,16 +40,12 @@ pub(super) fn write(
         // It mounts the files of the container whose network it shares.
         return Ok(());
     }
-    let hostname = directory.join("hostname");
-    if !fs::exists(&hostname) {
-        write_file(&hostname, format!("{}\n", record.config.hostname))?;
-    }
-    write_file(
-        &directory.join(HOSTS),
-        hosts(record, &links(record, containers), containers),
-    )?;
+    let hostname = format!("{}\n", record.config.hostname);
+    fs::write_new(directory.join("hostname"), hostname, MODE)?;
+    let hosts = hosts(record, &links(record, containers), containers);
+    fs::write_with_mode(directory.join(HOSTS), hosts, MODE)?;
     let resolver = resolv_conf(record, &containers.instance.networks);
-    write_file(&directory.join(RESOLV_CONF), &resolver)?;
+    fs::write_with_mode(directory.join(RESOLV_CONF), &resolver, MODE)?;
     *container.resolver_file() = resolver;
     Ok(())
 }
@@ -55,10 +55,6 @@ pub(super) fn empty_directory(directory: &Path) -> Result<PathBuf> {
     let empty = directory.join("empty");
     fs::create_dir_all(&empty, 0o755)?;
     Ok(empty)
-}
-
-fn write_file(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
-    Ok(fs::write(path, content).and_then(|()| fs::set_mode(path, 0o644))?)
 }
 
 /// Updates the files of a running container after a change of its networks or links. `before` and
