@@ -547,6 +547,9 @@ fn container_with_a_volume_of_a_plugin_fails() {
     let volume = words(&format!("volume create -d {PLUGIN} kept"));
     let create = create_with_plugin();
     let remove = words("rm -f one");
+    let reverse = [words("volume rm kept")];
+    let swallowed = case.fails_at_every_step_of(&engine, &[], &volume, &reverse, left);
+    assert_eq!(swallowed, 0);
     let prepare = [volume];
     let reverse = [remove.clone()];
     let swallowed = case.fails_at_every_step_of(&engine, &prepare, &create, &reverse, left);

@@ -5,6 +5,7 @@ use crate::filters::Filters;
 use crate::model::Status;
 use crate::networks::{CreateNetwork, Networks};
 use crate::shims::fake::Behaviour;
+use crate::volumes::{CreateVolume, FakeVolumes};
 use whelk_sys::fs;
 
 #[test]
@@ -78,6 +79,39 @@ fn a_creation_that_fails_releases_the_name_and_the_volumes() {
         assert!(engine.create(other).await.is_err());
         engine.create(asked).await.unwrap();
         assert_eq!(engine.volumes.users("data"), 1);
+    });
+}
+
+#[test]
+fn a_volume_whose_record_cannot_be_stored_does_not_stay_with_its_driver() {
+    on_fake_host(async |host| {
+        let engine = host.open().await;
+        let create = |name: &str| {
+            engine.volumes.create(CreateVolume {
+                name: name.into(),
+                driver: Some(FakeVolumes::NAME.into()),
+                ..CreateVolume::default()
+            })
+        };
+        let store = &engine.containers.store;
+        store.execute(
+            "CREATE TRIGGER refuse BEFORE INSERT ON volumes BEGIN SELECT RAISE(ABORT, 'refused'); END",
+        );
+        let error = create("data").unwrap_err().to_string();
+        assert!(error.ends_with("refused"), "{error}");
+        assert!(host.volumes.list().is_empty());
+        assert!(engine.volumes.find("data").is_err());
+        // One that the driver had before stays.
+        host.volumes.add("before");
+        create("before").unwrap_err();
+        assert_eq!(host.volumes.list(), [("before".into(), 0)]);
+        // The cause is reported, not the failure of the undo.
+        host.volumes.break_method(Some("release"));
+        let error = create("data").unwrap_err().to_string();
+        assert!(error.ends_with("refused"), "{error}");
+        host.volumes.break_method(None);
+        store.execute("DROP TRIGGER refuse");
+        create("data").unwrap();
     });
 }
 

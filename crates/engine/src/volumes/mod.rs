@@ -234,7 +234,12 @@ impl Volumes {
                 .use_existing(&request, container)
                 .unwrap_or_else(missing);
         }
-        self.commit(&mut state, &created, &record)?;
+        if let Err(error) = self.commit(&mut state, &created, &record) {
+            if matches!(created, Created::Published { is_new: true }) {
+                self.remove_unrecorded(state, &record, &*driver);
+            }
+            return Err(error);
+        }
         if let Some(volume) = state.get_mut(&record.name) {
             volume.users.extend(container.map(str::to_owned));
         }
@@ -278,7 +283,7 @@ impl Volumes {
         if let Some(volume) = state.get(&record.name) {
             return Ok(volume.record.clone());
         }
-        self.commit(&mut state, &Created::Published, &record)?;
+        self.commit(&mut state, &Created::Published { is_new: false }, &record)?;
         self.store.keep([]);
         drop(state);
         self.publish(&record, "create", &[]);
@@ -360,7 +365,10 @@ impl Volumes {
     ) -> Result<()> {
         created.publish()?;
         if let Err(error) = self.store.put_volume(record) {
-            created.withdraw()?;
+            // The first error is the cause, also of this one.
+            if let Err(error) = created.withdraw() {
+                tracing::warn!(volume = record.name, "undo its creation: {error}");
+            }
             return Err(error);
         }
         state.insert(
@@ -371,6 +379,32 @@ impl Volumes {
             },
         );
         Ok(())
+    }
+
+    /// Removes what a driver has created for a volume whose record could not be stored. It can take
+    /// long: meanwhile the volume is being removed, for all others. Errors are logged.
+    fn remove_unrecorded(
+        &self,
+        mut state: RwLockWriteGuard<'_, BTreeMap<String, Volume>>,
+        record: &VolumeRecord,
+        driver: &dyn VolumeDriver,
+    ) {
+        let volume = Volume {
+            record: record.clone(),
+            busy: Some(REMOVED),
+            ..Volume::default()
+        };
+        state.insert(record.name.clone(), volume);
+        drop(state);
+        let removed = driver.release(record).and_then(|()| driver.delete(record));
+        if let Err(error) = removed {
+            tracing::warn!(
+                volume = record.name,
+                "undo its creation by driver {}: {error}",
+                record.driver
+            );
+        }
+        self.state_mut().remove(&record.name);
     }
 
     /// Registers a container as a user of a volume, at recovery and for `--volumes-from`.

@@ -102,8 +102,8 @@ impl Case {
         list("volumes").chain(list("kept")).collect()
     }
 
-    /// Waits until deleted content is gone.
-    fn settle(&self, expected: &[&str]) {
+    /// Waits until these volumes have content, and what was deleted is gone.
+    fn await_content(&self, expected: &[&str]) {
         for _ in 0..500 {
             if self.kept() == expected {
                 return;
@@ -131,12 +131,12 @@ fn volumes_are_created_and_removed() {
         for _ in 0..2 {
             let (first, second) = (case.create("first"), case.create("second"));
             remove(&*driver, &first).unwrap();
-            case.settle(&["second"]);
+            case.await_content(&["second"]);
             // As after a crash between the removal of the content and of the record.
             driver.delete(&first).unwrap();
-            case.settle(&["second"]);
+            case.await_content(&["second"]);
             remove(&*driver, &second).unwrap();
-            case.settle(&[]);
+            case.await_content(&[]);
         }
     });
 }
@@ -165,7 +165,7 @@ fn a_second_creation_leaves_the_content() {
         );
         driver.unmount(&record, "one", true).unwrap();
         remove(&*driver, &record).unwrap();
-        case.settle(&[]);
+        case.await_content(&[]);
     });
 }
 
@@ -174,20 +174,20 @@ fn a_volume_that_is_not_published_leaves_nothing() {
     with_each_driver(|case| {
         let (driver, record) = (case.open(), case.record("data"));
         let created = driver.create(&record).unwrap();
-        if matches!(created, Created::Published) {
+        if matches!(created, Created::Published { is_new: true }) {
             remove(&*driver, &record).unwrap();
         }
         drop(created);
-        case.settle(&[]);
+        case.await_content(&[]);
         // As when the record cannot be stored.
         let created = driver.create(&record).unwrap();
         created.publish().unwrap();
         created.withdraw().unwrap();
-        if matches!(created, Created::Published) {
+        if matches!(created, Created::Published { is_new: true }) {
             remove(&*driver, &record).unwrap();
         }
         drop(created);
-        case.settle(&[]);
+        case.await_content(&[]);
     });
 }
 
@@ -205,7 +205,7 @@ fn options_are_refused_by_name_and_leave_nothing() {
             .and_then(|()| driver.create(&record).map(drop));
         let text = refused.unwrap_err().to_string();
         assert!(text.contains("bogus"), "{}: {text}", case.name);
-        case.settle(&[]);
+        case.await_content(&[]);
     });
 }
 
@@ -230,7 +230,7 @@ fn content_is_mounted_from_the_first_user_to_the_last() {
             assert_eq!(fs::exists(path.join("file")), !is_mounted, "{}", case.name);
         }
         remove(&*driver, &record).unwrap();
-        case.settle(&[]);
+        case.await_content(&[]);
     });
 }
 
@@ -248,7 +248,7 @@ fn a_new_engine_unmounts_and_removes_what_a_killed_one_mounted() {
         assert_eq!(fs::exists(path.join("file")), !is_mounted, "{}", case.name);
         driver.mount(&record, "two").unwrap();
         remove(&*case.open(), &record).unwrap();
-        case.settle(&[]);
+        case.await_content(&[]);
     });
 }
 

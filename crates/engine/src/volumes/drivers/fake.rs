@@ -32,6 +32,11 @@ impl FakeVolumes {
         })
     }
 
+    /// Adds a volume that the engine does not know.
+    pub(crate) fn add(&self, name: &str) {
+        self.volumes().insert(name.to_owned(), BTreeSet::new());
+    }
+
     /// Lets a method fail from now on, or none.
     pub(crate) fn break_method(&self, method: Option<&'static str>) {
         *self.broken.lock().ignore_poison() = method;
@@ -65,8 +70,10 @@ impl VolumeDriver for FakeVolumes {
 
     fn create(&self, record: &VolumeRecord) -> Result<Created> {
         self.call("create")?;
-        self.volumes().entry(record.name.clone()).or_default();
-        Ok(Created::Published)
+        let mut volumes = self.volumes();
+        let is_new = !volumes.contains_key(&record.name);
+        volumes.entry(record.name.clone()).or_default();
+        Ok(Created::Published { is_new })
     }
 
     fn mount(&self, record: &VolumeRecord, user: &str) -> Result<PathBuf> {

@@ -64,7 +64,10 @@ pub(super) enum Created {
     /// Complete, under a temporary name; deleted when dropped before it is published.
     Staged(Staged),
     /// With the driver, under its name.
-    Published,
+    Published {
+        /// Whether the driver has created it now; else it had it already.
+        is_new: bool,
+    },
 }
 
 impl Created {
@@ -75,15 +78,16 @@ impl Created {
     pub(super) fn publish(&self) -> Result<()> {
         match self {
             Self::Staged(staged) => staged.publish(),
-            Self::Published => Ok(()),
+            Self::Published { .. } => Ok(()),
         }
     }
 
-    /// Reverses [`Created::publish`].
+    /// Reverses [`Created::publish`]. What the driver has created under its name is removed by the
+    /// driver.
     pub(super) fn withdraw(&self) -> Result<()> {
         match self {
             Self::Staged(staged) => staged.withdraw(),
-            Self::Published => Ok(()),
+            Self::Published { .. } => Ok(()),
         }
     }
 }

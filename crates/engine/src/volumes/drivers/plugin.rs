@@ -155,13 +155,14 @@ impl VolumeDriver for Plugin {
 
     fn create(&self, record: &VolumeRecord) -> Result<Created> {
         // A plugin that fails to look it up may still be able to create it.
-        if self.find(&record.name).unwrap_or_default().is_none() {
+        let is_new = self.find(&record.name).unwrap_or_default().is_none();
+        if is_new {
             let body = json!({"Name": record.name, "Opts": record.options});
             self.change("Create", &body)
                 .map_err(|error| self.failed(error))
                 .map_err(creating(&record.name))?;
         }
-        Ok(Created::Published)
+        Ok(Created::Published { is_new })
     }
 
     fn mount(&self, record: &VolumeRecord, user: &str) -> Result<PathBuf> {
