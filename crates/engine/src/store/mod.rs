@@ -638,14 +638,46 @@ mod tests {
             .execute_batch(
                 r#"INSERT INTO containers VALUES('one', 'one', '{"password": "secret"');
                    INSERT INTO networks VALUES('two', 'two', 'secret');
+                   INSERT INTO networks VALUES('four', 'four', '{"Name": "four"}');
+                   INSERT INTO networks VALUES('five', 'five', '{"Name": "other", "Id": "other"}');
+                   INSERT INTO networks VALUES('six', 'six', '[]');
+                   INSERT INTO networks VALUES('seven', 'seven', '{"Name": "seven", "Id": "seven"}');
+                   INSERT INTO images VALUES('sha256:1', '{"size": 1}');
                    INSERT INTO volumes VALUES('three', '{"Name": "three", ');"#,
             )
             .unwrap();
         drop(store);
+        // The copy has valid JSON that is no record, too.
+        let copy =
+            r#"{"networks": [{"Name": "eight"}, 9], "volumes": [{"Name": "ten", "Driver": "x"}]}"#;
+        fs::write(root.join(copies::REST), copy).unwrap();
         let report = repair(root).unwrap();
-        let named = ["container one", "network two", "volume three"]
-            .map(|name| format!("the record of {name} in the old store cannot be read"));
-        assert_eq!(report.lines[..3], named);
+        let old = "in the old store cannot be read";
+        let copy = format!("in {} cannot be read", root.join(copies::REST).display());
+        for (line, expected) in report.lines.iter().zip([
+            format!("the record of container one {old}: "),
+            format!("the record of network five {old}: it is the record of other"),
+            format!("the record of network four {old}: it names no object"),
+            format!("the record of network six {old}: "),
+            format!("the record of network two {old}: "),
+            format!("the record of image sha256:1 {old}: missing field `id`"),
+            format!("the record of volume three {old}: "),
+            format!("the record of network no. 1 {copy}: it names no object"),
+            format!("the record of network no. 2 {copy}: invalid type: integer `9`"),
+        ]) {
+            assert!(line.starts_with(&expected), "{line}\n{expected}");
+        }
+        let store = RecordStore::open(root).unwrap();
+        let networks = store.networks().unwrap();
+        assert_eq!(
+            networks
+                .iter()
+                .map(|network| network.name.as_str())
+                .collect::<Vec<_>>(),
+            ["seven"]
+        );
+        assert_eq!(store.volumes().unwrap().len(), 1);
+        drop(store);
         assert!(
             report.lines.iter().all(|line| !line.contains("secret")),
             "{report:?}"

@@ -21,7 +21,9 @@ use crate::error::{Error, Result};
 use crate::events::now;
 use crate::instance::lost_and_found;
 use crate::model::ContainerRecord;
-use crate::records::{self, ImageRecord, encode};
+use crate::model::network::NetworkRecord;
+use crate::model::volume::VolumeRecord;
+use crate::records::{self, ImageRecord, decode, encode};
 
 /// A new store that is being created, and one that is complete.
 const UNFINISHED: &str = "store.db.unfinished";
@@ -75,7 +77,7 @@ pub fn repair(root: &Path) -> Result<Repaired> {
                 "the engine's store lacks containers: it is older than their directories".into(),
             );
         }
-        let copy = read_rest(root, !old.is_intact)?;
+        let mut copy = read_rest(root, !old.is_intact)?;
         if old.is_intact
             && found
                 .iter()
@@ -91,6 +93,9 @@ pub fn repair(root: &Path) -> Result<Repaired> {
             report.report(wrong.clone());
         }
         report.lines.append(&mut old.unreadable);
+        if let Some(copy) = &mut copy {
+            keep_records(copy, &root.join(REST), &mut report);
+        }
         let images = whelk_image::Store::open(root)?;
         let rebuilt = rebuild(old, copy, &found, &images, root, &mut report)?;
         write(root, &rebuilt)?;
@@ -179,16 +184,23 @@ impl Old {
         let tags = table("tags", "name", "image");
         let volumes = table("volumes", "name", "record");
         old.containers = old
-            .parse("container", containers, |text| {
-                records::container(text.as_bytes(), root).ok()
+            .parse("container", containers, |key, text| {
+                let record = records::container(text.as_bytes(), root);
+                let record = record.map_err(|error| error.to_string())?;
+                is_of(key, &record.id).map(|()| record)
             })
             .into_iter()
             .map(|record| (record.id.clone(), record))
             .collect();
-        let mut values = |kind, rows| old.parse(kind, rows, |text| serde_json::from_str(text).ok());
-        let networks = values("network", networks);
-        let images = values("image", images);
-        let volumes = values("volume", volumes);
+        let mut values = |kind: Kind, rows| {
+            old.parse(kind.name(), rows, |key, text| {
+                is_of(key, &kind.key(text)?)?;
+                serde_json::from_str(text).map_err(|error| error.to_string())
+            })
+        };
+        let networks = values(Kind::Network, networks);
+        let images = values(Kind::Image, images);
+        let volumes = values(Kind::Volume, volumes);
         old.rest = Rest {
             meta: old.meta.clone(),
             networks,
@@ -199,26 +211,95 @@ impl Old {
         Ok(old)
     }
 
-    /// Parses the records of a table by their keys. Notes those that cannot be read.
+    /// Parses the records of a table, which `read` gets with their keys. Notes those that cannot be
+    /// read.
     fn parse<T>(
         &mut self,
         kind: &str,
         rows: BTreeMap<String, String>,
-        read: impl Fn(&str) -> Option<T>,
+        read: impl Fn(&str, &str) -> std::result::Result<T, String>,
     ) -> Vec<T> {
         let mut parsed = Vec::new();
         for (key, text) in rows {
-            match read(&text) {
-                Some(record) => parsed.push(record),
-                None => {
+            match read(&key, &text) {
+                Ok(record) => parsed.push(record),
+                Err(error) => {
                     self.is_intact = false;
                     self.unreadable.push(format!(
-                        "the record of {kind} {key} in the old store cannot be read"
+                        "the record of {kind} {key} in the old store cannot be read: {error}"
                     ));
                 }
             }
         }
         parsed
+    }
+}
+
+/// The records that are kept as JSON: a repair leaves their fields as they are.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Network,
+    Image,
+    Volume,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Network => "network",
+            Self::Image => "image",
+            Self::Volume => "volume",
+        }
+    }
+
+    /// Returns the key of a record.
+    ///
+    /// # Errors
+    /// Returns an error if the engine could not read the record.
+    fn key(self, text: &str) -> std::result::Result<String, String> {
+        let text = text.as_bytes();
+        let key = match self {
+            Self::Network => decode(text).map(|NetworkRecord { id, .. }| id),
+            Self::Image => decode(text).map(|ImageRecord { id, .. }| id.to_string()),
+            Self::Volume => decode(text).map(|VolumeRecord { name, .. }| name),
+        };
+        let key = key.map_err(|error| error.to_string())?;
+        if key.is_empty() {
+            return Err("it names no object".into());
+        }
+        Ok(key)
+    }
+}
+
+/// # Errors
+/// Returns an error if the record with this key is that of another object, `found`.
+fn is_of(key: &str, found: &str) -> std::result::Result<(), String> {
+    if key == found {
+        return Ok(());
+    }
+    Err(format!("it is the record of {found}"))
+}
+
+/// Removes what is no record from the copy [`REST`], and reports it.
+fn keep_records(rest: &mut Rest, path: &Path, report: &mut Repaired) {
+    for (kind, list) in [
+        (Kind::Network, &mut rest.networks),
+        (Kind::Image, &mut rest.images),
+        (Kind::Volume, &mut rest.volumes),
+    ] {
+        let mut number = 0;
+        list.retain(|value| {
+            number += 1;
+            let Err(error) = kind.key(&value.to_string()) else {
+                return true;
+            };
+            report.report(format!(
+                "the record of {} no. {number} in {} cannot be read: {error}",
+                kind.name(),
+                path.display()
+            ));
+            false
+        });
     }
 }
 
