@@ -337,3 +337,33 @@ fn an_exec_that_is_started_without_an_upgrade() {
     );
     assert_eq!(engine.get(&format!("/exec/{id}/json"))["ExitCode"], 127);
 }
+
+#[test]
+fn a_wait_is_cut_off_when_the_engine_stops() {
+    let engine = Engine::start();
+    engine
+        .cli(Program::Docker)
+        .up("target", &[], &["sleep", "60"]);
+    for _ in 0..3 {
+        let mut waits: Vec<Connection> = (0..20)
+            .map(|_| {
+                let mut wait = Connection::open(&engine.socket()).unwrap();
+                wait.send("POST", "/containers/target/wait", &[], b"")
+                    .unwrap();
+                assert_eq!(wait.head().unwrap().0, 200);
+                wait
+            })
+            .collect();
+        engine.terminate();
+        for wait in &mut waits {
+            // Not the end of a complete response: a client would take it for an exit code.
+            let rest = wait.part();
+            assert!(rest.is_err(), "{rest:?}");
+        }
+        engine.restart();
+    }
+    // A wait that is asked for again goes on.
+    engine.cli(Program::Docker).run(&["kill", "target"]).ok();
+    let waited = engine.http("POST", "/containers/target/wait", &[], b"");
+    assert_eq!(waited.json()["StatusCode"], 137);
+}

@@ -298,25 +298,21 @@ pub(super) async fn wait(
 ) -> ApiResult {
     let condition: WaitCondition = params.text("condition").parse()?;
     let waited = containers.wait(&id, condition)?;
-    let (sender, receiver) = tokio::sync::mpsc::channel(1);
-    tokio::spawn(async move {
-        tokio::select! {
-            waited = waited => {
-                // An exit code must be on disk before it is reported.
-                if let Err(error) = durability.wait().await {
-                    tracing::warn!("{error}");
-                }
-                let body = ContainerWaitResponse {
-                    status_code: waited.exit_code.into(),
-                };
-                let _ = sender.send(Ok(json_line(&body))).await;
-            }
-            () = sender.closed() => {}
+    // A part of the connection, and no task of its own: if the engine stops, the connection is closed
+    // within the response, instead of ending it without an exit code.
+    let body = futures_util::stream::once(async move {
+        let waited = waited.await;
+        // An exit code must be on disk before it is reported.
+        if let Err(error) = durability.wait().await {
+            tracing::warn!("{error}");
         }
+        Ok::<_, std::convert::Infallible>(json_line(&ContainerWaitResponse {
+            status_code: waited.exit_code.into(),
+        }))
     });
     Ok((
         [(header::CONTENT_TYPE, "application/json")],
-        stream::from_channel(receiver),
+        Body::from_stream(body),
     )
         .into_response())
 }

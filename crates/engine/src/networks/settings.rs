@@ -28,10 +28,7 @@ pub(super) fn mac_of(endpoint: &Assigned) -> Result<[u8; 6]> {
 }
 
 /// Returns an endpoint's sysctls, as paths below `/proc/sys` and values, for its interface.
-pub(super) fn sysctls(
-    endpoint: &EndpointRequest,
-    name: &str,
-) -> Result<Vec<(String, String)>> {
+pub(super) fn sysctls(endpoint: &EndpointRequest, name: &str) -> Result<Vec<(String, String)>> {
     let text = endpoint
         .driver_opts
         .iter()
