@@ -36,7 +36,11 @@ struct State {
     linked: BTreeSet<(String, String)>,
     /// Received bytes of each upload, and how often its location has changed.
     uploads: BTreeMap<usize, (Vec<u8>, usize)>,
-    /// First lines of all requests, and the header `Range`.
+    /// Indexes of the manifests that refer to a digest.
+    referrers: BTreeMap<String, Value>,
+    /// Number of requests with content of an upload now, and the most at once so far.
+    receiving: (usize, usize),
+    /// First lines of all requests, and the header `Range` or `Content-Range`.
     requests: Vec<String>,
     behaviour: Behaviour,
 }
@@ -58,6 +62,10 @@ pub struct Behaviour {
     pub endless: Option<&'static str>,
     /// Paths that contain this are redirected to themselves.
     pub redirects: Option<&'static str>,
+    /// The content of paths that contain this is sent at one byte per second.
+    pub trickles: Option<&'static str>,
+    /// Half of the content of paths that contain this is sent.
+    pub truncates: Option<&'static str>,
     /// It responds to `HEAD` with status 405.
     pub refuses_head: bool,
     /// Status, error code and message of the response to requests for manifests.
@@ -66,6 +74,10 @@ pub struct Behaviour {
     pub cut_uploads_after: Option<usize>,
     /// It refuses uploads.
     pub is_read_only: bool,
+    /// Time before it responds to content of an upload.
+    pub upload_pause: Option<Duration>,
+    /// Results of searches, in the form of Docker Hub.
+    pub search_results: Option<Value>,
 }
 
 /// An image in a registry.
@@ -157,6 +169,11 @@ impl Registry {
                 .insert(format!("{repository}/{version}"), document);
         }
         digest
+    }
+
+    /// Sets the index of the manifests that refer to a digest.
+    pub fn refer(&self, digest: &str, index: Value) {
+        self.state().referrers.insert(digest.to_owned(), index);
     }
 
     /// Adds an image with gzip-compressed layers to a repository, with the tag of its first name.
@@ -259,7 +276,7 @@ impl Registry {
         };
         let mut words = head.split(' ');
         let (method, path) = (words.next()?, words.next()?);
-        let range = header("range");
+        let range = header("range").or_else(|| header("content-range"));
         let behaviour = {
             let mut state = self.state();
             let line = format!("{method} {path} {}", range.clone().unwrap_or_default());
@@ -274,48 +291,88 @@ impl Registry {
             let challenge = format!("www-authenticate: {challenge}\r\n");
             return begin(&mut stream, "401 Unauthorized", &challenge, 0);
         }
-        if path == "/v2/" {
-            return begin(&mut stream, "200 OK", "", 0);
+        if let Some(outcome) = self.misbehave(&mut stream, method, path, &behaviour) {
+            return outcome;
         }
-        if behaviour.refuses_head && method == "HEAD" {
-            begin(&mut stream, "405 Method Not Allowed", "", 0)?;
-            return None;
+        if let Some(results) = behaviour
+            .search_results
+            .as_ref()
+            .filter(|_| path.starts_with("/v1/search?"))
+        {
+            let body = json!({"num_results": 1, "results": results});
+            return send_json(&mut stream, &body);
         }
-        let is_at = |part: Option<&str>| part.is_some_and(|part| path.contains(part));
-        if is_at(behaviour.redirects) {
-            let location = format!("location: {path}\r\n");
-            begin(&mut stream, "307 Temporary Redirect", &location, 0)?;
-            return None;
-        }
-        if is_at(behaviour.endless) && method == "GET" {
-            let head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
-            stream.write_all(head.as_bytes()).ok()?;
-            loop {
-                let chunk = format!("1000\r\n{}\r\n", " ".repeat(0x1000));
-                stream.write_all(chunk.as_bytes()).ok()?;
-            }
-        }
-        let path = path.strip_prefix("/v2/")?;
+        let Some(path) = path.strip_prefix("/v2/") else {
+            return begin(&mut stream, "404 Not Found", "", 0);
+        };
         let is_asked_for = path.contains("/manifests/") && method == "HEAD";
-        if method != "GET" && !is_asked_for {
+        let is_upload = path.contains("/blobs/uploads/");
+        if is_upload || !matches!(method, "GET" | "HEAD") || (method == "HEAD" && !is_asked_for) {
             return self.change(&mut stream, method, path, &header, &behaviour);
         }
-        if let Some((_, digest)) = path.split_once("/blobs/") {
-            let Some(content) = self.state().blobs.get(digest).cloned() else {
-                begin(&mut stream, "404 Not Found", "", 0)?;
-                return None;
-            };
-            send_blob(&mut stream, &content, range.as_deref(), &behaviour)?;
+        if path.is_empty() {
+            begin(&mut stream, "200 OK", "", 0)
+        } else if let Some((_, rest)) = path.split_once("/referrers/") {
+            let digest = rest.split('?').next()?;
+            let found = self.state().referrers.get(digest).cloned();
+            match found {
+                Some(index) => send_json(&mut stream, &index),
+                None => begin(&mut stream, "404 Not Found", "", 0),
+            }
+        } else if let Some((_, digest)) = path.split_once("/blobs/") {
+            let found = self.state().blobs.get(digest).cloned();
+            match found {
+                Some(content) => send_blob(&mut stream, &content, range.as_deref(), &behaviour),
+                None => begin(&mut stream, "404 Not Found", "", 0),
+            }
         } else if let Some((repository, version)) = path.split_once("/manifests/") {
-            self.send_manifest(&mut stream, method, repository, version, &behaviour)?;
+            self.send_manifest(&mut stream, method, repository, version, &behaviour)
         } else {
-            // It has no list of referrers.
-            begin(&mut stream, "404 Not Found", "", 0)?;
+            begin(&mut stream, "404 Not Found", "", 0)
         }
-        Some(())
     }
 
-    /// Answers a request for a manifest. Returns `None` if the connection breaks, or after an error.
+    /// Responds in a way that only a faulty or hostile registry does; `None` if it is to be a good one.
+    fn misbehave(
+        &self,
+        stream: &mut TcpStream,
+        method: &str,
+        path: &str,
+        behaviour: &Behaviour,
+    ) -> Option<Option<()>> {
+        let is_at = |part: Option<&str>| part.is_some_and(|part| path.contains(part));
+        if behaviour.refuses_head && method == "HEAD" {
+            return Some(begin(stream, "405 Method Not Allowed", "", 0));
+        }
+        if is_at(behaviour.redirects) {
+            let location = format!("location: {path}\r\n");
+            return Some(begin(stream, "307 Temporary Redirect", &location, 0));
+        }
+        if method != "GET" {
+            return None;
+        }
+        if is_at(behaviour.endless) {
+            let head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+            let chunk = format!("1000\r\n{}\r\n", " ".repeat(0x1000));
+            let mut sent = stream.write_all(head.as_bytes());
+            while sent.is_ok() {
+                sent = stream.write_all(chunk.as_bytes());
+            }
+            return Some(None);
+        }
+        if !is_at(behaviour.trickles.or(behaviour.truncates)) {
+            return None;
+        }
+        let digest = path.rsplit('/').next().unwrap_or_default();
+        let length = self.state().blobs.get(digest).map_or(1000, Vec::len);
+        begin(stream, "200 OK", "", length);
+        Some(if behaviour.trickles.is_some() {
+            stall(stream, length)
+        } else {
+            stream.write_all(&vec![b' '; length / 2]).ok()
+        })
+    }
+
     fn send_manifest(
         &self,
         stream: &mut TcpStream,
@@ -324,40 +381,49 @@ impl Registry {
         version: &str,
         behaviour: &Behaviour,
     ) -> Option<()> {
-        let refuse = |stream: &mut TcpStream, (status, code, message): (&str, &str, &str)| {
-            let body = json!({"errors": [{"code": code, "message": message}]}).to_string();
-            begin(
-                stream,
-                status,
-                "content-type: application/json\r\n",
-                body.len(),
-            )?;
-            if method != "HEAD" {
-                stream.write_all(body.as_bytes()).ok()?;
+        let name = format!("{repository}/{version}");
+        let found = self.state().manifests.get(&name).cloned();
+        let unknown = ("404 Not Found", "MANIFEST_UNKNOWN", "manifest unknown");
+        let refusal = behaviour.refusal.or(found.is_none().then_some(unknown));
+        let (status, headers, content) = match (refusal, found) {
+            (None, Some((media_type, content))) => {
+                let digest = sha256(&content);
+                let headers = format!(
+                    "content-type: {media_type}\r\ndocker-content-digest: sha256:{digest}\r\n"
+                );
+                ("200 OK", headers, content)
             }
-            None
+            (refusal, _) => {
+                let (status, code, message) = refusal?;
+                let body = json!({"errors": [{"code": code, "message": message}]}).to_string();
+                let headers = "content-type: application/json\r\n".to_owned();
+                (status, headers, body.into_bytes())
+            }
         };
-        if let Some(refusal) = behaviour.refusal {
-            return refuse(stream, refusal);
+        begin(stream, status, &headers, content.len())?;
+        if method == "HEAD" {
+            return Some(());
         }
-        let found = self
-            .state()
-            .manifests
-            .get(&format!("{repository}/{version}"))
-            .cloned();
-        let Some((media_type, content)) = found else {
-            let unknown = ("404 Not Found", "MANIFEST_UNKNOWN", "manifest unknown");
-            return refuse(stream, unknown);
-        };
-        let digest = sha256(&content);
-        let headers =
-            format!("content-type: {media_type}\r\ndocker-content-digest: sha256:{digest}\r\n");
-        begin(stream, "200 OK", &headers, content.len())?;
-        if method != "HEAD" {
-            stream.write_all(&content).ok()?;
-        }
-        Some(())
+        stream.write_all(&content).ok()
     }
+}
+
+fn send_json(stream: &mut TcpStream, body: &Value) -> Option<()> {
+    let body = body.to_string();
+    begin(stream, "200 OK", "", body.len())?;
+    stream.write_all(body.as_bytes()).ok()
+}
+
+/// Sends a byte per second, at most `length`, until the client leaves or has waited for minutes.
+fn stall(stream: &mut TcpStream, length: usize) -> Option<()> {
+    const MAX: usize = 200;
+    for second in 0..MAX {
+        if second < length {
+            stream.write_all(b" ").ok()?;
+        }
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    None
 }
 
 /// Answers a request for a blob or for the range from a byte to its end.

@@ -242,7 +242,8 @@ fn refusals_of_registries_have_dockers_texts() {
     let registry = Registry::start();
     let pushed = registry.push("app", &marked("app:1"));
     let repository = format!("{}/app", registry.host);
-    for (refusal, text) in [
+    // The statuses are those of a pull, and of the request for what the registry has.
+    for (refusal, text, (of_pull, of_distribution)) in [
         (
             (
                 "404 Not Found",
@@ -252,10 +253,12 @@ fn refusals_of_registries_have_dockers_texts() {
             format!(
                 "repository {repository} not found: name unknown: repository name not known to registry"
             ),
+            (404, 404),
         ),
         (
             ("404 Not Found", "MANIFEST_UNKNOWN", "manifest unknown"),
             format!("manifest for {repository}:1 not found: manifest unknown: manifest unknown"),
+            (404, 404),
         ),
         (
             (
@@ -266,6 +269,7 @@ fn refusals_of_registries_have_dockers_texts() {
             format!(
                 "pull access denied for {repository}, repository does not exist or may require 'docker login': denied: requested access to the resource is denied"
             ),
+            (404, 403),
         ),
         (
             (
@@ -274,6 +278,12 @@ fn refusals_of_registries_have_dockers_texts() {
                 "authentication required",
             ),
             "Error response from daemon: unauthorized: authentication required".to_owned(),
+            (401, 401),
+        ),
+        (
+            ("429 Too Many Requests", "TOOMANYREQUESTS", "slow down"),
+            "Error response from daemon: toomanyrequests: slow down".to_owned(),
+            (429, 429),
         ),
     ] {
         registry.behave(Behaviour {
@@ -281,6 +291,10 @@ fn refusals_of_registries_have_dockers_texts() {
             ..Behaviour::default()
         });
         engine.both(|cli| cli.run(&["pull", &pushed.name]).refuses(1, &text));
+        let path = format!("/images/create?fromImage={repository}&tag=1");
+        assert_eq!(engine.api("POST", &path, None).0, of_pull, "{text}");
+        let path = format!("/distribution/{repository}:1/json");
+        assert_eq!(engine.api("GET", &path, None).0, of_distribution, "{text}");
     }
 }
 

@@ -6,6 +6,7 @@
 )]
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use whelk_tests::images::{self, Archive, WHICH, marked, sha256};
@@ -194,7 +195,7 @@ fn all_tags_are_pushed_and_layers_once() {
 }
 
 #[test]
-fn an_interrupted_upload_is_retried() {
+fn an_interrupted_upload_is_resumed() {
     let engine = Engine::without_images(&[]);
     let registry = Registry::start();
     let name = load(&engine, &registry, &big(4 << 20), "big:1");
@@ -211,10 +212,57 @@ fn an_interrupted_upload_is_retried() {
     registry.behave(Behaviour::default());
     let output = push.finish();
     assert_eq!(output.code, 0, "{}", output.err());
-    assert_eq!(registry.requests("PATCH").len(), 2);
+    assert!(output.out().contains("Retrying in 1 second"));
+    let requests = registry.requests("PATCH");
+    assert_eq!(requests.len(), 2, "{requests:?}");
+    let range = requests[1].rsplit(' ').next().unwrap();
+    let first: usize = range.split('-').next().unwrap().parse().unwrap();
+    assert!(first > 2 << 20, "{requests:?}");
     let (manifest, _) = registry.manifest_of("big", "1").unwrap();
     let content = registry.content(&layers(&manifest)[0]).unwrap();
     assert_eq!(format!("sha256:{}", sha256(&content)), layers(&manifest)[0]);
+}
+
+#[test]
+fn concurrent_pushes_share_an_upload() {
+    let engine = Engine::without_images(&[]);
+    let registry = Registry::start();
+    let name = load(&engine, &registry, &big(2 << 20), "big:1");
+    registry.behave(Behaviour {
+        upload_pause: Some(Duration::from_millis(500)),
+        ..Behaviour::default()
+    });
+    let cli = engine.cli(Program::Whelk);
+    let mut pushes = [(); 3].map(|()| cli.spawn(&["push", &name]));
+    for push in &mut pushes {
+        let output = push.finish();
+        assert_eq!(output.code, 0, "{}", output.err());
+    }
+    assert_eq!(registry.requests("PATCH").len(), 1);
+}
+
+#[test]
+fn uploads_are_limited() {
+    let engine = Engine::without_images(&[]);
+    let layers = (0..4).map(|at: u8| {
+        let noise = images::noise(2 << 20);
+        let own = images::small_root().file("own", [at; 10]);
+        own.file("noise", noise).finish()
+    });
+    let image = Archive::new("many:1", layers.collect());
+    for (limit, expected) in [(1, 1), (3, 3)] {
+        engine.kill9();
+        engine.configure(&json!({"max-concurrent-uploads": limit}));
+        engine.restart();
+        let registry = Registry::start();
+        let name = load(&engine, &registry, &image, "many:1");
+        registry.behave(Behaviour {
+            upload_pause: Some(Duration::from_millis(300)),
+            ..Behaviour::default()
+        });
+        engine.whelk(&["push", &name]).ok();
+        assert_eq!(registry.most_uploads(), expected);
+    }
 }
 
 #[test]

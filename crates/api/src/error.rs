@@ -42,6 +42,7 @@ impl ApiError {
             Error::Invalid(_) => StatusCode::BAD_REQUEST,
             Error::Denied(_) => StatusCode::FORBIDDEN,
             Error::Unauthorized(_) => StatusCode::UNAUTHORIZED,
+            Error::TooManyRequests(_) => StatusCode::TOO_MANY_REQUESTS,
             Error::NotModified(_) => StatusCode::NOT_MODIFIED,
             Error::Unsupported(_) => StatusCode::NOT_IMPLEMENTED,
             Error::Internal(_) | Error::Unavailable(_) | Error::ShimSilent(_) => {

@@ -22,6 +22,9 @@ pub enum Error {
     /// A registry does not accept the credentials in the request.
     #[error("{0}")]
     Unauthorized(String),
+    /// A registry limits the rate of requests.
+    #[error("{0}")]
+    TooManyRequests(String),
     /// The object is already in the requested state.
     #[error("{0}")]
     NotModified(String),
@@ -84,6 +87,7 @@ impl Error {
             Self::Invalid(text) => Self::Invalid(change(text)),
             Self::Denied(text) => Self::Denied(change(text)),
             Self::Unauthorized(text) => Self::Unauthorized(change(text)),
+            Self::TooManyRequests(text) => Self::TooManyRequests(change(text)),
             Self::NotModified(text) => Self::NotModified(change(text)),
             Self::Unsupported(text) => Self::Unsupported(change(text)),
             Self::Internal(text) => Self::Internal(change(text)),

@@ -17,7 +17,7 @@ pub enum Error {
     },
     /// The registry does not accept a user.
     #[error("{0}")]
-    Denied(String),
+    Unauthorized(String),
     /// No connection could be opened.
     #[error("cannot connect to {host}: {cause}")]
     Unreachable {
@@ -62,7 +62,9 @@ impl fmt::Display for Reported {
 pub enum Kind {
     /// The manifest, blob or repository does not exist.
     NotFound,
-    /// Credentials are missing, wrong, or not sufficient.
+    /// Credentials are missing or wrong.
+    Unauthorized,
+    /// The user may not do this. Registries that hide which repositories exist say so of those, too.
     Denied,
     /// The registry limits the rate of requests.
     TooManyRequests,
@@ -79,7 +81,9 @@ impl Error {
             Self::Refused { status, errors, .. } => reported(*status, errors),
             Self::Interrupted { cause, .. } => cause.clone(),
             Self::Invalid { problem, .. } => problem.clone(),
-            Self::Unreachable { .. } | Self::Settings(_) | Self::Denied(_) => self.to_string(),
+            Self::Unreachable { .. } | Self::Settings(_) | Self::Unauthorized(_) => {
+                self.to_string()
+            }
         }
     }
 
@@ -93,24 +97,10 @@ impl Error {
 
     pub fn kind(&self) -> Kind {
         match self {
-            Self::Refused { status, errors, .. } => match *status {
-                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Kind::Denied,
-                StatusCode::NOT_FOUND => {
-                    // Registries that hide which repositories exist return 404 instead of 403.
-                    if errors.iter().any(|error| error.code == "DENIED") {
-                        Kind::Denied
-                    } else {
-                        Kind::NotFound
-                    }
-                }
-                StatusCode::TOO_MANY_REQUESTS => Kind::TooManyRequests,
-                StatusCode::NOT_IMPLEMENTED => Kind::Invalid,
-                status if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT => {
-                    Kind::Unavailable
-                }
-                _ => Kind::Invalid,
-            },
-            Self::Denied(_) => Kind::Denied,
+            Self::Refused { status, errors, .. } => {
+                kind_of(*status, errors.first().map_or("", |error| &error.code))
+            }
+            Self::Unauthorized(_) => Kind::Unauthorized,
             Self::Unreachable { .. } | Self::Interrupted { .. } => Kind::Unavailable,
             Self::Invalid { .. } | Self::Settings(_) => Kind::Invalid,
         }
@@ -147,11 +137,32 @@ impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
         let kind = match error.kind() {
             Kind::NotFound => io::ErrorKind::NotFound,
-            Kind::Denied => io::ErrorKind::PermissionDenied,
+            Kind::Unauthorized | Kind::Denied => io::ErrorKind::PermissionDenied,
             Kind::TooManyRequests | Kind::Unavailable => io::ErrorKind::ConnectionAborted,
             Kind::Invalid => io::ErrorKind::InvalidData,
         };
         io::Error::new(kind, error)
+    }
+}
+
+/// Returns the kind of a refusal. As in Docker, the code of the first error decides about access: some
+/// registries return 404 or 401 for what is denied.
+fn kind_of(status: StatusCode, code: &str) -> Kind {
+    let is_about_access = matches!(
+        status,
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND
+    );
+    match (code, status) {
+        ("DENIED", _) if is_about_access => Kind::Denied,
+        ("UNAUTHORIZED", _) if is_about_access => Kind::Unauthorized,
+        (_, StatusCode::UNAUTHORIZED) => Kind::Unauthorized,
+        (_, StatusCode::FORBIDDEN) => Kind::Denied,
+        (_, StatusCode::NOT_FOUND) => Kind::NotFound,
+        (_, StatusCode::TOO_MANY_REQUESTS) => Kind::TooManyRequests,
+        (_, StatusCode::NOT_IMPLEMENTED) => Kind::Invalid,
+        (_, StatusCode::REQUEST_TIMEOUT) => Kind::Unavailable,
+        _ if status.is_server_error() => Kind::Unavailable,
+        _ => Kind::Invalid,
     }
 }
 
@@ -198,7 +209,11 @@ mod tests {
                 "manifest unknown: m",
             ),
             (404, "DENIED", Kind::Denied, "denied: m"),
-            (401, "UNAUTHORIZED", Kind::Denied, "unauthorized: m"),
+            (401, "UNAUTHORIZED", Kind::Unauthorized, "unauthorized: m"),
+            (403, "UNAUTHORIZED", Kind::Unauthorized, "unauthorized: m"),
+            (401, "DENIED", Kind::Denied, "denied: m"),
+            (401, "", Kind::Unauthorized, "m"),
+            (403, "", Kind::Denied, "m"),
             (
                 429,
                 "TOOMANYREQUESTS",

@@ -126,7 +126,10 @@ impl Repository {
                 let plain = self.ask_over(endpoint, query, false).await;
                 let answers_as_registry = match &plain {
                     Ok(_) => true,
-                    Err((error, _)) => matches!(error.kind(), Kind::Denied | Kind::NotFound),
+                    Err((error, _)) => matches!(
+                        error.kind(),
+                        Kind::Unauthorized | Kind::Denied | Kind::NotFound
+                    ),
                 };
                 if answers_as_registry {
                     self.client.note_plain(&endpoint.host);
@@ -243,7 +246,7 @@ fn no_credentials(operation: &str) -> Error {
     let (method, url) = operation.split_once(' ').unwrap_or_default();
     let (first, rest) = method.split_at(method.len().min(1));
     let method = format!("{first}{}", rest.to_lowercase());
-    Error::Denied(format!("{method} {url:?}: no basic auth credentials"))
+    Error::Unauthorized(format!("{method} {url:?}: no basic auth credentials"))
 }
 
 /// Returns whether an error is about the server itself, and not about a redirect target.

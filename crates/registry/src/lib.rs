@@ -23,6 +23,7 @@ mod login;
 mod manifest;
 mod referrers;
 mod response;
+mod session;
 mod settings;
 mod target;
 mod token;

@@ -20,7 +20,7 @@ impl Client {
     /// if the registry's authorization service issues one.
     ///
     /// # Errors
-    /// Returns an error of [`Kind::Denied`], with Docker's text, if the registry does not accept the
+    /// Returns an error of [`Kind::Unauthorized`], with Docker's text, if the registry does not accept the
     /// credentials.
     pub async fn log_in(
         self: &Arc<Self>,
@@ -81,7 +81,7 @@ fn told(error: Error, host: &str) -> Error {
     else {
         return error;
     };
-    if error.kind() != Kind::Denied {
+    if !matches!(error.kind(), Kind::Unauthorized | Kind::Denied) {
         return error;
     }
     let url = operation.split(' ').next_back().unwrap_or_default();
@@ -90,7 +90,7 @@ fn told(error: Error, host: &str) -> Error {
         .nth(1)
         .is_some_and(|rest| rest == format!("{host}/v2/"));
     if is_registry {
-        return Error::Denied(format!(
+        return Error::Unauthorized(format!(
             "login attempt to {url} failed with status: {status}"
         ));
     }
@@ -101,7 +101,7 @@ fn told(error: Error, host: &str) -> Error {
         format!("unauthorized: {cause}")
     };
     let url = format!("https://{host}/v2/");
-    Error::Denied(format!("Get {url:?}: {cause}"))
+    Error::Unauthorized(format!("Get {url:?}: {cause}"))
 }
 
 #[cfg(test)]
@@ -164,7 +164,7 @@ mod tests {
             let error = told(error, "r:5000");
             assert_eq!(
                 (error.kind(), error.to_string().as_str()),
-                (Kind::Denied, expected)
+                (Kind::Unauthorized, expected)
             );
         }
         let other = told(refused("http://r:5000/v2/", 500, "", "m"), "r:5000");

@@ -113,15 +113,21 @@ impl Repository {
     }
 
     /// Gets the digest of a manifest or an index by a `HEAD` request. Returns `None` if the response
-    /// does not have it, or is a lasting error; then [`Repository::manifest`] has to be called.
+    /// does not have it, or is an error; then [`Repository::manifest`] has to be called.
     ///
     /// # Errors
-    /// Returns an error if no server responds, or if the registry's failure is temporary.
+    /// Returns an error if the registry does not respond.
     pub async fn digest(&self, version: &Version) -> Result<Option<Digest>> {
-        match self.ask(&query(Method::HEAD, version)).await {
-            Ok((response, _)) => Ok(promised(response.headers())),
-            Err(error @ Error::Refused { .. }) if !error.is_temporary() => Ok(None),
-            Err(error) => Err(error),
+        let query = query(Method::HEAD, version);
+        let mut attempts = Attempts::default();
+        loop {
+            let server = self.server(&attempts)?;
+            match self.ask_endpoint(&server, &query).await {
+                Ok((response, _)) => return Ok(promised(response.headers())),
+                // The reason is in the body of the response to the same request with GET.
+                Err((Error::Refused { .. }, _)) if !server.is_mirror => return Ok(None),
+                Err(failure) => self.after(&mut attempts, failure, |_| {}).await?,
+            }
         }
     }
 }

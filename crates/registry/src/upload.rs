@@ -1,37 +1,30 @@
 //! Uploads of blobs that a registry does not have, and of the manifests that refer to them.
 //!
 //! A blob is sent to the location that the registry returns for it: in one request if it is small,
-//! else as a stream, followed by a request with its digest. After a temporary failure, the upload
-//! starts again.
+//! else as a stream, followed by a request with its digest. After a temporary failure, the registry is
+//! asked for the upload's status; the rest is sent in chunks, or everything if the registry does not
+//! have the upload any more.
 
-use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::{Bytes, BytesMut};
-use futures_util::{StreamExt as _, stream};
-use http_body_util::{BodyExt, StreamBody};
-use hyper::body::{Frame, Incoming};
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
-use hyper::{Method, Response, StatusCode};
+use bytes::Bytes;
+use hyper::header::{CONTENT_TYPE, HeaderMap};
+use hyper::{Method, StatusCode};
 use tokio::sync::{mpsc, oneshot};
-use whelk_client::{Body, full_body};
 use whelk_image::{Digest, Reference};
 
-use crate::attempts::Attempts;
-use crate::auth::{Access, Credentials, bearer};
+use crate::attempts::{Attempts, Wait};
+use crate::auth::Credentials;
 use crate::endpoints::registry;
 use crate::error::{Error, Kind, Result};
 use crate::exchange::{Query, Repository};
 use crate::manifest::Version;
-use crate::response::{accept, challenges, read};
-use crate::target::{Target, encoded};
+use crate::session::{Session, location};
+use crate::target::encoded;
 use crate::transport::Client;
 
-/// Maximum size in bytes of a blob that is sent in one request.
-const SMALL: usize = 1 << 20;
-/// Maximum size of the body of a response to an upload, in bytes. It is read and ignored.
-const MAX_BODY: usize = 64 << 10;
+/// Minimum progress in bytes after which the failures of an upload are counted from zero.
+const LEAST: u64 = 16 << 10;
 
 /// The content of a blob to upload.
 #[derive(Debug)]
@@ -89,28 +82,56 @@ impl Repository {
                 if let Ok(session) = location(&response, &operation) {
                     let none = HeaderMap::new();
                     let _ = self
-                        .send_to(&session, Method::DELETE, &none, Bytes::new())
+                        .send_to(&session, &Method::DELETE, &none, Bytes::new())
                         .await;
                 }
                 Ok(false)
             }
-            Err(error) if matches!(error.kind(), Kind::NotFound | Kind::Denied) => Ok(false),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    Kind::NotFound | Kind::Unauthorized | Kind::Denied
+                ) =>
+            {
+                Ok(false)
+            }
             Err(error) => Err(error),
         }
     }
 
     /// Uploads a blob, and returns its digest and length. `open` is called for the content at each
-    /// attempt.
+    /// attempt, and must always return the same. `tell` is called before each wait.
     ///
     /// # Errors
     /// Returns an error if the registry refuses the blob, if the content is incomplete, or after several
     /// failures.
-    pub async fn upload(&self, mut open: impl FnMut() -> Source) -> Result<(Digest, u64)> {
+    pub async fn upload(
+        &self,
+        mut open: impl FnMut() -> Source,
+        tell: impl Fn(Wait),
+    ) -> Result<(Digest, u64)> {
         let mut attempts = Attempts::default();
+        let mut transfer = Transfer::default();
         loop {
-            match self.upload_once(open()).await {
+            let mut failure = match self.attempt(&mut transfer, &mut open).await {
                 Ok(uploaded) => return Ok(uploaded),
-                Err(error) => self.after(&mut attempts, (error, None), |_| {}).await?,
+                Err((error, _)) if transfer.change_way(&error) => continue,
+                Err(failure) => failure,
+            };
+            loop {
+                self.after(&mut attempts, failure, &tell).await?;
+                match self.find(&mut transfer).await {
+                    Ok(false) => break,
+                    Ok(true) => break attempts.progress(),
+                    Err(again) => failure = again,
+                }
+            }
+            if let Some((digest, length)) = &transfer.end
+                && transfer.session.is_none()
+                && self.has_blob(digest).await?
+            {
+                // Only the response to the last request was lost.
+                return Ok((digest.clone(), *length));
             }
         }
     }
@@ -121,87 +142,69 @@ impl Repository {
     /// As [`Repository::upload`].
     pub async fn upload_bytes(&self, digest: &Digest, content: &Bytes) -> Result<(Digest, u64)> {
         let length = content.len() as u64;
-        self.upload(|| {
+        let open = || {
             let (sender, pieces) = mpsc::channel(1);
             let (tell, end) = oneshot::channel();
             // Neither channel is full.
             let _ = sender.try_send(content.clone());
             let _ = tell.send((digest.clone(), length));
             Source { pieces, end }
-        })
-        .await
-    }
-
-    async fn upload_once(&self, mut source: Source) -> Result<(Digest, u64)> {
-        let query = Query::new(Method::POST, "blobs/uploads/".into());
-        let (response, operation) = self.ask(&query).await?;
-        let session = location(&response, &operation)?;
-        let mut start = BytesMut::new();
-        while start.len() <= SMALL {
-            match source.pieces.recv().await {
-                Some(piece) => start.extend_from_slice(&piece),
-                None => {
-                    let (digest, length) = end(source.end, &operation).await?;
-                    self.finish(&session, &digest, start.freeze()).await?;
-                    return Ok((digest, length));
-                }
-            }
-        }
-        let session = self.stream(&session, start.freeze(), source.pieces).await?;
-        let (digest, length) = end(source.end, &operation).await?;
-        self.finish(&session, &digest, Bytes::new()).await?;
-        Ok((digest, length))
-    }
-
-    /// Sends the content of a blob as one stream. Returns the location for the final request.
-    async fn stream(
-        &self,
-        session: &Target,
-        start: Bytes,
-        pieces: mpsc::Receiver<Bytes>,
-    ) -> Result<Target> {
-        let sent = Arc::new(AtomicU64::new(0));
-        let count = sent.clone();
-        let rest = stream::unfold(pieces, async |mut pieces| {
-            pieces.recv().await.map(|piece| (piece, pieces))
-        });
-        let frames = stream::iter([start]).chain(rest).map(move |piece| {
-            count.fetch_add(1, Ordering::Relaxed);
-            Ok::<_, io::Error>(Frame::data(piece))
-        });
-        let body: Body = BodyExt::boxed(StreamBody::new(frames));
-        let mut headers = binary();
-        headers.extend(self.authorization(session));
-        let method = Method::PATCH;
-        let response = self
-            .client
-            .send_watched(&method, session, &headers, body, &sent)
-            .await?;
-        let (response, operation) = accept(session, &method, response)
-            .await
-            .map_err(|(error, _)| error)?;
-        let next = if response.headers().contains_key(LOCATION) {
-            resolve(session, &response, &operation)?
-        } else {
-            session.clone()
         };
-        // The connection is used again only if the body has been read.
-        let _ = read(response, MAX_BODY, &operation).await;
-        Ok(next)
+        self.upload(open, |_| {}).await
     }
 
-    /// Completes an upload with the rest of the content and the digest of all of it.
-    async fn finish(&self, session: &Target, digest: &Digest, rest: Bytes) -> Result<()> {
-        let at = session
-            .with_parameter("digest", digest.as_str())
-            .ok_or_else(|| {
-                Error::invalid(
-                    &session.operation(&Method::PUT),
-                    "the location is not a URL",
-                )
-            })?;
-        let headers = binary();
-        self.send_to(&at, Method::PUT, &headers, rest).await
+    /// Starts an upload or resumes it, and completes it.
+    async fn attempt(
+        &self,
+        transfer: &mut Transfer,
+        open: &mut impl FnMut() -> Source,
+    ) -> std::result::Result<(Digest, u64), Failure> {
+        let session = transfer.session.take();
+        transfer.is_continued = session.is_some();
+        transfer.was_in_chunks = transfer.in_chunks;
+        let session = match session {
+            Some(session) => session,
+            None => self.begin_upload().await?,
+        };
+        let session = transfer.session.insert(session);
+        if let Some((digest, length)) = &transfer.end
+            && session.offset == *length
+        {
+            self.finish(session, digest, Bytes::new()).await?;
+            return Ok((digest.clone(), *length));
+        }
+        let mut source = open();
+        let rest = if session.offset > 0 || transfer.in_chunks {
+            self.send_chunks(session, &mut source.pieces).await?
+        } else {
+            // What lies between may not let long requests pass.
+            transfer.in_chunks = true;
+            self.send_stream(session, &mut source.pieces).await?
+        };
+        let end = source.end.await.map_err(|_| {
+            let problem = "the content to upload is incomplete";
+            (Error::invalid(&session.operation(), problem), None)
+        })?;
+        let (digest, length) = transfer.end.insert(end);
+        self.finish(session, digest, rest).await?;
+        Ok((digest.clone(), *length))
+    }
+
+    /// Requests the status of an interrupted upload, and drops the upload if it cannot be resumed.
+    /// Returns whether it has made progress since the last time.
+    async fn find(&self, transfer: &mut Transfer) -> std::result::Result<bool, Failure> {
+        transfer.session.take_if(|session| !session.has_content);
+        let Some(session) = transfer.session.clone() else {
+            return Ok(false);
+        };
+        transfer.session = self.status(session).await?;
+        let Some(session) = &transfer.session else {
+            tracing::debug!("registry: an upload starts again");
+            return Ok(false);
+        };
+        tracing::debug!("registry: an upload is resumed at {}", session.offset);
+        let before = std::mem::replace(&mut transfer.seen, session.offset);
+        Ok(session.offset >= before.saturating_add(LEAST))
     }
 
     /// Uploads a manifest under a tag or its digest.
@@ -219,86 +222,56 @@ impl Repository {
             .body(bytes.into());
         self.ask(&query).await.map(drop)
     }
+}
 
-    /// Sends a request to a location that the registry has returned. If that is on another server, the
-    /// request has no credentials: such locations are signed.
-    async fn send_to(
-        &self,
-        at: &Target,
-        method: Method,
-        headers: &HeaderMap,
-        content: Bytes,
-    ) -> Result<()> {
-        let send = async |authorization: HeaderMap| {
-            let mut headers = headers.clone();
-            headers.extend(authorization);
-            let body = full_body(content.clone());
-            self.client.send(&method, at, &headers, body).await
+/// An error with the server's `Retry-After`.
+pub(crate) type Failure = (Error, Option<std::time::Duration>);
+
+/// The state of an upload between its attempts.
+#[derive(Debug, Default)]
+struct Transfer {
+    session: Option<Session>,
+    /// Digest and length, once all of the content has been read.
+    end: Option<(Digest, u64)>,
+    /// The content is not sent as a stream: an attempt to do so has failed.
+    in_chunks: bool,
+    /// The last attempt has sent chunks.
+    was_in_chunks: bool,
+    /// The session was started by an earlier attempt.
+    is_continued: bool,
+    /// Number of received bytes in the last status.
+    seen: u64,
+    restarts: u32,
+}
+
+impl Transfer {
+    /// How often an upload starts again at once because the registry cannot resume it.
+    const MAX_RESTARTS: u32 = 3;
+
+    /// Returns whether the upload can be retried at once in another way, because of this error.
+    fn change_way(&mut self, error: &Error) -> bool {
+        let Error::Refused { status, errors, .. } = error else {
+            return false;
         };
-        let mut response = send(self.authorization(at)).await?;
-        // A token lasts for minutes, an upload may take hours.
-        if response.status() == StatusCode::UNAUTHORIZED
-            && let Some(access) = self.access_at(at)
-        {
-            self.client.tokens.forget(&access);
-            let challenges = challenges(response.headers());
-            if self.authorize(at, &access, &challenges).await?.is_some() {
-                response = send(self.authorization(at)).await?;
-            }
+        let is_too_long = matches!(
+            *status,
+            StatusCode::LENGTH_REQUIRED | StatusCode::PAYLOAD_TOO_LARGE
+        );
+        if is_too_long && !self.was_in_chunks {
+            self.session = None;
+            return true;
         }
-        let (response, operation) = accept(at, &method, response)
-            .await
-            .map_err(|(error, _)| error)?;
-        // The connection is used again only if the body has been read.
-        let _ = read(response, MAX_BODY, &operation).await;
-        Ok(())
-    }
-
-    /// Returns the access that requests to a location need; `None` if it is on another server.
-    fn access_at(&self, at: &Target) -> Option<Access> {
-        let endpoint = self.endpoints.first()?;
-        let is_plain = self.client.is_known_to_be_plain(&endpoint.host);
-        let is_own = at.authority() == endpoint.host && (at.is_tls() || is_plain);
-        is_own.then(|| Access {
-            host: endpoint.host.clone(),
-            scope: self.scope.clone(),
-            credentials: self.credentials.clone(),
-        })
-    }
-
-    fn authorization(&self, at: &Target) -> HeaderMap {
-        let value = self
-            .access_at(at)
-            .and_then(|access| match &access.credentials {
-                Credentials::RegistryToken(token) => bearer(token),
-                _ => self.client.tokens.get(&access),
+        let is_lost = *status == StatusCode::RANGE_NOT_SATISFIABLE
+            || *status == StatusCode::NOT_FOUND
+            || errors.iter().any(|error| {
+                error.code.starts_with("BLOB_UPLOAD_")
+                    || matches!(error.code.as_str(), "RANGE_INVALID" | "DIGEST_INVALID")
             });
-        value
-            .into_iter()
-            .map(|value| (AUTHORIZATION, value))
-            .collect()
+        if is_lost && self.is_continued && self.restarts < Self::MAX_RESTARTS {
+            self.restarts += 1;
+            self.session = None;
+            return true;
+        }
+        false
     }
-}
-
-/// Waits for the digest and length that follow the content.
-async fn end(end: oneshot::Receiver<(Digest, u64)>, operation: &str) -> Result<(Digest, u64)> {
-    end.await
-        .map_err(|_| Error::invalid(operation, "the content to upload is incomplete"))
-}
-
-fn binary() -> HeaderMap {
-    let value = HeaderValue::from_static("application/octet-stream");
-    HeaderMap::from_iter([(CONTENT_TYPE, value)])
-}
-
-/// Returns the location to upload a blob to.
-fn location(response: &Response<Incoming>, operation: &str) -> Result<Target> {
-    let base = response.extensions().get::<Target>();
-    let base = base.ok_or_else(|| Error::invalid(operation, "the response has no URL"))?;
-    resolve(base, response, operation)
-}
-
-fn resolve(base: &Target, response: &Response<Incoming>, operation: &str) -> Result<Target> {
-    let located = base.located(response.headers());
-    located.map_err(|problem| Error::invalid(operation, format!("an upload {problem}")))
 }

@@ -187,7 +187,7 @@ async fn a_password_is_sent_after_a_challenge_and_then_at_once() {
     // Two requests for the first manifest, one for the second.
     assert_eq!(server.lines().len(), 3);
     let error = refused(&server.repository(Credentials::Anonymous)).await;
-    assert_eq!(error.kind(), Kind::Denied);
+    assert_eq!(error.kind(), Kind::Unauthorized);
 }
 
 /// A registry that is its own authorization service and accepts the token `good`.
@@ -251,7 +251,7 @@ async fn errors_of_the_authorization_service_contain_no_secrets() {
         )
     });
     let error = refused(&server.repository(alice())).await;
-    assert_eq!(error.kind(), Kind::Denied);
+    assert_eq!(error.kind(), Kind::Unauthorized);
     let text = format!("{error} {error:?}");
     assert!(text.contains("incorrect username or password"), "{text}");
     assert!(
@@ -276,7 +276,7 @@ async fn a_registry_token_is_sent_unchanged() {
     let repository = server.repository(Credentials::RegistryToken("good".into()));
     repository.manifest(&tag()).await.unwrap();
     let error = refused(&server.repository(Credentials::RegistryToken("bad".into()))).await;
-    assert_eq!(error.kind(), Kind::Denied);
+    assert_eq!(error.kind(), Kind::Unauthorized);
     assert_eq!(server.lines().len(), 2);
 }
 
@@ -315,7 +315,7 @@ async fn a_redirect_target_cannot_request_credentials() {
     let location = format!("location: http://{}/data\r\n", storage.address);
     let server = Server::start(move |_| response("307 Temporary Redirect", &location, ""));
     let error = refused(&server.repository(alice())).await;
-    assert_eq!(error.kind(), Kind::Denied);
+    assert_eq!(error.kind(), Kind::Unauthorized);
     assert_eq!(storage.lines(), ["GET /data"]);
 }
 
@@ -690,6 +690,7 @@ async fn a_head_request_returns_the_digest() {
         "405 Method Not Allowed",
         "404 Not Found",
         "501 Not Implemented",
+        "429 Too Many Requests",
     ] {
         assert_eq!(
             head(response(status, "", "")).await.unwrap(),
@@ -708,7 +709,7 @@ async fn missing_credentials_have_dockers_error_text() {
     let url = format!("http://{}/v2/team/app/manifests/1", server.address);
     let repository = server.repository(Credentials::Anonymous);
     let error = refused(&repository).await;
-    assert_eq!(error.kind(), Kind::Denied);
+    assert_eq!(error.kind(), Kind::Unauthorized);
     assert_eq!(
         error.to_string(),
         format!("Get \"{url}\": no basic auth credentials")

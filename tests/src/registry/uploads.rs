@@ -59,7 +59,7 @@ impl Registry {
             Some(value.replace("%3A", ":").replace("%2F", "/"))
         };
         if let Some((repository, tag)) = path.split_once("/manifests/") {
-            let content = body(stream, header, usize::MAX)?;
+            let content = body(stream, header, usize::MAX).ok()?;
             return self.put_manifest(stream, repository, tag, &content, header);
         }
         let (repository, rest) = path.split_once("/blobs/")?;
@@ -75,7 +75,7 @@ impl Registry {
             );
         }
         let has_length = header("content-length").or_else(|| header("transfer-encoding"));
-        if method != "DELETE" && has_length.is_none() {
+        if !matches!(method, "DELETE" | "GET") && has_length.is_none() {
             return begin(stream, "411 Length Required", "", 0);
         }
         if behaviour.is_read_only {
@@ -103,8 +103,19 @@ impl Registry {
         if self.state().uploads.get(&id)?.1 != state {
             return refuse(stream, "404 Not Found", "BLOB_UPLOAD_UNKNOWN", "state");
         }
+        if method == "GET" {
+            let last = self.state().uploads.get(&id)?.0.len().saturating_sub(1);
+            return begin(stream, "204 No Content", &format!("range: 0-{last}\r\n"), 0);
+        }
         let limit = behaviour.cut_uploads_after.unwrap_or(usize::MAX);
-        let content = body(stream, header, limit)?;
+        let received = self.receive(stream, header, limit, behaviour);
+        let content = match received {
+            Ok(content) => content,
+            Err(part) => {
+                self.state().uploads.get_mut(&id)?.0.extend(part);
+                return None;
+            }
+        };
         let mut received = {
             let mut state = self.state();
             let upload = state.uploads.get_mut(&id)?;
@@ -127,6 +138,31 @@ impl Registry {
             }
             _ => begin(stream, "204 No Content", "", 0),
         }
+    }
+
+    /// Reads content of an upload.
+    fn receive(
+        &self,
+        stream: &mut TcpStream,
+        header: Header<'_>,
+        limit: usize,
+        behaviour: &Behaviour,
+    ) -> Result<Vec<u8>, Vec<u8>> {
+        {
+            let mut state = self.state();
+            let (now, most) = state.receiving;
+            state.receiving = (now + 1, most.max(now + 1));
+        }
+        let content = body(stream, header, limit);
+        std::thread::sleep(behaviour.upload_pause.unwrap_or_default());
+        self.state().receiving.0 -= 1;
+        content
+    }
+
+    /// Returns the maximum number of parallel requests with content of an upload.
+    #[must_use]
+    pub fn most_uploads(&self) -> usize {
+        self.state().receiving.1
     }
 
     /// Responds with the location of an upload: a path or a URL, alternating, as both are allowed.
@@ -182,17 +218,30 @@ fn refuse(stream: &mut TcpStream, status: &str, code: &str, message: &str) -> Op
     stream.write_all(body.as_bytes()).ok()
 }
 
-/// Reads the body of a request. `None` if the client has gone, or after more than `limit` bytes.
-fn body(stream: &mut TcpStream, header: Header<'_>, limit: usize) -> Option<Vec<u8>> {
-    let mut input = BufReader::new(stream);
+/// Reads the body of a request. On an error the content so far is returned: the client has gone, or there
+/// are more than `limit` bytes.
+fn body(stream: &mut TcpStream, header: Header<'_>, limit: usize) -> Result<Vec<u8>, Vec<u8>> {
     let mut content = Vec::new();
+    match read_body(stream, header, limit, &mut content) {
+        Some(()) => Ok(content),
+        None => Err(content),
+    }
+}
+
+fn read_body(
+    stream: &mut TcpStream,
+    header: Header<'_>,
+    limit: usize,
+    content: &mut Vec<u8>,
+) -> Option<()> {
+    let mut input = BufReader::new(stream);
     if let Some(length) = header("content-length") {
-        content.resize(length.parse().ok()?, 0);
-        input.read_exact(&mut content).ok()?;
-        return Some(content);
+        let length: u64 = length.parse().ok()?;
+        let read = input.take(length).read_to_end(content).ok()?;
+        return (read as u64 == length).then_some(());
     }
     if header("transfer-encoding").is_none() {
-        return Some(content);
+        return Some(());
     }
     loop {
         let mut line = String::new();
@@ -202,7 +251,7 @@ fn body(stream: &mut TcpStream, header: Header<'_>, limit: usize) -> Option<Vec<
         input.read_exact(&mut chunk).ok()?;
         content.extend_from_slice(&chunk[..length]);
         if length == 0 {
-            return Some(content);
+            return Some(());
         }
         if content.len() > limit {
             return None;

@@ -321,7 +321,7 @@ async fn cached(
 fn failed(error: whelk_registry::Error, unknown: Kind) -> Error {
     let kind = match error.kind() {
         whelk_registry::Kind::NotFound => unknown,
-        whelk_registry::Kind::Denied => Kind::Denied,
+        whelk_registry::Kind::Unauthorized | whelk_registry::Kind::Denied => Kind::Denied,
         whelk_registry::Kind::TooManyRequests => Kind::TooManyRequests,
         whelk_registry::Kind::Unavailable => Kind::Unavailable,
         whelk_registry::Kind::Invalid => Kind::BadUpstream,

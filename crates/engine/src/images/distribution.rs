@@ -5,9 +5,8 @@ use whelk_image::descriptor::{Index, Manifest};
 use whelk_image::{Digest, Platform, Reference};
 use whelk_registry::{Credentials, Repository};
 
-use super::Images;
 use super::pull::version;
-use super::push::plain;
+use super::{Images, refusals};
 use crate::error::Result;
 
 /// An image in a registry.
@@ -32,11 +31,13 @@ impl Images {
         credentials: Credentials,
     ) -> Result<Distribution> {
         let client = &self.downloads.client;
-        let repository = client.pull(reference, credentials).map_err(plain)?;
+        let repository = client
+            .pull(reference, credentials)
+            .map_err(refusals::of_request)?;
         let document = repository
             .manifest(&version(reference)?)
             .await
-            .map_err(plain)?;
+            .map_err(refusals::of_request)?;
         let platforms = if document.is_index() {
             let index = Index::parse(&document.bytes)?;
             let entries = index.manifests.into_iter();

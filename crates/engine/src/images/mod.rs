@@ -5,8 +5,10 @@ mod list;
 mod login;
 mod pull;
 mod push;
+mod refusals;
 mod remove;
 mod transfer;
+mod transfers;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, RwLock};

@@ -17,12 +17,12 @@ use whelk_image::content::MAX_CONFIG_SIZE;
 use whelk_image::descriptor::{self, Descriptor, Index, Manifest};
 use whelk_image::progress::State;
 use whelk_image::{Digest, ImageConfig, Lease, Platform, Progress, Reference};
-use whelk_registry::{Credentials, Document, Kind, Repository, Version};
+use whelk_registry::{Credentials, Document, Repository, Version};
 use whelk_trust::Policy;
 
 pub(super) use self::downloads::{Downloads, Held};
 use self::layer::Layer;
-use super::{Image, Images};
+use super::{Image, Images, refusals};
 use crate::error::{Error, Result};
 
 /// Maximum depth of indexes that list indexes.
@@ -98,7 +98,7 @@ impl Images {
             .downloads
             .client
             .pull(reference, request.credentials.clone())
-            .map_err(|error| told(reference, error))?;
+            .map_err(|error| refusals::of_manifest(reference, error))?;
         let held = Arc::new(Held::take(self));
         let remote = self.locate(&repository, request, held.lease()?).await?;
         let policies = [&self.policy, &request.policy].into_iter().flatten();
@@ -169,14 +169,14 @@ impl Images {
             wanted => repository
                 .digest(wanted)
                 .await
-                .map_err(|error| told(reference, error))?,
+                .map_err(|error| refusals::of_manifest(reference, error))?,
         };
         let get = async |version: Version| match &version {
             Version::Digest(digest) if let Some(kept) = self.kept(lease, digest) => Ok(kept),
             version => repository
                 .manifest(version)
                 .await
-                .map_err(|error| told(reference, error)),
+                .map_err(|error| refusals::of_manifest(reference, error)),
         };
         let named = get(known.map_or(wanted, Version::Digest)).await?;
         let mut document = named.clone();
@@ -240,7 +240,7 @@ impl Images {
         }
         let mut blob = repository.blob(&descriptor.digest, descriptor.size, 0);
         let mut content = Vec::new();
-        while let Some(piece) = blob.next(|_| {}).await.map_err(plain)? {
+        while let Some(piece) = blob.next(|_| {}).await.map_err(refusals::of_blob)? {
             content.extend_from_slice(&piece);
         }
         let digest = descriptor.digest.algorithm().digest(&content);
@@ -429,44 +429,6 @@ fn check(
             "image with reference {name} was found but its platform ({own}) does not match the specified platform ({wanted})"
         )
     }))
-}
-
-/// Converts a registry's error, without the request that failed.
-fn plain(error: whelk_registry::Error) -> Error {
-    let text = error.to_string();
-    match error.kind() {
-        Kind::NotFound => Error::NotFound(text),
-        Kind::Denied => Error::Denied(text),
-        Kind::TooManyRequests | Kind::Unavailable => Error::Unavailable(text),
-        Kind::Invalid => Error::Invalid(text),
-    }
-}
-
-/// Converts a registry's error about the manifest of a reference to Docker's text, which clients
-/// search for words.
-fn told(reference: &Reference, error: whelk_registry::Error) -> Error {
-    let cause = error
-        .reported()
-        .map_or_else(|| error.cause(), ToString::to_string);
-    let code = error.reported().map_or("", |reported| &reported.code);
-    match (error.kind(), code) {
-        (Kind::NotFound, "NAME_UNKNOWN") => Error::NotFound(format!(
-            "repository {} not found: {cause}",
-            reference.familiar_name()
-        )),
-        (Kind::NotFound, _) => Error::NotFound(format!(
-            "manifest for {} not found: {cause}",
-            reference.familiar()
-        )),
-        // The registry requires a login, or does not know the user.
-        (Kind::Denied, "UNAUTHORIZED") => Error::Denied(cause),
-        (Kind::Denied, "") => Error::Denied(error.to_string()),
-        (Kind::Denied, _) => Error::NotFound(format!(
-            "pull access denied for {}, repository does not exist or may require 'docker login': {cause}",
-            reference.familiar_name()
-        )),
-        _ => plain(error).prefixed(&format!("pull {}", reference.familiar())),
-    }
 }
 
 #[cfg(test)]

@@ -10,17 +10,18 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use whelk_image::descriptor::{self, Descriptor, Manifest};
 use whelk_image::digest::Hashing;
 use whelk_image::progress::{Item, State};
 use whelk_image::{Digest, Platform, Progress, Reference};
-use whelk_registry::{Credentials, Kind, Repository, Source, Version};
+use whelk_registry::{Credentials, Repository, Source, Version};
 use whelk_sys::sync::IgnorePoison as _;
 
 use super::pull::{DOCKER_CONFIG, Held, LAYERS};
-use super::{Image, Images};
+use super::transfers::{Transfers, wait_state};
+use super::{Image, Images, refusals};
 use crate::error::{Error, Result};
 
 /// Maximum number of compressed pieces of a layer that wait to be sent.
@@ -31,15 +32,8 @@ const MAX_CANDIDATES: usize = 4;
 /// Number of digits of a diff ID that identify a layer in progress reports.
 const SHOWN: usize = 12;
 
-/// Limits the number of an engine's parallel uploads.
-#[derive(Debug)]
-pub(super) struct Uploads(Semaphore);
-
-impl Uploads {
-    pub(super) fn new(maximum: usize) -> Self {
-        Self(Semaphore::new(maximum.max(1)))
-    }
-}
+/// The uploads of an engine, by repository and the layer's diff ID.
+pub(super) type Uploads = Transfers<(String, Digest)>;
 
 /// The parameters of a push.
 #[derive(Clone, Debug)]
@@ -232,16 +226,17 @@ impl Push {
         let named = named.map_or_else(|| image.id.clone(), |(own, _)| own.config.digest.clone());
         let (media_type, document, instead_of) = document(original, image, &config, descriptors)?;
         let config = Bytes::from(config);
-        if !self.repository.has_blob(&named).await.map_err(plain)? {
+        let has_config = self.repository.has_blob(&named).await;
+        if !has_config.map_err(refusals::of_request)? {
             let uploaded = self.repository.upload_bytes(&named, &config).await;
-            uploaded.map_err(plain)?;
+            uploaded.map_err(refusals::of_request)?;
         }
         let tag = name.tag.clone().unwrap_or_default();
         let (digest, size) = (Digest::of(&document), document.len() as u64);
         self.repository
             .put_manifest(&Version::Tag(tag.clone()), &media_type, document)
             .await
-            .map_err(plain)?;
+            .map_err(refusals::of_request)?;
         let by_digest = Reference {
             tag: None,
             digest: Some(digest.clone()),
@@ -369,7 +364,7 @@ impl Layer {
         let descriptor = self.find_or_send().await.map_err(|error| {
             // A registry's own text is shown without a prefix, as in Docker.
             match error {
-                Failure::Registry(error) => plain(error),
+                Failure::Registry(error) => refusals::of_request(error),
                 Failure::Own(error) => error.prefixed(&format!("push layer {}", self.diff_id)),
             }
         })?;
@@ -377,15 +372,11 @@ impl Layer {
     }
 
     async fn find_or_send(&self) -> std::result::Result<Descriptor, Failure> {
-        let uploads = &self.push.images.uploads.0;
-        let _permit = match uploads.try_acquire() {
-            Ok(permit) => permit,
-            Err(_) => {
-                self.item(0).enter(State::Waiting);
-                let permit = uploads.acquire().await;
-                permit.map_err(|error| Failure::Own(Error::internal(error.to_string())))?
-            }
-        };
+        let layer = (self.push.reference.name(), self.diff_id.clone());
+        let waiting = || self.item(0).enter(State::Waiting);
+        let uploads = &self.push.images.uploads;
+        // Another push of the layer may have sent it meanwhile.
+        let _claim = uploads.claim(layer, waiting).await.map_err(Failure::Own)?;
         let repository = &self.push.repository;
         let candidates = {
             let (images, image) = (self.push.images.clone(), self.image.clone());
@@ -429,38 +420,41 @@ impl Layer {
         let uploaded = self
             .push
             .repository
-            .upload(|| {
-                let (sender, pieces) = mpsc::channel(QUEUE);
-                let (tell, end) = oneshot::channel();
-                let mut item = self.item(size);
-                item.enter(State::Pushing);
-                let (files, diff_id) = (files.clone(), self.diff_id.clone());
-                let (held, failure) = (self.held.clone(), failure.clone());
-                reads.spawn_blocking(move || {
-                    // Holds the lease for as long as the layer is read.
-                    let _held = held;
-                    let mut hashing = Hashing::new(io::sink());
-                    let compressed = files.snapshots.compress(
-                        &diff_id,
-                        &mut |count| item.advance(count, false),
-                        |piece| {
-                            io::Write::write_all(&mut hashing, &piece)?;
-                            let sent = sender.blocking_send(Bytes::from(piece));
-                            sent.map_err(|_| io::ErrorKind::BrokenPipe.into())
-                        },
-                    );
-                    match compressed {
-                        Ok(()) => {
-                            let (digest, length, _) = hashing.finish();
-                            let _ = tell.send((digest, length));
+            .upload(
+                || {
+                    let (sender, pieces) = mpsc::channel(QUEUE);
+                    let (tell, end) = oneshot::channel();
+                    let mut item = self.item(size);
+                    item.enter(State::Pushing);
+                    let (files, diff_id) = (files.clone(), self.diff_id.clone());
+                    let (held, failure) = (self.held.clone(), failure.clone());
+                    reads.spawn_blocking(move || {
+                        // Holds the lease for as long as the layer is read.
+                        let _held = held;
+                        let mut hashing = Hashing::new(io::sink());
+                        let compressed = files.snapshots.compress(
+                            &diff_id,
+                            &mut |count| item.advance(count, false),
+                            |piece| {
+                                io::Write::write_all(&mut hashing, &piece)?;
+                                let sent = sender.blocking_send(Bytes::from(piece));
+                                sent.map_err(|_| io::ErrorKind::BrokenPipe.into())
+                            },
+                        );
+                        match compressed {
+                            Ok(()) => {
+                                let (digest, length, _) = hashing.finish();
+                                let _ = tell.send((digest, length));
+                            }
+                            // The push was cancelled.
+                            Err(_) if sender.is_closed() => {}
+                            Err(error) => *failure.lock().ignore_poison() = Some(error),
                         }
-                        // The push was cancelled.
-                        Err(_) if sender.is_closed() => {}
-                        Err(error) => *failure.lock().ignore_poison() = Some(error),
-                    }
-                });
-                Source { pieces, end }
-            })
+                    });
+                    Source { pieces, end }
+                },
+                |wait| self.item(size).enter(wait_state(wait)),
+            )
             .await;
         drop(reads);
         let own = failure.lock().ignore_poison().take();
@@ -489,21 +483,6 @@ enum Failure {
 impl From<whelk_registry::Error> for Failure {
     fn from(error: whelk_registry::Error) -> Self {
         Self::Registry(error)
-    }
-}
-
-/// Converts a registry's error to Docker's text: the first error that the registry reports, or else the
-/// failed operation.
-pub(super) fn plain(error: whelk_registry::Error) -> Error {
-    let text = match error.kind() {
-        Kind::Denied | Kind::NotFound | Kind::TooManyRequests => error.cause(),
-        _ => error.to_string(),
-    };
-    match error.kind() {
-        Kind::NotFound => Error::NotFound(text),
-        Kind::Denied => Error::Unauthorized(text),
-        Kind::TooManyRequests | Kind::Unavailable => Error::Unavailable(text),
-        Kind::Invalid => Error::Invalid(text),
     }
 }
 

@@ -136,7 +136,9 @@ async fn document(repository: &Repository, name: &Reference) -> Outcome<Document
     repository.manifest(&version).await.map_err(|error| {
         // As in Docker, the error does not reveal whether a repository without access exists.
         match error.kind() {
-            Kind::NotFound | Kind::Denied => Failure::new(format!("no such manifest: {name}")),
+            Kind::NotFound | Kind::Unauthorized | Kind::Denied => {
+                Failure::new(format!("no such manifest: {name}"))
+            }
             _ => failed(error),
         }
     })

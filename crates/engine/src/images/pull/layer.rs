@@ -10,9 +10,10 @@ use whelk_image::progress::State;
 use whelk_image::{Digest, Progress, Store};
 use whelk_registry::{Repository, Wait};
 
-use super::downloads::{Claim, Held};
+use super::downloads::Held;
 use crate::error::{Error, Result};
 use crate::images::Images;
+use crate::images::transfers::{Claim, wait_state};
 
 /// Maximum number of received pieces of a layer that wait to be unpacked. Each has at most about 100 KB.
 const QUEUE: usize = 16;
@@ -38,7 +39,12 @@ impl Layer {
     pub(super) async fn bring(self) -> Result<()> {
         let downloads = &self.images.downloads;
         let waiting = || self.item().enter(State::Waiting);
-        let claim = Arc::new(downloads.claim(&self.diff_id, waiting).await?);
+        let claim = Arc::new(
+            downloads
+                .layers
+                .claim(self.diff_id.clone(), waiting)
+                .await?,
+        );
         // Another pull may have downloaded it meanwhile.
         if !self
             .files()
@@ -175,17 +181,6 @@ impl Layer {
             error: error.into(),
             resumed: offset > 0,
         })
-    }
-}
-
-fn wait_state(wait: Wait) -> State {
-    // Shown in whole seconds.
-    let seconds = wait.time.as_millis().div_ceil(1000);
-    let seconds = u64::try_from(seconds).unwrap_or(u64::MAX);
-    if wait.is_asked {
-        State::Delayed { seconds }
-    } else {
-        State::Retrying { seconds }
     }
 }
 

@@ -8,8 +8,9 @@ use whelk_image::{Digest, Reference};
 use whelk_registry::{Error as RegistryError, Kind, Repository, Version};
 use whelk_trust::{PAYLOAD, Policy, SIGNATURE, Signature, decode_signature};
 
-use super::{Remote, plain};
+use super::Remote;
 use crate::error::{Error, Result};
+use crate::images::refusals;
 
 /// Maximum number of signatures of an image that are considered.
 const MAX_SIGNATURES: usize = 64;
@@ -66,7 +67,7 @@ async fn signatures(repository: &Repository, digests: &[Digest]) -> Result<Vec<S
         let referrers = repository
             .referrers(digest, ARTIFACT, MAX_SIGNATURES)
             .await
-            .map_err(plain)?;
+            .map_err(refusals::of_blob)?;
         let versions = tag
             .into_iter()
             .map(Version::Tag)
@@ -82,7 +83,7 @@ async fn signatures(repository: &Repository, digests: &[Digest]) -> Result<Vec<S
                 }
                 Ok(_) => {}
                 Err(error) if error.kind() == Kind::NotFound => {}
-                Err(error) => return Err(plain(error)),
+                Err(error) => return Err(refusals::of_blob(error)),
             }
         }
     }
@@ -111,7 +112,7 @@ async fn collect(
         }
         let payload = payload(repository, &layer.digest, layer.size)
             .await
-            .map_err(plain)?;
+            .map_err(refusals::of_blob)?;
         if !layer.digest.is_of(&payload) {
             return Err(Error::invalid(format!(
                 "the content of blob {} does not have this digest",

@@ -1,0 +1,80 @@
+//! Limits the transfers of an engine: one of each layer, and so many at once in all.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
+use whelk_image::progress::State;
+use whelk_registry::Wait;
+use whelk_sys::sync::IgnorePoison as _;
+
+use crate::error::{Error, Result};
+
+/// The running transfers in one direction, by what they transfer.
+#[derive(Debug)]
+pub(super) struct Transfers<K> {
+    permits: Arc<Semaphore>,
+    /// A lock for each thing that is being transferred. Others that want the same wait for it.
+    running: Mutex<BTreeMap<K, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl<K: Ord> Transfers<K> {
+    pub(super) fn new(maximum: usize) -> Self {
+        Self {
+            permits: Arc::new(Semaphore::new(maximum.max(1))),
+            running: Mutex::default(),
+        }
+    }
+
+    /// Waits until nobody else transfers this, and for one of the limited number of parallel transfers.
+    /// `waiting` is called before each wait.
+    pub(super) async fn claim(&self, key: K, waiting: impl Fn()) -> Result<Claim> {
+        let turn = self.turn(key);
+        let turn = match turn.clone().try_lock_owned() {
+            Ok(turn) => turn,
+            Err(_) => {
+                waiting();
+                turn.lock_owned().await
+            }
+        };
+        let permit = match self.permits.clone().try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(_) => {
+                waiting();
+                let permit = self.permits.clone().acquire_owned().await;
+                permit.map_err(|error| Error::internal(error.to_string()))?
+            }
+        };
+        Ok(Claim {
+            _turn: turn,
+            _permit: permit,
+        })
+    }
+
+    fn turn(&self, key: K) -> Arc<tokio::sync::Mutex<()>> {
+        let mut running = self.running.lock().ignore_poison();
+        // Locks without another holder belong to finished transfers.
+        running.retain(|_, turn| Arc::strong_count(turn) > 1);
+        running.entry(key).or_default().clone()
+    }
+}
+
+/// The right to transfer something. The thread that unpacks a layer shares it, because it ends later
+/// than a cancelled pull.
+#[derive(Debug)]
+pub(super) struct Claim {
+    _turn: OwnedMutexGuard<()>,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// Returns how a wait before a retry is shown.
+pub(super) fn wait_state(wait: Wait) -> State {
+    // Shown in whole seconds.
+    let seconds = wait.time.as_millis().div_ceil(1000);
+    let seconds = u64::try_from(seconds).unwrap_or(u64::MAX);
+    if wait.is_asked {
+        State::Delayed { seconds }
+    } else {
+        State::Retrying { seconds }
+    }
+}
