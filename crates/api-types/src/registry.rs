@@ -77,3 +77,15 @@ pub struct OciPlatform {
     #[serde(skip_serializing_if = "String::is_empty")]
     pub variant: String,
 }
+
+/// A repository that `GET /images/search` has found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SearchResult {
+    pub star_count: i64,
+    pub is_official: bool,
+    pub name: String,
+    /// Always false; kept for old clients.
+    pub is_automated: bool,
+    pub description: String,
+}

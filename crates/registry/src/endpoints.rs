@@ -4,7 +4,8 @@ use crate::error::{Error, Result};
 use crate::settings::Settings;
 
 /// The name of Docker Hub in references, and the host that serves it.
-const HUB: (&str, &str) = ("docker.io", "registry-1.docker.io");
+pub(crate) const HUB: &str = "docker.io";
+const HUB_HOST: &str = "registry-1.docker.io";
 
 /// A server that has a repository's content.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +43,7 @@ pub(crate) fn endpoints(settings: &Settings, domain: &str) -> Result<Vec<Endpoin
 
 /// Returns the server of a registry itself. `domain` is the registry as in references.
 pub(crate) fn registry(settings: &Settings, domain: &str) -> Endpoint {
-    let host = if domain == HUB.0 { HUB.1 } else { domain };
+    let host = if domain == HUB { HUB_HOST } else { domain };
     Endpoint {
         host: host.to_owned(),
         prefix: String::new(),

@@ -40,6 +40,8 @@ pub(crate) struct Query {
     body: Bytes,
     /// Additional scope that a token needs.
     scope: String,
+    /// The version of the protocol in the path.
+    version: &'static str,
 }
 
 impl Query {
@@ -50,6 +52,15 @@ impl Query {
             headers: HeaderMap::new(),
             body: Bytes::new(),
             scope: String::new(),
+            version: "v2",
+        }
+    }
+
+    /// Sends the request by the older protocol, of which only searches are left.
+    pub(crate) fn version_1(self) -> Self {
+        Self {
+            version: "v1",
+            ..self
         }
     }
 
@@ -92,9 +103,10 @@ impl Repository {
     /// Returns the URL of a request to a server.
     fn target(&self, endpoint: &Endpoint, query: &Query, tls: bool) -> Result<Target> {
         let scheme = if tls { "https" } else { "http" };
-        let base = format!("{scheme}://{}{}/v2/", endpoint.host, endpoint.prefix);
+        let (host, prefix) = (&endpoint.host, &endpoint.prefix);
+        let base = format!("{scheme}://{host}{prefix}/{}/", query.version);
         let url = if self.path.is_empty() {
-            base
+            format!("{base}{}", query.path)
         } else {
             format!("{base}{}/{}", self.path, query.path)
         };

@@ -382,7 +382,6 @@ fn unsupported_settings_are_rejected_by_name() {
         ("POST /build/cancel?id=x".to_owned(), missing),
         ("POST /session".to_owned(), missing),
         ("POST /grpc".to_owned(), missing),
-        ("GET /images/search?term=x".to_owned(), missing),
         ("GET /images/busybox/attestations".to_owned(), missing),
         (
             "GET /images/nosuch/attestations".to_owned(),

@@ -112,6 +112,7 @@ pub(crate) fn router(engine: Arc<Engine>) -> Router {
         .route("/images/get", get(images::get_many))
         .route("/images/create", post(images::create))
         .route("/images/prune", post(images::prune))
+        .route("/images/search", get(registries::search))
         .route("/images/verified", post(images::create_verified))
         .route(
             "/images/{*rest}",

@@ -3,17 +3,17 @@
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use whelk_api_types::{
-    AuthConfig, AuthResponse, DistributionInspect, ManifestDescriptor, OciPlatform,
+    AuthConfig, AuthResponse, DistributionInspect, ManifestDescriptor, OciPlatform, SearchResult,
 };
 use whelk_engine::Error;
-use whelk_engine::images::{Distribution, Images};
+use whelk_engine::images::{Distribution, Images, SEARCH_FILTERS};
 use whelk_image::Reference;
 use whelk_registry::Credentials;
 
 use super::images::credentials;
 use super::{Service, ok};
 use crate::error::{ApiError, ApiResult, message};
-use crate::extract::{Json, RequestBody};
+use crate::extract::{Json, Params, RequestBody};
 
 impl RequestBody for AuthConfig {
     const GO_TYPE: &'static str = "registry.AuthConfig";
@@ -78,4 +78,24 @@ pub(super) async fn distribution(
         },
         platforms: crate::wire::null_if_empty(platforms.collect()),
     }))
+}
+
+/// Searches a registry (`GET /images/search`).
+pub(super) async fn search(
+    State(images): Service<Images>,
+    params: Params,
+    headers: HeaderMap,
+) -> ApiResult {
+    let filters = params.filters(SEARCH_FILTERS)?;
+    let limit = params.number::<i64>("limit")?.unwrap_or_default();
+    let term = params.text("term");
+    let found = images.search(term, limit, &filters, credentials(&headers));
+    let results = found.await?.into_iter().map(|found| SearchResult {
+        star_count: found.star_count,
+        is_official: found.is_official,
+        name: found.name,
+        is_automated: false,
+        description: found.description,
+    });
+    Ok(ok(&results.collect::<Vec<_>>()))
 }

@@ -31,7 +31,6 @@ pub(super) fn routes() -> Router<Services> {
         .route("/build/cancel", post(build))
         .route("/session", post(build))
         .route("/grpc", post(build))
-        .route("/images/search", get(search))
         .route("/plugins", get(plugins))
         .route("/plugins/privileges", get(plugin_install))
         .route("/plugins/pull", post(plugin_install))
@@ -129,10 +128,6 @@ async fn commit(
 
 async fn build() -> ApiResult {
     unsupported("building images")
-}
-
-async fn search() -> ApiResult {
-    unsupported("searching registries")
 }
 
 /// The engine manages no plugins: volume plugins run independently.

@@ -7,6 +7,7 @@ mod pull;
 mod push;
 mod refusals;
 mod remove;
+mod search;
 mod transfer;
 mod transfers;
 
@@ -32,6 +33,7 @@ pub use list::{FILTERS, ImageSummary};
 pub use pull::{PullRequest, Pulled};
 pub use push::{PushRequest, Pushed};
 pub use remove::{ImageUser, Removed};
+pub use search::SEARCH_FILTERS;
 pub use transfer::Renamed;
 
 /// An image the engine has.

@@ -2,6 +2,7 @@
 
 mod login;
 mod logout;
+mod search;
 
 use clap::Subcommand;
 
@@ -16,12 +17,15 @@ pub(crate) enum RegistryCommand {
     Login(login::LoginArgs),
     /// Log out from a registry
     Logout(logout::LogoutArgs),
+    /// Search Docker Hub for images
+    Search(search::SearchArgs),
 }
 
 /// Runs a command that needs the engine.
 pub(crate) async fn command(client: &Client, command: RegistryCommand) -> Outcome {
     match command {
         RegistryCommand::Login(args) => login::login(client, args).await,
+        RegistryCommand::Search(args) => search::search(client, args).await,
         // Works without an engine, see `super::carry_out`.
         RegistryCommand::Logout(_) => Ok(0),
     }
