@@ -22,7 +22,7 @@ use hyper::upgrade::Upgraded;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 pub use program::{Program, ProgramEnded, program_ended};
-pub use tls::{Tls, Trust, Unusable, tls_reason};
+pub use tls::{Tls, Trust, Unusable, tls_problem, tls_reason};
 pub use transport::{Address, Connection, tcp};
 
 /// A request body. Its errors end the request.

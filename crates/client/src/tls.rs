@@ -14,6 +14,7 @@ use rustls::{
     AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, InvalidMessage,
     RootCertStore, SignatureScheme,
 };
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -128,19 +129,19 @@ impl Tls {
     ///
     /// # Errors
     /// Returns an error if the handshake fails ([`tls_reason`]).
-    pub async fn handshake(
+    pub async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         host: &str,
-        stream: TcpStream,
-    ) -> io::Result<TlsStream<TcpStream>> {
+        stream: S,
+    ) -> io::Result<TlsStream<S>> {
         self.secure(server_name(host)?, stream).await
     }
 
-    async fn secure(
+    async fn secure<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         name: ServerName<'static>,
-        stream: TcpStream,
-    ) -> io::Result<TlsStream<TcpStream>> {
+        stream: S,
+    ) -> io::Result<TlsStream<S>> {
         let handshake = TlsConnector::from(self.0.clone()).connect(name, stream);
         tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake)
             .await
@@ -154,8 +155,31 @@ fn server_name(host: &str) -> io::Result<ServerName<'static>> {
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))
 }
 
-/// Returns the text that Go's clients have for an error of TLS; `None` for other errors.
+/// Returns the text that Docker's client has for an error of TLS; `None` for other errors.
 pub fn tls_reason(error: &io::Error) -> Option<String> {
+    let reason = tls_problem(error)?;
+    let is_about_client = matches!(
+        error.get_ref()?.downcast_ref::<rustls::Error>()?,
+        rustls::Error::AlertReceived(
+            AlertDescription::BadCertificate
+                | AlertDescription::CertificateExpired
+                | AlertDescription::CertificateRequired
+                | AlertDescription::CertificateUnknown
+                | AlertDescription::UnknownCA
+                | AlertDescription::UnsupportedCertificate
+        )
+    );
+    Some(if is_about_client {
+        format!(
+            "the server probably has client authentication (--tlsverify) enabled; check your TLS client certification settings: {reason}"
+        )
+    } else {
+        reason
+    })
+}
+
+/// Returns the text that Go has for an error of TLS; `None` for other errors.
+pub fn tls_problem(error: &io::Error) -> Option<String> {
     let error = error.get_ref()?.downcast_ref::<rustls::Error>()?;
     Some(match error {
         rustls::Error::InvalidCertificate(error) => {
@@ -181,9 +205,7 @@ pub fn tls_reason(error: &io::Error) -> Option<String> {
                 AlertDescription::UnsupportedCertificate => "unsupported certificate",
                 other => return Some(format!("remote error: tls: {other:?}")),
             };
-            format!(
-                "the server probably has client authentication (--tlsverify) enabled; check your TLS client certification settings: remote error: tls: {reason}"
-            )
+            format!("remote error: tls: {reason}")
         }
         // The first byte is none that TLS has. What else the server may speak is not shown.
         rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => {

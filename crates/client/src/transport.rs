@@ -79,6 +79,8 @@ pub enum Connection {
     Unix(UnixStream),
     Tcp(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+    /// TLS inside another connection, such as one through a proxy.
+    Nested(Box<TlsStream<Connection>>),
     Program(Box<program::Stream>),
 }
 
@@ -88,6 +90,7 @@ macro_rules! delegate {
             Connection::Unix(stream) => Pin::new(stream).$method($($argument),*),
             Connection::Tcp(stream) => Pin::new(stream).$method($($argument),*),
             Connection::Tls(stream) => Pin::new(stream).$method($($argument),*),
+            Connection::Nested(stream) => Pin::new(stream).$method($($argument),*),
             Connection::Program(stream) => Pin::new(stream).$method($($argument),*),
         }
     };

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::future::Future;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -20,12 +20,15 @@ use tower_service::Service;
 use whelk_client::{Connection, Tls, Trust};
 
 use crate::error::{Error, Result};
+use crate::transport::innermost;
 
 /// Opens connections to the host of a URL.
 #[derive(Clone, Debug)]
 pub(crate) struct Connector {
     pub(crate) tls: Tls,
     pub(crate) proxies: Arc<Matcher>,
+    /// The directories with the certificates of servers, which proxies may have too.
+    pub(crate) certificates: PathBuf,
 }
 
 type Connecting<T> = Pin<Box<dyn Future<Output = io::Result<T>> + Send>>;
@@ -40,34 +43,30 @@ impl Service<Uri> for Connector {
     }
 
     fn call(&mut self, url: Uri) -> Self::Future {
-        let Self { tls, proxies } = self.clone();
+        let Self {
+            tls,
+            proxies,
+            certificates,
+        } = self.clone();
         Box::pin(async move {
             let is_tls = url.scheme_str() == Some("https");
             let host = url.host().unwrap_or_default().to_owned();
             let Some(proxy) = proxies.intercept(&url) else {
                 let stream = whelk_client::tcp(&address_of(&url)).await?;
-                return Stream::open(&tls, is_tls, &host, stream, false).await;
+                return Stream::open(&tls, is_tls, &host, Connection::Tcp(stream), false).await;
             };
-            if proxy.uri().scheme_str() != Some("http") {
-                return Err(io::Error::new(
-                    io::ErrorKind::Unsupported,
-                    "the proxy is not an http:// one, which is not supported",
-                ));
-            }
-            let during = |error: &dyn std::error::Error| {
-                let name = proxy
-                    .uri()
-                    .authority()
-                    .map_or("", |authority| authority.as_str());
-                io::Error::other(format!("proxy {name}: {error}"))
+            let during = |error: &(dyn std::error::Error + 'static)| {
+                let name = proxy.uri().authority();
+                let name = name.map_or("", |authority| authority.as_str());
+                io::Error::other(format!("proxy {name}: {}", innermost(error)))
             };
+            let mut connect = ToProxy { certificates };
             if !is_tls {
-                let stream = whelk_client::tcp(&address_of(proxy.uri()))
-                    .await
-                    .map_err(|error| during(&error))?;
+                let stream = connect.call(proxy.uri().clone()).await;
+                let stream = stream.map_err(|error| during(&error))?.0.into_inner();
                 return Stream::open(&tls, false, &host, stream, true).await;
             }
-            let mut tunnel = Tunnel::new(proxy.uri().clone(), Tcp);
+            let mut tunnel = Tunnel::new(proxy.uri().clone(), connect);
             if let Some(credentials) = proxy.basic_auth() {
                 tunnel = tunnel.with_auth(credentials.clone());
             }
@@ -91,27 +90,39 @@ fn address_of(url: &Uri) -> String {
     )
 }
 
-/// Opens the connection to a proxy, for a tunnel through it.
+/// Opens the connection to a proxy, over TLS if its URL is an `https://` one.
 #[derive(Clone, Debug)]
-struct Tcp;
+struct ToProxy {
+    certificates: PathBuf,
+}
 
 /// A connection to a proxy.
 #[derive(Debug)]
-struct TcpStream(TokioIo<tokio::net::TcpStream>);
+struct ProxyStream(TokioIo<Connection>);
 
-impl Service<Uri> for Tcp {
-    type Response = TcpStream;
+impl Service<Uri> for ToProxy {
+    type Response = ProxyStream;
     type Error = io::Error;
-    type Future = Connecting<TcpStream>;
+    type Future = Connecting<ProxyStream>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, url: Uri) -> Self::Future {
+        let certificates = self.certificates.clone();
         Box::pin(async move {
             let stream = whelk_client::tcp(&address_of(&url)).await?;
-            Ok(TcpStream(TokioIo::new(stream)))
+            let connection = if url.scheme_str() == Some("https") {
+                let directory = certificates.join(url.authority().map_or("", |it| it.as_str()));
+                let own = directory.is_dir().then_some(&*directory);
+                let tls = verified(own).map_err(io::Error::other)?;
+                let host = url.host().unwrap_or_default();
+                Connection::Tls(Box::new(tls.handshake(host, stream).await?))
+            } else {
+                Connection::Tcp(stream)
+            };
+            Ok(ProxyStream(TokioIo::new(connection)))
         })
     }
 }
@@ -129,13 +140,15 @@ impl Stream {
         tls: &Tls,
         is_tls: bool,
         host: &str,
-        stream: tokio::net::TcpStream,
+        connection: Connection,
         is_proxied: bool,
     ) -> io::Result<Self> {
-        let connection = if is_tls {
-            Connection::Tls(Box::new(tls.handshake(host, stream).await?))
-        } else {
-            Connection::Tcp(stream)
+        let connection = match connection {
+            connection if !is_tls => connection,
+            Connection::Tcp(stream) => {
+                Connection::Tls(Box::new(tls.handshake(host, stream).await?))
+            }
+            other => Connection::Nested(Box::new(tls.handshake(host, other).await?)),
         };
         Ok(Self {
             inner: TokioIo::new(connection),
@@ -190,7 +203,7 @@ macro_rules! stream_of {
 }
 
 stream_of!(Stream, stream => &mut stream.inner);
-stream_of!(TcpStream, stream => &mut stream.0);
+stream_of!(ProxyStream, stream => &mut stream.0);
 
 /// Maximum size of a file with certificates or a key, in bytes.
 const MAX_FILE_SIZE: u64 = 4 << 20;

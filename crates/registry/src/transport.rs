@@ -129,6 +129,7 @@ impl Client {
             .build(Connector {
                 tls,
                 proxies: self.proxies.clone(),
+                certificates: self.settings.certificates.clone(),
             });
         self.pools
             .lock()
@@ -216,7 +217,8 @@ impl Client {
         };
         match answer {
             Ok(response) => Ok(response),
-            Err(error) if error.is_connect() => Err(Error::Unreachable {
+            // Servers refuse a client's certificate when the connection is open.
+            Err(error) if error.is_connect() || is_lasting(&error) => Err(Error::Unreachable {
                 host: host.to_owned(),
                 cause: innermost(&error),
                 is_lasting: is_lasting(&error),
@@ -232,7 +234,7 @@ pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     loop {
         if let Some(reason) = error
             .downcast_ref::<io::Error>()
-            .and_then(whelk_client::tls_reason)
+            .and_then(whelk_client::tls_problem)
         {
             return reason;
         }
@@ -265,7 +267,7 @@ fn is_lasting(error: &(dyn std::error::Error + 'static)) -> bool {
                 // The texts of musl and glibc for EAI_AGAIN.
                 && !text.contains("Try again")
                 && !text.contains("Temporary failure");
-            if is_unknown || whelk_client::tls_reason(error).is_some() {
+            if is_unknown || whelk_client::tls_problem(error).is_some() {
                 return true;
             }
         }
