@@ -53,6 +53,11 @@ pub(crate) fn tools() -> PathBuf {
     crate::cache("WHELK_TOOLS", "tools").join("usr")
 }
 
+/// Returns Debian's registry server.
+pub fn debian_registry() -> PathBuf {
+    tools().join("bin/docker-registry")
+}
+
 /// A command-line client connected to an engine.
 #[derive(Clone, Copy, Debug)]
 pub struct Cli<'e> {

@@ -43,7 +43,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 pub use attached::{Attached, Events};
-pub use cli::{Cli, Output, Program, Running};
+pub use cli::{Cli, Output, Program, Running, debian_registry};
 pub use engine::Engine;
 pub use free::{FreeSubnet, free_interface_name, free_port};
 pub use http::{Connection, Response, escape};
