@@ -13,6 +13,23 @@ use whelk_tests::processes::peak_memory;
 use whelk_tests::registry::{Behaviour, Registry};
 use whelk_tests::{Engine, Program, eventually};
 
+/// How often the engine is killed during pulls, and as often during pushes.
+const KILLS: usize = 50;
+
+/// Checks that the engine has no image, and that the store's blobs are what their names say.
+fn check_sound(engine: &Engine) {
+    assert_eq!(engine.whelk(&["images", "-aq"]).ok(), "");
+    check_blobs(engine);
+}
+
+fn check_blobs(engine: &Engine) {
+    for entry in engine.root().join("blobs/sha256").read_dir().unwrap() {
+        let path = entry.unwrap().path();
+        let content = std::fs::read(&path).unwrap();
+        assert_eq!(path.file_name().unwrap(), &*images::sha256(&content));
+    }
+}
+
 /// Checks that neither an image nor, after a prune, any of its content is left.
 fn check_nothing(engine: &Engine) {
     assert_eq!(engine.whelk(&["images", "-aq"]).ok(), "");
@@ -111,11 +128,95 @@ fn oversized_manifests_and_wrong_sizes_are_errors() {
 }
 
 #[test]
+fn a_registry_that_sends_a_byte_per_second_is_given_up() {
+    let engine = Engine::without_images(&[]);
+    engine.kill9();
+    engine.configure(&json!({"max-download-attempts": 1}));
+    engine.restart();
+    let registry = Registry::start();
+    let pushed = registry.push("app", &marked("app:1"));
+    registry.behave(Behaviour {
+        trickles: Some("/blobs/"),
+        ..Behaviour::default()
+    });
+    engine
+        .whelk(&["pull", &pushed.name])
+        .refuses(1, "bytes in 30 s");
+    check_nothing(&engine);
+}
+
+#[test]
+fn truncated_and_mislabelled_content_is_refused() {
+    let engine = Engine::without_images(&[]);
+    engine.kill9();
+    engine.configure(&json!({"max-download-attempts": 2}));
+    engine.restart();
+    let registry = Registry::start();
+    let pushed = registry.push("app", &marked("app:1"));
+    for part in ["/manifests/", "/blobs/"] {
+        registry.behave(Behaviour {
+            truncates: Some(part),
+            ..Behaviour::default()
+        });
+        let output = engine.whelk(&["pull", &pushed.name]);
+        let text = format!("pull {}: ", pushed.name);
+        output.refuses(1, &text);
+        assert!(output.err().contains(part), "{}", output.err());
+    }
+    registry.behave(Behaviour::default());
+    let good = registry.image(&marked("app:1"));
+    let index = "application/vnd.oci.image.index.v1+json";
+    registry.manifest("app", "index", index, &good);
+    let mut cases = vec![("index".to_owned(), "and was sent as".to_owned())];
+    for (tag, bad) in [
+        ("path", "sha256:../../../../etc/passwd"),
+        ("short", "sha256:00"),
+    ] {
+        let mut manifest = good.clone();
+        manifest["layers"][1]["digest"] = json!(bad);
+        registry.pushed("app", tag, &manifest);
+        cases.push((tag.to_owned(), "invalid manifest: ".to_owned()));
+    }
+    for (tag, text) in cases {
+        let name = format!("{}/app:{tag}", registry.host);
+        engine.whelk(&["pull", &name]).refuses(1, &text);
+    }
+    check_nothing(&engine);
+}
+
+#[test]
+fn a_decompression_bomb_is_refused() {
+    const ZEROS: usize = 64 << 20;
+    let engine = Engine::without_images(&[]);
+    let registry = Registry::start();
+    let zeros = vec![0; ZEROS];
+    let layer = images::small_root().finish();
+    let before = peak_memory(&engine);
+    // 5 GiB of zeros after the archive, as further members.
+    let mut content = images::gzip(&layer);
+    content.extend(images::gzip(&zeros).repeat((5 << 30) / ZEROS));
+    let mut manifest = registry.image(&marked("app:1"));
+    manifest["layers"][1] = json!({
+        "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
+        "digest": registry.blob(&content),
+        "size": content.len(),
+    });
+    let pushed = registry.pushed("app", "bomb", &manifest);
+    let output = engine.whelk(&["pull", &pushed.name]);
+    let start = format!("pull {}: layer {}: ", pushed.name, pushed.layers[1]);
+    output.refuses(1, &start);
+    output.refuses(1, "decompression bomb: more than 300 bytes");
+    let grown = peak_memory(&engine) - before;
+    assert!(grown < 60, "{grown} MiB");
+    check_nothing(&engine);
+}
+
+#[test]
 fn a_pull_is_resumed_after_each_of_many_kills() {
     let engine = Engine::without_images(&[]);
     let registry = Registry::start();
     let layer = images::small_root()
-        .file("noise", images::noise(4 << 20))
+        .file("noise", images::noise(16 << 20))
         .finish();
     let pushed = registry.push("big", &Archive::new("big:1", vec![layer]));
     registry.behave(Behaviour {
@@ -126,7 +227,7 @@ fn a_pull_is_resumed_after_each_of_many_kills() {
     let partial = engine.root().join("blobs/partial").join(digits);
     let length = || std::fs::metadata(&partial).map_or(0, |file| file.len());
     let mut expected = vec![format!("GET /v2/big/blobs/{}", pushed.layers[0])];
-    for _ in 0..8 {
+    for _ in 0..KILLS {
         let before = length();
         let cli = engine.cli(Program::Whelk);
         let mut pull = cli.spawn(&["pull", &pushed.name]);
@@ -137,11 +238,57 @@ fn a_pull_is_resumed_after_each_of_many_kills() {
         assert_ne!(pull.finish().code, 0);
         expected.push(format!("{} bytes={}-", expected[0], length()));
         engine.restart();
-        assert_eq!(engine.whelk(&["images", "-aq"]).ok(), "");
+        check_sound(&engine);
     }
     registry.behave(Behaviour::default());
     engine.whelk(&["pull", &pushed.name]).ok();
     assert_eq!(registry.requests(&pushed.layers[0]), expected);
     let cli = engine.cli(Program::Whelk);
     assert_eq!(cli.once(&pushed.name, &["echo", "up"]).ok(), "up");
+}
+
+#[test]
+fn a_push_is_resumed_after_each_of_many_kills() {
+    let engine = Engine::without_images(&[]);
+    let registry = Registry::start();
+    let layers = (0..2).map(|at: u8| {
+        let root = images::small_root().file("own", [at; 10]);
+        root.file("noise", images::noise(2 << 20)).finish()
+    });
+    let image = Archive::new("big:1", layers.collect());
+    engine.load(&image.build());
+    let name = format!("{}/big:1", registry.host);
+    engine.whelk(&["tag", "big:1", &name]).ok();
+    for kill in 0..KILLS {
+        registry.behave(Behaviour {
+            upload_pause: Some(Duration::from_millis(300)),
+            ..Behaviour::default()
+        });
+        registry.forget_requests();
+        let cli = engine.cli(Program::Whelk);
+        let mut push = cli.spawn(&["push", &name]);
+        // Later each time: before, during and after the requests.
+        let moment = Duration::from_millis(5 * (kill as u64 % 25));
+        eventually("a request", || {
+            (!registry.requests("/v2/big/").is_empty()).then_some(())
+        });
+        std::thread::sleep(moment);
+        engine.kill9();
+        let _ = push.finish();
+        engine.restart();
+        assert_eq!(engine.whelk(&["images", "-q"]).ok().lines().count(), 2);
+        check_blobs(&engine);
+    }
+    registry.behave(Behaviour::default());
+    engine.whelk(&["push", &name]).ok();
+    let (manifest, _) = registry.manifest_of("big", "1").unwrap();
+    let layers = manifest["layers"].as_array().unwrap();
+    assert_eq!(layers.len(), 2);
+    for layer in layers {
+        let digest = layer["digest"].as_str().unwrap();
+        let content = registry.content(digest).unwrap();
+        assert_eq!(format!("sha256:{}", images::sha256(&content)), digest);
+    }
+    let out = engine.whelk(&["push", &name]).ok();
+    assert!(!out.contains(": Pushed"), "{out}");
 }
