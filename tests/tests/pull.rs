@@ -237,6 +237,25 @@ fn a_pull_replaces_damaged_blobs() {
 }
 
 #[test]
+fn a_pull_of_an_unreadable_image_makes_collections_possible_again() {
+    let engine = Engine::without_images(&[]);
+    let registry = Registry::start();
+    let pushed = registry.push("app", &marked("app:1"));
+    engine.whelk(&["pull", &pushed.name]).ok();
+    let id = image(&engine, &pushed.name)["Id"].clone();
+    let digits = &id.as_str().unwrap()["sha256:".len()..];
+    engine.kill9();
+    std::fs::write(engine.root().join("blobs/sha256").join(digits), "{}").unwrap();
+    engine.restart();
+    assert_eq!(engine.whelk(&["images", "-q"]).ok(), "");
+    let layers = || engine.root().join("layers").read_dir().unwrap().count();
+    assert_eq!(layers(), 2);
+    engine.whelk(&["pull", &pushed.name]).ok();
+    engine.whelk(&["rmi", &pushed.name]).ok();
+    eventually("no layer", || (layers() == 0).then_some(()));
+}
+
+#[test]
 fn refusals_of_registries_have_dockers_texts() {
     let engine = Engine::without_images(&[]);
     let registry = Registry::start();

@@ -11,7 +11,7 @@ mod search;
 mod transfer;
 mod transfers;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 use whelk_sys::sync::IgnorePoison as _;
@@ -111,8 +111,6 @@ pub struct Images {
     /// What is required of images that are pulled.
     policy: Option<Policy>,
     index: RwLock<Index>,
-    /// An image could not be read. Its layers would look unused, so nothing is collected.
-    unreadable: bool,
     /// Number of [`Pin`]s by image. Locked while an image is found and pinned, and while it is
     /// removed.
     pins: Arc<Mutex<BTreeMap<Digest, usize>>>,
@@ -142,6 +140,9 @@ struct Index {
     by_id: BTreeMap<Digest, Arc<Image>>,
     /// Ids by full name with tag.
     tags: BTreeMap<String, Digest>,
+    /// Images that could not be read. Their layers would look unused, so nothing is collected while
+    /// there are any.
+    unreadable: BTreeSet<Digest>,
 }
 
 impl Index {
@@ -206,7 +207,6 @@ impl Images {
     ) -> Result<Arc<Self>> {
         let files = whelk_image::Store::open(root)?;
         let mut index = Index::default();
-        let mut unreadable = false;
         for record in store.images()? {
             match files
                 .content
@@ -219,7 +219,7 @@ impl Images {
                     index.by_id.insert(image.id.clone(), Arc::new(image));
                 }
                 Err(error) => {
-                    unreadable = true;
+                    index.unreadable.insert(record.id.clone());
                     tracing::error!("image {} cannot be read: {error}", record.id);
                 }
             }
@@ -239,7 +239,6 @@ impl Images {
             policy: registries.policy.clone(),
             downloads: pull::Downloads::new(registries)?,
             index: RwLock::new(index),
-            unreadable,
             pins: Arc::default(),
         });
         // An interrupted load may have left incomplete files. They are moved to the trash, which
@@ -398,7 +397,7 @@ impl Images {
     /// running load, import or pull, and those that an interrupted one left less than `age` ago.
     /// Returns their paths there. Does nothing if an image could not be read.
     fn trash_unused(&self, age: Duration) -> Vec<std::path::PathBuf> {
-        if self.unreadable {
+        if !self.read().unreadable.is_empty() {
             return Vec::new();
         }
         let used = || {

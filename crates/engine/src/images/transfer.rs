@@ -143,6 +143,7 @@ impl Images {
         };
         let record = ImageRecord::of(&image);
         self.store.put_image(&record, &names)?;
+        index.unreadable.remove(&loaded.id);
         index.by_id.insert(loaded.id.clone(), Arc::new(image));
         if let Some(digest) = &digest {
             self.take_digest(&mut index, digest, &loaded.id)?;
