@@ -81,13 +81,20 @@ impl Registry {
         self.collect_garbage(age).and(expired)
     }
 
+    /// Removes links by age and size. What fails does not keep the rest from being removed.
     fn expire(&self, keep: Keep) -> Result<()> {
+        let mut outcome = Ok(());
         let mut links = Vec::new();
         // When each blob or manifest was last asked for, and its size.
         let mut content: BTreeMap<Digest, (SystemTime, u64)> = BTreeMap::new();
         for repository in self.all()? {
             for kind in [Links::Blobs, Links::Manifests] {
-                for digest in self.digests(&repository, kind)? {
+                let digests = self.digests(&repository, kind).unwrap_or_else(|error| {
+                    let first = std::mem::replace(&mut outcome, Ok(()));
+                    outcome = first.and(Err(error));
+                    Vec::new()
+                });
+                for digest in digests {
                     let link = self.directory(&repository, kind).join(digest.hex());
                     let Some(time) = changed(&link) else { continue };
                     let size = self.size(&repository, kind, &digest).unwrap_or(0);
@@ -122,12 +129,12 @@ impl Registry {
             };
             match removed {
                 Err(error) if !matches!(error.kind, Kind::BlobUnknown | Kind::ManifestUnknown) => {
-                    return Err(error);
+                    outcome = outcome.and(Err(error));
                 }
                 _ => {}
             }
         }
-        Ok(())
+        outcome
     }
 
     /// Returns all content. As long as that fails, nothing may be removed.

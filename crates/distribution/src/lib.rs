@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <root>/blobs/…, tmp/, trash/    the content of blobs and manifests (`whelk_image::Store`)
+//!       /cache                                         of a cache: its upstream's URL
 //!       /repositories/NAME/_blobs/<digits>             empty: the repository has this blob
 //!                         /_manifests/<digits>         a manifest's media type
 //!                         /_tags/<tag>                 a manifest's digest

@@ -51,15 +51,21 @@ impl Links {
     }
 }
 
+/// The file with the URL of the registry that the directory is a cache of.
+const CACHE_MARK: &str = "cache";
+
 /// Maximum size of a link in bytes: of a descriptor with the annotations of its manifest.
 const MAX_LINK: u64 = 8 << 20;
 
 impl Registry {
-    /// Opens the registry at `root`, creating its directories.
+    /// Opens the registry at `root`, creating its directories: a cache of the registry at the URL
+    /// `upstream`, or one that images are pushed to.
     ///
     /// # Errors
-    /// Returns an error if the directory cannot be used, is an engine's, or is in use.
-    pub fn open(root: &Path) -> std::result::Result<Arc<Self>, String> {
+    /// Returns an error if the directory cannot be used, is an engine's, is in use, or holds a registry
+    /// of the other kind or a cache of another URL. A cache removes what is not asked for, which must not
+    /// happen to what was pushed.
+    pub fn open(root: &Path, upstream: Option<&str>) -> std::result::Result<Arc<Self>, String> {
         let text = |error: &dyn std::fmt::Display| error.to_string();
         fs::create_dir_all(root, 0o700).map_err(|error| text(&error))?;
         if fs::exists(root.join("store.db")) {
@@ -69,15 +75,21 @@ impl Registry {
         if !is_locked(&lock) {
             return Err(format!("{} is in use by another registry", root.display()));
         }
+        let is_marked = check_kind(root, upstream)?;
         fs::create_dir_all(root.join("repositories"), 0o700).map_err(|error| text(&error))?;
-        Ok(Arc::new(Self {
+        let registry = Arc::new(Self {
             store: Store::open(root).map_err(|error| text(&error))?,
             uploads: Uploads::default(),
             collection: Notify::new(),
             root: root.to_owned(),
             locks: std::array::from_fn(|_| Mutex::default()),
             _lock: lock,
-        }))
+        });
+        if let Some(url) = upstream.filter(|_| !is_marked) {
+            let marked = registry.write(&root.join(CACHE_MARK), url.as_bytes());
+            marked.map_err(|error| text(&error))?;
+        }
+        Ok(registry)
     }
 
     /// Keeps the links of a repository from being changed by others.
@@ -233,6 +245,30 @@ pub(crate) fn create_directories(path: &Path) -> Result<()> {
 
 fn sync_directory(path: &Path) -> Result<()> {
     Ok(fs::open(path)?.sync_all().map_err(fs::at("sync", path))?)
+}
+
+/// Checks that a directory is empty, or holds a cache of the registry at `upstream`, or without that a
+/// registry that images are pushed to. Returns whether it is marked as a cache.
+fn check_kind(root: &Path, upstream: Option<&str>) -> std::result::Result<bool, String> {
+    let shown = root.display();
+    let marked = read(&root.join(CACHE_MARK)).map_err(|error| error.to_string())?;
+    match (marked, upstream) {
+        (Some(marked), Some(url)) if marked == url => Ok(true),
+        (Some(marked), Some(url)) => Err(format!("{shown} is a cache of {marked}, not of {url}")),
+        (Some(marked), None) => Err(format!(
+            "{shown} is a cache of {marked}, and no registry to push to"
+        )),
+        (None, None) => Ok(false),
+        (None, Some(url)) => {
+            let names = Registry::list(&root.join("repositories"));
+            match names.map_err(|error| error.to_string())?.is_empty() {
+                true => Ok(false),
+                false => Err(format!(
+                    "{shown} has pushed images, which a cache of {url} would remove; use an empty directory"
+                )),
+            }
+        }
+    }
 }
 
 /// Locks a file. A process that was just killed may need a moment to release it.

@@ -95,7 +95,7 @@ async fn collect(
         }
         let arrived = async {
             match upstream.as_ref().zip(most) {
-                Some(((upstream, _), most)) => upstream.downloads.arrived(most / 16).await,
+                Some(((upstream, _), most)) => upstream.downloads.arrived((most / 16).max(1)).await,
                 None => std::future::pending().await,
             }
         };

@@ -153,7 +153,8 @@ async fn serve(
 ) -> (SocketAddr, Arc<Registry>, JoinHandle<()>) {
     // Connections of a server that has just ended may hold the directory for a moment.
     let registry = loop {
-        match Registry::open(root) {
+        let url = upstream.as_ref().map(|upstream| upstream.url());
+        match Registry::open(root, url) {
             Ok(registry) => break registry,
             Err(error) => assert!(error.contains("in use"), "{error}"),
         }
@@ -852,15 +853,43 @@ async fn what_is_of_no_use_is_collected() {
 }
 
 #[tokio::test]
+async fn a_cache_and_a_registry_do_not_share_a_directory() {
+    let mut served = Served::new().await;
+    served.image("app", "1", json!({})).await;
+    served.registry = None;
+    served.server.abort();
+    let _ = (&mut served.server).await;
+    let open = async |root: &Path, upstream: Option<&str>| loop {
+        match Registry::open(root, upstream) {
+            Err(error) if error.contains("in use") => {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            opened => break opened,
+        }
+    };
+    let (one, other) = (Some("https://one"), Some("https://other"));
+    let error = open(&served.root, one).await.unwrap_err();
+    assert!(error.contains("has pushed images, which a cache of https://one would remove"));
+    assert!(open(&served.root, None).await.is_ok());
+    let cache = served.root.join("inner");
+    assert!(open(&cache, one).await.is_ok());
+    assert!(open(&cache, one).await.is_ok());
+    let error = open(&cache, other).await.unwrap_err();
+    assert!(error.ends_with("is a cache of https://one, not of https://other"));
+    let error = open(&cache, None).await.unwrap_err();
+    assert!(error.ends_with("is a cache of https://one, and no registry to push to"));
+}
+
+#[tokio::test]
 async fn a_directory_has_one_server() {
     let served = Served::new().await;
-    let error = Registry::open(&served.root).unwrap_err();
+    let error = Registry::open(&served.root, None).unwrap_err();
     assert!(error.ends_with("is in use by another registry"), "{error}");
     let engine = served.root.join("engine");
     std::fs::create_dir(&engine).unwrap();
     std::fs::write(engine.join("store.db"), "").unwrap();
     assert!(
-        Registry::open(&engine)
+        Registry::open(&engine, None)
             .unwrap_err()
             .ends_with("is an engine's data root")
     );

@@ -91,12 +91,12 @@ fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Parses a size such as `50GB`.
+/// Parses a cache's size such as `50GB`. One without a unit is most likely meant otherwise.
 fn size(text: &str) -> Result<u64, String> {
     let parsed = whelk_text::size::parse_binary(text).map_err(|error| error.to_string())?;
     match u64::try_from(parsed) {
-        Ok(size) if size > 0 => Ok(size),
-        _ => Err("want a size above zero".into()),
+        Ok(size) if size >= 1 << 20 => Ok(size),
+        _ => Err("want at least 1MB".into()),
     }
 }
 
@@ -166,21 +166,24 @@ async fn serve(settings: Box<Serve>) -> anyhow::Result<()> {
     whelk_sys::process::raise_file_limit();
     let listener = TcpListener::bind(settings.listen).await;
     let listener = listener.with_context(|| format!("listen at {}", settings.listen))?;
-    let registry = Registry::open(&settings.root).map_err(|error| anyhow!("--root {error}"))?;
+    let source = upstream.as_ref().map(|upstream| upstream.url());
+    let registry = Registry::open(&settings.root, source);
+    let registry = registry.map_err(|error| anyhow!("--root {error}"))?;
+    // A signal would end the process until its handler is there.
+    let collect = collect_on_signal(registry.clone())?;
     let stop = stop_requested()?;
     let reload = reload_requested(async || {
         let outcomes = [
-            passwords.as_ref().map(|passwords| passwords.reload()),
-            rights.as_ref().map(|rights| rights.reload()),
-            tls.as_ref().map(|tls| tls.reload()),
-            upstream.as_ref().map(|upstream| upstream.reload()),
+            ("passwords", passwords.as_ref().map(|file| file.reload())),
+            ("rights", rights.as_ref().map(|file| file.reload())),
+            ("certificate", tls.as_ref().map(|file| file.reload())),
+            ("credentials", upstream.as_ref().map(|file| file.reload())),
         ];
-        for outcome in outcomes.into_iter().flatten() {
+        for (name, outcome) in outcomes {
             match outcome {
-                Ok(()) => {
-                    tracing::info!("passwords, rights, certificates and credentials are read again")
-                }
-                Err(error) => tracing::error!("reload: {error}"),
+                None => {}
+                Some(Ok(())) => tracing::info!("reloaded {name}"),
+                Some(Err(error)) => tracing::error!("reload {name}: {error}"),
             }
         }
     })?;
@@ -193,7 +196,6 @@ async fn serve(settings: Box<Serve>) -> anyhow::Result<()> {
         schedule,
         upstream: upstream.clone().map(|upstream| (upstream, keep)),
     };
-    let collect = collect_on_signal(registry.clone())?;
     tokio::select! {
         () = whelk_distribution::serve(registry, listener, settings) => {}
         () = collect => {}

@@ -52,11 +52,10 @@ pub(super) fn json(builder: Builder, content: &impl Serialize) -> Answer {
     )
 }
 
-/// Returns a list of upstream. The path of the link to its next page is the same here.
+/// Returns a list of upstream.
 pub(super) fn passed_on(listing: Listing) -> Answer {
     let mut builder = Response::builder().header(header::CONTENT_TYPE, listing.media_type);
-    let link = listing.link.filter(|link| link.starts_with("</v2/"));
-    if let Some(link) = link {
+    if let Some(link) = listing.link {
         builder = builder.header(header::LINK, link);
     }
     if let Some(filters) = listing.filters {

@@ -20,6 +20,10 @@ enum Line {
     Limited,
     /// The last byte of each response's content is another one.
     Wrong,
+    /// A page of HTML instead of what was asked for.
+    Portal,
+    /// The credentials are not valid any more.
+    Denied,
     /// Responses stop after this many bytes until the line is another one.
     Stalled(usize),
 }
@@ -28,7 +32,7 @@ enum Line {
 struct Gate {
     address: SocketAddr,
     line: watch::Sender<Line>,
-    /// Method and path of the requests so far.
+    /// Method, path and range of the requests so far.
     requests: Arc<Mutex<Vec<String>>>,
     task: JoinHandle<()>,
 }
@@ -87,15 +91,34 @@ async fn relay(
     }
     let head = String::from_utf8(head).ok()?;
     let (first, rest) = head.split_once("\r\n")?;
-    log.lock()
-        .ignore_poison()
-        .push(first.trim_end_matches(" HTTP/1.1").to_owned());
+    let mut entry = first.trim_end_matches(" HTTP/1.1").to_owned();
+    for line in rest.to_ascii_lowercase().lines() {
+        if let Some(range) = line.strip_prefix("range: ") {
+            entry += &format!(" {range}");
+        }
+    }
+    log.lock().ignore_poison().push(entry);
     let state = *line.borrow();
     match state {
         Line::Down => return None,
         Line::Limited => {
             let refusal =
                 "HTTP/1.1 429 Too Many Requests\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+            return client.write_all(refusal.as_bytes()).await.ok();
+        }
+        Line::Portal => {
+            let page = "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 6\r\nconnection: close\r\n\r\n";
+            let body = if first.starts_with("HEAD ") {
+                ""
+            } else {
+                "<html>"
+            };
+            let page = format!("{page}{body}");
+            return client.write_all(page.as_bytes()).await.ok();
+        }
+        Line::Denied => {
+            let refusal =
+                "HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
             return client.write_all(refusal.as_bytes()).await.ok();
         }
         _ => {}
@@ -209,6 +232,15 @@ async fn what_was_pulled_once_is_served_from_the_cache() {
         pair.get(&other).await.is(status, code);
         pair.get("/v2/team/app/manifests/2").await.is(status, code);
     }
+    // Something in between answers: the tag is as it was. Refused access is not.
+    pair.line(Line::Portal);
+    assert_eq!(pair.get(&tag).await.status, 200);
+    pair.get("/v2/team/app/manifests/2")
+        .await
+        .is(502, "UNKNOWN");
+    pair.line(Line::Denied);
+    pair.get(&tag).await.is(403, "DENIED");
+    assert_eq!(pair.get(&by_digest).await.status, 200);
     // A tag names what it names upstream.
     pair.line(Line::Good);
     let newer = pair.origin.image("team/app", "2", json!({})).await;
@@ -328,19 +360,26 @@ async fn a_download_is_continued_and_wrong_content_is_not_kept() {
     assert!(answer.body.len() < content.len(), "{}", answer.body.len());
     assert_eq!(stored(), []);
     pair.line(Line::Stalled(1_000_000));
-    let cut = async {
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        pair.line(Line::Down);
-    };
-    let (answer, ()) = tokio::join!(pair.get(&path), cut);
-    assert!(answer.body.len() < content.len(), "{}", answer.body.len());
+    let mut client = TcpStream::connect(pair.cache.address).await.unwrap();
+    let request = head("GET", &path, &[], 0);
+    client.write_all(request.as_bytes()).await.unwrap();
+    let mut start = vec![0; 500_000];
+    client.read_exact(&mut start).await.unwrap();
+    pair.line(Line::Down);
+    let mut rest = Vec::new();
+    let _ = client.read_to_end(&mut rest).await;
+    assert!(start.len() + rest.len() < content.len());
     assert_eq!(stored(), []);
     pair.line(Line::Good);
     pair.gate.requests();
     assert!(pair.get(&path).await.body == content);
     assert_eq!(stored(), [digest]);
-    // The origin's log has the request for the rest, not for the whole.
-    assert_eq!(pair.gate.requests().len(), 2);
+    // Only the rest was requested.
+    let requests = pair.gate.requests();
+    let begin = requests[1].strip_prefix(&format!("GET {path} bytes="));
+    let begin = begin.and_then(|range| range.split('-').next()?.parse::<usize>().ok());
+    assert!(begin.is_some_and(|begin| begin > 400_000), "{requests:?}");
+    assert_eq!(requests.len(), 2, "{requests:?}");
 }
 
 #[tokio::test]
@@ -390,9 +429,11 @@ fn upstream_is_a_registry_with_credentials_in_a_private_file() {
         "https://",
         "https://x/y",
         "https://u:secret@x",
+        "u:secret@x",
     ] {
         let error = make(url, None).unwrap_err();
         assert!(error.contains("want https://HOST[:PORT]"), "{error}");
+        assert!(!error.contains("secret"), "{error}");
     }
     use std::os::unix::fs::PermissionsExt as _;
     let chmod = |mode| std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode));
@@ -403,6 +444,14 @@ fn upstream_is_a_registry_with_credentials_in_a_private_file() {
     chmod(0o600).unwrap();
     let upstream = make("https://docker.io/", Some(file.clone())).unwrap();
     assert!(!format!("{upstream:?}").contains("secret"));
+    assert_eq!(upstream.url(), "https://docker.io");
+    for host in ["x", "10.0.0.1:80", "localhost.x", "127.0.0.1.x"] {
+        let error = make(&format!("http://{host}"), Some(file.clone())).unwrap_err();
+        assert!(error.contains("would be sent unencrypted"), "{error}");
+    }
+    for host in ["localhost:5000", "127.0.0.1", "[::1]:5000", "[::1]"] {
+        assert!(make(&format!("http://{host}"), Some(file.clone())).is_ok());
+    }
     std::fs::write(&file, "secret\n").unwrap();
     let error = upstream.reload().unwrap_err();
     assert!(error.ends_with("want one line USER:PASSWORD"), "{error}");

@@ -194,8 +194,10 @@ impl Task {
             (Ok(()), Some(entry)) => {
                 let link = move || {
                     registry.sync_blob(&digest)?;
-                    let mut repositories = entry.repositories.iter();
-                    repositories.try_for_each(|name| registry.link_blob(name, &digest))
+                    let linked = entry.repositories.iter();
+                    let linked = linked.map(|name| registry.link_blob(name, &digest));
+                    // Each repository is tried, whatever became of the others.
+                    linked.fold(Ok(()), Result::and)
                 };
                 blocking(link).await
             }

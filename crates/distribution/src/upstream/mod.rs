@@ -7,8 +7,10 @@
 //! upstream give access to.
 
 mod download;
+mod link;
 
 use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -40,7 +42,7 @@ const HUB: [&str; 3] = ["registry-1.docker.io", "index.docker.io", "docker.io"];
 
 /// Another registry, of which this one is a cache.
 pub struct Upstream {
-    /// For texts.
+    /// With the name in references.
     url: String,
     /// The registry as it is named in references.
     domain: String,
@@ -69,7 +71,8 @@ impl Upstream {
         credentials_file: Option<PathBuf>,
         settings: Settings,
     ) -> std::result::Result<Self, String> {
-        let want = || format!("{url:?}: want https://HOST[:PORT] or http://HOST[:PORT]");
+        let shown = without_credentials(url);
+        let want = || format!("{shown:?}: want https://HOST[:PORT] or http://HOST[:PORT]");
         let (scheme, host) = url.split_once("://").ok_or_else(want)?;
         let host = host.trim_end_matches('/').to_ascii_lowercase();
         let is_host = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte);
@@ -82,6 +85,11 @@ impl Upstream {
         };
         match scheme {
             "https" => {}
+            "http" if credentials_file.is_some() && !is_loopback(&host) => {
+                return Err(format!(
+                    "{shown}: the password would be sent unencrypted; use https://"
+                ));
+            }
             "http" => settings.insecure.push(Insecure::Host(host.clone())),
             _ => return Err(want()),
         }
@@ -91,7 +99,7 @@ impl Upstream {
         };
         let credentials = credentials_file.as_deref().map(read_credentials);
         Ok(Self {
-            url: url.to_owned(),
+            url: format!("{scheme}://{domain}"),
             domain,
             client: Client::new(settings).map_err(|error| error.to_string())?,
             credentials: Mutex::new(credentials.transpose()?.unwrap_or_default()),
@@ -99,6 +107,12 @@ impl Upstream {
             downloads: Downloads::default(),
             rests_until: Mutex::default(),
         })
+    }
+
+    /// Returns the registry's URL. It is the same for all names of Docker Hub.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
     }
 
     /// Reads the file with credentials again.
@@ -158,6 +172,11 @@ impl Upstream {
         let late = || Err(Kind::Unavailable.error("no answer in time"));
         match current.unwrap_or_else(|_| late()) {
             Ok(newer) => Ok(newer.unwrap_or(cached)),
+            // A proxy in between, or a failing server, may answer anything.
+            Err(error) if error.kind == Kind::BadUpstream => {
+                tracing::warn!("{repository}:{tag} is served from the cache: {error}");
+                Ok(cached)
+            }
             Err(error) if error.is_outage() => {
                 tracing::warn!("{repository}:{tag} is served from the cache: {error}");
                 *self.rests_until.lock().ignore_poison() = Some(Instant::now() + REST);
@@ -232,7 +251,12 @@ impl Upstream {
         };
         let (registry, name) = (registry.clone(), repository.clone());
         let tag = tag.map(str::to_owned);
-        blocking(move || registry.keep_manifest(&name, tag.as_deref(), stored)).await
+        let kept = blocking(move || registry.keep_manifest(&name, tag.as_deref(), stored)).await;
+        // The client's request was valid.
+        kept.map_err(|error| match error.kind {
+            Kind::ManifestInvalid => Kind::BadUpstream.error(format!("upstream: {error}")),
+            _ => error,
+        })
     }
 
     /// Returns the size of a blob.
@@ -285,7 +309,33 @@ impl Upstream {
         unknown: Kind,
     ) -> Result<Listing> {
         let listing = self.remote(repository)?.listing(path).await;
-        listing.map_err(|error| failed(error, unknown))
+        let mut listing = listing.map_err(|error| failed(error, unknown))?;
+        if let Some(link) = &listing.link {
+            let path = path.split('?').next().unwrap_or_default();
+            let resolved = link::resolve(link, &format!("/v2/{repository}/{path}"));
+            let refuse = || Kind::BadUpstream.error("upstream: the list's next page is elsewhere");
+            listing.link = Some(resolved.ok_or_else(refuse)?);
+        }
+        Ok(listing)
+    }
+}
+
+/// Returns a URL as it may be printed.
+fn without_credentials(url: &str) -> String {
+    match (url.split_once("://"), url.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, rest))) => format!("{scheme}://xxxxx@{rest}"),
+        (None, Some((_, rest))) => format!("xxxxx@{rest}"),
+        (_, None) => url.to_owned(),
+    }
+}
+
+/// Returns whether `HOST[:PORT]` is on this host.
+fn is_loopback(host: &str) -> bool {
+    let address = host.parse().map(|address: SocketAddr| address.ip());
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    match address.or_else(|_| bare.parse::<IpAddr>()) {
+        Ok(address) => address.to_canonical().is_loopback(),
+        Err(_) => host == "localhost" || host.starts_with("localhost:"),
     }
 }
 
