@@ -34,6 +34,7 @@ mod private_host;
 pub mod processes;
 mod pty;
 pub mod registry;
+mod scratch;
 pub mod serving;
 mod skips;
 pub mod tar;
@@ -50,6 +51,7 @@ pub use http::{Connection, Response, escape};
 pub use leftovers::sweep;
 pub use private_host::private_host;
 pub use pty::Pty;
+pub use scratch::Scratch;
 pub use skips::record_skip;
 pub use volume_plugin::VolumePlugin;
 

@@ -11,34 +11,11 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use whelk_tests::certificates::Authority;
-use whelk_tests::{Engine, Program};
-
-/// Directories of a test, removed on drop.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("whelk-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-
-    fn directory(&self, name: &str) -> PathBuf {
-        let path = self.0.join(name);
-        std::fs::create_dir_all(&path).unwrap();
-        path
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
+use whelk_tests::{Engine, Program, Scratch};
 
 /// A program with its configuration in `config`, which is in `directory`, where it runs.
 fn command(program: Program, directory: &Path, args: &[&str]) -> Command {
@@ -106,11 +83,11 @@ fn files(directory: &Path) -> BTreeMap<String, (u32, String)> {
 #[test]
 fn both_programs_print_and_store_the_same() {
     let scratch = Scratch::new("contexts-alike");
-    Authority::new("authority").issue(&scratch.0, "client");
+    Authority::new("authority").issue(&scratch, "client");
     let sides = [Program::Docker, Program::Whelk].map(|program| {
         let directory = scratch.directory(&format!("{program:?}"));
         for name in ["ca.pem", "cert.pem", "key.pem"] {
-            std::fs::copy(scratch.0.join(name), directory.join(name)).unwrap();
+            std::fs::copy(scratch.join(name), directory.join(name)).unwrap();
         }
         std::fs::write(directory.join("bad.pem"), "bad").unwrap();
         (program, directory)
@@ -448,7 +425,7 @@ fn importing_writes_nothing_but_the_context() {
         assert_eq!((code, out.as_str()), (1, ""), "{script}: {err}");
         assert!(err.contains(text), "{script}: {err}");
         assert!(!directory.join("config").exists(), "{script}");
-        assert!(!scratch.0.join("evil").exists(), "{script}");
+        assert!(!scratch.join("evil").exists(), "{script}");
     };
     refused(
         "mkdir -p tls/docker; echo '{}' > meta.json; echo x > evil; tar cf archive -P meta.json --transform s,^evil,tls/docker/../../../../evil, evil",

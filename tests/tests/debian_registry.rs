@@ -8,7 +8,7 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -18,24 +18,30 @@ use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
 use serde_json::{Value, json};
 use whelk_tests::certificates::Authority;
 use whelk_tests::images::{Archive, marked};
-use whelk_tests::{Engine, debian_registry, eventually, free_port, private_host};
+use whelk_tests::{Engine, Scratch, debian_registry, eventually, free_port, private_host};
 
-/// A registry process. It is killed, and its directory removed, on drop.
+/// A registry. It is killed, and its directory removed, on drop.
 struct Served {
-    directory: PathBuf,
+    directory: Scratch,
     host: String,
-    process: Child,
+    _process: Process,
+}
+
+/// Kills and reaps the process on drop.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 impl Served {
     /// Starts a registry. `settings` gets its directory, to create files there, and returns what is added
     /// to its configuration.
-    fn start(name: &str, settings: impl FnOnce(&PathBuf) -> Value) -> Self {
-        let directory = std::env::temp_dir().join(format!(
-            "whelk-debian-registry-{}-{name}",
-            std::process::id()
-        ));
-        std::fs::create_dir(&directory).unwrap();
+    fn start(name: &str, settings: impl FnOnce(&Path) -> Value) -> Self {
+        let directory = Scratch::new(&format!("debian-registry-{name}"));
         let host = format!("127.0.0.1:{}", free_port());
         let mut config = json!({
             "version": "0.1",
@@ -60,20 +66,13 @@ impl Served {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
+        let process = Process(process);
         eventually("the registry", || TcpStream::connect(&host).ok());
         Self {
             directory,
             host,
-            process,
+            _process: process,
         }
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-        let _ = std::fs::remove_dir_all(&self.directory);
     }
 }
 
@@ -303,13 +302,8 @@ fn a_registry_with_a_token_service_grants_scopes() {
 
 #[test]
 fn certificates_of_a_registry_are_those_of_its_directory() {
-    let work =
-        std::env::temp_dir().join(format!("whelk-debian-registry-{}-tls", std::process::id()));
-    let place = |name: &str| {
-        let path = work.join(name);
-        std::fs::create_dir_all(&path).unwrap();
-        path
-    };
+    let work = Scratch::new("debian-registry-certificates");
+    let place = |name: &str| work.directory(name);
     let (own, other) = (Authority::new("own"), Authority::new("other"));
     own.issue_for(&place("server"), "registry.test");
     own.issue_for(&place("client"), "client");
@@ -364,7 +358,6 @@ fn certificates_of_a_registry_are_those_of_its_directory() {
         work = work.display(),
     );
     let output = private_host(&script);
-    let _ = std::fs::remove_dir_all(&work);
     let text = String::from_utf8_lossy(&output.stdout).into_owned()
         + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}: {text}", output.status);

@@ -146,7 +146,7 @@ mod tests {
             .filter(|state| *state == Err(ABORTED))
             .count();
         assert_eq!(aborted, 1000 - (MAX_HANDSHAKES - 1));
-        // So does one that connects later.
+        // A client that connects later keeps its place, too.
         let mut late = handshakes.begin(address(2));
         let more: Vec<_> = (0..1000).map(|_| handshakes.begin(address(9))).collect();
         assert_eq!(

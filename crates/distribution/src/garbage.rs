@@ -13,12 +13,12 @@ use crate::manifests::Document;
 use crate::names::{Repository, Version};
 use crate::records::{Links, Registry, remove};
 
-/// How much a cache keeps.
+/// The limits of a cache.
 #[derive(Clone, Copy, Debug)]
 pub struct Keep {
-    /// How long it keeps what no client asks for.
+    /// The time after its last request at which an object is removed.
     pub time: Duration,
-    /// Maximum size in bytes of what it keeps; what was asked for longest ago is removed.
+    /// Maximum total size in bytes; the least recently requested objects are removed first.
     pub size: Option<u64>,
 }
 

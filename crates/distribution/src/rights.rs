@@ -1,11 +1,11 @@
-//! Who may do what in which repositories: a file with lines `WHO ACTIONS REPOSITORIES…`.
+//! Access rights of users by repository, from a file with lines `USER ACTIONS REPOSITORIES…`.
 //!
 //! ```text
 //! ann        pull,push,delete  *
 //! bob        pull              *             lines add up
 //! bob        push              team/bob/*    what is below team/bob
 //! *          pull              tools         every user
-//! anonymous  pull              public/*      whoever has no password
+//! anonymous  pull              public/*      clients without a password
 //! ```
 
 use std::fmt;

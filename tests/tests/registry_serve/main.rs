@@ -11,13 +11,13 @@ mod clients;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use whelk_tests::images::{Archive, WHICH, gzip, marked, sha256, sha512};
-use whelk_tests::{Engine, Program, eventually, free_port};
+use whelk_tests::{Engine, Program, Scratch, eventually, free_port};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
@@ -32,12 +32,22 @@ fn of_sha512(content: &[u8]) -> String {
     format!("sha512:{}", sha512(content))
 }
 
-/// A registry process. It is stopped, and its directory removed, on drop.
+/// A registry. It is killed, and its directory removed, on drop.
 struct Served {
-    directory: PathBuf,
+    directory: Scratch,
     host: String,
     flags: Vec<String>,
-    process: Child,
+    process: Process,
+}
+
+/// Kills and reaps the process on drop.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 impl Served {
@@ -46,12 +56,8 @@ impl Served {
     }
 
     /// Starts a registry with additional flags; `flags` gets its directory, to create files there.
-    fn with_flags(name: &str, flags: impl FnOnce(&PathBuf) -> Vec<String>) -> Self {
-        let directory = std::env::temp_dir().join(format!(
-            "whelk-registry-serve-{}-{name}",
-            std::process::id()
-        ));
-        std::fs::create_dir(&directory).unwrap();
+    fn with_flags(name: &str, flags: impl FnOnce(&Path) -> Vec<String>) -> Self {
+        let directory = Scratch::new(&format!("registry-serve-{name}"));
         let host = format!("127.0.0.1:{}", free_port());
         let flags = flags(&directory);
         let process = spawn(&directory, &host, &flags);
@@ -64,13 +70,13 @@ impl Served {
     }
 
     fn signal(&self, signal: Signal) {
-        let pid = Pid::from_child(&self.process);
+        let pid = Pid::from_child(&self.process.0);
         kill_process(pid, signal).unwrap();
     }
 
     fn restart(&mut self, signal: Signal) {
         self.signal(signal);
-        self.process.wait().unwrap();
+        self.process.0.wait().unwrap();
         self.process = spawn(&self.directory, &self.host, &self.flags);
     }
 
@@ -135,14 +141,6 @@ impl Served {
     }
 }
 
-impl Drop for Served {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-        let _ = std::fs::remove_dir_all(&self.directory);
-    }
-}
-
 fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(Program::Whelk.path());
     command.args(["registry", "serve"]).args(arguments);
@@ -150,13 +148,14 @@ fn command(arguments: &[&str]) -> Command {
 }
 
 /// Starts a registry and waits until it accepts connections.
-fn spawn(directory: &std::path::Path, host: &str, flags: &[String]) -> Child {
+fn spawn(directory: &Path, host: &str, flags: &[String]) -> Process {
     let root = directory.join("root");
     let process = command(&["--root", root.to_str().unwrap(), "--listen", host])
         .args(flags)
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
+    let process = Process(process);
     eventually("the registry", || TcpStream::connect(host).ok());
     process
 }

@@ -12,7 +12,7 @@ pub(super) struct Level<'c> {
     command: &'c Command,
     given: Vec<(&'c Arg, String)>,
     pub(super) arguments: Vec<String>,
-    /// Whether no flags can follow.
+    /// Whether flag parsing has ended: all further words are arguments.
     pub(super) closed: bool,
 }
 
@@ -123,7 +123,7 @@ impl<'c> Level<'c> {
                     Stop::Mistake(format!("unknown shorthand flag: {letter:?} in -{rest}"))
                 });
             };
-            // As in pflag, `-f=` alone has no value.
+            // `-f=` without anything behind it has no value, as in pflag.
             if let Some(value) = behind.strip_prefix('=').filter(|value| !value.is_empty()) {
                 return self.set(argument, value.to_owned());
             }

@@ -134,7 +134,7 @@ async fn document(repository: &Repository, name: &Reference) -> Outcome<Document
         (None, tag) => Version::Tag(tag.clone().unwrap_or_default()),
     };
     repository.manifest(&version).await.map_err(|error| {
-        // As in Docker, the error does not reveal whether a repository without access exists.
+        // A repository that the user may not read is reported like one that does not exist, as by Docker.
         match error.kind() {
             Kind::NotFound | Kind::Unauthorized | Kind::Denied => {
                 Failure::new(format!("no such manifest: {name}"))

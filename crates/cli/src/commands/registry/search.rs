@@ -82,7 +82,7 @@ pub(super) async fn search(client: &Client, args: SearchArgs) -> Outcome {
         )
         .await?;
     let results: Vec<SearchResult> = read(response).await?;
-    // As a whole, a row has another form than its fields.
+    // `json` prints booleans as "true" and "false"; the fields of a template are "[OK]" or empty.
     let is_json = args.format == "json" || args.format.replace(' ', "").contains("{{json.}}");
     let row = |result: SearchResult| {
         let is_official = match (is_json, result.is_official) {
