@@ -78,6 +78,8 @@ pub struct Behaviour {
     pub upload_pause: Option<Duration>,
     /// Results of searches, in the form of Docker Hub.
     pub search_results: Option<Value>,
+    /// Number of tags that it lists at once.
+    pub page: Option<usize>,
 }
 
 /// An image in a registry.
@@ -240,6 +242,37 @@ impl Registry {
         }
     }
 
+    /// Lists the tags of a repository.
+    fn send_tags(
+        &self,
+        stream: &mut TcpStream,
+        repository: &str,
+        query: &str,
+        page: Option<usize>,
+    ) -> Option<()> {
+        let prefix = format!("{repository}/");
+        let mut tags: Vec<String> = {
+            let state = self.state();
+            let names = state.manifests.keys();
+            names
+                .filter_map(|name| name.strip_prefix(&prefix))
+                .filter(|tag| !tag.starts_with("sha256:"))
+                .map(str::to_owned)
+                .collect()
+        };
+        if let Some((_, last)) = query.split_once("last=") {
+            tags.retain(|tag| tag.as_str() > last);
+        }
+        let mut head = "content-type: application/json\r\n".to_owned();
+        if let Some(page) = page.filter(|page| tags.len() > *page) {
+            tags.truncate(page);
+            head += "link: </next>; rel=\"next\"\r\n";
+        }
+        let body = json!({"name": repository, "tags": tags}).to_string();
+        begin(stream, "200 OK", &head, body.len())?;
+        stream.write_all(body.as_bytes()).ok()
+    }
+
     /// Returns the challenge for a client that has sent this authorization; `None` if it is sufficient.
     fn challenge(&self, behaviour: &Behaviour, shown: Option<String>) -> Option<String> {
         let (wanted, challenge) = if behaviour.tokens {
@@ -319,6 +352,8 @@ impl Registry {
                 Some(index) => send_json(&mut stream, &index),
                 None => begin(&mut stream, "404 Not Found", "", 0),
             }
+        } else if let Some((repository, query)) = path.split_once("/tags/list") {
+            self.send_tags(&mut stream, repository, query, behaviour.page)
         } else if let Some((_, digest)) = path.split_once("/blobs/") {
             let found = self.state().blobs.get(digest).cloned();
             match found {

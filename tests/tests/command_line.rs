@@ -682,11 +682,6 @@ fn unavailable_flags_are_rejected_by_name() {
         ));
     }
     cases.push((
-        vec!["images", "--tree"],
-        1,
-        later("--tree", "trees of images are"),
-    ));
-    cases.push((
         vec!["network", "create", "--config-only", "made"],
         1,
         later("--config-only", "configuration networks are"),

@@ -156,24 +156,48 @@ fn the_manifest_for_the_platform_is_chosen() {
 }
 
 #[test]
-fn an_index_names_the_image_that_was_pulled_last() {
+fn all_tags_of_a_repository_are_pulled() {
     let engine = Engine::without_images(&[]);
     let registry = Registry::start();
-    let (amd, arm) = (marked("amd:1"), marked("arm:1"));
-    let index = registry.push_index("app", "1", &[("arm64", &arm), ("amd64", &amd)]);
-    let name = format!("{}/app:1", registry.host);
-    let by_digest = format!("{}/app@{index}", registry.host);
-    let mut ids = Vec::new();
-    for platform in ["linux/arm64", "linux/amd64", "linux/arm64"] {
-        engine.whelk(&["pull", "--platform", platform, &name]).ok();
-        let image = image(&engine, &by_digest);
-        assert_eq!(image["RepoDigests"], json!([by_digest]));
-        ids.push(image["Id"].clone());
-    }
-    assert_ne!(ids[0], ids[1]);
-    assert_eq!(ids[0], ids[2]);
-    let other = image(&engine, ids[1].as_str().unwrap());
-    assert_eq!(other["RepoDigests"], json!([]));
+    let digests =
+        ["1", "2", "3"].map(|tag| registry.push("app", &marked(&format!("app:{tag}"))).digest);
+    registry.behave(Behaviour {
+        page: Some(2),
+        ..Behaviour::default()
+    });
+    let name = format!("{}/app", registry.host);
+    engine.both(|cli| {
+        cli.run(&["pull", "-a", &format!("{name}:1")])
+            .refuses(1, "tag can't be used with --all-tags/-a");
+        let out = cli.run(&["pull", "-a", &name]).ok();
+        let is_about_all = |line: &&str| {
+            ["Pulling from", "Digest", "Status"]
+                .iter()
+                .any(|word| line.contains(word))
+        };
+        let lines: Vec<&str> = out.lines().filter(is_about_all).collect();
+        let mut expected = Vec::new();
+        for (tag, digest) in ["1", "2", "3"].iter().zip(&digests) {
+            expected.extend([
+                format!("{tag}: Pulling from app"),
+                format!("Digest: {digest}"),
+            ]);
+        }
+        expected.push(format!("Status: Downloaded newer image for {name}"));
+        assert_eq!(lines, expected, "{out}");
+        assert_eq!(out.lines().last(), Some(name.as_str()));
+        let again = cli.run(&["pull", "-a", &name]).ok();
+        assert!(
+            again.contains(&format!("Status: Image is up to date for {name}")),
+            "{again}"
+        );
+        for tag in ["1", "2", "3"] {
+            let tagged = format!("{name}:{tag}");
+            let run = [&["run", "--rm", "--network", "none", &tagged], &WHICH[..]].concat();
+            assert_eq!(cli.run(&run).ok(), format!("app:{tag}"));
+            cli.run(&["rmi", &tagged]).ok();
+        }
+    });
 }
 
 #[test]

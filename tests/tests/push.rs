@@ -338,3 +338,26 @@ fn a_push_needs_the_users_credentials() {
         cli.run(&[&flag, "push", &name]).ok();
     });
 }
+
+#[test]
+fn a_foreign_layer_is_not_pushed() {
+    let engine = Engine::without_images(&[]);
+    let registry = Registry::start();
+    let mut manifest = registry.image(&marked("app:1"));
+    let foreign = &mut manifest["layers"][0];
+    foreign["mediaType"] = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip".into();
+    foreign["urls"] = serde_json::json!(["https://example.com/layer"]);
+    let pushed = registry.pushed("app", "1", &manifest);
+    engine.both(|cli| {
+        cli.run(&["pull", "-q", &pushed.name]).ok();
+        let target = format!("{}/foreign/{:?}:1", registry.host, cli.program()).to_lowercase();
+        cli.run(&["tag", &pushed.name, &target]).ok();
+        let out = cli.run(&["push", &target]).ok();
+        assert!(out.contains(": Skipped foreign layer"), "{out}");
+        assert!(
+            out.contains(&format!("1: digest: {}", pushed.digest)),
+            "{out}"
+        );
+        cli.run(&["rmi", &target, &pushed.name]).ok();
+    });
+}

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{HealthConfig, Set, is_default};
+use crate::{HealthConfig, ManifestDescriptor, OciPlatform, Set, is_default};
 
 /// An element of the response of `GET /images/json`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +26,63 @@ pub struct ImageSummary {
     /// The same as `size`. Not in version 1.44 and later.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub virtual_size: Option<u64>,
+    /// If they were requested. Since version 1.47.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub manifests: Option<Vec<ImageManifestSummary>>,
+}
+
+/// A manifest of an image: one of those that its index lists.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ImageManifestSummary {
+    /// The manifest's digest.
+    #[serde(rename = "ID")]
+    pub id: String,
+    pub descriptor: ManifestDescriptor,
+    /// Whether the engine has it.
+    pub available: bool,
+    pub size: ImageManifestSize,
+    /// `image`, `attestation` or `unknown`.
+    pub kind: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_data: Option<ImageManifestImage>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attestation_data: Option<ImageManifestAttestation>,
+}
+
+/// What the engine has of a manifest, in bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ImageManifestSize {
+    /// Blobs.
+    pub content: u64,
+    /// Blobs and unpacked layers.
+    pub total: u64,
+}
+
+/// The image of a manifest.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ImageManifestImage {
+    pub platform: OciPlatform,
+    /// Ids of the containers that use it.
+    pub containers: Vec<String>,
+    pub size: ImageManifestImageSize,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ImageManifestImageSize {
+    /// The unpacked layers in bytes.
+    pub unpacked: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ImageManifestAttestation {
+    /// The digest of the manifest that it is about.
+    #[serde(rename = "For")]
+    pub about: String,
 }
 
 /// The response of `GET /images/{name}/json`.
@@ -66,6 +123,9 @@ pub struct ImageInspect {
     /// version 1.45 and later.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub container_config: Option<ImageConfig>,
+    /// If they were requested. Since version 1.48.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub manifests: Option<Vec<ImageManifestSummary>>,
 }
 
 /// The driver of a container's or image's layers.

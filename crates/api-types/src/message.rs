@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::is_default;
+use crate::{ManifestDescriptor, is_default};
 
 /// The body of an error response.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,9 +35,9 @@ pub struct StreamMessage {
     /// The item, such as a layer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// The tag, digest and size of the manifest that was pushed.
+    /// What was pushed.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub aux: Option<PushResult>,
+    pub aux: Option<Aux>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error_detail: Option<ErrorDetail>,
     /// The text of `error_detail`, for older clients.
@@ -45,7 +45,25 @@ pub struct StreamMessage {
     pub error: Option<String>,
 }
 
-/// The manifest that was pushed under a tag.
+/// What a message tells programs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Aux {
+    PartOfIndex(Box<PushedPartOfIndex>),
+    Pushed(PushResult),
+}
+
+/// A manifest was pushed instead of the index that lists it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PushedPartOfIndex {
+    /// Always `true`.
+    pub manifest_pushed_instead_of_index: bool,
+    pub original_index: ManifestDescriptor,
+    pub selected_manifest: ManifestDescriptor,
+}
+
+/// The manifest or index that was pushed under a tag.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct PushResult {

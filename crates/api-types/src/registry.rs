@@ -1,5 +1,6 @@
 //! Registries.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -66,6 +67,10 @@ pub struct ManifestDescriptor {
     pub digest: String,
     /// In bytes.
     pub size: u64,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub platform: Option<OciPlatform>,
 }
 
 /// A platform as the OCI image specification names its parts.

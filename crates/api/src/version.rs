@@ -286,6 +286,16 @@ mod tests {
                 (52, newest),
             ),
             (
+                "manifests of images",
+                versions(image_list_takes_manifests),
+                (47, newest),
+            ),
+            (
+                "manifests of an image",
+                versions(image_inspect_takes_manifests),
+                (48, newest),
+            ),
+            (
                 "identity of images",
                 versions(image_list_takes_identity),
                 (54, newest),

@@ -14,8 +14,10 @@ pub(crate) use container::{container, container_summary, requested_mac};
 pub(crate) use convert::{Convert, Parse};
 pub(crate) use event::event;
 pub(crate) use exec::exec;
-pub(crate) use image::{history, image, image_summary, removals};
-pub(crate) use message::{loaded, progress, pulled, pulling, pushed, pushing, stream_error};
+pub(crate) use image::{descriptor, history, image, image_summary, manifests, platform, removals};
+pub(crate) use message::{
+    loaded, progress, pull_status, pulled, pulled_tag, pulling, pushed, pushing, stream_error,
+};
 pub(crate) use network::{network, network_status};
 pub(crate) use system::{container_usage, image_usage, info, version, volume_usage};
 pub(crate) use volume::volume;

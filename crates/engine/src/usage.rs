@@ -36,17 +36,21 @@ impl Usage {
         }
     }
 
-    /// Returns the number of containers by the id of their image, without those that mount it.
-    pub fn containers_by_image(&self) -> HashMap<String, usize> {
-        let mut users = HashMap::new();
+    /// Returns the ids of containers by the id of their image, without those that mount it.
+    pub fn containers_by_image(&self) -> HashMap<String, Vec<String>> {
+        let mut users: HashMap<String, Vec<String>> = HashMap::new();
         for container in self.containers.all() {
-            let image = container.record().image.clone();
-            *users.entry(image).or_default() += 1;
+            let record = container.record();
+            users
+                .entry(record.image.clone())
+                .or_default()
+                .push(record.id.clone());
         }
         users
     }
 
-    /// Removes the names of an image, or the whole image if `name` is an id or its last name.
+    /// Removes the names of an image, or the whole image if `name` is an id or its last name; with
+    /// `platforms` only what is for these.
     ///
     /// # Errors
     /// Returns an error if there is no such image, if a container uses it, or if `force` is
@@ -55,10 +59,10 @@ impl Usage {
         &self,
         name: &str,
         force: bool,
-        platform: Option<&Platform>,
+        platforms: &[Platform],
     ) -> Result<Vec<Removed>> {
         self.images
-            .remove(name, force, platform, |id| self.image_users(id))
+            .remove(name, force, platforms, |id| self.image_users(id))
     }
 
     /// Removes the images that no container uses: those without a name or, with `all`, also those

@@ -33,6 +33,13 @@ pub struct Descriptor {
     pub digest: Digest,
     /// In bytes.
     pub size: u64,
+    /// Where the blob is, if registries need not have it.
+    #[serde(
+        default,
+        deserialize_with = "bounded::list::<_, _, MAX_NAMES>",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub urls: Vec<String>,
     /// Sorted, so that the same descriptor is always encoded to the same bytes.
     #[serde(
         default,
@@ -50,6 +57,7 @@ impl Descriptor {
             media_type: media_type.into(),
             digest,
             size,
+            urls: Vec::new(),
             annotations: BTreeMap::new(),
             platform: None,
         }

@@ -41,6 +41,8 @@ pub enum State {
     Pushed,
     /// The registry has the layer.
     LayerExists,
+    /// The layer is at URLs of its own, and is not pushed.
+    SkippedForeign,
     /// The registry has mounted the layer from another repository.
     Mounted,
 }

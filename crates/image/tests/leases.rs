@@ -46,7 +46,7 @@ fn image(command: &str, layers: &[&str]) -> Image {
 /// Loads an image and records it before its lease ends.
 fn load(store: &Store, records: &Records, archive: &[u8]) -> Digest {
     let lease = store.leases.take();
-    let loaded = archive::load(store, &lease, archive, None, &Progress::none())
+    let loaded = archive::load(store, &lease, archive, &[], &Progress::none())
         .unwrap()
         .remove(0);
     let layers = loaded.config.rootfs.diff_ids;
@@ -199,7 +199,7 @@ fn leftovers_of_an_interrupted_load_are_removed() {
         &bench.store,
         &lease,
         broken.as_slice(),
-        None,
+        &[],
         &Progress::none(),
     );
     let error = refused.unwrap_err().to_string();
@@ -210,7 +210,7 @@ fn leftovers_of_an_interrupted_load_are_removed() {
     let complete = good.clone();
     let died = std::thread::spawn(move || {
         let lease = store.leases.take();
-        archive::load(&store, &lease, complete.as_slice(), None, &Progress::none()).unwrap();
+        archive::load(&store, &lease, complete.as_slice(), &[], &Progress::none()).unwrap();
         panic!("the load dies");
     });
     let payload = died.join().unwrap_err();
@@ -223,7 +223,7 @@ fn leftovers_of_an_interrupted_load_are_removed() {
         &bench.store,
         &lease,
         good.as_slice(),
-        None,
+        &[],
         &Progress::none(),
     )
     .unwrap();

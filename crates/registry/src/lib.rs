@@ -26,6 +26,7 @@ mod response;
 mod search;
 mod session;
 mod settings;
+mod tags;
 mod target;
 mod token;
 mod transport;

@@ -196,7 +196,8 @@ impl Registry {
         }
         let blobs = manifest["layers"].as_array().into_iter().flatten();
         for blob in blobs.chain(manifest.get("config")) {
-            if !self.has(repository, blob["digest"].as_str()?) {
+            let is_elsewhere = blob["urls"].is_array();
+            if !is_elsewhere && !self.has(repository, blob["digest"].as_str()?) {
                 let (status, code) = ("400 Bad Request", "MANIFEST_BLOB_UNKNOWN");
                 return refuse(stream, status, code, "blob unknown to registry");
             }

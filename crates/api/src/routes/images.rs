@@ -56,16 +56,16 @@ pub(super) async fn list(
     } else {
         None
     };
+    let manifests = version::image_list_takes_manifests(version) && params.flag("manifests");
     let summaries: Vec<ImageSummary> = images
-        .list(&filters)?
+        .list(&filters, manifests)?
         .iter()
         .map(|listed| {
             let id = &listed.image.id;
             let shared = shared
                 .as_ref()
                 .map(|shared| shared.get(id).copied().unwrap_or(0));
-            let mut summary =
-                wire::image_summary(listed, users.get(id.as_str()).copied().unwrap_or(0), shared);
+            let mut summary = wire::image_summary(listed, &users, shared);
             version::downgrade_listed_image(version, &mut summary);
             summary
         })
@@ -73,28 +73,36 @@ pub(super) async fn list(
     Ok(ok(&summaries))
 }
 
-/// Returns the platform in a request's JSON parameter; `None` in API versions without the parameter.
+/// Returns the platforms in a request's JSON parameters; none in API versions without the parameter.
+fn platforms(
+    params: &Params,
+    name: &str,
+    version: ApiVersion,
+    operation: ImageOperation,
+) -> ApiResult<Vec<Platform>> {
+    if !version::takes_platform(version, operation) {
+        return Ok(Vec::new());
+    }
+    let given: Vec<&str> = params.all(name).filter(|text| !text.is_empty()).collect();
+    if params.all(name).count() > 1 && !version::takes_several_platforms(version, operation) {
+        return Err(ApiError::invalid(
+            "multiple platform parameters not supported",
+        ));
+    }
+    given.into_iter().map(parse_platform).collect()
+}
+
+/// Returns the platform in a request's JSON parameter.
 fn platform(
     params: &Params,
     name: &str,
     version: ApiVersion,
     operation: ImageOperation,
 ) -> ApiResult<Option<Platform>> {
-    if !version::takes_platform(version, operation) {
-        return Ok(None);
-    }
-    let mut given = params.all(name).filter(|text| !text.is_empty());
-    let Some(text) = given.next() else {
-        return Ok(None);
-    };
-    if params.all(name).count() > 1 {
-        return Err(if version::takes_several_platforms(version, operation) {
-            let text = "several platforms: not available in this version of whelk";
-            Error::Unsupported(text.into()).into()
-        } else {
-            ApiError::invalid("multiple platform parameters not supported")
-        });
-    }
+    Ok(platforms(params, name, version, operation)?.pop())
+}
+
+fn parse_platform(text: &str) -> ApiResult<Platform> {
     let platform: Platform = serde_json::from_str(text)
         .map_err(|error| ApiError::invalid(format!("failed to parse platform: {error}")))?;
     match (platform.os.as_str(), platform.architecture.as_str()) {
@@ -104,7 +112,7 @@ fn platform(
         ("", _) | (_, "") => Err(ApiError::invalid(
             "both OS and Architecture must be provided",
         )),
-        _ => Ok(Some(platform)),
+        _ => Ok(platform),
     }
 }
 
@@ -115,7 +123,7 @@ pub(super) async fn load(
     params: Params,
     body: Body,
 ) -> ApiResult {
-    let platform = platform(&params, "platform", version, ImageOperation::Load)?;
+    let platforms = platforms(&params, "platform", version, ImageOperation::Load)?;
     let reader = stream::reader(body);
     let (sender, mut receiver) = mpsc::channel::<std::io::Result<Bytes>>(PROGRESS_LINES);
     let progress = if params.flag_or("quiet", true) {
@@ -129,7 +137,7 @@ pub(super) async fn load(
         })
     };
     tokio::spawn(async move {
-        let work = move || images.load(reader, platform.as_ref(), &progress);
+        let work = move || images.load(reader, &platforms, &progress);
         let mut loaded = super::blocking(work).await;
         // Images must be on disk before they are reported as loaded.
         if let Err(error) = durability.wait().await {
@@ -166,8 +174,8 @@ fn stream_line(message: &StreamMessage) -> String {
     serde_json::to_string(message).unwrap_or_default() + "\r\n"
 }
 
-fn archive(images: Arc<Images>, names: &[String], platform: Option<&Platform>) -> ApiResult {
-    let saved = images.to_save(names, platform)?;
+fn archive(images: Arc<Images>, names: &[String], platforms: &[Platform]) -> ApiResult {
+    let saved = images.to_save(names, platforms)?;
     let body = stream::written(move |output| images.save(&saved, output));
     Ok(([(header::CONTENT_TYPE, "application/x-tar")], body).into_response())
 }
@@ -177,12 +185,12 @@ pub(super) async fn get_many(
     Extension(version): Extension<ApiVersion>,
     params: Params,
 ) -> ApiResult {
-    let platform = platform(&params, "platform", version, ImageOperation::Save)?;
+    let platforms = platforms(&params, "platform", version, ImageOperation::Save)?;
     let names: Vec<String> = params
         .all("names")
         .flat_map(|names| names.split(',').map(str::to_owned))
         .collect();
-    archive(images, &names, platform.as_ref())
+    archive(images, &names, &platforms)
 }
 
 /// Pulls an image (`fromImage`), or creates one from an archive (`fromSrc`).
@@ -276,13 +284,6 @@ fn to_pull(image: &str, tag: &str) -> ApiResult<Reference> {
     } else if !tag.is_empty() {
         whelk_image::reference::check_tag(tag).map_err(Error::from)?;
         reference.tag = Some(tag.to_owned());
-    } else if reference.tag.is_none() && reference.digest.is_none() {
-        // Without a tag Docker pulls all tags.
-        return Err(Error::Unsupported(format!(
-            "pull {}: all tags of a repository: not available in this version of whelk",
-            reference.familiar()
-        ))
-        .into());
     }
     Ok(reference)
 }
@@ -316,32 +317,50 @@ async fn pull(images: Arc<Images>, durability: Durability, request: PullRequest)
         let line = stream_line(&wire::progress(&update));
         let _ = reports.try_send(Ok(Bytes::from(line)));
     });
+    let name = request.reference.clone();
+    let is_all = name.tag.is_none() && name.digest.is_none();
+    let references = if is_all {
+        images.tags_to_pull(&request).await?
+    } else {
+        vec![name.clone()]
+    };
     let task = tokio::spawn(async move {
-        let reference = request.reference.clone();
-        let first = sender.clone();
-        let hello = stream_line(&wire::pulling(&reference));
-        let work = images.pull(&request, &progress, move || {
-            let _ = first.try_send(Ok(Bytes::from(hello)));
-            let _ = begin.send(());
-        });
-        let mut pulled = tokio::select! {
-            pulled = work => pulled,
-            () = sender.closed() => return Ok(()),
-        };
-        if pulled.is_ok()
-            && let Err(error) = durability.wait().await
-        {
-            pulled = Err(error);
+        let mut begin = Some(begin);
+        let mut is_new = false;
+        for reference in references {
+            let request = PullRequest {
+                reference,
+                ..request.clone()
+            };
+            let (first, begin) = (sender.clone(), begin.take());
+            let hello = stream_line(&wire::pulling(&request.reference));
+            let work = images.pull(&request, &progress, move || {
+                let _ = first.try_send(Ok(Bytes::from(hello)));
+                let _ = begin.map(|begin| begin.send(()));
+            });
+            let mut pulled = tokio::select! {
+                pulled = work => pulled,
+                () = sender.closed() => return Ok(()),
+            };
+            if pulled.is_ok()
+                && let Err(error) = durability.wait().await
+            {
+                pulled = Err(error);
+            }
+            let messages = match &pulled {
+                Ok(pulled) if is_all => wire::pulled_tag(pulled),
+                Ok(pulled) => wire::pulled(&request.reference, pulled),
+                Err(error) => vec![wire::stream_error(error)],
+            };
+            let lines: String = messages.iter().map(stream_line).collect();
+            let _ = sender.send(Ok(Bytes::from(lines))).await;
+            is_new |= pulled?.is_new;
         }
-        let lines: String = match &pulled {
-            Ok(pulled) => wire::pulled(&reference, pulled)
-                .iter()
-                .map(stream_line)
-                .collect(),
-            Err(error) => stream_line(&wire::stream_error(error)),
-        };
-        let _ = sender.send(Ok(Bytes::from(lines))).await;
-        pulled.map(drop)
+        if is_all {
+            let line = stream_line(&wire::pull_status(&name, is_new));
+            let _ = sender.send(Ok(Bytes::from(line))).await;
+        }
+        Ok::<(), Error>(())
     });
     // Until the transfer begins, an error is the response; afterwards it is in the stream.
     if begun.await.is_err() {
@@ -388,6 +407,7 @@ pub(super) async fn prune_builds() -> Response {
 
 pub(super) async fn get_by_name(
     State(images): Service<Images>,
+    State(usage): Service<Usage>,
     Extension(version): Extension<ApiVersion>,
     Path(rest): Path<String>,
     params: Params,
@@ -395,13 +415,19 @@ pub(super) async fn get_by_name(
     match rest.rsplit_once('/') {
         Some((name, "json")) => {
             let platform = platform(&params, "platform", version, ImageOperation::Inspect)?;
-            if platform.is_some() && params.flag("manifests") {
+            let manifests =
+                version::image_inspect_takes_manifests(version) && params.flag("manifests");
+            if platform.is_some() && manifests {
                 return Err(ApiError::invalid(
                     "conflicting options: manifests and platform options cannot both be set",
                 ));
             }
             let image = images.find_for(name, platform.as_ref())?;
             let mut shown = wire::image(&image, images.names_of(&image.id));
+            if manifests {
+                let users = usage.containers_by_image();
+                shown.manifests = Some(wire::manifests(&images.manifests(&image), &users));
+            }
             version::downgrade_image(version, &mut shown);
             Ok(ok(&shown))
         }
@@ -430,8 +456,8 @@ pub(super) async fn get_by_name(
             .into())
         }
         Some((name, "get")) => {
-            let platform = platform(&params, "platform", version, ImageOperation::Save)?;
-            archive(images, &[name.to_owned()], platform.as_ref())
+            let platforms = platforms(&params, "platform", version, ImageOperation::Save)?;
+            archive(images, &[name.to_owned()], &platforms)
         }
         _ => Ok(not_found()),
     }
@@ -520,11 +546,8 @@ pub(super) async fn delete(
     params: Params,
 ) -> ApiResult {
     let force = params.flag("force");
-    if params.all("platforms").count() > 1 {
-        return Err(ApiError::invalid("multiple platforms are not supported"));
-    }
-    let platform = platform(&params, "platforms", version, ImageOperation::Remove)?;
-    let remove = move || usage.remove_image(&name, force, platform.as_ref());
+    let platforms = platforms(&params, "platforms", version, ImageOperation::Remove)?;
+    let remove = move || usage.remove_image(&name, force, &platforms);
     let removed = super::blocking(remove).await?;
     Ok(ok(&wire::removals(&removed)))
 }

@@ -3,7 +3,7 @@
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use whelk_api_types::{
-    AuthConfig, AuthResponse, DistributionInspect, ManifestDescriptor, OciPlatform, SearchResult,
+    AuthConfig, AuthResponse, DistributionInspect, ManifestDescriptor, SearchResult,
 };
 use whelk_engine::Error;
 use whelk_engine::images::{Distribution, Images, SEARCH_FILTERS};
@@ -65,16 +65,13 @@ pub(super) async fn distribution(
         size,
         platforms,
     } = found.await?;
-    let platforms = platforms.into_iter().map(|platform| OciPlatform {
-        architecture: platform.architecture,
-        os: platform.os,
-        variant: platform.variant,
-    });
+    let platforms = platforms.iter().map(crate::wire::platform);
     Ok(ok(&DistributionInspect {
         descriptor: ManifestDescriptor {
             media_type,
             digest: digest.to_string(),
             size,
+            ..ManifestDescriptor::default()
         },
         platforms: crate::wire::null_if_empty(platforms.collect()),
     }))

@@ -66,13 +66,12 @@ pub(super) async fn disk_usage(
     if wanted("image") {
         let layers = images.clone();
         let (total, shared) = super::blocking(move || layers.layer_usage()).await?;
-        let images = images.list(&Filters::default())?;
+        let images = images.list(&Filters::default(), false)?;
         let users = usage.containers_by_image();
         let shown = images.iter().map(|listed| {
             let id = &listed.image.id;
-            let users = users.get(id.as_str()).copied().unwrap_or(0);
             let shared = shared.get(id).copied().unwrap_or(0);
-            let mut summary = wire::image_summary(listed, users, Some(shared));
+            let mut summary = wire::image_summary(listed, &users, Some(shared));
             let containers = summary.containers;
             version::downgrade_listed_image(version, &mut summary);
             ImageSummary {

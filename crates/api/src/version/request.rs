@@ -249,6 +249,16 @@ pub(crate) fn image_list_takes_shared_size(version: ApiVersion) -> bool {
     version >= ApiVersion(1, 42)
 }
 
+/// Returns whether the list of images has the parameter `manifests`.
+pub(crate) fn image_list_takes_manifests(version: ApiVersion) -> bool {
+    version >= ApiVersion(1, 47)
+}
+
+/// Returns whether an inspection of an image has the parameter `manifests`.
+pub(crate) fn image_inspect_takes_manifests(version: ApiVersion) -> bool {
+    version >= ApiVersion(1, 48)
+}
+
 /// Returns whether images have attestations.
 pub(crate) fn images_have_attestations(version: ApiVersion) -> bool {
     version >= ApiVersion(1, 55)
@@ -259,9 +269,12 @@ pub(crate) fn image_list_takes_identity(version: ApiVersion) -> bool {
     version >= ApiVersion(1, 54)
 }
 
-/// Returns whether save and load accept several platforms.
+/// Returns whether an operation accepts several platforms.
 pub(crate) fn takes_several_platforms(version: ApiVersion, operation: ImageOperation) -> bool {
-    matches!(operation, ImageOperation::Load | ImageOperation::Save) && version >= ApiVersion(1, 52)
+    match operation {
+        ImageOperation::Load | ImageOperation::Save => version >= ApiVersion(1, 52),
+        operation => matches!(operation, ImageOperation::Remove),
+    }
 }
 
 /// Image operations with a platform parameter.

@@ -1,12 +1,17 @@
 //! Images.
 
+use std::collections::HashMap;
+
 use serde::Deserialize;
 use whelk_api_types::{
     DriverData, Empty, HealthConfig, ImageConfig, ImageDeleteResponseItem,
-    ImageHistoryResponseItem, ImageInspect, ImageMetadata, ImageSummary, RootFs, Set,
+    ImageHistoryResponseItem, ImageInspect, ImageManifestAttestation, ImageManifestImage,
+    ImageManifestImageSize, ImageManifestSize, ImageManifestSummary, ImageMetadata, ImageSummary,
+    ManifestDescriptor, OciPlatform, RootFs, Set,
 };
-use whelk_engine::images::{self, Image, Removed};
-use whelk_image::{Reference, config};
+use whelk_engine::images::{self, Image, ListedManifest, ManifestKind, Removed};
+use whelk_image::descriptor::Descriptor;
+use whelk_image::{Platform, Reference, config};
 
 use super::{null_if_empty, signed, time};
 
@@ -14,14 +19,20 @@ fn created_seconds(image: &Image) -> i64 {
     image.created().map_or(0, jiff::Timestamp::as_second)
 }
 
-/// Returns a listed image. `shared` is the size in bytes of layers shared with other images, if
-/// requested.
+/// Returns a listed image. `users` are the containers by the id of their image, `shared` is the size in
+/// bytes of layers shared with other images, if requested.
 pub(crate) fn image_summary(
     listed: &images::ImageSummary,
-    containers: usize,
+    users: &HashMap<String, Vec<String>>,
     shared: Option<u64>,
 ) -> ImageSummary {
-    let images::ImageSummary { image, names } = listed;
+    let images::ImageSummary { image, names, .. } = listed;
+    let containers = listed
+        .members
+        .iter()
+        .filter_map(|id| users.get(id.as_str()));
+    let containers: usize = containers.map(Vec::len).sum();
+    let manifests = listed.manifests.as_ref();
     ImageSummary {
         containers: i64::try_from(containers).unwrap_or(i64::MAX),
         created: created_seconds(image),
@@ -31,8 +42,71 @@ pub(crate) fn image_summary(
         repo_digests: Some(repo_digests(image)),
         repo_tags: names.clone(),
         shared_size: shared.map_or(-1, signed),
-        size: image.size,
+        size: listed.size,
         virtual_size: None,
+        manifests: manifests.map(|manifests| self::manifests(manifests, users)),
+    }
+}
+
+/// Returns the manifests of a listed image.
+pub(crate) fn manifests(
+    manifests: &[ListedManifest],
+    users: &HashMap<String, Vec<String>>,
+) -> Vec<ImageManifestSummary> {
+    let summary = |manifest: &ListedManifest| {
+        let mut summary = ImageManifestSummary {
+            id: manifest.descriptor.digest.to_string(),
+            descriptor: descriptor(&manifest.descriptor),
+            available: false,
+            size: ImageManifestSize {
+                content: manifest.content,
+                total: manifest.content,
+            },
+            ..ImageManifestSummary::default()
+        };
+        match &manifest.kind {
+            ManifestKind::Image { platform, image } => {
+                let containers = image
+                    .as_ref()
+                    .and_then(|image| users.get(image.id.as_str()));
+                let unpacked = image.as_ref().map_or(0, |image| image.size);
+                summary.available = image.is_some();
+                summary.size.total += unpacked;
+                summary.kind = "image".into();
+                summary.image_data = Some(ImageManifestImage {
+                    platform: self::platform(platform),
+                    containers: containers.cloned().unwrap_or_default(),
+                    size: ImageManifestImageSize { unpacked },
+                });
+            }
+            ManifestKind::Attestation(about) => {
+                summary.kind = "attestation".into();
+                summary.attestation_data = Some(ImageManifestAttestation {
+                    about: about.to_string(),
+                });
+            }
+            ManifestKind::Unknown => summary.kind = "unknown".into(),
+        }
+        summary
+    };
+    manifests.iter().map(summary).collect()
+}
+
+pub(crate) fn descriptor(descriptor: &Descriptor) -> ManifestDescriptor {
+    ManifestDescriptor {
+        media_type: descriptor.media_type.clone(),
+        digest: descriptor.digest.to_string(),
+        size: descriptor.size,
+        annotations: descriptor.annotations.clone(),
+        platform: descriptor.platform.as_ref().map(platform),
+    }
+}
+
+pub(crate) fn platform(platform: &Platform) -> OciPlatform {
+    OciPlatform {
+        architecture: platform.architecture.clone(),
+        os: platform.os.clone(),
+        variant: platform.variant.clone(),
     }
 }
 
@@ -93,6 +167,7 @@ pub(crate) fn image(image: &Image, names: Vec<String>) -> ImageInspect {
         virtual_size: None,
         container: None,
         container_config: None,
+        manifests: None,
     }
 }
 

@@ -1,11 +1,15 @@
 //! Messages of streams.
 
-use whelk_api_types::{ErrorDetail, ProgressDetail, PushResult, StreamMessage};
+use whelk_api_types::{
+    Aux, ErrorDetail, ProgressDetail, PushResult, PushedPartOfIndex, StreamMessage,
+};
 use whelk_engine::images::{Pulled, Pushed, Renamed};
 use whelk_image::Reference;
 use whelk_image::archive::Loaded;
 use whelk_image::progress::{State, Update};
 use whelk_text::progress;
+
+use super::descriptor;
 
 /// Returns the message of a report on an item.
 pub(crate) fn progress(update: &Update) -> StreamMessage {
@@ -32,6 +36,7 @@ pub(crate) fn progress(update: &Update) -> StreamMessage {
         State::Pushing => "Pushing".into(),
         State::Pushed => "Pushed".into(),
         State::LayerExists => "Layer already exists".into(),
+        State::SkippedForeign => "Skipped foreign layer".into(),
         State::Mounted => format!("Mounted from {source}"),
     };
     // Those of other states say nothing.
@@ -91,21 +96,27 @@ pub(crate) fn pulling(reference: &Reference) -> StreamMessage {
 
 /// Returns the last messages of a pull.
 pub(crate) fn pulled(reference: &Reference, pulled: &Pulled) -> Vec<StreamMessage> {
+    let mut messages = pulled_tag(pulled);
+    messages.insert(1, pull_status(reference, pulled.is_new));
+    messages
+}
+
+/// Returns the messages at the end of one tag of several: the digest, and a warning.
+pub(crate) fn pulled_tag(pulled: &Pulled) -> Vec<StreamMessage> {
+    let warning = pulled.warning.as_ref();
+    let warning = warning.map(|warning| status(format!("WARNING: {warning}")));
+    let digest = status(format!("Digest: {}", pulled.digest));
+    [digest].into_iter().chain(warning).collect()
+}
+
+/// Returns the message that says whether a pull has brought anything new.
+pub(crate) fn pull_status(reference: &Reference, is_new: bool) -> StreamMessage {
     let name = reference.familiar();
-    let outcome = if pulled.is_new {
+    status(if is_new {
         format!("Status: Downloaded newer image for {name}")
     } else {
         format!("Status: Image is up to date for {name}")
-    };
-    let warning = pulled.warning.as_ref();
-    [format!("Digest: {}", pulled.digest), outcome]
-        .into_iter()
-        .chain(warning.map(|warning| format!("WARNING: {warning}")))
-        .map(|status| StreamMessage {
-            status: Some(status),
-            ..StreamMessage::default()
-        })
-        .collect()
+    })
 }
 
 /// Returns the first message of a push.
@@ -123,7 +134,17 @@ pub(crate) fn pushed(pushed: &Pushed) -> Vec<StreamMessage> {
         digest,
         size,
         instead_of,
+        part_of,
     } = pushed;
+    let part = part_of.as_ref().map(|(index, manifest)| StreamMessage {
+        progress_detail: Some(ProgressDetail::default()),
+        aux: Some(Aux::PartOfIndex(Box::new(PushedPartOfIndex {
+            manifest_pushed_instead_of_index: true,
+            original_index: descriptor(index),
+            selected_manifest: descriptor(manifest),
+        }))),
+        ..StreamMessage::default()
+    });
     let note = instead_of.as_ref().map(|original| {
         status(format!(
             "Layers were compressed again, which gives other blobs than those of {original}"
@@ -131,15 +152,15 @@ pub(crate) fn pushed(pushed: &Pushed) -> Vec<StreamMessage> {
     });
     let result = StreamMessage {
         progress_detail: Some(ProgressDetail::default()),
-        aux: Some(PushResult {
+        aux: Some(Aux::Pushed(PushResult {
             tag: tag.clone(),
             digest: digest.to_string(),
             size: *size,
-        }),
+        })),
         ..StreamMessage::default()
     };
     let done = status(format!("{tag}: digest: {digest} size: {size}"));
-    note.into_iter().chain([done, result]).collect()
+    note.into_iter().chain(part).chain([done, result]).collect()
 }
 
 fn status(text: String) -> StreamMessage {
@@ -163,6 +184,8 @@ pub(crate) fn stream_error(error: &whelk_engine::Error) -> StreamMessage {
 
 #[cfg(test)]
 mod tests {
+    use whelk_image::descriptor::Descriptor;
+
     use super::*;
 
     #[test]
@@ -173,6 +196,7 @@ mod tests {
             digest: digest.clone(),
             size: 7,
             instead_of: None,
+            part_of: None,
         };
         let lines = |push: &Pushed| -> Vec<String> {
             let messages = pushed(push);
@@ -190,6 +214,13 @@ mod tests {
         assert_eq!(lines(&push), expected);
         push.instead_of = Some(whelk_image::Digest::of(b"other"));
         assert!(lines(&push)[0].contains("compressed again"));
+        push.instead_of = None;
+        let manifest = Descriptor::new("m", digest.clone(), 7);
+        push.part_of = Some((Descriptor::new("i", digest.clone(), 9), manifest));
+        let expected = format!(
+            r#"{{"progressDetail":{{}},"aux":{{"manifestPushedInsteadOfIndex":true,"originalIndex":{{"mediaType":"i","digest":"{digest}","size":9}},"selectedManifest":{{"mediaType":"m","digest":"{digest}","size":7}}}}}}"#
+        );
+        assert_eq!(lines(&push)[0], expected);
     }
 
     #[test]

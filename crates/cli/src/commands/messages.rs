@@ -11,7 +11,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use whelk_api_types::{StreamMessage, read};
+use whelk_api_types::{Aux, PushedPartOfIndex, StreamMessage, read};
 use whelk_text::progress;
 
 use crate::client::{lost, unreadable};
@@ -119,11 +119,13 @@ pub(super) async fn print_messages(response: hyper::Response<Incoming>) -> Outco
     Ok(0)
 }
 
-/// Like [`print_messages`], to another target.
+/// Like [`print_messages`], to another target. Returns the manifests that were pushed instead of an
+/// index.
 pub(super) async fn print_messages_to(
     response: hyper::Response<Incoming>,
     target: Target,
-) -> Outcome<()> {
+) -> Outcome<Vec<PushedPartOfIndex>> {
+    let mut parts = Vec::new();
     let mut messages = Messages::of(response);
     let mut display = Display::new(target.is_terminal());
     while let Some(mut message) = messages.next::<StreamMessage>().await? {
@@ -132,8 +134,11 @@ pub(super) async fn print_messages_to(
         }
         let width = terminal::size().map_or(progress::WIDTH, |(_, columns)| columns.into());
         target.print(&display.text(&message, width))?;
+        if let Some(Aux::PartOfIndex(part)) = message.aux {
+            parts.push(*part);
+        }
     }
-    Ok(())
+    Ok(parts)
 }
 
 /// Takes the error that a message reports. As with Docker's CLI, `errorDetail` comes first; older

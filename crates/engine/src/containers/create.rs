@@ -61,20 +61,18 @@ impl Containers {
         } else {
             Some(validate::name(&name)?.to_owned())
         };
+        let platform = match platform.as_str() {
+            "" => None,
+            text => Some(text.parse::<Platform>()?),
+        };
         let pinned = if config.image.is_empty() {
             None
         } else {
-            Some(self.images.pin(&config.image)?)
+            Some(self.images.pin(&config.image, platform.as_ref())?)
         };
         let image = pinned.as_ref().map(|(image, _)| image);
         validate::check_exposed(&config, &host)?;
         if let Some(image) = image {
-            let wanted = if platform.is_empty() {
-                None
-            } else {
-                Some(platform.parse::<Platform>()?)
-            };
-            image.check_platform(wanted.as_ref(), &config.image)?;
             inherit(&mut config, &image.config)?;
         }
         // Clients send `[""]` to clear the image's entrypoint, and `{}` for no volumes.

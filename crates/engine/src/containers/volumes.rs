@@ -139,7 +139,7 @@ impl Containers {
         let is_inherited = !image.id.is_empty();
         let pinned = self
             .images
-            .pin(if is_inherited { &image.id } else { &image.name });
+            .pin(if is_inherited { &image.id } else { &image.name }, None);
         let (found, pin) = pinned.map_err(|error| match error {
             // Clients would take `NotFound` for the container's own image, and pull it.
             Error::NotFound(text) if is_inherited => Error::Invalid(text),

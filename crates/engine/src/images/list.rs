@@ -6,6 +6,7 @@ use std::sync::Arc;
 use whelk_image::{Digest, Reference};
 use whelk_text::glob;
 
+use super::manifests::ListedManifest;
 use super::{Image, Images};
 use crate::error::Result;
 use crate::filters::Filters;
@@ -21,19 +22,26 @@ pub const FILTERS: &[&str] = &[
     "until",
 ];
 
-/// An image as lists show it, with those of its names that match.
+/// An image as lists show it, with those of its names that match. Those for other platforms that its
+/// names stand for are part of it.
 #[derive(Clone, Debug)]
 pub struct ImageSummary {
     pub image: Arc<Image>,
     pub names: Vec<String>,
+    /// Ids of the images, its own first.
+    pub members: Vec<Digest>,
+    /// Size of the file contents in all their layers, in bytes.
+    pub size: u64,
+    /// If they were requested.
+    pub manifests: Option<Vec<ListedManifest>>,
 }
 
 impl Images {
-    /// Returns all images that match, the newest first.
+    /// Returns all images that match, the newest first. `manifests` adds their manifests.
     ///
     /// # Errors
     /// Returns an error if a filter value is invalid.
-    pub fn list(&self, filters: &Filters) -> Result<Vec<ImageSummary>> {
+    pub fn list(&self, filters: &Filters, manifests: bool) -> Result<Vec<ImageSummary>> {
         let bound = |key: &str| -> Result<Vec<Option<jiff::Timestamp>>> {
             filters
                 .get(key)
@@ -47,16 +55,16 @@ impl Images {
             (bound("before")?, bound("since")?, filters.flag("dangling")?);
         let patterns: Vec<&String> = filters.get("reference").into_iter().flatten().collect();
         let index = self.read();
-        let mut names: BTreeMap<&Digest, Vec<Reference>> = BTreeMap::new();
-        for (name, id) in &index.tags {
-            names
-                .entry(id)
-                .or_default()
-                .extend(name.parse::<Reference>());
-        }
         let mut listed = Vec::new();
-        for image in index.by_id.values() {
-            let all = names.get(&image.id).map_or(&[][..], Vec::as_slice);
+        for row in index.rows() {
+            let Some(image) = row.variants.first().map(|first| &first.image) else {
+                continue;
+            };
+            let tags = row
+                .tags
+                .iter()
+                .filter_map(|tag| tag.parse::<Reference>().ok());
+            let all: Vec<Reference> = tags.collect();
             let created = image.created();
             let in_time = until.is_none_or(|until| image.created_before(until))
                 && before.iter().all(|bound| {
@@ -72,15 +80,19 @@ impl Images {
                 continue;
             }
             let mut matching = Vec::new();
-            for name in all {
+            for name in &all {
                 if patterns.is_empty() || matches_any(&patterns, name)? {
                     matching.push(name.familiar());
                 }
             }
             if patterns.is_empty() || !matching.is_empty() {
+                let members = row.variants.iter().map(|variant| variant.image.id.clone());
                 listed.push(ImageSummary {
                     image: image.clone(),
                     names: matching,
+                    members: members.collect(),
+                    size: self.size_of_all(row.variants.iter().map(|variant| &*variant.image))?,
+                    manifests: manifests.then(|| self.manifests_of(&index, &row, image)),
                 });
             }
         }
@@ -88,24 +100,38 @@ impl Images {
         Ok(listed)
     }
 
-    /// Returns the ids of an image and of all images that have further layers on top of its layers.
-    /// An image with the same layers is not included.
+    /// Returns the size of the file contents in the layers of several images, in bytes. A layer counts
+    /// once.
+    fn size_of_all<'a>(&self, images: impl Iterator<Item = &'a Image>) -> Result<u64> {
+        let images: Vec<&Image> = images.collect();
+        if let [image] = images.as_slice() {
+            return Ok(image.size);
+        }
+        let layers: BTreeSet<&Digest> = images.iter().flat_map(|image| image.layers()).collect();
+        let mut size = 0;
+        for layer in layers {
+            size += self.files.snapshots.size(layer)?;
+        }
+        Ok(size)
+    }
+
+    /// Returns the ids of the images that a name stands for, and of all images that have further
+    /// layers on top of their layers. An image with the same layers is not included.
     pub fn built_on(&self, name: &str) -> Vec<String> {
-        let Ok(image) = self.find(name) else {
+        let index = self.read();
+        let Ok(bases) = index.find(name) else {
             return Vec::new();
         };
-        let layers = &image.config.rootfs.diff_ids;
         let is_on_top = |other: &&Arc<Image>| {
             let others = &other.config.rootfs.diff_ids;
-            other.id == image.id
-                || !layers.is_empty() && others.len() > layers.len() && others.starts_with(layers)
+            bases.iter().any(|base| {
+                let layers = &base.image.config.rootfs.diff_ids;
+                let is_more = others.len() > layers.len() && others.starts_with(layers);
+                other.id == base.image.id || !layers.is_empty() && is_more
+            })
         };
-        self.read()
-            .by_id
-            .values()
-            .filter(is_on_top)
-            .map(|other| other.id.to_string())
-            .collect()
+        let found = index.by_id.values().filter(is_on_top);
+        found.map(|other| other.id.to_string()).collect()
     }
 
     /// Returns the total size of all layers, each counted once, and for each image the size of its

@@ -1,8 +1,10 @@
 //! Images and their names.
 
 mod distribution;
+mod index;
 mod list;
 mod login;
+mod manifests;
 mod pull;
 mod push;
 mod refusals;
@@ -18,6 +20,7 @@ use whelk_sys::sync::IgnorePoison as _;
 
 use whelk_image::archive::Origin;
 use whelk_image::content::MAX_PARTIAL_AGE;
+use whelk_image::descriptor;
 use whelk_image::{Digest, ImageConfig, Platform, Reference};
 
 use whelk_trust::Policy;
@@ -29,7 +32,9 @@ use crate::records::ImageRecord;
 use crate::store::RecordStore;
 
 pub use distribution::Distribution;
+use index::{Index, choose};
 pub use list::{FILTERS, ImageSummary};
+pub use manifests::{ListedManifest, ManifestKind};
 pub use pull::{PullRequest, Pulled};
 pub use push::{PushRequest, Pushed};
 pub use remove::{ImageUser, Removed};
@@ -43,6 +48,11 @@ pub struct Image {
     pub config: ImageConfig,
     /// The manifest and index that the image came with.
     pub origin: Origin,
+    /// Further manifests by which indexes list it: other blobs of the same content.
+    pub other_manifests: Vec<Digest>,
+    /// The index that each of its tags stands for, by full name. A tag without one stands for that of
+    /// the origin.
+    pub tag_indexes: BTreeMap<String, Digest>,
     /// Names with the digest of the manifest or index that a registry has for the image.
     pub repo_digests: Vec<Reference>,
     /// Size of the file contents in all layers, in bytes.
@@ -59,6 +69,8 @@ impl ImageRecord {
             tagged_at: image.tagged_at,
             manifest: image.origin.manifest.clone(),
             index: image.origin.index.clone(),
+            other_manifests: image.other_manifests.clone(),
+            tag_indexes: image.tag_indexes.clone(),
             repo_digests: image
                 .repo_digests
                 .iter()
@@ -77,6 +89,8 @@ impl ImageRecord {
                 manifest: self.manifest,
                 index: self.index,
             },
+            other_manifests: self.other_manifests,
+            tag_indexes: self.tag_indexes,
             size: self.size,
             tagged_at: self.tagged_at,
         }
@@ -84,19 +98,29 @@ impl ImageRecord {
 }
 
 impl Image {
-    /// Checks that the image, which was requested as `name`, runs on the platform `wanted`, if one
-    /// is given.
-    ///
-    /// # Errors
-    /// Returns [`Error::NotFound`] if the image is for another platform.
-    pub(crate) fn check_platform(&self, wanted: Option<&Platform>, name: &str) -> Result<()> {
-        let own = Platform::of(&self.config);
-        match wanted.filter(|wanted| !wanted.runs(&own)) {
-            Some(wanted) => Err(Error::NotFound(format!(
-                "image with reference {name} was found but its platform ({own}) does not match the specified platform ({wanted})"
-            ))),
-            None => Ok(()),
-        }
+    /// Returns the manifests that it has come with.
+    fn manifests(&self) -> impl Iterator<Item = &Digest> {
+        self.origin.manifest.iter().chain(&self.other_manifests)
+    }
+
+    /// Returns the indexes that it has come with and its tags stand for.
+    fn indexes(&self) -> impl Iterator<Item = &Digest> {
+        self.origin.index.iter().chain(self.tag_indexes.values())
+    }
+
+    /// Keeps only those of its further manifests that are in use.
+    fn keep_manifests(&mut self, is_used: impl Fn(&Digest) -> bool) {
+        let mut seen: BTreeSet<Digest> = self.origin.manifest.iter().cloned().collect();
+        self.other_manifests
+            .retain(|manifest| is_used(manifest) && seen.insert(manifest.clone()));
+    }
+
+    /// Sets the index that a tag of it (a full name) stands for.
+    fn set_index(&mut self, tag: &str, index: Option<Digest>) {
+        match index {
+            Some(index) => self.tag_indexes.insert(tag.to_owned(), index),
+            None => self.tag_indexes.remove(tag),
+        };
     }
 }
 
@@ -135,64 +159,6 @@ impl Drop for Pin {
     }
 }
 
-#[derive(Debug, Default)]
-struct Index {
-    by_id: BTreeMap<Digest, Arc<Image>>,
-    /// Ids by full name with tag.
-    tags: BTreeMap<String, Digest>,
-    /// Images that could not be read. Their layers would look unused, so nothing is collected while
-    /// there are any.
-    unreadable: BTreeSet<Digest>,
-}
-
-impl Index {
-    /// Returns the image with this id, or those that came with this manifest or index: an index may
-    /// be that of several images.
-    fn by_digest(&self, digest: &Digest) -> Vec<&Arc<Image>> {
-        let came_with =
-            |image: &&Arc<Image>| image.origin.blobs().any(|document| document == digest);
-        match self.by_id.get(digest) {
-            Some(image) => vec![image],
-            None => self.by_id.values().filter(came_with).collect(),
-        }
-    }
-
-    /// Returns the images with this digest that the repository `name` has: the one that was pulled by
-    /// it, or else those with a tag.
-    fn in_repository(&self, name: &str, digest: &Digest) -> Vec<&Arc<Image>> {
-        let is_known = |image: &&Arc<Image>| {
-            let mut known = image.repo_digests.iter();
-            known.any(|known| known.name() == name && known.digest.as_ref() == Some(digest))
-        };
-        let is_tagged = |image: &&Arc<Image>| self.tags_in(name).any(|(_, id)| *id == image.id);
-        let mut found: Vec<_> = self.by_id.values().filter(is_known).collect();
-        if found.is_empty() {
-            found = self.by_digest(digest);
-            found.retain(is_tagged);
-        }
-        found
-    }
-
-    /// Returns the tags of a repository, by full name.
-    fn tags_in(&self, repository: &str) -> impl Iterator<Item = (&String, &Digest)> {
-        let prefix = format!("{repository}:");
-        let tags = self.tags.range(prefix.clone()..);
-        tags.take_while(move |(tag, _)| tag.starts_with(&prefix))
-    }
-}
-
-/// Returns the only image of those with a digest, if there is one.
-fn only<'a>(found: &[&'a Arc<Image>], name: &str) -> Result<Option<&'a Arc<Image>>> {
-    match found {
-        [] => Ok(None),
-        [image] => Ok(Some(image)),
-        _ => Err(Error::invalid(format!(
-            "No such image: {name}: the digest is ambiguous: it is that of {} images",
-            found.len()
-        ))),
-    }
-}
-
 impl Images {
     /// Opens the images below an engine's root directory.
     ///
@@ -216,7 +182,10 @@ impl Images {
             {
                 Ok(config) => {
                     let image = record.image(config);
-                    index.by_id.insert(image.id.clone(), Arc::new(image));
+                    for digest in image.indexes() {
+                        note_index(&mut index, &files, digest);
+                    }
+                    index.put(Arc::new(image));
                 }
                 Err(error) => {
                     index.unreadable.insert(record.id.clone());
@@ -264,10 +233,10 @@ impl Images {
     /// the [`Pin`] is dropped.
     ///
     /// # Errors
-    /// As [`Images::find`].
-    pub fn pin(&self, name: &str) -> Result<(Arc<Image>, Pin)> {
+    /// As [`Images::find_for`].
+    pub fn pin(&self, name: &str, platform: Option<&Platform>) -> Result<(Arc<Image>, Pin)> {
         let mut pins = self.pins.lock().ignore_poison();
-        let image = self.find(name)?;
+        let image = self.find_for(name, platform)?;
         *pins.entry(image.id.clone()).or_default() += 1;
         drop(pins);
         let pin = Pin {
@@ -290,88 +259,35 @@ impl Images {
     }
 
     /// Finds an image by name, id or unique prefix of the id, or by the digest of the manifest or
-    /// index that it came with, alone or after a repository that has it.
+    /// index that it came with, alone or after a repository that has it. Of several platforms it is the
+    /// image for this host, or else another.
     ///
     /// # Errors
-    /// Returns an error if the name is malformed, if there is no such image, or if the prefix or
-    /// the digest is ambiguous.
+    /// Returns an error if the name is malformed, if there is no such image, or if the prefix is
+    /// ambiguous.
     pub fn find(&self, name: &str) -> Result<Arc<Image>> {
-        let index = self.read();
-        if let Ok(id) = name.parse::<Digest>() {
-            return only(&index.by_digest(&id), name)?
-                .cloned()
-                .ok_or_else(|| Error::no_such_image(name));
-        }
-        let by_name = if name.starts_with("sha256:") {
-            None
-        } else {
-            name.parse::<Reference>().ok()
-        };
-        if let Some(reference) = &by_name {
-            let found = match &reference.digest {
-                // As with Docker, the tag does not matter: its image may have changed.
-                Some(digest) => only(&index.in_repository(&reference.name(), digest), name)?,
-                None => {
-                    let tagged = reference.clone().with_default_tag().to_string();
-                    let id = index.tags.get(&tagged);
-                    id.and_then(|id| index.by_id.get(id))
-                }
-            };
-            if let Some(image) = found {
-                return Ok(image.clone());
-            }
-        }
-        let prefix = name.strip_prefix("sha256:").unwrap_or(name);
-        if !prefix.is_empty()
-            && prefix
-                .bytes()
-                .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-        {
-            let mut matches = index
-                .by_id
-                .values()
-                .filter(|image| image.id.hex().starts_with(prefix));
-            match (matches.next(), matches.next()) {
-                (Some(image), None) => return Ok(image.clone()),
-                (Some(_), Some(_)) => {
-                    return Err(Error::invalid(format!(
-                        "No such image: {name}: the prefix is ambiguous"
-                    )));
-                }
-                (None, _) => {}
-            }
-        }
-        match name.parse::<Reference>() {
-            Ok(reference) if by_name.is_some() => Err(Error::no_such_image(
-                &reference.with_default_tag().familiar(),
-            )),
-            Ok(_) => Err(Error::no_such_image(name)),
-            Err(_) if prefix.len() == 64 || name.starts_with("sha256:") => {
-                Err(Error::no_such_image(name))
-            }
-            Err(error) => Err(error.into()),
-        }
+        self.find_for(name, None)
     }
 
-    /// Like [`Images::find`], for an image that must run on `platform`, if one is given.
+    /// Like [`Images::find`], for an image that must be for `platform`, if one is given.
     ///
     /// # Errors
-    /// Also returns [`Error::NotFound`] if the image is for another platform.
+    /// Also returns [`Error::NotFound`] if the name stands for no image for the platform.
     pub fn find_for(&self, name: &str, platform: Option<&Platform>) -> Result<Arc<Image>> {
-        let image = self.find(name)?;
-        image.check_platform(platform, name)?;
-        Ok(image)
+        let found = self.read().find(name)?;
+        Ok(choose(&found, platform, name)?.image)
     }
 
-    /// Returns the names of an image in the familiar form (`busybox:latest`).
+    /// Returns the names that stand for an image, in the familiar form (`busybox:latest`).
     pub fn names_of(&self, id: &Digest) -> Vec<String> {
-        self.read()
-            .tags
-            .iter()
-            .filter(|(_, tagged)| *tagged == id)
-            .filter_map(|(name, _)| name.parse::<Reference>().ok())
-            .map(|name| name.familiar())
-            .collect()
+        let index = self.read();
+        let Some(image) = index.by_id.get(id) else {
+            return Vec::new();
+        };
+        let names = index
+            .tags_of(image)
+            .filter_map(|tag| tag.parse::<Reference>().ok());
+        names.map(|name| name.familiar()).collect()
     }
 
     /// Returns the number of images.
@@ -406,7 +322,10 @@ impl Images {
             whelk_image::Used {
                 blobs: images
                     .clone()
-                    .flat_map(|image| image.origin.blobs().chain([&image.id]))
+                    .flat_map(|image| {
+                        let documents = image.origin.manifest.iter().chain(image.indexes());
+                        documents.chain([&image.id])
+                    })
                     .cloned()
                     .collect(),
                 layers: images
@@ -421,29 +340,66 @@ impl Images {
         })
     }
 
-    /// Adds a name to an image, taking it from another image that has it.
+    /// Adds a name to an image, taking it from another image that has it. If `name` is a tag of several
+    /// platforms, so is the new one.
     ///
     /// # Errors
     /// Returns an error if there is no such image.
     pub fn tag(&self, name: &str, reference: &Reference) -> Result<()> {
-        let id = self.find(name)?.id.clone();
         let full = reference.to_string();
-        {
+        let id = {
             let mut index = self.write();
-            let image = index
-                .by_id
-                .get(&id)
-                .ok_or_else(|| Error::no_such_image(name))?;
-            let image = Image {
-                tagged_at: now(),
-                ..Image::clone(image)
+            let found = index.find(name)?;
+            let image = choose(&found, None, name)?.image;
+            let source = self.full_name(name);
+            let source = source.filter(|source| index.tags.get(source) == Some(&image.id));
+            let stands_for = match source {
+                Some(source) => index.index_of(&source).cloned(),
+                None => image.origin.index.clone(),
             };
-            let record = ImageRecord::of(&image);
-            self.store.put_image(&record, std::slice::from_ref(&full))?;
-            index.by_id.insert(id.clone(), Arc::new(image));
-            index.tags.insert(full, id.clone());
-        }
+            let mut image = Image {
+                tagged_at: now(),
+                ..Image::clone(&image)
+            };
+            image.set_index(&full, stands_for);
+            self.assign(&mut index, image, std::slice::from_ref(&full))?
+                .0
+        };
         self.publish("tag", &id, reference.familiar());
+        Ok(())
+    }
+
+    /// Records an image, and that these tags (full names) name it. Returns its id, and the images that
+    /// tags were taken from.
+    fn assign(
+        &self,
+        index: &mut Index,
+        image: Image,
+        tags: &[String],
+    ) -> Result<(Digest, Vec<(String, Digest)>)> {
+        let id = image.id.clone();
+        self.store.put_image(&ImageRecord::of(&image), tags)?;
+        index.put(Arc::new(image));
+        let mut taken = Vec::new();
+        for tag in tags {
+            let old = index.tags.insert(tag.clone(), id.clone());
+            if let Some(old) = old.filter(|old| *old != id) {
+                self.forget_tag(index, &old, tag)?;
+                taken.push((tag.clone(), old));
+            }
+        }
+        Ok((id, taken))
+    }
+
+    /// Removes what an image's record has of a tag that is another image's now, or nobody's.
+    fn forget_tag(&self, index: &mut Index, id: &Digest, tag: &str) -> Result<()> {
+        let image = index.by_id.get(id);
+        if let Some(image) = image.filter(|image| image.tag_indexes.contains_key(tag)) {
+            let mut image = Image::clone(image);
+            image.tag_indexes.remove(tag);
+            self.store.put_image(&ImageRecord::of(&image), &[])?;
+            index.put(Arc::new(image));
+        }
         Ok(())
     }
 
@@ -462,6 +418,20 @@ impl Images {
             .unwrap_or_default();
         attributes.insert("name".into(), name);
         self.events.publish("image", action, actor, attributes);
+    }
+}
+
+/// Reads the entries of an index that an image has come with. One that cannot be read lists nothing.
+fn note_index(index: &mut Index, files: &whelk_image::Store, digest: &Digest) {
+    if index.listed.contains_key(digest) {
+        return;
+    }
+    let read = files.content.read(digest);
+    match read.and_then(|bytes| descriptor::Index::parse(&bytes)) {
+        Ok(read) => {
+            index.listed.insert(digest.clone(), read.manifests.into());
+        }
+        Err(error) => tracing::warn!("index {digest}: {error}"),
     }
 }
 
@@ -512,6 +482,8 @@ mod tests {
                 manifest: Some(digest.clone()),
                 index: Some(Digest::of(b"index")),
             },
+            other_manifests: vec![Digest::of(b"others")],
+            tag_indexes: [("docker.io/library/a:1".to_owned(), Digest::of(b"other"))].into(),
             repo_digests: vec![
                 format!("docker.io/library/busybox@{digest}")
                     .parse()

@@ -108,6 +108,32 @@ impl Images {
             .await
     }
 
+    /// Returns the references of all tags that a registry has of the repository of `request`.
+    ///
+    /// # Errors
+    /// Returns an error if the registry does not have the repository.
+    pub async fn tags_to_pull(&self, request: &PullRequest) -> Result<Vec<Reference>> {
+        let reference = &request.reference;
+        let repository = self
+            .downloads
+            .client
+            .pull(reference, request.credentials.clone())
+            .map_err(|error| refusals::of_manifest(reference, error))?;
+        let tags = repository
+            .tags()
+            .await
+            .map_err(|error| refusals::of_manifest(reference, error))?;
+        let mut references = Vec::with_capacity(tags.len());
+        for tag in tags {
+            whelk_image::reference::check_tag(&tag)?;
+            references.push(Reference {
+                tag: Some(tag),
+                ..reference.clone()
+            });
+        }
+        Ok(references)
+    }
+
     /// Downloads the missing parts of an image, and records it.
     async fn bring(
         self: &Arc<Self>,
@@ -326,8 +352,9 @@ impl Images {
         };
         // A name with a digest always means this image: it needs no tag.
         let is_tag = reference.digest.is_none();
-        let known = self.find(&reference.to_string()).ok();
-        let is_new = known.is_none_or(|known| known.id != id);
+        let known = self.read().find(&reference.to_string());
+        let mut known = known.into_iter().flatten();
+        let is_new = known.all(|known| known.image.id != id);
         let loaded = Loaded {
             id: id.clone(),
             origin: Origin {

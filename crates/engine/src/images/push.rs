@@ -19,6 +19,8 @@ use whelk_image::{Digest, Platform, Progress, Reference};
 use whelk_registry::{Credentials, Repository, Source, Version};
 use whelk_sys::sync::IgnorePoison as _;
 
+use super::index::choose;
+use super::manifests::REFERENCE_DIGEST;
 use super::pull::{DOCKER_CONFIG, Held, LAYERS};
 use super::transfers::{Transfers, wait_state};
 use super::{Image, Images, refusals};
@@ -40,7 +42,7 @@ pub(super) type Uploads = Transfers<(String, Digest)>;
 pub struct PushRequest {
     /// Without a tag it selects all tags of the repository.
     pub reference: Reference,
-    /// The platform that the image must be for.
+    /// The platform whose image is pushed alone. Without, all that a tag stands for is.
     pub platform: Option<Platform>,
     pub credentials: Credentials,
 }
@@ -49,12 +51,15 @@ pub struct PushRequest {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pushed {
     pub tag: String,
-    /// Of the manifest.
+    /// Of the manifest or index.
     pub digest: Digest,
-    /// Of the manifest, in bytes.
+    /// Of the manifest or index, in bytes.
     pub size: u64,
-    /// The manifest that the image came with, if another had to be pushed.
+    /// The manifest or index that was to be pushed, if the layers gave another one.
     pub instead_of: Option<Digest>,
+    /// The index that the tag stands for, and the only manifest of it that was pushed: the engine does
+    /// not have all that it lists, nor does the registry.
+    pub part_of: Option<(Descriptor, Descriptor)>,
 }
 
 /// A compressed form of a layer that the registry may have.
@@ -91,9 +96,11 @@ impl Images {
         let mut known = BTreeMap::new();
         let mut last = None;
         for (name, id) in self.to_push(reference)? {
-            let image = self.get(&id)?;
-            image.check_platform(request.platform.as_ref(), &name.familiar())?;
-            pushed(&push.tag(&image, &name, &mut known).await?);
+            pushed(
+                &push
+                    .tag(&name, request.platform.as_ref(), &mut known)
+                    .await?,
+            );
             last = Some(id);
         }
         if let Some(id) = last {
@@ -181,7 +188,7 @@ impl Images {
     }
 
     /// Returns the manifest that an image came with, and its bytes.
-    fn manifest_of(&self, image: &Image) -> Option<(Manifest, Vec<u8>)> {
+    pub(super) fn manifest_of(&self, image: &Image) -> Option<(Manifest, Vec<u8>)> {
         let bytes = self.files.content.read(image.origin.manifest.as_ref()?);
         let bytes = bytes
             .inspect_err(|error| tracing::warn!("image {}: manifest: {error}", image.id))
@@ -200,13 +207,136 @@ struct Push {
 }
 
 impl Push {
-    /// Pushes an image under a tag. `known` has the blobs of layers in the registry, by diff ID.
+    /// Pushes what a tag stands for. `known` has the blobs of layers in the registry, by diff ID.
     async fn tag(
+        &self,
+        name: &Reference,
+        platform: Option<&Platform>,
+        known: &mut BTreeMap<Digest, Descriptor>,
+    ) -> Result<Pushed> {
+        let full = name.to_string();
+        let (found, listed) = {
+            let index = self.images.read();
+            let digest = index.index_of(&full);
+            let entries = index.entries(digest).to_vec();
+            let listed = digest.filter(|_| !entries.is_empty()).cloned();
+            (
+                index.variants(&full),
+                listed.map(|digest| (digest, entries)),
+            )
+        };
+        if found.is_empty() {
+            return Err(Error::no_such_image(&name.familiar()));
+        }
+        let mut missing = None;
+        if let (None, Some((digest, entries))) = (platform, &listed) {
+            if self.is_complete(entries).await? {
+                return self.index(name, digest, entries, known).await;
+            }
+            let index = self.images.files.content.read(digest)?;
+            let kind = match descriptor::Index::parse(&index)?.media_type.as_str() {
+                "" => descriptor::INDEX.to_owned(),
+                other => other.to_owned(),
+            };
+            missing = Some(Descriptor::new(kind, digest.clone(), index.len() as u64));
+        }
+        // As with Docker: of several, the one for this host.
+        let host = Platform::host();
+        let wanted = platform.or(Some(&host).filter(|_| found.len() > 1));
+        let chosen = choose(&found, wanted, &name.familiar())?;
+        let tag = name.tag.clone().unwrap_or_default();
+        let manifest = self.manifest(&chosen.image, name, known).await?;
+        let size = manifest.bytes.len() as u64;
+        let selected = Descriptor::new(manifest.media_type.clone(), manifest.digest.clone(), size);
+        let (digest, instead_of) = (manifest.digest.clone(), manifest.instead_of.clone());
+        self.put(&Version::Tag(tag.clone()), manifest).await?;
+        self.note_digest(&chosen.image.id, name, &digest).await?;
+        Ok(Pushed {
+            tag,
+            digest,
+            size,
+            instead_of,
+            part_of: missing.map(|index| (index, selected)),
+        })
+    }
+
+    /// Returns whether everything that an index lists is here, or in the registry.
+    async fn is_complete(&self, entries: &[Descriptor]) -> Result<bool> {
+        for entry in entries {
+            let is_here = self.images.read().with_manifest(&entry.digest).is_some();
+            let version = Version::Digest(entry.digest.clone());
+            if !is_here
+                && self
+                    .repository
+                    .digest(&version)
+                    .await
+                    .map_err(refusals::of_request)?
+                    .is_none()
+            {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Pushes the images that an index lists, and the index under a tag. What is only in the registry
+    /// stays as it is.
+    async fn index(
+        &self,
+        name: &Reference,
+        original: &Digest,
+        entries: &[Descriptor],
+        known: &mut BTreeMap<Digest, Descriptor>,
+    ) -> Result<Pushed> {
+        let bytes = self.images.files.content.read(original)?;
+        let mut pushed = Vec::new();
+        // What has become of each manifest.
+        let mut replaced: BTreeMap<Digest, Descriptor> = BTreeMap::new();
+        for entry in entries {
+            let image = self.images.read().with_manifest(&entry.digest).cloned();
+            let Some(image) = image else { continue };
+            let manifest = self.manifest(&image, name, known).await?;
+            let is_same = entry.digest.is_of(&manifest.bytes);
+            if !is_same {
+                let size = manifest.bytes.len() as u64;
+                let other = Descriptor::new(&manifest.media_type, manifest.digest.clone(), size);
+                replaced.insert(entry.digest.clone(), other);
+            }
+            let digest = if is_same {
+                &entry.digest
+            } else {
+                &manifest.digest
+            };
+            let version = Version::Digest(digest.clone());
+            self.put(&version, manifest).await?;
+            pushed.push(image.id.clone());
+        }
+        let (media_type, document) = relisted(bytes, &replaced)?;
+        let tag = name.tag.clone().unwrap_or_default();
+        let (digest, size) = (Digest::of(&document), document.len() as u64);
+        self.repository
+            .put_manifest(&Version::Tag(tag.clone()), &media_type, document)
+            .await
+            .map_err(refusals::of_request)?;
+        for id in pushed {
+            self.note_digest(&id, name, &digest).await?;
+        }
+        Ok(Pushed {
+            tag,
+            instead_of: Some(original.clone()).filter(|_| !replaced.is_empty()),
+            digest,
+            size,
+            part_of: None,
+        })
+    }
+
+    /// Brings an image into the registry, except for its manifest, which is returned.
+    async fn manifest(
         &self,
         image: &Arc<Image>,
         name: &Reference,
         known: &mut BTreeMap<Digest, Descriptor>,
-    ) -> Result<Pushed> {
+    ) -> Result<ToPut> {
         let held = Arc::new(Held::take(&self.images));
         let lease = held.lease()?;
         let layers = &image.config.rootfs.diff_ids;
@@ -224,32 +354,37 @@ impl Push {
         // The image's id is its SHA-256 digest; its manifest may have another one.
         let named = original.as_ref();
         let named = named.map_or_else(|| image.id.clone(), |(own, _)| own.config.digest.clone());
-        let (media_type, document, instead_of) = document(original, image, &config, descriptors)?;
+        let (media_type, bytes, instead_of) = document(original, image, &config, descriptors)?;
         let config = Bytes::from(config);
         let has_config = self.repository.has_blob(&named).await;
         if !has_config.map_err(refusals::of_request)? {
             let uploaded = self.repository.upload_bytes(&named, &config).await;
             uploaded.map_err(refusals::of_request)?;
         }
-        let tag = name.tag.clone().unwrap_or_default();
-        let (digest, size) = (Digest::of(&document), document.len() as u64);
-        self.repository
-            .put_manifest(&Version::Tag(tag.clone()), &media_type, document)
-            .await
-            .map_err(refusals::of_request)?;
+        Ok(ToPut {
+            digest: Digest::of(&bytes),
+            media_type,
+            bytes,
+            instead_of,
+        })
+    }
+
+    async fn put(&self, version: &Version, manifest: ToPut) -> Result<()> {
+        let put = self
+            .repository
+            .put_manifest(version, &manifest.media_type, manifest.bytes);
+        put.await.map_err(refusals::of_request)
+    }
+
+    /// Records what the registry knows an image by now.
+    async fn note_digest(&self, id: &Digest, name: &Reference, digest: &Digest) -> Result<()> {
         let by_digest = Reference {
             tag: None,
             digest: Some(digest.clone()),
             ..name.clone()
         };
-        let (images, id) = (self.images.clone(), image.id.clone());
-        blocking(move || images.add_repo_digest(&id, by_digest)).await?;
-        Ok(Pushed {
-            tag,
-            digest,
-            size,
-            instead_of,
-        })
+        let (images, id) = (self.images.clone(), id.clone());
+        blocking(move || images.add_repo_digest(&id, by_digest)).await
     }
 
     /// Pushes the layers of an image in parallel, and adds them to `known`. After an error, the others
@@ -287,6 +422,54 @@ impl Push {
         }
         Ok(())
     }
+}
+
+/// The manifest of an image that is in the registry otherwise.
+struct ToPut {
+    digest: Digest,
+    media_type: String,
+    bytes: Vec<u8>,
+    /// The manifest that the image came with, if this is another.
+    instead_of: Option<Digest>,
+}
+
+/// Returns the media type and the bytes of an index in which some manifests are replaced by others. What
+/// refers to a manifest of it refers to the other one then.
+fn relisted(bytes: Vec<u8>, replaced: &BTreeMap<Digest, Descriptor>) -> Result<(String, Vec<u8>)> {
+    let invalid = |error: serde_json::Error| Error::internal(error.to_string());
+    let parsed = descriptor::Index::parse(&bytes)?;
+    let media_type = match parsed.media_type.as_str() {
+        "" => descriptor::INDEX.to_owned(),
+        other => other.to_owned(),
+    };
+    if replaced.is_empty() {
+        return Ok((media_type, bytes));
+    }
+    let mut entries = parsed.manifests;
+    for entry in &mut entries {
+        let about = entry.annotations.get_mut(REFERENCE_DIGEST);
+        if let Some(about) = about
+            && let Some(other) = about
+                .parse()
+                .ok()
+                .and_then(|about| replaced.get::<Digest>(&about))
+        {
+            *about = other.digest.to_string();
+        }
+        if let Some(other) = replaced.get(&entry.digest) {
+            entry.media_type.clone_from(&other.media_type);
+            entry.digest = other.digest.clone();
+            entry.size = other.size;
+        }
+    }
+    // What else the index has, such as annotations, is kept.
+    let mut whole: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(&bytes).map_err(invalid)?;
+    whole.insert(
+        "manifests".into(),
+        serde_json::to_value(&entries).map_err(invalid)?,
+    );
+    Ok((media_type, serde_json::to_vec(&whole).map_err(invalid)?))
 }
 
 /// Returns the media type and the bytes of the manifest to push, and the digest of the image's own
@@ -371,7 +554,23 @@ impl Layer {
         Ok((self.diff_id, descriptor))
     }
 
+    /// Returns the descriptor of a layer that is at URLs of its own, and not meant for registries.
+    fn foreign(&self) -> Option<Descriptor> {
+        let layers = &self.image.config.rootfs.diff_ids;
+        let at = layers.iter().position(|layer| *layer == self.diff_id)?;
+        let (manifest, _) = self.push.images.manifest_of(&self.image)?;
+        let is_whole = manifest.layers.len() == layers.len();
+        let layer = manifest.layers.get(at).filter(|_| is_whole)?;
+        let kinds = &LAYERS[2..];
+        let is_foreign = kinds.iter().any(|kind| layer.media_type.starts_with(kind));
+        (is_foreign && !layer.urls.is_empty()).then(|| layer.clone())
+    }
+
     async fn find_or_send(&self) -> std::result::Result<Descriptor, Failure> {
+        if let Some(foreign) = self.foreign() {
+            self.item(0).enter(State::SkippedForeign);
+            return Ok(foreign);
+        }
         let layer = (self.push.reference.name(), self.diff_id.clone());
         let waiting = || self.item(0).enter(State::Waiting);
         let uploads = &self.push.images.uploads;
@@ -507,6 +706,8 @@ mod tests {
             id: Digest::of(b"config"),
             config: ImageConfig::default(),
             origin: Origin::default(),
+            other_manifests: Vec::new(),
+            tag_indexes: BTreeMap::new(),
             repo_digests: Vec::new(),
             size: 0,
             tagged_at: 0,
@@ -540,6 +741,31 @@ mod tests {
         expected["layers"] = json!([{"mediaType": format!("{}.gzip", LAYERS[1]), "digest": new, "size": 4, "annotations": {"a": "1"}}]);
         let changed: serde_json::Value = serde_json::from_slice(&changed).unwrap();
         assert_eq!(changed, expected);
+    }
+
+    #[test]
+    fn an_index_names_what_was_pushed_instead() {
+        let (old, new, other) = (Digest::of(b"old"), Digest::of(b"new"), Digest::of(b"other"));
+        let entry = |digest: &Digest, about: &Digest| {
+            json!({
+                "mediaType": descriptor::MANIFEST, "digest": digest, "size": 3,
+                "annotations": {REFERENCE_DIGEST: about}, "platform": {"architecture": "arm64", "os": "linux"},
+            })
+        };
+        let index = |first: &Digest| {
+            json!({
+                "schemaVersion": 2,
+                "manifests": [entry(first, &other), entry(&other, first)],
+                "annotations": {"a": "1"},
+            })
+        };
+        let bytes = index(&old).to_string().into_bytes();
+        let same = relisted(bytes.clone(), &BTreeMap::new()).unwrap();
+        assert_eq!(same, (descriptor::INDEX.to_owned(), bytes.clone()));
+        let replaced = Descriptor::new(descriptor::MANIFEST, new.clone(), 3);
+        let (_, changed) = relisted(bytes, &[(old, replaced)].into()).unwrap();
+        let changed: serde_json::Value = serde_json::from_slice(&changed).unwrap();
+        assert_eq!(changed, index(&new));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use whelk_sys::sync::IgnorePoison as _;
 
 use whelk_image::{Digest, Platform, Reference};
 
+use super::index::choose;
 use super::list::until;
 use super::{Image, Images};
 use crate::error::{Error, Result};
@@ -35,6 +36,8 @@ pub struct ImageUser {
 struct References {
     tags: Vec<String>,
     digests: Vec<Reference>,
+    /// They were selected by a name, and not by the image's id.
+    is_named: bool,
 }
 
 impl References {
@@ -60,30 +63,37 @@ enum Force {
 }
 
 impl Images {
-    /// Removes a name of an image, or with its last name the image.
+    /// Removes a name of an image, or with its last name the image, and with it those for other
+    /// platforms that the name stands for. With `platforms`, removes only the images for these.
     ///
     /// `users` returns the containers that use an image: their ids, and whether each runs.
     ///
     /// # Errors
     /// Returns [`Error::Conflict`] if a container uses the image and `force` does not allow the
-    /// removal, and [`Error::NotFound`] if the image is not for `platform`.
+    /// removal, and [`Error::NotFound`] if the name stands for no image for one of the platforms.
     pub(crate) fn remove(
         &self,
         name: &str,
         force: bool,
-        platform: Option<&Platform>,
+        platforms: &[Platform],
         users: impl Fn(&Digest) -> Vec<ImageUser>,
     ) -> Result<Vec<Removed>> {
         if name.trim().is_empty() {
             return Err(Error::invalid("image name cannot be blank"));
         }
-        self.find_for(name, platform)?;
+        for platform in platforms {
+            self.find_for(name, Some(platform))?;
+        }
         let force = if force { Force::All } else { Force::Nothing };
-        let removed = self.remove_one(name, force, users)?;
-        if removed
-            .iter()
-            .any(|removed| matches!(removed, Removed::Deleted(_)))
-        {
+        let mut removed = Vec::new();
+        if platforms.is_empty() {
+            removed = self.remove_one(name, force, &users)?;
+        }
+        for platform in platforms {
+            removed.extend(self.remove_for(name, force, platform, &users)?);
+        }
+        let is_deletion = |removed: &Removed| matches!(removed, Removed::Deleted(_));
+        if removed.iter().any(is_deletion) {
             self.collect_garbage();
         }
         Ok(removed)
@@ -99,36 +109,159 @@ impl Images {
         let image = self.find(name)?;
         let all = self.references_of(&image);
         let selected = self.selected(name, &image)?;
-        let users = users(&image.id);
+        let (others, shared) = self.belonging(&image, selected.as_ref().unwrap_or(&all));
         let removal = Removal {
             image: &image,
             name,
             all: &all,
             selected: selected.as_ref(),
-            users: &users,
+            users: &users(&image.id),
+            others: &others
+                .iter()
+                .flat_map(|other| users(&other.id))
+                .collect::<Vec<_>>(),
         };
         removal.check_conflicts(force)?;
         let last = removal.is_last();
-        if last && pins.contains_key(&image.id) {
+        let is_unused = removal.users.is_empty();
+        let mut deleted = others.iter().chain(Some(&image).filter(|_| last));
+        if let Some(pinned) = deleted.find(|image| pins.contains_key(&image.id)) {
+            let short = &pinned.id.hex()[..12];
+            return Err(Error::conflict(format!(
+                "conflict: unable to delete {short} - a container of it is being created"
+            )));
+        }
+        let is_whole = selected.is_none();
+        let gone = selected.unwrap_or(all);
+        let repositories: BTreeSet<String> = gone.digests.iter().map(Reference::name).collect();
+        let removed = self.untag(&image, gone)?;
+        let mut removed: Vec<Removed> = removed.into_iter().map(Removed::Untagged).collect();
+        // An image used by a container is not deleted: without a name it stays as a dangling image.
+        if last && is_unused {
+            removed.extend(self.delete(&image)?);
+        }
+        for other in others {
+            let is_gone = |digest: &Reference| is_whole || repositories.contains(&digest.name());
+            if other.repo_digests.iter().all(is_gone) && users(&other.id).is_empty() {
+                removed.extend(self.delete(&other)?);
+            } else {
+                self.forget_digests(&other, is_gone)?;
+            }
+        }
+        for other in shared {
+            self.forget_digests(&other, |digest| repositories.contains(&digest.name()))?;
+        }
+        drop(pins);
+        Ok(removed)
+    }
+
+    /// Returns the images that stand for other platforms under references of an image that are to be
+    /// removed: those that have no other tag, and the rest.
+    fn belonging(&self, image: &Image, gone: &References) -> (Vec<Arc<Image>>, Vec<Arc<Image>>) {
+        let index = self.read();
+        let by_tag = gone.tags.iter().flat_map(|tag| index.variants(tag));
+        let mut found: Vec<Arc<Image>> = by_tag.map(|variant| variant.image).collect();
+        // Those that were pulled by digest only.
+        let is_named = |other: &&Arc<Image>| {
+            let mut digests = other.repo_digests.iter();
+            gone.tags.is_empty() && digests.any(|digest| gone.digests.contains(digest))
+        };
+        if gone.is_named {
+            found.extend(index.by_id.values().filter(is_named).cloned());
+        }
+        let mut seen = BTreeSet::from([image.id.clone()]);
+        let is_free = |other: &Arc<Image>| {
+            let mut tags = index.tags_of(other);
+            tags.all(|tag| gone.tags.contains(tag))
+        };
+        found.retain(|other| seen.insert(other.id.clone()));
+        found.into_iter().partition(is_free)
+    }
+
+    /// Removes the image for a platform of those that a name stands for. The name stays, unless it is the
+    /// only one.
+    fn remove_for(
+        &self,
+        name: &str,
+        force: Force,
+        platform: &Platform,
+        users: impl Fn(&Digest) -> Vec<ImageUser>,
+    ) -> Result<Vec<Removed>> {
+        let found = self.read().find(name)?;
+        let image = choose(&found, Some(platform), name)?.image;
+        if found.len() == 1 {
+            return self.remove_one(name, force, users);
+        }
+        let pins = self.pins.lock().ignore_poison();
+        let all = self.references_of(&image);
+        let removal = Removal {
+            image: &image,
+            name,
+            all: &all,
+            selected: None,
+            users: &users(&image.id),
+            others: &[],
+        };
+        // Its names do not matter: others stay. But a container cannot do without it.
+        let stopped = removal.users.iter().find(|user| !user.is_running);
+        if let Some(user) = stopped.filter(|_| force == Force::All) {
+            return Err(Error::conflict(format!(
+                "conflict: unable to delete {} (cannot be forced) - image is being used by stopped container {}",
+                &image.id.hex()[..12],
+                &user.container[..12]
+            )));
+        }
+        removal.check_conflicts(Force::SeveralReferences)?;
+        if pins.contains_key(&image.id) {
             let short = &image.id.hex()[..12];
             return Err(Error::conflict(format!(
                 "conflict: unable to delete {short} - a container of it is being created"
             )));
         }
-        let removed = self.untag(&image, selected.unwrap_or(all))?;
-        let mut removed: Vec<Removed> = removed.into_iter().map(Removed::Untagged).collect();
-        // An image used by a container is not deleted: without a name it stays as a dangling image.
-        if last && users.is_empty() {
-            self.delete(&image)?;
-            removed.push(Removed::Deleted(image.id.clone()));
-            removed.extend(
-                self.unshared_chains(&image)
-                    .into_iter()
-                    .map(Removed::DeletedLayer),
-            );
+        let mut alone = References {
+            tags: Vec::new(),
+            ..all
+        };
+        alone.digests.clear();
+        for tag in all.tags {
+            if !self.leave_to_others(&image, &tag)? {
+                alone.tags.push(tag);
+            }
         }
+        let removed = self.untag(&image, alone)?;
+        let mut removed: Vec<Removed> = removed.into_iter().map(Removed::Untagged).collect();
+        removed.extend(self.delete(&image)?);
         drop(pins);
         Ok(removed)
+    }
+
+    /// Lets a tag of an image name another one that it stands for. Returns whether there is one.
+    fn leave_to_others(&self, image: &Image, tag: &str) -> Result<bool> {
+        let mut index = self.write();
+        let mut others = index.variants(tag);
+        others.retain(|other| other.image.id != image.id);
+        let platforms = others.iter().map(|other| (&other.platform, other));
+        let best = Platform::host().choose(platforms).or(others.first());
+        let Some(best) = best else {
+            return Ok(false);
+        };
+        let mut heir = Image::clone(&best.image);
+        heir.set_index(tag, index.index_of(tag).cloned());
+        self.assign(&mut index, heir, &[tag.to_owned()])?;
+        Ok(true)
+    }
+
+    /// Removes digests in registries from an image's record.
+    fn forget_digests(&self, image: &Image, is_gone: impl Fn(&Reference) -> bool) -> Result<()> {
+        let mut index = self.write();
+        let Some(known) = index.by_id.get(&image.id) else {
+            return Ok(());
+        };
+        let mut rest = Image::clone(known);
+        rest.repo_digests.retain(|digest| !is_gone(digest));
+        self.store.put_image(&ImageRecord::of(&rest), &[])?;
+        index.put(Arc::new(rest));
+        Ok(())
     }
 
     /// Returns the references of an image: its tags, and the digests that registries have for it.
@@ -138,6 +271,7 @@ impl Images {
         References {
             tags: tags.map(|(name, _)| name.clone()).collect(),
             digests: image.repo_digests.clone(),
+            is_named: false,
         }
     }
 
@@ -150,7 +284,9 @@ impl Images {
         }
         let reference = name.parse::<Reference>()?.with_default_tag();
         let repository = reference.name();
-        let References { mut tags, digests } = self.references_of(image);
+        let References {
+            mut tags, digests, ..
+        } = self.references_of(image);
         let prefix = format!("{repository}:");
         tags.retain(|tag| tag.starts_with(&prefix));
         let in_repository = tags.len();
@@ -172,7 +308,11 @@ impl Images {
             .filter(|digest| is_selected(digest))
             .cloned()
             .collect();
-        Ok(Some(References { tags, digests }))
+        Ok(Some(References {
+            tags,
+            digests,
+            is_named: true,
+        }))
     }
 
     /// Removes references of an image. Returns them in the familiar form.
@@ -180,19 +320,17 @@ impl Images {
         let mut removed = Vec::new();
         for full in references.tags {
             self.store.delete_tag(&full)?;
-            self.write().tags.remove(&full);
+            {
+                let mut index = self.write();
+                index.tags.remove(&full);
+                self.forget_tag(&mut index, &image.id, &full)?;
+            }
             self.publish("untag", &image.id, image.id.to_string());
             let reference = full.parse::<Reference>();
             removed.push(reference.map_or(full, |name| name.familiar()));
         }
         if !references.digests.is_empty() {
-            let mut index = self.write();
-            let mut rest = Image::clone(index.by_id.get(&image.id).map_or(image, |image| image));
-            rest.repo_digests
-                .retain(|digest| !references.digests.contains(digest));
-            self.store.put_image(&ImageRecord::of(&rest), &[])?;
-            index.by_id.insert(image.id.clone(), Arc::new(rest));
-            drop(index);
+            self.forget_digests(image, |digest| references.digests.contains(digest))?;
             for digest in &references.digests {
                 self.publish("untag", &image.id, image.id.to_string());
                 removed.push(digest.familiar());
@@ -203,7 +341,7 @@ impl Images {
 
     /// Returns the full form of a name, with the default tag if it has none; `None` for one with a
     /// digest.
-    fn full_name(&self, name: &str) -> Option<String> {
+    pub(super) fn full_name(&self, name: &str) -> Option<String> {
         let reference = name.parse::<Reference>().ok()?;
         (reference.digest.is_none()).then(|| reference.with_default_tag().to_string())
     }
@@ -214,18 +352,23 @@ impl Images {
             .is_some_and(|full| self.read().tags.get(&full) == Some(id))
     }
 
-    /// Deletes an image's record. Its files are deleted by the next [`Images::collect_garbage`].
-    fn delete(&self, image: &Image) -> Result<()> {
+    /// Deletes an image's record. Its files are deleted by the next [`Images::collect_garbage`]. Returns
+    /// the steps.
+    fn delete(&self, image: &Image) -> Result<Vec<Removed>> {
         {
             // Locked for the change of both store and index, so that a concurrent tag sees the
             // image in both or in neither.
             let mut index = self.write();
             self.store.delete_image(image.id.as_str())?;
-            index.by_id.remove(&image.id);
-            index.tags.retain(|_, id| *id != image.id);
+            index.remove(&image.id);
         }
         self.publish("delete", &image.id, image.id.to_string());
-        Ok(())
+        let chains = self.unshared_chains(image).into_iter();
+        let deleted = Removed::Deleted(image.id.clone());
+        Ok([deleted]
+            .into_iter()
+            .chain(chains.map(Removed::DeletedLayer))
+            .collect())
     }
 
     /// Returns the chain ids of a deleted image's layers that no other image has on the same lower
@@ -278,10 +421,12 @@ impl Images {
             {
                 continue;
             }
-            // Before the removal, after which another collection may remove the layers.
-            let layers = image.layers().into_iter();
-            let sizes: Vec<(Digest, u64)> = layers
-                .filter_map(|layer| Some((layer.clone(), self.files.snapshots.size(layer).ok()?)))
+            // Before the removal, after which another collection may remove the layers. With an image
+            // others may go that its names stand for.
+            let found = self.read().find(image.id.as_str()).unwrap_or_default();
+            let members = found.iter().map(|variant| &*variant.image);
+            let sizes: Vec<(Digest, Vec<(Digest, u64)>)> = members
+                .map(|member| (member.id.clone(), self.layer_sizes(member)))
                 .collect();
             // Tag by tag, as single removals would: an image in use keeps its last tag. What is left
             // is removed by the image's id: a digest in a registry may be that of other images, too.
@@ -299,8 +444,10 @@ impl Images {
                 };
                 match self.remove_one(&name, force, &users) {
                     Ok(gone) => {
-                        if gone.contains(&Removed::Deleted(image.id.clone())) {
-                            free.extend(sizes.iter().cloned());
+                        for (member, layers) in &sizes {
+                            if gone.contains(&Removed::Deleted(member.clone())) {
+                                free.extend(layers.iter().cloned());
+                            }
                         }
                         removed.extend(gone);
                     }
@@ -328,6 +475,15 @@ impl Images {
     }
 }
 
+impl Images {
+    /// Returns the layers of an image with their sizes in bytes.
+    fn layer_sizes(&self, image: &Image) -> Vec<(Digest, u64)> {
+        let layers = image.layers().into_iter();
+        let size = |layer: &Digest| Some((layer.clone(), self.files.snapshots.size(layer).ok()?));
+        layers.filter_map(size).collect()
+    }
+}
+
 /// A removal of an image, or of some of its references.
 struct Removal<'a> {
     image: &'a Image,
@@ -338,12 +494,16 @@ struct Removal<'a> {
     /// The references that the name selects; `None` for an id, which selects the image.
     selected: Option<&'a References>,
     users: &'a [ImageUser],
+    /// The containers that use images which are removed with it.
+    others: &'a [ImageUser],
 }
 
 impl Removal<'_> {
     /// Returns whether it removes the image's last references.
     fn is_last(&self) -> bool {
-        self.selected.is_none_or(|selected| selected == self.all)
+        self.selected.is_none_or(|selected| {
+            (&selected.tags, &selected.digests) == (&self.all.tags, &self.all.digests)
+        })
     }
 
     /// Checks that the image can be removed. The conflicts are checked in Docker's order: those that
@@ -351,13 +511,16 @@ impl Removal<'_> {
     fn check_conflicts(&self, force: Force) -> Result<()> {
         let short = &self.image.id.hex()[..12];
         let user = |running: bool| {
-            let user = self.users.iter().find(|user| user.is_running == running);
+            let mut users = self.users.iter().chain(self.others);
+            let user = users.find(|user| user.is_running == running);
             user.map(|user| &user.container[..12])
         };
         let conflict = |text: String| Err(Error::conflict(format!("conflict: unable to {text}")));
         let is_forced = force == Force::All;
         if self.selected.is_some() {
-            return match self.users.first().filter(|_| !is_forced && self.is_last()) {
+            let own = self.users.first().filter(|_| self.is_last());
+            let user = own.or(self.others.first());
+            return match user.filter(|_| !is_forced) {
                 Some(user) => conflict(format!(
                     "remove repository reference {:?} (must force) - container {} is using its referenced image {short}",
                     self.name,
@@ -427,6 +590,8 @@ mod tests {
                 let image = Image {
                     id: Digest::of(format!("config {number}").as_bytes()),
                     config: ImageConfig::default(),
+                    other_manifests: Vec::new(),
+                    tag_indexes: BTreeMap::new(),
                     repo_digests: digests.map(|name| name.parse().unwrap()).collect(),
                     origin: Origin {
                         manifest: Some(manifest),
@@ -442,7 +607,7 @@ mod tests {
                 let mut index = case.images.write();
                 let tags = tags.into_iter().map(|tag| (tag, image.id.clone()));
                 index.tags.extend(tags);
-                index.by_id.insert(image.id.clone(), Arc::new(image));
+                index.put(Arc::new(image));
             }
             case
         }
@@ -454,7 +619,7 @@ mod tests {
             let name = name.replace("#0", digest(0).as_str());
             let name = name.replace("#1", digest(1).as_str());
             let name = name.replace('#', Digest::of(b"index").as_str());
-            match self.images.remove(&name, false, None, |_| Vec::new()) {
+            match self.images.remove(&name, false, &[], |_| Vec::new()) {
                 Ok(removed) => removed
                     .into_iter()
                     .map(|removed| match removed {
@@ -492,15 +657,11 @@ mod tests {
     }
 
     #[test]
-    fn a_digest_of_several_images_is_ambiguous_except_in_a_repository_that_has_one() {
+    fn a_digest_of_several_images_selects_what_a_repository_has() {
         let case = Case::new(
-            "ambiguous",
+            "repositories",
             &[(&["a:1", "c:1"], &[]), (&["b:1", "c:2"], &[])],
         );
-        for name in ["#", "c@#"] {
-            let error = case.remove(name).concat();
-            assert!(error.contains("ambiguous"), "{name}: {error}");
-        }
         assert_eq!(case.remove("d@#").len(), 1);
         assert_eq!(case.remove("a@#"), ["a:1"]);
         assert_eq!(case.remove("c@#1"), ["c:2"]);
@@ -556,7 +717,7 @@ mod tests {
         let forbid = "CREATE TRIGGER kept BEFORE DELETE ON tags WHEN OLD.name LIKE '%:2' BEGIN SELECT RAISE(FAIL, 'kept'); END";
         case.images.store.execute(forbid);
         let id = Digest::of(b"config 0");
-        let removed = case.images.remove(id.as_str(), true, None, |_| Vec::new());
+        let removed = case.images.remove(id.as_str(), true, &[], |_| Vec::new());
         assert!(removed.is_err(), "{removed:?}");
         assert_eq!(published(), 1);
     }

@@ -1,6 +1,6 @@
 //! Transfer of images: `load`, `import` and `save`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::sync::Arc;
 
@@ -8,7 +8,8 @@ use whelk_image::archive::{self, Import, Loaded, Saved};
 use whelk_image::{Digest, Lease, Platform, Progress, Reference};
 use whelk_text::signal;
 
-use super::{Image, Images, Index};
+use super::index::Variant;
+use super::{Image, Images, note_index};
 use crate::error::{Error, Result};
 use crate::events::now;
 use crate::records::ImageRecord;
@@ -21,7 +22,7 @@ pub struct Renamed {
 }
 
 impl Images {
-    /// Loads the images of an archive, or those for a platform. Returns each with the names that it
+    /// Loads the images of an archive, or those for some platforms. Returns each with the names that it
     /// has taken from other images. Blocking.
     ///
     /// # Errors
@@ -29,11 +30,11 @@ impl Images {
     pub fn load(
         &self,
         input: impl Read + Send,
-        platform: Option<&Platform>,
+        platforms: &[Platform],
         progress: &Progress,
     ) -> Result<Vec<(Loaded, Vec<Renamed>)>> {
         self.with_lease(|lease| {
-            let loaded = archive::load(&self.files, lease, input, platform, progress)?;
+            let loaded = archive::load(&self.files, lease, input, platforms, progress)?;
             // The files must be on disk before a record refers to them.
             self.files.sync()?;
             let mut results = Vec::with_capacity(loaded.len());
@@ -98,12 +99,13 @@ impl Images {
         let mut image = Image::clone(image);
         image.repo_digests.push(digest);
         self.store.put_image(&ImageRecord::of(&image), &[])?;
-        index.by_id.insert(id.clone(), Arc::new(image));
+        index.put(Arc::new(image));
         Ok(())
     }
 
     /// Records an image whose files are in the store, with its names. An existing image keeps its
-    /// digests in registries, and without `tagged_at` the time of its last tag. Returns the names
+    /// digests in registries, and without `tagged_at` the time of its last tag. A name that stands for
+    /// the same index already keeps its default image, if that suits this host better. Returns the names
     /// taken from other images.
     fn record(
         &self,
@@ -131,23 +133,41 @@ impl Images {
         let is_known = |digest: &&Reference| repo_digests.contains(digest);
         let added = digest.clone().filter(|digest| !is_known(&digest));
         repo_digests.extend(added);
-        let image = Image {
+        let known_manifest = known.and_then(|known| known.origin.manifest.clone());
+        let mut image = Image {
             id: loaded.id.clone(),
             config: loaded.config.clone(),
             origin: origin.clone(),
+            other_manifests: known.map_or_else(Vec::new, |known| known.other_manifests.clone()),
+            tag_indexes: known.map_or_else(BTreeMap::new, |known| known.tag_indexes.clone()),
             repo_digests,
             size: loaded.size,
             tagged_at: tagged_at
                 .or(known.map(|known| known.tagged_at))
                 .unwrap_or(0),
         };
-        let record = ImageRecord::of(&image);
-        self.store.put_image(&record, &names)?;
-        index.unreadable.remove(&loaded.id);
-        index.by_id.insert(loaded.id.clone(), Arc::new(image));
-        if let Some(digest) = &digest {
-            self.take_digest(&mut index, digest, &loaded.id)?;
+        let stands_for = &loaded.origin.index;
+        for digest in image.indexes().chain(stands_for) {
+            note_index(&mut index, &self.files, digest);
         }
+        image.other_manifests.extend(known_manifest);
+        image.other_manifests.extend(loaded.origin.manifest.clone());
+        let listed: BTreeSet<&Digest> = index
+            .listed
+            .values()
+            .flat_map(|entries| entries.iter())
+            .map(|entry| &entry.digest)
+            .collect();
+        image.keep_manifests(|manifest| listed.contains(manifest));
+        let mut tags = Vec::with_capacity(names.len());
+        for name in names {
+            if !index.keeps_default(&name, stands_for.as_ref(), &image) {
+                image.set_index(&name, stands_for.clone());
+                tags.push(name);
+            }
+        }
+        let (_, taken) = self.assign(&mut index, image, &tags)?;
+        index.unreadable.remove(&loaded.id);
         for layer in &loaded.config.rootfs.diff_ids {
             if let Err(error) = self.files.snapshots.clear_pending(layer) {
                 // Its content then stays for up to a day after the removal of the image.
@@ -155,35 +175,18 @@ impl Images {
             }
         }
         let mut renamed = Vec::new();
-        for (name, reference) in names.into_iter().zip(&loaded.names) {
-            if let Some(old) = index
-                .tags
-                .insert(name, loaded.id.clone())
-                .filter(|old| *old != loaded.id)
-            {
+        for (tag, old) in taken {
+            let image = index.by_id.get(&old);
+            // It may be for another platform.
+            let is_kept = image.is_some_and(|image| index.covers(&tag, image));
+            if let Some(name) = tag.parse::<Reference>().ok().filter(|_| !is_kept) {
                 renamed.push(Renamed {
-                    name: reference.familiar(),
+                    name: name.familiar(),
                     old,
                 });
             }
         }
         Ok(renamed)
-    }
-
-    /// Removes a digest in a registry from all images but one. As in Docker, an index's digest names
-    /// only the image that was pulled last, of those for several platforms.
-    fn take_digest(&self, index: &mut Index, digest: &Reference, id: &Digest) -> Result<()> {
-        let others = index
-            .by_id
-            .values_mut()
-            .filter(|image| image.id != *id && image.repo_digests.contains(digest));
-        for other in others {
-            let mut rest = Image::clone(other);
-            rest.repo_digests.retain(|known| known != digest);
-            self.store.put_image(&ImageRecord::of(&rest), &[])?;
-            *other = Arc::new(rest);
-        }
-        Ok(())
     }
 
     /// Runs `work`, which adds layers under the lease, and then images that use them. Afterwards unused
@@ -196,66 +199,74 @@ impl Images {
         outcome
     }
 
-    /// Returns the images that `save NAME…` writes, each with the names it was requested by. A name
-    /// without a tag selects all tags of the repository.
+    /// Returns what `save NAME…` writes: for each name the images that it stands for, or those of them
+    /// for `platforms`. A name without a tag selects all tags of the repository.
     ///
     /// # Errors
-    /// Returns an error if an image does not exist, or is not for `platform`.
-    pub fn to_save(&self, names: &[String], platform: Option<&Platform>) -> Result<Vec<Saved>> {
-        let mut images: Vec<Saved> = Vec::new();
-        let mut add = |image: Arc<Image>, name: Option<Reference>| {
-            if let Some(platform) =
-                platform.filter(|platform| !platform.is(&Platform::of(&image.config)))
-            {
-                return Err(Error::NotFound(format!(
-                    "no suitable export target found for platform {platform}"
-                )));
+    /// Returns an error if an image does not exist, or none of a name is for one of the platforms.
+    pub fn to_save(&self, names: &[String], platforms: &[Platform]) -> Result<Vec<Saved>> {
+        let index = self.read();
+        let mut saved: Vec<Saved> = Vec::new();
+        let mut add = |name: &str, reference: Option<Reference>| {
+            let found = index.find(name)?;
+            let mut chosen: Vec<Variant> = Vec::new();
+            for platform in platforms {
+                let mut suitable = found.iter().filter(|one| platform.is(&one.platform));
+                let suitable = suitable.next().ok_or_else(|| {
+                    Error::NotFound(format!(
+                        "no suitable export target found for platform {platform}"
+                    ))
+                })?;
+                if chosen
+                    .iter()
+                    .all(|known| known.image.id != suitable.image.id)
+                {
+                    chosen.push(suitable.clone());
+                }
             }
-            let at = images
-                .iter()
-                .position(|known| known.id == image.id)
-                .unwrap_or_else(|| {
-                    images.push(Saved {
-                        id: image.id.clone(),
-                        names: Vec::new(),
-                    });
-                    images.len() - 1
-                });
-            images[at].names.extend(name);
-            Ok(())
+            // An id means one image.
+            let is_id = reference.is_none() && !name.contains('@');
+            if platforms.is_empty() {
+                chosen = found;
+                chosen.truncate(if is_id { 1 } else { usize::MAX });
+            }
+            let images = chosen
+                .into_iter()
+                .map(|one| (one.image.id.clone(), one.platform));
+            let images: Vec<(Digest, Platform)> = images.collect();
+            match saved.iter_mut().find(|known| known.images == images) {
+                Some(known) => {
+                    let is_new = |name: &Reference| !known.names.contains(name);
+                    let name = reference.filter(is_new);
+                    known.names.extend(name);
+                }
+                None => saved.push(Saved {
+                    images,
+                    names: Vec::from_iter(reference),
+                }),
+            }
+            Ok::<_, Error>(())
         };
         for name in names {
-            let tagged: Vec<(Reference, Digest)> = match name.parse::<Reference>() {
+            let tagged: Vec<Reference> = match name.parse::<Reference>() {
                 Ok(reference) if reference.tag.is_none() && reference.digest.is_none() => {
-                    self.tags_of(&reference)
+                    let repository = reference.name();
+                    let tags = index.tags_in(&repository);
+                    tags.filter_map(|(tag, _)| tag.parse().ok()).collect()
                 }
                 _ => Vec::new(),
             };
             if tagged.is_empty() {
-                let image = self.find(name)?;
-                let by_name = self.is_name_of(name, &image.id);
-                let reference = if by_name {
-                    Some(name.parse::<Reference>()?)
-                } else {
-                    None
-                };
-                add(
-                    image,
-                    reference.map(|reference| Reference {
-                        digest: None,
-                        ..reference.with_default_tag()
-                    }),
-                )?;
+                let full = self.full_name(name);
+                let full = full.filter(|full| index.tags.contains_key(full));
+                let reference = full.map(|full| full.parse::<Reference>()).transpose()?;
+                add(name, reference)?;
             }
-            for (reference, id) in tagged {
-                add(self.get(&id)?, Some(reference))?;
+            for reference in tagged {
+                add(&reference.to_string(), Some(reference))?;
             }
         }
-        for image in &mut images {
-            let mut seen = BTreeSet::new();
-            image.names.retain(|name| seen.insert(name.clone()));
-        }
-        Ok(images)
+        Ok(saved)
     }
 
     /// Returns all tags of a repository, with the ids of their images.
@@ -273,8 +284,9 @@ impl Images {
     /// Returns an error if an image cannot be read, or if the output fails.
     pub fn save(&self, images: &[Saved], output: impl Write) -> Result<()> {
         archive::save(&self.files, images, output)?;
-        for image in images {
-            self.publish("save", &image.id, image.id.to_string());
+        let ids = images.iter().filter_map(|saved| saved.images.first());
+        for (id, _) in ids {
+            self.publish("save", id, id.to_string());
         }
         Ok(())
     }

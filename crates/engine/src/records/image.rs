@@ -1,5 +1,7 @@
 //! Images on disk.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use whelk_image::Digest;
 
@@ -16,6 +18,11 @@ pub(crate) struct ImageRecord {
     pub manifest: Option<Digest>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub index: Option<Digest>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub other_manifests: Vec<Digest>,
+    /// The index that each of its tags stands for, by full name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tag_indexes: BTreeMap<String, Digest>,
     /// Full names with a digest.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub repo_digests: Vec<String>,

@@ -550,6 +550,8 @@ fn find_images(images: &whelk_image::Store, rest: &mut Rest, report: &mut Repair
             tagged_at: 0,
             manifest: None,
             index: None,
+            other_manifests: Vec::new(),
+            tag_indexes: BTreeMap::new(),
             repo_digests: Vec::new(),
         };
         rest.images.push(

@@ -35,7 +35,7 @@ fn an_image_is_in_use_until_its_container_is_removed() {
         let mut asked = request("one");
         asked.config.image = "used".into();
         let container = engine.create(asked).await.unwrap();
-        let refused = engine.usage.remove_image("used", false, None);
+        let refused = engine.usage.remove_image("used", false, &[]);
         let short = |id: &str| id[..12].to_owned();
         assert_eq!(
             refused.unwrap_err().to_string(),
@@ -48,7 +48,7 @@ fn an_image_is_in_use_until_its_container_is_removed() {
         let id = used.to_string();
         let refused = engine
             .usage
-            .remove_image(&id, false, None)
+            .remove_image(&id, false, &[])
             .unwrap_err()
             .to_string();
         assert!(
@@ -58,7 +58,7 @@ fn an_image_is_in_use_until_its_container_is_removed() {
         let counts = engine.usage.containers_by_image();
         assert_eq!(
             (counts.get(&id), counts.get(unused.as_str())),
-            (Some(&1), None)
+            (Some(&vec![container.id.clone()]), None)
         );
 
         engine

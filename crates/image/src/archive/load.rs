@@ -56,7 +56,7 @@ const MAX_IMAGES: usize = 1_000;
 const MAX_WORKERS: usize = 8;
 
 /// Loads the images of an archive (plain, gzip or zstd) into the store: all of them, or those whose
-/// platform equals `platform`. Reports each layer that is unpacked to `progress`.
+/// platform equals one of `platforms`. Reports each layer that is unpacked to `progress`.
 ///
 /// `lease` holds what is added; the caller drops it after recording the images. If the archive is
 /// refused, nothing of it remains except layers that were unpacked completely; [`Store::gc`] removes
@@ -68,7 +68,7 @@ pub fn load(
     store: &Store,
     lease: &Lease,
     input: impl Read + Send,
-    platform: Option<&Platform>,
+    platforms: &[Platform],
     progress: &Progress,
 ) -> Result<Vec<Loaded>> {
     let scratch = store.staging.scratch()?;
@@ -77,14 +77,14 @@ pub fn load(
         store,
         lease,
         parts: &parts,
-        platform,
+        platforms,
         progress,
         list: Vec::new(),
         by_id: BTreeMap::new(),
         names: Vec::new(),
         documents: BTreeMap::new(),
     };
-    if parts.has("manifest.json") {
+    if parts.has("manifest.json") && !oci::has_index(&images) {
         docker::read(&mut images)?;
     } else if parts.has("index.json") {
         oci::read(&mut images)?;
@@ -106,7 +106,7 @@ pub(super) struct Images<'a> {
     pub(super) lease: &'a Lease,
     pub(super) progress: &'a Progress,
     pub(super) parts: &'a Parts,
-    platform: Option<&'a Platform>,
+    platforms: &'a [Platform],
     list: Vec<Image>,
     by_id: BTreeMap<Digest, usize>,
     /// Names in archive order, each with the index of its image. If two images have the same name,
@@ -177,10 +177,7 @@ impl Images<'_> {
                 super::parts::shown(&config.os)
             )));
         }
-        if self
-            .platform
-            .is_some_and(|platform| !platform.is(&Platform::of(&config)))
-        {
+        if !self.are_wanted(&Platform::of(&config)) {
             return Ok(None);
         }
         if self.list.len() >= MAX_IMAGES {
@@ -198,6 +195,21 @@ impl Images<'_> {
             layers,
         });
         Ok(Some(index))
+    }
+
+    /// Returns whether images for a platform are to be loaded.
+    fn are_wanted(&self, own: &Platform) -> bool {
+        self.platforms.is_empty() || self.platforms.iter().any(|platform| platform.is(own))
+    }
+
+    /// Returns the platforms that are to be loaded, in words.
+    pub(super) fn wanted(&self) -> String {
+        let names: Vec<String> = self.platforms.iter().map(ToString::to_string).collect();
+        if names.is_empty() {
+            "linux".to_owned()
+        } else {
+            names.join(", ")
+        }
     }
 
     pub(super) fn add_names(

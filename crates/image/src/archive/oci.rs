@@ -7,7 +7,7 @@ use super::load::{Images, Origin, tag};
 use super::{NAME_ANNOTATION, TAG_ANNOTATION};
 use crate::bounded::MAX_NAMES;
 use crate::config::ARCHITECTURE;
-use crate::descriptor::{Index, Manifest};
+use crate::descriptor::{Descriptor, Index, Manifest};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::reference::Reference;
@@ -15,10 +15,20 @@ use crate::reference::Reference;
 /// Maximum nesting depth of indexes.
 const MAX_INDEX_DEPTH: usize = 4;
 
-pub(super) fn read(images: &mut Images<'_>) -> Result<()> {
+/// Returns whether the archive has images for several platforms under one name, which only the OCI
+/// layout can tell. Such an archive may have Docker's layout, too, for readers that know no other.
+pub(super) fn has_index(images: &Images<'_>) -> bool {
+    let has_indexes = |index: Index| index.manifests.iter().any(Descriptor::is_index);
+    images.parts.has("index.json") && layout(images).is_ok_and(has_indexes)
+}
+
+fn layout(images: &Images<'_>) -> Result<Index> {
     let content = images.parts.read("index.json")?;
-    let index =
-        Index::parse(&content).map_err(|error| error.during("invalid archive: index.json"))?;
+    Index::parse(&content).map_err(|error| error.during("invalid archive: index.json"))
+}
+
+pub(super) fn read(images: &mut Images<'_>) -> Result<()> {
+    let index = layout(images)?;
     Reader {
         images,
         manifests: BTreeMap::new(),
@@ -27,7 +37,8 @@ pub(super) fn read(images: &mut Images<'_>) -> Result<()> {
     .index(&index, Outer::default(), 0)?;
     if images.is_empty() {
         Err(Error::invalid(format!(
-            "invalid archive: no image for linux/{ARCHITECTURE}"
+            "invalid archive: no image for {}",
+            images.wanted()
         )))
     } else {
         Ok(())
@@ -57,7 +68,14 @@ impl Reader<'_, '_> {
                 "invalid archive: indexes are nested too deeply",
             ));
         }
-        for descriptor in &index.manifests {
+        let is_own = |entry: &&Descriptor| {
+            let platform = entry.platform.as_ref();
+            platform.is_none_or(|platform| platform.architecture == ARCHITECTURE)
+        };
+        // Of several images with a name, the last one that is added gets it.
+        let others = index.manifests.iter().filter(|entry| !is_own(entry));
+        let own = index.manifests.iter().filter(is_own);
+        for descriptor in others.chain(own) {
             self.visited += 1;
             if self.visited > MAX_NAMES {
                 return Err(Error::invalid(
@@ -72,9 +90,8 @@ impl Reader<'_, '_> {
             });
             let name = name.map(|name| tag(name)).transpose()?;
             let name = name.as_ref().or(outer.name);
-            if descriptor.platform.as_ref().is_some_and(|platform| {
-                platform.os != "linux" || platform.architecture != ARCHITECTURE
-            }) {
+            let platform = descriptor.platform.as_ref();
+            if platform.is_some_and(|platform| platform.os != "linux") {
                 continue;
             }
             if descriptor.is_index() {
@@ -86,7 +103,16 @@ impl Reader<'_, '_> {
                 self.index(&inner, outer, depth + 1)?;
                 continue;
             }
+            // Who saves an image need not have all that its index lists.
+            if outer.index.is_some() && !self.images.parts.has(&blob_name(&descriptor.digest)) {
+                continue;
+            }
             let (config, layers) = self.manifest(&descriptor.digest)?;
+            let has = |part: &String| self.images.parts.has(part);
+            let is_complete = layers.iter().all(has) && has(&config);
+            if outer.index.is_some() && !is_complete {
+                continue;
+            }
             let origin = Origin {
                 manifest: Some(descriptor.digest.clone()),
                 index: outer.index.cloned(),

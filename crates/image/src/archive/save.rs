@@ -4,12 +4,13 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 
+use serde::Serialize;
 use tar::{Builder, EntryType, Header};
 
 use super::oci::blob_name;
 use super::{DockerImage, NAME_ANNOTATION, TAG_ANNOTATION};
 use crate::config::ImageConfig;
-use crate::descriptor::{CONFIG, Descriptor, Index, LAYER, MANIFEST, Manifest};
+use crate::descriptor::{CONFIG, Descriptor, INDEX, Index, LAYER, MANIFEST, Manifest};
 use crate::digest::{Digest, Hashing};
 use crate::error::{Error, Result, io};
 use crate::platform::Platform;
@@ -17,110 +18,167 @@ use crate::reference::Reference;
 use crate::snapshots::unchanged;
 use crate::store::Store;
 
-/// An image to write, with its names in the archive.
-#[derive(Clone, Debug)]
+/// Images to write under the same names: one, or one for each of several platforms.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Saved {
-    pub id: Digest,
+    /// Ids, with the platforms that the images are for. The first is the default one.
+    pub images: Vec<(Digest, Platform)>,
     pub names: Vec<Reference>,
 }
 
-/// Writes images to `output`. A layer or configuration shared by several images is written once.
+/// Writes images to `output`. A layer or configuration shared by several images is written once. Images
+/// for several platforms are listed by an index.
 ///
 /// # Errors
 /// Returns an error if the content of a layer or configuration in the store does not match its
 /// digest. The archive written so far is incomplete and must not be used.
-pub fn save(store: &Store, images: &[Saved], output: impl Write) -> Result<()> {
-    let mut archive = Builder::new(output);
-    let mut written = BTreeMap::new();
+pub fn save(store: &Store, saved: &[Saved], output: impl Write) -> Result<()> {
+    let mut writer = Writer {
+        store,
+        archive: Builder::new(output),
+        written: BTreeMap::new(),
+        manifests: BTreeMap::new(),
+        docker: Vec::new(),
+        repositories: BTreeMap::new(),
+    };
     let mut index = Index::new(Vec::new());
-    let mut docker = Vec::new();
-    // The legacy `repositories` file, for readers that do not know manifests: repository, tag, ID
-    // of the topmost layer.
-    let mut repositories: BTreeMap<String, BTreeMap<&str, String>> = BTreeMap::new();
-    for image in images {
-        let config_bytes = store.content.read(&image.id)?;
+    for one in saved {
+        let mut entries = Vec::with_capacity(one.images.len());
+        for (at, (id, platform)) in one.images.iter().enumerate() {
+            let names = if at == 0 { &one.names[..] } else { &[] };
+            entries.push(writer.image(id, platform, names)?);
+        }
+        let entry = match entries.as_mut_slice() {
+            [entry] => {
+                // As in Docker's archives.
+                if let Some(platform) = &mut entry.platform {
+                    platform.variant.clear();
+                }
+                entry.clone()
+            }
+            _ => writer.index(entries)?,
+        };
+        index.manifests.extend(named(&entry, &one.names));
+    }
+    writer.finish(&index)
+}
+
+/// An archive that is being written.
+struct Writer<'a, W: Write> {
+    store: &'a Store,
+    archive: Builder<W>,
+    /// Sizes of the blobs that it has.
+    written: BTreeMap<Digest, u64>,
+    /// The manifests of the images that it has, and their places in `docker`, by id.
+    manifests: BTreeMap<Digest, (Descriptor, usize)>,
+    docker: Vec<DockerImage>,
+    /// The legacy `repositories` file, for readers that do not know manifests: repository, tag, ID
+    /// of the topmost layer.
+    repositories: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+impl<W: Write> Writer<'_, W> {
+    /// Writes an image if the archive does not have it, and adds names. Returns its entry of an index.
+    fn image(
+        &mut self,
+        id: &Digest,
+        platform: &Platform,
+        names: &[Reference],
+    ) -> Result<Descriptor> {
+        if !self.manifests.contains_key(id) {
+            self.write(id)?;
+        }
+        let (entry, place) = &self.manifests[id];
+        let entry = Descriptor {
+            platform: Some(platform.clone()),
+            ..entry.clone()
+        };
+        let docker = &mut self.docker[*place];
+        docker
+            .repo_tags
+            .extend(names.iter().map(Reference::familiar));
+        let topmost = docker
+            .layers
+            .last()
+            .map(|layer| layer["blobs/sha256/".len()..].to_owned());
+        for name in names {
+            if let (Some(tag), Some(layer)) = (&name.tag, &topmost) {
+                self.repositories
+                    .entry(name.familiar_name())
+                    .or_default()
+                    .insert(tag.clone(), layer.clone());
+            }
+        }
+        Ok(entry)
+    }
+
+    fn write(&mut self, id: &Digest) -> Result<()> {
+        let config_bytes = self.store.content.read(id)?;
         let config = ImageConfig::parse(&config_bytes)?;
         let time = created(&config);
         let mut layers = Vec::new();
         for diff_id in &config.rootfs.diff_ids {
-            let size = match written.get(diff_id) {
+            let size = match self.written.get(diff_id) {
                 Some(size) => *size,
-                None => write_layer(store, diff_id, time, &mut archive)?,
+                None => write_layer(self.store, diff_id, time, &mut self.archive)?,
             };
-            written.insert(diff_id.clone(), size);
+            self.written.insert(diff_id.clone(), size);
             layers.push(Descriptor::new(LAYER, diff_id.clone(), size));
         }
-        write_blob(&mut archive, &mut written, &image.id, &config_bytes, time)?;
-        let config_descriptor =
-            Descriptor::new(CONFIG, image.id.clone(), config_bytes.len() as u64);
-        let manifest = Manifest::new(config_descriptor, layers.clone());
-        let manifest_bytes =
-            serde_json::to_vec(&manifest).map_err(|error| Error::invalid(error.to_string()))?;
-        let manifest_digest = Digest::of(&manifest_bytes);
-        write_blob(
-            &mut archive,
-            &mut written,
-            &manifest_digest,
-            &manifest_bytes,
-            0,
-        )?;
-        index.manifests.extend(index_entries(
-            image,
-            &config,
-            &manifest_digest,
-            manifest_bytes.len() as u64,
-        ));
-        docker.push(DockerImage {
-            config: blob_name(&image.id),
-            repo_tags: image.names.iter().map(Reference::familiar).collect(),
+        self.blob(id, &config_bytes, time)?;
+        let config_descriptor = Descriptor::new(CONFIG, id.clone(), config_bytes.len() as u64);
+        let manifest = encode(&Manifest::new(config_descriptor, layers.clone()))?;
+        let digest = Digest::of(&manifest);
+        self.blob(&digest, &manifest, 0)?;
+        let entry = Descriptor::new(MANIFEST, digest, manifest.len() as u64);
+        self.manifests
+            .insert(id.clone(), (entry, self.docker.len()));
+        self.docker.push(DockerImage {
+            config: blob_name(id),
+            repo_tags: Vec::new(),
             layers: config.rootfs.diff_ids.iter().map(blob_name).collect(),
             layer_sources: layers
                 .into_iter()
                 .map(|layer| (layer.digest.to_string(), layer))
                 .collect(),
         });
-        for name in &image.names {
-            if let (Some(tag), Some(layer)) = (&name.tag, config.rootfs.diff_ids.last()) {
-                repositories
-                    .entry(name.familiar_name())
-                    .or_default()
-                    .insert(tag, layer.hex().to_owned());
-            }
+        Ok(())
+    }
+
+    /// Writes an index. Returns the entry of an index that lists it.
+    fn index(&mut self, entries: Vec<Descriptor>) -> Result<Descriptor> {
+        let bytes = encode(&Index::new(entries))?;
+        let digest = Digest::of(&bytes);
+        self.blob(&digest, &bytes, 0)?;
+        Ok(Descriptor::new(INDEX, digest, bytes.len() as u64))
+    }
+
+    fn blob(&mut self, digest: &Digest, content: &[u8], time: u64) -> Result<()> {
+        let size = content.len() as u64;
+        if self.written.insert(digest.clone(), size).is_none() {
+            write_file(&mut self.archive, &blob_name(digest), content, time)?;
         }
+        Ok(())
     }
-    let json = |value: serde_json::Result<Vec<u8>>| {
-        value.map_err(|error| Error::invalid(error.to_string()))
-    };
-    write_file(
-        &mut archive,
-        "index.json",
-        &json(serde_json::to_vec(&index))?,
-        0,
-    )?;
-    write_file(
-        &mut archive,
-        "manifest.json",
-        &json(serde_json::to_vec(&docker))?,
-        0,
-    )?;
-    write_file(
-        &mut archive,
-        "oci-layout",
-        br#"{"imageLayoutVersion":"1.0.0"}"#,
-        0,
-    )?;
-    if !repositories.is_empty() {
-        write_file(
-            &mut archive,
-            "repositories",
-            &json(serde_json::to_vec(&repositories))?,
-            0,
-        )?;
+
+    fn finish(mut self, index: &Index) -> Result<()> {
+        let archive = &mut self.archive;
+        write_file(archive, "index.json", &encode(index)?, 0)?;
+        write_file(archive, "manifest.json", &encode(&self.docker)?, 0)?;
+        let layout = br#"{"imageLayoutVersion":"1.0.0"}"#;
+        write_file(archive, "oci-layout", layout, 0)?;
+        if !self.repositories.is_empty() {
+            write_file(archive, "repositories", &encode(&self.repositories)?, 0)?;
+        }
+        self.archive
+            .into_inner()
+            .and_then(|mut output| output.flush())
+            .map_err(io("write archive"))
     }
-    archive
-        .into_inner()
-        .and_then(|mut output| output.flush())
-        .map_err(io("write archive"))
+}
+
+fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>> {
+    serde_json::to_vec(value).map_err(|error| Error::invalid(error.to_string()))
 }
 
 /// Returns an image's creation time in seconds since the epoch. It is the mtime of all its entries,
@@ -134,34 +192,22 @@ fn created(config: &ImageConfig) -> u64 {
         .unwrap_or(0)
 }
 
-/// Returns one index entry for each name, or one without a name.
-fn index_entries(
-    image: &Saved,
-    config: &ImageConfig,
-    manifest: &Digest,
-    size: u64,
-) -> Vec<Descriptor> {
-    let entry = |name: Option<&Reference>| {
-        let mut entry = Descriptor::new(MANIFEST, manifest.clone(), size);
-        entry.platform = Some(Platform {
-            architecture: config.architecture.clone(),
-            os: config.os.clone(),
-            variant: String::new(),
-        });
-        if let Some(name) = name {
-            entry
-                .annotations
-                .insert(NAME_ANNOTATION.into(), name.to_string());
-            entry
-                .annotations
-                .extend(name.tag.clone().map(|tag| (TAG_ANNOTATION.into(), tag)));
-        }
+/// Returns an index's entry once for each name, or once without a name.
+fn named(entry: &Descriptor, names: &[Reference]) -> Vec<Descriptor> {
+    let with = |name: &Reference| {
+        let mut entry = entry.clone();
+        entry
+            .annotations
+            .insert(NAME_ANNOTATION.into(), name.to_string());
+        entry
+            .annotations
+            .extend(name.tag.clone().map(|tag| (TAG_ANNOTATION.into(), tag)));
         entry
     };
-    if image.names.is_empty() {
-        vec![entry(None)]
+    if names.is_empty() {
+        vec![entry.clone()]
     } else {
-        image.names.iter().map(|name| entry(Some(name))).collect()
+        names.iter().map(with).collect()
     }
 }
 
@@ -185,22 +231,6 @@ fn write_file(
     archive
         .append_data(&mut header(content.len() as u64, time), name, content)
         .map_err(io(format!("write {name}")))
-}
-
-fn write_blob(
-    archive: &mut Builder<impl Write>,
-    written: &mut BTreeMap<Digest, u64>,
-    digest: &Digest,
-    content: &[u8],
-    time: u64,
-) -> Result<()> {
-    if written
-        .insert(digest.clone(), content.len() as u64)
-        .is_none()
-    {
-        write_file(archive, &blob_name(digest), content, time)?;
-    }
-    Ok(())
 }
 
 /// Writes a layer's tar archive, and returns its size.

@@ -209,7 +209,7 @@ fn reports_the_progress_of_the_layers_that_it_unpacks() {
         let list = updates.clone();
         let progress = Progress::to(move |update| list.lock().unwrap().push(update));
         let (store, lease) = (&bench.store, bench.store.leases.take());
-        whelk_image::archive::load(store, &lease, archive.as_slice(), None, &progress).unwrap();
+        whelk_image::archive::load(store, &lease, archive.as_slice(), &[], &progress).unwrap();
         std::mem::take(&mut *updates.lock().unwrap())
     };
     let first = updates();

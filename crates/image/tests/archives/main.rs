@@ -18,7 +18,7 @@ use common::{Bench, Entry, dir, file, hard_link, load, noise, pack, symlink, whi
 use tar::Archive;
 use whelk_image::archive::{Loaded, Saved, save};
 use whelk_image::snapshots::export;
-use whelk_image::{Digest, Reference};
+use whelk_image::{Digest, Platform, Reference};
 
 fn base() -> Vec<u8> {
     pack(&[
@@ -111,7 +111,7 @@ fn to_save(images: &[(&Digest, &[&str])]) -> Vec<Saved> {
     images
         .iter()
         .map(|(id, names)| Saved {
-            id: (*id).clone(),
+            images: vec![((*id).clone(), Platform::host())],
             names: names.iter().map(reference).collect(),
         })
         .collect()

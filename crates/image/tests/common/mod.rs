@@ -125,7 +125,8 @@ pub(crate) fn load(
     platform: Option<&Platform>,
 ) -> Result<Vec<Loaded>> {
     let lease = store.leases.take();
-    archive::load(store, &lease, input, platform, &Progress::none())
+    let platforms = platform.map_or(&[][..], std::slice::from_ref);
+    archive::load(store, &lease, input, platforms, &Progress::none())
 }
 
 /// Imports an archive, like [`load`].

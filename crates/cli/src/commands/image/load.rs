@@ -3,7 +3,7 @@
 use clap::Args;
 
 use crate::client::{Client, query};
-use crate::commands::image::platform::platform_json;
+use crate::commands::image::platform::platforms_json;
 use crate::commands::messages::print_messages;
 use crate::commands::upload::{file_body, reader_body};
 use crate::{Failure, Outcome, terminal};
@@ -13,17 +13,17 @@ pub(crate) struct LoadArgs {
     /// Read from tar archive file, instead of STDIN
     #[arg(short, long)]
     input: Option<String>,
-    /// Load only the given platform variant. Formatted as `os[/arch[/variant]]` (e.g.,
+    /// Load only the given platform variants. Formatted as `os[/arch[/variant]]` (e.g.,
     /// `linux/amd64`)
-    #[arg(long, default_value = "", hide_default_value = true)]
-    platform: String,
+    #[arg(long)]
+    platform: Vec<String>,
     /// Suppress the load output
     #[arg(short, long)]
     quiet: bool,
 }
 
 pub(crate) async fn load(client: &Client, args: LoadArgs) -> Outcome {
-    let platform = platform_json(&args.platform)?;
+    let platforms = platforms_json(&args.platform)?;
     // Progress is shown on terminals only.
     let is_quiet = args.quiet || !terminal::stdout_is_terminal();
     let body = match args.input.as_deref() {
@@ -35,16 +35,16 @@ pub(crate) async fn load(client: &Client, args: LoadArgs) -> Outcome {
         }
         _ => reader_body(std::io::stdin()),
     };
+    let mut parameters = vec![("quiet", if is_quiet { "1" } else { "0" })];
+    parameters.extend(
+        platforms
+            .iter()
+            .map(|platform| ("platform", platform.as_str())),
+    );
     let response = client
         .send(
             hyper::Method::POST,
-            &format!(
-                "/images/load{}",
-                query(&[
-                    ("quiet", if is_quiet { "1" } else { "0" }),
-                    ("platform", &platform)
-                ])
-            ),
+            &format!("/images/load{}", query(&parameters)),
             &[("content-type", "application/x-tar")],
             body,
         )

@@ -7,11 +7,13 @@ use serde::Serialize;
 use whelk_api_types::ImageSummary;
 use whelk_text::size;
 
-use crate::Outcome;
+use super::tree::tree;
 use crate::client::{Client, query};
-use crate::commands::arguments::{filters, not_available};
+use crate::commands::arguments::filters;
 use crate::format::table::Table;
 use crate::format::units::{ago, local_time, short_id};
+use crate::output::print;
+use crate::{Failure, Outcome, terminal};
 
 #[derive(Debug, Args)]
 pub(crate) struct ImagesArgs {
@@ -38,6 +40,24 @@ pub(crate) struct ImagesArgs {
     tree: bool,
     #[arg(value_name = "REPOSITORY[:TAG]")]
     repository: Option<String>,
+}
+
+impl ImagesArgs {
+    /// Checks that `--tree` is given alone.
+    fn check_tree(&self) -> Outcome<()> {
+        let conflicts = [
+            ("--quiet", self.quiet),
+            ("--no-trunc", self.no_trunc),
+            ("--show-digest", self.digests),
+            ("--format", !self.format.is_empty()),
+        ];
+        match conflicts.iter().find(|(_, is_given)| *is_given) {
+            Some((flag, _)) => Err(Failure::new(format!(
+                "{flag} is not yet supported with --tree"
+            ))),
+            None => Ok(()),
+        }
+    }
 }
 
 const TABLE: Table = Table {
@@ -82,22 +102,39 @@ const NONE: &str = "<none>";
 const UNKNOWN: &str = "N/A";
 
 pub(crate) async fn images(client: &Client, args: ImagesArgs) -> Outcome {
-    not_available(&[("--tree", args.tree)], "trees of images are")?;
+    if args.tree {
+        args.check_tree()?;
+    }
     let mut given = args.filter.clone();
     given.extend(
         args.repository
             .as_ref()
             .map(|repository| format!("reference={repository}")),
     );
-    let images: Vec<ImageSummary> = client
+    let flag = |is_set: bool| if is_set { "1" } else { "" };
+    let mut images: Vec<ImageSummary> = client
         .get(&format!(
             "/images/json{}",
             query(&[
-                ("all", if args.all { "1" } else { "" }),
-                ("filters", &filters(&given)?)
+                ("all", flag(args.all)),
+                ("filters", &filters(&given)?),
+                ("manifests", flag(args.tree)),
             ])
         ))
         .await?;
+    if args.tree {
+        if !args.all {
+            images.retain(|image| {
+                !image.repo_tags.is_empty() || image.repo_digests.iter().flatten().next().is_some()
+            });
+        }
+        let width = terminal::size().map(|(_, columns)| usize::from(columns));
+        print(&tree(
+            &images,
+            width.filter(|_| terminal::stdout_is_terminal()),
+        ))?;
+        return Ok(0);
+    }
     let rows = images
         .iter()
         .flat_map(|image| rows(image, args.no_trunc, args.digests))

@@ -12,6 +12,7 @@ mod push;
 pub(crate) mod rm;
 mod save;
 mod tag;
+mod tree;
 
 use clap::Subcommand;
 

@@ -52,3 +52,12 @@ pub(crate) fn platform_json(text: &str) -> Outcome<String> {
     };
     serde_json::to_string(&platform).map_err(|error| Failure::new(error.to_string()))
 }
+
+/// Encodes several platforms, each as [`platform_json`]. Empty texts are left out.
+///
+/// # Errors
+/// As [`platform_json`].
+pub(crate) fn platforms_json(texts: &[String]) -> Outcome<Vec<String>> {
+    let given = texts.iter().filter(|text| !text.is_empty());
+    given.map(|text| platform_json(text)).collect()
+}

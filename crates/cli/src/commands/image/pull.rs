@@ -34,17 +34,19 @@ pub(crate) struct PullArgs {
 }
 
 pub(crate) async fn pull(client: &Client, args: PullArgs) -> Outcome {
-    if args.all_tags {
-        return Err(Failure::new(
-            "--all-tags is not available in this version of whelk",
-        ));
+    if args.all_tags && split(&args.name).1.is_some() {
+        return Err(Failure::new("tag can't be used with --all-tags/-a"));
     }
     if !args.disable_content_trust {
         return Err(Failure::new(
             "--disable-content-trust=false: content trust is not available in this version of whelk",
         ));
     }
-    let name = with_default_tag(&args.name);
+    let name = if args.all_tags {
+        args.name.clone()
+    } else {
+        with_default_tag(&args.name)
+    };
     if name != args.name && !args.quiet {
         print_line!("Using default tag: latest")?;
     }
@@ -124,7 +126,7 @@ async fn transfer(
         )
         .await
         .map_err(|error: ApiError| Failure::from(error))?;
-    print_messages_to(response, target).await
+    print_messages_to(response, target).await.map(drop)
 }
 
 /// Returns whether this is a name, which can be pulled, and not an image's id or a part of one.

@@ -38,6 +38,11 @@ pub(crate) async fn push(client: &Client, args: PushArgs) -> Outcome {
         ));
     }
     let platform = platform_json(&args.platform)?;
+    if !platform.is_empty() {
+        print_note(
+            "Using --platform pushes only the specified platform manifest of a multi-platform image index.\nOther components, like attestations, will not be included.\nTo push the complete multi-platform image, remove the --platform flag.\n",
+        )?;
+    }
     let name = if args.all_tags {
         if split(&args.name).1.is_some() {
             return Err(Failure::new("tag can't be used with --all-tags/-a"));
@@ -69,9 +74,22 @@ pub(crate) async fn push(client: &Client, args: PushArgs) -> Outcome {
     } else {
         Target::Output
     };
-    print_messages_to(response, target).await?;
+    let parts = print_messages_to(response, target).await?;
+    for part in parts {
+        print_note(&format!(
+            "Not all multiplatform-content is present and only the available single-platform image was pushed\n{} -> {}",
+            part.original_index.digest, part.selected_manifest.digest
+        ))?;
+    }
     if args.quiet {
         print_line!("{}", full(&name))?;
     }
     Ok(0)
+}
+
+/// Prints a note in Docker's form.
+fn print_note(text: &str) -> Outcome<()> {
+    const HEADER: &str = " Info -> ";
+    let indent = format!("\n{}", " ".repeat(HEADER.len()));
+    print_line!("\n{HEADER}{}", text.replace('\n', &indent))
 }

@@ -6,7 +6,7 @@ use whelk_api_types::ImageDeleteResponseItem;
 use crate::Outcome;
 use crate::client::{Client, escape_name, query};
 use crate::commands::each::for_each;
-use crate::commands::image::platform::platform_json;
+use crate::commands::image::platform::platforms_json;
 use crate::output::{print_line, warn_line};
 
 #[derive(Debug, Args)]
@@ -26,11 +26,7 @@ pub(crate) struct RmiArgs {
 }
 
 pub(crate) async fn rmi(client: &Client, args: RmiArgs) -> Outcome {
-    let platforms = args
-        .platform
-        .iter()
-        .map(|platform| platform_json(platform))
-        .collect::<Outcome<Vec<_>>>()?;
+    let platforms = platforms_json(&args.platform)?;
     let mut parameters = vec![
         ("force", if args.force { "1" } else { "" }),
         ("noprune", if args.no_prune { "1" } else { "" }),
