@@ -4,9 +4,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use serde_json::json;
 use whelk_tests::serving::{SERVES, inside, published, serves, up};
-use whelk_tests::{
-    Engine, FreeSubnet, Program, eventually, free_interface_name, free_port, skipped,
-};
+use whelk_tests::{Engine, FreeSubnet, Program, eventually, free_interface_name, free_port};
 
 #[test]
 fn networks_are_isolated_from_each_other() {
@@ -385,14 +383,6 @@ fn ipv6_is_routed_and_filtered_like_ipv4() {
 
 #[test]
 fn respect_host_adds_no_accepting_rules() {
-    if std::process::Command::new("nft")
-        .arg("--version")
-        .output()
-        .is_err()
-    {
-        // The small machine of tests/vm has none; `make test` sets it up.
-        return skipped!("no program nft");
-    }
     // A host whose firewall drops all forwarded packets.
     let rules_with = |firewall: &str| {
         let output = whelk_tests::private_host(&format!(
