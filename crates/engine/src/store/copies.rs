@@ -276,3 +276,41 @@ pub(crate) fn read_copy(root: &Path, directory: &Path) -> Result<Option<Containe
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{RecordStore, new_root};
+    use super::*;
+
+    #[test]
+    fn a_copy_that_cannot_be_written_is_written_later() {
+        let place = new_root("copies");
+        let root = place.path();
+        let store = RecordStore::open(root).unwrap();
+        let record = serde_json::json!({
+            "id": "one", "name": "first", "created_at": 0, "image": "",
+            "config": {}, "host": {}, "state": {},
+        });
+        let record: ContainerRecord = records::decode(record.to_string().as_bytes()).unwrap();
+        // A file in the place of the directory.
+        let directory = root.join("containers/one");
+        fs::create_dir_all(root.join("containers"), 0o700).unwrap();
+        fs::write(&directory, "").unwrap();
+        store.insert_container(&record).unwrap();
+        store.flush(false).unwrap();
+        assert!(
+            store.problems()[0].contains("out of date"),
+            "{:?}",
+            store.problems()
+        );
+        fs::remove_file(&directory).unwrap();
+        fs::create_dir_all(&directory, 0o700).unwrap();
+        // Nothing is due at the flush for another request, which does not end the warning.
+        store.flush(false).unwrap();
+        assert_eq!(store.problems().len(), 1);
+        store.flush(true).unwrap();
+        assert_eq!(store.problems(), Vec::<String>::new());
+        assert_eq!(read_copy(root, &directory).unwrap().unwrap().name, "first");
+        drop(store);
+    }
+}

@@ -246,3 +246,45 @@ impl RecordStore {
 pub(super) fn sync(path: &Path) -> Result<()> {
     Ok(fs::open(path)?.sync_all().map_err(fs::at("fsync", path))?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{RecordStore, new_root};
+    use super::*;
+
+    #[test]
+    fn a_path_that_cannot_be_opened_is_synced_with_its_file_system() {
+        let place = new_root("unopened");
+        let root = place.path();
+        let store = RecordStore::open(root).unwrap();
+        let (loops, file) = (root.join("loop"), root.join("file"));
+        std::os::unix::fs::symlink(&loops, &loops).unwrap();
+        fs::write(&file, "").unwrap();
+        store.keep([loops, file.join("below"), root.join("gone")]);
+        store.flush(false).unwrap();
+        drop(store);
+    }
+
+    #[test]
+    fn a_path_of_another_disk_that_cannot_be_opened_is_synced_later() {
+        use std::os::unix::fs::MetadataExt;
+        let place = new_root("retry");
+        let root = place.path();
+        let store = RecordStore::open(root).unwrap();
+        // open(2) of a socket fails with ENXIO.
+        let socket = PathBuf::from(format!("/dev/shm/whelk-retry-{}", std::process::id()));
+        drop(fs::remove_if_exists(&socket));
+        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let device = |path| fs::metadata(path).unwrap().dev();
+        assert_ne!(device(root), device(socket.as_path()));
+        store.keep([socket.clone(), root.join("gone")]);
+        for _ in 0..2 {
+            let error = store.flush(false).unwrap_err().to_string();
+            assert!(error.contains("whelk-retry"), "{error}");
+        }
+        drop(listener);
+        fs::remove_file(&socket).unwrap();
+        store.flush(false).unwrap();
+        drop(store);
+    }
+}
