@@ -1,0 +1,87 @@
+//! Generates the resource limits of a container's cgroup.
+
+use whelk_runtime::spec::{BlockIo, Cpu, Memory, Pids, Resources, ThrottleDevice, WeightDevice};
+
+use super::SpecContext;
+use super::devices::device_rules;
+use crate::error::Result;
+use crate::model::HostConfig;
+use crate::validate::quota_of;
+
+pub(super) fn resources(host: &HostConfig, context: &SpecContext<'_>) -> Result<Resources> {
+    Ok(Resources {
+        devices: device_rules(host, context)?,
+        ..limits(host, context.device_number)?
+    })
+}
+
+/// Returns the cgroup limits of a container, without device rules. Used by start and `update`.
+pub fn limits(
+    host: &HostConfig,
+    device_number: &dyn Fn(&str) -> Result<(i64, i64)>,
+) -> Result<Resources> {
+    let some = |value: i64| (value != 0).then_some(value);
+    let unsigned = |value: i64| u64::try_from(value).ok().filter(|value| *value != 0);
+    let (quota, period) = if host.nano_cpus > 0 {
+        let (quota, period) = quota_of(host.nano_cpus);
+        (Some(quota), Some(period))
+    } else {
+        (some(host.cpu_quota), some(host.cpu_period))
+    };
+    let throttle =
+        |list: &Option<Vec<crate::model::ThrottleDevice>>| -> Result<Vec<ThrottleDevice>> {
+            list.iter()
+                .flatten()
+                .map(|device| {
+                    device_number(&device.path).map(|(major, minor)| ThrottleDevice {
+                        major,
+                        minor,
+                        rate: device.rate,
+                    })
+                })
+                .collect()
+        };
+    let weights = host.blkio_weight_device.iter().flatten();
+    Ok(Resources {
+        memory: Memory {
+            limit: some(host.memory),
+            swap: some(host.memory_swap),
+            reservation: some(host.memory_reservation),
+            swappiness: host
+                .memory_swappiness
+                .and_then(|value| u64::try_from(value).ok()),
+            disable_oom_killer: host.oom_kill_disable.filter(|disable| *disable),
+            ..Memory::default()
+        },
+        cpu: Cpu {
+            shares: unsigned(host.cpu_shares),
+            quota,
+            period: period.and_then(|period| u64::try_from(period).ok()),
+            realtime_period: unsigned(host.cpu_realtime_period),
+            realtime_runtime: some(host.cpu_realtime_runtime),
+            cpus: host.cpuset_cpus.clone(),
+            mems: host.cpuset_mems.clone(),
+            ..Cpu::default()
+        },
+        pids: host.pids_limit.map(|limit| Pids { limit }),
+        block_io: BlockIo {
+            weight: (host.blkio_weight != 0).then_some(host.blkio_weight),
+            weight_device: weights
+                .map(|device| {
+                    device_number(&device.path).map(|(major, minor)| WeightDevice {
+                        major,
+                        minor,
+                        weight: Some(device.weight),
+                        leaf_weight: None,
+                    })
+                })
+                .collect::<Result<_>>()?,
+            throttle_read_bps_device: throttle(&host.blkio_device_read_bps)?,
+            throttle_write_bps_device: throttle(&host.blkio_device_write_bps)?,
+            throttle_read_iops_device: throttle(&host.blkio_device_read_iops)?,
+            throttle_write_iops_device: throttle(&host.blkio_device_write_iops)?,
+            ..BlockIo::default()
+        },
+        ..Resources::default()
+    })
+}
