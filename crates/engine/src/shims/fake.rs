@@ -12,7 +12,8 @@ use whelk_sys::fs;
 use whelk_sys::sync::IgnorePoison as _;
 use whelk_text::signal;
 
-use super::{WarmPool, read_message};
+use super::WarmPool;
+use super::messages::read_message;
 use crate::error::{Error, Result};
 use crate::instance::through_descriptor;
 use whelk_shim::logs::now;
@@ -55,20 +56,15 @@ pub(crate) struct FakeShims {
 impl FakeShims {
     /// Returns a pool of these shims.
     pub(crate) fn pool(self: &Arc<Self>) -> Result<Arc<WarmPool>> {
-        let pool = WarmPool {
-            ready: Mutex::default(),
-            refill: tokio::sync::Notify::new(),
-            executable: fs::open("/dev/null")?.into(),
-            cgroup: "/whelk-fake".into(),
-        };
+        let mut ready = VecDeque::new();
         for _ in 0..READY {
             let (engine, shim) = UnixStream::pair().map_err(failed)?;
-            pool.ready.lock().ignore_poison().push_back(engine);
+            ready.push_back(engine);
             let shims = self.clone();
             // An error means that the engine has gone, which the next one shall cope with.
             tokio::spawn(async move { shims.serve(shim).await.ok() });
         }
-        Ok(Arc::new(pool))
+        WarmPool::of(ready)
     }
 
     /// Sets what the next launch does that has no behaviour yet.
