@@ -14,6 +14,7 @@
 mod attach;
 mod audit;
 mod create;
+mod devices;
 mod donors;
 mod exec;
 mod files;

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use whelk_shim::protocol::{Reply, Request};
 
-use super::{Containers, start, to_its_end};
+use super::devices::device_number;
+use super::{Containers, to_its_end};
 use crate::error::{Error, Result};
 use crate::model::{HostConfig, RestartPolicy};
 use crate::shims::expect_done;
@@ -163,7 +164,7 @@ impl Containers {
             ..given
         };
         if record.state.status.is_running() {
-            let mut limits = spec::limits(&record.host, &start::device_number)?;
+            let mut limits = spec::limits(&record.host, &device_number)?;
             if let Some(limit) = request.pids_limit {
                 limits.pids = Some(whelk_runtime::spec::Pids { limit });
             }
@@ -179,7 +180,7 @@ impl Containers {
                 expect_done(reply, &format!("Cannot update container {}", container.id))
             {
                 // Limits are set one by one: those before the refused one are restored.
-                let old = spec::limits(&container.record().host.clone(), &start::device_number)?;
+                let old = spec::limits(&container.record().host.clone(), &device_number)?;
                 let request = Request::Update(Box::new(old));
                 let (reply, _) = container.workload.request(&request).await?;
                 expect_done(
