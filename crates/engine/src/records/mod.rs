@@ -10,6 +10,7 @@
 //! read.
 
 mod container;
+mod host_config;
 mod image;
 mod migrations;
 mod mount;
