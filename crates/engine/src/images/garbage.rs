@@ -1,0 +1,54 @@
+//! Removes layers and blobs that no image uses.
+
+use std::time::Duration;
+
+use whelk_image::content::MAX_PARTIAL_AGE;
+
+use super::Images;
+
+impl Images {
+    /// Removes layers and configurations that no image uses, except for those that a pull may resume
+    /// with. They are moved to the trash before this returns, and deleted in the background.
+    pub(super) fn collect_garbage(&self) {
+        self.collect_older(MAX_PARTIAL_AGE);
+    }
+
+    /// Like [`Images::collect_garbage`], but keeps content that a pull may resume with only if it is
+    /// younger than `age`.
+    pub(super) fn collect_older(&self, age: Duration) {
+        self.files
+            .staging
+            .dispose_and_make_room(self.trash_unused(age));
+    }
+
+    /// Moves layers and configurations that no image uses to the trash, except for those leased by a
+    /// running load, import or pull, and those that an interrupted one left less than `age` ago.
+    /// Returns their paths there. Does nothing if an image could not be read.
+    pub(super) fn trash_unused(&self, age: Duration) -> Vec<std::path::PathBuf> {
+        if !self.read().unreadable.is_empty() {
+            return Vec::new();
+        }
+        let used = || {
+            let index = self.read();
+            let images = index.by_id.values();
+            whelk_image::Used {
+                blobs: images
+                    .clone()
+                    .flat_map(|image| {
+                        let documents = image.origin.manifest.iter().chain(image.indexes());
+                        documents.chain([&image.id])
+                    })
+                    .cloned()
+                    .collect(),
+                layers: images
+                    .flat_map(|image| &image.config.rootfs.diff_ids)
+                    .cloned()
+                    .collect(),
+            }
+        };
+        self.files.gc(age, used).unwrap_or_else(|error| {
+            tracing::warn!("collect unused layers: {error}");
+            Vec::new()
+        })
+    }
+}

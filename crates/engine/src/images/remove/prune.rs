@@ -1,0 +1,99 @@
+//! Removing all images that no container uses.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use whelk_image::Digest;
+
+use super::{Force, ImageUser, Removed};
+use crate::error::{Error, Result};
+use crate::filters::Filters;
+use crate::images::list::until;
+use crate::images::{Image, Images};
+
+impl Images {
+    /// Removes images that no container uses: those without a name, and with `all` also named ones.
+    /// Returns the steps, and the number of bytes freed, without layers that other images share.
+    ///
+    /// # Errors
+    /// Returns the first error of the store. The other images are removed nevertheless.
+    pub(crate) fn prune(
+        &self,
+        all: bool,
+        filters: &Filters,
+        users: impl Fn(&Digest) -> Vec<ImageUser>,
+    ) -> Result<(Vec<Removed>, u64)> {
+        let before = until(filters)?;
+        let mut removed = Vec::new();
+        let mut free: BTreeMap<Digest, u64> = BTreeMap::new();
+        let mut failure = None;
+        let images: Vec<Arc<Image>> = self.read().by_id.values().cloned().collect();
+        for image in images {
+            let names = self.names_of(&image.id);
+            if !names.is_empty() && !all
+                || !filters.labels(&image.config.config.labels)
+                || before.is_some_and(|before| !image.created_before(before))
+            {
+                continue;
+            }
+            // Before the removal, after which another collection may remove the layers. With an image
+            // others may go that its names stand for.
+            let found = self.read().find(image.id.as_str()).unwrap_or_default();
+            let members = found.iter().map(|variant| &*variant.image);
+            let sizes: Vec<(Digest, Vec<(Digest, u64)>)> = members
+                .map(|member| (member.id.clone(), self.layer_sizes(member)))
+                .collect();
+            // Tag by tag, as single removals would: an image in use keeps its last tag. What is left
+            // is removed by the image's id: a digest in a registry may be that of other images, too.
+            for name in names.into_iter().chain([image.id.to_string()]) {
+                let is_id = name == image.id.as_str();
+                let is_kept =
+                    || !users(&image.id).is_empty() || !self.names_of(&image.id).is_empty();
+                if is_id && is_kept() {
+                    continue;
+                }
+                let force = if is_id {
+                    Force::SeveralReferences
+                } else {
+                    Force::Nothing
+                };
+                match self.remove_one(&name, force, &users) {
+                    Ok(gone) => {
+                        for (member, layers) in &sizes {
+                            if gone.contains(&Removed::Deleted(member.clone())) {
+                                free.extend(layers.iter().cloned());
+                            }
+                        }
+                        removed.extend(gone);
+                    }
+                    // In use, or removed meanwhile.
+                    Err(Error::Conflict(_) | Error::NotFound(_)) => {}
+                    Err(error) => {
+                        failure.get_or_insert(error);
+                    }
+                }
+            }
+        }
+        let kept: BTreeSet<Digest> = self
+            .read()
+            .by_id
+            .values()
+            .flat_map(|image| image.config.rootfs.diff_ids.iter().cloned())
+            .collect();
+        free.retain(|layer, _| !kept.contains(layer));
+        // A prune also removes the content of unfinished pulls.
+        self.collect_older(Duration::ZERO);
+        match failure {
+            Some(error) => Err(error),
+            None => Ok((removed, free.values().sum())),
+        }
+    }
+
+    /// Returns the layers of an image with their sizes in bytes.
+    fn layer_sizes(&self, image: &Image) -> Vec<(Digest, u64)> {
+        let layers = image.layers().into_iter();
+        let size = |layer: &Digest| Some((layer.clone(), self.files.snapshots.size(layer).ok()?));
+        layers.filter_map(size).collect()
+    }
+}
