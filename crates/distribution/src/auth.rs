@@ -12,12 +12,21 @@ use whelk_sys::fs;
 use whelk_sys::sync::IgnorePoison as _;
 
 use crate::names;
+use crate::rights::{ANONYMOUS, EVERY};
 
 const MAX_FILE: u64 = 1 << 20;
 /// Maximum number of passwords that are verified in parallel: a hash takes 0.1 s of a processor.
 const TURNS: usize = 2;
 /// The hash for users that do not exist, so that the response time does not reveal which users exist.
 const NOBODY: &str = "$2b$10$abcdefghijklmnopqrstuuVMAwZ9ZP7wR0JHXyX0sSg1o9BsMzCaq";
+
+/// A user who has given the right password.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct User {
+    pub name: String,
+    /// Of the line with the password's hash.
+    password: Digest,
+}
 
 /// The users who may use the registry.
 #[derive(Debug)]
@@ -66,27 +75,39 @@ impl Passwords {
 
     /// Returns whether there is such a user.
     pub(crate) fn has(&self, user: &str) -> bool {
-        self.users.lock().ignore_poison().hashes.contains_key(user)
+        self.users().hashes.contains_key(user)
+    }
+
+    /// Returns whether a user still exists, with the same password.
+    pub(crate) fn is_current(&self, user: &User) -> bool {
+        let users = self.users();
+        let hash = users.hashes.get(&user.name);
+        hash.is_some_and(|hash| user.password.is_of(hash.as_bytes()))
+    }
+
+    fn users(&self) -> Arc<Users> {
+        Arc::clone(&self.users.lock().ignore_poison())
     }
 
     /// Returns the user whose name and password a header `Authorization` has.
-    pub(crate) async fn verify(&self, header: &str) -> Option<String> {
-        let (user, password) = credentials(header)?;
-        let users = Arc::clone(&self.users.lock().ignore_poison());
-        let digest = Digest::of(format!("{}\0{user}\0{password}", users.key).as_bytes());
-        if users.verified.lock().ignore_poison().get(&user) == Some(&digest) {
-            return Some(user);
+    pub(crate) async fn verify(&self, header: &str) -> Option<User> {
+        let (name, password) = credentials(header)?;
+        let users = self.users();
+        let digest = Digest::of(format!("{}\0{name}\0{password}", users.key).as_bytes());
+        let user = users.hashes.get(&name).map(|hash| User {
+            password: Digest::of(hash.as_bytes()),
+            name: name.clone(),
+        });
+        if users.verified.lock().ignore_poison().get(&name) == Some(&digest) {
+            return user;
         }
         let _turn = self.turns.acquire().await.ok()?;
         let verify = move || {
-            let hash = users.hashes.get(&user);
+            let hash = users.hashes.get(&name);
             let is_valid = bcrypt::verify(password, hash.map_or(NOBODY, String::as_str));
-            let is_permitted = hash.is_some() && is_valid.unwrap_or(false);
-            is_permitted.then(|| {
-                let mut verified = users.verified.lock().ignore_poison();
-                verified.insert(user.clone(), digest);
-                user
-            })
+            let user = user.filter(|_| is_valid.unwrap_or(false))?;
+            users.verified.lock().ignore_poison().insert(name, digest);
+            Some(user)
         };
         tokio::task::spawn_blocking(verify).await.ok()?
     }
@@ -121,6 +142,11 @@ fn parse(content: &str) -> Result<HashMap<String, String>, String> {
                 "line {number}: not a bcrypt hash; use `htpasswd -B`"
             ));
         }
+        if [ANONYMOUS, EVERY].contains(&user) {
+            return Err(format!(
+                "line {number}: {user:?} cannot be a user's name: it has a meaning of its own in files of rights"
+            ));
+        }
         hashes.insert(user.to_owned(), hash.to_owned());
     }
     Ok(hashes)
@@ -135,6 +161,16 @@ fn credentials(header: &str) -> Option<(String, String)> {
     let text = String::from_utf8(STANDARD.decode(encoded.trim()).ok()?).ok()?;
     let (user, password) = text.split_once(':')?;
     Some((user.to_owned(), password.to_owned()))
+}
+
+#[cfg(test)]
+impl User {
+    pub(crate) fn named(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            password: Digest::of(b""),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -157,7 +193,7 @@ mod tests {
         let passwords = Passwords::load(file.clone()).unwrap();
         let is_user = async |user: &str, password: &str| {
             let verified = passwords.verify(&header(user, password)).await;
-            verified.as_deref() == Some(user)
+            verified.is_some_and(|verified| verified.name == user)
         };
         for _ in 0..2 {
             assert!(is_user("ann", "secret:1").await);
@@ -180,6 +216,18 @@ mod tests {
                 .contains("line 1: not a bcrypt hash")
         );
         assert!(is_user("ann", "secret:1").await, "as before");
+        fs::write(&file, format!("*:{hash}")).unwrap();
+        let error = passwords.reload().unwrap_err();
+        assert!(
+            error.contains("line 1: \"*\" cannot be a user's name"),
+            "{error}"
+        );
+        let ann = passwords.verify(&header("ann", "secret:1")).await.unwrap();
+        assert!(passwords.is_current(&ann));
+        let other = bcrypt::hash("secret:2", 4).unwrap();
+        fs::write(&file, format!("ann:{other}")).unwrap();
+        passwords.reload().unwrap();
+        assert!(passwords.has("ann") && !passwords.is_current(&ann));
         fs::write(&file, "").unwrap();
         passwords.reload().unwrap();
         assert!(!is_user("ann", "secret:1").await);

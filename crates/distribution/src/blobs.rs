@@ -13,10 +13,19 @@ fn unknown(digest: &Digest) -> Error {
     Kind::BlobUnknown.error(format!("blob {digest} is not in the repository"))
 }
 
+/// Returns the error of a blob whose content was damaged.
+fn lost(digest: &Digest) -> Error {
+    let text = format!("blob {digest} was damaged on the registry's disk; push it again");
+    Kind::BlobUnknown.error(text)
+}
+
 impl Registry {
     pub(crate) fn blob_size(&self, repository: &Repository, digest: &Digest) -> Result<u64> {
         let size = self.size(repository, Links::Blobs, digest);
-        size.ok_or_else(|| unknown(digest))
+        size.ok_or_else(|| match self.has_link(repository, Links::Blobs, digest) {
+            true => lost(digest),
+            false => unknown(digest),
+        })
     }
 
     /// Returns the size of a blob that the client may be about to refer to in a manifest: it is kept

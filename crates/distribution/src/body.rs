@@ -1,7 +1,8 @@
 //! Bodies of requests, received with limits of size and time, and of responses.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom, Write as _};
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,13 +11,18 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Body as _, Frame, Incoming};
 use tokio::time::{Instant, timeout, timeout_at};
+use whelk_image::Digest;
+use whelk_image::digest::Hashing;
+use whelk_sys::fs;
 
 use crate::error::{Error, Kind, Result};
 
 pub(crate) type Outgoing = UnsyncBoxBody<Bytes, io::Error>;
 
 /// Number of bytes that are read or written at a time.
-const PIECE: usize = 256 << 10;
+pub(crate) const PIECE: usize = 256 << 10;
+/// Maximum size of a body that is held in memory while it is sent.
+const MAX_IN_MEMORY: usize = 64 << 10;
 
 /// How slow a client may be.
 #[derive(Clone, Copy, Debug)]
@@ -124,7 +130,7 @@ impl Received {
 
 impl Drop for Received {
     fn drop(&mut self) {
-        const MOST: usize = 64 << 20;
+        const MAX_DRAINED: usize = 64 << 20;
         let awaits_request = self.awaits_request;
         let Some(mut body) = self
             .body
@@ -136,7 +142,7 @@ impl Drop for Received {
         tokio::spawn(timeout(self.pace.period, async move {
             let mut length = 0;
             while let Some(Ok(frame)) = body.frame().await
-                && length < MOST
+                && length < MAX_DRAINED
             {
                 length += frame.data_ref().map_or(0, Bytes::len);
             }
@@ -148,6 +154,65 @@ pub(crate) fn full(content: impl Into<Bytes>) -> Outgoing {
     Full::new(content.into())
         .map_err(|never| match never {})
         .boxed_unsync()
+}
+
+/// Returns a body whose content waits in a file of `directory` without a name if it is large: a client
+/// may take long to read it.
+///
+/// # Errors
+/// Returns an error if the file cannot be written. Blocking.
+pub(crate) fn spooled(directory: &Path, content: Vec<u8>) -> Result<Outgoing> {
+    if content.len() <= MAX_IN_MEMORY {
+        return Ok(full(content));
+    }
+    let path = directory.join(crate::names::random());
+    let write = |mut file: File| {
+        file.write_all(&content).map_err(fs::at("write", &path))?;
+        fs::open(&path)
+    };
+    let opened = fs::create(&path, 0o600).and_then(write);
+    fs::remove_if_exists(&path)?;
+    Ok(file(opened?, 0, content.len() as u64))
+}
+
+/// Returns a body of all `size` bytes of a blob's file. The end is sent only if the content has the digest;
+/// if not, `damaged` is called with the file, and the response is aborted.
+pub(crate) fn verified(
+    file: File,
+    size: u64,
+    digest: Digest,
+    damaged: impl FnOnce(&File) + Send + 'static,
+) -> Outgoing {
+    let begin = (Hashing::with(digest.algorithm(), file), digest, damaged);
+    let pieces = stream::try_unfold((Some(begin), size), async |(begin, left)| {
+        let Some((mut file, digest, damaged)) = begin else {
+            return Ok(None);
+        };
+        let length = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
+        let rest = left - length as u64;
+        let read = tokio::task::spawn_blocking(move || {
+            let mut piece = vec![0; length];
+            let read = file.read_exact(&mut piece);
+            // A file that has become shorter is damaged too.
+            let is_short =
+                matches!(&read, Err(error) if error.kind() == io::ErrorKind::UnexpectedEof);
+            if !is_short {
+                read?;
+                if rest > 0 {
+                    return Ok((piece, Some((file, digest, damaged))));
+                }
+            }
+            let (actual, _, file) = file.finish();
+            if is_short || actual != digest {
+                damaged(&file);
+                return Err(io::Error::other(format!("blob {digest} is damaged")));
+            }
+            Ok((piece, None))
+        });
+        let (piece, begin) = read.await.map_err(io::Error::other)??;
+        Ok(Some((Frame::data(Bytes::from(piece)), (begin, rest))))
+    });
+    StreamBody::new(pieces).boxed_unsync()
 }
 
 /// Returns a body of `length` bytes of a file, from `first`. An error, such as a file that has become

@@ -18,6 +18,8 @@ pub(crate) enum Kind {
     /// Upstream has sent something that is not valid.
     BadUpstream,
     BlobUnknown,
+    /// Content does not have its digest any more.
+    Damaged,
     /// The user may not do this.
     Denied,
     DigestInvalid,
@@ -33,7 +35,7 @@ pub(crate) enum Kind {
     /// The resource or method does not exist.
     NotFound,
     TooLarge,
-    /// Upstream has had too many requests.
+    /// Upstream, or this registry, has had too many requests.
     TooManyRequests,
     TooSlow,
     Unauthorized,
@@ -50,6 +52,11 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
+    /// Returns whether the same request may succeed a while later.
+    pub(crate) fn is_temporary(self) -> bool {
+        matches!(self, Self::Unavailable | Self::TooManyRequests)
+    }
+
     /// Returns the status, and the code as in the specification's table.
     pub(crate) fn code(self) -> (StatusCode, &'static str) {
         match self {
@@ -76,7 +83,7 @@ impl Kind {
             Self::UploadInvalid => (StatusCode::BAD_REQUEST, "BLOB_UPLOAD_INVALID"),
             Self::UploadOutOfOrder => (StatusCode::RANGE_NOT_SATISFIABLE, "BLOB_UPLOAD_INVALID"),
             Self::UploadUnknown => (StatusCode::NOT_FOUND, "BLOB_UPLOAD_UNKNOWN"),
-            Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "UNKNOWN"),
+            Self::Internal | Self::Damaged => (StatusCode::INTERNAL_SERVER_ERROR, "UNKNOWN"),
         }
     }
 
@@ -91,7 +98,7 @@ impl Kind {
 impl Error {
     /// Returns whether upstream may answer the same request at another time.
     pub(crate) fn is_outage(&self) -> bool {
-        matches!(self.kind, Kind::Unavailable | Kind::TooManyRequests)
+        self.kind.is_temporary()
     }
 }
 

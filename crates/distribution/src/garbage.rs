@@ -41,8 +41,22 @@ impl Default for Schedule {
     }
 }
 
+/// A link of a repository, and when it was last asked for.
+type Link = (Repository, Links, Digest, SystemTime);
+
+/// Content of a cache.
+struct Object {
+    digest: Digest,
+    /// When it was last asked for, or when the last of it arrived.
+    time: SystemTime,
+    /// In bytes.
+    size: u64,
+    /// The beginning of a blob.
+    is_partial: bool,
+}
+
 impl Registry {
-    /// Removes what is older than `age` and of no use. What cannot be read is kept, with all that it
+    /// Removes what is older than `age` and not needed by any image. What cannot be read is kept, with all that it
     /// may refer to.
     pub(crate) fn collect_garbage(&self, age: Duration) -> Result<()> {
         let mut used = Used::default();
@@ -75,46 +89,45 @@ impl Registry {
         self.collection.notify_one();
     }
 
-    /// Removes the links of a cache that are too many, and then what no link names.
+    /// Removes expired and excess links of a cache, and then what no link names.
     pub(crate) fn collect_cache(&self, keep: Keep, age: Duration) -> Result<()> {
         let expired = self.expire(keep);
         self.collect_garbage(age).and(expired)
     }
 
-    /// Removes links by age and size. What fails does not keep the rest from being removed.
+    /// Removes links by age and size, and what has arrived of blobs that nobody asks for. What fails does
+    /// not keep the rest from being removed.
     fn expire(&self, keep: Keep) -> Result<()> {
         let mut outcome = Ok(());
-        let mut links = Vec::new();
-        // When each blob or manifest was last asked for, and its size.
-        let mut content: BTreeMap<Digest, (SystemTime, u64)> = BTreeMap::new();
-        for repository in self.all()? {
-            for kind in [Links::Blobs, Links::Manifests] {
-                let digests = self.digests(&repository, kind).unwrap_or_else(|error| {
-                    let first = std::mem::replace(&mut outcome, Ok(()));
-                    outcome = first.and(Err(error));
-                    Vec::new()
-                });
-                for digest in digests {
-                    let link = self.directory(&repository, kind).join(digest.hex());
-                    let Some(time) = changed(&link) else { continue };
-                    let size = self.size(&repository, kind, &digest).unwrap_or(0);
-                    let last = content.entry(digest.clone()).or_insert((time, size));
-                    last.0 = last.0.max(time);
-                    links.push((repository.clone(), kind, digest, time));
-                }
-            }
-        }
-        let mut total: u64 = content.values().map(|(_, size)| size).sum();
-        let mut by_age: Vec<_> = content.into_iter().collect();
-        by_age.sort_by_key(|(_, (time, _))| *time);
+        let (mut links, mut objects) = self.objects(&mut outcome)?;
+        objects.sort_by_key(|object| object.time);
+        let mut total: u64 = objects.iter().map(|object| object.size).sum();
         let is_old = |time: SystemTime| time.elapsed().is_ok_and(|age| age >= keep.time);
         let mut gone = BTreeSet::new();
-        for (digest, (time, size)) in by_age {
+        for Object {
+            digest,
+            time,
+            size,
+            is_partial,
+        } in objects
+        {
             if !is_old(time) && keep.size.is_none_or(|most| total <= most) {
                 break;
             }
-            total -= size;
-            gone.insert(digest);
+            if !is_partial {
+                total -= size;
+                gone.insert(digest);
+                continue;
+            }
+            match self.store.content.trash_partial(&digest) {
+                Ok(Some(trashed)) => {
+                    total -= size;
+                    self.store.staging.dispose([trashed]);
+                }
+                // It is being written.
+                Ok(None) => {}
+                Err(error) => outcome = outcome.and(Err(error.into())),
+            }
         }
         links.retain(|(_, _, digest, time)| gone.contains(digest) || is_old(*time));
         for (repository, kind, digest, time) in links {
@@ -137,6 +150,42 @@ impl Registry {
         outcome
     }
 
+    /// Returns the links of all repositories, with the time of the last request, and the content that
+    /// they and unfinished downloads hold. `outcome` gets the first error of a repository.
+    fn objects(&self, outcome: &mut Result<()>) -> Result<(Vec<Link>, Vec<Object>)> {
+        let mut links = Vec::new();
+        let mut content: BTreeMap<Digest, Object> = BTreeMap::new();
+        for repository in self.all()? {
+            for kind in [Links::Blobs, Links::Manifests] {
+                let digests = self.digests(&repository, kind).unwrap_or_else(|error| {
+                    let first = std::mem::replace(outcome, Ok(()));
+                    *outcome = first.and(Err(error));
+                    Vec::new()
+                });
+                for digest in digests {
+                    let link = self.directory(&repository, kind).join(digest.hex());
+                    let Some(time) = changed(&link) else { continue };
+                    let object = content.entry(digest.clone()).or_insert_with(|| Object {
+                        digest: digest.clone(),
+                        time,
+                        size: self.size(&repository, kind, &digest).unwrap_or(0),
+                        is_partial: false,
+                    });
+                    object.time = object.time.max(time);
+                    links.push((repository.clone(), kind, digest, time));
+                }
+            }
+        }
+        let partials = self.store.content.partials()?.into_iter();
+        let partials = partials.map(|partial| Object {
+            digest: partial.digest,
+            time: partial.changed,
+            size: partial.size,
+            is_partial: true,
+        });
+        Ok((links, content.into_values().chain(partials).collect()))
+    }
+
     /// Returns all content. As long as that fails, nothing may be removed.
     fn all_content(&self) -> Vec<Digest> {
         loop {
@@ -157,7 +206,7 @@ impl Registry {
         Ok(())
     }
 
-    /// Removes the links of a repository that are of no use.
+    /// Removes abandoned uploads of a repository, and its links to blobs that no manifest names.
     fn sweep(&self, repository: &Repository, age: Duration) -> Result<()> {
         let _lock = self.lock(repository);
         let uploads = self.directory(repository, Links::Uploads);

@@ -3,6 +3,7 @@
 //! ```text
 //! <root>/blobs/…, tmp/, trash/    the content of blobs and manifests (`whelk_image::Store`)
 //!       /cache                                         of a cache: its upstream's URL
+//!       /damaged/<digits>                              blobs whose content has changed
 //!       /repositories/NAME/_blobs/<digits>             empty: the repository has this blob
 //!                         /_manifests/<digits>         a manifest's media type
 //!                         /_tags/<tag>                 a manifest's digest
@@ -21,6 +22,7 @@ mod auth;
 mod blobs;
 mod blocking;
 mod body;
+mod damage;
 mod error;
 mod garbage;
 mod manifests;

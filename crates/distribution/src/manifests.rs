@@ -1,12 +1,14 @@
 //! Manifests of repositories, their tags, and what refers to them.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 
 use serde::{Deserialize, Serialize};
 use whelk_image::descriptor::{DOCKER_MANIFEST, DOCKER_MANIFEST_LIST, INDEX, MANIFEST};
 use whelk_image::{Algorithm, Digest};
 use whelk_sys::fs;
 
+use crate::damage::is_intact;
 use crate::error::{Error, Kind, Result};
 use crate::names::{Repository, Version, digest as parse_digest};
 use crate::records::{Links, Registry, read, remove};
@@ -59,7 +61,17 @@ pub(crate) struct Referrer {
     annotations: Option<BTreeMap<String, String>>,
 }
 
-/// A manifest that a client gets.
+/// A manifest or an index that a repository has.
+#[derive(Debug)]
+pub(crate) struct FoundManifest {
+    pub digest: Digest,
+    pub media_type: String,
+    /// In bytes.
+    pub size: u64,
+    pub file: File,
+}
+
+/// A manifest or an index with its content.
 #[derive(Debug)]
 pub(crate) struct Stored {
     pub digest: Digest,
@@ -135,7 +147,7 @@ impl Document {
 impl Registry {
     /// Stores a manifest under a digest of it, or under a tag and its SHA-256 digest. Returns its digest
     /// and that of its subject.
-    pub(crate) fn put_manifest(
+    pub(crate) fn push_manifest(
         &self,
         repository: &Repository,
         version: &Version,
@@ -160,26 +172,41 @@ impl Registry {
         let subject = document.subject.as_ref();
         let subject = subject.map(|subject| subject.digest.clone());
         let digest =
-            self.store_manifest(repository, tag, algorithm, media_type, document, content)?;
+            self.write_manifest(repository, tag, algorithm, media_type, document, content)?;
         Ok((digest, subject))
     }
 
-    /// Stores a manifest of another registry, also under a tag. What it refers to may be missing.
-    pub(crate) fn keep_manifest(
+    /// Stores a manifest of upstream, also under a tag. What it refers to may be missing. Returns its
+    /// digest.
+    pub(crate) fn cache_manifest(
         &self,
         repository: &Repository,
         tag: Option<&str>,
         manifest: Stored,
-    ) -> Result<Stored> {
+    ) -> Result<Digest> {
         let (media_type, content) = (&manifest.media_type, &manifest.content);
         let document = Document::parse(media_type, content)?;
         let _lock = self.lock(repository);
         let algorithm = manifest.digest.algorithm();
-        self.store_manifest(repository, tag, algorithm, media_type, document, content)?;
-        Ok(manifest)
+        self.write_manifest(repository, tag, algorithm, media_type, document, content)
     }
 
-    /// Notes that a manifest was asked for.
+    /// Lets a tag name a manifest that the repository has.
+    pub(crate) fn tag_manifest(
+        &self,
+        repository: &Repository,
+        tag: &str,
+        digest: &Digest,
+    ) -> Result<()> {
+        let _lock = self.lock(repository);
+        if !self.has_link(repository, Links::Manifests, digest) {
+            return Err(unknown());
+        }
+        let path = self.directory(repository, Links::Tags).join(tag);
+        self.write(&path, digest.as_str().as_bytes())
+    }
+
+    /// Updates a manifest's access time.
     pub(crate) fn touch_manifest(&self, repository: &Repository, digest: &Digest) -> Result<()> {
         let _lock = self.lock(repository);
         match self.touch(repository, Links::Manifests, digest) {
@@ -190,7 +217,7 @@ impl Registry {
     }
 
     /// Stores a manifest and its links, in a repository that is locked.
-    fn store_manifest(
+    fn write_manifest(
         &self,
         repository: &Repository,
         tag: Option<&str>,
@@ -264,6 +291,45 @@ impl Registry {
         }
     }
 
+    /// Finds a manifest, without reading it.
+    pub(crate) fn find_manifest(
+        &self,
+        repository: &Repository,
+        version: &Version,
+    ) -> Result<FoundManifest> {
+        let digest = self.resolve(repository, version)?;
+        let directory = self.directory(repository, Links::Manifests);
+        let media_type = read(&directory.join(digest.hex()))?.ok_or_else(unknown)?;
+        let path = self.store.content.path(&digest);
+        let file = fs::open(&path)?;
+        Ok(FoundManifest {
+            size: file.metadata().map_err(fs::at("stat", &path))?.len(),
+            digest,
+            media_type,
+            file,
+        })
+    }
+
+    /// Finds a manifest and verifies its content.
+    ///
+    /// # Errors
+    /// Returns [`Kind::Damaged`] if the content does not have the digest.
+    pub(crate) fn open_manifest(
+        &self,
+        repository: &Repository,
+        version: &Version,
+    ) -> Result<FoundManifest> {
+        let found = self.find_manifest(repository, version)?;
+        match is_intact(&found.digest, &found.file)? {
+            true => Ok(found),
+            false => {
+                let text = format!("manifest {} is damaged; push it again", found.digest);
+                Err(Kind::Damaged.error(text))
+            }
+        }
+    }
+
+    /// Reads a manifest.
     pub(crate) fn get_manifest(
         &self,
         repository: &Repository,
@@ -316,6 +382,12 @@ impl Registry {
                 .join(digest.hex()),
         )?;
         Ok(())
+    }
+
+    /// Returns whether there is a manifest whose subject is `subject`.
+    pub(crate) fn has_referrers(&self, repository: &Repository, subject: &Digest) -> bool {
+        let directory = self.directory(repository, Links::Referrers);
+        Self::list(&directory.join(subject.hex())).is_ok_and(|names| !names.is_empty())
     }
 
     /// Returns the descriptors of manifests whose subject is `subject`, and whose digest follows

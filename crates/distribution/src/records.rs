@@ -22,6 +22,8 @@ pub struct Registry {
     pub(crate) uploads: Uploads,
     /// Notified when garbage is to be collected at once.
     pub(crate) collection: Notify,
+    /// What it has can be fetched again.
+    pub(crate) is_cache: bool,
     root: PathBuf,
     /// Held, each for some of the repositories, while their links change or must not change.
     locks: [Mutex<()>; 64],
@@ -81,6 +83,7 @@ impl Registry {
             store: Store::open(root).map_err(|error| text(&error))?,
             uploads: Uploads::default(),
             collection: Notify::new(),
+            is_cache: upstream.is_some(),
             root: root.to_owned(),
             locks: std::array::from_fn(|_| Mutex::default()),
             _lock: lock,
@@ -108,6 +111,21 @@ impl Registry {
         repository.join(links.directory())
     }
 
+    /// The directory for files that do not outlive the process.
+    pub(crate) fn temporary(&self) -> PathBuf {
+        self.root.join("tmp")
+    }
+
+    /// The directory for damaged blobs, which an administrator may look at.
+    pub(crate) fn damaged(&self) -> PathBuf {
+        self.root.join("damaged")
+    }
+
+    /// Returns whether a repository had a blob or manifest when its link was made.
+    pub(crate) fn has_link(&self, repository: &Repository, links: Links, digest: &Digest) -> bool {
+        fs::exists(self.directory(repository, links).join(digest.hex()))
+    }
+
     /// Returns whether a manifest was ever pushed to the repository.
     pub(crate) fn is_known(&self, repository: &Repository) -> bool {
         fs::exists(self.directory(repository, Links::Manifests))
@@ -120,7 +138,7 @@ impl Registry {
         links: Links,
         digest: &Digest,
     ) -> Option<u64> {
-        if !fs::exists(self.directory(repository, links).join(digest.hex())) {
+        if !self.has_link(repository, links, digest) {
             return None;
         }
         Some(fs::metadata(self.store.content.path(digest)).ok()?.len())
@@ -136,7 +154,7 @@ impl Registry {
         )
     }
 
-    /// Notes that what a link is for was asked for now.
+    /// Updates the access time of what a link is for.
     pub(crate) fn touch(
         &self,
         repository: &Repository,
@@ -154,7 +172,7 @@ impl Registry {
     pub(crate) fn write(&self, path: &Path, content: &[u8]) -> Result<()> {
         let directory = path.parent().unwrap_or(path);
         create_directories(directory)?;
-        let staged = self.root.join("tmp").join(names::random());
+        let staged = self.temporary().join(names::random());
         let mut file = fs::create(&staged, 0o600)?;
         file.write_all(content)
             .and_then(|()| file.sync_data())

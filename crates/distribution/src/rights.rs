@@ -8,6 +8,7 @@
 //! anonymous  pull              public/*      clients without a password
 //! ```
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -15,13 +16,14 @@ use std::sync::{Arc, Mutex};
 use whelk_sys::fs;
 use whelk_sys::sync::IgnorePoison as _;
 
+use crate::auth::Passwords;
 use crate::names::Repository;
 
 const MAX_FILE: u64 = 1 << 20;
-/// The name of whoever has no password.
-const ANONYMOUS: &str = "anonymous";
+/// The name of clients without a password.
+pub(crate) const ANONYMOUS: &str = "anonymous";
 /// Every user, and every repository.
-const EVERY: &str = "*";
+pub(crate) const EVERY: &str = "*";
 
 /// What a request does in a repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,6 +120,16 @@ impl Rights {
             *self.rules.lock().ignore_poison() = read(file)?.into();
         }
         Ok(())
+    }
+
+    /// Returns the users that have rules but no password: most likely their names are misspelled.
+    pub fn unknown_users(&self, passwords: &Passwords) -> Vec<String> {
+        let rules = self.rules();
+        let users = rules.iter().filter_map(|rule| match &rule.who {
+            Who::User(user) if !passwords.has(user) => Some(user.clone()),
+            _ => None,
+        });
+        users.collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     fn rules(&self) -> Arc<Vec<Rule>> {

@@ -19,7 +19,7 @@ use crate::body::Pace;
 use crate::garbage::{Keep, Schedule};
 use crate::records::Registry;
 use crate::rights::Rights;
-use crate::routes::{Server, respond};
+use crate::routes::{MAX_LISTS, MAX_MANIFESTS, Server, respond};
 use crate::tls::Tls;
 use crate::tokens::Tokens;
 use crate::upstream::Upstream;
@@ -59,7 +59,8 @@ pub async fn serve(registry: Arc<Registry>, listener: TcpListener, settings: Set
         is_tls: settings.tls.is_some(),
         upstream: upstream.map(|(upstream, _)| upstream.clone()),
         pace: Pace::default(),
-        manifests: Semaphore::new(crate::routes::MAX_MANIFESTS),
+        manifests: Semaphore::new(MAX_MANIFESTS),
+        lists: Semaphore::new(MAX_LISTS),
     };
     tokio::select! {
         () = accept(Arc::new(server), listener, settings.tls) => {}
@@ -93,16 +94,18 @@ async fn collect(
         if let Err(error) = collection.await {
             tracing::error!("collect garbage: {error}");
         }
-        let arrived = async {
+        let has_grown = async {
             match upstream.as_ref().zip(most) {
-                Some(((upstream, _), most)) => upstream.downloads.arrived((most / 16).max(1)).await,
+                Some(((upstream, _), most)) => {
+                    upstream.downloads.wait_for_growth((most / 16).max(1)).await
+                }
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
             () = tokio::time::sleep(schedule.every) => {}
             () = registry.collection.notified() => {}
-            () = arrived => {}
+            () = has_grown => {}
         }
     }
 }

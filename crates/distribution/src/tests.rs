@@ -5,6 +5,9 @@
     reason = "a panic with its place is all the error handling that a test needs"
 )]
 
+mod access;
+mod damage;
+mod downloads;
 mod upstream;
 
 use std::net::SocketAddr;
@@ -21,8 +24,10 @@ use whelk_image::descriptor::{INDEX, MANIFEST};
 use whelk_image::{Algorithm, Digest};
 
 use crate::Registry;
+use crate::auth::Passwords;
 use crate::body::Pace;
-use crate::routes::{MAX_MANIFESTS, Server};
+use crate::rights::Rights;
+use crate::routes::{MAX_LISTS, MAX_MANIFESTS, Server};
 use crate::tokens::Tokens;
 use crate::upstream::Upstream;
 
@@ -34,18 +39,23 @@ struct Served {
     server: JoinHandle<()>,
 }
 
+/// How a registry is served.
+#[derive(Default)]
+struct Options {
+    pace: Pace,
+    upstream: Option<Arc<Upstream>>,
+    passwords: Option<Arc<Passwords>>,
+    rights: Option<Arc<Rights>>,
+}
+
 impl Served {
     async fn new() -> Self {
-        Self::with_pace(Pace::default()).await
+        Self::with(Options::default()).await
     }
 
-    async fn with_pace(pace: Pace) -> Self {
-        Self::with(pace, None).await
-    }
-
-    async fn with(pace: Pace, upstream: Option<Arc<Upstream>>) -> Self {
+    async fn with(options: Options) -> Self {
         let root = std::env::temp_dir().join(format!("whelk-registry-{}", crate::names::random()));
-        let (address, registry, server) = serve(&root, pace, upstream).await;
+        let (address, registry, server) = serve(&root, options).await;
         Self {
             root,
             address,
@@ -60,7 +70,7 @@ impl Served {
         let _ = (&mut self.server).await;
         self.registry = None;
         (self.address, self.registry, self.server) = {
-            let (address, registry, server) = serve(&self.root, Pace::default(), None).await;
+            let (address, registry, server) = serve(&self.root, Options::default()).await;
             (address, Some(registry), server)
         };
     }
@@ -146,14 +156,10 @@ impl Drop for Served {
     }
 }
 
-async fn serve(
-    root: &Path,
-    pace: Pace,
-    upstream: Option<Arc<Upstream>>,
-) -> (SocketAddr, Arc<Registry>, JoinHandle<()>) {
+async fn serve(root: &Path, options: Options) -> (SocketAddr, Arc<Registry>, JoinHandle<()>) {
     // Connections of a server that has just ended may hold the directory for a moment.
     let registry = loop {
-        let url = upstream.as_ref().map(|upstream| upstream.url());
+        let url = options.upstream.as_ref().map(|upstream| upstream.url());
         match Registry::open(root, url) {
             Ok(registry) => break registry,
             Err(error) => assert!(error.contains("in use"), "{error}"),
@@ -162,13 +168,14 @@ async fn serve(
     };
     let server = Server {
         registry: registry.clone(),
-        passwords: None,
-        rights: None,
+        passwords: options.passwords,
+        rights: options.rights,
         tokens: Tokens::default(),
         is_tls: false,
-        upstream,
-        pace,
+        upstream: options.upstream,
+        pace: options.pace,
         manifests: Semaphore::new(MAX_MANIFESTS),
+        lists: Semaphore::new(MAX_LISTS),
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -792,7 +799,11 @@ async fn hostile_requests_are_refused() {
 #[tokio::test]
 async fn slow_clients_are_not_waited_for() {
     let period = Duration::from_millis(300);
-    let served = Served::with_pace(Pace { period }).await;
+    let served = Served::with(Options {
+        pace: Pace { period },
+        ..Options::default()
+    })
+    .await;
     let place = served.begin("a").await;
     for path in [place.as_str(), "/v2/a/manifests/1"] {
         let method = if path == place { "PATCH" } else { "PUT" };
@@ -808,7 +819,7 @@ async fn slow_clients_are_not_waited_for() {
 }
 
 #[tokio::test]
-async fn what_is_of_no_use_is_collected() {
+async fn what_no_image_needs_is_collected() {
     let served = Served::new().await;
     let image = served.image("a", "1", json!({})).await;
     served.blob("a", b"of no manifest").await;

@@ -94,6 +94,9 @@ impl Repository {
             time: asked.unwrap_or_else(|| backoff(attempts.failures)),
             is_asked: asked.is_some(),
         };
+        if wait.time > self.client.settings.max_wait {
+            return Err(error);
+        }
         if wait.is_asked {
             let seconds = wait.time.as_secs();
             tracing::info!("registry: {error}: waiting {seconds} s as the registry asked");

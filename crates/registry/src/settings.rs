@@ -4,9 +4,12 @@ use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use hyper_util::client::proxy::matcher::Matcher;
 use ipnet::IpNet;
+
+use crate::attempts::MAX_WAIT;
 
 /// The settings of a [`Client`](crate::Client).
 #[derive(Clone, Debug)]
@@ -25,6 +28,8 @@ pub struct Settings {
     pub user_agent: String,
     /// Number of consecutive failures after which a transfer fails.
     pub attempts: u32,
+    /// Maximum wait before another attempt. If a registry asks for a longer one, the transfer fails.
+    pub max_wait: Duration,
 }
 
 impl Default for Settings {
@@ -36,6 +41,7 @@ impl Default for Settings {
             proxies: Proxies::default(),
             user_agent: "whelk".into(),
             attempts: 5,
+            max_wait: MAX_WAIT,
         }
     }
 }

@@ -146,6 +146,7 @@ async fn serve(settings: Box<Serve>) -> anyhow::Result<()> {
         .map_err(|error| anyhow!("--access {error}"))?
         .or_else(|| settings.anonymous_pull.then(Rights::anonymous_pull))
         .map(Arc::new);
+    warn_of_unknown_users(passwords.as_deref(), rights.as_deref());
     let keep = Keep {
         time: settings.proxy_keep,
         size: settings.proxy_size,
@@ -186,6 +187,7 @@ async fn serve(settings: Box<Serve>) -> anyhow::Result<()> {
                 Some(Err(error)) => tracing::error!("reload {name}: {error}"),
             }
         }
+        warn_of_unknown_users(passwords.as_deref(), rights.as_deref());
     })?;
     tracing::info!("listening at {}", listener.local_addr()?);
     systemd::notify_ready();
@@ -203,6 +205,16 @@ async fn serve(settings: Box<Serve>) -> anyhow::Result<()> {
         () = stop => tracing::info!("stopping"),
     }
     Ok(())
+}
+
+/// Rights without a user are no error, so that users can be removed from one file alone.
+fn warn_of_unknown_users(passwords: Option<&Passwords>, rights: Option<&Rights>) {
+    let users = passwords
+        .zip(rights)
+        .map(|(passwords, rights)| rights.unknown_users(passwords));
+    for user in users.unwrap_or_default() {
+        tracing::warn!("--access: {user:?} is not a user of --htpasswd");
+    }
 }
 
 /// Collects garbage at each SIGUSR1.

@@ -11,7 +11,7 @@ use super::{Answer, Server, unsupported};
 use crate::error::{Error, Kind, Result};
 use crate::names::Repository;
 use crate::rights::{Action, Identity};
-use crate::tokens::VALIDITY;
+use crate::tokens::{Holder, VALIDITY};
 
 /// What a request may do.
 #[derive(Clone, Debug)]
@@ -69,13 +69,20 @@ impl Server {
             (Some(_), None) => (self.has_anonymous() && !is_ping).then_some(Identity::Anonymous),
             (Some(passwords), Some(header)) => match header.split_once(' ') {
                 Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => {
-                    let identity = self.tokens.identity(token.trim());
-                    identity.filter(|identity| match identity {
-                        Identity::User(user) => passwords.has(user),
-                        _ => self.has_anonymous(),
-                    })
+                    match self.tokens.holder(token.trim()) {
+                        Some(Holder::User(user)) if passwords.is_current(&user) => {
+                            Some(Identity::User(user.name))
+                        }
+                        Some(Holder::Anonymous) if self.has_anonymous() => {
+                            Some(Identity::Anonymous)
+                        }
+                        _ => None,
+                    }
                 }
-                _ => passwords.verify(header).await.map(Identity::User),
+                _ => {
+                    let user = passwords.verify(header).await;
+                    user.map(|user| Identity::User(user.name))
+                }
             },
         };
         let needed = || Kind::Unauthorized.error("user name and password required");

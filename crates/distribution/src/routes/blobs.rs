@@ -1,16 +1,18 @@
 //! `/v2/NAME/blobs/DIGEST`: blobs, whole or in ranges.
 
+use std::fs::File;
+
 use hyper::header::{self, HeaderValue};
 use hyper::{Method, Response, StatusCode};
 use whelk_image::Digest;
 
-use super::answers::{answer, empty, failed, named};
+use super::answers::{answer, empty, error_response, named};
 use super::{Answer, Call, unsupported};
 use crate::blocking::blocking;
-use crate::body;
+use crate::body::{self, Outgoing};
 use crate::error::Kind;
 use crate::names::Repository;
-use crate::upstream::Fetched;
+use crate::upstream::Source;
 
 impl Call {
     pub(super) async fn blob(self, repository: Repository, digest: Digest) -> Answer {
@@ -32,32 +34,22 @@ impl Call {
                 answer(builder, body::full(""))
             }
             Method::GET => {
-                let found = match &self.upstream {
-                    Some(upstream) => upstream.blob(&registry, &repository, &wanted).await?,
+                let (size, source) = match &self.upstream {
+                    Some(upstream) => upstream.find_blob(&registry, &repository, &wanted).await?,
                     None => {
-                        let open = move || registry.open_blob(&repository, &wanted);
+                        let (own, name) = (registry.clone(), repository.clone());
+                        let open = move || own.open_blob(&name, &wanted);
                         let (file, size) = blocking(open).await?;
-                        Fetched::Stored(file, size)
+                        (size, Source::Stored(file))
                     }
-                };
-                let size = match &found {
-                    Fetched::Stored(_, size) => *size,
-                    Fetched::Arriving(download) => download.size,
                 };
                 let range = self
                     .header(header::RANGE)
                     .and_then(|range| parse_range(range, size));
                 let (builder, first, length) = match range {
                     None => (builder(StatusCode::OK), 0, size),
-                    Some(None) => {
-                        let error = Kind::RangeNotSatisfiable.error("the blob has no such part");
-                        let mut response = failed(&error);
-                        let range = HeaderValue::from_str(&format!("bytes */{size}"));
-                        response
-                            .headers_mut()
-                            .extend(range.map(|range| (header::CONTENT_RANGE, range)));
-                        return Ok(response);
-                    }
+                    // Nothing is downloaded for a range that does not exist.
+                    Some(None) => return Ok(no_such_range(size)),
                     Some(Some((first, last))) => {
                         let range = format!("bytes {first}-{last}/{size}");
                         let builder = builder(StatusCode::PARTIAL_CONTENT);
@@ -69,9 +61,18 @@ impl Call {
                     }
                 };
                 let builder = builder.header(header::CONTENT_LENGTH, length);
-                let body = match found {
-                    Fetched::Stored(file, _) => body::file(file, first, length),
-                    Fetched::Arriving(download) => download.body(first, length),
+                let body = match source {
+                    Source::Stored(file) if length == size => {
+                        let damaged = digest.clone();
+                        let set_aside = move |file: &File| registry.set_aside(&damaged, file);
+                        body::verified(file, size, digest.clone(), set_aside)
+                    }
+                    Source::Stored(file) => body::file(file, first, length),
+                    Source::Upstream(downloads, remote) => {
+                        let download =
+                            downloads.join(&registry, &repository, &digest, size, &remote);
+                        download.await?.body(first, length)
+                    }
                 };
                 answer(builder, body)
             }
@@ -82,6 +83,17 @@ impl Call {
             _ => Err(unsupported()),
         }
     }
+}
+
+/// Returns the response to a request for a part that a blob does not have.
+fn no_such_range(size: u64) -> Response<Outgoing> {
+    let error = Kind::RangeNotSatisfiable.error("the blob has no such part");
+    let mut response = error_response(&error);
+    let range = HeaderValue::from_str(&format!("bytes */{size}"));
+    response
+        .headers_mut()
+        .extend(range.map(|range| (header::CONTENT_RANGE, range)));
+    response
 }
 
 /// Returns the first and the last byte of a range (RFC 9110, section 14.2): the inner `None` if the

@@ -4,7 +4,7 @@ use hyper::http::response::Builder;
 use hyper::{Response, header};
 use serde::Serialize;
 
-use super::answers::{json, passed_on};
+use super::answers::{JSON, encode};
 use super::{Answer, Call};
 use crate::blocking::blocking;
 use crate::error::{Kind, Result};
@@ -27,7 +27,7 @@ impl Call {
             name.is_ok_and(|name| self.permission.has(Action::Pull, &name))
         });
         let (repositories, builder) = self.page("/v2/_catalog", found)?;
-        json(builder, &Catalog { repositories })
+        self.list(builder, encode(&Catalog { repositories })?).await
     }
 
     pub(super) async fn tags(self, repository: Repository) -> Answer {
@@ -38,21 +38,18 @@ impl Call {
         }
         if let Some(upstream) = &self.upstream {
             let path = self.with_query("tags/list");
-            let listing = upstream
-                .listing(&repository, &path, Kind::NameUnknown)
-                .await;
-            match listing {
-                Err(error) if error.is_outage() => {
-                    tracing::warn!("tags of {repository} are those of the cache: {error}");
-                }
-                listing => return passed_on(listing?),
+            let (registry, name) = (self.registry.clone(), repository.clone());
+            let is_known = blocking(move || Ok(registry.is_known(&name))).await?;
+            let listing = upstream.listing(&repository, &path, Kind::NameUnknown, is_known);
+            if let Some(listing) = listing.await? {
+                return self.forward_listing(listing).await;
             }
         }
         let (registry, last, name) = (self.registry.clone(), self.last(), repository.clone());
         let found = blocking(move || registry.tags(&name, &last)).await?;
         let (tags, builder) = self.page(&format!("/v2/{repository}/tags/list"), found)?;
         let name = repository.as_str();
-        json(builder, &Tags { name, tags })
+        self.list(builder, encode(&Tags { name, tags })?).await
     }
 
     /// Returns the requested number of names, and a response with a link to the rest.
@@ -62,7 +59,7 @@ impl Call {
         let count = wanted.unwrap_or(PAGE).min(PAGE);
         let has_more = names.len() > count;
         names.truncate(count);
-        let builder = Response::builder();
+        let builder = Response::builder().header(header::CONTENT_TYPE, JSON);
         Ok(match names.last().filter(|_| has_more) {
             Some(last) => {
                 let link = format!("<{path}?n={count}&last={last}>; rel=\"next\"");

@@ -14,20 +14,28 @@ impl Call {
         let registry = self.registry.clone();
         match self.method {
             Method::GET | Method::HEAD => {
-                let manifest = match &self.upstream {
-                    Some(upstream) => upstream.manifest(&registry, &repository, &version).await,
-                    None => blocking(move || registry.get_manifest(&repository, &version)).await,
-                }?;
-                let builder = Response::builder()
-                    .header(header::CONTENT_TYPE, &manifest.media_type)
-                    .header(header::CONTENT_LENGTH, manifest.content.len());
-                let is_head = self.method == Method::HEAD;
-                let content = if is_head {
-                    Vec::new()
-                } else {
-                    manifest.content
+                let version = match &self.upstream {
+                    Some(upstream) => {
+                        let digest = upstream.manifest(&registry, &repository, &version).await?;
+                        Version::Digest(digest)
+                    }
+                    None => version,
                 };
-                answer(named(builder, &manifest.digest), body::full(content))
+                let is_head = self.method == Method::HEAD;
+                let find = move || match is_head {
+                    true => registry.find_manifest(&repository, &version),
+                    false => registry.open_manifest(&repository, &version),
+                };
+                let found = blocking(find).await?;
+                let builder = Response::builder()
+                    .header(header::CONTENT_TYPE, &found.media_type)
+                    .header(header::CONTENT_LENGTH, found.size);
+                // Not held in memory: clients may be slow, and many.
+                let body = match is_head {
+                    true => body::full(""),
+                    false => body::file(found.file, 0, found.size),
+                };
+                answer(named(builder, &found.digest), body)
             }
             Method::DELETE => {
                 blocking(move || registry.delete_manifest(&repository, &version)).await?;
@@ -37,7 +45,11 @@ impl Call {
         }
     }
 
-    pub(super) async fn put_manifest(mut self, repository: Repository, version: Version) -> Answer {
+    pub(super) async fn push_manifest(
+        mut self,
+        repository: Repository,
+        version: Version,
+    ) -> Answer {
         let media_type = self.header(header::CONTENT_TYPE).unwrap_or_default();
         let media_type = media_type
             .split(';')
@@ -49,7 +61,7 @@ impl Call {
         let location = format!("/v2/{repository}/manifests/");
         let store = move || {
             self.registry
-                .put_manifest(&repository, &version, &media_type, &content)
+                .push_manifest(&repository, &version, &media_type, &content)
         };
         let (digest, subject) = blocking(store).await?;
         let location = format!("{location}{digest}");

@@ -28,10 +28,12 @@ use crate::rights::{Action, Rights};
 use crate::tokens::Tokens;
 use crate::upstream::Upstream;
 use access::Permission;
-use answers::{failed, json};
+use answers::{error_response, json};
 
 /// Maximum number of manifests that are received in parallel, because they are held in memory.
 pub(crate) const MAX_MANIFESTS: usize = 16;
+/// Maximum number of lists that are made, or fetched from upstream, in parallel.
+pub(crate) const MAX_LISTS: usize = 16;
 
 /// What requests use.
 #[derive(Debug)]
@@ -45,6 +47,7 @@ pub(crate) struct Server {
     pub upstream: Option<Arc<Upstream>>,
     pub pace: Pace,
     pub manifests: Semaphore,
+    pub lists: Semaphore,
 }
 
 /// A decoded request.
@@ -71,10 +74,10 @@ pub(crate) async fn respond(
     let (method, path) = (head.method.clone(), head.uri.path().to_owned());
     let challenge = server.challenge(&head.headers);
     let mut response = answer(&server, head, body).await.unwrap_or_else(|error| {
-        if error.kind == Kind::Internal {
+        if matches!(error.kind, Kind::Internal | Kind::Damaged) {
             tracing::error!("{method} {path}: {error}");
         }
-        let mut response = failed(&error);
+        let mut response = error_response(&error);
         if error.kind == Kind::Unauthorized {
             let headers = response.headers_mut();
             headers.insert(header::WWW_AUTHENTICATE, challenge);
@@ -138,11 +141,20 @@ async fn route(server: &Server, call: Call, path: &str) -> Answer {
     };
     match components[..] {
         [] | [""] => call.only_get()?.version(),
-        ["_catalog"] => call.only_get()?.catalog().await,
-        [ref name @ .., "tags", "list"] => call.only_get()?.tags(repository(name)?).await,
+        ["_catalog"] => {
+            let _turn = server.lists.acquire().await;
+            call.only_get()?.catalog().await
+        }
+        [ref name @ .., "tags", "list"] => {
+            let (call, repository) = (call.only_get()?, repository(name)?);
+            let _turn = server.lists.acquire().await;
+            call.tags(repository).await
+        }
         [ref name @ .., "referrers", subject] => {
             let (repository, subject) = (repository(name)?, names::digest(subject)?);
-            call.only_get()?.referrers(repository, subject).await
+            let call = call.only_get()?;
+            let _turn = server.lists.acquire().await;
+            call.referrers(repository, subject).await
         }
         [ref name @ .., "manifests", version] => {
             let (repository, version) = (repository(name)?, Version::parse(version));
@@ -156,7 +168,7 @@ async fn route(server: &Server, call: Call, path: &str) -> Answer {
                 return call.manifest(repository, version).await;
             }
             let _turn = server.manifests.acquire().await;
-            call.put_manifest(repository, version).await
+            call.push_manifest(repository, version).await
         }
         [ref name @ .., "blobs", "uploads", ""] | [ref name @ .., "blobs", "uploads"] => {
             call.begin_upload(repository(name)?).await

@@ -8,7 +8,7 @@ use serde::Serialize;
 use whelk_image::Digest;
 use whelk_image::descriptor::{INDEX, SCHEMA_VERSION};
 
-use super::answers::{json, passed_on};
+use super::answers::encode;
 use super::{Answer, Call};
 use crate::blocking::blocking;
 use crate::error::Kind;
@@ -26,8 +26,13 @@ impl Call {
         }
         if let Some(upstream) = &self.upstream {
             let path = self.with_query(&format!("referrers/{subject}"));
-            let listing = upstream.listing(&repository, &path, Kind::ManifestUnknown);
-            return passed_on(listing.await?);
+            let (registry, name) = (self.registry.clone(), repository.clone());
+            let wanted = subject.clone();
+            let is_known = blocking(move || Ok(registry.has_referrers(&name, &wanted))).await?;
+            let listing = upstream.listing(&repository, &path, Kind::ManifestUnknown, is_known);
+            if let Some(listing) = listing.await? {
+                return self.forward_listing(listing).await;
+            }
         }
         let kind = self
             .parameter("artifactType")
@@ -40,10 +45,8 @@ impl Call {
             let kind = utf8_percent_encode(kind, NON_ALPHANUMERIC);
             let _ = write!(link, "artifactType={kind}&");
         }
-        let find = move || {
-            self.registry
-                .referrers(&repository, &subject, kind.as_deref(), &last)
-        };
+        let registry = self.registry.clone();
+        let find = move || registry.referrers(&repository, &subject, kind.as_deref(), &last);
         let (manifests, has_more) = blocking(find).await?;
         if let Some(last) = manifests.last().filter(|_| has_more) {
             let link = format!("<{link}last={}>; rel=\"next\"", last.digest.hex());
@@ -54,6 +57,6 @@ impl Call {
             media_type: INDEX,
             manifests,
         };
-        json(builder, &index)
+        self.list(builder, encode(&index)?).await
     }
 }

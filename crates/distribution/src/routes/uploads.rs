@@ -3,7 +3,7 @@
 use hyper::{Method, Response, StatusCode, header};
 use whelk_image::Digest;
 
-use super::answers::{answer, created, empty, failed};
+use super::answers::{answer, created, empty, error_response};
 use super::{Answer, Call, unsupported};
 use crate::blocking::blocking;
 use crate::body;
@@ -71,7 +71,7 @@ impl Call {
         let (upload, length) = open(upload).await?;
         if let Err(error) = self.check_order(length) {
             drop(upload);
-            let mut response = failed(&error);
+            let mut response = error_response(&error);
             let place = progress(StatusCode::ACCEPTED, &repository, &id, length)?;
             let headers = [header::LOCATION, header::RANGE];
             let headers = headers.map(|name| {

@@ -8,15 +8,15 @@ use whelk_sys::sync::IgnorePoison as _;
 
 use super::*;
 use crate::garbage::Keep;
-use crate::upstream::Upstream;
+use crate::upstream::{Downloads, Limits, Upstream};
 
 /// What happens to the responses of upstream.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Line {
+pub(super) enum Line {
     Good,
     /// Connections are closed.
     Down,
-    /// There were too many requests.
+    /// There were too many requests, and the next one is to come in a minute.
     Limited,
     /// The last byte of each response's content is another one.
     Wrong,
@@ -24,12 +24,14 @@ enum Line {
     Portal,
     /// The credentials are not valid any more.
     Denied,
+    /// Responses come in pieces of 64 KiB, with pauses.
+    Slow,
     /// Responses stop after this many bytes until the line is another one.
     Stalled(usize),
 }
 
 /// Stands between a cache and its upstream.
-struct Gate {
+pub(super) struct Gate {
     address: SocketAddr,
     line: watch::Sender<Line>,
     /// Method, path and range of the requests so far.
@@ -59,7 +61,7 @@ impl Gate {
     }
 
     /// Returns the requests since the last call.
-    fn requests(&self) -> Vec<String> {
+    pub fn requests(&self) -> Vec<String> {
         std::mem::take(&mut *self.requests.lock().ignore_poison())
     }
 }
@@ -102,8 +104,7 @@ async fn relay(
     match state {
         Line::Down => return None,
         Line::Limited => {
-            let refusal =
-                "HTTP/1.1 429 Too Many Requests\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+            let refusal = "HTTP/1.1 429 Too Many Requests\r\nretry-after: 60\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
             return client.write_all(refusal.as_bytes()).await.ok();
         }
         Line::Portal => {
@@ -134,6 +135,13 @@ async fn relay(
     {
         *last ^= 1;
     }
+    if state == Line::Slow {
+        for piece in response.chunks(64 << 10) {
+            client.write_all(piece).await.ok()?;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        return Some(());
+    }
     if let Line::Stalled(bytes) = state
         && bytes < response.len()
     {
@@ -148,21 +156,30 @@ async fn relay(
 }
 
 /// A registry, and a cache of it.
-struct Pair {
-    origin: Served,
-    gate: Gate,
-    upstream: Arc<Upstream>,
-    cache: Served,
+pub(super) struct Pair {
+    pub origin: Served,
+    pub gate: Gate,
+    pub upstream: Arc<Upstream>,
+    pub cache: Served,
 }
 
 impl Pair {
-    async fn new() -> Self {
+    pub(super) async fn new() -> Self {
+        Self::with(Limits::default()).await
+    }
+
+    pub(super) async fn with(limits: Limits) -> Self {
         let origin = Served::new().await;
         let gate = Gate::new(origin.address).await;
         let url = format!("http://{}", gate.address);
-        let upstream = Upstream::new(&url, None, Settings::default()).unwrap();
+        let mut upstream = Upstream::new(&url, None, Settings::default()).unwrap();
+        upstream.downloads = Downloads::new(limits);
         let upstream = Arc::new(upstream);
-        let cache = Served::with(Pace::default(), Some(upstream.clone())).await;
+        let options = Options {
+            upstream: Some(upstream.clone()),
+            ..Options::default()
+        };
+        let cache = Served::with(options).await;
         Self {
             origin,
             gate,
@@ -171,12 +188,12 @@ impl Pair {
         }
     }
 
-    fn line(&self, line: Line) {
+    pub fn line(&self, line: Line) {
         self.gate.line.send_replace(line);
-        self.upstream.wake();
+        self.upstream.clear_backoff();
     }
 
-    fn keep(&self, time: Duration, size: Option<u64>) {
+    pub fn keep(&self, time: Duration, size: Option<u64>) {
         let registry = self.cache.registry.as_ref().unwrap();
         let keep = Keep { time, size };
         registry
@@ -184,7 +201,7 @@ impl Pair {
             .unwrap();
     }
 
-    async fn get(&self, path: &str) -> Answer {
+    pub async fn get(&self, path: &str) -> Answer {
         self.cache.get(path).await
     }
 }
@@ -229,8 +246,13 @@ async fn what_was_pulled_once_is_served_from_the_cache() {
         let tags = pair.get("/v2/team/app/tags/list").await.json();
         assert_eq!(tags["tags"], json!(["1"]), "{line:?}");
         let other = format!("/v2/team/app/blobs/{}", Digest::of(b"{}"));
-        pair.get(&other).await.is(status, code);
-        pair.get("/v2/team/app/manifests/2").await.is(status, code);
+        for path in [&other, "/v2/team/app/manifests/2"] {
+            let begun = std::time::Instant::now();
+            let refused = pair.get(path).await;
+            refused.is(status, code);
+            assert_eq!(refused.header("retry-after"), "10");
+            assert!(begun.elapsed() < Duration::from_secs(10), "{line:?}");
+        }
     }
     // Something in between answers: the tag is as it was. Refused access is not.
     pair.line(Line::Portal);
@@ -294,6 +316,38 @@ async fn lists_are_those_of_upstream_and_nothing_can_be_changed() {
     assert_eq!(pair.get(&path).await.status, 200);
     let other = format!("/v2/b/blobs/{layer}");
     pair.get(&other).await.is(404, "BLOB_UNKNOWN");
+}
+
+#[tokio::test]
+async fn lists_of_what_the_cache_has_are_served_without_upstream() {
+    let pair = Pair::new().await;
+    let subject = pair.origin.image("a", "1", json!({})).await;
+    let signature = json!({"subject": subject, "artifactType": "text/x"});
+    let signature = pair.origin.image("a", "signature", signature).await;
+    for tag in ["1", "signature"] {
+        let path = format!("/v2/a/manifests/{tag}");
+        assert_eq!(pair.get(&path).await.status, 200);
+    }
+    let digest = subject["digest"].as_str().unwrap();
+    let referrers = format!("/v2/a/referrers/{digest}");
+    pair.line(Line::Down);
+    pair.gate.requests();
+    for round in 0..2 {
+        let found = pair.get(&referrers).await;
+        assert_eq!(found.header("content-type"), INDEX);
+        let found = found.json();
+        assert_eq!(found["manifests"][0]["digest"], signature["digest"]);
+        let tags = pair.get("/v2/a/tags/list").await.json();
+        assert_eq!(tags["tags"], json!(["1", "signature"]));
+        // Upstream is not asked again at once.
+        let asked = pair.gate.requests();
+        assert_eq!(asked.is_empty(), round == 1, "{asked:?}");
+    }
+    // What the cache knows nothing of is not an empty list.
+    let other = signature["digest"].as_str().unwrap();
+    let other = format!("/v2/a/referrers/{other}");
+    pair.get(&other).await.is(503, "UNAVAILABLE");
+    pair.get("/v2/b/tags/list").await.is(503, "UNAVAILABLE");
 }
 
 #[tokio::test]

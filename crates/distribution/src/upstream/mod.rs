@@ -3,18 +3,20 @@
 //!
 //! What has a digest cannot change, so it is served without asking upstream. What a tag names is asked
 //! for each time, with `HEAD`; if upstream does not answer, or refuses because there were too many
-//! requests, the tag names what it named last. Whoever may use the cache gets what the credentials for
+//! requests, the tag names what it named last, and lists are those of the cache. Whoever may use the cache gets what the credentials for
 //! upstream give access to.
 
 mod download;
 mod link;
 
 use std::fmt;
+use std::fs::File;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use tokio::sync::Semaphore;
 use whelk_image::{Digest, Reference};
 use whelk_registry::{Client, Credentials, Insecure, Listing, Settings};
 use whelk_sys::fs;
@@ -26,17 +28,22 @@ use crate::manifests::Stored;
 use crate::names::{Repository, Version};
 use crate::records::Registry;
 
-use download::Downloads;
-pub(crate) use download::Fetched;
+pub(crate) use download::Downloads;
+#[cfg(test)]
+pub(crate) use download::Limits;
 
-/// How long upstream may take to say what a tag names that the cache knows.
+/// How long upstream may take for an answer that the cache could give too.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long upstream is not asked for such tags after it has failed.
-const REST: Duration = Duration::from_secs(10);
+/// How long upstream is not asked for such answers after it has failed.
+const BACKOFF: Duration = Duration::from_secs(10);
 /// Maximum size of the file with credentials in bytes.
 const MAX_FILE: u64 = 64 << 10;
 /// How many times in a row a transfer may fail.
 const ATTEMPTS: u32 = 3;
+/// Maximum wait before another attempt: a client waits meanwhile, and gets an error if upstream asks for more.
+const MAX_WAIT: Duration = Duration::from_secs(5);
+/// Maximum number of manifests that are fetched in parallel, because they are held in memory.
+const MAX_FETCHES: usize = 16;
 /// The names of Docker Hub's servers, and the one in references.
 const HUB: [&str; 3] = ["registry-1.docker.io", "index.docker.io", "docker.io"];
 
@@ -50,8 +57,9 @@ pub struct Upstream {
     credentials: Mutex<Credentials>,
     credentials_file: Option<PathBuf>,
     pub(crate) downloads: Downloads,
-    /// Until when upstream is not asked for tags that the cache knows.
-    rests_until: Mutex<Option<Instant>>,
+    fetches: Semaphore,
+    /// Until when upstream is not asked for what the cache knows.
+    retry_at: Mutex<Option<Instant>>,
 }
 
 impl fmt::Debug for Upstream {
@@ -81,6 +89,7 @@ impl Upstream {
         }
         let mut settings = Settings {
             attempts: ATTEMPTS,
+            max_wait: MAX_WAIT,
             ..settings
         };
         match scheme {
@@ -105,7 +114,8 @@ impl Upstream {
             credentials: Mutex::new(credentials.transpose()?.unwrap_or_default()),
             credentials_file,
             downloads: Downloads::default(),
-            rests_until: Mutex::default(),
+            fetches: Semaphore::new(MAX_FETCHES),
+            retry_at: Mutex::default(),
         })
     }
 
@@ -144,13 +154,13 @@ impl Upstream {
         remote.map_err(|error| Kind::Internal.error(error.to_string()))
     }
 
-    /// Returns a manifest, from the cache if it is there and current.
+    /// Brings a manifest into the cache, unless it is there and current, and returns its digest.
     pub(crate) async fn manifest(
         &self,
         registry: &Arc<Registry>,
         repository: &Repository,
         version: &Version,
-    ) -> Result<Stored> {
+    ) -> Result<Digest> {
         let cached = cached(registry, repository, version).await?;
         let (tag, cached) = match (version, cached) {
             (Version::Digest(_), Some(cached)) => return Ok(cached),
@@ -159,19 +169,15 @@ impl Upstream {
                 return self.fetch(registry, repository, None, &wanted).await;
             }
             (Version::Tag(tag), None) => {
-                let current = self.current(registry, repository, tag, None).await?;
-                return current.ok_or_else(|| Kind::ManifestUnknown.error("no such tag"));
+                return self.current(registry, repository, tag, None).await;
             }
             (Version::Tag(tag), Some(cached)) => (tag, cached),
         };
-        if self.rests() {
+        if self.is_backing_off() {
             return Ok(cached);
         }
-        let current = self.current(registry, repository, tag, Some(&cached.digest));
-        let current = tokio::time::timeout(PATIENCE, current).await;
-        let late = || Err(Kind::Unavailable.error("no answer in time"));
-        match current.unwrap_or_else(|_| late()) {
-            Ok(newer) => Ok(newer.unwrap_or(cached)),
+        let current = self.current(registry, repository, tag, Some(&cached));
+        match in_time(current).await {
             // A proxy in between, or a failing server, may answer anything.
             Err(error) if error.kind == Kind::BadUpstream => {
                 tracing::warn!("{repository}:{tag} is served from the cache: {error}");
@@ -179,7 +185,7 @@ impl Upstream {
             }
             Err(error) if error.is_outage() => {
                 tracing::warn!("{repository}:{tag} is served from the cache: {error}");
-                *self.rests_until.lock().ignore_poison() = Some(Instant::now() + REST);
+                self.back_off();
                 Ok(cached)
             }
             Err(error) if error.kind == Kind::ManifestUnknown => {
@@ -190,60 +196,64 @@ impl Upstream {
                     _ => Err(error),
                 }
             }
-            Err(error) => Err(error),
+            current => current,
         }
     }
 
-    /// Asks upstream again from now on.
+    /// Sends requests that the cache could answer to upstream again from now on.
     #[cfg(test)]
-    pub(crate) fn wake(&self) {
-        *self.rests_until.lock().ignore_poison() = None;
+    pub(crate) fn clear_backoff(&self) {
+        *self.retry_at.lock().ignore_poison() = None;
     }
 
-    fn rests(&self) -> bool {
-        let until = *self.rests_until.lock().ignore_poison();
-        until.is_some_and(|until| Instant::now() < until)
+    fn back_off(&self) {
+        *self.retry_at.lock().ignore_poison() = Some(Instant::now() + BACKOFF);
     }
 
-    /// Asks upstream what a tag names, and brings that into the cache. `None` if it is `known`.
+    fn is_backing_off(&self) -> bool {
+        let retry_at = *self.retry_at.lock().ignore_poison();
+        retry_at.is_some_and(|retry_at| Instant::now() < retry_at)
+    }
+
+    /// Asks upstream what a tag names, fetches that unless the cache has it, and returns its digest.
+    /// `known` is what the tag names in the cache.
     async fn current(
         &self,
         registry: &Arc<Registry>,
         repository: &Repository,
         tag: &str,
         known: Option<&Digest>,
-    ) -> Result<Option<Stored>> {
+    ) -> Result<Digest> {
         let by_tag = whelk_registry::Version::Tag(tag.to_owned());
         let digest = self.remote(repository)?.digest(&by_tag).await;
-        let digest = digest.map_err(|error| failed(error, Kind::ManifestUnknown))?;
-        if digest.is_some() && digest.as_ref() == known {
-            return Ok(None);
-        }
+        let digest = digest.map_err(|error| from_upstream(error, Kind::ManifestUnknown))?;
         if let Some(digest) = &digest {
+            if Some(digest) == known {
+                return Ok(digest.clone());
+            }
             let found = cached(registry, repository, &Version::Digest(digest.clone())).await?;
             if let Some(found) = found {
                 let (registry, name, tag) = (registry.clone(), repository.clone(), tag.to_owned());
-                return blocking(move || registry.keep_manifest(&name, Some(&tag), found))
-                    .await
-                    .map(Some);
+                let digest = found.clone();
+                blocking(move || registry.tag_manifest(&name, &tag, &digest)).await?;
+                return Ok(found);
             }
         }
         let wanted = digest.map_or(by_tag, whelk_registry::Version::Digest);
-        self.fetch(registry, repository, Some(tag), &wanted)
-            .await
-            .map(Some)
+        self.fetch(registry, repository, Some(tag), &wanted).await
     }
 
-    /// Brings a manifest into the cache, also under a tag.
+    /// Fetches and stores a manifest, also under a tag, and returns its digest.
     async fn fetch(
         &self,
         registry: &Arc<Registry>,
         repository: &Repository,
         tag: Option<&str>,
         wanted: &whelk_registry::Version,
-    ) -> Result<Stored> {
+    ) -> Result<Digest> {
+        let _turn = self.fetches.acquire().await;
         let document = self.remote(repository)?.manifest(wanted).await;
-        let document = document.map_err(|error| failed(error, Kind::ManifestUnknown))?;
+        let document = document.map_err(|error| from_upstream(error, Kind::ManifestUnknown))?;
         let stored = Stored {
             digest: document.digest,
             media_type: document.media_type,
@@ -251,9 +261,9 @@ impl Upstream {
         };
         let (registry, name) = (registry.clone(), repository.clone());
         let tag = tag.map(str::to_owned);
-        let kept = blocking(move || registry.keep_manifest(&name, tag.as_deref(), stored)).await;
+        let cached = blocking(move || registry.cache_manifest(&name, tag.as_deref(), stored)).await;
         // The client's request was valid.
-        kept.map_err(|error| match error.kind {
+        cached.map_err(|error| match error.kind {
             Kind::ManifestInvalid => Kind::BadUpstream.error(format!("upstream: {error}")),
             _ => error,
         })
@@ -276,48 +286,75 @@ impl Upstream {
         }
     }
 
-    /// Returns a blob of the cache, or one that is being brought there.
-    pub(crate) async fn blob(
+    /// Finds a blob in the cache or upstream, and returns its size.
+    pub(crate) async fn find_blob(
         &self,
         registry: &Arc<Registry>,
         repository: &Repository,
         digest: &Digest,
-    ) -> Result<Fetched> {
+    ) -> Result<(u64, Source)> {
         let (own, name, wanted) = (registry.clone(), repository.clone(), digest.clone());
         let opened = blocking(move || {
             own.claim_blob(&name, &wanted)?;
             own.open_blob(&name, &wanted)
         });
         match opened.await {
-            Ok((file, size)) => return Ok(Fetched::Stored(file, size)),
+            Ok((file, size)) => return Ok((size, Source::Stored(file))),
             Err(error) if error.kind == Kind::BlobUnknown => {}
             Err(error) => return Err(error),
         }
         // Also if another repository has it here: who may not see it upstream must not see it here.
         let remote = self.remote(repository)?;
         let size = remote_size(&remote, digest).await?;
-        self.downloads
-            .join(registry, repository, digest, size, &remote)
-            .await
+        Ok((size, Source::Upstream(self.downloads.clone(), remote)))
     }
 
-    /// Gets a list, such as of tags, as upstream has it.
+    /// Gets a list, such as of tags, as upstream has it. `None` if upstream does not answer and the cache
+    /// knows something of the list.
     pub(crate) async fn listing(
         &self,
         repository: &Repository,
         path: &str,
         unknown: Kind,
-    ) -> Result<Listing> {
-        let listing = self.remote(repository)?.listing(path).await;
-        let mut listing = listing.map_err(|error| failed(error, unknown))?;
+        is_known: bool,
+    ) -> Result<Option<Listing>> {
+        let ask = async {
+            let listing = self.remote(repository)?.listing(path).await;
+            listing.map_err(|error| from_upstream(error, unknown))
+        };
+        let listing = match is_known {
+            false => ask.await,
+            true if self.is_backing_off() => return Ok(None),
+            true => in_time(ask).await,
+        };
+        let mut listing = match listing {
+            Err(error) if is_known && error.is_outage() => {
+                tracing::warn!("{path} of {repository} is that of the cache: {error}");
+                self.back_off();
+                return Ok(None);
+            }
+            listing => listing?,
+        };
         if let Some(link) = &listing.link {
             let path = path.split('?').next().unwrap_or_default();
             let resolved = link::resolve(link, &format!("/v2/{repository}/{path}"));
             let refuse = || Kind::BadUpstream.error("upstream: the list's next page is elsewhere");
             listing.link = Some(resolved.ok_or_else(refuse)?);
         }
-        Ok(listing)
+        Ok(Some(listing))
     }
+}
+
+/// Where a blob is.
+pub(crate) enum Source {
+    Stored(File),
+    Upstream(Downloads, whelk_registry::Repository),
+}
+
+/// Waits for upstream as long as is reasonable if the cache could answer.
+async fn in_time<T>(answer: impl Future<Output = Result<T>>) -> Result<T> {
+    let answer = tokio::time::timeout(PATIENCE, answer).await;
+    answer.unwrap_or_else(|_| Err(Kind::Unavailable.error("upstream: no answer in time")))
 }
 
 /// Returns a URL as it may be printed.
@@ -341,34 +378,36 @@ fn is_loopback(host: &str) -> bool {
 
 async fn remote_size(remote: &whelk_registry::Repository, digest: &Digest) -> Result<u64> {
     let size = remote.blob_size(digest).await;
-    let size = size.map_err(|error| failed(error, Kind::BlobUnknown))?;
+    let size = size.map_err(|error| from_upstream(error, Kind::BlobUnknown))?;
     size.ok_or_else(|| Kind::BlobUnknown.error(format!("blob {digest} is not in the repository")))
 }
 
-/// Returns a manifest that the cache has, and notes that it was asked for.
+/// Returns the digest of a manifest that the cache has intact, and updates its access time.
 async fn cached(
     registry: &Arc<Registry>,
     repository: &Repository,
     version: &Version,
-) -> Result<Option<Stored>> {
+) -> Result<Option<Digest>> {
     let (registry, repository, version) = (registry.clone(), repository.clone(), version.clone());
-    blocking(move || match registry.get_manifest(&repository, &version) {
-        Ok(found) => {
-            registry.touch_manifest(&repository, &found.digest)?;
-            Ok(Some(found))
-        }
-        Err(error) if error.kind == Kind::ManifestUnknown => Ok(None),
-        // It can be fetched again.
-        Err(error) => {
-            tracing::warn!("manifest of {repository}: {error}");
-            Ok(None)
-        }
-    })
+    blocking(
+        move || match registry.open_manifest(&repository, &version) {
+            Ok(found) => {
+                registry.touch_manifest(&repository, &found.digest)?;
+                Ok(Some(found.digest))
+            }
+            Err(error) if error.kind == Kind::ManifestUnknown => Ok(None),
+            // It can be fetched again.
+            Err(error) => {
+                tracing::warn!("manifest of {repository}: {error}");
+                Ok(None)
+            }
+        },
+    )
     .await
 }
 
 /// Returns an error of upstream as one of this registry. `unknown` is that of what does not exist.
-fn failed(error: whelk_registry::Error, unknown: Kind) -> Error {
+fn from_upstream(error: whelk_registry::Error, unknown: Kind) -> Error {
     let kind = match error.kind() {
         whelk_registry::Kind::NotFound => unknown,
         whelk_registry::Kind::Unauthorized | whelk_registry::Kind::Denied => Kind::Denied,

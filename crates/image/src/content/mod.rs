@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use whelk_sys::fs;
 use whelk_sys::sync::IgnorePoison as _;
@@ -46,6 +46,16 @@ pub struct Content {
     staging: Staging,
     /// Blobs whose partial file belongs to a writer.
     writing: Arc<Mutex<BTreeSet<Digest>>>,
+}
+
+/// What was received of a blob that is not complete.
+#[derive(Clone, Debug)]
+pub struct PartialBlob {
+    pub digest: Digest,
+    /// Number of received bytes.
+    pub size: u64,
+    /// When the last of them was received.
+    pub changed: SystemTime,
 }
 
 impl Content {
@@ -128,6 +138,35 @@ impl Content {
             digests.extend(found.filter(|digest| digest.algorithm() == algorithm));
         }
         Ok(digests)
+    }
+
+    /// Returns what was received of blobs that are not complete, also of those that are being written.
+    pub fn partials(&self) -> Result<Vec<PartialBlob>> {
+        let mut found = Vec::new();
+        for entry in fs::list(&self.partial)? {
+            let digest = entry.file_name().to_str().and_then(Digest::from_hex);
+            // A file that is renamed or removed meanwhile is left out.
+            let (Some(digest), Ok(metadata)) = (digest, entry.metadata()) else {
+                continue;
+            };
+            found.push(PartialBlob {
+                digest,
+                size: metadata.len(),
+                changed: metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH),
+            });
+        }
+        Ok(found)
+    }
+
+    /// Moves what was received of a blob to the trash, unless it is being written. Returns its path there;
+    /// `None` if nothing was moved.
+    pub fn trash_partial(&self, digest: &Digest) -> Result<Option<PathBuf>> {
+        // Locked, so that no writer continues the file while it is moved.
+        let writing = self.writing.lock().ignore_poison();
+        if writing.contains(digest) {
+            return Ok(None);
+        }
+        self.staging.trash(&self.partial.join(digest.hex()))
     }
 
     /// Moves partial blobs to the trash that have no writer and were last changed `age` or longer
