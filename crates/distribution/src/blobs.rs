@@ -6,7 +6,7 @@ use whelk_image::Digest;
 use whelk_sys::fs;
 
 use crate::error::{Error, Kind, Result};
-use crate::names::Repository;
+use crate::names::RepositoryName;
 use crate::records::{Links, Registry, remove};
 
 fn unknown(digest: &Digest) -> Error {
@@ -20,7 +20,7 @@ fn lost(digest: &Digest) -> Error {
 }
 
 impl Registry {
-    pub(crate) fn blob_size(&self, repository: &Repository, digest: &Digest) -> Result<u64> {
+    pub(crate) fn blob_size(&self, repository: &RepositoryName, digest: &Digest) -> Result<u64> {
         let size = self.size(repository, Links::Blobs, digest);
         size.ok_or_else(|| match self.has_link(repository, Links::Blobs, digest) {
             true => lost(digest),
@@ -30,7 +30,7 @@ impl Registry {
 
     /// Returns the size of a blob that the client may be about to refer to in a manifest: it is kept
     /// for that as if it had just been pushed.
-    pub(crate) fn claim_blob(&self, repository: &Repository, digest: &Digest) -> Result<u64> {
+    pub(crate) fn claim_blob(&self, repository: &RepositoryName, digest: &Digest) -> Result<u64> {
         let _lock = self.lock(repository);
         let size = self.blob_size(repository, digest)?;
         self.touch(repository, Links::Blobs, digest)?;
@@ -39,7 +39,7 @@ impl Registry {
 
     pub(crate) fn open_blob(
         &self,
-        repository: &Repository,
+        repository: &RepositoryName,
         digest: &Digest,
     ) -> Result<(File, u64)> {
         let size = self.blob_size(repository, digest)?;
@@ -49,9 +49,9 @@ impl Registry {
     /// Links a blob of another repository. Returns whether that has it.
     pub(crate) fn mount_blob(
         &self,
-        to: &Repository,
+        to: &RepositoryName,
         digest: &Digest,
-        from: &Repository,
+        from: &RepositoryName,
     ) -> Result<bool> {
         let lease = self.store.leases.take();
         lease.hold(digest);
@@ -62,7 +62,7 @@ impl Registry {
         Ok(exists)
     }
 
-    pub(crate) fn delete_blob(&self, repository: &Repository, digest: &Digest) -> Result<()> {
+    pub(crate) fn delete_blob(&self, repository: &RepositoryName, digest: &Digest) -> Result<()> {
         let _lock = self.lock(repository);
         match remove(&self.directory(repository, Links::Blobs).join(digest.hex()))? {
             true => Ok(()),

@@ -10,7 +10,7 @@ use whelk_sys::fs;
 
 use crate::error::{Kind, Result};
 use crate::manifests::Document;
-use crate::names::{Repository, Version};
+use crate::names::{ManifestKey, RepositoryName};
 use crate::records::{Links, Registry, remove};
 
 /// The limits of a cache.
@@ -42,7 +42,7 @@ impl Default for Schedule {
 }
 
 /// A link of a repository, and when it was last asked for.
-type Link = (Repository, Links, Digest, SystemTime);
+type Link = (RepositoryName, Links, Digest, SystemTime);
 
 /// Content of a cache.
 struct Object {
@@ -137,7 +137,7 @@ impl Registry {
                 continue;
             }
             let removed = match kind {
-                Links::Manifests => self.delete_manifest(&repository, &Version::Digest(digest)),
+                Links::Manifests => self.delete_manifest(&repository, &ManifestKey::Digest(digest)),
                 _ => self.delete_blob(&repository, &digest),
             };
             match removed {
@@ -207,7 +207,7 @@ impl Registry {
     }
 
     /// Removes abandoned uploads of a repository, and its links to blobs that no manifest names.
-    fn sweep(&self, repository: &Repository, age: Duration) -> Result<()> {
+    fn sweep(&self, repository: &RepositoryName, age: Duration) -> Result<()> {
         let _lock = self.lock(repository);
         let uploads = self.directory(repository, Links::Uploads);
         for id in Self::list(&uploads)? {
@@ -222,7 +222,7 @@ impl Registry {
             return Ok(());
         }
         for digest in self.digests(repository, Links::Manifests)? {
-            let manifest = self.get_manifest(repository, &Version::Digest(digest))?;
+            let manifest = self.get_manifest(repository, &ManifestKey::Digest(digest))?;
             let document = Document::parse(&manifest.media_type, &manifest.content)?;
             let named: BTreeSet<_> = document.blobs().collect();
             old.retain(|digest| !named.contains(digest));

@@ -10,7 +10,7 @@ use whelk_sys::fs;
 
 use crate::damage::is_intact;
 use crate::error::{Error, Kind, Result};
-use crate::names::{Repository, Version, digest as parse_digest};
+use crate::names::{ManifestKey, RepositoryName, digest as parse_digest};
 use crate::records::{Links, Registry, read, remove};
 
 /// Maximum size of a manifest in bytes, as the specification recommends.
@@ -149,15 +149,15 @@ impl Registry {
     /// and that of its subject.
     pub(crate) fn push_manifest(
         &self,
-        repository: &Repository,
-        version: &Version,
+        repository: &RepositoryName,
+        version: &ManifestKey,
         media_type: &str,
         content: &[u8],
     ) -> Result<(Digest, Option<Digest>)> {
         let algorithm = match version {
-            Version::Tag(_) => Algorithm::Sha256,
-            Version::Digest(digest) if digest.is_of(content) => digest.algorithm(),
-            Version::Digest(digest) => {
+            ManifestKey::Tag(_) => Algorithm::Sha256,
+            ManifestKey::Digest(digest) if digest.is_of(content) => digest.algorithm(),
+            ManifestKey::Digest(digest) => {
                 let text = format!("the manifest does not have the digest {digest}");
                 return Err(Kind::DigestInvalid.error(text));
             }
@@ -166,8 +166,8 @@ impl Registry {
         let _lock = self.lock(repository);
         self.check_content(repository, &document)?;
         let tag = match version {
-            Version::Tag(tag) => Some(tag.as_str()),
-            Version::Digest(_) => None,
+            ManifestKey::Tag(tag) => Some(tag.as_str()),
+            ManifestKey::Digest(_) => None,
         };
         let subject = document.subject.as_ref();
         let subject = subject.map(|subject| subject.digest.clone());
@@ -180,7 +180,7 @@ impl Registry {
     /// digest.
     pub(crate) fn cache_manifest(
         &self,
-        repository: &Repository,
+        repository: &RepositoryName,
         tag: Option<&str>,
         manifest: Stored,
     ) -> Result<Digest> {
@@ -194,7 +194,7 @@ impl Registry {
     /// Lets a tag name a manifest that the repository has.
     pub(crate) fn tag_manifest(
         &self,
-        repository: &Repository,
+        repository: &RepositoryName,
         tag: &str,
         digest: &Digest,
     ) -> Result<()> {
@@ -207,7 +207,11 @@ impl Registry {
     }
 
     /// Updates a manifest's access time.
-    pub(crate) fn touch_manifest(&self, repository: &Repository, digest: &Digest) -> Result<()> {
+    pub(crate) fn touch_manifest(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<()> {
         let _lock = self.lock(repository);
         match self.touch(repository, Links::Manifests, digest) {
             // It has been deleted meanwhile.
@@ -219,7 +223,7 @@ impl Registry {
     /// Stores a manifest and its links, in a repository that is locked.
     fn write_manifest(
         &self,
-        repository: &Repository,
+        repository: &RepositoryName,
         tag: Option<&str>,
         algorithm: Algorithm,
         media_type: &str,
@@ -253,7 +257,7 @@ impl Registry {
 
     /// Checks that the repository has what a manifest refers to, except for its subject, which may
     /// come later.
-    fn check_content(&self, repository: &Repository, document: &Document) -> Result<()> {
+    fn check_content(&self, repository: &RepositoryName, document: &Document) -> Result<()> {
         let blobs = document
             .config
             .iter()
@@ -281,10 +285,10 @@ impl Registry {
     }
 
     /// Returns the digest of a manifest that the repository has.
-    fn resolve(&self, repository: &Repository, version: &Version) -> Result<Digest> {
+    fn resolve(&self, repository: &RepositoryName, version: &ManifestKey) -> Result<Digest> {
         match version {
-            Version::Digest(digest) => Ok(digest.clone()),
-            Version::Tag(tag) => {
+            ManifestKey::Digest(digest) => Ok(digest.clone()),
+            ManifestKey::Tag(tag) => {
                 let path = self.directory(repository, Links::Tags).join(tag);
                 parse_digest(&read(&path)?.ok_or_else(unknown)?)
             }
@@ -294,8 +298,8 @@ impl Registry {
     /// Finds a manifest, without reading it.
     pub(crate) fn find_manifest(
         &self,
-        repository: &Repository,
-        version: &Version,
+        repository: &RepositoryName,
+        version: &ManifestKey,
     ) -> Result<FoundManifest> {
         let digest = self.resolve(repository, version)?;
         let directory = self.directory(repository, Links::Manifests);
@@ -316,8 +320,8 @@ impl Registry {
     /// Returns [`Kind::Damaged`] if the content does not have the digest.
     pub(crate) fn open_manifest(
         &self,
-        repository: &Repository,
-        version: &Version,
+        repository: &RepositoryName,
+        version: &ManifestKey,
     ) -> Result<FoundManifest> {
         let found = self.find_manifest(repository, version)?;
         match is_intact(&found.digest, &found.file)? {
@@ -332,8 +336,8 @@ impl Registry {
     /// Reads a manifest.
     pub(crate) fn get_manifest(
         &self,
-        repository: &Repository,
-        version: &Version,
+        repository: &RepositoryName,
+        version: &ManifestKey,
     ) -> Result<Stored> {
         let digest = self.resolve(repository, version)?;
         let link = self
@@ -348,13 +352,17 @@ impl Registry {
     }
 
     /// Removes a tag, or a manifest with its tags and its place among its subject's referrers.
-    pub(crate) fn delete_manifest(&self, repository: &Repository, version: &Version) -> Result<()> {
+    pub(crate) fn delete_manifest(
+        &self,
+        repository: &RepositoryName,
+        version: &ManifestKey,
+    ) -> Result<()> {
         let _lock = self.lock(repository);
         let tags = self.directory(repository, Links::Tags);
         let digest = match version {
-            Version::Tag(tag) if remove(&tags.join(tag))? => return Ok(()),
-            Version::Tag(_) => return Err(unknown()),
-            Version::Digest(digest) => digest,
+            ManifestKey::Tag(tag) if remove(&tags.join(tag))? => return Ok(()),
+            ManifestKey::Tag(_) => return Err(unknown()),
+            ManifestKey::Digest(digest) => digest,
         };
         let manifest = self.get_manifest(repository, version);
         if matches!(&manifest, Err(error) if error.kind == Kind::ManifestUnknown) {
@@ -385,7 +393,7 @@ impl Registry {
     }
 
     /// Returns whether there is a manifest whose subject is `subject`.
-    pub(crate) fn has_referrers(&self, repository: &Repository, subject: &Digest) -> bool {
+    pub(crate) fn has_referrers(&self, repository: &RepositoryName, subject: &Digest) -> bool {
         let directory = self.directory(repository, Links::Referrers);
         Self::list(&directory.join(subject.hex())).is_ok_and(|names| !names.is_empty())
     }
@@ -395,7 +403,7 @@ impl Registry {
     /// manifest.
     pub(crate) fn referrers(
         &self,
-        repository: &Repository,
+        repository: &RepositoryName,
         subject: &Digest,
         kind: Option<&str>,
         last: &str,
@@ -429,7 +437,7 @@ impl Registry {
     ///
     /// # Errors
     /// Returns [`Kind::NameUnknown`] if nothing was ever pushed to the repository.
-    pub(crate) fn tags(&self, repository: &Repository, last: &str) -> Result<Vec<String>> {
+    pub(crate) fn tags(&self, repository: &RepositoryName, last: &str) -> Result<Vec<String>> {
         if !self.is_known(repository) {
             return Err(Kind::NameUnknown.error(format!("repository {repository} is not known")));
         }

@@ -12,9 +12,9 @@ const MAX_TAG: usize = 128;
 
 /// The name of a repository, such as `team/app`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Repository(String);
+pub(crate) struct RepositoryName(String);
 
-impl Repository {
+impl RepositoryName {
     /// # Errors
     /// Returns an error if the name is not one of the specification's grammar, or is too long.
     pub(crate) fn parse(name: &str) -> Result<Self> {
@@ -31,7 +31,7 @@ impl Repository {
     }
 }
 
-impl fmt::Display for Repository {
+impl fmt::Display for RepositoryName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
@@ -55,12 +55,12 @@ pub(crate) fn is_component(text: &str) -> bool {
 
 /// Selects a manifest in a repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Version {
+pub(crate) enum ManifestKey {
     Tag(String),
     Digest(Digest),
 }
 
-impl Version {
+impl ManifestKey {
     /// # Errors
     /// Returns an error if the text is neither a tag nor a digest.
     pub(crate) fn parse(text: &str) -> Result<Self> {
@@ -135,14 +135,14 @@ mod tests {
             "blobs/uploads",
             &long,
         ] {
-            assert_eq!(Repository::parse(name).unwrap().as_str(), name);
+            assert_eq!(RepositoryName::parse(name).unwrap().as_str(), name);
         }
         let longer = "a".repeat(256);
         for name in [
             "", "/", "a/", "/a", "a//b", "..", ".", "a/../b", "a/.", "A", "a..b", "a___b", "a._b",
             "-a", "a-", "_uploads", "a/_tags", "a\0", "a b", "ä", "a\\b", "a:b", "a%2f", &longer,
         ] {
-            let error = Repository::parse(name).unwrap_err();
+            let error = RepositoryName::parse(name).unwrap_err();
             assert_eq!(error.kind, Kind::NameInvalid, "{name}");
         }
     }
@@ -151,19 +151,22 @@ mod tests {
     fn versions() {
         let long = "a".repeat(128);
         for text in ["latest", "1.0-rc_1", "_x", "A", &long] {
-            assert_eq!(Version::parse(text).unwrap(), Version::Tag(text.into()));
+            assert_eq!(
+                ManifestKey::parse(text).unwrap(),
+                ManifestKey::Tag(text.into())
+            );
         }
         let longer = "a".repeat(129);
         for text in ["", ".", "..", ".a", "-a", "a/b", "a+b", "a\0", "ä", &longer] {
             assert_eq!(
-                Version::parse(text).unwrap_err().kind,
+                ManifestKey::parse(text).unwrap_err().kind,
                 Kind::ManifestInvalid,
                 "{text}"
             );
         }
         for text in ["sha256:", "sha256:../x", "md5:00", ":", "sha256:A"] {
             assert_eq!(
-                Version::parse(text).unwrap_err().kind,
+                ManifestKey::parse(text).unwrap_err().kind,
                 Kind::DigestInvalid,
                 "{text}"
             );

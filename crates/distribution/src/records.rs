@@ -12,7 +12,7 @@ use whelk_sys::fs;
 use whelk_sys::sync::IgnorePoison as _;
 
 use crate::error::{Kind, Result};
-use crate::names::{self, Repository, is_component};
+use crate::names::{self, RepositoryName, is_component};
 use crate::uploads::Uploads;
 
 /// A registry: its content, and what its repositories have of it.
@@ -96,7 +96,7 @@ impl Registry {
     }
 
     /// Keeps the links of a repository from being changed by others.
-    pub(crate) fn lock(&self, repository: &Repository) -> MutexGuard<'_, ()> {
+    pub(crate) fn lock(&self, repository: &RepositoryName) -> MutexGuard<'_, ()> {
         let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(repository.as_str());
         let index = usize::try_from(hash % 64).unwrap_or_default();
         self.locks[index].lock().ignore_poison()
@@ -106,7 +106,7 @@ impl Registry {
         self.root.join("repositories")
     }
 
-    pub(crate) fn directory(&self, repository: &Repository, links: Links) -> PathBuf {
+    pub(crate) fn directory(&self, repository: &RepositoryName, links: Links) -> PathBuf {
         let repository = self.repositories().join(repository.as_str());
         repository.join(links.directory())
     }
@@ -122,19 +122,24 @@ impl Registry {
     }
 
     /// Returns whether a repository had a blob or manifest when its link was made.
-    pub(crate) fn has_link(&self, repository: &Repository, links: Links, digest: &Digest) -> bool {
+    pub(crate) fn has_link(
+        &self,
+        repository: &RepositoryName,
+        links: Links,
+        digest: &Digest,
+    ) -> bool {
         fs::exists(self.directory(repository, links).join(digest.hex()))
     }
 
     /// Returns whether a manifest was ever pushed to the repository.
-    pub(crate) fn is_known(&self, repository: &Repository) -> bool {
+    pub(crate) fn is_known(&self, repository: &RepositoryName) -> bool {
         fs::exists(self.directory(repository, Links::Manifests))
     }
 
     /// Returns the size of a blob or manifest that a repository has.
     pub(crate) fn size(
         &self,
-        repository: &Repository,
+        repository: &RepositoryName,
         links: Links,
         digest: &Digest,
     ) -> Option<u64> {
@@ -145,7 +150,7 @@ impl Registry {
     }
 
     /// Links a blob, whose content a lease holds.
-    pub(crate) fn link_blob(&self, repository: &Repository, digest: &Digest) -> Result<()> {
+    pub(crate) fn link_blob(&self, repository: &RepositoryName, digest: &Digest) -> Result<()> {
         let _lock = self.lock(repository);
         // Written again if it exists: its age says how long the blob has waited for a manifest.
         self.write(
@@ -157,7 +162,7 @@ impl Registry {
     /// Updates the access time of what a link is for.
     pub(crate) fn touch(
         &self,
-        repository: &Repository,
+        repository: &RepositoryName,
         links: Links,
         digest: &Digest,
     ) -> Result<()> {
@@ -197,7 +202,7 @@ impl Registry {
     }
 
     /// Returns the digests that links are named after.
-    pub(crate) fn digests(&self, repository: &Repository, links: Links) -> Result<Vec<Digest>> {
+    pub(crate) fn digests(&self, repository: &RepositoryName, links: Links) -> Result<Vec<Digest>> {
         let names = Self::list(&self.directory(repository, links))?;
         Ok(names
             .iter()
@@ -206,7 +211,7 @@ impl Registry {
     }
 
     /// Returns all repositories, in order.
-    pub(crate) fn all(&self) -> Result<Vec<Repository>> {
+    pub(crate) fn all(&self) -> Result<Vec<RepositoryName>> {
         let mut found = Vec::new();
         let mut open = vec![String::new()];
         while let Some(name) = open.pop() {
@@ -219,7 +224,7 @@ impl Registry {
                     "" => component.clone(),
                     outer => format!("{outer}/{component}"),
                 };
-                found.push(Repository::parse(&inner)?);
+                found.push(RepositoryName::parse(&inner)?);
                 open.push(inner);
             }
         }

@@ -17,7 +17,7 @@ use whelk_sys::fs;
 use whelk_sys::sync::IgnorePoison as _;
 
 use crate::auth::Passwords;
-use crate::names::Repository;
+use crate::names::RepositoryName;
 
 const MAX_FILE: u64 = 1 << 20;
 /// The name of clients without a password.
@@ -78,7 +78,7 @@ enum Pattern {
     Every,
     /// Repositories whose names begin with this, which ends with a slash.
     Below(String),
-    Only(Repository),
+    Only(RepositoryName),
 }
 
 impl Rights {
@@ -146,7 +146,7 @@ impl Rights {
         &self,
         identity: &Identity,
         action: Action,
-        repository: &Repository,
+        repository: &RepositoryName,
     ) -> bool {
         self.rules().iter().any(|rule| {
             rule.who.is(identity)
@@ -180,7 +180,7 @@ impl Pattern {
             Some(name) => (name, true),
             None => (text, false),
         };
-        let name = Repository::parse(name)
+        let name = RepositoryName::parse(name)
             .map_err(|_| format!("invalid repository {text:?}: want NAME, NAME/* or *"))?;
         Ok(match is_below {
             true => Self::Below(format!("{name}/")),
@@ -188,7 +188,7 @@ impl Pattern {
         })
     }
 
-    fn is(&self, repository: &Repository) -> bool {
+    fn is(&self, repository: &RepositoryName) -> bool {
         match self {
             Self::Every => true,
             Self::Below(prefix) => repository.as_str().starts_with(prefix),
@@ -272,7 +272,7 @@ mod tests {
             (Identity::Anonymous, Action::Push, "public/a", false),
             (Identity::Anyone, Action::Push, "x", true),
         ] {
-            let name = Repository::parse(repository).unwrap();
+            let name = RepositoryName::parse(repository).unwrap();
             let found = rights.permit(&identity, action, &name);
             assert_eq!(found, expected, "{identity:?} {action:?} {repository}");
         }

@@ -20,7 +20,7 @@ use whelk_sys::fs;
 use whelk_sys::sync::IgnorePoison as _;
 
 use crate::error::{Kind, Result};
-use crate::names::{self, Repository};
+use crate::names::{self, RepositoryName};
 use crate::records::{Links, Registry, create_directories};
 
 /// How long a request waits for another one that writes the same upload: one whose client has been
@@ -53,7 +53,7 @@ impl Uploads {
 #[derive(Debug)]
 pub(crate) struct Upload {
     registry: Arc<Registry>,
-    repository: Repository,
+    repository: RepositoryName,
     path: PathBuf,
     /// What has arrived is hashed with it.
     algorithm: Algorithm,
@@ -61,12 +61,12 @@ pub(crate) struct Upload {
 }
 
 impl Registry {
-    fn upload_path(&self, repository: &Repository, id: &str) -> PathBuf {
+    fn upload_path(&self, repository: &RepositoryName, id: &str) -> PathBuf {
         self.directory(repository, Links::Uploads).join(id)
     }
 
     /// Begins an upload and returns its identifier.
-    pub(crate) fn begin_upload(&self, repository: &Repository) -> Result<String> {
+    pub(crate) fn begin_upload(&self, repository: &RepositoryName) -> Result<String> {
         let id = names::random();
         create_directories(&self.directory(repository, Links::Uploads))?;
         fs::create(self.upload_path(repository, &id), 0o600)?;
@@ -74,7 +74,7 @@ impl Registry {
     }
 
     /// Returns the number of bytes that have arrived.
-    pub(crate) fn uploaded(&self, repository: &Repository, id: &str) -> Result<u64> {
+    pub(crate) fn uploaded(&self, repository: &RepositoryName, id: &str) -> Result<u64> {
         match fs::metadata(self.upload_path(repository, id)) {
             Err(error) if error.is_not_found() => Err(names::unknown_upload()),
             metadata => Ok(metadata?.len()),
@@ -90,7 +90,7 @@ impl Upload {
     /// Returns [`Kind::UploadBusy`] after [`PATIENCE`].
     pub(crate) async fn claim(
         registry: &Arc<Registry>,
-        repository: Repository,
+        repository: RepositoryName,
         id: &str,
         algorithm: Algorithm,
     ) -> Result<Self> {

@@ -57,8 +57,8 @@ pub struct ImageConfig {
 pub struct RootFs {
     #[serde(rename = "type")]
     pub kind: String,
-    #[serde(default, deserialize_with = "bounded::list::<_, _, MAX_LAYERS>")]
     /// SHA-256 digests: layers are known by them, as in Docker's and containerd's stores.
+    #[serde(default, deserialize_with = "bounded::list::<_, _, MAX_LAYERS>")]
     pub diff_ids: Vec<Digest>,
 }
 

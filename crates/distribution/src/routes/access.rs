@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::answers::json;
 use super::{Answer, Server, unsupported};
 use crate::error::{Error, Kind, Result};
-use crate::names::Repository;
+use crate::names::RepositoryName;
 use crate::rights::{Action, Identity};
 use crate::tokens::{Holder, VALIDITY};
 
@@ -125,7 +125,7 @@ impl Server {
 }
 
 impl Permission {
-    pub(super) fn has(&self, action: Action, repository: &Repository) -> bool {
+    pub(super) fn has(&self, action: Action, repository: &RepositoryName) -> bool {
         let rights = self.server.rights.as_ref();
         rights.is_none_or(|rights| rights.permit(&self.identity, action, repository))
     }
@@ -133,7 +133,7 @@ impl Permission {
     /// # Errors
     /// Returns [`Kind::Denied`] if the user may not do this, and [`Kind::Unauthorized`] if another
     /// one may.
-    pub(super) fn check(&self, action: Action, repository: &Repository) -> Result<()> {
+    pub(super) fn check(&self, action: Action, repository: &RepositoryName) -> Result<()> {
         if self.has(action, repository) {
             return Ok(());
         }
@@ -144,6 +144,6 @@ impl Permission {
     }
 }
 
-fn denied(user: &str, action: Action, repository: &Repository) -> Error {
+fn denied(user: &str, action: Action, repository: &RepositoryName) -> Error {
     Kind::Denied.error(format!("{user} may not {action} {repository}"))
 }

@@ -11,11 +11,11 @@ use super::{Answer, Call, unsupported};
 use crate::blocking::blocking;
 use crate::body::{self, Outgoing};
 use crate::error::Kind;
-use crate::names::Repository;
+use crate::names::RepositoryName;
 use crate::upstream::Source;
 
 impl Call {
-    pub(super) async fn blob(self, repository: Repository, digest: Digest) -> Answer {
+    pub(super) async fn blob(self, repository: RepositoryName, digest: Digest) -> Answer {
         let (registry, wanted) = (self.registry.clone(), digest.clone());
         let builder = |status| {
             let builder = Response::builder()

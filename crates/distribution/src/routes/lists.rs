@@ -8,7 +8,7 @@ use super::answers::{JSON, encode};
 use super::{Answer, Call};
 use crate::blocking::blocking;
 use crate::error::{Kind, Result};
-use crate::names::Repository;
+use crate::names::RepositoryName;
 use crate::rights::Action;
 
 /// Default and maximum number of names in a response.
@@ -23,14 +23,14 @@ impl Call {
         let (registry, last) = (self.registry.clone(), self.last());
         let mut found = blocking(move || registry.catalog(&last)).await?;
         found.retain(|name| {
-            let name = Repository::parse(name);
+            let name = RepositoryName::parse(name);
             name.is_ok_and(|name| self.permission.has(Action::Pull, &name))
         });
         let (repositories, builder) = self.page("/v2/_catalog", found)?;
         self.list(builder, encode(&Catalog { repositories })?).await
     }
 
-    pub(super) async fn tags(self, repository: Repository) -> Answer {
+    pub(super) async fn tags(self, repository: RepositoryName) -> Answer {
         #[derive(Serialize)]
         struct Tags<'a> {
             name: &'a str,

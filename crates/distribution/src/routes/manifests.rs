@@ -7,17 +7,17 @@ use super::{Answer, Call, unsupported};
 use crate::blocking::blocking;
 use crate::body;
 use crate::manifests::MAX_MANIFEST;
-use crate::names::{Repository, Version};
+use crate::names::{ManifestKey, RepositoryName};
 
 impl Call {
-    pub(super) async fn manifest(self, repository: Repository, version: Version) -> Answer {
+    pub(super) async fn manifest(self, repository: RepositoryName, version: ManifestKey) -> Answer {
         let registry = self.registry.clone();
         match self.method {
             Method::GET | Method::HEAD => {
                 let version = match &self.upstream {
                     Some(upstream) => {
                         let digest = upstream.manifest(&registry, &repository, &version).await?;
-                        Version::Digest(digest)
+                        ManifestKey::Digest(digest)
                     }
                     None => version,
                 };
@@ -47,8 +47,8 @@ impl Call {
 
     pub(super) async fn push_manifest(
         mut self,
-        repository: Repository,
-        version: Version,
+        repository: RepositoryName,
+        version: ManifestKey,
     ) -> Answer {
         let media_type = self.header(header::CONTENT_TYPE).unwrap_or_default();
         let media_type = media_type

@@ -22,7 +22,7 @@ use tokio::sync::Semaphore;
 use crate::auth::Passwords;
 use crate::body::{Outgoing, Pace, Received};
 use crate::error::{Error, Kind, Result};
-use crate::names::{self, Repository, Version};
+use crate::names::{self, ManifestKey, RepositoryName};
 use crate::records::Registry;
 use crate::rights::{Action, Rights};
 use crate::tokens::Tokens;
@@ -134,8 +134,8 @@ async fn route(server: &Server, call: Call, path: &str) -> Answer {
         _ => Action::Push,
     };
     let permission = call.permission.clone();
-    let repository = |name: &[&str]| -> Result<Repository> {
-        let repository = Repository::parse(&name.join("/"))?;
+    let repository = |name: &[&str]| -> Result<RepositoryName> {
+        let repository = RepositoryName::parse(&name.join("/"))?;
         permission.check(action, &repository)?;
         Ok(repository)
     };
@@ -157,7 +157,7 @@ async fn route(server: &Server, call: Call, path: &str) -> Answer {
             call.referrers(repository, subject).await
         }
         [ref name @ .., "manifests", version] => {
-            let (repository, version) = (repository(name)?, Version::parse(version));
+            let (repository, version) = (repository(name)?, ManifestKey::parse(version));
             let is_push = call.method == Method::PUT;
             // A manifest with an invalid tag cannot exist.
             let version = version.map_err(|error| match error.kind {

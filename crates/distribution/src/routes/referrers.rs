@@ -13,10 +13,10 @@ use super::{Answer, Call};
 use crate::blocking::blocking;
 use crate::error::Kind;
 use crate::manifests::Referrer;
-use crate::names::Repository;
+use crate::names::RepositoryName;
 
 impl Call {
-    pub(super) async fn referrers(self, repository: Repository, subject: Digest) -> Answer {
+    pub(super) async fn referrers(self, repository: RepositoryName, subject: Digest) -> Answer {
         #[derive(Serialize)]
         #[serde(rename_all = "camelCase")]
         struct Referrers {

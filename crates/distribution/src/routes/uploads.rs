@@ -8,19 +8,19 @@ use super::{Answer, Call, unsupported};
 use crate::blocking::blocking;
 use crate::body;
 use crate::error::{Kind, Result};
-use crate::names::{self, Repository};
+use crate::names::{self, RepositoryName};
 use crate::rights::Action;
 use crate::uploads::Upload;
 
 impl Call {
     /// Mounts a blob of another repository, receives one in this request, or begins an upload.
-    pub(super) async fn begin_upload(mut self, repository: Repository) -> Answer {
+    pub(super) async fn begin_upload(mut self, repository: RepositoryName) -> Answer {
         if self.method != Method::POST {
             return Err(unsupported());
         }
         let registry = self.registry.clone();
         if let (Some(digest), Some(from)) = (self.parameter("mount"), self.parameter("from")) {
-            let (digest, from) = (names::digest(digest)?, Repository::parse(from)?);
+            let (digest, from) = (names::digest(digest)?, RepositoryName::parse(from)?);
             let (to, wanted) = (repository.clone(), digest.clone());
             let is_permitted = self.permission.has(Action::Pull, &from);
             let mount = move || registry.mount_blob(&to, &wanted, &from);
@@ -48,7 +48,7 @@ impl Call {
     }
 
     /// Continues, completes, describes or cancels an upload.
-    pub(super) async fn upload(mut self, repository: Repository, id: String) -> Answer {
+    pub(super) async fn upload(mut self, repository: RepositoryName, id: String) -> Answer {
         if self.method == Method::GET || self.method == Method::HEAD {
             let (registry, name, key) = (self.registry.clone(), repository.clone(), id.clone());
             let length = blocking(move || registry.uploaded(&name, &key)).await?;
@@ -136,19 +136,19 @@ async fn open(mut upload: Upload) -> Result<(Upload, u64)> {
     blocking(move || upload.open().map(|length| (upload, length))).await
 }
 
-async fn finish(upload: Upload, repository: &Repository, digest: Digest) -> Answer {
+async fn finish(upload: Upload, repository: &RepositoryName, digest: Digest) -> Answer {
     let expected = digest.clone();
     blocking(move || upload.finish(&expected)).await?;
     uploaded(repository, &digest)
 }
 
-fn uploaded(repository: &Repository, digest: &Digest) -> Answer {
+fn uploaded(repository: &RepositoryName, digest: &Digest) -> Answer {
     let location = format!("/v2/{repository}/blobs/{digest}");
     answer(created(&location, digest), body::full(""))
 }
 
 /// Returns a response with the length and the location of an upload.
-fn progress(status: StatusCode, repository: &Repository, id: &str, length: u64) -> Answer {
+fn progress(status: StatusCode, repository: &RepositoryName, id: &str, length: u64) -> Answer {
     let builder = Response::builder()
         .status(status)
         .header(

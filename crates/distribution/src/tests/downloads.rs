@@ -2,7 +2,7 @@
 
 use super::upstream::{Line, Pair};
 use super::*;
-use crate::names::Repository;
+use crate::names::RepositoryName;
 use crate::upstream::Limits;
 
 /// Pushes a blob of 3 MB, and returns its path and its content.
@@ -105,7 +105,7 @@ async fn requests_do_not_wait_for_the_disk_work_of_other_blobs() {
     let (release, released) = std::sync::mpsc::channel();
     let registry = pair.cache.registry.clone().unwrap();
     let holder = std::thread::spawn(move || {
-        let _lock = registry.lock(&Repository::parse("a").unwrap());
+        let _lock = registry.lock(&RepositoryName::parse("a").unwrap());
         released.recv().unwrap();
     });
     pair.line(Line::Good);

@@ -30,7 +30,7 @@ use whelk_sys::sync::IgnorePoison as _;
 use crate::blocking::blocking;
 use crate::body::{Outgoing, PIECE};
 use crate::error::{Error, Kind, Result};
-use crate::names::Repository;
+use crate::names::RepositoryName;
 use crate::records::Registry;
 
 /// Number of pieces that wait to be written.
@@ -99,7 +99,7 @@ struct Entry {
     /// Its receivers are the clients.
     state: Arc<watch::Sender<State>>,
     /// The repositories that get the blob, as far as they have not got it.
-    repositories: BTreeSet<Repository>,
+    repositories: BTreeSet<RepositoryName>,
 }
 
 impl Default for Downloads {
@@ -147,7 +147,7 @@ impl Downloads {
     pub(crate) async fn join(
         &self,
         registry: &Arc<Registry>,
-        repository: &Repository,
+        repository: &RepositoryName,
         digest: &Digest,
         size: u64,
         remote: &whelk_registry::Repository,
@@ -174,7 +174,7 @@ impl Downloads {
     fn enter(
         &self,
         registry: &Arc<Registry>,
-        repository: &Repository,
+        repository: &RepositoryName,
         digest: &Digest,
         size: u64,
         remote: &whelk_registry::Repository,

@@ -25,7 +25,7 @@ use whelk_sys::sync::IgnorePoison as _;
 use crate::blocking::blocking;
 use crate::error::{Error, Kind, Result};
 use crate::manifests::Stored;
-use crate::names::{Repository, Version};
+use crate::names::{ManifestKey, RepositoryName};
 use crate::records::Registry;
 
 pub(crate) use download::Downloads;
@@ -142,7 +142,7 @@ impl Upstream {
         Kind::UnsupportedMethod.error(text)
     }
 
-    fn remote(&self, repository: &Repository) -> Result<whelk_registry::Repository> {
+    fn remote(&self, repository: &RepositoryName) -> Result<whelk_registry::Repository> {
         let reference = Reference {
             domain: self.domain.clone(),
             path: repository.as_str().to_owned(),
@@ -158,20 +158,20 @@ impl Upstream {
     pub(crate) async fn manifest(
         &self,
         registry: &Arc<Registry>,
-        repository: &Repository,
-        version: &Version,
+        repository: &RepositoryName,
+        version: &ManifestKey,
     ) -> Result<Digest> {
         let cached = cached(registry, repository, version).await?;
         let (tag, cached) = match (version, cached) {
-            (Version::Digest(_), Some(cached)) => return Ok(cached),
-            (Version::Digest(digest), None) => {
+            (ManifestKey::Digest(_), Some(cached)) => return Ok(cached),
+            (ManifestKey::Digest(digest), None) => {
                 let wanted = whelk_registry::Version::Digest(digest.clone());
                 return self.fetch(registry, repository, None, &wanted).await;
             }
-            (Version::Tag(tag), None) => {
+            (ManifestKey::Tag(tag), None) => {
                 return self.current(registry, repository, tag, None).await;
             }
-            (Version::Tag(tag), Some(cached)) => (tag, cached),
+            (ManifestKey::Tag(tag), Some(cached)) => (tag, cached),
         };
         if self.is_backing_off() {
             return Ok(cached);
@@ -220,7 +220,7 @@ impl Upstream {
     async fn current(
         &self,
         registry: &Arc<Registry>,
-        repository: &Repository,
+        repository: &RepositoryName,
         tag: &str,
         known: Option<&Digest>,
     ) -> Result<Digest> {
@@ -231,7 +231,7 @@ impl Upstream {
             if Some(digest) == known {
                 return Ok(digest.clone());
             }
-            let found = cached(registry, repository, &Version::Digest(digest.clone())).await?;
+            let found = cached(registry, repository, &ManifestKey::Digest(digest.clone())).await?;
             if let Some(found) = found {
                 let (registry, name, tag) = (registry.clone(), repository.clone(), tag.to_owned());
                 let digest = found.clone();
@@ -247,7 +247,7 @@ impl Upstream {
     async fn fetch(
         &self,
         registry: &Arc<Registry>,
-        repository: &Repository,
+        repository: &RepositoryName,
         tag: Option<&str>,
         wanted: &whelk_registry::Version,
     ) -> Result<Digest> {
@@ -273,7 +273,7 @@ impl Upstream {
     pub(crate) async fn blob_size(
         &self,
         registry: &Arc<Registry>,
-        repository: &Repository,
+        repository: &RepositoryName,
         digest: &Digest,
     ) -> Result<u64> {
         let (own, name, wanted) = (registry.clone(), repository.clone(), digest.clone());
@@ -290,7 +290,7 @@ impl Upstream {
     pub(crate) async fn find_blob(
         &self,
         registry: &Arc<Registry>,
-        repository: &Repository,
+        repository: &RepositoryName,
         digest: &Digest,
     ) -> Result<(u64, Source)> {
         let (own, name, wanted) = (registry.clone(), repository.clone(), digest.clone());
@@ -313,7 +313,7 @@ impl Upstream {
     /// knows something of the list.
     pub(crate) async fn listing(
         &self,
-        repository: &Repository,
+        repository: &RepositoryName,
         path: &str,
         unknown: Kind,
         is_known: bool,
@@ -385,8 +385,8 @@ async fn remote_size(remote: &whelk_registry::Repository, digest: &Digest) -> Re
 /// Returns the digest of a manifest that the cache has intact, and updates its access time.
 async fn cached(
     registry: &Arc<Registry>,
-    repository: &Repository,
-    version: &Version,
+    repository: &RepositoryName,
+    version: &ManifestKey,
 ) -> Result<Option<Digest>> {
     let (registry, repository, version) = (registry.clone(), repository.clone(), version.clone());
     blocking(

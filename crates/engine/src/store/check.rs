@@ -117,7 +117,13 @@ fn read_start(path: &Path, length: usize) -> Result<Option<Vec<u8>>> {
 
 /// Returns whether the root has nothing yet that the store would have a record of.
 fn is_new(root: &Path) -> Result<bool> {
-    for directory in ["containers", "volumes", "blobs/sha256", "layers"] {
+    for directory in [
+        "containers",
+        "volumes",
+        "blobs/sha256",
+        "blobs/sha512",
+        "layers",
+    ] {
         let path = root.join(directory);
         // ext4 creates `lost+found` in the root of a file system, which may be mounted here.
         if fs::exists(&path)
