@@ -644,19 +644,6 @@ fn unavailable_flags_are_rejected_by_name() {
     for command in ["run", "create"] {
         let code = if command == "run" { 125 } else { 1 };
         for (flag, value) in [
-            ("--health-interval", "5s"),
-            ("--health-timeout", "5s"),
-            ("--health-retries", "2"),
-            ("--health-start-period", "5s"),
-            ("--health-start-interval", "5s"),
-        ] {
-            cases.push((
-                vec![command, flag, value, "busybox"],
-                125,
-                later(flag, "health checks are"),
-            ));
-        }
-        for (flag, value) in [
             ("--cpu-count", "1"),
             ("--cpu-percent", "1"),
             ("--io-maxbandwidth", "1m"),

@@ -181,6 +181,7 @@ impl Context<'_> {
             filter: None,
             attach: Some(everything()),
             stdin: false,
+            bound: false,
         };
         let (_, mut output) = started.exec(exec).await.unwrap();
         assert_eq!(read(&mut output).await, "sh\n4\n");

@@ -108,6 +108,10 @@ pub struct HealthConfig {
     pub start_interval: i64,
     #[serde(skip_serializing_if = "is_default")]
     pub retries: i64,
+    /// Not in Docker: what to do with a container that is unhealthy: `none`, `kill`, `restart` or
+    /// `stop`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub on_failure: String,
 }
 
 /// The response of `GET /containers/{id}/json`.
@@ -163,6 +167,31 @@ pub struct ContainerState {
     /// Go's zero time if it has not been started.
     pub started_at: String,
     pub finished_at: String,
+    /// Absent without a health check.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
+}
+
+/// The health of a container.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Health {
+    /// `starting`, `healthy` or `unhealthy`.
+    pub status: String,
+    /// Number of consecutive failures.
+    pub failing_streak: u32,
+    /// The last results, the oldest first.
+    pub log: Vec<HealthcheckResult>,
+}
+
+/// The result of a health check.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct HealthcheckResult {
+    pub start: String,
+    pub end: String,
+    pub exit_code: i32,
+    pub output: String,
 }
 
 /// A mount of a container.
@@ -256,12 +285,24 @@ pub struct ContainerSummary {
     pub host_config: ContainerSummaryHostConfig,
     pub network_settings: ContainerSummaryNetworkSettings,
     pub mounts: Vec<MountPoint>,
+    /// Since version 1.52.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthSummary>,
     /// The size of the writable layer in bytes, if requested and not 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size_rw: Option<u64>,
     /// The size of all layers in bytes, if requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size_root_fs: Option<u64>,
+}
+
+/// The health of a listed container.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct HealthSummary {
+    /// `none`, `starting`, `healthy` or `unhealthy`.
+    pub status: String,
+    pub failing_streak: u32,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -131,6 +131,10 @@ impl Engine {
         if let Err(error) = workloads.kill_left() {
             tracing::error!("kill the workloads of an earlier engine: {error}");
         }
+        tokio::spawn(containers::run_checks(
+            Arc::downgrade(&containers),
+            containers.health_checks.clone(),
+        ));
         tokio::spawn(shims.maintain());
         tokio::spawn(sandboxes.clone().maintain());
         tokio::spawn(store.clone().flush_in_background());

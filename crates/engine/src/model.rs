@@ -10,6 +10,7 @@ use whelk_network::port::PortMapping;
 use mount::MountPlan;
 use network::Endpoint;
 
+mod health;
 mod kind;
 mod mode;
 pub mod mount;
@@ -18,7 +19,8 @@ mod port;
 mod restart;
 pub mod volume;
 
-pub use kind::{HealthTest, Isolation, LogDriver, MountKind};
+pub use health::{Health, HealthAction, HealthResult, HealthStatus, HealthTest, Healthcheck};
+pub use kind::{Isolation, LogDriver, MountKind};
 pub use mode::{CgroupnsMode, IpcMode, NetworkMode, PidMode, UsernsMode, UtsMode};
 pub use port::{ContainerPort, PortBinding, PortRange};
 pub use restart::RestartPolicy;
@@ -157,17 +159,6 @@ pub fn collect_bindings(
         }
     }
     collected
-}
-
-/// A container's health check. Durations are in nanoseconds; 0 means the default.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Healthcheck {
-    pub test: HealthTest,
-    pub interval: i64,
-    pub timeout: i64,
-    pub start_period: i64,
-    pub start_interval: i64,
-    pub retries: i64,
 }
 
 /// A request for devices of a kind, such as GPUs.
@@ -311,9 +302,20 @@ pub struct ContainerState {
     pub started_at: i64,
     pub finished_at: i64,
     pub restart_count: u32,
+    /// `None` for a container that has no health check or was never started.
+    pub health: Option<Health>,
     /// The container was stopped by a user: no restart policy starts it again, except `always`
     /// after a restart of the engine.
     pub stopped_by_user: bool,
+}
+
+impl ContainerState {
+    /// Returns the status of the container's health; `none` without a check.
+    pub fn health_text(&self) -> &'static str {
+        self.health
+            .as_ref()
+            .map_or("none", |health| health.status.as_str())
+    }
 }
 
 /// All that the engine remembers about a container.

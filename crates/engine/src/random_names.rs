@@ -1,6 +1,8 @@
 //! Random names for containers created without one (an adjective and a sea creature), and random
 //! ids.
 
+use std::fmt::Write as _;
+
 const ADJECTIVES: &[&str] = &[
     "agile", "amber", "bold", "brave", "breezy", "bright", "brisk", "calm", "candid", "cheerful",
     "clever", "coral", "cosy", "crisp", "curious", "dapper", "daring", "deft", "eager", "earnest",
@@ -136,9 +138,10 @@ pub fn random(attempt: u32) -> String {
 /// Returns 64 random hexadecimal digits.
 pub fn random_id() -> String {
     loop {
-        let id: String = (0..4)
-            .map(|_| format!("{:016x}", random_number()))
-            .collect();
+        let mut id = String::with_capacity(64);
+        for byte in random_bytes::<32>() {
+            let _ = write!(id, "{byte:02x}");
+        }
         // The short id is the default host name, and resolvers parse a host name of digits only as
         // an address.
         if id[..12].parse::<u64>().is_err() {
@@ -148,10 +151,14 @@ pub fn random_id() -> String {
 }
 
 fn random_number() -> u64 {
-    let mut bytes = [0; 8];
+    u64::from_ne_bytes(random_bytes())
+}
+
+fn random_bytes<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
     // getrandom(2) does not fail for up to 256 bytes once the generator is seeded.
     let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
-    u64::from_ne_bytes(bytes)
+    bytes
 }
 
 /// Checks a container's name.

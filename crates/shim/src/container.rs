@@ -8,7 +8,7 @@ use rustix::event::epoll::EventFlags;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SocketFlags, accept_with, recv};
-use rustix::process::{Pid, WaitStatus};
+use rustix::process::{Pid, Signal, WaitStatus};
 use rustix::termios::Winsize;
 use whelk_runtime::cgroup::Cgroup;
 use whelk_runtime::exec::{self, Progress, Starting};
@@ -63,8 +63,9 @@ pub(crate) struct StartingExec {
     /// Exit status of the process, if it exited before its start was known to be complete.
     pub ended: Option<WaitStatus>,
     streams: Option<(Option<OwnedFd>, [Option<OwnedFd>; 2])>,
-    client: u64,
+    pub client: u64,
     attach: Option<Attach>,
+    pub bound: bool,
 }
 
 impl Shim {
@@ -306,11 +307,18 @@ impl Shim {
             return;
         };
         self.poll.remove(&client.stream);
-        if let Role::Attached(attached) = client.role {
-            if attached.request.stdin {
-                self.input_ended(attached.process);
+        match client.role {
+            Role::Attached(attached) => {
+                if attached.request.stdin {
+                    self.input_ended(attached.process);
+                }
+                self.release_output(attached.process);
+                if !client.closing {
+                    self.kill_if_bound(attached.process);
+                }
             }
-            self.release_output(attached.process);
+            Role::AwaitingRequest => self.cancel_bound_start(number),
+            Role::Subscriber => {}
         }
     }
 
@@ -459,6 +467,9 @@ impl Shim {
     }
 
     fn signal(&self, exec: Option<&str>, signal: i32) -> Result<Reply> {
+        if signal == Signal::KILL.as_raw() && self.kill_bound(exec) {
+            return Ok(Reply::Done);
+        }
         let process = self.find(exec)?;
         signal::pidfd_send(&process.pidfd, signal).map_err(|error| {
             Error::Os(format!(
@@ -546,6 +557,7 @@ impl Shim {
                 streams,
                 client,
                 attach: request.attach,
+                bound: request.bound,
             },
         );
         Ok(())
@@ -568,6 +580,7 @@ impl Shim {
             streams,
             client,
             attach,
+            bound,
         }) = self.starting.remove(&number)
         else {
             return;
@@ -581,6 +594,7 @@ impl Shim {
                 .try_clone()
                 .map_err(|error| Error::Os(format!("duplicate a descriptor: {error}")))?;
             let mut process = Process::new(number, Some(id), *pid, pidfd);
+            process.bound = bound;
             let connected = process.connect(starting.take_terminal(), streams, &self.poll);
             connected
                 .map(|()| process)

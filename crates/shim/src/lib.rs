@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod boot;
+mod bound;
 mod client;
 mod container;
 mod ending;

@@ -30,6 +30,8 @@ pub(crate) struct Process {
     pub deadline: Option<Instant>,
     /// Whether reading output is suspended because a client is behind.
     pub held: bool,
+    /// Whether it is killed when its client disconnects ([`crate::protocol::ExecLaunch::bound`]).
+    pub bound: bool,
 }
 
 /// The write end of a program's standard input, if it is a pipe, and the data still to be written
@@ -97,6 +99,7 @@ impl Process {
             exit: None,
             deadline: None,
             held: false,
+            bound: false,
         }
     }
 

@@ -123,6 +123,11 @@ pub struct ExecLaunch {
     pub attach: Option<Attach>,
     /// Whether to open a pipe for the program's standard input even if no client writes to it yet.
     pub stdin: bool,
+    /// Whether the process lives no longer than the connection of its client: it and the other
+    /// processes of its session are killed when the client disconnects. SIGKILL is sent to the whole
+    /// session, too. A shim that an earlier version has started does not know this.
+    #[serde(default)]
+    pub bound: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -73,11 +73,10 @@ fn set(body: &mut Value, path: &str, value: &Value) {
     *place = value.clone();
 }
 
-/// A health check is not available; what belongs to one is kept.
 fn config() -> Vec<(&'static str, Value, Fate)> {
     let times = json!({
         "Test": ["NONE"], "Interval": 1_000_000, "Timeout": 2_000_000, "StartPeriod": 3_000_000,
-        "StartInterval": 4_000_000, "Retries": 5,
+        "StartInterval": 4_000_000, "Retries": 5, "OnFailure": "kill",
     });
     vec![
         ("/Hostname", json!("h"), Shown),
@@ -93,10 +92,11 @@ fn config() -> Vec<(&'static str, Value, Fate)> {
         ("/Env", json!(["A=b"]), Shown),
         ("/Cmd", json!(["c"]), Shown),
         ("/Healthcheck", times, Shown),
+        ("/Healthcheck", json!({"Test": ["CMD", "x"]}), Shown),
         (
             "/Healthcheck",
-            json!({"Test": ["CMD", "x"]}),
-            Refused("Healthcheck"),
+            json!({"OnFailure": "x"}),
+            Refused("unknown action for an unhealthy container 'x'"),
         ),
         ("/ArgsEscaped", json!(true), Shown),
         ("/Image", json!("busybox"), Shown),

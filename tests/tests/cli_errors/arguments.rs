@@ -270,9 +270,6 @@ fn unavailable_commands_are_rejected_by_name() {
         1,
         "whelk: container stats: not available in this version of whelk",
     );
-    engine
-        .whelk(&["run", "--health-interval", "5s", "busybox"])
-        .refuses(125, "--health-interval: health checks are not available");
 }
 
 #[test]

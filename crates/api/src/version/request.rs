@@ -62,6 +62,9 @@ pub(crate) fn upgrade_container(
         }
     }
     if version < ApiVersion(1, 44) {
+        if let Some(check) = &mut config.healthcheck {
+            check.start_interval = 0;
+        }
         if networks.len() > 1 {
             let names: Vec<&str> = networks.keys().map(String::as_str).collect();
             return Err(ApiError::invalid(format!(

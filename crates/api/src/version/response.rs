@@ -76,6 +76,9 @@ pub(crate) fn downgrade_listed_container(version: ApiVersion, shown: &mut Contai
     if version < ApiVersion(1, 46) {
         shown.host_config.annotations.clear();
     }
+    if version < ApiVersion(1, 52) {
+        shown.health = None;
+    }
 }
 
 pub(crate) fn downgrade_network(version: ApiVersion, shown: &mut NetworkInspect) {

@@ -1,11 +1,13 @@
 //! Containers.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use whelk_api_types::{
     ContainerConfig, ContainerInspectResponse, ContainerState, ContainerSummary,
     ContainerSummaryHostConfig, ContainerSummaryNetworkSettings, DriverData, EndpointSettings,
-    MountPoint, NetworkSettings, PortBinding, PortMap, PortSummary,
+    Health, HealthSummary, HealthcheckResult, MountPoint, NetworkSettings, PortBinding, PortMap,
+    PortSummary,
 };
 use whelk_engine::containers::{self, Inspected};
 use whelk_engine::model::network::Endpoint;
@@ -123,6 +125,21 @@ fn state(state: model::ContainerState) -> ContainerState {
         error: state.error,
         started_at: time(state.started_at),
         finished_at: time(state.finished_at),
+        health: state.health.map(health),
+    }
+}
+
+fn health(health: model::Health) -> Health {
+    let result = |result: &Arc<model::HealthResult>| HealthcheckResult {
+        start: time(result.start),
+        end: time(result.end),
+        exit_code: result.exit_code,
+        output: result.output.clone(),
+    };
+    Health {
+        status: health.status.as_str().into(),
+        failing_streak: health.failing_streak,
+        log: health.log.iter().map(result).collect(),
     }
 }
 
@@ -202,6 +219,14 @@ pub(crate) fn container_summary(
             networks: listed_endpoints(record.networks),
         },
         mounts: listed.mounts.into_iter().map(mount_point).collect(),
+        health: Some(HealthSummary {
+            status: record.state.health_text().into(),
+            failing_streak: record
+                .state
+                .health
+                .as_ref()
+                .map_or(0, |health| health.failing_streak),
+        }),
         size_rw: listed
             .size
             .map(|(writable, _)| writable)
@@ -253,7 +278,16 @@ fn status_text(state: &model::ContainerState, now: i64) -> String {
     let ago = |since: i64| duration::human((now - since) / 1_000_000_000);
     match state.status {
         Status::Created => "Created".into(),
-        Status::Running => format!("Up {}", ago(state.started_at)),
+        Status::Running => {
+            let health = match &state.health {
+                None => String::new(),
+                Some(health) if health.status == model::HealthStatus::Starting => {
+                    " (health: starting)".into()
+                }
+                Some(health) => format!(" ({})", health.status.as_str()),
+            };
+            format!("Up {}{health}", ago(state.started_at))
+        }
         Status::Paused => format!("Up {} (Paused)", ago(state.started_at)),
         Status::Restarting => format!(
             "Restarting ({}) {} ago",

@@ -190,6 +190,22 @@ impl Parse<model::HealthTest> for Option<Vec<String>> {
     }
 }
 
+/// Left out by default, because Docker's clients do not know it.
+impl Convert<String> for model::HealthAction {
+    fn convert(self) -> String {
+        match self {
+            Self::None => String::new(),
+            action => action.to_string(),
+        }
+    }
+}
+
+impl Parse<model::HealthAction> for String {
+    fn parse(self) -> Result<model::HealthAction> {
+        self.as_str().parse()
+    }
+}
+
 impl Convert<api::RestartPolicy> for model::RestartPolicy {
     fn convert(self) -> api::RestartPolicy {
         api::RestartPolicy {
@@ -259,7 +275,7 @@ same_fields! {
     }
     model::Healthcheck => api::HealthConfig {
         interval, timeout, start_period, start_interval, retries;
-        parsed test,
+        parsed test, on_failure,
     }
     model::HostConfig => api::HostConfig {
         binds, container_id_file, auto_remove,

@@ -199,6 +199,7 @@ fn inherit(config: &mut Config, image: &ImageConfig) -> Result<()> {
     if config.stop_signal.is_empty() {
         config.stop_signal.clone_from(&image.stop_signal);
     }
+    inherit_health(config, image.healthcheck.as_ref());
     let mut env = config.env.take().unwrap_or_default();
     let name_of = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
     let mut names: HashSet<String> = env.iter().map(|entry| name_of(entry)).collect();
@@ -235,6 +236,20 @@ fn inherit(config: &mut Config, image: &ImageConfig) -> Result<()> {
         volumes.extend(image.volumes.keys().cloned());
     }
     Ok(())
+}
+
+/// Fills in the image's health check. One that cannot be read is none, as in Docker.
+fn inherit_health(config: &mut Config, image: Option<&serde_json::Value>) {
+    let Some(check) = image else {
+        return;
+    };
+    match crate::records::image_healthcheck(check) {
+        Ok(check) => match &mut config.healthcheck {
+            Some(own) => own.inherit(check),
+            None => config.healthcheck = Some(check),
+        },
+        Err(error) => tracing::warn!("the health check of image {}: {error}", config.image),
+    }
 }
 
 /// Writes the default masked and read-only paths into the settings, where `inspect` shows them.

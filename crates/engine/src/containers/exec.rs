@@ -1,5 +1,7 @@
 //! Exec: additional processes in a running container.
 
+mod bound;
+
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use whelk_sys::sync::IgnorePoison as _;
@@ -64,6 +66,16 @@ pub struct ExecState {
 const RETENTION: Duration = Duration::from_secs(300);
 
 impl ExecSession {
+    fn new(id: String, container: &Container, config: ExecConfig) -> Self {
+        Self {
+            id,
+            container: container.id.clone(),
+            config,
+            state: Mutex::default(),
+            changed: tokio::sync::Notify::new(),
+        }
+    }
+
     pub fn state(&self) -> ExecState {
         *self.state.lock().ignore_poison()
     }
@@ -136,27 +148,25 @@ impl Containers {
             }
         }
         check_user(&container, &config.user).await?;
-        let exec = Arc::new(ExecSession {
-            id: random_names::random_id(),
-            container: container.id.clone(),
-            config,
-            state: Mutex::default(),
-            changed: tokio::sync::Notify::new(),
-        });
-        self.publish(
-            &container,
-            &format!("exec_create: {}", exec.command_line()),
-            &[("execID", exec.id.clone())],
-        );
-        let id = exec.id.clone();
-        let mut execs = self.execs.lock().ignore_poison();
-        execs.retain(|_, exec| {
+        let exec = ExecSession::new(random_names::random_id(), &container, config);
+        self.execs.lock().ignore_poison().retain(|_, exec| {
             exec.state()
                 .ended_at
                 .is_none_or(|at| at.elapsed() < RETENTION)
         });
-        execs.insert(id.clone(), exec);
-        Ok(id)
+        Ok(self.add_exec(&container, exec).id.clone())
+    }
+
+    fn add_exec(&self, container: &Container, exec: ExecSession) -> Arc<ExecSession> {
+        self.publish(
+            container,
+            &format!("exec_create: {}", exec.command_line()),
+            &[("execID", exec.id.clone())],
+        );
+        let exec = Arc::new(exec);
+        let mut execs = self.execs.lock().ignore_poison();
+        execs.insert(exec.id.clone(), exec.clone());
+        exec
     }
 
     /// Returns an exec by its id.
@@ -217,11 +227,7 @@ impl Containers {
     ) -> Result<Option<UnixStream>> {
         let outcome = match self.find(&exec.container) {
             Ok(container) => {
-                self.publish(
-                    &container,
-                    &format!("exec_start: {}", exec.command_line()),
-                    &[("execID", exec.id.clone())],
-                );
+                self.publish_exec_start(&container, exec);
                 self.run_exec(exec, &container, start).await
             }
             Err(error) => Err((error, NOT_STARTED)),
@@ -234,6 +240,14 @@ impl Containers {
             });
             error
         })
+    }
+
+    fn publish_exec_start(&self, container: &Container, exec: &ExecSession) {
+        self.publish(
+            container,
+            &format!("exec_start: {}", exec.command_line()),
+            &[("execID", exec.id.clone())],
+        );
     }
 
     async fn run_exec(
@@ -251,33 +265,23 @@ impl Containers {
                 NOT_STARTED,
             ));
         }
-        let request = self
-            .exec_request(exec, container, &start)
+        let mut launch = self
+            .exec_launch(&exec.config, container, &start)
             .map_err(|error| (error, NOT_STARTED))?;
-        let detached = request.attach.is_none();
-        let request = Request::Exec(Box::new(request));
-        let (reply, stream) = container
-            .workload
-            .request_while_alive(&request)
-            .await
-            .map_err(|error| (error.prefixed("exec"), NOT_STARTED))?;
-        match reply {
-            Reply::Started { pid } => {
-                exec.change(|state| state.pid = pid);
-                Ok((!detached).then_some(stream))
-            }
-            Reply::Failed(error) => Err(exec_error(error)),
-            _ => Err((Error::internal("unexpected reply of the shim"), NOT_STARTED)),
-        }
+        launch.id.clone_from(&exec.id);
+        let detached = launch.attach.is_none();
+        let request = Request::Exec(Box::new(launch));
+        let stream = request_exec(exec, container, &request).await?;
+        Ok((!detached).then_some(stream))
     }
 
-    fn exec_request(
+    /// Returns the message that starts a process with these settings, without an id.
+    fn exec_launch(
         &self,
-        exec: &ExecSession,
+        config: &ExecConfig,
         container: &Container,
         start: &ExecStart,
     ) -> Result<protocol::ExecLaunch> {
-        let config = &exec.config;
         let record = container.record().clone();
         let host = &record.host;
         let mut capable = host.clone();
@@ -333,7 +337,7 @@ impl Containers {
             config.user.clone()
         };
         Ok(protocol::ExecLaunch {
-            id: exec.id.clone(),
+            id: String::new(),
             process,
             user: UserRequest {
                 user,
@@ -342,6 +346,7 @@ impl Containers {
             filter,
             stdin: config.attach_stdin && attach.is_some(),
             attach,
+            bound: false,
         })
     }
 
@@ -431,25 +436,40 @@ impl Containers {
     }
 
     /// Adds an exec that was started before the engine's restart.
-    pub(super) fn adopt_exec(&self, container: &str, id: &str, pid: i32) {
-        let state = ExecState {
-            started: true,
-            running: true,
-            pid,
-            ..ExecState::default()
-        };
-        let exec = ExecSession {
-            id: id.to_owned(),
-            container: container.to_owned(),
-            config: ExecConfig::default(),
-            state: Mutex::new(state),
-            changed: tokio::sync::Notify::new(),
-        };
+    pub(super) fn adopt_exec(&self, container: &Container, id: &str, pid: i32) {
+        let exec = ExecSession::new(id.to_owned(), container, ExecConfig::default());
+        exec.change(|state| {
+            state.started = true;
+            state.running = true;
+            state.pid = pid;
+        });
         self.execs
             .lock()
             .ignore_poison()
             .entry(id.to_owned())
             .or_insert_with(|| Arc::new(exec));
+    }
+}
+
+/// Sends the message that starts an exec, and returns the connection. An error comes with the exit
+/// code that the exec has.
+async fn request_exec(
+    exec: &ExecSession,
+    container: &Container,
+    request: &Request,
+) -> std::result::Result<UnixStream, (Error, i32)> {
+    let (reply, stream) = container
+        .workload
+        .request_while_alive(request)
+        .await
+        .map_err(|error| (error.prefixed("exec"), NOT_STARTED))?;
+    match reply {
+        Reply::Started { pid } => {
+            exec.change(|state| state.pid = pid);
+            Ok(stream)
+        }
+        Reply::Failed(error) => Err(exec_error(error)),
+        _ => Err((Error::internal("unexpected reply of the shim"), NOT_STARTED)),
     }
 }
 

@@ -391,8 +391,7 @@ impl<'a> Matcher<'a> {
             && self.is_created_in_range(record)
             && self.has_ancestor(record)
             && filters.any("network", |network| is_in_network(record, network))
-            // Health checks are not supported, so that all containers have the health "none".
-            && filters.any("health", |health| health == "none")
+            && filters.any("health", |health| state.health_text() == health)
             && self.has_port(record)
             && filters.any("volume", |volume| mounts_volume(record, volume))
             // No container is a task of Swarm.

@@ -18,6 +18,7 @@ mod devices;
 mod donors;
 mod exec;
 mod files;
+mod health;
 mod inspect;
 mod kill;
 mod links;
@@ -58,6 +59,7 @@ pub use attach::{AttachRequest, Attached};
 pub(crate) use audit::audit;
 pub use create::{CreateRequest, Created};
 pub use exec::{ExecConfig, ExecSession, ExecStart, ExecState};
+pub(crate) use health::run_checks;
 pub use inspect::{Exported, Inspected, MountPoint};
 pub use list::{ContainerSummary, FILTERS, ListRequest, ListedPort};
 pub use logs::{LogChunk, LogsRequest};
@@ -101,6 +103,8 @@ pub struct Containers {
     exits: Mutex<wait::Exits>,
     /// Created when the first log is followed; `None` if inotify is not available.
     log_watch: OnceLock<Option<Arc<LogWatch>>>,
+    /// When the health of which container is checked next.
+    pub(crate) health_checks: Arc<health::Schedule>,
     /// Paths of compiled seccomp filters, by a hash of profile and capabilities.
     filters: Mutex<HashMap<String, PathBuf>>,
 }
@@ -138,6 +142,8 @@ pub struct Container {
     /// Held by the one thread that accesses the files and memory of the container's processes,
     /// which may block it for ever.
     process_access: Arc<tokio::sync::Mutex<()>>,
+    /// The health checks of its current run.
+    health: Mutex<health::Checks>,
     /// What runs: its shim and its processes.
     workload: Arc<Workload>,
 }
@@ -222,6 +228,7 @@ impl Containers {
             execs: Mutex::default(),
             exits: Mutex::default(),
             log_watch: OnceLock::new(),
+            health_checks: Arc::default(),
             filters: Mutex::default(),
         })
     }
@@ -332,7 +339,7 @@ impl Containers {
 
     /// Publishes an event of a container, with `more` attributes.
     fn publish(&self, container: &Container, action: &str, more: &[(&str, String)]) {
-        self.publish_of(&container.record().clone(), action, more);
+        self.publish_of(&container.record(), action, more);
     }
 
     /// Like [`Containers::publish`], for callers that hold the record's lock.
@@ -425,6 +432,7 @@ impl Container {
             waiting_clients: Mutex::default(),
             log_readers: watch::Sender::default(),
             process_access: Arc::default(),
+            health: Mutex::default(),
             workload: Arc::new(workload),
         })
     }

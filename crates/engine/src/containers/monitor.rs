@@ -60,13 +60,16 @@ impl Containers {
                 paused,
                 execs: _,
             } => {
-                let mut record = container.record();
-                record.state.pid = pid;
-                record.state.status = if paused {
-                    Status::Paused
-                } else {
-                    Status::Running
-                };
+                {
+                    let mut record = container.record();
+                    record.state.pid = pid;
+                    record.state.status = if paused {
+                        Status::Paused
+                    } else {
+                        Status::Running
+                    };
+                }
+                self.update_health(container);
             }
             Event::OutOfMemory => {
                 container.record().state.oom_killed = true;
@@ -115,6 +118,7 @@ impl Containers {
             }
             (ran, restart)
         };
+        self.update_health(container);
         // Before the exit is published: a client that waits for it may use the same port at once.
         let left_networks = self.release_resources(container).await;
         let auto_remove =

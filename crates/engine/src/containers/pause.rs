@@ -60,6 +60,7 @@ impl Containers {
             }
             record.state.status = Status::Paused;
         }
+        self.update_health(&container);
         self.save_or_log(&container);
         self.publish(&container, "pause", &[]);
         Ok(())
@@ -87,7 +88,7 @@ impl Containers {
     }
 
     /// Resumes a paused container. The caller holds its operation lock, or is killing it.
-    pub(super) async fn resume_locked(&self, container: &Container) -> Result<()> {
+    pub(super) async fn resume_locked(&self, container: &Arc<Container>) -> Result<()> {
         shims::expect_done(
             self.request_shim(container, &Request::Resume).await?,
             &format!("cannot unpause container {}", container.id),
@@ -98,7 +99,7 @@ impl Containers {
 
     /// Like [`Containers::resume_locked`], so that the container can handle a signal: if its shim
     /// does not answer, the engine thaws the cgroup itself.
-    pub(super) async fn resume_for_signal(&self, container: &Container) -> Result<()> {
+    pub(super) async fn resume_for_signal(&self, container: &Arc<Container>) -> Result<()> {
         match self.resume_locked(container).await {
             Err(Error::ShimSilent(text)) => {
                 tracing::warn!("resume: {text}; the engine thaws the container itself");
@@ -111,13 +112,14 @@ impl Containers {
         }
     }
 
-    fn note_resumed(&self, container: &Container) {
+    fn note_resumed(&self, container: &Arc<Container>) {
         {
             let mut record = container.record();
             if record.state.status == Status::Paused {
                 record.state.status = Status::Running;
             }
         }
+        self.update_health(container);
         self.save_or_log(container);
         self.publish(container, "unpause", &[]);
     }

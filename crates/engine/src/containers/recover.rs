@@ -97,7 +97,7 @@ impl Containers {
                     };
                 }
                 for (id, pid) in execs {
-                    self.adopt_exec(&container.id, &id, pid);
+                    self.adopt_exec(container, &id, pid);
                 }
                 self.adopt(container, Some(events));
             }
@@ -122,6 +122,7 @@ impl Containers {
         container
             .progress
             .send_modify(|progress| progress.running = true);
+        self.update_health(container);
         self.save_or_log(container);
         monitor::spawn(self, container, monitor);
     }

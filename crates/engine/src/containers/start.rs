@@ -230,6 +230,7 @@ impl Containers {
             record.state.exit_code = 0;
             record.state.oom_killed = false;
         }
+        self.begin_health(container);
         // Not fatal if this fails or the engine ends here: recovery finds the shim.
         self.save_or_log(container);
         let endpoints = container.record().networks.clone();

@@ -122,53 +122,6 @@ macro_rules! displayed {
 
 displayed!(MountKind, LogDriver, Isolation);
 
-/// How a container's health is checked.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum HealthTest {
-    /// As the image says.
-    #[default]
-    Inherit,
-    /// Not at all, even if the image has a check.
-    Disabled,
-    /// By a program with its arguments.
-    Command(Vec<String>),
-    /// By the container's shell, with these arguments after its own.
-    Shell(Vec<String>),
-}
-
-impl HealthTest {
-    /// Parses a test: a word that says its kind, and arguments.
-    ///
-    /// # Errors
-    /// Returns an error if there is no such kind.
-    pub fn parse(mut words: Vec<String>) -> Result<Self> {
-        if words.is_empty() {
-            return Ok(Self::Inherit);
-        }
-        let arguments = words.split_off(1);
-        match words[0].as_str() {
-            "NONE" => Ok(Self::Disabled),
-            "CMD" => Ok(Self::Command(arguments)),
-            "CMD-SHELL" => Ok(Self::Shell(arguments)),
-            other => Err(Error::invalid(format!(
-                "unknown healthcheck type '{other}': expected 'NONE', 'CMD' or 'CMD-SHELL'"
-            ))),
-        }
-    }
-
-    /// Returns the words that [`Self::parse`] parses.
-    pub fn words(&self) -> Vec<String> {
-        let (kind, arguments) = match self {
-            Self::Inherit => return Vec::new(),
-            Self::Disabled => ("NONE", &[][..]),
-            Self::Command(arguments) => ("CMD", arguments.as_slice()),
-            Self::Shell(arguments) => ("CMD-SHELL", arguments.as_slice()),
-        };
-        let kind = std::iter::once(kind.to_owned());
-        kind.chain(arguments.iter().cloned()).collect()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -201,25 +154,6 @@ mod tests {
             &["", "default"],
             "hyperv",
             "invalid isolation (hyperv): linux only supports 'default'",
-        );
-    }
-
-    #[test]
-    fn health_tests_keep_their_words() {
-        for words in [
-            &[][..],
-            &["NONE"],
-            &["CMD", "a", "b"],
-            &["CMD-SHELL", "a b"],
-        ] {
-            let words: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
-            assert_eq!(HealthTest::parse(words.clone()).unwrap().words(), words);
-        }
-        assert_eq!(
-            HealthTest::parse(vec!["sh".into()])
-                .unwrap_err()
-                .to_string(),
-            "unknown healthcheck type 'sh': expected 'NONE', 'CMD' or 'CMD-SHELL'"
         );
     }
 }

@@ -2,18 +2,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use whelk_network::port::{PortMapping, Protocol};
 
 use super::set::optional as optional_set;
 use super::stored::{Stored, forms};
-use super::{SCHEMA_VERSION, set, stored};
+use super::{SCHEMA_VERSION, set, stored, text};
 use crate::model::{self, mount, network};
 
 forms! {
     Config => model::Config,
     Healthcheck => model::Healthcheck,
+    Health => model::Health,
+    HealthStatus => model::HealthStatus,
+    HealthResult => model::HealthResult,
     Status => model::Status,
     ContainerState => model::ContainerState,
     StoredPortMapping => PortMapping,
@@ -82,6 +86,45 @@ struct Healthcheck {
     start_interval: i64,
     #[serde(skip_serializing_if = "is_default")]
     retries: i64,
+    #[serde(skip_serializing_if = "is_default", with = "text")]
+    on_failure: model::HealthAction,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(default = "Default::default", remote = "model::Health")]
+struct Health {
+    #[serde(with = "stored")]
+    status: model::HealthStatus,
+    failing_streak: u32,
+    #[serde(skip_serializing_if = "Vec::is_empty", with = "stored")]
+    log: Vec<Arc<model::HealthResult>>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", remote = "model::HealthStatus")]
+enum HealthStatus {
+    Starting,
+    Healthy,
+    Unhealthy,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(default = "Default::default", remote = "model::HealthResult")]
+struct HealthResult {
+    start: i64,
+    end: i64,
+    exit_code: i32,
+    output: String,
+}
+
+impl<T: Stored> Stored for Arc<T> {
+    fn write<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        T::write(self, serializer)
+    }
+
+    fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        T::read(deserializer).map(Self::new)
+    }
 }
 
 impl Stored for model::HealthTest {
@@ -119,6 +162,8 @@ struct ContainerState {
     started_at: i64,
     finished_at: i64,
     restart_count: u32,
+    #[serde(skip_serializing_if = "Option::is_none", with = "stored")]
+    health: Option<model::Health>,
     stopped_by_user: bool,
 }
 

@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::model::ContainerRecord;
+use crate::model::{ContainerRecord, Healthcheck};
 
 pub(crate) use image::ImageRecord;
 pub(crate) use migrations::{SCHEMA_VERSION, create_tables};
@@ -53,6 +53,12 @@ pub(crate) fn encode<T: Stored>(record: &T) -> Result<String> {
 fn to_text<T: Serialize>(form: &T) -> Result<String> {
     serde_json::to_string(form)
         .map_err(|error| Error::internal(format!("the engine's store: {error}")))
+}
+
+/// Reads the health check of an image's configuration, which has the same form as that of a record.
+pub(crate) fn image_healthcheck(value: &Value) -> serde_json::Result<Healthcheck> {
+    let Read(check) = Read::deserialize(value)?;
+    Ok(check)
 }
 
 /// Reads a record that has the version of the store.

@@ -10,7 +10,7 @@ use whelk_text::signal;
 
 use crate::error::{Error, Result};
 use crate::host::HostInfo;
-use crate::model::{Config, HealthTest, HostConfig, IpcMode, NetworkMode, PidMode, RestartPolicy};
+use crate::model::{Config, HostConfig, IpcMode, NetworkMode, PidMode, RestartPolicy};
 use crate::{mounts, random_names, security};
 
 pub use limits::limits;
@@ -30,7 +30,7 @@ pub fn settings(
 ) -> Result<Vec<String>> {
     let mut warnings = Vec::new();
     check_health(config)?;
-    refuse_unsupported(config, host_config)?;
+    refuse_unsupported(host_config)?;
     if host_config.network_mode == NetworkMode::Host && host_config.publishes() {
         warnings.push("Published ports are discarded when using host network mode".into());
     }
@@ -112,7 +112,7 @@ pub fn settings(
 }
 
 /// Rejects settings that this version does not support, instead of ignoring them.
-fn refuse_unsupported(config: &Config, host: &HostConfig) -> Result<()> {
+fn refuse_unsupported(host: &HostConfig) -> Result<()> {
     let refused = [
         (
             !host.storage_opt.is_empty(),
@@ -132,12 +132,6 @@ fn refuse_unsupported(config: &Config, host: &HostConfig) -> Result<()> {
         (
             host.io_maximum_bandwidth != 0,
             "HostConfig.IOMaximumBandwidth",
-        ),
-        (
-            config.healthcheck.as_ref().is_some_and(|check| {
-                matches!(check.test, HealthTest::Command(_) | HealthTest::Shell(_))
-            }),
-            "Healthcheck (--health-cmd)",
         ),
     ];
     match refused.iter().find(|(asked, _)| *asked) {
@@ -247,7 +241,7 @@ pub fn name(name: &str) -> Result<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Healthcheck, LogConfig, LogDriver};
+    use crate::model::{HealthTest, Healthcheck, LogConfig, LogDriver};
 
     fn host_info() -> HostInfo {
         let default_log = LogConfig {

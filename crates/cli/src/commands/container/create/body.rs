@@ -1,11 +1,12 @@
 //! The body of the create request.
 
 use super::mounts;
-use whelk_api_types::{ContainerConfig, ContainerCreateRequest, HealthConfig, NetworkingConfig};
+use whelk_api_types::{ContainerConfig, ContainerCreateRequest, NetworkingConfig};
 
 use crate::commands::arguments::given;
 use crate::commands::container::create::CreateContainerArgs;
 use crate::commands::container::create::environment::{environment, labels};
+use crate::commands::container::create::health::healthcheck;
 use crate::commands::container::create::host_config::host_config;
 use crate::{Failure, Outcome};
 
@@ -64,7 +65,7 @@ pub(super) fn body(
         labels: labels(args)?,
         stop_signal: text(&args.stop_signal),
         stop_timeout: args.stop_timeout,
-        healthcheck: healthcheck(args),
+        healthcheck: healthcheck(args)?,
         volumes: Some(anonymous),
         ..ContainerConfig::default()
     };
@@ -74,17 +75,5 @@ pub(super) fn body(
         networking_config: NetworkingConfig {
             endpoints_config: networking.endpoints,
         },
-    })
-}
-
-fn healthcheck(args: &CreateContainerArgs) -> Option<HealthConfig> {
-    let test = match &args.health_cmd {
-        Some(command) => vec!["CMD-SHELL".into(), command.clone()],
-        None if args.no_healthcheck => vec!["NONE".into()],
-        None => return None,
-    };
-    Some(HealthConfig {
-        test: Some(test),
-        ..HealthConfig::default()
     })
 }

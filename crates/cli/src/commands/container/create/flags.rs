@@ -236,13 +236,16 @@ pub(crate) struct CreateContainerArgs {
     pub health_timeout: Option<String>,
     /// Consecutive failures needed to report unhealthy
     #[arg(long)]
-    pub health_retries: Option<String>,
+    pub health_retries: Option<i64>,
     /// Start period for the container to initialize before starting health-retries countdown
     #[arg(long)]
     pub health_start_period: Option<String>,
     /// Time between running the check during the start period
     #[arg(long)]
     pub health_start_interval: Option<String>,
+    /// What to do if the container is unhealthy (none, kill, restart, stop)
+    #[arg(long)]
+    pub health_on_failure: Option<String>,
     /// Disable any container-specified HEALTHCHECK
     #[arg(long)]
     pub no_healthcheck: bool,

@@ -5,6 +5,7 @@ mod body;
 mod devices;
 pub(crate) mod environment;
 mod flags;
+mod health;
 mod host_config;
 mod id_file;
 pub(crate) mod limits;
@@ -42,19 +43,6 @@ pub(crate) async fn make(
             "invalid pull option: '{}': must be one of \"always\", \"missing\" or \"never\"",
             args.pull
         )));
-    }
-    let health = [
-        ("interval", &args.health_interval),
-        ("timeout", &args.health_timeout),
-        ("retries", &args.health_retries),
-        ("start-period", &args.health_start_period),
-        ("start-interval", &args.health_start_interval),
-    ];
-    if let Some((name, _)) = health.iter().find(|(_, value)| value.is_some()) {
-        return Err(Failure::with_code(
-            125,
-            format!("--health-{name}: health checks are not available in this version of whelk"),
-        ));
     }
     check_supported(args)?;
     let mut body = body(args, attach_all, detach)?;
