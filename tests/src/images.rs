@@ -233,6 +233,22 @@ pub fn zstd(bytes: &[u8]) -> Vec<u8> {
     stream
 }
 
+/// Encodes zeros as a zstd stream whose blocks have 4 bytes for 128 KiB.
+#[must_use]
+pub fn zstd_zeros(length: usize) -> Vec<u8> {
+    const BLOCK_SIZE: u32 = 128 << 10;
+    const REPEATED: u32 = 1 << 1;
+    let mut stream = vec![0x28, 0xb5, 0x2f, 0xfd, 0x00, 7 << 3];
+    let count = length.div_ceil(BLOCK_SIZE as usize);
+    for number in 1..=count {
+        let last = u32::from(number == count);
+        let head = (BLOCK_SIZE << 3) | REPEATED | last;
+        stream.extend_from_slice(&head.to_le_bytes()[..3]);
+        stream.push(0);
+    }
+    stream
+}
+
 /// Pipes bytes through a program.
 #[track_caller]
 fn filter(program: &str, args: &[&str], input: &[u8]) -> Vec<u8> {

@@ -53,6 +53,8 @@ pub struct Behaviour {
     /// The registry requires a token from its authorization service, which issues [`IDENTITY`] on
     /// request.
     pub tokens: bool,
+    /// The header `WWW-Authenticate` of its responses, which all have status 401.
+    pub challenge: Option<String>,
     /// Number of bytes of a longer blob after which it closes the connection. Requests with a range are
     /// not cut.
     pub cut_after: Option<usize>,
@@ -375,6 +377,10 @@ impl Registry {
         path: &str,
         behaviour: &Behaviour,
     ) -> Option<Option<()>> {
+        if let Some(challenge) = &behaviour.challenge {
+            let challenge = format!("www-authenticate: {challenge}\r\n");
+            return Some(begin(stream, "401 Unauthorized", &challenge, 0));
+        }
         let is_at = |part: Option<&str>| part.is_some_and(|part| path.contains(part));
         if behaviour.refuses_head && method == "HEAD" {
             return Some(begin(stream, "405 Method Not Allowed", "", 0));

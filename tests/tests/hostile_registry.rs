@@ -5,7 +5,7 @@
     reason = "a panic with its place is all the error handling that a test needs"
 )]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use whelk_tests::images::{self, Archive, marked};
@@ -28,6 +28,15 @@ fn check_blobs(engine: &Engine) {
         let content = std::fs::read(&path).unwrap();
         assert_eq!(path.file_name().unwrap(), &*images::sha256(&content));
     }
+}
+
+/// Returns an engine that tries each download so often.
+fn with_attempts(count: u32) -> Engine {
+    let engine = Engine::without_images(&[]);
+    engine.kill9();
+    engine.configure(&json!({"max-download-attempts": count}));
+    engine.restart();
+    engine
 }
 
 /// Checks that neither an image nor, after a prune, any of its content is left.
@@ -122,35 +131,160 @@ fn oversized_manifests_and_wrong_sizes_are_errors() {
         let mut manifest = good.clone();
         change(&mut manifest);
         let pushed = registry.pushed("app", tag, &manifest);
-        engine.whelk(&["pull", &pushed.name]).refuses(1, text);
+        let output = engine.whelk(&["pull", &pushed.name]);
+        output.refuses(1, text);
+        output.refuses(1, &format!("pull {}: ", pushed.name));
     }
+    // 100 MB, also as a whole with its length.
+    let before = peak_memory(&engine);
+    let mut manifest = good.clone();
+    manifest["annotations"] = json!({"a": " ".repeat(100_000_000)});
+    let pushed = registry.pushed("app", "enormous", &manifest);
+    let text = format!("pull {}: GET", pushed.name);
+    let output = engine.whelk(&["pull", &pushed.name]);
+    output.refuses(1, &text);
+    output.refuses(1, "the answer is larger than 4194304 bytes");
+    let grown = peak_memory(&engine) - before;
+    assert!(grown < 60, "{grown} MiB");
+    check_nothing(&engine);
+}
+
+/// Checks that a pull fails with a text if content whose path has `part` comes at one byte per second.
+fn check_trickle(part: &'static str, text: &str) {
+    const PATIENCE: Duration = Duration::from_secs(100);
+    let engine = with_attempts(1);
+    let registry = Registry::start();
+    let pushed = registry.push("app", &marked("app:1"));
+    registry.behave(Behaviour {
+        trickles: Some(part),
+        ..Behaviour::default()
+    });
+    let (cli, begun) = (engine.cli(Program::Whelk), Instant::now());
+    let mut pull = cli.spawn(&["pull", &pushed.name]);
+    while pull.is_running() && begun.elapsed() < PATIENCE {
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let output = pull.finish();
+    output.refuses(1, &format!("pull {}: ", pushed.name));
+    output.refuses(1, text);
     check_nothing(&engine);
 }
 
 #[test]
-fn a_registry_that_sends_a_byte_per_second_is_given_up() {
-    let engine = Engine::without_images(&[]);
-    engine.kill9();
-    engine.configure(&json!({"max-download-attempts": 1}));
-    engine.restart();
-    let registry = Registry::start();
+fn a_registry_that_sends_a_byte_of_a_blob_per_second_is_given_up() {
+    check_trickle("/blobs/", "bytes in 30 s");
+}
+
+#[test]
+fn a_registry_that_sends_a_byte_of_a_manifest_per_second_is_given_up() {
+    check_trickle("/manifests/", "the answer has not come within 60 s");
+}
+
+#[test]
+fn hostile_challenges_are_errors() {
+    let engine = with_attempts(1);
+    let (registry, other) = (Registry::start(), Registry::start());
     let pushed = registry.push("app", &marked("app:1"));
+    let cli = engine.cli(Program::Whelk);
+    let log_in = |registry: &Registry| {
+        let password = Behaviour {
+            authorization: Some("Basic YW5uOnNlc2FtZQ==".into()),
+            ..Behaviour::default()
+        };
+        registry.behave(password);
+        let command = ["login", "-u", "ann", "--password-stdin", &registry.host];
+        cli.feed(&command, b"sesame").ok();
+    };
+    log_in(&registry);
+    let before = peak_memory(&engine);
+    let many =
+        |count: usize| vec!["Bearer realm=\"http://127.0.0.1:1/\",x=\"y\""; count].join(", ");
+    let mut wrong = Vec::new();
+    for (challenge, text) in [
+        (
+            format!("Bearer realm=\"{}\"", "x".repeat(1 << 20)),
+            "message head is too large",
+        ),
+        (
+            format!("Bearer realm=\"{}\"", "x".repeat(9_000)),
+            "401 Unauthorized",
+        ),
+        (
+            "Bearer realm=\"file:///etc/passwd\"".into(),
+            "authorization service file:///etc/passwd: not a URL",
+        ),
+        (
+            "Bearer realm=\"ftp://127.0.0.1/\"".into(),
+            "want an https:// URL",
+        ),
+        (
+            "Bearer realm=\"http://127.0.0.1:1\\".into(),
+            "401 Unauthorized",
+        ),
+        (
+            "Bearer realm=\"\",service=\"\u{1b}[31m\"".into(),
+            "invalid HTTP header parsed",
+        ),
+        (
+            "Digest realm=\"a\", Negotiate, NTLM".into(),
+            "401 Unauthorized",
+        ),
+        ("=,=,\"\"\",,,Basic".into(), "401 Unauthorized"),
+        (many(100), "cannot connect to 127.0.0.1:1"),
+        (many(10_000), "401 Unauthorized"),
+    ] {
+        registry.behave(Behaviour {
+            challenge: Some(challenge.clone()),
+            ..Behaviour::default()
+        });
+        let output = engine.whelk(&["pull", &pushed.name]);
+        let error = output.err();
+        let is_clean = error.len() < 10_000 && !error.contains(['\u{1b}', '\0']);
+        if output.code != 1 || !error.contains(text) || !is_clean || error.contains("sesame") {
+            let shown: String = challenge.chars().take(60).collect();
+            wrong.push(format!("{shown}: {error}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    let grown = peak_memory(&engine) - before;
+    assert!(grown < 60, "{grown} MiB");
+    // A service that asks for ever.
     registry.behave(Behaviour {
-        trickles: Some("/blobs/"),
+        challenge: Some(format!("Bearer realm=\"http://{}/loop/token\"", other.host)),
         ..Behaviour::default()
     });
-    engine
-        .whelk(&["pull", &pushed.name])
-        .refuses(1, "bytes in 30 s");
+    other.behave(Behaviour {
+        redirects: Some("/loop/"),
+        ..Behaviour::default()
+    });
+    let output = engine.whelk(&["pull", &pushed.name]);
+    output.refuses(1, "more than 5 redirects");
+    let count = other.requests("/loop/").len();
+    assert!((1..20).contains(&count), "{count}");
     check_nothing(&engine);
+}
+
+#[test]
+fn four_layers_are_pulled_in_little_memory() {
+    let engine = Engine::without_images(&[]);
+    let registry = Registry::start();
+    let warm = registry.push("warm", &marked("warm:1"));
+    engine.whelk(&["pull", &warm.name]).ok();
+    let layers = (0..4).map(|number: u8| {
+        let root = images::small_root().file("own", [number; 10]);
+        let noise = root.file("noise", images::noise(24 << 20));
+        noise.file("zeros", vec![0; 100 << 20]).finish()
+    });
+    let pushed = registry.push("app", &Archive::new("app:1", layers.collect()));
+    let before = peak_memory(&engine);
+    engine.whelk(&["pull", &pushed.name]).ok();
+    let grown = peak_memory(&engine) - before;
+    assert!(grown < 60, "{grown} MiB");
 }
 
 #[test]
 fn truncated_and_mislabelled_content_is_refused() {
-    let engine = Engine::without_images(&[]);
-    engine.kill9();
-    engine.configure(&json!({"max-download-attempts": 2}));
-    engine.restart();
+    let engine = with_attempts(2);
     let registry = Registry::start();
     let pushed = registry.push("app", &marked("app:1"));
     for part in ["/manifests/", "/blobs/"] {
@@ -179,7 +313,9 @@ fn truncated_and_mislabelled_content_is_refused() {
     }
     for (tag, text) in cases {
         let name = format!("{}/app:{tag}", registry.host);
-        engine.whelk(&["pull", &name]).refuses(1, &text);
+        let output = engine.whelk(&["pull", &name]);
+        output.refuses(1, &text);
+        output.refuses(1, &format!("pull {name}: "));
     }
     check_nothing(&engine);
 }
@@ -187,25 +323,28 @@ fn truncated_and_mislabelled_content_is_refused() {
 #[test]
 fn a_decompression_bomb_is_refused() {
     const ZEROS: usize = 64 << 20;
+    const TOTAL: usize = 5 << 30;
     let engine = Engine::without_images(&[]);
     let registry = Registry::start();
-    let zeros = vec![0; ZEROS];
+    let zeros = images::gzip(&vec![0; ZEROS]);
     let layer = images::small_root().finish();
     let before = peak_memory(&engine);
-    // 5 GiB of zeros after the archive, as further members.
-    let mut content = images::gzip(&layer);
-    content.extend(images::gzip(&zeros).repeat((5 << 30) / ZEROS));
-    let mut manifest = registry.image(&marked("app:1"));
-    manifest["layers"][1] = json!({
-        "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
-        "digest": registry.blob(&content),
-        "size": content.len(),
-    });
-    let pushed = registry.pushed("app", "bomb", &manifest);
-    let output = engine.whelk(&["pull", &pushed.name]);
-    let start = format!("pull {}: layer {}: ", pushed.name, pushed.layers[1]);
-    output.refuses(1, &start);
-    output.refuses(1, "decompression bomb: more than 300 bytes");
+    // 5 GiB of zeros after the archive, as further members or frames.
+    let gzip = [images::gzip(&layer), zeros.repeat(TOTAL / ZEROS)].concat();
+    let zstd = [images::zstd(&layer), images::zstd_zeros(TOTAL)].concat();
+    for (compression, content) in [("gzip", gzip), ("zstd", zstd)] {
+        let mut manifest = registry.image(&marked("app:1"));
+        manifest["layers"][1] = json!({
+            "mediaType": format!("application/vnd.oci.image.layer.v1.tar+{compression}"),
+            "digest": registry.blob(&content),
+            "size": content.len(),
+        });
+        let pushed = registry.pushed("app", compression, &manifest);
+        let output = engine.whelk(&["pull", &pushed.name]);
+        let start = format!("pull {}: layer {}: ", pushed.name, pushed.layers[1]);
+        output.refuses(1, &start);
+        output.refuses(1, "decompression bomb: more than 300 bytes");
+    }
     let grown = peak_memory(&engine) - before;
     assert!(grown < 60, "{grown} MiB");
     check_nothing(&engine);

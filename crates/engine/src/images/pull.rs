@@ -205,13 +205,14 @@ impl Images {
                 .map_err(|error| refusals::of_manifest(reference, error)),
         };
         let named = get(known.map_or(wanted, Version::Digest)).await?;
+        let named_error = |error: Error| error.prefixed(&format!("pull {}", reference.familiar()));
         let mut document = named.clone();
         let mut index = None;
         for _ in 0..=MAX_DEPTH {
             if !document.is_index() {
-                let manifest = Manifest::parse(&document.bytes)?;
-                check_types(&manifest)
-                    .map_err(|error| error.prefixed(&format!("pull {}", reference.familiar())))?;
+                let manifest = Manifest::parse(&document.bytes).map_err(Error::from);
+                let manifest = manifest.map_err(named_error)?;
+                check_types(&manifest).map_err(named_error)?;
                 return Ok(Remote {
                     named,
                     document,
@@ -219,7 +220,8 @@ impl Images {
                     index,
                 });
             }
-            let chosen = choose(&Index::parse(&document.bytes)?, request)?;
+            let parsed = Index::parse(&document.bytes).map_err(Error::from);
+            let chosen = choose(&parsed.map_err(named_error)?, request)?;
             let next = get(Version::Digest(chosen)).await?;
             index = Some(std::mem::replace(&mut document, next));
         }
