@@ -35,17 +35,19 @@ pub enum Error {
     /// The working directory cannot be created, because a file is in its place or on its way.
     #[error("{0}")]
     NotADirectory(String),
+    /// The working directory does not exist in the container.
+    #[error("{0}")]
+    NoWorkingDirectory(String),
     /// A user or group that is not in the container's files, or an id that is out of range.
     #[error("{0}")]
     NoSuchUser(String),
     /// The container is not in a state that allows the operation, or does not exist.
     #[error("{0}")]
     State(String),
-    /// A system call failed because a file does not exist: operation, object and cause.
+    /// A system call failed: operation, object and cause. The second name is that of the error that
+    /// shims of earlier versions send if a file does not exist.
     #[error("{0}")]
-    NoSuchFile(String),
-    /// A system call failed: operation, object and cause.
-    #[error("{0}")]
+    #[serde(alias = "NoSuchFile")]
     Os(String),
     /// A system call failed because of a resource of the host that others may release
     /// ([`whelk_sys::is_exhausted`]): operation, object and cause. A resource that the container's
@@ -79,13 +81,10 @@ impl Error {
         Self::Invalid(text.into())
     }
 
-    /// Converts a system call's error to [`Error::Exhausted`], [`Error::NoSuchFile`] or
-    /// [`Error::Os`] with this text.
+    /// Converts a system call's error to [`Error::Exhausted`] or [`Error::Os`] with this text.
     pub fn kernel(text: String, error: &io::Error) -> Self {
         if may_pass(error, IS_MEMORY_LIMITED.load(Ordering::Relaxed)) {
             Self::Exhausted(text)
-        } else if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) {
-            Self::NoSuchFile(text)
         } else {
             Self::Os(text)
         }
@@ -101,7 +100,7 @@ impl Error {
             Self::NotExecutable(text) => Self::NotExecutable(with(text)),
             Self::ProgramIsDirectory(text) => Self::ProgramIsDirectory(with(text)),
             Self::NotADirectory(text) => Self::NotADirectory(with(text)),
-            Self::NoSuchFile(text) => Self::NoSuchFile(with(text)),
+            Self::NoWorkingDirectory(text) => Self::NoWorkingDirectory(with(text)),
             Self::NoSuchUser(text) => Self::NoSuchUser(with(text)),
             Self::State(text) => Self::State(with(text)),
             Self::Os(text) => Self::Os(with(text)),
@@ -145,6 +144,16 @@ pub(crate) fn os_at<E: Into<io::Error>>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn errors_of_shims_of_earlier_versions_can_be_read() {
+        let text = || "open /x: no such file or directory".to_owned();
+        let sent = serde_json::json!({"NoSuchFile": text()});
+        assert_eq!(
+            serde_json::from_value::<Error>(sent).unwrap(),
+            Error::Os(text())
+        );
+    }
 
     #[test]
     fn memory_errors_under_a_containers_own_limit_are_permanent() {

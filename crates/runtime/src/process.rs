@@ -83,13 +83,16 @@ pub(crate) fn chown_streams(uid: u32) {
 /// root may enter works.
 pub(crate) fn enter_directory(cwd: &str) -> Result<()> {
     let cwd = if cwd.is_empty() { "/" } else { cwd };
-    rustix::process::chdir(cwd).map_err(|error| {
-        let error = error.into();
+    rustix::process::chdir(cwd).map_err(|errno| {
+        let error = errno.into();
         let text = format!(
             "chdir to cwd ({cwd:?}) set in config.json failed: {}",
             errno_text(&error)
         );
-        Error::kernel(text, &error)
+        match errno {
+            Errno::NOENT => Error::NoWorkingDirectory(text),
+            _ => Error::kernel(text, &error),
+        }
     })?;
     // getcwd(2) fails or returns a relative path for a directory outside the root, which is reached
     // through a leaked descriptor (CVE-2024-21626).
