@@ -339,9 +339,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_listener_removes_its_own_socket_only() {
-        let place = std::env::temp_dir().join(format!("whelk-listener-{}", std::process::id()));
-        fs::create_dir(&place, 0o700).unwrap();
-        let path = place.join("s.sock");
+        let scratch = whelk_sys::Scratch::temporary("listener").unwrap();
+        let path = scratch.path().join("s.sock");
         drop(Listener::bind(&path, None).unwrap());
         assert!(!fs::exists(&path), "its own");
         let listener = Listener::bind(&path, None).unwrap();
@@ -362,6 +361,5 @@ mod tests {
         );
         UnixStream::connect(&path).await.unwrap();
         drop(other);
-        std::fs::remove_dir_all(&place).unwrap();
     }
 }

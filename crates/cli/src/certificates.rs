@@ -184,6 +184,8 @@ impl Files {
 
 #[cfg(test)]
 mod tests {
+    use whelk_sys::Scratch;
+
     use super::*;
 
     #[test]
@@ -256,8 +258,8 @@ mod tests {
 
     #[test]
     fn unusable_files_are_named() {
-        let directory = std::env::temp_dir().join(format!("whelk-pem-{}", std::process::id()));
-        std::fs::create_dir_all(&directory).unwrap();
+        let scratch = Scratch::temporary("pem").unwrap();
+        let directory = scratch.path();
         let told = |certificate: &str, key: &str| {
             let write = |name: &str, content: &str| {
                 let path = directory.join(name);
@@ -289,6 +291,5 @@ mod tests {
             let told = told(certificate, key);
             assert!(told.contains(text), "{told}");
         }
-        std::fs::remove_dir_all(&directory).unwrap();
     }
 }

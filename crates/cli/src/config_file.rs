@@ -96,11 +96,14 @@ fn pretty(settings: &Map<String, Value>) -> Outcome<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use whelk_sys::Scratch;
+
     use super::*;
 
     #[test]
     fn other_settings_are_kept() {
-        let dir = std::env::temp_dir().join(format!("whelk-config-{}", std::process::id()));
+        let scratch = Scratch::temporary("config").unwrap();
+        let dir = scratch.path().join("docker");
         let file = || std::fs::read_to_string(dir.join("config.json")).unwrap();
         set_current_context(&dir, None).unwrap();
         assert!(!dir.exists());
@@ -131,6 +134,5 @@ mod tests {
             assert!(error.contains(&path) && error.contains(cause), "{error}");
             assert_eq!(file(), broken);
         }
-        std::fs::remove_dir_all(&dir).unwrap();
     }
 }

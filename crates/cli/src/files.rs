@@ -200,18 +200,14 @@ pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use whelk_sys::Scratch;
 
-    fn temporary_directory(name: &str) -> PathBuf {
-        let name = format!("whelk-{name}-{}", std::process::id());
-        let dir = std::env::temp_dir().join(name);
-        create_directories(&dir, 0o700).unwrap();
-        dir
-    }
+    use super::*;
 
     #[test]
     fn replacing_files_one_by_one_leaves_only_the_new_ones() {
-        let dir = temporary_directory("replace");
+        let scratch = Scratch::temporary("replace").unwrap();
+        let dir = scratch.path();
         let (new, old) = (dir.join("new"), dir.join("old"));
         for (path, content) in [
             ("old/docker/ca.pem", "old ca"),
@@ -245,12 +241,12 @@ mod tests {
         // A directory that does not exist yet.
         replace_files(&old, &new.join("x")).unwrap();
         assert_eq!(names(&new.join("x/docker")), ["ca.pem"]);
-        remove_directory(&dir).unwrap();
     }
 
     #[test]
     fn what_interrupted_commands_have_staged_is_removed() {
-        let dir = temporary_directory("stale");
+        let scratch = Scratch::temporary("stale").unwrap();
+        let dir = scratch.path();
         let path = dir.join("certificates");
         let interrupted = stage_directory(&path).unwrap();
         std::fs::write(interrupted.join("key.pem"), "KEY").unwrap();
@@ -273,12 +269,12 @@ mod tests {
         age(&interrupted_file, STALE * 2);
         replace(&path, b"content").unwrap();
         assert!(!interrupted_file.exists());
-        remove_directory(&dir).unwrap();
     }
 
     #[test]
     fn replacing_keeps_permissions_and_links() {
-        let dir = temporary_directory("files");
+        let scratch = Scratch::temporary("files").unwrap();
+        let dir = scratch.path();
         let (path, link) = (dir.join("file"), dir.join("link"));
         let mode = || path.metadata().unwrap().permissions().mode() & 0o777;
         replace(&path, b"one").unwrap();
@@ -294,8 +290,8 @@ mod tests {
             let found = path.metadata().unwrap();
             assert_eq!((found.uid(), found.gid(), mode()), (1, 2, 0o640));
         }
-        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 2);
-        remove_directory(&dir).unwrap();
-        remove_directory(&dir).unwrap();
+        assert_eq!(std::fs::read_dir(dir).unwrap().count(), 2);
+        remove_directory(dir).unwrap();
+        remove_directory(dir).unwrap();
     }
 }

@@ -187,7 +187,8 @@ mod tests {
 
     #[tokio::test]
     async fn users_with_their_passwords_are_permitted() {
-        let file = std::env::temp_dir().join(format!("whelk-htpasswd-{}", names::random()));
+        let scratch = whelk_sys::Scratch::temporary("htpasswd").unwrap();
+        let file = scratch.path().join("htpasswd");
         let hash = bcrypt::hash("secret:1", 4).unwrap();
         fs::write(&file, format!("# users\n\nann:{hash}\n")).unwrap();
         let passwords = Passwords::load(file.clone()).unwrap();
@@ -231,6 +232,5 @@ mod tests {
         fs::write(&file, "").unwrap();
         passwords.reload().unwrap();
         assert!(!is_user("ann", "secret:1").await);
-        fs::remove_file(&file).unwrap();
     }
 }

@@ -33,5 +33,5 @@ pub use leases::{Lease, Leases};
 pub use platform::Platform;
 pub use progress::Progress;
 pub use reference::Reference;
-pub use staging::{Scratch, Staging};
+pub use staging::Staging;
 pub use store::{Store, Used};

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use whelk_sys::fs;
 use whelk_sys::sync::IgnorePoison as _;
+use whelk_sys::{Scratch, fs};
 
 use crate::error::Result;
 
@@ -39,31 +39,6 @@ struct Queue {
     is_running: bool,
 }
 
-/// A temporary directory, removed on drop.
-#[derive(Debug)]
-pub struct Scratch(PathBuf);
-
-impl Scratch {
-    /// Creates a temporary directory, whose parent exists. What a process that was killed has left
-    /// at this path is deleted.
-    pub fn at(path: PathBuf) -> Result<Self> {
-        fs::remove_tree(&path)?;
-        fs::create_dir(&path, 0o700)?;
-        Ok(Self(path))
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // If this fails, the engine's next start removes it.
-        let _ = fs::remove_tree(&self.0);
-    }
-}
-
 impl Staging {
     /// Opens the directories below an engine's root, and moves incomplete objects of an earlier run
     /// to the trash.
@@ -83,7 +58,7 @@ impl Staging {
 
     /// Creates a temporary directory for an object under construction.
     pub fn scratch(&self) -> Result<Scratch> {
-        Scratch::at(self.path())
+        Ok(Scratch::at(self.path())?)
     }
 
     /// Returns a path for a new file or directory under construction.
@@ -264,8 +239,7 @@ mod tests {
 
     #[test]
     fn objects_are_removed_in_the_background() {
-        let name = format!("whelk-trash-{}", random_name());
-        let scratch = Scratch::at(std::env::temp_dir().join(name)).unwrap();
+        let scratch = Scratch::temporary("trash").unwrap();
         let staging = Staging::open(scratch.path()).unwrap();
         let trash = scratch.path().join("trash");
         for round in 0..2 {
@@ -286,15 +260,5 @@ mod tests {
         staging.empty_trash().unwrap();
         staging.wait_for_disposal();
         assert!(fs::list(&trash).unwrap().is_empty());
-    }
-
-    #[test]
-    fn deletes_existing_content_of_the_path() {
-        let name = format!("whelk-scratch-{}", random_name());
-        let path = std::env::temp_dir().join(name);
-        fs::create_dir(&path, 0o700).unwrap();
-        fs::write(path.join("left"), "").unwrap();
-        let scratch = Scratch::at(path).unwrap();
-        assert!(fs::list(scratch.path()).unwrap().is_empty());
     }
 }

@@ -273,7 +273,8 @@ mod tests {
 
     #[test]
     fn plugins_are_found_by_sockets_and_descriptions() {
-        let base = std::env::temp_dir().join(format!("whelk-plugins-{}", std::process::id()));
+        let scratch = whelk_sys::Scratch::temporary("plugins").unwrap();
+        let base = scratch.path();
         let paths = SearchPaths {
             sockets: vec![base.join("run")],
             descriptions: vec![base.join("etc")],
@@ -330,6 +331,5 @@ mod tests {
         for name in ["nosuch", "", "../etc/far", ".hidden", "a/b"] {
             assert_eq!(found(name), Err(format!("plugin {name:?} not found")));
         }
-        std::fs::remove_dir_all(&base).unwrap();
     }
 }

@@ -290,27 +290,26 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use whelk_sys::fs;
+    use whelk_sys::{Scratch, fs};
 
     use super::*;
 
     #[test]
     fn the_stamp_changes_with_the_certificates() {
-        let directory = std::env::temp_dir().join(format!("whelk-stamp-{}", std::process::id()));
-        fs::create_dir_all(&directory, 0o700).unwrap();
+        let scratch = Scratch::temporary("stamp").unwrap();
+        let directory = scratch.path();
         let write = |text: &str| fs::write(directory.join("ca.crt"), text).unwrap();
-        let mut seen = vec![stamp(&directory).unwrap()];
+        let mut seen = vec![stamp(directory).unwrap()];
         write("one");
-        seen.push(stamp(&directory).unwrap());
-        assert_eq!(seen[1], stamp(&directory).unwrap());
+        seen.push(stamp(directory).unwrap());
+        assert_eq!(seen[1], stamp(directory).unwrap());
         // Of the same length, by another file, as tools replace them.
         fs::write(directory.join("new"), "two").unwrap();
         fs::rename(directory.join("new"), directory.join("ca.crt")).unwrap();
-        seen.push(stamp(&directory).unwrap());
+        seen.push(stamp(directory).unwrap());
         fs::remove_file(directory.join("ca.crt")).unwrap();
-        assert_eq!(seen[0], stamp(&directory).unwrap());
+        assert_eq!(seen[0], stamp(directory).unwrap());
         seen.dedup();
         assert_eq!(seen.len(), 3);
-        fs::remove_tree(directory).unwrap();
     }
 }

@@ -282,11 +282,12 @@ mod tests {
 
     #[test]
     fn certificates_are_selected_by_the_host_of_each_request() {
-        let certificates = std::env::temp_dir().join(format!("whelk-certs-{}", std::process::id()));
+        let scratch = whelk_sys::Scratch::temporary("certs").unwrap();
+        let certificates = scratch.path();
         whelk_sys::fs::create_dir_all(certificates.join("own.corp:443"), 0o700).unwrap();
         let client = Client::new(Settings {
             insecure: vec!["registry.corp:5000".parse().unwrap()],
-            certificates: certificates.clone(),
+            certificates: certificates.to_owned(),
             ..Settings::default()
         })
         .unwrap();
@@ -302,6 +303,5 @@ mod tests {
         ] {
             assert_eq!(client.trusted(host), expected, "{host}");
         }
-        whelk_sys::fs::remove_tree(certificates).unwrap();
     }
 }

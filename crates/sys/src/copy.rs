@@ -437,11 +437,12 @@ mod tests {
     use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 
     use super::*;
+    use crate::Scratch;
 
     #[test]
     fn syncs_trees_with_all_kinds_of_files() {
-        let root = std::env::temp_dir().join(format!("whelk-sync-{}", std::process::id()));
-        drop(fs::remove_dir_all(&root));
+        let scratch = Scratch::temporary("sync").unwrap();
+        let root = scratch.path();
         fs::create_dir_all(root.join("a/b")).unwrap();
         fs::write(root.join("a/b/file"), "content").unwrap();
         symlink("nowhere", root.join("a/link")).unwrap();
@@ -454,7 +455,7 @@ mod tests {
             0,
         )
         .unwrap();
-        let directory = fs::File::open(&root).unwrap();
+        let directory = fs::File::open(root).unwrap();
         sync(&directory).unwrap();
         let mut seen = Cell::new(0);
         let count = |_: &OwnedFd| {
@@ -474,12 +475,12 @@ mod tests {
             deep = openat(&deep, "d", OFlags::RDONLY, Mode::empty()).unwrap();
         }
         assert_eq!(sync(&directory), Err(Errno::LOOP));
-        fs::remove_dir_all(&root).unwrap();
     }
 
     #[test]
     fn copies_content_and_all_metadata() {
-        let base = std::env::temp_dir().join(format!("whelk-copy-{}", std::process::id()));
+        let scratch = Scratch::temporary("copy").unwrap();
+        let base = scratch.path();
         let (from, to) = (base.join("from"), base.join("to"));
         fs::create_dir_all(from.join("sub")).unwrap();
         fs::create_dir(&to).unwrap();
@@ -530,6 +531,5 @@ mod tests {
             disk_usage(fs::File::open(&to).unwrap()).unwrap(),
             7 + 11 + (10 << 20) + 3
         );
-        fs::remove_dir_all(&base).unwrap();
     }
 }

@@ -284,7 +284,8 @@ mod tests {
     #[test]
     fn an_existing_file_keeps_its_mode_or_its_content() {
         use std::os::unix::fs::PermissionsExt as _;
-        let path = std::env::temp_dir().join(format!("whelk-fs-{}", std::process::id()));
+        let scratch = crate::Scratch::temporary("fs").expect("a directory");
+        let path = scratch.path().join("file");
         let mode = || {
             let found = metadata(&path).expect("it exists");
             found.permissions().mode() & 0o777
@@ -298,7 +299,6 @@ mod tests {
         remove_file(&path).expect("it can be removed");
         write_with_mode(&path, "fourth", 0o640).expect("it is created");
         assert_eq!(mode(), 0o640);
-        remove_file(&path).expect("it can be removed");
     }
 
     #[test]

@@ -203,24 +203,22 @@ pub fn is_entry_name(name: &OsStr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Scratch;
     use std::os::unix::fs::symlink;
 
-    fn scratch(name: &str) -> (std::path::PathBuf, OwnedFd) {
-        let dir = std::env::temp_dir().join(format!("whelk-in-root-{name}-{}", std::process::id()));
-        crate::fs::remove_tree(&dir).expect("clean");
-        crate::fs::create_dir_all(dir.join("root"), 0o755).expect("scratch");
-        let root = rustix::fs::open(
-            dir.join("root"),
-            OFlags::PATH | OFlags::DIRECTORY,
-            Mode::empty(),
-        )
-        .expect("open");
-        (dir, root)
+    fn scratch(name: &str) -> (Scratch, OwnedFd) {
+        let scratch = Scratch::temporary(&format!("in-root-{name}")).expect("a directory");
+        let root = scratch.path().join("root");
+        crate::fs::create_dir(&root, 0o755).expect("a directory");
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        let root = rustix::fs::open(root, flags, Mode::empty()).expect("open");
+        (scratch, root)
     }
 
     #[test]
     fn symbolic_links_are_resolved_inside_the_root() {
-        let (dir, root) = scratch("links");
+        let (scratch, root) = scratch("links");
+        let dir = scratch.path();
         symlink("/../../outside", dir.join("root/out")).expect("link");
         symlink("/", dir.join("root/top")).expect("link");
         create_dir_all(&root, "/top/../../a/b", Mode::from_raw_mode(0o755))
@@ -230,15 +228,13 @@ mod tests {
         let error = create_dir_all(&root, "/out/x", Mode::from_raw_mode(0o755)).unwrap_err();
         assert_eq!(Errno::from_io_error(&error), Some(Errno::NOTDIR), "{error}");
         assert!(!dir.join("outside").exists());
-        crate::fs::remove_tree(&dir).expect("clean");
     }
 
     #[test]
     fn read_regular_rejects_a_fifo() {
-        let (dir, root) = scratch("fifo");
+        let (_scratch, root) = scratch("fifo");
         rustix::fs::mkfifoat(&root, "f", Mode::from_raw_mode(0o644)).expect("fifo");
         let error = read_regular(&root, "/f", 10).expect_err("refused");
         assert_eq!(error.to_string(), "not a regular file");
-        crate::fs::remove_tree(&dir).expect("clean");
     }
 }

@@ -16,12 +16,14 @@ pub mod process;
 pub mod program;
 pub mod quota;
 pub mod remove;
+mod scratch;
 pub mod seccomp;
 pub mod signal;
 mod step;
 pub mod sync;
 pub mod text;
 
+pub use scratch::Scratch;
 pub use step::{fallible_step, in_background, step};
 
 use std::io;

@@ -173,8 +173,8 @@ mod tests {
     /// The path for kernels without one option per layer.
     #[test]
     fn mounts_many_layers_with_the_old_mount_api() {
-        let work = std::env::temp_dir().join(format!("whelk-overlay-{}", std::process::id()));
-        std::fs::create_dir(&work).unwrap();
+        let scratch = crate::Scratch::temporary("overlay").unwrap();
+        let work = scratch.path();
         let layers: Vec<PathBuf> = (0..40).map(|n| work.join(format!("layer{n}"))).collect();
         for (n, layer) in layers.iter().enumerate() {
             std::fs::create_dir(layer).unwrap();
@@ -190,6 +190,5 @@ mod tests {
         assert_eq!(inside("shared"), "0");
         assert_eq!(inside("own39"), "");
         assert_eq!(mounts(), before);
-        std::fs::remove_dir_all(&work).unwrap();
     }
 }

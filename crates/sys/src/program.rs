@@ -88,7 +88,8 @@ mod tests {
 
     #[test]
     fn sealed_programs_cannot_be_written_to() {
-        let path = std::env::temp_dir().join(format!("whelk-program-{}", std::process::id()));
+        let scratch = crate::Scratch::temporary("program").expect("a directory");
+        let path = scratch.path().join("program");
         fs::write(&path, "#!/bin/sh\n").expect("write");
         for program in [
             copy(&path).expect("a copy"),
@@ -104,6 +105,5 @@ mod tests {
             assert!(!is_writable(&program));
         }
         assert!(!is_sealed().expect("own program"));
-        fs::remove_file(&path).expect("remove");
     }
 }

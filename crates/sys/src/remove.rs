@@ -192,11 +192,10 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+    use crate::Scratch;
 
-    fn scratch(name: &str) -> std::path::PathBuf {
-        let path = std::env::temp_dir().join(format!("whelk-remove-{name}-{}", std::process::id()));
-        let _ = std::fs::create_dir(&path);
-        path
+    fn scratch(name: &str) -> Scratch {
+        Scratch::temporary(&format!("remove-{name}")).unwrap()
     }
 
     #[test]
@@ -204,7 +203,7 @@ mod tests {
         const LEVELS: usize = 10_000;
         let base = scratch("deep");
         let mut at =
-            rustix::fs::open(&base, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
+            rustix::fs::open(base.path(), OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
         for _ in 0..LEVELS {
             rustix::fs::mkdirat(&at, "d", Mode::RWXU).unwrap();
             drop(openat(&at, "file", OFlags::CREATE | OFlags::WRONLY, Mode::RWXU).unwrap());
@@ -213,7 +212,7 @@ mod tests {
         // A small stack, like that of a worker thread.
         std::thread::Builder::new()
             .stack_size(128 << 10)
-            .spawn(move || tree(&base).map(|()| base.exists()))
+            .spawn(move || tree(base.path()).map(|()| base.path().exists()))
             .unwrap()
             .join()
             .unwrap()
@@ -223,31 +222,33 @@ mod tests {
 
     #[test]
     fn does_not_follow_symbolic_links() {
-        let (base, outside) = (scratch("links"), scratch("outside"));
+        let (first, second) = (scratch("links"), scratch("outside"));
+        let (base, outside) = (first.path(), second.path());
         std::fs::write(outside.join("kept"), "").unwrap();
-        symlink(&outside, base.join("link")).unwrap();
+        symlink(outside, base.join("link")).unwrap();
         std::fs::create_dir_all(base.join("a/b/c")).unwrap();
         symlink(outside.join("kept"), base.join("a/b/file")).unwrap();
-        tree(&base).unwrap();
+        tree(base).unwrap();
         assert!(!base.exists() && outside.join("kept").exists());
         // A symbolic link, a file, and a missing path.
-        symlink(&outside, &base).unwrap();
-        tree(&base).unwrap();
-        tree(&base).unwrap();
+        symlink(outside, base).unwrap();
+        tree(base).unwrap();
+        tree(base).unwrap();
         assert!(outside.join("kept").exists());
         tree(&outside.join("kept")).unwrap();
-        tree(&outside).unwrap();
+        tree(outside).unwrap();
         assert!(!outside.exists());
     }
 
     #[test]
     fn existing_names_do_not_conflict_with_moved_directories() {
-        let base = scratch("names");
+        let scratch = scratch("names");
+        let base = scratch.path();
         let deep: std::path::PathBuf = std::iter::repeat_n("d", 40).collect();
         for name in [".deep-1", ".deep-2"] {
             std::fs::create_dir_all(base.join(name).join(&deep)).unwrap();
         }
-        tree(&base).unwrap();
+        tree(base).unwrap();
         assert!(!base.exists());
     }
 }

@@ -389,7 +389,8 @@ mod tests {
 
     #[test]
     fn finds_the_holder_of_a_lock() {
-        let path = std::env::temp_dir().join(format!("whelk-lock-{}", std::process::id()));
+        let scratch = whelk_sys::Scratch::temporary("lock").unwrap();
+        let path = scratch.path().join("lock");
         let file = fs::append(&path, 0o600).unwrap();
         let metadata = file.metadata().unwrap();
         let read =
@@ -417,7 +418,5 @@ mod tests {
         ] {
             assert_eq!(holder(&unknown, &metadata), None, "{unknown}");
         }
-        fs::remove_file(&path).unwrap();
-        fs::remove_file(path.with_extension("other")).unwrap();
     }
 }

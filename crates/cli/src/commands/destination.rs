@@ -128,12 +128,14 @@ fn check(path: &Path) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use whelk_sys::Scratch;
+
     use super::*;
 
     #[test]
     fn only_regular_files_are_replaced() {
-        let dir = std::env::temp_dir().join(format!("whelk-destination-{}", std::process::id()));
-        std::fs::create_dir_all(&dir).unwrap();
+        let scratch = Scratch::temporary("destination").unwrap();
+        let dir = scratch.path();
         let (file, link) = (dir.join("file"), dir.join("link"));
         std::fs::write(&file, "x").unwrap();
         std::os::unix::fs::symlink(&file, &link).unwrap();
@@ -142,7 +144,7 @@ mod tests {
         for path in [&file, &dir.join("new"), Path::new("relative")] {
             assert_eq!(checked(path), "", "{}", path.display());
         }
-        assert_eq!(checked(&dir), "cannot write to a directory");
+        assert_eq!(checked(dir), "cannot write to a directory");
         assert_eq!(checked(&link), "cannot write to a symbolic link directly");
         assert_eq!(checked(&dir.join("socket")), "cannot write to a socket");
         assert_eq!(
@@ -162,9 +164,8 @@ mod tests {
         );
         let long = dir.join("n".repeat(255));
         let staged = [&file, &long, &long].map(|path| stage(path).unwrap().1);
-        assert!(staged.iter().all(|path| path.parent() == Some(&dir)));
+        assert!(staged.iter().all(|path| path.parent() == Some(dir)));
         assert_ne!(staged[1], staged[2]);
         std::fs::rename(&staged[1], &long).unwrap();
-        std::fs::remove_dir_all(&dir).unwrap();
     }
 }

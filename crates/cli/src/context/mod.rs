@@ -366,6 +366,8 @@ pub(crate) fn read_json(path: &Path) -> Result<Value, String> {
 
 #[cfg(test)]
 mod tests {
+    use whelk_sys::Scratch;
+
     use super::*;
 
     #[test]
@@ -388,8 +390,9 @@ mod tests {
 
     #[test]
     fn a_context_that_cannot_be_stored_leaves_nothing() {
-        let config = std::env::temp_dir().join(format!("whelk-store-{}", std::process::id()));
-        let store = ContextStore::new(&config);
+        let scratch = Scratch::temporary("store").unwrap();
+        let config = scratch.path();
+        let store = ContextStore::new(config);
         let context = Context::new("xy", "", "tcp://h", false);
         let files = [("key.pem".to_owned(), b"KEY".to_vec())].into();
         let tls: TlsFiles = [("docker".to_owned(), files)].into();
@@ -408,13 +411,13 @@ mod tests {
         assert_eq!(store.tls("xy").unwrap(), tls);
         store.remove("xy").unwrap();
         assert!(!store.exists("xy") && store.tls("xy").unwrap().is_empty());
-        std::fs::remove_dir_all(&config).unwrap();
     }
 
     #[test]
     fn certificates_are_replaced_together_or_not_at_all() {
-        let config = std::env::temp_dir().join(format!("whelk-set-tls-{}", std::process::id()));
-        let store = ContextStore::new(&config);
+        let scratch = Scratch::temporary("set-tls").unwrap();
+        let config = scratch.path();
+        let store = ContextStore::new(config);
         let of = |files: &[(&str, &str)]| -> TlsFiles {
             let files = files
                 .iter()
@@ -444,7 +447,6 @@ mod tests {
             .set_tls("xy", Some(ENDPOINT), &TlsFiles::new())
             .unwrap();
         assert!(!store.tls_directory("xy").exists());
-        std::fs::remove_dir_all(&config).unwrap();
     }
 
     #[test]

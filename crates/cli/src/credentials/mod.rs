@@ -161,6 +161,8 @@ pub(crate) fn find(config: &Path, registry: &str) -> Outcome<AuthConfig> {
 
 #[cfg(test)]
 mod tests {
+    use whelk_sys::Scratch;
+
     use super::*;
 
     #[test]
@@ -179,17 +181,17 @@ mod tests {
 
     #[test]
     fn credentials_are_found_by_registry() {
-        let dir = std::env::temp_dir().join(format!("whelk-auths-{}", std::process::id()));
-        std::fs::create_dir_all(&dir).unwrap();
+        let scratch = Scratch::temporary("auths").unwrap();
+        let dir = scratch.path();
         let write = |text: &str| std::fs::write(dir.join("config.json"), text).unwrap();
-        assert_eq!(find(&dir, "r").unwrap(), AuthConfig::default());
+        assert_eq!(find(dir, "r").unwrap(), AuthConfig::default());
         write(
             r#"{"auths": {"r:1": {"auth": "dTpwOnE="}, "https://old/v1/": {"identitytoken": "t"},
                 "https://index.docker.io/v1/": {"auth": "aHViOng="}, "empty": {}, "plain": {"username": "u", "password": "p"},
                 "both": {"auth": "dTpwOnE=", "username": "x", "password": "y"}, "bad": {"auth": "c2VjcmV0"}}}"#,
         );
         let found = |registry: &str| {
-            let found = find(&dir, registry).unwrap();
+            let found = find(dir, registry).unwrap();
             [found.username, found.password, found.identitytoken]
         };
         assert_eq!(found("r:1"), ["u", "p:q", ""]);
@@ -201,19 +203,18 @@ mod tests {
         // They are not sent to another port or registry (CVE-2021-41092).
         assert_eq!(found("r"), ["", "", ""]);
         assert_eq!(found("index.docker.io.example.com"), ["", "", ""]);
-        let error = find(&dir, "bad").unwrap_err().text;
+        let error = find(dir, "bad").unwrap_err().text;
         assert!(
             error.contains("not USER:PASSWORD") && !error.contains("secret"),
             "{error}"
         );
         write(r#"{"credsStore": "whelk-test-nosuch", "auths": {"r": {"auth": "dTpw"}}}"#);
-        let error = find(&dir, "r").unwrap_err().text;
+        let error = find(dir, "r").unwrap_err().text;
         assert_eq!(
             error,
             "error getting credentials: docker-credential-whelk-test-nosuch: no such file or directory"
         );
         write(r#"{"credHelpers": {"r": "../x"}}"#);
-        assert!(find(&dir, "r").unwrap_err().text.contains("no slash"));
-        std::fs::remove_dir_all(&dir).unwrap();
+        assert!(find(dir, "r").unwrap_err().text.contains("no slash"));
     }
 }

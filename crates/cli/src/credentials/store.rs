@@ -103,6 +103,8 @@ fn object(value: Option<&Value>) -> Map<String, Value> {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
+    use whelk_sys::Scratch;
+
     use super::*;
     use crate::credentials::find;
 
@@ -118,13 +120,14 @@ mod tests {
 
     #[test]
     fn a_login_keeps_everything_else_and_is_found_and_erased() {
-        let dir = std::env::temp_dir().join(format!("whelk-logins-{}", std::process::id()));
+        let scratch = Scratch::temporary("logins").unwrap();
+        let dir = scratch.path();
         let path = dir.join("config.json");
         let file = || std::fs::read_to_string(&path).unwrap();
         let mode = || path.metadata().unwrap().permissions().mode() & 0o777;
-        store(&dir, &login("r:1", "p:q", "")).unwrap();
+        store(dir, &login("r:1", "p:q", "")).unwrap();
         assert_eq!(mode(), 0o600);
-        let found = find(&dir, "r:1").unwrap();
+        let found = find(dir, "r:1").unwrap();
         assert_eq!(
             (found.username.as_str(), found.password.as_str()),
             ("u", "p:q")
@@ -133,10 +136,10 @@ mod tests {
         std::fs::write(&path, text).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
         // Unchanged settings are not written.
-        store(&dir, &login("r:1", "p:q", "")).unwrap();
+        store(dir, &login("r:1", "p:q", "")).unwrap();
         assert_eq!((file().as_str(), mode()), (text, 0o644));
-        store(&dir, &login("r:1", "", "token")).unwrap();
-        let found = find(&dir, "r:1").unwrap();
+        store(dir, &login("r:1", "", "token")).unwrap();
+        let found = find(dir, "r:1").unwrap();
         assert_eq!(
             (found.password.as_str(), found.identitytoken.as_str()),
             ("", "token")
@@ -144,17 +147,16 @@ mod tests {
         assert_eq!(mode(), 0o600, "the file has secrets now");
         let expected = "{\n\t\"x\": [\n\t\t1\n\t],\n\t\"auths\": {\n\t\t\"r:1\": {\n\t\t\t\"auth\": \"dTo=\",\n\t\t\t\"email\": \"e\",\n\t\t\t\"identitytoken\": \"token\"\n\t\t},\n\t\t\"z\": {\n\t\t\t\"auth\": \"YTpi\"\n\t\t}\n\t},\n\t\"currentContext\": \"c\"\n}";
         assert_eq!(file(), expected);
-        erase(&dir, "r:1").unwrap();
-        erase(&dir, "nosuch").unwrap();
+        erase(dir, "r:1").unwrap();
+        erase(dir, "nosuch").unwrap();
         assert!(!file().contains("r:1") && file().contains("YTpi"));
         std::fs::write(&path, "[").unwrap();
-        let error = store(&dir, &login("r:1", "p", "")).unwrap_err();
+        let error = store(dir, &login("r:1", "p", "")).unwrap_err();
         assert!(
             error.text.contains("config.json: EOF while parsing a list"),
             "{}",
             error.text
         );
         assert_eq!(file(), "[");
-        std::fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -474,7 +474,8 @@ async fn a_cache_keeps_what_is_asked_for() {
 
 #[test]
 fn upstream_is_a_registry_with_credentials_in_a_private_file() {
-    let file = std::env::temp_dir().join(format!("whelk-upstream-{}", crate::names::random()));
+    let scratch = whelk_sys::Scratch::temporary("upstream").unwrap();
+    let file = scratch.path().join("credentials");
     let make = |url: &str, file: Option<PathBuf>| Upstream::new(url, file, Settings::default());
     for url in [
         "",
@@ -509,5 +510,4 @@ fn upstream_is_a_registry_with_credentials_in_a_private_file() {
     std::fs::write(&file, "secret\n").unwrap();
     let error = upstream.reload().unwrap_err();
     assert!(error.ends_with("want one line USER:PASSWORD"), "{error}");
-    std::fs::remove_file(&file).unwrap();
 }

@@ -182,14 +182,13 @@ impl Containers {
 
 #[cfg(test)]
 mod tests {
-    use whelk_image::Scratch;
+    use whelk_sys::Scratch;
 
     use super::*;
 
     #[test]
     fn a_directory_with_a_record_that_cannot_be_read_is_not_disposable() {
-        let root = std::env::temp_dir().join(format!("whelk-audit-{}", std::process::id()));
-        let scratch = Scratch::at(root).unwrap();
+        let scratch = Scratch::temporary("audit").unwrap();
         let directory = scratch.path().join("containers/one");
         fs::create_dir_all(directory.join("work/work/incompat"), 0o700).unwrap();
         assert!(is_disposable(scratch.path(), &directory));

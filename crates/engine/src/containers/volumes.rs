@@ -490,7 +490,7 @@ fn check_subpath(volume: &PathBuf, subpath: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use whelk_image::Scratch;
+    use whelk_sys::Scratch;
 
     use super::*;
     use crate::filters::Filters;
@@ -500,8 +500,7 @@ mod tests {
 
     #[test]
     fn volumes_of_a_container_that_is_not_created_are_released_after_all_work_on_them() {
-        let place = std::env::temp_dir().join(format!("whelk-mounts-{}", std::process::id()));
-        let scratch = Scratch::at(place).unwrap();
+        let scratch = Scratch::temporary("mounts").unwrap();
         let root = scratch.path().join("root");
         fs::create_dir(&root, 0o700).unwrap();
         let store = Arc::new(RecordStore::open(&root).unwrap());

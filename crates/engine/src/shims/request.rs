@@ -159,8 +159,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_slow_request_is_waited_for_while_the_shim_answers_others() {
-        let path = std::env::temp_dir().join(format!("whelk-alive-{}", std::process::id()));
-        let scratch = whelk_image::Scratch::at(path).unwrap();
+        let scratch = whelk_sys::Scratch::temporary("alive").unwrap();
         let address = ShimAddress {
             kind: WorkloadKind::Container,
             id: "one".into(),

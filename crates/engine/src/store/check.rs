@@ -176,15 +176,14 @@ pub(super) fn open(root: &Path, path: &Path) -> Result<(Connection, bool)> {
 
 #[cfg(test)]
 mod tests {
-    use whelk_image::Scratch;
+    use whelk_sys::Scratch;
 
     use super::super::RecordStore;
     use super::*;
 
     /// Creates a root with an empty store file and a container's directory.
     fn root(name: &str) -> Scratch {
-        let root = std::env::temp_dir().join(format!("whelk-check-{name}-{}", std::process::id()));
-        let root = Scratch::at(root).unwrap();
+        let root = Scratch::temporary(&format!("check-{name}")).unwrap();
         fs::create_dir_all(root.path().join("containers/one"), 0o700).unwrap();
         fs::write(root.path().join(FILE), "").unwrap();
         root

@@ -272,8 +272,9 @@ mod tests {
         let root = place.path();
         let store = RecordStore::open(root).unwrap();
         // open(2) of a socket fails with ENXIO.
-        let socket = PathBuf::from(format!("/dev/shm/whelk-retry-{}", std::process::id()));
-        drop(fs::remove_if_exists(&socket));
+        let shm = PathBuf::from(format!("/dev/shm/whelk-retry-{}", std::process::id()));
+        let shm = whelk_sys::Scratch::at(shm).unwrap();
+        let socket = shm.path().join("socket");
         let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
         let device = |path| fs::metadata(path).unwrap().dev();
         assert_ne!(device(root), device(socket.as_path()));

@@ -70,7 +70,6 @@ impl RecordStore {
 
 /// Creates an empty root directory for a test.
 #[cfg(test)]
-fn new_root(name: &str) -> whelk_image::Scratch {
-    let root = std::env::temp_dir().join(format!("whelk-store-{name}-{}", std::process::id()));
-    whelk_image::Scratch::at(root).unwrap()
+fn new_root(name: &str) -> whelk_sys::Scratch {
+    whelk_sys::Scratch::temporary(&format!("store-{name}")).unwrap()
 }

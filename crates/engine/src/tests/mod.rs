@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use whelk_image::Scratch;
+use whelk_sys::Scratch;
 use whelk_sys::fs;
 use whelk_sys::process::{CloneFlags, unshare};
 
@@ -87,8 +87,7 @@ impl FakeHost {
     fn new() -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("whelk-fake-{}-{number}", std::process::id());
-        let scratch = Scratch::at(std::env::temp_dir().join(name)).unwrap();
+        let scratch = Scratch::temporary(&format!("fake-{number}")).unwrap();
         let path = |name: &str| scratch.path().join(name);
         let instance = Instance::new(path("root"), path("run"), "fake".into()).unwrap();
         instance.make_directories().unwrap();

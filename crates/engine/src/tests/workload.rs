@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use whelk_image::Scratch;
 use whelk_runtime::spec::Spec;
 use whelk_runtime::user::UserRequest;
 use whelk_runtime::{Overlay, Rootfs};
 use whelk_shim::logs::LogConfig;
+use whelk_sys::Scratch;
 use whelk_sys::fs;
 use whelk_text::signal;
 

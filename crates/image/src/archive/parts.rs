@@ -385,7 +385,8 @@ mod tests {
 
     #[test]
     fn a_part_is_hashed_once_however_often_it_is_named() {
-        let path = std::env::temp_dir().join(format!("whelk-part-{}", std::process::id()));
+        let scratch = whelk_sys::Scratch::temporary("part").unwrap();
+        let path = scratch.path().join("part");
         let file = write(&b"x"[..], path.clone(), 1, "x", &mut [0; 16]).unwrap();
         let expected = Algorithm::Sha512.digest(b"x");
         assert_eq!(file.digest_by(Algorithm::Sha512, "x").unwrap(), expected);

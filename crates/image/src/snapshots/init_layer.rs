@@ -152,14 +152,13 @@ fn remove_links(root: &OwnedFd, path: &str) -> std::io::Result<()> {
 mod tests {
     use std::os::unix::fs::{MetadataExt, symlink};
 
+    use whelk_sys::Scratch;
+
     use super::*;
-    use crate::staging::Scratch;
 
     fn scratch(name: &str) -> (Scratch, OwnedFd) {
-        let root =
-            std::env::temp_dir().join(format!("whelk-init-layer-{name}-{}", std::process::id()));
         let fd = |root| rustix::fs::open(root, OFlags::PATH | OFlags::DIRECTORY, Mode::empty());
-        let scratch = Scratch::at(root).unwrap();
+        let scratch = Scratch::temporary(&format!("init-layer-{name}")).unwrap();
         let fd = fd(scratch.path()).unwrap();
         (scratch, fd)
     }

@@ -272,24 +272,23 @@ fn parts_from(config: &LogConfig, index: u64) -> Result<Vec<Part>> {
 mod tests {
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+    use whelk_sys::Scratch;
+
     use super::super::{Stream, Writer, compress_rotated};
     use super::*;
 
-    fn config(name: &str, driver: Driver, max_size: u64, max_files: u32) -> LogConfig {
-        let dir = std::env::temp_dir().join(format!(
-            "whelk-log-{name}-{driver:?}-{}",
-            std::process::id()
-        ));
-        fs::remove_tree(&dir).unwrap();
-        fs::create_dir_all(&dir, 0o700).unwrap();
-        LogConfig {
+    /// Returns settings of logs in a directory of their own.
+    fn config(name: &str, driver: Driver, max_size: u64, max_files: u32) -> (Scratch, LogConfig) {
+        let scratch = Scratch::temporary(&format!("log-{name}-{driver:?}")).unwrap();
+        let config = LogConfig {
             driver,
-            path: dir.join("container.log"),
+            path: scratch.path().join("container.log"),
             max_size,
             max_files,
             compress: true,
             attributes: Default::default(),
-        }
+        };
+        (scratch, config)
     }
 
     const ALL: Selection = Selection {
@@ -320,7 +319,7 @@ mod tests {
         for driver in [Driver::Local, Driver::JsonFile] {
             // A file holds about ten lines, so a step of 37 lines rotates several times between two
             // reads. Enough files are kept that none is deleted before it is read.
-            let config = config("follow", driver, 600, 12);
+            let (_scratch, config) = config("follow", driver, 600, 12);
             let mut writer = Writer::open(config.clone()).unwrap();
             let mut reader = Reader::open(config.clone(), ALL).unwrap();
             let (mut expected, mut seen) = (String::new(), String::new());
@@ -352,13 +351,12 @@ mod tests {
                 expected.ends_with(&kept) && !kept.is_empty(),
                 "{driver:?}: what is kept is the end of all"
             );
-            fs::remove_tree(config.path.parent().unwrap()).unwrap();
         }
     }
 
     #[test]
     fn a_follower_can_read_between_a_rotation_and_the_next_file() {
-        let config = config("between", Driver::JsonFile, 600, 9);
+        let (_scratch, config) = config("between", Driver::JsonFile, 600, 9);
         let put = |text: &str| {
             fs::write(&config.path, format!("{{\"log\":\"{text}\\n\",\"stream\":\"stdout\",\"time\":\"2024-01-01T00:00:00Z\"}}\n")).unwrap()
         };
@@ -385,13 +383,12 @@ mod tests {
             ("four\nfive\n".into(), "four\nfive\n".into())
         );
         assert_eq!(read_all(&mut reader), "");
-        fs::remove_tree(config.path.parent().unwrap()).unwrap();
     }
 
     #[test]
     fn long_lines_are_split_into_records() {
         for driver in [Driver::Local, Driver::JsonFile] {
-            let config = config("long", driver, 0, 1);
+            let (_scratch, config) = config("long", driver, 0, 1);
             let mut writer = Writer::open(config.clone()).unwrap();
             let long = "y".repeat(40_000) + "\nend";
             writer.write(Stream::Stdout, long.as_bytes());
@@ -407,25 +404,23 @@ mod tests {
             );
             writer.finish();
             assert_eq!(text(&reader.read().unwrap()), "end");
-            fs::remove_tree(config.path.parent().unwrap()).unwrap();
         }
     }
 
     #[test]
     fn a_single_file_is_replaced_on_rotation() {
-        let config = config("one", Driver::JsonFile, 200, 1);
+        let (_scratch, config) = config("one", Driver::JsonFile, 200, 1);
         let mut writer = Writer::open(config.clone()).unwrap();
         for line in 0..100 {
             writer.write(Stream::Stdout, format!("{line}\n").as_bytes());
         }
         assert!(fs::metadata(&config.path).map_or(0, |metadata| metadata.len()) < 200);
         assert_eq!(rotation::existing(&config, 1), None);
-        fs::remove_tree(config.path.parent().unwrap()).unwrap();
     }
 
     #[test]
     fn a_failed_rotation_loses_nothing_and_is_retried() {
-        let config = config("stuck", Driver::Local, 600, 4);
+        let (_scratch, config) = config("stuck", Driver::Local, 600, 4);
         let mut writer = Writer::open(config.clone()).unwrap();
         let mut lines = (0..).map(|n| format!("line {n}\n"));
         let mut write = |writer: &mut Writer, count: usize| {
@@ -462,13 +457,12 @@ mod tests {
             "rotated again"
         );
         assert!(read_all(&mut Reader::open(config.clone(), ALL).unwrap()).ends_with("line 399\n"));
-        fs::remove_tree(config.path.parent().unwrap()).unwrap();
     }
 
     #[test]
     fn reads_records_after_a_damaged_one() {
         use std::io::Write;
-        let config = config("damaged", Driver::Local, 0, 1);
+        let (_scratch, config) = config("damaged", Driver::Local, 0, 1);
         let mut writer = Writer::open(config.clone()).unwrap();
         writer.write(Stream::Stdout, b"before\n");
         // A record whose writer was killed while writing it.
@@ -495,13 +489,12 @@ mod tests {
             read.starts_with("before\n") && read.ends_with("after 18\nafter 19\n"),
             "{read}"
         );
-        fs::remove_tree(config.path.parent().unwrap()).unwrap();
     }
 
     #[test]
     fn a_tail_returns_the_last_records_wherever_it_begins() {
         for driver in [Driver::Local, Driver::JsonFile] {
-            let config = config("tail", driver, 2000, 8);
+            let (_scratch, config) = config("tail", driver, 2000, 8);
             let mut writer = Writer::open(config.clone()).unwrap();
             for line in 0..300 {
                 writer.write(Stream::Stdout, format!("line {line}\n").as_bytes());
@@ -558,14 +551,13 @@ mod tests {
             assert_eq!(read_all(&mut follower), "line 299\n");
             writer.write(Stream::Stdout, b"later\n");
             assert_eq!(read_all(&mut follower), "later\n");
-            fs::remove_tree(config.path.parent().unwrap()).unwrap();
         }
     }
 
     #[test]
     fn without_follow_later_records_are_not_read() {
         for driver in [Driver::Local, Driver::JsonFile] {
-            let config = config("snapshot", driver, 600, 12);
+            let (_scratch, config) = config("snapshot", driver, 600, 12);
             let mut writer = Writer::open(config.clone()).unwrap();
             writer.write(Stream::Stdout, b"before\n");
             let mut reader = Reader::open(config.clone(), Selection::default()).unwrap();
@@ -573,14 +565,13 @@ mod tests {
                 writer.write(Stream::Stdout, b"after\n");
             }
             assert_eq!(read_all(&mut reader), "before\n", "{driver:?}");
-            fs::remove_tree(config.path.parent().unwrap()).unwrap();
         }
     }
 
     #[test]
     fn files_are_compressed_while_others_are_rotated() {
         for driver in [Driver::Local, Driver::JsonFile] {
-            let config = config("compress", driver, 600, 5);
+            let (_scratch, config) = config("compress", driver, 600, 5);
             let mut writer = Writer::open(config.clone()).unwrap();
             let (begun, over) = (AtomicUsize::new(0), AtomicBool::new(false));
             let mut expected = String::new();
@@ -614,7 +605,6 @@ mod tests {
                 &format!("{}.new", rotation::compressed_suffix(driver)),
             );
             assert_eq!((plain, fs::exists(staged)), (0, false), "{driver:?}");
-            fs::remove_tree(config.path.parent().unwrap()).unwrap();
         }
     }
 }

@@ -13,8 +13,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, params};
 use serde_json::Value;
-use whelk_image::Scratch;
-use whelk_sys::fs;
+use whelk_sys::{Scratch, fs};
 
 use super::check::{FILE, REBUILT};
 use super::copies::REST;

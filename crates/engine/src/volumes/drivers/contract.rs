@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use rustix::mount::{MountPropagationFlags, mount_change};
 use serde_json::{Value, json};
 use whelk_plugin::SearchPaths;
-use whelk_sys::fs;
 use whelk_sys::process::CloneFlags;
+use whelk_sys::{Scratch, fs};
 
 use super::{Created, Drivers, VolumeDriver, VolumeRecord};
 use crate::error::{Error, Result};
@@ -36,16 +36,12 @@ fn with_each_driver(test: impl Fn(&Case) + Sync) {
         ("plugin", "keeper", &[("kind", "fast")]),
     ] {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let place = std::env::temp_dir().join(format!(
-            "whelk-volume-drivers-{}-{number}",
-            std::process::id()
-        ));
-        let _scratch = whelk_image::Scratch::at(place.clone()).unwrap();
+        let scratch = Scratch::temporary(&format!("volume-drivers-{number}")).unwrap();
         let case = Case {
             name,
             driver,
             options,
-            place,
+            place: scratch.path().to_owned(),
         };
         for directory in ["volumes", "plugins", "kept"] {
             fs::create_dir_all(case.place.join(directory), 0o700).unwrap();

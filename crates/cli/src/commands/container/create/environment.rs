@@ -86,6 +86,8 @@ pub(super) fn labels(args: &CreateContainerArgs) -> Outcome<BTreeMap<String, Str
 
 #[cfg(test)]
 mod tests {
+    use whelk_sys::Scratch;
+
     use super::*;
 
     #[test]
@@ -102,8 +104,8 @@ mod tests {
 
     #[test]
     fn files_of_variables_are_checked_line_by_line() {
-        let directory = std::env::temp_dir().join(format!("whelk-env-{}", std::process::id()));
-        std::fs::create_dir_all(&directory).unwrap();
+        let scratch = Scratch::temporary("env").unwrap();
+        let directory = scratch.path();
         let path = directory.join("f");
         let file = path.display().to_string();
         let check = |content: &[u8], expected: Result<&[&str], &str>| {
@@ -124,6 +126,5 @@ mod tests {
             b"A=1\nB=\xff",
             Err("invalid utf8 bytes at line 2: [66 61 255]"),
         );
-        std::fs::remove_dir_all(&directory).unwrap();
     }
 }
