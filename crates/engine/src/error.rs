@@ -10,7 +10,7 @@ pub enum Error {
     /// The object exists already, or is in a state that forbids the operation.
     #[error("{0}")]
     Conflict(String),
-    /// Like [`Error::Conflict`], but passes by itself: another container is being restarted.
+    /// A conflict that ends by itself: another container is being restarted.
     #[error("{0}")]
     Restarting(String),
     /// The request is invalid.

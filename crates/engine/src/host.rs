@@ -1,4 +1,4 @@
-//! What this host offers: its kernel, processors, cgroup controllers and sysctls, read once.
+//! The host's properties: its kernel, processors, cgroup controllers and sysctls, read once.
 //!
 //! As with Docker, a change of these is seen by the next engine; the host's name, release, memory
 //! and number of processors are read at each `info` ([`crate::system`]).

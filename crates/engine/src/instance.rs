@@ -54,6 +54,8 @@ pub struct OpenFiles {
 }
 
 impl Instance {
+    /// Returns an instance with default settings.
+    ///
     /// # Errors
     /// Returns an error if the name is invalid, or if a path is empty.
     pub fn new(root: PathBuf, run: PathBuf, name: String) -> Result<Self> {

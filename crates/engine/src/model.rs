@@ -318,7 +318,7 @@ impl ContainerState {
     }
 }
 
-/// All that the engine remembers about a container.
+/// A container's record: its settings and state.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ContainerRecord {
     pub id: String,

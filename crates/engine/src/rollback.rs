@@ -139,6 +139,8 @@ impl Errors {
         });
     }
 
+    /// Returns whether all steps have succeeded.
+    ///
     /// # Errors
     /// Returns the first error, with the texts of the others.
     pub(crate) fn into_result(self) -> Result<()> {

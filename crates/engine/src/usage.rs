@@ -1,5 +1,5 @@
-//! What containers use, and the removal of what they do not. (Volumes count their users
-//! themselves, since not only containers use them.)
+//! Finds the images and networks that containers use, and removes those that they do not. (Volumes
+//! count their users themselves, since not only containers use them.)
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::model::mount::MountPlan;
 use crate::model::network::NetworkRecord;
 use crate::networks::Networks;
 
-/// Knows what uses images and networks.
+/// The uses of images and networks by containers.
 #[derive(Debug)]
 pub struct Usage {
     containers: Arc<Containers>,

@@ -95,7 +95,7 @@ fn is_disposable(root: &Path, directory: &Path) -> bool {
         Ok(Some(record)) if record.host.auto_remove => return true,
         // It belongs to a newer engine.
         Err(_) => return false,
-        // Its copy of the record cannot be read, but somebody may mend it.
+        // Its copy of the record cannot be read, but may be repaired by hand.
         Ok(None) if fs::exists(directory.join("container.json")) => return false,
         Ok(_) => {}
     }

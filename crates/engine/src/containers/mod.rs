@@ -144,7 +144,7 @@ pub struct Container {
     process_access: Arc<tokio::sync::Mutex<()>>,
     /// The health checks of its current run.
     health: Mutex<health::Checks>,
-    /// What runs: its shim and its processes.
+    /// Its shim and its processes.
     workload: Arc<Workload>,
 }
 
@@ -379,7 +379,7 @@ impl<T: Send + 'static> Future for ToItsEnd<T> {
         let Some(mut operation) = self.0.take() else {
             return Poll::Pending;
         };
-        // What has panicked is dropped, and not polled again.
+        // A future that has panicked must not be polled again.
         let polled = catch_unwind(AssertUnwindSafe(|| operation.as_mut().poll(context)));
         let Ok(outcome) = polled else {
             return Poll::Ready(Err(Error::internal("the operation has panicked")));

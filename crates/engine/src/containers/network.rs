@@ -116,8 +116,7 @@ impl Containers {
                 let disconnect = move |of: &Owner, sandbox: &mut Sandbox| {
                     sandboxes.disconnect(&of.config, of.process, sandbox, &network.id)
                 };
-                self.change_networks(container, disconnect, NO_WAY_BACK)
-                    .await
+                self.change_networks(container, disconnect, NO_UNDO).await
             }
             Err(error) => {
                 // The network was removed while the container was stopped: only the record's
@@ -140,7 +139,7 @@ impl Containers {
                         _ => Err(error),
                     }
                 };
-                self.change_networks(container, forget, NO_WAY_BACK).await
+                self.change_networks(container, forget, NO_UNDO).await
             }
         }
     }
@@ -182,15 +181,15 @@ impl Containers {
     }
 }
 
-/// Whose sandbox is changed.
+/// The container whose sandbox is changed.
 struct Owner {
     config: SandboxConfig,
     /// The container's process, if it runs.
     process: Option<i32>,
 }
 
-/// There is no way back from a disconnect: the address may be another container's already.
-const NO_WAY_BACK: Option<fn(&Owner, &mut Sandbox) -> Result<()>> = None;
+/// The undo of a disconnect, which has none: the address may belong to another container already.
+const NO_UNDO: Option<fn(&Owner, &mut Sandbox) -> Result<()>> = None;
 
 /// Where the state of a container's sandbox is kept.
 trait Kept {
@@ -201,12 +200,13 @@ trait Kept {
     fn update_files(&mut self) -> Result<()>;
 }
 
-/// Applies `change` to the sandbox of a container, and keeps what has become of it, even if the
-/// change has failed halfway. If that fails after the change, it is undone and kept again.
+/// Applies `change` to the sandbox of a container and saves the resulting state, also after a
+/// change that failed halfway. If the state cannot be saved, the change is undone, and the state
+/// saved again.
 ///
 /// # Errors
-/// Returns the errors of the change and of keeping it; those of undoing it are logged. A change
-/// that is done and cannot be undone succeeds if only the files could not be updated.
+/// Returns the errors of the change and of saving the state; those of the undo are logged. If the
+/// change has no undo and only the container's files cannot be updated, that is logged, too.
 fn apply(
     container: &str,
     kept: &mut impl Kept,
@@ -342,7 +342,7 @@ mod tests {
             };
             check(true, failing, "save:new files save:old files", error);
         }
-        // What the undo has not done is kept too.
+        // The state after an undo that failed is saved too.
         check(
             true,
             &["files1", "undo"],

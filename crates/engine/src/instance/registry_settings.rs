@@ -1,17 +1,17 @@
-//! How the engine uses registries.
+//! The settings for pulling from and pushing to registries.
 
 use whelk_registry::Settings;
 use whelk_trust::Policy;
 
-/// How the engine uses registries.
+/// The settings for pulling from and pushing to registries.
 #[derive(Clone, Debug)]
 pub struct RegistrySettings {
     pub client: Settings,
     /// Maximum number of layers that are downloaded at the same time.
     pub downloads: usize,
-    /// The same for those that are uploaded.
+    /// Maximum number of layers that are uploaded at the same time.
     pub uploads: usize,
-    /// What is required of images that are pulled.
+    /// The signature policy that pulled images must satisfy.
     pub policy: Option<Policy>,
 }
 

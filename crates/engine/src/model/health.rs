@@ -42,14 +42,14 @@ impl Healthcheck {
 /// How a container's health is checked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum HealthTest {
-    /// As the image says.
+    /// The image's check.
     #[default]
     Inherit,
-    /// Not at all, even if the image has a check.
+    /// No check, even if the image has one.
     Disabled,
-    /// By a program with its arguments.
+    /// A program with its arguments.
     Command(Vec<String>),
-    /// By the container's shell, with these arguments after its own.
+    /// The container's shell, with these arguments after its own.
     Shell(Vec<String>),
 }
 

@@ -1,12 +1,12 @@
-//! Which namespaces a container has of its own, and which it shares with the host or with another
-//! container. The modes are parsed from, and displayed as, the Engine API's texts.
+//! The modes of a container's namespaces: whether each is the container's own, the host's or
+//! another container's. The modes are parsed from, and displayed as, the Engine API's texts.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::error::Error;
 
-/// What precedes the name or id of the container whose namespace is shared.
+/// The prefix of the name or id of the container whose namespace is shared.
 const CONTAINER: &str = "container:";
 
 /// Returns the container that a mode's text names.

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use crate::error::{Error, Result};
 
-/// A network: its settings, and what the engine remembers about it.
+/// A network's record: its settings and state.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct NetworkRecord {
     pub name: String,
@@ -118,6 +118,8 @@ impl Endpoint {
         nets.map(|net| net.addr()).collect()
     }
 
+    /// Returns what the endpoint has while it is attached.
+    ///
     /// # Errors
     /// Returns an error if it is not attached.
     pub(crate) fn assigned(&self) -> Result<&Assigned> {

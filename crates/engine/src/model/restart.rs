@@ -1,4 +1,4 @@
-//! When a container is started again after its end.
+//! Restart policies: when a container is started again after its exit.
 
 use crate::error::{Error, Result};
 

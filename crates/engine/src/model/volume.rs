@@ -18,7 +18,7 @@ pub enum VolumeDriverName {
 }
 
 impl VolumeDriverName {
-    /// Returns the driver of a request; `None` if the name is empty: any will do.
+    /// Returns the driver of a request; `None` if the name is empty, which stands for any driver.
     pub fn given(name: &str) -> Option<Self> {
         (!name.is_empty()).then(|| name.into())
     }
@@ -54,7 +54,7 @@ impl fmt::Display for VolumeDriverName {
     }
 }
 
-/// A volume, as the store remembers it.
+/// A volume's record.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VolumeRecord {
     pub name: String,

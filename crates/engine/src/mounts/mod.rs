@@ -42,7 +42,7 @@ impl MountPlan {
     }
 }
 
-/// What mounts are planned for.
+/// What planning depends on besides the settings.
 #[derive(Clone, Copy)]
 struct PlanContext<'a> {
     /// The engine's own directory.

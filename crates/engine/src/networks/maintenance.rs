@@ -1,4 +1,4 @@
-//! What is done for networks and sandboxes while the engine runs.
+//! Periodic maintenance of networks and sandboxes while the engine runs.
 
 use std::collections::HashSet;
 use std::sync::Arc;

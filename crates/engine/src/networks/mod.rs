@@ -3,8 +3,8 @@
 //! A network is a record; a bridge network also has a bridge on the host, and its addresses in
 //! [`Block`]s. A running container's *endpoint* in it is a veth pair, addresses, elements in the
 //! firewall's sets, and DNS names. When the engine starts, all of it is created again from the
-//! records, and interfaces of ours that no record explains are deleted. A container's namespace with
-//! its endpoints and published ports is a sandbox ([`Sandboxes`]).
+//! records, and interfaces of this instance that belong to no record are deleted. A container's
+//! namespace with its endpoints and published ports is a sandbox ([`Sandboxes`]).
 
 mod create;
 mod defaults;

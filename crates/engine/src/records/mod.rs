@@ -1,8 +1,9 @@
 //! The records as they are written to disk: in the store's tables, in the copies beside the
-//! containers (`container.json`) and volumes (`volume.json`), and in the copy of the rest (`store.json`).
+//! containers (`container.json`) and volumes (`volume.json`), and in the copy of all other records
+//! (`store.json`).
 //!
-//! The types of the domain know nothing of these forms: each has a struct here that names its
-//! fields as on disk ([`stored`]).
+//! The types in [`crate::model`] are independent of these forms: each has a struct here that names
+//! its fields as on disk ([`stored`]).
 //!
 //! The store has a schema version, and so has each container's record, because a copy can be older
 //! or newer than the store. A newer version than [`SCHEMA_VERSION`] is refused, an earlier one
@@ -140,7 +141,7 @@ mod tests {
         };
         assert_eq!(
             [planned(0), planned(1)],
-            // The engine's root has come to be above the source.
+            // The source is below the engine's root now.
             [("/own", "rslave"), ("/gone", "rprivate")]
         );
     }

@@ -25,7 +25,7 @@ pub(super) fn serialize<T: Display, S: Serializer>(
     serializer.collect_map(set.iter().map(|key| (Key(key), Empty {})))
 }
 
-/// Earlier engines have written any values.
+/// Earlier engines have also written other values than empty objects.
 pub(super) fn deserialize<'de, T, D>(deserializer: D) -> Result<BTreeSet<T>, D::Error>
 where
     T: FromStr + Ord,

@@ -1,5 +1,5 @@
-//! Shims for the engine's own tests: they speak the protocol and run no processes. What they are
-//! told to run ends by a signal, or when the test says so.
+//! Shims for the engine's own tests: they speak the protocol and run no processes. A run ends by a
+//! signal, or when the test says so.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -32,7 +32,7 @@ pub(crate) enum Behaviour {
     Vanish,
 }
 
-/// How a run ends by order of the test.
+/// How a test ends a run.
 #[derive(Debug)]
 enum End {
     Exit(i32),
@@ -45,7 +45,7 @@ enum End {
 pub(crate) struct FakeShims {
     /// What the next launches do; the others run.
     next: Mutex<VecDeque<Behaviour>>,
-    /// Signals that do not end what runs.
+    /// Signals that do not end runs.
     ignored: Mutex<BTreeSet<i32>>,
     /// The runs by their id.
     running: Mutex<BTreeMap<String, mpsc::UnboundedSender<End>>>,
@@ -67,12 +67,12 @@ impl FakeShims {
         WarmPool::of(ready)
     }
 
-    /// Sets what the next launch does that has no behaviour yet.
+    /// Sets the behaviour of the next launch that has none yet.
     pub(crate) fn expect(&self, behaviour: Behaviour) {
         self.next.lock().ignore_poison().push_back(behaviour);
     }
 
-    /// Lets what runs ignore a signal from now on.
+    /// Lets runs ignore a signal from now on.
     pub(crate) fn ignore(&self, signal: i32) {
         self.ignored.lock().ignore_poison().insert(signal);
     }
@@ -164,7 +164,7 @@ struct Run {
 }
 
 impl Run {
-    /// Answers a request. Returns the signal that it sends to what runs.
+    /// Answers a request. Returns the signal that it sends to the run.
     async fn answer(&mut self, mut client: UnixStream) -> Result<Option<i32>> {
         let (reply, signal) = match read_message(&mut client).await? {
             Request::Subscribe => {

@@ -1,4 +1,4 @@
-//! A container's way from its creation to its removal.
+//! The life of a container from its creation to its removal.
 
 use std::task::{Context, Waker};
 
@@ -124,7 +124,7 @@ fn an_ephemeral_container_is_removed_with_its_anonymous_volumes() {
             host.volumes.list() == [("named".into(), 0)]
         })
         .await;
-        // For a client that waits only now.
+        // A client may begin to wait after the removal.
         let wait = engine
             .containers
             .wait(&container.id, WaitCondition::NotRunning);
@@ -154,7 +154,7 @@ fn a_container_whose_shim_was_killed_has_exited_by_sigkill() {
     });
 }
 
-/// Begins an operation for a client that leaves at once.
+/// Begins an operation for a client that disconnects at once.
 fn begin_and_leave<T>(operation: impl Future<Output = T>) {
     let mut context = Context::from_waker(Waker::noop());
     drop(std::pin::pin!(operation).poll(&mut context));

@@ -56,7 +56,7 @@ fn a_workload_is_killed_by_others_while_one_waits_for_it() {
         started.kill(signal::TERM).await.unwrap();
         assert_eq!(wait.await.unwrap().code, 128 + signal::TERM);
         assert!(!host.has_workload("one"));
-        // One that has ended, and whose id has another run.
+        // A signal to a workload that has ended does not reach another one with the same id.
         let next = workloads.start(bundle("one")).await.unwrap();
         started.kill(signal::KILL).await.unwrap();
         assert_eq!(started.wait().await.code, 128 + signal::TERM);

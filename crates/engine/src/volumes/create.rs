@@ -209,7 +209,8 @@ impl Volumes {
     }
 
     /// Removes what a driver has created for a volume whose record could not be stored. It can take
-    /// long: meanwhile the volume is being removed, for all others. Errors are logged.
+    /// long: until it has ended, other operations find a volume that is being removed. Errors are
+    /// logged.
     fn remove_unrecorded(
         &self,
         mut state: RwLockWriteGuard<'_, BTreeMap<String, Volume>>,

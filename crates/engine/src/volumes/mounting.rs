@@ -1,4 +1,4 @@
-//! Mounting the content of volumes for those who use it, and what is recorded about that.
+//! Mounts and unmounts the content of volumes for their users, and records for whom it is mounted.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};

@@ -1,4 +1,4 @@
-//! Volumes as clients see them: with what their drivers know about them.
+//! Describes volumes for clients, with the status that their drivers report.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -5,9 +5,9 @@
 //! idle ────────► running ─────────► ended ─────────────► idle
 //!                   ▲ adopt, by the next engine
 //! ```
-//! A workload is known by its id, its run directory and its cgroup, and has no record: containers
-//! keep one of theirs beside it, [`Workloads`] runs what needs none. A [`Monitor`] follows each run
-//! to its end.
+//! A workload has an id, a run directory and a cgroup, but no record: those of containers are kept
+//! by `containers`, and [`Workloads`] runs workloads that need none. A [`Monitor`] follows each run to
+//! its end.
 
 mod recordless;
 mod silent;
@@ -94,7 +94,7 @@ impl RunWatch {
     async fn ended(&mut self) {
         let number = self.number;
         let is_over = |now: &Run| now.stage != Stage::Running || now.number != number;
-        // Closed if the workload is gone: then the run has no one to end for.
+        // Closed if the workload was dropped: then nothing reports the end any more.
         let _ = self.run.wait_for(is_over).await;
     }
 }
@@ -360,7 +360,7 @@ fn end_processes(path: &str) -> Result<()> {
     Ok(())
 }
 
-/// Returns the exit of something that SIGKILL has ended now.
+/// Returns the exit of a workload that SIGKILL has ended now.
 fn killed() -> Exit {
     Exit {
         code: KILLED,

@@ -25,7 +25,7 @@ use crate::instance::Instance;
 use crate::networks::OwnedSandbox;
 use crate::shims::{LaunchError, ShimAddress, ShimStatus, WarmPool, WorkloadKind};
 
-/// What a workload consists of: an OCI configuration, and what it leaves to the engine.
+/// A workload to start: an OCI configuration, and settings that it does not have.
 #[derive(Debug)]
 pub struct Bundle {
     /// Unique among the workloads that run; a file name.
@@ -59,7 +59,7 @@ pub enum WorkloadNetwork {
 }
 
 impl WorkloadNetwork {
-    /// Asks for this network in an OCI configuration. The descriptor of a sandbox's namespace is not
+    /// Sets this network in an OCI configuration. The descriptor of a sandbox's namespace is not
     /// part of it.
     fn set_in(&self, spec: &mut Spec) {
         let namespaces = &mut spec.linux.namespaces;
@@ -251,7 +251,7 @@ async fn end_left(workload: Arc<Workload>, claim: Claim) -> Result<()> {
             let ended = blocking(move || {
                 end_processes(workload.cgroup())?;
                 fs::remove_tree(workload.directory())?;
-                // Of a shim that was just about to listen, which it cannot any more.
+                // A shim that was about to listen may have started processes after the first call.
                 end_processes(workload.cgroup())
             })
             .await;

@@ -17,7 +17,7 @@ use super::{KILL_TIMEOUT, RunWatch, Workload};
 use crate::error::{Error, Result};
 use crate::shims::{self, PING_TIMEOUT, ShimProcess};
 
-/// How long a shim may take to report the end of what the engine has killed.
+/// How long a shim may take to report the end of processes that the engine has killed.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Workload {

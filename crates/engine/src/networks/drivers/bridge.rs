@@ -278,7 +278,7 @@ fn sender(stack: &HostStack, endpoint: &Assigned) -> Result<SenderRules> {
     })
 }
 
-/// Returns whether an interface is the bridge of this network, which its hardware address tells.
+/// Returns whether an interface has the hardware address of this network's bridge.
 fn is_bridge_of(link: &Link, network: &NetworkRecord) -> bool {
     link.kind == "bridge" && link.mac == mac(&network.id)
 }

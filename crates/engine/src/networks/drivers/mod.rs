@@ -99,7 +99,7 @@ pub(super) trait NetworkDriver: fmt::Debug + Sync {
     }
 }
 
-/// What a driver's networks and their endpoints have.
+/// The properties of a driver's networks and their endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Facts {
     pub(super) joining: Joining,
@@ -114,7 +114,7 @@ pub(super) struct Facts {
     pub(super) warm: bool,
 }
 
-/// How a container is in a network.
+/// How a container joins a network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Joining {
     /// By an interface with addresses from the network's subnets.

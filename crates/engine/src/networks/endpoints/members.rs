@@ -1,4 +1,4 @@
-//! Sandboxes as members of networks: what the others in a network know about them.
+//! Members of networks: the DNS names by which sandboxes in a network find each other.
 
 use std::collections::HashSet;
 

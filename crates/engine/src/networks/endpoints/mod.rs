@@ -1,6 +1,6 @@
-//! Endpoints: what sandboxes have in their networks. While a sandbox is attached, each of its endpoints
-//! has addresses and, if the sandbox has a namespace of its own, an interface in it; it is among
-//! the members of its network, which the others find by name.
+//! Endpoints: the connections of sandboxes to networks. While a sandbox is attached, each of its
+//! endpoints has addresses and, if the sandbox has a namespace of its own, an interface in it; it
+//! is among the members of its network, which the others find by name.
 
 mod addresses;
 mod members;

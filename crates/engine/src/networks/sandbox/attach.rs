@@ -209,7 +209,7 @@ impl Sandboxes {
                     set_sysctls(sysctls, namespace.as_fd(), false)?;
                     configure_interface(&endpoint.requested, assigned, &mut namespace.links)
                 });
-            // Before the outcome is looked at: what it has by now is to be released.
+            // Before the outcome is checked: after an error, what the endpoint has is released.
             attached.endpoints.insert(network.name.clone(), endpoint);
             outcome?;
         }

@@ -7,8 +7,8 @@
 //! ```
 //! A sandbox is not a container: it is described by a [`SandboxConfig`], and its state, a
 //! [`Sandbox`], is returned to whoever asked for it. Containers describe theirs by their settings and
-//! keep the state in their records, so that the next engine can take it over; an [`OwnedSandbox`] is
-//! what no record has. A namespace exists as long as it has processes, or until the engine that
+//! keep the state in their records, so that the next engine can take it over; an [`OwnedSandbox`] has
+//! no record. A namespace exists as long as it has processes, or until the engine that
 //! holds it detaches its sandbox or ends: the next engine finds it by a process.
 
 mod adopt;
@@ -43,7 +43,7 @@ use crate::error::{Error, Result};
 use crate::model::NetworkMode;
 
 /// All sandboxes of an engine: their namespaces, published ports and DNS servers. Their endpoints
-/// are the networks'.
+/// are members of the [`Networks`].
 #[derive(Debug)]
 pub struct Sandboxes {
     networks: Arc<Networks>,
@@ -118,7 +118,7 @@ impl Sandboxes {
         &self.networks
     }
 
-    /// Creates namespaces for sandboxes to come.
+    /// Creates warm namespaces until there are enough.
     pub(super) fn refill(&self) {
         self.warm.refill(&self.networks.stack);
     }
@@ -132,9 +132,9 @@ impl Sandboxes {
 /// Describes a sandbox, except for its endpoints.
 #[derive(Clone, Debug, Default)]
 pub struct SandboxConfig {
-    /// The id of what it is for, such as a container. Other sandboxes never have the same.
+    /// The id of its owner, such as a container's; unique among sandboxes.
     pub id: String,
-    /// The name of what it is for: its DNS name in its networks, also used in messages.
+    /// The name of its owner: its DNS name in its networks, also used in messages.
     pub name: String,
     pub hostname: String,
     /// Decides whether it has a namespace of its own, and which network has the first interface.

@@ -98,7 +98,8 @@ impl Sandboxes {
     }
 }
 
-/// Returns whether what has this network mode and these endpoints uses the embedded DNS server.
+/// Returns whether a sandbox with this network mode and these endpoints uses the embedded DNS
+/// server.
 pub(crate) fn uses_resolver(mode: &NetworkMode, endpoints: &BTreeMap<String, Endpoint>) -> bool {
     mode.has_own_networks()
         && endpoints

@@ -37,7 +37,7 @@ impl WarmNamespaces {
         self.ready().pop()
     }
 
-    /// Returns whether they should be created again at once.
+    /// Returns whether the pool should be refilled at once.
     pub(super) fn is_low(&self) -> bool {
         self.ready().len() < 2
     }

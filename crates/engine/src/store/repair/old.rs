@@ -164,8 +164,10 @@ impl Kind {
     }
 }
 
+/// Checks that a record is that of the object with its key.
+///
 /// # Errors
-/// Returns an error if the record with this key is that of another object, `found`.
+/// Returns an error if it is the record of another object, `found`.
 fn is_of(key: &str, found: &str) -> std::result::Result<(), String> {
     if key == found {
         return Ok(());
@@ -173,7 +175,7 @@ fn is_of(key: &str, found: &str) -> std::result::Result<(), String> {
     Err(format!("it is the record of {found}"))
 }
 
-/// Removes what is no record from the copy [`REST`], and reports it.
+/// Removes entries that are no records from the copy [`REST`], and reports them.
 pub(super) fn keep_records(rest: &mut Rest, path: &Path, report: &mut Repaired) {
     for (kind, list) in [
         (Kind::Network, &mut rest.networks),

@@ -17,7 +17,7 @@ use whelk_sys::{Scratch, fs};
 use super::{Created, Drivers, VolumeDriver, VolumeRecord};
 use crate::error::{Error, Result};
 
-/// A driver with an empty place to keep volumes in.
+/// A driver, and an empty directory for its volumes.
 struct Case {
     name: &'static str,
     driver: &'static str,

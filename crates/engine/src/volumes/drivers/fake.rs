@@ -10,7 +10,7 @@ use super::{Created, VolumeDriver, VolumeRecord};
 use crate::error::{Error, Result};
 use crate::volumes::Volumes;
 
-/// The volumes of the driver, with whom they are mounted for.
+/// The volumes of the driver, each with the users that it is mounted for.
 #[derive(Debug)]
 pub(crate) struct FakeVolumes {
     /// The path at which all of them are mounted.

@@ -1,7 +1,7 @@
 //! The `local` driver: a directory per volume, `volumes/NAME/_data`.
 //!
-//! On it can be mounted, while the volume is used, any file system that the kernel supports, or a
-//! directory of the host.
+//! While the volume is used, a file system of any kind or a directory of the host can be mounted on
+//! it.
 
 use std::collections::BTreeMap;
 use std::ffi::CString;

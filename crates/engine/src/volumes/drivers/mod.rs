@@ -1,7 +1,7 @@
 //! Volume drivers: where the content of volumes is kept.
 //!
-//! A driver does not know who uses a volume, nor what is recorded about it: that is up to
-//! [`Volumes`](super::Volumes). The tests in `contract` are what every driver must pass.
+//! A driver knows neither the users of a volume nor its record: [`Volumes`](super::Volumes) does.
+//! The tests in `contract` are what every driver must pass.
 
 #[cfg(test)]
 mod contract;

@@ -32,7 +32,7 @@ type Known = Mutex<BTreeMap<String, Arc<Plugin>>>;
 pub(in crate::volumes) struct Plugin {
     plugin: whelk_plugin::Plugin,
     pub(in crate::volumes) scope: &'static str,
-    /// Where it is forgotten when it does not answer.
+    /// The plugins from which it is removed when it does not answer.
     known: Arc<Known>,
 }
 
@@ -48,7 +48,7 @@ pub(in crate::volumes) struct Described {
     pub(in crate::volumes) status: Option<Value>,
 }
 
-/// Deserializes `null`, as which Go encodes missing values, to the default.
+/// Deserializes `null` to the default: Go encodes missing values as `null`.
 fn or_default<'de, D: serde::Deserializer<'de>, T: Deserialize<'de> + Default>(
     value: D,
 ) -> std::result::Result<T, D::Error> {
@@ -199,7 +199,8 @@ impl VolumeDriver for Plugin {
     fn unmount(&self, record: &VolumeRecord, user: &str, _is_last: bool) -> Result<()> {
         let body = json!({"Name": record.name, "ID": user});
         match self.change("Unmount", &body) {
-            // It will not be asked again: it says that it has not mounted it.
+            // The plugin has answered that the volume is not mounted: there is nothing to try
+            // again.
             Err(error @ whelk_plugin::Error::Refused(_)) => {
                 tracing::warn!(volume = record.name, "error unmounting volume: {error}");
                 Ok(())
