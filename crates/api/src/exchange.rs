@@ -383,17 +383,20 @@ mod tests {
         .unwrap();
     }
 
-    #[tokio::test]
-    async fn a_body_without_an_end_ends_with_its_client() {
+    /// Returns a route whose only response sends what the producer gives it.
+    fn events() -> (tokio::sync::mpsc::Sender<std::io::Result<Bytes>>, Router) {
         let (producer, pieces) = tokio::sync::mpsc::channel(1);
         let pieces = Arc::new(std::sync::Mutex::new(Some(pieces)));
-        let routes = Router::new().route(
-            "/events",
-            post(move || async move {
-                let pieces = pieces.lock().ok().and_then(|mut pieces| pieces.take());
-                crate::stream::from_channel(pieces.unwrap())
-            }),
-        );
+        let route = post(move || async move {
+            let pieces = pieces.lock().ok().and_then(|mut pieces| pieces.take());
+            crate::stream::from_channel(pieces.unwrap())
+        });
+        (producer, Router::new().route("/events", route))
+    }
+
+    #[tokio::test]
+    async fn a_body_without_an_end_ends_with_its_client() {
+        let (producer, routes) = events();
         let mut sender = http2(connected(routes)).await;
         let response = sender.send_request(request("/events", "")).await.unwrap();
         producer
@@ -427,15 +430,7 @@ mod tests {
 
     #[tokio::test]
     async fn idle_connections_are_closed() {
-        let (producer, pieces) = tokio::sync::mpsc::channel(1);
-        let pieces = Arc::new(std::sync::Mutex::new(Some(pieces)));
-        let routes = Router::new().route(
-            "/events",
-            post(move || async move {
-                let pieces = pieces.lock().ok().and_then(|mut pieces| pieces.take());
-                crate::stream::from_channel(pieces.unwrap())
-            }),
-        );
+        let (producer, routes) = events();
         let (client, server) = duplex(1 << 20);
         let (socket, other) = UnixStream::pair().unwrap();
         let peer = Peer::of(&socket).unwrap();

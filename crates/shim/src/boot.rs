@@ -25,7 +25,7 @@ use crate::container::{INIT, Shim, pid_number, set_nonblocking};
 use crate::filter;
 use crate::logs::{Writer, now};
 use crate::poll::{Poll, Token};
-use crate::process::{Pipes, Process};
+use crate::process::{Process, open_pipes};
 use crate::protocol::{self, ContainerLaunch, Launched};
 
 /// Limit of descriptors in one message (SCM_MAX_FD), and so of clients that can be attached before
@@ -292,19 +292,9 @@ fn start_init(
         .process
         .as_ref()
         .is_some_and(|process| process.terminal);
-    let pipes = if terminal {
-        None
-    } else {
-        Some(Pipes::open(launch.stdin).map_err(fs::at("create", "pipes"))?)
-    };
-    let (streams, ours) = match pipes {
-        Some(Pipes {
-            theirs,
-            input,
-            outputs,
-        }) => (Some(theirs), Some((input, outputs))),
-        None => (None, None),
-    };
+    let pipes = (!terminal).then(|| open_pipes(launch.stdin));
+    let pipes = pipes.transpose().map_err(fs::at("create", "pipes"))?;
+    let (streams, ours) = pipes.unzip();
     let runtime_launch = launch::Launch {
         id: &launch.id,
         spec: &launch.spec,

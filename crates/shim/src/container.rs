@@ -14,14 +14,14 @@ use whelk_runtime::cgroup::Cgroup;
 use whelk_runtime::exec::{self, Progress, Starting};
 use whelk_runtime::spec::Linux;
 use whelk_runtime::{Error, Result};
-use whelk_sys::signal;
+use whelk_sys::{fs, signal};
 
 use crate::client::{Attached, Client, HIGH_WATER, Role, Sent};
 use crate::filter;
 use crate::logs::{Stream, Writer};
 use crate::pause::Freezing;
 use crate::poll::{Poll, Token};
-use crate::process::{Pipes, Process};
+use crate::process::{Process, open_pipes};
 use crate::protocol::{self, Attach, ContainerLaunch, Event, ExecLaunch, Reply, Request};
 
 /// How long to wait for clients to receive the last output after the container has ended.
@@ -510,19 +510,9 @@ impl Shim {
         }
         let init = self.find(None)?;
         let filter = request.filter.as_deref().map(filter::read).transpose()?;
-        let pipes = if request.process.terminal {
-            None
-        } else {
-            Some(Pipes::open(request.stdin).map_err(|error| Error::Os(format!("pipe: {error}")))?)
-        };
-        let (theirs, streams) = match pipes {
-            Some(Pipes {
-                theirs,
-                input,
-                outputs,
-            }) => (Some(theirs), Some((input, outputs))),
-            None => (None, None),
-        };
+        let pipes = (!request.process.terminal).then(|| open_pipes(request.stdin));
+        let pipes = pipes.transpose().map_err(fs::at("create", "pipes"))?;
+        let (theirs, streams) = pipes.unzip();
         let mut starting = exec::start(
             &exec::ExecRequest {
                 init: &init.pidfd,

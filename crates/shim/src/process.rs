@@ -45,45 +45,36 @@ pub(crate) struct Input {
     watched: bool,
 }
 
-/// Pipes of a process without a terminal: the program's ends and the shim's.
-pub(crate) struct Pipes {
-    pub theirs: [OwnedFd; 3],
-    pub input: Option<OwnedFd>,
-    pub outputs: [Option<OwnedFd>; 2],
-}
+/// The shim's ends of a process's pipes: for its input, and for its output and errors.
+pub(crate) type PipeEnds = (Option<OwnedFd>, [Option<OwnedFd>; 2]);
 
-impl Pipes {
-    /// Creates pipes for output, and for input if `stdin`; otherwise the program reads from
-    /// `/dev/null`.
-    pub(crate) fn open(stdin: bool) -> rustix::io::Result<Self> {
-        let pipe = || pipe_with(PipeFlags::CLOEXEC);
-        let (their_input, input) = if stdin {
-            let (theirs, ours) = pipe()?;
-            (theirs, Some(ours))
-        } else {
-            (
-                rustix::fs::open(
-                    "/dev/null",
-                    OFlags::RDONLY | OFlags::CLOEXEC,
-                    rustix::fs::Mode::empty(),
-                )?,
-                None,
-            )
-        };
-        let (output, their_output) = pipe()?;
-        let (error, their_error) = pipe()?;
-        for ours in [Some(&output), Some(&error), input.as_ref()]
-            .into_iter()
-            .flatten()
-        {
-            rustix::fs::fcntl_setfl(ours, OFlags::NONBLOCK)?;
-        }
-        Ok(Self {
-            theirs: [their_input, their_output, their_error],
-            input,
-            outputs: [Some(output), Some(error)],
-        })
+/// Creates the pipes of a process without a terminal: for output, and for input if `stdin`;
+/// otherwise the program reads from `/dev/null`. Returns the program's ends and the shim's.
+pub(crate) fn open_pipes(stdin: bool) -> rustix::io::Result<([OwnedFd; 3], PipeEnds)> {
+    let pipe = || pipe_with(PipeFlags::CLOEXEC);
+    let (their_input, input) = if stdin {
+        let (theirs, ours) = pipe()?;
+        (theirs, Some(ours))
+    } else {
+        (
+            rustix::fs::open(
+                "/dev/null",
+                OFlags::RDONLY | OFlags::CLOEXEC,
+                rustix::fs::Mode::empty(),
+            )?,
+            None,
+        )
+    };
+    let (output, their_output) = pipe()?;
+    let (error, their_error) = pipe()?;
+    for ours in [Some(&output), Some(&error), input.as_ref()]
+        .into_iter()
+        .flatten()
+    {
+        rustix::fs::fcntl_setfl(ours, OFlags::NONBLOCK)?;
     }
+    let theirs = [their_input, their_output, their_error];
+    Ok((theirs, (input, [Some(output), Some(error)])))
 }
 
 impl Process {
@@ -107,7 +98,7 @@ impl Process {
     pub(crate) fn connect(
         &mut self,
         terminal: Option<OwnedFd>,
-        pipes: Option<(Option<OwnedFd>, [Option<OwnedFd>; 2])>,
+        pipes: Option<PipeEnds>,
         poll: &Poll,
     ) -> rustix::io::Result<()> {
         if let Some(terminal) = terminal {

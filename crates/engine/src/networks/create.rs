@@ -143,14 +143,7 @@ impl Networks {
         });
         self.create_host_objects(&created)?;
         created.commit();
-        self.state_mut().insert(
-            record.id.clone(),
-            Network {
-                record: record.clone(),
-                blocks,
-                members: BTreeMap::new(),
-            },
-        );
+        self.register(&record, blocks);
         Ok(record)
     }
 

@@ -148,15 +148,18 @@ impl Networks {
         // Registered even if creating the host's objects fails: those that cannot be created now
         // (because their parent interface does not exist yet) are created when needed, and the
         // network's addresses stay allocated.
-        self.state_mut().insert(
-            record.id.clone(),
-            Network {
-                record: record.clone(),
-                blocks,
-                members: BTreeMap::new(),
-            },
-        );
+        self.register(&record, blocks);
         self.create_host_objects(&record)
+    }
+
+    /// Adds a network, without members, to those that the engine knows.
+    fn register(&self, record: &NetworkRecord, blocks: Vec<Block>) {
+        let network = Network {
+            record: record.clone(),
+            blocks,
+            members: BTreeMap::new(),
+        };
+        self.state_mut().insert(record.id.clone(), network);
     }
 
     /// Writes the rules and deletes interfaces that belong to no container. Called after all

@@ -1,6 +1,6 @@
 //! Generates the device rules of a container's cgroup.
 
-use whelk_runtime::cgroup::DEFAULT_RULES;
+use whelk_runtime::cgroup::default_rules;
 use whelk_runtime::spec::{DeviceKind, DeviceRule};
 
 use super::SpecContext;
@@ -24,17 +24,7 @@ pub(super) fn device_rules(
         });
         return Ok(rules);
     }
-    rules.extend(
-        DEFAULT_RULES
-            .iter()
-            .map(|&(kind, major, minor, access)| DeviceRule {
-                allow: true,
-                kind: Some(kind),
-                major,
-                minor,
-                access: access.into(),
-            }),
-    );
+    rules.extend(default_rules());
     rules.extend(context.devices.iter().map(|(device, access)| DeviceRule {
         allow: true,
         kind: Some(device.kind),

@@ -4,9 +4,9 @@ use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{WaitOptions, waitpid};
-use whelk_runtime::cgroup::{Cgroup, DEFAULT_RULES};
+use whelk_runtime::cgroup::{Cgroup, default_rules};
 use whelk_runtime::launch::{self, Gate, Launch};
-use whelk_runtime::spec::{DeviceRule, Resources, Spec};
+use whelk_runtime::spec::{Resources, Spec};
 use whelk_runtime::{Error, Result, Rootfs, seccomp};
 use whelk_sys::{fs, signal};
 
@@ -149,19 +149,7 @@ fn create_process(
 fn with_default_devices(resources: &Resources) -> Resources {
     let mut resources = resources.clone();
     if !resources.devices.is_empty() {
-        resources
-            .devices
-            .extend(
-                DEFAULT_RULES
-                    .iter()
-                    .map(|&(kind, major, minor, access)| DeviceRule {
-                        allow: true,
-                        kind: Some(kind),
-                        major,
-                        minor,
-                        access: access.to_owned(),
-                    }),
-            );
+        resources.devices.extend(default_rules());
     }
     resources
 }

@@ -7,7 +7,7 @@ use crate::spec::{DeviceKind, DeviceRule};
 /// Device rules of every container as (kind, major, minor, access); `None` matches any number. All
 /// devices may be created, but only these may be opened: null, zero, full, random, urandom, tty,
 /// console, ptmx and pseudo-terminals.
-pub const DEFAULT_RULES: &[(DeviceKind, Option<i64>, Option<i64>, &str)] = &[
+const DEFAULT_RULES: &[(DeviceKind, Option<i64>, Option<i64>, &str)] = &[
     (DeviceKind::Char, None, None, "m"),
     (DeviceKind::Block, None, None, "m"),
     (DeviceKind::Char, Some(1), Some(3), "rwm"),
@@ -20,6 +20,19 @@ pub const DEFAULT_RULES: &[(DeviceKind, Option<i64>, Option<i64>, &str)] = &[
     (DeviceKind::Char, Some(5), Some(2), "rwm"),
     (DeviceKind::Char, Some(136), None, "rwm"),
 ];
+
+/// Returns the device rules that allow every container what it may do with devices.
+pub fn default_rules() -> impl Iterator<Item = DeviceRule> {
+    DEFAULT_RULES
+        .iter()
+        .map(|&(kind, major, minor, access)| DeviceRule {
+            allow: true,
+            kind: Some(kind),
+            major,
+            minor,
+            access: access.into(),
+        })
+}
 
 /// Returns the file to write to and its content for each rule, in order.
 pub(super) fn v1_lines(rules: &[DeviceRule]) -> impl Iterator<Item = (&'static str, String)> {
@@ -196,11 +209,7 @@ mod tests {
     fn default_rules() -> Vec<DeviceRule> {
         let deny = rule(false, DeviceKind::All, None, None, "rwm");
         std::iter::once(deny)
-            .chain(
-                DEFAULT_RULES
-                    .iter()
-                    .map(|&(kind, major, minor, access)| rule(true, kind, major, minor, access)),
-            )
+            .chain(super::default_rules())
             .collect()
     }
 

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use whelk_sys::fs;
 
-pub use devices::DEFAULT_RULES;
+pub use devices::default_rules;
 
 use crate::error::{Error, Result};
 use crate::spec::Resources;
