@@ -6,47 +6,6 @@ use crate::error::{Error, Result};
 use crate::model::mount::{MountPlan, Source, VolumeUse};
 use crate::model::volume::{CreateVolume, VolumeDriverName};
 
-/// The parsed third part of `SOURCE:TARGET:MODE`.
-struct BindMode<'a> {
-    read_only: Option<bool>,
-    propagation: Option<&'a str>,
-    recursive: bool,
-    /// Whether the image's content is copied into an empty volume.
-    copy: Option<bool>,
-}
-
-fn parse_mode(mode: &str, is_checked: bool) -> Result<BindMode<'_>> {
-    let mut parsed = BindMode {
-        read_only: None,
-        propagation: None,
-        recursive: true,
-        copy: None,
-    };
-    for word in mode.split(',').filter(|word| !word.is_empty()) {
-        let is_first = match word {
-            "ro" | "rw" => parsed.read_only.replace(word == "ro").is_none(),
-            "nocopy" => parsed.copy.replace(false).is_none(),
-            "consistent" | "cached" | "delegated" => true,
-            "z" | "Z" => {
-                if is_checked {
-                    check_relabel(word)?;
-                }
-                true
-            }
-            "bind-nonrecursive" => {
-                parsed.recursive = false;
-                true
-            }
-            word if PROPAGATIONS.contains(&word) => parsed.propagation.replace(word).is_none(),
-            _ => false,
-        };
-        if !is_first {
-            return Err(Error::invalid(format!("invalid mode: {mode}")));
-        }
-    }
-    Ok(parsed)
-}
-
 /// Parses `SOURCE:TARGET[:MODE]`. A source that is not an absolute path is a volume's name.
 pub(super) fn parse_bind(spec: &str, driver: &str, context: PlanContext<'_>) -> Result<MountPlan> {
     let parts: Vec<&str> = spec.split(':').collect();
@@ -123,6 +82,47 @@ pub(super) fn parse_bind(spec: &str, driver: &str, context: PlanContext<'_>) -> 
         true,
         mode,
     ))
+}
+
+/// The parsed third part of `SOURCE:TARGET:MODE`.
+struct BindMode<'a> {
+    read_only: Option<bool>,
+    propagation: Option<&'a str>,
+    recursive: bool,
+    /// Whether the image's content is copied into an empty volume.
+    copy: Option<bool>,
+}
+
+fn parse_mode(mode: &str, is_checked: bool) -> Result<BindMode<'_>> {
+    let mut parsed = BindMode {
+        read_only: None,
+        propagation: None,
+        recursive: true,
+        copy: None,
+    };
+    for word in mode.split(',').filter(|word| !word.is_empty()) {
+        let is_first = match word {
+            "ro" | "rw" => parsed.read_only.replace(word == "ro").is_none(),
+            "nocopy" => parsed.copy.replace(false).is_none(),
+            "consistent" | "cached" | "delegated" => true,
+            "z" | "Z" => {
+                if is_checked {
+                    check_relabel(word)?;
+                }
+                true
+            }
+            "bind-nonrecursive" => {
+                parsed.recursive = false;
+                true
+            }
+            word if PROPAGATIONS.contains(&word) => parsed.propagation.replace(word).is_none(),
+            _ => false,
+        };
+        if !is_first {
+            return Err(Error::invalid(format!("invalid mode: {mode}")));
+        }
+    }
+    Ok(parsed)
 }
 
 #[cfg(test)]

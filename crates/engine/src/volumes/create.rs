@@ -12,27 +12,6 @@ use crate::events::now;
 use crate::model::volume::{ANONYMOUS, check_name};
 use crate::random_names;
 
-fn record(
-    name: String,
-    driver: VolumeDriverName,
-    options: BTreeMap<String, String>,
-    mut labels: BTreeMap<String, String>,
-    anonymous: bool,
-) -> VolumeRecord {
-    if anonymous {
-        labels.insert(ANONYMOUS.into(), String::new());
-    }
-    let filled = |map: BTreeMap<String, String>| if map.is_empty() { None } else { Some(map) };
-    VolumeRecord {
-        name,
-        driver,
-        created_at: now(),
-        labels: filled(labels),
-        options: filled(options),
-        ..VolumeRecord::default()
-    }
-}
-
 impl Volumes {
     /// Creates a volume, or returns the existing one with this name.
     ///
@@ -233,5 +212,26 @@ impl Volumes {
             );
         }
         self.state_mut().remove(&record.name);
+    }
+}
+
+fn record(
+    name: String,
+    driver: VolumeDriverName,
+    options: BTreeMap<String, String>,
+    mut labels: BTreeMap<String, String>,
+    anonymous: bool,
+) -> VolumeRecord {
+    if anonymous {
+        labels.insert(ANONYMOUS.into(), String::new());
+    }
+    let filled = |map: BTreeMap<String, String>| if map.is_empty() { None } else { Some(map) };
+    VolumeRecord {
+        name,
+        driver,
+        created_at: now(),
+        labels: filled(labels),
+        options: filled(options),
+        ..VolumeRecord::default()
     }
 }
