@@ -497,3 +497,56 @@ fn image_fields_depend_on_the_api_version() {
         "{shared}"
     );
 }
+
+#[test]
+fn images_are_removed_by_budget() {
+    let engine = Engine::without_images(&[]);
+    let configure = |limit: &str, minimum_age: &str| {
+        engine.terminate();
+        engine.configure(&json!({
+            "image-gc": {"max-used-space": limit, "minimum-age": minimum_age, "interval": "1s"}
+        }));
+        engine.restart();
+    };
+    configure("3m", "1h");
+    let noise = |seed: u8| Tar::new().file("noise", vec![seed; 1 << 20]).finish();
+    for (number, name) in ["used", "old", "middle", "new"].into_iter().enumerate() {
+        let layer = noise(u8::try_from(number).unwrap());
+        engine.load(&image(name, &[&layer]).build());
+    }
+    let settings = json!({"NetworkMode": "none"});
+    let create = |name: &str, image: &str| {
+        let body = json!({"Image": image, "Cmd": ["true"], "HostConfig": settings});
+        engine.create(name, &body)
+    };
+    create("user", "used");
+    // Its use makes it the youngest but one.
+    create("short", "old");
+    engine.docker(&["rm", "short"]).ok();
+    engine.docker(&["tag", "new", "new:2"]).ok();
+    let left = || {
+        let mut left = names(&engine.get("/images/json"))
+            .into_iter()
+            .map(str::to_owned)
+            .collect::<Vec<_>>();
+        left.sort();
+        left
+    };
+    std::thread::sleep(std::time::Duration::from_millis(2500));
+    assert_eq!(left().len(), 5, "all are young");
+    configure("3m", "1s");
+    let mut events = engine.events("");
+    let actions: Vec<Value> = (0..3)
+        .map(|_| events.next_event().unwrap()["Action"].clone())
+        .collect();
+    assert_eq!(actions, ["untag", "delete", "prune"]);
+    assert_eq!(left(), ["new:2", "new:latest", "old:latest", "used:latest"]);
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    assert_eq!(left().len(), 4, "the budget is kept");
+    configure("1k", "0s");
+    whelk_tests::eventually("the removal of unused images", || {
+        (left() == ["used:latest"]).then_some(())
+    });
+    let log = engine.last_words();
+    assert!(log.contains("image-gc: removed image"), "{log}");
+}

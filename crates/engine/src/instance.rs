@@ -9,9 +9,12 @@ use whelk_sys::overlay::{self, Writable};
 use crate::error::{Error, Result};
 use crate::model::{LogConfig, LogDriver};
 
+mod image_gc;
 mod network_defaults;
 mod registry_settings;
 
+pub(crate) use image_gc::DiskUse;
+pub use image_gc::ImageGc;
 pub use network_defaults::NetworkDefaults;
 pub use registry_settings::RegistrySettings;
 
@@ -42,6 +45,8 @@ pub struct Instance {
     pub debug: bool,
     pub networks: NetworkDefaults,
     pub registries: RegistrySettings,
+    /// When unused images are removed; never if it is not set.
+    pub image_gc: Option<ImageGc>,
     /// The default `RLIMIT_NOFILE` of containers: the limit that the engine was started with.
     pub open_files: OpenFiles,
 }
@@ -89,6 +94,7 @@ impl Instance {
             debug: false,
             networks,
             registries: RegistrySettings::default(),
+            image_gc: None,
             open_files,
         })
     }

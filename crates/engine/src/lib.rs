@@ -139,6 +139,10 @@ impl Engine {
         tokio::spawn(sandboxes.clone().maintain());
         tokio::spawn(store.clone().flush_in_background());
         let usage = Usage::new(containers.clone(), images.clone(), networks.clone());
+        let usage = Arc::new(usage);
+        if let Some(gc) = instance.image_gc {
+            tokio::spawn(usage.clone().keep_images_to_budget(gc));
+        }
         Ok(Arc::new(Self {
             instance,
             containers,
@@ -147,7 +151,7 @@ impl Engine {
             sandboxes,
             volumes,
             events,
-            usage: Arc::new(usage),
+            usage,
             workloads,
             durability: Durability(store),
             id,

@@ -10,6 +10,7 @@ use crate::containers::Containers;
 use crate::error::Result;
 use crate::filters::Filters;
 use crate::images::{ImageUser, Images, Removed};
+use crate::instance::ImageGc;
 use crate::model::ContainerRecord;
 use crate::model::mount::MountPlan;
 use crate::model::network::NetworkRecord;
@@ -72,6 +73,23 @@ impl Usage {
     /// Returns an error if a filter is invalid, or if the store fails.
     pub fn prune_images(&self, all: bool, filters: &Filters) -> Result<(Vec<Removed>, u64)> {
         self.images.prune(all, filters, |id| self.image_users(id))
+    }
+
+    /// Removes unused images, the least recently used first, whenever they take more than they may.
+    pub(crate) async fn keep_images_to_budget(self: Arc<Self>, gc: ImageGc) {
+        loop {
+            tokio::time::sleep(gc.interval).await;
+            let usage = self.clone();
+            let work = move || {
+                let users = |id: &Digest| usage.image_users(id);
+                usage.images.keep_to_budget(&gc, users)
+            };
+            match tokio::task::spawn_blocking(work).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => tracing::error!("image-gc: {error}"),
+                Err(error) => tracing::error!("image-gc: {error}"),
+            }
+        }
     }
 
     /// Removes the networks that no container, running or not, has an endpoint in. Returns their

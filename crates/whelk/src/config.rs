@@ -5,16 +5,18 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use whelk_engine::instance::{Instance, NetworkDefaults, RegistrySettings};
+use whelk_engine::instance::{ImageGc, Instance, NetworkDefaults, RegistrySettings};
 use whelk_engine::model::LogDriver;
 use whelk_engine::networks::Pool;
 use whelk_registry::Proxies;
 use whelk_sys::fs;
+use whelk_text::{duration, size};
 use whelk_trust::{Policy, PolicyFile};
 
 use crate::listen::TlsSettings;
@@ -68,6 +70,48 @@ pub(crate) struct File {
     max_download_attempts: Option<u32>,
     /// Whelk's own key: the file with the policy for pulled images.
     signature_policy: Option<PathBuf>,
+    /// Whelk's own key: when unused images are removed.
+    image_gc: Option<ImageGcSettings>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+struct ImageGcSettings {
+    max_used_space: Option<String>,
+    high_threshold: Option<u8>,
+    low_threshold: Option<u8>,
+    minimum_age: Option<String>,
+    interval: Option<String>,
+}
+
+impl ImageGcSettings {
+    fn settings(&self) -> anyhow::Result<ImageGc> {
+        let size = |text: &String| -> anyhow::Result<u64> {
+            let bytes = size::parse_binary(text).map_err(|error| anyhow::anyhow!("{error}"));
+            Ok(bytes.context("max-used-space")?.try_into()?)
+        };
+        let time = |key: &'static str, text: &Option<String>, default: Duration| {
+            let Some(text) = text else { return Ok(default) };
+            let time = duration::parse(text).map_err(|error| anyhow::anyhow!("{key}: {error}"))?;
+            let time = u64::try_from(time).context(key)?;
+            anyhow::Ok(Duration::from_nanos(time))
+        };
+        let high = self.high_threshold;
+        let gc = ImageGc {
+            max_used: self.max_used_space.as_ref().map(size).transpose()?,
+            high_threshold: high,
+            low_threshold: self
+                .low_threshold
+                .unwrap_or(high.unwrap_or(0).saturating_sub(5)),
+            minimum_age: time("minimum-age", &self.minimum_age, Duration::from_secs(120))?,
+            interval: time("interval", &self.interval, Duration::from_secs(300))?,
+        };
+        if gc.interval < Duration::from_secs(1) {
+            bail!("interval: must be at least 1s");
+        }
+        gc.check().map_err(|error| anyhow::anyhow!("{error}"))?;
+        Ok(gc)
+    }
 }
 
 /// The HTTP proxies for connections to registries. Those that are not set are taken from the
@@ -171,6 +215,7 @@ fn parse(content: &[u8], keys: Keys) -> anyhow::Result<File> {
         .check()
         .map_err(|error| anyhow::anyhow!("{error}"))?;
     file.registries()?;
+    file.image_gc()?;
     Ok(file)
 }
 
@@ -195,6 +240,7 @@ impl File {
     pub(crate) fn apply(self, instance: &mut Instance) -> anyhow::Result<()> {
         instance.networks = self.networks();
         instance.registries = self.registries()?;
+        instance.image_gc = self.image_gc()?;
         instance.respect_host_firewall = self.firewall == FirewallMode::RespectHost;
         instance.default_log.options = self.log_opts;
         if self.log_driver.is_some() {
@@ -266,6 +312,11 @@ impl File {
             settings.policy = Some(signature_policy(path).context("signature-policy")?);
         }
         Ok(settings)
+    }
+
+    fn image_gc(&self) -> anyhow::Result<Option<ImageGc>> {
+        let settings = self.image_gc.as_ref().map(ImageGcSettings::settings);
+        settings.transpose().context("image-gc")
     }
 
     fn networks(&self) -> NetworkDefaults {
@@ -350,6 +401,27 @@ mod tests {
             r#"{"max-concurrent-uploads": 0}"#,
             "max-concurrent-uploads: must be at least 1",
         );
+        refused(
+            r#"{"image-gc": {}}"#,
+            "image-gc: max-used-space or high-threshold is required",
+        );
+        refused(
+            r#"{"image-gc": {"max-used-space": "much"}}"#,
+            "image-gc: max-used-space: ",
+        );
+        refused(
+            r#"{"image-gc": {"high-threshold": 101}}"#,
+            "high-threshold: want 1 to 100",
+        );
+        refused(
+            r#"{"image-gc": {"high-threshold": 80, "low-threshold": 80}}"#,
+            "low-threshold: must be below",
+        );
+        refused(
+            r#"{"image-gc": {"high-threshold": 80, "interval": "1ms"}}"#,
+            "interval: must be at least 1s",
+        );
+        refused(r#"{"image-gc": {"max-age": "1h"}}"#, "max-age");
         refused(r#"{"max-download-attempts": 0}"#, "max-download-attempts");
         refused(r#"{"proxies": {"ftp-proxy": "x"}}"#, "ftp-proxy");
         refused(

@@ -1,5 +1,6 @@
 //! Images and their names.
 
+mod budget;
 mod distribution;
 mod garbage;
 mod image;
@@ -17,6 +18,7 @@ mod transfer;
 mod transfers;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, RwLock};
 use whelk_sys::sync::IgnorePoison as _;
 
@@ -53,6 +55,8 @@ pub struct Images {
     /// What is required of images that are pulled.
     policy: Option<Policy>,
     index: RwLock<Index>,
+    uses: budget::Uses,
+    root: PathBuf,
     /// Number of [`Pin`]s by image. Locked while an image is found and pinned, and while it is
     /// removed.
     pins: Arc<Mutex<BTreeMap<Digest, usize>>>,
@@ -120,6 +124,8 @@ impl Images {
         }
         let images = Arc::new(Self {
             files,
+            uses: budget::Uses::open(&store),
+            root: root.to_owned(),
             store,
             events,
             uploads: push::Uploads::new(registries.uploads),
@@ -157,6 +163,7 @@ impl Images {
         let image = self.find_for(name, platform)?;
         *pins.entry(image.id.clone()).or_default() += 1;
         drop(pins);
+        self.uses.note(&image.id);
         let pin = Pin {
             image: image.id.clone(),
             pins: self.pins.clone(),

@@ -48,6 +48,7 @@ impl Images {
             self.assign(&mut index, image, std::slice::from_ref(&full))?
                 .0
         };
+        self.uses.note(&id);
         self.publish("tag", &id, reference.familiar());
         Ok(())
     }

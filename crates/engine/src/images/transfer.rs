@@ -82,10 +82,10 @@ impl Images {
         })
     }
 
-    /// Records a pulled image. `digest` is its name with the digest in the registry.
+    /// Records a pulled image. `digest` is its name with the digest in the registry. As in Docker, this
+    /// is no tagging.
     pub(super) fn record_pulled(&self, loaded: &Loaded, digest: Reference) -> Result<()> {
-        let tagged_at = loaded.names.first().map(|_| now());
-        self.record(loaded, tagged_at, Some(digest)).map(drop)
+        self.record(loaded, None, Some(digest)).map(drop)
     }
 
     /// Adds a name with a digest in a registry to an image.
@@ -168,6 +168,7 @@ impl Images {
         }
         let (_, taken) = self.assign(&mut index, image, &tags)?;
         index.unreadable.remove(&loaded.id);
+        self.uses.note(&loaded.id);
         for layer in &loaded.config.rootfs.diff_ids {
             if let Err(error) = self.files.snapshots.clear_pending(layer) {
                 // Its content then stays for up to a day after the removal of the image.

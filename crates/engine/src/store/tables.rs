@@ -179,6 +179,29 @@ impl RecordStore {
         Ok(value)
     }
 
+    /// Returns a value of the table `meta`.
+    pub fn meta(&self, key: &str) -> Result<Option<String>> {
+        let connection = self.connection()?;
+        let found = connection.query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| {
+            row.get(0)
+        });
+        Ok(found.optional()?)
+    }
+
+    /// Sets a value of the table `meta`. Nothing is written if it is the same.
+    pub fn set_meta(&self, key: &str, value: &str) -> Result<()> {
+        let connection = self.connection()?;
+        let changed = connection.execute(
+            "INSERT INTO meta VALUES(?1, ?2) ON CONFLICT(key) DO UPDATE SET value = ?2 WHERE value != ?2",
+            params![key, value],
+        )?;
+        drop(connection);
+        if changed > 0 {
+            self.changed();
+        }
+        Ok(())
+    }
+
     /// Returns all records of a table.
     ///
     /// # Errors

@@ -30,8 +30,7 @@ impl Images {
         let mut failure = None;
         let images: Vec<Arc<Image>> = self.read().by_id.values().cloned().collect();
         for image in images {
-            let names = self.names_of(&image.id);
-            if !names.is_empty() && !all
+            if !all && !self.names_of(&image.id).is_empty()
                 || !filters.labels(&image.config.config.labels)
                 || before.is_some_and(|before| !image.created_before(before))
             {
@@ -44,36 +43,14 @@ impl Images {
             let sizes: Vec<(Digest, Vec<(Digest, u64)>)> = members
                 .map(|member| (member.id.clone(), self.layer_sizes(member)))
                 .collect();
-            // Tag by tag, as single removals would: an image in use keeps its last tag. What is left
-            // is removed by the image's id: a digest in a registry may be that of other images, too.
-            for name in names.into_iter().chain([image.id.to_string()]) {
-                let is_id = name == image.id.as_str();
-                let is_kept =
-                    || !users(&image.id).is_empty() || !self.names_of(&image.id).is_empty();
-                if is_id && is_kept() {
-                    continue;
-                }
-                let force = if is_id {
-                    Force::SeveralReferences
-                } else {
-                    Force::Nothing
-                };
-                match self.remove_one(&name, force, &users) {
-                    Ok(gone) => {
-                        for (member, layers) in &sizes {
-                            if gone.contains(&Removed::Deleted(member.clone())) {
-                                free.extend(layers.iter().cloned());
-                            }
-                        }
-                        removed.extend(gone);
-                    }
-                    // In use, or removed meanwhile.
-                    Err(Error::Conflict(_) | Error::NotFound(_)) => {}
-                    Err(error) => {
-                        failure.get_or_insert(error);
-                    }
+            let (gone, error) = self.remove_unused(&image, &users);
+            failure = failure.or(error);
+            for (member, layers) in &sizes {
+                if gone.contains(&Removed::Deleted(member.clone())) {
+                    free.extend(layers.iter().cloned());
                 }
             }
+            removed.extend(gone);
         }
         let kept: BTreeSet<Digest> = self
             .read()
@@ -84,10 +61,53 @@ impl Images {
         free.retain(|layer, _| !kept.contains(layer));
         // A prune also removes the content of unfinished pulls.
         self.collect_older(Duration::ZERO);
+        let freed = free.values().sum();
+        self.publish_prune(freed);
         match failure {
             Some(error) => Err(error),
-            None => Ok((removed, free.values().sum())),
+            None => Ok((removed, freed)),
         }
+    }
+
+    /// Removes all names of an image, and then the image, as far as no container needs them. Returns the
+    /// steps, and the first error of the store.
+    pub(in crate::images) fn remove_unused(
+        &self,
+        image: &Image,
+        users: impl Fn(&Digest) -> Vec<ImageUser>,
+    ) -> (Vec<Removed>, Option<Error>) {
+        let (mut removed, mut failure) = (Vec::new(), None);
+        // Tag by tag, as single removals would: an image in use keeps its last tag. What is left is
+        // removed by the image's id: a digest in a registry may be that of other images, too.
+        let names = self.names_of(&image.id);
+        for name in names.into_iter().chain([image.id.to_string()]) {
+            let is_id = name == image.id.as_str();
+            let is_kept = || !users(&image.id).is_empty() || !self.names_of(&image.id).is_empty();
+            if is_id && is_kept() {
+                continue;
+            }
+            let force = if is_id {
+                Force::SeveralReferences
+            } else {
+                Force::Nothing
+            };
+            match self.remove_one(&name, force, &users) {
+                Ok(gone) => removed.extend(gone),
+                // In use, or removed meanwhile.
+                Err(Error::Conflict(_) | Error::NotFound(_)) => {}
+                Err(error) => {
+                    failure.get_or_insert(error);
+                }
+            }
+        }
+        (removed, failure)
+    }
+
+    /// Publishes the event of a prune that has freed so many bytes.
+    pub(in crate::images) fn publish_prune(&self, freed: u64) {
+        let attributes = [("reclaimed".to_owned(), freed.to_string())].into();
+        self.events
+            .publish("image", "prune", String::new(), attributes);
     }
 
     /// Returns the layers of an image with their sizes in bytes.
