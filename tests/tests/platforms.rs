@@ -341,3 +341,69 @@ fn images_are_shown_with_their_platforms() {
     assert_eq!(drawn(Program::Whelk), drawn(Program::Docker));
     assert!(drawn(Program::Whelk).contains(&format!("─ {}", platform(OTHER))));
 }
+
+#[test]
+fn attestations_are_shown_and_pushed_with_their_image() {
+    let engine = Engine::without_images(&[]);
+    let registry = Registry::start();
+    let pushed = registry.push("app", &marked_for("own", OWN_ARCHITECTURE));
+    let statement = json!({"predicate": {"materials": []}}).to_string();
+    let blob = |media_type: &str, content: &str| {
+        let digest = registry.blob(content.as_bytes());
+        json!({"mediaType": media_type, "digest": digest, "size": content.len()})
+    };
+    let attestation = json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": blob("application/vnd.oci.image.config.v1+json", "{}"),
+        "layers": [blob("application/vnd.in-toto+json", &statement)],
+    });
+    let about = registry.pushed("app", "attestation", &attestation).digest;
+    let (manifest, _) = registry.manifest_of("app", "own").unwrap();
+    let entry = |digest: &str, size: usize, architecture: &str, os: &str| {
+        json!({
+            "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest, "size": size,
+            "platform": {"architecture": architecture, "os": os},
+        })
+    };
+    let mut attached = entry(&about, attestation.to_string().len(), "unknown", "unknown");
+    attached["annotations"] = json!({
+        "vnd.docker.reference.digest": pushed.digest,
+        "vnd.docker.reference.type": "attestation-manifest",
+    });
+    let own = entry(
+        &pushed.digest,
+        manifest.to_string().len(),
+        OWN_ARCHITECTURE,
+        "linux",
+    );
+    let kind = "application/vnd.oci.image.index.v1+json";
+    let index = json!({"schemaVersion": 2, "mediaType": kind, "manifests": [own, attached]});
+    let digest = registry.manifest("app", "1", kind, &index);
+    let name = format!("{}/app:1", registry.host);
+    engine.both(|cli| {
+        cli.run(&["pull", "-q", &name]).ok();
+        let missing = ["pull", "--platform", "unknown/unknown", &name];
+        cli.run(&missing).fails(1);
+        let images = engine.get("/images/json?manifests=1");
+        let manifests = images[0]["Manifests"].as_array().unwrap();
+        let kinds: Vec<&Value> = manifests.iter().map(|manifest| &manifest["Kind"]).collect();
+        assert_eq!(kinds, ["image", "attestation"]);
+        assert_eq!(manifests[1]["AttestationData"]["For"], pushed.digest);
+        // Another repository mounts what an attestation has; another registry gets it.
+        let other = Registry::start();
+        for (place, host) in [(&registry, &registry.host), (&other, &other.host)] {
+            let repository = format!("copy{}", cli.program() as u8);
+            let copy = format!("{host}/{repository}:1");
+            cli.run(&["tag", &name, &copy]).ok();
+            let out = cli.run(&["push", &copy]).ok();
+            assert!(out.contains(&format!("1: digest: {digest}")), "{out}");
+            let (found, _) = place.manifest_of(&repository, &about).unwrap();
+            assert_eq!(found, attestation);
+            let layer = found["layers"][0]["digest"].as_str().unwrap();
+            assert_eq!(place.content(layer).unwrap(), statement.as_bytes());
+            cli.run(&["rmi", &copy]).ok();
+        }
+        cli.run(&["rmi", &name]).ok();
+    });
+}

@@ -6,11 +6,11 @@
 )]
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use whelk_tests::images::{self, Archive, WHICH, marked, sha256};
-use whelk_tests::registry::{Behaviour, Registry};
+use whelk_tests::registry::{Behaviour, Pushed, Registry};
 use whelk_tests::{Engine, Program, eventually};
 
 /// Writes an image archive, loads it, and gives it a name in the registry.
@@ -122,7 +122,11 @@ fn a_pulled_image_is_pushed_unchanged_where_its_blobs_can_be_mounted() {
     assert_eq!(digest, pulled.digest);
     assert_eq!(registry.requests("PATCH"), [""; 0]);
 
-    // Another registry has none of the blobs.
+    // Another registry has none of the blobs, and the first one does not give them any more.
+    registry.behave(Behaviour {
+        authorization: Some("Basic none".into()),
+        ..Behaviour::default()
+    });
     let other = Registry::start();
     let elsewhere = format!("{}/three:1", other.host);
     engine.whelk(&["tag", &pulled.name, &elsewhere]).ok();
@@ -153,6 +157,79 @@ fn a_pulled_image_is_pushed_unchanged_where_its_blobs_can_be_mounted() {
     );
     let digests = image(&engine, &elsewhere)["RepoDigests"].clone();
     assert_eq!(digests.as_array().unwrap().len(), 3, "{digests}");
+}
+
+/// Pulls an image with 4 MiB that do not compress from a registry and gives it a name in another one.
+fn pulled_for(engine: &Engine, origin: &Registry, target: &Registry) -> (Pushed, String) {
+    let pulled = origin.push("one", &big(4 << 20));
+    engine.whelk(&["pull", "-q", &pulled.name]).ok();
+    let name = format!("{}/two:1", target.host);
+    engine.whelk(&["tag", &pulled.name, &name]).ok();
+    origin.forget_requests();
+    (pulled, name)
+}
+
+#[test]
+fn blobs_are_fetched_again_for_another_registry() {
+    let engine = Engine::without_images(&[]);
+    engine.both(|cli| {
+        let (origin, target) = (Registry::start(), Registry::start());
+        let (pulled, name) = pulled_for(&engine, &origin, &target);
+        let out = cli.run(&["push", &name]).ok();
+        assert!(
+            out.contains(": Pushed") && !out.contains("compressed again"),
+            "{out}"
+        );
+        let (manifest, digest) = target.manifest_of("two", "1").unwrap();
+        assert_eq!(
+            (digest, layers(&manifest)),
+            (pulled.digest, pulled.layers.clone())
+        );
+        for layer in &pulled.layers {
+            let content = target.content(layer).unwrap();
+            assert_eq!(&format!("sha256:{}", sha256(&content)), layer);
+            assert_eq!(
+                origin.requests(&format!("GET /v2/one/blobs/{layer}")).len(),
+                1
+            );
+        }
+        cli.run(&["rmi", &pulled.name, &name]).ok();
+    });
+}
+
+#[test]
+fn a_push_does_not_wait_for_a_slow_or_faulty_origin() {
+    let engine = Engine::without_images(&[]);
+    let slow = Behaviour {
+        pause: Some(Duration::from_millis(500)),
+        ..Behaviour::default()
+    };
+    let gone = Behaviour {
+        trickles: Some("/blobs/"),
+        ..Behaviour::default()
+    };
+    for behaviour in [Some(slow), Some(gone), None] {
+        let (origin, target) = (Registry::start(), Registry::start());
+        let (pulled, name) = pulled_for(&engine, &origin, &target);
+        match behaviour {
+            Some(behaviour) => origin.behave(behaviour),
+            None => origin.corrupt(&pulled.layers[0], &images::noise(4 << 20)),
+        }
+        let begin = Instant::now();
+        let out = engine.whelk(&["push", &name]).ok();
+        assert!(begin.elapsed() < Duration::from_secs(30), "{out}");
+        let note = format!(
+            "Layers were compressed again, which gives other blobs than those of {}",
+            pulled.digest
+        );
+        assert!(out.contains(&note), "{out}");
+        let (manifest, _) = target.manifest_of("two", "1").unwrap();
+        for layer in layers(&manifest) {
+            let content = target.content(&layer).unwrap();
+            assert_eq!(format!("sha256:{}", sha256(&content)), layer);
+        }
+        engine.whelk(&["rmi", &pulled.name, &name]).ok();
+    }
 }
 
 #[test]

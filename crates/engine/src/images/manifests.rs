@@ -34,6 +34,12 @@ pub enum ManifestKind {
     Unknown,
 }
 
+/// Returns whether an entry of an index is what BuildKit says about an image.
+pub(super) fn is_attestation(entry: &Descriptor) -> bool {
+    let kind = entry.annotations.get(REFERENCE_TYPE);
+    kind.is_some_and(|kind| kind == ATTESTATION)
+}
+
 impl Images {
     /// Returns the manifests of the images that belong to a listed image: those of the indexes of its
     /// tags. An image that has come without a manifest has none.
@@ -74,10 +80,10 @@ impl Images {
     }
 
     fn listed(&self, index: &Index, entry: &Descriptor) -> ListedManifest {
-        let note = |key: &str| entry.annotations.get(key);
         let image = index.with_manifest(&entry.digest);
-        let kind = if note(REFERENCE_TYPE).is_some_and(|kind| kind == ATTESTATION) {
-            let about = note(REFERENCE_DIGEST).and_then(|digest| digest.parse().ok());
+        let kind = if is_attestation(entry) {
+            let about = entry.annotations.get(REFERENCE_DIGEST);
+            let about = about.and_then(|digest| digest.parse().ok());
             about.map_or(ManifestKind::Unknown, ManifestKind::Attestation)
         } else if entry.is_index() {
             ManifestKind::Unknown

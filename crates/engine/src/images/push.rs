@@ -1,12 +1,15 @@
 //! Pushes images to registries.
 //!
 //! The store does not keep the compressed blobs of layers. If the registry has the blob that a layer was
-//! pulled from, or pushed as before, nothing is sent. Otherwise the layer's archive is generated from its
-//! files, verified, compressed and sent, all at the same time. If a blob's digest then differs from the
-//! one in the image's manifest, the pushed manifest lists the new one, and has another digest itself.
+//! pulled as, or pushed as before, nothing is sent. Otherwise that blob is fetched from the registry that it
+//! was pulled from, if this is near, and sent at the same time. Else the layer's archive is generated from
+//! its files, verified, compressed and sent. If a blob's digest then differs from the one in the image's
+//! manifest, the pushed manifest lists the new one, and has another digest itself.
 
+mod attestations;
 mod documents;
 mod layer;
+mod relay;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -74,6 +77,7 @@ impl Images {
                 .downloads
                 .client
                 .push(reference, request.credentials.clone()),
+            credentials: request.credentials.clone(),
             reference: reference.clone(),
             progress: progress.clone(),
         };
@@ -89,7 +93,13 @@ impl Images {
         }
         if let Some(id) = last {
             let (actor, name) = (reference.familiar(), reference.familiar_name());
-            self.publish_as("push", &id, actor, name);
+            if reference.tag.is_some() {
+                self.publish_as("push", &id, actor, name);
+            } else {
+                // All tags: the event is no image's.
+                let attributes = [("name".to_owned(), name)].into();
+                self.events.publish("image", "push", actor, attributes);
+            }
         }
         Ok(())
     }
@@ -133,6 +143,7 @@ impl Images {
 struct Push {
     images: Arc<Images>,
     repository: Repository,
+    credentials: Credentials,
     reference: Reference,
     progress: Progress,
 }
@@ -161,7 +172,10 @@ impl Push {
         }
         let mut missing = None;
         if let (None, Some((digest, entries))) = (platform, &listed) {
-            if self.is_complete(entries).await? {
+            let missing_entries = self.missing(entries).await?;
+            if missing_entries.is_empty()
+                || self.attestations(&found[0].image, &missing_entries).await
+            {
                 return self.index(name, digest, entries, known).await;
             }
             let index = self.images.files.content.read(digest)?;
@@ -191,23 +205,20 @@ impl Push {
         })
     }
 
-    /// Returns whether everything that an index lists is here, or in the registry.
-    async fn is_complete(&self, entries: &[Descriptor]) -> Result<bool> {
+    /// Returns what an index lists and neither the engine nor the registry has.
+    async fn missing(&self, entries: &[Descriptor]) -> Result<Vec<Descriptor>> {
+        let mut missing = Vec::new();
         for entry in entries {
-            let is_here = self.images.read().with_manifest(&entry.digest).is_some();
+            if self.images.read().with_manifest(&entry.digest).is_some() {
+                continue;
+            }
             let version = Version::Digest(entry.digest.clone());
-            if !is_here
-                && self
-                    .repository
-                    .digest(&version)
-                    .await
-                    .map_err(refusals::of_request)?
-                    .is_none()
-            {
-                return Ok(false);
+            let found = self.repository.digest(&version).await;
+            if found.map_err(refusals::of_request)?.is_none() {
+                missing.push(entry.clone());
             }
         }
-        Ok(true)
+        Ok(missing)
     }
 
     /// Pushes the images that an index lists, and the index under a tag. What is only in the registry
@@ -326,6 +337,7 @@ impl Push {
         held: &Arc<Held>,
         known: &mut BTreeMap<Digest, Descriptor>,
     ) -> Result<()> {
+        let origin = self.images.origin_of(image, &self.reference);
         let mut seen = BTreeSet::new();
         let mut tasks = JoinSet::new();
         // From the topmost down, in Docker's order.
@@ -338,6 +350,7 @@ impl Push {
                 image: image.clone(),
                 diff_id: diff_id.clone(),
                 held: held.clone(),
+                origin: origin.clone(),
             };
             if known.contains_key(diff_id) {
                 layer.item(0).enter(State::LayerExists);

@@ -1,4 +1,5 @@
-//! Pushes one layer: finds its blob in the registry, mounts it, or compresses and sends it.
+//! Pushes one layer: finds its blob in the registry, mounts it, has it sent from its origin, or compresses
+//! and sends it.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -14,6 +15,7 @@ use whelk_image::{Digest, Reference};
 use whelk_registry::Source;
 use whelk_sys::sync::IgnorePoison as _;
 
+use super::relay::Origin;
 use super::{Push, blocking};
 use crate::error::{Error, Result};
 use crate::images::pull::{Held, LAYERS};
@@ -21,7 +23,7 @@ use crate::images::transfers::wait_state;
 use crate::images::{Image, Images, refusals};
 
 /// Maximum number of compressed pieces of a layer that wait to be sent.
-const QUEUE: usize = 4;
+pub(super) const QUEUE: usize = 4;
 /// For each layer, maximum number of blobs that the registry is asked for, and of repositories that it
 /// is asked to mount one from.
 const MAX_CANDIDATES: usize = 4;
@@ -97,6 +99,8 @@ pub(super) struct Layer {
     pub(super) image: Arc<Image>,
     pub(super) diff_id: Digest,
     pub(super) held: Arc<Held>,
+    /// Where its blob can be fetched.
+    pub(super) origin: Option<Arc<Origin>>,
 }
 
 impl Layer {
@@ -117,16 +121,21 @@ impl Layer {
         Ok((self.diff_id, descriptor))
     }
 
-    /// Returns the descriptor of a layer that is at URLs of its own, and not meant for registries.
-    fn foreign(&self) -> Option<Descriptor> {
+    /// Returns the descriptor of the layer in the manifest that its image came with.
+    pub(super) fn own_blob(&self) -> Option<Descriptor> {
         let layers = &self.image.config.rootfs.diff_ids;
         let at = layers.iter().position(|layer| *layer == self.diff_id)?;
         let (manifest, _) = self.push.images.manifest_of(&self.image)?;
         let is_whole = manifest.layers.len() == layers.len();
-        let layer = manifest.layers.get(at).filter(|_| is_whole)?;
+        manifest.layers.get(at).filter(|_| is_whole).cloned()
+    }
+
+    /// Returns the descriptor of a layer that is at URLs of its own, and not meant for registries.
+    fn foreign(&self) -> Option<Descriptor> {
+        let layer = self.own_blob()?;
         let kinds = &LAYERS[2..];
         let is_foreign = kinds.iter().any(|kind| layer.media_type.starts_with(kind));
-        (is_foreign && !layer.urls.is_empty()).then(|| layer.clone())
+        (is_foreign && !layer.urls.is_empty()).then_some(layer)
     }
 
     async fn find_or_send(&self) -> std::result::Result<Descriptor, Failure> {
@@ -170,7 +179,10 @@ impl Layer {
                 return Ok(descriptor);
             }
         }
-        self.send().await
+        match self.relay().await? {
+            Some(same) => Ok(same),
+            None => self.send().await,
+        }
     }
 
     /// Compresses and uploads the layer.
@@ -237,7 +249,7 @@ impl Layer {
 }
 
 /// Why a layer could not be pushed.
-enum Failure {
+pub(super) enum Failure {
     Registry(whelk_registry::Error),
     Own(Error),
 }
