@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use whelk_text::{parse_bool, time};
+use whelk_text::time;
 
 use crate::error::{Error, Result};
 
@@ -18,6 +18,7 @@ impl Filters {
     pub fn parse(text: &str, known: &[&str]) -> Result<Self> {
         let filters = Self::parse_any(text)?;
         match filters.0.keys().find(|key| !known.contains(&key.as_str())) {
+            Some(key) if key.is_empty() => Err(Error::invalid("invalid filter")),
             Some(key) => Err(Error::invalid(format!("invalid filter '{key}'"))),
             None => Ok(filters),
         }
@@ -74,8 +75,8 @@ impl Filters {
             .is_none_or(|values| values.iter().any(|value| matches(value)))
     }
 
-    /// Returns whether the labels match all `label` filters and none of the `label!` filters. Each
-    /// is `key` or `key=value`.
+    /// Returns whether the labels match all `label` filters and, as in Docker, not all of the `label!`
+    /// filters. Each is `key` or `key=value`.
     pub fn labels(&self, labels: &BTreeMap<String, String>) -> bool {
         let holds = |wanted: &String| match wanted.split_once('=') {
             Some((key, value)) => labels.get(key).is_some_and(|found| found == value),
@@ -85,7 +86,7 @@ impl Filters {
             .is_none_or(|wanted| wanted.iter().all(holds))
             && self
                 .get("label!")
-                .is_none_or(|unwanted| !unwanted.iter().any(holds))
+                .is_none_or(|unwanted| !unwanted.iter().all(holds))
     }
 
     /// Returns the `until` filter, in nanoseconds since the epoch: objects match if they were
@@ -102,7 +103,7 @@ impl Filters {
             (Some(text), None) => {
                 let wrong = || {
                     Error::invalid(format!(
-                        "invalid filter 'until={text}': failed to parse value as time or duration: {text:?}"
+                        "failed to parse value as time or duration: {text:?}"
                     ))
                 };
                 time::parse(text, crate::events::now())
@@ -113,17 +114,19 @@ impl Filters {
         }
     }
 
-    /// Returns the value of a boolean filter, or `None` if it is not given.
+    /// Returns the value of a boolean filter, or `None` if it is not given. As in Docker, other values
+    /// beside a boolean are ignored.
     ///
     /// # Errors
-    /// Returns an error if a value is not a boolean, or if both are given.
+    /// Returns an error if no value is a boolean, or if both are given.
     pub fn flag(&self, key: &str) -> Result<Option<bool>> {
         let Some(values) = self.get(key) else {
             return Ok(None);
         };
-        let flags: Option<BTreeSet<bool>> = values.iter().map(|value| parse_bool(value)).collect();
-        match flags {
-            Some(flags) if flags.len() == 1 => Ok(flags.first().copied()),
+        let any = |accepted: [&str; 2]| accepted.iter().any(|text| values.contains(*text));
+        match (any(["1", "true"]), any(["0", "false"])) {
+            (true, false) => Ok(Some(true)),
+            (false, true) => Ok(Some(false)),
             _ => {
                 let shown: Vec<&str> = values.iter().map(String::as_str).collect();
                 Err(Error::invalid(format!(
@@ -162,6 +165,37 @@ mod tests {
             let error = Filters::parse(text, &["a"]).unwrap_err();
             assert_eq!(error.to_string(), "invalid filter", "{text}");
         }
+    }
+
+    #[test]
+    fn a_flag_needs_one_boolean() {
+        let flag = |values: &str| {
+            let filters = Filters::parse(&format!(r#"{{"dangling":[{values}]}}"#), &["dangling"]);
+            filters
+                .unwrap()
+                .flag("dangling")
+                .map_err(|error| error.to_string())
+        };
+        assert_eq!(flag(""), Ok(None));
+        assert_eq!(flag(r#""1""#), Ok(Some(true)));
+        // Docker's client adds a value of its own to that of the user.
+        assert_eq!(flag(r#""maybe","true""#), Ok(Some(true)));
+        assert_eq!(flag(r#""x","false""#), Ok(Some(false)));
+        let refused = |text: &str| Err(format!("invalid filter 'dangling=[{text}]'"));
+        assert_eq!(flag(r#""true","false""#), refused("false true"));
+        assert_eq!(flag(r#""x""#), refused("x"));
+    }
+
+    #[test]
+    fn labels_are_excluded_that_match_all_of_a_list() {
+        let labels = [
+            ("a".to_owned(), "1".to_owned()),
+            ("b".to_owned(), String::new()),
+        ]
+        .into();
+        let holds = |text: &str| Filters::parse(text, &["label!"]).unwrap().labels(&labels);
+        assert!(!holds(r#"{"label!":["a"]}"#) && !holds(r#"{"label!":["a=1","b"]}"#));
+        assert!(holds(r#"{"label!":["a=2"]}"#) && holds(r#"{"label!":["a","c"]}"#));
     }
 
     #[test]

@@ -12,6 +12,7 @@
 mod export;
 mod layers;
 mod load;
+mod removal;
 mod save;
 mod tags;
 

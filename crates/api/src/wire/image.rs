@@ -26,7 +26,12 @@ pub(crate) fn image_summary(
     users: &HashMap<String, Vec<String>>,
     shared: Option<u64>,
 ) -> ImageSummary {
-    let images::ImageSummary { image, names, .. } = listed;
+    let images::ImageSummary {
+        image,
+        names,
+        digests,
+        ..
+    } = listed;
     let containers = listed
         .members
         .iter()
@@ -39,7 +44,7 @@ pub(crate) fn image_summary(
         id: image.id.to_string(),
         labels: Some(image.config.config.labels.clone()).filter(|labels| !labels.is_empty()),
         parent_id: String::new(),
-        repo_digests: Some(repo_digests(image)),
+        repo_digests: Some(repo_digests(digests)),
         repo_tags: names.clone(),
         shared_size: shared.map_or(-1, signed),
         size: listed.size,
@@ -112,8 +117,8 @@ pub(crate) fn platform(platform: &Platform) -> OciPlatform {
 
 /// Returns the familiar names with digest (`busybox@sha256:…`). A loaded image has none: they are the
 /// digests of manifests in registries.
-fn repo_digests(image: &Image) -> Vec<String> {
-    image.repo_digests.iter().map(Reference::familiar).collect()
+fn repo_digests(digests: &[Reference]) -> Vec<String> {
+    digests.iter().map(Reference::familiar).collect()
 }
 
 fn omit_if_empty(text: &str) -> Option<String> {
@@ -137,7 +142,7 @@ pub(crate) fn image(image: &Image, names: Vec<String>) -> ImageInspect {
     ImageInspect {
         id: image.id.to_string(),
         repo_tags: names,
-        repo_digests: repo_digests(image),
+        repo_digests: repo_digests(&image.repo_digests),
         parent: None,
         comment: omit_if_empty(comment),
         created: config.created.clone().unwrap_or_default(),

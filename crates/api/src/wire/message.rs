@@ -42,6 +42,8 @@ pub(crate) fn progress(update: &Update) -> StreamMessage {
     // Those of other states say nothing.
     let (current, total) = match state {
         State::LoadingLayer | State::Downloading | State::Pushing => (current, total),
+        // Everything has been received, and most of it is unpacked.
+        State::Extracting => (total, total),
         _ => (&0, &0),
     };
     let bar = progress::bar(*current, *total, progress::WIDTH);
@@ -83,9 +85,15 @@ pub(crate) fn loaded(image: &Loaded, renamed: &[Renamed]) -> Vec<StreamMessage> 
 
 /// Returns the first message of a pull.
 pub(crate) fn pulling(reference: &Reference) -> StreamMessage {
-    let version = match (&reference.digest, &reference.tag) {
-        (Some(digest), _) => Some(digest.to_string()),
-        (None, tag) => tag.clone(),
+    let version = match &reference.digest {
+        Some(_) => {
+            let by_digest = Reference {
+                tag: None,
+                ..reference.clone()
+            };
+            Some(by_digest.to_string())
+        }
+        None => reference.tag.clone(),
     };
     StreamMessage {
         status: Some(format!("Pulling from {}", reference.path)),

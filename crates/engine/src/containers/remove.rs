@@ -204,6 +204,9 @@ impl Containers {
                 removed.push(container.id.clone());
             }
         }
+        let attributes = [("reclaimed".to_owned(), reclaimed.to_string())].into();
+        self.events
+            .publish("container", "prune", String::new(), attributes);
         Ok((removed, reclaimed))
     }
 }

@@ -12,15 +12,7 @@ use crate::error::Result;
 use crate::filters::Filters;
 
 /// The filters of a list request.
-pub const FILTERS: &[&str] = &[
-    "before",
-    "dangling",
-    "label",
-    "label!",
-    "reference",
-    "since",
-    "until",
-];
+pub const FILTERS: &[&str] = &["before", "dangling", "label", "reference", "since", "until"];
 
 /// An image as lists show it, with those of its names that match. Those for other platforms that its
 /// names stand for are part of it.
@@ -28,6 +20,8 @@ pub const FILTERS: &[&str] = &[
 pub struct ImageSummary {
     pub image: Arc<Image>,
     pub names: Vec<String>,
+    /// Those of its digests in registries that match.
+    pub digests: Vec<Reference>,
     /// Ids of the images, its own first.
     pub members: Vec<Digest>,
     /// Size of the file contents in all their layers, in bytes.
@@ -85,11 +79,18 @@ impl Images {
                     matching.push(name.familiar());
                 }
             }
-            if patterns.is_empty() || !matching.is_empty() {
+            let mut digests = Vec::new();
+            for digest in &image.repo_digests {
+                if patterns.is_empty() || matches_any(&patterns, digest)? {
+                    digests.push(digest.clone());
+                }
+            }
+            if patterns.is_empty() || !matching.is_empty() || !digests.is_empty() {
                 let members = row.variants.iter().map(|variant| variant.image.id.clone());
                 listed.push(ImageSummary {
                     image: image.clone(),
                     names: matching,
+                    digests,
                     members: members.collect(),
                     size: self.size_of_all(row.variants.iter().map(|variant| &*variant.image))?,
                     manifests: manifests.then(|| self.manifests_of(&index, &row, image)),

@@ -163,7 +163,14 @@ impl Images {
             .cloned()
             .zip(remote.manifest.layers.clone())
             .collect();
-        self.layers(repository, reference, &layers, held, progress)
+        // As in Docker, the layers of an image that is here already are not reported.
+        let is_known = self.read().by_id.contains_key(&Digest::of(&bytes));
+        let shown = if is_known {
+            &Progress::default()
+        } else {
+            progress
+        };
+        self.layers(repository, reference, &layers, held, shown)
             .await?;
         let pulled = Pulled {
             digest: remote.named.digest.clone(),

@@ -150,7 +150,7 @@ impl Images {
             let mut digests = other.repo_digests.iter();
             gone.tags.is_empty() && digests.any(|digest| gone.digests.contains(digest))
         };
-        if gone.is_named {
+        if gone.name.is_some() {
             found.extend(index.by_id.values().filter(is_named).cloned());
         }
         let mut seen = BTreeSet::from([image.id.clone()]);

@@ -98,10 +98,14 @@ impl Networks {
             .map(|network| network.record.clone())
             .filter(|record| matches(record))
             .collect();
-        candidates
+        let removed = candidates
             .into_iter()
             .filter(|record| self.remove(&record.id).is_ok())
             .map(|record| record.name)
-            .collect()
+            .collect();
+        let attributes = [("reclaimed".to_owned(), "0".to_owned())].into();
+        self.events
+            .publish("network", "prune", String::new(), attributes);
+        removed
     }
 }

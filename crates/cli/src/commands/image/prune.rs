@@ -31,9 +31,8 @@ pub(crate) async fn prune(client: &Client, args: PruneArgs) -> Outcome {
         return Ok(0);
     }
     let mut given = args.filter;
-    if args.all {
-        given.push("dangling=false".into());
-    }
+    // As Docker's client, beside those of the user.
+    given.push(format!("dangling={}", !args.all));
     let answer: ImagePruneResponse = post(client, "images", &given).await?;
     print_deleted_images(&answer.images_deleted.unwrap_or_default())?;
     print_reclaimed(answer.space_reclaimed)?;

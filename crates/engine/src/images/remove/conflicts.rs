@@ -39,7 +39,8 @@ impl Removal<'_> {
         let conflict = |text: String| Err(Error::conflict(format!("conflict: unable to {text}")));
         let is_forced = force == Force::All;
         if self.selected.is_some() {
-            let own = self.users.first().filter(|_| self.is_last());
+            let is_last = self.is_last() || !self.all.are_several();
+            let own = self.users.first().filter(|_| is_last);
             let user = own.or(self.others.first());
             return match user.filter(|_| !is_forced) {
                 Some(user) => conflict(format!(

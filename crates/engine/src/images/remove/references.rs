@@ -1,6 +1,6 @@
 //! The references of an image, and which of them a name selects.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use whelk_image::Reference;
@@ -14,8 +14,8 @@ use crate::records::ImageRecord;
 pub(super) struct References {
     pub(super) tags: Vec<String>,
     pub(super) digests: Vec<Reference>,
-    /// They were selected by a name, and not by the image's id.
-    pub(super) is_named: bool,
+    /// The name by which they were selected, in the familiar form; `None` for the image's id.
+    pub(super) name: Option<String>,
 }
 
 impl References {
@@ -38,70 +38,76 @@ impl Images {
         References {
             tags: tags.map(|(name, _)| name.clone()).collect(),
             digests: image.repo_digests.clone(),
-            is_named: false,
+            name: None,
         }
     }
 
     /// Returns the references of `image` that its name `name` selects; `None` for an id, which
-    /// selects the image. As with Docker, a repository's digest without a tag selects all of the
-    /// image's references in the repository, and the image's last tag in a repository also the digests.
+    /// selects the image. As in Docker, a digest selects what its repository has by it and nothing else,
+    /// whatever its tag is, and the image's last tag in a repository also the digests there.
     pub(super) fn selected(&self, name: &str, image: &Image) -> Result<Option<References>> {
         if !self.is_name_of(name, &image.id) && !name.contains('@') {
             return Ok(None);
         }
-        let reference = name.parse::<Reference>()?.with_default_tag();
+        let reference = name.parse::<Reference>()?;
+        let given = reference.familiar();
+        let reference = reference.with_default_tag();
         let repository = reference.name();
         let References {
-            mut tags, digests, ..
+            mut tags,
+            mut digests,
+            ..
         } = self.references_of(image);
-        let prefix = format!("{repository}:");
-        tags.retain(|tag| tag.starts_with(&prefix));
-        let in_repository = tags.len();
-        if let Some(wanted) = &reference.tag {
-            tags.retain(|tag| tag[prefix.len()..] == **wanted);
+        digests.retain(|digest| digest.name() == repository);
+        if reference.digest.is_some() {
+            tags.clear();
+            digests.retain(|digest| digest.digest == reference.digest);
+            if digests.is_empty() {
+                return Err(Error::no_such_image(&given));
+            }
+        } else {
+            let prefix = format!("{repository}:");
+            tags.retain(|tag| tag.starts_with(&prefix));
+            if tags.len() > 1 {
+                digests.clear();
+            }
+            tags.retain(|tag| Some(&tag[prefix.len()..]) == reference.tag.as_deref());
         }
-        if reference.tag.is_some() && tags.is_empty() && in_repository > 0 {
-            return Err(Error::no_such_image(&reference.familiar()));
-        }
-        let in_it = |digest: &&Reference| digest.name() == repository;
-        let is_named = |digest: &Reference| digest.digest == reference.digest;
-        // Without a tag in the repository, only the named digest is selected.
-        let only_named = in_repository == 0 && digests.iter().filter(in_it).any(is_named);
-        let is_selected = |digest: &Reference| {
-            tags.len() == in_repository && in_it(&digest) && (!only_named || is_named(digest))
-        };
-        let digests = digests
-            .iter()
-            .filter(|digest| is_selected(digest))
-            .cloned()
-            .collect();
         Ok(Some(References {
             tags,
             digests,
-            is_named: true,
+            name: Some(given),
         }))
     }
 
-    /// Removes references of an image. Returns them in the familiar form.
+    /// Removes references of an image. Returns them in the familiar form and in Docker's order, one by
+    /// a digest as it was given.
     pub(super) fn untag(&self, image: &Image, references: References) -> Result<Vec<String>> {
+        // Digests that go with the last tag have no event.
+        let is_silent = references.name.is_some() && !references.tags.is_empty();
+        let given = references.name.filter(|_| references.tags.is_empty());
+        let tags = references.tags.into_iter().map(|tag| (tag, None));
+        let digests = references.digests.into_iter();
+        let digests = digests.map(|digest| (digest.to_string(), Some(digest)));
         let mut removed = Vec::new();
-        for full in references.tags {
-            self.store.delete_tag(&full)?;
-            {
-                let mut index = self.write();
-                index.tags.remove(&full);
-                self.forget_tag(&mut index, &image.id, &full)?;
-            }
-            self.publish("untag", &image.id, image.id.to_string());
-            let reference = full.parse::<Reference>();
-            removed.push(reference.map_or(full, |name| name.familiar()));
-        }
-        if !references.digests.is_empty() {
-            self.forget_digests(image, |digest| references.digests.contains(digest))?;
-            for digest in &references.digests {
+        for (full, digest) in tags.chain(digests).collect::<BTreeMap<_, _>>() {
+            let Some(digest) = digest else {
+                self.store.delete_tag(&full)?;
+                {
+                    let mut index = self.write();
+                    index.tags.remove(&full);
+                    self.forget_tag(&mut index, &image.id, &full)?;
+                }
                 self.publish("untag", &image.id, image.id.to_string());
-                removed.push(digest.familiar());
+                let reference = full.parse::<Reference>();
+                removed.push(reference.map_or(full, |name| name.familiar()));
+                continue;
+            };
+            self.forget_digests(image, |known| *known == digest)?;
+            if !is_silent {
+                self.publish("untag", &image.id, image.id.to_string());
             }
+            removed.push(given.clone().unwrap_or_else(|| digest.familiar()));
         }
         Ok(removed)
     }

@@ -89,39 +89,46 @@ impl Case {
 }
 
 #[test]
-fn a_name_with_a_digest_selects_references_and_not_the_image() {
+fn a_name_with_a_digest_selects_the_digest_and_nothing_else() {
     let case = Case::new(
         "references",
         &[(&["a:1", "a:2", "b:1"], &["a", "registry.test/c"])],
     );
-    assert_eq!(case.remove("a:3@#0"), ["No such image: a:3@#0"]);
-    assert_eq!(case.remove("a:1@#0"), ["a:1"]);
-    // The last tag in its repository takes the digest there with it.
-    assert_eq!(case.remove("a:2@#0"), ["a:2", "a@#0"]);
+    assert_eq!(case.remove("b@#0"), ["No such image: b@#0"]);
+    // Whatever the tag is.
+    assert_eq!(case.remove("a:3@#0"), ["a:3@#0"]);
     assert_eq!(case.remove("a@#0"), ["No such image: a@#0"]);
+    assert_eq!(case.remove("a:1@#0"), ["No such image: a:1@#0"]);
+    assert_eq!(case.remove("a:1"), ["a:1"]);
+    assert_eq!(case.remove("a:2"), ["a:2"]);
     assert_eq!(case.remove("b:1"), ["b:1"]);
     assert_eq!(
         case.remove("registry.test/c@#0"),
         ["registry.test/c@#0", "deleted"]
     );
     assert!(case.images.store.images().unwrap().is_empty());
-    // Without a tag: all of the repository.
-    let case = Case::new("repository", &[(&["a:1", "a:2", "b:1"], &[])]);
-    assert_eq!(case.remove("a@#0"), ["a:1", "a:2"]);
-    assert_eq!(case.remove("b@#0"), ["b:1", "deleted"]);
+    // The last tag in its repository takes the digests there with it.
+    let case = Case::new("last", &[(&["a:1", "a:2", "b:1"], &["a"])]);
+    assert_eq!(case.remove("a:1"), ["a:1"]);
+    assert_eq!(case.remove("a:2"), ["a:2", "a@#0"]);
+    assert_eq!(case.remove("b:1"), ["b:1", "deleted"]);
 }
 
 #[test]
-fn a_digest_of_several_images_selects_what_a_repository_has() {
-    let case = Case::new(
-        "repositories",
-        &[(&["a:1", "c:1"], &[]), (&["b:1", "c:2"], &[])],
-    );
-    assert_eq!(case.remove("d@#").len(), 1);
-    assert_eq!(case.remove("a@#"), ["a:1"]);
-    assert_eq!(case.remove("c@#1"), ["c:2"]);
-    assert_eq!(case.remove("b:1@#"), ["b:1", "deleted"]);
-    assert_eq!(case.remove("c@#"), ["c:1", "deleted"]);
+fn references_are_removed_in_dockers_order() {
+    let case = Case::new("order", &[(&["b:1", "a:2", "a:1"], &["b", "a"])]);
+    let id = Digest::of(b"config 0");
+    let removed = case
+        .images
+        .remove(id.as_str(), true, &[], |_| Vec::new())
+        .unwrap();
+    let manifest = Digest::of(b"manifest 0");
+    let shown = removed.iter().filter_map(|removed| match removed {
+        Removed::Untagged(name) => Some(name.replace(manifest.as_str(), "#0")),
+        _ => None,
+    });
+    let shown: Vec<String> = shown.collect();
+    assert_eq!(shown, ["a:1", "a:2", "a@#0", "b:1", "b@#0"]);
 }
 
 #[test]
