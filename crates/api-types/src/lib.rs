@@ -9,6 +9,7 @@
 //! `Option<Option<T>>` is omitted, `null` or a value.
 #![forbid(unsafe_code)]
 
+mod archive;
 mod container;
 mod event;
 mod exec;
@@ -22,6 +23,7 @@ mod set;
 mod system;
 mod volume;
 
+pub use archive::*;
 pub use container::*;
 pub use event::*;
 pub use exec::*;

@@ -119,6 +119,37 @@ pub(crate) fn written<E: std::fmt::Display + Send + 'static>(
     from_channel(receiver)
 }
 
+/// Returns a body of the pieces that `write` sends, on a blocking thread. If `write` fails, or `ended`
+/// resolves, the response is aborted.
+pub(crate) fn written_in_pieces<E: std::fmt::Display + Send + 'static>(
+    write: impl FnOnce(&mut dyn FnMut(Vec<u8>) -> io::Result<()>) -> Result<(), E> + Send + 'static,
+    ended: impl Future<Output = ()> + Send + 'static,
+) -> Body {
+    let (sender, receiver) = mpsc::channel(DEPTH);
+    tokio::task::spawn_blocking(move || {
+        let mut send = |piece: Vec<u8>| {
+            sender
+                .blocking_send(Ok(Bytes::from(piece)))
+                .map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))
+        };
+        if let Err(error) = write(&mut send) {
+            tracing::warn!("response aborted: {error}");
+            let _ = sender.blocking_send(Err(io::Error::other(error.to_string())));
+        }
+    });
+    // Dropping the receiver ends the thread.
+    let ended = Box::pin(ended);
+    let state = Some((receiver, ended));
+    Body::from_stream(futures_util::stream::unfold(state, async |state| {
+        let (mut receiver, mut ended) = state?;
+        tokio::select! {
+            biased;
+            () = &mut ended => Some((Err(io::Error::other("the copy has to end")), None)),
+            piece = receiver.recv() => piece.map(|piece| (piece, Some((receiver, ended)))),
+        }
+    }))
+}
+
 struct ChannelWriter(mpsc::Sender<io::Result<Bytes>>);
 
 impl Write for ChannelWriter {
@@ -136,11 +167,25 @@ impl Write for ChannelWriter {
 
 /// Returns a blocking reader for a request body.
 pub(crate) fn reader(body: Body) -> BodyReader {
+    reader_until(body, std::future::pending())
+}
+
+/// Like [`reader`]. When `ended` resolves, reading fails.
+pub(crate) fn reader_until(
+    body: Body,
+    ended: impl Future<Output = ()> + Send + 'static,
+) -> BodyReader {
     let (sender, receiver) = mpsc::channel(DEPTH);
     tokio::spawn(async move {
         let mut pieces = body.into_data_stream();
+        let mut ended = std::pin::pin!(ended);
         loop {
-            let piece = match pieces.next().await {
+            let next = tokio::select! {
+                biased;
+                () = &mut ended => Some(Err(axum::Error::new("it has to end"))),
+                next = pieces.next() => next,
+            };
+            let piece = match next {
                 Some(Ok(bytes)) if bytes.is_empty() => continue,
                 Some(Ok(bytes)) => Piece::Bytes(bytes),
                 Some(Err(error)) => Piece::Failed(error.to_string()),

@@ -1,5 +1,6 @@
 //! Converts the engine's objects to the API's, in the newest version's form.
 
+mod archive;
 mod container;
 mod convert;
 mod event;
@@ -10,6 +11,7 @@ mod network;
 mod system;
 mod volume;
 
+pub(crate) use archive::{change, path_stat};
 pub(crate) use container::{container, container_summary, requested_mac};
 pub(crate) use convert::{Convert, Parse};
 pub(crate) use event::event;

@@ -29,12 +29,14 @@ mod sync;
 mod sysctls;
 mod terminal;
 pub mod user;
+mod view;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 pub use error::{Error, Result};
 pub use rootfs::{Overlay, Rootfs};
+pub use view::{ViewMount, ViewRoot, view};
 
 /// Returns a container's state as the OCI runtime specification defines it (`state` command,
 /// hooks).

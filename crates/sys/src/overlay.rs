@@ -154,6 +154,41 @@ pub fn clone_root(process: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     std::thread::scope(|scope| scope.spawn(copy).join().unwrap_or(Err(Errno::IO)))
 }
 
+/// Returns detached clones of the tmpfs mounts at these paths of a running process's mount namespace, in
+/// their order; `None` where none is mounted.
+pub fn clone_tmpfs(process: BorrowedFd<'_>, paths: &[&str]) -> Result<Vec<Option<OwnedFd>>, Errno> {
+    const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
+    let errno = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
+    let is_mounted_tmpfs = |place: &OwnedFd| {
+        let mask = rustix::fs::StatxFlags::empty();
+        let is_root = rustix::fs::statx(place, "", rustix::fs::AtFlags::EMPTY_PATH, mask)
+            .is_ok_and(|found| {
+                found
+                    .stx_attributes
+                    .contains(rustix::fs::StatxAttributes::MOUNT_ROOT)
+            });
+        is_root && rustix::fs::fstatfs(place).is_ok_and(|found| found.f_type == TMPFS_MAGIC)
+    };
+    let copy = || {
+        // As in `clone_root`.
+        crate::process::unshare(CloneFlags::NEWNS).map_err(errno)?;
+        crate::process::setns(process, CloneFlags::NEWNS).map_err(errno)?;
+        let root = open(Path::new("/"))?;
+        let clone_at = |path: &&str| {
+            let place = crate::in_root::open(&root, path, OFlags::PATH, Mode::empty()).ok()?;
+            let flags = OpenTreeFlags::OPEN_TREE_CLONE
+                | OpenTreeFlags::OPEN_TREE_CLOEXEC
+                | OpenTreeFlags::AT_EMPTY_PATH;
+            is_mounted_tmpfs(&place)
+                .then(|| open_tree(&place, "", flags))
+                .transpose()
+                .ok()?
+        };
+        Ok(paths.iter().map(clone_at).collect())
+    };
+    std::thread::scope(|scope| scope.spawn(copy).join().unwrap_or(Err(Errno::IO)))
+}
+
 fn open(path: &Path) -> Result<OwnedFd, Errno> {
     rustix::fs::open(
         path,

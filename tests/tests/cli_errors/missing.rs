@@ -5,22 +5,6 @@ use whelk_tests::Engine;
 use super::{check, check_nothing_left};
 
 #[test]
-fn copying_is_refused_by_name() {
-    let engine = Engine::start();
-    engine.docker(&["create", "--name", "box", "busybox"]).ok();
-    let text = "copying files to and from containers: not available in this version of whelk";
-    for args in [
-        ["/etc/hosts", "box:/"],
-        ["box:/etc/hosts", "/"],
-        ["box:/", "/tmp"],
-    ] {
-        engine
-            .docker(&[&["cp"], &args[..]].concat())
-            .refuses(1, text);
-    }
-}
-
-#[test]
 fn a_mount_inside_proc_is_refused() {
     let engine = Engine::start();
     for target in ["/proc/nosuch", "/proc/sys"] {

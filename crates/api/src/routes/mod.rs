@@ -1,6 +1,7 @@
 //! The API's routes. One file per group, one function per operation, named as in the API
 //! definition.
 
+mod archive;
 pub(crate) mod containers;
 mod exec;
 mod images;
@@ -79,6 +80,11 @@ pub(crate) fn router(engine: Arc<Engine>) -> Router {
         .route("/containers/{id}/top", get(containers::top))
         .route("/containers/{id}/logs", get(containers::logs))
         .route("/containers/{id}/export", get(containers::export))
+        .route("/containers/{id}/changes", get(archive::changes))
+        .route(
+            "/containers/{id}/archive",
+            get(archive::get).head(archive::stat).put(archive::put),
+        )
         .route("/containers/{id}/start", post(containers::start))
         .route("/containers/{id}/stop", post(containers::stop))
         .route("/containers/{id}/restart", post(containers::restart))

@@ -3,8 +3,8 @@
 
 use axum::Router;
 use axum::extract::{Path, State};
-use axum::http::{Method, StatusCode};
-use axum::response::{IntoResponse, Response};
+use axum::http::StatusCode;
+use axum::response::Response;
 use axum::routing::{any, delete, get, post};
 use whelk_engine::Error;
 use whelk_engine::containers::Containers;
@@ -14,8 +14,6 @@ use crate::error::{ApiResult, message};
 
 pub(super) fn routes() -> Router<Services> {
     Router::new()
-        .route("/containers/{id}/archive", any(archive))
-        .route("/containers/{id}/changes", get(changes))
         .route("/containers/{id}/stats", get(stats))
         .route("/containers/{id}/attach/ws", get(websocket))
         .route(
@@ -65,11 +63,6 @@ fn swarm_routes() -> Router<Services> {
         .route("/tasks/{id}/logs", get(no_swarm))
 }
 
-/// The header `X-Docker-Container-Path-Stat` of `/`, which clients read before they copy, in Base64:
-/// `{"name":"/","size":0,"mode":2147484141,"mtime":"0001-01-01T00:00:00Z","linkTarget":""}`. The mode
-/// is Go's of a directory.
-const STAT_OF_ROOT: &str = "eyJuYW1lIjoiLyIsInNpemUiOjAsIm1vZGUiOjIxNDc0ODQxNDEsIm10aW1lIjoiMDAwMS0wMS0wMVQwMDowMDowMFoiLCJsaW5rVGFyZ2V0IjoiIn0=";
-
 fn unsupported(what: &str) -> ApiResult<Response> {
     Err(Error::Unsupported(format!("{what}: not available in this version of whelk")).into())
 }
@@ -78,29 +71,6 @@ fn unsupported(what: &str) -> ApiResult<Response> {
 fn unsupported_for(containers: &Containers, container: &str, what: &str) -> ApiResult {
     containers.find(container)?;
     unsupported(what)
-}
-
-async fn archive(
-    State(containers): Service<Containers>,
-    Path(id): Path<String>,
-    method: Method,
-    params: crate::extract::Params,
-) -> ApiResult {
-    // Without it, Docker's CLI reports that the directory does not exist, and sends nothing that could
-    // be refused.
-    if method == Method::HEAD && params.text("path") == "/" {
-        containers.find(&id)?;
-        return Ok([("x-docker-container-path-stat", STAT_OF_ROOT)].into_response());
-    }
-    unsupported_for(&containers, &id, "copying files to and from containers")
-}
-
-async fn changes(State(containers): Service<Containers>, Path(id): Path<String>) -> ApiResult {
-    unsupported_for(
-        &containers,
-        &id,
-        "listing file system changes of containers",
-    )
 }
 
 async fn stats(State(containers): Service<Containers>, Path(id): Path<String>) -> ApiResult {

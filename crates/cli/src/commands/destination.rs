@@ -70,7 +70,7 @@ fn ended_by(signal: SignalKind) -> Failure {
     Failure::with_code(128 + u8::try_from(signal.as_raw_value()).unwrap_or(0), "")
 }
 
-async fn copy(
+pub(super) async fn copy(
     response: hyper::Response<hyper::body::Incoming>,
     output: &mut dyn Write,
     name: &str,

@@ -46,6 +46,27 @@ pub(crate) fn reader_body(mut reader: impl Read + Send + 'static) -> Body {
     StreamBody::new(Receiver(receiver)).boxed()
 }
 
+/// Returns a request body of the pieces that `write` sends, on a separate thread. If `write` fails, the
+/// request does.
+pub(crate) fn pieces_body(
+    write: impl FnOnce(&mut dyn FnMut(Vec<u8>) -> std::io::Result<()>) -> std::io::Result<()>
+    + Send
+    + 'static,
+) -> Body {
+    let (sender, receiver) = tokio::sync::mpsc::channel::<std::io::Result<Frame<Bytes>>>(4);
+    std::thread::spawn(move || {
+        let mut send = |piece: Vec<u8>| {
+            sender
+                .blocking_send(Ok(Frame::data(Bytes::from(piece))))
+                .map_err(|_| std::io::ErrorKind::BrokenPipe.into())
+        };
+        if let Err(error) = write(&mut send) {
+            let _ = sender.blocking_send(Err(error));
+        }
+    });
+    StreamBody::new(Receiver(receiver)).boxed()
+}
+
 struct Receiver(tokio::sync::mpsc::Receiver<std::io::Result<Frame<Bytes>>>);
 
 impl futures_core::Stream for Receiver {

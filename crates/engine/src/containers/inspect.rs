@@ -4,8 +4,6 @@ use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
-
 use super::Containers;
 use crate::error::Result;
 use crate::model::ContainerRecord;
@@ -134,7 +132,8 @@ impl Containers {
         let mounted = container
             .running_pid()
             .ok()
-            .and_then(|pid| mounted_root(pid, &container.id));
+            .and_then(|pid| super::copy::view::process(pid, &container.id))
+            .and_then(|process| whelk_sys::overlay::clone_root(process.as_fd()).ok());
         let exported = match mounted {
             Some(root) => Exported::Mounted(root),
             None => {
@@ -167,17 +166,4 @@ impl Exported {
         }
         Ok(())
     }
-}
-
-/// Returns the root directory of a container's process, or `None` if the process has ended.
-fn mounted_root(pid: i32, container: &str) -> Option<OwnedFd> {
-    let process = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
-    // The pid may have been reused before the descriptor was opened. If the cgroup is the
-    // container's afterwards, the descriptor refers to its process; if that ends later, entering
-    // its namespace fails.
-    let cgroup = whelk_sys::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    if !cgroup.contains(container) {
-        return None;
-    }
-    whelk_sys::overlay::clone_root(process.as_fd()).ok()
 }

@@ -13,8 +13,10 @@
 
 mod attach;
 mod audit;
+mod copy;
 mod create;
 mod devices;
+mod diff;
 mod donors;
 mod exec;
 mod files;
@@ -57,7 +59,9 @@ use whelk_shim::protocol::{Attach, Reply, Request};
 
 pub use attach::{AttachRequest, Attached};
 pub(crate) use audit::audit;
+pub use copy::{ArchivedPath, ExtractRequest, ExtractTarget, PathStat};
 pub use create::{CreateRequest, Created};
+pub use diff::{Change, ChangeKind};
 pub use exec::{ExecConfig, ExecSession, ExecStart, ExecState};
 pub(crate) use health::run_checks;
 pub use inspect::{Exported, Inspected, MountPoint};
@@ -139,6 +143,8 @@ pub struct Container {
     waiting_clients: Mutex<Vec<(Attach, OwnedFd)>>,
     /// Number of readers of its log.
     log_readers: watch::Sender<usize>,
+    /// The views of its files that copies use.
+    views: copy::view::Views,
     /// Held by the one thread that accesses the files and memory of the container's processes,
     /// which may block it for ever.
     process_access: Arc<tokio::sync::Mutex<()>>,
@@ -431,6 +437,7 @@ impl Container {
             restarts: AtomicU32::default(),
             waiting_clients: Mutex::default(),
             log_readers: watch::Sender::default(),
+            views: copy::view::Views::default(),
             process_access: Arc::default(),
             health: Mutex::default(),
             workload: Arc::new(workload),

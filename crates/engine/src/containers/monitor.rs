@@ -144,6 +144,7 @@ impl Containers {
         });
         if auto_remove {
             self.retain_exit_code(&container.id, exit.code);
+            let _views = container.views.close().await;
             self.remove_or_log(container, true);
         } else if restart {
             let delay = container.next_delay();

@@ -54,6 +54,7 @@ impl Containers {
             check_stopped(&container)?
         }
         container.workload.await_shim_exit().await?;
+        let _views = container.views.close().await;
         self.remove_now(&container, request.volumes)
     }
 

@@ -101,6 +101,7 @@ impl Containers {
             Status::Created | Status::Exited | Status::Restarting => {}
         }
         container.workload.await_shim_exit().await?;
+        let _views = container.views.close_for_start().await;
         let mut attached = std::mem::take(&mut *container.waiting_clients.lock().ignore_poison());
         attached.retain(|(_, stream)| !is_disconnected(stream));
         match self.acquire_and_run(container, attached).await {
@@ -319,7 +320,7 @@ impl Containers {
     }
 
     /// Returns the overlay of a container's root file system.
-    fn rootfs(&self, record: &ContainerRecord, directory: &Path) -> Result<Rootfs> {
+    pub(super) fn rootfs(&self, record: &ContainerRecord, directory: &Path) -> Result<Rootfs> {
         let work = directory.join("work");
         // The kernel refuses to mount the upper layer of an earlier volatile mount again, because
         // it may be incomplete after a crash. Here it is complete: a `--rm` container is restarted.

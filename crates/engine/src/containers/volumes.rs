@@ -316,7 +316,7 @@ impl Containers {
             .collect()
     }
 
-    fn mount_of(
+    pub(super) fn mount_of(
         &self,
         plan: &MountPlan,
         record: &ContainerRecord,

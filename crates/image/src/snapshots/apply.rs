@@ -12,13 +12,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, XattrFlags, linkat, makedev, mkdirat, mknodat, openat,
-    renameat, statat, symlinkat, unlinkat,
+    AtFlags, FileType, Mode, OFlags, StatxAttributes, StatxFlags, XattrFlags, linkat, makedev,
+    mkdirat, mknodat, openat, renameat, statat, statx, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 use tar::{Archive, Entry, EntryType};
 use whelk_sys::{fs, in_root};
 
+use super::extract::Extraction;
 use super::metadata::{Metadata, apply_metadata, apply_metadata_at};
 use super::pax::{self, BLOCK};
 use super::sparse::{self, Sparse};
@@ -77,11 +78,15 @@ pub(super) enum Purpose {
     Layer,
     /// Plain files: whiteout names have no meaning.
     Files,
+    /// Files for a directory in use, by the rules of `docker cp` (see [`super::extract`]).
+    Copy,
 }
 
-struct Layer {
+pub(super) struct Layer<'a> {
     tree: Tree,
     purpose: Purpose,
+    /// The rules of [`Purpose::Copy`].
+    rules: Extraction<'a>,
     /// For copying content.
     buffer: Vec<u8>,
     size: u64,
@@ -98,19 +103,24 @@ struct Target<'a> {
     metadata: &'a Metadata,
 }
 
-impl Layer {
+impl<'a> Layer<'a> {
     fn at(root: &Path, purpose: Purpose) -> Result<Self> {
-        Ok(Self {
-            tree: Tree::at(root)?,
+        Ok(Self::of(Tree::at(root)?, purpose, Extraction::default()))
+    }
+
+    pub(super) fn of(tree: Tree, purpose: Purpose, rules: Extraction<'a>) -> Self {
+        Self {
+            tree,
             purpose,
+            rules,
             buffer: copy::buffer(),
             size: 0,
             sparse: 0,
-        })
+        }
     }
 
     /// Unpacks all entries and returns the input, read to its end.
-    fn add_all<R: Read>(&mut self, input: R, tap: &Tap) -> Result<R> {
+    pub(super) fn add_all<R: Read>(&mut self, input: R, tap: &Tap) -> Result<R> {
         let mut archive = Archive::new(Tapped {
             inner: input,
             tap: tap.clone(),
@@ -122,9 +132,15 @@ impl Layer {
             let name = entry.path_bytes();
             let shown = OsStr::from_bytes(&name[..name.len().min(SHOWN)]).to_owned();
             drop(name);
-            let during = |error: Error| error.during(&format!("entry {shown:?}"));
-            let extensions = pax::records(&tap.take_headers()).map_err(during)?;
-            self.add(&mut entry, tap, &extensions).map_err(during)?;
+            let during = |purpose: Purpose, error: Error| match error {
+                // It has Docker's words.
+                Error::Invalid(_) if purpose == Purpose::Copy => error,
+                error => error.during(&format!("entry {shown:?}")),
+            };
+            let extensions =
+                pax::records(&tap.take_headers()).map_err(|error| during(self.purpose, error))?;
+            let added = self.add(&mut entry, tap, &extensions);
+            added.map_err(|error| during(self.purpose, error))?;
         }
         // Padding behind the end-of-archive marker is part of the diff ID.
         let mut rest = archive.into_inner();
@@ -160,12 +176,23 @@ impl Layer {
         } else {
             Sparse::of(extensions)?
         };
-        let path = match holes.as_ref().and_then(|holes| holes.name.as_deref()) {
-            Some(name) => relative(OsStr::from_bytes(name))?,
-            None => relative(OsStr::from_bytes(&entry.path_bytes()))?,
+        let named = match holes.as_ref().and_then(|holes| holes.name.clone()) {
+            Some(name) => name,
+            None => entry.path_bytes().into_owned(),
         };
-        let metadata = Metadata::of(entry, extensions, self.purpose)?;
+        let path = if self.purpose == Purpose::Copy {
+            self.rules.path(&named)?
+        } else {
+            relative(OsStr::from_bytes(&named))?
+        };
+        let mut metadata = Metadata::of(entry, extensions, self.purpose)?;
+        if self.purpose == Purpose::Copy {
+            self.rules.set_owner(&mut metadata);
+        }
         let Some(name) = path.file_name() else {
+            if self.purpose == Purpose::Copy {
+                return Ok(());
+            }
             if !kind.is_dir() {
                 return Err(Error::invalid("the root must be a directory"));
             }
@@ -202,6 +229,7 @@ impl Layer {
                 self.regular(entry, tap, &target, holes)
             };
         }
+        self.check_replaced(parent, name, kind, &path)?;
         let hides_lower = remove_existing(parent, name, kind, tap)?;
         match kind {
             EntryType::Directory => return self.directory(&target, hides_lower),
@@ -220,13 +248,41 @@ impl Layer {
                 self.make_node(entry, kind, parent, name, metadata.mode)?
             }
             other => {
-                return Err(Error::invalid(format!(
-                    "unknown entry type {:?}",
-                    other.as_byte() as char
-                )));
+                return Err(Error::invalid(if self.purpose == Purpose::Copy {
+                    format!("unhandled tar header type {}", other.as_byte())
+                } else {
+                    format!("unknown entry type {:?}", other.as_byte() as char)
+                }));
             }
         }
         apply_metadata_at(parent, name, kind, &metadata)
+    }
+
+    /// Checks that an entry may replace what has its name.
+    fn check_replaced(
+        &self,
+        parent: &OwnedFd,
+        name: &OsStr,
+        kind: EntryType,
+        path: &Path,
+    ) -> Result<()> {
+        if self.purpose != Purpose::Copy {
+            return Ok(());
+        }
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        let Ok(found) = statx(parent, name, flags, StatxFlags::TYPE) else {
+            return Ok(());
+        };
+        let was_directory = FileType::from_raw_mode(found.stx_mode.into()).is_dir();
+        self.rules
+            .check_replaced(was_directory, kind.is_dir(), path)?;
+        // The kernel refuses this only to processes that have the mount in their own mount namespace, and
+        // unmounts it elsewhere.
+        let is_mounted = found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
+        if is_mounted && !(was_directory && kind.is_dir()) {
+            return Err(io("replace")(Errno::BUSY.into()));
+        }
+        Ok(())
     }
 
     fn directory(&mut self, target: &Target<'_>, hides_lower: bool) -> Result<()> {
@@ -303,13 +359,16 @@ impl Layer {
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         // Nobody else sees a layer before it is complete, so its files can have their modes early.
         let mode = match self.purpose {
-            Purpose::Layer => target.metadata.mode & 0o777,
+            // Docker's copies have them early too, except set-id bits.
+            Purpose::Layer | Purpose::Copy => target.metadata.mode & 0o777,
             Purpose::Files => 0o600,
         };
         let open = || openat(target.parent, target.name, flags, Mode::from_raw_mode(mode));
         let file = match open() {
-            Err(Errno::EXIST) if self.purpose == Purpose::Layer => {
-                remove_existing(target.parent, target.name, EntryType::Regular, tap)?;
+            Err(Errno::EXIST) if self.purpose != Purpose::Files => {
+                let kind = EntryType::Regular;
+                self.check_replaced(target.parent, target.name, kind, target.path)?;
+                remove_existing(target.parent, target.name, kind, tap)?;
                 open()
             }
             result => result,
@@ -361,9 +420,16 @@ impl Layer {
         let target = entry
             .link_name_bytes()
             .ok_or_else(|| Error::invalid("hard link without a target"))?;
-        let target = relative(OsStr::from_bytes(&target))
-            .map_err(|error| error.during("hard link target"))?;
+        let target = if self.purpose == Purpose::Copy {
+            self.rules.link_target(&target)?
+        } else {
+            relative(OsStr::from_bytes(&target))
+                .map_err(|error| error.during("hard link target"))?
+        };
         let refuse = |error: io::Error| match Errno::from_io_error(&error) {
+            Some(Errno::NOENT) if self.purpose == Purpose::Copy => {
+                io(format!("link to {}", target.display()))(error)
+            }
             Some(Errno::LOOP | Errno::NOTDIR | Errno::NOENT) => Error::invalid(format!(
                 "hard link to {}, which is not in this layer",
                 target.display()

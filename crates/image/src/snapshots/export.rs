@@ -1,4 +1,4 @@
-//! Exports a container's file system as a tar archive.
+//! Exports a container's file system, or a part of it, as a tar archive.
 //!
 //! The layers and the container's writable layer are mounted as a detached overlay, which is walked
 //! by file descriptor and disappears when the descriptor is closed. Symbolic links are never
@@ -6,17 +6,18 @@
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, openat, readlinkat, statat};
 use rustix::io::Errno;
-use tar::{Builder, EntryType, Header};
+use tar::{EntryType, Header};
 use whelk_sys::fs;
 
 use super::pax;
+use super::pieces::Pieces;
 use crate::error::{Result, io};
 
 /// Writes all files of the layers `lower` (topmost first) to `output`.
@@ -29,13 +30,8 @@ pub fn export(lower: &[PathBuf], output: impl Write) -> Result<()> {
 
 /// Writes all files of a container's mounted root to `output`.
 pub fn export_root(root: &OwnedFd, output: impl Write) -> Result<()> {
-    let root = open_directory(root)?;
-    let mut export = Export {
-        archive: Builder::new(output),
-        links: HashMap::new(),
-        of_layers: true,
-    };
-    export.tree(root, Path::new(""))?;
+    let mut export = Export::new(Part::Root, writer(output));
+    export.tree(open_directory(root)?, Path::new(""))?;
     export.finish()
 }
 
@@ -43,19 +39,42 @@ pub fn export_root(root: &OwnedFd, output: impl Write) -> Result<()> {
 /// times and extended attributes of `directory` itself.
 pub fn export_directory(directory: &Path, output: impl Write) -> Result<()> {
     let root = open_directory(fs::open(directory)?)?;
-    let mut export = Export {
-        archive: Builder::new(output),
-        links: HashMap::new(),
-        of_layers: false,
-    };
-    let stat = rustix::fs::fstat(&root).map_err(|error| io("stat the directory")(error.into()))?;
-    export.extensions(&stat, &root)?;
-    export
-        .archive
-        .append_data(&mut header(&stat), Path::new("./"), io::empty())
-        .map_err(io("write archive"))?;
-    export.tree(root, Path::new("."))?;
+    let mut export = Export::new(Part::Volume, writer(output));
+    export.top(root, Path::new("."))?;
     export.finish()
+}
+
+/// What [`export_copy`] writes.
+#[derive(Debug)]
+pub enum Copied {
+    /// A directory with everything below it.
+    Directory(OwnedFd),
+    /// An entry of a directory, which may be of any kind.
+    Entry { parent: OwnedFd, name: OsString },
+}
+
+/// Writes a directory or another file under the name `top`, as `docker cp` copies it: of the extended
+/// attributes only capabilities, and times in seconds. `send` gets the archive in pieces.
+pub fn export_copy(
+    copied: Copied,
+    top: &Path,
+    send: impl FnMut(Vec<u8>) -> io::Result<()>,
+) -> Result<()> {
+    let mut export = Export::new(Part::Copy, send);
+    match copied {
+        Copied::Directory(directory) => export.top(open_directory(directory)?, top)?,
+        Copied::Entry { parent, name } => {
+            if let Some(directory) = export.entry(&parent, &name, top)? {
+                export.tree(directory, top)?;
+            }
+        }
+    }
+    export.finish()
+}
+
+/// Returns a function that writes pieces to `output`.
+fn writer(mut output: impl Write) -> impl FnMut(Vec<u8>) -> io::Result<()> {
+    move |piece| output.write_all(&piece).and_then(|()| output.flush())
 }
 
 fn open_directory(directory: impl AsFd) -> Result<OwnedFd> {
@@ -124,21 +143,46 @@ fn identity(directory: &OwnedFd) -> rustix::io::Result<(u64, u64)> {
     rustix::fs::fstat(directory).map(|stat| (stat.st_dev, stat.st_ino))
 }
 
-struct Export<W: Write> {
-    archive: Builder<W>,
-    /// Whether the files are overlay layers, whose `trusted.overlay.*` attributes and whiteouts are
-    /// not exported.
-    of_layers: bool,
+/// What is exported, which determines the extended attributes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    /// A container's root: without `trusted.overlay.*` attributes and whiteouts.
+    Root,
+    /// A volume: everything.
+    Volume,
+    /// What `docker cp` copies.
+    Copy,
+}
+
+struct Export<F: FnMut(Vec<u8>) -> io::Result<()>> {
+    archive: Pieces<F>,
+    part: Part,
     /// The first name of each file with several hard links, by device and inode.
     links: HashMap<(u64, u64), PathBuf>,
 }
 
-impl<W: Write> Export<W> {
+impl<F: FnMut(Vec<u8>) -> io::Result<()>> Export<F> {
+    fn new(part: Part, send: F) -> Self {
+        Self {
+            archive: Pieces::new(send),
+            part,
+            links: HashMap::new(),
+        }
+    }
+
     fn finish(self) -> Result<()> {
+        self.archive.finish().map_err(io("write archive"))
+    }
+
+    /// Exports a directory itself, under the name `top`, and its content.
+    fn top(&mut self, directory: OwnedFd, top: &Path) -> Result<()> {
+        let stat = rustix::fs::fstat(&directory)
+            .map_err(|error| io("stat the directory")(error.into()))?;
+        self.extensions(&stat, &directory)?;
         self.archive
-            .into_inner()
-            .and_then(|mut output| output.flush())
-            .map_err(io("write archive"))
+            .header(&mut header(&stat), &directory_name(top), b"")
+            .map_err(io("write archive"))?;
+        self.tree(directory, top)
     }
 
     /// Exports the content of a directory recursively, under names that begin with `top`.
@@ -184,7 +228,7 @@ impl<W: Write> Export<W> {
         // Sockets are useless without their listener. A whiteout is visible only if no lower layer
         // has the name.
         if kind == FileType::Socket
-            || self.of_layers && kind == FileType::CharacterDevice && stat.st_rdev == 0
+            || self.part != Part::Volume && kind == FileType::CharacterDevice && stat.st_rdev == 0
         {
             return Ok(None);
         }
@@ -193,9 +237,12 @@ impl<W: Write> Export<W> {
             && let Some(first) = self.links.get(&(stat.st_dev, stat.st_ino))
         {
             header.set_entry_type(EntryType::Link);
-            header.set_size(0);
             self.archive
-                .append_link(&mut header, path, first)
+                .header(
+                    &mut header,
+                    path.as_os_str().as_bytes(),
+                    first.as_os_str().as_bytes(),
+                )
                 .map_err(io(format!("export {}", path.display())))?;
             return Ok(None);
         }
@@ -209,6 +256,7 @@ impl<W: Write> Export<W> {
             )
         };
         let failed = io(format!("export {}", path.display()));
+        let name_bytes = path.as_os_str().as_bytes();
         match kind {
             FileType::Directory => {
                 let directory = match open(OFlags::RDONLY | OFlags::DIRECTORY) {
@@ -217,10 +265,8 @@ impl<W: Write> Export<W> {
                     result => result.map_err(step)?,
                 };
                 self.extensions(&stat, &directory)?;
-                let mut name = path.as_os_str().to_owned();
-                name.push("/");
                 self.archive
-                    .append_data(&mut header, Path::new(&name), io::empty())
+                    .header(&mut header, &directory_name(path), b"")
                     .map_err(failed)?;
                 return Ok(Some(directory));
             }
@@ -232,11 +278,9 @@ impl<W: Write> Export<W> {
                 self.extensions(&stat, &file)?;
                 let size = u64::try_from(stat.st_size).unwrap_or_default();
                 header.set_size(size);
-                // The header already contains the size, so a file that shrinks meanwhile is padded
-                // with zeros.
-                let content = std::fs::File::from(file).chain(io::repeat(0)).take(size);
                 self.archive
-                    .append_data(&mut header, path, content)
+                    .header(&mut header, name_bytes, b"")
+                    .and_then(|()| self.archive.content(file, size))
                     .map_err(failed)?;
             }
             FileType::Symlink => {
@@ -244,20 +288,14 @@ impl<W: Write> Export<W> {
                     Err(error) if gone(error) || error == Errno::INVAL => return Ok(None),
                     result => result.map_err(step)?,
                 };
-                // Written verbatim if it fits into the header: `append_link` would normalize it.
-                match header.set_link_name_literal(target.to_bytes()) {
-                    Ok(()) => self.archive.append_data(&mut header, path, io::empty()),
-                    Err(_) => self.archive.append_link(
-                        &mut header,
-                        path,
-                        Path::new(OsStr::from_bytes(target.to_bytes())),
-                    ),
-                }
-                .map_err(failed)?;
+                // Written verbatim: the target is text, not a path of the archive.
+                self.archive
+                    .header(&mut header, name_bytes, target.to_bytes())
+                    .map_err(failed)?;
             }
             _ => self
                 .archive
-                .append_data(&mut header, path, io::empty())
+                .header(&mut header, name_bytes, b"")
                 .map_err(failed)?,
         }
         if stat.st_nlink > 1 {
@@ -271,6 +309,19 @@ impl<W: Write> Export<W> {
     /// are any.
     fn extensions(&mut self, stat: &Stat, fd: impl AsFd) -> Result<()> {
         let mut extensions: Vec<(String, Vec<u8>)> = Vec::new();
+        if self.part == Part::Copy {
+            /// Larger than the kernel's `struct vfs_ns_cap_data`.
+            const MAX_SIZE: usize = 64;
+            let mut value = [0; MAX_SIZE];
+            // Most file systems keep it in the inode, so that this takes less than a list of all names.
+            let Ok(length) =
+                rustix::fs::fgetxattr(fd.as_fd(), "security.capability", &mut value[..])
+            else {
+                return Ok(());
+            };
+            let key = "SCHILY.xattr.security.capability".to_owned();
+            return self.pax(&[(key, value[..length].to_vec())]);
+        }
         if stat.st_mtime_nsec != 0 {
             extensions.push((
                 "mtime".into(),
@@ -283,7 +334,7 @@ impl<W: Write> Export<W> {
             .split(|&byte| byte == 0)
             .filter(|name| !name.is_empty())
         {
-            if self.of_layers && name.starts_with(b"trusted.overlay.") {
+            if self.part == Part::Root && name.starts_with(b"trusted.overlay.") {
                 continue;
             }
             let mut value = vec![0u8; 64 << 10];
@@ -298,18 +349,32 @@ impl<W: Write> Export<W> {
         if extensions.is_empty() {
             return Ok(());
         }
-        let content = pax::encode(&extensions);
+        self.pax(&extensions)
+    }
+
+    fn pax(&mut self, extensions: &[(String, Vec<u8>)]) -> Result<()> {
+        let content = pax::encode(extensions);
         let mut header = Header::new_ustar();
         // Readers treat an entry without a name as the end of the archive (busybox: as an error).
-        let _ = header.set_path("PaxHeaders.0/extensions");
+        let name = b"PaxHeaders.0/extensions";
         header.set_entry_type(EntryType::XHeader);
         header.set_mode(0o644);
         header.set_size(content.len() as u64);
-        header.set_cksum();
         self.archive
-            .append(&header, &content[..])
+            .header(&mut header, name, b"")
+            .and_then(|()| self.archive.write_all(&content))
+            .and_then(|()| self.archive.pad(content.len() as u64))
             .map_err(io("write archive"))
     }
+}
+
+/// Returns a directory's name in an archive, which ends with a slash.
+fn directory_name(path: &Path) -> Vec<u8> {
+    let mut name = path.as_os_str().as_bytes().to_vec();
+    if name.last() != Some(&b'/') {
+        name.push(b'/');
+    }
+    name
 }
 
 fn header(stat: &Stat) -> Header {

@@ -4,9 +4,12 @@
 use std::ffi::OsStr;
 use std::io;
 use std::io::Read;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, Gid, Mode, Stat, Timespec, Timestamps, Uid, XattrFlags, utimensat};
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags, fstat,
+    openat, utimensat,
+};
 use rustix::io::Errno;
 use tar::{Entry, EntryType};
 
@@ -19,8 +22,8 @@ const XATTR: &str = "SCHILY.xattr.";
 /// The metadata of an entry, in the kernel's types.
 pub(super) struct Metadata {
     pub(super) mode: u32,
-    uid: u32,
-    gid: u32,
+    /// User and group; `None` leaves those of the process that unpacks.
+    pub(super) owner: Option<(u32, u32)>,
     mtime: Timespec,
     xattrs: Vec<(String, Vec<u8>)>,
 }
@@ -69,8 +72,7 @@ impl Metadata {
         }
         Ok(Self {
             mode,
-            uid,
-            gid,
+            owner: Some((uid, gid)),
             mtime,
             xattrs,
         })
@@ -93,9 +95,15 @@ pub(super) fn apply_metadata(
     metadata: &Metadata,
 ) -> Result<()> {
     let fail = |what: &'static str| move |error: Errno| io(what)(error.into());
-    let (uid, gid, mode) = (metadata.uid, metadata.gid, metadata.mode & 0o7777);
-    let is_owned = |stat: &Stat| (stat.st_uid, stat.st_gid) == (uid, gid);
-    if !created.is_some_and(is_owned) {
+    let mode = metadata.mode & 0o7777;
+    let is_owned = |stat: &Stat| {
+        metadata
+            .owner
+            .is_none_or(|owner| owner == (stat.st_uid, stat.st_gid))
+    };
+    if let Some((uid, gid)) = metadata.owner
+        && !created.is_some_and(is_owned)
+    {
         rustix::fs::fchown(fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
             .map_err(fail("chown"))?;
     }
@@ -115,8 +123,8 @@ pub(super) fn apply_metadata(
     rustix::fs::futimens(fd, &times(metadata.mtime)).map_err(fail("set times"))
 }
 
-/// Applies metadata by name to entries that cannot be opened: symbolic links, devices, FIFOs. They
-/// were just created in a directory that nobody else modifies.
+/// Applies metadata to entries that cannot be opened: symbolic links, devices, FIFOs. What has the name
+/// meanwhile is left as it is if it is of another kind.
 pub(super) fn apply_metadata_at(
     parent: &OwnedFd,
     name: &OsStr,
@@ -124,23 +132,33 @@ pub(super) fn apply_metadata_at(
     metadata: &Metadata,
 ) -> Result<()> {
     let fail = |what: &'static str| move |error: Errno| io(what)(error.into());
-    rustix::fs::chownat(
-        parent,
-        name,
-        Some(Uid::from_raw(metadata.uid)),
-        Some(Gid::from_raw(metadata.gid)),
-        AtFlags::SYMLINK_NOFOLLOW,
-    )
-    .map_err(fail("chown"))?;
-    if kind != EntryType::Symlink {
-        rustix::fs::chmodat(
-            parent,
-            name,
-            Mode::from_raw_mode(metadata.mode & 0o7777),
-            AtFlags::empty(),
-        )
-        .map_err(fail("chmod"))?;
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let entry = match openat(parent, name, flags, Mode::empty()) {
+        Err(Errno::NOENT) => return Ok(()),
+        result => result.map_err(fail("open"))?,
+    };
+    let stat = fstat(&entry).map_err(fail("stat"))?;
+    let expected = match kind {
+        EntryType::Symlink => FileType::Symlink,
+        EntryType::Char => FileType::CharacterDevice,
+        EntryType::Block => FileType::BlockDevice,
+        _ => FileType::Fifo,
+    };
+    if FileType::from_raw_mode(stat.st_mode) != expected {
+        return Ok(());
     }
+    if let Some((uid, gid)) = metadata.owner {
+        let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+        rustix::fs::chownat(&entry, c"", uid, gid, AtFlags::EMPTY_PATH).map_err(fail("chown"))?;
+    }
+    if kind != EntryType::Symlink {
+        // fchmod(2) refuses descriptors without access. This link leads to the open file, whatever its
+        // name is now.
+        let mode = Mode::from_raw_mode(metadata.mode & 0o7777);
+        let link = format!("/proc/self/fd/{}", entry.as_raw_fd());
+        rustix::fs::chmod(link, mode).map_err(fail("chmod"))?;
+    }
+    // The times of a link that has taken the name are harmless.
     utimensat(
         parent,
         name,

@@ -13,10 +13,13 @@
 
 mod apply;
 mod copy_up;
+mod diff;
 mod export;
+mod extract;
 mod init_layer;
 mod metadata;
 mod pax;
+mod pieces;
 pub(crate) mod sparse;
 mod tap;
 mod tar_split;
@@ -39,7 +42,9 @@ use crate::writeback::Writeback;
 
 pub use apply::unpack;
 pub use copy_up::copy_up;
-pub use export::{export, export_directory, export_root};
+pub use diff::{Change, ChangeKind, diff};
+pub use export::{Copied, export, export_copy, export_directory, export_root};
+pub use extract::{Extraction, Owner, extract};
 pub(crate) use tap::MAX_HEADERS_SIZE;
 
 /// The unpacked layers of a store.

@@ -60,11 +60,15 @@ impl Tree {
             Mode::empty(),
         )
         .map_err(fs::at("open", root))?;
-        Ok(Self {
+        Ok(Self::of(root))
+    }
+
+    pub(super) fn of(root: OwnedFd) -> Self {
+        Self {
             root,
             parent: None,
             described: HashSet::new(),
-        })
+        }
     }
 
     /// Opens the directory that an entry goes into, creating missing directories.

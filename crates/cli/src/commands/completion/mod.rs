@@ -251,7 +251,8 @@ fn argument_of(path: &[&str], index: usize) -> Offer {
         }
         ([.., "unpause"], _) => Offer::Containers("paused"),
         (["container", "inspect"] | [.., "restart" | "rm" | "update" | "wait"], _)
-        | ([.., "export" | "logs" | "rename"], 0) => Offer::Containers(""),
+        | ([.., "diff" | "export" | "logs" | "rename"], 0) => Offer::Containers(""),
+        ([.., "cp"], _) => Offer::Files,
         _ => Offer::Nothing,
     }
 }

@@ -1,7 +1,9 @@
 //! The commands of containers, one file each.
 
 mod attach;
+mod cp;
 pub(crate) mod create;
+mod diff;
 mod exec;
 mod export;
 mod inspect;
@@ -74,6 +76,10 @@ pub(crate) enum ContainerCommand {
     Update(update::UpdateArgs),
     /// Export a container's filesystem as a tar archive
     Export(export::ExportArgs),
+    /// Copy files/folders between a container and the local filesystem
+    Cp(cp::CpArgs),
+    /// Inspect changes to files or directories on a container's filesystem
+    Diff(diff::DiffArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -121,6 +127,8 @@ pub(crate) async fn command(client: &Client, command: ContainerCommand) -> Outco
         ContainerCommand::Rename(args) => rename::rename(client, args).await,
         ContainerCommand::Update(args) => update::update(client, args).await,
         ContainerCommand::Export(args) => export::export(client, args).await,
+        ContainerCommand::Cp(args) => cp::cp(client, args).await,
+        ContainerCommand::Diff(args) => diff::diff(client, args).await,
     }
 }
 

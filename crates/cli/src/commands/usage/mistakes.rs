@@ -16,8 +16,6 @@ const NOT_YET: &[&str] = &[
     "commit",
     "compose",
     "config",
-    "cp",
-    "diff",
     "manifest",
     "node",
     "plugin",

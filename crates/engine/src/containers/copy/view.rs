@@ -1,0 +1,339 @@
+//! Views of containers' files: the root with the volumes, and with the tmpfs mounts of a running one, in
+//! no mount namespace.
+//!
+//! The view of a running container is a clone of its root mount. That of a stopped one is a mount of its
+//! layers, which all its copies share, because an upper layer may be mounted only once: a start waits for
+//! them for a short time, and then ends them. Also a view of an earlier run keeps the layers mounted.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use tokio::sync::{OwnedMutexGuard, watch};
+use whelk_runtime::spec::Mount;
+use whelk_runtime::{Rootfs, ViewMount, ViewRoot, view};
+use whelk_sys::overlay::{clone_root, clone_tmpfs};
+use whelk_sys::sync::IgnorePoison as _;
+use whelk_sys::{errno_text, fs};
+
+use super::super::{Container, Containers};
+use crate::error::{Error, Result};
+use crate::model::{ContainerRecord, Status};
+use crate::mounts::{MountPlan, Source};
+use crate::volumes::Hold;
+use crate::workload::blocking;
+
+/// How long a start or a removal waits for copies.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// The views of a container's files.
+#[derive(Debug)]
+pub(in crate::containers) struct Views {
+    /// Held while a view is opened, and while the container is started or removed.
+    gate: Arc<tokio::sync::Mutex<()>>,
+    /// The view of the container that does not run.
+    stopped: Mutex<Weak<View>>,
+    /// Number of views.
+    count: Arc<watch::Sender<usize>>,
+    /// Number of times that all views had to end.
+    ends: watch::Sender<u64>,
+}
+
+impl Default for Views {
+    fn default() -> Self {
+        Self {
+            gate: Arc::default(),
+            stopped: Mutex::default(),
+            count: Arc::new(watch::Sender::new(0)),
+            ends: watch::Sender::new(0),
+        }
+    }
+}
+
+impl Views {
+    /// Waits for the copies before a start, for [`PATIENCE`], and then ends them. No view is opened while
+    /// the result exists.
+    pub(in crate::containers) async fn close_for_start(&self) -> OwnedMutexGuard<()> {
+        let gate = self.gate.clone().lock_owned().await;
+        if !self.become_idle().await {
+            self.end().await;
+        }
+        gate
+    }
+
+    /// Ends all copies before a removal. No view is opened while the result exists.
+    pub(in crate::containers) async fn close(&self) -> OwnedMutexGuard<()> {
+        let gate = self.gate.clone().lock_owned().await;
+        self.end().await;
+        gate
+    }
+
+    async fn end(&self) {
+        if *self.count.borrow() > 0 {
+            self.ends.send_modify(|ends| *ends += 1);
+            // One that hangs in the kernel is left.
+            self.become_idle().await;
+        }
+    }
+
+    async fn become_idle(&self) -> bool {
+        let mut count = self.count.subscribe();
+        let idle = count.wait_for(|count| *count == 0);
+        tokio::time::timeout(PATIENCE, idle).await.is_ok()
+    }
+}
+
+/// A view of a container's files. Dropping it blocks.
+#[derive(Debug)]
+pub(in crate::containers) struct View {
+    root: OwnedFd,
+    /// Held as long as their mounts.
+    _volumes: Vec<Hold>,
+    is_of_run: bool,
+    ends: watch::Receiver<u64>,
+    _counted: Counted,
+}
+
+#[derive(Debug)]
+struct Counted(Arc<watch::Sender<usize>>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
+}
+
+impl View {
+    /// The root directory, in which all paths are to be resolved.
+    pub(in crate::containers) fn root(&self) -> &OwnedFd {
+        &self.root
+    }
+
+    /// Whether the container ran when the view was opened.
+    pub(in crate::containers) fn is_of_run(&self) -> bool {
+        self.is_of_run
+    }
+
+    /// Waits until the copy that uses this has to end.
+    pub(in crate::containers) fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut ends = self.ends.clone();
+        async move {
+            // An error: the container is gone.
+            let _ = ends.changed().await;
+        }
+    }
+
+    pub(in crate::containers) fn has_ended(&self) -> bool {
+        self.ends.has_changed().unwrap_or(true)
+    }
+}
+
+impl Containers {
+    /// Opens a view of a container's files.
+    ///
+    /// # Errors
+    /// Returns an error if there is no such container, or if its files cannot be mounted.
+    pub(in crate::containers) async fn open_view(
+        self: &Arc<Self>,
+        name: &str,
+    ) -> Result<Arc<View>> {
+        let container = self.find(name)?;
+        loop {
+            let mut exit = container.watch_exit();
+            let gate = container.views.gate.clone().lock_owned().await;
+            if container.progress.borrow().removed {
+                return Err(Error::no_such_container(name));
+            }
+            let (containers, target) = (self.clone(), container.clone());
+            let opened = blocking(move || {
+                let _gate = gate;
+                containers.open_view_now(&target)
+            });
+            if let Some(view) = opened.await? {
+                return Ok(view);
+            }
+            // Its process has ended, which is about to be recorded.
+            if tokio::time::timeout(PATIENCE, exit.exited()).await.is_err() {
+                return Err(Error::conflict(format!(
+                    "container {} is being stopped",
+                    container.id
+                )));
+            }
+        }
+    }
+
+    /// Returns `None` if the container's process has just ended. The caller holds the gate.
+    fn open_view_now(self: &Arc<Self>, container: &Arc<Container>) -> Result<Option<Arc<View>>> {
+        let record = container.record().clone();
+        let views = &container.views;
+        let counted = || {
+            views.count.send_modify(|count| *count += 1);
+            Counted(views.count.clone())
+        };
+        let ends = views.ends.subscribe();
+        if record.state.status.is_running() {
+            let counted = counted();
+            let Some(process) = process(record.state.pid, &record.id) else {
+                return Ok(None);
+            };
+            let Ok(root) = clone_root(process.as_fd()) else {
+                return Ok(None);
+            };
+            let (mounts, volumes) = self.view_mounts(&record, Some(&process))?;
+            let root = self.mounted(ViewRoot::Clone(root), mounts, &record)?;
+            return Ok(Some(Arc::new(View {
+                root,
+                _volumes: volumes,
+                is_of_run: true,
+                ends,
+                _counted: counted,
+            })));
+        }
+        if matches!(record.state.status, Status::Removing | Status::Dead) {
+            return Err(Error::conflict(format!(
+                "container {} is being removed",
+                record.id
+            )));
+        }
+        let mut stopped = views.stopped.lock().ignore_poison();
+        if let Some(view) = stopped.upgrade() {
+            return Ok(Some(view));
+        }
+        let counted = counted();
+        let directory = self.instance.container_dir(&record.id);
+        let Rootfs::Overlay(mut overlay) = self.rootfs(&record, &directory)? else {
+            return Err(Error::internal("a container's root is no overlay"));
+        };
+        // What is copied must be there after a crash, like the container.
+        overlay.volatile = false;
+        let (mounts, volumes) = self.view_mounts(&record, None)?;
+        let view = Arc::new(View {
+            root: self.mounted(ViewRoot::Overlay(overlay), mounts, &record)?,
+            _volumes: volumes,
+            is_of_run: false,
+            ends,
+            _counted: counted,
+        });
+        *stopped = Arc::downgrade(&view);
+        Ok(Some(view))
+    }
+
+    fn mounted(
+        &self,
+        root: ViewRoot,
+        mounts: Vec<ViewMount>,
+        record: &ContainerRecord,
+    ) -> Result<OwnedFd> {
+        let read_only = record.host.readonly_rootfs;
+        Ok(view(root, mounts, read_only, &self.instance.scratch())?)
+    }
+
+    /// Returns a container's mounts for a view, with what keeps its volumes. `process` is its process
+    /// if it runs.
+    fn view_mounts(
+        self: &Arc<Self>,
+        record: &ContainerRecord,
+        process: Option<&OwnedFd>,
+    ) -> Result<(Vec<ViewMount>, Vec<Hold>)> {
+        let mut volumes = Vec::new();
+        for volume in record.mounts.iter().filter_map(MountPlan::volume) {
+            volumes.push(self.volumes.hold(&volume.name)?);
+        }
+        let targets: Vec<&str> = record
+            .mounts
+            .iter()
+            .filter(|plan| plan.source == Source::Tmpfs)
+            .map(|plan| plan.target.as_str())
+            .collect();
+        let mut tmpfs = match process {
+            Some(process) if !targets.is_empty() => clone_tmpfs(process.as_fd(), &targets)
+                .map_err(|error| {
+                    Error::internal(format!(
+                        "clone the tmpfs mounts: {}",
+                        errno_text(&error.into())
+                    ))
+                })?,
+            _ => Vec::new(),
+        }
+        .into_iter();
+        let mut mounts = self.name_files(record);
+        let directory = self.instance.container_dir(&record.id);
+        for plan in &record.mounts {
+            let tree = if plan.source == Source::Tmpfs {
+                let Some(tree) = tmpfs.next().flatten() else {
+                    continue;
+                };
+                Some(tree)
+            } else {
+                None
+            };
+            let mount = if tree.is_some() {
+                bind(&plan.target, "", &[])
+            } else {
+                private(self.mount_of(plan, record, &directory)?)
+            };
+            mounts.push(ViewMount { mount, tree });
+        }
+        mounts.sort_by_key(|mount| crate::mounts::depth(&mount.mount.destination));
+        Ok((mounts, volumes))
+    }
+
+    /// Returns the mounts of the generated files for name resolution, if they exist.
+    fn name_files(&self, record: &ContainerRecord) -> Vec<ViewMount> {
+        let Ok(directory) = self.names_dir(record) else {
+            return Vec::new();
+        };
+        let is_replaced = |target: &str| record.mounts.iter().any(|plan| plan.target == target);
+        ["resolv.conf", "hostname", "hosts"]
+            .into_iter()
+            .map(|name| (format!("/etc/{name}"), directory.join(name)))
+            .filter(|(target, file)| !is_replaced(target) && fs::exists(file))
+            .map(|(target, file)| ViewMount {
+                mount: bind(&target, &file.to_string_lossy(), &[]),
+                tree: None,
+            })
+            .collect()
+    }
+}
+
+fn bind(target: &str, source: &str, options: &[&str]) -> Mount {
+    Mount {
+        destination: target.to_owned(),
+        kind: "bind".into(),
+        source: source.to_owned(),
+        options: ["bind", "rprivate"]
+            .iter()
+            .chain(options)
+            .map(|&word| word.to_owned())
+            .collect(),
+        ..Mount::default()
+    }
+}
+
+/// Replaces a mount's propagation: only the container's own mount is to take part in mounts of the host.
+fn private(mut mount: Mount) -> Mount {
+    const WORDS: [&str; 8] = [
+        "private",
+        "rprivate",
+        "shared",
+        "rshared",
+        "slave",
+        "rslave",
+        "unbindable",
+        "runbindable",
+    ];
+    mount.options.retain(|word| !WORDS.contains(&word.as_str()));
+    mount.options.push("rprivate".into());
+    mount
+}
+
+/// Returns a descriptor of a container's process, or `None` if it has ended.
+pub(in crate::containers) fn process(pid: i32, container: &str) -> Option<OwnedFd> {
+    let process = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+    // The pid may have been reused before the descriptor was opened. If the cgroup is the
+    // container's afterwards, the descriptor refers to its process; if that ends later, entering
+    // its namespace fails.
+    let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    cgroup.contains(container).then_some(process)
+}
