@@ -474,6 +474,43 @@ fn load_fails() {
     assert!(swallowed <= TEMPORARY_DIRECTORIES, "{swallowed}");
 }
 
+/// A container with a layer of its own, which a commit pauses.
+const COMMITTED: &str = "run -d --name one --network none -w /made busybox sleep 300";
+
+#[test]
+fn commit_is_killed() {
+    let case = Case::new();
+    let engine = case.engine();
+    let cli = engine.cli(Program::Whelk);
+    let count = |directory: &str| fs::read_dir(engine.root().join(directory)).unwrap().count();
+    let counts = || (count("layers"), count("blobs/sha256"));
+    let before = counts();
+    case.at_every_step_of(
+        &engine,
+        &[words(COMMITTED)],
+        &words("commit one made"),
+        || {
+            if !cli.run(&["images", "-q", "made"]).ok().is_empty() {
+                cli.run(&["rmi", "made"]).ok();
+            }
+            eventually("what was committed to be removed", || {
+                (counts() == before).then_some(())
+            });
+        },
+    );
+}
+
+#[test]
+fn commit_fails() {
+    let swallowed = Case::new().fails_at_every_step(
+        &[words(COMMITTED)],
+        &words("commit one made"),
+        &[words("rmi made")],
+    );
+    // Temporary directories, and the records of the pause and its end.
+    assert!(swallowed <= TEMPORARY_DIRECTORIES + 2, "{swallowed}");
+}
+
 #[test]
 fn network_connect_that_publishes_a_port_fails() {
     let case = Case::new();

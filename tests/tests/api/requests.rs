@@ -387,7 +387,6 @@ fn unsupported_settings_are_rejected_by_name() {
             "GET /images/nosuch/attestations".to_owned(),
             (404, "No such image: nosuch:latest"),
         ),
-        ("POST /commit?container=made".to_owned(), missing),
         ("POST /containers/made/checkpoints".to_owned(), missing),
         ("DELETE /containers/made/checkpoints/c".to_owned(), missing),
     ];

@@ -7,12 +7,12 @@ use axum::response::{IntoResponse, Response};
 use futures_util::{Stream, StreamExt};
 use whelk_api_types::{
     ContainerConfig, ContainerCreateResponse, ContainerPruneResponse, ContainerSummary,
-    ContainerTopResponse, ContainerUpdateResponse, ContainerWaitResponse, HostConfig,
+    ContainerTopResponse, ContainerUpdateResponse, ContainerWaitResponse, HostConfig, IdResponse,
     NetworkingConfig, UpdateConfig,
 };
 use whelk_engine::containers::{
-    AttachRequest, Containers, CreateRequest, FILTERS, ListRequest, LogChunk, LogsRequest,
-    RemoveRequest, WaitCondition,
+    AttachRequest, CommitRequest, Containers, CreateRequest, FILTERS, ListRequest, LogChunk,
+    LogsRequest, RemoveRequest, WaitCondition,
 };
 use whelk_engine::events::now;
 use whelk_engine::images::Images;
@@ -499,6 +499,37 @@ pub(super) async fn export(
     let exported = super::blocking(move || containers.exported(&id)).await?;
     let body = stream::written(move |output| exported.write(output));
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], body).into_response())
+}
+
+impl RequestBody for ContainerConfig {
+    const GO_TYPE: &'static str = "container.CreateRequest";
+}
+
+/// Creates an image from a container.
+pub(super) async fn commit(
+    State(containers): Service<Containers>,
+    params: Params,
+    Json(config): Json<ContainerConfig>,
+) -> ApiResult {
+    let container = params.text("container");
+    if container.is_empty() {
+        return Err(ApiError::invalid("invalid name or ID supplied: \"\""));
+    }
+    let request = CommitRequest {
+        name: super::images::new_tag(&params)?,
+        author: params.text("author").to_owned(),
+        comment: params.text("comment").to_owned(),
+        changes: params.all("changes").map(str::to_owned).collect(),
+        pause: params.flag_or("pause", true),
+        config: (config != ContainerConfig::default())
+            .then(|| config.parse())
+            .transpose()?,
+    };
+    let id = containers.commit(container, request).await?;
+    Ok(json_response(
+        StatusCode::CREATED,
+        &IdResponse { id: id.to_string() },
+    ))
 }
 
 /// Routes of a container that is referred to by a link's alias (`LINKER/ALIAS`).

@@ -374,7 +374,7 @@ async fn pull(images: Arc<Images>, durability: Durability, request: PullRequest)
 }
 
 /// Returns the reference given by `repo` and `tag`; `None` if `repo` is empty.
-fn new_tag(params: &Params) -> ApiResult<Option<Reference>> {
+pub(super) fn new_tag(params: &Params) -> ApiResult<Option<Reference>> {
     let (repository, tag) = (params.text("repo"), params.text("tag"));
     if repository.is_empty() {
         return Ok(None);

@@ -97,6 +97,7 @@ pub(crate) fn router(engine: Arc<Engine>) -> Router {
         .route("/containers/{id}/wait", post(containers::wait))
         .route("/containers/{id}/attach", post(containers::attach))
         .route("/containers/{id}", delete(containers::delete))
+        .route("/commit", post(containers::commit))
         .route(
             "/containers/{linker}/{alias}",
             delete(containers::delete_linked),

@@ -24,7 +24,6 @@ pub(super) fn routes() -> Router<Services> {
             "/containers/{id}/checkpoints/{checkpoint}",
             delete(checkpoints),
         )
-        .route("/commit", post(commit))
         .route("/build", post(build))
         .route("/build/cancel", post(build))
         .route("/session", post(build))
@@ -83,17 +82,6 @@ async fn websocket(State(containers): Service<Containers>, Path(id): Path<String
 
 async fn checkpoints() -> ApiResult {
     unsupported("checkpoints")
-}
-
-async fn commit(
-    State(containers): Service<Containers>,
-    params: crate::extract::Params,
-) -> ApiResult {
-    unsupported_for(
-        &containers,
-        params.text("container"),
-        "creating images from containers",
-    )
 }
 
 async fn build() -> ApiResult {

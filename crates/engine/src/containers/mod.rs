@@ -13,6 +13,7 @@
 
 mod attach;
 mod audit;
+mod commit;
 mod copy;
 mod create;
 mod devices;
@@ -59,6 +60,7 @@ use whelk_shim::protocol::{Attach, Reply, Request};
 
 pub use attach::{AttachRequest, Attached};
 pub(crate) use audit::audit;
+pub use commit::CommitRequest;
 pub use copy::{ArchivedPath, ExtractRequest, ExtractTarget, PathStat};
 pub use create::{CreateRequest, Created};
 pub use diff::{Change, ChangeKind};

@@ -1,6 +1,7 @@
 //! Images and their names.
 
 mod budget;
+mod commit;
 mod distribution;
 mod garbage;
 mod image;
@@ -33,6 +34,7 @@ use crate::events::Events;
 use crate::instance::RegistrySettings;
 use crate::store::RecordStore;
 
+pub use commit::NewImage;
 pub use distribution::Distribution;
 pub use image::Image;
 use index::{Index, choose};

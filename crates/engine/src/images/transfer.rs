@@ -107,7 +107,7 @@ impl Images {
     /// digests in registries, and without `tagged_at` the time of its last tag. A name that stands for
     /// the same index already keeps its default image, if that suits this host better. Returns the names
     /// taken from other images.
-    fn record(
+    pub(super) fn record(
         &self,
         loaded: &Loaded,
         tagged_at: Option<i64>,
@@ -192,7 +192,7 @@ impl Images {
 
     /// Runs `work`, which adds layers under the lease, and then images that use them. Afterwards unused
     /// layers are removed.
-    fn with_lease<T>(&self, work: impl FnOnce(&Lease) -> Result<T>) -> Result<T> {
+    pub(super) fn with_lease<T>(&self, work: impl FnOnce(&Lease) -> Result<T>) -> Result<T> {
         let lease = self.files.leases.take();
         let outcome = work(&lease);
         drop(lease);

@@ -32,8 +32,8 @@ use crate::error::{Error, Result, io};
 
 /// Size in bytes from which a file is written to disk while the next ones are unpacked.
 const LARGE: u64 = 4 << 20;
-const WHITEOUT: &[u8] = b".wh.";
-const OPAQUE: &[u8] = b".wh..wh..opq";
+pub(super) const WHITEOUT: &[u8] = b".wh.";
+pub(super) const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Other metadata of AUFS, where the whiteout convention comes from.
 const AUFS: &[u8] = b".wh..wh.";
 

@@ -16,9 +16,10 @@ use rustix::io::Errno;
 use tar::{EntryType, Header};
 use whelk_sys::fs;
 
+use super::apply::{OPAQUE, WHITEOUT};
 use super::pax;
 use super::pieces::Pieces;
-use crate::error::{Result, io};
+use crate::error::{Error, Result, io};
 
 /// Writes all files of the layers `lower` (topmost first) to `output`.
 pub fn export(lower: &[PathBuf], output: impl Write) -> Result<()> {
@@ -41,6 +42,17 @@ pub fn export_directory(directory: &Path, output: impl Write) -> Result<()> {
     let root = open_directory(fs::open(directory)?)?;
     let mut export = Export::new(Part::Volume, writer(output));
     export.top(root, Path::new("."))?;
+    export.finish()
+}
+
+/// Writes the changes in `upper`, an overlay's upper directory, as a layer. `send` gets the archive in
+/// pieces.
+pub(super) fn export_layer(
+    upper: &Path,
+    send: impl FnMut(Vec<u8>) -> io::Result<()>,
+) -> Result<()> {
+    let mut export = Export::new(Part::Layer, send);
+    export.tree(open_directory(fs::open(upper)?)?, Path::new(""))?;
     export.finish()
 }
 
@@ -152,6 +164,8 @@ enum Part {
     Volume,
     /// What `docker cp` copies.
     Copy,
+    /// A writable layer: whiteouts and opaque directories in the form of archives.
+    Layer,
 }
 
 struct Export<F: FnMut(Vec<u8>) -> io::Result<()>> {
@@ -227,9 +241,15 @@ impl<F: FnMut(Vec<u8>) -> io::Result<()>> Export<F> {
         let kind = FileType::from_raw_mode(stat.st_mode);
         // Sockets are useless without their listener. A whiteout is visible only if no lower layer
         // has the name.
-        if kind == FileType::Socket
-            || self.part != Part::Volume && kind == FileType::CharacterDevice && stat.st_rdev == 0
-        {
+        let is_whiteout = kind == FileType::CharacterDevice && stat.st_rdev == 0;
+        if is_whiteout && self.part == Part::Layer {
+            self.mark(
+                path.parent().unwrap_or(Path::new("")),
+                [WHITEOUT, name.as_bytes()].concat(),
+            )?;
+            return Ok(None);
+        }
+        if kind == FileType::Socket || self.part != Part::Volume && is_whiteout {
             return Ok(None);
         }
         if !kind.is_dir()
@@ -268,6 +288,9 @@ impl<F: FnMut(Vec<u8>) -> io::Result<()>> Export<F> {
                 self.archive
                     .header(&mut header, &directory_name(path), b"")
                     .map_err(failed)?;
+                if self.part == Part::Layer && has_attribute(&directory, "trusted.overlay.opaque") {
+                    self.mark(path, OPAQUE.to_vec())?;
+                }
                 return Ok(Some(directory));
             }
             FileType::RegularFile => {
@@ -305,6 +328,21 @@ impl<F: FnMut(Vec<u8>) -> io::Result<()>> Export<F> {
         Ok(None)
     }
 
+    /// Writes an empty file that marks something in a directory of a layer.
+    fn mark(&mut self, directory: &Path, name: Vec<u8>) -> Result<()> {
+        let mut header = Header::new_gnu();
+        header.set_entry_type(EntryType::Regular);
+        header.set_mode(0);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.set_size(0);
+        let path = directory.join(OsString::from_vec(name));
+        self.archive
+            .header(&mut header, path.as_os_str().as_bytes(), b"")
+            .map_err(io(format!("export {}", path.display())))
+    }
+
     /// Writes a pax header with the extended attributes and the mtime with nanoseconds, if there
     /// are any.
     fn extensions(&mut self, stat: &Stat, fd: impl AsFd) -> Result<()> {
@@ -334,8 +372,23 @@ impl<F: FnMut(Vec<u8>) -> io::Result<()>> Export<F> {
             .split(|&byte| byte == 0)
             .filter(|name| !name.is_empty())
         {
-            if self.part == Part::Root && name.starts_with(b"trusted.overlay.") {
+            let is_mark = name.starts_with(b"trusted.overlay.");
+            if self.part == Part::Root && is_mark {
                 continue;
+            }
+            if self.part == Part::Layer {
+                // The content is in another layer, which the archive cannot refer to.
+                if matches!(
+                    name,
+                    b"trusted.overlay.redirect" | b"trusted.overlay.metacopy"
+                ) {
+                    return Err(Error::invalid(
+                        "the layer depends on overlayfs' redirect_dir or metacopy, which is not supported: switch it off in /sys/module/overlay/parameters",
+                    ));
+                }
+                if is_mark || name.starts_with(b"user.overlay.") {
+                    continue;
+                }
             }
             let mut value = vec![0u8; 64 << 10];
             if let (Ok(text), Ok(length)) = (
@@ -366,6 +419,10 @@ impl<F: FnMut(Vec<u8>) -> io::Result<()>> Export<F> {
             .and_then(|()| self.archive.pad(content.len() as u64))
             .map_err(io("write archive"))
     }
+}
+
+fn has_attribute(directory: &OwnedFd, name: &str) -> bool {
+    rustix::fs::fgetxattr(directory, name, &mut [0u8; 8][..]).is_ok_and(|length| length > 0)
 }
 
 /// Returns a directory's name in an archive, which ends with a slash.

@@ -29,7 +29,7 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use whelk_sys::fs;
+use whelk_sys::{Scratch, fs};
 
 use crate::ahead::read_ahead;
 use crate::compression;
@@ -129,6 +129,54 @@ impl Snapshots {
                 applied.diff_id
             )));
         }
+        self.keep(lease, &scratch, applied)
+    }
+
+    /// Stores the changes in `upper`, an overlay's upper directory, as a layer, and holds it in `lease`.
+    ///
+    /// # Errors
+    /// Returns an error if a file cannot be read, or if the layer cannot be stored.
+    pub fn commit(&self, lease: &Lease, upper: &Path) -> Result<Layer> {
+        /// Pieces that wait. This bounds the memory of one layer.
+        const WAITING: usize = 4;
+        let scratch = self.staging.scratch()?;
+        let applied = std::thread::scope(|scope| {
+            let (sender, receiver) = std::sync::mpsc::sync_channel(WAITING);
+            let exported = scope.spawn(move || {
+                let sent = |piece| {
+                    sender
+                        .send(piece)
+                        .map_err(|_| std::io::ErrorKind::BrokenPipe.into())
+                };
+                export::export_layer(upper, sent)
+            });
+            let mut pieces = Pieces {
+                receiver,
+                piece: Vec::new(),
+                at: 0,
+            };
+            let applied = apply::apply(&mut pieces, scratch.path());
+            // Ends the thread, if it is not at its end.
+            drop(pieces);
+            let exported = exported
+                .join()
+                .unwrap_or_else(|_| Err(Error::invalid("reading the layer has panicked")));
+            match (applied, exported) {
+                // The other one's error follows from this.
+                (Err(error), Err(Error::Io { source, .. }))
+                    if source.kind() == std::io::ErrorKind::BrokenPipe =>
+                {
+                    Err(error)
+                }
+                (_, Err(error)) | (Err(error), Ok(())) => Err(error),
+                (Ok(applied), Ok(())) => Ok(applied),
+            }
+        })?;
+        self.keep(lease, &scratch, applied)
+    }
+
+    /// Moves a layer that was unpacked in `scratch` into the store.
+    fn keep(&self, lease: &Lease, scratch: &Scratch, applied: Layer) -> Result<Layer> {
         fs::write(scratch.path().join("size"), applied.size.to_string())?;
         lease.hold(&applied.diff_id);
         // The layer's own directory has mode 0700, so that only root reaches the files in it
@@ -236,6 +284,28 @@ fn boot() -> Result<String> {
 
 /// The name of the file with digest and size of a layer's compressed blob.
 const COMPRESSED: &str = "gzip";
+
+/// Reads an archive from the thread that writes it.
+struct Pieces {
+    receiver: std::sync::mpsc::Receiver<Vec<u8>>,
+    piece: Vec<u8>,
+    at: usize,
+}
+
+impl Read for Pieces {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        while self.at == self.piece.len() {
+            match self.receiver.recv() {
+                Ok(piece) => (self.piece, self.at) = (piece, 0),
+                Err(_) => return Ok(0),
+            }
+        }
+        let count = buffer.len().min(self.piece.len() - self.at);
+        buffer[..count].copy_from_slice(&self.piece[self.at..self.at + count]);
+        self.at += count;
+        Ok(count)
+    }
+}
 
 /// A writer that reports the number of bytes written.
 struct Counting<'a> {

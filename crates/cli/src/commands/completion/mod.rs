@@ -251,7 +251,7 @@ fn argument_of(path: &[&str], index: usize) -> Offer {
         }
         ([.., "unpause"], _) => Offer::Containers("paused"),
         (["container", "inspect"] | [.., "restart" | "rm" | "update" | "wait"], _)
-        | ([.., "diff" | "export" | "logs" | "rename"], 0) => Offer::Containers(""),
+        | ([.., "commit" | "diff" | "export" | "logs" | "rename"], 0) => Offer::Containers(""),
         ([.., "cp"], _) => Offer::Files,
         _ => Offer::Nothing,
     }

@@ -1,6 +1,7 @@
 //! The commands of containers, one file each.
 
 mod attach;
+mod commit;
 mod cp;
 pub(crate) mod create;
 mod diff;
@@ -78,6 +79,8 @@ pub(crate) enum ContainerCommand {
     Export(export::ExportArgs),
     /// Copy files/folders between a container and the local filesystem
     Cp(cp::CpArgs),
+    /// Create a new image from a container's changes
+    Commit(commit::CommitArgs),
     /// Inspect changes to files or directories on a container's filesystem
     Diff(diff::DiffArgs),
 }
@@ -127,6 +130,7 @@ pub(crate) async fn command(client: &Client, command: ContainerCommand) -> Outco
         ContainerCommand::Rename(args) => rename::rename(client, args).await,
         ContainerCommand::Update(args) => update::update(client, args).await,
         ContainerCommand::Export(args) => export::export(client, args).await,
+        ContainerCommand::Commit(args) => commit::commit(client, args).await,
         ContainerCommand::Cp(args) => cp::cp(client, args).await,
         ContainerCommand::Diff(args) => diff::diff(client, args).await,
     }

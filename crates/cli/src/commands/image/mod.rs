@@ -14,6 +14,8 @@ mod save;
 mod tag;
 mod tree;
 
+pub(crate) use tag::is_about_grammar;
+
 use clap::Subcommand;
 
 use crate::Outcome;

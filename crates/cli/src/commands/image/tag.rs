@@ -36,7 +36,7 @@ pub(crate) async fn tag(client: &Client, args: TagArgs) -> Outcome {
 }
 
 /// Returns whether the engine rejected a reference's syntax, which Docker's CLI validates itself.
-pub(super) fn is_about_grammar(error: &ApiError) -> bool {
+pub(crate) fn is_about_grammar(error: &ApiError) -> bool {
     error.status == hyper::StatusCode::BAD_REQUEST
         && (error.message.starts_with("invalid reference format")
             || error.message.starts_with("invalid repository name"))

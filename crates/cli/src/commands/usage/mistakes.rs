@@ -13,7 +13,6 @@ const NOT_YET: &[&str] = &[
     "build",
     "builder",
     "buildx",
-    "commit",
     "compose",
     "config",
     "manifest",

@@ -1,0 +1,221 @@
+//! Images from the changes of containers, as recorded with Docker 28.5.2.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
+#![allow(
+    clippy::too_many_lines,
+    reason = "a case is one story, read from top to bottom"
+)]
+
+use serde_json::{Value, json};
+use whelk_tests::{Cli, Engine, Program};
+
+fn image(engine: &Engine, name: &str) -> Value {
+    engine.get(&format!("/images/{name}/json"))
+}
+
+#[track_caller]
+fn commit(cli: Cli<'_>, args: &[&str]) -> String {
+    let id = cli.run(&[&["commit"], args].concat()).ok();
+    assert!(id.starts_with("sha256:"), "{id}");
+    id
+}
+
+#[test]
+fn changes_become_a_layer() {
+    let engine = Engine::start();
+    engine.both(|cli| {
+        let script = "echo hi > /f; ln /f /g; rm /etc/passwd; rm -rf /var/www; rm -rf /home; mkdir -m 700 /home; echo q > /home/x; mkfifo /ff; chown 5:6 /g; chmod 4755 /f; echo z > /vol/x; ln -s f /l; echo ready; sleep 600";
+        cli.up("box", &["-v", "/vol"], &["sh", "-c", script]);
+        engine.await_log("box", "ready");
+        let id = commit(cli, &["-a", "me <me@example.org>", "-m", "what for", "box", "made:one"]);
+        assert_eq!(engine.state("box"), "running");
+        let look = "cd /; stat -c '%N %a %u %g %h' f g ff l home home/x; cat f; ls -A vol home; ls etc/passwd var/www 2>/dev/null | wc -l";
+        let expected = "f 4755 5 6 2\ng 4755 5 6 2\nff 644 0 0 1\nl -> f 777 0 0 1\nhome 700 0 0 1\nhome/x 644 0 0 1\nhi\nhome:\nx\n\nvol:\n0";
+        let shown = cli.once("made:one", &["sh", "-c", look]).ok();
+        let shown = shown.replace('\'', "").replace("home 700 0 0 2", "home 700 0 0 1");
+        let sorted = |text: &str| {
+            let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+            lines.sort();
+            lines
+        };
+        assert_eq!(sorted(&shown), sorted(expected));
+        let made = image(&engine, "made:one");
+        assert_eq!(
+            (&made["Id"], &made["Author"], &made["Comment"]),
+            (&json!(id), &json!("me <me@example.org>"), &json!("what for"))
+        );
+        let layers = |name: &str| image(&engine, name)["RootFS"]["Layers"].as_array().unwrap().clone();
+        let (below, all) = (layers("busybox"), layers("made:one"));
+        assert_eq!((all.len(), &all[..below.len()]), (below.len() + 1, &below[..]));
+        let history = cli.run(&["history", "--no-trunc", "--format", "{{.CreatedBy}}|{{.Comment}}", "made:one"]).ok();
+        assert_eq!(history.lines().next().unwrap(), format!("sh -c {script}|what for"));
+        // A stopped one, and one without changes.
+        cli.run(&["kill", "box"]).ok();
+        engine.await_state("box", "exited");
+        let second = commit(cli, &["box"]);
+        assert_eq!(layers(&second), all);
+        cli.run(&["create", "--name", "new", "busybox"]).ok();
+        let third = commit(cli, &["new"]);
+        assert_eq!(layers(&third), below);
+        cli.run(&["rm", "-v", "box", "new"]).ok();
+        for id in [id, second, third] {
+            cli.run(&["rmi", "-f", &id]).ok();
+        }
+        assert_eq!(std::fs::read_dir(engine.root().join("layers")).unwrap().count(), below.len());
+    });
+}
+
+#[test]
+fn instructions_change_the_configuration() {
+    let engine = Engine::start();
+    let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    engine.both(|cli| {
+        cli.run(&[
+            "create",
+            "--name",
+            "box",
+            "-e",
+            "A=1",
+            "-l",
+            "l=1",
+            "--expose",
+            "80",
+            "--entrypoint",
+            "/bin/sh",
+            "-v",
+            "/cv",
+            "-w",
+            "/w",
+            "--user",
+            "5",
+            "busybox",
+            "-c",
+            "echo hi",
+        ])
+        .ok();
+        let check = |changes: &[&str], expected: &[(&str, Value)]| {
+            let flags: Vec<&str> = changes.iter().flat_map(|change| ["-c", *change]).collect();
+            commit(cli, &[&flags[..], &["box", "made"]].concat());
+            let config = image(&engine, "made")["Config"].clone();
+            for (key, value) in expected {
+                assert_eq!(&config[key], value, "{changes:?} {key}: {config}");
+            }
+        };
+        check(
+            &[],
+            &[
+                ("User", json!("5")),
+                ("ExposedPorts", json!({"80/tcp": {}})),
+                ("Env", json!(["A=1", path])),
+                ("Entrypoint", json!(["/bin/sh"])),
+                ("Cmd", json!(["-c", "echo hi"])),
+                ("Volumes", json!({"/cv": {}})),
+                ("WorkingDir", json!("/w")),
+                ("Labels", json!({"l": "1"})),
+            ],
+        );
+        check(
+            &[
+                "CMD [\"a\",\"b\"]",
+                "ENV B=2 C=3",
+                "EXPOSE 8080/udp",
+                "LABEL x=y z=\"a b\"",
+                "ONBUILD RUN foo",
+                "USER joe",
+                "VOLUME /vv",
+                "WORKDIR rel",
+                "STOPSIGNAL SIGUSR1",
+                "HEALTHCHECK --interval=5s CMD true",
+                "ENTRYPOINT echo x",
+            ],
+            &[
+                ("User", json!("joe")),
+                ("ExposedPorts", json!({"80/tcp": {}, "8080/udp": {}})),
+                ("Env", json!(["A=1", path, "B=2", "C=3"])),
+                ("Entrypoint", json!(["/bin/sh", "-c", "echo x"])),
+                ("Cmd", json!(["a", "b"])),
+                ("Volumes", json!({"/cv": {}, "/vv": {}})),
+                ("WorkingDir", json!("/w/rel")),
+                ("Labels", json!({"l": "1", "x": "y", "z": "a b"})),
+                ("StopSignal", json!("SIGUSR1")),
+                ("OnBuild", json!(["RUN foo"])),
+                (
+                    "Healthcheck",
+                    json!({"Test": ["CMD-SHELL", "true"], "Interval": 5_000_000_000_i64}),
+                ),
+            ],
+        );
+        check(
+            &["CMD x y"],
+            &[
+                ("Entrypoint", json!(["/bin/sh"])),
+                ("Cmd", json!(["/bin/sh", "-c", "x y"])),
+            ],
+        );
+        check(
+            &["ENV A=9", "LABEL l=2", "ENV D=$A"],
+            &[
+                ("Env", json!(["A=9", path, "D=9"])),
+                ("Labels", json!({"l": "2"})),
+            ],
+        );
+        for (change, text) in [
+            ("RUN x", "RUN is not a valid change command"),
+            ("FROM x", "FROM is not a valid change command"),
+            ("bogus x", "bogus is not a valid change command"),
+            ("ENV", "ENV requires at least one argument"),
+            ("EXPOSE abc", "containerPort: abc"),
+            ("ONBUILD FROM x", "FROM isn't allowed as an ONBUILD trigger"),
+            ("", "file with no instructions"),
+            ("WORKDIR", "WORKDIR requires exactly one argument"),
+        ] {
+            cli.run(&["commit", "-c", change, "box"]).refuses(1, text);
+        }
+        cli.run(&["commit", "nosuch", "x"])
+            .refuses(1, "No such container: nosuch");
+        cli.run(&["commit", "box", "BAD/Upper"]).refuses(
+            1,
+            "invalid reference format: repository name (Upper) must be lowercase",
+        );
+        cli.run(&["commit", "box", "sha256:aa"]).refuses(
+            1,
+            "refusing to create an ambiguous tag using digest algorithm as name",
+        );
+        cli.run(&["commit"])
+            .refuses(1, "requires at least 1 and at most 2 arguments");
+    });
+}
+
+#[test]
+fn the_container_is_paused_meanwhile() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    cli.up("box", &[], &["sleep", "600"]);
+    let mut events = engine.events("");
+    commit(cli, &["box", "made:run"]);
+    assert_eq!(
+        events.until("commit"),
+        [
+            "container pause",
+            "image create",
+            "image tag",
+            "container commit"
+        ]
+    );
+    commit(cli, &["--pause=false", "box"]);
+    assert_eq!(
+        events.until("commit"),
+        ["container unpause", "image create", "container commit"]
+    );
+    assert_eq!(engine.state("box"), "running");
+    for (path, status, text) in [
+        ("/commit?container=nosuch", 404, "No such container: nosuch"),
+        ("/commit", 400, "invalid name or ID supplied: \"\""),
+    ] {
+        let (found, answer) = engine.api("POST", path, None);
+        assert_eq!((found, answer["message"].as_str()), (status, Some(text)));
+    }
+}
