@@ -57,8 +57,8 @@ pub(super) async fn list(
         None
     };
     let manifests = version::image_list_takes_manifests(version) && params.flag("manifests");
-    let summaries: Vec<ImageSummary> = images
-        .list(&filters, manifests)?
+    let listed = super::blocking(move || images.list(&filters, manifests)).await?;
+    let summaries: Vec<ImageSummary> = listed
         .iter()
         .map(|listed| {
             let id = &listed.image.id;

@@ -71,7 +71,7 @@ pub(crate) fn loaded(image: &Loaded, renamed: &[Renamed]) -> Vec<StreamMessage> 
     if image.names.is_empty() {
         say(format!("Loaded image ID: {}\n", image.id));
     }
-    for name in image.names.iter().map(Reference::familiar) {
+    for name in image.names.iter().map(|named| named.name.familiar()) {
         if let Some(renamed) = renamed.iter().find(|renamed| renamed.name == name) {
             let old = &renamed.old;
             say(format!(

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use whelk_image::archive::{Loaded, Origin};
+use whelk_image::archive::{Loaded, Named, Origin};
 use whelk_image::config::{ContainerConfig, History, ImageConfig, RootFs};
 use whelk_image::{Digest, Platform, Reference};
 
@@ -77,13 +77,18 @@ impl Images {
                 id: id.clone(),
                 origin: Origin::default(),
                 config,
-                names: new.name.into_iter().collect(),
+                other_manifests: Vec::new(),
+                names: new
+                    .name
+                    .into_iter()
+                    .map(|name| Named { name, index: None })
+                    .collect(),
                 size,
             };
             self.record(&loaded, loaded.names.first().map(|_| now()), None)?;
             self.publish("create", &id, id.to_string());
-            for name in &loaded.names {
-                self.publish("tag", &id, name.familiar());
+            for named in &loaded.names {
+                self.publish("tag", &id, named.name.familiar());
             }
             Ok(id)
         })

@@ -35,9 +35,10 @@ impl Images {
                 blobs: images
                     .clone()
                     .flat_map(|image| {
-                        let documents = image.origin.manifest.iter().chain(image.indexes());
+                        let documents = image.manifests().chain(&image.origin.index);
                         documents.chain([&image.id])
                     })
+                    .chain(index.tags.values().filter_map(|tag| tag.index.as_ref()))
                     .cloned()
                     .collect(),
                 layers: images

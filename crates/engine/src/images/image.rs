@@ -16,9 +16,6 @@ pub struct Image {
     pub origin: Origin,
     /// Further manifests by which indexes list it: other blobs of the same content.
     pub other_manifests: Vec<Digest>,
-    /// The index that each of its tags stands for, by full name. A tag without one stands for that of
-    /// the origin.
-    pub tag_indexes: BTreeMap<String, Digest>,
     /// Names with the digest of the manifest or index that a registry has for the image.
     pub repo_digests: Vec<Reference>,
     /// Size of the file contents in all layers, in bytes.
@@ -28,7 +25,16 @@ pub struct Image {
 }
 
 impl ImageRecord {
-    pub(super) fn of(image: &Image) -> Self {
+    /// Returns the record of an image with its tags (full names), and the index that each stands for.
+    pub(super) fn of<'a>(
+        image: &Image,
+        tags: impl IntoIterator<Item = (&'a String, &'a Option<Digest>)>,
+    ) -> Self {
+        let others = tags
+            .into_iter()
+            .map(|(name, index)| (name.clone(), index.clone()));
+        let others: BTreeMap<String, Option<Digest>> = others.collect();
+        let origin = &image.origin.index;
         Self {
             id: image.id.clone(),
             size: image.size,
@@ -36,13 +42,22 @@ impl ImageRecord {
             manifest: image.origin.manifest.clone(),
             index: image.origin.index.clone(),
             other_manifests: image.other_manifests.clone(),
-            tag_indexes: image.tag_indexes.clone(),
+            tag_indexes: others
+                .into_iter()
+                .filter(|(_, index)| index != origin)
+                .collect(),
             repo_digests: image
                 .repo_digests
                 .iter()
                 .map(Reference::to_string)
                 .collect(),
         }
+    }
+
+    /// Returns the index that a tag of the image (a full name) stands for.
+    pub(super) fn index_of(&self, tag: &str) -> Option<Digest> {
+        let own = self.tag_indexes.get(tag);
+        own.cloned().unwrap_or_else(|| self.index.clone())
     }
 
     pub(super) fn image(self, config: ImageConfig) -> Image {
@@ -56,7 +71,6 @@ impl ImageRecord {
                 index: self.index,
             },
             other_manifests: self.other_manifests,
-            tag_indexes: self.tag_indexes,
             size: self.size,
             tagged_at: self.tagged_at,
         }
@@ -69,24 +83,11 @@ impl Image {
         self.origin.manifest.iter().chain(&self.other_manifests)
     }
 
-    /// Returns the indexes that it has come with and its tags stand for.
-    pub(super) fn indexes(&self) -> impl Iterator<Item = &Digest> {
-        self.origin.index.iter().chain(self.tag_indexes.values())
-    }
-
     /// Keeps only those of its further manifests that are in use.
     pub(super) fn keep_manifests(&mut self, is_used: impl Fn(&Digest) -> bool) {
         let mut seen: BTreeSet<Digest> = self.origin.manifest.iter().cloned().collect();
         self.other_manifests
             .retain(|manifest| is_used(manifest) && seen.insert(manifest.clone()));
-    }
-
-    /// Sets the index that a tag of it (a full name) stands for.
-    pub(super) fn set_index(&mut self, tag: &str, index: Option<Digest>) {
-        match index {
-            Some(index) => self.tag_indexes.insert(tag.to_owned(), index),
-            None => self.tag_indexes.remove(tag),
-        };
     }
 }
 
@@ -101,6 +102,7 @@ mod tests {
         let old = format!(r#"{{"id":"{id}","size":5,"tagged_at":7}}"#);
         let record: ImageRecord = decode(old.as_bytes()).unwrap();
         assert_eq!(encode(&record).unwrap(), old);
+        assert_eq!(record.index_of("a:1"), None);
         let image = record.image(ImageConfig::default());
         assert_eq!((image.id, image.size, image.tagged_at), (id, 5, 7));
         assert_eq!(
@@ -120,7 +122,6 @@ mod tests {
                 index: Some(Digest::of(b"index")),
             },
             other_manifests: vec![Digest::of(b"others")],
-            tag_indexes: [("docker.io/library/a:1".to_owned(), Digest::of(b"other"))].into(),
             repo_digests: vec![
                 format!("docker.io/library/busybox@{digest}")
                     .parse()
@@ -129,8 +130,21 @@ mod tests {
             size: 5,
             tagged_at: 7,
         };
-        let text = encode(&ImageRecord::of(&image)).unwrap();
+        let other = Some(Digest::of(b"other"));
+        let indexes = [
+            ("a:1", &other),
+            ("a:2", &None),
+            ("a:3", &image.origin.index),
+        ];
+        let tags = indexes.map(|(name, index)| (name.to_owned(), index));
+        let tags = tags.iter().map(|(name, index)| (name, *index));
+        let text = encode(&ImageRecord::of(&image, tags)).unwrap();
         let record: ImageRecord = decode(text.as_bytes()).unwrap();
+        for (name, index) in indexes {
+            assert_eq!(record.index_of(name), *index, "{name}");
+        }
+        // As in earlier versions, the index of the origin need not be said.
+        assert_eq!(record.tag_indexes.len(), 2);
         assert_eq!(record.image(ImageConfig::default()), image);
     }
 }

@@ -12,6 +12,7 @@ use whelk_image::{Digest, Platform, Reference};
 
 use super::Image;
 use crate::error::{Error, Result};
+use crate::records::ImageRecord;
 
 /// An image, and the platform that it is for.
 #[derive(Clone, Debug)]
@@ -30,18 +31,43 @@ pub(super) struct Row<'a> {
     pub(super) variants: Vec<Variant>,
 }
 
+/// What a tag stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Tag {
+    /// The image that it names, the default one.
+    pub(super) image: Digest,
+    /// The index whose other images it stands for, too.
+    pub(super) index: Option<Digest>,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Index {
     pub(super) by_id: BTreeMap<Digest, Arc<Image>>,
-    /// Ids by full name with tag.
-    pub(super) tags: BTreeMap<String, Digest>,
+    /// By full name with tag.
+    pub(super) tags: BTreeMap<String, Tag>,
     /// Images that could not be read. Their layers would look unused, so nothing is collected while
     /// there are any.
     pub(super) unreadable: BTreeSet<Digest>,
-    /// The entries of the indexes that images have come with, by digest.
-    pub(super) listed: BTreeMap<Digest, Arc<[Descriptor]>>,
+    /// The entries of the indexes that images have come with and tags stand for, by digest.
+    entries: BTreeMap<Digest, Arc<[Descriptor]>>,
+    /// Those of these indexes whose content could not be read. What they list is not known, so a tag that
+    /// stands for one may stand for any image.
+    unreadable_indexes: BTreeSet<Digest>,
+    /// The indexes in `entries` that list a manifest, by its digest.
+    listing: BTreeMap<Digest, BTreeSet<Digest>>,
     /// Ids by the digests of the manifests that an image has come with.
     by_manifest: BTreeMap<Digest, Digest>,
+}
+
+impl Tag {
+    /// Returns whether it stands for an image that these indexes list.
+    fn covers(&self, image: &Image, indexes: &BTreeSet<&Digest>) -> bool {
+        self.image == image.id
+            || self
+                .index
+                .as_ref()
+                .is_some_and(|index| indexes.contains(index))
+    }
 }
 
 impl Index {
@@ -55,15 +81,80 @@ impl Index {
 
     /// Removes an image and its tags.
     pub(super) fn remove(&mut self, id: &Digest) {
-        self.by_id.remove(id);
-        self.by_manifest.retain(|_, named| named != id);
-        self.tags.retain(|_, named| named != id);
-        let used: BTreeSet<&Digest> = self
-            .by_id
-            .values()
-            .flat_map(|image| image.indexes())
-            .collect();
-        self.listed.retain(|digest, _| used.contains(digest));
+        let mut indexes: Vec<Digest> = Vec::new();
+        if let Some(image) = self.by_id.remove(id) {
+            indexes.extend(image.origin.index.clone());
+            for manifest in image.manifests() {
+                if self.by_manifest.get(manifest) == Some(id) {
+                    self.by_manifest.remove(manifest);
+                }
+            }
+        }
+        let names: Vec<String> = self.named(id).map(|(name, _)| name.clone()).collect();
+        for name in names {
+            indexes.extend(self.tags.remove(&name).and_then(|tag| tag.index));
+        }
+        self.forget_unused(&indexes);
+    }
+
+    /// Removes a tag.
+    pub(super) fn untag(&mut self, tag: &str) {
+        let gone = self.tags.remove(tag);
+        self.forget_unused(gone.and_then(|tag| tag.index).as_slice());
+    }
+
+    /// Returns whether the entries of an index are known.
+    pub(super) fn has_entries(&self, index: &Digest) -> bool {
+        self.entries.contains_key(index)
+    }
+
+    /// Adds the entries of an index; `None` for one whose content could not be read.
+    pub(super) fn add_entries(&mut self, index: &Digest, entries: Option<Vec<Descriptor>>) {
+        let Some(mut entries) = entries else {
+            self.unreadable_indexes.insert(index.clone());
+            return;
+        };
+        for entry in &mut entries {
+            // They are not used, and may be many.
+            entry.urls = Vec::new();
+            let listing = self.listing.entry(entry.digest.clone()).or_default();
+            listing.insert(index.clone());
+        }
+        self.unreadable_indexes.remove(index);
+        self.entries.insert(index.clone(), entries.into());
+    }
+
+    /// Forgets the entries of those of these indexes that no image has come with, and no tag stands for.
+    pub(super) fn forget_unused(&mut self, indexes: &[Digest]) {
+        for index in indexes {
+            let is_it = |used: &Option<Digest>| used.as_ref() == Some(index);
+            if self.tags.values().any(|tag| is_it(&tag.index))
+                || self.by_id.values().any(|image| is_it(&image.origin.index))
+            {
+                continue;
+            }
+            self.unreadable_indexes.remove(index);
+            for entry in self.entries.remove(index).iter().flat_map(|all| all.iter()) {
+                if let Some(listing) = self.listing.get_mut(&entry.digest) {
+                    listing.remove(index);
+                    if listing.is_empty() {
+                        self.listing.remove(&entry.digest);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Returns whether an index lists a manifest.
+    pub(super) fn is_listed(&self, manifest: &Digest) -> bool {
+        self.listing.contains_key(manifest)
+    }
+
+    /// Returns the record of an image that has these tags besides those that name it already.
+    pub(super) fn record(&self, image: &Image, more: &[(String, Option<Digest>)]) -> ImageRecord {
+        let known = self.named(&image.id).map(|(name, tag)| (name, &tag.index));
+        let more = more.iter().map(|(name, index)| (name, index));
+        ImageRecord::of(image, known.chain(more))
     }
 
     /// Returns the image that has come with a manifest.
@@ -78,14 +169,31 @@ impl Index {
 
     /// Returns the index that a tag (a full name) stands for, if it stands for one.
     pub(super) fn index_of(&self, tag: &str) -> Option<&Digest> {
-        let image = self.by_id.get(self.tags.get(tag)?)?;
-        image.tag_indexes.get(tag).or(image.origin.index.as_ref())
+        self.tags.get(tag)?.index.as_ref()
+    }
+
+    /// Returns the image that a tag (a full name) names.
+    fn default_of(&self, tag: &str) -> Option<&Arc<Image>> {
+        self.by_id.get(&self.tags.get(tag)?.image)
+    }
+
+    /// Returns whether a tag (a full name) names an image.
+    pub(super) fn names(&self, tag: &str, id: &Digest) -> bool {
+        self.tags.get(tag).is_some_and(|tag| tag.image == *id)
+    }
+
+    /// Returns the tags that name an image.
+    pub(super) fn named<'a>(
+        &'a self,
+        id: &'a Digest,
+    ) -> impl Iterator<Item = (&'a String, &'a Tag)> {
+        self.tags.iter().filter(move |(_, tag)| tag.image == *id)
     }
 
     /// Returns the entries of an index.
     pub(super) fn entries(&self, index: Option<&Digest>) -> &[Descriptor] {
         index
-            .and_then(|index| self.listed.get(index))
+            .and_then(|index| self.entries.get(index))
             .map_or(&[][..], |entries| &entries[..])
     }
 
@@ -107,7 +215,7 @@ impl Index {
 
     /// Returns the images that a tag stands for, the default one first; none if there is no such tag.
     pub(super) fn variants(&self, tag: &str) -> Vec<Variant> {
-        let Some(image) = self.tags.get(tag).and_then(|id| self.by_id.get(id)) else {
+        let Some(image) = self.default_of(tag) else {
             return Vec::new();
         };
         let index = self.index_of(tag);
@@ -125,7 +233,7 @@ impl Index {
     /// Returns whether a tag, which is to stand for an index now that this image of it has come, still
     /// names another one: it has stood for the same index, and its image suits this host at least as well.
     pub(super) fn keeps_default(&self, tag: &str, index: Option<&Digest>, new: &Image) -> bool {
-        let Some(old) = self.tags.get(tag).and_then(|id| self.by_id.get(id)) else {
+        let Some(old) = self.default_of(tag) else {
             return false;
         };
         if index.is_none() || self.index_of(tag) != index || old.id == new.id {
@@ -137,20 +245,40 @@ impl Index {
 
     /// Returns whether a tag stands for an image, among others.
     pub(super) fn covers(&self, tag: &str, image: &Image) -> bool {
-        self.tags.get(tag) == Some(&image.id)
-            || image.manifests().any(|manifest| {
-                let mut entries = self.entries(self.index_of(tag)).iter();
-                entries.any(|entry| entry.digest == *manifest)
-            })
+        let covers = |tag: &Tag| tag.covers(image, &self.indexes_of(image));
+        self.tags.get(tag).is_some_and(covers)
+    }
+
+    /// Returns the indexes that list an image.
+    fn indexes_of(&self, image: &Image) -> BTreeSet<&Digest> {
+        let listing = image.manifests().filter_map(|one| self.listing.get(one));
+        listing.flatten().collect()
     }
 
     /// Returns the tags that stand for an image.
     pub(super) fn tags_of<'a>(&'a self, image: &'a Image) -> impl Iterator<Item = &'a String> {
-        self.tags.keys().filter(move |tag| self.covers(tag, image))
+        let indexes = self.indexes_of(image);
+        let tags = self.tags.iter();
+        tags.filter_map(move |(name, tag)| tag.covers(image, &indexes).then_some(name))
+    }
+
+    /// Returns whether a tag stands for an image, or may: that of an index which could not be read. The
+    /// tags `except` do not count.
+    pub(super) fn is_needed(&self, image: &Image, except: &[String]) -> bool {
+        let indexes = self.indexes_of(image);
+        let mut tags = self.tags.iter();
+        tags.any(|(name, tag)| {
+            let is_unknown = |index: &Digest| self.unreadable_indexes.contains(index);
+            let may_cover = || {
+                let came_with_one = image.manifests().next().is_some();
+                came_with_one && tag.index.as_ref().is_some_and(is_unknown)
+            };
+            (tag.covers(image, &indexes) || may_cover()) && !except.contains(name)
+        })
     }
 
     /// Returns the tags of a repository, by full name.
-    pub(super) fn tags_in(&self, repository: &str) -> impl Iterator<Item = (&String, &Digest)> {
+    pub(super) fn tags_in(&self, repository: &str) -> impl Iterator<Item = (&String, &Tag)> {
         let prefix = format!("{repository}:");
         let tags = self.tags.range(prefix.clone()..);
         tags.take_while(move |(tag, _)| tag.starts_with(&prefix))
@@ -160,7 +288,7 @@ impl Index {
     pub(super) fn rows(&self) -> Vec<Row<'_>> {
         let mut named: BTreeMap<&Digest, Row<'_>> = BTreeMap::new();
         let mut covered = BTreeSet::new();
-        for (tag, id) in &self.tags {
+        for (tag, Tag { image: id, .. }) in &self.tags {
             let variants = self.variants(tag);
             covered.extend(variants.iter().map(|variant| variant.image.id.clone()));
             let row = named.entry(id).or_insert_with(|| Row {
@@ -232,7 +360,7 @@ impl Index {
     /// Returns an image that is named by its id, with those that its tags stand for.
     fn of_id(&self, image: &Arc<Image>) -> Vec<Variant> {
         let mut found = vec![self.variant(image, image.origin.index.as_ref())];
-        let tags = self.tags.iter().filter(|(_, id)| **id == image.id);
+        let tags = self.named(&image.id);
         for variant in tags.flat_map(|(tag, _)| self.variants(tag)) {
             if found.iter().all(|known| known.image.id != variant.image.id) {
                 found.push(variant);
@@ -314,11 +442,27 @@ pub(super) fn choose(found: &[Variant], wanted: Option<&Platform>, name: &str) -
             wanted.choose(candidates)
         }
     };
-    if let Some(chosen) = chosen {
-        return Ok(chosen.clone());
-    }
-    let wanted = wanted.map_or_else(String::new, ToString::to_string);
-    Err(Error::NotFound(match found {
+    let wanted = || wanted.map_or_else(String::new, ToString::to_string);
+    chosen.cloned().ok_or_else(|| lacks(found, &wanted(), name))
+}
+
+/// Returns the image that is for exactly a platform, of those that a name stands for.
+///
+/// # Errors
+/// Returns [`Error::NotFound`] if none is.
+pub(super) fn choose_equal<'a>(
+    found: &'a [Variant],
+    wanted: &Platform,
+    name: &str,
+) -> Result<&'a Variant> {
+    let mut equal = found.iter().filter(|variant| wanted.is(&variant.platform));
+    let chosen = equal.next();
+    chosen.ok_or_else(|| lacks(found, &wanted.to_string(), name))
+}
+
+/// Returns the error for a name that stands for no image for a platform.
+fn lacks(found: &[Variant], wanted: &str, name: &str) -> Error {
+    Error::NotFound(match found {
         [only] => format!(
             "image with reference {name} was found but its platform ({}) does not match the specified platform ({wanted})",
             only.platform
@@ -326,5 +470,5 @@ pub(super) fn choose(found: &[Variant], wanted: Option<&Platform>, name: &str) -
         _ => format!(
             "image with reference {name} was found but does not provide the specified platform ({wanted})"
         ),
-    }))
+    })
 }

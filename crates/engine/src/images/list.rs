@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use whelk_image::{Digest, Reference};
+use whelk_sys::sync::IgnorePoison as _;
 use whelk_text::glob;
 
 use super::manifests::ListedManifest;
@@ -49,9 +50,9 @@ impl Images {
             (bound("before")?, bound("since")?, filters.flag("dangling")?);
         let patterns: Vec<&String> = filters.get("reference").into_iter().flatten().collect();
         let index = self.read();
-        let mut listed = Vec::new();
+        let (mut listed, mut belonging) = (Vec::new(), Vec::new());
         for row in index.rows() {
-            let Some(image) = row.variants.first().map(|first| &first.image) else {
+            let Some(image) = row.variants.first().map(|first| first.image.clone()) else {
                 continue;
             };
             let tags = row
@@ -88,32 +89,51 @@ impl Images {
             if patterns.is_empty() || !matching.is_empty() || !digests.is_empty() {
                 let members = row.variants.iter().map(|variant| variant.image.id.clone());
                 listed.push(ImageSummary {
-                    image: image.clone(),
                     names: matching,
                     digests,
                     members: members.collect(),
-                    size: self.size_of_all(row.variants.iter().map(|variant| &*variant.image))?,
-                    manifests: manifests.then(|| self.manifests_of(&index, &row, image)),
+                    size: 0,
+                    manifests: manifests.then(|| self.manifests_of(&index, &row, &image)),
+                    image,
                 });
+                let images = row.variants.into_iter().map(|variant| variant.image);
+                belonging.push(images.collect::<Vec<_>>());
             }
+        }
+        drop(index);
+        for (summary, images) in listed.iter_mut().zip(&belonging) {
+            summary.size = self.size_of_all(images);
         }
         listed.sort_by_key(|one| (std::cmp::Reverse(one.image.created()), one.image.id.clone()));
         Ok(listed)
     }
 
     /// Returns the size of the file contents in the layers of several images, in bytes. A layer counts
-    /// once.
-    fn size_of_all<'a>(&self, images: impl Iterator<Item = &'a Image>) -> Result<u64> {
-        let images: Vec<&Image> = images.collect();
-        if let [image] = images.as_slice() {
-            return Ok(image.size);
+    /// once, unless the size of one cannot be read. The sizes that were read are kept in memory.
+    fn size_of_all(&self, images: &[Arc<Image>]) -> u64 {
+        if let [image] = images {
+            return image.size;
         }
         let layers: BTreeSet<&Digest> = images.iter().flat_map(|image| image.layers()).collect();
+        let mut known = self.layer_sizes.lock().ignore_poison();
         let mut size = 0;
         for layer in layers {
-            size += self.files.snapshots.size(layer)?;
+            if let Some(found) = known.get(layer) {
+                size += found;
+                continue;
+            }
+            match self.files.snapshots.size(layer) {
+                Ok(found) => {
+                    known.insert(layer.clone(), found);
+                    size += found;
+                }
+                Err(error) => {
+                    tracing::warn!("size of layer {layer}: {error}");
+                    return images.iter().map(|image| image.size).sum();
+                }
+            }
         }
-        Ok(size)
+        size
     }
 
     /// Returns the ids of the images that a name stands for, and of all images that have further

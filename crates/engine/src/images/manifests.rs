@@ -1,5 +1,6 @@
 //! The manifests of the images that a name stands for, those that the engine lacks, too.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use whelk_image::descriptor::{self, Descriptor};
@@ -45,8 +46,7 @@ impl Images {
     /// tags. An image that has come without a manifest has none.
     pub fn manifests(&self, image: &Arc<Image>) -> Vec<ListedManifest> {
         let index = self.read();
-        let tags = index.tags.iter().filter(|(_, id)| **id == image.id);
-        let tags = tags.map(|(tag, _)| tag).collect();
+        let tags = index.named(&image.id).map(|(tag, _)| tag).collect();
         let row = Row {
             tags,
             variants: Vec::new(),
@@ -61,18 +61,16 @@ impl Images {
         image: &Arc<Image>,
     ) -> Vec<ListedManifest> {
         let mut found: Vec<ListedManifest> = Vec::new();
+        let mut seen = BTreeSet::new();
         for tag in &row.tags {
             for entry in index.entries(index.index_of(tag)) {
-                if found
-                    .iter()
-                    .all(|known| known.descriptor.digest != entry.digest)
-                {
+                if seen.insert(&entry.digest) {
                     found.push(self.listed(index, entry));
                 }
             }
         }
         let own = image.origin.manifest.as_ref();
-        let is_missing = |own: &&Digest| found.iter().all(|known| known.descriptor.digest != **own);
+        let is_missing = |own: &&Digest| !seen.contains(own);
         if let Some(own) = own.filter(is_missing) {
             found.extend(self.own(index, image, own));
         }

@@ -18,13 +18,13 @@ mod search;
 mod transfer;
 mod transfers;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, RwLock};
 use whelk_sys::sync::IgnorePoison as _;
 
 use whelk_image::content::MAX_PARTIAL_AGE;
-use whelk_image::descriptor;
+use whelk_image::descriptor::{self, Descriptor};
 use whelk_image::{Digest, ImageConfig, Platform};
 
 use whelk_trust::Policy;
@@ -37,7 +37,7 @@ use crate::store::RecordStore;
 pub use commit::NewImage;
 pub use distribution::Distribution;
 pub use image::Image;
-use index::{Index, choose};
+use index::{Index, Tag, choose};
 pub use list::{FILTERS, ImageSummary};
 pub use manifests::{ListedManifest, ManifestKind};
 pub use pull::{PullRequest, Pulled};
@@ -59,6 +59,8 @@ pub struct Images {
     index: RwLock<Index>,
     uses: budget::Uses,
     root: PathBuf,
+    /// Sizes of layers in bytes, as far as lists have needed them.
+    layer_sizes: Mutex<BTreeMap<Digest, u64>>,
     /// Number of [`Pin`]s by image. Locked while an image is found and pinned, and while it is
     /// removed.
     pins: Arc<Mutex<BTreeMap<Digest, usize>>>,
@@ -97,6 +99,10 @@ impl Images {
     ) -> Result<Arc<Self>> {
         let files = whelk_image::Store::open(root)?;
         let mut index = Index::default();
+        let mut tags: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (tag, id) in store.tags()? {
+            tags.entry(id).or_default().push(tag);
+        }
         for record in store.images()? {
             match files
                 .content
@@ -105,11 +111,14 @@ impl Images {
                 .and_then(|config| check_layers(&files, config))
             {
                 Ok(config) => {
-                    let image = record.image(config);
-                    for digest in image.indexes() {
-                        note_index(&mut index, &files, digest);
+                    for name in tags.remove(record.id.as_str()).unwrap_or_default() {
+                        let tag = Tag {
+                            image: record.id.clone(),
+                            index: record.index_of(&name),
+                        };
+                        index.tags.insert(name, tag);
                     }
-                    index.put(Arc::new(image));
+                    index.put(Arc::new(record.image(config)));
                 }
                 Err(error) => {
                     index.unreadable.insert(record.id.clone());
@@ -117,12 +126,11 @@ impl Images {
                 }
             }
         }
-        for (name, id) in store.tags()? {
-            if let Ok(id) = id.parse()
-                && index.by_id.contains_key(&id)
-            {
-                index.tags.insert(name, id);
-            }
+        let origins = index.by_id.values().map(|image| &image.origin.index);
+        let indexes = origins.chain(index.tags.values().map(|tag| &tag.index));
+        let indexes: BTreeSet<Digest> = indexes.flatten().cloned().collect();
+        for digest in indexes {
+            index.add_entries(&digest, read_index(&files, &digest));
         }
         let images = Arc::new(Self {
             files,
@@ -134,6 +142,7 @@ impl Images {
             policy: registries.policy.clone(),
             downloads: pull::Downloads::new(registries)?,
             index: RwLock::new(index),
+            layer_sizes: Mutex::default(),
             pins: Arc::default(),
         });
         // An interrupted load may have left incomplete files. They are moved to the trash, which
@@ -228,18 +237,12 @@ impl Images {
     }
 }
 
-/// Reads the entries of an index that an image has come with. One that cannot be read lists nothing.
-fn note_index(index: &mut Index, files: &whelk_image::Store, digest: &Digest) {
-    if index.listed.contains_key(digest) {
-        return;
-    }
+/// Reads the entries of an index that an image has come with, if it can be read.
+fn read_index(files: &whelk_image::Store, digest: &Digest) -> Option<Vec<Descriptor>> {
     let read = files.content.read(digest);
-    match read.and_then(|bytes| descriptor::Index::parse(&bytes)) {
-        Ok(read) => {
-            index.listed.insert(digest.clone(), read.manifests.into());
-        }
-        Err(error) => tracing::warn!("index {digest}: {error}"),
-    }
+    let read = read.and_then(|bytes| descriptor::Index::parse(&bytes));
+    let read = read.inspect_err(|error| tracing::error!("index {digest} cannot be read: {error}"));
+    Some(read.ok()?.manifests)
 }
 
 /// Returns the configuration if all its layers exist.

@@ -4,11 +4,10 @@ use std::sync::Arc;
 
 use whelk_image::{Digest, Reference};
 
-use super::index::{Index, choose};
+use super::index::{Index, Tag, choose};
 use super::{Image, Images};
 use crate::error::Result;
 use crate::events::now;
-use crate::records::ImageRecord;
 
 impl Images {
     /// Returns the names that stand for an image, in the familiar form (`busybox:latest`).
@@ -35,56 +34,58 @@ impl Images {
             let found = index.find(name)?;
             let image = choose(&found, None, name)?.image;
             let source = self.full_name(name);
-            let source = source.filter(|source| index.tags.get(source) == Some(&image.id));
-            let stands_for = match source {
-                Some(source) => index.index_of(&source).cloned(),
-                None => image.origin.index.clone(),
+            let source = source.filter(|source| index.names(source, &image.id));
+            let digest = name.parse::<Reference>().ok().and_then(|name| name.digest);
+            let stands_for = match (source, digest) {
+                (Some(source), _) => index.index_of(&source).cloned(),
+                (None, Some(digest)) if index.has_entries(&digest) => Some(digest),
+                // A manifest is that of one image.
+                (None, Some(digest)) if image.manifests().any(|own| *own == digest) => None,
+                (None, _) => image.origin.index.clone(),
             };
-            let mut image = Image {
+            let image = Image {
                 tagged_at: now(),
                 ..Image::clone(&image)
             };
-            image.set_index(&full, stands_for);
-            self.assign(&mut index, image, std::slice::from_ref(&full))?
-                .0
+            self.assign(&mut index, image, &[(full, stands_for)])?.0
         };
         self.uses.note(&id);
         self.publish("tag", &id, reference.familiar());
         Ok(())
     }
 
-    /// Records an image, and that these tags (full names) name it. Returns its id, and the images that
-    /// tags were taken from.
+    /// Records an image, and that these tags (full names) name it, each with the index that it stands
+    /// for. Returns its id, and the images that tags were taken from.
     pub(super) fn assign(
         &self,
         index: &mut Index,
         image: Image,
-        tags: &[String],
+        tags: &[(String, Option<Digest>)],
     ) -> Result<(Digest, Vec<(String, Digest)>)> {
         let id = image.id.clone();
-        self.store.put_image(&ImageRecord::of(&image), tags)?;
+        let names: Vec<String> = tags.iter().map(|(name, _)| name.clone()).collect();
+        // What another image's record has of the tags does not count any more, and goes when that is
+        // written next.
+        self.store.put_image(&index.record(&image, tags), &names)?;
+        let known = index.by_id.get(&id);
+        let mut left = Vec::from_iter(known.and_then(|known| known.origin.index.clone()));
         index.put(Arc::new(image));
         let mut taken = Vec::new();
-        for tag in tags {
-            let old = index.tags.insert(tag.clone(), id.clone());
-            if let Some(old) = old.filter(|old| *old != id) {
-                self.forget_tag(index, &old, tag)?;
-                taken.push((tag.clone(), old));
+        for (name, stands_for) in tags {
+            let tag = Tag {
+                image: id.clone(),
+                index: stands_for.clone(),
+            };
+            let Some(old) = index.tags.insert(name.clone(), tag) else {
+                continue;
+            };
+            left.extend(old.index);
+            if old.image != id {
+                taken.push((name.clone(), old.image));
             }
         }
+        index.forget_unused(&left);
         Ok((id, taken))
-    }
-
-    /// Removes what an image's record has of a tag that is another image's now, or nobody's.
-    pub(super) fn forget_tag(&self, index: &mut Index, id: &Digest, tag: &str) -> Result<()> {
-        let image = index.by_id.get(id);
-        if let Some(image) = image.filter(|image| image.tag_indexes.contains_key(tag)) {
-            let mut image = Image::clone(image);
-            image.tag_indexes.remove(tag);
-            self.store.put_image(&ImageRecord::of(&image), &[])?;
-            index.put(Arc::new(image));
-        }
-        Ok(())
     }
 
     /// Returns the full form of a name, with the default tag if it has none; `None` for one with a
@@ -97,6 +98,6 @@ impl Images {
     /// Returns whether `name` is a tag of the image, and not its id or digest.
     pub(super) fn is_name_of(&self, name: &str, id: &Digest) -> bool {
         self.full_name(name)
-            .is_some_and(|full| self.read().tags.get(&full) == Some(id))
+            .is_some_and(|full| self.read().names(&full, id))
     }
 }

@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
-use whelk_image::archive::{Loaded, Origin};
+use whelk_image::archive::{Loaded, Named, Origin};
 use whelk_image::content::MAX_CONFIG_SIZE;
 use whelk_image::descriptor::{self, Descriptor, Index, Manifest};
 use whelk_image::progress::State;
@@ -368,10 +368,11 @@ impl Images {
             id: id.clone(),
             origin: Origin {
                 manifest: Some(manifest),
-                index,
+                index: index.clone(),
             },
             config,
-            names: Vec::from_iter(is_tag.then_some(name)),
+            other_manifests: Vec::new(),
+            names: Vec::from_iter(is_tag.then_some(Named { name, index })),
             size,
         };
         let digest = Reference {

@@ -130,7 +130,12 @@ impl Images {
 
     /// Returns the manifest that an image came with, and its bytes.
     pub(super) fn manifest_of(&self, image: &Image) -> Option<(Manifest, Vec<u8>)> {
-        let bytes = self.files.content.read(image.origin.manifest.as_ref()?);
+        self.read_manifest(image, image.origin.manifest.as_ref()?)
+    }
+
+    /// Returns one of the manifests that an image came with, and its bytes.
+    fn read_manifest(&self, image: &Image, digest: &Digest) -> Option<(Manifest, Vec<u8>)> {
+        let bytes = self.files.content.read(digest);
         let bytes = bytes
             .inspect_err(|error| tracing::warn!("image {}: manifest: {error}", image.id))
             .ok()?;
@@ -190,7 +195,7 @@ impl Push {
         let wanted = platform.or(Some(&host).filter(|_| found.len() > 1));
         let chosen = choose(&found, wanted, &name.familiar())?;
         let tag = name.tag.clone().unwrap_or_default();
-        let manifest = self.manifest(&chosen.image, name, known).await?;
+        let manifest = self.manifest(&chosen.image, None, name, known).await?;
         let size = manifest.bytes.len() as u64;
         let selected = Descriptor::new(manifest.media_type.clone(), manifest.digest.clone(), size);
         let (digest, instead_of) = (manifest.digest.clone(), manifest.instead_of.clone());
@@ -237,7 +242,8 @@ impl Push {
         for entry in entries {
             let image = self.images.read().with_manifest(&entry.digest).cloned();
             let Some(image) = image else { continue };
-            let manifest = self.manifest(&image, name, known).await?;
+            let listed = Some(&entry.digest);
+            let manifest = self.manifest(&image, listed, name, known).await?;
             let is_same = entry.digest.is_of(&manifest.bytes);
             if !is_same {
                 let size = manifest.bytes.len() as u64;
@@ -272,10 +278,12 @@ impl Push {
         })
     }
 
-    /// Brings an image into the registry, except for its manifest, which is returned.
+    /// Brings an image into the registry, except for its manifest, which is returned: that which an index
+    /// lists, if one is given.
     async fn manifest(
         &self,
         image: &Arc<Image>,
+        listed: Option<&Digest>,
         name: &Reference,
         known: &mut BTreeMap<Digest, Descriptor>,
     ) -> Result<ToPut> {
@@ -287,9 +295,10 @@ impl Push {
             return Err(Error::no_such_image(&name.familiar()));
         }
         let config = self.images.files.content.read(&image.id)?;
-        let original = self
-            .images
-            .manifest_of(image)
+        let listed = listed.filter(|listed| image.other_manifests.contains(listed));
+        let original = listed.and_then(|listed| self.images.read_manifest(image, listed));
+        let original = original
+            .or_else(|| self.images.manifest_of(image))
             .filter(|(manifest, _)| manifest.layers.len() == layers.len());
         self.layers(image, &held, known).await?;
         let descriptors = layers.iter().filter_map(|layer| known.get(layer));

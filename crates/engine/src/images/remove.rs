@@ -5,6 +5,8 @@ mod prune;
 mod references;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_of_indexes;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -15,7 +17,7 @@ use whelk_image::{Digest, Platform, Reference};
 
 use self::conflicts::Removal;
 use self::references::References;
-use super::index::choose;
+use super::index::{Index, choose_equal};
 use super::{Image, Images};
 use crate::error::{Error, Result};
 
@@ -65,16 +67,22 @@ impl Images {
         if name.trim().is_empty() {
             return Err(Error::invalid("image name cannot be blank"));
         }
+        let found = self.read().find(name)?;
+        let mut chosen: Vec<Digest> = Vec::new();
         for platform in platforms {
-            self.find_for(name, Some(platform))?;
+            let id = &choose_equal(&found, platform, name)?.image.id;
+            if !chosen.contains(id) {
+                chosen.push(id.clone());
+            }
         }
         let force = if force { Force::All } else { Force::Nothing };
         let mut removed = Vec::new();
-        if platforms.is_empty() {
+        if chosen.is_empty() || chosen.len() == found.len() {
             removed = self.remove_one(name, force, &users)?;
-        }
-        for platform in platforms {
-            removed.extend(self.remove_for(name, force, platform, &users)?);
+        } else {
+            for id in chosen {
+                removed.extend(self.remove_member(name, &id, force, &users)?);
+            }
         }
         let is_deletion = |removed: &Removed| matches!(removed, Removed::Deleted(_));
         if removed.iter().any(is_deletion) {
@@ -93,7 +101,9 @@ impl Images {
         let image = self.find(name)?;
         let all = self.references_of(&image);
         let selected = self.selected(name, &image)?;
-        let (others, shared) = self.belonging(&image, selected.as_ref().unwrap_or(&all));
+        let gone = selected.as_ref().unwrap_or(&all);
+        let (others, shared) = self.belonging(&image, gone);
+        let is_needed = self.read().is_needed(&image, &gone.tags);
         let removal = Removal {
             image: &image,
             name,
@@ -104,6 +114,7 @@ impl Images {
                 .iter()
                 .flat_map(|other| users(&other.id))
                 .collect::<Vec<_>>(),
+            is_needed,
         };
         removal.check_conflicts(force)?;
         let last = removal.is_last();
@@ -117,26 +128,61 @@ impl Images {
         }
         let is_whole = selected.is_none();
         let gone = selected.unwrap_or(all);
-        let repositories: BTreeSet<String> = gone.digests.iter().map(Reference::name).collect();
+        let digests = gone.digests.clone();
+        let repositories = gone.repositories();
         let removed = self.untag(&image, gone)?;
         let mut removed: Vec<Removed> = removed.into_iter().map(Removed::Untagged).collect();
         // An image used by a container is not deleted: without a name it stays as a dangling image.
         if last && is_unused {
-            removed.extend(self.delete(&image)?);
+            let is_free = |index: &Index, image: &Image| {
+                let is_named = index.named(&image.id).next().is_some();
+                let is_needed = is_named || !is_whole && index.is_needed(image, &[]);
+                !is_needed && image.repo_digests.is_empty()
+            };
+            removed.extend(self.delete(&image, is_free)?);
         }
         for other in others {
             let is_gone = |digest: &Reference| is_whole || repositories.contains(&digest.name());
-            if other.repo_digests.iter().all(is_gone) && users(&other.id).is_empty() {
-                removed.extend(self.delete(&other)?);
-            } else {
+            let mut deleted = Vec::new();
+            if users(&other.id).is_empty() {
+                let is_free = |index: &Index, other: &Image| {
+                    !index.is_needed(other, &[]) && other.repo_digests.iter().all(is_gone)
+                };
+                deleted = self.delete(&other, is_free)?;
+            }
+            if deleted.is_empty() {
                 self.forget_digests(&other, is_gone)?;
             }
+            removed.extend(deleted);
         }
         for other in shared {
-            self.forget_digests(&other, |digest| repositories.contains(&digest.name()))?;
+            let kept = self.digests_of_tags(&other);
+            let left = self.repositories_of(&other);
+            let is_gone = |digest: &Reference| {
+                let repository = digest.name();
+                let has_left = repositories.contains(&repository) && !left.contains(&repository);
+                (digests.contains(digest) || has_left) && !kept.contains(digest)
+            };
+            self.forget_digests(&other, is_gone)?;
         }
         drop(pins);
         Ok(removed)
+    }
+
+    /// Returns the digests in registries of the images that the tags of an image name.
+    fn digests_of_tags(&self, image: &Image) -> BTreeSet<Reference> {
+        let index = self.read();
+        let tags = index.tags_of(image).filter_map(|tag| index.tags.get(tag));
+        let named = tags.filter_map(|tag| index.by_id.get(&tag.image));
+        let digests = named.flat_map(|image| image.repo_digests.iter());
+        digests.cloned().collect()
+    }
+
+    /// Returns the repositories of the tags that stand for an image.
+    fn repositories_of(&self, image: &Image) -> BTreeSet<String> {
+        let index = self.read();
+        let tags = index.tags_of(image).filter_map(|tag| tag.rsplit_once(':'));
+        tags.map(|(repository, _)| repository.to_owned()).collect()
     }
 
     /// Returns the images that stand for other platforms under references of an image that are to be
@@ -154,28 +200,20 @@ impl Images {
             found.extend(index.by_id.values().filter(is_named).cloned());
         }
         let mut seen = BTreeSet::from([image.id.clone()]);
-        let is_free = |other: &Arc<Image>| {
-            let mut tags = index.tags_of(other);
-            tags.all(|tag| gone.tags.contains(tag))
-        };
+        let is_free = |other: &Arc<Image>| !index.is_needed(other, &gone.tags);
         found.retain(|other| seen.insert(other.id.clone()));
         found.into_iter().partition(is_free)
     }
 
-    /// Removes the image for a platform of those that a name stands for. The name stays, unless it is the
-    /// only one.
-    fn remove_for(
+    /// Removes an image of several that a name stands for. The name stays with the others.
+    fn remove_member(
         &self,
         name: &str,
+        id: &Digest,
         force: Force,
-        platform: &Platform,
         users: impl Fn(&Digest) -> Vec<ImageUser>,
     ) -> Result<Vec<Removed>> {
-        let found = self.read().find(name)?;
-        let image = choose(&found, Some(platform), name)?.image;
-        if found.len() == 1 {
-            return self.remove_one(name, force, users);
-        }
+        let image = self.get(id)?;
         let pins = self.pins.lock().ignore_poison();
         let all = self.references_of(&image);
         let removal = Removal {
@@ -185,6 +223,7 @@ impl Images {
             selected: None,
             users: &users(&image.id),
             others: &[],
+            is_needed: false,
         };
         // Its names do not matter: others stay. But a container cannot do without it.
         let stopped = removal.users.iter().find(|user| !user.is_running);
@@ -204,9 +243,9 @@ impl Images {
         }
         let mut alone = References {
             tags: Vec::new(),
-            ..all
+            digests: Vec::new(),
+            name: None,
         };
-        alone.digests.clear();
         for tag in all.tags {
             if !self.leave_to_others(&image, &tag)? {
                 alone.tags.push(tag);
@@ -214,7 +253,8 @@ impl Images {
         }
         let removed = self.untag(&image, alone)?;
         let mut removed: Vec<Removed> = removed.into_iter().map(Removed::Untagged).collect();
-        removed.extend(self.delete(&image)?);
+        let is_free = |index: &Index, image: &Image| index.named(&image.id).next().is_none();
+        removed.extend(self.delete(&image, is_free)?);
         drop(pins);
         Ok(removed)
     }
@@ -222,6 +262,9 @@ impl Images {
     /// Lets a tag of an image name another one that it stands for. Returns whether there is one.
     fn leave_to_others(&self, image: &Image, tag: &str) -> Result<bool> {
         let mut index = self.write();
+        if !index.names(tag, &image.id) {
+            return Ok(true);
+        }
         let mut others = index.variants(tag);
         others.retain(|other| other.image.id != image.id);
         let platforms = others.iter().map(|other| (&other.platform, other));
@@ -229,21 +272,34 @@ impl Images {
         let Some(best) = best else {
             return Ok(false);
         };
-        let mut heir = Image::clone(&best.image);
-        heir.set_index(tag, index.index_of(tag).cloned());
-        self.assign(&mut index, heir, &[tag.to_owned()])?;
+        let heir = Image::clone(&best.image);
+        let stands_for = index.index_of(tag).cloned();
+        self.assign(&mut index, heir, &[(tag.to_owned(), stands_for)])?;
         Ok(true)
     }
 
-    /// Deletes an image's record. Its files are deleted by the next [`Images::collect_garbage`]. Returns
-    /// the steps.
-    fn delete(&self, image: &Image) -> Result<Vec<Removed>> {
+    /// Deletes an image's record, if the image is still free when nothing can change it any more: since
+    /// it was chosen, it may have got a name. Its files are deleted by the next
+    /// [`Images::collect_garbage`]. Returns the steps.
+    fn delete(
+        &self,
+        image: &Image,
+        is_free: impl Fn(&Index, &Image) -> bool,
+    ) -> Result<Vec<Removed>> {
         {
             // Locked for the change of both store and index, so that a concurrent tag sees the
             // image in both or in neither.
             let mut index = self.write();
+            let known = index.by_id.get(&image.id);
+            if !known.is_some_and(|known| is_free(&index, known)) {
+                return Ok(Vec::new());
+            }
             self.store.delete_image(image.id.as_str())?;
             index.remove(&image.id);
+        }
+        {
+            let mut sizes = self.layer_sizes.lock().ignore_poison();
+            sizes.retain(|layer, _| !image.config.rootfs.diff_ids.contains(layer));
         }
         self.publish("delete", &image.id, image.id.to_string());
         let chains = self.unshared_chains(image).into_iter();

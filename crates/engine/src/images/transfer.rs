@@ -1,6 +1,6 @@
 //! Transfer of images: `load`, `import` and `save`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::sync::Arc;
 
@@ -9,10 +9,9 @@ use whelk_image::{Digest, Lease, Platform, Progress, Reference};
 use whelk_text::signal;
 
 use super::index::Variant;
-use super::{Image, Images, note_index};
+use super::{Image, Images, read_index};
 use crate::error::{Error, Result};
 use crate::events::now;
-use crate::records::ImageRecord;
 
 /// A name that a load has moved from another image to the loaded one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,13 +36,17 @@ impl Images {
             let loaded = archive::load(&self.files, lease, input, platforms, progress)?;
             // The files must be on disk before a record refers to them.
             self.files.sync()?;
-            let mut results = Vec::with_capacity(loaded.len());
-            for image in loaded {
-                let renamed = self.record(&image, None, None)?;
-                self.publish("load", &image.id, image.id.to_string());
-                results.push((image, renamed));
+            // Those with names first: the others belong to these, and a prune would remove them until
+            // a name stands for them.
+            let mut order: Vec<usize> = (0..loaded.len()).collect();
+            order.sort_by_key(|place| loaded[*place].names.is_empty());
+            let mut renamed = vec![Vec::new(); loaded.len()];
+            for place in order {
+                renamed[place] = self.record(&loaded[place], None, None)?;
+                let id = &loaded[place].id;
+                self.publish("load", id, id.to_string());
             }
-            Ok(results)
+            Ok(loaded.into_iter().zip(renamed).collect())
         })
     }
 
@@ -74,8 +77,8 @@ impl Images {
             let loaded = archive::import(&self.files, lease, input, import)?;
             self.files.sync()?;
             self.record(&loaded, loaded.names.first().map(|_| now()), None)?;
-            for name in &loaded.names {
-                self.publish("tag", &loaded.id, name.familiar());
+            for named in &loaded.names {
+                self.publish("tag", &loaded.id, named.name.familiar());
             }
             self.publish("import", &loaded.id, loaded.id.to_string());
             Ok(loaded.id)
@@ -98,7 +101,7 @@ impl Images {
         };
         let mut image = Image::clone(image);
         image.repo_digests.push(digest);
-        self.store.put_image(&ImageRecord::of(&image), &[])?;
+        self.store.put_image(&index.record(&image, &[]), &[])?;
         index.put(Arc::new(image));
         Ok(())
     }
@@ -113,10 +116,24 @@ impl Images {
         tagged_at: Option<i64>,
         digest: Option<Reference>,
     ) -> Result<Vec<Renamed>> {
-        let names: Vec<String> = loaded.names.iter().map(Reference::to_string).collect();
+        let needed: BTreeSet<&Digest> = loaded.indexes().collect();
+        let is_known = |digest: &Digest| self.read().has_entries(digest);
+        let read = needed.iter().filter(|digest| !is_known(digest));
+        // Before the lock, which every creation of a container waits for.
+        let read = read.map(|digest| (*digest, read_index(&self.files, digest)));
+        let read: Vec<_> = read.collect();
         // Locked until the end, so that no other change of a name comes between the store and the
         // index.
         let mut index = self.write();
+        for (digest, entries) in read {
+            index.add_entries(digest, entries);
+        }
+        for digest in needed {
+            // Its last user may be gone since.
+            if !index.has_entries(digest) {
+                index.add_entries(digest, read_index(&self.files, digest));
+            }
+        }
         let known = index.by_id.get(&loaded.id);
         let origin = match known {
             // The known origin is kept if the archive has no manifest, or if a registry has the image
@@ -139,31 +156,28 @@ impl Images {
             config: loaded.config.clone(),
             origin: origin.clone(),
             other_manifests: known.map_or_else(Vec::new, |known| known.other_manifests.clone()),
-            tag_indexes: known.map_or_else(BTreeMap::new, |known| known.tag_indexes.clone()),
             repo_digests,
             size: loaded.size,
             tagged_at: tagged_at
                 .or(known.map(|known| known.tagged_at))
                 .unwrap_or(0),
         };
-        let stands_for = &loaded.origin.index;
-        for digest in image.indexes().chain(stands_for) {
-            note_index(&mut index, &self.files, digest);
-        }
         image.other_manifests.extend(known_manifest);
         image.other_manifests.extend(loaded.origin.manifest.clone());
-        let listed: BTreeSet<&Digest> = index
-            .listed
-            .values()
-            .flat_map(|entries| entries.iter())
-            .map(|entry| &entry.digest)
-            .collect();
-        image.keep_manifests(|manifest| listed.contains(manifest));
-        let mut tags = Vec::with_capacity(names.len());
-        for name in names {
-            if !index.keeps_default(&name, stands_for.as_ref(), &image) {
-                image.set_index(&name, stands_for.clone());
-                tags.push(name);
+        image
+            .other_manifests
+            .extend(loaded.other_manifests.iter().cloned());
+        image.keep_manifests(|manifest| index.is_listed(manifest));
+        let mut tags = Vec::with_capacity(loaded.names.len());
+        for named in &loaded.names {
+            let name = named.name.to_string();
+            // An archive of the image that the name means already need not have its index.
+            let known = index.tags.get(&name);
+            let known = known.filter(|tag| digest.is_none() && tag.image == image.id);
+            let stands_for = named.index.as_ref();
+            let stands_for = stands_for.or(known.and_then(|tag| tag.index.as_ref()));
+            if !index.keeps_default(&name, stands_for, &image) {
+                tags.push((name, stands_for.cloned()));
             }
         }
         let (_, taken) = self.assign(&mut index, image, &tags)?;
@@ -275,7 +289,7 @@ impl Images {
         let index = self.read();
         let name = repository.name();
         let tags = index.tags_in(&name);
-        tags.filter_map(|(name, id)| Some((name.parse().ok()?, id.clone())))
+        tags.filter_map(|(name, tag)| Some((name.parse().ok()?, tag.image.clone())))
             .collect()
     }
 

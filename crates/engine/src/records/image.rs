@@ -20,9 +20,10 @@ pub(crate) struct ImageRecord {
     pub index: Option<Digest>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub other_manifests: Vec<Digest>,
-    /// The index that each of its tags stands for, by full name.
+    /// The index that each of its tags stands for, by full name; `null` for none. A tag that is not
+    /// here stands for `index`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub tag_indexes: BTreeMap<String, Digest>,
+    pub tag_indexes: BTreeMap<String, Option<Digest>>,
     /// Full names with a digest.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub repo_digests: Vec<String>,

@@ -2,7 +2,7 @@
 
 use std::io::Read;
 
-use super::{Loaded, Origin};
+use super::{Loaded, Named, Origin};
 use crate::config::{ContainerConfig, History, ImageConfig, RootFs};
 use crate::content::MAX_CONFIG_SIZE;
 use crate::error::{Error, Result};
@@ -64,7 +64,12 @@ pub fn import(
         id,
         origin: Origin::default(),
         config,
-        names: import.name.into_iter().collect(),
+        other_manifests: Vec::new(),
+        names: import
+            .name
+            .map(|name| Named { name, index: None })
+            .into_iter()
+            .collect(),
         size: layer.size,
     })
 }

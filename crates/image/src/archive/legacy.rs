@@ -69,7 +69,7 @@ pub(super) fn read(images: &mut Images<'_>) -> Result<()> {
         for (name, id) in tags {
             let name = tag(&format!("{repository}:{name}"))?;
             if let Some(index) = reader.image(id)? {
-                reader.images.add_names(index, [name])?;
+                reader.images.add_names(index, [name], None)?;
             }
         }
     }

@@ -29,10 +29,27 @@ use crate::store::Store;
 pub struct Loaded {
     pub id: Digest,
     pub origin: Origin,
+    /// Further manifests of it, by which other indexes list it. Blobs of the store, too.
+    pub other_manifests: Vec<Digest>,
     pub config: ImageConfig,
-    pub names: Vec<Reference>,
+    pub names: Vec<Named>,
     /// Total size of file content in all layers, in bytes.
     pub size: u64,
+}
+
+impl Loaded {
+    /// Returns the indexes that it came with, and that its names stand for.
+    pub fn indexes(&self) -> impl Iterator<Item = &Digest> {
+        let names = self.names.iter().filter_map(|named| named.index.as_ref());
+        self.origin.index.iter().chain(names)
+    }
+}
+
+/// A name of an image, which may stand for all images of an index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named {
+    pub name: Reference,
+    pub index: Option<Digest>,
 }
 
 /// The manifest and index that an image came with, if any. Both are blobs of the store.
@@ -109,9 +126,9 @@ pub(super) struct Images<'a> {
     platforms: &'a [Platform],
     list: Vec<Image>,
     by_id: BTreeMap<Digest, usize>,
-    /// Names in archive order, each with the index of its image. If two images have the same name,
-    /// the last one gets it.
-    names: Vec<(Reference, usize)>,
+    /// Names in archive order, each with the place of its image in `list`, and the image index that it
+    /// stands for. If two images have the same name, the last one gets it.
+    names: Vec<(Reference, usize, Option<Digest>)>,
     /// Manifests and indexes that may be the origin of an image, as they are stored. Their total is
     /// bounded by the archive's metadata budget.
     pub(super) documents: BTreeMap<Digest, Vec<u8>>,
@@ -120,6 +137,8 @@ pub(super) struct Images<'a> {
 struct Image {
     id: Digest,
     origin: Origin,
+    /// Of the origins that the archive gives it later.
+    other_manifests: BTreeSet<Digest>,
     config: ImageConfig,
     /// The configuration as it is stored. The total of all configurations is bounded by the
     /// archive's metadata budget.
@@ -143,8 +162,15 @@ impl Images<'_> {
         origin: Origin,
     ) -> Result<()> {
         let id = self.parts.file(config)?.digest.clone();
+        let stands_for = origin.index.clone();
         let index = match self.by_id.get(&id) {
-            Some(index) => Some(*index),
+            Some(index) => {
+                let known = &mut self.list[*index];
+                let others = origin.manifest.into_iter();
+                let is_other = |other: &Digest| known.origin.manifest.as_ref() != Some(other);
+                known.other_manifests.extend(others.filter(is_other));
+                Some(*index)
+            }
             None => {
                 let bytes = self.parts.read(config)?;
                 self.add_config(id, bytes, layers.clone(), origin)?
@@ -158,7 +184,7 @@ impl Images<'_> {
                 layers.len()
             )));
         }
-        self.add_names(index, names)
+        self.add_names(index, names, stands_for.as_ref())
     }
 
     /// Adds the image with the configuration `bytes` and returns its index, or `None` if it is for
@@ -190,6 +216,7 @@ impl Images<'_> {
         self.list.push(Image {
             id,
             origin,
+            other_manifests: BTreeSet::new(),
             config,
             bytes,
             layers,
@@ -212,10 +239,12 @@ impl Images<'_> {
         }
     }
 
+    /// Adds names of the image at `place`, which stand for all that an index lists, if one is given.
     pub(super) fn add_names(
         &mut self,
-        index: usize,
+        place: usize,
         names: impl IntoIterator<Item = Reference>,
+        index: Option<&Digest>,
     ) -> Result<()> {
         for name in names {
             if self.names.len() >= MAX_NAMES {
@@ -223,7 +252,7 @@ impl Images<'_> {
                     "invalid archive: more than {MAX_NAMES} names"
                 )));
             }
-            self.names.push((name, index));
+            self.names.push((name, place, index.cloned()));
         }
         Ok(())
     }
@@ -277,19 +306,24 @@ impl Images<'_> {
 
     /// Stores the configurations, manifests and indexes. Called last, when nothing can make the archive invalid any more.
     fn finish(self) -> Result<Vec<Loaded>> {
-        let owners: BTreeMap<&Reference, usize> = self
+        let owners: BTreeMap<&Reference, (usize, &Option<Digest>)> = self
             .names
             .iter()
-            .map(|(name, index)| (name, *index))
+            .map(|(name, place, index)| (name, (*place, index)))
             .collect();
         let mut names = vec![Vec::new(); self.list.len()];
         let mut given = BTreeSet::new();
-        for (name, _) in &self.names {
+        for (name, ..) in &self.names {
             if given.insert(name) {
-                names[owners[name]].push(name.clone());
+                let (place, index) = owners[name];
+                names[place].push(Named {
+                    name: name.clone(),
+                    index: index.clone(),
+                });
             }
         }
         let loaded = self.list.into_iter().zip(names).map(|(image, names)| {
+            let other_manifests = image.other_manifests.into_iter().collect();
             let sizes = image
                 .config
                 .rootfs
@@ -298,19 +332,23 @@ impl Images<'_> {
                 .map(|diff_id| self.store.snapshots.size(diff_id));
             let size = sizes.sum::<Result<u64>>()?;
             self.store.content.put(self.lease, &image.bytes)?;
-            for blob in image.origin.blobs() {
+            let loaded = Loaded {
+                id: image.id,
+                origin: image.origin,
+                other_manifests,
+                config: image.config,
+                names,
+                size,
+            };
+            let manifests = loaded.origin.manifest.iter();
+            let manifests = manifests.chain(&loaded.other_manifests);
+            for blob in manifests.chain(loaded.indexes()) {
                 if let Some(bytes) = self.documents.get(blob) {
                     let content = &self.store.content;
                     content.put_as(self.lease, blob.algorithm(), bytes)?;
                 }
             }
-            Ok(Loaded {
-                id: image.id,
-                origin: image.origin,
-                config: image.config,
-                names,
-                size,
-            })
+            Ok(loaded)
         });
         loaded.collect()
     }

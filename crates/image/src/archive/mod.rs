@@ -15,7 +15,7 @@ use crate::bounded::{self, MAX_LAYERS, MAX_NAMES};
 use crate::descriptor::Descriptor;
 
 pub use import::{Import, import};
-pub use load::{Loaded, Origin, load};
+pub use load::{Loaded, Named, Origin, load};
 pub use save::{Saved, save};
 
 /// Index annotations with the full image name, and with the tag only.

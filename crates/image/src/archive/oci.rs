@@ -56,8 +56,8 @@ struct Reader<'a, 'b> {
 #[derive(Clone, Copy, Default)]
 struct Outer<'a> {
     name: Option<&'a Reference>,
-    /// The outermost index below the layout's own `index.json`, which belongs to the archive and not
-    /// to an image.
+    /// The index itself, unless it is the layout's own `index.json`, which belongs to the archive and
+    /// not to an image.
     index: Option<&'a Digest>,
 }
 
@@ -98,7 +98,7 @@ impl Reader<'_, '_> {
                 let inner = self.blob(&descriptor.digest, Index::parse)?;
                 let outer = Outer {
                     name,
-                    index: outer.index.or(Some(&descriptor.digest)),
+                    index: Some(&descriptor.digest),
                 };
                 self.index(&inner, outer, depth + 1)?;
                 continue;

@@ -183,6 +183,89 @@ fn loads_the_own_platform_of_several() {
 }
 
 #[test]
+fn each_name_stands_for_its_own_index_though_they_share_an_image() {
+    let shared = Image::new("shared", &[base()]);
+    let others = ["one", "two"].map(|name| Image::new(name, &[base()]));
+    let manifest = |image: &Image| {
+        bytes(
+            &json!({"schemaVersion": 2, "config": descriptor(CONFIG, &image.config), "layers": [descriptor(LAYER, &base())]}),
+        )
+    };
+    let mine = manifest(&shared);
+    // The same image by another manifest.
+    let mut noted: Value = serde_json::from_slice(&mine).unwrap();
+    noted["annotations"] = json!({"a": "1"});
+    let noted = bytes(&noted);
+    let mut entries = vec![
+        blob(&base()),
+        blob(&shared.config),
+        blob(&mine),
+        blob(&noted),
+    ];
+    let (mut named, mut indexes) = (Vec::new(), Vec::new());
+    for ((other, own), tag) in others.iter().zip([&mine, &noted]).zip(["a:1", "a:2"]) {
+        let mut own = descriptor(MANIFEST, own);
+        own["platform"] = json!({"os": "linux", "architecture": ARCHITECTURE});
+        let foreign = manifest(other);
+        let mut listed = descriptor(MANIFEST, &foreign);
+        listed["platform"] = json!({"os": "linux", "architecture": "s390x"});
+        let inner = index(&[own, listed]);
+        let mut entry = descriptor(INDEX, &inner);
+        entry["annotations"] =
+            json!({"io.containerd.image.name": format!("docker.io/library/{tag}")});
+        entries.extend([blob(&other.config), blob(&foreign), blob(&inner)]);
+        named.push(entry);
+        indexes.push(inner);
+    }
+    // A name without an index.
+    let mut plain = descriptor(MANIFEST, &mine);
+    plain["annotations"] = json!({"io.containerd.image.name": "docker.io/library/b:1"});
+    named.push(plain);
+    entries.push(index_json(&named));
+    let bench = Bench::new();
+    let loaded = load(&bench.store, pack(&entries).as_slice(), None).unwrap();
+    assert_eq!(loaded.len(), 3);
+    let own = loaded
+        .iter()
+        .find(|loaded| loaded.id == shared.id())
+        .unwrap();
+    let found: Vec<_> = own.names.iter().map(|named| named.index.clone()).collect();
+    let expected = [
+        Some(Digest::of(&indexes[0])),
+        Some(Digest::of(&indexes[1])),
+        None,
+    ];
+    assert_eq!(found, expected);
+    assert_eq!(own.other_manifests, [Digest::of(&noted)]);
+    for kept in indexes.iter().chain([&mine, &noted]) {
+        assert_eq!(bench.store.content.read(&Digest::of(kept)).unwrap(), *kept);
+    }
+}
+
+#[test]
+fn an_image_belongs_to_the_innermost_index_that_lists_it() {
+    let image = Image::new("nested", &[base()]);
+    let manifest = bytes(
+        &json!({"schemaVersion": 2, "config": descriptor(CONFIG, &image.config), "layers": [descriptor(LAYER, &base())]}),
+    );
+    let inner = index(&[descriptor(MANIFEST, &manifest)]);
+    let outer = index(&[descriptor(INDEX, &inner)]);
+    let mut named = descriptor(INDEX, &outer);
+    named["annotations"] = json!({"io.containerd.image.name": "docker.io/library/nested:1"});
+    let archive = pack(&[
+        blob(&base()),
+        blob(&image.config),
+        blob(&manifest),
+        blob(&inner),
+        blob(&outer),
+        index_json(&[named]),
+    ]);
+    let loaded = load(&Bench::new().store, archive.as_slice(), None).unwrap();
+    assert_eq!(loaded[0].origin.index, Some(Digest::of(&inner)));
+    assert_eq!(loaded[0].names[0].index, Some(Digest::of(&inner)));
+}
+
+#[test]
 fn keeps_the_manifest_of_an_image_without_an_index() {
     let image = Image::new("x", &[base()]);
     let bench = Bench::new();

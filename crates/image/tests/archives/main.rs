@@ -58,7 +58,8 @@ fn summary(loaded: &[Loaded]) -> Vec<String> {
 }
 
 fn names(loaded: &Loaded) -> Vec<String> {
-    loaded.names.iter().map(ToString::to_string).collect()
+    let names = loaded.names.iter();
+    names.map(|named| named.name.to_string()).collect()
 }
 
 /// Checks that the image is in the store, bit for bit.

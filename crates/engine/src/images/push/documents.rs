@@ -131,7 +131,6 @@ mod tests {
             config: ImageConfig::default(),
             origin: Origin::default(),
             other_manifests: Vec::new(),
-            tag_indexes: BTreeMap::new(),
             repo_digests: Vec::new(),
             size: 0,
             tagged_at: 0,

@@ -17,13 +17,16 @@ pub(super) struct Removal<'a> {
     pub(super) users: &'a [ImageUser],
     /// The containers that use images which are removed with it.
     pub(super) others: &'a [ImageUser],
+    /// Another tag stands for the image, too.
+    pub(super) is_needed: bool,
 }
 
 impl Removal<'_> {
     /// Returns whether it removes the image's last references.
     pub(super) fn is_last(&self) -> bool {
         self.selected.is_none_or(|selected| {
-            (&selected.tags, &selected.digests) == (&self.all.tags, &self.all.digests)
+            !self.is_needed
+                && (&selected.tags, &selected.digests) == (&self.all.tags, &self.all.digests)
         })
     }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use whelk_image::Digest;
+use whelk_image::{Digest, Reference};
 
 use super::{Force, ImageUser, Removed};
 use crate::error::{Error, Result};
@@ -28,9 +28,11 @@ impl Images {
         let mut removed = Vec::new();
         let mut free: BTreeMap<Digest, u64> = BTreeMap::new();
         let mut failure = None;
-        let images: Vec<Arc<Image>> = self.read().by_id.values().cloned().collect();
-        for image in images {
-            if !all && !self.names_of(&image.id).is_empty()
+        for (names, members) in self.as_listed() {
+            let Some(image) = members.first() else {
+                continue;
+            };
+            if !all && !names.is_empty()
                 || !filters.labels(&image.config.config.labels)
                 || before.is_some_and(|before| !image.created_before(before))
             {
@@ -38,12 +40,11 @@ impl Images {
             }
             // Before the removal, after which another collection may remove the layers. With an image
             // others may go that its names stand for.
-            let found = self.read().find(image.id.as_str()).unwrap_or_default();
-            let members = found.iter().map(|variant| &*variant.image);
             let sizes: Vec<(Digest, Vec<(Digest, u64)>)> = members
+                .iter()
                 .map(|member| (member.id.clone(), self.layer_sizes(member)))
                 .collect();
-            let (gone, error) = self.remove_unused(&image, &users);
+            let (gone, error) = self.remove_unused(image, &users);
             failure = failure.or(error);
             for (member, layers) in &sizes {
                 if gone.contains(&Removed::Deleted(member.clone())) {
@@ -82,7 +83,7 @@ impl Images {
         let names = self.names_of(&image.id);
         for name in names.into_iter().chain([image.id.to_string()]) {
             let is_id = name == image.id.as_str();
-            let is_kept = || !users(&image.id).is_empty() || !self.names_of(&image.id).is_empty();
+            let is_kept = || !users(&image.id).is_empty() || self.read().is_needed(image, &[]);
             if is_id && is_kept() {
                 continue;
             }
@@ -108,6 +109,18 @@ impl Images {
         let attributes = [("reclaimed".to_owned(), freed.to_string())].into();
         self.events
             .publish("image", "prune", String::new(), attributes);
+    }
+
+    /// Returns the images as lists show them: their names, and those that belong together.
+    fn as_listed(&self) -> Vec<(Vec<String>, Vec<Arc<Image>>)> {
+        let index = self.read();
+        let rows = index.rows().into_iter().map(|row| {
+            let names = row.tags.iter().filter_map(|tag| tag.parse().ok());
+            let names = names.map(|name: Reference| name.familiar()).collect();
+            let members = row.variants.into_iter().map(|variant| variant.image);
+            (names, members.collect())
+        });
+        rows.collect()
     }
 
     /// Returns the layers of an image with their sizes in bytes.

@@ -7,7 +7,6 @@ use whelk_image::Reference;
 
 use crate::error::{Error, Result};
 use crate::images::{Image, Images};
-use crate::records::ImageRecord;
 
 /// References of an image: full names with a tag, and names with a digest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,11 +21,15 @@ impl References {
     /// Returns whether an image with them is only removed by its id if that is forced. As in Docker,
     /// one tag is not several references, nor are digests in its repository.
     pub(super) fn are_several(&self) -> bool {
+        self.tags.len() > 1 || self.repositories().len() > 1
+    }
+
+    /// Returns the repositories that they are in.
+    pub(super) fn repositories(&self) -> BTreeSet<String> {
         let tags = self.tags.iter().map(|tag| tag.rsplit_once(':'));
         let tags = tags.map(|split| split.map_or("", |(repository, _)| repository));
         let digests = self.digests.iter().map(Reference::name);
-        let repositories: BTreeSet<String> = tags.map(str::to_owned).chain(digests).collect();
-        self.tags.len() > 1 || repositories.len() > 1
+        tags.map(str::to_owned).chain(digests).collect()
     }
 }
 
@@ -34,7 +37,7 @@ impl Images {
     /// Returns the references of an image: its tags, and the digests that registries have for it.
     pub(super) fn references_of(&self, image: &Image) -> References {
         let index = self.read();
-        let tags = index.tags.iter().filter(|(_, id)| **id == image.id);
+        let tags = index.named(&image.id);
         References {
             tags: tags.map(|(name, _)| name.clone()).collect(),
             digests: image.repo_digests.clone(),
@@ -44,7 +47,8 @@ impl Images {
 
     /// Returns the references of `image` that its name `name` selects; `None` for an id, which
     /// selects the image. As in Docker, a digest selects what its repository has by it and nothing else,
-    /// whatever its tag is, and the image's last tag in a repository also the digests there.
+    /// whatever its tag is, and the last tag in a repository that stands for the image also the digests
+    /// there.
     pub(super) fn selected(&self, name: &str, image: &Image) -> Result<Option<References>> {
         if !self.is_name_of(name, &image.id) && !name.contains('@') {
             return Ok(None);
@@ -68,7 +72,9 @@ impl Images {
         } else {
             let prefix = format!("{repository}:");
             tags.retain(|tag| tag.starts_with(&prefix));
-            if tags.len() > 1 {
+            let index = self.read();
+            let standing = index.tags_of(image);
+            if standing.filter(|tag| tag.starts_with(&prefix)).count() > 1 {
                 digests.clear();
             }
             tags.retain(|tag| Some(&tag[prefix.len()..]) == reference.tag.as_deref());
@@ -80,8 +86,8 @@ impl Images {
         }))
     }
 
-    /// Removes references of an image. Returns them in the familiar form and in Docker's order, one by
-    /// a digest as it was given.
+    /// Removes references of an image, except for tags that are another's meanwhile. Returns them in the
+    /// familiar form and in Docker's order, one by a digest as it was given.
     pub(super) fn untag(&self, image: &Image, references: References) -> Result<Vec<String>> {
         // Digests that go with the last tag have no event.
         let is_silent = references.name.is_some() && !references.tags.is_empty();
@@ -92,11 +98,14 @@ impl Images {
         let mut removed = Vec::new();
         for (full, digest) in tags.chain(digests).collect::<BTreeMap<_, _>>() {
             let Some(digest) = digest else {
-                self.store.delete_tag(&full)?;
                 {
+                    // Locked for the change of both store and index.
                     let mut index = self.write();
-                    index.tags.remove(&full);
-                    self.forget_tag(&mut index, &image.id, &full)?;
+                    if !index.names(&full, &image.id) {
+                        continue;
+                    }
+                    self.store.delete_tag(&full)?;
+                    index.untag(&full);
                 }
                 self.publish("untag", &image.id, image.id.to_string());
                 let reference = full.parse::<Reference>();
@@ -124,7 +133,7 @@ impl Images {
         };
         let mut rest = Image::clone(known);
         rest.repo_digests.retain(|digest| !is_gone(digest));
-        self.store.put_image(&ImageRecord::of(&rest), &[])?;
+        self.store.put_image(&index.record(&rest, &[]), &[])?;
         index.put(Arc::new(rest));
         Ok(())
     }

@@ -4,7 +4,6 @@
     reason = "a panic with its place is all the error handling that a test needs"
 )]
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use whelk_image::ImageConfig;
@@ -13,7 +12,6 @@ use whelk_sys::fs;
 
 use super::*;
 use crate::filters::Filters;
-use crate::records::ImageRecord;
 use crate::store::RecordStore;
 
 /// Images with these tags and digests of registries. They have a manifest of their own each, and
@@ -46,7 +44,6 @@ impl Case {
                 id: Digest::of(format!("config {number}").as_bytes()),
                 config: ImageConfig::default(),
                 other_manifests: Vec::new(),
-                tag_indexes: BTreeMap::new(),
                 repo_digests: digests.map(|name| name.parse().unwrap()).collect(),
                 origin: Origin {
                     manifest: Some(manifest),
@@ -56,13 +53,11 @@ impl Case {
                 tagged_at: 0,
             };
             let full = |tag: &&str| tag.parse::<Reference>().unwrap().to_string();
-            let tags: Vec<String> = tags.iter().map(full).collect();
-            let record = ImageRecord::of(&image);
-            case.images.store.put_image(&record, &tags).unwrap();
-            let mut index = case.images.write();
-            let tags = tags.into_iter().map(|tag| (tag, image.id.clone()));
-            index.tags.extend(tags);
-            index.put(Arc::new(image));
+            let index = image.origin.index.clone();
+            let tags = tags.iter().map(|tag| (full(tag), index.clone()));
+            let tags: Vec<_> = tags.collect();
+            let images = &case.images;
+            images.assign(&mut images.write(), image, &tags).unwrap();
         }
         case
     }
