@@ -9,7 +9,7 @@ use axum::http::{HeaderMap, header};
 use futures_util::{Stream, StreamExt};
 use http_body_util::BodyExt;
 use hyper::body::{Frame, Incoming, SizeHint};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// Maximum number of chunks queued between a blocking thread and HTTP.
 const DEPTH: usize = 8;
@@ -120,33 +120,49 @@ pub(crate) fn written<E: std::fmt::Display + Send + 'static>(
 }
 
 /// Returns a body of the pieces that `write` sends, on a blocking thread. If `write` fails, or `ended`
-/// resolves, the response is aborted.
+/// resolves, the response is aborted, and `write` also ends while the client takes nothing.
 pub(crate) fn written_in_pieces<E: std::fmt::Display + Send + 'static>(
     write: impl FnOnce(&mut dyn FnMut(Vec<u8>) -> io::Result<()>) -> Result<(), E> + Send + 'static,
     ended: impl Future<Output = ()> + Send + 'static,
 ) -> Body {
-    let (sender, receiver) = mpsc::channel(DEPTH);
+    let (sender, receiver) = mpsc::channel::<Bytes>(DEPTH);
+    let (outcome, result) = oneshot::channel();
+    let runtime = tokio::runtime::Handle::current();
     tokio::task::spawn_blocking(move || {
+        let (mut ended, mut is_over) = (Box::pin(ended), false);
+        // The body of a client that takes nothing is not polled: the end is noticed here.
         let mut send = |piece: Vec<u8>| {
-            sender
-                .blocking_send(Ok(Bytes::from(piece)))
-                .map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))
+            let sending = async {
+                tokio::select! {
+                    biased;
+                    () = &mut ended => Err("the copy has to end"),
+                    sent = sender.send(Bytes::from(piece)) => sent.map_err(|_| "the client has left"),
+                }
+            };
+            let sent = if is_over {
+                Err("the copy has ended")
+            } else {
+                runtime.block_on(sending)
+            };
+            is_over = sent.is_err();
+            sent.map_err(io::Error::other)
         };
-        if let Err(error) = write(&mut send) {
+        let written = write(&mut send).map_err(|error| io::Error::other(error.to_string()));
+        if let Err(error) = &written {
             tracing::warn!("response aborted: {error}");
-            let _ = sender.blocking_send(Err(io::Error::other(error.to_string())));
         }
+        let _ = outcome.send(written);
     });
     // Dropping the receiver ends the thread.
-    let ended = Box::pin(ended);
-    let state = Some((receiver, ended));
+    let state = Some((receiver, result));
     Body::from_stream(futures_util::stream::unfold(state, async |state| {
-        let (mut receiver, mut ended) = state?;
-        tokio::select! {
-            biased;
-            () = &mut ended => Some((Err(io::Error::other("the copy has to end")), None)),
-            piece = receiver.recv() => piece.map(|piece| (piece, Some((receiver, ended)))),
+        let (mut receiver, result) = state?;
+        if let Some(piece) = receiver.recv().await {
+            return Some((Ok(piece), Some((receiver, result))));
         }
+        let lost = |_| Err(io::Error::other("the thread that writes has ended"));
+        let error = result.await.unwrap_or_else(lost).err()?;
+        Some((Err(error), None))
     }))
 }
 

@@ -36,7 +36,7 @@ fn racing_links_never_lead_to_the_host() {
         .fifo("d/pipe")
         .finish();
     let end = Instant::now() + Duration::from_secs(6);
-    let mut written = 0;
+    let (mut written, mut read) = (0, 0);
     while Instant::now() < end {
         written += i32::from(put(&engine, "/t/a", &archive, "").0 == 200);
         put(
@@ -47,12 +47,17 @@ fn racing_links_never_lead_to_the_host() {
         );
         for path in ["/t/a/d/secret", "/t/a/d/", "/t/a"] {
             let url = format!("/containers/box/archive?path={}", escape(path));
-            let answer = engine.http("GET", &url, &[], b"");
-            let text = String::from_utf8_lossy(&answer.body);
-            assert!(!text.contains("of the host"), "{path}");
+            // A copy is aborted if a directory that it is deep inside of was moved.
+            let mut connection = Connection::open(&engine.socket()).unwrap();
+            connection.send("GET", &url, &[], b"").unwrap();
+            if let Ok(answer) = connection.response() {
+                let text = String::from_utf8_lossy(&answer.body);
+                assert!(!text.contains("of the host"), "{path}");
+                read += 1;
+            }
         }
     }
-    assert!(written > 0);
+    assert!(written > 0 && read > 0);
     let left: Vec<_> = fs::read_dir(&outside)
         .unwrap()
         .map(|entry| entry.unwrap().file_name())
