@@ -195,6 +195,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "error",
             "filters",
             "images",
+            "instance",
             "model",
             "networks",
         ],
