@@ -42,6 +42,17 @@ fn manifests_and_lists_are_shown_as_by_docker() {
         let shown = |program| manifest(engine.cli(program), &words).ok();
         assert_eq!(shown(Program::Whelk), shown(Program::Docker), "{words:?}");
     }
+    let list = registry.image(&amd)["config"].clone();
+    let list = json!({"schemaVersion": 2, "manifests": vec![list; 501]});
+    registry.manifest(
+        "app",
+        "many",
+        "application/vnd.oci.image.index.v1+json",
+        &list,
+    );
+    let name = format!("{}/app:many", registry.host);
+    manifest(engine.cli(Program::Whelk), &["inspect", &name])
+        .refuses(1, "app:many: a list of 501 manifests, more than 500");
     let name = format!("{}/app:none", registry.host);
     // Docker's client has the registry's words if the registry has some.
     let text = format!("no such manifest: {name}");

@@ -188,11 +188,14 @@ pub(crate) fn remove_directory(path: &Path) -> io::Result<()> {
 
 /// Reads a file of at most `MAX_SIZE` bytes.
 pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
+    read_at_most(path, MAX_SIZE)
+}
+
+/// Reads a file of at most `most` bytes.
+pub(crate) fn read_at_most(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
-    File::open(path)?
-        .take(MAX_SIZE + 1)
-        .read_to_end(&mut content)?;
-    if content.len() as u64 > MAX_SIZE {
+    File::open(path)?.take(most + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > most {
         return Err(io::ErrorKind::FileTooLarge.into());
     }
     Ok(content)

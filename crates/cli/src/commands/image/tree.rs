@@ -157,7 +157,9 @@ fn lines(image: &ImageSummary) -> Vec<Line> {
 fn platform_text(platform: &OciPlatform) -> String {
     let parts = [&platform.os, &platform.architecture, &platform.variant];
     let parts = parts.into_iter().filter(|part| !part.is_empty());
-    let parts: Vec<&str> = parts.map(String::as_str).collect();
+    // They come from a registry: no escape sequence reaches the terminal.
+    let parts = parts.map(|part| part.replace(char::is_control, "\u{fffd}"));
+    let parts: Vec<String> = parts.collect();
     if parts.is_empty() {
         "unknown".to_owned()
     } else {
@@ -249,5 +251,14 @@ mod tests {
         );
         let narrow = tree(&[ImageSummary::default()], Some(20));
         assert!(narrow.contains("\x1b[2m<untagged>\x1b[0m"), "{narrow:?}");
+    }
+
+    #[test]
+    fn platforms_have_no_escape_sequences() {
+        let platform = OciPlatform {
+            os: "linux\u{1b}[2J".into(),
+            ..OciPlatform::default()
+        };
+        assert_eq!(platform_text(&platform), "linux\u{fffd}[2J");
     }
 }

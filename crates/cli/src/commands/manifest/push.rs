@@ -85,8 +85,8 @@ async fn take_over(
     source: &Reference,
     target: &Reference,
 ) -> Outcome<()> {
-    let parsed =
-        Manifest::parse(manifest.bytes()?).map_err(|error| Failure::new(error.to_string()))?;
+    let parsed = Manifest::parse(manifest.bytes()?)
+        .map_err(|error| Failure::new(format!("{source}: {error}")))?;
     let platform = manifest.descriptor.platform.as_ref();
     let is_windows = platform.is_some_and(|platform| platform.os == "windows");
     for blob in parsed.layers.iter().chain([&parsed.config]) {

@@ -11,6 +11,9 @@ use crate::{Failure, Outcome, credentials};
 
 /// Maximum size of an image's configuration in bytes.
 const MAX_CONFIG: u64 = 8 << 20;
+/// Maximum number of a list's manifests, and of the bytes that they have together: all are in memory.
+const MAX_LISTED: usize = 500;
+const MAX_LIST: usize = 64 << 20;
 
 /// Access to registries with the user's credentials.
 #[derive(Debug)]
@@ -78,8 +81,16 @@ impl Remote {
             let manifest = image(&repository, name, named, None).await?;
             return Ok(Found::Manifest(Box::new(manifest)));
         }
-        let index = Index::parse(&named.bytes).map_err(|error| Failure::new(error.to_string()))?;
+        let invalid = |problem: String| Failure::new(format!("{name}: {problem}"));
+        let index = Index::parse(&named.bytes).map_err(|error| invalid(error.to_string()))?;
         let platforms = platforms(&named.bytes)?;
+        if platforms.len() > MAX_LISTED {
+            let count = platforms.len();
+            return Err(invalid(format!(
+                "a list of {count} manifests, more than {MAX_LISTED}"
+            )));
+        }
+        let mut size = 0;
         let mut manifests = Vec::with_capacity(index.manifests.len());
         for (entry, platform) in index.manifests.into_iter().zip(platforms) {
             let listed = Reference {
@@ -87,6 +98,11 @@ impl Remote {
                 ..name.clone()
             };
             let manifest = document(&repository, &listed).await?;
+            size += manifest.bytes.len();
+            if size > MAX_LIST {
+                let text = format!("its manifests have more than {MAX_LIST} bytes");
+                return Err(invalid(text));
+            }
             if manifest.is_index() {
                 return Err(Failure::new(format!(
                     "unsupported manifest type: {listed} is another list"

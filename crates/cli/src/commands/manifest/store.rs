@@ -9,6 +9,9 @@ use whelk_image::Reference;
 use super::list::ImageManifest;
 use crate::{Failure, Outcome, files, plain};
 
+/// Maximum size of a file in bytes. It has a manifest, of at most 4 MiB, twice: in Base64 and as JSON, where
+/// a character may be escaped.
+const MAX_FILE: u64 = 64 << 20;
 /// Permissions of directories.
 const MODE: u32 = 0o755;
 
@@ -106,7 +109,7 @@ fn file_name(reference: &Reference) -> String {
 }
 
 fn read(path: &Path) -> Outcome<Option<ImageManifest>> {
-    let content = match files::read(path) {
+    let content = match files::read_at_most(path, MAX_FILE) {
         Ok(content) => content,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed("read", path, &error)),
@@ -119,4 +122,45 @@ fn read(path: &Path) -> Outcome<Option<ImageManifest>> {
 
 fn failed(operation: &str, path: &Path, error: &io::Error) -> Failure {
     Failure::new(format!("{operation} {}: {}", path.display(), plain(error)))
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
+mod tests {
+    use whelk_image::Digest;
+    use whelk_image::descriptor::MANIFEST;
+    use whelk_registry::Document;
+    use whelk_sys::Scratch;
+
+    use super::*;
+
+    #[test]
+    fn the_largest_manifests_are_kept() {
+        let config = Scratch::temporary("manifests").unwrap();
+        let store = ManifestStore::of(config.path());
+        let digest = Digest::of(b"{}");
+        let descriptor = format!(r#"{{"mediaType":"x","digest":"{digest}","size":2}}"#);
+        let text = format!(
+            r#"{{"schemaVersion":2,"mediaType":"{MANIFEST}","config":{descriptor},"layers":[],"annotations":{{"a":"{}"}}}}"#,
+            "\u{e9}".repeat(2_000_000)
+        );
+        let document = Document {
+            digest: Digest::of(text.as_bytes()),
+            media_type: MANIFEST.to_owned(),
+            bytes: text.into_bytes(),
+        };
+        let image: Reference = "app:1".parse().unwrap();
+        let manifest = ImageManifest::new(&image, document, None);
+        let manifest = manifest.map_err(|failure| failure.text).unwrap();
+        let saved = store.save(&image, &image, &manifest);
+        saved.map_err(|failure| failure.text).unwrap();
+        let found = store.get(&image, &image);
+        let found = found.map_err(|failure| failure.text).unwrap();
+        assert!(found.is_some());
+        let removed = store.remove(&image);
+        removed.map_err(|failure| failure.text).unwrap();
+    }
 }
