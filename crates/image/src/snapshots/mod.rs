@@ -27,6 +27,7 @@ mod tree;
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use whelk_sys::{Scratch, fs};
@@ -140,13 +141,17 @@ impl Snapshots {
         /// Pieces that wait. This bounds the memory of one layer.
         const WAITING: usize = 4;
         let scratch = self.staging.scratch()?;
+        // Whether reading ended because storing did.
+        let is_cut = AtomicBool::new(false);
         let applied = std::thread::scope(|scope| {
             let (sender, receiver) = std::sync::mpsc::sync_channel(WAITING);
+            let is_cut = &is_cut;
             let exported = scope.spawn(move || {
                 let sent = |piece| {
-                    sender
-                        .send(piece)
-                        .map_err(|_| std::io::ErrorKind::BrokenPipe.into())
+                    sender.send(piece).map_err(|_| {
+                        is_cut.store(true, Ordering::Relaxed);
+                        std::io::ErrorKind::BrokenPipe.into()
+                    })
                 };
                 export::export_layer(upper, sent)
             });
@@ -156,6 +161,10 @@ impl Snapshots {
                 at: 0,
             };
             let applied = apply::apply(&mut pieces, scratch.path());
+            if applied.is_ok() {
+                // An archive may end before its last piece, which the thread still sends.
+                let _ = std::io::copy(&mut pieces, &mut std::io::sink());
+            }
             // Ends the thread, if it is not at its end.
             drop(pieces);
             let exported = exported
@@ -163,11 +172,7 @@ impl Snapshots {
                 .unwrap_or_else(|_| Err(Error::invalid("reading the layer has panicked")));
             match (applied, exported) {
                 // The other one's error follows from this.
-                (Err(error), Err(Error::Io { source, .. }))
-                    if source.kind() == std::io::ErrorKind::BrokenPipe =>
-                {
-                    Err(error)
-                }
+                (Err(error), Err(_)) if is_cut.load(Ordering::Relaxed) => Err(error),
                 (_, Err(error)) | (Err(error), Ok(())) => Err(error),
                 (Ok(applied), Ok(())) => Ok(applied),
             }
