@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What a path in a container refers to: the JSON in the header `X-Docker-Container-Path-Stat`, which is
-/// encoded in Base64.
+/// Name, size, mode and link target of a file in a container: the JSON in the header
+/// `X-Docker-Container-Path-Stat`, which is encoded in Base64.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ContainerPathStat {

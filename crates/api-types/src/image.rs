@@ -39,7 +39,7 @@ pub struct ImageManifestSummary {
     #[serde(rename = "ID")]
     pub id: String,
     pub descriptor: ManifestDescriptor,
-    /// Whether the engine has it.
+    /// Whether the manifest's content is in the store.
     pub available: bool,
     pub size: ImageManifestSize,
     /// `image`, `attestation` or `unknown`.
@@ -50,7 +50,7 @@ pub struct ImageManifestSummary {
     pub attestation_data: Option<ImageManifestAttestation>,
 }
 
-/// What the engine has of a manifest, in bytes.
+/// Sizes in bytes of the content of a manifest that is in the store.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct ImageManifestSize {

@@ -35,7 +35,7 @@ pub struct StreamMessage {
     /// The item, such as a layer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// What was pushed.
+    /// Machine-readable data, such as the tag, digest and size of a pushed manifest.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub aux: Option<Aux>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -45,7 +45,7 @@ pub struct StreamMessage {
     pub error: Option<String>,
 }
 
-/// What a message tells programs.
+/// The machine-readable data of a progress message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Aux {

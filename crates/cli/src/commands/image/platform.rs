@@ -56,7 +56,7 @@ pub(crate) fn platform_json(text: &str) -> Outcome<String> {
 /// Encodes several platforms, each as [`platform_json`]. Empty texts are left out.
 ///
 /// # Errors
-/// As [`platform_json`].
+/// Converts the platforms of a flag that can be repeated into JSON, without empty ones.
 pub(crate) fn platforms_json(texts: &[String]) -> Outcome<Vec<String>> {
     let given = texts.iter().filter(|text| !text.is_empty());
     given.map(|text| platform_json(text)).collect()

@@ -1,6 +1,6 @@
 //! Paths of this machine, and where a copy goes, by the rules of Docker's client.
 //!
-//! What is copied depends on how paths end: `DIR` is the directory, `DIR/.` its content, and `PATH/`
+//! The end of a path decides between a directory and its content: `DIR` is the directory, `DIR/.` its content, and `PATH/`
 //! demands a directory.
 
 use std::fs::Metadata;
