@@ -82,16 +82,41 @@ impl Served {
         headers: &[(&str, &str)],
         body: &[u8],
     ) -> Answer {
+        Answer::parse(self.exchange(method, path, headers, body).await)
+    }
+
+    /// Sends a request and returns what the server sends until it closes the connection.
+    async fn exchange(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Vec<u8> {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         let head = head(method, path, headers, body.len());
         stream.write_all(head.as_bytes()).await.unwrap();
         // The server may answer, and close, before it has read the whole body.
         let _ = stream.write_all(body).await;
-        Answer::read(&mut stream).await
+        read_all(&mut stream).await
     }
 
     async fn get(&self, path: &str) -> Answer {
         self.send("GET", path, &[], b"").await
+    }
+
+    /// Asserts that a download breaks off: with a part of the body, or before the head has been sent.
+    async fn assert_breaks_off(&self, path: &str) {
+        let all = self.exchange("GET", path, &[], b"").await;
+        if all.is_empty() {
+            return;
+        }
+        let answer = Answer::parse(all);
+        let length: usize = answer.header("content-length").parse().unwrap();
+        assert!(
+            answer.status == 200 && answer.body.len() < length,
+            "{answer:?}"
+        );
     }
 
     async fn delete(&self, path: &str) -> u16 {
@@ -191,6 +216,13 @@ fn head(method: &str, path: &str, headers: &[(&str, &str)], length: usize) -> St
     head + &format!("content-length: {length}\r\n\r\n")
 }
 
+async fn read_all(stream: &mut TcpStream) -> Vec<u8> {
+    let mut all = Vec::new();
+    // A connection may be reset after the response.
+    let _ = stream.read_to_end(&mut all).await;
+    all
+}
+
 #[derive(Debug)]
 struct Answer {
     status: u16,
@@ -200,9 +232,10 @@ struct Answer {
 
 impl Answer {
     async fn read(stream: &mut TcpStream) -> Self {
-        let mut all = Vec::new();
-        // A connection may be reset after the response.
-        let _ = stream.read_to_end(&mut all).await;
+        Self::parse(read_all(stream).await)
+    }
+
+    fn parse(mut all: Vec<u8>) -> Self {
         let end = all.windows(4).position(|four| four == b"\r\n\r\n");
         let end = end.unwrap_or_else(|| panic!("no response: {}", all.escape_ascii()));
         let head = String::from_utf8(all[..end].to_vec()).unwrap();
