@@ -47,6 +47,7 @@ fn changes_become_a_layer() {
             (&made["Id"], &made["Author"], &made["Comment"]),
             (&json!(id), &json!("me <me@example.org>"), &json!("what for"))
         );
+        assert_eq!(made["Parent"], image(&engine, "busybox")["Id"]);
         let layers = |name: &str| image(&engine, name)["RootFS"]["Layers"].as_array().unwrap().clone();
         let (below, all) = (layers("busybox"), layers("made:one"));
         assert_eq!((all.len(), &all[..below.len()]), (below.len() + 1, &below[..]));

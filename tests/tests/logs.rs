@@ -340,13 +340,11 @@ fn json_file_is_dockers_format() {
 }
 
 #[test]
-fn local_is_the_default() {
+fn json_file_is_the_default() {
     Engine::start().both(|cli| {
         say(cli, &[], "echo hi");
-        assert_eq!(
-            cli.engine().inspect("said")["HostConfig"]["LogConfig"]["Type"],
-            "local"
-        );
+        let shown = cli.engine().inspect("said")["HostConfig"]["LogConfig"].clone();
+        assert_eq!(shown, json!({"Type": "json-file", "Config": {}}));
         assert_eq!(cli.run(&["logs", "said"]).ok(), "hi");
     });
 }

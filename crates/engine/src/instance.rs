@@ -80,7 +80,7 @@ impl Instance {
         };
         let (root, run) = (absolute(root)?, absolute(run)?);
         let default_log = LogConfig {
-            driver: Some(LogDriver::Local),
+            driver: Some(LogDriver::JsonFile),
             ..LogConfig::default()
         };
         let (soft, hard) = whelk_sys::process::file_limit();

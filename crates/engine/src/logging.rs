@@ -9,9 +9,10 @@ use whelk_text::size::parse_binary;
 use crate::error::{Error, Result};
 use crate::model::{self, LogDriver};
 
-/// Defaults of the driver `local`: five files of 20 MiB, the rotated ones compressed.
-const LOCAL_SIZE: u64 = 20 << 20;
-const LOCAL_FILES: u32 = 5;
+/// Defaults of both drivers: five files of 20 MiB, the rotated ones compressed. As in Docker, a
+/// `json-file` log with a `max-size` of its own is one uncompressed file unless options say otherwise.
+const DEFAULT_SIZE: u64 = 20 << 20;
+const DEFAULT_FILES: u32 = 5;
 
 /// The size that means no limit.
 const NO_LIMIT: &str = "-1";
@@ -44,8 +45,8 @@ pub fn config(
         compress: false,
         attributes: BTreeMap::new(),
     };
-    if driver == Driver::Local {
-        (config.max_size, config.max_files, config.compress) = (LOCAL_SIZE, LOCAL_FILES, true);
+    if driver == Driver::Local || !wanted.options.contains_key("max-size") {
+        (config.max_size, config.max_files, config.compress) = (DEFAULT_SIZE, DEFAULT_FILES, true);
     }
     if driver == Driver::None {
         return Ok(config);
@@ -192,7 +193,21 @@ mod tests {
             &[("max-size", "10k"), ("max-file", "3"), ("compress", "true")],
             "/d/id-json.log 10240 3 true",
         );
-        check(Some(LogDriver::JsonFile), &[], "/d/id-json.log 0 1 false");
+        check(
+            Some(LogDriver::JsonFile),
+            &[],
+            "/d/id-json.log 20971520 5 true",
+        );
+        check(
+            Some(LogDriver::JsonFile),
+            &[("max-file", "2"), ("compress", "false")],
+            "/d/id-json.log 20971520 2 false",
+        );
+        check(
+            Some(LogDriver::JsonFile),
+            &[("max-size", "1k")],
+            "/d/id-json.log 1024 1 false",
+        );
         check(
             Some(LogDriver::JsonFile),
             &[("bogus", "1")],

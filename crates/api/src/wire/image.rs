@@ -43,7 +43,10 @@ pub(crate) fn image_summary(
         created: created_seconds(image),
         id: image.id.to_string(),
         labels: Some(image.config.config.labels.clone()).filter(|labels| !labels.is_empty()),
-        parent_id: String::new(),
+        parent_id: image
+            .parent
+            .as_ref()
+            .map_or_else(String::new, ToString::to_string),
         repo_digests: Some(repo_digests(digests)),
         repo_tags: names.clone(),
         shared_size: shared.map_or(-1, signed),
@@ -143,7 +146,7 @@ pub(crate) fn image(image: &Image, names: Vec<String>) -> ImageInspect {
         id: image.id.to_string(),
         repo_tags: names,
         repo_digests: repo_digests(&image.repo_digests),
-        parent: None,
+        parent: image.parent.as_ref().map(ToString::to_string),
         comment: omit_if_empty(comment),
         created: config.created.clone().unwrap_or_default(),
         docker_version: omit_if_empty(&config.docker_version),

@@ -78,6 +78,7 @@ impl Images {
                 origin: Origin::default(),
                 config,
                 other_manifests: Vec::new(),
+                parent: new.parent,
                 names: new
                     .name
                     .into_iter()

@@ -18,6 +18,8 @@ pub struct Image {
     pub other_manifests: Vec<Digest>,
     /// Names with the digest of the manifest or index that a registry has for the image.
     pub repo_digests: Vec<Reference>,
+    /// Image that it was committed from, which may have been removed since.
+    pub parent: Option<Digest>,
     /// Size of the file contents in all layers, in bytes.
     pub size: u64,
     /// Time of its last tag, in nanoseconds since the epoch; 0 for never.
@@ -51,6 +53,7 @@ impl ImageRecord {
                 .iter()
                 .map(Reference::to_string)
                 .collect(),
+            parent: image.parent.clone(),
         }
     }
 
@@ -71,6 +74,7 @@ impl ImageRecord {
                 index: self.index,
             },
             other_manifests: self.other_manifests,
+            parent: self.parent,
             size: self.size,
             tagged_at: self.tagged_at,
         }
@@ -127,6 +131,7 @@ mod tests {
                     .parse()
                     .unwrap(),
             ],
+            parent: Some(Digest::of(b"parent")),
             size: 5,
             tagged_at: 7,
         };

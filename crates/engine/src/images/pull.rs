@@ -372,6 +372,7 @@ impl Images {
             },
             config,
             other_manifests: Vec::new(),
+            parent: None,
             names: Vec::from_iter(is_tag.then_some(Named { name, index })),
             size,
         };

@@ -157,6 +157,7 @@ impl Images {
             origin: origin.clone(),
             other_manifests: known.map_or_else(Vec::new, |known| known.other_manifests.clone()),
             repo_digests,
+            parent: loaded.parent.clone().or_else(|| known?.parent.clone()),
             size: loaded.size,
             tagged_at: tagged_at
                 .or(known.map(|known| known.tagged_at))

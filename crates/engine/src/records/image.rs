@@ -27,6 +27,9 @@ pub(crate) struct ImageRecord {
     /// Full names with a digest.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub repo_digests: Vec<String>,
+    /// Image that it was committed from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Digest>,
 }
 
 super::stored::forms! { ImageRecord => ImageRecord }

@@ -65,6 +65,7 @@ pub fn import(
         origin: Origin::default(),
         config,
         other_manifests: Vec::new(),
+        parent: None,
         names: import
             .name
             .map(|name| Named { name, index: None })

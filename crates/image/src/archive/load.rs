@@ -31,6 +31,8 @@ pub struct Loaded {
     pub origin: Origin,
     /// Further manifests of it, by which other indexes list it. Blobs of the store, too.
     pub other_manifests: Vec<Digest>,
+    /// Image that it was made from on this machine.
+    pub parent: Option<Digest>,
     pub config: ImageConfig,
     pub names: Vec<Named>,
     /// Total size of file content in all layers, in bytes.
@@ -336,6 +338,7 @@ impl Images<'_> {
                 id: image.id,
                 origin: image.origin,
                 other_manifests,
+                parent: None,
                 config: image.config,
                 names,
                 size,

@@ -131,6 +131,7 @@ mod tests {
             config: ImageConfig::default(),
             origin: Origin::default(),
             other_manifests: Vec::new(),
+            parent: None,
             repo_digests: Vec::new(),
             size: 0,
             tagged_at: 0,

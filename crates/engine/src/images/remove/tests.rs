@@ -44,6 +44,7 @@ impl Case {
                 id: Digest::of(format!("config {number}").as_bytes()),
                 config: ImageConfig::default(),
                 other_manifests: Vec::new(),
+                parent: None,
                 repo_digests: digests.map(|name| name.parse().unwrap()).collect(),
                 origin: Origin {
                     manifest: Some(manifest),

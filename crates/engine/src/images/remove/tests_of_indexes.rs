@@ -84,6 +84,7 @@ impl Case {
                 id: id(number),
                 config,
                 other_manifests: Vec::new(),
+                parent: None,
                 repo_digests: digests.collect(),
                 origin: Origin {
                     manifest: Some(manifest(number)),
@@ -238,6 +239,7 @@ fn what_a_tag_stands_for_does_not_follow_its_image() {
             index: index(X),
         },
         other_manifests: Vec::new(),
+        parent: None,
         config: known.config.clone(),
         names: vec![Named {
             name: "b:1".parse().unwrap(),

@@ -193,6 +193,7 @@ fn find_images(images: &whelk_image::Store, rest: &mut Rest, report: &mut Repair
             other_manifests: Vec::new(),
             tag_indexes: BTreeMap::new(),
             repo_digests: Vec::new(),
+            parent: None,
         };
         rest.images.push(
             serde_json::from_str(&encode(&record)?)
