@@ -9,6 +9,8 @@
     reason = "a case is one story, read from top to bottom"
 )]
 
+use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -706,11 +708,6 @@ fn unavailable_flags_are_rejected_by_name() {
         1,
         later("--cluster", "volumes of a swarm are"),
     ));
-    cases.push((
-        vec!["system", "df", "-v", "--format", "json"],
-        1,
-        "--format: not available together with --verbose".into(),
-    ));
     for flag in ["--tls", "--tlsverify"] {
         let text = format!("{flag}: TLS is not used on unix sockets: unix://");
         cases.push((vec![flag, "ps"], 1, text));
@@ -774,4 +771,86 @@ fn system_df_truncates_commands() {
             "{program:?}: {said}"
         );
     }
+}
+
+#[test]
+fn both_clients_format_disk_usage_in_detail() {
+    let engine = Engine::start();
+    engine.create(
+        "one",
+        &serde_json::json!({"Image": "busybox", "Cmd": ["true"], "HostConfig": {"NetworkMode": "none"}}),
+    );
+    engine.whelk(&["volume", "create", "data"]).ok();
+    for format in [
+        "json",
+        "{{json .}}",
+        "{{range .Images}}{{.Repository}}:{{.Tag}} {{.ID}} {{.UniqueSize}}\\n{{end}}",
+        "{{range .Containers}}{{.ID}} {{.Size}} {{.Names}}{{end}}",
+        "{{range .Volumes}}{{.Name}} {{.Links}} {{.Size}}{{end}} {{len .BuildCache}}",
+    ] {
+        let words = ["system", "df", "-v", "--format", format];
+        let (ours, dockers) = (engine.whelk(&words).ok(), engine.docker(&words).ok());
+        assert_eq!(ours, dockers, "{format}");
+    }
+    engine
+        .whelk(&["system", "df", "-v", "--format", "{{.Nosuch}}"])
+        .refuses(1, "template");
+}
+
+/// Returns the sum of the sizes of the files below a directory; one with several names counts once.
+fn file_sizes(path: &std::path::Path, seen: &mut BTreeSet<u64>) -> u64 {
+    let metadata = std::fs::symlink_metadata(path).unwrap();
+    if metadata.is_dir() {
+        let entries = std::fs::read_dir(path).unwrap();
+        let sizes = entries.map(|entry| file_sizes(&entry.unwrap().path(), seen));
+        return sizes.sum();
+    }
+    if seen.insert(metadata.ino()) {
+        metadata.len()
+    } else {
+        0
+    }
+}
+
+#[test]
+fn disk_usage_agrees_with_the_disk() {
+    let engine = Engine::start();
+    let script = "head -c 3000000 /dev/zero >/a; ln /a /b; ln -s /a /c; mkdir /d; head -c 500 /dev/zero >/d/e; head -c 2000000 /dev/zero >/v/f; ln /v/f /v/g";
+    let words = [
+        "run",
+        "--name",
+        "one",
+        "--network",
+        "none",
+        "-v",
+        "data:/v",
+        "busybox",
+        "sh",
+        "-c",
+        script,
+    ];
+    engine.whelk(&words).ok();
+    let root = engine.root();
+    let on_disk = |path: &std::path::Path| file_sizes(path, &mut BTreeSet::new());
+    let usage = engine.get("/v1.51/system/df");
+    let container = &usage["Containers"][0];
+    let upper = root
+        .join("containers")
+        .join(container["Id"].as_str().unwrap())
+        .join("upper");
+    assert_eq!(container["SizeRw"], on_disk(&upper));
+    // The third is the length of the symbolic link's target.
+    assert_eq!(container["SizeRw"], 3_000_000 + 500 + 2);
+    let volume = &usage["Volumes"][0];
+    assert_eq!(
+        volume["UsageData"]["Size"],
+        on_disk(&root.join("volumes/data/_data"))
+    );
+    assert_eq!(volume["UsageData"]["Size"], 2_000_000);
+    let layers = std::fs::read_dir(root.join("layers")).unwrap();
+    let layers: u64 = layers
+        .map(|layer| on_disk(&layer.unwrap().path().join("fs")))
+        .sum();
+    assert_eq!(usage["LayersSize"], layers);
+    assert_eq!(usage["Images"][0]["Size"], layers);
 }

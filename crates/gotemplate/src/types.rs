@@ -113,6 +113,23 @@ impl Types {
         }
     }
 
+    /// Returns the type of the field with this JSON key, which may be in an embedded struct.
+    pub(crate) fn of_key(&self, fields: Fields, key: &str) -> Option<&'static str> {
+        let own = fields.iter().find(|(name, ty)| {
+            !ty.starts_with('+') && self.json_name(name).eq_ignore_ascii_case(key)
+        });
+        if let Some((_, ty)) = own {
+            return Some(ty);
+        }
+        let embedded = fields.iter().filter_map(|(_, ty)| ty.strip_prefix('+'));
+        embedded
+            .filter_map(|ty| match self.kind_of(ty.trim_start_matches('*')) {
+                Kind::Struct(fields) => Some(fields),
+                _ => None,
+            })
+            .find_map(|fields| self.of_key(fields, key))
+    }
+
     /// Returns the JSON key of a field.
     pub(crate) fn json_name<'n>(&self, field: &'n str) -> &'n str {
         self.json_names

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::types::{ANY, Kind, PREDECLARED, Types, cell};
+use crate::types::{ANY, Fields, Kind, PREDECLARED, Types, cell};
 
 /// A value of a Go type. Fields that the JSON lacks have the type's zero value, as in Go.
 #[derive(Clone, Debug)]
@@ -174,6 +174,15 @@ impl Typed {
         }
     }
 
+    /// Converts the value of a struct's JSON key as the type of its field. `null` and values of unknown
+    /// fields stay as they are.
+    fn encoded(&self, fields: Fields, key: &str, value: &Value) -> Value {
+        match self.types.of_key(fields, key) {
+            Some(ty) if !value.is_null() => self.part(ty, value.clone()).to_json(),
+            _ => value.clone(),
+        }
+    }
+
     /// Converts to JSON as Go does: maps sorted by key, null scalars as zero values.
     pub(crate) fn to_json(&self) -> Value {
         match self.kind() {
@@ -193,6 +202,13 @@ impl Typed {
                 .map(|value| self.part(of, value.clone()).to_json())
                 .collect(),
             Kind::Pointer(_) if !self.json.is_null() => self.indirect().to_json(),
+            Kind::Struct(fields) => match self.map() {
+                Some(map) => map
+                    .iter()
+                    .map(|(key, value)| (key.clone(), self.encoded(fields, key, value)))
+                    .collect(),
+                None => self.json.clone(),
+            },
             Kind::Text | Kind::Bool | Kind::Int | Kind::Uint | Kind::Float
                 if self.json.is_null() =>
             {

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use regex_lite::Regex;
 use whelk_network::port::Protocol;
+use whelk_sys::{copy, fs};
 
 use super::{Containers, MountPoint};
 use crate::error::{Error, Result};
@@ -120,28 +121,14 @@ impl Containers {
         (writable, writable + image)
     }
 
-    /// Returns the size of a container's writable layer in bytes.
+    /// Returns the size of a container's writable layer in bytes: that of its files, each of which counts
+    /// once. What cannot be read counts as 0.
     pub(super) async fn writable_size(&self, id: &str) -> u64 {
         let upper = self.instance.container_dir(id).join("upper");
-        tokio::task::spawn_blocking(move || tree_size(&upper))
-            .await
-            .unwrap_or(0)
+        let size = move || copy::disk_usage(fs::open(&upper).ok()?).ok();
+        let size = tokio::task::spawn_blocking(size).await;
+        size.ok().flatten().unwrap_or(0)
     }
-}
-
-/// Returns the sum of the sizes of all files below a directory. What cannot be read counts as 0.
-fn tree_size(path: &std::path::Path) -> u64 {
-    let Ok(entries) = whelk_sys::fs::list(path) else {
-        return 0;
-    };
-    entries
-        .iter()
-        .map(|entry| match entry.metadata() {
-            Ok(metadata) if metadata.is_dir() => tree_size(&entry.path()),
-            Ok(metadata) if metadata.is_file() => metadata.len(),
-            _ => 0,
-        })
-        .sum()
 }
 
 /// A port of a container as lists show it.

@@ -80,7 +80,7 @@ const TABLE: Table = Table {
 
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
-struct Row {
+pub(crate) struct Row {
     repository: String,
     tag: String,
     digest: String,
@@ -148,17 +148,22 @@ pub(crate) async fn images(client: &Client, args: ImagesArgs) -> Outcome {
     Ok(0)
 }
 
-/// Returns a row for each name of an image, as Docker does: with `digests` for each digest that the
-/// tag's repository has for it, and for repositories that have nothing but digests. An image without
-/// a name has a row too.
-fn rows(image: &ImageSummary, no_trunc: bool, digests: bool) -> Vec<Row> {
+/// Returns the row of an image with its first tag and without a digest, as `system df` has it.
+pub(crate) fn usage_row(image: &ImageSummary) -> Row {
+    let name = image.repo_tags.first().map_or(NONE, String::as_str);
+    let (repository, tag) = name.rsplit_once(':').unwrap_or((name, NONE));
+    row(image, true, [repository, tag, ""])
+}
+
+/// Returns the row of an image with these names: repository, tag and digest.
+fn row(image: &ImageSummary, no_trunc: bool, [repository, tag, digest]: [&str; 3]) -> Row {
     // The engine sends -1 for values that were not requested.
     let shown = |bytes: Option<u64>| {
         bytes.map_or_else(|| UNKNOWN.to_owned(), |bytes| size::decimal(bytes, 4))
     };
     let shared = u64::try_from(image.shared_size).ok();
     let containers = u64::try_from(image.containers).ok();
-    let row = |repository: &str, tag: &str, digest: &str| Row {
+    Row {
         repository: repository.to_owned(),
         tag: tag.to_owned(),
         digest: digest.to_owned(),
@@ -174,7 +179,15 @@ fn rows(image: &ImageSummary, no_trunc: bool, digests: bool) -> Vec<Row> {
         shared_size: shown(shared),
         unique_size: shown(shared.map(|shared| image.size.saturating_sub(shared))),
         containers: containers.map_or_else(|| UNKNOWN.to_owned(), |count| count.to_string()),
-    };
+    }
+}
+
+/// Returns a row for each name of an image, as Docker does: with `digests` for each digest that the
+/// tag's repository has for it, and for repositories that have nothing but digests. An image without
+/// a name has a row too.
+fn rows(image: &ImageSummary, no_trunc: bool, digests: bool) -> Vec<Row> {
+    let row =
+        |repository: &str, tag: &str, digest: &str| row(image, no_trunc, [repository, tag, digest]);
     let mut by_repository: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for name in image.repo_digests.iter().flatten() {
         let (repository, digest) = name.split_once('@').unwrap_or((name, NONE));

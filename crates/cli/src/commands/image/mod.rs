@@ -4,7 +4,7 @@ mod history;
 mod import;
 mod inspect;
 mod load;
-mod ls;
+pub(super) mod ls;
 pub(crate) mod platform;
 pub(crate) mod prune;
 pub(crate) mod pull;

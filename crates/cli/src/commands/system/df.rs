@@ -5,12 +5,14 @@ use serde::Serialize;
 use whelk_api_types::{ContainerSummary, SystemDataUsageResponse, Volume};
 use whelk_text::size;
 
+use crate::Outcome;
 use crate::client::Client;
 use crate::commands::container::ps;
+use crate::commands::{image, volume};
 use crate::format::table::{self, Table};
+use crate::format::template::{Mode, Template, failure, json, typed};
 use crate::format::units::{ago, short_id};
-use crate::output::print_line;
-use crate::{Failure, Outcome};
+use crate::output::{print, print_line};
 
 #[derive(Debug, Args)]
 pub(crate) struct DfArgs {
@@ -37,12 +39,11 @@ const TABLE: Table = Table {
 pub(crate) async fn df(client: &Client, args: DfArgs) -> Outcome {
     let usage: SystemDataUsageResponse = client.get("/system/df").await?;
     if args.verbose {
-        if !args.format.is_empty() {
-            return Err(Failure::new(
-                "--format: not available together with --verbose in this version of whelk",
-            ));
-        }
-        return verbose(usage);
+        return match args.format.as_str() {
+            "" | "table" => verbose(usage),
+            "json" => formatted(usage, "{{json .}}"),
+            format => formatted(usage, format),
+        };
     }
     let images = usage.images.unwrap_or_default();
     let containers = usage.containers.unwrap_or_default();
@@ -136,6 +137,51 @@ fn unsigned(size: i64) -> u64 {
 
 fn volume_size(volume: &Volume) -> u64 {
     unsigned(volume.usage_data.unwrap_or_default().size)
+}
+
+/// What templates of `--verbose` are executed on.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Details {
+    images: Vec<image::ls::Row>,
+    containers: Vec<ps::Row>,
+    volumes: Vec<volume::ls::Row>,
+    build_cache: [(); 0],
+}
+
+/// Prints everything that takes space by one template. As in Docker, no line break follows.
+fn formatted(usage: SystemDataUsageResponse, format: &str) -> Outcome {
+    let details = Details {
+        images: usage
+            .images
+            .iter()
+            .flatten()
+            .map(image::ls::usage_row)
+            .collect(),
+        containers: usage
+            .containers
+            .into_iter()
+            .flatten()
+            .map(|mut container| {
+                // Docker's client leaves out the size of the image here.
+                container.size_root_fs = None;
+                ps::row(&container, true)
+            })
+            .collect(),
+        volumes: usage
+            .volumes
+            .into_iter()
+            .flatten()
+            .map(volume::ls::row)
+            .collect(),
+        build_cache: [],
+    };
+    let text = format.replace("\\t", "\t").replace("\\n", "\n");
+    let mistake = |mistake| failure(&mistake, 1, "template parsing error: ");
+    let template = Template::parse(&text).map_err(mistake)?;
+    let details = typed("formatter.diskUsageContext", json(&details)?);
+    print(&template.execute(&details, Mode::Values).map_err(mistake)?)?;
+    Ok(0)
 }
 
 fn verbose(usage: SystemDataUsageResponse) -> Outcome {

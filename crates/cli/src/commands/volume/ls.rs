@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use clap::Args;
 use serde::Serialize;
 use whelk_api_types::{Volume, VolumeListResponse};
+use whelk_text::size;
 
 use crate::Outcome;
 use crate::client::{Client, query};
@@ -47,14 +48,14 @@ const TABLE: Table = Table {
 
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
-struct Row {
+pub(crate) struct Row {
     driver: String,
     name: String,
     scope: String,
     mountpoint: String,
     labels: BTreeMap<String, String>,
-    links: &'static str,
-    size: &'static str,
+    links: String,
+    size: String,
     group: &'static str,
     availability: &'static str,
     status: &'static str,
@@ -71,20 +72,26 @@ pub(super) async fn ls(client: &Client, args: LsArgs) -> Outcome {
             query(&[("filters", &filters(&args.filter)?)])
         ))
         .await?;
-    let row = |volume: Volume| Row {
+    volumes.sort_by(|one, other| natural(&one.name, &other.name));
+    let rows = volumes.into_iter().map(row).collect();
+    TABLE.print(&args.format, args.quiet, "{{.Driver}}\t{{.Name}}", rows)?;
+    Ok(0)
+}
+
+/// Returns the row of a volume, with its use if the engine has sent that.
+pub(crate) fn row(volume: Volume) -> Row {
+    let usage = volume.usage_data;
+    let shown = |text: Option<String>| text.unwrap_or_else(|| UNKNOWN.to_owned());
+    Row {
         driver: volume.driver,
         name: volume.name,
         scope: volume.scope,
         mountpoint: volume.mountpoint,
         labels: volume.labels.unwrap_or_default(),
-        links: UNKNOWN,
-        size: UNKNOWN,
+        links: shown(usage.map(|usage| usage.ref_count.to_string())),
+        size: shown(usage.map(|usage| size::decimal(usage.size.try_into().unwrap_or(0), 4))),
         group: UNKNOWN,
         availability: UNKNOWN,
         status: UNKNOWN,
-    };
-    volumes.sort_by(|one, other| natural(&one.name, &other.name));
-    let rows = volumes.into_iter().map(row).collect();
-    TABLE.print(&args.format, args.quiet, "{{.Driver}}\t{{.Name}}", rows)?;
-    Ok(0)
+    }
 }

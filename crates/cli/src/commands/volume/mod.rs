@@ -5,7 +5,7 @@ mod create;
 mod export;
 mod import;
 mod inspect;
-mod ls;
+pub(super) mod ls;
 mod prune;
 mod rm;
 mod snapshot;

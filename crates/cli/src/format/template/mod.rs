@@ -169,4 +169,37 @@ mod tests {
             "NAMES NAMES NAMES my label y <no value>"
         );
     }
+
+    /// Rows are sorted by field and have labels as text also where another value contains them.
+    #[test]
+    fn nested_rows_are_encoded_as_rows() {
+        let details = typed(
+            "formatter.diskUsageContext",
+            json!({
+                "Images": null,
+                "Volumes": [{"Name": "n", "Labels": {"b": "2", "a": "1"}, "Driver": "local"}],
+                "BuildCache": [],
+            }),
+        );
+        for (template, expected) in [
+            (
+                "{{json .}}",
+                r#"{"Images":null,"Volumes":[{"Driver":"local","Labels":"a=1,b=2","Name":"n"}],"BuildCache":[]}"#,
+            ),
+            (
+                "{{json .Volumes}}",
+                r#"[{"Driver":"local","Labels":"a=1,b=2","Name":"n"}]"#,
+            ),
+            (
+                "{{range .Volumes}}{{.Labels}} {{.Label \"b\"}}{{end}}",
+                "a=1,b=2 2",
+            ),
+        ] {
+            assert_eq!(
+                execute(template, &details, Mode::Values),
+                expected,
+                "{template}"
+            );
+        }
+    }
 }
