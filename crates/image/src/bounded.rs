@@ -15,7 +15,10 @@ pub(crate) const MAX_HISTORY: usize = 10_000;
 pub(crate) const MAX_NAMES: usize = 10_000;
 
 /// Deserializes a list of at most `N` elements; `null` gives an empty list.
-pub(crate) fn list<'de, D: Deserializer<'de>, T: Deserialize<'de>, const N: usize>(
+///
+/// # Errors
+/// Returns an error if the list is longer, if an element is invalid, or if it is no list.
+pub fn list<'de, D: Deserializer<'de>, T: Deserialize<'de>, const N: usize>(
     deserializer: D,
 ) -> Result<Vec<T>, D::Error> {
     Option::<AtMost<T, N>>::deserialize(deserializer)

@@ -7,7 +7,7 @@
 
 mod ahead;
 pub mod archive;
-mod bounded;
+pub mod bounded;
 pub mod changes;
 pub mod compression;
 pub mod config;
