@@ -100,6 +100,11 @@ impl Manifest {
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         parse(bytes, "manifest")
     }
+
+    /// Returns its media type, which OCI manifests may leave out.
+    pub fn kind(&self) -> &str {
+        or(&self.media_type, MANIFEST)
+    }
 }
 
 /// A list of manifests for several platforms, or of further indexes.
@@ -129,6 +134,19 @@ impl Index {
     /// than 10,000 entries.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
         parse(bytes, "index")
+    }
+
+    /// Returns its media type, which OCI indexes may leave out.
+    pub fn kind(&self) -> &str {
+        or(&self.media_type, INDEX)
+    }
+}
+
+fn or<'a>(media_type: &'a str, default: &'a str) -> &'a str {
+    if media_type.is_empty() {
+        default
+    } else {
+        media_type
     }
 }
 

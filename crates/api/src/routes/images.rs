@@ -426,7 +426,8 @@ pub(super) async fn get_by_name(
             let mut shown = wire::image(&image, images.names_of(&image.id));
             if manifests {
                 let users = usage.containers_by_image();
-                shown.manifests = Some(wire::manifests(&images.manifests(&image), &users));
+                let listed = super::blocking(move || Ok(images.manifests(&image))).await?;
+                shown.manifests = Some(wire::manifests(&listed, &users));
             }
             version::downgrade_image(version, &mut shown);
             Ok(ok(&shown))

@@ -7,7 +7,7 @@ use whelk_image::{Digest, Reference};
 use whelk_sys::sync::IgnorePoison as _;
 use whelk_text::glob;
 
-use super::manifests::ListedManifest;
+use super::manifests::{ListedManifest, Manifests};
 use super::{Image, Images};
 use crate::error::Result;
 use crate::filters::Filters;
@@ -93,16 +93,19 @@ impl Images {
                     digests,
                     members: members.collect(),
                     size: 0,
-                    manifests: manifests.then(|| self.manifests_of(&index, &row, &image)),
-                    image,
+                    manifests: None,
+                    image: image.clone(),
                 });
+                let manifests = manifests.then(|| Manifests::of(&index, &row, &image));
                 let images = row.variants.into_iter().map(|variant| variant.image);
-                belonging.push(images.collect::<Vec<_>>());
+                belonging.push((images.collect::<Vec<_>>(), manifests));
             }
         }
         drop(index);
-        for (summary, images) in listed.iter_mut().zip(&belonging) {
-            summary.size = self.size_of_all(images);
+        // Files are read without the lock.
+        for (summary, (images, manifests)) in listed.iter_mut().zip(belonging) {
+            summary.size = self.size_of_all(&images);
+            summary.manifests = manifests.map(|manifests| self.described(manifests));
         }
         listed.sort_by_key(|one| (std::cmp::Reverse(one.image.created()), one.image.id.clone()));
         Ok(listed)

@@ -260,6 +260,30 @@ fn what_a_tag_stands_for_does_not_follow_its_image() {
     }
 }
 
+/// A pull of a tag whose index has changed replaces the index.
+#[test]
+fn indexes_that_are_replaced_are_forgotten() {
+    let images: [Given<'_>; 1] = [("linux/amd64", &[("a:1", X)], &[])];
+    let case = Case::new("replaced", &[(X, &[0, 1]), (Y, &[0])], &images);
+    let known = case.images.get(&id(0)).unwrap();
+    let mut image = Image::clone(&known);
+    image.origin.index = index(Y);
+    let has = |name: &str| case.images.read().has_entries(&index(name).unwrap());
+    assert!(has(X));
+    let tags = [(full("a:1"), index(Y))];
+    case.images
+        .assign(&mut case.images.write(), image, &tags)
+        .unwrap();
+    assert_eq!((has(X), has(Y)), (false, true));
+    // What it listed does not count as listed any more, so that its manifests can go.
+    assert!(!case.images.read().is_listed(&manifest(1)));
+    let mut entry = Descriptor::new(MANIFEST, manifest(0), 1);
+    entry.urls = vec![String::new(); 1000];
+    let mut all = case.images.write();
+    all.add_entries(&index(Y).unwrap(), Some(vec![entry]));
+    assert_eq!(all.entries(index(Y).as_ref())[0].urls, [""; 0]);
+}
+
 #[test]
 fn a_tag_that_another_image_has_got_meanwhile_stays() {
     let images: [Given<'_>; 2] = [
