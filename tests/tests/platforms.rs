@@ -52,6 +52,12 @@ fn which(cli: Cli<'_>, flags: &[&str], name: &str) -> String {
     cli.run(&words.concat()).ok()
 }
 
+/// Returns the time as `events` takes it.
+fn now() -> String {
+    let time = std::time::UNIX_EPOCH.elapsed().unwrap();
+    format!("{}.{:09}", time.as_secs(), time.subsec_nanos())
+}
+
 fn inspect(engine: &Engine, name: &str, architecture: &str) -> Value {
     let platform = json!({"os": "linux", "architecture": architecture}).to_string();
     engine.get(&format!(
@@ -252,9 +258,21 @@ fn all_platforms_are_saved_and_loaded_or_some() {
             "other"
         );
         cli.run(&["rmi", &name]).ok();
+        let begin = now();
         cli.run(&["load", "-i", &both]).ok();
         assert_eq!(inspect(&engine, &name, OTHER)["Id"], other["Id"]);
         assert_eq!(listed(&engine), [(json!([name]), own["Id"].clone())]);
+        // The one with the name is recorded first: a prune removes those that belong to no name.
+        let words = [
+            "events",
+            "--filter",
+            "event=load",
+            "--format",
+            "{{.Actor.ID}}",
+        ];
+        let events = cli.run(&[&words[..], &["--since", &begin, "--until", &now()]].concat());
+        let loaded = [own["Id"].as_str().unwrap(), other["Id"].as_str().unwrap()];
+        assert_eq!(events.ok(), loaded.join("\n"));
         cli.run(&["rmi", &name]).ok();
         for (archive, flags) in [(&both, &["--platform", &platform(OTHER)][..]), (&one, &[])] {
             cli.run(&[&["load", "-i", archive], flags].concat()).ok();
@@ -295,6 +313,43 @@ fn an_index_is_pushed_with_all_that_it_lists_or_a_part_of_it_is() {
         let missing = cli.run(&["push", "--platform", "linux/s390x", &target]);
         missing.refuses(1, "was found but does not provide the specified platform (linux/s390x)");
         cli.run(&["rmi", &target, &name]).ok();
+    });
+}
+
+#[test]
+fn what_the_registry_has_of_an_index_stays() {
+    let engine = Engine::without_images(&[]);
+    let registry = Registry::start();
+    let (name, digest) = push(&registry);
+    // The same image under another manifest, which the engine gets to know last.
+    let mut manifest = registry.image(&marked_for("own", OWN_ARCHITECTURE));
+    manifest["annotations"] = json!({"a": "1"});
+    let single = registry.pushed("single", "1", &manifest).name;
+    let target = format!("{}/app:2", registry.host);
+    let elsewhere = format!("{}/copy:2", registry.host);
+    engine.both(|cli| {
+        cli.run(&["pull", "-q", &name]).ok();
+        cli.run(&["pull", "-q", &single]).ok();
+        cli.run(&["tag", &name, &target]).ok();
+        registry.forget_requests();
+        let out = plain(&cli.run(&["push", &target]).ok());
+        assert!(out.contains(&format!("2: digest: {digest}")), "{out}");
+        assert!(out.contains(": Layer already exists"), "{out}");
+        assert_eq!(registry.manifest_of("app", "2").unwrap().1, digest);
+        // Only the index is sent. The registry has the other image, which the engine does not have.
+        assert_eq!(
+            registry.requests("PUT").len(),
+            1,
+            "{:?}",
+            registry.requests("")
+        );
+        assert_eq!(registry.requests("/blobs/"), [""; 0]);
+        // What another repository lacks is pushed as the index lists it.
+        pull_both(cli, &name);
+        cli.run(&["tag", &name, &elsewhere]).ok();
+        cli.run(&["push", &elsewhere]).ok();
+        assert_eq!(registry.manifest_of("copy", "2").unwrap().1, digest);
+        cli.run(&["rmi", &target, &name, &single, &elsewhere]).ok();
     });
 }
 

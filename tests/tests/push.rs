@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use whelk_tests::images::{self, Archive, WHICH, marked, sha256};
 use whelk_tests::registry::{Behaviour, Pushed, Registry};
+use whelk_tests::tar::Tar;
 use whelk_tests::{Engine, Program, eventually};
 
 /// Writes an image archive, loads it, and gives it a name in the registry.
@@ -157,6 +158,35 @@ fn a_pulled_image_is_pushed_unchanged_where_its_blobs_can_be_mounted() {
     );
     let digests = image(&engine, &elsewhere)["RepoDigests"].clone();
     assert_eq!(digests.as_array().unwrap().len(), 3, "{digests}");
+}
+
+#[test]
+fn the_original_blobs_are_used_where_a_registry_has_them_by_now() {
+    let engine = Engine::without_images(&[]);
+    let origin = Registry::start();
+    let target = Registry::start();
+    let pulled = origin.push("one", &marked("app:1"));
+    engine.whelk(&["pull", "-q", &pulled.name]).ok();
+    origin.behave(Behaviour {
+        authorization: Some("Basic none".into()),
+        ..Behaviour::default()
+    });
+    let name = format!("{}/three:1", target.host);
+    engine.whelk(&["tag", &pulled.name, &name]).ok();
+    engine.whelk(&["push", &name]).ok();
+    let (manifest, digest) = target.manifest_of("three", "1").unwrap();
+    assert_ne!(
+        (layers(&manifest), &digest),
+        (pulled.layers.clone(), &pulled.digest)
+    );
+    // Somebody else has pushed the original to another repository.
+    let other = target.push("four", &marked("app:1"));
+    assert_eq!(other.digest, pulled.digest);
+    engine.whelk(&["pull", "-q", &other.name]).ok();
+    let out = engine.whelk(&["push", &name]).ok();
+    assert!(out.contains(": Mounted from four"), "{out}");
+    let (manifest, digest) = target.manifest_of("three", "1").unwrap();
+    assert_eq!((layers(&manifest), digest), (pulled.layers, pulled.digest));
 }
 
 /// Pulls an image with 4 MiB that do not compress from a registry and gives it a name in another one.
@@ -437,4 +467,120 @@ fn a_foreign_layer_is_not_pushed() {
         );
         cli.run(&["rmi", &target, &pushed.name]).ok();
     });
+}
+
+#[test]
+fn a_layer_that_is_foreign_in_another_image_is_pushed() {
+    let engine = Engine::without_images(&[]);
+    let registry = Registry::start();
+    let ordinary = registry.image(&marked("app:1"));
+    let mut foreign = registry.image(&marked("other:1"));
+    // Both images have the same base layer.
+    assert_eq!(foreign["layers"][0], ordinary["layers"][0]);
+    let layer = &mut foreign["layers"][0];
+    layer["mediaType"] = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip".into();
+    layer["urls"] = json!(["https://example.com/layer"]);
+    let pushed = [
+        registry.pushed("app", "1", &foreign),
+        registry.pushed("app", "2", &ordinary),
+    ];
+    let target = Registry::start();
+    for one in &pushed {
+        engine.whelk(&["pull", "-q", &one.name]).ok();
+        let name = one.name.replace(&registry.host, &target.host);
+        engine.whelk(&["tag", &one.name, &name]).ok();
+    }
+    let all = format!("{}/app", target.host);
+    let out = engine.whelk(&["push", "-a", &all]).ok();
+    assert!(out.contains(": Skipped foreign layer"), "{out}");
+    for (tag, one) in ["1", "2"].into_iter().zip(&pushed) {
+        assert_eq!(target.manifest_of("app", tag).unwrap().1, one.digest);
+    }
+    assert!(target.content(&pushed[1].layers[0]).is_some(), "{out}");
+}
+
+/// The engine is killed at another time of a pull, and of a push, in each round. The store is sound
+/// afterwards, nothing half-made is visible, and the next try succeeds. `WHELK_KILL_ROUNDS` sets the number.
+#[test]
+fn an_engine_killed_while_it_pulls_or_pushes_goes_on_afterwards() {
+    let rounds = std::env::var("WHELK_KILL_ROUNDS").map_or(5, |text| text.parse().unwrap());
+    let engine = Engine::without_images(&[]);
+    let (origin, target) = (Registry::start(), Registry::start());
+    let mut image = big(2 << 20);
+    image.layers.extend(marked("app:1").layers.pop());
+    image
+        .layers
+        .push(Tar::new().file("more", images::noise(1 << 20)).finish());
+    let pulled = origin.push("one", &image);
+    let slow = Behaviour {
+        pause: Some(Duration::from_millis(10)),
+        upload_pause: Some(Duration::from_millis(10)),
+        ..Behaviour::default()
+    };
+    target.behave(slow.clone());
+    let cli = |round: u32| match round % 2 {
+        0 => engine.cli(Program::Docker),
+        _ => engine.cli(Program::Whelk),
+    };
+    // How long the operation takes at most, as far as is known; so kills come at all of its times.
+    let mut longest = [Duration::ZERO; 2];
+    let mut interrupted = [0; 2];
+    for round in 0..rounds {
+        let name = format!("{}/round/{round}:1", target.host);
+        for (which, words) in [["pull", &pulled.name], ["push", &name]].iter().enumerate() {
+            // A push takes blobs from a registry only if it is quick.
+            origin.behave(match which {
+                0 => slow.clone(),
+                _ => Behaviour::default(),
+            });
+            let begin = Instant::now();
+            let mut running = cli(round).spawn(&words[..]);
+            // The golden ratio spreads them evenly, whatever their number.
+            let part = (f64::from(round) * 0.618_033_988_75).fract();
+            std::thread::sleep(longest[which].mul_f64(part));
+            if round > 0 {
+                engine.kill9();
+            }
+            let is_done = running.finish().code == 0;
+            if round == 0 {
+                assert!(is_done, "{words:?}");
+                longest[which] = begin.elapsed();
+            } else {
+                interrupted[which] += u32::from(!is_done);
+                engine.restart();
+            }
+            if which == 0 {
+                let shown = engine.whelk(&["images", "-q"]).ok();
+                assert!(
+                    !is_done || !shown.is_empty(),
+                    "{round}: a confirmed pull is lost"
+                );
+                if !shown.is_empty() {
+                    assert_eq!(
+                        engine.cli(Program::Whelk).once(&pulled.name, &WHICH).ok(),
+                        "app:1"
+                    );
+                }
+                cli(round).run(&["pull", &pulled.name]).ok();
+                assert_eq!(
+                    engine.cli(Program::Whelk).once(&pulled.name, &WHICH).ok(),
+                    "app:1"
+                );
+                cli(round).run(&["tag", &pulled.name, &name]).ok();
+            } else {
+                cli(round).run(&["push", &name]).ok();
+                let repository = format!("round/{round}");
+                let (_, digest) = target.manifest_of(&repository, "1").unwrap();
+                assert_eq!(digest, pulled.digest, "{round}");
+            }
+        }
+        cli(round).run(&["rmi", &name, &pulled.name]).ok();
+        let left = || Some(images::stored(&engine)).filter(Vec::is_empty);
+        eventually("nothing to be left", left);
+    }
+    println!("interrupted: {interrupted:?} of {rounds} pulls and pushes");
+    assert!(
+        interrupted.iter().all(|count| *count > 0),
+        "{interrupted:?}"
+    );
 }

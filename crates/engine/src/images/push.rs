@@ -22,7 +22,7 @@ use whelk_image::{Digest, Platform, Progress, Reference};
 use whelk_registry::{Credentials, Repository, Version};
 
 use self::documents::{ToPut, document, relisted};
-use self::layer::Layer;
+use self::layer::{Brought, Layer};
 use super::index::choose;
 use super::pull::Held;
 use super::transfers::Transfers;
@@ -81,7 +81,7 @@ impl Images {
             reference: reference.clone(),
             progress: progress.clone(),
         };
-        let mut known = BTreeMap::new();
+        let mut known = Known::new();
         let mut last = None;
         for (name, id) in self.to_push(reference)? {
             pushed(
@@ -143,6 +143,16 @@ impl Images {
     }
 }
 
+/// The blobs of layers that are in the repository, by diff ID. Foreign layers have none there.
+type Known = BTreeMap<Digest, Vec<Descriptor>>;
+
+/// What is read of an image to push it.
+struct Parts {
+    config: Bytes,
+    /// The manifest that it came with, and its bytes.
+    original: Option<(Manifest, Vec<u8>)>,
+}
+
 /// A push to a repository.
 #[derive(Clone)]
 struct Push {
@@ -154,12 +164,12 @@ struct Push {
 }
 
 impl Push {
-    /// Pushes what a tag stands for. `known` has the blobs of layers in the registry, by diff ID.
+    /// Pushes what a tag stands for.
     async fn tag(
         &self,
         name: &Reference,
         platform: Option<&Platform>,
-        known: &mut BTreeMap<Digest, Descriptor>,
+        known: &mut Known,
     ) -> Result<Pushed> {
         let full = name.to_string();
         let (found, listed) = {
@@ -183,12 +193,10 @@ impl Push {
             {
                 return self.index(name, digest, entries, known).await;
             }
-            let index = self.images.files.content.read(digest)?;
-            let kind = match descriptor::Index::parse(&index)?.media_type.as_str() {
-                "" => descriptor::INDEX.to_owned(),
-                other => other.to_owned(),
-            };
-            missing = Some(Descriptor::new(kind, digest.clone(), index.len() as u64));
+            let index = self.read(digest).await?;
+            let parsed = descriptor::Index::parse(&index)?;
+            let size = index.len() as u64;
+            missing = Some(Descriptor::new(parsed.kind(), digest.clone(), size));
         }
         // As with Docker: of several, the one for this host.
         let host = Platform::host();
@@ -217,31 +225,50 @@ impl Push {
             if self.images.read().with_manifest(&entry.digest).is_some() {
                 continue;
             }
-            let version = Version::Digest(entry.digest.clone());
-            let found = self.repository.digest(&version).await;
-            if found.map_err(refusals::of_request)?.is_none() {
+            if !self.has_manifest(&entry.digest).await? {
                 missing.push(entry.clone());
             }
         }
         Ok(missing)
     }
 
-    /// Pushes the images that an index lists, and the index under a tag. What is only in the registry
-    /// stays as it is.
+    /// Returns whether the repository has a manifest. It then has what that lists, too.
+    async fn has_manifest(&self, digest: &Digest) -> Result<bool> {
+        let version = Version::Digest(digest.clone());
+        let found = self.repository.digest(&version).await;
+        Ok(found.map_err(refusals::of_request)?.is_some())
+    }
+
+    /// Reads a blob of the store.
+    async fn read(&self, digest: &Digest) -> Result<Vec<u8>> {
+        let (images, digest) = (self.images.clone(), digest.clone());
+        blocking(move || Ok(images.files.content.read(&digest)?)).await
+    }
+
+    /// Pushes the images that an index lists, and the index under a tag. What the registry has stays as
+    /// it is.
     async fn index(
         &self,
         name: &Reference,
         original: &Digest,
         entries: &[Descriptor],
-        known: &mut BTreeMap<Digest, Descriptor>,
+        known: &mut Known,
     ) -> Result<Pushed> {
-        let bytes = self.images.files.content.read(original)?;
+        let bytes = self.read(original).await?;
         let mut pushed = Vec::new();
         // What has become of each manifest.
         let mut replaced: BTreeMap<Digest, Descriptor> = BTreeMap::new();
         for entry in entries {
             let image = self.images.read().with_manifest(&entry.digest).cloned();
             let Some(image) = image else { continue };
+            if self.has_manifest(&entry.digest).await? {
+                for layer in image.layers() {
+                    let mut item = layer::item(&self.progress, layer, 0);
+                    item.enter(State::LayerExists);
+                }
+                pushed.push(image.id.clone());
+                continue;
+            }
             let listed = Some(&entry.digest);
             let manifest = self.manifest(&image, listed, name, known).await?;
             let is_same = entry.digest.is_of(&manifest.bytes);
@@ -285,28 +312,16 @@ impl Push {
         image: &Arc<Image>,
         listed: Option<&Digest>,
         name: &Reference,
-        known: &mut BTreeMap<Digest, Descriptor>,
+        known: &mut Known,
     ) -> Result<ToPut> {
         let held = Arc::new(Held::take(&self.images));
-        let lease = held.lease()?;
-        let layers = &image.config.rootfs.diff_ids;
-        let snapshots = &self.images.files.snapshots;
-        if !layers.iter().all(|layer| snapshots.claim(lease, layer)) {
-            return Err(Error::no_such_image(&name.familiar()));
-        }
-        let config = self.images.files.content.read(&image.id)?;
-        let listed = listed.filter(|listed| image.other_manifests.contains(listed));
-        let original = listed.and_then(|listed| self.images.read_manifest(image, listed));
-        let original = original
-            .or_else(|| self.images.manifest_of(image))
-            .filter(|(manifest, _)| manifest.layers.len() == layers.len());
-        self.layers(image, &held, known).await?;
-        let descriptors = layers.iter().filter_map(|layer| known.get(layer));
+        let parts = self.parts(image, listed, &held, name).await?;
+        let layers = self.layers(image, &parts, &held, known).await?;
         // The image's id is its SHA-256 digest; its manifest may have another one.
-        let named = original.as_ref();
+        let named = parts.original.as_ref();
         let named = named.map_or_else(|| image.id.clone(), |(own, _)| own.config.digest.clone());
-        let (media_type, bytes, instead_of) = document(original, image, &config, descriptors)?;
-        let config = Bytes::from(config);
+        let Parts { config, original } = parts;
+        let (media_type, bytes, instead_of) = document(original, image, &config, layers.iter())?;
         let has_config = self.repository.has_blob(&named).await;
         if !has_config.map_err(refusals::of_request)? {
             let uploaded = self.repository.upload_bytes(&named, &config).await;
@@ -318,6 +333,34 @@ impl Push {
             bytes,
             instead_of,
         })
+    }
+
+    /// Reads what is needed of an image, and keeps its layers from being removed while `held` exists.
+    async fn parts(
+        &self,
+        image: &Arc<Image>,
+        listed: Option<&Digest>,
+        held: &Arc<Held>,
+        name: &Reference,
+    ) -> Result<Parts> {
+        let (images, image, held) = (self.images.clone(), image.clone(), held.clone());
+        let listed = listed.filter(|listed| image.other_manifests.contains(listed));
+        let (listed, name) = (listed.cloned(), name.familiar());
+        blocking(move || {
+            let lease = held.lease()?;
+            let layers = &image.config.rootfs.diff_ids;
+            let snapshots = &images.files.snapshots;
+            if !layers.iter().all(|layer| snapshots.claim(lease, layer)) {
+                return Err(Error::no_such_image(&name));
+            }
+            let listed = listed.and_then(|listed| images.read_manifest(&image, &listed));
+            let original = listed.or_else(|| images.manifest_of(&image));
+            Ok(Parts {
+                config: images.files.content.read(&image.id)?.into(),
+                original: original.filter(|(own, _)| own.layers.len() == layers.len()),
+            })
+        })
+        .await
     }
 
     async fn put(&self, version: &Version, manifest: ToPut) -> Result<()> {
@@ -338,42 +381,51 @@ impl Push {
         blocking(move || images.add_repo_digest(&id, by_digest)).await
     }
 
-    /// Pushes the layers of an image in parallel, and adds them to `known`. After an error, the others
-    /// are cancelled.
+    /// Pushes the layers of an image in parallel, and adds their blobs to `known`. Returns the blob of
+    /// each layer. After an error, the others are cancelled.
     async fn layers(
         &self,
         image: &Arc<Image>,
+        parts: &Parts,
         held: &Arc<Held>,
-        known: &mut BTreeMap<Digest, Descriptor>,
-    ) -> Result<()> {
+        known: &mut Known,
+    ) -> Result<Vec<Descriptor>> {
         let origin = self.images.origin_of(image, &self.reference);
-        let mut seen = BTreeSet::new();
+        let original = parts.original.as_ref().map(|(manifest, _)| manifest);
+        let own = |at: usize| original.map(|manifest| &manifest.layers[at]);
+        let ids = &image.config.rootfs.diff_ids;
+        // The same files may be in several layers, and those have different blobs.
+        let key = |at: usize| (ids[at].clone(), own(at).map(|blob| blob.digest.clone()));
+        let (mut found, mut seen) = (BTreeMap::new(), BTreeSet::new());
         let mut tasks = JoinSet::new();
         // From the topmost down, in Docker's order.
-        for diff_id in image.config.rootfs.diff_ids.iter().rev() {
-            if !seen.insert(diff_id) {
+        for at in (0..ids.len()).rev() {
+            if !seen.insert(key(at)) {
                 continue;
             }
             let layer = Layer {
                 push: self.clone(),
                 image: image.clone(),
-                diff_id: diff_id.clone(),
+                diff_id: ids[at].clone(),
+                own: own(at).cloned(),
+                known: known.get(&ids[at]).cloned().unwrap_or_default(),
                 held: held.clone(),
                 origin: origin.clone(),
             };
-            if known.contains_key(diff_id) {
-                layer.item(0).enter(State::LayerExists);
-            } else {
-                layer.item(0).enter(State::Preparing);
-                tasks.spawn(layer.bring());
-            }
+            layer.item(0).enter(State::Preparing);
+            tasks.spawn(async move { (at, layer.bring().await) });
         }
         while let Some(outcome) = tasks.join_next().await {
-            let (diff_id, descriptor) =
-                outcome.unwrap_or_else(|error| Err(Error::internal(error.to_string())))?;
-            known.insert(diff_id, descriptor);
+            let (at, brought) = outcome.map_err(|error| Error::internal(error.to_string()))?;
+            let Brought { blob, is_foreign } = brought?;
+            if !is_foreign {
+                known.entry(ids[at].clone()).or_default().push(blob.clone());
+            }
+            found.insert(key(at), blob);
         }
-        Ok(())
+        Ok((0..ids.len())
+            .filter_map(|at| found.get(&key(at)).cloned())
+            .collect())
     }
 }
 

@@ -27,10 +27,7 @@ pub(super) fn relisted(
 ) -> Result<(String, Vec<u8>)> {
     let invalid = |error: serde_json::Error| Error::internal(error.to_string());
     let parsed = descriptor::Index::parse(&bytes)?;
-    let media_type = match parsed.media_type.as_str() {
-        "" => descriptor::INDEX.to_owned(),
-        other => other.to_owned(),
-    };
+    let media_type = parsed.kind().to_owned();
     if replaced.is_empty() {
         return Ok((media_type, bytes));
     }
@@ -77,10 +74,7 @@ pub(super) fn document<'a>(
         return Ok((descriptor::MANIFEST.into(), bytes, None));
     };
     let is_docker = manifest.config.media_type == DOCKER_CONFIG;
-    let media_type = match manifest.media_type.as_str() {
-        "" => descriptor::MANIFEST.to_owned(),
-        other => other.to_owned(),
-    };
+    let media_type = manifest.kind().to_owned();
     let mut is_same = true;
     for (own, found) in manifest.layers.iter_mut().zip(layers) {
         if own.digest != found.digest {

@@ -130,7 +130,7 @@ impl Layer {
     pub(super) async fn relay(&self) -> Result<Option<Descriptor>, Failure> {
         let origin = self.origin.as_ref();
         let origin = origin.filter(|origin| !origin.is_lost.load(Ordering::Relaxed));
-        let (Some(origin), Some(blob)) = (origin, self.own_blob()) else {
+        let (Some(origin), Some(blob)) = (origin, self.own.clone()) else {
             return Ok(None);
         };
         if let Err(cause) = origin.check(&blob.digest).await {
