@@ -86,6 +86,58 @@ fn an_engine_listens_on_all_hosts() {
     );
 }
 
+/// As Go's server accepts them: curl and some SDKs send filters so.
+#[test]
+fn quotes_in_a_url_need_not_be_escaped() {
+    let engine = Engine::without_images(&[]);
+    let port = free_port();
+    let hosts = [
+        format!("--host=tcp://127.0.0.1:{port}"),
+        "--tls=false".to_owned(),
+    ];
+    restart(&engine, &words(&hosts));
+    for (name, label) in [("one", "a=<1>"), ("two", "b=2")] {
+        let label = format!("--label={label}");
+        engine.whelk(&["volume", "create", &label, name]).ok();
+    }
+    let get = |query: &str, more: &str| {
+        format!("GET /volumes?filters={query} HTTP/1.1\r\nHost: x\r\n{more}\r\n")
+    };
+    let filters = r#"{"label":["a=<1>"]}"#;
+    let requests = [
+        get(filters, ""),
+        // A body of known length that looks like a request, and a request after it.
+        "POST /volumes/create HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 18\r\n\r\n{\"Name\": \"three\"}\n".to_owned(),
+        get(filters, "Connection: close\r\n"),
+    ];
+    let read = |mut stream: Box<dyn ReadWrite>| {
+        stream.write_all(requests.concat().as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    let unix = std::os::unix::net::UnixStream::connect(engine.socket()).unwrap();
+    let tcp = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    for stream in [Box::new(unix) as Box<dyn ReadWrite>, Box::new(tcp)] {
+        let answer = read(stream);
+        let found = |text: &str| answer.matches(text).count();
+        assert_eq!(
+            (found("HTTP/1.1 200 OK"), found("HTTP/1.1 201 Created")),
+            (2, 1),
+            "{answer}"
+        );
+        assert_eq!(
+            (found(r#""Name":"one""#), found(r#""Name":"two""#)),
+            (2, 0),
+            "{answer}"
+        );
+        assert_eq!(found(r#""Name":"three""#), 1, "{answer}");
+    }
+}
+
+trait ReadWrite: Read + Write {}
+impl<T: Read + Write> ReadWrite for T {}
+
 #[test]
 fn a_start_fails_on_hosts_that_cannot_be_served() {
     let engine = Engine::without_images(&[]);

@@ -30,6 +30,7 @@ use active::{Active, CountedBody, Flushed};
 use crate::peer::{Peer, end_with};
 use crate::protocol::{Protocol, detect};
 use crate::stream::DrainedBody;
+use crate::target::Escaped;
 
 /// Time limit for receiving a request's head, and for an idle connection. Limits slow-loris attacks.
 pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -107,7 +108,7 @@ async fn serve_http1(stream: impl Io + 'static, peer: Peer, routes: Router) -> h
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(MAX_HEAD_SIZE as usize)
         .half_close(true)
-        .serve_connection(TokioIo::new(stream), service)
+        .serve_connection(TokioIo::new(Escaped::new(stream)), service)
         .with_upgrades()
         .await
 }

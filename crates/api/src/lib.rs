@@ -20,6 +20,7 @@ mod protocol;
 mod routes;
 mod server;
 mod stream;
+mod target;
 mod tls;
 mod version;
 mod wire;
