@@ -29,7 +29,8 @@ impl Registry {
         }
     }
 
-    fn move_aside(&self, digest: &Digest, file: &File) -> Result<Option<PathBuf>> {
+    /// Moves a blob out of the way. Returns its new path, unless it was replaced or went to the trash.
+    pub(crate) fn move_aside(&self, digest: &Digest, file: &File) -> Result<Option<PathBuf>> {
         let path = self.store.content.path(digest);
         let is_same = |path: &Path| {
             let (file, named) = (file.metadata(), fs::metadata(path));

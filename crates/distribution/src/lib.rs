@@ -22,6 +22,7 @@ mod auth;
 mod blobs;
 mod blocking;
 mod body;
+mod check;
 mod damage;
 mod error;
 mod garbage;
@@ -39,6 +40,7 @@ mod uploads;
 mod upstream;
 
 pub use auth::Passwords;
+pub use check::Checked;
 pub use garbage::{Keep, Schedule};
 pub use records::Registry;
 pub use rights::Rights;

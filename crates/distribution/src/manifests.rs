@@ -132,6 +132,13 @@ impl Document {
         references.map(|reference| &reference.digest)
     }
 
+    /// What it refers to, apart from its subject.
+    pub(crate) fn references(&self) -> impl Iterator<Item = &Digest> {
+        let manifests = self.manifests.iter().flatten();
+        self.blobs()
+            .chain(manifests.map(|reference| &reference.digest))
+    }
+
     fn referrer(self, media_type: &str, digest: &Digest, size: usize) -> Referrer {
         let written = self.artifact_type.filter(|kind| !kind.is_empty());
         Referrer {
@@ -257,7 +264,11 @@ impl Registry {
 
     /// Checks that the repository has what a manifest refers to, except for its subject, which may
     /// come later.
-    fn check_content(&self, repository: &RepositoryName, document: &Document) -> Result<()> {
+    pub(crate) fn check_content(
+        &self,
+        repository: &RepositoryName,
+        document: &Document,
+    ) -> Result<()> {
         let blobs = document
             .config
             .iter()

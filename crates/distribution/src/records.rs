@@ -270,11 +270,16 @@ fn sync_directory(path: &Path) -> Result<()> {
     Ok(fs::open(path)?.sync_all().map_err(fs::at("sync", path))?)
 }
 
+/// Returns the URL of the registry that a directory is a cache of.
+pub(crate) fn cache_of(root: &Path) -> Result<Option<String>> {
+    read(&root.join(CACHE_MARK))
+}
+
 /// Checks that a directory is empty, or holds a cache of the registry at `upstream`, or without that a
 /// registry that images are pushed to. Returns whether it is marked as a cache.
 fn check_kind(root: &Path, upstream: Option<&str>) -> std::result::Result<bool, String> {
     let shown = root.display();
-    let marked = read(&root.join(CACHE_MARK)).map_err(|error| error.to_string())?;
+    let marked = cache_of(root).map_err(|error| error.to_string())?;
     match (marked, upstream) {
         (Some(marked), Some(url)) if marked == url => Ok(true),
         (Some(marked), Some(url)) => Err(format!("{shown} is a cache of {marked}, not of {url}")),

@@ -1,6 +1,7 @@
 //! `whelk registry`: a registry of one's own.
 
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -28,6 +29,18 @@ struct Arguments {
 enum Command {
     /// Serve images that are pushed to this registry, or those of another one
     Serve(Box<Serve>),
+    /// Verify the content of a registry that does not run
+    Check(Check),
+}
+
+#[derive(Debug, Args)]
+struct Check {
+    /// Directory of the registry's content
+    #[arg(long)]
+    root: PathBuf,
+    /// Move damaged content out of the way, so that a push sends it again
+    #[arg(long)]
+    repair: bool,
 }
 
 #[derive(Debug, Args)]
@@ -116,7 +129,10 @@ pub(crate) fn main(words: impl Iterator<Item = OsString>) -> ExitCode {
         }
     };
     let program = std::iter::once("whelk registry".to_owned());
-    let Command::Serve(settings) = Arguments::parse_from(program.chain(words)).command;
+    let settings = match Arguments::parse_from(program.chain(words)).command {
+        Command::Serve(settings) => settings,
+        Command::Check(settings) => return super::report("registry", check(&settings)),
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build();
@@ -127,6 +143,35 @@ pub(crate) fn main(words: impl Iterator<Item = OsString>) -> ExitCode {
         result
     });
     super::report("registry", result.map_err(|error| format!("{error:#}")))
+}
+
+/// Prints the problems of a registry, and what was verified. Problems are an error, also if they were repaired:
+/// images that miss content have to be pushed again.
+fn check(settings: &Check) -> Result<(), String> {
+    let print = |text: &str| {
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "{text}").map_err(|error| format!("write the result: {error}"))
+    };
+    let registry = Registry::open_existing(&settings.root);
+    let registry = registry.map_err(|error| format!("--root {error}"))?;
+    let mut printed = Ok(());
+    let checked = registry.check(settings.repair, |problem| {
+        if printed.is_ok() {
+            printed = print(problem);
+        }
+    })?;
+    printed?;
+    print(&format!(
+        "{} repositories, {} manifests, {} blobs of {} bytes verified",
+        checked.repositories, checked.manifests, checked.blobs, checked.bytes
+    ))?;
+    match checked.problems {
+        0 => Ok(()),
+        count => Err(format!(
+            "check {}: {count} problems",
+            settings.root.display()
+        )),
+    }
 }
 
 async fn serve(settings: Box<Serve>) -> anyhow::Result<()> {

@@ -7,6 +7,7 @@
 
 mod access;
 mod cache;
+mod check;
 mod clients;
 
 use std::io::{Read, Write};
