@@ -81,6 +81,9 @@ impl Engine {
             plugins.to_string(),
         )
         .expect("write the docker CLI's settings");
+        if crate::layers().is_some() {
+            engine.configure(&serde_json::json!({}));
+        }
         engine.restart();
         engine
     }

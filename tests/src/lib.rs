@@ -13,6 +13,7 @@
 //! | `WHELK_TOOLS` | where `scripts/setup` unpacked the docker CLI (default: `~/.cache/whelk/tools`) |
 //! | `WHELK_TEST_IMAGES` | directory of the images, built when missing (default: `~/.cache/whelk/images`) |
 //! | `WHELK_SKIPPED` | file that a line is appended to for each test that is skipped (default: standard output) |
+//! | `WHELK_TEST_LAYERS` | how engines keep layers, as the key `layers` of their configuration: `erofs` |
 //! | `WHELK_TEST_KEEP` | if set, the directories of failed tests are kept |
 #![forbid(unsafe_code)]
 #![allow(clippy::disallowed_methods, reason = "tests panic on errors")]
@@ -54,6 +55,16 @@ pub use pty::Pty;
 pub use scratch::Scratch;
 pub use skips::record_skip;
 pub use volume_plugin::VolumePlugin;
+
+/// Returns the form of layers that engines are configured to use.
+fn layers() -> Option<String> {
+    std::env::var("WHELK_TEST_LAYERS").ok()
+}
+
+/// Returns whether layers are kept as directories, which some tests look into.
+pub fn layers_are_directories() -> bool {
+    layers().is_none_or(|form| form == "directories")
+}
 
 /// How long an expected event may take before the test fails.
 pub const PATIENCE: Duration = Duration::from_secs(30);

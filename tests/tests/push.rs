@@ -392,11 +392,12 @@ fn a_refused_push_and_a_changed_layer_are_errors() {
         .root()
         .join("layers")
         .join(&ids[0].as_str().unwrap()["sha256:".len()..]);
-    let file = layer.join("fs/etc/passwd");
-    let content = std::fs::read_to_string(&file)
-        .unwrap()
-        .replace("root", "toor");
-    std::fs::write(&file, content).unwrap();
+    let files = ["fs/etc/passwd", "fs.erofs"].map(|name| layer.join(name));
+    let file = files.iter().find(|file| file.exists()).unwrap();
+    let mut content = std::fs::read(file).unwrap();
+    let at = content.windows(5).position(|part| part == b"root:");
+    content[at.unwrap()..][..4].copy_from_slice(b"toor");
+    std::fs::write(file, content).unwrap();
     let output = engine.whelk(&["push", &name]);
     let text = format!(
         "push layer {}: layer {} was changed on disk",

@@ -17,6 +17,7 @@ pub(crate) use image_gc::DiskUse;
 pub use image_gc::ImageGc;
 pub use network_defaults::NetworkDefaults;
 pub use registry_settings::RegistrySettings;
+pub use whelk_image::snapshots::Form as LayerForm;
 
 /// The instance name used when none is given.
 pub const DEFAULT_INSTANCE: &str = "whelk";
@@ -43,6 +44,8 @@ pub struct Instance {
     pub default_log: LogConfig,
     /// Whether the engine writes debug logs.
     pub debug: bool,
+    /// How the files of layers are kept that are added.
+    pub layers: LayerForm,
     pub networks: NetworkDefaults,
     pub registries: RegistrySettings,
     /// When unused images are removed; never if it is not set.
@@ -92,6 +95,7 @@ impl Instance {
             respect_host_firewall: false,
             default_log,
             debug: false,
+            layers: LayerForm::default(),
             networks,
             registries: RegistrySettings::default(),
             image_gc: None,

@@ -96,8 +96,10 @@ impl Engine {
         containers::audit(&instance, &found).await?;
         let store = Arc::new(found.open()?);
         let events = Arc::new(Events::default());
+        let mut files = whelk_image::Store::open(&instance.root)?;
+        files.snapshots.set_form(instance.layers)?;
         let images = Images::open(
-            &instance.root,
+            files,
             store.clone(),
             events.clone(),
             instance.registries.clone(),

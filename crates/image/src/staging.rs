@@ -56,6 +56,11 @@ impl Staging {
         Ok(staging)
     }
 
+    /// Returns the root directory of the store.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// Creates a temporary directory for an object under construction.
     pub fn scratch(&self) -> Result<Scratch> {
         Ok(Scratch::at(self.path())?)

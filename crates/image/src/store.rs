@@ -71,6 +71,7 @@ impl Store {
             (Err(error), Ok(_)) => outcome = Err(error),
             (_, Err(_)) => {}
         };
+        let mut removed = Vec::new();
         let layers = self.snapshots.directory();
         let blobs = Algorithm::ALL.map(|algorithm| {
             let directory = self.content.directory(algorithm);
@@ -90,9 +91,11 @@ impl Store {
                 let trash = || self.staging.trash(&entry.path());
                 if let Some(trashed) = collection.unless_held(digest.as_ref(), trash) {
                     take(trashed);
+                    removed.push(entry.path());
                 }
             }
         }
+        self.snapshots.mounts.forget(&removed);
         self.content.expire_partials(age, &mut take)?;
         outcome
     }

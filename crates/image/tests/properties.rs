@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::PathBuf;
 
-use common::{Bench, Entry, apply, dir, file, pack, symlink, whiteout};
+use common::{Bench, Entry, apply, dir, file, image_form, pack, symlink, whiteout};
 use proptest::prelude::*;
 use tar::{Archive, EntryType};
 use whelk_image::snapshots::export;
@@ -429,8 +429,13 @@ proptest! {
                 prop_assert_eq!(layer.diff_id.clone(), Digest::of(&archive));
                 prop_assert!(bench.written(&layer.diff_id) == archive);
                 bench.check_temporary("unpacked");
+                let files = bench.store.snapshots.files(&layer.diff_id);
+                image_form::check(&archive, Ok(&files));
             }
-            Err(_) => bench.check_empty("refused"),
+            Err(error) => {
+                bench.check_empty("refused");
+                image_form::check(&archive, Err(&error.to_string()));
+            }
         }
         prop_assert_eq!(bench.guard(), guard);
     }

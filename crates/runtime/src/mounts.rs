@@ -389,8 +389,8 @@ fn mount_layers(mount: &Mount, options: &Options, layers: &[PathBuf]) -> Result<
         )(error)
     };
     // open_tree(2) clones a part only of an attached mount, so the overlay is attached over its
-    // topmost layer for a moment.
-    let attach_point = &layers[0];
+    // lowest layer for a moment, which is a directory: higher ones may be EROFS images.
+    let attach_point = &layers[layers.len() - 1];
     let whole = match (overlay::mount(layers, None), &options.subdirectory) {
         (Ok(tree), None) => {
             set_attributes(mount, options, &tree)?;

@@ -16,7 +16,7 @@ use rustix::net::{
 use whelk_runtime::cgroup::Cgroup;
 use whelk_runtime::launch::{self, Gate};
 use whelk_runtime::spec::NamespaceKind;
-use whelk_runtime::{Error, Result};
+use whelk_runtime::{Error, Result, Rootfs};
 use whelk_sys::process::{CloneFlags, Cloned, clone_process, exit_now};
 use whelk_sys::{fs, signal};
 
@@ -90,10 +90,15 @@ pub fn run(cgroup: Option<&str>) -> Result<()> {
     }
 
     let ports = attached.drain(..launch.ports.min(attached.len())).collect();
+    // Kept open only until the root is mounted.
+    let layers: Vec<OwnedFd> = attached
+        .drain(..launch.mounted_layers.len().min(attached.len()))
+        .collect();
+    use_mounts(&mut launch, &layers);
 
     let run_dir = launch.run_dir.clone();
     let outcome = start(launch, attached, ports, poll, signals);
-    drop(network);
+    drop((network, layers));
     let message = match &outcome {
         Ok((shim, started_at)) => Launched::Running {
             pid: shim
@@ -130,6 +135,18 @@ pub fn run(cgroup: Option<&str>) -> Result<()> {
         ));
     }
     result
+}
+
+/// Replaces the paths of lower layers by those of their mounts.
+fn use_mounts(launch: &mut ContainerLaunch, mounts: &[OwnedFd]) {
+    let Rootfs::Overlay(overlay) = &mut launch.rootfs else {
+        return;
+    };
+    for (index, mount) in launch.mounted_layers.iter().zip(mounts) {
+        if let Some(layer) = overlay.lower.get_mut(*index) {
+            *layer = format!("/proc/self/fd/{}", mount.as_raw_fd()).into();
+        }
+    }
 }
 
 /// Creates the cgroup of the shims. They have their own, so that stopping the engine's service does

@@ -58,6 +58,10 @@ pub struct ContainerLaunch {
     /// until the container has ended.
     #[serde(default)]
     pub ports: usize,
+    /// The indices of those lower layers of the root for which the next descriptors are mounts that
+    /// are used instead of their paths.
+    #[serde(default)]
+    pub mounted_layers: Vec<usize>,
 }
 
 /// The reply to a [`ContainerLaunch`].

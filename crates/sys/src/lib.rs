@@ -7,6 +7,7 @@
 
 pub mod bpf;
 pub mod copy;
+pub mod erofs;
 pub mod fs;
 pub mod in_root;
 pub mod mount;

@@ -1,10 +1,12 @@
 //! Overlay mounts with the new mount API: created detached, attached by the caller.
+//!
+//! A layer is a directory, or an EROFS image, which is mounted for the overlay only.
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags as Propagation,
@@ -29,10 +31,23 @@ pub struct Writable<'a> {
 /// # Errors
 /// Returns `EINVAL` on kernels without such options (before 6.8); use [`mount_at`] there.
 pub fn mount(lower: &[PathBuf], writable: Option<Writable<'_>>) -> Result<OwnedFd, Errno> {
+    let layers = Layer::all(lower)?;
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(context.as_fd(), "source", "overlay")?;
-    for layer in lower {
-        fsconfig_set_string(context.as_fd(), "lowerdir+", layer)?;
+    for (layer, path) in layers.iter().zip(lower) {
+        match &layer.image {
+            Some(image) => fsconfig_set_string(context.as_fd(), "lowerdir+", by_number(image))?,
+            None => fsconfig_set_string(context.as_fd(), "lowerdir+", path)?,
+        }
+    }
+    // Without it, files and directories of layers on several file systems have different device
+    // numbers, and `find -xdev` would leave files out.
+    let mut devices: Vec<u64> = layers.iter().map(|layer| layer.device).collect();
+    if let Some(Writable { upper, .. }) = writable {
+        devices.push(rustix::fs::stat(upper)?.st_dev);
+    }
+    if devices.iter().any(|device| *device != devices[0]) {
+        fsconfig_set_string(context.as_fd(), "xino", "on")?;
     }
     if let Some(Writable {
         upper,
@@ -64,12 +79,9 @@ pub fn mount_at(
 ) -> Result<OwnedFd, Errno> {
     let layers = lower
         .iter()
-        .map(|layer| open(layer))
+        .map(|layer| open_layer(layer))
         .collect::<Result<Vec<_>, _>>()?;
-    let names: Vec<String> = layers
-        .iter()
-        .map(|layer| format!("/proc/thread-self/fd/{}", layer.as_raw_fd()))
-        .collect();
+    let names: Vec<String> = layers.iter().map(by_number).collect();
     let mut options = format!("lowerdir={}", names.join(":"));
     if let Some(Writable {
         upper,
@@ -97,7 +109,7 @@ pub fn mount_at(
 /// because overlayfs needs at least two.
 pub fn read_only(lower: &[PathBuf]) -> Result<OwnedFd, Errno> {
     match lower {
-        [single] => open(single),
+        [single] => open_layer(single),
         _ => match mount(lower, None) {
             Err(Errno::INVAL | Errno::NOSYS) => mount_detached(lower, None),
             result => result,
@@ -187,6 +199,48 @@ pub fn clone_tmpfs(process: BorrowedFd<'_>, paths: &[&str]) -> Result<Vec<Option
         Ok(paths.iter().map(clone_at).collect())
     };
     std::thread::scope(|scope| scope.spawn(copy).join().unwrap_or(Err(Errno::IO)))
+}
+
+/// A layer of an overlay that is being mounted.
+struct Layer {
+    /// The mount of an EROFS image.
+    image: Option<OwnedFd>,
+    /// The device number of its files.
+    device: u64,
+}
+
+impl Layer {
+    fn all(lower: &[PathBuf]) -> Result<Vec<Self>, Errno> {
+        lower.iter().map(|path| Self::of(path)).collect()
+    }
+
+    fn of(path: &Path) -> Result<Self, Errno> {
+        let stat = rustix::fs::stat(path)?;
+        let (image, stat) = if FileType::from_raw_mode(stat.st_mode).is_file() {
+            let mounted = crate::erofs::mount(path)?;
+            let stat = rustix::fs::fstat(&mounted)?;
+            (Some(mounted), stat)
+        } else {
+            (None, stat)
+        };
+        Ok(Self {
+            image,
+            device: stat.st_dev,
+        })
+    }
+}
+
+/// Opens a layer's root directory.
+fn open_layer(path: &Path) -> Result<OwnedFd, Errno> {
+    match Layer::of(path)?.image {
+        Some(image) => Ok(image),
+        None => open(path),
+    }
+}
+
+/// Returns a path of what a descriptor of this thread refers to.
+fn by_number(descriptor: &OwnedFd) -> String {
+    format!("/proc/thread-self/fd/{}", descriptor.as_raw_fd())
 }
 
 fn open(path: &Path) -> Result<OwnedFd, Errno> {

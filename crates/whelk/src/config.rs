@@ -1,5 +1,4 @@
-//! The configuration file: keys of Docker's daemon.json that whelk supports, and whelk's own key
-//! `firewall`.
+//! The configuration file: keys of Docker's daemon.json that whelk supports, and keys of whelk's own.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,7 +10,7 @@ use anyhow::{Context, bail};
 use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use whelk_engine::instance::{ImageGc, Instance, NetworkDefaults, RegistrySettings};
+use whelk_engine::instance::{ImageGc, Instance, LayerForm, NetworkDefaults, RegistrySettings};
 use whelk_engine::model::LogDriver;
 use whelk_engine::networks::Pool;
 use whelk_registry::Proxies;
@@ -41,6 +40,8 @@ pub(crate) struct File {
     log_opts: BTreeMap<String, String>,
     /// Whelk's own key.
     firewall: FirewallMode,
+    /// Whelk's own key.
+    layers: Layers,
     bip: Option<IpNet>,
     bip6: Option<IpNet>,
     fixed_cidr: Option<IpNet>,
@@ -143,6 +144,15 @@ enum FirewallMode {
     RespectHost,
 }
 
+/// How the files of layers are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Layers {
+    #[default]
+    Directories,
+    Erofs,
+}
+
 fn log_driver<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<LogDriver>, D::Error> {
     let name = Option::<String>::deserialize(from)?.filter(|name| !name.is_empty());
     let driver = name.map(|name| name.parse()).transpose();
@@ -242,6 +252,10 @@ impl File {
         instance.registries = self.registries()?;
         instance.image_gc = self.image_gc()?;
         instance.respect_host_firewall = self.firewall == FirewallMode::RespectHost;
+        instance.layers = match self.layers {
+            Layers::Directories => LayerForm::Directories,
+            Layers::Erofs => LayerForm::Images,
+        };
         instance.default_log.options = self.log_opts;
         if self.log_driver.is_some() {
             instance.default_log.driver = self.log_driver;
@@ -435,6 +449,7 @@ mod tests {
         refused(r#"{"debug": true, "bip": "x"}"#, "bip: ");
         refused(r#"{"mtu": "x", "debug": true}"#, "mtu: ");
         refused(r#"{"firewall": "none"}"#, "firewall: ");
+        refused(r#"{"layers": "image"}"#, "layers: ");
         refused(r#"{"log-driver": "syslog"}"#, "log-driver: ");
         refused(
             r#"{"bip": "10.1.2.1/24", "fixed-cidr": "10.9.0.0/24"}"#,

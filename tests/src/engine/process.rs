@@ -28,8 +28,13 @@ impl Engine {
         child.wait().expect("wait for the engine");
     }
 
-    /// Writes the engine's configuration file for its next start.
+    /// Writes the engine's configuration file for its next start. What `WHELK_TEST_LAYERS` says is added
+    /// unless `content` has the key.
     pub fn configure(&self, content: &Value) {
+        let mut content = content.clone();
+        if let (Some(form), Some(keys)) = (crate::layers(), content.as_object_mut()) {
+            keys.entry("layers").or_insert(form.into());
+        }
         fs::write(self.config(), content.to_string()).expect("write the configuration file");
     }
 

@@ -252,7 +252,8 @@ fn sparse_files_are_complete_in_every_format() {
                 "{format}, {image}"
             );
             assert!(
-                words[3].parse::<u64>().unwrap() < 1000,
+                // In an image, holes count as blocks of the file, though the image has none for them.
+                !whelk_tests::layers_are_directories() || words[3].parse::<u64>().unwrap() < 1000,
                 "{format}, {image}: the holes are filled: {output}"
             );
         }

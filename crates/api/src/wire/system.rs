@@ -7,6 +7,7 @@ use whelk_api_types::{
 };
 use whelk_engine::Engine;
 use whelk_engine::events::now;
+use whelk_engine::instance::LayerForm;
 use whelk_engine::model::network::NetworkDriverKind;
 use whelk_engine::system::{Info, RUNTIME_SPEC, VERSION};
 use whelk_registry::{Insecure, Settings};
@@ -72,6 +73,22 @@ pub(crate) fn version(info: &Info) -> SystemVersion {
     }
 }
 
+/// Returns what `info` shows of the storage driver. Layers that are kept as Docker keeps them are not
+/// mentioned.
+fn driver_status(engine: &Engine, info: &Info) -> Vec<[String; 2]> {
+    let mut status = vec![
+        [
+            "Backing Filesystem".into(),
+            info.backing_file_system.to_owned(),
+        ],
+        ["Supports d_type".into(), "true".into()],
+    ];
+    if engine.instance.layers == LayerForm::Images {
+        status.push(["Layers".into(), "erofs".into()]);
+    }
+    status
+}
+
 pub(crate) fn info(engine: &Engine, info: Info) -> SystemInfo {
     let v1 = info.cgroup_version == 1;
     let warnings = info
@@ -87,13 +104,7 @@ pub(crate) fn info(engine: &Engine, info: Info) -> SystemInfo {
         containers_stopped: info.stopped,
         images: info.images,
         driver: "overlay2".into(),
-        driver_status: vec![
-            [
-                "Backing Filesystem".into(),
-                info.backing_file_system.to_owned(),
-            ],
-            ["Supports d_type".into(), "true".into()],
-        ],
+        driver_status: driver_status(engine, &info),
         plugins: PluginsInfo {
             volume: engine.volumes.drivers(),
             network: strings(NetworkDriverKind::ALL.map(NetworkDriverKind::name)),

@@ -191,12 +191,16 @@ impl Containers {
         launch.network = namespace.is_some();
         // The remaining descriptors of the message are the namespace and up to 40 clients;
         // SCM_MAX_FD is 253.
-        const MAX_LISTENERS: usize = 200;
-        let ports = self.sandboxes.share_listeners(&record.id, MAX_LISTENERS);
+        const MAX_SHARED: usize = 200;
+        let ports = self.sandboxes.share_listeners(&record.id, MAX_SHARED);
         launch.ports = ports.len();
+        // What is not passed on is mounted by the shim.
+        let layers = self.mounted_layers(&launch.rootfs, MAX_SHARED - ports.len())?;
+        let (indices, mounts): (Vec<usize>, Vec<OwnedFd>) = layers.into_iter().unzip();
+        launch.mounted_layers = indices;
         Ok(Acquired {
             launch,
-            descriptors: namespace.into_iter().chain(ports).collect(),
+            descriptors: namespace.into_iter().chain(ports).chain(mounts).collect(),
             resources: resources.into(),
         })
     }
@@ -295,6 +299,7 @@ impl Containers {
             attached,
             network: false,
             ports: 0,
+            mounted_layers: Vec::new(),
         })
     }
 
@@ -332,6 +337,17 @@ impl Containers {
             work,
             volatile: record.host.auto_remove,
         }))
+    }
+
+    /// Returns the mounts of up to `most` lower layers that are images, with their indices.
+    fn mounted_layers(&self, rootfs: &Rootfs, most: usize) -> Result<Vec<(usize, OwnedFd)>> {
+        match rootfs {
+            Rootfs::Overlay(overlay) => {
+                let mounts = &self.images.store().snapshots.mounts;
+                Ok(mounts.of(&overlay.lower, most)?)
+            }
+            Rootfs::Directory(_) => Ok(Vec::new()),
+        }
     }
 
     /// Returns the layers below a container's writable one, the topmost first: the init layer and

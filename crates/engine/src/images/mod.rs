@@ -86,18 +86,17 @@ impl Drop for Pin {
 }
 
 impl Images {
-    /// Opens the images below an engine's root directory.
+    /// Opens the images of an engine, whose content is in `files`.
     ///
     /// # Errors
     /// Returns an error if the store cannot be read. An image whose files cannot be read is logged
     /// and left out.
     pub fn open(
-        root: &std::path::Path,
+        files: whelk_image::Store,
         store: Arc<RecordStore>,
         events: Arc<Events>,
         registries: RegistrySettings,
     ) -> Result<Arc<Self>> {
-        let files = whelk_image::Store::open(root)?;
         let mut index = Index::default();
         let mut tags: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (tag, id) in store.tags()? {
@@ -133,9 +132,9 @@ impl Images {
             index.add_entries(&digest, read_index(&files, &digest));
         }
         let images = Arc::new(Self {
+            root: files.staging.root().to_owned(),
             files,
             uses: budget::Uses::open(&store),
-            root: root.to_owned(),
             store,
             events,
             uploads: push::Uploads::new(registries.uploads),

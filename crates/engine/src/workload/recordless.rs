@@ -186,6 +186,7 @@ impl Workloads {
             attached,
             network: namespace.is_some(),
             ports: 0,
+            mounted_layers: Vec::new(),
         };
         let descriptors = namespace.into_iter().chain(streams).collect();
         let network = bundle.network;

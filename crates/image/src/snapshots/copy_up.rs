@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 use whelk_sys::{copy, fs, in_root};
 
+use super::mounts::failed;
 use crate::error::{Result, io};
 
 /// Copies the content of the directory `path` in `layers` (topmost first) into the directory
@@ -31,7 +32,7 @@ pub fn copy_up(
     if layers.is_empty() || !copy::is_empty(&target).map_err(step("read the volume"))? {
         return Ok(false);
     }
-    let root = whelk_sys::overlay::read_only(&layers).map_err(step("mount the image's layers"))?;
+    let root = whelk_sys::overlay::read_only(&layers).map_err(failed(&layers))?;
     // If the image has no directory there, there is nothing to copy. Links are resolved inside the
     // image's root.
     let Ok(source) = in_root::open(

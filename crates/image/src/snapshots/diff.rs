@@ -10,6 +10,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, fgetxattr, openat, 
 use rustix::io::Errno;
 use whelk_sys::fs;
 
+use super::mounts::failed;
 use crate::error::{Result, io};
 
 /// Maximum depth of directories; each level costs stack and descriptors.
@@ -36,12 +37,12 @@ pub struct Change {
 /// is listed as modified if something below it is. Files that change meanwhile may or may not be listed.
 pub fn diff(upper: &Path, lower: &[PathBuf]) -> Result<Vec<Change>> {
     let layers = super::distinct(lower.iter().cloned());
-    let step = |error: Errno| io("mount the image's layers")(error.into());
     let below = if layers.is_empty() {
         None
     } else {
-        let root = whelk_sys::overlay::read_only(&layers).map_err(step)?;
-        Some(open(&root, OsStr::new(".")).map_err(step)?)
+        let failed = failed(&layers);
+        let root = whelk_sys::overlay::read_only(&layers).map_err(&failed)?;
+        Some(open(&root, OsStr::new(".")).map_err(failed)?)
     };
     let top = fs::open(upper)?.into();
     let mut diff = Diff {
@@ -151,7 +152,7 @@ impl Diff {
         let merged = match self.merged.take() {
             Some(merged) => merged,
             None => whelk_sys::overlay::read_only(&self.layers)
-                .map_err(|error| io("mount the container's layers")(error.into()))?,
+                .map_err(super::mounts::failed(&self.layers))?,
         };
         let relative = path.strip_prefix("/").unwrap_or(path);
         let opened = open(&merged, relative.as_os_str());

@@ -17,6 +17,7 @@ use tar::{EntryType, Header};
 use whelk_sys::fs;
 
 use super::apply::{OPAQUE, WHITEOUT};
+use super::mounts::failed;
 use super::pax;
 use super::pieces::Pieces;
 use crate::error::{Error, Result, io};
@@ -24,8 +25,7 @@ use crate::error::{Error, Result, io};
 /// Writes all files of the layers `lower` (topmost first) to `output`.
 pub fn export(lower: &[PathBuf], output: impl Write) -> Result<()> {
     let lower = super::distinct(lower.iter().cloned());
-    let root = whelk_sys::overlay::read_only(&lower)
-        .map_err(|error| io("mount the container's layers")(error.into()))?;
+    let root = whelk_sys::overlay::read_only(&lower).map_err(failed(&lower))?;
     export_root(&root, output)
 }
 

@@ -10,7 +10,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::apply::{Layer, Purpose};
+use super::apply::{Purpose, add_all};
+use super::directory::Directory;
 use super::metadata::Metadata;
 use super::tap::Tap;
 use super::tree::{Tree, relative};
@@ -53,8 +54,8 @@ pub fn extract(
     extraction: Extraction<'_>,
 ) -> Result<()> {
     let input = decompress(input)?;
-    let mut layer = Layer::of(Tree::of(directory), Purpose::Copy, extraction);
-    match layer.add_all(input, &Tap::new(None)) {
+    let mut files = Directory::of(Tree::of(directory), Purpose::Copy, extraction);
+    match add_all(&mut files, input, &Tap::new(None)) {
         Ok(_) => Ok(()),
         Err(Error::Invalid(text)) => Err(Error::Invalid(in_dockers_words(text))),
         Err(error) => Err(error),

@@ -15,6 +15,7 @@ use whelk_sys::overlay::{self, Writable};
 use whelk_sys::{fs, in_root};
 
 use super::Snapshots;
+use super::mounts::failed;
 use crate::digest::Digest;
 use crate::error::{Result, io};
 
@@ -73,7 +74,7 @@ impl Snapshots {
                 },
             )
         };
-        let root = root.map_err(|error| io("mount the image's layers")(error.into()))?;
+        let root = root.map_err(failed(lower))?;
         fill(&root).map_err(io("make the init layer"))?;
         drop(root);
         if let Some(parent) = place.parent() {

@@ -24,8 +24,8 @@ pub(super) struct Metadata {
     pub(super) mode: u32,
     /// User and group; `None` leaves those of the process that unpacks.
     pub(super) owner: Option<(u32, u32)>,
-    mtime: Timespec,
-    xattrs: Vec<(String, Vec<u8>)>,
+    pub(super) mtime: Timespec,
+    pub(super) xattrs: Vec<(String, Vec<u8>)>,
 }
 
 impl Metadata {

@@ -1,7 +1,9 @@
-//! Layers: tar archives of file system changes, each unpacked once into a directory, by diff ID.
+//! Layers: tar archives of file system changes, each unpacked once, by diff ID: into a directory or
+//! an image ([`Form`]). A store can have layers of both forms.
 //!
 //! ```text
 //! <root>/layers/<diff ID digits>/fs         the files, with whiteouts in overlayfs form
+//!                               /fs.erofs   or all of them in an EROFS image
 //!                               /split.zst  the rest of the archive (see [`tar_split`])
 //!                               /size       total size of file content in bytes
 //!                               /gzip       digest and size of the compressed blob, after a push
@@ -14,10 +16,13 @@
 mod apply;
 mod copy_up;
 mod diff;
+mod directory;
+mod erofs;
 mod export;
 mod extract;
 mod init_layer;
 mod metadata;
+mod mounts;
 mod pax;
 mod pieces;
 pub(crate) mod sparse;
@@ -46,12 +51,29 @@ pub use copy_up::copy_up;
 pub use diff::{Change, ChangeKind, diff};
 pub use export::{Copied, export, export_copy, export_directory, export_root};
 pub use extract::{Extraction, Owner, extract};
+pub use mounts::Mounts;
 pub(crate) use tap::MAX_HEADERS_SIZE;
+
+/// How the files of a layer are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Form {
+    /// In a directory.
+    #[default]
+    Directories,
+    /// In an EROFS image ([`erofs`]).
+    Images,
+}
+
+/// The name of a layer's EROFS image.
+const IMAGE: &str = "fs.erofs";
 
 /// The unpacked layers of a store.
 #[derive(Clone, Debug)]
 pub struct Snapshots {
     directory: PathBuf,
+    /// The form of layers that are added.
+    form: Form,
+    pub mounts: Mounts,
     staging: Staging,
     pub(crate) writeback: Writeback,
 }
@@ -70,6 +92,8 @@ impl Snapshots {
         fs::create_dir_all(&directory, 0o700)?;
         Ok(Self {
             directory,
+            form: Form::default(),
+            mounts: Mounts::default(),
             staging,
             writeback: Writeback::of(root),
         })
@@ -79,16 +103,35 @@ impl Snapshots {
         &self.directory
     }
 
+    /// Sets the form of layers that are added from now on.
+    ///
+    /// # Errors
+    /// Returns an error if the kernel cannot mount layers of this form.
+    pub fn set_form(&mut self, form: Form) -> Result<()> {
+        if form == Form::Images {
+            mounts::check(&self.staging)?;
+        }
+        self.form = form;
+        Ok(())
+    }
+
     pub fn path(&self, diff_id: &Digest) -> PathBuf {
         self.directory.join(diff_id.hex())
     }
 
-    /// Returns the directory with a layer's files, for an overlay mount.
+    /// Returns the directory with a layer's files, or the image, for an overlay mount
+    /// ([`whelk_sys::overlay`]).
     pub fn files(&self, diff_id: &Digest) -> PathBuf {
-        self.path(diff_id).join("fs")
+        let path = self.path(diff_id);
+        let image = path.join(IMAGE);
+        if fs::exists(&image) {
+            image
+        } else {
+            path.join("fs")
+        }
     }
 
-    /// Returns the lower directories of an overlay of these layers (given lowest first), topmost
+    /// Returns the lower layers of an overlay of these layers (given lowest first), topmost
     /// first, without duplicates.
     pub fn lower(&self, diff_ids: &[Digest]) -> Vec<PathBuf> {
         distinct(diff_ids.iter().rev().map(|diff_id| self.files(diff_id)))
@@ -118,7 +161,7 @@ impl Snapshots {
     ) -> Result<Layer> {
         let scratch = self.staging.scratch()?;
         let (archive, is_compressed) = compression::detect(archive)?;
-        let apply = |archive: &mut dyn Read| apply::apply(archive, scratch.path());
+        let apply = |archive: &mut dyn Read| apply::apply(archive, scratch.path(), self.form);
         let applied = if is_compressed {
             read_ahead(archive, |mut archive| apply(&mut archive))?
         } else {
@@ -160,7 +203,7 @@ impl Snapshots {
                 piece: Vec::new(),
                 at: 0,
             };
-            let applied = apply::apply(&mut pieces, scratch.path());
+            let applied = apply::apply(&mut pieces, scratch.path(), self.form);
             if applied.is_ok() {
                 // An archive may end before its last piece, which the thread still sends.
                 let _ = std::io::copy(&mut pieces, &mut std::io::sink());

@@ -244,10 +244,30 @@ impl<R: Read> Read for Expanded<R> {
     }
 }
 
+/// An output that can have holes, which read as zeros.
+pub(super) trait Holes {
+    /// Leaves out `length` bytes.
+    fn skip(&mut self, length: u64) -> io::Result<()>;
+
+    /// Ends the output, whose last part may be a hole, after `total` bytes.
+    fn end_at(&mut self, total: u64) -> io::Result<()>;
+}
+
+impl Holes for std::fs::File {
+    fn skip(&mut self, length: u64) -> io::Result<()> {
+        let length = length.try_into().unwrap_or(i64::MAX);
+        self.seek(SeekFrom::Current(length)).map(drop)
+    }
+
+    fn end_at(&mut self, total: u64) -> io::Result<()> {
+        self.set_len(total)
+    }
+}
+
 /// Copies a file's content, leaving holes for pages of zeros. Calls `each` after every read.
 pub(super) fn copy(
     mut content: impl Read,
-    file: &mut std::fs::File,
+    output: &mut (impl Write + Holes),
     each: impl Fn(),
 ) -> Result<u64> {
     const PAGE: usize = 4096;
@@ -261,15 +281,14 @@ pub(super) fn copy(
         }
         for page in buffer[..count].chunks(PAGE) {
             if page.iter().all(|&byte| byte == 0) {
-                file.seek(SeekFrom::Current(page.len().try_into().unwrap_or(i64::MAX)))
-                    .map_err(io("seek"))?;
+                output.skip(page.len() as u64).map_err(io("seek"))?;
             } else {
-                file.write_all(page).map_err(io("write"))?;
+                output.write_all(page).map_err(io("write"))?;
             }
         }
         total += count as u64;
     }
-    file.set_len(total).map_err(io("truncate"))?;
+    output.end_at(total).map_err(io("truncate"))?;
     Ok(total)
 }
 

@@ -29,6 +29,14 @@ impl io::Write for Sink<'_> {
     }
 }
 
+/// Where a file's content is kept.
+pub(super) enum Place<'a> {
+    /// In the file with this inode number at a path in the layer's directory.
+    File { path: &'a Path, inode: u64 },
+    /// At an offset of the layer's image.
+    Image { offset: u64 },
+}
+
 /// Shared state of the reader below the tar parser and the code above it: whether the current bytes
 /// are headers or content.
 #[derive(Clone)]
@@ -74,19 +82,20 @@ impl Tap {
             .map_or(Ok(()), |recorder| recorder.verbatim(bytes))
     }
 
-    /// Runs `read`, during which all bytes are the content of the file `inode` at `path`, of `size`
-    /// bytes.
+    /// Runs `read`, during which all bytes are the content of a file, of `size` bytes, that is kept at
+    /// `place`.
     pub(super) fn content<T>(
         &self,
-        path: &Path,
-        inode: u64,
+        place: Place<'_>,
         size: u64,
         read: impl FnOnce() -> Result<T>,
     ) -> Result<T> {
         if let Some(recorder) = self.0.recorder.borrow_mut().as_mut() {
-            recorder
-                .content(path, inode, size)
-                .map_err(io("write layer index"))?;
+            match place {
+                Place::File { path, inode } => recorder.content(path, inode, size),
+                Place::Image { offset } => recorder.in_image(offset, size),
+            }
+            .map_err(io("write layer index"))?;
         }
         self.0.in_content.set(true);
         let result = read();

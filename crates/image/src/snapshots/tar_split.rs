@@ -6,16 +6,17 @@
 //! stream of segments, zstd-compressed:
 //!   0x00 | length (u32 LE) | bytes                        verbatim
 //!   0x01 | size (u64 LE) | path length (u16 LE) | path    the content of this file of the layer
+//!   0x02 | size (u64 LE) | offset (u64 LE)                so many bytes of the layer's EROFS image
 //! ```
-//! Content that a later entry of the same archive replaced is kept in `replaced/<index of the
-//! content segment>`.
+//! Content that a later entry of the same archive replaced is kept: in `replaced/<index of the
+//! content segment>`, or where it is in the image.
 //!
 //! Replaying the segments gives the uncompressed archive, whose digest is the layer's diff ID.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -28,6 +29,7 @@ use crate::error::{Error, Result, io};
 
 const VERBATIM: u8 = 0;
 const CONTENT: u8 = 1;
+const IN_IMAGE: u8 = 2;
 const LEVEL: i32 = 3;
 const REPLACED: &str = "replaced";
 
@@ -91,6 +93,14 @@ impl Recorder {
         self.output.write_all(path)
     }
 
+    /// Records that the next `size` bytes of the archive are those at `offset` of the layer's image.
+    pub(super) fn in_image(&mut self, offset: u64, size: u64) -> io::Result<()> {
+        self.flush()?;
+        self.output.write_all(&[IN_IMAGE])?;
+        self.output.write_all(&size.to_le_bytes())?;
+        self.output.write_all(&offset.to_le_bytes())
+    }
+
     /// Moves the content of `name` in `parent` (a file, or all files of a directory) to
     /// `replaced/`, where [`replay`] finds it after the original was removed.
     pub(super) fn preserve(&mut self, parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
@@ -140,41 +150,73 @@ impl Recorder {
 /// from outside.
 pub fn replay(directory: &Path, output: &mut impl Write) -> Result<()> {
     let mut segments = Segments::open(directory)?;
-    let root = directory.join("fs");
-    let root = rustix::fs::open(
-        &root,
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .map_err(fs::at("open", &root))?;
-    let replaced = directory.join(REPLACED);
-    let has_replaced = fs::exists(&replaced);
     let step = || io(format!("read layer {}", directory.display()));
     let mut buffer = copy::buffer();
-    let mut number = 0u64;
+    let mut files = None;
+    let mut image = None;
     while let Some(segment) = segments.next().map_err(step())? {
         match segment {
             Segment::Verbatim(length) => {
                 copy_exactly(&mut segments.index, output, length, &mut buffer).map_err(step())?;
             }
             Segment::Content { size, path } => {
-                let kept = replaced.join(number.to_string());
-                let mut file = if has_replaced && fs::exists(&kept) {
-                    fs::open(kept)?
-                } else {
-                    in_root::open_no_links(&root, &path, OFlags::RDONLY | OFlags::NONBLOCK)
-                        .map(File::from)
-                        .map_err(fs::at("open", directory.join("fs").join(&path)))?
+                let files = match &mut files {
+                    Some(files) => files,
+                    files => files.insert(Files::open(directory)?),
                 };
-                number += 1;
+                let mut file = files.next(&path)?;
                 copy_exactly(&mut file, output, size, &mut buffer).map_err(|error| Error::Io {
                     operation: format!("read {} of layer {}", path.display(), directory.display()),
                     source: error,
                 })?;
             }
+            Segment::InImage { size, offset } => {
+                let image = match &mut image {
+                    Some(image) => image,
+                    image => image.insert(fs::open(directory.join(super::IMAGE))?),
+                };
+                image.seek(SeekFrom::Start(offset)).map_err(step())?;
+                copy_exactly(image, output, size, &mut buffer).map_err(step())?;
+            }
         }
     }
     Ok(())
+}
+
+/// The files of a layer that is kept as a directory, in the order of the content segments.
+struct Files {
+    directory: PathBuf,
+    root: OwnedFd,
+    replaced: Option<PathBuf>,
+    number: u64,
+}
+
+impl Files {
+    fn open(directory: &Path) -> Result<Self> {
+        let root = directory.join("fs");
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let replaced = directory.join(REPLACED);
+        Ok(Self {
+            root: rustix::fs::open(&root, flags, Mode::empty()).map_err(fs::at("open", &root))?,
+            directory: root,
+            replaced: fs::exists(&replaced).then_some(replaced),
+            number: 0,
+        })
+    }
+
+    /// Opens the file of the next content segment.
+    fn next(&mut self, path: &Path) -> Result<File> {
+        let number = self.number.to_string();
+        self.number += 1;
+        let kept = self.replaced.as_ref().map(|replaced| replaced.join(number));
+        if let Some(kept) = kept.filter(|kept| fs::exists(kept)) {
+            return Ok(fs::open(kept)?);
+        }
+        let opened = in_root::open_no_links(&self.root, path, OFlags::RDONLY | OFlags::NONBLOCK);
+        Ok(opened
+            .map(File::from)
+            .map_err(fs::at("open", self.directory.join(path)))?)
+    }
 }
 
 /// Returns the size of the original archive of the layer in `directory`, without reading its files.
@@ -193,7 +235,7 @@ pub fn archive_size(directory: &Path) -> Result<u64> {
                 copy_exactly(&mut segments.index, sink, length, &mut buffer).map_err(step())?;
                 length
             }
-            Segment::Content { size, .. } => size,
+            Segment::Content { size, .. } | Segment::InImage { size, .. } => size,
         };
         total = total.saturating_add(size);
     }
@@ -206,6 +248,10 @@ enum Segment {
     Content {
         size: u64,
         path: PathBuf,
+    },
+    InImage {
+        size: u64,
+        offset: u64,
     },
 }
 
@@ -233,8 +279,15 @@ impl Segments {
             self.index.read_exact(&mut length)?;
             return Ok(Some(Segment::Verbatim(u32::from_le_bytes(length).into())));
         }
-        let (mut size, mut length) = ([0; 8], [0; 2]);
+        let (mut size, mut offset, mut length) = ([0; 8], [0; 8], [0; 2]);
         self.index.read_exact(&mut size)?;
+        if kind[0] == IN_IMAGE {
+            self.index.read_exact(&mut offset)?;
+            return Ok(Some(Segment::InImage {
+                size: u64::from_le_bytes(size),
+                offset: u64::from_le_bytes(offset),
+            }));
+        }
         self.index.read_exact(&mut length)?;
         let mut path = vec![0; usize::from(u16::from_le_bytes(length))];
         self.index.read_exact(&mut path)?;

@@ -26,7 +26,7 @@ const MAX_DEPTH: usize = 512;
 /// Maximum length of a path in bytes: `PATH_MAX` of the kernel without the NUL.
 const MAX_PATH_LEN: usize = 4095;
 /// Maximum number of symbolic links in a path, as in the kernel.
-const MAX_LINKS: usize = 40;
+pub(super) const MAX_LINKS: usize = 40;
 
 pub(super) struct Tree {
     pub(super) root: OwnedFd,
@@ -231,7 +231,7 @@ pub(super) fn duplicate(fd: impl AsFd) -> Result<OwnedFd> {
 }
 
 /// Returns the components of a path, last one first.
-fn names(path: &Path) -> Vec<OsString> {
+pub(super) fn names(path: &Path) -> Vec<OsString> {
     let name = |component: Component<'_>| match component {
         Component::Normal(name) => Some(name.to_owned()),
         Component::ParentDir => Some("..".into()),
@@ -240,7 +240,7 @@ fn names(path: &Path) -> Vec<OsString> {
     path.components().rev().filter_map(name).collect()
 }
 
-fn check_length(path: &Path) -> Result<()> {
+pub(super) fn check_length(path: &Path) -> Result<()> {
     if path.components().count() > MAX_DEPTH {
         return Err(Error::invalid(format!(
             "more than {MAX_DEPTH} directories deep"

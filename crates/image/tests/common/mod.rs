@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 #![allow(clippy::unwrap_used, reason = "a test stops where something fails")]
 
+pub(crate) mod image_form;
 pub(crate) mod images;
 
 use std::io::{self, Read};
@@ -66,7 +67,9 @@ impl Bench {
     pub(crate) fn unpack_only(&self, archive: &[u8]) -> PathBuf {
         let layer = apply(&self.store, archive, Some(&Digest::of(archive))).unwrap();
         self.check_temporary("unpacking");
-        self.store.snapshots.files(&layer.diff_id)
+        let files = self.store.snapshots.files(&layer.diff_id);
+        image_form::check(archive, Ok(&files));
+        files
     }
 
     /// Unpacks an archive and checks that the store reproduces it bit for bit.
@@ -205,7 +208,7 @@ fn list_into(root: &Path, directory: &Path, lines: &mut Vec<String>) {
     }
 }
 
-fn line(path: &Path, name: &Path) -> String {
+pub(crate) fn line(path: &Path, name: &Path) -> String {
     let data = fs::metadata(path).unwrap();
     let kind = data.file_type();
     let name = name.display();

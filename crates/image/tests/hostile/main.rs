@@ -14,7 +14,7 @@ mod streams;
 
 use std::os::unix::ffi::OsStrExt;
 
-use common::{Bench, Entry, apply, listing, pack};
+use common::{Bench, Entry, apply, image_form, listing, pack};
 use whelk_image::Error;
 
 /// Checks that a layer is refused with [`Error::Invalid`] and a text that contains `expected`.
@@ -23,10 +23,13 @@ fn check_refused(what: &str, expected: &str, archive: &[u8]) {
     let bench = Bench::new();
     let guard = bench.guard();
     match apply(&bench.store, archive, None) {
-        Err(Error::Invalid(text)) => assert!(
-            text.starts_with("layer: ") && text.contains(expected),
-            "{what}: {text}"
-        ),
+        Err(Error::Invalid(text)) => {
+            assert!(
+                text.starts_with("layer: ") && text.contains(expected),
+                "{what}: {text}"
+            );
+            image_form::check(archive, Err(&text));
+        }
         other => panic!("{what}: {other:?}"),
     }
     bench.check_empty(what);
@@ -60,8 +63,13 @@ fn contained(what: &str, entries: Make, expected: &[&str]) {
                 .collect();
             assert_eq!(lines, expected, "{what}");
             bench.check_temporary(what);
+            let files = bench.store.snapshots.files(&layer.diff_id);
+            image_form::check(&archive, Ok(&files));
         }
-        Err(Error::Invalid(_)) => bench.check_empty(what),
+        Err(Error::Invalid(text)) => {
+            bench.check_empty(what);
+            image_form::check(&archive, Err(&text));
+        }
         Err(error) => panic!("{what}: {error}"),
     }
     assert_eq!(bench.guard(), guard, "{what}");

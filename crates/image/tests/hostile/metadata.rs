@@ -114,8 +114,62 @@ fn rejects_invalid_attributes() {
                 "a broken capability",
                 &[file("f", "").xattr("security.capability", "x")],
             ),
+            (
+                "a capability of an unknown version",
+                &[file("f", "").xattr(
+                    "security.capability",
+                    [[0, 0, 0, 9], [0; 4], [0; 4], [0; 4], [0; 4]].concat(),
+                )],
+            ),
+            (
+                "an access list without others",
+                &[file("f", "").xattr(ACCESS, acl(&[(1, 7), (4, 5)]))],
+            ),
+            (
+                "an access list in another order",
+                &[file("f", "").xattr(ACCESS, acl(&[(4, 5), (1, 7), (0x20, 5)]))],
+            ),
+            (
+                "an access list without a mask",
+                &[file("f", "").xattr(ACCESS, acl(&[(1, 7), (2, 7), (4, 5), (0x20, 5)]))],
+            ),
+            (
+                "an access list of an unknown kind",
+                &[file("f", "").xattr(ACCESS, acl(&[(1, 7), (4, 5), (0x20, 5), (0x40, 5)]))],
+            ),
+            (
+                "an access list with unknown permissions",
+                &[file("f", "").xattr(ACCESS, acl(&[(1, 8), (4, 5), (0x20, 5)]))],
+            ),
         ],
     );
+}
+
+const ACCESS: &str = "system.posix_acl_access";
+
+/// Returns an ACL with these kinds of entries and permissions.
+fn acl(entries: &[(u16, u16)]) -> Vec<u8> {
+    let mut value = vec![2, 0, 0, 0];
+    for (kind, permissions) in entries {
+        let id: u32 = if matches!(kind, 2 | 8) { 5 } else { u32::MAX };
+        value.extend([kind.to_le_bytes(), permissions.to_le_bytes()].concat());
+        value.extend(id.to_le_bytes());
+    }
+    value
+}
+
+/// Valid ACLs are kept, and set the permissions of the group.
+#[test]
+fn keeps_access_lists() {
+    let full = acl(&[(1, 7), (2, 6), (2, 7), (4, 5), (8, 1), (0x10, 4), (0x20, 1)]);
+    let minimal = acl(&[(1, 6), (4, 4), (0x20, 0)]);
+    let bench = Bench::new();
+    bench.unpack(&pack(&[
+        dir("d/").xattr("system.posix_acl_default", full.clone()),
+        file("f", "f").xattr(ACCESS, full),
+        file("g", "g").xattr(ACCESS, minimal),
+        file("h", "h").xattr(ACCESS, acl(&[])),
+    ]));
 }
 
 /// Many attributes, each valid: file systems differ in how many they accept.

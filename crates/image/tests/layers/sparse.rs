@@ -1,9 +1,12 @@
 //! Sparse files in the formats of GNU tar.
 
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::PathBuf;
 
-use crate::common::{Bench, apply, ended, file, noise, pack, sparse};
+use crate::common::{Bench, apply, dir, ended, file, noise, pack, sparse};
 use whelk_image::Error;
+use whelk_image::snapshots::Form;
 use whelk_sys::fs;
 
 const MIB: u64 = 1 << 20;
@@ -45,6 +48,44 @@ fn sparse_files_with_more_pieces_than_a_header_holds() {
         expected[number * 8192..][..part.len()].copy_from_slice(part);
     }
     assert!(fs::read(files.join("parts")).unwrap() == expected);
+}
+
+/// In an image, positions are numbers of blocks, and sizes have 64 bits.
+#[test]
+fn files_of_more_than_4_gib_are_whole_in_images() {
+    const SIZE: u64 = 5 << 30;
+    let mut bench = Bench::new();
+    if bench.store.snapshots.set_form(Form::Images).is_err() {
+        return;
+    }
+    let content = noise(1024);
+    let parts = [(0, 512), (SIZE - 512, 512)];
+    let mut archive = sparse("large", &parts, &content, SIZE);
+    archive.extend_from_slice(&pack(&[
+        file("after", noise(9000)),
+        dir("d/"),
+        file("d/x", "x"),
+    ]));
+    let layer = apply(&bench.store, archive.as_slice(), None).unwrap();
+    let image = bench.store.snapshots.files(&layer.diff_id);
+    assert!(
+        fs::metadata(&image).unwrap().blocks() < 1024,
+        "the holes are on disk"
+    );
+    let mounted = whelk_sys::erofs::mount(&image).unwrap();
+    let root = PathBuf::from(format!("/proc/self/fd/{}", mounted.as_raw_fd()));
+    let large = fs::open(root.join("large")).unwrap();
+    assert_eq!(large.metadata().unwrap().len(), SIZE);
+    let mut piece = [1; 1024];
+    large.read_exact_at(&mut piece, SIZE - 1024).unwrap();
+    assert_eq!(piece[..512], [0; 512]);
+    assert_eq!(piece[512..], content[512..]);
+    large.read_exact_at(&mut piece, 0).unwrap();
+    assert_eq!(piece[..512], content[..512]);
+    assert_eq!(piece[512..], [0; 512]);
+    assert!(fs::read(root.join("after")).unwrap() == noise(9000));
+    assert_eq!(fs::read(root.join("d/x")).unwrap(), b"x");
+    assert!(bench.written(&layer.diff_id) == archive);
 }
 
 /// GNU sparse format 1.0 has the map in front of the content and the name in the pax header. Read

@@ -55,7 +55,13 @@ impl Case {
         fs::create_dir(&root, 0o700).unwrap();
         let store = Arc::new(RecordStore::open(&root).unwrap());
         let case = Self {
-            images: Images::open(&root, store, Arc::default(), Default::default()).unwrap(),
+            images: Images::open(
+                whelk_image::Store::open(&root).unwrap(),
+                store,
+                Arc::default(),
+                Default::default(),
+            )
+            .unwrap(),
             root,
         };
         let mut known = case.images.write();

@@ -1,0 +1,372 @@
+//! The directory that an archive is unpacked into.
+//!
+//! [`Tree`] resolves the parent directory of each entry inside the root, and a single `*at` call acts
+//! on the last component. So no entry can reach outside of the root.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, StatxAttributes, StatxFlags, XattrFlags, linkat, makedev,
+    mkdirat, mknodat, openat, renameat, statat, statx, symlinkat, unlinkat,
+};
+use rustix::io::Errno;
+use tar::{Entry, EntryType};
+use whelk_sys::fs;
+
+use super::apply::{
+    Contents, Destination, Head, Hidden, Purpose, device_number, hard_link_target, is_regular,
+    plain_target, symlink_target, unknown,
+};
+use super::extract::Extraction;
+use super::metadata::{Metadata, apply_metadata, apply_metadata_at};
+use super::sparse::Sparse;
+use super::tap::{Place, Tap};
+use super::tree::{self, Tree, relative};
+use crate::error::{Error, Result, io};
+
+/// Size in bytes from which a file is written to disk while the next ones are unpacked.
+const LARGE: u64 = 4 << 20;
+
+pub(super) struct Directory<'a> {
+    tree: Tree,
+    purpose: Purpose,
+    /// The rules of [`Purpose::Copy`].
+    rules: Extraction<'a>,
+    pub(super) contents: Contents,
+}
+
+/// An entry that is being unpacked, with its destination.
+struct Target<'a> {
+    parent: &'a OwnedFd,
+    name: &'a OsStr,
+    /// Path below the root, with links resolved.
+    path: &'a Path,
+    metadata: &'a Metadata,
+}
+
+impl Destination for Directory<'_> {
+    fn purpose(&self) -> Purpose {
+        self.purpose
+    }
+
+    fn path(&self, name: &[u8]) -> Result<PathBuf> {
+        if self.purpose == Purpose::Copy {
+            self.rules.path(name)
+        } else {
+            relative(OsStr::from_bytes(name))
+        }
+    }
+
+    fn describe_root(&mut self, metadata: &Metadata) -> Result<()> {
+        // The root may be the directory that was entered last.
+        self.tree.leave()?;
+        self.apply_directory_metadata(&tree::duplicate(&self.tree.root)?, metadata)
+    }
+
+    fn hide(&mut self, parent: &Path, hidden: Hidden) -> Result<()> {
+        let entered = self.tree.enter(parent)?;
+        match hidden {
+            // An opaque mark on the root would hide all lower layers. Overlayfs ignores it there,
+            // and so does Docker.
+            Hidden::All if entered.path.as_os_str().is_empty() => Ok(()),
+            Hidden::All => set_opaque(&entered.directory),
+            Hidden::Name(name) => whiteout(&entered.directory, &name),
+            Hidden::Nothing => Ok(()),
+        }
+    }
+
+    fn add<R: Read>(&mut self, entry: &mut Entry<'_, R>, tap: &Tap, mut head: Head) -> Result<()> {
+        if self.purpose == Purpose::Copy {
+            self.rules.set_owner(&mut head.metadata);
+        }
+        let entered = self.tree.enter(&head.parent)?;
+        let (parent, name, kind) = (&entered.directory, head.name.as_os_str(), head.kind);
+        let target = Target {
+            parent,
+            name,
+            path: &entered.path.join(name),
+            metadata: &head.metadata,
+        };
+        if is_regular(kind) {
+            return if self.purpose == Purpose::Files {
+                self.replace_file(entry, tap, &target, head.holes)
+            } else {
+                self.regular(entry, tap, &target, head.holes)
+            };
+        }
+        self.check_replaced(&target, kind)?;
+        let hides_lower = remove_existing(parent, name, kind, tap)?;
+        match kind {
+            EntryType::Directory => return self.directory(&target, hides_lower),
+            EntryType::Link => {
+                let linked = hard_link_target(entry, |name| match self.purpose {
+                    Purpose::Copy => self.rules.link_target(name),
+                    Purpose::Layer | Purpose::Files => plain_target(name),
+                })?;
+                return self.hard_link(&linked, parent, name);
+            }
+            EntryType::Symlink => symlinkat(symlink_target(entry)?, parent, name)
+                .map_err(|error| io("symlink")(error.into()))?,
+            EntryType::Char | EntryType::Block | EntryType::Fifo => {
+                let number = device_number(entry, kind, self.purpose)?;
+                make_node(parent, name, kind, number, head.metadata.mode)?;
+            }
+            other => return Err(unknown(other, self.purpose)),
+        }
+        apply_metadata_at(parent, name, kind, &head.metadata)
+    }
+
+    fn end(&mut self) -> Result<()> {
+        self.tree.leave()
+    }
+}
+
+impl<'a> Directory<'a> {
+    pub(super) fn at(root: &Path, purpose: Purpose) -> Result<Self> {
+        Ok(Self::of(Tree::at(root)?, purpose, Extraction::default()))
+    }
+
+    pub(super) fn of(tree: Tree, purpose: Purpose, rules: Extraction<'a>) -> Self {
+        Self {
+            tree,
+            purpose,
+            rules,
+            contents: Contents::new(),
+        }
+    }
+
+    /// Checks that an entry may replace what has its name.
+    fn check_replaced(&self, target: &Target<'_>, kind: EntryType) -> Result<()> {
+        if self.purpose != Purpose::Copy {
+            return Ok(());
+        }
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        let Ok(found) = statx(target.parent, target.name, flags, StatxFlags::TYPE) else {
+            return Ok(());
+        };
+        let was_directory = FileType::from_raw_mode(found.stx_mode.into()).is_dir();
+        self.rules
+            .check_replaced(was_directory, kind.is_dir(), target.path)?;
+        // The kernel refuses this only to processes that have the mount in their own mount namespace, and
+        // unmounts it elsewhere.
+        let is_mounted = found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
+        if is_mounted && !(was_directory && kind.is_dir()) {
+            return Err(io("replace")(Errno::BUSY.into()));
+        }
+        Ok(())
+    }
+
+    fn directory(&mut self, target: &Target<'_>, hides_lower: bool) -> Result<()> {
+        match mkdirat(target.parent, target.name, Mode::from_raw_mode(0o700)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(io("mkdir")(error.into())),
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let directory = openat(target.parent, target.name, flags, Mode::empty())
+            .map_err(|error| io("open")(error.into()))?;
+        if hides_lower && self.purpose == Purpose::Layer {
+            set_opaque(&directory)?;
+        }
+        self.apply_directory_metadata(&directory, target.metadata)
+    }
+
+    fn apply_directory_metadata(&mut self, directory: &OwnedFd, metadata: &Metadata) -> Result<()> {
+        apply_metadata(directory.as_fd(), None, metadata)?;
+        self.tree.mark_described(directory)
+    }
+
+    fn regular(
+        &mut self,
+        entry: &mut Entry<'_, impl Read>,
+        tap: &Tap,
+        target: &Target<'_>,
+        holes: Option<Sparse>,
+    ) -> Result<()> {
+        let mut file = self.create(target, tap)?;
+        let created = rustix::fs::fstat(&file).map_err(|error| io("stat")(error.into()))?;
+        let (size, _) = self.contents.measure(entry, holes.as_ref())?;
+        let place = Place::File {
+            path: target.path,
+            inode: created.st_ino,
+        };
+        self.contents.copy(entry, tap, holes, &mut file, place)?;
+        // The store is synced before an image is recorded. For small files the disk gains nothing.
+        if size >= LARGE {
+            fs::start_writeback(&file);
+        }
+        apply_metadata(file.as_fd(), Some(&created), target.metadata)
+    }
+
+    /// Creates an empty file. In a layer, it replaces what an earlier entry has created.
+    fn create(&self, target: &Target<'_>, tap: &Tap) -> Result<File> {
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        // Nobody else sees a layer before it is complete, so its files can have their modes early.
+        let mode = match self.purpose {
+            // Docker's copies have them early too, except set-id bits.
+            Purpose::Layer | Purpose::Copy => target.metadata.mode & 0o777,
+            Purpose::Files => 0o600,
+        };
+        let open = || openat(target.parent, target.name, flags, Mode::from_raw_mode(mode));
+        let file = match open() {
+            Err(Errno::EXIST) if self.purpose != Purpose::Files => {
+                let kind = EntryType::Regular;
+                self.check_replaced(target, kind)?;
+                remove_existing(target.parent, target.name, kind, tap)?;
+                open()
+            }
+            result => result,
+        };
+        file.map(File::from)
+            .map_err(|error| io("create")(error.into()))
+    }
+
+    /// Replaces what has the target's name by a regular file, atomically unless it is a directory.
+    fn replace_file(
+        &mut self,
+        entry: &mut Entry<'_, impl Read>,
+        tap: &Tap,
+        target: &Target<'_>,
+        holes: Option<Sparse>,
+    ) -> Result<()> {
+        let staged = OsString::from(format!(".import-{}", crate::staging::random_name()));
+        let swap = || renameat(target.parent, &staged, target.parent, target.name);
+        let replace = |error: Errno| io("replace")(error.into());
+        let done = self
+            .regular(
+                entry,
+                tap,
+                &Target {
+                    name: &staged,
+                    ..*target
+                },
+                holes,
+            )
+            .and_then(|()| match swap() {
+                Err(Errno::ISDIR) => {
+                    remove_existing(target.parent, target.name, EntryType::Regular, tap)?;
+                    swap().map_err(replace)
+                }
+                result => result.map_err(replace),
+            });
+        if done.is_err() {
+            let _ = unlinkat(target.parent, &staged, AtFlags::empty());
+        }
+        done
+    }
+
+    fn hard_link(&self, target: &Path, parent: &OwnedFd, name: &OsStr) -> Result<()> {
+        let refuse = |error: io::Error| match Errno::from_io_error(&error) {
+            Some(Errno::NOENT) if self.purpose == Purpose::Copy => {
+                io(format!("link to {}", target.display()))(error)
+            }
+            Some(Errno::LOOP | Errno::NOTDIR | Errno::NOENT) => Error::invalid(format!(
+                "hard link to {}, which is not in this layer",
+                target.display()
+            )),
+            _ => io(format!("link to {}", target.display()))(error),
+        };
+        let (Some(target_parent), Some(target_name)) = (target.parent(), target.file_name()) else {
+            return Err(Error::invalid("hard link to the root"));
+        };
+        let directory = self.tree.existing(target_parent).map_err(refuse)?;
+        let stat = statat(&directory, target_name, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|error| refuse(error.into()))?;
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if kind.is_dir() || kind == FileType::CharacterDevice && stat.st_rdev == 0 {
+            return Err(Error::invalid(format!(
+                "hard link to {}, which is a directory or a whiteout",
+                target.display()
+            )));
+        }
+        linkat(&directory, target_name, parent, name, AtFlags::empty())
+            .map_err(|error| refuse(error.into()))
+    }
+}
+
+fn make_node(
+    parent: &OwnedFd,
+    name: &OsStr,
+    kind: EntryType,
+    (major, minor): (u32, u32),
+    mode: u32,
+) -> Result<()> {
+    let file_type = match kind {
+        EntryType::Char => FileType::CharacterDevice,
+        EntryType::Block => FileType::BlockDevice,
+        _ => FileType::Fifo,
+    };
+    mknodat(
+        parent,
+        name,
+        file_type,
+        Mode::from_raw_mode(mode & 0o7777),
+        makedev(major, minor),
+    )
+    .map_err(|error| io("mknod")(error.into()))
+}
+
+/// Removes what an earlier entry created under this name, unless both are directories. Returns
+/// whether a directory created here must be opaque: the removed non-directory already hid the
+/// directory of the lower layers.
+fn remove_existing(parent: &OwnedFd, name: &OsStr, kind: EntryType, tap: &Tap) -> Result<bool> {
+    let stat = match statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Err(Errno::NOENT) => return Ok(false),
+        result => result.map_err(|error| io("stat")(error.into()))?,
+    };
+    let is_directory = FileType::from_raw_mode(stat.st_mode).is_dir();
+    if is_directory && kind.is_dir() {
+        return Ok(false);
+    }
+    tap.preserve(parent, name)?;
+    if is_directory {
+        whelk_sys::remove::entry(parent, name).map_err(io("replace directory"))?;
+    } else if statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
+        unlinkat(parent, name, AtFlags::empty()).map_err(|error| io("replace")(error.into()))?;
+    }
+    Ok(!is_directory)
+}
+
+/// Hides a name of lower layers: creates an overlayfs whiteout, or marks a directory of that name
+/// opaque.
+fn whiteout(parent: &OwnedFd, hidden: &OsStr) -> Result<()> {
+    match statat(parent, hidden, AtFlags::SYMLINK_NOFOLLOW) {
+        // This layer also has an entry with the hidden name. If it is a directory, the content of
+        // the lower one must not show through.
+        Ok(stat) if FileType::from_raw_mode(stat.st_mode).is_dir() => {
+            let directory = openat(
+                parent,
+                hidden,
+                OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+                Mode::empty(),
+            )
+            .map_err(|error| io("open")(error.into()))?;
+            set_opaque(&directory)
+        }
+        Ok(_) => Ok(()),
+        Err(Errno::NOENT) => mknodat(
+            parent,
+            hidden,
+            FileType::CharacterDevice,
+            Mode::empty(),
+            makedev(0, 0),
+        )
+        .map_err(|error| io("make whiteout")(error.into())),
+        Err(error) => Err(io("stat")(error.into())),
+    }
+}
+
+fn set_opaque(directory: &OwnedFd) -> Result<()> {
+    rustix::fs::fsetxattr(
+        directory,
+        "trusted.overlay.opaque",
+        b"y",
+        XattrFlags::empty(),
+    )
+    .map_err(|error| io("mark directory opaque")(error.into()))
+}
