@@ -28,10 +28,20 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("registry", &["client", "image", "sys"]),
     ("distribution", &["image", "registry", "sys"]),
     ("trust", &["image"]),
+    ("gotemplate", &["text"]),
     (
         "engine",
         &[
-            "image", "network", "plugin", "registry", "runtime", "shim", "sys", "text", "trust",
+            "gotemplate",
+            "image",
+            "network",
+            "plugin",
+            "registry",
+            "runtime",
+            "shim",
+            "sys",
+            "text",
+            "trust",
         ],
     ),
     ("api-types", &[]),
@@ -48,7 +58,6 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "trust",
         ],
     ),
-    ("gotemplate", &["text"]),
     (
         "cli",
         &[

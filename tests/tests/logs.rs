@@ -340,6 +340,47 @@ fn json_file_is_dockers_format() {
 }
 
 #[test]
+fn details_are_selected_by_options() {
+    each_driver(|cli, driver| {
+        let mut flags = driver.to_vec();
+        flags.extend(["--label", "app=shop", "--label", "app.tier=front"]);
+        flags.extend(["-e", "REGION=eu", "-e", "OTHER=1"]);
+        for option in [
+            "labels-regex=^app",
+            "env-regex=^REG",
+            "tag={{.Name}}/{{.ImageName}}",
+            "mode=non-blocking",
+            "max-buffer-size=2m",
+        ] {
+            flags.extend(["--log-opt", option]);
+        }
+        say(cli, &flags, "echo hi");
+        assert_eq!(
+            cli.run(&["logs", "--details", "said"]).ok(),
+            "REGION=eu,app=shop,app.tier=front,tag=said/busybox hi"
+        );
+        assert_eq!(cli.run(&["logs", "said"]).ok(), "hi");
+    });
+}
+
+#[test]
+fn an_invalid_tag_fails_the_start() {
+    Engine::start().both(|cli| {
+        let create = ["create", "--name", "tagged", "--network", "none"];
+        let option = ["--log-opt", "tag={{.Nope}}", "busybox"];
+        cli.run(&[&create[..], &option[..]].concat()).ok();
+        cli.run(&["start", "tagged"]).refuses(
+            1,
+            "failed to create task for container: failed to initialize logging driver: template: log-tag:1:2: \
+             executing \"log-tag\" at <.Nope>: can't evaluate field Nope in type *logger.Info",
+        );
+        let logs = cli.run(&["logs", "tagged"]);
+        assert_eq!(logs.exits(0), "");
+        cli.run(&["rm", "tagged"]).ok();
+    });
+}
+
+#[test]
 fn json_file_is_the_default() {
     Engine::start().both(|cli| {
         say(cli, &[], "echo hi");

@@ -1,10 +1,15 @@
 //! Converts `--log-driver` and `--log-opt` to a shim's log configuration.
 
+mod attributes;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use whelk_shim::logs::{Driver, LogConfig};
+use whelk_text::parse_bool;
 use whelk_text::size::parse_binary;
+
+pub use attributes::attributes;
 
 use crate::error::{Error, Result};
 use crate::model::{self, LogDriver};
@@ -17,16 +22,12 @@ const DEFAULT_FILES: u32 = 5;
 /// The size that means no limit.
 const NO_LIMIT: &str = "-1";
 
-/// Returns the log configuration of container `id`, whose log files are in `directory`.
+/// Returns the log configuration of container `id`, whose log files are in `directory`, without
+/// [`attributes`].
 ///
 /// # Errors
 /// Returns an error if the driver has no such option, or if a value is invalid.
-pub fn config(
-    wanted: &model::LogConfig,
-    directory: &Path,
-    id: &str,
-    details: &Details<'_>,
-) -> Result<LogConfig> {
+pub fn config(wanted: &model::LogConfig, directory: &Path, id: &str) -> Result<LogConfig> {
     let driver = match wanted.driver {
         None | Some(LogDriver::Local) => Driver::Local,
         Some(LogDriver::JsonFile) => Driver::JsonFile,
@@ -51,6 +52,7 @@ pub fn config(
     if driver == Driver::None {
         return Ok(config);
     }
+    check_mode(&wanted.options)?;
     for (key, value) in &wanted.options {
         match key.as_str() {
             "max-size" => config.max_size = size(value)?,
@@ -63,55 +65,47 @@ pub fn config(
                 }
             }
             "compress" => {
-                config.compress = value.parse().map_err(|_| {
+                config.compress = parse_bool(value).ok_or_else(|| {
                     Error::invalid(format!("invalid compress: {value:?}: true or false"))
                 })?
             }
-            // The shim writes to a file and never waits for a reader, so both modes behave the
-            // same.
-            "mode" if matches!(value.as_str(), "blocking" | "non-blocking") => {}
-            "mode" => {
+            "mode" | "max-buffer-size" | "labels" | "labels-regex" | "env" | "env-regex"
+            | "tag" => {}
+            _ if driver == Driver::Local => {
                 return Err(Error::invalid(format!(
-                    "logger: logging mode not supported: {value}"
-                )));
-            }
-            "max-buffer-size" => drop(size(value)?),
-            "labels" => {
-                config
-                    .attributes
-                    .extend(value.split(',').filter_map(|label| {
-                        Some((label.to_owned(), details.labels?.get(label)?.clone()))
-                    }))
-            }
-            "env" => config.attributes.extend(
-                value
-                    .split(',')
-                    .filter_map(|name| Some((name.to_owned(), details.env(name)?))),
-            ),
-            "tag" if value.contains("{{") => {
-                return Err(Error::Unsupported(
-                    "log option tag with a template: not available in this version of whelk".into(),
-                ));
-            }
-            "tag" => drop(config.attributes.insert("tag".into(), value.clone())),
-            "labels-regex" | "env-regex" => {
-                return Err(Error::Unsupported(format!(
-                    "log option {key}: not available in this version of whelk"
+                    "unknown log opt '{key}' for log driver local"
                 )));
             }
             _ => {
                 return Err(Error::invalid(format!(
-                    "unknown log opt '{key}' for {} log driver",
-                    if driver == Driver::Local {
-                        "local"
-                    } else {
-                        "json-file"
-                    }
+                    "unknown log opt '{key}' for json-file log driver"
                 )));
             }
         }
     }
     Ok(config)
+}
+
+/// Checks the options on what happens while the log cannot be written. Both modes behave the same:
+/// the shim writes to a file and never waits for a reader.
+fn check_mode(options: &BTreeMap<String, String>) -> Result<()> {
+    let mode = options.get("mode").map_or("", String::as_str);
+    if !matches!(mode, "" | "blocking" | "non-blocking") {
+        return Err(Error::invalid(format!(
+            "logger: logging mode not supported: {mode}"
+        )));
+    }
+    let Some(buffer) = options.get("max-buffer-size") else {
+        return Ok(());
+    };
+    if mode != "non-blocking" {
+        return Err(Error::invalid(
+            "logger: max-buffer-size option is only supported with 'mode=non-blocking'",
+        ));
+    }
+    size(buffer)
+        .map(drop)
+        .map_err(|error| error.prefixed("error parsing option max-buffer-size"))
 }
 
 /// Checks the options of a new container for values that [`config`] accepts because existing
@@ -127,22 +121,6 @@ pub fn check_new(wanted: &model::LogConfig) -> Result<()> {
             Err(Error::invalid("max-size must be a positive number"))
         }
         _ => Ok(()),
-    }
-}
-
-/// The labels and environment that the options `labels` and `env` select from.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Details<'a> {
-    pub labels: Option<&'a BTreeMap<String, String>>,
-    pub env: Option<&'a Vec<String>>,
-}
-
-impl Details<'_> {
-    fn env(&self, name: &str) -> Option<String> {
-        self.env?
-            .iter()
-            .find_map(|entry| entry.strip_prefix(name)?.strip_prefix('='))
-            .map(str::to_owned)
     }
 }
 
@@ -169,7 +147,7 @@ mod tests {
                 .map(|&(k, v)| (k.to_owned(), v.to_owned()))
                 .collect(),
         };
-        let outcome = config(&wanted, Path::new("/d"), "id", &Details::default()).map(|c| {
+        let outcome = config(&wanted, Path::new("/d"), "id").map(|c| {
             format!(
                 "{} {} {} {}",
                 c.path.display(),
@@ -212,6 +190,31 @@ mod tests {
             Some(LogDriver::JsonFile),
             &[("bogus", "1")],
             "unknown log opt 'bogus' for json-file log driver",
+        );
+        check(
+            Some(LogDriver::Local),
+            &[("bogus", "1")],
+            "unknown log opt 'bogus' for log driver local",
+        );
+        check(
+            Some(LogDriver::Local),
+            &[("mode", "lossy")],
+            "logger: logging mode not supported: lossy",
+        );
+        check(
+            Some(LogDriver::Local),
+            &[("max-buffer-size", "1m")],
+            "logger: max-buffer-size option is only supported with 'mode=non-blocking'",
+        );
+        check(
+            Some(LogDriver::Local),
+            &[("mode", "non-blocking"), ("max-buffer-size", "x")],
+            "error parsing option max-buffer-size: invalid size: 'x'",
+        );
+        check(
+            Some(LogDriver::Local),
+            &[("mode", "non-blocking"), ("max-buffer-size", "4m")],
+            "/d/container.log 20971520 5 true",
         );
         check(
             Some(LogDriver::Local),

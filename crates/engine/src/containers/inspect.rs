@@ -51,12 +51,7 @@ impl Containers {
         let mut record = container.record().clone();
         record.host.links = self.shown_links(&record);
         let directory = self.instance.container_dir(&record.id);
-        let details = crate::logging::Details {
-            labels: Some(&record.config.labels),
-            env: record.config.env.as_ref(),
-        };
-        let log =
-            crate::logging::config(&record.host.log_config, &directory, &record.id, &details)?;
+        let log = crate::logging::config(&record.host.log_config, &directory, &record.id)?;
         let size = if size {
             Some(self.sizes(&record).await)
         } else {

@@ -70,12 +70,9 @@ impl Containers {
         }
         let record = container.record().clone();
         let directory = self.instance.container_dir(&record.id);
-        let details = crate::logging::Details {
-            labels: Some(&record.config.labels),
-            env: record.config.env.as_ref(),
-        };
-        let mut config =
-            crate::logging::config(&record.host.log_config, &directory, &record.id, &details)?;
+        let mut config = crate::logging::config(&record.host.log_config, &directory, &record.id)?;
+        // Files of the driver `local` do not have them. If they are invalid, nothing was written.
+        config.attributes = crate::logging::attributes(&record).unwrap_or_default();
         if config.driver == Driver::None {
             return Err(Error::Unsupported(
                 "configured logging driver does not support reading".into(),

@@ -19,6 +19,7 @@ use whelk_image::Digest;
 use whelk_runtime::spec::Spec;
 use whelk_runtime::user::UserRequest;
 use whelk_runtime::{Overlay, Rootfs};
+use whelk_shim::logs::Driver;
 use whelk_shim::protocol::{Attach, ContainerLaunch};
 use whelk_sys::fs;
 use whelk_sys::sync::IgnorePoison as _;
@@ -38,6 +39,8 @@ use crate::workload::Begun;
 
 /// Docker's prefixes of a runtime's errors. Docker's CLI derives exit codes from these texts.
 const CREATE_FAILED: &str = "failed to create task for container: failed to create shim task: OCI runtime create failed: runc create failed: unable to start container process: error during container init";
+const LOGGING_FAILED: &str =
+    "failed to create task for container: failed to initialize logging driver";
 const REFUSED: &str = "failed to create task for container: failed to create shim task: OCI runtime create failed: runc create failed";
 
 impl Containers {
@@ -278,10 +281,11 @@ impl Containers {
                 &[],
             );
         }
-        let details = logging::Details {
-            labels: Some(&config.labels),
-            env: config.env.as_ref(),
-        };
+        let mut log = logging::config(&host.log_config, &directory, &record.id)?;
+        if log.driver != Driver::None {
+            let attributes = logging::attributes(record);
+            log.attributes = attributes.map_err(|error| error.prefixed(LOGGING_FAILED))?;
+        }
         Ok(ContainerLaunch {
             id: record.id.clone(),
             rootfs: self.rootfs(record, &directory)?,
@@ -290,7 +294,7 @@ impl Containers {
                 groups: host.group_add.clone().unwrap_or_default(),
             },
             filter: self.filter(host, &capabilities)?,
-            log: logging::config(&host.log_config, &directory, &record.id, &details)?,
+            log,
             spec,
             run_dir: container.workload.directory().to_owned(),
             scratch: self.instance.scratch(),

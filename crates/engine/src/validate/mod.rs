@@ -51,7 +51,7 @@ pub fn settings(
                 .or_insert_with(|| value.clone());
         }
     }
-    crate::logging::config(log, std::path::Path::new(""), "", &Default::default())?;
+    crate::logging::config(log, std::path::Path::new(""), "")?;
     if !(-1000..=1000).contains(&host_config.oom_score_adj) {
         return Err(Error::invalid(format!(
             "Invalid value {}, range for oom score adj is [-1000, 1000]",
