@@ -3,9 +3,9 @@
 use rustix::process::Signal;
 use serde_json::Value;
 use whelk_tests::images::{WHICH, marked};
-use whelk_tests::{Engine, Program, eventually};
+use whelk_tests::{Engine, Program, Scratch, eventually, free_port};
 
-use crate::{Served, users};
+use crate::{Served, spawn, users};
 
 /// Pushes and pulls while garbage is collected all the time.
 #[test]
@@ -89,6 +89,25 @@ fn images_are_pushed_and_pulled_by_both_clients() {
         for blob in blobs.unwrap() {
             std::fs::remove_file(blob.unwrap().path()).unwrap();
         }
+    });
+}
+
+#[test]
+fn images_are_pushed_and_pulled_over_ipv6() {
+    let engine = Engine::without_images(&[]);
+    let directory = Scratch::new("registry-serve-ipv6");
+    let host = format!("[::1]:{}", free_port());
+    let _process = spawn(&directory, &host, &[]);
+    let name = format!("{host}/team/app:1");
+    engine.both(|cli| {
+        engine.load(&marked("app:1").build());
+        cli.run(&["tag", "app:1", &name]).ok();
+        let out = cli.run(&["push", &name]).ok();
+        assert!(out.contains("1: digest: sha256:"), "{out}");
+        cli.run(&["rmi", &name, "app:1"]).ok();
+        cli.run(&["pull", &name]).ok();
+        assert_eq!(cli.once(&name, &WHICH).ok(), "app:1");
+        cli.run(&["rmi", &name]).ok();
     });
 }
 
