@@ -20,6 +20,7 @@ mod network;
 mod read;
 mod registry;
 mod set;
+mod stats;
 mod system;
 mod volume;
 
@@ -34,6 +35,7 @@ pub use network::*;
 pub use read::read;
 pub use registry::*;
 pub use set::{Empty, Set};
+pub use stats::*;
 pub use system::*;
 pub use volume::*;
 

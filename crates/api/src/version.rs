@@ -137,9 +137,9 @@ fn split(path: &str) -> Result<(ApiVersion, Option<String>), Box<Response>> {
 #[cfg(test)]
 mod tests {
     use whelk_api_types::{
-        ContainerInspectResponse, ContainerSummary, DiskUsage, EventMessage, FirewallInfo,
-        ImageInspect, ImageSummary, NetworkInspect, NetworkStatus, SystemDataUsageResponse,
-        SystemInfo, UpdateConfig, Volume,
+        ContainerInspectResponse, ContainerStatsResponse, ContainerSummary, DiskUsage,
+        EventMessage, FirewallInfo, ImageInspect, ImageSummary, NetworkInspect, NetworkStatus,
+        SystemDataUsageResponse, SystemInfo, UpdateConfig, Volume,
     };
 
     use super::*;
@@ -225,6 +225,11 @@ mod tests {
             |operation: ImageOperation| versions(|version| takes_platform(version, operation));
         for (what, found, expected) in [
             ("signal of stop", versions(stop_takes_signal), (42, newest)),
+            (
+                "one-shot of stats",
+                versions(stats_take_one_shot),
+                (41, newest),
+            ),
             (
                 "named volumes are pruned",
                 versions(prune_takes_named_volumes),
@@ -390,7 +395,16 @@ mod tests {
                 shown
             }
         };
+        let stats = |version| {
+            let mut shown = ContainerStatsResponse {
+                os_type: "linux".into(),
+                ..ContainerStatsResponse::default()
+            };
+            downgrade_stats(version, &mut shown);
+            shown
+        };
         for (pointer, found, expected) in [
+            ("os_type", field("/os_type", stats), (52, newest)),
             (
                 "Gateway",
                 field("/NetworkSettings/Gateway", container),

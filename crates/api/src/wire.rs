@@ -8,6 +8,7 @@ mod exec;
 mod image;
 mod message;
 mod network;
+mod stats;
 mod system;
 mod volume;
 
@@ -21,6 +22,7 @@ pub(crate) use message::{
     loaded, progress, pull_status, pulled, pulled_tag, pulling, pushed, pushing, stream_error,
 };
 pub(crate) use network::{network, network_status};
+pub(crate) use stats::stats;
 pub(crate) use system::{container_usage, image_usage, info, version, volume_usage};
 pub(crate) use volume::volume;
 

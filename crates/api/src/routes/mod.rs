@@ -7,6 +7,7 @@ mod exec;
 mod images;
 mod networks;
 mod registries;
+mod stats;
 mod system;
 mod unsupported;
 mod volumes;
@@ -78,6 +79,7 @@ pub(crate) fn router(engine: Arc<Engine>) -> Router {
         .route("/containers/prune", post(containers::prune))
         .route("/containers/{id}/json", get(containers::inspect))
         .route("/containers/{id}/top", get(containers::top))
+        .route("/containers/{id}/stats", get(stats::stats))
         .route("/containers/{id}/logs", get(containers::logs))
         .route("/containers/{id}/export", get(containers::export))
         .route("/containers/{id}/changes", get(archive::changes))

@@ -14,7 +14,6 @@ use crate::error::{ApiResult, message};
 
 pub(super) fn routes() -> Router<Services> {
     Router::new()
-        .route("/containers/{id}/stats", get(stats))
         .route("/containers/{id}/attach/ws", get(websocket))
         .route(
             "/containers/{id}/checkpoints",
@@ -70,10 +69,6 @@ fn unsupported(what: &str) -> ApiResult<Response> {
 fn unsupported_for(containers: &Containers, container: &str, what: &str) -> ApiResult {
     containers.find(container)?;
     unsupported(what)
-}
-
-async fn stats(State(containers): Service<Containers>, Path(id): Path<String>) -> ApiResult {
-    unsupported_for(&containers, &id, "statistics")
 }
 
 async fn websocket(State(containers): Service<Containers>, Path(id): Path<String>) -> ApiResult {

@@ -237,6 +237,11 @@ pub(crate) fn stop_takes_signal(version: ApiVersion) -> bool {
     version >= ApiVersion(1, 42)
 }
 
+/// Returns whether statistics can be requested without a previous sample.
+pub(crate) fn stats_take_one_shot(version: ApiVersion) -> bool {
+    version >= ApiVersion(1, 41)
+}
+
 /// Returns whether prune removes named volumes by default.
 pub(crate) fn prune_takes_named_volumes(version: ApiVersion) -> bool {
     version < ApiVersion(1, 42)

@@ -2,9 +2,9 @@
 
 use axum::http::{HeaderMap, header};
 use whelk_api_types::{
-    ContainerInspectResponse, ContainerSummary, DefaultNetworkSettings, DiskUsage, EventMessage,
-    ImageConfig, ImageConfigContainerFields, ImageInspect, ImageSummary, NetworkInspect,
-    SystemDataUsageResponse, SystemInfo,
+    ContainerInspectResponse, ContainerStatsResponse, ContainerSummary, DefaultNetworkSettings,
+    DiskUsage, EventMessage, ImageConfig, ImageConfigContainerFields, ImageInspect, ImageSummary,
+    NetworkInspect, SystemDataUsageResponse, SystemInfo,
 };
 
 use super::ApiVersion;
@@ -78,6 +78,12 @@ pub(crate) fn downgrade_listed_container(version: ApiVersion, shown: &mut Contai
     }
     if version < ApiVersion(1, 52) {
         shown.health = None;
+    }
+}
+
+pub(crate) fn downgrade_stats(version: ApiVersion, shown: &mut ContainerStatsResponse) {
+    if version < ApiVersion(1, 52) {
+        shown.os_type.clear();
     }
 }
 

@@ -53,6 +53,17 @@ impl Table {
         default: &str,
         rows: Vec<impl Serialize>,
     ) -> Outcome<()> {
+        print(&self.text(format, quiet, default, rows)?)
+    }
+
+    /// Returns the text that [`Table::print`] prints.
+    pub(crate) fn text(
+        &self,
+        format: &str,
+        quiet: bool,
+        default: &str,
+        rows: Vec<impl Serialize>,
+    ) -> Outcome<String> {
         let format = match format {
             "" | "table" if quiet => format!("{{{{.{}}}}}", self.id),
             "" | "table" => format!("table {default}"),
@@ -80,8 +91,7 @@ impl Table {
             .map(|row| execute(json(&row)?, Mode::Values))
             .collect::<Outcome<Vec<_>>>()?;
         if !is_table {
-            let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
-            return print(&text);
+            return Ok(lines.iter().map(|line| format!("{line}\n")).collect());
         }
         let headings = self
             .columns
@@ -91,7 +101,7 @@ impl Table {
         let all: Vec<String> = std::iter::once(execute(Value::Object(headings), Mode::Headings)?)
             .chain(lines)
             .collect();
-        print(&align(&all))
+        Ok(align(&all))
     }
 }
 

@@ -38,6 +38,7 @@ mod resize;
 mod restart;
 mod sandbox;
 mod start;
+mod stats;
 mod stop;
 mod top;
 mod update;
@@ -70,6 +71,9 @@ pub use inspect::{Exported, Inspected, MountPoint};
 pub use list::{ContainerSummary, FILTERS, ListRequest, ListedPort};
 pub use logs::{LogChunk, LogsRequest};
 pub use remove::RemoveRequest;
+pub use stats::{
+    BlockIoCount, BlockIoUsage, CpuSample, InterfaceCounts, Sample, Stats, StatsStream,
+};
 pub use top::Top;
 pub use update::UpdateRequest;
 pub use volumes::CopyVolume;
@@ -111,6 +115,8 @@ pub struct Containers {
     log_watch: OnceLock<Option<Arc<LogWatch>>>,
     /// When the health of which container is checked next.
     pub(crate) health_checks: Arc<health::Schedule>,
+    /// The containers that have a stream of statistics.
+    watched: stats::Watched,
     /// Paths of compiled seccomp filters, by a hash of profile and capabilities.
     filters: Mutex<HashMap<String, PathBuf>>,
 }
@@ -152,6 +158,8 @@ pub struct Container {
     process_access: Arc<tokio::sync::Mutex<()>>,
     /// The health checks of its current run.
     health: Mutex<health::Checks>,
+    /// The CPU time that a client was told last.
+    last_sample: Mutex<Option<stats::CpuSample>>,
     /// Its shim and its processes.
     workload: Arc<Workload>,
 }
@@ -237,6 +245,7 @@ impl Containers {
             exits: Mutex::default(),
             log_watch: OnceLock::new(),
             health_checks: Arc::default(),
+            watched: stats::Watched::default(),
             filters: Mutex::default(),
         })
     }
@@ -442,6 +451,7 @@ impl Container {
             views: copy::view::Views::default(),
             process_access: Arc::default(),
             health: Mutex::default(),
+            last_sample: Mutex::default(),
             workload: Arc::new(workload),
         })
     }

@@ -6,6 +6,7 @@
 
 mod devices;
 mod files;
+mod usage;
 mod v1;
 mod v2;
 
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 use whelk_sys::fs;
 
 pub use devices::default_rules;
+pub use usage::{BlockIoCount, BlockIoUsage, CpuUsage, MemoryUsage, PidsUsage, Usage};
 
 use crate::error::{Error, Result};
 use crate::spec::Resources;
@@ -245,6 +247,28 @@ impl Cgroup {
             Kind::V1(cgroup) => cgroup.main_directory(),
             Kind::V2(cgroup) => cgroup.path(),
         })
+    }
+
+    /// Reads what the cgroup's processes use.
+    ///
+    /// # Errors
+    /// Returns an error if the cgroup does not exist.
+    pub fn usage(&self) -> Result<Usage> {
+        match &self.kind {
+            Kind::V1(cgroup) => cgroup.usage(),
+            Kind::V2(cgroup) => cgroup.usage(),
+        }
+    }
+
+    /// Reads only the CPU time that the cgroup's processes have used.
+    ///
+    /// # Errors
+    /// Returns an error if the cgroup does not exist.
+    pub fn cpu_usage(&self) -> Result<CpuUsage> {
+        match &self.kind {
+            Kind::V1(cgroup) => cgroup.cpu_usage(),
+            Kind::V2(cgroup) => usage::cpu_v2(cgroup.path()),
+        }
     }
 
     /// Returns the number of processes that the OOM killer has killed in this cgroup.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use whelk_sys::fs;
 
 use super::files::{counter, set, set_some, try_set};
-use super::{Tree, devices};
+use super::{CpuUsage, Tree, Usage, devices, usage};
 use crate::error::{Error, Result, os};
 use crate::spec::{BlockIo, Cpu, DeviceRule, Memory, Resources, ThrottleDevice};
 
@@ -225,6 +225,24 @@ impl Cgroup {
             fs::read_to_string(directory.join("freezer.state"))
                 .is_ok_and(|state| state.trim() != "THAWED")
         })
+    }
+
+    pub(super) fn usage(&self) -> Result<Usage> {
+        let memory = self.directory("memory").map(usage::memory_v1).transpose()?;
+        let pids = self.directory("pids").map(usage::pids).transpose()?;
+        Ok(Usage {
+            cpu: self.cpu_usage()?,
+            memory: memory.unwrap_or_default(),
+            pids: pids.unwrap_or_default(),
+            block_io: self
+                .directory("blkio")
+                .map(usage::block_io_v1)
+                .unwrap_or_default(),
+        })
+    }
+
+    pub(super) fn cpu_usage(&self) -> Result<CpuUsage> {
+        usage::cpu_v1(self.directory("cpuacct"), self.directory("cpu"))
     }
 
     pub(super) fn oom_kills(&self) -> u64 {

@@ -8,8 +8,8 @@ use rustix::fs::{Mode, OFlags, inotify};
 use rustix::io::Errno;
 use whelk_sys::fs;
 
-use super::devices;
 use super::files::{counter, set, set_some, try_set};
+use super::{Usage, devices, usage};
 use crate::error::{Error, Result, os, os_at};
 use crate::spec::{BlockIo, Cpu, DeviceRule, Memory, Rdma, Resources};
 
@@ -263,6 +263,25 @@ impl Cgroup {
 
     pub(super) fn is_frozen(&self) -> bool {
         counter(&self.path, "cgroup.events", "frozen ") == 1
+    }
+
+    /// A controller that the parent does not delegate has no files.
+    pub(super) fn usage(&self) -> Result<Usage> {
+        let has = |file: &str| fs::exists(self.path.join(file));
+        Ok(Usage {
+            cpu: usage::cpu_v2(&self.path)?,
+            memory: if has("memory.current") {
+                usage::memory_v2(&self.path)?
+            } else {
+                Default::default()
+            },
+            pids: if has("pids.current") {
+                usage::pids(&self.path)?
+            } else {
+                Default::default()
+            },
+            block_io: usage::block_io_v2(&self.path),
+        })
     }
 
     pub(super) fn oom_kills(&self) -> u64 {

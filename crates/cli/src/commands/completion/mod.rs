@@ -246,9 +246,8 @@ fn argument_of(path: &[&str], index: usize) -> Offer {
         ([.., "import"], 0) => Offer::Files,
         (["run" | "create"] | ["container", "run" | "create"], 0) => Offer::Images,
         ([.., "start"], _) => Offer::Containers("created exited"),
-        ([.., "stop" | "kill" | "pause"], _) | ([.., "attach" | "exec" | "port" | "top"], 0) => {
-            Offer::Containers(UP)
-        }
+        ([.., "stop" | "kill" | "pause" | "stats"], _)
+        | ([.., "attach" | "exec" | "port" | "top"], 0) => Offer::Containers(UP),
         ([.., "unpause"], _) => Offer::Containers("paused"),
         (["container", "inspect"] | [.., "restart" | "rm" | "update" | "wait"], _)
         | ([.., "commit" | "diff" | "export" | "logs" | "rename"], 0) => Offer::Containers(""),

@@ -20,6 +20,7 @@ mod restart;
 mod rm;
 pub(crate) mod run;
 mod start;
+mod stats;
 mod stop;
 mod stream;
 mod top;
@@ -71,6 +72,8 @@ pub(crate) enum ContainerCommand {
     Port(port::PortArgs),
     /// Display the running processes of a container
     Top(top::TopArgs),
+    /// Display a live stream of container(s) resource usage statistics
+    Stats(stats::StatsArgs),
     /// Rename a container
     Rename(rename::RenameArgs),
     /// Update configuration of one or more containers
@@ -127,6 +130,7 @@ pub(crate) async fn command(client: &Client, command: ContainerCommand) -> Outco
         ContainerCommand::Unpause(names) => unpause::unpause(client, names).await,
         ContainerCommand::Port(args) => port::port(client, args).await,
         ContainerCommand::Top(args) => top::top(client, args).await,
+        ContainerCommand::Stats(args) => stats::stats(client, args).await,
         ContainerCommand::Rename(args) => rename::rename(client, args).await,
         ContainerCommand::Update(args) => update::update(client, args).await,
         ContainerCommand::Export(args) => export::export(client, args).await,
