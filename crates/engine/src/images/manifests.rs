@@ -170,6 +170,7 @@ mod tests {
             repo_digests: Vec::new(),
             size: 0,
             tagged_at: 0,
+            parent: None,
         });
         let mut index = Index::default();
         index.add_entries(&x, Some((0..entries).map(entry).collect()));
