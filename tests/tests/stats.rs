@@ -482,6 +482,6 @@ fn the_live_table_follows_containers() {
         });
         assert!(live.is_running());
         live.signal(rustix::process::Signal::INT);
-        live.finish();
+        let _ = live.finish();
     });
 }
