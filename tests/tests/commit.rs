@@ -70,6 +70,45 @@ fn changes_become_a_layer() {
 }
 
 #[test]
+fn a_removal_meanwhile_takes_nothing_from_the_image() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Whelk);
+    let mut made = 0;
+    for milliseconds in [1, 5, 20, 60, 150] {
+        let script = "mkdir /d; cd /d; for i in $(seq 4000); do : > $i; done";
+        cli.run(&[
+            "run",
+            "--network",
+            "none",
+            "--name",
+            "box",
+            "busybox",
+            "sh",
+            "-c",
+            script,
+        ])
+        .ok();
+        std::thread::scope(|scope| {
+            let commit = scope.spawn(|| cli.run(&["commit", "box", "made"]));
+            std::thread::sleep(std::time::Duration::from_millis(milliseconds));
+            cli.run(&["rm", "box"]).ok();
+            let commit = commit.join().unwrap();
+            if commit.code == 0 {
+                made += 1;
+                assert_eq!(
+                    cli.once("made", &["sh", "-c", "ls /d | wc -l"]).ok(),
+                    "4000"
+                );
+                cli.run(&["rmi", "made"]).ok();
+            } else {
+                commit.refuses(1, "No such container");
+            }
+        });
+    }
+    assert!(made > 0, "no commit was faster than the removal");
+}
+
+#[test]
 fn instructions_change_the_configuration() {
     let engine = Engine::start();
     let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

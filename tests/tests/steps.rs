@@ -490,6 +490,9 @@ fn commit_is_killed() {
         &[words(COMMITTED)],
         &words("commit one made"),
         || {
+            eventually("the container to be resumed", || {
+                (engine.state("one") == "running").then_some(())
+            });
             if !cli.run(&["images", "-q", "made"]).ok().is_empty() {
                 cli.run(&["rmi", "made"]).ok();
             }
@@ -507,8 +510,8 @@ fn commit_fails() {
         &words("commit one made"),
         &[words("rmi made")],
     );
-    // Temporary directories, and the records of the pause and its end.
-    assert!(swallowed <= TEMPORARY_DIRECTORIES + 2, "{swallowed}");
+    // Temporary directories, and the records before and after the pause and at its end.
+    assert!(swallowed <= TEMPORARY_DIRECTORIES + 3, "{swallowed}");
 }
 
 #[test]

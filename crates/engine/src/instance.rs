@@ -237,8 +237,5 @@ pub(crate) fn lost_and_found(root: &Path) -> PathBuf {
 
 /// Returns a path by /proc/self/fd, for socket addresses longer than `sun_path` allows (108 bytes).
 pub(crate) fn through_descriptor(directory: &std::os::fd::OwnedFd, name: &str) -> PathBuf {
-    use std::os::fd::AsRawFd;
-    Path::new("/proc/self/fd")
-        .join(directory.as_raw_fd().to_string())
-        .join(name)
+    fs::descriptor_path(directory).join(name)
 }

@@ -307,6 +307,9 @@ pub struct ContainerState {
     /// The container was stopped by a user: no restart policy starts it again, except `always`
     /// after a restart of the engine.
     pub stopped_by_user: bool,
+    /// The engine has paused the container for an operation of its own. If it ends during that, the
+    /// next engine resumes the container.
+    pub paused_by_engine: bool,
 }
 
 impl ContainerState {

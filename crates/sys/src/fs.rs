@@ -9,7 +9,7 @@
 
 use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -68,6 +68,24 @@ pub fn at<E: Into<io::Error>>(
 
 pub fn open(path: impl AsRef<Path>) -> Result<File> {
     File::open(&path).map_err(at("open", path))
+}
+
+/// Returns the path in `/proc` that leads to what a descriptor refers to, whatever name it has by now.
+pub fn descriptor_path(fd: impl AsFd) -> PathBuf {
+    Path::new("/proc/self/fd").join(fd.as_fd().as_raw_fd().to_string())
+}
+
+/// Returns the path of what a descriptor refers to, from the root of its mounts if these are in no mount
+/// namespace.
+pub fn path_of(fd: impl AsFd) -> Option<PathBuf> {
+    std::fs::read_link(descriptor_path(fd)).ok()
+}
+
+/// Opens the file that a descriptor, which may be one of `O_PATH`, refers to for reading.
+pub fn reopen(fd: impl AsFd) -> rustix::io::Result<OwnedFd> {
+    use rustix::fs::{Mode, OFlags};
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    rustix::fs::open(descriptor_path(fd), flags, Mode::empty())
 }
 
 /// Creates or truncates a file with the given permission bits.

@@ -399,3 +399,43 @@ fn copies_have_events() {
         ["container archive-path", "container extract-to-dir"]
     );
 }
+
+/// Docker refuses to replace what something is mounted at or below: the mount would be gone.
+#[test]
+fn mounts_are_not_replaced() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Whelk);
+    let flags = ["-v", "data:/srv/data", "--cap-add", "SYS_ADMIN"];
+    let script = "mkdir -p /own/mnt; mount -t tmpfs none /own/mnt; touch /own/mnt/x; sleep 600";
+    cli.up("box", &flags, &["sh", "-c", script]);
+    cli.run(&[
+        "exec",
+        "box",
+        "sh",
+        "-c",
+        "until [ -e /own/mnt/x ]; do sleep .02; done",
+    ])
+    .ok();
+    for is_running in [true, false] {
+        if !is_running {
+            cli.run(&["kill", "box"]).ok();
+            engine.await_state("box", "exited");
+        }
+        for (directory, name) in [("/", "proc"), ("/", "srv"), ("/srv", "data"), ("/", "own")] {
+            if is_running || directory == "/srv" || name == "srv" {
+                let (status, text) =
+                    put(&engine, directory, &Tar::new().file(name, "x").finish(), "");
+                assert!(
+                    status == 500 && text.contains("busy"),
+                    "{directory}{name}: {status} {text}"
+                );
+            }
+        }
+        let archive = Tar::new().file("else", "x").dir("srv/data").finish();
+        assert_eq!(put(&engine, "/", &archive, "").0, 200);
+        if is_running {
+            let look = "for at in /proc /srv/data /own/mnt; do grep -q \" $at \" /proc/self/mountinfo || exit 9; done; ls /else";
+            cli.run(&["exec", "box", "sh", "-c", look]).ok();
+        }
+    }
+}

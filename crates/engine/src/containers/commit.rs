@@ -8,6 +8,7 @@ use whelk_image::config::ContainerConfig;
 use whelk_image::{Digest, Reference};
 use whelk_text::signal;
 
+use super::readers::FileReader;
 use super::{Container, Containers, to_its_end};
 use crate::error::{Error, Result};
 use crate::images::NewImage;
@@ -47,6 +48,7 @@ impl Containers {
         container: &Arc<Container>,
         request: CommitRequest,
     ) -> Result<Digest> {
+        let reader = FileReader::new(&container.layer_readers);
         let record = container.record().clone();
         let refused = match record.state.status {
             Status::Dead => "which is Dead",
@@ -81,10 +83,14 @@ impl Containers {
         };
         let pauses = request.pause && record.state.status == Status::Running;
         // As with Docker, one that cannot be paused is committed as it is.
-        let is_paused = pauses && self.pause(&record.id).await.is_ok();
-        let (images, id) = (self.images.clone(), record.id.clone());
-        let upper = self.instance.container_dir(&id).join("upper");
-        let committed = blocking(move || images.commit(new, &upper)).await;
+        let is_paused = pauses && self.pause_meanwhile(container).await.is_ok();
+        let images = self.images.clone();
+        let upper = self.instance.container_dir(&record.id).join("upper");
+        let committed = blocking(move || {
+            let _reader = reader;
+            images.commit(new, &upper)
+        });
+        let committed = committed.await.map_err(|error| container.explain(error));
         if let Ok(image) = &committed {
             let name = request.name.as_ref();
             let attributes = [
@@ -97,12 +103,8 @@ impl Containers {
             ];
             self.publish(container, "commit", &attributes);
         }
-        // It may have been killed meanwhile.
-        if is_paused
-            && container.status() == Status::Paused
-            && let Err(error) = self.unpause(&id).await
-        {
-            tracing::warn!(container = id, "unpause after a commit: {error}");
+        if is_paused {
+            self.end_pause(container).await;
         }
         committed
     }

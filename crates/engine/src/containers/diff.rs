@@ -5,6 +5,7 @@ use std::sync::Arc;
 pub use whelk_image::snapshots::{Change, ChangeKind};
 
 use super::Containers;
+use super::readers::FileReader;
 use crate::error::Result;
 use crate::workload::blocking;
 
@@ -17,12 +18,14 @@ impl Containers {
         let container = self.find(name)?;
         let (containers, id) = (self.clone(), container.id.clone());
         let image = container.record().image.clone();
-        blocking(move || {
+        let reader = FileReader::new(&container.layer_readers);
+        let changes = blocking(move || {
+            let _reader = reader;
             let directory = containers.instance.container_dir(&id);
             let lower = containers.root_layers(&image, &directory)?;
             let upper = directory.join("upper");
             Ok(whelk_image::snapshots::diff(&upper, &lower)?)
-        })
-        .await
+        });
+        changes.await.map_err(|error| container.explain(error))
     }
 }

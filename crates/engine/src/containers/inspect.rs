@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use super::Containers;
+use super::readers::FileReader;
 use crate::error::Result;
 use crate::model::ContainerRecord;
 use crate::mounts::{MountPlan, Source};
@@ -123,6 +124,7 @@ impl Containers {
     /// Returns a container's current file system, for export. Blocking.
     pub fn exported(&self, name: &str) -> Result<Exported> {
         let container = self.find(name)?;
+        let reader = FileReader::new(&container.layer_readers);
         let image = container.record().image.clone();
         let mounted = container
             .running_pid()
@@ -135,7 +137,7 @@ impl Containers {
                 let directory = self.instance.container_dir(&container.id);
                 let mut layers = vec![directory.join("upper")];
                 layers.extend(self.root_layers(&image, &directory)?);
-                Exported::Layers(layers)
+                Exported::Layers(layers, reader)
             }
         };
         self.publish(&container, "export", &[]);
@@ -147,7 +149,7 @@ impl Containers {
 #[derive(Debug)]
 pub enum Exported {
     /// The layer directories of a container that does not run, the topmost first.
-    Layers(Vec<PathBuf>),
+    Layers(Vec<PathBuf>, FileReader),
     /// The root of a running container, without the mounts in it.
     Mounted(OwnedFd),
 }
@@ -156,7 +158,7 @@ impl Exported {
     /// Writes all files as a tar archive.
     pub fn write(&self, output: impl Write) -> Result<()> {
         match self {
-            Self::Layers(layers) => whelk_image::snapshots::export(layers, output)?,
+            Self::Layers(layers, _) => whelk_image::snapshots::export(layers, output)?,
             Self::Mounted(root) => whelk_image::snapshots::export_root(root, output)?,
         }
         Ok(())

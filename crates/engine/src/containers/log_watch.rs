@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard};
+use whelk_sys::fs;
 use whelk_sys::sync::IgnorePoison as _;
 
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
@@ -43,7 +44,7 @@ impl LogWatch {
 
     /// Watches a container's directory for writes to its files and for rotation.
     pub(super) fn follow(self: &Arc<Self>, directory: &OwnedFd) -> io::Result<Follower> {
-        let path = format!("/proc/self/fd/{}", directory.as_raw_fd());
+        let path = fs::descriptor_path(directory);
         // Under the lock: inotify returns the same watch descriptor for the same directory, and
         // another follower of it may just be removing the watch.
         let mut followed = self.followed();

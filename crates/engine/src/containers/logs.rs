@@ -1,7 +1,6 @@
 //! Reading and following a container's log.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
@@ -9,6 +8,7 @@ use tokio::sync::mpsc;
 use whelk_shim::logs::{Driver, LogRecord, Reader, Selection};
 
 use super::log_watch::{Follower, LogWatch};
+use super::readers::FileReader;
 use super::{Container, Containers};
 use crate::error::{Error, Result};
 use crate::instance::through_descriptor;
@@ -33,23 +33,6 @@ pub type LogChunk = Result<Vec<LogRecord>>;
 /// between two reads if it is.
 const POLL_INTERVAL: Duration = Duration::from_millis(25);
 const MIN_INTERVAL: Duration = Duration::from_millis(5);
-
-/// Registers a reader of a container's log until it is dropped. A removal waits for all readers
-/// before it deletes the files.
-struct LogReaderGuard(Arc<Container>);
-
-impl LogReaderGuard {
-    fn new(container: &Arc<Container>) -> Self {
-        container.log_readers.send_modify(|readers| *readers += 1);
-        Self(container.clone())
-    }
-}
-
-impl Drop for LogReaderGuard {
-    fn drop(&mut self) {
-        self.0.log_readers.send_modify(|readers| *readers -= 1);
-    }
-}
 
 impl Containers {
     /// Reads a container's log. Returns whether the container has a terminal, and a channel that
@@ -78,7 +61,7 @@ impl Containers {
                 "configured logging driver does not support reading".into(),
             ));
         }
-        let guard = LogReaderGuard::new(&container);
+        let guard = FileReader::new(&container.log_readers);
         // Read by a descriptor of the directory, because a removal moves the directory.
         let opened = rustix::fs::open(
             &directory,

@@ -31,6 +31,7 @@ mod logs;
 mod monitor;
 mod network;
 mod pause;
+mod readers;
 mod recover;
 mod remove;
 mod rename;
@@ -151,6 +152,8 @@ pub struct Container {
     waiting_clients: Mutex<Vec<(Attach, OwnedFd)>>,
     /// Number of readers of its log.
     log_readers: watch::Sender<usize>,
+    /// Number of operations that read its writable layer by itself, not in a view.
+    layer_readers: watch::Sender<usize>,
     /// The views of its files that copies use.
     views: copy::view::Views,
     /// Held by the one thread that accesses the files and memory of the container's processes,
@@ -448,6 +451,7 @@ impl Container {
             restarts: AtomicU32::default(),
             waiting_clients: Mutex::default(),
             log_readers: watch::Sender::default(),
+            layer_readers: watch::Sender::default(),
             views: copy::view::Views::default(),
             process_access: Arc::default(),
             health: Mutex::default(),
@@ -549,6 +553,15 @@ impl Container {
             return Err(Error::no_such_container(name));
         }
         Ok(operation)
+    }
+
+    /// Returns the error of an operation on the container's files, which is another if they have been
+    /// removed meanwhile.
+    fn explain(&self, error: Error) -> Error {
+        if self.progress.borrow().removed || self.status() == Status::Removing {
+            return Error::no_such_container(&self.id);
+        }
+        error
     }
 
     /// Subscribes to the container's exit. Called before the status is checked, it misses none.

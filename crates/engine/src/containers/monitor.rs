@@ -187,8 +187,11 @@ pub(super) async fn restart(
         if container.status() != Status::Restarting {
             return;
         }
-        if !delay.is_zero() {
-            container.record().state.restart_count += 1;
+        {
+            let mut record = container.record();
+            // With the policy `always`, the next engine starts also what a user had stopped.
+            record.state.stopped_by_user = false;
+            record.state.restart_count += u32::from(!delay.is_zero());
         }
         let Err(error) = containers.try_start(&container).await else {
             return;

@@ -18,10 +18,31 @@ impl Containers {
     /// Returns [`Error::Conflict`] if it does not run, or is paused already.
     pub async fn pause(self: &Arc<Self>, name: &str) -> Result<()> {
         let (containers, name) = (self.clone(), name.to_owned());
-        to_its_end(async move { containers.pause_now(&name).await }).await
+        to_its_end(async move { containers.pause_now(&name, false).await }).await
     }
 
-    async fn pause_now(&self, name: &str) -> Result<()> {
+    /// Pauses a container for an operation of the engine's own, which ends the pause by
+    /// [`Containers::end_pause`]. If the engine ends before, the next one does that.
+    ///
+    /// # Errors
+    /// As [`Containers::pause`].
+    pub(super) async fn pause_meanwhile(&self, container: &Container) -> Result<()> {
+        self.pause_now(&container.id, true).await
+    }
+
+    /// Ends a pause that [`Containers::pause_meanwhile`] began, unless a user has ended it.
+    pub(super) async fn end_pause(&self, container: &Arc<Container>) {
+        let _operation = container.operation.lock().await;
+        let is_paused = {
+            let record = container.record();
+            record.state.status == Status::Paused && record.state.paused_by_engine
+        };
+        if is_paused && let Err(error) = self.resume_locked(container).await {
+            tracing::warn!(container = container.id, "end a pause: {error}");
+        }
+    }
+
+    async fn pause_now(&self, name: &str, by_engine: bool) -> Result<()> {
         let container = self.find(name)?;
         let _operation = container.lock_operation(name).await?;
         match container.status() {
@@ -45,10 +66,13 @@ impl Containers {
                 )));
             }
         }
-        shims::expect_done(
-            self.request_shim(&container, &Request::Pause).await?,
-            &format!("cannot pause container {}", container.id),
-        )?;
+        container.record().state.paused_by_engine = by_engine;
+        if by_engine {
+            self.save(&container)?;
+        }
+        let paused = self.request_shim(&container, &Request::Pause).await;
+        let what = format!("cannot pause container {}", container.id);
+        paused.and_then(|reply| shims::expect_done(reply, &what))?;
         {
             let mut record = container.record();
             if record.state.status != Status::Running {
@@ -117,6 +141,7 @@ impl Containers {
             let mut record = container.record();
             if record.state.status == Status::Paused {
                 record.state.status = Status::Running;
+                record.state.paused_by_engine = false;
             }
         }
         self.update_health(container);

@@ -82,7 +82,7 @@ impl Containers {
                 state: Event::State { pid, paused, execs },
                 events,
             } => {
-                {
+                let ends_pause = {
                     let mut record = container.record();
                     record.state.pid = pid;
                     if !record.state.status.is_running() {
@@ -95,11 +95,17 @@ impl Containers {
                     } else {
                         Status::Running
                     };
-                }
+                    paused && record.state.paused_by_engine
+                };
                 for (id, pid) in execs {
                     self.adopt_exec(container, &id, pid);
                 }
                 self.adopt(container, Some(events));
+                if ends_pause {
+                    let id = &container.id;
+                    tracing::info!(container = id, "resume: an engine ended during its pause");
+                    self.end_pause(container).await;
+                }
             }
             ShimStatus::Gone => self.recover_ended(container).await,
             // Even if the record says stopped: its start may be under way. It keeps its resources

@@ -110,7 +110,12 @@ impl Containers {
             Ok(trashed) => self
                 .store
                 .delete_container(id, lasting)
-                .or_else(|error| self.make_room_and_delete(id, trashed.as_deref(), lasting, &error))
+                .or_else(|error| {
+                    if *container.layer_readers.borrow() > 0 {
+                        return Err(error);
+                    }
+                    self.make_room_and_delete(id, trashed.as_deref(), lasting, &error)
+                })
                 .inspect_err(|_| self.restore_trashed(id, trashed.as_deref())),
             Err(error) => Err(Error::internal(error.to_string())),
         };
@@ -213,11 +218,13 @@ impl Containers {
 }
 
 /// Deletes the files of a removed container when all readers of its log have finished, or after 30
-/// s.
+/// s, and all readers of its writable layer, whose result would lack what is deleted.
 async fn empty_trash(staging: Staging, path: PathBuf, container: Arc<Container>) {
     const PATIENCE: Duration = Duration::from_secs(30);
     let mut readers = container.log_readers.subscribe();
     let _ = tokio::time::timeout(PATIENCE, readers.wait_for(|readers| *readers == 0)).await;
+    let mut readers = container.layer_readers.subscribe();
+    let _ = readers.wait_for(|readers| *readers == 0).await;
     staging.dispose([path]);
 }
 

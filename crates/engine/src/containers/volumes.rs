@@ -221,14 +221,7 @@ impl Containers {
             Err(error) => Err(error),
         };
         for container in paused {
-            if container.status() == Status::Paused
-                && let Err(error) = self.unpause(&container.id).await
-            {
-                tracing::warn!(
-                    container = container.id,
-                    "unpause after the copy of a volume: {error}"
-                );
-            }
+            self.end_pause(&container).await;
         }
         copied
     }
@@ -247,7 +240,7 @@ impl Containers {
             else {
                 continue;
             };
-            let outcome = self.pause(&id).await;
+            let outcome = self.pause_meanwhile(&container).await;
             paused.push(container);
             match outcome {
                 // It has ended meanwhile.

@@ -16,7 +16,7 @@ use crate::model::volume::{CreateVolume, VolumeDriverName};
 
 pub(crate) use crate::model::mount::{ImageUse, MountPlan, Source, VolumeUse};
 pub(crate) use idmap::map_owner;
-pub(crate) use propagation::check_propagation;
+pub(crate) use propagation::{check_propagation, mount_points};
 
 use binds::parse_bind;
 use mount_config::parse_mount;

@@ -84,6 +84,14 @@ fn mount_of<'a>(path: &Path, mountinfo: &'a str) -> Option<(PathBuf, Vec<&'a str
     mounts.max_by_key(|(point, _): &(PathBuf, Vec<&str>)| point.components().count())
 }
 
+/// Returns the mount points that `mountinfo` lists, except the root.
+pub(crate) fn mount_points(mountinfo: &str) -> impl Iterator<Item = PathBuf> {
+    let points = mountinfo.lines().filter_map(|line| line.split(' ').nth(4));
+    points
+        .map(|point| unescape(point).into())
+        .filter(|point: &PathBuf| point != Path::new("/"))
+}
+
 /// Decodes the kernel's octal escapes (`\040`) of white space and backslashes.
 fn unescape(text: &str) -> OsString {
     let mut bytes = Vec::with_capacity(text.len());

@@ -165,6 +165,8 @@ struct ContainerState {
     #[serde(skip_serializing_if = "Option::is_none", with = "stored")]
     health: Option<model::Health>,
     stopped_by_user: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    paused_by_engine: bool,
 }
 
 /// A record with the version that it is written in.

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, fgetxattr, openat, statat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, fgetxattr, getxattr, openat, statat};
 use rustix::io::Errno;
 use whelk_sys::fs;
 
@@ -219,10 +219,16 @@ fn differs(one: &Stat, other: &Stat, upper: &OwnedFd, lower: &OwnedFd, name: &Os
 }
 
 fn capability(directory: &OwnedFd, name: &OsStr) -> Option<Vec<u8>> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = openat(directory, name, flags, Mode::empty()).ok()?;
+    // Not opened for reading: it may be a device by now.
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let handle = openat(directory, name, flags, Mode::empty()).ok()?;
     let mut value = [0u8; 64];
-    let length = fgetxattr(&file, "security.capability", &mut value[..]).ok()?;
+    let length = getxattr(
+        fs::descriptor_path(&handle),
+        "security.capability",
+        &mut value[..],
+    )
+    .ok()?;
     Some(value[..length].to_vec())
 }
 

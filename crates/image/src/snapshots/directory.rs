@@ -154,8 +154,11 @@ impl<'a> Directory<'a> {
             .check_replaced(was_directory, kind.is_dir(), target.path)?;
         // The kernel refuses this only to processes that have the mount in their own mount namespace, and
         // unmounts it elsewhere.
-        let is_mounted = found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
-        if is_mounted && !(was_directory && kind.is_dir()) {
+        let is_mounted = || {
+            found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)
+                || self.rules.unmounts(target.parent, target.name)
+        };
+        if !(was_directory && kind.is_dir()) && is_mounted() {
             return Err(io("replace")(Errno::BUSY.into()));
         }
         Ok(())

@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, openat, readlinkat, statat};
+use rustix::fs::{Dir, FileType, Mode, OFlags, Stat, fstat, openat, readlinkat};
 use rustix::io::Errno;
 use tar::{EntryType, Header};
 use whelk_sys::fs;
@@ -190,8 +190,7 @@ impl<F: FnMut(Vec<u8>) -> io::Result<()>> Export<F> {
 
     /// Exports a directory itself, under the name `top`, and its content.
     fn top(&mut self, directory: OwnedFd, top: &Path) -> Result<()> {
-        let stat = rustix::fs::fstat(&directory)
-            .map_err(|error| io("stat the directory")(error.into()))?;
+        let stat = fstat(&directory).map_err(|error| io("stat the directory")(error.into()))?;
         self.extensions(&stat, &directory)?;
         self.archive
             .header(&mut header(&stat), &directory_name(top), b"")
@@ -232,11 +231,15 @@ impl<F: FnMut(Vec<u8>) -> io::Result<()>> Export<F> {
     /// content.
     fn entry(&mut self, parent: &OwnedFd, name: &OsStr, path: &Path) -> Result<Option<OwnedFd>> {
         let step = |error: Errno| io(format!("export {}", path.display()))(error.into());
-        let stat = match statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+        // Opened only when its kind is known: opening a device of the host, which a container can create
+        // but not open, has effects, and would make its content part of the archive.
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let handle = match openat(parent, name, flags, Mode::empty()) {
             // Removed since the directory was read: a running container's files change.
             Err(Errno::NOENT) => return Ok(None),
             result => result.map_err(step)?,
         };
+        let stat = fstat(&handle).map_err(step)?;
         let mut header = header(&stat);
         let kind = FileType::from_raw_mode(stat.st_mode);
         // Sockets are useless without their listener. A whiteout is visible only if no lower layer
@@ -266,22 +269,14 @@ impl<F: FnMut(Vec<u8>) -> io::Result<()>> Export<F> {
                 .map_err(io(format!("export {}", path.display())))?;
             return Ok(None);
         }
-        let gone = |error: Errno| matches!(error, Errno::NOENT | Errno::LOOP | Errno::NOTDIR);
-        let open = |flags: OFlags| {
-            openat(
-                parent,
-                name,
-                flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC,
-                Mode::empty(),
-            )
-        };
         let failed = io(format!("export {}", path.display()));
         let name_bytes = path.as_os_str().as_bytes();
         match kind {
             FileType::Directory => {
-                let directory = match open(OFlags::RDONLY | OFlags::DIRECTORY) {
-                    // Removed or replaced since the stat above; likewise below.
-                    Err(error) if gone(error) => return Ok(None),
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                let directory = match openat(&handle, ".", flags, Mode::empty()) {
+                    // Removed since.
+                    Err(Errno::NOENT) => return Ok(None),
                     result => result.map_err(step)?,
                 };
                 self.extensions(&stat, &directory)?;
@@ -294,10 +289,7 @@ impl<F: FnMut(Vec<u8>) -> io::Result<()>> Export<F> {
                 return Ok(Some(directory));
             }
             FileType::RegularFile => {
-                let file = match open(OFlags::RDONLY) {
-                    Err(error) if gone(error) => return Ok(None),
-                    result => result.map_err(step)?,
-                };
+                let file = fs::reopen(&handle).map_err(step)?;
                 self.extensions(&stat, &file)?;
                 let size = u64::try_from(stat.st_size).unwrap_or_default();
                 header.set_size(size);
@@ -307,10 +299,7 @@ impl<F: FnMut(Vec<u8>) -> io::Result<()>> Export<F> {
                     .map_err(failed)?;
             }
             FileType::Symlink => {
-                let target = match readlinkat(parent, name, Vec::new()) {
-                    Err(error) if gone(error) || error == Errno::INVAL => return Ok(None),
-                    result => result.map_err(step)?,
-                };
+                let target = readlinkat(&handle, "", Vec::new()).map_err(step)?;
                 // Written verbatim: the target is text, not a path of the archive.
                 self.archive
                     .header(&mut header, name_bytes, target.to_bytes())

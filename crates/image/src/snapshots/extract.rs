@@ -10,6 +10,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use whelk_sys::fs;
+
 use super::apply::{Purpose, add_all};
 use super::directory::Directory;
 use super::metadata::Metadata;
@@ -27,6 +29,10 @@ pub struct Extraction<'a> {
     /// other.
     pub keeps_kinds: bool,
     pub owner: Owner,
+    /// Mount points, as paths from the root of the mounts that the directory is in. Nothing at or above
+    /// one is replaced: the kernel prevents that only in the mount namespace that has the mount, and
+    /// unmounts it elsewhere.
+    pub mount_points: &'a [PathBuf],
     /// The first component of names, and what replaces it.
     pub renamed: Option<(Vec<u8>, Vec<u8>)>,
 }
@@ -110,6 +116,21 @@ impl Extraction<'_> {
             Owner::Fixed(uid, gid) => metadata.owner = Some((uid, gid)),
             Owner::Process => metadata.owner = None,
         }
+    }
+
+    /// Returns whether replacing an entry of an open directory would unmount something.
+    pub(super) fn unmounts(&self, parent: &OwnedFd, name: &OsStr) -> bool {
+        let is_named = |point: &PathBuf| point.iter().any(|component| component == name);
+        if !self.mount_points.iter().any(is_named) {
+            return false;
+        }
+        // Without a path, the entry counts as one that has a mount.
+        fs::path_of(parent).is_none_or(|parent| {
+            let path = parent.join(name);
+            self.mount_points
+                .iter()
+                .any(|point| point.starts_with(&path))
+        })
     }
 
     /// Checks that an entry may replace what has its name.

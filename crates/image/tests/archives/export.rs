@@ -1,12 +1,16 @@
 //! Export of merged layers.
 
+use std::collections::BTreeSet;
 use std::io::{self, Read};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::common::{Bench, Entry, device, dir, fifo, file, hard_link, pack, symlink, whiteout};
 use crate::exported;
+use rustix::fs::{CWD, FileType, Mode, RenameFlags, mknodat, renameat_with};
 use tar::{Archive, EntryType};
+use whelk_image::snapshots::export_directory;
 use whelk_sys::fs;
 
 /// Formats the entries of an archive: name, kind, mode, owner, and details of the kind.
@@ -324,4 +328,43 @@ fn sockets_are_not_exported() {
     let archive = exported(&[upper, lower]);
     drop(listener);
     assert_eq!(lines(&archive), ["f file 0644 0:0 x"]);
+}
+
+/// A container can create any device, but not open it: the engine must not do that for it.
+#[test]
+fn content_is_only_that_of_regular_files() {
+    const LENGTH: usize = 64 << 10;
+    let bench = Bench::new();
+    let directory = bench.base.join("files");
+    fs::create_dir(&directory, 0o755).unwrap();
+    let (file, node) = (directory.join("file"), bench.base.join("node"));
+    fs::write(&file, "x".repeat(LENGTH)).unwrap();
+    let zero = rustix::fs::makedev(1, 5);
+    mknodat(CWD, &node, FileType::CharacterDevice, Mode::RUSR, zero).unwrap();
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                renameat_with(CWD, &file, CWD, &node, RenameFlags::EXCHANGE).unwrap();
+            }
+        });
+        let mut kinds = BTreeSet::new();
+        for _ in 0..2000 {
+            let mut archive = Vec::new();
+            export_directory(&directory, &mut archive).unwrap();
+            let mut archive = Archive::new(archive.as_slice());
+            for entry in archive.entries().unwrap() {
+                let mut entry = entry.unwrap();
+                let mut content = Vec::new();
+                entry.read_to_end(&mut content).unwrap();
+                kinds.insert(format!("{:?}", entry.header().entry_type()));
+                assert!(
+                    content.iter().all(|&byte| byte == b'x'),
+                    "read from a device"
+                );
+            }
+        }
+        is_over.store(true, Ordering::Relaxed);
+        assert_eq!(kinds.len(), 3, "both were seen: {kinds:?}");
+    });
 }

@@ -10,14 +10,14 @@ pub(super) mod view;
 use std::ffi::OsStr;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, Mode, OFlags, fstat, readlinkat};
 use rustix::io::Errno;
 use whelk_image::snapshots::{Copied, Extraction, Owner, export_copy, extract};
 use whelk_runtime::user::UserRequest;
-use whelk_sys::{errno_text, in_root};
+use whelk_sys::{errno_text, fs, in_root};
 
 use self::view::View;
 use super::{Container, Containers};
@@ -102,8 +102,10 @@ impl ExtractTarget {
     /// Returns an error with Docker's text if the archive is malformed or leads outside of the
     /// directory. What was unpacked until then remains.
     pub fn extract(self, input: impl Read + Send) -> Result<()> {
+        let mount_points = mount_points(&self.container);
         let extraction = Extraction {
             shown: &self.shown,
+            mount_points: &mount_points,
             keeps_kinds: self.request.keep_kinds,
             owner: self.owner,
             renamed: None,
@@ -138,6 +140,23 @@ impl ExtractTarget {
     pub fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
         self.view.ended()
     }
+}
+
+/// Returns the mount points in a container, also those that its view lacks: of the kernel's file systems,
+/// and of what its processes have mounted.
+fn mount_points(container: &Container) -> Vec<PathBuf> {
+    let record = container.record().clone();
+    let mut points: Vec<PathBuf> = record
+        .mounts
+        .iter()
+        .map(|plan| plan.target.as_str().into())
+        .collect();
+    if let Some(_process) = view::process(record.state.pid, &record.id)
+        && let Ok(text) = fs::read_to_string(format!("/proc/{}/mountinfo", record.state.pid))
+    {
+        points.extend(crate::mounts::mount_points(&text));
+    }
+    points
 }
 
 impl Containers {

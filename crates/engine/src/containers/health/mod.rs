@@ -162,6 +162,10 @@ impl Containers {
                     if let Some(health) = &mut record.state.health {
                         // As Docker shows it.
                         health.status = HealthStatus::Unhealthy;
+                        if record.state.status == Status::Paused {
+                            // Failures before a pause say nothing about the time after it.
+                            health.failing_streak = 0;
+                        }
                     }
                     None
                 }
@@ -189,7 +193,6 @@ impl Containers {
         period: u64,
         result: HealthResult,
     ) -> HealthAction {
-        let failed = result.exit_code != 0;
         let (changed, action) = {
             let checks = container.health.lock().ignore_poison();
             if !checks.is_checking(period) {
@@ -202,11 +205,11 @@ impl Containers {
             };
             let health: &mut Health = record.state.health.get_or_insert_default();
             let changed = state::apply(health, check, record.state.started_at, result);
-            let is_unhealthy = health.status == HealthStatus::Unhealthy;
+            let has_failed = state::has_failed(health, check);
             if let Some(status) = changed {
                 self.publish_of(record, &format!("health_status: {}", status.as_str()), &[]);
             }
-            let action = if failed && is_unhealthy {
+            let action = if has_failed {
                 check.on_failure
             } else {
                 HealthAction::None

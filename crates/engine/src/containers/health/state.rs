@@ -59,6 +59,13 @@ pub(super) fn begin(before: Option<Health>) -> Health {
     }
 }
 
+/// Returns whether as many checks in turn have failed as the settings allow. The status alone does not
+/// say so: a pause sets it, too.
+pub(super) fn has_failed(health: &Health, check: &Healthcheck) -> bool {
+    let retries = u32::try_from(check.retries).unwrap_or(0);
+    health.failing_streak >= if retries == 0 { RETRIES } else { retries }
+}
+
 /// Applies the result of a check of a container that was started at `started_at`. Returns the status
 /// if it has changed.
 pub(super) fn apply(
@@ -73,11 +80,7 @@ pub(super) fn apply(
         health.status = HealthStatus::Healthy;
     } else if before != HealthStatus::Starting || result.start - started_at >= check.start_period {
         health.failing_streak = health.failing_streak.saturating_add(1);
-        let retries = u32::try_from(check.retries)
-            .ok()
-            .filter(|&retries| retries != 0)
-            .unwrap_or(RETRIES);
-        if health.failing_streak >= retries {
+        if has_failed(health, check) {
             health.status = HealthStatus::Unhealthy;
         }
     }
@@ -119,6 +122,29 @@ mod tests {
             ));
         }
         seen
+    }
+
+    #[test]
+    fn one_failure_after_a_pause_is_not_a_failed_container() {
+        let check = Healthcheck {
+            retries: 2,
+            ..Healthcheck::default()
+        };
+        // As a pause leaves it.
+        let mut health = Health {
+            status: Unhealthy,
+            ..Health::default()
+        };
+        let failure = HealthResult {
+            start: 0,
+            end: 1,
+            exit_code: 1,
+            output: String::new(),
+        };
+        apply(&mut health, &check, 0, failure.clone());
+        assert!(!has_failed(&health, &check) && health.status == Unhealthy);
+        apply(&mut health, &check, 0, failure);
+        assert!(has_failed(&health, &check));
     }
 
     #[test]

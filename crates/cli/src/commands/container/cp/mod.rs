@@ -165,6 +165,7 @@ async fn unpack(
             shown: &directory,
             keeps_kinds: true,
             owner: Owner::Process,
+            mount_points: &[],
             renamed: renamed.map(|(old, new)| (old.into_bytes(), new.into_bytes())),
         };
         let reader = Received {
