@@ -19,7 +19,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("sys", &[]),
     ("text", &[]),
     ("runtime", &["sys"]),
-    ("shim", &["runtime", "sys"]),
+    ("logsend", &["sys", "text"]),
+    ("shim", &["logsend", "runtime", "sys"]),
     ("dockerfile", &["text"]),
     ("image", &["dockerfile", "sys"]),
     ("network", &["sys"]),
@@ -34,6 +35,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &[
             "gotemplate",
             "image",
+            "logsend",
             "network",
             "plugin",
             "registry",
@@ -91,6 +93,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
 /// External crates that some of the project's crates must not use.
 const FORBIDDEN: &[(&str, &[&str])] = &[
     ("runtime", &["tokio", "hyper", "axum"]),
+    ("logsend", &["tokio", "hyper", "axum"]),
     ("shim", &["tokio", "hyper", "axum"]),
     ("image", &["tokio", "hyper", "axum"]),
     ("network", &["tokio", "hyper", "axum"]),

@@ -109,6 +109,7 @@ impl Engine {
         let sandboxes = Sandboxes::new(networks.clone());
         let volumes = Volumes::open(&instance, store.clone(), events.clone())?;
         crate::logging::config(&instance.default_log, std::path::Path::new(""), "")?;
+        crate::logging::destination(&instance.default_log)?;
         let host = HostInfo::detect(&instance.root, instance.default_log.clone());
         let id = store.get_or_set_meta("engine-id", random_names::random_id)?;
         let containers = Containers::new(Parts {

@@ -5,14 +5,15 @@ mod attributes;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use whelk_shim::logs::{Driver, LogConfig};
+use whelk_logsend::Destination;
+use whelk_shim::logs::{Driver, Forwarding, LogConfig};
 use whelk_text::parse_bool;
 use whelk_text::size::parse_binary;
 
 pub use attributes::attributes;
 
 use crate::error::{Error, Result};
-use crate::model::{self, LogDriver};
+use crate::model::{self, ContainerRecord, LogDriver};
 
 /// Defaults of both drivers: five files of 20 MiB, the rotated ones compressed. As in Docker, a
 /// `json-file` log with a `max-size` of its own is one uncompressed file unless options say otherwise.
@@ -28,10 +29,12 @@ const NO_LIMIT: &str = "-1";
 /// # Errors
 /// Returns an error if the driver has no such option, or if a value is invalid.
 pub fn config(wanted: &model::LogConfig, directory: &Path, id: &str) -> Result<LogConfig> {
+    let is_remote = wanted.driver.is_some_and(LogDriver::is_remote);
     let driver = match wanted.driver {
-        None | Some(LogDriver::Local) => Driver::Local,
         Some(LogDriver::JsonFile) => Driver::JsonFile,
         Some(LogDriver::None) => Driver::None,
+        _ if is_remote && !has_cache(&wanted.options)? => Driver::None,
+        _ => Driver::Local,
     };
     let name = if driver == Driver::JsonFile {
         format!("{id}-json.log")
@@ -45,16 +48,25 @@ pub fn config(wanted: &model::LogConfig, directory: &Path, id: &str) -> Result<L
         max_files: 1,
         compress: false,
         attributes: BTreeMap::new(),
+        forwarding: None,
     };
     if driver == Driver::Local || !wanted.options.contains_key("max-size") {
         (config.max_size, config.max_files, config.compress) = (DEFAULT_SIZE, DEFAULT_FILES, true);
     }
-    if driver == Driver::None {
+    if wanted.driver == Some(LogDriver::None) {
         return Ok(config);
     }
     check_mode(&wanted.options)?;
     for (key, value) in &wanted.options {
-        match key.as_str() {
+        // The files of a log that is sent elsewhere are a cache, whose options have names of their own.
+        let key = match key.strip_prefix("cache-") {
+            Some("max-size" | "max-file" | "compress" | "disabled") if !is_remote => continue,
+            Some("disabled") => continue,
+            Some(key @ ("max-size" | "max-file" | "compress")) => key,
+            _ if is_remote => continue,
+            _ => key,
+        };
+        match key {
             "max-size" => config.max_size = size(value)?,
             "max-file" => {
                 config.max_files = value
@@ -86,8 +98,71 @@ pub fn config(wanted: &model::LogConfig, directory: &Path, id: &str) -> Result<L
     Ok(config)
 }
 
-/// Checks the options on what happens while the log cannot be written. Both modes behave the same:
-/// the shim writes to a file and never waits for a reader.
+/// Whether the log of a driver that sends it elsewhere is kept in files, too.
+fn has_cache(options: &BTreeMap<String, String>) -> Result<bool> {
+    match options.get("cache-disabled").map(String::as_str) {
+        None | Some("") => Ok(true),
+        Some(text) => parse_bool(text).map(|disabled| !disabled).ok_or_else(|| {
+            Error::invalid(format!("invalid value for option cache-disabled: {text}"))
+        }),
+    }
+}
+
+/// Returns where a log is sent; `None` for drivers that only write files.
+///
+/// # Errors
+/// Returns an error if the driver has no such option, or if a value is invalid, such as the path of a
+/// socket that does not exist now.
+pub fn destination(wanted: &model::LogConfig) -> Result<Option<Destination>> {
+    let Some(driver) = wanted.driver.filter(|driver| driver.is_remote()) else {
+        return Ok(None);
+    };
+    let is_own = |key: &str| {
+        !matches!(
+            key,
+            "mode"
+                | "max-buffer-size"
+                | "cache-disabled"
+                | "cache-max-size"
+                | "cache-max-file"
+                | "cache-compress"
+        )
+    };
+    let own = wanted.options.iter().filter(|(key, _)| is_own(key));
+    let own = own.map(|(key, value)| (key.clone(), value.clone()));
+    let parsed = Destination::parse(driver.as_str(), &own.collect());
+    parsed.transpose().map_err(Error::invalid)
+}
+
+/// Returns how a container's log is sent to its collector, if it has one.
+///
+/// # Errors
+/// As [`destination`] and [`attributes`].
+pub fn forwarding(record: &ContainerRecord) -> Result<Option<Forwarding>> {
+    let log = &record.host.log_config;
+    let Some(destination) = destination(log)? else {
+        return Ok(None);
+    };
+    /// As with Docker.
+    const DEFAULT_BUFFER: u64 = 1_000_000;
+    let buffer = match (&destination, log.options.get("mode").map(String::as_str)) {
+        (_, Some("non-blocking")) => {
+            let given = log.options.get("max-buffer-size");
+            let given = given.map(|text| size(text)).transpose()?;
+            Some(given.unwrap_or(DEFAULT_BUFFER))
+        }
+        (Destination::Fluentd(fluentd), _) if fluentd.is_async => Some(fluentd.buffer_limit),
+        _ => None,
+    };
+    Ok(Some(Forwarding {
+        identity: attributes::identity(record)?,
+        destination,
+        buffer,
+    }))
+}
+
+/// Checks the options on what happens while a collector takes no lines. For drivers that write files both
+/// modes behave the same: the shim never waits for a reader.
 fn check_mode(options: &BTreeMap<String, String>) -> Result<()> {
     let mode = options.get("mode").map_or("", String::as_str);
     if !matches!(mode, "" | "blocking" | "non-blocking") {

@@ -44,6 +44,9 @@ pub enum Error {
     /// The container is not in a state that allows the operation, or does not exist.
     #[error("{0}")]
     State(String),
+    /// The log cannot be sent to its collector.
+    #[error("{0}")]
+    Logging(String),
     /// A system call failed: operation, object and cause. The second name is that of the error that
     /// shims of earlier versions send if a file does not exist.
     #[error("{0}")]
@@ -103,6 +106,7 @@ impl Error {
             Self::NoWorkingDirectory(text) => Self::NoWorkingDirectory(with(text)),
             Self::NoSuchUser(text) => Self::NoSuchUser(with(text)),
             Self::State(text) => Self::State(with(text)),
+            Self::Logging(text) => Self::Logging(with(text)),
             Self::Os(text) => Self::Os(with(text)),
             Self::Exhausted(text) => Self::Exhausted(with(text)),
         }

@@ -23,6 +23,7 @@ use whelk_sys::{fs, signal};
 use crate::client::Role;
 use crate::container::{INIT, Shim, pid_number, set_nonblocking};
 use crate::filter;
+use crate::forward::Forward;
 use crate::logs::{Writer, now};
 use crate::poll::{Poll, Token};
 use crate::process::{Process, open_pipes};
@@ -237,6 +238,9 @@ fn start(
 ) -> Result<(Shim, i64)> {
     let filter = launch.filter.as_deref().map(filter::read).transpose()?;
     let log = Writer::open(launch.log.clone())?;
+    let forwarding = launch.log.forwarding.clone();
+    let forward = forwarding.map(|forwarding| Forward::start(&launch.id, forwarding, &poll));
+    let forward = forward.transpose()?;
     let listener = listen_in(&launch.run_dir)?;
     let mut cgroup = Cgroup::at(&launch.spec.linux.cgroups_path)?;
     let started = cgroup
@@ -276,6 +280,7 @@ fn start(
         launch,
         cgroup,
         log,
+        forward,
         processes: [(INIT, init)].into(),
         starting: Default::default(),
         clients: Default::default(),

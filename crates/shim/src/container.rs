@@ -18,6 +18,7 @@ use whelk_sys::{fs, signal};
 
 use crate::client::{Attached, Client, HIGH_WATER, Role, Sent};
 use crate::filter;
+use crate::forward::Forward;
 use crate::logs::{Stream, Writer};
 use crate::pause::Freezing;
 use crate::poll::{Poll, Token};
@@ -38,6 +39,8 @@ pub(crate) struct Shim {
     pub launch: ContainerLaunch,
     pub cgroup: Cgroup,
     pub log: Writer,
+    /// Sends the log to a collector.
+    pub forward: Option<Forward>,
     pub processes: BTreeMap<u64, Process>,
     /// Execs that have not executed their program yet, and may fail to.
     pub starting: BTreeMap<u64, StartingExec>,
@@ -95,6 +98,7 @@ impl Shim {
             }
             self.finish_overdue();
             self.poll_pause();
+            self.tend_forward();
         }
     }
 
@@ -106,7 +110,7 @@ impl Shim {
             .filter_map(|process| process.deadline)
             .min();
         let freezing = self.freezing.as_ref().map(|freezing| freezing.next_check);
-        [flush_deadline, lingering, freezing]
+        [flush_deadline, lingering, freezing, self.forward_deadline()]
             .into_iter()
             .flatten()
             .min()
@@ -141,6 +145,7 @@ impl Shim {
             Token::Input(number) => self.pump_input(number),
             Token::Client(number) => self.client_ready(number, flags),
             Token::Starting(number) => self.advance_exec(number),
+            Token::Sender => self.sender_ready(),
         }
     }
 
@@ -644,6 +649,7 @@ impl Shim {
                 data,
             );
             self.compress_logs();
+            self.forward_log();
         }
         let header = protocol::output_header(stream, data.len());
         let receivers: Vec<(u64, bool)> = self
@@ -663,7 +669,7 @@ impl Shim {
                 _ => None,
             })
             .collect();
-        let mut is_behind = false;
+        let mut is_behind = number == INIT && self.is_collector_behind();
         for (client, raw) in receivers {
             if raw {
                 self.send(client, &[data])
@@ -681,11 +687,11 @@ impl Shim {
     }
 
     /// Resumes reading a process's output when no client is behind any more.
-    fn release_output(&mut self, number: u64) {
+    pub(crate) fn release_output(&mut self, number: u64) {
         let is_behind = self.clients.values().any(|client| {
             matches!(&client.role, Role::Attached(attached) if attached.process == number)
                 && client.pending() > HIGH_WATER / 2
-        });
+        }) || number == INIT && self.is_collector_behind();
         if let Some(process) = self.processes.get_mut(&number).filter(|_| !is_behind) {
             process.hold(false, &self.poll);
         }

@@ -166,6 +166,7 @@ impl Shim {
             );
         }
         self.log.finish();
+        self.end_forward();
         self.compress_logs();
         // Before the event: whoever gets it may start another container with these ports.
         self.ports.clear();

@@ -11,6 +11,7 @@ mod client;
 mod container;
 mod ending;
 pub mod filter;
+mod forward;
 pub mod logs;
 mod pause;
 mod poll;

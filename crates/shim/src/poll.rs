@@ -21,6 +21,8 @@ pub(crate) enum Token {
     Client(u64),
     /// The socket of an exec that is being started.
     Starting(u64),
+    /// The socket of the process that sends the log.
+    Sender,
 }
 
 /// Bits from here on hold the kind of a token, those below the number.
@@ -38,6 +40,7 @@ impl Token {
             Self::Input(n) => (6, n),
             Self::Client(n) => (7, n),
             Self::Starting(n) => (8, n),
+            Self::Sender => (9, 0),
         };
         kind << KIND_SHIFT | number
     }
@@ -53,7 +56,8 @@ impl Token {
             5 => Self::Terminal(number),
             6 => Self::Input(number),
             7 => Self::Client(number),
-            _ => Self::Starting(number),
+            8 => Self::Starting(number),
+            _ => Self::Sender,
         }
     }
 }
@@ -120,6 +124,8 @@ mod tests {
             Token::Terminal(3),
             Token::Input(4),
             Token::Client(1 << 40),
+            Token::Starting(5),
+            Token::Sender,
         ] {
             assert_eq!(Token::decode(token.encode()), token);
         }

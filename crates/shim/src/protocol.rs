@@ -156,6 +156,13 @@ pub enum Event {
     Detached {
         exec: Option<String>,
     },
+    /// Lines of the log were lost on the way to the collector.
+    LogLost {
+        lines: u64,
+        driver: String,
+        /// Why the last of them was.
+        cause: String,
+    },
     ExecExited {
         id: String,
         exit: Exit,

@@ -450,7 +450,7 @@ mod tests {
         refused(r#"{"mtu": "x", "debug": true}"#, "mtu: ");
         refused(r#"{"firewall": "none"}"#, "firewall: ");
         refused(r#"{"layers": "image"}"#, "layers: ");
-        refused(r#"{"log-driver": "syslog"}"#, "log-driver: ");
+        refused(r#"{"log-driver": "awslogs"}"#, "log-driver: ");
         refused(
             r#"{"bip": "10.1.2.1/24", "fixed-cidr": "10.9.0.0/24"}"#,
             "fixed-cidr 10.9.0.0/24",

@@ -152,7 +152,7 @@ fn host() -> Vec<(&'static str, Value, Fate)> {
             json!({"Type": "json-file", "Config": {"max-size": "1m"}}),
             Shown,
         ),
-        ("/LogConfig", json!({"Type": "syslog"}), Refused("syslog")),
+        ("/LogConfig", json!({"Type": "awslogs"}), Refused("awslogs")),
         ("/NetworkMode", json!("host"), Shown),
         ("/PortBindings", ports, Shown),
         (

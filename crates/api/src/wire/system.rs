@@ -8,6 +8,7 @@ use whelk_api_types::{
 use whelk_engine::Engine;
 use whelk_engine::events::now;
 use whelk_engine::instance::LayerForm;
+use whelk_engine::model::LogDriver;
 use whelk_engine::model::network::NetworkDriverKind;
 use whelk_engine::system::{Info, RUNTIME_SPEC, VERSION};
 use whelk_registry::{Insecure, Settings};
@@ -109,7 +110,7 @@ pub(crate) fn info(engine: &Engine, info: Info) -> SystemInfo {
             volume: engine.volumes.drivers(),
             network: strings(NetworkDriverKind::ALL.map(NetworkDriverKind::name)),
             authorization: None,
-            log: strings(["json-file", "local", "none"]),
+            log: strings(LogDriver::ALL.map(LogDriver::as_str)),
         },
         memory_limit: true,
         swap_limit: true,

@@ -76,6 +76,23 @@ impl Containers {
                 self.save_or_log(container);
                 self.publish(container, "oom", &[]);
             }
+            Event::LogLost {
+                lines,
+                driver,
+                cause,
+            } => {
+                let id = &container.id;
+                tracing::warn!(
+                    container = id,
+                    "{lines} lines of the log were not sent to {driver}: {cause}"
+                );
+                let attributes = [
+                    ("lines", lines.to_string()),
+                    ("driver", driver),
+                    ("error", cause),
+                ];
+                self.publish(container, "log_lost", &attributes);
+            }
             Event::Detached { exec } => self.record_detach(container, exec.as_deref()),
             Event::ExecExited { id, exit } => self.record_exec_exit(container, &id, &exit),
             // The last one, which ends the run.

@@ -19,7 +19,6 @@ use whelk_image::Digest;
 use whelk_runtime::spec::Spec;
 use whelk_runtime::user::UserRequest;
 use whelk_runtime::{Overlay, Rootfs};
-use whelk_shim::logs::Driver;
 use whelk_shim::protocol::{Attach, ContainerLaunch};
 use whelk_sys::fs;
 use whelk_sys::sync::IgnorePoison as _;
@@ -29,7 +28,7 @@ use super::donors::Shared;
 use super::{Container, Containers, files, monitor, to_its_end};
 use crate::error::{Error, Result};
 use crate::logging;
-use crate::model::{ContainerRecord, HostConfig, Status};
+use crate::model::{ContainerRecord, HostConfig, LogDriver, Status};
 use crate::networks::SandboxConfig;
 use crate::rollback::{BlockingRollback, Rollback};
 use crate::security::{Options, Seccomp};
@@ -282,9 +281,10 @@ impl Containers {
             );
         }
         let mut log = logging::config(&host.log_config, &directory, &record.id)?;
-        if log.driver != Driver::None {
-            let attributes = logging::attributes(record);
-            log.attributes = attributes.map_err(|error| error.prefixed(LOGGING_FAILED))?;
+        if host.log_config.driver != Some(LogDriver::None) {
+            let failed = |error: Error| error.prefixed(LOGGING_FAILED);
+            log.attributes = logging::attributes(record).map_err(failed)?;
+            log.forwarding = logging::forwarding(record).map_err(failed)?;
         }
         Ok(ContainerLaunch {
             id: record.id.clone(),
@@ -503,6 +503,9 @@ impl From<LaunchError> for StartError {
             ),
             LaunchError::Runtime(Runtime::Refused(text)) => {
                 with(Error::internal(format!("{REFUSED}: {text}")), 128)
+            }
+            LaunchError::Runtime(Runtime::Logging(text)) => {
+                with(Error::internal(format!("{LOGGING_FAILED}: {text}")), 128)
             }
             LaunchError::Runtime(Runtime::NoSuchUser(text)) => with(Error::internal(text), 128),
             LaunchError::Runtime(Runtime::Invalid(text)) => {

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use regex_lite::Regex;
 use serde_json::json;
 use whelk_gotemplate::{Mode, Template, Typed, Types};
+use whelk_logsend::Identity;
 
 use crate::error::{Error, Result};
 use crate::model::ContainerRecord;
@@ -15,6 +16,45 @@ use crate::model::ContainerRecord;
 /// # Errors
 /// Returns an error if a regular expression or the tag's template is invalid.
 pub fn attributes(record: &ContainerRecord) -> Result<BTreeMap<String, String>> {
+    let mut attributes = selected(record)?;
+    let tag = tag(record, "")?;
+    if !tag.is_empty() {
+        attributes.insert("tag".into(), tag);
+    }
+    Ok(attributes)
+}
+
+/// Returns what messages to a collector say about a container.
+///
+/// # Errors
+/// As [`attributes`].
+pub(super) fn identity(record: &ContainerRecord) -> Result<Identity> {
+    let info = info(record);
+    let text = |method_name: &str| {
+        let value = method(&info, method_name, &[], Mode::Values);
+        value
+            .and_then(std::result::Result::ok)
+            .and_then(|value| value.as_text())
+            .unwrap_or_default()
+    };
+    Ok(Identity {
+        id: record.id.clone(),
+        name: record.name.clone(),
+        image_id: record.image.clone(),
+        image_name: record.config.image.clone(),
+        command: text("Command"),
+        created: info.json["ContainerCreated"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned(),
+        tag: tag(record, "{{.ID}}")?,
+        hostname: text("Hostname"),
+        attributes: selected(record)?,
+    })
+}
+
+/// Returns the labels and environment variables that the options select.
+fn selected(record: &ContainerRecord) -> Result<BTreeMap<String, String>> {
     let options = &record.host.log_config.options;
     let labels = record.config.labels.iter();
     let labels: BTreeMap<&str, &str> = labels.map(|(k, v)| (k.as_str(), v.as_str())).collect();
@@ -41,10 +81,6 @@ pub fn attributes(record: &ContainerRecord) -> Result<BTreeMap<String, String>> 
             .map_err(|error| Error::invalid(format!("error parsing regexp: {error}: `{text}`")))?;
         let found = known.iter().filter(|(name, _)| regex.is_match(name));
         attributes.extend(found.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
-    }
-    let tag = tag(record, "")?;
-    if !tag.is_empty() {
-        attributes.insert("tag".into(), tag);
     }
     Ok(attributes)
 }

@@ -52,14 +52,41 @@ pub enum LogDriver {
     Local,
     JsonFile,
     None,
+    Syslog,
+    Gelf,
+    Fluentd,
+    Journald,
 }
 
 impl LogDriver {
+    /// All drivers, sorted by name.
+    pub const ALL: [Self; 7] = [
+        Self::Fluentd,
+        Self::Gelf,
+        Self::Journald,
+        Self::JsonFile,
+        Self::Local,
+        Self::None,
+        Self::Syslog,
+    ];
+
+    /// Whether the log is sent to a collector.
+    pub fn is_remote(self) -> bool {
+        matches!(
+            self,
+            Self::Syslog | Self::Gelf | Self::Fluentd | Self::Journald
+        )
+    }
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Local => "local",
             Self::JsonFile => "json-file",
             Self::None => "none",
+            Self::Syslog => "syslog",
+            Self::Gelf => "gelf",
+            Self::Fluentd => "fluentd",
+            Self::Journald => "journald",
         }
     }
 }
@@ -72,6 +99,10 @@ impl FromStr for LogDriver {
             "local" => Ok(Self::Local),
             "json-file" => Ok(Self::JsonFile),
             "none" => Ok(Self::None),
+            "syslog" => Ok(Self::Syslog),
+            "gelf" => Ok(Self::Gelf),
+            "fluentd" => Ok(Self::Fluentd),
+            "journald" => Ok(Self::Journald),
             other => Err(Error::invalid(format!(
                 "error looking up logging plugin {other}: plugin {other:?} not found"
             ))),
@@ -146,7 +177,15 @@ mod tests {
             "mount type npipe: not available in this version of whelk",
         );
         check::<LogDriver>(
-            &["local", "json-file", "none"],
+            &[
+                "local",
+                "json-file",
+                "none",
+                "syslog",
+                "gelf",
+                "fluentd",
+                "journald",
+            ],
             "bogus",
             "error looking up logging plugin bogus: plugin \"bogus\" not found",
         );

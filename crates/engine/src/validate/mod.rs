@@ -52,6 +52,7 @@ pub fn settings(
         }
     }
     crate::logging::config(log, std::path::Path::new(""), "")?;
+    crate::logging::destination(log)?;
     if !(-1000..=1000).contains(&host_config.oom_score_adj) {
         return Err(Error::invalid(format!(
             "Invalid value {}, range for oom score adj is [-1000, 1000]",

@@ -267,7 +267,7 @@ mod tests {
     fn directory(files: &[(&str, &str)]) -> Scratch {
         let scratch = Scratch::temporary("usage").unwrap();
         for (name, text) in files {
-            std::fs::write(scratch.path().join(name), text).unwrap();
+            whelk_sys::fs::write(scratch.path().join(name), text).unwrap();
         }
         scratch
     }

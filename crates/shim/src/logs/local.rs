@@ -19,6 +19,12 @@ pub(super) fn encode(record: &LogRecord, out: &mut Vec<u8>) {
     out.extend(&record.data);
 }
 
+/// Returns the length of the record at the front of `bytes`, from its head.
+pub(super) fn length(bytes: &[u8]) -> Option<usize> {
+    let head = bytes.first_chunk::<HEAD>()?;
+    Some(HEAD + u32::from_le_bytes(*head) as usize)
+}
+
 /// What is at the front of a buffer.
 pub(super) enum Found {
     /// A record of this many bytes.

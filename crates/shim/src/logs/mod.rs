@@ -22,14 +22,15 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use whelk_logsend::{Destination, Identity};
 
 pub use compression::compress_rotated;
 pub use reader::{Reader, Selection};
-pub use writer::Writer;
+pub use writer::{Outgoing, Writer};
 
 /// Maximum size of a record's data in bytes; longer lines are split into several records, as with
 /// Docker.
-const PIECE: usize = 16 << 10;
+pub(crate) const PIECE: usize = 16 << 10;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -58,6 +59,19 @@ pub struct LogConfig {
     /// Attributes that `logs --details` shows for each line.
     #[serde(default)]
     pub attributes: BTreeMap<String, String>,
+    /// The collector that the log is sent to, too.
+    #[serde(default)]
+    pub forwarding: Option<Forwarding>,
+}
+
+/// How a log is sent to a collector.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forwarding {
+    pub destination: Destination,
+    pub identity: Identity,
+    /// How many bytes wait for the collector before further lines are lost; `None` if the container
+    /// waits for it.
+    pub buffer: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +89,16 @@ pub struct LogRecord {
     /// Includes the newline, unless the line continues in the next record of this stream.
     pub data: Vec<u8>,
     pub attributes: BTreeMap<String, String>,
+}
+
+/// Returns the length of the record of the `local` format at the front of `bytes`, from its head.
+pub(crate) fn record_length(bytes: &[u8]) -> Option<usize> {
+    local::length(bytes)
+}
+
+/// Decodes a record of the `local` format.
+pub(crate) fn decode_record(bytes: &[u8]) -> Option<LogRecord> {
+    local::decode(bytes, &BTreeMap::new())
 }
 
 /// Returns the current time in nanoseconds since the Unix epoch.

@@ -287,6 +287,7 @@ mod tests {
             max_files,
             compress: true,
             attributes: Default::default(),
+            forwarding: None,
         };
         (scratch, config)
     }

@@ -19,8 +19,18 @@ pub struct Writer {
     unfinished: [Vec<u8>; 2],
     encoded: Vec<u8>,
     rotated: bool,
+    /// Records for the collector; `None` if there is none.
+    outgoing: Option<Outgoing>,
     /// Number of bytes that were lost because they could not be written (full disk).
     pub lost: u64,
+}
+
+/// Records of the `local` format that are to be sent to a collector.
+#[derive(Debug, Default)]
+pub struct Outgoing {
+    pub bytes: Vec<u8>,
+    /// Number of records.
+    pub count: u64,
 }
 
 impl Writer {
@@ -37,6 +47,7 @@ impl Writer {
             .map_or(0, |metadata| metadata.len());
         let rotate_at = config.max_size;
         Ok(Self {
+            outgoing: config.forwarding.is_some().then(Outgoing::default),
             config,
             file,
             size,
@@ -51,7 +62,7 @@ impl Writer {
     /// Adds a chunk of output. Complete lines are written at once; the rest is kept until its
     /// newline or until it has [`PIECE`] bytes.
     pub fn write(&mut self, stream: Stream, mut data: &[u8]) {
-        if self.file.is_none() {
+        if self.file.is_none() && self.outgoing.is_none() {
             return;
         }
         let time = now();
@@ -91,6 +102,14 @@ impl Writer {
         std::mem::take(&mut self.rotated) && self.config.compress && self.config.max_files > 1
     }
 
+    /// Returns the records that were written since the last call, if there is a collector.
+    pub fn take_outgoing(&mut self) -> Outgoing {
+        self.outgoing
+            .as_mut()
+            .map(std::mem::take)
+            .unwrap_or_default()
+    }
+
     fn encode(&mut self, time: i64, stream: Stream) {
         let data = std::mem::take(&mut self.unfinished[stream as usize - 1]);
         let attributes = if self.config.driver == Driver::JsonFile {
@@ -104,9 +123,14 @@ impl Writer {
             data,
             attributes,
         };
+        if let Some(outgoing) = &mut self.outgoing {
+            local::encode(&record, &mut outgoing.bytes);
+            outgoing.count += 1;
+        }
         match self.config.driver {
             Driver::JsonFile => json_file::encode(&record, &mut self.encoded),
-            Driver::Local | Driver::None => local::encode(&record, &mut self.encoded),
+            Driver::Local => local::encode(&record, &mut self.encoded),
+            Driver::None => {}
         }
         // Reuse the allocation for the next line.
         let mut data = record.data;
