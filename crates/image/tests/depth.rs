@@ -5,7 +5,7 @@
 mod common;
 
 use common::{Bench, apply, file, nested, pack};
-use whelk_image::snapshots::{export, export_directory};
+use whelk_image::snapshots::{diff, export, export_directory};
 use whelk_image::{Digest, Error};
 
 /// Returns a path as long as the kernel accepts in one call (`PATH_MAX`).
@@ -69,6 +69,29 @@ fn a_deep_layer_is_exported() {
         entries += 1;
     }
     assert_eq!(entries, 512);
+}
+
+/// On a stack of 2 MiB, too.
+#[test]
+fn lists_the_changes_of_a_deep_tree() {
+    whelk_sys::process::raise_file_limit();
+    for (levels, is_listed) in [(1000, true), (1100, false)] {
+        let base = nested("changed", levels);
+        let changes = diff(&base, &[]);
+        whelk_sys::fs::remove_tree(&base).unwrap();
+        match changes {
+            // A file in each directory.
+            Ok(changes) => assert!(
+                is_listed && changes.len() == 2 * levels,
+                "{}",
+                changes.len()
+            ),
+            Err(error) => {
+                let text = error.to_string();
+                assert!(!is_listed && text.contains("too many levels"), "{text}");
+            }
+        }
+    }
 }
 
 #[test]

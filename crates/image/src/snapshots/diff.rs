@@ -11,10 +11,10 @@ use rustix::io::Errno;
 use whelk_sys::fs;
 
 use super::mounts::failed;
-use crate::error::{Result, io};
+use crate::error::{Error, Result, io};
 
-/// Maximum depth of directories; each level costs stack and descriptors.
-const MAX_DEPTH: usize = 512;
+/// Maximum depth of directories: each level costs two descriptors.
+const MAX_DEPTH: usize = 1024;
 
 /// How a path differs from the layers below.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +50,7 @@ pub fn diff(upper: &Path, lower: &[PathBuf]) -> Result<Vec<Change>> {
         layers: std::iter::once(upper.to_owned()).chain(layers).collect(),
         merged: None,
     };
-    diff.directory(&top, below.as_ref(), Path::new("/"), 0)?;
+    diff.tree(top, below, PathBuf::from("/"))?;
     Ok(diff.changes)
 }
 
@@ -62,105 +62,129 @@ struct Diff {
     merged: Option<OwnedFd>,
 }
 
+/// A directory whose content is being listed.
+struct Level {
+    upper: OwnedFd,
+    /// The directory of the same name below.
+    lower: Option<OwnedFd>,
+    path: PathBuf,
+    names: std::vec::IntoIter<OsString>,
+    deleted: BTreeSet<OsString>,
+    /// Whether the directory itself is in the list, and if not, where it is to be inserted if something
+    /// below it has changed.
+    is_listed: bool,
+    at: usize,
+}
+
 impl Diff {
-    /// Lists the changes in the directory `upper`; `lower` is the directory of the same name below.
-    fn directory(
-        &mut self,
-        upper: &OwnedFd,
-        lower: Option<&OwnedFd>,
-        path: &Path,
-        depth: usize,
-    ) -> Result<()> {
-        let failed = |error: Errno| io(format!("read {}", path.display()))(error.into());
-        if depth > MAX_DEPTH {
-            return Err(failed(Errno::LOOP));
-        }
-        let names = names(upper).map_err(failed)?;
-        let mut deleted = BTreeSet::new();
-        if let Some(lower) = lower
-            && has_mark(upper, "trusted.overlay.opaque")
-        {
-            deleted.extend(self::names(lower).map_err(failed)?);
-        }
-        for name in names {
-            let Some(stat) = stat_at(upper, &name).map_err(failed)? else {
-                continue;
-            };
-            let before = match lower {
-                Some(lower) => stat_at(lower, &name).map_err(failed)?,
-                None => None,
-            };
-            let kind = FileType::from_raw_mode(stat.st_mode);
-            if kind == FileType::CharacterDevice && stat.st_rdev == 0 {
-                if before.is_some() {
-                    deleted.insert(name);
+    /// Lists the changes in the directory `upper`, which is in the list itself.
+    fn tree(&mut self, upper: OwnedFd, lower: Option<OwnedFd>, path: PathBuf) -> Result<()> {
+        let mut levels = vec![self.level(upper, lower, path, true)?];
+        while let Some(level) = levels.last_mut() {
+            if let Some(name) = level.names.next() {
+                if let Some(below) = self.entry(level, &name)? {
+                    levels.push(below);
+                }
+                if let Some(deep) = levels.get(MAX_DEPTH) {
+                    return Err(unreadable(&deep.path)(Errno::LOOP));
                 }
                 continue;
             }
-            deleted.remove(&name);
-            self.entry(upper, &stat, lower.zip(before.as_ref()), path, &name, depth)?;
-        }
-        for name in deleted {
-            self.push(path.join(name), ChangeKind::Deleted);
+            let Some(level) = levels.pop() else { break };
+            for name in level.deleted {
+                self.push(level.path.join(name), ChangeKind::Deleted);
+            }
+            if !level.is_listed && self.changes.len() > level.at {
+                let (path, kind) = (level.path, ChangeKind::Modified);
+                self.changes.insert(level.at, Change { path, kind });
+            }
         }
         Ok(())
     }
 
-    fn entry(
-        &mut self,
-        upper: &OwnedFd,
-        stat: &Stat,
-        before: Option<(&OwnedFd, &Stat)>,
-        parent: &Path,
-        name: &OsStr,
-        depth: usize,
-    ) -> Result<()> {
-        let path = parent.join(name);
-        let at = self.changes.len();
-        let is_listed = match before {
-            None => {
-                self.push(path.clone(), ChangeKind::Added);
-                true
-            }
-            Some((lower, before)) if differs(stat, before, upper, lower, name) => {
-                self.push(path.clone(), ChangeKind::Modified);
-                true
-            }
-            Some(_) => false,
-        };
-        if !FileType::from_raw_mode(stat.st_mode).is_dir() {
-            return Ok(());
+    fn level(
+        &self,
+        upper: OwnedFd,
+        lower: Option<OwnedFd>,
+        path: PathBuf,
+        is_listed: bool,
+    ) -> Result<Level> {
+        let names = names(&upper).map_err(unreadable(&path))?;
+        let mut deleted = BTreeSet::new();
+        if let Some(lower) = &lower
+            && has_mark(&upper, "trusted.overlay.opaque")
+        {
+            deleted.extend(self::names(lower).map_err(unreadable(&path))?);
         }
-        let Ok(directory) = open(upper, name) else {
-            return Ok(());
+        Ok(Level {
+            upper,
+            lower,
+            path,
+            names: names.into_iter(),
+            deleted,
+            is_listed,
+            at: self.changes.len(),
+        })
+    }
+
+    /// Lists the change of an entry. Returns a directory whose content is to be listed next.
+    fn entry(&mut self, level: &mut Level, name: &OsStr) -> Result<Option<Level>> {
+        let failed = unreadable(&level.path);
+        let Some(stat) = stat_at(&level.upper, name).map_err(&failed)? else {
+            return Ok(None);
+        };
+        let before = match &level.lower {
+            Some(lower) => stat_at(lower, name).map_err(&failed)?,
+            None => None,
+        };
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if kind == FileType::CharacterDevice && stat.st_rdev == 0 {
+            if before.is_some() {
+                level.deleted.insert(name.to_owned());
+            }
+            return Ok(None);
+        }
+        level.deleted.remove(name);
+        let path = level.path.join(name);
+        let at = self.changes.len();
+        let before = level.lower.as_ref().zip(before.as_ref());
+        match before {
+            None => self.push(path.clone(), ChangeKind::Added),
+            Some((lower, before)) if differs(&stat, before, &level.upper, lower, name) => {
+                self.push(path.clone(), ChangeKind::Modified);
+            }
+            Some(_) => {}
+        }
+        let is_listed = self.changes.len() > at;
+        if !kind.is_dir() {
+            return Ok(None);
+        }
+        let Ok(directory) = open(&level.upper, name) else {
+            return Ok(None);
         };
         if before.is_none() && has_mark(&directory, "trusted.overlay.redirect") {
-            return self.renamed(&path);
+            return self.renamed(path);
         }
         let below = before.and_then(|(lower, _)| open(lower, name).ok());
-        self.directory(&directory, below.as_ref(), &path, depth + 1)?;
-        if !is_listed && self.changes.len() > at {
-            let kind = ChangeKind::Modified;
-            self.changes.insert(at, Change { path, kind });
-        }
-        Ok(())
+        let mut next = self.level(directory, below, path, is_listed)?;
+        next.at = at;
+        Ok(Some(next))
     }
 
-    /// Lists everything in a directory that was renamed: overlayfs keeps its content in the layers below.
-    fn renamed(&mut self, path: &Path) -> Result<()> {
-        let failed = |error: Errno| io(format!("read {}", path.display()))(error.into());
+    /// Returns a directory that was renamed, of which everything is to be listed: overlayfs keeps its
+    /// content in the layers below.
+    fn renamed(&mut self, path: PathBuf) -> Result<Option<Level>> {
         let merged = match self.merged.take() {
             Some(merged) => merged,
-            None => whelk_sys::overlay::read_only(&self.layers)
-                .map_err(super::mounts::failed(&self.layers))?,
+            None => whelk_sys::overlay::read_only(&self.layers).map_err(failed(&self.layers))?,
         };
-        let relative = path.strip_prefix("/").unwrap_or(path);
+        let relative = path.strip_prefix("/").unwrap_or(&path);
         let opened = open(&merged, relative.as_os_str());
         self.merged = Some(merged);
         match opened {
-            Ok(directory) => self.directory(&directory, None, path, 0),
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(()),
-            Err(error) => Err(failed(error)),
+            Ok(directory) => self.level(directory, None, path, true).map(Some),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+            Err(error) => Err(unreadable(&path)(error)),
         }
     }
 
@@ -195,8 +219,17 @@ fn stat_at(directory: &OwnedFd, name: &OsStr) -> rustix::io::Result<Option<Stat>
     }
 }
 
+/// Returns a function that makes the error of reading the directory `path`.
+fn unreadable(path: &Path) -> impl Fn(Errno) -> Error {
+    let operation = format!("read {}", path.display());
+    move |error| io(operation.clone())(error.into())
+}
+
 fn has_mark(directory: &OwnedFd, mark: &str) -> bool {
-    fgetxattr(directory, mark, &mut [0u8; 4096][..]).is_ok_and(|length| length > 0)
+    match fgetxattr(directory, mark, &mut [0u8; 8][..]) {
+        Ok(length) => length > 0,
+        Err(error) => error == Errno::RANGE,
+    }
 }
 
 /// Returns whether Docker takes a file for changed: times and sizes of directories do not count.
