@@ -103,6 +103,15 @@ impl Instance {
         })
     }
 
+    /// Checks settings that do not depend on the host.
+    ///
+    /// # Errors
+    /// Returns an error if the default log driver has no such option, or if an option is invalid.
+    pub fn check(&self) -> Result<()> {
+        crate::logging::config(&self.default_log, Path::new(""), "")?;
+        crate::logging::destination(&self.default_log).map(drop)
+    }
+
     /// Creates the directories. Only root can enter them: images contain set-user-ID programs
     /// (CVE-2021-41091). The run directory has mode 0711, because the API socket that a group may
     /// use is in it.

@@ -108,8 +108,7 @@ impl Engine {
         let networks = Networks::open(&instance, store.clone(), events.clone())?;
         let sandboxes = Sandboxes::new(networks.clone());
         let volumes = Volumes::open(&instance, store.clone(), events.clone())?;
-        crate::logging::config(&instance.default_log, std::path::Path::new(""), "")?;
-        crate::logging::destination(&instance.default_log)?;
+        instance.check()?;
         let host = HostInfo::detect(&instance.root, instance.default_log.clone());
         let id = store.get_or_set_meta("engine-id", random_names::random_id)?;
         let containers = Containers::new(Parts {

@@ -20,9 +20,9 @@ use whelk_trust::{Policy, PolicyFile};
 
 use crate::listen::TlsSettings;
 
-/// The configuration file's content. Unknown keys are rejected by name.
+/// The configuration file's content.
 #[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+#[serde(rename_all = "kebab-case", default)]
 pub(crate) struct File {
     pub data_root: Option<PathBuf>,
     pub exec_root: Option<PathBuf>,
@@ -73,7 +73,67 @@ pub(crate) struct File {
     signature_policy: Option<PathBuf>,
     /// Whelk's own key: when unused images are removed.
     image_gc: Option<ImageGcSettings>,
+    /// Keys that are none of the above, which are rejected.
+    #[serde(flatten)]
+    unknown: BTreeMap<String, Value>,
 }
+
+/// Keys of Docker's daemon.json that whelk does not support.
+const UNSUPPORTED: &[&str] = &[
+    "allow-direct-routing",
+    "allow-nondistributable-artifacts",
+    "api-cors-header",
+    "authorization-plugins",
+    "bridge",
+    "bridge-accept-fwmark",
+    "builder",
+    "cdi-spec-dirs",
+    "cgroup-parent",
+    "containerd",
+    "containerd-namespace",
+    "containerd-plugins-namespace",
+    "cri-containerd",
+    "default-cgroupns-mode",
+    "default-gateway",
+    "default-gateway-v6",
+    "default-init",
+    "default-ipc-mode",
+    "default-runtime",
+    "default-shm-size",
+    "default-stop-timeout",
+    "default-ulimits",
+    "exec-opts",
+    "experimental",
+    "features",
+    "firewall-backend",
+    "host-gateway-ips",
+    "init",
+    "init-path",
+    "ip-forward-no-drop",
+    "ip6tables",
+    "iptables",
+    "labels",
+    "log-format",
+    "log-level",
+    "metrics-addr",
+    "min-api-version",
+    "no-new-privileges",
+    "node-generic-resources",
+    "nri-opts",
+    "oom-score-adjust",
+    "pidfile",
+    "raw-logs",
+    "rootless",
+    "runtimes",
+    "seccomp-profile",
+    "selinux-enabled",
+    "shutdown-timeout",
+    "storage-driver",
+    "storage-opts",
+    "swarm-default-advertise-addr",
+    "userland-proxy-path",
+    "userns-remap",
+];
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
@@ -206,6 +266,24 @@ fn parse(content: &[u8], keys: Keys) -> anyhow::Result<File> {
             return Err(error.into());
         }
     };
+    if !file.unknown.is_empty() {
+        let (unsupported, unknown): (Vec<&str>, Vec<&str>) = file
+            .unknown
+            .keys()
+            .map(String::as_str)
+            .partition(|key| UNSUPPORTED.contains(key));
+        let mut problems = Vec::new();
+        if !unsupported.is_empty() {
+            problems.push(format!(
+                "keys that whelk does not support: {}",
+                unsupported.join(", ")
+            ));
+        }
+        if !unknown.is_empty() {
+            problems.push(format!("unknown keys: {}", unknown.join(", ")));
+        }
+        bail!("{}", problems.join("; "));
+    }
     if file.userland_proxy == Some(true) {
         bail!("userland-proxy: not supported; ports are published by the kernel only");
     }
@@ -237,7 +315,11 @@ fn from_members(members: Map<String, Value>) -> anyhow::Result<File> {
     for (key, value) in &members {
         let alone = Map::from_iter([(key.clone(), value.clone())]);
         let valid = serde_json::from_value::<File>(alone.into());
-        valid.map_err(|error| anyhow::anyhow!("{key}: {error}"))?;
+        valid.map_err(|error| match value {
+            Value::String(text) => anyhow::anyhow!("{key}: {text:?}: {error}"),
+            // A list or object may contain a password.
+            _ => anyhow::anyhow!("{key}: {error}"),
+        })?;
     }
     Ok(serde_json::from_value(members.into())?)
 }
@@ -394,7 +476,10 @@ mod tests {
     fn rejects_unsupported_keys_and_values() {
         assert!(parse(b" \n", Keys::All).is_ok());
         refused("[]", "expected a JSON object");
-        refused(r#"{"nosuch": []}"#, "nosuch");
+        refused(
+            r#"{"nosuch": [], "debug": true, "features": {}, "other": 1, "storage-driver": "overlay2"}"#,
+            "keys that whelk does not support: features, storage-driver; unknown keys: nosuch, other",
+        );
         refused(
             r#"{"insecure-registries": ["http://x"]}"#,
             "insecure-registries: ",
@@ -446,7 +531,10 @@ mod tests {
         refused(r#"{"live-restore": false}"#, "live-restore");
         refused(r#"{"bip": "10.1.2.0/24"}"#, "bip 10.1.2.0/24");
         refused(r#"{"bip": }"#, "line 1");
-        refused(r#"{"debug": true, "bip": "x"}"#, "bip: ");
+        refused(
+            r#"{"debug": true, "bip": "10.99.0.1/33"}"#,
+            "bip: \"10.99.0.1/33\": invalid IP",
+        );
         refused(r#"{"mtu": "x", "debug": true}"#, "mtu: ");
         refused(r#"{"firewall": "none"}"#, "firewall: ");
         refused(r#"{"layers": "image"}"#, "layers: ");

@@ -1,6 +1,7 @@
 //! `whelk daemon`: the engine's process.
 
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -49,6 +50,9 @@ struct Arguments {
     /// directories are kept
     #[arg(long)]
     uninstall: bool,
+    /// Check the flags and the configuration file, and exit
+    #[arg(long, conflicts_with = "uninstall")]
+    validate: bool,
     /// Enable debug logging
     #[arg(short = 'D', long)]
     debug: bool,
@@ -105,7 +109,7 @@ async fn run(
     arguments: Arguments,
     inherited: anyhow::Result<Vec<systemd::Socket>>,
 ) -> anyhow::Result<()> {
-    if !rustix::process::geteuid().is_root() {
+    if !arguments.validate && !rustix::process::geteuid().is_root() {
         bail!("the engine must run as root: it creates namespaces, mounts and network interfaces");
     }
     let keys = match arguments.uninstall {
@@ -146,6 +150,11 @@ async fn run(
     )?;
     instance.debug = debug;
     file.apply(&mut instance)?;
+    if arguments.validate {
+        instance.check()?;
+        // As Docker does it.
+        return Ok(writeln!(std::io::stderr(), "configuration OK")?);
+    }
     if arguments.uninstall
         && !fs::exists(instance_lock(&instance))
         && !fs::exists(instance.database())

@@ -177,3 +177,41 @@ fn each_error_is_printed_and_one_of_unwritten_output() {
     );
     assert_eq!(whelk(&["rm", "-f", "one", "two"]), format!("{full}\n"));
 }
+
+/// As any user, and without an engine.
+#[test]
+fn a_configuration_is_validated() {
+    let engine = Engine::start();
+    let file = engine.scratch("daemon.json");
+    let run = |content: &str| {
+        std::fs::write(&file, content).unwrap();
+        let output = Command::new(Program::Whelk.path())
+            .args(["daemon", "--validate", "--config-file"])
+            .arg(&file)
+            .output()
+            .unwrap();
+        (
+            output.status.code(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    let good = r#"{"debug": true, "log-opts": {"max-size": "1m"}}"#;
+    assert_eq!(run(good), (Some(0), "configuration OK\n".into()));
+    for (content, text) in [
+        (
+            r#"{"features": {}, "x": 1}"#,
+            "keys that whelk does not support: features; unknown keys: x",
+        ),
+        (
+            r#"{"log-opts": {"max-size": "much"}}"#,
+            "invalid size: 'much'",
+        ),
+        (r#"{"dns": ["x"]}"#, "dns: "),
+    ] {
+        let (code, shown) = run(content);
+        assert!(
+            code == Some(1) && shown.contains(text),
+            "{content}: {code:?} {shown}"
+        );
+    }
+}

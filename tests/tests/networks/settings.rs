@@ -521,6 +521,14 @@ fn link_local_subnets_and_small_mtus_are_supported() {
         ])
         .ok();
     assert!(shown.contains("mtu 1000"), "{shown}");
+    cli.run(&[
+        "network",
+        "create",
+        "-o",
+        "com.docker.network.driver.mtu=10",
+        "tiny",
+    ])
+    .refuses(1, "invalid MTU of network tiny: 10: must be 68 to 65535");
     cli.run(&["network", "create", "--ipv6", "-o", MTU, "six"])
         .refuses(1, "invalid MTU: 1000: IPv6 needs at least 1280");
     engine.configure(&json!({"ipv6": true, "fixed-cidr-v6": "fe80::/64"}));

@@ -9,6 +9,7 @@ use whelk_network::MAX_INTERFACE_NAME;
 use whelk_network::ipam::{self, Block};
 use whelk_sys::fs;
 
+use super::defaults::MTU;
 use super::model::{Ipam, IpamConfig, NetworkRecord, option};
 use super::{Network, NetworkDriverKind, Networks, defaults};
 use crate::error::{Error, Result};
@@ -183,6 +184,13 @@ impl Networks {
             .get(option::MTU)
             .and_then(|text| text.parse().ok())
             .unwrap_or(0);
+        if mtu != 0 && !MTU.contains(&mtu) {
+            return Err(Error::invalid(format!(
+                "invalid MTU of network {name}: {mtu}: must be {} to {}",
+                MTU.start(),
+                MTU.end()
+            )));
+        }
         let carries_ipv6 = mtu == 0 || mtu >= MIN_IPV6_MTU;
         if enable_ipv6 == Some(true) && !carries_ipv6 {
             return Err(Error::invalid(format!(

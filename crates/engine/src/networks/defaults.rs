@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::instance::{Instance, NetworkDefaults};
 
 /// The smallest MTU of IPv4 (RFC 791), and the largest packet, in bytes.
-const MTU: std::ops::RangeInclusive<u32> = 68..=65_535;
+pub(super) const MTU: std::ops::RangeInclusive<u32> = 68..=65_535;
 
 impl NetworkDefaults {
     /// Checks the settings.

@@ -4,7 +4,7 @@ use clap::Args;
 
 use crate::commands::container::create::networking::NetworkArgs;
 
-/// Flags and arguments of `create`, shared with `run`.
+// Not a doc comment, which the help of `run` would show as its own.
 #[derive(Debug, Default, Args)]
 pub(crate) struct CreateContainerArgs {
     /// Assign a name to the container
