@@ -103,7 +103,7 @@ impl Containers {
             Status::Created | Status::Exited | Status::Restarting => {}
         }
         container.workload.await_shim_exit().await?;
-        let _views = container.views.close_for_start().await;
+        let _views = container.views.close_for_start().await?;
         let mut attached = std::mem::take(&mut *container.waiting_clients.lock().ignore_poison());
         attached.retain(|(_, stream)| !is_disconnected(stream));
         match self.acquire_and_run(container, attached).await {

@@ -54,19 +54,31 @@ impl Default for Views {
 impl Views {
     /// Waits for the copies before a start, for [`PATIENCE`], and then ends them. No view is opened while
     /// the result exists.
-    pub(in crate::containers) async fn close_for_start(&self) -> OwnedMutexGuard<()> {
-        let gate = self.gate.clone().lock_owned().await;
+    ///
+    /// # Errors
+    /// Returns an error if a view is being opened for longer than that, as on a file system that does not
+    /// respond.
+    pub(in crate::containers) async fn close_for_start(&self) -> Result<OwnedMutexGuard<()>> {
+        let gate = self.enter().await.ok_or_else(|| {
+            Error::conflict("a copy is waiting for a mount of the container that does not respond")
+        })?;
         if !self.become_idle().await {
             self.end().await;
         }
+        Ok(gate)
+    }
+
+    /// Ends all copies before a removal, which does not wait for a view that is being opened for longer
+    /// than [`PATIENCE`]. Otherwise no view is opened while the result exists.
+    pub(in crate::containers) async fn close(&self) -> Option<OwnedMutexGuard<()>> {
+        let gate = self.enter().await;
+        self.end().await;
         gate
     }
 
-    /// Ends all copies before a removal. No view is opened while the result exists.
-    pub(in crate::containers) async fn close(&self) -> OwnedMutexGuard<()> {
-        let gate = self.gate.clone().lock_owned().await;
-        self.end().await;
-        gate
+    async fn enter(&self) -> Option<OwnedMutexGuard<()>> {
+        let gate = self.gate.clone().lock_owned();
+        tokio::time::timeout(PATIENCE, gate).await.ok()
     }
 
     async fn end(&self) {
@@ -336,4 +348,19 @@ pub(in crate::containers) fn process(pid: i32, container: &str) -> Option<OwnedF
     // its namespace fails.
     let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
     cgroup.contains(container).then_some(process)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_view_that_cannot_be_opened_delays_no_removal() {
+        let views = Views::default();
+        let _opening = views.gate.clone().lock_owned().await;
+        let (removal, start) = tokio::join!(views.close(), views.close_for_start());
+        assert!(removal.is_none());
+        let error = start.unwrap_err().to_string();
+        assert!(error.contains("does not respond"), "{error}");
+    }
 }
