@@ -228,6 +228,17 @@ mod tests {
     }
 
     #[test]
+    fn endless_templates_end() {
+        let exceeded = "template: : exceeded maximum number of steps (1000000)";
+        for template in [
+            "{{range 999999999999}}{{end}}",
+            "{{range 99999}}{{range 99999}}{{.}}{{break}}{{end}}{{end}}",
+        ] {
+            assert_eq!(execute(template, &sample(), Mode::Values), exceeded);
+        }
+    }
+
+    #[test]
     fn executes_on_untyped_json() {
         let raw = |template: &str| {
             execute(

@@ -19,6 +19,8 @@ pub(crate) struct Run<'t> {
     pub calls: usize,
     /// The number of enclosing actions and parentheses, in all template calls.
     pub depth: usize,
+    /// The number of lists of nodes, and of nodes, that were executed.
+    pub steps: usize,
 }
 
 /// How a list of nodes ended.
@@ -34,6 +36,9 @@ const MAX_CALLS: usize = 100;
 
 /// Maximum nesting depth of actions and parentheses, in all template calls.
 const MAX_DEPTH: usize = 500;
+
+/// Maximum number of executed lists and nodes: `{{range 999999999999}}` ends after less than a second.
+const MAX_STEPS: usize = 1_000_000;
 
 /// Executes a template on a value. Returns the output before an error, and the error.
 pub(crate) fn run(
@@ -53,6 +58,7 @@ pub(crate) fn run(
         out: String::new(),
         calls: 0,
         depth: 0,
+        steps: 0,
     };
     let outcome = run.nodes(&parsed.nodes, top);
     (run.out, outcome.map(drop))
@@ -102,6 +108,13 @@ impl Run<'_> {
     }
 
     fn nodes(&mut self, nodes: &[Node], dot: &Typed) -> Result<Flow, Error> {
+        self.steps += 1 + nodes.len();
+        if self.steps > MAX_STEPS {
+            let name = self.name;
+            return Err(Error(format!(
+                "template: {name}: exceeded maximum number of steps ({MAX_STEPS})"
+            )));
+        }
         let known = self.variables.len();
         for node in nodes {
             let flow = self.node(node, dot)?;

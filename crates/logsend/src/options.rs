@@ -230,12 +230,20 @@ fn fluentd(options: &Options) -> Result<Fluentd, String> {
             .transpose()
             .map_err(|_| "fluentd-max-retries must be a number")?
             .unwrap_or(u32::MAX),
-        retry_wait: retry_wait.map_or(1000, |wait| {
-            u64::try_from(wait / 1_000_000).unwrap_or_default()
-        }),
+        retry_wait: match retry_wait {
+            None => 1000,
+            // The default of the client that Docker uses.
+            Some(0) => 500,
+            Some(wait) => u64::try_from(wait / 1_000_000)
+                .map_err(|_| "fluentd-retry-wait must not be negative")?
+                .max(SHORTEST_WAIT),
+        },
         sub_second: flag("fluentd-sub-second-precision")?,
     })
 }
+
+/// In milliseconds: the least time between two attempts to connect.
+const SHORTEST_WAIT: u64 = 10;
 
 fn fluentd_address(text: &str) -> Result<Address, String> {
     let url = Url::split(text);

@@ -120,19 +120,27 @@ impl Sink {
         done: &mut usize,
         give_up: &dyn Fn() -> bool,
     ) -> io::Result<()> {
+        /// In bytes; each record brings the container's identity, of which short lines have much.
+        const SLICE: usize = 64 << 10;
         let mut encoded = std::mem::take(&mut self.encoded);
-        encoded.clear();
-        let mut ends = Vec::with_capacity(records.len());
-        for record in records {
-            self.encode(record, &mut encoded);
-            if matches!(self.destination, Destination::Gelf(_)) && !record.line.is_empty() {
-                encoded.push(0);
+        let (mut rest, mut outcome) = (records.iter(), Ok(()));
+        while outcome.is_ok() && !rest.as_slice().is_empty() {
+            encoded.clear();
+            let mut ends = Vec::new();
+            while encoded.len() < SLICE
+                && let Some(record) = rest.next()
+            {
+                self.encode(record, &mut encoded);
+                if matches!(self.destination, Destination::Gelf(_)) && !record.line.is_empty() {
+                    encoded.push(0);
+                }
+                ends.push(encoded.len());
             }
-            ends.push(encoded.len());
+            let mut written = 0;
+            outcome = stream.write(&encoded, &mut written, give_up);
+            *done += ends.iter().filter(|end| **end <= written).count();
         }
-        let mut written = 0;
-        let outcome = stream.write(&encoded, &mut written, give_up);
-        *done += ends.iter().filter(|end| **end <= written).count();
+        encoded.shrink_to(SLICE);
         self.encoded = encoded;
         outcome
     }

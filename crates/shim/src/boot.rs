@@ -98,6 +98,8 @@ pub fn run(cgroup: Option<&str>) -> Result<()> {
     use_mounts(&mut launch, &layers);
 
     let run_dir = launch.run_dir.clone();
+    // Before processes are created, which would keep the engine's socket as theirs.
+    close_stdin();
     let outcome = start(launch, attached, ports, poll, signals);
     drop((network, layers));
     let message = match &outcome {
@@ -114,7 +116,6 @@ pub fn run(cgroup: Option<&str>) -> Result<()> {
     // The engine may have exited meanwhile. The container runs nevertheless, and a new engine finds
     // it by its socket.
     let _ = protocol::write(SocketWriter(&engine), &message);
-    close_stdin();
     // A container that did not start is reported by the engine.
     let Ok((mut shim, _)) = outcome else {
         return Ok(());
@@ -238,10 +239,14 @@ fn start(
 ) -> Result<(Shim, i64)> {
     let filter = launch.filter.as_deref().map(filter::read).transpose()?;
     let log = Writer::open(launch.log.clone())?;
+    // Before a collector is waited for: without a socket, an engine that is started meanwhile would take
+    // this start for one that has ended.
+    let listener = listen_in(&launch.run_dir)?;
     let forwarding = launch.log.forwarding.clone();
     let forward = forwarding.map(|forwarding| Forward::start(&launch.id, forwarding, &poll));
-    let forward = forward.transpose()?;
-    let listener = listen_in(&launch.run_dir)?;
+    let forward = forward
+        .transpose()
+        .inspect_err(|_| drop(fs::remove_if_exists(launch.run_dir.join("shim.sock"))))?;
     let mut cgroup = Cgroup::at(&launch.spec.linux.cgroups_path)?;
     let started = cgroup
         .create(&launch.spec.linux.resources)

@@ -12,6 +12,7 @@ use super::readers::FileReader;
 use super::{Container, Containers};
 use crate::error::{Error, Result};
 use crate::instance::through_descriptor;
+use crate::workload::blocking;
 
 /// The options of a logs request.
 #[derive(Clone, Debug, Default)]
@@ -55,7 +56,9 @@ impl Containers {
         let directory = self.instance.container_dir(&record.id);
         let mut config = crate::logging::config(&record.host.log_config, &directory, &record.id)?;
         // Files of the driver `local` do not have them. If they are invalid, nothing was written.
-        config.attributes = crate::logging::attributes(&record).unwrap_or_default();
+        let described = record.clone();
+        let attributes = blocking(move || crate::logging::attributes(&described));
+        config.attributes = attributes.await.unwrap_or_default();
         if config.driver == Driver::None {
             return Err(Error::Unsupported(
                 "configured logging driver does not support reading".into(),

@@ -93,6 +93,7 @@ fn tag(record: &ContainerRecord, default: &str) -> Result<String> {
     let given = record.host.log_config.options.get("tag");
     let text = given.filter(|text| !text.is_empty());
     let text = text.map_or(default, String::as_str);
+    check_length(text.len())?;
     // Most tags are constant.
     if !text.contains("{{") {
         return Ok(text.to_owned());
@@ -100,7 +101,20 @@ fn tag(record: &ContainerRecord, default: &str) -> Result<String> {
     let invalid = |error: whelk_gotemplate::Error| Error::invalid(error.to_string());
     let template = Template::named("log-tag", text).map_err(invalid)?;
     let tag = template.execute(&info(record), Mode::Values);
-    tag.map_err(invalid)
+    let tag = tag.map_err(invalid)?;
+    check_length(tag.len())?;
+    Ok(tag)
+}
+
+/// A tag is part of each line that is sent.
+fn check_length(length: usize) -> Result<()> {
+    const MAX: usize = 4096;
+    if length > MAX {
+        return Err(Error::invalid(format!(
+            "log option tag: {length} bytes: must be {MAX} or less"
+        )));
+    }
+    Ok(())
 }
 
 /// What templates know of a container: Go's type `logger.Info`.

@@ -93,13 +93,13 @@ pub(super) fn run(input: &[u8], socket: OwnedFd) -> i32 {
         reported: 0,
     };
     if start.is_first {
-        match sender.sink.connect() {
-            Err(error) if !sender.destination.connects_later() => {
-                let _ = sender.tell(&Report::Failed(whelk_sys::errno_text(&error)));
-                return 1;
-            }
-            _ => drop(sender.tell(&Report::Ready)),
+        if !sender.destination.connects_later()
+            && let Err(error) = sender.sink.connect()
+        {
+            let _ = sender.tell(&Report::Failed(whelk_sys::errno_text(&error)));
+            return 1;
         }
+        let _ = sender.tell(&Report::Ready);
     }
     sender.serve();
     0
