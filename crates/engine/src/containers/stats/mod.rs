@@ -32,6 +32,10 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// process that runs at each of its ticks, of 1 to 10 ms.
 const MOMENT: Duration = Duration::from_millis(25);
 
+/// The same for a container with a limit of CPU time, which may use all of it at the beginning of each of
+/// the scheduler's periods.
+const PERIODS: u32 = 2;
+
 /// How old an earlier sample must be for the ticks not to matter.
 const MIN_AGE: Duration = Duration::from_millis(500);
 
@@ -49,6 +53,23 @@ pub struct Stats {
     pub previous: Option<CpuSample>,
 }
 
+/// Returns the time between two samples of the CPU time.
+fn moment(container: &Container) -> Duration {
+    /// The kernel's default, in microseconds.
+    const PERIOD: i64 = 100_000;
+    let record = container.record();
+    let host = &record.host;
+    if host.nano_cpus <= 0 && host.cpu_quota <= 0 {
+        return MOMENT;
+    }
+    let period = if host.cpu_period > 0 {
+        host.cpu_period
+    } else {
+        PERIOD
+    };
+    PERIODS * Duration::from_micros(period.unsigned_abs())
+}
+
 impl Containers {
     /// Returns what a container uses now, without a previous sample.
     ///
@@ -60,7 +81,7 @@ impl Containers {
         Ok(container.stats(sample, None))
     }
 
-    /// Returns what a container uses now, with a previous sample. Waits for [`MOMENT`] at most.
+    /// Returns what a container uses now, with a previous sample, for which it may wait (see [`moment`]).
     ///
     /// # Errors
     /// Returns an error if there is no such container.
@@ -99,7 +120,7 @@ impl Containers {
             None => {
                 let target = target.clone();
                 let first = blocking(move || Ok(target.cpu_sample())).await?;
-                tokio::time::sleep(MOMENT).await;
+                tokio::time::sleep(moment(container)).await;
                 first
             }
         };
