@@ -11,10 +11,12 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::fs::{
     AtFlags, Dir, FileType, Gid, Mode, OFlags, SeekFrom, Stat, Timespec, Timestamps, Uid,
-    XattrFlags, chmodat, chownat, copy_file_range, fgetxattr, flistxattr, fsetxattr, ftruncate,
-    linkat, mkdirat, mknodat, openat, readlinkat, seek, statat, symlinkat, utimensat,
+    XattrFlags, chmodat, chownat, copy_file_range, fgetxattr, flistxattr, fsetxattr, fstat,
+    ftruncate, linkat, mkdirat, mknodat, openat, readlinkat, seek, statat, symlinkat, utimensat,
 };
 use rustix::io::Errno;
+
+use crate::fs;
 
 /// Depth limit of a tree; every level costs stack and two descriptors.
 const MAX_DEPTH: usize = 512;
@@ -168,12 +170,12 @@ impl Copy {
                 symlinkat(target.as_c_str(), to, name)?;
             }
             FileType::RegularFile => {
-                let input = openat(
-                    from,
-                    name,
-                    OFlags::RDONLY | OFlags::NONBLOCK | nofollow,
-                    Mode::empty(),
-                )?;
+                // A container may put a device in its place, which it cannot open itself.
+                let handle = openat(from, name, OFlags::PATH | nofollow, Mode::empty())?;
+                if !FileType::from_raw_mode(fstat(&handle)?.st_mode).is_file() {
+                    return Err(Errno::NOENT);
+                }
+                let input = fs::reopen(&handle)?;
                 let output = openat(
                     to,
                     name,

@@ -132,7 +132,7 @@ impl Containers {
             .and_then(|pid| super::copy::view::process(pid, &container.id))
             .and_then(|process| whelk_sys::overlay::clone_root(process.as_fd()).ok());
         let exported = match mounted {
-            Some(root) => Exported::Mounted(root),
+            Some(root) => Exported::Mounted(root, reader),
             None => {
                 let directory = self.instance.container_dir(&container.id);
                 let mut layers = vec![directory.join("upper")];
@@ -151,7 +151,7 @@ pub enum Exported {
     /// The layer directories of a container that does not run, the topmost first.
     Layers(Vec<PathBuf>, FileReader),
     /// The root of a running container, without the mounts in it.
-    Mounted(OwnedFd),
+    Mounted(OwnedFd, FileReader),
 }
 
 impl Exported {
@@ -159,7 +159,7 @@ impl Exported {
     pub fn write(&self, output: impl Write) -> Result<()> {
         match self {
             Self::Layers(layers, _) => whelk_image::snapshots::export(layers, output)?,
-            Self::Mounted(root) => whelk_image::snapshots::export_root(root, output)?,
+            Self::Mounted(root, _) => whelk_image::snapshots::export_root(root, output)?,
         }
         Ok(())
     }
