@@ -232,7 +232,29 @@ impl Push {
         Ok(missing)
     }
 
-    /// Returns whether the repository has a manifest. It then has what that lists, too.
+    /// Returns whether the repository has a manifest with the blobs that it lists, which a registry may
+    /// have lost since.
+    async fn has_image(&self, digest: &Digest) -> Result<bool> {
+        if !self.has_manifest(digest).await? {
+            return Ok(false);
+        }
+        let version = Version::Digest(digest.clone());
+        let document = self.repository.manifest(&version).await;
+        let document = document.map_err(refusals::of_request)?;
+        let Ok(manifest) = Manifest::parse(&document.bytes) else {
+            return Ok(true);
+        };
+        let layers = manifest.layers.iter().filter(|layer| layer.urls.is_empty());
+        for blob in std::iter::once(&manifest.config).chain(layers) {
+            let has_blob = self.repository.has_blob(&blob.digest).await;
+            if !has_blob.map_err(refusals::of_request)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Returns whether the repository has a manifest.
     async fn has_manifest(&self, digest: &Digest) -> Result<bool> {
         let version = Version::Digest(digest.clone());
         let found = self.repository.digest(&version).await;
@@ -261,7 +283,7 @@ impl Push {
         for entry in entries {
             let image = self.images.read().with_manifest(&entry.digest).cloned();
             let Some(image) = image else { continue };
-            if self.has_manifest(&entry.digest).await? {
+            if self.has_image(&entry.digest).await? {
                 for layer in image.layers() {
                     let mut item = layer::item(&self.progress, layer, 0);
                     item.enter(State::LayerExists);
