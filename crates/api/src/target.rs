@@ -161,10 +161,12 @@ fn is_hijacked(target: &[u8]) -> bool {
     names.any(|name| [&b"attach"[..], b"exec", b"session", b"grpc"].contains(&name))
 }
 
-/// Returns the escaped form of a character that hyper does not accept in a target.
+/// Returns the escaped form of a character that hyper does not accept in a target, or ends it at.
 fn escape(byte: u8) -> Option<&'static [u8; 3]> {
     match byte {
         b'"' => Some(b"%22"),
+        // What follows would be a fragment, which servers do not get.
+        b'#' => Some(b"%23"),
         b'<' => Some(b"%3C"),
         b'>' => Some(b"%3E"),
         b'`' => Some(b"%60"),
@@ -276,8 +278,8 @@ mod tests {
     #[tokio::test]
     async fn targets_are_escaped_and_nothing_else() {
         check(
-            "GET /a?f={\"x\":[\"<`>\"]} HTTP/1.1\r\nHost: \"h\"\r\n\r\n",
-            "GET /a?f={%22x%22:[%22%3C%60%3E%22]} HTTP/1.1\r\nHost: \"h\"\r\n\r\n",
+            "GET /a?f={\"x\":[\"<`>#\"]} HTTP/1.1\r\nHost: \"h\"\r\n\r\n",
+            "GET /a?f={%22x%22:[%22%3C%60%3E%23%22]} HTTP/1.1\r\nHost: \"h\"\r\n\r\n",
         )
         .await;
         // The next requests of the connection, after bodies of known length, and in which there are quotes.
