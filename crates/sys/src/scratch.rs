@@ -1,6 +1,7 @@
 //! Temporary directories.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::fs::{self, Result};
 
@@ -20,13 +21,15 @@ impl Scratch {
         Ok(Self(path))
     }
 
-    /// Creates a directory in the system's directory of temporary files. `name` is unique among
-    /// those of this process.
+    /// Creates a directory, whose name contains `name`, in the system's directory of temporary files.
     ///
     /// # Errors
     /// As [`Scratch::at`].
     pub fn temporary(name: &str) -> Result<Self> {
-        Self::at(std::env::temp_dir().join(format!("whelk-{name}-{}", std::process::id())))
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("whelk-{name}-{}-{number}", std::process::id());
+        Self::at(std::env::temp_dir().join(name))
     }
 
     pub fn path(&self) -> &Path {

@@ -153,6 +153,6 @@ fn info_and_version_describe_the_engine() {
             "{{.ContainersRunning}} {{.LoggingDriver}}",
         ]),
     ] {
-        assert_eq!(output.ok(), "1 local");
+        assert_eq!(output.ok(), "1 json-file");
     }
 }
