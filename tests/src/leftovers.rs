@@ -110,6 +110,8 @@ fn clean(name: &str, dir: &Path, grace: Duration) -> Vec<String> {
         problems.push(format!("mount {}", mount.display()));
         let _ = unmount(&mount, UnmountFlags::DETACH);
     }
+    // The kernel detaches one when its last user has closed it, which may be a moment after an unmount.
+    happens(grace, || loop_devices(dir).is_empty());
     for device in loop_devices(dir) {
         problems.push(format!("loop device {}", device.display()));
         let _ = Command::new("losetup").arg("-d").arg(&device).status();

@@ -324,7 +324,7 @@ fn certificates_of_a_registry_are_those_of_its_directory() {
     std::fs::write(work.join("config.yml"), config.to_string()).unwrap();
     let script = format!(
         r#"
-        ip link set lo up
+        busybox ip link set lo up
         echo "127.0.0.1 registry.test" >>/etc/hosts
         echo "{{\"instance\": \"$name\"}}" >/etc/whelk/daemon.json
         {registry} serve {work}/config.yml >/dev/null 2>&1 &

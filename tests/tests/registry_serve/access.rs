@@ -153,7 +153,7 @@ fn a_registry_has_a_certificate_of_an_authority_that_the_host_knows() {
         pem={directory}; image=registry.test:5000/team/app:1
         trust() {{ mkdir -p /etc/docker/certs.d/registry.test:5000; cp $pem/$1/ca.pem /etc/docker/certs.d/registry.test:5000/ca.crt; }}
         refused() {{ "$@" >/run/said 2>&1 && exit 2; sed "s/^/refused: /" /run/said; }}
-        ip link set lo up || exit 1
+        busybox ip link set lo up || exit 1
         echo "127.0.0.1 registry.test" >>/etc/hosts
         echo "{{\"instance\": \"$name\"}}" >/etc/whelk/daemon.json
         "$0" registry serve --root /var/lib/registry --listen 127.0.0.1:5000 --htpasswd $pem/users --tls-cert $pem/own/cert.pem --tls-key $pem/own/key.pem 2>/run/log & registry=$!
