@@ -232,7 +232,7 @@ mod tests {
         let exceeded = "template: : exceeded maximum number of steps (1000000)";
         for template in [
             "{{range 999999999999}}{{end}}",
-            "{{range 99999}}{{range 99999}}{{.}}{{break}}{{end}}{{end}}",
+            "{{range 999999}}{{range 9}}{{.}}{{break}}{{end}}{{end}}",
         ] {
             assert_eq!(execute(template, &sample(), Mode::Values), exceeded);
         }
