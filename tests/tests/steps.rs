@@ -89,6 +89,10 @@ impl Case {
                 engine.kill9();
                 engine.restart();
             }
+            eventually("pauses of the engine to end", || {
+                let paused = cli.run(&["ps", "-q", "--filter", "status=paused"]).ok();
+                paused.is_empty().then_some(())
+            });
             agrees_with_itself(cli);
             self.all_can_be_made_again(cli);
             let when = format!("the interfaces to go after {steps} steps of {operation:?}");
@@ -490,9 +494,6 @@ fn commit_is_killed() {
         &[words(COMMITTED)],
         &words("commit one made"),
         || {
-            eventually("the container to be resumed", || {
-                (engine.state("one") == "running").then_some(())
-            });
             if !cli.run(&["images", "-q", "made"]).ok().is_empty() {
                 cli.run(&["rmi", "made"]).ok();
             }

@@ -17,7 +17,9 @@ impl Registry {
         self.state().linked.insert(link);
     }
 
-    fn has(&self, repository: &str, digest: &str) -> bool {
+    /// Returns whether a repository has a blob.
+    #[must_use]
+    pub fn has(&self, repository: &str, digest: &str) -> bool {
         let link = (repository.to_owned(), digest.to_owned());
         self.state().linked.contains(&link)
     }

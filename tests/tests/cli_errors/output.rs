@@ -182,7 +182,7 @@ fn each_error_is_printed_and_one_of_unwritten_output() {
 #[test]
 fn a_configuration_is_validated() {
     let engine = Engine::start();
-    let file = engine.scratch("daemon.json");
+    let file = engine.scratch("configuration").join("daemon.json");
     let run = |content: &str| {
         std::fs::write(&file, content).unwrap();
         let output = Command::new(Program::Whelk.path())
