@@ -39,7 +39,7 @@ pub struct ImageManifestSummary {
     #[serde(rename = "ID")]
     pub id: String,
     pub descriptor: ManifestDescriptor,
-    /// Whether the manifest's content is in the store.
+    /// True if the store has the image of the manifest.
     pub available: bool,
     pub size: ImageManifestSize,
     /// `image`, `attestation` or `unknown`.

@@ -25,7 +25,7 @@ pub(crate) struct Escaped<S> {
     rest: Bytes,
 }
 
-/// What the next byte of a connection belongs to.
+/// Part of a request that the next byte of a connection is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     /// The method of a request, or empty lines before it.
@@ -50,7 +50,8 @@ struct Requests {
     line: Vec<u8>,
     /// Of the body.
     length: Option<u64>,
-    /// What follows the head cannot be followed.
+    /// The length of the body is unknown, or raw bytes may follow: the rest of the connection is passed
+    /// on unchanged.
     is_last: bool,
 }
 
@@ -165,7 +166,7 @@ fn is_hijacked(target: &[u8]) -> bool {
 fn escape(byte: u8) -> Option<&'static [u8; 3]> {
     match byte {
         b'"' => Some(b"%22"),
-        // What follows would be a fragment, which servers do not get.
+        // HTTP parsers cut a target off at it, as at the beginning of a fragment.
         b'#' => Some(b"%23"),
         b'<' => Some(b"%3C"),
         b'>' => Some(b"%3E"),

@@ -1,4 +1,4 @@
-//! What the table shows of a container's statistics.
+//! Computes the columns of the table (percentages, sizes) from a container's statistics.
 
 use serde::Serialize;
 use whelk_api_types::{ContainerCpuStats, ContainerMemoryStats, ContainerStatsResponse};

@@ -41,13 +41,13 @@ pub(crate) struct StatsArgs {
 
 const DEFAULT: &str = "{{.ID}}\t{{.Name}}\t{{.CPUPerc}}\t{{.MemUsage}}\t{{.MemPerc}}\t{{.NetIO}}\t{{.BlockIO}}\t{{.PIDs}}";
 
-/// How often the table is printed.
+/// Time between two prints of the table.
 const REFRESH: Duration = Duration::from_millis(500);
 
-/// How long to wait for a container's statistics before none are shown.
+/// Time without statistics of a container after which its row is shown without figures.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// What the task of a container reports.
+/// A message of the task that reads the statistics of a container.
 enum Report {
     Figures(Figures),
     /// There will be no more, because of this failure, or because the engine has ended the stream.
