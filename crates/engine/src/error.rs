@@ -144,7 +144,9 @@ impl From<whelk_text::Error> for Error {
 impl From<whelk_image::Error> for Error {
     fn from(error: whelk_image::Error) -> Self {
         match error {
-            whelk_image::Error::Invalid(text) => Self::Invalid(text),
+            whelk_image::Error::Invalid(text) | whelk_image::Error::TooLarge(text) => {
+                Self::Invalid(text)
+            }
             whelk_image::Error::NotFound(text) => Self::NotFound(text),
             whelk_image::Error::Path(error) => error.into(),
             whelk_image::Error::Io { ref source, .. } => Self::kernel(error.to_string(), source),

@@ -9,6 +9,9 @@ pub enum Error {
     /// Input from outside is malformed, damaged or hostile.
     #[error("{0}")]
     Invalid(String),
+    /// A layer has too many files to be kept as an image. It can be kept as a directory.
+    #[error("{0}")]
+    TooLarge(String),
     /// The object is not in the store.
     #[error("{0}")]
     NotFound(String),
@@ -32,6 +35,7 @@ impl Error {
     pub fn during(self, step: &str) -> Self {
         match self {
             Self::Invalid(text) => Self::Invalid(format!("{step}: {text}")),
+            Self::TooLarge(text) => Self::TooLarge(format!("{step}: {text}")),
             Self::NotFound(text) => Self::NotFound(format!("{step}: {text}")),
             Self::Io { operation, source } => Self::Io {
                 operation: format!("{step}: {operation}"),

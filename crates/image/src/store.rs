@@ -71,7 +71,6 @@ impl Store {
             (Err(error), Ok(_)) => outcome = Err(error),
             (_, Err(_)) => {}
         };
-        let mut removed = Vec::new();
         let layers = self.snapshots.directory();
         let blobs = Algorithm::ALL.map(|algorithm| {
             let directory = self.content.directory(algorithm);
@@ -81,7 +80,14 @@ impl Store {
         for (directory, algorithm, used) in blobs.into_iter().chain([layers_kind]) {
             let is_kept =
                 |digest: &Digest| directory == layers && self.snapshots.is_pending(digest, age);
-            for entry in fs::list(&directory)? {
+            let entries = match fs::list(&directory) {
+                Ok(entries) => entries,
+                Err(error) => {
+                    take(Err(error.into()));
+                    continue;
+                }
+            };
+            for entry in entries {
                 let digest = entry.file_name().to_str().and_then(Digest::from_hex);
                 let digest = digest.filter(|digest| digest.algorithm() == algorithm);
                 let is_needed = |digest| used.contains(digest) || is_kept(digest);
@@ -91,11 +97,10 @@ impl Store {
                 let trash = || self.staging.trash(&entry.path());
                 if let Some(trashed) = collection.unless_held(digest.as_ref(), trash) {
                     take(trashed);
-                    removed.push(entry.path());
+                    self.snapshots.mounts.forget(&entry.path());
                 }
             }
         }
-        self.snapshots.mounts.forget(&removed);
         self.content.expire_partials(age, &mut take)?;
         outcome
     }

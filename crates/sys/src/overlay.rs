@@ -1,6 +1,7 @@
 //! Overlay mounts with the new mount API: created detached, attached by the caller.
 //!
-//! A layer is a directory, or an EROFS image, which is mounted for the overlay only.
+//! A layer is a directory, or an EROFS image, which is mounted for the overlay only unless it was mounted
+//! before: the mount is given as a directory then.
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};

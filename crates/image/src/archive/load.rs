@@ -290,8 +290,7 @@ impl Images<'_> {
                     while let Some((diff_id, part, file)) =
                         work.get(next.fetch_add(1, Ordering::Relaxed))
                     {
-                        let unpacked = read_layer(progress, file, diff_id)
-                            .and_then(|input| store.snapshots.apply(lease, input, Some(diff_id)));
+                        let unpacked = unpack_layer(store, lease, progress, file, diff_id);
                         if let Err(error) = unpacked {
                             next.store(work.len(), Ordering::Relaxed);
                             let mut failed = failed.lock().ignore_poison();
@@ -355,6 +354,26 @@ impl Images<'_> {
         });
         loaded.collect()
     }
+}
+
+/// Unpacks a layer: a second time, to a directory, if it has too many files for an image.
+fn unpack_layer(
+    store: &Store,
+    lease: &Lease,
+    progress: &Progress,
+    file: &File,
+    diff_id: &Digest,
+) -> Result<()> {
+    let snapshots = &store.snapshots;
+    let input = || read_layer(progress, file, diff_id);
+    let unpacked = match snapshots.apply(lease, input()?, Some(diff_id)) {
+        Err(Error::TooLarge(text)) => {
+            tracing::info!("{text}; layer {diff_id} is kept as a directory");
+            snapshots.apply_to_directory(lease, input()?, Some(diff_id))
+        }
+        unpacked => unpacked,
+    };
+    unpacked.map(drop)
 }
 
 /// Opens a layer's archive, whose progress is reported under the first digits of `digest`.

@@ -13,7 +13,7 @@ use tar::{Archive, Entry, EntryType};
 use whelk_sys::in_root;
 
 use super::directory::Directory;
-use super::erofs::Image;
+use super::erofs::{Budget, Image};
 use super::metadata::Metadata;
 use super::pax::{self, BLOCK};
 use super::sparse::{self, Holes, Sparse};
@@ -34,9 +34,14 @@ const AUFS: &[u8] = b".wh..wh.";
 /// (see [`super`]).
 ///
 /// # Errors
-/// Returns [`Error::Invalid`] if the archive is malformed or tries to reach outside of the root.
-/// The caller removes what was unpacked until then.
-pub(super) fn apply(input: impl Read, directory: &Path, form: Form) -> Result<super::Layer> {
+/// Returns [`Error::Invalid`] if the archive is malformed or tries to reach outside of the root, and
+/// [`Error::TooLarge`] if an image would take more memory than `budget` has. The caller removes what was unpacked until then.
+pub(super) fn apply(
+    input: impl Read,
+    directory: &Path,
+    form: Form,
+    budget: &Budget,
+) -> Result<super::Layer> {
     let tap = Tap::new(Some(Recorder::create(&directory.join("split.zst"))?));
     let input = Hashing::new(input);
     let during = |error: Error| error.during("layer");
@@ -49,7 +54,7 @@ pub(super) fn apply(input: impl Read, directory: &Path, form: Form) -> Result<su
             (diff_id, files.contents.size)
         }
         Form::Images => {
-            let mut image = Image::create(&directory.join(IMAGE))?;
+            let mut image = Image::create(&directory.join(IMAGE), budget)?;
             let (diff_id, ..) = add_all(&mut image, input, &tap).map_err(during)?.finish();
             let size = image.contents.size;
             image.finish(&diff_id).map_err(during)?;

@@ -73,6 +73,8 @@ pub struct Snapshots {
     directory: PathBuf,
     /// The form of layers that are added.
     form: Form,
+    /// Memory of images that are being written.
+    budget: erofs::Budget,
     pub mounts: Mounts,
     staging: Staging,
     pub(crate) writeback: Writeback,
@@ -93,6 +95,7 @@ impl Snapshots {
         Ok(Self {
             directory,
             form: Form::default(),
+            budget: erofs::Budget::default(),
             mounts: Mounts::default(),
             staging,
             writeback: Writeback::of(root),
@@ -152,16 +155,41 @@ impl Snapshots {
     ///
     /// # Errors
     /// Returns [`Error::Invalid`] if the archive is hostile or damaged, or its diff ID is not
-    /// `expected`.
+    /// `expected`, and [`Error::TooLarge`] if it has too many files for an image:
+    /// [`Snapshots::apply_to_directory`] can be used instead.
     pub fn apply(
         &self,
         lease: &Lease,
         archive: impl Read + Send,
         expected: Option<&Digest>,
     ) -> Result<Layer> {
+        self.apply_as(self.form, lease, archive, expected)
+    }
+
+    /// Like [`Snapshots::apply`], but keeps the layer as a directory in any case.
+    ///
+    /// # Errors
+    /// Returns [`Error::Invalid`] as [`Snapshots::apply`] does.
+    pub fn apply_to_directory(
+        &self,
+        lease: &Lease,
+        archive: impl Read + Send,
+        expected: Option<&Digest>,
+    ) -> Result<Layer> {
+        self.apply_as(Form::Directories, lease, archive, expected)
+    }
+
+    fn apply_as(
+        &self,
+        form: Form,
+        lease: &Lease,
+        archive: impl Read + Send,
+        expected: Option<&Digest>,
+    ) -> Result<Layer> {
         let scratch = self.staging.scratch()?;
         let (archive, is_compressed) = compression::detect(archive)?;
-        let apply = |archive: &mut dyn Read| apply::apply(archive, scratch.path(), self.form);
+        let apply =
+            |archive: &mut dyn Read| apply::apply(archive, scratch.path(), form, &self.budget);
         let applied = if is_compressed {
             read_ahead(archive, |mut archive| apply(&mut archive))?
         } else {
@@ -181,6 +209,16 @@ impl Snapshots {
     /// # Errors
     /// Returns an error if a file cannot be read, or if the layer cannot be stored.
     pub fn commit(&self, lease: &Lease, upper: &Path) -> Result<Layer> {
+        match self.commit_as(self.form, lease, upper) {
+            Err(Error::TooLarge(text)) => {
+                tracing::info!("{text}; {} is kept as a directory", upper.display());
+                self.commit_as(Form::Directories, lease, upper)
+            }
+            committed => committed,
+        }
+    }
+
+    fn commit_as(&self, form: Form, lease: &Lease, upper: &Path) -> Result<Layer> {
         /// Pieces that wait. This bounds the memory of one layer.
         const WAITING: usize = 4;
         let scratch = self.staging.scratch()?;
@@ -203,7 +241,7 @@ impl Snapshots {
                 piece: Vec::new(),
                 at: 0,
             };
-            let applied = apply::apply(&mut pieces, scratch.path(), self.form);
+            let applied = apply::apply(&mut pieces, scratch.path(), form, &self.budget);
             if applied.is_ok() {
                 // An archive may end before its last piece, which the thread still sends.
                 let _ = std::io::copy(&mut pieces, &mut std::io::sink());

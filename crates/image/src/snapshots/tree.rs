@@ -6,6 +6,7 @@
 //! single name; then the result is opened without following links. So neither an entry nor a
 //! concurrent modification of the tree can lead outside.
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -34,6 +35,42 @@ pub(super) struct Tree {
     parent: Option<Rc<Parent>>,
     /// Inode numbers of the directories whose times were set by an entry.
     described: HashSet<u64>,
+    implied: Implied,
+}
+
+/// Counts the directories that are created for names of other entries. An entry with a long name can imply
+/// hundreds of them, so that a small archive would fill the disk.
+#[derive(Debug, Default)]
+pub(super) struct Implied {
+    entries: Cell<u64>,
+    directories: Cell<u64>,
+}
+
+impl Implied {
+    /// Maximum number of directories, and how many more for each entry so far.
+    const MAX: u64 = 4000;
+    const MAX_EACH: u64 = 32;
+
+    /// Counts an entry.
+    pub(super) fn entry(&self) {
+        self.entries.set(self.entries.get() + 1);
+    }
+
+    /// Counts a directory.
+    ///
+    /// # Errors
+    /// Returns an error if there are too many.
+    pub(super) fn directory(&self) -> Result<()> {
+        self.directories.set(self.directories.get() + 1);
+        if self.directories.get() > Self::MAX + Self::MAX_EACH * self.entries.get() {
+            return Err(Error::invalid(format!(
+                "too many directories without an entry of their own: more than {}, and {} for each entry before",
+                Self::MAX,
+                Self::MAX_EACH
+            )));
+        }
+        Ok(())
+    }
 }
 
 /// A directory that entries go into.
@@ -68,6 +105,7 @@ impl Tree {
             root,
             parent: None,
             described: HashSet::new(),
+            implied: Implied::default(),
         }
     }
 
@@ -77,6 +115,7 @@ impl Tree {
     /// Returns an error if a component is neither a directory nor a link to one, or if there are
     /// too many links.
     pub(super) fn enter(&mut self, named: &Path) -> Result<Rc<Parent>> {
+        self.implied.entry();
         if let Some(parent) = &self.parent
             && parent.named.as_os_str() == named.as_os_str()
         {
@@ -150,8 +189,12 @@ impl Tree {
                 continue;
             }
             if make {
-                self.make(&directory, &name)
+                let is_new = self
+                    .make(&directory, &name)
                     .map_err(|error| error.during(&format!("mkdir {}", named.display())))?;
+                if is_new {
+                    self.implied.directory()?;
+                }
             }
             match openat(
                 &directory,
@@ -184,11 +227,12 @@ impl Tree {
         Ok((directory, at))
     }
 
-    fn make(&self, parent: &OwnedFd, name: &OsStr) -> Result<()> {
+    /// Creates a directory. Returns whether it did not exist.
+    fn make(&self, parent: &OwnedFd, name: &OsStr) -> Result<bool> {
         let times = DirectoryTimes::of(parent)?;
         match mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
-            Ok(()) => times.restore(parent, &self.described),
-            Err(Errno::EXIST) => Ok(()),
+            Ok(()) => times.restore(parent, &self.described).map(|()| true),
+            Err(Errno::EXIST) => Ok(false),
             Err(error) => Err(io("create")(error.into())),
         }
     }

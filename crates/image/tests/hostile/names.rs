@@ -2,8 +2,10 @@
 
 use std::os::unix::ffi::OsStrExt;
 
-use crate::common::{Bench, CLIMB, apply, device, dir, fifo, file, hard_link, pack, symlink};
-use crate::refused;
+use crate::common::{
+    Bench, CLIMB, Entry, apply, device, dir, fifo, file, hard_link, pack, symlink,
+};
+use crate::{check_refused, refused};
 use tar::EntryType;
 use whelk_image::Error;
 use whelk_sys::fs;
@@ -84,5 +86,18 @@ fn rejects_invalid_names() {
             ),
             ("too long in all", &[file("d/".repeat(2100) + "f", "x")]),
         ],
+    );
+}
+
+/// An entry of 2 KB can imply 500 directories.
+#[test]
+fn bounds_the_number_of_directories_without_an_entry() {
+    let entries: Vec<Entry> = (0..9)
+        .map(|number| file(format!("{number}/{}f", "d/".repeat(500)), ""))
+        .collect();
+    check_refused(
+        "a small archive with many directories",
+        "too many directories without an entry of their own",
+        &pack(&entries),
     );
 }

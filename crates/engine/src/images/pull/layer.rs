@@ -64,13 +64,19 @@ impl Layer {
     }
 
     /// Downloads and unpacks the layer. If its content is wrong because of a mirror or of a damaged
-    /// partial blob, this is repeated without them.
+    /// partial blob, this is repeated without them. If it has too many files for an image, it is
+    /// unpacked to a directory, from the partial blob and what is missing of it.
     async fn transfers(&self, claim: &Arc<Claim>) -> Result<()> {
         let mut repository = self.repository.clone();
+        let mut to_directory = false;
         loop {
-            let (error, resumed) = match self.transfer(&repository, claim).await {
+            let (error, resumed) = match self.transfer(&repository, claim, to_directory).await {
                 Ok(()) => return Ok(()),
                 Err(Failure::Transfer(error)) => return Err(error),
+                Err(Failure::TooLarge) => {
+                    to_directory = true;
+                    continue;
+                }
                 Err(Failure::Content { error, resumed }) => (error, resumed),
             };
             match repository.without_mirrors() {
@@ -92,6 +98,7 @@ impl Layer {
         &self,
         repository: &Repository,
         claim: &Arc<Claim>,
+        to_directory: bool,
     ) -> std::result::Result<(), Failure> {
         let Descriptor { digest, size, .. } = &self.descriptor;
         let (sender, pieces) = mpsc::channel(QUEUE);
@@ -99,7 +106,7 @@ impl Layer {
         // The blocking thread reads the partial blob, and sends its length as the offset.
         let (tell, offset) = tokio::sync::oneshot::channel();
         let unpack = tokio::task::spawn_blocking(move || {
-            let unpacked = layer.unpack(tell, pieces);
+            let unpacked = layer.unpack(tell, pieces, to_directory);
             drop(claim);
             unpacked
         });
@@ -141,6 +148,7 @@ impl Layer {
         &self,
         tell: tokio::sync::oneshot::Sender<u64>,
         pieces: mpsc::Receiver<whelk_registry::Result<Bytes>>,
+        to_directory: bool,
     ) -> std::result::Result<(), Failure> {
         let transfer = |error: whelk_image::Error| Failure::Transfer(error.into());
         let Descriptor { digest, size, .. } = &self.descriptor;
@@ -160,7 +168,12 @@ impl Layer {
             .map_err(transfer)?;
         // Without a receiver the pull was cancelled, which the first read reports.
         let _ = tell.send(offset);
-        let applied = store.snapshots.apply(lease, &mut blob, Some(&self.diff_id));
+        let (snapshots, diff_id) = (&store.snapshots, Some(&self.diff_id));
+        let applied = if to_directory {
+            snapshots.apply_to_directory(lease, &mut blob, diff_id)
+        } else {
+            snapshots.apply(lease, &mut blob, diff_id)
+        };
         let outcome = match applied.and_then(|_| blob.drain()) {
             Ok(()) => {
                 // The next attempt needs the layer, and no longer the partial blob.
@@ -169,6 +182,11 @@ impl Layer {
                     .mark_pending(&self.diff_id)
                     .map_err(transfer)?;
                 blob.finish()
+            }
+            // The received part is kept.
+            Err(whelk_image::Error::TooLarge(text)) => {
+                tracing::info!("{text}; layer {} is kept as a directory", self.diff_id);
+                return Err(Failure::TooLarge);
             }
             Err(error @ whelk_image::Error::Invalid(_)) if !blob.is_interrupted() => {
                 blob.abort();
@@ -188,6 +206,8 @@ impl Layer {
 enum Failure {
     /// It was not received completely, or could not be stored. The received part is kept.
     Transfer(Error),
+    /// It has too many files for an image. The received part is kept.
+    TooLarge,
     /// Its content is wrong. The received part was removed.
     Content {
         error: Error,

@@ -8,14 +8,15 @@
 //! the original archive has it too ([`super::tar_split`]).
 //!
 //! The image is a function of the archive: times that the archive does not have are zero. Directories
-//! and inodes are in memory until the end of the archive, which may have so many that they take
-//! [`MAX_MEMORY`].
+//! and inodes are in memory until the end of the archive. All images that are being written have one
+//! budget for it ([`memory`]); a layer that exceeds it is kept as a directory.
 //!
 //! The format: the kernel's Documentation/filesystems/erofs.rst. Nothing is compressed, and only
 //! features are used that all kernels have which mount images from files.
 
 mod finish;
 mod format;
+mod memory;
 mod output;
 mod tree;
 mod xattrs;
@@ -40,10 +41,9 @@ use super::apply::{
 use super::metadata::Metadata;
 use super::sparse::Sparse;
 use super::tap::{Place, Tap};
-use crate::error::{Error, Result, io};
+use crate::error::{Result, io};
 
-/// Maximum memory in bytes for what is written at the end.
-const MAX_MEMORY: usize = 256 << 20;
+pub(super) use self::memory::Budget;
 
 /// Maximum size in bytes of a file behind its inode, together with the inode. Two share a block.
 const MAX_SMALL: usize = BLOCK / 2;
@@ -57,9 +57,9 @@ pub(super) struct Image {
 }
 
 impl Image {
-    pub(super) fn create(path: &Path) -> Result<Self> {
+    pub(super) fn create(path: &Path, budget: &Budget) -> Result<Self> {
         Ok(Self {
-            tree: Tree::new(),
+            tree: Tree::new(budget)?,
             output: Output::create(path)?,
             small: Small::default(),
             contents: Contents::new(),
@@ -242,10 +242,3 @@ const NO_TIME: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 0,
 };
-
-fn too_large() -> Error {
-    Error::invalid(format!(
-        "the names and attributes of its entries take more than {} MiB, which a layer that is kept as an image cannot have",
-        MAX_MEMORY >> 20
-    ))
-}

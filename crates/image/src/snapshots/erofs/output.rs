@@ -67,6 +67,20 @@ impl Output {
         Ok(self.written)
     }
 
+    /// Counts what was written or left out, and lets the disk begin to write it.
+    fn advance(&mut self, length: u64) -> io::Result<()> {
+        self.written = self
+            .written
+            .checked_add(length)
+            .filter(|end| *end <= MAX_SIZE)
+            .ok_or(io::ErrorKind::FileTooLarge)?;
+        if self.written >= self.passed_on.saturating_add(WRITEBACK) {
+            fs::start_writeback(&self.file);
+            self.passed_on = self.written;
+        }
+        Ok(())
+    }
+
     /// Writes at an earlier position.
     pub(super) fn write_at(&mut self, position: u64, bytes: &[u8]) -> io::Result<()> {
         self.flush()?;
@@ -81,7 +95,7 @@ impl Write for Output {
         }
         if bytes.len() >= BUFFER {
             self.file.write_all_at(bytes, self.written)?;
-            self.skip(bytes.len() as u64)?;
+            self.advance(bytes.len() as u64)?;
         } else {
             self.buffer.extend_from_slice(bytes);
         }
@@ -95,24 +109,14 @@ impl Write for Output {
         self.file.write_all_at(&self.buffer, self.written)?;
         let length = self.buffer.len() as u64;
         self.buffer.clear();
-        self.skip(length)?;
-        if self.written >= self.passed_on.saturating_add(WRITEBACK) {
-            fs::start_writeback(&self.file);
-            self.passed_on = self.written;
-        }
-        Ok(())
+        self.advance(length)
     }
 }
 
 impl Holes for Output {
     fn skip(&mut self, length: u64) -> io::Result<()> {
         self.flush()?;
-        self.written = self
-            .written
-            .checked_add(length)
-            .filter(|end| *end <= MAX_SIZE)
-            .ok_or(io::ErrorKind::FileTooLarge)?;
-        Ok(())
+        self.advance(length)
     }
 
     fn end_at(&mut self, _: u64) -> io::Result<()> {

@@ -9,25 +9,35 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::Timespec;
 
+use super::memory::{Budget, Memory, too_large};
 use super::xattrs::Xattrs;
-use super::{MAX_MEMORY, NO_TIME, check_name, format, too_large};
+use super::{NO_TIME, check_name, format};
 use crate::error::{Error, Result, io};
 use crate::snapshots::metadata::Metadata;
-use crate::snapshots::tree::{MAX_LINKS, check_length, names};
+use crate::snapshots::tree::{Implied, MAX_LINKS, check_length, names};
 
 /// The index of a node.
 pub(super) type Number = u32;
 
 pub(super) const ROOT: Number = 0;
 
-/// The memory that a file takes besides names and attributes, in bytes.
-const EACH: usize = 200;
+/// The memory that a name takes besides its length, in bytes: its place in the map of its directory, which
+/// is half full at worst, the allocation, and its entry while the directory is written.
+const NAME: usize = 120;
+
+/// The memory that a file takes besides names and attributes: twice, because a vector grows by as much, and
+/// what [`super::finish`] has of it.
+const NODE: usize = 2 * size_of::<Node>() + 40;
+
+/// The memory that a directory takes besides: the first part of the map of its children.
+const CHILDREN: usize = 280;
 
 pub(super) struct Tree {
     nodes: Vec<Node>,
     /// The directory that was entered last, because archives list siblings together.
     entered: Option<(PathBuf, Number)>,
-    memory: usize,
+    implied: Implied,
+    memory: Memory,
 }
 
 pub(super) struct Node {
@@ -151,12 +161,15 @@ impl Node {
 }
 
 impl Tree {
-    pub(super) fn new() -> Self {
-        Self {
+    pub(super) fn new(budget: &Budget) -> Result<Self> {
+        let mut memory = Memory::of(budget);
+        memory.take(NODE + CHILDREN)?;
+        Ok(Self {
             nodes: vec![Node::directory()],
             entered: None,
-            memory: EACH,
-        }
+            implied: Implied::default(),
+            memory,
+        })
     }
 
     pub(super) fn node(&self, number: Number) -> &Node {
@@ -197,11 +210,13 @@ impl Tree {
     ) -> Result<Number> {
         check_name(name).map_err(|error| io("create")(error.into()))?;
         let number = Number::try_from(self.nodes.len()).map_err(|_| too_large())?;
-        let link = match &node.body {
+        let more = match &node.body {
             Body::Link(target) => target.len(),
+            Body::Directory { .. } => CHILDREN,
             _ => 0,
         };
-        self.take_memory(EACH + name.len() + link + node.xattrs.memory())?;
+        self.memory
+            .take(NODE + NAME + name.len() + more + node.xattrs.memory())?;
         if let Body::Directory { parent, .. } = &mut node.body {
             *parent = directory;
             self.node_mut(directory).links += 1;
@@ -213,14 +228,6 @@ impl Tree {
         Ok(number)
     }
 
-    fn take_memory(&mut self, bytes: usize) -> Result<()> {
-        self.memory += bytes;
-        if self.memory > MAX_MEMORY {
-            return Err(too_large());
-        }
-        Ok(())
-    }
-
     /// Applies an entry's metadata to a directory.
     pub(super) fn describe(&mut self, directory: Number, metadata: &Metadata) -> Result<()> {
         let node = self.node_mut(directory);
@@ -230,7 +237,7 @@ impl Tree {
         (node.uid, node.gid) = metadata.owner.unwrap_or_default();
         node.mtime = metadata.mtime;
         let more = node.xattrs.memory().saturating_sub(before);
-        self.take_memory(more)
+        self.memory.take(more)
     }
 
     /// Lets a directory hide that of lower layers.
@@ -238,7 +245,7 @@ impl Tree {
         self.node_mut(directory)
             .xattrs
             .set(b"trusted.overlay.opaque", b"y");
-        self.take_memory(super::INODE)
+        self.memory.take(Xattrs::EACH + super::INODE)
     }
 
     /// Removes what has a name in a directory, unless it and what replaces it are directories. Returns
@@ -296,7 +303,7 @@ impl Tree {
             )));
         }
         check_name(name).map_err(|error| io("link")(error.into()))?;
-        self.take_memory(EACH / 2 + name.len())?;
+        self.memory.take(NAME + name.len())?;
         self.node_mut(number).links += 1;
         if let Some(children) = self.node_mut(directory).children_mut() {
             children.insert(name.as_bytes().into(), number);
@@ -310,6 +317,7 @@ impl Tree {
     /// Returns an error if a component is neither a directory nor a link to one, or if there are
     /// too many links.
     pub(super) fn enter(&mut self, named: &Path) -> Result<Number> {
+        self.implied.entry();
         if let Some((last, number)) = &self.entered
             && last.as_os_str() == named.as_os_str()
         {
@@ -341,7 +349,10 @@ impl Tree {
             let there = self.child(directory, &name)?;
             let next = match there {
                 Some(next) => next,
-                None if make => self.add(directory, &name, Node::directory())?,
+                None if make => {
+                    self.implied.directory()?;
+                    self.add(directory, &name, Node::directory())?
+                }
                 None => return Ok(None),
             };
             match &self.node(next).body {

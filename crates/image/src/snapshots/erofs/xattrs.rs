@@ -42,6 +42,10 @@ const ENTRY: usize = 4;
 const MAX: usize = 64 << 10;
 
 impl Xattrs {
+    /// The memory that an attribute takes besides name and value, in bytes: a list has room for four at
+    /// first.
+    pub(super) const EACH: usize = 160;
+
     /// Returns the attributes of an entry for a regular file.
     pub(super) fn of_file(metadata: &Metadata) -> Result<Self> {
         let mut xattrs = Self::default();
@@ -81,7 +85,7 @@ impl Xattrs {
 
     /// Returns the memory that the attributes take, about.
     pub(super) fn memory(&self) -> usize {
-        let each = |(name, value): &Xattr| name.len() + value.len() + 64;
+        let each = |(name, value): &Xattr| name.len() + value.len() + Self::EACH;
         self.0.iter().map(each).sum()
     }
 
