@@ -300,15 +300,18 @@ impl<F: FnMut(Vec<u8>) -> io::Result<()>> Export<F> {
             }
             FileType::Symlink => {
                 let target = readlinkat(&handle, "", Vec::new()).map_err(step)?;
+                self.pax(early_time(&stat).as_slice())?;
                 // Written verbatim: the target is text, not a path of the archive.
                 self.archive
                     .header(&mut header, name_bytes, target.to_bytes())
                     .map_err(failed)?;
             }
-            _ => self
-                .archive
-                .header(&mut header, name_bytes, b"")
-                .map_err(failed)?,
+            _ => {
+                self.pax(early_time(&stat).as_slice())?;
+                self.archive
+                    .header(&mut header, name_bytes, b"")
+                    .map_err(failed)?;
+            }
         }
         if stat.st_nlink > 1 {
             self.links
@@ -340,20 +343,22 @@ impl<F: FnMut(Vec<u8>) -> io::Result<()>> Export<F> {
             /// Larger than the kernel's `struct vfs_ns_cap_data`.
             const MAX_SIZE: usize = 64;
             let mut value = [0; MAX_SIZE];
+            extensions.extend(early_time(stat));
             // Most file systems keep it in the inode, so that this takes less than a list of all names.
-            let Ok(length) =
+            if let Ok(length) =
                 rustix::fs::fgetxattr(fd.as_fd(), "security.capability", &mut value[..])
-            else {
-                return Ok(());
-            };
-            let key = "SCHILY.xattr.security.capability".to_owned();
-            return self.pax(&[(key, value[..length].to_vec())]);
+            {
+                let key = "SCHILY.xattr.security.capability".to_owned();
+                extensions.push((key, value[..length].to_vec()));
+            }
+            return self.pax(&extensions);
         }
         if stat.st_mtime_nsec != 0 {
-            extensions.push((
-                "mtime".into(),
-                format!("{}.{:09}", stat.st_mtime, stat.st_mtime_nsec).into_bytes(),
-            ));
+            let nanoseconds = i64::try_from(stat.st_mtime_nsec).unwrap_or(0);
+            let time = pax::format_time(stat.st_mtime, nanoseconds);
+            extensions.push(("mtime".into(), time.into_bytes()));
+        } else {
+            extensions.extend(early_time(stat));
         }
         let mut names = vec![0u8; 64 << 10];
         let length = rustix::fs::flistxattr(fd.as_fd(), &mut names[..]).unwrap_or(0);
@@ -388,13 +393,14 @@ impl<F: FnMut(Vec<u8>) -> io::Result<()>> Export<F> {
                 extensions.push((format!("SCHILY.xattr.{text}"), value));
             }
         }
-        if extensions.is_empty() {
-            return Ok(());
-        }
         self.pax(&extensions)
     }
 
+    /// Writes a pax header, unless there are no records.
     fn pax(&mut self, extensions: &[(String, Vec<u8>)]) -> Result<()> {
+        if extensions.is_empty() {
+            return Ok(());
+        }
         let content = pax::encode(extensions);
         let mut header = Header::new_ustar();
         // Readers treat an entry without a name as the end of the archive (busybox: as an error).
@@ -421,6 +427,12 @@ fn directory_name(path: &Path) -> Vec<u8> {
         name.push(b'/');
     }
     name
+}
+
+/// Returns the pax record of a time before 1970, which headers cannot have, in whole seconds.
+fn early_time(stat: &Stat) -> Option<(String, Vec<u8>)> {
+    let time = stat.st_mtime.to_string().into_bytes();
+    (stat.st_mtime < 0).then(|| ("mtime".into(), time))
 }
 
 fn header(stat: &Stat) -> Header {

@@ -11,7 +11,7 @@ use rustix::fs::{
     openat, utimensat,
 };
 use rustix::io::Errno;
-use tar::{Entry, EntryType};
+use tar::{Entry, EntryType, Header};
 
 use super::apply::Purpose;
 use super::pax;
@@ -49,7 +49,7 @@ impl Metadata {
             id(header.gid())?,
         );
         let mut mtime = Timespec {
-            tv_sec: i64::try_from(header.mtime().unwrap_or(0)).unwrap_or(0),
+            tv_sec: seconds(header),
             tv_nsec: 0,
         };
         let mut xattrs = Vec::new();
@@ -76,6 +76,18 @@ impl Metadata {
             mtime,
             xattrs,
         })
+    }
+}
+
+/// Returns the time in a header. Times before 1970 are negative numbers of base 256, as GNU tar writes them.
+fn seconds(header: &Header) -> i64 {
+    let is_negative = header.as_old().mtime[0] & 0xc0 == 0xc0;
+    let seconds = header.mtime().unwrap_or(0);
+    let signed = i64::from_ne_bytes(seconds.to_ne_bytes());
+    if is_negative == (signed < 0) {
+        signed
+    } else {
+        0
     }
 }
 

@@ -84,12 +84,78 @@ pub(super) fn encode(records: &[(String, Vec<u8>)]) -> Vec<u8> {
     content
 }
 
-/// Parses seconds since the epoch with an optional fraction: `1700000000.25`.
+/// A second in nanoseconds.
+const SECOND: i64 = 1_000_000_000;
+
+/// Parses seconds since the epoch with an optional fraction: `1700000000.25`. Before the epoch, both count
+/// backwards: `-1.25` is a quarter before `-1`.
 pub(super) fn parse_time(text: &str) -> Option<Timespec> {
     let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let digits = format!("{:0<9.9}", fraction);
-    Some(Timespec {
-        tv_sec: seconds.parse().ok()?,
-        tv_nsec: digits.parse().ok()?,
-    })
+    if !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let digits = format!("{fraction:0<9.9}");
+    let (tv_sec, tv_nsec): (i64, i64) = (seconds.parse().ok()?, digits.parse().ok()?);
+    if seconds.starts_with('-') && tv_nsec > 0 {
+        return Some(Timespec {
+            tv_sec: tv_sec.checked_sub(1)?,
+            tv_nsec: SECOND - tv_nsec,
+        });
+    }
+    Some(Timespec { tv_sec, tv_nsec })
+}
+
+/// Formats a time as [`parse_time`] reads it.
+pub(super) fn format_time(seconds: i64, nanoseconds: i64) -> String {
+    match (seconds, nanoseconds) {
+        (_, 0) => seconds.to_string(),
+        (0.., _) => format!("{seconds}.{nanoseconds:09}"),
+        (..0, _) => {
+            let (whole, part) = ((seconds + 1).unsigned_abs(), SECOND - nanoseconds);
+            format!("-{whole}.{part:09}")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_parsed_and_formatted() {
+        let check = |text: &str, expected: Option<(i64, i64)>| {
+            let found = parse_time(text).map(|time| (time.tv_sec, time.tv_nsec));
+            assert_eq!(found, expected, "{text}");
+        };
+        let both = |text: &str, seconds: i64, nanoseconds: i64| {
+            check(text, Some((seconds, nanoseconds)));
+            assert_eq!(format_time(seconds, nanoseconds), text);
+        };
+        both("0", 0, 0);
+        both("1700000000.250000000", 1_700_000_000, 250_000_000);
+        both("0.000000001", 0, 1);
+        both("-1", -1, 0);
+        both("-1.500000000", -2, 500_000_000);
+        both("-0.500000000", -1, 500_000_000);
+        both("-0.000000001", -1, 999_999_999);
+        check("1.25", Some((1, 250_000_000)));
+        check("1.", Some((1, 0)));
+        check("1.0000000019", Some((1, 1)));
+        check("-0", Some((0, 0)));
+        check("-9223372036854775808", Some((i64::MIN, 0)));
+        for bad in [
+            "",
+            "-",
+            ".5",
+            "1.-5",
+            "1.+5",
+            "1.5.5",
+            "1.5x",
+            "x",
+            "-9223372036854775808.5",
+            "9223372036854775808",
+        ] {
+            check(bad, None);
+        }
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -269,6 +270,38 @@ fn export_keeps_attributes_and_times() {
         crate::common::xattr(&again.join("ping"), "security.capability").as_deref(),
         Some(&capability[..])
     );
+}
+
+#[test]
+fn times_before_1970_are_exported() {
+    let times = ["-1.500000000", "-0.500000000", "-5", "5.250000000", "5"];
+    let mut entries = vec![symlink("link", "x").pax("mtime", "-7")];
+    for (number, time) in times.iter().enumerate() {
+        entries.push(file(format!("file{number}"), "").pax("mtime", time));
+        entries.push(dir(format!("dir{number}/")).pax("mtime", time));
+    }
+    let bench = Bench::new();
+    let lower = [
+        bench.unpack_only(&pack(&[])),
+        bench.unpack_only(&pack(&entries)),
+    ];
+    let files = bench.unpack(&exported(&lower));
+    let time = |name: &str| {
+        let found = fs::metadata(files.join(name)).unwrap();
+        (found.mtime(), found.mtime_nsec())
+    };
+    let expected = [
+        (-2, 500_000_000),
+        (-1, 500_000_000),
+        (-5, 0),
+        (5, 250_000_000),
+        (5, 0),
+    ];
+    for (number, expected) in expected.into_iter().enumerate() {
+        assert_eq!(time(&format!("file{number}")), expected);
+        assert_eq!(time(&format!("dir{number}")), expected);
+    }
+    assert_eq!(time("link"), (-7, 0));
 }
 
 /// Busybox's tar refuses archives in which a header has no name.

@@ -199,6 +199,34 @@ fn pax_times_have_nanoseconds() {
 }
 
 #[test]
+fn times_before_1970_are_kept() {
+    let pax = |time: &str, expected| {
+        check_time(&[file("f", "x").mtime(9).pax("mtime", time)], "f", expected);
+        check_time(&[symlink("l", "x").pax("mtime", time)], "l", expected);
+        check_time(&[dir("d/").pax("mtime", time)], "d", expected);
+    };
+    pax("-1.5", (-2, 500_000_000));
+    pax("-0.5", (-1, 500_000_000));
+    pax("-86400", (-86_400, 0));
+    // As GNU tar writes it in a header: base 256, negative.
+    let early = file("f", "x").change(|header| {
+        let field = &mut header.as_old_mut().mtime;
+        field.fill(0xff);
+        field[11] = 0xfe;
+    });
+    check_time(&[early], "f", (-2, 0));
+    // What is no time is ignored, in both forms.
+    for bad in ["1.-5", "1.5x", "", "-"] {
+        pax_is_ignored(bad);
+    }
+}
+
+#[track_caller]
+fn pax_is_ignored(time: &str) {
+    check_time(&[file("f", "x").mtime(9).pax("mtime", time)], "f", (9, 0));
+}
+
+#[test]
 fn the_last_entry_of_a_directory_sets_its_metadata() {
     let entries = [
         dir("d/").mtime(1).mode(0o700),
