@@ -21,6 +21,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("runtime", &["sys"]),
     ("logsend", &["sys", "text"]),
     ("shim", &["logsend", "runtime", "sys"]),
+    ("llb", &[]),
     ("dockerfile", &["text"]),
     ("image", &["dockerfile", "sys"]),
     ("network", &["sys"]),
