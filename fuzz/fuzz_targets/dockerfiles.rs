@@ -1,8 +1,9 @@
-//! Parses a Dockerfile and its instructions, with variables.
+//! Parses a Dockerfile, its instructions and its stages, with variables.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use whelk_dockerfile::{Budget, Environment, Instruction, Lexer};
+use whelk_dockerfile::lint::Linter;
+use whelk_dockerfile::{Budget, Environment, Instruction, Lexer, Stages};
 
 fuzz_target!(|text: &str| {
     let Ok(dockerfile) = whelk_dockerfile::parse(text) else {
@@ -11,12 +12,12 @@ fuzz_target!(|text: &str| {
     let environment = Environment::new(["a=b", "empty=", "path=/usr/bin:/bin"]);
     let budget = Budget::default();
     for line in &dockerfile.lines {
-        let lexer = Lexer {
-            escape: dockerfile.escape,
-            environment: &environment,
-            budget: &budget,
-        };
+        let mut lexer = Lexer::new(dockerfile.escape, &environment, &budget);
         let _ = Instruction::read(line, &lexer);
-        let _ = (lexer.word(&line.rest), lexer.words(&line.rest));
+        let _ = lexer.expand(&line.original);
+        lexer.keep.quotes = true;
+        lexer.keep.unset = true;
+        let _ = lexer.expand(&line.original);
     }
+    let _ = Stages::parse(&dockerfile, &mut Linter::default());
 });

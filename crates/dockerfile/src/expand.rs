@@ -4,7 +4,7 @@
 //! `%%`, `/` and `//`.
 
 use std::cell::Cell;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use regex_lite::Regex;
 
@@ -21,23 +21,60 @@ const MAX_STEPS: usize = 1 << 27;
 /// Limit of nested substitutions such as `${a:-${b:-…}}`.
 const MAX_DEPTH: usize = 64;
 
-/// Variables by name.
+/// Variables by name, in the order in which they were last set.
 #[derive(Clone, Debug, Default)]
-pub struct Environment<'a>(HashMap<&'a str, &'a str>);
+pub struct Environment {
+    values: HashMap<String, (u64, String)>,
+    sets: u64,
+}
 
-impl<'a> Environment<'a> {
+impl Environment {
     /// Takes `NAME=value` entries; the last one of a name is used.
-    pub fn new(entries: impl IntoIterator<Item = &'a str>) -> Self {
-        Self(
-            entries
-                .into_iter()
-                .map(|entry| entry.split_once('=').unwrap_or((entry, "")))
-                .collect(),
-        )
+    pub fn new<'a>(entries: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut environment = Self::default();
+        for entry in entries {
+            let (name, value) = entry.split_once('=').unwrap_or((entry, ""));
+            environment.set(name, value);
+        }
+        environment
     }
 
-    fn get(&self, name: &str) -> Option<&'a str> {
-        self.0.get(name).copied()
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.values.get(name).map(|(_, value)| value.as_str())
+    }
+
+    pub fn set(&mut self, name: impl Into<String>, value: impl Into<String>) {
+        self.sets += 1;
+        self.values.insert(name.into(), (self.sets, value.into()));
+    }
+
+    pub fn remove(&mut self, name: &str) {
+        self.values.remove(name);
+    }
+
+    /// Returns the names, in the order in which they were last set.
+    pub fn names(&self) -> Vec<&str> {
+        let mut names: Vec<(u64, &str)> = self
+            .values
+            .iter()
+            .map(|(name, (set, _))| (*set, name.as_str()))
+            .collect();
+        names.sort_unstable();
+        names.into_iter().map(|(_, name)| name).collect()
+    }
+
+    /// Returns `NAME=value` entries, in the order in which the names were last set.
+    pub fn entries(&self) -> Vec<String> {
+        let entry = |name: &str| format!("{name}={}", self.get(name).unwrap_or_default());
+        self.names().into_iter().map(entry).collect()
+    }
+
+    /// Returns the number of bytes of all entries.
+    pub fn size(&self) -> usize {
+        let entries = self.values.iter();
+        entries
+            .map(|(name, (_, value))| name.len() + value.len() + 1)
+            .sum()
     }
 }
 
@@ -53,7 +90,11 @@ impl Default for Budget {
 }
 
 impl Budget {
-    fn spend(&self, steps: usize) -> Result<()> {
+    /// Takes steps from the budget.
+    ///
+    /// # Errors
+    /// Returns an error if fewer are left.
+    pub fn spend(&self, steps: usize) -> Result<()> {
         let left = self.0.get().checked_sub(steps);
         self.0.set(left.unwrap_or(0));
         left.map(drop).ok_or_else(|| {
@@ -64,22 +105,58 @@ impl Budget {
     }
 }
 
+/// What an expansion keeps as it is written.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Keep {
+    /// Quotes, though what is quoted is not split.
+    pub quotes: bool,
+    /// Escape characters.
+    pub escapes: bool,
+    /// Variables that are not set.
+    pub unset: bool,
+    /// Quotes have no meaning, as in heredocs.
+    pub quotes_are_text: bool,
+}
+
 /// Expands words with one set of variables.
 #[derive(Clone, Copy, Debug)]
 pub struct Lexer<'a> {
     pub escape: char,
-    pub environment: &'a Environment<'a>,
+    pub environment: &'a Environment,
     pub budget: &'a Budget,
+    pub keep: Keep,
 }
 
-impl Lexer<'_> {
+/// The result of an expansion.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Expansion {
+    /// The whole text, with its white space.
+    pub text: String,
+    /// The text split at white space outside quotes.
+    pub words: Vec<String>,
+    /// Names of the variables that were used and are set.
+    pub set: BTreeSet<String>,
+    /// Names of the variables that were used and are not set.
+    pub unset: BTreeSet<String>,
+}
+
+impl<'a> Lexer<'a> {
+    pub fn new(escape: char, environment: &'a Environment, budget: &'a Budget) -> Self {
+        Self {
+            escape,
+            environment,
+            budget,
+            keep: Keep::default(),
+        }
+    }
+
     /// Replaces variables in `text` and removes quotes and escapes; white space is kept.
     ///
     /// # Errors
     /// Returns an error for an unterminated quote, an invalid substitution, a required variable
     /// that is not set, and a result that is too long.
     pub fn word(&self, text: &str) -> Result<String> {
-        self.expand(text).map(|(word, _)| word)
+        self.expand(text).map(|expansion| expansion.text)
     }
 
     /// Like [`Lexer::word`], with the result split at white space outside quotes.
@@ -87,22 +164,35 @@ impl Lexer<'_> {
     /// # Errors
     /// Returns the same errors as [`Lexer::word`].
     pub fn words(&self, text: &str) -> Result<Vec<String>> {
-        self.expand(text).map(|(_, words)| words)
+        self.expand(text).map(|expansion| expansion.words)
     }
 
-    fn expand(&self, text: &str) -> Result<(String, Vec<String>)> {
+    /// Like [`Lexer::word`] and [`Lexer::words`], with the names of the variables.
+    ///
+    /// # Errors
+    /// Returns the same errors as [`Lexer::word`].
+    pub fn expand(&self, text: &str) -> Result<Expansion> {
         let mut scan = Scan {
             lexer: *self,
             letters: text.chars().collect(),
             at: 0,
             depth: 0,
             expanded: 0,
+            set: BTreeSet::new(),
+            unset: BTreeSet::new(),
         };
         // A word can be as long as a line, so only its beginning is shown.
         const SHOWN: usize = 256;
         let shown = || text.chars().take(SHOWN).collect::<String>();
-        scan.until(None, false)
-            .map_err(|error| Error::new(format!("failed to process {:?}: {error}", shown())))
+        let (text, words) = scan
+            .until(None, self.keep.escapes)
+            .map_err(|error| Error::new(format!("failed to process {:?}: {error}", shown())))?;
+        Ok(Expansion {
+            text,
+            words,
+            set: scan.set,
+            unset: scan.unset,
+        })
     }
 }
 
@@ -114,6 +204,8 @@ struct Scan<'a> {
     depth: usize,
     /// Number of bytes of variables' values inserted so far, including those of discarded operands.
     expanded: usize,
+    set: BTreeSet<String>,
+    unset: BTreeSet<String>,
 }
 
 /// The output so far, as one text and split into words.
@@ -151,7 +243,7 @@ impl Output {
     }
 }
 
-impl Scan<'_> {
+impl<'a> Scan<'a> {
     fn peek(&self) -> Option<char> {
         self.letters.get(self.at).copied()
     }
@@ -166,13 +258,23 @@ impl Scan<'_> {
     /// have escapes of their own.
     fn until(&mut self, stop: Option<char>, raw: bool) -> Result<(String, Vec<String>)> {
         let mut output = Output::default();
+        let quotes = !self.lexer.keep.quotes_are_text;
         while let Some(letter) = self.next() {
             if Some(letter) == stop {
                 return Ok(output.finish());
             }
             match letter {
-                '\'' => output.quoted(&self.single_quotes()?),
-                '"' => output.quoted(&self.double_quotes(raw)?),
+                '\'' if quotes => output.quoted(&self.single_quotes()?),
+                '"' if quotes => output.quoted(&self.double_quotes(raw)?),
+                // The word of a heredoc begins with `<<`, and may have white space after it.
+                '<' if self.peek() == Some('<') => {
+                    self.at += 1;
+                    output.quoted("<<");
+                    while let Some(blank) = self.peek().filter(|c| matches!(c, ' ' | '\t' | '\r')) {
+                        self.at += 1;
+                        output.quoted(blank.encode_utf8(&mut [0; 4]));
+                    }
+                }
                 '$' => output.plain(&self.variable()?),
                 letter if letter == self.lexer.escape => {
                     if raw {
@@ -197,7 +299,8 @@ impl Scan<'_> {
 
     /// Reads up to the closing single quote; nothing is expanded.
     fn single_quotes(&mut self) -> Result<String> {
-        let mut text = String::new();
+        let kept = self.lexer.keep.quotes;
+        let mut text = String::from(if kept { "'" } else { "" });
         loop {
             match self.next() {
                 None => {
@@ -205,7 +308,10 @@ impl Scan<'_> {
                         "unexpected end of statement while looking for matching single-quote",
                     ));
                 }
-                Some('\'') => return Ok(text),
+                Some('\'') => {
+                    text.extend(kept.then_some('\''));
+                    return Ok(text);
+                }
                 Some(letter) => text.push(letter),
             }
         }
@@ -214,7 +320,8 @@ impl Scan<'_> {
     /// Reads up to the closing double quote. Variables are expanded, and only `"`, `$` and the
     /// escape character itself can be escaped.
     fn double_quotes(&mut self, raw: bool) -> Result<String> {
-        let mut text = String::new();
+        let kept = self.lexer.keep.quotes;
+        let mut text = String::from(if kept { "\"" } else { "" });
         loop {
             match self.next() {
                 None => {
@@ -222,7 +329,10 @@ impl Scan<'_> {
                         "unexpected end of statement while looking for matching double-quote",
                     ));
                 }
-                Some('"') => return Ok(text),
+                Some('"') => {
+                    text.extend(kept.then_some('"'));
+                    return Ok(text);
+                }
                 Some('$') => text += &self.variable()?,
                 Some(letter) if letter == self.lexer.escape => {
                     if raw {
@@ -250,7 +360,10 @@ impl Scan<'_> {
             return if name.is_empty() {
                 Ok("$".into())
             } else {
-                self.insert(self.lexer.environment.get(&name))
+                match self.value(&name) {
+                    None if self.lexer.keep.unset => Ok(format!("${name}")),
+                    value => self.insert(value),
+                }
             };
         }
         self.next();
@@ -267,6 +380,18 @@ impl Scan<'_> {
         }
         let value = self.substitution();
         self.depth -= 1;
+        value
+    }
+
+    /// Returns a variable's value, and notes that the variable was used.
+    fn value(&mut self, name: &str) -> Option<&'a str> {
+        let environment = self.lexer.environment;
+        let value = environment.get(name);
+        if value.is_some() {
+            self.set.insert(name.to_owned());
+        } else {
+            self.unset.insert(name.to_owned());
+        }
         value
     }
 
@@ -294,14 +419,18 @@ impl Scan<'_> {
 
     fn substitution(&mut self) -> Result<String> {
         let name = self.name();
-        let environment = self.lexer.environment;
-        let value = environment.get(&name);
+        let value = self.value(&name);
+        let kept = self.lexer.keep.unset && value.is_none();
         // The end of the text counts as U+FFFD, which is how BuildKit's message shows it.
         let mut modifier = self.next().unwrap_or(char::REPLACEMENT_CHARACTER);
         let mut shown = modifier.to_string();
         let empty_is_unset = modifier == ':';
         if modifier == '}' {
-            return self.insert(value);
+            return if kept {
+                Ok(format!("${{{name}}}"))
+            } else {
+                self.insert(value)
+            };
         }
         if empty_is_unset {
             modifier = self.next().unwrap_or(char::REPLACEMENT_CHARACTER);
@@ -312,6 +441,9 @@ impl Scan<'_> {
         match modifier {
             '-' | '+' | '?' => {
                 let word = self.operand('}', false)?;
+                if kept {
+                    return Ok(format!("${{{name}{shown}{word}}}"));
+                }
                 match modifier {
                     '-' if is_set => self.insert(value),
                     '-' => Ok(word),
@@ -326,6 +458,9 @@ impl Scan<'_> {
             }
             '#' | '%' if !empty_is_unset => {
                 let word = self.operand('}', true)?;
+                if kept {
+                    return Ok(format!("${{{name}{shown}{word}}}"));
+                }
                 let (greedy, pattern) = word
                     .strip_prefix(modifier)
                     .map_or((false, word.as_str()), |rest| (true, rest));
@@ -340,6 +475,9 @@ impl Scan<'_> {
                 self.at += usize::from(all);
                 let pattern = self.operand('/', true)?;
                 let replacement = self.operand('}', true)?;
+                if kept {
+                    return Ok(format!("${{{name}/{pattern}/{replacement}}}"));
+                }
                 let value = value.unwrap_or_default();
                 self.count_steps(&pattern, value)?;
                 let replaced = replace(value, &pattern, &replacement, all)?;
@@ -472,165 +610,4 @@ fn replace(value: &str, pattern: &str, replacement: &str, all: bool) -> Result<S
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// BuildKit's test cases: `platform|input|expansion`.
-    #[test]
-    fn expands_variables_like_buildkit() {
-        let environment = Environment::new(["PWD=/home", "SHELL=bash", "KOREAN=한국어", "NULL="]);
-        let lexer = Lexer {
-            escape: '\\',
-            environment: &environment,
-            budget: &Budget::default(),
-        };
-        let mut count = 0;
-        for line in include_str!("../tests/variables.txt")
-            .lines()
-            .filter(|line| !line.trim().is_empty() && !line.starts_with('#'))
-        {
-            let mut fields = line.splitn(3, '|').map(str::trim);
-            let (Some(platform), Some(input), Some(expected)) =
-                (fields.next(), fields.next(), fields.next())
-            else {
-                panic!("{line}")
-            };
-            if platform == "W" {
-                continue;
-            }
-            let found = lexer.word(input).unwrap_or_else(|_| "error".into());
-            assert_eq!(found, expected, "{line}");
-            count += 1;
-        }
-        assert!(count > 200, "{count}");
-    }
-
-    #[test]
-    fn splits_words_like_buildkit() {
-        let mut entries: Vec<String> = Vec::new();
-        for line in include_str!("../tests/words.txt")
-            .lines()
-            .filter(|line| !line.is_empty() && !line.starts_with('#'))
-        {
-            if let Some(entry) = line.strip_prefix("ENV ") {
-                entries = vec![entry.to_owned()];
-                continue;
-            }
-            let (input, expected) = line.split_once('|').unwrap_or_else(|| panic!("{line}"));
-            let environment = Environment::new(entries.iter().map(String::as_str));
-            let words = Lexer {
-                escape: '\\',
-                environment: &environment,
-                budget: &Budget::default(),
-            }
-            .words(input.trim());
-            assert_eq!(
-                words.map_or_else(|_| "error".into(), |words| words.join(",")),
-                expected.trim_start(),
-                "{line}"
-            );
-        }
-    }
-
-    #[test]
-    fn patterns_trim_and_replace() {
-        let environment = Environment::new(["F=foo.tar.gz", "D=a/b/c", "S=x*y*z", "E="]);
-        let lexer = Lexer {
-            escape: '\\',
-            environment: &environment,
-            budget: &Budget::default(),
-        };
-        for (input, expected) in [
-            ("${F%.*}", "foo.tar"),
-            ("${F%%.*}", "foo"),
-            ("${F#*.}", "tar.gz"),
-            ("${F##*.}", "gz"),
-            ("${D/\\//-}", "a-b/c"),
-            ("${D//\\//-}", "a-b-c"),
-            ("${S#x\\*}", "y*z"),
-            ("${S%\\*z}", "x*y"),
-            ("${F/tar/zip}", "foo.zip.gz"),
-            ("${F/?oo/x}", "x.tar.gz"),
-            ("${E:-a}${E-b}", "a"),
-        ] {
-            let found = lexer
-                .word(input)
-                .unwrap_or_else(|error| panic!("{input}: {error}"));
-            assert_eq!(found, expected, "{input}");
-        }
-        for (input, expected) in [
-            (
-                "${F:#x}",
-                "failed to process \"${F:#x}\": unsupported modifier (:#) in substitution",
-            ),
-            (
-                "${N?}",
-                "failed to process \"${N?}\": N: is not allowed to be unset",
-            ),
-            (
-                "${E:?}",
-                "failed to process \"${E:?}\": E: is not allowed to be empty",
-            ),
-            ("${N:?no}", "failed to process \"${N:?no}\": N: no"),
-            (
-                "${F/a}",
-                "failed to process \"${F/a}\": syntax error: missing '/' in ${}",
-            ),
-        ] {
-            assert_eq!(lexer.word(input).unwrap_err().to_string(), expected);
-        }
-    }
-
-    #[test]
-    fn bounds_the_size_of_expanded_words() {
-        let long = format!("A={}", "x".repeat(MAX_WORD / 2));
-        let environment = Environment::new([long.as_str()]);
-        let lexer = Lexer {
-            escape: '\\',
-            environment: &environment,
-            budget: &Budget::default(),
-        };
-        for text in ["$A$A", "\"$A$A\"", "${N:-$A$A}"] {
-            assert!(lexer.word(text).is_ok(), "{text}");
-        }
-        for text in [
-            "$A$A$A",
-            "${A//x/yyy}",
-            "\"$A$A$A\"",
-            "\"${N:-$A$A$A}\"",
-            "${N:+$A}${N:+$A}${N:+$A}",
-            "\"${A#y}${A#y}${A#y}\"",
-        ] {
-            assert!(
-                lexer.word(text).unwrap_err().to_string().contains("longer"),
-                "{text}"
-            );
-        }
-        let pattern = "?".repeat(1000);
-        for text in [
-            format!("${{A#{pattern}}}"),
-            format!("${{A%{pattern}}}"),
-            format!("${{A//{pattern}/}}"),
-        ] {
-            assert!(lexer.word(&text).unwrap_err().to_string().contains("steps"));
-        }
-        // Words that are allowed alone share one budget.
-        let budget = Budget::default();
-        let lexer = Lexer {
-            budget: &budget,
-            ..lexer
-        };
-        let pattern = format!("${{A#{}}}", "?".repeat(200));
-        assert!(lexer.word(&pattern).is_ok());
-        let error = lexer.word(&pattern).unwrap_err().to_string();
-        assert!(error.contains("steps"), "{error}");
-        let nested = "${a:-".repeat(100_000);
-        assert!(
-            lexer
-                .word(&nested)
-                .unwrap_err()
-                .to_string()
-                .contains("nested")
-        );
-    }
-}
+mod tests;

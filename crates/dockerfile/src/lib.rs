@@ -1,33 +1,28 @@
-//! The Dockerfile language: lines, words with variables, and the instructions that change an
-//! image's configuration.
+//! The Dockerfile language: lines, words with variables, instructions and stages, and the patterns of
+//! `.dockerignore`.
 //!
-//! Pure functions of text. Applying an instruction to an image is up to the caller: `import
-//! --change` and `commit --change` apply those that are supported here to an image configuration.
+//! Pure functions of text. [`parse`] splits a file into lines, [`Stages::parse`] into typed instructions.
 #![forbid(unsafe_code)]
 
+mod arguments;
+mod csv;
+mod directive;
+mod error;
 mod expand;
-mod instruction;
+pub mod heredoc;
+pub mod ignore;
+pub mod instruction;
+pub mod lint;
 mod parser;
+mod path;
+mod quote;
+pub mod report;
+mod stage;
+mod suggest;
 
-pub use expand::{Budget, Environment, Lexer, MAX_WORD};
+pub use directive::{Directive, syntax};
+pub use error::{Error, Lines, Result};
+pub use expand::{Budget, Environment, Expansion, Keep, Lexer, MAX_WORD};
 pub use instruction::{Command, Healthcheck, Instruction, Pair};
-pub use parser::{Dockerfile, Line, parse};
-
-/// An error in a Dockerfile, with BuildKit's text where it has one.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct Error(pub(crate) String);
-
-impl Error {
-    pub(crate) fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-}
-
-impl From<whelk_text::Error> for Error {
-    fn from(error: whelk_text::Error) -> Self {
-        Self(error.to_string())
-    }
-}
-
-pub type Result<T> = std::result::Result<T, Error>;
+pub use parser::{Dockerfile, Line, parse, text};
+pub use stage::{GlobalArgs, Stage, Stages, Step};

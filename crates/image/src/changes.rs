@@ -11,6 +11,20 @@ use crate::config::ContainerConfig;
 use crate::error::{Error, Result};
 
 const SHELL: [&str; 2] = ["/bin/sh", "-c"];
+/// The instructions that can be changes.
+const CHANGES: [&str; 11] = [
+    "cmd",
+    "entrypoint",
+    "env",
+    "expose",
+    "healthcheck",
+    "label",
+    "onbuild",
+    "stopsignal",
+    "user",
+    "volume",
+    "workdir",
+];
 /// Maximum total size of the configuration's strings in bytes. Variables that repeatedly double
 /// their own value must not exhaust memory.
 const MAX_CONFIG_SIZE: usize = 2 << 20;
@@ -31,7 +45,7 @@ pub fn apply(config: &mut ContainerConfig, changes: &[String]) -> Result<()> {
     if let Some(line) = dockerfile
         .lines
         .iter()
-        .find(|line| !Instruction::is_known(&line.instruction))
+        .find(|line| !CHANGES.iter().any(|name| line.is(name)))
     {
         return Err(Error::invalid(format!(
             "{} is not a valid change command",
@@ -43,15 +57,8 @@ pub fn apply(config: &mut ContainerConfig, changes: &[String]) -> Result<()> {
     for line in &dockerfile.lines {
         let instruction = {
             let environment = Environment::new(config.env.iter().map(String::as_str));
-            Instruction::read(
-                line,
-                &Lexer {
-                    escape: dockerfile.escape,
-                    environment: &environment,
-                    budget: &budget,
-                },
-            )
-            .map_err(invalid)?
+            Instruction::read(line, &Lexer::new(dockerfile.escape, &environment, &budget))
+                .map_err(invalid)?
         };
         apply_instruction(config, instruction, &mut command_given)?;
         if size(config) > MAX_CONFIG_SIZE {
@@ -120,7 +127,17 @@ fn apply_instruction(
         Instruction::Volume(paths) => config
             .volumes
             .extend(paths.into_iter().map(|path| (path, json!({})))),
+        Instruction::Workdir(path) if path.is_empty() => {
+            return Err(Error::invalid("cannot normalize nothing"));
+        }
         Instruction::Workdir(path) => config.working_dir = join(&config.working_dir, &path),
+        // `apply` has refused what is not in `CHANGES`.
+        Instruction::Add(_)
+        | Instruction::Arg(_)
+        | Instruction::Copy(_)
+        | Instruction::Maintainer(_)
+        | Instruction::Run(_)
+        | Instruction::Shell(_) => {}
     }
     Ok(())
 }
