@@ -39,86 +39,26 @@ impl Registry {
         Self::open(root, upstream.as_deref())
     }
 
-    /// Verifies all content and all references. `repair` moves damaged content out of the way, so that it is
-    /// missing: the next push of an image sends it again, and a cache fetches it again. `tell` is called with a
-    /// line for each problem.
+    /// Verifies all content and all references. `repair` moves damaged and unreadable content out of the way, so
+    /// that it is missing: the next push of an image sends it again, and a cache fetches it again. `tell` is
+    /// called with a line for each problem.
     ///
     /// # Errors
-    /// Returns an error if the directory cannot be read.
+    /// Returns an error if the directory of all content cannot be read.
     pub fn check(
         &self,
         repair: bool,
         mut tell: impl FnMut(&str),
     ) -> std::result::Result<Checked, String> {
-        let mut checked = Checked::default();
-        let mut tell = |checked: &mut Checked, text: &str| {
-            checked.problems += 1;
-            tell(text);
+        let mut check = Check {
+            registry: self,
+            repair,
+            damaged: BTreeSet::new(),
+            checked: Checked::default(),
+            tell: &mut tell,
         };
-        let outcome = self.check_all(repair, &mut checked, &mut tell);
-        outcome.map(|()| checked).map_err(|error| error.to_string())
-    }
-
-    fn check_all(
-        &self,
-        repair: bool,
-        checked: &mut Checked,
-        tell: &mut impl FnMut(&mut Checked, &str),
-    ) -> Result<()> {
-        let mut damaged = BTreeSet::new();
-        for digest in self.store.content.list()? {
-            checked.blobs += 1;
-            let path = self.store.content.path(&digest);
-            let verified = fs::open(&path).map_err(Error::from).and_then(|file| {
-                checked.bytes += file.metadata().map_err(fs::at("stat", &path))?.len();
-                Ok((is_intact(&digest, &file)?, file))
-            });
-            match verified {
-                Ok((true, _)) => continue,
-                Ok((false, _)) if !repair => {
-                    tell(checked, &format!("blob {digest} is damaged"));
-                }
-                Ok((false, file)) => {
-                    let done = match self.move_aside(&digest, &file)? {
-                        Some(place) => format!("moved to {}", place.display()),
-                        None => "removed".to_owned(),
-                    };
-                    tell(checked, &format!("blob {digest} is damaged: {done}"));
-                }
-                Err(error) => tell(checked, &format!("blob {digest} cannot be read: {error}")),
-            }
-            damaged.insert(digest);
-        }
-        for repository in self.all()? {
-            let manifests = self.digests(&repository, Links::Manifests)?;
-            checked.repositories += usize::from(!manifests.is_empty());
-            for digest in manifests {
-                checked.manifests += 1;
-                // A damaged one has been reported.
-                if damaged.contains(&digest) {
-                    continue;
-                }
-                let problem = self.problem_of(&repository, &digest, &damaged);
-                if let Some(problem) = problem {
-                    tell(checked, &format!("{repository}@{digest}: {problem}"));
-                }
-            }
-            let tags = self.directory(&repository, Links::Tags);
-            for tag in Self::list(&tags)? {
-                let digest = read(&tags.join(&tag))?;
-                let digest = digest.map(|text| parse_digest(&text));
-                let Some(Ok(digest)) = digest else {
-                    tell(checked, &format!("{repository}:{tag} names no manifest"));
-                    continue;
-                };
-                let is_there = self.size(&repository, Links::Manifests, &digest).is_some();
-                if !is_there || damaged.contains(&digest) {
-                    let text = format!("{repository}:{tag} has no manifest: {digest} is missing");
-                    tell(checked, &text);
-                }
-            }
-        }
-        Ok(())
+        check.all().map_err(|error| error.to_string())?;
+        Ok(check.checked)
     }
 
     /// Returns what is wrong with a manifest whose content is not damaged.
@@ -146,6 +86,116 @@ impl Registry {
                     checked.err().map(|error| error.to_string())
                 }
             },
+        }
+    }
+}
+
+/// A check that runs. What cannot be read is a problem, and the check goes on.
+struct Check<'a> {
+    registry: &'a Registry,
+    repair: bool,
+    /// Content that is damaged, or cannot be read.
+    damaged: BTreeSet<Digest>,
+    checked: Checked,
+    tell: &'a mut dyn FnMut(&str),
+}
+
+impl Check<'_> {
+    fn problem(&mut self, text: &str) {
+        self.checked.problems += 1;
+        (self.tell)(text);
+    }
+
+    fn all(&mut self) -> Result<()> {
+        for digest in self.registry.store.content.list()? {
+            self.blob(digest);
+        }
+        let mut strays = Vec::new();
+        let repositories = self.registry.walk(|error| {
+            strays.push(error.to_string());
+            Ok(())
+        })?;
+        for stray in strays {
+            self.problem(&stray);
+        }
+        for repository in repositories {
+            self.manifests(&repository);
+            self.tags(&repository);
+        }
+        Ok(())
+    }
+
+    fn blob(&mut self, digest: Digest) {
+        self.checked.blobs += 1;
+        let path = self.registry.store.content.path(&digest);
+        let opened = fs::open(&path).map_err(Error::from);
+        let verified = opened
+            .as_ref()
+            .map_err(ToString::to_string)
+            .and_then(|file| {
+                let text = |error: Error| error.to_string();
+                let metadata = file.metadata().map_err(fs::at("stat", &path));
+                self.checked.bytes += metadata.map_err(|error| text(error.into()))?.len();
+                is_intact(&digest, file).map_err(text)
+            });
+        let mut problem = match verified {
+            Ok(true) => return,
+            Ok(false) => format!("blob {digest} is damaged"),
+            Err(error) => format!("blob {digest} cannot be read: {error}"),
+        };
+        if self.repair {
+            problem += &match self.registry.move_aside(&digest, opened.as_ref().ok()) {
+                Ok(Some(place)) => format!(": moved to {}", place.display()),
+                Ok(None) => ": removed".to_owned(),
+                Err(error) => format!(", and cannot be moved: {error}"),
+            };
+        }
+        self.problem(&problem);
+        self.damaged.insert(digest);
+    }
+
+    fn manifests(&mut self, repository: &RepositoryName) {
+        let manifests = match self.registry.digests(repository, Links::Manifests) {
+            Ok(manifests) => manifests,
+            Err(error) => return self.problem(&format!("manifests of {repository}: {error}")),
+        };
+        self.checked.repositories += usize::from(!manifests.is_empty());
+        for digest in manifests {
+            self.checked.manifests += 1;
+            // A damaged one has been reported.
+            if self.damaged.contains(&digest) {
+                continue;
+            }
+            let problem = self.registry.problem_of(repository, &digest, &self.damaged);
+            if let Some(problem) = problem {
+                self.problem(&format!("{repository}@{digest}: {problem}"));
+            }
+        }
+    }
+
+    fn tags(&mut self, repository: &RepositoryName) {
+        let directory = self.registry.directory(repository, Links::Tags);
+        let tags = match Registry::list(&directory) {
+            Ok(tags) => tags,
+            Err(error) => return self.problem(&format!("tags of {repository}: {error}")),
+        };
+        for tag in tags {
+            let digest = match read(&directory.join(&tag)) {
+                Ok(text) => text.and_then(|text| parse_digest(&text).ok()),
+                Err(error) => {
+                    self.problem(&format!("{repository}:{tag} cannot be read: {error}"));
+                    continue;
+                }
+            };
+            let Some(digest) = digest else {
+                self.problem(&format!("{repository}:{tag} names no manifest"));
+                continue;
+            };
+            let size = self.registry.size(repository, Links::Manifests, &digest);
+            if size.is_none() || self.damaged.contains(&digest) {
+                let text = format!("{repository}:{tag} has no manifest: {digest} is missing");
+                self.problem(&text);
+            }
         }
     }
 }

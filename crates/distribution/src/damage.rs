@@ -19,7 +19,7 @@ impl Registry {
     /// Moves a damaged blob, read from `file`, out of the way: to the directory `damaged`, or in a cache to
     /// the trash.
     pub(crate) fn set_aside(&self, digest: &Digest, file: &File) {
-        let moved = self.move_aside(digest, file);
+        let moved = self.move_aside(digest, Some(file));
         match moved {
             Ok(Some(to)) => {
                 tracing::error!("blob {digest} is damaged; it is in {} now", to.display());
@@ -29,12 +29,19 @@ impl Registry {
         }
     }
 
-    /// Moves a blob out of the way. Returns its new path, unless it was replaced or went to the trash.
-    pub(crate) fn move_aside(&self, digest: &Digest, file: &File) -> Result<Option<PathBuf>> {
+    /// Moves a blob out of the way: the one that was read from `file`, or without that any. Returns its new
+    /// path, unless it was replaced or went to the trash.
+    pub(crate) fn move_aside(
+        &self,
+        digest: &Digest,
+        file: Option<&File>,
+    ) -> Result<Option<PathBuf>> {
         let path = self.store.content.path(digest);
         let is_same = |path: &Path| {
-            let (file, named) = (file.metadata(), fs::metadata(path));
-            file.is_ok_and(|file| named.is_ok_and(|named| named.ino() == file.ino()))
+            file.is_none_or(|file| {
+                let (file, named) = (file.metadata(), fs::metadata(path));
+                file.is_ok_and(|file| named.is_ok_and(|named| named.ino() == file.ino()))
+            })
         };
         // The blob was pushed again meanwhile.
         if !is_same(&path) {

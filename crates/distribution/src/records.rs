@@ -11,7 +11,7 @@ use whelk_image::{Digest, Store};
 use whelk_sys::fs;
 use whelk_sys::sync::IgnorePoison as _;
 
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind, Result};
 use crate::names::{self, RepositoryName, is_component};
 use crate::uploads::Uploads;
 
@@ -210,12 +210,38 @@ impl Registry {
             .collect())
     }
 
-    /// Returns all repositories, in order.
+    /// Returns all repositories, in order. Files that are among them are left out.
     pub(crate) fn all(&self) -> Result<Vec<RepositoryName>> {
+        self.walk(|error| match error.kind {
+            Kind::NotFound => Ok(()),
+            _ => Err(error),
+        })
+    }
+
+    /// Like [`Registry::all`]. `failed` is called with errors, of the kind [`Kind::NotFound`] for what is no
+    /// directory, and can return them to end the walk.
+    pub(crate) fn walk(
+        &self,
+        mut failed: impl FnMut(Error) -> Result<()>,
+    ) -> Result<Vec<RepositoryName>> {
         let mut found = Vec::new();
         let mut open = vec![String::new()];
         while let Some(name) = open.pop() {
-            let components = Self::list(&self.repositories().join(&name))?;
+            let directory = self.repositories().join(&name);
+            let components = match Self::list(&directory) {
+                Ok(components) => components,
+                Err(error) => {
+                    let is_file = fs::metadata(&directory).is_ok_and(|found| found.is_file());
+                    let text = format!("{} is not a repository", directory.display());
+                    failed(if is_file {
+                        Kind::NotFound.error(text)
+                    } else {
+                        error
+                    })?;
+                    found.retain(|known: &RepositoryName| known.as_str() != name);
+                    continue;
+                }
+            };
             for component in components
                 .iter()
                 .filter(|component| is_component(component))
@@ -224,8 +250,13 @@ impl Registry {
                     "" => component.clone(),
                     outer => format!("{outer}/{component}"),
                 };
-                found.push(RepositoryName::parse(&inner)?);
-                open.push(inner);
+                match RepositoryName::parse(&inner) {
+                    Ok(name) => {
+                        found.push(name);
+                        open.push(inner);
+                    }
+                    Err(error) => failed(error)?,
+                }
             }
         }
         found.sort();

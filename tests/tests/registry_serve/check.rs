@@ -5,7 +5,7 @@ use std::process::Command;
 use rustix::process::Signal;
 use serde_json::Value;
 use whelk_tests::Program;
-use whelk_tests::images::marked;
+use whelk_tests::images::{Archive, marked};
 
 use super::{Served, spawn};
 
@@ -103,10 +103,72 @@ fn damage_is_found_and_moved_out_of_the_way() {
     served.stop();
     let (is_sound, out, error) = served.check(&[]);
     assert!(is_sound, "{out}{error}");
+    check_unreadable(&mut served, &image, &digest);
     let nowhere = served.directory.join("nowhere");
     let mut command = Command::new(Program::Whelk.path());
     command.args(["registry", "check", "--root"]).arg(&nowhere);
     let error = String::from_utf8(command.output().unwrap().stderr).unwrap();
     assert!(error.contains("has no registry"), "{error}");
     assert!(!nowhere.exists());
+}
+
+/// The check goes on after what cannot be read, here directories in place of files, and reports all of it.
+fn check_unreadable(served: &mut Served, image: &Archive, digest: &str) {
+    let root = served.directory.join("root");
+    let place = |path: &str| root.join(path);
+    let hex = &digest["sha256:".len()..];
+    let blob = place("blobs/sha256").join(hex);
+    let unused = format!("blobs/sha256/{}", "0".repeat(64));
+    let kept = std::fs::read(&blob).unwrap();
+    std::fs::remove_file(&blob).unwrap();
+    for directory in [&blob, &place(&unused)] {
+        std::fs::create_dir(directory).unwrap();
+    }
+    let tags = "repositories/other/_tags";
+    std::fs::create_dir(place(tags).join("directory")).unwrap();
+    std::fs::write(place(tags).join("binary"), b"\xff\xfe").unwrap();
+    std::fs::write(place("repositories/stray"), "").unwrap();
+    let unreadable = format!("blob {digest} cannot be read: ");
+    for (flags, after) in [
+        (&[][..], "is a directory\n"),
+        (&["--repair"], ": moved to "),
+    ] {
+        let (is_sound, out, error) = served.check(flags);
+        assert!(!is_sound && error.contains("problem"), "{out}{error}");
+        let line = out
+            .split_inclusive('\n')
+            .find(|line| line.starts_with(&unreadable));
+        assert!(line.is_some_and(|line| line.contains(after)), "{out}");
+        for expected in [
+            &format!("blob sha256:{} cannot be read: ", "0".repeat(64)),
+            "other:directory cannot be read: ",
+            "other:binary cannot be read: ",
+            "repositories/stray is not a repository\n",
+            &format!("team/app:1 has no manifest: {digest} is missing\n"),
+            // The summary.
+            "2 repositories, 2 manifests, 8 blobs of ",
+        ] {
+            assert!(out.contains(expected), "{expected}: {out}");
+        }
+    }
+    assert!(!blob.exists() && !place(&unused).exists());
+    assert!(place("damaged").join(hex).is_dir());
+    for name in ["directory", "binary"] {
+        let path = place(tags).join(name);
+        let _ = std::fs::remove_dir(&path).or_else(|_| std::fs::remove_file(&path));
+    }
+    // A stray file does not keep the server from its work; a push brings back what was unreadable.
+    served.process = spawn(&served.directory, &served.host, &served.flags);
+    served.push("team/app", "1", image);
+    assert_eq!(std::fs::read(&blob).unwrap(), kept);
+    let (_, _, catalog) = served.send("GET", "/v2/_catalog", "", b"");
+    let catalog: Value = serde_json::from_slice(&catalog).unwrap();
+    assert_eq!(
+        catalog["repositories"],
+        serde_json::json!(["other", "team/app"])
+    );
+    served.stop();
+    std::fs::remove_file(place("repositories/stray")).unwrap();
+    let (is_sound, out, error) = served.check(&[]);
+    assert!(is_sound, "{out}{error}");
 }
