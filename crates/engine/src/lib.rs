@@ -32,6 +32,7 @@ mod validate;
 pub mod volumes;
 pub mod workload;
 
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -47,6 +48,7 @@ use instance::Instance;
 use networks::{Networks, Sandboxes};
 use shims::WarmPool;
 use store::RecordStore;
+use tokio::sync::oneshot;
 use usage::Usage;
 use volumes::Volumes;
 use whelk_runtime::cgroup::Cgroup;
@@ -67,6 +69,8 @@ pub struct Engine {
     pub durability: Durability,
     /// The engine's id: random, generated at its first start and kept in the store.
     pub id: String,
+    /// Keeps the thread of the health checks running.
+    _health_checks: oneshot::Sender<Infallible>,
 }
 
 /// Waits until what was written is on disk.
@@ -128,10 +132,7 @@ impl Engine {
         if let Err(error) = workloads.kill_left() {
             tracing::error!("kill the workloads of an earlier engine: {error}");
         }
-        tokio::spawn(containers::run_checks(
-            Arc::downgrade(&containers),
-            containers.health_checks.clone(),
-        ));
+        let health_checks = containers::start_checks(&containers)?;
         tokio::spawn(shims.maintain());
         tokio::spawn(sandboxes.clone().maintain());
         tokio::spawn(store.clone().flush_in_background());
@@ -152,6 +153,7 @@ impl Engine {
             workloads,
             durability: Durability(store),
             id,
+            _health_checks: health_checks,
         }))
     }
 

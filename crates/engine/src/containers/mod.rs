@@ -67,7 +67,7 @@ pub use copy::{ArchivedPath, ExtractRequest, ExtractTarget, PathStat};
 pub use create::{CreateRequest, Created};
 pub use diff::{Change, ChangeKind};
 pub use exec::{ExecConfig, ExecSession, ExecStart, ExecState};
-pub(crate) use health::run_checks;
+pub(crate) use health::start_checks;
 pub use inspect::{Exported, Inspected, MountPoint};
 pub use list::{ContainerSummary, FILTERS, ListRequest, ListedPort};
 pub use logs::{LogChunk, LogsRequest};

@@ -22,7 +22,7 @@ use super::tar_split::Recorder;
 use super::tree::relative;
 use super::{Form, IMAGE};
 use crate::copy::{self, copy};
-use crate::digest::Hashing;
+use crate::digest::{Digest, Hashing};
 use crate::error::{Error, Result, io};
 
 pub(super) const WHITEOUT: &[u8] = b".wh.";
@@ -42,21 +42,32 @@ pub(super) fn apply(
     form: Form,
     budget: &Budget,
 ) -> Result<super::Layer> {
+    let digest = |input: Hashing<_>| Ok(input.finish().0);
+    apply_digested(Hashing::new(input), directory, form, budget, digest)
+}
+
+/// Like [`apply`]. `digest` returns the digest of the archive, which has been read to its end then.
+pub(super) fn apply_digested<R: Read>(
+    input: R,
+    directory: &Path,
+    form: Form,
+    budget: &Budget,
+    digest: impl FnOnce(R) -> Result<Digest>,
+) -> Result<super::Layer> {
     let tap = Tap::new(Some(Recorder::create(&directory.join("split.zst"))?));
-    let input = Hashing::new(input);
     let during = |error: Error| error.during("layer");
     let (diff_id, size) = match form {
         Form::Directories => {
             let root = directory.join("fs");
             whelk_sys::fs::create_dir(&root, 0o755)?;
             let mut files = Directory::at(&root, Purpose::Layer)?;
-            let (diff_id, ..) = add_all(&mut files, input, &tap).map_err(during)?.finish();
-            (diff_id, files.contents.size)
+            let input = add_all(&mut files, input, &tap).map_err(during)?;
+            (digest(input)?, files.contents.size)
         }
         Form::Images => {
             let mut image = Image::create(&directory.join(IMAGE), budget)?;
-            let (diff_id, ..) = add_all(&mut image, input, &tap).map_err(during)?.finish();
-            let size = image.contents.size;
+            let input = add_all(&mut image, input, &tap).map_err(during)?;
+            let (diff_id, size) = (digest(input)?, image.contents.size);
             image.finish(&diff_id).map_err(during)?;
             (diff_id, size)
         }

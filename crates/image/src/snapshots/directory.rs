@@ -199,7 +199,7 @@ impl<'a> Directory<'a> {
         };
         self.contents.copy(entry, tap, holes, &mut file, place)?;
         // The store is synced before an image is recorded. For small files the disk gains nothing.
-        if size >= LARGE {
+        if size >= LARGE && self.purpose == Purpose::Layer {
             fs::start_writeback(&file);
         }
         apply_metadata(file.as_fd(), Some(&created), target.metadata)

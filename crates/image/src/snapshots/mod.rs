@@ -14,6 +14,7 @@
 //! image's content is on disk only once.
 
 mod apply;
+mod commit;
 mod copy_up;
 mod diff;
 mod directory;
@@ -32,7 +33,6 @@ mod tree;
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use whelk_sys::{Scratch, fs};
@@ -204,63 +204,6 @@ impl Snapshots {
         self.keep(lease, &scratch, applied)
     }
 
-    /// Stores the changes in `upper`, an overlay's upper directory, as a layer, and holds it in `lease`.
-    ///
-    /// # Errors
-    /// Returns an error if a file cannot be read, or if the layer cannot be stored.
-    pub fn commit(&self, lease: &Lease, upper: &Path) -> Result<Layer> {
-        match self.commit_as(self.form, lease, upper) {
-            Err(Error::TooLarge(text)) => {
-                tracing::info!("{text}; {} is kept as a directory", upper.display());
-                self.commit_as(Form::Directories, lease, upper)
-            }
-            committed => committed,
-        }
-    }
-
-    fn commit_as(&self, form: Form, lease: &Lease, upper: &Path) -> Result<Layer> {
-        /// Pieces that wait. This bounds the memory of one layer.
-        const WAITING: usize = 4;
-        let scratch = self.staging.scratch()?;
-        // Whether reading ended because storing did.
-        let is_cut = AtomicBool::new(false);
-        let applied = std::thread::scope(|scope| {
-            let (sender, receiver) = std::sync::mpsc::sync_channel(WAITING);
-            let is_cut = &is_cut;
-            let exported = scope.spawn(move || {
-                let sent = |piece| {
-                    sender.send(piece).map_err(|_| {
-                        is_cut.store(true, Ordering::Relaxed);
-                        std::io::ErrorKind::BrokenPipe.into()
-                    })
-                };
-                export::export_layer(upper, sent)
-            });
-            let mut pieces = Pieces {
-                receiver,
-                piece: Vec::new(),
-                at: 0,
-            };
-            let applied = apply::apply(&mut pieces, scratch.path(), form, &self.budget);
-            if applied.is_ok() {
-                // An archive may end before its last piece, which the thread still sends.
-                let _ = std::io::copy(&mut pieces, &mut std::io::sink());
-            }
-            // Ends the thread, if it is not at its end.
-            drop(pieces);
-            let exported = exported
-                .join()
-                .unwrap_or_else(|_| Err(Error::invalid("reading the layer has panicked")));
-            match (applied, exported) {
-                // The other one's error follows from this.
-                (Err(error), Err(_)) if is_cut.load(Ordering::Relaxed) => Err(error),
-                (_, Err(error)) | (Err(error), Ok(())) => Err(error),
-                (Ok(applied), Ok(())) => Ok(applied),
-            }
-        })?;
-        self.keep(lease, &scratch, applied)
-    }
-
     /// Moves a layer that was unpacked in `scratch` into the store.
     fn keep(&self, lease: &Lease, scratch: &Scratch, applied: Layer) -> Result<Layer> {
         fs::write(scratch.path().join("size"), applied.size.to_string())?;
@@ -370,28 +313,6 @@ fn boot() -> Result<String> {
 
 /// The name of the file with digest and size of a layer's compressed blob.
 const COMPRESSED: &str = "gzip";
-
-/// Reads an archive from the thread that writes it.
-struct Pieces {
-    receiver: std::sync::mpsc::Receiver<Vec<u8>>,
-    piece: Vec<u8>,
-    at: usize,
-}
-
-impl Read for Pieces {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        while self.at == self.piece.len() {
-            match self.receiver.recv() {
-                Ok(piece) => (self.piece, self.at) = (piece, 0),
-                Err(_) => return Ok(0),
-            }
-        }
-        let count = buffer.len().min(self.piece.len() - self.at);
-        buffer[..count].copy_from_slice(&self.piece[self.at..self.at + count]);
-        self.at += count;
-        Ok(count)
-    }
-}
 
 /// A writer that reports the number of bytes written.
 struct Counting<'a> {

@@ -6,7 +6,7 @@
 //!                              │               │    └─ state, event, what to do if unhealthy
 //!                              └── pause, exit ┴─► off (the probe is killed)
 //! ```
-//! Containers wait in one list ([`Schedule`]), and one task runs all checks. The engine's
+//! Containers wait in one list ([`Schedule`]), and one thread runs all checks. The engine's
 //! record of the results is written to the store when the status changes, and with whatever else is
 //! written of the container.
 
@@ -14,11 +14,13 @@ mod probe;
 mod schedule;
 mod state;
 
+use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Weak};
 
 use futures_util::FutureExt as _;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use tokio::runtime::{self, Handle};
 use tokio::sync::oneshot;
 use whelk_shim::protocol::ExecLaunch;
 use whelk_sys::sync::IgnorePoison as _;
@@ -28,7 +30,7 @@ pub(crate) use schedule::Schedule;
 
 use self::schedule::Turn;
 use super::{Container, Containers};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::events::now;
 use crate::model::{Health, HealthAction, HealthResult, HealthStatus, Status};
 
@@ -54,9 +56,36 @@ enum Stage {
     },
 }
 
+/// Starts the thread that runs the checks. It ends when what is returned is dropped.
+///
+/// Its runtime has no other thread: in the engine's, each of a check's events would wake several.
+///
+/// # Errors
+/// Returns an error if the thread cannot be created.
+pub(crate) fn start_checks(containers: &Arc<Containers>) -> Result<oneshot::Sender<Infallible>> {
+    let failed = |error| Error::internal(format!("start the thread of health checks: {error}"));
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(failed)?;
+    let (keeps_running, ended) = oneshot::channel::<Infallible>();
+    let (engine, schedule) = (Handle::current(), containers.health_checks.clone());
+    let containers = Arc::downgrade(containers);
+    let run = move || {
+        runtime.block_on(async {
+            tokio::select! {
+                () = run_checks(&containers, &schedule, &engine) => {}
+                _ = ended => {}
+            }
+        });
+    };
+    let thread = std::thread::Builder::new().name("whelk-health".into());
+    thread.spawn(run).map_err(failed)?;
+    Ok(keeps_running)
+}
+
 /// Runs checks when they are due, as long as the engine's state exists.
-pub(crate) async fn run_checks(containers: Weak<Containers>, schedule: Arc<Schedule>) {
-    // In one task: a task for each would wake a thread for each.
+async fn run_checks(containers: &Weak<Containers>, schedule: &Schedule, engine: &Handle) {
     let mut running = FuturesUnordered::new();
     loop {
         let (turn, container) = tokio::select! {
@@ -67,7 +96,7 @@ pub(crate) async fn run_checks(containers: Weak<Containers>, schedule: Arc<Sched
             return;
         }
         if let Some((period, cancelled)) = container.begin_check(turn) {
-            let check = check(containers.clone(), container, period, cancelled);
+            let check = check(containers.clone(), container, period, cancelled, engine);
             // One that panics must not end the others.
             running.push(Box::pin(AssertUnwindSafe(check).catch_unwind()));
         }
@@ -79,6 +108,7 @@ async fn check(
     container: Arc<Container>,
     period: u64,
     cancelled: oneshot::Receiver<()>,
+    engine: &Handle,
 ) {
     let Some(containers) = containers.upgrade() else {
         return;
@@ -91,8 +121,12 @@ async fn check(
         return containers.await_next(&container, period);
     };
     let action = containers.apply_result(&container, period, result);
-    if action != HealthAction::None {
-        tracing::info!(container = container.id, "unhealthy: {action}");
+    if action == HealthAction::None {
+        return;
+    }
+    tracing::info!(container = container.id, "unhealthy: {action}");
+    // Its tasks, such as those of a restart, outlive this thread's runtime.
+    engine.spawn(async move {
         if let Err(error) = containers.act(&container, period, action).await {
             tracing::warn!(
                 container = container.id,
@@ -101,7 +135,7 @@ async fn check(
         }
         // Tried again after the next failure, if the container still runs.
         containers.await_next(&container, period);
-    }
+    });
 }
 
 impl Container {
