@@ -10,7 +10,7 @@
 )]
 
 use serde_json::{Value, json};
-use whelk_tests::{Cli, Engine, Program};
+use whelk_tests::{Cli, Engine, Program, eventually};
 
 fn image(engine: &Engine, name: &str) -> Value {
     engine.get(&format!("/images/{name}/json"))
@@ -258,4 +258,81 @@ fn the_container_is_paused_meanwhile() {
         let (found, answer) = engine.api("POST", path, None);
         assert_eq!((found, answer["message"].as_str()), (status, Some(text)));
     }
+}
+
+/// Starts the container `box`, whose commit takes a while.
+fn up_large(cli: Cli<'_>, engine: &Engine) {
+    let script = "head -c 150000000 /dev/urandom >/large; echo ready; exec sleep 600";
+    cli.up("box", &[], &["sh", "-c", script]);
+    engine.await_log("box", "ready");
+}
+
+#[test]
+fn commits_at_the_same_time_share_a_pause() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Whelk);
+    up_large(cli, &engine);
+    let mut events = engine.events("");
+    std::thread::scope(|scope| {
+        for name in ["made:one", "made:two"] {
+            scope.spawn(move || commit(cli, &["box", name]));
+        }
+    });
+    let seen = events.until("unpause");
+    let count = |action: &str| seen.iter().filter(|event| *event == action).count();
+    assert_eq!(
+        (count("container pause"), count("container commit")),
+        (1, 2),
+        "{seen:?}"
+    );
+    assert_eq!(engine.state("box"), "running");
+}
+
+#[test]
+fn a_users_pause_outlasts_that_of_a_commit() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Whelk);
+    up_large(cli, &engine);
+    let record = || {
+        let id = engine.inspect("box")["Id"].as_str().unwrap().to_owned();
+        let path = engine
+            .root()
+            .join("containers")
+            .join(id)
+            .join("container.json");
+        std::fs::read_to_string(path).unwrap()
+    };
+    let mut events = engine.events("");
+    std::thread::scope(|scope| {
+        let committed = scope.spawn(move || commit(cli, &["box", "made:one"]));
+        events.until("pause");
+        cli.run(&["pause", "box"]).ok();
+        assert!(!committed.is_finished(), "the pause came too late");
+        committed.join().unwrap();
+    });
+    assert_eq!(engine.state("box"), "paused");
+    cli.run(&["pause", "box"]).refuses(1, "is already paused");
+    eventually("the record", || {
+        (!record().contains("paused_by_engine")).then_some(())
+    });
+    // The next engine does not end it either.
+    engine.kill9();
+    engine.restart();
+    assert_eq!(engine.state("box"), "paused");
+    cli.run(&["unpause", "box"]).ok();
+    // A user ends the pause of a commit.
+    let mut events = engine.events("");
+    std::thread::scope(|scope| {
+        let committed = scope.spawn(move || commit(cli, &["box", "made:two"]));
+        events.until("pause");
+        cli.run(&["unpause", "box"]).ok();
+        assert!(!committed.is_finished(), "the end came too late");
+        cli.run(&["pause", "box"]).ok();
+        committed.join().unwrap();
+    });
+    assert_eq!(engine.state("box"), "paused");
+    cli.run(&["unpause", "box"]).ok();
+    eventually("the record", || {
+        (!record().contains("paused_by_engine")).then_some(())
+    });
 }

@@ -595,6 +595,29 @@ fn replies_of_a_slow_shim_are_awaited() {
 }
 
 #[test]
+fn a_pause_of_the_engines_own_that_fails_leaves_no_mark() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Whelk);
+    cli.up("cc", &[], &["sh", "-c", COUNTS]);
+    let shim = Pid::from_raw(shim_of(&engine, "cc")).unwrap();
+    kill_process(shim, Signal::STOP).unwrap();
+    // It is committed as it is.
+    cli.run(&["commit", "cc", "made:1"]).ok();
+    assert_eq!(engine.state("cc"), "running");
+    let id = engine.inspect("cc")["Id"].as_str().unwrap().to_owned();
+    let record = engine.root().join("containers").join(id);
+    eventually("the record", || {
+        let record = fs::read_to_string(record.join("container.json")).unwrap();
+        (!record.contains("paused_by_engine")).then_some(())
+    });
+    kill_process(shim, Signal::CONT).unwrap();
+    eventually("it to be reachable", || {
+        (cli.run(&["exec", "cc", "echo", "back"]).out() == "back\n").then_some(())
+    });
+    assert_eq!(engine.state("cc"), "running");
+}
+
+#[test]
 fn an_engine_without_free_descriptors_kills_nothing() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Whelk);

@@ -81,9 +81,13 @@ impl Containers {
             comment: request.comment.clone(),
             name: request.name.clone(),
         };
-        let pauses = request.pause && record.state.status == Status::Running;
+        let pauses =
+            request.pause && matches!(record.state.status, Status::Running | Status::Paused);
         // As with Docker, one that cannot be paused is committed as it is.
-        let is_paused = pauses && self.pause_meanwhile(container).await.is_ok();
+        let pause = match pauses {
+            true => self.pause_meanwhile(container).await.ok(),
+            false => None,
+        };
         let images = self.images.clone();
         let upper = self.instance.container_dir(&record.id).join("upper");
         let committed = blocking(move || {
@@ -103,8 +107,8 @@ impl Containers {
             ];
             self.publish(container, "commit", &attributes);
         }
-        if is_paused {
-            self.end_pause(container).await;
+        if let Some(pause) = pause {
+            self.end_pause(pause).await;
         }
         committed
     }

@@ -154,6 +154,8 @@ pub struct Container {
     log_readers: watch::Sender<usize>,
     /// Number of operations that read its writable layer by itself, not in a view.
     layer_readers: watch::Sender<usize>,
+    /// The engine's own pauses of it.
+    pauses: Mutex<pause::Pauses>,
     /// The views of its files that copies use.
     views: copy::view::Views,
     /// Held by the one thread that accesses the files and memory of the container's processes,
@@ -452,6 +454,7 @@ impl Container {
             waiting_clients: Mutex::default(),
             log_readers: watch::Sender::default(),
             layer_readers: watch::Sender::default(),
+            pauses: Mutex::default(),
             views: copy::view::Views::default(),
             process_access: Arc::default(),
             health: Mutex::default(),

@@ -116,6 +116,7 @@ impl Containers {
     /// Records a container's exit, releases its resources, publishes the event, and then removes or
     /// restarts the container as its settings say.
     pub(super) async fn handle_exit(self: &Arc<Self>, container: &Arc<Container>, exit: &Exit) {
+        container.forget_own_pauses();
         let (ran, restart) = {
             let mut record = container.record();
             let ran = exit.at - record.state.started_at;

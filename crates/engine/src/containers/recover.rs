@@ -95,7 +95,8 @@ impl Containers {
                     } else {
                         Status::Running
                     };
-                    paused && record.state.paused_by_engine
+                    record.state.paused_by_engine &= paused;
+                    record.state.paused_by_engine
                 };
                 for (id, pid) in execs {
                     self.adopt_exec(container, &id, pid);
@@ -104,7 +105,7 @@ impl Containers {
                 if ends_pause {
                     let id = &container.id;
                     tracing::info!(container = id, "resume: an engine ended during its pause");
-                    self.end_pause(container).await;
+                    self.end_left_pause(container).await;
                 }
             }
             ShimStatus::Gone => self.recover_ended(container).await,

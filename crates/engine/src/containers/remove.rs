@@ -224,7 +224,15 @@ async fn empty_trash(staging: Staging, path: PathBuf, container: Arc<Container>)
     let mut readers = container.log_readers.subscribe();
     let _ = tokio::time::timeout(PATIENCE, readers.wait_for(|readers| *readers == 0)).await;
     let mut readers = container.layer_readers.subscribe();
-    let _ = readers.wait_for(|readers| *readers == 0).await;
+    let ended = tokio::time::timeout(PATIENCE, readers.wait_for(|readers| *readers == 0));
+    let is_late = ended.await.is_err();
+    if is_late {
+        tracing::warn!(
+            container = container.id,
+            "the files of the removed container stay until the exports, commits and copies that read them end"
+        );
+        let _ = readers.wait_for(|readers| *readers == 0).await;
+    }
     staging.dispose([path]);
 }
 

@@ -11,10 +11,11 @@ use whelk_runtime::spec::{IdMapping, Mount};
 use whelk_runtime::user::UserRequest;
 use whelk_sys::{errno_text, fs, in_root};
 
+use super::pause::OwnPause;
 use super::{Container, Containers, files, to_its_end};
 use crate::error::{Error, Result};
 use crate::images::Pin;
-use crate::model::{Config, ContainerRecord, HostConfig, Status};
+use crate::model::{Config, ContainerRecord, HostConfig};
 use crate::mounts::{self, ImageUse, MountPlan, Source, VolumeUse};
 use crate::volumes::{VolumeRecord, Volumes};
 
@@ -220,32 +221,23 @@ impl Containers {
             .flatten(),
             Err(error) => Err(error),
         };
-        for container in paused {
-            self.end_pause(&container).await;
+        for pause in paused {
+            self.end_pause(pause).await;
         }
         copied
     }
 
-    /// Pauses the running containers that use a volume, and adds them to `paused`, including one
-    /// whose pause has failed and may have taken effect.
-    async fn pause_users(
-        self: &Arc<Self>,
-        volume: &str,
-        paused: &mut Vec<Arc<Container>>,
-    ) -> Result<()> {
+    /// Pauses the running containers that use a volume, and adds their pauses to `paused`.
+    async fn pause_users(self: &Arc<Self>, volume: &str, paused: &mut Vec<OwnPause>) -> Result<()> {
         for id in self.volumes.running(volume) {
-            let Some(container) = self
-                .by_id(&id)
-                .filter(|container| container.status() == Status::Running)
-            else {
+            let Some(container) = self.by_id(&id) else {
                 continue;
             };
-            let outcome = self.pause_meanwhile(&container).await;
-            paused.push(container);
-            match outcome {
-                // It has ended meanwhile.
+            match self.pause_meanwhile(&container).await {
+                Ok(pause) => paused.push(pause),
+                // It does not run any more, or a user has paused it.
                 Err(Error::Conflict(_) | Error::NotFound(_)) => {}
-                outcome => outcome?,
+                Err(error) => return Err(error),
             }
         }
         Ok(())
