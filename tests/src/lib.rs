@@ -26,6 +26,7 @@
 mod attached;
 pub mod certificates;
 mod cli;
+pub mod docker_py;
 mod engine;
 mod free;
 mod http;

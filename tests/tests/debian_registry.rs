@@ -124,15 +124,25 @@ fn images_are_pushed_and_pulled_over_http() {
     });
 }
 
+/// Lets only alice in, with the password `sesame`.
+fn passwords(directory: &Path) -> Value {
+    let hash = bcrypt::hash("sesame", 4).unwrap();
+    let path = directory.join("htpasswd");
+    std::fs::write(&path, format!("alice:{hash}\n")).unwrap();
+    json!({"auth": {"htpasswd": {"realm": "test", "path": path}}})
+}
+
+#[test]
+fn docker_py_pushes_and_pulls() {
+    let engine = Engine::without_images(&[]);
+    let registry = Served::start("docker-py", passwords);
+    whelk_tests::docker_py::pushes_and_pulls(&engine, &registry.host, "alice", "sesame");
+}
+
 #[test]
 fn a_registry_with_passwords_wants_a_login() {
     let engine = Engine::without_images(&[]);
-    let registry = Served::start("htpasswd", |directory| {
-        let hash = bcrypt::hash("sesame", 4).unwrap();
-        let path = directory.join("htpasswd");
-        std::fs::write(&path, format!("alice:{hash}\n")).unwrap();
-        json!({"auth": {"htpasswd": {"realm": "test", "path": path}}})
-    });
+    let registry = Served::start("htpasswd", passwords);
     let config = engine.scratch("config");
     std::fs::create_dir_all(&config).unwrap();
     let flag = format!("--config={}", config.display());

@@ -111,6 +111,13 @@ fn images_are_pushed_and_pulled_over_ipv6() {
     });
 }
 
+#[test]
+fn docker_py_pushes_and_pulls() {
+    let engine = Engine::without_images(&[]);
+    let served = Served::with_flags("docker-py", |directory| vec![users(directory, &["ann"])]);
+    whelk_tests::docker_py::pushes_and_pulls(&engine, &served.host, "ann", "sesame");
+}
+
 /// Runs skopeo, and returns its output and whether it has succeeded.
 fn skopeo(arguments: &[&str]) -> (bool, String) {
     let output = whelk_tests::skopeo().args(arguments).output().unwrap();
