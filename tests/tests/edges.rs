@@ -22,7 +22,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("logsend", &["sys", "text"]),
     ("shim", &["logsend", "runtime", "sys"]),
     ("llb", &[]),
-    ("dockerfile", &["text"]),
+    ("dockerfile", &["llb", "text"]),
     ("image", &["dockerfile", "sys"]),
     ("network", &["sys"]),
     ("client", &[]),

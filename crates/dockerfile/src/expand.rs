@@ -4,10 +4,11 @@
 //! `%%`, `/` and `//`.
 
 use std::cell::Cell;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 use regex_lite::Regex;
 
+pub use crate::environment::Environment;
 use crate::{Error, Result};
 
 /// Limit of the expansion of a word in bytes, so that nested variables cannot exhaust memory. The
@@ -20,63 +21,6 @@ const MAX_STEPS: usize = 1 << 27;
 
 /// Limit of nested substitutions such as `${a:-${b:-…}}`.
 const MAX_DEPTH: usize = 64;
-
-/// Variables by name, in the order in which they were last set.
-#[derive(Clone, Debug, Default)]
-pub struct Environment {
-    values: HashMap<String, (u64, String)>,
-    sets: u64,
-}
-
-impl Environment {
-    /// Takes `NAME=value` entries; the last one of a name is used.
-    pub fn new<'a>(entries: impl IntoIterator<Item = &'a str>) -> Self {
-        let mut environment = Self::default();
-        for entry in entries {
-            let (name, value) = entry.split_once('=').unwrap_or((entry, ""));
-            environment.set(name, value);
-        }
-        environment
-    }
-
-    pub fn get(&self, name: &str) -> Option<&str> {
-        self.values.get(name).map(|(_, value)| value.as_str())
-    }
-
-    pub fn set(&mut self, name: impl Into<String>, value: impl Into<String>) {
-        self.sets += 1;
-        self.values.insert(name.into(), (self.sets, value.into()));
-    }
-
-    pub fn remove(&mut self, name: &str) {
-        self.values.remove(name);
-    }
-
-    /// Returns the names, in the order in which they were last set.
-    pub fn names(&self) -> Vec<&str> {
-        let mut names: Vec<(u64, &str)> = self
-            .values
-            .iter()
-            .map(|(name, (set, _))| (*set, name.as_str()))
-            .collect();
-        names.sort_unstable();
-        names.into_iter().map(|(_, name)| name).collect()
-    }
-
-    /// Returns `NAME=value` entries, in the order in which the names were last set.
-    pub fn entries(&self) -> Vec<String> {
-        let entry = |name: &str| format!("{name}={}", self.get(name).unwrap_or_default());
-        self.names().into_iter().map(entry).collect()
-    }
-
-    /// Returns the number of bytes of all entries.
-    pub fn size(&self) -> usize {
-        let entries = self.values.iter();
-        entries
-            .map(|(name, (_, value))| name.len() + value.len() + 1)
-            .sum()
-    }
-}
 
 /// The work that the words of one file may still cause, so that many words cannot take what a single
 /// one may not.
@@ -172,6 +116,23 @@ impl<'a> Lexer<'a> {
     /// # Errors
     /// Returns the same errors as [`Lexer::word`].
     pub fn expand(&self, text: &str) -> Result<Expansion> {
+        let mut expansion = Expansion::default();
+        let result = self.scan(text, &mut expansion);
+        result.map(|()| expansion)
+    }
+
+    /// Like [`Lexer::word`], and adds the names of variables that are not set, also if it fails.
+    ///
+    /// # Errors
+    /// Returns the same errors as [`Lexer::word`].
+    pub(crate) fn word_noting(&self, text: &str, unset: &mut Vec<String>) -> Result<String> {
+        let mut expansion = Expansion::default();
+        let result = self.scan(text, &mut expansion);
+        unset.extend(expansion.unset);
+        result.map(|()| expansion.text)
+    }
+
+    fn scan(&self, text: &str, expansion: &mut Expansion) -> Result<()> {
         let mut scan = Scan {
             lexer: *self,
             letters: text.chars().collect(),
@@ -184,15 +145,12 @@ impl<'a> Lexer<'a> {
         // A word can be as long as a line, so only its beginning is shown.
         const SHOWN: usize = 256;
         let shown = || text.chars().take(SHOWN).collect::<String>();
-        let (text, words) = scan
-            .until(None, self.keep.escapes)
+        let result = scan.until(None, self.keep.escapes);
+        expansion.set = scan.set;
+        expansion.unset = scan.unset;
+        (expansion.text, expansion.words) = result
             .map_err(|error| Error::new(format!("failed to process {:?}: {error}", shown())))?;
-        Ok(Expansion {
-            text,
-            words,
-            set: scan.set,
-            unset: scan.unset,
-        })
+        Ok(())
     }
 }
 

@@ -64,6 +64,13 @@ impl Matcher {
         self.patterns.iter().any(|pattern| pattern.exception)
     }
 
+    /// Whether a pattern matches everything in the root.
+    pub(crate) fn excludes_all(&self) -> bool {
+        self.patterns.iter().any(|pattern| {
+            !pattern.exception && matches!(pattern.text.as_str(), "*" | "**" | "**/*")
+        })
+    }
+
     /// Returns whether a path, relative and in normal form, is excluded, itself or with a directory that it is in.
     pub fn excludes(&self, file: &str) -> bool {
         let mut excluded = false;

@@ -5,8 +5,10 @@
 #![forbid(unsafe_code)]
 
 mod arguments;
+pub mod convert;
 mod csv;
 mod directive;
+mod environment;
 mod error;
 mod expand;
 pub mod heredoc;

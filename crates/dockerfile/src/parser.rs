@@ -86,6 +86,17 @@ pub fn text(bytes: &[u8]) -> Result<&str> {
     })
 }
 
+/// Parses the line of a single instruction, such as a trigger of a base image.
+///
+/// # Errors
+/// Returns an error if there is not exactly one instruction, or that of [`parse`].
+pub(crate) fn parse_trigger(text: &str) -> Result<Line> {
+    match <[Line; 1]>::try_from(parse(text)?.lines) {
+        Ok([line]) => Ok(line),
+        Err(_) => Err(Error::new("onbuild trigger should be a single expression")),
+    }
+}
+
 struct Parser<'a> {
     rest: &'a str,
     /// The number of the line that was read last.

@@ -30,7 +30,7 @@ impl Step {
 }
 
 /// A stage. Its base and platform may contain variables.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stage {
     /// In lower case; empty if it has none.
     pub name: String,

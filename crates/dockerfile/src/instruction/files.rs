@@ -133,9 +133,7 @@ impl Files {
                 keep,
                 ..inner
             };
-            let expansion = lexer_of_documents.expand(&document.content)?;
-            lexer.unset.extend(expansion.unset);
-            document.content = expansion.text;
+            document.content = lexer_of_documents.word_noting(&document.content, lexer.unset)?;
         }
         Ok(())
     }

@@ -5,8 +5,6 @@ mod flags;
 mod health;
 mod run;
 
-use std::collections::BTreeSet;
-
 pub use files::{Add, Copy, Files};
 pub use health::Healthcheck;
 pub use run::{Device, Mount, MountKind, Network, Run, Sharing};
@@ -104,7 +102,7 @@ impl Instruction {
     pub fn read(line: &Line, lexer: &Lexer<'_>) -> Result<Self> {
         let mut instruction = Self::parse(line)?;
         instruction
-            .expand(lexer)
+            .expand(lexer, &mut Vec::new())
             .map_err(|error| error.at(line.lines))?;
         Ok(instruction)
     }
@@ -162,15 +160,16 @@ impl Instruction {
     }
 
     /// Replaces the variables of instructions that support them, except those of ARG, whose defaults depend
-    /// on the arguments before them. Returns the names of variables that are not set.
+    /// on the arguments before them. Adds the names of variables that are not set to `unset`, once for each word
+    /// that they are in, also if it fails.
     ///
     /// # Errors
     /// Returns an error for words that cannot be expanded, and for mounts, paths and volumes that are
     /// invalid afterwards.
-    pub fn expand(&mut self, lexer: &Lexer<'_>) -> Result<BTreeSet<String>> {
+    pub fn expand(&mut self, lexer: &Lexer<'_>, unset: &mut Vec<String>) -> Result<()> {
         let mut words = Expander {
             lexer: *lexer,
-            unset: BTreeSet::new(),
+            unset,
         };
         match self {
             Self::Env(pairs) | Self::Label(pairs) => {
@@ -211,21 +210,19 @@ impl Instruction {
             | Self::Onbuild(_)
             | Self::Shell(_) => {}
         }
-        Ok(words.unset)
+        Ok(())
     }
 }
 
 /// Replaces words, and collects the names of variables that are not set.
 struct Expander<'a> {
     lexer: Lexer<'a>,
-    unset: BTreeSet<String>,
+    unset: &'a mut Vec<String>,
 }
 
 impl Expander<'_> {
     fn word(&mut self, word: &mut String) -> Result<()> {
-        let expansion = self.lexer.expand(word)?;
-        self.unset.extend(expansion.unset);
-        *word = expansion.text;
+        *word = self.lexer.word_noting(word, self.unset)?;
         Ok(())
     }
 }
