@@ -19,6 +19,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("sys", &[]),
     ("text", &[]),
     ("runtime", &["sys"]),
+    ("cdi", &["runtime", "sys", "text"]),
     ("logsend", &["sys", "text"]),
     ("shim", &["logsend", "runtime", "sys"]),
     ("llb", &[]),
@@ -34,6 +35,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     (
         "engine",
         &[
+            "cdi",
             "gotemplate",
             "image",
             "logsend",

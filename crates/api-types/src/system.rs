@@ -195,6 +195,19 @@ pub struct SystemInfo {
     /// Empty if CDI devices are not supported.
     #[serde(rename = "CDISpecDirs")]
     pub cdi_spec_dirs: Vec<String>,
+    /// Not before version 1.50.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub discovered_devices: Vec<DeviceInfo>,
+}
+
+/// A device that containers can request by its name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct DeviceInfo {
+    /// The driver that knows it: `cdi`.
+    pub source: String,
+    #[serde(rename = "ID")]
+    pub id: String,
 }
 
 /// The drivers by kind.

@@ -25,6 +25,9 @@ pub const DEFAULT_INSTANCE: &str = "whelk";
 /// The name of the store's database in the root directory.
 pub(crate) const STORE_FILE: &str = "store.db";
 
+/// The directories of CDI specifications that are used if none are given.
+pub const DEFAULT_CDI_DIRECTORIES: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];
+
 /// `f_type` of overlayfs (statfs(2)).
 const OVERLAYFS_SUPER_MAGIC: rustix::fs::FsWord = 0x794c_7630;
 
@@ -50,6 +53,9 @@ pub struct Instance {
     pub registries: RegistrySettings,
     /// When unused images are removed; never if it is not set.
     pub image_gc: Option<ImageGc>,
+    /// The directories of CDI specifications; later ones come before earlier ones. Empty if CDI devices
+    /// are disabled.
+    pub cdi_directories: Vec<PathBuf>,
     /// The default `RLIMIT_NOFILE` of containers: the limit that the engine was started with.
     pub open_files: OpenFiles,
 }
@@ -99,6 +105,7 @@ impl Instance {
             networks,
             registries: RegistrySettings::default(),
             image_gc: None,
+            cdi_directories: DEFAULT_CDI_DIRECTORIES.map(PathBuf::from).into(),
             open_files,
         })
     }

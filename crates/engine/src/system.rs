@@ -1,5 +1,7 @@
 //! Information about the engine and its host, for `GET /info`.
 
+use std::path::PathBuf;
+
 use whelk_sys::fs;
 
 use crate::Engine;
@@ -38,7 +40,28 @@ pub struct Info {
     pub problems: Vec<String>,
 }
 
+/// The CDI devices that containers can request.
+#[derive(Clone, Debug)]
+pub struct CdiDevices {
+    /// Their qualified names.
+    pub names: Vec<String>,
+    /// Files that cannot be used, and why.
+    pub errors: Vec<(PathBuf, String)>,
+}
+
 impl Engine {
+    /// Reads the CDI specifications. Blocking.
+    pub fn cdi_devices(&self) -> CdiDevices {
+        let registry = self.containers.cdi();
+        let errors = registry.errors().iter();
+        CdiDevices {
+            names: registry.devices().map(str::to_owned).collect(),
+            errors: errors
+                .map(|error| (error.path.clone(), error.text.clone()))
+                .collect(),
+        }
+    }
+
     pub fn info(&self) -> Info {
         let statuses: Vec<Status> = self
             .containers

@@ -79,6 +79,9 @@ fn set_up<'a>(
     }
     keys.make_read_only()?;
     let identity = process::identity(&root, process, launch.user)?;
+    if !keys.dev_is_bound {
+        devices::give(&root, launch.nodes_of_user, &identity)?;
+    }
     rootfs::pivot(&root)?;
     rootfs::finish(
         &linux.rootfs_propagation,

@@ -11,8 +11,10 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 use whelk_sys::in_root;
 
 use crate::error::{Error, Result, os, os_at};
+use crate::launch::NodeOfUser;
 use crate::mounts::attach_at;
 use crate::spec::{Device, DeviceKind};
+use crate::user::Identity;
 
 /// Default devices of the OCI specification: name, major, minor.
 const DEFAULT: &[(&str, i64, i64)] = &[
@@ -141,6 +143,36 @@ fn create_one(directory: &OwnedFd, name: &str, device: &Device, bind: bool) -> R
             AtFlags::SYMLINK_NOFOLLOW,
         )
         .map_err(step)?;
+    }
+    Ok(())
+}
+
+/// Makes device nodes belong to the user of the container's program. Other files that are in their
+/// place, such as mounts, keep their owners.
+pub(crate) fn give(root: &OwnedFd, nodes: &[NodeOfUser], identity: &Identity) -> Result<()> {
+    for node in nodes {
+        let user = (node.user && identity.uid != 0).then_some(Uid::from_raw(identity.uid));
+        let group = (node.group && identity.gid != 0).then_some(Gid::from_raw(identity.gid));
+        if user.is_none() && group.is_none() {
+            continue;
+        }
+        let path = Path::new(&node.path);
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            continue;
+        };
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let directory = in_root::open(root, parent, flags | OFlags::DIRECTORY, Mode::empty());
+        let file =
+            directory.and_then(|it| in_root::open_same_mount(it, name, flags | OFlags::NOFOLLOW));
+        let Ok(file) = file else {
+            continue;
+        };
+        let step = os_at("change the owner of", &node.path);
+        let kind = rustix::fs::fstat(&file).map(|stat| FileType::from_raw_mode(stat.st_mode));
+        if kind.is_ok_and(|kind| kind.is_char_device() || kind.is_block_device() || kind.is_fifo())
+        {
+            chownat(&file, "", user, group, AtFlags::EMPTY_PATH).map_err(step)?;
+        }
     }
     Ok(())
 }

@@ -36,8 +36,20 @@ pub struct Launch<'a> {
     pub streams: Option<[OwnedFd; 3]>,
     /// Number of descriptors after the three standard streams that the program inherits.
     pub preserved: u32,
+    /// Device nodes that belong to the program's user.
+    pub nodes_of_user: &'a [NodeOfUser],
     /// What the created container waits for before it executes its program.
     pub gate: Gate,
+}
+
+/// A device node in the container whose owner is the user of its first process.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct NodeOfUser {
+    pub path: String,
+    /// Whether the node's user is the process's.
+    pub user: bool,
+    /// Whether the node's group is the process's.
+    pub group: bool,
 }
 
 /// How a created container is told to start.
@@ -183,7 +195,7 @@ impl Created {
     }
 
     /// Kills the process and reaps it.
-    fn abandon(&self) {
+    pub fn abandon(&self) {
         let _ = rustix::process::pidfd_send_signal(&self.pidfd, rustix::process::Signal::KILL);
         let _ = rustix::process::waitpid(Some(self.pid), rustix::process::WaitOptions::empty());
     }

@@ -20,6 +20,7 @@ use whelk_runtime::{Error, Result, Rootfs};
 use whelk_sys::process::{CloneFlags, Cloned, clone_process, exit_now};
 use whelk_sys::{fs, signal};
 
+use crate::bundle;
 use crate::client::Role;
 use crate::container::{INIT, Shim, pid_number, set_nonblocking};
 use crate::filter;
@@ -332,14 +333,20 @@ fn start_init(
         make_cwd: true,
         filter,
         preserved: 0,
+        nodes_of_user: &launch.nodes_of_user,
         streams,
         gate: Gate::Starter,
     };
+    bundle::write(launch)?;
     let mut created = launch::create(&runtime_launch, Some(cgroup))?;
     // Only the program may hold its ends of the pipes; otherwise their end would never be seen.
     drop(runtime_launch);
-    if let Some(text) = created.start()? {
-        crate::log_error(&format!("container {}: {text}", launch.id));
+    match created.start()? {
+        Some(text) => crate::log_error(&format!("container {}: {text}", launch.id)),
+        None => bundle::after_start(launch, created.pid).inspect_err(|_| {
+            let _ = cgroup.kill_all();
+            created.abandon();
+        })?,
     }
     let started_at = now();
     let mut init = Process::new(INIT, None, created.pid, created.pidfd);

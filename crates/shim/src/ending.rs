@@ -168,6 +168,7 @@ impl Shim {
         self.log.finish();
         self.end_forward();
         self.compress_logs();
+        crate::bundle::after_stop(&self.launch);
         // Before the event: whoever gets it may start another container with these ports.
         self.ports.clear();
         let exit = Exit {

@@ -7,6 +7,7 @@
 
 pub mod boot;
 mod bound;
+mod bundle;
 mod client;
 mod container;
 mod ending;

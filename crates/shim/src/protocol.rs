@@ -22,6 +22,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use whelk_runtime::Rootfs;
+use whelk_runtime::launch::NodeOfUser;
 use whelk_runtime::spec::{Process, Resources, Spec};
 use whelk_runtime::user::UserRequest;
 
@@ -62,6 +63,9 @@ pub struct ContainerLaunch {
     /// are used instead of their paths.
     #[serde(default)]
     pub mounted_layers: Vec<usize>,
+    /// Device nodes that belong to the program's user.
+    #[serde(default)]
+    pub nodes_of_user: Vec<NodeOfUser>,
 }
 
 /// The reply to a [`ContainerLaunch`].

@@ -10,7 +10,9 @@ use anyhow::{Context, bail};
 use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use whelk_engine::instance::{ImageGc, Instance, LayerForm, NetworkDefaults, RegistrySettings};
+use whelk_engine::instance::{
+    DEFAULT_CDI_DIRECTORIES, ImageGc, Instance, LayerForm, NetworkDefaults, RegistrySettings,
+};
 use whelk_engine::model::LogDriver;
 use whelk_engine::networks::Pool;
 use whelk_registry::Proxies;
@@ -69,6 +71,8 @@ pub(crate) struct File {
     max_concurrent_downloads: Option<usize>,
     max_concurrent_uploads: Option<usize>,
     max_download_attempts: Option<u32>,
+    cdi_spec_dirs: Option<Vec<PathBuf>>,
+    features: BTreeMap<String, bool>,
     /// Whelk's own key: the file with the policy for pulled images.
     signature_policy: Option<PathBuf>,
     /// Whelk's own key: when unused images are removed.
@@ -87,7 +91,6 @@ const UNSUPPORTED: &[&str] = &[
     "bridge",
     "bridge-accept-fwmark",
     "builder",
-    "cdi-spec-dirs",
     "cgroup-parent",
     "containerd",
     "containerd-namespace",
@@ -104,7 +107,6 @@ const UNSUPPORTED: &[&str] = &[
     "default-ulimits",
     "exec-opts",
     "experimental",
-    "features",
     "firewall-backend",
     "host-gateway-ips",
     "init",
@@ -292,6 +294,9 @@ fn parse(content: &[u8], keys: Keys) -> anyhow::Result<File> {
             "live-restore: cannot be disabled; containers always keep running when the engine stops"
         );
     }
+    if let Some(feature) = file.features.keys().find(|feature| *feature != "cdi") {
+        bail!("features: whelk has no feature {feature:?}");
+    }
     if let Some(driver) = file
         .default_network_opts
         .keys()
@@ -338,6 +343,7 @@ impl File {
             Layers::Directories => LayerForm::Directories,
             Layers::Erofs => LayerForm::Images,
         };
+        instance.cdi_directories = self.cdi_directories();
         instance.default_log.options = self.log_opts;
         if self.log_driver.is_some() {
             instance.default_log.driver = self.log_driver;
@@ -410,6 +416,19 @@ impl File {
         Ok(settings)
     }
 
+    /// Returns the directories of CDI specifications; none if the feature is off, or if the only
+    /// directory has no name.
+    fn cdi_directories(&self) -> Vec<PathBuf> {
+        if self.features.get("cdi") == Some(&false) {
+            return Vec::new();
+        }
+        match self.cdi_spec_dirs.as_deref().unwrap_or_default() {
+            [] => DEFAULT_CDI_DIRECTORIES.map(PathBuf::from).into(),
+            [only] if only.as_os_str().is_empty() => Vec::new(),
+            given => given.to_vec(),
+        }
+    }
+
     fn image_gc(&self) -> anyhow::Result<Option<ImageGc>> {
         let settings = self.image_gc.as_ref().map(ImageGcSettings::settings);
         settings.transpose().context("image-gc")
@@ -477,8 +496,8 @@ mod tests {
         assert!(parse(b" \n", Keys::All).is_ok());
         refused("[]", "expected a JSON object");
         refused(
-            r#"{"nosuch": [], "debug": true, "features": {}, "other": 1, "storage-driver": "overlay2"}"#,
-            "keys that whelk does not support: features, storage-driver; unknown keys: nosuch, other",
+            r#"{"nosuch": [], "debug": true, "builder": {}, "other": 1, "storage-driver": "overlay2"}"#,
+            "keys that whelk does not support: builder, storage-driver; unknown keys: nosuch, other",
         );
         refused(
             r#"{"insecure-registries": ["http://x"]}"#,
@@ -549,6 +568,36 @@ mod tests {
         );
         refused(r#"{"default-network-opts": {"nosuch": {}}}"#, "nosuch");
         refused(r#"{"mtu": 10}"#, "mtu 10");
+        refused(
+            r#"{"features": {"cdi": true, "x": true}}"#,
+            "features: whelk has no feature \"x\"",
+        );
+    }
+
+    #[test]
+    fn directories_of_cdi_specifications_can_be_disabled() {
+        let check = |content: &str, expected: &[&str]| {
+            let file = parse(content.as_bytes(), Keys::All).unwrap();
+            let found = file.cdi_directories();
+            assert!(
+                found
+                    .iter()
+                    .map(PathBuf::as_path)
+                    .eq(expected.iter().map(Path::new)),
+                "{content}"
+            );
+        };
+        check("{}", &["/etc/cdi", "/var/run/cdi"]);
+        check(
+            r#"{"features": {"cdi": true}, "cdi-spec-dirs": []}"#,
+            &["/etc/cdi", "/var/run/cdi"],
+        );
+        check(r#"{"cdi-spec-dirs": ["/a"]}"#, &["/a"]);
+        check(r#"{"cdi-spec-dirs": [""]}"#, &[]);
+        check(
+            r#"{"features": {"cdi": false}, "cdi-spec-dirs": ["/a"]}"#,
+            &[],
+        );
     }
 
     #[test]

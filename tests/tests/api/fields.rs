@@ -288,12 +288,7 @@ fn limits() -> Vec<(&'static str, Value, Fate, Fate)> {
         ("/CpusetMems", json!("0"), Shown, Shown),
         ("/Devices", device, Shown, Ignored),
         ("/DeviceCgroupRules", json!(["c 1:3 r"]), Shown, Ignored),
-        (
-            "/DeviceRequests",
-            gpu,
-            Refused("HostConfig.DeviceRequests"),
-            Ignored,
-        ),
+        ("/DeviceRequests", gpu, Shown, Ignored),
         ("/MemoryReservation", json!(32 << 20), Shown, Shown),
         ("/MemorySwap", json!(-1), Shown, Shown),
         ("/MemorySwappiness", json!(10), Shown, Ignored),

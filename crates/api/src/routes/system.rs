@@ -125,9 +125,9 @@ pub(super) async fn info(
     Extension(version): Extension<ApiVersion>,
 ) -> ApiResult {
     let about = engine.clone();
-    let info = blocking(move || Ok(about.info())).await?;
+    let (info, cdi) = blocking(move || Ok((about.info(), about.cdi_devices()))).await?;
     let bridge_filter = info.bridge_filter;
-    let mut shown = wire::info(&engine, info);
+    let mut shown = wire::info(&engine, info, cdi);
     version::downgrade_info(version, bridge_filter, &mut shown);
     Ok(ok(&shown))
 }

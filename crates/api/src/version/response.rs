@@ -249,6 +249,7 @@ pub(crate) fn downgrade_info(
         }
     }
     if version < ApiVersion(1, 50) {
+        shown.discovered_devices.clear();
         shown.bridge_nf_iptables = Some(bridge_filter.0);
         shown.bridge_nf_ip6tables = Some(bridge_filter.1);
     }

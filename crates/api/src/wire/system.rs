@@ -1,8 +1,8 @@
 //! The engine and the machine.
 
 use whelk_api_types::{
-    Commit, ComponentVersion, ContainerSummary, DiskUsage, FirewallInfo, ImageSummary, IndexInfo,
-    PluginsInfo, RegistryServiceConfig, Runtime, SwarmInfo, SystemInfo, SystemVersion,
+    Commit, ComponentVersion, ContainerSummary, DeviceInfo, DiskUsage, FirewallInfo, ImageSummary,
+    IndexInfo, PluginsInfo, RegistryServiceConfig, Runtime, SwarmInfo, SystemInfo, SystemVersion,
     SystemVersionPlatform, Volume, VolumeUsageData,
 };
 use whelk_engine::Engine;
@@ -10,7 +10,7 @@ use whelk_engine::events::now;
 use whelk_engine::instance::LayerForm;
 use whelk_engine::model::LogDriver;
 use whelk_engine::model::network::NetworkDriverKind;
-use whelk_engine::system::{Info, RUNTIME_SPEC, VERSION};
+use whelk_engine::system::{CdiDevices, Info, RUNTIME_SPEC, VERSION};
 use whelk_registry::{Insecure, Settings};
 
 use super::{Convert as _, null_if_empty, signed, time};
@@ -90,12 +90,16 @@ fn driver_status(engine: &Engine, info: &Info) -> Vec<[String; 2]> {
     status
 }
 
-pub(crate) fn info(engine: &Engine, info: Info) -> SystemInfo {
+pub(crate) fn info(engine: &Engine, info: Info, cdi: CdiDevices) -> SystemInfo {
     let v1 = info.cgroup_version == 1;
     let warnings = info
         .problems
         .iter()
         .map(|problem| format!("WARNING: {problem}"))
+        .chain(cdi.errors.iter().map(|(path, error)| {
+            let path = path.display();
+            format!("CDI: Error associated with spec file {path}: {error}")
+        }))
         .collect();
     let registries = &engine.instance.registries.client;
     SystemInfo {
@@ -174,7 +178,20 @@ pub(crate) fn info(engine: &Engine, info: Info) -> SystemInfo {
         product_license: String::new(),
         default_address_pools: Vec::new(),
         warnings: null_if_empty(warnings),
-        cdi_spec_dirs: Vec::new(),
+        cdi_spec_dirs: engine
+            .instance
+            .cdi_directories
+            .iter()
+            .map(|path| path.to_string_lossy().into_owned())
+            .collect(),
+        discovered_devices: cdi
+            .names
+            .into_iter()
+            .map(|id| DeviceInfo {
+                source: "cdi".into(),
+                id,
+            })
+            .collect(),
         id: info.id,
         ..SystemInfo::default()
     }

@@ -16,6 +16,7 @@ mod audit;
 mod commit;
 mod copy;
 mod create;
+mod device_requests;
 mod devices;
 mod diff;
 mod donors;

@@ -280,6 +280,7 @@ impl Containers {
                 &[],
             );
         }
+        let requested = self.add_requested_devices(host, &mut spec)?;
         let mut log = logging::config(&host.log_config, &directory, &record.id)?;
         if host.log_config.driver != Some(LogDriver::None) {
             let failed = |error: Error| error.prefixed(LOGGING_FAILED);
@@ -291,7 +292,13 @@ impl Containers {
             rootfs: self.rootfs(record, &directory)?,
             user: UserRequest {
                 user: config.user.clone(),
-                groups: host.group_add.clone().unwrap_or_default(),
+                groups: host
+                    .group_add
+                    .iter()
+                    .flatten()
+                    .cloned()
+                    .chain(requested.groups.iter().map(u32::to_string))
+                    .collect(),
             },
             filter: self.filter(host, &capabilities)?,
             log,
@@ -304,6 +311,7 @@ impl Containers {
             network: false,
             ports: 0,
             mounted_layers: Vec::new(),
+            nodes_of_user: requested.of_user,
         })
     }
 

@@ -119,12 +119,6 @@ fn refuse_unsupported(host: &HostConfig) -> Result<()> {
             !host.storage_opt.is_empty(),
             "HostConfig.StorageOpt (--storage-opt)",
         ),
-        (
-            host.device_requests
-                .as_ref()
-                .is_some_and(|list| !list.is_empty()),
-            "HostConfig.DeviceRequests (--gpus)",
-        ),
         (!host.cgroup.is_empty(), "HostConfig.Cgroup"),
         // They limit containers on Windows.
         (host.cpu_count != 0, "HostConfig.CpuCount"),

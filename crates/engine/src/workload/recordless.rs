@@ -187,6 +187,7 @@ impl Workloads {
             network: namespace.is_some(),
             ports: 0,
             mounted_layers: Vec::new(),
+            nodes_of_user: Vec::new(),
         };
         let descriptors = namespace.into_iter().chain(streams).collect();
         let network = bundle.network;

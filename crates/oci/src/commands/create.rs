@@ -116,6 +116,7 @@ fn create_process(
         filter: filter.as_ref(),
         streams: None,
         preserved: args.preserve_fds,
+        nodes_of_user: &[],
         gate: Gate::Fifo(fifo),
     };
     let created = launch::create(&launch, Some(cgroup))?;

@@ -90,6 +90,11 @@ fn server(text: &mut String, info: &SystemInfo) {
     line(text, " Network", &info.plugins.network.join(" "));
     line(text, " Log", &info.plugins.log.join(" "));
     block(text, "CDI spec directories", &info.cdi_spec_dirs);
+    let devices = info.discovered_devices.iter();
+    let devices: Vec<String> = devices
+        .map(|device| format!("{}: {}", device.source, device.id))
+        .collect();
+    block(text, "Discovered Devices", &devices);
     line(text, "Swarm", &info.swarm.local_node_state);
     let runtimes: Vec<&str> = info.runtimes.keys().map(String::as_str).collect();
     line(text, "Runtimes", &runtimes.join(" "));

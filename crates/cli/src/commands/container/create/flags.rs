@@ -95,7 +95,7 @@ pub(crate) struct CreateContainerArgs {
     pub device_cgroup_rule: Vec<String>,
     /// GPU devices to add to the container
     #[arg(long)]
-    pub gpus: Option<String>,
+    pub gpus: Vec<String>,
     /// PID namespace to use
     #[arg(long)]
     pub pid: Option<String>,

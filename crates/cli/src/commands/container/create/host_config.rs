@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 
 use super::mounts;
-use whelk_api_types::{DeviceRequest, HostConfig, LogConfig, PortMap};
+use whelk_api_types::{HostConfig, LogConfig, PortMap};
+use whelk_text::device_name;
 
 use crate::Outcome;
 use crate::commands::arguments::{given, key_values};
 use crate::commands::container::create::devices::{
     byte_rates, device_rules, operation_rates, parse_device, weights,
 };
+use crate::commands::container::create::gpus::requests;
 use crate::commands::container::create::limits::{
     nano_cpus, parse_ulimit, restart_policy, sysctls,
 };
@@ -83,6 +85,8 @@ pub(super) fn host_config(
 
 /// Adds the limits and the devices.
 fn with_resources(host: HostConfig, args: &CreateContainerArgs) -> Outcome<HostConfig> {
+    let is_name = |device: &String| device_name::is_qualified(device);
+    let (names, nodes): (Vec<String>, Vec<String>) = args.device.iter().cloned().partition(is_name);
     Ok(HostConfig {
         cpu_shares: args.cpu_shares.unwrap_or(0),
         memory: size(&args.memory, "-m, --memory")?,
@@ -106,9 +110,9 @@ fn with_resources(host: HostConfig, args: &CreateContainerArgs) -> Outcome<HostC
         cpu_realtime_runtime: args.cpu_rt_runtime.unwrap_or(0),
         cpuset_cpus: text(&args.cpuset_cpus),
         cpuset_mems: text(&args.cpuset_mems),
-        devices: Some(parsed(&args.device, parse_device)?),
+        devices: Some(parsed(&nodes, parse_device)?),
         device_cgroup_rules: device_rules(&args.device_cgroup_rule)?,
-        device_requests: args.gpus.as_deref().map(|gpus| vec![gpu_request(gpus)]),
+        device_requests: requests(&args.gpus, names)?,
         memory_reservation: size(&args.memory_reservation, "--memory-reservation")?,
         memory_swap: match args.memory_swap.as_deref() {
             Some("-1") => -1,
@@ -145,14 +149,6 @@ fn tmpfs(mounts: &[String]) -> BTreeMap<String, String> {
     parts
         .map(|(path, options)| (path.to_owned(), options.to_owned()))
         .collect()
-}
-
-fn gpu_request(gpus: &str) -> DeviceRequest {
-    DeviceRequest {
-        count: if gpus == "all" { -1 } else { 1 },
-        capabilities: Some(vec![vec!["gpu".into()]]),
-        ..DeviceRequest::default()
-    }
 }
 
 /// Checks the namespace modes.

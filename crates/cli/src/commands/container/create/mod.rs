@@ -5,6 +5,7 @@ mod body;
 mod devices;
 pub(crate) mod environment;
 mod flags;
+mod gpus;
 mod health;
 mod host_config;
 mod id_file;
