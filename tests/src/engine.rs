@@ -50,6 +50,16 @@ impl Engine {
         Self::with_settings(env, None)
     }
 
+    /// Starts an engine that keeps layers as directories, without images.
+    #[track_caller]
+    pub fn with_directories() -> Self {
+        let engine = Self::without_images(&[]);
+        engine.terminate();
+        engine.configure(&serde_json::json!({"layers": "directories"}));
+        engine.restart();
+        engine
+    }
+
     /// Like [`start`](Self::start), with this soft limit of open files for the engine's process.
     #[track_caller]
     pub fn with_open_files(soft: u64) -> Self {

@@ -62,11 +62,6 @@ fn layers() -> Option<String> {
     std::env::var("WHELK_TEST_LAYERS").ok()
 }
 
-/// Returns whether layers are kept as directories, which some tests look into.
-pub fn layers_are_directories() -> bool {
-    layers().is_none_or(|form| form == "directories")
-}
-
 /// How long an expected event may take before the test fails.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 

@@ -36,10 +36,7 @@ fn start() -> Option<Engine> {
 /// Starts an engine that keeps layers as directories, and has the image `busybox`.
 #[track_caller]
 fn with_directories() -> Engine {
-    let engine = Engine::without_images(&[]);
-    engine.terminate();
-    engine.configure(&json!({"layers": "directories"}));
-    engine.restart();
+    let engine = Engine::with_directories();
     engine.load(&fs::read(images::busybox()).unwrap());
     engine
 }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use whelk_tests::images::{self, Archive, WHICH, marked};
 use whelk_tests::registry::{Behaviour, Pushed, Registry};
 use whelk_tests::tar::Tar;
-use whelk_tests::{Engine, Program, Running, eventually, skipped};
+use whelk_tests::{Engine, Program, Running, eventually};
 
 /// Adds an image of one layer, with `length` bytes that do not compress.
 fn push_big(registry: &Registry, length: usize) -> Pushed {
@@ -482,10 +482,8 @@ fn complete_layers_of_an_interrupted_pull_are_kept() {
 #[test]
 fn a_pull_that_filled_the_disk_is_resumed() {
     use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-    if !whelk_tests::layers_are_directories() {
-        return skipped!("images cannot be mounted from a tmpfs");
-    }
-    let engine = Engine::without_images(&[]);
+    // EROFS images cannot be mounted from a tmpfs.
+    let engine = Engine::with_directories();
     let registry = Registry::start();
     let pushed = push_big(&registry, 4 << 20);
     engine.kill9();
@@ -706,10 +704,7 @@ fn allocated(path: &Path) -> u64 {
 
 #[test]
 fn a_pulled_image_is_on_disk_once() {
-    if !whelk_tests::layers_are_directories() {
-        return skipped!("it looks into the directories of layers");
-    }
-    let engine = Engine::without_images(&[]);
+    let engine = Engine::with_directories();
     let registry = Registry::start();
     let mut layers = vec![images::small_root().finish()];
     // Many small files, for whose headers much is kept beside them, and content that does not compress.

@@ -39,7 +39,8 @@ fn a_workload_needs_no_record_and_ends_with_its_engine() {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         return runtime.block_on(host_workloads(&places));
     }
-    let engine = Engine::start();
+    let engine = Engine::with_directories();
+    engine.load(&std::fs::read(whelk_tests::images::busybox()).unwrap());
     let places = [
         engine.root().display().to_string(),
         engine.run().display().to_string(),

@@ -47,8 +47,8 @@ pub struct Instance {
     pub default_log: LogConfig,
     /// Whether the engine writes debug logs.
     pub debug: bool,
-    /// How the files of layers are kept that are added.
-    pub layers: LayerForm,
+    /// How the files of layers are kept that are added; as images where possible if it is not set.
+    pub layers: Option<LayerForm>,
     pub networks: NetworkDefaults,
     pub registries: RegistrySettings,
     /// When unused images are removed; never if it is not set.
@@ -101,7 +101,7 @@ impl Instance {
             respect_host_firewall: false,
             default_log,
             debug: false,
-            layers: LayerForm::default(),
+            layers: None,
             networks,
             registries: RegistrySettings::default(),
             image_gc: None,

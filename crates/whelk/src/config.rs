@@ -210,7 +210,9 @@ enum FirewallMode {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Layers {
+    /// EROFS images where the kernel can mount them.
     #[default]
+    Auto,
     Directories,
     Erofs,
 }
@@ -340,8 +342,9 @@ impl File {
         instance.image_gc = self.image_gc()?;
         instance.respect_host_firewall = self.firewall == FirewallMode::RespectHost;
         instance.layers = match self.layers {
-            Layers::Directories => LayerForm::Directories,
-            Layers::Erofs => LayerForm::Images,
+            Layers::Auto => None,
+            Layers::Directories => Some(LayerForm::Directories),
+            Layers::Erofs => Some(LayerForm::Images),
         };
         instance.cdi_directories = self.cdi_directories();
         instance.default_log.options = self.log_opts;

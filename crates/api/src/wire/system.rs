@@ -84,7 +84,7 @@ fn driver_status(engine: &Engine, info: &Info) -> Vec<[String; 2]> {
         ],
         ["Supports d_type".into(), "true".into()],
     ];
-    if engine.instance.layers == LayerForm::Images {
+    if engine.images.store().snapshots.form() == LayerForm::Images {
         status.push(["Layers".into(), "erofs".into()]);
     }
     status

@@ -32,7 +32,8 @@ pub fn import(
     input: impl Read + Send,
     import: Import,
 ) -> Result<Loaded> {
-    let layer = store.snapshots.apply(lease, input, None)?;
+    // Its archive cannot be read a second time, as one with too many files for an image must be.
+    let layer = store.snapshots.apply_to_directory(lease, input, None)?;
     let platform = import.platform.unwrap_or_else(Platform::host);
     let created = jiff::Timestamp::now().to_string();
     let config = ImageConfig {

@@ -106,16 +106,32 @@ impl Snapshots {
         &self.directory
     }
 
-    /// Sets the form of layers that are added from now on.
+    /// Sets the form of layers that are added from now on; `None`: images if the kernel can mount them, or
+    /// else directories.
     ///
     /// # Errors
     /// Returns an error if the kernel cannot mount layers of this form.
-    pub fn set_form(&mut self, form: Form) -> Result<()> {
-        if form == Form::Images {
-            mounts::check(&self.staging)?;
-        }
-        self.form = form;
+    pub fn set_form(&mut self, form: Option<Form>) -> Result<()> {
+        self.form = match form {
+            Some(Form::Directories) => Form::Directories,
+            Some(Form::Images) => {
+                mounts::check(&self.staging)?;
+                Form::Images
+            }
+            None => match mounts::check(&self.staging) {
+                Ok(()) => Form::Images,
+                Err(error) => {
+                    tracing::info!("layers are kept as directories: {error}");
+                    Form::Directories
+                }
+            },
+        };
         Ok(())
+    }
+
+    /// Returns the form of layers that are added.
+    pub fn form(&self) -> Form {
+        self.form
     }
 
     pub fn path(&self, diff_id: &Digest) -> PathBuf {

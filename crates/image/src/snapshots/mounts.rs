@@ -290,7 +290,7 @@ mod tests {
         let root = Scratch::at(format!("/dev/shm/whelk-mounts-{}", std::process::id()).into());
         let root = root.unwrap();
         let mut store = Store::open(root.path()).unwrap();
-        let error = store.snapshots.set_form(Form::Images).unwrap_err();
+        let error = store.snapshots.set_form(Some(Form::Images)).unwrap_err();
         let text = error.to_string();
         assert!(
             text.starts_with("layers cannot be EROFS images here (mount an image: "),

@@ -15,7 +15,7 @@ use super::{Bench, apply, line, xattr};
 #[track_caller]
 pub(crate) fn check(archive: &[u8], directory: Result<&Path, &str>) {
     let mut bench = Bench::new();
-    if bench.store.snapshots.set_form(Form::Images).is_err() {
+    if bench.store.snapshots.set_form(Some(Form::Images)).is_err() {
         return;
     }
     let guard = bench.guard();

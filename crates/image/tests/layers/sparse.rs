@@ -55,7 +55,7 @@ fn sparse_files_with_more_pieces_than_a_header_holds() {
 fn files_of_more_than_4_gib_are_whole_in_images() {
     const SIZE: u64 = 5 << 30;
     let mut bench = Bench::new();
-    if bench.store.snapshots.set_form(Form::Images).is_err() {
+    if bench.store.snapshots.set_form(Some(Form::Images)).is_err() {
         return;
     }
     let content = noise(1024);

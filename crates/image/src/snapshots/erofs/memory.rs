@@ -115,7 +115,7 @@ mod tests {
     /// A store that keeps layers as images, which may take little memory; `None` where the kernel mounts none.
     fn store(scratch: &Scratch) -> Option<Store> {
         let mut store = Store::open(scratch.path()).unwrap();
-        store.snapshots.set_form(Form::Images).ok()?;
+        store.snapshots.set_form(Some(Form::Images)).ok()?;
         store.snapshots.budget = Budget::of(50_000);
         Some(store)
     }
