@@ -1,4 +1,4 @@
-//! Connections that are upgraded to a raw bidirectional stream: attach and exec.
+//! Connections that are upgraded to a bidirectional stream, raw or a WebSocket: attach and exec.
 
 use std::io;
 use std::pin::Pin;
@@ -14,6 +14,7 @@ use tokio::net::UnixStream;
 
 use crate::peer::Peer;
 use crate::version::RAW_STREAM;
+use crate::websocket::{Handshake, WebSocket};
 
 /// Output that precedes the live stream: the log, for attach with `logs=1`.
 pub(crate) type Prelude = Option<Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>>;
@@ -56,19 +57,46 @@ pub(crate) fn connect(
         let Some(Upgraded { stream, peer }) = upgraded else {
             return;
         };
-        let left = async {
-            match peer {
-                Some(peer) => peer.left_upgraded().await,
-                None => std::future::pending().await,
-            }
-        };
-        serve(stream, source, left, last).await;
+        serve(stream, source, left(peer), last).await;
     });
     let content_type = HeaderValue::from_static(content_type);
     response
         .headers_mut()
         .insert(header::CONTENT_TYPE, content_type);
     response
+}
+
+/// Attaches a request to the streams that `source` opens, over a WebSocket.
+pub(crate) fn connect_websocket(
+    mut request: Request,
+    handshake: Handshake,
+    is_binary: bool,
+    source: impl Future<Output = Source> + Send + 'static,
+) -> axum::response::Response {
+    let mut response = upgrade(&mut request, move |upgraded| async move {
+        let source = source.await;
+        let Some(Upgraded { stream, peer }) = upgraded else {
+            return;
+        };
+        let (socket, closed) = WebSocket::open(stream, is_binary).await;
+        let left = async {
+            tokio::select! {
+                () = left(peer) => {}
+                () = closed => {}
+            }
+        };
+        serve(socket, source, left, async {}).await;
+    });
+    handshake.answer(&mut response);
+    response
+}
+
+/// Waits until the client of an upgraded connection has disconnected.
+async fn left(peer: Option<Peer>) {
+    match peer {
+        Some(peer) => peer.left_upgraded().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// A connection that has become a raw stream.
@@ -154,7 +182,8 @@ async fn serve(
         }
     }
     let _ = tokio::time::timeout(PATIENCE, last).await;
-    let _ = to_client.shutdown().await;
+    // A close frame waits for a client that reads nothing.
+    let _ = tokio::time::timeout(INPUT_TIMEOUT, to_client.shutdown()).await;
     // Closing a socket with unread input resets the connection, and the client may lose output that
     // it has not read yet.
     let mut nowhere = tokio::io::sink();

@@ -23,6 +23,7 @@ mod stream;
 mod target;
 mod tls;
 mod version;
+mod websocket;
 mod wire;
 
 pub use listener::{Inherited, Listener};

@@ -219,12 +219,26 @@ mod tests {
     }
 
     #[test]
+    #[allow(
+        clippy::too_many_lines,
+        reason = "one table: the versions of every parameter"
+    )]
     fn parameters_and_fields_have_their_versions() {
         let newest = crate::NEWEST.1;
         let platform =
             |operation: ImageOperation| versions(|version| takes_platform(version, operation));
         for (what, found, expected) in [
             ("signal of stop", versions(stop_takes_signal), (42, newest)),
+            (
+                "streams of a WebSocket",
+                versions(websocket_selects_streams),
+                (42, newest),
+            ),
+            (
+                "binary frames of a WebSocket",
+                versions(websocket_is_binary),
+                (28, newest),
+            ),
             (
                 "one-shot of stats",
                 versions(stats_take_one_shot),

@@ -15,6 +15,7 @@ mod fields;
 mod requests;
 mod streams;
 mod versions;
+mod websocket;
 
 use serde_json::Value;
 use whelk_tests::Engine;

@@ -406,12 +406,6 @@ fn unsupported_settings_are_rejected_by_name() {
     for operation in ["enable", "disable", "upgrade?remote=x", "push", "set"] {
         operations.push((format!("POST /plugins/a/x/{operation}"), no_plugin));
     }
-    // The error of a missing container comes first.
-    operations.push(("GET /containers/made/attach/ws".to_owned(), missing));
-    operations.push((
-        "GET /containers/nosuch/attach/ws".to_owned(),
-        (404, "No such container: nosuch"),
-    ));
     for (operation, (status, text)) in operations {
         let (method, path) = operation.split_once(' ').unwrap();
         let (found, answer) = engine.api(method, &format!("/v1.55{path}"), None);

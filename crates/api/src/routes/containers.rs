@@ -3,7 +3,7 @@
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{Extension, Path, Request, State};
 use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::response::IntoResponse;
 use futures_util::{Stream, StreamExt};
 use whelk_api_types::{
     ContainerConfig, ContainerCreateResponse, ContainerPruneResponse, ContainerSummary,
@@ -11,8 +11,8 @@ use whelk_api_types::{
     NetworkingConfig, UpdateConfig,
 };
 use whelk_engine::containers::{
-    AttachRequest, CommitRequest, Containers, CreateRequest, FILTERS, ListRequest, LogChunk,
-    LogsRequest, RemoveRequest, WaitCondition,
+    CommitRequest, Containers, CreateRequest, FILTERS, ListRequest, LogChunk, LogsRequest,
+    RemoveRequest, WaitCondition,
 };
 use whelk_engine::events::now;
 use whelk_engine::images::Images;
@@ -23,8 +23,7 @@ use whelk_shim::protocol::output_header;
 
 use super::{Service, json as json_response, json_line, no_content, ok};
 use crate::error::{ApiError, ApiResult};
-use crate::extract::{Json, Params, RequestBody, detach_keys, json_with};
-use crate::hijack::{self, Source};
+use crate::extract::{Json, Params, RequestBody, json_with};
 use crate::json::{DecodeError, Value, decode, decode_field};
 use crate::version::{self, ApiVersion};
 use crate::wire::{Convert, Parse};
@@ -317,91 +316,6 @@ pub(super) async fn wait(
         .into_response())
 }
 
-/// Errors are plain text here, since the response would be the stream itself.
-pub(super) async fn attach(
-    State(containers): Service<Containers>,
-    Extension(version): Extension<ApiVersion>,
-    Path(id): Path<String>,
-    params: Params,
-    request: Request,
-) -> Response {
-    attach_stream(&containers, version, &id, &params, request)
-        .await
-        .unwrap_or_else(|error| {
-            let headers = [
-                (header::CONTENT_TYPE, version::RAW_STREAM),
-                (header::CONNECTION, "close"),
-            ];
-            (error.status(), headers, format!("{}\r\n", error.0)).into_response()
-        })
-}
-
-/// Opens the requested streams and connects the request to them.
-async fn attach_stream(
-    containers: &Containers,
-    version: ApiVersion,
-    id: &str,
-    params: &Params,
-    request: Request,
-) -> ApiResult {
-    let keys = detach_keys(params.text("detachKeys"))?;
-    let (stdout, stderr) = (params.flag("stdout"), params.flag("stderr"));
-    let wanted = AttachRequest {
-        stdin: params.flag("stdin"),
-        stdout,
-        stderr,
-        detach_keys: keys,
-    };
-    let prelude: hijack::Prelude = if params.flag("logs") {
-        let (tty, records) = containers
-            .logs(
-                id,
-                LogsRequest {
-                    stdout,
-                    stderr,
-                    ..LogsRequest::default()
-                },
-            )
-            .await?;
-        Some(Box::pin(encode_logs(records, tty, false, false)))
-    } else {
-        None
-    };
-    let stream_type = |tty: bool| {
-        if tty {
-            version::RAW_STREAM
-        } else {
-            version::multiplexed_type(version)
-        }
-    };
-    if !params.flag("stream") {
-        let tty = containers.find(id)?.record().config.tty;
-        return Ok(hijack::connect(
-            request,
-            stream_type(tty),
-            async {
-                Source {
-                    prelude,
-                    stream: None,
-                }
-            },
-            async {},
-        ));
-    }
-    let attached = containers.attach(id, wanted).await?;
-    Ok(hijack::connect(
-        request,
-        stream_type(attached.tty),
-        async {
-            Source {
-                prelude,
-                stream: Some(attached.stream),
-            }
-        },
-        async {},
-    ))
-}
-
 pub(super) async fn logs(
     State(containers): Service<Containers>,
     Extension(version): Extension<ApiVersion>,
@@ -445,7 +359,7 @@ pub(super) async fn logs(
 
 /// Encodes log records for clients: with frame headers unless the container has a terminal, and
 /// with the requested prefixes.
-fn encode_logs(
+pub(super) fn encode_logs(
     records: tokio::sync::mpsc::Receiver<LogChunk>,
     tty: bool,
     timestamps: bool,

@@ -2,6 +2,7 @@
 //! definition.
 
 mod archive;
+mod attach;
 pub(crate) mod containers;
 mod exec;
 mod images;
@@ -97,7 +98,8 @@ pub(crate) fn router(engine: Arc<Engine>) -> Router {
         .route("/containers/{id}/update", post(containers::update))
         .route("/containers/{id}/resize", post(containers::resize))
         .route("/containers/{id}/wait", post(containers::wait))
-        .route("/containers/{id}/attach", post(containers::attach))
+        .route("/containers/{id}/attach", post(attach::attach))
+        .route("/containers/{id}/attach/ws", get(attach::attach_websocket))
         .route("/containers/{id}", delete(containers::delete))
         .route("/commit", post(containers::commit))
         .route(

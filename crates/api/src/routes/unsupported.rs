@@ -2,19 +2,17 @@
 //! Docker's response for an empty state.
 
 use axum::Router;
-use axum::extract::{Path, State};
+use axum::extract::Path;
 use axum::http::StatusCode;
 use axum::response::Response;
 use axum::routing::{any, delete, get, post};
 use whelk_engine::Error;
-use whelk_engine::containers::Containers;
 
-use super::{Service, Services, not_found, ok};
+use super::{Services, not_found, ok};
 use crate::error::{ApiResult, message};
 
 pub(super) fn routes() -> Router<Services> {
     Router::new()
-        .route("/containers/{id}/attach/ws", get(websocket))
         .route(
             "/containers/{id}/checkpoints",
             get(checkpoints).post(checkpoints),
@@ -63,16 +61,6 @@ fn swarm_routes() -> Router<Services> {
 
 fn unsupported(what: &str) -> ApiResult<Response> {
     Err(Error::Unsupported(format!("{what}: not available in this version of whelk")).into())
-}
-
-/// Like [`unsupported`], but returns 404 if the container does not exist.
-fn unsupported_for(containers: &Containers, container: &str, what: &str) -> ApiResult {
-    containers.find(container)?;
-    unsupported(what)
-}
-
-async fn websocket(State(containers): Service<Containers>, Path(id): Path<String>) -> ApiResult {
-    unsupported_for(&containers, &id, "attaching over WebSocket")
 }
 
 async fn checkpoints() -> ApiResult {

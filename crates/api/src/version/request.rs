@@ -237,6 +237,17 @@ pub(crate) fn stop_takes_signal(version: ApiVersion) -> bool {
     version >= ApiVersion(1, 42)
 }
 
+/// Returns whether a client that attaches over a WebSocket selects the streams. Before, it gets all of
+/// them.
+pub(crate) fn websocket_selects_streams(version: ApiVersion) -> bool {
+    version >= ApiVersion(1, 42)
+}
+
+/// Returns whether output over a WebSocket is sent in binary frames. Before, they were of text.
+pub(crate) fn websocket_is_binary(version: ApiVersion) -> bool {
+    version >= ApiVersion(1, 28)
+}
+
 /// Returns whether statistics can be requested without a previous sample.
 pub(crate) fn stats_take_one_shot(version: ApiVersion) -> bool {
     version >= ApiVersion(1, 41)

@@ -17,10 +17,12 @@ pub struct AttachRequest {
     pub stdout: bool,
     pub stderr: bool,
     pub detach_keys: Vec<u8>,
+    /// Whether the output comes without frames; `None` means if the container has a terminal.
+    pub raw: Option<bool>,
 }
 
-/// A connection to a container's streams. Output is multiplexed in Docker's stream format (raw with
-/// a terminal), input is raw.
+/// A connection to a container's streams. Output is multiplexed in Docker's stream format, unless it
+/// is raw; input is raw.
 #[derive(Debug)]
 pub struct Attached {
     pub stream: UnixStream,
@@ -48,7 +50,7 @@ impl Containers {
             stdout: request.stdout,
             stderr: request.stderr,
             detach_keys: request.detach_keys,
-            raw: None,
+            raw: request.raw,
         };
         // A start under way has already taken the waiting clients, so wait for it. The lock also
         // keeps another start from beginning before this client is registered.
