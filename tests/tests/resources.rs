@@ -8,7 +8,7 @@
 use std::fs;
 use std::path::Path;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use whelk_tests::{Engine, Program, escape, eventually, now_nanos, skipped};
 
 /// A container's cgroup file as the host sees it: by controller and name on v1, by name on v2.
@@ -434,6 +434,72 @@ fn device_throttles_are_set_in_the_kernel() {
         ])
         .refuses(127, "/dev/nosuch");
     });
+}
+
+#[test]
+fn device_throttles_of_a_running_container_are_updated() {
+    let Some((disk, number)) = disk() else {
+        return skipped!("the machine has no disk");
+    };
+    let engine = Engine::start();
+    engine.cli(Program::Docker).up(
+        "slow",
+        &["--device-read-bps", &format!("{disk}:1mb")],
+        &["sleep", "600"],
+    );
+    let update = |body: Value| engine.api("POST", "/containers/slow/update", Some(&body));
+    let find = |file: &str, key: &str| {
+        let found = limit(&engine, "slow", ("blkio", file), "io.max");
+        if is_v2() {
+            let values = found.split(' ').find_map(|word| word.strip_prefix(key));
+            values.unwrap_or("=max").replace('=', "")
+        } else {
+            let value = found.strip_prefix(&format!("{number} "));
+            value.unwrap_or("max").to_owned()
+        }
+    };
+    let limits = || {
+        [
+            find("blkio.throttle.read_bps_device", "rbps"),
+            find("blkio.throttle.write_bps_device", "wbps"),
+            find("blkio.throttle.read_iops_device", "riops"),
+            find("blkio.throttle.write_iops_device", "wiops"),
+        ]
+        .join(" ")
+    };
+    assert_eq!(limits(), "1048576 max max max");
+    let rate = |rate: u64| json!([{"Path": disk, "Rate": rate}]);
+    let (status, answer) = update(json!({
+        "BlkioDeviceReadBps": rate(4096), "BlkioDeviceWriteBps": rate(8192),
+        "BlkioDeviceReadIOps": rate(7), "BlkioDeviceWriteIOps": rate(9),
+    }));
+    assert_eq!(
+        (status, limits().as_str()),
+        (200, "4096 8192 7 9"),
+        "{answer}"
+    );
+    // Those that are not named stay, and an empty list removes them.
+    let (status, _) = update(json!({"BlkioDeviceWriteBps": [], "BlkioDeviceReadIOps": null}));
+    assert_eq!((status, limits().as_str()), (200, "4096 max 7 9"));
+    // Nothing is changed if a device does not exist.
+    let missing = json!([{"Path": "/dev/nosuch", "Rate": 1}]);
+    let (status, answer) =
+        update(json!({"BlkioDeviceReadBps": [], "BlkioDeviceReadIOps": missing}));
+    let text = answer["message"].as_str().unwrap();
+    assert!(
+        status == 500
+            && text.starts_with("Cannot update container ")
+            && text.contains("/dev/nosuch"),
+        "{text}"
+    );
+    assert_eq!(limits(), "4096 max 7 9");
+    let shown = engine.inspect("slow")["HostConfig"].clone();
+    assert_eq!(
+        (&shown["BlkioDeviceReadBps"], &shown["BlkioDeviceWriteBps"]),
+        (&rate(4096), &json!([]))
+    );
+    engine.docker(&["restart", "-t", "0", "slow"]).ok();
+    assert_eq!(limits(), "4096 max 7 9");
 }
 
 #[test]

@@ -7,8 +7,8 @@ use serde::de::{self, Visitor};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    DriverData, EndpointSettings, HostConfig, NetworkingConfig, PortMap, RestartPolicy, Set,
-    ThrottleDevice, WeightDevice, is_default, is_empty_list,
+    DeviceMapping, DeviceRequest, DriverData, EndpointSettings, HostConfig, NetworkingConfig,
+    PortMap, RestartPolicy, Set, ThrottleDevice, Ulimit, WeightDevice, is_default, is_empty_list,
 };
 
 /// The settings of a container that do not depend on the host.
@@ -360,7 +360,8 @@ pub struct ContainerCreateResponse {
     pub warnings: Vec<String>,
 }
 
-/// The body of `POST /containers/{id}/update`. Zero, empty and absent fields are left unchanged.
+/// The body of `POST /containers/{id}/update`. Zero, empty and absent fields are left unchanged, except
+/// that an empty list removes the limits of all devices.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct UpdateConfig {
@@ -385,6 +386,31 @@ pub struct UpdateConfig {
     pub memory_swap: i64,
     pub pids_limit: Option<i64>,
     pub restart_policy: RestartPolicy,
+    // The following are checked only: an update cannot change them.
+    #[serde(skip_serializing_if = "is_default")]
+    pub cgroup_parent: String,
+    #[serde(skip_serializing_if = "is_empty_list")]
+    pub devices: Option<Vec<DeviceMapping>>,
+    #[serde(skip_serializing_if = "is_empty_list")]
+    pub device_cgroup_rules: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "is_empty_list")]
+    pub device_requests: Option<Vec<DeviceRequest>>,
+    #[serde(skip_serializing_if = "is_default")]
+    pub memory_swappiness: Option<i64>,
+    #[serde(skip_serializing_if = "is_default")]
+    pub oom_kill_disable: Option<bool>,
+    #[serde(skip_serializing_if = "is_empty_list")]
+    pub ulimits: Option<Vec<Ulimit>>,
+    #[serde(skip_serializing_if = "is_default")]
+    pub init: Option<bool>,
+    #[serde(skip_serializing_if = "is_default")]
+    pub cpu_count: i64,
+    #[serde(skip_serializing_if = "is_default")]
+    pub cpu_percent: i64,
+    #[serde(rename = "IOMaximumIOps", skip_serializing_if = "is_default")]
+    pub io_maximum_iops: u64,
+    #[serde(rename = "IOMaximumBandwidth", skip_serializing_if = "is_default")]
+    pub io_maximum_bandwidth: u64,
 }
 
 /// The response of `POST /containers/{id}/update`.

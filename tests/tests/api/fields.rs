@@ -228,8 +228,8 @@ fn host() -> Vec<(&'static str, Value, Fate)> {
 
 /// The limits, and whether an update changes them.
 fn limits() -> Vec<(&'static str, Value, Fate, Fate)> {
-    const OF_DEVICES: &str = "limits of devices";
     // Docker ignores in an update what it cannot change of an existing container.
+    const FIXED: Fate = Refused("cannot be changed after the container was created");
     let rates = json!([{"Path": "/dev/sda", "Rate": 1000}]);
     let device = json!([{
         "PathOnHost": "/dev/null", "PathInContainer": "/dev/x", "CgroupPermissions": "r",
@@ -243,33 +243,18 @@ fn limits() -> Vec<(&'static str, Value, Fate, Fate)> {
         ("/CpuShares", json!(512), Shown, Shown),
         ("/Memory", json!(64 << 20), Shown, Shown),
         ("/NanoCpus", json!(500_000_000), Shown, Shown),
-        ("/CgroupParent", json!("/whelk-fields"), Shown, Ignored),
+        ("/CgroupParent", json!("/whelk-fields"), Shown, FIXED),
         ("/BlkioWeight", json!(300), Shown, Shown),
         (
             "/BlkioWeightDevice",
             json!([{"Path": "/dev/sda", "Weight": 300}]),
             Shown,
-            Refused(OF_DEVICES),
-        ),
-        (
-            "/BlkioDeviceReadBps",
-            rates.clone(),
             Shown,
-            Refused(OF_DEVICES),
         ),
-        (
-            "/BlkioDeviceWriteBps",
-            rates.clone(),
-            Shown,
-            Refused(OF_DEVICES),
-        ),
-        (
-            "/BlkioDeviceReadIOps",
-            rates.clone(),
-            Shown,
-            Refused(OF_DEVICES),
-        ),
-        ("/BlkioDeviceWriteIOps", rates, Shown, Refused(OF_DEVICES)),
+        ("/BlkioDeviceReadBps", rates.clone(), Shown, Shown),
+        ("/BlkioDeviceWriteBps", rates.clone(), Shown, Shown),
+        ("/BlkioDeviceReadIOps", rates.clone(), Shown, Shown),
+        ("/BlkioDeviceWriteIOps", rates, Shown, Shown),
         ("/CpuPeriod", json!(100_000), Shown, Shown),
         ("/CpuQuota", json!(50_000), Shown, Shown),
         (
@@ -286,40 +271,35 @@ fn limits() -> Vec<(&'static str, Value, Fate, Fate)> {
         ),
         ("/CpusetCpus", json!("0"), Shown, Shown),
         ("/CpusetMems", json!("0"), Shown, Shown),
-        ("/Devices", device, Shown, Ignored),
-        ("/DeviceCgroupRules", json!(["c 1:3 r"]), Shown, Ignored),
-        ("/DeviceRequests", gpu, Shown, Ignored),
+        ("/Devices", device, Shown, FIXED),
+        ("/DeviceCgroupRules", json!(["c 1:3 r"]), Shown, FIXED),
+        ("/DeviceRequests", gpu, Shown, FIXED),
         ("/MemoryReservation", json!(32 << 20), Shown, Shown),
         ("/MemorySwap", json!(-1), Shown, Shown),
-        ("/MemorySwappiness", json!(10), Shown, Ignored),
-        ("/OomKillDisable", json!(true), Shown, Ignored),
-        ("/Init", json!(true), Shown, Ignored),
+        ("/MemorySwappiness", json!(10), Shown, FIXED),
+        ("/OomKillDisable", json!(true), Shown, FIXED),
+        ("/Init", json!(true), Shown, FIXED),
         ("/PidsLimit", json!(10), Shown, Shown),
-        ("/Ulimits", ulimit, Shown, Ignored),
+        ("/Ulimits", ulimit, Shown, FIXED),
         // They limit containers on Windows.
-        (
-            "/CpuCount",
-            json!(1),
-            Refused("HostConfig.CpuCount"),
-            Ignored,
-        ),
+        ("/CpuCount", json!(1), Refused("HostConfig.CpuCount"), FIXED),
         (
             "/CpuPercent",
             json!(1),
             Refused("HostConfig.CpuPercent"),
-            Ignored,
+            FIXED,
         ),
         (
             "/IOMaximumIOps",
             json!(1),
             Refused("HostConfig.IOMaximumIOps"),
-            Ignored,
+            FIXED,
         ),
         (
             "/IOMaximumBandwidth",
             json!(1),
             Refused("HostConfig.IOMaximumBandwidth"),
-            Ignored,
+            FIXED,
         ),
     ]
 }

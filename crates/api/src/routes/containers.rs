@@ -268,9 +268,9 @@ pub(super) async fn update(
     State(containers): Service<Containers>,
     Extension(version): Extension<ApiVersion>,
     Path(id): Path<String>,
-    Json(update): Json<UpdateConfig>,
+    Json(mut update): Json<UpdateConfig>,
 ) -> ApiResult {
-    version::check_update(version, &update)?;
+    version::upgrade_update(version, &mut update);
     let warnings = containers.update(&id, update.parse()?).await?;
     Ok(ok(&ContainerUpdateResponse {
         warnings: wire::null_if_empty(warnings),

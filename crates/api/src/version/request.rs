@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use whelk_api_types::{ExecConfig, UpdateConfig};
-use whelk_engine::Error;
 use whelk_engine::containers::CreateRequest;
 use whelk_engine::model::network::{EndpointRequest, option};
 use whelk_engine::model::{HostConfig, IpcMode, MountKind, NetworkMode};
@@ -186,33 +185,14 @@ pub(crate) fn upgrade_connect(version: ApiVersion, request: &mut ConnectRequest)
     }
 }
 
-/// Checks the update of a container. Limits for devices were ignored before version 1.55.
-///
-/// # Errors
-/// Returns an error if the update has such limits: they are not supported.
-pub(crate) fn check_update(version: ApiVersion, update: &UpdateConfig) -> ApiResult<()> {
-    let limits = [
-        ("BlkioWeightDevice", update.blkio_weight_device.is_some()),
-        ("BlkioDeviceReadBps", update.blkio_device_read_bps.is_some()),
-        (
-            "BlkioDeviceWriteBps",
-            update.blkio_device_write_bps.is_some(),
-        ),
-        (
-            "BlkioDeviceReadIOps",
-            update.blkio_device_read_iops.is_some(),
-        ),
-        (
-            "BlkioDeviceWriteIOps",
-            update.blkio_device_write_iops.is_some(),
-        ),
-    ];
-    match limits.iter().find(|(_, given)| *given) {
-        Some((field, _)) if version >= ApiVersion(1, 55) => Err(Error::Unsupported(format!(
-            "{field}: updating limits of devices is not available in this version of whelk"
-        ))
-        .into()),
-        _ => Ok(()),
+/// Upgrades the update of a container. Limits for devices were ignored before version 1.55.
+pub(crate) fn upgrade_update(version: ApiVersion, update: &mut UpdateConfig) {
+    if version < ApiVersion(1, 55) {
+        update.blkio_weight_device = None;
+        update.blkio_device_read_bps = None;
+        update.blkio_device_write_bps = None;
+        update.blkio_device_read_iops = None;
+        update.blkio_device_write_iops = None;
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use whelk_api_types as api;
 use whelk_engine::Result;
-use whelk_engine::containers::{self, UpdateRequest};
+use whelk_engine::containers::{self, FixedResources, UpdateRequest};
 use whelk_engine::model::{self, network};
 
 /// A conversion to `T`. It is implemented in both directions, and for collections.
@@ -354,8 +354,7 @@ impl Convert<network::EndpointRequest> for api::EndpointSettings {
 }
 
 impl Parse<UpdateRequest> for api::UpdateConfig {
-    /// The engine does not update limits of devices. Without a name the restart policy is left
-    /// unchanged.
+    /// Without a name the restart policy is left unchanged.
     fn parse(self) -> Result<UpdateRequest> {
         let policy = Some(self.restart_policy).filter(|policy| !policy.name.is_empty());
         Ok(UpdateRequest {
@@ -363,6 +362,11 @@ impl Parse<UpdateRequest> for api::UpdateConfig {
             memory: self.memory,
             nano_cpus: self.nano_cpus,
             blkio_weight: self.blkio_weight,
+            blkio_weight_device: self.blkio_weight_device.convert(),
+            blkio_device_read_bps: self.blkio_device_read_bps.convert(),
+            blkio_device_write_bps: self.blkio_device_write_bps.convert(),
+            blkio_device_read_iops: self.blkio_device_read_iops.convert(),
+            blkio_device_write_iops: self.blkio_device_write_iops.convert(),
             cpu_period: self.cpu_period,
             cpu_quota: self.cpu_quota,
             cpu_realtime_period: self.cpu_realtime_period,
@@ -373,6 +377,20 @@ impl Parse<UpdateRequest> for api::UpdateConfig {
             memory_swap: self.memory_swap,
             pids_limit: self.pids_limit,
             restart_policy: policy.map(Parse::parse).transpose()?,
+            fixed: FixedResources {
+                cgroup_parent: self.cgroup_parent,
+                devices: self.devices.convert(),
+                device_cgroup_rules: self.device_cgroup_rules,
+                device_requests: self.device_requests.convert(),
+                memory_swappiness: self.memory_swappiness,
+                oom_kill_disable: self.oom_kill_disable,
+                ulimits: self.ulimits.convert(),
+                init: self.init,
+                cpu_count: self.cpu_count,
+                cpu_percent: self.cpu_percent,
+                io_maximum_iops: self.io_maximum_iops,
+                io_maximum_bandwidth: self.io_maximum_bandwidth,
+            },
         })
     }
 }

@@ -77,7 +77,7 @@ pub use stats::{
     BlockIoCount, BlockIoUsage, CpuSample, InterfaceCounts, Sample, Stats, StatsStream,
 };
 pub use top::Top;
-pub use update::UpdateRequest;
+pub use update::{FixedResources, UpdateRequest};
 pub use volumes::CopyVolume;
 pub use wait::{WaitCondition, Waited};
 

@@ -5,19 +5,27 @@ use std::sync::Arc;
 use whelk_shim::protocol::{Reply, Request};
 
 use super::devices::device_number;
-use super::{Containers, to_its_end};
+use super::{Container, Containers, to_its_end};
 use crate::error::{Error, Result};
-use crate::model::{HostConfig, RestartPolicy};
+use crate::model::{
+    DeviceMapping, DeviceRequest, HostConfig, RestartPolicy, ThrottleDevice, Ulimit, WeightDevice,
+};
 use crate::shims::expect_done;
 use crate::{spec, validate};
 
-/// The settings to update. Zero, empty and absent fields are left unchanged.
+/// The settings to update. Zero, empty and absent fields are left unchanged, except that an empty list
+/// removes the limits of all devices.
 #[derive(Clone, Debug, Default)]
 pub struct UpdateRequest {
     pub cpu_shares: i64,
     pub memory: i64,
     pub nano_cpus: i64,
     pub blkio_weight: u16,
+    pub blkio_weight_device: Option<Vec<WeightDevice>>,
+    pub blkio_device_read_bps: Option<Vec<ThrottleDevice>>,
+    pub blkio_device_write_bps: Option<Vec<ThrottleDevice>>,
+    pub blkio_device_read_iops: Option<Vec<ThrottleDevice>>,
+    pub blkio_device_write_iops: Option<Vec<ThrottleDevice>>,
     pub cpu_period: i64,
     pub cpu_quota: i64,
     pub cpu_realtime_period: i64,
@@ -28,6 +36,68 @@ pub struct UpdateRequest {
     pub memory_swap: i64,
     pub pids_limit: Option<i64>,
     pub restart_policy: Option<RestartPolicy>,
+    pub fixed: FixedResources,
+}
+
+/// The resources that a client may send, but that an update cannot change.
+#[derive(Clone, Debug, Default)]
+pub struct FixedResources {
+    pub cgroup_parent: String,
+    pub devices: Option<Vec<DeviceMapping>>,
+    pub device_cgroup_rules: Option<Vec<String>>,
+    pub device_requests: Option<Vec<DeviceRequest>>,
+    pub memory_swappiness: Option<i64>,
+    pub oom_kill_disable: Option<bool>,
+    pub ulimits: Option<Vec<Ulimit>>,
+    pub init: Option<bool>,
+    pub cpu_count: i64,
+    pub cpu_percent: i64,
+    pub io_maximum_iops: u64,
+    pub io_maximum_bandwidth: u64,
+}
+
+impl FixedResources {
+    /// Returns the first field that is not as in the container's settings.
+    fn changed(&self, host: &HostConfig) -> Option<&'static str> {
+        fn differs<T: PartialEq>(given: Option<&[T]>, current: Option<&[T]>) -> bool {
+            let given = given.unwrap_or_default();
+            !given.is_empty() && given != current.unwrap_or_default()
+        }
+        macro_rules! differs {
+            ($field:ident) => {
+                differs(self.$field.as_deref(), host.$field.as_deref())
+            };
+        }
+        // -1 stands for the host's swappiness.
+        let swappiness = self.memory_swappiness.filter(|value| *value != -1);
+        let fields = [
+            (
+                "CgroupParent",
+                !self.cgroup_parent.is_empty() && self.cgroup_parent != host.cgroup_parent,
+            ),
+            ("Devices", differs!(devices)),
+            ("DeviceCgroupRules", differs!(device_cgroup_rules)),
+            ("DeviceRequests", differs!(device_requests)),
+            (
+                "MemorySwappiness",
+                swappiness.is_some() && swappiness != host.memory_swappiness,
+            ),
+            (
+                "OomKillDisable",
+                self.oom_kill_disable
+                    .is_some_and(|disable| disable != host.oom_kill_disable.unwrap_or(false)),
+            ),
+            ("Ulimits", differs!(ulimits)),
+            ("Init", self.init.is_some() && self.init != host.init),
+            // Of Windows: no container here has them.
+            ("CpuCount", self.cpu_count != 0),
+            ("CpuPercent", self.cpu_percent != 0),
+            ("IOMaximumIOps", self.io_maximum_iops != 0),
+            ("IOMaximumBandwidth", self.io_maximum_bandwidth != 0),
+        ];
+        let changed = fields.into_iter().find(|(_, is_changed)| *is_changed);
+        changed.map(|(name, _)| name)
+    }
 }
 
 impl UpdateRequest {
@@ -49,6 +119,28 @@ impl UpdateRequest {
         set(&mut host.memory_reservation, self.memory_reservation);
         if self.blkio_weight != 0 {
             host.blkio_weight = self.blkio_weight;
+        }
+        if let Some(weights) = &self.blkio_weight_device {
+            host.blkio_weight_device = Some(weights.clone());
+        }
+        for (field, value) in [
+            (&mut host.blkio_device_read_bps, &self.blkio_device_read_bps),
+            (
+                &mut host.blkio_device_write_bps,
+                &self.blkio_device_write_bps,
+            ),
+            (
+                &mut host.blkio_device_read_iops,
+                &self.blkio_device_read_iops,
+            ),
+            (
+                &mut host.blkio_device_write_iops,
+                &self.blkio_device_write_iops,
+            ),
+        ] {
+            if value.is_some() {
+                field.clone_from(value);
+            }
         }
         for (field, value) in [
             (&mut host.cpuset_cpus, &self.cpuset_cpus),
@@ -77,6 +169,11 @@ impl UpdateRequest {
             return Err(Error::conflict(
                 "Restart policy cannot be updated because AutoRemove is enabled for the container",
             ));
+        }
+        if let Some(field) = self.fixed.changed(host) {
+            return Err(Error::conflict(format!(
+                "{field} cannot be changed after the container was created"
+            )));
         }
         let conflicts = [
             (
@@ -159,40 +256,50 @@ impl Containers {
         // The other fields keep the form in which they were given.
         record.host = HostConfig {
             blkio_weight: record.host.blkio_weight,
+            blkio_weight_device: record.host.blkio_weight_device,
             pids_limit: given.pids_limit,
             memory_swap: record.host.memory_swap,
             ..given
         };
         if record.state.status.is_running() {
-            let mut limits = spec::limits(&record.host, &device_number)?;
-            if let Some(limit) = request.pids_limit {
-                limits.pids = Some(whelk_runtime::spec::Pids { limit });
-            }
-            let reply = match self
-                .request_shim(&container, &Request::Update(Box::new(limits)))
-                .await
-            {
-                // It has ended meanwhile: the limits apply to its next run.
-                Err(Error::Conflict(_)) => Reply::Done,
-                reply => reply?,
-            };
-            if let Err(error) =
-                expect_done(reply, &format!("Cannot update container {}", container.id))
-            {
-                // Limits are set one by one: those before the refused one are restored.
-                let old = spec::limits(&container.record().host.clone(), &device_number)?;
-                let request = Request::Update(Box::new(old));
-                let (reply, _) = container.workload.request(&request).await?;
-                expect_done(
-                    reply,
-                    &format!("{error}; restore the limits of container {}", container.id),
-                )?;
-                return Err(error);
-            }
+            self.apply_limits(&container, &record.host, request.pids_limit)
+                .await?;
         }
         container.record().host = record.host;
         self.save_with_copy(&container)?;
         self.publish(&container, "update", &[]);
         Ok(warnings)
+    }
+
+    /// Applies new limits to a running container. If one is refused, the others are restored.
+    async fn apply_limits(
+        &self,
+        container: &Container,
+        new: &HostConfig,
+        pids_limit: Option<i64>,
+    ) -> Result<()> {
+        let failure = format!("Cannot update container {}", container.id);
+        let old = container.record().host.clone();
+        let mut limits = spec::changed_limits(&old, new, &device_number)
+            .map_err(|error| error.prefixed(&failure))?;
+        if let Some(limit) = pids_limit {
+            limits.pids = Some(whelk_runtime::spec::Pids { limit });
+        }
+        let update = Request::Update(Box::new(limits));
+        let reply = match self.request_shim(container, &update).await {
+            // It has ended meanwhile: the limits apply to its next run.
+            Err(Error::Conflict(_)) => Reply::Done,
+            reply => reply?,
+        };
+        let Err(error) = expect_done(reply, &failure) else {
+            return Ok(());
+        };
+        // Limits are set one by one: those before the refused one are restored.
+        let limits = spec::changed_limits(new, &old, &device_number)?;
+        let update = Request::Update(Box::new(limits));
+        let (reply, _) = container.workload.request(&update).await?;
+        let failure = format!("{error}; restore the limits of container {}", container.id);
+        expect_done(reply, &failure)?;
+        Err(error)
     }
 }

@@ -18,7 +18,7 @@ use crate::security::Options;
 pub use devices::device_access;
 pub(crate) use process::rlimits;
 pub use process::{capability_sets, command, environment};
-pub use resources::limits;
+pub use resources::changed_limits;
 
 use mounts::{mounts, rootfs_propagation};
 use process::process;

@@ -15,8 +15,8 @@ pub(super) fn resources(host: &HostConfig, context: &SpecContext<'_>) -> Result<
     })
 }
 
-/// Returns the cgroup limits of a container, without device rules. Used by start and `update`.
-pub fn limits(
+/// Returns the cgroup limits of a container, without device rules.
+fn limits(
     host: &HostConfig,
     device_number: &dyn Fn(&str) -> Result<(i64, i64)>,
 ) -> Result<Resources> {
@@ -84,4 +84,62 @@ pub fn limits(
         },
         ..Resources::default()
     })
+}
+
+/// Returns the limits to apply to a running container whose limits were `old`. Devices that are not
+/// limited any more get the rate or weight 0, which resets theirs.
+///
+/// # Errors
+/// Returns an error if a device does not exist.
+pub fn changed_limits(
+    old: &HostConfig,
+    new: &HostConfig,
+    device_number: &dyn Fn(&str) -> Result<(i64, i64)>,
+) -> Result<Resources> {
+    let mut limits = limits(new, device_number)?;
+    let io = &mut limits.block_io;
+    // The device itself may not exist any more.
+    let gone = |path: &str, kept: &dyn Fn((i64, i64)) -> bool| {
+        let number = device_number(path).ok();
+        number.filter(|number| !kept(*number))
+    };
+    for device in old.blkio_weight_device.iter().flatten() {
+        let kept = |number| {
+            io.weight_device
+                .iter()
+                .any(|kept| (kept.major, kept.minor) == number)
+        };
+        if let Some((major, minor)) = gone(&device.path, &kept) {
+            io.weight_device.push(WeightDevice {
+                major,
+                minor,
+                weight: Some(0),
+                leaf_weight: None,
+            });
+        }
+    }
+    for (old, new) in [
+        (&old.blkio_device_read_bps, &mut io.throttle_read_bps_device),
+        (
+            &old.blkio_device_write_bps,
+            &mut io.throttle_write_bps_device,
+        ),
+        (
+            &old.blkio_device_read_iops,
+            &mut io.throttle_read_iops_device,
+        ),
+        (
+            &old.blkio_device_write_iops,
+            &mut io.throttle_write_iops_device,
+        ),
+    ] {
+        for device in old.iter().flatten() {
+            let kept = |number| new.iter().any(|kept| (kept.major, kept.minor) == number);
+            if let Some((major, minor)) = gone(&device.path, &kept) {
+                let rate = 0;
+                new.push(ThrottleDevice { major, minor, rate });
+            }
+        }
+    }
+    Ok(limits)
 }

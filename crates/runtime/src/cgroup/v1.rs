@@ -342,6 +342,11 @@ fn apply_block_io(directory: &Path, io: &BlockIo) -> Result<()> {
     set_some(directory, "blkio.leaf_weight", io.leaf_weight)?;
     for device in &io.weight_device {
         if let Some(weight) = device.weight {
+            // BFQ has a word for the weight of all devices, and refuses 0; CFQ takes 0 for it.
+            let weight = match weight {
+                0 if prefix == "blkio.bfq." => "default".to_owned(),
+                weight => weight.to_string(),
+            };
             set(
                 directory,
                 &format!("{prefix}weight_device"),

@@ -207,6 +207,10 @@ impl Cgroup {
         }
         for device in &io.weight_device {
             if let Some(weight) = device.weight {
+                let weight = match weight {
+                    0 => "default".to_owned(),
+                    weight => weight.to_string(),
+                };
                 set(
                     &self.path,
                     "io.bfq.weight",
@@ -222,10 +226,15 @@ impl Cgroup {
         ];
         for (key, devices) in limits {
             for device in devices {
+                // 0 means no limit, as in v1.
+                let rate = match device.rate {
+                    0 => "max".to_owned(),
+                    rate => rate.to_string(),
+                };
                 set(
                     &self.path,
                     "io.max",
-                    format!("{}:{} {key}={}", device.major, device.minor, device.rate),
+                    format!("{}:{} {key}={rate}", device.major, device.minor),
                 )?;
             }
         }
