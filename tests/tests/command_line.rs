@@ -663,13 +663,6 @@ fn unavailable_flags_are_rejected_by_name() {
             later(trust, "content trust is"),
         ));
     }
-    for flag in ["--checkpoint", "--checkpoint-dir"] {
-        cases.push((
-            vec!["start", flag, "x", "made"],
-            1,
-            later(flag, "checkpoints are"),
-        ));
-    }
     cases.push((
         vec!["network", "create", "--config-only", "made"],
         1,

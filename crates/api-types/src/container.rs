@@ -443,3 +443,21 @@ pub struct ContainerPruneResponse {
     /// In bytes.
     pub space_reclaimed: u64,
 }
+
+/// The body of `POST /containers/{id}/checkpoints`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct CheckpointCreateRequest {
+    #[serde(rename = "CheckpointID")]
+    pub checkpoint_id: String,
+    pub checkpoint_dir: String,
+    /// Whether the container ends.
+    pub exit: bool,
+}
+
+/// An element of the response of `GET /containers/{id}/checkpoints`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct CheckpointSummary {
+    pub name: String,
+}

@@ -347,6 +347,7 @@ fn unsupported_settings_are_rejected_by_name() {
         &json!({"Image": "busybox", "HostConfig": {"NetworkMode": "none"}}),
     );
     let no_swarm = (503, "This node is not a swarm manager");
+    let experimental = (501, "This experimental feature is disabled by default.");
     let missing = (501, "not available in this version of whelk");
     let no_plugin = (404, "plugin \"a/x\" not found");
     let mut operations = vec![
@@ -364,8 +365,34 @@ fn unsupported_settings_are_rejected_by_name() {
         ),
         ("POST /swarm/join".to_owned(), missing),
         ("POST /nodes/x/update?version=1".to_owned(), no_swarm),
-        ("GET /services/x/logs".to_owned(), no_swarm),
-        ("GET /tasks/x/logs".to_owned(), no_swarm),
+        ("GET /services/x/logs?stdout=1".to_owned(), no_swarm),
+        ("GET /tasks/x/logs?stderr=1".to_owned(), no_swarm),
+        (
+            "GET /tasks/x/logs".to_owned(),
+            (400, "Bad parameters: you must choose at least one stream"),
+        ),
+        (
+            "POST /swarm/update".to_owned(),
+            (
+                400,
+                "invalid swarm version '': strconv.ParseUint: parsing \"\": invalid syntax",
+            ),
+        ),
+        (
+            "POST /nodes/x/update?version=a".to_owned(),
+            (
+                400,
+                "invalid node version 'a': strconv.ParseUint: parsing \"a\": invalid syntax",
+            ),
+        ),
+        (
+            "POST /secrets/x/update".to_owned(),
+            (400, "invalid secret version"),
+        ),
+        (
+            "GET /plugins?filters=%7B%22x%22%3A%5B%22y%22%5D%7D".to_owned(),
+            (400, "invalid filter 'x'"),
+        ),
         (
             "PUT /volumes/x?version=1".to_owned(),
             (
@@ -387,8 +414,16 @@ fn unsupported_settings_are_rejected_by_name() {
             "GET /images/nosuch/attestations".to_owned(),
             (404, "No such image: nosuch:latest"),
         ),
-        ("POST /containers/made/checkpoints".to_owned(), missing),
-        ("DELETE /containers/made/checkpoints/c".to_owned(), missing),
+        ("GET /containers/made/checkpoints".to_owned(), experimental),
+        ("POST /containers/made/checkpoints".to_owned(), experimental),
+        (
+            "DELETE /containers/made/checkpoints/c".to_owned(),
+            experimental,
+        ),
+        (
+            "POST /containers/made/start?checkpoint=c".to_owned(),
+            (400, "checkpoint is only supported in experimental mode"),
+        ),
     ];
     for kind in ["nodes", "services", "tasks", "secrets", "configs"] {
         operations.extend([
@@ -403,7 +438,11 @@ fn unsupported_settings_are_rejected_by_name() {
         ]);
         operations.push((format!("DELETE /{kind}/x"), no_swarm));
     }
-    for operation in ["enable", "disable", "upgrade?remote=x", "push", "set"] {
+    operations.push((
+        "POST /plugins/a/x/upgrade?remote=x".to_owned(),
+        (404, "plugin \"a/x:latest\" not found"),
+    ));
+    for operation in ["enable?timeout=0", "disable", "push", "set"] {
         operations.push((format!("POST /plugins/a/x/{operation}"), no_plugin));
     }
     for (operation, (status, text)) in operations {

@@ -232,7 +232,45 @@ fn unavailable_commands_are_rejected_by_name() {
         "",
         "there are none"
     );
-    for command in ["build", "compose"] {
+    engine.create(
+        "made",
+        &serde_json::json!({"Image": "busybox", "HostConfig": {"NetworkMode": "none"}}),
+    );
+    let disabled = "Error response from daemon: This experimental feature is disabled by default. Start the Docker daemon in experimental mode in order to enable it.";
+    for args in [
+        &["checkpoint", "create", "made", "one"][..],
+        &["checkpoint", "ls", "made"],
+        &["checkpoint", "rm", "made", "one"],
+    ] {
+        engine.whelk(args).refuses(1, disabled);
+        // Docker's client asks the engine for its features first.
+        engine.docker(args).refuses(
+            1,
+            "is only supported on a Docker daemon with experimental features enabled",
+        );
+    }
+    let restore = ["start", "--checkpoint", "one", "made"];
+    engine
+        .whelk(&restore)
+        .refuses(1, "checkpoint is only supported in experimental mode");
+    engine.docker(&restore).refuses(
+        1,
+        "\"--checkpoint\" is only supported on a Docker daemon with experimental features enabled",
+    );
+    engine
+        .whelk(&["start", "--checkpoint", "one", "made", "other"])
+        .refuses(1, "you cannot restore multiple containers at once");
+    assert_eq!(engine.state("made"), "created");
+    for args in [
+        &["trust", "inspect", "busybox"][..],
+        &["trust", "key", "generate", "me"],
+        &["trust", "signer", "add", "--key", "k", "me", "busybox"],
+    ] {
+        engine
+            .whelk(args)
+            .refuses(1, "whelk: trust: content trust is not available");
+    }
+    for command in ["build", "compose", "swarm", "plugin"] {
         engine.whelk(&[command, "x"]).refuses(
             1,
             &format!("whelk: {command}: not available in this version of whelk"),

@@ -188,10 +188,9 @@ pub(super) async fn start(
         ));
     }
     if !params.text("checkpoint").is_empty() {
-        return Err(Error::Unsupported(
-            "checkpoints: not available in this version of whelk".into(),
-        )
-        .into());
+        return Err(ApiError::invalid(
+            "checkpoint is only supported in experimental mode",
+        ));
     }
     containers.start(&id).await?;
     Ok(no_content())

@@ -9,7 +9,8 @@ use axum::routing::{any, delete, get, post};
 use whelk_engine::Error;
 
 use super::{Services, not_found, ok};
-use crate::error::{ApiResult, message};
+use crate::error::{ApiError, ApiResult, message};
+use crate::extract::Params;
 
 pub(super) fn routes() -> Router<Services> {
     Router::new()
@@ -40,7 +41,7 @@ fn swarm_routes() -> Router<Services> {
         .route("/swarm/init", post(swarm))
         .route("/swarm/join", post(swarm))
         .route("/swarm/leave", post(no_swarm_to_leave))
-        .route("/swarm/update", post(no_swarm))
+        .route("/swarm/update", post(update_swarm))
         .route("/swarm/unlockkey", get(no_swarm))
         .route("/swarm/unlock", post(no_swarm));
     for kind in ["nodes", "services", "tasks", "secrets", "configs"] {
@@ -51,20 +52,54 @@ fn swarm_routes() -> Router<Services> {
     for kind in ["services", "secrets", "configs"] {
         routes = routes.route(&format!("/{kind}/create"), post(no_swarm));
     }
-    for kind in ["nodes", "services", "secrets", "configs"] {
-        routes = routes.route(&format!("/{kind}/{{id}}/update"), post(no_swarm));
+    for kind in ["node", "service", "secret", "config"] {
+        let refuse = async move |params: Params| {
+            check_version(kind, &params)?;
+            ApiResult::Ok(no_swarm().await)
+        };
+        routes = routes.route(&format!("/{kind}s/{{id}}/update"), post(refuse));
     }
     routes
-        .route("/services/{id}/logs", get(no_swarm))
-        .route("/tasks/{id}/logs", get(no_swarm))
+        .route("/services/{id}/logs", get(swarm_logs))
+        .route("/tasks/{id}/logs", get(swarm_logs))
+}
+
+/// Checks the version of the object that is to be updated.
+fn check_version(kind: &str, params: &Params) -> ApiResult<()> {
+    let given = params.text("version");
+    let is_number = !given.is_empty() && given.bytes().all(|byte| byte.is_ascii_digit());
+    let problem = match kind {
+        _ if is_number => return Ok(()),
+        "secret" | "config" => String::new(),
+        _ => format!(" '{given}': strconv.ParseUint: parsing {given:?}: invalid syntax"),
+    };
+    Err(ApiError::invalid(format!(
+        "invalid {kind} version{problem}"
+    )))
+}
+
+async fn update_swarm(params: Params) -> ApiResult {
+    check_version("swarm", &params)?;
+    Ok(no_swarm().await)
+}
+
+async fn swarm_logs(params: Params) -> ApiResult {
+    if !params.flag("stdout") && !params.flag("stderr") {
+        return Err(ApiError::invalid(
+            "Bad parameters: you must choose at least one stream",
+        ));
+    }
+    Ok(no_swarm().await)
 }
 
 fn unsupported(what: &str) -> ApiResult<Response> {
     Err(Error::Unsupported(format!("{what}: not available in this version of whelk")).into())
 }
 
-async fn checkpoints() -> ApiResult {
-    unsupported("checkpoints")
+/// The response of an engine without experimental features, which this one does not have.
+async fn checkpoints() -> Response {
+    let text = "This experimental feature is disabled by default. Start the Docker daemon in experimental mode in order to enable it.";
+    message(StatusCode::NOT_IMPLEMENTED, text)
 }
 
 async fn build() -> ApiResult {
@@ -72,8 +107,9 @@ async fn build() -> ApiResult {
 }
 
 /// The engine manages no plugins: volume plugins run independently.
-async fn plugins() -> Response {
-    ok(&[(); 0])
+async fn plugins(params: Params) -> ApiResult {
+    params.filters(&["capability", "enabled"])?;
+    Ok(ok(&[(); 0]))
 }
 
 async fn plugin_install() -> ApiResult {
@@ -82,6 +118,12 @@ async fn plugin_install() -> ApiResult {
 
 async fn plugin(Path(rest): Path<String>, method: axum::http::Method) -> Response {
     let (name, operation) = rest.rsplit_once('/').unwrap_or((&rest, ""));
+    // With the tag that Docker adds to the new name.
+    let latest = format!("{name}:latest");
+    let name = match operation {
+        "upgrade" if !name.contains([':', '@']) => &latest,
+        _ => name,
+    };
     let known = match method.as_str() {
         "GET" => operation == "json",
         "POST" => matches!(operation, "enable" | "disable" | "upgrade" | "push" | "set"),

@@ -1,6 +1,7 @@
 //! The command tree: subcommands, their flags, and their dispatch. Groups of commands are directories.
 
 mod arguments;
+mod checkpoint;
 mod completion;
 mod confirm;
 mod container;
@@ -15,6 +16,7 @@ mod network;
 mod pruned;
 mod registry;
 mod system;
+mod trust;
 mod upload;
 mod usage;
 mod version;
@@ -88,6 +90,12 @@ enum Command {
     /// Manage contexts
     #[command(name = "context", subcommand)]
     ContextGroup(context::ContextCommand),
+    /// Manage checkpoints
+    #[command(name = "checkpoint", subcommand)]
+    CheckpointGroup(checkpoint::CheckpointCommand),
+    /// Manage trust on Docker images
+    #[command(name = "trust", subcommand)]
+    TrustGroup(trust::TrustCommand),
     /// Manage the engine
     #[command(name = "system", subcommand)]
     SystemGroup(system::SystemGroup),
@@ -157,6 +165,7 @@ fn carry_out(cli: Cli, repair: crate::Repair) -> Outcome {
         Command::Complete { line } => return completion::complete(&line),
         Command::Session { words } => return Err(crate::ssh::execute_in_session(&words)),
         Command::ContextGroup(command) => return context::group(&cli.flags, command),
+        Command::TrustGroup(command) => return trust::group(command),
         Command::SystemGroup(system::SystemGroup::Repair(args)) => {
             return system::repair::repair(args, repair);
         }
@@ -209,6 +218,7 @@ async fn dispatch(client: &Client, command: Command) -> Outcome {
         Command::ContainerGroup(command) => container::group(client, command).await,
         Command::Image(command) => image::command(client, command).await,
         Command::ImageGroup(command) => image::group(client, command).await,
+        Command::CheckpointGroup(command) => checkpoint::group(client, command).await,
         Command::NetworkGroup(command) => network::group(client, command).await,
         Command::VolumeGroup(command) => volume::group(client, command).await,
         Command::Registry(command) => registry::command(client, command).await,
@@ -219,6 +229,7 @@ async fn dispatch(client: &Client, command: Command) -> Outcome {
         // Done without an engine by `carry_out`.
         Command::ContextGroup(_)
         | Command::ManifestGroup(_)
+        | Command::TrustGroup(_)
         | Command::Completion { .. }
         | Command::Complete { .. }
         | Command::Session { .. } => Ok(0),

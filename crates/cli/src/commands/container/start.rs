@@ -3,8 +3,7 @@
 use clap::Args;
 use whelk_api_types::ContainerInspectResponse;
 
-use crate::client::{Client, escape_name};
-use crate::commands::arguments::not_available;
+use crate::client::{Client, escape_name, query};
 use crate::commands::container::run::exit_code;
 use crate::commands::container::stream::{
     Ended, Streams, attach_path, follow_size, forward_signals, lost_attached, pump, unless_lost,
@@ -26,28 +25,34 @@ pub(crate) struct StartArgs {
     #[arg(long, default_value = "", hide_default_value = true)]
     detach_keys: String,
     /// Restore from this checkpoint
-    #[arg(long)]
-    checkpoint: Option<String>,
+    #[arg(long, default_value = "", hide_default_value = true)]
+    checkpoint: String,
     /// Use a custom checkpoint storage directory
-    #[arg(long)]
-    checkpoint_dir: Option<String>,
+    #[arg(long, default_value = "", hide_default_value = true)]
+    checkpoint_dir: String,
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
 }
 
 pub(crate) async fn start(client: &Client, args: StartArgs) -> Outcome {
-    not_available(
-        &[
-            ("--checkpoint", args.checkpoint.is_some()),
-            ("--checkpoint-dir", args.checkpoint_dir.is_some()),
-        ],
-        "checkpoints are",
-    )?;
+    // Refused by engines without experimental features.
+    let checkpoint = query(&[
+        ("checkpoint", &args.checkpoint),
+        ("checkpoint-dir", &args.checkpoint_dir),
+    ]);
+    if !checkpoint.is_empty() && args.containers.len() > 1 {
+        return Err(Failure::new(
+            "you cannot restore multiple containers at once",
+        ));
+    }
     if !args.attach && !args.interactive {
         let (mut failed, mut unwritten) = (Vec::new(), None);
         for name in &args.containers {
             match client
-                .post_no_content(&format!("/containers/{}/start", escape_name(name)))
+                .post_no_content(&format!(
+                    "/containers/{}/start{checkpoint}",
+                    escape_name(name)
+                ))
                 .await
             {
                 Ok(_) => match print_line!("{name}") {

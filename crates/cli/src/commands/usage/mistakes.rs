@@ -10,21 +10,8 @@ use crate::flags::{Kind, Mistake};
 
 /// Docker's commands that are not available yet.
 const NOT_YET: &[&str] = &[
-    "build",
-    "builder",
-    "buildx",
-    "compose",
-    "config",
-    "manifest",
-    "node",
-    "plugin",
-    "checkpoint",
-    "search",
-    "secret",
-    "service",
-    "stack",
-    "swarm",
-    "trust",
+    "bake", "build", "builder", "buildx", "compose", "config", "node", "plugin", "secret",
+    "service", "stack", "swarm",
 ];
 
 /// Returns the error text and exit code for an invalid command line.
