@@ -85,6 +85,14 @@ fn an_image_is_pulled_inspected_and_run() {
         let by_digest = format!("{}/team/app@{}", registry.host, pushed.digest);
         let digests = image(&engine, &pushed.name)["RepoDigests"].clone();
         assert_eq!(digests, json!([by_digest]));
+        // Where it came from, whatever it is called.
+        let repository = format!("{}/team/app", registry.host);
+        let identity = json!({"Pull": [{"Repository": repository}]});
+        assert_eq!(image(&engine, &pushed.name)["Identity"], identity);
+        let listed = |query: &str| engine.get(&format!("/images/json?manifests=1{query}"));
+        let first = "/0/Manifests/0/ImageData/Identity";
+        assert_eq!(listed("&identity=1").pointer(first), Some(&identity));
+        assert_eq!(listed("").pointer(first), None);
         // Everything was fetched once: the second pull only requested the tag's digest.
         let tag = "HEAD /v2/team/app/manifests/1".to_owned();
         let manifest = format!("GET /v2/team/app/manifests/{}", pushed.digest);

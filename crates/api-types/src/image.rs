@@ -65,6 +65,9 @@ pub struct ImageManifestSize {
 #[serde(rename_all = "PascalCase", default)]
 pub struct ImageManifestImage {
     pub platform: OciPlatform,
+    /// If it was requested. Since version 1.54.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub identity: Option<ImageIdentity>,
     /// Ids of the containers that use it.
     pub containers: Vec<String>,
     pub size: ImageManifestImageSize,
@@ -126,6 +129,24 @@ pub struct ImageInspect {
     /// If they were requested. Since version 1.48.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub manifests: Option<Vec<ImageManifestSummary>>,
+    /// Since version 1.53.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub identity: Option<ImageIdentity>,
+}
+
+/// The origin of an image, whatever names it has.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ImageIdentity {
+    /// The repositories that it was pulled from or pushed to.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pull: Vec<PullIdentity>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct PullIdentity {
+    pub repository: String,
 }
 
 /// The driver of a container's or image's layers.

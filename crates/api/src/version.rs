@@ -138,8 +138,8 @@ fn split(path: &str) -> Result<(ApiVersion, Option<String>), Box<Response>> {
 mod tests {
     use whelk_api_types::{
         ContainerInspectResponse, ContainerStatsResponse, ContainerSummary, DiskUsage,
-        EventMessage, FirewallInfo, ImageInspect, ImageSummary, NetworkInspect, NetworkStatus,
-        SystemDataUsageResponse, SystemInfo, UpdateConfig, Volume,
+        EventMessage, FirewallInfo, ImageIdentity, ImageInspect, ImageSummary, NetworkInspect,
+        NetworkStatus, SystemDataUsageResponse, SystemInfo, UpdateConfig, Volume,
     };
 
     use super::*;
@@ -356,7 +356,10 @@ mod tests {
             shown
         };
         let image = |version| {
-            let mut shown = ImageInspect::default();
+            let mut shown = ImageInspect {
+                identity: Some(ImageIdentity::default()),
+                ..ImageInspect::default()
+            };
             downgrade_image(version, &mut shown);
             shown
         };
@@ -441,6 +444,7 @@ mod tests {
                 (46, newest),
             ),
             ("Author", field("/Author", image), (24, 51)),
+            ("Identity", field("/Identity", image), (53, newest)),
             ("VirtualSize", field("/VirtualSize", image), (24, 43)),
             ("Container", field("/Container", image), (24, 44)),
             ("Expected", field("/RuncCommit/Expected", info), (24, 48)),

@@ -41,10 +41,8 @@ pub(super) async fn list(
         let text = serde_json::to_string(&HashMap::from(reference)).unwrap_or_default();
         filters = whelk_engine::filters::Filters::parse(&text, FILTERS)?;
     }
-    if version::image_list_takes_identity(version)
-        && params.flag("identity")
-        && !params.flag("manifests")
-    {
+    let with_identity = version::image_list_takes_identity(version) && params.flag("identity");
+    if with_identity && !params.flag("manifests") {
         return Err(ApiError::invalid(
             "conflicting options: identity requires manifests=1",
         ));
@@ -65,7 +63,7 @@ pub(super) async fn list(
             let shared = shared
                 .as_ref()
                 .map(|shared| shared.get(id).copied().unwrap_or(0));
-            let mut summary = wire::image_summary(listed, &users, shared);
+            let mut summary = wire::image_summary(listed, &users, shared, with_identity);
             version::downgrade_listed_image(version, &mut summary);
             summary
         })
@@ -220,7 +218,7 @@ pub(super) async fn create(
     }
     if params.text("fromSrc") != "-" {
         return Err(Error::Unsupported(
-            "import from a URL: not available in this version of whelk; send the archive itself (fromSrc=-)".into(),
+            "import from a URL: not available in this version of whelk; download the archive and import it".into(),
         )
         .into());
     }
@@ -427,7 +425,7 @@ pub(super) async fn get_by_name(
             if manifests {
                 let users = usage.containers_by_image();
                 let listed = super::blocking(move || Ok(images.manifests(&image))).await?;
-                shown.manifests = Some(wire::manifests(&listed, &users));
+                shown.manifests = Some(wire::manifests(&listed, &users, false));
             }
             version::downgrade_image(version, &mut shown);
             Ok(ok(&shown))

@@ -71,7 +71,7 @@ pub(super) async fn disk_usage(
         let shown = images.iter().map(|listed| {
             let id = &listed.image.id;
             let shared = shared.get(id).copied().unwrap_or(0);
-            let mut summary = wire::image_summary(listed, &users, Some(shared));
+            let mut summary = wire::image_summary(listed, &users, Some(shared), false);
             let containers = summary.containers;
             version::downgrade_listed_image(version, &mut summary);
             ImageSummary {

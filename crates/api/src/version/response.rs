@@ -177,6 +177,9 @@ pub(crate) fn downgrade_listed_image(version: ApiVersion, shown: &mut ImageSumma
 }
 
 pub(crate) fn downgrade_image(version: ApiVersion, shown: &mut ImageInspect) {
+    if version < ApiVersion(1, 53) {
+        shown.identity = None;
+    }
     if version < ApiVersion(1, 52) {
         for text in [
             &mut shown.parent,

@@ -1,13 +1,13 @@
 //! Images.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use serde::Deserialize;
 use whelk_api_types::{
     DriverData, Empty, HealthConfig, ImageConfig, ImageDeleteResponseItem,
-    ImageHistoryResponseItem, ImageInspect, ImageManifestAttestation, ImageManifestImage,
-    ImageManifestImageSize, ImageManifestSize, ImageManifestSummary, ImageMetadata, ImageSummary,
-    ManifestDescriptor, OciPlatform, RootFs, Set,
+    ImageHistoryResponseItem, ImageIdentity, ImageInspect, ImageManifestAttestation,
+    ImageManifestImage, ImageManifestImageSize, ImageManifestSize, ImageManifestSummary,
+    ImageMetadata, ImageSummary, ManifestDescriptor, OciPlatform, PullIdentity, RootFs, Set,
 };
 use whelk_engine::images::{self, Image, ListedManifest, ManifestKind, Removed};
 use whelk_image::descriptor::Descriptor;
@@ -25,6 +25,7 @@ pub(crate) fn image_summary(
     listed: &images::ImageSummary,
     users: &HashMap<String, Vec<String>>,
     shared: Option<u64>,
+    with_identity: bool,
 ) -> ImageSummary {
     let images::ImageSummary {
         image,
@@ -52,7 +53,7 @@ pub(crate) fn image_summary(
         shared_size: shared.map_or(-1, signed),
         size: listed.size,
         virtual_size: None,
-        manifests: manifests.map(|manifests| self::manifests(manifests, users)),
+        manifests: manifests.map(|manifests| self::manifests(manifests, users, with_identity)),
     }
 }
 
@@ -60,6 +61,7 @@ pub(crate) fn image_summary(
 pub(crate) fn manifests(
     manifests: &[ListedManifest],
     users: &HashMap<String, Vec<String>>,
+    with_identity: bool,
 ) -> Vec<ImageManifestSummary> {
     let summary = |manifest: &ListedManifest| {
         let mut summary = ImageManifestSummary {
@@ -83,6 +85,10 @@ pub(crate) fn manifests(
                 summary.kind = "image".into();
                 summary.image_data = Some(ImageManifestImage {
                     platform: self::platform(platform),
+                    identity: image
+                        .as_ref()
+                        .filter(|_| with_identity)
+                        .and_then(|image| identity(image)),
                     containers: containers.cloned().unwrap_or_default(),
                     size: ImageManifestImageSize { unpacked },
                 });
@@ -122,6 +128,14 @@ pub(crate) fn platform(platform: &Platform) -> OciPlatform {
 /// digests of manifests in registries.
 fn repo_digests(digests: &[Reference]) -> Vec<String> {
     digests.iter().map(Reference::familiar).collect()
+}
+
+/// Returns the repositories whose registries have the image; `None` if there are none.
+pub(crate) fn identity(image: &Image) -> Option<ImageIdentity> {
+    let names: BTreeSet<String> = image.repo_digests.iter().map(Reference::name).collect();
+    let pull = names.into_iter();
+    let pull: Vec<_> = pull.map(|repository| PullIdentity { repository }).collect();
+    (!pull.is_empty()).then_some(ImageIdentity { pull })
 }
 
 fn omit_if_empty(text: &str) -> Option<String> {
@@ -176,6 +190,7 @@ pub(crate) fn image(image: &Image, names: Vec<String>) -> ImageInspect {
         container: None,
         container_config: None,
         manifests: None,
+        identity: identity(image),
     }
 }
 
