@@ -13,6 +13,7 @@ mod connections;
 mod events;
 mod fields;
 mod requests;
+mod responses;
 mod streams;
 mod versions;
 mod websocket;
