@@ -184,8 +184,14 @@ impl Client {
                 )
             }
             std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => {
+                let hint = match self.host {
+                    Host::Unix(_) => {
+                        "\nAn engine is started by `whelk daemon`, at another socket with --host."
+                    }
+                    Host::Tcp(_) | Host::Ssh(_) => "",
+                };
                 format!(
-                    "Cannot connect to the Docker daemon at {}. Is the docker daemon running?",
+                    "Cannot connect to the Docker daemon at {}. Is the docker daemon running?{hint}",
                     self.host
                 )
             }
@@ -436,7 +442,7 @@ pub(crate) fn unreadable(error: serde_json::Error) -> ApiError {
 /// Returns the error for a response that is cut short.
 pub(crate) fn lost(error: &hyper::Error) -> ApiError {
     ApiError::lost(format!(
-        "connection to the engine lost during its response: {error}"
+        "connection to the engine lost before its response was complete, so its outcome is unknown ({error}); check the engine, then the command's result"
     ))
 }
 

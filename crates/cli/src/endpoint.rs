@@ -241,7 +241,7 @@ impl Host {
             None => Ok(Self::tcp(text, is_tls)),
             Some(("unix", "")) => Ok(Self::default()),
             Some(("unix", path)) => Ok(Self::Unix(path.to_owned())),
-            Some(("tcp" | "http", address)) => Ok(Self::tcp(address, is_tls)),
+            Some(("tcp", address)) => Ok(Self::tcp(address, is_tls)),
             Some(("ssh", _)) => Ssh::parse(text).map(Self::Ssh),
             Some((scheme @ ("https" | "npipe" | "fd"), _)) => Err(format!(
                 "{scheme}:// hosts are not available in this version of whelk: {text}"
@@ -584,9 +584,9 @@ mod tests {
         ] {
             assert_eq!(parsed(text), Ok(host.into()), "{text}");
         }
-        assert_eq!(
-            parsed("foo://x"),
-            Err("invalid bind address format: foo://x".into())
-        );
+        for text in ["foo://x", "http://x"] {
+            let refused = format!("invalid bind address format: {text}");
+            assert_eq!(parsed(text), Err(refused));
+        }
     }
 }

@@ -211,7 +211,10 @@ async fn serve(settings: Box<Serve>) -> anyhow::Result<()> {
     let tls = tls.map_err(|error| anyhow!("TLS: {error}"))?.map(Arc::new);
     whelk_sys::process::raise_file_limit();
     let listener = TcpListener::bind(settings.listen).await;
-    let listener = listener.with_context(|| format!("listen at {}", settings.listen))?;
+    let listener = listener.map_err(|error| {
+        let text = whelk_sys::errno_text(&error);
+        anyhow!("listen at {}: {text}", settings.listen)
+    })?;
     let source = upstream.as_ref().map(|upstream| upstream.url());
     let registry = Registry::open(&settings.root, source);
     let registry = registry.map_err(|error| anyhow!("--root {error}"))?;

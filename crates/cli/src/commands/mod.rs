@@ -66,8 +66,14 @@ enum Command {
     Run(container::run::RunArgs),
     #[command(flatten)]
     Container(container::ContainerCommand),
+    /// List containers
+    Ps(container::ps::PsArgs),
     #[command(flatten)]
     Image(image::ImageCommand),
+    /// List images
+    Images(image::ls::ImagesArgs),
+    /// Remove one or more images
+    Rmi(image::rm::RmiArgs),
     #[command(flatten)]
     Registry(registry::RegistryCommand),
     #[command(flatten)]
@@ -217,6 +223,9 @@ async fn dispatch(client: &Client, command: Command) -> Outcome {
         Command::Container(command) => container::command(client, command).await,
         Command::ContainerGroup(command) => container::group(client, command).await,
         Command::Image(command) => image::command(client, command).await,
+        Command::Ps(args) => container::ps::ps(client, args).await,
+        Command::Images(args) => image::ls::images(client, args).await,
+        Command::Rmi(args) => image::rm::rmi(client, args).await,
         Command::ImageGroup(command) => image::group(client, command).await,
         Command::CheckpointGroup(command) => checkpoint::group(client, command).await,
         Command::NetworkGroup(command) => network::group(client, command).await,

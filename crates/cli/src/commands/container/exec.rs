@@ -49,8 +49,12 @@ pub(crate) async fn exec(client: &Client, args: ExecArgs) -> Outcome {
     if args.tty && args.interactive && !args.detach && !terminal::stdin_is_terminal() {
         return Err(Failure::new("the input device is not a TTY"));
     }
+    // Only a flag is a mistake of the command line, not what a file says.
     let environment =
-        environment(&args.env, &args.env_file).map_err(|failure| Failure { code: 1, ..failure })?;
+        environment(&args.env, &args.env_file).map_err(|failure| match &failure.text {
+            text if text.starts_with("invalid argument ") => failure,
+            _ => Failure { code: 1, ..failure },
+        })?;
     let body = ExecConfig {
         user: args.user.unwrap_or_default(),
         privileged: args.privileged,

@@ -54,8 +54,6 @@ pub(crate) enum ContainerCommand {
     /// Remove one or more containers
     #[command(alias = "remove")]
     Rm(rm::RmArgs),
-    /// List containers
-    Ps(ps::PsArgs),
     /// Fetch the logs of a container
     Logs(logs::LogsArgs),
     /// Execute a command in a running container
@@ -94,9 +92,10 @@ pub(crate) enum ContainerCommand {
     reason = "one value in the life of the process"
 )]
 pub(crate) enum ContainerGroup {
+    /// Create and run a new container from an image
     Run(run::RunArgs),
     /// List containers
-    #[command(visible_alias = "list")]
+    #[command(visible_aliases = ["list", "ps"])]
     Ls(ps::PsArgs),
     /// Display detailed information on one or more containers
     Inspect(inspect::InspectArgs),
@@ -121,7 +120,6 @@ pub(crate) async fn command(client: &Client, command: ContainerCommand) -> Outco
         ContainerCommand::Restart(args) => restart::restart(client, args).await,
         ContainerCommand::Kill(args) => kill::kill(client, args).await,
         ContainerCommand::Rm(args) => rm::rm(client, args).await,
-        ContainerCommand::Ps(args) => ps::ps(client, args).await,
         ContainerCommand::Logs(args) => logs::logs(client, args).await,
         ContainerCommand::Exec(args) => exec::exec(client, args).await,
         ContainerCommand::Attach(args) => attach::attach(client, args).await,

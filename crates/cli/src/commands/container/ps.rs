@@ -89,7 +89,7 @@ pub(crate) struct Row {
 pub(crate) async fn ps(client: &Client, args: PsArgs) -> Outcome {
     TABLE.check(&args.format)?;
     let limit = if args.latest { 1 } else { args.last };
-    let size = args.size || args.format.contains(".Size");
+    let size = args.size || shows_size(&args.format);
     let limit = if limit > 0 {
         limit.to_string()
     } else {
@@ -113,6 +113,15 @@ pub(crate) async fn ps(client: &Client, args: PsArgs) -> Outcome {
     };
     TABLE.print(&args.format, args.quiet, default, rows)?;
     Ok(0)
+}
+
+/// Returns whether a template shows sizes: by name, or with all other fields.
+fn shows_size(format: &str) -> bool {
+    let dense: String = format.split_whitespace().collect();
+    ["{{json.}}", "{{json.|"]
+        .iter()
+        .any(|all| dense.contains(all))
+        || dense.contains(".Size")
 }
 
 pub(crate) fn row(container: &ContainerSummary, no_trunc: bool) -> Row {
@@ -175,5 +184,24 @@ pub(crate) fn row(container: &ContainerSummary, no_trunc: bool) -> Row {
         local_volumes: local.count().to_string(),
         networks: networks.join(","),
         platform: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_requested_for_templates_that_show_them() {
+        for (format, expected) in [
+            ("{{.Size}}", true),
+            ("{{json .}}", true),
+            ("{{ json . | upper }}", true),
+            ("json", false),
+            ("{{json .Names}}", false),
+            ("table {{.Names}}", false),
+        ] {
+            assert_eq!(shows_size(format), expected, "{format}");
+        }
     }
 }

@@ -23,10 +23,6 @@ use crate::client::Client;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImageCommand {
-    /// List images
-    Images(ls::ImagesArgs),
-    /// Remove one or more images
-    Rmi(rm::RmiArgs),
     /// Create a tag TARGET_IMAGE that refers to SOURCE_IMAGE
     Tag(tag::TagArgs),
     /// Show the history of an image
@@ -62,8 +58,6 @@ pub(crate) enum ImageGroup {
 /// Runs a command that `whelk` and `whelk image` have.
 pub(crate) async fn command(client: &Client, command: ImageCommand) -> Outcome {
     match command {
-        ImageCommand::Images(args) => ls::images(client, args).await,
-        ImageCommand::Rmi(args) => rm::rmi(client, args).await,
         ImageCommand::Tag(args) => tag::tag(client, args).await,
         ImageCommand::History(args) => history::history(client, args).await,
         ImageCommand::Pull(args) => pull::pull(client, args).await,

@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use whelk_client::{full_body, no_body};
+use whelk_image::Reference;
 use whelk_trust::PolicyFile;
 
 use crate::client::{ApiError, Client, query};
 use crate::commands::messages::{Target, print_messages_to};
 use crate::output::print_line;
-use crate::{Failure, Outcome, credentials};
+use crate::{Failure, Outcome, credentials, plain};
 
 #[derive(Debug, Args)]
 pub(crate) struct PullArgs {
@@ -17,7 +18,7 @@ pub(crate) struct PullArgs {
     #[arg(short, long)]
     all_tags: bool,
     /// Skip image verification
-    #[arg(long, hide = true, default_value = "true", num_args = 0..=1, default_missing_value = "true", require_equals = true, action = clap::ArgAction::Set)]
+    #[arg(long, default_value = "true", num_args = 0..=1, default_missing_value = "true", require_equals = true, action = clap::ArgAction::Set)]
     disable_content_trust: bool,
     /// Set platform if server is multi-platform capable
     #[arg(long)]
@@ -42,6 +43,9 @@ pub(crate) async fn pull(client: &Client, args: PullArgs) -> Outcome {
             "--disable-content-trust=false: content trust is not available in this version of whelk",
         ));
     }
+    // Docker's client validates the name itself.
+    let parsed: Result<Reference, _> = args.name.parse();
+    parsed.map_err(|error| Failure::new(error.to_string()))?;
     let name = if args.all_tags {
         args.name.clone()
     } else {
@@ -91,7 +95,7 @@ fn policy(path: &Path) -> Outcome<Vec<u8>> {
     let invalid = |error: &dyn std::fmt::Display| {
         Failure::new(format!("--verify {}: {error}", path.display()))
     };
-    let json = std::fs::read(path).map_err(|error| invalid(&error))?;
+    let json = std::fs::read(path).map_err(|error| invalid(&plain(&error)))?;
     let mut file = PolicyFile::parse(&json).map_err(|error| invalid(&error))?;
     file.embed_keys(|key| std::fs::read(key))
         .map_err(|error| invalid(&error))?;

@@ -17,7 +17,7 @@ pub(crate) struct PushArgs {
     #[arg(short, long)]
     all_tags: bool,
     /// Skip image signing
-    #[arg(long, hide = true, default_value = "true", num_args = 0..=1, default_missing_value = "true", require_equals = true, action = clap::ArgAction::Set)]
+    #[arg(long, default_value = "true", num_args = 0..=1, default_missing_value = "true", require_equals = true, action = clap::ArgAction::Set)]
     disable_content_trust: bool,
     /// Push only an image for this platform. Formatted as `os[/arch[/variant]]` (e.g.,
     /// `linux/amd64`)

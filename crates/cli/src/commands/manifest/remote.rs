@@ -150,12 +150,14 @@ async fn document(repository: &Repository, name: &Reference) -> Outcome<Document
         (None, tag) => Version::Tag(tag.clone().unwrap_or_default()),
     };
     repository.manifest(&version).await.map_err(|error| {
-        // A repository that the user may not read is reported like one that does not exist, as by Docker.
+        // Registries may say the same of a repository that the user may not read as of one that does
+        // not exist.
         match error.kind() {
-            Kind::NotFound | Kind::Unauthorized | Kind::Denied => {
-                Failure::new(format!("no such manifest: {name}"))
+            Kind::NotFound => Failure::new(format!("no such manifest: {name}")),
+            Kind::Unauthorized | Kind::Denied => {
+                Failure::new(format!("no such manifest: {name}: {error}"))
             }
-            _ => failed(error),
+            _ => Failure::new(format!("{name}: {error}")),
         }
     })
 }

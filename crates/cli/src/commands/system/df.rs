@@ -200,7 +200,7 @@ fn verbose(usage: SystemDataUsageResponse) -> Outcome {
             short_id(&image.id),
             ago(image.created),
             size::decimal(image.size, 3),
-            size::decimal(shared, 3),
+            size::decimal(shared, 4),
             size::decimal(image.size.saturating_sub(shared), 4),
             image.containers
         ));
@@ -235,9 +235,7 @@ fn verbose(usage: SystemDataUsageResponse) -> Outcome {
     }
     print_line!("Local Volumes space usage:\n\n{}", table::align(&lines))?;
     print_line!("Build cache usage: 0B\n")?;
-    print_line!(
-        "{}",
-        table::align(&["CACHE ID\tCACHE TYPE\tSIZE\tCREATED\tLAST USED\tUSAGE\tSHARED".to_owned()])
-    )?;
+    let head = "CACHE ID\tCACHE TYPE\tSIZE\tCREATED\tLAST USED\tUSAGE\tSHARED";
+    print(&table::align(&[head.to_owned()]))?;
     Ok(0)
 }

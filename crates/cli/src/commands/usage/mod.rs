@@ -12,7 +12,47 @@ use crate::flags::flags_of;
 pub(crate) fn tree() -> Command {
     let mut root = Cli::command();
     root.build();
-    with_usage(root, "whelk")
+    let groups = groups(&root);
+    let template = format!(
+        "Usage:  {{usage}}\n\n{{about}}\n\n{groups}Global Options:\n{{options}}{{after-help}}"
+    );
+    with_usage(root, "whelk").help_template(template)
+}
+
+/// The commands that are listed first.
+const COMMON: [&str; 11] = [
+    "run", "exec", "ps", "pull", "push", "images", "login", "logout", "search", "version", "info",
+];
+
+/// Returns the list of the root's commands in Docker's groups.
+fn groups(root: &Command) -> String {
+    let shown = || {
+        root.get_subcommands()
+            .filter(|command| !command.is_hide_set())
+    };
+    let width = shown().map(|command| command.get_name().len()).max();
+    let width = width.unwrap_or_default();
+    let line = |command: &Command| {
+        let about = command.get_about().map(ToString::to_string);
+        let about = about.unwrap_or_default();
+        format!("  {:width$}  {about}\n", command.get_name())
+    };
+    let is_common = |command: &Command| COMMON.contains(&command.get_name());
+    let common = COMMON.iter().filter_map(|name| root.find_subcommand(name));
+    let groups = shown().filter(|command| command.has_subcommands());
+    let others = shown().filter(|command| !command.has_subcommands() && !is_common(command));
+    let (common, mut groups, mut others): (String, Vec<String>, Vec<String>) = (
+        common.map(line).collect(),
+        groups.map(line).collect(),
+        others.map(line).collect(),
+    );
+    groups.sort_unstable();
+    others.sort_unstable();
+    format!(
+        "Common Commands:\n{common}\nManagement Commands:\n{}\nCommands:\n{}\n",
+        groups.concat(),
+        others.concat()
+    )
 }
 
 /// Returns the definitions of the commands that occur among `words`, and only the names of the
@@ -136,6 +176,46 @@ mod tests {
                     .to_string()
                     .starts_with(&format!("Usage:  {line}\n\n"))
             );
+        }
+    }
+
+    #[test]
+    fn the_list_of_commands_is_in_groups() {
+        let text = tree().render_help().to_string();
+        let group = |title: &str| {
+            let (_, rest) = text.split_once(title).unwrap();
+            let lines = rest.lines().skip(1).take_while(|line| !line.is_empty());
+            let names = lines.map(|line| line.split_whitespace().next().unwrap());
+            names.map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(group("\nCommon Commands:")[..3], ["run", "exec", "ps"]);
+        assert_eq!(
+            group("\nManagement Commands:")[..2],
+            ["checkpoint", "container"]
+        );
+        assert_eq!(
+            group("\nCommands:")[..3],
+            ["attach", "commit", "completion"]
+        );
+        assert!(!group("\nGlobal Options:").is_empty());
+        // A group has the commands of Docker's, without those of the top level.
+        for (path, absent) in [
+            ("image", ["images", "rmi"]),
+            ("container", ["ps", "containers"]),
+        ] {
+            let tree = tree();
+            let group = find(&tree, &[path.to_owned()]).unwrap();
+            for name in absent {
+                assert!(
+                    group
+                        .get_subcommands()
+                        .all(|command| command.get_name() != name)
+                );
+            }
+            for command in group.get_subcommands() {
+                let about = command.get_about().map(ToString::to_string);
+                assert!(!about.unwrap_or_default().contains('`'), "{command:?}");
+            }
         }
     }
 

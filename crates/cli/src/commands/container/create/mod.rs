@@ -21,7 +21,7 @@ use self::body::body;
 pub(crate) use self::flags::CreateContainerArgs;
 use self::id_file::IdFile;
 use crate::client::{ApiError, Client, query};
-use crate::commands::image::pull;
+use crate::commands::image::{is_about_grammar, pull};
 use crate::format::units::parse_size;
 use crate::output::{print_line, warn_line};
 use crate::{Failure, Outcome};
@@ -81,6 +81,12 @@ pub(crate) async fn make(
             pull::pull_for_create(client, image, &platform, args.quiet).await?;
             client.post_json(&path, &body).await?
         }
+        // Docker's client validates the reference and the platform itself.
+        Err(error) if is_about_grammar(&error) => return Err(Failure::new(error.message)),
+        Err(error) if error.message.ends_with(UNKNOWN_PLATFORM) => {
+            let text = format!("error parsing specified platform: {}", error.message);
+            return Err(Failure::new(text));
+        }
         created => created?,
     };
     for warning in created.warnings {
@@ -91,6 +97,9 @@ pub(crate) async fn make(
     }
     Ok(created.id)
 }
+
+/// How the engine's error for a platform's name ends.
+const UNKNOWN_PLATFORM: &str = ": unknown operating system or architecture: invalid argument";
 
 /// Returns whether a container could not be created because the engine does not have its image, or
 /// only for another platform.

@@ -7,7 +7,7 @@ use crate::format::units::parse_size;
 use crate::{Failure, Outcome};
 
 /// Parses `--volume` flags: returns binds and named volumes unchanged, and the paths that get
-/// anonymous volumes.
+/// anonymous volumes. What is given twice counts once.
 pub(crate) fn parse_volumes(given: &[String]) -> Outcome<(Vec<String>, Set)> {
     let (mut binds, mut anonymous) = (Vec::new(), Set::new());
     for spec in given {
@@ -36,7 +36,10 @@ pub(crate) fn parse_volumes(given: &[String]) -> Outcome<(Vec<String>, Set)> {
                 } else {
                     (*source).to_owned()
                 };
-                binds.push(format!("{source}:{}", rest.join(":")));
+                let bind = format!("{source}:{}", rest.join(":"));
+                if !binds.contains(&bind) {
+                    binds.push(bind);
+                }
             }
             _ => return Err(wrong("too many colons")),
         }
@@ -301,6 +304,8 @@ mod tests {
         let anonymous = own("/a").unwrap().1;
         assert_eq!(anonymous.into_keys().collect::<Vec<_>>(), ["/a"]);
         assert_eq!(own("/a:/b:ro").unwrap().0, ["/a:/b:ro"]);
+        let twice = ["v:/a", "w:/b", "v:/a"].map(str::to_owned);
+        assert_eq!(parse_volumes(&twice).unwrap().0, ["v:/a", "w:/b"]);
         assert!(own("./a:/b").unwrap().0[0].starts_with('/'));
         assert_eq!(
             own("ab:").unwrap_err().text,
