@@ -90,15 +90,10 @@ impl Matcher {
         let mut excluded = false;
         let mut own = vec![false; self.patterns.len()];
         for (index, pattern) in self.patterns.iter().enumerate() {
-            let mut matches = parent.0.get(index).copied().unwrap_or_default();
-            if !matches {
-                if pattern.exception != excluded {
-                    continue;
-                }
-                matches = pattern.matches(file);
-            }
-            own[index] = matches;
-            if matches {
+            // Each one is tried, because it may decide below here, where others match before it.
+            let inherited = parent.0.get(index).copied().unwrap_or_default();
+            own[index] = inherited || pattern.matches(file);
+            if own[index] {
                 excluded = !pattern.exception;
             }
         }
@@ -388,6 +383,7 @@ mod tests {
             (&["*", "!dir", "dir/secret"], "dir/secret", true),
             (&["*", "!dir", "dir/secret"], "dir/x", false),
             (&["**", "!dir/**/*.go"], "dir/a/b/x.go", false),
+            (&["*", "!a", "a/b", "!a", "a/c"], "a/b/d", false),
         ] {
             assert_eq!(excludes(patterns, file), expected, "{patterns:?} {file}");
         }

@@ -276,6 +276,11 @@ impl Converter<'_> {
             }
             let mut more = false;
             for index in (0..needed.len()).filter(|index| needed[*index]) {
+                // What is only read from has no steps. Otherwise an image whose trigger reads from itself would
+                // be added without end.
+                if self.targets[index].dispatched {
+                    continue;
+                }
                 let triggers = self.triggers(index);
                 let lines = self.targets[index].stage.lines;
                 more |= self.add_triggers(index, triggers).map_err(|mut error| {

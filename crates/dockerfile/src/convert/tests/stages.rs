@@ -190,6 +190,19 @@ fn triggers_of_base_images_are_steps() {
 }
 
 #[test]
+fn images_that_are_only_read_from_have_no_triggers() {
+    let images = Images::from([(
+        "docker.io/library/tools:latest",
+        r#"{"architecture":"amd64","os":"linux","config":{"OnBuild":["COPY --from=tools /t /t"]},
+            "rootfs":{"type":"layers","diff_ids":["sha256:1"]}}"#,
+    )]);
+    let text = "FROM tools\nCOPY --from=tools /x /x\n";
+    let done = run_with(text, &options(), &images).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(done.copies("ONBUILD COPY").len(), 1);
+    assert_eq!(done.requests.len(), 1);
+}
+
+#[test]
 fn named_contexts_replace_images_and_stages() {
     let text = "FROM alpine AS base\nRUN x\nFROM base\nCOPY --from=dir a b/c /\nRUN --mount=from=other,target=/o y\n";
     let contexts = [
