@@ -110,6 +110,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
 const MODULES: &[(&str, &[&str])] = &[
     ("error", &[]),
     ("events", &[]),
+    ("findings", &["error"]),
     ("random_names", &["error"]),
     ("rollback", &["error"]),
     ("filters", &["error", "events"]),
@@ -123,11 +124,15 @@ const MODULES: &[(&str, &[&str])] = &[
     ("records", &["error", "model", "mounts"]),
     (
         "store",
-        &["error", "events", "instance", "model", "records"],
+        &[
+            "error", "events", "findings", "instance", "model", "records",
+        ],
     ),
     (
         "images",
-        &["error", "events", "filters", "instance", "records", "store"],
+        &[
+            "error", "events", "filters", "findings", "instance", "records", "store",
+        ],
     ),
     (
         "volumes",
@@ -135,6 +140,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "error",
             "events",
             "filters",
+            "findings",
             "instance",
             "model",
             "random_names",
@@ -148,6 +154,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "error",
             "events",
             "filters",
+            "findings",
             "instance",
             "model",
             "random_names",
@@ -158,7 +165,9 @@ const MODULES: &[(&str, &[&str])] = &[
     ),
     (
         "workload",
-        &["error", "events", "instance", "networks", "shims"],
+        &[
+            "error", "events", "findings", "instance", "networks", "shims",
+        ],
     ),
     (
         "validate",
@@ -184,6 +193,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "error",
             "events",
             "filters",
+            "findings",
             "host",
             "images",
             "instance",
@@ -217,6 +227,8 @@ const MODULES: &[(&str, &[&str])] = &[
     ),
     // A part of the crate's root: it describes the whole engine.
     ("system", &["", "model"]),
+    // As `system`: it verifies the whole engine.
+    ("check", &["", "error", "findings"]),
 ];
 
 /// What each crate uses when it is built, for whatever machine; what only its tests use is left

@@ -67,6 +67,42 @@ pub struct SystemDataUsageResponse {
     pub volumes: Option<Vec<Volume>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub build_cache: Option<Vec<BuildCache>>,
+    /// The size in bytes of what was removed but is not deleted yet. Not of Docker's API: only if it was
+    /// requested, as the type `trash`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trash_size: Option<u64>,
+}
+
+/// A message of the response of `POST /system/check`, which Docker's API does not have: a problem, or at the
+/// end the result or the error.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct SystemCheckMessage {
+    #[serde(skip_serializing_if = "is_default")]
+    pub problem: String,
+    /// What was done about it.
+    #[serde(skip_serializing_if = "is_default")]
+    pub repaired: String,
+    /// Why the problem was not repaired, or why the check has ended without a result.
+    #[serde(skip_serializing_if = "is_default")]
+    pub error: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checked: Option<SystemChecked>,
+}
+
+/// The numbers of objects that were verified.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct SystemChecked {
+    pub containers: usize,
+    pub images: usize,
+    pub layers: usize,
+    pub blobs: usize,
+    /// Of the content whose digest was verified.
+    pub bytes: u64,
+    pub volumes: usize,
+    pub networks: usize,
+    pub problems: usize,
 }
 
 /// The disk usage of the objects of one type. Fields that are 0 are omitted.

@@ -23,7 +23,9 @@ pub(crate) use message::{
 };
 pub(crate) use network::{network, network_status};
 pub(crate) use stats::stats;
-pub(crate) use system::{container_usage, image_usage, info, version, volume_usage};
+pub(crate) use system::{
+    check_problem, check_result, container_usage, image_usage, info, version, volume_usage,
+};
 pub(crate) use volume::volume;
 
 /// Formats nanoseconds since the epoch as RFC 3339; 0 becomes Go's zero time.

@@ -6,10 +6,12 @@
 //! together. This crate has no HTTP: that is in the crate `api`.
 #![forbid(unsafe_code)]
 
+mod check;
 pub mod containers;
 pub mod error;
 pub mod events;
 pub mod filters;
+mod findings;
 mod host;
 pub mod images;
 pub mod instance;
@@ -37,6 +39,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use check::{CheckRequest, Checked, Problem};
 pub use error::{Error, Result};
 pub use store::{Repaired, repair};
 
@@ -65,8 +68,10 @@ pub struct Engine {
     pub volumes: Arc<Volumes>,
     pub events: Arc<Events>,
     pub usage: Arc<Usage>,
-    pub workloads: Workloads,
+    pub workloads: Arc<Workloads>,
     pub durability: Durability,
+    /// Held by the one check that runs.
+    checking: Arc<tokio::sync::Mutex<()>>,
     /// The engine's id: random, generated at its first start and kept in the store.
     pub id: String,
     /// Keeps the thread of the health checks running.
@@ -128,7 +133,7 @@ impl Engine {
             executable,
         });
         containers.recover().await?;
-        let workloads = Workloads::new(instance.clone(), shims.clone());
+        let workloads = Arc::new(Workloads::new(instance.clone(), shims.clone()));
         if let Err(error) = workloads.kill_left() {
             tracing::error!("kill the workloads of an earlier engine: {error}");
         }
@@ -152,6 +157,7 @@ impl Engine {
             usage,
             workloads,
             durability: Durability(store),
+            checking: Arc::default(),
             id,
             _health_checks: health_checks,
         }))

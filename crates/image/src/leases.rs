@@ -53,6 +53,11 @@ impl Leases {
         }
     }
 
+    /// Returns whether any lease holds a blob or layer.
+    pub fn holds(&self, digest: &Digest) -> bool {
+        self.0.lock().ignore_poison().held.contains_key(digest)
+    }
+
     /// Begins a collection. The records must be read after this call.
     pub(crate) fn collect(&self) -> Collection {
         self.0.lock().ignore_poison().collections += 1;

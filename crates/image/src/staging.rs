@@ -8,9 +8,9 @@
 //! Both are on the same file system as the objects, so that an object appears under its name, and
 //! disappears from it, by one rename.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use whelk_sys::sync::IgnorePoison as _;
@@ -30,6 +30,38 @@ pub struct Staging {
 struct Disposal {
     queue: Mutex<Queue>,
     ended: Condvar,
+    own: Mutex<Own>,
+}
+
+/// What this process has put into `tmp` and `trash`.
+#[derive(Debug, Default)]
+struct Own {
+    /// May have paths that do not exist any more.
+    paths: BTreeSet<PathBuf>,
+    /// Number of paths at which those that do not exist any more are left out.
+    limit: usize,
+    /// Why objects in the trash could not be removed.
+    failures: BTreeMap<PathBuf, String>,
+}
+
+impl Own {
+    fn insert(&mut self, path: PathBuf) {
+        const LEAST: usize = 1024;
+        if self.paths.len() >= self.limit.max(LEAST) {
+            self.paths.retain(|path| fs::exists(path));
+            self.limit = 2 * self.paths.len();
+        }
+        self.failures.remove(&path);
+        self.paths.insert(path);
+    }
+}
+
+/// An object in `tmp` or `trash` that nothing is going to remove.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Stray {
+    pub path: PathBuf,
+    /// Why it could not be removed; `None` if this process has not put it there.
+    pub failure: Option<String>,
 }
 
 #[derive(Debug, Default)]
@@ -68,7 +100,72 @@ impl Staging {
 
     /// Returns a path for a new file or directory under construction.
     pub(crate) fn path(&self) -> PathBuf {
-        self.root.join("tmp").join(random_name())
+        let path = self.root.join("tmp").join(random_name());
+        self.own().insert(path.clone());
+        path
+    }
+
+    fn own(&self) -> MutexGuard<'_, Own> {
+        self.disposal.own.lock().ignore_poison()
+    }
+
+    /// Returns the objects in `tmp` and `trash` that nothing is going to remove: what another process
+    /// has put there, and what could not be removed.
+    ///
+    /// # Errors
+    /// Returns an error if the directories cannot be listed.
+    pub fn strays(&self) -> Result<Vec<Stray>> {
+        let mut strays = Vec::new();
+        for directory in ["tmp", "trash"] {
+            for entry in fs::list(self.root.join(directory))? {
+                let (path, own) = (entry.path(), self.own());
+                let failure = own.failures.get(&path).cloned();
+                if failure.is_some() || !own.paths.contains(&path) {
+                    strays.push(Stray { path, failure });
+                }
+            }
+        }
+        Ok(strays)
+    }
+
+    /// Removes such an object in the background.
+    ///
+    /// # Errors
+    /// Returns an error if it cannot be moved to the trash.
+    pub fn remove_stray(&self, path: &Path) -> Result<()> {
+        if path.starts_with(self.root.join("trash")) {
+            self.dispose([path.to_owned()]);
+        } else {
+            self.dispose(self.trash(path)?);
+        }
+        Ok(())
+    }
+
+    /// Returns the size in bytes of what waits in the trash to be removed.
+    pub fn trash_size(&self) -> u64 {
+        let trash = fs::open(self.root.join("trash"));
+        let size = trash.map(|trash| whelk_sys::copy::disk_usage(trash).unwrap_or(0));
+        size.unwrap_or(0)
+    }
+
+    /// Moves an object of the store to the same place below `lost+found`, which is never emptied. Returns
+    /// its path there.
+    ///
+    /// # Errors
+    /// Returns an error if it cannot be moved.
+    pub fn set_aside(&self, path: &Path) -> Result<PathBuf> {
+        let place = path.strip_prefix(&self.root).unwrap_or(path);
+        let mut target = self.root.join("lost+found").join(place);
+        if let Some(parent) = target.parent() {
+            fs::create_dir_all(parent, 0o700)?;
+        }
+        if fs::exists(&target) {
+            target
+                .as_mut_os_string()
+                .push(format!("-{}", random_name()));
+        }
+        fs::rename(path, &target)?;
+        Ok(target)
     }
 
     /// Removes everything in the trash, as [`Staging::dispose`] does: what earlier runs have left.
@@ -85,6 +182,10 @@ impl Staging {
     /// disk is hardly delayed. There are no pauses while the disk is nearly full or much waits to be
     /// removed. Errors are logged; the next start tries again.
     pub fn dispose(&self, trashed: impl IntoIterator<Item = PathBuf>) {
+        let trashed: Vec<PathBuf> = trashed.into_iter().collect();
+        for path in &trashed {
+            self.own().insert(path.clone());
+        }
         let mut queue = self.disposal.queue.lock().ignore_poison();
         queue.waiting.extend(trashed);
         if queue.is_running || queue.waiting.is_empty() {
@@ -134,6 +235,7 @@ impl Staging {
     /// Moves to the trash under a given name, so that the object can be restored.
     pub fn trash_as(&self, path: &Path, name: &str) -> Result<Option<PathBuf>> {
         let trashed = self.trashed(name);
+        self.own().insert(trashed.clone());
         match fs::rename(path, &trashed) {
             Ok(()) => Ok(Some(trashed)),
             Err(error) if error.is_not_found() => Ok(None),
@@ -167,9 +269,13 @@ impl Disposal {
             };
             let Some(path) = next else { break };
             let is_long = || self.queue.lock().ignore_poison().waiting.len() > Pace::LONG_QUEUE;
-            let removed = fs::remove_tree_in_steps(path, &mut || pace.keep(is_long));
+            let removed = fs::remove_tree_in_steps(&path, &mut || pace.keep(is_long));
+            let mut own = self.own.lock().ignore_poison();
             if let Err(error) = removed {
                 tracing::warn!("empty the trash: {error}");
+                own.failures.insert(path, error.to_string());
+            } else {
+                own.paths.remove(&path);
             }
         }
         self.ended.notify_all();
@@ -262,8 +368,55 @@ mod tests {
             assert!(fs::list(&trash).unwrap().is_empty(), "round {round}");
         }
         fs::write(trash.join("left"), "").unwrap();
+        let stray = Stray {
+            path: trash.join("left"),
+            failure: None,
+        };
+        assert_eq!(staging.strays().unwrap(), [stray]);
         staging.empty_trash().unwrap();
         staging.wait_for_disposal();
         assert!(fs::list(&trash).unwrap().is_empty());
+    }
+
+    #[test]
+    fn strays_are_what_nothing_is_going_to_remove() {
+        let scratch = Scratch::temporary("strays").unwrap();
+        let root = scratch.path();
+        let staging = Staging::open(root).unwrap();
+        let under_construction = staging.scratch().unwrap();
+        fs::write(root.join("object"), "").unwrap();
+        let trashed = staging.trash(&root.join("object")).unwrap();
+        assert_eq!(staging.strays().unwrap(), []);
+        for place in ["tmp/one", "trash/two"] {
+            fs::write(root.join(place), "12345").unwrap();
+        }
+        assert_eq!(staging.trash_size(), 5);
+        let strays = staging.strays().unwrap();
+        let paths: Vec<&Path> = strays.iter().map(|stray| stray.path.as_path()).collect();
+        assert_eq!(paths, [root.join("tmp/one"), root.join("trash/two")]);
+        for stray in &strays {
+            staging.remove_stray(&stray.path).unwrap();
+        }
+        staging.wait_for_disposal();
+        assert_eq!(staging.strays().unwrap(), []);
+        assert!(fs::exists(under_construction.path()));
+        assert!(trashed.is_some_and(fs::exists));
+    }
+
+    #[test]
+    fn what_is_set_aside_replaces_nothing() {
+        let scratch = Scratch::temporary("aside").unwrap();
+        let staging = Staging::open(scratch.path()).unwrap();
+        let path = scratch.path().join("blobs/one");
+        fs::create_dir_all(scratch.path().join("blobs"), 0o700).unwrap();
+        let mut places = BTreeSet::new();
+        for content in ["first", "second"] {
+            fs::write(&path, content).unwrap();
+            let place = staging.set_aside(&path).unwrap();
+            assert_eq!(fs::read(&place).unwrap(), content.as_bytes());
+            assert!(place.starts_with(scratch.path().join("lost+found/blobs")));
+            places.insert(place);
+        }
+        assert_eq!(places.len(), 2);
     }
 }

@@ -105,6 +105,45 @@ impl Store {
         outcome
     }
 
+    /// Returns the paths of the blobs and layers that [`Store::gc`] would move to the trash. `used` reads the
+    /// records, as there. What a load or pull that runs meanwhile has just begun to hold may be among them.
+    ///
+    /// # Errors
+    /// Returns an error if the store cannot be read.
+    pub fn unused(&self, age: Duration, used: impl FnOnce() -> Used) -> Result<Vec<PathBuf>> {
+        let mut candidates = Vec::new();
+        let layers = self.snapshots.directory().to_owned();
+        let blobs = Algorithm::ALL.map(|algorithm| (self.content.directory(algorithm), algorithm));
+        let places = blobs
+            .into_iter()
+            .chain([(layers.clone(), Algorithm::Sha256)]);
+        for (directory, algorithm) in places {
+            let is_layer = directory == layers;
+            for entry in fs::list(&directory)? {
+                let digest = entry.file_name().to_str().and_then(Digest::from_hex);
+                let digest = digest.filter(|digest| digest.algorithm() == algorithm);
+                if !digest
+                    .as_ref()
+                    .is_some_and(|digest| self.leases.holds(digest))
+                {
+                    candidates.push((digest, is_layer, entry.path()));
+                }
+            }
+        }
+        // Read after the leases: what was released before is in the records.
+        let used = used();
+        candidates.retain(|(digest, is_layer, _)| {
+            let is_needed = |digest: &Digest| match is_layer {
+                true => used.layers.contains(digest) || self.snapshots.is_pending(digest, age),
+                false => used.blobs.contains(digest),
+            };
+            !digest.as_ref().is_some_and(is_needed)
+        });
+        let mut unused: Vec<PathBuf> = candidates.into_iter().map(|(.., path)| path).collect();
+        unused.extend(self.content.expired_partials(age)?);
+        Ok(unused)
+    }
+
     /// Flushes the store's file system (syncfs(2)), so that a record may refer to new objects.
     pub fn sync(&self) -> Result<()> {
         self.snapshots.writeback.finish()

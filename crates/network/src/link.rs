@@ -74,6 +74,8 @@ pub struct Link {
     pub mac: [u8; 6],
     /// The alias (`ip link show` prints it).
     pub alias: String,
+    /// The index of the bridge that it is a port of; 0 for none.
+    pub master: u32,
 }
 
 /// The interface to create inside a container's network namespace.
@@ -605,6 +607,11 @@ pub(crate) fn parse_link(reply: &Reply) -> Option<Link> {
             .and_then(|bytes| bytes.try_into().ok())
             .unwrap_or_default(),
         alias: attributes.text(IFLA_IFALIAS).unwrap_or_default(),
+        master: attributes
+            .find(IFLA_MASTER)
+            .and_then(|bytes| bytes.try_into().ok())
+            .map(u32::from_ne_bytes)
+            .unwrap_or_default(),
     })
 }
 

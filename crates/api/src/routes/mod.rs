@@ -154,6 +154,7 @@ pub(crate) fn router(engine: Arc<Engine>) -> Router {
                 .put(volumes::update),
         )
         .route("/system/df", get(system::disk_usage))
+        .route("/system/check", post(system::check))
         .route("/auth", post(registries::auth))
         .route("/distribution/{*rest}", get(registries::distribution))
         .route("/build/prune", post(images::prune_builds))

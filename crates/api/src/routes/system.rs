@@ -11,7 +11,7 @@ use whelk_engine::filters::Filters;
 use whelk_engine::images::Images;
 use whelk_engine::usage::Usage;
 use whelk_engine::volumes::Volumes;
-use whelk_engine::{Engine, Error};
+use whelk_engine::{CheckRequest, Engine, Error, Problem};
 
 use super::{Service, blocking, json_line, ok};
 use crate::error::ApiResult;
@@ -38,6 +38,35 @@ pub(super) async fn version(State(engine): Service<Engine>) -> Response {
     ok(&wire::version(&engine.info()))
 }
 
+/// What was removed, but is not deleted yet; as an object type.
+const TRASH: &str = "trash";
+
+/// Verifies the instance. Each line of the response is a problem, the last one the result.
+pub(super) async fn check(State(engine): Service<Engine>, params: Params) -> ApiResult {
+    let request = CheckRequest {
+        repair: params.flag("repair"),
+        layers: params.flag("layers"),
+    };
+    let (sender, receiver) = tokio::sync::mpsc::channel(16);
+    let problems = sender.clone();
+    let tell = move |problem: Problem| {
+        let line = json_line(&wire::check_problem(problem));
+        problems.blocking_send(Ok(line)).is_ok()
+    };
+    tokio::spawn(async move {
+        let result = engine.check(request, tell).await;
+        // A client that has left does not need it.
+        let _ = sender
+            .send(Ok(json_line(&wire::check_result(result))))
+            .await;
+    });
+    Ok((
+        [(header::CONTENT_TYPE, "application/json")],
+        stream::from_channel(receiver),
+    )
+        .into_response())
+}
+
 /// Returns the disk usage of the object types in `type`, or of all types.
 pub(super) async fn disk_usage(
     State(containers): Service<Containers>,
@@ -48,10 +77,12 @@ pub(super) async fn disk_usage(
     params: Params,
 ) -> ApiResult {
     let kinds: Vec<&str> = params.all("type").collect();
-    if let Some(wrong) = kinds
-        .iter()
-        .find(|kind| !matches!(**kind, "container" | "image" | "volume" | "build-cache"))
-    {
+    if let Some(wrong) = kinds.iter().find(|kind| {
+        !matches!(
+            **kind,
+            "container" | "image" | "volume" | "build-cache" | TRASH
+        )
+    }) {
         return Err(Error::invalid(format!("unknown object type: {wrong}")).into());
     }
     let wanted = |kind: &str| kinds.is_empty() || kinds.contains(&kind);
@@ -98,6 +129,11 @@ pub(super) async fn disk_usage(
         response.build_cache_usage = Some(DiskUsage::default());
     }
     version::downgrade_disk_usage(version, params.flag("verbose"), &mut response);
+    // Only on request, because Docker's API does not have it.
+    if kinds.contains(&TRASH) {
+        let size = move || Ok(images.store().staging.trash_size());
+        response.trash_size = Some(blocking(size).await?);
+    }
     Ok(ok(&response))
 }
 

@@ -2,15 +2,15 @@
 
 use whelk_api_types::{
     Commit, ComponentVersion, ContainerSummary, DeviceInfo, DiskUsage, FirewallInfo, ImageSummary,
-    IndexInfo, PluginsInfo, RegistryServiceConfig, Runtime, SwarmInfo, SystemInfo, SystemVersion,
-    SystemVersionPlatform, Volume, VolumeUsageData,
+    IndexInfo, PluginsInfo, RegistryServiceConfig, Runtime, SwarmInfo, SystemCheckMessage,
+    SystemChecked, SystemInfo, SystemVersion, SystemVersionPlatform, Volume, VolumeUsageData,
 };
-use whelk_engine::Engine;
 use whelk_engine::events::now;
 use whelk_engine::instance::LayerForm;
 use whelk_engine::model::LogDriver;
 use whelk_engine::model::network::NetworkDriverKind;
 use whelk_engine::system::{CdiDevices, Info, RUNTIME_SPEC, VERSION};
+use whelk_engine::{Checked, Engine, Problem};
 use whelk_registry::{Insecure, Settings};
 
 use super::{Convert as _, null_if_empty, signed, time};
@@ -252,6 +252,42 @@ fn without_credentials(url: &str) -> String {
 
 fn count<T>(items: &[T]) -> i64 {
     i64::try_from(items.len()).unwrap_or(i64::MAX)
+}
+
+pub(crate) fn check_problem(problem: Problem) -> SystemCheckMessage {
+    let (repaired, error) = match problem.repair {
+        None => (String::new(), String::new()),
+        Some(Ok(done)) => (done, String::new()),
+        Some(Err(error)) => (String::new(), error),
+    };
+    SystemCheckMessage {
+        problem: problem.text,
+        repaired,
+        error,
+        checked: None,
+    }
+}
+
+pub(crate) fn check_result(result: whelk_engine::Result<Checked>) -> SystemCheckMessage {
+    match result {
+        Err(error) => SystemCheckMessage {
+            error: error.to_string(),
+            ..SystemCheckMessage::default()
+        },
+        Ok(checked) => SystemCheckMessage {
+            checked: Some(SystemChecked {
+                containers: checked.containers,
+                images: checked.images,
+                layers: checked.layers,
+                blobs: checked.blobs,
+                bytes: checked.bytes,
+                volumes: checked.volumes,
+                networks: checked.networks,
+                problems: checked.problems,
+            }),
+            ..SystemCheckMessage::default()
+        },
+    }
 }
 
 /// `total` is the size of all layers in bytes.

@@ -2,7 +2,7 @@
 //! may still need is deleted.
 
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use whelk_sys::fs;
 
@@ -55,9 +55,11 @@ pub(crate) async fn audit(instance: &Instance, store: &Found) -> Result<()> {
 
 /// Returns whether a shim listens for the container and the container has not exited.
 async fn runs(instance: &Instance, id: &str) -> bool {
-    if fs::exists(instance.run_dir(id).join("exit.json")) {
-        return false;
-    }
+    !fs::exists(instance.run_dir(id).join("exit.json")) && listens(instance, id).await
+}
+
+/// Returns whether a shim listens for the container.
+pub(super) async fn listens(instance: &Instance, id: &str) -> bool {
     let address = ShimAddress {
         kind: WorkloadKind::Container,
         id: id.to_owned(),
@@ -74,10 +76,10 @@ async fn runs(instance: &Instance, id: &str) -> bool {
 }
 
 /// Returns the entries of a directory of containers whose ids are not known, as name and path.
-fn unknown(
+pub(super) fn unknown(
     directory: &Path,
     is_known: impl Fn(&str) -> bool,
-) -> Result<Vec<(String, std::path::PathBuf)>> {
+) -> Result<Vec<(String, PathBuf)>> {
     let entries = fs::list(directory)?;
     let named = entries.iter().map(|entry| {
         (
@@ -153,17 +155,24 @@ impl Containers {
             fs::remove_tree(path)?;
         }
         for (id, path) in unknown(&self.instance.root.join("containers"), is_known)? {
-            if is_disposable(&self.instance.root, &path) {
-                self.images.store().staging.trash(&path)?;
-            } else {
-                self.move_to_lost_and_found(&id, &path)?;
-            }
+            self.put_away(&id, &path)?;
         }
         Ok(())
     }
 
-    /// Moves a container's directory to `lost+found`.
-    fn move_to_lost_and_found(&self, id: &str, path: &Path) -> Result<()> {
+    /// Moves the directory of a container without a record to the trash, or to `lost+found` if it may have
+    /// something of value. Returns its path there, unless that is the trash.
+    pub(super) fn put_away(&self, id: &str, path: &Path) -> Result<Option<PathBuf>> {
+        if !is_disposable(&self.instance.root, path) {
+            return self.move_to_lost_and_found(id, path).map(Some);
+        }
+        let staging = &self.images.store().staging;
+        staging.dispose(staging.trash(path)?);
+        Ok(None)
+    }
+
+    /// Moves a container's directory to `lost+found`. Returns its path there.
+    fn move_to_lost_and_found(&self, id: &str, path: &Path) -> Result<PathBuf> {
         let directory = lost_and_found(&self.instance.root).join("containers");
         fs::create_dir_all(&directory, 0o700)?;
         let mut target = directory.join(id);
@@ -176,7 +185,7 @@ impl Containers {
              containers whose directories have a copy of the record",
             target.display()
         );
-        Ok(())
+        Ok(target)
     }
 }
 

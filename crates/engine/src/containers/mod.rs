@@ -13,6 +13,7 @@
 
 mod attach;
 mod audit;
+mod check;
 mod commit;
 mod copy;
 mod create;

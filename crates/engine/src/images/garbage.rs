@@ -28,26 +28,7 @@ impl Images {
         if !self.read().unreadable.is_empty() {
             return Vec::new();
         }
-        let used = || {
-            let index = self.read();
-            let images = index.by_id.values();
-            whelk_image::Used {
-                blobs: images
-                    .clone()
-                    .flat_map(|image| {
-                        let documents = image.manifests().chain(&image.origin.index);
-                        documents.chain([&image.id])
-                    })
-                    .chain(index.tags.values().filter_map(|tag| tag.index.as_ref()))
-                    .cloned()
-                    .collect(),
-                layers: images
-                    .flat_map(|image| &image.config.rootfs.diff_ids)
-                    .cloned()
-                    .collect(),
-            }
-        };
-        self.files.gc(age, used).unwrap_or_else(|error| {
+        self.files.gc(age, || self.used()).unwrap_or_else(|error| {
             tracing::warn!("collect unused layers: {error}");
             Vec::new()
         })

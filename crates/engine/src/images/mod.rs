@@ -1,6 +1,7 @@
 //! Images and their names.
 
 mod budget;
+mod check;
 mod commit;
 mod distribution;
 mod garbage;

@@ -6,6 +6,7 @@
 //! records, and interfaces of this instance that belong to no record are deleted. A container's
 //! namespace with its endpoints and published ports is a sandbox ([`Sandboxes`]).
 
+mod check;
 mod create;
 mod defaults;
 mod drivers;

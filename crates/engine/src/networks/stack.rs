@@ -101,6 +101,15 @@ impl HostStack {
         }
     }
 
+    /// Returns the names of these interfaces.
+    pub(super) fn pending_interfaces(&self) -> HashSet<String> {
+        let pending = self.pending_removal();
+        pending
+            .iter()
+            .map(|sender| sender.interface.clone())
+            .collect()
+    }
+
     fn pending_removal(&self) -> MutexGuard<'_, Vec<SenderRules>> {
         self.pending_removal.lock().ignore_poison()
     }

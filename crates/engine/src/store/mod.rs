@@ -20,6 +20,7 @@ mod flush;
 mod opening;
 mod repair;
 mod tables;
+mod verify;
 
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard};

@@ -1,6 +1,7 @@
 //! Tests of the engine's services together, over fakes of what needs privileges or the built
 //! program: the shims, the driver of the default network, and a volume driver.
 
+mod check;
 mod lifecycle;
 mod rename;
 mod restart;

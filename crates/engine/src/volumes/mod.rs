@@ -8,6 +8,7 @@
 //! Mounting can take as long as a remote server takes to answer. It happens under the volume's own
 //! `mount_lock`, never under the lock of all volumes; functions that mount or unmount block.
 
+mod check;
 mod create;
 mod drivers;
 mod fill;
@@ -128,27 +129,35 @@ impl Volumes {
                 continue;
             }
             if check_name(&name).is_ok() && !state.contains_key(&name) {
-                let record = records::read_volume_description(&entry.path().join(DESCRIPTION))?
-                    .unwrap_or_else(|| VolumeRecord {
-                        created_at: now(),
-                        ..VolumeRecord::default()
-                    });
-                let record = VolumeRecord {
-                    name: name.clone(),
-                    ..record
-                };
-                volumes.store.put_volume(&record)?;
-                state.insert(
-                    name,
-                    Volume {
-                        record,
-                        ..Volume::default()
-                    },
-                );
+                volumes.restore(&mut state, name)?;
             }
         }
         drop(state);
         Ok(Arc::new(volumes))
+    }
+
+    /// Makes a directory without a record a volume again.
+    fn restore(&self, state: &mut BTreeMap<String, Volume>, name: String) -> Result<()> {
+        let description = self.instance.volumes_dir().join(&name).join(DESCRIPTION);
+        let described = records::read_volume_description(&description)?;
+        let is_described = described.is_some();
+        let record = VolumeRecord {
+            name: name.clone(),
+            ..described.unwrap_or_else(|| VolumeRecord {
+                created_at: now(),
+                ..VolumeRecord::default()
+            })
+        };
+        self.store.put_volume(&record)?;
+        if !is_described {
+            fs::replace(description, records::describe_volume(&record)?, 0o600)?;
+        }
+        let volume = Volume {
+            record,
+            ..Volume::default()
+        };
+        state.insert(name, volume);
+        Ok(())
     }
 
     fn state(&self) -> RwLockReadGuard<'_, BTreeMap<String, Volume>> {

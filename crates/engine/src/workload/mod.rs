@@ -136,6 +136,11 @@ impl Workload {
         &self.address.directory
     }
 
+    /// Where its shim is found.
+    pub(crate) fn address(&self) -> &ShimAddress {
+        &self.address
+    }
+
     pub(crate) fn cgroup(&self) -> &str {
         &self.cgroup
     }
@@ -217,7 +222,7 @@ impl Workload {
     }
 
     /// Returns whether a shim is alive.
-    fn has_shim(&self) -> bool {
+    pub(crate) fn has_shim(&self) -> bool {
         self.run.borrow().stage != Stage::Idle
     }
 
@@ -263,16 +268,24 @@ impl Workload {
             Ok((Reply::Failed(whelk_runtime::Error::State(_)), _)) => Ok(()),
             Ok((Reply::Failed(error), _)) => Err(Error::internal(error.to_string())),
             Ok(_) => Ok(()),
-            Err(Error::ShimSilent(text)) => {
-                tracing::warn!("send signal {number}: {text}");
-                if number == signal::KILL {
-                    self.kill_directly(run).await
-                } else {
-                    self.signal_directly(number, run).await
-                }
-            }
+            Err(Error::ShimSilent(text)) => self.signal_without_shim(number, run, &text).await,
             Err(_) if self.is_ending().await => Ok(()),
+            // Somebody has removed its socket.
+            Err(error) if !fs::exists(self.directory().join("shim.sock")) => {
+                let text = error.to_string();
+                self.signal_without_shim(number, run, &text).await
+            }
             Err(error) => Err(error),
+        }
+    }
+
+    /// Sends a signal to the first process, though the shim cannot be asked to.
+    async fn signal_without_shim(&self, number: i32, run: &RunWatch, why: &str) -> Result<()> {
+        tracing::warn!("send signal {number}: {why}");
+        if number == signal::KILL {
+            self.kill_directly(run).await
+        } else {
+            self.signal_directly(number, run).await
         }
     }
 
@@ -350,7 +363,7 @@ impl Workload {
 }
 
 /// Kills the processes of a workload that has no shim, and removes its cgroup.
-fn end_processes(path: &str) -> Result<()> {
+pub(crate) fn end_processes(path: &str) -> Result<()> {
     let cgroup = Cgroup::at(path)?;
     if cgroup.exists() {
         let _ = cgroup.freeze(false);

@@ -21,6 +21,7 @@ use whelk_text::signal;
 
 use super::{Begun, Monitor, Reaped, RunWatch, Workload, blocking, end_processes, killed};
 use crate::error::{Error, Result};
+use crate::findings::Findings;
 use crate::instance::Instance;
 use crate::networks::OwnedSandbox;
 use crate::shims::{LaunchError, ShimAddress, ShimStatus, WarmPool, WorkloadKind};
@@ -139,6 +140,34 @@ impl Workloads {
             ids: self.ids.clone(),
             id: id.to_owned(),
         })
+    }
+
+    /// Returns the paths of the cgroups of workloads.
+    pub(crate) fn cgroups(&self) -> BTreeSet<String> {
+        let ids = self.ids.lock().ignore_poison().clone();
+        let paths = ids.iter().map(|id| self.workload(id).cgroup().to_owned());
+        paths.collect()
+    }
+
+    /// Looks for run directories that belong to no workload.
+    pub(crate) fn check(self: &Arc<Self>, findings: &mut Findings) -> Result<()> {
+        for entry in fs::list(self.instance.run.join("workloads"))? {
+            let id = entry.file_name().to_string_lossy().into_owned();
+            if self.ids.lock().ignore_poison().contains(&id) {
+                continue;
+            }
+            let workloads = self.clone();
+            let problem = format!("{} belongs to no workload", entry.path().display());
+            findings.add(problem, move || {
+                let Some(claim) = workloads.claim(&id) else {
+                    return Err(Error::conflict("it belongs to a workload now"));
+                };
+                let runtime = tokio::runtime::Handle::current();
+                runtime.block_on(end_left(workloads.workload(&id), claim))?;
+                Ok("removed, with its processes".into())
+            });
+        }
+        Ok(())
     }
 
     /// Starts a workload.

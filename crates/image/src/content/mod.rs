@@ -169,6 +169,21 @@ impl Content {
         self.staging.trash(&self.partial.join(digest.hex()))
     }
 
+    /// Returns the partial blobs that [`Content::expire_partials`] would move to the trash.
+    pub(crate) fn expired_partials(&self, age: Duration) -> Result<Vec<PathBuf>> {
+        let writing = self.writing.lock().ignore_poison().clone();
+        let entries = fs::list(&self.partial)?.into_iter();
+        let expired = entries.filter(|entry| {
+            let digest = entry.file_name().to_str().and_then(Digest::from_hex);
+            let is_young = || {
+                let metadata = entry.metadata();
+                metadata.is_ok_and(|metadata| is_younger(&metadata, age))
+            };
+            digest.is_none_or(|digest| !writing.contains(&digest) && !is_young())
+        });
+        Ok(expired.map(|entry| entry.path()).collect())
+    }
+
     /// Moves partial blobs to the trash that have no writer and were last changed `age` or longer
     /// ago. `take` gets the outcome for each.
     pub(crate) fn expire_partials(

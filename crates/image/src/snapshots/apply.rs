@@ -18,7 +18,7 @@ use super::metadata::Metadata;
 use super::pax::{self, BLOCK};
 use super::sparse::{self, Holes, Sparse};
 use super::tap::{Place, Sink, Tap, Tapped};
-use super::tar_split::Recorder;
+use super::tar_split::{self, Recorder};
 use super::tree::relative;
 use super::{Form, IMAGE};
 use crate::copy::{self, copy};
@@ -54,7 +54,7 @@ pub(super) fn apply_digested<R: Read>(
     budget: &Budget,
     digest: impl FnOnce(R) -> Result<Digest>,
 ) -> Result<super::Layer> {
-    let tap = Tap::new(Some(Recorder::create(&directory.join("split.zst"))?));
+    let tap = Tap::new(Some(Recorder::create(&tar_split::path(directory))?));
     let during = |error: Error| error.during("layer");
     let (diff_id, size) = match form {
         Form::Directories => {

@@ -30,6 +30,7 @@ pub(crate) mod sparse;
 mod tap;
 mod tar_split;
 mod tree;
+mod verify;
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};

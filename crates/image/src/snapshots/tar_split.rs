@@ -33,6 +33,11 @@ const IN_IMAGE: u8 = 2;
 const LEVEL: i32 = 3;
 const REPLACED: &str = "replaced";
 
+/// Returns the path of the segments of the layer in `directory`.
+pub(super) fn path(directory: &Path) -> PathBuf {
+    directory.join("split.zst")
+}
+
 /// Writes the segments while an archive is read.
 pub(super) struct Recorder {
     output: zstd::stream::write::Encoder<'static, BufWriter<File>>,
@@ -262,7 +267,7 @@ struct Segments {
 
 impl Segments {
     fn open(directory: &Path) -> Result<Self> {
-        let path = directory.join("split.zst");
+        let path = path(directory);
         let decoder = zstd::stream::read::Decoder::new(fs::open(&path)?);
         Ok(Self {
             index: BufReader::with_capacity(64 << 10, decoder.map_err(fs::at("read", path))?),

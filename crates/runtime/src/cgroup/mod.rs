@@ -10,6 +10,7 @@ mod usage;
 mod v1;
 mod v2;
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -351,6 +352,28 @@ impl Cgroup {
             }
         }
         result
+    }
+
+    /// Returns the names of the cgroups directly below this one, in any hierarchy.
+    ///
+    /// # Errors
+    /// Returns an error if they cannot be listed.
+    pub fn children(&self) -> Result<BTreeSet<String>> {
+        let mut names = BTreeSet::new();
+        for (_, path) in self.paths() {
+            match fs::list(path) {
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error.into()),
+                Ok(entries) => {
+                    let is_directory = |entry: &&std::fs::DirEntry| {
+                        entry.file_type().is_ok_and(|kind| kind.is_dir())
+                    };
+                    let children = entries.iter().filter(is_directory);
+                    names.extend(children.filter_map(|entry| entry.file_name().into_string().ok()));
+                }
+            }
+        }
+        Ok(names)
     }
 
     /// Whether the cgroup exists.

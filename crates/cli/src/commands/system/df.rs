@@ -40,7 +40,7 @@ pub(crate) async fn df(client: &Client, args: DfArgs) -> Outcome {
     let usage: SystemDataUsageResponse = client.get("/system/df").await?;
     if args.verbose {
         return match args.format.as_str() {
-            "" | "table" => verbose(usage),
+            "" | "table" => verbose(usage, trash(client).await),
             "json" => formatted(usage, "{{json .}}"),
             format => formatted(usage, format),
         };
@@ -184,7 +184,14 @@ fn formatted(usage: SystemDataUsageResponse, format: &str) -> Outcome {
     Ok(0)
 }
 
-fn verbose(usage: SystemDataUsageResponse) -> Outcome {
+/// Returns the size of what was removed but is not deleted yet; `None` if the engine does not tell, as
+/// Docker's does not.
+async fn trash(client: &Client) -> Option<u64> {
+    let usage = client.get::<SystemDataUsageResponse>("/system/df?type=trash");
+    usage.await.ok()?.trash_size
+}
+
+fn verbose(usage: SystemDataUsageResponse, trash: Option<u64>) -> Outcome {
     let mut lines = vec![
         "REPOSITORY\tTAG\tIMAGE ID\tCREATED\tSIZE\tSHARED SIZE\tUNIQUE SIZE\tCONTAINERS".to_owned(),
     ];
@@ -237,5 +244,8 @@ fn verbose(usage: SystemDataUsageResponse) -> Outcome {
     print_line!("Build cache usage: 0B\n")?;
     let head = "CACHE ID\tCACHE TYPE\tSIZE\tCREATED\tLAST USED\tUSAGE\tSHARED";
     print(&table::align(&[head.to_owned()]))?;
+    if let Some(size) = trash.filter(|size| *size > 0) {
+        print_line!("\nRemoved, and being deleted: {}", size::decimal(size, 3))?;
+    }
     Ok(0)
 }

@@ -1,5 +1,6 @@
 //! The commands of the engine as a whole, one file each.
 
+mod check;
 mod df;
 mod dial_stdio;
 mod events;
@@ -23,6 +24,8 @@ pub(crate) enum SystemCommand {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum SystemGroup {
+    /// Verify the engine's records, content, mounts, interfaces and cgroups
+    Check(check::CheckArgs),
     /// Show disk usage
     Df(df::DfArgs),
     /// Proxy the stdio stream to the engine
@@ -47,6 +50,7 @@ pub(crate) async fn command(client: &Client, command: SystemCommand) -> Outcome 
 /// Runs a command of `whelk system` that needs the engine.
 pub(crate) async fn group(client: &Client, group: SystemGroup) -> Outcome {
     match group {
+        SystemGroup::Check(args) => check::check(client, args).await,
         SystemGroup::Df(args) => df::df(client, args).await,
         SystemGroup::DialStdio => dial_stdio::dial_stdio(client).await,
         SystemGroup::Prune(args) => prune::prune(client, args).await,

@@ -132,10 +132,7 @@ impl NetworkDriver for Bridge {
     ) -> Result<()> {
         let sender = sender(stack, endpoint)?;
         let bridge = self.find_or_create(stack, network)?;
-        let port = Port {
-            isolated: !network.connects_containers(),
-            hairpin: true,
-        };
+        let port = port(network);
         let mtu = network.mtu();
         // The rules before the interface: without them it could send spoofed packets.
         stack.firewall.add_sender(&sender)?;
@@ -185,6 +182,26 @@ impl Bridge {
             Error::internal("the bridge does not exist although it was just created")
         })
     }
+}
+
+fn port(network: &NetworkRecord) -> Port {
+    Port {
+        isolated: !network.connects_containers(),
+        hairpin: true,
+    }
+}
+
+/// Makes the outer end of an endpoint's interface a port of the network's bridge again.
+pub(in crate::networks) fn attach_port(
+    stack: &HostStack,
+    network: &NetworkRecord,
+    interface: &str,
+) -> Result<()> {
+    let bridge = Bridge.find_or_create(stack, network)?;
+    let (mtu, port) = (network.mtu(), port(network));
+    Ok(stack
+        .links()
+        .attach_to_bridge(interface, bridge, mtu, port)?)
 }
 
 /// The gateway modes.

@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::BorrowedFd;
 
-pub(super) use bridge::delete_bridge;
+pub(super) use bridge::{attach_port, delete_bridge};
 
 use super::create::check_interface_name;
 use super::model::{Assigned, NetworkDriverKind, NetworkRecord, option};

@@ -3,10 +3,11 @@
 //! While the volume is used, a file system of any kind or a directory of the host can be mounted on
 //! it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::net::ToSocketAddrs;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -14,6 +15,7 @@ use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount as mount_file_system, mount_bind,
     mount_bind_recursive, mount_remount,
 };
+use whelk_sys::sync::IgnorePoison as _;
 use whelk_sys::{errno_text, fs};
 
 use super::{Created, VolumeDriver, VolumeRecord, creating, quota};
@@ -52,8 +54,10 @@ impl Local {
 
     /// Returns a new path beside the volumes.
     fn temporary(&self) -> PathBuf {
-        self.volumes
-            .join(format!("{STAGING_PREFIX}{}", random_names::random_id()))
+        let name = format!("{STAGING_PREFIX}{}", random_names::random_id());
+        let path = self.volumes.join(name);
+        temporaries().insert(path.clone());
+        path
     }
 
     /// Creates a volume's directory under a temporary name.
@@ -119,15 +123,29 @@ impl Drop for Staged {
         if fs::exists(&self.path) {
             delete_directory(&self.path);
         }
+        temporaries().remove(&self.path);
     }
+}
+
+/// The temporary directories of this process that are in use.
+fn temporaries() -> MutexGuard<'static, BTreeSet<PathBuf>> {
+    static TEMPORARIES: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+    TEMPORARIES.lock().ignore_poison()
+}
+
+/// Returns whether a temporary directory is being filled or deleted.
+pub(in crate::volumes) fn is_temporary(path: &Path) -> bool {
+    temporaries().contains(path)
 }
 
 /// Deletes the directory of a removed or incomplete volume.
 pub(in crate::volumes) fn delete_directory(path: &Path) {
+    temporaries().insert(path.to_owned());
     quota::remove_limit(&path.join(DATA));
     if let Err(error) = fs::remove_tree(path) {
         tracing::warn!("delete a volume's directory: {error}");
     }
+    temporaries().remove(path);
 }
 
 impl VolumeDriver for Local {
@@ -163,8 +181,13 @@ impl VolumeDriver for Local {
     fn delete(&self, record: &VolumeRecord) -> Result<()> {
         let trashed = self.temporary();
         match fs::rename(self.directory(&record.name), &trashed) {
-            Err(error) if error.is_not_found() => Ok(()),
-            Err(error) => Err(error.into()),
+            Err(error) => {
+                temporaries().remove(&trashed);
+                match error.is_not_found() {
+                    true => Ok(()),
+                    false => Err(error.into()),
+                }
+            }
             Ok(()) => {
                 // Deleting a large tree takes long; nobody has to wait for it.
                 std::thread::spawn(move || delete_directory(&trashed));
@@ -337,7 +360,7 @@ fn unmount(path: &Path) -> Result<()> {
 
 /// Returns whether `path` is a mount point. Also returns `true` if that cannot be determined, as
 /// with a server that does not answer.
-fn is_mount_point(path: &Path) -> bool {
+pub(in crate::volumes) fn is_mount_point(path: &Path) -> bool {
     use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
     match statx(
         CWD,
