@@ -336,3 +336,36 @@ fn a_users_pause_outlasts_that_of_a_commit() {
         (!record().contains("paused_by_engine")).then_some(())
     });
 }
+
+/// A file with holes can be larger than the disk; an image has no holes.
+#[test]
+fn a_file_that_does_not_fit_is_refused_at_once() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    let script = "truncate -s 4000000000000 /sparse; echo ready; exec sleep 600";
+    cli.up("box", &[], &["sh", "-c", script]);
+    engine.await_log("box", "ready");
+    let begin = std::time::Instant::now();
+    cli.run(&["commit", "box", "made"])
+        .refuses(1, "export sparse: no space left on device");
+    assert!(begin.elapsed() < std::time::Duration::from_secs(10));
+    assert_eq!(engine.state("box"), "running");
+    cli.run(&["exec", "box", "rm", "/sparse"]).ok();
+    commit(cli, &["box", "made"]);
+}
+
+/// In a layer, such a name would mean that another file was removed.
+#[test]
+fn names_that_mark_removals_are_left_out() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Whelk);
+    let script = "mkdir /d /d/.wh..wh..opq; echo x > /d/kept; echo y > /d/.wh.kept; echo z > /d/.wh.; echo ready; exec sleep 600";
+    cli.up("box", &[], &["sh", "-c", script]);
+    engine.await_log("box", "ready");
+    commit(cli, &["box", "made"]);
+    assert_eq!(
+        cli.once("made", &["sh", "-c", "ls -A /d; cat /d/kept"])
+            .ok(),
+        "kept\nx"
+    );
+}

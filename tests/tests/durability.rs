@@ -105,6 +105,54 @@ impl<'e> Disk<'e> {
     }
 }
 
+/// Reading a container's files costs no flush of the disk; what is copied into one is on the disk.
+#[test]
+fn copies_flush_only_what_they_write() {
+    let engine = Engine::start();
+    let disk = Disk::new(&engine);
+    engine.load(&fs::read(whelk_tests::images::busybox()).unwrap());
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let body =
+            json!({"Image": "busybox", "Cmd": ["true"], "HostConfig": {"NetworkMode": "none"}});
+        let id = engine.create("made", &body);
+        // The first use of an image creates its init layer, which is flushed.
+        let url = "/containers/made/archive?path=/";
+        assert_eq!(engine.http("HEAD", url, &[], b"").status, 200);
+        let probe = engine.root().join("probe");
+        fs::write(&probe, "not flushed").unwrap();
+        for path in ["/etc", "/etc/passwd"] {
+            let url = format!("/containers/made/archive?path={path}");
+            assert_eq!(engine.http("HEAD", &url, &[], b"").status, 200);
+            assert_eq!(engine.http("GET", &url, &[], b"").status, 200);
+        }
+        let mark = engine
+            .root()
+            .join(format!("containers/{id}/work/work/incompat"));
+        assert!(
+            !mark.exists(),
+            "recovery would take it for a `--rm` container"
+        );
+        disk.lose_power();
+        let left = fs::read(&probe).unwrap_or_default();
+        assert!(
+            left.is_empty(),
+            "a copy out of a container has flushed the disk"
+        );
+        let archive = whelk_tests::tar::Tar::new().file("new", "copied").finish();
+        let url = "/containers/made/archive?path=/etc";
+        let kind = [("Content-Type", "application/x-tar")];
+        assert_eq!(engine.http("PUT", url, &kind, &archive).status, 200);
+        disk.lose_power();
+        let upper = engine.root().join(format!("containers/{id}/upper/etc/new"));
+        assert_eq!(fs::read(upper).unwrap(), b"copied");
+        engine.remove_containers().unwrap();
+    }));
+    disk.remove();
+    if let Err(panic) = outcome {
+        std::panic::resume_unwind(panic);
+    }
+}
+
 #[test]
 fn acknowledged_changes_survive_a_power_failure() {
     let engine = Engine::start();

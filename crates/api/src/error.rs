@@ -28,6 +28,12 @@ impl ApiError {
         Self(error, Some(StatusCode::REQUEST_TIMEOUT))
     }
 
+    /// The engine has too much to do.
+    pub(crate) fn unavailable(text: impl Into<String>) -> Self {
+        let error = Error::Unavailable(text.into());
+        Self(error, Some(StatusCode::SERVICE_UNAVAILABLE))
+    }
+
     pub(crate) fn empty_body() -> Self {
         Self::invalid("invalid JSON: got EOF while reading request body")
     }

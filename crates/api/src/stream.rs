@@ -9,7 +9,34 @@ use axum::http::{HeaderMap, header};
 use futures_util::{Stream, StreamExt};
 use http_body_util::BodyExt;
 use hyper::body::{Frame, Incoming, SizeHint};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot};
+
+use crate::error::{ApiError, ApiResult};
+
+/// Maximum number of streams of files at a time, which are written or read by threads: a client that does not
+/// read, or send, holds one for as long as it likes. The runtime has twice as many, which other operations
+/// need too.
+const MOST: usize = 256;
+
+static TURNS: Semaphore = Semaphore::const_new(MOST);
+
+/// The right to a thread for a stream of files, until it is dropped.
+pub(crate) struct Turn(
+    #[allow(dead_code, reason = "held until it is dropped")] SemaphorePermit<'static>,
+);
+
+/// Begins a stream of files.
+///
+/// # Errors
+/// Returns an error if there are too many of them.
+pub(crate) fn begin() -> ApiResult<Turn> {
+    let turn = TURNS.try_acquire().map(Turn);
+    turn.map_err(|_| {
+        ApiError::unavailable(format!(
+            "{MOST} files or archives are being sent and received, which is the maximum: try again later"
+        ))
+    })
+}
 
 /// Maximum number of chunks queued between a blocking thread and HTTP.
 const DEPTH: usize = 8;
@@ -103,10 +130,12 @@ impl Drop for DrainedBody {
 /// Returns a body that `write` produces on a blocking thread. If `write` fails, the response is
 /// aborted, so that the client does not take it as complete.
 pub(crate) fn written<E: std::fmt::Display + Send + 'static>(
+    turn: Turn,
     write: impl FnOnce(&mut dyn Write) -> Result<(), E> + Send + 'static,
 ) -> Body {
     let (sender, receiver) = mpsc::channel(DEPTH);
     tokio::task::spawn_blocking(move || {
+        let _turn = turn;
         let mut writer = io::BufWriter::with_capacity(PIECE, ChannelWriter(sender.clone()));
         let result = write(&mut writer)
             .map_err(|error| io::Error::other(error.to_string()))
@@ -122,6 +151,7 @@ pub(crate) fn written<E: std::fmt::Display + Send + 'static>(
 /// Returns a body of the pieces that `write` sends, on a blocking thread. If `write` fails, or `ended`
 /// resolves, the response is aborted, and `write` also ends while the client takes nothing.
 pub(crate) fn written_in_pieces<E: std::fmt::Display + Send + 'static>(
+    turn: Turn,
     write: impl FnOnce(&mut dyn FnMut(Vec<u8>) -> io::Result<()>) -> Result<(), E> + Send + 'static,
     ended: impl Future<Output = ()> + Send + 'static,
 ) -> Body {
@@ -129,6 +159,7 @@ pub(crate) fn written_in_pieces<E: std::fmt::Display + Send + 'static>(
     let (outcome, result) = oneshot::channel();
     let runtime = tokio::runtime::Handle::current();
     tokio::task::spawn_blocking(move || {
+        let _turn = turn;
         let (mut ended, mut is_over) = (Box::pin(ended), false);
         // The body of a client that takes nothing is not polled: the end is noticed here.
         let mut send = |piece: Vec<u8>| {
@@ -182,12 +213,13 @@ impl Write for ChannelWriter {
 }
 
 /// Returns a blocking reader for a request body.
-pub(crate) fn reader(body: Body) -> BodyReader {
-    reader_until(body, std::future::pending())
+pub(crate) fn reader(turn: Turn, body: Body) -> BodyReader {
+    reader_until(turn, body, std::future::pending())
 }
 
 /// Like [`reader`]. When `ended` resolves, reading fails.
 pub(crate) fn reader_until(
+    turn: Turn,
     body: Body,
     ended: impl Future<Output = ()> + Send + 'static,
 ) -> BodyReader {
@@ -218,6 +250,7 @@ pub(crate) fn reader_until(
         bytes: Bytes::new(),
         has_ended: false,
         failure: None,
+        _turn: Some(turn),
     }
 }
 
@@ -238,6 +271,8 @@ pub(crate) struct BodyReader {
     has_ended: bool,
     /// The error of all reads from now on.
     failure: Option<String>,
+    /// `None` in tests.
+    _turn: Option<Turn>,
 }
 
 impl Read for BodyReader {
@@ -322,6 +357,7 @@ mod tests {
             bytes: Bytes::new(),
             has_ended: false,
             failure: None,
+            _turn: None,
         };
         let count = Arc::new(AtomicUsize::new(0));
         tracing::subscriber::with_default(Logged(Arc::clone(&count)), || {

@@ -122,3 +122,46 @@ fn exports_a_deep_tree_completely_and_in_order() {
     }
     assert!(names.next().is_none());
 }
+
+/// Moves a directory when the first bytes are written.
+struct Mover<'a> {
+    base: &'a std::path::Path,
+    written: Vec<u8>,
+}
+
+impl std::io::Write for Mover<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.written.is_empty() {
+            let moved = self.base.join("moved");
+            whelk_sys::fs::rename(self.base.join("d/d/d"), moved).unwrap();
+        }
+        self.written.extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn an_export_goes_on_if_a_directory_is_moved() {
+    let base = nested("moved", 400);
+    let mut output = Mover {
+        base: &base,
+        written: Vec::new(),
+    };
+    let result = export_directory(&base, &mut output);
+    let exported = std::mem::take(&mut output.written);
+    whelk_sys::fs::remove_tree(&base).unwrap();
+    result.unwrap();
+    let mut archive = tar::Archive::new(exported.as_slice());
+    let entries = archive.entries().unwrap();
+    let names: Vec<String> = entries
+        .map(|entry| String::from_utf8_lossy(&entry.unwrap().path_bytes()).into_owned())
+        .collect();
+    for file in ["f", "d/f", "d/d/f"] {
+        let is_it = |name: &String| name.trim_start_matches("./") == file;
+        assert!(names.iter().any(is_it), "{file}");
+    }
+}

@@ -61,28 +61,34 @@ pub fn view(
                 root
             }
         };
-        let context = Context {
-            root: &root,
-            mount_label: "",
-            user_namespace: None,
-        };
-        let mut keys = KeyMounts::default();
-        for ViewMount { mount, tree } in mounts {
-            context.mount(&mount, tree, &mut keys)?;
-        }
-        if read_only {
-            let attr = MountAttr {
-                set: RDONLY,
-                ..MountAttr::default()
-            };
-            set_attr(root.as_fd(), attr, false).map_err(os("make the root read-only"))?;
-        }
-        let copy = clone_of(&root, true).map_err(os("clone the mounts"))?;
-        // Now, and not some time after the thread's end: the layers may be mounted again soon.
+        let copy = complete(&root, mounts, read_only);
+        // Now, also after an error, and not some time after the thread's end: the layers may be mounted
+        // again soon.
         drop(root);
         unmount(scratch, UnmountFlags::DETACH).map_err(os_at("unmount", scratch))?;
-        Ok(copy)
+        copy
     };
     std::thread::scope(|scope| scope.spawn(make).join())
         .unwrap_or_else(|_| Err(Error::Os("the thread that mounts has panicked".into())))
+}
+
+/// Mounts what belongs to a view on its root, and returns a clone of all.
+fn complete(root: &OwnedFd, mounts: Vec<ViewMount>, read_only: bool) -> Result<OwnedFd> {
+    let context = Context {
+        root,
+        mount_label: "",
+        user_namespace: None,
+    };
+    let mut keys = KeyMounts::default();
+    for ViewMount { mount, tree } in mounts {
+        context.mount(&mount, tree, &mut keys)?;
+    }
+    if read_only {
+        let attr = MountAttr {
+            set: RDONLY,
+            ..MountAttr::default()
+        };
+        set_attr(root.as_fd(), attr, false).map_err(os("make the root read-only"))?;
+    }
+    clone_of(root, true).map_err(os("clone the mounts"))
 }

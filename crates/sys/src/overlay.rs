@@ -15,6 +15,7 @@ use rustix::mount::{
     mount_change, open_tree,
 };
 
+use crate::mount::MountAttr;
 use crate::process::CloneFlags;
 
 /// The writable part of an overlay.
@@ -158,13 +159,26 @@ pub fn clone_root(process: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
         // mount namespace.
         crate::process::unshare(CloneFlags::NEWNS).map_err(errno)?;
         crate::process::setns(process, CloneFlags::NEWNS).map_err(errno)?;
-        open_tree(
+        let clone = open_tree(
             CWD,
             "/",
             OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
-        )
+        )?;
+        private(clone)
     };
     std::thread::scope(|scope| scope.spawn(copy).join().unwrap_or(Err(Errno::IO)))
+}
+
+/// Takes a clone out of the peer group of the mount that it was made of: what is mounted on it would
+/// be mounted there too.
+fn private(clone: OwnedFd) -> Result<OwnedFd, Errno> {
+    let attr = MountAttr {
+        propagation: Propagation::PRIVATE.bits().into(),
+        ..MountAttr::default()
+    };
+    crate::mount::set_attr(clone.as_fd(), attr, false)
+        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    Ok(clone)
 }
 
 /// Returns detached clones of the tmpfs mounts at these paths of a running process's mount namespace, in
@@ -193,7 +207,7 @@ pub fn clone_tmpfs(process: BorrowedFd<'_>, paths: &[&str]) -> Result<Vec<Option
                 | OpenTreeFlags::OPEN_TREE_CLOEXEC
                 | OpenTreeFlags::AT_EMPTY_PATH;
             is_mounted_tmpfs(&place)
-                .then(|| open_tree(&place, "", flags))
+                .then(|| open_tree(&place, "", flags).and_then(private))
                 .transpose()
                 .ok()?
         };

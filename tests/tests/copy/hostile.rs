@@ -84,7 +84,7 @@ fn files_that_change_give_a_valid_archive() {
 }
 
 /// Begins to send an archive and stops.
-fn stalled_upload(engine: &Engine, path: &str) -> Connection {
+pub(super) fn stalled_upload(engine: &Engine, path: &str) -> Connection {
     let mut connection = Connection::open(&engine.socket()).unwrap();
     let head = format!(
         "PUT /v1.44/containers/box/archive?path={path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-tar\r\nContent-Length: 1000000\r\n\r\n"
@@ -96,7 +96,7 @@ fn stalled_upload(engine: &Engine, path: &str) -> Connection {
 }
 
 /// Requests a large file and reads nothing.
-fn stalled_download(engine: &Engine) -> Connection {
+pub(super) fn stalled_download(engine: &Engine) -> Connection {
     let mut connection = Connection::open(&engine.socket()).unwrap();
     connection
         .send("GET", "/containers/box/archive?path=/big", &[], b"")

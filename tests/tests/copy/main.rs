@@ -12,5 +12,6 @@
 mod api;
 mod cases;
 mod diff;
+mod ends;
 mod hostile;
 mod mounts;

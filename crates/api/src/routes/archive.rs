@@ -44,13 +44,14 @@ pub(super) async fn get(
     Path(id): Path<String>,
     params: Params,
 ) -> ApiResult {
+    let turn = stream::begin()?;
     let archived = containers.archived_path(&id, path_of(&params)?).await?;
     let headers = [
         (STAT, encoded(archived.stat.clone())),
         (header::CONTENT_TYPE.as_str(), "application/x-tar".into()),
     ];
     let ended = archived.ended();
-    let body = stream::written_in_pieces(move |send| archived.write(send), ended);
+    let body = stream::written_in_pieces(turn, move |send| archived.write(send), ended);
     Ok((headers, body).into_response())
 }
 
@@ -65,8 +66,9 @@ pub(super) async fn put(
         keep_kinds: params.flag("noOverwriteDirNonDir"),
         own: params.flag("copyUIDGID"),
     };
+    let turn = stream::begin()?;
     let target = containers.extract_target(&id, request).await?;
-    let reader = stream::reader_until(body, target.ended());
+    let reader = stream::reader_until(turn, body, target.ended());
     blocking(move || target.extract(reader)).await?;
     Ok(StatusCode::OK.into_response())
 }

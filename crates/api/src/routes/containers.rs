@@ -409,8 +409,10 @@ pub(super) async fn export(
     State(containers): Service<Containers>,
     Path(id): Path<String>,
 ) -> ApiResult {
-    let exported = super::blocking(move || containers.exported(&id)).await?;
-    let body = stream::written(move |output| exported.write(output));
+    let turn = stream::begin()?;
+    let exported = containers.exported(&id).await?;
+    let ended = exported.ended();
+    let body = stream::written_in_pieces(turn, move |send| exported.write(send), ended);
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], body).into_response())
 }
 

@@ -122,7 +122,7 @@ pub(super) async fn load(
     body: Body,
 ) -> ApiResult {
     let platforms = platforms(&params, "platform", version, ImageOperation::Load)?;
-    let reader = stream::reader(body);
+    let reader = stream::reader(stream::begin()?, body);
     let (sender, mut receiver) = mpsc::channel::<std::io::Result<Bytes>>(PROGRESS_LINES);
     let progress = if params.flag_or("quiet", true) {
         Progress::none()
@@ -174,7 +174,7 @@ fn stream_line(message: &StreamMessage) -> String {
 
 fn archive(images: Arc<Images>, names: &[String], platforms: &[Platform]) -> ApiResult {
     let saved = images.to_save(names, platforms)?;
-    let body = stream::written(move |output| images.save(&saved, output));
+    let body = stream::written(stream::begin()?, move |output| images.save(&saved, output));
     Ok(([(header::CONTENT_TYPE, "application/x-tar")], body).into_response())
 }
 
@@ -229,7 +229,7 @@ pub(super) async fn create(
     } else {
         params.text("message").to_owned()
     };
-    let reader = stream::reader(body);
+    let reader = stream::reader(stream::begin()?, body);
     let import = Import {
         comment,
         platform,

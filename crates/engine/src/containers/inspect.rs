@@ -1,15 +1,17 @@
 //! Inspecting and exporting a container.
 
-use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::Containers;
+use super::copy::view::Use;
 use super::readers::FileReader;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::ContainerRecord;
 use crate::mounts::{MountPlan, Source};
 use crate::volumes::LOCAL;
+use crate::workload::blocking;
 
 /// A container as `inspect` shows it.
 #[derive(Clone, Debug)]
@@ -121,46 +123,92 @@ impl Containers {
 }
 
 impl Containers {
-    /// Returns a container's current file system, for export. Blocking.
-    pub fn exported(&self, name: &str) -> Result<Exported> {
+    /// Returns a container's current file system, for export. Like a copy, an export ends with the next start.
+    ///
+    /// # Errors
+    /// Returns an error if there is no such container.
+    pub async fn exported(self: &Arc<Self>, name: &str) -> Result<Exported> {
         let container = self.find(name)?;
         let reader = FileReader::new(&container.layer_readers);
-        let image = container.record().image.clone();
-        let mounted = container
-            .running_pid()
-            .ok()
-            .and_then(|pid| super::copy::view::process(pid, &container.id))
-            .and_then(|process| whelk_sys::overlay::clone_root(process.as_fd()).ok());
-        let exported = match mounted {
-            Some(root) => Exported::Mounted(root, reader),
-            None => {
-                let directory = self.instance.container_dir(&container.id);
-                let mut layers = vec![directory.join("upper")];
-                layers.extend(self.root_layers(&image, &directory)?);
-                Exported::Layers(layers, reader)
-            }
-        };
+        let (gate, of_run, of_layers) = container.views.begin_export().await;
+        if container.progress.borrow().removed {
+            return Err(Error::no_such_container(name));
+        }
+        let (containers, target) = (self.clone(), container.clone());
+        let mounted = blocking(move || {
+            let mounted = target
+                .running_pid()
+                .ok()
+                .and_then(|pid| super::copy::view::process(pid, &target.id))
+                .and_then(|process| whelk_sys::overlay::clone_root(process.as_fd()).ok());
+            drop(gate);
+            Ok(match mounted {
+                Some(root) => (ExportedFiles::Mounted(root), of_run),
+                None => {
+                    let directory = containers.instance.container_dir(&target.id);
+                    let image = target.record().image.clone();
+                    let mut layers = vec![directory.join("upper")];
+                    layers.extend(containers.root_layers(&image, &directory)?);
+                    (ExportedFiles::Layers(layers), of_layers)
+                }
+            })
+        });
+        let (files, usage) = mounted.await?;
         self.publish(&container, "export", &[]);
-        Ok(exported)
+        Ok(Exported {
+            files,
+            usage,
+            _reader: reader,
+        })
     }
 }
 
 /// A container's files.
 #[derive(Debug)]
-pub enum Exported {
+pub struct Exported {
+    files: ExportedFiles,
+    usage: Use,
+    _reader: FileReader,
+}
+
+#[derive(Debug)]
+enum ExportedFiles {
     /// The layer directories of a container that does not run, the topmost first.
-    Layers(Vec<PathBuf>, FileReader),
+    Layers(Vec<PathBuf>),
     /// The root of a running container, without the mounts in it.
-    Mounted(OwnedFd, FileReader),
+    Mounted(OwnedFd),
 }
 
 impl Exported {
-    /// Writes all files as a tar archive.
-    pub fn write(&self, output: impl Write) -> Result<()> {
-        match self {
-            Self::Layers(layers, _) => whelk_image::snapshots::export(layers, output)?,
-            Self::Mounted(root, _) => whelk_image::snapshots::export_root(root, output)?,
+    /// Writes all files as a tar archive. `send` gets it in pieces. Blocks.
+    ///
+    /// # Errors
+    /// Returns an error if a file cannot be read, or if `send` fails.
+    pub fn write(self, send: impl FnMut(Vec<u8>) -> std::io::Result<()>) -> Result<()> {
+        let output = Sending(send);
+        match self.files {
+            ExportedFiles::Layers(layers) => whelk_image::snapshots::export(&layers, output)?,
+            ExportedFiles::Mounted(root) => whelk_image::snapshots::export_root(&root, output)?,
         }
+        Ok(())
+    }
+
+    /// Waits until the export has to end.
+    pub fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.usage.ended()
+    }
+}
+
+/// Passes on what is written.
+struct Sending<F>(F);
+
+impl<F: FnMut(Vec<u8>) -> std::io::Result<()>> std::io::Write for Sending<F> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        (self.0)(bytes.to_vec())?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
     }
 }

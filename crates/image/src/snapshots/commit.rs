@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{ScopedJoinHandle, scope};
 
+use whelk_sys::fs;
+
 use super::apply::apply_digested;
 use super::export::export_layer;
 use super::{Form, Layer, Snapshots};
@@ -35,6 +37,9 @@ impl Snapshots {
 
     fn commit_as(&self, form: Form, lease: &Lease, upper: &Path) -> Result<Layer> {
         let scratch = self.staging.scratch()?;
+        let disk =
+            rustix::fs::statvfs(scratch.path()).map_err(fs::at("statvfs", scratch.path()))?;
+        let room = disk.f_bavail.saturating_mul(disk.f_frsize);
         // Whether reading ended because storing did.
         let is_cut = AtomicBool::new(false);
         let applied = scope(|threads| {
@@ -42,7 +47,7 @@ impl Snapshots {
             let (hashed, receiver) = sync_channel(WAITING);
             let is_cut = &is_cut;
             let exported = threads.spawn(move || {
-                export_layer(upper, |piece| {
+                export_layer(upper, room, |piece| {
                     archive.send(piece).map_err(|_| {
                         is_cut.store(true, Ordering::Relaxed);
                         io::ErrorKind::BrokenPipe.into()

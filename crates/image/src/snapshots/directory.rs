@@ -93,7 +93,7 @@ impl Destination for Directory<'_> {
             metadata: &head.metadata,
         };
         if is_regular(kind) {
-            return if self.purpose == Purpose::Files {
+            return if self.purpose == Purpose::Files || self.replaces_file(&target)? {
                 self.replace_file(entry, tap, &target, head.holes)
             } else {
                 self.regular(entry, tap, &target, head.holes)
@@ -110,8 +110,11 @@ impl Destination for Directory<'_> {
                 })?;
                 return self.hard_link(&linked, parent, name);
             }
-            EntryType::Symlink => symlinkat(symlink_target(entry)?, parent, name)
-                .map_err(|error| io("symlink")(error.into()))?,
+            EntryType::Symlink => {
+                symlinkat(symlink_target(entry)?, parent, name)
+                    .map_err(|error| io("symlink")(error.into()))?;
+                self.tree.note_link(parent, name);
+            }
             EntryType::Char | EntryType::Block | EntryType::Fifo => {
                 let number = device_number(entry, kind, self.purpose)?;
                 make_node(parent, name, kind, number, head.metadata.mode)?;
@@ -164,6 +167,20 @@ impl<'a> Directory<'a> {
         Ok(())
     }
 
+    /// Returns whether a copied file replaces another regular file, which then stays until the new one is
+    /// complete.
+    fn replaces_file(&self, target: &Target<'_>) -> Result<bool> {
+        if self.purpose != Purpose::Copy {
+            return Ok(false);
+        }
+        let found = statat(target.parent, target.name, AtFlags::SYMLINK_NOFOLLOW);
+        let is_file = found.is_ok_and(|found| FileType::from_raw_mode(found.st_mode).is_file());
+        if is_file {
+            self.check_replaced(target, EntryType::Regular)?;
+        }
+        Ok(is_file)
+    }
+
     fn directory(&mut self, target: &Target<'_>, hides_lower: bool) -> Result<()> {
         match mkdirat(target.parent, target.name, Mode::from_raw_mode(0o700)) {
             Ok(()) | Err(Errno::EXIST) => {}
@@ -190,7 +207,23 @@ impl<'a> Directory<'a> {
         target: &Target<'_>,
         holes: Option<Sparse>,
     ) -> Result<()> {
-        let mut file = self.create(target, tap)?;
+        let file = self.create(target, tap)?;
+        let filled = self.fill(file, entry, tap, target, holes);
+        if filled.is_err() && self.purpose == Purpose::Copy {
+            // As on a full disk: a file that is not complete is of no use.
+            let _ = unlinkat(target.parent, target.name, AtFlags::empty());
+        }
+        filled
+    }
+
+    fn fill(
+        &mut self,
+        mut file: File,
+        entry: &mut Entry<'_, impl Read>,
+        tap: &Tap,
+        target: &Target<'_>,
+        holes: Option<Sparse>,
+    ) -> Result<()> {
         let created = rustix::fs::fstat(&file).map_err(|error| io("stat")(error.into()))?;
         let (size, _) = self.contents.measure(entry, holes.as_ref())?;
         let place = Place::File {

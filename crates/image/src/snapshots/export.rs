@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Dir, FileType, Mode, OFlags, Stat, fstat, openat, readlinkat};
 use rustix::io::Errno;
 use tar::{EntryType, Header};
-use whelk_sys::fs;
+use whelk_sys::{fs, in_root};
 
 use super::apply::{OPAQUE, WHITEOUT};
 use super::mounts::failed;
@@ -46,12 +46,14 @@ pub fn export_directory(directory: &Path, output: impl Write) -> Result<()> {
 }
 
 /// Writes the changes in `upper`, an overlay's upper directory, as a layer. `send` gets the archive in
-/// pieces.
+/// pieces, of at most `room` bytes of content: files with holes can be larger than any disk.
 pub(super) fn export_layer(
     upper: &Path,
+    room: u64,
     send: impl FnMut(Vec<u8>) -> io::Result<()>,
 ) -> Result<()> {
     let mut export = Export::new(Part::Layer, send);
+    export.room = room;
     export.tree(open_directory(fs::open(upper)?)?, Path::new(""))?;
     export.finish()
 }
@@ -132,22 +134,22 @@ impl Level {
         })
     }
 
-    /// Reopens the directory through `..` of one of its children.
-    fn reopen(&mut self, child: &OwnedFd, path: &Path) -> Result<()> {
-        let step = |error: Errno| io(format!("reopen {}", path.display()))(error.into());
-        let parent = openat(
-            child,
-            "..",
-            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-            Mode::empty(),
-        );
-        let parent = parent.map_err(step)?;
-        if identity(&parent).map_err(step)? != self.identity {
-            // The child was moved meanwhile; its new parent is not part of the export.
-            return Err(step(Errno::STALE));
+    /// Reopens the directory: through `..` of one of its children, or, if that was moved meanwhile, by its
+    /// path below `top`. If it is not there any more, the rest of it is left out, like all that is removed
+    /// during an export.
+    fn reopen(&mut self, child: Option<&OwnedFd>, top: &OwnedFd, below: &Path) {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let is_it = |directory: &OwnedFd| identity(directory) == Ok(self.identity);
+        let parent = child.and_then(|child| openat(child, "..", flags, Mode::empty()).ok());
+        let found = parent.filter(is_it).or_else(|| {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+            let found = in_root::open_no_links(top, below, flags);
+            found.ok().filter(is_it)
+        });
+        if found.is_none() {
+            self.names = Vec::new().into_iter();
         }
-        self.directory = Some(parent);
-        Ok(())
+        self.directory = found;
     }
 }
 
@@ -173,6 +175,8 @@ struct Export<F: FnMut(Vec<u8>) -> io::Result<()>> {
     part: Part,
     /// The first name of each file with several hard links, by device and inode.
     links: HashMap<(u64, u64), PathBuf>,
+    /// Number of bytes of content that may follow.
+    room: u64,
 }
 
 impl<F: FnMut(Vec<u8>) -> io::Result<()>> Export<F> {
@@ -181,6 +185,7 @@ impl<F: FnMut(Vec<u8>) -> io::Result<()>> Export<F> {
             archive: Pieces::new(send),
             part,
             links: HashMap::new(),
+            room: u64::MAX,
         }
     }
 
@@ -201,15 +206,17 @@ impl<F: FnMut(Vec<u8>) -> io::Result<()>> Export<F> {
     /// Exports the content of a directory recursively, under names that begin with `top`.
     fn tree(&mut self, directory: OwnedFd, top: &Path) -> Result<()> {
         let mut path = top.to_owned();
+        let first = super::tree::duplicate(&directory)?;
         let mut levels = vec![Level::open(directory, &path)?];
         while let Some(level) = levels.last_mut() {
             let (Some(name), Some(directory)) = (level.names.next(), &level.directory) else {
                 let left = levels.pop().and_then(|level| level.directory);
                 path.pop();
-                if let (Some(level), Some(left)) = (levels.last_mut(), left)
+                if let Some(level) = levels.last_mut()
                     && level.directory.is_none()
                 {
-                    level.reopen(&left, &path)?;
+                    let below = path.strip_prefix(top).unwrap_or(&path);
+                    level.reopen(left.as_ref(), &first, below);
                 }
                 continue;
             };
@@ -255,6 +262,11 @@ impl<F: FnMut(Vec<u8>) -> io::Result<()>> Export<F> {
         if kind == FileType::Socket || self.part != Part::Volume && is_whiteout {
             return Ok(None);
         }
+        if self.part == Part::Layer && name.as_bytes().starts_with(WHITEOUT) {
+            // In a layer it would mean that another file was removed.
+            tracing::warn!("{} is left out: its name marks removals", path.display());
+            return Ok(None);
+        }
         if !kind.is_dir()
             && stat.st_nlink > 1
             && let Some(first) = self.links.get(&(stat.st_dev, stat.st_ino))
@@ -292,6 +304,8 @@ impl<F: FnMut(Vec<u8>) -> io::Result<()>> Export<F> {
                 let file = fs::reopen(&handle).map_err(step)?;
                 self.extensions(&stat, &file)?;
                 let size = u64::try_from(stat.st_size).unwrap_or_default();
+                let room = self.room.checked_sub(size);
+                self.room = room.ok_or_else(|| step(Errno::NOSPC))?;
                 header.set_size(size);
                 self.archive
                     .header(&mut header, name_bytes, b"")
@@ -383,6 +397,11 @@ impl<F: FnMut(Vec<u8>) -> io::Result<()>> Export<F> {
                 if is_mark || name.starts_with(b"user.overlay.") {
                     continue;
                 }
+            }
+            if name.contains(&b'=') {
+                // It separates name and value.
+                tracing::warn!("an extended attribute with '=' in its name is left out");
+                continue;
             }
             let mut value = vec![0u8; 64 << 10];
             if let (Ok(text), Ok(length)) = (

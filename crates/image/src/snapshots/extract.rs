@@ -49,7 +49,16 @@ pub enum Owner {
     Process,
 }
 
-/// Unpacks the plain or compressed archive `input` into `directory`.
+/// What links that are in the directory are resolved in: a root directory, and the path of the directory in
+/// it, without links. Links of the archive itself do not lead out of the directory.
+#[derive(Clone, Copy, Debug)]
+pub struct Base<'a> {
+    pub root: &'a OwnedFd,
+    pub path: &'a Path,
+}
+
+/// Unpacks the plain or compressed archive `input` into `directory`. Links are resolved as if the directory
+/// was the root.
 ///
 /// # Errors
 /// Returns an error with Docker's text if the archive is malformed, leads outside of the directory, or
@@ -59,12 +68,49 @@ pub fn extract(
     directory: OwnedFd,
     extraction: Extraction<'_>,
 ) -> Result<()> {
-    let input = decompress(input)?;
-    let mut files = Directory::of(Tree::of(directory), Purpose::Copy, extraction);
+    extract_until(input, directory, None, extraction, || false)
+}
+
+/// Like [`extract`], with links resolved in `base`. Reading the archive fails when `is_over` returns true,
+/// also in the middle of a file.
+///
+/// # Errors
+/// As [`extract`].
+pub fn extract_until(
+    input: impl Read + Send,
+    directory: OwnedFd,
+    base: Option<Base<'_>>,
+    extraction: Extraction<'_>,
+    is_over: impl Fn() -> bool,
+) -> Result<()> {
+    let input = Until {
+        input: decompress(input)?,
+        is_over,
+    };
+    let tree = match base {
+        Some(base) => Tree::below(directory, base.root, base.path)?,
+        None => Tree::of(directory),
+    };
+    let mut files = Directory::of(tree, Purpose::Copy, extraction);
     match add_all(&mut files, input, &Tap::new(None)) {
         Ok(_) => Ok(()),
         Err(Error::Invalid(text)) => Err(Error::Invalid(in_dockers_words(text))),
         Err(error) => Err(error),
+    }
+}
+
+/// A reader that fails when something is over.
+struct Until<R, F> {
+    input: R,
+    is_over: F,
+}
+
+impl<R: Read, F: Fn() -> bool> Read for Until<R, F> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if (self.is_over)() {
+            return Err(std::io::Error::other("it has to end"));
+        }
+        self.input.read(buffer)
     }
 }
 
@@ -163,8 +209,139 @@ fn quoted(name: &[u8]) -> String {
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
 mod tests {
+    use std::cell::Cell;
+
+    use whelk_sys::Scratch;
+
     use super::*;
+
+    fn header(size: u64) -> tar::Header {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(size);
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header
+    }
+
+    /// A large file of zeros, which takes little space while it is compressed.
+    fn bomb(size: u64) -> Vec<u8> {
+        let mut header = header(size);
+        let mut archive = tar::Builder::new(Vec::new());
+        let zeros = std::io::repeat(0).take(size);
+        archive.append_data(&mut header, "bomb", zeros).unwrap();
+        let archive = archive.into_inner().unwrap();
+        zstd::stream::encode_all(&archive[..], 1).unwrap()
+    }
+
+    #[test]
+    fn a_bomb_ends_with_the_copy() {
+        const SIZE: u64 = 32 << 20;
+        let scratch = Scratch::temporary("bomb").unwrap();
+        let asked = Cell::new(0);
+        let is_over = || {
+            asked.set(asked.get() + 1);
+            asked.get() > 20
+        };
+        let directory = fs::open(scratch.path()).unwrap().into();
+        let archive = bomb(SIZE);
+        let done = extract_until(
+            &archive[..],
+            directory,
+            None,
+            Extraction::default(),
+            is_over,
+        );
+        assert!(done.is_err());
+        // A file that is not complete does not stay.
+        assert!(fs::list(scratch.path()).unwrap().is_empty());
+        assert!(asked.get() < 100, "{}", asked.get());
+    }
+
+    #[test]
+    fn links_lead_into_the_base() {
+        let scratch = Scratch::temporary("base").unwrap();
+        let path = |name: &str| scratch.path().join(name);
+        for directory in ["srv/app", "opt/5", "srv/next"] {
+            fs::create_dir_all(path(directory), 0o755).unwrap();
+        }
+        for (link, target) in [
+            ("srv/app/absolute", "/opt/5"),
+            ("srv/app/up", "../next"),
+            ("srv/app/far", "../../../../opt/5"),
+            ("srv/app/within", "made"),
+        ] {
+            rustix::fs::symlink(target, path(link)).unwrap();
+        }
+        let mut archive = tar::Builder::new(Vec::new());
+        for name in ["absolute/a", "up/b", "far/c", "within/d", "plain/e"] {
+            let mut header = header(0);
+            archive.append_data(&mut header, name, &b""[..]).unwrap();
+        }
+        for (link, target, file) in [
+            ("own", "/opt/5", "own/g"),
+            ("own-up", "../../opt/5", "own-up/h"),
+        ] {
+            let mut header = header(0);
+            header.set_entry_type(tar::EntryType::Symlink);
+            archive.append_link(&mut header, link, target).unwrap();
+            let mut header = header(0);
+            archive.append_data(&mut header, file, &b""[..]).unwrap();
+        }
+        let archive = archive.into_inner().unwrap();
+        let root: OwnedFd = fs::open(scratch.path()).unwrap().into();
+        let base = Base {
+            root: &root,
+            path: Path::new("/srv/app"),
+        };
+        let directory = fs::open(path("srv/app")).unwrap().into();
+        let rules = Extraction::default();
+        extract_until(&archive[..], directory, Some(base), rules, || false).unwrap();
+        for made in [
+            "opt/5/a",
+            "srv/next/b",
+            "opt/5/c",
+            "srv/app/made/d",
+            "srv/app/plain/e",
+        ] {
+            assert!(fs::exists(path(made)), "{made}");
+        }
+        // Links of the archive do not lead out of the directory.
+        for made in ["srv/app/opt/5/g", "srv/app/opt/5/h"] {
+            assert!(fs::exists(path(made)), "{made}");
+        }
+        assert!(!fs::exists(path("opt/5/g")) && !fs::exists(path("opt/5/h")));
+    }
+
+    #[test]
+    fn a_file_that_does_not_fit_leaves_the_old_one() {
+        let scratch = Scratch::temporary("full").unwrap();
+        fs::write(scratch.path().join("file"), "old").unwrap();
+        let mut archive = tar::Builder::new(Vec::new());
+        for name in ["file", "new"] {
+            let mut header = header(3000);
+            archive
+                .append_data(&mut header, name, &[b'x'; 3000][..])
+                .unwrap();
+        }
+        let archive = archive.into_inner().unwrap();
+        for (cut, left) in [(2000, 1), (512 + 3072 + 2000, 1)] {
+            let directory = fs::open(scratch.path()).unwrap().into();
+            let cut = &archive[..cut];
+            extract(cut, directory, Extraction::default()).unwrap_err();
+            assert_eq!(fs::list(scratch.path()).unwrap().len(), left);
+            if cut.len() < 3000 {
+                assert_eq!(fs::read(scratch.path().join("file")).unwrap(), b"old");
+            }
+        }
+        assert_eq!(fs::read(scratch.path().join("file")).unwrap().len(), 3000);
+    }
 
     #[test]
     fn renames_first_components() {

@@ -51,7 +51,7 @@ pub use apply::unpack;
 pub use copy_up::copy_up;
 pub use diff::{Change, ChangeKind, diff};
 pub use export::{Copied, export, export_copy, export_directory, export_root};
-pub use extract::{Extraction, Owner, extract};
+pub use extract::{Base, Extraction, Owner, extract, extract_until};
 pub use mounts::Mounts;
 pub(crate) use tap::MAX_HEADERS_SIZE;
 

@@ -15,7 +15,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
-use rustix::fs::{Mode, OFlags, Timespec, fstat, mkdirat, openat, readlinkat};
+use rustix::fs::{AtFlags, Mode, OFlags, Timespec, fstat, mkdirat, openat, readlinkat, statat};
 use rustix::io::Errno;
 use whelk_sys::{fs, in_root};
 
@@ -31,6 +31,11 @@ pub(super) const MAX_LINKS: usize = 40;
 
 pub(super) struct Tree {
     pub(super) root: OwnedFd,
+    /// What links are resolved in, and the path of the root in it; `None` if that is the root itself.
+    base: Option<(OwnedFd, PathBuf)>,
+    /// The symbolic links that entries have created, by device and inode, if there is a base: only those that
+    /// were there before lead out of the root.
+    links: HashSet<(u64, u64)>,
     /// The directory of the previous entry, kept open because archives list siblings together.
     parent: Option<Rc<Parent>>,
     /// Inode numbers of the directories whose times were set by an entry.
@@ -103,10 +108,22 @@ impl Tree {
     pub(super) fn of(root: OwnedFd) -> Self {
         Self {
             root,
+            base: None,
+            links: HashSet::new(),
             parent: None,
             described: HashSet::new(),
             implied: Implied::default(),
         }
+    }
+
+    /// Like [`Tree::of`], for the directory at `path` of the root directory `base`, in which links are
+    /// resolved.
+    pub(super) fn below(root: OwnedFd, base: &OwnedFd, path: &Path) -> Result<Self> {
+        let path: PathBuf = names(path).iter().rev().collect();
+        Ok(Self {
+            base: Some((duplicate(base)?, path)),
+            ..Self::of(root)
+        })
     }
 
     /// Opens the directory that an entry goes into, creating missing directories.
@@ -176,15 +193,20 @@ impl Tree {
     /// creates missing directories.
     fn walk(&self, named: &Path, make: bool) -> Result<(OwnedFd, PathBuf)> {
         let refused = |what: &str| Error::invalid(format!("{} {what}", named.display()));
-        let mut at = PathBuf::new();
+        // Paths of links are below the base.
+        let (base, below) = match &self.base {
+            Some((base, path)) => (base, path.as_path()),
+            None => (&self.root, Path::new("")),
+        };
+        let mut at = below.to_owned();
         let mut directory = duplicate(&self.root)?;
         let mut links = 0;
         let mut pending = names(named);
         while let Some(name) = pending.pop() {
             if name == ".." {
                 at.pop();
-                directory = self
-                    .open(&at)
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+                directory = in_root::open_no_links(base, &at, flags)
                     .map_err(io(format!("open {}", at.display())))?;
                 continue;
             }
@@ -215,16 +237,42 @@ impl Tree {
                         return Err(refused("goes through too many links"));
                     }
                     let target = Path::new(OsStr::from_bytes(target.to_bytes()));
+                    if self.is_own(&directory, &name) {
+                        let inside = at.strip_prefix(below).unwrap_or(Path::new(""));
+                        let inside = clamped(inside, target).ok_or_else(|| {
+                            refused("goes through a link with \"..\" behind a name")
+                        })?;
+                        at = below.to_owned();
+                        directory = duplicate(&self.root)?;
+                        pending.extend(names(&inside));
+                        continue;
+                    }
                     if target.is_absolute() {
                         at = PathBuf::new();
-                        directory = duplicate(&self.root)?;
+                        directory = duplicate(base)?;
                     }
                     pending.extend(names(target));
                 }
                 Err(error) => return Err(io(format!("open {}", named.display()))(error.into())),
             }
         }
-        Ok((directory, at))
+        let path = at.strip_prefix(below).map(Path::to_owned);
+        Ok((directory, path.unwrap_or(at)))
+    }
+
+    /// Notes a symbolic link that an entry has created.
+    pub(super) fn note_link(&mut self, parent: &OwnedFd, name: &OsStr) {
+        if self.base.is_some()
+            && let Ok(link) = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)
+        {
+            self.links.insert((link.st_dev, link.st_ino));
+        }
+    }
+
+    fn is_own(&self, parent: &OwnedFd, name: &OsStr) -> bool {
+        let link = || statat(parent, name, AtFlags::SYMLINK_NOFOLLOW);
+        !self.links.is_empty()
+            && link().is_ok_and(|link| self.links.contains(&(link.st_dev, link.st_ino)))
     }
 
     /// Creates a directory. Returns whether it did not exist.
@@ -259,6 +307,28 @@ impl DirectoryTimes {
         }
         Ok(())
     }
+}
+
+/// Returns the path that a link in the directory `at` leads to inside the root, above which nothing is.
+/// Returns `None` if a `..` is behind a name, which may be that of another link.
+fn clamped(at: &Path, target: &Path) -> Option<PathBuf> {
+    let mut path = match target.is_absolute() {
+        true => PathBuf::new(),
+        false => at.to_owned(),
+    };
+    let mut has_name = false;
+    for component in target.components() {
+        match component {
+            Component::ParentDir if has_name => return None,
+            Component::ParentDir => drop(path.pop()),
+            Component::Normal(name) => {
+                has_name = true;
+                path.push(name);
+            }
+            Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
+        }
+    }
+    Some(path)
 }
 
 fn needs_walk(error: &io::Error) -> bool {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use rustix::fs::{AtFlags, Mode, OFlags, fstat, readlinkat};
 use rustix::io::Errno;
-use whelk_image::snapshots::{Copied, Extraction, Owner, export_copy, extract};
+use whelk_image::snapshots::{Base, Copied, Extraction, Owner, export_copy, extract_until};
 use whelk_runtime::user::UserRequest;
 use whelk_sys::{errno_text, fs, in_root};
 
@@ -110,10 +110,18 @@ impl ExtractTarget {
             owner: self.owner,
             renamed: None,
         };
-        let extracted = extract(input, self.directory, extraction);
+        let base = Base {
+            root: self.view.root(),
+            path: Path::new(&self.shown),
+        };
+        // Also asked while a thread unpacks what it has received, such as a bomb.
+        let is_over = || self.view.has_ended();
+        let extracted = extract_until(input, self.directory, Some(base), extraction, is_over);
         let has_ended = self.view.has_ended();
+        let is_stopped = !self.view.is_of_run();
         drop(self.view);
         match extracted {
+            Ok(()) if is_stopped => self.containers.sync_layer(&self.container)?,
             Ok(()) => {}
             Err(_) if has_ended => {
                 return Err(Error::conflict(format!(
@@ -160,6 +168,17 @@ fn mount_points(container: &Container) -> Vec<PathBuf> {
 }
 
 impl Containers {
+    /// Writes what was copied into a container that does not run to disk, like its record. Nothing of a
+    /// `--rm` container needs to survive a power failure.
+    fn sync_layer(&self, container: &Container) -> Result<()> {
+        if container.record().host.auto_remove {
+            return Ok(());
+        }
+        let path = self.instance.container_dir(&container.id).join("upper");
+        let layer = fs::open(&path)?;
+        Ok(rustix::fs::syncfs(&layer).map_err(fs::at("sync", path))?)
+    }
+
     /// Returns what a path in a container refers to.
     ///
     /// # Errors

@@ -3,7 +3,8 @@
 //!
 //! The view of a running container is a clone of its root mount. That of a stopped one is a mount of its
 //! layers, which all its copies share, because an upper layer may be mounted only once: a start waits for
-//! them for a short time, and then ends them. Also a view of an earlier run keeps the layers mounted.
+//! them for a short time, and then ends them. Also a view of an earlier run keeps the layers mounted, so
+//! that the first view after the run waits for it in the same way.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, Weak};
@@ -28,26 +29,90 @@ use crate::workload::blocking;
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The views of a container's files.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(in crate::containers) struct Views {
     /// Held while a view is opened, and while the container is started or removed.
     gate: Arc<tokio::sync::Mutex<()>>,
     /// The view of the container that does not run.
     stopped: Mutex<Weak<View>>,
-    /// Number of views.
+    /// What uses the root mount of a run, which keeps the layers mounted as they were in that run.
+    of_run: Uses,
+    /// The view of the container that does not run, until it is closed.
+    of_stopped: Uses,
+    /// Exports of the container that does not run, which only read its layers.
+    exports: Uses,
+}
+
+/// The operations that use a container's files.
+#[derive(Debug)]
+struct Uses {
     count: Arc<watch::Sender<usize>>,
-    /// Number of times that all views had to end.
+    /// Number of times that all of them had to end.
     ends: watch::Sender<u64>,
 }
 
-impl Default for Views {
+impl Default for Uses {
     fn default() -> Self {
         Self {
-            gate: Arc::default(),
-            stopped: Mutex::default(),
             count: Arc::new(watch::Sender::new(0)),
             ends: watch::Sender::new(0),
         }
+    }
+}
+
+impl Uses {
+    fn begin(&self) -> Use {
+        self.count.send_modify(|count| *count += 1);
+        Use {
+            ends: self.ends.subscribe(),
+            count: self.count.clone(),
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        *self.count.borrow() == 0
+    }
+
+    async fn become_idle(&self) -> bool {
+        let mut count = self.count.subscribe();
+        let idle = count.wait_for(|count| *count == 0);
+        tokio::time::timeout(PATIENCE, idle).await.is_ok()
+    }
+
+    async fn end(&self) {
+        if !self.is_idle() {
+            self.ends.send_modify(|ends| *ends += 1);
+            // One that hangs in the kernel is left.
+            self.become_idle().await;
+        }
+    }
+}
+
+/// An operation that uses a container's files, until it is dropped.
+#[derive(Debug)]
+pub(in crate::containers) struct Use {
+    ends: watch::Receiver<u64>,
+    count: Arc<watch::Sender<usize>>,
+}
+
+impl Drop for Use {
+    fn drop(&mut self) {
+        self.count.send_modify(|count| *count -= 1);
+    }
+}
+
+impl Use {
+    /// Waits until the operation has to end.
+    pub(in crate::containers) fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut ends = self.ends.clone();
+        async move {
+            // An error: the container is gone.
+            let _ = ends.changed().await;
+        }
+    }
+
+    fn has_ended(&self) -> bool {
+        self.ends.has_changed().unwrap_or(true)
     }
 }
 
@@ -57,13 +122,19 @@ impl Views {
     ///
     /// # Errors
     /// Returns an error if a view is being opened for longer than that, as on a file system that does not
-    /// respond.
+    /// respond, or if a copy does not end: the layers must not be mounted twice.
     pub(in crate::containers) async fn close_for_start(&self) -> Result<OwnedMutexGuard<()>> {
         let gate = self.enter().await.ok_or_else(|| {
             Error::conflict("a copy is waiting for a mount of the container that does not respond")
         })?;
-        if !self.become_idle().await {
+        let idle = self.all().map(Uses::become_idle);
+        if futures_util::future::join_all(idle).await.contains(&false) {
             self.end().await;
+        }
+        if !self.all().iter().all(|uses| uses.is_idle()) {
+            return Err(Error::conflict(
+                "a copy of the container's files does not end",
+            ));
         }
         Ok(gate)
     }
@@ -76,23 +147,53 @@ impl Views {
         gate
     }
 
+    /// Begins an export, of a run or of the container that does not run. The caller mounts what it exports
+    /// while the first part of the result exists, and drops the use that it does not need.
+    pub(in crate::containers) async fn begin_export(&self) -> (OwnedMutexGuard<()>, Use, Use) {
+        let gate = self.gate.clone().lock_owned().await;
+        (gate, self.of_run.begin(), self.exports.begin())
+    }
+
+    fn all(&self) -> [&Uses; 3] {
+        [&self.of_run, &self.of_stopped, &self.exports]
+    }
+
     async fn enter(&self) -> Option<OwnedMutexGuard<()>> {
         let gate = self.gate.clone().lock_owned();
         tokio::time::timeout(PATIENCE, gate).await.ok()
     }
 
     async fn end(&self) {
-        if *self.count.borrow() > 0 {
-            self.ends.send_modify(|ends| *ends += 1);
-            // One that hangs in the kernel is left.
-            self.become_idle().await;
-        }
+        futures_util::future::join_all(self.all().map(Uses::end)).await;
     }
 
-    async fn become_idle(&self) -> bool {
-        let mut count = self.count.subscribe();
-        let idle = count.wait_for(|count| *count == 0);
-        tokio::time::timeout(PATIENCE, idle).await.is_ok()
+    /// Returns the view of the container that does not run. One that had to end is not used again.
+    fn shared(&self) -> Option<Arc<View>> {
+        let view = self.stopped.lock().ignore_poison().upgrade();
+        view.filter(|view| !view.has_ended())
+    }
+
+    /// Takes the gate for a view of the container that does not run: waits until an earlier run and an earlier
+    /// view have released its layers, which must not be mounted twice, and then ends what has not.
+    ///
+    /// # Errors
+    /// Returns an error if that does not end.
+    async fn enter_stopped(&self) -> Result<OwnedMutexGuard<()>> {
+        let earlier = [&self.of_run, &self.of_stopped];
+        if self.shared().is_none() {
+            futures_util::future::join_all(earlier.map(Uses::become_idle)).await;
+        }
+        let gate = self.gate.clone().lock_owned().await;
+        if self.shared().is_some() {
+            return Ok(gate);
+        }
+        futures_util::future::join_all(earlier.map(Uses::end)).await;
+        if earlier.iter().all(|uses| uses.is_idle()) {
+            return Ok(gate);
+        }
+        Err(Error::conflict(
+            "an earlier copy of the container's files does not end",
+        ))
     }
 }
 
@@ -103,17 +204,7 @@ pub(in crate::containers) struct View {
     /// Held as long as their mounts.
     _volumes: Vec<Hold>,
     is_of_run: bool,
-    ends: watch::Receiver<u64>,
-    _counted: Counted,
-}
-
-#[derive(Debug)]
-struct Counted(Arc<watch::Sender<usize>>);
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.send_modify(|count| *count -= 1);
-    }
+    usage: Use,
 }
 
 impl View {
@@ -129,15 +220,11 @@ impl View {
 
     /// Waits until the copy that uses this has to end.
     pub(in crate::containers) fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
-        let mut ends = self.ends.clone();
-        async move {
-            // An error: the container is gone.
-            let _ = ends.changed().await;
-        }
+        self.usage.ended()
     }
 
     pub(in crate::containers) fn has_ended(&self) -> bool {
-        self.ends.has_changed().unwrap_or(true)
+        self.usage.has_ended()
     }
 }
 
@@ -153,14 +240,18 @@ impl Containers {
         let container = self.find(name)?;
         loop {
             let mut exit = container.watch_exit();
-            let gate = container.views.gate.clone().lock_owned().await;
+            let runs = container.status().is_running();
+            let gate = match runs {
+                true => container.views.gate.clone().lock_owned().await,
+                false => container.views.enter_stopped().await?,
+            };
             if container.progress.borrow().removed {
                 return Err(Error::no_such_container(name));
             }
             let (containers, target) = (self.clone(), container.clone());
             let opened = blocking(move || {
                 let _gate = gate;
-                containers.open_view_now(&target)
+                containers.open_view_now(&target, runs)
             });
             if let Some(view) = opened.await? {
                 return Ok(view);
@@ -175,17 +266,20 @@ impl Containers {
         }
     }
 
-    /// Returns `None` if the container's process has just ended. The caller holds the gate.
-    fn open_view_now(self: &Arc<Self>, container: &Arc<Container>) -> Result<Option<Arc<View>>> {
+    /// Returns `None` if the container's process has just ended, or if it `runs` no longer. The caller holds
+    /// the gate.
+    fn open_view_now(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        runs: bool,
+    ) -> Result<Option<Arc<View>>> {
         let record = container.record().clone();
         let views = &container.views;
-        let counted = || {
-            views.count.send_modify(|count| *count += 1);
-            Counted(views.count.clone())
-        };
-        let ends = views.ends.subscribe();
-        if record.state.status.is_running() {
-            let counted = counted();
+        if record.state.status.is_running() != runs {
+            return Ok(None);
+        }
+        if runs {
+            let usage = views.of_run.begin();
             let Some(process) = process(record.state.pid, &record.id) else {
                 return Ok(None);
             };
@@ -198,8 +292,7 @@ impl Containers {
                 root,
                 _volumes: volumes,
                 is_of_run: true,
-                ends,
-                _counted: counted,
+                usage,
             })));
         }
         if matches!(record.state.status, Status::Removing | Status::Dead) {
@@ -208,26 +301,29 @@ impl Containers {
                 record.id
             )));
         }
-        let mut stopped = views.stopped.lock().ignore_poison();
-        if let Some(view) = stopped.upgrade() {
+        if let Some(view) = views.shared() {
             return Ok(Some(view));
         }
-        let counted = counted();
+        let usage = views.of_stopped.begin();
         let directory = self.instance.container_dir(&record.id);
         let Rootfs::Overlay(mut overlay) = self.rootfs(&record, &directory)? else {
             return Err(Error::internal("a container's root is no overlay"));
         };
-        // What is copied must be there after a crash, like the container.
-        overlay.volatile = false;
+        // Otherwise each end of a view, also of one that was only read, would wait until the whole disk is
+        // written. What was copied into the container is synced by `ExtractTarget::extract`.
+        overlay.volatile = true;
         let (mounts, volumes) = self.view_mounts(&record, None)?;
+        let root = self.mounted(ViewRoot::Overlay(overlay), mounts, &record);
+        // The kernel's mark of such a mount says that a layer may be incomplete, which recovery takes for
+        // that of a `--rm` container.
+        fs::remove_tree(directory.join("work/work/incompat"))?;
         let view = Arc::new(View {
-            root: self.mounted(ViewRoot::Overlay(overlay), mounts, &record)?,
+            root: root?,
             _volumes: volumes,
             is_of_run: false,
-            ends,
-            _counted: counted,
+            usage,
         });
-        *stopped = Arc::downgrade(&view);
+        *views.stopped.lock().ignore_poison() = Arc::downgrade(&view);
         Ok(Some(view))
     }
 
