@@ -90,7 +90,7 @@ impl Images {
     ) -> Result<Vec<Removed>> {
         let images: BTreeMap<Digest, Arc<Image>> = self.read().by_id.clone();
         self.note_users(&images, &users)?;
-        let mut layers = self.layers_of(&images)?;
+        let mut layers = self.layers_of(&images);
         let excess = gc.excess(layers.size(), self.disk_use());
         let (mut removed, mut freed, mut failure) = (Vec::new(), 0, None);
         if excess == 0 {
@@ -141,17 +141,16 @@ impl Images {
         self.store.set_meta(KEY, &text)
     }
 
-    fn layers_of(&self, images: &BTreeMap<Digest, Arc<Image>>) -> Result<Layers> {
+    /// Returns the layers of images. One whose size cannot be read counts as empty: its image may have been
+    /// removed meanwhile, and one that is damaged must not keep the others from being removed.
+    fn layers_of(&self, images: &BTreeMap<Digest, Arc<Image>>) -> Layers {
         let mut layers = BTreeMap::new();
         for layer in images.values().flat_map(|image| image.layers()) {
-            match layers.get_mut(layer) {
-                Some((_, users)) => *users += 1,
-                None => {
-                    layers.insert(layer.clone(), (self.files.snapshots.size(layer)?, 1));
-                }
-            }
+            let size = || self.files.snapshots.size(layer).unwrap_or(0);
+            let (_, users) = layers.entry(layer.clone()).or_insert_with(|| (size(), 0));
+            *users += 1;
         }
-        Ok(Layers(layers))
+        Layers(layers)
     }
 
     /// Returns the use of the disk with the images, without what is reserved for root.

@@ -99,3 +99,36 @@ fn a_network_is_in_use_while_a_container_has_an_endpoint_in_it() {
         assert_eq!(engine.usage.prune_networks(|_| true), ["used"]);
     });
 }
+
+#[test]
+fn a_damaged_layer_does_not_keep_images_from_being_removed() {
+    on_fake_host(async |host| {
+        let engine = host.open().await;
+        let (damaged, unused) = (engine.import("damaged", "1"), engine.import("unused", "2"));
+        let mut asked = request("one");
+        asked.config.image = "damaged".into();
+        engine.create(asked).await.unwrap();
+        let image = engine.images.get(&damaged).unwrap();
+        let layer = &image.config.rootfs.diff_ids[0];
+        let path = engine.images.store().snapshots.path(layer).join("size");
+        whelk_sys::fs::write(path, "").unwrap();
+        let gc = crate::instance::ImageGc {
+            max_used: None,
+            high_threshold: Some(1),
+            low_threshold: 0,
+            minimum_age: std::time::Duration::ZERO,
+            interval: std::time::Duration::ZERO,
+        };
+        // The disk that the test is on is fuller than that.
+        let users = |id: &Digest| match *id == damaged {
+            true => vec![crate::images::ImageUser {
+                container: "one".into(),
+                is_running: false,
+            }],
+            false => Vec::new(),
+        };
+        engine.images.keep_to_budget(&gc, users).unwrap();
+        assert!(engine.images.get(&damaged).is_ok());
+        assert!(engine.images.get(&unused).is_err());
+    });
+}
