@@ -735,3 +735,61 @@ fn on_a_full_disk_containers_can_be_stopped_and_removed() {
         std::panic::resume_unwind(panic);
     }
 }
+
+#[test]
+fn on_a_full_disk_commits_and_copies_fail_and_leave_nothing() {
+    use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+    let engine = Engine::start();
+    engine.kill9();
+    mount(
+        "tmpfs",
+        engine.root(),
+        "tmpfs",
+        MountFlags::empty(),
+        Some(c"size=32m"),
+    )
+    .unwrap();
+    engine.restart();
+    engine.load(&fs::read(whelk_tests::images::busybox()).unwrap());
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let cli = engine.cli(Program::Docker);
+        let script = "dd if=/dev/urandom of=/half bs=1M count=12 2>/dev/null; echo old > /file; echo ready; exec sleep 600";
+        cli.up("box", &[], &["sh", "-c", script]);
+        engine.await_log("box", "ready");
+        let free = || rustix::fs::statvfs(engine.root()).unwrap().f_bavail;
+        let before = free();
+        cli.run(&["commit", "box", "made"])
+            .refuses(1, "no space left on device");
+        assert_eq!(engine.state("box"), "running");
+        let large = engine.scratch("large").join("file");
+        fs::write(&large, vec![b'x'; 20 << 20]).unwrap();
+        let large = large.display().to_string();
+        for target in ["box:/file", "box:/new"] {
+            cli.run(&["cp", &large, target])
+                .refuses(1, "no space left on device");
+        }
+        let found = cli.run(&[
+            "exec",
+            "box",
+            "sh",
+            "-c",
+            "cat /file; ls /new 2>&1 | wc -l; wc -c < /half",
+        ]);
+        assert_eq!(found.ok(), format!("old\n1\n{}", 12 << 20));
+        let found = cli.run(&["exec", "box", "ls", "/"]).ok();
+        assert!(!found.contains("import"), "{found}");
+        eventually("the space to be free again", || {
+            (free() + 64 >= before).then_some(())
+        });
+        engine.whelk(&["system", "check", "--layers"]).ok();
+        cli.run(&["exec", "box", "rm", "/half"]).ok();
+        cli.run(&["commit", "box", "made"]).ok();
+        cli.run(&["rm", "-f", "box"]).ok();
+    }));
+    engine.kill9();
+    unmount(engine.root(), UnmountFlags::DETACH).unwrap();
+    engine.restart();
+    if let Err(panic) = outcome {
+        std::panic::resume_unwind(panic);
+    }
+}

@@ -94,6 +94,7 @@ impl Case {
                 paused.is_empty().then_some(())
             });
             agrees_with_itself(cli);
+            is_sound(cli, &format!("after {steps} steps of {operation:?}"));
             self.all_can_be_made_again(cli);
             let when = format!("the interfaces to go after {steps} steps of {operation:?}");
             eventually(&when, || engine.interfaces().is_empty().then_some(()));
@@ -299,6 +300,17 @@ fn has(cli: Cli<'_>, kind: &str, name: &str) -> bool {
         &[kind, "ls", "--format", "{{.Name}}"]
     };
     cli.run(listed).ok().lines().any(|found| found == name)
+}
+
+/// Checks that nothing has leaked, and that all that is recorded is there.
+fn is_sound(cli: Cli<'_>, when: &str) {
+    let mut last = String::new();
+    let is_sound = within_seconds(20, || {
+        let done = cli.run(&["system", "check", "--layers"]);
+        last = done.out();
+        done.code == 0
+    });
+    assert!(is_sound, "{when}:\n{last}");
 }
 
 /// Checks that the container's recorded networks equal its interfaces.
@@ -600,4 +612,118 @@ fn container_with_a_volume_of_a_plugin_fails() {
     let prepare = [create.clone()];
     let reverse = [remove, create];
     case.fails_at_every_step_of(&engine, &prepare, &words("start one"), &reverse, left);
+}
+
+/// The container `one`, which does not run.
+const CREATED: &str = "create --name one --network none busybox sleep 300";
+
+#[test]
+fn copies_into_containers() {
+    let case = Case::new();
+    let engine = case.engine();
+    let file = engine.scratch("copied").join("file");
+    fs::write(&file, "whole").unwrap();
+    let copy = words(&format!("cp {} one:/etc/new", file.display()));
+    for prepare in [CREATED, COMMITTED] {
+        case.at_every_step_of(&engine, &[words(prepare)], &copy, || {});
+    }
+}
+
+#[test]
+fn copies_out_of_containers() {
+    let case = Case::new();
+    let engine = case.engine();
+    let target = engine.scratch_text("copied");
+    let copy = words(&format!("cp one:/etc/passwd {target}"));
+    case.at_every_step_of(&engine, &[words(CREATED)], &copy, || {});
+}
+
+#[test]
+fn container_update_and_rename() {
+    let case = Case::new();
+    let update = "update --memory 64m --memory-swap 64m --restart unless-stopped one";
+    case.at_every_step(&[words(COMMITTED)], &words(update));
+    let engine = case.engine();
+    let cli = engine.cli(Program::Whelk);
+    case.at_every_step_of(
+        &engine,
+        &[words(COMMITTED)],
+        &words("rename one other"),
+        || {
+            if has(cli, "container", "other") {
+                cli.run(&["rm", "-f", "other"]).ok();
+            }
+        },
+    );
+}
+
+#[test]
+fn container_with_health_checks() {
+    let case = Case::new();
+    let run =
+        "run -d --name one --network none --health-cmd true --health-interval 1s busybox sleep 300";
+    case.at_every_step(&[], &words(run));
+}
+
+#[test]
+fn prunes() {
+    let case = Case::new();
+    case.at_every_step(&[words(CREATED)], &words("container prune -f"));
+    case.at_every_step(&[case.network()], &words("network prune -f"));
+    case.at_every_step(&[words("volume create kept")], &words("volume prune -af"));
+    let prepare = [
+        words("create --name one --network none -w /made busybox true"),
+        words("commit one"),
+    ];
+    case.at_every_step(&prepare, &words("image prune -f"));
+    case.at_every_step(&prepare, &words("system prune -f --volumes"));
+}
+
+/// Operations that change nothing: an engine that is killed in the middle leaves nothing of them.
+#[test]
+fn reads_are_killed() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Whelk);
+    let script = "dd if=/dev/zero of=/big bs=1M count=32 2>/dev/null; i=0; while [ $i -lt 500 ]; do echo > /f$i; i=$((i+1)); done; echo ready; exec sleep 600";
+    cli.up("one", &["-v", "kept:/v"], &["sh", "-c", script]);
+    engine.await_log("one", "ready");
+    cli.run(&[
+        "run",
+        "--name",
+        "two",
+        "--network",
+        "none",
+        "busybox",
+        "touch",
+        "/made",
+    ])
+    .ok();
+    for path in [
+        "archive?path=/",
+        "export",
+        "changes",
+        "stats?stream=1",
+        "logs?stdout=1&follow=1",
+        "top",
+        "json?size=1",
+    ] {
+        let mut clients = Vec::new();
+        for name in ["one", "two"] {
+            let mut client = whelk_tests::Connection::open(&engine.socket()).unwrap();
+            client
+                .send("GET", &format!("/containers/{name}/{path}"), &[], b"")
+                .unwrap();
+            clients.push(client);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        engine.kill9();
+        engine.restart();
+        assert_eq!(engine.state("one"), "running", "{path}");
+        is_sound(cli, path);
+        cli.run(&["exec", "one", "test", "-e", "/big"]).ok();
+        // Its layers can be mounted.
+        cli.run(&["start", "two"]).ok();
+        engine.await_state("two", "exited");
+        drop(clients);
+    }
 }
