@@ -452,3 +452,326 @@ fn a_container_waits_for_a_slow_collector() {
     cli.run(&["rm", "-f", "patient"]).ok();
     await_senders(&engine);
 }
+
+/// Accepts a TLS connection of a client whose certificate the authority in `place` has signed.
+fn accept_tls(
+    listener: &TcpListener,
+    place: &std::path::Path,
+) -> rustls::StreamOwned<rustls::ServerConnection, TcpStream> {
+    use rustls::pki_types::pem::PemObject as _;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    let certificate = |name: &str| CertificateDer::from_pem_file(place.join(name)).unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(certificate("ca.pem")).unwrap();
+    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let verifier =
+        rustls::server::WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone())
+            .build()
+            .unwrap();
+    let key = PrivateKeyDer::from_pem_file(place.join("key.pem")).unwrap();
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(vec![certificate("cert.pem")], key)
+        .unwrap();
+    let session = rustls::ServerConnection::new(config.into()).unwrap();
+    rustls::StreamOwned::new(session, accept(listener))
+}
+
+#[test]
+fn syslog_is_sent_over_tls() {
+    let engine = Engine::start();
+    let (place, other) = (engine.scratch("tls"), engine.scratch("other"));
+    let authority = whelk_tests::certificates::Authority::new("logs");
+    authority.issue(&place, "collector");
+    whelk_tests::certificates::Authority::new("other").issue(&other, "other");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!(
+        "syslog-address=tcp+tls://{}",
+        listener.local_addr().unwrap()
+    );
+    let file = |key: &str, name: &str| format!("{key}={}", place.join(name).display());
+    let ca = file("syslog-tls-ca-cert", "ca.pem");
+    let (cert, key) = (
+        file("syslog-tls-cert", "cert.pem"),
+        file("syslog-tls-key", "key.pem"),
+    );
+    // More than TLS buffers, and what is larger than one of its records.
+    let script = "i=0; while [ $i -lt 2000 ]; do echo line-$i-0123456789012345678901234567890123456789; i=$((i+1)); done; echo end";
+    let server = std::thread::spawn({
+        let place = place.clone();
+        move || {
+            let stream = accept_tls(&listener, &place);
+            let lines: Vec<String> = BufReader::new(stream)
+                .lines()
+                .map_while(Result::ok)
+                .collect();
+            (lines, listener)
+        }
+    });
+    up(
+        &engine,
+        "tls",
+        "syslog",
+        &[&address, &ca, &cert, &key],
+        script,
+    );
+    let (received, listener) = server.join().unwrap();
+    assert_eq!(received.len(), 2001);
+    assert!(
+        received[1999].contains(": line-1999-0123"),
+        "{}",
+        received[1999]
+    );
+    assert!(received[2000].ends_with(": end"));
+    assert_eq!(engine.logs("tls").lines().count(), 2001);
+    // An authority that has not signed the collector's certificate.
+    let wrong = format!("syslog-tls-ca-cert={}", other.join("ca.pem").display());
+    let server = std::thread::spawn({
+        let place = place.clone();
+        move || {
+            let _ = accept_tls(&listener, &place).read(&mut [0; 1]);
+            listener
+        }
+    });
+    let mut flags = vec!["run", "--log-driver=syslog"];
+    for option in [&address, &wrong, &cert, &key] {
+        flags.extend(["--log-opt", option]);
+    }
+    flags.extend(["busybox", "true"]);
+    let refused = engine.docker(&flags);
+    assert!(
+        refused
+            .fails(125)
+            .contains("certificate signed by unknown authority"),
+        "{}",
+        refused.err()
+    );
+    let listener = server.join().unwrap();
+    // Every certificate is accepted if that is asked for.
+    let server = std::thread::spawn({
+        move || {
+            let mut line = String::new();
+            BufReader::new(accept_tls(&listener, &place))
+                .read_line(&mut line)
+                .unwrap();
+            line
+        }
+    });
+    let skip = "syslog-tls-skip-verify=true";
+    up(
+        &engine,
+        "any",
+        "syslog",
+        &[&address, &wrong, skip, &cert, &key],
+        "echo hello",
+    );
+    assert!(server.join().unwrap().ends_with(": hello\n"));
+    await_senders(&engine);
+}
+
+/// Reads a fluentd message with a chunk id from the front of a stream.
+fn read_with_chunk(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> (String, String) {
+    loop {
+        let mut rest = &buffer[..];
+        // An incomplete message panics in `unpack`.
+        let parsed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            (unpack(&mut rest), rest.len())
+        }));
+        if let Ok((message, left)) = parsed {
+            buffer.drain(..buffer.len() - left);
+            let log = message[2]["log"].as_str().unwrap().to_owned();
+            return (log, message[3]["chunk"].as_str().unwrap().to_owned());
+        }
+        let mut bytes = [0; 4096];
+        let count = stream.read(&mut bytes).unwrap();
+        assert!(count > 0, "the stream ends");
+        buffer.extend(&bytes[..count]);
+    }
+}
+
+#[test]
+fn fluentd_lines_are_sent_again_until_they_are_acknowledged() {
+    use std::io::Write as _;
+    let engine = Engine::start();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("fluentd-address={}", listener.local_addr().unwrap());
+    let server = std::thread::spawn(move || {
+        let mut seen = Vec::new();
+        let mut stream = accept(&listener);
+        let mut buffer = Vec::new();
+        // The connection breaks before the first line is acknowledged.
+        seen.push(read_with_chunk(&mut stream, &mut buffer));
+        drop(stream);
+        let mut stream = accept(&listener);
+        buffer.clear();
+        while seen.last().is_none_or(|(log, _)| log != "three") {
+            let (log, chunk) = read_with_chunk(&mut stream, &mut buffer);
+            let mut answer = b"\x81\xa3ack\xd9".to_vec();
+            answer.push(u8::try_from(chunk.len()).unwrap());
+            answer.extend(chunk.as_bytes());
+            stream.write_all(&answer).unwrap();
+            seen.push((log, chunk));
+        }
+        seen
+    });
+    let options = [
+        &address[..],
+        "fluentd-request-ack=true",
+        "fluentd-retry-wait=50ms",
+    ];
+    up(
+        &engine,
+        "ack",
+        "fluentd",
+        &options,
+        "echo one; echo two; sleep 1; echo three",
+    );
+    let seen = server.join().unwrap();
+    let logs: Vec<&str> = seen.iter().map(|(log, _)| log.as_str()).collect();
+    assert_eq!(logs, ["one", "one", "two", "three"]);
+    assert_eq!(seen[0].1, seen[1].1, "the same line has the same id");
+    assert_ne!(seen[1].1, seen[2].1);
+    await_senders(&engine);
+}
+
+/// A socket whose owner does not accept, as that of a stopped daemon.
+#[test]
+fn a_stopped_collector_at_a_unix_socket_keeps_no_process() {
+    let engine = Engine::start();
+    let path = engine.scratch("stopped").join("socket");
+    let _listener = UnixListener::bind(&path).unwrap();
+    let mut waiting = Vec::new();
+    // Fill the backlog.
+    loop {
+        let socket = rustix::net::socket_with(
+            rustix::net::AddressFamily::UNIX,
+            rustix::net::SocketType::STREAM,
+            rustix::net::SocketFlags::NONBLOCK,
+            None,
+        )
+        .unwrap();
+        let address = rustix::net::SocketAddrUnix::new(&path).unwrap();
+        match rustix::net::connect(&socket, &address) {
+            Ok(()) => waiting.push(socket),
+            Err(rustix::io::Errno::AGAIN) => break,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    let address = format!("syslog-address=unix://{}", path.display());
+    let output = engine.docker(&[
+        "run",
+        "--log-driver=syslog",
+        "--log-opt",
+        &address,
+        "busybox",
+        "true",
+    ]);
+    assert!(
+        output.fails(125).contains("i/o timeout"),
+        "{}",
+        output.err()
+    );
+    await_senders(&engine);
+}
+
+#[test]
+fn losses_without_an_engine_are_reported_by_the_next_one() {
+    let engine = Engine::start();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("gelf-address=tcp://{}", listener.local_addr().unwrap());
+    let gate = engine.scratch("gate");
+    let volume = format!("{}:/gate", gate.display());
+    let flags = [
+        "-v",
+        &volume,
+        "--log-driver=gelf",
+        "--log-opt",
+        &address,
+        "--log-opt=mode=non-blocking",
+        "--log-opt=max-buffer-size=20k",
+        "--log-opt=gelf-tcp-max-reconnect=0",
+    ];
+    let script = "until [ -e /gate/go ]; do sleep 0.1; done; i=0; while [ $i -lt 20000 ]; do echo line-$i-01234567890123456789012345678901234567890123456789; i=$((i+1)); done";
+    engine
+        .cli(Program::Docker)
+        .up("silent", &flags, &["sh", "-c", script]);
+    // It takes nothing: all lines of one read do not fit, but those that do are kept.
+    let stream = accept(&listener);
+    let pid = engine.pid("silent");
+    engine.kill9();
+    std::fs::write(gate.join("go"), "").unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while std::path::Path::new(&format!("/proc/{pid}")).exists() {
+        assert!(Instant::now() < deadline, "the container waits");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    engine.restart();
+    engine.await_state("silent", "exited");
+    let lost = await_loss(&engine, "silent");
+    let lines: u64 = lost["lines"].as_str().unwrap().parse().unwrap();
+    assert!((1000..20000).contains(&lines), "{lost}");
+    drop(stream);
+    await_senders(&engine);
+}
+
+#[test]
+fn journald_gets_fields_at_its_socket() {
+    let scratch = whelk_sys::Scratch::temporary("journal").unwrap();
+    let journal = UnixDatagram::bind(scratch.path().join("socket")).unwrap();
+    journal.set_read_timeout(Some(PATIENCE)).unwrap();
+    let script = format!(
+        r#"
+        echo "{{\"instance\": \"$name\"}}" >/etc/whelk/daemon.json
+        mkdir -p /run/systemd/journal && mount --bind {} /run/systemd/journal || exit 2
+        "$0" load -q -i {} || exit 3
+        "$0" run --name first --network none --log-driver journald --log-opt tag=app --log-opt labels=zone -l zone=a busybox sh -c 'echo one; echo two >&2' || exit 4
+        "$0" start first || exit 5
+        "$0" wait first
+        "$0" logs first || exit 6
+        "$0" rm first
+        kill $(pgrep -f 'daemon [-]-background') && "$0" daemon --uninstall || exit 7"#,
+        scratch.path().display(),
+        whelk_tests::images::busybox().display(),
+    );
+    let output = whelk_tests::private_host(&script);
+    assert!(output.status.success(), "{output:?}");
+    let shown = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        shown.contains("one\n") && shown.matches("one\n").count() >= 2,
+        "{shown}"
+    );
+    let mut entries = Vec::new();
+    for _ in 0..4 {
+        let mut bytes = [0; 4096];
+        let length = journal.recv(&mut bytes).expect("an entry");
+        entries.push(String::from_utf8(bytes[..length].to_vec()).unwrap());
+    }
+    let field = |entry: &str, name: &str| {
+        let mut found = entry
+            .lines()
+            .filter_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        let value = found.next().unwrap_or_default().to_owned();
+        assert_eq!(found.next(), None, "{name}: {entry}");
+        value
+    };
+    let fields = |name: &str| {
+        entries
+            .iter()
+            .map(|entry| field(entry, name))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(fields("MESSAGE"), ["one", "two", "one", "two"]);
+    assert_eq!(fields("PRIORITY"), ["6", "3", "6", "3"]);
+    assert_eq!(fields("CONTAINER_LOG_ORDINAL"), ["1", "2", "1", "2"]);
+    assert_eq!(fields("CONTAINER_TAG"), ["app"; 4]);
+    assert_eq!(fields("ZONE"), ["a"; 4]);
+    assert_eq!(fields("CONTAINER_NAME"), ["first"; 4]);
+    let epochs = fields("CONTAINER_LOG_EPOCH");
+    assert!(
+        epochs[0].len() == 64 && epochs[0] == epochs[1],
+        "{epochs:?}"
+    );
+    assert_ne!(epochs[1], epochs[2], "each run has its own");
+}

@@ -348,7 +348,7 @@ fn details_are_selected_by_options() {
         for option in [
             "labels-regex=^app",
             "env-regex=^REG",
-            "tag={{.Name}}/{{.ImageName}}",
+            "tag={{.Name}}/{{.ImageName}} é",
             "mode=non-blocking",
             "max-buffer-size=2m",
         ] {
@@ -357,7 +357,7 @@ fn details_are_selected_by_options() {
         say(cli, &flags, "echo hi");
         assert_eq!(
             cli.run(&["logs", "--details", "said"]).ok(),
-            "REGION=eu,app=shop,app.tier=front,tag=said/busybox hi"
+            "REGION=eu,app=shop,app.tier=front,tag=said%2Fbusybox+%C3%A9 hi"
         );
         assert_eq!(cli.run(&["logs", "said"]).ok(), "hi");
     });

@@ -5,7 +5,6 @@
 //! codes and bodies is up to the caller, and so are the texts of errors.
 #![forbid(unsafe_code)]
 
-mod authorities;
 mod program;
 mod tls;
 mod transport;
@@ -13,7 +12,6 @@ mod transport;
 use std::io;
 use std::time::Duration;
 
-pub use authorities::system_authorities;
 use bytes::Bytes;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Empty, Full, Limited};
@@ -22,8 +20,9 @@ use hyper::upgrade::Upgraded;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 pub use program::{Program, ProgramEnded, program_ended};
-pub use tls::{Tls, Trust, Unusable, tls_problem, tls_reason};
+pub use tls::{Tls, tls_reason};
 pub use transport::{Address, Connection, tcp};
+pub use whelk_tls::{Trust, Unusable, system_authorities, tls_problem};
 
 /// A request body. Its errors end the request.
 pub type Body = BoxBody<Bytes, io::Error>;

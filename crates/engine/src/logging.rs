@@ -111,8 +111,7 @@ fn has_cache(options: &BTreeMap<String, String>) -> Result<bool> {
 /// Returns where a log is sent; `None` for drivers that only write files.
 ///
 /// # Errors
-/// Returns an error if the driver has no such option, or if a value is invalid, such as the path of a
-/// socket that does not exist now.
+/// Returns an error if the driver has no such option, or if a value is invalid.
 pub fn destination(wanted: &model::LogConfig) -> Result<Option<Destination>> {
     let Some(driver) = wanted.driver.filter(|driver| driver.is_remote()) else {
         return Ok(None);
@@ -134,6 +133,17 @@ pub fn destination(wanted: &model::LogConfig) -> Result<Option<Destination>> {
     parsed.transpose().map_err(Error::invalid)
 }
 
+/// Checks that the socket exists that a log is sent to. Blocks.
+///
+/// # Errors
+/// Returns Docker's text if it does not.
+pub fn check_socket(wanted: &model::LogConfig) -> Result<()> {
+    match destination(wanted)? {
+        Some(destination) => destination.check_socket().map_err(Error::invalid),
+        None => Ok(()),
+    }
+}
+
 /// Returns how a container's log is sent to its collector, if it has one.
 ///
 /// # Errors
@@ -143,12 +153,13 @@ pub fn forwarding(record: &ContainerRecord) -> Result<Option<Forwarding>> {
     let Some(destination) = destination(log)? else {
         return Ok(None);
     };
+    destination.check_socket().map_err(Error::invalid)?;
     /// As with Docker.
     const DEFAULT_BUFFER: u64 = 1_000_000;
     let buffer = match (&destination, log.options.get("mode").map(String::as_str)) {
         (_, Some("non-blocking")) => {
             let given = log.options.get("max-buffer-size");
-            let given = given.map(|text| size(text)).transpose()?;
+            let given = given.map(|text| buffer_size(text)).transpose()?;
             Some(given.unwrap_or(DEFAULT_BUFFER))
         }
         (Destination::Fluentd(fluentd), _) if fluentd.is_async => Some(fluentd.buffer_limit),
@@ -178,7 +189,7 @@ fn check_mode(options: &BTreeMap<String, String>) -> Result<()> {
             "logger: max-buffer-size option is only supported with 'mode=non-blocking'",
         ));
     }
-    size(buffer)
+    buffer_size(buffer)
         .map(drop)
         .map_err(|error| error.prefixed("error parsing option max-buffer-size"))
 }
@@ -199,15 +210,20 @@ pub fn check_new(wanted: &model::LogConfig) -> Result<()> {
     }
 }
 
+/// Parses a size of at least 0 and returns bytes.
+fn buffer_size(text: &str) -> Result<u64> {
+    parse_binary(text)
+        .ok()
+        .and_then(|bytes| u64::try_from(bytes).ok())
+        .ok_or_else(|| Error::invalid(format!("invalid size: '{text}'")))
+}
+
 /// Parses a size such as `10m` and returns bytes. `-1` is 0: no limit.
 fn size(text: &str) -> Result<u64> {
     if text == NO_LIMIT {
         return Ok(0);
     }
-    parse_binary(text)
-        .ok()
-        .and_then(|bytes| u64::try_from(bytes).ok())
-        .ok_or_else(|| Error::invalid(format!("invalid size: '{text}'")))
+    buffer_size(text)
 }
 
 #[cfg(test)]
@@ -285,6 +301,11 @@ mod tests {
             Some(LogDriver::Local),
             &[("mode", "non-blocking"), ("max-buffer-size", "x")],
             "error parsing option max-buffer-size: invalid size: 'x'",
+        );
+        check(
+            Some(LogDriver::Local),
+            &[("mode", "non-blocking"), ("max-buffer-size", "-1")],
+            "error parsing option max-buffer-size: invalid size: '-1'",
         );
         check(
             Some(LogDriver::Local),

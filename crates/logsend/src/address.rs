@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::Tls;
+
 /// Where a collector listens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Address {
@@ -14,6 +16,8 @@ pub enum Address {
     UnixDatagram(PathBuf),
     /// `HOST:PORT`
     Tcp(String),
+    /// `HOST:PORT`, with TLS.
+    Tls(String, Tls),
     /// `HOST:PORT`
     Udp(String),
 }
@@ -23,7 +27,7 @@ impl fmt::Display for Address {
         match self {
             Self::LocalSyslog => f.write_str("/dev/log"),
             Self::Unix(path) | Self::UnixDatagram(path) => path.display().fmt(f),
-            Self::Tcp(address) | Self::Udp(address) => f.write_str(address),
+            Self::Tcp(address) | Self::Tls(address, _) | Self::Udp(address) => f.write_str(address),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Sends lines of containers' logs to collectors: syslog, GELF, fluentd and journald.
 //!
 //! [`Destination::parse`] reads the options of `--log-opt` with the error texts of Docker's drivers, without
-//! network or disk except for the existence of sockets; [`Sink`] connects and sends. Everything is synchronous: a
+//! network or disk; [`Sink`] connects and sends. Everything is synchronous: a
 //! process of its own calls it for each container.
 //!
 //! ```text
@@ -18,6 +18,7 @@ mod options;
 mod sink;
 mod stream;
 mod syslog;
+mod tls;
 
 use std::collections::BTreeMap;
 
@@ -28,6 +29,7 @@ pub use fluentd::Fluentd;
 pub use gelf::{Compression, Gelf};
 pub use sink::Sink;
 pub use syslog::{Format, Syslog};
+pub use tls::Tls;
 
 /// Where the lines of a log go.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +52,9 @@ pub struct Identity {
     pub created: String,
     pub tag: String,
     pub hostname: String,
+    /// Distinguishes the runs of a container.
+    #[serde(default)]
+    pub epoch: String,
     /// Labels and environment variables.
     pub attributes: BTreeMap<String, String>,
 }
@@ -62,6 +67,8 @@ pub struct Record {
     pub is_error: bool,
     /// Without the newline.
     pub line: Vec<u8>,
+    /// Which line of the container's this is; the first is 1.
+    pub ordinal: u64,
     pub part: Option<Part>,
 }
 
@@ -117,6 +124,25 @@ impl Destination {
             delay,
             grows,
         }
+    }
+
+    /// Checks that the socket exists that the lines are sent to, where Docker does so.
+    ///
+    /// # Errors
+    /// Returns Docker's text if it does not.
+    pub fn check_socket(&self) -> Result<(), String> {
+        let Self::Syslog(Syslog {
+            address: Address::Unix(path) | Address::UnixDatagram(path),
+            ..
+        }) = self
+        else {
+            return Ok(());
+        };
+        let found = whelk_sys::fs::metadata(path);
+        found.map(drop).map_err(|error| {
+            let cause = whelk_sys::errno_text(&error.source);
+            format!("stat {}: {cause}", path.display())
+        })
     }
 
     /// Whether a container starts also if the first connection fails.

@@ -1,9 +1,10 @@
 //! The options of the drivers, with the error texts of Docker's.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use crate::address::{Address, Url, join, split_host_port};
-use crate::{Compression, Destination, Fluentd, Format, Gelf, Syslog};
+use crate::{Compression, Destination, Fluentd, Format, Gelf, Syslog, Tls};
 
 /// Options that each driver has; whoever knows the container evaluates them.
 const COMMON: [&str; 5] = ["env", "env-regex", "labels", "labels-regex", "tag"];
@@ -17,7 +18,15 @@ impl Destination {
     /// Returns the text of Docker's driver if it has no such option, or if a value is invalid.
     pub fn parse(driver: &str, options: &Options) -> Option<Result<Self, String>> {
         let known: &[&str] = match driver {
-            "syslog" => &["syslog-address", "syslog-facility", "syslog-format"],
+            "syslog" => &[
+                "syslog-address",
+                "syslog-facility",
+                "syslog-format",
+                "syslog-tls-ca-cert",
+                "syslog-tls-cert",
+                "syslog-tls-key",
+                "syslog-tls-skip-verify",
+            ],
             "gelf" => &[
                 "gelf-address",
                 "gelf-compression-level",
@@ -28,31 +37,17 @@ impl Destination {
             "fluentd" => &[
                 "fluentd-address",
                 "fluentd-async",
+                "fluentd-async-reconnect-interval",
                 "fluentd-buffer-limit",
                 "fluentd-max-retries",
+                "fluentd-request-ack",
                 "fluentd-retry-wait",
                 "fluentd-sub-second-precision",
             ],
             "journald" => &[],
             _ => return None,
         };
-        const LATER: [&str; 9] = [
-            "syslog-tls-ca-cert",
-            "syslog-tls-cert",
-            "syslog-tls-key",
-            "syslog-tls-skip-verify",
-            "fluentd-request-ack",
-            "fluentd-async-connect",
-            "fluentd-async-reconnect-interval",
-            "fluentd-write-timeout",
-            "fluentd-read-timeout",
-        ];
         for key in options.keys().map(String::as_str) {
-            if LATER.contains(&key) && key.starts_with(driver) {
-                return Some(Err(format!(
-                    "log option {key}: not available in this version of whelk"
-                )));
-            }
             if !known.contains(&key) && !COMMON.contains(&key) {
                 let quoted = if driver == "gelf" {
                     format!("{key:?}")
@@ -83,7 +78,7 @@ fn given<'a>(options: &'a Options, key: &str) -> Option<&'a str> {
 
 fn syslog(options: &Options) -> Result<Syslog, String> {
     Ok(Syslog {
-        address: syslog_address(given(options, "syslog-address"))?,
+        address: syslog_address(options)?,
         facility: facility(given(options, "syslog-facility"))?,
         format: match given(options, "syslog-format") {
             None => Format::Unix,
@@ -95,33 +90,46 @@ fn syslog(options: &Options) -> Result<Syslog, String> {
     })
 }
 
-fn syslog_address(text: Option<&str>) -> Result<Address, String> {
-    let Some(text) = text else {
+/// Returns the TLS settings. As with Docker, the value of `syslog-tls-skip-verify` does not matter.
+fn syslog_tls(options: &Options) -> Result<Tls, String> {
+    let file = |key: &str| given(options, key).map(PathBuf::from);
+    let tls = Tls {
+        authorities: file("syslog-tls-ca-cert"),
+        certificate: file("syslog-tls-cert"),
+        key: file("syslog-tls-key"),
+        accepts_anyone: options.contains_key("syslog-tls-skip-verify"),
+    };
+    if tls.certificate.is_some() != tls.key.is_some() {
+        return Err("syslog-tls-cert and syslog-tls-key must both be given".into());
+    }
+    // The program that reads them has another working directory.
+    let files = [&tls.authorities, &tls.certificate, &tls.key];
+    if let Some(path) = files.into_iter().flatten().find(|path| !path.is_absolute()) {
+        return Err(format!("{}: must be an absolute path", path.display()));
+    }
+    Ok(tls)
+}
+
+fn syslog_address(options: &Options) -> Result<Address, String> {
+    let Some(text) = given(options, "syslog-address") else {
         return Ok(Address::LocalSyslog);
     };
     let url = Url::split(text);
     match url.scheme {
-        "unix" | "unixgram" => {
-            if let Err(error) = whelk_sys::fs::metadata(url.path) {
-                let cause = whelk_sys::errno_text(&error.source);
-                return Err(format!("stat {}: {cause}", url.path));
-            }
-            Ok(if url.scheme == "unix" {
-                Address::Unix(url.path.into())
-            } else {
-                Address::UnixDatagram(url.path.into())
-            })
-        }
-        "tcp" | "udp" => {
+        "unix" | "unixgram" => Ok(if url.scheme == "unix" {
+            Address::Unix(url.path.into())
+        } else {
+            Address::UnixDatagram(url.path.into())
+        }),
+        "tcp" | "udp" | "tcp+tls" => {
             let (host, port) = split_host_port(url.host)?;
             let address = join(host, port.unwrap_or("514"));
-            Ok(if url.scheme == "tcp" {
-                Address::Tcp(address)
-            } else {
-                Address::Udp(address)
+            Ok(match url.scheme {
+                "tcp" => Address::Tcp(address),
+                "udp" => Address::Udp(address),
+                _ => Address::Tls(address, syslog_tls(options)?),
             })
         }
-        "tcp+tls" => Err("syslog-address: tcp+tls: not available in this version of whelk".into()),
         scheme => Err(format!("unsupported scheme: '{scheme}'")),
     }
 }
@@ -225,10 +233,16 @@ fn fluentd(options: &Options) -> Result<Fluentd, String> {
     Ok(Fluentd {
         address: fluentd_address(address).map_err(invalid)?,
         is_async: flag("fluentd-async")?,
+        reconnect_interval: reconnect_interval(options)?,
         buffer_limit: buffer.map_or(1 << 20, |bytes| u64::try_from(bytes).unwrap_or(0)),
         retries: retries
             .transpose()
-            .map_err(|_| "fluentd-max-retries must be a number")?
+            .map_err(|_| {
+                format!(
+                    "strconv.ParseUint: parsing {:?}: invalid syntax",
+                    options["fluentd-max-retries"]
+                )
+            })?
             .unwrap_or(u32::MAX),
         retry_wait: match retry_wait {
             None => 1000,
@@ -239,19 +253,38 @@ fn fluentd(options: &Options) -> Result<Fluentd, String> {
                 .max(SHORTEST_WAIT),
         },
         sub_second: flag("fluentd-sub-second-precision")?,
+        wants_acknowledgement: flag("fluentd-request-ack")?,
     })
 }
 
 /// In milliseconds: the least time between two attempts to connect.
 const SHORTEST_WAIT: u64 = 10;
 
+/// Returns the time in milliseconds after which another connection is made.
+fn reconnect_interval(options: &Options) -> Result<Option<u64>, String> {
+    const KEY: &str = "fluentd-async-reconnect-interval";
+    const LEAST: u64 = 100;
+    const MOST: u64 = 10_000;
+    let Some(text) = given(options, KEY) else {
+        return Ok(None);
+    };
+    let interval = whelk_text::duration::parse(text)
+        .map_err(|error| format!("invalid value for {KEY}: {error}"))?;
+    match u64::try_from(interval / 1_000_000) {
+        Ok(0) if interval == 0 => Ok(None),
+        Ok(interval @ LEAST..=MOST) => Ok(Some(interval)),
+        _ => Err(format!(
+            "invalid value for {KEY}: value ({text:?}) must be between 100ms and 10s"
+        )),
+    }
+}
+
 fn fluentd_address(text: &str) -> Result<Address, String> {
     let url = Url::split(text);
     match url.scheme {
         "unix" if url.path.trim_matches('/').is_empty() => return Err("path is empty".into()),
         "unix" => return Ok(Address::Unix(url.path.into())),
-        "tls" => return Err("tls: not available in this version of whelk".into()),
-        "" | "tcp" => {}
+        "" | "tcp" | "tls" => {}
         scheme => return Err(format!("unsupported scheme: '{scheme}'")),
     }
     if !url.path.is_empty() {
@@ -263,7 +296,11 @@ fn fluentd_address(text: &str) -> Result<Address, String> {
     if port.parse::<u16>().is_err() {
         return Err(format!("invalid port: {port:?}"));
     }
-    Ok(Address::Tcp(join(host, port)))
+    let address = join(host, port);
+    Ok(match url.scheme {
+        "tls" => Address::Tls(address, Tls::default()),
+        _ => Address::Tcp(address),
+    })
 }
 
 #[cfg(test)]
@@ -307,6 +344,28 @@ mod tests {
         );
         check(
             "syslog",
+            &[
+                ("syslog-address", "tcp+tls://x:6514"),
+                ("syslog-tls-ca-cert", "/ca"),
+                ("syslog-tls-skip-verify", "false"),
+            ],
+            "Tls(\"x:6514\", Tls { authorities: Some(\"/ca\"), certificate: None, key: None, accepts_anyone: true }) 3 Unix",
+        );
+        check(
+            "syslog",
+            &[("syslog-address", "tcp+tls://x"), ("syslog-tls-key", "/k")],
+            "syslog-tls-cert and syslog-tls-key must both be given",
+        );
+        check(
+            "syslog",
+            &[
+                ("syslog-address", "tcp+tls://x"),
+                ("syslog-tls-ca-cert", "ca"),
+            ],
+            "ca: must be an absolute path",
+        );
+        check(
+            "syslog",
             &[("syslog-facility", "24")],
             "invalid syslog facility",
         );
@@ -319,13 +378,17 @@ mod tests {
         check(
             "syslog",
             &[("syslog-address", "unix:///no/such")],
-            "stat /no/such: no such file or directory",
+            "Unix(\"/no/such\") 3 Unix",
         );
         check(
             "syslog",
             &[("x", "")],
             "unknown log opt 'x' for syslog log driver",
         );
+    }
+
+    #[test]
+    fn options_of_the_other_drivers_are_dockers() {
         check("gelf", &[], "gelf-address is a required parameter");
         check(
             "gelf",
@@ -387,6 +450,21 @@ mod tests {
             "fluentd",
             &[("fluentd-address", "udp://x")],
             "invalid fluentd-address (udp://x): unsupported scheme: 'udp'",
+        );
+        check(
+            "fluentd",
+            &[("fluentd-max-retries", "x")],
+            "strconv.ParseUint: parsing \"x\": invalid syntax",
+        );
+        check(
+            "fluentd",
+            &[("fluentd-async-reconnect-interval", "1h")],
+            "invalid value for fluentd-async-reconnect-interval: value (\"1h\") must be between 100ms and 10s",
+        );
+        check(
+            "fluentd",
+            &[("fluentd-async-connect", "true")],
+            "unknown log opt 'fluentd-async-connect' for fluentd log driver",
         );
         check("journald", &[("labels", "a")], "journald");
         check(

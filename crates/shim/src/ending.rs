@@ -166,13 +166,14 @@ impl Shim {
             );
         }
         self.log.finish();
-        self.end_forward();
+        let log_lost = self.end_forward();
         self.compress_logs();
         crate::bundle::after_stop(&self.launch);
         // Before the event: whoever gets it may start another container with these ports.
         self.ports.clear();
         let exit = Exit {
             oom_killed: self.cgroup.oom_kills() > 0,
+            log_lost,
             ..exit
         };
         record(&self.launch, &exit);
@@ -266,6 +267,7 @@ fn exit_of(status: WaitStatus) -> Exit {
         signal,
         oom_killed: false,
         at: now(),
+        log_lost: None,
     }
 }
 

@@ -7,6 +7,7 @@
 //! What the sender has not taken yet waits in the shim. If the container is to wait for the collector, its
 //! output is not read meanwhile; otherwise lines beyond the buffer's size are lost and counted.
 
+mod outbox;
 pub(crate) mod sender;
 
 use std::os::fd::OwnedFd;
@@ -24,15 +25,21 @@ use whelk_sys::process::{CloneFlags, Cloned, clone_process, run_isolated};
 
 use crate::client::Role;
 use crate::container::{INIT, Shim, pid_number, set_nonblocking};
-use crate::logs::{Forwarding, Outgoing, record_length};
+use crate::logs::{Forwarding, Outgoing};
 use crate::poll::{Poll, Token};
-use crate::protocol::{self, Event};
+use crate::protocol::{self, Event, LostLines};
+
+use outbox::{Outbox, records};
 
 /// How long the first connection to a collector may take.
 const START_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Minimum time between two reports of lost lines, and between two starts of the sender.
 const INTERVAL: Duration = Duration::from_secs(1);
+
+/// The time between two events about lost lines, while lines are lost all the time: each is twice as long as
+/// the one before. The engine remembers a limited number of events.
+const LONGEST_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The input of a sender.
 #[derive(Debug, Serialize, Deserialize)]
@@ -43,6 +50,8 @@ pub(crate) struct Start {
     pub parent: i32,
     /// Whether the first connection is reported.
     pub is_first: bool,
+    /// Number of lines that earlier senders of the container have got.
+    pub passed: u64,
 }
 
 /// What a sender reports.
@@ -64,20 +73,22 @@ pub(crate) struct Forward {
     config: Forwarding,
     /// `None` while there is no sender.
     socket: Option<OwnedFd>,
-    /// Complete records that the sender does not have completely.
-    outbox: Vec<u8>,
-    /// How many bytes of `outbox` the sender has: a part of its first record.
-    sent: usize,
+    outbox: Outbox,
+    /// Whether it is waited for the sender to take more.
+    is_waiting: bool,
     inbox: Vec<u8>,
     /// Number of records that this sender has got, and has reported as handled.
     passed: u64,
     handled: u64,
+    /// Number of records that earlier senders have got.
+    passed_before: u64,
     /// Lines that were lost and not published yet, and why the last of them was.
     lost: u64,
     cause: String,
     /// When to start another sender, and when to publish losses.
     restart_at: Option<Instant>,
     publish_at: Instant,
+    publish_pause: Duration,
 }
 
 impl Forward {
@@ -90,15 +101,17 @@ impl Forward {
             id: id.to_owned(),
             config,
             socket: None,
-            outbox: Vec::new(),
-            sent: 0,
+            outbox: Outbox::default(),
+            is_waiting: false,
             inbox: Vec::new(),
             passed: 0,
             handled: 0,
+            passed_before: 0,
             lost: 0,
             cause: String::new(),
             restart_at: None,
             publish_at: Instant::now(),
+            publish_pause: INTERVAL,
         };
         let failed = Error::Logging;
         let socket = forward
@@ -129,6 +142,7 @@ impl Forward {
             forwarding: self.config.clone(),
             parent: pid_number(rustix::process::getpid()),
             is_first,
+            passed: self.passed_before,
         };
         fork_with(theirs, &serde_json::to_vec(&start)?, sender::run)?;
         Ok(ours)
@@ -170,49 +184,56 @@ impl Forward {
     }
 
     /// Queues records, and passes on what the sender takes.
-    fn push(&mut self, records: Outgoing, poll: &Poll) {
+    fn push(&mut self, outgoing: &Outgoing, poll: &Poll) {
         let limit = self.config.buffer.unwrap_or(u64::MAX);
-        if !self.outbox.is_empty() && (self.outbox.len() + records.bytes.len()) as u64 > limit {
-            self.lose(records.count, "the buffer for the collector is full");
-        } else {
-            self.outbox.extend(records.bytes);
+        let mut was_flushed = false;
+        for record in records(&outgoing.bytes) {
+            let is_full = |outbox: &Outbox| {
+                !outbox.is_empty() && (outbox.size() + record.len()) as u64 > limit
+            };
+            if is_full(&self.outbox) && !std::mem::replace(&mut was_flushed, true) {
+                self.flush(poll);
+            }
+            if is_full(&self.outbox) {
+                self.lose(1, "the buffer for the collector is full");
+            } else {
+                self.outbox.push(record);
+            }
         }
         self.flush(poll);
     }
 
     fn lose(&mut self, lines: u64, cause: &str) {
-        if lines > 0 {
-            self.lost += lines;
-            cause.clone_into(&mut self.cause);
+        if lines == 0 {
+            return;
         }
+        if self.lost == 0 && Instant::now() > self.publish_at + LONGEST_INTERVAL {
+            self.publish_pause = INTERVAL;
+        }
+        self.lost += lines;
+        cause.clone_into(&mut self.cause);
     }
 
     fn flush(&mut self, poll: &Poll) {
         let Some(socket) = &self.socket else { return };
-        while self.sent < self.outbox.len() {
-            let rest = &self.outbox[self.sent..];
-            match send(socket, rest, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
-                Ok(count) => self.sent += count,
+        while !self.outbox.is_empty() {
+            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+            match send(socket, self.outbox.unsent(), flags) {
+                Ok(count) => self.passed += self.outbox.take(count),
                 Err(Errno::INTR) => {}
                 // That the sender has ended is noticed when its socket is read.
                 Err(_) => break,
             }
         }
-        let mut complete = 0;
-        while let Some(length) = record_length(&self.outbox[complete..])
-            && complete + length <= self.sent
-        {
-            complete += length;
-            self.passed += 1;
+        let waits = !self.outbox.is_empty();
+        if std::mem::replace(&mut self.is_waiting, waits) != waits {
+            let writing = if waits {
+                EventFlags::OUT
+            } else {
+                EventFlags::empty()
+            };
+            let _ = poll.modify(socket, Token::Sender, EventFlags::IN | writing);
         }
-        self.outbox.drain(..complete);
-        self.sent -= complete;
-        let writing = if self.outbox.is_empty() {
-            EventFlags::empty()
-        } else {
-            EventFlags::OUT
-        };
-        let _ = poll.modify(socket, Token::Sender, EventFlags::IN | writing);
     }
 
     /// Handles the socket's events.
@@ -220,31 +241,53 @@ impl Forward {
         let Some(socket) = self.socket.take() else {
             return;
         };
-        let alive = self.receive(&socket).is_some();
-        while let Ok(Some(report)) = protocol::take::<Report>(&mut self.inbox) {
-            if let Report::Progress {
-                lost,
-                cause,
-                handled,
-            } = report
-            {
-                self.lose(lost, &cause);
-                self.handled = handled;
-            }
-        }
-        if alive {
+        let is_alive = self.receive(&socket).is_some();
+        if self.take_reports() && is_alive {
             self.socket = Some(socket);
             return self.flush(poll);
         }
+        // A sender that sends what it must not ends when its socket is closed.
         poll.remove(&socket);
         let unknown = self.passed.saturating_sub(self.handled);
         self.lose(
             unknown,
             "the process that sends the log was killed; up to as many lines are lost",
         );
-        (self.passed, self.handled, self.sent) = (0, 0, 0);
+        self.passed_before += self.passed;
+        (self.passed, self.handled) = (0, 0);
+        self.is_waiting = false;
+        self.outbox.rewind();
         self.inbox.clear();
         self.restart_at = Some(Instant::now() + INTERVAL);
+    }
+
+    /// Handles the sender's reports. Returns false if one of them is malformed.
+    fn take_reports(&mut self) -> bool {
+        loop {
+            match protocol::take::<Report>(&mut self.inbox) {
+                Ok(Some(Report::Progress {
+                    lost,
+                    cause,
+                    handled,
+                })) => {
+                    self.lose(lost, &cause);
+                    self.handled = handled;
+                }
+                Ok(Some(Report::Ready | Report::Failed(_))) => {}
+                Ok(None) => return true,
+                Err(_) => return false,
+            }
+        }
+    }
+
+    /// Returns the losses that were not published yet.
+    fn take_lost(&mut self) -> Option<LostLines> {
+        let lines = std::mem::take(&mut self.lost);
+        (lines > 0).then(|| LostLines {
+            lines,
+            driver: self.config.destination.driver().to_owned(),
+            cause: self.cause.clone(),
+        })
     }
 
     fn restart(&mut self, poll: &Poll) {
@@ -270,7 +313,7 @@ impl Shim {
         if let Some(forward) = &mut self.forward
             && outgoing.count > 0
         {
-            forward.push(outgoing, &self.poll);
+            forward.push(&outgoing, &self.poll);
         }
     }
 
@@ -321,41 +364,51 @@ impl Shim {
         if !self.has_subscriber() {
             return;
         }
-        let Some(forward) = self.forward.as_mut().filter(|forward| forward.lost > 0) else {
-            return;
-        };
-        forward.publish_at = Instant::now() + INTERVAL;
-        let event = Event::LogLost {
-            lines: std::mem::take(&mut forward.lost),
-            driver: forward.config.destination.driver().to_owned(),
-            cause: forward.cause.clone(),
-        };
-        self.publish(&event);
-    }
-
-    /// Gives the sender the last lines. It goes on for a while after the shim has exited.
-    pub(crate) fn end_forward(&mut self) {
-        self.forward_log();
         let Some(forward) = &mut self.forward else {
             return;
         };
+        if let Some(lost) = forward.take_lost() {
+            forward.publish_at = Instant::now() + forward.publish_pause;
+            forward.publish_pause = (forward.publish_pause * 2).min(LONGEST_INTERVAL);
+            self.publish(&Event::LogLost(lost));
+        }
+    }
+
+    /// Gives the sender the last lines. It goes on for a while after the shim has exited. Returns the losses
+    /// that nobody was told of.
+    pub(crate) fn end_forward(&mut self) -> Option<LostLines> {
+        self.forward_log();
+        let forward = self.forward.as_mut()?;
         if forward.socket.is_none() {
             forward.restart(&self.poll);
         }
         forward.flush(&self.poll);
         let socket = forward.socket.take();
-        if !forward.outbox.is_empty()
-            && let Some(socket) = socket
-        {
+        if let Some(socket) = &socket {
+            // What it has reported until now is not known otherwise: for it, that is told.
+            let mut before = None;
+            while before != Some(forward.inbox.len()) {
+                before = Some(forward.inbox.len());
+                if forward.receive(socket).is_none() {
+                    break;
+                }
+            }
+            let _ = forward.take_reports();
+        }
+        if !forward.outbox.is_empty() {
             // The shim does not wait for the sender: a process of its own does.
-            let rest = &forward.outbox[forward.sent..];
-            if let Err(error) = fork_with(socket, rest, sender::pass_on) {
-                let text = whelk_sys::errno_text(&error);
-                forward.lose(1, &format!("the last lines are lost: fork: {text}"));
+            let passed = match socket {
+                Some(socket) => fork_with(socket, &forward.outbox.encode(), sender::pass_on)
+                    .map_err(|error| whelk_sys::errno_text(&error)),
+                None => Err("no process to send them".to_owned()),
+            };
+            if let Err(text) = passed {
+                let lines = forward.outbox.records();
+                forward.lose(lines, &format!("the last lines are lost: fork: {text}"));
             }
         }
         self.publish_lost();
-        self.forward = None;
+        self.forward.take()?.take_lost()
     }
 }
 

@@ -161,17 +161,21 @@ pub enum Event {
         exec: Option<String>,
     },
     /// Lines of the log were lost on the way to the collector.
-    LogLost {
-        lines: u64,
-        driver: String,
-        /// Why the last of them was.
-        cause: String,
-    },
+    LogLost(LostLines),
     ExecExited {
         id: String,
         exit: Exit,
     },
     Exited(Exit),
+}
+
+/// Lines of a log that did not reach its collector.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LostLines {
+    pub lines: u64,
+    pub driver: String,
+    /// Why the last of them was lost.
+    pub cause: String,
 }
 
 /// Exit status of a process.
@@ -184,6 +188,9 @@ pub struct Exit {
     pub oom_killed: bool,
     /// Nanoseconds since the Unix epoch.
     pub at: i64,
+    /// Of a container: lines of its log that were lost, and that no event has told of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_lost: Option<LostLines>,
 }
 
 /// Encodes a message with its length in front.

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
@@ -45,6 +46,24 @@ pub fn unread_by_peer(socket: BorrowedFd<'_>) -> io::Result<u64> {
         libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut count)
     }))?;
     Ok(u64::try_from(count).unwrap_or(0))
+}
+
+/// Returns the time since the peer of a TCP connection has last acknowledged anything.
+pub fn since_last_acknowledgement(socket: BorrowedFd<'_>) -> io::Result<Duration> {
+    // SAFETY: tcp_info is plain data for which all zeros are valid.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut length = libc::socklen_t::try_from(size_of_val(&info)).map_err(io::Error::other)?;
+    // SAFETY: TCP_INFO (tcp(7)) writes at most `length` bytes to `info`; both outlive the call.
+    check(i64::from(unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut length,
+        )
+    }))?;
+    Ok(Duration::from_millis(info.tcpi_last_ack_recv.into()))
 }
 
 /// Makes the kernel drop all packets that arrive at a socket, so that a listening socket never

@@ -388,10 +388,12 @@ fn encode_record(
         prefix = format!("{time:.9} ");
     }
     if details {
+        // As Go escapes them in queries.
+        let escape = |text: &str| whelk_text::url::escape(text).replace("%20", "+");
         let list: Vec<String> = record
             .attributes
             .iter()
-            .map(|(key, value)| format!("{key}={value}"))
+            .map(|(key, value)| format!("{}={}", escape(key), escape(value)))
             .collect();
         prefix = format!("{prefix}{} ", list.join(","));
     }

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use whelk_shim::protocol::{Event, Exit};
+use whelk_shim::protocol::{Event, Exit, LostLines};
 
 use super::{Container, Containers};
 use crate::model::Status;
@@ -76,28 +76,31 @@ impl Containers {
                 self.save_or_log(container);
                 self.publish(container, "oom", &[]);
             }
-            Event::LogLost {
-                lines,
-                driver,
-                cause,
-            } => {
-                let id = &container.id;
-                tracing::warn!(
-                    container = id,
-                    "{lines} lines of the log were not sent to {driver}: {cause}"
-                );
-                let attributes = [
-                    ("lines", lines.to_string()),
-                    ("driver", driver),
-                    ("error", cause),
-                ];
-                self.publish(container, "log_lost", &attributes);
-            }
+            Event::LogLost(lost) => self.report_lost_lines(container, &lost),
             Event::Detached { exec } => self.record_detach(container, exec.as_deref()),
             Event::ExecExited { id, exit } => self.record_exec_exit(container, &id, &exit),
             // The last one, which ends the run.
             Event::Exited(_) => {}
         }
+    }
+
+    fn report_lost_lines(&self, container: &Container, lost: &LostLines) {
+        let LostLines {
+            lines,
+            driver,
+            cause,
+        } = lost;
+        let id = &container.id;
+        tracing::warn!(
+            container = id,
+            "{lines} lines of the log were not sent to {driver}: {cause}"
+        );
+        let attributes = [
+            ("lines", lines.to_string()),
+            ("driver", driver.clone()),
+            ("error", cause.clone()),
+        ];
+        self.publish(container, "log_lost", &attributes);
     }
 
     /// Returns how a container ended whose shim is gone.
@@ -145,6 +148,9 @@ impl Containers {
             tracing::error!(container = container.id, "save the record: {error}");
         }
         self.end_execs(container);
+        if let Some(lost) = &exit.log_lost {
+            self.report_lost_lines(container, lost);
+        }
         self.publish(
             container,
             "die",

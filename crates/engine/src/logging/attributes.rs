@@ -49,6 +49,7 @@ pub(super) fn identity(record: &ContainerRecord) -> Result<Identity> {
             .to_owned(),
         tag: tag(record, "{{.ID}}")?,
         hostname: text("Hostname"),
+        epoch: crate::random_names::random_id(),
         attributes: selected(record)?,
     })
 }

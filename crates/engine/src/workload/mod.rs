@@ -378,8 +378,8 @@ fn killed() -> Exit {
     Exit {
         code: KILLED,
         signal: Some(signal::KILL),
-        oom_killed: false,
         at: now(),
+        ..Exit::default()
     }
 }
 

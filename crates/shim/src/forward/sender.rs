@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use whelk_logsend::{Destination, Part, Record, Retries, Sink};
 
+use super::outbox::Outbox;
 use super::{INTERVAL, Report, Start};
 use crate::logs::{LogRecord, PIECE, Stream, decode_record, record_length};
 use crate::protocol;
@@ -35,8 +36,11 @@ struct Sender {
     /// Until when lines are lost at once, because the collector was given up.
     down_until: Option<Instant>,
     pending: Vec<u8>,
-    parts: [Option<Part>; 2],
+    /// The parts of long lines that go on, with the time of the first.
+    parts: [Option<(Part, i64)>; 2],
     handled: u64,
+    /// Number of lines before the ones that this sender has handled.
+    passed: u64,
     lost: u64,
     cause: String,
     reported_at: Instant,
@@ -87,14 +91,16 @@ pub(super) fn run(input: &[u8], socket: OwnedFd) -> i32 {
         pending: Vec::new(),
         parts: [None, None],
         handled: 0,
+        passed: start.passed,
         lost: 0,
         cause: String::new(),
         reported_at: Instant::now(),
         reported: 0,
     };
     if start.is_first {
+        let end = &sender.end;
         if !sender.destination.connects_later()
-            && let Err(error) = sender.sink.connect()
+            && let Err(error) = sender.sink.connect(&|| end.is_over())
         {
             let _ = sender.tell(&Report::Failed(whelk_sys::errno_text(&error)));
             return 1;
@@ -166,12 +172,17 @@ impl Sender {
             line.pop();
         }
         let slot = &mut self.parts[stream as usize - 1];
+        // As in Docker all parts have the time of the first: some collectors join them by it.
+        let mut time = time;
         let part = match slot.take() {
-            Some(before) => Some(Part {
-                ordinal: before.ordinal + 1,
-                last: ends,
-                ..before
-            }),
+            Some((before, begin)) => {
+                time = begin;
+                Some(Part {
+                    ordinal: before.ordinal + 1,
+                    last: ends,
+                    ..before
+                })
+            }
             None if !ends && line.len() == PIECE => {
                 let mut id = [0; 16];
                 let _ = rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty());
@@ -184,8 +195,13 @@ impl Sender {
             }
             None => None,
         };
-        *slot = part.clone().filter(|part| !part.last);
+        *slot = part
+            .clone()
+            .filter(|part| !part.last)
+            .map(|part| (part, time));
+        self.passed += 1;
         Record {
+            ordinal: self.passed,
             time,
             is_error: stream == Stream::Stderr,
             line,
@@ -204,6 +220,14 @@ impl Sender {
             let outcome = self
                 .sink
                 .send(&records[done..], &mut done, &|| self.end.is_over());
+            let unread = self.sink.take_lost();
+            self.lost += unread;
+            if unread > 0 {
+                self.cause = match &outcome {
+                    Ok(()) => "connection refused".to_owned(),
+                    Err(error) => whelk_sys::errno_text(error),
+                };
+            }
             let Err(error) = outcome else { break };
             if error.raw_os_error() == Some(Errno::MSGSIZE.raw_os_error()) {
                 // A datagram cannot be that long.
@@ -236,11 +260,6 @@ impl Sender {
             }
         }
         self.down_until = None;
-        let refused = self.sink.take_refused();
-        if refused > 0 {
-            self.lost += refused;
-            self.cause = "connection refused".into();
-        }
     }
 
     fn lose(&mut self, lines: usize, error: Option<&std::io::Error>) {
@@ -296,16 +315,13 @@ impl Sender {
 }
 
 /// Writes the last records of a container to its sender.
-pub(super) fn pass_on(rest: &[u8], socket: OwnedFd) -> i32 {
+pub(super) fn pass_on(input: &[u8], socket: OwnedFd) -> i32 {
     let deadline = Instant::now() + DRAIN + INTERVAL;
-    let mut sent = 0;
-    while sent < rest.len() && Instant::now() < deadline {
-        match send(
-            &socket,
-            &rest[sent..],
-            SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
-        ) {
-            Ok(count) => sent += count,
+    let mut outbox = Outbox::decode(input);
+    while !outbox.is_empty() && Instant::now() < deadline {
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        match send(&socket, outbox.unsent(), flags) {
+            Ok(count) => drop(outbox.take(count)),
             Err(Errno::INTR) => {}
             Err(Errno::AGAIN) => {
                 let timeout = Timespec::try_from(STEP).ok();
@@ -317,8 +333,11 @@ pub(super) fn pass_on(rest: &[u8], socket: OwnedFd) -> i32 {
             Err(_) => break,
         }
     }
-    if sent < rest.len() {
-        crate::log_error("the last lines of a log were not sent: the collector takes no more data");
+    if !outbox.is_empty() {
+        crate::log_error(&format!(
+            "the last {} lines of a log were not sent: the collector takes no more data",
+            outbox.records()
+        ));
     }
     0
 }

@@ -96,6 +96,14 @@ pub(crate) fn record_length(bytes: &[u8]) -> Option<usize> {
     local::length(bytes)
 }
 
+/// Encodes a record in the `local` format.
+#[cfg(test)]
+pub(crate) fn encode_record(record: &LogRecord) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    local::encode(record, &mut bytes);
+    bytes
+}
+
 /// Decodes a record of the `local` format.
 pub(crate) fn decode_record(bytes: &[u8]) -> Option<LogRecord> {
     local::decode(bytes, &BTreeMap::new())
