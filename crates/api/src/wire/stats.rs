@@ -36,13 +36,14 @@ pub(crate) fn stats(stats: &Stats) -> ContainerStatsResponse {
 fn with_sample(shown: ContainerStatsResponse, sample: &Sample) -> ContainerStatsResponse {
     let Sample {
         cpu: cpu_sample,
+        is_v2,
         memory,
         pids,
         block_io,
         networks,
     } = sample;
     // With cgroup v2, Docker shows no limit as the largest number; with v1 it shows nothing.
-    let has_v1 = !cpu_sample.usage.per_cpu.is_empty();
+    let has_v1 = !is_v2;
     let no_limit = if has_v1 { 0 } else { u64::MAX };
     ContainerStatsResponse {
         cpu_stats: cpu(cpu_sample),

@@ -201,10 +201,29 @@ struct WatchedContainers {
     is_sampling: bool,
 }
 
+/// Notes that the task has ended, also if it panics: the next stream starts another one.
+struct Ending<'c> {
+    containers: &'c Containers,
+    is_over: bool,
+}
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        // Another task may run already.
+        if !self.is_over {
+            self.containers.watched.lock().is_sampling = false;
+        }
+    }
+}
+
 /// Samples the watched containers each [`INTERVAL`] until there are none.
 async fn sample_watched(containers: Arc<Containers>) {
     let mut ticks = tokio::time::interval_at(Instant::now() + INTERVAL, INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ending = Ending {
+        containers: &containers,
+        is_over: false,
+    };
     loop {
         ticks.tick().await;
         let found: Vec<Arc<Container>> = {
@@ -214,6 +233,7 @@ async fn sample_watched(containers: Arc<Containers>) {
                 .retain(|_, (_, sender)| sender.receiver_count() > 0);
             if watched.containers.is_empty() {
                 watched.is_sampling = false;
+                ending.is_over = true;
                 return;
             }
             let found = watched.containers.values();
@@ -261,7 +281,11 @@ impl StatsStream {
         }
         let stats = if std::mem::replace(&mut self.has_begun, true) {
             let sample = self.next_sample().await?;
-            self.container.stats(sample, self.last.take())
+            // Of another run, which has used more or less.
+            let last = self.last.take();
+            let is_of = |last: &CpuSample, sample: &Sample| last.is_of(sample.cpu.run);
+            let last = last.filter(|last| sample.as_ref().is_some_and(|now| is_of(last, now)));
+            self.container.stats(sample, last)
         } else {
             match self.containers.sample_twice(&self.container).await {
                 Ok(stats) => stats,

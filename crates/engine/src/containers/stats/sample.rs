@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read as _};
 use std::time::{Duration, Instant};
 
-use whelk_runtime::cgroup::{BlockIoUsage, Cgroup, CpuUsage, MemoryUsage, PidsUsage};
+use whelk_runtime::cgroup::{
+    BlockIoUsage, Cgroup, CpuUsage, Layout, MemoryUsage, PidsUsage, layout,
+};
 use whelk_sys::fs;
 
 use crate::error::{Error, Result};
@@ -15,6 +17,8 @@ use crate::model::ContainerRecord;
 #[derive(Clone, Debug)]
 pub struct Sample {
     pub cpu: CpuSample,
+    /// Whether the host has cgroup v2.
+    pub is_v2: bool,
     /// The limit is at most the host's memory.
     pub memory: MemoryUsage,
     pub pids: PidsUsage,
@@ -124,6 +128,7 @@ impl Target {
         memory.limit = memory.limit.min(all_memory);
         Ok(Sample {
             cpu,
+            is_v2: matches!(layout(), Ok(Layout::V2(_))),
             memory,
             pids: usage.pids,
             block_io: usage.block_io,
