@@ -175,6 +175,7 @@ const MODULES: &[(&str, &[&str])] = &[
         &[
             "error",
             "host",
+            "instance",
             "logging",
             "model",
             "mounts",
@@ -230,6 +231,8 @@ const MODULES: &[(&str, &[&str])] = &[
     ("system", &["", "model"]),
     // As `system`: it verifies the whole engine.
     ("check", &["", "error", "findings"]),
+    // The same.
+    ("reload", &["", "error", "instance"]),
 ];
 
 /// What each crate uses when it is built, for whatever machine; what only its tests use is left

@@ -165,6 +165,8 @@ fn socket_activation_and_readiness_notification() {
         );
         kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
         assert!(child.wait().unwrap().success());
+        let length = notices.recv(&mut notice).expect("a notice");
+        assert_eq!(&notice[..length], b"STOPPING=1");
         assert!(
             fs::metadata(engine.socket()).is_ok_and(|found| found.file_type().is_socket()),
             "the socket stays systemd's"

@@ -11,6 +11,7 @@ use whelk_client::{Address, Connection, Error, RawStream, Tls, program_ended, tl
 pub(crate) use whelk_client::{Body, no_body};
 use whelk_text::url;
 
+use crate::config_file;
 use crate::endpoint::Host;
 use crate::output::warn_line;
 use crate::ssh::REMOTE_PROGRAMS;
@@ -97,6 +98,18 @@ impl Client {
 
     pub(crate) fn config(&self) -> Option<&Path> {
         self.config.as_deref()
+    }
+
+    /// Returns the format of a list: the given one or, unless only ids are wanted, that of the user's
+    /// configuration file.
+    pub(crate) fn format(&self, given: String, quiet: bool, key: &str) -> String {
+        if !given.is_empty() || quiet {
+            return given;
+        }
+        let format = self
+            .config()
+            .and_then(|config| config_file::format(config, key));
+        format.unwrap_or_default()
     }
 
     pub(crate) fn new(host: Host, tls: Option<Tls>, context: String, debug: bool) -> Self {

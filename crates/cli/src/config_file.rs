@@ -1,5 +1,5 @@
-//! Docker's configuration file, `config.json`, of which only the current context and the credentials
-//! concern this client. All other settings are kept as they are.
+//! Docker's configuration file, `config.json`, of which only the current context, the credentials and the
+//! formats of lists concern this client. All other settings are kept as they are.
 
 use std::path::Path;
 
@@ -29,6 +29,13 @@ pub(crate) fn current_context(config: &Path) -> Option<String> {
             None
         }
     }
+}
+
+/// Returns the default format of a list (`psFormat`). A file that cannot be used has none; which context is
+/// the current one has been read from it before, with a warning.
+pub(crate) fn format(config: &Path, key: &str) -> Option<String> {
+    let file = read_json(&config.join("config.json")).ok()?;
+    Some(file[key].as_str()?.to_owned())
 }
 
 /// Sets the current context; `None` selects the default.

@@ -9,12 +9,16 @@ use whelk_sys::overlay::{self, Writable};
 use crate::error::{Error, Result};
 use crate::model::{LogConfig, LogDriver};
 
+mod container_defaults;
 mod image_gc;
+mod live;
 mod network_defaults;
 mod registry_settings;
 
+pub use container_defaults::ContainerDefaults;
 pub(crate) use image_gc::DiskUse;
 pub use image_gc::ImageGc;
+pub use live::{Live, LiveSettings};
 pub use network_defaults::NetworkDefaults;
 pub use registry_settings::RegistrySettings;
 pub use whelk_image::snapshots::Form as LayerForm;
@@ -45,12 +49,10 @@ pub struct Instance {
     pub respect_host_firewall: bool,
     /// The log configuration of containers that do not give one.
     pub default_log: LogConfig,
-    /// Whether the engine writes debug logs.
-    pub debug: bool,
     /// How the files of layers are kept that are added; as images where possible if it is not set.
     pub layers: Option<LayerForm>,
     pub networks: NetworkDefaults,
-    pub registries: RegistrySettings,
+    pub live: Live,
     /// When unused images are removed; never if it is not set.
     pub image_gc: Option<ImageGc>,
     /// The directories of CDI specifications; later ones come before earlier ones. Empty if CDI devices
@@ -100,10 +102,9 @@ impl Instance {
             name,
             respect_host_firewall: false,
             default_log,
-            debug: false,
             layers: None,
             networks,
-            registries: RegistrySettings::default(),
+            live: Live::default(),
             image_gc: None,
             cdi_directories: DEFAULT_CDI_DIRECTORIES.map(PathBuf::from).into(),
             open_files,

@@ -21,6 +21,7 @@ pub mod mounts;
 pub mod networks;
 mod random_names;
 mod records;
+mod reload;
 mod rollback;
 mod security;
 mod shims;
@@ -111,7 +112,7 @@ impl Engine {
             files,
             store.clone(),
             events.clone(),
-            instance.registries.clone(),
+            &instance.live.get().registries,
         )?;
         let shims = WarmPool::new(&instance, &executable)?;
         let networks = Networks::open(&instance, store.clone(), events.clone())?;

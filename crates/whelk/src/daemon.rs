@@ -4,44 +4,27 @@ use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use clap::{CommandFactory, Parser};
+use clap::{Args, FromArgMatches as _};
 use whelk_engine::Engine;
 use whelk_engine::instance::{DEFAULT_INSTANCE, Instance};
 use whelk_sys::fs;
 
-use crate::config::Keys;
-use crate::listen::{TlsSettings, listen};
-use crate::{config, systemd};
+use crate::config::{self, Given, Source};
+use crate::listen::listen;
+use crate::log::Log;
+use crate::pidfile::PidFile;
+use crate::reload::Reload;
+use crate::systemd;
 
 pub(crate) const DEFAULT_SOCKET: &str = "/run/whelk/whelk.sock";
 
-/// Run the whelk engine
-#[derive(Debug, Parser)]
-#[command(name = "whelk daemon", version)]
+/// The flags that are not settings: those are in [`config`].
+#[derive(Debug, Args)]
 struct Arguments {
-    /// Where to listen, any number of times: unix:///PATH, tcp://[ADDRESS][:PORT], or fd:// for the
-    /// sockets passed by systemd [default: unix:///run/whelk/whelk.sock]
-    #[arg(short = 'H', long)]
-    host: Vec<String>,
-    #[command(flatten)]
-    tls: TlsSettings,
-    /// Directory for images, containers and the engine's records [default: /var/lib/whelk]
-    #[arg(long, alias = "data-root")]
-    root: Option<PathBuf>,
-    /// Directory for sockets and other state that does not survive a reboot; must be unique to each
-    /// engine [default: /run/whelk]
-    #[arg(long, alias = "exec-root")]
-    run: Option<PathBuf>,
-    /// Name of this engine, which must be unique on the machine; part of its cgroups' names
-    /// [default: whelk]
-    #[arg(long)]
-    instance: Option<String>,
-    /// Group that may connect to the socket
-    #[arg(short = 'G', long)]
-    group: Option<String>,
     /// Configuration file with the keys of Docker's daemon.json [default: /etc/whelk/daemon.json]
     // The default file need not exist.
     #[arg(long)]
@@ -53,9 +36,6 @@ struct Arguments {
     /// Check the flags and the configuration file, and exit
     #[arg(long, conflicts_with = "uninstall")]
     validate: bool,
-    /// Enable debug logging
-    #[arg(short = 'D', long)]
-    debug: bool,
     /// Detach from the terminal and the working directory
     #[arg(long, hide = true)]
     background: bool,
@@ -66,9 +46,13 @@ const MAX_FILE_SIZE: u64 = 1 << 20;
 /// answer the DNS queries of all containers.
 const WORKERS: usize = 4;
 
-/// Returns the command's definition, for its manual page.
+/// Returns the command's definition, also for its manual page.
 pub(crate) fn definitions() -> clap::Command {
-    Arguments::command()
+    let command = clap::Command::new("whelk daemon").version(env!("CARGO_PKG_VERSION"));
+    // After the arguments, whose documentation it would be otherwise.
+    Arguments::augment_args(config::define(command))
+        .about("Run the whelk engine")
+        .long_about(None)
 }
 
 pub(crate) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
@@ -77,11 +61,18 @@ pub(crate) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             .nth(1)
             .is_some_and(|word| word == "daemon"),
     ));
-    let arguments = match whelk_cli::read_flags(definitions(), words) {
-        Ok(words) => Arguments::parse_from(std::iter::once("whelk daemon".to_owned()).chain(words)),
-        Err(text) => {
-            return super::report("daemon", Err(format!("{text}\nSee 'whelk daemon --help'")));
-        }
+    let see_help =
+        |text: String| super::report("daemon", Err(format!("{text}\nSee 'whelk daemon --help'")));
+    let words = match whelk_cli::read_flags(definitions(), words) {
+        Ok(words) => words,
+        Err(text) => return see_help(text),
+    };
+    let matches =
+        definitions().get_matches_from(std::iter::once("whelk daemon".to_owned()).chain(words));
+    let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let given = match Given::read(&matches) {
+        Ok(given) => given,
+        Err(error) => return see_help(format!("{error:#}")),
     };
     if arguments.background {
         // Fails for a process group leader, which has a session of its own already.
@@ -97,7 +88,7 @@ pub(crate) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         .build()
         .context("start the runtime")
         .and_then(|runtime| {
-            let result = runtime.block_on(run(arguments, inherited));
+            let result = runtime.block_on(run(arguments, given, inherited));
             // Blocking work that has not ended must not keep the process alive.
             runtime.shutdown_timeout(Duration::from_secs(1));
             result
@@ -107,90 +98,56 @@ pub(crate) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 
 async fn run(
     arguments: Arguments,
+    given: Given,
     inherited: anyhow::Result<Vec<systemd::Socket>>,
 ) -> anyhow::Result<()> {
     if !arguments.validate && !rustix::process::geteuid().is_root() {
         bail!("the engine must run as root: it creates namespaces, mounts and network interfaces");
     }
-    let keys = match arguments.uninstall {
-        true => Keys::Place,
-        false => Keys::All,
-    };
-    let mut file = config::read(arguments.config_file.as_deref(), keys)?;
-    let debug = arguments.debug || file.debug;
-    let filter = if debug { "debug" } else { "info" };
-    tracing_subscriber::fmt()
-        .with_env_filter(std::env::var("WHELK_LOG").unwrap_or_else(|_| filter.to_owned()))
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .init();
-    let hosts = [arguments.host, std::mem::take(&mut file.hosts)];
-    let hosts = hosts.into_iter().find(|hosts| !hosts.is_empty());
+    let source = Source::new(arguments.config_file.as_deref(), given)?;
+    if arguments.uninstall {
+        let mut file = source.read_place()?;
+        let _log = Log::start(&file)?;
+        return uninstall(&instance(&mut file)?);
+    }
+    let mut settings = source.read()?;
+    let log = Log::start(&settings.file)?;
+    let file = &mut settings.file;
+    let hosts = Some(std::mem::take(&mut file.hosts)).filter(|hosts| !hosts.is_empty());
     let hosts = hosts.unwrap_or_else(|| vec![format!("unix://{DEFAULT_SOCKET}")]);
-    let tls = arguments.tls.or(file.tls());
-    let group = arguments
-        .group
-        .or_else(|| file.group.take())
-        .map(|name| group_id(&name))
-        .transpose()?
-        .or_else(|| group_id("whelk").ok());
-    let mut instance = Instance::new(
-        arguments
-            .root
-            .or_else(|| file.data_root.take())
-            .unwrap_or_else(|| "/var/lib/whelk".into()),
-        arguments
-            .run
-            .or_else(|| file.exec_root.take())
-            .unwrap_or_else(|| "/run/whelk".into()),
-        arguments
-            .instance
-            .or_else(|| file.instance.take())
-            .unwrap_or_else(|| DEFAULT_INSTANCE.into()),
-    )?;
-    instance.debug = debug;
-    file.apply(&mut instance)?;
+    let (tls, pidfile) = (file.tls(), file.pidfile.take());
+    let group = file.group.take().map(|name| group_id(&name));
+    let group = group.transpose()?.or_else(|| group_id("whelk").ok());
+    let mut instance = instance(file)?;
+    std::mem::take(file).apply(&mut instance)?;
+    // Its errors name the driver's option.
+    instance.check().context("log-driver and log-opts")?;
     if arguments.validate {
-        instance.check()?;
         // As Docker does it.
         return Ok(writeln!(std::io::stderr(), "configuration OK")?);
     }
-    if arguments.uninstall
-        && !fs::exists(instance_lock(&instance))
-        && !fs::exists(instance.database())
-    {
-        bail!(
-            "instance {:?} with root {} does not exist on this host",
-            instance.name,
-            instance.root.display()
-        );
-    }
-    if !arguments.uninstall {
-        whelk_sys::mount::check_root_directory()?;
-    }
-    let is_known = fs::exists(instance_lock(&instance));
+    whelk_sys::mount::check_root_directory()?;
     let _instance = lock_instance(&instance)?;
-    let locked = lock_directories(&instance);
-    if locked.is_err() && arguments.uninstall && !is_known {
-        let _ = fs::remove_file(instance_lock(&instance));
-    }
-    let (root, _run) = locked?;
-    if arguments.uninstall {
-        Engine::uninstall(&instance)?;
-        // The root may be used under another instance name from now on.
-        rustix::fs::ftruncate(&root, 0)?;
-        return Ok(fs::remove_file(instance_lock(&instance))?);
-    }
+    let (_root, _run) = lock_directories(&instance)?;
+    let _pidfile = pidfile.map(PidFile::write).transpose()?;
     whelk_sys::process::raise_file_limit();
     whelk_sys::signal::ignore(rustix::process::Signal::PIPE.as_raw());
     let executable = std::env::current_exe().context("find this program")?;
     let listeners = listen(&hosts, inherited, &tls, group).await?;
+    let listeners = Arc::new(listeners);
     // All paths are absolute from here on. Shims inherit this working directory, so they keep no
     // other one busy.
     rustix::process::chdir("/")?;
     let engine = Engine::open(instance, executable).await?;
     let stop = stop_requested()?;
-    let reload = reload_requested(async || listeners.reload().await)?;
+    let reload = Arc::new(Reload {
+        source,
+        started_with: settings,
+        log,
+        engine: engine.clone(),
+        listeners: listeners.clone(),
+    });
+    let reload = reload_requested(async || reload.run().await)?;
     for socket in &listeners.sockets {
         tracing::info!("listening at {}", socket.name());
     }
@@ -200,7 +157,43 @@ async fn run(
         () = reload => {}
         () = stop => tracing::info!("stopping; containers keep running"),
     }
+    systemd::notify_stopping();
     Ok(engine.close().await?)
+}
+
+/// Returns the instance that the settings are for, with default settings.
+fn instance(file: &mut config::File) -> anyhow::Result<Instance> {
+    Ok(Instance::new(
+        file.data_root
+            .take()
+            .unwrap_or_else(|| "/var/lib/whelk".into()),
+        file.exec_root.take().unwrap_or_else(|| "/run/whelk".into()),
+        file.instance
+            .take()
+            .unwrap_or_else(|| DEFAULT_INSTANCE.into()),
+    )?)
+}
+
+/// Removes what an instance has on the host besides its directories.
+fn uninstall(instance: &Instance) -> anyhow::Result<()> {
+    let is_known = fs::exists(instance_lock(instance));
+    if !is_known && !fs::exists(instance.database()) {
+        bail!(
+            "instance {:?} with root {} does not exist on this host",
+            instance.name,
+            instance.root.display()
+        );
+    }
+    let _instance = lock_instance(instance)?;
+    let locked = lock_directories(instance);
+    if locked.is_err() && !is_known {
+        let _ = fs::remove_file(instance_lock(instance));
+    }
+    let (root, _run) = locked?;
+    Engine::uninstall(instance)?;
+    // The root may be used under another instance name from now on.
+    rustix::fs::ftruncate(&root, 0)?;
+    Ok(fs::remove_file(instance_lock(instance))?)
 }
 
 /// Locks an instance's root, which must belong to it, and its run directory.

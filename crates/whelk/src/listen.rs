@@ -5,46 +5,22 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
-use clap::Args;
 use whelk_api::{Inherited, Listener, Tls, TlsFiles};
 use whelk_sys::fs;
 
 use crate::{daemon, systemd};
 
-/// The TLS settings, as flags and as keys of the configuration file.
-#[derive(Clone, Debug, Default, Args)]
+/// The TLS settings.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct TlsSettings {
-    /// Use TLS, and verify the clients' certificates unless `--tlsverify=false`; `--tls=false`
-    /// allows tcp:// hosts on loopback addresses without TLS
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub tls: Option<bool>,
-    /// Use TLS and accept only clients with a certificate signed by the CA
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub tlsverify: Option<bool>,
-    /// File with the certificates of the CAs that sign clients' certificates [default:
-    /// ~/.docker/ca.pem]
-    #[arg(long)]
     pub tlscacert: Option<PathBuf>,
-    /// File with the engine's certificate [default: ~/.docker/cert.pem]
-    #[arg(long)]
     pub tlscert: Option<PathBuf>,
-    /// File with the key of the engine's certificate [default: ~/.docker/key.pem]
-    #[arg(long)]
     pub tlskey: Option<PathBuf>,
 }
 
 impl TlsSettings {
-    /// Adds settings of the configuration file where no flag was given.
-    pub(crate) fn or(self, file: Self) -> Self {
-        Self {
-            tls: self.tls.or(file.tls),
-            tlsverify: self.tlsverify.or(file.tlsverify),
-            tlscacert: self.tlscacert.or(file.tlscacert),
-            tlscert: self.tlscert.or(file.tlscert),
-            tlskey: self.tlskey.or(file.tlskey),
-        }
-    }
-
     /// As with Docker, `tlsverify` enables TLS even if it is false, and TLS verifies clients by
     /// default.
     fn mode(&self) -> Mode {
@@ -152,7 +128,7 @@ impl Listeners {
     /// Reads the certificates again, on a thread that may block: connections are accepted meanwhile.
     pub(crate) async fn reload(&self) {
         let Some(tls) = self.tls.clone() else {
-            return tracing::info!("SIGHUP: there are no certificates to be read again");
+            return;
         };
         let read = tokio::task::spawn_blocking(move || tls.reload()).await;
         match read.map_err(std::io::Error::other).flatten() {

@@ -5,7 +5,10 @@ mod config;
 mod daemon;
 mod init;
 mod listen;
+mod log;
+mod pidfile;
 mod registry;
+mod reload;
 mod repair;
 mod systemd;
 

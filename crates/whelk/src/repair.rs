@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use anyhow::Context;
 use whelk_sys::fs;
 
-use crate::config::Keys;
-use crate::{config, daemon};
+use crate::config::{Given, Source};
+use crate::daemon;
 
 /// Repairs the given root, or that of the configuration file. Returns lines to print.
 pub(crate) fn repair(
@@ -15,7 +15,8 @@ pub(crate) fn repair(
 ) -> anyhow::Result<Vec<String>> {
     let root = match root {
         Some(root) => root,
-        None => config::read(config_file.as_deref(), Keys::Place)?
+        None => Source::new(config_file.as_deref(), Given::default())?
+            .read_place()?
             .data_root
             .unwrap_or_else(|| "/var/lib/whelk".into()),
     };

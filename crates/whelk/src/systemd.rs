@@ -76,6 +76,22 @@ pub(crate) fn select(sockets: &mut [Socket], selector: &str) -> anyhow::Result<V
 
 /// Notifies systemd, if it waits for it, that the engine serves requests.
 pub(crate) fn notify_ready() {
+    notify("READY=1");
+}
+
+/// Notifies systemd that the settings are read again; [`notify_ready`] ends that.
+pub(crate) fn notify_reloading() {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    // Required by units of `Type=notify-reload`.
+    let now = now.tv_sec.saturating_mul(1_000_000) + now.tv_nsec / 1000;
+    notify(&format!("RELOADING=1\nMONOTONIC_USEC={now}"));
+}
+
+pub(crate) fn notify_stopping() {
+    notify("STOPPING=1");
+}
+
+fn notify(state: &str) {
     let Ok(place) = std::env::var("NOTIFY_SOCKET") else {
         return;
     };
@@ -83,8 +99,8 @@ pub(crate) fn notify_ready() {
         Some(name) => SocketAddr::from_abstract_name(name),
         None => SocketAddr::from_pathname(&place),
     };
-    let sent =
-        address.and_then(|address| UnixDatagram::unbound()?.send_to_addr(b"READY=1", &address));
+    let sent = address
+        .and_then(|address| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address));
     if let Err(error) = sent {
         tracing::warn!(
             "notify systemd at {place}: {}",

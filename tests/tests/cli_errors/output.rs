@@ -199,8 +199,8 @@ fn a_configuration_is_validated() {
     assert_eq!(run(good), (Some(0), "configuration OK\n".into()));
     for (content, text) in [
         (
-            r#"{"features": {}, "x": 1}"#,
-            "keys that whelk does not support: features; unknown keys: x",
+            r#"{"features": {}, "bridge": "b", "x": 1}"#,
+            "bridge is not supported: the default network is the engine's own; the following directives don't match any configuration option: x",
         ),
         (
             r#"{"log-opts": {"max-size": "much"}}"#,

@@ -6,7 +6,7 @@ use whelk_api_types::{
     SystemChecked, SystemInfo, SystemVersion, SystemVersionPlatform, Volume, VolumeUsageData,
 };
 use whelk_engine::events::now;
-use whelk_engine::instance::LayerForm;
+use whelk_engine::instance::{ContainerDefaults, LayerForm};
 use whelk_engine::model::LogDriver;
 use whelk_engine::model::network::NetworkDriverKind;
 use whelk_engine::system::{CdiDevices, Info, RUNTIME_SPEC, VERSION};
@@ -101,7 +101,8 @@ pub(crate) fn info(engine: &Engine, info: Info, cdi: CdiDevices) -> SystemInfo {
             format!("CDI: Error associated with spec file {path}: {error}")
         }))
         .collect();
-    let registries = &engine.instance.registries.client;
+    let settings = engine.instance.live.get();
+    let registries = &settings.registries.client;
     SystemInfo {
         containers: info.running + info.paused + info.stopped,
         containers_running: info.running,
@@ -127,7 +128,7 @@ pub(crate) fn info(engine: &Engine, info: Info, cdi: CdiDevices) -> SystemInfo {
         ipv4_forwarding: info.ipv4_forwarding,
         bridge_nf_iptables: None,
         bridge_nf_ip6tables: None,
-        debug: engine.instance.debug,
+        debug: settings.debug,
         n_fd: info.open_files,
         oom_kill_disable: v1,
         n_goroutines: 0,
@@ -151,7 +152,7 @@ pub(crate) fn info(engine: &Engine, info: Info, cdi: CdiDevices) -> SystemInfo {
         generic_resources: None,
         docker_root_dir: info.root.clone(),
         name: info.name.clone(),
-        labels: Vec::new(),
+        labels: settings.labels.clone(),
         experimental_build: false,
         server_version: VERSION.into(),
         runtimes: ["io.containerd.runc.v2", "runc"]
@@ -174,7 +175,7 @@ pub(crate) fn info(engine: &Engine, info: Info, cdi: CdiDevices) -> SystemInfo {
             driver: "nftables".into(),
             info: Vec::new(),
         }),
-        security_options: security_options(&info),
+        security_options: security_options(&info, &settings.containers),
         product_license: String::new(),
         default_address_pools: Vec::new(),
         warnings: null_if_empty(warnings),
@@ -197,13 +198,21 @@ pub(crate) fn info(engine: &Engine, info: Info, cdi: CdiDevices) -> SystemInfo {
     }
 }
 
-fn security_options(info: &Info) -> Vec<String> {
-    let mut options = strings(["name=seccomp,profile=builtin"]);
+fn security_options(info: &Info, defaults: &ContainerDefaults) -> Vec<String> {
+    let profile = match defaults.seccomp.as_str() {
+        "" => "builtin",
+        "unconfined" => "unconfined",
+        _ => "custom",
+    };
+    let mut options = vec![format!("name=seccomp,profile={profile}")];
     if info.apparmor {
         options.insert(0, "name=apparmor".into());
     }
     if info.cgroup_version != 1 {
         options.push("name=cgroupns".into());
+    }
+    if defaults.no_new_privileges {
+        options.push("name=no-new-privileges".into());
     }
     options
 }

@@ -11,10 +11,11 @@ use super::volumes::NewMounts;
 use super::{Container, Containers, to_its_end};
 use crate::error::{Error, Result};
 use crate::events::now;
-use crate::model::{Config, ContainerRecord, ContainerState, HostConfig, NetworkMode};
+use crate::model::{Config, ContainerRecord, ContainerState, HostConfig, LogDriver, NetworkMode};
 use crate::networks::EndpointRequest;
 use crate::rollback::Rollback;
-use crate::{random_names, validate};
+use crate::workload::blocking;
+use crate::{logging, random_names, validate};
 
 #[derive(Clone, Debug, Default)]
 pub struct CreateRequest {
@@ -81,7 +82,14 @@ impl Containers {
         if crate::spec::command(&config).next().is_none() {
             return Err(Error::invalid("no command specified"));
         }
-        let warnings = validate::settings(&mut config, &mut host, &self.host)?;
+        let settings = self.instance.live.get();
+        let defaults = &settings.containers;
+        let warnings = validate::settings(&mut config, &mut host, &self.host, defaults)?;
+        if host.log_config.driver.is_some_and(LogDriver::is_remote) {
+            // A path may be on a file system that does not respond.
+            let log = host.log_config.clone();
+            blocking(move || logging::check_socket(&log)).await?;
+        }
         let networks = self.resolve_endpoints(&config, &mut host, networks)?;
         let id = random_names::random_id();
         config.hostname = self.hostname(&config, &host, &id);

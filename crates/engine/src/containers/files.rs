@@ -224,12 +224,14 @@ fn hosts(record: &ContainerRecord, links: &[Link], containers: &Containers) -> S
         // `name:address` or `name=address`. An IPv6 address contains colons, so the first separator
         // counts.
         if let Some((name, address)) = entry.split_once(['=', ':']) {
-            let address = if address == "host-gateway" {
+            let addresses = if address == "host-gateway" {
                 containers.networks.host_gateway()
             } else {
-                address.trim_matches(['[', ']']).to_owned()
+                vec![address.trim_matches(['[', ']']).to_owned()]
             };
-            let _ = writeln!(text, "{address}\t{name}");
+            for address in addresses {
+                let _ = writeln!(text, "{address}\t{name}");
+            }
         }
     }
     let lines = Lines::of(record, links);

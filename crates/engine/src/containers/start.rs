@@ -257,10 +257,10 @@ impl Containers {
         attached: Vec<Attach>,
         links: &[String],
     ) -> Result<ContainerLaunch> {
-        let (config, host) = (&record.config, &record.host);
+        let (config, host) = (&record.config, &self.effective(&record.host));
         let directory = self.instance.container_dir(&record.id);
         files::write(container, &directory, record, self)?;
-        let mut spec = self.spec(record, &directory)?;
+        let mut spec = self.spec(record, host, &directory)?;
         let hostname = spec.hostname.clone();
         let capabilities = spec
             .process
@@ -315,9 +315,13 @@ impl Containers {
         })
     }
 
+    /// Returns a container's settings, completed with the engine's defaults for its processes.
+    pub(super) fn effective(&self, host: &HostConfig) -> HostConfig {
+        self.instance.live.get().containers.complete(host)
+    }
+
     /// Generates the container's OCI configuration.
-    fn spec(&self, record: &ContainerRecord, directory: &Path) -> Result<Spec> {
-        let host = &record.host;
+    fn spec(&self, record: &ContainerRecord, host: &HostConfig, directory: &Path) -> Result<Spec> {
         let network_of = self.donor(Shared::Network, host.network_mode.container())?;
         let names = self.names_dir(record)?;
         let context = SpecContext {

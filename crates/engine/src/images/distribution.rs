@@ -30,7 +30,7 @@ impl Images {
         reference: &Reference,
         credentials: Credentials,
     ) -> Result<Distribution> {
-        let client = &self.downloads.client;
+        let client = self.downloads.client();
         let repository = client
             .pull(reference, credentials)
             .map_err(refusals::of_request)?;

@@ -12,7 +12,7 @@ impl Images {
     /// Returns [`Error::Unauthorized`](crate::Error::Unauthorized) if the registry does not accept them, and other errors if the
     /// request fails.
     pub async fn log_in(&self, server: &str, credentials: Credentials) -> Result<Option<String>> {
-        let client = &self.downloads.client;
+        let client = self.downloads.client();
         let logged_in = client.log_in(server, credentials).await;
         logged_in.map_err(refusals::of_blob)
     }

@@ -56,7 +56,7 @@ pub struct Images {
     downloads: pull::Downloads,
     uploads: push::Uploads,
     /// What is required of images that are pulled.
-    policy: Option<Policy>,
+    policy: RwLock<Option<Policy>>,
     index: RwLock<Index>,
     uses: budget::Uses,
     root: PathBuf,
@@ -96,7 +96,7 @@ impl Images {
         files: whelk_image::Store,
         store: Arc<RecordStore>,
         events: Arc<Events>,
-        registries: RegistrySettings,
+        registries: &RegistrySettings,
     ) -> Result<Arc<Self>> {
         let mut index = Index::default();
         let mut tags: BTreeMap<String, Vec<String>> = BTreeMap::new();
@@ -139,7 +139,7 @@ impl Images {
             store,
             events,
             uploads: push::Uploads::new(registries.uploads),
-            policy: registries.policy.clone(),
+            policy: RwLock::new(registries.policy.clone()),
             downloads: pull::Downloads::new(registries)?,
             index: RwLock::new(index),
             layer_sizes: Mutex::default(),
@@ -149,6 +149,17 @@ impl Images {
         // recovery empties.
         drop(images.trash_unused(MAX_PARTIAL_AGE));
         Ok(images)
+    }
+
+    /// Applies other settings for registries. Transfers that have begun keep the previous ones.
+    ///
+    /// # Errors
+    /// Returns an error if the settings cannot be used. The previous ones stay then.
+    pub fn reload(&self, registries: &RegistrySettings) -> Result<()> {
+        self.downloads.reload(registries)?;
+        self.uploads.limit(registries.uploads);
+        *self.policy.write().ignore_poison() = registries.policy.clone();
+        Ok(())
     }
 
     /// Returns the store of blobs and layers.

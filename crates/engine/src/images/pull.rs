@@ -10,6 +10,7 @@ mod signatures;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use whelk_sys::sync::IgnorePoison as _;
 
 use tokio::task::JoinSet;
 use whelk_image::archive::{Loaded, Named, Origin};
@@ -96,12 +97,13 @@ impl Images {
         let reference = &request.reference;
         let repository = self
             .downloads
-            .client
+            .client()
             .pull(reference, request.credentials.clone())
             .map_err(|error| refusals::of_manifest(reference, error))?;
         let held = Arc::new(Held::take(self));
         let remote = self.locate(&repository, request, held.lease()?).await?;
-        let policies = [&self.policy, &request.policy].into_iter().flatten();
+        let own = self.policy.read().ignore_poison().clone();
+        let policies = [&own, &request.policy].into_iter().flatten();
         signatures::verify(&repository, reference, &remote, policies).await?;
         begun();
         self.bring(&repository, request, remote, &held, progress)
@@ -116,7 +118,7 @@ impl Images {
         let reference = &request.reference;
         let repository = self
             .downloads
-            .client
+            .client()
             .pull(reference, request.credentials.clone())
             .map_err(|error| refusals::of_manifest(reference, error))?;
         let tags = repository

@@ -75,7 +75,7 @@ impl Images {
             images: self.clone(),
             repository: self
                 .downloads
-                .client
+                .client()
                 .push(reference, request.credentials.clone()),
             credentials: request.credentials.clone(),
             reference: reference.clone(),

@@ -47,7 +47,7 @@ impl Images {
         if wanted.is_automated {
             return Ok(Vec::new());
         }
-        let client = &self.downloads.client;
+        let client = self.downloads.client();
         let found = client.search(domain, rest, limit, credentials).await;
         let mut found = found
             .map_err(|error| refusals::of_blob(error).prefixed(&format!("search {term:?}")))?;

@@ -1,7 +1,7 @@
 //! Limits the transfers of an engine: one of each layer, and so many at once in all.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 
 use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 use whelk_image::progress::State;
@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 /// The running transfers in one direction, by what they transfer.
 #[derive(Debug)]
 pub(super) struct Transfers<K> {
-    permits: Arc<Semaphore>,
+    permits: RwLock<Arc<Semaphore>>,
     /// A lock for each thing that is being transferred. Others that want the same wait for it.
     running: Mutex<BTreeMap<K, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -21,9 +21,14 @@ pub(super) struct Transfers<K> {
 impl<K: Ord> Transfers<K> {
     pub(super) fn new(maximum: usize) -> Self {
         Self {
-            permits: Arc::new(Semaphore::new(maximum.max(1))),
+            permits: RwLock::new(permits(maximum)),
             running: Mutex::default(),
         }
+    }
+
+    /// Changes the maximum number of transfers at a time. Those that run are not counted any more.
+    pub(super) fn limit(&self, maximum: usize) {
+        *self.permits.write().ignore_poison() = permits(maximum);
     }
 
     /// Waits until nobody else transfers this, and for one of the limited number of parallel transfers.
@@ -37,11 +42,12 @@ impl<K: Ord> Transfers<K> {
                 turn.lock_owned().await
             }
         };
-        let permit = match self.permits.clone().try_acquire_owned() {
+        let permits = self.permits.read().ignore_poison().clone();
+        let permit = match permits.clone().try_acquire_owned() {
             Ok(permit) => permit,
             Err(_) => {
                 waiting();
-                let permit = self.permits.clone().acquire_owned().await;
+                let permit = permits.acquire_owned().await;
                 permit.map_err(|error| Error::internal(error.to_string()))?
             }
         };
@@ -57,6 +63,10 @@ impl<K: Ord> Transfers<K> {
         running.retain(|_, turn| Arc::strong_count(turn) > 1);
         running.entry(key).or_default().clone()
     }
+}
+
+fn permits(maximum: usize) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(maximum.max(1)))
 }
 
 /// The right to transfer something. The thread that unpacks a layer shares it, because it ends later

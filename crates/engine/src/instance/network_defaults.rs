@@ -31,8 +31,9 @@ pub struct NetworkDefaults {
     pub forward: bool,
     /// The default host address for published ports of the default network.
     pub binding: Option<IpAddr>,
-    /// The address that `host-gateway` is replaced with.
-    pub host_gateway: Option<IpAddr>,
+    /// The addresses that `host-gateway` is replaced with, at most one per family; empty for the
+    /// host's on the default network.
+    pub host_gateway: Vec<IpAddr>,
     /// DNS servers, search list and options of containers without their own.
     pub servers: Vec<IpAddr>,
     pub search: Vec<String>,
@@ -52,7 +53,7 @@ impl Default for NetworkDefaults {
             masquerade: true,
             forward: true,
             binding: None,
-            host_gateway: None,
+            host_gateway: Vec::new(),
             servers: Vec::new(),
             search: Vec::new(),
             resolver_options: Vec::new(),

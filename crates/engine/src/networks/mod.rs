@@ -267,19 +267,19 @@ impl Networks {
             .publish("network", action, record.id.clone(), attributes);
     }
 
-    /// Returns the address that `host-gateway` is replaced with: the configured one, or the host's
+    /// Returns the addresses that `host-gateway` is replaced with: the configured ones, or the host's
     /// address on the default network.
-    pub fn host_gateway(&self) -> String {
-        if let Some(address) = self.stack.instance.networks.host_gateway {
-            return address.to_string();
+    pub fn host_gateway(&self) -> Vec<String> {
+        let configured = &self.stack.instance.networks.host_gateway;
+        if !configured.is_empty() {
+            return configured.iter().map(IpAddr::to_string).collect();
         }
         let state = self.state();
         let bridge = state
             .values()
             .find(|network| network.record.name == "bridge");
-        bridge
-            .and_then(|bridge| gateway_of(&bridge.blocks, true))
-            .map_or_else(|| "127.0.0.1".into(), |gateway| gateway.to_string())
+        let gateway = bridge.and_then(|bridge| gateway_of(&bridge.blocks, true));
+        vec![gateway.map_or_else(|| "127.0.0.1".into(), |gateway| gateway.to_string())]
     }
 
     /// Returns the running containers in a network, by container id.

@@ -106,9 +106,10 @@ impl FakeHost {
     async fn open(&self) -> Services {
         let (instance, events) = (self.instance.clone(), Arc::new(Events::default()));
         let store = Arc::new(RecordStore::open(&instance.root).unwrap());
-        let registries = instance.registries.clone();
+        let settings = instance.live.get();
         let files = whelk_image::Store::open(&instance.root).unwrap();
-        let images = Images::open(files, store.clone(), events.clone(), registries).unwrap();
+        let images =
+            Images::open(files, store.clone(), events.clone(), &settings.registries).unwrap();
         let networks = Networks::with_fakes(&instance, store.clone(), events.clone()).unwrap();
         let sandboxes = Sandboxes::new(networks.clone());
         let volumes = Volumes::open(&instance, store.clone(), events.clone()).unwrap();

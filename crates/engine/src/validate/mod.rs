@@ -10,6 +10,7 @@ use whelk_text::signal;
 
 use crate::error::{Error, Result};
 use crate::host::HostInfo;
+use crate::instance::ContainerDefaults;
 use crate::model::{Config, HostConfig, IpcMode, NetworkMode, PidMode, RestartPolicy};
 use crate::{mounts, random_names, security};
 
@@ -27,6 +28,7 @@ pub fn settings(
     config: &mut Config,
     host_config: &mut HostConfig,
     host: &HostInfo,
+    defaults: &ContainerDefaults,
 ) -> Result<Vec<String>> {
     let mut warnings = Vec::new();
     check_health(config)?;
@@ -35,7 +37,7 @@ pub fn settings(
         warnings.push("Published ports are discarded when using host network mode".into());
     }
     check_config(config)?;
-    check_modes(config, host_config, host)?;
+    check_modes(config, host_config, host, defaults)?;
     limits(host_config, host, &mut warnings)?;
     check_restart_policy(host_config)?;
     check_sysctls(host_config)?;
@@ -63,7 +65,7 @@ pub fn settings(
         return Err(Error::invalid("SHM size can not be less than 0"));
     }
     if host_config.shm_size == 0 {
-        host_config.shm_size = 64 << 20;
+        host_config.shm_size = defaults.shm_size;
     }
     if host_config.privileged
         || host_config.pid_mode == PidMode::Host
@@ -75,6 +77,11 @@ pub fn settings(
             .security_opt
             .get_or_insert_default()
             .push("label=disable".into());
+    }
+    if host_config.cgroup_parent.is_empty() {
+        host_config
+            .cgroup_parent
+            .clone_from(&defaults.cgroup_parent);
     }
     if host_config.annotations.contains_key("") {
         return Err(Error::invalid(
@@ -262,7 +269,12 @@ mod tests {
     fn check(change: impl FnOnce(&mut Config, &mut HostConfig), expected: &str) {
         let (mut config, mut host) = (Config::default(), HostConfig::default());
         change(&mut config, &mut host);
-        let outcome = settings(&mut config, &mut host, &host_info());
+        let outcome = settings(
+            &mut config,
+            &mut host,
+            &host_info(),
+            &ContainerDefaults::default(),
+        );
         assert_eq!(
             outcome.map_or_else(|error| error.to_string(), |warnings| warnings.join("; ")),
             expected

@@ -2,12 +2,14 @@
 
 use crate::error::{Error, Result};
 use crate::host::HostInfo;
+use crate::instance::ContainerDefaults;
 use crate::model::{CgroupnsMode, Config, HostConfig, IpcMode, NetworkMode, UtsMode};
 
 pub(super) fn check_modes(
     config: &Config,
     host: &mut HostConfig,
     host_info: &HostInfo,
+    defaults: &ContainerDefaults,
 ) -> Result<()> {
     if host.network_mode == NetworkMode::Default {
         host.network_mode = if config.network_disabled {
@@ -19,12 +21,15 @@ pub(super) fn check_modes(
     // Networks are looked up at the start, as Docker does: one may be created until then.
     check_ports(host)?;
     if host.ipc_mode == IpcMode::Default {
-        host.ipc_mode = IpcMode::Private;
+        host.ipc_mode = defaults.ipc_mode.clone();
     }
     if host.uts_mode == UtsMode::Host && !config.hostname.is_empty() {
         return Err(Error::invalid(
             "conflicting options: hostname and the UTS mode",
         ));
+    }
+    if host.cgroupns_mode == CgroupnsMode::Default {
+        host.cgroupns_mode = defaults.cgroupns_mode;
     }
     if host.cgroupns_mode == CgroupnsMode::Default {
         host.cgroupns_mode = if host_info.cgroup_v2 {

@@ -86,7 +86,8 @@ pub(crate) struct Row {
     platform: Option<()>,
 }
 
-pub(crate) async fn ps(client: &Client, args: PsArgs) -> Outcome {
+pub(crate) async fn ps(client: &Client, mut args: PsArgs) -> Outcome {
+    args.format = client.format(args.format, args.quiet, "psFormat");
     TABLE.check(&args.format)?;
     let limit = if args.latest { 1 } else { args.last };
     let size = args.size || shows_size(&args.format);

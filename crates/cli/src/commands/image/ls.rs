@@ -144,7 +144,8 @@ pub(crate) async fn images(client: &Client, args: ImagesArgs) -> Outcome {
     } else {
         "{{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}"
     };
-    TABLE.print(&args.format, args.quiet, default, rows)?;
+    let format = client.format(args.format, args.quiet, "imagesFormat");
+    TABLE.print(&format, args.quiet, default, rows)?;
     Ok(0)
 }
 

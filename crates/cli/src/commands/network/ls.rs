@@ -90,8 +90,9 @@ pub(super) async fn ls(client: &Client, args: LsArgs) -> Outcome {
         }
     };
     let rows = networks.into_iter().map(row).collect();
+    let format = client.format(args.format, args.quiet, "networksFormat");
     TABLE.print(
-        &args.format,
+        &format,
         args.quiet,
         "{{.ID}}\t{{.Name}}\t{{.Driver}}\t{{.Scope}}",
         rows,

@@ -74,7 +74,8 @@ pub(super) async fn ls(client: &Client, args: LsArgs) -> Outcome {
         .await?;
     volumes.sort_by(|one, other| natural(&one.name, &other.name));
     let rows = volumes.into_iter().map(row).collect();
-    TABLE.print(&args.format, args.quiet, "{{.Driver}}\t{{.Name}}", rows)?;
+    let format = client.format(args.format, args.quiet, "volumesFormat");
+    TABLE.print(&format, args.quiet, "{{.Driver}}\t{{.Name}}", rows)?;
     Ok(0)
 }
 

@@ -1,6 +1,7 @@
 //! The downloads of an engine, and what holds their content.
 
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
+use whelk_sys::sync::IgnorePoison as _;
 
 use whelk_image::{Digest, Lease};
 use whelk_registry::Client;
@@ -13,19 +14,33 @@ use crate::instance::RegistrySettings;
 /// The downloads of an engine.
 #[derive(Debug)]
 pub(in crate::images) struct Downloads {
-    pub(in crate::images) client: Arc<Client>,
+    client: RwLock<Arc<Client>>,
     /// Of layers, by diff ID.
     pub(super) layers: Transfers<Digest>,
 }
 
 impl Downloads {
-    pub(in crate::images) fn new(settings: RegistrySettings) -> Result<Self> {
+    pub(in crate::images) fn new(settings: &RegistrySettings) -> Result<Self> {
         Ok(Self {
-            client: Client::new(settings.client)
-                .map_err(|error| Error::invalid(error.to_string()))?,
+            client: RwLock::new(client(settings)?),
             layers: Transfers::new(settings.downloads),
         })
     }
+
+    /// Replaces the client, and the number of downloads at a time.
+    pub(in crate::images) fn reload(&self, settings: &RegistrySettings) -> Result<()> {
+        *self.client.write().ignore_poison() = client(settings)?;
+        self.layers.limit(settings.downloads);
+        Ok(())
+    }
+
+    pub(in crate::images) fn client(&self) -> Arc<Client> {
+        self.client.read().ignore_poison().clone()
+    }
+}
+
+fn client(settings: &RegistrySettings) -> Result<Arc<Client>> {
+    Client::new(settings.client.clone()).map_err(|error| Error::invalid(error.to_string()))
 }
 
 /// The lease of a pull or push, shared by its threads. When the last one has ended, unused content is

@@ -70,7 +70,7 @@ impl Push {
             } else {
                 Credentials::default()
             };
-            let client = &self.images.downloads.client;
+            let client = self.images.downloads.client();
             Some(Place {
                 repository: client.pull(reference, credentials).ok()?,
                 reference: reference.clone(),

@@ -47,7 +47,7 @@ impl Images {
             known.domain != target.domain && known.digest.as_ref().is_some_and(came_by)
         };
         let reference = image.repo_digests.iter().find(is_origin)?;
-        let client = &self.downloads.client;
+        let client = self.downloads.client();
         let repository = client.pull(reference, Credentials::default()).ok()?;
         Some(Arc::new(Origin {
             repository,

@@ -59,7 +59,7 @@ impl Case {
                 whelk_image::Store::open(&root).unwrap(),
                 store,
                 Arc::default(),
-                Default::default(),
+                &Default::default(),
             )
             .unwrap(),
             root,

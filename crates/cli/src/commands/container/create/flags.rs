@@ -217,8 +217,8 @@ pub(crate) struct CreateContainerArgs {
     #[arg(long, allow_hyphen_values = true)]
     pub stop_timeout: Option<i64>,
     /// Run an init inside the container that forwards signals and reaps processes
-    #[arg(long)]
-    pub init: bool,
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, hide_possible_values = true)]
+    pub init: Option<bool>,
     /// Logging driver for the container
     #[arg(long)]
     pub log_driver: Option<String>,

@@ -77,7 +77,7 @@ pub(super) fn host_config(
         mounts: Some(parsed(&args.mount, mounts::parse_mount)?),
         masked_paths: paths.then(Vec::new),
         readonly_paths: paths.then(Vec::new),
-        init: args.init.then_some(true),
+        init: args.init,
         ..HostConfig::default()
     };
     with_resources(host, args)

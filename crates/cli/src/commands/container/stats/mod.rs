@@ -83,7 +83,8 @@ struct Board {
     reports: mpsc::Receiver<(String, Report)>,
 }
 
-pub(crate) async fn stats(client: &Client, args: StatsArgs) -> Outcome {
+pub(crate) async fn stats(client: &Client, mut args: StatsArgs) -> Outcome {
+    args.format = client.format(args.format, false, "statsFormat");
     let (sender, reports) = mpsc::channel(64);
     let mut board = Board {
         client: client.clone(),
@@ -114,9 +115,7 @@ pub(crate) async fn stats(client: &Client, args: StatsArgs) -> Outcome {
         }
     }
     if !board.is_stream {
-        if !board.watched.is_empty() {
-            print(&board.table(&args)?)?;
-        }
+        print(&board.table(&args)?)?;
         return Ok(0);
     }
     board.show(&args, events).await

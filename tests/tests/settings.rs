@@ -1,0 +1,386 @@
+//! Keys of daemon.json and flags of `whelk daemon`, and reading them again on SIGHUP.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
+
+use std::fs;
+use std::os::unix::net::UnixDatagram;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use whelk_tests::{Engine, Program, eventually};
+
+/// Starts an engine with these keys.
+fn with(keys: &Value) -> Engine {
+    let engine = Engine::start();
+    engine.kill9();
+    engine.configure(keys);
+    engine.restart();
+    engine
+}
+
+fn hangup(engine: &Engine) {
+    kill_process(Pid::from_raw(engine.daemon_pid()).unwrap(), Signal::HUP).unwrap();
+}
+
+/// Sends SIGHUP, and waits for a line in the engine's log.
+fn reload(engine: &Engine, text: &str) {
+    hangup(engine);
+    eventually(text, || engine.last_words().contains(text).then_some(()));
+}
+
+const WORDS: &str = "grep NoNewPrivs /proc/self/status; grep Seccomp: /proc/self/status; ulimit -n; ulimit -Hn; ulimit -c; df -k /dev/shm | tail -n 1; cat /proc/1/comm";
+
+#[test]
+fn containers_without_settings_of_their_own_have_the_engines() {
+    let engine = Engine::start();
+    let parent = format!("/{}/limited", engine.name());
+    engine.kill9();
+    engine.configure(&json!({
+        "default-ulimits": {"nofile": {"Name": "nofile", "Hard": 4321, "Soft": 1234}, "core": {"Name": "core", "Hard": 0, "Soft": 0}},
+        "default-shm-size": "8M",
+        "default-ipc-mode": "shareable",
+        "cgroup-parent": parent,
+        "init": true,
+        "no-new-privileges": true,
+        "seccomp-profile": "unconfined",
+        "labels": ["zone=a"],
+        "exec-opts": ["native.cgroupdriver=cgroupfs"],
+        "storage-driver": "overlay2",
+    }));
+    engine.restart();
+    engine.both(|cli| {
+        let words = |flags: &[&str]| {
+            let shown = cli.sh(flags, WORDS).ok();
+            let words: Vec<String> = shown.split_whitespace().map(str::to_owned).collect();
+            words.join(" ")
+        };
+        let plain = words(&["--rm"]);
+        assert!(
+            plain.starts_with("NoNewPrivs: 1 Seccomp: 0 1234 4321 0 shm 8192 "),
+            "{plain}"
+        );
+        assert!(plain.ends_with(" docker-init"), "{plain}");
+        let own = words(&[
+            "--rm",
+            "--init=false",
+            "--shm-size=1m",
+            "--ulimit=nofile=99:100",
+            "--security-opt=no-new-privileges=false",
+            "--security-opt=seccomp=builtin",
+        ]);
+        assert!(
+            own.starts_with("NoNewPrivs: 0 Seccomp: 2 99 100 0 shm 1024 ")
+                && !own.ends_with(" docker-init"),
+            "{own}"
+        );
+        cli.up("up", &[], &["sleep", "600"]);
+        let host = &engine.inspect("up")["HostConfig"];
+        assert_eq!(host["IpcMode"], "shareable");
+        assert_eq!(host["ShmSize"], 8 << 20);
+        let executed = cli.run(&[
+            "exec",
+            "up",
+            "sh",
+            "-c",
+            "ulimit -n; grep NoNewPrivs /proc/self/status",
+        ]);
+        assert_eq!(executed.ok(), "1234\nNoNewPrivs:\t1");
+        let cgroup = fs::read_to_string(format!("/proc/{}/cgroup", engine.pid("up"))).unwrap();
+        assert!(cgroup.contains(&format!(":{parent}/")), "{cgroup}");
+        assert_eq!(
+            cli.run(&["info", "--format", "{{json .Labels}}"]).ok(),
+            r#"["zone=a"]"#
+        );
+        let options = cli
+            .run(&["info", "--format", "{{json .SecurityOptions}}"])
+            .ok();
+        assert!(
+            options.contains("name=seccomp,profile=unconfined")
+                && options.contains("name=no-new-privileges"),
+            "{options}"
+        );
+        cli.run(&["rm", "-f", "up"]).ok();
+    });
+}
+
+#[test]
+fn a_seccomp_profile_is_read_from_a_file() {
+    let engine = Engine::start();
+    engine.kill9();
+    let profile = engine.scratch("profile").join("seccomp.json");
+    let content = json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1}],
+    });
+    fs::write(&profile, content.to_string()).unwrap();
+    engine.configure(&json!({"seccomp-profile": profile}));
+    engine.restart();
+    let mkdir = |flags: &[&str]| {
+        engine
+            .cli(Program::Docker)
+            .sh(flags, "mkdir /x && echo made")
+    };
+    assert!(mkdir(&["--rm"]).err().contains("Operation not permitted"));
+    assert_eq!(
+        mkdir(&["--rm", "--security-opt=seccomp=builtin"]).ok(),
+        "made"
+    );
+    assert_eq!(mkdir(&["--rm", "--privileged"]).ok(), "made");
+    engine.kill9();
+    fs::write(&profile, "{").unwrap();
+    let log = engine.refuses_to_start();
+    assert!(log.contains("daemon.json: seccomp-profile: "), "{log}");
+    fs::write(&profile, content.to_string()).unwrap();
+}
+
+#[test]
+fn settings_are_read_again_on_sighup() {
+    let engine = Engine::start();
+    engine.kill9();
+    engine.configure(&json!({"labels": ["a=1"], "mtu": 1400}));
+    engine.restart();
+    let labels = || engine.get("/info")["Labels"].clone();
+    assert_eq!(labels(), json!(["a=1"]));
+    let begin = whelk_tests::now_nanos() / 1_000_000_000;
+    engine.configure(&json!({
+        "labels": ["b=2"], "mtu": 1300, "debug": true, "default-shm-size": "1M", "max-concurrent-downloads": 9,
+        "insecure-registries": ["10.0.0.0/8"], "registry-mirrors": ["https://mirror.test"], "shutdown-timeout": 30,
+        "features": {"cdi": true},
+    }));
+    reload(
+        &engine,
+        "these have changed and are only read when the engine starts: mtu",
+    );
+    let info = engine.get("/info");
+    assert_eq!(info["Labels"], json!(["b=2"]));
+    assert_eq!(info["Debug"], true);
+    assert_eq!(
+        info["RegistryConfig"]["Mirrors"],
+        json!(["https://mirror.test/"])
+    );
+    let until = begin + 2;
+    engine.both(|cli| {
+        let shown = cli.run(&[
+            "events",
+            "--since",
+            &begin.to_string(),
+            "--until",
+            &until.to_string(),
+            "--filter",
+            "type=daemon",
+            "--format",
+            "{{json .}}",
+        ]);
+        let event: Value = serde_json::from_str(shown.ok().lines().next().unwrap()).unwrap();
+        assert_eq!(event["Action"], "reload");
+        let attributes = &event["Actor"]["Attributes"];
+        for (key, value) in [
+            ("debug", "true"),
+            ("default-ipc-mode", "private"),
+            ("default-runtime", "runc"),
+            ("runtimes", ""),
+            ("default-shm-size", "1048576"),
+            ("features", "map[cdi:true]"),
+            ("insecure-registries", r#"["10.0.0.0/8"]"#),
+            ("labels", r#"["b=2"]"#),
+            ("live-restore", "true"),
+            ("max-concurrent-downloads", "9"),
+            ("max-concurrent-uploads", "5"),
+            ("max-download-attempts", "5"),
+            ("registry-mirrors", r#"["https://mirror.test"]"#),
+            ("shutdown-timeout", "30"),
+        ] {
+            assert_eq!(attributes[key], value, "{key}: {event}");
+        }
+        assert_eq!(attributes["name"], info["Name"]);
+        assert_eq!(event["Actor"]["ID"], info["ID"]);
+    });
+    let size = engine
+        .docker(&["run", "--rm", "busybox", "df", "-k", "/dev/shm"])
+        .ok();
+    assert!(size.contains(" 1024 "), "{size}");
+    // Nothing of a file that cannot be used is applied.
+    for (content, text) in [
+        (
+            r#"{"labels": ["c=3"], "default-shm-size": "x"}"#,
+            "daemon.json: default-shm-size: \"x\": invalid size: 'x'",
+        ),
+        (r#"{"labels": ["c=3"]"#, "daemon.json: EOF while parsing"),
+        (
+            r#"{"labels": ["c=3"], "nosuch": 1}"#,
+            "daemon.json: the following directives don't match any configuration option: nosuch",
+        ),
+    ] {
+        fs::write(engine.root().parent().unwrap().join("daemon.json"), content).unwrap();
+        reload(&engine, text);
+        assert_eq!(labels(), json!(["b=2"]));
+    }
+    assert!(
+        engine
+            .last_words()
+            .contains("the previous settings stay in use")
+    );
+}
+
+/// A unit of `Type=notify-reload` waits for these messages.
+#[test]
+fn systemd_is_told_of_a_reload_and_of_the_end() {
+    use std::os::linux::net::SocketAddrExt as _;
+    let name = format!("whelk-test-reload-{}", std::process::id());
+    let engine = Engine::with_env(&[("NOTIFY_SOCKET", &format!("@{name}"))]);
+    let address = std::os::unix::net::SocketAddr::from_abstract_name(name).unwrap();
+    let notices = UnixDatagram::bind_addr(&address).unwrap();
+    notices
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
+    hangup(&engine);
+    let notice = || {
+        let mut text = [0; 128];
+        let length = notices.recv(&mut text).expect("a notice");
+        String::from_utf8(text[..length].to_vec()).unwrap()
+    };
+    let first = notice();
+    let time = first.strip_prefix("RELOADING=1\nMONOTONIC_USEC=");
+    assert!(
+        time.is_some_and(|time| time.parse::<u64>().is_ok_and(|time| time > 0)),
+        "{first}"
+    );
+    assert_eq!(notice(), "READY=1");
+    kill_process(Pid::from_raw(engine.daemon_pid()).unwrap(), Signal::TERM).unwrap();
+    assert_eq!(notice(), "STOPPING=1");
+    engine.terminate();
+}
+
+#[test]
+fn flags_of_dockerd_are_those_of_the_engine() {
+    let engine = Engine::without_images(&[]);
+    engine.kill9();
+    let pidfile = engine.scratch("pid").join("whelk.pid");
+    engine.set_arguments(&[
+        "--pidfile",
+        pidfile.to_str().unwrap(),
+        "--label=a=b",
+        "--label=c=d",
+        "--log-format=json",
+        "-l",
+        "debug",
+        "--log-driver=local",
+        "--log-opt=max-size=1m",
+        "--iptables",
+        "--selinux-enabled=false",
+        "-s",
+        "overlay2",
+        "--insecure-registry=reg.test:5000",
+        "--default-ulimit=nofile=1:2",
+        "--live-restore",
+    ]);
+    engine.restart();
+    let info = engine.get("/info");
+    assert_eq!(info["Labels"], json!(["a=b", "c=d"]));
+    assert_eq!(info["LoggingDriver"], "local");
+    assert!(info["RegistryConfig"]["IndexConfigs"]["reg.test:5000"].is_object());
+    assert_eq!(
+        fs::read_to_string(&pidfile).unwrap(),
+        engine.daemon_pid().to_string()
+    );
+    let log = engine.last_words();
+    let entry = log
+        .lines()
+        .find(|line| line.starts_with('{') && line.contains("listening at"))
+        .unwrap();
+    let entry: Value = serde_json::from_str(entry).unwrap();
+    assert_eq!(entry["level"], "info");
+    assert!(
+        entry["msg"]
+            .as_str()
+            .unwrap()
+            .starts_with("listening at unix://")
+    );
+    assert!(entry["time"].as_str().unwrap().ends_with('Z'));
+    engine.terminate();
+    assert!(!pidfile.exists());
+    // Another process has written it.
+    fs::write(&pidfile, std::process::id().to_string()).unwrap();
+    let log = engine.refuses_to_start();
+    assert!(log.contains("is still running"), "{log}");
+    for (words, text) in [
+        (vec!["--label=a"], "labels: bad attribute format: a"),
+        (
+            vec!["--authorization-plugin=x"],
+            "authorization-plugins is not supported: ",
+        ),
+        (
+            vec!["--userland-proxy"],
+            "userland-proxy: true is not supported: ports are published by the kernel only",
+        ),
+        (vec!["--nosuch"], "unknown flag: --nosuch"),
+    ] {
+        engine.set_arguments(&words);
+        let log = engine.refuses_to_start();
+        assert!(log.contains(text), "{words:?}: {log}");
+    }
+    engine.configure(&json!({"labels": ["x=y"], "debug": false}));
+    engine.set_arguments(&["-D", "--label=a=b"]);
+    let log = engine.refuses_to_start();
+    assert!(
+        log.contains("daemon.json: the following directives are specified both as a flag and in the configuration file: labels: (from flag: [a=b], from file: [x=y]), debug: (from flag: true, from file: false)"),
+        "{log}"
+    );
+}
+
+#[test]
+fn host_gateway_has_an_address_of_each_family() {
+    let engine = with(&json!({"host-gateway-ips": ["10.9.8.7", "fd00::7"]}));
+    engine.both(|cli| {
+        let hosts = cli
+            .sh(
+                &["--rm", "--add-host=gate:host-gateway"],
+                "grep gate /etc/hosts",
+            )
+            .ok();
+        assert_eq!(hosts, "10.9.8.7\tgate\nfd00::7\tgate");
+    });
+}
+
+#[test]
+fn lists_have_the_formats_of_the_clients_configuration() {
+    let engine = Engine::start();
+    let directory = engine.root().parent().unwrap().to_owned();
+    let file = directory.join("docker-config/config.json");
+    let mut content: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    for (key, format) in [
+        ("psFormat", "{{.Names}}!"),
+        ("imagesFormat", "{{.Repository}}:{{.Tag}}!"),
+        ("networksFormat", "{{.Name}}!"),
+        ("volumesFormat", "{{.Name}}!"),
+        ("statsFormat", "{{.Name}}!"),
+    ] {
+        content[key] = format.into();
+    }
+    fs::write(&file, content.to_string()).unwrap();
+    engine.both(|cli| {
+        let id = cli.up("one", &[], &["sleep", "600"]);
+        cli.run(&["volume", "create", "data"]).ok();
+        assert_eq!(cli.run(&["ps"]).ok(), "one!");
+        assert_eq!(cli.run(&["ps", "--format", "{{.State}}"]).ok(), "running");
+        assert_eq!(cli.run(&["ps", "-q"]).ok(), id[..12]);
+        assert_eq!(cli.run(&["images"]).ok(), "busybox:latest!");
+        assert!(!cli.run(&["images", "-q"]).ok().contains('!'));
+        assert_eq!(cli.run(&["volume", "ls"]).ok(), "data!");
+        let networks = cli.run(&["network", "ls"]).ok();
+        assert!(networks.lines().any(|line| line == "bridge!"), "{networks}");
+        assert_eq!(cli.run(&["stats", "--no-stream"]).ok(), "one!");
+        cli.run(&["rm", "-f", "one"]).ok();
+        cli.run(&["volume", "rm", "data"]).ok();
+        // Nothing but the heading without containers.
+        let table = cli.run(&["stats", "--no-stream", "--format", "table"]).ok();
+        assert!(
+            table.lines().count() == 1 && table.starts_with("CONTAINER ID"),
+            "{table}"
+        );
+    });
+}
