@@ -307,6 +307,10 @@ impl Recent {
     const MOST: usize = 8 << 20;
 
     fn add(&mut self, size: usize) {
+        // Nothing is sent of an empty line: it cannot be lost, and would stay in the list.
+        if size == 0 {
+            return;
+        }
         self.sizes.push_back(size);
         self.total += size;
         while self.total > Self::MOST
@@ -320,7 +324,7 @@ impl Recent {
     fn within(&self, bytes: u64) -> u64 {
         let mut left = bytes.saturating_sub(self.partial as u64);
         let mut count = 0;
-        for size in self.sizes.iter().rev().filter(|size| **size > 0) {
+        for size in self.sizes.iter().rev() {
             if left == 0 {
                 break;
             }

@@ -134,7 +134,10 @@ impl TlsStream {
     /// Decrypts what the collector has sent.
     pub(crate) fn decrypt(&mut self, mut bytes: &[u8], out: &mut Vec<u8>) -> io::Result<()> {
         while !bytes.is_empty() {
-            self.session.read_tls(&mut bytes)?;
+            // It takes nothing more after the collector has said that it ends the session.
+            if self.session.read_tls(&mut bytes)? == 0 {
+                return Err(closed());
+            }
             let state = self
                 .session
                 .process_new_packets()
@@ -142,6 +145,9 @@ impl TlsStream {
             let mut plain = vec![0; state.plaintext_bytes_to_read()];
             self.session.reader().read_exact(&mut plain)?;
             out.extend(plain);
+            if state.peer_has_closed() {
+                return Err(closed());
+            }
         }
         Ok(())
     }
@@ -151,4 +157,10 @@ impl TlsStream {
         self.session.send_close_notify();
         let _ = self.flush();
     }
+}
+fn closed() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::UnexpectedEof,
+        "the collector has closed the connection",
+    )
 }

@@ -283,7 +283,7 @@ impl Containers {
         start: &ExecStart,
     ) -> Result<protocol::ExecLaunch> {
         let record = container.record().clone();
-        let host = &self.effective(&record.host);
+        let host = &self.applied_defaults(container, &record.host)?;
         let mut capable = host.clone();
         capable.privileged |= config.privileged;
         // --privileged adds capabilities, but the seccomp filter remains the container's.

@@ -11,6 +11,7 @@
 //! Each operation on a container holds its `operation` lock, so that two never interleave. The
 //! record has its own lock, which is held only briefly: a stuck container never blocks a list.
 
+mod applied;
 mod attach;
 mod audit;
 mod check;

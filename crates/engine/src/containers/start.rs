@@ -257,7 +257,8 @@ impl Containers {
         attached: Vec<Attach>,
         links: &[String],
     ) -> Result<ContainerLaunch> {
-        let (config, host) = (&record.config, &self.effective(&record.host));
+        let host = &self.apply_defaults(container, &record.host)?;
+        let config = &record.config;
         let directory = self.instance.container_dir(&record.id);
         files::write(container, &directory, record, self)?;
         let mut spec = self.spec(record, host, &directory)?;
@@ -313,11 +314,6 @@ impl Containers {
             mounted_layers: Vec::new(),
             nodes_of_user: requested.of_user,
         })
-    }
-
-    /// Returns a container's settings, completed with the engine's defaults for its processes.
-    pub(super) fn effective(&self, host: &HostConfig) -> HostConfig {
-        self.instance.live.get().containers.complete(host)
     }
 
     /// Generates the container's OCI configuration.
