@@ -185,16 +185,16 @@ pub(crate) fn info(engine: &Engine, info: Info, cdi: CdiDevices) -> SystemInfo {
             .iter()
             .map(|path| path.to_string_lossy().into_owned())
             .collect(),
-        discovered_devices: cdi
-            .names
-            .into_iter()
-            .map(|id| DeviceInfo {
-                source: "cdi".into(),
-                id,
-            })
-            .collect(),
+        discovered_devices: cdi.names.into_iter().map(device).collect(),
         id: info.id,
         ..SystemInfo::default()
+    }
+}
+
+fn device(id: String) -> DeviceInfo {
+    DeviceInfo {
+        source: "cdi".into(),
+        id,
     }
 }
 
