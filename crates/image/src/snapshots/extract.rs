@@ -288,11 +288,10 @@ mod tests {
             ("own", "/opt/5", "own/g"),
             ("own-up", "../../opt/5", "own-up/h"),
         ] {
-            let mut header = header(0);
-            header.set_entry_type(tar::EntryType::Symlink);
-            archive.append_link(&mut header, link, target).unwrap();
-            let mut header = header(0);
-            archive.append_data(&mut header, file, &b""[..]).unwrap();
+            let mut linked = header(0);
+            linked.set_entry_type(tar::EntryType::Symlink);
+            archive.append_link(&mut linked, link, target).unwrap();
+            archive.append_data(&mut header(0), file, &b""[..]).unwrap();
         }
         let archive = archive.into_inner().unwrap();
         let root: OwnedFd = fs::open(scratch.path()).unwrap().into();
