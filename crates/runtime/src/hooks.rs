@@ -16,6 +16,9 @@ use crate::spec::Hook;
 /// How much of a failed hook's error output is shown, in bytes.
 const MAX_OUTPUT: usize = 1 << 10;
 
+/// How long a killed hook is waited for.
+const AFTER_KILL: Duration = Duration::from_secs(1);
+
 /// Runs hooks one after another, each with the container's state on standard input.
 ///
 /// # Errors
@@ -100,17 +103,30 @@ fn wait(
             if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
                 let _ = kill_process_group(group, Signal::KILL);
             }
-            let _ = child.wait();
+            give_up(&mut child);
             return Err(Error::Os("timed out".into()));
         }
         std::thread::sleep(Duration::from_millis(2));
     }
 }
 
-/// Reads what a non-blocking pipe has; keeps the beginning only.
+/// Waits a moment for a killed hook. One that hangs in the kernel cannot end.
+fn give_up(child: &mut Child) {
+    let deadline = Instant::now() + AFTER_KILL;
+    while Instant::now() < deadline && matches!(child.try_wait(), Ok(None)) {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Reads what a non-blocking pipe has; keeps the beginning only. One that is always full does not
+/// keep it from returning.
 fn read_available(pipe: &mut File, output: &mut Vec<u8>) {
+    const MAX_READS: usize = 16;
     let mut buffer = [0; 4096];
-    while let Ok(count @ 1..) = pipe.read(&mut buffer) {
+    for _ in 0..MAX_READS {
+        let Ok(count @ 1..) = pipe.read(&mut buffer) else {
+            return;
+        };
         let kept = count.min(MAX_OUTPUT.saturating_sub(output.len()));
         output.extend_from_slice(&buffer[..kept]);
     }
@@ -152,6 +168,15 @@ mod tests {
     fn a_hook_that_takes_too_long_is_killed_with_its_children() {
         let begun = Instant::now();
         let text = failure("sleep 60 & sleep 60; :", Some(1));
+        assert_eq!(text, "hook /bin/sh: timed out");
+        assert!(begun.elapsed() < Duration::from_secs(30));
+    }
+
+    #[test]
+    fn a_hook_that_writes_without_end_is_killed_too() {
+        let begun = Instant::now();
+        let writer = "yes >&2 & ";
+        let text = failure(&format!("{}wait", writer.repeat(8)), Some(1));
         assert_eq!(text, "hook /bin/sh: timed out");
         assert!(begun.elapsed() < Duration::from_secs(30));
     }
