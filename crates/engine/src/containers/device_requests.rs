@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use whelk_cdi::{Injected, Registry};
 use whelk_runtime::spec::{Hook, Spec};
+use whelk_sys::fs;
 
 use super::Containers;
 use crate::error::{Error, Result};
@@ -16,6 +17,9 @@ const NVIDIA_HOOK: &str = "nvidia-container-runtime-hook";
 
 /// The kind of GPUs in NVIDIA's CDI specifications.
 const NVIDIA_KIND: &str = "nvidia.com/gpu";
+
+/// How many devices a request may ask for.
+const MAX_COUNT: i64 = 1024;
 
 /// How long the hook may run, in seconds: it may load the driver.
 const HOOK_TIMEOUT: u64 = 60;
@@ -33,8 +37,13 @@ impl Containers {
         spec: &mut Spec,
     ) -> Result<Injected> {
         let mut added = Injected::default();
-        for request in host.device_requests.iter().flatten() {
-            let injected = self.add_request(request, spec)?;
+        let requests = host.device_requests.as_deref().unwrap_or_default();
+        if requests.is_empty() {
+            return Ok(added);
+        }
+        let registry = self.cdi();
+        for request in requests {
+            let injected = self.add_request(request, &registry, spec)?;
             added.groups.extend(injected.groups);
             let paths = &injected.of_user;
             added
@@ -45,7 +54,12 @@ impl Containers {
         Ok(added)
     }
 
-    fn add_request(&self, request: &DeviceRequest, spec: &mut Spec) -> Result<Injected> {
+    fn add_request(
+        &self,
+        request: &DeviceRequest,
+        registry: &Registry,
+        spec: &mut Spec,
+    ) -> Result<Injected> {
         let ids = request.device_ids.as_deref().unwrap_or_default();
         match request.driver.as_str() {
             "cdi" => {
@@ -62,10 +76,10 @@ impl Containers {
                 if ids.is_empty() {
                     return Ok(Injected::default());
                 }
-                self.inject(ids, spec)
+                self.inject(registry, ids, spec)
             }
             "" | "nvidia" => match selected(request) {
-                Some(capabilities) => self.add_gpus(request, ids, capabilities, spec),
+                Some(capabilities) => self.add_gpus(request, registry, capabilities, spec),
                 None => Err(no_driver(request)),
             },
             _ => Err(no_driver(request)),
@@ -76,11 +90,11 @@ impl Containers {
     fn add_gpus(
         &self,
         request: &DeviceRequest,
-        ids: &[String],
+        registry: &Registry,
         capabilities: &[String],
         spec: &mut Spec,
     ) -> Result<Injected> {
-        let registry = self.cdi();
+        let ids = request.device_ids.as_deref().unwrap_or_default();
         let has_spec = registry.devices().any(|name| {
             name.strip_prefix(NVIDIA_KIND)
                 .is_some_and(|rest| rest.starts_with('='))
@@ -98,9 +112,11 @@ impl Containers {
                 "cannot set both Count and DeviceIDs on device request",
             ));
         }
+        // Records of earlier versions may have any number.
+        check_count(request)?;
         let wanted = match request.count {
             _ if !ids.is_empty() => ids.to_vec(),
-            ..0 => vec!["all".to_owned()],
+            i64::MIN..0 => vec!["all".to_owned()],
             count => (0..count).map(|number| number.to_string()).collect(),
         };
         match hook {
@@ -113,19 +129,18 @@ impl Containers {
                     .iter()
                     .map(|name| format!("{NVIDIA_KIND}={name}"))
                     .collect();
-                self.inject(&names, spec)
+                self.inject(registry, &names, spec)
             }
         }
     }
 
-    fn inject(&self, names: &[String], spec: &mut Spec) -> Result<Injected> {
+    fn inject(&self, registry: &Registry, names: &[String], spec: &mut Spec) -> Result<Injected> {
         const FAILED: &str = "CDI device injection failed";
         if self.instance.cdi_directories.is_empty() {
             return Err(Error::internal(format!(
                 "{FAILED}: no CDI specification directories specified"
             )));
         }
-        let registry = self.cdi();
         let injected = registry.inject(names, spec);
         injected.map_err(|error| {
             for problem in registry.errors() {
@@ -139,6 +154,20 @@ impl Containers {
     pub(crate) fn cdi(&self) -> Registry {
         Registry::read(&self.instance.cdi_directories)
     }
+}
+
+/// Checks how many devices a request asks for.
+///
+/// # Errors
+/// Returns an error if they are more than any host has.
+pub(crate) fn check_count(request: &DeviceRequest) -> Result<()> {
+    if request.count > MAX_COUNT {
+        return Err(Error::invalid(format!(
+            "device request for {} devices: at most {MAX_COUNT} are possible",
+            request.count
+        )));
+    }
+    Ok(())
 }
 
 /// Returns the first alternative of capabilities that NVIDIA's driver has.
@@ -207,7 +236,9 @@ fn find_program(name: &str) -> Option<PathBuf> {
         .filter(|directory| directory.is_absolute())
         .map(|directory| directory.join(name))
         .find(|path| {
-            whelk_sys::fs::metadata(path)
+            // The program may be a symbolic link.
+            fs::canonicalize(path)
+                .and_then(fs::metadata)
                 .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
         })
 }

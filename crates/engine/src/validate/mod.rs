@@ -8,6 +8,7 @@ mod modes;
 
 use whelk_text::signal;
 
+use crate::containers::device_requests;
 use crate::error::{Error, Result};
 use crate::host::HostInfo;
 use crate::instance::ContainerDefaults;
@@ -41,6 +42,8 @@ pub fn settings(
     limits(host_config, host, &mut warnings)?;
     check_restart_policy(host_config)?;
     check_sysctls(host_config)?;
+    let mut requests = host_config.device_requests.iter().flatten();
+    requests.try_for_each(device_requests::check_count)?;
     security::capabilities(host_config)?;
     security::Options::parse(host_config)?;
     let (log, default) = (&mut host_config.log_config, &host.default_log);
