@@ -64,9 +64,11 @@ fn set_up<'a>(
     let shared = mounts::clone_shared(&spec.mounts, &linux.rootfs_propagation)?;
     let root = rootfs::attach(launch.rootfs, launch.scratch)?;
     let keys = mount_all(launch, cgroup, &root, shared)?;
-    if !keys.dev_is_bound {
-        devices::create(&root, &linux.devices, own_user_namespace)?;
-    }
+    let left = if keys.dev_is_bound {
+        Vec::new()
+    } else {
+        devices::create(&root, &linux.devices, own_user_namespace)?
+    };
     let terminal = open_terminal(process, &keys, &root, sync)?;
     run_hooks(launch, sync)?;
 
@@ -80,7 +82,7 @@ fn set_up<'a>(
     keys.make_read_only()?;
     let identity = process::identity(&root, process, launch.user)?;
     if !keys.dev_is_bound {
-        devices::give(&root, launch.nodes_of_user, &identity)?;
+        devices::give(&root, launch.nodes_of_user, &left, &identity)?;
     }
     rootfs::pivot(&root)?;
     rootfs::finish(

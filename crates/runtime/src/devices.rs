@@ -4,7 +4,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, chownat, makedev, mknodat, symlinkat, unlinkat,
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, StatxFlags, Uid, chownat, makedev, mknodat, statx,
+    symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
@@ -35,9 +36,12 @@ const LINKS: &[(&str, &str)] = &[
 
 /// Creates the default and the configured devices and the symbolic links in `/dev`. With `bind` (in
 /// a user namespace, where mknod is not permitted) the host's nodes are bind-mounted instead.
-pub(crate) fn create(root: &OwnedFd, devices: &[Device], bind: bool) -> Result<()> {
+/// Returns the paths of devices for which there was already a file that had to be left.
+pub(crate) fn create(root: &OwnedFd, devices: &[Device], bind: bool) -> Result<Vec<String>> {
     let dev = in_root::create_dir_all(root, "/dev", Mode::from_raw_mode(0o755))
         .map_err(os_at("open", "/dev"))?;
+    let own = [mount_id(root)?, mount_id(&dev)?];
+    let mut left = Vec::new();
     for &(name, major, minor) in DEFAULT {
         let path = format!("/dev/{name}");
         if devices.iter().all(|device| device.path != path) {
@@ -50,7 +54,7 @@ pub(crate) fn create(root: &OwnedFd, devices: &[Device], bind: bool) -> Result<(
                 uid: 0,
                 gid: 0,
             };
-            create_one(&dev, name, &device, bind)?;
+            create_one(&dev, name, &device, bind, true)?;
         }
     }
     for device in devices {
@@ -66,7 +70,10 @@ pub(crate) fn create(root: &OwnedFd, devices: &[Device], bind: bool) -> Result<(
         };
         let directory = in_root::create_dir_all(root, parent, Mode::from_raw_mode(0o755))
             .map_err(os_at("open", parent))?;
-        create_one(&directory, name, device, bind)?;
+        let is_own = own.contains(&mount_id(&directory)?);
+        if create_one(&directory, name, device, bind, is_own)? == Outcome::Left {
+            left.push(device.path.clone());
+        }
     }
     for (name, target) in LINKS {
         link(&dev, name, target)?;
@@ -76,9 +83,18 @@ pub(crate) fn create(root: &OwnedFd, devices: &[Device], bind: bool) -> Result<(
     }
     // Replaces what the image has, so that `/dev/ptmx` belongs to the container's own devpts.
     match unlinkat(&dev, "ptmx", AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => link(&dev, "ptmx", "pts/ptmx"),
-        Err(error) => Err(os_at("replace", "/dev/ptmx")(error)),
+        Ok(()) | Err(Errno::NOENT) => link(&dev, "ptmx", "pts/ptmx")?,
+        Err(error) => return Err(os_at("replace", "/dev/ptmx")(error)),
     }
+    Ok(left)
+}
+
+/// Returns the identity of the mount that a directory is on.
+fn mount_id(directory: &OwnedFd) -> Result<u64> {
+    let found = statx(directory, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID);
+    Ok(found
+        .map_err(os("stat the directory of a device"))?
+        .stx_mnt_id)
 }
 
 fn link(dev: &OwnedFd, name: &str, target: &str) -> Result<()> {
@@ -88,7 +104,22 @@ fn link(dev: &OwnedFd, name: &str, target: &str) -> Result<()> {
     }
 }
 
-fn create_one(directory: &OwnedFd, name: &str, device: &Device, bind: bool) -> Result<()> {
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Made,
+    /// There was a file that is not the container's.
+    Left,
+}
+
+/// Creates a device in a directory. `is_own` says whether the files in it are the container's, so that
+/// one that has the name may be replaced: in a mounted directory of the host it is the host's.
+fn create_one(
+    directory: &OwnedFd,
+    name: &str,
+    device: &Device,
+    bind: bool,
+    is_own: bool,
+) -> Result<Outcome> {
     let step = |error: Errno| os_at("create device", &device.path)(error);
     if bind {
         let source = open_tree(
@@ -99,7 +130,8 @@ fn create_one(directory: &OwnedFd, name: &str, device: &Device, bind: bool) -> R
         .map_err(step)?;
         let target =
             in_root::create_file(directory, name).map_err(os_at("create device", &device.path))?;
-        return attach_at(&source, &target).map_err(step);
+        attach_at(&source, &target).map_err(step)?;
+        return Ok(Outcome::Made);
     }
     let kind = match device.kind {
         DeviceKind::Block => FileType::BlockDevice,
@@ -113,25 +145,17 @@ fn create_one(directory: &OwnedFd, name: &str, device: &Device, bind: bool) -> R
         u32::try_from(n)
             .map_err(|_| Error::invalid(format!("invalid device number {n} for {}", device.path)))
     };
-    match mknodat(
-        directory,
-        name,
-        kind,
-        mode,
-        makedev(number(device.major)?, number(device.minor)?),
-    ) {
+    let number = makedev(number(device.major)?, number(device.minor)?);
+    let make = || mknodat(directory, name, kind, mode, number);
+    match make() {
         Ok(()) => {}
-        Err(Errno::EXIST) => {
-            unlinkat(directory, name, AtFlags::empty()).map_err(step)?;
-            mknodat(
-                directory,
-                name,
-                kind,
-                mode,
-                makedev(number(device.major)?, number(device.minor)?),
-            )
-            .map_err(step)?;
-        }
+        Err(Errno::EXIST) if is_own => match unlinkat(directory, name, AtFlags::empty()) {
+            Ok(()) => make().map_err(step)?,
+            // Something is mounted there.
+            Err(Errno::BUSY) => return Ok(Outcome::Left),
+            Err(error) => return Err(step(error)),
+        },
+        Err(Errno::EXIST) => return Ok(Outcome::Left),
         Err(error) => return Err(step(error)),
     }
     if device.uid != 0 || device.gid != 0 {
@@ -144,13 +168,18 @@ fn create_one(directory: &OwnedFd, name: &str, device: &Device, bind: bool) -> R
         )
         .map_err(step)?;
     }
-    Ok(())
+    Ok(Outcome::Made)
 }
 
 /// Makes device nodes belong to the user of the container's program. Other files that are in their
-/// place, such as mounts, keep their owners.
-pub(crate) fn give(root: &OwnedFd, nodes: &[NodeOfUser], identity: &Identity) -> Result<()> {
-    for node in nodes {
+/// place, such as mounts and what [`create`] has `left`, keep their owners.
+pub(crate) fn give(
+    root: &OwnedFd,
+    nodes: &[NodeOfUser],
+    left: &[String],
+    identity: &Identity,
+) -> Result<()> {
+    for node in nodes.iter().filter(|node| !left.contains(&node.path)) {
         let user = (node.user && identity.uid != 0).then_some(Uid::from_raw(identity.uid));
         let group = (node.group && identity.gid != 0).then_some(Gid::from_raw(identity.gid));
         if user.is_none() && group.is_none() {
