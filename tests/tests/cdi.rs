@@ -7,7 +7,7 @@
 )]
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
 use rustix::fs::{FileType, Mode, makedev, mknodat};
@@ -38,7 +38,7 @@ fn spec(devices: &[(&str, &str)]) -> String {
         .iter()
         .map(|(name, edits)| format!("- name: {name}\n  containerEdits:\n    {edits}\n"))
         .collect();
-    format!("cdiVersion: \"0.7.0\"\nkind: vendor.com/class\ndevices:\n{devices}")
+    format!("cdiVersion: \"1.1.0\"\nkind: vendor.com/class\ndevices:\n{devices}")
 }
 
 /// Writes a program that runs a script.
@@ -123,6 +123,84 @@ fn a_device_consists_of_nodes_mounts_variables_and_groups() {
         engine.restart();
         cli.run(&["restart", "-t", "0", "named"]).ok();
         assert_eq!(cli.run(&["exec", "named", "ls", "/dev/two"]).ok(), "/dev/two");
+    });
+}
+
+#[test]
+fn nodes_in_mounted_directories_stay_the_hosts() {
+    let engine = engine_with(&[(
+        "a.yaml",
+        &spec(&[(
+            "one",
+            &format!(
+                "deviceNodes: [{{path: /dev/host/old, type: c, major: {MAJOR}, minor: 8}}, {{path: /dev/host/new, type: c, major: {MAJOR}, minor: 9}}, \
+                 {{path: /dev/own, type: c, major: {MAJOR}, minor: 9}}]"
+            ),
+        )]),
+    )]);
+    let scratch = engine.scratch("host");
+    let (number, mode) = (makedev(MAJOR, 7), Mode::from_raw_mode(0o640));
+    let node = scratch.join("old");
+    mknodat(
+        rustix::fs::CWD,
+        &node,
+        FileType::CharacterDevice,
+        mode,
+        number,
+    )
+    .unwrap();
+    std::os::unix::fs::chown(&node, Some(3), Some(4)).unwrap();
+    let state = || {
+        let found = fs::symlink_metadata(&node).unwrap();
+        (
+            found.ino(),
+            found.mode(),
+            found.rdev(),
+            found.uid(),
+            found.gid(),
+        )
+    };
+    let before = state();
+    let volume = format!("{}:/dev/host", scratch.display());
+    engine.both(|cli| {
+        let _ = fs::remove_file(scratch.join("new"));
+        let run = |volume: &str, script: &str| {
+            let flags = [
+                "--device",
+                "vendor.com/class=one",
+                "-u",
+                "12:34",
+                "-v",
+                volume,
+            ];
+            cli.sh(&flags, script).ok()
+        };
+        let script = "cd /dev; stat -c '%n %t:%T %a %u:%g' host/old host/new own";
+        let expected = "host/old f0:7 640 3:4\nhost/new f0:9 666 12:34\nown f0:9 666 12:34";
+        assert_eq!(run(&volume, script), expected);
+        // What is there already is not written.
+        assert_eq!(run(&format!("{volume}:ro"), script), expected);
+        assert_eq!(state(), before);
+        // A file in the place of a device.
+        let file = format!("{}:/dev/own", node.display());
+        assert_eq!(
+            cli.sh(
+                &[
+                    "--device",
+                    "vendor.com/class=one",
+                    "-v",
+                    &volume,
+                    "-v",
+                    &file,
+                    "-u",
+                    "12"
+                ],
+                "stat -c '%t:%T %u' /dev/own",
+            )
+            .ok(),
+            "f0:7 3"
+        );
+        assert_eq!(state(), before);
     });
 }
 
@@ -367,15 +445,24 @@ fn gpus_come_from_their_specification_or_the_toolkits_hook() {
             125,
             "could not select device driver \"other\" with capabilities: [[gpu]]",
         );
+        cli.sh(&["--gpus", "1025"], "").refuses(
+            125,
+            "device request for 1025 devices: at most 1024 are possible",
+        );
         cli.sh(&["--gpus", "x"], "").refuses(
             125,
             "invalid argument \"x\" for \"--gpus\" flag: invalid count (x): value must be either \"all\" or an integer: invalid syntax",
         );
     });
+    let huge = json!({"Driver": "nvidia", "Count": i64::MAX, "Capabilities": [["gpu"]]});
+    let body = json!({"Image": "busybox", "HostConfig": {"DeviceRequests": [huge]}});
+    let (status, error) = engine.api("POST", "/containers/create", Some(&body));
+    assert_eq!(status, 400, "{error}");
     // The hook of NVIDIA's toolkit, which reads the variables of the configuration.
+    symlink("toolkit", programs.join("nvidia-container-runtime-hook")).unwrap();
     program(
         &programs,
-        "nvidia-container-runtime-hook",
+        "toolkit",
         "bundle=$(sed 's/.*\"bundle\":\"\\([^\"]*\\)\".*/\\1/'); grep -q NVIDIA_VISIBLE_DEVICES $bundle/config.json && test $1 = prestart",
     );
     engine.both(|cli| {
@@ -402,8 +489,10 @@ fn gpus_come_from_their_specification_or_the_toolkits_hook() {
             )
         })
         .concat();
+    let generated = scratch.join("generated");
+    symlink(&generated, Path::new(&directory).join("nvidia.yaml")).unwrap();
     fs::write(
-        Path::new(&directory).join("nvidia.yaml"),
+        generated,
         format!("---\ncdiVersion: 0.5.0\nkind: nvidia.com/gpu\ndevices:\n{devices}"),
     )
     .unwrap();

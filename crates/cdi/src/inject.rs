@@ -33,13 +33,17 @@ impl Registry {
         let edits = self.edits(devices)?;
         let mut changed = spec.clone();
         let mut injected = Injected::default();
+        let has_mounts = edits.iter().any(|edits| !edits.mounts.is_empty());
         for edits in edits {
             apply(edits, &mut changed, &mut injected).map_err(Error::Device)?;
         }
-        // Parents before children; mounts of the same depth keep their order.
-        changed
-            .mounts
-            .sort_by_key(|mount| depth(&mount.destination));
+        // Parents before children; mounts of the same depth keep their order. Without new mounts the
+        // user's keep theirs.
+        if has_mounts {
+            changed
+                .mounts
+                .sort_by_key(|mount| depth(&mount.destination));
+        }
         *spec = changed;
         Ok(injected)
     }
@@ -269,7 +273,7 @@ mod tests {
             .map(|(name, edits)| format!("- name: {name}\n  containerEdits: {edits}"))
             .collect();
         format!(
-            "cdiVersion: 0.7.0\nkind: vendor.com/class\ncontainerEdits: {{env: [ALL=1]}}\ndevices:\n{}\n",
+            "cdiVersion: 1.1.0\nkind: vendor.com/class\ncontainerEdits: {{env: [ALL=1]}}\ndevices:\n{}\n",
             devices.join("\n")
         )
     }
@@ -387,6 +391,81 @@ mod tests {
             .map(|it| (&*it.path, it.user, it.group))
             .collect();
         assert_eq!(owned, [("/dev/x", false, true), ("/dev/y", true, true)]);
+    }
+
+    #[test]
+    fn specifications_may_be_links_and_their_writers_are_checked() {
+        use std::os::unix::fs::symlink;
+        let (scratch, _) = registry(&[
+            ("first/a.yaml", &spec(&[("one", "{env: [A=1]}")])),
+            ("target", &spec(&[("two", "{env: [A=1]}")])),
+        ]);
+        let first = scratch.path().join("first");
+        symlink("../target", first.join("b.yaml")).unwrap();
+        symlink("/dev/zero", first.join("c.yaml")).unwrap();
+        let fifo = scratch.path().join("fifo");
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, mode).unwrap();
+        symlink("../fifo", first.join("d.yaml")).unwrap();
+        let read = || {
+            let registry = Registry::read(std::slice::from_ref(&first));
+            assert!(
+                registry
+                    .devices()
+                    .eq(["vendor.com/class=one", "vendor.com/class=two"])
+            );
+            let errors = registry.errors().iter();
+            errors
+                .map(|error| {
+                    let name = error.path.file_name().unwrap().to_string_lossy();
+                    (name.into_owned(), error.text.clone())
+                })
+                .collect::<Vec<_>>()
+        };
+        fs::set_mode(first.join("a.yaml"), 0o644).unwrap();
+        fs::set_mode(scratch.path().join("target"), 0o644).unwrap();
+        let errors = read();
+        assert_eq!(errors.len(), 2, "{errors:?}");
+        for (name, text) in errors {
+            assert!(name == "c.yaml" || name == "d.yaml", "{name}");
+            assert!(text.ends_with("not a regular file"), "{text}");
+        }
+        fs::set_mode(&first, 0o757).unwrap();
+        fs::set_mode(scratch.path().join("target"), 0o646).unwrap();
+        let warned: Vec<_> = read()
+            .into_iter()
+            .filter(|(_, text)| text.starts_with("writable by others than root"))
+            .map(|(name, _)| name)
+            .collect();
+        assert_eq!(warned, ["first", "b.yaml"]);
+    }
+
+    #[test]
+    fn mounts_are_sorted_only_with_new_ones() {
+        let (_scratch, registry) = registry(&[(
+            "first/a.yaml",
+            &spec(&[
+                ("one", "{env: [A=1]}"),
+                ("two", "{mounts: [{hostPath: /x, containerPath: /b}]}"),
+            ]),
+        )]);
+        let mounted = |device: &str| {
+            let mount = |path: &str| {
+                bind(&spec::Mount {
+                    container_path: Text(path.into()),
+                    ..Default::default()
+                })
+            };
+            let mut spec = Spec {
+                mounts: vec![mount("/a/deep"), mount("/a")],
+                ..Spec::default()
+            };
+            registry.inject(&[device.into()], &mut spec).unwrap();
+            let mounts = spec.mounts.into_iter();
+            mounts.map(|mount| mount.destination).collect::<Vec<_>>()
+        };
+        assert_eq!(mounted("vendor.com/class=one"), ["/a/deep", "/a"]);
+        assert_eq!(mounted("vendor.com/class=two"), ["/a", "/b", "/a/deep"]);
     }
 
     #[test]

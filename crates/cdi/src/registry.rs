@@ -1,6 +1,8 @@
 //! The specifications of a list of directories.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use whelk_sys::fs;
@@ -45,9 +47,16 @@ impl Registry {
         let mut registry = Self::default();
         let mut conflicts = BTreeSet::new();
         for (priority, directory) in directories.iter().enumerate() {
-            for path in registry.files(directory) {
+            let paths = registry.files(directory);
+            if !paths.is_empty()
+                && let Ok(found) = fs::canonicalize(directory).and_then(fs::metadata)
+            {
+                registry.check_writers(directory, &found);
+            }
+            for path in paths {
                 match load(&path) {
-                    Ok(spec) => {
+                    Ok((spec, found)) => {
+                        registry.check_writers(&path, &found);
                         let loaded = Loaded {
                             path,
                             priority,
@@ -135,6 +144,14 @@ impl Registry {
         paths
     }
 
+    /// Warns of those who could write hooks, which root runs. The devices can be used nevertheless.
+    fn check_writers(&mut self, path: &Path, found: &Metadata) {
+        if others_may_write(found) {
+            let text = "writable by others than root, who can have root run their programs";
+            self.fail(path, text.into());
+        }
+    }
+
     fn fail(&mut self, path: &Path, text: String) {
         self.errors.push(FileError {
             path: path.to_owned(),
@@ -168,17 +185,23 @@ impl Registry {
     }
 }
 
-/// Reads and parses a file. Others than regular ones are not opened: a FIFO would block.
-fn load(path: &Path) -> std::result::Result<Spec, String> {
+/// Reads and parses a file. Also returns what the file is.
+fn load(path: &Path) -> std::result::Result<(Spec, Metadata), String> {
     let failed = |text: String| format!("failed to load CDI Spec {text}");
-    let metadata = fs::metadata(path).map_err(|error| failed(error.to_string()))?;
-    if !metadata.is_file() {
-        return Err(failed(format!("{path:?}: not a regular file")));
-    }
-    let content = fs::read_at_most(path, MAX_SIZE).map_err(|error| failed(error.to_string()))?;
+    let (content, found) =
+        fs::read_regular(path, MAX_SIZE).map_err(|error| failed(error.to_string()))?;
     let is_json = path
         .extension()
         .is_some_and(|extension| extension == "json");
-    parse(&content, is_json)
-        .map_err(|error| failed(format!("failed to parse CDI Spec {path:?}: {error}")))
+    let spec = parse(&content, is_json)
+        .map_err(|error| failed(format!("failed to parse CDI Spec {path:?}: {error}")))?;
+    Ok((spec, found))
+}
+
+/// Whether others than root, or the user of the engine, may change a file or directory.
+fn others_may_write(found: &Metadata) -> bool {
+    let owner = found.uid();
+    let is_trusted = owner == 0 || owner == rustix::process::geteuid().as_raw();
+    let group = found.mode() & 0o020 != 0 && found.gid() != 0;
+    !is_trusted || group || found.mode() & 0o002 != 0
 }

@@ -88,7 +88,7 @@ fn or_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
 }
 
 /// A string. Numbers and truth values are accepted as well, because YAML has no quotes around most
-/// strings.
+/// strings, and null for an empty one. The library reads JSON as YAML.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Text(pub String);
 
@@ -112,6 +112,10 @@ impl<'de> Deserialize<'de> for Text {
 
             fn visit_str<E>(self, text: &str) -> Result<Text, E> {
                 Ok(Text(text.to_owned()))
+            }
+
+            fn visit_unit<E>(self) -> Result<Text, E> {
+                Ok(Text::default())
             }
 
             fn visit_i64<E>(self, number: i64) -> Result<Text, E> {
@@ -191,7 +195,11 @@ impl Spec {
             own.chain(self.devices.iter().map(|device| &device.container_edits))
         };
         let class = self.kind.split_once('/').map_or("", |(_, class)| class);
-        if edits().any(|edits| edits.intel_rdt.is_some() || !edits.additional_gids.is_empty()) {
+        if edits().any(|edits| !edits.net_devices.is_empty()) {
+            "1.1.0"
+        } else if edits()
+            .any(|edits| edits.intel_rdt.is_some() || !edits.additional_gids.is_empty())
+        {
             "0.7.0"
         } else if !self.annotations.is_empty()
             || self
@@ -378,6 +386,17 @@ mod tests {
         check(
             &with("0.6.0", "additionalGids: [1]"),
             "must be at least v0.7.0",
+        );
+        check(
+            &with("1.0.0", "netDevices: [{hostInterfaceName: a, name: b}]"),
+            "must be at least v1.1.0",
+        );
+        check(
+            &with(
+                "0.6.0",
+                "hooks: [{hookName: prestart, path: /x, args: [a, null]}]",
+            ),
+            "0.6.0",
         );
         check(&with("0.6.0", "{}"), "invalid device, empty device edits");
         check(

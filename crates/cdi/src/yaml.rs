@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use saphyr_parser::{Event, Parser, ScalarStyle, Tag};
 use serde_json::{Map, Number, Value};
 
-/// Nodes of a document after its aliases are replaced; a long scalar counts for several. Aliases of
+/// Nodes of a document after its aliases are replaced, and of the copies for them; a long scalar counts for several. Aliases of
 /// aliases grow exponentially.
 const MAX_NODES: usize = 500_000;
 /// Bytes of a scalar that count as one node.
@@ -68,7 +68,7 @@ impl Loader {
             Event::Scalar(text, style, anchor, tag) => {
                 let nodes = 1 + text.len() / BYTES_OF_NODE;
                 let value = scalar(&text, style, tag.as_deref())?;
-                self.remember(anchor, &value, nodes);
+                self.remember(anchor, &value, nodes)?;
                 self.add(value, nodes)
             }
             Event::Alias(anchor) => {
@@ -126,15 +126,18 @@ impl Loader {
             Open::Sequence(items) => items.into(),
             Open::Mapping { members, .. } => members.into(),
         };
-        self.remember(anchor, &value, nodes);
+        self.remember(anchor, &value, nodes)?;
         self.put(value, nodes)
     }
 
-    fn remember(&mut self, anchor: usize, value: &Value, nodes: usize) {
+    /// Keeps a copy of a value for its aliases, which counts as well: anchors can be nested.
+    fn remember(&mut self, anchor: usize, value: &Value, nodes: usize) -> Result<(), String> {
         // 0 is no anchor.
         if anchor != 0 {
+            self.count(nodes)?;
             self.anchors.insert(anchor, (value.clone(), nodes));
         }
+        Ok(())
     }
 
     fn count(&mut self, nodes: usize) -> Result<(), String> {
@@ -291,6 +294,11 @@ mod tests {
             "*a, ".repeat(100)
         );
         refused(&text, "too large, with its aliases replaced");
+        let nested: String = (0..60).map(|level| format!("&a{level} [")).collect();
+        refused(
+            &format!("{nested}{}{}", "x, ".repeat(20_000), "]".repeat(60)),
+            "too large, with its aliases replaced",
+        );
         refused("a: &a [*a]", "an alias stands for a node that contains it");
         refused(&"[".repeat(100), "nested deeper than 64");
         refused("a: 1\na: 2", "line 2: key \"a\" already set in map");

@@ -35,7 +35,8 @@ pub(crate) fn write(launch: &ContainerLaunch) -> Result<()> {
             .path
             .take_if(|path| path.starts_with("/proc/self/fd"));
     }
-    let content = serde_json::to_vec(&spec).unwrap_or_default();
+    let content = serde_json::to_vec(&spec)
+        .map_err(|error| whelk_runtime::Error::Os(format!("write config.json: {error}")))?;
     // It has the environment, which may contain passwords.
     fs::write_with_mode(launch.run_dir.join("config.json"), content, 0o600)?;
     Ok(())

@@ -13,6 +13,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags};
+
 use crate::errno_text;
 
 /// Operation, path and cause of an error: "open /etc/x: no such file or directory".
@@ -83,7 +85,6 @@ pub fn path_of(fd: impl AsFd) -> Option<PathBuf> {
 
 /// Opens the file that a descriptor, which may be one of `O_PATH`, refers to for reading.
 pub fn reopen(fd: impl AsFd) -> rustix::io::Result<OwnedFd> {
-    use rustix::fs::{Mode, OFlags};
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     rustix::fs::open(descriptor_path(fd), flags, Mode::empty())
 }
@@ -123,21 +124,36 @@ pub fn read_to_string(path: impl AsRef<Path>) -> Result<String> {
 /// # Errors
 /// Returns `InvalidData` if the file is larger, so that an untrusted file cannot exhaust memory.
 pub fn read_at_most(path: impl AsRef<Path>, most: u64) -> Result<Vec<u8>> {
+    read_limited(open(&path)?, path.as_ref(), most)
+}
+
+/// Reads a regular file of at most `most` bytes, or the one that a symbolic link leads to. Also
+/// returns what the file is. Nothing is waited for: opening a FIFO could block.
+///
+/// # Errors
+/// Returns `InvalidData` if the file is larger, or not a regular file.
+pub fn read_regular(path: impl AsRef<Path>, most: u64) -> Result<(Vec<u8>, Metadata)> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path.as_ref(), flags, Mode::empty()).map_err(at("open", &path))?;
+    let file = File::from(file);
+    let found = file.metadata().map_err(at("stat", &path))?;
+    if !found.is_file() {
+        let error = io::Error::new(io::ErrorKind::InvalidData, "not a regular file");
+        return Err(PathError::new("open", path.as_ref(), error));
+    }
+    Ok((read_limited(file, path.as_ref(), most)?, found))
+}
+
+fn read_limited(file: File, path: &Path, most: u64) -> Result<Vec<u8>> {
     use std::io::Read;
     let mut content = Vec::new();
-    let file = open(&path)?;
     file.take(most + 1)
         .read_to_end(&mut content)
-        .map_err(at("read", &path))?;
+        .map_err(at("read", path))?;
     if content.len() as u64 > most {
-        return Err(PathError::new(
-            "read",
-            path.as_ref(),
-            io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("larger than {most} bytes"),
-            ),
-        ));
+        let text = format!("larger than {most} bytes");
+        let error = io::Error::new(io::ErrorKind::InvalidData, text);
+        return Err(PathError::new("read", path, error));
     }
     Ok(content)
 }
