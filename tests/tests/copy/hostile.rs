@@ -1,7 +1,7 @@
 //! Containers that change their files during a copy, clients that stop, and containers that end.
 
 use std::fs;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use whelk_tests::tar::{self, Tar};
@@ -189,14 +189,16 @@ fn copies_race_with_starts_and_stops() {
         "600",
     ])
     .ok();
+    const COPIES: usize = 6;
     let has_ended = AtomicBool::new(false);
+    let counts = [AtomicUsize::new(0), AtomicUsize::new(0)];
     std::thread::scope(|scope| {
-        for worker in 0..2 {
+        for (worker, copies) in counts.iter().enumerate() {
             let (engine, has_ended) = (&engine, &has_ended);
             scope.spawn(move || {
                 let name = format!("file{worker}");
-                let mut count = 0;
                 while !has_ended.load(Ordering::Relaxed) {
+                    let count = copies.load(Ordering::Relaxed);
                     let archive = Tar::new().file(&name, count.to_string()).finish();
                     let (status, text) = put(engine, "/tmp", &archive, "");
                     assert!(status == 200 || status == 409, "{status} {text}");
@@ -206,15 +208,25 @@ fn copies_race_with_starts_and_stops() {
                         assert_eq!(answer.status, 200, "{}", answer.text());
                         assert_eq!(tar::file(&answer.body, &name), count.to_string().as_bytes());
                     }
-                    count += 1;
+                    copies.store(count + 1, Ordering::Relaxed);
                 }
-                assert!(count > 5, "{count}");
             });
         }
-        for _ in 0..8 {
+        let are_enough = || {
+            counts
+                .iter()
+                .all(|count| count.load(Ordering::Relaxed) >= COPIES)
+        };
+        for round in 0..100 {
             cli.run(&["start", "box"]).ok();
             cli.run(&["kill", "box"]).ok();
+            if round >= 8 && are_enough() {
+                break;
+            }
         }
         has_ended.store(true, Ordering::Relaxed);
     });
+    for count in counts {
+        assert!(count.into_inner() >= COPIES);
+    }
 }
