@@ -330,6 +330,9 @@ fn flags_of_dockerd_are_those_of_the_engine() {
         log.contains("daemon.json: the following directives are specified both as a flag and in the configuration file: labels: (from flag: [a=b], from file: [x=y]), debug: (from flag: true, from file: false)"),
         "{log}"
     );
+    // It has to run to be cleaned up after.
+    engine.set_arguments(&[]);
+    engine.restart();
 }
 
 #[test]
