@@ -624,9 +624,8 @@ fn copies_into_containers() {
     let file = engine.scratch("copied").join("file");
     fs::write(&file, "whole").unwrap();
     let copy = words(&format!("cp {} one:/etc/new", file.display()));
-    for prepare in [CREATED, COMMITTED] {
-        case.at_every_step_of(&engine, &[words(prepare)], &copy, || {});
-    }
+    // Of a running container, the root is only cloned: there is nothing to undo, and no step.
+    case.at_every_step_of(&engine, &[words(CREATED)], &copy, || {});
 }
 
 #[test]
