@@ -10,6 +10,7 @@ use whelk_sys::fs;
 use super::Containers;
 use crate::error::{Error, Result};
 use crate::model::{DeviceRequest, HostConfig};
+use crate::validate;
 
 /// The program of NVIDIA's container toolkit that adds GPUs to a container without a CDI
 /// specification.
@@ -17,9 +18,6 @@ const NVIDIA_HOOK: &str = "nvidia-container-runtime-hook";
 
 /// The kind of GPUs in NVIDIA's CDI specifications.
 const NVIDIA_KIND: &str = "nvidia.com/gpu";
-
-/// How many devices a request may ask for.
-const MAX_COUNT: i64 = 1024;
 
 /// How long the hook may run, in seconds: it may load the driver.
 const HOOK_TIMEOUT: u64 = 60;
@@ -113,7 +111,7 @@ impl Containers {
             ));
         }
         // Records of earlier versions may have any number.
-        check_count(request)?;
+        validate::check_device_count(request)?;
         let wanted = match request.count {
             _ if !ids.is_empty() => ids.to_vec(),
             i64::MIN..0 => vec!["all".to_owned()],
@@ -154,20 +152,6 @@ impl Containers {
     pub(crate) fn cdi(&self) -> Registry {
         Registry::read(&self.instance.cdi_directories)
     }
-}
-
-/// Checks how many devices a request asks for.
-///
-/// # Errors
-/// Returns an error if they are more than any host has.
-pub(crate) fn check_count(request: &DeviceRequest) -> Result<()> {
-    if request.count > MAX_COUNT {
-        return Err(Error::invalid(format!(
-            "device request for {} devices: at most {MAX_COUNT} are possible",
-            request.count
-        )));
-    }
-    Ok(())
 }
 
 /// Returns the first alternative of capabilities that NVIDIA's driver has.

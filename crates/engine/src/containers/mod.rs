@@ -18,7 +18,7 @@ mod check;
 mod commit;
 mod copy;
 mod create;
-pub(crate) mod device_requests;
+mod device_requests;
 mod devices;
 mod diff;
 mod donors;

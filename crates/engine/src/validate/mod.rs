@@ -8,11 +8,12 @@ mod modes;
 
 use whelk_text::signal;
 
-use crate::containers::device_requests;
 use crate::error::{Error, Result};
 use crate::host::HostInfo;
 use crate::instance::ContainerDefaults;
-use crate::model::{Config, HostConfig, IpcMode, NetworkMode, PidMode, RestartPolicy};
+use crate::model::{
+    Config, DeviceRequest, HostConfig, IpcMode, NetworkMode, PidMode, RestartPolicy,
+};
 use crate::{mounts, random_names, security};
 
 pub use limits::limits;
@@ -43,7 +44,7 @@ pub fn settings(
     check_restart_policy(host_config)?;
     check_sysctls(host_config)?;
     let mut requests = host_config.device_requests.iter().flatten();
-    requests.try_for_each(device_requests::check_count)?;
+    requests.try_for_each(check_device_count)?;
     security::capabilities(host_config)?;
     security::Options::parse(host_config)?;
     let (log, default) = (&mut host_config.log_config, &host.default_log);
@@ -241,6 +242,22 @@ pub fn name(name: &str) -> Result<&str> {
     let name = name.strip_prefix('/').unwrap_or(name);
     random_names::check(name)?;
     Ok(name)
+}
+
+/// Checks how many devices a request asks for.
+///
+/// # Errors
+/// Returns an error if they are more than any host has.
+pub(crate) fn check_device_count(request: &DeviceRequest) -> Result<()> {
+    /// How many devices a request may ask for.
+    const MAX_COUNT: i64 = 1024;
+    if request.count > MAX_COUNT {
+        return Err(Error::invalid(format!(
+            "device request for {} devices: at most {MAX_COUNT} are possible",
+            request.count
+        )));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
