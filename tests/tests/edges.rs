@@ -230,7 +230,7 @@ const MODULES: &[(&str, &[&str])] = &[
     // A part of the crate's root: it describes the whole engine.
     ("system", &["", "model"]),
     // As `system`: it verifies the whole engine.
-    ("check", &["", "error", "findings"]),
+    ("check", &["", "error", "findings", "images"]),
     // The same.
     ("reload", &["", "error", "instance"]),
 ];

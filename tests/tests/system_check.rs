@@ -639,6 +639,31 @@ fn a_layer_that_a_running_container_has_is_left_alone() {
 }
 
 #[test]
+fn a_layer_of_a_mounted_image_is_left_alone() {
+    let checked = Checked::start();
+    let layers = || -> Vec<PathBuf> {
+        let entries = fs::read_dir(checked.root("layers")).unwrap();
+        entries.map(|entry| entry.unwrap().path()).collect()
+    };
+    let before = layers();
+    checked.engine.load(&marked("mounted:1").build());
+    let mount = "type=image,source=mounted:1,target=/mounted";
+    let cli = checked.engine.cli(Program::Whelk);
+    let flags = ["run", "-d", "--name", "mounts", "--network", "none"];
+    cli.run(&[&flags[..], &["--mount", mount, "busybox", "sleep", "600"]].concat())
+        .ok();
+    let added = layers().into_iter().find(|layer| !before.contains(layer));
+    let size = added.unwrap().join("size");
+    let whole = fs::read(&size).unwrap();
+    fs::write(&size, "").unwrap();
+    let found = checked.problems(&["--repair"]);
+    let expected = " has lost its size; stop container mounts, which has the layer mounted";
+    assert!(found.len() == 1 && found[0].contains(expected), "{found:?}");
+    fs::write(&size, whole).unwrap();
+    checked.is_sound();
+}
+
+#[test]
 fn what_is_in_progress_is_no_problem() {
     let checked = Checked::start();
     let engine = &checked.engine;

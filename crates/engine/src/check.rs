@@ -12,6 +12,7 @@ use whelk_runtime::cgroup::Cgroup;
 use crate::Engine;
 use crate::error::{Error, Result};
 use crate::findings::{Finding, Findings};
+use crate::images::InUse;
 
 /// How much is verified, and what is done about problems.
 #[derive(Clone, Copy, Debug, Default)]
@@ -97,7 +98,8 @@ impl Engine {
             report(findings)
         };
         if goes_on {
-            let in_use = self.containers.layers_in_use();
+            let containers = self.containers.clone();
+            let in_use: InUse = Arc::new(move || containers.layers_in_use());
             let verified = self.images.verify(request.layers, &in_use, &mut report);
             checked.layers = verified.layers;
             checked.blobs = verified.blobs;

@@ -16,6 +16,7 @@ use super::{Container, Containers};
 use crate::error::{Error, Result};
 use crate::findings::Findings;
 use crate::model::Status;
+use crate::model::mount::MountPlan;
 use crate::mounts::mount_points;
 use crate::shims::check_alive;
 use crate::store::read_copy;
@@ -34,20 +35,25 @@ impl Containers {
         findings.add_failure("mounts", mounts);
     }
 
-    /// Returns the layers of running containers with the name of one of them.
+    /// Returns the layers of running containers, and of images that they mount, with the name of one of them.
     pub(crate) fn layers_in_use(&self) -> BTreeMap<Digest, String> {
         let mut layers = BTreeMap::new();
         for container in self.all() {
             if !container.workload.has_shim() {
                 continue;
             }
-            let (name, image) = {
+            let (name, ids) = {
                 let record = container.record();
-                (record.name.clone(), record.image.parse::<Digest>())
+                let mounted = record.mounts.iter().filter_map(MountPlan::image);
+                let mounted = mounted.filter_map(|image| image.id.parse().ok());
+                let ids: Vec<Digest> = record.image.parse().into_iter().chain(mounted).collect();
+                (record.name.clone(), ids)
             };
-            let image = image.ok().and_then(|id| self.images.get(&id).ok());
-            for layer in image.iter().flat_map(|image| &image.config.rootfs.diff_ids) {
-                layers.insert(layer.clone(), name.clone());
+            let images = ids.iter().filter_map(|id| self.images.get(id).ok());
+            for image in images.collect::<Vec<_>>() {
+                for layer in &image.config.rootfs.diff_ids {
+                    layers.insert(layer.clone(), name.clone());
+                }
             }
         }
         layers

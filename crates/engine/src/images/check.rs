@@ -11,6 +11,9 @@ use super::{Image, Images};
 use crate::error::{Error, Result};
 use crate::findings::Findings;
 
+/// Returns the layers that are mounted, with the name of a container that has them.
+pub(crate) type InUse = Arc<dyn Fn() -> BTreeMap<Digest, String> + Send + Sync>;
+
 /// What was verified of the images.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Verified {
@@ -74,12 +77,11 @@ impl Images {
 
     /// Verifies the content of all images: that it is there, the digests of blobs, and with `deep` also
     /// those of layers. Damaged content is repaired by moving it to `lost+found`, because a pull or load
-    /// leaves alone what is there; but not a layer that is in `in_use`, by the container that is given
-    /// with it. `tell` gets the findings after each object, and returns whether to go on.
+    /// leaves alone what is there; but not a layer that is in use, or content that cannot be read now. `tell` gets the findings after each object, and returns whether to go on.
     pub(crate) fn verify(
         self: &Arc<Self>,
         deep: bool,
-        in_use: &BTreeMap<Digest, String>,
+        in_use: &InUse,
         tell: &mut dyn FnMut(Findings) -> bool,
     ) -> Verified {
         let mut verified = Verified::default();
@@ -147,6 +149,11 @@ impl Images {
             findings.add_unrepairable(format!("{problem}; {AGAIN}"));
             return 0;
         }
+        // What cannot be read now, for want of descriptors for example, may be sound.
+        if !matches!(error, whelk_image::Error::Invalid(_)) {
+            findings.add_unrepairable(problem);
+            return 0;
+        }
         let (images, digest) = (self.clone(), digest.clone());
         findings.add(problem, move || {
             if images.files.content.read(&digest).is_ok() {
@@ -163,16 +170,19 @@ impl Images {
         image: &Image,
         layer: &Digest,
         deep: bool,
-        in_use: &BTreeMap<Digest, String>,
+        in_use: &InUse,
         findings: &mut Findings,
     ) -> u64 {
         let snapshots = &self.files.snapshots;
-        let problem = match snapshots.lack(layer) {
-            Some(lack) => format!("layer {layer} {lack}"),
+        let (problem, is_damaged) = match snapshots.lack(layer) {
+            Some(lack) => (format!("layer {layer} {lack}"), true),
             None if !deep => return 0,
             None => match snapshots.verify(layer) {
                 Ok(()) => return snapshots.size(layer).unwrap_or(0),
-                Err(error) => format!("layer {layer} is damaged: {error}"),
+                Err(error @ whelk_image::Error::Invalid(_)) => {
+                    (format!("layer {layer} is damaged: {error}"), true)
+                }
+                Err(error) => (format!("layer {layer} cannot be read: {error}"), false),
             },
         };
         if !self.has(image) {
@@ -181,13 +191,21 @@ impl Images {
         let problem = format!("image {}: {problem}", self.describe(image));
         if !snapshots.has(layer) {
             findings.add_unrepairable(format!("{problem}; {AGAIN}"));
-        } else if let Some(container) = in_use.get(layer) {
+        } else if !is_damaged {
+            findings.add_unrepairable(problem);
+        } else if let Some(container) = in_use().get(layer) {
             findings.add_unrepairable(format!(
                 "{problem}; stop container {container}, which has the layer mounted, so that it can be repaired"
             ));
         } else {
-            let (images, layer) = (self.clone(), layer.clone());
+            let (images, layer, in_use) = (self.clone(), layer.clone(), in_use.clone());
             findings.add(problem, move || {
+                // A container may have been started since.
+                if let Some(container) = in_use().get(&layer) {
+                    return Err(Error::conflict(format!(
+                        "container {container} has the layer mounted"
+                    )));
+                }
                 let place = images.files.snapshots.set_aside(&layer)?;
                 Ok(format!("moved to {}; {AGAIN}", place.display()))
             });

@@ -35,6 +35,7 @@ use crate::events::Events;
 use crate::instance::RegistrySettings;
 use crate::store::RecordStore;
 
+pub(crate) use check::InUse;
 pub use commit::NewImage;
 pub use distribution::Distribution;
 pub use image::Image;
