@@ -408,6 +408,39 @@ fn a_refused_push_and_a_changed_layer_are_errors() {
     assert_eq!(registry.manifest_of("app", "1"), None);
 }
 
+/// What compresses a layer may change with the engine, and with the processor.
+#[test]
+fn the_record_of_a_blob_that_was_compressed_otherwise_is_replaced() {
+    let engine = Engine::without_images(&[]);
+    let registry = Registry::start();
+    let name = load(&engine, &registry, &marked("app:1"), "first:1");
+    engine.whelk(&["push", &name]).ok();
+    let (sent, _) = registry.manifest_of("first", "1").unwrap();
+    let ids = image(&engine, &name)["RootFS"]["Layers"].clone();
+    let id = &ids[0].as_str().unwrap()["sha256:".len()..];
+    let record = engine.root().join("layers").join(id).join("gzip");
+    let right = std::fs::read_to_string(&record).unwrap();
+    assert!(right.starts_with(&layers(&sent)[0]), "{right}");
+    let otherwise = format!("sha256:{} 1234", sha256(b"of another compressor"));
+    // A registry without that blob is sent what compression generates now.
+    std::fs::write(&record, &otherwise).unwrap();
+    let empty = Registry::start();
+    let second = format!("{}/second:1", empty.host);
+    engine.whelk(&["tag", &name, &second]).ok();
+    engine.whelk(&["rmi", &name]).ok();
+    engine.whelk(&["push", &second]).ok();
+    assert_eq!(std::fs::read_to_string(&record).unwrap(), right);
+    let (sent, _) = empty.manifest_of("second", "1").unwrap();
+    for layer in layers(&sent) {
+        let content = empty.content(&layer).unwrap();
+        assert_eq!(format!("sha256:{}", sha256(&content)), layer);
+    }
+    let other = Engine::without_images(&[]);
+    other.whelk(&["pull", "-q", &second]).ok();
+    let run = other.cli(Program::Whelk).once(&second, &WHICH);
+    assert_eq!(run.ok(), "app:1");
+}
+
 #[test]
 fn a_push_needs_the_users_credentials() {
     let engine = Engine::without_images(&[]);

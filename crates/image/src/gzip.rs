@@ -2,15 +2,16 @@
 //!
 //! The stream is cut into blocks, each of which is compressed on its own and becomes a member of the gzip
 //! file; decoders read all members as one stream. So the output depends on the input only, not on the
-//! number of threads, and memory is bounded. Whole blocks are what libdeflate needs, which takes half the
-//! time of zlib-rs for the same size.
+//! number of threads, and memory is bounded. It is the same each time on one machine; with another version
+//! or on another kind of processor it can be another one, so digests of it are good for finding a blob that
+//! was sent, but say nothing on the next output.
 
 use std::io::{self, Write};
 use std::num::NonZero;
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use libdeflater::{CompressionLvl, Compressor};
+use whelk_sys::gzip::Compressor;
 use whelk_sys::sync::IgnorePoison as _;
 
 use crate::error::{Error, Result, io};
@@ -18,7 +19,6 @@ use crate::error::{Error, Result, io};
 /// Size of a block in bytes before compression. Because blocks cannot refer to earlier ones, the output is
 /// about 0.5 % larger than with one block.
 const BLOCK: usize = 512 << 10;
-const LEVEL: i32 = 2;
 /// Maximum number of threads that compress one stream.
 const MAX_THREADS: usize = 4;
 /// Maximum number of waiting blocks per thread.
@@ -125,20 +125,12 @@ impl Write for Blocks {
 
 /// Compresses blocks until no more come.
 fn serve(queue: &Mutex<Receiver<Work>>) {
-    let mut compressor = Compressor::new(CompressionLvl::new(LEVEL).unwrap_or_default());
+    let mut compressor = Compressor::default();
     loop {
         let next = queue.lock().ignore_poison().recv();
         let Ok((block, reply)) = next else { return };
-        let mut bytes = vec![0; compressor.gzip_compress_bound(block.len())];
-        let compressed = match compressor.gzip_compress(&block, &mut bytes) {
-            Ok(length) => {
-                bytes.truncate(length);
-                Ok(bytes)
-            }
-            Err(error) => Err(io::Error::other(error.to_string())),
-        };
         // Without a receiver, compression has failed elsewhere.
-        let _ = reply.send(compressed);
+        let _ = reply.send(compressor.compress(&block));
     }
 }
 

@@ -1,5 +1,5 @@
-//! The only crate with `unsafe`: system calls that `rustix` lacks, each behind a safe function, and
-//! file operations whose errors name the path.
+//! The only crate with `unsafe`: system calls that `rustix` lacks and compression with ISA-L, each
+//! behind a safe function, and file operations whose errors name the path.
 #![allow(
     unsafe_code,
     reason = "all unsafe code of the project is in this crate; see each block's SAFETY note"
@@ -9,6 +9,7 @@ pub mod bpf;
 pub mod copy;
 pub mod erofs;
 pub mod fs;
+pub mod gzip;
 pub mod in_root;
 pub mod mount;
 pub mod net;
