@@ -69,6 +69,7 @@ pub(crate) struct StartingExec {
     pub client: u64,
     attach: Option<Attach>,
     pub bound: bool,
+    tells_exit: bool,
 }
 
 impl Shim {
@@ -553,6 +554,7 @@ impl Shim {
                 client,
                 attach: request.attach,
                 bound: request.bound,
+                tells_exit: request.tells_exit,
             },
         );
         Ok(())
@@ -576,6 +578,7 @@ impl Shim {
             client,
             attach,
             bound,
+            tells_exit,
         }) = self.starting.remove(&number)
         else {
             return;
@@ -590,6 +593,7 @@ impl Shim {
                 .map_err(|error| Error::Os(format!("duplicate a descriptor: {error}")))?;
             let mut process = Process::new(number, Some(id), *pid, pidfd);
             process.bound = bound;
+            process.tells_exit = tells_exit;
             let connected = process.connect(starting.take_terminal(), streams, &self.poll);
             connected
                 .map(|()| process)

@@ -18,7 +18,7 @@ use whelk_sys::fs;
 use crate::client::Role;
 use crate::container::{INIT, Shim};
 use crate::logs::{compress_rotated, now};
-use crate::protocol::{ContainerLaunch, Event, Exit, Reply};
+use crate::protocol::{self, ContainerLaunch, Event, Exit, Reply};
 
 /// How long after the end of a process the end of its output is waited for, as with Docker.
 const LINGER: Duration = Duration::from_secs(2);
@@ -141,11 +141,30 @@ impl Shim {
             return self.finish_container(exit);
         }
         let id = process.exec.clone().unwrap_or_default();
+        if process.tells_exit && self.tell_exit(number, &exit) {
+            self.processes.remove(&number);
+            return;
+        }
         // The event first: a client whose stream is closed asks the engine at once how the exec
         // ended.
         self.publish(&Event::ExecExited { id, exit });
         self.close_clients_of(number);
         self.processes.remove(&number);
+    }
+
+    /// Tells a process's client how it has ended, and takes the client's next request. Returns false if
+    /// there is no client.
+    fn tell_exit(&mut self, number: u64, exit: &Exit) -> bool {
+        let Some(client) = self.clients_of(number).next() else {
+            return false;
+        };
+        if let Some(client) = self.clients.get_mut(&client) {
+            client.role = Role::AwaitingRequest;
+        }
+        let exit = serde_json::to_vec(exit).unwrap_or_default();
+        let header = protocol::output_header(protocol::EXIT_STREAM, exit.len());
+        self.send(client, &[&header, &exit]);
+        true
     }
 
     fn finish_container(&mut self, exit: Exit) {

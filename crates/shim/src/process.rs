@@ -32,6 +32,8 @@ pub(crate) struct Process {
     pub held: bool,
     /// Whether it is killed when its client disconnects ([`crate::protocol::ExecLaunch::bound`]).
     pub bound: bool,
+    /// Whether its client is told its exit ([`crate::protocol::ExecLaunch::tells_exit`]).
+    pub tells_exit: bool,
 }
 
 /// The write end of a program's standard input, if it is a pipe, and the data still to be written
@@ -91,6 +93,7 @@ impl Process {
             deadline: None,
             held: false,
             bound: false,
+            tells_exit: false,
         }
     }
 

@@ -10,7 +10,8 @@
 //!        ◄──Launched───────────────               which then becomes a subscription
 //!        ◄─ Event … ───────────────
 //!
-//! anyone ──Request──► shim                       on a connection to shim.sock, one request each
+//! anyone ──Request──► shim                       on a connection to shim.sock, one request each, or
+//!                                                one after another if each is an exec that tells its exit
 //!        ◄──Reply────
 //!        ◄─ Event … ─                            after Subscribe
 //!        ◄═ bytes ══►                            after Attach, and Exec with streams: output in Docker's multiplexed
@@ -27,6 +28,9 @@ use whelk_runtime::spec::{Process, Resources, Spec};
 use whelk_runtime::user::UserRequest;
 
 use crate::logs::LogConfig;
+
+/// The stream number of the frame that tells an exec's exit; Docker's are 0 to 3.
+pub const EXIT_STREAM: u8 = 4;
 
 /// Size limit of a message in bytes.
 pub const MAX_MESSAGE: usize = 16 << 20;
@@ -136,6 +140,12 @@ pub struct ExecLaunch {
     /// session, too. A shim that an earlier version has started does not know this.
     #[serde(default)]
     pub bound: bool,
+    /// Whether its client is told how it ended: by a frame of [`EXIT_STREAM`] after the output, which
+    /// holds the [`Exit`] as JSON. The connection then takes the next request, and no event is sent.
+    /// Output must have frames. A shim that an earlier version has started does not know this: it
+    /// closes the connection and sends an event, as it does after other execs.
+    #[serde(default)]
+    pub tells_exit: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

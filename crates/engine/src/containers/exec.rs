@@ -347,6 +347,7 @@ impl Containers {
             stdin: config.attach_stdin && attach.is_some(),
             attach,
             bound: false,
+            tells_exit: false,
         })
     }
 
@@ -463,10 +464,19 @@ async fn request_exec(
         .request_while_alive(request)
         .await
         .map_err(|error| (error.prefixed("exec"), NOT_STARTED))?;
+    note_start(exec, reply)?;
+    Ok(stream)
+}
+
+/// Notes the shim's reply to the request to start an exec.
+///
+/// # Errors
+/// Returns the reason why the program did not start, and the exit code for it.
+fn note_start(exec: &ExecSession, reply: Reply) -> std::result::Result<(), (Error, i32)> {
     match reply {
         Reply::Started { pid } => {
             exec.change(|state| state.pid = pid);
-            Ok(stream)
+            Ok(())
         }
         Reply::Failed(error) => Err(exec_error(error)),
         _ => Err((Error::internal("unexpected reply of the shim"), NOT_STARTED)),

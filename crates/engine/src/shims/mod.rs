@@ -4,6 +4,7 @@
 //! requests go to the socket that the shim listens on in its container's run directory, each on a
 //! [`connection`] of its own.
 
+mod channel;
 mod connection;
 #[cfg(test)]
 pub(crate) mod fake;
@@ -19,6 +20,7 @@ use std::path::PathBuf;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+pub(crate) use channel::{ExecChannel, Told};
 pub(crate) use connection::{any_runs, connect, listener};
 pub use messages::read_event;
 pub(crate) use pool::time_to_refill;

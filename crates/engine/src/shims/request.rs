@@ -71,7 +71,18 @@ pub async fn request_while_alive(
     request: &Request,
 ) -> Result<(Reply, UnixStream)> {
     let attempt = Attempt::default();
-    let mut answer = std::pin::pin!(exchange(address, request, &attempt));
+    while_alive(address, exchange(address, request, &attempt)).await
+}
+
+/// Waits for a shim's answer for as long as it answers others.
+///
+/// # Errors
+/// Returns [`Error::ShimSilent`] if it does not, else the error of `answer`.
+pub(super) async fn while_alive<T>(
+    address: &ShimAddress,
+    answer: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let mut answer = std::pin::pin!(answer);
     loop {
         if let Ok(answer) = tokio::time::timeout(PING_TIMEOUT, &mut answer).await {
             return answer;

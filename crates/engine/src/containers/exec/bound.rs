@@ -1,19 +1,19 @@
-//! Execs that the shim kills when the connection to their output is closed: health checks.
+//! Execs that the shim kills when the connection to their output is closed, and whose exits it tells on
+//! that connection: health checks.
 
 use std::sync::Arc;
 
-use tokio::net::UnixStream;
 use whelk_shim::protocol::{ExecLaunch, Request};
 use whelk_sys::sync::IgnorePoison as _;
 
-use super::{ExecConfig, ExecSession, ExecStart, check_can_exec, request_exec};
+use super::{ExecConfig, ExecSession, ExecStart, check_can_exec, note_start};
 use crate::containers::{Container, Containers};
 use crate::error::Result;
 use crate::random_names;
+use crate::shims::ExecChannel;
 
 impl Containers {
-    /// Returns the message that starts a bound exec, whose output is sent without frames. It can be
-    /// used for any number of execs.
+    /// Returns the message that starts a bound exec. It can be used for any number of execs.
     pub(in crate::containers) fn bound_launch(
         &self,
         container: &Container,
@@ -25,13 +25,9 @@ impl Containers {
             cmd: Some(command),
             ..ExecConfig::default()
         };
-        let start = ExecStart {
-            // Without frames.
-            tty: true,
-            ..ExecStart::default()
-        };
-        let mut launch = self.exec_launch(&config, container, &start)?;
+        let mut launch = self.exec_launch(&config, container, &ExecStart::default())?;
         launch.bound = true;
+        launch.tells_exit = true;
         Ok(Box::new(launch))
     }
 
@@ -59,7 +55,8 @@ impl Containers {
         Ok(self.add_exec(container, exec))
     }
 
-    /// Starts a bound exec and returns the connection to its output.
+    /// Starts a bound exec and returns the channel that its output and its exit come on. `earlier` is the
+    /// channel of one that has ended.
     ///
     /// # Errors
     /// Returns the reason why the program did not start.
@@ -68,10 +65,13 @@ impl Containers {
         exec: &ExecSession,
         container: &Container,
         request: &Request,
-    ) -> Result<UnixStream> {
+        earlier: Option<ExecChannel>,
+    ) -> Result<ExecChannel> {
         self.publish_exec_start(container, exec);
-        let started = request_exec(exec, container, request).await;
-        started.map_err(|(error, _)| error)
+        let started = ExecChannel::start(earlier, container.workload.address(), request).await;
+        let (reply, channel) = started.map_err(|error| error.prefixed("exec"))?;
+        note_start(exec, reply).map_err(|(error, _)| error)?;
+        Ok(channel)
     }
 
     pub(in crate::containers) fn forget_exec(&self, id: &str) {

@@ -15,11 +15,8 @@ mod schedule;
 mod state;
 
 use std::convert::Infallible;
-use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Weak};
 
-use futures_util::FutureExt as _;
-use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::runtime::{self, Handle};
 use tokio::sync::oneshot;
 use whelk_shim::protocol::ExecLaunch;
@@ -33,6 +30,7 @@ use super::{Container, Containers};
 use crate::error::{Error, Result};
 use crate::events::now;
 use crate::model::{Health, HealthAction, HealthResult, HealthStatus, Status};
+use crate::shims::ExecChannel;
 
 /// The checks of a container's current run.
 #[derive(Debug, Default)]
@@ -40,8 +38,15 @@ pub(super) struct Checks {
     /// Counts how often checks have begun, so that the result of an earlier one is recognized.
     period: u64,
     stage: Stage,
-    /// The message that starts a check, to be used again.
+    /// What is used for one check after another.
+    tools: Tools,
+}
+
+#[derive(Debug, Default)]
+struct Tools {
+    /// The message that starts a check.
     launch: Option<Box<ExecLaunch>>,
+    channel: Option<ExecChannel>,
 }
 
 #[derive(Debug, Default)]
@@ -72,12 +77,9 @@ pub(crate) fn start_checks(containers: &Arc<Containers>) -> Result<oneshot::Send
     let (engine, schedule) = (Handle::current(), containers.health_checks.clone());
     let containers = Arc::downgrade(containers);
     let run = move || {
-        runtime.block_on(async {
-            tokio::select! {
-                () = run_checks(&containers, &schedule, &engine) => {}
-                _ = ended => {}
-            }
-        });
+        // A task, because a wakeup of what is blocked on costs a system call.
+        runtime.spawn(run_checks(containers, schedule, engine));
+        let _ = runtime.block_on(ended);
     };
     let thread = std::thread::Builder::new().name("whelk-health".into());
     thread.spawn(run).map_err(failed)?;
@@ -85,20 +87,16 @@ pub(crate) fn start_checks(containers: &Arc<Containers>) -> Result<oneshot::Send
 }
 
 /// Runs checks when they are due, as long as the engine's state exists.
-async fn run_checks(containers: &Weak<Containers>, schedule: &Schedule, engine: &Handle) {
-    let mut running = FuturesUnordered::new();
+async fn run_checks(containers: Weak<Containers>, schedule: Arc<Schedule>, engine: Handle) {
     loop {
-        let (turn, container) = tokio::select! {
-            due = schedule.next() => due,
-            Some(_) = running.next() => continue,
-        };
+        let (turn, container) = schedule.next().await;
         if containers.strong_count() == 0 {
             return;
         }
         if let Some((period, cancelled)) = container.begin_check(turn) {
+            let engine = engine.clone();
             let check = check(containers.clone(), container, period, cancelled, engine);
-            // One that panics must not end the others.
-            running.push(Box::pin(AssertUnwindSafe(check).catch_unwind()));
+            tokio::spawn(check);
         }
     }
 }
@@ -108,7 +106,7 @@ async fn check(
     container: Arc<Container>,
     period: u64,
     cancelled: oneshot::Receiver<()>,
-    engine: &Handle,
+    engine: Handle,
 ) {
     let Some(containers) = containers.upgrade() else {
         return;
@@ -150,15 +148,23 @@ impl Container {
         Some((checks.period, cancelled))
     }
 
-    fn take_launch(&self) -> Option<Box<ExecLaunch>> {
-        self.health.lock().ignore_poison().launch.take()
+    fn take_tools(&self) -> Tools {
+        std::mem::take(&mut self.health.lock().ignore_poison().tools)
     }
 
     /// Keeps the message of a check that was started. With links it is made again each time, because
     /// it has the addresses of other containers.
     fn keep_launch(&self, launch: Box<ExecLaunch>) {
         if self.record().host.links.is_none() {
-            self.health.lock().ignore_poison().launch = Some(launch);
+            self.health.lock().ignore_poison().tools.launch = Some(launch);
+        }
+    }
+
+    /// Keeps the channel of a check that has ended.
+    fn keep_channel(&self, channel: ExecChannel) {
+        let mut checks = self.health.lock().ignore_poison();
+        if matches!(checks.stage, Stage::Checking { .. }) {
+            checks.tools.channel = Some(channel);
         }
     }
 }
@@ -166,7 +172,7 @@ impl Container {
 impl Containers {
     /// Begins the health checks of a container that was started.
     pub(super) fn begin_health(&self, container: &Arc<Container>) {
-        container.health.lock().ignore_poison().launch = None;
+        drop(container.take_tools());
         {
             let mut record = container.record();
             let before = record.state.health.take();
@@ -213,6 +219,7 @@ impl Containers {
             (Stage::Waiting(turn), None) => {
                 self.health_checks.remove(*turn);
                 checks.stage = Stage::Off;
+                checks.tools.channel = None;
             }
             (Stage::Checking { .. }, None) => checks.stage = Stage::Off,
             (Stage::Waiting(_) | Stage::Checking { .. }, Some(_)) | (Stage::Off, None) => {}

@@ -3,16 +3,16 @@
 
 use std::time::Duration;
 
-use tokio::io::AsyncReadExt as _;
-use tokio::net::UnixStream;
 use whelk_shim::protocol::Request;
 use whelk_text::{duration, signal};
 
 use super::state;
+use crate::containers::exec::ExecSession;
 use crate::containers::{Container, Containers};
 use crate::error::{Error, Result};
 use crate::events::now;
 use crate::model::HealthResult;
+use crate::shims::{ExecChannel, Told};
 
 /// Time limit for the start, which does not count towards the check's own, as with Docker.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -51,31 +51,30 @@ impl Containers {
         if command.is_empty() {
             return Err(Error::invalid("the health check has no command"));
         }
-        let mut launch = match container.take_launch() {
+        let tools = container.take_tools();
+        let mut launch = match tools.launch {
             Some(launch) => launch,
             None => self.bound_launch(container, command)?,
         };
         let exec = self.bound_exec(container, &mut launch)?;
         let _forgotten = Forgotten(self, &exec.id);
         let request = Request::Exec(launch);
-        let starting = self.start_bound(&exec, container, &request);
+        let starting = self.start_bound(&exec, container, &request, tools.channel);
         let Ok(started) = tokio::time::timeout(START_TIMEOUT, starting).await else {
             return Err(Error::internal(format!(
                 "timed out starting health check for container {}",
                 container.id
             )));
         };
-        let mut stream = started?;
+        let mut channel = started?;
         if let Request::Exec(launch) = request {
             container.keep_launch(launch);
         }
         let mut output = Output::default();
-        let ended = async {
-            output.read(&mut stream).await;
-            exec.ended().await;
-        };
         let allowed = Duration::from_nanos(limit.unsigned_abs());
+        let ended = self.await_end(container, &exec, &mut channel, &mut output);
         if tokio::time::timeout(allowed, ended).await.is_ok() {
+            container.keep_channel(channel);
             let exit_code = exec.state().exit_code.ok_or_else(|| {
                 Error::internal(format!(
                     "healthcheck for container {} has no exit code",
@@ -86,7 +85,8 @@ impl Containers {
         }
         self.kill_probe(container, &exec.id).await;
         // What was written until now is part of the result.
-        let _ = tokio::time::timeout(END_TIMEOUT, output.read(&mut stream)).await;
+        let ended = self.await_end(container, &exec, &mut channel, &mut output);
+        let _ = tokio::time::timeout(END_TIMEOUT, ended).await;
         let mut text = format!(
             "Health check exceeded timeout ({})",
             duration::format(limit)
@@ -95,6 +95,24 @@ impl Containers {
             text = format!("{text}: {}", output.text());
         }
         Ok((-1, text))
+    }
+
+    /// Waits until a check has ended, and takes its output.
+    async fn await_end(
+        &self,
+        container: &Container,
+        exec: &ExecSession,
+        channel: &mut ExecChannel,
+        output: &mut Output,
+    ) {
+        loop {
+            match channel.next().await {
+                Told::Output(bytes) => output.take(&bytes).await,
+                Told::Exit(exit) => return self.record_exec_exit(container, &exec.id, &exit),
+                // Told by an event.
+                Told::Closed => return exec.ended().await,
+            }
+        }
     }
 
     /// Kills a check that takes too long. A shim of an earlier version would not do that when the
@@ -128,21 +146,18 @@ struct Output {
 }
 
 impl Output {
-    /// Reads to the end of the stream.
-    async fn read(&mut self, stream: &mut UnixStream) {
+    /// Takes more output, and waits if that is much.
+    async fn take(&mut self, bytes: &[u8]) {
         /// A check that prints more than this, in bytes, is read from slowly, so that it has to wait
         /// and neither engine nor shim spend time on it.
         const MUCH: usize = 1 << 20;
+        /// A pause is made after each of so many bytes.
+        const STEP: usize = 16 << 10;
         const PAUSE: Duration = Duration::from_millis(5);
-        let mut buffer = vec![0; 512];
-        while let Ok(count @ 1..) = stream.read(&mut buffer).await {
-            self.add(&buffer[..count]);
-            if self.total > KEPT_OUTPUT {
-                buffer.resize(16 << 10, 0);
-            }
-            if self.total > MUCH {
-                tokio::time::sleep(PAUSE).await;
-            }
+        let before = self.total;
+        self.add(bytes);
+        if self.total > MUCH && self.total / STEP > before / STEP {
+            tokio::time::sleep(PAUSE).await;
         }
     }
 
