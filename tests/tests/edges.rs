@@ -25,6 +25,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("shim", &["logsend", "runtime", "sys"]),
     ("llb", &[]),
     ("dockerfile", &["llb", "text"]),
+    ("buildkit", &["llb", "sys"]),
     ("image", &["dockerfile", "sys"]),
     ("network", &["sys"]),
     ("client", &["tls"]),

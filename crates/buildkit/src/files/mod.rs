@@ -1,0 +1,61 @@
+//! Transfers of files from clients (fsutil's protocol).
+//!
+//! ```text
+//! sender    STAT 0  STAT 1 …  STAT (end)      DATA 1 …  DATA 1 (end)        FIN
+//! receiver           REQ 1 …                                           FIN
+//! ```
+//! The sender tells of its files in order. The receiver asks for the contents that it does not have, by the position of
+//! the file among all.
+
+mod directory;
+mod entry;
+mod incoming;
+mod order;
+mod receive;
+
+pub use directory::Directory;
+pub use entry::{Entry, Kind};
+pub use incoming::{Event, Incoming};
+pub use receive::{Received, receive};
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a transfer has failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The sender does not keep to the protocol, or has sent what is not accepted.
+    #[error("file {path:?} of the client: {reason}")]
+    Refused { path: String, reason: String },
+    /// The sender has given up.
+    #[error("error from sender: {0}")]
+    Sender(String),
+    #[error("the client has ended the transfer before its end")]
+    Ended,
+    #[error(transparent)]
+    Call(#[from] crate::grpc::Status),
+    #[error("{operation} {path:?} of a client's files: {cause}")]
+    Io {
+        operation: &'static str,
+        path: String,
+        cause: std::io::Error,
+    },
+}
+
+impl Error {
+    fn refused(path: &str, reason: impl Into<String>) -> Self {
+        Self::Refused {
+            path: path.to_owned(),
+            reason: reason.into(),
+        }
+    }
+
+    /// Returns a function that makes the error of a system call.
+    fn io<E: Into<std::io::Error>>(operation: &'static str, path: &str) -> impl FnOnce(E) -> Self {
+        let path = path.to_owned();
+        move |cause| Self::Io {
+            operation,
+            path,
+            cause: cause.into(),
+        }
+    }
+}

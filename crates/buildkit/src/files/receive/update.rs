@@ -1,0 +1,363 @@
+//! One transfer: the old files that are kept, those that are asked for, and those that go.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::fs::File;
+use std::io::Write as _;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::io::Errno;
+use whelk_sys::in_root;
+
+use super::Received;
+use crate::files::{Directory, Entry, Error, Event, Incoming, Kind, Result};
+use crate::pb::files::{Packet, PacketType};
+
+/// Number of files that are received at the same time. Each has a descriptor.
+const MAX_OPEN: usize = 64;
+
+pub(super) struct Update<'a, N, S> {
+    directory: &'a mut Directory,
+    next: N,
+    send: S,
+    incoming: Incoming,
+    /// What was there and was not mentioned yet.
+    old: BTreeMap<String, Entry>,
+    new: BTreeMap<String, Entry>,
+    /// Files to ask for.
+    waiting: VecDeque<(u32, Entry)>,
+    open: HashMap<u32, (File, Entry)>,
+    /// Files that are not the old ones any more.
+    replaced: HashSet<String>,
+    /// Hard links to make when their targets are complete.
+    links: Vec<(String, String)>,
+    /// Directories in which something was changed.
+    touched: BTreeSet<String>,
+    /// The directory that was used last.
+    parent: Option<(String, OwnedFd)>,
+    is_listed: bool,
+    received: Received,
+}
+
+impl<'a, N, S> Update<'a, N, S>
+where
+    N: FnMut() -> Option<Packet>,
+    S: FnMut(Packet) -> Result<()>,
+{
+    pub fn new(directory: &'a mut Directory, next: N, send: S) -> Self {
+        Self {
+            old: std::mem::take(&mut directory.entries),
+            directory,
+            next,
+            send,
+            incoming: Incoming::default(),
+            new: BTreeMap::new(),
+            waiting: VecDeque::new(),
+            open: HashMap::new(),
+            replaced: HashSet::new(),
+            links: Vec::new(),
+            touched: BTreeSet::new(),
+            parent: None,
+            is_listed: false,
+            received: Received::default(),
+        }
+    }
+
+    pub fn run(mut self) -> Result<Received> {
+        let mut is_told = false;
+        loop {
+            let packet = (self.next)().ok_or(Error::Ended)?;
+            match self.incoming.take(packet)? {
+                Event::Entry(id, entry) => self.entry(id, entry)?,
+                Event::Listed => {
+                    self.is_listed = true;
+                    self.remove_rest()?;
+                }
+                Event::Data(id, data) => self.data(id, &data)?,
+                Event::End(id) => self.end(id)?,
+                Event::Finished if is_told => break,
+                Event::Finished => return Err(Error::Ended),
+            }
+            self.ask()?;
+            let is_complete = self.is_listed && self.open.is_empty() && self.waiting.is_empty();
+            if is_complete && !is_told {
+                self.finish()?;
+                is_told = true;
+                (self.send)(Packet {
+                    kind: PacketType::Fin.into(),
+                    ..Packet::default()
+                })?;
+            }
+        }
+        Ok(self.received)
+    }
+
+    fn entry(&mut self, id: u32, entry: Entry) -> Result<()> {
+        let old = self.old.remove(&entry.path);
+        let is_same = old.as_ref() == Some(&entry)
+            && !matches!(&entry.kind, Kind::HardLink(target) if self.replaced.contains(target));
+        if !is_same {
+            self.change()?;
+            let was_directory = old.as_ref().is_some_and(Entry::is_directory);
+            match &old {
+                Some(_) if was_directory && !entry.is_directory() => {
+                    self.remove_below(&entry.path)?;
+                    self.unlink(&entry.path, AtFlags::REMOVEDIR)?;
+                }
+                Some(_) if !was_directory && entry.is_directory() => {
+                    self.unlink(&entry.path, AtFlags::empty())?;
+                }
+                _ => {}
+            }
+            self.make(id, &entry, was_directory)?;
+        }
+        self.new.insert(entry.path.clone(), entry);
+        Ok(())
+    }
+
+    /// Makes what is different now.
+    fn make(&mut self, id: u32, entry: &Entry, was_directory: bool) -> Result<()> {
+        let path = &entry.path;
+        match &entry.kind {
+            Kind::Directory => {
+                if !was_directory {
+                    let (parent, name) = self.parent(path)?;
+                    let made = rustix::fs::mkdirat(parent, name, Mode::RWXU);
+                    made.map_err(Error::io("create", path))?;
+                    self.touch(path);
+                }
+                self.touched.insert(path.clone());
+                return Ok(());
+            }
+            Kind::File if entry.size > 0 => {
+                self.replaced.insert(path.clone());
+                self.waiting.push_back((id, entry.clone()));
+            }
+            // A file that is not empty any more comes with the next transfer.
+            Kind::File => {
+                self.replaced.insert(path.clone());
+                let file = self.create(id, entry)?;
+                self.place(id, &file, entry)?;
+            }
+            Kind::HardLink(target) => self.links.push((path.clone(), target.clone())),
+            Kind::Symlink(target) => {
+                let name = id.to_string();
+                rustix::fs::symlinkat(target.as_str(), &self.directory.incoming, &name)
+                    .map_err(Error::io("create", path))?;
+                self.set_time(&name, entry)?;
+                self.rename(&name, path)?;
+            }
+            Kind::Fifo => {
+                let name = id.to_string();
+                let mode = Mode::from_raw_mode(entry.mode);
+                let kind = rustix::fs::FileType::Fifo;
+                rustix::fs::mknodat(&self.directory.incoming, &name, kind, mode, 0)
+                    .map_err(Error::io("create", path))?;
+                rustix::fs::chmodat(&self.directory.incoming, &name, mode, AtFlags::empty())
+                    .map_err(Error::io("set the mode of", path))?;
+                self.set_time(&name, entry)?;
+                self.rename(&name, path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks for files as long as not too many are open.
+    fn ask(&mut self) -> Result<()> {
+        while self.open.len() < MAX_OPEN
+            && let Some((id, entry)) = self.waiting.pop_front()
+        {
+            let file = self.create(id, &entry)?;
+            let packet = self.incoming.request(id, &entry);
+            self.open.insert(id, (file, entry));
+            (self.send)(packet)?;
+        }
+        Ok(())
+    }
+
+    fn data(&mut self, id: u32, data: &[u8]) -> Result<()> {
+        self.received.bytes += data.len() as u64;
+        // What was not asked for was refused before.
+        let Some((file, entry)) = self.open.get_mut(&id) else {
+            return Ok(());
+        };
+        file.write_all(data)
+            .map_err(Error::io("write", &entry.path))
+    }
+
+    fn end(&mut self, id: u32) -> Result<()> {
+        self.received.files += 1;
+        match self.open.remove(&id) {
+            Some((file, entry)) => self.place(id, &file, &entry),
+            None => Ok(()),
+        }
+    }
+
+    /// Creates the file that gets the content of a file.
+    fn create(&self, id: u32, entry: &Entry) -> Result<File> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let mode = Mode::RUSR | Mode::WUSR;
+        rustix::fs::openat(&self.directory.incoming, id.to_string(), flags, mode)
+            .map(File::from)
+            .map_err(Error::io("create", &entry.path))
+    }
+
+    /// Gives a complete file its attributes, and moves it to its place.
+    fn place(&mut self, id: u32, file: &File, entry: &Entry) -> Result<()> {
+        set_attributes(file, entry)?;
+        self.rename(&id.to_string(), &entry.path)
+    }
+
+    fn set_time(&self, name: &str, entry: &Entry) -> Result<()> {
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        rustix::fs::utimensat(&self.directory.incoming, name, &times(entry), flags)
+            .map_err(Error::io("set the time of", &entry.path))
+    }
+
+    fn rename(&mut self, name: &str, path: &str) -> Result<()> {
+        let incoming = self.directory.incoming.try_clone();
+        let incoming = incoming.map_err(Error::io("move", path))?;
+        let (parent, target) = self.parent(path)?;
+        rustix::fs::renameat(incoming, name, parent, target).map_err(Error::io("move", path))?;
+        self.touch(path);
+        Ok(())
+    }
+
+    /// Removes what was not mentioned.
+    fn remove_rest(&mut self) -> Result<()> {
+        let rest = std::mem::take(&mut self.old);
+        if !rest.is_empty() {
+            self.change()?;
+        }
+        // What is in a directory comes behind it.
+        for (path, entry) in rest.iter().rev() {
+            self.remove(path, entry)?;
+        }
+        Ok(())
+    }
+
+    /// Removes the old files below a directory.
+    fn remove_below(&mut self, path: &str) -> Result<()> {
+        // `0` follows `/`.
+        let mut below = self.old.split_off(&format!("{path}/"));
+        let behind = below.split_off(&format!("{path}0"));
+        self.old.extend(behind);
+        for (path, entry) in below.iter().rev() {
+            self.remove(path, entry)?;
+        }
+        self.parent = None;
+        Ok(())
+    }
+
+    fn remove(&mut self, path: &str, entry: &Entry) -> Result<()> {
+        let flags = match entry.kind {
+            Kind::Directory => AtFlags::REMOVEDIR,
+            _ => AtFlags::empty(),
+        };
+        self.unlink(path, flags)
+    }
+
+    fn unlink(&mut self, path: &str, flags: AtFlags) -> Result<()> {
+        let (parent, name) = self.parent(path)?;
+        match rustix::fs::unlinkat(parent, name, flags) {
+            Ok(()) => {}
+            // A link to a file that was replaced.
+            Err(Errno::NOENT) => return Ok(()),
+            Err(error) => return Err(Error::io("remove", path)(error)),
+        }
+        self.touch(path);
+        Ok(())
+    }
+
+    /// Makes the links, and gives directories their attributes.
+    fn finish(&mut self) -> Result<()> {
+        for (path, target) in std::mem::take(&mut self.links) {
+            self.unlink(&path, AtFlags::empty())?;
+            let (parent, name) = self.parent(&target)?;
+            let parent = parent.try_clone().map_err(Error::io("open", &target))?;
+            let name = name.to_owned();
+            let (directory, link) = self.parent(&path)?;
+            rustix::fs::linkat(parent, name, directory, link, AtFlags::empty())
+                .map_err(Error::io("create", &path))?;
+            self.touch(&path);
+        }
+        // Those below others first: they change no times.
+        for path in std::mem::take(&mut self.touched).iter().rev() {
+            let entry = self.new.get(path);
+            // What was a directory may be something else now.
+            if let Some(entry) = entry.filter(|entry| entry.is_directory()) {
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                let opened = in_root::open_no_links(&self.directory.root, path, flags);
+                let opened = opened.map_err(Error::io("open", path))?;
+                set_attributes(&opened, entry)?;
+            }
+        }
+        self.directory.entries = std::mem::take(&mut self.new);
+        Ok(())
+    }
+
+    /// Notes that what is on disk is not what it was.
+    fn change(&mut self) -> Result<()> {
+        if !self.received.is_changed {
+            self.directory.forget()?;
+            self.received.is_changed = true;
+        }
+        Ok(())
+    }
+
+    /// Notes that a name in a directory was changed.
+    fn touch(&mut self, path: &str) {
+        if let Some((parent, _)) = path.rsplit_once('/') {
+            self.touched.insert(parent.to_owned());
+        }
+    }
+
+    /// Returns the directory that a path is in, and the name in it.
+    fn parent<'p>(&mut self, path: &'p str) -> Result<(&OwnedFd, &'p str)> {
+        let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+        if self
+            .parent
+            .as_ref()
+            .is_none_or(|(known, _)| known != parent)
+        {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let opened = in_root::open_no_links(&self.directory.root, parent, flags);
+            let opened = opened.map_err(Error::io("open", parent))?;
+            self.parent = Some((parent.to_owned(), opened));
+        }
+        match &self.parent {
+            Some((_, opened)) => Ok((opened, name)),
+            None => Err(Error::Ended),
+        }
+    }
+}
+
+fn times(entry: &Entry) -> Timestamps {
+    const SECOND: i64 = 1_000_000_000;
+    let time = Timespec {
+        tv_sec: entry.mtime.div_euclid(SECOND),
+        tv_nsec: entry.mtime.rem_euclid(SECOND),
+    };
+    Timestamps {
+        last_access: time,
+        last_modification: time,
+    }
+}
+
+/// Sets the attributes of a file or a directory.
+fn set_attributes(file: impl AsFd, entry: &Entry) -> Result<()> {
+    let path = &entry.path;
+    let root = (Some(Uid::ROOT), Some(Gid::ROOT));
+    rustix::fs::fchown(&file, root.0, root.1).map_err(Error::io("set the owner of", path))?;
+    rustix::fs::fchmod(&file, Mode::from_raw_mode(entry.mode))
+        .map_err(Error::io("set the mode of", path))?;
+    for (name, value) in &entry.xattrs {
+        let set = rustix::fs::fsetxattr(&file, name.as_str(), value, XattrFlags::empty());
+        match set {
+            // As BuildKit: what this file system does not take is left out.
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::PERM) => {}
+            Err(error) => return Err(Error::io("set an attribute of", path)(error)),
+        }
+    }
+    rustix::fs::futimens(&file, &times(entry)).map_err(Error::io("set the time of", path))
+}

@@ -1,0 +1,159 @@
+//! Messages in frames: a byte that says whether it is compressed, the length in four bytes, and the message.
+
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use prost::Message;
+
+use super::{Code, MAX_MESSAGE, Result, Status};
+
+const HEADER: usize = 5;
+
+/// Returns a message in its frame.
+pub(super) fn encode(message: &impl Message) -> Bytes {
+    let length = message.encoded_len();
+    let mut frame = BytesMut::with_capacity(HEADER + length);
+    frame.put_u8(0);
+    frame.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
+    // Only a full buffer is an error, and this one grows.
+    let _ = message.encode(&mut frame);
+    frame.freeze()
+}
+
+/// Takes frames apart.
+#[derive(Debug, Default)]
+struct Decoder(BytesMut);
+
+impl Decoder {
+    /// Returns the next whole message.
+    fn next(&mut self) -> Result<Option<Bytes>> {
+        let Some(&[compressed, a, b, c, d]) = self.0.first_chunk::<HEADER>() else {
+            return Ok(None);
+        };
+        if compressed != 0 {
+            return Err(Status::unimplemented("compressed messages"));
+        }
+        let length = u32::from_be_bytes([a, b, c, d]) as usize;
+        if length > MAX_MESSAGE {
+            return Err(Status::new(
+                Code::ResourceExhausted,
+                format!("a message of {length} bytes is larger than {MAX_MESSAGE}"),
+            ));
+        }
+        if self.0.len() < HEADER + length {
+            return Ok(None);
+        }
+        self.0.advance(HEADER);
+        Ok(Some(self.0.split_to(length).freeze()))
+    }
+}
+
+/// Messages that are received.
+#[derive(Debug)]
+pub struct Messages {
+    body: Incoming,
+    decoder: Decoder,
+    /// The status in the trailers.
+    status: Option<Result<()>>,
+    is_ended: bool,
+}
+
+impl Messages {
+    pub(super) fn new(body: Incoming) -> Self {
+        Self {
+            body,
+            decoder: Decoder::default(),
+            status: None,
+            is_ended: false,
+        }
+    }
+
+    /// Returns the next message; `None` when the other side has sent all. Nothing is lost if it is dropped.
+    ///
+    /// # Errors
+    /// Returns an error if the connection ends before, and for a message that is malformed or too large.
+    pub async fn next<M: Message + Default>(&mut self) -> Result<Option<M>> {
+        loop {
+            if let Some(bytes) = self.decoder.next()? {
+                let decoded = M::decode(bytes);
+                return decoded
+                    .map(Some)
+                    .map_err(|error| Status::invalid(format!("malformed message: {error}")));
+            }
+            if self.is_ended {
+                return Ok(None);
+            }
+            match self.body.frame().await {
+                None => {
+                    self.is_ended = true;
+                    if !self.decoder.0.is_empty() {
+                        return Err(Status::unavailable("the stream has ended in a message"));
+                    }
+                }
+                Some(Err(error)) => return Err(lost(&error)),
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => self.decoder.0.extend_from_slice(&data),
+                    Err(frame) => {
+                        let trailers = frame.into_trailers().ok();
+                        self.status = trailers.as_ref().and_then(Status::from_trailers);
+                    }
+                },
+            }
+        }
+    }
+
+    /// Returns what the trailers say, when all messages were received.
+    pub(super) fn status(&mut self) -> Result<()> {
+        self.status
+            .take()
+            .unwrap_or_else(|| Err(Status::unavailable("the call has ended without a status")))
+    }
+}
+
+/// The error of a connection, or of a stream that was reset.
+pub(super) fn lost(error: &hyper::Error) -> Status {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text += &format!(": {cause}");
+        source = cause.source();
+    }
+    Status::unavailable(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pb::BytesMessage;
+
+    #[test]
+    fn frames_may_be_cut_anywhere() {
+        let message = |text: &'static str| BytesMessage {
+            data: Bytes::from_static(text.as_bytes()),
+        };
+        let whole = [encode(&message("one")), encode(&message(""))].concat();
+        for cut in 0..=whole.len() {
+            let mut decoder = Decoder::default();
+            let mut found = Vec::new();
+            for part in [&whole[..cut], &whole[cut..]] {
+                decoder.0.extend_from_slice(part);
+                while let Ok(Some(bytes)) = decoder.next() {
+                    found.push(BytesMessage::decode(bytes).unwrap_or_default());
+                }
+            }
+            assert_eq!(found, [message("one"), message("")], "{cut}");
+            assert!(decoder.0.is_empty());
+        }
+    }
+
+    #[test]
+    fn hostile_frames_are_refused() {
+        for (bytes, expected) in [
+            (&[1, 0, 0, 0, 0][..], Code::Unimplemented),
+            (&[0, 255, 255, 255, 255], Code::ResourceExhausted),
+        ] {
+            let mut decoder = Decoder(BytesMut::from(bytes));
+            assert_eq!(decoder.next().map_err(|error| error.code), Err(expected));
+        }
+    }
+}

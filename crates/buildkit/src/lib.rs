@@ -1,0 +1,15 @@
+//! BuildKit's protocol, both sides.
+//!
+//! ```text
+//! client ── POST /grpc, h2c ──────► Control, LLBBridge, …      grpc::serve, pb
+//! client ◄─ POST /session, h2c ──── its files, secrets, …      session, files
+//! ```
+//! A connection that was upgraded is one of HTTP/2. On the one of a session the engine is the caller, and the client has the
+//! services. Messages are encoded and calls are made here; what they mean is up to the caller.
+#![forbid(unsafe_code)]
+
+pub mod details;
+pub mod files;
+pub mod grpc;
+pub mod pb;
+pub mod session;

@@ -1,0 +1,253 @@
+//! `moby.buildkit.v1.frontend` and `moby.buildkit.v1.apicaps`.
+
+use std::collections::BTreeMap;
+
+use prost::{Message, Oneof};
+use whelk_llb::pb::{Definition, Platform, Range, SourceInfo, SourceOp};
+
+use super::control::{CacheOptionsEntry, WorkerRecord};
+use super::files::Stat;
+use super::{RpcStatus, Unused};
+
+#[derive(Clone, PartialEq, Message)]
+pub struct PongResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub frontend_api_caps: Vec<ApiCap>,
+    #[prost(message, repeated, tag = "2")]
+    pub llb_caps: Vec<ApiCap>,
+    #[prost(message, repeated, tag = "3")]
+    pub workers: Vec<WorkerRecord>,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct ApiCap {
+    #[prost(string, tag = "1")]
+    pub id: String,
+    #[prost(bool, tag = "2")]
+    pub enabled: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct SolveRequest {
+    #[prost(message, optional, tag = "1")]
+    pub definition: Option<Definition>,
+    #[prost(string, tag = "2")]
+    pub frontend: String,
+    #[prost(btree_map = "string, string", tag = "3")]
+    pub frontend_opt: BTreeMap<String, String>,
+    /// Whether the answer may be [`SolveResponse::result`].
+    #[prost(bool, tag = "5")]
+    pub allow_result_return: bool,
+    /// Whether references may be [`Ref`].
+    #[prost(bool, tag = "6")]
+    pub allow_result_array_ref: bool,
+    #[prost(message, repeated, tag = "12")]
+    pub cache_imports: Vec<CacheOptionsEntry>,
+    #[prost(btree_map = "string, message", tag = "13")]
+    pub frontend_inputs: BTreeMap<String, Definition>,
+    /// Whether the answer waits for the result.
+    #[prost(bool, tag = "14")]
+    pub evaluate: bool,
+    #[prost(message, repeated, tag = "15")]
+    pub source_policies: Vec<Unused>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct SolveResponse {
+    #[prost(string, tag = "1")]
+    pub r#ref: String,
+    #[prost(message, optional, tag = "3")]
+    pub result: Option<Result>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct Result {
+    #[prost(oneof = "result::Kind", tags = "1, 2, 3, 4")]
+    pub kind: Option<result::Kind>,
+    #[prost(btree_map = "string, bytes", tag = "10")]
+    pub metadata: BTreeMap<String, Vec<u8>>,
+    #[prost(btree_map = "string, message", tag = "12")]
+    pub attestations: BTreeMap<String, Unused>,
+}
+
+pub mod result {
+    use super::{Oneof, Ref, RefMap, RefNames};
+
+    #[derive(Clone, PartialEq, Oneof)]
+    pub enum Kind {
+        #[prost(string, tag = "1")]
+        RefName(String),
+        #[prost(message, tag = "2")]
+        RefNames(RefNames),
+        #[prost(message, tag = "3")]
+        Ref(Ref),
+        #[prost(message, tag = "4")]
+        Refs(RefMap),
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct RefNames {
+    #[prost(btree_map = "string, string", tag = "1")]
+    pub refs: BTreeMap<String, String>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct Ref {
+    #[prost(string, tag = "1")]
+    pub id: String,
+    #[prost(message, optional, tag = "2")]
+    pub def: Option<Definition>,
+}
+
+/// References by platform.
+#[derive(Clone, PartialEq, Message)]
+pub struct RefMap {
+    #[prost(btree_map = "string, message", tag = "1")]
+    pub refs: BTreeMap<String, Ref>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct ReturnRequest {
+    #[prost(message, optional, tag = "1")]
+    pub result: Option<Result>,
+    #[prost(message, optional, tag = "2")]
+    pub error: Option<RpcStatus>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct InputsResponse {
+    #[prost(btree_map = "string, message", tag = "1")]
+    pub definitions: BTreeMap<String, Definition>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct ResolveImageConfigRequest {
+    #[prost(string, tag = "1")]
+    pub r#ref: String,
+    #[prost(message, optional, tag = "2")]
+    pub platform: Option<Platform>,
+    #[prost(string, tag = "3")]
+    pub resolve_mode: String,
+    #[prost(string, tag = "4")]
+    pub log_name: String,
+    /// 0 a registry, 1 an OCI layout.
+    #[prost(int32, tag = "5")]
+    pub resolver_type: i32,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct ResolveImageConfigResponse {
+    #[prost(string, tag = "1")]
+    pub digest: String,
+    #[prost(bytes = "vec", tag = "2")]
+    pub config: Vec<u8>,
+    #[prost(string, tag = "3")]
+    pub r#ref: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct ResolveSourceMetaRequest {
+    #[prost(message, optional, tag = "1")]
+    pub source: Option<SourceOp>,
+    #[prost(message, optional, tag = "2")]
+    pub platform: Option<Platform>,
+    #[prost(string, tag = "3")]
+    pub log_name: String,
+    #[prost(string, tag = "4")]
+    pub resolve_mode: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct ResolveSourceMetaResponse {
+    #[prost(message, optional, tag = "1")]
+    pub source: Option<SourceOp>,
+    #[prost(message, optional, tag = "2")]
+    pub image: Option<ResolveSourceImageResponse>,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct ResolveSourceImageResponse {
+    #[prost(string, tag = "1")]
+    pub digest: String,
+    #[prost(bytes = "vec", tag = "2")]
+    pub config: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct ReadFileRequest {
+    #[prost(string, tag = "1")]
+    pub r#ref: String,
+    #[prost(string, tag = "2")]
+    pub file_path: String,
+    #[prost(message, optional, tag = "3")]
+    pub range: Option<FileRange>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct FileRange {
+    #[prost(int64, tag = "1")]
+    pub offset: i64,
+    #[prost(int64, tag = "2")]
+    pub length: i64,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct ReadFileResponse {
+    #[prost(bytes = "vec", tag = "1")]
+    pub data: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct ReadDirRequest {
+    #[prost(string, tag = "1")]
+    pub r#ref: String,
+    #[prost(string, tag = "2")]
+    pub dir_path: String,
+    #[prost(string, tag = "3")]
+    pub include_pattern: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct ReadDirResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub entries: Vec<Stat>,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct StatFileRequest {
+    #[prost(string, tag = "1")]
+    pub r#ref: String,
+    #[prost(string, tag = "2")]
+    pub path: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct StatFileResponse {
+    #[prost(message, optional, tag = "1")]
+    pub stat: Option<Stat>,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct EvaluateRequest {
+    #[prost(string, tag = "1")]
+    pub r#ref: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct WarnRequest {
+    #[prost(string, tag = "1")]
+    pub digest: String,
+    #[prost(int64, tag = "2")]
+    pub level: i64,
+    #[prost(bytes = "vec", tag = "3")]
+    pub short: Vec<u8>,
+    #[prost(bytes = "vec", repeated, tag = "4")]
+    pub detail: Vec<Vec<u8>>,
+    #[prost(string, tag = "5")]
+    pub url: String,
+    #[prost(message, optional, tag = "6")]
+    pub info: Option<SourceInfo>,
+    #[prost(message, repeated, tag = "7")]
+    pub ranges: Vec<Range>,
+}

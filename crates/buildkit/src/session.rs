@@ -1,0 +1,237 @@
+//! Sessions: connections on which clients serve the engine with their files, secrets and credentials.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use tokio::sync::watch;
+
+use crate::grpc::{Channel, Code, Io, Result, Status, Stream};
+use crate::pb::session::{
+    CredentialsRequest, CredentialsResponse, GetSecretRequest, GetSecretResponse,
+};
+
+const ID: &str = "x-docker-expose-session-uuid";
+const SHARED_KEY: &str = "x-docker-expose-session-sharedkey";
+const METHOD: &str = "x-docker-expose-session-grpc-method";
+
+/// How long a session that a request names may take to be there.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+const DIFF_COPY: &str = "moby.filesync.v1.FileSync/DiffCopy";
+const SEND: &str = "moby.filesync.v1.FileSend/DiffCopy";
+const SECRET: &str = "moby.buildkit.secrets.v1.Secrets/GetSecret";
+const CREDENTIALS: &str = "moby.filesync.v1.Auth/Credentials";
+
+/// A client's session.
+#[derive(Debug)]
+pub struct Session {
+    pub id: String,
+    /// Tells directories of the same name apart.
+    pub shared_key: String,
+    /// The methods that the client has, in lower case.
+    methods: HashSet<String>,
+    channel: Channel,
+}
+
+/// What is wanted of a directory of a client.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Wanted {
+    /// The directory's name in the session, such as `context`.
+    pub name: String,
+    /// Patterns; everything if there are none.
+    pub include: Vec<String>,
+    pub exclude: Vec<String>,
+    /// Paths whose symbolic links are followed: what they lead to is wanted too.
+    pub follow: Vec<String>,
+}
+
+impl Session {
+    /// Calls for the files of a directory.
+    ///
+    /// # Errors
+    /// Returns an error if the client has no files.
+    pub fn files(&self, wanted: &Wanted) -> Result<Stream> {
+        self.needs(DIFF_COPY)?;
+        let mut metadata = HeaderMap::new();
+        let name = std::slice::from_ref(&wanted.name);
+        append(&mut metadata, "dir-name", name);
+        append(&mut metadata, "include-patterns", &wanted.include);
+        append(&mut metadata, "exclude-patterns", &wanted.exclude);
+        append(&mut metadata, "followpaths", &wanted.follow);
+        self.channel.stream(DIFF_COPY, metadata)
+    }
+
+    /// Calls for the files of an exporter to be taken. `exporter` is its position in the request.
+    ///
+    /// # Errors
+    /// Returns an error if the client takes no files.
+    pub fn export(&self, exporter: usize) -> Result<Stream> {
+        self.needs(SEND)?;
+        let mut metadata = HeaderMap::new();
+        let name = HeaderName::from_static("buildkit-attachable-exporter-id");
+        metadata.insert(name, HeaderValue::from(exporter));
+        self.channel.stream(SEND, metadata)
+    }
+
+    /// Returns a secret; `None` if the client does not have it.
+    ///
+    /// # Errors
+    /// Returns an error if the client cannot be asked, or if it cannot read the secret.
+    pub async fn secret(&self, id: &str) -> Result<Option<Vec<u8>>> {
+        if !self.has(SECRET) {
+            return Ok(None);
+        }
+        let request = GetSecretRequest { id: id.to_owned() };
+        match self.channel.unary(SECRET, &request).await {
+            Ok(GetSecretResponse { data }) => Ok(Some(data)),
+            Err(status) if matches!(status.code, Code::NotFound | Code::Unimplemented) => Ok(None),
+            Err(status) => Err(status.context(format_args!("secret {id}"))),
+        }
+    }
+
+    /// Returns the name and the password, or the token if there is no name, for a registry; both are empty if the client has
+    /// none.
+    ///
+    /// # Errors
+    /// Returns an error if the client cannot be asked.
+    pub async fn credentials(&self, host: &str) -> Result<(String, String)> {
+        if !self.has(CREDENTIALS) {
+            return Ok(Default::default());
+        }
+        let request = CredentialsRequest {
+            host: host.to_owned(),
+        };
+        let found: Result<CredentialsResponse> = self.channel.unary(CREDENTIALS, &request).await;
+        match found {
+            Ok(found) => Ok((found.username, found.secret)),
+            Err(status) if status.code == Code::Unimplemented => Ok(Default::default()),
+            Err(status) => Err(status.context(format_args!("credentials for {host}"))),
+        }
+    }
+
+    fn has(&self, method: &str) -> bool {
+        self.methods.contains(&method.to_lowercase())
+    }
+
+    fn needs(&self, method: &str) -> Result<()> {
+        if self.has(method) {
+            return Ok(());
+        }
+        Err(Status::unknown(format!(
+            "method /{method} not supported by the client"
+        )))
+    }
+}
+
+/// Adds values of a key, in a form that headers can have.
+fn append(metadata: &mut HeaderMap, key: &'static str, values: &[String]) {
+    let is_plain = |text: &String| text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+    let encoded = !values.iter().all(is_plain);
+    for value in values {
+        let value = match encoded {
+            true => {
+                HeaderValue::from_str(&utf8_percent_encode(value, NON_ALPHANUMERIC).to_string())
+            }
+            false => HeaderValue::from_str(value),
+        };
+        // Both forms are printable.
+        if let Ok(value) = value {
+            metadata.append(HeaderName::from_static(key), value);
+        }
+    }
+    if encoded && let Ok(name) = HeaderName::try_from(format!("{key}-encoded")) {
+        metadata.insert(name, HeaderValue::from_static("1"));
+    }
+}
+
+/// The sessions that are open.
+#[derive(Debug, Default)]
+pub struct Sessions(watch::Sender<HashMap<String, Arc<Session>>>);
+
+impl Sessions {
+    /// Opens a session on a client's connection, which is named in the headers of its request, and serves until the
+    /// connection has ended.
+    ///
+    /// # Errors
+    /// Returns an error if the session has no id, or one that is in use.
+    pub async fn serve(&self, headers: &HeaderMap, stream: impl Io) -> Result<()> {
+        let get = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let id = get(ID).unwrap_or_default().to_owned();
+        if id.is_empty() {
+            return Err(Status::invalid("the session has no id"));
+        }
+        let methods = headers.get_all(METHOD).iter();
+        let methods = methods.filter_map(|method| method.to_str().ok());
+        let (channel, driver) = Channel::open(stream).await?;
+        let session = Arc::new(Session {
+            id: id.clone(),
+            shared_key: get(SHARED_KEY).unwrap_or_default().to_owned(),
+            methods: methods
+                .map(|method| method.trim_start_matches('/').to_lowercase())
+                .collect(),
+            channel,
+        });
+        let is_new = self.0.send_if_modified(|known| {
+            let is_new = !known.contains_key(&id);
+            if is_new {
+                known.insert(id.clone(), session);
+            }
+            is_new
+        });
+        if !is_new {
+            let text = format!("session {id} already exists");
+            return Err(Status::new(Code::AlreadyExists, text));
+        }
+        let _open = Open { sessions: self, id };
+        // How it ends does not matter: what waits for an answer gets an error.
+        let _ = driver.await;
+        Ok(())
+    }
+
+    /// Returns a session, and waits for a short time until it is there.
+    ///
+    /// # Errors
+    /// Returns an error if there is no such session.
+    pub async fn get(&self, id: &str) -> Result<Arc<Session>> {
+        // A prefix tells builds that share a session apart.
+        let id = match id.split_once(':') {
+            Some((_, id)) if !id.is_empty() => id,
+            _ => id,
+        };
+        let mut known = self.0.subscribe();
+        let found = known.wait_for(|known| known.contains_key(id));
+        let found = match tokio::time::timeout(PATIENCE, found).await {
+            Ok(Ok(known)) => known.get(id).cloned(),
+            _ => None,
+        };
+        found.ok_or_else(|| {
+            Status::unknown(format!(
+                "no active session for {id}: context deadline exceeded"
+            ))
+        })
+    }
+
+    /// Waits until a session has ended.
+    pub async fn ended(&self, id: &str) {
+        let mut known = self.0.subscribe();
+        // An error: there are no sessions any more.
+        let _ = known.wait_for(|known| !known.contains_key(id)).await;
+    }
+}
+
+/// Removes a session when it has ended, also if that is because its task was dropped.
+struct Open<'a> {
+    sessions: &'a Sessions,
+    id: String,
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.sessions.0.send_modify(|known| {
+            known.remove(&self.id);
+        });
+    }
+}

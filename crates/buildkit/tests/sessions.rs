@@ -1,0 +1,426 @@
+//! Sessions with clients that are not what they should be.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::header::HeaderMap;
+use hyper_util::rt::TokioIo;
+use whelk_buildkit::files::{self, Directory, Received};
+use whelk_buildkit::grpc::{self, Call, Code, Status};
+use whelk_buildkit::pb::files::{Packet, PacketType, Stat};
+use whelk_buildkit::pb::session::{
+    CredentialsRequest, CredentialsResponse, GetSecretRequest, GetSecretResponse,
+};
+use whelk_buildkit::session::{Session, Sessions, Wanted};
+use whelk_sys::{Scratch, fs};
+
+const BOOT: &str = "this one";
+const DIRECTORY: u32 = 1 << 31;
+const SYMLINK: u32 = 1 << 27;
+
+/// A client: its files in order, and how many packets it sends before it is gone.
+#[derive(Clone, Default)]
+struct Client {
+    files: Vec<(Stat, Bytes)>,
+    most: Option<usize>,
+    asked: Arc<AtomicUsize>,
+}
+
+fn stat(path: &str, mode: u32, size: usize) -> Stat {
+    Stat {
+        path: path.into(),
+        mode,
+        size: i64::try_from(size).unwrap(),
+        mod_time: 1_600_000_000_000_000_001,
+        uid: 1000,
+        gid: 1000,
+        ..Stat::default()
+    }
+}
+
+fn file(path: &str, content: &'static str) -> (Stat, Bytes) {
+    let content = Bytes::from_static(content.as_bytes());
+    (stat(path, 0o640, content.len()), content)
+}
+
+fn directory(path: &str) -> (Stat, Bytes) {
+    (stat(path, DIRECTORY | 0o750, 0), Bytes::new())
+}
+
+fn link(path: &str, mode: u32, target: &str) -> (Stat, Bytes) {
+    let stat = Stat {
+        linkname: target.into(),
+        ..stat(path, mode, 0)
+    };
+    (stat, Bytes::new())
+}
+
+impl Client {
+    fn new(files: Vec<(Stat, Bytes)>) -> Self {
+        Self {
+            files,
+            ..Self::default()
+        }
+    }
+
+    /// Opens a session of this client.
+    async fn connect(&self, sessions: &Arc<Sessions>) -> Arc<Session> {
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let (ours, theirs) = tokio::io::duplex(1 << 16);
+        let client = self.clone();
+        tokio::spawn(grpc::serve(
+            TokioIo::new(theirs),
+            HeaderMap::new,
+            move |call| client.clone().answer(call),
+        ));
+        let id = format!("session-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        let mut headers = HeaderMap::new();
+        headers.insert("x-docker-expose-session-uuid", id.parse().unwrap());
+        for method in [
+            "/moby.filesync.v1.FileSync/DiffCopy",
+            "/moby.buildkit.secrets.v1.Secrets/GetSecret",
+            "/moby.filesync.v1.Auth/Credentials",
+        ] {
+            let name = "x-docker-expose-session-grpc-method";
+            headers.append(name, method.parse().unwrap());
+        }
+        let serving = sessions.clone();
+        tokio::spawn(async move { serving.serve(&headers, TokioIo::new(ours)).await });
+        sessions.get(&format!("prefix:{id}")).await.unwrap()
+    }
+
+    async fn answer(self, mut call: Call) -> grpc::Result<()> {
+        match call.method.as_str() {
+            "moby.filesync.v1.FileSync/DiffCopy" => self.send(call).await,
+            "moby.buildkit.secrets.v1.Secrets/GetSecret" => {
+                let request: GetSecretRequest = call.request().await?;
+                match request.id.as_str() {
+                    "known" => {
+                        let data = b"secret".to_vec();
+                        call.responses.send(&GetSecretResponse { data }).await
+                    }
+                    "broken" => Err(Status::unknown("open /x: permission denied")),
+                    _ => Err(Status::not_found("not found")),
+                }
+            }
+            "moby.filesync.v1.Auth/Credentials" => {
+                let request: CredentialsRequest = call.request().await?;
+                let answer = CredentialsResponse {
+                    username: request.host,
+                    secret: "password".into(),
+                };
+                call.responses.send(&answer).await
+            }
+            other => Err(Status::unimplemented(format!("unknown method {other}"))),
+        }
+    }
+
+    /// Sends its files as fsutil does.
+    async fn send(self, mut call: Call) -> grpc::Result<()> {
+        assert_eq!(call.entry("dir-name"), Some("context"));
+        let mut sent = 0;
+        let stats = self.files.iter().map(|(stat, _)| Some(stat.clone()));
+        for stat in stats.chain([None]) {
+            let packet = Packet {
+                stat,
+                ..Packet::default()
+            };
+            self.put(&call, &mut sent, packet).await?;
+        }
+        while let Some(packet) = call.requests.next::<Packet>().await? {
+            match PacketType::try_from(packet.kind).unwrap() {
+                PacketType::Req => {
+                    self.asked.fetch_add(1, Ordering::Relaxed);
+                    let content = self.files[packet.id as usize].1.clone();
+                    for data in [content, Bytes::new()] {
+                        let data = Packet {
+                            kind: PacketType::Data.into(),
+                            id: packet.id,
+                            data,
+                            ..Packet::default()
+                        };
+                        self.put(&call, &mut sent, data).await?;
+                    }
+                }
+                PacketType::Fin => {
+                    self.put(&call, &mut sent, packet).await?;
+                    return Ok(());
+                }
+                PacketType::Err => return Err(Status::unknown("the receiver has failed")),
+                PacketType::Stat | PacketType::Data => panic!("{packet:?}"),
+            }
+        }
+        Err(Status::unknown("the receiver has ended"))
+    }
+
+    async fn put(&self, call: &Call, sent: &mut usize, packet: Packet) -> grpc::Result<()> {
+        if self.most.is_some_and(|most| *sent >= most) {
+            return Err(Status::unavailable("cut"));
+        }
+        *sent += 1;
+        call.responses.send(&packet).await
+    }
+
+    /// Sends its files to a directory.
+    async fn receive(&self, directory: Directory) -> files::Result<(Directory, Received)> {
+        let session = self.connect(&Arc::default()).await;
+        let stream = session.files(&wanted()).unwrap();
+        let received = files::receive(stream, directory, |_| ());
+        tokio::time::timeout(Duration::from_secs(20), received)
+            .await
+            .unwrap()
+    }
+}
+
+fn wanted() -> Wanted {
+    Wanted {
+        name: "context".into(),
+        exclude: vec!["*.log".into(), "é b+c".into()],
+        ..Wanted::default()
+    }
+}
+
+/// Returns what is below a directory: mode, owner, time, links, and content of each path.
+fn tree(root: &Path) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    let mut directories = vec![root.to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::list(&directory).unwrap() {
+            let path = entry.path();
+            let metadata = entry.metadata().unwrap();
+            let content = if metadata.is_dir() {
+                directories.push(path.clone());
+                String::new()
+            } else if metadata.is_symlink() {
+                fs::read_link(&path).unwrap().display().to_string()
+            } else {
+                format!(
+                    "{} {}",
+                    metadata.nlink(),
+                    fs::read_to_string(&path).unwrap()
+                )
+            };
+            let mode = metadata.permissions().mode() & 0o7777;
+            assert_eq!((metadata.uid(), metadata.gid()), (0, 0));
+            assert_eq!(metadata.mtime_nsec(), 1, "{}", path.display());
+            let path = path.strip_prefix(root).unwrap().display().to_string();
+            found.insert(path, format!("{mode:o} {content}"));
+        }
+    }
+    found
+}
+
+#[tokio::test]
+async fn only_what_has_changed_is_asked_for() {
+    let scratch = Scratch::temporary("sessions").unwrap();
+    let files = vec![
+        directory("a"),
+        file("a/one", "1"),
+        directory("a/deep"),
+        file("a/deep/x", "x"),
+        file("b", "two"),
+        link("c", 0o640, "b"),
+        link("d", SYMLINK | 0o777, "/outside"),
+        file("empty", ""),
+    ];
+    let mut files = files;
+    files[1..4].rotate_left(1);
+    let client = Client::new(files.clone());
+    let place = scratch.path();
+    let (made, received) = client
+        .receive(Directory::create(place).unwrap())
+        .await
+        .unwrap();
+    assert_eq!(
+        (received.files, received.bytes, received.is_changed),
+        (3, 5, true)
+    );
+    let found = tree(&made.files());
+    assert_eq!(found["a/deep/x"], "640 1 x");
+    assert_eq!(found["b"], "640 2 two");
+    assert_eq!(found["c"], "640 2 two");
+    assert_eq!(found["d"], "777 /outside");
+    assert_eq!(found["a"], "750 ");
+    assert_eq!(found.len(), files.len());
+    // Not complete until it is said to be.
+    assert!(Directory::open(place, BOOT).unwrap().is_none());
+    made.remember(BOOT).unwrap();
+    assert!(Directory::open(place, "another one").unwrap().is_none());
+
+    let known = Directory::open(place, BOOT).unwrap().unwrap();
+    let (_, received) = client.receive(known).await.unwrap();
+    assert_eq!(received, Received::default());
+    assert_eq!(client.asked.load(Ordering::Relaxed), 3);
+
+    // A directory becomes a file, a file a link, a link a directory; one has changed, and one is gone.
+    let changed = vec![
+        file("a", "file"),
+        file("b", "other"),
+        link("c", 0o640, "b"),
+        directory("d"),
+        file("d/e", "e"),
+        link("empty", SYMLINK, "b"),
+    ];
+    let client = Client::new(changed);
+    let known = Directory::open(place, BOOT).unwrap().unwrap();
+    let (made, received) = client.receive(known).await.unwrap();
+    assert_eq!(received.files, 3);
+    assert!(Directory::open(place, BOOT).unwrap().is_none());
+    let found = tree(&made.files());
+    let found: Vec<(&str, &str)> = found
+        .iter()
+        .map(|(path, text)| (path.as_str(), text.as_str()))
+        .collect();
+    assert_eq!(
+        found,
+        [
+            ("a", "640 1 file"),
+            ("b", "640 2 other"),
+            ("c", "640 2 other"),
+            ("d", "750 "),
+            ("d/e", "640 1 e"),
+            ("empty", "777 b"),
+        ]
+    );
+    assert!(fs::list(place.join("incoming")).unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn hostile_files_are_refused_with_their_path() {
+    let outside = Scratch::temporary("outside").unwrap();
+    let target = outside.path().display().to_string();
+    for (files, path) in [
+        (vec![file("../x", "x")], "../x"),
+        (vec![file("/x", "x")], "/x"),
+        (vec![file("b", ""), file("a", "")], "a"),
+        (vec![link("a", 0o600, "/etc/passwd")], "a"),
+        (vec![link("a", SYMLINK, &target), file("a/x", "x")], "a/x"),
+        (
+            vec![(stat("null", 1 << 26 | 1 << 21, 0), Bytes::new())],
+            "null",
+        ),
+        (vec![file("a/b", "")], "a/b"),
+    ] {
+        let scratch = Scratch::temporary("sessions").unwrap();
+        let known = Directory::create(scratch.path()).unwrap();
+        let failed = Client::new(files).receive(known).await.map(drop);
+        let text = failed.unwrap_err().to_string();
+        assert!(text.contains(&format!("{path:?}")), "{text}");
+        assert!(fs::list(outside.path()).unwrap().is_empty());
+        assert!(!fs::exists(scratch.path().join("index")));
+    }
+}
+
+#[tokio::test]
+async fn a_session_may_be_cut_at_each_packet() {
+    let files = vec![directory("a"), file("a/b", "1"), file("c", "2")];
+    // Four of files and their end, two of each content, and the last.
+    for most in 0..9 {
+        let scratch = Scratch::temporary("sessions").unwrap();
+        let client = Client {
+            most: Some(most),
+            ..Client::new(files.clone())
+        };
+        let known = Directory::create(scratch.path()).unwrap();
+        let failed = client.receive(known).await;
+        let error = failed.map(drop).unwrap_err();
+        assert!(
+            matches!(&error, files::Error::Call(status) if status.code == Code::Unavailable),
+            "{most}: {error:?}"
+        );
+    }
+    let scratch = Scratch::temporary("sessions").unwrap();
+    let client = Client {
+        most: Some(9),
+        ..Client::new(files)
+    };
+    let known = Directory::create(scratch.path()).unwrap();
+    client.receive(known).await.unwrap();
+}
+
+#[tokio::test]
+async fn services_are_called() {
+    let sessions = Arc::default();
+    let session = Client::default().connect(&sessions).await;
+    let secret = session.secret("known").await.unwrap();
+    assert_eq!(secret.as_deref(), Some(&b"secret"[..]));
+    assert_eq!(session.secret("other").await.unwrap(), None);
+    let failed = session.secret("broken").await.unwrap_err();
+    assert_eq!(failed.message, "secret broken: open /x: permission denied");
+    let (user, password) = session.credentials("registry").await.unwrap();
+    assert_eq!((user.as_str(), password.as_str()), ("registry", "password"));
+    let failed = session.export(0).unwrap_err();
+    assert!(failed.message.contains("FileSend/DiffCopy not supported"));
+}
+
+#[tokio::test]
+async fn sessions_are_waited_for() {
+    let sessions = Sessions::default();
+    let failed = sessions.get("x").await.map(drop).unwrap_err();
+    assert!(failed.message.starts_with("no active session for x"));
+}
+
+#[tokio::test]
+async fn sessions_have_names_of_their_own() {
+    let sessions: Arc<Sessions> = Arc::default();
+    let session = Client::default().connect(&sessions).await;
+    let (ours, _theirs) = tokio::io::duplex(1 << 10);
+    let mut headers = HeaderMap::new();
+    let missing = sessions.serve(&headers, TokioIo::new(ours)).await;
+    assert_eq!(missing.unwrap_err().code, Code::InvalidArgument);
+    headers.insert("x-docker-expose-session-uuid", session.id.parse().unwrap());
+    let (ours, _theirs) = tokio::io::duplex(1 << 10);
+    let twice = sessions.serve(&headers, TokioIo::new(ours)).await;
+    assert_eq!(twice.unwrap_err().code, Code::AlreadyExists);
+    sessions.get(&session.id).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_call_whose_caller_is_gone_is_dropped() {
+    struct Dropped(tokio::sync::mpsc::Sender<()>);
+    impl Drop for Dropped {
+        fn drop(&mut self) {
+            let _ = self.0.try_send(());
+        }
+    }
+    let (sender, mut dropped) = tokio::sync::mpsc::channel(1);
+    let (ours, mut one) = tokio::io::duplex(1 << 16);
+    let (mut other, theirs) = tokio::io::duplex(1 << 16);
+    let copied = async move { tokio::io::copy_bidirectional(&mut one, &mut other).await };
+    let wire = tokio::spawn(copied);
+    tokio::spawn(grpc::serve(
+        TokioIo::new(theirs),
+        HeaderMap::new,
+        move |call: Call| {
+            let guard = Dropped(sender.clone());
+            async move {
+                call.responses.send(&Packet::default()).await?;
+                std::future::pending::<()>().await;
+                drop(guard);
+                Ok(())
+            }
+        },
+    ));
+    let (channel, driver) = grpc::Channel::open(TokioIo::new(ours)).await.unwrap();
+    tokio::spawn(driver);
+    let mut call = channel.stream("a/b", HeaderMap::new()).unwrap();
+    call.next::<Packet>().await.unwrap().unwrap();
+    drop(call);
+    dropped.recv().await.unwrap();
+    // Its connection may end too.
+    let mut call = channel.stream("a/b", HeaderMap::new()).unwrap();
+    call.next::<Packet>().await.unwrap().unwrap();
+    wire.abort();
+    dropped.recv().await.unwrap();
+    assert!(call.next::<Packet>().await.is_err());
+}
