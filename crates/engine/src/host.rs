@@ -22,6 +22,7 @@ pub struct HostInfo {
     pub cgroup_v2: bool,
     pub has_blkio_weight: bool,
     pub has_swap_limit: bool,
+    pub has_real_time: bool,
     pub apparmor: bool,
     pub ipv4_forwarding: bool,
     /// The sysctls `bridge-nf-call-iptables` and `bridge-nf-call-ip6tables`: whether packets
@@ -77,6 +78,9 @@ impl HostInfo {
                 tree("memory")
                     .is_some_and(|root| fs::exists(root.join("memory.memsw.limit_in_bytes")))
             }),
+            // Of v1 only.
+            has_real_time: tree("cpu")
+                .is_some_and(|root| fs::exists(root.join("cpu.rt_runtime_us"))),
             apparmor: fs::read_to_string("/sys/module/apparmor/parameters/enabled")
                 .is_ok_and(|text| text.starts_with('Y')),
             ipv4_forwarding: is_on("/proc/sys/net/ipv4/ip_forward"),

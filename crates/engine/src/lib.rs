@@ -19,6 +19,7 @@ mod logging;
 pub mod model;
 pub mod mounts;
 pub mod networks;
+mod quota;
 mod random_names;
 mod records;
 mod reload;

@@ -193,7 +193,7 @@ fn host() -> Vec<(&'static str, Value, Fate)> {
         (
             "/StorageOpt",
             json!({"size": "1g"}),
-            Refused("HostConfig.StorageOpt"),
+            ShownOrRefused("--storage-opt is supported only for overlay over xfs"),
         ),
         ("/Tmpfs", json!({"/t": "size=1m"}), Shown),
         ("/UTSMode", json!("host"), Shown),

@@ -144,7 +144,7 @@ impl Containers {
                 "the container's files are lost; it starts with those of its image"
             );
         }
-        self.make_files(&record.id)
+        self.make_files(record)
     }
 
     /// Removes directories without a record: those of creations and removals that were interrupted
@@ -166,6 +166,7 @@ impl Containers {
         if !is_disposable(&self.instance.root, path) {
             return self.move_to_lost_and_found(id, path).map(Some);
         }
+        crate::quota::remove_limit(&path.join("upper"));
         let staging = &self.images.store().staging;
         staging.dispose(staging.trash(path)?);
         Ok(None)

@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::events::now;
 use crate::model::{Config, ContainerRecord, ContainerState, HostConfig, LogDriver, NetworkMode};
 use crate::networks::EndpointRequest;
+use crate::quota::{self, Refusal};
 use crate::rollback::Rollback;
 use crate::workload::blocking;
 use crate::{logging, random_names, validate};
@@ -34,6 +35,10 @@ pub struct Created {
     pub id: String,
     pub warnings: Vec<String>,
 }
+
+/// Docker's error for `--storage-opt` on a file system without project quotas.
+const NO_QUOTAS: &str =
+    "--storage-opt is supported only for overlay over xfs with 'pquota' mount option";
 
 /// Number of random names that are tried before a number is appended.
 const ATTEMPTS: u32 = 6;
@@ -153,9 +158,11 @@ impl Containers {
             Ok(())
         });
         record.push_undo("delete the files", |record| {
-            Ok(fs::remove_tree(self.instance.container_dir(&record.id))?)
+            let directory = self.instance.container_dir(&record.id);
+            quota::remove_limit(&directory.join("upper"));
+            Ok(fs::remove_tree(directory)?)
         });
-        self.make_files(&record.id)?;
+        self.make_files(&record)?;
         self.fill_volumes(&record, mounts).await?;
         self.store.insert_container(&record)?;
         mounts.keep();
@@ -181,11 +188,22 @@ impl Containers {
     }
 
     /// Creates a container's directory with an empty writable layer.
-    pub(super) fn make_files(&self, id: &str) -> Result<()> {
-        let directory = self.instance.container_dir(id);
+    pub(super) fn make_files(&self, record: &ContainerRecord) -> Result<()> {
+        let directory = self.instance.container_dir(&record.id);
         fs::create_dir(&directory, 0o700)?;
-        fs::create_dir(directory.join("upper"), 0o755)?;
-        Ok(fs::create_dir(directory.join("work"), 0o700)?)
+        let [upper, work] = ["upper", "work"].map(|name| directory.join(name));
+        fs::create_dir(&upper, 0o755)?;
+        fs::create_dir(&work, 0o700)?;
+        match validate::layer_size(&record.host)? {
+            0 => Ok(()),
+            // Overlayfs moves files from one to the other, which must be of the same project.
+            size => quota::limit(&[upper.as_path(), work.as_path()], size).map_err(|refusal| {
+                match refusal {
+                    Refusal::Unsupported => Error::invalid(NO_QUOTAS),
+                    Refusal::Other(error) => error,
+                }
+            }),
+        }
     }
 }
 

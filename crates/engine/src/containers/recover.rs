@@ -11,6 +11,7 @@ use whelk_sys::fs;
 use super::{Container, Containers, monitor};
 use crate::error::Result;
 use crate::model::{RestartPolicy, Status};
+use crate::quota;
 use crate::shims::ShimStatus;
 
 /// How long recovery waits for a shim's answer. A slower shim is followed up by its monitor.
@@ -37,7 +38,17 @@ impl Containers {
             // does not take the directories for containers that the store has lost.
             Err(error) => tracing::warn!("remove directories without a record: {error}"),
         }
-        if let Err(error) = self.images.store().staging.empty_trash() {
+        let staging = &self.images.store().staging;
+        // The removal of a container may have been interrupted before it came to that.
+        for path in staging
+            .strays()
+            .into_iter()
+            .flatten()
+            .map(|stray| stray.path)
+        {
+            quota::remove_limit(&path.join("upper"));
+        }
+        if let Err(error) = staging.empty_trash() {
             tracing::warn!("empty the trash: {error}");
         }
         // Concurrently, so that an unresponsive shim does not delay the others.

@@ -11,6 +11,7 @@ use whelk_sys::fs;
 use super::{Container, Containers, to_its_end};
 use crate::error::{Error, Result};
 use crate::model::Status;
+use crate::quota;
 
 /// The options of a removal.
 #[derive(Clone, Copy, Debug, Default)]
@@ -140,6 +141,9 @@ impl Containers {
             .progress
             .send_modify(|progress| progress.removed = true);
         if let Ok(Some(path)) = trashed {
+            if !container.record().host.storage_opt.is_empty() {
+                quota::remove_limit(&path.join("upper"));
+            }
             // In the background: nobody waits for the deletion.
             let staging = self.images.store().staging.clone();
             drop(tokio::spawn(empty_trash(staging, path, container.clone())));
@@ -166,7 +170,10 @@ impl Containers {
             "delete the record: {error}; deleting the files first"
         );
         tokio::task::block_in_place(|| {
-            trashed.map_or(Ok(()), fs::remove_tree)?;
+            if let Some(trashed) = trashed {
+                quota::remove_limit(&trashed.join("upper"));
+                fs::remove_tree(trashed)?;
+            }
             self.store.delete_container(id, lasting)
         })
     }

@@ -127,9 +127,15 @@ fn check_cpu(host: &HostConfig, host_info: &HostInfo) -> Result<()> {
             "CPU cfs quota can not be less than 1ms (i.e. 1000)",
         ));
     }
-    if host_info.cgroup_v2 && (host.cpu_realtime_period != 0 || host.cpu_realtime_runtime != 0) {
+    let (period, runtime) = (host.cpu_realtime_period, host.cpu_realtime_runtime);
+    if !host_info.has_real_time && (period != 0 || runtime != 0) {
         return Err(Error::invalid(
             "Your kernel does not support CPU real-time scheduler",
+        ));
+    }
+    if period != 0 && runtime > period {
+        return Err(Error::invalid(
+            "cpu real-time runtime cannot be higher than cpu real-time period",
         ));
     }
     let available = if host_info.cpus <= 1 {

@@ -6,7 +6,7 @@
 mod limits;
 mod modes;
 
-use whelk_text::signal;
+use whelk_text::{signal, size};
 
 use crate::error::{Error, Result};
 use crate::host::HostInfo;
@@ -35,6 +35,7 @@ pub fn settings(
     let mut warnings = Vec::new();
     check_health(config)?;
     refuse_unsupported(host_config)?;
+    layer_size(host_config)?;
     if host_config.network_mode == NetworkMode::Host && host_config.publishes() {
         warnings.push("Published ports are discarded when using host network mode".into());
     }
@@ -126,10 +127,6 @@ pub fn settings(
 /// Rejects settings that this version does not support, instead of ignoring them.
 fn refuse_unsupported(host: &HostConfig) -> Result<()> {
     let refused = [
-        (
-            !host.storage_opt.is_empty(),
-            "HostConfig.StorageOpt (--storage-opt)",
-        ),
         (!host.cgroup.is_empty(), "HostConfig.Cgroup"),
         // They limit containers on Windows.
         (host.cpu_count != 0, "HostConfig.CpuCount"),
@@ -146,6 +143,25 @@ fn refuse_unsupported(host: &HostConfig) -> Result<()> {
         ))),
         None => Ok(()),
     }
+}
+
+/// Returns the size limit of a container's writable layer in bytes; 0 for none.
+///
+/// # Errors
+/// Returns an error if a storage option is unknown or its value invalid.
+pub(crate) fn layer_size(host: &HostConfig) -> Result<u64> {
+    let mut size = 0;
+    for (key, value) in &host.storage_opt {
+        if !key.eq_ignore_ascii_case("size") {
+            let key = key.to_lowercase();
+            return Err(Error::invalid(format!("unknown option {key}")));
+        }
+        let parsed = size::parse_binary(value).ok();
+        size = parsed
+            .and_then(|size| u64::try_from(size).ok())
+            .ok_or_else(|| Error::invalid(format!("invalid size: '{value}'")))?;
+    }
+    Ok(size)
 }
 
 fn check_health(config: &Config) -> Result<()> {
@@ -278,6 +294,7 @@ mod tests {
             cgroup_v2: false,
             has_blkio_weight: false,
             has_swap_limit: true,
+            has_real_time: true,
             apparmor: false,
             ipv4_forwarding: true,
             bridge_filter: (false, false),

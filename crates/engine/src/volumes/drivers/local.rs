@@ -18,9 +18,10 @@ use rustix::mount::{
 use whelk_sys::sync::IgnorePoison as _;
 use whelk_sys::{errno_text, fs};
 
-use super::{Created, VolumeDriver, VolumeRecord, creating, quota};
+use super::{Created, VolumeDriver, VolumeRecord, creating};
 use crate::error::{Error, Result};
 use crate::model::volume::SIZE;
+use crate::quota::{self, Refusal};
 use crate::records::DESCRIPTION;
 use crate::volumes::{DATA, STAGING_PREFIX};
 use crate::{random_names, records};
@@ -75,7 +76,7 @@ impl Local {
         let size = record.size();
         if !size.is_empty() {
             parse_size(size)
-                .and_then(|size| quota::limit(&staged.content(), size))
+                .and_then(|size| limit(&staged.content(), size))
                 .map_err(creating(&record.name))?;
         }
         Ok(staged)
@@ -230,6 +231,14 @@ fn check(options: &BTreeMap<String, String>) -> Result<()> {
         None => Ok(()),
         Some(key) => Err(Error::invalid(format!("invalid option: {key:?}"))),
     }
+}
+
+/// Limits the size of a volume's content.
+fn limit(content: &Path, size: u64) -> Result<()> {
+    quota::limit(&[content], size).map_err(|refusal| match refusal {
+        Refusal::Unsupported => Error::invalid("quota size requested but no quota support"),
+        Refusal::Other(error) => error,
+    })
 }
 
 /// Parses a size such as `10m` and returns bytes; 0 is an error.

@@ -9,7 +9,6 @@ mod contract;
 pub(in crate::volumes) mod fake;
 mod local;
 mod plugin;
-mod quota;
 
 use std::collections::BTreeMap;
 use std::fmt;

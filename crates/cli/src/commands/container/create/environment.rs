@@ -79,7 +79,10 @@ fn lines_of(files: &[String]) -> Outcome<Vec<String>> {
 
 /// Returns the labels; those of flags replace those of files.
 pub(super) fn labels(args: &CreateContainerArgs) -> Outcome<BTreeMap<String, String>> {
-    let mut labels = labels_of(&lines_of(&args.label_file)?, "--label-file")?;
+    let mut lines = lines_of(&args.label_file)?;
+    // As Docker does it: such a line would stand for a variable's value.
+    lines.retain(|line| line.contains('='));
+    let mut labels = labels_of(&lines, "--label-file")?;
     labels.extend(labels_of(&args.label, "-l, --label")?);
     Ok(labels)
 }
