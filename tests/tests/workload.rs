@@ -183,6 +183,7 @@ impl Context<'_> {
             attach: Some(everything()),
             stdin: false,
             bound: false,
+            tells_exit: false,
         };
         let (_, mut output) = started.exec(exec).await.unwrap();
         assert_eq!(read(&mut output).await, "sh\n4\n");
