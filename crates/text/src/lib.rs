@@ -1,4 +1,4 @@
-//! Texts that Docker's clients and engine read and write in the same way: sizes, durations, times, signals,
+//! Texts that Docker's clients and engine read and write in the same way: sizes, durations, times, signals, limits,
 //! patterns, words of a command line.
 //!
 //! Pure functions of text: no clock, no environment, except that a time without an offset is in the
@@ -13,6 +13,7 @@ pub mod progress;
 pub mod signal;
 pub mod size;
 pub mod time;
+pub mod ulimit;
 pub mod url;
 pub mod words;
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use whelk_llb::pb::{LinuxResources, NetMode, Platform, Ulimit};
-use whelk_text::parse_bool;
+use whelk_text::{parse_bool, ulimit};
 
 use super::options::{Options, ParseReference, ResolveMode};
 use crate::csv;
@@ -12,24 +12,6 @@ use crate::error::{Error, Result};
 use crate::lint;
 
 type Attributes = BTreeMap<String, String>;
-
-const ULIMITS: [&str; 15] = [
-    "core",
-    "cpu",
-    "data",
-    "fsize",
-    "locks",
-    "memlock",
-    "msgqueue",
-    "nice",
-    "nofile",
-    "nproc",
-    "rss",
-    "rtprio",
-    "rttime",
-    "sigpending",
-    "stack",
-];
 
 impl Options {
     /// Reads the attributes of a build, except those of its context, and returns the platforms to build for. If
@@ -158,7 +140,7 @@ fn ulimits(text: &str) -> Result<Vec<Ulimit>> {
     let parse = |field: String| {
         let invalid = || Error::new(format!("invalid ulimit argument: {field}"));
         let (name, limits) = field.split_once('=').ok_or_else(invalid)?;
-        if !ULIMITS.contains(&name) {
+        if !ulimit::NAMES.contains(&name) {
             return Err(Error::new(format!("invalid ulimit type: {name}")));
         }
         let (soft, hard) = limits.split_once(':').unwrap_or((limits, limits));

@@ -1,31 +1,13 @@
 //! Settings of containers that do not give their own.
 
 use whelk_runtime::seccomp;
+use whelk_text::ulimit;
 
 use crate::error::{Error, Result};
 use crate::model::{CgroupnsMode, HostConfig, IpcMode, Ulimit};
 
 /// The size of /dev/shm in bytes, as with Docker.
 const SHM_SIZE: i64 = 64 << 20;
-
-/// The limits that setrlimit(2) has, apart from the size of the address space, as Docker names them.
-const LIMITS: [&str; 15] = [
-    "core",
-    "cpu",
-    "data",
-    "fsize",
-    "locks",
-    "memlock",
-    "msgqueue",
-    "nice",
-    "nofile",
-    "nproc",
-    "rss",
-    "rtprio",
-    "rttime",
-    "sigpending",
-    "stack",
-];
 
 /// Settings of containers that do not give their own. The first four are written into a container's
 /// record when it is created, the others apply to each start.
@@ -67,7 +49,7 @@ impl ContainerDefaults {
     /// Returns an error that names a limit which does not exist, or whose values contradict each other.
     pub fn check(&self) -> Result<()> {
         for Ulimit { name, soft, hard } in &self.ulimits {
-            if !LIMITS.contains(&name.as_str()) {
+            if !ulimit::NAMES.contains(&name.as_str()) {
                 return Err(Error::invalid(format!("invalid ulimit type: {name}")));
             }
             if *hard != -1 && (*soft == -1 || soft > hard) {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use whelk_api_types::{RestartPolicy, Ulimit};
+use whelk_text::ulimit;
 
 use crate::commands::arguments::key_values;
 use crate::commands::container::create::invalid;
@@ -42,23 +43,6 @@ pub(crate) fn restart_policy(text: &str) -> Outcome<RestartPolicy> {
 
 /// Parses `TYPE=SOFT[:HARD]`.
 pub(super) fn parse_ulimit(text: &str) -> Outcome<Ulimit> {
-    const NAMES: [&str; 15] = [
-        "core",
-        "cpu",
-        "data",
-        "fsize",
-        "locks",
-        "memlock",
-        "msgqueue",
-        "nice",
-        "nofile",
-        "nproc",
-        "rss",
-        "rtprio",
-        "rttime",
-        "sigpending",
-        "stack",
-    ];
     let fail = |reason: String| {
         Failure::with_code(
             125,
@@ -68,7 +52,7 @@ pub(super) fn parse_ulimit(text: &str) -> Outcome<Ulimit> {
     let (name, values) = text
         .split_once('=')
         .ok_or_else(|| fail(format!("invalid ulimit argument: {text}")))?;
-    if !NAMES.contains(&name) {
+    if !ulimit::NAMES.contains(&name) {
         return Err(fail(format!("invalid ulimit type: {name}")));
     }
     if values.split(':').count() > 2 {
