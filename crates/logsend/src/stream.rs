@@ -100,7 +100,7 @@ impl Stream {
     ) -> io::Result<()> {
         self.check_open()?;
         let mut since = Instant::now();
-        while *written < bytes.len() || self.buffered() > 0 {
+        while *written < bytes.len() || self.is_waiting() {
             let rest = &bytes[*written..];
             let wrote = match self {
                 Self::Tcp(stream) => stream.write(rest),
@@ -132,11 +132,8 @@ impl Stream {
         Ok(())
     }
 
-    fn buffered(&self) -> usize {
-        match self {
-            Self::Tls(stream) => stream.buffered(),
-            Self::Tcp(_) | Self::Unix(_) => 0,
-        }
+    fn is_waiting(&self) -> bool {
+        matches!(self, Self::Tls(stream) if stream.is_waiting())
     }
 
     /// Returns an error if the collector has closed the connection. What it sends is discarded.
@@ -214,7 +211,11 @@ impl Stream {
         if matches!(self, Self::Unix(_)) {
             return 0;
         }
-        unread_by_peer(self.as_fd()).unwrap_or(0) + self.buffered() as u64
+        let unread = unread_by_peer(self.as_fd()).unwrap_or(0);
+        match self {
+            Self::Tls(stream) => stream.unacknowledged(unread),
+            Self::Tcp(_) | Self::Unix(_) => unread,
+        }
     }
 
     /// Ends the stream and waits for a moment until the collector has read it.
