@@ -179,7 +179,7 @@ fn parse(mut members: Map<String, Value>, directory: &Path) -> anyhow::Result<Fi
 fn from_members(members: Map<String, Value>) -> anyhow::Result<File> {
     for (key, value) in &members {
         file::check_member(key, value).with_context(|| match value {
-            Value::String(text) if !text.contains('@') => format!("{key}: {text:?}"),
+            Value::String(text) if !file::may_be_secret(key, text) => format!("{key}: {text:?}"),
             Value::Array(_) if matches!(key.as_str(), "dns" | "host-gateway-ips") => {
                 format!("{key}: {value}")
             }

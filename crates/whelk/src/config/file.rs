@@ -205,16 +205,48 @@ pub(super) fn check_member(key: &str, value: &Value) -> anyhow::Result<()> {
     };
     let mut alone = Map::from_iter([(key.to_owned(), value)]);
     refused::check(&mut alone)?;
-    serde_json::from_value::<File>(alone.into()).map_err(|error| {
-        // Names of Rust's types say nothing to those who write the file.
-        let text = ["usize", "u64", "u32", "u16", "u8", "i64"]
-            .iter()
-            .fold(error.to_string(), |text, name| {
-                text.replace(&format!("expected {name}"), "expected a whole number")
-            });
-        anyhow::anyhow!(text)
-    })?;
-    Ok(())
+    let error = serde_json::from_value::<File>(alone.into()).err();
+    let Some(error) = error.map(|error| error.to_string()) else {
+        return Ok(());
+    };
+    // Names of Rust's types say nothing to those who write the file.
+    let mut text = ["usize", "u64", "u32", "u16", "u8", "i64"]
+        .iter()
+        .fold(error, |text, name| {
+            text.replace(&format!("expected {name}"), "expected a whole number")
+        });
+    if let Some(at) = text.find("expected struct ") {
+        text.replace_range(at.., "expected an object");
+    }
+    if may_be_secret(key, &text) {
+        text = without_value(&text);
+    }
+    Err(anyhow::anyhow!(text))
+}
+
+/// Returns whether a key's value, or an error that shows it, may have a password or a token; URLs may.
+pub(super) fn may_be_secret(key: &str, text: &str) -> bool {
+    const KEYS: [&str; 5] = [
+        "insecure-registries",
+        "log-opts",
+        "mirrors",
+        "proxies",
+        "registry-mirrors",
+    ];
+    KEYS.contains(&key) || text.contains('@')
+}
+
+/// Leaves out the value that serde shows in an error.
+fn without_value(error: &str) -> String {
+    for kind in ["invalid type", "invalid value", "unknown variant"] {
+        if error.starts_with(kind) {
+            let expected = error
+                .rsplit_once(", expected ")
+                .map(|(_, expected)| expected);
+            return expected.map_or_else(|| kind.into(), |what| format!("expected {what}"));
+        }
+    }
+    error.to_owned()
 }
 
 impl File {

@@ -305,6 +305,47 @@ fn changes_that_need_a_restart_are_found() {
 }
 
 #[test]
+fn errors_show_no_secrets() {
+    let url = "http://user:secret, expected @proxy";
+    for (content, expected) in [
+        (
+            format!(r#"{{"proxies": "{url}"}}"#),
+            "proxies: expected an object",
+        ),
+        (
+            format!(r#"{{"proxies": {{"http-proxy": ["{url}"]}}}}"#),
+            "proxies: expected a string",
+        ),
+        (
+            format!(r#"{{"registry-mirrors": "{url}"}}"#),
+            "registry-mirrors: expected a sequence",
+        ),
+        (
+            format!(r#"{{"mirrors": {{"docker.io": "{url}"}}}}"#),
+            "mirrors: expected a sequence",
+        ),
+        (
+            r#"{"log-opts": ["token=secret"]}"#.to_owned(),
+            "log-opts: expected a map",
+        ),
+        (
+            r#"{"log-opts": "secret"}"#.to_owned(),
+            "log-opts: expected a map",
+        ),
+        (
+            format!(r#"{{"mtu": "{url}"}}"#),
+            "mtu: expected a whole number",
+        ),
+    ] {
+        let error = format!("{:#}", read(&content).unwrap_err());
+        assert!(
+            error.contains(expected) && !error.contains("secret"),
+            "{content}: {error}"
+        );
+    }
+}
+
+#[test]
 fn reads_the_instance_of_a_file_with_invalid_settings() {
     let content = r#"{"instance": "i", "data-root": "/r", "bip": "x", "unknown": 1}"#;
     let (_scratch, found) = source(content, &["--root=/other", "--debug"]);
