@@ -145,6 +145,7 @@ impl Context<'_> {
                 work,
                 volatile: true,
             }),
+            layers: Vec::new(),
             user: UserRequest::default(),
             filter: None,
             log: LogConfig {
@@ -178,6 +179,7 @@ impl Context<'_> {
                 cwd: "/".into(),
                 ..Process::default()
             },
+            layers: Vec::new(),
             user: UserRequest::default(),
             filter: None,
             attach: Some(everything()),

@@ -102,6 +102,20 @@ impl Engine {
     /// # Errors
     /// Returns an error if the state cannot be read, or if another engine has it open.
     pub async fn open(instance: Instance, executable: PathBuf) -> Result<Arc<Self>> {
+        let (engine, ()) = Self::open_with(instance, executable, |_| ()).await?;
+        Ok(engine)
+    }
+
+    /// Like [`Engine::open`]. `hold` is called before unused layers are removed, and takes leases of those that
+    /// the engine's records do not name.
+    ///
+    /// # Errors
+    /// As [`Engine::open`].
+    pub async fn open_with<T>(
+        instance: Instance,
+        executable: PathBuf,
+        hold: impl FnOnce(&whelk_image::Store) -> T,
+    ) -> Result<(Arc<Self>, T)> {
         instance.prepare()?;
         let found = store::Found::check(&instance.root)?;
         containers::audit(&instance, &found).await?;
@@ -109,6 +123,7 @@ impl Engine {
         let events = Arc::new(Events::default());
         let mut files = whelk_image::Store::open(&instance.root)?;
         files.snapshots.set_form(instance.layers)?;
+        let held = hold(&files);
         let images = Images::open(
             files,
             store.clone(),
@@ -148,7 +163,7 @@ impl Engine {
         if let Some(gc) = instance.image_gc {
             tokio::spawn(usage.clone().keep_images_to_budget(gc));
         }
-        Ok(Arc::new(Self {
+        let engine = Arc::new(Self {
             instance,
             containers,
             images,
@@ -162,7 +177,8 @@ impl Engine {
             checking: Arc::default(),
             id,
             _health_checks: health_checks,
-        }))
+        });
+        Ok((engine, held))
     }
 
     /// Flushes everything to disk, at the engine's exit.

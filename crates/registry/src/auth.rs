@@ -1,6 +1,6 @@
 //! Who the client is: credentials, and the access tokens that they are exchanged for.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -141,22 +141,27 @@ impl TryFrom<AuthConfig> for Credentials {
     }
 }
 
+/// Decodes base64 of either alphabet.
+fn decode(value: &str) -> Result<Vec<u8>, String> {
+    // Clients differ in their use of padding.
+    let url_safe = GeneralPurpose::new(
+        &URL_SAFE,
+        GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+    );
+    let value = value.trim();
+    url_safe
+        .decode(value)
+        .or_else(|_| STANDARD.decode(value))
+        .map_err(|_| "not base64".to_owned())
+}
+
 impl Credentials {
     /// Decodes the header `X-Registry-Auth` of the Engine API: an `AuthConfig` in base64.
     ///
     /// # Errors
     /// Returns a text without any part of the value.
     pub fn from_header(value: &str) -> Result<Self, String> {
-        // Clients differ in their use of padding.
-        let url_safe = GeneralPurpose::new(
-            &URL_SAFE,
-            GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
-        );
-        let value = value.trim();
-        let json = url_safe
-            .decode(value)
-            .or_else(|_| STANDARD.decode(value))
-            .map_err(|_| "not base64")?;
+        let json = decode(value)?;
         if json.is_empty() {
             return Ok(Self::Anonymous);
         }
@@ -164,6 +169,31 @@ impl Credentials {
             .map_err(|_| "not a JSON object with texts")?
             .unwrap_or_default();
         config.try_into()
+    }
+
+    /// Decodes the header `X-Registry-Config` of the Engine API: `AuthConfig`s by the registry's name, in base64.
+    /// That of the default registry is `docker.io`, which clients write as an address.
+    ///
+    /// # Errors
+    /// Returns a text without any part of the value.
+    pub fn all_from_header(value: &str) -> Result<BTreeMap<String, Self>, String> {
+        let json = decode(value)?;
+        if json.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let configs = serde_json::from_slice::<Option<BTreeMap<String, AuthConfig>>>(&json)
+            .map_err(|_| "not a JSON object with texts")?;
+        let mut all = BTreeMap::new();
+        for (server, config) in configs.unwrap_or_default() {
+            let name = server.trim_start_matches("https://");
+            let name = name.trim_start_matches("http://");
+            let name = match name.split('/').next().unwrap_or_default() {
+                "index.docker.io" | "registry-1.docker.io" => "docker.io",
+                name => name,
+            };
+            all.insert(name.to_owned(), config.try_into()?);
+        }
+        Ok(all)
     }
 
     /// Returns the header `Authorization` of the scheme `Basic`; `None` without a password.
@@ -313,6 +343,19 @@ mod tests {
             user: user.into(),
             password: password.into(),
         }
+    }
+
+    #[test]
+    fn x_registry_config_headers_are_decoded() {
+        let decode = |json: &str| Credentials::all_from_header(&STANDARD.encode(json));
+        let json = r#"{"https://index.docker.io/v1/":{"username":"u","password":"p"},"host:5000":{"identitytoken":"t"}}"#;
+        let all = decode(json).unwrap();
+        assert_eq!(all["docker.io"], password("u", "p"));
+        assert_eq!(all["host:5000"], Credentials::IdentityToken("t".into()));
+        for empty in ["", "{}", "null"] {
+            assert!(decode(empty).unwrap().is_empty(), "{empty}");
+        }
+        assert!(decode("[]").is_err() && Credentials::all_from_header("%").is_err());
     }
 
     #[test]

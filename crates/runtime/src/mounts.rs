@@ -363,35 +363,51 @@ fn set_attributes(mount: &Mount, options: &Options, tree: &OwnedFd) -> Result<()
     set(options.recursive, true)
 }
 
-/// Returns the lower layers of an overlay mount, topmost first, if its options consist of
-/// `lowerdir+=PATH` only. One option per layer avoids the length limits of a single `lowerdir`
-/// option.
-fn overlay_layers(mount: &Mount, options: &Options) -> Option<Vec<PathBuf>> {
-    let layer = |(key, value): &(String, Option<String>)| {
-        value
-            .as_ref()
-            .filter(|_| key == "lowerdir+")
-            .map(PathBuf::from)
-    };
-    if mount.kind == "overlay" && !options.data.is_empty() {
-        options.data.iter().map(layer).collect()
-    } else {
-        None
-    }
+/// The layers of an overlay mount.
+struct Layers {
+    /// The topmost first.
+    lower: Vec<PathBuf>,
+    /// The upper and the work directory of a mount that can be written to.
+    writable: Option<(PathBuf, PathBuf)>,
 }
 
-/// Mounts layers as a read-only overlay: the whole, or the subdirectory that the options name.
-fn mount_layers(mount: &Mount, options: &Options, layers: &[PathBuf]) -> Result<OwnedFd> {
+/// Returns the layers of an overlay mount, if its options consist of `lowerdir+=PATH`, and of `upperdir` and
+/// `workdir`, only. One option per layer avoids the length limits of a single `lowerdir` option.
+fn overlay_layers(mount: &Mount, options: &Options) -> Option<Layers> {
+    let mut lower = Vec::new();
+    let (mut upper, mut work) = (None, None);
+    for (key, value) in &options.data {
+        let path = PathBuf::from(value.as_ref()?);
+        match key.as_str() {
+            "lowerdir+" => lower.push(path),
+            "upperdir" => upper = Some(path),
+            "workdir" => work = Some(path),
+            _ => return None,
+        }
+    }
+    let writable = upper.zip(work);
+    let is_whole = mount.kind == "overlay" && !lower.is_empty();
+    is_whole.then_some(Layers { lower, writable })
+}
+
+/// Mounts layers as an overlay: the whole, or the subdirectory that the options name.
+fn mount_layers(mount: &Mount, options: &Options, layers: &Layers) -> Result<OwnedFd> {
     let step = |error: Errno| {
         os_at(
             "mount",
             format!("{} at {}", mount.source, mount.destination),
         )(error)
     };
+    let Layers { lower, writable } = layers;
+    let writable = writable.as_ref().map(|(upper, work)| overlay::Writable {
+        upper,
+        work,
+        volatile: false,
+    });
     // open_tree(2) clones a part only of an attached mount, so the overlay is attached over its
     // lowest layer for a moment, which is a directory: higher ones may be EROFS images.
-    let attach_point = &layers[layers.len() - 1];
-    let whole = match (overlay::mount(layers, None), &options.subdirectory) {
+    let attach_point = &lower[lower.len() - 1];
+    let whole = match (overlay::mount(lower, writable), &options.subdirectory) {
         (Ok(tree), None) => {
             set_attributes(mount, options, &tree)?;
             return Ok(tree);
@@ -408,7 +424,7 @@ fn mount_layers(mount: &Mount, options: &Options, layers: &[PathBuf]) -> Result<
             tree
         }
         (Err(Errno::INVAL | Errno::NOSYS), _) => {
-            overlay::mount_at(attach_point, layers, None).map_err(step)?
+            overlay::mount_at(attach_point, lower, writable).map_err(step)?
         }
         (Err(error), _) => return Err(step(error)),
     };

@@ -53,7 +53,7 @@ pub fn tree(from: impl AsFd, to: impl AsFd, source: Source) -> Result<(), Errno>
 pub fn directory_attributes(from: impl AsFd, to: impl AsFd) -> Result<(), Errno> {
     let (from, to) = (reopen(from)?, reopen(to)?);
     let stat = rustix::fs::fstat(&from)?;
-    copy_attributes(&from, &to, Source::Layers)?;
+    attributes(&from, &to, Source::Layers)?;
     rustix::fs::fchown(
         &to,
         Some(Uid::from_raw(stat.st_uid)),
@@ -155,7 +155,7 @@ impl Copy {
             FileType::Directory => {
                 mkdirat(to, name, Mode::RWXU)?;
                 let (from, to) = (open_directory(from)?, open_directory(to)?);
-                copy_attributes(&from, &to, self.source)?;
+                attributes(&from, &to, self.source)?;
                 self.directory(&from, &to, &own_path, depth + 1)?;
             }
             FileType::Symlink => {
@@ -182,8 +182,8 @@ impl Copy {
                     OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | nofollow,
                     Mode::RUSR | Mode::WUSR,
                 )?;
-                copy_data(&input, &output, stat.st_size.try_into().unwrap_or(0))?;
-                copy_attributes(&input, &output, self.source)?;
+                data(&input, &output, stat.st_size.try_into().unwrap_or(0))?;
+                attributes(&input, &output, self.source)?;
             }
             kind => match mknodat(to, name, kind, Mode::RUSR | Mode::WUSR, stat.st_rdev) {
                 // EPERM: devices cannot be created in a user namespace.
@@ -220,7 +220,7 @@ fn join(path: &CStr, name: &CStr) -> CString {
 }
 
 /// Copies the parts of a file that hold data, so that holes stay holes.
-fn copy_data(from: &OwnedFd, to: &OwnedFd, size: u64) -> Result<(), Errno> {
+pub fn data(from: &OwnedFd, to: &OwnedFd, size: u64) -> Result<(), Errno> {
     let mut offset = 0;
     while offset < size {
         let begin = match seek(from, SeekFrom::Data(offset)) {
@@ -283,7 +283,7 @@ fn copy_through_buffer(from: &OwnedFd, to: &OwnedFd, mut at: u64, end: u64) -> R
 }
 
 /// Copies extended attributes, except those that the target's file system does not accept.
-fn copy_attributes(from: &OwnedFd, to: &OwnedFd, source: Source) -> Result<(), Errno> {
+pub fn attributes(from: &OwnedFd, to: &OwnedFd, source: Source) -> Result<(), Errno> {
     /// Limits of the kernel (xattr(7)): 64 KiB for the list of names, 64 KiB for each value.
     const MAX_SIZE: usize = 64 << 10;
     let mut names = vec![0u8; MAX_SIZE];

@@ -22,7 +22,7 @@ const MAX_SIZE: u64 = 1 << 20;
 
 /// The mode that they are created with: all users of the container read them. The engine sets its
 /// umask, so that none of these bits is missing.
-const MODE: u32 = 0o644;
+pub(super) const MODE: u32 = 0o644;
 
 const HOSTS: &str = "hosts";
 const RESOLV_CONF: &str = "resolv.conf";
@@ -208,7 +208,7 @@ fn own_names(config: &Config) -> String {
 }
 
 /// Generates the content of `hosts`.
-fn hosts(record: &ContainerRecord, links: &[Link], containers: &Containers) -> String {
+pub(super) fn hosts(record: &ContainerRecord, links: &[Link], containers: &Containers) -> String {
     let host = &record.host;
     let mut text = if host.network_mode == NetworkMode::Host {
         fs::read_at_most("/etc/hosts", MAX_SIZE)
@@ -242,7 +242,7 @@ fn hosts(record: &ContainerRecord, links: &[Link], containers: &Containers) -> S
 }
 
 /// Generates the content of `resolv.conf`.
-fn resolv_conf(record: &ContainerRecord, defaults: &NetworkDefaults) -> String {
+pub(super) fn resolv_conf(record: &ContainerRecord, defaults: &NetworkDefaults) -> String {
     let host = &record.host;
     let given = |list: &Option<Vec<String>>, set: &[String]| {
         Some(

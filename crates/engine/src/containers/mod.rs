@@ -43,6 +43,7 @@ mod restart;
 mod sandbox;
 mod start;
 mod stats;
+mod step;
 mod stop;
 mod top;
 mod update;
@@ -78,6 +79,7 @@ pub use remove::RemoveRequest;
 pub use stats::{
     BlockIoCount, BlockIoUsage, CpuSample, InterfaceCounts, Sample, Stats, StatsStream,
 };
+pub use step::Step;
 pub use top::Top;
 pub use update::{FixedResources, UpdateRequest};
 pub use volumes::CopyVolume;

@@ -13,6 +13,11 @@ impl Images {
         self.collect_older(MAX_PARTIAL_AGE);
     }
 
+    /// Removes what nothing uses any more, after something else than an image has released layers. Blocking.
+    pub fn collect_unused(&self) {
+        self.collect_garbage();
+    }
+
     /// Like [`Images::collect_garbage`], but keeps content that a pull may resume with only if it is
     /// younger than `age`.
     pub(super) fn collect_older(&self, age: Duration) {

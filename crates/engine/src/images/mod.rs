@@ -1,6 +1,7 @@
 //! Images and their names.
 
 mod budget;
+mod built;
 mod check;
 mod commit;
 mod distribution;
@@ -35,6 +36,7 @@ use crate::events::Events;
 use crate::instance::RegistrySettings;
 use crate::store::RecordStore;
 
+pub use built::BuiltImage;
 pub(crate) use check::InUse;
 pub use commit::NewImage;
 pub use distribution::Distribution;

@@ -25,6 +25,7 @@ fn bundle(id: &str) -> Bundle {
             work: "/nonexistent".into(),
             volatile: true,
         }),
+        layers: Vec::new(),
         user: UserRequest::default(),
         filter: None,
         log: LogConfig::default(),

@@ -34,6 +34,8 @@ pub struct Bundle {
     /// Its cgroup is set by [`Workloads::start`].
     pub spec: Spec,
     pub rootfs: Rootfs,
+    /// Mounts of lower layers of `rootfs` that are images, with their indices. The shim mounts others.
+    pub layers: Vec<(usize, OwnedFd)>,
     /// The user to look up inside `rootfs`; without a name the configuration's is used.
     pub user: UserRequest,
     /// The file of a compiled seccomp filter; `None` for none.
@@ -188,6 +190,8 @@ impl Workloads {
             Error::conflict(format!("a workload with the id {} is running", bundle.id))
         })?;
         let workload = self.workload(&bundle.id);
+        let (mounted_layers, mounts): (Vec<usize>, Vec<OwnedFd>) =
+            bundle.layers.into_iter().unzip();
         let (attached, streams): (Vec<Attach>, Vec<OwnedFd>) = bundle.attached.into_iter().unzip();
         let mut spec = bundle.spec;
         workload.cgroup().clone_into(&mut spec.linux.cgroups_path);
@@ -215,10 +219,11 @@ impl Workloads {
             attached,
             network: namespace.is_some(),
             ports: 0,
-            mounted_layers: Vec::new(),
+            mounted_layers,
             nodes_of_user: Vec::new(),
         };
-        let descriptors = namespace.into_iter().chain(streams).collect();
+        let descriptors = namespace.into_iter().chain(mounts).chain(streams);
+        let descriptors = descriptors.collect();
         let network = bundle.network;
         let shims = self.shims.clone();
         // If the caller is cancelled, the workload is killed as soon as it has started.

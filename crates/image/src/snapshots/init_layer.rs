@@ -51,7 +51,39 @@ impl Snapshots {
         Ok(std::iter::once(place).chain(lower).collect())
     }
 
+    /// Makes an init layer above the layers `lower` (topmost first) at `place`, which does not exist, with
+    /// further mount points: directories and files.
+    ///
+    /// # Errors
+    /// Returns an error if the layers cannot be mounted, or if a mount point leads nowhere.
+    pub fn make_init_layer_with(
+        &self,
+        lower: &[PathBuf],
+        place: &Path,
+        directories: &[&Path],
+        files: &[&Path],
+    ) -> Result<()> {
+        self.make(lower, place, &|root| {
+            for path in directories {
+                in_root::create_dir_all(root, path, MODE)?;
+            }
+            for path in files {
+                in_root::create_file(root, path)?;
+            }
+            Ok(())
+        })
+    }
+
     fn make_init_layer(&self, lower: &[PathBuf], place: &Path) -> Result<()> {
+        self.make(lower, place, &|_| Ok(()))
+    }
+
+    fn make(
+        &self,
+        lower: &[PathBuf],
+        place: &Path,
+        add: &dyn Fn(&OwnedFd) -> std::io::Result<()>,
+    ) -> Result<()> {
         let scratch = self.staging.scratch()?;
         let (upper, work) = (scratch.path().join("fs"), scratch.path().join("work"));
         fs::create_dir(&upper, 0o755)?;
@@ -75,7 +107,9 @@ impl Snapshots {
             )
         };
         let root = root.map_err(failed(lower))?;
-        fill(&root).map_err(io("make the init layer"))?;
+        fill(&root)
+            .and_then(|()| add(&root))
+            .map_err(io("make the init layer"))?;
         drop(root);
         if let Some(parent) = place.parent() {
             fs::create_dir_all(parent, 0o700)?;

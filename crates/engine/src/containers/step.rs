@@ -1,0 +1,169 @@
+//! Steps of builds: processes with a container's confinement, files and network, but without its record.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use whelk_runtime::spec::Mount;
+use whelk_runtime::user::UserRequest;
+use whelk_runtime::{Overlay, Rootfs};
+use whelk_shim::logs::{Driver, LogConfig};
+use whelk_shim::protocol::Attach;
+use whelk_sys::fs;
+
+use super::{Containers, files};
+use crate::error::{Error, Result};
+use crate::model::{Config, ContainerRecord, ContainerState, HostConfig, NetworkMode};
+use crate::networks::{Endpoint, SandboxConfig};
+use crate::spec::{self, SpecContext};
+use crate::validate;
+use crate::workload::{Bundle, Started, WorkloadNetwork, Workloads, blocking};
+
+/// A process to run.
+#[derive(Debug)]
+pub struct Step {
+    /// Unique among the steps and workloads that run; a file name.
+    pub id: String,
+    /// Where `hosts`, `hostname` and `resolv.conf` are written.
+    pub directory: PathBuf,
+    /// The command, environment, user, directory and host name.
+    pub config: Config,
+    /// The network, limits and additional hosts.
+    pub host: HostConfig,
+    pub mounts: Vec<Mount>,
+    /// The mount points of `hosts`, `hostname` and `resolv.conf` exist in one of its layers.
+    pub root: Overlay,
+    /// Gets the output, in frames.
+    pub output: OwnedFd,
+}
+
+impl Containers {
+    /// Starts a step.
+    ///
+    /// # Errors
+    /// Returns an error if its network does not exist or is that of a container, and the reason why it did
+    /// not start; nothing is left of it then.
+    pub async fn start_step(
+        self: &Arc<Self>,
+        workloads: &Workloads,
+        step: Step,
+    ) -> Result<Started> {
+        let containers = self.clone();
+        let bundle = blocking(move || containers.prepare_step(step)).await?;
+        workloads.start(bundle).await
+    }
+
+    /// Creates the network of a step, and writes its files.
+    fn prepare_step(&self, step: Step) -> Result<Bundle> {
+        let Step {
+            id,
+            directory,
+            mut config,
+            mut host,
+            mounts,
+            root,
+            output,
+        } = step;
+        let settings = self.instance.live.get();
+        let defaults = &settings.containers;
+        for warning in validate::settings(&mut config, &mut host, &self.host, defaults)? {
+            tracing::warn!("step {id}: {warning}");
+        }
+        // An init process would be one more program in each step.
+        host.init = Some(false);
+        let host = defaults.complete(&host);
+        if let Some(donor) = host.network_mode.container() {
+            return Err(Error::Unsupported(format!(
+                "network mode container:{donor}: not available for builds in this version of whelk"
+            )));
+        }
+        let mut record = ContainerRecord {
+            name: id.clone(),
+            id,
+            created_at: 0,
+            image: String::new(),
+            config,
+            host,
+            state: ContainerState::default(),
+            networks: BTreeMap::new(),
+            mounts: Vec::new(),
+            ports: Vec::new(),
+        };
+        let network = self.network_of_step(&mut record)?;
+        let hostname = format!("{}\n", record.config.hostname);
+        for (file, content) in [
+            ("hostname", hostname),
+            ("hosts", files::hosts(&record, &[], self)),
+            (
+                "resolv.conf",
+                files::resolv_conf(&record, &self.instance.networks),
+            ),
+        ] {
+            fs::write_with_mode(directory.join(file), content, files::MODE)?;
+        }
+        let context = SpecContext {
+            id: &record.id,
+            names: &directory,
+            cgroup_parent: &self.instance.cgroup_parent(),
+            network_of: None,
+            pid_of: None,
+            ipc_of: None,
+            devices: Vec::new(),
+            device_number: &super::devices::device_number,
+            executable: &self.executable,
+            open_files: self.instance.open_files,
+            mounts: &mounts,
+        };
+        let mut spec = spec::generate(&record.config, &record.host, &context)?;
+        let mut capabilities = Vec::new();
+        if let Some(process) = &mut spec.process {
+            process.env = spec::environment(&record.config, &record.config.hostname, &[], &[]);
+            if let Some(sets) = &process.capabilities {
+                capabilities.clone_from(&sets.bounding);
+            }
+        }
+        /// The remaining descriptors of the message are the namespace and the output.
+        const MAX_SHARED: usize = 200;
+        let layers = &self.images.store().snapshots.mounts;
+        Ok(Bundle {
+            layers: layers.of(&root.lower, MAX_SHARED)?,
+            filter: self.filter(&record.host, &capabilities)?,
+            id: record.id,
+            spec,
+            rootfs: Rootfs::Overlay(root),
+            user: UserRequest {
+                user: record.config.user,
+                groups: Vec::new(),
+            },
+            log: LogConfig {
+                driver: Driver::None,
+                ..LogConfig::default()
+            },
+            stdin: false,
+            attached: vec![(
+                Attach {
+                    stdout: true,
+                    stderr: true,
+                    raw: Some(false),
+                    ..Attach::default()
+                },
+                output,
+            )],
+            network,
+        })
+    }
+
+    fn network_of_step(&self, record: &mut ContainerRecord) -> Result<WorkloadNetwork> {
+        let name = match &record.host.network_mode {
+            NetworkMode::Host => return Ok(WorkloadNetwork::Host),
+            NetworkMode::None => return Ok(WorkloadNetwork::None),
+            mode => mode.network().unwrap_or("bridge").to_owned(),
+        };
+        let endpoints = BTreeMap::from([(name, Endpoint::default())]);
+        let config = SandboxConfig::of(record);
+        let sandbox = self.sandboxes.open(&config, &endpoints)?;
+        record.networks = sandbox.state().endpoints.clone();
+        Ok(WorkloadNetwork::Sandbox(Arc::new(sandbox)))
+    }
+}
