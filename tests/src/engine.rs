@@ -164,6 +164,8 @@ impl Engine {
             .env("DOCKER_HOST", format!("unix://{}", self.socket().display()))
             .env("DOCKER_CONFIG", self.docker_config())
             .env("DOCKER_CLI_HINTS", "false")
+            // Builds with BuildKit need a plugin of the client.
+            .env("DOCKER_BUILDKIT", "0")
             .env("LC_ALL", "C");
         for name in [
             "DOCKER_CONTEXT",

@@ -51,11 +51,25 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "trust",
         ],
     ),
+    (
+        "build",
+        &[
+            "dockerfile",
+            "engine",
+            "image",
+            "llb",
+            "registry",
+            "runtime",
+            "sys",
+            "text",
+        ],
+    ),
     ("api-types", &[]),
     (
         "api",
         &[
             "api-types",
+            "build",
             "engine",
             "image",
             "registry",
@@ -82,6 +96,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "whelk",
         &[
             "api",
+            "build",
             "cli",
             "distribution",
             "engine",

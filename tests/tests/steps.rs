@@ -516,6 +516,49 @@ fn commit_is_killed() {
     );
 }
 
+/// The next build goes on from the last step that was complete; without the cache nothing is left.
+#[test]
+fn build_is_killed() {
+    let case = Case::new();
+    let engine = case.engine();
+    let (cli, file) = (engine.cli(Program::Docker), case.file());
+    let context = engine.scratch("context");
+    let dockerfile =
+        "FROM busybox\nCOPY file /file\nRUN --mount=type=cache,target=/c echo made > /made\n";
+    fs::write(context.join("Dockerfile"), dockerfile).unwrap();
+    fs::write(context.join("file"), "content").unwrap();
+    let build = words(&format!("build -q -t made {}", context.display()));
+    let count = |directory: &str| fs::read_dir(engine.root().join(directory)).unwrap().count();
+    let counts = || (count("layers"), count("blobs/sha256"), count("tmp"));
+    let before = counts();
+    for steps in 0.. {
+        fs::write(&file, steps.to_string()).unwrap();
+        let done = run(cli, &build);
+        end_count(&file);
+        let lived = engine.answers();
+        if lived {
+            assert!(steps > 0, "this build does not die at a step");
+            done.ok();
+        } else {
+            engine.kill9();
+            engine.restart();
+        }
+        let when = format!("after {steps} steps of a build");
+        is_sound(engine.cli(Program::Whelk), &when);
+        run(cli, &build).ok();
+        let look = words("run --rm --network none made cat /file /made");
+        assert_eq!(run(cli, &look).ok(), "contentmade", "{when}");
+        cli.run(&["rmi", "made"]).ok();
+        cli.run(&["builder", "prune", "-af"]).ok();
+        eventually(&format!("all to be removed {when}"), || {
+            (counts() == before).then_some(())
+        });
+        if lived {
+            return;
+        }
+    }
+}
+
 #[test]
 fn commit_fails() {
     let swallowed = Case::new().fails_at_every_step(

@@ -49,8 +49,16 @@ pub struct StreamMessage {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Aux {
+    Built(BuildResult),
     PartOfIndex(Box<PushedPartOfIndex>),
     Pushed(PushResult),
+}
+
+/// The image that was built.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuildResult {
+    #[serde(rename = "ID")]
+    pub id: String,
 }
 
 /// A manifest was pushed instead of the index that lists it.
@@ -87,5 +95,8 @@ pub struct ProgressDetail {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ErrorDetail {
+    /// The exit code of the process that has failed.
+    #[serde(skip_serializing_if = "is_default")]
+    pub code: i32,
     pub message: String,
 }

@@ -137,8 +137,18 @@ impl<T> DiskUsage<T> {
 pub struct BuildCache {
     #[serde(rename = "ID")]
     pub id: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub parents: Vec<String>,
+    #[serde(rename = "Type")]
+    pub kind: String,
+    pub description: String,
+    pub in_use: bool,
+    pub shared: bool,
     /// In bytes.
     pub size: u64,
+    pub created_at: String,
+    pub last_used_at: Option<String>,
+    pub usage_count: u64,
 }
 
 /// The response of `GET /info`.

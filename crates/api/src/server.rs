@@ -11,6 +11,7 @@ use std::time::Duration;
 use axum::Router;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
+use whelk_build::Builder;
 use whelk_engine::Engine;
 use whelk_sys::process::descriptors_are_scarce;
 
@@ -51,8 +52,8 @@ async fn wait_for_descriptors(stream: &impl AsFd) {
 }
 
 /// Serves the API on all listeners until the future is dropped.
-pub async fn serve(engine: Arc<Engine>, listeners: &[Listener]) {
-    let routes = routes::router(engine);
+pub async fn serve(engine: Arc<Engine>, builder: Arc<Builder>, listeners: &[Listener]) {
+    let routes = routes::router(engine, builder);
     let loops = listeners
         .iter()
         .map(|listener| accept(listener, routes.clone()));

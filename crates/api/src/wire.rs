@@ -19,12 +19,14 @@ pub(crate) use event::event;
 pub(crate) use exec::exec;
 pub(crate) use image::{descriptor, history, image, image_summary, manifests, platform, removals};
 pub(crate) use message::{
-    loaded, progress, pull_status, pulled, pulled_tag, pulling, pushed, pushing, stream_error,
+    build_error, build_text, built, loaded, progress, pull_status, pulled, pulled_tag, pulling,
+    pushed, pushing, stream_error,
 };
 pub(crate) use network::{network, network_status};
 pub(crate) use stats::stats;
 pub(crate) use system::{
-    check_problem, check_result, container_usage, image_usage, info, version, volume_usage,
+    build_cache_usage, check_problem, check_result, container_usage, image_usage, info, version,
+    volume_usage,
 };
 pub(crate) use volume::volume;
 

@@ -1,6 +1,7 @@
 //! The engine's settings: a file with keys of Docker's daemon.json and of whelk's own, and flags with the
 //! names that `dockerd` gives them.
 
+mod builder;
 mod containers;
 mod file;
 mod flags;

@@ -119,6 +119,7 @@ async fn run(
     let group = file.group.take().map(|name| group_id(&name));
     let group = group.transpose()?.or_else(|| group_id("whelk").ok());
     let mut instance = instance(file)?;
+    let build_gc = file.build_gc()?;
     std::mem::take(file).apply(&mut instance)?;
     // Its errors name the driver's option.
     instance.check().context("log-driver and log-opts")?;
@@ -138,7 +139,10 @@ async fn run(
     // All paths are absolute from here on. Shims inherit this working directory, so they keep no
     // other one busy.
     rustix::process::chdir("/")?;
-    let engine = Engine::open(instance, executable).await?;
+    let root = instance.root.clone();
+    let hold = |store: &_| whelk_build::Cache::open(&root, store);
+    let (engine, cache) = Engine::open_with(instance, executable, hold).await?;
+    let builder = whelk_build::Builder::new(engine.clone(), cache?, build_gc);
     let stop = stop_requested()?;
     let reload = Arc::new(Reload {
         source,
@@ -153,7 +157,7 @@ async fn run(
     }
     systemd::notify_ready();
     tokio::select! {
-        () = whelk_api::serve(engine.clone(), &listeners.sockets) => {}
+        () = whelk_api::serve(engine.clone(), builder, &listeners.sockets) => {}
         () = reload => {}
         () = stop => tracing::info!("stopping; containers keep running"),
     }

@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt as _;
 use tokio::sync::{mpsc, oneshot};
-use whelk_api_types::{BuildPruneResponse, ImagePruneResponse, ImageSummary, StreamMessage};
+use whelk_api_types::{ImagePruneResponse, ImageSummary, StreamMessage};
 use whelk_engine::images::{FILTERS, Images, PullRequest, PushRequest};
 use whelk_engine::usage::Usage;
 use whelk_engine::{Durability, Error};
@@ -168,7 +168,7 @@ const PROGRESS_LINES: usize = 64;
 const STATE_LINES: usize = 4096;
 
 /// Encodes a message of a stream as a line.
-fn stream_line(message: &StreamMessage) -> String {
+pub(super) fn stream_line(message: &StreamMessage) -> String {
     serde_json::to_string(message).unwrap_or_default() + "\r\n"
 }
 
@@ -396,11 +396,6 @@ pub(super) async fn prune(State(usage): Service<Usage>, params: Params) -> ApiRe
         images_deleted: wire::null_if_empty(wire::removals(&removed)),
         space_reclaimed: reclaimed,
     }))
-}
-
-/// There is no build cache. `docker system prune` sends this request too.
-pub(super) async fn prune_builds() -> Response {
-    ok(&BuildPruneResponse::default())
 }
 
 pub(super) async fn get_by_name(

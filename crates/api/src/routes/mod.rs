@@ -3,6 +3,7 @@
 
 mod archive;
 mod attach;
+mod build;
 pub(crate) mod containers;
 mod exec;
 mod images;
@@ -22,6 +23,7 @@ use axum::http::{Method, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
+use whelk_build::Builder;
 use whelk_engine::containers::Containers;
 use whelk_engine::events::Events;
 use whelk_engine::images::Images;
@@ -40,7 +42,7 @@ pub(crate) type Service<T> = State<Arc<T>>;
 /// The router's state. Handlers extract one service of the engine, or the engine itself if they report
 /// on all of it.
 #[derive(Clone)]
-pub(crate) struct Services(Arc<Engine>);
+pub(crate) struct Services(Arc<Engine>, Arc<Builder>);
 
 macro_rules! services {
     ($($field:ident: $type:ty),* $(,)?) => {$(
@@ -62,6 +64,12 @@ services! {
     durability: Durability,
 }
 
+impl FromRef<Services> for Arc<Builder> {
+    fn from_ref(services: &Services) -> Self {
+        services.1.clone()
+    }
+}
+
 impl FromRef<Services> for Arc<Engine> {
     fn from_ref(services: &Services) -> Self {
         services.0.clone()
@@ -69,7 +77,7 @@ impl FromRef<Services> for Arc<Engine> {
 }
 
 /// Returns the router. The middleware that removes the version prefix must run before routing.
-pub(crate) fn router(engine: Arc<Engine>) -> Router {
+pub(crate) fn router(engine: Arc<Engine>, builder: Arc<Builder>) -> Router {
     let routes = Router::new()
         .route("/_ping", get(system::ping))
         .route("/version", get(system::version))
@@ -157,14 +165,15 @@ pub(crate) fn router(engine: Arc<Engine>) -> Router {
         .route("/system/check", post(system::check))
         .route("/auth", post(registries::auth))
         .route("/distribution/{*rest}", get(registries::distribution))
-        .route("/build/prune", post(images::prune_builds))
+        .route("/build", post(build::build))
+        .route("/build/prune", post(build::prune))
         .merge(unsupported::routes())
         .fallback(not_found)
         .method_not_allowed_fallback(not_found)
         .layer(DefaultBodyLimit::max(MAX_BODY_SIZE))
         .layer(from_fn(refuse_head))
         .layer(from_fn_with_state(engine.durability.clone(), wait_durable))
-        .with_state(Services(engine));
+        .with_state(Services(engine, builder));
     Router::new()
         .fallback_service(routes)
         .layer(from_fn(version::negotiate))

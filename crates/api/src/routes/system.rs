@@ -4,7 +4,8 @@ use axum::body::Bytes;
 use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
-use whelk_api_types::{DiskUsage, ImageSummary, SystemDataUsageResponse, Volume, VolumeUsageData};
+use whelk_api_types::{ImageSummary, SystemDataUsageResponse, Volume, VolumeUsageData};
+use whelk_build::Builder;
 use whelk_engine::containers::{Containers, ListRequest};
 use whelk_engine::events::{Event, Events, now};
 use whelk_engine::filters::Filters;
@@ -73,6 +74,7 @@ pub(super) async fn disk_usage(
     State(images): Service<Images>,
     State(volumes): Service<Volumes>,
     State(usage): Service<Usage>,
+    State(builder): Service<Builder>,
     Extension(version): Extension<ApiVersion>,
     params: Params,
 ) -> ApiResult {
@@ -126,7 +128,8 @@ pub(super) async fn disk_usage(
         response.volume_usage = Some(wire::volume_usage(shown.await?));
     }
     if wanted("build-cache") {
-        response.build_cache_usage = Some(DiskUsage::default());
+        let records = blocking(move || Ok(builder.usage()?)).await?;
+        response.build_cache_usage = Some(wire::build_cache_usage(records));
     }
     version::downgrade_disk_usage(version, params.flag("verbose"), &mut response);
     // Only on request, because Docker's API does not have it.

@@ -22,7 +22,6 @@ pub(super) fn routes() -> Router<Services> {
             "/containers/{id}/checkpoints/{checkpoint}",
             delete(checkpoints),
         )
-        .route("/build", post(build))
         .route("/build/cancel", post(build))
         .route("/session", post(build))
         .route("/grpc", post(build))

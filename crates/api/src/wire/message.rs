@@ -1,12 +1,12 @@
 //! Messages of streams.
 
 use whelk_api_types::{
-    Aux, ErrorDetail, ProgressDetail, PushResult, PushedPartOfIndex, StreamMessage,
+    Aux, BuildResult, ErrorDetail, ProgressDetail, PushResult, PushedPartOfIndex, StreamMessage,
 };
 use whelk_engine::images::{Pulled, Pushed, Renamed};
-use whelk_image::Reference;
 use whelk_image::archive::Loaded;
 use whelk_image::progress::{State, Update};
+use whelk_image::{Digest, Reference};
 use whelk_text::progress;
 
 use super::descriptor;
@@ -178,11 +178,58 @@ fn status(text: String) -> StreamMessage {
     }
 }
 
+/// Returns a text of a build.
+pub(crate) fn build_text(text: String) -> StreamMessage {
+    StreamMessage {
+        stream: Some(text),
+        ..StreamMessage::default()
+    }
+}
+
+/// Returns the last messages of a build.
+pub(crate) fn built(id: &Digest, names: &[Reference], quiet: bool) -> Vec<StreamMessage> {
+    const SHORT: usize = 12;
+    if quiet {
+        return vec![build_text(format!("{id}\n"))];
+    }
+    let aux = StreamMessage {
+        aux: Some(Aux::Built(BuildResult { id: id.to_string() })),
+        ..StreamMessage::default()
+    };
+    let short: String = id.hex().chars().take(SHORT).collect();
+    let built = build_text(format!("Successfully built {short}\n"));
+    let tagged = names.iter().map(|name| {
+        let name = name.familiar();
+        build_text(format!("Successfully tagged {name}\n"))
+    });
+    [aux, built].into_iter().chain(tagged).collect()
+}
+
+/// Returns the message of a failed build.
+pub(crate) fn build_error(error: &whelk_build::Error) -> StreamMessage {
+    let (code, message) = match error.root() {
+        whelk_build::Error::Process { command, code } => (
+            *code,
+            format!("The command '{command}' returned a non-zero code: {code}"),
+        ),
+        other => (0, other.to_string()),
+    };
+    StreamMessage {
+        error_detail: Some(ErrorDetail {
+            code,
+            message: message.clone(),
+        }),
+        error: Some(message),
+        ..StreamMessage::default()
+    }
+}
+
 /// Returns the message of an error after the response head was sent.
 pub(crate) fn stream_error(error: &whelk_engine::Error) -> StreamMessage {
     let error = error.to_string();
     StreamMessage {
         error_detail: Some(ErrorDetail {
+            code: 0,
             message: error.clone(),
         }),
         error: Some(error),

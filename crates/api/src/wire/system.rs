@@ -1,10 +1,12 @@
 //! The engine and the machine.
 
 use whelk_api_types::{
-    Commit, ComponentVersion, ContainerSummary, DeviceInfo, DiskUsage, FirewallInfo, ImageSummary,
-    IndexInfo, PluginsInfo, RegistryServiceConfig, Runtime, SwarmInfo, SystemCheckMessage,
-    SystemChecked, SystemInfo, SystemVersion, SystemVersionPlatform, Volume, VolumeUsageData,
+    BuildCache, Commit, ComponentVersion, ContainerSummary, DeviceInfo, DiskUsage, FirewallInfo,
+    ImageSummary, IndexInfo, PluginsInfo, RegistryServiceConfig, Runtime, SwarmInfo,
+    SystemCheckMessage, SystemChecked, SystemInfo, SystemVersion, SystemVersionPlatform, Volume,
+    VolumeUsageData,
 };
+use whelk_build::gc::Record;
 use whelk_engine::events::now;
 use whelk_engine::instance::{ContainerDefaults, LayerForm};
 use whelk_engine::model::LogDriver;
@@ -329,6 +331,40 @@ pub(crate) fn container_usage(items: Vec<ContainerSummary>) -> DiskUsage<Contain
         total_count: count(&items),
         total_size: size(&used) + size(&unused),
         items,
+    }
+}
+
+pub(crate) fn build_cache_usage(records: Vec<Record>) -> DiskUsage<BuildCache> {
+    // What images share is counted there.
+    let (mut all, mut unused) = (0, 0);
+    for record in records.iter().filter(|record| !record.shared) {
+        all += record.size;
+        if !record.in_use {
+            unused += record.size;
+        }
+    }
+    let used: Vec<_> = records.iter().filter(|record| record.in_use).collect();
+    DiskUsage {
+        active_count: count(&used),
+        reclaimable: signed(unused),
+        total_count: count(&records),
+        total_size: signed(all),
+        items: records.into_iter().map(build_cache).collect(),
+    }
+}
+
+fn build_cache(record: Record) -> BuildCache {
+    BuildCache {
+        id: record.id,
+        parents: record.parent.into_iter().collect(),
+        kind: record.kind.name().into(),
+        description: record.description,
+        in_use: record.in_use,
+        shared: record.shared,
+        size: record.size,
+        created_at: time(record.created),
+        last_used_at: (record.used != 0).then(|| time(record.used)),
+        usage_count: record.uses,
     }
 }
 

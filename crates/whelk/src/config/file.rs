@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
+use whelk_build::GcSettings;
 use whelk_engine::instance::{
     DEFAULT_CDI_DIRECTORIES, ImageGc, Instance, LayerForm, LiveSettings, NetworkDefaults,
     RegistrySettings,
@@ -20,6 +21,7 @@ use whelk_registry::Proxies;
 use whelk_sys::fs;
 use whelk_trust::{Policy, PolicyFile};
 
+use super::builder::BuilderSettings;
 use super::containers::ContainerSettings;
 use super::image_gc::ImageGcSettings;
 use super::refused;
@@ -88,6 +90,7 @@ pub(crate) struct File {
     signature_policy: Option<PathBuf>,
     /// Whelk's own key: when unused images are removed.
     image_gc: Option<ImageGcSettings>,
+    builder: Option<BuilderSettings>,
     /// Keys that are none of the above, which are rejected.
     #[serde(flatten)]
     pub(super) unknown: BTreeMap<String, Value>,
@@ -276,6 +279,7 @@ impl File {
             .check()
             .map_err(|error| anyhow::anyhow!("{error}"))?;
         self.image_gc()?;
+        self.build_gc()?;
         self.live().map(drop)
     }
 
@@ -390,6 +394,16 @@ impl File {
             [only] if only.as_os_str().is_empty() => Vec::new(),
             given => given.to_vec(),
         }
+    }
+
+    /// Returns how the build cache is kept to a budget.
+    ///
+    /// # Errors
+    /// Returns an error that names the key whose value is invalid.
+    pub(crate) fn build_gc(&self) -> anyhow::Result<GcSettings> {
+        let settings = self.builder.as_ref().map(BuilderSettings::settings);
+        let settings = settings.transpose().context("builder")?;
+        Ok(settings.unwrap_or_default())
     }
 
     fn image_gc(&self) -> anyhow::Result<Option<ImageGc>> {

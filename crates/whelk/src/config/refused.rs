@@ -105,7 +105,6 @@ const REFUSED: &[(&str, Option<&str>, &str)] = &[
         Some("bridge-accept-fwmark"),
         "not available in this version",
     ),
-    ("builder", None, "images are not built by this version"),
     ("containerd", Some("containerd"), "there is no containerd"),
     (
         "containerd-namespace",

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use serde::Serialize;
-use whelk_api_types::{ContainerSummary, SystemDataUsageResponse, Volume};
+use whelk_api_types::{BuildCache, ContainerSummary, SystemDataUsageResponse, Volume};
 use whelk_text::size;
 
 use crate::Outcome;
@@ -66,6 +66,11 @@ pub(crate) async fn df(client: &Client, args: DfArgs) -> Outcome {
     let is_used = |volume: &&Volume| volume.usage_data.is_some_and(|usage| usage.ref_count > 0);
     let in_use: Vec<_> = volumes.iter().filter(is_used).collect();
     let all_writable: u64 = containers.iter().map(writable).sum();
+    let cache = usage.build_cache.unwrap_or_default();
+    let cache_size = |is_meant: &dyn Fn(&BuildCache) -> bool| -> u64 {
+        let meant = cache.iter().filter(|record| is_meant(record));
+        meant.map(|record| record.size).sum()
+    };
     let all_volumes: u64 = volumes.iter().map(volume_size).sum();
     let rows = [
         row(
@@ -91,10 +96,10 @@ pub(crate) async fn df(client: &Client, args: DfArgs) -> Outcome {
         ),
         row(
             "Build Cache",
-            usage.build_cache.unwrap_or_default().len(),
-            0,
-            0,
-            0,
+            cache.len(),
+            cache.iter().filter(|record| record.in_use).count(),
+            cache_size(&|record| !record.shared),
+            cache_size(&|record| !record.shared && !record.in_use),
         ),
     ];
     TABLE.print(

@@ -1,0 +1,517 @@
+//! What earlier builds have left: results, and the keys that they are known by.
+//!
+//! ```text
+//! <root>/build/build.db   results(id, outputs, boot, created, used, uses, text)   keys(key → result)
+//! ```
+//! A result is recorded when its layers are in the image store. They need not be flushed: the record says in which
+//! boot it was made until they are, and is not used in another one. A database that is damaged is set aside, and the cache
+//! is empty then.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use rusqlite::{Connection, OptionalExtension as _, params};
+use whelk_image::{Digest as LayerDigest, Lease, Store};
+use whelk_llb::Digest;
+use whelk_sys::fs;
+use whelk_sys::sync::IgnorePoison as _;
+
+use crate::error::{Error, Result};
+
+/// Changes when the tables do: an older cache is not read.
+const VERSION: i64 = 1;
+
+const TABLES: &str = "
+    CREATE TABLE IF NOT EXISTS results (
+        id INTEGER PRIMARY KEY, outputs TEXT NOT NULL, boot TEXT NOT NULL, created INTEGER NOT NULL,
+        used INTEGER NOT NULL, uses INTEGER NOT NULL, text TEXT NOT NULL
+    );
+    CREATE TABLE IF NOT EXISTS keys (key BLOB PRIMARY KEY, result INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE INDEX IF NOT EXISTS keys_by_result ON keys(result);
+";
+
+/// The outputs of an operation: each a stack of layers, the lowest first, with when each was made (nanoseconds since the
+/// epoch; 0 for those of an image).
+pub(crate) type Outputs = Vec<Vec<(LayerDigest, i64)>>;
+
+/// The cache of an engine.
+#[derive(Debug)]
+pub struct Cache {
+    state: Mutex<State>,
+    boot: String,
+}
+
+#[derive(Debug)]
+struct State {
+    connection: Connection,
+    /// What keeps the layers of each result.
+    leases: BTreeMap<i64, Lease>,
+    /// How often each result is in use by builds.
+    in_use: BTreeMap<i64, usize>,
+}
+
+/// A result, for those who look at the cache.
+#[derive(Clone, Debug)]
+pub(crate) struct Row {
+    pub id: i64,
+    pub outputs: Outputs,
+    /// Nanoseconds since the epoch.
+    pub created: i64,
+    pub used: i64,
+    pub uses: u64,
+    pub text: String,
+    pub in_use: bool,
+}
+
+/// The results that a build uses. They are not removed to keep to a budget meanwhile.
+#[derive(Debug)]
+pub(crate) struct Uses {
+    cache: Arc<Cache>,
+    ids: Mutex<Vec<i64>>,
+}
+
+impl Drop for Uses {
+    fn drop(&mut self) {
+        let mut state = self.cache.state.lock().ignore_poison();
+        for id in self.ids.lock().ignore_poison().drain(..) {
+            if let Some(count) = state.in_use.get_mut(&id) {
+                *count -= 1;
+                if *count == 0 {
+                    state.in_use.remove(&id);
+                }
+            }
+        }
+    }
+}
+
+impl Cache {
+    /// Opens the cache below an engine's root, and holds its layers in `store`. Without a usable database it is
+    /// empty.
+    ///
+    /// # Errors
+    /// Returns an error if no database can be created.
+    pub fn open(root: &Path, store: &Store) -> Result<Self> {
+        let directory = root.join("build");
+        fs::create_dir_all(&directory, 0o700)?;
+        let path = directory.join("build.db");
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+        let connection = match connect(&path) {
+            Ok(connection) => connection,
+            Err(error) => {
+                tracing::error!("the build cache {} is discarded: {error}", path.display());
+                for suffix in ["", "-wal", "-shm"] {
+                    fs::remove_if_exists(directory.join(format!("build.db{suffix}")))?;
+                }
+                connect(&path).map_err(failed("create the build cache"))?
+            }
+        };
+        let leases = hold(&connection, store, &boot).map_err(failed("read the build cache"))?;
+        Ok(Self {
+            state: Mutex::new(State {
+                connection,
+                leases,
+                in_use: BTreeMap::new(),
+            }),
+            boot,
+        })
+    }
+
+    /// Begins to note what a build uses.
+    pub(crate) fn uses(self: &Arc<Self>) -> Uses {
+        Uses {
+            cache: self.clone(),
+            ids: Mutex::default(),
+        }
+    }
+
+    /// Returns the result of a key, and counts the use. `lease` holds its layers from then on.
+    pub(crate) fn find(&self, key: &Digest, lease: &Lease, uses: &Uses) -> Option<Outputs> {
+        let mut state = self.state.lock().ignore_poison();
+        let found = find(&state.connection, key).unwrap_or_else(|error| {
+            tracing::warn!("read the build cache: {error}");
+            None
+        });
+        // Under the lock, so that no removal comes between.
+        let (id, outputs) = found?;
+        *state.in_use.entry(id).or_default() += 1;
+        uses.ids.lock().ignore_poison().push(id);
+        for (layer, _) in outputs.iter().flatten() {
+            lease.hold(layer);
+        }
+        Some(outputs)
+    }
+
+    /// Records a result, whose layers `lease` holds, under its keys. A result that one of them had before is
+    /// replaced.
+    ///
+    /// # Errors
+    /// Returns an error if the disk fails.
+    pub(crate) fn insert(
+        &self,
+        keys: &[Digest],
+        outputs: &Outputs,
+        text: &str,
+        lease: Lease,
+    ) -> Result<()> {
+        let mut state = self.state.lock().ignore_poison();
+        let state = &mut *state;
+        let (id, replaced) = insert(&mut state.connection, keys, outputs, text, &self.boot)
+            .map_err(failed("write to the build cache"))?;
+        state.leases.insert(id, lease);
+        for id in replaced {
+            state.leases.remove(&id);
+        }
+        Ok(())
+    }
+
+    /// Records a further key of the result that `known` has.
+    ///
+    /// # Errors
+    /// Returns an error if the disk fails.
+    pub(crate) fn alias(&self, key: &Digest, known: &Digest) -> Result<()> {
+        let state = self.state.lock().ignore_poison();
+        let insert = "INSERT OR REPLACE INTO keys SELECT ?1, result FROM keys WHERE key = ?2";
+        let (key, known) = (key.as_bytes().as_slice(), known.as_bytes().as_slice());
+        state
+            .connection
+            .execute(insert, params![key, known])
+            .map(drop)
+            .map_err(failed("write to the build cache"))
+    }
+
+    /// Returns all results, the oldest first.
+    ///
+    /// # Errors
+    /// Returns an error if the disk fails.
+    pub(crate) fn rows(&self) -> Result<Vec<Row>> {
+        let state = self.state.lock().ignore_poison();
+        let mut rows = rows(&state.connection).map_err(failed("read the build cache"))?;
+        for row in &mut rows {
+            row.in_use = state.in_use.contains_key(&row.id);
+        }
+        Ok(rows)
+    }
+
+    /// Removes those of these results that no build uses, and returns them. Nothing of the cache holds their layers any
+    /// more then.
+    ///
+    /// # Errors
+    /// Returns an error if the disk fails.
+    pub(crate) fn remove(&self, ids: &[i64]) -> Result<Vec<i64>> {
+        let mut state = self.state.lock().ignore_poison();
+        let ids = ids.iter().filter(|id| !state.in_use.contains_key(id));
+        let ids: Vec<i64> = ids.copied().collect();
+        remove(&mut state.connection, &ids).map_err(failed("write to the build cache"))?;
+        for id in &ids {
+            state.leases.remove(id);
+        }
+        Ok(ids)
+    }
+
+    /// Notes that what was recorded before `time` (nanoseconds since the epoch) is on disk.
+    pub(crate) fn flushed(&self, time: i64) {
+        let state = self.state.lock().ignore_poison();
+        let update = "UPDATE results SET boot = '' WHERE created < ?1 AND boot <> ''";
+        if let Err(error) = state.connection.execute(update, [time]) {
+            tracing::warn!("write to the build cache: {error}");
+        }
+    }
+}
+
+fn failed(operation: &'static str) -> impl FnOnce(rusqlite::Error) -> Error {
+    move |error| Error::internal(format!("{operation}: {error}"))
+}
+
+fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = Connection::open(path)?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    // A commit may be lost with the power; the database stays whole.
+    connection.pragma_update(None, "synchronous", "NORMAL")?;
+    let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    if version != VERSION {
+        connection.execute_batch("DROP TABLE IF EXISTS results; DROP TABLE IF EXISTS keys;")?;
+        connection.pragma_update(None, "user_version", VERSION)?;
+    }
+    connection.execute_batch(TABLES)?;
+    let check: String = connection.query_row("PRAGMA quick_check", [], |row| row.get(0))?;
+    if check == "ok" {
+        Ok(connection)
+    } else {
+        Err(rusqlite::Error::SqliteFailure(
+            rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT),
+            Some(check),
+        ))
+    }
+}
+
+/// Removes the results that cannot be used any more, and returns the leases of the others.
+fn hold(
+    connection: &Connection,
+    store: &Store,
+    boot: &str,
+) -> rusqlite::Result<BTreeMap<i64, Lease>> {
+    let mut leases = BTreeMap::new();
+    let mut lost = Vec::new();
+    let mut select = connection.prepare("SELECT id, outputs, boot FROM results")?;
+    let mut rows = select.query([])?;
+    while let Some(row) = rows.next()? {
+        let (id, outputs, made): (i64, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        let lease = store.leases.take();
+        let has = |(layer, _): &(LayerDigest, i64)| store.snapshots.claim(&lease, layer);
+        let is_flushed = made.is_empty() || made == boot;
+        let outputs = parse(&outputs).filter(|_| is_flushed);
+        if outputs.is_some_and(|outputs| outputs.iter().flatten().all(has)) {
+            leases.insert(id, lease);
+        } else {
+            lost.push(id);
+        }
+    }
+    for id in lost {
+        connection.execute("DELETE FROM keys WHERE result = ?1", [id])?;
+        connection.execute("DELETE FROM results WHERE id = ?1", [id])?;
+    }
+    Ok(leases)
+}
+
+fn find(connection: &Connection, key: &Digest) -> rusqlite::Result<Option<(i64, Outputs)>> {
+    let select = "SELECT id, outputs FROM results JOIN keys ON result = id WHERE key = ?1";
+    let found: Option<(i64, String)> = connection
+        .prepare_cached(select)?
+        .query_row([key.as_bytes().as_slice()], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
+        .optional()?;
+    let Some((id, outputs)) = found else {
+        return Ok(None);
+    };
+    let update = "UPDATE results SET used = ?1, uses = uses + 1 WHERE id = ?2";
+    connection
+        .prepare_cached(update)?
+        .execute(params![whelk_engine::events::now(), id])?;
+    Ok(parse(&outputs).map(|outputs| (id, outputs)))
+}
+
+fn insert(
+    connection: &mut Connection,
+    keys: &[Digest],
+    outputs: &Outputs,
+    text: &str,
+    boot: &str,
+) -> rusqlite::Result<(i64, Vec<i64>)> {
+    let transaction = connection.transaction()?;
+    let now = whelk_engine::events::now();
+    transaction.execute(
+        "INSERT INTO results (outputs, boot, created, used, uses, text) VALUES (?1, ?2, ?3, ?3, 0, ?4)",
+        params![encode(outputs), boot, now, text],
+    )?;
+    let id = transaction.last_insert_rowid();
+    let mut replaced: Vec<i64> = Vec::new();
+    for key in keys {
+        let known = "SELECT result FROM keys WHERE key = ?1";
+        let known = transaction
+            .query_row(known, [key.as_bytes().as_slice()], |row| {
+                row.get::<_, i64>(0)
+            })
+            .optional()?;
+        replaced.extend(known);
+        transaction.execute(
+            "INSERT OR REPLACE INTO keys (key, result) VALUES (?1, ?2)",
+            params![key.as_bytes().as_slice(), id],
+        )?;
+    }
+    // Those that no other key has either.
+    let has_key = "SELECT EXISTS (SELECT 1 FROM keys WHERE result = ?1)";
+    let mut gone = Vec::new();
+    for known in replaced {
+        if !transaction.query_row(has_key, [known], |row| row.get::<_, bool>(0))? {
+            transaction.execute("DELETE FROM results WHERE id = ?1", [known])?;
+            gone.push(known);
+        }
+    }
+    transaction.commit()?;
+    Ok((id, gone))
+}
+
+fn rows(connection: &Connection) -> rusqlite::Result<Vec<Row>> {
+    let select = "SELECT id, outputs, created, used, uses, text FROM results ORDER BY id";
+    let mut select = connection.prepare(select)?;
+    let rows = select.query_map([], |row| {
+        Ok(Row {
+            id: row.get(0)?,
+            outputs: parse(&row.get::<_, String>(1)?).unwrap_or_default(),
+            created: row.get(2)?,
+            used: row.get(3)?,
+            uses: row.get::<_, i64>(4)?.try_into().unwrap_or(0),
+            text: row.get(5)?,
+            in_use: false,
+        })
+    })?;
+    rows.collect()
+}
+
+fn remove(connection: &mut Connection, ids: &[i64]) -> rusqlite::Result<()> {
+    let transaction = connection.transaction()?;
+    for id in ids {
+        transaction.execute("DELETE FROM keys WHERE result = ?1", [id])?;
+        transaction.execute("DELETE FROM results WHERE id = ?1", [id])?;
+    }
+    transaction.commit()
+}
+
+fn encode(outputs: &Outputs) -> String {
+    let layer = |(layer, created): &(LayerDigest, i64)| (layer.to_string(), *created);
+    let stacks = outputs.iter();
+    let stacks: Vec<Vec<(String, i64)>> = stacks
+        .map(|stack| stack.iter().map(layer).collect())
+        .collect();
+    serde_json::to_string(&stacks).unwrap_or_default()
+}
+
+fn parse(text: &str) -> Option<Outputs> {
+    let stacks: Vec<Vec<(String, i64)>> = serde_json::from_str(text).ok()?;
+    let layer = |(layer, created): (String, i64)| Some((layer.parse().ok()?, created));
+    let stack = |layers: Vec<(String, i64)>| layers.into_iter().map(layer).collect();
+    stacks.into_iter().map(stack).collect()
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
+mod tests {
+    use whelk_sys::Scratch;
+
+    use super::*;
+
+    struct Root(Scratch);
+
+    impl Root {
+        fn new(name: &str) -> Self {
+            Self(Scratch::temporary(&format!("build-cache-{name}")).unwrap())
+        }
+
+        fn open(&self) -> (Arc<Cache>, Store) {
+            let store = Store::open(self.0.path()).unwrap();
+            let cache = Cache::open(self.0.path(), &store).unwrap();
+            (Arc::new(cache), store)
+        }
+
+        /// Adds an empty layer that is complete enough for the cache.
+        fn layer(&self, name: &str) -> LayerDigest {
+            let digest = LayerDigest::of(name.as_bytes());
+            let path = self.0.path().join("layers").join(digest.hex());
+            fs::create_dir_all(path.join("fs"), 0o755).unwrap();
+            digest
+        }
+    }
+
+    fn find(cache: &Arc<Cache>, store: &Store, key: &Digest) -> Option<Outputs> {
+        cache.find(key, &store.leases.take(), &cache.uses())
+    }
+
+    #[test]
+    fn what_a_build_uses_is_not_removed() {
+        let root = Root::new("used");
+        let (cache, store) = root.open();
+        let key = Digest::of(b"1");
+        let outputs = vec![vec![(root.layer("one"), 7)]];
+        let lease = store.leases.take();
+        cache.insert(&[key], &outputs, "RUN x", lease).unwrap();
+        let uses = cache.uses();
+        assert!(cache.find(&key, &store.leases.take(), &uses).is_some());
+        let row = &cache.rows().unwrap()[0];
+        assert_eq!(
+            (row.text.as_str(), row.uses, row.in_use),
+            ("RUN x", 1, true)
+        );
+        assert!(cache.remove(&[row.id]).unwrap().is_empty());
+        drop(uses);
+        assert_eq!(cache.remove(&[row.id]).unwrap(), [row.id]);
+        assert_eq!(find(&cache, &store, &key), None);
+    }
+
+    #[test]
+    fn results_stay_with_their_layers() {
+        let root = Root::new("results");
+        let (cache, store) = root.open();
+        let layers = ["one", "two"].map(|name| root.layer(name));
+        let outputs = vec![
+            layers.iter().map(|layer| (layer.clone(), 7)).collect(),
+            vec![],
+        ];
+        let [first, second, third] = [b"1", b"2", b"3"].map(|key| Digest::of(key));
+        let lease = store.leases.take();
+        layers.iter().for_each(|layer| lease.hold(layer));
+        cache.insert(&[first], &outputs, "RUN x", lease).unwrap();
+        cache.alias(&second, &first).unwrap();
+        cache.alias(&third, &third).unwrap();
+        drop((cache, store));
+        let (cache, store) = root.open();
+        assert!(
+            store.leases.holds(&layers[0]),
+            "until the result is removed"
+        );
+        let lease = store.leases.take();
+        for key in [first, second] {
+            assert_eq!(
+                cache.find(&key, &lease, &cache.uses()).as_ref(),
+                Some(&outputs)
+            );
+        }
+        assert_eq!(cache.find(&third, &lease, &cache.uses()), None);
+        drop((cache, store));
+        fs::remove_tree(root.0.path().join("layers").join(layers[1].hex())).unwrap();
+        let (cache, store) = root.open();
+        assert_eq!(find(&cache, &store, &first), None);
+        assert!(!store.leases.holds(&layers[0]));
+    }
+
+    #[test]
+    fn what_was_not_flushed_is_lost_with_the_boot() {
+        let root = Root::new("boot");
+        let keys = [b"1", b"2"].map(|key| Digest::of(key));
+        let (cache, store) = root.open();
+        let outputs = vec![vec![(root.layer("one"), 7)]];
+        cache
+            .insert(&keys[..1], &outputs, "", store.leases.take())
+            .unwrap();
+        cache.flushed(i64::MAX);
+        cache
+            .insert(&keys[1..], &outputs, "", store.leases.take())
+            .unwrap();
+        let update = "UPDATE results SET boot = 'other' WHERE boot <> ''";
+        let state = cache.state.lock().unwrap();
+        assert_eq!(state.connection.execute(update, []).unwrap(), 1);
+        drop(state);
+        drop((cache, store));
+        let (cache, store) = root.open();
+        let found = keys.map(|key| find(&cache, &store, &key).is_some());
+        assert_eq!(found, [true, false]);
+    }
+
+    #[test]
+    fn a_damaged_cache_is_empty() {
+        let root = Root::new("damaged");
+        let key = Digest::of(b"1");
+        for damage in [
+            &b"not a database, but long enough to be read as one"[..],
+            b"",
+        ] {
+            let (cache, store) = root.open();
+            let outputs = vec![vec![(root.layer("one"), 7)]];
+            cache
+                .insert(&[key], &outputs, "", store.leases.take())
+                .unwrap();
+            drop((cache, store));
+            let directory = root.0.path().join("build");
+            for suffix in ["-wal", "-shm"] {
+                fs::remove_if_exists(directory.join(format!("build.db{suffix}"))).unwrap();
+            }
+            fs::write(directory.join("build.db"), damage).unwrap();
+            let (cache, store) = root.open();
+            assert_eq!(find(&cache, &store, &key), None);
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! Caches of steps (`RUN --mount=type=cache`): directories that outlive builds, shared by the steps that name them.
+//!
+//! ```text
+//! <root>/build/mounts/<digits>/{fs,id}    the files; what names it
+//!                    /<digits>-N/…        further ones of a private cache that is in use
+//! ```
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
+
+use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
+use whelk_image::Store;
+use whelk_llb::Digest;
+use whelk_llb::pb::CacheSharing;
+use whelk_sys::copy;
+use whelk_sys::fs;
+use whelk_sys::sync::IgnorePoison as _;
+
+use crate::error::Result;
+
+/// The caches of an engine.
+#[derive(Debug)]
+pub(crate) struct Caches {
+    directory: PathBuf,
+    /// Those that were used since the engine has started, by their directory's name.
+    locks: Mutex<HashMap<String, Arc<RwLock<()>>>>,
+}
+
+/// The right to use a cache.
+#[derive(Debug)]
+pub(crate) struct Used {
+    pub path: PathBuf,
+    _lock: Lock,
+}
+
+#[derive(Debug)]
+enum Lock {
+    Shared(#[allow(dead_code, reason = "held until it is dropped")] OwnedRwLockReadGuard<()>),
+    Own(#[allow(dead_code, reason = "held until it is dropped")] OwnedRwLockWriteGuard<()>),
+}
+
+/// A cache on disk.
+#[derive(Clone, Debug)]
+pub(crate) struct Kept {
+    /// The name of its directory.
+    pub name: String,
+    /// What a Dockerfile calls it.
+    pub id: String,
+    /// In bytes.
+    pub size: u64,
+    pub is_used: bool,
+    /// Nanoseconds since the epoch.
+    pub created: i64,
+    pub used: i64,
+}
+
+impl Caches {
+    pub fn new(root: &Path) -> Self {
+        Self {
+            directory: root.join("build/mounts"),
+            locks: Mutex::default(),
+        }
+    }
+
+    fn lock(&self, name: &str) -> Arc<RwLock<()>> {
+        let mut locks = self.locks.lock().ignore_poison();
+        locks.entry(name.to_owned()).or_default().clone()
+    }
+
+    /// Takes the cache of a key. Waits for one that is locked by another step.
+    pub async fn take(&self, key: &Digest, sharing: CacheSharing) -> Used {
+        let digits = key.to_string();
+        let name = digits.trim_start_matches("sha256:").to_owned();
+        let lock = self.lock(&name);
+        let used = |name: &str, lock: Lock| Used {
+            path: self.directory.join(name),
+            _lock: lock,
+        };
+        match sharing {
+            CacheSharing::Shared => used(&name, Lock::Shared(lock.read_owned().await)),
+            CacheSharing::Locked => used(&name, Lock::Own(lock.write_owned().await)),
+            CacheSharing::Private => {
+                let mut number = 0;
+                loop {
+                    let name = match number {
+                        0 => name.clone(),
+                        number => format!("{name}-{number}"),
+                    };
+                    if let Ok(guard) = self.lock(&name).try_write_owned() {
+                        return used(&name, Lock::Own(guard));
+                    }
+                    number += 1;
+                }
+            }
+        }
+    }
+
+    /// Creates a cache that does not exist yet; `fill` fills it. Returns the directory of its files. Blocking.
+    pub fn open(
+        store: &Store,
+        used: &Used,
+        id: &str,
+        fill: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<PathBuf> {
+        let files = used.path.join("fs");
+        if fs::exists(&files) {
+            // The time of the last use.
+            let now = SystemTime::now();
+            let _ = fs::open(used.path.join("id")).and_then(|file| {
+                file.set_modified(now)
+                    .map_err(fs::at("set the time of", used.path.join("id")))
+            });
+            return Ok(files);
+        }
+        let scratch = store.staging.scratch()?;
+        let new = scratch.path().join("cache");
+        fs::create_dir(&new, 0o700)?;
+        fs::create_dir(new.join("fs"), 0o755)?;
+        fill(&new.join("fs"))?;
+        fs::write(new.join("id"), id)?;
+        if let Some(parent) = used.path.parent() {
+            fs::create_dir_all(parent, 0o700)?;
+        }
+        match fs::rename(&new, &used.path) {
+            // Another step that shares it was faster.
+            Err(_) if fs::exists(&files) => Ok(files),
+            Err(error) => Err(error.into()),
+            Ok(()) => Ok(files),
+        }
+    }
+
+    /// Returns the caches on disk. Blocking.
+    pub fn list(&self) -> Result<Vec<Kept>> {
+        if !fs::exists(&self.directory) {
+            return Ok(Vec::new());
+        }
+        let mut all = Vec::new();
+        for entry in fs::list(&self.directory)? {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let (path, id) = (entry.path(), entry.path().join("id"));
+            let time = |time: std::io::Result<SystemTime>| {
+                let since = time.ok()?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+                i64::try_from(since.as_nanos()).ok()
+            };
+            let found = fs::metadata(&id).ok();
+            all.push(Kept {
+                id: fs::read_to_string(&id).unwrap_or_default(),
+                size: fs::open(&path)
+                    .ok()
+                    .and_then(|directory| copy::disk_usage(directory).ok())
+                    .unwrap_or(0),
+                is_used: self.lock(&name).try_write_owned().is_err(),
+                created: found
+                    .as_ref()
+                    .and_then(|found| time(found.created()))
+                    .unwrap_or(0),
+                used: found
+                    .as_ref()
+                    .and_then(|found| time(found.modified()))
+                    .unwrap_or(0),
+                name,
+            });
+        }
+        Ok(all)
+    }
+
+    /// Removes a cache that no step uses. Returns whether it was removed. Blocking.
+    pub fn remove(&self, store: &Store, name: &str) -> Result<bool> {
+        let Ok(_guard) = self.lock(name).try_write_owned() else {
+            return Ok(false);
+        };
+        let trashed = store.staging.trash(&self.directory.join(name))?;
+        let is_removed = trashed.is_some();
+        store.staging.dispose(trashed);
+        Ok(is_removed)
+    }
+}
+
+/// Returns the key of a cache: its id, and what it is filled with at first.
+pub(crate) fn key(id: &str, selector: &str, base: &[whelk_image::Digest]) -> Digest {
+    let base: Vec<String> = base.iter().map(ToString::to_string).collect();
+    let base = base.iter().map(String::as_bytes);
+    Digest::of_parts([id.as_bytes(), selector.as_bytes()].into_iter().chain(base))
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
+mod tests {
+    use whelk_sys::Scratch;
+
+    use super::*;
+    use crate::error::Error;
+
+    #[tokio::test]
+    async fn sharing_decides_who_waits() {
+        let root = Scratch::temporary("build-caches").unwrap();
+        let store = Store::open(root.path()).unwrap();
+        let caches = Arc::new(Caches::new(root.path()));
+        let key = key("/go", "", &[]);
+        let one = caches.take(&key, CacheSharing::Shared).await;
+        let two = caches.take(&key, CacheSharing::Shared).await;
+        assert_eq!(one.path, two.path);
+        let files = Caches::open(&store, &one, "/go", |path| {
+            Ok(fs::write(path.join("first"), "1")?)
+        });
+        let again = Caches::open(&store, &two, "/go", |_| Err(Error::invalid("again")));
+        assert_eq!(files.unwrap(), again.unwrap());
+        // A private one does not wait, and gets another directory.
+        let other = caches.take(&key, CacheSharing::Private).await;
+        assert_ne!(other.path, one.path);
+        assert!(
+            !caches
+                .remove(&store, &caches.list().unwrap()[0].name)
+                .unwrap()
+        );
+        let locked = tokio::spawn({
+            let caches = caches.clone();
+            async move { caches.take(&key, CacheSharing::Locked).await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!locked.is_finished());
+        drop((one, two));
+        drop(locked.await.unwrap());
+        let kept = caches.list().unwrap();
+        assert_eq!(
+            (kept.len(), kept[0].id.as_str(), kept[0].is_used),
+            (1, "/go", false)
+        );
+        assert!(caches.remove(&store, &kept[0].name).unwrap());
+        assert!(caches.list().unwrap().is_empty());
+    }
+}

@@ -1,0 +1,291 @@
+//! Classic builds (`POST /build`): a context in an archive, and a stream of texts.
+
+mod words;
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use tokio::sync::mpsc;
+use whelk_dockerfile::convert::{MainContext, Options, Reference as Parsed, ResolveMode};
+use whelk_dockerfile::lint::Linter;
+use whelk_dockerfile::{Instruction, Stage, Stages};
+use whelk_engine::model::{HostConfig, NetworkMode};
+use whelk_image::{Digest, Platform, Reference};
+use whelk_llb::Graph;
+use whelk_llb::pb;
+use whelk_registry::Credentials;
+
+use crate::client::Client;
+use crate::directory::Directory;
+use crate::error::{Error, Result};
+use crate::ops::Settings;
+use crate::progress::{EventKind, Follower, Progress};
+use crate::request::Request as CommonRequest;
+use crate::{Builder, blocking};
+
+pub use words::Message;
+
+/// The source that the context is.
+const CONTEXT: &str = "local://context";
+
+/// A classic build.
+#[derive(Clone, Debug, Default)]
+pub struct Request {
+    /// The path of the Dockerfile in the context.
+    pub dockerfile: String,
+    pub names: Vec<Reference>,
+    /// Without a value: that of the client's environment, which it does not have.
+    pub build_args: BTreeMap<String, Option<String>>,
+    pub labels: BTreeMap<String, String>,
+    pub target: String,
+    pub platform: Option<Platform>,
+    pub no_cache: bool,
+    /// Whether base images are pulled although they are here.
+    pub pull: bool,
+    /// Whether only the image's id is written.
+    pub quiet: bool,
+    /// Whether the output says that intermediate containers are removed.
+    pub remove: bool,
+    pub network: NetworkMode,
+    /// `NAME:ADDRESS`
+    pub extra_hosts: Vec<String>,
+    /// Limits of memory and processors, the size of `/dev/shm`, and the limits of processes.
+    pub limits: HostConfig,
+    /// By the registry's name.
+    pub credentials: BTreeMap<String, Credentials>,
+}
+
+/// A build whose context and Dockerfile were read.
+#[derive(Debug)]
+pub struct Prepared {
+    request: Request,
+    text: String,
+    ignore: Vec<String>,
+    context: Directory,
+}
+
+impl Builder {
+    /// Receives the context of a build, and parses the Dockerfile. Nothing has been written to the client yet.
+    ///
+    /// # Errors
+    /// Returns an error if the archive is invalid, if it has no such Dockerfile, or if that is wrong.
+    pub async fn prepare(
+        self: &Arc<Self>,
+        request: Request,
+        archive: impl Read + Send + 'static,
+    ) -> Result<Prepared> {
+        let builder = self.clone();
+        blocking(move || {
+            let context = Directory::unpack(builder.store(), archive)?;
+            let path = match request.dockerfile.as_str() {
+                "" => "Dockerfile".to_owned(),
+                path => path.to_owned(),
+            };
+            let text = context.read(&path)?.ok_or_else(|| {
+                Error::invalid(format!("Cannot locate specified Dockerfile: {path}"))
+            })?;
+            let ignore = match context.read(&format!("{path}.dockerignore"))? {
+                Some(text) => Some(text),
+                None => context.read(".dockerignore")?,
+            };
+            let ignore =
+                ignore.map_or_else(Vec::new, |text| whelk_dockerfile::ignore::patterns(&text));
+            context.ignore(&ignore)?;
+            check(&path, &text, &request.target)?;
+            Ok(Prepared {
+                request: Request {
+                    dockerfile: path,
+                    ..request
+                },
+                text,
+                ignore,
+                context,
+            })
+        })
+        .await
+    }
+
+    /// Builds an image, and sends the texts of its steps. Returns its id. If it is dropped, the build is
+    /// cancelled.
+    ///
+    /// # Errors
+    /// Returns why a step has failed.
+    pub async fn build(
+        self: &Arc<Self>,
+        prepared: Prepared,
+        messages: mpsc::Sender<Message>,
+    ) -> Result<Digest> {
+        let progress = Progress::default();
+        let follower = progress.follow();
+        let work = async {
+            let built = self.build_with(prepared, &messages, &progress).await;
+            progress.close();
+            built
+        };
+        tokio::join!(work, pulls(follower, &messages)).0
+    }
+
+    async fn build_with(
+        self: &Arc<Self>,
+        prepared: Prepared,
+        messages: &mpsc::Sender<Message>,
+        progress: &Progress,
+    ) -> Result<Digest> {
+        let Prepared {
+            request,
+            text,
+            ignore,
+            context,
+        } = prepared;
+        let options = options(&request, ignore);
+        let common = CommonRequest {
+            client: Arc::new(Archive {
+                directory: context,
+                credentials: request.credentials.clone(),
+            }),
+            settings: Settings {
+                network: request.network.clone(),
+                limits: request.limits.clone(),
+            },
+            resolve: options.resolve_mode,
+            progress: progress.clone(),
+        };
+        let converted = self.convert(&common, &text, &options).await?;
+        let conversion = converted.conversion;
+        let graph = Graph::new(conversion.definition.clone())?;
+        let job = self.plan(&common, graph, converted.images).await?;
+        let script = words::Script::new(&text, &request, &job)?;
+        // Both end with the build: the words follow its steps.
+        let (solved, ()) = tokio::join!(self.solve(&job), script.tell(&job, messages));
+        let names = request.names.clone();
+        self.export(&solved?, conversion.image, conversion.epoch, names)
+            .await
+    }
+}
+
+/// Checks a Dockerfile as far as Docker does before it answers.
+fn check(path: &str, text: &str, target: &str) -> Result<()> {
+    if text.is_empty() {
+        let text = format!("the Dockerfile ({path}) cannot be empty");
+        return Err(Error::invalid(text));
+    }
+    let parsed = whelk_dockerfile::parse(text);
+    let parsed =
+        parsed.map_err(|error| Error::invalid(format!("failed to parse Dockerfile: {error}")))?;
+    let stages = Stages::parse(&parsed, &mut Linter::default())?.stages;
+    if stages.is_empty() {
+        return Err(Error::invalid("no build stage in current context"));
+    }
+    let is_target = |stage: &Stage| stage.name.eq_ignore_ascii_case(target);
+    let number = target.parse::<usize>().ok();
+    let is_known = number.is_some_and(|number| number < stages.len());
+    if !target.is_empty() && !is_known && !stages.iter().any(is_target) {
+        let text = format!("target stage {target:?} could not be found");
+        return Err(Error::invalid(text));
+    }
+    for step in stages.iter().flat_map(|stage| &stage.steps) {
+        let files = match &step.instruction {
+            Instruction::Add(add) => &add.files,
+            Instruction::Copy(copy) => &copy.files,
+            _ => continue,
+        };
+        let is_directory = |path: &str| path.ends_with('/') || matches!(path, "." | "..");
+        let count = files.sources.len() + files.documents.len();
+        // Variables are replaced later.
+        if count > 1 && !is_directory(&files.destination) && !files.destination.contains('$') {
+            let name = step.name.to_uppercase();
+            return Err(Error::invalid(format!(
+                "When using {name} with more than one source file, the destination must be a directory and end with a /"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// A client whose context came with the request.
+#[derive(Debug)]
+struct Archive {
+    directory: Directory,
+    credentials: BTreeMap<String, Credentials>,
+}
+
+impl Client for Archive {
+    fn directory<'a>(&'a self, source: &'a pb::SourceOp) -> BoxFuture<'a, Result<Directory>> {
+        let is_context = source.identifier == CONTEXT;
+        let directory = is_context.then(|| self.directory.clone());
+        let missing = || Error::Unsupported(format!("the source {}", source.identifier));
+        Box::pin(async move { directory.ok_or_else(missing) })
+    }
+
+    fn credentials<'a>(&'a self, registry: &'a str) -> BoxFuture<'a, Result<Credentials>> {
+        let found = self.credentials.get(registry).cloned();
+        Box::pin(async move { Ok(found.unwrap_or_default()) })
+    }
+}
+
+/// Passes the progress of pulls on, until the build has ended.
+async fn pulls(mut follower: Follower, messages: &mpsc::Sender<Message>) {
+    while let Some(event) = follower.next().await {
+        if let EventKind::Pull(update) = event.kind {
+            // A slow client misses reports instead of delaying the build.
+            let _ = messages.try_send(Message::Pull(update));
+        }
+    }
+}
+
+fn options(request: &Request, ignore: Vec<String>) -> Options {
+    let host = Platform::host();
+    let host = pb::Platform::new(&host.os, &host.architecture, &host.variant);
+    let args = request.build_args.iter();
+    let args = args.filter_map(|(name, value)| Some((name.clone(), value.clone()?)));
+    let ulimit = |limit: &whelk_engine::model::Ulimit| pb::Ulimit {
+        name: limit.name.clone(),
+        soft: limit.soft,
+        hard: limit.hard,
+    };
+    let hosts = request.extra_hosts.iter();
+    let hosts = hosts.filter_map(|host| host.split_once([':', '=']));
+    Options {
+        target: request.target.clone(),
+        build_args: args.collect(),
+        labels: request.labels.clone(),
+        platform: request.platform.as_ref().map(|platform| {
+            pb::Platform::new(&platform.os, &platform.architecture, &platform.variant)
+        }),
+        no_cache: request.no_cache.then(Vec::new),
+        resolve_mode: match request.pull {
+            true => ResolveMode::Pull,
+            false => ResolveMode::Default,
+        },
+        extra_hosts: hosts
+            .map(|(name, address)| (name.to_owned(), address.to_owned()))
+            .collect(),
+        ulimits: request
+            .limits
+            .ulimits
+            .iter()
+            .flatten()
+            .map(ulimit)
+            .collect(),
+        context: MainContext::Local {
+            name: "context".into(),
+            ignore,
+        },
+        filename: request.dockerfile.clone(),
+        ..Options::new(host, parse_reference)
+    }
+}
+
+/// Parses an image name for the conversion.
+fn parse_reference(text: &str) -> std::result::Result<Parsed, String> {
+    let reference: Reference = text
+        .parse()
+        .map_err(|error: whelk_image::Error| error.to_string())?;
+    let familiar = reference.familiar();
+    Ok(Parsed {
+        full: reference.with_default_tag().to_string(),
+        familiar,
+    })
+}

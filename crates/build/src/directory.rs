@@ -1,0 +1,95 @@
+//! Directories of clients: build contexts.
+
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags};
+use whelk_image::Store;
+use whelk_image::snapshots::{Extraction, Owner, extract};
+use whelk_sys::in_root;
+
+use crate::error::{Error, Result, os};
+use crate::layers::Workspace;
+use crate::padding::Padded;
+
+/// Maximum size of a Dockerfile or an ignore file in bytes.
+const MAX_TEXT: usize = 1 << 20;
+
+/// The files that a client has sent. They are removed when nobody has them any more.
+#[derive(Clone, Debug)]
+pub struct Directory {
+    workspace: Arc<Workspace>,
+}
+
+impl Directory {
+    /// Makes an empty directory, to be filled below [`Directory::open`]. Blocking.
+    ///
+    /// # Errors
+    /// Returns an error if the disk fails.
+    pub fn create(store: &Store) -> Result<Self> {
+        let workspace = Workspace::create(store)?;
+        Ok(Self { workspace })
+    }
+
+    /// Unpacks a plain or compressed archive. All files belong to root, as in every client's context. Blocking.
+    ///
+    /// # Errors
+    /// Returns an error for an invalid archive, or if the disk fails.
+    pub fn unpack(store: &Store, archive: impl Read + Send) -> Result<Self> {
+        let directory = Self::create(store)?;
+        let rules = Extraction {
+            shown: "/",
+            owner: Owner::Fixed(0, 0),
+            ..Extraction::default()
+        };
+        let plain = whelk_image::compression::decompress(archive)?;
+        extract(Padded::new(plain), directory.open()?, rules)?;
+        Ok(directory)
+    }
+
+    pub(crate) fn workspace(&self) -> Arc<Workspace> {
+        self.workspace.clone()
+    }
+
+    /// Opens the topmost directory.
+    ///
+    /// # Errors
+    /// Returns an error if the disk fails.
+    pub fn open(&self) -> Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::open(self.workspace.upper(), flags, Mode::empty())
+            .map_err(os("open the context"))
+    }
+
+    /// Reads a text; `None` if there is no such file. Links are followed within the directory.
+    ///
+    /// # Errors
+    /// Returns an error if it is not a file, too large, or not UTF-8.
+    pub fn read(&self, path: &str) -> Result<Option<String>> {
+        let found = in_root::read_regular(self.open()?, Path::new(path), MAX_TEXT);
+        match found {
+            Ok(bytes) => String::from_utf8(bytes)
+                .map(Some)
+                .map_err(|_| Error::invalid(format!("{path} is not UTF-8"))),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
+                ) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(Error::invalid(format!("read {path}: {error}"))),
+        }
+    }
+
+    /// Removes what an ignore file excludes. Blocking.
+    ///
+    /// # Errors
+    /// Returns an error for a malformed pattern, or if the disk fails.
+    pub fn ignore(&self, patterns: &[String]) -> Result<()> {
+        crate::tree::remove_excluded(&self.open()?, patterns)
+    }
+}

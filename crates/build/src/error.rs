@@ -1,0 +1,95 @@
+//! The builder's errors, by what they mean for the caller. They can be cloned: several builds may wait for a step.
+
+use std::sync::Arc;
+
+use whelk_llb::Digest;
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// The Dockerfile is wrong.
+    #[error(transparent)]
+    Dockerfile(#[from] whelk_dockerfile::Error),
+    /// The request, the definition or the context is wrong.
+    #[error("{0}")]
+    Invalid(String),
+    /// This version of whelk does not support it.
+    #[error("{0}: not available in this version of whelk")]
+    Unsupported(String),
+    /// The process of a step has failed.
+    #[error("process {command:?} did not complete successfully: exit code: {code}")]
+    Process { command: String, code: i32 },
+    /// An operation has failed.
+    #[error("{cause}")]
+    Step { op: Digest, cause: Box<Error> },
+    #[error(transparent)]
+    Engine(Arc<whelk_engine::Error>),
+}
+
+impl Error {
+    pub fn invalid(text: impl Into<String>) -> Self {
+        Self::Invalid(text.into())
+    }
+
+    pub fn internal(text: impl Into<String>) -> Self {
+        whelk_engine::Error::internal(text).into()
+    }
+
+    /// Returns the error of a system call during an operation.
+    pub fn os(operation: impl std::fmt::Display, error: impl Into<std::io::Error>) -> Self {
+        let error = error.into();
+        let text = format!("{operation}: {}", whelk_sys::errno_text(&error));
+        whelk_engine::Error::kernel(text, &error).into()
+    }
+
+    /// Returns the cause of a failed operation.
+    pub fn root(&self) -> &Self {
+        match self {
+            Self::Step { cause, .. } => cause.root(),
+            other => other,
+        }
+    }
+}
+
+impl From<whelk_engine::Error> for Error {
+    fn from(error: whelk_engine::Error) -> Self {
+        Self::Engine(Arc::new(error))
+    }
+}
+
+impl From<Error> for whelk_engine::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Engine(error) => Self::clone(&error),
+            Error::Unsupported(_) => Self::Unsupported(error.to_string()),
+            Error::Dockerfile(_) | Error::Invalid(_) | Error::Process { .. } => {
+                Self::Invalid(error.to_string())
+            }
+            Error::Step { cause, .. } => (*cause).into(),
+        }
+    }
+}
+
+impl From<whelk_image::Error> for Error {
+    fn from(error: whelk_image::Error) -> Self {
+        whelk_engine::Error::from(error).into()
+    }
+}
+
+impl From<whelk_sys::fs::PathError> for Error {
+    fn from(error: whelk_sys::fs::PathError) -> Self {
+        whelk_engine::Error::from(error).into()
+    }
+}
+
+impl From<whelk_llb::Error> for Error {
+    fn from(error: whelk_llb::Error) -> Self {
+        Self::Invalid(error.to_string())
+    }
+}
+
+/// Returns a function that makes the error of a system call.
+pub fn os<E: Into<std::io::Error>>(operation: impl std::fmt::Display) -> impl FnOnce(E) -> Error {
+    move |error| Error::os(operation, error)
+}

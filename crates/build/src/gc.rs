@@ -1,0 +1,395 @@
+//! What is removed of the build cache: pure functions of its records.
+
+use std::time::Duration;
+
+/// What a record is, by BuildKit's names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RecordKind {
+    /// The result of a step.
+    #[default]
+    Regular,
+    /// A cache of steps (`RUN --mount=type=cache`).
+    CacheMount,
+}
+
+impl RecordKind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Regular => "regular",
+            Self::CacheMount => "exec.cachemount",
+        }
+    }
+}
+
+/// A record of the build cache.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Record {
+    pub id: String,
+    /// The record that it stands on.
+    pub parent: Option<String>,
+    pub kind: RecordKind,
+    /// The step.
+    pub description: String,
+    /// Whether a build uses it now.
+    pub in_use: bool,
+    /// Whether an image has its layers.
+    pub shared: bool,
+    /// In bytes, without what it stands on.
+    pub size: u64,
+    /// Nanoseconds since the epoch.
+    pub created: i64,
+    /// The last use; nanoseconds since the epoch.
+    pub used: i64,
+    pub uses: u64,
+}
+
+/// What is to be removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// Also what images share, which frees no space.
+    pub all: bool,
+    /// Records that were used within this time stay.
+    pub keep_duration: Duration,
+    /// What the cache may have in any case, in bytes.
+    pub reserved_space: u64,
+    /// What it may have at most, in bytes; 0 without a limit.
+    pub max_used_space: u64,
+    /// What the disk should have free, in bytes.
+    pub min_free_space: u64,
+    pub filters: Vec<Vec<Condition>>,
+}
+
+/// A condition of a filter: `type==regular`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Condition {
+    pub field: String,
+    pub operator: Operator,
+    /// None for a field that is true.
+    pub value: Option<String>,
+}
+
+/// How a field is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operator {
+    /// `==`
+    Is,
+    /// `!=`
+    IsNot,
+    /// `~=`
+    Contains,
+}
+
+impl Condition {
+    /// Parses a condition; several that must all be true are separated by commas.
+    ///
+    /// # Errors
+    /// Returns a text for another form than `FIELD==VALUE`, `FIELD!=VALUE`, `FIELD~=VALUE` or `FIELD`.
+    pub fn parse_all(text: &str) -> Result<Vec<Self>, String> {
+        const FIELDS: [&str; 7] = [
+            "id",
+            "parent",
+            "type",
+            "description",
+            "inuse",
+            "shared",
+            "private",
+        ];
+        let parse = |text: &str| {
+            let operators = [
+                ("!=", Operator::IsNot),
+                ("~=", Operator::Contains),
+                ("==", Operator::Is),
+                ("=", Operator::Is),
+            ];
+            let found = operators.iter().find(|(sign, _)| text.contains(sign));
+            let operator = found.map_or(Operator::Is, |(_, operator)| *operator);
+            let found = found.and_then(|(sign, _)| text.split_once(sign));
+            let (field, value) = match found {
+                Some((field, value)) => (field, Some(value.trim_matches('"').to_owned())),
+                None => (text, None),
+            };
+            if !FIELDS.contains(&field) {
+                return Err(format!("invalid filter {text:?} of the build cache"));
+            }
+            Ok(Self {
+                field: field.to_owned(),
+                operator,
+                value,
+            })
+        };
+        text.split(',').map(parse).collect()
+    }
+
+    fn holds(&self, record: &Record) -> bool {
+        let flag = |flag: bool| flag.to_string();
+        let found = match self.field.as_str() {
+            "id" => record.id.clone(),
+            "parent" => record.parent.clone().unwrap_or_default(),
+            "type" => record.kind.name().to_owned(),
+            "description" => record.description.clone(),
+            "inuse" => flag(record.in_use),
+            "shared" => flag(record.shared),
+            _ => flag(!record.shared),
+        };
+        let expected = match self.value.as_deref() {
+            None => "true",
+            // As Go writes them.
+            Some("1") if self.field != "id" && self.field != "parent" => "true",
+            Some("0") if self.field != "id" && self.field != "parent" => "false",
+            Some(value) => value,
+        };
+        match self.operator {
+            Operator::Is => found == expected,
+            Operator::IsNot => found != expected,
+            Operator::Contains => found.contains(expected),
+        }
+    }
+}
+
+/// The space of the disk, in bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Disk {
+    pub total: u64,
+    pub free: u64,
+}
+
+/// Returns the bytes that a policy lets the cache have; `None` without a limit.
+fn budget(policy: &Policy, total: u64, disk: Disk) -> Option<u64> {
+    if policy.max_used_space == 0 && policy.reserved_space == 0 && policy.min_free_space == 0 {
+        return None;
+    }
+    let mut keep = match policy.max_used_space {
+        0 => u64::MAX,
+        most => most,
+    };
+    let missing = policy.min_free_space.saturating_sub(disk.free);
+    if missing > 0 {
+        keep = keep.min(total.saturating_sub(missing));
+    }
+    // Without another limit, what is reserved is the limit.
+    if keep == u64::MAX && policy.min_free_space == 0 {
+        keep = policy.reserved_space;
+    }
+    Some(keep.max(policy.reserved_space))
+}
+
+/// Chooses the records that a policy removes: those that were not used for the longest time first, and each before the one
+/// that it stands on. `now` is in nanoseconds since the epoch.
+pub fn choose(records: &[Record], policy: &Policy, now: i64, disk: Disk) -> Vec<usize> {
+    let counted = |record: &&Record| policy.all || !record.shared;
+    let mut total: u64 = records.iter().filter(counted).map(|one| one.size).sum();
+    let budget = budget(policy, total, disk);
+    if budget.is_some_and(|budget| total <= budget) {
+        return Vec::new();
+    }
+    let keep = i64::try_from(policy.keep_duration.as_nanos()).unwrap_or(i64::MAX);
+    let (used, in_use) = last_uses(records);
+    let is_meant = |record: &Record| {
+        let filters = &policy.filters;
+        filters.is_empty()
+            || filters
+                .iter()
+                .any(|all| all.iter().all(|condition| condition.holds(record)))
+    };
+    let mut candidates: Vec<usize> = (0..records.len())
+        .filter(|&index| {
+            let record = &records[index];
+            !in_use[index]
+                && counted(&record)
+                && is_meant(record)
+                && (keep == 0 || now.saturating_sub(used[index]) > keep)
+        })
+        .collect();
+    let depth = depths(records);
+    candidates.sort_by_key(|&index| (used[index], std::cmp::Reverse(depth[index])));
+    let mut chosen = Vec::new();
+    for index in candidates {
+        if budget.is_some_and(|budget| total <= budget) {
+            break;
+        }
+        total = total.saturating_sub(records[index].size);
+        chosen.push(index);
+    }
+    chosen
+}
+
+/// Returns the index of each record's parent.
+fn parents(records: &[Record]) -> Vec<Option<usize>> {
+    let by_id: std::collections::HashMap<&str, usize> = records
+        .iter()
+        .enumerate()
+        .map(|(index, record)| (record.id.as_str(), index))
+        .collect();
+    let parent = |record: &Record| by_id.get(record.parent.as_deref()?).copied();
+    records.iter().map(parent).collect()
+}
+
+/// Returns the last use of each record, or of one that stands on it, and whether one of these is in use.
+fn last_uses(records: &[Record]) -> (Vec<i64>, Vec<bool>) {
+    let parents = parents(records);
+    let mut used: Vec<i64> = records.iter().map(|record| record.used).collect();
+    let mut in_use: Vec<bool> = records.iter().map(|record| record.in_use).collect();
+    for (index, record) in records.iter().enumerate() {
+        let (mut at, mut steps) = (parents[index], 0);
+        while let Some(parent) = at.filter(|_| steps < records.len()) {
+            used[parent] = used[parent].max(record.used);
+            in_use[parent] |= record.in_use;
+            (at, steps) = (parents[parent], steps + 1);
+        }
+    }
+    (used, in_use)
+}
+
+/// Returns on how many others each record stands.
+fn depths(records: &[Record]) -> Vec<usize> {
+    let parents = parents(records);
+    let depth = |index: usize| {
+        let (mut at, mut depth) = (parents[index], 0);
+        while let Some(parent) = at.filter(|_| depth < records.len()) {
+            (at, depth) = (parents[parent], depth + 1);
+        }
+        depth
+    };
+    (0..records.len()).map(depth).collect()
+}
+
+/// Returns the policies of an engine without settings, which are Docker's.
+pub fn default_policies(space: Policy) -> Vec<Policy> {
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+    /// The part of the cache that is kept for two days only, in thousandths: e × π × φ percent.
+    const TEMPORARY: u64 = 138;
+    let most = match space.max_used_space {
+        0 => space.reserved_space,
+        most => most,
+    };
+    let mounts = Condition {
+        field: "type".into(),
+        operator: Operator::Is,
+        value: Some(RecordKind::CacheMount.name().into()),
+    };
+    vec![
+        // Caches of steps that were not used for some time.
+        Policy {
+            keep_duration: 2 * DAY,
+            max_used_space: most / 1000 * TEMPORARY,
+            filters: vec![vec![mounts]],
+            ..Policy::default()
+        },
+        Policy {
+            keep_duration: 60 * DAY,
+            ..space.clone()
+        },
+        space.clone(),
+        Policy { all: true, ..space },
+    ]
+}
+
+/// Returns the space of the default policies on a disk.
+pub fn default_space(disk: Disk) -> Policy {
+    const GIGABYTE: u64 = 1_000_000_000;
+    Policy {
+        reserved_space: (disk.total / 10).min(10 * GIGABYTE),
+        max_used_space: (disk.total / 5 * 4).min(100 * GIGABYTE),
+        min_free_space: disk.total / 5,
+        ..Policy::default()
+    }
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
+mod tests {
+    use super::*;
+
+    /// A chain a ← b ← c, of which c was used last, and d, which an image has.
+    fn records() -> Vec<Record> {
+        let record = |id: &str, parent: Option<&str>, used| Record {
+            id: id.into(),
+            parent: parent.map(str::to_owned),
+            size: 10,
+            used,
+            ..Record::default()
+        };
+        vec![
+            record("a", None, 1),
+            record("b", Some("a"), 2),
+            record("c", Some("b"), 9),
+            Record {
+                shared: true,
+                ..record("d", None, 3)
+            },
+            Record {
+                kind: RecordKind::CacheMount,
+                ..record("m", None, 4)
+            },
+        ]
+    }
+
+    fn chosen(policy: &Policy) -> String {
+        chosen_of(&records(), policy, Disk::default())
+    }
+
+    fn chosen_of(records: &[Record], policy: &Policy, disk: Disk) -> String {
+        let chosen = choose(records, policy, 100, disk);
+        chosen
+            .into_iter()
+            .map(|index| &*records[index].id)
+            .collect()
+    }
+
+    #[test]
+    fn what_stands_on_a_record_goes_first() {
+        assert_eq!(chosen(&Policy::default()), "mcba");
+        let all = Policy {
+            all: true,
+            ..Policy::default()
+        };
+        assert_eq!(chosen(&all), "dmcba");
+        let mut used = records();
+        used[2].in_use = true;
+        assert_eq!(chosen_of(&used, &Policy::default(), Disk::default()), "m");
+    }
+
+    #[test]
+    fn budgets_end_it() {
+        let policy = |max, reserved, free| Policy {
+            max_used_space: max,
+            reserved_space: reserved,
+            min_free_space: free,
+            ..Policy::default()
+        };
+        assert_eq!(chosen(&policy(40, 0, 0)), "");
+        assert_eq!(chosen(&policy(25, 0, 0)), "mc");
+        assert_eq!(chosen(&policy(0, 25, 0)), "mc");
+        let disk = Disk {
+            total: 100,
+            free: 5,
+        };
+        assert_eq!(chosen_of(&records(), &policy(0, 0, 20), disk), "mc");
+        assert_eq!(chosen_of(&records(), &policy(0, 35, 20), disk), "m");
+        assert_eq!(chosen_of(&records(), &policy(0, 0, 5), disk), "");
+    }
+
+    #[test]
+    fn filters_and_ages() {
+        let filter = |text: &str| Policy {
+            filters: vec![Condition::parse_all(text).unwrap()],
+            ..Policy::default()
+        };
+        assert_eq!(chosen(&filter("type==exec.cachemount")), "m");
+        assert_eq!(chosen(&filter("type!=exec.cachemount,parent==a")), "b");
+        assert_eq!(chosen(&filter("id=c")), "c");
+        assert_eq!(chosen(&filter("type~=mount")), "m");
+        assert_eq!(chosen(&filter("private")), "mcba");
+        assert_eq!(chosen(&filter("shared")), "");
+        assert!(Condition::parse_all("colour==red").is_err());
+        // Nothing below what was used lately is removed.
+        let old = Policy {
+            keep_duration: Duration::from_nanos(95),
+            ..Policy::default()
+        };
+        assert_eq!(chosen(&old), "m");
+    }
+}

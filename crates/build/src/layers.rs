@@ -1,0 +1,283 @@
+//! Layers of results.
+//!
+//! ```text
+//! open (a directory in tmp/) ── beside the next steps ──► sealed (a layer of the image store)
+//! ```
+//! A layer that is open can be mounted like a sealed one. Its directory stays until it is sealed and nobody uses
+//! it any more. What a killed engine leaves of it is in `tmp/`, which the next one empties.
+
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, Shared};
+use rustix::fs::{Mode, OFlags};
+use whelk_image::{Digest, Lease, Store};
+use whelk_sys::overlay::{self, Writable};
+use whelk_sys::sync::IgnorePoison as _;
+use whelk_sys::{Scratch, fs};
+
+use crate::error::{Error, Result, os};
+
+/// The directories of a step: what it writes, and what it needs meanwhile. It is moved to the trash when
+/// nobody has it any more.
+#[derive(Debug)]
+pub(crate) struct Workspace {
+    scratch: Scratch,
+    staging: whelk_image::Staging,
+}
+
+impl Workspace {
+    pub fn create(store: &Store) -> Result<Arc<Self>> {
+        let scratch = store.staging.scratch()?;
+        for (name, mode) in [("fs", 0o755), ("work", 0o700)] {
+            fs::create_dir(scratch.path().join(name), mode)?;
+        }
+        Ok(Arc::new(Self {
+            scratch,
+            staging: store.staging.clone(),
+        }))
+    }
+
+    pub fn path(&self) -> &Path {
+        self.scratch.path()
+    }
+
+    /// The upper directory of the step's overlay.
+    pub fn upper(&self) -> PathBuf {
+        self.path().join("fs")
+    }
+
+    pub fn work(&self) -> PathBuf {
+        self.path().join("work")
+    }
+}
+
+impl Drop for Workspace {
+    fn drop(&mut self) {
+        match self.staging.trash(self.scratch.path()) {
+            Ok(trashed) => self.staging.dispose(trashed),
+            // It is removed now, which may take longer.
+            Err(error) => tracing::warn!("remove the files of a step: {error}"),
+        }
+    }
+}
+
+type Sealing = Shared<BoxFuture<'static, Result<Digest>>>;
+
+/// A layer.
+#[derive(Debug)]
+pub(crate) struct Layer {
+    /// When it was made, in nanoseconds since the epoch; 0 for one of an image.
+    pub created: i64,
+    /// Where it is while it is not sealed.
+    open: Mutex<Option<Arc<Workspace>>>,
+    sealing: Sealing,
+    /// Holds it, unless something else does.
+    _lease: Option<Arc<Lease>>,
+}
+
+/// A layer's files, which stay where they are until this is dropped.
+#[derive(Clone, Debug)]
+pub(crate) struct Files {
+    pub path: PathBuf,
+    _workspace: Option<Arc<Workspace>>,
+}
+
+impl Layer {
+    /// Returns a layer of the image store, which something else holds.
+    pub fn sealed(digest: Digest, created: i64) -> Arc<Self> {
+        Arc::new(Self {
+            created,
+            open: Mutex::new(None),
+            sealing: std::future::ready(Ok(digest)).boxed().shared(),
+            _lease: None,
+        })
+    }
+
+    /// Returns a directory as a layer that is never sealed: what stands on it cannot be a result.
+    pub fn directory(workspace: Arc<Workspace>) -> Arc<Self> {
+        let unsealed = Err(Error::Unsupported(
+            "a result that stands on a client's directory".into(),
+        ));
+        Arc::new(Self {
+            created: 0,
+            open: Mutex::new(Some(workspace)),
+            sealing: std::future::ready(unsealed).boxed().shared(),
+            _lease: None,
+        })
+    }
+
+    /// Returns the layer of what a step has written, and begins to seal it. `lease` holds it then.
+    pub fn seal(store: &Store, workspace: Arc<Workspace>, lease: Arc<Lease>) -> Arc<Self> {
+        let (store, upper, held) = (store.clone(), workspace.clone(), lease.clone());
+        let work = move || {
+            let layer = store.snapshots.commit(&lease, &upper.upper())?;
+            Ok::<_, Error>(layer.diff_id)
+        };
+        let task = tokio::task::spawn_blocking(work);
+        let sealing = async move {
+            task.await
+                .map_err(|error| Error::internal(format!("seal a layer: {error}")))?
+        };
+        let layer = Arc::new(Self {
+            created: whelk_engine::events::now(),
+            open: Mutex::new(Some(workspace)),
+            sealing: sealing.boxed().shared(),
+            _lease: Some(held),
+        });
+        let sealed = layer.clone();
+        tokio::spawn(async move {
+            if sealed.digest().await.is_ok() {
+                let workspace = sealed.open.lock().ignore_poison().take();
+                drop(workspace);
+            }
+        });
+        layer
+    }
+
+    /// Waits until the layer is sealed.
+    pub async fn digest(&self) -> Result<Digest> {
+        self.sealing.clone().await
+    }
+
+    pub fn files(&self, store: &Store) -> Result<Files> {
+        let workspace = self.open.lock().ignore_poison().clone();
+        let path = match (&workspace, self.sealing.clone().now_or_never()) {
+            (Some(workspace), _) => workspace.upper(),
+            (None, Some(digest)) => store.snapshots.files(&digest?),
+            (None, None) => return Err(Error::internal("a layer is neither open nor sealed")),
+        };
+        Ok(Files {
+            path,
+            _workspace: workspace,
+        })
+    }
+}
+
+/// A result: layers, the lowest first.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Stack(pub Vec<Arc<Layer>>);
+
+impl Stack {
+    pub fn of(layers: impl IntoIterator<Item = (Digest, i64)>) -> Self {
+        let layers = layers.into_iter();
+        Self(
+            layers
+                .map(|(digest, created)| Layer::sealed(digest, created))
+                .collect(),
+        )
+    }
+
+    pub fn with(&self, layer: Arc<Layer>) -> Self {
+        Self(self.0.iter().cloned().chain([layer]).collect())
+    }
+
+    /// Returns the files of the layers, the topmost first; each once, because overlayfs refuses a layer that is
+    /// given twice.
+    pub fn files(&self, store: &Store) -> Result<Vec<Files>> {
+        let mut all: Vec<Files> = Vec::with_capacity(self.0.len());
+        for layer in self.0.iter().rev() {
+            let files = layer.files(store)?;
+            if all.iter().all(|known| known.path != files.path) {
+                all.push(files);
+            }
+        }
+        Ok(all)
+    }
+
+    pub async fn digests(&self) -> Result<Vec<Digest>> {
+        let mut digests = Vec::with_capacity(self.0.len());
+        for layer in &self.0 {
+            digests.push(layer.digest().await?);
+        }
+        Ok(digests)
+    }
+
+    /// Mounts the layers read-only. The mount is in no namespace, and ends with the descriptor. Blocking.
+    pub fn mount(&self, store: &Store) -> Result<View> {
+        let files = self.files(store)?;
+        let root = match paths(&files).as_slice() {
+            [] => {
+                let workspace = Workspace::create(store)?;
+                let root = open_directory(&workspace.upper())?;
+                return Ok(View {
+                    root,
+                    _files: Vec::new(),
+                    workspace: Some(workspace),
+                });
+            }
+            _ => {
+                let (layers, _mounts) = mounted(store, &files)?;
+                overlay::read_only(&layers).map_err(os("mount the layers of a step"))?
+            }
+        };
+        Ok(View {
+            root,
+            _files: files,
+            workspace: None,
+        })
+    }
+
+    /// Mounts the layers below a writable one. Blocking.
+    pub fn mount_writable(&self, store: &Store) -> Result<View> {
+        let files = self.files(store)?;
+        let workspace = Workspace::create(store)?;
+        let (upper, work) = (workspace.upper(), workspace.work());
+        let root = if files.is_empty() {
+            open_directory(&upper)?
+        } else {
+            let writable = Writable {
+                upper: &upper,
+                work: &work,
+                // It is read again at once, and not at all after a crash.
+                volatile: true,
+            };
+            let (layers, _mounts) = mounted(store, &files)?;
+            overlay::writable(&layers, writable).map_err(os("mount the layers of a step"))?
+        };
+        Ok(View {
+            root,
+            _files: files,
+            workspace: Some(workspace),
+        })
+    }
+}
+
+/// A mounted result.
+#[derive(Debug)]
+pub struct View {
+    pub root: OwnedFd,
+    _files: Vec<Files>,
+    /// What is written to.
+    workspace: Option<Arc<Workspace>>,
+}
+
+impl View {
+    /// Unmounts it, and returns what was written.
+    pub(crate) fn into_workspace(self) -> Option<Arc<Workspace>> {
+        self.workspace
+    }
+}
+
+/// Returns the layers for an overlay: of those that are images, the mounts that all containers and steps share. They
+/// are needed until the overlay is mounted.
+fn mounted(store: &Store, files: &[Files]) -> Result<(Vec<PathBuf>, Vec<OwnedFd>)> {
+    let mut layers = paths(files);
+    let mounts = store.snapshots.mounts.of(&layers, layers.len())?;
+    for (index, mount) in &mounts {
+        layers[*index] = format!("/proc/self/fd/{}", mount.as_raw_fd()).into();
+    }
+    let mounts = mounts.into_iter().map(|(_, mount)| mount);
+    Ok((layers, mounts.collect()))
+}
+
+pub(crate) fn paths(files: &[Files]) -> Vec<PathBuf> {
+    files.iter().map(|files| files.path.clone()).collect()
+}
+
+fn open_directory(path: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).map_err(os(format!("open {}", path.display())))
+}

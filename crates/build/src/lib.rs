@@ -1,0 +1,128 @@
+//! The builder: solves low-level builds, caches their results, and exports them as images.
+//!
+//! ```text
+//! classic (POST /build) ─┐
+//!                        ├─► convert ─► plan ─► solve ─► ops ─► layers ─► export      (request)
+//! BuildKit's protocol   ─┘                │                      │
+//!                                        cache ◄──── sealed ─────┘
+//! ```
+//! A door makes a [`Request`], with a [`Client`] that sends directories and credentials, calls [`Builder::convert`],
+//! [`Builder::plan`], [`Builder::solve`] and [`Builder::export`], and reads [`Progress`] meanwhile.
+//!
+//! A result of a step is a stack of layers. What a step has written is in a directory at first, which the next steps
+//! already stand on; beside them it is sealed: stored as a layer of the image store. Then it is recorded in the
+//! cache, so that a result that is found there is complete.
+#![forbid(unsafe_code)]
+
+mod cache;
+mod caches;
+pub mod classic;
+mod client;
+mod directory;
+mod error;
+mod exporter;
+pub mod gc;
+mod layers;
+mod log;
+mod ops;
+mod padding;
+mod progress;
+mod request;
+mod select;
+mod solver;
+mod sources;
+mod tree;
+mod usage;
+
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use tokio::sync::{Semaphore, watch};
+use whelk_engine::Engine;
+
+pub use cache::Cache;
+pub use client::Client;
+pub use directory::Directory;
+pub use error::{Error, Result};
+pub use layers::View;
+pub use log::{Frames, Log};
+pub use ops::Settings;
+pub use progress::{Event, EventKind, Follower, Progress, Work};
+pub use request::{Converted, Request, Solved};
+pub use solver::Job;
+pub use sources::Images;
+pub use usage::Pruned;
+
+use caches::Caches;
+use solver::Flights;
+
+/// Processes that run at the same time for each processor: some wait for the network or the disk.
+const STEPS_PER_PROCESSOR: usize = 4;
+
+/// How the cache is kept to a budget.
+#[derive(Clone, Debug)]
+pub struct GcSettings {
+    pub is_collected: bool,
+    /// The space of Docker's policies; none for one that depends on the disk.
+    pub space: Option<gc::Policy>,
+    /// Replace Docker's policies.
+    pub policies: Vec<gc::Policy>,
+}
+
+impl Default for GcSettings {
+    fn default() -> Self {
+        Self {
+            is_collected: true,
+            space: None,
+            policies: Vec::new(),
+        }
+    }
+}
+
+/// The builder of an engine.
+#[derive(Debug)]
+pub struct Builder {
+    engine: Arc<Engine>,
+    cache: Arc<Cache>,
+    /// Steps that are being executed, or sealed.
+    flights: Mutex<Flights>,
+    /// Changes when a result is recorded.
+    recorded: watch::Sender<()>,
+    caches: Caches,
+    /// Limits the processes that run at the same time.
+    steps: Semaphore,
+    gc: GcSettings,
+    /// When the cache was kept to its budget last.
+    collected: Mutex<Option<Instant>>,
+}
+
+impl Builder {
+    /// Returns the builder of an engine, whose cache was opened before the engine ([`Cache::open`]).
+    pub fn new(engine: Arc<Engine>, cache: Cache, gc: GcSettings) -> Arc<Self> {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        Arc::new(Self {
+            caches: Caches::new(&engine.instance.root),
+            engine,
+            cache: Arc::new(cache),
+            flights: Mutex::default(),
+            recorded: watch::Sender::default(),
+            steps: Semaphore::new(STEPS_PER_PROCESSOR * processors),
+            gc,
+            collected: Mutex::default(),
+        })
+    }
+
+    /// The engine's images and layers.
+    pub fn store(&self) -> &whelk_image::Store {
+        self.engine.images.store()
+    }
+}
+
+/// Runs blocking work on a thread that may block.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| Error::internal(format!("a thread of the build: {error}")))?
+}

@@ -1,0 +1,252 @@
+//! Processes: `RUN`.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::io::AsyncReadExt as _;
+use tokio::net::UnixStream;
+use whelk_engine::containers::Step;
+use whelk_engine::model::{Config, HostConfig, NetworkMode, Ulimit};
+use whelk_llb::pb::{ExecOp, Meta, NetMode, SecurityMode};
+use whelk_runtime::Overlay;
+
+use super::mounts::{self, Mounts};
+use super::{Context, input};
+use crate::error::{Error, Result, os};
+use crate::layers::{Files, Stack, Workspace, paths};
+use crate::log::Log;
+use crate::{Builder, blocking};
+
+/// The name of the host that processes see, as BuildKit has it.
+const HOSTNAME: &str = "buildkitsandbox";
+
+/// The default size of `/dev/shm` in bytes.
+const SHM_SIZE: i64 = 64 << 20;
+
+/// Settings of a build that are no part of its operations.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// The network of processes whose operation has no network mode.
+    pub network: NetworkMode,
+    /// Limits of memory and processors, and the size of `/dev/shm`.
+    pub limits: HostConfig,
+}
+
+/// A process that is prepared.
+struct Prepared {
+    step: Step,
+    mounts: Mounts,
+    /// The layers that it stands on, which stay until it has ended.
+    files: Vec<Files>,
+    workspace: Arc<Workspace>,
+    output: UnixStream,
+}
+
+pub(super) async fn run(
+    builder: &Arc<Builder>,
+    context: Context,
+    op: &ExecOp,
+    inputs: &[Stack],
+    settings: &Settings,
+    log: &Arc<Log>,
+) -> Result<Vec<Stack>> {
+    let Some(meta) = &op.meta else {
+        return Err(Error::invalid("an exec without its process"));
+    };
+    check(op)?;
+    let root = op.mounts.iter().find(|mount| mount.dest == "/");
+    let root = root.ok_or_else(|| Error::invalid("an exec without a root file system"))?;
+    let base = input(inputs, root.input)?;
+    let caches = mounts::take_caches(&builder.caches, op, inputs).await?;
+    // After the caches: whoever holds one waits for nothing else.
+    let _permit = builder.steps.acquire().await;
+    let (output, theirs) = UnixStream::pair().map_err(os("connect to a step"))?;
+    let theirs = OwnedFd::from(theirs.into_std().map_err(os("connect to a step"))?);
+    let prepare = {
+        let (op, context, settings) = (op.clone(), context.clone(), settings.clone());
+        let (stack, inputs) = (base.clone(), inputs.to_vec());
+        move || {
+            let mounts = mounts::prepare(&context, &op, &inputs, &caches)?;
+            prepare(&context, &op, &stack, &settings, mounts, theirs, output)
+        }
+    };
+    let Prepared {
+        step,
+        mounts,
+        files,
+        workspace,
+        mut output,
+    } = blocking(prepare).await?;
+    let engine = &builder.engine;
+    // Dropped with this future: then the process is killed.
+    let started = engine
+        .containers
+        .start_step(&engine.workloads, step)
+        .await?;
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        match output.read(&mut buffer).await {
+            Ok(0) => break,
+            Ok(count) => {
+                let (log, bytes) = (log.clone(), buffer[..count].to_vec());
+                blocking(move || log.append(&bytes)).await?;
+            }
+            Err(error) => return Err(Error::os("read the output of a step", error)),
+        }
+    }
+    let exit = started.wait().await;
+    drop((files, mounts));
+    let valid = meta.valid_exit_codes.as_slice();
+    if exit.code != 0 && !valid.contains(&exit.code)
+        || exit.code == 0 && !valid.is_empty() && !valid.contains(&0)
+    {
+        return Err(Error::Process {
+            command: meta.args.join(" "),
+            code: exit.code,
+        });
+    }
+    if root.readonly || root.output < 0 {
+        return Ok(Vec::new());
+    }
+    Ok(vec![base.with(context.seal(workspace))])
+}
+
+/// Refuses what is not supported.
+fn check(op: &ExecOp) -> Result<()> {
+    if SecurityMode::try_from(op.security) != Ok(SecurityMode::Sandbox) {
+        let text = "security.insecure is not allowed: the request has no right to it";
+        return Err(whelk_engine::Error::Denied(text.into()).into());
+    }
+    if let Some(secret) = op.secretenv.iter().find(|secret| !secret.optional) {
+        return Err(Error::invalid(format!(
+            "secret {}: not found: the client has sent no secrets",
+            secret.id
+        )));
+    }
+    if let Some(device) = op.cdi_devices.iter().find(|device| !device.optional) {
+        return Err(Error::Unsupported(format!("RUN --device={}", device.name)));
+    }
+    mounts::check(op)
+}
+
+fn prepare(
+    context: &Context,
+    op: &ExecOp,
+    base: &Stack,
+    settings: &Settings,
+    mut mounts: Mounts,
+    theirs: OwnedFd,
+    output: UnixStream,
+) -> Result<Prepared> {
+    let meta = op.meta.clone().unwrap_or_default();
+    let workspace = Workspace::create(&context.store)?;
+    let files = base.files(&context.store)?;
+    // Mount points are in a layer of their own, so that they are not part of the result.
+    let init = workspace.path().join("init");
+    let directories: Vec<&Path> = mounts.directories.iter().map(PathBuf::as_path).collect();
+    let others: Vec<&Path> = mounts.files.iter().map(PathBuf::as_path).collect();
+    let layers = paths(&files);
+    context
+        .store
+        .snapshots
+        .make_init_layer_with(&layers, &init, &directories, &others)?;
+    let name = workspace.path().file_name().unwrap_or_default();
+    let root = Overlay {
+        lower: std::iter::once(init).chain(layers).collect(),
+        upper: workspace.upper(),
+        work: workspace.work(),
+        // It is read again at once, and not at all after a crash.
+        volatile: true,
+    };
+    let step = Step {
+        id: format!("build-{}", name.to_string_lossy()),
+        directory: workspace.path().to_owned(),
+        config: config(&meta),
+        host: host(op, &meta, settings)?,
+        mounts: std::mem::take(&mut mounts.specs),
+        root,
+        output: theirs,
+    };
+    Ok(Prepared {
+        step,
+        mounts,
+        files,
+        workspace,
+        output,
+    })
+}
+
+fn config(meta: &Meta) -> Config {
+    let hostname = match meta.hostname.as_str() {
+        "" => HOSTNAME,
+        name => name,
+    };
+    Config {
+        hostname: hostname.to_owned(),
+        user: meta.user.clone(),
+        env: Some(environment(meta)),
+        cmd: Some(meta.args.clone()),
+        working_dir: meta.cwd.clone(),
+        ..Config::default()
+    }
+}
+
+/// Returns the variables, with those of proxies, which the operation's own replace.
+fn environment(meta: &Meta) -> Vec<String> {
+    let proxies = meta.proxy_env.as_ref();
+    let proxies = proxies.map(|proxy| {
+        [
+            ("HTTP_PROXY", &proxy.http_proxy),
+            ("HTTPS_PROXY", &proxy.https_proxy),
+            ("FTP_PROXY", &proxy.ftp_proxy),
+            ("NO_PROXY", &proxy.no_proxy),
+            ("ALL_PROXY", &proxy.all_proxy),
+        ]
+    });
+    let set = proxies.into_iter().flatten();
+    let set = set.filter(|(_, value)| !value.is_empty());
+    let both = set.flat_map(|(name, value)| {
+        [
+            format!("{name}={value}"),
+            format!("{}={value}", name.to_lowercase()),
+        ]
+    });
+    both.chain(meta.env.iter().cloned()).collect()
+}
+
+fn host(op: &ExecOp, meta: &Meta, settings: &Settings) -> Result<HostConfig> {
+    let network_mode = match NetMode::try_from(op.network) {
+        Ok(NetMode::Unset) => settings.network.clone(),
+        Ok(NetMode::None) => NetworkMode::None,
+        // Asked for by the request itself, which may do anything on the host.
+        Ok(NetMode::Host) => NetworkMode::Host,
+        Err(_) => {
+            return Err(Error::invalid(format!(
+                "unknown network mode {}",
+                op.network
+            )));
+        }
+    };
+    let ulimit = |limit: &whelk_llb::pb::Ulimit| Ulimit {
+        name: limit.name.clone(),
+        soft: limit.soft,
+        hard: limit.hard,
+    };
+    let hosts = meta.extra_hosts.iter();
+    let shm = op.mounts.iter().find(|mount| mount.dest == "/dev/shm");
+    let shm = shm.and_then(|mount| mount.tmpfs_opt).map(|one| one.size);
+    let shm = shm.unwrap_or(settings.limits.shm_size);
+    Ok(HostConfig {
+        network_mode,
+        ulimits: Some(meta.ulimit.iter().map(ulimit).collect()),
+        extra_hosts: Some(
+            hosts
+                .map(|host| format!("{}:{}", host.host, host.ip))
+                .collect(),
+        ),
+        shm_size: if shm > 0 { shm } else { SHM_SIZE },
+        auto_remove: true,
+        ..settings.limits.clone()
+    })
+}

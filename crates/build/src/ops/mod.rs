@@ -1,0 +1,120 @@
+//! Execution of operations.
+
+mod chmod;
+mod copy;
+mod exec;
+mod file;
+mod mounts;
+
+use std::sync::Arc;
+
+use whelk_image::{Lease, Store};
+use whelk_llb::Node;
+use whelk_llb::pb::file_action::Action;
+use whelk_llb::pb::op::Kind;
+use whelk_llb::pb::{DiffOp, FileAction, MergeOp};
+
+use crate::error::{Error, Result};
+use crate::layers::{Layer, Stack, Workspace};
+use crate::log::Log;
+use crate::{Builder, blocking};
+
+pub use exec::Settings;
+
+/// What operations need besides their inputs.
+#[derive(Clone, Debug)]
+pub(crate) struct Context {
+    pub store: Store,
+    /// Holds the layers of the results.
+    pub lease: Arc<Lease>,
+}
+
+impl Context {
+    /// Returns the layer of what was written, which is sealed beside what comes next.
+    fn seal(&self, workspace: Arc<Workspace>) -> Arc<Layer> {
+        Layer::seal(&self.store, workspace, self.lease.clone())
+    }
+}
+
+/// Executes an operation that is no source. Returns its outputs.
+pub(crate) async fn run(
+    builder: &Arc<Builder>,
+    context: Context,
+    node: &Node,
+    inputs: Vec<Stack>,
+    settings: &Settings,
+    log: &Arc<Log>,
+) -> Result<Vec<Stack>> {
+    match &node.op.kind {
+        Some(Kind::File(op)) => {
+            let op = op.clone();
+            blocking(move || file::run(&context, &op, &inputs)).await
+        }
+        Some(Kind::Exec(op)) => exec::run(builder, context, op, &inputs, settings, log).await,
+        Some(Kind::Merge(op)) => Ok(vec![merge(op, &inputs)]),
+        Some(Kind::Diff(op)) => Ok(vec![diff(op, &inputs).await?]),
+        Some(Kind::Passthrough(op)) => {
+            let outputs = op.outputs.iter();
+            outputs.map(|index| input(&inputs, *index)).collect()
+        }
+        Some(Kind::Build(_)) => Err(Error::Unsupported("builds within builds".into())),
+        Some(Kind::Source(source)) => Err(Error::Unsupported(format!(
+            "the source {}",
+            source.identifier
+        ))),
+        None => Err(Error::invalid(
+            "an operation that is none of the known kinds",
+        )),
+    }
+}
+
+/// Returns the error of an operation, with the name of its instruction.
+pub(crate) fn failed(node: &Node, error: Error) -> Error {
+    let error = match &node.op.kind {
+        Some(Kind::File(op)) => match op.actions.iter().find(|action| is_copy(action)) {
+            Some(action) => file::named(action, error),
+            None => error,
+        },
+        _ => error,
+    };
+    Error::Step {
+        op: node.digest,
+        cause: Box::new(error),
+    }
+}
+
+fn is_copy(action: &FileAction) -> bool {
+    matches!(action.action, Some(Action::Copy(_)))
+}
+
+/// Returns the input of an index; an empty one for a negative index.
+fn input(inputs: &[Stack], index: i64) -> Result<Stack> {
+    match usize::try_from(index) {
+        Err(_) => Ok(Stack::default()),
+        Ok(index) => inputs
+            .get(index)
+            .cloned()
+            .ok_or_else(|| Error::invalid(format!("input {index} is out of range"))),
+    }
+}
+
+fn merge(op: &MergeOp, inputs: &[Stack]) -> Stack {
+    let stacks = op.inputs.iter();
+    let stacks = stacks.filter_map(|one| input(inputs, one.input).ok());
+    Stack(stacks.flat_map(|stack| stack.0).collect())
+}
+
+/// Returns the layers that the upper side has above those of the lower one.
+async fn diff(op: &DiffOp, inputs: &[Stack]) -> Result<Stack> {
+    let side = |index: Option<&whelk_llb::pb::InputIndex>| {
+        input(inputs, index.map_or(-1, |index| index.input))
+    };
+    let (lower, upper) = (side(op.lower.as_ref())?, side(op.upper.as_ref())?);
+    let (below, above) = (lower.digests().await?, upper.digests().await?);
+    if above.starts_with(&below) {
+        return Ok(Stack(upper.0[below.len()..].to_vec()));
+    }
+    Err(Error::Unsupported(
+        "the difference of results that do not stand on each other".into(),
+    ))
+}

@@ -1,0 +1,253 @@
+//! The mounts of a process: `RUN --mount`.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{FileType, Mode, OFlags, openat};
+use whelk_llb::key::Selector;
+use whelk_llb::pb::{CacheSharing, ExecOp, Mount, MountType};
+use whelk_runtime::spec;
+use whelk_sys::copy::{self, Source};
+use whelk_sys::fs;
+
+use super::{Context, input};
+use crate::caches::{self, Caches, Used};
+use crate::error::{Error, Result, os};
+use crate::layers::{Files, Stack, Workspace, paths};
+use crate::{select, tree};
+
+/// The mounts of a process, and what they show, which stays until the process has ended.
+#[derive(Debug, Default)]
+pub(super) struct Mounts {
+    pub specs: Vec<spec::Mount>,
+    /// Mount points that are directories, and those that are files.
+    pub directories: Vec<PathBuf>,
+    pub files: Vec<PathBuf>,
+    layers: Vec<Files>,
+    workspaces: Vec<Arc<Workspace>>,
+    caches: Vec<Arc<Used>>,
+}
+
+/// A cache that a mount uses.
+#[derive(Debug)]
+pub(super) struct Taken {
+    /// The index of the mount.
+    mount: usize,
+    used: Arc<Used>,
+}
+
+/// Refuses what is not supported.
+pub(super) fn check(op: &ExecOp) -> Result<()> {
+    for mount in op.mounts.iter().filter(|mount| mount.dest != "/") {
+        let options = mount.secret_opt.as_ref().or(mount.ssh_opt.as_ref());
+        let is_optional = options.is_some_and(|one| one.optional);
+        match MountType::try_from(mount.mount_type) {
+            Ok(MountType::Secret | MountType::Ssh) if !is_optional => {
+                let id = options.map_or("", |one| one.id.as_str());
+                return Err(Error::invalid(format!(
+                    "{id}: not found: the client has sent neither secrets nor an SSH agent"
+                )));
+            }
+            Ok(MountType::Bind) if mount.output >= 0 => {
+                return Err(Error::Unsupported(format!(
+                    "a result of the mount {}",
+                    mount.dest
+                )));
+            }
+            Ok(_) => {}
+            Err(_) => {
+                let kind = mount.mount_type;
+                return Err(Error::invalid(format!("unknown type {kind} of a mount")));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Takes the caches of a process, in the order of their keys, so that no two wait for each other.
+pub(super) async fn take_caches(all: &Caches, op: &ExecOp, inputs: &[Stack]) -> Result<Vec<Taken>> {
+    let mut wanted = Vec::new();
+    for (index, mount) in op.mounts.iter().enumerate() {
+        if MountType::try_from(mount.mount_type) != Ok(MountType::Cache) {
+            continue;
+        }
+        let options = mount.cache_opt.as_ref();
+        let id = options.map_or("", |cache| cache.id.as_str());
+        let sharing = options.map_or(0, |cache| cache.sharing);
+        let sharing = CacheSharing::try_from(sharing).unwrap_or(CacheSharing::Shared);
+        let base = input(inputs, mount.input)?.digests().await?;
+        wanted.push((caches::key(id, &mount.selector, &base), index, sharing));
+    }
+    wanted.sort_unstable_by_key(|(key, ..)| key.to_string());
+    let mut taken: Vec<(_, Taken)> = Vec::new();
+    for (key, mount, sharing) in wanted {
+        // Several mounts of a process may show the same cache.
+        let known = taken.iter().find(|(known, _)| *known == key);
+        let used = match known {
+            Some((_, known)) => known.used.clone(),
+            None => Arc::new(all.take(&key, sharing).await),
+        };
+        taken.push((key, Taken { mount, used }));
+    }
+    Ok(taken.into_iter().map(|(_, taken)| taken).collect())
+}
+
+/// Prepares the mounts of a process. Blocking.
+pub(super) fn prepare(
+    context: &Context,
+    op: &ExecOp,
+    inputs: &[Stack],
+    caches: &[Taken],
+) -> Result<Mounts> {
+    let mut mounts = Mounts::default();
+    for (index, mount) in op.mounts.iter().enumerate() {
+        if mount.dest == "/" {
+            continue;
+        }
+        let destination = PathBuf::from(select::clean(&mount.dest));
+        match MountType::try_from(mount.mount_type) {
+            Ok(MountType::Tmpfs) => {
+                // Its size is a setting of the process.
+                if mount.dest != "/dev/shm" {
+                    mounts.specs.push(tmpfs(mount));
+                }
+                mounts.directories.push(destination);
+            }
+            Ok(MountType::Bind) => {
+                let base = input(inputs, mount.input)?;
+                let is_directory = mounts.bind(context, mount, &base)?;
+                let points = match is_directory {
+                    true => &mut mounts.directories,
+                    false => &mut mounts.files,
+                };
+                points.push(destination);
+            }
+            Ok(MountType::Cache) => {
+                let taken = caches.iter().find(|taken| taken.mount == index);
+                let used = taken.map(|taken| taken.used.clone());
+                let used = used.ok_or_else(|| Error::internal("a cache that was not taken"))?;
+                let base = input(inputs, mount.input)?;
+                let id = mount
+                    .cache_opt
+                    .as_ref()
+                    .map_or("", |cache| cache.id.as_str());
+                let files = Caches::open(&context.store, &used, id, |path| {
+                    fill(context, mount, &base, path)
+                })?;
+                mounts.specs.push(bind(mount, &files));
+                mounts.caches.push(used);
+                mounts.directories.push(destination);
+            }
+            Ok(MountType::Secret | MountType::Ssh) | Err(_) => {}
+        }
+    }
+    Ok(mounts)
+}
+
+impl Mounts {
+    /// Adds a mount of what is selected of a result. Returns whether that is a directory.
+    fn bind(&mut self, context: &Context, mount: &Mount, base: &Stack) -> Result<bool> {
+        let workspace = Workspace::create(&context.store)?;
+        // The lowest layer is a directory in any case, as the runtime wants it.
+        let empty = workspace.path().join("empty");
+        fs::create_dir(&empty, 0o755)?;
+        let files = base.files(&context.store)?;
+        let path = select::clean(&mount.selector);
+        let selected = {
+            let view = base.mount(&context.store)?;
+            let selector = Selector {
+                path: path.clone(),
+                follow: true,
+                ..Selector::default()
+            };
+            let found = select::find(&view.root, &selector)?;
+            let found = found.first().map(|found| tree::is_directory(&found.stat));
+            found.unwrap_or(true)
+        };
+        let layers = paths(&files).into_iter().chain([empty]);
+        let mut options: Vec<String> = layers
+            .map(|layer| format!("lowerdir+={}", layer.display()))
+            .collect();
+        if mount.readonly {
+            options.push("ro".into());
+        } else {
+            // What is written is not kept.
+            options.push(format!("upperdir={}", workspace.upper().display()));
+            options.push(format!("workdir={}", workspace.work().display()));
+        }
+        options.push(format!("X-mount.subdir={path}"));
+        options.push("private".into());
+        self.specs.push(spec::Mount {
+            destination: select::clean(&mount.dest),
+            kind: "overlay".into(),
+            source: format!("{} of a build", mount.selector),
+            options,
+            ..spec::Mount::default()
+        });
+        self.layers.extend(files);
+        self.workspaces.push(workspace);
+        Ok(selected)
+    }
+}
+
+/// Copies what is selected of a result into a new cache.
+fn fill(context: &Context, mount: &Mount, base: &Stack, path: &Path) -> Result<()> {
+    if base.0.is_empty() {
+        return Ok(());
+    }
+    let view = base.mount(&context.store)?;
+    let selector = Selector {
+        path: mount.selector.clone(),
+        follow: true,
+        ..Selector::default()
+    };
+    let failed = || os(format!("fill the cache at {}", mount.dest));
+    for selected in select::find(&view.root, &selector)? {
+        if FileType::from_raw_mode(selected.stat.st_mode) != FileType::Directory {
+            return Err(Error::invalid(format!(
+                "{} is not a directory: it cannot be a cache",
+                selected.path
+            )));
+        }
+        let from = tree::open_below(&selected.handle, OsStr::new(".")).map_err(failed())?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let to = openat(rustix::fs::CWD, path, flags, Mode::empty()).map_err(failed())?;
+        copy::tree(&from, &to, Source::Layers).map_err(failed())?;
+        copy::directory_attributes(&from, &to).map_err(failed())?;
+    }
+    Ok(())
+}
+
+fn bind(mount: &Mount, source: &Path) -> spec::Mount {
+    let mut options = vec!["rbind".to_owned(), "rprivate".into()];
+    if mount.readonly {
+        options.push("ro".into());
+    }
+    spec::Mount {
+        destination: select::clean(&mount.dest),
+        kind: "bind".into(),
+        source: source.display().to_string(),
+        options,
+        ..spec::Mount::default()
+    }
+}
+
+fn tmpfs(mount: &Mount) -> spec::Mount {
+    let size = mount.tmpfs_opt.map_or(0, |options| options.size);
+    // As with BuildKit: programs in it can be executed.
+    let mut options = vec!["nosuid".to_owned(), "nodev".into()];
+    if size > 0 {
+        options.push(format!("size={size}"));
+    }
+    if mount.readonly {
+        options.push("ro".into());
+    }
+    spec::Mount {
+        destination: select::clean(&mount.dest),
+        kind: "tmpfs".into(),
+        source: "tmpfs".into(),
+        options,
+        ..spec::Mount::default()
+    }
+}

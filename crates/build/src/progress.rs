@@ -1,0 +1,190 @@
+//! What builds tell of themselves: a list of events, which any number of clients read at their own pace, from its
+//! beginning.
+
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::watch;
+use whelk_dockerfile::lint::Warning;
+use whelk_engine::events::now;
+use whelk_image::progress::Update;
+use whelk_llb::Digest;
+use whelk_sys::sync::IgnorePoison as _;
+
+use crate::error::Error;
+use crate::log::Log;
+
+/// Something that has happened to a vertex: an operation of a graph, or work of the builder itself.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// In nanoseconds since the epoch.
+    pub at: i64,
+    pub vertex: Digest,
+    pub kind: EventKind,
+}
+
+#[derive(Clone, Debug)]
+pub enum EventKind {
+    /// The first event of each vertex.
+    Known {
+        /// The name that clients show: `[2/3] RUN make`.
+        name: String,
+        inputs: Vec<Digest>,
+    },
+    /// The work has begun. It may have output: pieces come as long as it goes on.
+    Started {
+        log: Option<Arc<Log>>,
+    },
+    /// Progress of the download of a base image.
+    Pull(Update),
+    Warning(Warning),
+    /// The result was there.
+    Cached,
+    Done,
+    Failed(Error),
+    /// The work was not begun, or not ended, because the build has failed.
+    Left,
+}
+
+/// The events of a build.
+#[derive(Clone, Debug, Default)]
+pub struct Progress(Arc<Events>);
+
+#[derive(Debug, Default)]
+struct Events {
+    list: Mutex<Vec<Event>>,
+    /// The number of events, and whether these are all.
+    count: watch::Sender<(usize, bool)>,
+}
+
+impl Progress {
+    pub(crate) fn add(&self, vertex: Digest, kind: EventKind) {
+        let event = Event {
+            at: now(),
+            vertex,
+            kind,
+        };
+        let mut list = self.0.list.lock().ignore_poison();
+        list.push(event);
+        let count = list.len();
+        self.0.count.send_modify(|known| known.0 = count);
+    }
+
+    /// Begins work of the builder that is no operation of a graph. It has failed if it is dropped.
+    pub fn begin(&self, name: impl Into<String>) -> Work {
+        let name = name.into();
+        let number = self.0.count.borrow().0;
+        let vertex = Digest::of(format!("{number} {} {name}", now()).as_bytes());
+        let inputs = Vec::new();
+        self.add(vertex, EventKind::Known { name, inputs });
+        self.add(vertex, EventKind::Started { log: None });
+        Work {
+            progress: self.clone(),
+            vertex,
+            is_ended: false,
+        }
+    }
+
+    /// Ends the list: nothing follows.
+    pub fn close(&self) {
+        self.0.count.send_modify(|known| known.1 = true);
+    }
+
+    pub fn follow(&self) -> Follower {
+        Follower {
+            events: self.0.clone(),
+            count: self.0.count.subscribe(),
+            next: 0,
+        }
+    }
+}
+
+/// Reads events in their order.
+#[derive(Debug)]
+pub struct Follower {
+    events: Arc<Events>,
+    count: watch::Receiver<(usize, bool)>,
+    next: usize,
+}
+
+impl Follower {
+    /// Waits for the next event. Returns `None` at the end of the list.
+    pub async fn next(&mut self) -> Option<Event> {
+        let next = self.next;
+        let known = self
+            .count
+            .wait_for(|(count, is_closed)| *count > next || *is_closed);
+        // Not closed before this: `events` owns the sender.
+        known.await.ok()?;
+        let event = self.events.list.lock().ignore_poison().get(next).cloned()?;
+        self.next += 1;
+        Some(event)
+    }
+}
+
+/// Work of the builder that clients are told of.
+#[derive(Debug)]
+pub struct Work {
+    progress: Progress,
+    pub vertex: Digest,
+    is_ended: bool,
+}
+
+impl Work {
+    pub fn add(&self, kind: EventKind) {
+        self.progress.add(self.vertex, kind);
+    }
+
+    /// Ends the work, and passes its result on.
+    pub fn end<T>(mut self, result: Result<T, Error>) -> Result<T, Error> {
+        self.is_ended = true;
+        self.add(match &result {
+            Ok(_) => EventKind::Done,
+            Err(error) => EventKind::Failed(error.clone()),
+        });
+        result
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        if !self.is_ended {
+            self.add(EventKind::Left);
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn each_reader_gets_all_events() {
+        let progress = Progress::default();
+        let work = progress.begin("first");
+        let mut early = progress.follow();
+        let reader = tokio::spawn(async move {
+            let mut kinds = Vec::new();
+            while let Some(event) = early.next().await {
+                kinds.push(format!("{:?}", event.kind));
+            }
+            kinds
+        });
+        tokio::task::yield_now().await;
+        work.end(Ok(())).unwrap();
+        drop(progress.begin("second"));
+        progress.close();
+        let mut late = progress.follow();
+        let mut count = 0;
+        while late.next().await.is_some() {
+            count += 1;
+        }
+        let kinds = reader.await.unwrap();
+        assert_eq!((count, kinds.len()), (6, 6));
+        assert_eq!(kinds[2], "Done");
+        assert_eq!(kinds[5], "Left");
+    }
+}

@@ -1,0 +1,179 @@
+//! What a build is asked for, and its way from a Dockerfile to a result.
+//!
+//! ```text
+//! convert (Dockerfile → definition) ─► plan (sources, keys, the cache) ─► solve ─► export
+//! ```
+
+use std::sync::Arc;
+
+use whelk_dockerfile::convert::{
+    Answer, Answers, Conversion, Options, Outcome, Request as Ask, ResolveMode, convert,
+};
+use whelk_dockerfile::lint::Linter;
+use whelk_image::Lease;
+use whelk_llb::{Digest, Graph};
+
+use crate::client::Client;
+use crate::error::{Error, Result};
+use crate::layers::{Stack, View};
+use crate::ops::Settings;
+use crate::progress::{EventKind, Progress};
+use crate::solver::Job;
+use crate::sources::{Images, Sources};
+use crate::{Builder, blocking};
+
+/// Who asks for a build, and what holds for all of it.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub client: Arc<dyn Client>,
+    pub settings: Settings,
+    /// When base images are pulled.
+    pub resolve: ResolveMode,
+    pub progress: Progress,
+}
+
+/// A Dockerfile that was converted.
+#[derive(Debug)]
+pub struct Converted {
+    pub conversion: Conversion,
+    /// The base images, which are not removed as long as this exists.
+    pub images: Images,
+}
+
+/// The result of a graph. Its layers stay as long as it exists.
+#[derive(Debug)]
+pub struct Solved {
+    pub(crate) stack: Stack,
+    pub(crate) lease: Arc<Lease>,
+    /// Of all operations.
+    pub(crate) keys: Vec<Digest>,
+}
+
+impl Solved {
+    /// Mounts the files, read-only and in no mount namespace. Blocking.
+    ///
+    /// # Errors
+    /// Returns an error if they cannot be mounted.
+    pub fn mount(&self, builder: &Builder) -> Result<View> {
+        self.stack.mount(builder.store())
+    }
+}
+
+impl Builder {
+    /// Converts a Dockerfile, and answers its questions: base images are pulled.
+    ///
+    /// # Errors
+    /// Returns an error if the Dockerfile is wrong, or if a base image cannot be had.
+    pub async fn convert(
+        self: &Arc<Self>,
+        request: &Request,
+        dockerfile: &str,
+        options: &Options,
+    ) -> Result<Converted> {
+        let mut answers = Answers::new();
+        let mut images = Images::default();
+        loop {
+            let mut linter = Linter::default();
+            let outcome = convert(dockerfile, options, &answers, &mut linter);
+            let asked = match outcome? {
+                Outcome::Needs(asked) => asked,
+                Outcome::Done(conversion) => {
+                    for warning in linter.warnings {
+                        let vertex = Digest::of(dockerfile.as_bytes());
+                        request.progress.add(vertex, EventKind::Warning(warning));
+                    }
+                    return Ok(Converted {
+                        conversion: *conversion,
+                        images,
+                    });
+                }
+            };
+            // Base images are pulled beside each other.
+            let found = asked.iter().map(|ask| self.answer(request, ask, &images));
+            let found = futures_util::future::try_join_all(found).await?;
+            for (ask, (answer, found)) in asked.into_iter().zip(found) {
+                images.add(found);
+                answers.insert(ask, answer);
+            }
+        }
+    }
+
+    async fn answer(
+        self: &Arc<Self>,
+        request: &Request,
+        ask: &Ask,
+        known: &Images,
+    ) -> Result<(Answer, Images)> {
+        let mut images = Images::default();
+        let answer = match ask {
+            Ask::Image {
+                layout: Some(layout),
+                ..
+            } => return Err(Error::Unsupported(format!("the OCI layout {layout}"))),
+            Ask::Image {
+                reference,
+                platform,
+                name,
+                ..
+            } => {
+                let work = request.progress.begin(name.clone());
+                let base = known.load(self, request, reference, platform, &work).await;
+                let base = work.end(base)?;
+                let (content, id) = (self.store().content.clone(), base.image.id.clone());
+                let config = blocking(move || Ok(content.read(&id)?)).await?;
+                images.insert(reference, Some(platform), base);
+                Answer::Image {
+                    reference: reference.clone(),
+                    digest: String::new(),
+                    config,
+                }
+            }
+            Ask::Ignore { local, session, .. } => {
+                Answer::Ignore(request.client.ignore_file(local, session).await?)
+            }
+            Ask::Time { .. } => Answer::Time(None),
+        };
+        Ok((answer, images))
+    }
+
+    /// Receives the sources of a graph, computes the keys of its operations, and looks the results up.
+    ///
+    /// # Errors
+    /// Returns an error if a source cannot be had.
+    pub async fn plan(
+        self: &Arc<Self>,
+        request: &Request,
+        graph: Graph,
+        images: Images,
+    ) -> Result<Arc<Job>> {
+        let sources = Sources::gather(self, request, &graph, images).await?;
+        let (builder, request) = (self.clone(), request.clone());
+        let job = move || Job::new(&builder, graph, sources, &request);
+        Ok(Arc::new(blocking(job).await?))
+    }
+
+    /// Executes what the cache does not have. If this is dropped, what nobody else waits for is cancelled.
+    ///
+    /// # Errors
+    /// Returns why an operation has failed.
+    pub async fn solve(self: &Arc<Self>, job: &Arc<Job>) -> Result<Solved> {
+        let ending = Ending(job);
+        let stack = self.execute(job).await?;
+        drop(ending);
+        self.keep_to_budget();
+        Ok(Solved {
+            stack,
+            lease: job.lease.clone(),
+            keys: job.keys.iter().map(|keys| keys.key).collect(),
+        })
+    }
+}
+
+/// Ends the waiting for operations that were not executed, when a build fails or is cancelled.
+struct Ending<'a>(&'a Job);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}

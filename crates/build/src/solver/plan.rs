@@ -1,0 +1,215 @@
+//! What has to be executed: a pure function of a graph and what the cache has.
+
+use whelk_llb::Graph;
+use whelk_llb::key::{self, Identity, Use};
+use whelk_llb::pb::op::Kind;
+use whelk_llb::{Digest, Node};
+
+/// What is known of each input of an operation before anything is executed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Keys {
+    /// The key of the operation.
+    pub key: Digest,
+    /// Whether the result may also be found by the content of some inputs, when these are there.
+    pub has_content: bool,
+    pub identities: Vec<Identity>,
+}
+
+/// What is to be done with an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Task {
+    /// The result does not need it.
+    Leave,
+    /// Its result is in the cache.
+    Take,
+    Execute,
+}
+
+/// Returns the keys of all operations. `source` returns the key of a source, and `content` the digest of what an
+/// operation, its second argument, selects of a source whose files are there already; `None` for other sources.
+pub(crate) fn keys<E>(
+    graph: &Graph,
+    mut source: impl FnMut(&Node) -> Result<Digest, E>,
+    mut content: impl FnMut(&Node, &Node, &[key::Selector]) -> Result<Option<Digest>, E>,
+) -> Result<Vec<Keys>, E> {
+    let mut all: Vec<Keys> = Vec::with_capacity(graph.nodes.len());
+    for node in &graph.nodes {
+        if matches!(node.op.kind, Some(Kind::Source(_))) {
+            all.push(Keys {
+                key: source(node)?,
+                has_content: false,
+                identities: Vec::new(),
+            });
+            continue;
+        }
+        let mut has_content = false;
+        let mut identities = Vec::with_capacity(node.inputs.len());
+        for (edge, used) in node.inputs.iter().zip(key::uses(&node.op)) {
+            let known = all[edge.node].key;
+            identities.push(match used {
+                Use::Whole => Identity::Step(known),
+                Use::Selected(selectors) => {
+                    match content(&graph.nodes[edge.node], node, &selectors)? {
+                        Some(digest) => Identity::Content(digest),
+                        None => {
+                            has_content = true;
+                            Identity::Selection(known)
+                        }
+                    }
+                }
+            });
+        }
+        all.push(Keys {
+            key: key::step(&node.op, &identities),
+            has_content,
+            identities,
+        });
+    }
+    Ok(all)
+}
+
+/// Decides what is executed: the last operation is looked up first, and the inputs of one that is found are not
+/// needed.
+pub(crate) fn plan(graph: &Graph, mut find: impl FnMut(usize) -> bool) -> Vec<Task> {
+    let mut tasks = vec![Task::Leave; graph.nodes.len()];
+    let mut needed = vec![false; graph.nodes.len()];
+    if let Some(result) = graph.result {
+        needed[result.node] = true;
+    }
+    // Inputs come before their users.
+    for index in (0..graph.nodes.len()).rev() {
+        if !needed[index] {
+            continue;
+        }
+        if find(index) {
+            tasks[index] = Task::Take;
+            continue;
+        }
+        tasks[index] = Task::Execute;
+        for edge in &graph.nodes[index].inputs {
+            needed[edge.node] = true;
+        }
+    }
+    tasks
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
+mod tests {
+    use std::convert::Infallible;
+
+    use whelk_llb::pb::{
+        ExecOp, FileAction, FileActionCopy, FileOp, Meta, Mount, SourceOp, file_action,
+    };
+    use whelk_llb::{Builder, Output, Vertex};
+
+    use super::*;
+
+    fn add(builder: &mut Builder, kind: Kind, inputs: Vec<Output>) -> Output {
+        builder.add(Vertex::new(kind, inputs)).unwrap()
+    }
+
+    fn source(builder: &mut Builder, identifier: &str) -> Output {
+        let source = SourceOp {
+            identifier: identifier.into(),
+            ..SourceOp::default()
+        };
+        add(builder, Kind::Source(source), vec![])
+    }
+
+    fn run(builder: &mut Builder, command: &str, base: Output) -> Output {
+        let exec = ExecOp {
+            meta: Some(Meta {
+                args: vec![command.into()],
+                ..Meta::default()
+            }),
+            mounts: vec![Mount {
+                dest: "/".into(),
+                ..Mount::default()
+            }],
+            ..ExecOp::default()
+        };
+        add(builder, Kind::Exec(exec), vec![base])
+    }
+
+    fn copy(builder: &mut Builder, from: Output, base: Output) -> Output {
+        let action = FileAction {
+            input: 0,
+            secondary_input: 1,
+            output: 0,
+            action: Some(file_action::Action::Copy(FileActionCopy {
+                src: "/x".into(),
+                dest: "/".into(),
+                mode: -1,
+                ..FileActionCopy::default()
+            })),
+        };
+        let op = FileOp {
+            actions: vec![action],
+        };
+        add(builder, Kind::File(op), vec![base, from])
+    }
+
+    /// Base, context; a stage of one RUN; a second one that copies from the context and from it, and runs.
+    fn graph(first: &str, second: &str) -> Graph {
+        let mut builder = Builder::default();
+        let base = source(&mut builder, "docker-image://base");
+        let context = source(&mut builder, "local://context");
+        let stage = run(&mut builder, first, base);
+        let copied = copy(&mut builder, context, base);
+        let copied = copy(&mut builder, stage, copied);
+        let last = run(&mut builder, second, copied);
+        Graph::new(builder.definition(Some(last), None)).unwrap()
+    }
+
+    fn keys_of(graph: &Graph, content: &str) -> Vec<Keys> {
+        let is_local = |node: &Node| matches!(&node.op.kind, Some(Kind::Source(source)) if source.identifier.starts_with("local:"));
+        let key = |node: &Node| Ok::<_, Infallible>(node.digest);
+        let select = |node: &Node, _: &Node, _: &[key::Selector]| {
+            Ok(is_local(node).then(|| Digest::of(content.as_bytes())))
+        };
+        keys(graph, key, select).unwrap()
+    }
+
+    #[test]
+    fn keys_are_known_before_anything_is_executed() {
+        let key = |first, second, content| {
+            let graph = graph(first, second);
+            let last = graph.result.unwrap().node;
+            keys_of(&graph, content)[last].key
+        };
+        let known = key("a", "b", "1");
+        assert_eq!(key("a", "b", "1"), known);
+        for (first, second, content) in [("x", "b", "1"), ("a", "x", "1"), ("a", "b", "2")] {
+            assert_ne!(key(first, second, content), known);
+        }
+        let graph = graph("a", "b");
+        let keys = keys_of(&graph, "1");
+        let found = keys.iter().filter(|keys| keys.has_content).count();
+        assert_eq!(found, 1, "only what is copied from a stage");
+    }
+
+    #[test]
+    fn the_last_step_is_looked_up_first() {
+        let graph = graph("a", "b");
+        let last = graph.result.unwrap().node;
+        let mut asked = Vec::new();
+        let tasks = plan(&graph, |index| {
+            asked.push(index);
+            index == last
+        });
+        assert_eq!(asked, [last]);
+        assert_eq!(tasks[last], Task::Take);
+        assert!(tasks[..last].iter().all(|task| *task == Task::Leave));
+        let tasks = plan(&graph, |_| false);
+        assert!(tasks.iter().all(|task| *task == Task::Execute));
+        // What stands on a result that is found is executed, and nothing below.
+        let below = graph.nodes[last].inputs[0].node;
+        let tasks = plan(&graph, |index| index == below);
+        let executed = tasks.iter().filter(|task| **task == Task::Execute).count();
+        assert_eq!((executed, tasks[below]), (1, Task::Take));
+    }
+}

@@ -1,0 +1,220 @@
+//! What the sources of a graph refer to: images, and directories of the client.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use whelk_dockerfile::convert::ResolveMode;
+use whelk_engine::images::{Image, Pin, PullRequest};
+use whelk_image::progress::Update;
+use whelk_image::{Platform, Progress as PullProgress, Reference};
+use whelk_llb::key::{self, Selector};
+use whelk_llb::pb::op::Kind;
+use whelk_llb::pb::{self, SourceOp};
+use whelk_llb::{CUSTOM_NAME, Digest, Graph, Node};
+
+use crate::Builder;
+use crate::directory::Directory;
+use crate::error::{Error, Result};
+use crate::layers::{Layer, Stack};
+use crate::progress::{EventKind, Work};
+use crate::request::Request;
+
+/// An image that a build uses, which is not removed meanwhile.
+#[derive(Clone, Debug)]
+pub(crate) struct Base {
+    pub image: Arc<Image>,
+    _pin: Arc<Pin>,
+}
+
+/// Images by name and platform.
+#[derive(Clone, Debug, Default)]
+pub struct Images(BTreeMap<(String, String), Base>);
+
+impl Images {
+    fn key(reference: &str, platform: Option<&pb::Platform>) -> (String, String) {
+        let platform = platform.map(|platform| {
+            let parts = [&platform.os, &platform.architecture, &platform.variant];
+            parts.map(String::as_str).join("/")
+        });
+        (reference.to_owned(), platform.unwrap_or_default())
+    }
+
+    pub(crate) fn insert(&mut self, reference: &str, platform: Option<&pb::Platform>, image: Base) {
+        self.0.insert(Self::key(reference, platform), image);
+    }
+
+    pub(crate) fn add(&mut self, others: Self) {
+        self.0.extend(others.0);
+    }
+
+    fn get(&self, reference: &str, platform: Option<&pb::Platform>) -> Option<&Base> {
+        let found = self.0.get(&Self::key(reference, platform));
+        // The name alone, if the platform is written in another form.
+        let is_it = |(key, _): &(&(String, String), &Base)| key.0 == reference;
+        found.or_else(|| self.0.iter().find(is_it).map(|(_, base)| base))
+    }
+
+    /// Finds an image, and pulls it if it is not here.
+    pub(crate) async fn load(
+        &self,
+        builder: &Arc<Builder>,
+        request: &Request,
+        reference: &str,
+        platform: &pb::Platform,
+        work: &Work,
+    ) -> Result<Base> {
+        if let Some(base) = self.0.get(&Self::key(reference, Some(platform))) {
+            return Ok(base.clone());
+        }
+        let images = &builder.engine.images;
+        let wanted = Platform {
+            architecture: platform.architecture.clone(),
+            os: platform.os.clone(),
+            variant: platform.variant.clone(),
+        };
+        let pin = || {
+            let (image, pin) = images.pin(reference, Some(&wanted))?;
+            let _pin = Arc::new(pin);
+            Ok(Base { image, _pin })
+        };
+        if request.resolve != ResolveMode::Pull
+            && let Ok(base) = pin()
+        {
+            return Ok(base);
+        }
+        let name: Reference = reference
+            .parse()
+            .map_err(|error: whelk_image::Error| Error::invalid(error.to_string()))?;
+        let credentials = request.client.credentials(&name.domain).await?;
+        let pull = PullRequest {
+            reference: name,
+            platform: Some(wanted.clone()),
+            credentials,
+            policy: None,
+        };
+        let (progress, vertex) = (request.progress.clone(), work.vertex);
+        let report = move |update: Update| progress.add(vertex, EventKind::Pull(update));
+        images.pull(&pull, &PullProgress::to(report), || ()).await?;
+        builder.engine.durability.wait().await?;
+        pin()
+    }
+}
+
+/// What the sources of a graph refer to.
+#[derive(Debug, Default)]
+pub(crate) struct Sources {
+    images: Images,
+    /// By the digest of the source.
+    directories: HashMap<Digest, Directory>,
+}
+
+impl Sources {
+    /// Pulls images and receives directories, beside each other.
+    pub async fn gather(
+        builder: &Arc<Builder>,
+        request: &Request,
+        graph: &Graph,
+        images: Images,
+    ) -> Result<Self> {
+        let needed = graph.needed();
+        let nodes = graph.nodes.iter().zip(needed);
+        let nodes = nodes.filter_map(|(node, is_needed)| match &node.op.kind {
+            Some(Kind::Source(source)) if is_needed => Some((node, source)),
+            _ => None,
+        });
+        let gathered = nodes.map(|(node, source)| gather(builder, request, node, source, &images));
+        let gathered = futures_util::future::try_join_all(gathered).await?;
+        let mut sources = Self {
+            images: images.clone(),
+            directories: HashMap::new(),
+        };
+        for one in gathered {
+            sources.images.add(one.images);
+            sources.directories.extend(one.directories);
+        }
+        Ok(sources)
+    }
+
+    pub fn all_images(&self) -> impl Iterator<Item = &Arc<Image>> {
+        self.images.0.values().map(|base| &base.image)
+    }
+
+    pub fn image(&self, node: &Node) -> Option<&Arc<Image>> {
+        let Some(Kind::Source(source)) = &node.op.kind else {
+            return None;
+        };
+        let reference = source.identifier.strip_prefix("docker-image://")?;
+        let base = self.images.get(reference, node.op.platform.as_ref());
+        base.map(|base| &base.image)
+    }
+
+    /// Returns the identity of a source.
+    pub fn identity(&self, node: &Node) -> Result<Digest> {
+        let Some(Kind::Source(source)) = &node.op.kind else {
+            return Err(Error::internal("an operation that is no source"));
+        };
+        if let Some(image) = self.image(node) {
+            return Ok(key::source(source, image.id.as_str()));
+        }
+        let Some(directory) = self.directories.get(&node.digest) else {
+            return Err(unsupported(source));
+        };
+        // What is read of it is known by its content. A step that stands on all of it is in no cache.
+        let place = directory.workspace().path().display().to_string();
+        Ok(key::source(source, &place))
+    }
+
+    /// Returns the digest of what is selected of a directory.
+    pub fn content(&self, node: &Node, selectors: &[Selector]) -> Result<Option<Digest>> {
+        let Some(directory) = self.directories.get(&node.digest) else {
+            return Ok(None);
+        };
+        crate::select::digest(&directory.open()?, selectors).map(Some)
+    }
+
+    pub fn stack(&self, node: &Node, source: &SourceOp) -> Result<Stack> {
+        if let Some(image) = self.image(node) {
+            let layers = image.config.rootfs.diff_ids.iter();
+            return Ok(Stack::of(layers.map(|layer| (layer.clone(), 0))));
+        }
+        match self.directories.get(&node.digest) {
+            Some(directory) => Ok(Stack(vec![Layer::directory(directory.workspace())])),
+            None => Err(unsupported(source)),
+        }
+    }
+}
+
+async fn gather(
+    builder: &Arc<Builder>,
+    request: &Request,
+    node: &Node,
+    source: &SourceOp,
+    known: &Images,
+) -> Result<Sources> {
+    let mut sources = Sources::default();
+    if source.identifier.starts_with("local://") {
+        let directory = request.client.directory(source).await?;
+        sources.directories.insert(node.digest, directory);
+    } else if let Some(reference) = source.identifier.strip_prefix("docker-image://") {
+        let platform = node.op.platform.as_ref();
+        if known.get(reference, platform).is_none() {
+            let host = Platform::host();
+            let host = pb::Platform::new(&host.os, &host.architecture, &host.variant);
+            let wanted = platform.cloned().unwrap_or(host);
+            let name = node.metadata.description.get(CUSTOM_NAME);
+            let work = request.progress.begin(name.map_or(reference, |name| name));
+            let base = known
+                .load(builder, request, reference, &wanted, &work)
+                .await;
+            let base = work.end(base)?;
+            sources.images.insert(reference, platform, base);
+        }
+    } else {
+        return Err(unsupported(source));
+    }
+    Ok(sources)
+}
+
+fn unsupported(source: &SourceOp) -> Error {
+    Error::Unsupported(format!("the source {}", source.identifier))
+}

@@ -1,0 +1,337 @@
+//! Classic builds.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use whelk_tests::{Engine, Output, Program, eventually};
+
+/// Makes a context of these files.
+fn context(engine: &Engine, name: &str, files: &[(&str, &str)]) -> PathBuf {
+    let directory = engine.scratch(name);
+    for (file, content) in files {
+        let path = directory.join(file);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+    directory
+}
+
+fn build(engine: &Engine, context: &Path, args: &[&str]) -> Output {
+    let context = context.to_str().unwrap();
+    engine.docker(&[&["build"], args, &[context]].concat())
+}
+
+fn image(engine: &Engine, name: &str) -> Value {
+    engine.get(&format!("/images/{name}/json"))
+}
+
+fn layers(image: &Value) -> usize {
+    image["RootFS"]["Layers"].as_array().unwrap().len()
+}
+
+#[test]
+fn a_dockerfile_becomes_an_image_and_is_cached() {
+    let engine = Engine::start();
+    let dockerfile = "FROM busybox AS base\nENV A=1 B=two\nWORKDIR /srv\nCOPY --chown=5:6 data /srv/data\nRUN echo out; echo err >&2; echo $A$B > made; id -u > user\nFROM base\nCOPY --from=base /srv/made /copied\nCMD [\"cat\", \"/copied\"]\n";
+    let files = [
+        ("Dockerfile", dockerfile),
+        ("data/x", "one"),
+        ("data/y", "two"),
+    ];
+    let context = context(&engine, "first", &files);
+    let shown = build(&engine, &context, &["-t", "made:1"]).ok();
+    for text in [
+        "Step 1/8 : FROM busybox AS base",
+        " ---> Running in ",
+        "out\n",
+        "err\n",
+        "Removed intermediate container",
+        "Step 8/8 : CMD [\"cat\", \"/copied\"]",
+        "Successfully built ",
+        "Successfully tagged made:1",
+    ] {
+        assert!(shown.contains(text), "{text:?} in {shown}");
+    }
+    let first = image(&engine, "made:1");
+    assert_eq!(first["Config"]["Cmd"], json!(["cat", "/copied"]));
+    assert_eq!(first["Config"]["WorkingDir"], "/srv");
+    assert_eq!(layers(&first), layers(&image(&engine, "busybox")) + 4);
+    assert_eq!(engine.docker(&["run", "--rm", "made:1"]).ok(), "1two");
+    let look = [
+        "run",
+        "--rm",
+        "made:1",
+        "sh",
+        "-c",
+        "stat -c '%u %g' data/x; cat user; ls -A /etc/resolv.conf",
+    ];
+    assert_eq!(engine.docker(&look).ok(), "5 6\n0\n/etc/resolv.conf");
+    // Nothing is executed, and the image is the same.
+    let again = build(&engine, &context, &["-t", "made:2"]).ok();
+    assert!(
+        again.contains("Using cache") && !again.contains("Running in"),
+        "{again}"
+    );
+    assert_eq!(image(&engine, "made:2")["Id"], first["Id"]);
+    // A change of what is copied is seen, one of a time is not.
+    fs::write(context.join("data/x"), "other").unwrap();
+    let third = build(&engine, &context, &["-t", "made:3"]).ok();
+    assert!(third.contains("Running in"), "{third}");
+    fs::write(context.join("data/x"), "one").unwrap();
+    let fourth = build(&engine, &context, &["-q", "-t", "made:4"]).ok();
+    assert_eq!(json!(fourth), first["Id"]);
+    // The cache outlives the engine, and a prune ends it.
+    engine.kill9();
+    engine.restart();
+    let after = build(&engine, &context, &[]).ok();
+    assert!(!after.contains("Running in"), "{after}");
+    engine.docker(&["builder", "prune", "-af"]).ok();
+    let pruned = build(&engine, &context, &[]).ok();
+    assert!(pruned.contains("Running in"), "{pruned}");
+}
+
+#[test]
+fn failures_say_what_was_wrong() {
+    let engine = Engine::start();
+    let check = |name: &str, dockerfile: &str, expected: &str| {
+        let context = context(&engine, name, &[("Dockerfile", dockerfile)]);
+        let failed = build(&engine, &context, &["-t", "none"]);
+        let text = failed.err();
+        assert!(text.contains(expected), "{expected:?} in {text}");
+        assert!(failed.code != 0);
+    };
+    let text = "The command '/bin/sh -c exit 7' returned a non-zero code: 7";
+    check("exit", "FROM busybox\nRUN exit 7\n", text);
+    check("copy", "FROM busybox\nCOPY none /x\n", "none");
+    check(
+        "syntax",
+        "FROM busybox\nRUNS x\n",
+        "unknown instruction: RUNS",
+    );
+    check("empty", "# nothing\n", "no instructions");
+    let secret = "FROM busybox\nRUN --mount=type=secret,id=key,required=true true\n";
+    check("mount", secret, "key: not found");
+    let source = "FROM busybox\nADD https://example.com/x /x\n";
+    check("add", source, "not available in this version of whelk");
+    assert_eq!(engine.docker(&["images", "-q", "none"]).ok(), "");
+}
+
+/// Writes a context with a Dockerfile only.
+fn only(engine: &Engine, name: &str, dockerfile: &str) -> PathBuf {
+    context(engine, name, &[("Dockerfile", dockerfile)])
+}
+
+#[test]
+fn mounts_show_stages_the_context_and_caches() {
+    let engine = Engine::start();
+    let dockerfile = "FROM busybox AS one\nRUN mkdir -p /deep/in && echo made > /deep/in/file\nFROM busybox\n\
+        RUN --mount=type=bind,from=one,source=/deep,target=/seen cat /seen/in/file > /a; touch /seen/x || echo ro >> /a\n\
+        RUN --mount=type=bind,source=data/x,target=/etc/one cat /etc/one > /b\n\
+        RUN --mount=type=bind,target=/all,rw echo more > /all/data/more; ls /all/data > /c\n\
+        RUN --mount=type=tmpfs,target=/t,size=1m df -k /t | tail -1 > /d\n\
+        RUN --mount=type=cache,target=/cache ls /cache > /e; echo kept >> /cache/log\n";
+    let files = [("Dockerfile", dockerfile), ("data/x", "one\n")];
+    let context = context(&engine, "mounts", &files);
+    let look = [
+        "run",
+        "--rm",
+        "m",
+        "sh",
+        "-c",
+        "cat /a /b /c; cut -c1-5 /d; cat /e; ls -d /seen /all /t /cache /etc/one 2>&1 | grep -c 'No such'",
+    ];
+    build(&engine, &context, &["-t", "m"]).ok();
+    assert_eq!(
+        engine.docker(&look).ok(),
+        "made\nro\none\nmore\nx\ntmpfs\n5",
+        "mount points are no part of the image"
+    );
+    // What was written to a bind mount is gone, and the cache is there.
+    fs::write(context.join("data/y"), "").unwrap();
+    build(&engine, &context, &["-t", "m", "--no-cache"]).ok();
+    let expected = "made\nro\none\nmore\nx\ny\ntmpfs\nlog\n5";
+    assert_eq!(engine.docker(&look).ok(), expected);
+    let list = engine.get("/system/df?type=build-cache");
+    let kinds = |list: &Value, kind: &str| {
+        let records = list["BuildCache"].as_array().unwrap();
+        records.iter().filter(|one| one["Type"] == kind).count()
+    };
+    assert_eq!(kinds(&list, "exec.cachemount"), 1, "{list}");
+    assert!(kinds(&list, "regular") >= 6, "{list}");
+    // Only what a filter says.
+    let filter = ["builder", "prune", "-f", "--filter", "type=exec.cachemount"];
+    engine.docker(&filter).ok();
+    let list = engine.get("/system/df?type=build-cache");
+    assert_eq!(kinds(&list, "exec.cachemount"), 0, "{list}");
+    assert!(kinds(&list, "regular") >= 6, "{list}");
+    engine.docker(&["builder", "prune", "-af"]).ok();
+    let list = engine.get("/system/df?type=build-cache");
+    assert_eq!(kinds(&list, "regular"), 0, "{list}");
+    // The image has its layers still.
+    assert_eq!(engine.docker(&look).ok(), expected);
+}
+
+#[test]
+fn a_client_that_leaves_cancels_its_build() {
+    let engine = Engine::start();
+    let context = only(
+        &engine,
+        "left",
+        "FROM busybox\nRUN echo first > /first\nRUN echo begun; sleep 301 & sleep 302\n",
+    );
+    let docker = engine.cli(Program::Docker);
+    let mut running = docker.spawn(&["build", "-t", "left", context.to_str().unwrap()]);
+    running.expect("begun");
+    running.signal(rustix::process::Signal::KILL);
+    let _ = running.finish();
+    eventually("the step to be killed", || {
+        let found = fs::read_dir("/proc").unwrap().flatten().any(|process| {
+            let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
+            command == b"sleep\x00301\x00" || command == b"sleep\x00302\x00"
+        });
+        (!found).then_some(())
+    });
+    eventually("its files to be removed", || {
+        let count = |path: &str| fs::read_dir(path).map_or(0, Iterator::count);
+        let tmp = count(engine.root().join("tmp").to_str().unwrap());
+        let left = count(engine.run().join("workloads").to_str().unwrap());
+        (tmp == 0 && left == 0).then_some(())
+    });
+    engine.whelk(&["system", "check"]).ok();
+}
+
+#[test]
+fn the_same_step_of_several_builds_runs_once() {
+    let engine = Engine::start();
+    let context = only(
+        &engine,
+        "same",
+        "FROM busybox\nRUN --network=none sleep 1; cat /proc/sys/kernel/random/uuid > /id\n",
+    );
+    let path = context.to_str().unwrap();
+    let names: Vec<String> = (0..6).map(|number| format!("same:{number}")).collect();
+    std::thread::scope(|threads| {
+        for name in &names {
+            threads.spawn(|| engine.docker(&["build", "-t", name, path]).ok());
+        }
+    });
+    let ids: std::collections::BTreeSet<String> = names
+        .iter()
+        .map(|name| image(&engine, name)["Id"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(ids.len(), 1, "{ids:?}");
+}
+
+#[test]
+fn contexts_come_in_every_way() {
+    let engine = Engine::start();
+    let docker = engine.cli(Program::Docker);
+    let dockerfile = b"FROM busybox\nRUN echo in > /made\n";
+    docker.feed(&["build", "-t", "in:1", "-"], dockerfile).ok();
+    let files = [
+        ("x", "x"),
+        (".dockerignore", "*.log\n"),
+        ("a.log", ""),
+        ("sub/Other", "FROM busybox\nCOPY . /c\n"),
+    ];
+    let context = context(&engine, "ways", &files);
+    let path = context.to_str().unwrap();
+    let from_input = ["build", "-t", "in:2", "-f", "-", path];
+    docker.feed(&from_input, b"FROM busybox\nCOPY x /x\n").ok();
+    let other = context.join("sub/Other");
+    let iid = engine.scratch("iid").join("id");
+    let args = [
+        "build",
+        "-t",
+        "in:3",
+        "-f",
+        other.to_str().unwrap(),
+        "--iidfile",
+        iid.to_str().unwrap(),
+        "--label",
+        "from=flag",
+        path,
+    ];
+    engine.docker(&args).ok();
+    let built = image(&engine, "in:3");
+    assert_eq!(json!(fs::read_to_string(iid).unwrap()), built["Id"]);
+    assert_eq!(built["Config"]["Labels"]["from"], "flag");
+    let list = ["run", "--rm", "in:3", "ls", "-A", "/c"];
+    assert_eq!(engine.docker(&list).ok(), ".dockerignore\nsub\nx");
+}
+
+#[test]
+fn limits_and_networks_hold_for_steps() {
+    let engine = Engine::start();
+    let context = only(
+        &engine,
+        "limits",
+        "FROM busybox\nRUN grep myhost /etc/hosts; ulimit -n; df -k /dev/shm | tail -1; ls /sys/class/net; hostname\n",
+    );
+    let shown = build(
+        &engine,
+        &context,
+        &[
+            "--add-host",
+            "myhost:1.2.3.4",
+            "--ulimit",
+            "nofile=100:200",
+            "--shm-size",
+            "10m",
+            "--network",
+            "none",
+            "--memory",
+            "64m",
+        ],
+    )
+    .ok();
+    for text in [
+        "1.2.3.4\tmyhost",
+        "\n100\n",
+        "10240",
+        "\nlo\n",
+        "buildkitsandbox",
+    ] {
+        assert!(shown.contains(text), "{text:?} in {shown}");
+    }
+    assert!(!shown.contains("eth0"), "{shown}");
+}
+
+#[test]
+fn requests_that_are_not_supported_are_refused_by_name() {
+    let engine = Engine::start();
+    for (query, expected) in [
+        ("remote=https://example.com/x.git", "remote"),
+        ("squash=1", "squash"),
+        ("version=2", "BuildKit"),
+        ("version=3", "invalid version 3"),
+        ("cgroupparent=x", "cgroupparent"),
+        ("outputs=[{\"Type\":\"tar\"}]", "outputs"),
+        ("buildargs={", "buildargs"),
+        ("memory=-1", "memory"),
+        ("t=UPPER", "reference"),
+        ("networkmode=container:x", "networkmode"),
+        ("platform=linux/none/x/y", "platform"),
+    ] {
+        let query = query
+            .replace('"', "%22")
+            .replace('{', "%7B")
+            .replace('[', "%5B");
+        let (status, body) = engine.api("POST", &format!("/build?{query}"), None);
+        let text = body["message"].as_str().unwrap_or_default();
+        assert!((400..=501).contains(&status), "{query}: {status}");
+        assert!(text.contains(expected), "{query}: {body}");
+    }
+    let (status, body) = engine.api(
+        "POST",
+        "/build/prune?filters=%7B%22colour%22:%5B%22red%22%5D%7D",
+        None,
+    );
+    assert_eq!(status, 400, "{body}");
+}

@@ -1,0 +1,171 @@
+//! Contexts and Dockerfiles that try to reach the host, or to confuse the engine.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
+
+use std::fs;
+
+use whelk_tests::tar::{Entry, Kind, Tar};
+use whelk_tests::{Engine, eventually};
+
+/// The text of a file of the host, which must not get into an image.
+const SECRET: &str = "a text of the host";
+
+struct Case {
+    engine: Engine,
+}
+
+impl Case {
+    fn new() -> Self {
+        let engine = Engine::start();
+        fs::write(engine.scratch("outside").join("secret"), SECRET).unwrap();
+        Self { engine }
+    }
+
+    fn outside(&self) -> String {
+        self.engine.scratch_text("outside")
+    }
+
+    /// Sends a context, and returns the whole answer.
+    fn build(&self, archive: &[u8]) -> String {
+        let headers = [("Content-Type", "application/x-tar")];
+        let answer = self.engine.http(
+            "POST",
+            "/build?t=hostile&networkmode=none",
+            &headers,
+            archive,
+        );
+        let text = answer.text();
+        assert!(!text.contains(SECRET), "{text}");
+        let outside = fs::read_dir(self.outside()).unwrap().count();
+        assert_eq!(outside, 1, "{text}");
+        text
+    }
+
+    fn fails(&self, archive: &[u8]) {
+        let text = self.build(archive);
+        let failed = text.contains("\"error\"") || text.contains("\"message\"");
+        assert!(failed && !text.contains("Successfully"), "{text}");
+    }
+
+    fn succeeds(&self, archive: &[u8]) {
+        let text = self.build(archive);
+        assert!(text.contains("Successfully built"), "{text}");
+    }
+}
+
+#[test]
+fn contexts_stay_inside() {
+    let case = Case::new();
+    let (outside, copies) = (case.outside(), "FROM busybox\nCOPY . /c\nRUN ls -lR /c\n");
+    let secret = format!("{outside}/secret");
+    let with = |dockerfile: &str| Tar::new().file("Dockerfile", dockerfile);
+    // Links lead to nothing outside of the context.
+    case.fails(
+        &with("FROM busybox\nCOPY link /l\nRUN cat /l\n")
+            .symlink("link", &secret)
+            .finish(),
+    );
+    case.fails(
+        &with("FROM busybox\nCOPY d/secret /l\n")
+            .symlink("d", &outside)
+            .finish(),
+    );
+    case.fails(
+        &with("FROM busybox\nCOPY d/* /l/\nRUN cat /l/secret\n")
+            .symlink("d", &outside)
+            .finish(),
+    );
+    case.fails(&with("FROM busybox\nCOPY ../../../../../../../../etc/hostname /l\n").finish());
+    case.fails(&with(&format!("FROM busybox\nADD {secret} /l\n")).finish());
+    case.fails(&Tar::new().symlink("Dockerfile", &secret).finish());
+    case.succeeds(&with(copies).symlink("link", &secret).finish());
+    let written = with(copies).symlink("d", &outside).file("d/written", "x");
+    case.build(&written.finish());
+    for name in ["../written", "/../../written", "a/../../written"] {
+        case.build(&with(copies).file(name, "x").finish());
+    }
+    case.fails(&with(copies).hard_link("hard", &secret).finish());
+    let bind = "FROM busybox\nRUN --mount=type=bind,source=d,target=/m cat /m/secret\n";
+    case.fails(&with(bind).symlink("d", &outside).finish());
+    // The image's own links are resolved in the image.
+    let links = format!(
+        "FROM busybox\nRUN ln -s {outside} /out && ln -s ../../../../../../{outside} /up\nCOPY x /out/one\nCOPY x /up/two\nWORKDIR /out/three\nADD x.tar /out\nRUN find /\n"
+    );
+    let archive = Tar::new().file("four", "4").finish();
+    case.succeeds(&with(&links).file("x", "x").file("x.tar", archive).finish());
+    eventually("the files of builds to be removed", || {
+        let left = fs::read_dir(case.engine.root().join("tmp"))
+            .unwrap()
+            .count();
+        (left == 0).then_some(())
+    });
+}
+
+#[test]
+fn broken_contexts_and_dockerfiles_are_refused() {
+    let case = Case::new();
+    let whole = Tar::new()
+        .file("Dockerfile", "FROM busybox\n")
+        .file("x", [7; 2000])
+        .finish();
+    case.succeeds(&whole);
+    case.fails(b"");
+    case.fails(b"not an archive");
+    case.fails(&whole[..1536 + 700]);
+    case.fails(&[0x1f, 0x8b, 8, 0, 0]);
+    case.fails(&Tar::new().dir("Dockerfile").finish());
+    case.fails(&Tar::new().fifo("Dockerfile").finish());
+    case.fails(&Tar::new().device("Dockerfile", 1, 5).finish());
+    let huge = Entry {
+        content: &vec![b'#'; 2 << 20],
+        ..Entry::new("Dockerfile", Kind::File)
+    };
+    case.fails(&Tar::new().entry(&huge).finish());
+    let long = format!("FROM busybox\nRUN {}\n", "x".repeat(1 << 20));
+    for dockerfile in [
+        &b""[..],
+        b"# only a comment",
+        b"FROM",
+        b"RUN x",
+        b"FROM busybox\nRUN \"",
+        b"FROM busybox\nCOPY <<EOF /x\nno end",
+        b"FROM busybox\nENV x=\"open",
+        b"FROM busybox\n\x00\x01",
+        b"FROM busybox\nRUN \xff\xfe",
+        b"FROM ${a${b}}",
+        b"FROM busybox\nCOPY --from=1 /x /y",
+        b"FROM a AS b\nFROM b AS a",
+        long.as_bytes(),
+    ] {
+        case.fails(&Tar::new().file("Dockerfile", dockerfile).finish());
+    }
+    // Patterns that are wrong, and an ignore file that is no file.
+    let ignore = Tar::new()
+        .file("Dockerfile", "FROM busybox\n")
+        .file(".dockerignore", "[");
+    case.build(&ignore.finish());
+    let ignore = Tar::new()
+        .file("Dockerfile", "FROM busybox\n")
+        .fifo(".dockerignore");
+    case.fails(&ignore.finish());
+    assert!(case.engine.answers());
+}
+
+#[test]
+fn processes_do_not_outlive_their_step() {
+    let case = Case::new();
+    let fork =
+        "FROM busybox\nRUN (sleep 313; echo late) & sleep 314 & setsid sleep 315 & echo begun\n";
+    case.succeeds(&Tar::new().file("Dockerfile", fork).finish());
+    let left = fs::read_dir("/proc").unwrap().flatten().any(|process| {
+        let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
+        let text = String::from_utf8_lossy(&command).replace('\0', " ");
+        ["sleep 313", "sleep 314", "sleep 315"]
+            .iter()
+            .any(|sleep| text.trim() == *sleep)
+    });
+    assert!(!left, "processes of the step are left");
+}
