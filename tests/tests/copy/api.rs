@@ -439,3 +439,40 @@ fn mounts_are_not_replaced() {
         }
     }
 }
+
+/// Client libraries leave numbers of headers empty that their callers do not set: Docker reads them as 0.
+#[test]
+fn numbers_that_are_left_empty_are_zero() {
+    /// Where a header has mode, user and group; modification time; checksum.
+    const FIELDS: [std::ops::Range<usize>; 2] = [100..124, 136..148];
+    const CHECKSUM: std::ops::Range<usize> = 148..156;
+    let engine = Engine::start();
+    stopped(&engine, "true");
+    let mut archive = Tar::new().file("readme.txt", "hello").finish();
+    for field in FIELDS {
+        archive[field].fill(0);
+    }
+    archive[CHECKSUM].fill(b' ');
+    let sum: u32 = archive[..512].iter().copied().map(u32::from).sum();
+    archive[CHECKSUM].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    assert_eq!(put(&engine, "/tmp", &archive, ""), (200, String::new()));
+    let is_zero = |archive: &[u8]| {
+        let all = whelk_tests::tar::read(archive);
+        let file = all.iter().find(|found| found.path == "readme.txt").unwrap();
+        assert_eq!(file.content, b"hello");
+        assert_eq!((file.mode, file.owner, file.mtime), (0, (0, 0), 0));
+    };
+    let copied = engine.http(
+        "GET",
+        "/containers/box/archive?path=/tmp/readme.txt",
+        &[],
+        b"",
+    );
+    is_zero(&copied.body);
+    engine.import("empty-fields", &[], &archive);
+    let whelk = engine.cli(Program::Whelk);
+    whelk
+        .run(&["create", "--name", "imported", "empty-fields", "x"])
+        .ok();
+    is_zero(&whelk.run(&["export", "imported"]).stdout);
+}

@@ -6,6 +6,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -14,7 +15,7 @@ use whelk_sys::in_root;
 
 use super::directory::Directory;
 use super::erofs::{Budget, Image};
-use super::metadata::Metadata;
+use super::metadata::{Metadata, or_zero};
 use super::pax::{self, BLOCK};
 use super::sparse::{self, Holes, Sparse};
 use super::tap::{Place, Sink, Tap, Tapped};
@@ -296,18 +297,23 @@ pub(super) fn device_number(
     kind: EntryType,
     purpose: Purpose,
 ) -> Result<(u32, u32)> {
-    let number = |result: io::Result<Option<u32>>| {
-        result
+    // Where both POSIX ustar's and GNU's headers have them.
+    const MAJOR: Range<usize> = 329..337;
+    const MINOR: Range<usize> = 337..345;
+    let header = entry.header();
+    let bytes = header.as_bytes();
+    let number = |field: &[u8], read: io::Result<Option<u32>>| {
+        or_zero(field, read)
             .map_err(io("device number"))
             .map(Option::unwrap_or_default)
     };
-    // FIFOs have no device number, and some archivers leave the fields blank.
+    // FIFOs have no device number.
     let (major, minor) = if kind == EntryType::Fifo {
         (0, 0)
     } else {
         (
-            number(entry.header().device_major())?,
-            number(entry.header().device_minor())?,
+            number(&bytes[MAJOR], header.device_major())?,
+            number(&bytes[MINOR], header.device_minor())?,
         )
     };
     // The kernel's `dev_t` has 12 bits of major and 20 bits of minor number. Truncated numbers

@@ -42,11 +42,14 @@ impl Metadata {
                 .filter(|id| *id != u32::MAX)
                 .ok_or_else(|| Error::invalid(format!("owner {id} is out of range")))
         };
-        let id = |result: io::Result<u64>| result.map_err(io("owner")).and_then(valid);
+        let fields = header.as_old();
+        let id = |field: &[u8], read: io::Result<u64>| {
+            or_zero(field, read).map_err(io("owner")).and_then(valid)
+        };
         let (mode, uid, gid) = (
-            header.mode().map_err(io("mode"))?,
-            id(header.uid())?,
-            id(header.gid())?,
+            or_zero(&fields.mode, header.mode()).map_err(io("mode"))?,
+            id(&fields.uid, header.uid())?,
+            id(&fields.gid, header.gid())?,
         );
         let mut mtime = Timespec {
             tv_sec: seconds(header),
@@ -76,6 +79,15 @@ impl Metadata {
             mtime,
             xattrs,
         })
+    }
+}
+
+/// Returns what was read from a numeric field of a header. An empty field is 0, as in Go's tar package: client
+/// libraries leave the fields empty that their callers do not set.
+pub(super) fn or_zero<T: Default>(field: &[u8], read: io::Result<T>) -> io::Result<T> {
+    match read {
+        Err(_) if field.iter().all(|byte| matches!(byte, 0 | b' ')) => Ok(T::default()),
+        read => read,
     }
 }
 

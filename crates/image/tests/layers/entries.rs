@@ -422,6 +422,39 @@ fn a_pipe_has_no_device_number() {
     );
 }
 
+/// Libraries of clients leave fields empty that nobody set; Go's tar package, and so Docker, reads 0.
+#[test]
+fn empty_numbers_are_zero() {
+    check(
+        &[
+            file("nothing", "1").change(|header| {
+                let fields = header.as_old_mut();
+                fields.mode.fill(0);
+                fields.mtime.fill(0);
+                for id in [&mut fields.uid, &mut fields.gid] {
+                    id.fill(0);
+                }
+            }),
+            file("spaces", "2").owner(1, 1).change(|header| {
+                header.as_old_mut().uid.fill(b' ');
+            }),
+            device(EntryType::Block, "disk", 0, 7).change(|header| {
+                header.as_gnu_mut().unwrap().dev_major.fill(0);
+            }),
+        ],
+        &[
+            "disk block 0644 0:0 0:7",
+            "nothing file 0000 0:0 1",
+            "spaces file 0644 0:1 2",
+        ],
+    );
+    check_time(
+        &[file("nothing", "").change(|header| header.as_old_mut().mtime.fill(0))],
+        "nothing",
+        (0, 0),
+    );
+}
+
 #[test]
 fn keeps_long_and_unusual_names() {
     let component = "c".repeat(255);
