@@ -7,6 +7,7 @@
 
 use std::fs;
 use std::os::fd::AsRawFd;
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
@@ -660,6 +661,27 @@ fn an_engine_without_free_descriptors_kills_nothing() {
     assert_eq!(engine.inspect("calm")["State"]["ExitCode"], 3);
 }
 
+/// Lets the container `talks` print on a full disk: it goes on, and each line that its log has not got is counted.
+#[track_caller]
+fn lines_of_a_log_are_lost_and_counted(engine: &Engine, shared: &Path) {
+    let filters = "%7B%22event%22%3A%5B%22log_lost%22%5D%7D";
+    let mut events = engine.events(&format!("filters={filters}"));
+    fs::write(shared.join("talk"), "").unwrap();
+    let event = events.next_event().unwrap();
+    let attributes = &event["Actor"]["Attributes"];
+    assert_eq!(attributes["name"], "talks");
+    assert_eq!(attributes["driver"], "json-file");
+    let lines: u64 = attributes["lines"].as_str().unwrap().parse().unwrap();
+    assert!(lines > 0, "{attributes}");
+    let error = attributes["error"].as_str().unwrap();
+    assert!(
+        error.starts_with("write ") && error.ends_with("-json.log: no space left on device"),
+        "{error}"
+    );
+    fs::remove_file(shared.join("talk")).unwrap();
+    assert_eq!(engine.state("talks"), "running");
+}
+
 #[test]
 fn on_a_full_disk_containers_can_be_stopped_and_removed() {
     use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -679,16 +701,16 @@ fn on_a_full_disk_containers_can_be_stopped_and_removed() {
         let cli = engine.cli(Program::Docker);
         let shared = engine.scratch("shared");
         let fill = "while [ ! -e /b/go ]; do sleep 0.05; done; dd if=/dev/zero of=/fill bs=64k 2>/dev/null; while :; do dd if=/dev/zero bs=1k count=1 2>/dev/null >>/more || sleep 0.1; done";
+        let volume = format!("{}:/b", shared.display());
         for name in ["stopped", "killed", "removed"] {
-            cli.up(
-                name,
-                &["-v", &format!("{}:/b", shared.display())],
-                &["sh", "-c", fill],
-            );
+            cli.up(name, &["-v", &volume], &["sh", "-c", fill]);
         }
+        let talk = "while :; do [ -e /b/talk ] && yes | head -n 100; sleep 0.1; done";
+        cli.up("talks", &["-v", &volume], &["sh", "-c", talk]);
         fs::write(shared.join("go"), "").unwrap();
         let free = || rustix::fs::statvfs(engine.root()).unwrap().f_bavail;
         eventually("the disk to be full", || (free() == 0).then_some(()));
+        lines_of_a_log_are_lost_and_counted(&engine, &shared);
         cli.run(&["stop", "-t", "0", "stopped"]).ok();
         cli.run(&["kill", "killed"]).ok();
         for name in ["stopped", "killed"] {
@@ -705,7 +727,7 @@ fn on_a_full_disk_containers_can_be_stopped_and_removed() {
         assert_eq!(engine.state("removed"), "running");
         cli.run(&["restart", "-t", "0", "removed"]).ok();
         cli.run(&["rename", "stopped", "filler"]).ok();
-        for name in ["filler", "killed", "removed"] {
+        for name in ["filler", "killed", "removed", "talks"] {
             cli.run(&["rm", "-f", name]).ok();
         }
         assert_eq!(engine.get("/containers/json?all=1"), json!([]));

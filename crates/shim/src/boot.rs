@@ -26,6 +26,7 @@ use crate::container::{INIT, Shim, pid_number, set_nonblocking};
 use crate::filter;
 use crate::forward::Forward;
 use crate::logs::{Writer, now};
+use crate::losses::Losses;
 use crate::poll::{Poll, Token};
 use crate::process::{Process, open_pipes};
 use crate::protocol::{self, ContainerLaunch, Launched};
@@ -130,12 +131,6 @@ pub fn run(cgroup: Option<&str>) -> Result<()> {
     let _ = fs::remove_if_exists(run_dir.join("shim.sock"));
     if let Err(error) = shim.cgroup.remove() {
         crate::log_error(&format!("container {}: {error}", shim.launch.id));
-    }
-    if shim.log.lost > 0 {
-        crate::log_error(&format!(
-            "container {}: {} bytes of log could not be written",
-            shim.launch.id, shim.log.lost
-        ));
     }
     result
 }
@@ -278,6 +273,7 @@ fn start(
         }
     }
     let requests = launch.attached.clone();
+    let unwritten = Losses::new(launch.log.driver.name());
     let mut shim = Shim {
         poll,
         listener,
@@ -287,6 +283,7 @@ fn start(
         cgroup,
         log,
         forward,
+        unwritten,
         processes: [(INIT, init)].into(),
         starting: Default::default(),
         clients: Default::default(),

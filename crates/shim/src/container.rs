@@ -20,6 +20,7 @@ use crate::client::{Attached, Client, HIGH_WATER, Role, Sent};
 use crate::filter;
 use crate::forward::Forward;
 use crate::logs::{Stream, Writer};
+use crate::losses::Losses;
 use crate::pause::Freezing;
 use crate::poll::{Poll, Token};
 use crate::process::{Process, open_pipes};
@@ -41,6 +42,8 @@ pub(crate) struct Shim {
     pub log: Writer,
     /// Sends the log to a collector.
     pub forward: Option<Forward>,
+    /// Lines that could not be written to the log's file.
+    pub unwritten: Losses,
     pub processes: BTreeMap<u64, Process>,
     /// Execs that have not executed their program yet, and may fail to.
     pub starting: BTreeMap<u64, StartingExec>,
@@ -100,6 +103,7 @@ impl Shim {
             self.finish_overdue();
             self.poll_pause();
             self.tend_forward();
+            self.publish_losses();
         }
     }
 
@@ -111,10 +115,9 @@ impl Shim {
             .filter_map(|process| process.deadline)
             .min();
         let freezing = self.freezing.as_ref().map(|freezing| freezing.next_check);
-        [flush_deadline, lingering, freezing, self.forward_deadline()]
-            .into_iter()
-            .flatten()
-            .min()
+        let log = [self.forward_deadline(), self.losses_deadline()];
+        let others = [flush_deadline, lingering, freezing];
+        others.into_iter().chain(log).flatten().min()
     }
 
     fn init(&self) -> Option<&Process> {
@@ -652,6 +655,7 @@ impl Shim {
                 },
                 data,
             );
+            self.count_unwritten();
             self.compress_logs();
             self.forward_log();
         }

@@ -185,14 +185,15 @@ impl Shim {
             );
         }
         self.log.finish();
-        let log_lost = self.end_forward();
+        self.end_forward();
+        let lost_lines = self.end_losses();
         self.compress_logs();
         crate::bundle::after_stop(&self.launch);
         // Before the event: whoever gets it may start another container with these ports.
         self.ports.clear();
         let exit = Exit {
             oom_killed: self.cgroup.oom_kills() > 0,
-            log_lost,
+            lost_lines,
             ..exit
         };
         record(&self.launch, &exit);
@@ -286,7 +287,7 @@ fn exit_of(status: WaitStatus) -> Exit {
         signal,
         oom_killed: false,
         at: now(),
-        log_lost: None,
+        lost_lines: Vec::new(),
     }
 }
 

@@ -23,23 +23,19 @@ use serde::{Deserialize, Serialize};
 use whelk_runtime::{Error, Result};
 use whelk_sys::process::{CloneFlags, Cloned, clone_process, run_isolated};
 
-use crate::client::Role;
 use crate::container::{INIT, Shim, pid_number, set_nonblocking};
 use crate::logs::{Forwarding, Outgoing};
+use crate::losses::Losses;
 use crate::poll::{Poll, Token};
-use crate::protocol::{self, Event, LostLines};
+use crate::protocol;
 
 use outbox::{Outbox, records};
 
 /// How long the first connection to a collector may take.
 const START_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Minimum time between two reports of lost lines, and between two starts of the sender.
+/// Minimum time between two starts of the sender, and between two of its reports.
 const INTERVAL: Duration = Duration::from_secs(1);
-
-/// The time between two events about lost lines, while lines are lost all the time: each is twice as long as
-/// the one before. The engine remembers a limited number of events.
-const LONGEST_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The input of a sender.
 #[derive(Debug, Serialize, Deserialize)]
@@ -82,13 +78,10 @@ pub(crate) struct Forward {
     handled: u64,
     /// Number of records that earlier senders have got.
     passed_before: u64,
-    /// Lines that were lost and not published yet, and why the last of them was.
-    lost: u64,
-    cause: String,
-    /// When to start another sender, and when to publish losses.
+    /// Lines that were lost on the way to the collector.
+    pub(crate) losses: Losses,
+    /// When to start another sender.
     restart_at: Option<Instant>,
-    publish_at: Instant,
-    publish_pause: Duration,
 }
 
 impl Forward {
@@ -99,6 +92,7 @@ impl Forward {
     pub(crate) fn start(id: &str, config: Forwarding, poll: &Poll) -> Result<Self> {
         let mut forward = Self {
             id: id.to_owned(),
+            losses: Losses::new(config.destination.driver()),
             config,
             socket: None,
             outbox: Outbox::default(),
@@ -107,11 +101,7 @@ impl Forward {
             passed: 0,
             handled: 0,
             passed_before: 0,
-            lost: 0,
-            cause: String::new(),
             restart_at: None,
-            publish_at: Instant::now(),
-            publish_pause: INTERVAL,
         };
         let failed = Error::Logging;
         let socket = forward
@@ -195,23 +185,12 @@ impl Forward {
                 self.flush(poll);
             }
             if is_full(&self.outbox) {
-                self.lose(1, "the buffer for the collector is full");
+                self.losses.add(1, "the buffer for the collector is full");
             } else {
                 self.outbox.push(record);
             }
         }
         self.flush(poll);
-    }
-
-    fn lose(&mut self, lines: u64, cause: &str) {
-        if lines == 0 {
-            return;
-        }
-        if self.lost == 0 && Instant::now() > self.publish_at + LONGEST_INTERVAL {
-            self.publish_pause = INTERVAL;
-        }
-        self.lost += lines;
-        cause.clone_into(&mut self.cause);
     }
 
     fn flush(&mut self, poll: &Poll) {
@@ -249,7 +228,7 @@ impl Forward {
         // A sender that sends what it must not ends when its socket is closed.
         poll.remove(&socket);
         let unknown = self.passed.saturating_sub(self.handled);
-        self.lose(
+        self.losses.add(
             unknown,
             "the process that sends the log was killed; up to as many lines are lost",
         );
@@ -270,7 +249,7 @@ impl Forward {
                     cause,
                     handled,
                 })) => {
-                    self.lose(lost, &cause);
+                    self.losses.add(lost, &cause);
                     self.handled = handled;
                 }
                 Ok(Some(Report::Ready | Report::Failed(_))) => {}
@@ -278,16 +257,6 @@ impl Forward {
                 Err(_) => return false,
             }
         }
-    }
-
-    /// Returns the losses that were not published yet.
-    fn take_lost(&mut self) -> Option<LostLines> {
-        let lines = std::mem::take(&mut self.lost);
-        (lines > 0).then(|| LostLines {
-            lines,
-            driver: self.config.destination.driver().to_owned(),
-            cause: self.cause.clone(),
-        })
     }
 
     fn restart(&mut self, poll: &Poll) {
@@ -331,12 +300,10 @@ impl Shim {
 
     /// Returns when [`Shim::tend_forward`] has something to do.
     pub(crate) fn forward_deadline(&self) -> Option<Instant> {
-        let forward = self.forward.as_ref()?;
-        let publish = (forward.lost > 0 && self.has_subscriber()).then_some(forward.publish_at);
-        [publish, forward.restart_at].into_iter().flatten().min()
+        self.forward.as_ref()?.restart_at
     }
 
-    /// Starts another sender for one that was killed, and publishes losses.
+    /// Starts another sender for one that was killed.
     pub(crate) fn tend_forward(&mut self) {
         let now = Instant::now();
         let Some(forward) = &mut self.forward else {
@@ -346,39 +313,14 @@ impl Shim {
             forward.restart(&self.poll);
             self.release_output(INIT);
         }
-        if self
-            .forward
-            .as_ref()
-            .is_some_and(|forward| forward.publish_at <= now)
-        {
-            self.publish_lost();
-        }
     }
 
-    fn has_subscriber(&self) -> bool {
-        let mut roles = self.clients.values().map(|client| &client.role);
-        roles.any(|role| matches!(role, Role::Subscriber))
-    }
-
-    fn publish_lost(&mut self) {
-        if !self.has_subscriber() {
-            return;
-        }
-        let Some(forward) = &mut self.forward else {
+    /// Gives the sender the last lines. It goes on for a while after the shim has exited.
+    pub(crate) fn end_forward(&mut self) {
+        self.forward_log();
+        let Some(forward) = self.forward.as_mut() else {
             return;
         };
-        if let Some(lost) = forward.take_lost() {
-            forward.publish_at = Instant::now() + forward.publish_pause;
-            forward.publish_pause = (forward.publish_pause * 2).min(LONGEST_INTERVAL);
-            self.publish(&Event::LogLost(lost));
-        }
-    }
-
-    /// Gives the sender the last lines. It goes on for a while after the shim has exited. Returns the losses
-    /// that nobody was told of.
-    pub(crate) fn end_forward(&mut self) -> Option<LostLines> {
-        self.forward_log();
-        let forward = self.forward.as_mut()?;
         if forward.socket.is_none() {
             forward.restart(&self.poll);
         }
@@ -404,11 +346,10 @@ impl Shim {
             };
             if let Err(text) = passed {
                 let lines = forward.outbox.records();
-                forward.lose(lines, &format!("the last lines are lost: fork: {text}"));
+                let cause = format!("the last lines are lost: fork: {text}");
+                forward.losses.add(lines, &cause);
             }
         }
-        self.publish_lost();
-        self.forward.take()?.take_lost()
     }
 }
 

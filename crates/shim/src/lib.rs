@@ -14,6 +14,7 @@ mod ending;
 pub mod filter;
 mod forward;
 pub mod logs;
+mod losses;
 mod pause;
 mod poll;
 mod process;

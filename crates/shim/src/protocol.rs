@@ -170,7 +170,7 @@ pub enum Event {
     Detached {
         exec: Option<String>,
     },
-    /// Lines of the log were lost on the way to the collector.
+    /// Lines of the log were lost: on the way to the collector, or because they could not be written.
     LogLost(LostLines),
     ExecExited {
         id: String,
@@ -179,7 +179,7 @@ pub enum Event {
     Exited(Exit),
 }
 
-/// Lines of a log that did not reach its collector.
+/// Lines that did not reach the log's collector or file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LostLines {
     pub lines: u64,
@@ -199,8 +199,8 @@ pub struct Exit {
     /// Nanoseconds since the Unix epoch.
     pub at: i64,
     /// Of a container: lines of its log that were lost, and that no event has told of.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub log_lost: Option<LostLines>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lost_lines: Vec<LostLines>,
 }
 
 /// Encodes a message with its length in front.

@@ -93,7 +93,7 @@ impl Containers {
         let id = &container.id;
         tracing::warn!(
             container = id,
-            "{lines} lines of the log were not sent to {driver}: {cause}"
+            "{lines} lines of the log are lost (driver {driver}): {cause}"
         );
         let attributes = [
             ("lines", lines.to_string()),
@@ -148,7 +148,7 @@ impl Containers {
             tracing::error!(container = container.id, "save the record: {error}");
         }
         self.end_execs(container);
-        if let Some(lost) = &exit.log_lost {
+        for lost in &exit.lost_lines {
             self.report_lost_lines(container, lost);
         }
         self.publish(

@@ -45,6 +45,17 @@ pub enum Driver {
     None,
 }
 
+impl Driver {
+    /// Returns Docker's name for the driver.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::JsonFile => "json-file",
+            Self::None => "none",
+        }
+    }
+}
+
 /// Location and format of a log.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogConfig {

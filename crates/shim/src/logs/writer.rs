@@ -17,12 +17,14 @@ pub struct Writer {
     rotate_at: u64,
     /// The beginning of an incomplete line, for each stream.
     unfinished: [Vec<u8>; 2],
+    /// Records for the file, and their number.
     encoded: Vec<u8>,
+    count: u64,
     rotated: bool,
     /// Records for the collector; `None` if there is none.
     outgoing: Option<Outgoing>,
-    /// Number of bytes that were lost because they could not be written (full disk).
-    pub lost: u64,
+    /// Number of records that could not be written (full disk), and why the last of them could not.
+    lost: Option<(u64, String)>,
 }
 
 /// Records of the `local` format that are to be sent to a collector.
@@ -54,8 +56,9 @@ impl Writer {
             rotate_at,
             unfinished: Default::default(),
             encoded: Vec::new(),
+            count: 0,
             rotated: false,
-            lost: 0,
+            lost: None,
         })
     }
 
@@ -110,6 +113,11 @@ impl Writer {
             .unwrap_or_default()
     }
 
+    /// Returns how many lines could not be written since the last call, and why the last of them could not.
+    pub fn take_lost(&mut self) -> Option<(u64, String)> {
+        self.lost.take()
+    }
+
     fn encode(&mut self, time: i64, stream: Stream) {
         let data = std::mem::take(&mut self.unfinished[stream as usize - 1]);
         let attributes = if self.config.driver == Driver::JsonFile {
@@ -132,6 +140,7 @@ impl Writer {
             Driver::Local => local::encode(&record, &mut self.encoded),
             Driver::None => {}
         }
+        self.count += 1;
         // Reuse the allocation for the next line.
         let mut data = record.data;
         data.clear();
@@ -154,12 +163,15 @@ impl Writer {
             Ok(()) => self.size += self.encoded.len() as u64,
             // The container must not stop because the disk is full; the loss is counted. A partial
             // record is removed, because it would make the following ones unreadable.
-            Err(_) => {
-                self.lost += self.encoded.len() as u64;
+            Err(error) => {
+                let before = self.lost.take().map_or(0, |(lines, _)| lines);
+                let cause = fs::at("write", &self.config.path)(error).to_string();
+                self.lost = Some((before + self.count, cause));
                 let _ = file.set_len(self.size);
             }
         }
         self.encoded.clear();
+        self.count = 0;
         if self.must_rotate(0) {
             self.rotate();
         }
@@ -179,6 +191,31 @@ impl Writer {
                 self.rotate_at = self.size + self.config.max_size.div_ceil(RETRY_FRACTION);
                 crate::log_error(&error.to_string());
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_that_cannot_be_written_are_counted() {
+        for driver in [Driver::JsonFile, Driver::Local] {
+            let mut writer = Writer::open(LogConfig {
+                driver,
+                path: "/dev/full".into(),
+                ..Default::default()
+            })
+            .unwrap();
+            assert_eq!(writer.take_lost(), None);
+            writer.write(Stream::Stdout, b"one\ntwo\nthr");
+            writer.write(Stream::Stderr, b"ee\n");
+            let cause = "write /dev/full: no space left on device";
+            assert_eq!(writer.take_lost(), Some((3, cause.to_owned())));
+            assert_eq!(writer.take_lost(), None);
+            writer.finish();
+            assert_eq!(writer.take_lost().unwrap().0, 1);
         }
     }
 }
