@@ -179,7 +179,6 @@ impl Context<'_> {
                 cwd: "/".into(),
                 ..Process::default()
             },
-            layers: Vec::new(),
             user: UserRequest::default(),
             filter: None,
             attach: Some(everything()),
