@@ -303,10 +303,32 @@ fn flags_of_dockerd_are_those_of_the_engine() {
     assert!(entry["time"].as_str().unwrap().ends_with('Z'));
     engine.terminate();
     assert!(!pidfile.exists());
-    // Another process has written it.
-    fs::write(&pidfile, std::process::id().to_string()).unwrap();
+    // The engine of another instance has written it.
+    let other = Engine::without_images(&[]);
+    fs::write(&pidfile, other.daemon_pid().to_string()).unwrap();
     let log = engine.refuses_to_start();
     assert!(log.contains("is still running"), "{log}");
+    drop(other);
+    // Another program has the id of an engine that was killed. SIGHUP does no harm from the time at which the
+    // file has an engine's id.
+    fs::write(&pidfile, std::process::id().to_string()).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let own = std::process::id().to_string();
+            let pid = eventually("an engine's id", || {
+                let pid = fs::read_to_string(&pidfile).unwrap_or_default();
+                Some(pid).filter(|pid| !pid.is_empty() && *pid != own)
+            });
+            let pid = Pid::from_raw(pid.parse().unwrap()).unwrap();
+            kill_process(pid, Signal::HUP).unwrap();
+        });
+        engine.restart();
+    });
+    eventually("the settings to be read again", || {
+        let log = engine.last_words();
+        log.contains("the settings were read again").then_some(())
+    });
+    engine.terminate();
     for (words, text) in [
         (vec!["--label=a"], "labels: bad attribute format: a"),
         (

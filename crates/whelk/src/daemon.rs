@@ -130,6 +130,8 @@ async fn run(
     whelk_sys::mount::check_root_directory()?;
     let _instance = lock_instance(&instance)?;
     let (_root, _run) = lock_directories(&instance)?;
+    // Before others learn this process's id from the file, for SIGHUP would end it.
+    let hangups = Hangups::receive()?;
     let _pidfile = pidfile.map(PidFile::write).transpose()?;
     whelk_sys::process::raise_file_limit();
     whelk_sys::signal::ignore(rustix::process::Signal::PIPE.as_raw());
@@ -151,7 +153,7 @@ async fn run(
         engine: engine.clone(),
         listeners: listeners.clone(),
     });
-    let reload = reload_requested(async || reload.run().await)?;
+    let reload = hangups.each(async || reload.run().await);
     for socket in &listeners.sockets {
         tracing::info!("listening at {}", socket.name());
     }
@@ -372,17 +374,21 @@ pub(crate) fn stop_requested() -> std::io::Result<impl Future<Output = ()>> {
     })
 }
 
-/// Calls `reload` on each SIGHUP, until the future is dropped.
-pub(crate) fn reload_requested(
-    reload: impl AsyncFn(),
-) -> std::io::Result<impl Future<Output = ()>> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut hangup = signal(SignalKind::hangup())?;
-    Ok(async move {
-        while hangup.recv().await.is_some() {
+/// SIGHUP, which does not end the process any more.
+pub(crate) struct Hangups(tokio::signal::unix::Signal);
+
+impl Hangups {
+    pub(crate) fn receive() -> std::io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        signal(SignalKind::hangup()).map(Self)
+    }
+
+    /// Calls `reload` on each, also if it came earlier, until the future is dropped.
+    pub(crate) async fn each(mut self, reload: impl AsyncFn()) {
+        while self.0.recv().await.is_some() {
             reload().await;
         }
-    })
+    }
 }
 
 #[cfg(test)]

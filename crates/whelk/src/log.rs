@@ -45,7 +45,21 @@ impl Log {
     /// # Errors
     /// Returns an error if the log has ended.
     pub(crate) fn reload(&self, settings: &File) -> anyhow::Result<()> {
+        if settings.debug || settings.log_level.is_some() {
+            warn_of_variable();
+        }
         Ok(self.0.reload(EnvFilter::new(level(settings)))?)
+    }
+}
+
+/// The environment variable with the level, or filters by module, which takes precedence.
+const VARIABLE: &str = "WHELK_LOG";
+
+fn warn_of_variable() {
+    if std::env::var_os(VARIABLE).is_some() {
+        tracing::warn!(
+            "{VARIABLE} is set in the engine's environment: debug and log-level have no effect"
+        );
     }
 }
 
@@ -57,7 +71,7 @@ fn level(settings: &File) -> String {
     } else {
         level
     };
-    std::env::var("WHELK_LOG").unwrap_or_else(|_| level.to_owned())
+    std::env::var(VARIABLE).unwrap_or_else(|_| level.to_owned())
 }
 
 /// Formats an entry as text, or as a JSON object with Docker's names.

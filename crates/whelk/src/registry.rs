@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use whelk_distribution::{Keep, Passwords, Registry, Rights, Schedule, Settings, Tls, Upstream};
 use whelk_registry::Proxies;
 
-use crate::daemon::{reload_requested, stop_requested};
+use crate::daemon::{Hangups, stop_requested};
 use crate::systemd;
 
 /// Run a registry
@@ -221,7 +221,7 @@ async fn serve(settings: Box<Serve>) -> anyhow::Result<()> {
     // A signal would end the process until its handler is there.
     let collect = collect_on_signal(registry.clone())?;
     let stop = stop_requested()?;
-    let reload = reload_requested(async || {
+    let reload = Hangups::receive()?.each(async || {
         let outcomes = [
             ("passwords", passwords.as_ref().map(|file| file.reload())),
             ("rights", rights.as_ref().map(|file| file.reload())),
@@ -236,7 +236,7 @@ async fn serve(settings: Box<Serve>) -> anyhow::Result<()> {
             }
         }
         warn_of_unknown_users(passwords.as_deref(), rights.as_deref());
-    })?;
+    });
     tracing::info!("listening at {}", listener.local_addr()?);
     systemd::notify_ready();
     let settings = Settings {

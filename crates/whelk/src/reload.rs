@@ -51,7 +51,10 @@ impl Reload {
         self.engine
             .reload(live)
             .map_err(|error| anyhow::anyhow!("{error}"))?;
-        self.log.reload(&new.file)?;
+        // The settings are in use, whatever becomes of the log.
+        if let Err(error) = self.log.reload(&new.file) {
+            tracing::error!("SIGHUP: the level of the log stays: {error:#}");
+        }
         Ok(self.started_with.changed_keys(&new))
     }
 }
