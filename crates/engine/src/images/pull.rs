@@ -95,6 +95,8 @@ impl Images {
         begun: impl FnOnce(),
     ) -> Result<Pulled> {
         let reference = &request.reference;
+        // All settings before the first request, which may take long.
+        let own = self.policy.read().ignore_poison().clone();
         let repository = self
             .downloads
             .client()
@@ -102,7 +104,6 @@ impl Images {
             .map_err(|error| refusals::of_manifest(reference, error))?;
         let held = Arc::new(Held::take(self));
         let remote = self.locate(&repository, request, held.lease()?).await?;
-        let own = self.policy.read().ignore_poison().clone();
         let policies = [&own, &request.policy].into_iter().flatten();
         signatures::verify(&repository, reference, &remote, policies).await?;
         begun();

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 /// The running transfers in one direction, by what they transfer.
 #[derive(Debug)]
 pub(super) struct Transfers<K> {
-    permits: RwLock<Arc<Semaphore>>,
+    permits: RwLock<Permits>,
     /// A lock for each thing that is being transferred. Others that want the same wait for it.
     running: Mutex<BTreeMap<K, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -26,9 +26,13 @@ impl<K: Ord> Transfers<K> {
         }
     }
 
-    /// Changes the maximum number of transfers at a time. Those that run are not counted any more.
+    /// Changes the maximum number of transfers at a time. With another one, those that run are not counted
+    /// any more.
     pub(super) fn limit(&self, maximum: usize) {
-        *self.permits.write().ignore_poison() = permits(maximum);
+        let mut current = self.permits.write().ignore_poison();
+        if current.maximum != maximum {
+            *current = permits(maximum);
+        }
     }
 
     /// Waits until nobody else transfers this, and for one of the limited number of parallel transfers.
@@ -42,7 +46,7 @@ impl<K: Ord> Transfers<K> {
                 turn.lock_owned().await
             }
         };
-        let permits = self.permits.read().ignore_poison().clone();
+        let permits = self.permits.read().ignore_poison().free.clone();
         let permit = match permits.clone().try_acquire_owned() {
             Ok(permit) => permit,
             Err(_) => {
@@ -65,8 +69,18 @@ impl<K: Ord> Transfers<K> {
     }
 }
 
-fn permits(maximum: usize) -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(maximum.max(1)))
+/// The permits for transfers at a time.
+#[derive(Debug)]
+struct Permits {
+    maximum: usize,
+    free: Arc<Semaphore>,
+}
+
+fn permits(maximum: usize) -> Permits {
+    Permits {
+        maximum,
+        free: Arc::new(Semaphore::new(maximum.max(1))),
+    }
 }
 
 /// The right to transfer something. The thread that unpacks a layer shares it, because it ends later
@@ -86,5 +100,23 @@ pub(super) fn wait_state(wait: Wait) -> State {
         State::Delayed { seconds }
     } else {
         State::Retrying { seconds }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn transfers_that_run_count_after_the_same_limit_was_set_again() {
+        let transfers = Transfers::new(1);
+        let _first = transfers.claim("one", || {}).await.unwrap();
+        transfers.limit(1);
+        let waits = std::cell::Cell::new(false);
+        let second = transfers.claim("two", || waits.set(true));
+        let second = tokio::time::timeout(std::time::Duration::from_millis(20), second);
+        assert!(second.await.is_err() && waits.get());
+        transfers.limit(2);
+        transfers.claim("two", || {}).await.unwrap();
     }
 }
