@@ -2,39 +2,113 @@
 
 use std::io::{self, Read, Write};
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, header};
 use futures_util::{Stream, StreamExt};
 use http_body_util::BodyExt;
 use hyper::body::{Frame, Incoming, SizeHint};
-use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit, mpsc, oneshot};
+use whelk_sys::sync::IgnorePoison as _;
 
 use crate::error::{ApiError, ApiResult};
 
 /// Maximum number of streams of files at a time, which are written or read by threads: a client that does not
-/// read, or send, holds one for as long as it likes. The runtime has twice as many, which other operations
-/// need too.
+/// read, or send, holds one for as long as nobody else needs it. The runtime has twice as many, which other
+/// operations need too.
 const MOST: usize = 256;
 
 static TURNS: Semaphore = Semaphore::const_new(MOST);
 
-/// The right to a thread for a stream of files, until it is dropped.
-pub(crate) struct Turn(
-    #[allow(dead_code, reason = "held until it is dropped")] SemaphorePermit<'static>,
-);
+/// How long a client may neither send nor take anything when others need its turn.
+const MAX_STALL: Duration = Duration::from_secs(120);
 
-/// Begins a stream of files.
+/// How long is waited for a turn that was taken from such a client.
+const HANDOVER: Duration = Duration::from_secs(5);
+
+/// Why the stream of such a client ended.
+const STALLED: &str = "the client has sent or taken nothing for minutes, and others need its place";
+
+/// The clients that have a turn.
+static CLIENTS: Clients = Clients(Mutex::new(Vec::new()));
+
+struct Clients(Mutex<Vec<Weak<Client>>>);
+
+impl Clients {
+    fn add(&self) -> Arc<Client> {
+        let client = Arc::<Client>::default();
+        let mut clients = self.0.lock().ignore_poison();
+        clients.retain(|client| client.strong_count() > 0);
+        clients.push(Arc::downgrade(&client));
+        client
+    }
+
+    /// Ends the streams of clients that are waited for since `stall` ago or longer. Returns whether there are any.
+    fn end_stalled(&self, stall: Duration) -> bool {
+        let clients = self.0.lock().ignore_poison();
+        let stalled = clients
+            .iter()
+            .filter_map(Weak::upgrade)
+            .filter(|client| client.has_stalled(stall));
+        stalled.map(|client| client.end.notify_one()).count() > 0
+    }
+}
+
+/// The other side of a stream.
+#[derive(Default)]
+struct Client {
+    /// When it has begun to be waited for, if it is.
+    awaited_since: Mutex<Option<Instant>>,
+    end: Notify,
+}
+
+impl Client {
+    /// Waits for the client. Returns `None` if that takes so long that others get its turn.
+    async fn wait<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        *self.awaited_since.lock().ignore_poison() = Some(Instant::now());
+        let done = tokio::select! {
+            biased;
+            done = work => Some(done),
+            () = self.end.notified() => None,
+        };
+        *self.awaited_since.lock().ignore_poison() = None;
+        done
+    }
+
+    fn has_stalled(&self, stall: Duration) -> bool {
+        let since = *self.awaited_since.lock().ignore_poison();
+        since.is_some_and(|since| since.elapsed() >= stall)
+    }
+}
+
+/// The right to a thread for a stream of files, until it is dropped.
+pub(crate) struct Turn {
+    client: Arc<Client>,
+    _permit: SemaphorePermit<'static>,
+}
+
+/// Begins a stream of files. If there are too many of them, those end whose clients do nothing.
 ///
 /// # Errors
-/// Returns an error if there are too many of them.
-pub(crate) fn begin() -> ApiResult<Turn> {
-    let turn = TURNS.try_acquire().map(Turn);
-    turn.map_err(|_| {
+/// Returns an error if all clients do something.
+pub(crate) async fn begin() -> ApiResult<Turn> {
+    let mut permit = TURNS.try_acquire().ok();
+    if permit.is_none() && CLIENTS.end_stalled(MAX_STALL) {
+        let handed_over = tokio::time::timeout(HANDOVER, TURNS.acquire()).await;
+        permit = handed_over.ok().and_then(Result::ok);
+    }
+    let permit = permit.ok_or_else(|| {
         ApiError::unavailable(format!(
-            "{MOST} files or archives are being sent and received, which is the maximum: try again later"
+            "{MOST} files or archives are being sent and received, which is the maximum: try again later; clients that do nothing lose their place after {} s",
+            MAX_STALL.as_secs()
         ))
+    })?;
+    Ok(Turn {
+        client: CLIENTS.add(),
+        _permit: permit,
     })
 }
 
@@ -43,7 +117,7 @@ const DEPTH: usize = 8;
 const PIECE: usize = 128 << 10;
 
 /// How long the rest of a request body that is not needed is read.
-const DRAIN_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Returns a body of the chunks received from a channel. An error aborts the response.
 pub(crate) fn from_channel(receiver: mpsc::Receiver<io::Result<Bytes>>) -> Body {
@@ -134,16 +208,23 @@ pub(crate) fn written<E: std::fmt::Display + Send + 'static>(
     write: impl FnOnce(&mut dyn Write) -> Result<(), E> + Send + 'static,
 ) -> Body {
     let (sender, receiver) = mpsc::channel(DEPTH);
+    let runtime = tokio::runtime::Handle::current();
     tokio::task::spawn_blocking(move || {
-        let _turn = turn;
-        let mut writer = io::BufWriter::with_capacity(PIECE, ChannelWriter(sender.clone()));
+        let output = ChannelWriter {
+            sender: sender.clone(),
+            client: turn.client.clone(),
+            runtime: runtime.clone(),
+        };
+        let mut writer = io::BufWriter::with_capacity(PIECE, output);
         let result = write(&mut writer)
             .map_err(|error| io::Error::other(error.to_string()))
             .and_then(|()| writer.flush());
         if let Err(error) = result {
             tracing::warn!("response aborted: {error}");
-            let _ = sender.blocking_send(Err(error));
+            // A client that takes nothing must not keep the thread.
+            runtime.spawn(async move { sender.send(Err(error)).await });
         }
+        drop(turn);
     });
     from_channel(receiver)
 }
@@ -159,7 +240,7 @@ pub(crate) fn written_in_pieces<E: std::fmt::Display + Send + 'static>(
     let (outcome, result) = oneshot::channel();
     let runtime = tokio::runtime::Handle::current();
     tokio::task::spawn_blocking(move || {
-        let _turn = turn;
+        let client = turn.client.clone();
         let (mut ended, mut is_over) = (Box::pin(ended), false);
         // The body of a client that takes nothing is not polled: the end is noticed here.
         let mut send = |piece: Vec<u8>| {
@@ -167,7 +248,10 @@ pub(crate) fn written_in_pieces<E: std::fmt::Display + Send + 'static>(
                 tokio::select! {
                     biased;
                     () = &mut ended => Err("the copy has to end"),
-                    sent = sender.send(Bytes::from(piece)) => sent.map_err(|_| "the client has left"),
+                    sent = client.wait(sender.send(Bytes::from(piece))) => match sent {
+                        Some(sent) => sent.map_err(|_| "the client has left"),
+                        None => Err(STALLED),
+                    },
                 }
             };
             let sent = if is_over {
@@ -183,6 +267,7 @@ pub(crate) fn written_in_pieces<E: std::fmt::Display + Send + 'static>(
             tracing::warn!("response aborted: {error}");
         }
         let _ = outcome.send(written);
+        drop(turn);
     });
     // Dropping the receiver ends the thread.
     let state = Some((receiver, result));
@@ -197,14 +282,20 @@ pub(crate) fn written_in_pieces<E: std::fmt::Display + Send + 'static>(
     }))
 }
 
-struct ChannelWriter(mpsc::Sender<io::Result<Bytes>>);
+struct ChannelWriter {
+    sender: mpsc::Sender<io::Result<Bytes>>,
+    client: Arc<Client>,
+    runtime: tokio::runtime::Handle,
+}
 
 impl Write for ChannelWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0
-            .blocking_send(Ok(Bytes::copy_from_slice(bytes)))
-            .map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
-        Ok(bytes.len())
+        let sending = self.sender.send(Ok(Bytes::copy_from_slice(bytes)));
+        match self.runtime.block_on(self.client.wait(sending)) {
+            Some(Ok(())) => Ok(bytes.len()),
+            Some(Err(_)) => Err(io::ErrorKind::BrokenPipe.into()),
+            None => Err(io::Error::other(STALLED)),
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -224,6 +315,7 @@ pub(crate) fn reader_until(
     ended: impl Future<Output = ()> + Send + 'static,
 ) -> BodyReader {
     let (sender, receiver) = mpsc::channel(DEPTH);
+    let client = turn.client.clone();
     tokio::spawn(async move {
         let mut pieces = body.into_data_stream();
         let mut ended = std::pin::pin!(ended);
@@ -231,7 +323,9 @@ pub(crate) fn reader_until(
             let next = tokio::select! {
                 biased;
                 () = &mut ended => Some(Err(axum::Error::new("it has to end"))),
-                next = pieces.next() => next,
+                next = client.wait(pieces.next()) => {
+                    next.unwrap_or_else(|| Some(Err(axum::Error::new(STALLED))))
+                }
             };
             let piece = match next {
                 Some(Ok(bytes)) if bytes.is_empty() => continue,
@@ -315,7 +409,6 @@ impl Read for BodyReader {
     reason = "a panic with its place is all the error handling that a test needs"
 )]
 mod tests {
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
@@ -369,5 +462,32 @@ mod tests {
             }
         });
         assert_eq!(count.load(Ordering::SeqCst), 1);
+    }
+    #[tokio::test]
+    async fn only_a_client_that_is_waited_for_loses_its_turn() {
+        let clients = Clients(Mutex::default());
+        let (idle, busy) = (clients.add(), clients.add());
+        assert!(!clients.end_stalled(Duration::ZERO), "nobody is waited for");
+        let waits = idle.wait(std::future::pending::<()>());
+        let ends = async {
+            assert!(!clients.end_stalled(Duration::from_secs(60)));
+            assert!(clients.end_stalled(Duration::ZERO));
+        };
+        let (ended, ()) = tokio::join!(waits, ends);
+        assert_eq!(ended, None);
+        assert_eq!(busy.wait(std::future::ready(1)).await, Some(1));
+        assert!(!clients.end_stalled(Duration::ZERO));
+    }
+
+    #[tokio::test]
+    async fn a_body_of_a_client_that_has_stalled_fails() {
+        let turn = begin().await.unwrap();
+        let client = turn.client.clone();
+        let body = Body::from_stream(futures_util::stream::pending::<io::Result<Bytes>>());
+        let mut reader = reader(turn, body);
+        client.end.notify_one();
+        let read = tokio::task::spawn_blocking(move || reader.read(&mut [0; 1]).unwrap_err());
+        let error = read.await.unwrap().to_string();
+        assert_eq!(error, format!("request body ended early: {STALLED}"));
     }
 }

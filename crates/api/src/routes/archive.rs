@@ -44,7 +44,7 @@ pub(super) async fn get(
     Path(id): Path<String>,
     params: Params,
 ) -> ApiResult {
-    let turn = stream::begin()?;
+    let turn = stream::begin().await?;
     let archived = containers.archived_path(&id, path_of(&params)?).await?;
     let headers = [
         (STAT, encoded(archived.stat.clone())),
@@ -66,7 +66,7 @@ pub(super) async fn put(
         keep_kinds: params.flag("noOverwriteDirNonDir"),
         own: params.flag("copyUIDGID"),
     };
-    let turn = stream::begin()?;
+    let turn = stream::begin().await?;
     let target = containers.extract_target(&id, request).await?;
     let reader = stream::reader_until(turn, body, target.ended());
     blocking(move || target.extract(reader)).await?;

@@ -411,7 +411,7 @@ pub(super) async fn export(
     State(containers): Service<Containers>,
     Path(id): Path<String>,
 ) -> ApiResult {
-    let turn = stream::begin()?;
+    let turn = stream::begin().await?;
     let exported = containers.exported(&id).await?;
     let ended = exported.ended();
     let body = stream::written_in_pieces(turn, move |send| exported.write(send), ended);

@@ -122,7 +122,7 @@ pub(super) async fn load(
     body: Body,
 ) -> ApiResult {
     let platforms = platforms(&params, "platform", version, ImageOperation::Load)?;
-    let reader = stream::reader(stream::begin()?, body);
+    let reader = stream::reader(stream::begin().await?, body);
     let (sender, mut receiver) = mpsc::channel::<std::io::Result<Bytes>>(PROGRESS_LINES);
     let progress = if params.flag_or("quiet", true) {
         Progress::none()
@@ -172,9 +172,11 @@ pub(super) fn stream_line(message: &StreamMessage) -> String {
     serde_json::to_string(message).unwrap_or_default() + "\r\n"
 }
 
-fn archive(images: Arc<Images>, names: &[String], platforms: &[Platform]) -> ApiResult {
+async fn archive(images: Arc<Images>, names: &[String], platforms: &[Platform]) -> ApiResult {
     let saved = images.to_save(names, platforms)?;
-    let body = stream::written(stream::begin()?, move |output| images.save(&saved, output));
+    let body = stream::written(stream::begin().await?, move |output| {
+        images.save(&saved, output)
+    });
     Ok(([(header::CONTENT_TYPE, "application/x-tar")], body).into_response())
 }
 
@@ -188,7 +190,7 @@ pub(super) async fn get_many(
         .all("names")
         .flat_map(|names| names.split(',').map(str::to_owned))
         .collect();
-    archive(images, &names, &platforms)
+    archive(images, &names, &platforms).await
 }
 
 /// Pulls an image (`fromImage`), or creates one from an archive (`fromSrc`).
@@ -229,7 +231,7 @@ pub(super) async fn create(
     } else {
         params.text("message").to_owned()
     };
-    let reader = stream::reader(stream::begin()?, body);
+    let reader = stream::reader(stream::begin().await?, body);
     let import = Import {
         comment,
         platform,
@@ -451,7 +453,7 @@ pub(super) async fn get_by_name(
         }
         Some((name, "get")) => {
             let platforms = platforms(&params, "platform", version, ImageOperation::Save)?;
-            archive(images, &[name.to_owned()], &platforms)
+            archive(images, &[name.to_owned()], &platforms).await
         }
         _ => Ok(not_found()),
     }

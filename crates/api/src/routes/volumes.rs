@@ -83,7 +83,7 @@ pub(super) async fn export(
     State(volumes): Service<Volumes>,
     Path(name): Path<String>,
 ) -> ApiResult {
-    let turn = stream::begin()?;
+    let turn = stream::begin().await?;
     let held = blocking(move || volumes.hold(&name)).await?;
     let body = stream::written(turn, move |output| held.export(output));
     Ok(([(header::CONTENT_TYPE, "application/x-tar")], body).into_response())
@@ -96,7 +96,7 @@ pub(super) async fn import(
     Path(name): Path<String>,
     body: Body,
 ) -> ApiResult {
-    let reader = stream::reader(stream::begin()?, body);
+    let reader = stream::reader(stream::begin().await?, body);
     let filled = blocking(move || {
         volumes
             .import(&name, reader)
