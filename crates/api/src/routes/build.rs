@@ -38,7 +38,7 @@ pub(super) async fn build(
     let request = request(&params, &headers)?;
     let (names, quiet) = (request.names.clone(), request.quiet);
     let warnings = warnings(&params)?;
-    let reader = stream::reader(stream::begin()?, body);
+    let reader = stream::reader(stream::begin().await?, body);
     let prepared = builder.prepare(request, reader).await;
     let prepared = prepared.map_err(Error::from)?;
     let (sender, receiver) = mpsc::channel::<std::io::Result<Bytes>>(WAITING);
