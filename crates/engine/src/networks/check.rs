@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use whelk_network::{Link, Links};
+use whelk_sys::sync::IgnorePoison as _;
 
 use super::drivers::attach_port;
 use super::stack::{alias, is_ours, prefix};
@@ -103,8 +104,15 @@ impl Networks {
                 )),
                 Some(link) if link.master != bridge.index => {
                     let (networks, record) = (self.clone(), record.clone());
+                    let endpoint = member.endpoint_id.clone();
                     let problem = format!("{what}: interface {outer} is not a port of the bridge");
                     findings.add(problem, move || {
+                        let _changing = networks.changing.lock().ignore_poison();
+                        let members = networks.members(&record.id);
+                        let mut members = members.values();
+                        if !members.any(|member| member.endpoint_id == endpoint) {
+                            return Ok("it was disconnected meanwhile".into());
+                        }
                         attach_port(&networks.stack, &record, &outer)?;
                         Ok("added to the bridge".into())
                     });
@@ -123,6 +131,8 @@ impl Networks {
         let (networks, id) = (self.clone(), record.id.clone());
         let problem = format!("network {} has lost its bridge {interface}", record.name);
         findings.add(problem, move || {
+            // Otherwise the network may be removed meanwhile, and its bridge would stay.
+            let _changing = networks.changing.lock().ignore_poison();
             let record = networks.find(&id)?;
             networks.create_host_objects(&record)?;
             let members = networks.members(&id);

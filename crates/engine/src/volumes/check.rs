@@ -5,8 +5,8 @@ use std::sync::Arc;
 use whelk_sys::fs;
 use whelk_sys::sync::IgnorePoison as _;
 
-use super::drivers::{is_mount_point, is_temporary};
-use super::{DATA, STAGING_PREFIX, VolumeRecord, Volumes, delete_directory};
+use super::drivers::{delete_stray, is_mount_point, is_temporary};
+use super::{DATA, STAGING_PREFIX, VolumeRecord, Volumes};
 use crate::error::{Error, Result};
 use crate::findings::Findings;
 use crate::model::volume::check_name;
@@ -95,7 +95,7 @@ impl Volumes {
             if name.starts_with(STAGING_PREFIX) {
                 if !is_temporary(&path) {
                     findings.add(problem, move || {
-                        delete_directory(&path);
+                        delete_stray(&path)?;
                         Ok("removed: it is a part of a volume's creation or removal".into())
                     });
                 }

@@ -139,14 +139,33 @@ pub(in crate::volumes) fn is_temporary(path: &Path) -> bool {
     temporaries().contains(path)
 }
 
-/// Deletes the directory of a removed or incomplete volume.
+/// Deletes the directory of a removed or incomplete volume. An error is logged.
 pub(in crate::volumes) fn delete_directory(path: &Path) {
     temporaries().insert(path.to_owned());
-    quota::remove_limit(&path.join(DATA));
-    if let Err(error) = fs::remove_tree(path) {
+    if let Err(error) = delete(path) {
         tracing::warn!("delete a volume's directory: {error}");
     }
     temporaries().remove(path);
+}
+
+/// Deletes such a directory that an earlier process has left.
+///
+/// # Errors
+/// Returns an error if it cannot be deleted, or is a temporary one that is in use.
+pub(in crate::volumes) fn delete_stray(path: &Path) -> Result<()> {
+    if !temporaries().insert(path.to_owned()) {
+        return Err(Error::conflict(
+            "the creation or removal of a volume uses it now",
+        ));
+    }
+    let deleted = delete(path);
+    temporaries().remove(path);
+    deleted
+}
+
+fn delete(path: &Path) -> Result<()> {
+    quota::remove_limit(&path.join(DATA));
+    Ok(fs::remove_tree(path)?)
 }
 
 impl VolumeDriver for Local {

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use whelk_plugin::SearchPaths;
 
-pub(super) use local::{Local, delete_directory, is_mount_point, is_temporary};
+pub(super) use local::{Local, delete_directory, delete_stray, is_mount_point, is_temporary};
 pub(super) use plugin::{Described, Plugin};
 
 use local::Staged;
