@@ -9,7 +9,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use whelk_tests::{Cli, Engine, FreeSubnet, Output, Program, VolumePlugin, eventually, free_port};
+use whelk_tests::{
+    Cli, Connection, Engine, FreeSubnet, Output, Program, VolumePlugin, eventually, free_port,
+};
 
 /// Temporary directories of an archive and of its layer, which the next start of the engine removes.
 const TEMPORARY_DIRECTORIES: u32 = 2;
@@ -726,46 +728,68 @@ fn prunes() {
 fn reads_are_killed() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Whelk);
-    let script = "dd if=/dev/zero of=/big bs=1M count=32 2>/dev/null; i=0; while [ $i -lt 500 ]; do echo > /f$i; i=$((i+1)); done; echo ready; exec sleep 600";
+    let script = "dd if=/dev/zero of=/big bs=1M count=32 2>/dev/null; mkdir /many; cd /many; seq 20000 | xargs touch; echo ready; exec sleep 600";
     cli.up("one", &["-v", "kept:/v"], &["sh", "-c", script]);
     engine.await_log("one", "ready");
-    cli.run(&[
-        "run",
-        "--name",
-        "two",
-        "--network",
-        "none",
-        "busybox",
-        "touch",
-        "/made",
-    ])
-    .ok();
-    for path in [
-        "archive?path=/",
-        "export",
-        "changes",
-        "stats?stream=1",
-        "logs?stdout=1&follow=1",
-        "top",
-        "json?size=1",
-    ] {
-        let mut clients = Vec::new();
-        for name in ["one", "two"] {
-            let mut client = whelk_tests::Connection::open(&engine.socket()).unwrap();
-            client
-                .send("GET", &format!("/containers/{name}/{path}"), &[], b"")
-                .unwrap();
-            clients.push(client);
-        }
-        std::thread::sleep(std::time::Duration::from_millis(30));
+    let script = "touch /made; mkdir /many; cd /many; seq 20000 | xargs touch; dd if=/dev/zero of=/big bs=1M count=32";
+    let words = ["run", "--name", "two", "--network", "none", "busybox"];
+    cli.run(&[&words[..], &["sh", "-c", script]].concat()).ok();
+    let ask = |name: &str, path: &str| {
+        let mut client = Connection::open(&engine.socket()).unwrap();
+        let path = format!("/containers/{name}/{path}");
+        client.send("GET", &path, &[], b"").unwrap();
+        client
+    };
+    let killed = |path: &str, clients: Vec<Connection>, has_head: bool| {
         engine.kill9();
+        for mut client in clients {
+            let is_answered = has_head || client.head().is_ok();
+            let is_complete = is_answered
+                && loop {
+                    match client.part() {
+                        Ok(Some(_)) => {}
+                        last => break last.is_ok(),
+                    }
+                };
+            assert!(!is_complete, "{path} was complete");
+        }
         engine.restart();
         assert_eq!(engine.state("one"), "running", "{path}");
         is_sound(cli, path);
         cli.run(&["exec", "one", "test", "-e", "/big"]).ok();
         // Its layers can be mounted.
-        cli.run(&["start", "two"]).ok();
-        engine.await_state("two", "exited");
-        drop(clients);
+        let again = cli.run(&["start", "-a", "two"]);
+        assert!(
+            again.err().contains("File exists"),
+            "{path}: {}",
+            again.err()
+        );
+    };
+    // What is sent while it is read has begun with the head.
+    for path in [
+        "archive?path=/",
+        "export",
+        "stats?stream=1",
+        "logs?stdout=1&follow=1",
+    ] {
+        let names = match path.split_once('?') {
+            // Of a container that does not run these end at once.
+            Some(("stats" | "logs", _)) => &["one"][..],
+            _ => &["one", "two"],
+        };
+        let mut clients: Vec<Connection> = names.iter().map(|name| ask(name, path)).collect();
+        for client in &mut clients {
+            assert_eq!(client.head().unwrap().0, 200, "{path}");
+        }
+        killed(path, clients, true);
+    }
+    // The others are killed after a third of the time that they take.
+    for path in ["changes", "json?size=1"] {
+        let begin = std::time::Instant::now();
+        assert_eq!(ask("two", path).response().unwrap().status, 200, "{path}");
+        let time = begin.elapsed() / 3;
+        let client = ask("two", path);
+        std::thread::sleep(time);
+        killed(path, vec![client], false);
     }
 }
