@@ -9,9 +9,12 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
+use std::process::Command;
 
 use rustix::fs::{FileType, Mode, makedev, mknodat};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
+use whelk_tests::processes::status_field;
 use whelk_tests::{Engine, Program, eventually};
 
 /// A device number that no driver has: opening it gives ENXIO if the container may, and EPERM if not.
@@ -419,6 +422,58 @@ fn hooks_run_in_the_places_that_the_specification_says() {
         cli.sh(&["--device", "vendor.com/class=last"], "exit 7")
             .exits(7);
     });
+}
+
+#[test]
+fn a_shim_that_is_killed_during_a_hook_leaves_nothing() {
+    let engine = engine_with(&[]);
+    let scratch = engine.scratch("host");
+    let hook = program(
+        &scratch,
+        "hook",
+        &format!(
+            "test -e {0}/fast || {{ echo $$ >{0}/hangs; exec sleep 60; }}",
+            scratch.display()
+        ),
+    );
+    let edits = format!("hooks: [{{hookName: poststart, path: {hook}}}]");
+    fs::write(
+        engine.scratch("static").join("hooks.yaml"),
+        spec(&[("slow", &edits)]),
+    )
+    .unwrap();
+    let cli = engine.cli(Program::Docker);
+    let id = cli
+        .run(&[
+            "create",
+            "--name",
+            "held",
+            "--device",
+            "vendor.com/class=slow",
+            "busybox",
+            "sleep",
+            "600",
+        ])
+        .ok();
+    let mut starting = cli.spawn(&["start", "held"]);
+    let pid: i32 = eventually("the hook runs", || {
+        let text = fs::read_to_string(scratch.join("hangs")).ok()?;
+        text.trim().parse().ok()
+    });
+    let shim = status_field(pid, "PPid").unwrap().parse().unwrap();
+    kill_process(Pid::from_raw(shim).unwrap(), Signal::KILL).unwrap();
+    assert_ne!(starting.finish().code, 0);
+    eventually("the cgroup is gone", || {
+        let find = ["/sys/fs/cgroup", "-maxdepth", "6", "-name", &id];
+        let found = Command::new("find").args(find).output().unwrap();
+        found.stdout.is_empty().then_some(())
+    });
+    if let Some(hook) = Pid::from_raw(pid) {
+        let _ = kill_process(hook, Signal::KILL);
+    }
+    fs::write(scratch.join("fast"), "").unwrap();
+    cli.run(&["start", "held"]).ok();
+    assert_eq!(cli.run(&["exec", "held", "echo", "on"]).ok(), "on");
 }
 
 #[test]

@@ -296,9 +296,11 @@ pub struct IndexInfo {
 
 /// An OCI runtime.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, rename_all = "camelCase")]
 pub struct Runtime {
     pub path: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub runtime_args: Vec<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

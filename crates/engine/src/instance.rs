@@ -14,6 +14,7 @@ mod image_gc;
 mod live;
 mod network_defaults;
 mod registry_settings;
+mod runtimes;
 
 pub use container_defaults::ContainerDefaults;
 pub(crate) use image_gc::DiskUse;
@@ -21,6 +22,8 @@ pub use image_gc::ImageGc;
 pub use live::{Live, LiveSettings};
 pub use network_defaults::NetworkDefaults;
 pub use registry_settings::RegistrySettings;
+pub use runtimes::Runtimes;
+pub(crate) use runtimes::find_program;
 pub use whelk_image::snapshots::Form as LayerForm;
 
 /// The instance name used when none is given.

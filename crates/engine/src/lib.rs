@@ -44,6 +44,7 @@ use std::time::{Duration, Instant};
 pub use check::{CheckRequest, Checked, Problem};
 pub use error::{Error, Result};
 pub use store::{Repaired, repair};
+pub use whelk_shim::protocol::OciRuntime;
 
 use containers::{Containers, Parts};
 use events::Events;
@@ -211,6 +212,7 @@ impl Engine {
                 std::thread::sleep(POLL);
             }
             cgroup.remove()?;
+            whelk_runtime::cgroup::remove_hybrid(&path)?;
         }
         networks::uninstall(instance)
     }

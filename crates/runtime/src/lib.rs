@@ -35,7 +35,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 pub use error::{Error, Result};
-pub use rootfs::{Overlay, Rootfs};
+pub use mounts::bind_for_others;
+pub use rootfs::{Overlay, Rootfs, attach as attach_root};
 pub use view::{ViewMount, ViewRoot, view};
 
 /// Returns a container's state as the OCI runtime specification defines it (`state` command,

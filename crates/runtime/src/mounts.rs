@@ -438,6 +438,60 @@ fn mount_layers(mount: &Mount, options: &Options, layers: &Layers) -> Result<Own
     Ok(part)
 }
 
+/// Mounts what only this runtime can mount (layers, a part of a source that is opened inside it, mapped
+/// ids) at the path `at`, and returns the bind mount of it for another runtime; `None` for what every
+/// runtime can mount. `root` is the container's root, `label` the SELinux label of its mounts.
+///
+/// # Errors
+/// Returns the error of the mount.
+pub fn bind_for_others(
+    mount: &Mount,
+    root: &OwnedFd,
+    label: &str,
+    at: &Path,
+) -> Result<Option<Mount>> {
+    let options = parse_options(mount)?;
+    let layers = overlay_layers(mount, &options);
+    let is_special = options.subdirectory.is_some()
+        || options.id_map != IdMap::No
+        || !mount.uid_mappings.is_empty();
+    let tree = match layers {
+        Some(layers) => mount_layers(mount, &options, &layers)?,
+        None if is_special => {
+            let context = Context {
+                root,
+                mount_label: label,
+                user_namespace: None,
+            };
+            context.bind(mount, &options, None)?
+        }
+        None => return Ok(None),
+    };
+    if let Some(parent) = at.parent() {
+        whelk_sys::fs::create_dir_all(parent, 0o700)?;
+    }
+    if is_directory(&tree)? {
+        whelk_sys::fs::create_dir(at, 0o700)?;
+    } else {
+        whelk_sys::fs::write_new(at, b"", 0o600)?;
+    }
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    move_mount(tree.as_fd(), "", CWD, at, flags).map_err(os_at("mount", at))?;
+    let is_own = |word: &str| {
+        matches!(word, "idmap" | "ridmap" | "bind" | "rbind")
+            || word.starts_with("X-mount.")
+            || word.starts_with("lowerdir+=")
+    };
+    let words = mount.options.iter().filter(|word| !is_own(word)).cloned();
+    Ok(Some(Mount {
+        destination: mount.destination.clone(),
+        kind: "bind".into(),
+        source: at.to_string_lossy().into_owned(),
+        options: std::iter::once("rbind".to_owned()).chain(words).collect(),
+        ..Mount::default()
+    }))
+}
+
 /// Opens `path` inside the directory `source`, resolving symbolic links as if that were the root:
 /// whoever can write there cannot redirect the mount.
 fn open_inside(source: &str, path: &str) -> rustix::io::Result<OwnedFd> {

@@ -42,7 +42,10 @@ pub struct Overlay {
 ///
 /// `scratch` is an empty directory to attach an overlay to. Since this happens in a private mount
 /// namespace, all containers may share it.
-pub(crate) fn attach(rootfs: &Rootfs, scratch: &Path) -> Result<OwnedFd> {
+///
+/// # Errors
+/// Returns the error of the mount, or that of its attachment.
+pub fn attach(rootfs: &Rootfs, scratch: &Path) -> Result<OwnedFd> {
     // Slave: unmounts on the host propagate here, and nothing mounted here propagates to the host.
     mount_change("/", Propagation::DOWNSTREAM | Propagation::REC)
         .map_err(os("make the mount namespace a slave"))?;

@@ -163,12 +163,6 @@ wire! {
         pub memory_policy: Option<serde_json::Value>,
     }
 
-    pub struct Namespace {
-        #[serde(rename = "type")]
-        pub kind: NamespaceKind,
-        pub path: Option<PathBuf>,
-    }
-
     pub struct IdMapping {
         #[serde(rename = "containerID")]
         pub container_id: u32,
@@ -180,17 +174,6 @@ wire! {
     pub struct TimeOffset {
         pub secs: i64,
         pub nanosecs: u32,
-    }
-
-    pub struct Device {
-        pub path: String,
-        #[serde(rename = "type")]
-        pub kind: DeviceKind,
-        pub major: i64,
-        pub minor: i64,
-        pub file_mode: Option<u32>,
-        pub uid: u32,
-        pub gid: u32,
     }
 
     pub struct Personality {
@@ -322,6 +305,31 @@ wire! {
         pub value_two: u64,
         pub op: String,
     }
+}
+
+/// A namespace. Its type is written in any case: other runtimes have no default for it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Namespace {
+    #[serde(rename = "type")]
+    pub kind: NamespaceKind,
+    #[serde(skip_serializing_if = "is_default")]
+    pub path: Option<PathBuf>,
+}
+
+/// A device node. Its type is written in any case: other runtimes have no default for it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Device {
+    pub path: String,
+    #[serde(rename = "type")]
+    pub kind: DeviceKind,
+    pub major: i64,
+    pub minor: i64,
+    #[serde(skip_serializing_if = "is_default")]
+    pub file_mode: Option<u32>,
+    pub uid: u32,
+    pub gid: u32,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]

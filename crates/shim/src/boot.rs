@@ -13,7 +13,7 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketAddrUnix,
     SocketFlags, SocketType, bind, listen, recvmsg, socket_with,
 };
-use whelk_runtime::cgroup::Cgroup;
+use whelk_runtime::cgroup::{Cgroup, remove_hybrid};
 use whelk_runtime::launch::{self, Gate};
 use whelk_runtime::spec::NamespaceKind;
 use whelk_runtime::{Error, Result, Rootfs};
@@ -23,6 +23,7 @@ use whelk_sys::{fs, signal};
 use crate::bundle;
 use crate::client::Role;
 use crate::container::{INIT, Shim, pid_number, set_nonblocking};
+use crate::external::External;
 use crate::filter;
 use crate::forward::Forward;
 use crate::logs::{Writer, now};
@@ -237,7 +238,7 @@ fn start(
     let log = Writer::open(launch.log.clone())?;
     // Before a collector is waited for: without a socket, an engine that is started meanwhile would take
     // this start for one that has ended.
-    let listener = listen_in(&launch.run_dir)?;
+    let listener = listen_in(&launch.run_dir, "shim.sock")?;
     let forwarding = launch.log.forwarding.clone();
     let forward = forwarding.map(|forwarding| Forward::start(&launch.id, forwarding, &poll));
     let forward = forward
@@ -250,7 +251,12 @@ fn start(
     let (init, started_at) = match started {
         Ok(started) => started,
         Err(error) => {
+            // What another runtime has created may be left.
+            let _ = cgroup.kill_all();
             let _ = cgroup.remove();
+            if launch.runtime.is_some() {
+                let _ = remove_hybrid(&launch.spec.linux.cgroups_path);
+            }
             let _ = fs::remove_if_exists(launch.run_dir.join("shim.sock"));
             return Err(error);
         }
@@ -290,6 +296,7 @@ fn start(
         next: INIT,
         paused: false,
         freezing: None,
+        calls: Default::default(),
         oom_reported: false,
         compressor: None,
         finished: false,
@@ -320,6 +327,16 @@ fn start_init(
     let pipes = (!terminal).then(|| open_pipes(launch.stdin));
     let pipes = pipes.transpose().map_err(fs::at("create", "pipes"))?;
     let (streams, ours) = pipes.unzip();
+    if let Some(external) = External::of(launch) {
+        let started = external.create(streams, cgroup).and_then(|made| {
+            external.start()?;
+            let mut init = Process::new(INIT, None, made.pid, made.pidfd);
+            init.connect(made.terminal, ours, poll)
+                .map_err(exhaustible("watch streams"))?;
+            Ok((init, now()))
+        });
+        return started.inspect_err(|_| drop(external.delete()));
+    }
     let runtime_launch = launch::Launch {
         id: &launch.id,
         spec: &launch.spec,
@@ -360,9 +377,9 @@ fn exhaustible<E: Into<std::io::Error>>(what: &str) -> impl FnOnce(E) -> Error {
     }
 }
 
-/// Listens on the container's socket. It is bound through a descriptor of the directory, because
+/// Listens on a socket in the run directory. It is bound through a descriptor of the directory, because
 /// the path may exceed the length of a socket address.
-fn listen_in(run_dir: &std::path::Path) -> Result<OwnedFd> {
+pub(crate) fn listen_in(run_dir: &std::path::Path, name: &str) -> Result<OwnedFd> {
     let what = format!("listen in {}", run_dir.display());
     let step = |error: rustix::io::Errno| exhaustible(&what)(error);
     let directory = rustix::fs::open(
@@ -371,7 +388,7 @@ fn listen_in(run_dir: &std::path::Path) -> Result<OwnedFd> {
         Mode::empty(),
     )
     .map_err(step)?;
-    fs::remove_if_exists(run_dir.join("shim.sock"))?;
+    fs::remove_if_exists(run_dir.join(name))?;
     let listener = socket_with(
         AddressFamily::UNIX,
         SocketType::STREAM,
@@ -379,7 +396,7 @@ fn listen_in(run_dir: &std::path::Path) -> Result<OwnedFd> {
         None,
     )
     .map_err(step)?;
-    let address = SocketAddrUnix::new(format!("/proc/self/fd/{}/shim.sock", directory.as_raw_fd()))
+    let address = SocketAddrUnix::new(format!("/proc/self/fd/{}/{name}", directory.as_raw_fd()))
         .map_err(step)?;
     bind(&listener, &address).map_err(step)?;
     const BACKLOG: i32 = 64;

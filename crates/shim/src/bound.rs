@@ -43,6 +43,7 @@ impl Shim {
             self.poll.remove(exec.starting.descriptor());
             exec.starting.kill();
         }
+        self.cancel_bound_calls(client);
     }
 
     /// Kills a process and the others of its session. Each exec begins a session of its own, which

@@ -4,11 +4,13 @@
 use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
+use whelk_runtime::cgroup::{Cgroup, remove_hybrid};
 use whelk_runtime::spec::{Hooks, Root};
 use whelk_runtime::{Result, Rootfs, hooks, state_json};
 use whelk_sys::fs;
 
 use crate::container::pid_number;
+use crate::external::External;
 use crate::protocol::ContainerLaunch;
 
 /// How long all `poststop` hooks of a container may take. The shim serves nobody meanwhile, and the
@@ -62,7 +64,20 @@ pub(crate) fn after_start(launch: &ContainerLaunch, pid: Pid) -> Result<()> {
 }
 
 /// Runs the `poststop` hooks. One that fails is logged (OCI runtime specification).
-pub(crate) fn after_stop(launch: &ContainerLaunch) {
+///
+/// Another runtime runs them when it deletes the container.
+pub(crate) fn after_stop(launch: &ContainerLaunch, cgroup: &Cgroup) {
+    if let Some(external) = External::of(launch) {
+        if let Err(error) = external.delete() {
+            crate::log_error(&format!("delete container {}: {error}", launch.id));
+        }
+        // Such as processes of the runtime's own.
+        if cgroup.exists() {
+            let _ = cgroup.kill_all();
+        }
+        let _ = remove_hybrid(&launch.spec.linux.cgroups_path);
+        return;
+    }
     let deadline = Instant::now() + AFTER_STOP;
     let (run_dir, annotations) = (&launch.run_dir, &launch.spec.annotations);
     for hook in &launch.spec.hooks.poststop {

@@ -16,6 +16,7 @@ use whelk_runtime::spec::Linux;
 use whelk_runtime::{Error, Result};
 use whelk_sys::{fs, signal};
 
+use crate::calls::PendingCall;
 use crate::client::{Attached, Client, HIGH_WATER, Role, Sent};
 use crate::filter;
 use crate::forward::Forward;
@@ -52,6 +53,8 @@ pub(crate) struct Shim {
     pub paused: bool,
     /// A pause or its end that the kernel has not completed yet.
     pub freezing: Option<Freezing>,
+    /// Commands of another runtime that are under way.
+    pub calls: BTreeMap<u64, PendingCall>,
     pub oom_reported: bool,
     /// The child process that compresses rotated log files.
     pub compressor: Option<Pid>,
@@ -101,6 +104,7 @@ impl Shim {
                 self.handle(token, flags);
             }
             self.finish_overdue();
+            self.end_overdue_calls();
             self.poll_pause();
             self.tend_forward();
             self.publish_losses();
@@ -115,8 +119,9 @@ impl Shim {
             .filter_map(|process| process.deadline)
             .min();
         let freezing = self.freezing.as_ref().map(|freezing| freezing.next_check);
+        let calls = self.calls.values().map(PendingCall::deadline).min();
         let log = [self.forward_deadline(), self.losses_deadline()];
-        let others = [flush_deadline, lingering, freezing];
+        let others = [flush_deadline, lingering, freezing, calls];
         others.into_iter().chain(log).flatten().min()
     }
 
@@ -150,6 +155,7 @@ impl Shim {
             Token::Client(number) => self.client_ready(number, flags),
             Token::Starting(number) => self.advance_exec(number),
             Token::Sender => self.sender_ready(),
+            Token::Call(number) => self.call_logged(number),
         }
     }
 
@@ -418,6 +424,12 @@ impl Shim {
                 return self.attach(number, INIT, request);
             }
             Request::Exec(request) => return self.exec(number, *request),
+            // SIGKILL needs no runtime, and must not depend on one.
+            Request::Signal { exec: None, signal }
+                if self.launch.runtime.is_some() && signal != Signal::KILL.as_raw() =>
+            {
+                return self.signal_by_runtime(number, signal);
+            }
             Request::Signal { exec, signal } => self.signal(exec.as_deref(), signal),
             Request::Resize {
                 exec,
@@ -463,7 +475,7 @@ impl Shim {
             .is_some_and(|process| process.terminal.is_some())
     }
 
-    fn find(&self, exec: Option<&str>) -> Result<&Process> {
+    pub(crate) fn find(&self, exec: Option<&str>) -> Result<&Process> {
         let found = self
             .processes
             .values()
@@ -475,7 +487,7 @@ impl Shim {
         })
     }
 
-    fn signal(&self, exec: Option<&str>, signal: i32) -> Result<Reply> {
+    pub(crate) fn signal(&self, exec: Option<&str>, signal: i32) -> Result<Reply> {
         if signal == Signal::KILL.as_raw() && self.kill_bound(exec) {
             return Ok(Reply::Done);
         }
@@ -522,6 +534,9 @@ impl Shim {
         let pipes = (!request.process.terminal).then(|| open_pipes(request.stdin));
         let pipes = pipes.transpose().map_err(fs::at("create", "pipes"))?;
         let (theirs, streams) = pipes.unzip();
+        if self.launch.runtime.is_some() {
+            return self.exec_by_runtime(client, request, theirs, streams);
+        }
         let mut starting = exec::start(
             &exec::ExecRequest {
                 init: &init.pidfd,
@@ -609,14 +624,19 @@ impl Shim {
                 return self.reply(client, &Reply::Failed(error));
             }
         };
-        let pid = pid_number(process.pid);
+        self.exec_started(process, client, attach);
+        if let Some(status) = ended {
+            self.process_ended(number, status);
+        }
+    }
+
+    /// Adds an exec's process, and tells the client that it has started.
+    pub(crate) fn exec_started(&mut self, process: Process, client: u64, attach: Option<Attach>) {
+        let (number, pid) = (process.number, pid_number(process.pid));
         self.processes.insert(number, process);
         self.reply(client, &Reply::Started { pid });
         if let Some(request) = attach {
             self.attach(client, number, request);
-        }
-        if let Some(status) = ended {
-            self.process_ended(number, status);
         }
     }
 

@@ -33,6 +33,8 @@ impl Shim {
             for number in self.starting.keys().copied().collect::<Vec<_>>() {
                 self.advance_exec(number);
             }
+            // Or one that another runtime has created for an exec.
+            self.reap_calls();
             match rustix::process::waitpid(Some(pid), WaitOptions::NOHANG) {
                 Ok(Some((_, status))) => self.child_ended(pid, status),
                 // Reaped while its message was processed; others may have ended too.
@@ -184,19 +186,22 @@ impl Shim {
                 &Reply::Failed(Error::State("the container has ended".into())),
             );
         }
+        self.kill_calls();
         self.log.finish();
         self.end_forward();
         let lost_lines = self.end_losses();
         self.compress_logs();
-        crate::bundle::after_stop(&self.launch);
-        // Before the event: whoever gets it may start another container with these ports.
-        self.ports.clear();
         let exit = Exit {
+            // Another runtime may remove the cgroup.
             oom_killed: self.cgroup.oom_kills() > 0,
             lost_lines,
             ..exit
         };
+        // Before the hooks, which may take long: the exit must not be lost if this process is killed.
         record(&self.launch, &exit);
+        crate::bundle::after_stop(&self.launch, &self.cgroup);
+        // Before the event: whoever gets it may start another container with these ports.
+        self.ports.clear();
         if exit.oom_killed && !std::mem::replace(&mut self.oom_reported, true) {
             self.publish(&Event::OutOfMemory);
         }

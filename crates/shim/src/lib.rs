@@ -8,9 +8,13 @@
 pub mod boot;
 mod bound;
 mod bundle;
+mod call;
+mod calls;
 mod client;
+mod console;
 mod container;
 mod ending;
+mod external;
 pub mod filter;
 mod forward;
 pub mod logs;

@@ -23,6 +23,8 @@ pub(crate) enum Token {
     Starting(u64),
     /// The socket of the process that sends the log.
     Sender,
+    /// The log of a command of another runtime.
+    Call(u64),
 }
 
 /// Bits from here on hold the kind of a token, those below the number.
@@ -41,6 +43,7 @@ impl Token {
             Self::Client(n) => (7, n),
             Self::Starting(n) => (8, n),
             Self::Sender => (9, 0),
+            Self::Call(n) => (10, n),
         };
         kind << KIND_SHIFT | number
     }
@@ -57,7 +60,8 @@ impl Token {
             6 => Self::Input(number),
             7 => Self::Client(number),
             8 => Self::Starting(number),
-            _ => Self::Sender,
+            9 => Self::Sender,
+            _ => Self::Call(number),
         }
     }
 }
@@ -126,6 +130,7 @@ mod tests {
             Token::Client(1 << 40),
             Token::Starting(5),
             Token::Sender,
+            Token::Call(6),
         ] {
             assert_eq!(Token::decode(token.encode()), token);
         }

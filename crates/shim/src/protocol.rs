@@ -70,6 +70,21 @@ pub struct ContainerLaunch {
     /// Device nodes that belong to the program's user.
     #[serde(default)]
     pub nodes_of_user: Vec<NodeOfUser>,
+    /// The runtime that creates the container; `None` for the shim's own.
+    #[serde(default)]
+    pub runtime: Option<OciRuntime>,
+}
+
+/// Another OCI runtime, which is called by its command line.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OciRuntime {
+    /// The program: an absolute path. In the engine's settings also a name, which it looks up in `PATH`.
+    pub path: PathBuf,
+    /// Arguments before the command.
+    pub args: Vec<String>,
+    /// The environment of its commands; filled in at each start.
+    #[serde(default)]
+    pub env: Vec<(String, String)>,
 }
 
 /// The reply to a [`ContainerLaunch`].

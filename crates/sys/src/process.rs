@@ -169,6 +169,25 @@ pub fn reset_signals_of(command: &mut std::process::Command) -> &mut std::proces
     unsafe { command.pre_exec(crate::signal::reset_all) }
 }
 
+/// Makes the kernel kill the process that `command` starts when the thread that starts it ends.
+pub fn end_with_thread(command: &mut std::process::Command) -> &mut std::process::Command {
+    use std::os::unix::process::CommandExt;
+    let parent = std::process::id();
+    let arrange = move || {
+        let signal = Some(rustix::process::Signal::KILL);
+        rustix::process::set_parent_process_death_signal(signal)?;
+        // The parent may have ended before.
+        let now = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get());
+        match now.and_then(|pid| u32::try_from(pid).ok()) == Some(parent) {
+            true => Ok(()),
+            false => Err(rustix::io::Errno::SRCH.into()),
+        }
+    };
+    // SAFETY: between fork and exec only prctl(2) and getppid(2) are called, which are
+    // async-signal-safe.
+    unsafe { command.pre_exec(arrange) }
+}
+
 /// Makes the process that `command` starts, which must lead a process group, the foreground group
 /// of the terminal on its standard input, if that is its controlling terminal. It can read from the
 /// terminal and gets its signals then.

@@ -7,6 +7,7 @@ mod file;
 mod flags;
 mod image_gc;
 mod refused;
+mod runtimes;
 #[cfg(test)]
 mod tests;
 
@@ -26,11 +27,12 @@ const MAX_FILE_SIZE: u64 = 1 << 20;
 const PLACE: [&str; 3] = ["data-root", "exec-root", "instance"];
 
 /// The keys whose values are applied while the engine runs.
-const RELOADED: [&str; 23] = [
+const RELOADED: [&str; 25] = [
     "cgroup-parent",
     "debug",
     "default-cgroupns-mode",
     "default-ipc-mode",
+    "default-runtime",
     "default-shm-size",
     "default-ulimits",
     // Has one value only.
@@ -48,6 +50,7 @@ const RELOADED: [&str; 23] = [
     "no-new-privileges",
     "proxies",
     "registry-mirrors",
+    "runtimes",
     "seccomp-profile",
     "shutdown-timeout",
     "signature-policy",

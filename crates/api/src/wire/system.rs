@@ -1,5 +1,7 @@
 //! The engine and the machine.
 
+use std::collections::BTreeMap;
+
 use whelk_api_types::{
     BuildCache, Commit, ComponentVersion, ContainerSummary, DeviceInfo, DiskUsage, FirewallInfo,
     ImageSummary, IndexInfo, PluginsInfo, RegistryServiceConfig, Runtime, SwarmInfo,
@@ -8,7 +10,7 @@ use whelk_api_types::{
 };
 use whelk_build::gc::Record;
 use whelk_engine::events::now;
-use whelk_engine::instance::{ContainerDefaults, LayerForm};
+use whelk_engine::instance::{ContainerDefaults, LayerForm, Runtimes};
 use whelk_engine::model::LogDriver;
 use whelk_engine::model::network::NetworkDriverKind;
 use whelk_engine::system::{CdiDevices, Info, RUNTIME_SPEC, VERSION};
@@ -157,13 +159,8 @@ pub(crate) fn info(engine: &Engine, info: Info, cdi: CdiDevices) -> SystemInfo {
         labels: settings.labels.clone(),
         experimental_build: false,
         server_version: VERSION.into(),
-        runtimes: ["io.containerd.runc.v2", "runc"]
-            .map(|name| {
-                let path = "whelk".into();
-                (name.to_owned(), Runtime { path })
-            })
-            .into(),
-        default_runtime: "runc".into(),
+        runtimes: runtimes(&settings.runtimes),
+        default_runtime: settings.runtimes.default.clone(),
         swarm: SwarmInfo {
             local_node_state: "inactive".into(),
             ..SwarmInfo::default()
@@ -191,6 +188,26 @@ pub(crate) fn info(engine: &Engine, info: Info, cdi: CdiDevices) -> SystemInfo {
         id: info.id,
         ..SystemInfo::default()
     }
+}
+
+/// Returns the runtimes by name; the engine's own one has the names of Docker's default.
+fn runtimes(runtimes: &Runtimes) -> BTreeMap<String, Runtime> {
+    let own = ["io.containerd.runc.v2", "runc"].map(|name| {
+        let path = "whelk".into();
+        let runtime = Runtime {
+            path,
+            ..Runtime::default()
+        };
+        (name.to_owned(), runtime)
+    });
+    let others = runtimes.others.iter().map(|(name, runtime)| {
+        let shown = Runtime {
+            path: runtime.path.to_string_lossy().into_owned(),
+            runtime_args: runtime.args.clone(),
+        };
+        (name.clone(), shown)
+    });
+    own.into_iter().chain(others).collect()
 }
 
 fn device(id: String) -> DeviceInfo {

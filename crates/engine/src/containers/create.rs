@@ -88,6 +88,7 @@ impl Containers {
             return Err(Error::invalid("no command specified"));
         }
         let settings = self.instance.live.get();
+        host.runtime = settings.runtimes.resolve(&host.runtime)?;
         let defaults = &settings.containers;
         let warnings = validate::settings(&mut config, &mut host, &self.host, defaults)?;
         if host.log_config.driver.is_some_and(LogDriver::is_remote) {

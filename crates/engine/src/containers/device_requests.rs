@@ -5,10 +5,10 @@ use std::path::PathBuf;
 
 use whelk_cdi::{Injected, Registry};
 use whelk_runtime::spec::{Hook, Spec};
-use whelk_sys::fs;
 
 use super::Containers;
 use crate::error::{Error, Result};
+use crate::instance::find_program;
 use crate::model::{DeviceRequest, HostConfig};
 use crate::validate;
 
@@ -210,19 +210,4 @@ fn add_hook(path: PathBuf, wanted: &[String], capabilities: &[String], spec: &mu
         env: env.collect(),
         timeout: Some(HOOK_TIMEOUT),
     });
-}
-
-/// Searches for a program in the directories of the engine's `PATH`.
-fn find_program(name: &str) -> Option<PathBuf> {
-    use std::os::unix::fs::PermissionsExt;
-    let directories = std::env::var_os("PATH")?;
-    std::env::split_paths(&directories)
-        .filter(|directory| directory.is_absolute())
-        .map(|directory| directory.join(name))
-        .find(|path| {
-            // The program may be a symbolic link.
-            fs::canonicalize(path)
-                .and_then(fs::metadata)
-                .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
-        })
 }

@@ -150,6 +150,10 @@ impl Containers {
         let has_ended = was_running || container.workload.exit_record().is_some();
         // Created by a start before it mounts anything.
         let was_starting = fs::exists(container.workload.directory());
+        if !has_ended && was_starting {
+            // If the shim has ended during the start, the container may have been created.
+            container.workload.kill_left().await;
+        }
         self.adopt_volumes(container, has_ended || was_starting);
         // Includes what an interrupted start had acquired.
         if !self.release_endpoints(container).is_empty() {

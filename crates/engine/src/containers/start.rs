@@ -189,6 +189,10 @@ impl Containers {
             Ok(())
         });
         self.acquire_mounts(&record)?;
+        // If the shim ends during the start, the container may have been created.
+        resources.push_undo("kill the processes", |start| {
+            start.container.workload.end_processes()
+        });
         let mut launch = self.prepare_launch(container, &record, attached, &links)?;
         launch.network = namespace.is_some();
         // The remaining descriptors of the message are the namespace and up to 40 clients;
@@ -282,6 +286,10 @@ impl Containers {
             );
         }
         let requested = self.add_requested_devices(host, &mut spec)?;
+        let runtime = self.instance.live.get().runtimes.find(&host.runtime)?;
+        if runtime.is_some() {
+            spec.linux.seccomp = seccomp_rules(host, &capabilities)?;
+        }
         let mut log = logging::config(&host.log_config, &directory, &record.id)?;
         if host.log_config.driver != Some(LogDriver::None) {
             let failed = |error: Error| error.prefixed(LOGGING_FAILED);
@@ -313,6 +321,7 @@ impl Containers {
             ports: 0,
             mounted_layers: Vec::new(),
             nodes_of_user: requested.of_user,
+            runtime,
         })
     }
 
@@ -396,10 +405,8 @@ impl Containers {
         host: &HostConfig,
         capabilities: &[String],
     ) -> Result<Option<PathBuf>> {
-        let profile = match Options::parse(host)?.seccomp {
-            Seccomp::Unconfined => return Ok(None),
-            Seccomp::Default => String::new(),
-            Seccomp::Custom(profile) => profile,
+        let Some(profile) = seccomp_profile(host)? else {
+            return Ok(None);
         };
         let mut key = capabilities.to_vec();
         key.sort();
@@ -411,12 +418,7 @@ impl Containers {
         if let Some(path) = filters.get(&key).filter(|path| fs::exists(path)) {
             return Ok(Some(path.clone()));
         }
-        let invalid = |error: whelk_runtime::Error| Error::invalid(error.to_string());
-        let rules = if profile.is_empty() {
-            whelk_runtime::seccomp::default_profile(capabilities)
-        } else {
-            whelk_runtime::seccomp::from_json(&profile, capabilities).map_err(invalid)?
-        };
+        let rules = rules_of(&profile, capabilities)?;
         let filter = whelk_runtime::seccomp::compile(&rules).map_err(invalid)?;
         if filter.listener.is_some() {
             return Err(Error::Unsupported(
@@ -523,6 +525,38 @@ impl From<LaunchError> for StartError {
             LaunchError::Runtime(other) => Error::from(other).prefixed(CREATE_FAILED).into(),
         }
     }
+}
+
+fn invalid(error: whelk_runtime::Error) -> Error {
+    Error::invalid(error.to_string())
+}
+
+/// Returns a container's seccomp profile as JSON, empty for the default one; `None` if unconfined.
+fn seccomp_profile(host: &HostConfig) -> Result<Option<String>> {
+    Ok(match Options::parse(host)?.seccomp {
+        Seccomp::Unconfined => None,
+        Seccomp::Default => Some(String::new()),
+        Seccomp::Custom(profile) => Some(profile),
+    })
+}
+
+fn rules_of(profile: &str, capabilities: &[String]) -> Result<whelk_runtime::spec::Seccomp> {
+    if profile.is_empty() {
+        Ok(whelk_runtime::seccomp::default_profile(capabilities))
+    } else {
+        whelk_runtime::seccomp::from_json(profile, capabilities).map_err(invalid)
+    }
+}
+
+/// Returns the rules of a container's seccomp profile, for a runtime that compiles them itself.
+fn seccomp_rules(
+    host: &HostConfig,
+    capabilities: &[String],
+) -> Result<Option<whelk_runtime::spec::Seccomp>> {
+    let profile = seccomp_profile(host)?;
+    profile
+        .map(|profile| rules_of(&profile, capabilities))
+        .transpose()
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use whelk_sys::sync::IgnorePoison as _;
 
 use whelk_registry::Insecure;
 
-use super::{ContainerDefaults, RegistrySettings};
+use super::{ContainerDefaults, RegistrySettings, Runtimes};
 use crate::model::CgroupnsMode;
 
 /// The settings that can be changed while the engine runs. Requests that have begun keep those that
@@ -19,6 +19,7 @@ pub struct LiveSettings {
     pub labels: Vec<String>,
     pub containers: ContainerDefaults,
     pub registries: RegistrySettings,
+    pub runtimes: Runtimes,
     /// Features by name, as they were given.
     pub features: BTreeMap<String, bool>,
     /// In seconds. Only shown: containers are not stopped when the engine ends.
@@ -32,6 +33,7 @@ impl Default for LiveSettings {
             labels: Vec::new(),
             containers: ContainerDefaults::default(),
             registries: RegistrySettings::default(),
+            runtimes: Runtimes::default(),
             features: BTreeMap::new(),
             // Docker's default.
             shutdown_timeout: 15,
@@ -60,7 +62,7 @@ impl LiveSettings {
             ("debug", self.debug.to_string()),
             ("default-cgroupns-mode", cgroupns_mode.to_string()),
             ("default-ipc-mode", self.containers.ipc_mode.to_string()),
-            ("default-runtime", "runc".to_owned()),
+            ("default-runtime", self.runtimes.default.clone()),
             ("default-shm-size", self.containers.shm_size.to_string()),
             ("features", format!("map[{}]", features.join(" "))),
             ("insecure-registries", list(insecure.collect())),
@@ -79,7 +81,7 @@ impl LiveSettings {
                 self.registries.client.attempts.to_string(),
             ),
             ("registry-mirrors", list(mirrors.to_vec())),
-            ("runtimes", String::new()),
+            ("runtimes", self.runtimes.to_string()),
             ("shutdown-timeout", self.shutdown_timeout.to_string()),
         ]
         .map(|(key, value)| (key.to_owned(), value))

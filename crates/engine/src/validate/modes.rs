@@ -38,16 +38,6 @@ pub(super) fn check_modes(
             CgroupnsMode::Host
         };
     }
-    match host.runtime.as_str() {
-        "" | "runc" | "io.containerd.runc.v2" | "whelk" => {}
-        other => {
-            return Err(Error::invalid(format!(
-                "unknown or invalid runtime name: {other}"
-            )));
-        }
-    }
-    // Docker's clients expect the name `runc`.
-    host.runtime = "runc".into();
     if host.network_mode.container().is_some() {
         check_shared_network(config, host)?;
     }

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use tokio::net::UnixStream;
 use tokio::sync::watch;
-use whelk_runtime::cgroup::Cgroup;
+use whelk_runtime::cgroup::{Cgroup, remove_hybrid};
 use whelk_shim::protocol::{ContainerLaunch, Event, Exit, Reply, Request};
 use whelk_sys::fs;
 use whelk_sys::sync::IgnorePoison as _;
@@ -338,6 +338,22 @@ impl Workload {
         }
     }
 
+    /// Kills the processes that are left of a start whose shim has ended. Blocking.
+    ///
+    /// # Errors
+    /// Returns an error if processes may be left.
+    pub(crate) fn end_processes(&self) -> Result<()> {
+        end_processes(&self.cgroup)
+    }
+
+    /// Like [`Workload::end_processes`]; an error is logged.
+    pub(crate) async fn kill_left(&self) {
+        let path = self.cgroup.clone();
+        if let Err(error) = blocking(move || end_processes(&path)).await {
+            tracing::warn!("kill what is left of {}: {error}", self.address);
+        }
+    }
+
     /// Notes that the processes of the run have ended.
     fn end(&self) {
         self.run.send_if_modified(|run| {
@@ -370,7 +386,7 @@ pub(crate) fn end_processes(path: &str) -> Result<()> {
         cgroup.kill_all()?;
         cgroup.remove()?;
     }
-    Ok(())
+    Ok(remove_hybrid(path)?)
 }
 
 /// Returns the exit of a workload that SIGKILL has ended now.

@@ -221,6 +221,7 @@ impl Workloads {
             ports: 0,
             mounted_layers,
             nodes_of_user: Vec::new(),
+            runtime: None,
         };
         let descriptors = namespace.into_iter().chain(mounts).chain(streams);
         let descriptors = descriptors.collect();

@@ -54,21 +54,39 @@ pub fn layout() -> Result<&'static Layout> {
         .map_err(Clone::clone)
 }
 
+/// Returns mount point, type and options of the file system of each mount.
+fn mounts(mountinfo: &str) -> impl Iterator<Item = (&str, &str, &str)> {
+    mountinfo.lines().filter_map(|line| {
+        // proc_pid_mountinfo(5): … mount-point options [optional…] - type source super-options
+        let (left, right) = line.split_once(" - ")?;
+        let mut right = right.split(' ');
+        Some((left.split(' ').nth(4)?, right.next()?, right.nth(1)?))
+    })
+}
+
+/// Removes the cgroup at `path` in the v2 hierarchy of the hybrid layout, where only other runtimes create
+/// any, with those below it. A missing one is not an error.
+///
+/// # Errors
+/// Returns an error if it is in use.
+pub fn remove_hybrid(path: &str) -> Result<()> {
+    if matches!(layout()?, Layout::V2(_)) {
+        return Ok(());
+    }
+    let mountinfo = fs::read_to_string("/proc/self/mountinfo")?;
+    let unified = mounts(&mountinfo).find(|(_, kind, _)| *kind == "cgroup2");
+    // Checks the path.
+    Cgroup::at(path)?;
+    if let Some((root, ..)) = unified {
+        files::remove_below(&Path::new(root).join(path.trim_start_matches('/')))?;
+    }
+    Ok(())
+}
+
 fn parse_layout(mountinfo: &str) -> Result<Layout> {
     let mut unified = None;
     let mut trees = Vec::new();
-    for line in mountinfo.lines() {
-        // proc_pid_mountinfo(5): … mount-point options [optional…] - type source super-options
-        let Some((left, right)) = line.split_once(" - ") else {
-            continue;
-        };
-        let (Some(point), Some(kind), Some(options)) = (
-            left.split(' ').nth(4),
-            right.split(' ').next(),
-            right.split(' ').nth(2),
-        ) else {
-            continue;
-        };
+    for (point, kind, options) in mounts(mountinfo) {
         match kind {
             "cgroup2" if unified.is_none() => unified = Some(PathBuf::from(point)),
             "cgroup" => {

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use whelk_build::GcSettings;
 use whelk_engine::instance::{
     DEFAULT_CDI_DIRECTORIES, ImageGc, Instance, LayerForm, LiveSettings, NetworkDefaults,
-    RegistrySettings,
+    RegistrySettings, Runtimes,
 };
 use whelk_engine::model::LogDriver;
 use whelk_engine::networks::Pool;
@@ -25,6 +25,7 @@ use super::builder::BuilderSettings;
 use super::containers::ContainerSettings;
 use super::image_gc::ImageGcSettings;
 use super::refused;
+use super::runtimes::{self, RuntimeSettings};
 use crate::listen::TlsSettings;
 
 /// The configuration file's content.
@@ -86,6 +87,8 @@ pub(crate) struct File {
     max_concurrent_uploads: i64,
     max_download_attempts: i64,
     cdi_spec_dirs: Option<Vec<PathBuf>>,
+    runtimes: BTreeMap<String, RuntimeSettings>,
+    default_runtime: Option<String>,
     /// Whelk's own key: the file with the policy for pulled images.
     signature_policy: Option<PathBuf>,
     /// Whelk's own key: when unused images are removed.
@@ -294,6 +297,7 @@ impl File {
             labels: self.labels.clone(),
             containers: self.containers.defaults()?,
             registries: self.registries()?,
+            runtimes: self.runtimes()?,
             features: self.features.clone(),
             shutdown_timeout: self.shutdown_timeout.unwrap_or(known.shutdown_timeout),
         })
@@ -381,6 +385,10 @@ impl File {
             settings.policy = Some(signature_policy(path).context("signature-policy")?);
         }
         Ok(settings)
+    }
+
+    fn runtimes(&self) -> anyhow::Result<Runtimes> {
+        runtimes::read(&self.runtimes, self.default_runtime.as_deref())
     }
 
     /// Returns the directories of CDI specifications; none if the feature is off, or if the only

@@ -25,9 +25,11 @@ enum Kind {
     Pools,
     /// `NAME=SOFT[:HARD]`, an object of objects.
     Limits,
+    /// `NAME=PATH`, an object of objects.
+    Programs,
 }
 
-use Kind::{ByDriver, Commas, Limits, List, Number, Pools, Switch, Switches, Text};
+use Kind::{ByDriver, Commas, Limits, List, Number, Pools, Programs, Switch, Switches, Text};
 
 #[derive(Clone, Copy, Debug)]
 struct Flag {
@@ -150,6 +152,10 @@ impl Flag {
                 let (soft, hard): (i64, i64) = (soft.parse()?, hard.parse()?);
                 collected[&name] = json!({"Name": name, "Soft": soft, "Hard": hard});
             }
+            Programs => {
+                let (name, path) = pair(text, "name=path")?;
+                collected[name] = json!({"path": path});
+            }
             Switches => {
                 let (name, on) = pair(text, "name=boolean")?;
                 let on = whelk_text::parse_bool(&on);
@@ -190,6 +196,8 @@ const FLAGS: &[Flag] = &[
     flag("group", "group", Text, "Group that may connect to the socket").short('G'),
     flag("pidfile", "pidfile", Text, "File for the engine's process id").short('p'),
     flag("cdi-spec-dir", "cdi-spec-dirs", List, "Directory with CDI specifications, any number of times [default: /etc/cdi, /var/run/cdi]"),
+    flag("add-runtime", "runtimes", Programs, "OCI runtime besides the engine's own, name=path"),
+    flag("default-runtime", "default-runtime", Text, "OCI runtime of containers that do not choose one [default: runc, the engine's own]"),
     flag("label", "labels", List, "Label of the engine, key=value"),
     flag("debug", "debug", Switch, "Enable debug logging").short('D'),
     flag("log-level", "log-level", Text, "Level of the engine's log: debug, info, warn, error or fatal").short('l'),
@@ -385,6 +393,7 @@ mod tests {
             "--default-network-opt=bridge=a=b",
             "--default-address-pool=base=10.0.0.0/8,size=24",
             "--feature=cdi=true",
+            "--add-runtime=a=/b",
             "--http-proxy=http://p",
             "--icc=false",
             "--mtu=1400",
@@ -394,7 +403,7 @@ mod tests {
         let expected = json!({
             "hosts": ["unix:///a", "tcp://b"], "data-root": "/r", "debug": true, "log-opts": {"max-size": "1m", "tag": ""},
             "default-ulimits": {"nofile": {"Name": "nofile", "Soft": 1, "Hard": 2}, "core": {"Name": "core", "Soft": 0, "Hard": 0}},
-            "features": {"cdi": true}, "mtu": 1400, "icc": false,
+            "features": {"cdi": true}, "runtimes": {"a": {"path": "/b"}}, "mtu": 1400, "icc": false,
             "default-address-pools": [{"base": "10.0.0.0/8", "size": 24}],
             "default-network-opts": {"bridge": {"a": "b"}}, "dns": ["10.0.0.1", "10.0.0.2"],
             "proxies": {"no-proxy": "x", "http-proxy": "http://p"},

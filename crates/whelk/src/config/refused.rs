@@ -142,11 +142,6 @@ const REFUSED: &[(&str, Option<&str>, &str)] = &[
         "init is the key for an init process in containers",
     ),
     (
-        "default-runtime",
-        Some("default-runtime"),
-        "not available in this version",
-    ),
-    (
         "default-stop-timeout",
         None,
         "the timeout is a setting of containers (--stop-timeout)",
@@ -195,11 +190,6 @@ const REFUSED: &[(&str, Option<&str>, &str)] = &[
         "resolv-conf",
         None,
         "the host's resolver is that of /etc/resolv.conf; dns sets others for containers",
-    ),
-    (
-        "runtimes",
-        Some("add-runtime"),
-        "not available in this version",
     ),
     (
         "storage-opts",

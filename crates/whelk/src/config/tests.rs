@@ -260,6 +260,47 @@ fn keys_that_describe_what_the_engine_does_are_accepted() {
     }
 }
 
+#[test]
+fn runtimes_are_programs() {
+    let read = |content: &str| read(content).unwrap().live().unwrap().runtimes;
+    // As NVIDIA's toolkit writes it.
+    let runtimes = read(
+        r#"{"runtimes": {"nvidia": {"path": "nvidia-container-runtime", "args": []}}, "default-runtime": "nvidia"}"#,
+    );
+    assert_eq!(runtimes.default, "nvidia");
+    assert_eq!(
+        runtimes.others["nvidia"].path,
+        Path::new("nvidia-container-runtime")
+    );
+    assert_eq!(read(r#"{"default-runtime": ""}"#).default, "runc");
+    for (content, text) in [
+        (
+            r#"{"runtimes": {"runc": {"path": "/x"}}}"#,
+            "runtimes: runtime name 'runc' is reserved",
+        ),
+        (r#"{"runtimes": {"a": {}}}"#, "runtimes: runtime a: no path"),
+        (
+            r#"{"runtimes": {"a": {"path": "b/c"}}}"#,
+            "runtimes: runtime a: path b/c: want an absolute path or the name of a program",
+        ),
+        (
+            r#"{"runtimes": {"a": {"path": "/x", "args": ["y"]}}}"#,
+            "runtimes: a: args is not supported: use runtimeArgs",
+        ),
+        (
+            r#"{"runtimes": {"a": {"runtimeType": "io.containerd.runsc.v1"}}}"#,
+            "runtimes: a: runtimeType and options are not supported",
+        ),
+        (r#"{"runtimes": {"a": {"nosuch": 1}}}"#, "nosuch"),
+        (
+            r#"{"default-runtime": "gone"}"#,
+            "specified default runtime 'gone' does not exist",
+        ),
+    ] {
+        refused(content, text);
+    }
+}
+
 fn source(content: &str, words: &[&str]) -> (Scratch, Source) {
     let scratch = Scratch::temporary("settings").unwrap();
     let file = scratch.path().join("daemon.json");
