@@ -63,11 +63,22 @@ pub fn debian_registry() -> PathBuf {
 pub struct Cli<'e> {
     engine: &'e Engine,
     program: Program,
+    env: &'e [(&'e str, &'e str)],
 }
 
 impl<'e> Cli<'e> {
     pub(crate) fn new(engine: &'e Engine, program: Program) -> Self {
-        Self { engine, program }
+        Self {
+            engine,
+            program,
+            env: &[],
+        }
+    }
+
+    /// Runs commands with more variables in their environment.
+    #[must_use]
+    pub fn with_env(self, env: &'e [(&'e str, &'e str)]) -> Self {
+        Self { env, ..self }
     }
 
     pub fn engine(self) -> &'e Engine {
@@ -142,6 +153,7 @@ impl<'e> Cli<'e> {
         let mut command = Command::new(self.program.path());
         command.args(args);
         self.engine.set_environment(&mut command);
+        command.envs(self.env.iter().copied());
         Running::start(
             command,
             stdin,

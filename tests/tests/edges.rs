@@ -70,8 +70,11 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &[
             "api-types",
             "build",
+            "buildkit",
+            "dockerfile",
             "engine",
             "image",
+            "llb",
             "registry",
             "shim",
             "sys",

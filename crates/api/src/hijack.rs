@@ -91,6 +91,35 @@ pub(crate) fn connect_websocket(
     response
 }
 
+/// Turns a connection into one of HTTP/2, and gives it to `serve` with the request's headers.
+pub(crate) fn connect_h2c<F: Future<Output = ()> + Send + 'static>(
+    mut request: Request,
+    serve: impl FnOnce(hyper::upgrade::Upgraded, HeaderMap) -> F + Send + 'static,
+) -> axum::response::Response {
+    let wanted = request.headers().get(header::UPGRADE);
+    let refused = match wanted.map(HeaderValue::as_bytes) {
+        Some(b"h2c") => None,
+        None => Some("no upgrade proto in request".to_owned()),
+        Some(other) => {
+            let other = String::from_utf8_lossy(other);
+            Some(format!("protocol {other} not supported"))
+        }
+    };
+    if let Some(text) = refused {
+        return crate::error::message(StatusCode::BAD_REQUEST, &text);
+    }
+    let headers = request.headers().clone();
+    let mut response = upgrade(&mut request, move |upgraded| async move {
+        // A client that has left was only looking whether this works.
+        if let Some(Upgraded { stream, .. }) = upgraded {
+            serve(stream.into_inner(), headers).await;
+        }
+    });
+    let protocol = HeaderValue::from_static("h2c");
+    response.headers_mut().insert(header::UPGRADE, protocol);
+    response
+}
+
 /// Waits until the client of an upgraded connection has disconnected.
 async fn left(peer: Option<Peer>) {
     match peer {

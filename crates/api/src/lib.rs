@@ -11,6 +11,7 @@ mod exchange;
 mod extract;
 #[doc(hidden)]
 pub mod fuzzing;
+mod grpc;
 mod handshakes;
 mod hijack;
 mod json;

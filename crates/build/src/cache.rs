@@ -125,6 +125,11 @@ impl Cache {
         }
     }
 
+    /// The id of this boot.
+    pub(crate) fn boot(&self) -> &str {
+        &self.boot
+    }
+
     /// Returns the result of a key, and counts the use. `lease` holds its layers from then on.
     pub(crate) fn find(&self, key: &Digest, lease: &Lease, uses: &Uses) -> Option<Outputs> {
         let mut state = self.state.lock().ignore_poison();

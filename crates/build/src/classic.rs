@@ -21,7 +21,7 @@ use crate::client::Client;
 use crate::directory::Directory;
 use crate::error::{Error, Result};
 use crate::ops::Settings;
-use crate::progress::{EventKind, Follower, Progress};
+use crate::progress::{EventKind, Follower, Progress, Work};
 use crate::request::Request as CommonRequest;
 use crate::{Builder, blocking};
 
@@ -212,7 +212,11 @@ struct Archive {
 }
 
 impl Client for Archive {
-    fn directory<'a>(&'a self, source: &'a pb::SourceOp) -> BoxFuture<'a, Result<Directory>> {
+    fn directory<'a>(
+        &'a self,
+        source: &'a pb::SourceOp,
+        _work: &'a Work,
+    ) -> BoxFuture<'a, Result<Directory>> {
         let is_context = source.identifier == CONTEXT;
         let directory = is_context.then(|| self.directory.clone());
         let missing = || Error::Unsupported(format!("the source {}", source.identifier));

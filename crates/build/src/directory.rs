@@ -1,5 +1,6 @@
 //! Directories of clients: build contexts.
 
+use std::any::Any;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -21,6 +22,8 @@ const MAX_TEXT: usize = 1 << 20;
 #[derive(Clone, Debug)]
 pub struct Directory {
     workspace: Arc<Workspace>,
+    /// Different for each directory, and for each content that one has had.
+    identity: String,
 }
 
 impl Directory {
@@ -30,7 +33,25 @@ impl Directory {
     /// Returns an error if the disk fails.
     pub fn create(store: &Store) -> Result<Self> {
         let workspace = Workspace::create(store)?;
-        Ok(Self { workspace })
+        let identity = workspace.path().display().to_string();
+        Ok(Self {
+            workspace,
+            identity,
+        })
+    }
+
+    /// Returns one whose files are at `place/fs`, and belong to the caller: they stay as they are as long as
+    /// `holder` exists.
+    pub fn kept(place: &Path, holder: Arc<dyn Any + Send + Sync>) -> Self {
+        let now = whelk_engine::events::now();
+        Self {
+            workspace: Workspace::kept(place, holder),
+            identity: format!("{} {now}", place.display()),
+        }
+    }
+
+    pub(crate) fn identity(&self) -> String {
+        self.identity.clone()
     }
 
     /// Unpacks a plain or compressed archive. All files belong to root, as in every client's context. Blocking.

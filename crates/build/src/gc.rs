@@ -59,6 +59,18 @@ pub struct Policy {
     pub filters: Vec<Vec<Condition>>,
 }
 
+impl Policy {
+    /// Returns whether nothing is spared by its age, its size or a filter.
+    pub fn is_everything(&self) -> bool {
+        let limits = [
+            self.reserved_space,
+            self.max_used_space,
+            self.min_free_space,
+        ];
+        self.keep_duration.is_zero() && self.filters.is_empty() && limits == [0; 3]
+    }
+}
+
 /// A condition of a filter: `type==regular`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Condition {
@@ -120,7 +132,8 @@ impl Condition {
         text.split(',').map(parse).collect()
     }
 
-    fn holds(&self, record: &Record) -> bool {
+    /// Returns whether it is true for a record.
+    pub fn holds(&self, record: &Record) -> bool {
         let flag = |flag: bool| flag.to_string();
         let found = match self.field.as_str() {
             "id" => record.id.clone(),

@@ -6,6 +6,7 @@
 //! A layer that is open can be mounted like a sealed one. Its directory stays until it is sealed and nobody uses
 //! it any more. What a killed engine leaves of it is in `tmp/`, which the next one empties.
 
+use std::any::Any;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -24,8 +25,19 @@ use crate::error::{Error, Result, os};
 /// nobody has it any more.
 #[derive(Debug)]
 pub(crate) struct Workspace {
-    scratch: Scratch,
-    staging: whelk_image::Staging,
+    path: PathBuf,
+    owner: Owner,
+}
+
+/// Whose the directories of a workspace are.
+#[derive(Debug)]
+enum Owner {
+    Workspace {
+        _scratch: Scratch,
+        staging: whelk_image::Staging,
+    },
+    /// They are kept, and used by nobody else as long as this exists.
+    Other(#[allow(dead_code, reason = "held until it is dropped")] Arc<dyn Any + Send + Sync>),
 }
 
 impl Workspace {
@@ -35,13 +47,24 @@ impl Workspace {
             fs::create_dir(scratch.path().join(name), mode)?;
         }
         Ok(Arc::new(Self {
-            scratch,
-            staging: store.staging.clone(),
+            path: scratch.path().to_owned(),
+            owner: Owner::Workspace {
+                _scratch: scratch,
+                staging: store.staging.clone(),
+            },
         }))
     }
 
+    /// Returns one that is only read.
+    pub fn kept(path: &Path, holder: Arc<dyn Any + Send + Sync>) -> Arc<Self> {
+        Arc::new(Self {
+            path: path.to_owned(),
+            owner: Owner::Other(holder),
+        })
+    }
+
     pub fn path(&self) -> &Path {
-        self.scratch.path()
+        &self.path
     }
 
     /// The upper directory of the step's overlay.
@@ -56,8 +79,11 @@ impl Workspace {
 
 impl Drop for Workspace {
     fn drop(&mut self) {
-        match self.staging.trash(self.scratch.path()) {
-            Ok(trashed) => self.staging.dispose(trashed),
+        let Owner::Workspace { staging, .. } = &self.owner else {
+            return;
+        };
+        match staging.trash(&self.path) {
+            Ok(trashed) => staging.dispose(trashed),
             // It is removed now, which may take longer.
             Err(error) => tracing::warn!("remove the files of a step: {error}"),
         }

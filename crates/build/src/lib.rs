@@ -99,6 +99,10 @@ pub struct Builder {
 impl Builder {
     /// Returns the builder of an engine, whose cache was opened before the engine ([`Cache::open`]).
     pub fn new(engine: Arc<Engine>, cache: Cache, gc: GcSettings) -> Arc<Self> {
+        // Of an engine that was killed.
+        if let Err(error) = ops::remove_secrets(&engine.instance.run) {
+            tracing::warn!("remove secrets of builds: {error}");
+        }
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Arc::new(Self {
             caches: Caches::new(&engine.instance.root),
@@ -110,6 +114,11 @@ impl Builder {
             gc,
             collected: Mutex::default(),
         })
+    }
+
+    /// The id of this boot: what was written in another one may not be whole.
+    pub fn boot(&self) -> &str {
+        self.cache.boot()
     }
 
     /// The engine's images and layers.

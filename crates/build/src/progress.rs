@@ -36,6 +36,18 @@ pub enum EventKind {
     },
     /// Progress of the download of a base image.
     Pull(Update),
+    /// Progress of the transfer of a client's directory.
+    Transfer {
+        /// The directory's name.
+        name: String,
+        bytes: u64,
+        is_done: bool,
+    },
+    /// A part of the work has begun, or is done.
+    Part {
+        name: String,
+        is_done: bool,
+    },
     Warning(Warning),
     /// The result was there.
     Cached,
@@ -74,6 +86,11 @@ impl Progress {
         let name = name.into();
         let number = self.0.count.borrow().0;
         let vertex = Digest::of(format!("{number} {} {name}", now()).as_bytes());
+        self.begin_as(vertex, name)
+    }
+
+    /// Like [`Progress::begin`], of the source of a graph with this digest.
+    pub(crate) fn begin_as(&self, vertex: Digest, name: String) -> Work {
         let inputs = Vec::new();
         self.add(vertex, EventKind::Known { name, inputs });
         self.add(vertex, EventKind::Started { log: None });

@@ -11,6 +11,7 @@ use whelk_dockerfile::convert::{
 };
 use whelk_dockerfile::lint::Linter;
 use whelk_image::Lease;
+use whelk_llb::pb::Platform;
 use whelk_llb::{Digest, Graph};
 
 use crate::client::Client;
@@ -19,7 +20,7 @@ use crate::layers::{Stack, View};
 use crate::ops::Settings;
 use crate::progress::{EventKind, Progress};
 use crate::solver::Job;
-use crate::sources::{Images, Sources};
+use crate::sources::{Base, Images, Sources};
 use crate::{Builder, blocking};
 
 /// Who asks for a build, and what holds for all of it.
@@ -119,8 +120,7 @@ impl Builder {
                 let work = request.progress.begin(name.clone());
                 let base = known.load(self, request, reference, platform, &work).await;
                 let base = work.end(base)?;
-                let (content, id) = (self.store().content.clone(), base.image.id.clone());
-                let config = blocking(move || Ok(content.read(&id)?)).await?;
+                let config = self.configuration(&base).await?;
                 images.insert(reference, Some(platform), base);
                 Answer::Image {
                     reference: reference.clone(),
@@ -128,12 +128,43 @@ impl Builder {
                     config,
                 }
             }
-            Ask::Ignore { local, session, .. } => {
-                Answer::Ignore(request.client.ignore_file(local, session).await?)
+            Ask::Ignore {
+                local,
+                session,
+                name,
+                ..
+            } => {
+                let work = request.progress.begin(name.clone());
+                let text = request.client.ignore_file(local, session, &work).await;
+                Answer::Ignore(work.end(text)?)
             }
             Ask::Time { .. } => Answer::Time(None),
         };
         Ok((answer, images))
+    }
+
+    async fn configuration(self: &Arc<Self>, base: &Base) -> Result<Vec<u8>> {
+        let (content, id) = (self.store().content.clone(), base.image.id.clone());
+        blocking(move || Ok(content.read(&id)?)).await
+    }
+
+    /// Returns the id and the configuration of an image, which is pulled if it is not here.
+    ///
+    /// # Errors
+    /// Returns an error if it cannot be had.
+    pub async fn resolve(
+        self: &Arc<Self>,
+        request: &Request,
+        reference: &str,
+        platform: &Platform,
+        name: &str,
+    ) -> Result<(String, Vec<u8>)> {
+        let work = request.progress.begin(name);
+        let images = Images::default();
+        let base = images.load(self, request, reference, platform, &work).await;
+        let base = work.end(base)?;
+        let config = self.configuration(&base).await?;
+        Ok((base.image.id.to_string(), config))
     }
 
     /// Receives the sources of a graph, computes the keys of its operations, and looks the results up.

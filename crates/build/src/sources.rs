@@ -160,7 +160,7 @@ impl Sources {
             return Err(unsupported(source));
         };
         // What is read of it is known by its content. A step that stands on all of it is in no cache.
-        let place = directory.workspace().path().display().to_string();
+        let place = directory.identity();
         Ok(key::source(source, &place))
     }
 
@@ -193,7 +193,11 @@ async fn gather(
 ) -> Result<Sources> {
     let mut sources = Sources::default();
     if source.identifier.starts_with("local://") {
-        let directory = request.client.directory(source).await?;
+        let name = node.metadata.description.get(CUSTOM_NAME);
+        let name = name.cloned().unwrap_or_else(|| source.identifier.clone());
+        let work = request.progress.begin_as(node.digest, name);
+        let directory = request.client.directory(source, &work).await;
+        let directory = work.end(directory)?;
         sources.directories.insert(node.digest, directory);
     } else if let Some(reference) = source.identifier.strip_prefix("docker-image://") {
         let platform = node.op.platform.as_ref();

@@ -407,8 +407,14 @@ fn unsupported_settings_are_rejected_by_name() {
         ("DELETE /plugins/a/x".to_owned(), no_plugin),
         ("POST /build?version=2".to_owned(), missing),
         ("POST /build/cancel?id=x".to_owned(), missing),
-        ("POST /session".to_owned(), missing),
-        ("POST /grpc".to_owned(), missing),
+        (
+            "POST /session".to_owned(),
+            (400, "no upgrade proto in request"),
+        ),
+        (
+            "POST /grpc".to_owned(),
+            (400, "no upgrade proto in request"),
+        ),
         ("GET /images/busybox/attestations".to_owned(), missing),
         (
             "GET /images/nosuch/attestations".to_owned(),

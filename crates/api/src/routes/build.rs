@@ -21,6 +21,7 @@ use super::images::stream_line;
 use super::{Service, ok};
 use crate::error::{ApiError, ApiResult};
 use crate::extract::Params;
+use crate::grpc::Door;
 use crate::wire::Convert;
 use crate::{stream, wire};
 
@@ -72,9 +73,19 @@ pub(super) async fn build(
 }
 
 /// Removes records of the build cache.
-pub(super) async fn prune(State(builder): Service<Builder>, params: Params) -> ApiResult {
+pub(super) async fn prune(
+    State(builder): Service<Builder>,
+    State(door): Service<Door>,
+    params: Params,
+) -> ApiResult {
     let policy = policy(&params)?;
-    let work = move || builder.prune(&policy).map_err(Error::from);
+    let work = move || {
+        let mut pruned = builder.prune(&policy)?;
+        if policy.is_everything() {
+            pruned.freed += door.clear_contexts()?;
+        }
+        Ok::<_, Error>(pruned)
+    };
     let pruned = super::blocking(work).await?;
     Ok(ok(&BuildPruneResponse {
         caches_deleted: Some(pruned.ids),

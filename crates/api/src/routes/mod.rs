@@ -4,6 +4,7 @@
 mod archive;
 mod attach;
 mod build;
+mod buildkit;
 pub(crate) mod containers;
 mod exec;
 mod images;
@@ -34,6 +35,7 @@ use whelk_engine::{Durability, Engine};
 
 use crate::error::message;
 use crate::extract::{MAX_BODY_SIZE, hold_bodies};
+use crate::grpc::Door;
 use crate::version;
 
 /// A service of the engine, as a handler takes it.
@@ -42,7 +44,14 @@ pub(crate) type Service<T> = State<Arc<T>>;
 /// The router's state. Handlers extract one service of the engine, or the engine itself if they report
 /// on all of it.
 #[derive(Clone)]
-pub(crate) struct Services(Arc<Engine>, Arc<Builder>);
+pub(crate) struct Services(Arc<Engine>, Arc<Builder>, Arc<Door>);
+
+impl Services {
+    fn new(engine: Arc<Engine>, builder: Arc<Builder>) -> Self {
+        let door = Door::new(engine.clone(), builder.clone());
+        Self(engine, builder, door)
+    }
+}
 
 macro_rules! services {
     ($($field:ident: $type:ty),* $(,)?) => {$(
@@ -67,6 +76,12 @@ services! {
 impl FromRef<Services> for Arc<Builder> {
     fn from_ref(services: &Services) -> Self {
         services.1.clone()
+    }
+}
+
+impl FromRef<Services> for Arc<Door> {
+    fn from_ref(services: &Services) -> Self {
+        services.2.clone()
     }
 }
 
@@ -167,13 +182,14 @@ pub(crate) fn router(engine: Arc<Engine>, builder: Arc<Builder>) -> Router {
         .route("/distribution/{*rest}", get(registries::distribution))
         .route("/build", post(build::build))
         .route("/build/prune", post(build::prune))
+        .merge(buildkit::routes())
         .merge(unsupported::routes())
         .fallback(not_found)
         .method_not_allowed_fallback(not_found)
         .layer(DefaultBodyLimit::max(MAX_BODY_SIZE))
         .layer(from_fn(refuse_head))
         .layer(from_fn_with_state(engine.durability.clone(), wait_durable))
-        .with_state(Services(engine, builder));
+        .with_state(Services::new(engine, builder));
     Router::new()
         .fallback_service(routes)
         .layer(from_fn(version::negotiate))

@@ -29,7 +29,7 @@ pub(super) async fn ping() -> Response {
     // Clients check these headers before they use a builder or a swarm.
     (
         headers,
-        [("builder-version", "1"), ("swarm", "inactive")],
+        [("builder-version", "2"), ("swarm", "inactive")],
         "OK",
     )
         .into_response()

@@ -23,8 +23,6 @@ pub(super) fn routes() -> Router<Services> {
             delete(checkpoints),
         )
         .route("/build/cancel", post(build))
-        .route("/session", post(build))
-        .route("/grpc", post(build))
         .route("/plugins", get(plugins))
         .route("/plugins/privileges", get(plugin_install))
         .route("/plugins/pull", post(plugin_install))

@@ -12,6 +12,7 @@ use whelk_llb::pb::{ExecOp, Meta, NetMode, SecurityMode};
 use whelk_runtime::Overlay;
 
 use super::mounts::{self, Mounts};
+use super::secrets::Secrets;
 use super::{Context, input};
 use crate::error::{Error, Result, os};
 use crate::layers::{Files, Stack, Workspace, paths};
@@ -58,6 +59,7 @@ pub(super) async fn run(
     let root = op.mounts.iter().find(|mount| mount.dest == "/");
     let root = root.ok_or_else(|| Error::invalid("an exec without a root file system"))?;
     let base = input(inputs, root.input)?;
+    let secrets = Secrets::fetch(context.client.as_ref(), op).await?;
     let caches = mounts::take_caches(&builder.caches, op, inputs).await?;
     // After the caches: whoever holds one waits for nothing else.
     let _permit = builder.steps.acquire().await;
@@ -66,9 +68,14 @@ pub(super) async fn run(
     let prepare = {
         let (op, context, settings) = (op.clone(), context.clone(), settings.clone());
         let (stack, inputs) = (base.clone(), inputs.to_vec());
+        let run = builder.engine.instance.run.clone();
         move || {
-            let mounts = mounts::prepare(&context, &op, &inputs, &caches)?;
-            prepare(&context, &op, &stack, &settings, mounts, theirs, output)
+            let mut mounts = mounts::prepare(&context, &op, &inputs, &caches)?;
+            secrets.mount(&op, &run, &mut mounts)?;
+            let env = secrets.environment;
+            prepare(
+                &context, &op, &stack, &settings, mounts, env, theirs, output,
+            )
         }
     };
     let Prepared {
@@ -118,24 +125,20 @@ fn check(op: &ExecOp) -> Result<()> {
         let text = "security.insecure is not allowed: the request has no right to it";
         return Err(whelk_engine::Error::Denied(text.into()).into());
     }
-    if let Some(secret) = op.secretenv.iter().find(|secret| !secret.optional) {
-        return Err(Error::invalid(format!(
-            "secret {}: not found: the client has sent no secrets",
-            secret.id
-        )));
-    }
     if let Some(device) = op.cdi_devices.iter().find(|device| !device.optional) {
         return Err(Error::Unsupported(format!("RUN --device={}", device.name)));
     }
     mounts::check(op)
 }
 
+#[allow(clippy::too_many_arguments, reason = "it moves what the process gets")]
 fn prepare(
     context: &Context,
     op: &ExecOp,
     base: &Stack,
     settings: &Settings,
     mut mounts: Mounts,
+    env: Vec<String>,
     theirs: OwnedFd,
     output: UnixStream,
 ) -> Result<Prepared> {
@@ -162,7 +165,7 @@ fn prepare(
     let step = Step {
         id: format!("build-{}", name.to_string_lossy()),
         directory: workspace.path().to_owned(),
-        config: config(&meta),
+        config: config(&meta, env),
         host: host(op, &meta, settings)?,
         mounts: std::mem::take(&mut mounts.specs),
         root,
@@ -177,7 +180,7 @@ fn prepare(
     })
 }
 
-fn config(meta: &Meta) -> Config {
+fn config(meta: &Meta, secrets: Vec<String>) -> Config {
     let hostname = match meta.hostname.as_str() {
         "" => HOSTNAME,
         name => name,
@@ -185,7 +188,7 @@ fn config(meta: &Meta) -> Config {
     Config {
         hostname: hostname.to_owned(),
         user: meta.user.clone(),
-        env: Some(environment(meta)),
+        env: Some(environment(meta).into_iter().chain(secrets).collect()),
         cmd: Some(meta.args.clone()),
         working_dir: meta.cwd.clone(),
         ..Config::default()

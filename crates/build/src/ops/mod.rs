@@ -5,6 +5,7 @@ mod copy;
 mod exec;
 mod file;
 mod mounts;
+mod secrets;
 
 use std::sync::Arc;
 
@@ -14,12 +15,14 @@ use whelk_llb::pb::file_action::Action;
 use whelk_llb::pb::op::Kind;
 use whelk_llb::pb::{DiffOp, FileAction, MergeOp};
 
+use crate::client::Client;
 use crate::error::{Error, Result};
 use crate::layers::{Layer, Stack, Workspace};
 use crate::log::Log;
 use crate::{Builder, blocking};
 
 pub use exec::Settings;
+pub(crate) use secrets::remove as remove_secrets;
 
 /// What operations need besides their inputs.
 #[derive(Clone, Debug)]
@@ -27,6 +30,7 @@ pub(crate) struct Context {
     pub store: Store,
     /// Holds the layers of the results.
     pub lease: Arc<Lease>,
+    pub client: Arc<dyn Client>,
 }
 
 impl Context {

@@ -9,7 +9,7 @@ use whelk_llb::key::Selector;
 use whelk_llb::pb::{CacheSharing, ExecOp, Mount, MountType};
 use whelk_runtime::spec;
 use whelk_sys::copy::{self, Source};
-use whelk_sys::fs;
+use whelk_sys::{Scratch, fs};
 
 use super::{Context, input};
 use crate::caches::{self, Caches, Used};
@@ -27,6 +27,8 @@ pub(super) struct Mounts {
     layers: Vec<Files>,
     workspaces: Vec<Arc<Workspace>>,
     caches: Vec<Arc<Used>>,
+    /// The files of secrets.
+    pub secrets: Option<Scratch>,
 }
 
 /// A cache that a mount uses.
@@ -40,13 +42,12 @@ pub(super) struct Taken {
 /// Refuses what is not supported.
 pub(super) fn check(op: &ExecOp) -> Result<()> {
     for mount in op.mounts.iter().filter(|mount| mount.dest != "/") {
-        let options = mount.secret_opt.as_ref().or(mount.ssh_opt.as_ref());
-        let is_optional = options.is_some_and(|one| one.optional);
+        let is_optional = mount.ssh_opt.as_ref().is_some_and(|one| one.optional);
         match MountType::try_from(mount.mount_type) {
-            Ok(MountType::Secret | MountType::Ssh) if !is_optional => {
-                let id = options.map_or("", |one| one.id.as_str());
-                return Err(Error::invalid(format!(
-                    "{id}: not found: the client has sent neither secrets nor an SSH agent"
+            Ok(MountType::Ssh) if !is_optional => {
+                let target = &mount.dest;
+                return Err(Error::Unsupported(format!(
+                    "RUN --mount=type=ssh,target={target}"
                 )));
             }
             Ok(MountType::Bind) if mount.output >= 0 => {
@@ -219,7 +220,7 @@ fn fill(context: &Context, mount: &Mount, base: &Stack, path: &Path) -> Result<(
     Ok(())
 }
 
-fn bind(mount: &Mount, source: &Path) -> spec::Mount {
+pub(super) fn bind(mount: &Mount, source: &Path) -> spec::Mount {
     let mut options = vec!["rbind".to_owned(), "rprivate".into()];
     if mount.readonly {
         options.push("ro".into());

@@ -20,6 +20,7 @@ use whelk_llb::{CUSTOM_NAME, Digest, Graph, Node};
 use whelk_sys::sync::IgnorePoison as _;
 
 use crate::cache::{Outputs, Uses};
+use crate::client::Client;
 use crate::error::{Error, Result};
 use crate::layers::Stack;
 use crate::log::Log;
@@ -65,6 +66,7 @@ pub struct Job {
     pub graph: Graph,
     pub(crate) sources: Sources,
     pub(crate) settings: Settings,
+    client: Arc<dyn Client>,
     pub(crate) keys: Vec<Keys>,
     pub(crate) states: Vec<watch::Sender<State>>,
     progress: Progress,
@@ -119,6 +121,7 @@ impl Job {
             graph,
             sources,
             settings: request.settings.clone(),
+            client: request.client.clone(),
             keys,
             progress: request.progress.clone(),
             tasks,
@@ -134,7 +137,14 @@ impl Job {
     fn announce(&self) {
         let needed = self.graph.needed();
         let nodes = self.graph.nodes.iter().enumerate();
-        for (_, node) in nodes.clone().filter(|(index, _)| needed[*index]) {
+        // Directories were told of when they were received.
+        let is_directory = |node: &Node| match &node.op.kind {
+            Some(Kind::Source(source)) => source.identifier.starts_with("local://"),
+            _ => false,
+        };
+        let told = nodes.clone();
+        let told = told.filter(|(index, node)| needed[*index] && !is_directory(node));
+        for (_, node) in told {
             let name = node.metadata.description.get(CUSTOM_NAME);
             let inputs = node.inputs.iter();
             let kind = EventKind::Known {
@@ -150,7 +160,7 @@ impl Job {
                 continue;
             }
             self.states[index].send_replace(State::Cached);
-            if needed[index] {
+            if needed[index] && !is_directory(&self.graph.nodes[index]) {
                 self.progress
                     .add(self.graph.nodes[index].digest, EventKind::Cached);
             }
@@ -159,6 +169,12 @@ impl Job {
 
     /// Notes what has become of an operation.
     fn report(&self, index: usize, state: State) {
+        if let Some(Kind::Source(source)) = &self.graph.nodes[index].op.kind
+            && source.identifier.starts_with("local://")
+        {
+            self.states[index].send_replace(state);
+            return;
+        }
         let kind = match &state {
             State::Waiting => return,
             State::Cached => EventKind::Cached,
@@ -345,6 +361,7 @@ impl Builder {
             builder: self.clone(),
             node: job.graph.nodes[index].clone(),
             settings: job.settings.clone(),
+            client: job.client.clone(),
             keys,
             inputs,
             log: log.clone(),
@@ -369,6 +386,8 @@ struct Begin {
     builder: Arc<Builder>,
     node: Node,
     settings: Settings,
+    /// Of the build that has begun it.
+    client: Arc<dyn Client>,
     keys: Vec<Digest>,
     inputs: Vec<Stack>,
     log: Arc<Log>,
@@ -389,6 +408,7 @@ impl Begin {
             builder,
             node,
             settings,
+            client,
             keys,
             inputs,
             log,
@@ -398,6 +418,7 @@ impl Begin {
         let context = ops::Context {
             store: builder.store().clone(),
             lease: Arc::new(lease),
+            client,
         };
         let lease = context.lease.clone();
         let outputs = ops::run(&builder, context, &node, inputs, &settings, &log).await?;

@@ -1,0 +1,211 @@
+//! Builds that run, and those that have just ended.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::{OnceCell, watch};
+use whelk_build::{Builder, Error, Images, Request, Solved};
+use whelk_buildkit::grpc::{Code, Result, Status};
+use whelk_buildkit::pb::gateway;
+use whelk_dockerfile::convert::Image;
+use whelk_llb::pb::{Definition, SourceInfo};
+use whelk_llb::{Digest, Graph};
+use whelk_sys::sync::IgnorePoison as _;
+
+/// How long a call waits for the build that it belongs to: a client makes its calls at the same time.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long the progress of a build is kept after its end, for clients that ask late.
+const KEPT: Duration = Duration::from_secs(30);
+
+/// The builds, by their names.
+#[derive(Debug, Default)]
+pub(super) struct Builds(watch::Sender<HashMap<String, Arc<Build>>>);
+
+/// A build.
+#[derive(Debug)]
+pub(super) struct Build {
+    pub id: String,
+    pub session: String,
+    pub request: Request,
+    /// Rights that the request has asked for: `network.host`.
+    pub entitlements: Vec<String>,
+    pub inputs: BTreeMap<String, Definition>,
+    references: Mutex<HashMap<String, Arc<Reference>>>,
+    /// What the client, as the frontend, has returned.
+    pub returned: watch::Sender<Option<Result<gateway::Result>>>,
+    /// The Dockerfile that warnings are about, and the step that has read it.
+    pub file: Mutex<Option<(Digest, SourceInfo)>>,
+}
+
+/// A result that is solved when it is needed.
+#[derive(Debug)]
+pub(super) struct Reference {
+    pub definition: Definition,
+    graph: Graph,
+    request: Request,
+    images: Images,
+    /// The configuration and the time of the image, if it comes from a Dockerfile.
+    pub image: Option<(Image, Option<i64>)>,
+    solved: OnceCell<std::result::Result<Arc<Solved>, Error>>,
+}
+
+impl Reference {
+    /// Checks a definition.
+    ///
+    /// # Errors
+    /// Returns an error for one that is invalid, or that does what the build has no right to.
+    pub fn new(
+        build: &Build,
+        request: Request,
+        definition: Definition,
+        images: Images,
+        image: Option<(Image, Option<i64>)>,
+    ) -> Result<Self> {
+        let graph = Graph::new(definition.clone());
+        let graph = graph.map_err(|error| Status::invalid(error.to_string()))?;
+        build.check_rights(&graph)?;
+        Ok(Self {
+            definition,
+            graph,
+            request,
+            images,
+            image,
+            solved: OnceCell::new(),
+        })
+    }
+
+    /// Returns the result.
+    ///
+    /// # Errors
+    /// Returns why a step has failed, with its place.
+    pub async fn solve(&self, builder: &Arc<Builder>) -> Result<Arc<Solved>> {
+        let solving = async {
+            let graph = self.graph.clone();
+            let job = builder.plan(&self.request, graph, self.images.clone());
+            let job = job.await?;
+            builder.solve(&job).await.map(Arc::new)
+        };
+        let solved = self.solved.get_or_init(|| solving).await;
+        solved
+            .clone()
+            .map_err(|error| super::result::status(&error, self.graph.source.as_ref()))
+    }
+}
+
+impl Build {
+    pub fn new(
+        id: String,
+        session: String,
+        request: Request,
+        entitlements: Vec<String>,
+        inputs: BTreeMap<String, Definition>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            session,
+            request,
+            entitlements,
+            inputs,
+            references: Mutex::default(),
+            returned: watch::Sender::default(),
+            file: Mutex::default(),
+        })
+    }
+
+    /// Refuses processes with rights that the request has not asked for.
+    fn check_rights(&self, graph: &Graph) -> Result<()> {
+        use whelk_llb::pb::NetMode;
+        use whelk_llb::pb::op::Kind;
+        let mut execs = graph.nodes.iter().filter_map(|node| match &node.op.kind {
+            Some(Kind::Exec(exec)) => Some(exec),
+            _ => None,
+        });
+        let is_granted = self.entitlements.iter().any(|one| one == "network.host");
+        if !is_granted && execs.any(|exec| NetMode::try_from(exec.network) == Ok(NetMode::Host)) {
+            return Err(Status::new(
+                Code::PermissionDenied,
+                "network.host is not allowed",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Keeps a reference, and returns its name.
+    pub fn add(&self, reference: Reference) -> (String, Arc<Reference>) {
+        let reference = Arc::new(reference);
+        let mut references = self.references.lock().ignore_poison();
+        let name = format!("{}-{}", self.id, references.len());
+        references.insert(name.clone(), reference.clone());
+        (name, reference)
+    }
+
+    /// # Errors
+    /// Returns an error if there is no such reference.
+    pub fn reference(&self, name: &str) -> Result<Arc<Reference>> {
+        let references = self.references.lock().ignore_poison();
+        let found = references.get(name).cloned();
+        found.ok_or_else(|| Status::not_found(format!("no such ref: {name}")))
+    }
+}
+
+/// A build that runs as long as this exists.
+#[derive(Debug)]
+pub(super) struct Running<'a> {
+    builds: &'a Builds,
+    build: Arc<Build>,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.build.request.progress.close();
+        // Those that wait for it: it is not solved any more.
+        self.build.references.lock().ignore_poison().clear();
+        let (known, id) = (self.builds.0.clone(), self.build.id.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(KEPT).await;
+            known.send_modify(|known| {
+                known.remove(&id);
+            });
+        });
+    }
+}
+
+impl Builds {
+    /// Adds a build.
+    ///
+    /// # Errors
+    /// Returns an error if there is one with this name.
+    pub fn begin(&self, build: &Arc<Build>) -> Result<Running<'_>> {
+        let is_new = self.0.send_if_modified(|known| {
+            let is_new = !known.contains_key(&build.id);
+            if is_new {
+                known.insert(build.id.clone(), build.clone());
+            }
+            is_new
+        });
+        if !is_new {
+            let text = format!("job ID {:?} exists already", build.id);
+            return Err(Status::new(Code::AlreadyExists, text));
+        }
+        Ok(Running {
+            builds: self,
+            build: build.clone(),
+        })
+    }
+
+    /// Returns a build, and waits for a short time until it is there.
+    ///
+    /// # Errors
+    /// Returns an error if there is no such build.
+    pub async fn get(&self, id: &str) -> Result<Arc<Build>> {
+        let mut known = self.0.subscribe();
+        let found = known.wait_for(|known| known.contains_key(id));
+        let found = match tokio::time::timeout(PATIENCE, found).await {
+            Ok(Ok(known)) => known.get(id).cloned(),
+            _ => None,
+        };
+        found.ok_or_else(|| Status::not_found(format!("no such job {id}")))
+    }
+}

@@ -1,0 +1,122 @@
+//! The client of a build: what it sends through its session.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use whelk_build::{Client, Directory, Error, Result, Work};
+use whelk_buildkit::grpc::Status;
+use whelk_buildkit::session::{Sessions, Wanted};
+use whelk_llb::pb::SourceOp;
+use whelk_registry::Credentials;
+
+use super::contexts::Contexts;
+
+/// A client with a session.
+#[derive(Debug)]
+pub(super) struct SessionClient {
+    pub sessions: Arc<Sessions>,
+    /// The session of the build.
+    pub session: String,
+    pub contexts: Arc<Contexts>,
+}
+
+impl SessionClient {
+    /// Receives files of a directory.
+    pub async fn receive(
+        &self,
+        session: &str,
+        wanted: &Wanted,
+        shared_key: &str,
+        work: &Work,
+    ) -> Result<Directory> {
+        let id = match session {
+            "" => &self.session,
+            id => id,
+        };
+        let session = self.sessions.get(id).await.map_err(failed)?;
+        self.contexts
+            .receive(&session, wanted, shared_key, work)
+            .await
+    }
+}
+
+/// Returns the error of a call.
+fn failed(status: Status) -> Error {
+    Error::invalid(status.message)
+}
+
+impl Client for SessionClient {
+    fn directory<'a>(
+        &'a self,
+        source: &'a SourceOp,
+        work: &'a Work,
+    ) -> BoxFuture<'a, Result<Directory>> {
+        Box::pin(async move {
+            let get = |name: &str| source.attrs.get(name).map_or("", String::as_str);
+            let list = |name: &str| list(&source.attrs, name);
+            let name = source.identifier.trim_start_matches("local://");
+            let wanted = Wanted {
+                name: name.to_owned(),
+                include: list("local.includepattern")?,
+                exclude: list("local.excludepatterns")?,
+                follow: list("local.followpaths")?,
+            };
+            let (session, key) = (get("local.session"), get("local.sharedkeyhint"));
+            self.receive(session, &wanted, key, work).await
+        })
+    }
+
+    fn ignore_file<'a>(
+        &'a self,
+        local: &'a str,
+        session: &'a str,
+        work: &'a Work,
+    ) -> BoxFuture<'a, Result<Option<String>>> {
+        Box::pin(async move {
+            let name = ".dockerignore";
+            let wanted = Wanted {
+                name: local.trim_start_matches("local://").to_owned(),
+                follow: vec![name.to_owned()],
+                ..Wanted::default()
+            };
+            let directory = self.receive(session, &wanted, "", work).await?;
+            tokio::task::spawn_blocking(move || directory.read(name))
+                .await
+                .map_err(|error| Error::internal(error.to_string()))?
+        })
+    }
+
+    fn credentials<'a>(&'a self, registry: &'a str) -> BoxFuture<'a, Result<Credentials>> {
+        Box::pin(async move {
+            let session = self.sessions.get(&self.session).await.map_err(failed)?;
+            // By the name that clients have it in their configuration.
+            let host = match registry {
+                "docker.io" => "registry-1.docker.io",
+                host => host,
+            };
+            let (user, password) = session.credentials(host).await.map_err(failed)?;
+            Ok(match (user.as_str(), password.as_str()) {
+                (_, "") => Credentials::Anonymous,
+                ("", _) => Credentials::IdentityToken(password),
+                _ => Credentials::Password { user, password },
+            })
+        })
+    }
+
+    fn secret<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<Vec<u8>>>> {
+        Box::pin(async move {
+            let session = self.sessions.get(&self.session).await.map_err(failed)?;
+            session.secret(id).await.map_err(failed)
+        })
+    }
+}
+
+/// Reads an attribute that is a list in JSON.
+fn list(attributes: &BTreeMap<String, String>, name: &str) -> Result<Vec<String>> {
+    match attributes.get(name).map_or("", String::as_str) {
+        "" => Ok(Vec::new()),
+        text => serde_json::from_str(text)
+            .map_err(|error| Error::invalid(format!("attribute {name} of a source: {error}"))),
+    }
+}

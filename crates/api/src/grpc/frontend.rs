@@ -1,0 +1,358 @@
+//! The Dockerfile frontend: attributes of a client in, a reference out.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use whelk_build::{Directory, Error, Request};
+use whelk_buildkit::grpc::{Result, Status};
+use whelk_buildkit::pb::gateway;
+use whelk_buildkit::session::Wanted;
+use whelk_dockerfile::convert::{
+    Answer, Answers, ContextInput, Image, MainContext, Options, Reference as Parsed,
+    Request as Ask, check,
+};
+use whelk_dockerfile::lint::{Linter, Warning};
+use whelk_dockerfile::{Stages, report};
+use whelk_image::{Platform, Reference as Name};
+use whelk_llb::Graph;
+use whelk_llb::pb::{self, Definition, SourceInfo};
+use whelk_sys::sync::IgnorePoison as _;
+
+use super::Door;
+use super::builds::{Build, Reference};
+use super::client::SessionClient;
+use super::result::of_frontend;
+
+type Attributes = BTreeMap<String, String>;
+
+/// What a client may demand of the frontend.
+const CAPS: [&str; 4] = [
+    "moby.buildkit.frontend.contexts",
+    "moby.buildkit.frontend.subrequests",
+    "moby.buildkit.frontend.inputs",
+    "moby.buildkit.frontend.gitquerystring",
+];
+
+pub(super) fn host() -> pb::Platform {
+    let host = Platform::host();
+    pb::Platform::new(&host.os, &host.architecture, &host.variant)
+}
+
+/// Returns the configuration of a result that has none.
+pub(super) fn empty_image() -> Image {
+    let host = Platform::host();
+    Image {
+        architecture: host.architecture,
+        os: host.os,
+        variant: host.variant,
+        ..Image::default()
+    }
+}
+
+/// Parses an image name for the conversion.
+fn parse_reference(text: &str) -> std::result::Result<Parsed, String> {
+    let reference: Name = text
+        .parse()
+        .map_err(|error: whelk_image::Error| error.to_string())?;
+    let familiar = reference.familiar();
+    Ok(Parsed {
+        full: reference.with_default_tag().to_string(),
+        familiar,
+    })
+}
+
+/// A Dockerfile and how it is converted.
+struct Prepared {
+    text: String,
+    options: Options,
+    file: SourceInfo,
+}
+
+impl Door {
+    /// Runs a frontend.
+    pub(super) async fn frontend(
+        self: &Arc<Self>,
+        build: &Arc<Build>,
+        frontend: &str,
+        attributes: &Attributes,
+        inputs: &BTreeMap<String, Definition>,
+    ) -> Result<gateway::Result> {
+        if frontend != "dockerfile.v0" {
+            let text = format!("the frontend {frontend}: not available in this version of whelk");
+            return Err(Status::unimplemented(text));
+        }
+        let get = |name: &str| attributes.get(name).map_or("", String::as_str);
+        let caps = get("frontend.caps").split(',');
+        let mut caps = caps.map(|cap| cap.trim_end_matches("+forward"));
+        if let Some(cap) = caps.find(|cap| !cap.is_empty() && !CAPS.contains(cap)) {
+            let text = format!("requested unsupported frontend capability {cap}");
+            return Err(Status::unimplemented(text));
+        }
+        let prepared = self.prepare(build, attributes, inputs).await?;
+        if !get("requestid").is_empty() {
+            return self.subrequest(build, get("requestid"), &prepared).await;
+        }
+        let Prepared {
+            text,
+            options,
+            file,
+        } = prepared;
+        let mut request = Request {
+            resolve: options.resolve_mode,
+            ..build.request.clone()
+        };
+        if let Some(resources) = &options.resources {
+            let limits = &mut request.settings.limits;
+            limits.memory = resources.memory;
+            limits.memory_swap = resources.memory_swap;
+            limits.cpu_shares = i64::try_from(resources.cpu_shares).unwrap_or(i64::MAX);
+            limits.cpu_period = i64::try_from(resources.cpu_period).unwrap_or(i64::MAX);
+            limits.cpu_quota = resources.cpu_quota;
+            limits.cpuset_cpus.clone_from(&resources.cpuset_cpus);
+            limits.cpuset_mems.clone_from(&resources.cpuset_mems);
+        }
+        let converted = self.builder.convert(&request, &text, &options).await;
+        let converted = converted.map_err(|error| of_frontend(&error, &file))?;
+        let conversion = converted.conversion;
+        let image = Some((conversion.image, conversion.epoch));
+        let images = converted.images;
+        let reference = Reference::new(build, request, conversion.definition, images, image)?;
+        Ok(self.result(build, reference))
+    }
+
+    /// Reads the Dockerfile and what is ignored.
+    async fn prepare(
+        self: &Arc<Self>,
+        build: &Arc<Build>,
+        attributes: &Attributes,
+        inputs: &BTreeMap<String, Definition>,
+    ) -> Result<Prepared> {
+        let get = |name: &str| attributes.get(name).map_or("", String::as_str);
+        let or = |name: &str, default: &'static str| match get(name) {
+            "" => default.to_owned(),
+            value => value.to_owned(),
+        };
+        let unsupported = |what: String| {
+            let text = format!("{what}: not available in this version of whelk");
+            Err(Status::unimplemented(text))
+        };
+        if !get("context").is_empty() {
+            return unsupported(format!("the build context {}", get("context")));
+        }
+        if !get("contextsubdir").is_empty() {
+            return unsupported("a directory of the context (contextsubdir)".into());
+        }
+        if let Some(name) = attributes.keys().find(|name| name.starts_with("attest:")) {
+            return unsupported(format!("attestations ({name})"));
+        }
+        let parsed = Options::from_attributes(attributes, host(), parse_reference);
+        let (mut options, platforms) =
+            parsed.map_err(|error| Status::unknown(error.to_string()))?;
+        match platforms.as_slice() {
+            [] => {}
+            [one] => options.platform = Some(one.clone()),
+            _ => return unsupported("builds for several platforms".into()),
+        }
+        let context = or("contextkey", "context");
+        let filename = options.filename.clone();
+        let name = format!("[internal] load build definition from {filename}");
+        let ignore_name = format!("{filename}.dockerignore");
+        let wanted = Wanted {
+            name: or("dockerfilekey", "dockerfile"),
+            follow: vec![
+                filename.clone(),
+                ignore_name.clone(),
+                filename.to_lowercase(),
+            ],
+            ..Wanted::default()
+        };
+        let (vertex, directory) = self.load(build, attributes, name, &wanted).await?;
+        let text = match read(&directory, &filename).await? {
+            Some(text) => Some(text),
+            None if filename == "Dockerfile" => read(&directory, "dockerfile").await?,
+            None => None,
+        };
+        let text = text.ok_or_else(|| {
+            let text =
+                format!("failed to read dockerfile: open {filename}: no such file or directory");
+            Status::unknown(text)
+        })?;
+        let file = SourceInfo {
+            filename: filename.clone(),
+            data: text.as_bytes().to_vec(),
+            definition: None,
+            language: "Dockerfile".into(),
+        };
+        *build.file.lock().ignore_poison() = Some((vertex, file.clone()));
+        let ignore = match read(&directory, &ignore_name).await? {
+            Some(ignore) => Some(ignore),
+            None => {
+                let name = "[internal] load .dockerignore".to_owned();
+                let wanted = Wanted {
+                    name: context.clone(),
+                    follow: vec![".dockerignore".into()],
+                    ..Wanted::default()
+                };
+                let (_, directory) = self.load(build, attributes, name, &wanted).await?;
+                read(&directory, ".dockerignore").await?
+            }
+        };
+        let ignore = ignore.map_or_else(Vec::new, |text| whelk_dockerfile::ignore::patterns(&text));
+        options.session.clone_from(&build.session);
+        options.context = MainContext::Local {
+            name: context,
+            ignore,
+        };
+        for (name, definition) in inputs {
+            let graph = Graph::new(definition.clone());
+            let graph = graph.map_err(|error| Status::invalid(error.to_string()))?;
+            let config = input_config(get(&format!("input-metadata:{name}")))?;
+            let input = ContextInput { graph, config };
+            options.inputs.insert(name.clone(), input);
+        }
+        Ok(Prepared {
+            text,
+            options,
+            file,
+        })
+    }
+
+    /// Receives files that the frontend reads.
+    async fn load(
+        self: &Arc<Self>,
+        build: &Build,
+        attributes: &Attributes,
+        name: String,
+        wanted: &Wanted,
+    ) -> Result<(whelk_llb::Digest, Directory)> {
+        let client = SessionClient {
+            sessions: self.sessions.clone(),
+            session: build.session.clone(),
+            contexts: self.contexts.clone(),
+        };
+        let work = build.request.progress.begin(name);
+        let vertex = work.vertex;
+        // Targets of a bake file have one session for files that several of them need.
+        let session = attributes.get(&format!("local-sessionid:{}", wanted.name));
+        let session = session.map_or("", String::as_str);
+        let received = client.receive(session, wanted, "frontend", &work).await;
+        let directory = work.end(received);
+        let directory = directory.map_err(|error| Status::unknown(error.to_string()))?;
+        Ok((vertex, directory))
+    }
+}
+
+/// Returns the configuration of the image that an input is.
+fn input_config(metadata: &str) -> Result<Option<Vec<u8>>> {
+    if metadata.is_empty() {
+        return Ok(None);
+    }
+    let invalid = |error: String| Status::invalid(format!("metadata of an input: {error}"));
+    let metadata: BTreeMap<String, String> =
+        serde_json::from_str(metadata).map_err(|error| invalid(error.to_string()))?;
+    let config = metadata.get("containerimage.config");
+    let config = config.map(|config| STANDARD.decode(config));
+    config
+        .transpose()
+        .map_err(|error| invalid(error.to_string()))
+}
+
+async fn read(directory: &Directory, path: &str) -> Result<Option<String>> {
+    let (directory, path) = (directory.clone(), path.to_owned());
+    let read = tokio::task::spawn_blocking(move || directory.read(&path)).await;
+    let read = read.map_err(|error| Status::unknown(error.to_string()))?;
+    read.map_err(|error: Error| Status::unknown(error.to_string()))
+}
+
+impl Door {
+    /// Answers what a client asks about a Dockerfile instead of a build.
+    async fn subrequest(
+        self: &Arc<Self>,
+        build: &Build,
+        request: &str,
+        prepared: &Prepared,
+    ) -> Result<gateway::Result> {
+        let Prepared {
+            text,
+            options,
+            file,
+        } = prepared;
+        let failed = |error: Error| of_frontend(&error, file);
+        let found = match request {
+            "frontend.targets" => {
+                let dockerfile =
+                    whelk_dockerfile::parse(text).map_err(|error| failed(error.into()))?;
+                let stages = Stages::parse(&dockerfile, &mut Linter::default());
+                report::targets(text, &stages.map_err(|error| failed(error.into()))?)
+            }
+            "frontend.outline" => {
+                let converted = self.builder.convert(&build.request, text, options).await;
+                report::outline(text, &converted.map_err(failed)?.conversion.outline)
+            }
+            "frontend.lint" => {
+                let (warnings, error) = self.check(build, prepared).await;
+                report::check(&file.filename, text, &warnings, error.as_ref())
+            }
+            _ => {
+                let text = format!("the request {request}: not available in this version of whelk");
+                return Err(Status::unimplemented(text));
+            }
+        };
+        let mut result = gateway::Result::default();
+        let texts = [("result.json", found.json), ("result.txt", found.text)];
+        for (name, text) in texts {
+            result.metadata.insert(name.into(), text.into_bytes());
+        }
+        if let Some(status) = found.status {
+            let name = "result.statuscode".into();
+            result
+                .metadata
+                .insert(name, status.to_string().into_bytes());
+        }
+        Ok(result)
+    }
+
+    /// Returns the warnings and the error of a Dockerfile.
+    async fn check(
+        self: &Arc<Self>,
+        build: &Build,
+        prepared: &Prepared,
+    ) -> (Vec<Warning>, Option<whelk_dockerfile::Error>) {
+        let mut answers = Answers::new();
+        loop {
+            let asked = match check(&prepared.text, &prepared.options, &answers) {
+                Ok(found) => return found,
+                Err(asked) => asked,
+            };
+            for ask in asked {
+                let answer = match &ask {
+                    Ask::Image {
+                        reference,
+                        platform,
+                        name,
+                        layout: None,
+                    } => {
+                        let resolved = self
+                            .builder
+                            .resolve(&build.request, reference, platform, name)
+                            .await;
+                        match resolved {
+                            Ok((_, config)) => Answer::Image {
+                                reference: reference.clone(),
+                                digest: String::new(),
+                                config,
+                            },
+                            Err(error) => Answer::Failed(error.to_string()),
+                        }
+                    }
+                    Ask::Time { .. } => Answer::Time(None),
+                    Ask::Ignore { .. } => Answer::Ignore(None),
+                    Ask::Image { .. } => Answer::Failed("OCI layouts are not supported".into()),
+                };
+                answers.insert(ask, answer);
+            }
+        }
+    }
+}

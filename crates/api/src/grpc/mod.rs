@@ -1,0 +1,140 @@
+//! BuildKit's services, on connections that `POST /grpc` has upgraded, and sessions of clients (`POST /session`).
+//!
+//! ```text
+//! Control.Solve ─► Build ◄─ LLBBridge.Solve (Dockerfile or definition ─► reference)
+//!                    │   ◄─ LLBBridge.Return (the reference that is the result)
+//! Control.Status ◄───┘  progress
+//! ```
+//! With the usual clients, a build's frontend is the client: it asks for references, and returns one of them. They
+//! are solved when somebody needs their files.
+
+mod bridge;
+mod builds;
+mod client;
+mod contexts;
+mod control;
+mod export;
+mod frontend;
+mod progress;
+mod result;
+
+use std::sync::Arc;
+
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+use hyper::rt::{Read, Write};
+use whelk_build::Builder;
+use whelk_buildkit::grpc::{self, Call, Result, Status};
+use whelk_buildkit::pb::{BytesMessage, HealthCheckResponse, Unused};
+use whelk_buildkit::session::Sessions;
+use whelk_engine::Engine;
+
+use builds::Builds;
+use contexts::Contexts;
+
+/// What the services of all connections share.
+#[derive(Debug)]
+pub(crate) struct Door {
+    engine: Arc<Engine>,
+    builder: Arc<Builder>,
+    pub sessions: Arc<Sessions>,
+    builds: Builds,
+    contexts: Arc<Contexts>,
+}
+
+impl Door {
+    pub fn new(engine: Arc<Engine>, builder: Arc<Builder>) -> Arc<Self> {
+        Arc::new(Self {
+            contexts: Contexts::new(builder.clone(), &engine.instance.root),
+            engine,
+            builder,
+            sessions: Arc::default(),
+            builds: Builds::default(),
+        })
+    }
+
+    /// Serves the calls of a connection until it ends.
+    pub async fn serve(self: Arc<Self>, stream: impl Read + Write + Unpin + Send + 'static) {
+        let answer = move |call| self.clone().answer(call);
+        // Clients hang up without a word, and look whether this works by opening a connection.
+        if let Err(error) = grpc::serve(stream, headers, answer).await {
+            tracing::debug!("connection of BuildKit's protocol: {error}");
+        }
+    }
+
+    /// Removes the directories of clients that no build uses. Returns the size of their files. Blocking.
+    ///
+    /// # Errors
+    /// Returns an error if the disk fails.
+    pub fn clear_contexts(&self) -> whelk_build::Result<u64> {
+        self.contexts.clear()
+    }
+
+    async fn answer(self: Arc<Self>, mut call: Call) -> Result<()> {
+        let method = std::mem::take(&mut call.method);
+        let (service, name) = method.split_once('/').unwrap_or_default();
+        match service {
+            "moby.buildkit.v1.Control" => self.control(name, call).await,
+            "moby.buildkit.v1.frontend.LLBBridge" => self.bridge(name, call).await,
+            "grpc.health.v1.Health" if name == "Check" => {
+                let status = HealthCheckResponse::SERVING;
+                call.responses.send(&HealthCheckResponse { status }).await
+            }
+            // Traces of the client: what it wants to be kept beside those of the engine, which has none.
+            "opentelemetry.proto.collector.trace.v1.TraceService" if name == "Export" => {
+                call.responses.send(&Unused {}).await
+            }
+            _ => Err(Status::unimplemented(format!("unknown method {method}"))),
+        }
+    }
+
+    /// Serves a session whose connection is a stream of messages.
+    async fn session(&self, call: Call) -> Result<()> {
+        /// Clients accept messages of up to 4 MiB.
+        const PIECE: usize = 64 << 10;
+        let Call {
+            metadata,
+            mut requests,
+            responses,
+            ..
+        } = call;
+        let (ours, theirs) = tokio::io::duplex(4 * PIECE);
+        let (mut output, mut input) = tokio::io::split(theirs);
+        let received = async {
+            while let Some(BytesMessage { data }) = requests.next().await? {
+                if tokio::io::AsyncWriteExt::write_all(&mut input, &data)
+                    .await
+                    .is_err()
+                {
+                    break;
+                }
+            }
+            // The client waits for the end of the stream when it has closed its side.
+            Ok(())
+        };
+        let sent = async {
+            let mut buffer = bytes::BytesMut::with_capacity(PIECE);
+            while let Ok(1..) = tokio::io::AsyncReadExt::read_buf(&mut output, &mut buffer).await {
+                let data = buffer.split().freeze();
+                responses.send(&BytesMessage { data }).await?;
+                buffer.reserve(PIECE);
+            }
+            Ok(())
+        };
+        let served = self
+            .sessions
+            .serve(&metadata, hyper_util::rt::TokioIo::new(ours));
+        tokio::select! {
+            result = received => result,
+            result = sent => result,
+            result = served => result,
+        }
+    }
+}
+
+/// The headers of each answer: some calls must have the time.
+fn headers() -> HeaderMap {
+    let now = jiff::Timestamp::now().to_string();
+    let time = HeaderValue::from_str(&now).ok();
+    let name = HeaderName::from_static("buildkit-current-timestamp");
+    time.map(|time| (name, time)).into_iter().collect()
+}

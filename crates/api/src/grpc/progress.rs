@@ -1,0 +1,273 @@
+//! The progress of a build, as BuildKit tells it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tokio::task::JoinHandle;
+use whelk_build::{Event, EventKind, Frames, Log};
+use whelk_buildkit::grpc::{Responses, Result};
+use whelk_buildkit::pb::Timestamp;
+use whelk_buildkit::pb::control::{StatusResponse, Vertex, VertexLog, VertexStatus, VertexWarning};
+use whelk_dockerfile::lint::Warning;
+use whelk_engine::events::now;
+use whelk_image::progress::{State, Update};
+use whelk_llb::Digest;
+use whelk_sys::sync::IgnorePoison as _;
+
+use super::builds::Build;
+use super::result::ranges;
+
+/// What a client was told of a step.
+#[derive(Debug, Default)]
+struct Known {
+    vertex: Vertex,
+    /// Sends its output.
+    output: Option<JoinHandle<()>>,
+    /// When each part has begun.
+    parts: HashMap<String, Timestamp>,
+}
+
+/// Tells a client of a build from its beginning to its end.
+pub(super) async fn tell(build: &Build, responses: &Responses) -> Result<()> {
+    let mut teller = Teller {
+        build,
+        responses,
+        known: HashMap::new(),
+    };
+    let mut follower = build.request.progress.follow();
+    while let Some(event) = follower.next().await {
+        teller.event(event).await?;
+    }
+    Ok(())
+}
+
+struct Teller<'a> {
+    build: &'a Build,
+    responses: &'a Responses,
+    known: HashMap<Digest, Known>,
+}
+
+impl Drop for Teller<'_> {
+    fn drop(&mut self) {
+        for output in self
+            .known
+            .values()
+            .filter_map(|known| known.output.as_ref())
+        {
+            output.abort();
+        }
+    }
+}
+
+impl Teller<'_> {
+    async fn event(&mut self, event: Event) -> Result<()> {
+        let at = Timestamp::from_nanos(event.at);
+        let digest = event.vertex.to_string();
+        if let EventKind::Warning(warning) = event.kind {
+            return self.warning(&warning).await;
+        }
+        let known = self.known.entry(event.vertex).or_default();
+        let vertex = &mut known.vertex;
+        match event.kind {
+            EventKind::Known { name, inputs } => {
+                *vertex = Vertex {
+                    digest,
+                    inputs: inputs.iter().map(Digest::to_string).collect(),
+                    name,
+                    ..Vertex::default()
+                };
+            }
+            EventKind::Started { log } => {
+                vertex.started = Some(at);
+                let vertexes = vec![vertex.clone()];
+                let response = StatusResponse {
+                    vertexes,
+                    ..StatusResponse::default()
+                };
+                self.responses.send(&response).await?;
+                // Behind the news that it has begun.
+                if let Some(log) = log {
+                    let sending = output(log, digest, self.responses.clone());
+                    known.output = Some(tokio::spawn(sending));
+                }
+                return Ok(());
+            }
+            EventKind::Cached => {
+                vertex.started.get_or_insert(at);
+                vertex.completed = Some(at);
+                vertex.cached = true;
+            }
+            EventKind::Done => {
+                if let Some(output) = known.output.take() {
+                    let _ = output.await;
+                }
+                vertex.started.get_or_insert(at);
+                vertex.completed = Some(at);
+            }
+            EventKind::Failed(error) => {
+                if let Some(output) = known.output.take() {
+                    let _ = output.await;
+                }
+                vertex.started.get_or_insert(at);
+                vertex.completed = Some(at);
+                vertex.error = error.root().to_string();
+            }
+            EventKind::Left => {
+                if let Some(output) = known.output.take() {
+                    output.abort();
+                }
+                if vertex.started.is_none() {
+                    return Ok(());
+                }
+                vertex.completed = Some(at);
+                vertex.error = "context canceled".into();
+            }
+            EventKind::Pull(update) => {
+                let Some(part) = pull(update) else {
+                    return Ok(());
+                };
+                return self.part(event.vertex, at, part).await;
+            }
+            EventKind::Transfer {
+                name,
+                bytes,
+                is_done,
+            } => {
+                let part = Part {
+                    id: format!("transferring {name}:"),
+                    current: bytes,
+                    is_done,
+                    ..Part::default()
+                };
+                return self.part(event.vertex, at, part).await;
+            }
+            EventKind::Part { name, is_done } => {
+                let part = Part {
+                    id: name,
+                    is_done,
+                    ..Part::default()
+                };
+                return self.part(event.vertex, at, part).await;
+            }
+            EventKind::Warning(_) => return Ok(()),
+        }
+        let vertexes = vec![vertex.clone()];
+        self.send(StatusResponse {
+            vertexes,
+            ..StatusResponse::default()
+        })
+        .await
+    }
+
+    async fn part(&mut self, vertex: Digest, at: Timestamp, part: Part) -> Result<()> {
+        let known = self.known.entry(vertex).or_default();
+        let started = *known.parts.entry(part.id.clone()).or_insert(at);
+        let size = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        let status = VertexStatus {
+            name: part.id.clone(),
+            id: part.id,
+            vertex: vertex.to_string(),
+            current: size(part.current),
+            total: size(part.total),
+            timestamp: Some(at),
+            started: Some(started),
+            completed: part.is_done.then_some(at),
+        };
+        self.send(StatusResponse {
+            statuses: vec![status],
+            ..StatusResponse::default()
+        })
+        .await
+    }
+
+    async fn warning(&self, warning: &Warning) -> Result<()> {
+        let file = self.build.file.lock().ignore_poison().clone();
+        let Some((vertex, info)) = file else {
+            return Ok(());
+        };
+        let warning = VertexWarning {
+            vertex: vertex.to_string(),
+            level: 1,
+            short: warning.short().into_bytes(),
+            detail: vec![warning.rule.description().as_bytes().to_vec()],
+            url: warning.rule.url(),
+            info: Some(info),
+            ranges: ranges(&[warning.lines]),
+        };
+        self.send(StatusResponse {
+            warnings: vec![warning],
+            ..StatusResponse::default()
+        })
+        .await
+    }
+
+    async fn send(&self, response: StatusResponse) -> Result<()> {
+        self.responses.send(&response).await
+    }
+}
+
+/// A part of a step.
+#[derive(Debug, Default)]
+struct Part {
+    id: String,
+    current: u64,
+    total: u64,
+    is_done: bool,
+}
+
+/// Returns what is shown of a layer that is pulled.
+fn pull(update: Update) -> Option<Part> {
+    let Update {
+        id,
+        state,
+        current,
+        total,
+        ..
+    } = update;
+    let (id, is_done) = match state {
+        State::Downloading => (id, false),
+        State::DownloadComplete | State::AlreadyExists => (id, true),
+        State::Extracting => (format!("extracting {id}"), false),
+        State::PullComplete => (format!("extracting {id}"), true),
+        _ => return None,
+    };
+    Some(Part {
+        id,
+        current,
+        total,
+        is_done,
+    })
+}
+
+/// Sends the output of a step as it comes.
+async fn output(log: Arc<Log>, vertex: String, responses: Responses) {
+    let (mut at, mut frames) = (0, Frames::default());
+    loop {
+        let bytes = match log.read(at).await {
+            Ok(bytes) if bytes.is_empty() => return,
+            Ok(bytes) => bytes,
+            Err(error) => {
+                tracing::warn!("output of a step of a build: {error}");
+                return;
+            }
+        };
+        at += bytes.len() as u64;
+        let timestamp = Some(Timestamp::from_nanos(now()));
+        let logs = frames
+            .add(&bytes)
+            .into_iter()
+            .map(|(stream, msg)| VertexLog {
+                vertex: vertex.clone(),
+                timestamp,
+                stream: stream.into(),
+                msg,
+            });
+        let response = StatusResponse {
+            logs: logs.collect(),
+            ..StatusResponse::default()
+        };
+        if !response.logs.is_empty() && responses.send(&response).await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,367 @@
+//! Builds with BuildKit's protocol: `docker build`, `docker buildx` and `docker compose`, unmodified.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use whelk_tests::{Cli, Engine, Output, Program, eventually};
+
+const BUILDKIT: &[(&str, &str)] = &[
+    ("DOCKER_BUILDKIT", "1"),
+    ("BUILDX_NO_DEFAULT_ATTESTATIONS", "1"),
+];
+
+/// Makes a directory of these files.
+fn directory(engine: &Engine, name: &str, files: &[(&str, &str)]) -> PathBuf {
+    let directory = engine.scratch(name);
+    for (file, content) in files {
+        let path = directory.join(file);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+    directory
+}
+
+fn docker(engine: &Engine) -> Cli<'_> {
+    engine.cli(Program::Docker).with_env(BUILDKIT)
+}
+
+fn build(engine: &Engine, context: &Path, args: &[&str]) -> Output {
+    let context = context.to_str().unwrap();
+    let plain = ["build", "--progress", "plain"];
+    docker(engine).run(&[&plain, args, &[context]].concat())
+}
+
+/// Builds, and returns what was shown, which is on the standard error.
+#[track_caller]
+fn built(engine: &Engine, context: &Path, args: &[&str]) -> String {
+    let output = build(engine, context, args);
+    output.ok();
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn image(engine: &Engine, name: &str) -> Value {
+    engine.get(&format!("/images/{name}/json"))
+}
+
+#[track_caller]
+fn shows(text: &str, expected: &[&str]) {
+    for wanted in expected {
+        assert!(text.contains(wanted), "{wanted:?} in {text}");
+    }
+}
+
+#[test]
+fn an_image_is_built_and_cached() {
+    let engine = Engine::start();
+    let dockerfile = "ARG BASE=busybox\nFROM $BASE AS base\nARG WHAT=none\nWORKDIR /srv\nCOPY data data\nRUN echo to-out; echo to-err >&2; echo $WHAT > made\nFROM base\nCOPY --from=base /srv/made /copied\nCMD [\"cat\", \"/copied\"]\n";
+    let files = [
+        ("Dockerfile", dockerfile),
+        (".dockerignore", "*.log\n"),
+        ("data/x", "one"),
+        ("data/y.log", "two"),
+        ("y.log", "three"),
+    ];
+    let context = directory(&engine, "first", &files);
+    let iidfile = engine.scratch_text("iid");
+    let args = [
+        "--build-arg",
+        "WHAT=this",
+        "-t",
+        "made:1",
+        "--iidfile",
+        &iidfile,
+    ];
+    let shown = built(&engine, &context, &args);
+    shows(
+        &shown,
+        &[
+            "[internal] load build definition from Dockerfile",
+            "[internal] load metadata for docker.io/library/busybox:latest",
+            "[internal] load .dockerignore",
+            "[internal] load build context",
+            "RUN echo to-out; echo to-err >&2; echo this > made",
+            " to-out\n",
+            " to-err\n",
+            "exporting to image",
+            "exporting layers",
+            "writing image sha256:",
+            "naming to docker.io/library/made:1 done",
+        ],
+    );
+    let first = image(&engine, "made:1");
+    assert_eq!(json!(fs::read_to_string(&iidfile).unwrap()), first["Id"]);
+    assert_eq!(first["Config"]["WorkingDir"], "/srv");
+    assert_eq!(engine.docker(&["run", "--rm", "made:1"]).ok(), "this");
+    let look = ["run", "--rm", "made:1", "ls", "data"];
+    assert_eq!(engine.docker(&look).ok(), "x\ny.log");
+    // Nothing is executed, and the image is the same.
+    let args = ["--build-arg", "WHAT=this", "-t", "made:2"];
+    let again = built(&engine, &context, &args);
+    assert!(!again.contains(" to-out\n"), "{again}");
+    assert!(again.matches("CACHED").count() >= 4, "{again}");
+    assert_eq!(image(&engine, "made:2")["Id"], first["Id"]);
+    let text = context.to_str().unwrap();
+    let args = ["build", "-q", "--build-arg", "WHAT=this", text];
+    let quiet = docker(&engine).run(&args).ok();
+    assert_eq!(json!(quiet), first["Id"]);
+    // After a kill too; and without the cache it is all done again.
+    engine.kill9();
+    engine.restart();
+    let after = built(&engine, &context, &["--build-arg", "WHAT=this"]);
+    assert!(!after.contains(" to-out\n"), "{after}");
+    let fresh = built(
+        &engine,
+        &context,
+        &["--build-arg", "WHAT=this", "--no-cache"],
+    );
+    shows(&fresh, &[" to-out\n"]);
+    let other = built(&engine, &context, &["--build-arg", "WHAT=that"]);
+    shows(&other, &[" to-out\n", "CACHED"]);
+}
+
+#[test]
+fn failures_show_the_lines() {
+    let engine = Engine::start();
+    let check = |name: &str, dockerfile: &str, expected: &[&str]| {
+        let context = directory(&engine, name, &[("Dockerfile", dockerfile)]);
+        let failed = build(&engine, &context, &["-t", "none"]);
+        assert_eq!(failed.code, 1);
+        shows(&failed.err(), expected);
+    };
+    check(
+        "exit",
+        "FROM busybox\nRUN echo before && exit 7\n",
+        &[
+            "before",
+            "process \"/bin/sh -c echo before && exit 7\" did not complete successfully: exit code: 7",
+            "Dockerfile:2",
+            ">>> RUN echo before && exit 7",
+        ],
+    );
+    check(
+        "syntax",
+        "FROM busybox\n\nRUNS x\n",
+        &["unknown instruction: RUNS", "Dockerfile:3", ">>> RUNS x"],
+    );
+    check(
+        "copy",
+        "FROM busybox\nCOPY none /x\n",
+        &["none", "Dockerfile:2"],
+    );
+    let missing = engine.scratch("missing");
+    let failed = build(
+        &engine,
+        &missing,
+        &["-f", missing.join("x").to_str().unwrap()],
+    );
+    assert_ne!(failed.code, 0);
+    // What is not supported is refused by its name.
+    let context = directory(&engine, "refused", &[("Dockerfile", "FROM busybox\n")]);
+    for (args, expected) in [
+        (&["--output", "type=tar,dest=-"][..], "tar"),
+        (&["--allow", "security.insecure"], "security.insecure"),
+    ] {
+        let failed = build(&engine, &context, args);
+        assert_ne!(failed.code, 0, "{args:?}");
+        shows(&failed.err(), &[expected]);
+    }
+    let host = directory(
+        &engine,
+        "host",
+        &[("Dockerfile", "FROM busybox\nRUN --network=host true\n")],
+    );
+    shows(&build(&engine, &host, &[]).err(), &["network.host"]);
+}
+
+#[test]
+fn secrets_are_not_in_the_image() {
+    let engine = Engine::start();
+    let dockerfile = "FROM busybox\nRUN --mount=type=secret,id=key,required=true stat -c '%a %u %s' /run/secrets/key && cat /run/secrets/key\nRUN --mount=type=secret,id=var,env=TOKEN echo has-$TOKEN\nRUN ls /run/secrets /run | grep -c secrets || true\n";
+    let files = [("Dockerfile", dockerfile), ("secret", "hidden")];
+    let context = directory(&engine, "secrets", &files);
+    let secret = format!("id=key,src={}", context.join("secret").display());
+    let args = [
+        "--secret",
+        &secret,
+        "--secret",
+        "id=var,env=VAR",
+        "-t",
+        "made",
+    ];
+    let env = &[BUILDKIT, &[("VAR", "value")]].concat();
+    let text = context.to_str().unwrap();
+    let plain = ["build", "--progress", "plain"];
+    let client = engine.cli(Program::Docker).with_env(env);
+    let output = client.run(&[&plain, &args[..], &[text]].concat());
+    output.ok();
+    let shown = String::from_utf8_lossy(&output.stderr).into_owned();
+    shows(&shown, &["400 0 6\n", "hidden", "has-value"]);
+    let look = ["run", "--rm", "made", "ls", "-A", "/run"];
+    assert_eq!(engine.docker(&look).ok(), "");
+    let failed = build(&engine, &context, &["--no-cache"]);
+    shows(&failed.err(), &["secret key: not found"]);
+}
+
+#[test]
+fn stages_run_beside_each_other() {
+    let engine = Engine::start();
+    // Each waits for the other.
+    let wait = |own: &str, other: &str| {
+        format!(
+            "RUN --mount=type=cache,id=both,target=/c touch /c/{own} && until [ -e /c/{other} ]; do sleep 0.1; done && touch /{own}\n"
+        )
+    };
+    let dockerfile = format!(
+        "FROM busybox AS one\n{}FROM busybox AS two\n{}FROM busybox\nCOPY --from=one /a /a\nCOPY --from=two /b /b\n",
+        wait("a", "b"),
+        wait("b", "a")
+    );
+    let context = directory(&engine, "stages", &[("Dockerfile", &dockerfile)]);
+    built(&engine, &context, &["-t", "made"]);
+    let look = ["run", "--rm", "made", "ls", "/a", "/b"];
+    assert_eq!(engine.docker(&look).ok(), "/a\n/b");
+}
+
+#[test]
+fn only_files_that_have_changed_are_sent() {
+    const FILES: usize = 2000;
+    let engine = Engine::start();
+    let context = directory(
+        &engine,
+        "many",
+        &[(
+            "Dockerfile",
+            "FROM busybox\nCOPY . /all\nRUN ls /all/files | wc -l\n",
+        )],
+    );
+    fs::create_dir(context.join("files")).unwrap();
+    for number in 0..FILES {
+        fs::write(context.join(format!("files/{number}")), "0123456789").unwrap();
+    }
+    let first = built(&engine, &context, &["-t", "made"]);
+    shows(&first, &["2000\n", "transferring context: 20.0"]);
+    let again = built(&engine, &context, &["-t", "made"]);
+    assert!(!again.contains("transferring context: 20.0"), "{again}");
+    fs::write(context.join("files/7"), "changed").unwrap();
+    let changed = built(&engine, &context, &["-t", "made"]);
+    shows(&changed, &["transferring context: 7B"]);
+    let look = ["run", "--rm", "made", "cat", "/all/files/7", "/all/files/8"];
+    assert_eq!(engine.docker(&look).ok(), "changed0123456789");
+    fs::remove_file(context.join("files/7")).unwrap();
+    shows(&built(&engine, &context, &["-t", "made"]), &["1999\n"]);
+}
+
+/// Returns whether the step of the test below runs.
+fn is_sleeping() -> bool {
+    let found = std::process::Command::new("pgrep")
+        .args(["-f", "^sleep 1234$"])
+        .output()
+        .unwrap();
+    !found.stdout.is_empty()
+}
+
+#[test]
+fn a_client_that_is_killed_leaves_nothing() {
+    let engine = Engine::start();
+    let dockerfile = "FROM busybox\nRUN sleep 1234\n";
+    let context = directory(&engine, "killed", &[("Dockerfile", dockerfile)]);
+    let text = context.to_str().unwrap().to_owned();
+    for signal in [Signal::KILL, Signal::INT] {
+        let mut client = docker(&engine).spawn(&["buildx", "build", &text]);
+        eventually("the step runs", || is_sleeping().then_some(()));
+        client.signal(signal);
+        assert_ne!(client.finish().code, 0);
+        eventually("the step has ended", || (!is_sleeping()).then_some(()));
+    }
+}
+
+#[test]
+fn named_contexts_and_bake() {
+    let engine = Engine::start();
+    let other = directory(&engine, "other", &[("file", "from the other")]);
+    let dockerfile = "FROM base\nCOPY --from=more file /file\n";
+    let files = [
+        ("Dockerfile", dockerfile),
+        ("base.Dockerfile", "FROM busybox\nRUN echo base > /base\n"),
+    ];
+    let context = directory(&engine, "named", &files);
+    let more = format!("more={}", other.display());
+    let args = [
+        "--build-context",
+        &more,
+        "--build-context",
+        "base=docker-image://busybox",
+        "-t",
+        "made",
+    ];
+    built(&engine, &context, &args);
+    let look = ["run", "--rm", "made", "cat", "/file"];
+    assert_eq!(engine.docker(&look).ok(), "from the other");
+    let bake = json!({
+        "group": {"default": {"targets": ["base", "top"]}},
+        "target": {
+            "base": {"context": context, "dockerfile": "base.Dockerfile", "tags": ["base:baked"]},
+            "top": {
+                "context": context,
+                "contexts": {"base": "target:base", "more": other},
+                "tags": ["top:baked"],
+            },
+        },
+    });
+    let file = context.join("bake.json");
+    fs::write(&file, bake.to_string()).unwrap();
+    let file = file.to_str().unwrap();
+    let args = [
+        "buildx",
+        "bake",
+        "--progress",
+        "plain",
+        "--allow",
+        "fs=/",
+        "-f",
+        file,
+    ];
+    docker(&engine).run(&args).ok();
+    let look = ["run", "--rm", "top:baked", "cat", "/base", "/file"];
+    assert_eq!(engine.docker(&look).ok(), "base\nfrom the other");
+}
+
+#[test]
+fn compose_builds() {
+    let engine = Engine::start();
+    let compose = "services:\n  app:\n    build: .\n    image: composed\n    network_mode: none\n";
+    let files = [
+        ("compose.yaml", compose),
+        (
+            "Dockerfile",
+            "FROM busybox\nRUN echo composed > /x\nCMD cat /x\n",
+        ),
+    ];
+    let context = directory(&engine, "compose", &files);
+    let file = context.join("compose.yaml");
+    let file = file.to_str().unwrap();
+    docker(&engine).run(&["compose", "-f", file, "build"]).ok();
+    let look = ["run", "--rm", "composed"];
+    assert_eq!(engine.docker(&look).ok(), "composed");
+}
+
+#[test]
+fn the_cache_is_listed_and_pruned() {
+    let engine = Engine::start();
+    let dockerfile = "FROM busybox\nRUN echo step-of-this > /x\n";
+    let context = directory(&engine, "cache", &[("Dockerfile", dockerfile)]);
+    built(&engine, &context, &[]);
+    let listed = docker(&engine).run(&["buildx", "du", "--verbose"]).ok();
+    shows(&listed, &["step-of-this", "regular"]);
+    docker(&engine).run(&["buildx", "prune", "-af"]).ok();
+    shows(&built(&engine, &context, &[]), &["DONE"]);
+    let checked = docker(&engine).run(&["buildx", "ls"]).ok();
+    shows(&checked, &["running", "linux/amd64"]);
+}
