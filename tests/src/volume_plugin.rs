@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 
 use serde_json::{Value, json};
 
@@ -24,6 +24,9 @@ struct Inner {
     asked: Mutex<Vec<String>>,
     /// The method and the process that is killed when it is called.
     victim: Mutex<Option<(String, rustix::process::Pid)>>,
+    /// The method whose requests wait.
+    held: Mutex<Option<String>>,
+    released: Condvar,
     /// Fixed responses, by method.
     errors: Mutex<BTreeMap<String, String>>,
 }
@@ -40,6 +43,8 @@ impl VolumePlugin {
             asked: Mutex::default(),
             errors: Mutex::default(),
             victim: Mutex::default(),
+            held: Mutex::default(),
+            released: Condvar::new(),
         }));
         let socket = directory.join(format!("{name}.sock"));
         let _ = fs::remove_file(&socket);
@@ -106,6 +111,9 @@ impl VolumePlugin {
         {
             rustix::process::kill_process(victim, rustix::process::Signal::KILL).unwrap();
         }
+        let held = self.0.held.lock().unwrap();
+        let waits = |held: &mut Option<String>| held.as_deref() == Some(method);
+        drop(self.0.released.wait_while(held, waits).unwrap());
         if let Some(error) = self.0.errors.lock().unwrap().get(method) {
             return json!({"Err": error});
         }
@@ -177,6 +185,12 @@ impl VolumePlugin {
             Some(error) => drop(errors.insert(method.to_owned(), error.to_owned())),
             None => drop(errors.remove(method)),
         }
+    }
+
+    /// Lets requests of a method wait, or none.
+    pub fn hold(&self, method: Option<&str>) {
+        *self.0.held.lock().unwrap() = method.map(str::to_owned);
+        self.0.released.notify_all();
     }
 
     /// Kills a process instead of responding to the next call of a method.

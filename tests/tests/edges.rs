@@ -252,7 +252,10 @@ const MODULES: &[(&str, &[&str])] = &[
     // A part of the crate's root: it describes the whole engine.
     ("system", &["", "model"]),
     // As `system`: it verifies the whole engine.
-    ("check", &["", "error", "findings", "images"]),
+    (
+        "check",
+        &["", "containers", "error", "findings", "images", "workload"],
+    ),
     // The same.
     ("reload", &["", "error", "instance"]),
 ];

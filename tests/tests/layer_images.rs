@@ -445,3 +445,50 @@ fn images_stay_usable_when_the_engine_is_killed() {
     engine.docker(&["rm", "-f", "cc"]).ok();
     check_mounts(&engine);
 }
+
+#[test]
+fn a_damaged_image_is_moved_away_and_comes_back() {
+    let Some(engine) = start() else { return };
+    let layer = small_root().file("large", noise(300_000)).finish();
+    let archive = Archive::new("app:1", vec![layer]).build();
+    engine.load(&archive);
+    let read = || {
+        let words = ["run", "--rm", "--network", "none", "app:1"];
+        engine
+            .whelk(&[&words[..], &["cat", "/large"]].concat())
+            .ok()
+    };
+    // The engine keeps the image mounted.
+    let whole = read();
+    let has_it = |content: &[u8]| {
+        let part = &noise(300_000)[100_000..100_016];
+        content.windows(16).position(|window| window == part)
+    };
+    let layers = fs::read_dir(engine.root().join("layers")).unwrap();
+    let mut images = layers.map(|layer| layer.unwrap().path().join("fs.erofs"));
+    let image = images
+        .find(|image| has_it(&fs::read(image).unwrap()).is_some())
+        .unwrap();
+    let repaired = |flags: &[&str], problem: &str| {
+        let words = [&["system", "check", "--repair"], flags].concat();
+        let done = engine.whelk(&words);
+        let out = done.out();
+        assert!(
+            done.code == 1 && out.contains(problem) && out.contains(": moved to "),
+            "{problem}: {out}{}",
+            done.err()
+        );
+        assert!(!image.exists(), "{problem}");
+        engine.load(&archive);
+        engine.whelk(&["system", "check", "--layers"]).ok();
+        assert!(read() == whole, "{problem}");
+    };
+    let mut content = fs::read(&image).unwrap();
+    let at = has_it(&content).unwrap();
+    content[at] ^= 1;
+    fs::write(&image, &content).unwrap();
+    repaired(&["--layers"], "was changed on disk");
+    let content = fs::read(&image).unwrap();
+    fs::write(&image, &content[..content.len() - 4096]).unwrap();
+    repaired(&[], "is damaged: its image is cut off");
+}

@@ -12,7 +12,8 @@ use whelk_runtime::cgroup::Cgroup;
 use crate::Engine;
 use crate::error::{Error, Result};
 use crate::findings::{Finding, Findings};
-use crate::images::InUse;
+use crate::images::{GoesOn, InUse};
+use crate::workload::WORKLOAD_PREFIX;
 
 /// How much is verified, and what is done about problems.
 #[derive(Clone, Copy, Debug, Default)]
@@ -50,7 +51,8 @@ pub struct Checked {
 const PAUSE: Duration = Duration::from_millis(1500);
 
 impl Engine {
-    /// Verifies the instance. `tell` gets each problem, and returns whether to go on.
+    /// Verifies the instance. `tell` gets each problem; it and `is_wanted` return whether to go on, which is
+    /// asked before each repair and while content is read.
     ///
     /// # Errors
     /// Returns a conflict if a check is running, and an error if the repairs cannot be written to disk.
@@ -58,6 +60,7 @@ impl Engine {
         self: &Arc<Self>,
         request: CheckRequest,
         tell: impl FnMut(Problem) -> bool + Send + 'static,
+        is_wanted: impl Fn() -> bool + Send + Sync + 'static,
     ) -> Result<Checked> {
         let turn = self.checking.clone().try_lock_owned();
         let turn =
@@ -65,7 +68,7 @@ impl Engine {
         let engine = self.clone();
         let work = move || {
             let _turn = turn;
-            engine.check_now(request, tell)
+            engine.check_now(request, tell, &(Arc::new(is_wanted) as GoesOn))
         };
         let checked = tokio::task::spawn_blocking(work).await;
         let checked = checked.map_err(|error| Error::internal(error.to_string()))?;
@@ -75,7 +78,12 @@ impl Engine {
         Ok(checked)
     }
 
-    fn check_now(&self, request: CheckRequest, mut tell: impl FnMut(Problem) -> bool) -> Checked {
+    fn check_now(
+        &self,
+        request: CheckRequest,
+        mut tell: impl FnMut(Problem) -> bool,
+        goes_on: &GoesOn,
+    ) -> Checked {
         let mut checked = Checked {
             containers: self.containers.all().len(),
             images: self.images.count(),
@@ -85,22 +93,29 @@ impl Engine {
         };
         let mut problems = 0;
         let mut report = |findings: Findings| {
-            findings.into_vec().into_iter().all(|finding| {
+            let all_told = findings.into_vec().into_iter().all(|finding| {
                 problems += 1;
-                tell(finding.report(request.repair))
-            })
+                goes_on() && tell(finding.report(request.repair))
+            });
+            all_told && goes_on()
         };
+        // Once: nothing in it is in progress, and changes of records wait for it.
+        let mut of_store = Findings::default();
+        self.durability.0.verify(&mut of_store);
         let first = self.look().problems();
-        let goes_on = first.is_empty() || {
-            std::thread::sleep(PAUSE);
-            let mut findings = self.look();
-            findings.keep(&first);
-            report(findings)
-        };
-        if goes_on {
+        let is_wanted = report(of_store)
+            && (first.is_empty() || {
+                std::thread::sleep(PAUSE);
+                let mut findings = self.look();
+                findings.keep(&first);
+                report(findings)
+            });
+        if is_wanted {
             let containers = self.containers.clone();
             let in_use: InUse = Arc::new(move || containers.layers_in_use());
-            let verified = self.images.verify(request.layers, &in_use, &mut report);
+            let verified = self
+                .images
+                .verify(request.layers, &in_use, goes_on, &mut report);
             checked.layers = verified.layers;
             checked.blobs = verified.blobs;
             checked.bytes = verified.bytes;
@@ -124,25 +139,28 @@ impl Engine {
         findings
     }
 
-    /// Looks for cgroups below the instance's own that belong to nothing.
+    /// Looks for cgroups below the instance's own that the engine has made, and that belong to nothing. Others
+    /// are those of an administrator, who has prepared them for containers (`--cgroup-parent`).
     fn check_cgroups(&self, findings: &mut Findings) -> Result<()> {
         let parent = self.instance.cgroup_parent();
         let mut used = self.containers.cgroups();
         used.extend(self.workloads.cgroups());
-        used.insert(self.instance.shims_cgroup());
         for name in Cgroup::at(&parent)?.children()? {
             let path = format!("{parent}/{name}");
-            // The parent of a container's cgroup may be one of these.
+            let workload = name.strip_prefix(WORKLOAD_PREFIX).map(str::to_owned);
+            let is_ours = workload.is_some() || crate::containers::is_id(&name);
+            // A container's cgroup may be the parent of others.
             let below = format!("{path}/");
-            if used
-                .iter()
-                .any(|used| *used == path || used.starts_with(&below))
-            {
+            let is_used = |used: &String| *used == path || used.starts_with(&below);
+            if !is_ours || used.iter().any(is_used) {
                 continue;
             }
-            let containers = self.containers.clone();
             let problem = format!("cgroup {path} belongs to no container");
-            findings.add(problem, move || containers.remove_cgroup(&path));
+            let (containers, workloads) = (self.containers.clone(), self.workloads.clone());
+            findings.add(problem, move || match workload {
+                Some(id) => workloads.end_unknown(&id),
+                None => containers.remove_cgroup(&path),
+            });
         }
         Ok(())
     }

@@ -159,6 +159,7 @@ impl Engine {
         tokio::spawn(shims.maintain());
         tokio::spawn(sandboxes.clone().maintain());
         tokio::spawn(store.clone().flush_in_background());
+        tokio::spawn(images.clone().collect_regularly());
         let usage = Usage::new(containers.clone(), images.clone(), networks.clone());
         let usage = Arc::new(usage);
         if let Some(gc) = instance.image_gc {

@@ -9,6 +9,9 @@
 //! a record nor in a lease. If a lease is dropped in between, its record may be missing from those that
 //! were read. So a digest that is released while a collection runs stays protected until the collection
 //! ends; then another collection runs, which removes the object if it is unused.
+//!
+//! What only reads layers, such as a start that is about to mount them, holds them too: they stay where they
+//! are, whatever becomes of their image and however damaged they are.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -29,6 +32,8 @@ struct Table {
     collections: usize,
     /// Digests released since the first of these collections began.
     released: Vec<Digest>,
+    /// Digests that a collection has kept because of a lease.
+    kept: BTreeSet<Digest>,
     /// Digests were released that the collections so far have kept.
     is_behind: bool,
 }
@@ -39,6 +44,7 @@ impl Table {
             *count -= 1;
             if *count == 0 {
                 self.held.remove(digest);
+                self.is_behind |= self.kept.remove(digest);
             }
         }
     }
@@ -65,8 +71,8 @@ impl Leases {
     }
 
     /// Returns whether another collection is necessary, because the ones that have ended kept what
-    /// was released while they ran. Returns that once.
-    pub(crate) fn must_collect_again(&self) -> bool {
+    /// was released while they ran, or later. Returns that once.
+    pub fn must_collect_again(&self) -> bool {
         std::mem::take(&mut self.0.lock().ignore_poison().is_behind)
     }
 }
@@ -114,9 +120,12 @@ impl Collection {
         digest: Option<&Digest>,
         remove: impl FnOnce() -> T,
     ) -> Option<T> {
-        let table = self.0.lock().ignore_poison();
+        let mut table = self.0.lock().ignore_poison();
         match digest {
-            Some(digest) if table.held.contains_key(digest) => None,
+            Some(digest) if table.held.contains_key(digest) => {
+                table.kept.insert(digest.clone());
+                None
+            }
             _ => Some(remove()),
         }
     }
@@ -162,6 +171,16 @@ mod tests {
         drop(running);
         assert!(leases.must_collect_again() && !leases.must_collect_again());
         assert!(!held());
-        assert!(leases.0.lock().unwrap().held.is_empty());
+        let third = leases.take();
+        third.hold(&digest);
+        drop(third);
+        assert!(!leases.must_collect_again(), "no collection has kept it");
+        let fourth = leases.take();
+        fourth.hold(&digest);
+        assert!(held());
+        drop(fourth);
+        assert!(leases.must_collect_again(), "released after a collection");
+        let table = leases.0.lock().unwrap();
+        assert!(table.held.is_empty() && table.kept.is_empty());
     }
 }

@@ -33,5 +33,5 @@ pub use leases::{Lease, Leases};
 pub use platform::Platform;
 pub use progress::Progress;
 pub use reference::Reference;
-pub use staging::{Staging, Stray};
-pub use store::{Store, Used};
+pub use staging::{Removal, Staging, Stray};
+pub use store::{SetAside, Store, Used};

@@ -8,7 +8,7 @@
 //! Both are on the same file system as the objects, so that an object appears under its name, and
 //! disappears from it, by one rename.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -31,13 +31,16 @@ struct Disposal {
     queue: Mutex<Queue>,
     ended: Condvar,
     own: Mutex<Own>,
+    /// With `own`: an object of the trash was removed, or could not be.
+    removed: Condvar,
 }
 
 /// What this process has put into `tmp` and `trash`.
 #[derive(Debug, Default)]
 struct Own {
-    /// May have paths that do not exist any more.
-    paths: BTreeSet<PathBuf>,
+    /// When each path was added. May have paths that do not exist any more, and has those that are about
+    /// to exist.
+    paths: BTreeMap<PathBuf, Instant>,
     /// Number of paths at which those that do not exist any more are left out.
     limit: usize,
     /// Why objects in the trash could not be removed.
@@ -47,13 +50,26 @@ struct Own {
 impl Own {
     fn insert(&mut self, path: PathBuf) {
         const LEAST: usize = 1024;
+        /// Within this time a path exists, if it ever does.
+        const SOON: Duration = Duration::from_secs(300);
         if self.paths.len() >= self.limit.max(LEAST) {
-            self.paths.retain(|path| fs::exists(path));
+            self.paths
+                .retain(|path, added| added.elapsed() < SOON || fs::exists(path));
             self.limit = 2 * self.paths.len();
         }
         self.failures.remove(&path);
-        self.paths.insert(path);
+        self.paths.insert(path, Instant::now());
     }
+}
+
+/// What has become of an object that was to be removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Removal {
+    Done,
+    /// It waits for others, or takes long.
+    Runs,
+    /// Why it could not be removed.
+    Failed(String),
 }
 
 /// An object in `tmp` or `trash` that nothing is going to remove.
@@ -120,7 +136,7 @@ impl Staging {
             for entry in fs::list(self.root.join(directory))? {
                 let (path, own) = (entry.path(), self.own());
                 let failure = own.failures.get(&path).cloned();
-                if failure.is_some() || !own.paths.contains(&path) {
+                if failure.is_some() || !own.paths.contains_key(&path) {
                     strays.push(Stray { path, failure });
                 }
             }
@@ -128,17 +144,35 @@ impl Staging {
         Ok(strays)
     }
 
-    /// Removes such an object in the background.
+    /// Removes such an object in the background, for which it waits until `patience` is over: other objects
+    /// may be removed first.
     ///
     /// # Errors
     /// Returns an error if it cannot be moved to the trash.
-    pub fn remove_stray(&self, path: &Path) -> Result<()> {
-        if path.starts_with(self.root.join("trash")) {
-            self.dispose([path.to_owned()]);
+    pub fn remove_stray(&self, path: &Path, patience: Duration) -> Result<Removal> {
+        let trashed = if path.starts_with(self.root.join("trash")) {
+            Some(path.to_owned())
         } else {
-            self.dispose(self.trash(path)?);
-        }
-        Ok(())
+            self.trash(path)?
+        };
+        let Some(trashed) = trashed else {
+            return Ok(Removal::Done);
+        };
+        self.dispose([trashed.clone()]);
+        let own = self.own();
+        let is_queued = |own: &mut Own| {
+            own.paths.contains_key(&trashed) && !own.failures.contains_key(&trashed)
+        };
+        let waited = self
+            .disposal
+            .removed
+            .wait_timeout_while(own, patience, is_queued);
+        let (own, timeout) = waited.unwrap_or_else(std::sync::PoisonError::into_inner);
+        Ok(match own.failures.get(&trashed) {
+            Some(failure) => Removal::Failed(failure.clone()),
+            None if timeout.timed_out() => Removal::Runs,
+            None => Removal::Done,
+        })
     }
 
     /// Returns the size in bytes of what waits in the trash to be removed.
@@ -277,6 +311,8 @@ impl Disposal {
             } else {
                 own.paths.remove(&path);
             }
+            drop(own);
+            self.removed.notify_all();
         }
         self.ended.notify_all();
     }
@@ -346,6 +382,8 @@ pub(crate) fn random_name() -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -395,12 +433,40 @@ mod tests {
         let paths: Vec<&Path> = strays.iter().map(|stray| stray.path.as_path()).collect();
         assert_eq!(paths, [root.join("tmp/one"), root.join("trash/two")]);
         for stray in &strays {
-            staging.remove_stray(&stray.path).unwrap();
+            let removal = staging.remove_stray(&stray.path, Duration::from_secs(60));
+            assert_eq!(removal.unwrap(), Removal::Done);
+            assert!(!fs::exists(&stray.path));
         }
-        staging.wait_for_disposal();
         assert_eq!(staging.strays().unwrap(), []);
         assert!(fs::exists(under_construction.path()));
         assert!(trashed.is_some_and(fs::exists));
+    }
+
+    #[test]
+    fn a_path_that_is_about_to_exist_is_known() {
+        let scratch = Scratch::temporary("about").unwrap();
+        let staging = Staging::open(scratch.path()).unwrap();
+        let path = staging.path();
+        for _ in 0..3000 {
+            staging.path();
+        }
+        fs::create_dir(&path, 0o700).unwrap();
+        assert_eq!(staging.strays().unwrap(), []);
+    }
+
+    #[test]
+    fn a_stray_is_not_waited_for_longer_than_was_asked_for() {
+        let scratch = Scratch::temporary("patience").unwrap();
+        let staging = Staging::open(scratch.path()).unwrap();
+        let stray = scratch.path().join("trash/stray");
+        fs::write(&stray, "").unwrap();
+        // As if other objects were being removed all the time.
+        staging.disposal.queue.lock().unwrap().is_running = true;
+        let removal = staging.remove_stray(&stray, Duration::from_millis(10));
+        assert_eq!(removal.unwrap(), Removal::Runs);
+        assert_eq!(staging.strays().unwrap(), []);
+        staging.disposal.run(scratch.path());
+        assert!(!fs::exists(&stray));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::content::Content;
 use crate::digest::{Algorithm, Digest};
 use crate::error::Result;
 use crate::leases::Leases;
-use crate::snapshots::Snapshots;
+use crate::snapshots::{Identity, Snapshots};
 use crate::staging::Staging;
 
 /// The image content of an engine. An object found under its name is never partial.
@@ -27,6 +27,19 @@ pub struct Store {
 pub struct Used {
     pub blobs: BTreeSet<Digest>,
     pub layers: BTreeSet<Digest>,
+}
+
+/// What has become of a damaged object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SetAside {
+    /// It is at this path now.
+    Moved(PathBuf),
+    /// It is not damaged any more.
+    Sound,
+    /// Something that has just begun, such as a start, a pull or a push, needs it where it is.
+    Held,
+    /// So does what has this name.
+    Used(String),
 }
 
 impl Store {
@@ -54,6 +67,8 @@ impl Store {
     /// Returns the first error; the other objects are moved nevertheless, and are removed at the
     /// engine's next start.
     pub fn gc(&self, age: Duration, mut used: impl FnMut() -> Used) -> Result<Vec<PathBuf>> {
+        // What was released until now, this one removes.
+        self.leases.must_collect_again();
         let mut trashed = self.collect(age, &mut used)?;
         if self.leases.must_collect_again() {
             trashed.extend(self.collect(age, &mut used)?);
@@ -105,12 +120,14 @@ impl Store {
         outcome
     }
 
-    /// Returns the paths of the blobs and layers that [`Store::gc`] would move to the trash. `used` reads the
-    /// records, as there. What a load or pull that runs meanwhile has just begun to hold may be among them.
+    /// Returns the paths of the blobs and layers that [`Store::gc`] would move to the trash whatever its age,
+    /// so without those that unfinished pulls have left. `used` reads the records, as there. What a load or pull
+    /// that runs meanwhile has just begun to hold may be among them.
     ///
     /// # Errors
     /// Returns an error if the store cannot be read.
-    pub fn unused(&self, age: Duration, used: impl FnOnce() -> Used) -> Result<Vec<PathBuf>> {
+    pub fn unused(&self, used: impl FnOnce() -> Used) -> Result<Vec<PathBuf>> {
+        let age = Duration::MAX;
         let mut candidates = Vec::new();
         let layers = self.snapshots.directory().to_owned();
         let blobs = Algorithm::ALL.map(|algorithm| (self.content.directory(algorithm), algorithm));
@@ -142,6 +159,47 @@ impl Store {
         let mut unused: Vec<PathBuf> = candidates.into_iter().map(|(.., path)| path).collect();
         unused.extend(self.content.expired_partials(age)?);
         Ok(unused)
+    }
+
+    /// Moves a damaged layer to `lost+found`, so that it is missing: the next pull or load of an image with it
+    /// adds it again. One that a lease holds, or of which `user` names a user, stays; users that `user` does not
+    /// see yet hold the layer until it does. So does one that is not `damaged` itself, but has replaced it.
+    ///
+    /// # Errors
+    /// Returns an error if the layer cannot be moved.
+    pub fn set_layer_aside(
+        &self,
+        diff_id: &Digest,
+        damaged: &Identity,
+        user: impl FnOnce() -> Option<String>,
+    ) -> Result<SetAside> {
+        // What is released from here on counts as held until the end.
+        let collection = self.leases.collect();
+        if let Some(user) = user() {
+            return Ok(SetAside::Used(user));
+        }
+        let moved = collection.unless_held(Some(diff_id), || {
+            if self.snapshots.identity(diff_id)? != *damaged {
+                return Ok(SetAside::Sound);
+            }
+            self.snapshots.set_aside(diff_id).map(SetAside::Moved)
+        });
+        moved.unwrap_or(Ok(SetAside::Held))
+    }
+
+    /// Moves a damaged blob to `lost+found`, unless a lease holds it.
+    ///
+    /// # Errors
+    /// Returns an error if the blob cannot be moved.
+    pub fn set_blob_aside(&self, digest: &Digest) -> Result<SetAside> {
+        let path = self.content.path(digest);
+        let moved = self.leases.collect().unless_held(Some(digest), || {
+            if self.content.read(digest).is_ok() {
+                return Ok(SetAside::Sound);
+            }
+            self.staging.set_aside(&path).map(SetAside::Moved)
+        });
+        moved.unwrap_or(Ok(SetAside::Held))
     }
 
     /// Flushes the store's file system (syncfs(2)), so that a record may refer to new objects.

@@ -16,7 +16,7 @@ use std::time::Duration;
 use common::images::{Image, docker_archive};
 use common::{Bench, file, noise, pack};
 use whelk_image::content::MAX_PARTIAL_AGE;
-use whelk_image::{Digest, Progress, Store, Used, archive};
+use whelk_image::{Digest, Progress, SetAside, Store, Used, archive};
 use whelk_sys::fs;
 
 /// The records of an engine: the layers of each image.
@@ -112,6 +112,40 @@ fn a_collection_removes_what_is_released_while_it_runs() {
         Used::default()
     };
     assert_eq!(store.gc(MAX_PARTIAL_AGE, used).unwrap().len(), 1);
+}
+
+#[test]
+fn a_layer_that_something_has_just_begun_to_use_is_not_set_aside() {
+    let bench = Bench::new();
+    let store = &bench.store;
+    let archive = pack(&[file("a", "a")]);
+    let layer = common::apply(store, &archive[..], None).unwrap().diff_id;
+    let damaged = store.snapshots.identity(&layer).unwrap();
+    let hold = || {
+        let lease = store.leases.take();
+        lease.hold(&layer);
+        lease
+    };
+    let none = || None;
+    let lease = hold();
+    let held = store.set_layer_aside(&layer, &damaged, none).unwrap();
+    assert_eq!(held, SetAside::Held);
+    drop(lease);
+    // A start that the look does not show yet, and that has ended its lease before the layer is moved.
+    let passed = store.set_layer_aside(&layer, &damaged, || {
+        drop(hold());
+        None
+    });
+    assert_eq!(passed.unwrap(), SetAside::Held);
+    let used = store.set_layer_aside(&layer, &damaged, || Some("user".into()));
+    assert_eq!(used.unwrap(), SetAside::Used("user".into()));
+    let moved = store.set_layer_aside(&layer, &damaged, none).unwrap();
+    assert!(matches!(moved, SetAside::Moved(_)) && !store.snapshots.has(&layer));
+    // Another one with the same content.
+    common::apply(store, &archive[..], None).unwrap();
+    let sound = store.set_layer_aside(&layer, &damaged, none).unwrap();
+    assert!(sound == SetAside::Sound && store.snapshots.has(&layer));
+    fs::remove_tree(store.staging.root().join("lost+found")).unwrap();
 }
 
 #[test]

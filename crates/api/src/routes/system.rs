@@ -42,6 +42,9 @@ pub(super) async fn version(State(engine): Service<Engine>) -> Response {
 /// What was removed, but is not deleted yet; as an object type.
 const TRASH: &str = "trash";
 
+/// How long a check waits for a client that does not read its problems.
+const CHECK_PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
+
 /// Verifies the instance. Each line of the response is a problem, the last one the result.
 pub(super) async fn check(State(engine): Service<Engine>, params: Params) -> ApiResult {
     let request = CheckRequest {
@@ -49,13 +52,19 @@ pub(super) async fn check(State(engine): Service<Engine>, params: Params) -> Api
         layers: params.flag("layers"),
     };
     let (sender, receiver) = tokio::sync::mpsc::channel(16);
-    let problems = sender.clone();
+    let (problems, client) = (sender.clone(), sender.clone());
+    let runtime = tokio::runtime::Handle::current();
     let tell = move |problem: Problem| {
         let line = json_line(&wire::check_problem(problem));
-        problems.blocking_send(Ok(line)).is_ok()
+        // One that does not read counts as one that has left: the next repair must not be that of a look of
+        // long ago, and meanwhile nobody else can check.
+        let sent = tokio::time::timeout(CHECK_PATIENCE, problems.send(Ok(line)));
+        matches!(runtime.block_on(sent), Ok(Ok(())))
     };
     tokio::spawn(async move {
-        let result = engine.check(request, tell).await;
+        let result = engine
+            .check(request, tell, move || !client.is_closed())
+            .await;
         // A client that has left does not need it.
         let _ = sender
             .send(Ok(json_line(&wire::check_result(result))))

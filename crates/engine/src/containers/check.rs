@@ -15,6 +15,7 @@ use super::audit::{listens, unknown};
 use super::{Container, Containers};
 use crate::error::{Error, Result};
 use crate::findings::Findings;
+use crate::images::HeldLayers;
 use crate::model::Status;
 use crate::model::mount::MountPlan;
 use crate::mounts::mount_points;
@@ -42,13 +43,7 @@ impl Containers {
             if !container.workload.has_shim() {
                 continue;
             }
-            let (name, ids) = {
-                let record = container.record();
-                let mounted = record.mounts.iter().filter_map(MountPlan::image);
-                let mounted = mounted.filter_map(|image| image.id.parse().ok());
-                let ids: Vec<Digest> = record.image.parse().into_iter().chain(mounted).collect();
-                (record.name.clone(), ids)
-            };
+            let (name, ids) = (container.name(), container.images());
             let images = ids.iter().filter_map(|id| self.images.get(id).ok());
             for image in images.collect::<Vec<_>>() {
                 for layer in &image.config.rootfs.diff_ids {
@@ -57,6 +52,12 @@ impl Containers {
             }
         }
         layers
+    }
+
+    /// Holds the layers that a container has or would have, until [`Containers::layers_in_use`] has them or they
+    /// are not needed any more.
+    pub(super) fn hold_layers(&self, container: &Container) -> HeldLayers {
+        self.images.hold_layers(container.images())
     }
 
     /// Returns the paths of the cgroups that containers have or would have.
@@ -68,7 +69,8 @@ impl Containers {
         paths.collect()
     }
 
-    /// Removes a cgroup that belongs to no container, with the processes in it, unless they have a shim.
+    /// Removes a cgroup with the name of a container that does not exist, with the processes in it, unless they
+    /// have a shim.
     ///
     /// # Errors
     /// Returns an error if it cannot be removed.
@@ -276,17 +278,25 @@ impl Containers {
             .chain(["containers", "workloads", "seccomp"].map(|name| run.join(name)))
             .collect();
         let scratch = self.instance.scratch();
-        let mountinfo = fs::read_to_string("/proc/self/mountinfo")?;
         let is_stray = |point: &PathBuf| {
             let is_below = |place: &PathBuf| point.starts_with(place) && point != place;
             point.starts_with(&scratch) || places.iter().any(is_below)
         };
-        let strays: BTreeSet<PathBuf> = mount_points(&mountinfo).filter(is_stray).collect();
-        for point in strays {
+        let mut strays = mounted()?;
+        strays.retain(is_stray);
+        // What is mounted inside of another mount comes first.
+        for point in strays.into_iter().rev() {
             let problem = format!("something is mounted on {}", point.display());
             findings.add(problem, move || {
-                rustix::mount::unmount(&point, UnmountFlags::DETACH)
-                    .map_err(fs::at("unmount", &point))?;
+                let mut unmounted = Ok(());
+                if mounted()?.contains(&point) {
+                    unmounted = rustix::mount::unmount(&point, UnmountFlags::DETACH);
+                }
+                // Others may have unmounted it in between.
+                if unmounted.is_err() && !mounted()?.contains(&point) {
+                    unmounted = Ok(());
+                }
+                unmounted.map_err(fs::at("unmount", &point))?;
                 Ok("unmounted".into())
             });
         }
@@ -295,6 +305,14 @@ impl Containers {
 }
 
 impl Container {
+    /// Returns the ids of its image and of those that it mounts.
+    fn images(&self) -> Vec<Digest> {
+        let record = self.record();
+        let mounted = record.mounts.iter().filter_map(MountPlan::image);
+        let mounted = mounted.filter_map(|image| image.id.parse().ok());
+        record.image.parse().into_iter().chain(mounted).collect()
+    }
+
     fn is_being_removed(&self) -> bool {
         self.progress.borrow().removed || self.status() == Status::Removing
     }
@@ -336,6 +354,12 @@ fn check_running(container: &Container, what: &str, findings: &mut Findings) {
             container.workload.cgroup()
         ));
     }
+}
+
+/// Returns what something is mounted on.
+fn mounted() -> Result<BTreeSet<PathBuf>> {
+    let mountinfo = fs::read_to_string("/proc/self/mountinfo")?;
+    Ok(mount_points(&mountinfo).collect())
 }
 
 /// Returns whether a cgroup exists in any hierarchy.

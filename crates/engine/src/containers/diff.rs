@@ -19,8 +19,9 @@ impl Containers {
         let (containers, id) = (self.clone(), container.id.clone());
         let image = container.record().image.clone();
         let reader = FileReader::new(&container.layer_readers);
+        let layers = self.hold_layers(&container);
         let changes = blocking(move || {
-            let _reader = reader;
+            let (_reader, _layers) = (reader, layers);
             let directory = containers.instance.container_dir(&id);
             let lower = containers.root_layers(&image, &directory)?;
             let upper = directory.join("upper");

@@ -8,6 +8,7 @@ use super::Containers;
 use super::copy::view::Use;
 use super::readers::FileReader;
 use crate::error::{Error, Result};
+use crate::images::HeldLayers;
 use crate::model::ContainerRecord;
 use crate::mounts::{MountPlan, Source};
 use crate::volumes::LOCAL;
@@ -130,6 +131,7 @@ impl Containers {
     pub async fn exported(self: &Arc<Self>, name: &str) -> Result<Exported> {
         let container = self.find(name)?;
         let reader = FileReader::new(&container.layer_readers);
+        let layers = self.hold_layers(&container);
         let (gate, of_run, of_layers) = container.views.begin_export().await;
         if container.progress.borrow().removed {
             return Err(Error::no_such_container(name));
@@ -159,6 +161,7 @@ impl Containers {
             files,
             usage,
             _reader: reader,
+            _layers: layers,
         })
     }
 }
@@ -169,6 +172,7 @@ pub struct Exported {
     files: ExportedFiles,
     usage: Use,
     _reader: FileReader,
+    _layers: HeldLayers,
 }
 
 #[derive(Debug)]

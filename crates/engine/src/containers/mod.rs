@@ -99,6 +99,11 @@ use crate::store::RecordStore;
 use crate::volumes::Volumes;
 use crate::workload::Workload;
 
+/// Returns whether a name has the form of a container's id.
+pub(crate) fn is_id(name: &str) -> bool {
+    name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 /// All containers of an engine.
 #[derive(Debug)]
 pub struct Containers {

@@ -123,6 +123,8 @@ impl Containers {
         attached: Vec<(Attach, OwnedFd)>,
     ) -> std::result::Result<(), StartError> {
         let (wanted, streams): (Vec<Attach>, Vec<OwnedFd>) = attached.into_iter().unzip();
+        // Until a check sees that it runs.
+        let _layers = self.hold_layers(container);
         let (containers, target) = (self.clone(), container.clone());
         let acquired =
             tokio::task::spawn_blocking(move || containers.acquire_resources(&target, wanted))

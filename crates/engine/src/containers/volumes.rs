@@ -276,6 +276,9 @@ impl Containers {
         );
         tokio::task::spawn_blocking(move || {
             let _mounts = mounts;
+            let _held = containers
+                .images
+                .hold_layers(image.parse::<whelk_image::Digest>());
             let layers = containers.root_layers(&image, &directory)?;
             fills.iter().try_for_each(|(volume, target)| {
                 let lasting = !(volume.anonymous && auto_remove);

@@ -1,5 +1,6 @@
 //! Removes layers and blobs that no image uses.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use whelk_image::content::MAX_PARTIAL_AGE;
@@ -7,6 +8,20 @@ use whelk_image::content::MAX_PARTIAL_AGE;
 use super::Images;
 
 impl Images {
+    /// Removes from time to time what unfinished pulls have left and no pull has resumed with: perhaps nothing
+    /// else happens that collects.
+    pub(crate) async fn collect_regularly(self: Arc<Self>) {
+        const INTERVAL: Duration = Duration::from_secs(6 * 60 * 60);
+        loop {
+            tokio::time::sleep(INTERVAL).await;
+            let images = self.clone();
+            let collected = tokio::task::spawn_blocking(move || images.collect_garbage()).await;
+            if let Err(error) = collected {
+                tracing::error!("collect unused layers: {error}");
+            }
+        }
+    }
+
     /// Removes layers and configurations that no image uses, except for those that a pull may resume
     /// with. They are moved to the trash before this returns, and deleted in the background.
     pub(super) fn collect_garbage(&self) {

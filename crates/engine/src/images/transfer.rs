@@ -298,7 +298,9 @@ impl Images {
     ///
     /// # Errors
     /// Returns an error if an image cannot be read, or if the output fails.
-    pub fn save(&self, images: &[Saved], output: impl Write) -> Result<()> {
+    pub fn save(self: &Arc<Self>, images: &[Saved], output: impl Write) -> Result<()> {
+        let ids = images.iter().flat_map(|saved| &saved.images);
+        let _layers = self.hold_layers(ids.map(|(id, _)| id.clone()));
         archive::save(&self.files, images, output)?;
         let ids = images.iter().filter_map(|saved| saved.images.first());
         for (id, _) in ids {

@@ -8,8 +8,8 @@ use crate::error::Result;
 use crate::findings::Findings;
 
 impl RecordStore {
-    /// Checks the database, and the copy of the records that are not in a container's directory.
-    pub(crate) fn check(self: &std::sync::Arc<Self>, findings: &mut Findings) {
+    /// Checks the database.
+    pub(crate) fn verify(&self, findings: &mut Findings) {
         let root = self.copies.root();
         match self.quick_check() {
             Ok(problems) => {
@@ -23,7 +23,11 @@ impl RecordStore {
             }
             Err(error) => findings.add_unrepairable(error.to_string()),
         }
-        let path = root.join(REST);
+    }
+
+    /// Checks the copy of the records that are not in a container's directory.
+    pub(crate) fn check(self: &std::sync::Arc<Self>, findings: &mut Findings) {
+        let path = self.copies.root().join(REST);
         if !self.copies.has_rest() {
             let store = self.clone();
             let problem = format!(
@@ -38,7 +42,8 @@ impl RecordStore {
         }
     }
 
-    /// Returns what SQLite finds wrong with the database.
+    /// Returns what SQLite finds wrong with the database. Changes of records wait for it: there is no second
+    /// connection, because the engine locks the database.
     fn quick_check(&self) -> Result<Vec<String>> {
         let connection = self.connection()?;
         let mut statement = connection.prepare("PRAGMA quick_check(10)")?;

@@ -25,6 +25,7 @@ use whelk_sys::fs;
 use whelk_sys::sync::IgnorePoison as _;
 use whelk_text::signal;
 
+pub(crate) use recordless::WORKLOAD_PREFIX;
 pub use recordless::{Bundle, Started, WorkloadNetwork, Workloads};
 pub(crate) use silent::blocking;
 

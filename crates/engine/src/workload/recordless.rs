@@ -26,6 +26,9 @@ use crate::instance::Instance;
 use crate::networks::OwnedSandbox;
 use crate::shims::{LaunchError, ShimAddress, ShimStatus, WarmPool, WorkloadKind};
 
+/// The beginning of the names of workloads' cgroups.
+pub(crate) const WORKLOAD_PREFIX: &str = "workload-";
+
 /// A workload to start: an OCI configuration, and settings that it does not have.
 #[derive(Debug)]
 pub struct Bundle {
@@ -131,7 +134,7 @@ impl Workloads {
             id: id.to_owned(),
             directory: self.instance.workload_dir(id),
         };
-        let cgroup = format!("{}/workload-{id}", self.instance.cgroup_parent());
+        let cgroup = format!("{}/{WORKLOAD_PREFIX}{id}", self.instance.cgroup_parent());
         Arc::new(Workload::new(&self.instance, address, cgroup))
     }
 
@@ -160,16 +163,21 @@ impl Workloads {
             }
             let workloads = self.clone();
             let problem = format!("{} belongs to no workload", entry.path().display());
-            findings.add(problem, move || {
-                let Some(claim) = workloads.claim(&id) else {
-                    return Err(Error::conflict("it belongs to a workload now"));
-                };
-                let runtime = tokio::runtime::Handle::current();
-                runtime.block_on(end_left(workloads.workload(&id), claim))?;
-                Ok("removed, with its processes".into())
-            });
+            findings.add(problem, move || workloads.end_unknown(&id));
         }
         Ok(())
+    }
+
+    /// Removes what is left of a workload that is not known, with its processes. Blocks.
+    ///
+    /// # Errors
+    /// Returns a conflict if a workload has the id now.
+    pub(crate) fn end_unknown(&self, id: &str) -> Result<String> {
+        let claim = self.claim(id);
+        let claim = claim.ok_or_else(|| Error::conflict("it belongs to a workload now"))?;
+        let runtime = tokio::runtime::Handle::current();
+        runtime.block_on(end_left(self.workload(id), claim))?;
+        Ok("removed, with its processes".into())
     }
 
     /// Starts a workload.

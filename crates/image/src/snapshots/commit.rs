@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 use crate::leases::Lease;
 
 /// Pieces that wait for a thread. This bounds the memory of one layer.
-const WAITING: usize = 4;
+pub(super) const WAITING: usize = 4;
 
 impl Snapshots {
     /// Stores the changes in `upper`, an overlay's upper directory, as a layer, and holds it in `lease`.
@@ -56,11 +56,7 @@ impl Snapshots {
             });
             let hasher = threads.spawn(move || hash(&unhashed, &hashed));
             // Dropped when it has been read: that ends the other threads, if they are not at their end.
-            let pieces = Pieces {
-                receiver,
-                piece: Vec::new(),
-                at: 0,
-            };
+            let pieces = Pieces::of(receiver);
             let digest = |pieces| {
                 drop(pieces);
                 joined(hasher)
@@ -77,7 +73,7 @@ impl Snapshots {
     }
 }
 
-fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> Result<T> {
+pub(super) fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> Result<T> {
     let panicked = |_| Error::invalid("a thread that reads the layer has panicked");
     thread.join().map_err(panicked)
 }
@@ -95,10 +91,20 @@ fn hash(pieces: &Receiver<Vec<u8>>, hashed: &SyncSender<Vec<u8>>) -> Digest {
 }
 
 /// Reads an archive from the thread that writes it.
-struct Pieces {
+pub(super) struct Pieces {
     receiver: Receiver<Vec<u8>>,
     piece: Vec<u8>,
     at: usize,
+}
+
+impl Pieces {
+    pub(super) fn of(receiver: Receiver<Vec<u8>>) -> Self {
+        Self {
+            receiver,
+            piece: Vec::new(),
+            at: 0,
+        }
+    }
 }
 
 impl Read for Pieces {

@@ -22,6 +22,7 @@ mod erofs;
 mod export;
 mod extract;
 mod init_layer;
+mod measure;
 mod metadata;
 mod mounts;
 mod pax;
@@ -54,6 +55,7 @@ pub use export::{Copied, export, export_copy, export_directory, export_root};
 pub use extract::{Base, Extraction, Owner, extract, extract_until};
 pub use mounts::Mounts;
 pub(crate) use tap::MAX_HEADERS_SIZE;
+pub use verify::{Identity, Lack};
 
 /// How the files of a layer are kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

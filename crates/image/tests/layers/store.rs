@@ -3,7 +3,10 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use crate::common::{Bench, MTIME, apply, dir, file, noise, pack, symlink, whiteout, within};
+use crate::common::{
+    Bench, MTIME, apply, dir, file, noise, pack, sparse, symlink, whiteout, within,
+};
+use whelk_image::snapshots::{Form, Lack};
 use whelk_image::{Digest, Error, Store};
 use whelk_sys::fs;
 
@@ -76,6 +79,121 @@ fn detects_a_layer_that_was_changed_on_disk() {
         fs::remove_tree(files.join("d")).unwrap();
         std::os::unix::fs::symlink("/", files.join("d")).unwrap();
     }));
+}
+
+/// Damage is what cannot pass; a layer that has lost something else is not moved away for it.
+#[test]
+fn says_what_a_layer_lacks_and_proves_damage() {
+    let large = noise(100_000);
+    let archive = pack(&[file("f", "content"), dir("d/"), file("d/g", &large)]);
+    let diff_id = Digest::of(&archive);
+    for form in [Form::Directories, Form::Images] {
+        let check = |what: &str, lack: Option<Lack>, change: &dyn Fn(&Path)| {
+            let mut bench = Bench::new();
+            if bench.store.snapshots.set_form(Some(form)).is_err() {
+                return;
+            }
+            apply(&bench.store, archive.as_slice(), None).unwrap();
+            let snapshots = &bench.store.snapshots;
+            let yes = || true;
+            snapshots.verify(&diff_id, &yes).unwrap();
+            change(&snapshots.path(&diff_id));
+            assert_eq!(snapshots.lack(&diff_id), lack, "{what}");
+            let verified = snapshots.verify(&diff_id, &yes);
+            match lack {
+                Some(Lack::Size) => verified.unwrap(),
+                Some(Lack::Layer) => {}
+                _ => assert!(
+                    matches!(verified, Err(Error::Invalid(_))),
+                    "{what}: {verified:?}"
+                ),
+            }
+            let stopped = snapshots.verify(&diff_id, &|| false);
+            assert!(stopped.is_err(), "{what}");
+        };
+        let at = |layer: &Path, name: &str| layer.join(name);
+        check("layer", Some(Lack::Layer), &|layer| {
+            fs::remove_tree(layer).unwrap();
+        });
+        check("index", Some(Lack::Index), &|layer| {
+            fs::remove_file(at(layer, "split.zst")).unwrap();
+        });
+        check("size", Some(Lack::Size), &|layer| {
+            fs::write(at(layer, "size"), "").unwrap();
+        });
+        if form == Form::Images {
+            check("files", Some(Lack::Files), &|layer| {
+                fs::remove_file(at(layer, "fs.erofs")).unwrap();
+            });
+            check("image", Some(Lack::Image), &|layer| {
+                let whole = fs::read(at(layer, "fs.erofs")).unwrap();
+                fs::write(at(layer, "fs.erofs"), &whole[..50_000]).unwrap();
+            });
+            check("content", None, &|layer| {
+                let mut content = fs::read(at(layer, "fs.erofs")).unwrap();
+                let mut windows = content.windows(8);
+                let place = windows.position(|window| window == &large[50_000..50_008]);
+                content[place.unwrap()] ^= 1;
+                fs::write(at(layer, "fs.erofs"), content).unwrap();
+            });
+            continue;
+        }
+        check("files", Some(Lack::Files), &|layer| {
+            fs::remove_tree(at(layer, "fs")).unwrap();
+        });
+        check("content", None, &|layer| {
+            fs::write(at(layer, "fs/f"), "changed").unwrap();
+        });
+        check("short", None, &|layer| {
+            fs::write(at(layer, "fs/f"), "").unwrap();
+        });
+        check("file", None, &|layer| {
+            fs::remove_file(at(layer, "fs/f")).unwrap();
+        });
+        check("link", None, &|layer| {
+            fs::remove_tree(at(layer, "fs/d")).unwrap();
+            std::os::unix::fs::symlink("/", at(layer, "fs/d")).unwrap();
+        });
+    }
+}
+
+#[test]
+fn a_size_is_the_same_when_it_is_determined_again() {
+    let mut holes = sparse("holes", &[(1 << 20, 512)], &noise(512), (1 << 20) + 512);
+    holes.extend_from_slice(&pack(&[
+        file("f", noise(5000)),
+        dir("d/"),
+        file("d/g", "x"),
+        // Replaces an earlier entry, which is part of the archive.
+        file("f", noise(70_000)),
+        whiteout("gone"),
+        symlink("link", "f"),
+    ]));
+    for form in [Form::Directories, Form::Images] {
+        let mut bench = Bench::new();
+        if bench.store.snapshots.set_form(Some(form)).is_err() {
+            continue;
+        }
+        let layer = apply(&bench.store, holes.as_slice(), None).unwrap();
+        let snapshots = &bench.store.snapshots;
+        let path = snapshots.path(&layer.diff_id).join("size");
+        fs::remove_file(&path).unwrap();
+        assert_eq!(
+            snapshots.restore_size(&layer.diff_id).unwrap(),
+            layer.size,
+            "{form:?}"
+        );
+        assert_eq!(snapshots.size(&layer.diff_id).unwrap(), layer.size);
+        assert_eq!(snapshots.lack(&layer.diff_id), None);
+        bench.check_temporary("determined again");
+        if form == Form::Directories {
+            fs::remove_file(&path).unwrap();
+            fs::write(snapshots.files(&layer.diff_id).join("d/g"), "y").unwrap();
+            let error = snapshots.restore_size(&layer.diff_id).unwrap_err();
+            assert!(error.to_string().contains("was changed on disk"), "{error}");
+            assert!(!fs::exists(&path));
+        }
+    }
 }
 
 /// A FIFO in place of a file must not make the engine wait for a writer.

@@ -20,6 +20,7 @@ use whelk_sys::{errno_text, fs};
 
 use super::super::{Container, Containers};
 use crate::error::{Error, Result};
+use crate::images::HeldLayers;
 use crate::model::{ContainerRecord, Status};
 use crate::mounts::{MountPlan, Source};
 use crate::volumes::Hold;
@@ -133,7 +134,7 @@ impl Views {
         }
         if !self.all().iter().all(|uses| uses.is_idle()) {
             return Err(Error::conflict(
-                "a copy of the container's files does not end",
+                "a copy or export of the container's files does not end",
             ));
         }
         Ok(gate)
@@ -203,6 +204,7 @@ pub(in crate::containers) struct View {
     root: OwnedFd,
     /// Held as long as their mounts.
     _volumes: Vec<Hold>,
+    _layers: HeldLayers,
     is_of_run: bool,
     usage: Use,
 }
@@ -278,6 +280,7 @@ impl Containers {
         if record.state.status.is_running() != runs {
             return Ok(None);
         }
+        let layers = self.hold_layers(container);
         if runs {
             let usage = views.of_run.begin();
             let Some(process) = process(record.state.pid, &record.id) else {
@@ -291,6 +294,7 @@ impl Containers {
             return Ok(Some(Arc::new(View {
                 root,
                 _volumes: volumes,
+                _layers: layers,
                 is_of_run: true,
                 usage,
             })));
@@ -320,6 +324,7 @@ impl Containers {
         let view = Arc::new(View {
             root: root?,
             _volumes: volumes,
+            _layers: layers,
             is_of_run: false,
             usage,
         });

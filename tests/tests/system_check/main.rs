@@ -9,17 +9,18 @@
     reason = "a case is one story, read from top to bottom"
 )]
 
+mod layers;
+mod progress;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::mount::{MountFlags, UnmountFlags, unmount};
 use whelk_network::Links;
 use whelk_runtime::cgroup::Cgroup;
-use whelk_tests::images::{Archive, marked};
-use whelk_tests::{Connection, Engine, Program, eventually, tar};
+use whelk_tests::{Engine, eventually};
 
 /// An engine with a running and a stopped container, a volume, and a network.
 struct Checked {
@@ -320,7 +321,17 @@ fn cgroups_and_mounts() {
     make(&parent);
     checked.is_sound();
     checked.engine.whelk(&["rm", "of-team"]).ok();
-    checked.problems(&["--repair"]);
+    // So does one that an administrator has prepared for containers.
+    assert_eq!(checked.problems(&["--repair"]), Vec::<String>::new());
+    for (_, directory) in Cgroup::at(&parent).unwrap().paths() {
+        fs::remove_dir(directory).unwrap();
+    }
+    let workload = format!("/{name}/workload-step");
+    checked.repairs(
+        || make(&workload),
+        &format!("cgroup {workload} belongs to no container"),
+        "removed, with its processes",
+    );
 
     let tmpfs = |path: &Path| {
         rustix::mount::mount("tmpfs", path, "tmpfs", MountFlags::empty(), None).unwrap();
@@ -332,6 +343,15 @@ fn cgroups_and_mounts() {
         "unmounted",
     );
     assert!(upper.join("kept").exists());
+    // One mount inside of another.
+    tmpfs(&upper);
+    let inner = upper.join("inner");
+    fs::create_dir(&inner).unwrap();
+    tmpfs(&inner);
+    let expected = [&inner, &upper]
+        .map(|path| format!("something is mounted on {}: unmounted", path.display()));
+    assert_eq!(checked.problems(&["--repair"]), expected);
+    checked.is_sound();
     let words = [
         "volume",
         "create",
@@ -394,6 +414,20 @@ fn volumes_and_copies_of_records() {
         &format!("{} belongs to no volume", half.display()),
         "removed",
     );
+    // What cannot be removed is not said to be.
+    let inner = half.join("_data");
+    fs::create_dir_all(&inner).unwrap();
+    rustix::mount::mount("tmpfs", &inner, "tmpfs", MountFlags::empty(), None).unwrap();
+    let found = checked.problems(&["--repair"]);
+    unmount(&inner, UnmountFlags::DETACH).unwrap();
+    assert!(
+        found.len() == 1
+            && found[0].contains("belongs to no volume: ")
+            && !found[0].contains("removed"),
+        "{found:?}"
+    );
+    checked.problems(&["--repair"]);
+    assert!(!half.exists());
     let found = checked.root("volumes/found/_data");
     fs::create_dir_all(&found).unwrap();
     fs::write(found.join("file"), "worth").unwrap();
@@ -507,6 +541,17 @@ fn content_that_belongs_to_nothing() {
             "removed",
         );
     }
+    // What an interrupted pull has left is no problem, however old it is.
+    let partial = checked.root(&format!("blobs/partial/{digits}"));
+    fs::write(&partial, "part").unwrap();
+    let aged = Command::new("touch")
+        .args(["-d", "3 days ago"])
+        .arg(&partial)
+        .status();
+    assert!(aged.unwrap().success());
+    assert_eq!(checked.problems(&["--repair"]), Vec::<String>::new());
+    assert!(partial.exists());
+    fs::remove_file(&partial).unwrap();
     for place in ["tmp/other", "trash/other"] {
         let path = checked.root(place);
         checked.repairs(
@@ -536,223 +581,4 @@ fn content_that_belongs_to_nothing() {
     checked.problems(&["--repair"]);
     checked.is_sound();
     assert!(!path.exists());
-}
-
-/// Returns the digest of the first blob or layer in a directory that `is_it` accepts.
-fn find(directory: &Path, is_it: impl Fn(&Path) -> bool) -> PathBuf {
-    let entries = fs::read_dir(directory).unwrap().flatten();
-    let mut paths = entries.map(|entry| entry.path());
-    paths.find(|path| is_it(path)).unwrap()
-}
-
-#[test]
-fn damaged_content_is_moved_away_and_comes_back() {
-    let checked = Checked::start();
-    let engine = &checked.engine;
-    let layer = tar::Tar::new().file("marked", "first").finish();
-    let archive = Archive::new("app:1", vec![layer]).build();
-    engine.load(&archive);
-    engine.load(&marked("other:1").build());
-    checked.is_sound();
-    let before = checked.state();
-    let id = engine.get("/images/app:1/json")["Id"]
-        .as_str()
-        .unwrap()
-        .to_owned();
-
-    let layers = checked.root("layers");
-    let layer = find(&layers, |path| {
-        fs::read(path.join("fs/marked")).is_ok_and(|it| it == b"first")
-    });
-    let digest = layer.file_name().unwrap().to_str().unwrap().to_owned();
-    fs::write(layer.join("fs/marked"), "worse").unwrap();
-    // The content of layers is read only on request.
-    assert_eq!(checked.problems(&[]), Vec::<String>::new());
-    let problem = format!("image {id} (app:1): layer sha256:{digest} is damaged: layer ");
-    let found = checked.problems(&["--layers"]);
-    assert!(
-        found.len() == 1 && found[0].starts_with(&problem),
-        "{found:?}"
-    );
-    let words = [
-        "create",
-        "--name",
-        "user",
-        "--network",
-        "none",
-        "app:1",
-        "/none",
-    ];
-    engine.whelk(&words).ok();
-    let found = checked.problems(&["--layers", "--repair"]);
-    assert!(
-        found[0].contains("; pull or load the image again"),
-        "{found:?}"
-    );
-    let place = checked.lost_and_found(&format!("layers/{digest}/fs/marked"));
-    assert_eq!(fs::read(place).unwrap(), b"worse");
-    let found = checked.problems(&["--repair"]);
-    let missing = format!(
-        "image {id} (app:1): layer sha256:{digest} is missing; pull or load the image again"
-    );
-    assert_eq!(found, [missing]);
-    engine.whelk(&["rm", "user"]).ok();
-    engine.load(&archive);
-    checked.is_sound();
-    assert_eq!(fs::read(layer.join("fs/marked")).unwrap(), b"first");
-
-    let blob = checked.root(&format!("blobs/sha256/{}", &id["sha256:".len()..]));
-    let whole = fs::read(&blob).unwrap();
-    fs::write(&blob, "{}").unwrap();
-    let problem = format!("image {id} (app:1): blob {id} is damaged");
-    assert_eq!(checked.problems(&[]), [problem.as_str()]);
-    let found = checked.problems(&["--repair"]);
-    assert!(
-        found.len() == 1 && found[0].starts_with(&problem),
-        "{found:?}"
-    );
-    let place = checked.lost_and_found(&format!("blobs/sha256/{}", &id["sha256:".len()..]));
-    assert_eq!(fs::read(place).unwrap(), b"{}");
-    engine.load(&archive);
-    checked.is_sound();
-    assert_eq!(fs::read(&blob).unwrap(), whole);
-    assert_eq!(checked.state(), before);
-}
-
-#[test]
-fn a_layer_that_a_running_container_has_is_left_alone() {
-    let checked = Checked::start();
-    let layers = checked.root("layers");
-    let layer = find(&layers, |path| path.join("size").exists());
-    let size = fs::read(layer.join("size")).unwrap();
-    fs::write(layer.join("size"), "").unwrap();
-    let found = checked.problems(&["--repair"]);
-    assert!(
-        found.len() == 1
-            && found[0].contains(
-                " has lost its size; stop container running, which has the layer mounted"
-            ),
-        "{found:?}"
-    );
-    fs::write(layer.join("size"), size).unwrap();
-    checked.is_sound();
-}
-
-#[test]
-fn a_layer_of_a_mounted_image_is_left_alone() {
-    let checked = Checked::start();
-    let layers = || -> Vec<PathBuf> {
-        let entries = fs::read_dir(checked.root("layers")).unwrap();
-        entries.map(|entry| entry.unwrap().path()).collect()
-    };
-    let before = layers();
-    checked.engine.load(&marked("mounted:1").build());
-    let mount = "type=image,source=mounted:1,target=/mounted";
-    let cli = checked.engine.cli(Program::Whelk);
-    let flags = ["run", "-d", "--name", "mounts", "--network", "none"];
-    cli.run(&[&flags[..], &["--mount", mount, "busybox", "sleep", "600"]].concat())
-        .ok();
-    let added = layers().into_iter().find(|layer| !before.contains(layer));
-    let size = added.unwrap().join("size");
-    let whole = fs::read(&size).unwrap();
-    fs::write(&size, "").unwrap();
-    let found = checked.problems(&["--repair"]);
-    let expected = " has lost its size; stop container mounts, which has the layer mounted";
-    assert!(found.len() == 1 && found[0].contains(expected), "{found:?}");
-    fs::write(&size, whole).unwrap();
-    checked.is_sound();
-}
-
-#[test]
-fn what_is_in_progress_is_no_problem() {
-    let checked = Checked::start();
-    let engine = &checked.engine;
-    let archive = marked("loaded:1").build();
-    let is_over = AtomicBool::new(false);
-    let again = |work: &(dyn Fn() + Sync)| {
-        while !is_over.load(Ordering::Relaxed) {
-            work();
-        }
-    };
-    let whelk = |words: &[&str]| {
-        engine.cli(Program::Whelk).run(words).ok();
-    };
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            again(&|| {
-                whelk(&[
-                    "run",
-                    "--rm",
-                    "--network",
-                    "net",
-                    "-v",
-                    "/anonymous",
-                    "busybox",
-                    "true",
-                ]);
-            });
-        });
-        scope.spawn(|| {
-            again(&|| {
-                whelk(&[
-                    "create",
-                    "--name",
-                    "made",
-                    "--network",
-                    "none",
-                    "busybox",
-                    "true",
-                ]);
-                whelk(&["commit", "made", "committed"]);
-                whelk(&["rename", "made", "renamed"]);
-                whelk(&["rm", "renamed"]);
-                whelk(&["rmi", "committed"]);
-            });
-        });
-        scope.spawn(|| {
-            again(&|| {
-                engine.load(&archive);
-                whelk(&["rmi", "loaded:1"]);
-                whelk(&["network", "create", "shortly"]);
-                whelk(&["volume", "create", "shortly"]);
-                whelk(&["volume", "rm", "shortly"]);
-                whelk(&["network", "rm", "shortly"]);
-            });
-        });
-        let checks: Vec<_> = (0..8)
-            .map(|round| {
-                let flags: &[&str] = if round % 2 == 0 {
-                    &[]
-                } else {
-                    &["--layers", "--repair"]
-                };
-                let words = [&["system", "check"][..], flags].concat();
-                engine.whelk(&words)
-            })
-            .collect();
-        is_over.store(true, Ordering::Relaxed);
-        for done in checks {
-            done.ok();
-        }
-    });
-    checked.is_sound();
-    assert_eq!(engine.state("running"), "running");
-}
-
-#[test]
-fn one_check_runs_at_a_time() {
-    let checked = Checked::start();
-    // Makes the check look twice, which takes a moment.
-    fs::create_dir(checked.run("workloads/step")).unwrap();
-    let mut first = Connection::open(&checked.engine.socket()).unwrap();
-    first.send("POST", "/system/check", &[], b"").unwrap();
-    assert_eq!(first.head().unwrap().0, 200);
-    std::thread::sleep(std::time::Duration::from_millis(100));
-    let second = checked.engine.whelk(&["system", "check"]);
-    second.refuses(1, "a check of this engine is already running");
-    let problem = first.part().unwrap().unwrap();
-    assert!(String::from_utf8_lossy(&problem).contains("belongs to no workload"));
-    assert!(first.part().unwrap().is_some() && first.part().unwrap().is_none());
-    checked.problems(&["--repair"]);
-    checked.is_sound();
 }
