@@ -269,6 +269,11 @@ impl Running {
         String::from_utf8_lossy(&text(&self.stdout)).into_owned()
     }
 
+    /// Returns standard error so far.
+    pub fn errors_so_far(&self) -> String {
+        String::from_utf8_lossy(&text(&self.stderr)).into_owned()
+    }
+
     /// Waits until standard output contains `wanted` after what was found before.
     #[track_caller]
     pub fn expect(&mut self, wanted: &str) {
@@ -282,10 +287,7 @@ impl Running {
                 self.seen += at + wanted.len();
                 return;
             }
-            let (out, err) = (
-                self.so_far(),
-                String::from_utf8_lossy(&text(&self.stderr)).into_owned(),
-            );
+            let (out, err) = (self.so_far(), self.errors_so_far());
             assert!(
                 begin.elapsed() < PATIENCE,
                 "{}: timed out waiting for {wanted:?}\n--- stdout:\n{out}\n--- stderr:\n{err}\n---",
@@ -333,7 +335,7 @@ impl Running {
                 "{}: still running after {TIMEOUT:?}; output {:?} {:?}",
                 self.command,
                 self.so_far(),
-                String::from_utf8_lossy(&text(&self.stderr))
+                self.errors_so_far()
             );
         }
         let status = self.child.wait().expect("wait for the command");

@@ -6,6 +6,8 @@
 )]
 
 use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpListener;
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
@@ -406,6 +408,71 @@ fn lists_have_the_formats_of_the_clients_configuration() {
         assert!(
             table.lines().count() == 1 && table.starts_with("CONTAINER ID"),
             "{table}"
+        );
+    });
+}
+
+#[test]
+fn requests_have_the_headers_of_the_clients_configuration() {
+    let engine = Engine::start();
+    let file = engine
+        .root()
+        .parent()
+        .unwrap()
+        .join("docker-config/config.json");
+    let mut content: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    content["HttpHeaders"] =
+        json!({"X-Token": "secret", "Host": "elsewhere", "Content-Type": "text/x"});
+    fs::write(&file, content.to_string()).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let host = format!("tcp://{}", listener.local_addr().unwrap());
+    let heads = std::thread::spawn(move || {
+        let mut heads = Vec::new();
+        // Docker's client pings first.
+        for connection in listener.incoming() {
+            let mut connection = connection.unwrap();
+            let mut lines = BufReader::new(connection.try_clone().unwrap()).lines();
+            let head: Vec<String> = lines
+                .by_ref()
+                .map(Result::unwrap)
+                .take_while(|line| !line.is_empty())
+                .collect();
+            let (path, head) = (head[0].clone(), head.join("\n").to_lowercase());
+            let body = if path.contains("_ping") { "OK" } else { "[]" };
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\nApi-Version: 1.51\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            );
+            connection.write_all(answer.as_bytes()).unwrap();
+            heads.push(head);
+            if path.contains("/containers/json")
+                && heads
+                    .iter()
+                    .filter(|head| head.contains("/containers/json"))
+                    .count()
+                    == 2
+            {
+                break;
+            }
+        }
+        heads
+    });
+    engine.both(|cli| {
+        assert_eq!(cli.run(&["-H", &host, "ps", "-q"]).ok(), "");
+    });
+    for head in heads.join().unwrap() {
+        assert!(
+            head.contains("x-token: secret") && !head.contains("elsewhere"),
+            "{head}"
+        );
+    }
+    content["HttpHeaders"] = json!({"X Token": "secret"});
+    fs::write(&file, content.to_string()).unwrap();
+    engine.both(|cli| {
+        let text = cli.run(&["ps"]).fails(1);
+        assert!(
+            text.contains("invalid header field name") && !text.contains("secret"),
+            "{text}"
         );
     });
 }

@@ -481,6 +481,17 @@ fn the_live_table_follows_containers() {
             gone(&live.so_far()).then_some(())
         });
         assert!(live.is_running());
+        let mut all = cli.spawn(&["stats", "--all", "--format", "{{.Name}}={{.PIDs}}"]);
+        all.expect("first=0");
+        cli.run(&["rm", "first"]).ok();
+        // Its line stays.
+        eventually("the line of what is removed", || {
+            let shown = all.so_far();
+            let last = shown.rsplit("\x1b[H").next().unwrap_or_default();
+            (last.contains("first=--") && last.contains("second=1")).then_some(())
+        });
+        all.signal(rustix::process::Signal::TERM);
+        let _ = all.finish();
         // SIGINT may be ignored by what runs the tests.
         live.signal(rustix::process::Signal::TERM);
         let _ = live.finish();

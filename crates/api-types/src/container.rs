@@ -170,6 +170,10 @@ pub struct ContainerState {
     /// Absent without a health check.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub health: Option<Health>,
+    /// The signal of a stop that waits for the container, if its main process has no handler for it. Only whelk
+    /// has this.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub unhandled_signal: String,
 }
 
 /// The health of a container.

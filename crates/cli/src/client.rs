@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use http_body_util::BodyExt;
+use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -13,6 +14,7 @@ use whelk_text::url;
 
 use crate::config_file;
 use crate::endpoint::Host;
+use crate::headers::Headers;
 use crate::output::warn_line;
 use crate::ssh::REMOTE_PROGRAMS;
 use crate::{Failure, plain};
@@ -82,6 +84,8 @@ pub(crate) struct Client {
     version: Option<String>,
     /// The directory of the client's configuration.
     config: Option<PathBuf>,
+    /// The headers of all requests that the user's configuration has.
+    headers: Headers,
     /// The program of an `ssh://` host that connects to its engine.
     remote_program: &'static str,
     /// Whether to log requests to standard error.
@@ -92,6 +96,7 @@ impl Client {
     /// Sets the directory of the client's configuration.
     #[must_use]
     pub(crate) fn with_config(mut self, config: Option<PathBuf>) -> Self {
+        self.headers = config.as_deref().map(Headers::of).unwrap_or_default();
         self.config = config;
         self
     }
@@ -121,6 +126,7 @@ impl Client {
             context,
             version: Some(version.to_owned()).filter(|version| !version.is_empty()),
             config: None,
+            headers: Headers::default(),
             remote_program: REMOTE_PROGRAMS[0],
             debug,
         }
@@ -156,8 +162,10 @@ impl Client {
     pub(crate) async fn ping(&self) -> whelk_client::Result<()> {
         let mut request = Request::new(no_body());
         *request.uri_mut() = hyper::Uri::from_static("/_ping");
-        let host = hyper::header::HeaderValue::from_static("whelk");
-        request.headers_mut().insert(hyper::header::HOST, host);
+        // An invalid header is the error of the requests that follow.
+        let _ = self.headers.add_to(&mut request);
+        let host = HeaderValue::from_static("whelk");
+        request.headers_mut().insert(header::HOST, host);
         let answered = whelk_client::send(&self.address(), request).await;
         answered.map(|_| ())
     }
@@ -243,16 +251,17 @@ impl Client {
         if self.debug {
             warn_line!("DEBU[0000] {method} {uri} at {}", self.host);
         }
-        let mut request = Request::builder()
-            .method(method)
-            .uri(uri)
-            .header("host", "whelk");
-        for (name, value) in headers {
-            request = request.header(*name, *value);
+        let unsendable = |reason: String| failed(format!("the request cannot be sent: {reason}"));
+        let request = Request::builder().method(method).uri(uri).body(body);
+        let mut request = request.map_err(|error| unsendable(error.to_string()))?;
+        self.headers.add_to(&mut request).map_err(unsendable)?;
+        for (name, value) in [("host", "whelk")].iter().chain(headers) {
+            let name = HeaderName::try_from(*name);
+            let name = name.map_err(|error| unsendable(error.to_string()))?;
+            let value = HeaderValue::try_from(*value);
+            let value = value.map_err(|error| unsendable(error.to_string()))?;
+            request.headers_mut().insert(name, value);
         }
-        let request = request
-            .body(body)
-            .map_err(|error| failed(format!("the request cannot be sent: {error}")))?;
         let response = whelk_client::send(&self.address(), request)
             .await
             .map_err(|error| self.no_response(&error))?;

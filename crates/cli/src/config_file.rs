@@ -1,5 +1,5 @@
-//! Docker's configuration file, `config.json`, of which only the current context, the credentials and the
-//! formats of lists concern this client. All other settings are kept as they are.
+//! Docker's configuration file, `config.json`, of which only the current context, the credentials, the
+//! formats of lists and the headers of requests concern this client. All other settings are kept as they are.
 
 use std::path::Path;
 
@@ -10,6 +10,7 @@ use crate::output::warn_line;
 use crate::{Failure, Outcome, files, plain};
 
 const CURRENT: &str = "currentContext";
+const HEADERS: &str = "HttpHeaders";
 
 /// Returns the current context (`context use`); `None` for the default. If the file cannot be used,
 /// prints a warning and returns `None`.
@@ -36,6 +37,15 @@ pub(crate) fn current_context(config: &Path) -> Option<String> {
 pub(crate) fn format(config: &Path, key: &str) -> Option<String> {
     let file = read_json(&config.join("config.json")).ok()?;
     Some(file[key].as_str()?.to_owned())
+}
+
+/// Returns the headers that each request to an engine has (`HttpHeaders`), such as the token of a proxy.
+pub(crate) fn http_headers(config: &Path) -> Vec<(String, String)> {
+    let file = read_json(&config.join("config.json")).unwrap_or_default();
+    let headers = file[HEADERS].as_object().into_iter().flatten();
+    headers
+        .filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned())))
+        .collect()
 }
 
 /// Sets the current context; `None` selects the default.

@@ -21,6 +21,7 @@ mod endpoint;
 mod files;
 mod flags;
 mod format;
+mod headers;
 mod output;
 mod ssh;
 mod terminal;

@@ -58,6 +58,19 @@ pub fn parse(text: &str) -> Result<i32> {
         .ok_or_else(invalid)
 }
 
+/// Returns the name of a signal, such as `SIGTERM` or `SIGRTMIN+3`.
+pub fn name(number: i32) -> String {
+    let known = usize::try_from(number - 1)
+        .ok()
+        .and_then(|index| NAMES.get(index));
+    match (known, number) {
+        (Some(name), _) => format!("SIG{name}"),
+        (None, RTMIN) => "SIGRTMIN".into(),
+        (None, RTMIN..=RTMAX) => format!("SIGRTMIN+{}", number - RTMIN),
+        (None, _) => number.to_string(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -75,6 +88,21 @@ mod tests {
         ] {
             assert_eq!(parse(text).unwrap(), number, "{text}");
         }
+    }
+
+    #[test]
+    fn names_signals() {
+        let names = [1, 15, 31, 34, 37, 64, 32].map(name);
+        let expected = [
+            "SIGHUP",
+            "SIGTERM",
+            "SIGSYS",
+            "SIGRTMIN",
+            "SIGRTMIN+3",
+            "SIGRTMIN+30",
+            "32",
+        ];
+        assert_eq!(names, expected);
     }
 
     #[test]

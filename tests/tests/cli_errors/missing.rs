@@ -163,6 +163,15 @@ fn missing_objects() {
         125,
         "bad format of filter (expected name=value)",
     );
+    // Before the question whether to remove.
+    for kind in ["container", "image", "network", "volume", "system"] {
+        check(
+            &engine,
+            &[kind, "prune", "--filter", "foo"],
+            125,
+            "bad format of filter (expected name=value)",
+        );
+    }
     check(
         &engine,
         &["ps", "--format", "{{"],

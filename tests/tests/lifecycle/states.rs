@@ -259,6 +259,49 @@ fn top_lists_the_processes_as_the_host_sees_them() {
 }
 
 #[test]
+fn top_has_the_columns_and_orders_of_ps() {
+    let words = |text: &str| {
+        text.split_whitespace()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let script = "trap : HUP; sleep 601 & sh -c 'sleep 602; :' & wait";
+    Engine::start().both(|cli: Cli<'_>| {
+        cli.up("tree", &["--user", "1:2"], &["sh", "-c", script]);
+        let pid = cli.engine().pid("tree").to_string();
+        let commands = |args: &[&str]| {
+            let text = cli.run(&[&["top", "tree"], args].concat()).ok();
+            text.lines().skip(1).map(|line| words(line)[1..].join(" ")).collect::<Vec<_>>()
+        };
+        eventually("the processes to run", || (commands(&["-eo", "pid,args"]).len() == 4).then_some(()));
+        let tree = commands(&["-o", "pid,args", "--forest"]);
+        assert_eq!(tree[1], "\\_ sleep 601");
+        assert_eq!(tree[2], "\\_ sh -c sleep 602; :");
+        assert!(tree[3].ends_with("\\_ sleep 602") && tree[0].starts_with("sh -c trap"), "{tree:?}");
+        let mut sorted = commands(&["-o", "pid,args", "--sort=-pid"]);
+        sorted.reverse();
+        assert_eq!(sorted, commands(&["-o", "pid,args", "--sort", "pid"]));
+        assert_eq!(commands(&["-o", "pid,args", "k-args"])[..2], ["sleep 602", "sleep 601"]);
+        let threads = cli.run(&["top", "tree", "-eLf", "-p", &pid]).ok();
+        let row = words(threads.lines().nth(1).unwrap());
+        assert_eq!((threads.lines().count(), &row[1], &row[3]), (2, &pid, &pid));
+        cli.run(&["top", "tree", "-eZ"]).refuses(1, "ps option \"-Z\" is not supported");
+        let started = cli.run(&["top", "tree", "-o", "pid,lstart", "-p", &pid]).ok();
+        let started: Vec<_> = started.lines().map(words).collect();
+        assert_eq!((started[0][1].as_str(), started[1].len()), ("STARTED", 6), "{started:?}");
+        // The same as the host's ps shows, if there is one.
+        const STABLE: &str = "pid,ppid,pgid,sid,tpgid,lwp,nlwp,uid,euser,ruid,gid,egroup,rgid,ni,pri,opri,rtprio,cls,sched,f,tname,tt,vsz,sz,pending,blocked,ignored,caught,netns,pidns,utsns,comm,args";
+        let Ok(host) = Command::new("ps").args(["-ww", "-o", STABLE, "-p", &pid]).output() else {
+            return skipped!("no ps");
+        };
+        let shown = cli.run(&["top", "tree", "-o", STABLE, "-p", &pid]).ok();
+        let host = String::from_utf8_lossy(&host.stdout);
+        let [expected, shown] = [&host, shown.as_str()].map(|text| text.lines().map(words).collect::<Vec<_>>());
+        assert_eq!(shown, expected);
+    });
+}
+
+#[test]
 fn a_slow_pause_does_not_block_other_requests() {
     let engine = Engine::start();
     // A file system whose image is on another one that can be frozen: a process that waits for its disk

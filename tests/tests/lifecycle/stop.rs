@@ -68,6 +68,64 @@ fn stop_kills_only_after_the_timeout() {
 }
 
 #[test]
+fn several_containers_are_stopped_at_the_same_time() {
+    const NAMES: [&str; 4] = ["deaf1", "deaf2", "deaf3", "handles"];
+    Engine::start().both(|cli| {
+        let engine = cli.engine();
+        for name in &NAMES[..3] {
+            cli.up(name, &[], &["sleep", "600"]);
+        }
+        cli.up("handles", &[], &["sh", "-c", TRAPS]);
+        engine.await_log("handles", "ready");
+        let begin = Instant::now();
+        let mut stopping = cli.spawn(&[&["stop", "-t", "3"][..], &NAMES].concat());
+        if cli.program() == Program::Whelk {
+            // Told at once: nothing is printed before the first container has stopped.
+            eventually("the reason for the delay", || {
+                let shown = stopping.errors_so_far();
+                NAMES[..3]
+                    .iter()
+                    .all(|name| {
+                        shown.contains(&format!(
+                            "{name}: its main process has no handler for SIGTERM"
+                        ))
+                    })
+                    .then_some(())
+            });
+            assert!(
+                begin.elapsed() < Duration::from_secs(3),
+                "{:?}",
+                begin.elapsed()
+            );
+            assert_eq!(
+                engine.inspect("deaf2")["State"]["UnhandledSignal"],
+                "SIGTERM"
+            );
+        }
+        let output = stopping.finish();
+        // One after another they take 9 s.
+        assert!(
+            begin.elapsed() < Duration::from_secs(8),
+            "{:?}",
+            begin.elapsed()
+        );
+        assert_eq!(output.ok(), NAMES.join("\n"));
+        assert!(!output.err().contains("handles:"), "{}", output.err());
+        assert_eq!(engine.inspect("handles")["State"]["ExitCode"], 6);
+        assert!(
+            engine.inspect("deaf2")["State"]
+                .get("UnhandledSignal")
+                .is_none()
+        );
+        // Errors do not prevent the others, and all are reported.
+        let output = cli.run(&["rm", "deaf1", "no1", "deaf2", "no2", "deaf3", "handles"]);
+        assert_eq!(output.out(), "deaf1\ndeaf2\ndeaf3\nhandles\n");
+        output.refuses(1, "No such container: no1");
+        output.refuses(1, "No such container: no2");
+    });
+}
+
+#[test]
 fn rm_removes_a_container_at_its_end() {
     let engine = Engine::start();
     engine.both(|cli| {

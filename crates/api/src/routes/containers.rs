@@ -164,7 +164,7 @@ pub(super) async fn top(
     let top = containers.top(&id, params.text("ps_args")).await?;
     Ok(ok(&ContainerTopResponse {
         processes: top.processes,
-        titles: top.titles.into_iter().map(str::to_owned).collect(),
+        titles: top.titles,
     }))
 }
 

@@ -12,7 +12,7 @@ use whelk_api_types::{
 use whelk_engine::containers::{self, Inspected};
 use whelk_engine::model::network::Endpoint;
 use whelk_engine::model::{self, ContainerRecord, Status};
-use whelk_text::duration;
+use whelk_text::{duration, signal};
 
 use super::convert::Convert;
 use super::{null_if_empty, time};
@@ -28,6 +28,7 @@ pub(crate) fn container(inspected: Inspected) -> ContainerInspectResponse {
         mounts,
         execs,
         size,
+        unhandled_signal,
     } = inspected;
     let generated = |path: std::path::PathBuf| {
         if has_generated_files {
@@ -96,7 +97,10 @@ pub(crate) fn container(inspected: Inspected) -> ContainerInspectResponse {
         network_settings,
         size_rw: size.map(|(writable, _)| writable),
         size_root_fs: size.map(|(_, total)| total),
-        state: self::state(state),
+        state: ContainerState {
+            unhandled_signal: unhandled_signal.map(signal::name).unwrap_or_default(),
+            ..self::state(state)
+        },
         id,
     }
 }
@@ -126,6 +130,7 @@ fn state(state: model::ContainerState) -> ContainerState {
         started_at: time(state.started_at),
         finished_at: time(state.finished_at),
         health: state.health.map(health),
+        unhandled_signal: String::new(),
     }
 }
 

@@ -6,18 +6,17 @@ use whelk_text::size;
 
 use crate::Outcome;
 use crate::client::{Client, query};
-use crate::commands::arguments::prune_filters;
+pub(crate) use crate::commands::arguments::prune_filters as filters;
 use crate::commands::image::rm::actions;
 use crate::output::print_line;
 
-/// Removes the unused objects of a kind, such as `networks`, that match the filters.
+/// Removes the unused objects of a kind, such as `networks`, that match the encoded filters.
 pub(crate) async fn post<T: DeserializeOwned>(
     client: &Client,
     kind: &str,
-    given: &[String],
+    filters: &str,
 ) -> Outcome<T> {
-    let filters = prune_filters(given)?;
-    let path = format!("/{kind}/prune{}", query(&[("filters", &filters)]));
+    let path = format!("/{kind}/prune{}", query(&[("filters", filters)]));
     Ok(client.post(&path).await?)
 }
 

@@ -29,6 +29,8 @@ pub struct Inspected {
     pub mounts: Vec<MountPoint>,
     pub execs: Vec<String>,
     pub size: Option<(u64, u64)>,
+    /// The signal of a stop that waits for it, if its main process has no handler for it.
+    pub unhandled_signal: Option<i32>,
 }
 
 /// A mount as `inspect` shows it.
@@ -72,6 +74,7 @@ impl Containers {
             execs: self.running_execs(&record.id),
             directory,
             size,
+            unhandled_signal: container.unhandled_signal(),
             record,
         })
     }

@@ -55,7 +55,7 @@ use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicI32, AtomicU32};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock};
 use std::task::{Context, Poll};
 use tracing::Instrument as _;
@@ -173,6 +173,8 @@ pub struct Container {
     process_access: Arc<tokio::sync::Mutex<()>>,
     /// The health checks of its current run.
     health: Mutex<health::Checks>,
+    /// The signal of the stop that waits for it, if its main process has no handler for it; 0 if there is none.
+    unhandled_signal: AtomicI32,
     /// The CPU time that a client was told last.
     last_sample: Mutex<Option<stats::CpuSample>>,
     /// Its shim and its processes.
@@ -468,6 +470,7 @@ impl Container {
             views: copy::view::Views::default(),
             process_access: Arc::default(),
             health: Mutex::default(),
+            unhandled_signal: AtomicI32::default(),
             last_sample: Mutex::default(),
             workload: Arc::new(workload),
         })

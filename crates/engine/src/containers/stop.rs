@@ -1,7 +1,10 @@
 //! Stopping a container: a signal, and after a timeout SIGKILL.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
+
+use whelk_sys::fs;
 use whelk_text::signal;
 
 use super::{Container, Containers, ExitWatch, to_its_end};
@@ -103,6 +106,7 @@ impl Containers {
             self.resume_for_signal(container).await?;
         }
         let signal = signal.unwrap_or(default_signal);
+        self.note_handler(container, signal, timeout);
         match self.send_signal(container, signal, &end).await {
             // Nothing was sent because of the engine: no reason for SIGKILL.
             Err(error @ Error::Unavailable(_)) => return Err(error),
@@ -112,8 +116,38 @@ impl Containers {
         Ok(Stopping { end, timeout })
     }
 
+    /// Notes in the container and in the log whether it will not get the signal, so that its stop takes the whole
+    /// timeout.
+    fn note_handler(&self, container: &Container, signal: i32, timeout: i64) {
+        let status = container
+            .running_pid()
+            .ok()
+            .and_then(|pid| fs::read(format!("/proc/{pid}/status")).ok())
+            .unwrap_or_default();
+        let is_unhandled = is_unhandled(&String::from_utf8_lossy(&status), signal);
+        let noted = if is_unhandled { signal } else { 0 };
+        container.unhandled_signal.store(noted, Ordering::Relaxed);
+        if is_unhandled {
+            tracing::info!(
+                container = container.id,
+                "stop: the main process has no handler for {}, so that it runs until SIGKILL after {timeout} s",
+                signal::name(signal)
+            );
+        }
+    }
+
     /// Waits for the exit of a container, and kills it after the timeout.
     pub(super) async fn finish_stop(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        stopping: Stopping,
+    ) -> Result<()> {
+        let stopped = self.end_in_time(container, stopping).await;
+        container.unhandled_signal.store(0, Ordering::Relaxed);
+        stopped
+    }
+
+    async fn end_in_time(
         self: &Arc<Self>,
         container: &Arc<Container>,
         stopping: Stopping,
@@ -148,5 +182,64 @@ impl Containers {
         }
         self.publish(container, "stop", &[]);
         Ok(())
+    }
+}
+
+impl Container {
+    /// Returns the signal of the stop that waits for the container, if its main process has no handler for it.
+    pub(super) fn unhandled_signal(&self) -> Option<i32> {
+        Some(self.unhandled_signal.load(Ordering::Relaxed)).filter(|&signal| signal != 0)
+    }
+}
+
+/// Returns whether a process, given its /proc/PID/status, does nothing on a signal: it ignores it, or is the first
+/// of a pid namespace and has no handler (pid_namespaces(7)). A blocked signal may be waited for (sigwait(3)).
+fn is_unhandled(status: &str, signal: i32) -> bool {
+    const STOP: i32 = 19;
+    if matches!(signal, signal::KILL | STOP) {
+        return false;
+    }
+    let values = |key: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(key));
+        line.unwrap_or_default().split_whitespace()
+    };
+    let contains = |key: &str| {
+        let mask = values(key).next().unwrap_or_default();
+        let mask = u64::from_str_radix(mask, 16).unwrap_or_default();
+        u32::try_from(signal - 1)
+            .is_ok_and(|bit| mask.checked_shr(bit).is_some_and(|mask| mask & 1 == 1))
+    };
+    // One number for each pid namespace, from that of the reader inwards.
+    let is_first = values("NSpid:").count() > 1 && values("NSpid:").last() == Some("1");
+    let is_awaited = contains("SigCgt:") || contains("SigBlk:");
+    contains("SigIgn:") || is_first && !is_awaited
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_process_needs_a_handler() {
+        let check = |pids: &str, masks: [u64; 3], signal: i32| {
+            let [blocked, ignored, caught] = masks.map(|mask| format!("{mask:016x}"));
+            let status = format!(
+                "Name:\tx\nNSpid:\t{pids}\nSigBlk:\t{blocked}\nSigIgn:\t{ignored}\nSigCgt:\t{caught}\n"
+            );
+            is_unhandled(&status, signal)
+        };
+        const TERM: u64 = 1 << 14;
+        assert!(check("70\t1", [0; 3], 15));
+        assert!(check("70\t1", [0, 0, TERM], 2));
+        assert!(check("70\t1", [0; 3], 64));
+        assert!(check("70", [0, TERM, 0], 15));
+        // A handler, a signal that is waited for, not the first process, and a signal that needs no handler.
+        assert!(!check("70\t1", [0, 0, TERM], 15));
+        assert!(!check("70\t1", [TERM, 0, 0], 15));
+        assert!(!check("70\t1", [0, 0, 1 << 63], 64));
+        assert!(!check("70", [0; 3], 15));
+        assert!(!check("70\t6", [0; 3], 15));
+        assert!(!check("70\t1", [0; 3], 9));
+        assert!(!is_unhandled("", 15));
     }
 }

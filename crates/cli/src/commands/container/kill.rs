@@ -4,8 +4,7 @@ use clap::Args;
 
 use crate::Outcome;
 use crate::client::{Client, escape_name, query};
-use crate::commands::each::for_each;
-use crate::output::print_line;
+use crate::commands::each::for_each_at_once;
 
 #[derive(Debug, Args)]
 pub(crate) struct KillArgs {
@@ -17,7 +16,7 @@ pub(crate) struct KillArgs {
 }
 
 pub(crate) async fn kill(client: &Client, args: KillArgs) -> Outcome {
-    for_each(&args.containers, async |name| {
+    for_each_at_once(&args.containers, async |name| {
         client
             .post_no_content(&format!(
                 "/containers/{}/kill{}",
@@ -25,8 +24,7 @@ pub(crate) async fn kill(client: &Client, args: KillArgs) -> Outcome {
                 query(&[("signal", &args.signal)])
             ))
             .await?;
-        print_line!("{name}")?;
-        Ok(())
+        Ok(true)
     })
     .await
 }

@@ -32,8 +32,7 @@ use clap::{Args, Subcommand};
 
 use crate::Outcome;
 use crate::client::{Client, escape_name};
-use crate::commands::each::for_each;
-use crate::output::print_line;
+use crate::commands::each::for_each_at_once;
 
 #[derive(Debug, Subcommand)]
 #[allow(
@@ -151,12 +150,11 @@ pub(crate) async fn group(client: &Client, group: ContainerGroup) -> Outcome {
 
 /// Posts an action without parameters for each container.
 pub(crate) async fn post_each(client: &Client, names: &[String], action: &str) -> Outcome {
-    for_each(names, async |name| {
+    for_each_at_once(names, async |name| {
         client
             .post_no_content(&format!("/containers/{}/{action}", escape_name(name)))
             .await?;
-        print_line!("{name}")?;
-        Ok(())
+        Ok(true)
     })
     .await
 }

@@ -6,7 +6,7 @@ use whelk_api_types::ContainerPruneResponse;
 use crate::Outcome;
 use crate::client::Client;
 use crate::commands::confirm::confirmed;
-use crate::commands::pruned::{post, print_deleted, print_reclaimed};
+use crate::commands::pruned::{filters, post, print_deleted, print_reclaimed};
 
 #[derive(Debug, Args)]
 pub(crate) struct PruneArgs {
@@ -19,10 +19,11 @@ pub(crate) struct PruneArgs {
 }
 
 pub(crate) async fn prune(client: &Client, args: PruneArgs) -> Outcome {
+    let filters = filters(&args.filter)?;
     if !args.force && !confirmed("all stopped containers") {
         return Ok(0);
     }
-    let answer: ContainerPruneResponse = post(client, "containers", &args.filter).await?;
+    let answer: ContainerPruneResponse = post(client, "containers", &filters).await?;
     let deleted = answer.containers_deleted.unwrap_or_default();
     print_deleted("Containers", &deleted)?;
     print_reclaimed(answer.space_reclaimed)?;

@@ -3,8 +3,8 @@
 use clap::Args;
 
 use crate::client::{Client, escape_name, query};
-use crate::commands::each::for_each;
-use crate::output::{print_line, warn_line};
+use crate::commands::each::for_each_at_once;
+use crate::output::warn_line;
 use crate::{Failure, Outcome};
 
 #[derive(Debug, Args)]
@@ -29,7 +29,7 @@ pub(crate) async fn rm(client: &Client, args: RmArgs) -> Outcome {
         ("link", on(args.link)),
         ("v", on(args.volumes)),
     ]);
-    for_each(&args.containers, async |given| {
+    for_each_at_once(&args.containers, async |given| {
         let name = given.trim_matches('/');
         if name.is_empty() {
             return Err(Failure::new("container name cannot be empty"));
@@ -41,12 +41,11 @@ pub(crate) async fn rm(client: &Client, args: RmArgs) -> Outcome {
             // With --force, a missing container is no failure.
             Err(error) if args.force && error.status == hyper::StatusCode::NOT_FOUND => {
                 warn_line!("{error}");
-                return Ok(());
+                return Ok(false);
             }
             result => result?,
-        };
-        print_line!("{given}")?;
-        Ok(())
+        }
+        Ok(true)
     })
     .await
 }

@@ -1,11 +1,15 @@
 //! The `stop` command, and `restart`, which has the same flags.
 
+use std::pin::pin;
+use std::time::Duration;
+
 use clap::Args;
+use whelk_api_types::ContainerInspectResponse;
 
 use crate::Outcome;
 use crate::client::{Client, escape_name, query};
-use crate::commands::each::for_each;
-use crate::output::print_line;
+use crate::commands::each::for_each_at_once;
+use crate::output::warn_line;
 
 #[derive(Debug, Args)]
 pub(crate) struct StopArgs {
@@ -16,29 +20,55 @@ pub(crate) struct StopArgs {
     #[arg(short = 't', long, visible_alias = "time", allow_hyphen_values = true)]
     timeout: Option<i64>,
     #[arg(required = true, value_name = "CONTAINER")]
-    containers: Vec<String>,
+    pub(super) containers: Vec<String>,
 }
+
+/// Time without a response to a stop after which the reason is looked for.
+const PATIENCE: Duration = Duration::from_millis(300);
 
 pub(crate) async fn stop(client: &Client, args: StopArgs) -> Outcome {
-    end(client, args, "stop").await
-}
-
-/// Stops containers by the action `stop` or `restart`.
-pub(super) async fn end(client: &Client, args: StopArgs, action: &str) -> Outcome {
-    let timeout = args
-        .timeout
-        .map(|seconds| seconds.to_string())
-        .unwrap_or_default();
-    let query = query(&[("signal", &args.signal), ("t", &timeout)]);
-    for_each(&args.containers, async |name| {
-        client
-            .post_no_content(&format!(
-                "/containers/{}/{action}{query}",
-                escape_name(name)
-            ))
-            .await?;
-        print_line!("{name}")?;
-        Ok(())
+    let query = args.query();
+    for_each_at_once(&args.containers, async |name| {
+        end(client, name, "stop", &query).await?;
+        Ok(true)
     })
     .await
+}
+
+impl StopArgs {
+    pub(super) fn query(&self) -> String {
+        let timeout = self.timeout.map(|seconds| seconds.to_string());
+        query(&[
+            ("signal", &self.signal),
+            ("t", &timeout.unwrap_or_default()),
+        ])
+    }
+}
+
+/// Stops a container by the action `stop` or `restart`.
+pub(super) async fn end(client: &Client, name: &str, action: &str, query: &str) -> Outcome<()> {
+    let path = format!("/containers/{}/{action}{query}", escape_name(name));
+    let mut request = pin!(client.post_no_content(&path));
+    tokio::select! {
+        biased;
+        done = &mut request => return Ok(done?),
+        () = explain_delay(client, name) => {}
+    }
+    Ok(request.await?)
+}
+
+/// Waits for a time in which most containers stop. Then, if the engine has sent a signal that the container has no
+/// handler for, tells so: the container runs until it is killed.
+async fn explain_delay(client: &Client, name: &str) {
+    tokio::time::sleep(PATIENCE).await;
+    let path = format!("/containers/{}/json", escape_name(name));
+    let Ok(container) = client.get::<ContainerInspectResponse>(&path).await else {
+        return;
+    };
+    let signal = container.state.unhandled_signal;
+    if !signal.is_empty() {
+        warn_line!(
+            "{name}: its main process has no handler for {signal}, so it only ends by SIGKILL, after the timeout; `run --init`, or a --stop-signal that it handles, avoids this"
+        );
+    }
 }

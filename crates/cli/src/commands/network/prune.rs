@@ -6,7 +6,7 @@ use whelk_api_types::NetworkPruneResponse;
 use crate::Outcome;
 use crate::client::Client;
 use crate::commands::confirm::confirmed;
-use crate::commands::pruned::{post, print_deleted};
+use crate::commands::pruned::{filters, post, print_deleted};
 
 #[derive(Debug, Args)]
 pub(crate) struct PruneArgs {
@@ -19,10 +19,11 @@ pub(crate) struct PruneArgs {
 }
 
 pub(super) async fn prune(client: &Client, args: PruneArgs) -> Outcome {
+    let filters = filters(&args.filter)?;
     if !args.force && !confirmed("all custom networks not used by at least one container") {
         return Ok(0);
     }
-    let answer: NetworkPruneResponse = post(client, "networks", &args.filter).await?;
+    let answer: NetworkPruneResponse = post(client, "networks", &filters).await?;
     print_deleted("Networks", &answer.networks_deleted.unwrap_or_default())?;
     Ok(0)
 }

@@ -7,7 +7,9 @@ use whelk_api_types::{
 
 use crate::client::Client;
 use crate::commands::confirm::asked;
-use crate::commands::pruned::{post, print_deleted, print_deleted_images, print_reclaimed};
+use crate::commands::pruned::{
+    filters, post, print_deleted, print_deleted_images, print_reclaimed,
+};
 use crate::{Failure, Outcome};
 
 #[derive(Debug, Args)]
@@ -37,6 +39,7 @@ pub(crate) async fn prune(client: &Client, args: PruneArgs) -> Outcome {
             "ERROR: The \"until\" filter is not supported with \"--volumes\"",
         ));
     }
+    let given = filters(&args.filter)?;
     let mut parts = vec![
         "  - all stopped containers",
         "  - all networks not used by at least one container",
@@ -58,23 +61,24 @@ pub(crate) async fn prune(client: &Client, args: PruneArgs) -> Outcome {
         return Ok(0);
     }
     let mut reclaimed = 0;
-    let containers: ContainerPruneResponse = post(client, "containers", &args.filter).await?;
+    let containers: ContainerPruneResponse = post(client, "containers", &given).await?;
     print_deleted(
         "Containers",
         &containers.containers_deleted.unwrap_or_default(),
     )?;
     reclaimed += containers.space_reclaimed;
-    let networks: NetworkPruneResponse = post(client, "networks", &args.filter).await?;
+    let networks: NetworkPruneResponse = post(client, "networks", &given).await?;
     print_deleted("Networks", &networks.networks_deleted.unwrap_or_default())?;
     if args.volumes {
-        let volumes: VolumePruneResponse = post(client, "volumes", &args.filter).await?;
+        let volumes: VolumePruneResponse = post(client, "volumes", &given).await?;
         print_deleted("Volumes", &volumes.volumes_deleted)?;
         reclaimed += volumes.space_reclaimed;
     }
-    let mut given = args.filter;
+    let mut for_images = args.filter;
     if args.all {
-        given.push("dangling=false".into());
+        for_images.push("dangling=false".into());
     }
+    let given = filters(&for_images)?;
     let images: ImagePruneResponse = post(client, "images", &given).await?;
     print_deleted_images(&images.images_deleted.unwrap_or_default())?;
     reclaimed += images.space_reclaimed;

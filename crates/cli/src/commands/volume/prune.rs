@@ -6,7 +6,7 @@ use whelk_api_types::VolumePruneResponse;
 use crate::Outcome;
 use crate::client::Client;
 use crate::commands::confirm::confirmed;
-use crate::commands::pruned::{post, print_deleted, print_reclaimed};
+use crate::commands::pruned::{filters, post, print_deleted, print_reclaimed};
 
 #[derive(Debug, Args)]
 pub(crate) struct PruneArgs {
@@ -22,6 +22,11 @@ pub(crate) struct PruneArgs {
 }
 
 pub(super) async fn prune(client: &Client, args: PruneArgs) -> Outcome {
+    let mut given = args.filter;
+    if args.all {
+        given.push("all=true".into());
+    }
+    let filters = filters(&given)?;
     let what = if args.all {
         "all local volumes"
     } else {
@@ -30,11 +35,7 @@ pub(super) async fn prune(client: &Client, args: PruneArgs) -> Outcome {
     if !args.force && !confirmed(&format!("{what} not used by at least one container")) {
         return Ok(0);
     }
-    let mut given = args.filter;
-    if args.all {
-        given.push("all=true".into());
-    }
-    let answer: VolumePruneResponse = post(client, "volumes", &given).await?;
+    let answer: VolumePruneResponse = post(client, "volumes", &filters).await?;
     print_deleted("Volumes", &answer.volumes_deleted)?;
     print_reclaimed(answer.space_reclaimed)?;
     Ok(0)

@@ -236,8 +236,8 @@ impl Board {
         match event.action.as_str() {
             "create" if all => self.add(id),
             "start" => self.add(id),
-            "die" if !all => self.watched.retain(|one| one.container != *id),
-            "destroy" => self.watched.retain(|one| one.container != *id),
+            // With --all, the line of a removed container stays, without figures, as with Docker's client.
+            "die" | "destroy" if !all => self.watched.retain(|one| one.container != *id),
             _ => {}
         }
     }
