@@ -23,7 +23,9 @@ setup:
 	@scripts/setup
 
 release: setup
-	cargo build --release --locked -p whelk
+	WHELK_COMMIT=$$(git rev-parse --short=12 HEAD 2>/dev/null) \
+	  WHELK_BUILD_TIME=$$(TZ=UTC git log -1 --format=%cd --date=format-local:%Y-%m-%dT%H:%M:%S.000000000+00:00 2>/dev/null) \
+	  cargo build --release --locked -p whelk
 
 demo: release
 	WHELK_BIN=$(abspath $(RELEASE)) WHELK_IMAGES=$(IMAGES) scripts/demo
@@ -65,6 +67,6 @@ install: release install-systemd
 
 install-systemd:
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
-	for unit in whelk.service whelk.socket; do \
+	for unit in whelk.service whelk.socket whelk-shutdown.service; do \
 	  sed 's|@BINDIR@|$(BINDIR)|' contrib/systemd/$$unit >$(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit || exit 1; \
 	done

@@ -848,3 +848,155 @@ fn disk_usage_agrees_with_the_disk() {
     assert_eq!(usage["LayersSize"], layers);
     assert_eq!(usage["Images"][0]["Size"], layers);
 }
+
+#[test]
+fn disk_usage_counts_logs() {
+    let engine = Engine::start();
+    let words = [
+        "run",
+        "--name",
+        "talks",
+        "--network",
+        "none",
+        "--log-opt",
+        "max-size=50k",
+        "--log-opt",
+        "max-file=3",
+        "busybox",
+    ];
+    engine
+        .whelk(&[&words[..], &["seq", "10000"]].concat())
+        .exits(0);
+    let id = engine.inspect("talks")["Id"].as_str().unwrap().to_owned();
+    let logs = || -> Vec<u64> {
+        let files = std::fs::read_dir(engine.root().join("containers").join(&id)).unwrap();
+        let files = files.map(Result::unwrap);
+        let logs = files.filter(|file| file.file_name().to_string_lossy().contains("-json.log"));
+        logs.map(|file| file.metadata().unwrap().len()).collect()
+    };
+    assert!(
+        logs().len() >= 3 && logs().iter().sum::<u64>() > 100_000,
+        "{:?}",
+        logs()
+    );
+    let usage = engine.get("/system/df?type=logs");
+    assert_eq!(usage["LogUsage"]["TotalSize"], logs().iter().sum::<u64>());
+    assert_eq!(
+        usage["LogUsage"]["Reclaimable"],
+        usage["LogUsage"]["TotalSize"]
+    );
+    assert_eq!(usage["LogUsage"]["Items"][0]["Name"], "talks");
+    let format = [
+        "system",
+        "df",
+        "--format",
+        "{{.Type}}={{.TotalCount}}={{.Size}}",
+    ];
+    let (ours, dockers) = (engine.whelk(&format).ok(), engine.docker(&format).ok());
+    let (same, own) = ours.rsplit_once('\n').unwrap();
+    assert_eq!(same, dockers, "Docker's rows are the same");
+    assert!(own.starts_with("Logs=1=1") && own.ends_with("kB"), "{own}");
+    let shown = engine.whelk(&["system", "df", "-v"]).ok();
+    let section = shown.split("Logs space usage:").nth(1).unwrap();
+    assert!(
+        section.contains(&id[..12]) && section.contains("talks"),
+        "{section}"
+    );
+    // The writable layer, which is what the API counts of a container, is without them.
+    let writable = &engine.get("/v1.51/system/df")["Containers"][0]["SizeRw"];
+    assert_eq!(writable.as_u64().unwrap_or(0), 0);
+}
+
+#[test]
+fn sizes_of_containers_are_shown_on_request() {
+    Engine::start().both(|cli| {
+        cli.up(
+            "big",
+            &[],
+            &["sh", "-c", "head -c 3000 /dev/zero >/f; exec sleep 600"],
+        );
+        whelk_tests::eventually("the file", || {
+            (cli.run(&["inspect", "-s", "--format", "{{.SizeRw}}", "big"])
+                .ok()
+                == "3000")
+                .then_some(())
+        });
+        let total: u64 = cli
+            .run(&["inspect", "--size", "--format", "{{.SizeRootFs}}", "big"])
+            .ok()
+            .parse()
+            .unwrap();
+        assert!(total > 500_000, "{total}");
+        assert!(cli.engine().inspect("big").get("SizeRw").is_none());
+        let shown = cli.run(&["ps", "-s", "--format", "{{.Size}}"]).ok();
+        assert!(
+            shown.starts_with("3kB (virtual ") && shown.ends_with("MB)"),
+            "{shown}"
+        );
+        assert!(
+            cli.run(&["ps", "-as"])
+                .ok()
+                .lines()
+                .next()
+                .unwrap()
+                .ends_with("SIZE")
+        );
+    });
+}
+
+#[test]
+fn system_prune_removes_what_is_not_used() {
+    let engine = Engine::start();
+    engine.both(|cli| {
+        for (tag, label) in [("labeled:1", "keep=no"), ("labeled:2", "keep=yes")] {
+            let container = cli
+                .run(&["create", "--network", "none", "busybox", "true"])
+                .ok();
+            cli.run(&["commit", "-c", &format!("LABEL {label}"), &container, tag])
+                .ok();
+            cli.run(&["rm", &container]).ok();
+        }
+        let pruned = cli
+            .run(&["image", "prune", "-a", "-f", "--filter", "label=keep=no"])
+            .ok();
+        assert!(
+            pruned.contains("labeled:1") && !pruned.contains("labeled:2"),
+            "{pruned}"
+        );
+        let used = cli.up("used", &[], &["sleep", "600"]);
+        let stopped = cli
+            .run(&[
+                "create",
+                "--network",
+                "none",
+                "-v",
+                "/data",
+                "labeled:2",
+                "true",
+            ])
+            .ok();
+        cli.run(&["network", "create", "--ipv6=false", "unused"])
+            .ok();
+        let named = cli.run(&["volume", "create", "named"]).ok();
+        let anonymous = cli.run(&["volume", "create"]).ok();
+        let told = cli.run(&["system", "prune", "-a", "--volumes", "-f"]).ok();
+        for expected in [
+            format!("Deleted Containers:\n{stopped}\n"),
+            "Deleted Networks:\nunused\n".into(),
+            "Deleted Volumes:\n".into(),
+            format!("{anonymous}\n"),
+            "Deleted Images:\nuntagged: labeled:2\n".into(),
+            "Total reclaimed space: ".into(),
+        ] {
+            assert!(told.contains(&expected), "{expected} is not in {told}");
+        }
+        assert_eq!(cli.run(&["ps", "-aq", "--no-trunc"]).ok(), used);
+        assert_eq!(
+            cli.run(&["volume", "ls", "-q"]).ok(),
+            named,
+            "named volumes stay"
+        );
+        assert_eq!(cli.run(&["images", "-q"]).ok().lines().count(), 1);
+        cli.run(&["volume", "rm", "named"]).ok();
+    });
+}

@@ -250,7 +250,7 @@ const MODULES: &[(&str, &[&str])] = &[
         ],
     ),
     // A part of the crate's root: it describes the whole engine.
-    ("system", &["", "model"]),
+    ("system", &["", "host", "model"]),
     // As `system`: it verifies the whole engine.
     (
         "check",

@@ -267,9 +267,19 @@ fn systemds_units_are_valid() {
         )),
         "{service}"
     );
+    let shutdown = fs::read_to_string(units.join("whelk-shutdown.service")).unwrap();
+    let stop = format!(
+        "ExecStop={} --host unix:///run/whelk/whelk.sock system stop-containers",
+        program.display()
+    );
+    assert!(shutdown.contains(&stop), "{shutdown}");
+    assert!(service.contains("Wants=network-online.target whelk-shutdown.service"));
     if let Ok(output) = Command::new("systemd-analyze")
         .arg("verify")
-        .args([units.join("whelk.service"), units.join("whelk.socket")])
+        .args(
+            ["whelk.service", "whelk.socket", "whelk-shutdown.service"]
+                .map(|unit| units.join(unit)),
+        )
         .env("SYSTEMD_UNIT_PATH", format!("{}:", units.display()))
         .output()
     {

@@ -592,3 +592,33 @@ fn an_unhealthy_container_is_killed_stopped_or_restarted() {
     cli.run(&["run", "--health-cmd", "x", "--health-on-failure", "die", "busybox", "true"])
         .refuses(125, "unknown action for an unhealthy container 'die': expected 'none', 'kill', 'restart' or 'stop'");
 }
+
+#[test]
+fn checks_do_not_push_out_other_events() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    let mut live = engine.events("");
+    cli.up(
+        "checked",
+        &["--health-cmd", "true", "--health-interval", "2ms"],
+        &["sleep", "600"],
+    );
+    // More than are remembered, if those of checks counted.
+    let mut seen = 0;
+    while seen < 1200 {
+        seen += usize::from(live.next_event().is_some());
+    }
+    cli.run(&["rm", "-f", "checked"]).ok();
+    let until = whelk_tests::now_nanos() / 1_000_000_000 + 1;
+    let past = engine.events(&format!("since=1&until={until}")).all();
+    assert!(
+        past.iter().any(|event| event == "container create"),
+        "{} events",
+        past.len()
+    );
+    assert!(
+        past.iter().any(|event| event == "container exec_die"),
+        "{} events",
+        past.len()
+    );
+}

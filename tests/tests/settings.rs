@@ -476,3 +476,51 @@ fn requests_have_the_headers_of_the_clients_configuration() {
         );
     });
 }
+
+#[test]
+fn the_timeout_of_stops_the_oldest_api_and_the_oom_score_are_settings() {
+    let engine = with(&json!({
+        "default-stop-timeout": 1, "min-api-version": "1.40", "oom-score-adjust": 123, "default-cgroupns-mode": "host",
+    }));
+    let of_process = |file: &str| {
+        let path = format!("/proc/{}/{file}", engine.daemon_pid());
+        fs::read_to_string(path).unwrap().trim().to_owned()
+    };
+    assert_eq!(of_process("oom_score_adj"), "123");
+    assert_eq!(engine.get("/version")["MinAPIVersion"], "1.40");
+    let (status, answer) = engine.api("GET", "/v1.39/info", None);
+    assert_eq!(status, 400, "{answer}");
+    assert_eq!(engine.api("GET", "/v1.40/info", None).0, 200);
+    let cli = engine.cli(Program::Docker);
+    cli.up("deaf", &[], &["sleep", "600"]);
+    let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/cgroup")).unwrap();
+    assert_eq!(
+        namespace(engine.pid("deaf")),
+        namespace(engine.daemon_pid())
+    );
+    let score = fs::read_to_string(format!("/proc/{}/oom_score_adj", engine.pid("deaf"))).unwrap();
+    assert_eq!(score.trim(), "0", "that of a container is its own");
+    let begin = std::time::Instant::now();
+    cli.run(&["stop", "deaf"]).ok();
+    assert!(
+        begin.elapsed() < Duration::from_secs(7),
+        "{:?}",
+        begin.elapsed()
+    );
+    assert_eq!(engine.inspect("deaf")["State"]["ExitCode"], 137);
+    // The timeout is read again on SIGHUP.
+    engine.configure(&json!({
+        "default-stop-timeout": 20, "min-api-version": "1.40", "oom-score-adjust": 123, "default-cgroupns-mode": "private",
+    }));
+    reload(&engine, "SIGHUP: the settings were read again");
+    cli.up("later", &["--stop-signal", "USR1"], &["sleep", "600"]);
+    assert_ne!(
+        namespace(engine.pid("later")),
+        namespace(engine.daemon_pid())
+    );
+    let mut stopping = cli.spawn(&["stop", "later"]);
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(stopping.is_running());
+    cli.run(&["kill", "later"]).ok();
+    stopping.finish().ok();
+}

@@ -71,6 +71,29 @@ pub struct SystemDataUsageResponse {
     /// requested, as the type `trash`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trash_size: Option<u64>,
+    /// The sizes of containers' logs. Not of Docker's API: only if they were requested, as the type `logs`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_usage: Option<DiskUsage<LogUsage>>,
+}
+
+/// The space that the log of a container takes, with its rotated files.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct LogUsage {
+    pub id: String,
+    /// The container's name.
+    pub name: String,
+    pub size: i64,
+}
+
+/// The response of `POST /system/stop-containers`, which Docker's API does not have.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct SystemContainersStopped {
+    /// The names of the containers that were stopped.
+    pub stopped: Vec<String>,
+    /// Why others were not.
+    pub errors: Vec<String>,
 }
 
 /// A message of the response of `POST /system/check`, which Docker's API does not have: a problem, or at the

@@ -7,13 +7,13 @@
 mod request;
 mod response;
 
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
+use crate::NEWEST;
 use crate::error::message;
-use crate::{NEWEST, OLDEST};
 
 pub(crate) use request::*;
 pub(crate) use response::*;
@@ -23,14 +23,18 @@ pub(crate) use response::*;
 pub(crate) struct ApiVersion(pub(crate) u32, pub(crate) u32);
 
 /// Removes the version prefix from the path, and adds the engine's version to every response.
-pub(crate) async fn negotiate(request: Request, next: Next) -> Response {
+pub(crate) async fn negotiate(
+    State(oldest): State<(u32, u32)>,
+    request: Request,
+    next: Next,
+) -> Response {
     let unclean = clean(request.uri());
     let mut response = if request.method() == Method::OPTIONS {
         StatusCode::OK.into_response()
     } else if let Some(clean) = unclean {
         (StatusCode::MOVED_PERMANENTLY, [(header::LOCATION, clean)]).into_response()
     } else {
-        answer(request, next).await
+        answer(oldest, request, next).await
     };
     let headers = response.headers_mut();
     let api = format!("{}.{}", NEWEST.0, NEWEST.1);
@@ -47,8 +51,8 @@ pub(crate) async fn negotiate(request: Request, next: Next) -> Response {
     response
 }
 
-async fn answer(mut request: Request, next: Next) -> Response {
-    let (version, rest) = match split(request.uri().path()) {
+async fn answer(oldest: (u32, u32), mut request: Request, next: Next) -> Response {
+    let (version, rest) = match split(request.uri().path(), oldest) {
         Ok(found) => found,
         Err(refusal) => return *refusal,
     };
@@ -92,8 +96,8 @@ fn clean(uri: &Uri) -> Option<String> {
     (clean != path).then(|| clean + &query)
 }
 
-/// Splits a path into its version and the rest. `None` if it has no version.
-fn split(path: &str) -> Result<(ApiVersion, Option<String>), Box<Response>> {
+/// Splits a path into its version, which must be `oldest` or later, and the rest. `None` if it has no version.
+fn split(path: &str, oldest: (u32, u32)) -> Result<(ApiVersion, Option<String>), Box<Response>> {
     let newest = ApiVersion(NEWEST.0, NEWEST.1);
     let Some(rest) = path.strip_prefix("/v") else {
         return Ok((newest, None));
@@ -110,11 +114,12 @@ fn split(path: &str) -> Result<(ApiVersion, Option<String>), Box<Response>> {
     };
     let text = |ApiVersion(major, minor): ApiVersion| format!("{major}.{minor}");
     let given = version;
-    if parsed < ApiVersion(OLDEST.0, OLDEST.1) {
+    let oldest = ApiVersion(oldest.0, oldest.1);
+    if parsed < oldest {
         let refusal = format!(
             "client version {} is too old. Minimum supported API version is {}, please upgrade your client to a newer version",
             given,
-            text(ApiVersion(OLDEST.0, OLDEST.1))
+            text(oldest)
         );
         // Plain text: clients this old cannot parse JSON errors.
         return Err(Box::new(
@@ -147,7 +152,9 @@ mod tests {
     #[test]
     fn splits_version_prefixes_and_normalizes_paths() {
         let check = |path: &str, version: (u32, u32), rest: Option<&str>| {
-            let (found, remaining) = split(path).map_err(|_| ()).expect("accepted");
+            let (found, remaining) = split(path, crate::OLDEST)
+                .map_err(|_| ())
+                .expect("accepted");
             assert_eq!(
                 (found, remaining.as_deref()),
                 (ApiVersion(version.0, version.1), rest),
@@ -194,7 +201,7 @@ mod tests {
                 ),
             ),
         ] {
-            let response = *split(path).unwrap_err();
+            let response = *split(path, crate::OLDEST).unwrap_err();
             assert_eq!(response.status(), StatusCode::BAD_REQUEST, "{path}");
             let body = axum::body::to_bytes(response.into_body(), 1 << 10);
             let text = String::from_utf8(body.await.unwrap().to_vec()).unwrap();

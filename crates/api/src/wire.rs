@@ -25,8 +25,8 @@ pub(crate) use message::{
 pub(crate) use network::{network, network_status};
 pub(crate) use stats::stats;
 pub(crate) use system::{
-    build_cache_usage, check_problem, check_result, container_usage, image_usage, info, version,
-    volume_usage,
+    build_cache_usage, check_problem, check_result, container_usage, image_usage, info, log_usage,
+    version, volume_usage,
 };
 pub(crate) use volume::volume;
 

@@ -23,6 +23,7 @@ pub struct HostInfo {
     pub has_blkio_weight: bool,
     pub has_swap_limit: bool,
     pub has_real_time: bool,
+    pub limits: Limits,
     pub apparmor: bool,
     pub ipv4_forwarding: bool,
     /// The sysctls `bridge-nf-call-iptables` and `bridge-nf-call-ip6tables`: whether packets
@@ -32,6 +33,78 @@ pub struct HostInfo {
     pub backing_file_system: &'static str,
     /// The log configuration of containers that do not give one.
     pub default_log: LogConfig,
+}
+
+/// The limits that the host's cgroups have, beside those above.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    pub memory: bool,
+    pub oom_kill_disable: bool,
+    pub cpu_period: bool,
+    pub cpu_quota: bool,
+    pub cpu_shares: bool,
+    pub cpuset: bool,
+    pub pids: bool,
+}
+
+impl Limits {
+    fn detect() -> Self {
+        match layout() {
+            Ok(Layout::V2(root)) => {
+                let text = fs::read_to_string(root.join("cgroup.controllers"));
+                let text = text.unwrap_or_default();
+                let has = |name: &str| text.split_whitespace().any(|controller| controller == name);
+                Self {
+                    memory: has("memory"),
+                    oom_kill_disable: false,
+                    cpu_period: has("cpu"),
+                    cpu_quota: has("cpu"),
+                    cpu_shares: has("cpu"),
+                    cpuset: has("cpuset"),
+                    pids: has("pids"),
+                }
+            }
+            Ok(Layout::V1(trees)) => {
+                let root = |controller: &str| {
+                    let mut trees = trees.iter();
+                    let tree =
+                        trees.find(|tree| tree.controllers.iter().any(|name| name == controller));
+                    tree.map(|tree| &tree.root)
+                };
+                let has = |controller: &str, file: &str| {
+                    root(controller).is_some_and(|root| fs::exists(root.join(file)))
+                };
+                Self {
+                    memory: has("memory", "memory.limit_in_bytes"),
+                    oom_kill_disable: has("memory", "memory.oom_control"),
+                    cpu_period: has("cpu", "cpu.cfs_period_us"),
+                    cpu_quota: has("cpu", "cpu.cfs_quota_us"),
+                    cpu_shares: has("cpu", "cpu.shares"),
+                    cpuset: has("cpuset", "cpuset.cpus"),
+                    pids: root("pids").is_some(),
+                }
+            }
+            Err(_) => Self::default(),
+        }
+    }
+
+    /// Returns Docker's warnings about those that are missing.
+    pub(crate) fn warnings(self, has_swap_limit: bool, cgroup_v2: bool) -> Vec<String> {
+        let missing = [
+            ("memory limit", self.memory),
+            ("swap limit", has_swap_limit),
+            // Cgroups of version 2 never have it.
+            ("oom kill disable", self.oom_kill_disable || cgroup_v2),
+            ("cpu cfs period", self.cpu_period),
+            ("cpu cfs quota", self.cpu_quota),
+            ("cpu shares", self.cpu_shares),
+            ("cpuset", self.cpuset),
+        ];
+        let missing = missing.iter().filter(|(_, has)| !has);
+        missing
+            .map(|(what, _)| format!("No {what} support"))
+            .collect()
+    }
 }
 
 impl HostInfo {
@@ -81,6 +154,7 @@ impl HostInfo {
             // Of v1 only.
             has_real_time: tree("cpu")
                 .is_some_and(|root| fs::exists(root.join("cpu.rt_runtime_us"))),
+            limits: Limits::detect(),
             apparmor: fs::read_to_string("/sys/module/apparmor/parameters/enabled")
                 .is_ok_and(|text| text.starts_with('Y')),
             ipv4_forwarding: is_on("/proc/sys/net/ipv4/ip_forward"),
@@ -91,6 +165,17 @@ impl HostInfo {
             backing_file_system: backing(root),
             default_log,
         }
+    }
+}
+
+impl HostInfo {
+    /// Returns Docker's warnings about what the host does not have.
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        let mut warnings = self.limits.warnings(self.has_swap_limit, self.cgroup_v2);
+        if !self.ipv4_forwarding {
+            warnings.push("IPv4 forwarding is disabled".into());
+        }
+        warnings
     }
 }
 
@@ -105,5 +190,35 @@ fn backing(path: &Path) -> &'static str {
         Ok(0x2fc1_2fc1) => "zfs",
         Ok(0xf2f5_2010) => "f2fs",
         _ => "<unknown>",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_limits_have_dockers_warnings() {
+        let all = Limits {
+            memory: true,
+            oom_kill_disable: true,
+            cpu_period: true,
+            cpu_quota: true,
+            cpu_shares: true,
+            cpuset: true,
+            pids: true,
+        };
+        assert!(all.warnings(true, false).is_empty());
+        assert_eq!(all.warnings(false, false), ["No swap limit support"]);
+        let without = Limits {
+            oom_kill_disable: false,
+            cpuset: false,
+            ..all
+        };
+        assert_eq!(without.warnings(true, true), ["No cpuset support"]);
+        assert_eq!(
+            without.warnings(true, false),
+            ["No oom kill disable support", "No cpuset support"]
+        );
     }
 }

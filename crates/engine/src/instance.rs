@@ -61,6 +61,8 @@ pub struct Instance {
     /// The directories of CDI specifications; later ones come before earlier ones. Empty if CDI devices
     /// are disabled.
     pub cdi_directories: Vec<PathBuf>,
+    /// The oldest version of the API that is served; all of them if it is not set.
+    pub oldest_api: Option<(u32, u32)>,
     /// The default `RLIMIT_NOFILE` of containers: the limit that the engine was started with.
     pub open_files: OpenFiles,
 }
@@ -110,6 +112,7 @@ impl Instance {
             live: Live::default(),
             image_gc: None,
             cdi_directories: DEFAULT_CDI_DIRECTORIES.map(PathBuf::from).into(),
+            oldest_api: None,
             open_files,
         })
     }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use whelk_sys::fs;
 
 use crate::Engine;
+use crate::host::Limits;
 use crate::model::Status;
 
 /// The engine's version.
@@ -34,6 +35,10 @@ pub struct Info {
     pub open_files: usize,
     pub apparmor: bool,
     pub ipv4_forwarding: bool,
+    pub limits: Limits,
+    pub has_swap_limit: bool,
+    /// Limits that the host does not have, and other reasons why something does not work as it could.
+    pub warnings: Vec<String>,
     /// See [`crate::host::HostInfo::bridge_filter`].
     pub bridge_filter: (bool, bool),
     /// What is wrong with the engine's store.
@@ -110,6 +115,9 @@ impl Engine {
             open_files: fs::list("/proc/self/fd").map_or(0, |list| list.len()),
             apparmor: host.apparmor,
             ipv4_forwarding: host.ipv4_forwarding,
+            limits: host.limits,
+            has_swap_limit: host.has_swap_limit,
+            warnings: host.warnings(),
             bridge_filter: host.bridge_filter,
             problems: self.durability.0.problems(),
         }

@@ -5,6 +5,7 @@
 //! system's time zone.
 #![forbid(unsafe_code)]
 
+pub mod build;
 pub mod device_name;
 pub mod duration;
 pub mod glob;

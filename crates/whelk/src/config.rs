@@ -27,13 +27,14 @@ const MAX_FILE_SIZE: u64 = 1 << 20;
 const PLACE: [&str; 3] = ["data-root", "exec-root", "instance"];
 
 /// The keys whose values are applied while the engine runs.
-const RELOADED: [&str; 25] = [
+const RELOADED: [&str; 26] = [
     "cgroup-parent",
     "debug",
     "default-cgroupns-mode",
     "default-ipc-mode",
     "default-runtime",
     "default-shm-size",
+    "default-stop-timeout",
     "default-ulimits",
     // Has one value only.
     "exec-opts",

@@ -14,7 +14,7 @@ use whelk_engine::instance::{DEFAULT_INSTANCE, Instance};
 use whelk_sys::fs;
 
 use crate::config::{self, Given, Source};
-use crate::listen::listen;
+use crate::listen::{self, listen};
 use crate::log::Log;
 use crate::pidfile::PidFile;
 use crate::reload::Reload;
@@ -116,6 +116,7 @@ async fn run(
     let hosts = Some(std::mem::take(&mut file.hosts)).filter(|hosts| !hosts.is_empty());
     let hosts = hosts.unwrap_or_else(|| vec![format!("unix://{DEFAULT_SOCKET}")]);
     let (tls, pidfile) = (file.tls(), file.pidfile.take());
+    let oom_score = file.oom_score_adjust;
     let group = file.group.take().map(|name| group_id(&name));
     let group = group.transpose()?.or_else(|| group_id("whelk").ok());
     let mut instance = instance(file)?;
@@ -124,6 +125,7 @@ async fn run(
     // Its errors name the driver's option.
     instance.check().context("log-driver and log-opts")?;
     if arguments.validate {
+        listen::check(&hosts, &tls)?;
         // As Docker does it.
         return Ok(writeln!(std::io::stderr(), "configuration OK")?);
     }
@@ -134,6 +136,9 @@ async fn run(
     let hangups = Hangups::receive()?;
     let _pidfile = pidfile.map(PidFile::write).transpose()?;
     whelk_sys::process::raise_file_limit();
+    if oom_score != 0 {
+        fs::write("/proc/self/oom_score_adj", oom_score.to_string()).context("oom-score-adjust")?;
+    }
     whelk_sys::signal::ignore(rustix::process::Signal::PIPE.as_raw());
     let executable = std::env::current_exe().context("find this program")?;
     let listeners = listen(&hosts, inherited, &tls, group).await?;

@@ -1,6 +1,6 @@
 //! The engine's listeners: reads `--host` and the TLS settings, and binds all sockets.
 
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -138,13 +138,15 @@ impl Listeners {
     }
 }
 
-/// Binds the sockets of all hosts. If one of them fails, none stays open.
-pub(crate) async fn listen(
-    hosts: &[String],
-    inherited: anyhow::Result<Vec<systemd::Socket>>,
-    settings: &TlsSettings,
-    group: Option<u32>,
-) -> anyhow::Result<Listeners> {
+/// The hosts of an engine, before their sockets are bound.
+struct Plan {
+    mode: Mode,
+    tls: Option<Arc<Tls>>,
+    hosts: Vec<Host>,
+}
+
+/// Reads the hosts and the certificates.
+fn plan(hosts: &[String], settings: &TlsSettings) -> anyhow::Result<Plan> {
     let mode = settings.mode();
     settings.check_files(mode)?;
     let tls = match mode {
@@ -152,10 +154,54 @@ pub(crate) async fn listen(
         Mode::Plain | Mode::Unset => None,
     };
     let port = if tls.is_some() { 2376 } else { 2375 };
-    let parsed: Vec<Host> = hosts
-        .iter()
-        .map(|host| Host::parse(host, port))
-        .collect::<anyhow::Result<_>>()?;
+    let hosts = hosts.iter().map(|host| Host::parse(host, port));
+    Ok(Plan {
+        mode,
+        tls,
+        hosts: hosts.collect::<anyhow::Result<_>>()?,
+    })
+}
+
+/// Checks the hosts and certificates without binding anything. Addresses that are names, and the sockets that
+/// systemd passes, are only known when the engine starts.
+pub(crate) fn check(hosts: &[String], settings: &TlsSettings) -> anyhow::Result<()> {
+    let plan = plan(hosts, settings)?;
+    for (index, host) in plan.hosts.iter().enumerate() {
+        if let Host::Tcp(name, port) = host
+            && let Some(address) = known_address(name)
+        {
+            plan.mode.permits(SocketAddr::new(address, *port))?;
+        }
+        let is_unique = matches!(host, Host::Tcp(_, 0) | Host::Passed(_));
+        ensure!(
+            is_unique || !plan.hosts[..index].contains(host),
+            "host {} is given twice",
+            hosts[index]
+        );
+    }
+    Ok(())
+}
+
+/// Returns the address that a name stands for without a resolver.
+fn known_address(name: &str) -> Option<IpAddr> {
+    match name {
+        "localhost" => Some(Ipv4Addr::LOCALHOST.into()),
+        name => name.parse().ok(),
+    }
+}
+
+/// Binds the sockets of all hosts. If one of them fails, none stays open.
+pub(crate) async fn listen(
+    hosts: &[String],
+    inherited: anyhow::Result<Vec<systemd::Socket>>,
+    settings: &TlsSettings,
+    group: Option<u32>,
+) -> anyhow::Result<Listeners> {
+    let Plan {
+        mode,
+        tls,
+        hosts: parsed,
+    } = plan(hosts, settings)?;
     // An error of the passed sockets matters only if they are used.
     let mut passed = match parsed.iter().any(|host| matches!(host, Host::Passed(_))) {
         true => inherited?,

@@ -1,7 +1,7 @@
 //! Events, and waiting for the states of containers.
 
 use serde_json::{Value, json};
-use whelk_tests::{Connection, Engine, Program, escape, now_nanos};
+use whelk_tests::{Connection, Engine, Program, escape, eventually, now_nanos};
 
 use super::check;
 
@@ -198,4 +198,155 @@ fn wait_supports_three_conditions() {
         400,
         "invalid condition: \"bogus\"",
     );
+}
+
+#[test]
+fn events_are_filtered_by_their_objects() {
+    let engine = Engine::start();
+    let id = engine.get("/info")["ID"].as_str().unwrap().to_owned();
+    let name = engine.get("/info")["Name"].as_str().unwrap().to_owned();
+    let cli = engine.cli(Program::Docker);
+    cli.run(&["volume", "create", "volume-one"]).ok();
+    cli.run(&["network", "create", "--ipv6=false", "network-one"])
+        .ok();
+    cli.run(&[
+        "create",
+        "--name",
+        "container-one",
+        "--network",
+        "none",
+        "busybox",
+        "true",
+    ])
+    .ok();
+    cli.run(&["tag", "busybox", "image-one:1"]).ok();
+    let pid = rustix::process::Pid::from_raw(engine.daemon_pid()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+    let query = |filters: Value| {
+        let until = now_nanos();
+        let until = format!("{}.{:09}", until / 1_000_000_000, until % 1_000_000_000);
+        let filters = escape(&filters.to_string());
+        engine
+            .events(&format!("since=1&until={until}&filters={filters}"))
+            .all()
+    };
+    eventually("the reload", || {
+        (query(json!({"type": ["daemon"]})) == ["daemon reload"]).then_some(())
+    });
+    for (filters, expected) in [
+        (json!({"daemon": [id]}), vec!["daemon reload"]),
+        (json!({"daemon": [name]}), vec!["daemon reload"]),
+        (json!({"daemon": ["nosuch"]}), vec![]),
+        (json!({"volume": ["volume-one"]}), vec!["volume create"]),
+        (json!({"volume": ["volume"]}), vec!["volume create"]),
+        (json!({"volume": ["one"]}), vec![]),
+        (json!({"network": ["network-"]}), vec!["network create"]),
+        (
+            json!({"container": ["container-o"]}),
+            vec!["container create"],
+        ),
+        (json!({"container": ["volume-one"]}), vec![]),
+        (json!({"image": ["image-one"]}), vec!["image tag"]),
+        (json!({"image": ["image-one:1"]}), vec!["image tag"]),
+        (
+            json!({"scope": ["local"], "type": ["volume"]}),
+            vec!["volume create"],
+        ),
+        (json!({"scope": ["swarm"]}), vec![]),
+        (json!({"service": ["x"]}), vec![]),
+    ] {
+        assert_eq!(query(filters.clone()), expected, "{filters}");
+    }
+    cli.run(&["network", "rm", "network-one"]).ok();
+}
+
+#[test]
+fn operations_have_dockers_events() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    let mut events = engine.events("");
+    let directory = engine.scratch("files");
+    let file = |name: &str| directory.join(name).to_str().unwrap().to_owned();
+    let mut done = |what: &str, last: &str, expected: &[&str]| {
+        let found = events.until(last);
+        for action in expected {
+            assert!(
+                found.iter().any(|found| found == action),
+                "{what}: no {action} in {found:?}"
+            );
+        }
+    };
+    cli.run(&["volume", "create", "data"]).ok();
+    done("volume create", "create", &["volume create"]);
+    cli.up("one", &["-v", "data:/d"], &["sleep", "600"]);
+    done(
+        "run",
+        "start",
+        &["container create", "volume mount", "container start"],
+    );
+    cli.run(&["top", "one"]).ok();
+    done("top", "top", &["container top"]);
+    cli.run(&["update", "--cpus", "1", "one"]).ok();
+    done("update", "update", &["container update"]);
+    cli.run(&["export", "-o", &file("root.tar"), "one"]).ok();
+    done("export", "export", &["container export"]);
+    cli.run(&["stop", "-t", "0", "one"]).ok();
+    done(
+        "stop",
+        "stop",
+        &[
+            "container kill",
+            "container die",
+            "volume unmount",
+            "container stop",
+        ],
+    );
+    cli.run(&["rm", "one"]).ok();
+    done("rm", "destroy", &["container destroy"]);
+    cli.run(&["volume", "rm", "data"]).ok();
+    done("volume rm", "destroy", &["volume destroy"]);
+    cli.run(&["volume", "prune", "-f"]).ok();
+    done("volume prune", "prune", &["volume prune"]);
+    cli.run(&["save", "-o", &file("image.tar"), "busybox"]).ok();
+    done("save", "save", &["image save"]);
+    cli.run(&["load", "-i", &file("image.tar")]).ok();
+    done("load", "load", &["image load"]);
+    cli.run(&["import", &file("root.tar"), "imported:1"]).ok();
+    done("import", "import", &["image import"]);
+    let terminal = json!({
+        "Image": "busybox", "Cmd": ["sh"], "Tty": true, "OpenStdin": true, "HostConfig": {"NetworkMode": "none"},
+    });
+    engine.create("terminal", &terminal);
+    cli.run(&["start", "terminal"]).ok();
+    done("start", "start", &["container start"]);
+    assert_eq!(
+        engine
+            .api("POST", "/containers/terminal/resize?h=10&w=20", None)
+            .0,
+        200
+    );
+    done("resize", "resize", &["container resize"]);
+    let mut attached = engine.attach("terminal", "stream=1&stdin=1&stdout=1&detachKeys=a", false);
+    attached.write(b"a");
+    done(
+        "detach",
+        "detach",
+        &["container attach", "container detach"],
+    );
+    attached.to_end();
+    let exec = json!({"Cmd": ["sh"], "Tty": true, "AttachStdin": true, "AttachStdout": true, "DetachKeys": "a"});
+    let exec = engine.create_exec("terminal", &exec);
+    let mut attached = engine.start_exec(&exec, true);
+    attached.write(b"a");
+    done(
+        "exec",
+        "exec_detach",
+        &[
+            "container exec_create: sh ",
+            "container exec_start: sh ",
+            "container exec_detach",
+        ],
+    );
+    attached.to_end();
+    cli.run(&["rm", "-f", "terminal"]).ok();
 }

@@ -359,6 +359,8 @@ fn unsupported_settings_are_rejected_by_name() {
             "POST /swarm/leave?force=1".to_owned(),
             (503, "This node is not part of a swarm"),
         ),
+        ("GET /debug/pprof/heap".to_owned(), missing),
+        ("GET /debug/vars".to_owned(), missing),
         (
             "POST /swarm/init".to_owned(),
             (501, "swarm mode: not available in this version of whelk"),

@@ -207,6 +207,28 @@ fn a_configuration_is_validated() {
             "invalid size: 'much'",
         ),
         (r#"{"dns": ["x"]}"#, "dns: "),
+        (
+            r#"{"hosts": ["tcp://0.0.0.0:1"]}"#,
+            "host tcp://0.0.0.0:1: TCP needs certificates",
+        ),
+        (
+            r#"{"hosts": ["tcp://127.0.0.1:1"], "tlsverify": true, "tlscacert": "/nosuch/ca.pem"}"#,
+            "/nosuch/ca.pem",
+        ),
+        (r#"{"hosts": ["http://x"]}"#, "unsupported host"),
+        (
+            r#"{"hosts": ["unix:///a", "unix:///a"]}"#,
+            "host unix:///a is given twice",
+        ),
+        (
+            r#"{"min-api-version": "1.23"}"#,
+            "min-api-version: minimum supported API version is 1.24: 1.23",
+        ),
+        (
+            r#"{"min-api-version": "v1.40"}"#,
+            "API version must be provided without \"v\" prefix",
+        ),
+        (r#"{"oom-score-adjust": 2000}"#, "oom-score-adjust: 2000"),
     ] {
         let (code, shown) = run(content);
         assert!(

@@ -294,3 +294,98 @@ fn a_conflicting_update_is_rejected_like_docker() {
     engine.whelk(&["restart", "-t", "0", "nano"]).ok();
     assert_eq!(limit("nano").trim(), "max");
 }
+
+#[test]
+fn containers_are_stopped_before_the_host_shuts_down() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Whelk);
+    let sleeps = ["sleep", "600"];
+    cli.up(
+        "always",
+        &["--restart", "always", "--stop-signal", "USR1"],
+        &["sh", "-c", TRAPS],
+    );
+    cli.up(
+        "unless",
+        &["--restart", "unless-stopped", "--stop-timeout", "2"],
+        &sleeps,
+    );
+    cli.up(
+        "failure",
+        &["--restart", "on-failure", "--stop-timeout", "2"],
+        &sleeps,
+    );
+    cli.up("plain", &["--stop-timeout", "2"], &sleeps);
+    cli.up("paused", &["--stop-timeout", "2"], &sleeps);
+    cli.up("stopped", &["--restart", "unless-stopped"], &sleeps);
+    cli.up("crashes", &["--restart", "always"], &["false"]);
+    cli.run(&["stop", "-t", "0", "stopped"]).ok();
+    cli.run(&["pause", "paused"]).ok();
+    engine.await_log("always", "ready\n");
+    let begin = std::time::Instant::now();
+    let told = cli.run(&["system", "stop-containers"]).ok();
+    // One after another they take 8 s.
+    assert!(
+        begin.elapsed() < Duration::from_secs(7),
+        "{:?}",
+        begin.elapsed()
+    );
+    let mut names: Vec<&str> = told.lines().filter(|name| *name != "crashes").collect();
+    names.sort_unstable();
+    assert_eq!(names, ["always", "failure", "paused", "plain", "unless"]);
+    assert_eq!(
+        engine.inspect("always")["State"]["ExitCode"],
+        5,
+        "its own signal"
+    );
+    let running = || {
+        let all = [
+            "always", "unless", "failure", "plain", "paused", "stopped", "crashes",
+        ];
+        let all = all.into_iter();
+        all.filter(|name| engine.state(name) == "running")
+            .collect::<Vec<_>>()
+    };
+    stays("nothing is started", Duration::from_millis(1500), || {
+        running().is_empty()
+    });
+    engine.terminate();
+    engine.restart();
+    eventually("what the policies say", || {
+        (running()
+            .iter()
+            .filter(|name| **name != "crashes")
+            .eq(&["always", "unless", "failure"]))
+        .then_some(())
+    });
+    for name in ["plain", "paused", "stopped"] {
+        assert_eq!(engine.state(name), "exited", "{name}");
+    }
+}
+
+#[test]
+fn the_delay_of_restarts_is_doubled_until_a_run_is_long() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    // The fourth run takes more than ten seconds.
+    let script = "echo x >>/runs; [ $(wc -l </runs) = 4 ] && sleep 10.3; exit 1";
+    let mut events = engine.events("filters=%7B%22type%22%3A%5B%22container%22%5D%7D");
+    cli.up("crashes", &["--restart", "always"], &["sh", "-c", script]);
+    let (mut ended, mut delays) = (0, Vec::new());
+    while delays.len() < 5 {
+        let event = events.next_event().unwrap();
+        let at = event["timeNano"].as_i64().unwrap() / 1_000_000;
+        match event["Action"].as_str().unwrap() {
+            "die" => ended = at,
+            "start" if ended > 0 => delays.push(at - ended),
+            _ => {}
+        }
+    }
+    cli.run(&["rm", "-f", "crashes"]).ok();
+    // In milliseconds. A start itself takes some time.
+    for (delay, least) in delays.iter().zip([100, 200, 400, 100, 200]) {
+        assert!(*delay >= least - 5, "{delays:?}");
+    }
+    // Without the long run: 800 and 1600.
+    assert!(delays[3] < 795 && delays[4] < 1595, "{delays:?}");
+}

@@ -324,6 +324,10 @@ fn networks_use_the_configuration_file() {
     engine.kill9();
     engine.restart();
     assert_eq!(subnet(&engine), default.v4());
+    assert_eq!(
+        engine.get("/info")["DefaultAddressPools"],
+        json!([{"Base": pool.v4(), "Size": 28}])
+    );
     up(
         cli,
         "web",
@@ -549,4 +553,35 @@ fn link_local_subnets_and_small_mtus_are_supported() {
         .to_owned();
     let bits: u8 = subnet.rsplit('/').next().unwrap().parse().unwrap();
     assert!(bits <= 22, "{subnet}");
+}
+
+#[test]
+fn containers_do_not_reach_each_other_without_icc() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    let (default, six) = (FreeSubnet::new(), FreeSubnet::new());
+    for icc in [true, false] {
+        engine.configure(&json!({
+            "icc": icc, "bip": default.v4_part(1, 24), "ipv6": true, "bip6": format!("{}/64", six.v6_host("1")),
+        }));
+        engine.kill9();
+        engine.restart();
+        up(cli, "web", &[], SERVES);
+        up(cli, "client", &[], "sleep 300");
+        let endpoint = engine.inspect("web")["NetworkSettings"]["Networks"]["bridge"].clone();
+        assert_eq!(endpoint["IPv6Gateway"], six.v6_host("1"));
+        let address = endpoint["IPAddress"].as_str().unwrap();
+        let asked = format!("timeout 3 wget -qO- http://{address}/ || echo unreachable");
+        // The server may not listen yet.
+        let expected = if icc { "web" } else { "unreachable" };
+        whelk_tests::eventually(expected, || {
+            (inside(cli, "client", &asked) == expected).then_some(())
+        });
+        let own = inside(cli, "web", &asked);
+        assert_eq!(own, "web", "it serves");
+        if !icc {
+            assert_eq!(inside(cli, "client", &asked), "unreachable");
+        }
+        cli.run(&["rm", "-f", "web", "client"]).ok();
+    }
 }

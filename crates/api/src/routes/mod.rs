@@ -93,11 +93,8 @@ impl FromRef<Services> for Arc<Engine> {
 
 /// Returns the router. The middleware that removes the version prefix must run before routing.
 pub(crate) fn router(engine: Arc<Engine>, builder: Arc<Builder>) -> Router {
+    let oldest = engine.instance.oldest_api.unwrap_or(crate::OLDEST);
     let routes = Router::new()
-        .route("/_ping", get(system::ping))
-        .route("/version", get(system::version))
-        .route("/info", get(system::info))
-        .route("/events", get(system::events))
         .route("/containers/json", get(containers::list))
         .route("/containers/create", post(containers::create))
         .route("/containers/prune", post(containers::prune))
@@ -176,13 +173,12 @@ pub(crate) fn router(engine: Arc<Engine>, builder: Arc<Builder>) -> Router {
                 .delete(volumes::delete)
                 .put(volumes::update),
         )
-        .route("/system/df", get(system::disk_usage))
-        .route("/system/check", post(system::check))
         .route("/auth", post(registries::auth))
         .route("/distribution/{*rest}", get(registries::distribution))
         .route("/build", post(build::build))
         .route("/build/prune", post(build::prune))
         .merge(buildkit::routes())
+        .merge(system_routes())
         .merge(unsupported::routes())
         .fallback(not_found)
         .method_not_allowed_fallback(not_found)
@@ -192,7 +188,19 @@ pub(crate) fn router(engine: Arc<Engine>, builder: Arc<Builder>) -> Router {
         .with_state(Services::new(engine, builder));
     Router::new()
         .fallback_service(routes)
-        .layer(from_fn(version::negotiate))
+        .layer(from_fn_with_state(oldest, version::negotiate))
+}
+
+/// Routes about the engine as a whole.
+fn system_routes() -> Router<Services> {
+    Router::new()
+        .route("/_ping", get(system::ping))
+        .route("/version", get(system::version))
+        .route("/info", get(system::info))
+        .route("/events", get(system::events))
+        .route("/system/df", get(system::disk_usage))
+        .route("/system/check", post(system::check))
+        .route("/system/stop-containers", post(system::stop_containers))
 }
 
 /// Delays the response to a request that may have changed something until the change is on disk.

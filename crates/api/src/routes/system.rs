@@ -4,7 +4,9 @@ use axum::body::Bytes;
 use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
-use whelk_api_types::{ImageSummary, SystemDataUsageResponse, Volume, VolumeUsageData};
+use whelk_api_types::{
+    ImageSummary, SystemContainersStopped, SystemDataUsageResponse, Volume, VolumeUsageData,
+};
 use whelk_build::Builder;
 use whelk_engine::containers::{Containers, ListRequest};
 use whelk_engine::events::{Event, Events, now};
@@ -18,7 +20,7 @@ use super::{Service, blocking, json_line, ok};
 use crate::error::ApiResult;
 use crate::extract::Params;
 use crate::version::{self, ApiVersion};
-use crate::{stream, wire};
+use crate::{OLDEST, stream, wire};
 
 pub(super) async fn ping() -> Response {
     let headers = [
@@ -36,11 +38,14 @@ pub(super) async fn ping() -> Response {
 }
 
 pub(super) async fn version(State(engine): Service<Engine>) -> Response {
-    ok(&wire::version(&engine.info()))
+    let oldest = engine.instance.oldest_api.unwrap_or(OLDEST);
+    ok(&wire::version(&engine.info(), oldest))
 }
 
 /// What was removed, but is not deleted yet; as an object type.
 const TRASH: &str = "trash";
+/// The logs of containers, as an object type.
+const LOGS: &str = "logs";
 
 /// How long a check waits for a client that does not read its problems.
 const CHECK_PATIENCE: std::time::Duration = std::time::Duration::from_secs(30);
@@ -77,6 +82,18 @@ pub(super) async fn check(State(engine): Service<Engine>, params: Params) -> Api
         .into_response())
 }
 
+/// Stops all containers because the host shuts down.
+pub(super) async fn stop_containers(State(containers): Service<Containers>) -> ApiResult {
+    let mut response = SystemContainersStopped::default();
+    for (name, outcome) in containers.stop_for_shutdown().await? {
+        match outcome {
+            Ok(()) => response.stopped.push(name),
+            Err(error) => response.errors.push(error.to_string()),
+        }
+    }
+    Ok(ok(&response))
+}
+
 /// Returns the disk usage of the object types in `type`, or of all types.
 pub(super) async fn disk_usage(
     State(containers): Service<Containers>,
@@ -91,13 +108,14 @@ pub(super) async fn disk_usage(
     if let Some(wrong) = kinds.iter().find(|kind| {
         !matches!(
             **kind,
-            "container" | "image" | "volume" | "build-cache" | TRASH
+            "container" | "image" | "volume" | "build-cache" | TRASH | LOGS
         )
     }) {
         return Err(Error::invalid(format!("unknown object type: {wrong}")).into());
     }
     let wanted = |kind: &str| kinds.is_empty() || kinds.contains(&kind);
     let mut response = SystemDataUsageResponse::default();
+    let all = containers.clone();
     let containers = containers
         .list(&ListRequest {
             all: true,
@@ -145,6 +163,10 @@ pub(super) async fn disk_usage(
     if kinds.contains(&TRASH) {
         let size = move || Ok(images.store().staging.trash_size());
         response.trash_size = Some(blocking(size).await?);
+    }
+    if kinds.contains(&LOGS) {
+        let usage = blocking(move || Ok(all.log_usage())).await?;
+        response.log_usage = Some(wire::log_usage(usage));
     }
     Ok(ok(&response))
 }
@@ -270,7 +292,7 @@ fn matches(filters: &Filters, event: &Event) -> bool {
         event.kind == kind
             && (event.id == value
                 || event.id.starts_with(value)
-                || name == value.trim_start_matches('/'))
+                || name.starts_with(value.trim_start_matches('/')))
     };
     // The filter "exec_create" also matches "exec_create: sh".
     let action =
@@ -292,7 +314,9 @@ fn matches(filters: &Filters, event: &Event) -> bool {
         && filters.any("scope", |scope| scope == "local")
         && filters.any("network", |value| is("network", value))
         && filters.any("volume", |value| is("volume", value))
-        && ["plugin", "daemon", "node", "service", "secret", "config"]
+        && filters.any("daemon", |value| is("daemon", value))
+        // There are no events of these.
+        && ["plugin", "node", "service", "secret", "config"]
             .iter()
-            .all(|kind| filters.any(kind, |_| event.kind == *kind))
+            .all(|kind| filters.any(kind, |_| false))
 }

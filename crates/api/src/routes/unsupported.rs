@@ -28,6 +28,7 @@ pub(super) fn routes() -> Router<Services> {
         .route("/plugins/pull", post(plugin_install))
         .route("/plugins/create", post(plugin_install))
         .route("/plugins/{*rest}", any(plugin))
+        .route("/debug/{*rest}", any(debug))
         .merge(swarm_routes())
 }
 
@@ -107,6 +108,11 @@ async fn build() -> ApiResult {
 async fn plugins(params: Params) -> ApiResult {
     params.filters(&["capability", "enabled"])?;
     Ok(ok(&[(); 0]))
+}
+
+/// The Go runtime's profiles and variables, which Docker serves in debug mode.
+async fn debug() -> ApiResult {
+    unsupported("profiles and variables of the Go runtime")
 }
 
 async fn plugin_install() -> ApiResult {

@@ -4,21 +4,24 @@ use std::collections::BTreeMap;
 
 use whelk_api_types::{
     BuildCache, Commit, ComponentVersion, ContainerSummary, DeviceInfo, DiskUsage, FirewallInfo,
-    ImageSummary, IndexInfo, PluginsInfo, RegistryServiceConfig, Runtime, SwarmInfo,
-    SystemCheckMessage, SystemChecked, SystemInfo, SystemVersion, SystemVersionPlatform, Volume,
-    VolumeUsageData,
+    ImageSummary, IndexInfo, LogUsage, NetworkAddressPool, PluginsInfo, RegistryServiceConfig,
+    Runtime, SwarmInfo, SystemCheckMessage, SystemChecked, SystemInfo, SystemVersion,
+    SystemVersionPlatform, Volume, VolumeUsageData,
 };
 use whelk_build::gc::Record;
+use whelk_engine::containers;
 use whelk_engine::events::now;
 use whelk_engine::instance::{ContainerDefaults, LayerForm, Runtimes};
 use whelk_engine::model::LogDriver;
 use whelk_engine::model::network::NetworkDriverKind;
+use whelk_engine::networks::Pool;
 use whelk_engine::system::{CdiDevices, Info, RUNTIME_SPEC, VERSION};
 use whelk_engine::{Checked, Engine, Problem};
 use whelk_registry::{Insecure, Settings};
+use whelk_text::build;
 
 use super::{Convert as _, null_if_empty, signed, time};
-use crate::{NEWEST, OLDEST};
+use crate::NEWEST;
 
 fn strings<const N: usize>(texts: [&str; N]) -> Vec<String> {
     texts.map(str::to_owned).into()
@@ -26,9 +29,9 @@ fn strings<const N: usize>(texts: [&str; N]) -> Vec<String> {
 
 /// Returns the versions of the engine's components. All of them are this program. Docker's CLI
 /// prints those other than `Engine`.
-pub(crate) fn version(info: &Info) -> SystemVersion {
+pub(crate) fn version(info: &Info, oldest: (u32, u32)) -> SystemVersion {
     let api_version = format!("{}.{}", NEWEST.0, NEWEST.1);
-    let min_api_version = format!("{}.{}", OLDEST.0, OLDEST.1);
+    let min_api_version = format!("{}.{}", oldest.0, oldest.1);
     let arch = if info.architecture == "aarch64" {
         "arm64"
     } else {
@@ -45,9 +48,9 @@ pub(crate) fn version(info: &Info) -> SystemVersion {
     let engine = [
         ("ApiVersion", api_version.as_str()),
         ("Arch", arch),
-        ("BuildTime", ""),
+        ("BuildTime", build::TIME),
         ("Experimental", "false"),
-        ("GitCommit", ""),
+        ("GitCommit", build::COMMIT),
         ("GoVersion", ""),
         ("KernelVersion", &info.kernel),
         ("MinAPIVersion", &min_api_version),
@@ -61,18 +64,18 @@ pub(crate) fn version(info: &Info) -> SystemVersion {
             component("Engine", &engine),
             component(
                 "whelk-oci",
-                &[("GitCommit", ""), ("RuntimeSpec", RUNTIME_SPEC)],
+                &[("GitCommit", build::COMMIT), ("RuntimeSpec", RUNTIME_SPEC)],
             ),
-            component("whelk-init", &[("GitCommit", "")]),
+            component("whelk-init", &[("GitCommit", build::COMMIT)]),
         ],
         version: VERSION.into(),
-        git_commit: String::new(),
+        git_commit: build::COMMIT.into(),
         go_version: String::new(),
         os: "linux".into(),
         arch: arch.into(),
         kernel_version: info.kernel.clone(),
         experimental: false,
-        build_time: String::new(),
+        build_time: build::TIME.into(),
         api_version,
         min_api_version,
     }
@@ -95,10 +98,10 @@ fn driver_status(engine: &Engine, info: &Info) -> Vec<[String; 2]> {
 }
 
 pub(crate) fn info(engine: &Engine, info: Info, cdi: CdiDevices) -> SystemInfo {
-    let v1 = info.cgroup_version == 1;
     let warnings = info
         .problems
         .iter()
+        .chain(&info.warnings)
         .map(|problem| format!("WARNING: {problem}"))
         .chain(cdi.errors.iter().map(|(path, error)| {
             let path = path.display();
@@ -121,20 +124,20 @@ pub(crate) fn info(engine: &Engine, info: Info, cdi: CdiDevices) -> SystemInfo {
             authorization: None,
             log: strings(LogDriver::ALL.map(LogDriver::as_str)),
         },
-        memory_limit: true,
-        swap_limit: true,
+        memory_limit: info.limits.memory,
+        swap_limit: info.has_swap_limit,
         kernel_memory: None,
-        cpu_cfs_period: true,
-        cpu_cfs_quota: true,
-        cpu_shares: true,
-        cpu_set: true,
-        pids_limit: true,
+        cpu_cfs_period: info.limits.cpu_period,
+        cpu_cfs_quota: info.limits.cpu_quota,
+        cpu_shares: info.limits.cpu_shares,
+        cpu_set: info.limits.cpuset,
+        pids_limit: info.limits.pids,
         ipv4_forwarding: info.ipv4_forwarding,
         bridge_nf_iptables: None,
         bridge_nf_ip6tables: None,
         debug: settings.debug,
         n_fd: info.open_files,
-        oom_kill_disable: v1,
+        oom_kill_disable: info.limits.oom_kill_disable,
         n_goroutines: 0,
         system_time: time(now()),
         logging_driver: engine.instance.default_log.driver.convert(),
@@ -176,7 +179,7 @@ pub(crate) fn info(engine: &Engine, info: Info, cdi: CdiDevices) -> SystemInfo {
         }),
         security_options: security_options(&info, &settings.containers),
         product_license: String::new(),
-        default_address_pools: Vec::new(),
+        default_address_pools: engine.instance.networks.pools.iter().map(pool).collect(),
         warnings: null_if_empty(warnings),
         cdi_spec_dirs: engine
             .instance
@@ -208,6 +211,13 @@ fn runtimes(runtimes: &Runtimes) -> BTreeMap<String, Runtime> {
         (name.clone(), shown)
     });
     own.into_iter().chain(others).collect()
+}
+
+fn pool(pool: &Pool) -> NetworkAddressPool {
+    NetworkAddressPool {
+        base: pool.base.to_string(),
+        size: pool.size.into(),
+    }
 }
 
 fn device(id: String) -> DeviceInfo {
@@ -382,6 +392,26 @@ fn build_cache(record: Record) -> BuildCache {
         created_at: time(record.created),
         last_used_at: (record.used != 0).then(|| time(record.used)),
         usage_count: record.uses,
+    }
+}
+
+pub(crate) fn log_usage(usage: Vec<containers::LogUsage>) -> DiskUsage<LogUsage> {
+    let running: Vec<_> = usage.iter().filter(|log| log.is_running).collect();
+    let total: u64 = usage.iter().map(|log| log.size).sum();
+    let active: u64 = running.iter().map(|log| log.size).sum();
+    DiskUsage {
+        active_count: count(&running),
+        reclaimable: signed(total - active),
+        total_count: count(&usage),
+        total_size: signed(total),
+        items: usage
+            .into_iter()
+            .map(|log| LogUsage {
+                id: log.id,
+                name: log.name,
+                size: signed(log.size),
+            })
+            .collect(),
     }
 }
 

@@ -4,6 +4,7 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::Value;
 use whelk_api_types::{SystemVersion, read};
+use whelk_text::build;
 
 use crate::Outcome;
 use crate::client::{API_VERSION, ApiResult, Client, unreadable};
@@ -91,7 +92,7 @@ pub(crate) struct Build<'b> {
     go_version: &'b str,
     os: &'b str,
     arch: &'b str,
-    build_time: &'b str,
+    build_time: String,
     context: &'b str,
 }
 
@@ -99,11 +100,11 @@ impl<'b> Build<'b> {
     pub(crate) fn of(client: &'b Client) -> Self {
         Self {
             default_api_version: API_VERSION,
-            git_commit: "",
+            git_commit: build::COMMIT,
             go_version: "",
             os: std::env::consts::OS,
             arch: architecture(),
-            build_time: "",
+            build_time: readable(build::TIME),
             context: client.context(),
         }
     }
@@ -142,6 +143,14 @@ fn version_text(own: &ClientVersion, server: Option<&SystemVersion>) -> String {
         )
     };
     line("API version", &version, 1);
+    for (label, value) in [
+        ("Git commit", build.git_commit),
+        ("Built", &build.build_time),
+    ] {
+        if !value.is_empty() {
+            line(label, value, 1);
+        }
+    }
     line("OS/Arch", &format!("{}/{}", build.os, build.arch), 1);
     line("Context", build.context, 1);
     let Some(server) = server else { return lines };
@@ -158,6 +167,14 @@ fn version_text(own: &ClientVersion, server: Option<&SystemVersion>) -> String {
         least => format!("{} (minimum version {least})", server.api_version),
     };
     line("API version", &version, 2);
+    for (label, value) in [
+        ("Git commit", &server.git_commit),
+        ("Built", &readable(&server.build_time)),
+    ] {
+        if !value.is_empty() {
+            line(label, value, 2);
+        }
+    }
     line("OS/Arch", &format!("{}/{}", server.os, server.arch), 2);
     line("Kernel", &server.kernel_version, 2);
     line("Experimental", &server.experimental.to_string(), 2);
@@ -165,11 +182,23 @@ fn version_text(own: &ClientVersion, server: Option<&SystemVersion>) -> String {
     for component in others.filter(|component| component.name != "Engine") {
         line(&component.name, "", 1);
         line("Version", &component.version, 2);
-        for (key, value) in &component.details {
+        for (key, value) in component
+            .details
+            .iter()
+            .filter(|(_, value)| !value.is_empty())
+        {
             line(key, value, 2);
         }
     }
     lines
+}
+
+/// Returns a time as Docker's client shows it; one that cannot be read as it is.
+fn readable(time: &str) -> String {
+    time.parse::<jiff::Timestamp>().map_or_else(
+        |_| time.to_owned(),
+        |time| time.strftime("%a %b %e %H:%M:%S %Y").to_string(),
+    )
 }
 
 /// Returns the machine's architecture as Go names it.
@@ -178,5 +207,48 @@ fn architecture() -> &'static str {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commit_and_time_of_the_build_are_shown_if_they_are_known() {
+        let text = |commit: &'static str, time: &str| {
+            let own = ClientVersion {
+                version: "1",
+                api_version: "1.51",
+                build: Build {
+                    default_api_version: "1.51",
+                    git_commit: commit,
+                    go_version: "",
+                    os: "linux",
+                    arch: "amd64",
+                    build_time: readable(time),
+                    context: "default",
+                },
+            };
+            let server = SystemVersion {
+                git_commit: commit.into(),
+                build_time: time.into(),
+                ..SystemVersion::default()
+            };
+            version_text(&own, Some(&server))
+        };
+        let shown = text("0123abc", "2026-11-08T12:16:52.000000000+00:00");
+        assert_eq!(shown.matches("Git commit:        0123abc\n").count(), 2);
+        assert_eq!(
+            shown
+                .matches("Built:             Sun Nov  8 12:16:52 2026\n")
+                .count(),
+            2
+        );
+        let shown = text("", "");
+        assert!(
+            !shown.contains("Git") && !shown.contains("Built"),
+            "{shown}"
+        );
     }
 }

@@ -46,6 +46,8 @@ pub struct ExecSession {
     pub id: String,
     pub container: String,
     pub config: ExecConfig,
+    /// Whether it is a run of a health check.
+    is_check: bool,
     state: Mutex<ExecState>,
     /// Notified when the state changes.
     changed: tokio::sync::Notify,
@@ -71,6 +73,7 @@ impl ExecSession {
             id,
             container: container.id.clone(),
             config,
+            is_check: false,
             state: Mutex::default(),
             changed: tokio::sync::Notify::new(),
         }
@@ -158,8 +161,9 @@ impl Containers {
     }
 
     fn add_exec(&self, container: &Container, exec: ExecSession) -> Arc<ExecSession> {
-        self.publish(
+        self.publish_exec(
             container,
+            exec.is_check,
             &format!("exec_create: {}", exec.command_line()),
             &[("execID", exec.id.clone())],
         );
@@ -243,11 +247,27 @@ impl Containers {
     }
 
     fn publish_exec_start(&self, container: &Container, exec: &ExecSession) {
-        self.publish(
+        self.publish_exec(
             container,
+            exec.is_check,
             &format!("exec_start: {}", exec.command_line()),
             &[("execID", exec.id.clone())],
         );
+    }
+
+    fn publish_exec(
+        &self,
+        container: &Container,
+        is_check: bool,
+        action: &str,
+        more: &[(&str, String)],
+    ) {
+        if is_check {
+            let (id, attributes) = Self::actor_of(&container.record(), more);
+            self.events.publish_check(action, id, attributes);
+        } else {
+            self.publish(container, action, more);
+        }
     }
 
     async fn run_exec(
@@ -395,15 +415,19 @@ impl Containers {
 
     /// Records the end of an exec.
     pub(super) fn record_exec_exit(&self, container: &Container, id: &str, exit: &Exit) {
-        if let Ok(exec) = self.exec(id) {
+        let exec = self.exec(id);
+        // Only a check that takes too long is forgotten before its end.
+        let is_check = exec.as_ref().map_or(true, |exec| exec.is_check);
+        if let Ok(exec) = exec {
             exec.change(|state| {
                 state.running = false;
                 state.exit_code = Some(exit.code);
                 state.ended_at = Some(Instant::now());
             });
         }
-        self.publish(
+        self.publish_exec(
             container,
+            is_check,
             "exec_die",
             &[
                 ("execID", id.to_owned()),

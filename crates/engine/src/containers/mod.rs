@@ -29,6 +29,7 @@ mod inspect;
 mod kill;
 mod links;
 mod list;
+mod log_usage;
 mod log_watch;
 mod logs;
 mod monitor;
@@ -41,6 +42,7 @@ mod rename;
 mod resize;
 mod restart;
 mod sandbox;
+mod shutdown;
 mod start;
 mod stats;
 mod step;
@@ -55,7 +57,7 @@ use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicI32, AtomicU32};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock};
 use std::task::{Context, Poll};
 use tracing::Instrument as _;
@@ -74,6 +76,7 @@ pub use exec::{ExecConfig, ExecSession, ExecStart, ExecState};
 pub(crate) use health::start_checks;
 pub use inspect::{Exported, Inspected, MountPoint};
 pub use list::{ContainerSummary, FILTERS, ListRequest, ListedPort};
+pub use log_usage::LogUsage;
 pub use logs::{LogChunk, LogsRequest};
 pub use remove::RemoveRequest;
 pub use stats::{
@@ -124,6 +127,8 @@ pub struct Containers {
     exits: Mutex<wait::Exits>,
     /// Created when the first log is followed; `None` if inotify is not available.
     log_watch: OnceLock<Option<Arc<LogWatch>>>,
+    /// Whether the host shuts down, so that restart policies start nothing until the next engine.
+    is_shutting_down: AtomicBool,
     /// When the health of which container is checked next.
     pub(crate) health_checks: Arc<health::Schedule>,
     /// The containers that have a stream of statistics.
@@ -261,6 +266,7 @@ impl Containers {
             execs: Mutex::default(),
             exits: Mutex::default(),
             log_watch: OnceLock::new(),
+            is_shutting_down: AtomicBool::default(),
             health_checks: Arc::default(),
             watched: stats::Watched::default(),
             filters: Mutex::default(),
@@ -378,6 +384,15 @@ impl Containers {
 
     /// Like [`Containers::publish`], for callers that hold the record's lock.
     fn publish_of(&self, record: &ContainerRecord, action: &str, more: &[(&str, String)]) {
+        let (id, attributes) = Self::actor_of(record, more);
+        self.events.publish("container", action, id, attributes);
+    }
+
+    /// Returns the id and the attributes of a container's event.
+    fn actor_of(
+        record: &ContainerRecord,
+        more: &[(&str, String)],
+    ) -> (String, BTreeMap<String, String>) {
         let mut attributes = record.config.labels.clone();
         attributes.insert("image".into(), record.config.image.clone());
         attributes.insert("name".into(), record.name.clone());
@@ -385,8 +400,7 @@ impl Containers {
             more.iter()
                 .map(|(key, value)| ((*key).to_owned(), value.clone())),
         );
-        self.events
-            .publish("container", action, record.id.clone(), attributes);
+        (record.id.clone(), attributes)
     }
 }
 

@@ -170,7 +170,7 @@ impl Containers {
             self.retain_exit_code(&container.id, exit.code);
             let _views = container.views.close().await;
             self.remove_or_log(container, true);
-        } else if restart {
+        } else if restart && !self.is_shutting_down() {
             let delay = container.next_delay();
             tokio::spawn(self::restart(
                 Arc::downgrade(self),
@@ -207,8 +207,8 @@ pub(super) async fn restart(
             return;
         };
         let _operation = container.operation.lock().await;
-        // Stopped, removed or started by a client meanwhile.
-        if container.status() != Status::Restarting {
+        // Stopped, removed or started by a client meanwhile, or left to the next engine.
+        if container.status() != Status::Restarting || containers.is_shutting_down() {
             return;
         }
         {

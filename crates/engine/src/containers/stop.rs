@@ -12,9 +12,6 @@ use crate::error::{Error, Result};
 use crate::model::Status;
 use crate::workload::KILL_TIMEOUT;
 
-/// Default time between the stop signal and SIGKILL, in seconds.
-const DEFAULT_TIMEOUT: i64 = 10;
-
 /// A container to which the stop signal was sent.
 pub(super) struct Stopping {
     end: ExitWatch,
@@ -95,12 +92,11 @@ impl Containers {
             } else {
                 signal::parse(&record.config.stop_signal)?
             };
-            (
-                signal,
-                record.config.stop_timeout.unwrap_or(DEFAULT_TIMEOUT),
-            )
+            (signal, record.config.stop_timeout)
         };
-        let timeout = timeout.unwrap_or(default_timeout);
+        let timeout = timeout
+            .or(default_timeout)
+            .unwrap_or_else(|| self.instance.live.get().containers.stop_timeout);
         if container.status() == Status::Paused {
             // A frozen process cannot handle the signal.
             self.resume_for_signal(container).await?;

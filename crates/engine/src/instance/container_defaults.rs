@@ -9,6 +9,9 @@ use crate::model::{CgroupnsMode, HostConfig, IpcMode, Ulimit};
 /// The size of /dev/shm in bytes, as with Docker.
 const SHM_SIZE: i64 = 64 << 20;
 
+/// Seconds between the stop signal and SIGKILL, as with Docker.
+const STOP_TIMEOUT: i64 = 10;
+
 /// Settings of containers that do not give their own. The first four are written into a container's
 /// record when it is created, the others apply to each start.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,6 +24,8 @@ pub struct ContainerDefaults {
     /// Empty for the instance's own.
     pub cgroup_parent: String,
     pub init: bool,
+    /// Seconds between the stop signal and SIGKILL; negative for no limit.
+    pub stop_timeout: i64,
     pub ulimits: Vec<Ulimit>,
     pub no_new_privileges: bool,
     /// `unconfined` or a profile as JSON; empty for the built-in one.
@@ -35,6 +40,7 @@ impl Default for ContainerDefaults {
             cgroupns_mode: CgroupnsMode::Default,
             cgroup_parent: String::new(),
             init: false,
+            stop_timeout: STOP_TIMEOUT,
             ulimits: Vec::new(),
             no_new_privileges: false,
             seccomp: String::new(),

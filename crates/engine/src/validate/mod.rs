@@ -295,6 +295,7 @@ mod tests {
             has_blkio_weight: false,
             has_swap_limit: true,
             has_real_time: true,
+            limits: crate::host::Limits::default(),
             apparmor: false,
             ipv4_forwarding: true,
             bridge_filter: (false, false),

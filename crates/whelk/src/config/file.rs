@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
+use whelk_api::{NEWEST, OLDEST};
 use whelk_build::GcSettings;
 use whelk_engine::instance::{
     DEFAULT_CDI_DIRECTORIES, ImageGc, Instance, LayerForm, LiveSettings, NetworkDefaults,
@@ -94,6 +95,9 @@ pub(crate) struct File {
     /// Whelk's own key: when unused images are removed.
     image_gc: Option<ImageGcSettings>,
     builder: Option<BuilderSettings>,
+    min_api_version: Option<String>,
+    /// 0 for the one that it was started with, as with Docker.
+    pub oom_score_adjust: i64,
     /// Keys that are none of the above, which are rejected.
     #[serde(flatten)]
     pub(super) unknown: BTreeMap<String, Value>,
@@ -283,6 +287,13 @@ impl File {
             .map_err(|error| anyhow::anyhow!("{error}"))?;
         self.image_gc()?;
         self.build_gc()?;
+        self.oldest_api()?;
+        if !(-1000..=1000).contains(&self.oom_score_adjust) {
+            bail!(
+                "oom-score-adjust: {} is not between -1000 and 1000",
+                self.oom_score_adjust
+            );
+        }
         self.live().map(drop)
     }
 
@@ -317,12 +328,45 @@ impl File {
             Layers::Directories => Some(LayerForm::Directories),
             Layers::Erofs => Some(LayerForm::Images),
         };
+        instance.oldest_api = self.oldest_api()?;
         instance.cdi_directories = self.cdi_directories();
         instance.default_log.options = self.log_opts;
         if self.log_driver.is_some() {
             instance.default_log.driver = self.log_driver;
         }
         Ok(())
+    }
+
+    /// Returns the oldest version of the API that is served.
+    ///
+    /// # Errors
+    /// Returns Docker's text if it is not a version, or not a supported one.
+    fn oldest_api(&self) -> anyhow::Result<Option<(u32, u32)>> {
+        let Some(text) = &self.min_api_version else {
+            return Ok(None);
+        };
+        let fail = |why: String| bail!("min-api-version: {why}");
+        let parsed = text.split_once('.').and_then(|(major, minor)| {
+            let number = |digits: &str| digits.parse::<u32>().ok();
+            number(major).zip(number(minor))
+        });
+        let version = |(major, minor): (u32, u32)| format!("{major}.{minor}");
+        match parsed {
+            _ if text.is_empty() => fail("value is empty".into()),
+            _ if text.starts_with(['v', 'V']) => {
+                fail("API version must be provided without \"v\" prefix".into())
+            }
+            None => fail(format!("{text:?} is not a version of the API")),
+            Some(parsed) if parsed < OLDEST => fail(format!(
+                "minimum supported API version is {}: {text}",
+                version(OLDEST)
+            )),
+            Some(parsed) if parsed > NEWEST => fail(format!(
+                "maximum supported API version is {}: {text}",
+                version(NEWEST)
+            )),
+            Some(parsed) => Ok(Some(parsed)),
+        }
     }
 
     pub(crate) fn tls(&self) -> TlsSettings {

@@ -214,6 +214,7 @@ const FLAGS: &[Flag] = &[
     flag("seccomp-profile", "seccomp-profile", Text, "Default seccomp profile of containers: a file, builtin or unconfined"),
     flag("exec-opt", "exec-opts", List, "Only native.cgroupdriver=cgroupfs"),
     flag("feature", "features", Switches, "Enable or disable a feature, name=boolean"),
+    flag("oom-score-adjust", "oom-score-adjust", Number, "The engine's own oom_score_adj, -1000 to 1000"),
     flag("shutdown-timeout", "shutdown-timeout", Number, ""),
     flag("bip", "bip", Text, "IPv4 address of the default bridge with its prefix length"),
     flag("bip6", "bip6", Text, "IPv6 address of the default bridge with its prefix length"),

@@ -142,11 +142,6 @@ const REFUSED: &[(&str, Option<&str>, &str)] = &[
         "init is the key for an init process in containers",
     ),
     (
-        "default-stop-timeout",
-        None,
-        "the timeout is a setting of containers (--stop-timeout)",
-    ),
-    (
         "init-path",
         Some("init-path"),
         "the init process is the engine's own",
@@ -155,11 +150,6 @@ const REFUSED: &[(&str, Option<&str>, &str)] = &[
         "metrics-addr",
         Some("metrics-addr"),
         "not available in this version",
-    ),
-    (
-        "min-api-version",
-        None,
-        "all versions of the API from 1.24 on are served",
     ),
     (
         "network-control-plane-mtu",
@@ -180,11 +170,6 @@ const REFUSED: &[(&str, Option<&str>, &str)] = &[
         "nri-opts",
         Some("nri-opts"),
         "not available in this version",
-    ),
-    (
-        "oom-score-adjust",
-        Some("oom-score-adjust"),
-        "set OOMScoreAdjust= in the engine's unit",
     ),
     (
         "resolv-conf",
@@ -265,6 +250,12 @@ pub(super) fn switches() -> impl Iterator<Item = &'static str> {
         .iter()
         .filter(|(_, accepted, _)| accepted.iter().all(|accepted| matches!(accepted, Is(_))));
     switches.map(|(key, ..)| *key)
+}
+
+/// The keys that are only accepted without a value.
+#[cfg(test)]
+pub(super) fn keys() -> impl Iterator<Item = &'static str> {
+    REFUSED.iter().map(|(key, ..)| *key)
 }
 
 /// The flags with a value that are refused, with their keys.

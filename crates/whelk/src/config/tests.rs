@@ -425,3 +425,30 @@ fn directories_of_cdi_specifications_can_be_disabled() {
         &[],
     );
 }
+
+#[test]
+fn each_key_of_dockers_that_is_not_supported_is_refused_by_name() {
+    let keys: Vec<&str> = refused::keys().collect();
+    assert!(keys.len() > 25, "{keys:?}");
+    for key in keys {
+        for value in ["\"x\"", "true", "7", "[\"x\"]", "{\"x\": {}}"] {
+            refused(
+                &format!("{{\"{key}\": {value}}}"),
+                &format!("{key} is not supported: "),
+            );
+        }
+        for empty in ["\"\"", "0", "[]", "{}", "null"] {
+            let read = read(&format!("{{\"{key}\": {empty}}}"));
+            assert!(read.is_ok(), "{key}: {empty}: {read:?}");
+        }
+    }
+    for (flag, key) in refused::flags() {
+        let flag = format!("--{flag}=x");
+        let matches = define(Command::new("daemon")).get_matches_from(["daemon", &flag]);
+        let error = format!("{:#}", Given::read(&matches).unwrap_err());
+        assert!(
+            error.contains(&format!("{key} is not supported: ")),
+            "{flag}: {error}"
+        );
+    }
+}

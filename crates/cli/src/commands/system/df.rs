@@ -40,7 +40,7 @@ pub(crate) async fn df(client: &Client, args: DfArgs) -> Outcome {
     let usage: SystemDataUsageResponse = client.get("/system/df").await?;
     if args.verbose {
         return match args.format.as_str() {
-            "" | "table" => verbose(usage, trash(client).await),
+            "" | "table" => verbose(usage, own(client).await),
             "json" => formatted(usage, "{{json .}}"),
             format => formatted(usage, format),
         };
@@ -72,7 +72,7 @@ pub(crate) async fn df(client: &Client, args: DfArgs) -> Outcome {
         meant.map(|record| record.size).sum()
     };
     let all_volumes: u64 = volumes.iter().map(volume_size).sum();
-    let rows = [
+    let mut rows = vec![
         row(
             "Images",
             images.len(),
@@ -102,11 +102,20 @@ pub(crate) async fn df(client: &Client, args: DfArgs) -> Outcome {
             cache_size(&|record| !record.shared && !record.in_use),
         ),
     ];
+    if let Some(logs) = own(client).await.log_usage {
+        rows.push(row(
+            "Logs",
+            usize::try_from(logs.total_count).unwrap_or(0),
+            usize::try_from(logs.active_count).unwrap_or(0),
+            unsigned(logs.total_size),
+            unsigned(logs.reclaimable),
+        ));
+    }
     TABLE.print(
         &args.format,
         false,
         "{{.Type}}\t{{.TotalCount}}\t{{.Active}}\t{{.Size}}\t{{.Reclaimable}}",
-        rows.into(),
+        rows,
     )?;
     Ok(0)
 }
@@ -189,14 +198,13 @@ fn formatted(usage: SystemDataUsageResponse, format: &str) -> Outcome {
     Ok(0)
 }
 
-/// Returns the size of what was removed but is not deleted yet; `None` if the engine does not tell, as
-/// Docker's does not.
-async fn trash(client: &Client) -> Option<u64> {
-    let usage = client.get::<SystemDataUsageResponse>("/system/df?type=trash");
-    usage.await.ok()?.trash_size
+/// Returns the sizes of logs, and of what was removed but is not deleted yet. Docker's engine tells neither.
+async fn own(client: &Client) -> SystemDataUsageResponse {
+    let usage = client.get("/system/df?type=trash&type=logs");
+    usage.await.unwrap_or_default()
 }
 
-fn verbose(usage: SystemDataUsageResponse, trash: Option<u64>) -> Outcome {
+fn verbose(usage: SystemDataUsageResponse, own: SystemDataUsageResponse) -> Outcome {
     let mut lines = vec![
         "REPOSITORY\tTAG\tIMAGE ID\tCREATED\tSIZE\tSHARED SIZE\tUNIQUE SIZE\tCONTAINERS".to_owned(),
     ];
@@ -249,7 +257,16 @@ fn verbose(usage: SystemDataUsageResponse, trash: Option<u64>) -> Outcome {
     print_line!("Build cache usage: 0B\n")?;
     let head = "CACHE ID\tCACHE TYPE\tSIZE\tCREATED\tLAST USED\tUSAGE\tSHARED";
     print(&table::align(&[head.to_owned()]))?;
-    if let Some(size) = trash.filter(|size| *size > 0) {
+    let logs = own.log_usage.unwrap_or_default().items;
+    if !logs.is_empty() {
+        lines = vec!["CONTAINER ID\tNAME\tSIZE".to_owned()];
+        for log in logs {
+            let size = size::decimal(unsigned(log.size), 3);
+            lines.push(format!("{}\t{}\t{size}", short_id(&log.id), log.name));
+        }
+        print_line!("\nLogs space usage:\n\n{}", table::align(&lines).trim_end())?;
+    }
+    if let Some(size) = own.trash_size.filter(|size| *size > 0) {
         print_line!("\nRemoved, and being deleted: {}", size::decimal(size, 3))?;
     }
     Ok(0)

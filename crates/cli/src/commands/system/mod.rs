@@ -7,6 +7,7 @@ mod events;
 mod info;
 mod prune;
 pub(crate) mod repair;
+mod stop_containers;
 
 use clap::Subcommand;
 
@@ -35,6 +36,8 @@ pub(crate) enum SystemGroup {
     Prune(prune::PruneArgs),
     /// Rebuild the records of a stopped engine from its data directory
     Repair(repair::RepairArgs),
+    /// Stop all containers before the host shuts down; restart policies start them with the next engine
+    StopContainers,
     #[command(flatten)]
     Other(SystemCommand),
 }
@@ -54,6 +57,7 @@ pub(crate) async fn group(client: &Client, group: SystemGroup) -> Outcome {
         SystemGroup::Df(args) => df::df(client, args).await,
         SystemGroup::DialStdio => dial_stdio::dial_stdio(client).await,
         SystemGroup::Prune(args) => prune::prune(client, args).await,
+        SystemGroup::StopContainers => stop_containers::stop_containers(client).await,
         // Works without an engine, see `super::carry_out`.
         SystemGroup::Repair(_) => Ok(0),
         SystemGroup::Other(other) => command(client, other).await,

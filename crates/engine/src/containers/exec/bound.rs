@@ -46,7 +46,8 @@ impl Containers {
             cmd: Some(launch.process.args.clone()),
             ..ExecConfig::default()
         };
-        let exec = ExecSession::new(random_names::random_id(), container, config);
+        let mut exec = ExecSession::new(random_names::random_id(), container, config);
+        exec.is_check = true;
         launch.id.clone_from(&exec.id);
         exec.change(|state| {
             state.started = true;
