@@ -215,3 +215,121 @@ fn many_streams_run_side_by_side() {
         assert_eq!(counts, [290, 10]);
     });
 }
+
+/// A connection that sends frames of HTTP/2 (RFC 9113) by hand, and never reads.
+struct Raw(std::os::unix::net::UnixStream);
+
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const WINDOW_UPDATE: u8 = 8;
+const CONTINUATION: u8 = 9;
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+
+impl Raw {
+    fn open(engine: &Engine, settings: &[u8]) -> Self {
+        let stream = std::os::unix::net::UnixStream::connect(engine.socket()).unwrap();
+        // An engine that does not read any more is not waited for.
+        stream
+            .set_write_timeout(Some(Duration::from_secs(2)))
+            .unwrap();
+        let mut raw = Self(stream);
+        assert!(raw.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"));
+        assert!(raw.frame(SETTINGS, 0, 0, settings));
+        raw
+    }
+
+    /// Returns whether the engine has taken the bytes.
+    fn send(&mut self, bytes: &[u8]) -> bool {
+        std::io::Write::write_all(&mut self.0, bytes).is_ok()
+    }
+
+    fn frame(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> bool {
+        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        let mut frame = length[1..].to_vec();
+        frame.extend([kind, flags]);
+        frame.extend(stream.to_be_bytes());
+        frame.extend(payload);
+        self.send(&frame)
+    }
+
+    fn request(&mut self, flags: u8, stream: u32, path: &str) -> bool {
+        // GET, http, and the authority "x" (RFC 7541).
+        let mut block = vec![
+            0x82,
+            0x86,
+            0x01,
+            1,
+            b'x',
+            0x04,
+            u8::try_from(path.len()).unwrap(),
+        ];
+        block.extend(path.bytes());
+        self.frame(HEADERS, flags | END_STREAM, stream, &block)
+    }
+}
+
+/// Sends the frames with this number of a flood. Returns whether the engine has taken them.
+type Flood = fn(&mut Raw, u32) -> bool;
+
+#[test]
+fn floods_of_frames_hurt_nobody_else() {
+    /// In KiB.
+    const MOST_MEMORY: u64 = 64 << 10;
+    let engine = Engine::start();
+    let floods: [(&str, Flood); 7] = [
+        ("settings", |raw, _| raw.frame(SETTINGS, 0, 0, &[])),
+        ("pings", |raw, _| raw.frame(PING, 0, 0, &[0; 8])),
+        ("empty continuations", |raw, number| match number {
+            0 => raw.request(0, 1, "/_ping"),
+            _ => raw.frame(CONTINUATION, 0, 1, &[]),
+        }),
+        ("long heads", |raw, number| match number {
+            0 => raw.request(0, 1, "/_ping"),
+            // Literal fields that are not indexed.
+            _ => raw.frame(
+                CONTINUATION,
+                0,
+                1,
+                &[&[0, 1, b'a', 0x7f, 0x81, 0x7c][..], &[b'b'; 16_000]].concat(),
+            ),
+        }),
+        ("rapid resets", |raw, number| {
+            let stream = 2 * number + 1;
+            raw.request(END_HEADERS, stream, "/containers/json")
+                && raw.frame(RST_STREAM, 0, stream, &[0, 0, 0, 8])
+        }),
+        ("requests with closed windows", |raw, number| {
+            raw.request(END_HEADERS, 2 * number + 1, "/info")
+        }),
+        ("window updates", |raw, _| {
+            raw.frame(WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1])
+        }),
+    ];
+    engine.get("/info");
+    let before = whelk_tests::processes::resident_memory(engine.daemon_pid());
+    for (name, send) in floods {
+        // No window for what the engine sends (SETTINGS_INITIAL_WINDOW_SIZE).
+        let mut raw = Raw::open(&engine, &[0, 4, 0, 0, 0, 0]);
+        let taken = (0..20_000)
+            .take_while(|number| send(&mut raw, *number))
+            .count();
+        // Meanwhile, and afterwards, others are served.
+        let begin = std::time::Instant::now();
+        engine.get("/version");
+        assert!(
+            begin.elapsed() < Duration::from_secs(5),
+            "{name}: {:?}",
+            begin.elapsed()
+        );
+        let memory = whelk_tests::processes::resident_memory(engine.daemon_pid());
+        assert!(
+            memory < before + MOST_MEMORY,
+            "{name}: {before} {memory}, {taken} taken"
+        );
+        drop(raw);
+    }
+    engine.get("/info");
+}

@@ -202,6 +202,40 @@ fn gelf_has_dockers_fields_over_udp_and_tcp() {
         assert_eq!(message[field], expected, "{field} in {message}");
     }
 
+    // gzip is the default.
+    for (name, compression, magic) in [
+        ("default", &[][..], 0x1f),
+        ("gzip", &["gelf-compression-type=gzip"], 0x1f),
+        (
+            "zlib",
+            &["gelf-compression-type=zlib", "gelf-compression-level=9"],
+            0x78,
+        ),
+    ] {
+        let options = [&[address.as_str()], compression].concat();
+        up(&engine, name, "gelf", &options, "echo compressed");
+        let count = udp.recv(&mut buffer).unwrap();
+        let packed = &buffer[..count];
+        assert_eq!(packed[0], magic, "{name}");
+        let mut text = String::new();
+        let decoded = if magic == 0x1f {
+            flate2::read::GzDecoder::new(packed).read_to_string(&mut text)
+        } else {
+            flate2::read::ZlibDecoder::new(packed).read_to_string(&mut text)
+        };
+        decoded.unwrap();
+        let message: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(
+            (&message["short_message"], &message["_container_name"]),
+            (&json!("compressed"), &json!(name))
+        );
+        engine.await_state(name, "exited");
+        assert_eq!(
+            engine.cli(Program::Docker).run(&["logs", name]).ok(),
+            "compressed"
+        );
+    }
+
     let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("gelf-address=tcp://{}", tcp.local_addr().unwrap());
     up(

@@ -815,3 +815,63 @@ fn on_a_full_disk_commits_and_copies_fail_and_leave_nothing() {
         std::panic::resume_unwind(panic);
     }
 }
+
+#[test]
+fn restart_policies_start_containers_after_a_reboot() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    let names = ["always", "unless", "failure", "plain", "halted", "removed"];
+    for (name, flags) in names.iter().zip([
+        &["--restart", "always"][..],
+        &["--restart", "unless-stopped"],
+        &["--restart", "on-failure"],
+        &[],
+        &["--restart", "unless-stopped"],
+        &["--rm"],
+    ]) {
+        cli.up(name, flags, &["sleep", "600"]);
+    }
+    cli.run(&["stop", "-t", "0", "halted"]).ok();
+    engine.kill9();
+    // Nothing is left of what runs, and of what is on a tmpfs: processes, their exit records, sockets.
+    let processes: Vec<i32> = fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter(|entry| {
+            let cgroup = fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
+            cgroup.contains(engine.name())
+        })
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect();
+    assert!(processes.len() >= 10, "{processes:?}");
+    for pid in &processes {
+        let _ = kill_process(Pid::from_raw(*pid).unwrap(), Signal::KILL);
+    }
+    eventually("all to be dead", || {
+        processes.iter().all(|pid| !is_alive(*pid)).then_some(())
+    });
+    for entry in fs::read_dir(engine.run()).unwrap().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            fs::remove_dir_all(path)
+        } else {
+            fs::remove_file(path)
+        }
+        .unwrap();
+    }
+    engine.restart();
+    let running = || {
+        let names = names.into_iter();
+        names
+            .filter(|name| engine.state(name) == "running")
+            .collect::<Vec<_>>()
+    };
+    eventually("what the policies say", || {
+        (running() == ["always", "unless", "failure"]).then_some(())
+    });
+    assert_eq!(
+        ["plain", "halted", "removed"].map(|name| engine.state(name)),
+        ["exited", "exited", ""]
+    );
+    engine.whelk(&["system", "check"]).ok();
+}

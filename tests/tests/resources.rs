@@ -153,11 +153,36 @@ fn update_changes_the_limits_of_a_running_container() {
                 "20",
                 "--cpus",
                 "0.25",
+                "--memory-reservation",
+                "16m",
+                "--cpu-shares",
+                "512",
+                "--cpuset-cpus",
+                "0",
+                "--cpuset-mems",
+                "0",
                 "changing"
             ])
             .ok(),
             "changing"
         );
+        let find = |old: (&str, &str), new: &str| limit(engine, "changing", old, new);
+        assert_eq!(
+            find(("memory", "memory.soft_limit_in_bytes"), "memory.low"),
+            "16777216"
+        );
+        // Weights of v2 are from 1 to 10000.
+        let shares = find(("cpu", "cpu.shares"), "cpu.weight");
+        assert!(
+            if is_v2() {
+                shares != "100"
+            } else {
+                shares == "512"
+            },
+            "{shares}"
+        );
+        assert_eq!(find(("cpuset", "cpuset.cpus"), "cpuset.cpus"), "0");
+        assert_eq!(find(("cpuset", "cpuset.mems"), "cpuset.mems"), "0");
         assert_eq!(
             limit(
                 engine,
