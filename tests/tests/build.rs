@@ -301,6 +301,14 @@ fn limits_and_networks_hold_for_steps() {
         assert!(shown.contains(text), "{text:?} in {shown}");
     }
     assert!(!shown.contains("eth0"), "{shown}");
+    // Another network is another result, though the Dockerfile is the same.
+    let shown = build(&engine, &context, &["--network", "host"]).ok();
+    assert!(!shown.contains("Using cache"), "{shown}");
+    let of_host = fs::read_dir("/sys/class/net").unwrap();
+    for name in of_host.flatten() {
+        let line = format!("\n{}\n", name.file_name().to_string_lossy());
+        assert!(shown.contains(&line), "{line:?} in {shown}");
+    }
 }
 
 #[test]

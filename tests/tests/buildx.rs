@@ -210,6 +210,35 @@ fn secrets_are_not_in_the_image() {
 }
 
 #[test]
+fn what_depends_on_a_stage_without_cache_is_decided_by_content() {
+    let engine = Engine::start();
+    let dockerfile = "FROM busybox AS s\nRUN cat /proc/sys/kernel/random/uuid > /new; echo same > /same\n\
+        FROM busybox AS same\nCOPY --from=s /same /same\nRUN cat /proc/sys/kernel/random/uuid > /made\n\
+        FROM busybox AS new\nCOPY --from=s /new /new\nRUN cp /new /made\n";
+    let context = directory(&engine, "filter", &[("Dockerfile", dockerfile)]);
+    let made = |target: &str, args: &[&str]| {
+        built(
+            &engine,
+            &context,
+            &[&["--target", target, "-t", target], args].concat(),
+        );
+        engine.docker(&["run", "--rm", target, "cat", "/made"]).ok()
+    };
+    let filter = ["--no-cache-filter=s"];
+    let same = made("same", &[]);
+    assert_eq!(made("same", &[]), same);
+    assert_eq!(made("same", &filter), same);
+    let new = made("new", &[]);
+    let again = made("new", &filter);
+    assert_ne!(again, new);
+    assert_eq!(made("new", &[]), again);
+    // Without the cache of a step, what stands on it is made again.
+    let without = made("same", &["--no-cache-filter=same"]);
+    assert_ne!(without, same);
+    assert_eq!(made("same", &[]), without);
+}
+
+#[test]
 fn stages_run_beside_each_other() {
     let engine = Engine::start();
     // Each waits for the other.

@@ -155,6 +155,19 @@ fn broken_contexts_and_dockerfiles_are_refused() {
 }
 
 #[test]
+fn a_dockerfile_alone_gets_no_rights_and_no_deep_recursion() {
+    let case = Case::new();
+    let archive = |dockerfile: &str| Tar::new().file("Dockerfile", dockerfile).finish();
+    let text = case.build(&archive("FROM busybox\nRUN --network=host true\n"));
+    assert!(text.contains("network.host is not allowed"), "{text}");
+    // A pattern of more components than a path has would otherwise cost a call of a function for each.
+    let deep = "/*".repeat(20_000);
+    let text = format!("FROM busybox AS s\nFROM busybox\nCOPY --from=s {deep} /x/\n");
+    let text = case.build(&archive(&text));
+    assert!(text.contains("more than 512 components"), "{text}");
+}
+
+#[test]
 fn processes_do_not_outlive_their_step() {
     let case = Case::new();
     let fork =

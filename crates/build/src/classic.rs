@@ -147,6 +147,7 @@ impl Builder {
             }),
             settings: Settings {
                 network: request.network.clone(),
+                host_network: request.network == NetworkMode::Host,
                 limits: request.limits.clone(),
             },
             resolve: options.resolve_mode,
@@ -258,6 +259,12 @@ fn options(request: &Request, ignore: Vec<String>) -> Options {
         platform: request.platform.as_ref().map(|platform| {
             pb::Platform::new(&platform.os, &platform.architecture, &platform.variant)
         }),
+        // Those that are the same for all builds are part of the operations, and so of their keys.
+        network: match &request.network {
+            NetworkMode::Host => pb::NetMode::Host,
+            NetworkMode::None => pb::NetMode::None,
+            _ => pb::NetMode::Unset,
+        },
         no_cache: request.no_cache.then(Vec::new),
         resolve_mode: match request.pull {
             true => ResolveMode::Pull,

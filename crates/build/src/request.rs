@@ -177,6 +177,7 @@ impl Builder {
         graph: Graph,
         images: Images,
     ) -> Result<Arc<Job>> {
+        request.settings.check(&graph)?;
         let sources = Sources::gather(self, request, &graph, images).await?;
         let (builder, request) = (self.clone(), request.clone());
         let job = move || Job::new(&builder, graph, sources, &request);

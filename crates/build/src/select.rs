@@ -64,6 +64,11 @@ pub(crate) fn find(root: &OwnedFd, selector: &Selector) -> Result<Vec<Selected>>
     }
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
     let plain = parts.iter().take_while(|part| !has_wildcards(part)).count();
+    if parts.len() - plain > MAX_DEPTH {
+        let text =
+            format!("a pattern with more than {MAX_DEPTH} components after its first wildcard");
+        return Err(Error::invalid(text));
+    }
     let start = format!("/{}", parts[..plain].join("/"));
     let flags = OFlags::RDONLY | OFlags::DIRECTORY;
     let directory = match in_root::open(root, Path::new(&start), flags, Mode::empty()) {

@@ -29,8 +29,6 @@ pub(super) struct Build {
     pub id: String,
     pub session: String,
     pub request: Request,
-    /// Rights that the request has asked for: `network.host`.
-    pub entitlements: Vec<String>,
     pub inputs: BTreeMap<String, Definition>,
     references: Mutex<HashMap<String, Arc<Reference>>>,
     /// What the client, as the frontend, has returned.
@@ -65,7 +63,8 @@ impl Reference {
     ) -> Result<Self> {
         let graph = Graph::new(definition.clone());
         let graph = graph.map_err(|error| Status::invalid(error.to_string()))?;
-        build.check_rights(&graph)?;
+        let rights = request.settings.check(&graph);
+        rights.map_err(|error| super::result::status(&error, None))?;
         Ok(Self {
             definition,
             graph,
@@ -99,37 +98,17 @@ impl Build {
         id: String,
         session: String,
         request: Request,
-        entitlements: Vec<String>,
         inputs: BTreeMap<String, Definition>,
     ) -> Arc<Self> {
         Arc::new(Self {
             id,
             session,
             request,
-            entitlements,
             inputs,
             references: Mutex::default(),
             returned: watch::Sender::default(),
             file: Mutex::default(),
         })
-    }
-
-    /// Refuses processes with rights that the request has not asked for.
-    fn check_rights(&self, graph: &Graph) -> Result<()> {
-        use whelk_llb::pb::NetMode;
-        use whelk_llb::pb::op::Kind;
-        let mut execs = graph.nodes.iter().filter_map(|node| match &node.op.kind {
-            Some(Kind::Exec(exec)) => Some(exec),
-            _ => None,
-        });
-        let is_granted = self.entitlements.iter().any(|one| one == "network.host");
-        if !is_granted && execs.any(|exec| NetMode::try_from(exec.network) == Ok(NetMode::Host)) {
-            return Err(Status::new(
-                Code::PermissionDenied,
-                "network.host is not allowed",
-            ));
-        }
-        Ok(())
     }
 
     /// Keeps a reference, and returns its name.

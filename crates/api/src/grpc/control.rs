@@ -105,7 +105,10 @@ impl Door {
         };
         let common = Request {
             client: Arc::new(client),
-            settings: Settings::default(),
+            settings: Settings {
+                host_network: request.entitlements.iter().any(|one| one == "network.host"),
+                ..Settings::default()
+            },
             resolve: ResolveMode::Default,
             progress: Progress::default(),
         };
@@ -113,7 +116,6 @@ impl Door {
             request.r#ref,
             request.session.clone(),
             common,
-            request.entitlements,
             request.frontend_inputs,
         );
         let _running = self.builds.begin(&build)?;

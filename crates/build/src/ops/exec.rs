@@ -8,7 +8,9 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
 use whelk_engine::containers::Step;
 use whelk_engine::model::{Config, HostConfig, NetworkMode, Ulimit};
-use whelk_llb::pb::{ExecOp, Meta, NetMode, SecurityMode};
+use whelk_llb::pb::op::Kind;
+use whelk_llb::pb::{ExecOp, Meta, NetMode, Op, SecurityMode};
+use whelk_llb::{Digest, Graph};
 use whelk_runtime::Overlay;
 
 use super::mounts::{self, Mounts};
@@ -26,12 +28,46 @@ const HOSTNAME: &str = "buildkitsandbox";
 const SHM_SIZE: i64 = 64 << 20;
 
 /// Settings of a build that are no part of its operations.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Settings {
     /// The network of processes whose operation has no network mode.
     pub network: NetworkMode,
+    /// Whether processes may have the network of the host. A Dockerfile alone cannot take it.
+    pub host_network: bool,
     /// Limits of memory and processors, and the size of `/dev/shm`.
     pub limits: HostConfig,
+}
+
+impl Settings {
+    /// Refuses processes with rights that the request does not give.
+    ///
+    /// # Errors
+    /// Returns [`whelk_engine::Error::Denied`].
+    pub fn check(&self, graph: &Graph) -> Result<()> {
+        let wants_host = graph.nodes.iter().any(|node| match &node.op.kind {
+            Some(Kind::Exec(exec)) => NetMode::try_from(exec.network) == Ok(NetMode::Host),
+            _ => false,
+        });
+        if wants_host && !self.host_network {
+            let text = "network.host is not allowed".to_owned();
+            return Err(whelk_engine::Error::Denied(text).into());
+        }
+        Ok(())
+    }
+
+    /// Returns the key of an operation with these settings. On another network a process may do something
+    /// else; limits change no result.
+    pub(crate) fn key(&self, op: &Op, key: Digest) -> Digest {
+        let network = match (&op.kind, &self.network) {
+            (Some(Kind::Exec(exec)), NetworkMode::Network(name) | NetworkMode::Container(name))
+                if exec.network == i32::from(NetMode::Unset) =>
+            {
+                name
+            }
+            _ => return key,
+        };
+        Digest::of_parts([&b"network"[..], network.as_bytes(), key.as_bytes()])
+    }
 }
 
 /// A process that is prepared.
@@ -222,7 +258,7 @@ fn host(op: &ExecOp, meta: &Meta, settings: &Settings) -> Result<HostConfig> {
     let network_mode = match NetMode::try_from(op.network) {
         Ok(NetMode::Unset) => settings.network.clone(),
         Ok(NetMode::None) => NetworkMode::None,
-        // Asked for by the request itself, which may do anything on the host.
+        // The request allows it (`Settings::check`).
         Ok(NetMode::Host) => NetworkMode::Host,
         Err(_) => {
             return Err(Error::invalid(format!(

@@ -44,6 +44,8 @@ pub(crate) struct Flights {
 struct Running {
     flight: WeakShared<Flight>,
     log: Arc<Log>,
+    /// With which it runs: others may want another network, or larger limits.
+    settings: Settings,
 }
 
 /// What a client is told of an operation.
@@ -68,6 +70,8 @@ pub struct Job {
     pub(crate) settings: Settings,
     client: Arc<dyn Client>,
     pub(crate) keys: Vec<Keys>,
+    /// Which operations the cache is not believed for by their keys alone.
+    doubtful: Vec<bool>,
     pub(crate) states: Vec<watch::Sender<State>>,
     progress: Progress,
     tasks: Vec<Task>,
@@ -103,11 +107,13 @@ impl Job {
                 let content = sources.content(source, selectors);
                 content.map_err(|error| ops::failed(user, error))
             },
+            |op, key| request.settings.key(op, key),
         )?;
+        let doubtful = plan::doubtful(&graph);
         let mut taken = HashMap::new();
         let tasks = plan::plan(&graph, |index| {
             let node = &graph.nodes[index];
-            if matches!(node.op.kind, Some(Kind::Source(_))) || node.metadata.ignore_cache {
+            if matches!(node.op.kind, Some(Kind::Source(_))) || doubtful[index] {
                 return false;
             }
             let found = builder.cache.find(&keys[index].key, &lease, &uses);
@@ -123,6 +129,7 @@ impl Job {
             settings: request.settings.clone(),
             client: request.client.clone(),
             keys,
+            doubtful,
             progress: request.progress.clone(),
             tasks,
             taken,
@@ -212,15 +219,18 @@ impl Builder {
             return Ok(Stack::default());
         };
         let mut done: HashMap<usize, Vec<Stack>> = job.taken.clone();
+        // Those whose result may be another one than the last time, for the same key.
+        let mut remade = vec![false; graph.nodes.len()];
         let is_missing = |done: &HashMap<usize, Vec<Stack>>, index: usize| {
             let inputs = graph.nodes[index].inputs.iter();
             inputs.filter(|edge| !done.contains_key(&edge.node)).count()
         };
         let mut users: Vec<Vec<usize>> = vec![Vec::new(); graph.nodes.len()];
         let mut running = FuturesUnordered::new();
-        let begin = |done: &HashMap<usize, Vec<Stack>>, index: usize| {
-            let inputs = graph.nodes[index].inputs.iter();
-            let inputs = inputs.map(|edge| {
+        let begin = |done: &HashMap<usize, Vec<Stack>>, remade: &[bool], index: usize| {
+            let edges = &graph.nodes[index].inputs;
+            let remade: Vec<bool> = edges.iter().map(|edge| remade[edge.node]).collect();
+            let inputs = edges.iter().map(|edge| {
                 let outputs = done.get(&edge.node);
                 outputs
                     .and_then(|outputs| outputs.get(edge.output))
@@ -229,7 +239,7 @@ impl Builder {
             });
             let inputs: Result<Vec<Stack>> = inputs.collect();
             let (builder, job) = (self.clone(), job.clone());
-            async move { (index, builder.step(&job, index, inputs).await) }
+            async move { (index, builder.step(&job, index, inputs, &remade).await) }
         };
         for (index, task) in job.tasks.iter().enumerate() {
             if *task != Task::Execute {
@@ -239,7 +249,7 @@ impl Builder {
                 users[edge.node].push(index);
             }
             if is_missing(&done, index) == 0 {
-                running.push(begin(&done, index));
+                running.push(begin(&done, &remade, index));
             }
         }
         let mut begun: Vec<bool> = (0..graph.nodes.len())
@@ -248,7 +258,10 @@ impl Builder {
         while let Some((index, outcome)) = running.next().await {
             let node = &graph.nodes[index];
             let outputs = match outcome {
-                Ok(outputs) => outputs,
+                Ok((outputs, is_remade)) => {
+                    remade[index] = is_remade;
+                    outputs
+                }
                 Err(error) => {
                     job.report(index, State::Failed(error.clone()));
                     return Err(Error::Step {
@@ -261,7 +274,7 @@ impl Builder {
             for &user in &users[index] {
                 if !begun[user] && is_missing(&done, user) == 0 {
                     begun[user] = true;
-                    running.push(begin(&done, user));
+                    running.push(begin(&done, &remade, user));
                 }
             }
         }
@@ -270,38 +283,75 @@ impl Builder {
         stack.ok_or_else(|| Error::internal("the build has no result"))
     }
 
-    /// Returns the outputs of an operation whose inputs are there.
+    /// Returns the outputs of an operation whose inputs are there, and whether they may be others than what its
+    /// key gave the last time. `remade` says so of each input.
     async fn step(
         self: &Arc<Self>,
         job: &Arc<Job>,
         index: usize,
         inputs: Result<Vec<Stack>>,
-    ) -> Result<Vec<Stack>> {
+        remade: &[bool],
+    ) -> Result<(Vec<Stack>, bool)> {
         let (node, inputs) = (&job.graph.nodes[index], inputs?);
         if let Some(Kind::Source(source)) = &node.op.kind {
             let stack = job.sources.stack(node, source)?;
             job.report(index, State::Done);
-            return Ok(vec![stack]);
+            return Ok((vec![stack], false));
         }
-        let mut keys = vec![job.keys[index].key];
-        if job.keys[index].has_content && !node.metadata.ignore_cache {
-            let (builder, owner, given) = (self.clone(), job.clone(), inputs.clone());
-            let content = move || builder.content_key(&owner, index, &given);
-            let (key, found) = blocking(content).await?;
-            if let Some(outputs) = found {
+        let known = job.keys[index].key;
+        // What stands on a new base is new, too.
+        let on_new_base = key::uses(&node.op)
+            .into_iter()
+            .zip(remade)
+            .any(|(used, remade)| *remade && matches!(used, Use::Whole));
+        let is_new = node.metadata.ignore_cache || on_new_base;
+        let mut keys = vec![known];
+        if !is_new && !job.doubtful[index] && job.keys[index].has_content {
+            if let (key, Some(outputs)) = self.by_content(job, index, &inputs).await? {
                 job.report(index, State::Cached);
-                return Ok(stacks(outputs));
+                return Ok((stacks(outputs), false));
+            } else {
+                keys.push(key);
             }
-            keys.push(key);
         }
-        let (flight, log) = self.join(job, index, keys, inputs)?;
+        if !is_new && job.doubtful[index] {
+            let (builder, owner) = (self.clone(), job.clone());
+            let find = move || Ok(builder.cache.find(&known, &owner.lease, &owner.uses));
+            let before = blocking(find).await?;
+            if !remade.contains(&true) {
+                if let Some(outputs) = before {
+                    job.report(index, State::Cached);
+                    return Ok((stacks(outputs), false));
+                }
+            } else {
+                let (key, found) = self.by_content(job, index, &inputs).await?;
+                if let Some(outputs) = found {
+                    job.report(index, State::Cached);
+                    let is_other = before.as_ref() != Some(&outputs);
+                    return Ok((stacks(outputs), is_other));
+                }
+                keys.push(key);
+            }
+        }
+        let (flight, log) = self.join(job, index, keys, inputs, !is_new)?;
         job.report(index, State::Running(log));
         let outputs = flight.await?;
         job.report(index, State::Done);
-        Ok(outputs)
+        Ok((outputs, job.doubtful[index]))
     }
 
-    /// Returns the key of an operation with the content of its inputs, and the result that it has. Blocking.
+    /// Returns the key of an operation with the content of its inputs, and the result that it has.
+    async fn by_content(
+        self: &Arc<Self>,
+        job: &Arc<Job>,
+        index: usize,
+        inputs: &[Stack],
+    ) -> Result<(Digest, Option<Outputs>)> {
+        let (builder, job, inputs) = (self.clone(), job.clone(), inputs.to_vec());
+        blocking(move || builder.content_key(&job, index, &inputs)).await
+    }
+
+    /// As [`Builder::by_content`]. Blocking.
     fn content_key(
         &self,
         job: &Job,
@@ -317,7 +367,7 @@ impl Builder {
                 *identity = Identity::Content(crate::select::digest(&view.root, &selectors)?);
             }
         }
-        let key = key::step(&node.op, &identities);
+        let key = job.settings.key(&node.op, key::step(&node.op, &identities));
         let found = self.cache.find(&key, &job.lease, &job.uses);
         if found.is_some() {
             self.cache.alias(&job.keys[index].key, &key)?;
@@ -325,17 +375,17 @@ impl Builder {
         Ok((key, found))
     }
 
-    /// Joins the execution of an operation, or begins it.
+    /// Joins the execution of an operation if that may be shared, or begins it.
     fn join(
         self: &Arc<Self>,
         job: &Arc<Job>,
         index: usize,
         keys: Vec<Digest>,
         inputs: Vec<Stack>,
+        is_shared: bool,
     ) -> Result<(Shared<Flight>, Arc<Log>)> {
         // With the content of the inputs, if it counts: two builds may have the same.
         let key = *keys.last().unwrap_or(&job.keys[index].key);
-        let is_shared = !job.graph.nodes[index].metadata.ignore_cache;
         let scratch = self.store().staging.scratch()?;
         let log = Arc::new(Log::create(&scratch.path().join("log"))?);
         let mut flights = self.flights.lock().ignore_poison();
@@ -346,6 +396,7 @@ impl Builder {
                 return Ok((done.shared(), log));
             }
             if let Some(running) = flights.running.get(&key)
+                && running.settings == job.settings
                 && let Some(flight) = running.flight.upgrade()
             {
                 return Ok((flight, running.log.clone()));
@@ -374,6 +425,7 @@ impl Builder {
             let running = Running {
                 flight: weak,
                 log: log.clone(),
+                settings: job.settings.clone(),
             };
             flights.running.insert(key, running);
         }

@@ -2,6 +2,7 @@
 
 use whelk_llb::Graph;
 use whelk_llb::key::{self, Identity, Use};
+use whelk_llb::pb::Op;
 use whelk_llb::pb::op::Kind;
 use whelk_llb::{Digest, Node};
 
@@ -27,10 +28,12 @@ pub(crate) enum Task {
 
 /// Returns the keys of all operations. `source` returns the key of a source, and `content` the digest of what an
 /// operation, its second argument, selects of a source whose files are there already; `None` for other sources.
+/// `finish` adds to the key of an operation what its result depends on besides.
 pub(crate) fn keys<E>(
     graph: &Graph,
     mut source: impl FnMut(&Node) -> Result<Digest, E>,
     mut content: impl FnMut(&Node, &Node, &[key::Selector]) -> Result<Option<Digest>, E>,
+    finish: impl Fn(&Op, Digest) -> Digest,
 ) -> Result<Vec<Keys>, E> {
     let mut all: Vec<Keys> = Vec::with_capacity(graph.nodes.len());
     for node in &graph.nodes {
@@ -60,12 +63,24 @@ pub(crate) fn keys<E>(
             });
         }
         all.push(Keys {
-            key: key::step(&node.op, &identities),
+            key: finish(&node.op, key::step(&node.op, &identities)),
             has_content,
             identities,
         });
     }
     Ok(all)
+}
+
+/// Returns which operations depend on one that is to be executed again though its result may be there: what the
+/// cache has for their keys is true only if that gives the same again.
+pub(crate) fn doubtful(graph: &Graph) -> Vec<bool> {
+    let mut all = Vec::with_capacity(graph.nodes.len());
+    for node in &graph.nodes {
+        let is_source = matches!(node.op.kind, Some(Kind::Source(_)));
+        let depends = |all: &[bool]| node.inputs.iter().any(|edge| all[edge.node]);
+        all.push(!is_source && (node.metadata.ignore_cache || depends(&all)));
+    }
+    all
 }
 
 /// Decides what is executed: the last operation is looked up first, and the inputs of one that is found are not
@@ -171,7 +186,7 @@ mod tests {
         let select = |node: &Node, _: &Node, _: &[key::Selector]| {
             Ok(is_local(node).then(|| Digest::of(content.as_bytes())))
         };
-        keys(graph, key, select).unwrap()
+        keys(graph, key, select, |_, key| key).unwrap()
     }
 
     #[test]
@@ -190,6 +205,25 @@ mod tests {
         let keys = keys_of(&graph, "1");
         let found = keys.iter().filter(|keys| keys.has_content).count();
         assert_eq!(found, 1, "only what is copied from a stage");
+    }
+
+    #[test]
+    fn what_depends_on_an_ignored_result_is_doubtful() {
+        let mut graph = graph("a", "b");
+        assert!(doubtful(&graph).iter().all(|doubtful| !doubtful));
+        let last = graph.result.unwrap().node;
+        let stage = graph
+            .nodes
+            .iter()
+            .position(|node| matches!(node.op.kind, Some(Kind::Exec(_))));
+        let stage = stage.unwrap();
+        graph.nodes[stage].metadata.ignore_cache = true;
+        let found = doubtful(&graph);
+        let count = found.iter().filter(|doubtful| **doubtful).count();
+        // The stage, the copy from it, and the last step; not the copy of the context.
+        assert!(count == 3 && found[stage] && found[last], "{found:?}");
+        let tasks = plan(&graph, |index| !found[index]);
+        assert_eq!((tasks[stage], tasks[last]), (Task::Execute, Task::Execute));
     }
 
     #[test]
