@@ -78,7 +78,9 @@ pub(super) async fn prune(
     State(door): Service<Door>,
     params: Params,
 ) -> ApiResult {
-    let policy = policy(&params)?;
+    let Some(policy) = policy(&params)? else {
+        return Ok(ok(&BuildPruneResponse::default()));
+    };
     let work = move || {
         let mut pruned = builder.prune(&policy)?;
         if policy.is_everything() {
@@ -93,7 +95,10 @@ pub(super) async fn prune(
     }))
 }
 
-fn policy(params: &Params) -> ApiResult<Policy> {
+/// Returns what is to be removed; `None` if that is nothing.
+fn policy(params: &Params) -> ApiResult<Option<Policy>> {
+    // `system prune` sends its filters to all kinds of objects.
+    const LABELS: [&str; 2] = ["label", "label!"];
     const TIMES: [&str; 2] = ["until", "unused-for"];
     const FIELDS: [&str; 7] = [
         "id",
@@ -104,7 +109,7 @@ fn policy(params: &Params) -> ApiResult<Policy> {
         "shared",
         "private",
     ];
-    let known: Vec<&str> = TIMES.into_iter().chain(FIELDS).collect();
+    let known: Vec<&str> = TIMES.into_iter().chain(FIELDS).chain(LABELS).collect();
     let filters = params.filters(&known)?;
     let one = |name: &str| {
         let mut values = filters.get(name).into_iter().flatten();
@@ -116,6 +121,10 @@ fn policy(params: &Params) -> ApiResult<Policy> {
             None => Ok(value),
         }
     };
+    // The cache has no labels. Docker ignores the filter, and removes all.
+    if filters.get("label").is_some() {
+        return Ok(None);
+    }
     let mut keep_duration = std::time::Duration::ZERO;
     for name in TIMES {
         if let Some(text) = one(name)? {
@@ -139,7 +148,7 @@ fn policy(params: &Params) -> ApiResult<Policy> {
         let bytes: i64 = params.number(name)?.unwrap_or(0);
         u64::try_from(bytes).map_err(|_| ApiError::invalid(format!("invalid {name}: {bytes}")))
     };
-    Ok(Policy {
+    Ok(Some(Policy {
         all: params.flag("all"),
         keep_duration,
         reserved_space: bytes(["reserved-space", "keep-storage"])?,
@@ -149,7 +158,7 @@ fn policy(params: &Params) -> ApiResult<Policy> {
             .filter(|all| !all.is_empty())
             .into_iter()
             .collect(),
-    })
+    }))
 }
 
 async fn work(
