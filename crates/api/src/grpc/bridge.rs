@@ -197,7 +197,7 @@ impl Door {
         let result = match (request.frontend.as_str(), request.definition) {
             ("", Some(definition)) => {
                 let common = build.request.clone();
-                let reference = Reference::new(build, common, definition, Images::default(), None)?;
+                let reference = Reference::new(common, definition, Images::default(), None)?;
                 self.result(build, reference)
             }
             ("", None) => return Err(Status::invalid("neither a frontend nor a definition")),

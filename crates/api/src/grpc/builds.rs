@@ -55,7 +55,6 @@ impl Reference {
     /// # Errors
     /// Returns an error for one that is invalid, or that does what the build has no right to.
     pub fn new(
-        build: &Build,
         request: Request,
         definition: Definition,
         images: Images,

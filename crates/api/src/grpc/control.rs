@@ -130,7 +130,7 @@ impl Door {
                 ("", Some(definition)) => {
                     let images = whelk_build::Images::default();
                     let common = build.request.clone();
-                    let reference = Reference::new(&build, common, definition, images, None)?;
+                    let reference = Reference::new(common, definition, images, None)?;
                     self.result(&build, reference)
                 }
                 (frontend, _) => {

@@ -118,7 +118,7 @@ impl Door {
         let conversion = converted.conversion;
         let image = Some((conversion.image, conversion.epoch));
         let images = converted.images;
-        let reference = Reference::new(build, request, conversion.definition, images, image)?;
+        let reference = Reference::new(request, conversion.definition, images, image)?;
         Ok(self.result(build, reference))
     }
 

@@ -306,28 +306,23 @@ impl Builder {
             .any(|(used, remade)| *remade && matches!(used, Use::Whole));
         let is_new = node.metadata.ignore_cache || on_new_base;
         let mut keys = vec![known];
-        if !is_new && !job.doubtful[index] && job.keys[index].has_content {
-            if let (key, Some(outputs)) = self.by_content(job, index, &inputs).await? {
+        if !is_new {
+            let before = match job.doubtful[index] {
+                true => self.by_key(job, known).await?,
+                // Was not there when the build was planned.
+                false => None,
+            };
+            if !remade.contains(&true)
+                && let Some(outputs) = before
+            {
                 job.report(index, State::Cached);
                 return Ok((stacks(outputs), false));
-            } else {
-                keys.push(key);
             }
-        }
-        if !is_new && job.doubtful[index] {
-            let (builder, owner) = (self.clone(), job.clone());
-            let find = move || Ok(builder.cache.find(&known, &owner.lease, &owner.uses));
-            let before = blocking(find).await?;
-            if !remade.contains(&true) {
-                if let Some(outputs) = before {
-                    job.report(index, State::Cached);
-                    return Ok((stacks(outputs), false));
-                }
-            } else {
+            if job.keys[index].has_content {
                 let (key, found) = self.by_content(job, index, &inputs).await?;
                 if let Some(outputs) = found {
                     job.report(index, State::Cached);
-                    let is_other = before.as_ref() != Some(&outputs);
+                    let is_other = job.doubtful[index] && before.as_ref() != Some(&outputs);
                     return Ok((stacks(outputs), is_other));
                 }
                 keys.push(key);
@@ -338,6 +333,11 @@ impl Builder {
         let outputs = flight.await?;
         job.report(index, State::Done);
         Ok((outputs, job.doubtful[index]))
+    }
+
+    async fn by_key(self: &Arc<Self>, job: &Arc<Job>, key: Digest) -> Result<Option<Outputs>> {
+        let (builder, job) = (self.clone(), job.clone());
+        blocking(move || Ok(builder.cache.find(&key, &job.lease, &job.uses))).await
     }
 
     /// Returns the key of an operation with the content of its inputs, and the result that it has.
