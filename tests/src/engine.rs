@@ -123,6 +123,18 @@ impl Engine {
         path
     }
 
+    /// Makes a directory of these files for a test case, and returns its path.
+    pub fn scratch_with(&self, name: &str, files: &[(&str, &str)]) -> PathBuf {
+        let directory = self.scratch(name);
+        for (file, content) in files {
+            let path = directory.join(file);
+            let parent = path.parent().expect("a file has a directory");
+            fs::create_dir_all(parent).expect("make a directory of a file");
+            fs::write(path, content).expect("write a file");
+        }
+        directory
+    }
+
     /// Like [`scratch`](Self::scratch), but returns the path as text for a command line.
     #[track_caller]
     pub fn scratch_text(&self, name: &str) -> String {

@@ -11,17 +11,6 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use whelk_tests::{Engine, Output, Program, eventually};
 
-/// Makes a context of these files.
-fn context(engine: &Engine, name: &str, files: &[(&str, &str)]) -> PathBuf {
-    let directory = engine.scratch(name);
-    for (file, content) in files {
-        let path = directory.join(file);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, content).unwrap();
-    }
-    directory
-}
-
 fn build(engine: &Engine, context: &Path, args: &[&str]) -> Output {
     let context = context.to_str().unwrap();
     engine.docker(&[&["build"], args, &[context]].concat())
@@ -44,7 +33,7 @@ fn a_dockerfile_becomes_an_image_and_is_cached() {
         ("data/x", "one"),
         ("data/y", "two"),
     ];
-    let context = context(&engine, "first", &files);
+    let context = engine.scratch_with("first", &files);
     let shown = build(&engine, &context, &["-t", "made:1"]).ok();
     for text in [
         "Step 1/8 : FROM busybox AS base",
@@ -100,7 +89,7 @@ fn a_dockerfile_becomes_an_image_and_is_cached() {
 fn failures_say_what_was_wrong() {
     let engine = Engine::start();
     let check = |name: &str, dockerfile: &str, expected: &str| {
-        let context = context(&engine, name, &[("Dockerfile", dockerfile)]);
+        let context = engine.scratch_with(name, &[("Dockerfile", dockerfile)]);
         let failed = build(&engine, &context, &["-t", "none"]);
         let text = failed.err();
         assert!(text.contains(expected), "{expected:?} in {text}");
@@ -124,7 +113,7 @@ fn failures_say_what_was_wrong() {
 
 /// Writes a context with a Dockerfile only.
 fn only(engine: &Engine, name: &str, dockerfile: &str) -> PathBuf {
-    context(engine, name, &[("Dockerfile", dockerfile)])
+    engine.scratch_with(name, &[("Dockerfile", dockerfile)])
 }
 
 #[test]
@@ -137,7 +126,7 @@ fn mounts_show_stages_the_context_and_caches() {
         RUN --mount=type=tmpfs,target=/t,size=1m df -k /t | tail -1 > /d\n\
         RUN --mount=type=cache,target=/cache ls /cache > /e; echo kept >> /cache/log\n";
     let files = [("Dockerfile", dockerfile), ("data/x", "one\n")];
-    let context = context(&engine, "mounts", &files);
+    let context = engine.scratch_with("mounts", &files);
     let look = [
         "run",
         "--rm",
@@ -240,7 +229,7 @@ fn contexts_come_in_every_way() {
         ("a.log", ""),
         ("sub/Other", "FROM busybox\nCOPY . /c\n"),
     ];
-    let context = context(&engine, "ways", &files);
+    let context = engine.scratch_with("ways", &files);
     let path = context.to_str().unwrap();
     let from_input = ["build", "-t", "in:2", "-f", "-", path];
     docker.feed(&from_input, b"FROM busybox\nCOPY x /x\n").ok();

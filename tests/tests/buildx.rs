@@ -6,7 +6,7 @@
 )]
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -16,17 +16,6 @@ const BUILDKIT: &[(&str, &str)] = &[
     ("DOCKER_BUILDKIT", "1"),
     ("BUILDX_NO_DEFAULT_ATTESTATIONS", "1"),
 ];
-
-/// Makes a directory of these files.
-fn directory(engine: &Engine, name: &str, files: &[(&str, &str)]) -> PathBuf {
-    let directory = engine.scratch(name);
-    for (file, content) in files {
-        let path = directory.join(file);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, content).unwrap();
-    }
-    directory
-}
 
 fn docker(engine: &Engine) -> Cli<'_> {
     engine.cli(Program::Docker).with_env(BUILDKIT)
@@ -68,7 +57,7 @@ fn an_image_is_built_and_cached() {
         ("data/y.log", "two"),
         ("y.log", "three"),
     ];
-    let context = directory(&engine, "first", &files);
+    let context = engine.scratch_with("first", &files);
     let iidfile = engine.scratch_text("iid");
     let args = [
         "--build-arg",
@@ -130,7 +119,7 @@ fn an_image_is_built_and_cached() {
 fn failures_show_the_lines() {
     let engine = Engine::start();
     let check = |name: &str, dockerfile: &str, expected: &[&str]| {
-        let context = directory(&engine, name, &[("Dockerfile", dockerfile)]);
+        let context = engine.scratch_with(name, &[("Dockerfile", dockerfile)]);
         let failed = build(&engine, &context, &["-t", "none"]);
         assert_eq!(failed.code, 1);
         shows(&failed.err(), expected);
@@ -163,7 +152,7 @@ fn failures_show_the_lines() {
     );
     assert_ne!(failed.code, 0);
     // What is not supported is refused by its name.
-    let context = directory(&engine, "refused", &[("Dockerfile", "FROM busybox\n")]);
+    let context = engine.scratch_with("refused", &[("Dockerfile", "FROM busybox\n")]);
     for (args, expected) in [
         (&["--output", "type=tar,dest=-"][..], "tar"),
         (&["--allow", "security.insecure"], "security.insecure"),
@@ -172,8 +161,7 @@ fn failures_show_the_lines() {
         assert_ne!(failed.code, 0, "{args:?}");
         shows(&failed.err(), &[expected]);
     }
-    let host = directory(
-        &engine,
+    let host = engine.scratch_with(
         "host",
         &[("Dockerfile", "FROM busybox\nRUN --network=host true\n")],
     );
@@ -185,7 +173,7 @@ fn secrets_are_not_in_the_image() {
     let engine = Engine::start();
     let dockerfile = "FROM busybox\nRUN --mount=type=secret,id=key,required=true stat -c '%a %u %s' /run/secrets/key && cat /run/secrets/key\nRUN --mount=type=secret,id=var,env=TOKEN echo has-$TOKEN\nRUN ls /run/secrets /run | grep -c secrets || true\n";
     let files = [("Dockerfile", dockerfile), ("secret", "hidden")];
-    let context = directory(&engine, "secrets", &files);
+    let context = engine.scratch_with("secrets", &files);
     let secret = format!("id=key,src={}", context.join("secret").display());
     let args = [
         "--secret",
@@ -215,7 +203,7 @@ fn what_depends_on_a_stage_without_cache_is_decided_by_content() {
     let dockerfile = "FROM busybox AS s\nRUN cat /proc/sys/kernel/random/uuid > /new; echo same > /same\n\
         FROM busybox AS same\nCOPY --from=s /same /same\nRUN cat /proc/sys/kernel/random/uuid > /made\n\
         FROM busybox AS new\nCOPY --from=s /new /new\nRUN cp /new /made\n";
-    let context = directory(&engine, "filter", &[("Dockerfile", dockerfile)]);
+    let context = engine.scratch_with("filter", &[("Dockerfile", dockerfile)]);
     let made = |target: &str, args: &[&str]| {
         built(
             &engine,
@@ -239,6 +227,24 @@ fn what_depends_on_a_stage_without_cache_is_decided_by_content() {
 }
 
 #[test]
+fn a_dockerfile_of_the_same_size_and_time_is_read_again() {
+    let engine = Engine::start();
+    let time = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+    for text in ["one", "two"] {
+        let dockerfile = format!("FROM busybox\nRUN echo {text} > /made\n");
+        let files = [("Dockerfile", &*dockerfile), (".dockerignore", text)];
+        let context = engine.scratch_with("same", &files);
+        for name in ["Dockerfile", ".dockerignore"] {
+            let file = fs::File::options().write(true).open(context.join(name));
+            file.unwrap().set_modified(time).unwrap();
+        }
+        built(&engine, &context, &["-t", "made"]);
+        let look = ["run", "--rm", "made", "cat", "/made"];
+        assert_eq!(engine.docker(&look).ok(), text);
+    }
+}
+
+#[test]
 fn stages_run_beside_each_other() {
     let engine = Engine::start();
     // Each waits for the other.
@@ -252,7 +258,7 @@ fn stages_run_beside_each_other() {
         wait("a", "b"),
         wait("b", "a")
     );
-    let context = directory(&engine, "stages", &[("Dockerfile", &dockerfile)]);
+    let context = engine.scratch_with("stages", &[("Dockerfile", &dockerfile)]);
     built(&engine, &context, &["-t", "made"]);
     let look = ["run", "--rm", "made", "ls", "/a", "/b"];
     assert_eq!(engine.docker(&look).ok(), "/a\n/b");
@@ -262,8 +268,7 @@ fn stages_run_beside_each_other() {
 fn only_files_that_have_changed_are_sent() {
     const FILES: usize = 2000;
     let engine = Engine::start();
-    let context = directory(
-        &engine,
+    let context = engine.scratch_with(
         "many",
         &[(
             "Dockerfile",
@@ -300,7 +305,7 @@ fn is_sleeping() -> bool {
 fn a_client_that_is_killed_leaves_nothing() {
     let engine = Engine::start();
     let dockerfile = "FROM busybox\nRUN sleep 1234\n";
-    let context = directory(&engine, "killed", &[("Dockerfile", dockerfile)]);
+    let context = engine.scratch_with("killed", &[("Dockerfile", dockerfile)]);
     let text = context.to_str().unwrap().to_owned();
     for signal in [Signal::KILL, Signal::INT] {
         let mut client = docker(&engine).spawn(&["buildx", "build", &text]);
@@ -314,13 +319,13 @@ fn a_client_that_is_killed_leaves_nothing() {
 #[test]
 fn named_contexts_and_bake() {
     let engine = Engine::start();
-    let other = directory(&engine, "other", &[("file", "from the other")]);
+    let other = engine.scratch_with("other", &[("file", "from the other")]);
     let dockerfile = "FROM base\nCOPY --from=more file /file\n";
     let files = [
         ("Dockerfile", dockerfile),
         ("base.Dockerfile", "FROM busybox\nRUN echo base > /base\n"),
     ];
-    let context = directory(&engine, "named", &files);
+    let context = engine.scratch_with("named", &files);
     let more = format!("more={}", other.display());
     let args = [
         "--build-context",
@@ -373,7 +378,7 @@ fn compose_builds() {
             "FROM busybox\nRUN echo composed > /x\nCMD cat /x\n",
         ),
     ];
-    let context = directory(&engine, "compose", &files);
+    let context = engine.scratch_with("compose", &files);
     let file = context.join("compose.yaml");
     let file = file.to_str().unwrap();
     docker(&engine).run(&["compose", "-f", file, "build"]).ok();
@@ -385,7 +390,7 @@ fn compose_builds() {
 fn the_cache_is_listed_and_pruned() {
     let engine = Engine::start();
     let dockerfile = "FROM busybox\nRUN echo step-of-this > /x\n";
-    let context = directory(&engine, "cache", &[("Dockerfile", dockerfile)]);
+    let context = engine.scratch_with("cache", &[("Dockerfile", dockerfile)]);
     built(&engine, &context, &[]);
     let listed = docker(&engine).run(&["buildx", "du", "--verbose"]).ok();
     shows(&listed, &["step-of-this", "regular"]);

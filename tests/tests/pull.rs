@@ -488,6 +488,58 @@ fn complete_layers_of_an_interrupted_pull_are_kept() {
 }
 
 #[test]
+fn a_pull_is_resumed_after_a_reboot() {
+    // A kernel that ends suddenly may leave files of the right length whose last part is zero.
+    for is_lost in [false, true] {
+        let engine = Engine::without_images(&[]);
+        let registry = Registry::start();
+        let big = Tar::new().file("noise", images::noise(4 << 20)).finish();
+        let archive = Archive::new("big:1", vec![images::small_root().finish(), big]);
+        let pushed = registry.push("big", &archive);
+        registry.behave(slow());
+        let (mut pull, partial) = begin_pull(&engine, &pushed, 1);
+        let layers = || {
+            let layers = engine.root().join("layers").read_dir().unwrap().flatten();
+            layers.map(|entry| entry.path()).collect::<Vec<_>>()
+        };
+        let marks = || {
+            layers()
+                .iter()
+                .map(|layer| layer.join("pending"))
+                .collect::<Vec<_>>()
+        };
+        eventually("the small layer", || {
+            (marks().iter().filter(|mark| mark.exists()).count() == 1).then_some(())
+        });
+        engine.kill9();
+        assert_ne!(pull.finish().code, 0);
+        let received = std::fs::metadata(&partial).unwrap().len();
+        // The mark of another boot: the layer's files were not flushed.
+        std::fs::write(&marks()[0], "another boot\n").unwrap();
+        if is_lost {
+            use std::os::unix::fs::FileExt as _;
+            let file = std::fs::File::options().write(true).open(&partial).unwrap();
+            file.write_all_at(&[0; 4096], received - 4096).unwrap();
+        }
+        registry.behave(Behaviour::default());
+        engine.restart();
+        engine.whelk(&["pull", &pushed.name]).ok();
+        let requests = registry.requests(&pushed.layers[1]);
+        let resumed = format!("bytes={received}-");
+        assert!(requests[1].ends_with(&resumed), "{requests:?}");
+        assert_eq!(requests.len(), if is_lost { 3 } else { 2 }, "{requests:?}");
+        assert_eq!(
+            registry.requests(&pushed.layers[0]).len(),
+            2,
+            "not believed"
+        );
+        let cli = engine.cli(Program::Whelk);
+        assert_eq!(cli.once(&pushed.name, &["echo", "up"]).ok(), "up");
+        engine.whelk(&["system", "check", "--layers"]).ok();
+    }
+}
+
+#[test]
 fn a_pull_that_filled_the_disk_is_resumed() {
     use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
     // EROFS images cannot be mounted from a tmpfs.

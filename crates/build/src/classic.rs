@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
-use whelk_dockerfile::convert::{MainContext, Options, Reference as Parsed, ResolveMode};
+use whelk_dockerfile::convert::{MainContext, Options, ResolveMode};
 use whelk_dockerfile::lint::Linter;
 use whelk_dockerfile::{Instruction, Stage, Stages};
 use whelk_engine::model::{HostConfig, NetworkMode};
@@ -285,18 +285,6 @@ fn options(request: &Request, ignore: Vec<String>) -> Options {
             ignore,
         },
         filename: request.dockerfile.clone(),
-        ..Options::new(host, parse_reference)
+        ..Options::new(host, crate::parse_reference)
     }
-}
-
-/// Parses an image name for the conversion.
-fn parse_reference(text: &str) -> std::result::Result<Parsed, String> {
-    let reference: Reference = text
-        .parse()
-        .map_err(|error: whelk_image::Error| error.to_string())?;
-    let familiar = reference.familiar();
-    Ok(Parsed {
-        full: reference.with_default_tag().to_string(),
-        familiar,
-    })
 }

@@ -92,20 +92,22 @@ pub enum Operator {
 }
 
 impl Condition {
+    /// What conditions are about.
+    pub const FIELDS: [&str; 7] = [
+        "id",
+        "parent",
+        "type",
+        "description",
+        "inuse",
+        "shared",
+        "private",
+    ];
+
     /// Parses a condition; several that must all be true are separated by commas.
     ///
     /// # Errors
     /// Returns a text for another form than `FIELD==VALUE`, `FIELD!=VALUE`, `FIELD~=VALUE` or `FIELD`.
     pub fn parse_all(text: &str) -> Result<Vec<Self>, String> {
-        const FIELDS: [&str; 7] = [
-            "id",
-            "parent",
-            "type",
-            "description",
-            "inuse",
-            "shared",
-            "private",
-        ];
         let parse = |text: &str| {
             let operators = [
                 ("!=", Operator::IsNot),
@@ -120,7 +122,7 @@ impl Condition {
                 Some((field, value)) => (field, Some(value.trim_matches('"').to_owned())),
                 None => (text, None),
             };
-            if !FIELDS.contains(&field) {
+            if !Self::FIELDS.contains(&field) {
                 return Err(format!("invalid filter {text:?} of the build cache"));
             }
             Ok(Self {

@@ -48,7 +48,7 @@ pub use layers::View;
 pub use log::{Frames, Log};
 pub use ops::Settings;
 pub use progress::{Event, EventKind, Follower, Progress, Work};
-pub use request::{Converted, Request, Solved};
+pub use request::{Converted, Request, Solved, parse_reference};
 pub use solver::Job;
 pub use sources::Images;
 pub use usage::Pruned;

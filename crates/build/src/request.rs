@@ -7,10 +7,11 @@
 use std::sync::Arc;
 
 use whelk_dockerfile::convert::{
-    Answer, Answers, Conversion, Options, Outcome, Request as Ask, ResolveMode, convert,
+    Answer, Answers, Conversion, Options, Outcome, Reference as Parsed, Request as Ask,
+    ResolveMode, convert,
 };
 use whelk_dockerfile::lint::Linter;
-use whelk_image::Lease;
+use whelk_image::{Lease, Reference};
 use whelk_llb::pb::Platform;
 use whelk_llb::{Digest, Graph};
 
@@ -58,6 +59,21 @@ impl Solved {
     pub fn mount(&self, builder: &Builder) -> Result<View> {
         self.stack.mount(builder.store())
     }
+}
+
+/// Parses the name of a base image for the conversion.
+///
+/// # Errors
+/// Returns what is wrong with it.
+pub fn parse_reference(text: &str) -> std::result::Result<Parsed, String> {
+    let reference: Reference = text
+        .parse()
+        .map_err(|error: whelk_image::Error| error.to_string())?;
+    let familiar = reference.familiar();
+    Ok(Parsed {
+        full: reference.with_default_tag().to_string(),
+        familiar,
+    })
 }
 
 impl Builder {

@@ -46,6 +46,9 @@ pub struct Wanted {
     pub exclude: Vec<String>,
     /// Paths whose symbolic links are followed: what they lead to is wanted too.
     pub follow: Vec<String>,
+    /// Whether all files are to be sent, also those that look like those of the last time: a file may be another one
+    /// with the same size and time.
+    pub in_full: bool,
 }
 
 impl Session {

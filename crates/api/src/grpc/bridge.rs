@@ -23,7 +23,7 @@ use whelk_sys::in_root;
 use super::Door;
 use super::builds::{Build, Reference};
 
-/// What the bridge can do.
+/// The capabilities of the bridge's calls, which clients ask for (`Ping`).
 const FRONTEND: [&str; 17] = [
     "solve.base",
     "solve.inlinereturn",
@@ -44,7 +44,7 @@ const FRONTEND: [&str; 17] = [
     "source.metaresolver",
 ];
 
-/// What definitions may have.
+/// The capabilities of definitions: the operations and attributes that the solver knows.
 const OPERATIONS: [&str; 42] = [
     "source.image",
     "source.image.resolvemode",

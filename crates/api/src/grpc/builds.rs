@@ -13,10 +13,10 @@ use whelk_llb::pb::{Definition, SourceInfo};
 use whelk_llb::{Digest, Graph};
 use whelk_sys::sync::IgnorePoison as _;
 
-/// How long a call waits for the build that it belongs to: a client makes its calls at the same time.
+/// Time limit for a call to find the build that it belongs to. A client makes its calls at the same time.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// How long the progress of a build is kept after its end, for clients that ask late.
+/// The time that the progress of a build is kept after its end, for clients that ask late.
 const KEPT: Duration = Duration::from_secs(30);
 
 /// The builds, by their names.
@@ -31,7 +31,7 @@ pub(super) struct Build {
     pub request: Request,
     pub inputs: BTreeMap<String, Definition>,
     references: Mutex<HashMap<String, Arc<Reference>>>,
-    /// What the client, as the frontend, has returned.
+    /// The result, which a client that converts the Dockerfile itself returns (`LLBBridge.Return`).
     pub returned: watch::Sender<Option<Result<gateway::Result>>>,
     /// The Dockerfile that warnings are about, and the step that has read it.
     pub file: Mutex<Option<(Digest, SourceInfo)>>,
@@ -138,7 +138,7 @@ pub(super) struct Running<'a> {
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         self.build.request.progress.close();
-        // Those that wait for it: it is not solved any more.
+        // Dropping the references ends what waits for their results.
         self.build.references.lock().ignore_poison().clear();
         let (known, id) = (self.builds.0.clone(), self.build.id.clone());
         tokio::spawn(async move {

@@ -61,6 +61,7 @@ impl Client for SessionClient {
                 include: list("local.includepattern")?,
                 exclude: list("local.excludepatterns")?,
                 follow: list("local.followpaths")?,
+                in_full: get("local.differ") == "none",
             };
             let (session, key) = (get("local.session"), get("local.sharedkeyhint"));
             self.receive(session, &wanted, key, work).await
@@ -78,6 +79,7 @@ impl Client for SessionClient {
             let wanted = Wanted {
                 name: local.trim_start_matches("local://").to_owned(),
                 follow: vec![name.to_owned()],
+                in_full: true,
                 ..Wanted::default()
             };
             let directory = self.receive(session, &wanted, "", work).await?;

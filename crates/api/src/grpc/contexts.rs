@@ -25,7 +25,7 @@ const NOW: rustix::fs::Timespec = rustix::fs::Timespec {
     tv_nsec: rustix::fs::UTIME_NOW as _,
 };
 
-/// How often the progress of a transfer is reported.
+/// The time between two reports of a transfer's progress.
 const INTERVAL: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
@@ -89,7 +89,9 @@ impl Contexts {
         ]);
         let key = key.to_string().trim_start_matches("sha256:").to_owned();
         let contexts = self.clone();
-        let receiving = blocking(move || contexts.take(&key)).await?;
+        // Without a key, nobody knows whose directory it was the last time.
+        let in_full = wanted.in_full || session.shared_key.is_empty();
+        let receiving = blocking(move || contexts.take(&key, in_full)).await?;
         let stream = session
             .files(wanted)
             .map_err(|status| Error::invalid(status.message))?;
@@ -126,8 +128,8 @@ impl Contexts {
         .await
     }
 
-    /// Takes a directory that no build uses, with what was received before.
-    fn take(&self, key: &str) -> Result<Receiving> {
+    /// Takes a directory that no build uses, with what was received before unless all is to be received again.
+    fn take(&self, key: &str, in_full: bool) -> Result<Receiving> {
         fs::create_dir_all(&self.root, 0o700)?;
         let place = {
             let mut used = self.used.lock().ignore_poison();
@@ -144,7 +146,8 @@ impl Contexts {
         };
         let path = &place.path;
         let failed = |error: files::Error| Error::internal(error.to_string());
-        if fs::exists(path)
+        if !in_full
+            && fs::exists(path)
             && let Some(directory) = Received::open(path, self.builder.boot()).map_err(failed)?
         {
             // The time of its last use.
@@ -176,9 +179,21 @@ impl Contexts {
         all.sort();
         let over = (all.len() + 1).saturating_sub(KEPT);
         for (_, path) in all.into_iter().take(over) {
-            self.remove(&path)?;
+            // A build may have taken it meanwhile.
+            if let Some(place) = self.claim(path) {
+                self.remove(&place.path)?;
+            }
         }
         Ok(())
+    }
+
+    /// Takes a directory, so that no build does until what is returned is dropped. Returns `None` if one has.
+    fn claim(&self, path: PathBuf) -> Option<Place> {
+        let is_free = self.used.lock().ignore_poison().insert(path.clone());
+        is_free.then(|| Place {
+            path,
+            used: self.used.clone(),
+        })
     }
 
     /// Removes all that no build uses. Returns the size of their files.
@@ -191,14 +206,8 @@ impl Contexts {
             return Ok(0);
         }
         for entry in fs::list(&self.root)? {
-            let path = entry.path();
-            // So that no build takes it meanwhile.
-            if !self.used.lock().ignore_poison().insert(path.clone()) {
+            let Some(place) = self.claim(entry.path()) else {
                 continue;
-            }
-            let place = Place {
-                path,
-                used: self.used.clone(),
             };
             if let Ok(Some(directory)) = Received::open(&place.path, self.builder.boot()) {
                 freed += directory

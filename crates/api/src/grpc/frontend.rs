@@ -5,17 +5,16 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use whelk_build::{Directory, Error, Request};
+use whelk_build::{Directory, Error, Request, parse_reference};
 use whelk_buildkit::grpc::{Result, Status};
 use whelk_buildkit::pb::gateway;
 use whelk_buildkit::session::Wanted;
 use whelk_dockerfile::convert::{
-    Answer, Answers, ContextInput, Image, MainContext, Options, Reference as Parsed,
-    Request as Ask, check,
+    Answer, Answers, ContextInput, Image, MainContext, Options, Request as Ask, check,
 };
 use whelk_dockerfile::lint::{Linter, Warning};
 use whelk_dockerfile::{Stages, report};
-use whelk_image::{Platform, Reference as Name};
+use whelk_image::Platform;
 use whelk_llb::Graph;
 use whelk_llb::pb::{self, Definition, SourceInfo};
 use whelk_sys::sync::IgnorePoison as _;
@@ -49,18 +48,6 @@ pub(super) fn empty_image() -> Image {
         variant: host.variant,
         ..Image::default()
     }
-}
-
-/// Parses an image name for the conversion.
-fn parse_reference(text: &str) -> std::result::Result<Parsed, String> {
-    let reference: Name = text
-        .parse()
-        .map_err(|error: whelk_image::Error| error.to_string())?;
-    let familiar = reference.familiar();
-    Ok(Parsed {
-        full: reference.with_default_tag().to_string(),
-        familiar,
-    })
 }
 
 /// A Dockerfile and how it is converted.
@@ -166,6 +153,7 @@ impl Door {
                 ignore_name.clone(),
                 filename.to_lowercase(),
             ],
+            in_full: true,
             ..Wanted::default()
         };
         let (vertex, directory) = self.load(build, attributes, name, &wanted).await?;
@@ -193,6 +181,7 @@ impl Door {
                 let wanted = Wanted {
                     name: context.clone(),
                     follow: vec![".dockerignore".into()],
+                    in_full: true,
                     ..Wanted::default()
                 };
                 let (_, directory) = self.load(build, attributes, name, &wanted).await?;

@@ -100,16 +100,11 @@ fn policy(params: &Params) -> ApiResult<Option<Policy>> {
     // `system prune` sends its filters to all kinds of objects.
     const LABELS: [&str; 2] = ["label", "label!"];
     const TIMES: [&str; 2] = ["until", "unused-for"];
-    const FIELDS: [&str; 7] = [
-        "id",
-        "parent",
-        "type",
-        "description",
-        "inuse",
-        "shared",
-        "private",
-    ];
-    let known: Vec<&str> = TIMES.into_iter().chain(FIELDS).chain(LABELS).collect();
+    let known: Vec<&str> = TIMES
+        .into_iter()
+        .chain(Condition::FIELDS)
+        .chain(LABELS)
+        .collect();
     let filters = params.filters(&known)?;
     let one = |name: &str| {
         let mut values = filters.get(name).into_iter().flatten();
@@ -136,7 +131,7 @@ fn policy(params: &Params) -> ApiResult<Option<Policy>> {
         }
     }
     let mut conditions = Vec::new();
-    for name in FIELDS {
+    for name in Condition::FIELDS {
         let Some(value) = one(name)? else { continue };
         let operator = if name == "id" { "~=" } else { "==" };
         let text = format!("{name}{operator}{value}");
