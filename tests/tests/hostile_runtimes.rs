@@ -31,6 +31,7 @@ case $how in
     fail) exit 1;;
     flood) while :; do echo '{"level":"error","msg":"flood"}'; done >>$log;;
     forget) runc "$@"; rm $pid_file; exit 0;;
+    linger) runc "$@"; sleep 1; exit 0;;
     report*) echo ${how#report } >$pid_file; exit 0;;
 esac
 exec runc "$@"
@@ -230,6 +231,17 @@ fn an_exec_fails_if_its_runtime_creates_none() {
     hostile.behave("");
     healthy("healthy");
     hostile.remove(engine.pid("held"));
+}
+
+#[test]
+fn an_execs_process_may_end_before_its_runtime() {
+    let hostile = Hostile::start();
+    let pid = hostile.up();
+    hostile.behave("exec linger");
+    let cli = hostile.cli();
+    let output = cli.run(&["exec", "held", "sh", "-c", "echo well; exit 7"]);
+    assert_eq!((output.code, output.out().trim()), (7, "well"));
+    hostile.remove(pid);
 }
 
 #[test]

@@ -107,8 +107,7 @@ impl Shim {
         }
     }
 
-    /// Reaps the commands that have ended. The kernel gives the process of an exec to the shim before it
-    /// reports the end of the command that has created it.
+    /// Reaps the commands that have ended.
     pub(crate) fn reap_calls(&mut self) {
         let pids: Vec<(u64, Pid)> = self
             .calls
@@ -120,6 +119,20 @@ impl Shim {
                 self.call_ended(number, Some(status));
             }
         }
+    }
+
+    /// Returns whether a process was created for an exec by a command that has not been reaped. The
+    /// kernel gives such a process to the shim before it reports the end of the command.
+    pub(crate) fn is_being_created(&self, pid: Pid) -> bool {
+        let launch = &self.launch;
+        let made = |&number: &u64| {
+            External::of(launch).and_then(|external| external.made_pid(number)) == Some(pid)
+        };
+        let execs = self
+            .calls
+            .iter()
+            .filter(|(_, pending)| matches!(pending.then, Then::Exec(_)));
+        execs.map(|(number, _)| number).any(made)
     }
 
     /// Kills the commands whose time is over.
@@ -134,8 +147,12 @@ impl Shim {
                 stuck.push(number);
             }
         }
-        for number in stuck {
+        for &number in &stuck {
             self.call_ended(number, None);
+        }
+        if !stuck.is_empty() {
+            // What they have created was not reaped before.
+            self.reap();
         }
     }
 

@@ -35,6 +35,10 @@ impl Shim {
             }
             // Or one that another runtime has created for an exec.
             self.reap_calls();
+            if self.is_being_created(pid) {
+                // Reaped after its runtime, whose end is the next signal.
+                return;
+            }
             match rustix::process::waitpid(Some(pid), WaitOptions::NOHANG) {
                 Ok(Some((_, status))) => self.child_ended(pid, status),
                 // Reaped while its message was processed; others may have ended too.

@@ -52,6 +52,8 @@ const DELETE_LIMIT: Duration = Duration::from_secs(5);
 /// The number of the commands that create, start and delete the container, of which there is one at a time.
 const ALONE: u64 = 0;
 
+const MAX_PID_FILE: u64 = 32;
+
 /// A process that the runtime has created.
 #[derive(Debug)]
 pub(crate) struct Made {
@@ -66,17 +68,15 @@ impl Made {
     /// # Errors
     /// Returns an error if it is not a process of the container, of which the shim is the parent.
     fn adopt(pid_file: &Path, cgroup: &Cgroup) -> Result<Self> {
-        const MAX_SIZE: u64 = 32;
         /// The time from leaving the cgroup to the end.
         const ENDING: Timespec = Timespec {
             tv_sec: 0,
             tv_nsec: 100_000_000,
         };
-        let text = fs::read_at_most(pid_file, MAX_SIZE)?;
+        let text = fs::read_at_most(pid_file, MAX_PID_FILE)?;
         let text = String::from_utf8_lossy(&text);
         let wrong = |what: &str| Error::Os(format!("{}: {text:?} {what}", pid_file.display()));
-        let pid = text.trim().parse().ok().and_then(Pid::from_raw);
-        let pid = pid.ok_or_else(|| wrong("is not a pid"))?;
+        let pid = parse_pid(&text).ok_or_else(|| wrong("is not a pid"))?;
         let pidfd =
             pidfd_open(pid, PidfdFlags::empty()).map_err(|error| wrong(&format!("{error}")))?;
         let has_ended = || {
@@ -201,6 +201,12 @@ impl<'a> External<'a> {
         let made = Made::adopt(&self.pid_file(number), cgroup);
         self.remove_files(number);
         made
+    }
+
+    /// Returns the pid that the runtime has reported for the exec with this number, if it has.
+    pub(crate) fn made_pid(self, number: u64) -> Option<Pid> {
+        let text = fs::read_at_most(self.pid_file(number), MAX_PID_FILE).ok()?;
+        parse_pid(&String::from_utf8_lossy(&text))
     }
 
     /// Begins to send a signal to the container's first process.
@@ -355,6 +361,10 @@ impl<'a> External<'a> {
         command.arg(&self.launch.id);
         Ok(())
     }
+}
+
+fn parse_pid(text: &str) -> Option<Pid> {
+    text.trim().parse().ok().and_then(Pid::from_raw)
 }
 
 fn console_name(number: u64) -> String {

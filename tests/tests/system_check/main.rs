@@ -128,6 +128,11 @@ impl Checked {
     /// Checks that the one problem after `damage` is named and repaired, and that nothing else is touched.
     #[track_caller]
     fn repairs(&self, damage: impl FnOnce(), problem: &str, done: &str) {
+        let trash = self.root("trash");
+        eventually("what was removed before is gone", || {
+            let mut left = fs::read_dir(&trash).unwrap();
+            left.next().is_none().then_some(())
+        });
         let before = self.state();
         damage();
         let damaged = self.state();
