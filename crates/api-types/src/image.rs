@@ -258,6 +258,14 @@ pub struct ImagePruneResponse {
     pub space_reclaimed: u64,
 }
 
+/// The response of `POST /build/cache/import`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct BuildCacheImportResponse {
+    #[serde(rename = "ID")]
+    pub id: String,
+}
+
 /// The response of `POST /build/prune`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! <root>/build/build.db   results(id, outputs, boot, created, used, uses, text)   keys(key → result)
+//!                         ingredients(place, at, text)   what the steps' keys were made of (`explain`)
 //! ```
 //! A result is recorded when its layers are in the image store. They need not be flushed: the record says in which
 //! boot it was made until they are, and is not used in another one. A database that is damaged is set aside, and the cache
@@ -18,6 +19,7 @@ use whelk_sys::fs;
 use whelk_sys::sync::IgnorePoison as _;
 
 use crate::error::{Error, Result};
+use crate::explain::Ingredients;
 
 /// Changes when the tables do: an older cache is not read.
 const VERSION: i64 = 1;
@@ -29,6 +31,8 @@ const TABLES: &str = "
     );
     CREATE TABLE IF NOT EXISTS keys (key BLOB PRIMARY KEY, result INTEGER NOT NULL) WITHOUT ROWID;
     CREATE INDEX IF NOT EXISTS keys_by_result ON keys(result);
+    CREATE TABLE IF NOT EXISTS ingredients (place BLOB PRIMARY KEY, at INTEGER NOT NULL, text TEXT NOT NULL) WITHOUT ROWID;
+    CREATE INDEX IF NOT EXISTS ingredients_by_time ON ingredients(at);
 ";
 
 /// The outputs of an operation: each a stack of layers, the lowest first, with when each was made (nanoseconds since the
@@ -185,6 +189,26 @@ impl Cache {
             .map_err(failed("write to the build cache"))
     }
 
+    /// Returns what the key of a step was made of when it was executed last.
+    pub(crate) fn ingredients(&self, place: &Digest) -> Option<Ingredients> {
+        let state = self.state.lock().ignore_poison();
+        let select = "SELECT text FROM ingredients WHERE place = ?1";
+        let found: rusqlite::Result<String> =
+            state
+                .connection
+                .query_row(select, [place.as_bytes().as_slice()], |row| row.get(0));
+        serde_json::from_str(&found.ok()?).ok()
+    }
+
+    /// Notes what the keys of steps are made of that were executed.
+    ///
+    /// # Errors
+    /// Returns an error if the disk fails.
+    pub(crate) fn note(&self, steps: &[(Digest, Ingredients)]) -> Result<()> {
+        let mut state = self.state.lock().ignore_poison();
+        note(&mut state.connection, steps).map_err(failed("write to the build cache"))
+    }
+
     /// Returns all results, the oldest first.
     ///
     /// # Errors
@@ -222,6 +246,22 @@ impl Cache {
             tracing::warn!("write to the build cache: {error}");
         }
     }
+}
+
+fn note(connection: &mut Connection, steps: &[(Digest, Ingredients)]) -> rusqlite::Result<()> {
+    /// Number of steps that are kept; those that were executed last.
+    const MAX: i64 = 2000;
+    let now = whelk_engine::events::now();
+    let transaction = connection.transaction()?;
+    for (place, ingredients) in steps {
+        let text = serde_json::to_string(ingredients).unwrap_or_default();
+        let insert = "INSERT OR REPLACE INTO ingredients VALUES (?1, ?2, ?3)";
+        transaction.execute(insert, params![place.as_bytes().as_slice(), now, text])?;
+    }
+    let trim = "DELETE FROM ingredients WHERE place IN
+        (SELECT place FROM ingredients ORDER BY at DESC LIMIT -1 OFFSET ?1)";
+    transaction.execute(trim, [MAX])?;
+    transaction.commit()
 }
 
 fn failed(operation: &'static str) -> impl FnOnce(rusqlite::Error) -> Error {

@@ -6,6 +6,7 @@
 //! ```
 
 use std::collections::HashMap;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
@@ -18,7 +19,7 @@ use whelk_sys::copy;
 use whelk_sys::fs;
 use whelk_sys::sync::IgnorePoison as _;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// The caches of an engine.
 #[derive(Debug)]
@@ -166,6 +167,85 @@ impl Caches {
         Ok(all)
     }
 
+    /// Returns the name of the directory of a cache that a user means by its id, or by the first digits of its name;
+    /// `None` if there is none. Blocking.
+    ///
+    /// # Errors
+    /// Returns an error if there are several.
+    pub fn find(&self, wanted: &str) -> Result<Option<String>> {
+        /// Fewer digits are an id.
+        const MIN_DIGITS: usize = 6;
+        let is_meant = |kept: &Kept| {
+            kept.id == wanted
+                || kept.id == id_of(wanted)
+                || wanted.len() >= MIN_DIGITS && kept.name.starts_with(wanted)
+        };
+        let mut found = self.list()?.into_iter().filter(is_meant);
+        match (found.next(), found.next()) {
+            (Some(_), Some(_)) => Err(Error::invalid(format!(
+                "there are several caches {wanted}: name one by its ID"
+            ))),
+            (found, _) => Ok(found.map(|kept| kept.name)),
+        }
+    }
+
+    /// Takes a cache for its user's own purpose, while no step changes it. Does not wait.
+    fn take_now(&self, name: &str, is_changed: bool) -> Result<Used> {
+        let lock = self.lock(name);
+        let lock = match is_changed {
+            true => lock.try_write_owned().ok().map(Lock::Own),
+            false => lock.try_read_owned().ok().map(Lock::Shared),
+        };
+        let lock = lock.ok_or_else(|| {
+            let text = format!("the cache {name} is in use by a build");
+            Error::from(whelk_engine::Error::conflict(text))
+        })?;
+        Ok(Used {
+            path: self.directory.join(name),
+            _lock: lock,
+        })
+    }
+
+    /// Takes a cache to read it. Blocking.
+    ///
+    /// # Errors
+    /// Returns an error if there is none, and if a step uses it alone.
+    pub fn hold(&self, wanted: &str) -> Result<Used> {
+        let name = self.find(wanted)?.ok_or_else(|| {
+            let text = format!("no such cache of builds: {wanted}");
+            Error::from(whelk_engine::Error::NotFound(text))
+        })?;
+        self.take_now(&name, false)
+    }
+
+    /// Unpacks an archive into a cache, which is created if there is none with this id. Returns the name of its
+    /// directory. Blocking.
+    ///
+    /// # Errors
+    /// Returns an error if a step uses it, or if the archive is invalid.
+    pub fn import(&self, store: &Store, wanted: &str, input: impl Read + Send) -> Result<String> {
+        if wanted.is_empty() {
+            return Err(Error::invalid("a cache needs an id"));
+        }
+        let known = self.find(wanted)?;
+        let is_new = known.is_none();
+        let name = known.unwrap_or_else(|| {
+            let digits = key(&id_of(wanted), "", &[]).to_string();
+            digits.trim_start_matches("sha256:").to_owned()
+        });
+        let used = self.take_now(&name, true)?;
+        let mut input = Some(input);
+        let mut unpack = |path: &Path| match input.take() {
+            Some(input) => Ok(whelk_image::snapshots::unpack(input, path)?),
+            None => Ok(()),
+        };
+        let files = Self::open(store, &used, &id_of(wanted), &mut unpack)?;
+        if !is_new {
+            unpack(&files)?;
+        }
+        Ok(name)
+    }
+
     /// Removes a cache that no step uses. Returns whether it was removed. Blocking.
     pub fn remove(&self, store: &Store, name: &str) -> Result<bool> {
         let Ok(_guard) = self.lock(name).try_write_owned() else {
@@ -176,6 +256,11 @@ impl Caches {
         store.staging.dispose(trashed);
         Ok(is_removed)
     }
+}
+
+/// Returns the id of a cache that a Dockerfile names. It begins with the namespace of the build, which is empty.
+fn id_of(name: &str) -> String {
+    format!("/{name}")
 }
 
 /// Returns the key of a cache: its id, and what it is filled with at first.
@@ -194,7 +279,6 @@ mod tests {
     use whelk_sys::Scratch;
 
     use super::*;
-    use crate::error::Error;
 
     #[tokio::test]
     async fn sharing_decides_who_waits() {
@@ -231,6 +315,16 @@ mod tests {
             (kept.len(), kept[0].id.as_str(), kept[0].is_used),
             (1, "/go", false)
         );
+        // Found by its id and by its name, and not while it is in use.
+        for wanted in ["/go", "go", &kept[0].name[..12]] {
+            assert_eq!(caches.find(wanted).unwrap().as_ref(), Some(&kept[0].name));
+        }
+        assert_eq!(caches.find("other").unwrap(), None);
+        let used = caches.take(&key, CacheSharing::Locked).await;
+        assert!(caches.hold("/go").is_err());
+        assert!(caches.import(&store, "/go", &b""[..]).is_err());
+        drop(used);
+        assert!(caches.hold("/go").is_ok() && caches.hold("other").is_err());
         assert!(caches.remove(&store, &kept[0].name).unwrap());
         assert!(caches.list().unwrap().is_empty());
     }

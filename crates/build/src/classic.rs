@@ -145,7 +145,10 @@ impl Builder {
                 directory: context,
                 credentials: request.credentials.clone(),
             }),
+            project: String::new(),
+            is_explained: false,
             settings: Settings {
+                keeps_failed: false,
                 network: request.network.clone(),
                 host_network: request.network == NetworkMode::Host,
                 limits: request.limits.clone(),

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use whelk_llb::Digest;
 
+use crate::failed::Failed;
+
 pub type Result<T> = std::result::Result<T, Error>;
 
 #[derive(Clone, Debug, thiserror::Error)]
@@ -19,7 +21,12 @@ pub enum Error {
     Unsupported(String),
     /// The process of a step has failed.
     #[error("process {command:?} did not complete successfully: exit code: {code}")]
-    Process { command: String, code: i32 },
+    Process {
+        command: String,
+        code: i32,
+        /// What it has left, if that is kept.
+        state: Option<Arc<Failed>>,
+    },
     /// An operation has failed.
     #[error("{cause}")]
     Step { op: Digest, cause: Box<Error> },

@@ -32,6 +32,10 @@ pub struct Request {
     /// When base images are pulled.
     pub resolve: ResolveMode,
     pub progress: Progress,
+    /// Tells the Dockerfiles of clients apart, to compare a build with the one before it; empty if that is not known.
+    pub project: String,
+    /// Whether the progress says why steps are not cached.
+    pub is_explained: bool,
 }
 
 /// A Dockerfile that was converted.
@@ -206,7 +210,9 @@ impl Builder {
     /// Returns why an operation has failed.
     pub async fn solve(self: &Arc<Self>, job: &Arc<Job>) -> Result<Solved> {
         let ending = Ending(job);
-        let stack = self.execute(job).await?;
+        let executed = self.execute(job).await;
+        self.note(job).await;
+        let stack = executed?;
         drop(ending);
         self.keep_to_budget();
         Ok(Solved {

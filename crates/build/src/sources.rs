@@ -1,7 +1,7 @@
 //! What the sources of a graph refer to: images, and directories of the client.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use whelk_dockerfile::convert::ResolveMode;
 use whelk_engine::images::{Image, Pin, PullRequest};
@@ -11,11 +11,13 @@ use whelk_llb::key::{self, Selector};
 use whelk_llb::pb::op::Kind;
 use whelk_llb::pb::{self, SourceOp};
 use whelk_llb::{CUSTOM_NAME, Digest, Graph, Node};
+use whelk_sys::sync::IgnorePoison as _;
 
 use crate::Builder;
 use crate::directory::Directory;
 use crate::error::{Error, Result};
 use crate::layers::{Layer, Stack};
+use crate::listing::{self, Listed};
 use crate::progress::{EventKind, Work};
 use crate::request::Request;
 
@@ -106,6 +108,8 @@ pub(crate) struct Sources {
     images: Images,
     /// By the digest of the source.
     directories: HashMap<Digest, Directory>,
+    /// What was selected of which directory, by the digest of the content.
+    selected: Mutex<HashMap<Digest, (Digest, Vec<Selector>)>>,
 }
 
 impl Sources {
@@ -126,7 +130,7 @@ impl Sources {
         let gathered = futures_util::future::try_join_all(gathered).await?;
         let mut sources = Self {
             images: images.clone(),
-            directories: HashMap::new(),
+            ..Self::default()
         };
         for one in gathered {
             sources.images.add(one.images);
@@ -169,7 +173,20 @@ impl Sources {
         let Some(directory) = self.directories.get(&node.digest) else {
             return Ok(None);
         };
-        crate::select::digest(&directory.open()?, selectors).map(Some)
+        let content = crate::select::digest(&directory.open()?, selectors)?;
+        let selected = (node.digest, selectors.to_vec());
+        self.selected
+            .lock()
+            .ignore_poison()
+            .insert(content, selected);
+        Ok(Some(content))
+    }
+
+    /// Returns the files that a content is of; `None` if they are not known. Blocking.
+    pub fn listed(&self, content: &Digest) -> Option<Listed> {
+        let (directory, selectors) = self.selected.lock().ignore_poison().get(content)?.clone();
+        let root = self.directories.get(&directory)?.open().ok()?;
+        listing::list(&root, &selectors).ok()
     }
 
     pub fn stack(&self, node: &Node, source: &SourceOp) -> Result<Stack> {

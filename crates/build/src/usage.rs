@@ -1,6 +1,7 @@
 //! What the build cache uses of the disk, and its removal.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use whelk_sys::sync::IgnorePoison as _;
 
 use crate::Builder;
 use crate::cache::Row;
+use crate::caches::Used;
 use crate::error::Result;
 use crate::gc::{self, Disk, Policy, Record, RecordKind};
 
@@ -21,6 +23,21 @@ pub struct Pruned {
     pub ids: Vec<String>,
     /// In bytes.
     pub freed: u64,
+}
+
+/// A cache of steps, which is not removed meanwhile.
+#[derive(Debug)]
+pub struct HeldCache(Used);
+
+impl HeldCache {
+    /// Writes its files as an archive. Blocking.
+    ///
+    /// # Errors
+    /// Returns an error if they cannot be read or written.
+    pub fn export(&self, output: impl Write) -> Result<()> {
+        let files = self.0.path.join("fs");
+        Ok(whelk_image::snapshots::export_directory(&files, output)?)
+    }
 }
 
 /// Where a record is kept.
@@ -37,6 +54,24 @@ impl Builder {
     pub fn usage(&self) -> Result<Vec<Record>> {
         let records = self.records()?.into_iter();
         Ok(records.map(|(_, record)| record).collect())
+    }
+
+    /// Takes a cache of steps (`RUN --mount=type=cache`), to write what it has as an archive. `wanted` is its id or its
+    /// record's. Blocking.
+    ///
+    /// # Errors
+    /// Returns an error if there is no such cache, or if a build uses it alone.
+    pub fn hold_cache(&self, wanted: &str) -> Result<HeldCache> {
+        self.caches.hold(wanted).map(HeldCache)
+    }
+
+    /// Unpacks an archive into a cache of steps, which is created if there is none. Returns its record's id. Blocking.
+    ///
+    /// # Errors
+    /// Returns an error if a build uses it, or if the archive is invalid.
+    pub fn import_cache(&self, wanted: &str, input: impl Read + Send) -> Result<String> {
+        let name = self.caches.import(self.store(), wanted, input)?;
+        Ok(name.chars().take(ID).collect())
     }
 
     fn records(&self) -> Result<Vec<(Place, Record)>> {

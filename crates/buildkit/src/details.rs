@@ -2,7 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use whelk_llb::pb::{Range, SourceInfo};
 
 use crate::grpc::Status;
@@ -33,8 +33,9 @@ struct Lines {
     end: Line,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 struct Line {
+    #[serde(default)]
     line: i32,
 }
 
@@ -66,6 +67,74 @@ fn detail(kind: &str, value: &impl Serialize) -> Any {
         type_url: format!("github.com/moby/buildkit/errdefs.{kind}+json"),
         value: serde_json::to_vec(value).unwrap_or_default(),
     }
+}
+
+/// What a failed step has left, as an image: whelk's own.
+const FAILED_IMAGE: &str = "whelk/FailedImage";
+
+/// Returns the detail with the id of the image that has the state of a failed step.
+pub fn failed_image(id: &str) -> Any {
+    Any {
+        type_url: FAILED_IMAGE.into(),
+        value: id.as_bytes().to_vec(),
+    }
+}
+
+/// Returns the id of the image that has the state of a failed step.
+pub fn image_of_failed(status: &Status) -> Option<String> {
+    let mut details = status.details.iter();
+    let detail = details.find(|detail| detail.type_url == FAILED_IMAGE)?;
+    String::from_utf8(detail.value.clone()).ok()
+}
+
+/// Lines of a file that an error is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub filename: String,
+    pub data: Vec<u8>,
+    /// First and last lines, from 1.
+    pub ranges: Vec<(usize, usize)>,
+}
+
+/// [`Source`] as it is received.
+#[derive(Deserialize)]
+struct ReceivedSource {
+    #[serde(default)]
+    info: ReceivedInfo,
+    #[serde(default)]
+    ranges: Vec<ReceivedLines>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct ReceivedInfo {
+    filename: String,
+    data: String,
+}
+
+#[derive(Deserialize)]
+struct ReceivedLines {
+    start: Line,
+    end: Line,
+}
+
+/// Returns the places in files that a status has.
+pub fn places(status: &Status) -> Vec<Place> {
+    let sources = status.details.iter();
+    let sources = sources.filter(|detail| detail.type_url.ends_with("errdefs.Source+json"));
+    let place = |detail: &Any| {
+        let source: ReceivedSource = serde_json::from_slice(&detail.value).ok()?;
+        let number = |line: &Line| usize::try_from(line.line).unwrap_or(0);
+        let ranges = source.ranges.iter();
+        Some(Place {
+            filename: source.info.filename,
+            data: STANDARD.decode(source.info.data).unwrap_or_default(),
+            ranges: ranges
+                .map(|lines| (number(&lines.start), number(&lines.end)))
+                .collect(),
+        })
+    };
+    sources.filter_map(place).collect()
 }
 
 impl Status {
@@ -106,5 +175,12 @@ mod tests {
         let text = r#"{"info":{"filename":"Dockerfile","data":"RlJPTSB4Cg=="},"ranges":[{"start":{"line":1},"end":{"line":2}}]}"#;
         assert_eq!(String::from_utf8_lossy(&detail.value), text);
         assert_eq!(vertex("sha256:1").value, br#"{"digest":"sha256:1"}"#);
+        let place = Place {
+            filename: "Dockerfile".into(),
+            data: b"FROM x\n".to_vec(),
+            ranges: vec![(1, 2)],
+        };
+        let status = Status::unknown("x").with(vertex("y")).with(detail);
+        assert_eq!(places(&status), [place]);
     }
 }

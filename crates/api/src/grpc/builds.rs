@@ -85,10 +85,22 @@ impl Reference {
             let job = job.await?;
             builder.solve(&job).await.map(Arc::new)
         };
-        let solved = self.solved.get_or_init(|| solving).await;
-        solved
-            .clone()
-            .map_err(|error| super::result::status(&error, self.graph.source.as_ref()))
+        let error = match self.solved.get_or_init(|| solving).await {
+            Ok(solved) => return Ok(solved.clone()),
+            Err(error) => error,
+        };
+        let status = super::result::status(error, self.graph.source.as_ref());
+        let Error::Process {
+            state: Some(failed),
+            ..
+        } = error.root()
+        else {
+            return Err(status);
+        };
+        Err(match builder.export_failed(failed).await {
+            Ok(image) => status.with(whelk_buildkit::details::failed_image(&image.to_string())),
+            Err(error) => status.context(format_args!("keep the state of the step: {error}")),
+        })
     }
 }
 

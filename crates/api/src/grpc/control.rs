@@ -111,6 +111,8 @@ impl Door {
             },
             resolve: ResolveMode::Default,
             progress: Progress::default(),
+            project: String::new(),
+            is_explained: false,
         };
         let build = Build::new(
             request.r#ref,

@@ -14,6 +14,7 @@ use whelk_dockerfile::convert::{
 };
 use whelk_dockerfile::lint::{Linter, Warning};
 use whelk_dockerfile::{Stages, report};
+use whelk_engine::model::NetworkMode;
 use whelk_image::Platform;
 use whelk_llb::Graph;
 use whelk_llb::pb::{self, Definition, SourceInfo};
@@ -88,8 +89,14 @@ impl Door {
         } = prepared;
         let mut request = Request {
             resolve: options.resolve_mode,
+            project: self.project(build, &options).await,
+            is_explained: get("whelk.explain") == "true",
             ..build.request.clone()
         };
+        request.settings.keeps_failed = get("whelk.keep-failed") == "true";
+        if !get("whelk.network").is_empty() {
+            request.settings.network = network(get("whelk.network"))?;
+        }
         if let Some(resources) = &options.resources {
             let limits = &mut request.settings.limits;
             limits.memory = resources.memory;
@@ -107,6 +114,19 @@ impl Door {
         let images = converted.images;
         let reference = Reference::new(request, conversion.definition, images, image)?;
         Ok(self.result(build, reference))
+    }
+
+    /// Returns what tells a client's Dockerfile apart from others; empty if the client does not say whose it is.
+    async fn project(&self, build: &Build, options: &Options) -> String {
+        if build.session.is_empty() {
+            return String::new();
+        }
+        let session = self.sessions.get(&build.session).await;
+        let key = session.map(|session| session.shared_key.clone());
+        match key.unwrap_or_default().as_str() {
+            "" => String::new(),
+            key => format!("{key} {}", options.filename),
+        }
     }
 
     /// Reads the Dockerfile and what is ignored.
@@ -230,6 +250,19 @@ impl Door {
         let directory = work.end(received);
         let directory = directory.map_err(|error| Status::unknown(error.to_string()))?;
         Ok((vertex, directory))
+    }
+}
+
+/// Returns the network of processes that a client has named.
+fn network(name: &str) -> Result<NetworkMode> {
+    let mode: whelk_engine::Result<NetworkMode> = name.parse();
+    match mode.map_err(|error| Status::invalid(error.to_string()))? {
+        mode @ (NetworkMode::Default | NetworkMode::Bridge | NetworkMode::Network(_)) => Ok(mode),
+        NetworkMode::None | NetworkMode::Host | NetworkMode::Container(_) => {
+            let text =
+                format!("the network {name} of builds: not available in this version of whelk");
+            Err(Status::unimplemented(text))
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use axum::http::{HeaderMap, header};
 use axum::response::IntoResponse as _;
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
-use whelk_api_types::{BuildPruneResponse, StreamMessage, Ulimit};
+use whelk_api_types::{BuildCacheImportResponse, BuildPruneResponse, StreamMessage, Ulimit};
 use whelk_build::Builder;
 use whelk_build::classic::{Message, Prepared, Request};
 use whelk_build::gc::{Condition, Policy};
@@ -93,6 +93,28 @@ pub(super) async fn prune(
         caches_deleted: Some(pruned.ids),
         space_reclaimed: pruned.freed,
     }))
+}
+
+/// Returns what a cache of steps has as a tar archive. Not part of Docker's API.
+pub(super) async fn export_cache(State(builder): Service<Builder>, params: Params) -> ApiResult {
+    let turn = stream::begin().await?;
+    let id = params.text("id").to_owned();
+    let held = super::blocking(move || Ok(builder.hold_cache(&id)?)).await?;
+    let body = stream::written(turn, move |output| held.export(output));
+    Ok(([(header::CONTENT_TYPE, "application/x-tar")], body).into_response())
+}
+
+/// Unpacks a plain or compressed tar archive into a cache of steps, which is created if it does not exist. Not part of
+/// Docker's API.
+pub(super) async fn import_cache(
+    State(builder): Service<Builder>,
+    params: Params,
+    body: Body,
+) -> ApiResult {
+    let reader = stream::reader(stream::begin().await?, body);
+    let id = params.text("id").to_owned();
+    let id = super::blocking(move || Ok(builder.import_cache(&id, reader)?)).await?;
+    Ok(ok(&BuildCacheImportResponse { id }))
 }
 
 /// Returns what is to be removed; `None` if that is nothing.

@@ -177,6 +177,8 @@ pub(crate) fn router(engine: Arc<Engine>, builder: Arc<Builder>) -> Router {
         .route("/distribution/{*rest}", get(registries::distribution))
         .route("/build", post(build::build))
         .route("/build/prune", post(build::prune))
+        .route("/build/cache/export", get(build::export_cache))
+        .route("/build/cache/import", post(build::import_cache))
         .merge(buildkit::routes())
         .merge(system_routes())
         .merge(unsupported::routes())

@@ -208,7 +208,7 @@ pub(crate) fn built(id: &Digest, names: &[Reference], quiet: bool) -> Vec<Stream
 /// Returns the message of a failed build.
 pub(crate) fn build_error(error: &whelk_build::Error) -> StreamMessage {
     let (code, message) = match error.root() {
-        whelk_build::Error::Process { command, code } => (
+        whelk_build::Error::Process { command, code, .. } => (
             *code,
             format!("The command '{command}' returned a non-zero code: {code}"),
         ),

@@ -17,6 +17,7 @@ use super::mounts::{self, Mounts};
 use super::secrets::Secrets;
 use super::{Context, input};
 use crate::error::{Error, Result, os};
+use crate::failed::Failed;
 use crate::layers::{Files, Stack, Workspace, paths};
 use crate::log::Log;
 use crate::{Builder, blocking};
@@ -36,6 +37,8 @@ pub struct Settings {
     pub host_network: bool,
     /// Limits of memory and processors, and the size of `/dev/shm`.
     pub limits: HostConfig,
+    /// Whether what a failed process has left is kept for the client.
+    pub keeps_failed: bool,
 }
 
 impl Settings {
@@ -144,9 +147,17 @@ pub(super) async fn run(
     if exit.code != 0 && !valid.contains(&exit.code)
         || exit.code == 0 && !valid.is_empty() && !valid.contains(&0)
     {
+        let state = settings.keeps_failed.then(|| {
+            Arc::new(Failed {
+                stack: base.with(context.seal(workspace)),
+                lease: context.lease.clone(),
+                meta: meta.clone(),
+            })
+        });
         return Err(Error::Process {
             command: meta.args.join(" "),
             code: exit.code,
+            state,
         });
     }
     if root.readonly || root.output < 0 {

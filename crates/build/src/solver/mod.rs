@@ -22,6 +22,7 @@ use whelk_sys::sync::IgnorePoison as _;
 use crate::cache::{Outputs, Uses};
 use crate::client::Client;
 use crate::error::{Error, Result};
+use crate::explain::Reasons;
 use crate::layers::Stack;
 use crate::log::Log;
 use crate::ops::{self, Settings};
@@ -72,8 +73,9 @@ pub struct Job {
     pub(crate) keys: Vec<Keys>,
     /// Which operations the cache is not believed for by their keys alone.
     doubtful: Vec<bool>,
+    pub(crate) reasons: Reasons,
     pub(crate) states: Vec<watch::Sender<State>>,
-    progress: Progress,
+    pub(crate) progress: Progress,
     tasks: Vec<Task>,
     /// The results that are in the cache.
     taken: HashMap<usize, Vec<Stack>>,
@@ -130,6 +132,7 @@ impl Job {
             client: request.client.clone(),
             keys,
             doubtful,
+            reasons: Reasons::of(request),
             progress: request.progress.clone(),
             tasks,
             taken,
@@ -328,9 +331,11 @@ impl Builder {
                 keys.push(key);
             }
         }
+        self.explain(job, index).await?;
         let (flight, log) = self.join(job, index, keys, inputs, !is_new)?;
         job.report(index, State::Running(log));
         let outputs = flight.await?;
+        job.reasons.executed(index);
         job.report(index, State::Done);
         Ok((outputs, job.doubtful[index]))
     }
