@@ -86,9 +86,12 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "cli",
         &[
             "api-types",
+            "buildkit",
             "client",
+            "dockerfile",
             "gotemplate",
             "image",
+            "llb",
             "registry",
             "text",
             "trust",

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{NON_ALPHANUMERIC, percent_decode, utf8_percent_encode};
 use tokio::sync::watch;
 
 use crate::grpc::{Channel, Code, Io, Result, Status, Stream};
@@ -20,10 +20,11 @@ const METHOD: &str = "x-docker-expose-session-grpc-method";
 /// How long a session that a request names may take to be there.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-const DIFF_COPY: &str = "moby.filesync.v1.FileSync/DiffCopy";
-const SEND: &str = "moby.filesync.v1.FileSend/DiffCopy";
-const SECRET: &str = "moby.buildkit.secrets.v1.Secrets/GetSecret";
-const CREDENTIALS: &str = "moby.filesync.v1.Auth/Credentials";
+/// The methods of clients that are called.
+pub const DIFF_COPY: &str = "moby.filesync.v1.FileSync/DiffCopy";
+pub const SEND: &str = "moby.filesync.v1.FileSend/DiffCopy";
+pub const SECRET: &str = "moby.buildkit.secrets.v1.Secrets/GetSecret";
+pub const CREDENTIALS: &str = "moby.filesync.v1.Auth/Credentials";
 
 /// A client's session.
 #[derive(Debug)]
@@ -49,6 +50,39 @@ pub struct Wanted {
     /// Whether all files are to be sent, also those that look like those of the last time: a file may be another one
     /// with the same size and time.
     pub in_full: bool,
+}
+
+/// Returns the headers with which a client opens a session.
+pub fn headers<'a>(
+    id: &'a str,
+    shared_key: &'a str,
+    methods: &[&'a str],
+) -> Vec<(&'static str, String)> {
+    let mut headers = vec![(ID, id.to_owned()), (SHARED_KEY, shared_key.to_owned())];
+    headers.extend(methods.iter().map(|method| (METHOD, format!("/{method}"))));
+    headers
+}
+
+impl Wanted {
+    /// Reads the metadata of a call of [`DIFF_COPY`]: the opposite of [`Session::files`].
+    pub fn of_call(metadata: &HeaderMap) -> Self {
+        let list = |key: &str| {
+            let encoded = metadata.contains_key(format!("{key}-encoded"));
+            let values = metadata.get_all(key).iter();
+            let values = values.map(|value| match encoded {
+                true => percent_decode(value.as_bytes()).decode_utf8_lossy().into(),
+                false => String::from_utf8_lossy(value.as_bytes()).into_owned(),
+            });
+            values.collect::<Vec<String>>()
+        };
+        Self {
+            name: list("dir-name").pop().unwrap_or_default(),
+            include: list("include-patterns"),
+            exclude: list("exclude-patterns"),
+            follow: list("followpaths"),
+            in_full: false,
+        }
+    }
 }
 
 impl Session {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use http_body_util::BodyExt;
-use hyper::header::{self, HeaderName, HeaderValue};
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -255,13 +255,17 @@ impl Client {
         let request = Request::builder().method(method).uri(uri).body(body);
         let mut request = request.map_err(|error| unsendable(error.to_string()))?;
         self.headers.add_to(&mut request).map_err(unsendable)?;
+        let mut own = HeaderMap::new();
         for (name, value) in [("host", "whelk")].iter().chain(headers) {
             let name = HeaderName::try_from(*name);
             let name = name.map_err(|error| unsendable(error.to_string()))?;
             let value = HeaderValue::try_from(*value);
             let value = value.map_err(|error| unsendable(error.to_string()))?;
-            request.headers_mut().insert(name, value);
+            // A session has several headers of one name.
+            own.append(name, value);
         }
+        // Replaces those of the user's configuration.
+        request.headers_mut().extend(own);
         let response = whelk_client::send(&self.address(), request)
             .await
             .map_err(|error| self.no_response(&error))?;
@@ -368,6 +372,14 @@ impl Client {
         read(self.send(Method::DELETE, path, &[], no_body()).await?).await
     }
 
+    /// Sends a request that turns the connection into one of HTTP/2.
+    pub(crate) async fn h2c(&self, path: &str, headers: &[(&str, &str)]) -> ApiResult<RawStream> {
+        let upgrade = [("connection", "Upgrade"), ("upgrade", "h2c")];
+        let headers = [&upgrade, headers].concat();
+        let response = self.send(Method::POST, path, &headers, no_body()).await?;
+        upgraded(response).await
+    }
+
     /// Sends a request that upgrades the connection, and returns the raw byte stream. Only the start
     /// of an exec has a body.
     pub(crate) async fn hijack(
@@ -379,10 +391,14 @@ impl Client {
         headers.extend(body.map(|_| JSON));
         let body = body.map_or_else(|| Ok(no_body()), json_body)?;
         let response = self.send(Method::POST, path, &headers, body).await?;
-        whelk_client::upgrade(response)
-            .await
-            .map_err(|error| ApiError::local(format!("the connection was not upgraded: {error}")))
+        upgraded(response).await
     }
+}
+
+async fn upgraded(response: Response<hyper::body::Incoming>) -> ApiResult<RawStream> {
+    whelk_client::upgrade(response)
+        .await
+        .map_err(|error| ApiError::local(format!("the connection was not upgraded: {error}")))
 }
 
 /// Returns the I/O error that an exchange failed with.

@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 
 /// Splits a line at commas; a field in quotes may contain them, and `""` for a quote.
-pub(crate) fn fields(line: &str) -> Result<Vec<String>> {
+pub fn fields(line: &str) -> Result<Vec<String>> {
     let failed = |at: usize, cause: &str| {
         let column = line.get(..at).unwrap_or(line).len() + 1;
         Error::new(format!("parse error on line 1, column {column}: {cause}"))

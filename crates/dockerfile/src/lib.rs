@@ -6,7 +6,7 @@
 
 mod arguments;
 pub mod convert;
-mod csv;
+pub mod csv;
 mod directive;
 mod environment;
 mod error;

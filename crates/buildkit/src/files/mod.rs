@@ -7,12 +7,14 @@
 //! The sender tells of its files in order. The receiver asks for the contents that it does not have, by the position of
 //! the file among all.
 
+mod client;
 mod directory;
 mod entry;
 mod incoming;
 mod order;
 mod receive;
 
+pub use client::{Files, answer};
 pub use directory::Directory;
 pub use entry::{Entry, Kind};
 pub use incoming::{Event, Incoming};

@@ -41,6 +41,15 @@ impl Responses {
         self.0.send(frame).await.map_err(|_| Status::canceled())
     }
 
+    /// Like [`Responses::send`], from a thread that may block.
+    ///
+    /// # Errors
+    /// As [`Responses::send`].
+    pub fn send_blocking(&self, message: &impl Message) -> Result<()> {
+        let frame = Frame::data(frame::encode(message));
+        self.0.blocking_send(frame).map_err(|_| Status::canceled())
+    }
+
     /// Waits until the caller is gone.
     pub async fn closed(&self) {
         self.0.closed().await;

@@ -1,6 +1,8 @@
 //! The command tree: subcommands, their flags, and their dispatch. Groups of commands are directories.
 
 mod arguments;
+mod build;
+mod builder;
 mod checkpoint;
 mod completion;
 mod confirm;
@@ -74,10 +76,21 @@ enum Command {
     Images(image::ls::ImagesArgs),
     /// Remove one or more images
     Rmi(image::rm::RmiArgs),
+    /// Build an image from a Dockerfile
+    #[command(
+        after_help = "The caches of steps (RUN --mount=type=cache) have commands of their own: `whelk build cache ls|export|import`."
+    )]
+    Build(build::BuildArgs),
     #[command(flatten)]
     Registry(registry::RegistryCommand),
     #[command(flatten)]
     System(system::SystemCommand),
+    /// Manage builds
+    #[command(name = "builder")]
+    BuilderGroup(builder::Group<builder::BuilderCommand>),
+    /// Build with BuildKit's features
+    #[command(name = "buildx")]
+    BuildxGroup(builder::Group<builder::BuildxCommand>),
     /// Manage containers
     #[command(name = "container", subcommand)]
     ContainerGroup(container::ContainerGroup),
@@ -145,6 +158,7 @@ pub(crate) fn run(repair: crate::Repair) -> Outcome {
             format!("the argument {} is not valid UTF-8", word.display()),
         )
     })?;
+    let words = builder::with_cache_group(words);
     let commands = usage::named_by(&words);
     let words = match flags::read(&commands, &words) {
         Ok(Line::Words(words)) => words,
@@ -230,6 +244,9 @@ async fn dispatch(client: &Client, command: Command) -> Outcome {
         Command::CheckpointGroup(command) => checkpoint::group(client, command).await,
         Command::NetworkGroup(command) => network::group(client, command).await,
         Command::VolumeGroup(command) => volume::group(client, command).await,
+        Command::Build(args) => build::build(client, args).await,
+        Command::BuilderGroup(group) => builder::builder(client, group).await,
+        Command::BuildxGroup(group) => builder::buildx(client, group).await,
         Command::Registry(command) => registry::command(client, command).await,
         Command::System(command) => system::command(client, command).await,
         Command::SystemGroup(command) => system::group(client, command).await,

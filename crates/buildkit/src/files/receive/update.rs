@@ -347,8 +347,11 @@ fn times(entry: &Entry) -> Timestamps {
 /// Sets the attributes of a file or a directory.
 fn set_attributes(file: impl AsFd, entry: &Entry) -> Result<()> {
     let path = &entry.path;
-    let root = (Some(Uid::ROOT), Some(Gid::ROOT));
-    rustix::fs::fchown(&file, root.0, root.1).map_err(Error::io("set the owner of", path))?;
+    // What a user without rights receives is the user's.
+    if rustix::process::geteuid().is_root() {
+        let root = (Some(Uid::ROOT), Some(Gid::ROOT));
+        rustix::fs::fchown(&file, root.0, root.1).map_err(Error::io("set the owner of", path))?;
+    }
     rustix::fs::fchmod(&file, Mode::from_raw_mode(entry.mode))
         .map_err(Error::io("set the mode of", path))?;
     for (name, value) in &entry.xattrs {

@@ -210,7 +210,9 @@ fn value_of(argument: &Arg) -> Offer {
         "log-level" => Offer::Words(&["debug", "error", "fatal", "info", "warn"]),
         "link" | "volumes-from" => Offer::Containers(""),
         "network" => Offer::Networks,
+        "on-error" => Offer::Words(&["shell"]),
         "pid" | "userns" | "uts" => Offer::Words(&["host"]),
+        "progress" => Offer::Words(&["auto", "plain", "quiet", "rawjson", "tty"]),
         "pull" => Offer::Words(&["always", "missing", "never"]),
         "restart" => Offer::Words(&["always", "no", "on-failure", "unless-stopped"]),
         "signal" | "stop-signal" => Offer::Words(&[
@@ -218,9 +220,8 @@ fn value_of(argument: &Arg) -> Offer {
         ]),
         "type" => Offer::Words(&["container", "image", "network", "volume"]),
         "volume" => Offer::VolumesAndFiles,
-        "cidfile" | "config" | "device" | "env-file" | "input" | "label-file" | "output" => {
-            Offer::Files
-        }
+        "cidfile" | "config" | "device" | "env-file" | "file" | "iidfile" | "input"
+        | "label-file" | "metadata-file" | "output" => Offer::Files,
         _ => Offer::Nothing,
     }
 }
@@ -259,7 +260,7 @@ fn argument_of(path: &[&str], index: usize) -> Offer {
         ([.., "unpause"], _) => Offer::Containers("paused"),
         (["container", "inspect"] | [.., "restart" | "rm" | "update" | "wait"], _)
         | ([.., "commit" | "diff" | "export" | "logs" | "rename"], 0) => Offer::Containers(""),
-        ([.., "cp"], _) => Offer::Files,
+        ([.., "cp"], _) | ([.., "build"], 0) | (["builder", "cache", "import"], 1) => Offer::Files,
         _ => Offer::Nothing,
     }
 }

@@ -8,7 +8,7 @@ pub(super) mod ls;
 pub(crate) mod platform;
 pub(crate) mod prune;
 pub(crate) mod pull;
-mod push;
+pub(crate) mod push;
 pub(crate) mod rm;
 mod save;
 mod tag;
@@ -20,6 +20,7 @@ use clap::Subcommand;
 
 use crate::Outcome;
 use crate::client::Client;
+use crate::commands::build::BuildArgs;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImageCommand {
@@ -40,7 +41,13 @@ pub(crate) enum ImageCommand {
 }
 
 #[derive(Debug, Subcommand)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one value in the life of the process"
+)]
 pub(crate) enum ImageGroup {
+    /// Build an image from a Dockerfile
+    Build(BuildArgs),
     /// List images
     #[command(visible_alias = "list")]
     Ls(ls::ImagesArgs),
@@ -71,6 +78,7 @@ pub(crate) async fn command(client: &Client, command: ImageCommand) -> Outcome {
 /// Runs a command of `whelk image`.
 pub(crate) async fn group(client: &Client, group: ImageGroup) -> Outcome {
     match group {
+        ImageGroup::Build(args) => super::build::build(client, args).await,
         ImageGroup::Ls(args) => ls::images(client, args).await,
         ImageGroup::Rm(args) => rm::rmi(client, args).await,
         ImageGroup::Inspect(args) => super::inspect::inspect(client, args).await,

@@ -54,12 +54,23 @@ pub(crate) async fn push(client: &Client, args: PushArgs) -> Outcome {
     if name != args.name && !args.quiet {
         print_line!("Using default tag: latest")?;
     }
-    let credentials = credentials::header(client.config(), &name)?;
-    let (repository, version) = split(&name);
-    let parameters = [
-        ("tag", version.unwrap_or_default()),
-        ("platform", &platform),
-    ];
+    push_named(client, &name, &platform, args.quiet).await?;
+    if args.quiet {
+        print_line!("{}", full(&name))?;
+    }
+    Ok(0)
+}
+
+/// Pushes an image, and prints how it goes unless `quiet`. `platform` is in JSON.
+pub(crate) async fn push_named(
+    client: &Client,
+    name: &str,
+    platform: &str,
+    quiet: bool,
+) -> Outcome<()> {
+    let credentials = credentials::header(client.config(), name)?;
+    let (repository, version) = split(name);
+    let parameters = [("tag", version.unwrap_or_default()), ("platform", platform)];
     let path = format!(
         "/images/{}/push{}",
         escape_name(repository),
@@ -69,7 +80,7 @@ pub(crate) async fn push(client: &Client, args: PushArgs) -> Outcome {
     let response = client
         .send(Method::POST, &path, &headers, no_body())
         .await?;
-    let target = if args.quiet {
+    let target = if quiet {
         Target::Nowhere
     } else {
         Target::Output
@@ -81,10 +92,7 @@ pub(crate) async fn push(client: &Client, args: PushArgs) -> Outcome {
             part.original_index.digest, part.selected_manifest.digest
         ))?;
     }
-    if args.quiet {
-        print_line!("{}", full(&name))?;
-    }
-    Ok(0)
+    Ok(())
 }
 
 /// Prints a note in Docker's form.

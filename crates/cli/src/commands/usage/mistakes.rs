@@ -10,8 +10,7 @@ use crate::flags::{Kind, Mistake};
 
 /// Docker's commands that are not available yet.
 const NOT_YET: &[&str] = &[
-    "bake", "build", "builder", "buildx", "compose", "config", "node", "plugin", "secret",
-    "service", "stack", "swarm",
+    "bake", "compose", "config", "node", "plugin", "secret", "service", "stack", "swarm",
 ];
 
 /// Returns the error text and exit code for an invalid command line.

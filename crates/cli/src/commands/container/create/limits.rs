@@ -42,7 +42,7 @@ pub(crate) fn restart_policy(text: &str) -> Outcome<RestartPolicy> {
 }
 
 /// Parses `TYPE=SOFT[:HARD]`.
-pub(super) fn parse_ulimit(text: &str) -> Outcome<Ulimit> {
+pub(crate) fn parse_ulimit(text: &str) -> Outcome<Ulimit> {
     let fail = |reason: String| {
         Failure::with_code(
             125,

@@ -1,0 +1,154 @@
+//! Shows the progress of a build on the standard error.
+
+mod plain;
+mod raw;
+mod terminal;
+mod trace;
+
+use whelk_buildkit::pb::control::StatusResponse;
+
+use crate::output::warn;
+use crate::{Failure, Outcome};
+
+use plain::Plain;
+use terminal::Terminal;
+use trace::{Step, Trace};
+
+/// The form in which progress is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    Quiet,
+    Plain,
+    Terminal,
+    Raw,
+}
+
+impl Mode {
+    /// Reads `--progress`, whose default is `BUILDKIT_PROGRESS`.
+    pub fn new(text: &str, quiet: bool) -> Outcome<Self> {
+        use std::io::IsTerminal as _;
+        if quiet {
+            return match text {
+                "auto" | "quiet" | "none" => Ok(Self::Quiet),
+                other => Err(Failure::new(format!(
+                    "progress={other} and quiet cannot be used together"
+                ))),
+            };
+        }
+        let default = std::env::var("BUILDKIT_PROGRESS").unwrap_or_default();
+        let text = match text {
+            "auto" if !default.is_empty() => &default,
+            text => text,
+        };
+        let is_terminal = || std::io::stderr().is_terminal();
+        match text {
+            "quiet" | "none" => Ok(Self::Quiet),
+            "plain" => Ok(Self::Plain),
+            "auto" if is_terminal() => Ok(Self::Terminal),
+            "auto" => Ok(Self::Plain),
+            "tty" if is_terminal() => Ok(Self::Terminal),
+            "tty" => Err(Failure::new(
+                "failed to get console: provided file is not a console",
+            )),
+            "rawjson" => Ok(Self::Raw),
+            other => Err(Failure::new(format!("invalid progress mode {other}"))),
+        }
+    }
+}
+
+/// The progress of a build, as it is shown.
+pub(super) struct Display {
+    trace: Trace,
+    view: View,
+    debug: bool,
+}
+
+enum View {
+    Quiet,
+    Plain(Plain),
+    Terminal(Terminal),
+    Raw,
+}
+
+impl Display {
+    /// `builder` is named in the head, and `debug` shows the details of warnings.
+    pub fn new(mode: Mode, builder: &str, debug: bool) -> Self {
+        let view = match mode {
+            Mode::Quiet => View::Quiet,
+            Mode::Plain => {
+                warn(&format!(
+                    "#0 building with \"{builder}\" instance using docker driver\n\n"
+                ));
+                View::Plain(Plain::default())
+            }
+            Mode::Terminal => View::Terminal(Terminal::new(builder)),
+            Mode::Raw => View::Raw,
+        };
+        Self {
+            trace: Trace::default(),
+            view,
+            debug,
+        }
+    }
+
+    /// Shows news of a build.
+    pub fn update(&mut self, response: &StatusResponse) {
+        if matches!(self.view, View::Raw) {
+            raw::print(response);
+        }
+        let updated = self.trace.update(response);
+        if let View::Plain(plain) = &mut self.view {
+            warn(&plain.print(&mut self.trace, &updated));
+        }
+    }
+
+    /// Shows the time that has passed.
+    pub fn tick(&mut self) {
+        match &mut self.view {
+            View::Terminal(terminal) => terminal.draw(&self.trace, false),
+            View::Plain(plain) => warn(&plain.print(&mut self.trace, &[])),
+            View::Quiet | View::Raw => {}
+        }
+    }
+
+    /// Shows the end: the output of a step that has failed, and warnings.
+    pub fn finish(mut self) {
+        let last = match &mut self.view {
+            View::Quiet | View::Raw => return,
+            View::Plain(plain) => {
+                warn(&plain.end(&mut self.trace));
+                SHOWN_AGAIN
+            }
+            View::Terminal(terminal) => {
+                terminal.draw(&self.trace, true);
+                usize::MAX
+            }
+        };
+        let failed = self.trace.steps.iter();
+        for step in failed.filter(|step| step.has_failed()) {
+            warn(&failed_output(step, last));
+        }
+        warn(&self.trace.warnings(self.debug));
+        warn(&self.trace.reasons());
+    }
+}
+
+/// Number of lines of a failed step that are shown again at the end, after all of them were shown.
+const SHOWN_AGAIN: usize = 10;
+
+fn failed_output(step: &Step, most: usize) -> String {
+    let lines = step.last_lines(most);
+    if lines.is_empty() {
+        return String::new();
+    }
+    let mut text = format!("------\n > {}:\n", step.name);
+    if step.left_out() > 0 && most == usize::MAX {
+        let count = step.left_out();
+        text += &format!("({count} earlier lines: --progress plain shows all)\n");
+    }
+    for line in lines {
+        text += &line;
+        text.push('\n');
+    }
+    text + "------\n"
+}

@@ -1,0 +1,277 @@
+//! What is known of a build's steps.
+
+use std::collections::{HashMap, VecDeque};
+
+use whelk_buildkit::pb::Timestamp;
+use whelk_buildkit::pb::control::{StatusResponse, Vertex, VertexLog, VertexStatus, VertexWarning};
+use whelk_dockerfile::report::excerpt;
+
+use super::super::failure::lines_of;
+
+/// Number of lines of a step's output that are kept, for the end of a build that fails.
+const KEPT: usize = 2000;
+
+#[derive(Debug, Default)]
+pub(super) struct Trace {
+    pub steps: Vec<Step>,
+    by_digest: HashMap<String, usize>,
+    warnings: Vec<VertexWarning>,
+    /// The earliest time that is known.
+    pub began: Option<f64>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Step {
+    pub name: String,
+    pub is_cached: bool,
+    pub error: String,
+    /// In seconds.
+    pub started: Option<f64>,
+    pub completed: Option<f64>,
+    /// The time of earlier runs: some steps begin several times.
+    before: f64,
+    pub parts: Vec<Part>,
+    /// Output that was not printed yet.
+    pub output: Vec<u8>,
+    /// The last lines, and one that is not complete.
+    lines: VecDeque<String>,
+    line: Vec<u8>,
+    left_out: usize,
+    /// Why it was not taken from the cache.
+    reason: String,
+    /// The number by which it is shown, when it was.
+    pub number: Option<usize>,
+    /// When its news have begun to wait.
+    pub waits: Option<std::time::Instant>,
+}
+
+/// A part of a step, such as a layer that is pulled.
+#[derive(Debug)]
+pub(super) struct Part {
+    pub name: String,
+    pub current: i64,
+    pub total: i64,
+    pub started: Option<f64>,
+    pub seen: f64,
+    pub completed: Option<f64>,
+    /// Whether there is news.
+    pub is_new: bool,
+}
+
+/// How a step's part begins that says why it was not cached.
+const REASON: &str = "not cached: ";
+
+pub(super) fn seconds(time: Timestamp) -> f64 {
+    #[allow(
+        clippy::cast_precision_loss,
+        reason = "microseconds are exact for centuries"
+    )]
+    let seconds = time.seconds as f64;
+    seconds + f64::from(time.nanos) / 1e9
+}
+
+impl Trace {
+    /// Takes news; returns the steps that they are about.
+    pub fn update(&mut self, response: &StatusResponse) -> Vec<usize> {
+        let mut updated = Vec::new();
+        for vertex in &response.vertexes {
+            updated.push(self.vertex(vertex));
+        }
+        for status in &response.statuses {
+            updated.extend(self.status(status));
+        }
+        for log in &response.logs {
+            updated.extend(self.log(log));
+        }
+        self.warnings.extend(response.warnings.iter().cloned());
+        updated.sort_unstable();
+        updated.dedup();
+        updated
+    }
+
+    fn vertex(&mut self, vertex: &Vertex) -> usize {
+        let next = self.steps.len();
+        let index = *self.by_digest.entry(vertex.digest.clone()).or_insert(next);
+        if index == next {
+            self.steps.push(Step::default());
+        }
+        let step = &mut self.steps[index];
+        step.name.clone_from(&vertex.name);
+        let started = vertex.started.map(seconds);
+        if let (Some(old), Some(end), Some(new)) = (step.started, step.completed, started)
+            && new > old
+        {
+            step.before += (end - old).max(0.0);
+        }
+        step.started = started;
+        step.completed = vertex.completed.map(seconds);
+        step.is_cached = vertex.cached;
+        step.error.clone_from(&vertex.error);
+        if let Some(started) = started {
+            self.began = Some(self.began.map_or(started, |began| began.min(started)));
+        }
+        index
+    }
+
+    fn status(&mut self, status: &VertexStatus) -> Option<usize> {
+        let index = *self.by_digest.get(&status.vertex)?;
+        let step = &mut self.steps[index];
+        if let Some(reason) = status.id.strip_prefix(REASON) {
+            reason.clone_into(&mut step.reason);
+        }
+        let part = Part {
+            name: status.id.clone(),
+            current: status.current,
+            total: status.total,
+            started: status.started.map(seconds),
+            seen: status.timestamp.map(seconds).unwrap_or_default(),
+            completed: status.completed.map(seconds),
+            is_new: true,
+        };
+        match step.parts.iter_mut().find(|other| other.name == part.name) {
+            Some(other) => *other = part,
+            None => step.parts.push(part),
+        }
+        Some(index)
+    }
+
+    fn log(&mut self, log: &VertexLog) -> Option<usize> {
+        let index = *self.by_digest.get(&log.vertex)?;
+        let time = log.timestamp.map(seconds).unwrap_or_default();
+        self.steps[index].add_output(time, &log.msg);
+        Some(index)
+    }
+
+    /// Returns the number of steps that are done, and that are known.
+    pub fn counts(&self) -> (usize, usize) {
+        let done = self.steps.iter().filter(|step| step.completed.is_some());
+        (done.count(), self.steps.len())
+    }
+
+    /// Returns the list of warnings; with all that is known of them if `details`.
+    pub fn warnings(&self, details: bool) -> String {
+        let count = self.warnings.len();
+        let hint = if details {
+            ""
+        } else {
+            " (use --debug to expand)"
+        };
+        let mut text = match count {
+            0 => return String::new(),
+            1 => format!("\n \x1b[33m1 warning found{hint}:\n\x1b[0m"),
+            _ => format!("\n \x1b[33m{count} warnings found{hint}:\n\x1b[0m"),
+        };
+        if !super::terminal::has_colors() {
+            text = text.replace("\x1b[33m", "").replace("\x1b[0m", "");
+        }
+        for warning in &self.warnings {
+            let short = String::from_utf8_lossy(&warning.short);
+            text += &format!(" - {short}\n");
+            if !details {
+                continue;
+            }
+            for detail in &warning.detail {
+                text += &format!("{}\n", String::from_utf8_lossy(detail));
+            }
+            if !warning.url.is_empty() {
+                text += &format!("More info: {}\n", warning.url);
+            }
+            if let Some(info) = &warning.info {
+                let data = String::from_utf8_lossy(&info.data);
+                text += &excerpt(&info.filename, &data, &lines_of(&warning.ranges));
+                text.push('\n');
+            }
+        }
+        text
+    }
+
+    /// Returns why steps were not taken from the cache, as far as the engine has said.
+    pub fn reasons(&self) -> String {
+        let with_reason = self.steps.iter().filter(|step| !step.reason.is_empty());
+        let lines: String = with_reason
+            .map(|step| format!(" - {}: {}\n", step.name, step.reason))
+            .collect();
+        match lines.as_str() {
+            "" => lines,
+            _ => format!("\nNot cached:\n{lines}"),
+        }
+    }
+}
+
+impl Step {
+    pub fn has_failed(&self) -> bool {
+        !self.error.is_empty() && !self.was_cancelled()
+    }
+
+    pub fn was_cancelled(&self) -> bool {
+        self.error.ends_with("context canceled")
+    }
+
+    /// Returns the time that it has taken, or takes until `now`.
+    pub fn duration(&self, now: f64) -> f64 {
+        let Some(started) = self.started else {
+            return self.before;
+        };
+        self.before + (self.completed.unwrap_or(now) - started).max(0.0)
+    }
+
+    /// Adds output, each line with the time since the step's begin.
+    fn add_output(&mut self, time: f64, bytes: &[u8]) {
+        let prefix = format!("{:.3} ", (time - self.started.unwrap_or(time)).max(0.0));
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            if self.line.is_empty() {
+                self.line.extend_from_slice(prefix.as_bytes());
+                self.output.extend_from_slice(prefix.as_bytes());
+            }
+            self.output.extend_from_slice(piece);
+            self.line.extend_from_slice(piece);
+            if piece.ends_with(b"\n") {
+                let line = std::mem::take(&mut self.line);
+                let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+                if self.lines.len() == KEPT {
+                    self.lines.pop_front();
+                    self.left_out += 1;
+                }
+                self.lines.push_back(line);
+            }
+        }
+    }
+
+    /// Returns the last lines of the output, with their times.
+    pub fn last_lines(&self, most: usize) -> Vec<String> {
+        let rest =
+            (!self.line.is_empty()).then(|| String::from_utf8_lossy(&self.line).into_owned());
+        let all = self.lines.iter().cloned().chain(rest);
+        let count = self.lines.len() + usize::from(!self.line.is_empty());
+        all.skip(count.saturating_sub(most)).collect()
+    }
+
+    /// Returns the number of lines that were not kept.
+    pub fn left_out(&self) -> usize {
+        self.left_out
+    }
+}
+
+impl Part {
+    /// Returns its amount and its time: ` 1.05MB / 3.20MB 0.2s`.
+    pub fn amount(&self) -> String {
+        let size = |bytes: i64| {
+            let bytes = u64::try_from(bytes).unwrap_or(0);
+            whelk_text::size::decimal(bytes, 3)
+        };
+        let bytes = match (self.current, self.total) {
+            (0, 0) => String::new(),
+            (current, 0) => format!(" {}", size(current)),
+            (current, total) => format!(" {} / {}", size(current), size(total)),
+        };
+        let end = self.completed.unwrap_or(self.seen);
+        match self.started.map(|started| end - started) {
+            Some(time) if time > 0.01 => format!("{bytes} {time:.1}s"),
+            _ => bytes,
+        }
+    }
+
+    pub fn is_done(&self) -> bool {
+        self.completed.is_some()
+    }
+}

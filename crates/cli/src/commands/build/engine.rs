@@ -1,0 +1,48 @@
+//! Connections of BuildKit's protocol to the engine.
+
+use std::sync::Arc;
+
+use whelk_buildkit::grpc::Channel;
+use whelk_buildkit::session;
+
+use super::session::{METHODS, Session};
+use crate::client::Client;
+use crate::{Failure, Outcome};
+
+/// Opens a connection on which calls can be made.
+pub(crate) async fn connect(client: &Client) -> Outcome<Channel> {
+    let stream = client.h2c("/grpc", &[]).await?.into_inner();
+    let opened = Channel::open(stream).await;
+    let (channel, driver) = opened.map_err(|status| Failure::new(status.message))?;
+    tokio::spawn(driver);
+    Ok(channel)
+}
+
+/// Opens a session with a name, and serves it in the background.
+pub(super) async fn open_session(
+    client: &Client,
+    id: &str,
+    shared_key: &str,
+    session: Session,
+) -> Outcome<()> {
+    let headers = session::headers(id, shared_key, &METHODS);
+    let headers: Vec<(&str, &str)> = headers
+        .iter()
+        .map(|(name, value)| (*name, &**value))
+        .collect();
+    let stream = client.h2c("/session", &headers).await?.into_inner();
+    tokio::spawn(Arc::new(session).serve(stream));
+    Ok(())
+}
+
+/// Returns a name that no other build has.
+pub(super) fn random_id() -> Outcome<String> {
+    const LETTERS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz012345";
+    let mut bytes = [0; 25];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .map_err(std::io::Error::from)?;
+    let letters = bytes
+        .iter()
+        .map(|byte| char::from(LETTERS[usize::from(byte % 32)]));
+    Ok(letters.collect())
+}

@@ -1,0 +1,61 @@
+//! Errors of builds, with the lines of the Dockerfile that they are about.
+
+use whelk_buildkit::details::places;
+use whelk_buildkit::grpc::Status;
+use whelk_dockerfile::Lines;
+use whelk_dockerfile::report::excerpt;
+use whelk_llb::pb::Range;
+
+use crate::Failure;
+
+/// Returns the failure of a command for what the engine has answered.
+pub(super) fn failure(status: &Status) -> Failure {
+    let mut text = String::new();
+    for place in places(status) {
+        let lines: Vec<Lines> = place
+            .ranges
+            .iter()
+            .map(|(first, last)| lines(*first, *last))
+            .collect();
+        text += &excerpt(
+            &place.filename,
+            &String::from_utf8_lossy(&place.data),
+            &lines,
+        );
+    }
+    text += &format!(
+        "ERROR: failed to build: failed to solve: {}",
+        status.message
+    );
+    Failure {
+        hint: false,
+        ..Failure::new(text)
+    }
+}
+
+/// Returns the failure of a command for an error that has another cause than the build.
+pub(super) fn not_built(failure: Failure) -> Failure {
+    Failure {
+        text: format!("ERROR: failed to build: {}", failure.text),
+        hint: false,
+        ..failure
+    }
+}
+
+fn lines(first: usize, last: usize) -> Lines {
+    let number = |line: usize| u32::try_from(line).unwrap_or(u32::MAX);
+    Lines::new(number(first), number(last.max(first)))
+}
+
+/// Returns the lines of ranges.
+pub(super) fn lines_of(ranges: &[Range]) -> Vec<Lines> {
+    let number = |position: Option<whelk_llb::pb::Position>| {
+        position
+            .and_then(|position| usize::try_from(position.line).ok())
+            .unwrap_or(0)
+    };
+    let ranges = ranges.iter();
+    ranges
+        .map(|range| lines(number(range.start), number(range.end)))
+        .collect()
+}

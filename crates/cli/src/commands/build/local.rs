@@ -1,0 +1,125 @@
+//! Takes the files of a build's result into a directory.
+
+use std::path::Path;
+
+use tokio::sync::mpsc;
+use whelk_buildkit::files::{Directory, Error};
+use whelk_buildkit::grpc::{Call, Result, Status};
+use whelk_buildkit::pb::files::Packet;
+
+use crate::{files, plain};
+
+/// Number of packets that wait for the disk.
+const WAITING: usize = 128;
+
+/// Receives the files of a call, and moves them into a directory when all of them are there. What the directory has
+/// besides them stays.
+pub(super) async fn receive(call: Call, target: &Path) -> Result<()> {
+    let Call {
+        mut requests,
+        responses,
+        ..
+    } = call;
+    let failed = |what: &str, error: &std::io::Error| {
+        Status::unknown(format!("{what} {}: {}", target.display(), plain(error)))
+    };
+    std::fs::create_dir_all(target).map_err(|error| failed("create", &error))?;
+    let place = files::stage_directory(&target.join("files"))
+        .map_err(|error| failed("create a directory in", &error))?;
+    let staged = Staged(place);
+    let (packets, mut queue) = mpsc::channel::<Packet>(WAITING);
+    let target = target.to_owned();
+    let answers = responses.clone();
+    let writing = tokio::task::spawn_blocking(move || {
+        let mut directory = Directory::create(&staged.0)?;
+        directory.receive(
+            || queue.blocking_recv(),
+            |packet| Ok(answers.send_blocking(&packet)?),
+        )?;
+        merge(&directory.files(), &target)
+    });
+    while let Some(packet) = requests.next().await? {
+        // It has failed: the thread says why.
+        if packets.send(packet).await.is_err() {
+            break;
+        }
+    }
+    drop(packets);
+    let written = writing.await;
+    let written = written.map_err(|error| Status::unknown(error.to_string()))?;
+    written.map_err(|error| Status::unknown(error.to_string()))
+}
+
+/// A directory that is removed.
+struct Staged(std::path::PathBuf);
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        let _ = files::remove_directory(&self.0);
+    }
+}
+
+/// Moves what is in a directory into another one.
+fn merge(from: &Path, to: &Path) -> std::result::Result<(), Error> {
+    let failed = |path: &Path| {
+        let path = path.display().to_string();
+        move |cause: std::io::Error| Error::Io {
+            operation: "write",
+            path,
+            cause,
+        }
+    };
+    for entry in std::fs::read_dir(from).map_err(failed(from))? {
+        let entry = entry.map_err(failed(from))?;
+        let (source, target) = (entry.path(), to.join(entry.file_name()));
+        let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        let old = target.symlink_metadata().ok();
+        match (is_directory, old.map(|old| old.is_dir())) {
+            (true, Some(true)) => merge(&source, &target)?,
+            (true, Some(false)) => {
+                std::fs::remove_file(&target).map_err(failed(&target))?;
+                std::fs::rename(&source, &target).map_err(failed(&target))?;
+            }
+            // A directory is not replaced by a file: it may have what nobody wants to lose.
+            _ => std::fs::rename(&source, &target).map_err(failed(&target))?,
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use whelk_sys::Scratch;
+
+    use super::*;
+
+    #[test]
+    fn files_are_moved_into_what_is_there() {
+        let scratch = Scratch::temporary("merge").unwrap();
+        let write = |path: &str, text: &str| {
+            let path = scratch.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        for (path, text) in [
+            ("from/a/x", "new"),
+            ("from/b", "new"),
+            ("to/a/x", "old"),
+            ("to/a/y", "kept"),
+            ("to/c", "kept"),
+        ] {
+            write(path, text);
+        }
+        let to = scratch.path().join("to");
+        merge(&scratch.path().join("from"), &to).unwrap();
+        let read = |path: &str| std::fs::read_to_string(to.join(path)).unwrap();
+        assert_eq!(
+            ["a/x", "a/y", "b", "c"].map(read),
+            ["new", "kept", "new", "kept"]
+        );
+        write("more/c/x", "new");
+        write("more/a", "new");
+        assert!(merge(&scratch.path().join("more"), &to).is_err());
+        assert_eq!(read("a/y"), "kept");
+    }
+}

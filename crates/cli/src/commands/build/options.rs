@@ -1,0 +1,395 @@
+//! What the flags of a build say to the engine.
+
+use std::collections::BTreeMap;
+
+use whelk_buildkit::pb::control::{CacheOptions, CacheOptionsEntry, SolveRequest};
+
+use super::args::BuildArgs;
+use super::contexts::Contexts;
+use super::outputs::Output;
+use crate::commands::USAGE;
+use crate::commands::arguments::{labels_of, not_available};
+use crate::commands::container::create::limits::parse_ulimit;
+use crate::format::units::parse_size;
+use crate::{Failure, Outcome};
+
+type Attributes = BTreeMap<String, String>;
+
+/// What is wanted instead of a build.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Call {
+    Check,
+    Outline,
+    Targets,
+}
+
+/// How what was called for is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CallFormat {
+    Text,
+    Json,
+}
+
+/// Reads `--call` and `--check`; `None` is a build.
+pub(super) fn call(args: &BuildArgs) -> Outcome<Option<(Call, CallFormat)>> {
+    let text = if args.check { "check" } else { &args.call };
+    let invalid = || Failure::new(format!("invalid print mode {text:?}"));
+    let (mut name, mut format) = (String::new(), CallFormat::Text);
+    for field in whelk_dockerfile::csv::fields(text).map_err(|_| invalid())? {
+        match field.split_once('=') {
+            None if name.is_empty() => name = field,
+            Some(("format", "json")) => format = CallFormat::Json,
+            Some(("format", "text")) => {}
+            Some(("ignorestatus", _)) => {
+                return Err(Failure::new(
+                    "--call: ignorestatus not available in this version of whelk",
+                ));
+            }
+            _ => return Err(invalid()),
+        }
+    }
+    let call = match name.as_str() {
+        "" | "build" => return Ok(None),
+        "check" | "lint" => Call::Check,
+        "outline" => Call::Outline,
+        "targets" => Call::Targets,
+        _ => return Err(invalid()),
+    };
+    Ok(Some((call, format)))
+}
+
+/// Returns the request of a build, without the names of the build and of its session.
+pub(super) fn request(
+    args: &BuildArgs,
+    contexts: &Contexts,
+    outputs: &[Output],
+) -> Outcome<SolveRequest> {
+    refuse(args)?;
+    let mut attributes = attributes(args)?;
+    attributes.extend(contexts.attributes.clone());
+    let mut entitlements = args.allow.clone();
+    match args.network.as_str() {
+        "" | "default" => {}
+        mode @ ("host" | "none") => {
+            attributes.insert("force-network-mode".into(), mode.into());
+            // As Docker's client: who asks for the host's network of all steps allows it.
+            if mode == "host" && !entitlements.iter().any(|right| right == "network.host") {
+                entitlements.push("network.host".into());
+            }
+        }
+        // A network of the engine, which BuildKit does not know.
+        name => drop(attributes.insert("whelk.network".into(), name.into())),
+    }
+    let mut exporters = Vec::new();
+    if call(args)?.is_none() {
+        for output in outputs {
+            exporters.push(output.exporter(&args.tag, &args.annotation)?);
+        }
+    }
+    let imports = args.cache_from.iter().map(|text| cache(text, "src"));
+    let exports = args.cache_to.iter().map(|text| cache(text, "dest"));
+    Ok(SolveRequest {
+        frontend: "dockerfile.v0".into(),
+        frontend_attrs: attributes,
+        entitlements,
+        exporters,
+        cache: Some(CacheOptions {
+            imports: imports.collect::<Outcome<_>>()?,
+            exports: exports.collect::<Outcome<_>>()?,
+            ..CacheOptions::default()
+        }),
+        ..SolveRequest::default()
+    })
+}
+
+/// Refuses what this client cannot do. The engine refuses the rest by its names.
+fn refuse(args: &BuildArgs) -> Outcome<()> {
+    not_available(&[("--ssh", !args.ssh.is_empty())], "SSH agents of a build")?;
+    one_builder(&args.builder)
+}
+
+/// Refuses another builder than the one that there is.
+pub(crate) fn one_builder(name: &str) -> Outcome<()> {
+    match name {
+        "" | "default" => Ok(()),
+        other => Err(Failure::new(format!(
+            "no builder {other:?} found: the engine is the only one, \"default\""
+        ))),
+    }
+}
+
+fn attributes(args: &BuildArgs) -> Outcome<Attributes> {
+    let mut attributes = Attributes::new();
+    let mut set = |name: &str, value: String| drop(attributes.insert(name.to_owned(), value));
+    for argument in &args.build_arg {
+        match argument.split_once('=') {
+            Some((name, value)) => set(&format!("build-arg:{name}"), value.to_owned()),
+            // The value of this process's environment, or none.
+            None => {
+                if let Ok(value) = std::env::var(argument) {
+                    set(&format!("build-arg:{argument}"), value);
+                }
+            }
+        }
+    }
+    for (name, value) in labels_of(&args.label, "--label")? {
+        set(&format!("label:{name}"), value);
+    }
+    if !args.target.is_empty() {
+        set("target", args.target.clone());
+    }
+    if !args.platform.is_empty() {
+        set("platform", args.platform.join(","));
+    }
+    if args.no_cache && !args.no_cache_filter.is_empty() {
+        return Err(Failure::new(
+            "--no-cache and --no-cache-filter cannot currently be used together",
+        ));
+    }
+    if args.no_cache || !args.no_cache_filter.is_empty() {
+        set("no-cache", args.no_cache_filter.join(","));
+    }
+    if args.pull {
+        set("image-resolve-mode", "pull".into());
+    }
+    if !args.cgroup_parent.is_empty() {
+        set("cgroup-parent", args.cgroup_parent.clone());
+    }
+    if !args.shm_size.is_empty() {
+        set("shm-size", size(&args.shm_size, "--shm-size")?.to_string());
+    }
+    if !args.ulimit.is_empty() {
+        let limits = args.ulimit.iter().map(|text| {
+            let limit = parse_ulimit(text)?;
+            Ok(format!("{}={}:{}", limit.name, limit.soft, limit.hard))
+        });
+        set("ulimit", limits.collect::<Outcome<Vec<_>>>()?.join(","));
+    }
+    if !args.add_host.is_empty() {
+        let hosts = args.add_host.iter().map(|host| extra_host(host));
+        set("add-hosts", hosts.collect::<Outcome<Vec<_>>>()?.join(","));
+    }
+    if args.explain {
+        set("whelk.explain", "true".into());
+    }
+    match args.on_error.as_str() {
+        "" => {}
+        "shell" => set("whelk.keep-failed", "true".into()),
+        other => {
+            return Err(Failure::new(format!(
+                "invalid value {other:?} for --on-error: it can be shell"
+            )));
+        }
+    }
+    attest(args, &mut set)?;
+    Ok(attributes)
+}
+
+/// Reads a size such as `64m`.
+pub(crate) fn size(text: &str, flag: &str) -> Outcome<i64> {
+    parse_size(text).map_err(|failure| {
+        let text = format!(
+            "invalid argument {text:?} for \"{flag}\" flag: {}",
+            failure.text
+        );
+        Failure::with_code(USAGE, text)
+    })
+}
+
+/// Reads `HOST:IP` or `HOST=IP`.
+fn extra_host(text: &str) -> Outcome<String> {
+    let (host, address) = text
+        .split_once('=')
+        .or_else(|| text.split_once(':'))
+        .unwrap_or((text, ""));
+    let plain = address.trim_start_matches('[').trim_end_matches(']');
+    if host.is_empty() || plain.is_empty() {
+        return Err(Failure::new(format!("invalid host {text}")));
+    }
+    if plain == "host-gateway" {
+        return Err(Failure::new(
+            "--add-host: host-gateway in builds not available in this version of whelk",
+        ));
+    }
+    if plain.parse::<std::net::IpAddr>().is_err() {
+        return Err(Failure::new(format!(
+            "invalid IP address in add-host: {address:?}"
+        )));
+    }
+    Ok(format!("{host}={plain}"))
+}
+
+/// Sets what is attested. Without a flag nothing is.
+fn attest(args: &BuildArgs, set: &mut impl FnMut(&str, String)) -> Outcome<()> {
+    let is_false = |text: &str| whelk_text::parse_bool(text) == Some(false);
+    for (kind, text) in [("provenance", &args.provenance), ("sbom", &args.sbom)] {
+        if !text.is_empty() && !is_false(text) {
+            set(&format!("attest:{kind}"), text.clone());
+        }
+    }
+    for text in &args.attest {
+        let fields = fields(text, "attestation")?;
+        let kind = fields.get("type").cloned().unwrap_or_default();
+        if kind.is_empty() {
+            return Err(Failure::new("attestation type not specified"));
+        }
+        if fields.get("disabled").is_none_or(|text| is_false(text)) {
+            set(&format!("attest:{kind}"), text.clone());
+        }
+    }
+    Ok(())
+}
+
+/// Reads `key=value,…`.
+pub(super) fn fields(text: &str, what: &str) -> Outcome<BTreeMap<String, String>> {
+    let fields = whelk_dockerfile::csv::fields(text)
+        .map_err(|error| Failure::new(format!("invalid {what} {text:?}: {error}")))?;
+    let pair = |field: &String| match field.split_once('=') {
+        Some((key, value)) => Ok((key.trim().to_lowercase(), value.to_owned())),
+        None => Err(Failure::new(format!(
+            "invalid {what} {text:?}: {field:?} must be a key=value pair"
+        ))),
+    };
+    fields.iter().map(pair).collect()
+}
+
+/// Reads `--cache-from` or `--cache-to`; `key` is the attribute of a plain name.
+fn cache(text: &str, key: &str) -> Outcome<CacheOptionsEntry> {
+    if !text.contains(',') && !text.contains('=') {
+        let attrs = [("ref".to_owned(), text.to_owned())].into();
+        return Ok(CacheOptionsEntry {
+            kind: "registry".into(),
+            attrs,
+        });
+    }
+    let mut attrs = fields(text, "cache")?;
+    let kind = attrs.remove("type").unwrap_or_default();
+    if kind.is_empty() {
+        return Err(Failure::new(format!("type required for {text:?}")));
+    }
+    if kind == "local" && !attrs.contains_key(key) {
+        return Err(Failure::new(format!("local cache {text:?} requires {key}")));
+    }
+    Ok(CacheOptionsEntry { kind, attrs })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: BuildArgs,
+    }
+
+    fn args(words: &[&str]) -> BuildArgs {
+        let words = ["build"].iter().chain(words).chain(&["."]);
+        Line::try_parse_from(words).unwrap().args
+    }
+
+    #[track_caller]
+    fn check(words: &[&str], expected: Result<&[(&str, &str)], &str>) {
+        let found = request(&args(words), &Contexts::default(), &[]);
+        let found = found.map(|request| request.frontend_attrs);
+        let expected = expected.map(|pairs| {
+            let pairs = pairs.iter();
+            let pairs = pairs.map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+            pairs.collect::<Attributes>()
+        });
+        let found = found.map_err(|failure| failure.text);
+        assert_eq!(found, expected.map_err(str::to_owned));
+    }
+
+    #[test]
+    fn flags_become_attributes() {
+        check(&[], Ok(&[]));
+        check(
+            &[
+                "--build-arg",
+                "A=1=2",
+                "--build-arg",
+                "NOT_SET_ANYWHERE_Y",
+                "--label",
+                "l=x",
+                "--label",
+                "m",
+            ],
+            Ok(&[("build-arg:A", "1=2"), ("label:l", "x"), ("label:m", "")]),
+        );
+        check(
+            &["--target", "t", "--pull", "--no-cache"],
+            Ok(&[
+                ("image-resolve-mode", "pull"),
+                ("no-cache", ""),
+                ("target", "t"),
+            ]),
+        );
+        check(
+            &["--no-cache-filter", "a", "--no-cache-filter", "b"],
+            Ok(&[("no-cache", "a,b")]),
+        );
+        check(
+            &[
+                "--add-host",
+                "a:1.2.3.4,b=::1",
+                "--shm-size",
+                "1m",
+                "--ulimit",
+                "nofile=5",
+            ],
+            Ok(&[
+                ("add-hosts", "a=1.2.3.4,b=::1"),
+                ("shm-size", "1048576"),
+                ("ulimit", "nofile=5:5"),
+            ]),
+        );
+        check(
+            &["--network", "none", "--provenance", "false"],
+            Ok(&[("force-network-mode", "none")]),
+        );
+        check(
+            &["--explain", "--on-error", "shell"],
+            Ok(&[("whelk.explain", "true"), ("whelk.keep-failed", "true")]),
+        );
+        check(&["--sbom", "true"], Ok(&[("attest:sbom", "true")]));
+    }
+
+    #[test]
+    fn networks_of_the_engine_are_named() {
+        check(&["--network", "mine"], Ok(&[("whelk.network", "mine")]));
+        check(
+            &["--network", "host"],
+            Ok(&[("force-network-mode", "host")]),
+        );
+    }
+
+    #[test]
+    fn what_is_not_supported_is_refused_by_name() {
+        for (words, expected) in [
+            (["--add-host", "a"], "invalid host a"),
+            (
+                ["--add-host", "a:b"],
+                "invalid IP address in add-host: \"b\"",
+            ),
+            (
+                ["--ssh", "default"],
+                "--ssh: SSH agents of a build not available in this version of whelk",
+            ),
+            (
+                ["--builder", "x"],
+                "no builder \"x\" found: the engine is the only one, \"default\"",
+            ),
+            (
+                ["--on-error", "x"],
+                "invalid value \"x\" for --on-error: it can be shell",
+            ),
+            (["--attest", "mode=x"], "attestation type not specified"),
+            (["--cache-to", "dest=x"], "type required for \"dest=x\""),
+        ] {
+            check(&words, Err(expected));
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! What becomes of a build's result: images of the engine, and files here.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use whelk_buildkit::grpc::{Call, Result, Status};
+use whelk_buildkit::pb::BytesMessage;
+use whelk_buildkit::pb::control::Exporter;
+
+use super::options::fields;
+use crate::{Failure, Outcome, files, plain, terminal};
+
+/// An output of a build.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Output {
+    /// As in `--output`.
+    pub kind: String,
+    pub attributes: BTreeMap<String, String>,
+    place: Place,
+    /// Whether the image is pushed when it is in the engine.
+    pub is_pushed: bool,
+}
+
+/// Where the files of an output go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Place {
+    /// It stays in the engine.
+    Engine,
+    StandardOutput,
+    File(PathBuf),
+}
+
+/// Reads `--output`, `--load` and `--push`. Without them, the result is an image of the engine.
+pub(super) fn parse(given: &[String], load: bool, push: bool) -> Outcome<Vec<Output>> {
+    let mut outputs = given
+        .iter()
+        .map(|text| Output::parse(text))
+        .collect::<Outcome<Vec<_>>>()?;
+    let is_image = |output: &Output| output.place == Place::Engine;
+    if push {
+        match outputs.iter_mut().find(|output| is_image(output)) {
+            Some(output) => output.is_pushed = true,
+            None => outputs.push(Output::image(true)),
+        }
+    }
+    // An image of the engine is loaded already.
+    if outputs.is_empty() || load && !outputs.iter().any(is_image) {
+        outputs.push(Output::image(false));
+    }
+    let to_stdout = |output: &&Output| output.place == Place::StandardOutput;
+    if outputs.iter().filter(to_stdout).count() > 1 {
+        return Err(Failure::new(
+            "only one output can be written to the standard output",
+        ));
+    }
+    Ok(outputs)
+}
+
+impl Output {
+    fn image(is_pushed: bool) -> Self {
+        Self {
+            kind: "moby".into(),
+            attributes: BTreeMap::new(),
+            place: Place::Engine,
+            is_pushed,
+        }
+    }
+
+    fn parse(text: &str) -> Outcome<Self> {
+        let mut attributes = match text {
+            "-" => [("type", "tar"), ("dest", "-")]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .into(),
+            text if !text.contains(['=', ',']) => [("type", "local"), ("dest", text)]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .into(),
+            text => fields(text, "output")?,
+        };
+        let kind = attributes.remove("type").unwrap_or_default();
+        let destination = attributes.remove("dest").filter(|path| !path.is_empty());
+        let is_true = |text: Option<String>| {
+            text.is_some_and(|text| whelk_text::parse_bool(&text) == Some(true))
+        };
+        let place = match (kind.as_str(), destination) {
+            ("", _) => {
+                return Err(Failure::new(format!(
+                    "type is required for output {text:?}"
+                )));
+            }
+            ("image" | "moby" | "registry", None) | ("docker", None) => {
+                let is_pushed = is_true(attributes.remove("push")) || kind == "registry";
+                return Ok(Self {
+                    attributes,
+                    ..Self::image(is_pushed)
+                });
+            }
+            ("image" | "moby" | "registry", Some(_)) => {
+                return Err(Failure::new(format!(
+                    "an output of type {kind} has no dest"
+                )));
+            }
+            ("local" | "tar" | "oci", None) => {
+                return Err(Failure::new(format!(
+                    "dest is required for {kind} exporter"
+                )));
+            }
+            ("local", Some(path)) if path == "-" => {
+                return Err(Failure::new("dest cannot be stdout for local exporter"));
+            }
+            ("tar" | "oci" | "docker", Some(path)) if path == "-" => {
+                if terminal::stdout_is_terminal() {
+                    return Err(Failure::new(
+                        "dest file is required for an archive: refusing to write to a terminal",
+                    ));
+                }
+                Place::StandardOutput
+            }
+            ("tar" | "oci" | "docker" | "local", Some(path)) => {
+                if kind != "local" && Path::new(&path).is_dir() {
+                    return Err(Failure::new(format!(
+                        "destination directory {path} exists: an archive needs a file"
+                    )));
+                }
+                Place::File(path.into())
+            }
+            (other, _) => {
+                return Err(Failure::new(format!(
+                    "the output {other}: not available in this version of whelk"
+                )));
+            }
+        };
+        Ok(Self {
+            kind,
+            attributes,
+            place,
+            is_pushed: false,
+        })
+    }
+
+    /// Returns the names of the image, from the output itself or from `--tag`.
+    pub fn names(&self, tags: &[String]) -> Vec<String> {
+        match self.attributes.get("name") {
+            Some(names) if tags.is_empty() => names.split(',').map(str::to_owned).collect(),
+            _ => tags.to_vec(),
+        }
+    }
+
+    /// Returns what the engine is asked for.
+    pub fn exporter(&self, tags: &[String], annotations: &[String]) -> Outcome<Exporter> {
+        let mut attrs = self.attributes.clone();
+        let names = self.names(tags);
+        if !names.is_empty() && self.kind != "local" && self.kind != "tar" {
+            attrs.insert("name".into(), names.join(","));
+        }
+        for text in annotations {
+            let (name, value) = text.split_once('=').ok_or_else(|| {
+                Failure::new(format!("invalid annotation {text:?}, expected key=value"))
+            })?;
+            let name = match name.split_once(':') {
+                Some((kind, name)) => format!("annotation-{kind}.{name}"),
+                None => format!("annotation.{name}"),
+            };
+            attrs.insert(name, value.to_owned());
+        }
+        Ok(Exporter {
+            kind: self.kind.clone(),
+            attrs,
+        })
+    }
+
+    /// Takes the files of an output from the engine.
+    pub async fn receive(&self, mut call: Call) -> Result<()> {
+        let path = match &self.place {
+            Place::Engine => return Err(Status::invalid("an image has no files here")),
+            Place::File(path) if self.kind == "local" => {
+                return super::local::receive(call, path).await;
+            }
+            Place::StandardOutput => None,
+            Place::File(path) => Some(path),
+        };
+        let shown = path.map_or("/dev/stdout".into(), |path| path.display().to_string());
+        let failed =
+            |error: std::io::Error| Status::unknown(format!("write {shown}: {}", plain(&error)));
+        let (mut file, staged) = match path {
+            None => (None, None),
+            Some(path) => {
+                let (file, staged) = files::stage(path).map_err(failed)?;
+                (Some(file), Some(Staged(staged)))
+            }
+        };
+        while let Some(BytesMessage { data }) = call.requests.next().await? {
+            match &mut file {
+                None => std::io::stdout().write_all(&data).map_err(failed)?,
+                Some(file) => file.write_all(&data).map_err(failed)?,
+            }
+        }
+        if let (Some(file), Some(staged), Some(path)) = (file, staged, path) {
+            file.sync_all().map_err(failed)?;
+            std::fs::rename(&staged.0, path).map_err(failed)?;
+        }
+        Ok(())
+    }
+}
+
+/// An incomplete file, which is removed unless it was renamed.
+struct Staged(PathBuf);
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outputs_have_a_type_and_a_place() {
+        let one = |text: &str| Output::parse(text).map_err(|failure| failure.text);
+        for (text, kind, place) in [
+            ("out", "local", Place::File("out".into())),
+            ("type=local,dest=out", "local", Place::File("out".into())),
+            ("type=oci,dest=x.tar", "oci", Place::File("x.tar".into())),
+            ("type=docker", "moby", Place::Engine),
+            ("type=image,name=x", "moby", Place::Engine),
+        ] {
+            let found = one(text).unwrap();
+            assert_eq!((&*found.kind, found.place), (kind, place), "{text}");
+        }
+        assert!(one("type=registry").unwrap().is_pushed);
+        assert!(one("type=image,push=true").unwrap().is_pushed);
+        for (text, expected) in [
+            ("dest=x", "type is required"),
+            ("type=tar", "dest is required"),
+            ("type=local,dest=-", "cannot be stdout"),
+            ("type=none", "the output none: not available"),
+            ("type=tar,dest=/tmp", "directory /tmp exists"),
+            ("type=image,dest=x", "has no dest"),
+        ] {
+            let failed = one(text).unwrap_err();
+            assert!(failed.contains(expected), "{failed}");
+        }
+        let both = parse(&["-".into(), "-".into()], false, false);
+        assert!(both.is_err());
+        assert_eq!(parse(&[], true, true).unwrap().len(), 1);
+        assert_eq!(parse(&["x".into()], true, false).unwrap().len(), 2);
+    }
+}

@@ -1,0 +1,90 @@
+//! What is printed or written instead of a build's progress: the results of `--call`, and `--metadata-file`.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use whelk_buildkit::pb::control::{SolveRequest, SolveResponse};
+
+use super::options::{Call, CallFormat};
+use crate::output::{print, print_line};
+use crate::{Failure, Outcome};
+
+/// Asks about the Dockerfile instead of building it.
+pub(super) fn ask(request: &mut SolveRequest, call: Call) {
+    let name = match call {
+        Call::Check => "frontend.lint",
+        Call::Outline => "frontend.outline",
+        Call::Targets => "frontend.targets",
+    };
+    let attributes = &mut request.frontend_attrs;
+    attributes.insert("requestid".into(), name.into());
+    let caps = "moby.buildkit.frontend.subrequests";
+    attributes.insert("frontend.caps".into(), caps.into());
+}
+
+/// The result of a check, as far as it is looked into.
+#[derive(Default, Deserialize)]
+struct Check {
+    #[serde(default)]
+    warnings: Option<Vec<serde::de::IgnoredAny>>,
+    #[serde(default, rename = "buildError")]
+    error: Option<CheckError>,
+}
+
+#[derive(Deserialize)]
+struct CheckError {
+    #[serde(default)]
+    message: String,
+}
+
+/// Prints the answer.
+pub(super) fn print_answer(response: &SolveResponse, call: Call, format: CallFormat) -> Outcome {
+    let get = |name: &str| {
+        response
+            .exporter_response
+            .get(name)
+            .map_or("", String::as_str)
+    };
+    if format == CallFormat::Json {
+        print_line!("{}", get("result.json").trim_end())?;
+    } else if call == Call::Check {
+        let check: Check = serde_json::from_str(get("result.json")).unwrap_or_default();
+        match check.warnings.map_or(0, |warnings| warnings.len()) {
+            0 if check.error.is_some() => {}
+            0 => print_line!("Check complete, no warnings found.")?,
+            1 => print_line!("Check complete, 1 warning has been found!")?,
+            count => print_line!("Check complete, {count} warnings have been found!")?,
+        }
+        print(get("result.txt"))?;
+        if let Some(error) = check.error {
+            return Err(Failure {
+                hint: false,
+                ..Failure::new(format!("ERROR: {}", error.message))
+            });
+        }
+    } else {
+        print(get("result.txt"))?;
+    }
+    Ok(get("result.statuscode").parse().unwrap_or(0))
+}
+
+/// Returns the content of `--metadata-file`. Values that are JSON in base64 are decoded.
+pub(super) fn metadata(name: &str, response: &SolveResponse) -> Outcome<String> {
+    use base64::Engine as _;
+    let decoded = |value: &String| {
+        let bytes = base64::engine::general_purpose::STANDARD
+            .decode(value)
+            .ok()?;
+        let object: serde_json::Map<_, _> = serde_json::from_slice(&bytes).ok()?;
+        Some(serde_json::Value::Object(object))
+    };
+    let values = response.exporter_response.iter().map(|(key, value)| {
+        let decoded = decoded(value).unwrap_or_else(|| value.clone().into());
+        (key.clone(), decoded)
+    });
+    let mut values: BTreeMap<String, serde_json::Value> = values.collect();
+    let name = format!("default/default/{name}");
+    values.insert("buildx.build.ref".into(), name.into());
+    let text = serde_json::to_string_pretty(&values);
+    text.map_err(|error| Failure::new(format!("encode the metadata: {error}")))
+}

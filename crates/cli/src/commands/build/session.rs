@@ -1,0 +1,117 @@
+//! Serves the engine while it builds: files, secrets, credentials, and places for what it makes.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use whelk_buildkit::files::{self, Files};
+use whelk_buildkit::grpc::{self, Call, Result, Status};
+use whelk_buildkit::pb::HealthCheckResponse;
+use whelk_buildkit::pb::session::{
+    CredentialsRequest, CredentialsResponse, GetSecretRequest, GetSecretResponse,
+};
+use whelk_buildkit::session::{CREDENTIALS, DIFF_COPY, SECRET, SEND, Wanted};
+
+use super::contexts::Source;
+use super::outputs::Output;
+use super::secrets::Secrets;
+use super::walk::{Directory, Nothing, Single};
+use crate::credentials;
+
+const HEALTH: &str = "grpc.health.v1.Health/Check";
+
+/// The methods that the engine may call.
+pub(super) const METHODS: [&str; 5] = [DIFF_COPY, SEND, SECRET, CREDENTIALS, HEALTH];
+
+/// What the engine may ask for.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub sources: BTreeMap<String, Source>,
+    pub secrets: Secrets,
+    pub outputs: Vec<Output>,
+    /// The directory of the client's configuration, which has credentials.
+    pub config: Option<PathBuf>,
+}
+
+impl Session {
+    /// Serves the calls of a connection until it ends.
+    pub async fn serve(self: Arc<Self>, stream: impl grpc::Io) {
+        // The engine closes the connection when a build is done, or is gone, which the build's own call tells.
+        let _ = grpc::serve(stream, Default::default, move |call| {
+            self.clone().answer(call)
+        })
+        .await;
+    }
+
+    async fn answer(self: Arc<Self>, mut call: Call) -> Result<()> {
+        match call.method.as_str() {
+            DIFF_COPY => {
+                let wanted = Wanted::of_call(&call.metadata);
+                files::answer(call, self.files(wanted)?).await
+            }
+            SEND => {
+                let index = call.entry("buildkit-attachable-exporter-id").unwrap_or("0");
+                let index: usize = index.parse().unwrap_or(usize::MAX);
+                let output = self.outputs.get(index);
+                let output = output.ok_or_else(|| Status::not_found("no such output"))?;
+                output.receive(call).await
+            }
+            SECRET => {
+                let request: GetSecretRequest = call.request().await?;
+                let data = self.secrets.read(&request.id)?;
+                call.responses.send(&GetSecretResponse { data }).await
+            }
+            CREDENTIALS => {
+                let request: CredentialsRequest = call.request().await?;
+                let found = self.credentials(request.host).await?;
+                call.responses.send(&found).await
+            }
+            HEALTH => {
+                let status = HealthCheckResponse::SERVING;
+                call.responses.send(&HealthCheckResponse { status }).await
+            }
+            other => Err(Status::unimplemented(format!("unknown method {other}"))),
+        }
+    }
+
+    fn files(&self, wanted: Wanted) -> Result<Arc<dyn Files>> {
+        let source = self.sources.get(&wanted.name);
+        Ok(match source {
+            None => {
+                let text = format!("no access allowed to dir {:?}", wanted.name);
+                return Err(Status::not_found(text));
+            }
+            Some(Source::Directory(root)) => Arc::new(Directory::new(root.clone(), wanted)),
+            Some(Source::File { name, content }) => Arc::new(Single {
+                name: name.clone(),
+                content: content.clone(),
+            }),
+            Some(Source::Empty) => Arc::new(Nothing),
+        })
+    }
+
+    async fn credentials(&self, host: String) -> Result<CredentialsResponse> {
+        let Some(config) = self.config.clone() else {
+            return Ok(CredentialsResponse::default());
+        };
+        let registry = match host.as_str() {
+            "registry-1.docker.io" => credentials::HUB.to_owned(),
+            _ => host,
+        };
+        // A credential helper may take its time.
+        let found =
+            tokio::task::spawn_blocking(move || credentials::find(&config, &registry)).await;
+        let found = found.map_err(|error| Status::unknown(error.to_string()))?;
+        let found = found.map_err(|failure| Status::unknown(failure.text))?;
+        Ok(match found.identitytoken.as_str() {
+            "" => CredentialsResponse {
+                username: found.username,
+                secret: found.password,
+            },
+            token => CredentialsResponse {
+                username: String::new(),
+                secret: token.to_owned(),
+            },
+        })
+    }
+}

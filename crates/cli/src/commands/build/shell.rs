@@ -1,0 +1,41 @@
+//! `--on-error=shell`: a shell in the state of a step that has failed.
+
+use clap::{Args as _, Command, FromArgMatches as _};
+
+use crate::client::Client;
+use crate::commands::container::run::{RunArgs, run};
+use crate::output::warn_line;
+use crate::{Failure, Outcome, terminal};
+
+/// Runs the shell of an image in a container, and removes both.
+pub(super) async fn open(client: &Client, image: &str, args: &super::BuildArgs) -> Outcome<()> {
+    let mut words = vec!["run", "--rm", "--interactive", "--pull=never"];
+    let is_terminal = terminal::stdin_is_terminal() && terminal::stdout_is_terminal();
+    if is_terminal {
+        words.push("--tty");
+    }
+    let network = format!("--network={}", args.network);
+    if matches!(args.network.as_str(), "host" | "none") {
+        words.push(&network);
+    }
+    words.push(image);
+    warn_line!(
+        "A shell in the state of the failed step, without its secrets and mounts; what is changed here is not kept:"
+    );
+    let command = RunArgs::augment_args(Command::new("run").disable_help_flag(true));
+    let matches = command.try_get_matches_from(words);
+    let run_args = matches.and_then(|matches| RunArgs::from_arg_matches(&matches));
+    let run_args = run_args.map_err(|error| Failure::new(error.to_string()))?;
+    let ran = run(client, run_args).await;
+    // It has no name: it is of no use to anybody else.
+    let removed = client
+        .delete::<Vec<whelk_api_types::ImageDeleteResponseItem>>(&format!(
+            "/images/{image}?force=1"
+        ))
+        .await;
+    if let Err(error) = removed {
+        warn_line!("the image {image} of the failed step was not removed: {error}");
+    }
+    // The code of the last command in the shell says nothing.
+    ran.map(drop)
+}

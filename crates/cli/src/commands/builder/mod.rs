@@ -1,0 +1,187 @@
+//! The commands of the builder, which is the engine, and of its cache: `builder` and `buildx`.
+
+mod cache;
+mod du;
+mod inspect;
+mod ls;
+mod prune;
+
+use clap::{Args, Subcommand};
+use whelk_buildkit::grpc::Channel;
+use whelk_buildkit::pb::Unused;
+use whelk_buildkit::pb::control::{ListWorkersResponse, WorkerRecord};
+
+use crate::client::Client;
+use crate::commands::build::{self, BuildArgs, options::one_builder};
+use crate::output::print_line;
+use crate::{Failure, Outcome};
+
+/// Flags of all commands of builders.
+#[derive(Debug, Args)]
+pub(crate) struct BuilderFlags {
+    /// Override the configured builder instance; there is one, `default`
+    #[arg(long, default_value = "", hide_default_value = true)]
+    builder: String,
+    /// Enable debug logging
+    #[arg(short = 'D', long)]
+    debug: bool,
+}
+
+/// A group's flags and its command.
+#[derive(Debug, Args)]
+pub(crate) struct Group<C: Subcommand> {
+    #[command(flatten)]
+    flags: BuilderFlags,
+    #[command(subcommand)]
+    command: C,
+}
+
+#[derive(Debug, Subcommand)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one value in the life of the process"
+)]
+pub(crate) enum BuilderCommand {
+    /// Start a build
+    Build(BuildArgs),
+    /// List, export and import the caches of steps (`RUN --mount=type=cache`)
+    #[command(subcommand)]
+    Cache(cache::CacheCommand),
+    /// Remove build cache
+    Prune(prune::PruneArgs),
+}
+
+#[derive(Debug, Subcommand)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one value in the life of the process"
+)]
+pub(crate) enum BuildxCommand {
+    /// Start a build
+    #[command(visible_alias = "b")]
+    Build(BuildArgs),
+    /// Disk usage
+    Du(du::DuArgs),
+    /// Inspect current builder instance
+    Inspect(inspect::InspectArgs),
+    /// List builder instances
+    Ls(ls::LsArgs),
+    /// Remove build cache
+    Prune(prune::PruneArgs),
+    /// Show the version of the client
+    Version,
+}
+
+/// Returns the words of a command line with `builder cache` for `build cache`: that would be a build of a directory with too many
+/// arguments.
+pub(crate) fn with_cache_group(mut words: Vec<String>) -> Vec<String> {
+    /// Flags before a command whose value is the next word.
+    const WITH_VALUE: [&str; 10] = [
+        "-H",
+        "--host",
+        "-c",
+        "--context",
+        "--config",
+        "-l",
+        "--log-level",
+        "--tlscacert",
+        "--tlscert",
+        "--tlskey",
+    ];
+    let mut at = 0;
+    while let Some(word) = words.get(at).filter(|word| word.starts_with('-')) {
+        at += if WITH_VALUE.contains(&word.as_str()) {
+            2
+        } else {
+            1
+        };
+    }
+    let rest: Vec<&str> = words.iter().skip(at).take(3).map(String::as_str).collect();
+    if let ["build", "cache", "ls" | "list" | "export" | "import"] = rest.as_slice() {
+        words[at] = "builder".into();
+    }
+    words
+}
+
+/// Runs a command of `whelk builder`.
+pub(crate) async fn builder(client: &Client, group: Group<BuilderCommand>) -> Outcome {
+    one_builder(&group.flags.builder)?;
+    match group.command {
+        BuilderCommand::Build(args) => build::build(client, args).await,
+        BuilderCommand::Cache(command) => cache::cache(client, command).await,
+        BuilderCommand::Prune(args) => prune::prune(client, args).await,
+    }
+}
+
+/// Runs a command of `whelk buildx`.
+pub(crate) async fn buildx(client: &Client, group: Group<BuildxCommand>) -> Outcome {
+    one_builder(&group.flags.builder)?;
+    match group.command {
+        BuildxCommand::Build(args) => build::build(client, args).await,
+        BuildxCommand::Du(args) => du::du(client, args).await,
+        BuildxCommand::Inspect(args) => inspect::inspect(client, args).await,
+        BuildxCommand::Ls(args) => ls::ls(client, args).await,
+        BuildxCommand::Prune(args) => prune::prune(client, args).await,
+        BuildxCommand::Version => {
+            let commit = Some(whelk_text::build::COMMIT).filter(|commit| !commit.is_empty());
+            print_line!(
+                "whelk {} {}",
+                env!("CARGO_PKG_VERSION"),
+                commit.unwrap_or("unknown")
+            )?;
+            Ok(0)
+        }
+    }
+}
+
+/// Asks for the engine as a builder.
+async fn worker(client: &Client) -> Outcome<WorkerRecord> {
+    let channel: Channel = build::connect(client).await?;
+    let answer: ListWorkersResponse = channel
+        .unary("moby.buildkit.v1.Control/ListWorkers", &Unused {})
+        .await
+        .map_err(|status| Failure::new(status.message))?;
+    answer
+        .record
+        .into_iter()
+        .next()
+        .ok_or_else(|| Failure::new("the engine has no builder"))
+}
+
+fn platforms(worker: &WorkerRecord) -> String {
+    let all = worker.platforms.iter().map(|platform| {
+        let parts = [&platform.os, &platform.architecture, &platform.variant];
+        let parts = parts.map(String::as_str);
+        let parts: Vec<&str> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+        parts.join("/")
+    });
+    all.collect::<Vec<_>>().join(", ")
+}
+
+fn version(worker: &WorkerRecord) -> String {
+    let version = worker.buildkit_version.clone();
+    version.unwrap_or_default().version
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn caches_of_steps_are_below_build() {
+        for (line, expected) in [
+            ("build cache ls", "builder cache ls"),
+            (
+                "-H x --debug build cache export y",
+                "-H x --debug builder cache export y",
+            ),
+            ("build cache", "build cache"),
+            ("build cache other", "build cache other"),
+            ("run build cache ls", "run build cache ls"),
+            ("-H build cache ls", "-H build cache ls"),
+        ] {
+            let words = line.split(' ').map(str::to_owned).collect();
+            assert_eq!(with_cache_group(words).join(" "), expected);
+        }
+    }
+}

@@ -1,0 +1,800 @@
+//! `whelk build`: the engine's own client of builds, its progress, its errors, and the commands of the cache.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use whelk_tests::tar::{self, Tar};
+use whelk_tests::{Engine, Output, Program, eventually};
+
+fn build(engine: &Engine, context: &Path, args: &[&str]) -> Output {
+    let context = context.to_str().unwrap();
+    engine.whelk(&[&["build"], args, &[context]].concat())
+}
+
+/// Builds, and returns what was shown, which is on the standard error.
+#[track_caller]
+fn built(engine: &Engine, context: &Path, args: &[&str]) -> String {
+    let output = build(engine, context, args);
+    output.ok();
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn image(engine: &Engine, name: &str) -> Value {
+    engine.get(&format!("/images/{name}/json"))
+}
+
+#[track_caller]
+fn shows(text: &str, expected: &[&str]) {
+    for wanted in expected {
+        assert!(text.contains(wanted), "{wanted:?} in {text}");
+    }
+}
+
+#[test]
+fn an_image_is_built_and_cached() {
+    let engine = Engine::start();
+    let dockerfile = "FROM busybox\nARG WHAT\nLABEL a=b\nCOPY . /srv\nRUN echo to-out; echo to-err >&2; echo $WHAT > /made\n";
+    let files = [
+        ("Dockerfile", dockerfile),
+        (".dockerignore", "*\n!data\n**/*.log\n"),
+        ("data/x", "one"),
+        ("data/y.log", "two"),
+        ("other", "three"),
+    ];
+    let context = engine.scratch_with("first", &files);
+    fs::set_permissions(context.join("data/x"), fs::Permissions::from_mode(0o640)).unwrap();
+    fs::hard_link(context.join("data/x"), context.join("data/z")).unwrap();
+    std::os::unix::fs::symlink("x", context.join("data/link")).unwrap();
+    let _socket = UnixListener::bind(context.join("data/socket")).unwrap();
+    let out = engine.scratch("out");
+    let [iidfile, metadata] = ["iid", "metadata"].map(|name| out.join(name).display().to_string());
+    let args = [
+        "--build-arg",
+        "WHAT=this",
+        "-t",
+        "made:1",
+        "--label",
+        "c=d",
+        "--iidfile",
+        &iidfile,
+        "--metadata-file",
+        &metadata,
+    ];
+    let shown = built(&engine, &context, &args);
+    shows(
+        &shown,
+        &[
+            "#1 [internal] load build definition from Dockerfile\n",
+            "transferring context: ",
+            "[3/3] RUN echo to-out",
+            " to-out\n",
+            " to-err\n",
+            "exporting to image",
+            "naming to docker.io/library/made:1 done",
+        ],
+    );
+    let first = image(&engine, "made:1");
+    let id = first["Id"].as_str().unwrap();
+    assert_eq!(fs::read_to_string(&iidfile).unwrap(), id);
+    let metadata: Value = serde_json::from_slice(&fs::read(&metadata).unwrap()).unwrap();
+    assert_eq!(metadata["containerimage.digest"], id);
+    assert!(
+        metadata["buildx.build.ref"]
+            .as_str()
+            .unwrap()
+            .starts_with("default/default/")
+    );
+    assert_eq!(first["Config"]["Labels"], json!({"a": "b", "c": "d"}));
+    let look = "cat /made; cd /srv; find . | sort; stat -c '%a %u %h' data/x; readlink data/link";
+    let found = engine
+        .docker(&["run", "--rm", "made:1", "sh", "-c", look])
+        .ok();
+    assert_eq!(
+        found,
+        "this\n.\n./data\n./data/link\n./data/x\n./data/z\n640 0 2\nx"
+    );
+    // Nothing is executed or sent again, and the image is the same.
+    let same = ["--build-arg", "WHAT=this", "--label", "c=d"];
+    let again = built(&engine, &context, &[&same[..], &["-t", "made:2"]].concat());
+    assert!(!again.contains(" to-out\n"), "{again}");
+    shows(&again, &["CACHED\n"]);
+    assert_eq!(image(&engine, "made:2")["Id"], id);
+    let quiet = build(&engine, &context, &[&same[..], &["-q"]].concat());
+    assert_eq!((quiet.ok(), quiet.err()), (id.to_owned(), String::new()));
+    let group = [
+        &["image", "build", "-q"][..],
+        &same[..],
+        &[context.to_str().unwrap()],
+    ]
+    .concat();
+    assert_eq!(engine.whelk(&group).ok(), id);
+    // One file is sent, and only the steps that depend on it run.
+    fs::write(context.join("data/x"), "changed").unwrap();
+    let other = built(
+        &engine,
+        &context,
+        &["--build-arg", "WHAT=this", "-t", "made:3"],
+    );
+    shows(&other, &[" to-out\n"]);
+    assert_ne!(image(&engine, "made:3")["Id"], id);
+    let fresh = built(&engine, &context, &["--no-cache", "-t", "made:4"]);
+    shows(&fresh, &[" to-out\n"]);
+}
+
+#[test]
+fn contexts_come_from_several_places() {
+    let engine = Engine::start();
+    let files = [
+        (
+            "Dockerfile",
+            "FROM busybox\nCOPY x /x\nCOPY --from=more y /y\n",
+        ),
+        ("x", "1"),
+        ("../more/y", "2"),
+    ];
+    let context = engine.scratch_with("main", &files);
+    let more = format!("more={}", context.join("../more").display());
+    let text = context.to_str().unwrap();
+    let look = |name: &str| {
+        engine
+            .docker(&["run", "--rm", name, "cat", "/x", "/y"])
+            .ok()
+    };
+    built(
+        &engine,
+        &context,
+        &["--build-context", &more, "-t", "named"],
+    );
+    assert_eq!(look("named"), "12");
+    // A Dockerfile of another name, and one on the standard input.
+    fs::rename(context.join("Dockerfile"), context.join("other.dockerfile")).unwrap();
+    let file = context.join("other.dockerfile");
+    built(
+        &engine,
+        &context,
+        &[
+            "--build-context",
+            &more,
+            "-t",
+            "other",
+            "-f",
+            file.to_str().unwrap(),
+        ],
+    );
+    assert_eq!(look("other"), "12");
+    let client = engine.cli(Program::Whelk);
+    client
+        .feed(
+            &["build", "-t", "fed", "-f", "-", text],
+            b"FROM busybox\nCOPY x /x\nRUN cp /x /y\n",
+        )
+        .ok();
+    assert_eq!(look("fed"), "11");
+    client
+        .feed(
+            &["build", "-t", "alone", "-"],
+            b"FROM busybox\nRUN echo 3 > /x; echo 4 > /y\n",
+        )
+        .ok();
+    assert_eq!(look("alone"), "3\n4");
+    // An archive, whose Dockerfile is in it.
+    let tar = Tar::new()
+        .file("d/Dockerfile", b"FROM busybox\nCOPY x y /\n")
+        .file("x", b"5")
+        .file("y", b"6");
+    let archive = tar.finish();
+    client
+        .feed(
+            &["build", "-t", "archive", "-f", "d/Dockerfile", "-"],
+            &archive,
+        )
+        .ok();
+    assert_eq!(look("archive"), "56");
+    let temporary = fs::read_dir(std::env::temp_dir()).unwrap();
+    let left = temporary.filter(|entry| {
+        entry
+            .as_ref()
+            .unwrap()
+            .file_name()
+            .to_string_lossy()
+            .starts_with("whelk-context-")
+    });
+    assert_eq!(left.count(), 0);
+}
+
+#[test]
+fn mistakes_are_told_before_anything_is_built() {
+    let engine = Engine::start();
+    let context = engine.scratch_with(
+        "wrong",
+        &[
+            ("Dockerfile", "FROM busybox AS a\nRUN true\n"),
+            ("file", "x"),
+        ],
+    );
+    let file = context.join("file");
+    let file = file.to_str().unwrap();
+    let empty = engine.scratch("empty");
+    let check = |context: &Path, args: &[&str], expected: &str| {
+        let failed = build(&engine, context, args);
+        assert_ne!(failed.code, 0, "{args:?}");
+        let text = failed.err();
+        assert!(text.contains(expected), "{expected:?} in {text}");
+    };
+    check(
+        &context.join("none"),
+        &[],
+        "ERROR: failed to build: unable to prepare context: path",
+    );
+    check(Path::new(file), &[], "not found");
+    check(
+        &empty,
+        &[],
+        "failed to read dockerfile: open Dockerfile: no such file or directory",
+    );
+    check(
+        &context,
+        &["-f", "none"],
+        "failed to read dockerfile: open none: no such file or directory",
+    );
+    check(
+        &context,
+        &["-f", context.to_str().unwrap()],
+        "is a directory",
+    );
+    check(
+        &context,
+        &["--target", "nosuch"],
+        "target stage \"nosuch\" could not be found",
+    );
+    check(
+        &context,
+        &["--secret", "id=a,src=/nonexistent"],
+        "failed to stat /nonexistent: no such file or directory",
+    );
+    check(&context, &["--secret", "a"], "must be a key=value pair");
+    check(
+        &context,
+        &["--build-context", "x=/nonexistent"],
+        "/nonexistent",
+    );
+    check(
+        &context,
+        &["-t", "Not/Valid"],
+        "repository name (Valid) must be lowercase",
+    );
+    check(
+        &context,
+        &["--progress", "none-such"],
+        "invalid progress mode none-such",
+    );
+    check(
+        &context,
+        &["--call", "nosuch"],
+        "invalid print mode \"nosuch\"",
+    );
+    check(
+        &context,
+        &["--builder", "other"],
+        "no builder \"other\" found",
+    );
+    check(&context, &["--ulimit", "x=1"], "invalid ulimit type: x");
+    check(&context, &["--ssh", "default"], "--ssh");
+    check(
+        &context,
+        &["--network", "container:mine"],
+        "the network container:mine of builds",
+    );
+    check(
+        &context,
+        &["--allow", "security.insecure"],
+        "security.insecure",
+    );
+    check(
+        &context,
+        &["--add-host", "x:y"],
+        "invalid IP address in add-host",
+    );
+    check(
+        &context,
+        &["-q", "--progress", "plain"],
+        "cannot be used together",
+    );
+    let no_path = engine.whelk(&["build"]);
+    assert_ne!(no_path.code, 0);
+    shows(&no_path.err(), &["build"]);
+}
+
+#[test]
+fn what_cannot_be_sent_is_named() {
+    let engine = Engine::start();
+    let context = engine.scratch_with("unsendable", &[("Dockerfile", "FROM busybox\nCOPY . /x\n")]);
+    let device = context.join("device");
+    let kind = rustix::fs::FileType::CharacterDevice;
+    let mode = rustix::fs::Mode::from_raw_mode(0o666);
+    let null = rustix::fs::makedev(1, 3);
+    rustix::fs::mknodat(rustix::fs::CWD, &device, kind, mode, null).unwrap();
+    let failed = build(&engine, &context, &[]);
+    assert_eq!(failed.code, 1);
+    shows(
+        &failed.err(),
+        &["device is a device, which a build context cannot have"],
+    );
+    fs::remove_file(&device).unwrap();
+    // Root can read everything, unless it lacks the capabilities for that.
+    let secret = context.join("secret");
+    fs::write(&secret, "x").unwrap();
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o000)).unwrap();
+    let host = format!("unix://{}", engine.socket().display());
+    let failed = std::process::Command::new("setpriv")
+        .args(["--bounding-set", "-dac_override,-dac_read_search"])
+        .arg(Program::Whelk.path())
+        .args(["--host", &host, "build"])
+        .arg(&context)
+        .output()
+        .unwrap();
+    assert_eq!(failed.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&failed.stderr);
+    shows(&text, &["open secret: permission denied"]);
+}
+
+#[test]
+fn failures_show_lines_and_output() {
+    let engine = Engine::start();
+    let dockerfile = "FROM busybox\nRUN for i in $(seq 1 500); do echo line $i; done; exit 7\n";
+    let context = engine.scratch_with("exit", &[("Dockerfile", dockerfile)]);
+    let failed = build(&engine, &context, &["-t", "none"]);
+    assert_eq!(failed.code, 1);
+    let text = failed.err();
+    shows(
+        &text,
+        &[
+            "line 1\n",
+            "line 250\n",
+            "did not complete successfully: exit code: 7",
+            "------\n > [2/2] RUN for i in",
+            "Dockerfile:2\n--------------------\n",
+            "   2 | >>> RUN for i in $(seq 1 500)",
+            "ERROR: failed to build: failed to solve: process \"/bin/sh -c for i in",
+        ],
+    );
+    let quiet = build(&engine, &context, &["-q"]).err();
+    assert!(
+        !quiet.contains("line 1\n") && quiet.contains(">>> RUN for"),
+        "{quiet}"
+    );
+    let raw = build(&engine, &context, &["--progress", "rawjson"]);
+    let messages = String::from_utf8_lossy(&raw.stderr).into_owned();
+    let messages = messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let mut failed =
+        messages.filter_map(|message| message["vertexes"][0]["error"].as_str().map(str::to_owned));
+    assert!(failed.next_back().unwrap().contains("exit code: 7"));
+    let syntax = engine.scratch_with("syntax", &[("Dockerfile", "FROM busybox\n\nRUNS x\n")]);
+    shows(
+        &build(&engine, &syntax, &[]).err(),
+        &["unknown instruction: RUNS", ">>> RUNS x"],
+    );
+}
+
+#[test]
+fn dockerfiles_are_checked_and_described() {
+    let engine = Engine::start();
+    let dockerfile =
+        "# What is built first.\nFROM busybox AS base\nARG A=1\nFROM base\nCMD echo x\n";
+    let context = engine.scratch_with("checked", &[("Dockerfile", dockerfile)]);
+    let checked = build(&engine, &context, &["--check"]);
+    assert_eq!(checked.code, 1);
+    shows(
+        &checked.out(),
+        &[
+            "1 warning has been found!",
+            "JSONArgsRecommended",
+            "Dockerfile:5",
+        ],
+    );
+    let json = build(&engine, &context, &["--call", "check,format=json"]);
+    let json: Value = serde_json::from_str(&json.out()).unwrap();
+    assert_eq!(json["warnings"][0]["ruleName"], "JSONArgsRecommended");
+    shows(
+        &built(&engine, &context, &[]),
+        &["1 warning found", "JSONArgsRecommended"],
+    );
+    shows(
+        &build(&engine, &context, &["--call", "targets"]).ok(),
+        &["base"],
+    );
+    shows(
+        &build(
+            &engine,
+            &context,
+            &["--call", "outline", "--target", "base"],
+        )
+        .ok(),
+        &["A"],
+    );
+    fs::write(context.join("Dockerfile"), "FROM busybox\nCMD [\"x\"]\n").unwrap();
+    assert_eq!(
+        build(&engine, &context, &["--check"]).ok(),
+        "Check complete, no warnings found."
+    );
+    fs::write(context.join("Dockerfile"), "FROM busybox\nCOPIE x\n").unwrap();
+    let wrong = build(&engine, &context, &["--check"]);
+    assert_ne!(wrong.code, 0);
+    shows(&wrong.err(), &["unknown instruction: COPIE"]);
+}
+
+#[test]
+fn secrets_and_settings_reach_the_steps() {
+    let engine = Engine::start();
+    let dockerfile = "FROM busybox\nRUN --mount=type=secret,id=key,required cat /run/secrets/key; echo; df -k /dev/shm | tail -1; ulimit -n; grep -c 1.2.3.4 /etc/hosts\nRUN --mount=type=secret,id=VAR,env=TOKEN echo has-$TOKEN\n";
+    let context = engine.scratch_with(
+        "settings",
+        &[("Dockerfile", dockerfile), ("secret", "hidden")],
+    );
+    let secret = format!("id=key,src={}", context.join("secret").display());
+    let text = context.to_str().unwrap();
+    let args = [
+        "build",
+        "--secret",
+        &secret,
+        "--secret",
+        "id=VAR",
+        "--shm-size",
+        "1m",
+        "--ulimit",
+        "nofile=99",
+        "--add-host",
+        "x:1.2.3.4",
+        text,
+    ];
+    let client = engine.cli(Program::Whelk).with_env(&[("VAR", "value")]);
+    let output = client.run(&args);
+    output.ok();
+    let shown = String::from_utf8_lossy(&output.stderr).into_owned();
+    shows(
+        &shown,
+        &[" hidden\n", " 1024 ", " 99\n", " 1\n", " has-value\n"],
+    );
+}
+
+#[test]
+fn steps_are_on_a_network_of_the_engine() {
+    let engine = Engine::start();
+    engine.whelk(&["network", "create", "mine"]).ok();
+    let server = [
+        "run",
+        "-d",
+        "--name",
+        "server",
+        "--network",
+        "mine",
+        "busybox",
+        "httpd",
+        "-f",
+        "-p",
+        "80",
+        "-h",
+        "/etc",
+    ];
+    engine.whelk(&server).ok();
+    let dockerfile = "FROM busybox\nRUN wget -q -O /made http://server/passwd\n";
+    let context = engine.scratch_with("network", &[("Dockerfile", dockerfile)]);
+    built(&engine, &context, &["--network", "mine", "-t", "made"]);
+    // On another network, the server is not there, and the result of the first does not count.
+    assert_eq!(build(&engine, &context, &[]).code, 1);
+    let missing = build(&engine, &context, &["--network", "none-such"]);
+    shows(&missing.err(), &["none-such"]);
+    engine.whelk(&["rm", "-f", "server"]).ok();
+    engine.whelk(&["network", "rm", "mine"]).ok();
+}
+
+#[test]
+fn ctrl_c_ends_a_build() {
+    let engine = Engine::start();
+    let dockerfile = "FROM busybox\nRUN echo begun; sleep 1000\n";
+    let context = engine.scratch_with("long", &[("Dockerfile", dockerfile)]);
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+        let client = engine.cli(Program::Whelk);
+        let mut running =
+            client.spawn(&["build", "--progress", "plain", context.to_str().unwrap()]);
+        eventually("the step runs", || {
+            running.errors_so_far().contains("begun\n").then_some(())
+        });
+        running.signal(signal);
+        let ended = running.finish();
+        assert_eq!(ended.code, code);
+        shows(&ended.err(), &["CANCELED", "context canceled"]);
+        eventually("nothing of it is left", || {
+            let output = engine.docker(&["ps", "-aq"]);
+            let tmp = fs::read_dir(engine.root().join("tmp")).unwrap().count();
+            (output.ok().is_empty() && tmp == 0).then_some(())
+        });
+    }
+}
+
+#[test]
+fn progress_is_drawn_on_a_terminal() {
+    let engine = Engine::start();
+    let dockerfile = "FROM busybox\nRUN for i in $(seq 1 5); do echo line $i; sleep 0.2; done\n";
+    let context = engine.scratch_with("drawn", &[("Dockerfile", dockerfile)]);
+    let mut pty = engine
+        .cli(Program::Whelk)
+        .pty(&["build", context.to_str().unwrap()]);
+    pty.expect("[+] Building");
+    pty.expect("=> => # line 2");
+    pty.expect("FINISHED");
+    assert_eq!(pty.finish(), 0);
+}
+
+#[test]
+fn the_cache_is_listed_and_pruned() {
+    let engine = Engine::start();
+    let dockerfile = "FROM busybox\nRUN --mount=type=cache,target=/c echo x > /c/x\nRUN head -c 100000 /dev/zero > /big\n";
+    let context = engine.scratch_with("cache", &[("Dockerfile", dockerfile)]);
+    built(&engine, &context, &["-t", "made"]);
+    let listed = engine.whelk(&["buildx", "du"]).ok();
+    shows(&listed, &["ID", "RECLAIMABLE", "Total:"]);
+    let format = "{{.Type}} {{.Description}}";
+    let kinds = engine
+        .whelk(&[
+            "buildx",
+            "du",
+            "--format",
+            format,
+            "--filter",
+            "type=exec.cachemount",
+        ])
+        .ok();
+    assert!(
+        kinds.starts_with("exec.cachemount") && kinds.lines().count() == 1,
+        "{kinds}"
+    );
+    shows(
+        &engine.whelk(&["buildx", "du", "--verbose"]).ok(),
+        &["Usage count:", "Type:\t\tregular"],
+    );
+    let pruned = engine
+        .whelk(&["builder", "prune", "-f", "--filter", "type=exec.cachemount"])
+        .ok();
+    shows(&pruned, &["Total:"]);
+    assert_eq!(
+        engine
+            .whelk(&[
+                "buildx",
+                "du",
+                "--format",
+                format,
+                "--filter",
+                "type=exec.cachemount"
+            ])
+            .ok(),
+        ""
+    );
+    let kept = engine
+        .whelk(&["builder", "prune", "-f", "--filter", "until=24h"])
+        .ok();
+    assert_eq!(kept.trim(), "Total:\t0B");
+    engine.whelk(&["builder", "prune", "-af"]).ok();
+    assert_eq!(
+        engine.whelk(&["buildx", "du", "--format", "{{.ID}}"]).ok(),
+        ""
+    );
+    for (args, expected) in [
+        (
+            &["builder", "prune", "-f", "--filter", "x"][..],
+            "invalid filter",
+        ),
+        (
+            &["builder", "prune", "-f", "--filter", "nosuch=x"],
+            "nosuch",
+        ),
+        (
+            &["builder", "prune", "-f", "--keep-storage", "x"],
+            "--keep-storage",
+        ),
+        (&["buildx", "--builder", "x", "du"], "no builder \"x\""),
+    ] {
+        let failed = engine.whelk(args);
+        assert_ne!(failed.code, 0, "{args:?}");
+        shows(&failed.err(), &[expected]);
+    }
+    shows(
+        &engine.whelk(&["buildx", "ls"]).ok(),
+        &["default*", "running", "linux/"],
+    );
+    shows(
+        &engine.whelk(&["buildx", "inspect"]).ok(),
+        &["Driver:        docker", "BuildKit version:"],
+    );
+    shows(&engine.whelk(&["buildx", "version"]).ok(), &["whelk "]);
+}
+
+#[test]
+fn steps_that_are_not_cached_are_explained() {
+    let engine = Engine::start();
+    let dockerfile =
+        "FROM busybox\nARG WHAT=1\nCOPY one two /srv/\nRUN echo $WHAT > /made\nRUN true\n";
+    let files = [
+        ("Dockerfile", dockerfile),
+        ("one", "1"),
+        ("two", "2"),
+        ("three", "3"),
+    ];
+    let context = engine.scratch_with("explained", &files);
+    let explained = |args: &[&str]| {
+        let shown = built(&engine, &context, &[&["--explain"], args].concat());
+        let lines = shown
+            .split("Not cached:\n")
+            .nth(1)
+            .unwrap_or_default()
+            .to_owned();
+        lines
+            .lines()
+            .map(|line| line.trim_start_matches(" - ").to_owned())
+            .collect::<Vec<_>>()
+    };
+    let first = explained(&[]);
+    assert_eq!(first.len(), 3, "{first:?}");
+    assert!(
+        first[0].ends_with("COPY one two /srv/: it was not executed before"),
+        "{first:?}"
+    );
+    assert_eq!(explained(&[]), [""; 0]);
+    // What is not read makes no difference.
+    fs::write(context.join("three"), "other").unwrap();
+    assert_eq!(explained(&[]), [""; 0]);
+    fs::write(context.join("two"), "other").unwrap();
+    assert_eq!(
+        explained(&[]),
+        [
+            "[2/4] COPY one two /srv/: two has changed",
+            "[3/4] RUN echo 1 > /made: the result of [2/4] is another one",
+            "[4/4] RUN true: the result of [3/4] is another one",
+        ]
+    );
+    let argument = explained(&["--build-arg", "WHAT=2"]);
+    assert!(
+        argument[0].contains("the variable WHAT has another value"),
+        "{argument:?}"
+    );
+    assert!(!argument.concat().contains("COPY"), "{argument:?}");
+    fs::write(
+        context.join("Dockerfile"),
+        dockerfile.replace("RUN true", "RUN :"),
+    )
+    .unwrap();
+    assert_eq!(
+        explained(&["--build-arg", "WHAT=2"]),
+        ["[4/4] RUN :: the instruction was RUN true"]
+    );
+    let ignored = explained(&["--build-arg", "WHAT=2", "--no-cache"]);
+    assert!(
+        ignored
+            .iter()
+            .all(|line| line.ends_with("the build uses no cache for it")),
+        "{ignored:?}"
+    );
+    engine.whelk(&["builder", "prune", "-af"]).ok();
+    let gone = explained(&["--build-arg", "WHAT=2"]);
+    assert!(
+        gone[0].ends_with("its result is not in the cache any more"),
+        "{gone:?}"
+    );
+    // Another base image of the same name.
+    fs::write(context.join("base"), "FROM busybox\nLABEL a=b\n").unwrap();
+    let base = context.join("base");
+    built(
+        &engine,
+        &context,
+        &["-f", base.to_str().unwrap(), "-t", "busybox"],
+    );
+    let other = explained(&["--build-arg", "WHAT=2"]);
+    assert!(
+        other[0].contains("the base image docker.io/library/busybox:latest is another one"),
+        "{other:?}"
+    );
+}
+
+#[test]
+fn a_shell_is_opened_where_a_step_has_failed() {
+    let engine = Engine::start();
+    let dockerfile = "FROM busybox\nENV A=b\nWORKDIR /srv\nRUN --mount=type=secret,id=s echo left > made; exit 3\n";
+    let context = engine.scratch_with("shell", &[("Dockerfile", dockerfile), ("secret", "hidden")]);
+    let text = context.to_str().unwrap();
+    let secret = format!("id=s,src={}", context.join("secret").display());
+    let args = ["build", "--on-error=shell", "--secret", &secret, text];
+    let client = engine.cli(Program::Whelk);
+    let output = client.feed(
+        &args,
+        b"pwd; cat made; echo A=$A; ls -A /run/secrets 2>/dev/null; echo more > made; exit 0\n",
+    );
+    assert_eq!(output.code, 1);
+    shows(
+        &output.err(),
+        &["exit code: 3", ">>> RUN --mount=type=secret"],
+    );
+    assert_eq!(output.out(), "/srv\nleft\nA=b\n");
+    let mut pty = client.pty(&args);
+    pty.expect("A shell in the state of the failed step");
+    pty.insist("cat made\n", "left");
+    pty.keys("exit\n");
+    assert_eq!(pty.finish(), 1);
+    // Nothing of it is left, and the step is executed again.
+    assert_eq!(engine.docker(&["ps", "-aq"]).ok(), "");
+    assert_eq!(engine.docker(&["images", "-aq"]).ok().lines().count(), 1);
+    let again = build(&engine, &context, &["--secret", &secret]);
+    shows(&again.err(), &["exit code: 3"]);
+    let other = build(&engine, &context, &["--on-error", "other"]);
+    shows(&other.err(), &["invalid value \"other\" for --on-error"]);
+    // What fails before a step has no state.
+    let missing = build(&engine, &context, &["--on-error", "shell", "--target", "x"]);
+    shows(&missing.err(), &["could not be found"]);
+}
+
+#[test]
+fn caches_of_steps_are_listed_and_moved() {
+    let engine = Engine::start();
+    let dockerfile = "FROM busybox\nARG N\nRUN --mount=type=cache,target=/root/.cache cat /root/.cache/x; echo $N >> /root/.cache/x; ln -s x /root/.cache/link || true\n";
+    let context = engine.scratch_with("moved", &[("Dockerfile", dockerfile)]);
+    built(&engine, &context, &["--build-arg", "N=1"]);
+    let format = ["build", "cache", "ls", "--format", "{{.Mount}} {{.InUse}}"];
+    assert_eq!(engine.whelk(&format).ok(), "/root/.cache false");
+    let id = engine.whelk(&["build", "cache", "ls", "-q"]).ok();
+    let file = engine
+        .scratch("out")
+        .join("cache.tar")
+        .display()
+        .to_string();
+    engine
+        .whelk(&["build", "cache", "export", "/root/.cache", "-o", &file])
+        .ok();
+    assert_eq!(tar::file(&fs::read(&file).unwrap(), "./x"), b"1\n");
+    engine.whelk(&["builder", "prune", "-af"]).ok();
+    assert_eq!(engine.whelk(&format).ok(), "");
+    assert_eq!(
+        engine
+            .whelk(&["build", "cache", "import", "/root/.cache", &file])
+            .ok(),
+        id
+    );
+    let shown = built(&engine, &context, &["--build-arg", "N=2"]);
+    shows(&shown, &[" 1\n"]);
+    // By its id, and over what is there.
+    let archive = fs::read(&file).unwrap();
+    let imported = engine
+        .cli(Program::Whelk)
+        .feed(&["builder", "cache", "import", &id], &archive);
+    assert_eq!(imported.ok(), id);
+    let exported = engine.whelk(&["builder", "cache", "export", &id]);
+    assert_eq!(tar::file(&exported.stdout, "./x"), b"1\n");
+    for (args, expected) in [
+        (
+            &["build", "cache", "export", "none"][..],
+            "no such cache of builds: none",
+        ),
+        (
+            &["build", "cache", "import", "new", "/nonexistent"],
+            "open /nonexistent",
+        ),
+        (
+            &["build", "cache", "import", "new", "/etc/passwd"],
+            "archive",
+        ),
+    ] {
+        let failed = engine.whelk(args);
+        assert_ne!(failed.code, 0, "{args:?}");
+        shows(&failed.err(), &[expected]);
+    }
+    assert_eq!(engine.whelk(&format).ok(), "/root/.cache false");
+}
