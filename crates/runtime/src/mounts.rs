@@ -369,14 +369,19 @@ struct Layers {
     lower: Vec<PathBuf>,
     /// The upper and the work directory of a mount that can be written to.
     writable: Option<(PathBuf, PathBuf)>,
+    volatile: bool,
 }
 
-/// Returns the layers of an overlay mount, if its options consist of `lowerdir+=PATH`, and of `upperdir` and
-/// `workdir`, only. One option per layer avoids the length limits of a single `lowerdir` option.
+/// Returns the layers of an overlay mount, if its options consist of `lowerdir+=PATH`, and of `upperdir`,
+/// `workdir` and `volatile`, only. One option per layer avoids the length limits of a single `lowerdir` option.
 fn overlay_layers(mount: &Mount, options: &Options) -> Option<Layers> {
     let mut lower = Vec::new();
-    let (mut upper, mut work) = (None, None);
+    let (mut upper, mut work, mut volatile) = (None, None, false);
     for (key, value) in &options.data {
+        if key == "volatile" && value.is_none() {
+            volatile = true;
+            continue;
+        }
         let path = PathBuf::from(value.as_ref()?);
         match key.as_str() {
             "lowerdir+" => lower.push(path),
@@ -387,7 +392,11 @@ fn overlay_layers(mount: &Mount, options: &Options) -> Option<Layers> {
     }
     let writable = upper.zip(work);
     let is_whole = mount.kind == "overlay" && !lower.is_empty();
-    is_whole.then_some(Layers { lower, writable })
+    is_whole.then_some(Layers {
+        lower,
+        writable,
+        volatile,
+    })
 }
 
 /// Mounts layers as an overlay: the whole, or the subdirectory that the options name.
@@ -398,11 +407,15 @@ fn mount_layers(mount: &Mount, options: &Options, layers: &Layers) -> Result<Own
             format!("{} at {}", mount.source, mount.destination),
         )(error)
     };
-    let Layers { lower, writable } = layers;
+    let Layers {
+        lower,
+        writable,
+        volatile,
+    } = layers;
     let writable = writable.as_ref().map(|(upper, work)| overlay::Writable {
         upper,
         work,
-        volatile: false,
+        volatile: *volatile,
     });
     // open_tree(2) clones a part only of an attached mount, so the overlay is attached over its
     // lowest layer for a moment, which is a directory: higher ones may be EROFS images.

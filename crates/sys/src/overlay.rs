@@ -27,6 +27,15 @@ pub struct Writable<'a> {
     pub volatile: bool,
 }
 
+/// Options of writable overlays, whatever the defaults of the kernel's module are: otherwise a renamed directory or a
+/// changed mode of a file would be a mark in the upper layer that refers to a lower one, and that layer alone would be
+/// of no use, as one of an image for example.
+const UPPER: [(&str, &str); 3] = [
+    ("redirect_dir", "off"),
+    ("metacopy", "off"),
+    ("index", "off"),
+];
+
 /// Mounts layers (topmost first) without attaching the mount. Each layer is an option of its own,
 /// so that their number is not limited by the length of an option.
 ///
@@ -59,6 +68,9 @@ pub fn mount(lower: &[PathBuf], writable: Option<Writable<'_>>) -> Result<OwnedF
     {
         fsconfig_set_string(context.as_fd(), "upperdir", upper)?;
         fsconfig_set_string(context.as_fd(), "workdir", work)?;
+        for (name, value) in UPPER {
+            fsconfig_set_string(context.as_fd(), name, value)?;
+        }
         if volatile {
             fsconfig_set_flag(context.as_fd(), "volatile")?;
         }
@@ -92,6 +104,9 @@ pub fn mount_at(
     }) = writable
     {
         options += &format!(",upperdir={},workdir={}", upper.display(), work.display());
+        for (name, value) in UPPER {
+            options += &format!(",{name}={value}");
+        }
         if volatile {
             options += ",volatile";
         }
@@ -273,6 +288,65 @@ fn open(path: &Path) -> Result<OwnedFd, Errno> {
 )]
 mod tests {
     use super::*;
+
+    /// Sets options of the kernel's module, and restores them when it is dropped.
+    struct Parameters(Vec<(PathBuf, String)>);
+
+    impl Parameters {
+        fn set(names: &[&str], value: &str) -> Option<Self> {
+            let mut before = Self(Vec::new());
+            for name in names {
+                let path = Path::new("/sys/module/overlay/parameters").join(name);
+                let old = std::fs::read_to_string(&path).ok()?;
+                std::fs::write(&path, value).ok()?;
+                before.0.push((path, old));
+            }
+            Some(before)
+        }
+    }
+
+    impl Drop for Parameters {
+        fn drop(&mut self) {
+            for (path, old) in &self.0 {
+                let _ = std::fs::write(path, old);
+            }
+        }
+    }
+
+    #[test]
+    fn upper_layers_refer_to_no_lower_ones() {
+        let Some(_parameters) = Parameters::set(&["redirect_dir", "metacopy"], "Y") else {
+            return;
+        };
+        let scratch = crate::Scratch::temporary("overlay-upper").unwrap();
+        let path = |name: &str| scratch.path().join(name);
+        for name in ["lower", "lower/d", "upper", "work"] {
+            std::fs::create_dir(path(name)).unwrap();
+        }
+        std::fs::write(path("lower/d/file"), "content").unwrap();
+        std::fs::write(path("lower/other"), "content").unwrap();
+        let (upper, work) = (path("upper"), path("work"));
+        let layers = Writable {
+            upper: &upper,
+            work: &work,
+            volatile: true,
+        };
+        let Ok(merged) = writable(&[path("lower")], layers) else {
+            return;
+        };
+        let inside =
+            |name: &str| PathBuf::from(format!("/proc/self/fd/{}/{name}", merged.as_raw_fd()));
+        // As mv(1) sees: it copies then.
+        assert!(std::fs::rename(inside("d"), inside("e")).is_err());
+        use std::os::unix::fs::PermissionsExt as _;
+        let mode = std::fs::Permissions::from_mode(0o600);
+        std::fs::set_permissions(inside("other"), mode).unwrap();
+        let mut names = [0u8; 1024];
+        let length = rustix::fs::listxattr(upper.join("other"), &mut names[..]).unwrap();
+        let names = String::from_utf8_lossy(&names[..length]).into_owned();
+        assert!(!names.contains("metacopy"), "{names}");
+        assert_eq!(std::fs::read(upper.join("other")).unwrap(), b"content");
+    }
 
     /// The path for kernels without one option per layer.
     #[test]
