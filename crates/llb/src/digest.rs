@@ -42,6 +42,11 @@ impl Digest {
         Some(Self(bytes))
     }
 
+    /// Returns the digest that consists of these bytes.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }

@@ -11,7 +11,8 @@ use prost::Message as _;
 use crate::digest::Digest;
 use crate::pb::file_action::Action;
 use crate::pb::op::Kind;
-use crate::pb::{FileOp, Mount, MountType, Op, SourceOp};
+use crate::pb::user_opt::User;
+use crate::pb::{ChownOpt, FileAction, FileOp, Mount, MountType, Op, SourceOp};
 
 /// Changes when keys are made in another way.
 const VERSION: &[u8] = b"whelk key 1";
@@ -80,11 +81,15 @@ pub fn uses(op: &Op) -> Vec<Use> {
     uses.into_iter().map(whole).collect()
 }
 
-/// Returns what a mount that cannot be written to selects.
+/// Returns what a mount selects that is no part of the result: it cannot be written to, or what is written is not kept.
 fn mount_selector(mount: &Mount) -> Option<Selector> {
-    let is_bind = MountType::try_from(mount.mount_type) == Ok(MountType::Bind);
-    let reads_only = is_bind && mount.readonly && mount.dest != "/";
-    reads_only.then(|| Selector {
+    let is_read = match MountType::try_from(mount.mount_type) {
+        Ok(MountType::Bind) => mount.readonly || mount.output < 0,
+        // It has no output, whatever the index says.
+        Ok(MountType::Cache) => true,
+        _ => false,
+    };
+    (is_read && mount.dest != "/").then(|| Selector {
         path: mount.selector.clone(),
         follow: true,
         ..Selector::default()
@@ -95,19 +100,51 @@ fn file_uses(file: &FileOp, note: &mut impl FnMut(i64, Option<Selector>)) {
     for action in &file.actions {
         note(action.input, None);
         match &action.action {
-            Some(Action::Copy(copy)) => note(
-                action.secondary_input,
-                Some(Selector {
+            Some(Action::Copy(copy)) => {
+                let selector = Selector {
                     path: copy.src.clone(),
                     wildcard: copy.allow_wildcard,
                     follow: copy.follow_symlink,
                     include: copy.include_patterns.clone(),
                     exclude: copy.exclude_patterns.clone(),
-                }),
-            ),
+                };
+                note(action.secondary_input, Some(selector));
+                for path in &copy.required_paths {
+                    let path = path.clone();
+                    let required = Selector {
+                        path,
+                        ..Selector::default()
+                    };
+                    note(action.secondary_input, Some(required));
+                }
+            }
             _ => note(action.secondary_input, None),
         }
+        for input in owner(action).into_iter().flat_map(names) {
+            note(input, None);
+        }
     }
+}
+
+/// Returns the owner that an action gives to files.
+fn owner(action: &FileAction) -> Option<&ChownOpt> {
+    match action.action.as_ref()? {
+        Action::Copy(copy) => copy.owner.as_ref(),
+        Action::Mkfile(file) => file.owner.as_ref(),
+        Action::Mkdir(directory) => directory.owner.as_ref(),
+        Action::Symlink(link) => link.owner.as_ref(),
+        Action::Rm(_) => None,
+    }
+}
+
+/// Returns the inputs in whose databases of users the names of an owner are looked up.
+fn names(owner: &ChownOpt) -> impl Iterator<Item = i64> {
+    let both = [owner.user.as_ref(), owner.group.as_ref()];
+    let both = both.into_iter().flatten();
+    both.filter_map(|named| match named.user.as_ref()? {
+        User::ByName(named) => Some(named.input),
+        User::ById(_) => None,
+    })
 }
 
 /// Returns the key of an operation other than a source, with the identities of its inputs in their order.
@@ -196,7 +233,7 @@ pub fn source(source: &SourceOp, identity: &str) -> Digest {
 mod tests {
     use super::*;
     use crate::pb::{
-        CacheOpt, ExecOp, FileAction, FileActionCopy, HostIp, Input, Meta, ProxyEnv,
+        CacheOpt, ExecOp, FileActionCopy, HostIp, Input, Meta, NamedUserOpt, ProxyEnv, UserOpt,
         WorkerConstraints,
     };
 
@@ -289,6 +326,28 @@ mod tests {
     }
 
     #[test]
+    fn mounts_whose_writes_are_not_kept_select() {
+        let check = |mount_type: MountType, dest: &str, readonly, output, expected: bool| {
+            let mount = Mount {
+                dest: dest.into(),
+                readonly,
+                output,
+                mount_type: mount_type.into(),
+                ..Mount::default()
+            };
+            assert_eq!(mount_selector(&mount).is_some(), expected, "{mount:?}");
+        };
+        check(MountType::Bind, "/a", true, -1, true);
+        check(MountType::Bind, "/a", true, 1, true);
+        check(MountType::Bind, "/a", false, -1, true);
+        check(MountType::Bind, "/a", false, 1, false);
+        check(MountType::Bind, "/", false, 0, false);
+        check(MountType::Bind, "/", true, -1, false);
+        check(MountType::Cache, "/a", false, 0, true);
+        check(MountType::Tmpfs, "/a", false, -1, false);
+    }
+
+    #[test]
     fn says_what_is_read_of_inputs() {
         let selected = |path: &str| Selector {
             path: path.into(),
@@ -322,6 +381,27 @@ mod tests {
             ]
         );
         assert_eq!(uses(&op(vec![copy("/a", 0)])), [Use::Whole, Use::Whole]);
+        // The owner's name is looked up in all of the input; what is required counts, too.
+        let mut named = copy("/a", 1);
+        let mut required = copy("/a", 1);
+        if let Some(Action::Copy(copy)) = &mut named.action {
+            let user = User::ByName(NamedUserOpt {
+                name: "u".into(),
+                input: 1,
+            });
+            let user = Some(UserOpt { user: Some(user) });
+            copy.owner = Some(ChownOpt { user, group: None });
+        }
+        if let Some(Action::Copy(copy)) = &mut required.action {
+            copy.required_paths = vec!["/b".into()];
+        }
+        assert_eq!(uses(&op(vec![named])), [Use::Whole, Use::Whole]);
+        let without_links = Selector {
+            follow: false,
+            ..selected("/b")
+        };
+        let both = Use::Selected(vec![selected("/a"), without_links]);
+        assert_eq!(uses(&op(vec![required])), [Use::Whole, both]);
     }
 
     #[test]
