@@ -191,8 +191,8 @@ mod tests {
         };
         assert_eq!(group("\nCommon Commands:")[..3], ["run", "exec", "ps"]);
         assert_eq!(
-            group("\nManagement Commands:")[..2],
-            ["checkpoint", "container"]
+            group("\nManagement Commands:")[..3],
+            ["builder", "buildx", "checkpoint"]
         );
         assert_eq!(
             group("\nCommands:")[..3],
