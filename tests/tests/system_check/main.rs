@@ -16,11 +16,12 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, UnmountFlags, unmount};
 use whelk_network::Links;
 use whelk_runtime::cgroup::Cgroup;
-use whelk_tests::{Engine, eventually};
+use whelk_tests::{Engine, PATIENCE, eventually};
 
 /// An engine with a running and a stopped container, a volume, and a network.
 struct Checked {
@@ -125,33 +126,51 @@ impl Checked {
         all
     }
 
+    /// Returns the same, when nothing changes any more: what was deleted is gone, and copies are written.
+    fn settled(&self) -> BTreeSet<String> {
+        const QUIET: Duration = Duration::from_millis(100);
+        eventually("nothing to change any more", || {
+            let trash = fs::read_dir(self.root("trash")).unwrap().count();
+            let state = self.state();
+            std::thread::sleep(QUIET);
+            (trash == 0 && self.state() == state).then_some(state)
+        })
+    }
+
+    /// Waits for a state.
+    #[track_caller]
+    fn await_state(&self, what: &str, expected: &BTreeSet<String>) {
+        let begin = Instant::now();
+        loop {
+            let state = self.state();
+            if state == *expected {
+                return;
+            }
+            let changes: Vec<_> = state.symmetric_difference(expected).collect();
+            assert!(begin.elapsed() < PATIENCE, "{what}: {changes:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// Checks that the one problem after `damage` is named and repaired, and that nothing else is touched.
     #[track_caller]
     fn repairs(&self, damage: impl FnOnce(), problem: &str, done: &str) {
-        let trash = self.root("trash");
-        eventually("what was removed before is gone", || {
-            let mut left = fs::read_dir(&trash).unwrap();
-            left.next().is_none().then_some(())
-        });
-        let before = self.state();
+        let before = self.settled();
         damage();
         let damaged = self.state();
         let found = self.problems(&[]);
         assert_eq!(found.len(), 1, "{problem}: {found:?}");
         assert!(found[0].contains(problem), "{problem}: {found:?}");
-        assert_eq!(
-            self.state(),
-            damaged,
-            "{problem}: a check has changed something"
-        );
+        self.await_state(&format!("{problem}: a check changes nothing"), &damaged);
         let found = self.problems(&["--repair"]);
         assert_eq!(found.len(), 1, "{problem}: {found:?}");
         let expected = format!("{problem}: {done}");
         assert!(found[0].contains(&expected), "{expected}: {found:?}");
         assert_eq!(self.problems(&[]), Vec::<String>::new(), "{problem}");
-        eventually(&format!("the state before, after {problem:?}"), || {
-            (self.state() == before).then_some(())
-        });
+        self.await_state(
+            &format!("{problem}: a repair changes nothing else"),
+            &before,
+        );
     }
 
     fn lost_and_found(&self, path: &str) -> PathBuf {
@@ -159,9 +178,9 @@ impl Checked {
     }
 }
 
-/// Adds the paths below a directory, without what is below the files of layers.
+/// Adds the paths below a directory, if it still exists, without what is below the files of layers.
 fn list(directory: &Path, all: &mut BTreeSet<String>) {
-    for entry in fs::read_dir(directory).unwrap().flatten() {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let path = entry.path();
         all.insert(path.display().to_string());
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) && !path.ends_with("fs") {

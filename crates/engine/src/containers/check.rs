@@ -193,6 +193,8 @@ impl Containers {
         match read_copy(&self.instance.root, &directory) {
             Ok(Some(_)) => {}
             Err(error) => findings.add_unrepairable(format!("{what}: {error}")),
+            // On a busy disk, a new container's copy may take longer than the time between two looks.
+            Ok(None) if self.store.awaits_copy(&container.id) => {}
             Ok(None) => {
                 let (containers, container) = (self.clone(), container.clone());
                 findings.add(

@@ -43,6 +43,8 @@ struct Pending {
     containers: BTreeMap<String, String>,
     /// Ids of the containers whose copy is due with the next flush.
     due: BTreeSet<String>,
+    /// Ids of the containers whose copy is being written.
+    written: BTreeSet<String>,
     rest: bool,
     /// Why copies could not be written at the last attempt; `None` if all were.
     failure: Option<String>,
@@ -142,6 +144,14 @@ impl Copies {
         self.pending().failure.clone()
     }
 
+    /// Returns whether the copy of a container is going to be written soon. Copies that could not be written are
+    /// not waited for.
+    fn awaits(&self, id: &str) -> bool {
+        let pending = self.pending();
+        let is_awaited = pending.containers.contains_key(id) || pending.written.contains(id);
+        is_awaited && pending.failure.is_none()
+    }
+
     /// Records the outcome of an attempt to write all copies (`None`: all were written), and logs a
     /// change.
     fn note(&self, failure: Option<String>) {
@@ -168,6 +178,7 @@ impl Copies {
                 .filter_map(|id| pending.containers.remove_entry(&id))
                 .collect()
         };
+        pending.written.extend(taken.keys().cloned());
         (taken, rest)
     }
 }
@@ -180,12 +191,13 @@ impl RecordStore {
             let directory = self.copies.root.join("containers").join(&id);
             match fs::replace(directory.join(CONTAINER_COPY), &text, 0o600) {
                 Err(error) if !error.is_not_found() => {
-                    self.copies.put_back(id, text);
+                    self.copies.put_back(id.clone(), text);
                     failure = Some(error.to_string());
                 }
                 // Removed meanwhile.
                 _ => {}
             }
+            self.copies.pending().written.remove(&id);
         }
         if rest && let Err(error) = self.write_rest() {
             self.copies.put_rest();
@@ -195,6 +207,11 @@ impl RecordStore {
         if all || failure.is_some() {
             self.copies.note(failure);
         }
+    }
+
+    /// Returns whether the copy of a container's record is going to be written soon.
+    pub(crate) fn awaits_copy(&self, id: &str) -> bool {
+        self.copies.awaits(id)
     }
 
     fn write_rest(&self) -> Result<()> {
@@ -296,8 +313,11 @@ mod tests {
         let directory = root.join("containers/one");
         fs::create_dir_all(root.join("containers"), 0o700).unwrap();
         fs::write(&directory, "").unwrap();
+        assert!(!store.awaits_copy("one"));
         store.insert_container(&record).unwrap();
+        assert!(store.awaits_copy("one"));
         store.flush(false).unwrap();
+        assert!(!store.awaits_copy("one"), "a copy that cannot be written");
         assert!(
             store.problems()[0].contains("out of date"),
             "{:?}",
