@@ -2,12 +2,12 @@
 //!
 //! Mirrors come first, in their order. Each gets one attempt: whatever is wrong with a mirror or its
 //! response, the next server may work. The registry itself is last, and is retried after temporary
-//! failures.
+//! failures; if its name cannot be resolved, only while blobs are transferred.
 
 use std::time::Duration;
 
 use crate::endpoints::Endpoint;
-use crate::error::{Error, Result};
+use crate::error::{Error, Obstacle, Result};
 use crate::exchange::Repository;
 
 /// The wait before the first further attempt. It doubles each time.
@@ -30,9 +30,19 @@ pub(crate) struct Attempts {
     failures: u32,
     /// Data has arrived since the last failure.
     has_progress: bool,
+    /// What is transferred is a blob; the registry has answered other requests before.
+    is_transfer: bool,
 }
 
 impl Attempts {
+    /// Returns the state before the transfer of a blob.
+    pub(crate) fn of_transfer() -> Self {
+        Self {
+            is_transfer: true,
+            ..Self::default()
+        }
+    }
+
     /// Resets the count of failures, because data has arrived.
     pub(crate) fn progress(&mut self) {
         self.failures = 0;
@@ -87,7 +97,8 @@ impl Repository {
         }
         attempts.failures += 1;
         let most = self.attempts();
-        if !error.is_temporary() || attempts.failures >= most {
+        let is_offline = !attempts.is_transfer && error.obstacle() == Some(Obstacle::Unresolved);
+        if is_offline || !error.is_temporary() || attempts.failures >= most {
             return Err(error);
         }
         let wait = Wait {
@@ -118,7 +129,34 @@ fn backoff(attempt: u32) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use whelk_image::Reference;
+
     use super::*;
+    use crate::{Client, Credentials, Settings};
+
+    /// Without network, the first request fails at once; a transfer waits for the network to come back.
+    #[tokio::test]
+    async fn only_transfers_wait_for_name_servers() {
+        let client = Client::new(Settings::default()).unwrap();
+        let name: Reference = "registry.invalid/a:1".parse().unwrap();
+        let repository = client.pull(&name, Credentials::Anonymous).unwrap();
+        for (mut attempts, expected) in [(Attempts::default(), 0), (Attempts::of_transfer(), 1)] {
+            let error = Error::Unreachable {
+                host: "registry.invalid".into(),
+                cause: "Try again".into(),
+                obstacle: Obstacle::Unresolved,
+            };
+            let waits = AtomicU32::new(0);
+            let tell = |_| {
+                waits.fetch_add(1, Ordering::Relaxed);
+            };
+            let after = repository.after(&mut attempts, (error, None), tell).await;
+            assert_eq!(after.is_ok(), expected == 1);
+            assert_eq!(waits.load(Ordering::Relaxed), expected);
+        }
+    }
 
     #[test]
     fn backoff_doubles_up_to_the_maximum() {

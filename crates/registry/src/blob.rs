@@ -102,7 +102,7 @@ impl Repository {
             size,
             position: offset,
             source: None,
-            attempts: Attempts::default(),
+            attempts: Attempts::of_transfer(),
             received: 0,
         }
     }

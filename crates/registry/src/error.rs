@@ -23,8 +23,7 @@ pub enum Error {
     Unreachable {
         host: String,
         cause: String,
-        /// A retry would fail too: the host name does not exist, or its certificate is not accepted.
-        is_lasting: bool,
+        obstacle: Obstacle,
     },
     /// A connection broke, or nothing arrived for too long.
     #[error("{operation}: {cause}")]
@@ -35,6 +34,18 @@ pub enum Error {
     /// A setting of this host cannot be used.
     #[error("{0}")]
     Settings(String),
+}
+
+/// What prevents a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Obstacle {
+    /// A retry would fail too: the host name does not exist, or its certificate is not accepted.
+    Lasting,
+    /// The host name cannot be resolved now. Mostly the whole host has no network; then the first request
+    /// fails at once, as in Docker, and only transfers that have begun are retried.
+    Unresolved,
+    /// A retry may help, for example when the server restarts.
+    Passing,
 }
 
 pub type Result<T> = std::result::Result<T, Error>;
@@ -108,14 +119,16 @@ impl Error {
 
     /// Returns whether a retry of the same request may succeed.
     pub(crate) fn is_temporary(&self) -> bool {
-        let is_lasting = matches!(
-            self,
-            Self::Unreachable {
-                is_lasting: true,
-                ..
-            }
-        );
+        let is_lasting = self.obstacle() == Some(Obstacle::Lasting);
         !is_lasting && matches!(self.kind(), Kind::Unavailable | Kind::TooManyRequests)
+    }
+
+    /// Returns what prevented a connection, if that is what has failed.
+    pub(crate) fn obstacle(&self) -> Option<Obstacle> {
+        match self {
+            Self::Unreachable { obstacle, .. } => Some(*obstacle),
+            _ => None,
+        }
     }
 
     pub(crate) fn invalid(operation: &str, problem: impl Into<String>) -> Self {

@@ -35,7 +35,7 @@ mod upload;
 pub use attempts::Wait;
 pub use auth::{AuthConfig, Credentials};
 pub use blob::Blob;
-pub use error::{Error, Kind, Reported, Result};
+pub use error::{Error, Kind, Obstacle, Reported, Result};
 pub use exchange::Repository;
 pub use listing::Listing;
 pub use manifest::{Document, Version};

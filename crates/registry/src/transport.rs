@@ -20,7 +20,7 @@ use whelk_sys::sync::IgnorePoison as _;
 use crate::auth::{Credentials, Tokens};
 use crate::connector::{self, Connector};
 use crate::endpoints::endpoints;
-use crate::error::{Error, Result};
+use crate::error::{Error, Obstacle, Result};
 use crate::exchange::Repository;
 use crate::settings::Settings;
 use crate::target::Target;
@@ -218,12 +218,16 @@ impl Client {
         match answer {
             Ok(response) => Ok(response),
             // Servers refuse a client's certificate when the connection is open.
-            Err(error) if error.is_connect() || is_lasting(&error) => Err(Error::Unreachable {
-                host: host.to_owned(),
-                cause: innermost(&error),
-                is_lasting: is_lasting(&error),
-            }),
-            Err(error) => Err(Error::interrupted(&operation, innermost(&error))),
+            Err(error) => match obstacle(&error) {
+                Obstacle::Passing if !error.is_connect() => {
+                    Err(Error::interrupted(&operation, innermost(&error)))
+                }
+                obstacle => Err(Error::Unreachable {
+                    host: host.to_owned(),
+                    cause: innermost(&error),
+                    obstacle,
+                }),
+            },
         }
     }
 }
@@ -256,24 +260,27 @@ pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     }
 }
 
-/// Returns whether a retry of the connection would fail too: the host name does not exist, or TLS
-/// fails. A name server that does not respond is a temporary failure.
-fn is_lasting(error: &(dyn std::error::Error + 'static)) -> bool {
+/// Returns what has prevented a connection, from its error.
+fn obstacle(error: &(dyn std::error::Error + 'static)) -> Obstacle {
     let mut next = Some(error);
     while let Some(error) = next {
         if let Some(error) = error.downcast_ref::<io::Error>() {
             let text = error.to_string();
-            let is_unknown = text.starts_with("failed to lookup address information")
-                // The texts of musl and glibc for EAI_AGAIN.
-                && !text.contains("Try again")
-                && !text.contains("Temporary failure");
-            if is_unknown || whelk_client::tls_problem(error).is_some() {
-                return true;
+            if text.starts_with("failed to lookup address information") {
+                // The texts of musl and glibc for EAI_AGAIN: no name server has answered.
+                let is_temporary = text.contains("Try again") || text.contains("Temporary failure");
+                return match is_temporary {
+                    true => Obstacle::Unresolved,
+                    false => Obstacle::Lasting,
+                };
+            }
+            if whelk_client::tls_problem(error).is_some() {
+                return Obstacle::Lasting;
             }
         }
         next = error.source();
     }
-    false
+    Obstacle::Passing
 }
 
 #[cfg(test)]

@@ -110,7 +110,7 @@ impl Repository {
         mut open: impl FnMut() -> Source,
         tell: impl Fn(Wait),
     ) -> Result<(Digest, u64)> {
-        let mut attempts = Attempts::default();
+        let mut attempts = Attempts::of_transfer();
         let mut transfer = Transfer::default();
         loop {
             let mut failure = match self.attempt(&mut transfer, &mut open).await {
