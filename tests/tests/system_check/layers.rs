@@ -24,7 +24,7 @@ fn damaged_content_is_moved_away_and_comes_back() {
     engine.load(&archive);
     engine.load(&marked("other:1").build());
     checked.is_sound();
-    let before = checked.state();
+    let before = checked.settled();
     let id = engine.get("/images/app:1/json")["Id"]
         .as_str()
         .unwrap()
@@ -86,7 +86,7 @@ fn damaged_content_is_moved_away_and_comes_back() {
     engine.load(&archive);
     checked.is_sound();
     assert_eq!(fs::read(&blob).unwrap(), whole);
-    assert_eq!(checked.state(), before);
+    checked.await_state("a layer and a blob that came back", &before);
 }
 
 /// Returns an image with one layer, which has the file `marked`.
@@ -244,22 +244,31 @@ fn a_layer_whose_files_are_whole_is_not_moved() {
 }
 
 #[test]
-fn a_layer_that_is_missing_a_file_is_moved_away() {
+fn a_layer_with_a_file_that_is_missing_or_has_grown_is_moved_away() {
     let engine = Engine::with_directories();
     let archive = app("app:1");
-    engine.load(&archive);
-    let layer = find(&engine.root().join("layers"), |path| {
-        path.join("fs/marked").exists()
-    });
-    fs::remove_file(layer.join("fs/marked")).unwrap();
-    let done = engine.whelk(&["system", "check", "--layers", "--repair"]);
-    let out = done.out();
-    assert!(
-        done.code == 1 && out.contains(" is damaged: ") && out.contains(": moved to "),
-        "{out}{}",
-        done.err()
-    );
-    engine.load(&archive);
-    engine.whelk(&["system", "check", "--layers"]).ok();
-    assert!(layer.join("fs/marked").exists());
+    let grow = |file: &Path| fs::write(file, "app:1 more").unwrap();
+    let remove = |file: &Path| fs::remove_file(file).unwrap();
+    for (what, damage) in [
+        ("no such file", remove as fn(&Path)),
+        (" has 10 bytes instead of 5", grow),
+    ] {
+        engine.load(&archive);
+        let layer = find(&engine.root().join("layers"), |path| {
+            path.join("fs/marked").exists()
+        });
+        damage(&layer.join("fs/marked"));
+        let done = engine.whelk(&["system", "check", "--layers", "--repair"]);
+        let out = done.out();
+        assert!(
+            done.code == 1
+                && [" is damaged: ", what, ": moved to "].map(|part| out.contains(part))
+                    == [true; 3],
+            "{what}: {out}{}",
+            done.err()
+        );
+        engine.load(&archive);
+        engine.whelk(&["system", "check", "--layers"]).ok();
+        assert_eq!(fs::read(layer.join("fs/marked")).unwrap(), b"app:1");
+    }
 }

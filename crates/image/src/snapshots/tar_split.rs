@@ -170,6 +170,14 @@ pub fn replay(directory: &Path, output: &mut impl Write) -> Result<()> {
                     files => files.insert(Files::open(directory)?),
                 };
                 let mut file = files.next(&path)?;
+                let found = file.metadata().map_err(step())?.len();
+                if found > size {
+                    return Err(Error::invalid(format!(
+                        "{} of layer {} has {found} bytes instead of {size}",
+                        path.display(),
+                        directory.display()
+                    )));
+                }
                 copy_exactly(&mut file, output, size, &mut buffer).map_err(|error| Error::Io {
                     operation: format!("read {} of layer {}", path.display(), directory.display()),
                     source: error,

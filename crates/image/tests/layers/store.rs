@@ -74,6 +74,12 @@ fn detects_a_layer_that_was_changed_on_disk() {
     assert!(same(|_| {}));
     assert!(!same(|files| fs::write(files.join("f"), "changed").unwrap()));
     assert!(!same(|files| fs::write(files.join("f"), "").unwrap()));
+    // The original is the beginning of it.
+    assert!(!same(|files| fs::write(
+        files.join("f"),
+        "content and more"
+    )
+    .unwrap()));
     assert!(!same(|files| fs::remove_file(files.join("f")).unwrap()));
     assert!(!same(|files| {
         fs::remove_tree(files.join("d")).unwrap();
