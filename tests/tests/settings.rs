@@ -426,6 +426,7 @@ fn requests_have_the_headers_of_the_clients_configuration() {
     fs::write(&file, content.to_string()).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let host = format!("tcp://{}", listener.local_addr().unwrap());
+    const RUNS: usize = 4;
     let heads = std::thread::spawn(move || {
         let mut heads = Vec::new();
         // Docker's client pings first.
@@ -450,7 +451,7 @@ fn requests_have_the_headers_of_the_clients_configuration() {
                     .iter()
                     .filter(|head| head.contains("/containers/json"))
                     .count()
-                    == 2
+                    == RUNS
             {
                 break;
             }
@@ -460,11 +461,45 @@ fn requests_have_the_headers_of_the_clients_configuration() {
     engine.both(|cli| {
         assert_eq!(cli.run(&["-H", &host, "ps", "-q"]).ok(), "");
     });
-    for head in heads.join().unwrap() {
+    // Those of the environment replace them.
+    let custom = "one=1,\"X-Token=a, b\",X-Token=other,empty=,Host=elsewhere,User-Agent=elsewhere";
+    let env = [("DOCKER_CUSTOM_HEADERS", custom)];
+    engine.both(|cli| {
+        let out = cli.with_env(&env).run(&["-H", &host, "ps", "-q"]);
+        assert_eq!(out.ok(), "");
+    });
+    let heads = heads.join().unwrap();
+    let is_custom = |head: &&String| head.contains("one: 1");
+    let custom = heads.iter().filter(is_custom).count();
+    assert!(custom >= RUNS / 2 && custom < heads.len(), "{heads:?}");
+    for head in heads {
+        let (token, empty) = match is_custom(&&head) {
+            true => ("x-token: other", true),
+            false => ("x-token: secret", false),
+        };
+        let has_empty = head.lines().any(|line| line.trim_end() == "empty:");
         assert!(
-            head.contains("x-token: secret") && !head.contains("elsewhere"),
+            head.contains(token) && has_empty == empty && !head.contains("elsewhere"),
             "{head}"
         );
+    }
+    for (wrong, reason) in [
+        ("one", "missing \"=\" in key=value pair: 'one'"),
+        (
+            "a=b, =x",
+            "value contains a key=value pair with an empty key: ' =x'",
+        ),
+        (
+            "a\"b",
+            "value must be formatted as comma-separated key=value pairs",
+        ),
+    ] {
+        engine.both(|cli| {
+            let env = [("DOCKER_CUSTOM_HEADERS", wrong)];
+            let text = cli.with_env(&env).run(&["ps"]).fails(1);
+            let begins = text.trim().starts_with("Failed to initialize: failed to ");
+            assert!(begins && text.trim().ends_with(reason), "{text}");
+        });
     }
     content["HttpHeaders"] = json!({"X Token": "secret"});
     fs::write(&file, content.to_string()).unwrap();

@@ -17,7 +17,7 @@ use crate::endpoint::Host;
 use crate::headers::Headers;
 use crate::output::warn_line;
 use crate::ssh::REMOTE_PROGRAMS;
-use crate::{Failure, plain};
+use crate::{Failure, Outcome, plain};
 
 /// The newest API version that this client requests, and the default.
 pub(crate) const API_VERSION: &str = "1.51";
@@ -84,7 +84,7 @@ pub(crate) struct Client {
     version: Option<String>,
     /// The directory of the client's configuration.
     config: Option<PathBuf>,
-    /// The headers of all requests that the user's configuration has.
+    /// The headers of all requests that the user has set.
     headers: Headers,
     /// The program of an `ssh://` host that connects to its engine.
     remote_program: &'static str,
@@ -94,11 +94,13 @@ pub(crate) struct Client {
 
 impl Client {
     /// Sets the directory of the client's configuration.
-    #[must_use]
-    pub(crate) fn with_config(mut self, config: Option<PathBuf>) -> Self {
-        self.headers = config.as_deref().map(Headers::of).unwrap_or_default();
+    ///
+    /// # Errors
+    /// Returns an error if the headers in the environment cannot be parsed.
+    pub(crate) fn with_config(mut self, config: Option<PathBuf>) -> Outcome<Self> {
+        self.headers = Headers::of(config.as_deref())?;
         self.config = config;
-        self
+        Ok(self)
     }
 
     pub(crate) fn config(&self) -> Option<&Path> {

@@ -6,7 +6,7 @@ mod builder;
 mod checkpoint;
 mod completion;
 mod confirm;
-mod container;
+pub(crate) mod container;
 mod context;
 mod destination;
 mod each;
@@ -208,7 +208,7 @@ fn carry_out(cli: Cli, repair: crate::Repair) -> Outcome {
             context,
             is_default,
         } = cli.flags.endpoint()?;
-        let mut client = Client::new(host, tls, context, debug).with_config(cli.flags.config());
+        let mut client = Client::new(host, tls, context, debug).with_config(cli.flags.config())?;
         let unreachable = |failure: Failure| match cli.command {
             Command::Run(_) | Command::ContainerGroup(container::ContainerGroup::Run(_)) => {
                 container::run::not_run(&failure.text)
