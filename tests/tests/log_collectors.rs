@@ -344,6 +344,70 @@ fn fluentd_gets_records_with_parts_of_long_lines() {
     assert_eq!(messages[3][2]["partial_message"], Value::Null);
 }
 
+/// Returns tags and texts of the messages up to the end of a stream, which TLS does not have to announce.
+fn fluentd_messages(mut stream: impl Read) -> Vec<(String, String)> {
+    let mut received = Vec::new();
+    let _ = stream.read_to_end(&mut received);
+    let mut rest = &received[..];
+    let mut messages = Vec::new();
+    while !rest.is_empty() {
+        let message = unpack(&mut rest);
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        messages.push((text(&message[0]), text(&message[2]["log"])));
+    }
+    messages
+}
+
+#[test]
+fn fluentd_is_reached_over_tls_and_at_a_unix_socket() {
+    let files = whelk_tests::Scratch::new("fluentd");
+    let (place, other) = (files.directory("tls"), files.directory("other"));
+    let authority = whelk_tests::certificates::Authority::new("logs");
+    authority.issue(&place, "collector");
+    whelk_tests::certificates::Authority::new("other").issue(&other, "other");
+    // The authorities that are trusted are those of the engine.
+    let trusted = place.join("ca.pem");
+    let engine = Engine::with_env(&[("SSL_CERT_FILE", trusted.to_str().unwrap())]);
+    let expected = ["one", "two"].map(|text| ("app.fluent".to_owned(), text.to_owned()));
+    let script = "echo one; echo two";
+
+    let path = files.join("fluent.sock");
+    let unix = UnixListener::bind(&path).unwrap();
+    let address = format!("fluentd-address=unix://{}", path.display());
+    let options = [address.as_str(), "tag=app.{{.Name}}"];
+    up(&engine, "fluent", "fluentd", &options, script);
+    let (stream, _) = unix.accept().unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert_eq!(fluentd_messages(stream), expected);
+    assert_eq!(engine.logs("fluent"), "one\ntwo\n");
+    engine.whelk(&["rm", "-f", "fluent"]).ok();
+
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("fluentd-address=tls://{}", tcp.local_addr().unwrap());
+    let options = [address.as_str(), "tag=app.{{.Name}}"];
+    let server = std::thread::spawn(move || {
+        let messages = fluentd_messages(accept_tls(&tcp, &place, false));
+        (messages, tcp)
+    });
+    up(&engine, "fluent", "fluentd", &options, script);
+    let (messages, tcp) = server.join().unwrap();
+    assert_eq!(messages, expected);
+    assert_eq!(engine.logs("fluent"), "one\ntwo\n");
+
+    let server = std::thread::spawn(move || {
+        let _ = accept_tls(&tcp, &other, false).read(&mut [0; 1]);
+    });
+    let words = ["run", "--log-driver=fluentd", "--log-opt", &address];
+    let refused = engine.docker(&[&words[..], &["busybox", "true"]].concat());
+    let text = refused.fails(125);
+    assert!(
+        text.contains("certificate signed by unknown authority"),
+        "{text}"
+    );
+    server.join().unwrap();
+    await_senders(&engine);
+}
+
 #[test]
 fn a_collector_that_refuses_fails_the_start() {
     let engine = Engine::start();
@@ -487,10 +551,11 @@ fn a_container_waits_for_a_slow_collector() {
     await_senders(&engine);
 }
 
-/// Accepts a TLS connection of a client whose certificate the authority in `place` has signed.
+/// Accepts a TLS connection of a client whose certificate the authority in `place` has signed, or one without.
 fn accept_tls(
     listener: &TcpListener,
     place: &std::path::Path,
+    wants_certificate: bool,
 ) -> rustls::StreamOwned<rustls::ServerConnection, TcpStream> {
     use rustls::pki_types::pem::PemObject as _;
     use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -499,9 +564,12 @@ fn accept_tls(
     roots.add(certificate("ca.pem")).unwrap();
     let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
     let verifier =
-        rustls::server::WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone())
-            .build()
-            .unwrap();
+        rustls::server::WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone());
+    let verifier = match wants_certificate {
+        true => verifier,
+        false => verifier.allow_unauthenticated(),
+    };
+    let verifier = verifier.build().unwrap();
     let key = PrivateKeyDer::from_pem_file(place.join("key.pem")).unwrap();
     let config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -536,7 +604,7 @@ fn syslog_is_sent_over_tls() {
     let server = std::thread::spawn({
         let place = place.clone();
         move || {
-            let stream = accept_tls(&listener, &place);
+            let stream = accept_tls(&listener, &place, true);
             let lines: Vec<String> = BufReader::new(stream)
                 .lines()
                 .map_while(Result::ok)
@@ -565,7 +633,7 @@ fn syslog_is_sent_over_tls() {
     let server = std::thread::spawn({
         let place = place.clone();
         move || {
-            let _ = accept_tls(&listener, &place).read(&mut [0; 1]);
+            let _ = accept_tls(&listener, &place, true).read(&mut [0; 1]);
             listener
         }
     });
@@ -587,7 +655,7 @@ fn syslog_is_sent_over_tls() {
     let server = std::thread::spawn({
         move || {
             let mut line = String::new();
-            BufReader::new(accept_tls(&listener, &place))
+            BufReader::new(accept_tls(&listener, &place, true))
                 .read_line(&mut line)
                 .unwrap();
             line

@@ -109,6 +109,29 @@ fn an_image_is_pushed_and_pulled_by_another_engine() {
 }
 
 #[test]
+fn a_push_emits_an_event() {
+    let engine = Engine::without_images(&[]);
+    let registry = Registry::start();
+    let name = load(&engine, &registry, &marked("app:1"), "team/app:1");
+    engine.both(|cli| {
+        let mut events = engine.events("");
+        cli.run(&["push", &name]).ok();
+        let event = events.next_event().unwrap();
+        assert_eq!(event["Type"], "image");
+        assert_eq!(event["Action"], "push");
+        assert_eq!(event["Actor"]["ID"], name);
+        let repository = name.strip_suffix(":1").unwrap();
+        assert_eq!(event["Actor"]["Attributes"]["name"], repository);
+    });
+    // One that fails has none.
+    let mut events = engine.events("");
+    let missing = format!("{}/none:1", registry.host);
+    engine.whelk(&["push", &missing]).fails(1);
+    engine.whelk(&["rmi", "app:1"]).ok();
+    assert_eq!(events.next_event().unwrap()["Action"], "untag");
+}
+
+#[test]
 fn a_pulled_image_is_pushed_unchanged_where_its_blobs_can_be_mounted() {
     let engine = Engine::without_images(&[]);
     let registry = Registry::start();

@@ -375,6 +375,38 @@ fn networks_use_the_configuration_file() {
     );
 }
 
+/// Whether packets of the default network reach another host, with and without a route back to the network.
+#[test]
+fn forwarding_and_masquerading_are_settings() {
+    let image = whelk_tests::images::busybox();
+    let reaches = |settings: &str| {
+        let output = whelk_tests::private_host(&format!(
+            r#"echo 0 >/proc/sys/net/ipv4/ip_forward
+            ip netns add far && ip link add ext type veth peer name eth0 netns far || exit 6
+            ip addr add 198.51.100.1/24 dev ext && ip link set ext up || exit 6
+            ip -n far addr add 198.51.100.2/24 dev eth0 && ip -n far link set eth0 up || exit 6
+            echo "{{\"instance\": \"$name\"{settings}}}" >/etc/whelk/daemon.json
+            "$0" load -q -i {image} >/dev/null || exit 8
+            "$0" run -d --name client busybox sleep 300 >/dev/null || exit 9
+            far() {{ "$0" exec client ping -c 1 -W 2 198.51.100.2 >/dev/null && echo yes || echo no; }}
+            far
+            ip -n far route add default via 198.51.100.1
+            far
+            cat /proc/sys/net/ipv4/ip_forward
+            "$0" rm -f client >/dev/null
+            kill $(pgrep -f 'daemon [-]-background')
+            exec "$0" daemon --uninstall"#,
+            image = image.display(),
+        ));
+        assert!(output.status.success(), "{settings}: {output:?}");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.lines().take(3).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(reaches(""), "yes yes 1");
+    assert_eq!(reaches(r#", \"ip-masq\": false"#), "no yes 1");
+    assert_eq!(reaches(r#", \"ip-forward\": false"#), "no no 0");
+}
+
 #[test]
 fn rejects_conflicting_network_settings() {
     let engine = Engine::start();

@@ -108,6 +108,8 @@ impl WarmPool {
     /// Starts a shim, and returns the socket on which it waits for a container (its standard
     /// input).
     fn spawn(&self) -> Result<std::os::unix::net::UnixStream> {
+        /// The file of the authorities that are trusted instead of those of the distribution.
+        const AUTHORITIES: &str = "SSL_CERT_FILE";
         let fail = |error: std::io::Error| {
             Error::kernel(
                 format!("start a shim: {}", whelk_sys::errno_text(&error)),
@@ -116,12 +118,15 @@ impl WarmPool {
         };
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(fail)?;
         let program = OsString::from(format!("/proc/self/fd/{}", self.executable.as_raw_fd()));
+        let authorities = std::env::var_os(AUTHORITIES);
         let mut child = Command::new(program)
             .arg0("whelk")
             .args(["shim", "--cgroup", &self.cgroup])
             // No `current_dir`: with it the standard library uses fork, which copies the engine's
             // page tables, instead of posix_spawn.
             .env_clear()
+            // For collectors of logs.
+            .envs(authorities.map(|path| (AUTHORITIES, path)))
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .stderr(Stdio::inherit())
