@@ -14,7 +14,7 @@ use std::process::Command;
 use rustix::fs::{FileType, Mode, makedev, mknodat};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
-use whelk_tests::processes::status_field;
+use whelk_tests::processes::{is_alive, status_field};
 use whelk_tests::{Engine, Program, eventually};
 
 /// A device number that no driver has: opening it gives ENXIO if the container may, and EPERM if not.
@@ -468,9 +468,7 @@ fn a_shim_that_is_killed_during_a_hook_leaves_nothing() {
         let found = Command::new("find").args(find).output().unwrap();
         found.stdout.is_empty().then_some(())
     });
-    if let Some(hook) = Pid::from_raw(pid) {
-        let _ = kill_process(hook, Signal::KILL);
-    }
+    eventually("the hook is killed", || (!is_alive(pid)).then_some(()));
     fs::write(scratch.join("fast"), "").unwrap();
     cli.run(&["start", "held"]).ok();
     assert_eq!(cli.run(&["exec", "held", "echo", "on"]).ok(), "on");

@@ -24,12 +24,14 @@ for word; do
     case $word in create|start|exec|kill|delete) : ${command:=$word};; esac
     previous=$word
 done
+[ "$command" != delete ] || echo x >>HERE/deleted
 how=$(sed -n "s/^$command //p" HERE/how)
 case $how in
     hang) echo $$ >HERE/hangs; exec sleep 1000;;
     nothing) exit 0;;
     fail) exit 1;;
     flood) while :; do echo '{"level":"error","msg":"flood"}'; done >>$log;;
+    chatty) head -c 300000 /dev/zero | tr '\0' x >&2; exec runc "$@";;
     forget) runc "$@"; rm $pid_file; exit 0;;
     linger) runc "$@"; sleep 1; exit 0;;
     report*) echo ${how#report } >$pid_file; exit 0;;
@@ -324,6 +326,47 @@ fn a_shim_that_is_killed_during_a_start_leaves_nothing() {
             cli.run(&["kill", "held"]).ok();
             engine.await_state("held", "exited");
         }
+    }
+}
+
+/// What it writes is output of the container, which nobody reads yet.
+#[test]
+fn a_runtime_may_write_much_before_the_container_runs() {
+    let hostile = Hostile::start();
+    hostile.behave("create chatty");
+    let flags = ["run", "--name", "held", "--runtime", "hostile"];
+    let words = [&flags[..], &["busybox", "echo", "done"]].concat();
+    let output = hostile.cli().run(&words);
+    assert_eq!(output.ok(), "done");
+    let written = output.err().chars().filter(|letter| *letter == 'x').count();
+    assert_eq!(written, 300_000);
+}
+
+/// A runtime may have more than a cgroup and a run directory, such as a virtual machine.
+#[test]
+fn a_container_whose_shim_was_killed_is_deleted_by_its_runtime() {
+    let hostile = Hostile::start();
+    let deletions = || {
+        let text = fs::read_to_string(hostile.directory.join("deleted"));
+        text.unwrap_or_default().lines().count()
+    };
+    for (how, is_running) in [("", true), ("", false), ("delete hang", true)] {
+        let pid = hostile.up();
+        let before = deletions();
+        hostile.behave(how);
+        if !is_running {
+            hostile.engine.kill9();
+        }
+        let shim = status_field(pid, "PPid").unwrap().parse().unwrap();
+        kill_process(Pid::from_raw(shim).unwrap(), Signal::KILL).unwrap();
+        if !is_running {
+            hostile.engine.restart();
+        }
+        hostile.engine.await_state("held", "exited");
+        assert_eq!(deletions(), before + 1, "{how}");
+        assert!(!is_alive(pid));
+        hostile.behave("");
+        hostile.remove(pid);
     }
 }
 

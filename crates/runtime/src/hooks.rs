@@ -19,7 +19,8 @@ const MAX_OUTPUT: usize = 1 << 10;
 /// How long a killed hook is waited for.
 const AFTER_KILL: Duration = Duration::from_secs(1);
 
-/// Runs hooks one after another, each with the container's state on standard input.
+/// Runs hooks one after another, each with the container's state on standard input. A hook is killed when
+/// the process that runs it ends.
 ///
 /// # Errors
 /// Returns an error for the first hook that cannot be run, fails, or exceeds its timeout.
@@ -51,6 +52,7 @@ fn run_one(hook: &Hook, state: &serde_json::Value, environment: &[String]) -> Re
     let (errors, theirs) =
         rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(os("create a pipe"))?;
     rustix::io::ioctl_fionbio(&errors, true).map_err(os("set up a pipe"))?;
+    whelk_sys::process::end_with_thread(&mut command);
     let child = command
         .stdin(input(state)?)
         .stdout(Stdio::null())

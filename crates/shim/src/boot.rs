@@ -13,6 +13,7 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketAddrUnix,
     SocketFlags, SocketType, bind, listen, recvmsg, socket_with,
 };
+use rustix::pipe::fcntl_setpipe_size;
 use whelk_runtime::cgroup::{Cgroup, remove_hybrid};
 use whelk_runtime::launch::{self, Gate};
 use whelk_runtime::spec::NamespaceKind;
@@ -312,6 +313,10 @@ fn start(
     Ok((shim, started_at))
 }
 
+/// The size of the pipes for the output of a container that another runtime creates, in bytes: the largest
+/// that the kernel gives to everyone.
+const RUNTIME_OUTPUT: usize = 1 << 20;
+
 /// Creates and starts the container's first process. Returns it and its start time.
 fn start_init(
     launch: &ContainerLaunch,
@@ -328,6 +333,13 @@ fn start_init(
     let pipes = pipes.transpose().map_err(fs::at("create", "pipes"))?;
     let (streams, ours) = pipes.unzip();
     if let Some(external) = External::of(launch) {
+        // Nobody reads what the runtime's own commands write there until the container exists.
+        for end in ours
+            .iter()
+            .flat_map(|(_, outputs)| outputs.iter().flatten())
+        {
+            let _ = fcntl_setpipe_size(end, RUNTIME_OUTPUT);
+        }
         let started = external.create(streams, cgroup).and_then(|made| {
             external.start()?;
             let mut init = Process::new(INIT, None, made.pid, made.pidfd);

@@ -52,6 +52,9 @@ const DELETE_LIMIT: Duration = Duration::from_secs(5);
 /// The number of the commands that create, start and delete the container, of which there is one at a time.
 const ALONE: u64 = 0;
 
+/// The directory of the runtime's state in the run directory.
+const STATE: &str = "runtime";
+
 const MAX_PID_FILE: u64 = 32;
 
 /// A process that the runtime has created.
@@ -306,7 +309,7 @@ impl<'a> External<'a> {
     }
 
     fn log(self, number: u64) -> Result<Log> {
-        Log::create(self.path(&format!("runtime-{number}.log")))
+        log_in(&self.launch.run_dir, number)
     }
 
     fn console(self, terminal: bool, number: u64) -> Result<Option<Console>> {
@@ -322,22 +325,7 @@ impl<'a> External<'a> {
     }
 
     fn command(self, name: &str, log: &Log) -> Command {
-        let mut command = Command::new(&self.runtime.path);
-        command
-            .args(&self.runtime.args)
-            .arg("--root")
-            .arg(self.path("runtime"))
-            .arg("--log")
-            .arg(log.path())
-            .args(["--log-format", "json"])
-            .arg(name)
-            .env_clear()
-            .envs(self.runtime.env.iter().cloned())
-            .current_dir(&self.launch.run_dir)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        command
+        command(self.runtime, &self.launch.run_dir, name, log)
     }
 
     /// Adds what `create` and `exec` have in common.
@@ -361,6 +349,44 @@ impl<'a> External<'a> {
         command.arg(&self.launch.id);
         Ok(())
     }
+}
+
+/// Deletes a container whose shim is gone: what the runtime has made outside of the run directory and of
+/// the cgroup, such as a virtual machine. The runtime runs the `poststop` hooks then, too.
+///
+/// # Errors
+/// Returns the error that the runtime has logged.
+pub fn delete_left(id: &str, run_dir: &Path, runtime: &OciRuntime) -> Result<()> {
+    if !fs::exists(run_dir.join(STATE)) {
+        return Ok(());
+    }
+    let log = log_in(run_dir, ALONE)?;
+    let mut command = command(runtime, run_dir, "delete", &log);
+    command.arg("--force").arg(id);
+    Call::begin(command, log, DELETE_LIMIT)?.wait()
+}
+
+fn command(runtime: &OciRuntime, run_dir: &Path, name: &str, log: &Log) -> Command {
+    let mut command = Command::new(&runtime.path);
+    command
+        .args(&runtime.args)
+        .arg("--root")
+        .arg(run_dir.join(STATE))
+        .arg("--log")
+        .arg(log.path())
+        .args(["--log-format", "json"])
+        .arg(name)
+        .env_clear()
+        .envs(runtime.env.iter().cloned())
+        .current_dir(run_dir)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command
+}
+
+fn log_in(run_dir: &Path, number: u64) -> Result<Log> {
+    Log::create(run_dir.join(format!("runtime-{number}.log")))
 }
 
 fn parse_pid(text: &str) -> Option<Pid> {

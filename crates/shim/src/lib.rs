@@ -24,6 +24,8 @@ mod poll;
 mod process;
 pub mod protocol;
 
+pub use external::delete_left;
+
 /// Writes to standard error, which is inherited from the engine. A shim has no other place to log
 /// to.
 fn log_error(text: &str) {

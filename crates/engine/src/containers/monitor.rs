@@ -8,8 +8,9 @@ use std::time::Duration;
 use whelk_shim::protocol::{Event, Exit, LostLines};
 
 use super::{Container, Containers};
+use crate::error::Error;
 use crate::model::Status;
-use crate::workload::Monitor;
+use crate::workload::{Monitor, blocking};
 
 /// Delay before the first restart by a restart policy; doubled after each short run.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
@@ -106,6 +107,7 @@ impl Containers {
     /// Returns how a container ended whose shim is gone.
     pub(super) async fn reap(&self, container: &Container) -> Exit {
         let reaped = container.workload.reap().await;
+        self.delete_left(container).await;
         if reaped.was_lost {
             let mut error = "the container's shim was killed".to_owned();
             if let Some(left) = reaped.left {
@@ -114,6 +116,27 @@ impl Containers {
             container.record().state.error = error;
         }
         reaped.exit
+    }
+
+    /// Lets the runtime of a container whose shim is gone delete it. An error is logged: the container's
+    /// processes have ended.
+    async fn delete_left(&self, container: &Container) {
+        let name = container.record().host.runtime.clone();
+        let Ok(Some(runtime)) = self.instance.live.get().runtimes.find(&name) else {
+            return;
+        };
+        let (id, directory) = (
+            container.id.clone(),
+            container.workload.directory().to_owned(),
+        );
+        let delete =
+            move || whelk_shim::delete_left(&id, &directory, &runtime).map_err(Error::from);
+        if let Err(error) = blocking(delete).await {
+            let id = &container.id;
+            tracing::warn!(
+                "delete container {id}, whose shim was killed, with runtime {name}: {error}"
+            );
+        }
     }
 
     /// Records a container's exit, releases its resources, publishes the event, and then removes or
