@@ -41,6 +41,7 @@ pub mod serving;
 mod skips;
 pub mod tar;
 mod volume_plugin;
+pub mod web;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

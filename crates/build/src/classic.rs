@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
-use whelk_dockerfile::convert::{MainContext, Options, ResolveMode};
+use whelk_dockerfile::convert::{MainContext, Options, RemoteContext, ResolveMode};
 use whelk_dockerfile::lint::Linter;
 use whelk_dockerfile::{Instruction, Stage, Stages};
 use whelk_engine::model::{HostConfig, NetworkMode};
@@ -35,6 +35,8 @@ const CONTEXT: &str = "local://context";
 pub struct Request {
     /// The path of the Dockerfile in the context.
     pub dockerfile: String,
+    /// The URL of the context, instead of what comes with the request.
+    pub remote: String,
     pub names: Vec<Reference>,
     /// Without a value: that of the client's environment, which it does not have.
     pub build_args: BTreeMap<String, Option<String>>,
@@ -76,16 +78,14 @@ impl Builder {
         request: Request,
         archive: impl Read + Send + 'static,
     ) -> Result<Prepared> {
+        if !request.remote.is_empty() {
+            return self.prepare_remote(request).await;
+        }
         let builder = self.clone();
         blocking(move || {
             let context = Directory::unpack(builder.store(), archive)?;
-            let path = match request.dockerfile.as_str() {
-                "" => "Dockerfile".to_owned(),
-                path => path.to_owned(),
-            };
-            let text = context.read(&path)?.ok_or_else(|| {
-                Error::invalid(format!("Cannot locate specified Dockerfile: {path}"))
-            })?;
+            let path = request.dockerfile_path();
+            let text = dockerfile_in(&context, &path)?;
             let ignore = match context.read(&format!("{path}.dockerignore"))? {
                 Some(text) => Some(text),
                 None => context.read(".dockerignore")?,
@@ -101,6 +101,56 @@ impl Builder {
                 },
                 text,
                 ignore,
+                context,
+            })
+        })
+        .await
+    }
+
+    /// Fetches the context of a build. Ignore files in it count for nothing, as in Docker.
+    async fn prepare_remote(self: &Arc<Self>, request: Request) -> Result<Prepared> {
+        let remote = &request.remote;
+        if remote == "client-session" {
+            return Err(Error::invalid(
+                "experimental session with v1 builder is no longer supported, use builder version v2 (BuildKit) instead",
+            ));
+        }
+        let context = RemoteContext::parse(remote, false)?;
+        let context = context.ok_or_else(|| {
+            Error::invalid(format!(
+                "remoteURL ({remote}) could not be recognized as URL"
+            ))
+        })?;
+        let client = Archive {
+            directory: None,
+            credentials: BTreeMap::new(),
+        };
+        let work = Progress::default().begin("download the context");
+        let found = self.fetch_context(&client, &context.graph, &work).await;
+        let fetched = work.end(found)?;
+        let builder = self.clone();
+        blocking(move || {
+            let mut path = request.dockerfile_path();
+            let context = match context.file {
+                None => fetched,
+                Some(file) if crate::ops::is_archive(&fetched.open()?, file)? => {
+                    Directory::unpack(builder.store(), fetched.open_file(file)?)?
+                }
+                // It is the Dockerfile.
+                Some(file) => {
+                    file.clone_into(&mut path);
+                    fetched
+                }
+            };
+            let text = dockerfile_in(&context, &path)?;
+            check(&path, &text, &request.target)?;
+            Ok(Prepared {
+                request: Request {
+                    dockerfile: path,
+                    ..request
+                },
+                text,
+                ignore: Vec::new(),
                 context,
             })
         })
@@ -142,7 +192,7 @@ impl Builder {
         let options = options(&request, ignore);
         let common = CommonRequest {
             client: Arc::new(Archive {
-                directory: context,
+                directory: Some(context),
                 credentials: request.credentials.clone(),
             }),
             project: String::new(),
@@ -167,6 +217,20 @@ impl Builder {
         self.export(&solved?, conversion.image, conversion.epoch, names)
             .await
     }
+}
+
+impl Request {
+    fn dockerfile_path(&self) -> String {
+        match self.dockerfile.as_str() {
+            "" => "Dockerfile".to_owned(),
+            path => path.to_owned(),
+        }
+    }
+}
+
+fn dockerfile_in(context: &Directory, path: &str) -> Result<String> {
+    let missing = || Error::invalid(format!("Cannot locate specified Dockerfile: {path}"));
+    context.read(path)?.ok_or_else(missing)
 }
 
 /// Checks a Dockerfile as far as Docker does before it answers.
@@ -211,7 +275,7 @@ fn check(path: &str, text: &str, target: &str) -> Result<()> {
 /// A client whose context came with the request.
 #[derive(Debug)]
 struct Archive {
-    directory: Directory,
+    directory: Option<Directory>,
     credentials: BTreeMap<String, Credentials>,
 }
 
@@ -222,7 +286,7 @@ impl Client for Archive {
         _work: &'a Work,
     ) -> BoxFuture<'a, Result<Directory>> {
         let is_context = source.identifier == CONTEXT;
-        let directory = is_context.then(|| self.directory.clone());
+        let directory = self.directory.clone().filter(|_| is_context);
         let missing = || Error::Unsupported(format!("the source {}", source.identifier));
         Box::pin(async move { directory.ok_or_else(missing) })
     }

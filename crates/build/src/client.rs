@@ -2,13 +2,19 @@
 
 use std::fmt;
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use tokio::net::UnixStream;
 use whelk_llb::pb::SourceOp;
 use whelk_registry::Credentials;
 
 use crate::directory::Directory;
 use crate::error::{Error, Result};
 use crate::progress::Work;
+
+/// The bytes of a file, as they come.
+pub type Pieces = BoxStream<'static, Result<Bytes>>;
 
 /// A client of a build. The calls are made while the build runs, also at the same time.
 pub trait Client: fmt::Debug + Send + Sync {
@@ -50,5 +56,31 @@ pub trait Client: fmt::Debug + Send + Sync {
     fn secret<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<Vec<u8>>>> {
         let _ = id;
         Box::pin(async { Ok(None) })
+    }
+
+    /// Checks that the client has an agent with ssh keys of this id. It has none by default.
+    ///
+    /// # Errors
+    /// Returns an error if it has not, or has left.
+    fn check_agent<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move { Err(crate::ops::missing_agent(id)) })
+    }
+
+    /// Connects a stream to an agent, until either side ends.
+    ///
+    /// # Errors
+    /// Returns an error if the client has left, or has no such agent.
+    fn agent<'a>(&'a self, id: &'a str, stream: UnixStream) -> BoxFuture<'a, Result<()>> {
+        let _ = stream;
+        Box::pin(async move { Err(crate::ops::missing_agent(id)) })
+    }
+
+    /// Receives a file that the client gives under a name, such as a context that it reads from its standard input. It
+    /// gives each once. The client has none by default.
+    ///
+    /// # Errors
+    /// Returns an error if the client has left, or has no such file.
+    fn upload<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Pieces>> {
+        Box::pin(async move { Err(Error::invalid(format!("the client has no file {name}"))) })
     }
 }

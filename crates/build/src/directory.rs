@@ -50,6 +50,23 @@ impl Directory {
         }
     }
 
+    /// Returns the directory whose files are in a workspace.
+    pub(crate) fn of(workspace: Arc<Workspace>) -> Self {
+        let identity = workspace.path().display().to_string();
+        Self {
+            workspace,
+            identity,
+        }
+    }
+
+    /// As [`Directory::kept`], of files that are known by their content.
+    pub(crate) fn fetched(place: &Path, holder: Arc<dyn Any + Send + Sync>, content: &str) -> Self {
+        Self {
+            workspace: Workspace::kept(place, holder),
+            identity: content.to_owned(),
+        }
+    }
+
     pub(crate) fn identity(&self) -> String {
         self.identity.clone()
     }
@@ -82,6 +99,13 @@ impl Directory {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         rustix::fs::open(self.workspace.upper(), flags, Mode::empty())
             .map_err(os("open the context"))
+    }
+
+    /// Opens a file in the topmost directory.
+    pub(crate) fn open_file(&self, name: &str) -> Result<std::fs::File> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(self.open()?, name, flags, Mode::empty());
+        Ok(file.map_err(os(format!("open {name}")))?.into())
     }
 
     /// Reads a text; `None` if there is no such file. Links are followed within the directory.

@@ -55,6 +55,17 @@ impl Workspace {
         }))
     }
 
+    /// Returns one whose directory `fs` is there.
+    pub fn of(scratch: Scratch, store: &Store) -> Arc<Self> {
+        Arc::new(Self {
+            path: scratch.path().to_owned(),
+            owner: Owner::Workspace {
+                _scratch: scratch,
+                staging: store.staging.clone(),
+            },
+        })
+    }
+
     /// Returns one that is only read.
     pub fn kept(path: &Path, holder: Arc<dyn Any + Send + Sync>) -> Arc<Self> {
         Arc::new(Self {

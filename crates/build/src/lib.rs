@@ -44,7 +44,7 @@ use tokio::sync::{Semaphore, watch};
 use whelk_engine::Engine;
 
 pub use cache::Cache;
-pub use client::Client;
+pub use client::{Client, Pieces};
 pub use directory::Directory;
 pub use error::{Error, Result};
 pub use failed::Failed;
@@ -59,6 +59,8 @@ pub use usage::{HeldCache, Pruned};
 
 use caches::Caches;
 use solver::Flights;
+use sources::http::WebFiles;
+use sources::kept::Kept;
 
 /// Processes that run at the same time for each processor: some wait for the network or the disk.
 const STEPS_PER_PROCESSOR: usize = 4;
@@ -93,6 +95,7 @@ pub struct Builder {
     /// Changes when a result is recorded.
     recorded: watch::Sender<()>,
     caches: Caches,
+    web: WebFiles,
     /// Limits the processes that run at the same time.
     steps: Semaphore,
     gc: GcSettings,
@@ -107,9 +110,15 @@ impl Builder {
         if let Err(error) = ops::remove_secrets(&engine.instance.run) {
             tracing::warn!("remove secrets of builds: {error}");
         }
+        let kept = |kind: &str| {
+            let path = engine.instance.root.join("build").join(kind);
+            let staging = engine.images.store().staging.clone();
+            Kept::new(path, staging, cache.boot())
+        };
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Arc::new(Self {
             caches: Caches::new(&engine.instance.root),
+            web: WebFiles::new(kept("http")),
             engine,
             cache: Arc::new(cache),
             flights: Mutex::default(),
@@ -123,6 +132,14 @@ impl Builder {
     /// The id of this boot: what was written in another one may not be whole.
     pub fn boot(&self) -> &str {
         self.cache.boot()
+    }
+
+    /// Removes what was fetched from servers, apart from what builds use. Returns its size. Blocking.
+    ///
+    /// # Errors
+    /// Returns an error if the disk fails.
+    pub fn clear_fetched(&self) -> Result<u64> {
+        self.web.clear()
     }
 
     /// The engine's images and layers.

@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use whelk_dockerfile::convert::{
     Answer, Answers, Conversion, Options, Outcome, Reference as Parsed, Request as Ask,
-    ResolveMode, convert,
+    ResolveMode, Source as TimeOf, convert,
 };
 use whelk_dockerfile::lint::Linter;
 use whelk_image::{Lease, Reference};
-use whelk_llb::pb::Platform;
+use whelk_llb::pb::{Platform, SourceOp};
 use whelk_llb::{Digest, Graph};
 
 use crate::client::Client;
@@ -21,7 +21,8 @@ use crate::layers::{Stack, View};
 use crate::ops::Settings;
 use crate::progress::{EventKind, Progress};
 use crate::solver::Job;
-use crate::sources::{Base, Images, Sources};
+use crate::sources::http::redacted;
+use crate::sources::{self, Base, Images, Sources};
 use crate::{Builder, blocking};
 
 /// Who asks for a build, and what holds for all of it.
@@ -62,6 +63,14 @@ impl Solved {
     /// Returns an error if they cannot be mounted.
     pub fn mount(&self, builder: &Builder) -> Result<View> {
         self.stack.mount(builder.store())
+    }
+
+    /// Returns whether a file is an archive that ADD unpacks. Blocking.
+    ///
+    /// # Errors
+    /// Returns an error if it cannot be read.
+    pub fn is_archive(&self, builder: &Builder, path: &str) -> Result<bool> {
+        crate::ops::is_archive(&self.mount(builder)?.root, path)
     }
 }
 
@@ -158,9 +167,27 @@ impl Builder {
                 let text = request.client.ignore_file(local, session, &work).await;
                 Answer::Ignore(work.end(text)?)
             }
-            Ask::Time { .. } => Answer::Time(None),
+            Ask::Time { source, .. } => Answer::Time(self.time(request, source).await?),
         };
         Ok((answer, images))
+    }
+
+    /// Returns the time of a source, in seconds since 1970; `None` if it has none.
+    ///
+    /// # Errors
+    /// Returns an error if it cannot be fetched.
+    pub async fn time(self: &Arc<Self>, request: &Request, source: &TimeOf) -> Result<Option<i64>> {
+        let source = SourceOp {
+            identifier: source.identifier.clone(),
+            attrs: source.attributes.iter().cloned().collect(),
+        };
+        if !sources::is_directory(&source) {
+            return Ok(None);
+        }
+        let name = format!("load metadata for {}", redacted(&source.identifier));
+        let work = request.progress.begin(name);
+        let found = self.fetch(request.client.as_ref(), &source, &work).await;
+        Ok(work.end(found)?.1)
     }
 
     async fn configuration(self: &Arc<Self>, base: &Base) -> Result<Vec<u8>> {

@@ -1,5 +1,8 @@
 //! What the sources of a graph refer to: images, and directories of the client.
 
+pub(crate) mod http;
+pub(crate) mod kept;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 
@@ -14,6 +17,7 @@ use whelk_llb::{CUSTOM_NAME, Digest, Graph, Node};
 use whelk_sys::sync::IgnorePoison as _;
 
 use crate::Builder;
+use crate::client::Client;
 use crate::directory::Directory;
 use crate::error::{Error, Result};
 use crate::layers::{Layer, Stack};
@@ -201,6 +205,11 @@ impl Sources {
     }
 }
 
+/// Returns whether a source is a directory that is received before the build is planned.
+pub(crate) fn is_directory(source: &SourceOp) -> bool {
+    source.identifier.starts_with("local://") || http::is_url(source)
+}
+
 async fn gather(
     builder: &Arc<Builder>,
     request: &Request,
@@ -209,11 +218,23 @@ async fn gather(
     known: &Images,
 ) -> Result<Sources> {
     let mut sources = Sources::default();
-    if source.identifier.starts_with("local://") {
+    if is_directory(source) {
         let name = node.metadata.description.get(CUSTOM_NAME);
-        let name = name.cloned().unwrap_or_else(|| source.identifier.clone());
+        let name = name
+            .cloned()
+            .unwrap_or_else(|| http::redacted(&source.identifier));
         let work = request.progress.begin_as(node.digest, name);
-        let directory = request.client.directory(source, &work).await;
+        let directory = match source.identifier.starts_with("local://") {
+            true => request.client.directory(source, &work).await,
+            false => {
+                let found = builder.fetch(request.client.as_ref(), source, &work).await;
+                let found = found.map(|(directory, _)| directory);
+                found.map_err(|cause| Error::Step {
+                    op: node.digest,
+                    cause: Box::new(cause),
+                })
+            }
+        };
         let directory = work.end(directory)?;
         sources.directories.insert(node.digest, directory);
     } else if let Some(reference) = source.identifier.strip_prefix("docker-image://") {
@@ -234,6 +255,34 @@ async fn gather(
         return Err(unsupported(source));
     }
     Ok(sources)
+}
+
+impl Builder {
+    /// Fetches a source from a server. Returns its files, and its time in seconds since 1970.
+    pub(crate) async fn fetch(
+        self: &Arc<Self>,
+        client: &dyn Client,
+        source: &SourceOp,
+        work: &Work,
+    ) -> Result<(Directory, Option<i64>)> {
+        match http::is_url(source) {
+            true => self.web_file(client, source, work).await,
+            false => Err(unsupported(source)),
+        }
+    }
+
+    /// Fetches the only source of a graph.
+    pub(crate) async fn fetch_context(
+        self: &Arc<Self>,
+        client: &dyn Client,
+        graph: &Graph,
+        work: &Work,
+    ) -> Result<Directory> {
+        match graph.nodes.first().and_then(|node| node.op.kind.as_ref()) {
+            Some(Kind::Source(source)) => Ok(self.fetch(client, source, work).await?.0),
+            _ => Err(Error::internal("a context without a source")),
+        }
+    }
 }
 
 fn unsupported(source: &SourceOp) -> Error {

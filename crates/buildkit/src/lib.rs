@@ -13,3 +13,4 @@ pub mod files;
 pub mod grpc;
 pub mod pb;
 pub mod session;
+mod ssh;

@@ -25,6 +25,7 @@ pub const DIFF_COPY: &str = "moby.filesync.v1.FileSync/DiffCopy";
 pub const SEND: &str = "moby.filesync.v1.FileSend/DiffCopy";
 pub const SECRET: &str = "moby.buildkit.secrets.v1.Secrets/GetSecret";
 pub const CREDENTIALS: &str = "moby.filesync.v1.Auth/Credentials";
+const UPLOAD: &str = "moby.upload.v1.Upload/Pull";
 
 /// A client's session.
 #[derive(Debug)]
@@ -113,6 +114,18 @@ impl Session {
         self.channel.stream(SEND, metadata)
     }
 
+    /// Calls for a file that the client gives under a URL of this host and path. It gives each once.
+    ///
+    /// # Errors
+    /// Returns an error if the client gives no files in this way.
+    pub fn upload(&self, host: &str, path: &str) -> Result<Stream> {
+        self.needs(UPLOAD)?;
+        let mut metadata = HeaderMap::new();
+        append(&mut metadata, "urlhost", &[host.to_owned()]);
+        append(&mut metadata, "urlpath", &[path.to_owned()]);
+        self.channel.stream(UPLOAD, metadata)
+    }
+
     /// Returns a secret; `None` if the client does not have it.
     ///
     /// # Errors
@@ -149,11 +162,15 @@ impl Session {
         }
     }
 
-    fn has(&self, method: &str) -> bool {
+    pub(crate) fn channel(&self) -> &Channel {
+        &self.channel
+    }
+
+    pub(crate) fn has(&self, method: &str) -> bool {
         self.methods.contains(&method.to_lowercase())
     }
 
-    fn needs(&self, method: &str) -> Result<()> {
+    pub(crate) fn needs(&self, method: &str) -> Result<()> {
         if self.has(method) {
             return Ok(());
         }
@@ -164,7 +181,7 @@ impl Session {
 }
 
 /// Adds values of a key, in a form that headers can have.
-fn append(metadata: &mut HeaderMap, key: &'static str, values: &[String]) {
+pub(crate) fn append(metadata: &mut HeaderMap, key: &'static str, values: &[String]) {
     let is_plain = |text: &String| text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
     let encoded = !values.iter().all(is_plain);
     for value in values {

@@ -115,6 +115,7 @@ impl Repository {
                 .parse()
                 .map_err(|_| Error::Settings(format!("{url} is not a URL")))?,
             may_be_plain: endpoint.transport != Transport::Tls,
+            is_web: false,
         })
     }
 

@@ -31,6 +31,7 @@ mod target;
 mod token;
 mod transport;
 mod upload;
+mod web;
 
 pub use attempts::Wait;
 pub use auth::{AuthConfig, Credentials};
@@ -43,6 +44,7 @@ pub use search::Found;
 pub use settings::{Insecure, Proxies, Settings};
 pub use transport::Client;
 pub use upload::Source;
+pub use web::{WebRequest, WebResponse};
 
 /// Decoders of untrusted input, for fuzz targets.
 #[doc(hidden)]

@@ -13,6 +13,8 @@ pub(crate) struct Target {
     pub(crate) url: Uri,
     /// The URL and its redirects may be without TLS.
     pub(crate) may_be_plain: bool,
+    /// Certificates are verified whatever the settings of registries say, because the server is none.
+    pub(crate) is_web: bool,
 }
 
 impl Target {
@@ -81,10 +83,7 @@ impl Target {
             Some("http") => return Err("from https to http"),
             _ => return Err("to another protocol"),
         }
-        Ok(Self {
-            url,
-            may_be_plain: self.may_be_plain,
-        })
+        Ok(Self { url, ..*self })
     }
 
     /// Returns the URL with one more parameter; `None` if that is not a URL.
@@ -125,6 +124,7 @@ mod tests {
             let base = Target {
                 url: base.parse().unwrap(),
                 may_be_plain: base.starts_with("http:"),
+                is_web: false,
             };
             let value = HeaderValue::from_str(location).unwrap();
             let located = base.located(&HeaderMap::from_iter([(LOCATION, value)]));
@@ -168,6 +168,7 @@ mod tests {
             let target = Target {
                 url: url.parse().unwrap(),
                 may_be_plain: false,
+                is_web: false,
             };
             let target = target.with_parameter("digest", "sha256:00").unwrap();
             assert_eq!(target.url.to_string(), expected);

@@ -64,7 +64,11 @@ impl Repository {
             Some("http") if may_be_plain => {}
             _ => return refuse("want an https:// URL"),
         }
-        let service = Target { url, may_be_plain };
+        let service = Target {
+            url,
+            may_be_plain,
+            is_web: false,
+        };
         let (response, service, method) = self.ask_service(service, headers, form).await?;
         let (response, operation) = accept(&service, &method, response)
             .await

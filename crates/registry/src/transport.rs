@@ -104,10 +104,19 @@ impl Client {
         }
     }
 
+    /// Returns which certificates are accepted from a server that is no registry: an insecure registry's
+    /// are verified too.
+    fn trusted_on_the_web(&self, host: &str) -> Trusted {
+        let directory = self.settings.certificates.join(host);
+        match directory.is_dir() {
+            true => Trusted::Directory(directory),
+            false => Trusted::System,
+        }
+    }
+
     /// Returns the pool of connections to a server. If certificate files have changed since the last
     /// request, it is a new one.
-    fn pool(&self, host: &str) -> Result<Connections> {
-        let trusted = self.trusted(host);
+    fn pool(&self, trusted: Trusted) -> Result<Connections> {
         let stamp = match &trusted {
             Trusted::Directory(directory) => connector::stamp(directory)?,
             Trusted::System | Trusted::Anyone => connector::Stamp::default(),
@@ -199,7 +208,11 @@ impl Client {
             let name = HeaderName::from_static("proxy-authorization");
             request.headers_mut().insert(name, credentials.clone());
         }
-        let mut answer = self.pool(host)?.request(request);
+        let trusted = match target.is_web {
+            true => self.trusted_on_the_web(host),
+            false => self.trusted(host),
+        };
+        let mut answer = self.pool(trusted)?.request(request);
         let mut before = 0;
         let answer = loop {
             match tokio::time::timeout(HEAD_TIMEOUT, &mut answer).await {

@@ -45,9 +45,16 @@ const FRONTEND: [&str; 17] = [
 ];
 
 /// The capabilities of definitions: the operations and attributes that the solver knows.
-const OPERATIONS: [&str; 42] = [
+const OPERATIONS: [&str; 49] = [
     "source.image",
     "source.image.resolvemode",
+    "source.http",
+    "source.http.auth",
+    "source.http.checksum",
+    "source.http.header",
+    "source.http.perm",
+    // With BuildKit's typing error.
+    "soruce.http.uidgid",
     "source.local",
     "source.local.unique",
     "source.local.sessionid",
@@ -72,6 +79,7 @@ const OPERATIONS: [&str; 42] = [
     "exec.mount.tmpfs",
     "exec.mount.tmpfs.size",
     "exec.mount.secret",
+    "exec.mount.ssh",
     "exec.secretenv",
     "exec.validexitcode",
     "file.base",

@@ -31,6 +31,8 @@ pub(super) struct Build {
     pub request: Request,
     pub inputs: BTreeMap<String, Definition>,
     references: Mutex<HashMap<String, Arc<Reference>>>,
+    /// Results that the frontend has read from: what a client gives only once is part of some.
+    held: Mutex<Vec<Arc<Solved>>>,
     /// The result, which a client that converts the Dockerfile itself returns (`LLBBridge.Return`).
     pub returned: watch::Sender<Option<Result<gateway::Result>>>,
     /// The Dockerfile that warnings are about, and the step that has read it.
@@ -117,9 +119,15 @@ impl Build {
             request,
             inputs,
             references: Mutex::default(),
+            held: Mutex::default(),
             returned: watch::Sender::default(),
             file: Mutex::default(),
         })
+    }
+
+    /// Keeps a result as long as the build.
+    pub fn hold(&self, solved: Arc<Solved>) {
+        self.held.lock().ignore_poison().push(solved);
     }
 
     /// Keeps a reference, and returns its name.
@@ -152,6 +160,7 @@ impl Drop for Running<'_> {
         self.build.request.progress.close();
         // Dropping the references ends what waits for their results.
         self.build.references.lock().ignore_poison().clear();
+        self.build.held.lock().ignore_poison().clear();
         let (known, id) = (self.builds.0.clone(), self.build.id.clone());
         tokio::spawn(async move {
             tokio::time::sleep(KEPT).await;

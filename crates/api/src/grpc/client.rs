@@ -4,8 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use whelk_build::{Client, Directory, Error, Result, Work};
+use futures_util::{StreamExt as _, stream};
+use tokio::net::UnixStream;
+use whelk_build::{Client, Directory, Error, Pieces, Result, Work};
 use whelk_buildkit::grpc::Status;
+use whelk_buildkit::pb::BytesMessage;
 use whelk_buildkit::session::{Sessions, Wanted};
 use whelk_llb::pb::SourceOp;
 use whelk_registry::Credentials;
@@ -110,6 +113,38 @@ impl Client for SessionClient {
         Box::pin(async move {
             let session = self.sessions.get(&self.session).await.map_err(failed)?;
             session.secret(id).await.map_err(failed)
+        })
+    }
+
+    fn check_agent<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let session = self.sessions.get(&self.session).await.map_err(failed)?;
+            match session.has_agent(id).await.map_err(failed)? {
+                true => Ok(()),
+                false => Err(Error::invalid(format!(
+                    "no SSH key {id:?} forwarded from the client"
+                ))),
+            }
+        })
+    }
+
+    fn agent<'a>(&'a self, id: &'a str, stream: UnixStream) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let session = self.sessions.get(&self.session).await.map_err(failed)?;
+            session.agent(id, stream).await.map_err(failed)
+        })
+    }
+
+    fn upload<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Pieces>> {
+        Box::pin(async move {
+            let session = self.sessions.get(&self.session).await.map_err(failed)?;
+            let path = format!("/{name}");
+            let calls = session.upload("buildkit-session", &path).map_err(failed)?;
+            let pieces = stream::try_unfold(calls, |mut calls| async move {
+                let message: Option<BytesMessage> = calls.next().await.map_err(failed)?;
+                Ok(message.map(|message| (message.data, calls)))
+            });
+            Ok(pieces.boxed())
         })
     }
 }

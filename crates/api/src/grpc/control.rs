@@ -217,7 +217,7 @@ impl Door {
             let before = door.builder.usage()?;
             let pruned = door.builder.prune(&policy)?;
             if policy.is_everything() {
-                door.contexts.clear()?;
+                door.clear_contexts()?;
             }
             let is_gone = |record: &Record| pruned.ids.contains(&record.id);
             Ok(before.into_iter().filter(is_gone).collect())

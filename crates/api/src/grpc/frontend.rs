@@ -58,6 +58,13 @@ struct Prepared {
     file: SourceInfo,
 }
 
+/// A Dockerfile, the step that has read it, and the ignore file beside it.
+struct Texts {
+    vertex: whelk_llb::Digest,
+    text: Option<String>,
+    ignore: Option<String>,
+}
+
 impl Door {
     /// Runs a frontend.
     pub(super) async fn frontend(
@@ -137,20 +144,10 @@ impl Door {
         inputs: &BTreeMap<String, Definition>,
     ) -> Result<Prepared> {
         let get = |name: &str| attributes.get(name).map_or("", String::as_str);
-        let or = |name: &str, default: &'static str| match get(name) {
-            "" => default.to_owned(),
-            value => value.to_owned(),
-        };
         let unsupported = |what: String| {
             let text = format!("{what}: not available in this version of whelk");
             Err(Status::unimplemented(text))
         };
-        if !get("context").is_empty() {
-            return unsupported(format!("the build context {}", get("context")));
-        }
-        if !get("contextsubdir").is_empty() {
-            return unsupported("a directory of the context (contextsubdir)".into());
-        }
         if let Some(name) = attributes.keys().find(|name| name.starts_with("attest:")) {
             return unsupported(format!("attestations ({name})"));
         }
@@ -162,25 +159,32 @@ impl Door {
             [one] => options.platform = Some(one.clone()),
             _ => return unsupported("builds for several platforms".into()),
         }
-        let context = or("contextkey", "context");
+        let remote = self.remote_context(build, attributes, inputs).await?;
+        if remote.is_none() && !get("contextsubdir").is_empty() {
+            return unsupported("a directory of the client's context (contextsubdir)".into());
+        }
+        let is_of_client = remote.is_none() || !get("dockerfilekey").is_empty();
+        if let Some(filename) = remote.as_ref().and_then(|remote| remote.filename.clone())
+            && !is_of_client
+        {
+            options.filename = filename;
+        }
         let filename = options.filename.clone();
-        let name = format!("[internal] load build definition from {filename}");
-        let ignore_name = format!("{filename}.dockerignore");
-        let wanted = Wanted {
-            name: or("dockerfilekey", "dockerfile"),
-            follow: vec![
-                filename.clone(),
-                ignore_name.clone(),
-                filename.to_lowercase(),
-            ],
-            in_full: true,
-            ..Wanted::default()
-        };
-        let (vertex, directory) = self.load(build, attributes, name, &wanted).await?;
-        let text = match read(&directory, &filename).await? {
-            Some(text) => Some(text),
-            None if filename == "Dockerfile" => read(&directory, "dockerfile").await?,
-            None => None,
+        let Texts {
+            vertex,
+            text,
+            ignore,
+        } = match &remote {
+            Some(remote) if !is_of_client => {
+                let paths = [filename.clone(), filename.to_lowercase()];
+                let [text, other] = self.texts(build, &remote.graph, paths).await?;
+                Texts {
+                    vertex: remote.graph.nodes[0].digest,
+                    text: text.or_else(|| other.filter(|_| filename == "Dockerfile")),
+                    ignore: None,
+                }
+            }
+            _ => self.load_texts(build, attributes, &filename).await?,
         };
         let text = text.ok_or_else(|| {
             let text =
@@ -194,25 +198,24 @@ impl Door {
             language: "Dockerfile".into(),
         };
         *build.file.lock().ignore_poison() = Some((vertex, file.clone()));
-        let ignore = match read(&directory, &ignore_name).await? {
-            Some(ignore) => Some(ignore),
-            None => {
-                let name = "[internal] load .dockerignore".to_owned();
-                let wanted = Wanted {
-                    name: context.clone(),
-                    follow: vec![".dockerignore".into()],
-                    in_full: true,
-                    ..Wanted::default()
-                };
-                let (_, directory) = self.load(build, attributes, name, &wanted).await?;
-                read(&directory, ".dockerignore").await?
-            }
-        };
-        let ignore = ignore.map_or_else(Vec::new, |text| whelk_dockerfile::ignore::patterns(&text));
         options.session.clone_from(&build.session);
-        options.context = MainContext::Local {
-            name: context,
-            ignore,
+        options.context = match remote {
+            Some(remote) => MainContext::Graph(remote.graph),
+            None => {
+                let name = match get("contextkey") {
+                    "" => "context".to_owned(),
+                    name => name.to_owned(),
+                };
+                let ignore = match ignore {
+                    Some(ignore) => Some(ignore),
+                    None => self.load_ignore(build, attributes, &name).await?,
+                };
+                MainContext::Local {
+                    name,
+                    ignore: ignore
+                        .map_or_else(Vec::new, |text| whelk_dockerfile::ignore::patterns(&text)),
+                }
+            }
         };
         for (name, definition) in inputs {
             let graph = Graph::new(definition.clone());
@@ -226,6 +229,54 @@ impl Door {
             options,
             file,
         })
+    }
+
+    /// Reads the client's Dockerfile, and the ignore file beside it.
+    async fn load_texts(
+        self: &Arc<Self>,
+        build: &Build,
+        attributes: &Attributes,
+        filename: &str,
+    ) -> Result<Texts> {
+        let name = format!("[internal] load build definition from {filename}");
+        let ignore = format!("{filename}.dockerignore");
+        let key = attributes.get("dockerfilekey");
+        let wanted = Wanted {
+            name: key.cloned().unwrap_or_else(|| "dockerfile".into()),
+            follow: vec![filename.to_owned(), ignore.clone(), filename.to_lowercase()],
+            in_full: true,
+            ..Wanted::default()
+        };
+        let (vertex, directory) = self.load(build, attributes, name, &wanted).await?;
+        let text = match read(&directory, filename).await? {
+            Some(text) => Some(text),
+            None if filename == "Dockerfile" => read(&directory, "dockerfile").await?,
+            None => None,
+        };
+        let ignore = read(&directory, &ignore).await?;
+        Ok(Texts {
+            vertex,
+            text,
+            ignore,
+        })
+    }
+
+    /// Reads the ignore file of the client's context.
+    async fn load_ignore(
+        self: &Arc<Self>,
+        build: &Build,
+        attributes: &Attributes,
+        context: &str,
+    ) -> Result<Option<String>> {
+        let name = "[internal] load .dockerignore".to_owned();
+        let wanted = Wanted {
+            name: context.to_owned(),
+            follow: vec![".dockerignore".into()],
+            in_full: true,
+            ..Wanted::default()
+        };
+        let (_, directory) = self.load(build, attributes, name, &wanted).await?;
+        read(&directory, ".dockerignore").await
     }
 
     /// Receives files that the frontend reads.
@@ -336,6 +387,17 @@ impl Door {
         Ok(result)
     }
 
+    async fn time(
+        self: &Arc<Self>,
+        build: &Build,
+        source: &whelk_dockerfile::convert::Source,
+    ) -> Answer {
+        match self.builder.time(&build.request, source).await {
+            Ok(time) => Answer::Time(time),
+            Err(error) => Answer::Failed(error.to_string()),
+        }
+    }
+
     /// Returns the warnings and the error of a Dockerfile.
     async fn check(
         self: &Arc<Self>,
@@ -369,7 +431,7 @@ impl Door {
                             Err(error) => Answer::Failed(error.to_string()),
                         }
                     }
-                    Ask::Time { .. } => Answer::Time(None),
+                    Ask::Time { source, .. } => self.time(build, source).await,
                     Ask::Ignore { .. } => Answer::Ignore(None),
                     Ask::Image { .. } => Answer::Failed("OCI layouts are not supported".into()),
                 };

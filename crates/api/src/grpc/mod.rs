@@ -16,6 +16,7 @@ mod control;
 mod export;
 mod frontend;
 mod progress;
+mod remote;
 mod result;
 
 use std::sync::Arc;
@@ -61,12 +62,12 @@ impl Door {
         }
     }
 
-    /// Removes the directories of clients that no build uses. Returns the size of their files. Blocking.
+    /// Removes the directories of clients and what was fetched from servers, unless a build uses it. Returns the size of their files. Blocking.
     ///
     /// # Errors
     /// Returns an error if the disk fails.
     pub fn clear_contexts(&self) -> whelk_build::Result<u64> {
-        self.contexts.clear()
+        Ok(self.contexts.clear()? + self.builder.clear_fetched()?)
     }
 
     async fn answer(self: Arc<Self>, mut call: Call) -> Result<()> {

@@ -220,9 +220,6 @@ fn check(params: &Params) -> ApiResult<()> {
         "2" => return unsupported("builds with BuildKit (version=2)"),
         other => return Err(ApiError::invalid(format!("invalid version {other}"))),
     }
-    if !params.text("remote").is_empty() {
-        return unsupported("build contexts from a URL (remote)");
-    }
     if params.flag("squash") {
         return unsupported("squashing layers (squash)");
     }
@@ -303,6 +300,7 @@ fn request(params: &Params, headers: &HeaderMap) -> ApiResult<Request> {
         build_args: build_args.unwrap_or_default(),
         labels: labels.unwrap_or_default(),
         target: params.text("target").to_owned(),
+        remote: params.text("remote").to_owned(),
         platform,
         no_cache: params.flag("nocache"),
         pull: params.flag("pull"),

@@ -15,6 +15,7 @@ use whelk_runtime::Overlay;
 
 use super::mounts::{self, Mounts};
 use super::secrets::Secrets;
+use super::ssh::{self, Agents};
 use super::{Context, input};
 use crate::error::{Error, Result, os};
 use crate::failed::Failed;
@@ -99,18 +100,22 @@ pub(super) async fn run(
     let root = root.ok_or_else(|| Error::invalid("an exec without a root file system"))?;
     let base = input(inputs, root.input)?;
     let secrets = Secrets::fetch(context.client.as_ref(), op).await?;
+    let mut agents = Agents::find(context.client.as_ref(), op).await?;
     let caches = mounts::take_caches(&builder.caches, op, inputs).await?;
     // After the caches: whoever holds one waits for nothing else.
     let _permit = builder.steps.acquire().await;
+    agents.listen(&context.client, op, &builder.engine.instance.run)?;
     let (output, theirs) = UnixStream::pair().map_err(os("connect to a step"))?;
     let theirs = OwnedFd::from(theirs.into_std().map_err(os("connect to a step"))?);
     let prepare = {
         let (op, context, settings) = (op.clone(), context.clone(), settings.clone());
         let (stack, inputs) = (base.clone(), inputs.to_vec());
         let run = builder.engine.instance.run.clone();
+        let sockets = agents.sockets();
         move || {
             let mut mounts = mounts::prepare(&context, &op, &inputs, &caches)?;
             secrets.mount(&op, &run, &mut mounts)?;
+            ssh::mount(&sockets, &op, &mut mounts);
             let env = secrets.environment;
             prepare(
                 &context, &op, &stack, &settings, mounts, env, theirs, output,
@@ -142,7 +147,7 @@ pub(super) async fn run(
         }
     }
     let exit = started.wait().await;
-    drop((files, mounts));
+    drop((files, mounts, agents));
     let valid = meta.valid_exit_codes.as_slice();
     if exit.code != 0 && !valid.contains(&exit.code)
         || exit.code == 0 && !valid.is_empty() && !valid.contains(&0)

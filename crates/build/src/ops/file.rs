@@ -323,6 +323,18 @@ fn remove(root: &OwnedFd, rm: &FileActionRm) -> Result<()> {
     Ok(())
 }
 
+/// Returns whether a file below a root is an archive that ADD unpacks.
+pub(crate) fn is_archive_at(root: &OwnedFd, path: &str) -> Result<bool> {
+    let selector = Selector {
+        path: path.to_owned(),
+        ..Selector::default()
+    };
+    match select::find(root, &selector)?.first() {
+        Some(found) => is_archive(found),
+        None => Ok(false),
+    }
+}
+
 /// Returns whether a file is an archive that ADD unpacks: a tar file, plain or compressed.
 fn is_archive(selected: &Selected) -> Result<bool> {
     const BLOCK: usize = 512;

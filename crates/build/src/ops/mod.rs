@@ -6,6 +6,7 @@ mod exec;
 mod file;
 mod mounts;
 mod secrets;
+mod ssh;
 
 use std::sync::Arc;
 
@@ -22,7 +23,9 @@ use crate::log::Log;
 use crate::{Builder, blocking};
 
 pub use exec::Settings;
+pub(crate) use file::is_archive_at as is_archive;
 pub(crate) use secrets::remove as remove_secrets;
+pub(crate) use ssh::missing as missing_agent;
 
 /// What operations need besides their inputs.
 #[derive(Clone, Debug)]

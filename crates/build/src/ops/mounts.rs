@@ -42,14 +42,7 @@ pub(super) struct Taken {
 /// Refuses what is not supported.
 pub(super) fn check(op: &ExecOp) -> Result<()> {
     for mount in op.mounts.iter().filter(|mount| mount.dest != "/") {
-        let is_optional = mount.ssh_opt.as_ref().is_some_and(|one| one.optional);
         match MountType::try_from(mount.mount_type) {
-            Ok(MountType::Ssh) if !is_optional => {
-                let target = &mount.dest;
-                return Err(Error::Unsupported(format!(
-                    "RUN --mount=type=ssh,target={target}"
-                )));
-            }
             Ok(MountType::Bind) if mount.output >= 0 => {
                 return Err(Error::Unsupported(format!(
                     "a result of the mount {}",

@@ -99,7 +99,8 @@ async fn get(client: &dyn Client, id: &str, optional: bool) -> Result<Option<Vec
 /// Removes what an engine that was killed has left in its run directory.
 pub(crate) fn remove(run: &Path) -> Result<()> {
     for entry in fs::list(run)? {
-        if entry.file_name().to_string_lossy().starts_with(PREFIX) {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with(PREFIX) || name.starts_with(super::ssh::PREFIX) {
             fs::remove_tree(entry.path())?;
         }
     }

@@ -28,7 +28,7 @@ use crate::log::Log;
 use crate::ops::{self, Settings};
 use crate::progress::{EventKind, Progress};
 use crate::request::Request;
-use crate::sources::Sources;
+use crate::sources::{self, Sources};
 use crate::{Builder, blocking};
 use plan::{Keys, Task};
 
@@ -149,7 +149,7 @@ impl Job {
         let nodes = self.graph.nodes.iter().enumerate();
         // Directories were told of when they were received.
         let is_directory = |node: &Node| match &node.op.kind {
-            Some(Kind::Source(source)) => source.identifier.starts_with("local://"),
+            Some(Kind::Source(source)) => sources::is_directory(source),
             _ => false,
         };
         let told = nodes.clone();
@@ -180,7 +180,7 @@ impl Job {
     /// Notes what has become of an operation.
     fn report(&self, index: usize, state: State) {
         if let Some(Kind::Source(source)) = &self.graph.nodes[index].op.kind
-            && source.identifier.starts_with("local://")
+            && sources::is_directory(source)
         {
             self.states[index].send_replace(state);
             return;

@@ -1,4 +1,5 @@
-//! The services of a client's session: `moby.filesync.v1` (authentication) and `moby.buildkit.secrets.v1`.
+//! The services of a client's session: `moby.filesync.v1` (authentication), `moby.buildkit.secrets.v1` and
+//! `moby.sshforward.v1`.
 
 use prost::Message;
 
@@ -22,6 +23,12 @@ impl std::fmt::Debug for CredentialsResponse {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.write_str("CredentialsResponse(…)")
     }
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct CheckAgentRequest {
+    #[prost(string, tag = "1")]
+    pub id: String,
 }
 
 #[derive(Clone, PartialEq, Eq, Message)]

@@ -224,12 +224,13 @@ impl Converter<'_> {
                 let (source, caps, label) = match Git::parse(&value)? {
                     Some(git) => {
                         let (source, caps) = git.source();
-                        (source, caps, format!("[internal] load git source {value}"))
+                        let shown = super::git::redacted(&value);
+                        (source, caps, format!("[internal] load git source {shown}"))
                     }
                     None if kind.starts_with("http") => (
                         http_source(&value, "context", ""),
                         vec!["source.http"],
-                        format!("{label} {value}"),
+                        format!("{label} {}", super::git::redacted(&value)),
                     ),
                     None => return Err(Error::new(format!("invalid git context {value}"))),
                 };

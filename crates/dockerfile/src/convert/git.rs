@@ -257,6 +257,17 @@ fn unescaped(text: &str) -> String {
     url::unescape(text).unwrap_or_else(|_| text.to_owned())
 }
 
+/// Returns a reference without a user and a password.
+pub(super) fn redacted(text: &str) -> String {
+    match split(text) {
+        Some((scheme, host, ..)) if host.contains('@') && scheme != "ssh" => {
+            let bare = host.rsplit('@').next().unwrap_or_default();
+            text.replacen(host, bare, 1)
+        }
+        _ => text.to_owned(),
+    }
+}
+
 /// Returns whether ADD takes a source as a URL of a file.
 pub(super) fn is_http(source: &str) -> bool {
     let has_scheme = source.starts_with("http://") || source.starts_with("https://");
@@ -328,6 +339,18 @@ mod tests {
             ("git.fullurl", "https://h/b.git"),
         ] {
             assert_eq!(attrs.get(name).map(String::as_str), Some(value), "{name}");
+        }
+    }
+
+    #[test]
+    fn credentials_are_not_shown() {
+        for (text, expected) in [
+            ("https://u:secret@h/b.git#x", "https://h/b.git#x"),
+            ("https://h/b.git", "https://h/b.git"),
+            ("git@h:b", "git@h:b"),
+            ("ssh://git@h/b", "ssh://git@h/b"),
+        ] {
+            assert_eq!(redacted(text), expected);
         }
     }
 

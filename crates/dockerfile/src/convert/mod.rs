@@ -16,6 +16,7 @@ mod lints;
 mod names;
 mod options;
 mod outline;
+mod remote;
 mod request;
 mod run;
 mod stages;
@@ -28,6 +29,7 @@ use whelk_llb::{Builder, CUSTOM_NAME, Output, Vertex};
 
 pub use image::{Config, Health, History, Image, RootFs};
 pub use options::{ContextInput, MainContext, Options, ParseReference, Reference, ResolveMode};
+pub use remote::{RemoteContext, subdirectory};
 pub use request::{Answer, Answers, Request, Source};
 
 use crate::error::{Error, Lines, Result};

@@ -1,0 +1,549 @@
+//! Files of URLs: `ADD https://…`, and contexts that are URLs.
+//!
+//! A file is kept with the tag (`ETag`) that its server has given it, and is not sent again as long as it has that
+//! tag; one whose checksum is known is not asked for at all.
+
+use std::collections::HashMap;
+use std::io::Write as _;
+use std::os::fd::AsFd as _;
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use rustix::fs::{AtFlags, CWD, Gid, Timespec, Timestamps, Uid};
+use sha2::{Digest as _, Sha256};
+use tokio::sync::mpsc;
+use whelk_llb::Digest;
+use whelk_llb::pb::SourceOp;
+use whelk_registry::{WebRequest, WebResponse};
+use whelk_sys::sync::IgnorePoison as _;
+use whelk_sys::{Scratch, fs};
+
+use super::kept::{Info, Kept};
+use crate::client::{Client, Pieces};
+use crate::directory::Directory;
+use crate::error::{Error, Result, os};
+use crate::layers::Workspace;
+use crate::progress::{EventKind, Work};
+use crate::{Builder, blocking};
+
+/// The host of URLs whose files the client has (`http://buildkit-session/ID`).
+const SESSION: &str = "http://buildkit-session/";
+
+/// Maximum size of a file in bytes.
+const MAX_FILE: u64 = 64 << 30;
+
+/// Permissions of a file without others.
+const MODE: u32 = 0o600;
+
+/// The time between two reports of a transfer's progress.
+const INTERVAL: Duration = Duration::from_millis(100);
+
+/// The files of URLs.
+#[derive(Debug)]
+pub(crate) struct WebFiles {
+    kept: Kept,
+    /// Files of clients, which give each only once, by the URL.
+    uploads: Mutex<HashMap<String, Weak<Workspace>>>,
+}
+
+/// What a source wants of a file.
+#[derive(Debug)]
+struct Wanted {
+    url: String,
+    name: String,
+    checksum: Option<Digest>,
+    mode: u32,
+    owner: (u32, u32),
+    /// The name of the secret that is the header `Authorization`.
+    secret: Option<String>,
+    headers: Vec<(&'static str, String)>,
+}
+
+/// Where the bytes of a file come from.
+enum Origin {
+    Web(Box<WebResponse>),
+    Client(Pieces),
+}
+
+impl Origin {
+    async fn piece(&mut self) -> Result<Option<Bytes>> {
+        match self {
+            Self::Web(response) => response.piece().await.map_err(failed),
+            Self::Client(pieces) => pieces.next().await.transpose(),
+        }
+    }
+}
+
+fn failed(error: whelk_registry::Error) -> Error {
+    Error::invalid(error.to_string())
+}
+
+impl Wanted {
+    fn of(source: &SourceOp) -> Result<Self> {
+        let mut wanted = Self {
+            url: source.identifier.clone(),
+            name: String::new(),
+            checksum: None,
+            mode: MODE,
+            owner: (0, 0),
+            secret: None,
+            headers: Vec::new(),
+        };
+        for (name, value) in &source.attrs {
+            let number = || {
+                let invalid = || Error::invalid(format!("attribute {name} of a source: {value:?}"));
+                match value.strip_prefix('0').filter(|rest| !rest.is_empty()) {
+                    Some(octal) => u32::from_str_radix(octal.trim_start_matches('o'), 8),
+                    None => value.parse(),
+                }
+                .map_err(|_| invalid())
+            };
+            match name.as_str() {
+                "http.checksum" => {
+                    let digest = Digest::parse(value);
+                    let digest = digest
+                        .ok_or_else(|| Error::invalid(format!("invalid checksum {value:?}")))?;
+                    wanted.checksum = Some(digest);
+                }
+                "http.filename" => wanted.name.clone_from(value),
+                "http.perm" => wanted.mode = number()? & 0o7777,
+                "http.uid" => wanted.owner.0 = number()?,
+                "http.gid" => wanted.owner.1 = number()?,
+                "http.authheadersecret" => wanted.secret = Some(value.clone()),
+                "http.header.accept" => wanted.headers.push(("accept", value.clone())),
+                // Only these two may be set; the second is the engine's own.
+                "http.header.user-agent" => {}
+                _ => return Err(Error::Unsupported(format!("the attribute {name} of a URL"))),
+            }
+        }
+        Ok(wanted)
+    }
+
+    fn key(&self) -> Digest {
+        let numbers = format!("{:o} {:?}", self.mode, self.owner);
+        let secret = self.secret.as_deref().unwrap_or_default();
+        let headers = format!("{:?}", self.headers);
+        let parts = [&self.url, &self.name, &numbers, secret, &headers];
+        Digest::of_parts(parts.map(str::as_bytes))
+    }
+
+    /// Returns the request, with what the client has for the host.
+    async fn request(&self, client: &dyn Client) -> Result<WebRequest> {
+        let mut request = WebRequest::new(&self.url).map_err(failed)?;
+        for (name, value) in &self.headers {
+            request = request.header(name, value);
+        }
+        if let Some(name) = &self.secret {
+            let value = client.secret(name).await?;
+            let value = value.ok_or_else(|| Error::invalid(format!("secret {name}: not found")))?;
+            return Ok(request.header("authorization", &header(name, value)?));
+        }
+        if request.is_authorized() {
+            return Ok(request);
+        }
+        let host = request.host().to_owned();
+        for (prefix, scheme) in [("HTTP_AUTH_HEADER_", ""), ("HTTP_AUTH_TOKEN_", "Bearer ")] {
+            let name = format!("{prefix}{host}");
+            if let Some(value) = client.secret(&name).await? {
+                let value = format!("{scheme}{}", header(&name, value)?);
+                return Ok(request.header("authorization", &value));
+            }
+        }
+        Ok(request)
+    }
+
+    /// Returns the name of the file.
+    fn file_name(&self, response: Option<&WebResponse>) -> String {
+        let disposition = response.and_then(|response| response.header("content-disposition"));
+        let path = self.url.split_once("://").map_or("", |(_, rest)| rest);
+        let path = path.split(['?', '#']).next().unwrap_or_default();
+        let path = path.split_once('/').map_or("", |(_, path)| path);
+        let candidates = [
+            Some(self.name.as_str()),
+            disposition.and_then(disposition_name),
+            Some(path),
+        ];
+        // The name was checked where it was given; that of a server is only one component.
+        let mut names = candidates.into_iter().flatten();
+        let name = names.find_map(|name| {
+            let name = name.trim_end_matches('/').rsplit('/').next();
+            name.filter(|name| is_name(name))
+        });
+        name.unwrap_or("download").to_owned()
+    }
+}
+
+/// Returns the value of a secret as that of a header.
+fn header(name: &str, value: Vec<u8>) -> Result<String> {
+    let value = String::from_utf8(value).ok();
+    let value = value.map(|value| value.trim_end_matches(['\r', '\n']).to_owned());
+    let value = value.filter(|value| value.bytes().all(|byte| (b' '..=b'~').contains(&byte)));
+    value.ok_or_else(|| Error::invalid(format!("secret {name}: not the value of a header")))
+}
+
+fn is_name(name: &str) -> bool {
+    !matches!(name, "" | "." | "..") && name.len() <= 255 && !name.contains(['/', '\0'])
+}
+
+/// Returns the file name in the header `Content-Disposition`.
+fn disposition_name(value: &str) -> Option<&str> {
+    let parameters = value.split(';').skip(1);
+    let mut pairs = parameters.filter_map(|parameter| parameter.trim().split_once('='));
+    let (_, name) = pairs.find(|(key, _)| key.eq_ignore_ascii_case("filename"))?;
+    Some(name.trim_matches('"')).filter(|name| !name.is_empty())
+}
+
+/// Returns whether a source is a URL's file.
+pub(crate) fn is_url(source: &SourceOp) -> bool {
+    let url = &source.identifier;
+    url.starts_with("http://") || url.starts_with("https://")
+}
+
+impl WebFiles {
+    pub fn new(kept: Kept) -> Self {
+        Self {
+            kept,
+            uploads: Mutex::default(),
+        }
+    }
+
+    /// Removes the files that no build uses. Returns their size. Blocking.
+    pub fn clear(&self) -> Result<u64> {
+        self.kept.clear()
+    }
+
+    fn upload(&self, url: &str) -> Option<Directory> {
+        let uploads = self.uploads.lock().ignore_poison();
+        uploads.get(url)?.upgrade().map(Directory::of)
+    }
+}
+
+impl Builder {
+    /// Fetches a file, unless it is known to be the one that is here. Returns the directory that it is in, and its
+    /// time.
+    pub(crate) async fn web_file(
+        self: &Arc<Self>,
+        client: &dyn Client,
+        source: &SourceOp,
+        work: &Work,
+    ) -> Result<(Directory, Option<i64>)> {
+        let wanted = Wanted::of(source)?;
+        if let Some(path) = wanted.url.strip_prefix(SESSION) {
+            let directory = self.uploaded(client, &wanted, path, work).await?;
+            return Ok((directory, None));
+        }
+        let key = wanted.key();
+        let files = &self.web;
+        let _lock = files.kept.lock(key).await;
+        let builder = self.clone();
+        let known = blocking(move || builder.web.kept.find(&key)).await?;
+        if let Some(checksum) = &wanted.checksum {
+            let checksum = checksum.to_string();
+            if let Some((directory, info)) = known.iter().find(|(_, info)| info.content == checksum)
+            {
+                work.add(EventKind::Cached);
+                return Ok((directory.clone(), info.time));
+            }
+        }
+        let mut request = wanted.request(client).await?;
+        let tags: Vec<&str> = known
+            .iter()
+            .map(|(_, info)| info.tag.as_str())
+            .filter(|tag| !tag.is_empty())
+            .collect();
+        if !tags.is_empty() {
+            request = request.header("if-none-match", &tags.join(", "));
+        }
+        let response = self
+            .engine
+            .images
+            .web()
+            .web(&request)
+            .await
+            .map_err(failed)?;
+        let tag = response.header("etag").unwrap_or_default().to_owned();
+        let is_same = |info: &Info| match response.status() {
+            // Some servers leave the tag out when there was only one.
+            304 if tag.is_empty() => tags.len() == 1 && info.tag == tags[0],
+            // Others do not compare it.
+            200 | 304 => !info.tag.is_empty() && weak(&info.tag) == weak(&tag),
+            _ => false,
+        };
+        if let Some((directory, info)) = known.iter().find(|(_, info)| is_same(info)) {
+            verify(&wanted, &info.content)?;
+            work.add(EventKind::Cached);
+            return Ok((directory.clone(), info.time));
+        }
+        if !(200..300).contains(&response.status()) {
+            return Err(Error::invalid(format!(
+                "{}: invalid response status {}",
+                request.operation(),
+                response.status_text()
+            )));
+        }
+        let info = Info {
+            boot: files.kept.boot.clone(),
+            tag,
+            time: response.header("last-modified").and_then(time),
+            ..Info::default()
+        };
+        let name = wanted.file_name(Some(&response));
+        let origin = Origin::Web(Box::new(response));
+        let (scratch, info) = self.save(&wanted, name, origin, info, work).await?;
+        let time = info.time;
+        let builder = self.clone();
+        let directory = blocking(move || builder.web.kept.add(&key, &scratch, &info)).await?;
+        Ok((directory, time))
+    }
+
+    /// Receives a file that the client gives under a URL, unless this was done before.
+    async fn uploaded(
+        self: &Arc<Self>,
+        client: &dyn Client,
+        wanted: &Wanted,
+        path: &str,
+        work: &Work,
+    ) -> Result<Directory> {
+        let _lock = self.web.kept.lock(wanted.key()).await;
+        if let Some(directory) = self.web.upload(&wanted.url) {
+            return Ok(directory);
+        }
+        let origin = Origin::Client(client.upload(path).await?);
+        let name = wanted.file_name(None);
+        let (scratch, _) = self
+            .save(wanted, name, origin, Info::default(), work)
+            .await?;
+        let directory = Directory::of(Workspace::of(scratch, self.store()));
+        let mut uploads = self.web.uploads.lock().ignore_poison();
+        uploads.retain(|_, file| file.strong_count() > 0);
+        uploads.insert(wanted.url.clone(), Arc::downgrade(&directory.workspace()));
+        Ok(directory)
+    }
+
+    /// Writes a file below `fs` of a new directory.
+    async fn save(
+        self: &Arc<Self>,
+        wanted: &Wanted,
+        name: String,
+        mut origin: Origin,
+        info: Info,
+        work: &Work,
+    ) -> Result<(Scratch, Info)> {
+        let (sender, receiver) = mpsc::channel(16);
+        let (mode, owner) = (wanted.mode, wanted.owner);
+        let builder = self.clone();
+        let shown = name.clone();
+        let written = tokio::spawn(blocking(move || {
+            builder.write(&name, mode, owner, receiver, info)
+        }));
+        let mut last = Instant::now();
+        let mut bytes = 0;
+        let report = |bytes, is_done| {
+            let name = shown.clone();
+            work.add(EventKind::Transfer {
+                name,
+                bytes,
+                is_done,
+            });
+        };
+        let received = async {
+            while let Some(piece) = origin.piece().await? {
+                bytes += piece.len() as u64;
+                if bytes > MAX_FILE {
+                    let url = redacted(&wanted.url);
+                    return Err(Error::invalid(format!(
+                        "{url}: larger than {MAX_FILE} bytes"
+                    )));
+                }
+                if last.elapsed() >= INTERVAL {
+                    last = Instant::now();
+                    report(bytes, false);
+                }
+                // It has ended with an error, which is the result.
+                if sender.send(Some(piece)).await.is_err() {
+                    return Ok(());
+                }
+            }
+            let _ = sender.send(None).await;
+            Ok(())
+        };
+        let received = received.await;
+        drop(sender);
+        let written = written.await;
+        let written = written.map_err(|error| Error::internal(error.to_string()))?;
+        received?;
+        let (scratch, info) = written?;
+        verify(wanted, &info.content)?;
+        report(info.size, true);
+        Ok((scratch, info))
+    }
+
+    /// Writes the pieces of a file, of which `None` is the last. Blocking.
+    fn write(
+        &self,
+        name: &str,
+        mode: u32,
+        (uid, gid): (u32, u32),
+        mut pieces: mpsc::Receiver<Option<Bytes>>,
+        info: Info,
+    ) -> Result<(Scratch, Info)> {
+        let scratch = self.store().staging.scratch()?;
+        let directory = scratch.path().join("fs");
+        fs::create_dir(&directory, 0o755)?;
+        let path = directory.join(name);
+        let mut file = fs::create(&path, 0o600)?;
+        let mut hash = Sha256::new();
+        let mut size = 0;
+        loop {
+            match pieces.blocking_recv() {
+                Some(Some(piece)) => {
+                    hash.update(&piece);
+                    size += piece.len() as u64;
+                    file.write_all(&piece)
+                        .map_err(os(format!("write {name}")))?;
+                }
+                Some(None) => break,
+                None => return Err(Error::internal("the transfer has ended")),
+            }
+        }
+        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+        rustix::fs::fchown(file.as_fd(), Some(uid), Some(gid))
+            .map_err(os(format!("set the owner of {name}")))?;
+        fs::set_mode(&path, mode)?;
+        let digits: String = hash
+            .finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        // Without a time that the server tells, the same as in BuildKit.
+        let time = Timespec {
+            tv_sec: info.time.unwrap_or(0),
+            tv_nsec: 0,
+        };
+        for path in [&path, &directory] {
+            let times = Timestamps {
+                last_access: time,
+                last_modification: time,
+            };
+            rustix::fs::utimensat(CWD, path, &times, AtFlags::empty())
+                .map_err(os(format!("set the time of {name}")))?;
+        }
+        let info = Info {
+            content: format!("sha256:{digits}"),
+            size,
+            ..info
+        };
+        Ok((scratch, info))
+    }
+}
+
+/// Refuses a file with another checksum.
+fn verify(wanted: &Wanted, found: &str) -> Result<()> {
+    match &wanted.checksum {
+        Some(checksum) if checksum.to_string() != found => Err(Error::invalid(format!(
+            "{}: digest mismatch {found}: {checksum}",
+            redacted(&wanted.url)
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Returns a URL without the credentials and the query in it.
+pub(crate) fn redacted(url: &str) -> String {
+    let plain = url.split(['?', '#']).next().unwrap_or_default();
+    match plain.split_once("://") {
+        Some((scheme, rest)) => {
+            let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+            let host = authority.rsplit('@').next().unwrap_or_default();
+            format!("{scheme}://{host}{path}")
+        }
+        None => plain.to_owned(),
+    }
+}
+
+/// Returns a tag without the mark that it is a weak one.
+fn weak(tag: &str) -> &str {
+    tag.strip_prefix("W/").unwrap_or(tag)
+}
+
+/// Parses a time of HTTP, in seconds since 1970.
+fn time(text: &str) -> Option<i64> {
+    let time = jiff::fmt::rfc2822::parse(text).ok()?;
+    Some(time.timestamp().as_second())
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn wanted(url: &str, attributes: &[(&str, &str)]) -> Result<Wanted> {
+        let attrs: BTreeMap<String, String> = attributes
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
+        Wanted::of(&SourceOp {
+            identifier: url.into(),
+            attrs,
+        })
+    }
+
+    #[test]
+    fn attributes_are_read() {
+        let found = wanted("http://h/x", &[("http.perm", "0755"), ("http.uid", "7")]).unwrap();
+        assert_eq!((found.mode, found.owner), (0o755, (7, 0)));
+        for (name, value, error) in [
+            ("http.uid", "-1", "attribute http.uid of a source: \"-1\""),
+            ("http.checksum", "md5:1", "invalid checksum \"md5:1\""),
+            (
+                "http.signatureverify",
+                "x",
+                "the attribute http.signatureverify of a URL: not available in this version of whelk",
+            ),
+        ] {
+            let found = wanted("http://h/x", &[(name, value)]).unwrap_err();
+            assert_eq!(found.to_string(), error);
+        }
+    }
+
+    #[test]
+    fn file_names_are_single_components() {
+        for (url, name, expected) in [
+            ("https://h/a/b.tar?x=/y", "", "b.tar"),
+            ("https://h/a/..", "", "download"),
+            ("https://h", "", "download"),
+            ("https://h/a", "../../etc/passwd", "passwd"),
+            ("https://h/a", "context", "context"),
+        ] {
+            let wanted = wanted(url, &[("http.filename", name)]).unwrap();
+            assert_eq!(wanted.file_name(None), expected, "{url} {name}");
+        }
+        for (header, expected) in [
+            ("attachment; filename=\"x.tar\"", Some("x.tar")),
+            ("attachment; FILENAME=x", Some("x")),
+            ("attachment", None),
+        ] {
+            assert_eq!(disposition_name(header), expected);
+        }
+    }
+
+    #[test]
+    fn credentials_are_in_no_text() {
+        let url = "https://user:secret@host:8/path?token=secret#secret";
+        assert_eq!(redacted(url), "https://host:8/path");
+        assert_eq!(redacted("git@host:path"), "git@host:path");
+    }
+
+    #[test]
+    fn times_of_http_are_parsed() {
+        assert_eq!(time("Thu, 01 Jan 1970 00:01:00 GMT"), Some(60));
+        assert_eq!(time("soon"), None);
+    }
+}

@@ -1,0 +1,292 @@
+//! Files and directories that were fetched from servers, and are kept for later builds.
+//!
+//! ```text
+//! <root>/build/KIND/KEY-CONTENT/   fs: the files   info: what is known of them
+//! ```
+//! A directory is complete and never changes. It is used without a flush, in the boot in which it was made.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, Weak};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Mutex as Lock, OwnedMutexGuard};
+use whelk_image::Staging;
+use whelk_llb::Digest;
+use whelk_sys::sync::IgnorePoison as _;
+use whelk_sys::{Scratch, fs};
+
+use crate::directory::Directory;
+use crate::error::{Error, Result};
+
+/// Number of directories of a kind that are kept; the ones that were used last.
+const KEPT: usize = 64;
+/// Maximum size of an `info` in bytes.
+const MAX_INFO: u64 = 64 << 10;
+
+const NOW: rustix::fs::Timespec = rustix::fs::Timespec {
+    tv_sec: 0,
+    tv_nsec: rustix::fs::UTIME_NOW as _,
+};
+
+/// What is known of a directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Info {
+    /// The boot in which it was made.
+    pub boot: String,
+    /// The content: a digest, or a commit.
+    pub content: String,
+    /// The tag by which a server knows the content; empty without one.
+    pub tag: String,
+    /// When it was made or changed, in seconds since 1970.
+    pub time: Option<i64>,
+    /// The size of the files in bytes.
+    pub size: u64,
+}
+
+/// The directories of a kind.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    root: PathBuf,
+    staging: Staging,
+    pub boot: String,
+    /// How many builds use a directory.
+    used: Arc<Mutex<HashMap<PathBuf, usize>>>,
+    locks: Mutex<HashMap<Digest, Weak<Lock<()>>>>,
+}
+
+/// A use of a directory, which stays as long as this exists.
+#[derive(Debug)]
+struct Use {
+    path: PathBuf,
+    used: Arc<Mutex<HashMap<PathBuf, usize>>>,
+}
+
+impl Drop for Use {
+    fn drop(&mut self) {
+        let mut used = self.used.lock().ignore_poison();
+        if let Some(count) = used.get_mut(&self.path) {
+            *count -= 1;
+            if *count == 0 {
+                used.remove(&self.path);
+            }
+        }
+    }
+}
+
+impl Kept {
+    pub fn new(root: PathBuf, staging: Staging, boot: &str) -> Self {
+        Self {
+            root,
+            staging,
+            boot: boot.to_owned(),
+            used: Arc::default(),
+            locks: Mutex::default(),
+        }
+    }
+
+    /// Waits until nobody else fetches what a key stands for.
+    pub async fn lock(&self, key: Digest) -> OwnedMutexGuard<()> {
+        let lock = {
+            let mut locks = self.locks.lock().ignore_poison();
+            locks.retain(|_, lock| lock.strong_count() > 0);
+            let known = locks.get(&key).and_then(Weak::upgrade);
+            known.unwrap_or_else(|| {
+                let lock = Arc::default();
+                locks.insert(key, Arc::downgrade(&lock));
+                lock
+            })
+        };
+        lock.lock_owned().await
+    }
+
+    /// Returns what there is for a key. Blocking.
+    pub fn find(&self, key: &Digest) -> Result<Vec<(Directory, Info)>> {
+        let mut found = Vec::new();
+        for path in self.paths()? {
+            if path_key(&path) != Some(hex(key).as_str()) {
+                continue;
+            }
+            // First, so that nobody removes it.
+            let held = self.hold(&path);
+            if let Some(info) = self.info(&path) {
+                found.push((directory(&path, held, &info), info));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Moves the files that are at `fs` in a directory here, in place of others that nobody uses. Blocking.
+    pub fn add(&self, key: &Digest, scratch: &Scratch, info: &Info) -> Result<Directory> {
+        let text = serde_json::to_vec(info);
+        let text = text.map_err(|error| Error::internal(error.to_string()))?;
+        fs::create_dir_all(&self.root, 0o700)?;
+        // What is in use does not change, not even its time.
+        let what = format!("{} {:?}", info.content, info.time);
+        let name = format!("{}-{}", hex(key), hex(&Digest::of(what.as_bytes())));
+        let path = self.root.join(name);
+        let held = self.hold(&path);
+        if self.info(&path).is_some() {
+            // The tag may be another one.
+            fs::replace(path.join("info"), text, 0o600)?;
+        } else {
+            // Of another boot.
+            self.staging.dispose(self.staging.trash(&path)?);
+            fs::write(scratch.path().join("info"), text)?;
+            fs::rename(scratch.path(), &path)?;
+        }
+        let of_key: Vec<PathBuf> = self
+            .paths()?
+            .into_iter()
+            .filter(|other| path_key(other) == Some(hex(key).as_str()))
+            .collect();
+        self.remove(&of_key)?;
+        self.make_room()?;
+        Ok(directory(&path, held, info))
+    }
+
+    /// Removes all that no build uses. Returns the size of the files. Blocking.
+    pub fn clear(&self) -> Result<u64> {
+        let paths = self.paths()?;
+        self.remove(&paths)
+    }
+
+    fn paths(&self) -> Result<Vec<PathBuf>> {
+        if !fs::exists(&self.root) {
+            return Ok(Vec::new());
+        }
+        let entries = fs::list(&self.root)?;
+        Ok(entries.iter().map(std::fs::DirEntry::path).collect())
+    }
+
+    fn hold(&self, path: &Path) -> Use {
+        let path = path.to_owned();
+        let mut used = self.used.lock().ignore_poison();
+        *used.entry(path.clone()).or_default() += 1;
+        Use {
+            path,
+            used: self.used.clone(),
+        }
+    }
+
+    /// Returns what is known of a directory of this boot, and notes its use.
+    fn info(&self, path: &Path) -> Option<Info> {
+        let text = fs::read_at_most(path.join("info"), MAX_INFO).ok()?;
+        let info: Info = serde_json::from_slice(&text).ok()?;
+        let now = rustix::fs::Timestamps {
+            last_access: NOW,
+            last_modification: NOW,
+        };
+        let flags = rustix::fs::AtFlags::empty();
+        let _ = rustix::fs::utimensat(rustix::fs::CWD, path, &now, flags);
+        (info.boot == self.boot).then_some(info)
+    }
+
+    /// Removes those of `paths` that nobody uses.
+    fn remove(&self, paths: &[PathBuf]) -> Result<u64> {
+        let mut freed = 0;
+        for path in paths {
+            // Held, so that nobody begins to use it between.
+            let used = self.used.lock().ignore_poison();
+            if used.contains_key(path) {
+                continue;
+            }
+            let text = fs::read_at_most(path.join("info"), MAX_INFO).unwrap_or_default();
+            let info: Info = serde_json::from_slice(&text).unwrap_or_default();
+            let trashed = self.staging.trash(path)?;
+            drop(used);
+            freed += info.size;
+            self.staging.dispose(trashed);
+        }
+        Ok(freed)
+    }
+
+    /// Removes what was not used for the longest time, if there is too much.
+    fn make_room(&self) -> Result<()> {
+        let mut all: Vec<_> = self
+            .paths()?
+            .into_iter()
+            .map(|path| {
+                let metadata = fs::metadata(&path).ok();
+                (metadata.and_then(|metadata| metadata.modified().ok()), path)
+            })
+            .collect();
+        all.sort();
+        let over = all.len().saturating_sub(KEPT);
+        let paths: Vec<PathBuf> = all.into_iter().take(over).map(|(_, path)| path).collect();
+        self.remove(&paths).map(drop)
+    }
+}
+
+fn directory(path: &Path, held: Use, info: &Info) -> Directory {
+    Directory::fetched(path, Arc::new(held), &info.content)
+}
+
+fn hex(digest: &Digest) -> String {
+    digest.to_string().trim_start_matches("sha256:").to_owned()
+}
+
+/// Returns the key in the name of a directory.
+fn path_key(path: &Path) -> Option<&str> {
+    let name = path.file_name()?.to_str()?;
+    name.split_once('-').map(|(key, _)| key)
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
+mod tests {
+    use whelk_image::Store;
+
+    use super::*;
+
+    fn add(kept: &Kept, key: &Digest, content: &str) -> Directory {
+        let scratch = kept.staging.scratch().unwrap();
+        fs::create_dir(scratch.path().join("fs"), 0o755).unwrap();
+        fs::write(scratch.path().join("fs/file"), content).unwrap();
+        let info = Info {
+            boot: kept.boot.clone(),
+            content: content.into(),
+            size: 1,
+            ..Info::default()
+        };
+        kept.add(key, &scratch, &info).unwrap()
+    }
+
+    #[test]
+    fn what_is_used_stays() {
+        let root = Scratch::temporary("kept").unwrap();
+        let store = Store::open(root.path()).unwrap();
+        let kept = Kept::new(
+            root.path().join("build/http"),
+            store.staging.clone(),
+            "boot",
+        );
+        let key = Digest::of(b"key");
+        let first = add(&kept, &key, "one");
+        let second = add(&kept, &key, "two");
+        assert_eq!(first.read("file").unwrap().unwrap(), "one");
+        assert_eq!(kept.find(&key).unwrap().len(), 2);
+        assert_eq!(kept.clear().unwrap(), 0);
+        drop(first);
+        // Another content replaces one that nobody uses.
+        drop(add(&kept, &key, "three"));
+        let contents = kept.find(&key).unwrap().into_iter();
+        let mut contents: Vec<String> = contents.map(|(_, info)| info.content).collect();
+        contents.sort();
+        assert_eq!(contents, ["three", "two"]);
+        drop(second);
+        assert_eq!(kept.clear().unwrap(), 2);
+        assert!(kept.find(&key).unwrap().is_empty());
+        // What another boot has left may not be whole.
+        drop(add(&kept, &key, "four"));
+        let later = Kept::new(kept.root.clone(), store.staging.clone(), "other");
+        assert!(later.find(&key).unwrap().is_empty());
+        assert_eq!(
+            add(&later, &key, "four").read("file").unwrap().unwrap(),
+            "four"
+        );
+    }
+}
