@@ -22,7 +22,7 @@ use super::apply::{
     Contents, Destination, Head, Hidden, Purpose, device_number, hard_link_target, is_regular,
     plain_target, symlink_target, unknown,
 };
-use super::extract::Extraction;
+use super::extract::{Extraction, Replaced};
 use super::metadata::{Metadata, apply_metadata, apply_metadata_at};
 use super::sparse::Sparse;
 use super::tap::{Place, Tap};
@@ -273,6 +273,7 @@ impl<'a> Directory<'a> {
         let staged = OsString::from(format!(".import-{}", crate::staging::random_name()));
         let swap = || renameat(target.parent, &staged, target.parent, target.name);
         let replace = |error: Errno| io("replace")(error.into());
+        let mut old = None;
         let done = self
             .regular(
                 entry,
@@ -283,6 +284,7 @@ impl<'a> Directory<'a> {
                 },
                 holes,
             )
+            .inspect(|()| old = self.hold_large(target))
             .and_then(|()| match swap() {
                 Err(Errno::ISDIR) => {
                     remove_existing(target.parent, target.name, EntryType::Regular, tap)?;
@@ -292,8 +294,21 @@ impl<'a> Directory<'a> {
             });
         if done.is_err() {
             let _ = unlinkat(target.parent, &staged, AtFlags::empty());
+        } else if let (Some(old), Some(Replaced(hand_over))) = (old, self.rules.replaced) {
+            hand_over(old);
         }
         done
+    }
+
+    /// Returns a large file that is about to be replaced, if somebody is to get it.
+    fn hold_large(&self, target: &Target<'_>) -> Option<OwnedFd> {
+        self.rules.replaced?;
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let held = openat(target.parent, target.name, flags, Mode::empty()).ok()?;
+        let found = rustix::fs::fstat(&held).ok()?;
+        let is_large = u64::try_from(found.st_size).is_ok_and(|size| size >= LARGE);
+        let is_file = FileType::from_raw_mode(found.st_mode).is_file();
+        (is_large && is_file && found.st_nlink == 1).then_some(held)
     }
 
     fn hard_link(&self, target: &Path, parent: &OwnedFd, name: &OsStr) -> Result<()> {

@@ -5,6 +5,7 @@
 //! meanwhile leads outside.
 
 use std::ffi::OsStr;
+use std::fmt;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -35,6 +36,18 @@ pub struct Extraction<'a> {
     pub mount_points: &'a [PathBuf],
     /// The first component of names, and what replaces it.
     pub renamed: Option<(Vec<u8>, Vec<u8>)>,
+    pub replaced: Option<Replaced<'a>>,
+}
+
+/// Gets a large file that was replaced. The kernel frees its content, which takes long, when the descriptor is
+/// dropped.
+#[derive(Clone, Copy)]
+pub struct Replaced<'a>(pub &'a dyn Fn(OwnedFd));
+
+impl fmt::Debug for Replaced<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Replaced")
+    }
 }
 
 /// Whom the unpacked files belong to.
@@ -316,6 +329,41 @@ mod tests {
             assert!(fs::exists(path(made)), "{made}");
         }
         assert!(!fs::exists(path("opt/5/g")) && !fs::exists(path("opt/5/h")));
+    }
+
+    #[test]
+    fn only_large_files_that_were_replaced_are_handed_over() {
+        const SIZE: u64 = 5 << 20;
+        let scratch = Scratch::temporary("replaced").unwrap();
+        let path = |name: &str| scratch.path().join(name);
+        for name in ["large", "linked"] {
+            fs::write(path(name), vec![0; 5 << 20]).unwrap();
+        }
+        fs::write(path("small"), "old").unwrap();
+        std::fs::hard_link(path("linked"), path("other")).unwrap();
+        let mut archive = tar::Builder::new(Vec::new());
+        for name in ["large", "linked", "small", "new"] {
+            let content = std::io::repeat(1).take(SIZE);
+            archive
+                .append_data(&mut header(SIZE), name, content)
+                .unwrap();
+        }
+        let archive = archive.into_inner().unwrap();
+        let replaced = std::cell::RefCell::new(Vec::new());
+        let keep = |file| replaced.borrow_mut().push(file);
+        let rules = Extraction {
+            replaced: Some(Replaced(&keep)),
+            ..Extraction::default()
+        };
+        let directory = fs::open(scratch.path()).unwrap().into();
+        extract(&archive[..], directory, rules).unwrap();
+        let replaced = replaced.into_inner();
+        assert_eq!(replaced.len(), 1);
+        let old = rustix::fs::fstat(&replaced[0]).unwrap();
+        assert_eq!((old.st_nlink, old.st_size), (0, 5 << 20));
+        for name in ["large", "linked", "small", "new"] {
+            assert_eq!(fs::read(path(name)).unwrap(), vec![1; 5 << 20], "{name}");
+        }
     }
 
     #[test]

@@ -7,15 +7,20 @@
 mod paths;
 pub(super) mod view;
 
+use std::cell::Cell;
 use std::ffi::OsStr;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use rustix::fs::{AtFlags, Mode, OFlags, fstat, readlinkat};
 use rustix::io::Errno;
-use whelk_image::snapshots::{Base, Copied, Extraction, Owner, export_copy, extract_until};
+use tokio::runtime::Handle;
+use whelk_image::snapshots::{
+    Base, Copied, Extraction, Owner, Replaced, export_copy, extract_until,
+};
 use whelk_runtime::user::UserRequest;
 use whelk_sys::{errno_text, fs, in_root};
 
@@ -103,12 +108,15 @@ impl ExtractTarget {
     /// directory. What was unpacked until then remains.
     pub fn extract(self, input: impl Read + Send) -> Result<()> {
         let mount_points = mount_points(&self.container);
+        let freeing = Freeing::default();
+        let free = |old: OwnedFd| freeing.begin(old, &self.view);
         let extraction = Extraction {
             shown: &self.shown,
             mount_points: &mount_points,
             keeps_kinds: self.request.keep_kinds,
             owner: self.owner,
             renamed: None,
+            replaced: Some(Replaced(&free)),
         };
         let base = Base {
             root: self.view.root(),
@@ -147,6 +155,33 @@ impl ExtractTarget {
     /// Waits until the copy has to end.
     pub fn ended(&self) -> impl Future<Output = ()> + Send + use<> {
         self.view.ended()
+    }
+}
+
+/// Frees files that were replaced, one at a time, on a thread that the copy does not wait for.
+#[derive(Default)]
+struct Freeing(Cell<Option<JoinHandle<()>>>);
+
+impl Freeing {
+    /// Frees a file, which is in this view: its mounts end after that. If another one is being freed, the
+    /// caller does it.
+    fn begin(&self, old: OwnedFd, view: &Arc<View>) {
+        if let Some(earlier) = self.0.take()
+            && !earlier.is_finished()
+        {
+            self.0.set(Some(earlier));
+            return;
+        }
+        let view = view.clone();
+        let thread = std::thread::Builder::new().name("whelk-free".into());
+        let runtime = Handle::try_current().ok();
+        let free = move || {
+            // Layers that the view has held may have to be collected.
+            let _runtime = runtime.as_ref().map(Handle::enter);
+            drop(old);
+            drop(view);
+        };
+        self.0.set(thread.spawn(free).ok());
     }
 }
 

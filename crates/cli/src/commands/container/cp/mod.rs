@@ -165,8 +165,8 @@ async fn unpack(
             shown: &directory,
             keeps_kinds: true,
             owner: Owner::Process,
-            mount_points: &[],
             renamed: renamed.map(|(old, new)| (old.into_bytes(), new.into_bytes())),
+            ..Extraction::default()
         };
         let reader = Received {
             receiver,
