@@ -107,7 +107,7 @@ fn failures_say_what_was_wrong() {
     let secret = "FROM busybox\nRUN --mount=type=secret,id=key,required=true true\n";
     check("mount", secret, "key: not found");
     let source = "FROM busybox\nADD https://example.com/x /x\n";
-    check("add", source, "not available in this version of whelk");
+    check("add", source, "example.com");
     assert_eq!(engine.docker(&["images", "-q", "none"]).ok(), "");
 }
 
@@ -215,6 +215,87 @@ fn the_same_step_of_several_builds_runs_once() {
         .map(|name| image(&engine, name)["Id"].as_str().unwrap().to_owned())
         .collect();
     assert_eq!(ids.len(), 1, "{ids:?}");
+}
+
+/// Returns the process that executes exactly this.
+fn process(command: &[&str]) -> Option<i32> {
+    let wanted = command.join("\0") + "\0";
+    let found = fs::read_dir("/proc").unwrap().flatten().find(|process| {
+        let command = fs::read(process.path().join("cmdline"));
+        command.is_ok_and(|command| command == wanted.as_bytes())
+    });
+    found?.file_name().to_str()?.parse().ok()
+}
+
+#[test]
+fn a_locked_cache_is_held_until_a_cancelled_step_is_gone() {
+    use rustix::process::{Pid, Signal, kill_process};
+    let engine = Engine::start();
+    let dockerfile = |command: &str| {
+        let mount = "--mount=type=cache,id=held,sharing=locked,target=/c";
+        format!("FROM busybox\nRUN {mount} {command}\n")
+    };
+    let first = only(&engine, "first", &dockerfile("exec sleep 303"));
+    let second = only(&engine, "second", &dockerfile("ls /c"));
+    let docker = engine.cli(Program::Docker);
+    let mut running = docker.spawn(&["build", first.to_str().unwrap()]);
+    let step = eventually("the step runs", || process(&["sleep", "303"]));
+    let shim = whelk_tests::processes::status_field(step, "PPid").unwrap();
+    let shim = Pid::from_raw(shim.parse().unwrap()).unwrap();
+    // What the shim does not reap is not gone.
+    kill_process(shim, Signal::STOP).unwrap();
+    running.signal(Signal::KILL);
+    let _ = running.finish();
+    std::thread::scope(|threads| {
+        let waiting = threads.spawn(|| build(&engine, &second, &[]));
+        std::thread::sleep(std::time::Duration::from_secs(2));
+        let is_early = waiting.is_finished();
+        kill_process(shim, Signal::CONT).unwrap();
+        assert!(!is_early, "{}", waiting.join().unwrap().ok());
+        waiting.join().unwrap().ok();
+    });
+}
+
+#[test]
+fn a_build_that_fails_does_not_wait_for_steps_of_others() {
+    let engine = Engine::start();
+    let long = "FROM busybox AS long\nRUN exec sleep 305\n";
+    let other = only(&engine, "other", long);
+    let fails = format!(
+        "{long}FROM busybox AS fails\nRUN sleep 2; exit 7\nFROM busybox\n\
+         COPY --from=long /etc /a\nCOPY --from=fails /etc /b\n"
+    );
+    let fails = only(&engine, "fails", &fails);
+    let docker = engine.cli(Program::Docker);
+    let mut running = docker.spawn(&["build", other.to_str().unwrap()]);
+    eventually("the step runs", || process(&["sleep", "305"]));
+    let begun = std::time::Instant::now();
+    let text = build(&engine, &fails, &[]).err();
+    assert!(text.contains("returned a non-zero code: 7"), "{text}");
+    assert!(begun.elapsed().as_secs() < 30);
+    assert!(process(&["sleep", "305"]).is_some(), "it is not cancelled");
+    running.signal(rustix::process::Signal::KILL);
+    let _ = running.finish();
+    eventually("the step has ended", || {
+        process(&["sleep", "305"]).is_none().then_some(())
+    });
+}
+
+#[test]
+fn a_writable_mount_of_the_context_is_known_by_content() {
+    let engine = Engine::start();
+    let dockerfile = "FROM busybox\n\
+        RUN --mount=type=bind,target=/src,rw touch /src/new; cat /src/x /proc/sys/kernel/random/uuid > /id\n";
+    let files = [("Dockerfile", dockerfile), ("x", "1")];
+    let context = engine.scratch_with("rw", &files);
+    let id = || build(&engine, &context, &["-q"]).ok();
+    let first = id();
+    assert_eq!(id(), first);
+    fs::write(context.join("x"), "2").unwrap();
+    let second = id();
+    assert_ne!(second, first);
+    fs::write(context.join("x"), "1").unwrap();
+    assert_eq!(id(), first);
 }
 
 #[test]

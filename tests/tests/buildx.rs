@@ -154,7 +154,7 @@ fn failures_show_the_lines() {
     // What is not supported is refused by its name.
     let context = engine.scratch_with("refused", &[("Dockerfile", "FROM busybox\n")]);
     for (args, expected) in [
-        (&["--output", "type=tar,dest=-"][..], "tar"),
+        (&["--output", "type=none"][..], "none"),
         (&["--allow", "security.insecure"], "security.insecure"),
     ] {
         let failed = build(&engine, &context, args);
@@ -227,6 +227,32 @@ fn what_depends_on_a_stage_without_cache_is_decided_by_content() {
 }
 
 #[test]
+fn what_stands_on_a_copy_depends_on_its_content_only() {
+    let engine = Engine::start();
+    let made = |comment: &str, content: &str, last: &str| {
+        let dockerfile = format!(
+            "FROM busybox AS s\nRUN : {comment}; echo {content} > /same\nFROM busybox\n\
+             COPY --from=s /same /same\nRUN cat /proc/sys/kernel/random/uuid > /made\n\
+             WORKDIR /w\nRUN cp /made /{last}; cat /proc/sys/kernel/random/uuid >> /{last}\n"
+        );
+        let context = engine.scratch_with("content", &[("Dockerfile", &dockerfile)]);
+        built(&engine, &context, &["-t", "made"]);
+        let path = format!("/{last}");
+        engine.docker(&["run", "--rm", "made", "cat", &path]).ok()
+    };
+    let first = made("one", "same", "last");
+    assert_eq!(made("two", "same", "last"), first);
+    let other = made("two", "other", "last");
+    assert_ne!(other, first);
+    assert_eq!(made("three", "same", "last"), first);
+    // What was found by its key is known by its content to what follows.
+    let more = made("three", "same", "more");
+    assert_eq!(more.lines().next(), first.lines().next());
+    assert_eq!(made("four", "same", "more"), more);
+    assert_eq!(made("four", "other", "last"), other);
+}
+
+#[test]
 fn a_dockerfile_of_the_same_size_and_time_is_read_again() {
     let engine = Engine::start();
     let time = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
@@ -290,6 +316,38 @@ fn only_files_that_have_changed_are_sent() {
     assert_eq!(engine.docker(&look).ok(), "changed0123456789");
     fs::remove_file(context.join("files/7")).unwrap();
     shows(&built(&engine, &context, &["-t", "made"]), &["1999\n"]);
+}
+
+#[test]
+fn other_files_of_a_known_directory_are_sent_alone() {
+    let engine = Engine::start();
+    let large = "x".repeat(300_000);
+    let context = engine.scratch_with("sibling", &[("one", &*large), ("two", "2")]);
+    let with = |dockerfile: &str| {
+        fs::write(context.join("Dockerfile"), dockerfile).unwrap();
+        built(&engine, &context, &["-t", "made"])
+    };
+    let sent = "transferring context: 300.";
+    shows(&with("FROM busybox\nCOPY one /\n"), &[sent]);
+    let both = with("FROM busybox\nCOPY one two /\nRUN ls -l /one /two\n");
+    assert!(!both.contains(sent), "{both}");
+    shows(&both, &["transferring context: 1B", "300000"]);
+    let look = ["run", "--rm", "made", "sh", "-c", "wc -c < /one; cat /two"];
+    assert_eq!(engine.docker(&look).ok(), "300000\n2");
+    // They are records of the cache.
+    let filter = ["buildx", "du", "--verbose", "--filter", "type=source.local"];
+    let listed = engine.docker(&filter).ok();
+    assert!(listed.contains("local source for context"), "{listed}");
+    let kept = || {
+        fs::read_dir(engine.root().join("build/contexts"))
+            .unwrap()
+            .count()
+    };
+    assert!(kept() >= 2);
+    let filter = ["builder", "prune", "-f", "--filter", "type=source.local"];
+    engine.docker(&filter).ok();
+    assert_eq!(kept(), 0);
+    shows(&with("FROM busybox\nCOPY one /\n"), &[sent]);
 }
 
 /// Returns whether the step of the test below runs.

@@ -88,6 +88,10 @@ fn contexts_stay_inside() {
         case.build(&with(copies).file(name, "x").finish());
     }
     case.fails(&with(copies).hard_link("hard", &secret).finish());
+    let nowhere = with(copies).hard_link("hard", "nothing").finish();
+    let headers = [("Content-Type", "application/x-tar")];
+    let answer = case.engine.http("POST", "/build", &headers, &nowhere);
+    assert_eq!(answer.status, 400, "{}", answer.text());
     let bind = "FROM busybox\nRUN --mount=type=bind,source=d,target=/m cat /m/secret\n";
     case.fails(&with(bind).symlink("d", &outside).finish());
     // The image's own links are resolved in the image.

@@ -348,6 +348,50 @@ fn what_cannot_be_sent_is_named() {
 }
 
 #[test]
+fn files_of_a_result_are_written_to_a_directory() {
+    let engine = Engine::start();
+    let dockerfile = "FROM busybox AS made\nRUN mkdir /out; echo text > /out/file; ln -s file /out/link; mkfifo /out/pipe\n\
+        FROM scratch AS plain\nCOPY --from=made /out /\n\
+        FROM made AS device\nRUN mknod /out/null c 1 3\n\
+        FROM scratch\nCOPY --from=device /out /\n";
+    let context = engine.scratch_with("outputs", &[("Dockerfile", dockerfile)]);
+    let out = engine.scratch("out");
+    let target = out.to_str().unwrap();
+    build(&engine, &context, &["--target", "plain", "-o", target]).ok();
+    assert_eq!(fs::read_to_string(out.join("link")).unwrap(), "text\n");
+    let pipe = out.join("pipe").symlink_metadata().unwrap().file_type();
+    assert!(std::os::unix::fs::FileTypeExt::is_fifo(&pipe));
+    // What is no regular file is written to.
+    let null = out.join("null");
+    let kind = rustix::fs::FileType::CharacterDevice;
+    let (mode, device) = (
+        rustix::fs::Mode::from_raw_mode(0o666),
+        rustix::fs::makedev(1, 3),
+    );
+    rustix::fs::mknodat(rustix::fs::CWD, &null, kind, mode, device).unwrap();
+    let text = null.to_str().unwrap();
+    let archive = format!("type=tar,dest={text}");
+    let flags = [
+        "--target",
+        "plain",
+        "-o",
+        &archive,
+        "--iidfile",
+        text,
+        "--metadata-file",
+        text,
+    ];
+    build(&engine, &context, &flags).ok();
+    assert_eq!(rustix::fs::stat(&null).unwrap().st_rdev, device);
+    fs::remove_file(&null).unwrap();
+    // A client that refuses a file ends, and leaves what was there.
+    let failed = build(&engine, &context, &["-o", target]);
+    assert_eq!(failed.code, 1);
+    shows(&failed.err(), &["null", "device"]);
+    assert_eq!(fs::read_dir(&out).unwrap().count(), 3);
+}
+
+#[test]
 fn failures_show_lines_and_output() {
     let engine = Engine::start();
     let dockerfile = "FROM busybox\nRUN for i in $(seq 1 500); do echo line $i; done; exit 7\n";

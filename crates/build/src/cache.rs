@@ -1,14 +1,17 @@
 //! What earlier builds have left: results, and the keys that they are known by.
 //!
 //! ```text
-//! <root>/build/build.db   results(id, outputs, boot, created, used, uses, text)   keys(key → result)
+//! <root>/build/build.db   results(id, outputs, canonical, boot, created, used, uses, text)   keys(key → result)
 //!                         ingredients(place, at, text)   what the steps' keys were made of (`explain`)
 //! ```
+//! One of a result's keys is *canonical*: the one with the content of what the operation reads of other steps, if
+//! that is known. What stands on the result is found by it, too.
+//!
 //! A result is recorded when its layers are in the image store. They need not be flushed: the record says in which
 //! boot it was made until they are, and is not used in another one. A database that is damaged is set aside, and the cache
 //! is empty then.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -22,12 +25,12 @@ use crate::error::{Error, Result};
 use crate::explain::Ingredients;
 
 /// Changes when the tables do: an older cache is not read.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
 const TABLES: &str = "
     CREATE TABLE IF NOT EXISTS results (
-        id INTEGER PRIMARY KEY, outputs TEXT NOT NULL, boot TEXT NOT NULL, created INTEGER NOT NULL,
-        used INTEGER NOT NULL, uses INTEGER NOT NULL, text TEXT NOT NULL
+        id INTEGER PRIMARY KEY, outputs TEXT NOT NULL, canonical BLOB NOT NULL, boot TEXT NOT NULL,
+        created INTEGER NOT NULL, used INTEGER NOT NULL, uses INTEGER NOT NULL, text TEXT NOT NULL
     );
     CREATE TABLE IF NOT EXISTS keys (key BLOB PRIMARY KEY, result INTEGER NOT NULL) WITHOUT ROWID;
     CREATE INDEX IF NOT EXISTS keys_by_result ON keys(result);
@@ -39,20 +42,72 @@ const TABLES: &str = "
 /// epoch; 0 for those of an image).
 pub(crate) type Outputs = Vec<Vec<(LayerDigest, i64)>>;
 
+/// A result that was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub outputs: Outputs,
+    pub canonical: Digest,
+}
+
 /// The cache of an engine.
 #[derive(Debug)]
 pub struct Cache {
     state: Mutex<State>,
+    /// Reads what does not have to be up to date, beside builds.
+    reader: Mutex<Connection>,
     boot: String,
 }
 
 #[derive(Debug)]
 struct State {
     connection: Connection,
-    /// What keeps the layers of each result.
-    leases: BTreeMap<i64, Lease>,
+    layers: Layers,
     /// How often each result is in use by builds.
     in_use: BTreeMap<i64, usize>,
+}
+
+/// The layers of all results: what holds each, and the number of results that have it.
+#[derive(Debug, Default)]
+struct Layers(HashMap<LayerDigest, (Lease, usize)>);
+
+impl Layers {
+    /// Holds the layers of a result. Returns one that does not exist; then none is held.
+    fn add(&mut self, store: &Store, outputs: &Outputs) -> std::result::Result<(), LayerDigest> {
+        let layers = distinct(outputs);
+        let new = layers.iter().filter(|layer| !self.0.contains_key(**layer));
+        let mut held = Vec::new();
+        for layer in new {
+            let lease = store.leases.take();
+            if !store.snapshots.claim(&lease, layer) {
+                return Err((*layer).clone());
+            }
+            held.push(((*layer).clone(), (lease, 0)));
+        }
+        self.0.extend(held);
+        for layer in layers {
+            if let Some((_, count)) = self.0.get_mut(layer) {
+                *count += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the layers of a removed result go.
+    fn remove(&mut self, outputs: &Outputs) {
+        for layer in distinct(outputs) {
+            if let Some((_, count)) = self.0.get_mut(layer) {
+                *count -= 1;
+                if *count == 0 {
+                    self.0.remove(layer);
+                }
+            }
+        }
+    }
+}
+
+fn distinct(outputs: &Outputs) -> HashSet<&LayerDigest> {
+    let layers = outputs.iter().flatten();
+    layers.map(|(layer, _)| layer).collect()
 }
 
 /// A result, for those who look at the cache.
@@ -68,7 +123,8 @@ pub(crate) struct Row {
     pub in_use: bool,
 }
 
-/// The results that a build uses. They are not removed to keep to a budget meanwhile.
+/// The results that a build uses. They are not removed to keep to a budget meanwhile. The uses are recorded at its
+/// end.
 #[derive(Debug)]
 pub(crate) struct Uses {
     cache: Arc<Cache>,
@@ -77,14 +133,16 @@ pub(crate) struct Uses {
 
 impl Drop for Uses {
     fn drop(&mut self) {
-        let mut state = self.cache.state.lock().ignore_poison();
-        for id in self.ids.lock().ignore_poison().drain(..) {
-            if let Some(count) = state.in_use.get_mut(&id) {
-                *count -= 1;
-                if *count == 0 {
-                    state.in_use.remove(&id);
-                }
-            }
+        let ids = std::mem::take(&mut *self.ids.lock().ignore_poison());
+        if ids.is_empty() {
+            return;
+        }
+        self.cache.end_uses(&ids);
+        let cache = self.cache.clone();
+        let write = move || cache.count_uses(&ids);
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(write)),
+            Err(_) => write(),
         }
     }
 }
@@ -102,6 +160,9 @@ impl Cache {
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
         let connection = match connect(&path) {
             Ok(connection) => connection,
+            Err(error) if !is_damage(&error) => {
+                return Err(failed("open the build cache")(error));
+            }
             Err(error) => {
                 tracing::error!("the build cache {} is discarded: {error}", path.display());
                 for suffix in ["", "-wal", "-shm"] {
@@ -110,11 +171,13 @@ impl Cache {
                 connect(&path).map_err(failed("create the build cache"))?
             }
         };
-        let leases = hold(&connection, store, &boot).map_err(failed("read the build cache"))?;
+        let layers = hold(&connection, store, &boot).map_err(failed("read the build cache"))?;
+        let reader = Connection::open(&path).map_err(failed("open the build cache"))?;
         Ok(Self {
+            reader: Mutex::new(reader),
             state: Mutex::new(State {
                 connection,
-                leases,
+                layers,
                 in_use: BTreeMap::new(),
             }),
             boot,
@@ -134,42 +197,65 @@ impl Cache {
         &self.boot
     }
 
-    /// Returns the result of a key, and counts the use. `lease` holds its layers from then on.
-    pub(crate) fn find(&self, key: &Digest, lease: &Lease, uses: &Uses) -> Option<Outputs> {
+    /// Returns the result of a key, which `uses` keeps. `lease` holds its layers from then on.
+    pub(crate) fn find(&self, key: &Digest, lease: &Lease, uses: &Uses) -> Option<Found> {
         let mut state = self.state.lock().ignore_poison();
         let found = find(&state.connection, key).unwrap_or_else(|error| {
             tracing::warn!("read the build cache: {error}");
             None
         });
         // Under the lock, so that no removal comes between.
-        let (id, outputs) = found?;
+        let (id, found) = found?;
         *state.in_use.entry(id).or_default() += 1;
         uses.ids.lock().ignore_poison().push(id);
-        for (layer, _) in outputs.iter().flatten() {
+        for (layer, _) in found.outputs.iter().flatten() {
             lease.hold(layer);
         }
-        Some(outputs)
+        Some(found)
     }
 
-    /// Records a result, whose layers `lease` holds, under its keys. A result that one of them had before is
-    /// replaced.
+    fn end_uses(&self, ids: &[i64]) {
+        let mut state = self.state.lock().ignore_poison();
+        for id in ids {
+            if let Some(count) = state.in_use.get_mut(id) {
+                *count -= 1;
+                if *count == 0 {
+                    state.in_use.remove(id);
+                }
+            }
+        }
+    }
+
+    fn count_uses(&self, ids: &[i64]) {
+        let mut state = self.state.lock().ignore_poison();
+        if let Err(error) = count_uses(&mut state.connection, ids) {
+            tracing::warn!("write to the build cache: {error}");
+        }
+    }
+
+    /// Records a result under its keys, of which the last is the canonical one, and holds its layers in `store`. A result
+    /// that one of the keys had before is replaced.
     ///
     /// # Errors
-    /// Returns an error if the disk fails.
+    /// Returns an error if a layer does not exist, or if the disk fails.
     pub(crate) fn insert(
         &self,
+        store: &Store,
         keys: &[Digest],
         outputs: &Outputs,
         text: &str,
-        lease: Lease,
     ) -> Result<()> {
         let mut state = self.state.lock().ignore_poison();
         let state = &mut *state;
-        let (id, replaced) = insert(&mut state.connection, keys, outputs, text, &self.boot)
-            .map_err(failed("write to the build cache"))?;
-        state.leases.insert(id, lease);
-        for id in replaced {
-            state.leases.remove(&id);
+        let held = state.layers.add(store, outputs);
+        held.map_err(|layer| Error::internal(format!("layer {layer} is missing")))?;
+        let inserted = insert(&mut state.connection, keys, outputs, text, &self.boot);
+        let gone = inserted.map_err(|error| {
+            state.layers.remove(outputs);
+            failed("write to the build cache")(error)
+        })?;
+        for outputs in gone {
+            state.layers.remove(&outputs);
         }
         Ok(())
     }
@@ -179,14 +265,13 @@ impl Cache {
     /// # Errors
     /// Returns an error if the disk fails.
     pub(crate) fn alias(&self, key: &Digest, known: &Digest) -> Result<()> {
-        let state = self.state.lock().ignore_poison();
-        let insert = "INSERT OR REPLACE INTO keys SELECT ?1, result FROM keys WHERE key = ?2";
-        let (key, known) = (key.as_bytes().as_slice(), known.as_bytes().as_slice());
-        state
-            .connection
-            .execute(insert, params![key, known])
-            .map(drop)
-            .map_err(failed("write to the build cache"))
+        let mut state = self.state.lock().ignore_poison();
+        let replaced =
+            alias(&mut state.connection, key, known).map_err(failed("write to the build cache"))?;
+        if let Some(outputs) = replaced {
+            state.layers.remove(&outputs);
+        }
+        Ok(())
     }
 
     /// Returns what the key of a step was made of when it was executed last.
@@ -214,8 +299,10 @@ impl Cache {
     /// # Errors
     /// Returns an error if the disk fails.
     pub(crate) fn rows(&self) -> Result<Vec<Row>> {
+        let reader = self.reader.lock().ignore_poison();
+        let mut rows = rows(&reader).map_err(failed("read the build cache"))?;
+        drop(reader);
         let state = self.state.lock().ignore_poison();
-        let mut rows = rows(&state.connection).map_err(failed("read the build cache"))?;
         for row in &mut rows {
             row.in_use = state.in_use.contains_key(&row.id);
         }
@@ -231,18 +318,27 @@ impl Cache {
         let mut state = self.state.lock().ignore_poison();
         let ids = ids.iter().filter(|id| !state.in_use.contains_key(id));
         let ids: Vec<i64> = ids.copied().collect();
-        remove(&mut state.connection, &ids).map_err(failed("write to the build cache"))?;
-        for id in &ids {
-            state.leases.remove(id);
+        let gone =
+            remove(&mut state.connection, &ids).map_err(failed("write to the build cache"))?;
+        for outputs in gone {
+            state.layers.remove(&outputs);
         }
         Ok(ids)
     }
 
-    /// Notes that what was recorded before `time` (nanoseconds since the epoch) is on disk.
-    pub(crate) fn flushed(&self, time: i64) {
+    /// Returns the number of the newest result.
+    pub(crate) fn newest(&self) -> i64 {
         let state = self.state.lock().ignore_poison();
-        let update = "UPDATE results SET boot = '' WHERE created < ?1 AND boot <> ''";
-        if let Err(error) = state.connection.execute(update, [time]) {
+        let select = "SELECT coalesce(max(id), 0) FROM results";
+        let newest = state.connection.query_row(select, [], |row| row.get(0));
+        newest.unwrap_or(0)
+    }
+
+    /// Notes that what was recorded up to a result is on disk.
+    pub(crate) fn flushed(&self, newest: i64) {
+        let state = self.state.lock().ignore_poison();
+        let update = "UPDATE results SET boot = '' WHERE id <= ?1 AND boot <> ''";
+        if let Err(error) = state.connection.execute(update, [newest]) {
             tracing::warn!("write to the build cache: {error}");
         }
     }
@@ -268,6 +364,13 @@ fn failed(operation: &'static str) -> impl FnOnce(rusqlite::Error) -> Error {
     move |error| Error::internal(format!("{operation}: {error}"))
 }
 
+/// Returns whether a database is of no use any more; other errors, such as those of a full disk, pass.
+fn is_damage(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+    let code = error.sqlite_error_code();
+    matches!(code, Some(DatabaseCorrupt | NotADatabase))
+}
+
 fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let connection = Connection::open(path)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
@@ -290,51 +393,68 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     }
 }
 
-/// Removes the results that cannot be used any more, and returns the leases of the others.
-fn hold(
-    connection: &Connection,
-    store: &Store,
-    boot: &str,
-) -> rusqlite::Result<BTreeMap<i64, Lease>> {
-    let mut leases = BTreeMap::new();
+/// Removes the results that cannot be used any more, and returns the layers of the others.
+fn hold(connection: &Connection, store: &Store, boot: &str) -> rusqlite::Result<Layers> {
+    let mut layers = Layers::default();
     let mut lost = Vec::new();
     let mut select = connection.prepare("SELECT id, outputs, boot FROM results")?;
     let mut rows = select.query([])?;
     while let Some(row) = rows.next()? {
         let (id, outputs, made): (i64, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        let lease = store.leases.take();
-        let has = |(layer, _): &(LayerDigest, i64)| store.snapshots.claim(&lease, layer);
         let is_flushed = made.is_empty() || made == boot;
         let outputs = parse(&outputs).filter(|_| is_flushed);
-        if outputs.is_some_and(|outputs| outputs.iter().flatten().all(has)) {
-            leases.insert(id, lease);
-        } else {
+        if outputs.is_none_or(|outputs| layers.add(store, &outputs).is_err()) {
             lost.push(id);
         }
     }
     for id in lost {
-        connection.execute("DELETE FROM keys WHERE result = ?1", [id])?;
-        connection.execute("DELETE FROM results WHERE id = ?1", [id])?;
+        delete(connection, id)?;
     }
-    Ok(leases)
+    Ok(layers)
 }
 
-fn find(connection: &Connection, key: &Digest) -> rusqlite::Result<Option<(i64, Outputs)>> {
-    let select = "SELECT id, outputs FROM results JOIN keys ON result = id WHERE key = ?1";
-    let found: Option<(i64, String)> = connection
+/// Removes a result with its keys, and returns it.
+fn delete(connection: &Connection, id: i64) -> rusqlite::Result<Option<Outputs>> {
+    let outputs: Option<String> = connection
+        .prepare_cached("SELECT outputs FROM results WHERE id = ?1")?
+        .query_row([id], |row| row.get(0))
+        .optional()?;
+    for delete in [
+        "DELETE FROM keys WHERE result = ?1",
+        "DELETE FROM results WHERE id = ?1",
+    ] {
+        connection.prepare_cached(delete)?.execute([id])?;
+    }
+    Ok(outputs.and_then(|outputs| parse(&outputs)))
+}
+
+fn find(connection: &Connection, key: &Digest) -> rusqlite::Result<Option<(i64, Found)>> {
+    let select =
+        "SELECT id, outputs, canonical FROM results JOIN keys ON result = id WHERE key = ?1";
+    let found: Option<(i64, String, Vec<u8>)> = connection
         .prepare_cached(select)?
         .query_row([key.as_bytes().as_slice()], |row| {
-            Ok((row.get(0)?, row.get(1)?))
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
         })
         .optional()?;
-    let Some((id, outputs)) = found else {
-        return Ok(None);
-    };
-    let update = "UPDATE results SET used = ?1, uses = uses + 1 WHERE id = ?2";
-    connection
-        .prepare_cached(update)?
-        .execute(params![whelk_engine::events::now(), id])?;
-    Ok(parse(&outputs).map(|outputs| (id, outputs)))
+    Ok(found.and_then(|(id, outputs, canonical)| {
+        let outputs = parse(&outputs)?;
+        let canonical = Digest::from_bytes(canonical.try_into().ok()?);
+        Some((id, Found { outputs, canonical }))
+    }))
+}
+
+fn count_uses(connection: &mut Connection, ids: &[i64]) -> rusqlite::Result<()> {
+    let transaction = connection.transaction()?;
+    {
+        let update = "UPDATE results SET used = ?1, uses = uses + 1 WHERE id = ?2";
+        let mut update = transaction.prepare_cached(update)?;
+        let now = whelk_engine::events::now();
+        for id in ids {
+            update.execute(params![now, id])?;
+        }
+    }
+    transaction.commit()
 }
 
 fn insert(
@@ -343,39 +463,60 @@ fn insert(
     outputs: &Outputs,
     text: &str,
     boot: &str,
-) -> rusqlite::Result<(i64, Vec<i64>)> {
+) -> rusqlite::Result<Vec<Outputs>> {
     let transaction = connection.transaction()?;
     let now = whelk_engine::events::now();
+    let canonical = keys.last().map_or(&[][..], |key| key.as_bytes().as_slice());
     transaction.execute(
-        "INSERT INTO results (outputs, boot, created, used, uses, text) VALUES (?1, ?2, ?3, ?3, 0, ?4)",
-        params![encode(outputs), boot, now, text],
+        "INSERT INTO results (outputs, canonical, boot, created, used, uses, text)
+         VALUES (?1, ?2, ?3, ?4, ?4, 0, ?5)",
+        params![encode(outputs), canonical, boot, now, text],
     )?;
     let id = transaction.last_insert_rowid();
-    let mut replaced: Vec<i64> = Vec::new();
-    for key in keys {
-        let known = "SELECT result FROM keys WHERE key = ?1";
-        let known = transaction
-            .query_row(known, [key.as_bytes().as_slice()], |row| {
-                row.get::<_, i64>(0)
-            })
-            .optional()?;
-        replaced.extend(known);
-        transaction.execute(
-            "INSERT OR REPLACE INTO keys (key, result) VALUES (?1, ?2)",
-            params![key.as_bytes().as_slice(), id],
-        )?;
-    }
-    // Those that no other key has either.
-    let has_key = "SELECT EXISTS (SELECT 1 FROM keys WHERE result = ?1)";
     let mut gone = Vec::new();
-    for known in replaced {
-        if !transaction.query_row(has_key, [known], |row| row.get::<_, bool>(0))? {
-            transaction.execute("DELETE FROM results WHERE id = ?1", [known])?;
-            gone.push(known);
-        }
+    for key in keys {
+        gone.extend(give(&transaction, key, id)?);
     }
     transaction.commit()?;
-    Ok((id, gone))
+    Ok(gone)
+}
+
+fn alias(
+    connection: &mut Connection,
+    key: &Digest,
+    known: &Digest,
+) -> rusqlite::Result<Option<Outputs>> {
+    let transaction = connection.transaction()?;
+    let gone = match result_of(&transaction, known)? {
+        Some(id) => give(&transaction, key, id)?,
+        None => None,
+    };
+    transaction.commit()?;
+    Ok(gone)
+}
+
+fn result_of(connection: &Connection, key: &Digest) -> rusqlite::Result<Option<i64>> {
+    connection
+        .prepare_cached("SELECT result FROM keys WHERE key = ?1")?
+        .query_row([key.as_bytes().as_slice()], |row| row.get(0))
+        .optional()
+}
+
+/// Gives a key to a result. The one that had it is removed if it has no other: nobody would find it. Returns that one.
+fn give(connection: &Connection, key: &Digest, id: i64) -> rusqlite::Result<Option<Outputs>> {
+    let replaced = result_of(connection, key)?.filter(|replaced| *replaced != id);
+    connection.execute(
+        "INSERT OR REPLACE INTO keys (key, result) VALUES (?1, ?2)",
+        params![key.as_bytes().as_slice(), id],
+    )?;
+    let Some(replaced) = replaced else {
+        return Ok(None);
+    };
+    let has_key = "SELECT EXISTS (SELECT 1 FROM keys WHERE result = ?1)";
+    if connection.query_row(has_key, [replaced], |row| row.get(0))? {
+        return Ok(None);
+    }
+    delete(connection, replaced)
 }
 
 fn rows(connection: &Connection) -> rusqlite::Result<Vec<Row>> {
@@ -395,13 +536,14 @@ fn rows(connection: &Connection) -> rusqlite::Result<Vec<Row>> {
     rows.collect()
 }
 
-fn remove(connection: &mut Connection, ids: &[i64]) -> rusqlite::Result<()> {
+fn remove(connection: &mut Connection, ids: &[i64]) -> rusqlite::Result<Vec<Outputs>> {
     let transaction = connection.transaction()?;
+    let mut gone = Vec::new();
     for id in ids {
-        transaction.execute("DELETE FROM keys WHERE result = ?1", [id])?;
-        transaction.execute("DELETE FROM results WHERE id = ?1", [id])?;
+        gone.extend(delete(&transaction, *id)?);
     }
-    transaction.commit()
+    transaction.commit()?;
+    Ok(gone)
 }
 
 fn encode(outputs: &Outputs) -> String {
@@ -453,7 +595,8 @@ mod tests {
     }
 
     fn find(cache: &Arc<Cache>, store: &Store, key: &Digest) -> Option<Outputs> {
-        cache.find(key, &store.leases.take(), &cache.uses())
+        let found = cache.find(key, &store.leases.take(), &cache.uses());
+        found.map(|found| found.outputs)
     }
 
     #[test]
@@ -462,17 +605,17 @@ mod tests {
         let (cache, store) = root.open();
         let key = Digest::of(b"1");
         let outputs = vec![vec![(root.layer("one"), 7)]];
-        let lease = store.leases.take();
-        cache.insert(&[key], &outputs, "RUN x", lease).unwrap();
+        cache.insert(&store, &[key], &outputs, "RUN x").unwrap();
         let uses = cache.uses();
         assert!(cache.find(&key, &store.leases.take(), &uses).is_some());
         let row = &cache.rows().unwrap()[0];
         assert_eq!(
             (row.text.as_str(), row.uses, row.in_use),
-            ("RUN x", 1, true)
+            ("RUN x", 0, true)
         );
         assert!(cache.remove(&[row.id]).unwrap().is_empty());
         drop(uses);
+        assert_eq!(cache.rows().unwrap()[0].uses, 1);
         assert_eq!(cache.remove(&[row.id]).unwrap(), [row.id]);
         assert_eq!(find(&cache, &store, &key), None);
     }
@@ -487,9 +630,7 @@ mod tests {
             vec![],
         ];
         let [first, second, third] = [b"1", b"2", b"3"].map(|key| Digest::of(key));
-        let lease = store.leases.take();
-        layers.iter().for_each(|layer| lease.hold(layer));
-        cache.insert(&[first], &outputs, "RUN x", lease).unwrap();
+        cache.insert(&store, &[first], &outputs, "RUN x").unwrap();
         cache.alias(&second, &first).unwrap();
         cache.alias(&third, &third).unwrap();
         drop((cache, store));
@@ -500,10 +641,8 @@ mod tests {
         );
         let lease = store.leases.take();
         for key in [first, second] {
-            assert_eq!(
-                cache.find(&key, &lease, &cache.uses()).as_ref(),
-                Some(&outputs)
-            );
+            let found = cache.find(&key, &lease, &cache.uses()).unwrap();
+            assert_eq!((&found.outputs, found.canonical), (&outputs, first));
         }
         assert_eq!(cache.find(&third, &lease, &cache.uses()), None);
         drop((cache, store));
@@ -514,18 +653,43 @@ mod tests {
     }
 
     #[test]
+    fn a_result_without_keys_is_removed() {
+        let root = Root::new("replaced");
+        let (cache, store) = root.open();
+        let keys = [b"1", b"2", b"3"].map(|key| Digest::of(key));
+        let outputs = vec![vec![(root.layer("one"), 7)]];
+        for keys in [&keys[..1], &keys[1..]] {
+            cache.insert(&store, keys, &outputs, "").unwrap();
+        }
+        // The first result's only key becomes one of the second.
+        cache.alias(&keys[0], &keys[2]).unwrap();
+        assert_eq!(cache.rows().unwrap().len(), 1);
+        let layer = &outputs[0][0].0;
+        assert!(store.leases.holds(layer), "the other result has it, too");
+        assert!(find(&cache, &store, &keys[0]).is_some());
+        // One of its three keys is replaced: it stays.
+        cache.insert(&store, &keys[..1], &outputs, "").unwrap();
+        let rows = cache.rows().unwrap();
+        assert_eq!(rows.len(), 2);
+        let ids: Vec<i64> = rows.iter().map(|row| row.id).collect();
+        for (id, is_held) in ids.into_iter().zip([true, false]) {
+            cache.remove(&[id]).unwrap();
+            assert_eq!(store.leases.holds(layer), is_held);
+        }
+        let missing = vec![vec![(LayerDigest::of(b"missing"), 7)]];
+        assert!(cache.insert(&store, &keys, &missing, "").is_err());
+        assert!(cache.rows().unwrap().is_empty());
+    }
+
+    #[test]
     fn what_was_not_flushed_is_lost_with_the_boot() {
         let root = Root::new("boot");
         let keys = [b"1", b"2"].map(|key| Digest::of(key));
         let (cache, store) = root.open();
         let outputs = vec![vec![(root.layer("one"), 7)]];
-        cache
-            .insert(&keys[..1], &outputs, "", store.leases.take())
-            .unwrap();
+        cache.insert(&store, &keys[..1], &outputs, "").unwrap();
         cache.flushed(i64::MAX);
-        cache
-            .insert(&keys[1..], &outputs, "", store.leases.take())
-            .unwrap();
+        cache.insert(&store, &keys[1..], &outputs, "").unwrap();
         let update = "UPDATE results SET boot = 'other' WHERE boot <> ''";
         let state = cache.state.lock().unwrap();
         assert_eq!(state.connection.execute(update, []).unwrap(), 1);
@@ -546,9 +710,7 @@ mod tests {
         ] {
             let (cache, store) = root.open();
             let outputs = vec![vec![(root.layer("one"), 7)]];
-            cache
-                .insert(&[key], &outputs, "", store.leases.take())
-                .unwrap();
+            cache.insert(&store, &[key], &outputs, "").unwrap();
             drop((cache, store));
             let directory = root.0.path().join("build");
             for suffix in ["-wal", "-shm"] {

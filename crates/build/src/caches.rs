@@ -27,13 +27,27 @@ pub(crate) struct Caches {
     directory: PathBuf,
     /// Those that were used since the engine has started, by their directory's name.
     locks: Mutex<HashMap<String, Arc<RwLock<()>>>>,
+    sizes: Arc<Sizes>,
 }
+
+/// The sizes of caches that were measured after their last use, by name.
+#[derive(Debug, Default)]
+struct Sizes(Mutex<HashMap<String, u64>>);
 
 /// The right to use a cache.
 #[derive(Debug)]
 pub(crate) struct Used {
     pub path: PathBuf,
+    sizes: Arc<Sizes>,
     _lock: Lock,
+}
+
+impl Drop for Used {
+    fn drop(&mut self) {
+        let name = self.path.file_name().unwrap_or_default();
+        let mut sizes = self.sizes.0.lock().ignore_poison();
+        sizes.remove(&*name.to_string_lossy());
+    }
 }
 
 #[derive(Debug)]
@@ -42,12 +56,12 @@ enum Lock {
     Own(#[allow(dead_code, reason = "held until it is dropped")] OwnedRwLockWriteGuard<()>),
 }
 
-/// A cache on disk.
+/// A cache or a client's directory on disk.
 #[derive(Clone, Debug)]
-pub(crate) struct Kept {
+pub struct Kept {
     /// The name of its directory.
     pub name: String,
-    /// What a Dockerfile calls it.
+    /// What a Dockerfile, or a client, calls it.
     pub id: String,
     /// In bytes.
     pub size: u64,
@@ -62,12 +76,21 @@ impl Caches {
         Self {
             directory: root.join("build/mounts"),
             locks: Mutex::default(),
+            sizes: Arc::default(),
         }
     }
 
     fn lock(&self, name: &str) -> Arc<RwLock<()>> {
         let mut locks = self.locks.lock().ignore_poison();
         locks.entry(name.to_owned()).or_default().clone()
+    }
+
+    /// Returns whether a step has a cache, or waits for it. Takes no lock: a step would find the cache in use.
+    fn is_used(&self, name: &str) -> bool {
+        let locks = self.locks.lock().ignore_poison();
+        locks
+            .get(name)
+            .is_some_and(|lock| Arc::strong_count(lock) > 1)
     }
 
     /// Takes the cache of a key. Waits for one that is locked by another step.
@@ -77,6 +100,7 @@ impl Caches {
         let lock = self.lock(&name);
         let used = |name: &str, lock: Lock| Used {
             path: self.directory.join(name),
+            sizes: self.sizes.clone(),
             _lock: lock,
         };
         match sharing {
@@ -148,11 +172,8 @@ impl Caches {
             let found = fs::metadata(&id).ok();
             all.push(Kept {
                 id: fs::read_to_string(&id).unwrap_or_default(),
-                size: fs::open(&path)
-                    .ok()
-                    .and_then(|directory| copy::disk_usage(directory).ok())
-                    .unwrap_or(0),
-                is_used: self.lock(&name).try_write_owned().is_err(),
+                size: self.size(&name, &path),
+                is_used: self.is_used(&name),
                 created: found
                     .as_ref()
                     .and_then(|found| time(found.created()))
@@ -202,6 +223,7 @@ impl Caches {
         })?;
         Ok(Used {
             path: self.directory.join(name),
+            sizes: self.sizes.clone(),
             _lock: lock,
         })
     }
@@ -246,12 +268,28 @@ impl Caches {
         Ok(name)
     }
 
+    /// Returns the size of a cache, which is measured once after each use.
+    fn size(&self, name: &str, path: &Path) -> u64 {
+        let known = self.sizes.0.lock().ignore_poison().get(name).copied();
+        known.unwrap_or_else(|| {
+            let directory = fs::open(path).ok();
+            let size = directory.and_then(|directory| copy::disk_usage(directory).ok());
+            let size = size.unwrap_or(0);
+            if !self.is_used(name) {
+                let mut sizes = self.sizes.0.lock().ignore_poison();
+                sizes.insert(name.to_owned(), size);
+            }
+            size
+        })
+    }
+
     /// Removes a cache that no step uses. Returns whether it was removed. Blocking.
     pub fn remove(&self, store: &Store, name: &str) -> Result<bool> {
         let Ok(_guard) = self.lock(name).try_write_owned() else {
             return Ok(false);
         };
         let trashed = store.staging.trash(&self.directory.join(name))?;
+        self.sizes.0.lock().ignore_poison().remove(name);
         let is_removed = trashed.is_some();
         store.staging.dispose(trashed);
         Ok(is_removed)
@@ -309,8 +347,26 @@ mod tests {
         tokio::task::yield_now().await;
         assert!(!locked.is_finished());
         drop((one, two));
-        drop(locked.await.unwrap());
+        let locked = locked.await.unwrap();
+        let size = || caches.list().unwrap()[0].size;
+        let before = size();
+        let more = locked.path.join("fs/more");
+        fs::write(&more, "12345678").unwrap();
+        assert_eq!(size(), before + 8);
+        drop(locked);
+        // Measured once after a use.
+        assert_eq!(size(), before + 8);
+        fs::remove_file(&more).unwrap();
+        assert_eq!(size(), before + 8);
+        drop(caches.take(&key, CacheSharing::Locked).await);
+        assert_eq!(size(), before);
         let kept = caches.list().unwrap();
+        // To look at a cache is no use of it.
+        let lock = caches.lock(&kept[0].name);
+        let _writing = lock.try_write().unwrap();
+        assert_eq!(caches.list().unwrap().len(), 1);
+        drop(_writing);
+        drop(lock);
         assert_eq!(
             (kept.len(), kept[0].id.as_str(), kept[0].is_used),
             (1, "/go", false)

@@ -23,6 +23,7 @@ use crate::error::{Error, Result};
 use crate::ops::Settings;
 use crate::progress::{EventKind, Follower, Progress, Work};
 use crate::request::Request as CommonRequest;
+use crate::sources::http::redacted;
 use crate::{Builder, blocking};
 
 pub use words::Message;
@@ -127,6 +128,13 @@ impl Builder {
         };
         let work = Progress::default().begin("download the context");
         let found = self.fetch_context(&client, &context.graph, &work).await;
+        let found = found.map_err(|error| match error {
+            Error::Invalid(text) => {
+                let url = redacted(remote);
+                Error::Invalid(format!("error downloading remote context {url}: {text}"))
+            }
+            other => other,
+        });
         let fetched = work.end(found)?;
         let builder = self.clone();
         blocking(move || {
@@ -208,9 +216,13 @@ impl Builder {
         };
         let converted = self.convert(&common, &text, &options).await?;
         let conversion = converted.conversion;
-        let graph = Graph::new(conversion.definition.clone())?;
+        let definition = conversion.definition.clone();
+        let graph = blocking(move || Ok(Graph::new(definition)?)).await?;
         let job = self.plan(&common, graph, converted.images).await?;
-        let script = words::Script::new(&text, &request, &job)?;
+        let script = {
+            let (request, job) = (request.clone(), job.clone());
+            blocking(move || words::Script::new(&text, &request, &job)).await?
+        };
         // Both end with the build: the words follow its steps.
         let (solved, ()) = tokio::join!(self.solve(&job), script.tell(&job, messages));
         let names = request.names.clone();

@@ -1,6 +1,8 @@
 //! What a build asks its client for.
 
 use std::fmt;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -8,6 +10,7 @@ use futures_util::stream::BoxStream;
 use tokio::net::UnixStream;
 use whelk_llb::pb::SourceOp;
 use whelk_registry::Credentials;
+use whelk_sys::sync::IgnorePoison as _;
 
 use crate::directory::Directory;
 use crate::error::{Error, Result};
@@ -58,6 +61,15 @@ pub trait Client: fmt::Debug + Send + Sync {
         Box::pin(async { Ok(None) })
     }
 
+    /// Receives a blob of an OCI layout of the client. It has no layouts by default.
+    ///
+    /// # Errors
+    /// Returns an error if the client has left, or has no such layout.
+    fn blob<'a>(&'a self, layout: &'a str, digest: &'a str) -> BoxFuture<'a, Result<Pieces>> {
+        let _ = digest;
+        Box::pin(async move { Err(Error::Unsupported(format!("the OCI layout {layout}"))) })
+    }
+
     /// Checks that the client has an agent with ssh keys of this id. It has none by default.
     ///
     /// # Errors
@@ -82,5 +94,141 @@ pub trait Client: fmt::Debug + Send + Sync {
     /// Returns an error if the client has left, or has no such file.
     fn upload<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Pieces>> {
         Box::pin(async move { Err(Error::invalid(format!("the client has no file {name}"))) })
+    }
+}
+
+/// Time limit for an answer of a client that is one of several.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The clients of the builds that wait for the same operation: what one of them has is enough.
+#[derive(Debug)]
+pub(crate) struct Clients {
+    list: Mutex<Vec<Arc<dyn Client>>>,
+    patience: Duration,
+}
+
+impl Clients {
+    pub fn of(client: Arc<dyn Client>) -> Self {
+        Self {
+            list: Mutex::new(vec![client]),
+            patience: PATIENCE,
+        }
+    }
+
+    /// Adds the client of a build that joins.
+    pub fn add(&self, client: Arc<dyn Client>) {
+        self.list.lock().ignore_poison().push(client);
+    }
+
+    /// Asks one client after the other for a secret, also those that join meanwhile. Returns `None` if none has it.
+    ///
+    /// # Errors
+    /// Returns an error if no client has answered.
+    pub async fn secret(&self, id: &str) -> Result<Option<Vec<u8>>> {
+        let mut failure = None;
+        let mut is_unknown = false;
+        for number in 0.. {
+            let client = self.list.lock().ignore_poison().get(number).cloned();
+            let Some(client) = client else { break };
+            match tokio::time::timeout(self.patience, client.secret(id)).await {
+                Ok(Ok(Some(secret))) => return Ok(Some(secret)),
+                Ok(Ok(None)) => is_unknown = true,
+                Ok(Err(error)) => failure = Some(error),
+                Err(_) => {
+                    let seconds = self.patience.as_secs();
+                    let text = format!("secret {id}: the client has not answered for {seconds} s");
+                    failure = Some(Error::invalid(text));
+                }
+            }
+        }
+        match failure {
+            Some(error) if !is_unknown => Err(error),
+            _ => Ok(None),
+        }
+    }
+
+    /// Returns the first client that has an agent with ssh keys of this id.
+    ///
+    /// # Errors
+    /// Returns the error of the last client if none has it.
+    pub async fn agent(&self, id: &str) -> Result<Arc<dyn Client>> {
+        let mut failure = crate::ops::missing_agent(id);
+        for number in 0.. {
+            let client = self.list.lock().ignore_poison().get(number).cloned();
+            let Some(client) = client else { break };
+            match tokio::time::timeout(self.patience, client.check_agent(id)).await {
+                Ok(Ok(())) => return Ok(client),
+                Ok(Err(error)) => failure = error,
+                Err(_) => {}
+            }
+        }
+        Err(failure)
+    }
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug)]
+    enum Fake {
+        Has(&'static str),
+        HasNot,
+        HasLeft,
+        Hangs,
+    }
+
+    impl Client for Fake {
+        fn directory<'a>(
+            &'a self,
+            _source: &'a SourceOp,
+            _work: &'a Work,
+        ) -> BoxFuture<'a, Result<Directory>> {
+            Box::pin(async { Err(Error::invalid("no directories")) })
+        }
+
+        fn credentials<'a>(&'a self, _registry: &'a str) -> BoxFuture<'a, Result<Credentials>> {
+            Box::pin(async { Ok(Credentials::Anonymous) })
+        }
+
+        fn secret<'a>(&'a self, _id: &'a str) -> BoxFuture<'a, Result<Option<Vec<u8>>>> {
+            Box::pin(async move {
+                match self {
+                    Self::Has(secret) => Ok(Some(secret.as_bytes().to_vec())),
+                    Self::HasNot => Ok(None),
+                    Self::HasLeft => Err(Error::invalid("no active session")),
+                    Self::Hangs => std::future::pending().await,
+                }
+            })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_secret_of_one_client_is_enough() {
+        let ask = async |fakes: Vec<Fake>| {
+            let list: Vec<Arc<dyn Client>> = fakes
+                .into_iter()
+                .map(|fake| Arc::new(fake) as Arc<dyn Client>)
+                .collect();
+            let clients = Clients {
+                list: Mutex::new(list),
+                patience: Duration::from_millis(20),
+            };
+            clients
+                .secret("key")
+                .await
+                .map_err(|error| error.to_string())
+        };
+        let found = Ok(Some(b"x".to_vec()));
+        for first in [Fake::HasNot, Fake::HasLeft, Fake::Hangs] {
+            assert_eq!(ask(vec![first, Fake::Has("x")]).await, found);
+        }
+        assert_eq!(ask(vec![Fake::HasLeft, Fake::HasNot]).await, Ok(None));
+        assert!(ask(vec![Fake::HasLeft]).await.is_err());
+        assert!(ask(vec![Fake::Hangs]).await.unwrap_err().contains("key"));
     }
 }

@@ -1,6 +1,7 @@
 //! Directories of clients: build contexts.
 
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -24,6 +25,21 @@ pub struct Directory {
     workspace: Arc<Workspace>,
     /// Different for each directory, and for each content that one has had.
     identity: String,
+    index: Option<Arc<dyn Index>>,
+}
+
+/// What is known of the regular files of a directory, so that they need not be read again.
+pub trait Index: std::fmt::Debug + Send + Sync {
+    /// Returns the content of a file by its path below the directory; `None` if it is not known.
+    fn content(&self, path: &str) -> Option<Content<'_>>;
+}
+
+/// The content of a regular file.
+#[derive(Clone, Copy, Debug)]
+pub struct Content<'a> {
+    /// SHA-256 of the bytes.
+    pub digest: [u8; 32],
+    pub xattrs: &'a BTreeMap<String, Vec<u8>>,
 }
 
 impl Directory {
@@ -37,16 +53,18 @@ impl Directory {
         Ok(Self {
             workspace,
             identity,
+            index: None,
         })
     }
 
-    /// Returns one whose files are at `place/fs`, and belong to the caller: they stay as they are as long as
-    /// `holder` exists.
-    pub fn kept(place: &Path, holder: Arc<dyn Any + Send + Sync>) -> Self {
+    /// Returns one whose files are at `place/fs`, and belong to the caller: they stay as they are, and as `index` says,
+    /// as long as `holder` exists.
+    pub fn kept(place: &Path, holder: Arc<dyn Any + Send + Sync>, index: Arc<dyn Index>) -> Self {
         let now = whelk_engine::events::now();
         Self {
             workspace: Workspace::kept(place, holder),
             identity: format!("{} {now}", place.display()),
+            index: Some(index),
         }
     }
 
@@ -56,6 +74,7 @@ impl Directory {
         Self {
             workspace,
             identity,
+            index: None,
         }
     }
 
@@ -64,6 +83,7 @@ impl Directory {
         Self {
             workspace: Workspace::kept(place, holder),
             identity: content.to_owned(),
+            index: None,
         }
     }
 
@@ -83,8 +103,21 @@ impl Directory {
             ..Extraction::default()
         };
         let plain = whelk_image::compression::decompress(archive)?;
-        extract(Padded::new(plain), directory.open()?, rules)?;
+        let extracted = extract(Padded::new(plain), directory.open()?, rules);
+        extracted.map_err(|error| match &error {
+            // A hard link to nothing: all else is created where it is missing.
+            whelk_image::Error::Io { source, .. }
+                if source.kind() == std::io::ErrorKind::NotFound =>
+            {
+                Error::invalid(error.to_string())
+            }
+            _ => error.into(),
+        })?;
         Ok(directory)
+    }
+
+    pub(crate) fn index(&self) -> Option<&dyn Index> {
+        self.index.as_deref()
     }
 
     pub(crate) fn workspace(&self) -> Arc<Workspace> {

@@ -16,6 +16,16 @@ pub enum Error {
     /// The request, the definition or the context is wrong.
     #[error("{0}")]
     Invalid(String),
+    /// What an instruction copies is not there. The text is that of classic builds.
+    #[error(
+        "{}file not found in build context or excluded by .dockerignore: stat {path}: file does not exist",
+        instruction.map(|name| format!("{name} failed: ")).unwrap_or_default()
+    )]
+    Missing {
+        instruction: Option<&'static str>,
+        /// Without a slash at its beginning.
+        path: String,
+    },
     /// This version of whelk does not support it.
     #[error("{0}: not available in this version of whelk")]
     Unsupported(String),
@@ -70,9 +80,10 @@ impl From<Error> for whelk_engine::Error {
         match error {
             Error::Engine(error) => Self::clone(&error),
             Error::Unsupported(_) => Self::Unsupported(error.to_string()),
-            Error::Dockerfile(_) | Error::Invalid(_) | Error::Process { .. } => {
-                Self::Invalid(error.to_string())
-            }
+            Error::Dockerfile(_)
+            | Error::Invalid(_)
+            | Error::Missing { .. }
+            | Error::Process { .. } => Self::Invalid(error.to_string()),
             Error::Step { cause, .. } => (*cause).into(),
         }
     }

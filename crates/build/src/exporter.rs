@@ -1,43 +1,130 @@
-//! Export of results as images of the engine.
+//! Export of results as images: of the engine, and packed for archives.
 
 use std::sync::Arc;
 
 use whelk_dockerfile::convert::{History, Image};
-use whelk_engine::events::now;
 use whelk_engine::images::BuiltImage;
-use whelk_image::{Digest, Reference};
+use whelk_image::archive::{Packed, Packing};
+use whelk_image::{Digest, Lease, Reference};
 
 use crate::error::{Error, Result};
 use crate::request::Solved;
 use crate::{Builder, blocking};
 
+/// An image made of a result: a configuration, and layers that stay as long as this exists.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    pub config: Vec<u8>,
+    lease: Arc<Lease>,
+}
+
 impl Builder {
-    /// Records a result as an image with these names. `epoch` is the time of the image, in seconds since 1970, if
-    /// there is one. Returns its id.
+    /// Makes an image of a result. `epoch` is the time of the image, in seconds since 1970, if there is one; with
+    /// `must_rewrite_times`, no file of the layers that were built is newer.
     ///
     /// # Errors
-    /// Returns an error if a layer cannot be stored, or if the configuration is invalid.
-    pub async fn export(
+    /// Returns an error if a layer cannot be stored.
+    pub async fn finish(
         self: &Arc<Self>,
         solved: &Solved,
         mut image: Image,
         epoch: Option<i64>,
-        names: Vec<Reference>,
-    ) -> Result<Digest> {
-        let layers = solved.stack.digests().await?;
+        must_rewrite_times: bool,
+    ) -> Result<Finished> {
+        let mut layers = solved.stack.digests().await?;
         // The next build may begin as soon as this one has ended, also after a kill.
         self.recorded(&solved.keys).await;
         let times: Vec<i64> = solved.stack.0.iter().map(|layer| layer.created).collect();
+        if let Some(epoch) = epoch.filter(|_| must_rewrite_times) {
+            layers = self.retimed(solved, layers, &times, epoch).await?;
+        }
         complete(&mut image, &layers, &times, epoch);
         let config =
             serde_json::to_vec(&image).map_err(|error| Error::internal(error.to_string()))?;
-        let (builder, lease) = (self.clone(), solved.lease.clone());
+        Ok(Finished {
+            config,
+            lease: solved.lease.clone(),
+        })
+    }
+
+    /// Returns the layers with limited times. Those of the base image, which have no time of their own here, stay.
+    async fn retimed(
+        self: &Arc<Self>,
+        solved: &Solved,
+        layers: Vec<Digest>,
+        times: &[i64],
+        epoch: i64,
+    ) -> Result<Vec<Digest>> {
+        let (builder, lease, times) = (self.clone(), solved.lease.clone(), times.to_vec());
         blocking(move || {
-            let begun = now();
-            let built = BuiltImage { config, names };
-            let (id, _) = builder.engine.images.add_built(&lease, built)?;
-            builder.cache.flushed(begun);
-            Ok(id)
+            let layers = layers.into_iter().zip(times);
+            let layers = layers.map(|(layer, time)| {
+                if time == 0 {
+                    return Ok(layer);
+                }
+                let snapshots = &builder.store().snapshots;
+                Ok(snapshots.retime(&lease, &layer, epoch)?.diff_id)
+            });
+            layers.collect()
+        })
+        .await
+    }
+
+    /// Records an image with these names. Returns its id.
+    ///
+    /// # Errors
+    /// Returns an error if the configuration is invalid, or if the disk fails.
+    pub async fn store_image(
+        self: &Arc<Self>,
+        finished: &Finished,
+        names: Vec<Reference>,
+    ) -> Result<Digest> {
+        let (builder, finished) = (self.clone(), finished.clone());
+        blocking(move || {
+            let newest = builder.cache.newest();
+            let built = BuiltImage {
+                config: finished.config,
+                names,
+            };
+            let added = builder.engine.images.add_built(&finished.lease, built)?;
+            if added.is_flushed {
+                builder.cache.flushed(newest);
+            }
+            Ok(added.id)
+        })
+        .await
+    }
+
+    /// Makes an image of a result, and records it with these names. Returns its id.
+    ///
+    /// # Errors
+    /// As [`Builder::finish`] and [`Builder::store_image`].
+    pub async fn export(
+        self: &Arc<Self>,
+        solved: &Solved,
+        image: Image,
+        epoch: Option<i64>,
+        names: Vec<Reference>,
+    ) -> Result<Digest> {
+        let finished = self.finish(solved, image, epoch, false).await?;
+        self.store_image(&finished, names).await
+    }
+
+    /// Packs an image for an archive or a registry. `progress` is called with the digest of each layer that is packed.
+    ///
+    /// # Errors
+    /// Returns an error if a layer was changed, or if the disk is full.
+    pub async fn pack(
+        self: &Arc<Self>,
+        finished: &Finished,
+        packing: Packing,
+        progress: impl FnMut(&Digest) + Send + 'static,
+    ) -> Result<Packed> {
+        let (builder, finished) = (self.clone(), finished.clone());
+        blocking(move || {
+            let (store, lease) = (builder.store(), &finished.lease);
+            let packed = Packed::new(store, lease, &finished.config, &packing, progress);
+            Ok(packed?)
         })
         .await
     }
@@ -82,8 +169,18 @@ fn complete(image: &mut Image, layers: &[Digest], times: &[i64], epoch: Option<i
             }
         }
     }
+    let epoch = epoch.map(|seconds| seconds.saturating_mul(1_000_000_000));
+    if let Some(epoch) = epoch {
+        for created in image.history.iter_mut().map(|entry| &mut entry.created) {
+            let time = created.as_deref().and_then(|text| text.parse().ok());
+            let time = time.map(jiff::Timestamp::as_nanosecond);
+            if time.is_none_or(|time| time > i128::from(epoch)) {
+                *created = Some(rfc3339(epoch));
+            }
+        }
+    }
     image.created = match epoch {
-        Some(seconds) => Some(rfc3339(seconds.saturating_mul(1_000_000_000))),
+        Some(epoch) => Some(rfc3339(epoch)),
         None => image
             .history
             .iter()

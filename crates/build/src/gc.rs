@@ -10,6 +10,8 @@ pub enum RecordKind {
     Regular,
     /// A cache of steps (`RUN --mount=type=cache`).
     CacheMount,
+    /// A directory of a client.
+    Local,
 }
 
 impl RecordKind {
@@ -17,6 +19,7 @@ impl RecordKind {
         match self {
             Self::Regular => "regular",
             Self::CacheMount => "exec.cachemount",
+            Self::Local => "source.local",
         }
     }
 }
@@ -87,8 +90,8 @@ pub enum Operator {
     Is,
     /// `!=`
     IsNot,
-    /// `~=`
-    Contains,
+    /// `~=`: a regular expression that matches a part.
+    Matches,
 }
 
 impl Condition {
@@ -103,35 +106,52 @@ impl Condition {
         "private",
     ];
 
-    /// Parses a condition; several that must all be true are separated by commas.
+    /// Parses a condition; several that must all be true are separated by commas. A value may be in quotes.
     ///
     /// # Errors
-    /// Returns a text for another form than `FIELD==VALUE`, `FIELD!=VALUE`, `FIELD~=VALUE` or `FIELD`.
+    /// Returns a text for another form than `FIELD==VALUE`, `FIELD!=VALUE`, `FIELD~=EXPRESSION` or `FIELD`.
     pub fn parse_all(text: &str) -> Result<Vec<Self>, String> {
-        let parse = |text: &str| {
+        let invalid = || format!("invalid filter {text:?} of the build cache");
+        let mut all = Vec::new();
+        let mut rest = text;
+        loop {
+            let end = rest.find([',', '=', '!', '~']).unwrap_or(rest.len());
+            let (field, behind) = rest.split_at(end);
+            if !Self::FIELDS.contains(&field) {
+                return Err(invalid());
+            }
             let operators = [
                 ("!=", Operator::IsNot),
-                ("~=", Operator::Contains),
+                ("~=", Operator::Matches),
                 ("==", Operator::Is),
                 ("=", Operator::Is),
             ];
-            let found = operators.iter().find(|(sign, _)| text.contains(sign));
-            let operator = found.map_or(Operator::Is, |(_, operator)| *operator);
-            let found = found.and_then(|(sign, _)| text.split_once(sign));
-            let (field, value) = match found {
-                Some((field, value)) => (field, Some(value.trim_matches('"').to_owned())),
-                None => (text, None),
+            let operator = operators
+                .into_iter()
+                .find_map(|(sign, operator)| Some((operator, behind.strip_prefix(sign)?)));
+            let (operator, value, behind) = match operator {
+                None => (Operator::Is, None, behind),
+                Some((operator, value)) => {
+                    let (value, behind) = value_of(value).ok_or_else(invalid)?;
+                    (operator, Some(value), behind)
+                }
             };
-            if !Self::FIELDS.contains(&field) {
-                return Err(format!("invalid filter {text:?} of the build cache"));
+            if operator == Operator::Matches {
+                let expression = value.as_deref().unwrap_or_default();
+                regex_lite::Regex::new(expression)
+                    .map_err(|error| format!("{}: {error}", invalid()))?;
             }
-            Ok(Self {
+            all.push(Self {
                 field: field.to_owned(),
                 operator,
                 value,
-            })
-        };
-        text.split(',').map(parse).collect()
+            });
+            match behind.strip_prefix(',') {
+                Some(behind) => rest = behind,
+                None if behind.is_empty() => return Ok(all),
+                None => return Err(invalid()),
+            }
+        }
     }
 
     /// Returns whether it is true for a record.
@@ -156,9 +176,29 @@ impl Condition {
         match self.operator {
             Operator::Is => found == expected,
             Operator::IsNot => found != expected,
-            Operator::Contains => found.contains(expected),
+            Operator::Matches => {
+                regex_lite::Regex::new(expected).is_ok_and(|regex| regex.is_match(&found))
+            }
         }
     }
+}
+
+/// Takes the value of a condition from the beginning of a text, and returns the rest, too.
+fn value_of(text: &str) -> Option<(String, &str)> {
+    let Some(quote @ ('"' | '\'' | '|' | '/')) = text.chars().next() else {
+        let end = text.find(',').unwrap_or(text.len());
+        return Some((text[..end].to_owned(), &text[end..]));
+    };
+    let mut value = String::new();
+    let mut characters = text.char_indices().skip(1);
+    while let Some((at, character)) = characters.next() {
+        match character {
+            '\\' if quote == '"' => value.push(characters.next()?.1),
+            character if character == quote => return Some((value, &text[at + 1..])),
+            character => value.push(character),
+        }
+    }
+    None
 }
 
 /// The space of the disk, in bytes.
@@ -277,17 +317,19 @@ pub fn default_policies(space: Policy) -> Vec<Policy> {
         0 => space.reserved_space,
         most => most,
     };
-    let mounts = Condition {
-        field: "type".into(),
-        operator: Operator::Is,
-        value: Some(RecordKind::CacheMount.name().into()),
-    };
+    let temporary = [RecordKind::Local, RecordKind::CacheMount].map(|kind| {
+        vec![Condition {
+            field: "type".into(),
+            operator: Operator::Is,
+            value: Some(kind.name().into()),
+        }]
+    });
     vec![
-        // Caches of steps that were not used for some time.
+        // Directories of clients and caches of steps that were not used for some time.
         Policy {
             keep_duration: 2 * DAY,
             max_used_space: most / 1000 * TEMPORARY,
-            filters: vec![vec![mounts]],
+            filters: temporary.into(),
             ..Policy::default()
         },
         Policy {
@@ -399,7 +441,20 @@ mod tests {
         assert_eq!(chosen(&filter("type~=mount")), "m");
         assert_eq!(chosen(&filter("private")), "mcba");
         assert_eq!(chosen(&filter("shared")), "");
-        assert!(Condition::parse_all("colour==red").is_err());
+        assert_eq!(chosen(&filter("type~=^exec\\.c.*t$")), "m");
+        assert_eq!(chosen(&filter("id~=^(a|c)$")), "ca");
+        assert_eq!(chosen(&filter("type!=\"a,b\",id==\"c\"")), "c");
+        assert_eq!(chosen(&filter("id=='c',private")), "c");
+        for wrong in [
+            "colour==red",
+            "id~=(",
+            "id==\"c",
+            "id==\"c\"d",
+            "",
+            "id==a,",
+        ] {
+            assert!(Condition::parse_all(wrong).is_err(), "{wrong}");
+        }
         // Nothing below what was used lately is removed.
         let old = Policy {
             keep_duration: Duration::from_nanos(95),

@@ -133,16 +133,23 @@ impl Layer {
         })
     }
 
-    /// Returns a directory as a layer that is never sealed: what stands on it cannot be a result.
-    pub fn directory(workspace: Arc<Workspace>) -> Arc<Self> {
-        let unsealed = Err(Error::Unsupported(
-            "a result that stands on a client's directory".into(),
-        ));
+    /// Returns a directory as a layer, which is sealed only if somebody waits for that: when it is part of a result.
+    pub fn directory(store: &Store, workspace: Arc<Workspace>, lease: &Arc<Lease>) -> Arc<Self> {
+        let (store, upper, held) = (store.clone(), workspace.clone(), lease.clone());
+        let sealing = async move {
+            let work = move || {
+                let layer = store.snapshots.commit(&held, &upper.upper())?;
+                Ok::<_, Error>(layer.diff_id)
+            };
+            tokio::task::spawn_blocking(work)
+                .await
+                .map_err(|error| Error::internal(format!("seal a layer: {error}")))?
+        };
         Arc::new(Self {
-            created: 0,
+            created: whelk_engine::events::now(),
             open: Mutex::new(Some(workspace)),
-            sealing: std::future::ready(unsealed).boxed().shared(),
-            _lease: None,
+            sealing: sealing.boxed().shared(),
+            _lease: Some(lease.clone()),
         })
     }
 
@@ -181,10 +188,12 @@ impl Layer {
 
     pub fn files(&self, store: &Store) -> Result<Files> {
         let workspace = self.open.lock().ignore_poison().clone();
-        let path = match (&workspace, self.sealing.clone().now_or_never()) {
-            (Some(workspace), _) => workspace.upper(),
-            (None, Some(digest)) => store.snapshots.files(&digest?),
-            (None, None) => return Err(Error::internal("a layer is neither open nor sealed")),
+        let path = match &workspace {
+            Some(workspace) => workspace.upper(),
+            None => match self.sealing.clone().now_or_never() {
+                Some(digest) => store.snapshots.files(&digest?),
+                None => return Err(Error::internal("a layer is neither open nor sealed")),
+            },
         };
         Ok(Files {
             path,

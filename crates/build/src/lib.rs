@@ -37,30 +37,32 @@ mod sources;
 mod tree;
 mod usage;
 
-use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, Weak};
 
 use tokio::sync::{Semaphore, watch};
 use whelk_engine::Engine;
 
 pub use cache::Cache;
+pub use caches::Kept;
 pub use client::{Client, Pieces};
-pub use directory::Directory;
+pub use directory::{Content, Directory, Index};
 pub use error::{Error, Result};
+pub use exporter::Finished;
 pub use failed::Failed;
 pub use layers::View;
 pub use log::{Frames, Log};
 pub use ops::Settings;
-pub use progress::{Event, EventKind, Follower, Progress, Work};
+pub use progress::{Event, EventKind, Follower, Progress, Told, Work};
 pub use request::{Converted, Request, Solved, parse_reference};
 pub use solver::Job;
 pub use sources::Images;
-pub use usage::{HeldCache, Pruned};
+pub use usage::{HeldCache, Locals, Pruned};
 
 use caches::Caches;
 use solver::Flights;
 use sources::http::WebFiles;
-use sources::kept::Kept;
+use sources::kept::Kept as KeptFiles;
+use usage::Collected;
 
 /// Processes that run at the same time for each processor: some wait for the network or the disk.
 const STEPS_PER_PROCESSOR: usize = 4;
@@ -96,11 +98,13 @@ pub struct Builder {
     recorded: watch::Sender<()>,
     caches: Caches,
     web: WebFiles,
+    /// Checkouts of git repositories.
+    git: KeptFiles,
     /// Limits the processes that run at the same time.
-    steps: Semaphore,
+    steps: Arc<Semaphore>,
     gc: GcSettings,
-    /// When the cache was kept to its budget last.
-    collected: Mutex<Option<Instant>>,
+    collected: Mutex<Collected>,
+    locals: Mutex<Option<Weak<dyn Locals>>>,
 }
 
 impl Builder {
@@ -113,19 +117,21 @@ impl Builder {
         let kept = |kind: &str| {
             let path = engine.instance.root.join("build").join(kind);
             let staging = engine.images.store().staging.clone();
-            Kept::new(path, staging, cache.boot())
+            KeptFiles::new(path, staging, cache.boot())
         };
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Arc::new(Self {
             caches: Caches::new(&engine.instance.root),
             web: WebFiles::new(kept("http")),
+            git: kept("git"),
             engine,
             cache: Arc::new(cache),
             flights: Mutex::default(),
             recorded: watch::Sender::default(),
-            steps: Semaphore::new(STEPS_PER_PROCESSOR * processors),
+            steps: Arc::new(Semaphore::new(STEPS_PER_PROCESSOR * processors)),
             gc,
             collected: Mutex::default(),
+            locals: Mutex::default(),
         })
     }
 
@@ -138,13 +144,22 @@ impl Builder {
     ///
     /// # Errors
     /// Returns an error if the disk fails.
-    pub fn clear_fetched(&self) -> Result<u64> {
-        self.web.clear()
+    fn clear_fetched(&self) -> Result<u64> {
+        Ok(self.web.clear()? + self.git.clear()?)
     }
 
     /// The engine's images and layers.
     pub fn store(&self) -> &whelk_image::Store {
         self.engine.images.store()
+    }
+}
+
+/// Decoders of untrusted input, for fuzz targets.
+#[doc(hidden)]
+pub mod fuzzing {
+    /// Reads bytes as what servers of git repositories send: packets, trees, commits, and `.gitmodules`.
+    pub fn repository(bytes: &[u8]) {
+        crate::sources::git::decode(bytes);
     }
 }
 

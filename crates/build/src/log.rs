@@ -1,15 +1,24 @@
 //! The output of steps: in files, so that what is slow or joins later gets all of it and costs no memory.
 
-use std::io::Write as _;
-use std::os::unix::fs::FileExt as _;
-use std::path::Path;
-use std::sync::Mutex;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::watch;
+use whelk_image::Staging;
 use whelk_sys::fs;
 use whelk_sys::sync::IgnorePoison as _;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, os};
+
+/// Maximum size of a step's output in bytes.
+const LIMIT: u64 = 1 << 30;
+
+/// What output leaves free on the disk, in bytes, and how often that is looked at.
+const LEFT: u64 = 64 << 20;
+const BETWEEN_CHECKS: u64 = 4 << 20;
+
+/// Maximum size of output that is kept in memory, in bytes.
+const SHORT: u64 = 16 << 10;
 
 /// How much has been written, and whether that is all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,34 +32,97 @@ struct Written {
 /// A piece is a frame of Docker's: the number of the stream, three zeros, the length, and the bytes.
 #[derive(Debug)]
 pub struct Log {
-    file: Mutex<std::fs::File>,
-    reader: std::fs::File,
+    staging: Staging,
+    kept: Mutex<Kept>,
     written: watch::Sender<Written>,
+    limit: u64,
+}
+
+/// Where the output is.
+#[derive(Debug, Default)]
+enum Kept {
+    #[default]
+    Nowhere,
+    /// It has no name any more.
+    File(Arc<std::fs::File>),
+    /// A short one when it is complete: it needs no descriptor.
+    Memory(Vec<u8>),
 }
 
 impl Log {
-    /// Creates a log at a path, whose file is unlinked at once.
-    pub(crate) fn create(path: &Path) -> Result<Self> {
-        let file = fs::create(path, 0o600)?;
-        let reader = fs::open(path)?;
-        fs::remove_file(path)?;
-        Ok(Self {
-            file: Mutex::new(file),
-            reader,
-            written: watch::Sender::new(Written::default()),
-        })
+    /// Returns an empty log, which has no file yet.
+    pub(crate) fn new(staging: &Staging) -> Self {
+        Self {
+            staging: staging.clone(),
+            kept: Mutex::default(),
+            written: watch::Sender::default(),
+            limit: LIMIT,
+        }
     }
 
-    /// Appends frames.
+    /// Appends frames. Blocking.
+    ///
+    /// # Errors
+    /// Returns an error if the log gets too long, or if there is too little space on the disk.
     pub(crate) fn append(&self, frames: &[u8]) -> Result<()> {
-        let appended = self.file.lock().ignore_poison().write_all(frames);
+        let Written { bytes, is_closed } = *self.written.borrow();
+        if is_closed {
+            return Ok(());
+        }
+        let after = bytes + frames.len() as u64;
+        if after > self.limit {
+            let limit = whelk_text::size::binary(self.limit);
+            return Err(Error::invalid(format!(
+                "the output of the step exceeds {limit}"
+            )));
+        }
+        if bytes / BETWEEN_CHECKS != after / BETWEEN_CHECKS {
+            self.check_space()?;
+        }
+        let appended = self.file()?.write_all_at(frames, bytes);
         appended.map_err(|error| Error::os("write the log of a step", error))?;
-        self.written
-            .send_modify(|written| written.bytes += frames.len() as u64);
+        self.written.send_modify(|written| written.bytes = after);
+        Ok(())
+    }
+
+    /// Returns the file, which is created if it does not exist.
+    fn file(&self) -> Result<Arc<std::fs::File>> {
+        let mut kept = self.kept.lock().ignore_poison();
+        if let Kept::File(file) = &*kept {
+            return Ok(file.clone());
+        }
+        let scratch = self.staging.scratch()?;
+        let path = scratch.path().join("log");
+        let mut options = std::fs::File::options();
+        options.read(true).write(true).create_new(true).mode(0o600);
+        let file = options.open(&path).map_err(fs::at("create", &path))?;
+        let file = Arc::new(file);
+        *kept = Kept::File(file.clone());
+        Ok(file)
+    }
+
+    /// Leaves space for others on the disk.
+    fn check_space(&self) -> Result<()> {
+        let root = self.staging.root();
+        let found = rustix::fs::statvfs(root).map_err(os("statvfs"))?;
+        if found.f_bavail.saturating_mul(found.f_frsize) < LEFT {
+            let left = whelk_text::size::binary(LEFT);
+            let text = format!("write the log of a step: less than {left} are left on the disk");
+            return Err(Error::os(text, rustix::io::Errno::NOSPC));
+        }
         Ok(())
     }
 
     pub(crate) fn close(&self) {
+        let bytes = self.written.borrow().bytes;
+        let mut kept = self.kept.lock().ignore_poison();
+        if let (Kept::File(file), 0..=SHORT) = (&*kept, bytes) {
+            let mut content = vec![0; usize::try_from(bytes).unwrap_or(0)];
+            if file.read_exact_at(&mut content, 0).is_ok() {
+                *kept = Kept::Memory(content);
+            }
+        }
+        drop(kept);
         self.written.send_modify(|written| written.is_closed = true);
     }
 
@@ -66,12 +138,19 @@ impl Log {
             .await
             .map(|written| written.bytes)
             .unwrap_or(offset);
-        let length = usize::try_from((available - offset).min(MOST)).unwrap_or(0);
-        let mut bytes = vec![0; length];
+        let length = available.saturating_sub(offset).min(MOST);
+        let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
+        let file = match &*self.kept.lock().ignore_poison() {
+            Kept::Nowhere => return Ok(Vec::new()),
+            Kept::File(file) => file.clone(),
+            Kept::Memory(content) => {
+                let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+                return Ok(content.get(offset..).unwrap_or_default().to_vec());
+            }
+        };
         // Hardly ever from the disk: it has just been written.
-        self.reader
-            .read_exact_at(&mut bytes, offset)
-            .map_err(|error| Error::os("read the log of a step", error))?;
+        let read = file.read_exact_at(&mut bytes, offset);
+        read.map_err(|error| Error::os("read the log of a step", error))?;
         Ok(bytes)
     }
 }
@@ -115,7 +194,11 @@ mod tests {
     #[tokio::test]
     async fn readers_follow_to_the_end() {
         let scratch = Scratch::temporary("step-log").unwrap();
-        let log = Arc::new(Log::create(&scratch.path().join("log")).unwrap());
+        let store = whelk_image::Store::open(scratch.path()).unwrap();
+        let log = Arc::new(Log {
+            limit: 10,
+            ..Log::new(&store.staging)
+        });
         log.append(b"one ").unwrap();
         let follow = tokio::spawn({
             let log = log.clone();
@@ -132,9 +215,25 @@ mod tests {
         });
         tokio::task::yield_now().await;
         log.append(b"two").unwrap();
+        let error = log.append(b"four").unwrap_err().to_string();
+        assert_eq!(error, "the output of the step exceeds 10B");
         log.close();
         assert_eq!(follow.await.unwrap(), b"one two");
         assert_eq!(log.read(4).await.unwrap(), b"two");
+        assert!(log.read(7).await.unwrap().is_empty());
+        assert!(matches!(&*log.kept.lock().unwrap(), Kept::Memory(_)));
+        let long = Log::new(&store.staging);
+        let content = vec![b'x'; 100_000];
+        long.append(&content).unwrap();
+        long.close();
+        assert_eq!(long.read(0).await.unwrap().len(), 64 << 10);
+        assert_eq!(long.read(99_999).await.unwrap(), b"x");
+        // Without output there is no file, and none has a name.
+        let empty = Log::new(&store.staging);
+        empty.close();
+        assert!(empty.read(0).await.unwrap().is_empty());
+        let files = fs::list(store.staging.root().join("tmp")).unwrap();
+        assert!(files.is_empty());
     }
 
     #[test]

@@ -8,6 +8,7 @@ use whelk_dockerfile::lint::Warning;
 use whelk_engine::events::now;
 use whelk_image::progress::Update;
 use whelk_llb::Digest;
+use whelk_llb::pb::{Range, SourceInfo};
 use whelk_sys::sync::IgnorePoison as _;
 
 use crate::error::Error;
@@ -36,9 +37,9 @@ pub enum EventKind {
     },
     /// Progress of the download of a base image.
     Pull(Update),
-    /// Progress of the transfer of a client's directory.
+    /// Progress of a transfer from or to a client.
     Transfer {
-        /// The directory's name.
+        /// `transferring context:`
         name: String,
         bytes: u64,
         is_done: bool,
@@ -49,6 +50,8 @@ pub enum EventKind {
         is_done: bool,
     },
     Warning(Warning),
+    /// A warning of the client's own frontend.
+    Told(Arc<Told>),
     /// The result was there.
     Cached,
     Done,
@@ -56,6 +59,20 @@ pub enum EventKind {
     /// The work was not begun, or not ended, because the build has failed.
     Left,
 }
+
+/// A warning of a frontend that is no part of this engine.
+#[derive(Clone, Debug, Default)]
+pub struct Told {
+    pub level: i64,
+    pub short: Vec<u8>,
+    pub detail: Vec<Vec<u8>>,
+    pub url: String,
+    pub info: Option<SourceInfo>,
+    pub ranges: Vec<Range>,
+}
+
+/// Maximum number of warnings of a frontend that are kept.
+const MAX_TOLD: usize = 1000;
 
 /// The events of a build.
 #[derive(Clone, Debug, Default)]
@@ -79,6 +96,23 @@ impl Progress {
         list.push(event);
         let count = list.len();
         self.0.count.send_modify(|known| known.0 = count);
+    }
+
+    /// Adds a warning of a frontend about a step. Returns whether it was kept: there may be too many.
+    pub fn warn(&self, vertex: Digest, told: Told) -> bool {
+        let is_told = |event: &&Event| matches!(event.kind, EventKind::Told(_));
+        let count = self
+            .0
+            .list
+            .lock()
+            .ignore_poison()
+            .iter()
+            .filter(is_told)
+            .count();
+        if count < MAX_TOLD {
+            self.add(vertex, EventKind::Told(Arc::new(told)));
+        }
+        count < MAX_TOLD
     }
 
     /// Begins work of the builder that is no operation of a graph. It has failed if it is dropped.

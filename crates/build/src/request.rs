@@ -16,7 +16,7 @@ use whelk_llb::pb::{Platform, SourceOp};
 use whelk_llb::{Digest, Graph};
 
 use crate::client::Client;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::layers::{Stack, View};
 use crate::ops::Settings;
 use crate::progress::{EventKind, Progress};
@@ -52,7 +52,7 @@ pub struct Converted {
 pub struct Solved {
     pub(crate) stack: Stack,
     pub(crate) lease: Arc<Lease>,
-    /// Of all operations.
+    /// The keys under which the results of its operations are recorded.
     pub(crate) keys: Vec<Digest>,
 }
 
@@ -103,12 +103,19 @@ impl Builder {
         let mut answers = Answers::new();
         let mut images = Images::default();
         loop {
-            let mut linter = Linter::default();
-            let outcome = convert(dockerfile, options, &answers, &mut linter);
-            let asked = match outcome? {
+            // A large Dockerfile takes its time.
+            let (text, options) = (dockerfile.to_owned(), options.clone());
+            let converted = blocking(move || {
+                let mut linter = Linter::default();
+                let outcome = convert(&text, &options, &answers, &mut linter)?;
+                Ok((outcome, linter.warnings, answers))
+            });
+            let (outcome, warnings, known) = converted.await?;
+            answers = known;
+            let asked = match outcome {
                 Outcome::Needs(asked) => asked,
                 Outcome::Done(conversion) => {
-                    for warning in linter.warnings {
+                    for warning in warnings {
                         let vertex = Digest::of(dockerfile.as_bytes());
                         request.progress.add(vertex, EventKind::Warning(warning));
                     }
@@ -128,6 +135,15 @@ impl Builder {
         }
     }
 
+    /// Answers a question of the conversion.
+    ///
+    /// # Errors
+    /// Returns an error if the answer cannot be had.
+    pub async fn ask(self: &Arc<Self>, request: &Request, ask: &Ask) -> Result<Answer> {
+        let answer = self.answer(request, ask, &Images::default()).await;
+        answer.map(|(answer, _)| answer)
+    }
+
     async fn answer(
         self: &Arc<Self>,
         request: &Request,
@@ -137,17 +153,19 @@ impl Builder {
         let mut images = Images::default();
         let answer = match ask {
             Ask::Image {
-                layout: Some(layout),
-                ..
-            } => return Err(Error::Unsupported(format!("the OCI layout {layout}"))),
-            Ask::Image {
                 reference,
                 platform,
                 name,
-                ..
+                layout,
             } => {
                 let work = request.progress.begin(name.clone());
-                let base = known.load(self, request, reference, platform, &work).await;
+                let base = match layout {
+                    Some(layout) => {
+                        let client = request.client.as_ref();
+                        self.layout(client, layout, reference, platform).await
+                    }
+                    None => known.load(self, request, reference, platform, &work).await,
+                };
                 let base = work.end(base)?;
                 let config = self.configuration(&base).await?;
                 images.insert(reference, Some(platform), base);
@@ -176,7 +194,7 @@ impl Builder {
     ///
     /// # Errors
     /// Returns an error if it cannot be fetched.
-    pub async fn time(self: &Arc<Self>, request: &Request, source: &TimeOf) -> Result<Option<i64>> {
+    async fn time(self: &Arc<Self>, request: &Request, source: &TimeOf) -> Result<Option<i64>> {
         let source = SourceOp {
             identifier: source.identifier.clone(),
             attrs: source.attributes.iter().cloned().collect(),
@@ -239,13 +257,14 @@ impl Builder {
         let ending = Ending(job);
         let executed = self.execute(job).await;
         self.note(job).await;
-        let stack = executed?;
         drop(ending);
+        // What was made before a failure is kept, too.
         self.keep_to_budget();
+        let executed = executed?;
         Ok(Solved {
-            stack,
+            stack: executed.stack,
             lease: job.lease.clone(),
-            keys: job.keys.iter().map(|keys| keys.key).collect(),
+            keys: executed.keys,
         })
     }
 }

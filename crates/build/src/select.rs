@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-use rustix::fs::{FileType, Mode, OFlags, Stat, fstat, openat, readlinkat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, fstat, openat, readlinkat, statat};
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 use whelk_llb::Digest;
@@ -13,6 +13,7 @@ use whelk_llb::key::Selector;
 use whelk_sys::{fs, in_root};
 use whelk_text::glob;
 
+use crate::directory::Index;
 use crate::error::{Error, Result, os};
 use crate::tree::{self, Filter, MAX_DEPTH, Verdict};
 
@@ -126,10 +127,10 @@ fn open(root: &OwnedFd, path: &str, follow: bool) -> Result<Selected> {
     };
     let opened = in_root::open(root, Path::new(path), flags, Mode::empty());
     let handle = opened.map_err(|error| match is_missing(&error) {
-        true => Error::invalid(format!(
-            "file not found in build context or excluded by .dockerignore: stat {}: file does not exist",
-            path.trim_start_matches('/')
-        )),
+        true => Error::Missing {
+            instruction: None,
+            path: path.trim_start_matches('/').to_owned(),
+        },
         false => Error::os(format!("open {path}"), error),
     })?;
     let stat = fstat(&handle).map_err(os(format!("stat {path}")))?;
@@ -142,25 +143,37 @@ fn open(root: &OwnedFd, path: &str, follow: bool) -> Result<Selected> {
 }
 
 /// Returns the digest of what selectors select: names, modes, owners, links, extended attributes and bytes, without
-/// times. Blocking.
+/// times. What `index` knows of files is not read. Blocking.
 ///
 /// # Errors
 /// As [`find`]; also if something cannot be read.
-pub(crate) fn digest(root: &OwnedFd, selectors: &[Selector]) -> Result<Digest> {
+pub(crate) fn digest(
+    root: &OwnedFd,
+    selectors: &[Selector],
+    index: Option<&dyn Index>,
+) -> Result<Digest> {
     let mut hash = Sha256::new();
+    let mut buffers = Buffers::default();
     for selector in selectors {
         let filter = Filter::new(&selector.include, &selector.exclude)?;
         let found = find(root, selector)?;
         hash.update((found.len() as u64).to_le_bytes());
         for selected in found {
+            // A path with a link in it is another one for the index.
+            let is_plain = || in_root::open_no_links(root, &selected.path, OFlags::PATH).is_ok();
             let mut walk = Walk {
                 hash: &mut hash,
                 filter: &filter,
+                index: index.filter(|_| is_plain()),
+                top: selected.path.trim_start_matches('/'),
+                buffers: &mut buffers,
             };
             text(walk.hash, selected.name.as_bytes());
             let failed = |error: Errno| Error::os(format!("read {}", selected.path), error);
-            walk.entry(&selected.handle, &selected.stat)
-                .map_err(failed)?;
+            if !walk.known("", &selected.stat) {
+                walk.entry(&selected.handle, &selected.stat)
+                    .map_err(failed)?;
+            }
             if tree::is_directory(&selected.stat) {
                 let directory =
                     tree::open_below(&selected.handle, OsStr::new(".")).map_err(failed)?;
@@ -169,13 +182,7 @@ pub(crate) fn digest(root: &OwnedFd, selectors: &[Selector]) -> Result<Digest> {
             }
         }
     }
-    let digits: String = hash
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    Digest::parse(&format!("sha256:{digits}"))
-        .ok_or_else(|| Error::internal("a digest that cannot be read"))
+    Ok(Digest::from_bytes(hash.finalize().into()))
 }
 
 fn text(hash: &mut Sha256, bytes: &[u8]) {
@@ -183,9 +190,21 @@ fn text(hash: &mut Sha256, bytes: &[u8]) {
     hash.update(bytes);
 }
 
+/// Memory that is used for one file after the other.
+#[derive(Default)]
+struct Buffers {
+    content: Vec<u8>,
+    names: Vec<u8>,
+    value: Vec<u8>,
+}
+
 struct Walk<'a> {
     hash: &'a mut Sha256,
     filter: &'a Filter,
+    index: Option<&'a dyn Index>,
+    /// Where the walk begins.
+    top: &'a str,
+    buffers: &'a mut Buffers,
 }
 
 impl Walk<'_> {
@@ -202,16 +221,18 @@ impl Walk<'_> {
         for name in tree::names(directory)? {
             let below = tree::join(path, &name);
             let (is_taken, may_have, inner) = self.filter.takes(&below, verdict);
-            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let handle = openat(directory, &name, flags, Mode::empty())?;
-            let stat = fstat(&handle)?;
+            let stat = statat(directory, &name, AtFlags::SYMLINK_NOFOLLOW)?;
             let is_directory = tree::is_directory(&stat);
             if !(is_taken || is_directory && may_have) {
                 continue;
             }
             text(self.hash, name.as_bytes());
             self.hash.update([u8::from(is_taken)]);
-            self.entry(&handle, &stat)?;
+            if !self.known(&below, &stat) {
+                let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let handle = openat(directory, &name, flags, Mode::empty())?;
+                self.entry(&handle, &stat)?;
+            }
             if is_directory {
                 let opened = tree::open_below(directory, &name)?;
                 self.directory(&opened, &below, &inner, depth + 1)?;
@@ -222,10 +243,41 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn entry(&mut self, handle: &OwnedFd, stat: &Stat) -> rustix::io::Result<()> {
+    /// Adds a regular file that the index knows. Returns whether it does.
+    fn known(&mut self, below: &str, stat: &Stat) -> bool {
+        let Some(index) = self.index else {
+            return false;
+        };
+        if !FileType::from_raw_mode(stat.st_mode).is_file() {
+            return false;
+        }
+        let path = match (self.top, below) {
+            ("", below) => below.to_owned(),
+            (top, "") => top.to_owned(),
+            (top, below) => format!("{top}/{below}"),
+        };
+        let Some(content) = index.content(&path) else {
+            return false;
+        };
+        self.stat(stat);
+        self.hash
+            .update((content.xattrs.len() as u64).to_le_bytes());
+        for (name, value) in content.xattrs {
+            text(self.hash, name.as_bytes());
+            text(self.hash, value);
+        }
+        self.hash.update(content.digest);
+        true
+    }
+
+    fn stat(&mut self, stat: &Stat) {
         for number in [stat.st_mode, stat.st_uid, stat.st_gid] {
             self.hash.update(number.to_le_bytes());
         }
+    }
+
+    fn entry(&mut self, handle: &OwnedFd, stat: &Stat) -> rustix::io::Result<()> {
+        self.stat(stat);
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Symlink => {
                 let target = readlinkat(handle, "", Vec::new())?;
@@ -245,43 +297,47 @@ impl Walk<'_> {
         Ok(())
     }
 
+    /// Adds the digest of a file: its bytes alone could look like those of the next file's attributes.
     fn content(&mut self, file: &OwnedFd) -> rustix::io::Result<()> {
-        let mut buffer = vec![0; 128 << 10];
+        const SIZE: usize = 128 << 10;
+        let buffer = &mut self.buffers.content;
+        buffer.resize(SIZE, 0);
+        let mut hash = Sha256::new();
         let mut at = 0;
         loop {
-            match rustix::io::pread(file, &mut buffer, at) {
+            match rustix::io::pread(file, &mut buffer[..], at) {
                 Ok(0) => break,
                 Ok(count) => {
-                    self.hash.update(&buffer[..count]);
+                    hash.update(&buffer[..count]);
                     at += count as u64;
                 }
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error),
             }
         }
-        // Behind the bytes: the size may change while they are read.
-        self.hash.update(at.to_le_bytes());
+        self.hash.update(hash.finalize());
         Ok(())
     }
 
     fn attributes(&mut self, file: impl AsFd) -> rustix::io::Result<()> {
         const MAX_SIZE: usize = 64 << 10;
-        let mut list = vec![0u8; MAX_SIZE];
-        let length = match rustix::fs::flistxattr(&file, &mut list[..]) {
+        let Buffers { names, value, .. } = &mut *self.buffers;
+        names.resize(MAX_SIZE, 0);
+        let length = match rustix::fs::flistxattr(&file, &mut names[..]) {
             Ok(length) => length,
             Err(Errno::OPNOTSUPP) => 0,
             Err(error) => return Err(error),
         };
-        let mut names: Vec<&[u8]> = list[..length]
+        let mut found: Vec<&[u8]> = names[..length]
             .split(|byte| *byte == 0)
             .filter(|name| !name.is_empty() && !name.starts_with(b"trusted.overlay."))
             .filter(|name| *name != b"security.selinux")
             .collect();
-        names.sort_unstable();
-        self.hash.update((names.len() as u64).to_le_bytes());
-        let mut value = vec![0u8; MAX_SIZE];
-        for name in names {
+        found.sort_unstable();
+        self.hash.update((found.len() as u64).to_le_bytes());
+        for name in found {
             text(self.hash, name);
+            value.resize(MAX_SIZE, 0);
             match rustix::fs::fgetxattr(&file, OsStr::from_bytes(name), &mut value[..]) {
                 Ok(length) => text(self.hash, &value[..length]),
                 Err(Errno::NODATA) => {}
@@ -298,9 +354,12 @@ impl Walk<'_> {
     reason = "a panic with its place is all the error handling that a test needs"
 )]
 mod tests {
+    use std::collections::{BTreeMap, HashMap};
+
     use whelk_sys::Scratch;
 
     use super::*;
+    use crate::directory::Content;
 
     fn root(files: &[&str]) -> (Scratch, OwnedFd) {
         static NUMBER: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
@@ -368,7 +427,7 @@ mod tests {
     #[test]
     fn digests_depend_on_content_only() {
         let (scratch, root) = root(&["d/one", "d/two", "d/x.log"]);
-        let of = |selector: &Selector| digest(&root, std::slice::from_ref(selector)).unwrap();
+        let of = |selector: &Selector| digest(&root, std::slice::from_ref(selector), None).unwrap();
         let all = of(&selector("d"));
         let without = Selector {
             exclude: vec!["*.log".into()],
@@ -394,5 +453,65 @@ mod tests {
         )
         .unwrap();
         assert_ne!(of(&selector("d")), before);
+    }
+
+    /// Says what is in files without looking at them.
+    #[derive(Debug, Default)]
+    struct Said {
+        files: HashMap<&'static str, &'static str>,
+        xattrs: BTreeMap<String, Vec<u8>>,
+    }
+
+    impl Index for Said {
+        fn content(&self, path: &str) -> Option<Content<'_>> {
+            Some(Content {
+                digest: Sha256::digest(self.files.get(path)?).into(),
+                xattrs: &self.xattrs,
+            })
+        }
+    }
+
+    #[test]
+    fn what_the_index_knows_is_not_read() {
+        let (scratch, root) = root(&["d/e/one", "d/two"]);
+        rustix::fs::symlink("d", scratch.path().join("link")).unwrap();
+        let of = |path: &str, said: &Said| {
+            let selector = selector(path);
+            digest(&root, std::slice::from_ref(&selector), Some(said)).unwrap()
+        };
+        let nothing = Said::default();
+        let mut said = Said::default();
+        said.files.insert("d/e/one", "d/e/one");
+        said.files.insert("d/two", "d/two");
+        let mut other = Said::default();
+        other.files.insert("d/two", "other");
+        for path in ["d", "/", "d/two", "d/*"] {
+            assert_eq!(of(path, &said), of(path, &nothing), "{path}");
+            assert_ne!(of(path, &said), of(path, &other), "{path}");
+        }
+        // Behind a link the paths are others.
+        assert_eq!(of("link/two", &other), of("link/two", &nothing));
+    }
+
+    #[test]
+    fn content_cannot_look_like_the_next_file() {
+        let digest_of = |first: &[u8], second: Option<&[u8]>| {
+            let (scratch, root) = root(&["d/a"]);
+            fs::write(scratch.path().join("d/a"), first).unwrap();
+            if let Some(second) = second {
+                fs::write(scratch.path().join("d/b"), second).unwrap();
+            }
+            digest(&root, &[selector("d")], None).unwrap()
+        };
+        // The framing of a further file, as part of the first one's content.
+        let mut hash = vec![0xff];
+        hash.extend(1u64.to_le_bytes());
+        hash.extend(b"b\x01");
+        for number in [0o100_644_u32, 0, 0] {
+            hash.extend(number.to_le_bytes());
+        }
+        hash.extend(0u64.to_le_bytes());
+        let joined = [b"x".as_slice(), &hash, b"y"].concat();
+        assert_ne!(digest_of(&joined, None), digest_of(b"x", Some(b"y")));
     }
 }

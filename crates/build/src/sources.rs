@@ -1,15 +1,18 @@
 //! What the sources of a graph refer to: images, and directories of the client.
 
+pub(crate) mod git;
 pub(crate) mod http;
 pub(crate) mod kept;
+mod layout;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use whelk_dockerfile::convert::ResolveMode;
-use whelk_engine::images::{Image, Pin, PullRequest};
-use whelk_image::progress::Update;
-use whelk_image::{Platform, Progress as PullProgress, Reference};
+use whelk_engine::images::{Image, PullRequest};
+use whelk_image::progress::{State, Update};
+use whelk_image::{Lease, Platform, Progress as PullProgress, Reference, Store};
 use whelk_llb::key::{self, Selector};
 use whelk_llb::pb::op::Kind;
 use whelk_llb::pb::{self, SourceOp};
@@ -25,11 +28,26 @@ use crate::listing::{self, Listed};
 use crate::progress::{EventKind, Work};
 use crate::request::Request;
 
-/// An image that a build uses, which is not removed meanwhile.
+/// An image that a build uses.
 #[derive(Clone, Debug)]
 pub(crate) struct Base {
     pub image: Arc<Image>,
-    _pin: Arc<Pin>,
+    /// Holds its layers: the image itself may be removed.
+    _lease: Arc<Lease>,
+}
+
+impl Base {
+    /// Holds the layers of an image, which is pinned meanwhile.
+    pub fn of(store: &Store, image: Arc<Image>) -> Self {
+        let lease = store.leases.take();
+        for layer in &image.config.rootfs.diff_ids {
+            lease.hold(layer);
+        }
+        Self {
+            image,
+            _lease: Arc::new(lease),
+        }
+    }
 }
 
 /// Images by name and platform.
@@ -37,12 +55,10 @@ pub(crate) struct Base {
 pub struct Images(BTreeMap<(String, String), Base>);
 
 impl Images {
+    /// Platforms are in their normal form: `arm64` is `arm64/v8`. Without one, it is the host's.
     fn key(reference: &str, platform: Option<&pb::Platform>) -> (String, String) {
-        let platform = platform.map(|platform| {
-            let parts = [&platform.os, &platform.architecture, &platform.variant];
-            parts.map(String::as_str).join("/")
-        });
-        (reference.to_owned(), platform.unwrap_or_default())
+        let platform = platform.map_or_else(host, pb::Platform::clone);
+        (reference.to_owned(), platform.normalized().specifier())
     }
 
     pub(crate) fn insert(&mut self, reference: &str, platform: Option<&pb::Platform>, image: Base) {
@@ -54,10 +70,7 @@ impl Images {
     }
 
     fn get(&self, reference: &str, platform: Option<&pb::Platform>) -> Option<&Base> {
-        let found = self.0.get(&Self::key(reference, platform));
-        // The name alone, if the platform is written in another form.
-        let is_it = |(key, _): &(&(String, String), &Base)| key.0 == reference;
-        found.or_else(|| self.0.iter().find(is_it).map(|(_, base)| base))
+        self.0.get(&Self::key(reference, platform))
     }
 
     /// Finds an image, and pulls it if it is not here.
@@ -73,18 +86,13 @@ impl Images {
             return Ok(base.clone());
         }
         let images = &builder.engine.images;
-        let wanted = Platform {
-            architecture: platform.architecture.clone(),
-            os: platform.os.clone(),
-            variant: platform.variant.clone(),
-        };
-        let pin = || {
-            let (image, pin) = images.pin(reference, Some(&wanted))?;
-            let _pin = Arc::new(pin);
-            Ok(Base { image, _pin })
+        let wanted = platform_of(platform);
+        let hold = || {
+            let (image, _pin) = images.pin(reference, Some(&wanted))?;
+            Ok(Base::of(builder.store(), image))
         };
         if request.resolve != ResolveMode::Pull
-            && let Ok(base) = pin()
+            && let Ok(base) = hold()
         {
             return Ok(base);
         }
@@ -99,10 +107,36 @@ impl Images {
             policy: None,
         };
         let (progress, vertex) = (request.progress.clone(), work.vertex);
-        let report = move |update: Update| progress.add(vertex, EventKind::Pull(update));
+        let told = Mutex::new(HashMap::new());
+        let report = move |update: Update| {
+            if is_news(&mut told.lock().ignore_poison(), &update) {
+                progress.add(vertex, EventKind::Pull(update));
+            }
+        };
         images.pull(&pull, &PullProgress::to(report), || ()).await?;
         builder.engine.durability.wait().await?;
-        pin()
+        hold()
+    }
+}
+
+/// Returns whether clients are told of the progress of a layer: of each state, and otherwise not too often, because the
+/// events of a build are kept to its end.
+fn is_news(told: &mut HashMap<String, (State, Instant)>, update: &Update) -> bool {
+    const INTERVAL: Duration = Duration::from_millis(200);
+    let now = Instant::now();
+    let known = told.get(&update.id);
+    let is_news = known.is_none_or(|(state, at)| *state != update.state || now - *at >= INTERVAL);
+    if is_news {
+        told.insert(update.id.clone(), (update.state, now));
+    }
+    is_news
+}
+
+fn platform_of(platform: &pb::Platform) -> Platform {
+    Platform {
+        architecture: platform.architecture.clone(),
+        os: platform.os.clone(),
+        variant: platform.variant.clone(),
     }
 }
 
@@ -151,13 +185,13 @@ impl Sources {
         let Some(Kind::Source(source)) = &node.op.kind else {
             return None;
         };
-        let reference = source.identifier.strip_prefix("docker-image://")?;
+        let reference = image_of(source)?;
         let base = self.images.get(reference, node.op.platform.as_ref());
         base.map(|base| &base.image)
     }
 
-    /// Returns the identity of a source.
-    pub fn identity(&self, node: &Node) -> Result<Digest> {
+    /// Returns the identity of a source. `is_whole`: something stands on it, instead of only reading from it.
+    pub fn identity(&self, node: &Node, is_whole: bool) -> Result<Digest> {
         let Some(Kind::Source(source)) = &node.op.kind else {
             return Err(Error::internal("an operation that is no source"));
         };
@@ -167,9 +201,18 @@ impl Sources {
         let Some(directory) = self.directories.get(&node.digest) else {
             return Err(unsupported(source));
         };
-        // What is read of it is known by its content. A step that stands on all of it is in no cache.
-        let place = directory.identity();
-        Ok(key::source(source, &place))
+        // What is read of it is known by its content anyway.
+        let identity = match is_whole {
+            true => {
+                let all = Selector {
+                    path: "/".into(),
+                    ..Selector::default()
+                };
+                crate::select::digest(&directory.open()?, &[all], directory.index())?.to_string()
+            }
+            false => directory.identity(),
+        };
+        Ok(key::source(source, &identity))
     }
 
     /// Returns the digest of what is selected of a directory.
@@ -177,7 +220,7 @@ impl Sources {
         let Some(directory) = self.directories.get(&node.digest) else {
             return Ok(None);
         };
-        let content = crate::select::digest(&directory.open()?, selectors)?;
+        let content = crate::select::digest(&directory.open()?, selectors, directory.index())?;
         let selected = (node.digest, selectors.to_vec());
         self.selected
             .lock()
@@ -193,21 +236,42 @@ impl Sources {
         listing::list(&root, &selectors).ok()
     }
 
-    pub fn stack(&self, node: &Node, source: &SourceOp) -> Result<Stack> {
+    /// Returns the layers of a source. `lease` holds one that a directory becomes.
+    pub fn stack(
+        &self,
+        store: &Store,
+        lease: &Arc<Lease>,
+        node: &Node,
+        source: &SourceOp,
+    ) -> Result<Stack> {
         if let Some(image) = self.image(node) {
             let layers = image.config.rootfs.diff_ids.iter();
             return Ok(Stack::of(layers.map(|layer| (layer.clone(), 0))));
         }
         match self.directories.get(&node.digest) {
-            Some(directory) => Ok(Stack(vec![Layer::directory(directory.workspace())])),
+            Some(directory) => {
+                let layer = Layer::directory(store, directory.workspace(), lease);
+                Ok(Stack(vec![layer]))
+            }
             None => Err(unsupported(source)),
         }
     }
 }
 
+fn host() -> pb::Platform {
+    let host = Platform::host();
+    pb::Platform::new(&host.os, &host.architecture, &host.variant)
+}
+
+/// Returns the name of the image that a source is.
+fn image_of(source: &SourceOp) -> Option<&str> {
+    let of_registry = source.identifier.strip_prefix("docker-image://");
+    of_registry.or_else(|| source.identifier.strip_prefix("oci-layout://"))
+}
+
 /// Returns whether a source is a directory that is received before the build is planned.
 pub(crate) fn is_directory(source: &SourceOp) -> bool {
-    source.identifier.starts_with("local://") || http::is_url(source)
+    source.identifier.starts_with("local://") || http::is_url(source) || git::is_repository(source)
 }
 
 async fn gather(
@@ -237,17 +301,30 @@ async fn gather(
         };
         let directory = work.end(directory)?;
         sources.directories.insert(node.digest, directory);
-    } else if let Some(reference) = source.identifier.strip_prefix("docker-image://") {
+    } else if let Some(reference) = image_of(source) {
         let platform = node.op.platform.as_ref();
         if known.get(reference, platform).is_none() {
-            let host = Platform::host();
-            let host = pb::Platform::new(&host.os, &host.architecture, &host.variant);
-            let wanted = platform.cloned().unwrap_or(host);
+            let wanted = platform.cloned().unwrap_or_else(host);
+            let mode = source.attrs.get("image.resolvemode");
+            let request = Request {
+                resolve: match mode.map_or("", String::as_str) {
+                    "" | "default" => request.resolve,
+                    mode => mode.parse().map_err(Error::Invalid)?,
+                },
+                ..request.clone()
+            };
             let name = node.metadata.description.get(CUSTOM_NAME);
             let work = request.progress.begin(name.map_or(reference, |name| name));
-            let base = known
-                .load(builder, request, reference, &wanted, &work)
-                .await;
+            let base = match source.attrs.get("oci.store") {
+                Some(store) => {
+                    let client = request.client.as_ref();
+                    builder.layout(client, store, reference, &wanted).await
+                }
+                None => {
+                    let loading = known.load(builder, &request, reference, &wanted, &work);
+                    loading.await
+                }
+            };
             let base = work.end(base)?;
             sources.images.insert(reference, platform, base);
         }
@@ -265,9 +342,12 @@ impl Builder {
         source: &SourceOp,
         work: &Work,
     ) -> Result<(Directory, Option<i64>)> {
-        match http::is_url(source) {
-            true => self.web_file(client, source, work).await,
-            false => Err(unsupported(source)),
+        if http::is_url(source) {
+            self.web_file(client, source, work).await
+        } else if git::is_repository(source) {
+            self.repository(client, source, work).await
+        } else {
+            Err(unsupported(source))
         }
     }
 
@@ -287,4 +367,24 @@ impl Builder {
 
 fn unsupported(source: &SourceOp) -> Error {
     Error::Unsupported(format!("the source {}", source.identifier))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_are_known_by_the_normal_form_of_their_platform() {
+        let key = |architecture: &str, variant: &str| {
+            Images::key(
+                "a",
+                Some(&pb::Platform::new("linux", architecture, variant)),
+            )
+        };
+        assert_eq!(key("arm64", ""), key("arm64", "v8"));
+        assert_eq!(key("aarch64", ""), key("arm64", "v8"));
+        assert_ne!(key("arm", "v6"), key("arm", "v7"));
+        assert_ne!(key("arm64", ""), key("amd64", ""));
+        assert_eq!(Images::key("a", None), Images::key("a", Some(&host())));
+    }
 }

@@ -11,16 +11,16 @@ use whelk_image::Digest;
 use whelk_sys::fs;
 use whelk_sys::sync::IgnorePoison as _;
 
-use crate::Builder;
 use crate::cache::Row;
-use crate::caches::Used;
+use crate::caches::{Kept, Used};
 use crate::error::Result;
 use crate::gc::{self, Disk, Policy, Record, RecordKind};
+use crate::{Builder, blocking};
 
 /// What was removed.
 #[derive(Clone, Debug, Default)]
 pub struct Pruned {
-    pub ids: Vec<String>,
+    pub records: Vec<Record>,
     /// In bytes.
     pub freed: u64,
 }
@@ -40,13 +40,46 @@ impl HeldCache {
     }
 }
 
+/// Directories of clients that are kept from one build to the next.
+pub trait Locals: std::fmt::Debug + Send + Sync {
+    /// Returns those on disk. Blocking.
+    ///
+    /// # Errors
+    /// Returns an error if the disk fails.
+    fn list(&self) -> Result<Vec<Kept>>;
+
+    /// Removes one that no build uses. Returns whether it was removed. Blocking.
+    ///
+    /// # Errors
+    /// Returns an error if the disk fails.
+    fn remove(&self, name: &str) -> Result<bool>;
+}
+
+/// When the cache was kept to its budget last, and whether that will be done again.
+#[derive(Debug, Default)]
+pub(crate) struct Collected {
+    last: Option<Instant>,
+    is_scheduled: bool,
+}
+
 /// Where a record is kept.
+#[derive(Debug)]
 enum Place {
     Result(i64),
     Cache(String),
+    Local(String),
 }
 
 impl Builder {
+    /// Sets where the directories of clients are.
+    pub fn set_locals(&self, locals: &Arc<dyn Locals>) {
+        *self.locals.lock().ignore_poison() = Some(Arc::downgrade(locals));
+    }
+
+    fn locals(&self) -> Option<Arc<dyn Locals>> {
+        self.locals.lock().ignore_poison().as_ref()?.upgrade()
+    }
+
     /// Returns the records of the build cache. Blocking.
     ///
     /// # Errors
@@ -77,23 +110,31 @@ impl Builder {
     fn records(&self) -> Result<Vec<(Place, Record)>> {
         let rows = self.cache.rows()?;
         let mut all = self.results(&rows)?;
+        let record = |kept: &Kept, kind: RecordKind, description: String| Record {
+            id: match kind {
+                // Its key differs only at its end.
+                RecordKind::Local => id_of(&kept.name),
+                _ => kept.name.chars().take(ID).collect(),
+            },
+            kind,
+            description,
+            in_use: kept.is_used,
+            size: kept.size,
+            created: kept.created,
+            used: kept.used,
+            ..Record::default()
+        };
         for kept in self.caches.list()? {
-            let id: String = kept.name.chars().take(ID).collect();
-            let record = Record {
-                id,
-                kind: RecordKind::CacheMount,
-                description: format!(
-                    "cached mount {} with id {:?}",
-                    kept.id.trim_start_matches('/'),
-                    kept.id
-                ),
-                in_use: kept.is_used,
-                size: kept.size,
-                created: kept.created,
-                used: kept.used,
-                ..Record::default()
-            };
+            let name = kept.id.trim_start_matches('/');
+            let description = format!("cached mount {name} with id {:?}", kept.id);
+            let record = record(&kept, RecordKind::CacheMount, description);
             all.push((Place::Cache(kept.name), record));
+        }
+        let locals = self.locals().map(|locals| locals.list());
+        for kept in locals.transpose()?.unwrap_or_default() {
+            let description = format!("local source for {}", kept.id);
+            let record = record(&kept, RecordKind::Local, description);
+            all.push((Place::Local(kept.name), record));
         }
         Ok(all)
     }
@@ -166,7 +207,10 @@ impl Builder {
     /// # Errors
     /// Returns an error if the disk fails.
     pub fn prune(&self, policy: &Policy) -> Result<Pruned> {
-        let pruned = self.remove(policy)?;
+        let mut pruned = self.remove(&mut self.records()?, policy)?;
+        if policy.is_everything() {
+            pruned.freed += self.clear_fetched()?;
+        }
         let reclaimed = pruned.freed.to_string();
         let attributes = BTreeMap::from([("reclaimed".to_owned(), reclaimed)]);
         self.engine
@@ -175,32 +219,45 @@ impl Builder {
         Ok(pruned)
     }
 
-    fn remove(&self, policy: &Policy) -> Result<Pruned> {
-        let (places, records): (Vec<Place>, Vec<Record>) = self.records()?.into_iter().unzip();
+    /// Removes what a policy says of these records, also from the list.
+    fn remove(&self, all: &mut Vec<(Place, Record)>, policy: &Policy) -> Result<Pruned> {
+        let records: Vec<Record> = all.iter().map(|(_, record)| record.clone()).collect();
         let chosen = gc::choose(&records, policy, now(), self.disk()?);
-        let results = chosen.iter().filter_map(|&index| match &places[index] {
+        let results = chosen.iter().filter_map(|&index| match &all[index].0 {
             Place::Result(id) => Some(*id),
-            Place::Cache(_) => None,
+            Place::Cache(_) | Place::Local(_) => None,
         });
         let removed = self.cache.remove(&results.collect::<Vec<_>>())?;
         let removed: HashSet<i64> = removed.into_iter().collect();
-        let mut pruned = Pruned::default();
-        for index in chosen {
-            let record = &records[index];
-            let is_gone = match &places[index] {
+        let locals = self.locals();
+        let mut gone = HashSet::new();
+        for &index in &chosen {
+            let is_gone = match &all[index].0 {
                 Place::Result(id) => removed.contains(id),
                 Place::Cache(name) => self.caches.remove(self.store(), name)?,
+                Place::Local(name) => match &locals {
+                    Some(locals) => locals.remove(name)?,
+                    None => false,
+                },
             };
             if is_gone {
-                pruned.ids.push(record.id.clone());
-                // What an image has stays.
-                pruned.freed += if record.shared { 0 } else { record.size };
+                gone.insert(index);
             }
         }
         if !removed.is_empty() {
             self.engine.images.collect_unused();
         }
-        Ok(pruned)
+        let chosen = chosen.into_iter().filter(|index| gone.contains(index));
+        let records: Vec<Record> = chosen.map(|index| records[index].clone()).collect();
+        let mut index = 0;
+        all.retain(|_| {
+            index += 1;
+            !gone.contains(&(index - 1))
+        });
+        // What an image has stays.
+        let freed = records.iter().filter(|record| !record.shared);
+        let freed = freed.map(|record| record.size).sum();
+        Ok(Pruned { records, freed })
     }
 
     fn disk(&self) -> Result<Disk> {
@@ -212,20 +269,32 @@ impl Builder {
         })
     }
 
-    /// Keeps the build cache to its budget, after a build. Does nothing if that was done lately.
+    /// Keeps the build cache to its budget, after a build: now, or later if that was done lately.
     pub(crate) fn keep_to_budget(self: &Arc<Self>) {
         const INTERVAL: Duration = Duration::from_secs(60);
-        {
-            let mut last = self.collected.lock().ignore_poison();
-            let is_due = last.is_none_or(|last| last.elapsed() >= INTERVAL);
-            if !is_due || !self.gc.is_collected {
+        if !self.gc.is_collected {
+            return;
+        }
+        let wait = {
+            let mut collected = self.collected.lock().ignore_poison();
+            if collected.is_scheduled {
                 return;
             }
-            *last = Some(Instant::now());
-        }
-        let builder = self.clone();
-        tokio::task::spawn_blocking(move || {
-            if let Err(error) = builder.collect() {
+            collected.is_scheduled = true;
+            let passed = collected.last.map(|last| last.elapsed());
+            passed.map_or(Duration::ZERO, |passed| INTERVAL.saturating_sub(passed))
+        };
+        let builder = Arc::downgrade(self);
+        tokio::spawn(async move {
+            tokio::time::sleep(wait).await;
+            let Some(builder) = builder.upgrade() else {
+                return;
+            };
+            *builder.collected.lock().ignore_poison() = Collected {
+                last: Some(Instant::now()),
+                is_scheduled: false,
+            };
+            if let Err(error) = blocking(move || builder.collect()).await {
                 tracing::warn!("keep the build cache to its budget: {error}");
             }
         });
@@ -242,10 +311,11 @@ impl Builder {
         } else {
             own.clone()
         };
+        let mut records = self.records()?;
         for policy in &policies {
-            let pruned = self.remove(policy)?;
-            if !pruned.ids.is_empty() {
-                let (count, freed) = (pruned.ids.len(), pruned.freed);
+            let pruned = self.remove(&mut records, policy)?;
+            if !pruned.records.is_empty() {
+                let (count, freed) = (pruned.records.len(), pruned.freed);
                 tracing::info!("removed {count} records of the build cache, {freed} bytes");
             }
         }
@@ -256,9 +326,9 @@ impl Builder {
 /// The number of digits of a record's id.
 const ID: usize = 25;
 
-/// Returns the id of a result's record.
-fn id_of(row: i64) -> String {
-    let digest = whelk_llb::Digest::of(format!("record {row}").as_bytes());
+/// Returns the id of a record.
+fn id_of(record: impl std::fmt::Display) -> String {
+    let digest = whelk_llb::Digest::of(format!("record {record}").as_bytes());
     let digits = digest.to_string();
     digits
         .trim_start_matches("sha256:")

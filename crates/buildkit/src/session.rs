@@ -8,10 +8,11 @@ use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode, utf8_percent_encode};
 use tokio::sync::watch;
 
-use crate::grpc::{Channel, Code, Io, Result, Status, Stream};
+use crate::grpc::{self, Channel, Code, Io, Result, Status, Stream};
 use crate::pb::session::{
     CredentialsRequest, CredentialsResponse, GetSecretRequest, GetSecretResponse,
 };
+use crate::pb::{HealthCheckResponse, Unused};
 
 const ID: &str = "x-docker-expose-session-uuid";
 const SHARED_KEY: &str = "x-docker-expose-session-sharedkey";
@@ -25,6 +26,7 @@ pub const DIFF_COPY: &str = "moby.filesync.v1.FileSync/DiffCopy";
 pub const SEND: &str = "moby.filesync.v1.FileSend/DiffCopy";
 pub const SECRET: &str = "moby.buildkit.secrets.v1.Secrets/GetSecret";
 pub const CREDENTIALS: &str = "moby.filesync.v1.Auth/Credentials";
+const HEALTH: &str = "grpc.health.v1.Health/Check";
 const UPLOAD: &str = "moby.upload.v1.Upload/Pull";
 
 /// A client's session.
@@ -107,11 +109,19 @@ impl Session {
     /// # Errors
     /// Returns an error if the client takes no files.
     pub fn export(&self, exporter: usize) -> Result<Stream> {
-        self.needs(SEND)?;
         let mut metadata = HeaderMap::new();
         let name = HeaderName::from_static("buildkit-attachable-exporter-id");
         metadata.insert(name, HeaderValue::from(exporter));
-        self.channel.stream(SEND, metadata)
+        self.call(SEND, metadata)
+    }
+
+    /// Begins a call of a method, if the client has it.
+    ///
+    /// # Errors
+    /// Returns an error if it does not.
+    pub(crate) fn call(&self, method: &str, metadata: HeaderMap) -> Result<Stream> {
+        self.needs(method)?;
+        self.channel.stream(method, metadata)
     }
 
     /// Calls for a file that the client gives under a URL of this host and path. It gives each once.
@@ -202,10 +212,29 @@ pub(crate) fn append(metadata: &mut HeaderMap, key: &'static str, values: &[Stri
 }
 
 /// The sessions that are open.
-#[derive(Debug, Default)]
-pub struct Sessions(watch::Sender<HashMap<String, Arc<Session>>>);
+#[derive(Debug)]
+pub struct Sessions {
+    known: watch::Sender<HashMap<String, Arc<Session>>>,
+    ping: Duration,
+    patience: Duration,
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self::new(grpc::PING, grpc::PATIENCE)
+    }
+}
 
 impl Sessions {
+    /// Asks clients after each `ping` whether they are still there: one that does not answer for `patience` is gone.
+    pub fn new(ping: Duration, patience: Duration) -> Self {
+        Self {
+            known: watch::Sender::default(),
+            ping,
+            patience,
+        }
+    }
+
     /// Opens a session on a client's connection, which is named in the headers of its request, and serves until the
     /// connection has ended.
     ///
@@ -220,6 +249,7 @@ impl Sessions {
         let methods = headers.get_all(METHOD).iter();
         let methods = methods.filter_map(|method| method.to_str().ok());
         let (channel, driver) = Channel::open(stream).await?;
+        let alive = self.watch(channel.clone());
         let session = Arc::new(Session {
             id: id.clone(),
             shared_key: get(SHARED_KEY).unwrap_or_default().to_owned(),
@@ -228,7 +258,7 @@ impl Sessions {
                 .collect(),
             channel,
         });
-        let is_new = self.0.send_if_modified(|known| {
+        let is_new = self.known.send_if_modified(|known| {
             let is_new = !known.contains_key(&id);
             if is_new {
                 known.insert(id.clone(), session);
@@ -241,8 +271,26 @@ impl Sessions {
         }
         let _open = Open { sessions: self, id };
         // How it ends does not matter: what waits for an answer gets an error.
-        let _ = driver.await;
+        tokio::select! {
+            _ = driver => {}
+            () = alive => {}
+        }
         Ok(())
+    }
+
+    /// Calls a client again and again, until it does not answer. HTTP/2's own pings are no means for that: Go's servers
+    /// end a connection on which nothing else happens for them.
+    async fn watch(&self, channel: Channel) {
+        loop {
+            tokio::time::sleep(self.ping).await;
+            let asked = channel.unary::<HealthCheckResponse>(HEALTH, &Unused {});
+            match tokio::time::timeout(self.patience, asked).await {
+                Ok(Err(status)) if status.code == Code::Unavailable => return,
+                // That it knows no such call is an answer, too.
+                Ok(_) => {}
+                Err(_) => return,
+            }
+        }
     }
 
     /// Returns a session, and waits for a short time until it is there.
@@ -250,12 +298,8 @@ impl Sessions {
     /// # Errors
     /// Returns an error if there is no such session.
     pub async fn get(&self, id: &str) -> Result<Arc<Session>> {
-        // A prefix tells builds that share a session apart.
-        let id = match id.split_once(':') {
-            Some((_, id)) if !id.is_empty() => id,
-            _ => id,
-        };
-        let mut known = self.0.subscribe();
+        let id = without_prefix(id);
+        let mut known = self.known.subscribe();
         let found = known.wait_for(|known| known.contains_key(id));
         let found = match tokio::time::timeout(PATIENCE, found).await {
             Ok(Ok(known)) => known.get(id).cloned(),
@@ -270,9 +314,18 @@ impl Sessions {
 
     /// Waits until a session has ended.
     pub async fn ended(&self, id: &str) {
-        let mut known = self.0.subscribe();
+        let id = without_prefix(id);
+        let mut known = self.known.subscribe();
         // An error: there are no sessions any more.
         let _ = known.wait_for(|known| !known.contains_key(id)).await;
+    }
+}
+
+/// Returns the id of a session. A prefix tells builds that share one apart.
+fn without_prefix(id: &str) -> &str {
+    match id.split_once(':') {
+        Some((_, id)) if !id.is_empty() => id,
+        _ => id,
     }
 }
 
@@ -284,7 +337,7 @@ struct Open<'a> {
 
 impl Drop for Open<'_> {
     fn drop(&mut self) {
-        self.sessions.0.send_modify(|known| {
+        self.sessions.known.send_modify(|known| {
             known.remove(&self.id);
         });
     }

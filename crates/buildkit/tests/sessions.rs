@@ -34,6 +34,8 @@ struct Client {
     files: Vec<(Stat, Bytes)>,
     most: Option<usize>,
     asked: Arc<AtomicUsize>,
+    /// Whether it does not say that it is there.
+    is_silent: bool,
 }
 
 fn stat(path: &str, mode: u32, size: usize) -> Stat {
@@ -121,6 +123,7 @@ impl Client {
                 };
                 call.responses.send(&answer).await
             }
+            "grpc.health.v1.Health/Check" if self.is_silent => std::future::pending().await,
             other => Err(Status::unimplemented(format!("unknown method {other}"))),
         }
     }
@@ -423,4 +426,20 @@ async fn a_call_whose_caller_is_gone_is_dropped() {
     wire.abort();
     dropped.recv().await.unwrap();
     assert!(call.next::<Packet>().await.is_err());
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_answer_is_gone() {
+    const SHORT: Duration = Duration::from_millis(50);
+    for is_silent in [false, true] {
+        let sessions = Arc::new(Sessions::new(SHORT, SHORT));
+        let client = Client {
+            is_silent,
+            ..Client::default()
+        };
+        let session = client.connect(&sessions).await;
+        let id = format!("prefix:{}", session.id);
+        let ended = tokio::time::timeout(10 * SHORT, sessions.ended(&id)).await;
+        assert_eq!(ended.is_ok(), is_silent);
+    }
 }

@@ -144,13 +144,14 @@ fn tls(place: &std::path::Path) -> Wrap {
 
 #[test]
 fn certificates_are_verified_and_credentials_stay_with_their_server() {
-    let place = whelk_tests::Scratch::new("web-certificates");
-    Authority::new("web").issue(place.path(), "web");
-    let authority = place.path().join("ca.pem");
+    let scratch = whelk_tests::Scratch::new("web-certificates");
+    let place = scratch.directory("server");
+    Authority::new("web").issue(&place, "web");
+    let authority = place.join("ca.pem");
     let engine = Engine::with_env(&[("SSL_CERT_FILE", authority.to_str().unwrap())]);
     let other = Web::start(|_| Answer::new(200, "elsewhere"));
     let plain = other.url("/x");
-    let secure = Web::wrapped(tls(place.path()), move |asked| match asked.path.as_str() {
+    let secure = Web::wrapped(tls(&place), move |asked| match asked.path.as_str() {
         "/down" => Answer::new(302, "").header("Location", &plain),
         _ => Answer::new(200, asked.header("authorization").unwrap_or("none")),
     });

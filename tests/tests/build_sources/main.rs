@@ -7,7 +7,9 @@
 )]
 
 mod contexts;
+mod git;
 mod http;
+mod named;
 mod ssh;
 
 use std::path::Path;

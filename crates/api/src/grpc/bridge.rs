@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
-use whelk_build::Images;
+use whelk_build::{Images, Request, Told};
 use whelk_buildkit::files::{Entry, Kind};
 use whelk_buildkit::grpc::{Call, Code, Result, Status};
 use whelk_buildkit::pb::Unused;
@@ -17,6 +17,7 @@ use whelk_buildkit::pb::gateway::{
     ResolveSourceImageResponse, ResolveSourceMetaRequest, ResolveSourceMetaResponse, ReturnRequest,
     SolveRequest, SolveResponse, StatFileRequest, StatFileResponse, WarnRequest, result,
 };
+use whelk_llb::Digest;
 use whelk_llb::pb::Platform;
 use whelk_sys::in_root;
 
@@ -45,9 +46,18 @@ const FRONTEND: [&str; 17] = [
 ];
 
 /// The capabilities of definitions: the operations and attributes that the solver knows.
-const OPERATIONS: [&str; 49] = [
+const OPERATIONS: [&str; 61] = [
     "source.image",
     "source.image.resolvemode",
+    "source.git",
+    "source.git.checksum",
+    "source.git.fetchbycommit",
+    "source.git.fullurl",
+    "source.git.httpauth",
+    "source.git.keepgitdir",
+    "source.git.mtime",
+    "source.git.skipsubmodules",
+    "source.git.subdir",
     "source.http",
     "source.http.auth",
     "source.http.checksum",
@@ -57,6 +67,7 @@ const OPERATIONS: [&str; 49] = [
     "soruce.http.uidgid",
     "source.local",
     "source.local.unique",
+    "source.ocilayout",
     "source.local.sessionid",
     "source.local.includepatterns",
     "source.local.followpaths",
@@ -66,7 +77,6 @@ const OPERATIONS: [&str; 49] = [
     "meta.ignorecache",
     "meta.description",
     "exec.meta.base",
-    "exec.meta.cgroup.parent",
     "exec.meta.network",
     "exec.meta.proxyenv",
     "exec.meta.setsdefaultpath",
@@ -94,8 +104,11 @@ const OPERATIONS: [&str; 49] = [
     "mergeop",
     "diffop",
     "source.metaresolver",
-    "exec.cgroup",
     "exec.meta.removemountstubs.recursive",
+    "exporter.multiple",
+    "gc.freespacefilter",
+    "history.filter",
+    "exporter.sourcedateepoch",
 ];
 
 /// Maximum size of a file that is read, in bytes: that of a message, with some room.
@@ -146,17 +159,22 @@ impl Door {
                 call.responses.send(&InputsResponse { definitions }).await
             }
             "Warn" => {
-                // Such a warning is about a step of a definition, which this engine has none of its own for.
-                let request: WarnRequest = call.request().await?;
-                let text = String::from_utf8_lossy(&request.short).into_owned();
-                tracing::info!("warning of a frontend: {text}");
+                warn(&build, call.request().await?)?;
                 call.responses.send(&Unused {}).await
             }
             "ResolveImageConfig" => {
                 let request: ResolveImageConfigRequest = call.request().await?;
-                let (digest, config) = self
-                    .resolve(&build, &request.r#ref, request.platform, &request.log_name)
-                    .await?;
+                if request.resolver_type != 0 {
+                    let text = format!("the image {} of an OCI layout", request.r#ref);
+                    return Err(unsupported(&text));
+                }
+                let resolving = Resolving {
+                    reference: &request.r#ref,
+                    platform: request.platform,
+                    mode: &request.resolve_mode,
+                    name: &request.log_name,
+                };
+                let (digest, config) = self.resolve(&build, resolving).await?;
                 let response = ResolveImageConfigResponse {
                     digest,
                     config,
@@ -205,7 +223,8 @@ impl Door {
         let result = match (request.frontend.as_str(), request.definition) {
             ("", Some(definition)) => {
                 let common = build.request.clone();
-                let reference = Reference::new(common, definition, Images::default(), None)?;
+                let reference = Reference::new(common, definition, Images::default(), None);
+                let reference = reference.await?;
                 self.result(build, reference)
             }
             ("", None) => return Err(Status::invalid("neither a frontend nor a definition")),
@@ -230,18 +249,24 @@ impl Door {
     async fn resolve(
         self: &Arc<Self>,
         build: &Build,
-        reference: &str,
-        platform: Option<Platform>,
-        name: &str,
+        resolving: Resolving<'_>,
     ) -> Result<(String, Vec<u8>)> {
-        let host = super::frontend::host();
-        let platform = platform.unwrap_or(host);
-        let name = match name {
+        let reference = resolving.reference;
+        let platform = resolving.platform.unwrap_or_else(super::frontend::host);
+        let name = match resolving.name {
             "" => format!("resolve image config for {reference}"),
             name => name.to_owned(),
         };
+        let resolve = match resolving.mode {
+            "" => build.request.resolve,
+            mode => mode.parse().map_err(Status::invalid)?,
+        };
+        let request = Request {
+            resolve,
+            ..build.request.clone()
+        };
         self.builder
-            .resolve(&build.request, reference, &platform, &name)
+            .resolve(&request, reference, &platform, &name)
             .await
             .map_err(|error| super::result::status(&error, None))
     }
@@ -254,11 +279,20 @@ impl Door {
         let source = request.source.unwrap_or_default();
         let Some(reference) = source.identifier.strip_prefix("docker-image://") else {
             let text = format!("metadata of the source {}", source.identifier);
-            return Err(Status::unimplemented(text));
+            return Err(unsupported(&text));
         };
-        let (digest, config) = self
-            .resolve(build, reference, request.platform, &request.log_name)
-            .await?;
+        let attribute = source.attrs.get("image.resolvemode");
+        let attribute = attribute.map_or("", String::as_str);
+        let resolving = Resolving {
+            reference,
+            platform: request.platform,
+            mode: match request.resolve_mode.as_str() {
+                "" => attribute,
+                mode => mode,
+            },
+            name: &request.log_name,
+        };
+        let (digest, config) = self.resolve(build, resolving).await?;
         Ok(ResolveSourceMetaResponse {
             source: Some(source),
             image: Some(ResolveSourceImageResponse { digest, config }),
@@ -353,6 +387,46 @@ impl Door {
     }
 }
 
+/// An image whose configuration is wanted.
+struct Resolving<'a> {
+    reference: &'a str,
+    platform: Option<Platform>,
+    /// When it is pulled; that of the build if it is empty.
+    mode: &'a str,
+    /// For the progress.
+    name: &'a str,
+}
+
+fn unsupported(what: &str) -> Status {
+    Status::unimplemented(format!("{what}: not available in this version of whelk"))
+}
+
+/// Adds a warning of the client's frontend to the progress.
+fn warn(build: &Build, request: WarnRequest) -> Result<()> {
+    let vertex = match request.digest.as_str() {
+        "" => Digest::of(&request.short),
+        digest => {
+            let invalid = || Status::invalid(format!("invalid digest {digest:?} of a warning"));
+            Digest::parse(digest).ok_or_else(invalid)?
+        }
+    };
+    let told = Told {
+        level: request.level,
+        short: request.short,
+        detail: request.detail,
+        url: request.url,
+        info: request.info,
+        ranges: request.ranges,
+    };
+    match build.request.progress.warn(vertex, told) {
+        true => Ok(()),
+        false => {
+            let text = "too many warnings";
+            Err(Status::new(Code::ResourceExhausted, text))
+        }
+    }
+}
+
 /// Describes an opened file.
 fn stat(file: &OwnedFd, name: &str) -> std::io::Result<Stat> {
     use rustix::fs::FileType;
@@ -371,7 +445,10 @@ fn stat(file: &OwnedFd, name: &str) -> std::io::Result<Stat> {
         kind,
         mode: found.st_mode & 0o7777,
         size: u64::try_from(found.st_size).unwrap_or(0),
-        mtime: found.st_mtime * 1_000_000_000 + i64::try_from(found.st_mtime_nsec).unwrap_or(0),
+        mtime: found
+            .st_mtime
+            .saturating_mul(1_000_000_000)
+            .saturating_add(i64::try_from(found.st_mtime_nsec).unwrap_or(0)),
         xattrs: std::collections::BTreeMap::new(),
     };
     Ok(Stat {

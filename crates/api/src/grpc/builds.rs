@@ -35,6 +35,8 @@ pub(super) struct Build {
     held: Mutex<Vec<Arc<Solved>>>,
     /// The result, which a client that converts the Dockerfile itself returns (`LLBBridge.Return`).
     pub returned: watch::Sender<Option<Result<gateway::Result>>>,
+    /// Manifests of what was made, with their media types, by the position of the output.
+    manifests: Mutex<BTreeMap<i64, (String, Vec<u8>)>>,
     /// The Dockerfile that warnings are about, and the step that has read it.
     pub file: Mutex<Option<(Digest, SourceInfo)>>,
 }
@@ -56,13 +58,16 @@ impl Reference {
     ///
     /// # Errors
     /// Returns an error for one that is invalid, or that does what the build has no right to.
-    pub fn new(
+    pub async fn new(
         request: Request,
         definition: Definition,
         images: Images,
         image: Option<(Image, Option<i64>)>,
     ) -> Result<Self> {
-        let graph = Graph::new(definition.clone());
+        // A large one takes its time.
+        let decode = move || (Graph::new(definition.clone()), definition);
+        let decoded = tokio::task::spawn_blocking(decode).await;
+        let (graph, definition) = decoded.map_err(|error| Status::unknown(error.to_string()))?;
         let graph = graph.map_err(|error| Status::invalid(error.to_string()))?;
         let rights = request.settings.check(&graph);
         rights.map_err(|error| super::result::status(&error, None))?;
@@ -121,6 +126,7 @@ impl Build {
             references: Mutex::default(),
             held: Mutex::default(),
             returned: watch::Sender::default(),
+            manifests: Mutex::default(),
             file: Mutex::default(),
         })
     }
@@ -128,6 +134,17 @@ impl Build {
     /// Keeps a result as long as the build.
     pub fn hold(&self, solved: Arc<Solved>) {
         self.held.lock().ignore_poison().push(solved);
+    }
+
+    /// Keeps the manifest of an output for the history.
+    pub fn note_manifest(&self, output: usize, media_type: &str, content: Vec<u8>) {
+        let output = i64::try_from(output).unwrap_or(i64::MAX);
+        let mut manifests = self.manifests.lock().ignore_poison();
+        manifests.insert(output, (media_type.to_owned(), content));
+    }
+
+    pub fn take_manifests(&self) -> BTreeMap<i64, (String, Vec<u8>)> {
+        std::mem::take(&mut *self.manifests.lock().ignore_poison())
     }
 
     /// Keeps a reference, and returns its name.

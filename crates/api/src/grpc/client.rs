@@ -9,11 +9,24 @@ use tokio::net::UnixStream;
 use whelk_build::{Client, Directory, Error, Pieces, Result, Work};
 use whelk_buildkit::grpc::Status;
 use whelk_buildkit::pb::BytesMessage;
+use whelk_buildkit::pb::session::ReadContentResponse;
 use whelk_buildkit::session::{Sessions, Wanted};
 use whelk_llb::pb::SourceOp;
 use whelk_registry::Credentials;
 
 use super::contexts::Contexts;
+
+/// The attributes of sources that are directories. With `local.unique`, BuildKit's cache tells directories apart;
+/// here their content does.
+const KNOWN: [&str; 7] = [
+    "local.session",
+    "local.unique",
+    "local.includepattern",
+    "local.excludepatterns",
+    "local.followpaths",
+    "local.sharedkeyhint",
+    "local.differ",
+];
 
 /// A client with a session.
 #[derive(Debug)]
@@ -56,6 +69,14 @@ impl Client for SessionClient {
         work: &'a Work,
     ) -> BoxFuture<'a, Result<Directory>> {
         Box::pin(async move {
+            let unknown = source
+                .attrs
+                .keys()
+                .find(|name| !KNOWN.contains(&name.as_str()));
+            if let Some(name) = unknown {
+                let text = format!("the attribute {name} of {}", source.identifier);
+                return Err(Error::Unsupported(text));
+            }
             let get = |name: &str| source.attrs.get(name).map_or("", String::as_str);
             let list = |name: &str| list(&source.attrs, name);
             let name = source.identifier.trim_start_matches("local://");
@@ -94,6 +115,10 @@ impl Client for SessionClient {
 
     fn credentials<'a>(&'a self, registry: &'a str) -> BoxFuture<'a, Result<Credentials>> {
         Box::pin(async move {
+            // Without a session, what is public can be pulled.
+            if self.session.is_empty() {
+                return Ok(Credentials::Anonymous);
+            }
             let session = self.sessions.get(&self.session).await.map_err(failed)?;
             // By the name that clients have it in their configuration.
             let host = match registry {
@@ -111,8 +136,24 @@ impl Client for SessionClient {
 
     fn secret<'a>(&'a self, id: &'a str) -> BoxFuture<'a, Result<Option<Vec<u8>>>> {
         Box::pin(async move {
+            if self.session.is_empty() {
+                return Ok(None);
+            }
             let session = self.sessions.get(&self.session).await.map_err(failed)?;
             session.secret(id).await.map_err(failed)
+        })
+    }
+
+    fn blob<'a>(&'a self, layout: &'a str, digest: &'a str) -> BoxFuture<'a, Result<Pieces>> {
+        Box::pin(async move {
+            let session = self.sessions.get(&self.session).await.map_err(failed)?;
+            let store = format!("oci:{layout}");
+            let calls = session.blob(&store, digest).await.map_err(failed)?;
+            let pieces = stream::try_unfold(calls, |mut calls| async move {
+                let message: Option<ReadContentResponse> = calls.next().await.map_err(failed)?;
+                Ok(message.map(|message| (message.data, calls)))
+            });
+            Ok(pieces.boxed())
         })
     }
 

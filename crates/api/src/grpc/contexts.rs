@@ -1,21 +1,28 @@
 //! Directories of clients, which are kept so that only what has changed is sent again.
 //!
 //! ```text
-//! <root>/build/contexts/KEY-NUMBER   one of whelk_buildkit::files::Directory
+//! <root>/build/contexts/KEY-FILTERS-NUMBER   one of whelk_buildkit::files::Directory, and `name`
 //! ```
-//! A build has a directory for itself. Others with the same key that run at the same time have others.
+//! KEY stands for the directory's name and the client's key, FILTERS for the patterns of what is wanted. A build has a
+//! directory for itself; others of the same kind that run at the same time have others. A new one begins with the
+//! files of another one of its KEY, which share their content.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use whelk_build::{Builder, Directory, Error, EventKind, Result, Work};
-use whelk_buildkit::files::{self, Directory as Received};
+use whelk_build::{
+    Builder, Content, Directory, Error, EventKind, Index, Kept, Locals, Result, Work,
+};
+use whelk_buildkit::files::{self, Contents, Directory as Received};
 use whelk_buildkit::session::{Session, Wanted};
 use whelk_llb::Digest;
 use whelk_sys::fs;
 use whelk_sys::sync::IgnorePoison as _;
+
+/// Number of digits of a key.
+const KEY: usize = 24;
 
 /// Number of directories that are kept; the ones that were used last.
 const KEPT: usize = 64;
@@ -35,6 +42,21 @@ pub(super) struct Contexts {
     used: Arc<Mutex<HashSet<PathBuf>>>,
 }
 
+/// What directories are told apart by.
+#[derive(Clone, Debug)]
+struct Kind {
+    key: String,
+    filters: String,
+    /// For people.
+    name: String,
+}
+
+impl Kind {
+    fn place(&self, number: usize) -> String {
+        format!("{}-{}-{number}", self.key, self.filters)
+    }
+}
+
 /// A place in use.
 #[derive(Debug)]
 struct Place {
@@ -52,6 +74,8 @@ impl Drop for Place {
 struct Receiving {
     directory: Received,
     place: Place,
+    /// Whether it has no index yet.
+    is_new: bool,
 }
 
 impl AsMut<Received> for Receiving {
@@ -62,11 +86,14 @@ impl AsMut<Received> for Receiving {
 
 impl Contexts {
     pub fn new(builder: Arc<Builder>, root: &Path) -> Arc<Self> {
-        Arc::new(Self {
-            builder,
+        let contexts = Arc::new(Self {
+            builder: builder.clone(),
             root: root.join("build/contexts"),
             used: Arc::default(),
-        })
+        });
+        let locals: Arc<dyn Locals> = contexts.clone();
+        builder.set_locals(&locals);
+        contexts
     }
 
     /// Receives what is wanted of a client's directory.
@@ -77,27 +104,31 @@ impl Contexts {
         shared_key: &str,
         work: &Work,
     ) -> Result<Directory> {
+        let digits = |parts: &[&[u8]]| {
+            let digest = Digest::of_parts(parts.iter().copied()).to_string();
+            digest.trim_start_matches("sha256:")[..KEY].to_owned()
+        };
         let lists = [&wanted.include, &wanted.exclude, &wanted.follow];
         let lists = lists.map(|list| format!("{list:?}"));
-        let key = Digest::of_parts([
-            session.shared_key.as_bytes(),
-            shared_key.as_bytes(),
-            wanted.name.as_bytes(),
-            lists[0].as_bytes(),
-            lists[1].as_bytes(),
-            lists[2].as_bytes(),
-        ]);
-        let key = key.to_string().trim_start_matches("sha256:").to_owned();
+        let kind = Kind {
+            key: digits(&[
+                session.shared_key.as_bytes(),
+                shared_key.as_bytes(),
+                wanted.name.as_bytes(),
+            ]),
+            filters: digits(&lists.each_ref().map(String::as_bytes)),
+            name: wanted.name.clone(),
+        };
         let contexts = self.clone();
         // Without a key, nobody knows whose directory it was the last time.
         let in_full = wanted.in_full || session.shared_key.is_empty();
-        let receiving = blocking(move || contexts.take(&key, in_full)).await?;
+        let receiving = blocking(move || contexts.take(&kind, in_full)).await?;
         let stream = session
             .files(wanted)
             .map_err(|status| Error::invalid(status.message))?;
         let mut last = Instant::now();
         let report = |bytes, is_done| {
-            let name = wanted.name.clone();
+            let name = format!("transferring {}:", wanted.name);
             work.add(EventKind::Transfer {
                 name,
                 bytes,
@@ -110,34 +141,56 @@ impl Contexts {
                 report(bytes, false);
             }
         };
-        let (receiving, received) = files::receive(stream, receiving, sometimes)
-            .await
-            .map_err(|error| Error::invalid(error.to_string()))?;
+        let path = receiving.place.path.clone();
+        let (receiving, received) = match files::receive(stream, receiving, sometimes).await {
+            Ok(received) => received,
+            Err(error) => {
+                let contexts = self.clone();
+                blocking(move || contexts.remove_incomplete(path)).await?;
+                return Err(Error::invalid(error.to_string()));
+            }
+        };
         report(received.bytes, true);
         let boot = self.builder.boot().to_owned();
         blocking(move || {
-            let Receiving { directory, place } = receiving;
-            if received.is_changed {
+            let Receiving {
+                directory,
+                place,
+                is_new,
+            } = receiving;
+            if received.is_changed || is_new {
                 directory
                     .remember(&boot)
                     .map_err(|error| Error::internal(error.to_string()))?;
             }
             let path = place.path.clone();
-            Ok(Directory::kept(&path, Arc::new(place)))
+            let contents = Arc::new(Known(directory.into_contents()));
+            Ok(Directory::kept(&path, Arc::new(place), contents))
         })
         .await
     }
 
+    /// Removes a directory without an index: nothing of it can be used again.
+    fn remove_incomplete(&self, path: PathBuf) -> Result<()> {
+        let Some(place) = self.claim(path) else {
+            return Ok(());
+        };
+        match Received::open(&place.path, self.builder.boot()) {
+            Ok(Some(_)) => Ok(()),
+            Ok(None) | Err(_) => self.trash(&place.path),
+        }
+    }
+
     /// Takes a directory that no build uses, with what was received before unless all is to be received again.
-    fn take(&self, key: &str, in_full: bool) -> Result<Receiving> {
+    fn take(&self, kind: &Kind, in_full: bool) -> Result<Receiving> {
         fs::create_dir_all(&self.root, 0o700)?;
         let place = {
             let mut used = self.used.lock().ignore_poison();
-            let mut places = (0..).map(|number| self.root.join(format!("{key}-{number}")));
+            let mut places = (0..).map(|number| self.root.join(kind.place(number)));
             // There are infinitely many.
             let path = places
                 .find(|path| !used.contains(path))
-                .unwrap_or_else(|| self.root.join(key));
+                .unwrap_or_else(|| self.root.join(&kind.key));
             used.insert(path.clone());
             Place {
                 path,
@@ -145,7 +198,6 @@ impl Contexts {
             }
         };
         let path = &place.path;
-        let failed = |error: files::Error| Error::internal(error.to_string());
         if !in_full
             && fs::exists(path)
             && let Some(directory) = Received::open(path, self.builder.boot()).map_err(failed)?
@@ -157,13 +209,64 @@ impl Contexts {
             };
             let flags = rustix::fs::AtFlags::empty();
             let _ = rustix::fs::utimensat(rustix::fs::CWD, path, &now, flags);
-            return Ok(Receiving { directory, place });
+            return Ok(Receiving {
+                directory,
+                place,
+                is_new: false,
+            });
         }
-        self.remove(path)?;
         self.make_room()?;
+        let seeded = match in_full {
+            true => Ok(None),
+            false => self.seeded(kind, path),
+        };
+        let directory = match seeded {
+            Ok(Some(directory)) => directory,
+            Ok(None) => self.create(kind, path)?,
+            Err(error) => {
+                tracing::debug!("begin with the files of another directory: {error}");
+                self.create(kind, path)?
+            }
+        };
+        Ok(Receiving {
+            directory,
+            place,
+            is_new: true,
+        })
+    }
+
+    /// Creates an empty directory.
+    fn create(&self, kind: &Kind, path: &Path) -> Result<Received> {
+        self.trash(path)?;
         fs::create_dir(path, 0o700)?;
-        let directory = Received::create(path).map_err(failed)?;
-        Ok(Receiving { directory, place })
+        fs::write(path.join("name"), &kind.name)?;
+        Received::create(path).map_err(failed)
+    }
+
+    /// Creates a directory with the files of another one of the same client, if there is one.
+    fn seeded(&self, kind: &Kind, path: &Path) -> Result<Option<Received>> {
+        let mut others = Vec::new();
+        for entry in fs::list(&self.root)? {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with(&format!("{}-", kind.key)) && entry.path() != path {
+                let used = entry.metadata().and_then(|metadata| metadata.modified());
+                others.push((used.ok(), entry.path()));
+            }
+        }
+        others.sort();
+        // The one that was used last, of those that do not change meanwhile.
+        while let Some((_, other)) = others.pop() {
+            let Some(other) = self.claim(other) else {
+                continue;
+            };
+            let opened = Received::open(&other.path, self.builder.boot()).map_err(failed)?;
+            if let Some(from) = opened {
+                let mut directory = self.create(kind, path)?;
+                directory.seed(&from).map_err(failed)?;
+                return Ok(Some(directory));
+            }
+        }
+        Ok(None)
     }
 
     /// Removes directories that were not used for the longest time, if there are too many.
@@ -181,7 +284,7 @@ impl Contexts {
         for (_, path) in all.into_iter().take(over) {
             // A build may have taken it meanwhile.
             if let Some(place) = self.claim(path) {
-                self.remove(&place.path)?;
+                self.trash(&place.path)?;
             }
         }
         Ok(())
@@ -196,32 +299,7 @@ impl Contexts {
         })
     }
 
-    /// Removes all that no build uses. Returns the size of their files.
-    ///
-    /// # Errors
-    /// Returns an error if the disk fails.
-    pub fn clear(&self) -> Result<u64> {
-        let mut freed = 0;
-        if !fs::exists(&self.root) {
-            return Ok(0);
-        }
-        for entry in fs::list(&self.root)? {
-            let Some(place) = self.claim(entry.path()) else {
-                continue;
-            };
-            if let Ok(Some(directory)) = Received::open(&place.path, self.builder.boot()) {
-                freed += directory
-                    .entries()
-                    .values()
-                    .map(|entry| entry.size)
-                    .sum::<u64>();
-            }
-            self.remove(&place.path)?;
-        }
-        Ok(freed)
-    }
-
-    fn remove(&self, path: &Path) -> Result<()> {
+    fn trash(&self, path: &Path) -> Result<()> {
         if fs::exists(path) {
             let staging = &self.builder.store().staging;
             let trashed = staging.trash(path)?;
@@ -229,6 +307,60 @@ impl Contexts {
         }
         Ok(())
     }
+
+    /// Describes a directory.
+    fn kept(&self, path: &Path) -> Option<Kept> {
+        let metadata = fs::metadata(path).ok()?;
+        let nanoseconds = |time: std::io::Result<SystemTime>| {
+            let since = time.ok()?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+            i64::try_from(since.as_nanos()).ok()
+        };
+        let directory = Received::open(path, self.builder.boot()).ok().flatten();
+        Some(Kept {
+            name: path.file_name()?.to_string_lossy().into_owned(),
+            id: fs::read_to_string(path.join("name")).unwrap_or_default(),
+            size: directory.map_or(0, |directory| directory.size()),
+            is_used: self.used.lock().ignore_poison().contains(path),
+            created: nanoseconds(metadata.created()).unwrap_or(0),
+            used: nanoseconds(metadata.modified()).unwrap_or(0),
+        })
+    }
+}
+
+impl Locals for Contexts {
+    fn list(&self) -> Result<Vec<Kept>> {
+        if !fs::exists(&self.root) {
+            return Ok(Vec::new());
+        }
+        let entries = fs::list(&self.root)?.into_iter();
+        // What is gone meanwhile is left out.
+        Ok(entries
+            .filter_map(|entry| self.kept(&entry.path()))
+            .collect())
+    }
+
+    fn remove(&self, name: &str) -> Result<bool> {
+        let Some(place) = self.claim(self.root.join(name)) else {
+            return Ok(false);
+        };
+        self.trash(&place.path)?;
+        Ok(true)
+    }
+}
+
+/// What is known of the files of a directory.
+#[derive(Debug)]
+struct Known(Contents);
+
+impl Index for Known {
+    fn content(&self, path: &str) -> Option<Content<'_>> {
+        let (digest, xattrs) = self.0.get(path)?;
+        Some(Content { digest, xattrs })
+    }
+}
+
+fn failed(error: files::Error) -> Error {
+    Error::internal(error.to_string())
 }
 
 async fn blocking<T: Send + 'static>(

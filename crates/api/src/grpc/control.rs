@@ -7,23 +7,29 @@ use futures_util::future::BoxFuture;
 use whelk_build::gc::{Condition, Policy, Record};
 use whelk_build::{Progress, Request, Settings};
 use whelk_buildkit::grpc::{Call, Result, Status};
+use whelk_buildkit::pb::Timestamp;
 use whelk_buildkit::pb::control::{
     BuildHistoryRequest, BuildkitVersion, DiskUsageRequest, DiskUsageResponse, InfoResponse,
-    ListWorkersResponse, PruneRequest, SolveRequest, SolveResponse, StatusRequest,
-    UpdateBuildHistoryRequest, UsageRecord, WorkerRecord,
+    ListWorkersRequest, ListWorkersResponse, PruneRequest, SolveRequest, SolveResponse,
+    StatusRequest, UpdateBuildHistoryRequest, UsageRecord, WorkerRecord,
 };
 use whelk_buildkit::pb::gateway::{self, result};
-use whelk_buildkit::pb::{Timestamp, Unused};
 use whelk_dockerfile::convert::ResolveMode;
+use whelk_engine::events::now;
 use whelk_image::Platform;
 use whelk_llb::pb;
 
+use super::Door;
 use super::builds::{Build, Reference};
 use super::client::SessionClient;
-use super::{Door, progress};
+use super::export::Export;
+use super::progress::{self, Listener};
 
 /// The version of BuildKit whose protocol this is, which clients compare with what they need.
 const VERSION: &str = "v0.25.1";
+
+/// The label of a worker that can do more than make images of the engine.
+const SNAPSHOTTER: &str = "org.mobyproject.buildkit.worker.snapshotter";
 
 /// The version of the Dockerfile language.
 const DOCKERFILE: &str = "1.19.0";
@@ -38,8 +44,12 @@ impl Door {
             }
             "Status" => {
                 let request: StatusRequest = call.request().await?;
+                // Clients look at builds of the past, too.
+                if self.replay(&request.r#ref, &call.responses).await? {
+                    return Ok(());
+                }
                 let build = self.builds.get(&request.r#ref).await?;
-                progress::tell(&build, &call.responses).await
+                progress::tell(&build, &Listener::Client(call.responses)).await
             }
             "Session" => self.session(call).await,
             "Info" => {
@@ -49,7 +59,12 @@ impl Door {
                     .await
             }
             "ListWorkers" => {
-                let record = vec![self.worker()];
+                let request: ListWorkersRequest = call.request().await?;
+                let worker = self.worker();
+                let record = match is_listed(&worker, &request.filter)? {
+                    true => vec![worker],
+                    false => Vec::new(),
+                };
                 call.responses.send(&ListWorkersResponse { record }).await
             }
             "DiskUsage" => {
@@ -67,19 +82,12 @@ impl Door {
             }
             "ListenBuildHistory" => {
                 let request: BuildHistoryRequest = call.request().await?;
-                // No build is recorded: there is nothing to tell of past ones, nor of new ones.
-                if !request.early_exit {
-                    call.responses.closed().await;
-                }
-                Ok(())
+                self.listen(&request, &call.responses).await
             }
             "UpdateBuildHistory" => {
                 let request: UpdateBuildHistoryRequest = call.request().await?;
-                let text = format!("build {} is not in the history", request.r#ref);
-                match request.finalize {
-                    true => call.responses.send(&Unused {}).await,
-                    false => Err(Status::not_found(text)),
-                }
+                let answer = self.update_history(request).await?;
+                call.responses.send(&answer).await
             }
             _ => Err(Status::unimplemented(format!(
                 "unknown method {method} of Control"
@@ -115,12 +123,28 @@ impl Door {
             is_explained: false,
         };
         let build = Build::new(
-            request.r#ref,
+            request.r#ref.clone(),
             request.session.clone(),
             common,
-            request.frontend_inputs,
+            std::mem::take(&mut request.frontend_inputs),
         );
         let _running = self.builds.begin(&build)?;
+        // Those that clients only ask for what is possible are none of the user's.
+        let recording = (!request.internal).then(|| self.record(&build, &request));
+        let result = self.solve_recorded(&build, request, &exports).await;
+        if let Some(recording) = recording {
+            recording.end(&result).await;
+        }
+        result
+    }
+
+    async fn solve_recorded(
+        self: &Arc<Self>,
+        build: &Arc<Build>,
+        request: SolveRequest,
+        exports: &[Export],
+    ) -> Result<SolveResponse> {
+        super::imports::refuse(&request, &build.request.progress);
         let solving: BoxFuture<'_, Result<SolveResponse>> = Box::pin(async {
             let result = match (request.frontend.as_str(), request.definition) {
                 ("", None) => {
@@ -132,15 +156,15 @@ impl Door {
                 ("", Some(definition)) => {
                     let images = whelk_build::Images::default();
                     let common = build.request.clone();
-                    let reference = Reference::new(common, definition, images, None)?;
-                    self.result(&build, reference)
+                    let reference = Reference::new(common, definition, images, None).await?;
+                    self.result(build, reference)
                 }
                 (frontend, _) => {
-                    self.frontend(&build, frontend, &request.frontend_attrs, &build.inputs)
+                    self.frontend(build, frontend, &request.frontend_attrs, &build.inputs)
                         .await?
                 }
             };
-            self.export(&build, &result, &exports).await
+            self.export(build, &result, exports).await
         });
         // A client that is gone needs no result. Without a session, the call's own end tells.
         let session = build.session.clone();
@@ -152,7 +176,7 @@ impl Door {
         };
         tokio::select! {
             result = solving => result,
-            () = left => Err(Status::unavailable("the session of the build has ended")),
+            () = left => Err(Status::canceled().context("the session of the build has ended")),
         }
     }
 
@@ -178,6 +202,8 @@ impl Door {
         let host = Platform::host();
         WorkerRecord {
             id: self.engine.id.clone(),
+            // Clients take it for the sign that outputs, pushes and caches of all kinds are available.
+            labels: [(SNAPSHOTTER.to_owned(), "overlayfs".to_owned())].into(),
             platforms: vec![pb::Platform::new(
                 &host.os,
                 &host.architecture,
@@ -192,7 +218,15 @@ impl Door {
         let filters = conditions(&request.filter)?;
         let door = self.clone();
         let records = blocking(move || door.builder.usage()).await?;
+        // Only what was not used since.
+        let since = match request.age_limit {
+            1.. => now().saturating_sub(request.age_limit),
+            _ => i64::MAX,
+        };
         let holds = |record: &Record| {
+            if record.created.max(record.used) > since {
+                return false;
+            }
             filters.is_empty()
                 || filters
                     .iter()
@@ -213,16 +247,7 @@ impl Door {
             filters: conditions(&request.filter)?,
         };
         let door = self.clone();
-        blocking(move || {
-            let before = door.builder.usage()?;
-            let pruned = door.builder.prune(&policy)?;
-            if policy.is_everything() {
-                door.clear_contexts()?;
-            }
-            let is_gone = |record: &Record| pruned.ids.contains(&record.id);
-            Ok(before.into_iter().filter(is_gone).collect())
-        })
-        .await
+        blocking(move || Ok(door.builder.prune(&policy)?.records)).await
     }
 }
 
@@ -269,6 +294,26 @@ fn usage_record(record: &Record) -> UsageRecord {
     }
 }
 
+/// Returns whether filters, one of which must be true, list a worker.
+fn is_listed(worker: &WorkerRecord, filters: &[String]) -> Result<bool> {
+    let mut filters = filters.iter().filter(|text| !text.is_empty()).peekable();
+    if filters.peek().is_none() {
+        return Ok(true);
+    }
+    for filter in filters {
+        let Some(id) = filter.strip_prefix("id==") else {
+            let text = format!("the filter {filter:?} of workers");
+            return Err(Status::unimplemented(format!(
+                "{text}: not available in this version of whelk"
+            )));
+        };
+        if id.trim_matches('"') == worker.id {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Refuses what is not supported.
 fn check(request: &SolveRequest) -> Result<()> {
     let unsupported = |what: &str| {
@@ -301,6 +346,8 @@ fn check(request: &SolveRequest) -> Result<()> {
     if !cache.export_ref.is_empty() {
         return unsupported("cache export to a registry");
     }
-    // Caches to import are only a hint: what is not found there is built.
+    if let Some(import) = cache.import_refs.first() {
+        return unsupported(&format!("a cache import from {import} of an old client"));
+    }
     Ok(())
 }

@@ -119,7 +119,7 @@ impl Door {
         let conversion = converted.conversion;
         let image = Some((conversion.image, conversion.epoch));
         let images = converted.images;
-        let reference = Reference::new(request, conversion.definition, images, image)?;
+        let reference = Reference::new(request, conversion.definition, images, image).await?;
         Ok(self.result(build, reference))
     }
 
@@ -387,17 +387,6 @@ impl Door {
         Ok(result)
     }
 
-    async fn time(
-        self: &Arc<Self>,
-        build: &Build,
-        source: &whelk_dockerfile::convert::Source,
-    ) -> Answer {
-        match self.builder.time(&build.request, source).await {
-            Ok(time) => Answer::Time(time),
-            Err(error) => Answer::Failed(error.to_string()),
-        }
-    }
-
     /// Returns the warnings and the error of a Dockerfile.
     async fn check(
         self: &Arc<Self>,
@@ -412,28 +401,11 @@ impl Door {
             };
             for ask in asked {
                 let answer = match &ask {
-                    Ask::Image {
-                        reference,
-                        platform,
-                        name,
-                        layout: None,
-                    } => {
-                        let resolved = self
-                            .builder
-                            .resolve(&build.request, reference, platform, name)
-                            .await;
-                        match resolved {
-                            Ok((_, config)) => Answer::Image {
-                                reference: reference.clone(),
-                                digest: String::new(),
-                                config,
-                            },
-                            Err(error) => Answer::Failed(error.to_string()),
-                        }
-                    }
-                    Ask::Time { source, .. } => self.time(build, source).await,
                     Ask::Ignore { .. } => Answer::Ignore(None),
-                    Ask::Image { .. } => Answer::Failed("OCI layouts are not supported".into()),
+                    ask => {
+                        let answer = self.builder.ask(&build.request, ask).await;
+                        answer.unwrap_or_else(|error| Answer::Failed(error.to_string()))
+                    }
                 };
                 answers.insert(ask, answer);
             }

@@ -15,6 +15,8 @@ mod contexts;
 mod control;
 mod export;
 mod frontend;
+mod history;
+mod imports;
 mod progress;
 mod remote;
 mod result;
@@ -25,6 +27,7 @@ use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use hyper::rt::{Read, Write};
 use whelk_build::Builder;
 use whelk_buildkit::grpc::{self, Call, Result, Status};
+use whelk_buildkit::history::History;
 use whelk_buildkit::pb::{BytesMessage, HealthCheckResponse, Unused};
 use whelk_buildkit::session::Sessions;
 use whelk_engine::Engine;
@@ -40,11 +43,14 @@ pub(crate) struct Door {
     pub sessions: Arc<Sessions>,
     builds: Builds,
     contexts: Arc<Contexts>,
+    history: History,
 }
 
 impl Door {
+    /// Blocking.
     pub fn new(engine: Arc<Engine>, builder: Arc<Builder>) -> Arc<Self> {
         Arc::new(Self {
+            history: History::open(&engine.instance.root.join("build/history")),
             contexts: Contexts::new(builder.clone(), &engine.instance.root),
             engine,
             builder,
@@ -62,20 +68,13 @@ impl Door {
         }
     }
 
-    /// Removes the directories of clients and what was fetched from servers, unless a build uses it. Returns the size of their files. Blocking.
-    ///
-    /// # Errors
-    /// Returns an error if the disk fails.
-    pub fn clear_contexts(&self) -> whelk_build::Result<u64> {
-        Ok(self.contexts.clear()? + self.builder.clear_fetched()?)
-    }
-
     async fn answer(self: Arc<Self>, mut call: Call) -> Result<()> {
         let method = std::mem::take(&mut call.method);
         let (service, name) = method.split_once('/').unwrap_or_default();
         match service {
             "moby.buildkit.v1.Control" => self.control(name, call).await,
             "moby.buildkit.v1.frontend.LLBBridge" => self.bridge(name, call).await,
+            "containerd.services.content.v1.Content" => self.content(name, call).await,
             "grpc.health.v1.Health" if name == "Check" => {
                 let status = HealthCheckResponse::SERVING;
                 call.responses.send(&HealthCheckResponse { status }).await

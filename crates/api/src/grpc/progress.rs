@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use whelk_build::{Event, EventKind, Frames, Log};
-use whelk_buildkit::grpc::{Responses, Result};
+use whelk_build::{Event, EventKind, Frames, Log, Told};
+use whelk_buildkit::grpc::{Responses, Result, Status};
 use whelk_buildkit::pb::Timestamp;
 use whelk_buildkit::pb::control::{StatusResponse, Vertex, VertexLog, VertexStatus, VertexWarning};
 use whelk_dockerfile::lint::Warning;
@@ -27,11 +28,28 @@ struct Known {
     parts: HashMap<String, Timestamp>,
 }
 
-/// Tells a client of a build from its beginning to its end.
-pub(super) async fn tell(build: &Build, responses: &Responses) -> Result<()> {
+/// Who is told of a build.
+#[derive(Clone, Debug)]
+pub(super) enum Listener {
+    Client(Responses),
+    /// The history.
+    Record(mpsc::Sender<StatusResponse>),
+}
+
+impl Listener {
+    async fn send(&self, response: StatusResponse) -> Result<()> {
+        match self {
+            Self::Client(responses) => responses.send(&response).await,
+            Self::Record(sender) => sender.send(response).await.map_err(|_| Status::canceled()),
+        }
+    }
+}
+
+/// Tells of a build from its beginning to its end.
+pub(super) async fn tell(build: &Build, listener: &Listener) -> Result<()> {
     let mut teller = Teller {
         build,
-        responses,
+        listener,
         known: HashMap::new(),
     };
     let mut follower = build.request.progress.follow();
@@ -43,7 +61,7 @@ pub(super) async fn tell(build: &Build, responses: &Responses) -> Result<()> {
 
 struct Teller<'a> {
     build: &'a Build,
-    responses: &'a Responses,
+    listener: &'a Listener,
     known: HashMap<Digest, Known>,
 }
 
@@ -66,6 +84,9 @@ impl Teller<'_> {
         if let EventKind::Warning(warning) = event.kind {
             return self.warning(&warning).await;
         }
+        if let EventKind::Told(told) = event.kind {
+            return self.told(digest, &told).await;
+        }
         let known = self.known.entry(event.vertex).or_default();
         let vertex = &mut known.vertex;
         match event.kind {
@@ -84,10 +105,10 @@ impl Teller<'_> {
                     vertexes,
                     ..StatusResponse::default()
                 };
-                self.responses.send(&response).await?;
+                self.listener.send(response).await?;
                 // Behind the news that it has begun.
                 if let Some(log) = log {
-                    let sending = output(log, digest, self.responses.clone());
+                    let sending = output(log, digest, self.listener.clone());
                     known.output = Some(tokio::spawn(sending));
                 }
                 return Ok(());
@@ -110,7 +131,7 @@ impl Teller<'_> {
                 }
                 vertex.started.get_or_insert(at);
                 vertex.completed = Some(at);
-                vertex.error = error.root().to_string();
+                vertex.error = super::result::status(error.root(), None).message;
             }
             EventKind::Left => {
                 if let Some(output) = known.output.take() {
@@ -134,7 +155,7 @@ impl Teller<'_> {
                 is_done,
             } => {
                 let part = Part {
-                    id: format!("transferring {name}:"),
+                    id: name,
                     current: bytes,
                     is_done,
                     ..Part::default()
@@ -149,7 +170,7 @@ impl Teller<'_> {
                 };
                 return self.part(event.vertex, at, part).await;
             }
-            EventKind::Warning(_) => return Ok(()),
+            EventKind::Warning(_) | EventKind::Told(_) => return Ok(()),
         }
         let vertexes = vec![vertex.clone()];
         self.send(StatusResponse {
@@ -201,8 +222,26 @@ impl Teller<'_> {
         .await
     }
 
+    /// Passes a warning of the client's frontend on.
+    async fn told(&self, vertex: String, told: &Told) -> Result<()> {
+        let warning = VertexWarning {
+            vertex,
+            level: told.level,
+            short: told.short.clone(),
+            detail: told.detail.clone(),
+            url: told.url.clone(),
+            info: told.info.clone(),
+            ranges: told.ranges.clone(),
+        };
+        self.send(StatusResponse {
+            warnings: vec![warning],
+            ..StatusResponse::default()
+        })
+        .await
+    }
+
     async fn send(&self, response: StatusResponse) -> Result<()> {
-        self.responses.send(&response).await
+        self.listener.send(response).await
     }
 }
 
@@ -240,7 +279,7 @@ fn pull(update: Update) -> Option<Part> {
 }
 
 /// Sends the output of a step as it comes.
-async fn output(log: Arc<Log>, vertex: String, responses: Responses) {
+async fn output(log: Arc<Log>, vertex: String, listener: Listener) {
     let (mut at, mut frames) = (0, Frames::default());
     loop {
         let bytes = match log.read(at).await {
@@ -266,7 +305,7 @@ async fn output(log: Arc<Log>, vertex: String, responses: Responses) {
             logs: logs.collect(),
             ..StatusResponse::default()
         };
-        if !response.logs.is_empty() && responses.send(&response).await.is_err() {
+        if !response.logs.is_empty() && listener.send(response).await.is_err() {
             return;
         }
     }

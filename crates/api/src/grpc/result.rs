@@ -8,7 +8,14 @@ use whelk_llb::pb::{Position, Range, Source, SourceInfo};
 
 /// Returns the status of a failed step, with its lines.
 pub(super) fn status(error: &Error, source: Option<&Source>) -> Status {
-    let status = Status::new(code(error), error.to_string());
+    let text = match error.root() {
+        // As BuildKit has it, where contents are compared first.
+        Error::Missing { path, .. } => format!(
+            "failed to compute cache key: failed to calculate checksum of ref: \"/{path}\": not found"
+        ),
+        _ => error.to_string(),
+    };
+    let status = Status::new(code(error), text);
     let Error::Step { op, .. } = error else {
         return status;
     };

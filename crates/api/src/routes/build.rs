@@ -21,7 +21,6 @@ use super::images::stream_line;
 use super::{Service, ok};
 use crate::error::{ApiError, ApiResult};
 use crate::extract::Params;
-use crate::grpc::Door;
 use crate::wire::Convert;
 use crate::{stream, wire};
 
@@ -73,24 +72,14 @@ pub(super) async fn build(
 }
 
 /// Removes records of the build cache.
-pub(super) async fn prune(
-    State(builder): Service<Builder>,
-    State(door): Service<Door>,
-    params: Params,
-) -> ApiResult {
+pub(super) async fn prune(State(builder): Service<Builder>, params: Params) -> ApiResult {
     let Some(policy) = policy(&params)? else {
         return Ok(ok(&BuildPruneResponse::default()));
     };
-    let work = move || {
-        let mut pruned = builder.prune(&policy)?;
-        if policy.is_everything() {
-            pruned.freed += door.clear_contexts()?;
-        }
-        Ok::<_, Error>(pruned)
-    };
-    let pruned = super::blocking(work).await?;
+    let pruned = super::blocking(move || Ok(builder.prune(&policy)?)).await?;
+    let records = pruned.records.into_iter();
     Ok(ok(&BuildPruneResponse {
-        caches_deleted: Some(pruned.ids),
+        caches_deleted: Some(records.map(|record| record.id).collect()),
         space_reclaimed: pruned.freed,
     }))
 }

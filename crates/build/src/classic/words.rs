@@ -74,6 +74,9 @@ impl Script {
         let target = stages.stages.iter().position(|stage| {
             !request.target.is_empty() && stage.name.eq_ignore_ascii_case(&request.target)
         });
+        let number = request.target.parse().ok();
+        let number = number.filter(|number| *number < stages.stages.len());
+        let target = target.or(number);
         let last = target.unwrap_or(stages.stages.len().saturating_sub(1));
         for (number, stage) in stages.stages.iter().enumerate().take(last + 1) {
             let steps = stage.steps.iter().map(|step| (&step.code, step.lines));
@@ -149,9 +152,15 @@ impl Script {
             match begun {
                 State::Cached => continue,
                 State::Failed(_) | State::Left | State::Waiting => return Ok(false),
-                State::Running(log) if is_process => {
+                State::Running(Some(log)) => {
                     send(messages, format!(" ---> Running in {container}\n")).await?;
-                    output(&log, messages).await?;
+                    let mut left = job.states[index].subscribe();
+                    let left = left.wait_for(|state| matches!(state, State::Left));
+                    tokio::select! {
+                        written = output(&log, messages) => written?,
+                        // Another build may wait for the step, which goes on then.
+                        _ = left => return Ok(false),
+                    }
                 }
                 State::Running(_) | State::Done => {}
             }

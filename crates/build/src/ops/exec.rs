@@ -1,15 +1,17 @@
 //! Processes: `RUN`.
 
+use std::future::Future;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
+use tokio::sync::oneshot;
 use whelk_engine::containers::Step;
 use whelk_engine::model::{Config, HostConfig, NetworkMode, Ulimit};
 use whelk_llb::pb::op::Kind;
-use whelk_llb::pb::{ExecOp, Meta, NetMode, Op, SecurityMode};
+use whelk_llb::pb::{ExecOp, Meta, MountType, NetMode, Op, SecurityMode};
 use whelk_llb::{Digest, Graph};
 use whelk_runtime::Overlay;
 
@@ -21,7 +23,7 @@ use crate::error::{Error, Result, os};
 use crate::failed::Failed;
 use crate::layers::{Files, Stack, Workspace, paths};
 use crate::log::Log;
-use crate::{Builder, blocking};
+use crate::{Builder, blocking, select};
 
 /// The name of the host that processes see, as BuildKit has it.
 const HOSTNAME: &str = "buildkitsandbox";
@@ -90,23 +92,22 @@ pub(super) async fn run(
     op: &ExecOp,
     inputs: &[Stack],
     settings: &Settings,
-    log: &Arc<Log>,
+    log: Option<&Arc<Log>>,
 ) -> Result<Vec<Stack>> {
-    let Some(meta) = &op.meta else {
+    let (Some(meta), Some(log)) = (&op.meta, log) else {
         return Err(Error::invalid("an exec without its process"));
     };
     check(op)?;
     let root = op.mounts.iter().find(|mount| mount.dest == "/");
     let root = root.ok_or_else(|| Error::invalid("an exec without a root file system"))?;
     let base = input(inputs, root.input)?;
-    let secrets = Secrets::fetch(context.client.as_ref(), op).await?;
-    let mut agents = Agents::find(context.client.as_ref(), op).await?;
+    let secrets = Secrets::fetch(&context.waiting.clients, op).await?;
+    let mut agents = Agents::find(&context.waiting.clients, op).await?;
     let caches = mounts::take_caches(&builder.caches, op, inputs).await?;
     // After the caches: whoever holds one waits for nothing else.
-    let _permit = builder.steps.acquire().await;
-    agents.listen(&context.client, op, &builder.engine.instance.run)?;
-    let (output, theirs) = UnixStream::pair().map_err(os("connect to a step"))?;
-    let theirs = OwnedFd::from(theirs.into_std().map_err(os("connect to a step"))?);
+    let permit = builder.steps.clone().acquire_owned().await;
+    let permit = permit.map_err(|error| Error::internal(error.to_string()))?;
+    agents.listen(op, &builder.engine.instance.run)?;
     let prepare = {
         let (op, context, settings) = (op.clone(), context.clone(), settings.clone());
         let (stack, inputs) = (base.clone(), inputs.to_vec());
@@ -117,40 +118,14 @@ pub(super) async fn run(
             secrets.mount(&op, &run, &mut mounts)?;
             ssh::mount(&sockets, &op, &mut mounts);
             let env = secrets.environment;
-            prepare(
-                &context, &op, &stack, &settings, mounts, env, theirs, output,
-            )
+            prepare(&context, &op, &stack, &settings, mounts, env)
         }
     };
-    let Prepared {
-        step,
-        mounts,
-        files,
-        workspace,
-        mut output,
-    } = blocking(prepare).await?;
-    let engine = &builder.engine;
-    // Dropped with this future: then the process is killed.
-    let started = engine
-        .containers
-        .start_step(&engine.workloads, step)
-        .await?;
-    let mut buffer = vec![0; 64 << 10];
-    loop {
-        match output.read(&mut buffer).await {
-            Ok(0) => break,
-            Ok(count) => {
-                let (log, bytes) = (log.clone(), buffer[..count].to_vec());
-                blocking(move || log.append(&bytes)).await?;
-            }
-            Err(error) => return Err(Error::os("read the output of a step", error)),
-        }
-    }
-    let exit = started.wait().await;
-    drop((files, mounts, agents));
+    let (builder, log) = (builder.clone(), log.clone());
+    let held = (permit, agents);
+    let (code, workspace) = outlive(|left| execute(builder, prepare, held, log, left)).await?;
     let valid = meta.valid_exit_codes.as_slice();
-    if exit.code != 0 && !valid.contains(&exit.code)
-        || exit.code == 0 && !valid.is_empty() && !valid.contains(&0)
+    if code != 0 && !valid.contains(&code) || code == 0 && !valid.is_empty() && !valid.contains(&0)
     {
         let state = settings.keeps_failed.then(|| {
             Arc::new(Failed {
@@ -161,14 +136,76 @@ pub(super) async fn run(
         });
         return Err(Error::Process {
             command: meta.args.join(" "),
-            code: exit.code,
+            code,
             state,
         });
     }
-    if root.readonly || root.output < 0 {
+    if root.output < 0 {
         return Ok(Vec::new());
     }
+    if root.readonly {
+        return Ok(vec![base]);
+    }
     Ok(vec![base.with(context.seal(workspace))])
+}
+
+/// Runs work in a task of its own, which outlives this future: a channel tells it that this was dropped.
+async fn outlive<T, F>(work: impl FnOnce(oneshot::Receiver<()>) -> F) -> Result<T>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T>> + Send + 'static,
+{
+    let (_waiting, left) = oneshot::channel();
+    let done = tokio::spawn(work(left)).await;
+    done.map_err(|error| Error::internal(format!("a task of the build: {error}")))?
+}
+
+/// Executes a process, and returns its exit code and what it has written. When `left` is ready, it is killed. What it
+/// uses is held until nothing is left of it: another step must not get a cache that it still writes to, and the files
+/// below it must not change.
+async fn execute(
+    builder: Arc<Builder>,
+    prepare: impl FnOnce() -> Result<Prepared> + Send + 'static,
+    held: impl Send + 'static,
+    log: Arc<Log>,
+    left: oneshot::Receiver<()>,
+) -> Result<(i32, Arc<Workspace>)> {
+    let Prepared {
+        step,
+        mounts,
+        files,
+        workspace,
+        mut output,
+    } = blocking(prepare).await?;
+    let engine = &builder.engine;
+    let starting = engine.containers.start_step(&engine.workloads, step);
+    let started = starting.await?;
+    let followed = tokio::select! {
+        followed = follow(&mut output, &log) => followed,
+        _ = left => Err(Error::internal("the step was cancelled")),
+    };
+    if let Err(error) = followed {
+        started.end().await;
+        return Err(error);
+    }
+    let exit = started.wait().await;
+    drop((mounts, files, held));
+    Ok((exit.code, workspace))
+}
+
+/// Writes the output of a process to its log, to its end.
+async fn follow(output: &mut UnixStream, log: &Arc<Log>) -> Result<()> {
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        match output.read(&mut buffer).await {
+            Ok(0) => return Ok(()),
+            Ok(count) => {
+                let (log, bytes) = (log.clone(), buffer[..count].to_vec());
+                blocking(move || log.append(&bytes)).await?;
+            }
+            Err(error) => return Err(Error::os("read the output of a step", error)),
+        }
+    }
 }
 
 /// Refuses what is not supported.
@@ -177,13 +214,27 @@ fn check(op: &ExecOp) -> Result<()> {
         let text = "security.insecure is not allowed: the request has no right to it";
         return Err(whelk_engine::Error::Denied(text.into()).into());
     }
+    let parent = op.meta.as_ref().map_or("", |meta| &meta.cgroup_parent);
+    if !parent.is_empty() {
+        return Err(Error::Unsupported(format!("the cgroup parent {parent}")));
+    }
+    for root in op.mounts.iter().filter(|mount| mount.dest == "/") {
+        if select::clean(&root.selector) != "/" {
+            let path = &root.selector;
+            return Err(Error::Unsupported(format!(
+                "the root file system from {path}"
+            )));
+        }
+        if MountType::try_from(root.mount_type) != Ok(MountType::Bind) {
+            return Err(Error::invalid("a root file system that is no bind mount"));
+        }
+    }
     if let Some(device) = op.cdi_devices.iter().find(|device| !device.optional) {
         return Err(Error::Unsupported(format!("RUN --device={}", device.name)));
     }
     mounts::check(op)
 }
 
-#[allow(clippy::too_many_arguments, reason = "it moves what the process gets")]
 fn prepare(
     context: &Context,
     op: &ExecOp,
@@ -191,10 +242,10 @@ fn prepare(
     settings: &Settings,
     mut mounts: Mounts,
     env: Vec<String>,
-    theirs: OwnedFd,
-    output: UnixStream,
 ) -> Result<Prepared> {
     let meta = op.meta.clone().unwrap_or_default();
+    let (output, theirs) = UnixStream::pair().map_err(os("connect to a step"))?;
+    let theirs = OwnedFd::from(theirs.into_std().map_err(os("connect to a step"))?);
     let workspace = Workspace::create(&context.store)?;
     let files = base.files(&context.store)?;
     // Mount points are in a layer of their own, so that they are not part of the result.
@@ -302,6 +353,10 @@ fn host(op: &ExecOp, meta: &Meta, settings: &Settings) -> Result<HostConfig> {
         ),
         shm_size: if shm > 0 { shm } else { SHM_SIZE },
         auto_remove: true,
+        readonly_rootfs: op
+            .mounts
+            .iter()
+            .any(|mount| mount.dest == "/" && mount.readonly),
         ..settings.limits.clone()
     })
 }

@@ -86,15 +86,20 @@ fn input(index: i64, count: usize) -> Input {
 
 /// Returns an error with the instruction that users know.
 pub(super) fn named(action: &FileAction, error: Error) -> Error {
-    match (&action.action, error) {
-        (Some(Action::Copy(copy)), Error::Invalid(text)) => {
-            let name = match copy.attempt_unpack_docker_compatibility {
-                true => "ADD",
-                false => "COPY",
-            };
-            Error::Invalid(format!("{name} failed: {text}"))
-        }
-        (_, error) => error,
+    let Some(Action::Copy(copy)) = &action.action else {
+        return error;
+    };
+    let name = match copy.attempt_unpack_docker_compatibility {
+        true => "ADD",
+        false => "COPY",
+    };
+    match error {
+        Error::Invalid(text) => Error::Invalid(format!("{name} failed: {text}")),
+        Error::Missing { path, .. } => Error::Missing {
+            instruction: Some(name),
+            path,
+        },
+        error => error,
     }
 }
 
@@ -313,7 +318,7 @@ fn remove(root: &OwnedFd, rm: &FileActionRm) -> Result<()> {
         ..Selector::default()
     };
     let found = match select::find(root, &selector) {
-        Err(Error::Invalid(_)) if rm.allow_not_found => return Ok(()),
+        Err(Error::Missing { .. }) if rm.allow_not_found => return Ok(()),
         found => found?,
     };
     for selected in found {

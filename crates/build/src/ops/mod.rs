@@ -4,6 +4,7 @@ mod chmod;
 mod copy;
 mod exec;
 mod file;
+mod merge;
 mod mounts;
 mod secrets;
 mod ssh;
@@ -14,12 +15,12 @@ use whelk_image::{Lease, Store};
 use whelk_llb::Node;
 use whelk_llb::pb::file_action::Action;
 use whelk_llb::pb::op::Kind;
-use whelk_llb::pb::{DiffOp, FileAction, MergeOp};
+use whelk_llb::pb::{DiffOp, FileAction};
 
-use crate::client::Client;
 use crate::error::{Error, Result};
 use crate::layers::{Layer, Stack, Workspace};
 use crate::log::Log;
+use crate::solver::Waiting;
 use crate::{Builder, blocking};
 
 pub use exec::Settings;
@@ -33,7 +34,8 @@ pub(crate) struct Context {
     pub store: Store,
     /// Holds the layers of the results.
     pub lease: Arc<Lease>,
-    pub client: Arc<dyn Client>,
+    /// The builds that wait for the result.
+    pub waiting: Arc<Waiting>,
 }
 
 impl Context {
@@ -50,7 +52,7 @@ pub(crate) async fn run(
     node: &Node,
     inputs: Vec<Stack>,
     settings: &Settings,
-    log: &Arc<Log>,
+    log: Option<&Arc<Log>>,
 ) -> Result<Vec<Stack>> {
     match &node.op.kind {
         Some(Kind::File(op)) => {
@@ -58,7 +60,10 @@ pub(crate) async fn run(
             blocking(move || file::run(&context, &op, &inputs)).await
         }
         Some(Kind::Exec(op)) => exec::run(builder, context, op, &inputs, settings, log).await,
-        Some(Kind::Merge(op)) => Ok(vec![merge(op, &inputs)]),
+        Some(Kind::Merge(op)) => {
+            let op = op.clone();
+            blocking(move || Ok(vec![merge::run(&context, &op, &inputs)?])).await
+        }
         Some(Kind::Diff(op)) => Ok(vec![diff(op, &inputs).await?]),
         Some(Kind::Passthrough(op)) => {
             let outputs = op.outputs.iter();
@@ -77,16 +82,20 @@ pub(crate) async fn run(
 
 /// Returns the error of an operation, with the name of its instruction.
 pub(crate) fn failed(node: &Node, error: Error) -> Error {
-    let error = match &node.op.kind {
+    Error::Step {
+        op: node.digest,
+        cause: Box::new(named(node, error)),
+    }
+}
+
+/// Returns an error with the name of the instruction.
+pub(crate) fn named(node: &Node, error: Error) -> Error {
+    match &node.op.kind {
         Some(Kind::File(op)) => match op.actions.iter().find(|action| is_copy(action)) {
             Some(action) => file::named(action, error),
             None => error,
         },
         _ => error,
-    };
-    Error::Step {
-        op: node.digest,
-        cause: Box::new(error),
     }
 }
 
@@ -103,12 +112,6 @@ fn input(inputs: &[Stack], index: i64) -> Result<Stack> {
             .cloned()
             .ok_or_else(|| Error::invalid(format!("input {index} is out of range"))),
     }
-}
-
-fn merge(op: &MergeOp, inputs: &[Stack]) -> Stack {
-    let stacks = op.inputs.iter();
-    let stacks = stacks.filter_map(|one| input(inputs, one.input).ok());
-    Stack(stacks.flat_map(|stack| stack.0).collect())
 }
 
 /// Returns the layers that the upper side has above those of the lower one.

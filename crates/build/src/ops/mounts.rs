@@ -42,6 +42,14 @@ pub(super) struct Taken {
 /// Refuses what is not supported.
 pub(super) fn check(op: &ExecOp) -> Result<()> {
     for mount in op.mounts.iter().filter(|mount| mount.dest != "/") {
+        if select::clean(&mount.dest) == "/" {
+            let text = format!("a mount at {}, which is the root directory", mount.dest);
+            return Err(Error::invalid(text));
+        }
+        if !mount.result_id.is_empty() || mount.content_cache != 0 {
+            let text = format!("a result or content cache of the mount {}", mount.dest);
+            return Err(Error::Unsupported(text));
+        }
         match MountType::try_from(mount.mount_type) {
             Ok(MountType::Bind) if mount.output >= 0 => {
                 return Err(Error::Unsupported(format!(
@@ -73,7 +81,13 @@ pub(super) async fn take_caches(all: &Caches, op: &ExecOp, inputs: &[Stack]) -> 
         let base = input(inputs, mount.input)?.digests().await?;
         wanted.push((caches::key(id, &mount.selector, &base), index, sharing));
     }
-    wanted.sort_unstable_by_key(|(key, ..)| key.to_string());
+    // The strictest way of sharing first, which holds for all mounts of a cache.
+    let order = |sharing: &CacheSharing| match sharing {
+        CacheSharing::Locked => 0,
+        CacheSharing::Private => 1,
+        CacheSharing::Shared => 2,
+    };
+    wanted.sort_unstable_by_key(|(key, _, sharing)| (key.to_string(), order(sharing)));
     let mut taken: Vec<(_, Taken)> = Vec::new();
     for (key, mount, sharing) in wanted {
         // Several mounts of a process may show the same cache.
@@ -169,6 +183,7 @@ impl Mounts {
             // What is written is not kept.
             options.push(format!("upperdir={}", workspace.upper().display()));
             options.push(format!("workdir={}", workspace.work().display()));
+            options.push("volatile".into());
         }
         options.push(format!("X-mount.subdir={path}"));
         options.push("private".into());

@@ -10,7 +10,7 @@ use whelk_llb::pb::{ExecOp, MountType};
 use whelk_sys::{Scratch, fs};
 
 use super::mounts::{Mounts, bind};
-use crate::client::Client;
+use crate::client::Clients;
 use crate::error::{Error, Result, os};
 use crate::select;
 
@@ -30,21 +30,21 @@ pub(super) struct Secrets {
 }
 
 impl Secrets {
-    /// Asks the client for the secrets of a process.
-    pub async fn fetch(client: &dyn Client, op: &ExecOp) -> Result<Self> {
+    /// Asks the clients for the secrets of a process.
+    pub async fn fetch(clients: &Clients, op: &ExecOp) -> Result<Self> {
         let mut secrets = Self::default();
         for (index, mount) in op.mounts.iter().enumerate() {
             if MountType::try_from(mount.mount_type) != Ok(MountType::Secret) {
                 continue;
             }
             let options = mount.secret_opt.clone().unwrap_or_default();
-            let content = get(client, &options.id, options.optional).await?;
+            let content = get(clients, &options.id, options.optional).await?;
             secrets
                 .files
                 .extend(content.map(|content| (index, content)));
         }
         for variable in &op.secretenv {
-            if let Some(value) = get(client, &variable.id, variable.optional).await? {
+            if let Some(value) = get(clients, &variable.id, variable.optional).await? {
                 let value = String::from_utf8(value).ok();
                 let value = value.filter(|value| !value.contains('\0'));
                 let value = value
@@ -89,8 +89,8 @@ impl Secrets {
     }
 }
 
-async fn get(client: &dyn Client, id: &str, optional: bool) -> Result<Option<Vec<u8>>> {
-    match client.secret(id).await? {
+async fn get(clients: &Clients, id: &str, optional: bool) -> Result<Option<Vec<u8>>> {
+    match clients.secret(id).await? {
         None if !optional => Err(Error::invalid(format!("secret {id}: not found"))),
         found => Ok(found),
     }

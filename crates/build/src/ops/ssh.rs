@@ -13,7 +13,7 @@ use whelk_llb::pb::{ExecOp, MountType};
 use whelk_sys::{Scratch, fs};
 
 use super::mounts::{Mounts, bind};
-use crate::client::Client;
+use crate::client::{Client, Clients};
 use crate::error::{Error, Result, os};
 use crate::select;
 
@@ -31,16 +31,16 @@ const CONNECTIONS: usize = 64;
 
 /// The agents of a process.
 pub(super) struct Agents {
-    /// The agent's id, by the index of the mount.
-    found: Vec<(usize, String)>,
+    /// The agent's id and the client that has it, by the index of the mount.
+    found: Vec<(usize, String, Arc<dyn Client>)>,
     /// What forwards connections; it ends with this.
     tasks: JoinSet<()>,
     directory: Option<Scratch>,
 }
 
 impl Agents {
-    /// Asks the client for the agents of a process.
-    pub async fn find(client: &dyn Client, op: &ExecOp) -> Result<Self> {
+    /// Asks the clients for the agents of a process.
+    pub async fn find(clients: &Clients, op: &ExecOp) -> Result<Self> {
         let mut found = Vec::new();
         for (index, mount) in op.mounts.iter().enumerate() {
             if MountType::try_from(mount.mount_type) != Ok(MountType::Ssh) {
@@ -51,8 +51,8 @@ impl Agents {
                 "" => DEFAULT,
                 id => id,
             };
-            match client.check_agent(id).await {
-                Ok(()) => found.push((index, id.to_owned())),
+            match clients.agent(id).await {
+                Ok(client) => found.push((index, id.to_owned(), client)),
                 Err(_) if options.optional => {}
                 Err(error) => return Err(error),
             }
@@ -65,14 +65,14 @@ impl Agents {
     }
 
     /// Begins to listen below the run directory.
-    pub fn listen(&mut self, client: &Arc<dyn Client>, op: &ExecOp, run: &Path) -> Result<()> {
+    pub fn listen(&mut self, op: &ExecOp, run: &Path) -> Result<()> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         if self.found.is_empty() {
             return Ok(());
         }
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let directory = Scratch::at(run.join(format!("{PREFIX}{number}")))?;
-        for (index, id) in &self.found {
+        for (index, id, client) in &self.found {
             let path = directory.path().join(index.to_string());
             let failed = || os(format!("listen for ssh at {}", path.display()));
             let listener = UnixListener::bind(&path).map_err(failed())?;
@@ -99,7 +99,7 @@ impl Agents {
         let sockets = directory.flat_map(|directory| {
             self.found
                 .iter()
-                .map(|(index, _)| (*index, directory.path().join(index.to_string())))
+                .map(|(index, ..)| (*index, directory.path().join(index.to_string())))
         });
         sockets.collect()
     }

@@ -3,23 +3,26 @@
 //! All keys are known first. The operations that the cache does not have are executed as soon as their inputs are
 //! there, beside each other; each once for all builds that wait for it (a *flight*). When nobody waits for it any
 //! more, it is dropped, which kills its process.
+//!
+//! When the inputs are there, their content is, too. Then an operation has another key, its *canonical* one: in it, what is
+//! read of other steps is known by its content, and what it stands on by the canonical key of that. So what
+//! stands on a copy from a stage does not depend on how the stage was made.
 
+mod flights;
 pub(crate) mod plan;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use futures_util::future::{BoxFuture, Shared, WeakShared};
+use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::sync::watch;
 use whelk_image::Lease;
 use whelk_llb::key::{self, Identity, Use};
 use whelk_llb::pb::op::Kind;
 use whelk_llb::{CUSTOM_NAME, Digest, Graph, Node};
-use whelk_sys::sync::IgnorePoison as _;
 
-use crate::cache::{Outputs, Uses};
+use crate::cache::{Found, Outputs, Uses};
 use crate::client::Client;
 use crate::error::{Error, Result};
 use crate::explain::Reasons;
@@ -30,24 +33,10 @@ use crate::progress::{EventKind, Progress};
 use crate::request::Request;
 use crate::sources::{self, Sources};
 use crate::{Builder, blocking};
+use flights::{Joined, Wanted};
 use plan::{Keys, Task};
 
-type Flight = BoxFuture<'static, Result<Vec<Stack>>>;
-
-/// Operations that are being executed, and results that are not recorded yet.
-#[derive(Debug, Default)]
-pub(crate) struct Flights {
-    running: HashMap<Digest, Running>,
-    done: HashMap<Digest, Vec<Stack>>,
-}
-
-#[derive(Debug)]
-struct Running {
-    flight: WeakShared<Flight>,
-    log: Arc<Log>,
-    /// With which it runs: others may want another network, or larger limits.
-    settings: Settings,
-}
+pub(crate) use flights::{Flights, Waiting};
 
 /// What a client is told of an operation.
 #[derive(Clone, Debug, Default)]
@@ -56,7 +45,8 @@ pub(crate) enum State {
     Waiting,
     /// Its result was there.
     Cached,
-    Running(Arc<Log>),
+    /// With the output of a process.
+    Running(Option<Arc<Log>>),
     Done,
     Failed(Error),
     /// The build has ended before it.
@@ -78,7 +68,7 @@ pub struct Job {
     pub(crate) progress: Progress,
     tasks: Vec<Task>,
     /// The results that are in the cache.
-    taken: HashMap<usize, Vec<Stack>>,
+    taken: HashMap<usize, Found>,
     /// Holds the layers of all results until the build has ended.
     pub(crate) lease: Arc<Lease>,
     uses: Uses,
@@ -104,7 +94,7 @@ impl Job {
         }
         let keys = plan::keys(
             &graph,
-            |node| sources.identity(node),
+            |node, is_whole| sources.identity(node, is_whole),
             |source, user, selectors| {
                 let content = sources.content(source, selectors);
                 content.map_err(|error| ops::failed(user, error))
@@ -120,7 +110,7 @@ impl Job {
             }
             let found = builder.cache.find(&keys[index].key, &lease, &uses);
             let is_found = found.is_some();
-            taken.extend(found.map(|outputs| (index, stacks(outputs))));
+            taken.extend(found.map(|found| (index, found)));
             is_found
         });
         let states = graph.nodes.iter().map(|_| watch::Sender::default());
@@ -188,9 +178,7 @@ impl Job {
         let kind = match &state {
             State::Waiting => return,
             State::Cached => EventKind::Cached,
-            State::Running(log) => EventKind::Started {
-                log: Some(log.clone()),
-            },
+            State::Running(log) => EventKind::Started { log: log.clone() },
             State::Done => EventKind::Done,
             State::Failed(error) => EventKind::Failed(error.clone()),
             State::Left => EventKind::Left,
@@ -210,40 +198,71 @@ impl Job {
     }
 }
 
-fn stacks(outputs: Outputs) -> Vec<Stack> {
-    outputs.into_iter().map(Stack::of).collect()
+/// An operation's result in a build.
+#[derive(Clone, Debug)]
+struct Outcome {
+    outputs: Vec<Stack>,
+    canonical: Digest,
+    /// Whether it was made although there may have been one: what stands on it is made again, too.
+    is_fresh: bool,
+    /// Whether it may be another one than what its key gave the last time.
+    is_other: bool,
+}
+
+impl Outcome {
+    fn found(found: Found) -> Self {
+        let Found { outputs, canonical } = found;
+        let outputs: Outputs = outputs;
+        Self {
+            outputs: outputs.into_iter().map(Stack::of).collect(),
+            canonical,
+            is_fresh: false,
+            is_other: false,
+        }
+    }
+}
+
+/// An input of an operation: one output of another one.
+#[derive(Clone, Debug)]
+struct Input {
+    stack: Stack,
+    canonical: Digest,
+    is_fresh: bool,
+    is_other: bool,
+}
+
+/// What a graph has given.
+pub(crate) struct Executed {
+    pub stack: Stack,
+    /// The keys under which its results are recorded.
+    pub keys: Vec<Digest>,
 }
 
 impl Builder {
-    /// Executes a graph, and returns its result.
-    pub(crate) async fn execute(self: &Arc<Self>, job: &Arc<Job>) -> Result<Stack> {
+    /// Executes a graph.
+    pub(crate) async fn execute(self: &Arc<Self>, job: &Arc<Job>) -> Result<Executed> {
         let graph = &job.graph;
         let Some(result) = graph.result else {
-            return Ok(Stack::default());
+            return Ok(Executed {
+                stack: Stack::default(),
+                keys: Vec::new(),
+            });
         };
-        let mut done: HashMap<usize, Vec<Stack>> = job.taken.clone();
-        // Those whose result may be another one than the last time, for the same key.
-        let mut remade = vec![false; graph.nodes.len()];
-        let is_missing = |done: &HashMap<usize, Vec<Stack>>, index: usize| {
-            let inputs = graph.nodes[index].inputs.iter();
-            inputs.filter(|edge| !done.contains_key(&edge.node)).count()
+        let taken = job.taken.iter();
+        let taken = taken.map(|(index, found)| (*index, Outcome::found(found.clone())));
+        let mut done: HashMap<usize, Outcome> = taken.collect();
+        let is_ready = |done: &HashMap<usize, Outcome>, index: usize| {
+            let mut inputs = graph.nodes[index].inputs.iter();
+            inputs.all(|edge| done.contains_key(&edge.node))
         };
         let mut users: Vec<Vec<usize>> = vec![Vec::new(); graph.nodes.len()];
         let mut running = FuturesUnordered::new();
-        let begin = |done: &HashMap<usize, Vec<Stack>>, remade: &[bool], index: usize| {
-            let edges = &graph.nodes[index].inputs;
-            let remade: Vec<bool> = edges.iter().map(|edge| remade[edge.node]).collect();
-            let inputs = edges.iter().map(|edge| {
-                let outputs = done.get(&edge.node);
-                outputs
-                    .and_then(|outputs| outputs.get(edge.output))
-                    .cloned()
-                    .ok_or_else(|| Error::internal("an operation without a result"))
-            });
-            let inputs: Result<Vec<Stack>> = inputs.collect();
+        let begin = |done: &HashMap<usize, Outcome>, index: usize| {
+            let inputs = inputs(graph, done, index);
             let (builder, job) = (self.clone(), job.clone());
-            async move { (index, builder.step(&job, index, inputs, &remade).await) }
+            async move { (index, builder.step(&job, index, inputs).await) }
         };
+        let mut begun = vec![false; graph.nodes.len()];
         for (index, task) in job.tasks.iter().enumerate() {
             if *task != Task::Execute {
                 continue;
@@ -251,303 +270,181 @@ impl Builder {
             for edge in &graph.nodes[index].inputs {
                 users[edge.node].push(index);
             }
-            if is_missing(&done, index) == 0 {
-                running.push(begin(&done, &remade, index));
+            if is_ready(&done, index) {
+                begun[index] = true;
+                running.push(begin(&done, index));
             }
         }
-        let mut begun: Vec<bool> = (0..graph.nodes.len())
-            .map(|index| is_missing(&done, index) == 0)
-            .collect();
         while let Some((index, outcome)) = running.next().await {
-            let node = &graph.nodes[index];
-            let outputs = match outcome {
-                Ok((outputs, is_remade)) => {
-                    remade[index] = is_remade;
-                    outputs
-                }
+            match outcome {
+                Ok(outcome) => drop(done.insert(index, outcome)),
                 Err(error) => {
                     job.report(index, State::Failed(error.clone()));
                     return Err(Error::Step {
-                        op: node.digest,
+                        op: graph.nodes[index].digest,
                         cause: Box::new(error),
                     });
                 }
-            };
-            done.insert(index, outputs);
+            }
             for &user in &users[index] {
-                if !begun[user] && is_missing(&done, user) == 0 {
+                if !begun[user] && is_ready(&done, user) {
                     begun[user] = true;
-                    running.push(begin(&done, &remade, user));
+                    running.push(begin(&done, user));
                 }
             }
         }
-        let outputs = done.remove(&result.node).unwrap_or_default();
-        let stack = outputs.into_iter().nth(result.output);
-        stack.ok_or_else(|| Error::internal("the build has no result"))
+        let known = done.keys().map(|index| job.keys[*index].key);
+        let canonical = done.values().map(|outcome| outcome.canonical);
+        let keys = known.chain(canonical).collect();
+        let outcome = done.remove(&result.node);
+        let stack = outcome.and_then(|outcome| outcome.outputs.into_iter().nth(result.output));
+        let stack = stack.ok_or_else(|| Error::internal("the build has no result"))?;
+        Ok(Executed { stack, keys })
     }
 
-    /// Returns the outputs of an operation whose inputs are there, and whether they may be others than what its
-    /// key gave the last time. `remade` says so of each input.
+    /// Returns the result of an operation whose inputs are there.
     async fn step(
         self: &Arc<Self>,
         job: &Arc<Job>,
         index: usize,
-        inputs: Result<Vec<Stack>>,
-        remade: &[bool],
-    ) -> Result<(Vec<Stack>, bool)> {
+        inputs: Result<Vec<Input>>,
+    ) -> Result<Outcome> {
         let (node, inputs) = (&job.graph.nodes[index], inputs?);
+        let keys = &job.keys[index];
         if let Some(Kind::Source(source)) = &node.op.kind {
-            let stack = job.sources.stack(node, source)?;
+            let stack = job.sources.stack(self.store(), &job.lease, node, source)?;
             job.report(index, State::Done);
-            return Ok((vec![stack], false));
+            return Ok(Outcome {
+                outputs: vec![stack],
+                canonical: keys.key,
+                is_fresh: false,
+                is_other: false,
+            });
         }
-        let known = job.keys[index].key;
         // What stands on a new base is new, too.
-        let on_new_base = key::uses(&node.op)
+        let stands_on_new = key::uses(&node.op)
             .into_iter()
-            .zip(remade)
-            .any(|(used, remade)| *remade && matches!(used, Use::Whole));
-        let is_new = node.metadata.ignore_cache || on_new_base;
-        let mut keys = vec![known];
-        if !is_new {
-            let before = match job.doubtful[index] {
-                true => self.by_key(job, known).await?,
-                // Was not there when the build was planned.
-                false => None,
-            };
-            if !remade.contains(&true)
-                && let Some(outputs) = before
-            {
-                job.report(index, State::Cached);
-                return Ok((stacks(outputs), false));
-            }
-            if job.keys[index].has_content {
-                let (key, found) = self.by_content(job, index, &inputs).await?;
-                if let Some(outputs) = found {
-                    job.report(index, State::Cached);
-                    let is_other = job.doubtful[index] && before.as_ref() != Some(&outputs);
-                    return Ok((stacks(outputs), is_other));
-                }
-                keys.push(key);
-            }
+            .zip(&inputs)
+            .any(|(used, input)| input.is_fresh && matches!(used, Use::Whole));
+        let is_fresh = node.metadata.ignore_cache || stands_on_new;
+        let is_doubtful = job.doubtful[index];
+        let before = match is_doubtful && !is_fresh {
+            true => self.look_up(job, keys.key).await?,
+            // Was not there when the build was planned.
+            false => None,
+        };
+        if !inputs.iter().any(|input| input.is_other)
+            && let Some(found) = &before
+        {
+            job.report(index, State::Cached);
+            return Ok(Outcome::found(found.clone()));
         }
-        self.explain(job, index).await?;
-        let (flight, log) = self.join(job, index, keys, inputs, !is_new)?;
-        job.report(index, State::Running(log));
-        let outputs = flight.await?;
-        job.reasons.executed(index);
-        job.report(index, State::Done);
-        Ok((outputs, job.doubtful[index]))
+        let canonical = self.canonical(job, index, &inputs).await?;
+        if !is_fresh
+            && canonical != keys.key
+            && let Some(found) = self.look_up(job, canonical).await?
+        {
+            if keys.is_lasting {
+                let (builder, key) = (self.clone(), keys.key);
+                blocking(move || builder.cache.alias(&key, &canonical)).await?;
+            }
+            job.report(index, State::Cached);
+            let is_same = before.is_some_and(|before| before.outputs == found.outputs);
+            return Ok(Outcome {
+                is_other: is_doubtful && !is_same,
+                ..Outcome::found(found)
+            });
+        }
+        let lasting = [
+            (keys.key, keys.is_lasting),
+            (
+                canonical,
+                keys.is_lasting_by_content && canonical != keys.key,
+            ),
+        ];
+        let lasting = lasting.into_iter().filter(|(_, is_lasting)| *is_lasting);
+        let wanted = Wanted {
+            index,
+            key: canonical,
+            keys: lasting.map(|(key, _)| key).collect(),
+            inputs: inputs.into_iter().map(|input| input.stack).collect(),
+            is_shared: !is_fresh,
+        };
+        let outputs = match self.join(job, wanted).await? {
+            Joined::Flight(flight, log) => {
+                self.explain(job, index).await?;
+                job.report(index, State::Running(log));
+                let outputs = flight.await?;
+                job.reasons.executed(index);
+                job.report(index, State::Done);
+                outputs
+            }
+            Joined::Done(outputs) => {
+                job.report(index, State::Cached);
+                outputs
+            }
+            Joined::Cached(found) => {
+                job.report(index, State::Cached);
+                Outcome::found(found).outputs
+            }
+        };
+        Ok(Outcome {
+            outputs,
+            canonical,
+            is_fresh,
+            is_other: is_doubtful,
+        })
     }
 
-    async fn by_key(self: &Arc<Self>, job: &Arc<Job>, key: Digest) -> Result<Option<Outputs>> {
+    /// Returns the result that a key has in the cache.
+    async fn look_up(self: &Arc<Self>, job: &Arc<Job>, key: Digest) -> Result<Option<Found>> {
         let (builder, job) = (self.clone(), job.clone());
         blocking(move || Ok(builder.cache.find(&key, &job.lease, &job.uses))).await
     }
 
-    /// Returns the key of an operation with the content of its inputs, and the result that it has.
-    async fn by_content(
+    /// Returns the canonical key of an operation whose inputs are there.
+    async fn canonical(
         self: &Arc<Self>,
         job: &Arc<Job>,
         index: usize,
-        inputs: &[Stack],
-    ) -> Result<(Digest, Option<Outputs>)> {
+        inputs: &[Input],
+    ) -> Result<Digest> {
         let (builder, job, inputs) = (self.clone(), job.clone(), inputs.to_vec());
-        blocking(move || builder.content_key(&job, index, &inputs)).await
-    }
-
-    /// As [`Builder::by_content`]. Blocking.
-    fn content_key(
-        &self,
-        job: &Job,
-        index: usize,
-        inputs: &[Stack],
-    ) -> Result<(Digest, Option<Outputs>)> {
-        let node = &job.graph.nodes[index];
-        let mut identities = job.keys[index].identities.clone();
-        let uses = key::uses(&node.op);
-        for ((identity, used), stack) in identities.iter_mut().zip(uses).zip(inputs) {
-            if let (Identity::Selection(_), Use::Selected(selectors)) = (&identity, used) {
-                let view = stack.mount(self.store())?;
-                *identity = Identity::Content(crate::select::digest(&view.root, &selectors)?);
-            }
-        }
-        let key = job.settings.key(&node.op, key::step(&node.op, &identities));
-        let found = self.cache.find(&key, &job.lease, &job.uses);
-        if found.is_some() {
-            self.cache.alias(&job.keys[index].key, &key)?;
-        }
-        Ok((key, found))
-    }
-
-    /// Joins the execution of an operation if that may be shared, or begins it.
-    fn join(
-        self: &Arc<Self>,
-        job: &Arc<Job>,
-        index: usize,
-        keys: Vec<Digest>,
-        inputs: Vec<Stack>,
-        is_shared: bool,
-    ) -> Result<(Shared<Flight>, Arc<Log>)> {
-        // With the content of the inputs, if it counts: two builds may have the same.
-        let key = *keys.last().unwrap_or(&job.keys[index].key);
-        let scratch = self.store().staging.scratch()?;
-        let log = Arc::new(Log::create(&scratch.path().join("log"))?);
-        let mut flights = self.flights.lock().ignore_poison();
-        if is_shared {
-            if let Some(outputs) = flights.done.get(&key) {
-                log.close();
-                let done: Flight = std::future::ready(Ok(outputs.clone())).boxed();
-                return Ok((done.shared(), log));
-            }
-            if let Some(running) = flights.running.get(&key)
-                && running.settings == job.settings
-                && let Some(flight) = running.flight.upgrade()
-            {
-                return Ok((flight, running.log.clone()));
-            }
-            // Another build may have finished it since it was planned.
-            if let Some(outputs) = self.cache.find(&key, &job.lease, &job.uses) {
-                log.close();
-                let done: Flight = std::future::ready(Ok(stacks(outputs))).boxed();
-                return Ok((done.shared(), log));
-            }
-        }
-        let begin = Begin {
-            builder: self.clone(),
-            node: job.graph.nodes[index].clone(),
-            settings: job.settings.clone(),
-            client: job.client.clone(),
-            keys,
-            inputs,
-            log: log.clone(),
-        };
-        let flight = begin.run().boxed().shared();
-        if is_shared && let Some(weak) = flight.downgrade() {
-            flights
-                .running
-                .retain(|_, running| running.flight.upgrade().is_some());
-            let running = Running {
-                flight: weak,
-                log: log.clone(),
-                settings: job.settings.clone(),
-            };
-            flights.running.insert(key, running);
-        }
-        Ok((flight, log))
-    }
-}
-
-/// An operation that is to be executed.
-struct Begin {
-    builder: Arc<Builder>,
-    node: Node,
-    settings: Settings,
-    /// Of the build that has begun it.
-    client: Arc<dyn Client>,
-    keys: Vec<Digest>,
-    inputs: Vec<Stack>,
-    log: Arc<Log>,
-}
-
-/// Closes a log when the operation has ended, or is dropped.
-struct Closing(Arc<Log>);
-
-impl Drop for Closing {
-    fn drop(&mut self) {
-        self.0.close();
-    }
-}
-
-impl Begin {
-    async fn run(self) -> Result<Vec<Stack>> {
-        let Self {
-            builder,
-            node,
-            settings,
-            client,
-            keys,
-            inputs,
-            log,
-        } = self;
-        let _closing = Closing(log.clone());
-        let lease = builder.store().leases.take();
-        let context = ops::Context {
-            store: builder.store().clone(),
-            lease: Arc::new(lease),
-            client,
-        };
-        let lease = context.lease.clone();
-        let outputs = ops::run(&builder, context, &node, inputs, &settings, &log).await?;
-        {
-            let mut flights = builder.flights.lock().ignore_poison();
-            for key in &keys {
-                flights.done.insert(*key, outputs.clone());
-            }
-        }
-        tokio::spawn({
-            let (builder, outputs) = (builder.clone(), outputs.clone());
-            async move {
-                if let Err(error) = builder.record(&node, &keys, &outputs, &lease).await {
-                    tracing::warn!("record the result of a step: {error}");
-                }
-                let mut flights = builder.flights.lock().ignore_poison();
-                for key in &keys {
-                    flights.done.remove(key);
-                }
-                drop(flights);
-                builder.recorded.send_replace(());
-            }
-        });
-        Ok(outputs)
-    }
-}
-
-impl Builder {
-    /// Waits until the results of these keys are recorded, or could not be.
-    pub(crate) async fn recorded(&self, keys: &[Digest]) {
-        let mut recorded = self.recorded.subscribe();
-        loop {
-            recorded.mark_unchanged();
-            {
-                let flights = self.flights.lock().ignore_poison();
-                if keys.iter().all(|key| !flights.done.contains_key(key)) {
-                    return;
-                }
-            }
-            // Never closed: `self` owns the sender.
-            let _ = recorded.changed().await;
-        }
-    }
-
-    /// Records a result when its layers are sealed, while `lease` holds them.
-    async fn record(
-        self: &Arc<Self>,
-        node: &Node,
-        keys: &[Digest],
-        outputs: &[Stack],
-        lease: &Arc<Lease>,
-    ) -> Result<()> {
-        let mut sealed: Outputs = Vec::with_capacity(outputs.len());
-        for stack in outputs {
-            let digests = stack.digests().await?;
-            let times = stack.0.iter().map(|layer| layer.created);
-            sealed.push(digests.into_iter().zip(times).collect());
-        }
-        let text = node.metadata.description.get(CUSTOM_NAME);
-        let (text, keys) = (text.cloned().unwrap_or_default(), keys.to_vec());
-        let (builder, held) = (self.clone(), lease.clone());
         blocking(move || {
-            let store = builder.store();
-            let own = store.leases.take();
-            for (layer, _) in sealed.iter().flatten() {
-                if !store.snapshots.claim(&own, layer) {
-                    return Err(Error::internal(format!("layer {layer} is missing")));
+            let node = &job.graph.nodes[index];
+            let mut identities = job.keys[index].identities.clone();
+            let uses = key::uses(&node.op);
+            for ((identity, used), input) in identities.iter_mut().zip(uses).zip(&inputs) {
+                match (&identity, used) {
+                    (Identity::Step(_), _) => *identity = Identity::Step(input.canonical),
+                    (Identity::Selection(_), Use::Selected(selectors)) => {
+                        let view = input.stack.mount(builder.store())?;
+                        let content = crate::select::digest(&view.root, &selectors, None);
+                        let content = content.map_err(|error| ops::named(node, error))?;
+                        *identity = Identity::Content(content);
+                    }
+                    _ => {}
                 }
             }
-            drop(held);
-            builder.cache.insert(&keys, &sealed, &text, own)
+            Ok(job.settings.key(&node.op, key::step(&node.op, &identities)))
         })
         .await
     }
+}
+
+fn inputs(graph: &Graph, done: &HashMap<usize, Outcome>, index: usize) -> Result<Vec<Input>> {
+    let edges = graph.nodes[index].inputs.iter();
+    edges
+        .map(|edge| {
+            let missing = || Error::internal("an operation without a result");
+            let outcome = done.get(&edge.node).ok_or_else(missing)?;
+            let stack = outcome.outputs.get(edge.output).cloned();
+            Ok(Input {
+                stack: stack.ok_or_else(missing)?,
+                canonical: outcome.canonical,
+                is_fresh: outcome.is_fresh,
+                is_other: outcome.is_other,
+            })
+        })
+        .collect()
 }

@@ -14,6 +14,10 @@ pub(crate) struct Keys {
     /// Whether the result may also be found by the content of some inputs, when these are there.
     pub has_content: bool,
     pub identities: Vec<Identity>,
+    /// Whether another build may have this key: it says nothing of the place of a client's directory.
+    pub is_lasting: bool,
+    /// The same of the key with the content of all inputs of which something is selected.
+    pub is_lasting_by_content: bool,
 }
 
 /// What is to be done with an operation.
@@ -26,36 +30,58 @@ pub(crate) enum Task {
     Execute,
 }
 
-/// Returns the keys of all operations. `source` returns the key of a source, and `content` the digest of what an
+/// Returns the keys of all operations. `source` returns the key of a source, which something may stand on as a whole, and `content` the digest of what an
 /// operation, its second argument, selects of a source whose files are there already; `None` for other sources.
 /// `finish` adds to the key of an operation what its result depends on besides.
 pub(crate) fn keys<E>(
     graph: &Graph,
-    mut source: impl FnMut(&Node) -> Result<Digest, E>,
+    mut source: impl FnMut(&Node, bool) -> Result<Digest, E>,
     mut content: impl FnMut(&Node, &Node, &[key::Selector]) -> Result<Option<Digest>, E>,
     finish: impl Fn(&Op, Digest) -> Digest,
 ) -> Result<Vec<Keys>, E> {
     let mut all: Vec<Keys> = Vec::with_capacity(graph.nodes.len());
-    for node in &graph.nodes {
-        if matches!(node.op.kind, Some(Kind::Source(_))) {
+    let whole = bases(graph);
+    for ((node, is_needed), is_whole) in graph.nodes.iter().zip(graph.needed()).zip(whole) {
+        if !is_needed {
+            // Its sources were not received. Nobody looks at it.
             all.push(Keys {
-                key: source(node)?,
+                key: node.digest,
                 has_content: false,
                 identities: Vec::new(),
+                is_lasting: false,
+                is_lasting_by_content: false,
+            });
+            continue;
+        }
+        if let Some(Kind::Source(op)) = &node.op.kind {
+            let is_lasting = is_whole || !op.identifier.starts_with("local://");
+            all.push(Keys {
+                key: source(node, is_whole)?,
+                has_content: false,
+                identities: Vec::new(),
+                is_lasting,
+                is_lasting_by_content: is_lasting,
             });
             continue;
         }
         let mut has_content = false;
+        let (mut is_lasting, mut is_lasting_by_content) = (true, true);
         let mut identities = Vec::with_capacity(node.inputs.len());
         for (edge, used) in node.inputs.iter().zip(key::uses(&node.op)) {
-            let known = all[edge.node].key;
+            let input = &all[edge.node];
+            let known = input.key;
             identities.push(match used {
-                Use::Whole => Identity::Step(known),
+                Use::Whole => {
+                    is_lasting &= input.is_lasting;
+                    is_lasting_by_content &= input.is_lasting_by_content;
+                    Identity::Step(known)
+                }
                 Use::Selected(selectors) => {
                     match content(&graph.nodes[edge.node], node, &selectors)? {
                         Some(digest) => Identity::Content(digest),
                         None => {
                             has_content = true;
+                            is_lasting &= input.is_lasting;
                             Identity::Selection(known)
                         }
                     }
@@ -66,9 +92,22 @@ pub(crate) fn keys<E>(
             key: finish(&node.op, key::step(&node.op, &identities)),
             has_content,
             identities,
+            is_lasting,
+            is_lasting_by_content,
         });
     }
     Ok(all)
+}
+
+/// Returns which operations others stand on.
+fn bases(graph: &Graph) -> Vec<bool> {
+    let mut all = vec![false; graph.nodes.len()];
+    for node in &graph.nodes {
+        for (edge, used) in node.inputs.iter().zip(key::uses(&node.op)) {
+            all[edge.node] |= matches!(used, Use::Whole);
+        }
+    }
+    all
 }
 
 /// Returns which operations depend on one that is to be executed again though its result may be there: what the
@@ -182,7 +221,7 @@ mod tests {
 
     fn keys_of(graph: &Graph, content: &str) -> Vec<Keys> {
         let is_local = |node: &Node| matches!(&node.op.kind, Some(Kind::Source(source)) if source.identifier.starts_with("local:"));
-        let key = |node: &Node| Ok::<_, Infallible>(node.digest);
+        let key = |node: &Node, _: bool| Ok::<_, Infallible>(node.digest);
         let select = |node: &Node, _: &Node, _: &[key::Selector]| {
             Ok(is_local(node).then(|| Digest::of(content.as_bytes())))
         };
@@ -205,6 +244,17 @@ mod tests {
         let keys = keys_of(&graph, "1");
         let found = keys.iter().filter(|keys| keys.has_content).count();
         assert_eq!(found, 1, "only what is copied from a stage");
+        let lasting = keys.iter().filter(|keys| !keys.is_lasting).count();
+        assert_eq!(lasting, 1, "of the context, only what is read counts");
+        // What stands on a client's directory is known by all that this has.
+        let mut builder = Builder::default();
+        let context = source(&mut builder, "local://context");
+        let stands = run(&mut builder, "a", context);
+        let base = source(&mut builder, "docker-image://base");
+        let copied = copy(&mut builder, stands, base);
+        let graph = Graph::new(builder.definition(Some(copied), None)).unwrap();
+        let last = &keys_of(&graph, "1")[graph.result.unwrap().node];
+        assert_eq!((last.is_lasting, last.is_lasting_by_content), (true, true));
     }
 
     #[test]

@@ -176,7 +176,7 @@ impl Wanted {
 }
 
 /// Returns the value of a secret as that of a header.
-fn header(name: &str, value: Vec<u8>) -> Result<String> {
+pub(crate) fn header(name: &str, value: Vec<u8>) -> Result<String> {
     let value = String::from_utf8(value).ok();
     let value = value.map(|value| value.trim_end_matches(['\r', '\n']).to_owned());
     let value = value.filter(|value| value.bytes().all(|byte| (b' '..=b'~').contains(&byte)));

@@ -19,8 +19,9 @@ use whelk_sys::{Scratch, fs};
 use crate::directory::Directory;
 use crate::error::{Error, Result};
 
-/// Number of directories of a kind that are kept; the ones that were used last.
+/// Number of directories of a kind that are kept, and their size in bytes; the ones that were used last.
 const KEPT: usize = 64;
+const MAX_SIZE: u64 = 10 << 30;
 /// Maximum size of an `info` in bytes.
 const MAX_INFO: u64 = 64 << 10;
 
@@ -171,8 +172,7 @@ impl Kept {
 
     /// Returns what is known of a directory of this boot, and notes its use.
     fn info(&self, path: &Path) -> Option<Info> {
-        let text = fs::read_at_most(path.join("info"), MAX_INFO).ok()?;
-        let info: Info = serde_json::from_slice(&text).ok()?;
+        let info = read(path)?;
         let now = rustix::fs::Timestamps {
             last_access: NOW,
             last_modification: NOW,
@@ -191,8 +191,7 @@ impl Kept {
             if used.contains_key(path) {
                 continue;
             }
-            let text = fs::read_at_most(path.join("info"), MAX_INFO).unwrap_or_default();
-            let info: Info = serde_json::from_slice(&text).unwrap_or_default();
+            let info = read(path).unwrap_or_default();
             let trashed = self.staging.trash(path)?;
             drop(used);
             freed += info.size;
@@ -203,19 +202,29 @@ impl Kept {
 
     /// Removes what was not used for the longest time, if there is too much.
     fn make_room(&self) -> Result<()> {
-        let mut all: Vec<_> = self
-            .paths()?
-            .into_iter()
+        let paths = self.paths()?.into_iter();
+        let mut all: Vec<_> = paths
             .map(|path| {
                 let metadata = fs::metadata(&path).ok();
                 (metadata.and_then(|metadata| metadata.modified().ok()), path)
             })
             .collect();
         all.sort();
-        let over = all.len().saturating_sub(KEPT);
-        let paths: Vec<PathBuf> = all.into_iter().take(over).map(|(_, path)| path).collect();
-        self.remove(&paths).map(drop)
+        let (mut count, mut size) = (0, 0_u64);
+        let over = all.into_iter().rev().map(|(_, path)| path).filter(|path| {
+            count += 1;
+            size = size.saturating_add(read(path).unwrap_or_default().size);
+            count > KEPT || size > MAX_SIZE
+        });
+        let over: Vec<PathBuf> = over.collect();
+        self.remove(&over).map(drop)
     }
+}
+
+/// Returns what is known of a directory, of any boot.
+fn read(path: &Path) -> Option<Info> {
+    let text = fs::read_at_most(path.join("info"), MAX_INFO).ok()?;
+    serde_json::from_slice(&text).ok()
 }
 
 fn directory(path: &Path, held: Use, info: &Info) -> Directory {

@@ -10,15 +10,17 @@
 //!
 //! A file is never changed: another one is renamed to its place.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use prost::Message;
-use rustix::fs::{Mode, OFlags};
-use whelk_sys::fs;
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
+use whelk_sys::{fs, in_root};
 
-use super::{Entry, Error, Result};
+use super::attributes::{open_directory, set_attributes};
+use super::{Entry, Error, Kind, Result};
 use crate::pb::files::Stat;
 
 /// Maximum size of an index in bytes.
@@ -32,6 +34,8 @@ pub struct Directory {
     pub(super) root: OwnedFd,
     pub(super) incoming: OwnedFd,
     pub(super) entries: BTreeMap<String, Entry>,
+    /// SHA-256 of the content of each regular file.
+    pub(super) digests: HashMap<String, [u8; 32]>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -40,6 +44,9 @@ struct Index {
     boot: String,
     #[prost(message, repeated, tag = "2")]
     entries: Vec<Stat>,
+    /// Of each entry; empty if it is no regular file.
+    #[prost(bytes = "vec", repeated, tag = "3")]
+    digests: Vec<Vec<u8>>,
 }
 
 impl Directory {
@@ -55,7 +62,7 @@ impl Directory {
         };
         fs::create_dir(place.join("fs"), 0o755).map_err(failed)?;
         fs::create_dir(place.join("incoming"), 0o700).map_err(failed)?;
-        Self::new(place, BTreeMap::new())
+        Self::new(place, BTreeMap::new(), HashMap::new())
     }
 
     /// Opens one that was received in this boot; `None` if it is not complete.
@@ -72,14 +79,22 @@ impl Directory {
         if index.boot != boot {
             return Ok(None);
         }
-        let entries = index.entries.into_iter().map(|stat| {
+        let (mut entries, mut digests) = (BTreeMap::new(), HashMap::new());
+        for (stat, digest) in index.entries.into_iter().zip(index.digests) {
             let entry = Entry::from_stat(stat)?;
-            Ok((entry.path.clone(), entry))
-        });
-        Self::new(place, entries.collect::<Result<_>>()?).map(Some)
+            if let Ok(digest) = digest.try_into() {
+                digests.insert(entry.path.clone(), digest);
+            }
+            entries.insert(entry.path.clone(), entry);
+        }
+        Self::new(place, entries, digests).map(Some)
     }
 
-    fn new(place: &Path, entries: BTreeMap<String, Entry>) -> Result<Self> {
+    fn new(
+        place: &Path,
+        entries: BTreeMap<String, Entry>,
+        digests: HashMap<String, [u8; 32]>,
+    ) -> Result<Self> {
         let open = |name: &str| {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             rustix::fs::open(place.join(name), flags, Mode::empty())
@@ -90,7 +105,51 @@ impl Directory {
             incoming: open("incoming")?,
             place: place.to_owned(),
             entries,
+            digests,
         })
+    }
+
+    /// Fills a new directory with the files of another one, which share their content with it. What could not be shared
+    /// is left out.
+    ///
+    /// # Errors
+    /// Returns an error if the directory cannot be filled; it is of no use then.
+    pub fn seed(&mut self, from: &Self) -> Result<()> {
+        for (path, entry) in &from.entries {
+            if entry.is_directory() {
+                let (parent, name) = self.parent_of(path)?;
+                let made = rustix::fs::mkdirat(parent, name, Mode::RWXU);
+                made.map_err(Error::io("create", path))?;
+            } else {
+                let (old, _) = from.parent_of(path)?;
+                let (new, name) = self.parent_of(path)?;
+                let flags = AtFlags::empty();
+                match rustix::fs::linkat(old, name, new, name, flags) {
+                    Ok(()) => {}
+                    Err(Errno::MLINK) => continue,
+                    Err(error) => return Err(Error::io("create", path)(error)),
+                }
+            }
+            self.entries.insert(path.clone(), entry.clone());
+            if let Some(digest) = from.digests.get(path) {
+                self.digests.insert(path.clone(), *digest);
+            }
+        }
+        for (path, entry) in self.entries.iter().rev() {
+            if entry.is_directory() {
+                let opened = open_directory(&self.root, path)?;
+                set_attributes(&opened, entry)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens the directory that a path is in, and returns the last name.
+    fn parent_of<'p>(&self, path: &'p str) -> Result<(OwnedFd, &'p str)> {
+        let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = in_root::open_no_links(&self.root, parent, flags);
+        Ok((opened.map_err(Error::io("open", parent))?, name))
     }
 
     /// The path of the files.
@@ -116,11 +175,30 @@ impl Directory {
         let index = Index {
             boot: boot.to_owned(),
             entries: self.entries.values().map(Entry::to_stat).collect(),
+            digests: self.entries.keys().map(|path| self.stored(path)).collect(),
         };
         let written = self.place.join("incoming/index");
         fs::write_with_mode(&written, index.encode_to_vec(), 0o600)
             .and_then(|()| fs::rename(&written, self.place.join("index")))
             .map_err(|error| self.index_error(&error))
+    }
+
+    fn stored(&self, path: &str) -> Vec<u8> {
+        let digest = self.digests.get(path);
+        digest.map_or_else(Vec::new, |digest| digest.to_vec())
+    }
+
+    /// Returns the size of all files in bytes.
+    pub fn size(&self) -> u64 {
+        self.entries.values().map(|entry| entry.size).sum()
+    }
+
+    /// Returns what is known of the content of its files.
+    pub fn into_contents(self) -> Contents {
+        Contents {
+            entries: self.entries,
+            digests: self.digests,
+        }
     }
 
     fn index_error(&self, error: &fs::PathError) -> Error {
@@ -129,6 +207,28 @@ impl Directory {
             path: self.place.display().to_string(),
             cause: std::io::Error::other(error.to_string()),
         }
+    }
+}
+
+/// Extended attributes.
+type Attributes = BTreeMap<String, Vec<u8>>;
+
+/// What is known of the content of a directory's files.
+#[derive(Debug)]
+pub struct Contents {
+    entries: BTreeMap<String, Entry>,
+    digests: HashMap<String, [u8; 32]>,
+}
+
+impl Contents {
+    /// Returns the SHA-256 of the content of a regular file, and its attributes. Names of the same file have the same.
+    pub fn get(&self, path: &str) -> Option<([u8; 32], &Attributes)> {
+        let mut entry = self.entries.get(path)?;
+        if let Kind::HardLink(target) = &entry.kind {
+            entry = self.entries.get(target)?;
+        }
+        let digest = self.digests.get(&entry.path)?;
+        Some((*digest, &entry.xattrs))
     }
 }
 

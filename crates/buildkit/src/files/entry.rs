@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use rustix::fs::FileType;
+
 use super::{Error, Result};
 use crate::pb::files::Stat;
 
@@ -11,10 +13,53 @@ mod go {
     pub const SYMLINK: u32 = 1 << 27;
     pub const DEVICE: u32 = 1 << 26;
     pub const FIFO: u32 = 1 << 25;
+    pub const CHARACTER_DEVICE: u32 = 1 << 21;
     pub const SETUID: u32 = 1 << 23;
     pub const SETGID: u32 = 1 << 22;
     pub const STICKY: u32 = 1 << 20;
-    pub const TYPES: u32 = DIRECTORY | SYMLINK | DEVICE | FIFO | 1 << 24 | 1 << 21 | 1 << 19;
+    /// The other bits, with those of Unix.
+    pub const BITS: [(u32, u32); 3] = [(SETUID, 0o4000), (SETGID, 0o2000), (STICKY, 0o1000)];
+    pub const TYPES: u32 =
+        DIRECTORY | SYMLINK | DEVICE | FIFO | 1 << 24 | CHARACTER_DEVICE | 1 << 19;
+}
+
+/// Returns the mode of a file as Go has it.
+pub(super) fn go_mode(kind: FileType, mode: u32) -> u32 {
+    let kind = match kind {
+        FileType::Directory => go::DIRECTORY,
+        FileType::Symlink => go::SYMLINK,
+        FileType::BlockDevice => go::DEVICE,
+        FileType::CharacterDevice => go::DEVICE | go::CHARACTER_DEVICE,
+        FileType::Fifo => go::FIFO,
+        _ => 0,
+    };
+    let mut found = kind | mode & 0o777;
+    for (bit, unix) in go::BITS {
+        if mode & unix != 0 {
+            found |= bit;
+        }
+    }
+    found
+}
+
+impl Stat {
+    pub(super) fn directory(path: &str, mod_time: i64) -> Self {
+        Self {
+            path: path.to_owned(),
+            mode: go::DIRECTORY | 0o755,
+            mod_time,
+            ..Self::default()
+        }
+    }
+
+    /// Whether the content can be asked for: also that of a hard link.
+    pub(super) fn is_file(&self) -> bool {
+        self.mode & go::TYPES == 0
+    }
+
+    pub(super) fn is_hard_link(&self) -> bool {
+        self.is_file() && !self.linkname.is_empty()
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +89,11 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// Returns whether an attribute is one of those that are kept.
+    pub(super) fn keeps(name: &str) -> bool {
+        name == "security.capability" || name.starts_with("user.")
+    }
+
     /// Reads what a sender has told.
     ///
     /// # Errors
@@ -72,11 +122,7 @@ impl Entry {
             _ => 0,
         };
         let mut mode = stat.mode & 0o777;
-        for (bit, unix) in [
-            (go::SETUID, 0o4000),
-            (go::SETGID, 0o2000),
-            (go::STICKY, 0o1000),
-        ] {
+        for (bit, unix) in go::BITS {
             if stat.mode & bit != 0 {
                 mode |= unix;
             }
@@ -84,12 +130,11 @@ impl Entry {
         if matches!(kind, Kind::Symlink(_)) {
             mode = 0o777;
         }
-        let is_kept = |name: &String| name == "security.capability" || name.starts_with("user.");
         let xattrs = stat.xattrs.into_iter();
         Ok(Self {
             path,
             mtime: stat.mod_time,
-            xattrs: xattrs.filter(|(name, _)| is_kept(name)).collect(),
+            xattrs: xattrs.filter(|(name, _)| Self::keeps(name)).collect(),
             kind,
             mode,
             size,
@@ -106,11 +151,7 @@ impl Entry {
             Kind::Fifo => (go::FIFO, ""),
         };
         let mut mode = kind | self.mode & 0o777;
-        for (bit, unix) in [
-            (go::SETUID, 0o4000),
-            (go::SETGID, 0o2000),
-            (go::STICKY, 0o1000),
-        ] {
+        for (bit, unix) in go::BITS {
             if self.mode & unix != 0 {
                 mode |= bit;
             }

@@ -10,7 +10,7 @@ use crate::pb::files::{Packet, PacketType};
 
 /// Limits of what is kept in memory: the number of files, and the bytes of their paths and attributes.
 const MAX_FILES: u32 = 8_000_000;
-const MAX_BYTES: usize = 1 << 30;
+const MAX_BYTES: usize = 256 << 20;
 
 /// How much longer than it was a file may become while it is sent.
 const MAX_GROWTH: u64 = 64 << 20;
@@ -119,7 +119,11 @@ impl Incoming {
         }
         let xattrs = entry.xattrs.iter();
         let xattrs: usize = xattrs.map(|(name, value)| name.len() + value.len()).sum();
-        self.bytes += size_of::<Entry>() + 2 * path.len() + xattrs;
+        let target = match &entry.kind {
+            Kind::Symlink(target) | Kind::HardLink(target) => target.len(),
+            Kind::Directory | Kind::File | Kind::Fifo => 0,
+        };
+        self.bytes += size_of::<Entry>() + 2 * path.len() + target + xattrs;
         if self.next >= MAX_FILES || self.bytes > MAX_BYTES {
             return Err(Error::refused(path, "too many files"));
         }
@@ -232,6 +236,16 @@ mod tests {
         let mut unknown = end();
         unknown.kind = 9;
         assert!(failing(vec![unknown]).contains("unknown type"));
+    }
+
+    #[test]
+    fn targets_of_links_count() {
+        let target = "x".repeat(1 << 20);
+        let mut packets = Vec::new();
+        for number in 0..256 {
+            packets.push(stat(&format!("{number:04}"), 1 << 27, &target));
+        }
+        assert!(failing(packets).contains("too many files"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Transfers of files from clients (fsutil's protocol).
+//! Transfers of files from and to clients (fsutil's protocol).
 //!
 //! ```text
 //! sender    STAT 0  STAT 1 …  STAT (end)      DATA 1 …  DATA 1 (end)        FIN
@@ -7,18 +7,22 @@
 //! The sender tells of its files in order. The receiver asks for the contents that it does not have, by the position of
 //! the file among all.
 
+mod attributes;
 mod client;
 mod directory;
 mod entry;
 mod incoming;
 mod order;
 mod receive;
+mod send;
+mod walk;
 
 pub use client::{Files, answer};
-pub use directory::Directory;
+pub use directory::{Contents, Directory};
 pub use entry::{Entry, Kind};
 pub use incoming::{Event, Incoming};
 pub use receive::{Received, receive};
+pub use send::{Outgoing, send};
 
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -31,6 +35,12 @@ pub enum Error {
     /// The sender has given up.
     #[error("error from sender: {0}")]
     Sender(String),
+    /// The receiver has given up.
+    #[error("error from receiver: {0}")]
+    Receiver(String),
+    /// Strings of the protocol are UTF-8.
+    #[error("file {0:?} cannot be sent: its name is not UTF-8")]
+    Unsendable(String),
     #[error("the client has ended the transfer before its end")]
     Ended,
     #[error(transparent)]

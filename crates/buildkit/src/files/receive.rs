@@ -2,6 +2,8 @@
 
 mod update;
 
+use std::time::Duration;
+
 use tokio::sync::mpsc;
 
 use super::{Directory, Error, Result};
@@ -11,6 +13,9 @@ use update::Update;
 
 /// Number of packets that wait for the disk.
 const WAITING: usize = 128;
+
+/// Time limit for the end of a call whose files are complete.
+const ENDING: Duration = Duration::from_secs(5);
 
 /// What a transfer has brought.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -88,6 +93,21 @@ where
         }
     };
     drop(packets);
+    if let Some(Ok(Err(Error::Ended | Error::Call(_)))) = &early {
+        // The status of the call says why it has ended.
+        let rest = async {
+            loop {
+                match stream.next::<Packet>().await {
+                    Ok(Some(_)) => {}
+                    Ok(None) => return Ok(()),
+                    Err(error) => return Err(error),
+                }
+            }
+        };
+        if let Ok(ended) = tokio::time::timeout(ENDING, rest).await {
+            status = ended;
+        }
+    }
     let written = match early {
         Some(written) => written,
         None => writing.await,
@@ -96,8 +116,9 @@ where
         (Ok(Err(Error::Ended | Error::Call(_))), Err(status)) => Err(status.into()),
         (Ok(Ok(received)), _) => {
             stream.requests.close();
-            // The client's side of the call ends by itself.
-            while let Ok(Some(_)) = stream.next::<Packet>().await {}
+            // The client's side of the call ends by itself; if not, it is cancelled.
+            let rest = async { while let Ok(Some(_)) = stream.next::<Packet>().await {} };
+            let _ = tokio::time::timeout(ENDING, rest).await;
             Ok(received)
         }
         (Ok(Err(error)), _) => Err(error),

@@ -1,6 +1,6 @@
 //! The calling side.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::body::{Frame, Incoming};
 use hyper::client::conn::http2;
@@ -8,17 +8,14 @@ use hyper::header::{CONTENT_TYPE as CONTENT_TYPE_HEADER, HeaderMap, HeaderValue,
 use hyper::{Request, Response, StatusCode, Version};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use prost::Message;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio::task::JoinHandle;
 
 use super::frame::{self, Messages, lost};
 use super::{
-    Body, CONNECTION_WINDOW, CONTENT_TYPE, Io, MAX_HEADERS, Result, STREAM_WINDOW, Status, body,
+    Body, CONNECTION_WINDOW, CONTENT_TYPE, Io, MAX_HEADERS, PATIENCE, PING, Result, STREAM_WINDOW,
+    Status, body,
 };
-
-/// How often the other side is asked whether it is still there, and how long it may take for the answer.
-const PING: Duration = Duration::from_secs(15);
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A connection on which calls are made. Clones share it.
 #[derive(Clone, Debug)]
@@ -63,8 +60,10 @@ impl Channel {
         stream.requests.close();
         let answer = stream.next().await?;
         let answer = answer.ok_or_else(|| Status::unavailable("the call has no answer"))?;
-        while stream.next::<M>().await?.is_some() {}
-        Ok(answer)
+        match stream.next::<M>().await? {
+            None => Ok(answer),
+            Some(_) => Err(Status::unknown("the call has more than one answer")),
+        }
     }
 
     /// Begins a call with streams of messages both ways. It is cancelled when it is dropped.
@@ -174,15 +173,27 @@ impl Requests {
         sender.send(frame).await.map_err(|_| ended())
     }
 
-    /// Like [`Requests::send`], from a thread that may block.
+    /// Like [`Requests::send`], from a thread that may block, but not for ever.
     ///
     /// # Errors
-    /// As [`Requests::send`].
+    /// As [`Requests::send`]; also if the other side has read nothing for some time.
     pub fn send_blocking(&self, message: &impl Message) -> Result<()> {
+        const RETRY_DELAY: Duration = Duration::from_millis(2);
         let ended = || Status::unavailable("the call has ended");
         let sender = self.0.as_ref().ok_or_else(ended)?;
-        let frame = Frame::data(frame::encode(message));
-        sender.blocking_send(frame).map_err(|_| ended())
+        let mut frame = Frame::data(frame::encode(message));
+        let begun = Instant::now();
+        loop {
+            match sender.try_send(frame) {
+                Ok(()) => return Ok(()),
+                Err(TrySendError::Closed(_)) => return Err(ended()),
+                Err(TrySendError::Full(_)) if begun.elapsed() > PATIENCE => {
+                    return Err(Status::unavailable("the other side reads nothing"));
+                }
+                Err(TrySendError::Full(unsent)) => frame = unsent,
+            }
+            std::thread::sleep(RETRY_DELAY);
+        }
     }
 
     /// Tells that there are no more messages, when all clones are closed or dropped.

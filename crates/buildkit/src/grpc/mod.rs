@@ -10,6 +10,8 @@ mod frame;
 mod server;
 mod status;
 
+use std::time::Duration;
+
 use hyper::body::Frame;
 use tokio::sync::mpsc;
 
@@ -32,6 +34,10 @@ const MAX_HEADERS: u32 = 1 << 20;
 
 /// Number of messages that wait to be sent.
 const WAITING: usize = 32;
+
+/// How often the other side is asked whether it is still there, and how long it may take for the answer.
+pub const PING: Duration = Duration::from_secs(15);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 const CONTENT_TYPE: &str = "application/grpc";
 

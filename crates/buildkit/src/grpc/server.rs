@@ -13,7 +13,8 @@ use tokio::sync::mpsc;
 
 use super::frame::{self, Messages};
 use super::{
-    Body, CONNECTION_WINDOW, CONTENT_TYPE, Io, MAX_HEADERS, Result, STREAM_WINDOW, Status, body,
+    Body, CONNECTION_WINDOW, CONTENT_TYPE, Io, MAX_HEADERS, PATIENCE, PING, Result, STREAM_WINDOW,
+    Status, body,
 };
 
 /// Number of calls that a connection may have at a time.
@@ -97,6 +98,8 @@ where
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .keep_alive_interval(PING)
+        .keep_alive_timeout(PATIENCE)
         .max_concurrent_streams(MAX_CALLS)
         .max_header_list_size(MAX_HEADERS);
     builder.serve_connection(stream, service).await

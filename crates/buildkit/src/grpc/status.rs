@@ -18,6 +18,10 @@ const ESCAPED: &AsciiSet = &CONTROLS.add(b'%');
 /// Maximum length of a text in a header. Clients take 1 MiB for all; the text is in the details a second time.
 const MAX_TEXT: usize = 64 << 10;
 
+/// Maximum size of a detail: one that is larger, such as the lines of an enormous Dockerfile, is left out, because
+/// clients would refuse all headers.
+const MAX_DETAIL: usize = 256 << 10;
+
 /// Like the standard's, and padding may be missing.
 const LENIENT: GeneralPurpose = GeneralPurpose::new(
     &base64::alphabet::STANDARD,
@@ -163,12 +167,21 @@ impl Status {
         while !status.message.is_char_boundary(end) {
             end -= 1;
         }
-        let text = utf8_percent_encode(&status.message[..end], ESCAPED).to_string();
+        let message = &status.message[..end];
+        let text = utf8_percent_encode(message, ESCAPED).to_string();
         if let Ok(text) = HeaderValue::from_str(&text) {
             trailers.insert(MESSAGE, text);
         }
-        if !status.details.is_empty() {
-            let encoded = STANDARD_NO_PAD.encode(status.to_message().encode_to_vec());
+        let details = status.details.iter();
+        let details = details.filter(|detail| detail.value.len() <= MAX_DETAIL);
+        let details: Vec<Any> = details.cloned().collect();
+        if !details.is_empty() {
+            let whole = RpcStatus {
+                code: status.code as i32,
+                message: message.to_owned(),
+                details,
+            };
+            let encoded = STANDARD_NO_PAD.encode(whole.encode_to_vec());
             if let Ok(details) = HeaderValue::from_str(&encoded) {
                 trailers.insert(DETAILS, details);
             }
@@ -224,11 +237,19 @@ mod tests {
 
     #[test]
     fn long_texts_are_cut() {
+        let detail = |size: usize| Any {
+            type_url: "t".into(),
+            value: vec![0; size],
+        };
         let long = Status::unknown("é".repeat(MAX_TEXT));
+        let long = long.with(detail(1)).with(detail(MAX_DETAIL + 1));
         let trailers = Status::trailers(&Err(long));
         let Some(Err(found)) = Status::from_trailers(&trailers) else {
             panic!("no status");
         };
         assert_eq!(found.message.len(), MAX_TEXT);
+        assert_eq!(found.details, [detail(1)]);
+        let size: usize = trailers.values().map(HeaderValue::len).sum();
+        assert!(size < 1 << 20, "{size}");
     }
 }

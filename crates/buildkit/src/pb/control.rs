@@ -231,6 +231,12 @@ pub struct VertexWarning {
     pub ranges: Vec<Range>,
 }
 
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct ListWorkersRequest {
+    #[prost(string, repeated, tag = "1")]
+    pub filter: Vec<String>,
+}
+
 #[derive(Clone, PartialEq, Message)]
 pub struct ListWorkersResponse {
     #[prost(message, repeated, tag = "1")]
@@ -333,10 +339,17 @@ pub struct BuildHistoryRecord {
     pub created_at: Option<Timestamp>,
     #[prost(message, optional, tag = "7")]
     pub completed_at: Option<Timestamp>,
+    /// All that clients were told meanwhile.
+    #[prost(message, optional, tag = "8")]
+    pub logs: Option<Descriptor>,
     #[prost(btree_map = "string, string", tag = "9")]
     pub exporter_response: BTreeMap<String, String>,
+    #[prost(message, optional, tag = "10")]
+    pub result: Option<BuildResultInfo>,
     #[prost(int32, tag = "12")]
     pub generation: i32,
+    #[prost(message, optional, tag = "13")]
+    pub trace: Option<Descriptor>,
     #[prost(bool, tag = "14")]
     pub pinned: bool,
     #[prost(int32, tag = "15")]
@@ -345,8 +358,36 @@ pub struct BuildHistoryRecord {
     pub total_steps: i32,
     #[prost(int32, tag = "17")]
     pub completed_steps: i32,
+    /// The error with its details.
+    #[prost(message, optional, tag = "18")]
+    pub external_error: Option<Descriptor>,
     #[prost(int32, tag = "19")]
     pub warnings: i32,
+}
+
+/// Refers to a blob of the history.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Descriptor {
+    #[prost(string, tag = "1")]
+    pub media_type: String,
+    #[prost(string, tag = "2")]
+    pub digest: String,
+    #[prost(int64, tag = "3")]
+    pub size: i64,
+    #[prost(btree_map = "string, string", tag = "5")]
+    pub annotations: BTreeMap<String, String>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct BuildResultInfo {
+    /// The first of the results.
+    #[prost(message, optional, tag = "1")]
+    pub deprecated: Option<Descriptor>,
+    #[prost(message, repeated, tag = "2")]
+    pub attestations: Vec<Descriptor>,
+    /// By the position of the output.
+    #[prost(btree_map = "int64, message", tag = "3")]
+    pub results: BTreeMap<i64, Descriptor>,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -52,6 +52,10 @@ pub struct Stat {
     /// Of a symbolic link, what it contains; of a regular file, the path of the one that it is a hard link to.
     #[prost(string, tag = "7")]
     pub linkname: String,
+    #[prost(int64, tag = "8")]
+    pub devmajor: i64,
+    #[prost(int64, tag = "9")]
+    pub devminor: i64,
     #[prost(btree_map = "string, bytes", tag = "10")]
     pub xattrs: BTreeMap<String, Vec<u8>>,
 }

@@ -2,6 +2,7 @@
 //!
 //! The messages of operations are those of [`whelk_llb::pb`]. What is only decoded to be refused is [`Unused`].
 
+pub mod content;
 pub mod control;
 pub mod files;
 pub mod gateway;
@@ -23,6 +24,13 @@ pub struct Timestamp {
 }
 
 impl Timestamp {
+    /// Returns nanoseconds since 1970.
+    pub fn to_nanos(self) -> i64 {
+        self.seconds
+            .saturating_mul(1_000_000_000)
+            .saturating_add(self.nanos.into())
+    }
+
     /// From nanoseconds since 1970.
     pub fn from_nanos(nanos: i64) -> Self {
         const SECOND: i64 = 1_000_000_000;

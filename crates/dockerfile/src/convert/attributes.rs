@@ -50,12 +50,8 @@ impl Options {
         options.contexts = with_prefix(attributes, "context:");
         options.shared_keys = with_prefix(attributes, "sharedkey:localdir:");
         options.sessions = with_prefix(attributes, "local-sessionid:");
-        options.resolve_mode = match get("image-resolve-mode") {
-            "" | "default" => ResolveMode::Default,
-            "pull" => ResolveMode::Pull,
-            "local" => ResolveMode::Local,
-            other => return Err(Error::new(format!("invalid image-resolve-mode: {other}"))),
-        };
+        let mode = get("image-resolve-mode").parse::<ResolveMode>();
+        options.resolve_mode = mode.map_err(Error::new)?;
         options.network = match get("force-network-mode") {
             "" | "sandbox" => NetMode::Unset,
             "none" => NetMode::None,

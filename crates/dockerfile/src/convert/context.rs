@@ -303,6 +303,11 @@ impl Converter<'_> {
                 "oci-layout reference {written:?} has no digest"
             )));
         };
+        // A tag only says how the client has found the digest.
+        let store = match store.rsplit_once(':') {
+            Some((name, tag)) if !tag.contains('/') => name,
+            _ => store,
+        };
         let dummy = (self.options.parse_reference)(&context.name).map_err(|error| {
             Error::new(format!(
                 "could not parse oci-layout reference {:?}: {error}",

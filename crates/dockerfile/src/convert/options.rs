@@ -28,6 +28,19 @@ pub enum ResolveMode {
     Local,
 }
 
+impl std::str::FromStr for ResolveMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "" | "default" => Ok(Self::Default),
+            "pull" => Ok(Self::Pull),
+            "local" => Ok(Self::Local),
+            _ => Err(format!("invalid image-resolve-mode: {text}")),
+        }
+    }
+}
+
 impl ResolveMode {
     /// Returns the attribute's value; the default has none.
     pub(super) fn attribute(self) -> Option<&'static str> {

@@ -122,6 +122,9 @@ impl Converter<'_> {
         if let Some(&base) = self.by_name.get(&target.stage.base) {
             target.base = Some(base);
             target.uses = self.targets[base].uses.clone();
+            // A stage stands on all of it, if it is a directory.
+            let paths = self.targets[base].paths;
+            self.paths[paths].insert("/".into());
         }
         let index = self.targets.len();
         if !target.stage.name.is_empty() {
@@ -385,6 +388,10 @@ impl Converter<'_> {
             .clone()
             .unwrap_or_else(|| self.target_platform.clone());
         if let Some(context) = self.named_context(full, Some(&wanted))? {
+            if !self.targets[index].is_external {
+                // A stage stands on all of it.
+                self.paths[paths].insert("/".into());
+            }
             let Some((mut state, image)) = self.load_context(&context, paths)? else {
                 return Ok(false);
             };

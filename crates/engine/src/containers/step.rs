@@ -1,6 +1,7 @@
 //! Steps of builds: processes with a container's confinement, files and network, but without its record.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,7 +22,6 @@ use crate::validate;
 use crate::workload::{Bundle, Started, WorkloadNetwork, Workloads, blocking};
 
 /// A process to run.
-#[derive(Debug)]
 pub struct Step {
     /// Unique among the steps and workloads that run; a file name.
     pub id: String,
@@ -36,6 +36,15 @@ pub struct Step {
     pub root: Overlay,
     /// Gets the output, in frames.
     pub output: OwnedFd,
+}
+
+/// Without the environment, which may have secrets.
+impl fmt::Debug for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Step")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Containers {

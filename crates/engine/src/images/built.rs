@@ -15,13 +15,23 @@ pub struct BuiltImage {
     pub names: Vec<Reference>,
 }
 
+/// An image that was recorded.
+#[derive(Clone, Debug)]
+pub struct AddedImage {
+    pub id: Digest,
+    /// The names that it has taken from other images.
+    pub renamed: Vec<Renamed>,
+    /// Whether everything that was written before is on disk. If not, the image was there.
+    pub is_flushed: bool,
+}
+
 impl Images {
-    /// Records an image whose layers `lease` holds, and flushes them to disk before. Returns its id, and the
-    /// names that it has taken from other images. Blocking.
+    /// Records an image whose layers `lease` holds. They are flushed to disk before, unless the image is there
+    /// already. Blocking.
     ///
     /// # Errors
     /// Returns an error if the configuration is invalid, if a layer does not exist, or if the store fails.
-    pub fn add_built(&self, lease: &Lease, built: BuiltImage) -> Result<(Digest, Vec<Renamed>)> {
+    pub fn add_built(&self, lease: &Lease, built: BuiltImage) -> Result<AddedImage> {
         // With its limits of layers and size.
         let config = ImageConfig::parse(&built.config)?;
         let mut size = 0;
@@ -32,7 +42,11 @@ impl Images {
             size += self.files.snapshots.size(layer)?;
         }
         let id = self.files.content.put(lease, &built.config)?;
-        self.files.sync()?;
+        // The lease holds the content from here on: if the image is there now, its content was never removed.
+        let is_flushed = self.get(&id).is_err();
+        if is_flushed {
+            self.files.sync()?;
+        }
         let names = built.names.into_iter();
         let loaded = Loaded {
             id: id.clone(),
@@ -48,6 +62,10 @@ impl Images {
         for named in &loaded.names {
             self.publish("tag", &id, named.name.familiar());
         }
-        Ok((id, renamed))
+        Ok(AddedImage {
+            id,
+            renamed,
+            is_flushed,
+        })
     }
 }

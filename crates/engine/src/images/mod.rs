@@ -37,7 +37,7 @@ use crate::events::Events;
 use crate::instance::RegistrySettings;
 use crate::store::RecordStore;
 
-pub use built::BuiltImage;
+pub use built::{AddedImage, BuiltImage};
 pub(crate) use check::{GoesOn, InUse};
 pub use commit::NewImage;
 pub use distribution::Distribution;

@@ -380,6 +380,14 @@ impl Started {
         self.workload.signal(signal, &self.run).await
     }
 
+    /// Kills it, and waits until nothing is left of it. Does nothing if it has ended.
+    pub async fn end(&self) {
+        if self.end.borrow().is_none() {
+            kill_until_ended(&self.workload, &self.run).await;
+        }
+        self.wait().await;
+    }
+
     /// Starts a further process. Returns its pid, and the connection to the streams that it
     /// attaches.
     ///

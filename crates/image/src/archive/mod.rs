@@ -6,6 +6,7 @@ mod import;
 mod legacy;
 mod load;
 mod oci;
+mod packed;
 mod parts;
 mod save;
 
@@ -16,11 +17,14 @@ use crate::descriptor::Descriptor;
 
 pub use import::{Import, import};
 pub use load::{Loaded, Named, Origin, load};
+pub use packed::{Blob, Compression, Form, Packed, Packing};
 pub use save::{Saved, save};
 
 /// Index annotations with the full image name, and with the tag only.
 const NAME_ANNOTATION: &str = "io.containerd.image.name";
 const TAG_ANNOTATION: &str = "org.opencontainers.image.ref.name";
+/// An index annotation with the time at which the image was made.
+const CREATED_ANNOTATION: &str = "org.opencontainers.image.created";
 
 /// An entry of Docker's `manifest.json`.
 #[derive(Debug, Serialize, Deserialize)]

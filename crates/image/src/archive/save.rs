@@ -165,8 +165,7 @@ impl<W: Write> Writer<'_, W> {
         let archive = &mut self.archive;
         write_file(archive, "index.json", &encode(index)?, 0)?;
         write_file(archive, "manifest.json", &encode(&self.docker)?, 0)?;
-        let layout = br#"{"imageLayoutVersion":"1.0.0"}"#;
-        write_file(archive, "oci-layout", layout, 0)?;
+        write_file(archive, "oci-layout", LAYOUT, 0)?;
         if !self.repositories.is_empty() {
             write_file(archive, "repositories", &encode(&self.repositories)?, 0)?;
         }
@@ -177,13 +176,16 @@ impl<W: Write> Writer<'_, W> {
     }
 }
 
-fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>> {
+/// The file that marks an OCI layout.
+pub(super) const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
+
+pub(super) fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>> {
     serde_json::to_vec(value).map_err(|error| Error::invalid(error.to_string()))
 }
 
 /// Returns an image's creation time in seconds since the epoch. It is the mtime of all its entries,
 /// so that saving the same images gives the same archive.
-fn created(config: &ImageConfig) -> u64 {
+pub(super) fn created(config: &ImageConfig) -> u64 {
     let time = config
         .created
         .as_deref()
@@ -193,7 +195,7 @@ fn created(config: &ImageConfig) -> u64 {
 }
 
 /// Returns an index's entry once for each name, or once without a name.
-fn named(entry: &Descriptor, names: &[Reference]) -> Vec<Descriptor> {
+pub(super) fn named(entry: &Descriptor, names: &[Reference]) -> Vec<Descriptor> {
     let with = |name: &Reference| {
         let mut entry = entry.clone();
         entry
@@ -222,7 +224,7 @@ fn header(size: u64, time: u64) -> Header {
     header
 }
 
-fn write_file(
+pub(super) fn write_file(
     archive: &mut Builder<impl Write>,
     name: &str,
     content: &[u8],
@@ -241,22 +243,31 @@ fn write_layer(
     archive: &mut Builder<impl Write>,
 ) -> Result<u64> {
     let size = store.snapshots.archive_size(diff_id)?;
-    let name = blob_name(diff_id);
-    let mut head = header(size, time);
-    head.set_path(&name).map_err(io(format!("write {name}")))?;
-    head.set_cksum();
-    const BLOCK: u64 = 512;
-    let output = archive.get_mut();
-    output
-        .write_all(head.as_bytes())
-        .map_err(io(format!("write {name}")))?;
-    let mut hashing = Hashing::new(&mut *output);
-    store.snapshots.replay(diff_id, &mut hashing)?;
-    let (digest, ..) = hashing.finish();
-    unchanged(diff_id, &digest)?;
-    let padding = vec![0; usize::try_from((BLOCK - size % BLOCK) % BLOCK).unwrap_or_default()];
-    output
-        .write_all(&padding)
-        .map_err(io(format!("write {name}")))?;
+    write_stream(archive, &blob_name(diff_id), size, time, |output| {
+        let mut hashing = Hashing::new(output);
+        store.snapshots.replay(diff_id, &mut hashing)?;
+        let (digest, ..) = hashing.finish();
+        unchanged(diff_id, &digest)
+    })?;
     Ok(size)
+}
+
+/// Writes a file of `size` bytes, which `content` writes.
+pub(super) fn write_stream(
+    archive: &mut Builder<impl Write>,
+    name: &str,
+    size: u64,
+    time: u64,
+    content: impl FnOnce(&mut dyn Write) -> Result<()>,
+) -> Result<()> {
+    const BLOCK: u64 = 512;
+    let failed = || io(format!("write {name}"));
+    let mut head = header(size, time);
+    head.set_path(name).map_err(failed())?;
+    head.set_cksum();
+    let output = archive.get_mut();
+    output.write_all(head.as_bytes()).map_err(failed())?;
+    content(output)?;
+    let padding = vec![0; usize::try_from((BLOCK - size % BLOCK) % BLOCK).unwrap_or_default()];
+    output.write_all(&padding).map_err(failed())
 }

@@ -31,7 +31,13 @@ pub fn export(lower: &[PathBuf], output: impl Write) -> Result<()> {
 
 /// Writes all files of a container's mounted root to `output`.
 pub fn export_root(root: &OwnedFd, output: impl Write) -> Result<()> {
+    export_root_at(root, None, output)
+}
+
+/// Like [`export_root`]. All files have this time, in seconds since 1970, if there is one.
+pub fn export_root_at(root: &OwnedFd, time: Option<i64>, output: impl Write) -> Result<()> {
     let mut export = Export::new(Part::Root, writer(output));
+    export.time = time;
     export.tree(open_directory(root)?, Path::new(""))?;
     export.finish()
 }
@@ -177,6 +183,8 @@ struct Export<F: FnMut(Vec<u8>) -> io::Result<()>> {
     links: HashMap<(u64, u64), PathBuf>,
     /// Number of bytes of content that may follow.
     room: u64,
+    /// The time of all files, in seconds since 1970, instead of their own.
+    time: Option<i64>,
 }
 
 impl<F: FnMut(Vec<u8>) -> io::Result<()>> Export<F> {
@@ -186,6 +194,7 @@ impl<F: FnMut(Vec<u8>) -> io::Result<()>> Export<F> {
             part,
             links: HashMap::new(),
             room: u64::MAX,
+            time: None,
         }
     }
 
@@ -246,7 +255,11 @@ impl<F: FnMut(Vec<u8>) -> io::Result<()>> Export<F> {
             Err(Errno::NOENT) => return Ok(None),
             result => result.map_err(step)?,
         };
-        let stat = fstat(&handle).map_err(step)?;
+        let mut stat = fstat(&handle).map_err(step)?;
+        if let Some(time) = self.time {
+            stat.st_mtime = time;
+            stat.st_mtime_nsec = 0;
+        }
         let mut header = header(&stat);
         let kind = FileType::from_raw_mode(stat.st_mode);
         // Sockets are useless without their listener. A whiteout is visible only if no lower layer

@@ -3,18 +3,27 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::fs::File;
 use std::io::Write as _;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
+use sha2::{Digest as _, Sha256};
 use whelk_sys::in_root;
 
 use super::Received;
+use crate::files::attributes::{open_directory, set_attributes, times};
 use crate::files::{Directory, Entry, Error, Event, Incoming, Kind, Result};
 use crate::pb::files::{Packet, PacketType};
 
 /// Number of files that are received at the same time. Each has a descriptor.
 const MAX_OPEN: usize = 64;
+
+/// A file that is being received.
+struct Writing {
+    file: File,
+    entry: Entry,
+    hash: Sha256,
+}
 
 pub(super) struct Update<'a, N, S> {
     directory: &'a mut Directory,
@@ -26,7 +35,7 @@ pub(super) struct Update<'a, N, S> {
     new: BTreeMap<String, Entry>,
     /// Files to ask for.
     waiting: VecDeque<(u32, Entry)>,
-    open: HashMap<u32, (File, Entry)>,
+    open: HashMap<u32, Writing>,
     /// Files that are not the old ones any more.
     replaced: HashSet<String>,
     /// Hard links to make when their targets are complete.
@@ -94,6 +103,9 @@ where
 
     fn entry(&mut self, id: u32, entry: Entry) -> Result<()> {
         let old = self.old.remove(&entry.path);
+        if entry.kind != Kind::File {
+            self.directory.digests.remove(&entry.path);
+        }
         let is_same = old.as_ref() == Some(&entry)
             && !matches!(&entry.kind, Kind::HardLink(target) if self.replaced.contains(target));
         if !is_same {
@@ -138,6 +150,7 @@ where
                 self.replaced.insert(path.clone());
                 let file = self.create(id, entry)?;
                 self.place(id, &file, entry)?;
+                self.note(entry, Sha256::new());
             }
             Kind::HardLink(target) => self.links.push((path.clone(), target.clone())),
             Kind::Symlink(target) => {
@@ -169,7 +182,12 @@ where
         {
             let file = self.create(id, &entry)?;
             let packet = self.incoming.request(id, &entry);
-            self.open.insert(id, (file, entry));
+            let writing = Writing {
+                file,
+                entry,
+                hash: Sha256::new(),
+            };
+            self.open.insert(id, writing);
             (self.send)(packet)?;
         }
         Ok(())
@@ -178,17 +196,22 @@ where
     fn data(&mut self, id: u32, data: &[u8]) -> Result<()> {
         self.received.bytes += data.len() as u64;
         // What was not asked for was refused before.
-        let Some((file, entry)) = self.open.get_mut(&id) else {
+        let Some(writing) = self.open.get_mut(&id) else {
             return Ok(());
         };
-        file.write_all(data)
-            .map_err(Error::io("write", &entry.path))
+        writing.hash.update(data);
+        let written = writing.file.write_all(data);
+        written.map_err(Error::io("write", &writing.entry.path))
     }
 
     fn end(&mut self, id: u32) -> Result<()> {
         self.received.files += 1;
         match self.open.remove(&id) {
-            Some((file, entry)) => self.place(id, &file, &entry),
+            Some(Writing { file, entry, hash }) => {
+                self.place(id, &file, &entry)?;
+                self.note(&entry, hash);
+                Ok(())
+            }
             None => Ok(()),
         }
     }
@@ -206,6 +229,12 @@ where
     fn place(&mut self, id: u32, file: &File, entry: &Entry) -> Result<()> {
         set_attributes(file, entry)?;
         self.rename(&id.to_string(), &entry.path)
+    }
+
+    /// Notes what a file contains.
+    fn note(&mut self, entry: &Entry, hash: Sha256) {
+        let digest = hash.finalize().into();
+        self.directory.digests.insert(entry.path.clone(), digest);
     }
 
     fn set_time(&self, name: &str, entry: &Entry) -> Result<()> {
@@ -258,6 +287,7 @@ where
     }
 
     fn unlink(&mut self, path: &str, flags: AtFlags) -> Result<()> {
+        self.directory.digests.remove(path);
         let (parent, name) = self.parent(path)?;
         match rustix::fs::unlinkat(parent, name, flags) {
             Ok(()) => {}
@@ -286,9 +316,7 @@ where
             let entry = self.new.get(path);
             // What was a directory may be something else now.
             if let Some(entry) = entry.filter(|entry| entry.is_directory()) {
-                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-                let opened = in_root::open_no_links(&self.directory.root, path, flags);
-                let opened = opened.map_err(Error::io("open", path))?;
+                let opened = open_directory(&self.directory.root, path)?;
                 set_attributes(&opened, entry)?;
             }
         }
@@ -330,37 +358,4 @@ where
             None => Err(Error::Ended),
         }
     }
-}
-
-fn times(entry: &Entry) -> Timestamps {
-    const SECOND: i64 = 1_000_000_000;
-    let time = Timespec {
-        tv_sec: entry.mtime.div_euclid(SECOND),
-        tv_nsec: entry.mtime.rem_euclid(SECOND),
-    };
-    Timestamps {
-        last_access: time,
-        last_modification: time,
-    }
-}
-
-/// Sets the attributes of a file or a directory.
-fn set_attributes(file: impl AsFd, entry: &Entry) -> Result<()> {
-    let path = &entry.path;
-    // What a user without rights receives is the user's.
-    if rustix::process::geteuid().is_root() {
-        let root = (Some(Uid::ROOT), Some(Gid::ROOT));
-        rustix::fs::fchown(&file, root.0, root.1).map_err(Error::io("set the owner of", path))?;
-    }
-    rustix::fs::fchmod(&file, Mode::from_raw_mode(entry.mode))
-        .map_err(Error::io("set the mode of", path))?;
-    for (name, value) in &entry.xattrs {
-        let set = rustix::fs::fsetxattr(&file, name.as_str(), value, XattrFlags::empty());
-        match set {
-            // As BuildKit: what this file system does not take is left out.
-            Ok(()) | Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::PERM) => {}
-            Err(error) => return Err(Error::io("set an attribute of", path)(error)),
-        }
-    }
-    rustix::fs::futimens(&file, &times(entry)).map_err(Error::io("set the time of", path))
 }

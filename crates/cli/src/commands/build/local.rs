@@ -30,7 +30,7 @@ pub(super) async fn receive(call: Call, target: &Path) -> Result<()> {
     let (packets, mut queue) = mpsc::channel::<Packet>(WAITING);
     let target = target.to_owned();
     let answers = responses.clone();
-    let writing = tokio::task::spawn_blocking(move || {
+    let mut writing = tokio::task::spawn_blocking(move || {
         let mut directory = Directory::create(&staged.0)?;
         directory.receive(
             || queue.blocking_recv(),
@@ -38,14 +38,23 @@ pub(super) async fn receive(call: Call, target: &Path) -> Result<()> {
         )?;
         merge(&directory.files(), &target)
     });
-    while let Some(packet) = requests.next().await? {
-        // It has failed: the thread says why.
-        if packets.send(packet).await.is_err() {
-            break;
+    let passing = async move {
+        while let Some(packet) = requests.next().await? {
+            // It has failed: the thread says why.
+            if packets.send(packet).await.is_err() {
+                break;
+            }
         }
-    }
-    drop(packets);
-    let written = writing.await;
+        Ok::<_, Status>(())
+    };
+    // A thread that has failed asks for no more, so that no more may come.
+    let written = tokio::select! {
+        written = &mut writing => written,
+        passed = passing => {
+            passed?;
+            writing.await
+        }
+    };
     let written = written.map_err(|error| Status::unknown(error.to_string()))?;
     written.map_err(|error| Status::unknown(error.to_string()))
 }

@@ -37,7 +37,7 @@ use self::solve::{Signals, Unsolved, solve};
 use crate::client::Client;
 use crate::commands::image;
 use crate::output::{print_line, warn_line};
-use crate::{Failure, Outcome, files, plain};
+use crate::{Failure, Outcome, plain};
 
 pub(crate) async fn build(client: &Client, args: BuildArgs) -> Outcome {
     let mode = Mode::new(&args.progress, args.quiet).map_err(not_built)?;
@@ -49,8 +49,11 @@ pub(crate) async fn build(client: &Client, args: BuildArgs) -> Outcome {
     // While the standard input was read, a signal ended this process.
     let mut signals = Signals::new()?;
     if !args.iidfile.is_empty() {
-        // A build that fails leaves none.
-        let _ = std::fs::remove_file(&args.iidfile);
+        // A build that fails leaves none. A device stays.
+        let is_file = |path: &String| std::fs::metadata(path).is_ok_and(|old| old.is_file());
+        if is_file(&args.iidfile) {
+            let _ = std::fs::remove_file(&args.iidfile);
+        }
     }
     request.r#ref = engine::random_id()?;
     request.session = engine::random_id()?;
@@ -105,7 +108,8 @@ async fn finish(
 ) -> Outcome {
     let id = response.exporter_response.get("containerimage.digest");
     let write = |path: &str, content: &str| {
-        let written = files::replace(std::path::Path::new(path), content.as_bytes());
+        // Into what is there, which may be a device.
+        let written = std::fs::write(path, content);
         written.map_err(|error| Failure::new(format!("write {path}: {}", plain(&error))))
     };
     if let Some(id) = id.filter(|_| !args.iidfile.is_empty()) {

@@ -184,6 +184,11 @@ impl Output {
             |error: std::io::Error| Status::unknown(format!("write {shown}: {}", plain(&error)));
         let (mut file, staged) = match path {
             None => (None, None),
+            // A device, or a pipe.
+            Some(path) if std::fs::metadata(path).is_ok_and(|old| !old.is_file()) => {
+                let file = std::fs::File::options().write(true).open(path);
+                (Some(file.map_err(failed)?), None)
+            }
             Some(path) => {
                 let (file, staged) = files::stage(path).map_err(failed)?;
                 (Some(file), Some(Staged(staged)))

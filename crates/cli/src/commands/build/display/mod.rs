@@ -97,8 +97,10 @@ impl Display {
             raw::print(response);
         }
         let updated = self.trace.update(response);
-        if let View::Plain(plain) = &mut self.view {
-            warn(&plain.print(&mut self.trace, &updated));
+        match &mut self.view {
+            View::Plain(plain) => warn(&plain.print(&mut self.trace, &updated)),
+            // What has failed is told by the last lines.
+            View::Quiet | View::Terminal(_) | View::Raw => self.trace.forget_output(&updated),
         }
     }
 

@@ -11,6 +11,12 @@ use super::super::failure::lines_of;
 /// Number of lines of a step's output that are kept, for the end of a build that fails.
 const KEPT: usize = 2000;
 
+/// Number of bytes of these lines.
+const KEPT_BYTES: usize = 1 << 20;
+
+/// Number of bytes of a line that are kept: the last ones, because programs that draw a bar write to its line again.
+const LINE: usize = 16 << 10;
+
 #[derive(Debug, Default)]
 pub(super) struct Trace {
     pub steps: Vec<Step>,
@@ -35,6 +41,7 @@ pub(super) struct Step {
     pub output: Vec<u8>,
     /// The last lines, and one that is not complete.
     lines: VecDeque<String>,
+    kept_bytes: usize,
     line: Vec<u8>,
     left_out: usize,
     /// Why it was not taken from the cache.
@@ -87,6 +94,13 @@ impl Trace {
         updated.sort_unstable();
         updated.dedup();
         updated
+    }
+
+    /// Forgets output that nobody is going to print.
+    pub fn forget_output(&mut self, updated: &[usize]) {
+        for &index in updated {
+            self.steps[index].output = Vec::new();
+        }
     }
 
     fn vertex(&mut self, vertex: &Vertex) -> usize {
@@ -225,15 +239,26 @@ impl Step {
             }
             self.output.extend_from_slice(piece);
             self.line.extend_from_slice(piece);
+            if self.line.len() > 2 * LINE {
+                let cut = self.line.len() - LINE;
+                self.line.drain(prefix.len().min(cut)..cut);
+            }
             if piece.ends_with(b"\n") {
                 let line = std::mem::take(&mut self.line);
-                let line = String::from_utf8_lossy(&line).trim_end().to_owned();
-                if self.lines.len() == KEPT {
-                    self.lines.pop_front();
-                    self.left_out += 1;
-                }
-                self.lines.push_back(line);
+                self.keep(String::from_utf8_lossy(&line).trim_end().to_owned());
             }
+        }
+    }
+
+    fn keep(&mut self, line: String) {
+        self.kept_bytes += line.len();
+        self.lines.push_back(line);
+        while self.lines.len() > KEPT || self.kept_bytes > KEPT_BYTES {
+            let Some(first) = self.lines.pop_front() else {
+                return;
+            };
+            self.kept_bytes -= first.len();
+            self.left_out += 1;
         }
     }
 
@@ -273,5 +298,34 @@ impl Part {
 
     pub fn is_done(&self) -> bool {
         self.completed.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_last_output_is_kept() {
+        let mut step = Step::default();
+        for _ in 0..100 {
+            step.add_output(0.0, &[b'x'; 100_000]);
+        }
+        assert!(step.line.len() <= 2 * LINE);
+        step.add_output(0.0, b"end\n");
+        let last = step.last_lines(1);
+        assert!(last[0].starts_with("0.000 ") && last[0].ends_with("end"));
+        for number in 0..10_000 {
+            step.add_output(0.0, format!("{number} {}\n", "y".repeat(1000)).as_bytes());
+        }
+        let kept: usize = step.lines.iter().map(String::len).sum();
+        assert!(kept <= KEPT_BYTES && kept == step.kept_bytes);
+        assert_eq!(step.left_out() + step.lines.len(), 10_001);
+        let mut trace = Trace {
+            steps: vec![step],
+            ..Trace::default()
+        };
+        trace.forget_output(&[0]);
+        assert_eq!(trace.steps[0].output.capacity(), 0);
     }
 }

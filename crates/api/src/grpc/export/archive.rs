@@ -1,0 +1,125 @@
+//! Outputs that are image archives, or the blobs of an OCI layout.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use whelk_build::{EventKind, Finished, Work};
+use whelk_buildkit::content::{Pieces, Wanted};
+use whelk_buildkit::grpc::{Code, Result, Status};
+use whelk_buildkit::output;
+use whelk_buildkit::session::Session;
+use whelk_image::archive::{Packed, Packing};
+use whelk_image::{Error, Reference};
+use whelk_sys::sync::IgnorePoison as _;
+
+use super::super::Door;
+use super::super::builds::Build;
+use super::{Archive, Copying, failed};
+
+/// The store of the client that gets the blobs of a layout.
+const STORE: &str = "export";
+
+impl Door {
+    /// Packs an image, and sends it to the client. Returns what it is told of it.
+    pub(super) async fn send_archive(
+        self: &Arc<Self>,
+        build: &Build,
+        session: &Session,
+        id: usize,
+        finished: &Finished,
+        archive: &Archive,
+        work: &Work,
+    ) -> Result<BTreeMap<String, String>> {
+        let part = |name: String, is_done| work.add(EventKind::Part { name, is_done });
+        part("exporting layers".into(), false);
+        let packing = Packing {
+            compression: archive.compression,
+            has_docker_types: archive.has_docker_types,
+            annotations: archive.annotations.manifest.clone(),
+            entry_annotations: archive.annotations.entry.clone(),
+        };
+        let packed = self.builder.pack(finished, packing, |_| {}).await;
+        let packed = packed.map_err(|error| failed(&error))?;
+        part("exporting layers".into(), true);
+        if let Some(content) = packed.manifest_content() {
+            build.note_manifest(id, &packed.manifest.media_type, content.to_vec());
+        }
+        let (manifest, config) = (packed.manifest.clone(), packed.config.digest.clone());
+        part(format!("exporting manifest {}", manifest.digest), true);
+        part(format!("exporting config {config}"), true);
+        for name in &archive.names {
+            part(format!("naming to {name}"), true);
+        }
+        if archive.is_layout {
+            self.send_blobs(session, packed).await?;
+        } else {
+            self.send_packed(session, id, packed, archive, work).await?;
+        }
+        let descriptor = serde_json::to_vec(&manifest);
+        let descriptor = descriptor.map_err(|error| Status::unknown(error.to_string()))?;
+        let mut answer = BTreeMap::from([
+            (
+                "containerimage.digest".to_owned(),
+                manifest.digest.to_string(),
+            ),
+            ("containerimage.config.digest".into(), config.to_string()),
+            (
+                "containerimage.descriptor".into(),
+                STANDARD.encode(descriptor),
+            ),
+        ]);
+        if !archive.names.is_empty() {
+            let names: Vec<String> = archive.names.iter().map(Reference::to_string).collect();
+            answer.insert("image.name".into(), names.join(","));
+        }
+        Ok(answer)
+    }
+
+    async fn send_packed(
+        self: &Arc<Self>,
+        session: &Session,
+        id: usize,
+        mut packed: Packed,
+        archive: &Archive,
+        work: &Work,
+    ) -> Result<()> {
+        let mut copying = Copying::new(work, "sending tarball".into());
+        let (builder, names, form) = (self.builder.clone(), archive.names.clone(), archive.form);
+        let produce = move |output: &mut output::Output| {
+            packed.write(builder.store(), form, &names, output)?;
+            Ok::<_, Error>(())
+        };
+        let stream = session.export(id)?;
+        match output::write(stream, produce, |bytes| copying.at(bytes)).await {
+            // The client has the image, and needs no archive.
+            Err(status) if status.code == Code::AlreadyExists => {}
+            result => result?,
+        }
+        copying.end();
+        Ok(())
+    }
+
+    /// Puts the blobs into the client's store: the manifest, which is the last of them, refers to nothing that is missing.
+    async fn send_blobs(self: &Arc<Self>, session: &Session, packed: Packed) -> Result<()> {
+        let wanted = packed.blobs.iter().map(|blob| Wanted {
+            digest: blob.descriptor.digest.to_string(),
+            size: blob.descriptor.size,
+        });
+        let wanted: Vec<Wanted> = wanted.collect();
+        let packed = Arc::new(Mutex::new(packed));
+        for (index, wanted) in wanted.iter().enumerate() {
+            let (builder, packed) = (self.builder.clone(), packed.clone());
+            let produce = move |pieces: &mut Pieces| {
+                let mut packed = packed.lock().ignore_poison();
+                match packed.blobs.get_mut(index) {
+                    Some(blob) => blob.write(builder.store(), pieces),
+                    None => Ok(()),
+                }
+            };
+            session.put(STORE, wanted, produce).await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,372 @@
+//! Attributes of outputs. What is not known, or not supported, is refused by its name.
+
+use std::collections::BTreeMap;
+
+use whelk_buildkit::grpc::{Result, Status};
+use whelk_image::Reference;
+use whelk_image::archive::{Compression, Form};
+
+use super::{Archive, Export, ImageOutput, Output};
+use whelk_buildkit::pb::control::Exporter;
+
+/// The attributes of an output that were not read yet.
+struct Attributes<'a> {
+    kind: &'a str,
+    left: BTreeMap<&'a str, &'a str>,
+}
+
+/// Reads the outputs of a request.
+///
+/// # Errors
+/// Returns an error for one that is not supported or invalid, by the name of the attribute.
+pub(in super::super) fn parse(exporters: &[Exporter]) -> Result<Vec<Export>> {
+    let exports = exporters.iter().enumerate();
+    let exports: Vec<Export> = exports
+        .map(|(id, exporter)| export(id, exporter))
+        .collect::<Result<_>>()?;
+    let is_layout =
+        |export: &&Export| matches!(&export.output, Output::Archive(archive) if archive.is_layout);
+    // The client has one store for all of them.
+    if exports.iter().filter(is_layout).count() > 1 {
+        return Err(Status::invalid("only one output can have tar=false"));
+    }
+    Ok(exports)
+}
+
+fn export(id: usize, exporter: &Exporter) -> Result<Export> {
+    let attributes = exporter.attrs.iter();
+    let mut attributes = Attributes {
+        kind: match exporter.kind.as_str() {
+            "moby" => "image",
+            kind => kind,
+        },
+        left: attributes
+            .map(|(name, value)| (name.as_str(), value.as_str()))
+            .collect(),
+    };
+    let epoch = attributes.epoch()?;
+    let output = match exporter.kind.as_str() {
+        "moby" | "image" => Output::Image(image(&mut attributes)?),
+        "oci" => Output::Archive(archive(&mut attributes, Form::Oci)?),
+        "docker" => Output::Archive(archive(&mut attributes, Form::Docker)?),
+        "local" => {
+            attributes.only("mode", &["copy"])?;
+            Output::Directory {
+                is_split: attributes.files()?,
+            }
+        }
+        "tar" => {
+            attributes.files()?;
+            Output::Tar
+        }
+        kind => return Err(unsupported(&format!("the output {kind}"))),
+    };
+    attributes.end()?;
+    Ok(Export { id, epoch, output })
+}
+
+fn image(attributes: &mut Attributes<'_>) -> Result<ImageOutput> {
+    let image = ImageOutput {
+        names: attributes.names()?,
+        is_pushed: attributes.flag("push")?.unwrap_or(false),
+        must_rewrite_times: attributes.flag("rewrite-timestamp")?.unwrap_or(false),
+    };
+    if image.is_pushed && image.names.is_empty() {
+        return Err(Status::invalid("tag is needed when pushing to registry"));
+    }
+    // Images of the engine are always stored and unpacked. They are compressed, with gzip, when they are pushed.
+    attributes.flag("unpack")?;
+    attributes.only("store", &["true", "1"])?;
+    attributes.only("compression", &["gzip"])?;
+    for name in [
+        "force-compression",
+        "push-by-digest",
+        "registry.insecure",
+        "name-canonical",
+        "prefer-nondist-layers",
+        "prefer-image-digest",
+    ] {
+        attributes.only(name, &["false", "0"])?;
+    }
+    attributes.only("oci-mediatypes", &["true", "1"])?;
+    attributes.only("dangling-name-prefix", &[])?;
+    attributes.flag("danging-name-empty-only")?;
+    attributes.no_attestations()?;
+    Ok(image)
+}
+
+fn archive(attributes: &mut Attributes<'_>, form: Form) -> Result<Archive> {
+    let names = attributes.names()?;
+    let is_layout = match attributes.take("tar") {
+        "" => false,
+        value => !flag("tar", value)?,
+    };
+    let annotations = attributes.annotations()?;
+    let has_annotations = !(annotations.manifest.is_empty() && annotations.entry.is_empty());
+    let is_oci = attributes.flag("oci-mediatypes")?;
+    let has_docker_types = !is_oci.unwrap_or(form == Form::Oci || has_annotations);
+    if has_docker_types && !annotations.manifest.is_empty() {
+        let text = "annotations conflict with \"oci-mediatypes=false\"";
+        return Err(Status::invalid(text));
+    }
+    let compression = attributes.compression()?;
+    let must_rewrite_times = attributes.flag("rewrite-timestamp")?.unwrap_or(false);
+    // All layers are compressed anew, or not at all.
+    attributes.flag("force-compression")?;
+    attributes.only("prefer-nondist-layers", &["false", "0"])?;
+    // What the client's own docker is to load it.
+    attributes.take("context");
+    attributes.no_attestations()?;
+    Ok(Archive {
+        form,
+        names,
+        is_layout,
+        compression,
+        has_docker_types,
+        annotations,
+        must_rewrite_times,
+    })
+}
+
+/// Annotations of an image.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Annotations {
+    /// Of the manifest.
+    pub manifest: BTreeMap<String, String>,
+    /// Of the entry of an index.
+    pub entry: BTreeMap<String, String>,
+}
+
+impl<'a> Attributes<'a> {
+    /// Returns the value; empty if there is none.
+    fn take(&mut self, name: &str) -> &'a str {
+        self.left.remove(name).unwrap_or_default()
+    }
+
+    fn flag(&mut self, name: &str) -> Result<Option<bool>> {
+        let value = self.left.remove(name);
+        value.map(|value| flag(name, value)).transpose()
+    }
+
+    /// Refuses other values than these.
+    fn only(&mut self, name: &str, supported: &[&str]) -> Result<()> {
+        match self.take(name) {
+            "" => Ok(()),
+            value if supported.contains(&value.to_lowercase().as_str()) => Ok(()),
+            value => Err(self.unsupported(&format!("{name}={value}"))),
+        }
+    }
+
+    fn unsupported(&self, attribute: &str) -> Status {
+        unsupported(&format!("{attribute} of the output {}", self.kind))
+    }
+
+    fn names(&mut self) -> Result<Vec<Reference>> {
+        let names = self.take("name").split(',').filter(|name| !name.is_empty());
+        let names = names.map(|name| {
+            let reference: Reference = name.parse()?;
+            reference.into_tag()
+        });
+        let names: std::result::Result<_, whelk_image::Error> = names.collect();
+        names.map_err(|error| Status::invalid(error.to_string()))
+    }
+
+    fn epoch(&mut self) -> Result<Option<i64>> {
+        match self.take("source-date-epoch") {
+            "" => Ok(None),
+            value => value.parse().map(Some).map_err(|error| {
+                Status::invalid(format!("invalid source-date-epoch {value:?}: {error}"))
+            }),
+        }
+    }
+
+    /// Reads the attributes of outputs that are files. Returns whether each platform has a directory of its own.
+    fn files(&mut self) -> Result<bool> {
+        // There are no attestations.
+        self.take("attestation-prefix");
+        Ok(self.flag("platform-split")?.unwrap_or(false))
+    }
+
+    /// Reads what says in which form attestations are, of which there are none.
+    fn no_attestations(&mut self) -> Result<()> {
+        self.flag("attestation-inline")?;
+        self.flag("oci-artifact")?;
+        Ok(())
+    }
+
+    fn compression(&mut self) -> Result<Compression> {
+        let level = match self.take("compression-level") {
+            "" => None,
+            text => {
+                let level = text.parse::<i32>();
+                Some(level.map_err(|error| {
+                    Status::invalid(format!("invalid compression-level {text:?}: {error}"))
+                })?)
+            }
+        };
+        let out_of_range = |level: i32, most: i32| {
+            let text = format!("compression-level {level} is not in the range from 0 to {most}");
+            Status::invalid(text)
+        };
+        match (self.take("compression"), level) {
+            ("uncompressed", _) => Ok(Compression::None),
+            ("" | "gzip", None) => Ok(Compression::Gzip),
+            ("" | "gzip", Some(level)) => match u32::try_from(level) {
+                Ok(number @ 0..=9) => Ok(Compression::GzipLevel(number)),
+                _ => Err(out_of_range(level, 9)),
+            },
+            ("zstd", None) => Ok(Compression::Zstd(0)),
+            ("zstd", Some(level @ 0..=22)) => Ok(Compression::Zstd(level)),
+            ("zstd", Some(level)) => Err(out_of_range(level, 22)),
+            (other, _) => Err(self.unsupported(&format!("compression={other}"))),
+        }
+    }
+
+    /// Reads `annotation[-WHERE][\[PLATFORM\]].KEY`.
+    fn annotations(&mut self) -> Result<Annotations> {
+        let host = super::platform_id(&super::super::frontend::empty_image());
+        let mut found = Annotations::default();
+        let names: Vec<&str> = self.left.keys().copied().collect();
+        for name in names {
+            let Some((place, key)) = name.strip_prefix("annotation").and_then(|rest| {
+                // A platform has no dot.
+                rest.split_once('.')
+            }) else {
+                continue;
+            };
+            let (place, platform) = match place.split_once('[') {
+                Some((place, platform)) => (place, platform.strip_suffix(']')),
+                None => (place, Some("")),
+            };
+            let target = match place {
+                "" | "-manifest" => &mut found.manifest,
+                "-manifest-descriptor" => &mut found.entry,
+                "-index" | "-index-descriptor" => {
+                    let text = "index annotations not supported for single platform export";
+                    return Err(Status::invalid(text));
+                }
+                _ => return Err(self.unsupported(name)),
+            };
+            let value = self.take(name);
+            match platform {
+                // Of another platform, which the image is not for.
+                Some(platform) if !platform.is_empty() && platform != host => {}
+                Some(_) if !key.is_empty() => drop(target.insert(key.into(), value.into())),
+                _ => return Err(self.unsupported(name)),
+            }
+        }
+        Ok(found)
+    }
+
+    fn end(self) -> Result<()> {
+        match self.left.first_key_value() {
+            Some((name, _)) => Err(self.unsupported(name)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn unsupported(what: &str) -> Status {
+    Status::unimplemented(format!("{what}: not available in this version of whelk"))
+}
+
+/// Reads a boolean value as Go does.
+fn flag(name: &str, value: &str) -> Result<bool> {
+    match value {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err(Status::invalid(format!(
+            "non-bool value specified for {name}: {value:?}"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(kind: &str, attributes: &[(&str, &str)]) -> Result<Output> {
+        let attributes = attributes.iter();
+        let exporter = Exporter {
+            kind: kind.into(),
+            attrs: attributes
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect(),
+        };
+        let mut exports = parse(&[exporter])?;
+        exports
+            .pop()
+            .map(|export| export.output)
+            .ok_or_else(Status::canceled)
+    }
+
+    #[test]
+    fn attributes_are_honoured_or_refused_by_name() {
+        for (kind, name, value) in [
+            ("moby", "store", "false"),
+            ("moby", "compression", "zstd"),
+            ("moby", "compression-level", "3"),
+            ("moby", "force-compression", "true"),
+            ("moby", "oci-mediatypes", "false"),
+            ("moby", "name-canonical", "true"),
+            ("moby", "dangling-name-prefix", "x"),
+            ("moby", "push-by-digest", "true"),
+            ("moby", "registry.insecure", "true"),
+            ("moby", "annotation.a", "b"),
+            ("moby", "annotation-manifest.a", "b"),
+            ("moby", "buildinfo", "true"),
+            ("oci", "compression", "estargz"),
+            ("oci", "prefer-nondist-layers", "true"),
+            ("oci", "annotation-none.a", "b"),
+            ("oci", "unpack", "true"),
+            ("local", "mode", "delete"),
+            ("local", "name", "x"),
+            ("tar", "compression", "gzip"),
+            ("cacheonly", "cacheonly", ""),
+        ] {
+            let error = parsed(kind, &[(name, value)]).unwrap_err().message;
+            assert!(error.contains(name), "{kind} {name}={value}: {error}");
+            assert!(error.ends_with("not available in this version of whelk"));
+        }
+        for (kind, name, value, expected) in [
+            ("oci", "tar", "maybe", "non-bool value specified for tar"),
+            ("oci", "compression-level", "10", "from 0 to 9"),
+            ("oci", "compression-level", "x", "invalid compression-level"),
+            ("oci", "source-date-epoch", "x", "source-date-epoch"),
+            ("oci", "annotation-index.a", "b", "index annotations"),
+            ("docker", "name", "UPPER", "must be lowercase"),
+            ("moby", "push", "true", "tag is needed"),
+        ] {
+            let error = parsed(kind, &[(name, value)]).unwrap_err().message;
+            assert!(error.contains(expected), "{kind} {name}={value}: {error}");
+        }
+    }
+
+    #[test]
+    fn attributes_of_archives() {
+        let attributes = [
+            ("name", "a:1,example.com/b"),
+            ("tar", "false"),
+            ("compression", "zstd"),
+            ("compression-level", "22"),
+            ("annotation.org.x", "1"),
+            ("annotation-manifest-descriptor.y", "2"),
+            ("annotation[linux/riscv64].z", "3"),
+            ("oci-artifact", "false"),
+        ];
+        let Ok(Output::Archive(archive)) = parsed("docker", &attributes) else {
+            panic!("no archive")
+        };
+        let names: Vec<String> = archive.names.iter().map(Reference::to_string).collect();
+        assert_eq!(names, ["docker.io/library/a:1", "example.com/b:latest"]);
+        assert!(archive.is_layout && !archive.has_docker_types);
+        assert_eq!(archive.compression, Compression::Zstd(22));
+        let (manifest, entry) = (archive.annotations.manifest, archive.annotations.entry);
+        assert_eq!(manifest, [("org.x".to_owned(), "1".to_owned())].into());
+        assert_eq!(entry, [("y".to_owned(), "2".to_owned())].into());
+        let Ok(Output::Archive(archive)) = parsed("docker", &[]) else {
+            panic!("no archive")
+        };
+        assert!(!archive.is_layout && archive.has_docker_types);
+    }
+}

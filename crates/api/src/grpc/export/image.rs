@@ -1,0 +1,88 @@
+//! Outputs that are images of the engine, which are also pushed if the client wants it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use whelk_build::{EventKind, Finished, Work};
+use whelk_buildkit::grpc::{Result, Status};
+use whelk_engine::images::PushRequest;
+use whelk_image::{Progress, Reference};
+use whelk_sys::sync::IgnorePoison as _;
+
+use super::super::Door;
+use super::super::builds::Build;
+use super::{ImageOutput, failed};
+
+/// What stands for an image of the engine in the history.
+const CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+
+impl Door {
+    /// Records an image, and pushes it. Returns what the client is told of it.
+    pub(super) async fn keep_image(
+        self: &Arc<Self>,
+        build: &Build,
+        id: usize,
+        finished: &Finished,
+        output: &ImageOutput,
+        work: &Work,
+    ) -> Result<BTreeMap<String, String>> {
+        let part = |name: String, is_done| work.add(EventKind::Part { name, is_done });
+        build.note_manifest(id, CONFIG, finished.config.clone());
+        let stored = self.builder.store_image(finished, output.names.clone());
+        let id = stored.await.map_err(|error| failed(&error))?;
+        part("exporting layers".into(), true);
+        part(format!("writing image {id}"), true);
+        for name in &output.names {
+            part(format!("naming to {name}"), true);
+        }
+        let durable = self.engine.durability.wait().await;
+        durable.map_err(|error| Status::unknown(error.to_string()))?;
+        let mut answer = BTreeMap::new();
+        for name in ["containerimage.digest", "containerimage.config.digest"] {
+            answer.insert(name.to_owned(), id.to_string());
+        }
+        if !output.names.is_empty() {
+            let names: Vec<String> = output.names.iter().map(Reference::to_string).collect();
+            answer.insert("image.name".into(), names.join(","));
+        }
+        if output.is_pushed {
+            for name in &output.names {
+                let digest = self.push(build, name, work).await?;
+                answer.insert("containerimage.digest".into(), digest);
+            }
+        }
+        Ok(answer)
+    }
+
+    /// Pushes an image with the client's credentials. Returns the digest of its manifest.
+    async fn push(
+        self: &Arc<Self>,
+        build: &Build,
+        name: &Reference,
+        work: &Work,
+    ) -> Result<String> {
+        let part = |name: String, is_done| work.add(EventKind::Part { name, is_done });
+        let credentials = build.request.client.credentials(&name.domain).await;
+        let request = PushRequest {
+            reference: name.clone(),
+            platform: None,
+            credentials: credentials.map_err(|error| failed(&error))?,
+        };
+        let layers = format!("pushing layers of {}", name.familiar());
+        part(layers.clone(), false);
+        let digest = Arc::<Mutex<String>>::default();
+        let found = digest.clone();
+        let note = move |pushed: &whelk_engine::images::Pushed| {
+            *found.lock().ignore_poison() = pushed.digest.to_string();
+        };
+        let images = &self.engine.images;
+        let pushed = images.push(&request, &Progress::none(), note).await;
+        pushed.map_err(|error| {
+            Status::unknown(format!("failed to push {}: {error}", name.familiar()))
+        })?;
+        part(layers, true);
+        let digest = digest.lock().ignore_poison().clone();
+        part(format!("pushing manifest for {name}@{digest}"), true);
+        Ok(digest)
+    }
+}

@@ -1,0 +1,362 @@
+//! The history of builds: what is recorded of a build while it runs, and the calls of clients that look it up.
+
+use std::io::{Read as _, Seek as _, Write as _};
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use whelk_buildkit::grpc::{Call, Responses, Result, Status};
+use whelk_buildkit::history::Writer;
+use whelk_buildkit::pb::content::{
+    Info, InfoRequest, InfoResponse, ReadContentRequest, ReadContentResponse,
+};
+use whelk_buildkit::pb::control::{
+    BuildHistoryRecord, BuildHistoryRequest, BuildResultInfo, Descriptor, SolveRequest,
+    SolveResponse, StatusResponse, UpdateBuildHistoryRequest,
+};
+use whelk_buildkit::pb::{Message as _, Timestamp, Unused};
+use whelk_engine::events::now;
+
+use super::Door;
+use super::builds::Build;
+use super::progress::{self, Listener};
+
+/// What clients were told: messages, each with its length before it.
+const STATUS: &str = "application/vnd.buildkit.status.v0";
+/// An error with its details. (Not a typo of ours.)
+const ERROR: &str = "application/vnd.googeapis.google.rpc.status+proto";
+
+/// Maximum size of what is recorded of a build's output, in bytes.
+const MAX_LOGS: u64 = 64 << 20;
+
+/// Maximum size of a message in a file; those that are written are much smaller.
+const MAX_MESSAGE: u32 = 16 << 20;
+
+/// Number of messages that wait to be written.
+const WAITING: usize = 64;
+
+/// Size of a piece of a blob that is read.
+const PIECE: usize = 1 << 20;
+
+/// A build that is being recorded.
+pub(super) struct Recording {
+    door: Arc<Door>,
+    build: Arc<Build>,
+    record: BuildHistoryRecord,
+    /// Writes what clients are told, until the progress ends.
+    logs: Option<JoinHandle<Result<Logs>>>,
+}
+
+/// What was recorded of a build's progress.
+#[derive(Default)]
+struct Logs {
+    descriptor: Option<Descriptor>,
+    total: usize,
+    cached: usize,
+    completed: usize,
+    warnings: usize,
+}
+
+impl Door {
+    /// Begins to record a build.
+    pub(super) fn record(
+        self: &Arc<Self>,
+        build: &Arc<Build>,
+        request: &SolveRequest,
+    ) -> Recording {
+        let record = BuildHistoryRecord {
+            r#ref: build.id.clone(),
+            frontend: request.frontend.clone(),
+            frontend_attrs: request.frontend_attrs.clone(),
+            exporters: request.exporters.clone(),
+            created_at: Some(Timestamp::from_nanos(now())),
+            ..BuildHistoryRecord::default()
+        };
+        self.history.begin(record.clone());
+        let logs = tokio::spawn(self.clone().write_logs(build.clone()));
+        Recording {
+            door: self.clone(),
+            build: build.clone(),
+            record,
+            logs: Some(logs),
+        }
+    }
+
+    async fn write_logs(self: Arc<Self>, build: Arc<Build>) -> Result<Logs> {
+        let (sender, queue) = mpsc::channel(WAITING);
+        let door = self.clone();
+        let writing = tokio::task::spawn_blocking(move || door.write(queue));
+        // It ends with the build's progress.
+        let _ = progress::tell(&build, &Listener::Record(sender)).await;
+        let written = writing.await;
+        written.unwrap_or_else(|error| Err(Status::unknown(error.to_string())))
+    }
+
+    fn write(&self, mut queue: mpsc::Receiver<StatusResponse>) -> Result<Logs> {
+        let mut logs = Logs::default();
+        let mut steps = std::collections::HashMap::new();
+        let mut writer: Option<Writer> = Some(self.history.writer().map_err(failed)?);
+        while let Some(response) = queue.blocking_recv() {
+            logs.warnings += response.warnings.len();
+            for vertex in &response.vertexes {
+                let (cached, completed) =
+                    steps.entry(vertex.digest.clone()).or_insert((false, false));
+                *cached |= vertex.cached;
+                *completed |= vertex.completed.is_some();
+            }
+            let Some(file) = &mut writer else {
+                continue;
+            };
+            // States of steps are few; output may be without end.
+            if file.size() > MAX_LOGS && !response.logs.is_empty() {
+                continue;
+            }
+            let bytes = response.encode_to_vec();
+            let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_le_bytes();
+            let written = file
+                .write_all(&length)
+                .and_then(|()| file.write_all(&bytes));
+            if let Err(error) = written {
+                // The rest counts; a full disk must not fail the build.
+                tracing::warn!("history of builds: write the log of a build: {error}");
+                writer = None;
+            }
+        }
+        logs.total = steps.len();
+        logs.cached = steps.values().filter(|(cached, _)| *cached).count();
+        logs.completed = steps.values().filter(|(_, completed)| *completed).count();
+        if let Some(writer) = writer {
+            let finished = self.history.finish(writer, STATUS);
+            logs.descriptor = Some(finished.map_err(failed)?);
+        }
+        Ok(logs)
+    }
+
+    fn put(&self, media_type: &str, content: &[u8]) -> Result<Descriptor> {
+        let mut writer = self.history.writer().map_err(failed)?;
+        writer.write_all(content).map_err(failed)?;
+        self.history.finish(writer, media_type).map_err(failed)
+    }
+
+    /// Tells of past builds and of those that run; then of what happens, unless the client wants no more.
+    pub(super) async fn listen(
+        &self,
+        request: &BuildHistoryRequest,
+        responses: &Responses,
+    ) -> Result<()> {
+        let (events, mut next) = self.history.listen(request)?;
+        for event in events {
+            responses.send(&event).await?;
+        }
+        if request.early_exit {
+            return Ok(());
+        }
+        loop {
+            tokio::select! {
+                event = next.next() => responses.send(&*event?).await?,
+                () = responses.closed() => return Ok(()),
+            }
+        }
+    }
+
+    pub(super) async fn update_history(
+        self: &Arc<Self>,
+        request: UpdateBuildHistoryRequest,
+    ) -> Result<Unused> {
+        let door = self.clone();
+        blocking(move || {
+            let name = &request.r#ref;
+            if request.finalize {
+                // There is nothing that is added to a record later.
+                return Ok(Unused {});
+            }
+            if request.delete {
+                door.history.delete(name)?;
+            } else {
+                door.history.pin(name, request.pinned)?;
+            }
+            Ok(Unused {})
+        })
+        .await
+    }
+
+    /// Tells again what clients were told of a build that has ended. Returns whether there is such a record.
+    pub(super) async fn replay(
+        self: &Arc<Self>,
+        name: &str,
+        responses: &Responses,
+    ) -> Result<bool> {
+        let Some(record) = self.history.get(name) else {
+            return Ok(false);
+        };
+        let Some(logs) = record.logs else {
+            return Ok(true);
+        };
+        let (door, responses) = (self.clone(), responses.clone());
+        blocking(move || {
+            let Some((file, _)) = door.history.blob(&logs.digest).map_err(failed)? else {
+                return Ok(true);
+            };
+            let mut file = std::io::BufReader::new(file);
+            let mut length = [0; 4];
+            while file.read_exact(&mut length).is_ok() {
+                let length = u32::from_le_bytes(length);
+                if length > MAX_MESSAGE {
+                    return Err(Status::unknown("the log of the build is damaged"));
+                }
+                let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
+                file.read_exact(&mut bytes).map_err(failed)?;
+                let response = StatusResponse::decode(&*bytes).map_err(failed)?;
+                responses.send_blocking(&response)?;
+            }
+            Ok(true)
+        })
+        .await
+    }
+
+    /// The service `containerd.services.content.v1.Content`: the blobs of the history, to read.
+    pub(super) async fn content(self: Arc<Self>, method: &str, mut call: Call) -> Result<()> {
+        match method {
+            "Info" => {
+                let request: InfoRequest = call.request().await?;
+                let door = self.clone();
+                let info = blocking(move || {
+                    let (_, size) = door.blob(&request.digest)?;
+                    Ok(Info {
+                        digest: request.digest,
+                        size: i64::try_from(size).unwrap_or(i64::MAX),
+                        created_at: Some(Timestamp::default()),
+                        updated_at: Some(Timestamp::default()),
+                        ..Info::default()
+                    })
+                });
+                let info = Some(info.await?);
+                call.responses.send(&InfoResponse { info }).await
+            }
+            "Read" => {
+                let request: ReadContentRequest = call.request().await?;
+                let responses = call.responses.clone();
+                blocking(move || self.read_blob(&request, &responses)).await
+            }
+            _ => Err(Status::unimplemented(format!(
+                "method {method} of Content: the blobs of the build history can only be read"
+            ))),
+        }
+    }
+
+    fn blob(&self, digest: &str) -> Result<(std::fs::File, u64)> {
+        let found = self.history.blob(digest).map_err(failed)?;
+        found.ok_or_else(|| Status::not_found(format!("content {digest}: not found")))
+    }
+
+    fn read_blob(&self, request: &ReadContentRequest, responses: &Responses) -> Result<()> {
+        let (mut file, size) = self.blob(&request.digest)?;
+        let out_of_range = || Status::invalid("the range is not in the blob");
+        let mut offset = u64::try_from(request.offset).map_err(|_| out_of_range())?;
+        let wanted = u64::try_from(request.size).map_err(|_| out_of_range())?;
+        let rest = size.checked_sub(offset).ok_or_else(out_of_range)?;
+        let mut left = if wanted == 0 { rest } else { wanted.min(rest) };
+        file.seek(std::io::SeekFrom::Start(offset))
+            .map_err(failed)?;
+        while left > 0 {
+            let count = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
+            let mut data = vec![0; count];
+            file.read_exact(&mut data).map_err(failed)?;
+            responses.send_blocking(&ReadContentResponse {
+                offset: i64::try_from(offset).unwrap_or(i64::MAX),
+                data: data.into(),
+            })?;
+            offset += count as u64;
+            left -= count as u64;
+        }
+        Ok(())
+    }
+}
+
+impl Recording {
+    /// Completes the record of a build that has ended.
+    pub async fn end(mut self, result: &Result<SolveResponse>) {
+        if let Some(completing) = self.complete(result.clone()) {
+            let _ = completing.await;
+        }
+    }
+
+    /// Completes the record, if that has not begun. It goes on also if the client is gone meanwhile.
+    fn complete(&mut self, result: Result<SolveResponse>) -> Option<JoinHandle<()>> {
+        let logs = self.logs.take()?;
+        let (door, build) = (self.door.clone(), self.build.clone());
+        let record = std::mem::take(&mut self.record);
+        let completing = async move { complete(&door, &build, record, logs, &result).await };
+        Some(tokio::spawn(completing))
+    }
+}
+
+impl Drop for Recording {
+    /// The build was cancelled, unless it has ended.
+    fn drop(&mut self) {
+        self.complete(Err(Status::canceled()));
+    }
+}
+
+async fn complete(
+    door: &Arc<Door>,
+    build: &Build,
+    mut record: BuildHistoryRecord,
+    logs: JoinHandle<Result<Logs>>,
+    result: &Result<SolveResponse>,
+) {
+    build.request.progress.close();
+    let logs = logs.await.unwrap_or_else(|error| Err(failed(error)));
+    let logs = logs.unwrap_or_else(|error| {
+        tracing::warn!("history of builds: {error}");
+        Logs::default()
+    });
+    let number = |count: usize| i32::try_from(count).unwrap_or(i32::MAX);
+    record.logs = logs.descriptor;
+    record.total_steps = number(logs.total);
+    record.cached_steps = number(logs.cached);
+    record.completed_steps = number(logs.completed);
+    record.warnings = number(logs.warnings);
+    record.completed_at = Some(Timestamp::from_nanos(now()));
+    let error = match result {
+        Ok(response) => {
+            record.exporter_response = response.exporter_response.clone();
+            None
+        }
+        Err(status) => Some(status.to_message()),
+    };
+    let manifests = build.take_manifests();
+    let keeper = door.clone();
+    let written = blocking(move || {
+        if let Some(mut error) = error {
+            record.external_error = Some(keeper.put(ERROR, &error.encode_to_vec())?);
+            error.details.clear();
+            record.error = Some(error);
+        }
+        if !manifests.is_empty() {
+            let mut info = BuildResultInfo::default();
+            for (id, (media_type, content)) in manifests {
+                let descriptor = keeper.put(&media_type, &content)?;
+                info.deprecated.get_or_insert_with(|| descriptor.clone());
+                info.results.insert(id, descriptor);
+            }
+            record.result = Some(info);
+        }
+        keeper.history.complete(record).map_err(failed)
+    });
+    if let Err(error) = written.await {
+        tracing::warn!("history of builds: {error}");
+        door.history.forget(&build.id);
+    }
+}
+
+fn failed(error: impl std::fmt::Display) -> Status {
+    Status::unknown(error.to_string())
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(Status::unknown(error.to_string())))
+}

@@ -1,0 +1,298 @@
+//! Executions that several builds share.
+//!
+//! ```text
+//! running (a future that its builds wait for) ─► done (being sealed) ─► recorded in the cache
+//! ```
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, Weak};
+
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, Shared, WeakShared};
+use whelk_image::Lease;
+use whelk_llb::pb::op::Kind;
+use whelk_llb::{CUSTOM_NAME, Digest, Node};
+use whelk_sys::sync::IgnorePoison as _;
+
+use super::Job;
+use crate::cache::{Found, Outputs};
+use crate::client::Clients;
+use crate::error::Result;
+use crate::layers::Stack;
+use crate::log::Log;
+use crate::ops::{self, Settings};
+use crate::{Builder, blocking};
+
+type Flight = BoxFuture<'static, Result<Vec<Stack>>>;
+
+/// Operations that are being executed, and results that are not recorded yet.
+#[derive(Debug, Default)]
+pub(crate) struct Flights {
+    running: HashMap<Digest, Running>,
+    /// With the number of the execution: another one may have replaced the result of a key.
+    done: HashMap<Digest, (u64, Vec<Stack>)>,
+    begun: u64,
+    /// Number of results that were recorded.
+    recorded: u64,
+}
+
+#[derive(Debug)]
+struct Running {
+    flight: WeakShared<Flight>,
+    log: Option<Weak<Log>>,
+    /// With which it runs: others may want another network, or larger limits.
+    settings: Settings,
+    /// Gone when it has ended: what clients hold must not stay.
+    waiting: Weak<Waiting>,
+}
+
+/// What the builds that wait for an execution have in common.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    pub clients: Clients,
+    /// The keys that the result is recorded under, the canonical one last.
+    keys: Mutex<Vec<Digest>>,
+}
+
+impl Waiting {
+    fn join(&self, job: &Job, keys: &[Digest]) {
+        self.clients.add(job.client.clone());
+        let mut all = self.keys.lock().ignore_poison();
+        for key in keys {
+            if !all.contains(key) {
+                all.insert(0, *key);
+            }
+        }
+    }
+
+    fn keys(&self) -> Vec<Digest> {
+        self.keys.lock().ignore_poison().clone()
+    }
+}
+
+/// An operation whose result is wanted.
+#[derive(Clone, Debug)]
+pub(super) struct Wanted {
+    pub index: usize,
+    /// That builds which want the same have in common.
+    pub key: Digest,
+    /// The keys that the result is recorded under, the canonical one last. Without any it is not recorded.
+    pub keys: Vec<Digest>,
+    pub inputs: Vec<Stack>,
+    /// Whether a result that is there is as good as a new one.
+    pub is_shared: bool,
+}
+
+/// What there is of a result.
+pub(super) enum Joined {
+    Flight(Shared<Flight>, Option<Arc<Log>>),
+    /// It is done, but not recorded yet.
+    Done(Vec<Stack>),
+    Cached(Found),
+}
+
+impl Flights {
+    fn find(&self, job: &Job, wanted: &Wanted) -> Option<Joined> {
+        if !wanted.is_shared {
+            return None;
+        }
+        if let Some((_, outputs)) = self.done.get(&wanted.key) {
+            return Some(Joined::Done(outputs.clone()));
+        }
+        let running = self.running.get(&wanted.key)?;
+        let flight = running.flight.upgrade()?;
+        // Another client may have what the first one had not.
+        let has_failed = matches!(flight.peek(), Some(Err(_)));
+        if has_failed || running.settings != job.settings {
+            return None;
+        }
+        running.waiting.upgrade()?.join(job, &wanted.keys);
+        let log = running.log.as_ref().and_then(Weak::upgrade);
+        Some(Joined::Flight(flight, log))
+    }
+}
+
+impl Builder {
+    /// Joins the execution of an operation if that may be shared, or begins it.
+    pub(super) async fn join(self: &Arc<Self>, job: &Arc<Job>, wanted: Wanted) -> Result<Joined> {
+        if !wanted.is_shared {
+            return Ok(self.begin(&mut self.flights.lock().ignore_poison(), job, wanted));
+        }
+        loop {
+            let recorded = {
+                let flights = self.flights.lock().ignore_poison();
+                if let Some(joined) = flights.find(job, &wanted) {
+                    return Ok(joined);
+                }
+                flights.recorded
+            };
+            // Another build may have finished it since it was planned.
+            if let Some(found) = self.look_up(job, wanted.key).await? {
+                return Ok(Joined::Cached(found));
+            }
+            let mut flights = self.flights.lock().ignore_poison();
+            if let Some(joined) = flights.find(job, &wanted) {
+                return Ok(joined);
+            }
+            // Unless it was finished and recorded meanwhile.
+            if flights.recorded == recorded {
+                return Ok(self.begin(&mut flights, job, wanted));
+            }
+        }
+    }
+
+    fn begin(self: &Arc<Self>, flights: &mut Flights, job: &Arc<Job>, wanted: Wanted) -> Joined {
+        let node = job.graph.nodes[wanted.index].clone();
+        let has_output = matches!(node.op.kind, Some(Kind::Exec(_)));
+        let log = has_output.then(|| Arc::new(Log::new(&self.store().staging)));
+        let waiting = Arc::new(Waiting {
+            clients: Clients::of(job.client.clone()),
+            keys: Mutex::new(wanted.keys),
+        });
+        flights.begun += 1;
+        let begin = Begin {
+            builder: self.clone(),
+            number: flights.begun,
+            node,
+            settings: job.settings.clone(),
+            waiting: waiting.clone(),
+            inputs: wanted.inputs,
+            log: log.clone(),
+        };
+        let flight = begin.run().boxed().shared();
+        if wanted.is_shared
+            && let Some(weak) = flight.downgrade()
+        {
+            flights
+                .running
+                .retain(|_, running| running.flight.upgrade().is_some());
+            let running = Running {
+                flight: weak,
+                log: log.as_ref().map(Arc::downgrade),
+                settings: job.settings.clone(),
+                waiting: Arc::downgrade(&waiting),
+            };
+            flights.running.insert(wanted.key, running);
+        }
+        Joined::Flight(flight, log)
+    }
+}
+
+/// An operation that is to be executed.
+struct Begin {
+    builder: Arc<Builder>,
+    number: u64,
+    node: Node,
+    settings: Settings,
+    waiting: Arc<Waiting>,
+    inputs: Vec<Stack>,
+    log: Option<Arc<Log>>,
+}
+
+/// Closes a log when the operation has ended, or is dropped.
+struct Closing(Option<Arc<Log>>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        if let Some(log) = &self.0 {
+            log.close();
+        }
+    }
+}
+
+impl Begin {
+    async fn run(self) -> Result<Vec<Stack>> {
+        let Self {
+            builder,
+            number,
+            node,
+            settings,
+            waiting,
+            inputs,
+            log,
+        } = self;
+        let _closing = Closing(log.clone());
+        let lease = Arc::new(builder.store().leases.take());
+        let context = ops::Context {
+            store: builder.store().clone(),
+            lease: lease.clone(),
+            waiting: waiting.clone(),
+        };
+        let outputs = ops::run(&builder, context, &node, inputs, &settings, log.as_ref()).await?;
+        // Under the lock no build joins.
+        let keys = {
+            let mut flights = builder.flights.lock().ignore_poison();
+            let keys = waiting.keys();
+            for key in &keys {
+                flights.done.insert(*key, (number, outputs.clone()));
+            }
+            keys
+        };
+        if keys.is_empty() {
+            return Ok(outputs);
+        }
+        tokio::spawn({
+            let (builder, outputs) = (builder.clone(), outputs.clone());
+            async move {
+                if let Err(error) = builder.record(&node, &keys, &outputs, &lease).await {
+                    tracing::warn!("record the result of a step: {error}");
+                }
+                let mut flights = builder.flights.lock().ignore_poison();
+                for key in &keys {
+                    let is_own = |(known, _): &(u64, Vec<Stack>)| *known == number;
+                    if flights.done.get(key).is_some_and(is_own) {
+                        flights.done.remove(key);
+                    }
+                }
+                flights.recorded += 1;
+                drop(flights);
+                builder.recorded.send_replace(());
+            }
+        });
+        Ok(outputs)
+    }
+}
+
+impl Builder {
+    /// Waits until the results of these keys are recorded, or could not be.
+    pub(crate) async fn recorded(&self, keys: &[Digest]) {
+        let mut recorded = self.recorded.subscribe();
+        loop {
+            recorded.mark_unchanged();
+            {
+                let flights = self.flights.lock().ignore_poison();
+                if keys.iter().all(|key| !flights.done.contains_key(key)) {
+                    return;
+                }
+            }
+            // Never closed: `self` owns the sender.
+            let _ = recorded.changed().await;
+        }
+    }
+
+    /// Records a result when its layers are sealed, while `lease` holds them.
+    async fn record(
+        self: &Arc<Self>,
+        node: &Node,
+        keys: &[Digest],
+        outputs: &[Stack],
+        lease: &Arc<Lease>,
+    ) -> Result<()> {
+        let mut sealed: Outputs = Vec::with_capacity(outputs.len());
+        for stack in outputs {
+            let digests = stack.digests().await?;
+            let times = stack.0.iter().map(|layer| layer.created);
+            sealed.push(digests.into_iter().zip(times).collect());
+        }
+        let text = node.metadata.description.get(CUSTOM_NAME);
+        let (text, keys) = (text.cloned().unwrap_or_default(), keys.to_vec());
+        let (builder, held) = (self.clone(), lease.clone());
+        blocking(move || {
+            let store = builder.store();
+            builder.cache.insert(store, &keys, &sealed, &text)?;
+            drop(held);
+            Ok(())
+        })
+        .await
+    }
+}

@@ -1,0 +1,499 @@
+//! Git repositories: contexts, and `ADD https://host/repository.git`.
+//!
+//! ```text
+//! reference ─ls-refs─► commit ─fetch (depth 1)─► pack ─► files ─► submodules: the same again
+//! ```
+//! Only commits are fetched that are needed, without their history, over HTTP (version 2 of git's protocol, `server`).
+//! Packs are read by `gix-pack` (`objects`); files are created by descriptor, from the objects alone (`checkout`): nothing
+//! of a repository is executed, and none of its links is followed. What was fetched is kept by the commit.
+
+mod checkout;
+mod dot_git;
+mod modules;
+mod objects;
+mod server;
+
+use std::sync::Arc;
+
+use whelk_llb::Digest;
+use whelk_llb::pb::SourceOp;
+use whelk_sys::in_root;
+use whelk_sys::{Scratch, fs};
+
+use super::kept::Info;
+use crate::client::Client;
+use crate::directory::Directory;
+use crate::error::{Error, Result, os};
+use crate::progress::{EventKind, Work};
+use crate::{Builder, blocking};
+use checkout::{Checked, Checkout};
+use modules::Submodule;
+use server::{Remote, Server};
+
+/// Maximum number of submodules of a repository, and of their depth.
+const MAX_MODULES: usize = 1000;
+const MAX_DEPTH: usize = 16;
+
+/// What a source wants of a repository.
+#[derive(Debug, PartialEq, Eq)]
+struct Wanted {
+    remote: String,
+    /// A branch, a tag, a full name or a commit; empty for the default branch.
+    reference: String,
+    /// The directory whose files are wanted, without slashes at its ends; empty for all.
+    directory: String,
+    /// The beginning of the commit, or of the tag that names it.
+    checksum: String,
+    keep_git_dir: bool,
+    submodules: bool,
+    /// Whether files have the time of the commit.
+    commit_time: bool,
+    secrets: Secrets,
+}
+
+/// The names of secrets for the server.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Secrets {
+    token: String,
+    header: String,
+    /// Whether those without the name of a host count.
+    is_general: bool,
+}
+
+/// Returns whether a source is a repository.
+pub(crate) fn is_repository(source: &SourceOp) -> bool {
+    source.identifier.starts_with("git://")
+}
+
+impl Wanted {
+    fn of(source: &SourceOp) -> Result<Self> {
+        let identifier = source.identifier.trim_start_matches("git://");
+        let (location, fragment) = identifier.split_once('#').unwrap_or((identifier, ""));
+        let (reference, directory) = fragment.split_once(':').unwrap_or((fragment, ""));
+        let mut wanted = Self {
+            remote: format!("https://{location}"),
+            reference: reference.to_owned(),
+            directory: crate::select::clean(directory).trim_matches('/').to_owned(),
+            checksum: String::new(),
+            keep_git_dir: false,
+            submodules: true,
+            commit_time: false,
+            secrets: Secrets::default(),
+        };
+        for (name, value) in &source.attrs {
+            match name.as_str() {
+                "git.fullurl" if value.contains("://") || is_scp(value) => {
+                    wanted.remote.clone_from(value);
+                }
+                "git.fullurl" => wanted.remote = format!("https://{value}"),
+                "git.keepgitdir" => wanted.keep_git_dir = value == "true",
+                "git.skipsubmodules" => wanted.submodules = value != "true",
+                "git.checksum" => wanted.checksum = value.to_lowercase(),
+                "git.mtime" => wanted.commit_time = value == "commit",
+                "git.authtokensecret" => wanted.secrets.token.clone_from(value),
+                "git.authheadersecret" => wanted.secrets.header.clone_from(value),
+                // A commit is always fetched by itself; the others are for ssh, which is refused by the URL.
+                "git.fetchbycommit" | "git.mountsshsock" | "git.knownsshhosts" => {}
+                _ => {
+                    let text = format!("the attribute {name} of a git repository");
+                    return Err(Error::Unsupported(text));
+                }
+            }
+        }
+        // As in BuildKit: only all of a repository has its directory.
+        wanted.keep_git_dir &= wanted.directory.is_empty();
+        if wanted.reference.is_empty() && is_commit(&wanted.checksum) {
+            wanted.reference.clone_from(&wanted.checksum);
+        }
+        check_reference(&wanted.reference)?;
+        let is_hex = wanted.checksum.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if !is_hex || wanted.checksum.len() > 40 {
+            return Err(Error::invalid(format!(
+                "invalid checksum {:?} of a git repository: want digits of a commit",
+                wanted.checksum
+            )));
+        }
+        Ok(wanted)
+    }
+
+    /// Returns the key of what is checked out.
+    fn key(&self, remote: &Remote, commit: &str) -> Digest {
+        let how = format!(
+            "{} {} {}",
+            self.keep_git_dir, self.submodules, self.commit_time
+        );
+        let parts = [remote.shown(), commit, &self.directory, &how];
+        Digest::of_parts(parts.map(str::as_bytes))
+    }
+}
+
+/// Returns whether a text is a commit's id.
+fn is_commit(text: &str) -> bool {
+    let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    text.len() == 40 && text.bytes().all(is_digit)
+}
+
+/// Returns whether a URL is of the form `USER@HOST:PATH`.
+fn is_scp(url: &str) -> bool {
+    let at = url.find('@');
+    at.is_some_and(|at| url[at..].contains(':'))
+}
+
+/// Refuses a name that git does not allow for a reference (git-check-ref-format), or takes for an option.
+fn check_reference(name: &str) -> Result<()> {
+    let is_bad = |c: char| c.is_control() || " ~^:?*[\\".contains(c);
+    let parts = || name.split('/');
+    if name.starts_with(['-', '/'])
+        || name.ends_with(['/', '.'])
+        || name.contains(is_bad)
+        || name.contains("..")
+        || name.contains("@{")
+        || name.len() > 1024
+        || !name.is_empty() && parts().any(|part| part.is_empty() || part.starts_with('.'))
+    {
+        return Err(Error::invalid(format!("invalid git ref {name:?}")));
+    }
+    Ok(())
+}
+
+/// A repository that is to be checked out below a directory.
+struct Task {
+    remote: Remote,
+    commit: String,
+    /// Relative to the topmost directory; empty for that.
+    path: String,
+    depth: usize,
+}
+
+impl Builder {
+    /// Fetches a repository, unless its commit is here. Returns the files, and the commit's time.
+    pub(crate) async fn repository(
+        self: &Arc<Self>,
+        client: &dyn Client,
+        source: &SourceOp,
+        work: &Work,
+    ) -> Result<(Directory, Option<i64>)> {
+        let wanted = Wanted::of(source)?;
+        let remote = Remote::new(&wanted.remote)?;
+        let mut server = None;
+        let commit = if is_commit(&wanted.reference) {
+            check_sum(&wanted, &[&wanted.reference])?;
+            wanted.reference.clone()
+        } else {
+            let web = self.engine.images.web();
+            let opened = server
+                .insert(Server::open(web, client, &remote, &wanted.secrets_for(&remote)).await?);
+            let found = opened.resolve(&wanted.reference).await?;
+            check_sum(&wanted, &[&found.commit, &found.tag])?;
+            found.commit
+        };
+        let key = wanted.key(&remote, &commit);
+        let _lock = self.git.lock(key).await;
+        let builder = self.clone();
+        let known = blocking(move || builder.git.find(&key)).await?;
+        if let Some((directory, info)) = known.into_iter().next() {
+            work.add(EventKind::Cached);
+            return Ok((directory, info.time));
+        }
+        let (scratch, info) = self
+            .check_out(client, &wanted, remote, &commit, server, work)
+            .await?;
+        let time = info.time;
+        let builder = self.clone();
+        let directory = blocking(move || builder.git.add(&key, &scratch, &info)).await?;
+        Ok((directory, time))
+    }
+
+    /// Fetches a commit and those of its submodules, and writes their files below `fs` of a new directory.
+    async fn check_out(
+        self: &Arc<Self>,
+        client: &dyn Client,
+        wanted: &Wanted,
+        remote: Remote,
+        commit: &str,
+        mut server: Option<Server>,
+        work: &Work,
+    ) -> Result<(Scratch, Info)> {
+        let scratch = Arc::new(self.store().staging.scratch()?);
+        fs::create_dir(scratch.path().join("fs"), 0o755)?;
+        let mut info = Info {
+            boot: self.git.boot.clone(),
+            content: format!("git {commit} {}", wanted.key(&remote, commit)),
+            ..Info::default()
+        };
+        let mut tasks = vec![Task {
+            remote,
+            commit: commit.to_owned(),
+            path: String::new(),
+            depth: 0,
+        }];
+        let mut count = 0;
+        while let Some(task) = tasks.pop() {
+            let named = |error: Error| match task.depth {
+                0 => error,
+                _ => Error::invalid(format!("submodule {}: {error}", task.path)),
+            };
+            let server = match server.take() {
+                Some(server) => server,
+                None => {
+                    let secrets = wanted.secrets_for(&task.remote);
+                    let web = self.engine.images.web();
+                    let opened = Server::open(web, client, &task.remote, &secrets).await;
+                    opened.map_err(named)?
+                }
+            };
+            let checked = self.check_out_one(wanted, &server, &task, &scratch, work);
+            let checked = checked.await.map_err(named)?;
+            info.size += checked.size;
+            if task.depth == 0 {
+                info.time = Some(checked.time);
+            }
+            if !wanted.submodules {
+                continue;
+            }
+            let prefix = match task.depth {
+                0 => wanted.directory.as_str(),
+                _ => "",
+            };
+            for Submodule { path, url, commit } in checked.submodules(prefix)? {
+                count += 1;
+                if count > MAX_MODULES || task.depth >= MAX_DEPTH {
+                    return Err(Error::invalid(format!(
+                        "more than {MAX_MODULES} submodules, or more than {MAX_DEPTH} in each other"
+                    )));
+                }
+                let remote = task.remote.submodule(&path, &url)?;
+                let path = match task.path.as_str() {
+                    "" => path,
+                    above => format!("{above}/{path}"),
+                };
+                tasks.push(Task {
+                    remote,
+                    commit,
+                    path,
+                    depth: task.depth + 1,
+                });
+            }
+        }
+        let scratch = Arc::into_inner(scratch);
+        let scratch = scratch.ok_or_else(|| Error::internal("a checkout that goes on"))?;
+        Ok((scratch, info))
+    }
+
+    async fn check_out_one(
+        self: &Arc<Self>,
+        wanted: &Wanted,
+        server: &Server,
+        task: &Task,
+        scratch: &Arc<Scratch>,
+        work: &Work,
+    ) -> Result<Checked> {
+        let shown = task.remote.shown().to_owned();
+        let report = |bytes, is_done| {
+            let name = shown.clone();
+            work.add(EventKind::Transfer {
+                name,
+                bytes,
+                is_done,
+            });
+        };
+        let (sender, receiver) = tokio::sync::mpsc::channel(16);
+        let is_root = task.depth == 0;
+        let plan = Checkout {
+            commit: task.commit.clone(),
+            directory: match is_root {
+                true => wanted.directory.clone(),
+                false => String::new(),
+            },
+            commit_time: wanted.commit_time,
+        };
+        let (scratch, path) = (scratch.clone(), task.path.clone());
+        let keep = (is_root && wanted.keep_git_dir).then(|| task.remote.shown().to_owned());
+        let written = tokio::spawn(blocking(move || {
+            let top = fs::open(scratch.path().join("fs"))?;
+            let into = match path.as_str() {
+                "" => top.into(),
+                path => in_root::open_no_links(
+                    &top,
+                    path,
+                    rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY,
+                )
+                .map_err(os(format!("open {path}")))?,
+            };
+            let place = scratch.path().join("pack");
+            fs::create_dir(&place, 0o700)?;
+            let mut objects = objects::Objects::receive(&place, receiver)?;
+            let checked = plan.run(&mut objects, &into)?;
+            drop(objects);
+            if let Some(remote) = keep {
+                dot_git::write(&scratch.path().join("fs/.git"), &place, &remote, &checked)?;
+            }
+            fs::remove_tree(&place)?;
+            Ok(checked)
+        }));
+        let received = server.fetch(&task.commit, sender, report).await;
+        let written = written.await;
+        let written = written.map_err(|error| Error::internal(error.to_string()))?;
+        received?;
+        written
+    }
+}
+
+impl Wanted {
+    /// Returns the secrets that are for a repository. Those without a host are only for the main one; on github.com, for
+    /// all, as in BuildKit.
+    fn secrets_for(&self, remote: &Remote) -> Secrets {
+        let scope = match self.remote.strip_prefix("https://github.com/") {
+            Some(_) => "https://github.com",
+            None => self.remote.trim_end_matches('/'),
+        };
+        let rest = remote.url().strip_prefix(scope);
+        Secrets {
+            is_general: rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
+            ..self.secrets.clone()
+        }
+    }
+}
+
+impl Secrets {
+    /// Returns the names that may be asked for, in their order, with whether they are tokens. `host` is that of the
+    /// server.
+    fn names(&self, host: &str) -> Vec<(String, bool)> {
+        let both = [(&self.header, false), (&self.token, true)];
+        let known = both.into_iter().filter(|(name, _)| !name.is_empty());
+        let of_host = known
+            .clone()
+            .map(|(name, is_token)| (format!("{name}.{host}"), is_token));
+        let general = known.map(|(name, is_token)| (name.clone(), is_token));
+        of_host.chain(general.filter(|_| self.is_general)).collect()
+    }
+}
+
+/// Decodes bytes in each way that those of a server are.
+pub(crate) fn decode(bytes: &[u8]) {
+    server::decode(bytes);
+    checkout::decode(bytes);
+    let text = String::from_utf8_lossy(bytes);
+    for (path, url) in modules::parse(&text) {
+        if let Ok(remote) = Remote::new("https://host/group/repository.git") {
+            let _ = remote.submodule(&path, &url);
+        }
+    }
+    let _ = check_reference(&text);
+}
+
+/// Refuses a commit with another checksum.
+fn check_sum(wanted: &Wanted, found: &[&str]) -> Result<()> {
+    let checksum = wanted.checksum.as_str();
+    if found.iter().any(|found| found.starts_with(checksum)) {
+        return Ok(());
+    }
+    let found = found.first().unwrap_or(&"");
+    Err(Error::invalid(format!(
+        "expected checksum to match {checksum}, got {found}"
+    )))
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn wanted(identifier: &str, attributes: &[(&str, &str)]) -> Result<Wanted> {
+        let attrs: BTreeMap<String, String> = attributes
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
+        Wanted::of(&SourceOp {
+            identifier: identifier.into(),
+            attrs,
+        })
+    }
+
+    #[test]
+    fn sources_are_parsed() {
+        let found = wanted("git://h/r.git#v1:a//b/", &[("git.keepgitdir", "true")]).unwrap();
+        assert_eq!(found.remote, "https://h/r.git");
+        assert_eq!(
+            (found.reference.as_str(), found.directory.as_str()),
+            ("v1", "a/b")
+        );
+        assert!(!found.keep_git_dir && found.submodules);
+        let found = wanted("git://h/r", &[("git.fullurl", "git@h:r")]).unwrap();
+        assert_eq!(found.remote, "git@h:r");
+        let commit = "0123456789abcdef0123456789abcdef01234567";
+        let found = wanted("git://h/r", &[("git.checksum", commit)]).unwrap();
+        assert_eq!(found.reference, commit);
+    }
+
+    #[test]
+    fn references_are_names() {
+        for name in [
+            "",
+            "main",
+            "v1.0",
+            "feature/x-y",
+            "refs/heads/a",
+            "a@b",
+            "é",
+        ] {
+            check_reference(name).unwrap();
+        }
+        for name in [
+            "-x",
+            "--upload-pack=touch /x",
+            "a..b",
+            "a b",
+            "a:b",
+            "a~1",
+            "HEAD^",
+            "a\nb",
+            "/a",
+            "a/",
+            "a//b",
+            "a/.b",
+            "a.",
+            "x@{1}",
+        ] {
+            let error = check_reference(name).unwrap_err().to_string();
+            assert!(error.starts_with("invalid git ref"), "{name}");
+        }
+        let found = wanted("git://h/r#--upload-pack=x", &[]).unwrap_err();
+        assert!(found.to_string().contains("invalid git ref"));
+    }
+
+    #[test]
+    fn secrets_without_a_host_are_for_the_main_repository() {
+        let attributes = [
+            ("git.authtokensecret", "TOKEN"),
+            ("git.authheadersecret", "HEADER"),
+            ("git.fullurl", "https://h/r.git"),
+        ];
+        let wanted = wanted("git://h/r.git", &attributes).unwrap();
+        let names = |url: &str, host: &str| {
+            let names = wanted.secrets_for(&Remote::new(url).unwrap()).names(host);
+            names.into_iter().map(|(name, _)| name).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            names("https://h/r.git", "h"),
+            ["HEADER.h", "TOKEN.h", "HEADER", "TOKEN"]
+        );
+        assert_eq!(names("https://h/other.git", "h"), ["HEADER.h", "TOKEN.h"]);
+        assert_eq!(names("https://h/r.git2", "h"), ["HEADER.h", "TOKEN.h"]);
+        assert_eq!(names("https://x/r.git", "x"), ["HEADER.x", "TOKEN.x"]);
+    }
+
+    #[test]
+    fn checksums_are_beginnings() {
+        let wanted = wanted("git://h/r#main", &[("git.checksum", "AB12")]).unwrap();
+        check_sum(&wanted, &["ab12ff", ""]).unwrap();
+        check_sum(&wanted, &["ff", "ab12"]).unwrap();
+        let error = check_sum(&wanted, &["ff", ""]).unwrap_err().to_string();
+        assert_eq!(error, "expected checksum to match ab12, got ff");
+    }
+}

@@ -1,0 +1,116 @@
+//! The objects of a pack.
+
+use std::io::{BufReader, Read};
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use bytes::{Buf as _, Bytes};
+use gix_hash::{Kind as Hash, ObjectId};
+use gix_object::Kind;
+use gix_pack::bundle::write::Options;
+use gix_pack::{Bundle, cache};
+use tokio::sync::mpsc;
+
+use crate::error::{Error, Result};
+
+/// Maximum size of an object in bytes.
+const MAX_OBJECT: usize = 512 << 20;
+
+/// The objects of a pack, which is in a directory with its index.
+pub(super) struct Objects {
+    bundle: Bundle,
+    cache: cache::lru::MemoryCappedHashmap,
+}
+
+/// The pieces of a pack as they come. Without the last one, `None`, it is not whole.
+struct Pieces {
+    pieces: mpsc::Receiver<Option<Bytes>>,
+    piece: Bytes,
+    is_over: bool,
+}
+
+impl Read for Pieces {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        while self.piece.is_empty() && !self.is_over {
+            match self.pieces.blocking_recv() {
+                Some(Some(piece)) => self.piece = piece,
+                Some(None) => self.is_over = true,
+                None => return Err(std::io::Error::other("the transfer has ended")),
+            }
+        }
+        let count = buffer.len().min(self.piece.len());
+        buffer[..count].copy_from_slice(&self.piece[..count]);
+        self.piece.advance(count);
+        Ok(count)
+    }
+}
+
+impl Objects {
+    /// Writes a pack and its index into a directory. Blocking.
+    ///
+    /// # Errors
+    /// Returns an error if the pack is not valid, or if it needs objects that it does not have.
+    pub fn receive(directory: &Path, pieces: mpsc::Receiver<Option<Bytes>>) -> Result<Self> {
+        let pieces = Pieces {
+            pieces,
+            piece: Bytes::new(),
+            is_over: false,
+        };
+        let options = Options {
+            thread_limit: Some(2),
+            alloc_limit_bytes: Some(MAX_OBJECT),
+            ..Options::default()
+        };
+        let outcome = Bundle::write_to_directory(
+            &mut BufReader::with_capacity(64 << 10, pieces),
+            Some(directory),
+            &mut gix_utils::progress::Discard,
+            &AtomicBool::new(false),
+            None::<gix_object::find::Never>,
+            Hash::Sha1,
+            options,
+        );
+        let failed =
+            |error: String| Error::invalid(format!("the pack of a git repository: {error}"));
+        let outcome = outcome.map_err(|error| failed(error.to_string()))?;
+        if let Some(keep) = &outcome.keep_path {
+            whelk_sys::fs::remove_if_exists(keep)?;
+        }
+        let bundle = outcome.to_bundle();
+        let bundle = bundle.ok_or_else(|| failed("it is empty".into()))?;
+        let mut bundle = bundle.map_err(|error| failed(error.to_string()))?;
+        bundle.pack = bundle.pack.with_alloc_limit_bytes(Some(MAX_OBJECT));
+        Ok(Self {
+            bundle,
+            cache: cache::lru::MemoryCappedHashmap::new(16 << 20),
+        })
+    }
+
+    /// Returns the content of an object.
+    ///
+    /// # Errors
+    /// Returns an error if it is not there, or of another kind.
+    pub fn get(&mut self, id: &ObjectId, wanted: Kind) -> Result<Vec<u8>> {
+        let mut content = Vec::new();
+        let found = self
+            .bundle
+            .find(id, &mut content, &mut Default::default(), &mut self.cache)
+            .map_err(|error| Error::invalid(format!("read the git object {id}: {error}")))?
+            .map(|(data, _)| data.kind);
+        match found {
+            Some(kind) if kind == wanted => Ok(content),
+            Some(kind) => Err(Error::invalid(format!(
+                "the git object {id} is a {kind}, not a {wanted}"
+            ))),
+            None => Err(Error::invalid(format!(
+                "the git object {id} is not in the pack"
+            ))),
+        }
+    }
+}
+
+/// Parses an id of 40 digits.
+pub(super) fn id(text: &str) -> Result<ObjectId> {
+    ObjectId::from_hex(text.as_bytes())
+        .map_err(|_| Error::invalid(format!("{text:?} is not the id of a git object")))
+}

@@ -1,0 +1,310 @@
+//! Images as blobs, which are written to an archive or elsewhere: the layers as manifests refer to them, the configuration
+//! and the manifest.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{Read as _, Seek as _, Write};
+
+use serde::Serialize;
+use tar::Builder;
+use whelk_sys::{Scratch, fs};
+
+use super::oci::blob_name;
+use super::save::{self, created, encode, named, write_file, write_stream};
+use super::{CREATED_ANNOTATION, DockerImage};
+use crate::config::ImageConfig;
+use crate::descriptor::{CONFIG, DOCKER_MANIFEST, Descriptor, Index, LAYER, MANIFEST, Manifest};
+use crate::digest::{Digest, Hashing};
+use crate::error::{Error, Result, io};
+use crate::leases::Lease;
+use crate::reference::Reference;
+use crate::snapshots::unchanged;
+use crate::store::Store;
+
+/// Docker's media types for configurations and layers.
+const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+const DOCKER_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
+
+/// How layers are compressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Compression {
+    None,
+    /// On several threads.
+    #[default]
+    Gzip,
+    /// With one of zlib's levels, on one thread.
+    GzipLevel(u32),
+    /// With one of zstd's levels; 0 for its default.
+    Zstd(i32),
+}
+
+/// How an image is packed.
+#[derive(Clone, Debug, Default)]
+pub struct Packing {
+    pub compression: Compression,
+    /// Docker's media types are used instead of OCI's.
+    pub has_docker_types: bool,
+    /// Annotations of the manifest.
+    pub annotations: BTreeMap<String, String>,
+    /// Annotations of the entry of an index that refers to the manifest.
+    pub entry_annotations: BTreeMap<String, String>,
+}
+
+/// The form of an archive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    Oci,
+    /// An OCI layout with Docker's `manifest.json`.
+    Docker,
+}
+
+/// An image as blobs. The files of compressed layers exist as long as this.
+#[derive(Debug)]
+pub struct Packed {
+    /// Refers to the manifest.
+    pub manifest: Descriptor,
+    pub config: Descriptor,
+    /// What the manifest refers to, each once, and then the manifest.
+    pub blobs: Vec<Blob>,
+    layers: Vec<Descriptor>,
+    /// In seconds since the epoch.
+    created: u64,
+    _scratch: Scratch,
+}
+
+/// A blob of a packed image.
+#[derive(Debug)]
+pub struct Blob {
+    pub descriptor: Descriptor,
+    content: Content,
+}
+
+#[derive(Debug)]
+enum Content {
+    /// A layer's archive, which is made when it is needed.
+    Layer(Digest),
+    File(File),
+    Bytes(Vec<u8>),
+}
+
+/// A manifest with annotations.
+#[derive(Serialize)]
+struct Annotated<'a> {
+    #[serde(flatten)]
+    manifest: &'a Manifest,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: &'a BTreeMap<String, String>,
+}
+
+impl Packed {
+    /// Packs the image with this configuration, whose layers `lease` holds. `progress` is called with the digest of each
+    /// layer that is packed.
+    ///
+    /// # Errors
+    /// Returns an error if the configuration is invalid, a layer is missing or was changed, or the disk is full.
+    pub fn new(
+        store: &Store,
+        lease: &Lease,
+        config: &[u8],
+        packing: &Packing,
+        mut progress: impl FnMut(&Digest),
+    ) -> Result<Self> {
+        let parsed = ImageConfig::parse(config)?;
+        let scratch = store.staging.scratch()?;
+        let (config_type, manifest_type) = match packing.has_docker_types {
+            true => (DOCKER_CONFIG, DOCKER_MANIFEST),
+            false => (CONFIG, MANIFEST),
+        };
+        let mut layers: Vec<Descriptor> = Vec::new();
+        let mut blobs: Vec<Blob> = Vec::new();
+        let mut packed: BTreeMap<&Digest, Descriptor> = BTreeMap::new();
+        for diff_id in &parsed.rootfs.diff_ids {
+            if let Some(descriptor) = packed.get(diff_id) {
+                layers.push(descriptor.clone());
+                continue;
+            }
+            if !store.snapshots.claim(lease, diff_id) {
+                return Err(Error::NotFound(format!("layer {diff_id} does not exist")));
+            }
+            let path = scratch.path().join(packed.len().to_string());
+            let blob = pack(store, diff_id, packing, &path)?;
+            progress(&blob.descriptor.digest);
+            packed.insert(diff_id, blob.descriptor.clone());
+            layers.push(blob.descriptor.clone());
+            blobs.push(blob);
+        }
+        let config = Blob::bytes(config_type, config.to_vec());
+        let config_descriptor = config.descriptor.clone();
+        blobs.push(config);
+        let mut manifest = Manifest::new(config_descriptor.clone(), layers.clone());
+        manifest.media_type = manifest_type.into();
+        let annotated = Annotated {
+            manifest: &manifest,
+            annotations: &packing.annotations,
+        };
+        let manifest = Blob::bytes(manifest_type, encode(&annotated)?);
+        let mut descriptor = manifest.descriptor.clone();
+        blobs.push(manifest);
+        // Compressed to the same bytes, or a layer that looks like a configuration.
+        let mut known = BTreeSet::new();
+        blobs.retain(|blob| known.insert(blob.descriptor.digest.clone()));
+        descriptor.annotations = packing.entry_annotations.clone();
+        let created_text = parsed.created.clone().unwrap_or_default();
+        if !created_text.is_empty() {
+            descriptor
+                .annotations
+                .entry(CREATED_ANNOTATION.into())
+                .or_insert(created_text);
+        }
+        Ok(Self {
+            manifest: descriptor,
+            config: config_descriptor,
+            blobs,
+            layers,
+            created: created(&parsed),
+            _scratch: scratch,
+        })
+    }
+
+    /// Returns the bytes of the manifest.
+    pub fn manifest_content(&self) -> Option<&[u8]> {
+        match &self.blobs.last()?.content {
+            Content::Bytes(bytes) => Some(bytes),
+            _ => None,
+        }
+    }
+
+    /// Writes an archive that has the image under these names.
+    ///
+    /// # Errors
+    /// Returns an error if a layer was changed on disk, or if `output` fails. What was written is incomplete then.
+    pub fn write(
+        &mut self,
+        store: &Store,
+        form: Form,
+        names: &[Reference],
+        output: impl Write,
+    ) -> Result<()> {
+        let mut archive = Builder::new(output);
+        for blob in &mut self.blobs {
+            let (name, size) = (blob_name(&blob.descriptor.digest), blob.descriptor.size);
+            write_stream(&mut archive, &name, size, self.created, |output| {
+                blob.write(store, output)
+            })?;
+        }
+        let index = Index::new(named(&self.manifest, names));
+        write_file(&mut archive, "index.json", &encode(&index)?, 0)?;
+        if form == Form::Docker {
+            let docker = DockerImage {
+                config: blob_name(&self.config.digest),
+                repo_tags: names.iter().map(Reference::familiar).collect(),
+                layers: self
+                    .layers
+                    .iter()
+                    .map(|layer| blob_name(&layer.digest))
+                    .collect(),
+                layer_sources: BTreeMap::new(),
+            };
+            write_file(&mut archive, "manifest.json", &encode(&[docker])?, 0)?;
+        }
+        write_file(&mut archive, "oci-layout", save::LAYOUT, 0)?;
+        archive
+            .into_inner()
+            .and_then(|mut output| output.flush())
+            .map_err(io("write archive"))
+    }
+}
+
+impl Blob {
+    fn bytes(media_type: &str, bytes: Vec<u8>) -> Self {
+        Self {
+            descriptor: Descriptor::new(media_type, Digest::of(&bytes), bytes.len() as u64),
+            content: Content::Bytes(bytes),
+        }
+    }
+
+    /// Writes the content.
+    ///
+    /// # Errors
+    /// Returns an error if a layer was changed on disk, or if `output` fails.
+    pub fn write(&mut self, store: &Store, output: &mut dyn Write) -> Result<()> {
+        match &mut self.content {
+            Content::Bytes(bytes) => output.write_all(bytes).map_err(io("write a blob")),
+            Content::Layer(diff_id) => {
+                let mut hashing = Hashing::new(output);
+                store.snapshots.replay(diff_id, &mut hashing)?;
+                let (digest, ..) = hashing.finish();
+                unchanged(diff_id, &digest)
+            }
+            Content::File(file) => {
+                file.rewind().map_err(io("read a compressed layer"))?;
+                let mut rest = file.take(self.descriptor.size);
+                let written = std::io::copy(&mut rest, output).map_err(io("write a blob"))?;
+                if written == self.descriptor.size {
+                    Ok(())
+                } else {
+                    Err(Error::invalid("a compressed layer was cut off"))
+                }
+            }
+        }
+    }
+}
+
+/// Packs a layer; compressed, to a file at `path`.
+fn pack(
+    store: &Store,
+    diff_id: &Digest,
+    packing: &Packing,
+    path: &std::path::Path,
+) -> Result<Blob> {
+    let suffix = match packing.compression {
+        Compression::None => "",
+        Compression::Gzip | Compression::GzipLevel(_) if packing.has_docker_types => ".gzip",
+        Compression::Gzip | Compression::GzipLevel(_) => "+gzip",
+        Compression::Zstd(_) if packing.has_docker_types => ".zstd",
+        Compression::Zstd(_) => "+zstd",
+    };
+    let media_type = match packing.has_docker_types {
+        true => format!("{DOCKER_LAYER}{suffix}"),
+        false => format!("{LAYER}{suffix}"),
+    };
+    if packing.compression == Compression::None {
+        let size = store.snapshots.archive_size(diff_id)?;
+        return Ok(Blob {
+            descriptor: Descriptor::new(media_type, diff_id.clone(), size),
+            content: Content::Layer(diff_id.clone()),
+        });
+    }
+    let file = fs::create(path, 0o600)?;
+    let mut output = Hashing::new(file);
+    let failed = || io("compress a layer");
+    let mut layer = Blob {
+        descriptor: Descriptor::new("", diff_id.clone(), 0),
+        content: Content::Layer(diff_id.clone()),
+    };
+    match packing.compression {
+        Compression::None => {}
+        Compression::Gzip => {
+            let write = |piece: Vec<u8>| output.write_all(&piece);
+            store.snapshots.compress(diff_id, &mut |_| {}, write)?;
+        }
+        Compression::GzipLevel(level) => {
+            let level = flate2::Compression::new(level);
+            let mut encoder = flate2::write::GzEncoder::new(&mut output, level);
+            layer.write(store, &mut encoder)?;
+            encoder.finish().map_err(failed())?;
+        }
+        Compression::Zstd(level) => {
+            let encoder = zstd::stream::write::Encoder::new(&mut output, level);
+            let mut encoder = encoder.map_err(failed())?;
+            layer.write(store, &mut encoder)?;
+            encoder.finish().map_err(failed())?;
+        }
+    }
+    let (digest, size, _) = output.finish();
+    let file = fs::open(path)?;
+    Ok(Blob {
+        descriptor: Descriptor::new(media_type, digest, size),
+        content: Content::File(file),
+    })
+}

@@ -1,0 +1,459 @@
+//! Git repositories as contexts, and `ADD` of them.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use whelk_tests::web::{Answer, Asked, Web};
+use whelk_tests::{Engine, Scratch};
+
+use crate::{build, built, classic, only, run, shows, text};
+
+/// Runs git, without the settings of whoever runs the tests.
+#[track_caller]
+fn git(directory: &Path, args: &[&str]) -> String {
+    let output = Command::new("git")
+        .args([
+            "-c",
+            "user.name=T",
+            "-c",
+            "user.email=t@test",
+            "-c",
+            "init.defaultBranch=main",
+        ])
+        .args(["-c", "protocol.file.allow=always"])
+        .args(args)
+        .current_dir(directory)
+        .env("GIT_CONFIG_NOSYSTEM", "1")
+        .env("GIT_CONFIG_GLOBAL", "/dev/null")
+        .env("GIT_COMMITTER_DATE", "1700000000 +0000")
+        .env("GIT_AUTHOR_DATE", "1700000000 +0000")
+        .output()
+        .unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "git {args:?}: {errors}");
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+/// Repositories below a directory, and a server of them.
+struct Host {
+    _place: Scratch,
+    root: PathBuf,
+    web: Web,
+}
+
+impl Host {
+    fn new() -> Self {
+        Self::with_password("")
+    }
+
+    /// Returns a server that wants an authorization for repositories below `private/`.
+    fn with_password(wanted: &str) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let place = Scratch::new(&format!("git-{number}"));
+        let root = place.directory("repositories");
+        let (served, wanted) = (root.clone(), wanted.to_owned());
+        let web = Web::start(move |asked| {
+            let is_allowed = asked.header("authorization") == Some(&wanted);
+            match asked.path.starts_with("/private/") && !is_allowed {
+                true => Answer::new(401, "").header("WWW-Authenticate", "Basic realm=\"git\""),
+                false => backend(&served, asked),
+            }
+        });
+        Self {
+            _place: place,
+            root,
+            web,
+        }
+    }
+
+    /// Makes a repository with files, and returns its directory.
+    fn repository(&self, name: &str, files: &[(&str, &str)]) -> PathBuf {
+        let path = self.root.join(name);
+        std::fs::create_dir_all(&path).unwrap();
+        git(&path, &["init", "-q"]);
+        commit(&path, files);
+        path
+    }
+
+    fn url(&self, rest: &str) -> String {
+        self.web.url(&format!("/{rest}"))
+    }
+}
+
+/// Adds files to a repository, and returns the new commit.
+fn commit(repository: &Path, files: &[(&str, &str)]) -> String {
+    for (name, content) in files {
+        let path = repository.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    }
+    git(repository, &["add", "-A"]);
+    git(
+        repository,
+        &["commit", "-q", "--allow-empty", "-m", "change"],
+    );
+    git(repository, &["rev-parse", "HEAD"])
+}
+
+/// Answers a request with `git http-backend`, whose repositories are the directories `.git` below a root:
+/// `/NAME.git/…` is that of `NAME`.
+fn backend(root: &Path, asked: &Asked) -> Answer {
+    let (path, query) = asked.path.split_once('?').unwrap_or((&asked.path, ""));
+    let path = path.replacen(".git/", "/.git/", 1);
+    let child = Command::new("git")
+        .arg("http-backend")
+        .env("GIT_PROJECT_ROOT", root)
+        .env("GIT_HTTP_EXPORT_ALL", "1")
+        .env("GIT_CONFIG_GLOBAL", "/dev/null")
+        .env("GIT_CONFIG_COUNT", "1")
+        .env("GIT_CONFIG_KEY_0", "safe.directory")
+        .env("GIT_CONFIG_VALUE_0", "*")
+        .env("PATH_INFO", path)
+        .env("QUERY_STRING", query)
+        .env("REQUEST_METHOD", &asked.method)
+        .env(
+            "CONTENT_TYPE",
+            asked.header("content-type").unwrap_or_default(),
+        )
+        .env(
+            "GIT_PROTOCOL",
+            asked.header("git-protocol").unwrap_or_default(),
+        )
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn();
+    let mut child = child.unwrap();
+    child.stdin.take().unwrap().write_all(&asked.body).unwrap();
+    let output = child.wait_with_output().unwrap().stdout;
+    let end = output.windows(4).position(|bytes| bytes == b"\r\n\r\n");
+    let (head, body) = output.split_at(end.unwrap_or(output.len()));
+    let mut answer = Answer::new(200, body.get(4..).unwrap_or_default());
+    for line in String::from_utf8_lossy(head).lines() {
+        let Some((name, value)) = line.split_once(": ") else {
+            continue;
+        };
+        match name {
+            "Status" => answer.status = value[..3].parse().unwrap(),
+            _ => answer = answer.header(name, value),
+        }
+    }
+    answer
+}
+
+const DOCKERFILE: &str = "FROM busybox\nCOPY . /c\n";
+
+#[test]
+fn a_repository_is_a_context() {
+    let engine = Engine::start();
+    let host = Host::new();
+    let files = [
+        ("Dockerfile", DOCKERFILE),
+        ("x", "one"),
+        ("sub/Dockerfile", "FROM busybox\nCOPY . /s\n"),
+        ("sub/y", "below"),
+    ];
+    let path = host.repository("app", &files);
+    std::os::unix::fs::symlink("../x", path.join("sub/link")).unwrap();
+    std::fs::write(path.join("program"), "#!/bin/sh\n").unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(path.join("program"), mode).unwrap();
+    let first = commit(&path, &[]);
+    git(&path, &["tag", "-a", "v1", "-m", "first"]);
+    git(&path, &["branch", "other"]);
+    let second = commit(&path, &[("x", "two")]);
+    let url = host.url("app.git");
+    let look = "cat /c/x; stat -c '%n %a' /c/program; readlink /c/sub/link; ls -A /c";
+    let rest = "/c/program 755\n../x\nDockerfile\nprogram\nsub\nx";
+    for (fragment, x) in [
+        ("", "two"),
+        ("#main", "two"),
+        ("#v1", "one"),
+        ("#refs/heads/other", "one"),
+        (&*format!("#{first}"), "one"),
+        (&*format!("?commit={second}"), "two"),
+        ("?tag=v1&keep-git-dir=false", "one"),
+    ] {
+        built(&engine, &["-t", "app", &format!("{url}{fragment}")]);
+        assert_eq!(
+            run(&engine, "app", look),
+            format!("{x}{rest}"),
+            "{fragment}"
+        );
+    }
+    built(&engine, &["-t", "sub", &format!("{url}#main:sub")]);
+    assert_eq!(
+        run(&engine, "sub", "ls /s; cat /s/y"),
+        "Dockerfile\nlink\ny\nbelow"
+    );
+    // A commit that is here is not fetched again.
+    host.web.asked();
+    built(&engine, &[&format!("{url}#{first}")]);
+    assert!(host.web.asked().is_empty());
+    let answer = engine.http("POST", &format!("/build?t=remote&remote={url}"), &[], b"");
+    shows(&answer.text(), &["Successfully tagged remote:latest"]);
+    assert_eq!(run(&engine, "remote", "cat /c/x"), "two");
+}
+
+#[test]
+fn repositories_are_added() {
+    let engine = Engine::start();
+    let host = Host::new();
+    let path = host.repository("lib", &[("x", "one"), ("dir/y", "below")]);
+    let commit = git(&path, &["rev-parse", "HEAD"]);
+    let url = host.url("lib.git");
+    let dockerfile = format!(
+        "FROM busybox\nADD {url} /plain\nADD --keep-git-dir=true {url}#main /kept\n\
+         ADD --checksum={commit} {url}#main:dir /dir\n"
+    );
+    let context = only(&engine, "add", &dockerfile);
+    let look = "ls -A /plain /kept /dir; cat /kept/.git/HEAD";
+    let expected = format!("/dir:\ny\n\n/kept:\n.git\ndir\nx\n\n/plain:\ndir\nx\n{commit}");
+    for name in ["buildkit", "classic"] {
+        match name {
+            "classic" => drop(classic(&engine, &["--no-cache", "-t", name, &context])),
+            _ => drop(built(&engine, &["-t", name, &context])),
+        }
+        assert_eq!(run(&engine, name, look), expected);
+    }
+    // What is kept is a repository that git takes.
+    engine
+        .docker(&["create", "--name", "kept", "buildkit"])
+        .ok();
+    let out = engine.scratch("out");
+    engine.docker(&["cp", "kept:/kept", text(&out)]).ok();
+    let kept = out.join("kept");
+    git(&kept, &["fsck", "--strict"]);
+    assert_eq!(git(&kept, &["status", "--porcelain"]), "");
+    assert_eq!(git(&kept, &["rev-list", "--count", "HEAD"]), "1");
+    assert_eq!(git(&kept, &["config", "remote.origin.url"]), url);
+    engine.docker(&["rm", "kept"]).ok();
+    let wrong = only(
+        &engine,
+        "wrong",
+        &format!("FROM busybox\nADD --checksum=abc {url}#main /\n"),
+    );
+    let failed = build(&engine, &[&wrong]);
+    shows(
+        &failed.err(),
+        &["expected checksum to match abc, got", &commit],
+    );
+}
+
+#[test]
+fn submodules_are_fetched() {
+    let engine = Engine::start();
+    let host = Host::new();
+    let inner = host.repository("inner", &[("deep", "of inner")]);
+    let lib = host.repository("lib", &[("x", "of lib")]);
+    git(&lib, &["submodule", "add", "-q", text(&inner), "in"]);
+    git(
+        &lib,
+        &[
+            "config",
+            "-f",
+            ".gitmodules",
+            "submodule.in.url",
+            "../inner.git",
+        ],
+    );
+    commit(&lib, &[]);
+    let app = host.repository("app", &[("Dockerfile", DOCKERFILE)]);
+    git(&app, &["submodule", "add", "-q", text(&lib), "vendor/lib"]);
+    let key = "submodule.vendor/lib.url";
+    git(
+        &app,
+        &["config", "-f", ".gitmodules", key, &host.url("lib.git")],
+    );
+    commit(&app, &[]);
+    let url = host.url("app.git");
+    built(&engine, &["-t", "app", &url]);
+    let look = "cat /c/vendor/lib/x /c/vendor/lib/in/deep";
+    assert_eq!(run(&engine, "app", look), "of libof inner");
+    built(&engine, &["-t", "none", &format!("{url}?submodules=false")]);
+    assert_eq!(run(&engine, "none", "ls -A /c/vendor/lib"), "");
+    for (own, error) in [
+        (
+            "file:///etc",
+            "\"file:///etc\" is not allowed as a git repository",
+        ),
+        (text(&lib), "is not allowed as a git repository"),
+        ("ext::sh -c id", "is not allowed as a git repository"),
+        ("--upload-pack=id", "is not allowed as a git repository"),
+        ("git@host:lib.git", "git over ssh"),
+        ("../../../x", "leads above its server"),
+    ] {
+        let modules = format!("[submodule \"lib\"]\n\tpath = vendor/lib\n\turl = {own}\n");
+        std::fs::write(app.join(".gitmodules"), modules).unwrap();
+        commit(&app, &[]);
+        let failed = build(&engine, &[&url]);
+        assert_eq!(failed.code, 1, "{own}");
+        shows(&failed.err(), &["submodule vendor/lib", error]);
+    }
+}
+
+#[test]
+fn private_repositories_need_a_secret_which_is_in_no_text() {
+    let engine = Engine::start();
+    let host = Host::with_password("Basic eC1hY2Nlc3MtdG9rZW46c2VjcmV0LXRva2Vu");
+    let other = host.repository("private/other", &[("y", "other")]);
+    let app = host.repository(
+        "private/app",
+        &[("Dockerfile", DOCKERFILE), ("x", "private")],
+    );
+    git(&app, &["submodule", "add", "-q", text(&other), "sub"]);
+    git(
+        &app,
+        &[
+            "config",
+            "-f",
+            ".gitmodules",
+            "submodule.sub.url",
+            "../other.git",
+        ],
+    );
+    commit(&app, &[]);
+    let url = host.url("private/app.git");
+    let place = engine.scratch_with(
+        "secrets",
+        &[("token", "secret-token\n"), ("wrong", "secret-wrong")],
+    );
+    let secret = |id: &str, file: &str| format!("id={id},src={}/{file}", place.display());
+    let failed = build(&engine, &[&url]);
+    shows(&failed.err(), &["401", "GIT_AUTH_TOKEN"]);
+    let failed = build(
+        &engine,
+        &["--secret", &secret("GIT_AUTH_TOKEN", "wrong"), &url],
+    );
+    shows(&failed.err(), &["401"]);
+    assert!(!failed.err().contains("secret-wrong"));
+    // The general token is only for the main repository; that of the host is for its submodules, too.
+    let general = secret("GIT_AUTH_TOKEN", "token");
+    let failed = build(&engine, &["--secret", &general, &url]);
+    shows(&failed.err(), &["submodule sub", "401"]);
+    let without = format!("{url}?submodules=0");
+    built(&engine, &["-t", "main", "--secret", &general, &without]);
+    let id = format!("GIT_AUTH_TOKEN.{}", host.web.address);
+    let of_host = secret(&id, "token");
+    built(&engine, &["-t", "whole", "--secret", &of_host, &url]);
+    assert_eq!(run(&engine, "whole", "cat /c/x /c/sub/y"), "privateother");
+    // In a URL, too: it is not shown, and not kept.
+    let inside = url.replace("http://", "http://x-access-token:secret-token@");
+    engine.docker(&["builder", "prune", "-af"]).ok();
+    let shown = built(
+        &engine,
+        &[
+            "-t",
+            "inside",
+            &format!("{inside}?keep-git-dir=1&submodules=0"),
+        ],
+    );
+    assert!(!shown.contains("secret-token"), "{shown}");
+    let config = run(&engine, "inside", "cat /c/.git/config");
+    shows(&config, &[&url]);
+    let failed = build(&engine, &[&format!("{inside}#none")]);
+    shows(&failed.err(), &["does not contain ref none"]);
+    assert!(!failed.err().contains("secret-token"), "{}", failed.err());
+    let words = engine.last_words();
+    assert!(!words.contains("secret-token"), "{words}");
+}
+
+#[test]
+fn hostile_repositories_are_refused() {
+    let engine = Engine::start();
+    let host = Host::new();
+    let path = host.repository("app", &[("Dockerfile", DOCKERFILE), ("real/x", "x")]);
+    std::os::unix::fs::symlink("/etc", path.join("outside")).unwrap();
+    std::os::unix::fs::symlink("real", path.join("inside")).unwrap();
+    let good = commit(&path, &[]);
+    let url = host.url("app.git");
+    for (reference, error) in [
+        ("#--upload-pack=id", "invalid git ref"),
+        ("#-x", "invalid git ref"),
+        ("#a..b", "invalid git ref"),
+        ("#none", "repository does not contain ref none"),
+        ("#main:outside", "a symbolic link, which is not followed"),
+        ("#main:inside", "a symbolic link, which is not followed"),
+        (
+            "#main:none",
+            "failed to open subdir none: no such file or directory",
+        ),
+        ("#main:Dockerfile", "not a directory"),
+        (
+            "#0123456789012345678901234567890123456789",
+            "failed to fetch remote",
+        ),
+    ] {
+        let failed = build(&engine, &[&format!("{url}{reference}")]);
+        assert_eq!(failed.code, 1, "{reference}");
+        shows(&failed.err(), &[error]);
+    }
+    // `..` stays in the repository.
+    let failed = build(&engine, &[&format!("{url}#main:../../../real")]);
+    shows(&failed.err(), &["failed to read dockerfile"]);
+    // A tree whose entries lead elsewhere: git refuses to make it, so it is made from its bytes.
+    for name in ["..", ".git", "a/b"] {
+        let blob = git(&path, &["rev-parse", &format!("{good}:Dockerfile")]);
+        let bytes = blob.as_bytes().chunks(2);
+        let id =
+            bytes.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap());
+        let mut tree = format!("100644 {name}\0").into_bytes();
+        tree.extend(id);
+        let file = host.root.join("tree");
+        std::fs::write(&file, tree).unwrap();
+        let tree = git(
+            &path,
+            &[
+                "hash-object",
+                "-t",
+                "tree",
+                "-w",
+                "--literally",
+                text(&file),
+            ],
+        );
+        let commit = git(&path, &["commit-tree", "-m", "x", &tree]);
+        git(&path, &["update-ref", "refs/heads/hostile", &commit]);
+        let failed = build(&engine, &[&format!("{url}#hostile")]);
+        assert_eq!(failed.code, 1, "{name}");
+        shows(&failed.err(), &["a git tree with the name"]);
+    }
+    for (remote, error) in [
+        ("ssh://git@127.0.0.1:1/app.git", "git over ssh"),
+        ("git@localhost:app.git", "git over ssh"),
+        ("git://127.0.0.1:1/app", "not encrypted"),
+    ] {
+        let context = only(&engine, "none", &format!("FROM busybox\nADD {remote} /\n"));
+        shows(&build(&engine, &[&context]).err(), &[error]);
+    }
+    let left = engine.root().join("tmp").read_dir().unwrap().count();
+    assert_eq!(left, 0);
+}
+
+#[test]
+fn servers_that_are_none_of_git_are_told_so() {
+    let engine = Engine::start();
+    let web = Web::start(|asked| match asked.path.as_str() {
+        path if path.starts_with("/html") => Answer::new(200, "<html>"),
+        path if path.starts_with("/old") => Answer::new(200, "001e# service=git-upload-pack\n0000"),
+        path if path.starts_with("/liar") && asked.method == "GET" => {
+            Answer::new(200, "000eversion 2\n0000")
+        }
+        path if path.starts_with("/liar") => Answer::new(200, "000dpackfile\n0008\x01abc0000"),
+        _ => Answer::new(404, ""),
+    });
+    let commit = "0123456789012345678901234567890123456789";
+    for (path, error) in [
+        ("html", "the answer is not of git's protocol"),
+        ("old", "it does not speak version 2"),
+        ("liar", "the pack of a git repository"),
+        ("none", "404"),
+    ] {
+        let url = web.url(&format!("/{path}.git#{commit}"));
+        let failed = build(&engine, &[&url]);
+        assert_eq!(failed.code, 1);
+        shows(&failed.err(), &[error]);
+    }
+}

@@ -1,0 +1,592 @@
+//! Outputs of builds with BuildKit's protocol: files, archives and pushes.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use whelk_tests::images::{noise, sha256};
+use whelk_tests::registry::{Behaviour, Registry};
+use whelk_tests::{Cli, Engine, Output, Program, eventually};
+
+const BUILDKIT: &[(&str, &str)] = &[("DOCKER_BUILDKIT", "1")];
+
+fn docker(engine: &Engine) -> Cli<'_> {
+    engine.cli(Program::Docker).with_env(BUILDKIT)
+}
+
+fn build(engine: &Engine, context: &Path, args: &[&str]) -> Output {
+    let context = context.to_str().unwrap();
+    let plain = ["buildx", "build", "--progress", "plain"];
+    docker(engine).run(&[&plain, args, &[context]].concat())
+}
+
+/// Builds, and returns what was shown, which is on the standard error.
+#[track_caller]
+fn built(engine: &Engine, context: &Path, args: &[&str]) -> String {
+    let output = build(engine, context, args);
+    output.ok();
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[track_caller]
+fn fails(engine: &Engine, context: &Path, args: &[&str], expected: &str) {
+    let failed = build(engine, context, args);
+    assert_ne!(failed.code, 0, "{args:?}");
+    let error = failed.err();
+    assert!(error.contains(expected), "{args:?}: {error}");
+}
+
+#[track_caller]
+fn sh(script: &str) -> String {
+    let output = Command::new("sh").args(["-ec", script]).output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{script}: {error}");
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+fn json_file(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+/// A file of an archive that was unpacked.
+fn blob(layout: &Path, digest: &Value) -> PathBuf {
+    let digest = digest.as_str().unwrap().replace(':', "/");
+    layout.join("blobs").join(digest)
+}
+
+fn unpacked(engine: &Engine, archive: &str, name: &str) -> PathBuf {
+    let directory = engine.scratch(name);
+    sh(&format!("tar -xf {archive} -C {}", directory.display()));
+    directory
+}
+
+const FILES: &str = "FROM busybox\n\
+    RUN mkdir -p /out/d.x /out/d && echo one > /out/d/one && ln /out/d/one /out/d/two && ln -s ../d/one /out/d.x/link && chmod 4711 /out/d/one && chmod 1777 /out/d && mknod /out/null c 1 3 && mkfifo /out/pipe && touch -d @1000000000 /out/d/one\n";
+
+#[track_caller]
+fn is_whole(root: &Path) {
+    let directory = root.join("out");
+    let read = |name: &str| fs::read_to_string(directory.join(name)).unwrap();
+    assert_eq!(
+        (read("d/one"), read("d.x/link")),
+        ("one\n".into(), "one\n".into())
+    );
+    let stat = |name: &str| fs::symlink_metadata(directory.join(name)).unwrap();
+    let (one, two) = (stat("d/one"), stat("d/two"));
+    assert_eq!(one.ino(), two.ino());
+    assert_eq!(one.permissions().mode() & 0o7777, 0o4711);
+    assert_eq!(one.mtime(), 1_000_000_000);
+    assert_eq!(stat("d").permissions().mode() & 0o7777, 0o1777);
+    let target = fs::read_link(directory.join("d.x/link")).unwrap();
+    assert_eq!(target, Path::new("../d/one"));
+    let null = stat("null");
+    assert!(null.file_type().is_char_device() && stat("pipe").file_type().is_fifo());
+    assert_eq!(rustix::fs::major(null.rdev()), 1);
+    assert_eq!(rustix::fs::minor(null.rdev()), 3);
+}
+
+#[test]
+fn files_are_sent_to_the_client() {
+    let engine = Engine::start();
+    let context = engine.scratch_with("context", &[("Dockerfile", FILES)]);
+    let directory = engine.scratch("files");
+    fs::create_dir_all(directory.join("out/d")).unwrap();
+    fs::write(directory.join("out/d/one"), "of before").unwrap();
+    fs::write(directory.join("kept"), "of before").unwrap();
+    let output = format!("type=local,dest={}", directory.display());
+    let shown = built(&engine, &context, &["-o", &output]);
+    assert!(shown.contains("exporting to client directory"), "{shown}");
+    assert!(shown.contains("copying files"), "{shown}");
+    is_whole(&directory);
+    assert!(directory.join("kept").exists());
+    // Nothing was tagged or recorded.
+    assert!(!engine.docker(&["images", "-aq"]).ok().contains('\n'));
+
+    let split = engine.scratch("split");
+    let output = format!("type=local,platform-split=true,dest={}", split.display());
+    built(&engine, &context, &["-o", &output]);
+    is_whole(&split.join("linux_amd64"));
+
+    let archive = engine.scratch("archive").join("out.tar");
+    let output = format!("type=tar,dest={}", archive.display());
+    let shown = built(&engine, &context, &["-o", &output]);
+    assert!(shown.contains("exporting to client tarball"), "{shown}");
+    is_whole(&unpacked(&engine, archive.to_str().unwrap(), "from-tar"));
+    let piped = build(&engine, &context, &["-o", "-"]);
+    piped.ok();
+    assert_eq!(piped.stdout, fs::read(&archive).unwrap());
+
+    // A file system without files.
+    let empty = engine.scratch_with("empty", &[("Dockerfile", "FROM scratch\n")]);
+    let none = engine.scratch("none");
+    built(&engine, &empty, &["-o", none.to_str().unwrap()]);
+    assert_eq!(fs::read_dir(&none).unwrap().count(), 0);
+}
+
+#[test]
+fn many_and_large_files_arrive() {
+    let engine = Engine::start();
+    let dockerfile = "FROM busybox AS made\n\
+        RUN mkdir /out && cd /out && for i in $(seq 60); do mkdir $i && for j in $(seq 10); do echo $i-$j > $i/$j; done; done\n\
+        RUN i=0; d=/out/deep; while [ $i -lt 100 ]; do d=$d/d; i=$((i+1)); done; mkdir -p $d && echo end > $d/end\n\
+        COPY large /out/large\n\
+        FROM scratch\n\
+        COPY --from=made /out /\n";
+    let context = engine.scratch_with("context", &[("Dockerfile", dockerfile)]);
+    let large = noise(20 << 20);
+    fs::write(context.join("large"), &large).unwrap();
+    let directory = engine.scratch("files");
+    built(&engine, &context, &["-o", directory.to_str().unwrap()]);
+    assert!(fs::read(directory.join("large")).unwrap() == large);
+    let count = format!("find {} -type f | wc -l", directory.display());
+    assert_eq!(sh(&count), "602");
+    let all = format!(
+        "cat {}/*/* 2>/dev/null | sort | uniq | wc -l",
+        directory.display()
+    );
+    assert_eq!(sh(&all), "600");
+    let deep = directory.join("deep").join("d/".repeat(100)).join("end");
+    assert_eq!(fs::read_to_string(deep).unwrap(), "end\n");
+}
+
+/// Checks an OCI layout, and returns its entry of the index and its manifest.
+#[track_caller]
+fn layout(directory: &Path) -> (Value, Value) {
+    let index = json_file(&directory.join("index.json"));
+    let entry = index["manifests"][0].clone();
+    let path = blob(directory, &entry["digest"]);
+    let bytes = fs::read(&path).unwrap();
+    assert_eq!(json!(format!("sha256:{}", sha256(&bytes))), entry["digest"]);
+    assert_eq!(json!(bytes.len()), entry["size"]);
+    let manifest: Value = serde_json::from_slice(&bytes).unwrap();
+    let layers = manifest["layers"].as_array().unwrap();
+    for descriptor in layers.iter().chain([&manifest["config"]]) {
+        let bytes = fs::read(blob(directory, &descriptor["digest"])).unwrap();
+        assert_eq!(
+            json!(format!("sha256:{}", sha256(&bytes))),
+            descriptor["digest"]
+        );
+        assert_eq!(json!(bytes.len()), descriptor["size"]);
+    }
+    (entry, manifest)
+}
+
+#[test]
+fn archives_are_made_and_can_be_loaded() {
+    let engine = Engine::start();
+    let other = Engine::start();
+    let dockerfile = "FROM busybox\nRUN echo packed > /file\nCMD cat /file\n";
+    let context = engine.scratch_with("context", &[("Dockerfile", dockerfile)]);
+    let place = engine.scratch("archives");
+    let metadata = place.join("metadata.json");
+    let iid = place.join("iid");
+    let at = |name: &str| place.join(name).to_str().unwrap().to_owned();
+    let suffixes = ["+gzip", "+zstd", "", "+gzip"];
+    let compressions = [
+        "",
+        ",compression=zstd,compression-level=3",
+        ",compression=uncompressed",
+        ",compression-level=9",
+    ];
+    for (number, (compression, suffix)) in compressions.into_iter().zip(suffixes).enumerate() {
+        let archive = at(&format!("{number}.tar"));
+        let output = format!("type=oci,dest={archive}{compression},annotation.org.example=yes");
+        let args = [
+            "-o",
+            &output,
+            "-t",
+            "packed:1",
+            "-t",
+            "example.com/packed",
+            "--metadata-file",
+            metadata.to_str().unwrap(),
+            "--iidfile",
+            iid.to_str().unwrap(),
+        ];
+        built(&engine, &context, &args);
+        let directory = unpacked(&engine, &archive, &format!("layout-{number}"));
+        let (entry, manifest) = layout(&directory);
+        let media_type = format!("application/vnd.oci.image.layer.v1.tar{suffix}");
+        assert_eq!(manifest["layers"][1]["mediaType"], json!(media_type));
+        assert_eq!(manifest["annotations"]["org.example"], "yes");
+        assert_eq!(
+            entry["annotations"]["io.containerd.image.name"],
+            "docker.io/library/packed:1"
+        );
+        let told = json_file(&metadata);
+        assert_eq!(told["containerimage.digest"], entry["digest"]);
+        assert_eq!(
+            told["containerimage.config.digest"],
+            manifest["config"]["digest"]
+        );
+        assert_eq!(told["containerimage.descriptor"]["digest"], entry["digest"]);
+        assert_eq!(
+            told["image.name"],
+            "docker.io/library/packed:1,example.com/packed:latest"
+        );
+        assert_eq!(
+            json!(fs::read_to_string(&iid).unwrap()),
+            manifest["config"]["digest"]
+        );
+        assert!(!directory.join("manifest.json").exists());
+        other.docker(&["load", "-i", &archive]).ok();
+        assert_eq!(
+            other.docker(&["run", "--rm", "example.com/packed"]).ok(),
+            "packed"
+        );
+        other
+            .docker(&["rmi", "-f", "packed:1", "example.com/packed"])
+            .ok();
+    }
+    // Docker's form.
+    let archive = at("docker.tar");
+    let output = format!("type=docker,dest={archive}");
+    built(&engine, &context, &["-o", &output, "-t", "packed:1"]);
+    let directory = unpacked(&engine, &archive, "docker");
+    let (_, manifest) = layout(&directory);
+    assert_eq!(
+        manifest["mediaType"],
+        "application/vnd.docker.distribution.manifest.v2+json"
+    );
+    let docker_manifest = json_file(&directory.join("manifest.json"));
+    assert_eq!(docker_manifest[0]["RepoTags"], json!(["packed:1"]));
+    other.docker(&["load", "-i", &archive]).ok();
+    assert_eq!(other.docker(&["run", "--rm", "packed:1"]).ok(), "packed");
+    // The engine that has built it has no image of it.
+    assert_ne!(engine.docker(&["image", "inspect", "packed:1"]).code, 0);
+    built(&engine, &context, &["--load", "-t", "loaded"]);
+    assert_eq!(engine.docker(&["run", "--rm", "loaded"]).ok(), "packed");
+}
+
+#[test]
+fn several_outputs_at_once() {
+    let engine = Engine::start();
+    let dockerfile = "FROM busybox\nRUN echo several > /file\n";
+    let context = engine.scratch_with("context", &[("Dockerfile", dockerfile)]);
+    let place = engine.scratch("outputs");
+    let at = |name: &str| place.join(name).to_str().unwrap().to_owned();
+    let (local, archive, layout_directory) = (at("local"), at("oci.tar"), at("layout"));
+    let outputs = [
+        format!("type=local,dest={local}"),
+        format!("type=oci,dest={archive}"),
+        "type=image".to_owned(),
+        format!("type=oci,tar=false,dest={layout_directory}"),
+    ];
+    let mut args: Vec<&str> = outputs
+        .iter()
+        .flat_map(|output| ["--output", output])
+        .collect();
+    args.extend(["-t", "several"]);
+    built(&engine, &context, &args);
+    let file = Path::new(&local).join("file");
+    assert_eq!(fs::read_to_string(file).unwrap(), "several\n");
+    let look = ["run", "--rm", "several", "cat", "/file"];
+    assert_eq!(engine.docker(&look).ok(), "several");
+    let (entry, _) = layout(&unpacked(&engine, &archive, "unpacked"));
+    let (same, _) = layout(Path::new(&layout_directory));
+    assert_eq!(entry["digest"], same["digest"]);
+    // What is there already is not sent again.
+    let output = format!("type=oci,tar=false,dest={layout_directory}");
+    built(&engine, &context, &["-o", &output, "-t", "several"]);
+    layout(Path::new(&layout_directory));
+}
+
+#[test]
+fn attributes_are_refused_by_name() {
+    let engine = Engine::start();
+    let context = engine.scratch_with("context", &[("Dockerfile", "FROM busybox\n")]);
+    let place = engine.scratch("none").join("x");
+    let place = place.to_str().unwrap();
+    for (output, expected) in [
+        ("type=image,store=false", "store=false"),
+        ("type=image,compression=zstd", "compression=zstd"),
+        ("type=image,name-canonical=true", "name-canonical=true"),
+        ("type=image,annotation.a=b", "annotation.a"),
+        ("type=oci,dest=x,compression=estargz", "compression=estargz"),
+        ("type=oci,dest=x,compression-level=99", "99"),
+        ("type=tar,dest=x,platform-split=perhaps", "platform-split"),
+        ("type=local,dest=x,unknown=1", "unknown"),
+    ] {
+        let output = output.replace("dest=x", &format!("dest={place}-{}", output.len()));
+        fails(&engine, &context, &["-o", &output], expected);
+    }
+    let archive = format!("type=oci,dest={place}.tar");
+    fails(
+        &engine,
+        &context,
+        &["--platform", "linux/amd64,linux/arm64", "-o", &archive],
+        "platform",
+    );
+    fails(&engine, &context, &["--provenance=true"], "ttestation");
+}
+
+/// A small file system in memory.
+struct Small(PathBuf);
+
+impl Small {
+    fn new(engine: &Engine) -> Self {
+        let place = engine.scratch("small");
+        sh(&format!(
+            "mount -t tmpfs -o size=1m none {}",
+            place.display()
+        ));
+        Self(place)
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn clients_that_fail_or_leave_do_no_harm() {
+    let engine = Engine::start();
+    let dockerfile = "FROM busybox\nCOPY large /large\n";
+    let context = engine.scratch_with("context", &[("Dockerfile", dockerfile)]);
+    fs::write(context.join("large"), noise(30 << 20)).unwrap();
+    let small = Small::new(&engine);
+    for (number, kind) in ["local", "tar", "oci", "docker", "oci,tar=false"]
+        .into_iter()
+        .enumerate()
+    {
+        let output = format!("type={kind},dest={}/{number}", small.0.display());
+        fails(
+            &engine,
+            &context,
+            &["-o", &output],
+            "no space left on device",
+        );
+    }
+    drop(small);
+    // A pipe that nobody reads.
+    let pipe = engine.scratch("pipe").join("pipe");
+    sh(&format!("mkfifo {}", pipe.display()));
+    let context_text = context.to_str().unwrap();
+    for (kind, signal) in [("tar", Signal::INT), ("oci", Signal::KILL)] {
+        let output = format!("type={kind},dest={}", pipe.display());
+        let args = [
+            "buildx",
+            "build",
+            "--progress",
+            "plain",
+            "-o",
+            &output,
+            context_text,
+        ];
+        let mut client = docker(&engine).spawn(&args);
+        let reader = fs::File::options()
+            .read(true)
+            .write(true)
+            .open(&pipe)
+            .unwrap();
+        eventually("it is being sent", || {
+            client
+                .errors_so_far()
+                .contains("sending tarball")
+                .then_some(())
+        });
+        client.signal(signal);
+        assert_ne!(client.finish().code, 0);
+        drop(reader);
+    }
+    let piped = format!(
+        "{} buildx build -o - {context_text} 2>/dev/null | head -c 1 | wc -c",
+        Program::Docker.path().display()
+    );
+    let host = format!("unix://{}", engine.socket().display());
+    // There the client finds its plugins.
+    let configuration = engine.root().with_file_name("docker-config");
+    let output = Command::new("sh")
+        .args(["-c", &piped])
+        .env("DOCKER_HOST", &host)
+        .env("DOCKER_CONFIG", &configuration)
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "1");
+    // All is as before, and nothing is left of what was being packed.
+    let directory = engine.scratch("after");
+    built(&engine, &context, &["-o", directory.to_str().unwrap()]);
+    assert!(directory.join("large").exists());
+    let left = engine.root().join("tmp");
+    eventually("nothing is left", || {
+        (fs::read_dir(&left).unwrap().count() == 0).then_some(())
+    });
+}
+
+#[test]
+fn the_same_sources_give_the_same_archive() {
+    let dockerfile = "FROM busybox\n\
+        RUN mkdir -p /made/d && date > /dev/null && echo content > /made/d/file && touch -d @5 /made/old\n\
+        WORKDIR /srv\n\
+        COPY file /srv/\n\
+        ENV A=b\n";
+    let (mut archives, mut ids) = (Vec::new(), Vec::new());
+    for seconds in [1_000_000_000, 1_600_000_000] {
+        let engine = Engine::start();
+        let files = [("Dockerfile", dockerfile), ("file", "content")];
+        let context = engine.scratch_with("context", &files);
+        let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+        let file = fs::File::options().write(true).open(context.join("file"));
+        file.unwrap().set_modified(time).unwrap();
+        let archive = engine.scratch("archive").join("out.tar");
+        let output = format!("type=oci,rewrite-timestamp=true,dest={}", archive.display());
+        let epoch = ["--build-arg", "SOURCE_DATE_EPOCH=900000000"];
+        let args = [&epoch[..], &["-o", &output, "-t", "same"]].concat();
+        built(&engine, &context, &args);
+        archives.push(fs::read(&archive).unwrap());
+        let args = [
+            &epoch[..],
+            &["-o", "type=image,rewrite-timestamp=true", "-t", "same"],
+        ]
+        .concat();
+        built(&engine, &context, &args);
+        let image = engine.get("/images/same/json");
+        assert_eq!(image["Created"], "1998-07-09T16:00:00Z");
+        ids.push(image["Id"].clone());
+        let look = [
+            "run",
+            "--rm",
+            "same",
+            "stat",
+            "-c",
+            "%n %Y",
+            "/srv",
+            "/srv/file",
+            "/made/d",
+            "/made/old",
+        ];
+        assert_eq!(
+            engine.docker(&look).ok(),
+            "/srv 900000000\n/srv/file 900000000\n/made/d 900000000\n/made/old 5"
+        );
+        // Files have the time too, in all forms.
+        let directory = engine.scratch("files");
+        let args = [&epoch[..], &["-o", directory.to_str().unwrap()]].concat();
+        built(&engine, &context, &args);
+        let file = fs::metadata(directory.join("srv/file")).unwrap();
+        assert_eq!(file.mtime(), 900_000_000);
+    }
+    assert_eq!(sha256(&archives[0]), sha256(&archives[1]));
+    assert_eq!(ids[0], ids[1]);
+}
+
+#[test]
+fn images_are_pushed() {
+    let engine = Engine::start();
+    let registry = Registry::start();
+    let dockerfile = "FROM busybox\nRUN echo pushed > /file\nCMD cat /file\n";
+    let context = engine.scratch_with("context", &[("Dockerfile", dockerfile)]);
+    let names = ["1", "2"].map(|tag| format!("{}/a/b:{tag}", registry.host));
+    let metadata = engine.scratch("metadata").join("file");
+    let args = [
+        "--push",
+        "-t",
+        &names[0],
+        "-t",
+        &names[1],
+        "--metadata-file",
+        metadata.to_str().unwrap(),
+    ];
+    let shown = built(&engine, &context, &args);
+    assert!(shown.contains("pushing manifest for"), "{shown}");
+    let digest = json_file(&metadata)["containerimage.digest"].clone();
+    let other = Engine::without_images(&[]);
+    for name in &names {
+        assert_eq!(other.docker(&["run", "--rm", name]).ok(), "pushed");
+    }
+    let digests = other.get(&format!("/images/{}/json", names[0]))["RepoDigests"].clone();
+    let expected = format!("{}/a/b@{}", registry.host, digest.as_str().unwrap());
+    assert_eq!(digests, json!([expected]));
+    // What the registry refuses fails the build.
+    registry.behave(Behaviour {
+        is_read_only: true,
+        ..Behaviour::default()
+    });
+    let output = format!("type=image,push=true,name={}/other:1", registry.host);
+    fails(&engine, &context, &["-o", &output], "failed to push");
+    fails(&engine, &context, &["--push"], "tag is needed");
+    // With the credentials of the client.
+    registry.behave(Behaviour {
+        authorization: Some("Basic dXNlcjpwYXNzd29yZA==".into()),
+        ..Behaviour::default()
+    });
+    let name = format!("{}/private:1", registry.host);
+    fails(
+        &engine,
+        &context,
+        &["--push", "-t", &name],
+        "failed to push",
+    );
+    let config = engine.scratch("config");
+    let plugins = engine
+        .docker(&["info", "--format", "{{json .ClientInfo.Plugins}}"])
+        .ok();
+    let plugins: Value = serde_json::from_str(&plugins).unwrap();
+    let buildx = plugins
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|one| one["Name"] == "buildx");
+    let buildx = Path::new(buildx.unwrap()["Path"].as_str().unwrap());
+    let auths = json!({"cliPluginsExtraDirs": [buildx.parent()], "auths": {&registry.host: {"auth": "dXNlcjpwYXNzd29yZA=="}}});
+    fs::write(config.join("config.json"), auths.to_string()).unwrap();
+    let env = [BUILDKIT[0], ("DOCKER_CONFIG", config.to_str().unwrap())];
+    let args = [
+        "buildx",
+        "build",
+        "--push",
+        "-t",
+        &name,
+        context.to_str().unwrap(),
+    ];
+    engine.cli(Program::Docker).with_env(&env).run(&args).ok();
+}
+
+#[test]
+fn caches_elsewhere_are_refused_by_name() {
+    let engine = Engine::start();
+    let context = engine.scratch_with("context", &[("Dockerfile", "FROM busybox\nRUN true\n")]);
+    let place = engine.scratch("export");
+    let local = format!("local,dest={}", place.display());
+    for kind in [&local, "inline", "registry,ref=example.com/x"] {
+        let export = format!("type={kind}");
+        let expected = kind.split(',').next().unwrap();
+        let expected = format!("cache export to {expected}");
+        fails(&engine, &context, &["--cache-to", &export], &expected);
+    }
+    // The build goes on.
+    let place = engine.scratch("cache");
+    fs::write(
+        place.join("index.json"),
+        r#"{"schemaVersion":2,"manifests":[]}"#,
+    )
+    .unwrap();
+    let digest = format!("sha256:{}", sha256(b""));
+    let local = format!("type=local,src={},digest={digest}", place.display());
+    let args = [
+        "--cache-from",
+        "example.com/x",
+        "--cache-from",
+        &local,
+        "-t",
+        "made",
+    ];
+    let shown = built(&engine, &context, &args);
+    for expected in ["cache import from registry", "cache import from local"] {
+        assert!(shown.contains(expected), "{expected}: {shown}");
+    }
+    assert_eq!(
+        engine.docker(&["run", "--rm", "made", "echo", "yes"]).ok(),
+        "yes"
+    );
+}
