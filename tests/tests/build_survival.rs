@@ -1,0 +1,416 @@
+//! Builds that are cut off, lack space, run beside others, or lose what they use.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use whelk_tests::{Cli, Engine, Output, Program, eventually};
+
+/// Both protocols: the classic one, and BuildKit's.
+const PROTOCOLS: [&[(&str, &str)]; 2] = [
+    &[("DOCKER_BUILDKIT", "0")],
+    &[
+        ("DOCKER_BUILDKIT", "1"),
+        ("BUILDX_NO_DEFAULT_ATTESTATIONS", "1"),
+        ("BUILDKIT_PROGRESS", "plain"),
+    ],
+];
+
+fn build(cli: Cli<'_>, context: &Path, args: &[&str]) -> Output {
+    cli.run(&[&["build"], args, &[context.to_str().unwrap()]].concat())
+}
+
+/// All that a build has shown.
+fn shown(output: &Output) -> String {
+    output.out() + &output.err()
+}
+
+fn only(engine: &Engine, name: &str, dockerfile: &str) -> PathBuf {
+    engine.scratch_with(name, &[("Dockerfile", dockerfile)])
+}
+
+#[track_caller]
+fn is_clean(engine: &Engine) {
+    let count = |path: PathBuf| fs::read_dir(path).map_or(0, Iterator::count);
+    eventually("files of steps to be removed", || {
+        let left = count(engine.root().join("tmp")) + count(engine.run().join("workloads"));
+        (left == 0).then_some(())
+    });
+    eventually("the store to be sound", || {
+        let check = engine.whelk(&["system", "check", "--layers"]);
+        (check.code == 0).then_some(())
+    });
+}
+
+/// The program under test must be built with debug assertions.
+#[test]
+fn an_engine_killed_at_each_step_of_a_build_leaves_a_sound_store() {
+    let directory = whelk_tests::Scratch::new("build-steps");
+    let file = directory.directory("count").join("steps");
+    let engine = Engine::with_env(&[("WHELK_STEPS", file.to_str().unwrap())]);
+    for (protocol, env) in PROTOCOLS.iter().enumerate() {
+        let cli = engine.cli(Program::Docker).with_env(env);
+        for steps in 0.. {
+            // Nothing of it is in the cache.
+            let dockerfile = format!(
+                "FROM busybox AS made\nRUN --network=none echo {protocol} {steps} > /made\nFROM busybox\nCOPY --from=made /made /copied\nCOPY Dockerfile /d/\n"
+            );
+            let context = only(&engine, &format!("steps-{protocol}-{steps}"), &dockerfile);
+            fs::write(&file, steps.to_string()).unwrap();
+            let done = build(cli, &context, &["-t", "made"]);
+            // Under the lock the engine is dead, or is not killed any more.
+            let count = fs::File::options().write(true).open(&file).unwrap();
+            count.lock().unwrap();
+            count.set_len(0).unwrap();
+            drop(count);
+            let lived = engine.answers();
+            if lived {
+                assert!(steps > 0, "this program does not die at a step");
+                done.ok();
+            } else {
+                engine.kill9();
+                engine.restart();
+                is_clean(&engine);
+                build(cli, &context, &["-t", "made"]).ok();
+            }
+            let look = ["run", "--rm", "--network", "none", "made", "cat", "/copied"];
+            assert_eq!(engine.docker(&look).ok(), format!("{protocol} {steps}"));
+            if lived {
+                break;
+            }
+        }
+    }
+    is_clean(&engine);
+}
+
+#[test]
+fn a_build_after_a_kill_goes_on_from_the_last_whole_step() {
+    let engine = Engine::start();
+    for (number, env) in PROTOCOLS.iter().enumerate() {
+        let cli = engine.cli(Program::Docker).with_env(env);
+        let gate = engine.scratch("gate").join(format!("{number}"));
+        let uuid = "cat /proc/sys/kernel/random/uuid";
+        let dockerfile = format!(
+            "FROM busybox\nRUN {uuid} > /1; echo {number}\nRUN {uuid} > /2\nRUN [ -e /c/open ] || {{ echo wait''ing; sleep 1235; }}\n"
+        );
+        // The context opens the gate for the second build without changing the first steps.
+        let dockerfile = dockerfile.replace("RUN [ -e", "COPY gate* /c/\nRUN [ -e");
+        let context = only(&engine, &format!("gated-{number}"), &dockerfile);
+        fs::write(context.join("gate"), "").unwrap();
+        fs::write(&gate, "").unwrap();
+        let mut running = cli.spawn(&["build", "-t", "gated", context.to_str().unwrap()]);
+        eventually("the last step to run", || is_sleeping().then_some(()));
+        engine.kill9();
+        assert_ne!(running.finish().code, 0);
+        engine.restart();
+        eventually("the step's process to end", || {
+            (!is_sleeping()).then_some(())
+        });
+        is_clean(&engine);
+        fs::rename(context.join("gate"), context.join("gate-open")).unwrap();
+        fs::create_dir(context.join("gates")).unwrap();
+        fs::write(context.join("gates/open"), "").unwrap();
+        let text = shown(&build(cli, &context, &["-t", "gated"]));
+        let cached = text.matches("CACHED").count() + text.matches("Using cache").count();
+        assert!(cached >= 2, "{text}");
+    }
+}
+
+fn is_sleeping() -> bool {
+    fs::read_dir("/proc").unwrap().flatten().any(|process| {
+        let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
+        command == b"sleep\x001235\x00"
+    })
+}
+
+/// An engine whose root is a small file system of its own.
+struct Small {
+    engine: Engine,
+}
+
+impl Small {
+    fn start() -> Self {
+        let engine = Engine::start();
+        engine.kill9();
+        let size = Some(c"size=48m");
+        mount("tmpfs", engine.root(), "tmpfs", MountFlags::empty(), size).unwrap();
+        engine.restart();
+        let small = Self { engine };
+        let busybox = fs::read(whelk_tests::images::busybox()).unwrap();
+        small.engine.load(&busybox);
+        small
+    }
+
+    fn free(&self) -> u64 {
+        let found = rustix::fs::statvfs(self.engine.root()).unwrap();
+        found.f_bavail * found.f_frsize
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = self.engine.docker(&["rm", "-f", "bystander"]);
+        self.engine.kill9();
+        let _ = unmount(self.engine.root(), UnmountFlags::DETACH);
+        self.engine.restart();
+    }
+}
+
+#[test]
+fn a_full_disk_fails_a_build_and_nothing_else() {
+    let small = Small::start();
+    let engine = &small.engine;
+    for (number, env) in PROTOCOLS.iter().enumerate() {
+        let cli = engine.cli(Program::Docker).with_env(env);
+        cli.up("bystander", &[], &["sleep", "600"]);
+        let before = small.free();
+        let fill = "dd if=/dev/zero of=/fill bs=1M";
+        let dockerfiles = [
+            // In a step.
+            format!("FROM busybox\nRUN {fill}; echo {number} >/dev/null; exit 3\n"),
+            format!("FROM busybox\nRUN {fill} && echo {number}\n"),
+        ];
+        for (case, dockerfile) in dockerfiles.iter().enumerate() {
+            let context = only(engine, &format!("full-{number}-{case}"), dockerfile);
+            let output = build(cli, &context, &["-t", "full"]);
+            let text = shown(&output);
+            assert_ne!(output.code, 0, "{text}");
+            let last = &text[text.len().saturating_sub(600)..];
+            assert!(
+                last.contains("o space left on device") || last.contains("code: 3"),
+                "{last}"
+            );
+            assert_eq!(engine.state("bystander"), "running");
+            eventually(
+                &format!("the space to be free again after {dockerfile}"),
+                || (small.free() + (1 << 20) >= before).then_some(()),
+            );
+            is_clean(engine);
+        }
+        // A context that does not fit.
+        let context = only(
+            engine,
+            &format!("large-{number}"),
+            "FROM busybox\nCOPY large /\n",
+        );
+        let large = fs::File::create(context.join("large")).unwrap();
+        let noise = vec![0x5a_u8; 1 << 20];
+        for _ in 0..60 {
+            std::io::Write::write_all(&mut &large, &noise).unwrap();
+        }
+        let output = build(cli, &context, &[]);
+        assert_ne!(output.code, 0);
+        let text = shown(&output);
+        assert!(text.contains("o space left on device"), "{text}");
+        // The next build works.
+        let context = only(
+            engine,
+            &format!("fits-{number}"),
+            "FROM busybox\nRUN echo fits\n",
+        );
+        build(cli, &context, &["-t", "fits"]).ok();
+        engine.docker(&["rm", "-f", "bystander"]).ok();
+    }
+}
+
+#[test]
+fn twenty_builds_run_at_once_and_share_their_steps() {
+    let engine = Engine::start();
+    for (number, env) in PROTOCOLS.iter().enumerate() {
+        let cli = engine.cli(Program::Docker).with_env(env);
+        let uuid = "cat /proc/sys/kernel/random/uuid";
+        let same = format!(
+            "FROM busybox AS made\nRUN --network=none sleep 1; echo {number}; {uuid} > /id\nFROM busybox\nCOPY --from=made /id /id\nRUN --network=none {uuid} > /own\n"
+        );
+        let same = only(&engine, &format!("same-{number}"), &same);
+        let contexts: Vec<PathBuf> = (0..20)
+            .map(|build| match build % 2 {
+                0 => same.clone(),
+                _ => {
+                    let text = format!(
+                        "FROM busybox\nRUN --network=none echo {build} {number} > /own\nRUN {uuid} >/id\n"
+                    );
+                    only(&engine, &format!("own-{number}-{build}"), &text)
+                }
+            })
+            .collect();
+        thread::scope(|threads| {
+            for (build_number, context) in contexts.iter().enumerate() {
+                threads.spawn(move || {
+                    let name = format!("at-once:{number}-{build_number}");
+                    build(cli, context, &["-t", &name]).ok();
+                });
+            }
+        });
+        let id = |build: usize| {
+            let image = engine.get(&format!("/images/at-once:{number}-{build}/json"));
+            // Of all with the same steps, whatever each configuration says of its time.
+            image["RootFS"].to_string()
+        };
+        let same: BTreeSet<String> = (0..20).step_by(2).map(id).collect();
+        assert_eq!(same.len(), 1, "{same:?}");
+        let own: BTreeSet<String> = (1..20).step_by(2).map(id).collect();
+        assert_eq!(own.len(), 10, "{own:?}");
+    }
+    is_clean(&engine);
+}
+
+#[test]
+fn a_base_image_may_be_removed_during_a_build() {
+    let engine = Engine::start();
+    for (number, env) in PROTOCOLS.iter().enumerate() {
+        let cli = engine.cli(Program::Docker).with_env(env);
+        engine.docker(&["tag", "busybox", "base"]).ok();
+        let first = format!("FROM busybox\nRUN echo {number} > /of-base\n");
+        let first = only(&engine, &format!("base-{number}"), &first);
+        build(cli, &first, &["-t", "base"]).ok();
+        let dockerfile = "FROM base\nRUN echo begun; sleep 3; cp /of-base /first\nRUN cat /of-base /first > /both\n";
+        let context = only(&engine, &format!("on-base-{number}"), dockerfile);
+        let mut running = cli.spawn(&["build", "-t", "on-base", context.to_str().unwrap()]);
+        eventually("the step to run", || {
+            let found = fs::read_dir("/proc").unwrap().flatten().any(|process| {
+                let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
+                command == b"sleep\x003\x00"
+            });
+            found.then_some(())
+        });
+        engine.docker(&["rmi", "-f", "base"]).ok();
+        let prune = ["builder", "prune", "-a", "-f"];
+        engine.docker(&prune).ok();
+        running.finish().ok();
+        let look = ["run", "--rm", "on-base", "cat", "/both"];
+        assert_eq!(engine.docker(&look).ok(), format!("{number}\n{number}"));
+    }
+    is_clean(&engine);
+}
+
+#[test]
+fn a_context_may_change_while_it_is_sent() {
+    let engine = Engine::start();
+    for (number, env) in PROTOCOLS.iter().enumerate() {
+        let cli = engine.cli(Program::Docker).with_env(env);
+        let name = format!("changing-{number}");
+        let context = only(
+            &engine,
+            &name,
+            "FROM busybox\nCOPY . /c/\nRUN ls /c | wc -l\n",
+        );
+        for file in 0..200 {
+            fs::write(context.join(format!("{file}")), vec![b'x'; 20_000]).unwrap();
+        }
+        let over = AtomicBool::new(false);
+        thread::scope(|threads| {
+            threads.spawn(|| {
+                for round in 0_usize.. {
+                    if over.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    let path = context.join(format!("{}", round * 7 % 200));
+                    let _ = fs::remove_file(&path);
+                    match round % 3 {
+                        0 => drop(fs::write(&path, vec![b'y'; round % 50_000])),
+                        1 => {}
+                        _ => drop(std::os::unix::fs::symlink("nowhere", &path)),
+                    }
+                    thread::sleep(Duration::from_micros(200));
+                }
+            });
+            let outputs: Vec<Output> = (0..8)
+                .map(|_| build(cli, &context, &["-t", "changing"]))
+                .collect();
+            over.store(true, Ordering::Relaxed);
+            for output in outputs {
+                // Complete, or refused by the client or by the engine, which goes on.
+                let text = shown(&output);
+                assert!(
+                    output.code <= 1 && !text.contains("internal error"),
+                    "{text}"
+                );
+            }
+            assert!(engine.answers());
+        });
+        for file in 0..200 {
+            let path = context.join(format!("{file}"));
+            let _ = fs::remove_file(&path);
+            fs::write(path, format!("{file}\n")).unwrap();
+        }
+        build(cli, &context, &["-t", "changing"]).ok();
+        let look = "cd /c; rm Dockerfile; ls | wc -l; cat * | sort -n | uniq | wc -l";
+        let look = engine.docker(&["run", "--rm", "changing", "sh", "-c", look]);
+        assert_eq!(look.ok(), "200\n200");
+    }
+    is_clean(&engine);
+}
+
+#[test]
+fn a_cache_is_pruned_while_builds_run() {
+    let engine = Engine::start();
+    for (number, env) in PROTOCOLS.iter().enumerate() {
+        let cli = engine.cli(Program::Docker).with_env(env);
+        let over = AtomicBool::new(false);
+        thread::scope(|threads| {
+            threads.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    engine.docker(&["builder", "prune", "-a", "-f"]).ok();
+                }
+            });
+            let builds: Vec<_> = (0..4)
+                .map(|which| {
+                    let engine = &engine;
+                    threads.spawn(move || {
+                        for round in 0..4 {
+                            let copies: String = (0..12)
+                                .map(|file| format!("COPY Dockerfile /{which}-{round}-{file}\n"))
+                                .collect();
+                            let text = format!(
+                                "FROM busybox\n{copies}RUN --network=none ls / > /list\nRUN --network=none wc -l < /list\n"
+                            );
+                            let context = only(engine, &format!("p-{number}-{which}-{round}"), &text);
+                            let name = format!("pruned:{number}-{which}");
+                            build(cli, &context, &["-t", &name]).ok();
+                            let count = format!("grep -c '^{which}-' /list");
+                            let look = ["run", "--rm", "--network", "none", &name, "sh", "-c", &count];
+                            assert_eq!(engine.docker(&look).ok(), "12");
+                        }
+                    })
+                })
+                .collect();
+            let results: Vec<_> = builds.into_iter().map(|build| build.join()).collect();
+            over.store(true, Ordering::Relaxed);
+            results.into_iter().for_each(|result| result.unwrap());
+        });
+    }
+    is_clean(&engine);
+}
+
+#[test]
+fn steps_that_fork_or_fill_their_memory_end() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker).with_env(PROTOCOLS[0]);
+    let forks = "FROM busybox\nRUN i=0; while [ $i -lt 400 ]; do setsid sleep 1236 & i=$((i+1)); done; echo all\n";
+    let context = only(&engine, "forks", forks);
+    build(cli, &context, &["-t", "forks"]).ok();
+    let left = fs::read_dir("/proc").unwrap().flatten().any(|process| {
+        let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
+        command == b"sleep\x001236\x00"
+    });
+    assert!(!left, "processes of the step are left");
+    let fills = "FROM busybox\nRUN x=0123456789; while :; do x=$x$x; done\n";
+    let context = only(&engine, "fills", fills);
+    let output = build(cli, &context, &["--memory", "32m"]);
+    let text = shown(&output);
+    assert!(
+        output.code != 0 && text.contains("returned a non-zero code: 137"),
+        "{text}"
+    );
+    is_clean(&engine);
+}
