@@ -42,12 +42,12 @@ pub(super) struct Contexts {
     used: Arc<Mutex<HashSet<PathBuf>>>,
 }
 
-/// What directories are told apart by.
+/// Identifies the directories that were received for the same client, name and filters.
 #[derive(Clone, Debug)]
 struct Kind {
     key: String,
     filters: String,
-    /// For people.
+    /// The name of the context, which `du` shows.
     name: String,
 }
 
@@ -74,7 +74,7 @@ impl Drop for Place {
 struct Receiving {
     directory: Received,
     place: Place,
-    /// Whether it has no index yet.
+    /// Whether the directory was created for this transfer, so that its index is not written yet.
     is_new: bool,
 }
 
@@ -333,7 +333,7 @@ impl Locals for Contexts {
             return Ok(Vec::new());
         }
         let entries = fs::list(&self.root)?.into_iter();
-        // What is gone meanwhile is left out.
+        // A directory that was removed since the list was read is left out.
         Ok(entries
             .filter_map(|entry| self.kept(&entry.path()))
             .collect())
@@ -348,7 +348,7 @@ impl Locals for Contexts {
     }
 }
 
-/// What is known of the files of a directory.
+/// The digests of a directory's files, from its index.
 #[derive(Debug)]
 struct Known(Contents);
 

@@ -129,7 +129,7 @@ impl Door {
             std::mem::take(&mut request.frontend_inputs),
         );
         let _running = self.builds.begin(&build)?;
-        // Those that clients only ask for what is possible are none of the user's.
+        // Internal requests, by which clients ask for capabilities, are not builds of the user: they have no record.
         let recording = (!request.internal).then(|| self.record(&build, &request));
         let result = self.solve_recorded(&build, request, &exports).await;
         if let Some(recording) = recording {

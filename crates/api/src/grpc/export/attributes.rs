@@ -114,7 +114,7 @@ fn archive(attributes: &mut Attributes<'_>, form: Form) -> Result<Archive> {
     // All layers are compressed anew, or not at all.
     attributes.flag("force-compression")?;
     attributes.only("prefer-nondist-layers", &["false", "0"])?;
-    // What the client's own docker is to load it.
+    // The docker context into which the client loads the archive: nothing for the engine.
     attributes.take("context");
     attributes.no_attestations()?;
     Ok(Archive {

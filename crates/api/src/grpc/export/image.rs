@@ -13,7 +13,7 @@ use super::super::Door;
 use super::super::builds::Build;
 use super::{ImageOutput, failed};
 
-/// What stands for an image of the engine in the history.
+/// The media type of an image's configuration, by which the history refers to an image of the engine.
 const CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 
 impl Door {

@@ -68,7 +68,7 @@ struct Archive {
 }
 
 impl Export {
-    /// What clients show while it is made.
+    /// Returns the name of the step that clients show while the output is made.
     fn label(&self) -> &'static str {
         match &self.output {
             Output::Image(_) => "exporting to image",
