@@ -24,6 +24,7 @@
 )]
 
 mod attached;
+pub mod builds;
 pub mod certificates;
 mod cli;
 pub mod docker_py;

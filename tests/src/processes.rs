@@ -11,6 +11,17 @@ pub fn status_field(pid: i32, field: &str) -> Option<String> {
     Some(line.split_once(':')?.1.trim().to_owned())
 }
 
+/// Returns the process that executes exactly this.
+pub fn with_command(command: &[&str]) -> Option<i32> {
+    let wanted = command.join("\0") + "\0";
+    let mut processes = fs::read_dir("/proc").ok()?.flatten();
+    let found = processes.find(|process| {
+        let command = fs::read(process.path().join("cmdline"));
+        command.is_ok_and(|command| command == wanted.as_bytes())
+    });
+    found?.file_name().to_str()?.parse().ok()
+}
+
 /// Returns whether a process exists and is not a zombie.
 pub fn is_alive(pid: i32) -> bool {
     status_field(pid, "State").is_some_and(|state| !state.starts_with('Z'))

@@ -6,19 +6,11 @@
 )]
 
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use whelk_tests::{Engine, Output, Program, eventually};
-
-fn build(engine: &Engine, context: &Path, args: &[&str]) -> Output {
-    let context = context.to_str().unwrap();
-    engine.docker(&[&["build"], args, &[context]].concat())
-}
-
-fn image(engine: &Engine, name: &str) -> Value {
-    engine.get(&format!("/images/{name}/json"))
-}
+use whelk_tests::builds::classic;
+use whelk_tests::processes::with_command;
+use whelk_tests::{Engine, Program, eventually};
 
 fn layers(image: &Value) -> usize {
     image["RootFS"]["Layers"].as_array().unwrap().len()
@@ -34,7 +26,7 @@ fn a_dockerfile_becomes_an_image_and_is_cached() {
         ("data/y", "two"),
     ];
     let context = engine.scratch_with("first", &files);
-    let shown = build(&engine, &context, &["-t", "made:1"]).ok();
+    let shown = classic(&engine).build(&context, &["-t", "made:1"]).ok();
     for text in [
         "Step 1/8 : FROM busybox AS base",
         " ---> Running in ",
@@ -47,10 +39,10 @@ fn a_dockerfile_becomes_an_image_and_is_cached() {
     ] {
         assert!(shown.contains(text), "{text:?} in {shown}");
     }
-    let first = image(&engine, "made:1");
+    let first = engine.image("made:1");
     assert_eq!(first["Config"]["Cmd"], json!(["cat", "/copied"]));
     assert_eq!(first["Config"]["WorkingDir"], "/srv");
-    assert_eq!(layers(&first), layers(&image(&engine, "busybox")) + 4);
+    assert_eq!(layers(&first), layers(&engine.image("busybox")) + 4);
     assert_eq!(engine.docker(&["run", "--rm", "made:1"]).ok(), "1two");
     let look = [
         "run",
@@ -62,26 +54,28 @@ fn a_dockerfile_becomes_an_image_and_is_cached() {
     ];
     assert_eq!(engine.docker(&look).ok(), "5 6\n0\n/etc/resolv.conf");
     // Nothing is executed, and the image is the same.
-    let again = build(&engine, &context, &["-t", "made:2"]).ok();
+    let again = classic(&engine).build(&context, &["-t", "made:2"]).ok();
     assert!(
         again.contains("Using cache") && !again.contains("Running in"),
         "{again}"
     );
-    assert_eq!(image(&engine, "made:2")["Id"], first["Id"]);
+    assert_eq!(engine.image("made:2")["Id"], first["Id"]);
     // A change of what is copied is seen, one of a time is not.
     fs::write(context.join("data/x"), "other").unwrap();
-    let third = build(&engine, &context, &["-t", "made:3"]).ok();
+    let third = classic(&engine).build(&context, &["-t", "made:3"]).ok();
     assert!(third.contains("Running in"), "{third}");
     fs::write(context.join("data/x"), "one").unwrap();
-    let fourth = build(&engine, &context, &["-q", "-t", "made:4"]).ok();
+    let fourth = classic(&engine)
+        .build(&context, &["-q", "-t", "made:4"])
+        .ok();
     assert_eq!(json!(fourth), first["Id"]);
     // The cache outlives the engine, and a prune ends it.
     engine.kill9();
     engine.restart();
-    let after = build(&engine, &context, &[]).ok();
+    let after = classic(&engine).build(&context, &[]).ok();
     assert!(!after.contains("Running in"), "{after}");
     engine.docker(&["builder", "prune", "-af"]).ok();
-    let pruned = build(&engine, &context, &[]).ok();
+    let pruned = classic(&engine).build(&context, &[]).ok();
     assert!(pruned.contains("Running in"), "{pruned}");
 }
 
@@ -90,7 +84,7 @@ fn failures_say_what_was_wrong() {
     let engine = Engine::start();
     let check = |name: &str, dockerfile: &str, expected: &str| {
         let context = engine.scratch_with(name, &[("Dockerfile", dockerfile)]);
-        let failed = build(&engine, &context, &["-t", "none"]);
+        let failed = classic(&engine).build(&context, &["-t", "none"]);
         let text = failed.err();
         assert!(text.contains(expected), "{expected:?} in {text}");
         assert!(failed.code != 0);
@@ -109,11 +103,6 @@ fn failures_say_what_was_wrong() {
     let source = "FROM busybox\nADD https://example.com/x /x\n";
     check("add", source, "example.com");
     assert_eq!(engine.docker(&["images", "-q", "none"]).ok(), "");
-}
-
-/// Writes a context with a Dockerfile only.
-fn only(engine: &Engine, name: &str, dockerfile: &str) -> PathBuf {
-    engine.scratch_with(name, &[("Dockerfile", dockerfile)])
 }
 
 #[test]
@@ -135,7 +124,7 @@ fn mounts_show_stages_the_context_and_caches() {
         "-c",
         "cat /a /b /c; cut -c1-5 /d; cat /e; ls -d /seen /all /t /cache /etc/one 2>&1 | grep -c 'No such'",
     ];
-    build(&engine, &context, &["-t", "m"]).ok();
+    classic(&engine).build(&context, &["-t", "m"]).ok();
     assert_eq!(
         engine.docker(&look).ok(),
         "made\nro\none\nmore\nx\ntmpfs\n5",
@@ -143,7 +132,9 @@ fn mounts_show_stages_the_context_and_caches() {
     );
     // What was written to a bind mount is gone, and the cache is there.
     fs::write(context.join("data/y"), "").unwrap();
-    build(&engine, &context, &["-t", "m", "--no-cache"]).ok();
+    classic(&engine)
+        .build(&context, &["-t", "m", "--no-cache"])
+        .ok();
     let expected = "made\nro\none\nmore\nx\ny\ntmpfs\nlog\n5";
     assert_eq!(engine.docker(&look).ok(), expected);
     let list = engine.get("/system/df?type=build-cache");
@@ -169,8 +160,7 @@ fn mounts_show_stages_the_context_and_caches() {
 #[test]
 fn a_client_that_leaves_cancels_its_build() {
     let engine = Engine::start();
-    let context = only(
-        &engine,
+    let context = engine.dockerfile(
         "left",
         "FROM busybox\nRUN echo first > /first\nRUN echo begun; sleep 301 & sleep 302\n",
     );
@@ -180,26 +170,16 @@ fn a_client_that_leaves_cancels_its_build() {
     running.signal(rustix::process::Signal::KILL);
     let _ = running.finish();
     eventually("the step to be killed", || {
-        let found = fs::read_dir("/proc").unwrap().flatten().any(|process| {
-            let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
-            command == b"sleep\x00301\x00" || command == b"sleep\x00302\x00"
-        });
-        (!found).then_some(())
+        let found = ["301", "302"].map(|time| with_command(&["sleep", time]));
+        (found == [None, None]).then_some(())
     });
-    eventually("its files to be removed", || {
-        let count = |path: &str| fs::read_dir(path).map_or(0, Iterator::count);
-        let tmp = count(engine.root().join("tmp").to_str().unwrap());
-        let left = count(engine.run().join("workloads").to_str().unwrap());
-        (tmp == 0 && left == 0).then_some(())
-    });
-    engine.whelk(&["system", "check"]).ok();
+    engine.has_no_builds();
 }
 
 #[test]
 fn the_same_step_of_several_builds_runs_once() {
     let engine = Engine::start();
-    let context = only(
-        &engine,
+    let context = engine.dockerfile(
         "same",
         "FROM busybox\nRUN --network=none sleep 1; cat /proc/sys/kernel/random/uuid > /id\n",
     );
@@ -212,19 +192,9 @@ fn the_same_step_of_several_builds_runs_once() {
     });
     let ids: std::collections::BTreeSet<String> = names
         .iter()
-        .map(|name| image(&engine, name)["Id"].as_str().unwrap().to_owned())
+        .map(|name| engine.image(name)["Id"].as_str().unwrap().to_owned())
         .collect();
     assert_eq!(ids.len(), 1, "{ids:?}");
-}
-
-/// Returns the process that executes exactly this.
-fn process(command: &[&str]) -> Option<i32> {
-    let wanted = command.join("\0") + "\0";
-    let found = fs::read_dir("/proc").unwrap().flatten().find(|process| {
-        let command = fs::read(process.path().join("cmdline"));
-        command.is_ok_and(|command| command == wanted.as_bytes())
-    });
-    found?.file_name().to_str()?.parse().ok()
 }
 
 #[test]
@@ -235,11 +205,11 @@ fn a_locked_cache_is_held_until_a_cancelled_step_is_gone() {
         let mount = "--mount=type=cache,id=held,sharing=locked,target=/c";
         format!("FROM busybox\nRUN {mount} {command}\n")
     };
-    let first = only(&engine, "first", &dockerfile("exec sleep 303"));
-    let second = only(&engine, "second", &dockerfile("ls /c"));
+    let first = engine.dockerfile("first", &dockerfile("exec sleep 303"));
+    let second = engine.dockerfile("second", &dockerfile("ls /c"));
     let docker = engine.cli(Program::Docker);
     let mut running = docker.spawn(&["build", first.to_str().unwrap()]);
-    let step = eventually("the step runs", || process(&["sleep", "303"]));
+    let step = eventually("the step runs", || with_command(&["sleep", "303"]));
     let shim = whelk_tests::processes::status_field(step, "PPid").unwrap();
     let shim = Pid::from_raw(shim.parse().unwrap()).unwrap();
     // What the shim does not reap is not gone.
@@ -247,7 +217,7 @@ fn a_locked_cache_is_held_until_a_cancelled_step_is_gone() {
     running.signal(Signal::KILL);
     let _ = running.finish();
     std::thread::scope(|threads| {
-        let waiting = threads.spawn(|| build(&engine, &second, &[]));
+        let waiting = threads.spawn(|| classic(&engine).build(&second, &[]));
         std::thread::sleep(std::time::Duration::from_secs(2));
         let is_early = waiting.is_finished();
         kill_process(shim, Signal::CONT).unwrap();
@@ -260,24 +230,27 @@ fn a_locked_cache_is_held_until_a_cancelled_step_is_gone() {
 fn a_build_that_fails_does_not_wait_for_steps_of_others() {
     let engine = Engine::start();
     let long = "FROM busybox AS long\nRUN exec sleep 305\n";
-    let other = only(&engine, "other", long);
+    let other = engine.dockerfile("other", long);
     let fails = format!(
         "{long}FROM busybox AS fails\nRUN sleep 2; exit 7\nFROM busybox\n\
          COPY --from=long /etc /a\nCOPY --from=fails /etc /b\n"
     );
-    let fails = only(&engine, "fails", &fails);
+    let fails = engine.dockerfile("fails", &fails);
     let docker = engine.cli(Program::Docker);
     let mut running = docker.spawn(&["build", other.to_str().unwrap()]);
-    eventually("the step runs", || process(&["sleep", "305"]));
+    eventually("the step runs", || with_command(&["sleep", "305"]));
     let begun = std::time::Instant::now();
-    let text = build(&engine, &fails, &[]).err();
+    let text = classic(&engine).build(&fails, &[]).err();
     assert!(text.contains("returned a non-zero code: 7"), "{text}");
     assert!(begun.elapsed().as_secs() < 30);
-    assert!(process(&["sleep", "305"]).is_some(), "it is not cancelled");
+    assert!(
+        with_command(&["sleep", "305"]).is_some(),
+        "it is not cancelled"
+    );
     running.signal(rustix::process::Signal::KILL);
     let _ = running.finish();
     eventually("the step has ended", || {
-        process(&["sleep", "305"]).is_none().then_some(())
+        with_command(&["sleep", "305"]).is_none().then_some(())
     });
 }
 
@@ -288,7 +261,7 @@ fn a_writable_mount_of_the_context_is_known_by_content() {
         RUN --mount=type=bind,target=/src,rw touch /src/new; cat /src/x /proc/sys/kernel/random/uuid > /id\n";
     let files = [("Dockerfile", dockerfile), ("x", "1")];
     let context = engine.scratch_with("rw", &files);
-    let id = || build(&engine, &context, &["-q"]).ok();
+    let id = || classic(&engine).build(&context, &["-q"]).ok();
     let first = id();
     assert_eq!(id(), first);
     fs::write(context.join("x"), "2").unwrap();
@@ -329,7 +302,7 @@ fn contexts_come_in_every_way() {
         path,
     ];
     engine.docker(&args).ok();
-    let built = image(&engine, "in:3");
+    let built = engine.image("in:3");
     assert_eq!(json!(fs::read_to_string(iid).unwrap()), built["Id"]);
     assert_eq!(built["Config"]["Labels"]["from"], "flag");
     let list = ["run", "--rm", "in:3", "ls", "-A", "/c"];
@@ -339,28 +312,26 @@ fn contexts_come_in_every_way() {
 #[test]
 fn limits_and_networks_hold_for_steps() {
     let engine = Engine::start();
-    let context = only(
-        &engine,
-        "limits",
+    let context = engine.dockerfile("limits",
         "FROM busybox\nRUN grep myhost /etc/hosts; ulimit -n; df -k /dev/shm | tail -1; ls /sys/class/net; hostname\n",
     );
-    let shown = build(
-        &engine,
-        &context,
-        &[
-            "--add-host",
-            "myhost:1.2.3.4",
-            "--ulimit",
-            "nofile=100:200",
-            "--shm-size",
-            "10m",
-            "--network",
-            "none",
-            "--memory",
-            "64m",
-        ],
-    )
-    .ok();
+    let shown = classic(&engine)
+        .build(
+            &context,
+            &[
+                "--add-host",
+                "myhost:1.2.3.4",
+                "--ulimit",
+                "nofile=100:200",
+                "--shm-size",
+                "10m",
+                "--network",
+                "none",
+                "--memory",
+                "64m",
+            ],
+        )
+        .ok();
     for text in [
         "1.2.3.4\tmyhost",
         "\n100\n",
@@ -372,7 +343,9 @@ fn limits_and_networks_hold_for_steps() {
     }
     assert!(!shown.contains("eth0"), "{shown}");
     // Another network is another result, though the Dockerfile is the same.
-    let shown = build(&engine, &context, &["--network", "host"]).ok();
+    let shown = classic(&engine)
+        .build(&context, &["--network", "host"])
+        .ok();
     assert!(!shown.contains("Using cache"), "{shown}");
     let of_host = fs::read_dir("/sys/class/net").unwrap();
     for name in of_host.flatten() {

@@ -7,49 +7,15 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use whelk_tests::{Cli, Engine, Output, Program, eventually};
-
-/// Both protocols: the classic one, and BuildKit's.
-const PROTOCOLS: [&[(&str, &str)]; 2] = [
-    &[("DOCKER_BUILDKIT", "0")],
-    &[
-        ("DOCKER_BUILDKIT", "1"),
-        ("BUILDX_NO_DEFAULT_ATTESTATIONS", "1"),
-        ("BUILDKIT_PROGRESS", "plain"),
-    ],
-];
-
-fn build(cli: Cli<'_>, context: &Path, args: &[&str]) -> Output {
-    cli.run(&[&["build"], args, &[context.to_str().unwrap()]].concat())
-}
-
-/// All that a build has shown.
-fn shown(output: &Output) -> String {
-    output.out() + &output.err()
-}
-
-fn only(engine: &Engine, name: &str, dockerfile: &str) -> PathBuf {
-    engine.scratch_with(name, &[("Dockerfile", dockerfile)])
-}
-
-#[track_caller]
-fn is_clean(engine: &Engine) {
-    let count = |path: PathBuf| fs::read_dir(path).map_or(0, Iterator::count);
-    eventually("files of steps to be removed", || {
-        let left = count(engine.root().join("tmp")) + count(engine.run().join("workloads"));
-        (left == 0).then_some(())
-    });
-    eventually("the store to be sound", || {
-        let check = engine.whelk(&["system", "check", "--layers"]);
-        (check.code == 0).then_some(())
-    });
-}
+use whelk_tests::builds::PROTOCOLS;
+use whelk_tests::processes::with_command;
+use whelk_tests::{Engine, Output, Program, eventually};
 
 /// The program under test must be built with debug assertions.
 #[test]
@@ -64,9 +30,9 @@ fn an_engine_killed_at_each_step_of_a_build_leaves_a_sound_store() {
             let dockerfile = format!(
                 "FROM busybox AS made\nRUN --network=none echo {protocol} {steps} > /made\nFROM busybox\nCOPY --from=made /made /copied\nCOPY Dockerfile /d/\n"
             );
-            let context = only(&engine, &format!("steps-{protocol}-{steps}"), &dockerfile);
+            let context = engine.dockerfile(&format!("steps-{protocol}-{steps}"), &dockerfile);
             fs::write(&file, steps.to_string()).unwrap();
-            let done = build(cli, &context, &["-t", "made"]);
+            let done = cli.build(&context, &["-t", "made"]);
             // Under the lock the engine is dead, or is not killed any more.
             let count = fs::File::options().write(true).open(&file).unwrap();
             count.lock().unwrap();
@@ -79,8 +45,8 @@ fn an_engine_killed_at_each_step_of_a_build_leaves_a_sound_store() {
             } else {
                 engine.kill9();
                 engine.restart();
-                is_clean(&engine);
-                build(cli, &context, &["-t", "made"]).ok();
+                engine.has_no_builds();
+                cli.build(&context, &["-t", "made"]).ok();
             }
             let look = ["run", "--rm", "--network", "none", "made", "cat", "/copied"];
             assert_eq!(engine.docker(&look).ok(), format!("{protocol} {steps}"));
@@ -89,7 +55,7 @@ fn an_engine_killed_at_each_step_of_a_build_leaves_a_sound_store() {
             }
         }
     }
-    is_clean(&engine);
+    engine.has_no_builds();
 }
 
 #[test]
@@ -104,32 +70,25 @@ fn a_build_after_a_kill_goes_on_from_the_last_whole_step() {
         );
         // The context opens the gate for the second build without changing the first steps.
         let dockerfile = dockerfile.replace("RUN [ -e", "COPY gate* /c/\nRUN [ -e");
-        let context = only(&engine, &format!("gated-{number}"), &dockerfile);
+        let context = engine.dockerfile(&format!("gated-{number}"), &dockerfile);
         fs::write(context.join("gate"), "").unwrap();
         fs::write(&gate, "").unwrap();
         let mut running = cli.spawn(&["build", "-t", "gated", context.to_str().unwrap()]);
-        eventually("the last step to run", || is_sleeping().then_some(()));
+        eventually("the last step to run", || with_command(&["sleep", "1235"]));
         engine.kill9();
         assert_ne!(running.finish().code, 0);
         engine.restart();
         eventually("the step's process to end", || {
-            (!is_sleeping()).then_some(())
+            with_command(&["sleep", "1235"]).is_none().then_some(())
         });
-        is_clean(&engine);
+        engine.has_no_builds();
         fs::rename(context.join("gate"), context.join("gate-open")).unwrap();
         fs::create_dir(context.join("gates")).unwrap();
         fs::write(context.join("gates/open"), "").unwrap();
-        let text = shown(&build(cli, &context, &["-t", "gated"]));
+        let text = cli.built(&context, &["-t", "gated"]);
         let cached = text.matches("CACHED").count() + text.matches("Using cache").count();
         assert!(cached >= 2, "{text}");
     }
-}
-
-fn is_sleeping() -> bool {
-    fs::read_dir("/proc").unwrap().flatten().any(|process| {
-        let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
-        command == b"sleep\x001235\x00"
-    })
 }
 
 /// An engine whose root is a small file system of its own.
@@ -180,9 +139,9 @@ fn a_full_disk_fails_a_build_and_nothing_else() {
             format!("FROM busybox\nRUN {fill} && echo {number}\n"),
         ];
         for (case, dockerfile) in dockerfiles.iter().enumerate() {
-            let context = only(engine, &format!("full-{number}-{case}"), dockerfile);
-            let output = build(cli, &context, &["-t", "full"]);
-            let text = shown(&output);
+            let context = engine.dockerfile(&format!("full-{number}-{case}"), dockerfile);
+            let output = cli.build(&context, &["-t", "full"]);
+            let text = output.shown();
             assert_ne!(output.code, 0, "{text}");
             let last = &text[text.len().saturating_sub(600)..];
             assert!(
@@ -194,30 +153,22 @@ fn a_full_disk_fails_a_build_and_nothing_else() {
                 &format!("the space to be free again after {dockerfile}"),
                 || (small.free() + (1 << 20) >= before).then_some(()),
             );
-            is_clean(engine);
+            engine.has_no_builds();
         }
         // A context that does not fit.
-        let context = only(
-            engine,
-            &format!("large-{number}"),
-            "FROM busybox\nCOPY large /\n",
-        );
+        let context = engine.dockerfile(&format!("large-{number}"), "FROM busybox\nCOPY large /\n");
         let large = fs::File::create(context.join("large")).unwrap();
         let noise = vec![0x5a_u8; 1 << 20];
         for _ in 0..60 {
             std::io::Write::write_all(&mut &large, &noise).unwrap();
         }
-        let output = build(cli, &context, &[]);
+        let output = cli.build(&context, &[]);
         assert_ne!(output.code, 0);
-        let text = shown(&output);
+        let text = output.shown();
         assert!(text.contains("o space left on device"), "{text}");
         // The next build works.
-        let context = only(
-            engine,
-            &format!("fits-{number}"),
-            "FROM busybox\nRUN echo fits\n",
-        );
-        build(cli, &context, &["-t", "fits"]).ok();
+        let context = engine.dockerfile(&format!("fits-{number}"), "FROM busybox\nRUN echo fits\n");
+        cli.build(&context, &["-t", "fits"]).ok();
         engine.docker(&["rm", "-f", "bystander"]).ok();
     }
 }
@@ -231,7 +182,7 @@ fn twenty_builds_run_at_once_and_share_their_steps() {
         let same = format!(
             "FROM busybox AS made\nRUN --network=none sleep 1; echo {number}; {uuid} > /id\nFROM busybox\nCOPY --from=made /id /id\nRUN --network=none {uuid} > /own\n"
         );
-        let same = only(&engine, &format!("same-{number}"), &same);
+        let same = engine.dockerfile(&format!("same-{number}"), &same);
         let contexts: Vec<PathBuf> = (0..20)
             .map(|build| match build % 2 {
                 0 => same.clone(),
@@ -239,7 +190,7 @@ fn twenty_builds_run_at_once_and_share_their_steps() {
                     let text = format!(
                         "FROM busybox\nRUN --network=none echo {build} {number} > /own\nRUN {uuid} >/id\n"
                     );
-                    only(&engine, &format!("own-{number}-{build}"), &text)
+                    engine.dockerfile(&format!("own-{number}-{build}"), &text)
                 }
             })
             .collect();
@@ -247,7 +198,7 @@ fn twenty_builds_run_at_once_and_share_their_steps() {
             for (build_number, context) in contexts.iter().enumerate() {
                 threads.spawn(move || {
                     let name = format!("at-once:{number}-{build_number}");
-                    build(cli, context, &["-t", &name]).ok();
+                    cli.build(context, &["-t", &name]).ok();
                 });
             }
         });
@@ -261,7 +212,7 @@ fn twenty_builds_run_at_once_and_share_their_steps() {
         let own: BTreeSet<String> = (1..20).step_by(2).map(id).collect();
         assert_eq!(own.len(), 10, "{own:?}");
     }
-    is_clean(&engine);
+    engine.has_no_builds();
 }
 
 #[test]
@@ -271,18 +222,12 @@ fn a_base_image_may_be_removed_during_a_build() {
         let cli = engine.cli(Program::Docker).with_env(env);
         engine.docker(&["tag", "busybox", "base"]).ok();
         let first = format!("FROM busybox\nRUN echo {number} > /of-base\n");
-        let first = only(&engine, &format!("base-{number}"), &first);
-        build(cli, &first, &["-t", "base"]).ok();
+        let first = engine.dockerfile(&format!("base-{number}"), &first);
+        cli.build(&first, &["-t", "base"]).ok();
         let dockerfile = "FROM base\nRUN echo begun; sleep 3; cp /of-base /first\nRUN cat /of-base /first > /both\n";
-        let context = only(&engine, &format!("on-base-{number}"), dockerfile);
+        let context = engine.dockerfile(&format!("on-base-{number}"), dockerfile);
         let mut running = cli.spawn(&["build", "-t", "on-base", context.to_str().unwrap()]);
-        eventually("the step to run", || {
-            let found = fs::read_dir("/proc").unwrap().flatten().any(|process| {
-                let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
-                command == b"sleep\x003\x00"
-            });
-            found.then_some(())
-        });
+        eventually("the step to run", || with_command(&["sleep", "3"]));
         engine.docker(&["rmi", "-f", "base"]).ok();
         let prune = ["builder", "prune", "-a", "-f"];
         engine.docker(&prune).ok();
@@ -290,7 +235,7 @@ fn a_base_image_may_be_removed_during_a_build() {
         let look = ["run", "--rm", "on-base", "cat", "/both"];
         assert_eq!(engine.docker(&look).ok(), format!("{number}\n{number}"));
     }
-    is_clean(&engine);
+    engine.has_no_builds();
 }
 
 #[test]
@@ -299,11 +244,7 @@ fn a_context_may_change_while_it_is_sent() {
     for (number, env) in PROTOCOLS.iter().enumerate() {
         let cli = engine.cli(Program::Docker).with_env(env);
         let name = format!("changing-{number}");
-        let context = only(
-            &engine,
-            &name,
-            "FROM busybox\nCOPY . /c/\nRUN ls /c | wc -l\n",
-        );
+        let context = engine.dockerfile(&name, "FROM busybox\nCOPY . /c/\nRUN ls /c | wc -l\n");
         for file in 0..200 {
             fs::write(context.join(format!("{file}")), vec![b'x'; 20_000]).unwrap();
         }
@@ -325,12 +266,12 @@ fn a_context_may_change_while_it_is_sent() {
                 }
             });
             let outputs: Vec<Output> = (0..8)
-                .map(|_| build(cli, &context, &["-t", "changing"]))
+                .map(|_| cli.build(&context, &["-t", "changing"]))
                 .collect();
             over.store(true, Ordering::Relaxed);
             for output in outputs {
                 // Complete, or refused by the client or by the engine, which goes on.
-                let text = shown(&output);
+                let text = output.shown();
                 assert!(
                     output.code <= 1 && !text.contains("internal error"),
                     "{text}"
@@ -343,12 +284,12 @@ fn a_context_may_change_while_it_is_sent() {
             let _ = fs::remove_file(&path);
             fs::write(path, format!("{file}\n")).unwrap();
         }
-        build(cli, &context, &["-t", "changing"]).ok();
+        cli.build(&context, &["-t", "changing"]).ok();
         let look = "cd /c; rm Dockerfile; ls | wc -l; cat * | sort -n | uniq | wc -l";
         let look = engine.docker(&["run", "--rm", "changing", "sh", "-c", look]);
         assert_eq!(look.ok(), "200\n200");
     }
-    is_clean(&engine);
+    engine.has_no_builds();
 }
 
 #[test]
@@ -374,9 +315,9 @@ fn a_cache_is_pruned_while_builds_run() {
                             let text = format!(
                                 "FROM busybox\n{copies}RUN --network=none ls / > /list\nRUN --network=none wc -l < /list\n"
                             );
-                            let context = only(engine, &format!("p-{number}-{which}-{round}"), &text);
+                            let context = engine.dockerfile(&format!("p-{number}-{which}-{round}"), &text);
                             let name = format!("pruned:{number}-{which}");
-                            build(cli, &context, &["-t", &name]).ok();
+                            cli.build(&context, &["-t", &name]).ok();
                             let count = format!("grep -c '^{which}-' /list");
                             let look = ["run", "--rm", "--network", "none", &name, "sh", "-c", &count];
                             assert_eq!(engine.docker(&look).ok(), "12");
@@ -389,7 +330,7 @@ fn a_cache_is_pruned_while_builds_run() {
             results.into_iter().for_each(|result| result.unwrap());
         });
     }
-    is_clean(&engine);
+    engine.has_no_builds();
 }
 
 #[test]
@@ -397,20 +338,20 @@ fn steps_that_fork_or_fill_their_memory_end() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker).with_env(PROTOCOLS[0]);
     let forks = "FROM busybox\nRUN i=0; while [ $i -lt 400 ]; do setsid sleep 1236 & i=$((i+1)); done; echo all\n";
-    let context = only(&engine, "forks", forks);
-    build(cli, &context, &["-t", "forks"]).ok();
-    let left = fs::read_dir("/proc").unwrap().flatten().any(|process| {
-        let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
-        command == b"sleep\x001236\x00"
-    });
-    assert!(!left, "processes of the step are left");
+    let context = engine.dockerfile("forks", forks);
+    cli.build(&context, &["-t", "forks"]).ok();
+    assert_eq!(
+        with_command(&["sleep", "1236"]),
+        None,
+        "a process of the step is left"
+    );
     let fills = "FROM busybox\nRUN x=0123456789; while :; do x=$x$x; done\n";
-    let context = only(&engine, "fills", fills);
-    let output = build(cli, &context, &["--memory", "32m"]);
-    let text = shown(&output);
+    let context = engine.dockerfile("fills", fills);
+    let output = cli.build(&context, &["--memory", "32m"]);
+    let text = output.shown();
     assert!(
         output.code != 0 && text.contains("returned a non-zero code: 137"),
         "{text}"
     );
-    is_clean(&engine);
+    engine.has_no_builds();
 }

@@ -6,45 +6,12 @@
 )]
 
 use std::fs;
-use std::path::Path;
 
 use rustix::process::Signal;
-use serde_json::{Value, json};
-use whelk_tests::{Cli, Engine, Output, Program, eventually};
-
-const BUILDKIT: &[(&str, &str)] = &[
-    ("DOCKER_BUILDKIT", "1"),
-    ("BUILDX_NO_DEFAULT_ATTESTATIONS", "1"),
-];
-
-fn docker(engine: &Engine) -> Cli<'_> {
-    engine.cli(Program::Docker).with_env(BUILDKIT)
-}
-
-fn build(engine: &Engine, context: &Path, args: &[&str]) -> Output {
-    let context = context.to_str().unwrap();
-    let plain = ["build", "--progress", "plain"];
-    docker(engine).run(&[&plain, args, &[context]].concat())
-}
-
-/// Builds, and returns what was shown, which is on the standard error.
-#[track_caller]
-fn built(engine: &Engine, context: &Path, args: &[&str]) -> String {
-    let output = build(engine, context, args);
-    output.ok();
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn image(engine: &Engine, name: &str) -> Value {
-    engine.get(&format!("/images/{name}/json"))
-}
-
-#[track_caller]
-fn shows(text: &str, expected: &[&str]) {
-    for wanted in expected {
-        assert!(text.contains(wanted), "{wanted:?} in {text}");
-    }
-}
+use serde_json::json;
+use whelk_tests::builds::{BUILDKIT, docker, shows};
+use whelk_tests::processes::with_command;
+use whelk_tests::{Engine, Program, eventually};
 
 #[test]
 fn an_image_is_built_and_cached() {
@@ -67,7 +34,7 @@ fn an_image_is_built_and_cached() {
         "--iidfile",
         &iidfile,
     ];
-    let shown = built(&engine, &context, &args);
+    let shown = docker(&engine).built(&context, &args);
     shows(
         &shown,
         &[
@@ -84,7 +51,7 @@ fn an_image_is_built_and_cached() {
             "naming to docker.io/library/made:1 done",
         ],
     );
-    let first = image(&engine, "made:1");
+    let first = engine.image("made:1");
     assert_eq!(json!(fs::read_to_string(&iidfile).unwrap()), first["Id"]);
     assert_eq!(first["Config"]["WorkingDir"], "/srv");
     assert_eq!(engine.docker(&["run", "--rm", "made:1"]).ok(), "this");
@@ -92,10 +59,10 @@ fn an_image_is_built_and_cached() {
     assert_eq!(engine.docker(&look).ok(), "x\ny.log");
     // Nothing is executed, and the image is the same.
     let args = ["--build-arg", "WHAT=this", "-t", "made:2"];
-    let again = built(&engine, &context, &args);
+    let again = docker(&engine).built(&context, &args);
     assert!(!again.contains(" to-out\n"), "{again}");
     assert!(again.matches("CACHED").count() >= 4, "{again}");
-    assert_eq!(image(&engine, "made:2")["Id"], first["Id"]);
+    assert_eq!(engine.image("made:2")["Id"], first["Id"]);
     let text = context.to_str().unwrap();
     let args = ["build", "-q", "--build-arg", "WHAT=this", text];
     let quiet = docker(&engine).run(&args).ok();
@@ -103,15 +70,11 @@ fn an_image_is_built_and_cached() {
     // After a kill too; and without the cache it is all done again.
     engine.kill9();
     engine.restart();
-    let after = built(&engine, &context, &["--build-arg", "WHAT=this"]);
+    let after = docker(&engine).built(&context, &["--build-arg", "WHAT=this"]);
     assert!(!after.contains(" to-out\n"), "{after}");
-    let fresh = built(
-        &engine,
-        &context,
-        &["--build-arg", "WHAT=this", "--no-cache"],
-    );
+    let fresh = docker(&engine).built(&context, &["--build-arg", "WHAT=this", "--no-cache"]);
     shows(&fresh, &[" to-out\n"]);
-    let other = built(&engine, &context, &["--build-arg", "WHAT=that"]);
+    let other = docker(&engine).built(&context, &["--build-arg", "WHAT=that"]);
     shows(&other, &[" to-out\n", "CACHED"]);
 }
 
@@ -120,7 +83,7 @@ fn failures_show_the_lines() {
     let engine = Engine::start();
     let check = |name: &str, dockerfile: &str, expected: &[&str]| {
         let context = engine.scratch_with(name, &[("Dockerfile", dockerfile)]);
-        let failed = build(&engine, &context, &["-t", "none"]);
+        let failed = docker(&engine).build(&context, &["-t", "none"]);
         assert_eq!(failed.code, 1);
         shows(&failed.err(), expected);
     };
@@ -145,11 +108,7 @@ fn failures_show_the_lines() {
         &["none", "Dockerfile:2"],
     );
     let missing = engine.scratch("missing");
-    let failed = build(
-        &engine,
-        &missing,
-        &["-f", missing.join("x").to_str().unwrap()],
-    );
+    let failed = docker(&engine).build(&missing, &["-f", missing.join("x").to_str().unwrap()]);
     assert_ne!(failed.code, 0);
     // What is not supported is refused by its name.
     let context = engine.scratch_with("refused", &[("Dockerfile", "FROM busybox\n")]);
@@ -157,7 +116,7 @@ fn failures_show_the_lines() {
         (&["--output", "type=none"][..], "none"),
         (&["--allow", "security.insecure"], "security.insecure"),
     ] {
-        let failed = build(&engine, &context, args);
+        let failed = docker(&engine).build(&context, args);
         assert_ne!(failed.code, 0, "{args:?}");
         shows(&failed.err(), &[expected]);
     }
@@ -165,7 +124,7 @@ fn failures_show_the_lines() {
         "host",
         &[("Dockerfile", "FROM busybox\nRUN --network=host true\n")],
     );
-    shows(&build(&engine, &host, &[]).err(), &["network.host"]);
+    shows(&docker(&engine).build(&host, &[]).err(), &["network.host"]);
 }
 
 #[test]
@@ -184,16 +143,12 @@ fn secrets_are_not_in_the_image() {
         "made",
     ];
     let env = &[BUILDKIT, &[("VAR", "value")]].concat();
-    let text = context.to_str().unwrap();
-    let plain = ["build", "--progress", "plain"];
     let client = engine.cli(Program::Docker).with_env(env);
-    let output = client.run(&[&plain, &args[..], &[text]].concat());
-    output.ok();
-    let shown = String::from_utf8_lossy(&output.stderr).into_owned();
+    let shown = client.built(&context, &args);
     shows(&shown, &["400 0 6\n", "hidden", "has-value"]);
     let look = ["run", "--rm", "made", "ls", "-A", "/run"];
     assert_eq!(engine.docker(&look).ok(), "");
-    let failed = build(&engine, &context, &["--no-cache"]);
+    let failed = docker(&engine).build(&context, &["--no-cache"]);
     shows(&failed.err(), &["secret key: not found"]);
 }
 
@@ -205,8 +160,7 @@ fn what_depends_on_a_stage_without_cache_is_decided_by_content() {
         FROM busybox AS new\nCOPY --from=s /new /new\nRUN cp /new /made\n";
     let context = engine.scratch_with("filter", &[("Dockerfile", dockerfile)]);
     let made = |target: &str, args: &[&str]| {
-        built(
-            &engine,
+        docker(&engine).built(
             &context,
             &[&["--target", target, "-t", target], args].concat(),
         );
@@ -236,7 +190,7 @@ fn what_stands_on_a_copy_depends_on_its_content_only() {
              WORKDIR /w\nRUN cp /made /{last}; cat /proc/sys/kernel/random/uuid >> /{last}\n"
         );
         let context = engine.scratch_with("content", &[("Dockerfile", &dockerfile)]);
-        built(&engine, &context, &["-t", "made"]);
+        docker(&engine).built(&context, &["-t", "made"]);
         let path = format!("/{last}");
         engine.docker(&["run", "--rm", "made", "cat", &path]).ok()
     };
@@ -264,7 +218,7 @@ fn a_dockerfile_of_the_same_size_and_time_is_read_again() {
             let file = fs::File::options().write(true).open(context.join(name));
             file.unwrap().set_modified(time).unwrap();
         }
-        built(&engine, &context, &["-t", "made"]);
+        docker(&engine).built(&context, &["-t", "made"]);
         let look = ["run", "--rm", "made", "cat", "/made"];
         assert_eq!(engine.docker(&look).ok(), text);
     }
@@ -285,7 +239,7 @@ fn stages_run_beside_each_other() {
         wait("b", "a")
     );
     let context = engine.scratch_with("stages", &[("Dockerfile", &dockerfile)]);
-    built(&engine, &context, &["-t", "made"]);
+    docker(&engine).built(&context, &["-t", "made"]);
     let look = ["run", "--rm", "made", "ls", "/a", "/b"];
     assert_eq!(engine.docker(&look).ok(), "/a\n/b");
 }
@@ -305,17 +259,20 @@ fn only_files_that_have_changed_are_sent() {
     for number in 0..FILES {
         fs::write(context.join(format!("files/{number}")), "0123456789").unwrap();
     }
-    let first = built(&engine, &context, &["-t", "made"]);
+    let first = docker(&engine).built(&context, &["-t", "made"]);
     shows(&first, &["2000\n", "transferring context: 20.0"]);
-    let again = built(&engine, &context, &["-t", "made"]);
+    let again = docker(&engine).built(&context, &["-t", "made"]);
     assert!(!again.contains("transferring context: 20.0"), "{again}");
     fs::write(context.join("files/7"), "changed").unwrap();
-    let changed = built(&engine, &context, &["-t", "made"]);
+    let changed = docker(&engine).built(&context, &["-t", "made"]);
     shows(&changed, &["transferring context: 7B"]);
     let look = ["run", "--rm", "made", "cat", "/all/files/7", "/all/files/8"];
     assert_eq!(engine.docker(&look).ok(), "changed0123456789");
     fs::remove_file(context.join("files/7")).unwrap();
-    shows(&built(&engine, &context, &["-t", "made"]), &["1999\n"]);
+    shows(
+        &docker(&engine).built(&context, &["-t", "made"]),
+        &["1999\n"],
+    );
 }
 
 #[test]
@@ -325,7 +282,7 @@ fn other_files_of_a_known_directory_are_sent_alone() {
     let context = engine.scratch_with("sibling", &[("one", &*large), ("two", "2")]);
     let with = |dockerfile: &str| {
         fs::write(context.join("Dockerfile"), dockerfile).unwrap();
-        built(&engine, &context, &["-t", "made"])
+        docker(&engine).built(&context, &["-t", "made"])
     };
     let sent = "transferring context: 300.";
     shows(&with("FROM busybox\nCOPY one /\n"), &[sent]);
@@ -350,15 +307,6 @@ fn other_files_of_a_known_directory_are_sent_alone() {
     shows(&with("FROM busybox\nCOPY one /\n"), &[sent]);
 }
 
-/// Returns whether the step of the test below runs.
-fn is_sleeping() -> bool {
-    let found = std::process::Command::new("pgrep")
-        .args(["-f", "^sleep 1234$"])
-        .output()
-        .unwrap();
-    !found.stdout.is_empty()
-}
-
 #[test]
 fn a_client_that_is_killed_leaves_nothing() {
     let engine = Engine::start();
@@ -367,10 +315,12 @@ fn a_client_that_is_killed_leaves_nothing() {
     let text = context.to_str().unwrap().to_owned();
     for signal in [Signal::KILL, Signal::INT] {
         let mut client = docker(&engine).spawn(&["buildx", "build", &text]);
-        eventually("the step runs", || is_sleeping().then_some(()));
+        eventually("the step runs", || with_command(&["sleep", "1234"]));
         client.signal(signal);
         assert_ne!(client.finish().code, 0);
-        eventually("the step has ended", || (!is_sleeping()).then_some(()));
+        eventually("the step has ended", || {
+            with_command(&["sleep", "1234"]).is_none().then_some(())
+        });
     }
 }
 
@@ -393,7 +343,7 @@ fn named_contexts_and_bake() {
         "-t",
         "made",
     ];
-    built(&engine, &context, &args);
+    docker(&engine).built(&context, &args);
     let look = ["run", "--rm", "made", "cat", "/file"];
     assert_eq!(engine.docker(&look).ok(), "from the other");
     let bake = json!({
@@ -449,11 +399,11 @@ fn the_cache_is_listed_and_pruned() {
     let engine = Engine::start();
     let dockerfile = "FROM busybox\nRUN echo step-of-this > /x\n";
     let context = engine.scratch_with("cache", &[("Dockerfile", dockerfile)]);
-    built(&engine, &context, &[]);
+    docker(&engine).built(&context, &[]);
     let listed = docker(&engine).run(&["buildx", "du", "--verbose"]).ok();
     shows(&listed, &["step-of-this", "regular"]);
     docker(&engine).run(&["buildx", "prune", "-af"]).ok();
-    shows(&built(&engine, &context, &[]), &["DONE"]);
+    shows(&docker(&engine).built(&context, &[]), &["DONE"]);
     let checked = docker(&engine).run(&["buildx", "ls"]).ok();
     shows(&checked, &["running", "linux/amd64"]);
 }

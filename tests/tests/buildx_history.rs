@@ -6,23 +6,11 @@
 )]
 
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use rustix::process::Signal;
 use serde_json::Value;
-use whelk_tests::{Cli, Engine, Output, Program, eventually};
-
-const BUILDKIT: &[(&str, &str)] = &[("DOCKER_BUILDKIT", "1")];
-
-fn docker(engine: &Engine) -> Cli<'_> {
-    engine.cli(Program::Docker).with_env(BUILDKIT)
-}
-
-fn build(engine: &Engine, context: &Path, args: &[&str]) -> Output {
-    let context = context.to_str().unwrap();
-    let plain = ["buildx", "build", "--progress", "plain"];
-    docker(engine).run(&[&plain, args, &[context]].concat())
-}
+use whelk_tests::builds::docker;
+use whelk_tests::{Engine, Output, eventually};
 
 fn history(engine: &Engine, args: &[&str]) -> Output {
     docker(engine).run(&[&["buildx", "history"], args].concat())
@@ -43,21 +31,19 @@ fn name(record: &Value) -> String {
     name.rsplit('/').next().unwrap().to_owned()
 }
 
-fn context(engine: &Engine, dockerfile: &str) -> PathBuf {
-    engine.scratch_with("context", &[("Dockerfile", dockerfile)])
-}
-
 #[test]
 fn builds_are_recorded() {
     let engine = Engine::start();
     let dockerfile = "FROM busybox\nRUN echo the-output-of-a-step && echo x > /x\n";
-    let good = context(&engine, dockerfile);
+    let good = engine.dockerfile("context", dockerfile);
     let archive = engine.scratch("archive").join("out.tar");
     let output = format!("type=oci,dest={}", archive.display());
-    build(&engine, &good, &["--label", "a=b", "-o", &output]).ok();
+    docker(&engine)
+        .build(&good, &["--label", "a=b", "-o", &output])
+        .ok();
     let failing = "FROM busybox\nRUN echo before && exit 7\n";
     let bad = engine.scratch_with("bad", &[("Dockerfile", failing)]);
-    assert_ne!(build(&engine, &bad, &[]).code, 0);
+    assert_ne!(docker(&engine).build(&bad, &[]).code, 0);
 
     let check = |engine: &Engine| {
         let builds = listed(engine, &[]);
@@ -134,7 +120,10 @@ fn builds_are_recorded() {
 #[test]
 fn running_and_cancelled_builds_are_listed() {
     let engine = Engine::start();
-    let waiting = context(&engine, "FROM busybox\nRUN echo is-running && sleep 4321\n");
+    let waiting = engine.dockerfile(
+        "context",
+        "FROM busybox\nRUN echo is-running && sleep 4321\n",
+    );
     let args = [
         "buildx",
         "build",
@@ -174,8 +163,8 @@ fn usage_is_listed_and_pruned_by_all_flags() {
     let dockerfile = "FROM busybox\n\
         RUN echo step-one && dd if=/dev/urandom of=/one bs=1M count=2\n\
         RUN --mount=type=cache,target=/c dd if=/dev/urandom of=/c/two bs=1M count=3\n";
-    let place = context(&engine, dockerfile);
-    build(&engine, &place, &[]).ok();
+    let place = engine.dockerfile("context", dockerfile);
+    docker(&engine).build(&place, &[]).ok();
     let du = |args: &[&str]| docker(&engine).run(&[&["buildx", "du"], args].concat());
     let verbose = du(&["--verbose"]).ok();
     for wanted in [
@@ -220,7 +209,7 @@ fn usage_is_listed_and_pruned_by_all_flags() {
     assert!(shown.contains("MB"), "{shown}");
     let kept = du(&["--verbose"]).ok();
     assert!(!kept.contains("step-one"), "{kept}");
-    build(&engine, &place, &[]).ok();
+    docker(&engine).build(&place, &[]).ok();
     prune(&["--all", "--max-used-space", "1mb"]).ok();
     let kept = du(&["--verbose"]).ok();
     assert!(!kept.contains("step-one"), "{kept}");

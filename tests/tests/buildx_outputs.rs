@@ -12,37 +12,10 @@ use std::process::Command;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use whelk_tests::builds::{BUILDKIT, docker, json_file};
 use whelk_tests::images::{noise, sha256};
 use whelk_tests::registry::{Behaviour, Registry};
-use whelk_tests::{Cli, Engine, Output, Program, eventually};
-
-const BUILDKIT: &[(&str, &str)] = &[("DOCKER_BUILDKIT", "1")];
-
-fn docker(engine: &Engine) -> Cli<'_> {
-    engine.cli(Program::Docker).with_env(BUILDKIT)
-}
-
-fn build(engine: &Engine, context: &Path, args: &[&str]) -> Output {
-    let context = context.to_str().unwrap();
-    let plain = ["buildx", "build", "--progress", "plain"];
-    docker(engine).run(&[&plain, args, &[context]].concat())
-}
-
-/// Builds, and returns what was shown, which is on the standard error.
-#[track_caller]
-fn built(engine: &Engine, context: &Path, args: &[&str]) -> String {
-    let output = build(engine, context, args);
-    output.ok();
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-#[track_caller]
-fn fails(engine: &Engine, context: &Path, args: &[&str], expected: &str) {
-    let failed = build(engine, context, args);
-    assert_ne!(failed.code, 0, "{args:?}");
-    let error = failed.err();
-    assert!(error.contains(expected), "{args:?}: {error}");
-}
+use whelk_tests::{Engine, Program, eventually};
 
 #[track_caller]
 fn sh(script: &str) -> String {
@@ -50,10 +23,6 @@ fn sh(script: &str) -> String {
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{script}: {error}");
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
-}
-
-fn json_file(path: &Path) -> Value {
-    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
 /// A file of an archive that was unpacked.
@@ -102,7 +71,7 @@ fn files_are_sent_to_the_client() {
     fs::write(directory.join("out/d/one"), "of before").unwrap();
     fs::write(directory.join("kept"), "of before").unwrap();
     let output = format!("type=local,dest={}", directory.display());
-    let shown = built(&engine, &context, &["-o", &output]);
+    let shown = docker(&engine).built(&context, &["-o", &output]);
     assert!(shown.contains("exporting to client directory"), "{shown}");
     assert!(shown.contains("copying files"), "{shown}");
     is_whole(&directory);
@@ -112,22 +81,22 @@ fn files_are_sent_to_the_client() {
 
     let split = engine.scratch("split");
     let output = format!("type=local,platform-split=true,dest={}", split.display());
-    built(&engine, &context, &["-o", &output]);
+    docker(&engine).built(&context, &["-o", &output]);
     is_whole(&split.join("linux_amd64"));
 
     let archive = engine.scratch("archive").join("out.tar");
     let output = format!("type=tar,dest={}", archive.display());
-    let shown = built(&engine, &context, &["-o", &output]);
+    let shown = docker(&engine).built(&context, &["-o", &output]);
     assert!(shown.contains("exporting to client tarball"), "{shown}");
     is_whole(&unpacked(&engine, archive.to_str().unwrap(), "from-tar"));
-    let piped = build(&engine, &context, &["-o", "-"]);
+    let piped = docker(&engine).build(&context, &["-o", "-"]);
     piped.ok();
     assert_eq!(piped.stdout, fs::read(&archive).unwrap());
 
     // A file system without files.
     let empty = engine.scratch_with("empty", &[("Dockerfile", "FROM scratch\n")]);
     let none = engine.scratch("none");
-    built(&engine, &empty, &["-o", none.to_str().unwrap()]);
+    docker(&engine).built(&empty, &["-o", none.to_str().unwrap()]);
     assert_eq!(fs::read_dir(&none).unwrap().count(), 0);
 }
 
@@ -144,7 +113,7 @@ fn many_and_large_files_arrive() {
     let large = noise(20 << 20);
     fs::write(context.join("large"), &large).unwrap();
     let directory = engine.scratch("files");
-    built(&engine, &context, &["-o", directory.to_str().unwrap()]);
+    docker(&engine).built(&context, &["-o", directory.to_str().unwrap()]);
     assert!(fs::read(directory.join("large")).unwrap() == large);
     let count = format!("find {} -type f | wc -l", directory.display());
     assert_eq!(sh(&count), "602");
@@ -211,7 +180,7 @@ fn archives_are_made_and_can_be_loaded() {
             "--iidfile",
             iid.to_str().unwrap(),
         ];
-        built(&engine, &context, &args);
+        docker(&engine).built(&context, &args);
         let directory = unpacked(&engine, &archive, &format!("layout-{number}"));
         let (entry, manifest) = layout(&directory);
         let media_type = format!("application/vnd.oci.image.layer.v1.tar{suffix}");
@@ -249,7 +218,7 @@ fn archives_are_made_and_can_be_loaded() {
     // Docker's form.
     let archive = at("docker.tar");
     let output = format!("type=docker,dest={archive}");
-    built(&engine, &context, &["-o", &output, "-t", "packed:1"]);
+    docker(&engine).built(&context, &["-o", &output, "-t", "packed:1"]);
     let directory = unpacked(&engine, &archive, "docker");
     let (_, manifest) = layout(&directory);
     assert_eq!(
@@ -262,7 +231,7 @@ fn archives_are_made_and_can_be_loaded() {
     assert_eq!(other.docker(&["run", "--rm", "packed:1"]).ok(), "packed");
     // The engine that has built it has no image of it.
     assert_ne!(engine.docker(&["image", "inspect", "packed:1"]).code, 0);
-    built(&engine, &context, &["--load", "-t", "loaded"]);
+    docker(&engine).built(&context, &["--load", "-t", "loaded"]);
     assert_eq!(engine.docker(&["run", "--rm", "loaded"]).ok(), "packed");
 }
 
@@ -285,7 +254,7 @@ fn several_outputs_at_once() {
         .flat_map(|output| ["--output", output])
         .collect();
     args.extend(["-t", "several"]);
-    built(&engine, &context, &args);
+    docker(&engine).built(&context, &args);
     let file = Path::new(&local).join("file");
     assert_eq!(fs::read_to_string(file).unwrap(), "several\n");
     let look = ["run", "--rm", "several", "cat", "/file"];
@@ -295,7 +264,7 @@ fn several_outputs_at_once() {
     assert_eq!(entry["digest"], same["digest"]);
     // What is there already is not sent again.
     let output = format!("type=oci,tar=false,dest={layout_directory}");
-    built(&engine, &context, &["-o", &output, "-t", "several"]);
+    docker(&engine).built(&context, &["-o", &output, "-t", "several"]);
     layout(Path::new(&layout_directory));
 }
 
@@ -316,16 +285,15 @@ fn attributes_are_refused_by_name() {
         ("type=local,dest=x,unknown=1", "unknown"),
     ] {
         let output = output.replace("dest=x", &format!("dest={place}-{}", output.len()));
-        fails(&engine, &context, &["-o", &output], expected);
+        docker(&engine).build_fails(&context, &["-o", &output], &[expected]);
     }
     let archive = format!("type=oci,dest={place}.tar");
-    fails(
-        &engine,
+    docker(&engine).build_fails(
         &context,
         &["--platform", "linux/amd64,linux/arm64", "-o", &archive],
-        "platform",
+        &["platform"],
     );
-    fails(&engine, &context, &["--provenance=true"], "ttestation");
+    docker(&engine).build_fails(&context, &["--provenance=true"], &["ttestation"]);
 }
 
 /// A small file system in memory.
@@ -360,12 +328,7 @@ fn clients_that_fail_or_leave_do_no_harm() {
         .enumerate()
     {
         let output = format!("type={kind},dest={}/{number}", small.0.display());
-        fails(
-            &engine,
-            &context,
-            &["-o", &output],
-            "no space left on device",
-        );
+        docker(&engine).build_fails(&context, &["-o", &output], &["no space left on device"]);
     }
     drop(small);
     // A pipe that nobody reads.
@@ -415,7 +378,7 @@ fn clients_that_fail_or_leave_do_no_harm() {
     assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "1");
     // All is as before, and nothing is left of what was being packed.
     let directory = engine.scratch("after");
-    built(&engine, &context, &["-o", directory.to_str().unwrap()]);
+    docker(&engine).built(&context, &["-o", directory.to_str().unwrap()]);
     assert!(directory.join("large").exists());
     let left = engine.root().join("tmp");
     eventually("nothing is left", || {
@@ -442,14 +405,14 @@ fn the_same_sources_give_the_same_archive() {
         let output = format!("type=oci,rewrite-timestamp=true,dest={}", archive.display());
         let epoch = ["--build-arg", "SOURCE_DATE_EPOCH=900000000"];
         let args = [&epoch[..], &["-o", &output, "-t", "same"]].concat();
-        built(&engine, &context, &args);
+        docker(&engine).built(&context, &args);
         archives.push(fs::read(&archive).unwrap());
         let args = [
             &epoch[..],
             &["-o", "type=image,rewrite-timestamp=true", "-t", "same"],
         ]
         .concat();
-        built(&engine, &context, &args);
+        docker(&engine).built(&context, &args);
         let image = engine.get("/images/same/json");
         assert_eq!(image["Created"], "1998-07-09T16:00:00Z");
         ids.push(image["Id"].clone());
@@ -472,7 +435,7 @@ fn the_same_sources_give_the_same_archive() {
         // Files have the time too, in all forms.
         let directory = engine.scratch("files");
         let args = [&epoch[..], &["-o", directory.to_str().unwrap()]].concat();
-        built(&engine, &context, &args);
+        docker(&engine).built(&context, &args);
         let file = fs::metadata(directory.join("srv/file")).unwrap();
         assert_eq!(file.mtime(), 900_000_000);
     }
@@ -497,7 +460,7 @@ fn images_are_pushed() {
         "--metadata-file",
         metadata.to_str().unwrap(),
     ];
-    let shown = built(&engine, &context, &args);
+    let shown = docker(&engine).built(&context, &args);
     assert!(shown.contains("pushing manifest for"), "{shown}");
     let digest = json_file(&metadata)["containerimage.digest"].clone();
     let other = Engine::without_images(&[]);
@@ -513,20 +476,15 @@ fn images_are_pushed() {
         ..Behaviour::default()
     });
     let output = format!("type=image,push=true,name={}/other:1", registry.host);
-    fails(&engine, &context, &["-o", &output], "failed to push");
-    fails(&engine, &context, &["--push"], "tag is needed");
+    docker(&engine).build_fails(&context, &["-o", &output], &["failed to push"]);
+    docker(&engine).build_fails(&context, &["--push"], &["tag is needed"]);
     // With the credentials of the client.
     registry.behave(Behaviour {
         authorization: Some("Basic dXNlcjpwYXNzd29yZA==".into()),
         ..Behaviour::default()
     });
     let name = format!("{}/private:1", registry.host);
-    fails(
-        &engine,
-        &context,
-        &["--push", "-t", &name],
-        "failed to push",
-    );
+    docker(&engine).build_fails(&context, &["--push", "-t", &name], &["failed to push"]);
     let config = engine.scratch("config");
     let plugins = engine
         .docker(&["info", "--format", "{{json .ClientInfo.Plugins}}"])
@@ -562,7 +520,7 @@ fn caches_elsewhere_are_refused_by_name() {
         let export = format!("type={kind}");
         let expected = kind.split(',').next().unwrap();
         let expected = format!("cache export to {expected}");
-        fails(&engine, &context, &["--cache-to", &export], &expected);
+        docker(&engine).build_fails(&context, &["--cache-to", &export], &[&expected]);
     }
     // The build goes on.
     let place = engine.scratch("cache");
@@ -581,7 +539,7 @@ fn caches_elsewhere_are_refused_by_name() {
         "-t",
         "made",
     ];
-    let shown = built(&engine, &context, &args);
+    let shown = docker(&engine).built(&context, &args);
     for expected in ["cache import from registry", "cache import from local"] {
         assert!(shown.contains(expected), "{expected}: {shown}");
     }

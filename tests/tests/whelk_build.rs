@@ -12,32 +12,9 @@ use std::path::Path;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use whelk_tests::builds::{shows, whelk};
 use whelk_tests::tar::{self, Tar};
-use whelk_tests::{Engine, Output, Program, eventually};
-
-fn build(engine: &Engine, context: &Path, args: &[&str]) -> Output {
-    let context = context.to_str().unwrap();
-    engine.whelk(&[&["build"], args, &[context]].concat())
-}
-
-/// Builds, and returns what was shown, which is on the standard error.
-#[track_caller]
-fn built(engine: &Engine, context: &Path, args: &[&str]) -> String {
-    let output = build(engine, context, args);
-    output.ok();
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn image(engine: &Engine, name: &str) -> Value {
-    engine.get(&format!("/images/{name}/json"))
-}
-
-#[track_caller]
-fn shows(text: &str, expected: &[&str]) {
-    for wanted in expected {
-        assert!(text.contains(wanted), "{wanted:?} in {text}");
-    }
-}
+use whelk_tests::{Engine, Program, eventually};
 
 #[test]
 fn an_image_is_built_and_cached() {
@@ -69,7 +46,7 @@ fn an_image_is_built_and_cached() {
         "--metadata-file",
         &metadata,
     ];
-    let shown = built(&engine, &context, &args);
+    let shown = whelk(&engine).built(&context, &args);
     shows(
         &shown,
         &[
@@ -82,7 +59,7 @@ fn an_image_is_built_and_cached() {
             "naming to docker.io/library/made:1 done",
         ],
     );
-    let first = image(&engine, "made:1");
+    let first = engine.image("made:1");
     let id = first["Id"].as_str().unwrap();
     assert_eq!(fs::read_to_string(&iidfile).unwrap(), id);
     let metadata: Value = serde_json::from_slice(&fs::read(&metadata).unwrap()).unwrap();
@@ -104,11 +81,11 @@ fn an_image_is_built_and_cached() {
     );
     // Nothing is executed or sent again, and the image is the same.
     let same = ["--build-arg", "WHAT=this", "--label", "c=d"];
-    let again = built(&engine, &context, &[&same[..], &["-t", "made:2"]].concat());
+    let again = whelk(&engine).built(&context, &[&same[..], &["-t", "made:2"]].concat());
     assert!(!again.contains(" to-out\n"), "{again}");
     shows(&again, &["CACHED\n"]);
-    assert_eq!(image(&engine, "made:2")["Id"], id);
-    let quiet = build(&engine, &context, &[&same[..], &["-q"]].concat());
+    assert_eq!(engine.image("made:2")["Id"], id);
+    let quiet = whelk(&engine).build(&context, &[&same[..], &["-q"]].concat());
     assert_eq!((quiet.ok(), quiet.err()), (id.to_owned(), String::new()));
     let group = [
         &["image", "build", "-q"][..],
@@ -119,14 +96,10 @@ fn an_image_is_built_and_cached() {
     assert_eq!(engine.whelk(&group).ok(), id);
     // One file is sent, and only the steps that depend on it run.
     fs::write(context.join("data/x"), "changed").unwrap();
-    let other = built(
-        &engine,
-        &context,
-        &["--build-arg", "WHAT=this", "-t", "made:3"],
-    );
+    let other = whelk(&engine).built(&context, &["--build-arg", "WHAT=this", "-t", "made:3"]);
     shows(&other, &[" to-out\n"]);
-    assert_ne!(image(&engine, "made:3")["Id"], id);
-    let fresh = built(&engine, &context, &["--no-cache", "-t", "made:4"]);
+    assert_ne!(engine.image("made:3")["Id"], id);
+    let fresh = whelk(&engine).built(&context, &["--no-cache", "-t", "made:4"]);
     shows(&fresh, &[" to-out\n"]);
 }
 
@@ -149,17 +122,12 @@ fn contexts_come_from_several_places() {
             .docker(&["run", "--rm", name, "cat", "/x", "/y"])
             .ok()
     };
-    built(
-        &engine,
-        &context,
-        &["--build-context", &more, "-t", "named"],
-    );
+    whelk(&engine).built(&context, &["--build-context", &more, "-t", "named"]);
     assert_eq!(look("named"), "12");
     // A Dockerfile of another name, and one on the standard input.
     fs::rename(context.join("Dockerfile"), context.join("other.dockerfile")).unwrap();
     let file = context.join("other.dockerfile");
-    built(
-        &engine,
+    whelk(&engine).built(
         &context,
         &[
             "--build-context",
@@ -225,7 +193,7 @@ fn mistakes_are_told_before_anything_is_built() {
     let file = file.to_str().unwrap();
     let empty = engine.scratch("empty");
     let check = |context: &Path, args: &[&str], expected: &str| {
-        let failed = build(&engine, context, args);
+        let failed = whelk(&engine).build(context, args);
         assert_ne!(failed.code, 0, "{args:?}");
         let text = failed.err();
         assert!(text.contains(expected), "{expected:?} in {text}");
@@ -323,7 +291,7 @@ fn what_cannot_be_sent_is_named() {
     let mode = rustix::fs::Mode::from_raw_mode(0o666);
     let null = rustix::fs::makedev(1, 3);
     rustix::fs::mknodat(rustix::fs::CWD, &device, kind, mode, null).unwrap();
-    let failed = build(&engine, &context, &[]);
+    let failed = whelk(&engine).build(&context, &[]);
     assert_eq!(failed.code, 1);
     shows(
         &failed.err(),
@@ -357,7 +325,9 @@ fn files_of_a_result_are_written_to_a_directory() {
     let context = engine.scratch_with("outputs", &[("Dockerfile", dockerfile)]);
     let out = engine.scratch("out");
     let target = out.to_str().unwrap();
-    build(&engine, &context, &["--target", "plain", "-o", target]).ok();
+    whelk(&engine)
+        .build(&context, &["--target", "plain", "-o", target])
+        .ok();
     assert_eq!(fs::read_to_string(out.join("link")).unwrap(), "text\n");
     let pipe = out.join("pipe").symlink_metadata().unwrap().file_type();
     assert!(std::os::unix::fs::FileTypeExt::is_fifo(&pipe));
@@ -381,11 +351,11 @@ fn files_of_a_result_are_written_to_a_directory() {
         "--metadata-file",
         text,
     ];
-    build(&engine, &context, &flags).ok();
+    whelk(&engine).build(&context, &flags).ok();
     assert_eq!(rustix::fs::stat(&null).unwrap().st_rdev, device);
     fs::remove_file(&null).unwrap();
     // A client that refuses a file ends, and leaves what was there.
-    let failed = build(&engine, &context, &["-o", target]);
+    let failed = whelk(&engine).build(&context, &["-o", target]);
     assert_eq!(failed.code, 1);
     shows(&failed.err(), &["null", "device"]);
     assert_eq!(fs::read_dir(&out).unwrap().count(), 3);
@@ -396,7 +366,7 @@ fn failures_show_lines_and_output() {
     let engine = Engine::start();
     let dockerfile = "FROM busybox\nRUN for i in $(seq 1 500); do echo line $i; done; exit 7\n";
     let context = engine.scratch_with("exit", &[("Dockerfile", dockerfile)]);
-    let failed = build(&engine, &context, &["-t", "none"]);
+    let failed = whelk(&engine).build(&context, &["-t", "none"]);
     assert_eq!(failed.code, 1);
     let text = failed.err();
     shows(
@@ -411,12 +381,12 @@ fn failures_show_lines_and_output() {
             "ERROR: failed to build: failed to solve: process \"/bin/sh -c for i in",
         ],
     );
-    let quiet = build(&engine, &context, &["-q"]).err();
+    let quiet = whelk(&engine).build(&context, &["-q"]).err();
     assert!(
         !quiet.contains("line 1\n") && quiet.contains(">>> RUN for"),
         "{quiet}"
     );
-    let raw = build(&engine, &context, &["--progress", "rawjson"]);
+    let raw = whelk(&engine).build(&context, &["--progress", "rawjson"]);
     let messages = String::from_utf8_lossy(&raw.stderr).into_owned();
     let messages = messages
         .lines()
@@ -426,7 +396,7 @@ fn failures_show_lines_and_output() {
     assert!(failed.next_back().unwrap().contains("exit code: 7"));
     let syntax = engine.scratch_with("syntax", &[("Dockerfile", "FROM busybox\n\nRUNS x\n")]);
     shows(
-        &build(&engine, &syntax, &[]).err(),
+        &whelk(&engine).build(&syntax, &[]).err(),
         &["unknown instruction: RUNS", ">>> RUNS x"],
     );
 }
@@ -437,7 +407,7 @@ fn dockerfiles_are_checked_and_described() {
     let dockerfile =
         "# What is built first.\nFROM busybox AS base\nARG A=1\nFROM base\nCMD echo x\n";
     let context = engine.scratch_with("checked", &[("Dockerfile", dockerfile)]);
-    let checked = build(&engine, &context, &["--check"]);
+    let checked = whelk(&engine).build(&context, &["--check"]);
     assert_eq!(checked.code, 1);
     shows(
         &checked.out(),
@@ -447,33 +417,30 @@ fn dockerfiles_are_checked_and_described() {
             "Dockerfile:5",
         ],
     );
-    let json = build(&engine, &context, &["--call", "check,format=json"]);
+    let json = whelk(&engine).build(&context, &["--call", "check,format=json"]);
     let json: Value = serde_json::from_str(&json.out()).unwrap();
     assert_eq!(json["warnings"][0]["ruleName"], "JSONArgsRecommended");
     shows(
-        &built(&engine, &context, &[]),
+        &whelk(&engine).built(&context, &[]),
         &["1 warning found", "JSONArgsRecommended"],
     );
     shows(
-        &build(&engine, &context, &["--call", "targets"]).ok(),
+        &whelk(&engine).build(&context, &["--call", "targets"]).ok(),
         &["base"],
     );
     shows(
-        &build(
-            &engine,
-            &context,
-            &["--call", "outline", "--target", "base"],
-        )
-        .ok(),
+        &whelk(&engine)
+            .build(&context, &["--call", "outline", "--target", "base"])
+            .ok(),
         &["A"],
     );
     fs::write(context.join("Dockerfile"), "FROM busybox\nCMD [\"x\"]\n").unwrap();
     assert_eq!(
-        build(&engine, &context, &["--check"]).ok(),
+        whelk(&engine).build(&context, &["--check"]).ok(),
         "Check complete, no warnings found."
     );
     fs::write(context.join("Dockerfile"), "FROM busybox\nCOPIE x\n").unwrap();
-    let wrong = build(&engine, &context, &["--check"]);
+    let wrong = whelk(&engine).build(&context, &["--check"]);
     assert_ne!(wrong.code, 0);
     shows(&wrong.err(), &["unknown instruction: COPIE"]);
 }
@@ -534,10 +501,10 @@ fn steps_are_on_a_network_of_the_engine() {
     engine.whelk(&server).ok();
     let dockerfile = "FROM busybox\nRUN wget -q -O /made http://server/passwd\n";
     let context = engine.scratch_with("network", &[("Dockerfile", dockerfile)]);
-    built(&engine, &context, &["--network", "mine", "-t", "made"]);
+    whelk(&engine).built(&context, &["--network", "mine", "-t", "made"]);
     // On another network, the server is not there, and the result of the first does not count.
-    assert_eq!(build(&engine, &context, &[]).code, 1);
-    let missing = build(&engine, &context, &["--network", "none-such"]);
+    assert_eq!(whelk(&engine).build(&context, &[]).code, 1);
+    let missing = whelk(&engine).build(&context, &["--network", "none-such"]);
     shows(&missing.err(), &["none-such"]);
     engine.whelk(&["rm", "-f", "server"]).ok();
     engine.whelk(&["network", "rm", "mine"]).ok();
@@ -586,7 +553,7 @@ fn the_cache_is_listed_and_pruned() {
     let engine = Engine::start();
     let dockerfile = "FROM busybox\nRUN --mount=type=cache,target=/c echo x > /c/x\nRUN head -c 100000 /dev/zero > /big\n";
     let context = engine.scratch_with("cache", &[("Dockerfile", dockerfile)]);
-    built(&engine, &context, &["-t", "made"]);
+    whelk(&engine).built(&context, &["-t", "made"]);
     let listed = engine.whelk(&["buildx", "du"]).ok();
     shows(&listed, &["ID", "RECLAIMABLE", "Total:"]);
     let format = "{{.Type}} {{.Description}}";
@@ -677,7 +644,7 @@ fn steps_that_are_not_cached_are_explained() {
     ];
     let context = engine.scratch_with("explained", &files);
     let explained = |args: &[&str]| {
-        let shown = built(&engine, &context, &[&["--explain"], args].concat());
+        let shown = whelk(&engine).built(&context, &[&["--explain"], args].concat());
         let lines = shown
             .split("Not cached:\n")
             .nth(1)
@@ -738,11 +705,7 @@ fn steps_that_are_not_cached_are_explained() {
     // Another base image of the same name.
     fs::write(context.join("base"), "FROM busybox\nLABEL a=b\n").unwrap();
     let base = context.join("base");
-    built(
-        &engine,
-        &context,
-        &["-f", base.to_str().unwrap(), "-t", "busybox"],
-    );
+    whelk(&engine).built(&context, &["-f", base.to_str().unwrap(), "-t", "busybox"]);
     let other = explained(&["--build-arg", "WHAT=2"]);
     assert!(
         other[0].contains("the base image docker.io/library/busybox:latest is another one"),
@@ -777,12 +740,12 @@ fn a_shell_is_opened_where_a_step_has_failed() {
     // Nothing of it is left, and the step is executed again.
     assert_eq!(engine.docker(&["ps", "-aq"]).ok(), "");
     assert_eq!(engine.docker(&["images", "-aq"]).ok().lines().count(), 1);
-    let again = build(&engine, &context, &["--secret", &secret]);
+    let again = whelk(&engine).build(&context, &["--secret", &secret]);
     shows(&again.err(), &["exit code: 3"]);
-    let other = build(&engine, &context, &["--on-error", "other"]);
+    let other = whelk(&engine).build(&context, &["--on-error", "other"]);
     shows(&other.err(), &["invalid value \"other\" for --on-error"]);
     // What fails before a step has no state.
-    let missing = build(&engine, &context, &["--on-error", "shell", "--target", "x"]);
+    let missing = whelk(&engine).build(&context, &["--on-error", "shell", "--target", "x"]);
     shows(&missing.err(), &["could not be found"]);
 }
 
@@ -791,7 +754,7 @@ fn caches_of_steps_are_listed_and_moved() {
     let engine = Engine::start();
     let dockerfile = "FROM busybox\nARG N\nRUN --mount=type=cache,target=/root/.cache cat /root/.cache/x; echo $N >> /root/.cache/x; ln -s x /root/.cache/link || true\n";
     let context = engine.scratch_with("moved", &[("Dockerfile", dockerfile)]);
-    built(&engine, &context, &["--build-arg", "N=1"]);
+    whelk(&engine).built(&context, &["--build-arg", "N=1"]);
     let format = ["build", "cache", "ls", "--format", "{{.Mount}} {{.InUse}}"];
     assert_eq!(engine.whelk(&format).ok(), "/root/.cache false");
     let id = engine.whelk(&["build", "cache", "ls", "-q"]).ok();
@@ -812,7 +775,7 @@ fn caches_of_steps_are_listed_and_moved() {
             .ok(),
         id
     );
-    let shown = built(&engine, &context, &["--build-arg", "N=2"]);
+    let shown = whelk(&engine).built(&context, &["--build-arg", "N=2"]);
     shows(&shown, &[" 1\n"]);
     // By its id, and over what is there.
     let archive = fs::read(&file).unwrap();

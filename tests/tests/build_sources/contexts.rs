@@ -22,7 +22,7 @@ fn standard_input_is_a_dockerfile_or_an_archive() {
     let engine = Engine::start();
     let docker = docker(&engine);
     let build = |args: &[&str], input: &[u8]| {
-        let plain = ["build", "--progress", "plain"];
+        let plain = ["build"];
         docker.feed(&[&plain, args].concat(), input)
     };
     build(&["-t", "in:1", "-"], b"FROM busybox\nRUN echo text > /x\n").ok();

@@ -14,16 +14,11 @@ mod ssh;
 
 use std::path::Path;
 
-use whelk_tests::{Cli, Engine, Output, Program};
+use whelk_tests::builds::{classic as classic_client, docker, shows};
+use whelk_tests::{Engine, Output};
 
-const BUILDKIT: &[(&str, &str)] = &[
-    ("DOCKER_BUILDKIT", "1"),
-    ("BUILDX_NO_DEFAULT_ATTESTATIONS", "1"),
-];
-const CLASSIC: &[(&str, &str)] = &[("DOCKER_BUILDKIT", "0")];
-
-fn docker(engine: &Engine) -> Cli<'_> {
-    engine.cli(Program::Docker).with_env(BUILDKIT)
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
 }
 
 /// Builds with buildx, and returns what was shown.
@@ -35,24 +30,20 @@ fn built(engine: &Engine, args: &[&str]) -> String {
 }
 
 fn build(engine: &Engine, args: &[&str]) -> Output {
-    docker(engine).run(&[&["build", "--progress", "plain"], args].concat())
+    docker(engine).run(&[&["build"], args].concat())
 }
 
 /// Builds without BuildKit, and returns what was shown.
 #[track_caller]
 fn classic(engine: &Engine, args: &[&str]) -> String {
-    let cli = engine.cli(Program::Docker).with_env(CLASSIC);
-    cli.run(&[&["build"], args].concat()).ok()
+    classic_client(engine)
+        .run(&[&["build"], args].concat())
+        .ok()
 }
 
 /// Makes a context that has only a Dockerfile.
 fn only(engine: &Engine, name: &str, dockerfile: &str) -> String {
-    let path = engine.scratch_with(name, &[("Dockerfile", dockerfile)]);
-    text(&path).to_owned()
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().unwrap()
+    text(&engine.dockerfile(name, dockerfile)).to_owned()
 }
 
 /// Returns the output of a program in an image.
@@ -61,11 +52,4 @@ fn run(engine: &Engine, image: &str, script: &str) -> String {
     engine
         .docker(&["run", "--rm", image, "sh", "-c", script])
         .ok()
-}
-
-#[track_caller]
-fn shows(text: &str, expected: &[&str]) {
-    for wanted in expected {
-        assert!(text.contains(wanted), "{wanted:?} in {text}");
-    }
 }
