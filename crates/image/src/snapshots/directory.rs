@@ -11,12 +11,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, StatxAttributes, StatxFlags, XattrFlags, linkat, makedev,
-    mkdirat, mknodat, openat, renameat, statat, statx, symlinkat, unlinkat,
+    AtFlags, FileType, Mode, OFlags, RenameFlags, StatxAttributes, StatxFlags, XattrFlags, linkat,
+    makedev, mkdirat, mknodat, openat, renameat, renameat_with, statat, statx, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 use tar::{Entry, EntryType};
-use whelk_sys::fs;
+use whelk_sys::{fs, in_root};
 
 use super::apply::{
     Contents, Destination, Head, Hidden, Purpose, device_number, hard_link_target, is_regular,
@@ -26,7 +26,7 @@ use super::extract::{Extraction, Replaced};
 use super::metadata::{Metadata, apply_metadata, apply_metadata_at};
 use super::sparse::Sparse;
 use super::tap::{Place, Tap};
-use super::tree::{self, Tree, relative};
+use super::tree::{self, Parent, Tree, Upper, relative};
 use crate::error::{Error, Result, io};
 
 /// Size in bytes from which a file is written to disk while the next ones are unpacked.
@@ -42,6 +42,8 @@ pub(super) struct Directory<'a> {
 
 /// An entry that is being unpacked, with its destination.
 struct Target<'a> {
+    entered: &'a Parent,
+    /// The entered directory.
     parent: &'a OwnedFd,
     name: &'a OsStr,
     /// Path below the root, with links resolved.
@@ -87,16 +89,21 @@ impl Destination for Directory<'_> {
         let entered = self.tree.enter(&head.parent)?;
         let (parent, name, kind) = (&entered.directory, head.name.as_os_str(), head.kind);
         let target = Target {
+            entered: &entered,
             parent,
             name,
             path: &entered.path.join(name),
             metadata: &head.metadata,
         };
         if is_regular(kind) {
-            return if self.purpose == Purpose::Files || self.replaces_file(&target)? {
-                self.replace_file(entry, tap, &target, head.holes)
-            } else {
-                self.regular(entry, tap, &target, head.holes)
+            let replaced = match self.purpose {
+                Purpose::Copy => self.replaced_file(&target)?,
+                Purpose::Files => Some(0),
+                Purpose::Layer => None,
+            };
+            return match replaced {
+                Some(size) => self.replace_file(entry, tap, &target, head.holes, size),
+                None => self.regular(entry, tap, &target, head.holes),
             };
         }
         self.check_replaced(&target, kind)?;
@@ -167,18 +174,15 @@ impl<'a> Directory<'a> {
         Ok(())
     }
 
-    /// Returns whether a copied file replaces another regular file, which then stays until the new one is
-    /// complete.
-    fn replaces_file(&self, target: &Target<'_>) -> Result<bool> {
-        if self.purpose != Purpose::Copy {
-            return Ok(false);
-        }
+    /// Returns the size of the regular file that a copied one replaces, which stays until the new one is complete.
+    fn replaced_file(&self, target: &Target<'_>) -> Result<Option<u64>> {
         let found = statat(target.parent, target.name, AtFlags::SYMLINK_NOFOLLOW);
-        let is_file = found.is_ok_and(|found| FileType::from_raw_mode(found.st_mode).is_file());
-        if is_file {
-            self.check_replaced(target, EntryType::Regular)?;
-        }
-        Ok(is_file)
+        let is_file = |mode| FileType::from_raw_mode(mode).is_file();
+        let Some(found) = found.ok().filter(|found| is_file(found.st_mode)) else {
+            return Ok(None);
+        };
+        self.check_replaced(target, EntryType::Regular)?;
+        Ok(Some(u64::try_from(found.st_size).unwrap_or(0)))
     }
 
     fn directory(&mut self, target: &Target<'_>, hides_lower: bool) -> Result<()> {
@@ -269,26 +273,22 @@ impl<'a> Directory<'a> {
         tap: &Tap,
         target: &Target<'_>,
         holes: Option<Sparse>,
+        old_size: u64,
     ) -> Result<()> {
         let staged = OsString::from(format!(".import-{}", crate::staging::random_name()));
-        let swap = || renameat(target.parent, &staged, target.parent, target.name);
         let replace = |error: Errno| io("replace")(error.into());
+        let new = Target {
+            name: &staged,
+            ..*target
+        };
         let mut old = None;
         let done = self
-            .regular(
-                entry,
-                tap,
-                &Target {
-                    name: &staged,
-                    ..*target
-                },
-                holes,
-            )
-            .inspect(|()| old = self.hold_large(target))
-            .and_then(|()| match swap() {
+            .regular(entry, tap, &new, holes)
+            .inspect(|()| old = self.hold_large(target, old_size))
+            .and_then(|()| match self.swap(target, &staged) {
                 Err(Errno::ISDIR) => {
                     remove_existing(target.parent, target.name, EntryType::Regular, tap)?;
-                    swap().map_err(replace)
+                    self.swap(target, &staged).map_err(replace)
                 }
                 result => result.map_err(replace),
             });
@@ -300,15 +300,52 @@ impl<'a> Directory<'a> {
         done
     }
 
-    /// Returns a large file that is about to be replaced, if somebody is to get it.
-    fn hold_large(&self, target: &Target<'_>) -> Option<OwnedFd> {
-        self.rules.replaced?;
+    /// Gives a staged file the target's name, and removes the file that had it.
+    ///
+    /// # Errors
+    /// Returns `EISDIR` if a directory has the name.
+    fn swap(&self, target: &Target<'_>, staged: &OsStr) -> rustix::io::Result<()> {
+        let parent = target.parent;
+        if self.may_exchange(target) {
+            let exchange =
+                || renameat_with(parent, staged, parent, target.name, RenameFlags::EXCHANGE);
+            if exchange().is_ok() {
+                let removed = unlinkat(parent, staged, AtFlags::empty());
+                if removed.is_err() {
+                    exchange()?;
+                }
+                return removed;
+            }
+        }
+        renameat(parent, staged, parent, target.name)
+    }
+
+    /// Returns whether a file is better exchanged with its successor than replaced by it.
+    ///
+    /// When a file is renamed over another one, ext4 first allocates all blocks that were not yet written of it and
+    /// starts to write them: 50 ms for 200 MB. For an exchange, overlayfs however copies a lower layer's file to
+    /// the upper layer.
+    fn may_exchange(&self, target: &Target<'_>) -> bool {
+        let find = || upper_of(target.parent, self.rules.upper);
+        match target.entered.upper.get_or_init(find) {
+            Upper::IsAll => true,
+            Upper::Unknown => false,
+            Upper::Directory(upper) => {
+                let flags = AtFlags::SYMLINK_NOFOLLOW;
+                statat(upper, target.name, flags)
+                    .is_ok_and(|found| FileType::from_raw_mode(found.st_mode).is_file())
+            }
+        }
+    }
+
+    /// Returns a file of this size that is about to be replaced, if it is large and somebody is to get it.
+    fn hold_large(&self, target: &Target<'_>, size: u64) -> Option<OwnedFd> {
+        self.rules.replaced.filter(|_| size >= LARGE)?;
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let held = openat(target.parent, target.name, flags, Mode::empty()).ok()?;
         let found = rustix::fs::fstat(&held).ok()?;
-        let is_large = u64::try_from(found.st_size).is_ok_and(|size| size >= LARGE);
         let is_file = FileType::from_raw_mode(found.st_mode).is_file();
-        (is_large && is_file && found.st_nlink == 1).then_some(held)
+        (is_file && found.st_nlink == 1).then_some(held)
     }
 
     fn hard_link(&self, target: &Path, parent: &OwnedFd, name: &OsStr) -> Result<()> {
@@ -338,6 +375,22 @@ impl<'a> Directory<'a> {
         linkat(&directory, target_name, parent, name, AtFlags::empty())
             .map_err(|error| refuse(error.into()))
     }
+}
+
+/// Returns what of a directory is in the upper layer of an overlay, whose root is `upper`.
+fn upper_of(directory: &OwnedFd, upper: Option<&OwnedFd>) -> Upper {
+    /// `OVERLAYFS_SUPER_MAGIC` of the kernel.
+    const OVERLAY: u64 = 0x794c_7630;
+    match rustix::fs::fstatfs(directory) {
+        Ok(found) if found.f_type.cast_unsigned() != OVERLAY => return Upper::IsAll,
+        Ok(_) => {}
+        Err(_) => return Upper::Unknown,
+    }
+    let opened = upper.zip(fs::path_of(directory)).and_then(|(root, path)| {
+        let path = path.strip_prefix("/").ok()?;
+        in_root::open_no_links(root, path, OFlags::PATH | OFlags::DIRECTORY).ok()
+    });
+    opened.map_or(Upper::Unknown, Upper::Directory)
 }
 
 fn make_node(

@@ -34,6 +34,8 @@ pub struct Extraction<'a> {
     /// one is replaced: the kernel prevents that only in the mount namespace that has the mount, and
     /// unmounts it elsewhere.
     pub mount_points: &'a [PathBuf],
+    /// The root of the upper layer, if the directory is in an overlay.
+    pub upper: Option<&'a OwnedFd>,
     /// The first component of names, and what replaces it.
     pub renamed: Option<(Vec<u8>, Vec<u8>)>,
     pub replaced: Option<Replaced<'a>>,

@@ -231,8 +231,10 @@ impl Snapshots {
         // The layer's own directory has mode 0700, so that only root reaches the files in it
         // (CVE-2021-41091).
         match fs::rename(scratch.path(), self.path(&applied.diff_id)) {
-            // A concurrent load stored the same layer first; this copy is dropped.
-            Err(_) if self.has(&applied.diff_id) => {}
+            // It is there already; this copy is removed in the background.
+            Err(_) if self.has(&applied.diff_id) => {
+                self.staging.dispose(self.staging.trash(scratch.path())?);
+            }
             result => result?,
         }
         self.writeback.start();

@@ -6,7 +6,7 @@
 //! single name; then the result is opened without following links. So neither an entry nor a
 //! concurrent modification of the tree can lead outside.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -86,6 +86,16 @@ pub(super) struct Parent {
     pub(super) path: PathBuf,
     pub(super) directory: OwnedFd,
     times: DirectoryTimes,
+    pub(super) upper: OnceCell<Upper>,
+}
+
+/// What of a directory is in the upper layer of an overlay.
+pub(super) enum Upper {
+    /// It is in no overlay.
+    IsAll,
+    /// What has a name in this directory, too.
+    Directory(OwnedFd),
+    Unknown,
 }
 
 /// A directory's times before its content was changed.
@@ -149,6 +159,7 @@ impl Tree {
             path,
             times: DirectoryTimes::of(&directory)?,
             directory,
+            upper: OnceCell::new(),
         });
         self.parent = Some(parent.clone());
         Ok(parent)

@@ -110,9 +110,11 @@ impl ExtractTarget {
         let mount_points = mount_points(&self.container);
         let freeing = Freeing::default();
         let free = |old: OwnedFd| freeing.begin(old, &self.view);
+        let upper = self.containers.upper_of(&self.container).ok();
         let extraction = Extraction {
             shown: &self.shown,
             mount_points: &mount_points,
+            upper: upper.as_ref(),
             keeps_kinds: self.request.keep_kinds,
             owner: self.owner,
             renamed: None,
@@ -209,9 +211,14 @@ impl Containers {
         if container.record().host.auto_remove {
             return Ok(());
         }
+        let failed = |error: Errno| Error::internal(format!("sync the container's layer: {error}"));
+        rustix::fs::syncfs(self.upper_of(container)?).map_err(failed)
+    }
+
+    /// Opens the directory of what a container has changed.
+    fn upper_of(&self, container: &Container) -> Result<OwnedFd> {
         let path = self.instance.container_dir(&container.id).join("upper");
-        let layer = fs::open(&path)?;
-        Ok(rustix::fs::syncfs(&layer).map_err(fs::at("sync", path))?)
+        Ok(fs::open(path)?.into())
     }
 
     /// Returns what a path in a container refers to.
