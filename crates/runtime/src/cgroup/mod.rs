@@ -268,7 +268,7 @@ impl Cgroup {
         })
     }
 
-    /// Reads what the cgroup's processes use.
+    /// Reads what the cgroup's processes use, besides CPU time.
     ///
     /// # Errors
     /// Returns an error if the cgroup does not exist.
@@ -286,7 +286,7 @@ impl Cgroup {
     pub fn cpu_usage(&self) -> Result<CpuUsage> {
         match &self.kind {
             Kind::V1(cgroup) => cgroup.cpu_usage(),
-            Kind::V2(cgroup) => usage::cpu_v2(cgroup.path()),
+            Kind::V2(cgroup) => cgroup.cpu_usage(),
         }
     }
 

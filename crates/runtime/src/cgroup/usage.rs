@@ -1,16 +1,19 @@
 //! What the processes of a cgroup use, as the kernel counts it.
 
+use std::fs::File;
+use std::io::Read as _;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use whelk_sys::fs;
+use rustix::fs::{Mode, OFlags, openat};
+use whelk_sys::fs::{self, PathError};
 
 use crate::error::Result;
 
-/// What the processes of a cgroup have used so far, and use now. What the kernel does not count, or has
-/// no controller for, is zero or empty.
+/// What the processes of a cgroup have used so far, and use now, besides CPU time. What the kernel does not count,
+/// or has no controller for, is zero or empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    pub cpu: CpuUsage,
     pub memory: MemoryUsage,
     pub pids: PidsUsage,
     pub block_io: BlockIoUsage,
@@ -77,19 +80,66 @@ pub struct BlockIoCount {
     pub value: u64,
 }
 
+/// The directory of a cgroup. It is open because its path is long, and each of its files would be looked up by it.
+pub(super) struct Directory<'a> {
+    path: &'a Path,
+    open: OwnedFd,
+}
+
+impl<'a> Directory<'a> {
+    pub(super) fn open(path: &'a Path) -> Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let open = rustix::fs::open(path, flags, Mode::empty()).map_err(fs::at("open", path))?;
+        Ok(Self { path, open })
+    }
+
+    pub(super) fn has(&self, name: &str) -> bool {
+        rustix::fs::accessat(
+            &self.open,
+            name,
+            rustix::fs::Access::EXISTS,
+            rustix::fs::AtFlags::empty(),
+        )
+        .is_ok()
+    }
+
+    fn read(&self, name: &str) -> std::result::Result<String, PathError> {
+        /// More than most files have. Their size is not known before they are read.
+        const USUAL: usize = 4096;
+        let path = || self.path.join(name);
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let file = openat(&self.open, name, flags, Mode::empty())
+            .map_err(|error| PathError::new("open", path(), error))?;
+        let mut text = Vec::with_capacity(USUAL);
+        // `take` hides the file's size from the reader, which would ask for it and get 0.
+        let mut file = File::from(file).take(u64::MAX);
+        file.read_to_end(&mut text)
+            .map_err(|error| PathError::new("read", path(), error))?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    fn number(&self, name: &str) -> std::result::Result<u64, PathError> {
+        self.read(name).map(|text| number(&text))
+    }
+}
+
 /// Nanoseconds per tick of `USER_HZ`, which is 100 on all architectures that this runs on.
 const TICK: u64 = 10_000_000;
 
 /// Reads the CPU time from the hierarchies of v1, which may be one.
-pub(super) fn cpu_v1(cpuacct: Option<&Path>, cpu: Option<&Path>) -> Result<CpuUsage> {
+pub(super) fn cpu_v1(
+    cpuacct: Option<&Directory<'_>>,
+    cpu: Option<&Directory<'_>>,
+) -> Result<CpuUsage> {
     let mut usage = CpuUsage::default();
     if let Some(directory) = cpuacct {
-        usage.total = number(&fs::read_to_string(directory.join("cpuacct.usage"))?);
-        usage.per_cpu = fs::read_to_string(directory.join("cpuacct.usage_percpu"))?
+        usage.total = directory.number("cpuacct.usage")?;
+        usage.per_cpu = directory
+            .read("cpuacct.usage_percpu")?
             .split_ascii_whitespace()
             .map(number)
             .collect();
-        for (name, value) in lines(&fs::read_to_string(directory.join("cpuacct.stat"))?) {
+        for (name, value) in lines(&directory.read("cpuacct.stat")?) {
             match name {
                 "user" => usage.user = value * TICK,
                 "system" => usage.kernel = value * TICK,
@@ -98,7 +148,7 @@ pub(super) fn cpu_v1(cpuacct: Option<&Path>, cpu: Option<&Path>) -> Result<CpuUs
         }
     }
     if let Some(directory) = cpu {
-        for (name, value) in lines(&fs::read_to_string(directory.join("cpu.stat"))?) {
+        for (name, value) in lines(&directory.read("cpu.stat")?) {
             match name {
                 "nr_periods" => usage.periods = value,
                 "nr_throttled" => usage.throttled_periods = value,
@@ -110,41 +160,49 @@ pub(super) fn cpu_v1(cpuacct: Option<&Path>, cpu: Option<&Path>) -> Result<CpuUs
     Ok(usage)
 }
 
-pub(super) fn memory_v1(directory: &Path) -> Result<MemoryUsage> {
-    let read = |file: &str| fs::read_to_string(directory.join(file)).map(|text| number(&text));
+pub(super) fn memory_v1(directory: &Directory<'_>) -> Result<MemoryUsage> {
+    let read = |file: &str| directory.number(file);
     Ok(MemoryUsage {
         usage: read("memory.usage_in_bytes")?,
         max_usage: read("memory.max_usage_in_bytes")?,
         failures: read("memory.failcnt")?,
         limit: read("memory.limit_in_bytes")?,
-        stats: all_lines(&fs::read_to_string(directory.join("memory.stat"))?),
+        stats: all_lines(&directory.read("memory.stat")?),
     })
 }
 
 /// Reads `pids.current` and `pids.max`, which v1 and v2 have.
-pub(super) fn pids(directory: &Path) -> Result<PidsUsage> {
-    let limit = fs::read_to_string(directory.join("pids.max"))?;
+pub(super) fn pids(directory: &Directory<'_>) -> Result<PidsUsage> {
+    let limit = directory.read("pids.max")?;
     Ok(PidsUsage {
-        current: number(&fs::read_to_string(directory.join("pids.current"))?),
+        current: directory.number("pids.current")?,
         limit: limit.trim().parse().ok(),
     })
 }
 
-pub(super) fn block_io_v1(directory: &Path) -> BlockIoUsage {
+pub(super) fn block_io_v1(directory: &Directory<'_>) -> BlockIoUsage {
     let read = |name: &str| {
-        let text = fs::read_to_string(directory.join(format!("blkio.{name}")));
+        let text = directory.read(&format!("blkio.{name}"));
         text.map(|text| counts_v1(&text)).unwrap_or_default()
     };
     // The counters of CFQ, which is not in Linux 5.0 and later.
+    let has_scheduler = directory.has("blkio.io_service_bytes_recursive");
+    let read_scheduled = |name: &str| {
+        if has_scheduler {
+            read(name)
+        } else {
+            Vec::new()
+        }
+    };
     let usage = BlockIoUsage {
-        service_bytes: read("io_service_bytes_recursive"),
-        serviced: read("io_serviced_recursive"),
-        queued: read("io_queued_recursive"),
-        service_time: read("io_service_time_recursive"),
-        wait_time: read("io_wait_time_recursive"),
-        merged: read("io_merged_recursive"),
-        time: read("time_recursive"),
-        sectors: read("sectors_recursive"),
+        service_bytes: read_scheduled("io_service_bytes_recursive"),
+        serviced: read_scheduled("io_serviced_recursive"),
+        queued: read_scheduled("io_queued_recursive"),
+        service_time: read_scheduled("io_service_time_recursive"),
+        wait_time: read_scheduled("io_wait_time_recursive"),
+        merged: read_scheduled("io_merged_recursive"),
+        time: read_scheduled("time_recursive"),
+        sectors: read_scheduled("sectors_recursive"),
     };
     if usage != BlockIoUsage::default() {
         return usage;
@@ -185,10 +243,10 @@ fn counts_v1(text: &str) -> Vec<BlockIoCount> {
     text.lines().filter_map(parse).collect()
 }
 
-pub(super) fn cpu_v2(directory: &Path) -> Result<CpuUsage> {
+pub(super) fn cpu_v2(directory: &Directory<'_>) -> Result<CpuUsage> {
     const MICROSECOND: u64 = 1000;
     let mut usage = CpuUsage::default();
-    for (name, value) in lines(&fs::read_to_string(directory.join("cpu.stat"))?) {
+    for (name, value) in lines(&directory.read("cpu.stat")?) {
         match name {
             "usage_usec" => usage.total = value * MICROSECOND,
             "user_usec" => usage.user = value * MICROSECOND,
@@ -202,12 +260,14 @@ pub(super) fn cpu_v2(directory: &Path) -> Result<CpuUsage> {
     Ok(usage)
 }
 
-pub(super) fn memory_v2(directory: &Path) -> Result<MemoryUsage> {
-    let read = |file: &str| fs::read_to_string(directory.join(file));
+pub(super) fn memory_v2(directory: &Directory<'_>) -> Result<MemoryUsage> {
+    let read = |file: &str| directory.read(file);
     Ok(MemoryUsage {
         usage: number(&read("memory.current")?),
         max_usage: 0,
-        failures: super::files::counter(directory, "memory.events", "oom "),
+        failures: lines(&read("memory.events").unwrap_or_default())
+            .find_map(|(name, value)| (name == "oom").then_some(value))
+            .unwrap_or(0),
         // "max" if there is none.
         limit: read("memory.max")?.trim().parse().unwrap_or(u64::MAX),
         stats: all_lines(&read("memory.stat")?),
@@ -215,8 +275,8 @@ pub(super) fn memory_v2(directory: &Path) -> Result<MemoryUsage> {
 }
 
 /// Reads the bytes read and written from lines such as `8:0 rbytes=4096 wbytes=0 rios=1 …`.
-pub(super) fn block_io_v2(directory: &Path) -> BlockIoUsage {
-    let text = fs::read_to_string(directory.join("io.stat")).unwrap_or_default();
+pub(super) fn block_io_v2(directory: &Directory<'_>) -> BlockIoUsage {
+    let text = directory.read("io.stat").unwrap_or_default();
     let mut usage = BlockIoUsage::default();
     for line in text.lines() {
         let mut words = line.split_ascii_whitespace();
@@ -308,7 +368,7 @@ mod tests {
             ),
             ("blkio.throttle.io_serviced", "8:0 Read 1\n"),
         ]);
-        let path = scratch.path();
+        let path = &Directory::open(scratch.path()).unwrap();
         let cpu = cpu_v1(Some(path), Some(path)).unwrap();
         assert_eq!(cpu.total, 5_000_000_123);
         assert_eq!(cpu.per_cpu, [2_000_000_100, 3_000_000_023]);
@@ -360,7 +420,7 @@ mod tests {
                 "8:0 rbytes=10 wbytes=20 rios=1 wios=2 dbytes=0 dios=0\n7:0 \n",
             ),
         ]);
-        let path = scratch.path();
+        let path = &Directory::open(scratch.path()).unwrap();
         let cpu = cpu_v2(path).unwrap();
         assert_eq!(
             (cpu.total, cpu.user, cpu.kernel, cpu.throttled_time),
@@ -380,7 +440,8 @@ mod tests {
     #[test]
     fn a_missing_cgroup_is_an_error() {
         let scratch = directory(&[]);
-        assert!(cpu_v1(Some(scratch.path()), None).is_err());
-        assert!(cpu_v2(scratch.path()).is_err());
+        let directory = Directory::open(scratch.path()).unwrap();
+        assert!(cpu_v1(Some(&directory), None).is_err());
+        assert!(cpu_v2(&directory).is_err());
     }
 }

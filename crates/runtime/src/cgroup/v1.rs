@@ -228,21 +228,28 @@ impl Cgroup {
     }
 
     pub(super) fn usage(&self) -> Result<Usage> {
-        let memory = self.directory("memory").map(usage::memory_v1).transpose()?;
-        let pids = self.directory("pids").map(usage::pids).transpose()?;
+        let memory = self.open("memory")?;
+        let pids = self.open("pids")?;
+        let block_io = self.open("blkio")?;
+        let memory = memory.as_ref().map(usage::memory_v1).transpose()?;
+        let pids = pids.as_ref().map(usage::pids).transpose()?;
+        let block_io = block_io.as_ref().map(usage::block_io_v1);
         Ok(Usage {
-            cpu: self.cpu_usage()?,
             memory: memory.unwrap_or_default(),
             pids: pids.unwrap_or_default(),
-            block_io: self
-                .directory("blkio")
-                .map(usage::block_io_v1)
-                .unwrap_or_default(),
+            block_io: block_io.unwrap_or_default(),
         })
     }
 
     pub(super) fn cpu_usage(&self) -> Result<CpuUsage> {
-        usage::cpu_v1(self.directory("cpuacct"), self.directory("cpu"))
+        let (cpuacct, cpu) = (self.open("cpuacct")?, self.open("cpu")?);
+        usage::cpu_v1(cpuacct.as_ref(), cpu.as_ref())
+    }
+
+    /// Opens the directory of a controller, if the host has that.
+    fn open(&self, controller: &str) -> Result<Option<usage::Directory<'_>>> {
+        let directory = self.directory(controller);
+        directory.map(usage::Directory::open).transpose()
     }
 
     pub(super) fn oom_kills(&self) -> u64 {

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use whelk_sys::fs;
 
 use super::files::{counter, set, set_some, try_set};
-use super::{Usage, devices, usage};
+use super::{CpuUsage, Usage, devices, usage};
 use crate::error::{Error, Result, os, os_at};
 use crate::spec::{BlockIo, Cpu, DeviceRule, Memory, Rdma, Resources};
 
@@ -276,21 +276,22 @@ impl Cgroup {
 
     /// A controller that the parent does not delegate has no files.
     pub(super) fn usage(&self) -> Result<Usage> {
-        let has = |file: &str| fs::exists(self.path.join(file));
-        Ok(Usage {
-            cpu: usage::cpu_v2(&self.path)?,
-            memory: if has("memory.current") {
-                usage::memory_v2(&self.path)?
-            } else {
-                Default::default()
-            },
-            pids: if has("pids.current") {
-                usage::pids(&self.path)?
-            } else {
-                Default::default()
-            },
-            block_io: usage::block_io_v2(&self.path),
-        })
+        let directory = usage::Directory::open(&self.path)?;
+        let mut usage = Usage {
+            block_io: usage::block_io_v2(&directory),
+            ..Usage::default()
+        };
+        if directory.has("memory.current") {
+            usage.memory = usage::memory_v2(&directory)?;
+        }
+        if directory.has("pids.current") {
+            usage.pids = usage::pids(&directory)?;
+        }
+        Ok(usage)
+    }
+
+    pub(super) fn cpu_usage(&self) -> Result<CpuUsage> {
+        usage::cpu_v2(&usage::Directory::open(&self.path)?)
     }
 
     pub(super) fn oom_kills(&self) -> u64 {

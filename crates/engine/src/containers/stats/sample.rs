@@ -120,7 +120,7 @@ impl Target {
     fn read(&self) -> Result<Sample> {
         let cgroup = Cgroup::at(&self.cgroup)?;
         let usage = cgroup.usage()?;
-        // Read again: the other counters take long enough to matter for two samples in a short time.
+        // Last: the other counters take long enough to matter for two samples in a short time.
         let cpu = self.cpu(cgroup.cpu_usage()?)?;
         let machine = rustix::system::sysinfo();
         let all_memory = machine.totalram * u64::from(machine.mem_unit);
