@@ -45,7 +45,9 @@ impl ForwardAccept {
                         .map(|incoming| (self.comment_for(bridge, incoming), bridge, incoming))
                 })
                 .collect();
-            let found = rules(&mut socket, &table, chain)?;
+            let Some(found) = rules(&mut socket, &table, chain)? else {
+                continue;
+            };
             let present: Vec<String> = found.iter().filter_map(comment).collect();
             let mut messages = Vec::new();
             for (mark, bridge, incoming) in &wanted {
@@ -80,6 +82,7 @@ impl ForwardAccept {
             let found = rules(&mut socket, &table, chain)?;
             let ours = found
                 .iter()
+                .flatten()
                 .filter(|rule| comment(rule).is_some_and(|mark| self.is_own(&mark)));
             let messages: Vec<Message> = ours
                 .filter_map(handle)
@@ -119,8 +122,8 @@ fn chains() -> impl Iterator<Item = (Table, &'static str)> {
     })
 }
 
-/// Returns the rules of a chain; none if it does not exist.
-fn rules(socket: &mut Socket, table: &Table, chain: &str) -> Result<Vec<Reply>> {
+/// Returns the rules of a chain, or `None` if it does not exist.
+fn rules(socket: &mut Socket, table: &Table, chain: &str) -> Result<Option<Vec<Reply>>> {
     // Look up the table and chain first: a dump of a missing one is an error on some kernels and
     // empty on others.
     match socket
@@ -128,8 +131,10 @@ fn rules(socket: &mut Socket, table: &Table, chain: &str) -> Result<Vec<Reply>> 
         .and_then(|_| socket.get(table.get_chain(chain)))
         .and_then(|_| socket.dump(table.get_rules(chain)))
     {
-        Err(Errno::NOENT) => Ok(Vec::new()),
-        result => result.map_err(|error| Error::kernel("read the host's firewall rules", error)),
+        Err(Errno::NOENT) => Ok(None),
+        result => result
+            .map(Some)
+            .map_err(|error| Error::kernel("read the host's firewall rules", error)),
     }
 }
 
@@ -191,7 +196,7 @@ mod tests {
             socket.batch(transaction(messages)).unwrap();
             for _ in 0..2 {
                 accept.ensure(&bridges).unwrap();
-                let found = rules(&mut socket, &table, chain).unwrap();
+                let found = rules(&mut socket, &table, chain).unwrap().unwrap();
                 let mut comments: Vec<_> = found.iter().map(comment).collect();
                 assert_eq!(
                     comments.pop(),
@@ -210,9 +215,15 @@ mod tests {
                 );
             }
             ForwardAccept::new("tes").remove().unwrap();
-            assert_eq!(rules(&mut socket, &table, chain).unwrap().len(), 5);
+            let count = |socket: &mut _| {
+                let found = rules(socket, &table, chain).unwrap();
+                found.map(|rules| rules.len())
+            };
+            assert_eq!(count(&mut socket), Some(5));
             accept.remove().unwrap();
-            assert_eq!(rules(&mut socket, &table, chain).unwrap().len(), 1);
+            assert_eq!(count(&mut socket), Some(1));
+            let (table, chain) = chains().last().unwrap();
+            assert!(rules(&mut socket, &table, chain).unwrap().is_none());
         })
         .unwrap();
     }
