@@ -145,6 +145,14 @@ impl Registry {
         digest
     }
 
+    /// Returns a manifest by `REPOSITORY/TAG` or `REPOSITORY/DIGEST`.
+    #[must_use]
+    pub fn document(&self, name: &str) -> Option<Vec<u8>> {
+        let state = self.state();
+        let found = state.manifests.get(name);
+        found.map(|(_, content)| content.clone())
+    }
+
     /// Replaces the content of a blob without changing its digest.
     pub fn corrupt(&self, digest: &str, content: &[u8]) {
         self.state()

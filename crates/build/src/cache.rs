@@ -47,6 +47,8 @@ pub(crate) type Outputs = Vec<Vec<(LayerDigest, i64)>>;
 pub(crate) struct Found {
     pub outputs: Outputs,
     pub canonical: Digest,
+    /// The canonical key is what an imported cache says, and not known to be true.
+    pub is_foreign: bool,
 }
 
 /// The cache of an engine.
@@ -440,7 +442,12 @@ fn find(connection: &Connection, key: &Digest) -> rusqlite::Result<Option<(i64, 
     Ok(found.and_then(|(id, outputs, canonical)| {
         let outputs = parse(&outputs)?;
         let canonical = Digest::from_bytes(canonical.try_into().ok()?);
-        Some((id, Found { outputs, canonical }))
+        let found = Found {
+            outputs,
+            canonical,
+            is_foreign: false,
+        };
+        Some((id, found))
     }))
 }
 

@@ -24,6 +24,7 @@ use crate::ops::Settings;
 use crate::progress::{EventKind, Follower, Progress, Work};
 use crate::request::Request as CommonRequest;
 use crate::sources::http::redacted;
+use crate::transfer::{Import, Imports};
 use crate::{Builder, blocking};
 
 pub use words::Message;
@@ -58,6 +59,8 @@ pub struct Request {
     pub limits: HostConfig,
     /// By the registry's name.
     pub credentials: BTreeMap<String, Credentials>,
+    /// Names of images whose inline caches are used.
+    pub cache_from: Vec<String>,
 }
 
 /// A build whose context and Dockerfile were read.
@@ -198,6 +201,9 @@ impl Builder {
             context,
         } = prepared;
         let options = options(&request, ignore);
+        let imports = request.cache_from.iter().map(|image| Import::Registry {
+            reference: image.clone(),
+        });
         let common = CommonRequest {
             client: Arc::new(Archive {
                 directory: Some(context),
@@ -205,6 +211,8 @@ impl Builder {
             }),
             project: String::new(),
             is_explained: false,
+            imports: Imports::new(imports),
+            has_inline_cache: false,
             settings: Settings {
                 keeps_failed: false,
                 network: request.network.clone(),
@@ -219,6 +227,11 @@ impl Builder {
         let definition = conversion.definition.clone();
         let graph = blocking(move || Ok(Graph::new(definition)?)).await?;
         let job = self.plan(&common, graph, converted.images).await?;
+        let failures = common.imports.failures().iter();
+        for failure in failures.filter(|_| !request.quiet) {
+            let text = format!("[Warning] the build cache cannot be used: {failure}\n");
+            let _ = messages.send(Message::Text(text)).await;
+        }
         let script = {
             let (request, job) = (request.clone(), job.clone());
             blocking(move || words::Script::new(&text, &request, &job)).await?

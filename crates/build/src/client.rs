@@ -15,6 +15,7 @@ use whelk_sys::sync::IgnorePoison as _;
 use crate::directory::Directory;
 use crate::error::{Error, Result};
 use crate::progress::Work;
+use crate::transfer::Outgoing;
 
 /// The bytes of a file, as they come.
 pub type Pieces = BoxStream<'static, Result<Bytes>>;
@@ -68,6 +69,24 @@ pub trait Client: fmt::Debug + Send + Sync {
     fn blob<'a>(&'a self, layout: &'a str, digest: &'a str) -> BoxFuture<'a, Result<Pieces>> {
         let _ = digest;
         Box::pin(async move { Err(Error::Unsupported(format!("the OCI layout {layout}"))) })
+    }
+
+    /// Receives a blob of a store of the client, such as the directory of a build cache. It has no stores by default.
+    ///
+    /// # Errors
+    /// Returns an error if the client has left, or has no such store or blob.
+    fn stored<'a>(&'a self, store: &'a str, digest: &'a str) -> BoxFuture<'a, Result<Pieces>> {
+        let _ = digest;
+        Box::pin(async move { Err(Error::Unsupported(format!("the store {store}"))) })
+    }
+
+    /// Puts a blob into a store of the client, unless it is there. It has no stores by default.
+    ///
+    /// # Errors
+    /// Returns an error if the client has left, or has no such store, and the error of what is sent.
+    fn put<'a>(&'a self, store: &'a str, blob: Outgoing) -> BoxFuture<'a, Result<()>> {
+        drop(blob);
+        Box::pin(async move { Err(Error::Unsupported(format!("the store {store}"))) })
     }
 
     /// Checks that the client has an agent with ssh keys of this id. It has none by default.

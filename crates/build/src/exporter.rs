@@ -7,7 +7,7 @@ use whelk_engine::images::BuiltImage;
 use whelk_image::archive::{Packed, Packing};
 use whelk_image::{Digest, Lease, Reference};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::request::Solved;
 use crate::{Builder, blocking};
 
@@ -31,7 +31,8 @@ impl Builder {
         epoch: Option<i64>,
         must_rewrite_times: bool,
     ) -> Result<Finished> {
-        let mut layers = solved.stack.digests().await?;
+        let built = solved.stack.digests().await?;
+        let mut layers = built.clone();
         // The next build may begin as soon as this one has ended, also after a kill.
         self.recorded(&solved.keys).await;
         let times: Vec<i64> = solved.stack.0.iter().map(|layer| layer.created).collect();
@@ -39,8 +40,7 @@ impl Builder {
             layers = self.retimed(solved, layers, &times, epoch).await?;
         }
         complete(&mut image, &layers, &times, epoch);
-        let config =
-            serde_json::to_vec(&image).map_err(|error| Error::internal(error.to_string()))?;
+        let config = self.image_config(solved, &image, &built).await?;
         Ok(Finished {
             config,
             lease: solved.lease.clone(),

@@ -10,6 +10,7 @@ use crate::Builder;
 use crate::error::Result;
 use crate::layers::Stack;
 use crate::request::Solved;
+use crate::transfer::Made;
 
 /// What a failed process has left, and how it was executed.
 #[derive(Debug)]
@@ -55,6 +56,7 @@ impl Builder {
             stack: failed.stack.clone(),
             lease: failed.lease.clone(),
             keys: Vec::new(),
+            made: Made::default(),
         };
         self.export(&solved, image, None, Vec::new()).await
     }

@@ -34,6 +34,7 @@ mod request;
 mod select;
 mod solver;
 mod sources;
+mod transfer;
 mod tree;
 mod usage;
 
@@ -56,6 +57,7 @@ pub use progress::{Event, EventKind, Follower, Progress, Told, Work};
 pub use request::{Converted, Request, Solved, parse_reference};
 pub use solver::Job;
 pub use sources::Images;
+pub use transfer::{Export as CacheExport, Import as CacheImport, Imports, Outgoing};
 pub use usage::{HeldCache, Locals, Pruned};
 
 use caches::Caches;
@@ -160,6 +162,11 @@ pub mod fuzzing {
     /// Reads bytes as what servers of git repositories send: packets, trees, commits, and `.gitmodules`.
     pub fn repository(bytes: &[u8]) {
         crate::sources::git::decode(bytes);
+    }
+
+    /// Reads bytes as the manifest and the records of a build cache, and looks all records up.
+    pub fn cache(bytes: &[u8]) {
+        crate::transfer::decode(bytes);
     }
 }
 

@@ -23,6 +23,7 @@ use crate::progress::{EventKind, Progress};
 use crate::solver::Job;
 use crate::sources::http::redacted;
 use crate::sources::{self, Base, Images, Sources};
+use crate::transfer::{Imports, Made};
 use crate::{Builder, blocking};
 
 /// Who asks for a build, and what holds for all of it.
@@ -37,6 +38,10 @@ pub struct Request {
     pub project: String,
     /// Whether the progress says why steps are not cached.
     pub is_explained: bool,
+    /// The caches in which steps are looked up that the engine's own does not have.
+    pub imports: Arc<Imports>,
+    /// Whether images get what a later build needs to take their steps from them.
+    pub has_inline_cache: bool,
 }
 
 /// A Dockerfile that was converted.
@@ -54,6 +59,7 @@ pub struct Solved {
     pub(crate) lease: Arc<Lease>,
     /// The keys under which the results of its operations are recorded.
     pub(crate) keys: Vec<Digest>,
+    pub(crate) made: Made,
 }
 
 impl Solved {
@@ -243,10 +249,13 @@ impl Builder {
         images: Images,
     ) -> Result<Arc<Job>> {
         request.settings.check(&graph)?;
-        let sources = Sources::gather(self, request, &graph, images).await?;
+        let gathering = Sources::gather(self, request, &graph, images);
+        let (sources, ()) = tokio::join!(gathering, request.imports.load(self, request));
+        let sources = sources?;
         let (builder, request) = (self.clone(), request.clone());
         let job = move || Job::new(&builder, graph, sources, &request);
-        Ok(Arc::new(blocking(job).await?))
+        let job = self.fetched(blocking(job).await?).await?;
+        Ok(Arc::new(job))
     }
 
     /// Executes what the cache does not have. If this is dropped, what nobody else waits for is cancelled.
@@ -265,6 +274,7 @@ impl Builder {
             stack: executed.stack,
             lease: job.lease.clone(),
             keys: executed.keys,
+            made: executed.made,
         })
     }
 }

@@ -5,14 +5,16 @@ pub(crate) mod http;
 pub(crate) mod kept;
 mod layout;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use whelk_dockerfile::convert::ResolveMode;
 use whelk_engine::images::{Image, PullRequest};
 use whelk_image::progress::{State, Update};
-use whelk_image::{Lease, Platform, Progress as PullProgress, Reference, Store};
+use whelk_image::{
+    Digest as LayerDigest, Lease, Platform, Progress as PullProgress, Reference, Store,
+};
 use whelk_llb::key::{self, Selector};
 use whelk_llb::pb::op::Kind;
 use whelk_llb::pb::{self, SourceOp};
@@ -25,7 +27,7 @@ use crate::directory::Directory;
 use crate::error::{Error, Result};
 use crate::layers::{Layer, Stack};
 use crate::listing::{self, Listed};
-use crate::progress::{EventKind, Work};
+use crate::progress::{EventKind, Progress, Work};
 use crate::request::Request;
 
 /// An image that a build uses.
@@ -106,17 +108,22 @@ impl Images {
             credentials,
             policy: None,
         };
-        let (progress, vertex) = (request.progress.clone(), work.vertex);
-        let told = Mutex::new(HashMap::new());
-        let report = move |update: Update| {
-            if is_news(&mut told.lock().ignore_poison(), &update) {
-                progress.add(vertex, EventKind::Pull(update));
-            }
-        };
-        images.pull(&pull, &PullProgress::to(report), || ()).await?;
+        let reports = reports(&request.progress, work.vertex);
+        images.pull(&pull, &reports, || ()).await?;
         builder.engine.durability.wait().await?;
         hold()
     }
+}
+
+/// Returns what tells clients of the progress of layers, as parts of a vertex.
+pub(crate) fn reports(progress: &Progress, vertex: Digest) -> PullProgress {
+    let progress = progress.clone();
+    let told = Mutex::new(HashMap::new());
+    PullProgress::to(move |update: Update| {
+        if is_news(&mut told.lock().ignore_poison(), &update) {
+            progress.add(vertex, EventKind::Pull(update));
+        }
+    })
 }
 
 /// Returns whether clients are told of the progress of a layer: of each state, and otherwise not too often, because the
@@ -179,6 +186,14 @@ impl Sources {
 
     pub fn all_images(&self) -> impl Iterator<Item = &Arc<Image>> {
         self.images.0.values().map(|base| &base.image)
+    }
+
+    /// Returns the layers of all images.
+    pub fn base_layers(&self) -> HashSet<LayerDigest> {
+        let layers = self
+            .all_images()
+            .flat_map(|image| &image.config.rootfs.diff_ids);
+        layers.cloned().collect()
     }
 
     pub fn image(&self, node: &Node) -> Option<&Arc<Image>> {

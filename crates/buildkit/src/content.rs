@@ -11,8 +11,10 @@ use crate::pb::content::{WriteAction, WriteContentRequest, WriteContentResponse}
 use crate::pb::session::ReadContentRequest;
 use crate::session::{Session, append};
 
-const READ: &str = "containerd.services.content.v1.Content/Read";
-const WRITE: &str = "containerd.services.content.v1.Content/Write";
+/// The call that reads a blob of a store.
+pub const READ: &str = "containerd.services.content.v1.Content/Read";
+/// The call that writes one.
+pub const WRITE: &str = "containerd.services.content.v1.Content/Write";
 
 /// Size of a message in bytes; clients accept 4 MiB.
 const PIECE: usize = 1 << 20;

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt as _, stream};
 use tokio::net::UnixStream;
-use whelk_build::{Client, Directory, Error, Pieces, Result, Work};
+use whelk_build::{Client, Directory, Error, Outgoing, Pieces, Result, Work};
+use whelk_buildkit::content;
 use whelk_buildkit::grpc::Status;
 use whelk_buildkit::pb::BytesMessage;
 use whelk_buildkit::pb::session::ReadContentResponse;
@@ -146,14 +147,33 @@ impl Client for SessionClient {
 
     fn blob<'a>(&'a self, layout: &'a str, digest: &'a str) -> BoxFuture<'a, Result<Pieces>> {
         Box::pin(async move {
-            let session = self.sessions.get(&self.session).await.map_err(failed)?;
             let store = format!("oci:{layout}");
-            let calls = session.blob(&store, digest).await.map_err(failed)?;
+            self.stored(&store, digest).await
+        })
+    }
+
+    fn stored<'a>(&'a self, store: &'a str, digest: &'a str) -> BoxFuture<'a, Result<Pieces>> {
+        Box::pin(async move {
+            let session = self.sessions.get(&self.session).await.map_err(failed)?;
+            let calls = session.blob(store, digest).await.map_err(failed)?;
             let pieces = stream::try_unfold(calls, |mut calls| async move {
                 let message: Option<ReadContentResponse> = calls.next().await.map_err(failed)?;
                 Ok(message.map(|message| (message.data, calls)))
             });
             Ok(pieces.boxed())
+        })
+    }
+
+    fn put<'a>(&'a self, store: &'a str, blob: Outgoing) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let session = self.sessions.get(&self.session).await.map_err(failed)?;
+            let wanted = content::Wanted {
+                digest: blob.digest.to_string(),
+                size: blob.size,
+            };
+            let write = blob.write;
+            let put = session.put(store, &wanted, move |pieces| write(pieces));
+            put.await.map(drop).map_err(failed)
         })
     }
 

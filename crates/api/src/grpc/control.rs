@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use whelk_build::gc::{Condition, Policy, Record};
-use whelk_build::{Progress, Request, Settings};
+use whelk_build::{CacheExport, Imports, Progress, Request, Settings};
 use whelk_buildkit::grpc::{Call, Result, Status};
 use whelk_buildkit::pb::Timestamp;
 use whelk_buildkit::pb::control::{
@@ -33,6 +33,12 @@ const SNAPSHOTTER: &str = "org.mobyproject.buildkit.worker.snapshotter";
 
 /// The version of the Dockerfile language.
 const DOCKERFILE: &str = "1.19.0";
+
+/// What is made of the result of a build.
+struct Outputs {
+    exports: Vec<Export>,
+    caches: Vec<CacheExport>,
+}
 
 impl Door {
     pub(super) async fn control(self: Arc<Self>, method: &str, mut call: Call) -> Result<()> {
@@ -106,6 +112,7 @@ impl Door {
                 });
         }
         let exports = super::export::parse(&request.exporters)?;
+        let caches = super::caches::exports(&request)?;
         let client = SessionClient {
             sessions: self.sessions.clone(),
             session: request.session.clone(),
@@ -121,6 +128,8 @@ impl Door {
             progress: Progress::default(),
             project: String::new(),
             is_explained: false,
+            imports: Imports::new(super::caches::imports(&request)),
+            has_inline_cache: caches.iter().any(CacheExport::is_inline),
         };
         let build = Build::new(
             request.r#ref.clone(),
@@ -131,7 +140,8 @@ impl Door {
         let _running = self.builds.begin(&build)?;
         // Internal requests, by which clients ask for capabilities, are not builds of the user: they have no record.
         let recording = (!request.internal).then(|| self.record(&build, &request));
-        let result = self.solve_recorded(&build, request, &exports).await;
+        let outputs = Outputs { exports, caches };
+        let result = self.solve_recorded(&build, request, &outputs).await;
         if let Some(recording) = recording {
             recording.end(&result).await;
         }
@@ -142,9 +152,8 @@ impl Door {
         self: &Arc<Self>,
         build: &Arc<Build>,
         request: SolveRequest,
-        exports: &[Export],
+        outputs: &Outputs,
     ) -> Result<SolveResponse> {
-        super::imports::refuse(&request, &build.request.progress);
         let solving: BoxFuture<'_, Result<SolveResponse>> = Box::pin(async {
             let result = match (request.frontend.as_str(), request.definition) {
                 ("", None) => {
@@ -164,7 +173,10 @@ impl Door {
                         .await?
                 }
             };
-            self.export(build, &result, exports).await
+            let mut answer = self.export(build, &result, &outputs.exports).await?;
+            let caches = self.export_caches(build, &result, &outputs.caches);
+            answer.exporter_response.extend(caches.await?);
+            Ok(answer)
         });
         // A client that is gone needs no result. Without a session, the call's own end tells.
         let session = build.session.clone();
@@ -340,11 +352,8 @@ fn check(request: &SolveRequest) -> Result<()> {
         return unsupported("builds on a proxied network");
     }
     let cache = request.cache.clone().unwrap_or_default();
-    if let Some(export) = cache.exports.first() {
-        return unsupported(&format!("cache export to {}", export.kind));
-    }
     if !cache.export_ref.is_empty() {
-        return unsupported("cache export to a registry");
+        return unsupported("a cache export to a registry of an old client");
     }
     if let Some(import) = cache.import_refs.first() {
         return unsupported(&format!("a cache import from {import} of an old client"));

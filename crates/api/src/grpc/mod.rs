@@ -10,13 +10,13 @@
 
 mod bridge;
 mod builds;
+mod caches;
 mod client;
 mod contexts;
 mod control;
 mod export;
 mod frontend;
 mod history;
-mod imports;
 mod progress;
 mod remote;
 mod result;

@@ -272,7 +272,7 @@ fn pull(update: Update) -> Option<Part> {
     };
     Some(Part {
         id,
-        current,
+        current: if is_done { total } else { current },
         total,
         is_done,
     })

@@ -37,15 +37,11 @@ pub(super) async fn build(
     check(&params)?;
     let request = request(&params, &headers)?;
     let (names, quiet) = (request.names.clone(), request.quiet);
-    let warnings = warnings(&params)?;
     let reader = stream::reader(stream::begin().await?, body);
     let prepared = builder.prepare(request, reader).await;
     let prepared = prepared.map_err(Error::from)?;
     let (sender, receiver) = mpsc::channel::<std::io::Result<Bytes>>(WAITING);
     tokio::spawn(async move {
-        for warning in warnings {
-            let _ = send(&sender, wire::build_text(warning)).await;
-        }
         let (messages, texts) = mpsc::channel(WAITING);
         let work =
             async { tokio::join!(work(&builder, prepared, messages), forward(texts, &sender)) };
@@ -231,16 +227,6 @@ fn check(params: &Params) -> ApiResult<()> {
     }
 }
 
-/// Returns what a client should know of its parameters.
-fn warnings(params: &Params) -> ApiResult<Vec<String>> {
-    let images: Option<Vec<String>> = json(params, "cachefrom")?;
-    if images.is_none_or(|images| images.is_empty()) {
-        return Ok(Vec::new());
-    }
-    let text = "[Warning] cachefrom is not used: whelk's build cache is\n";
-    Ok(vec![text.to_owned()])
-}
-
 /// Decodes a parameter that is JSON.
 fn json<T: DeserializeOwned>(params: &Params, name: &str) -> ApiResult<Option<T>> {
     match params.text(name) {
@@ -283,6 +269,7 @@ fn request(params: &Params, headers: &HeaderMap) -> ApiResult<Request> {
     }
     let labels: Option<BTreeMap<String, String>> = json(params, "labels")?;
     let build_args: Option<BTreeMap<String, Option<String>>> = json(params, "buildargs")?;
+    let cache_from: Option<Vec<String>> = json(params, "cachefrom")?;
     Ok(Request {
         dockerfile: params.text("dockerfile").to_owned(),
         names: unique,
@@ -299,6 +286,7 @@ fn request(params: &Params, headers: &HeaderMap) -> ApiResult<Request> {
         extra_hosts,
         limits: limits(params)?,
         credentials: credentials(headers),
+        cache_from: cache_from.unwrap_or_default(),
     })
 }
 

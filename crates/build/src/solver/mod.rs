@@ -32,11 +32,15 @@ use crate::ops::{self, Settings};
 use crate::progress::{EventKind, Progress};
 use crate::request::Request;
 use crate::sources::{self, Sources};
+use crate::transfer::{Imports, Made, Offer, Step};
 use crate::{Builder, blocking};
 use flights::{Joined, Wanted};
 use plan::{Keys, Task};
 
 pub(crate) use flights::{Flights, Waiting};
+
+/// Number of results that are fetched from imported caches at the same time.
+const FETCHED_STEPS: usize = 4;
 
 /// What a client is told of an operation.
 #[derive(Clone, Debug, Default)]
@@ -69,9 +73,13 @@ pub struct Job {
     tasks: Vec<Task>,
     /// The results that are in the cache.
     taken: HashMap<usize, Found>,
+    /// The results that are in imported caches, and still have to be fetched.
+    offered: HashMap<usize, Offer>,
+    pub(crate) imports: Arc<Imports>,
+    has_inline_cache: bool,
     /// Holds the layers of all results until the build has ended.
     pub(crate) lease: Arc<Lease>,
-    uses: Uses,
+    pub(crate) uses: Arc<Uses>,
 }
 
 impl Job {
@@ -83,7 +91,7 @@ impl Job {
         request: &Request,
     ) -> Result<Self> {
         let lease = Arc::new(builder.store().leases.take());
-        let uses = builder.cache.uses();
+        let uses = Arc::new(builder.cache.uses());
         for image in sources.all_images() {
             for layer in &image.config.rootfs.diff_ids {
                 if !builder.store().snapshots.claim(&lease, layer) {
@@ -102,19 +110,8 @@ impl Job {
             |op, key| request.settings.key(op, key),
         )?;
         let doubtful = plan::doubtful(&graph);
-        let mut taken = HashMap::new();
-        let tasks = plan::plan(&graph, |index| {
-            let node = &graph.nodes[index];
-            if matches!(node.op.kind, Some(Kind::Source(_))) || doubtful[index] {
-                return false;
-            }
-            let found = builder.cache.find(&keys[index].key, &lease, &uses);
-            let is_found = found.is_some();
-            taken.extend(found.map(|found| (index, found)));
-            is_found
-        });
         let states = graph.nodes.iter().map(|_| watch::Sender::default());
-        let job = Self {
+        let mut job = Self {
             states: states.collect(),
             graph,
             sources,
@@ -124,26 +121,45 @@ impl Job {
             doubtful,
             reasons: Reasons::of(request),
             progress: request.progress.clone(),
-            tasks,
-            taken,
+            tasks: Vec::new(),
+            taken: HashMap::new(),
+            offered: HashMap::new(),
+            imports: request.imports.clone(),
+            has_inline_cache: request.has_inline_cache,
             lease,
             uses,
         };
         job.announce();
+        job.choose(builder);
         Ok(job)
     }
 
-    /// Tells clients of the operations that the result consists of, and of those that are cached.
+    /// Decides what is executed: looks results up in the cache, and in imported ones. Blocking.
+    fn choose(&mut self, builder: &Builder) {
+        let (mut taken, mut offered) = (HashMap::new(), HashMap::new());
+        self.tasks = plan::plan(&self.graph, |index| {
+            let node = &self.graph.nodes[index];
+            if matches!(node.op.kind, Some(Kind::Source(_))) || self.doubtful[index] {
+                return false;
+            }
+            let key = &self.keys[index].key;
+            if let Some(found) = builder.cache.find(key, &self.lease, &self.uses) {
+                taken.insert(index, found);
+                return true;
+            }
+            let offer = self.imports.find(key).filter(|_| node.outputs == 1);
+            let is_offered = offer.is_some();
+            offered.extend(offer.map(|offer| (index, offer)));
+            is_offered
+        });
+        (self.taken, self.offered) = (taken, offered);
+    }
+
+    /// Tells clients of the operations that the result consists of.
     fn announce(&self) {
         let needed = self.graph.needed();
         let nodes = self.graph.nodes.iter().enumerate();
-        // Directories were told of when they were received.
-        let is_directory = |node: &Node| match &node.op.kind {
-            Some(Kind::Source(source)) => sources::is_directory(source),
-            _ => false,
-        };
-        let told = nodes.clone();
-        let told = told.filter(|(index, node)| needed[*index] && !is_directory(node));
+        let told = nodes.filter(|(index, node)| needed[*index] && !is_directory(node));
         for (_, node) in told {
             let name = node.metadata.description.get(CUSTOM_NAME);
             let inputs = node.inputs.iter();
@@ -155,14 +171,18 @@ impl Job {
             };
             self.progress.add(node.digest, kind);
         }
-        for (index, _) in nodes {
+    }
+
+    /// Tells clients of the operations that are not executed.
+    fn announce_cached(&self) {
+        let needed = self.graph.needed();
+        for (index, node) in self.graph.nodes.iter().enumerate() {
             if self.tasks[index] == Task::Execute {
                 continue;
             }
             self.states[index].send_replace(State::Cached);
-            if needed[index] && !is_directory(&self.graph.nodes[index]) {
-                self.progress
-                    .add(self.graph.nodes[index].digest, EventKind::Cached);
+            if needed[index] && !is_directory(node) {
+                self.progress.add(node.digest, EventKind::Cached);
             }
         }
     }
@@ -187,6 +207,31 @@ impl Job {
         self.states[index].send_replace(state);
     }
 
+    /// Returns what an export of the cache needs to know of the steps.
+    fn made(&self, done: &HashMap<usize, Outcome>) -> Made {
+        let needed = self.graph.needed();
+        let nodes = self.graph.nodes.iter().enumerate();
+        let is_step = |node: &Node| !matches!(node.op.kind, Some(Kind::Source(_)));
+        let steps = nodes.filter(|(index, node)| needed[*index] && is_step(node));
+        let steps = steps.filter(|(_, node)| node.outputs == 1);
+        let steps = steps.map(|(index, _)| {
+            let (keys, outcome) = (&self.keys[index], done.get(&index));
+            let canonical = outcome.filter(|_| keys.is_lasting_by_content);
+            Step {
+                key: keys.is_lasting.then_some(keys.key),
+                canonical: canonical.map(|outcome| outcome.canonical),
+                stack: outcome.and_then(|outcome| outcome.outputs.first().cloned()),
+            }
+        });
+        Made {
+            steps: steps.collect(),
+            bases: self.sources.base_layers(),
+            imports: self.imports.clone(),
+            has_inline_cache: self.has_inline_cache,
+            progress: self.progress.clone(),
+        }
+    }
+
     /// Ends the waiting for operations that were not executed to their end.
     pub(crate) fn end(&self) {
         for (index, state) in self.states.iter().enumerate() {
@@ -195,6 +240,14 @@ impl Job {
                 self.report(index, State::Left);
             }
         }
+    }
+}
+
+/// Returns whether clients are told of an operation when it is received.
+fn is_directory(node: &Node) -> bool {
+    match &node.op.kind {
+        Some(Kind::Source(source)) => sources::is_directory(source),
+        _ => false,
     }
 }
 
@@ -207,17 +260,25 @@ struct Outcome {
     is_fresh: bool,
     /// Whether it may be another one than what its key gave the last time.
     is_other: bool,
+    /// Whether the canonical key is what an imported cache says. Nothing is recorded under a key that is made of it, so
+    /// that a cache answers only for the steps that it was asked for.
+    is_foreign: bool,
 }
 
 impl Outcome {
     fn found(found: Found) -> Self {
-        let Found { outputs, canonical } = found;
+        let Found {
+            outputs,
+            canonical,
+            is_foreign,
+        } = found;
         let outputs: Outputs = outputs;
         Self {
             outputs: outputs.into_iter().map(Stack::of).collect(),
             canonical,
             is_fresh: false,
             is_other: false,
+            is_foreign,
         }
     }
 }
@@ -229,6 +290,7 @@ struct Input {
     canonical: Digest,
     is_fresh: bool,
     is_other: bool,
+    is_foreign: bool,
 }
 
 /// What a graph has given.
@@ -236,6 +298,7 @@ pub(crate) struct Executed {
     pub stack: Stack,
     /// The keys under which its results are recorded.
     pub keys: Vec<Digest>,
+    pub made: Made,
 }
 
 impl Builder {
@@ -246,6 +309,7 @@ impl Builder {
             return Ok(Executed {
                 stack: Stack::default(),
                 keys: Vec::new(),
+                made: Made::default(),
             });
         };
         let taken = job.taken.iter();
@@ -296,10 +360,11 @@ impl Builder {
         let known = done.keys().map(|index| job.keys[*index].key);
         let canonical = done.values().map(|outcome| outcome.canonical);
         let keys = known.chain(canonical).collect();
+        let made = job.made(&done);
         let outcome = done.remove(&result.node);
         let stack = outcome.and_then(|outcome| outcome.outputs.into_iter().nth(result.output));
         let stack = stack.ok_or_else(|| Error::internal("the build has no result"))?;
-        Ok(Executed { stack, keys })
+        Ok(Executed { stack, keys, made })
     }
 
     /// Returns the result of an operation whose inputs are there.
@@ -319,6 +384,7 @@ impl Builder {
                 canonical: keys.key,
                 is_fresh: false,
                 is_other: false,
+                is_foreign: false,
             });
         }
         // What stands on a new base is new, too.
@@ -329,7 +395,7 @@ impl Builder {
         let is_fresh = node.metadata.ignore_cache || stands_on_new;
         let is_doubtful = job.doubtful[index];
         let before = match is_doubtful && !is_fresh {
-            true => self.look_up(job, keys.key).await?,
+            true => self.look_up_anywhere(job, index, keys.key).await?,
             // Was not there when the build was planned.
             false => None,
         };
@@ -342,7 +408,7 @@ impl Builder {
         let canonical = self.canonical(job, index, &inputs).await?;
         if !is_fresh
             && canonical != keys.key
-            && let Some(found) = self.look_up(job, canonical).await?
+            && let Some(found) = self.look_up_anywhere(job, index, canonical).await?
         {
             if keys.is_lasting {
                 let (builder, key) = (self.clone(), keys.key);
@@ -355,11 +421,12 @@ impl Builder {
                 ..Outcome::found(found)
             });
         }
+        let is_foreign = inputs.iter().any(|input| input.is_foreign);
         let lasting = [
             (keys.key, keys.is_lasting),
             (
                 canonical,
-                keys.is_lasting_by_content && canonical != keys.key,
+                keys.is_lasting_by_content && canonical != keys.key && !is_foreign,
             ),
         ];
         let lasting = lasting.into_iter().filter(|(_, is_lasting)| *is_lasting);
@@ -368,7 +435,7 @@ impl Builder {
             key: canonical,
             keys: lasting.map(|(key, _)| key).collect(),
             inputs: inputs.into_iter().map(|input| input.stack).collect(),
-            is_shared: !is_fresh,
+            is_shared: !is_fresh && !is_foreign,
         };
         let outputs = match self.join(job, wanted).await? {
             Joined::Flight(flight, log) => {
@@ -393,7 +460,62 @@ impl Builder {
             canonical,
             is_fresh,
             is_other: is_doubtful,
+            is_foreign,
         })
+    }
+
+    /// Returns the result that a key has in the cache, or in an imported one.
+    async fn look_up_anywhere(
+        self: &Arc<Self>,
+        job: &Arc<Job>,
+        index: usize,
+        key: Digest,
+    ) -> Result<Option<Found>> {
+        if let Some(found) = self.look_up(job, key).await? {
+            return Ok(Some(found));
+        }
+        while let Some(offer) = job.imports.find(&key) {
+            if job.graph.nodes[index].outputs != 1 {
+                break;
+            }
+            if let Some(found) = self.take_offer(job, index, offer).await {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Fetches the results that the plan takes from imported caches. Without those that cannot be had, there is another plan.
+    pub(crate) async fn fetched(self: &Arc<Self>, mut job: Job) -> Result<Job> {
+        while !job.offered.is_empty() {
+            let offered = std::mem::take(&mut job.offered);
+            let count = offered.len();
+            let fetches = offered.into_iter().map(|(index, offer)| {
+                let (builder, job) = (self.clone(), &job);
+                async move { (index, builder.take_offer(job, index, offer).await) }
+            });
+            let fetches: Vec<_> = futures_util::stream::iter(fetches)
+                .buffer_unordered(FETCHED_STEPS)
+                .collect()
+                .await;
+            let found = fetches.into_iter();
+            let found: Vec<_> = found
+                .filter_map(|(index, found)| Some((index, found?)))
+                .collect();
+            let is_complete = found.len() == count;
+            job.taken.extend(found);
+            if is_complete {
+                break;
+            }
+            let builder = self.clone();
+            job = blocking(move || {
+                job.choose(&builder);
+                Ok(job)
+            })
+            .await?;
+        }
+        job.announce_cached();
+        Ok(job)
     }
 
     /// Returns the result that a key has in the cache.
@@ -444,6 +566,7 @@ fn inputs(graph: &Graph, done: &HashMap<usize, Outcome>, index: usize) -> Result
                 canonical: outcome.canonical,
                 is_fresh: outcome.is_fresh,
                 is_other: outcome.is_other,
+                is_foreign: outcome.is_foreign,
             })
         })
         .collect()

@@ -216,7 +216,30 @@ impl Packed {
 }
 
 impl Blob {
-    fn bytes(media_type: &str, bytes: Vec<u8>) -> Self {
+    /// Packs a layer, which a lease holds; a compressed one is in a file at `path`, which must exist as long as this.
+    ///
+    /// # Errors
+    /// Returns an error if the layer was changed on disk, or if the disk is full.
+    pub fn of_layer(
+        store: &Store,
+        diff_id: &Digest,
+        packing: &Packing,
+        path: &std::path::Path,
+    ) -> Result<Self> {
+        pack(store, diff_id, packing, path)
+    }
+
+    /// Returns a blob whose content is in a file.
+    pub fn of_file(descriptor: Descriptor, file: File) -> Self {
+        let content = Content::File(file);
+        Self {
+            descriptor,
+            content,
+        }
+    }
+
+    /// Returns a small blob.
+    pub fn bytes(media_type: &str, bytes: Vec<u8>) -> Self {
         Self {
             descriptor: Descriptor::new(media_type, Digest::of(&bytes), bytes.len() as u64),
             content: Content::Bytes(bytes),

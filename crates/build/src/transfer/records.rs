@@ -1,0 +1,280 @@
+//! The results of a build as records and layers of a cache.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use whelk_image::Digest as LayerDigest;
+use whelk_image::descriptor::{Descriptor, LAYER};
+use whelk_llb::Digest;
+
+use super::config::{Annotations, CANONICAL, Config, Input, Layer, Link, Record, Top};
+use super::imports::{Imports, Offer};
+use crate::error::Result;
+use crate::layers::Stack;
+use crate::progress::Progress;
+use crate::request::Solved;
+use crate::{Builder, blocking};
+
+/// What an export of the cache needs to know of a build.
+#[derive(Debug, Default)]
+pub(crate) struct Made {
+    /// Operations with one output, as all of Dockerfiles have. Others are not exported.
+    pub steps: Vec<Step>,
+    /// The layers of base images.
+    pub bases: HashSet<LayerDigest>,
+    pub imports: Arc<Imports>,
+    pub has_inline_cache: bool,
+    pub progress: Progress,
+}
+
+/// An operation of a build.
+#[derive(Clone, Debug)]
+pub(crate) struct Step {
+    /// The key that was known before it was executed, unless it says something of the place of a client's directory.
+    pub key: Option<Digest>,
+    pub canonical: Option<Digest>,
+    /// `None` if the build did not need the result.
+    pub stack: Option<Stack>,
+}
+
+/// The result of a step.
+#[derive(Clone, Debug)]
+pub(super) struct Outcome {
+    pub key: Option<Digest>,
+    pub canonical: Option<Digest>,
+    /// With when each was made; 0 for those of base images.
+    pub layers: Vec<(LayerDigest, i64)>,
+    /// Where the layers are that are not here.
+    pub offer: Option<Offer>,
+}
+
+impl Builder {
+    /// Returns the results of a build, also those that the build did not need, as far as a cache has them. Their layers are
+    /// held as long as the build's.
+    pub(super) async fn outcomes(self: &Arc<Self>, solved: &Solved) -> Result<Vec<Outcome>> {
+        let made = &solved.made;
+        let mut outcomes = Vec::with_capacity(made.steps.len());
+        let mut others = Vec::new();
+        for step in &made.steps {
+            let Some(stack) = &step.stack else {
+                others.extend(step.key);
+                continue;
+            };
+            let digests = stack.digests().await?;
+            let times = stack.0.iter().map(|layer| layer.created);
+            outcomes.push(Outcome {
+                key: step.key,
+                canonical: step.canonical,
+                layers: digests.into_iter().zip(times).collect(),
+                offer: None,
+            });
+        }
+        let (builder, lease) = (self.clone(), solved.lease.clone());
+        let imports = made.imports.clone();
+        let found = blocking(move || {
+            let uses = builder.cache.uses();
+            let found = others.into_iter().filter_map(|key| {
+                if let Some(found) = builder.cache.find(&key, &lease, &uses) {
+                    let mut outputs = found.outputs.into_iter();
+                    let (Some(layers), None) = (outputs.next(), outputs.next()) else {
+                        return None;
+                    };
+                    return Some(Outcome {
+                        key: Some(key),
+                        canonical: Some(found.canonical),
+                        layers,
+                        offer: None,
+                    });
+                }
+                let offer = imports.find(&key)?;
+                let layers = offer.layers.iter();
+                Some(Outcome {
+                    key: Some(key),
+                    canonical: Some(offer.canonical),
+                    layers: layers
+                        .map(|one| (one.diff_id.clone(), one.created))
+                        .collect(),
+                    offer: Some(offer),
+                })
+            });
+            Ok(found.collect::<Vec<_>>())
+        });
+        outcomes.extend(found.await?);
+        for (layer, time) in outcomes.iter_mut().flat_map(|one| &mut one.layers) {
+            if made.bases.contains(layer) {
+                *time = 0;
+            }
+        }
+        outcomes.retain(|one| !one.layers.is_empty());
+        Ok(outcomes)
+    }
+}
+
+/// Leaves only results that consist of layers of the final one, and of base images.
+pub(super) fn only_final(outcomes: &mut Vec<Outcome>, layers: &[LayerDigest]) {
+    let kept: HashSet<&LayerDigest> = layers.iter().collect();
+    outcomes.retain(|one| {
+        let mut layers = one.layers.iter();
+        layers.all(|(layer, time)| *time == 0 || kept.contains(layer))
+    });
+}
+
+/// Makes a cache of results. `blob` returns the blob of a layer; without one, the results with that layer are left out. Layers
+/// of base images have none, and none is needed.
+pub(super) fn config(
+    outcomes: &[Outcome],
+    blob: impl Fn(&LayerDigest) -> Option<Descriptor>,
+) -> Config {
+    let mut config = Config::default();
+    // The same files may be those of a stage and those of a copy, which have other times.
+    let mut layers: HashMap<(i64, &LayerDigest, i64), i64> = HashMap::new();
+    let mut known: HashMap<Digest, i64> = HashMap::new();
+    for outcome in outcomes {
+        let tops = outcome.layers.iter().try_fold(-1, |parent, (layer, time)| {
+            if let Some(position) = layers.get(&(parent, layer, *time)) {
+                return Some(*position);
+            }
+            let descriptor = match time {
+                0 => Descriptor::new(LAYER, layer.clone(), 0),
+                _ => blob(layer)?,
+            };
+            let position = position(config.layers.len());
+            config.layers.push(Layer {
+                blob: descriptor.digest.to_string(),
+                parent,
+                annotations: Some(Annotations {
+                    media_type: descriptor.media_type,
+                    diff_id: layer.to_string(),
+                    size: descriptor.size,
+                    created: text(*time),
+                }),
+            });
+            layers.insert((parent, layer, *time), position);
+            Some(position)
+        });
+        if let Some(top) = tops {
+            let result = || Record {
+                results: vec![Top {
+                    layer: top,
+                    created: outcome.layers.last().and_then(|(_, time)| text(*time)),
+                }],
+                ..Record::default()
+            };
+            add(&mut config.records, &mut known, outcome, result);
+        }
+    }
+    config
+}
+
+/// Adds the records of a result: that of the canonical key, and that of the other one, which refers to it.
+pub(super) fn add(
+    records: &mut Vec<Record>,
+    known: &mut HashMap<Digest, i64>,
+    outcome: &Outcome,
+    result: impl Fn() -> Record,
+) {
+    let mut record = |key: Digest, inputs: Vec<Input>| {
+        *known.entry(key).or_insert_with(|| {
+            records.push(Record {
+                digest: key.to_string(),
+                inputs,
+                ..result()
+            });
+            position(records.len() - 1)
+        })
+    };
+    let canonical = outcome.canonical.map(|key| (key, record(key, Vec::new())));
+    match (outcome.key, canonical) {
+        (Some(key), Some((canonical, link))) if key != canonical => {
+            let selector = CANONICAL.to_owned();
+            record(key, vec![Input(vec![Link { selector, link }])]);
+        }
+        (Some(key), None) => drop(record(key, Vec::new())),
+        _ => {}
+    }
+}
+
+fn position(index: usize) -> i64 {
+    i64::try_from(index).unwrap_or(i64::MAX)
+}
+
+fn text(nanoseconds: i64) -> Option<String> {
+    if nanoseconds == 0 {
+        return None;
+    }
+    let time = jiff::Timestamp::from_nanosecond(i128::from(nanoseconds));
+    time.ok().map(|time| time.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(text: &str) -> LayerDigest {
+        LayerDigest::of(text.as_bytes())
+    }
+
+    fn outcome(key: &str, canonical: &str, layers: &[(&str, i64)]) -> Outcome {
+        let digest = |text: &str| (!text.is_empty()).then(|| Digest::of(text.as_bytes()));
+        Outcome {
+            key: digest(key),
+            canonical: digest(canonical),
+            layers: layers
+                .iter()
+                .map(|(text, time)| (id(text), *time))
+                .collect(),
+            offer: None,
+        }
+    }
+
+    fn blob(layer: &LayerDigest) -> Option<Descriptor> {
+        (*layer != id("lost"))
+            .then(|| Descriptor::new("x", LayerDigest::of(layer.as_str().as_bytes()), 7))
+    }
+
+    #[test]
+    fn stacks_share_their_lower_layers() {
+        let base = ("base", 0);
+        let outcomes = [
+            outcome("k1", "k1", &[base, ("a", 1)]),
+            outcome("k2", "c2", &[base, ("a", 1), ("b", 2)]),
+            outcome("k3", "", &[("b", 2)]),
+            outcome("k4", "k4", &[base, ("lost", 1), ("b", 2)]),
+        ];
+        let config = config(&outcomes, blob);
+        let parents: Vec<i64> = config.layers.iter().map(|layer| layer.parent).collect();
+        assert_eq!(parents, [-1, 0, 1, -1]);
+        let records: Vec<(String, i64)> = config
+            .records
+            .iter()
+            .map(|record| (record.digest.clone(), record.results[0].layer))
+            .collect();
+        let of = |text: &str, layer| (Digest::of(text.as_bytes()).to_string(), layer);
+        assert_eq!(
+            records,
+            [of("k1", 1), of("c2", 2), of("k2", 2), of("k3", 3)]
+        );
+        let link = &config.records[2].inputs[0].0[0];
+        assert_eq!((link.selector.as_str(), link.link), (CANONICAL, 1));
+        // That of the base image has no time, by which it is known.
+        let created = |at: usize| {
+            config.layers[at]
+                .annotations
+                .as_ref()
+                .map(|one| one.created.is_some())
+        };
+        assert_eq!((created(0), created(1)), (Some(false), Some(true)));
+    }
+
+    #[test]
+    fn a_smaller_cache_has_only_what_the_result_consists_of() {
+        let mut outcomes = vec![
+            outcome("k1", "k1", &[("base", 0), ("a", 1)]),
+            outcome("k2", "k2", &[("other", 0), ("stage", 1)]),
+            outcome("k3", "k3", &[("other", 0)]),
+        ];
+        only_final(&mut outcomes, &[id("base"), id("a")]);
+        let left: Vec<Option<Digest>> = outcomes.iter().map(|one| one.key).collect();
+        assert_eq!(left, [Some(Digest::of(b"k1")), Some(Digest::of(b"k3"))]);
+    }
+}
