@@ -11,7 +11,7 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
-use whelk_tests::builds::{BUILDKIT, classic, docker, json_file};
+use whelk_tests::builds::{BUILDKIT, classic, docker, json_file, whelk};
 use whelk_tests::images::sha256;
 use whelk_tests::registry::{Behaviour, Registry};
 use whelk_tests::{Engine, Output, Program};
@@ -521,4 +521,43 @@ fn bake_and_compose_transfer_caches() {
         .ok();
     // Compose adds labels.
     assert_eq!(layers(&one, "made"), layers(&third, "made"));
+}
+
+#[test]
+fn whelk_build_keeps_caches_in_directories() {
+    let one = Engine::start();
+    let place = one.scratch("caches").join("cache");
+    let place = place.display();
+    let to = format!("type=local,dest={place},mode=max,tag=main");
+    let args = ["--progress", "plain", "--cache-to", &to, "-t", "made"];
+    whelk(&one).built(context(&one), &args);
+    let from = format!("type=local,src={place},tag=main");
+    let other = Engine::start();
+    let missing = format!("type=local,src={place}/none");
+    let args = [
+        "--progress",
+        "plain",
+        "--cache-from",
+        &from,
+        "--cache-from",
+        &missing,
+        "-t",
+        "made",
+    ];
+    let shown = whelk(&other).built(context(&other), &args);
+    all_cached(&shown, &STEPS, true);
+    assert!(shown.contains("WARNING: local cache import at"), "{shown}");
+    assert_eq!(id(&one, "made"), id(&other, "made"));
+    // Docker's client reads and writes the same directory.
+    let third = Engine::start();
+    let to = format!("type=local,dest={place},mode=max,tag=other,image-manifest=false");
+    let args = ["--cache-from", &from, "--cache-to", &to, "-t", "made"];
+    let shown = built(&third, &context(&third), &args);
+    all_cached(&shown, &STEPS, true);
+    let from = format!("type=local,src={place},tag=other");
+    let fourth = Engine::start();
+    let args = ["--progress", "plain", "--cache-from", &from, "-t", "made"];
+    let shown = whelk(&fourth).built(context(&fourth), &args);
+    all_cached(&shown, &STEPS, true);
+    assert_eq!(id(&one, "made"), id(&fourth, "made"));
 }

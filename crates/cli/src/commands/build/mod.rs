@@ -19,6 +19,7 @@ mod secrets;
 mod session;
 mod shell;
 mod solve;
+mod stores;
 mod walk;
 
 pub(crate) use args::BuildArgs;
@@ -34,6 +35,7 @@ use self::outputs::Output;
 use self::secrets::Secrets;
 use self::session::Session;
 use self::solve::{Signals, Unsolved, solve};
+use self::stores::Stores;
 use crate::client::Client;
 use crate::commands::image;
 use crate::output::{print_line, warn_line};
@@ -46,6 +48,7 @@ pub(crate) async fn build(client: &Client, args: BuildArgs) -> Outcome {
     let secrets = Secrets::new(&args.secret).map_err(not_built)?;
     let mut contexts = Contexts::new(&args).map_err(not_built)?;
     let mut request = options::request(&args, &contexts, &outputs).map_err(not_built)?;
+    let stores = Stores::of(request.cache.get_or_insert_default()).map_err(not_built)?;
     // While the standard input was read, a signal ended this process.
     let mut signals = Signals::new()?;
     if !args.iidfile.is_empty() {
@@ -64,6 +67,7 @@ pub(crate) async fn build(client: &Client, args: BuildArgs) -> Outcome {
         sources: std::mem::take(&mut contexts.sources),
         secrets,
         outputs: outputs.clone(),
+        stores: stores.clone(),
         config: client.config().map(std::path::Path::to_owned),
     };
     let key = contexts.shared_key(&session.sources);
@@ -88,6 +92,7 @@ pub(crate) async fn build(client: &Client, args: BuildArgs) -> Outcome {
             return Ok(failure.code);
         }
     };
+    stores.finish(&response).map_err(not_built)?;
     if let Some((call, format)) = call {
         return report::print_answer(&response, call, format);
     }

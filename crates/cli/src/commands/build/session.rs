@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use whelk_buildkit::content;
 use whelk_buildkit::files::{self, Files};
 use whelk_buildkit::grpc::{self, Call, Result, Status};
 use whelk_buildkit::pb::HealthCheckResponse;
@@ -15,13 +16,22 @@ use whelk_buildkit::session::{CREDENTIALS, DIFF_COPY, SECRET, SEND, Wanted};
 use super::contexts::Source;
 use super::outputs::Output;
 use super::secrets::Secrets;
+use super::stores::Stores;
 use super::walk::{Directory, Nothing, Single};
 use crate::credentials;
 
 const HEALTH: &str = "grpc.health.v1.Health/Check";
 
 /// The methods that the engine may call.
-pub(super) const METHODS: [&str; 5] = [DIFF_COPY, SEND, SECRET, CREDENTIALS, HEALTH];
+pub(super) const METHODS: [&str; 7] = [
+    DIFF_COPY,
+    SEND,
+    SECRET,
+    CREDENTIALS,
+    HEALTH,
+    content::READ,
+    content::WRITE,
+];
 
 /// What the engine may ask for.
 #[derive(Debug)]
@@ -29,6 +39,7 @@ pub(super) struct Session {
     pub sources: BTreeMap<String, Source>,
     pub secrets: Secrets,
     pub outputs: Vec<Output>,
+    pub stores: Stores,
     /// The directory of the client's configuration, which has credentials.
     pub config: Option<PathBuf>,
 }
@@ -66,6 +77,7 @@ impl Session {
                 let found = self.credentials(request.host).await?;
                 call.responses.send(&found).await
             }
+            content::READ | content::WRITE => self.stores.answer(call).await,
             HEALTH => {
                 let status = HealthCheckResponse::SERVING;
                 call.responses.send(&HealthCheckResponse { status }).await

@@ -1,0 +1,387 @@
+//! Directories with build caches, which the engine reads and writes during a build: OCI layouts.
+//!
+//! The index of a layout says which cache has which tag. It is read before the build, and written after it, when all
+//! blobs are there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{File, Permissions};
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use whelk_buildkit::content::{READ, WRITE};
+use whelk_buildkit::grpc::{Call, Code, Result, Status};
+use whelk_buildkit::pb::content::{
+    ReadContentRequest, ReadContentResponse, WriteAction, WriteContentRequest, WriteContentResponse,
+};
+use whelk_buildkit::pb::control::{CacheOptions, CacheOptionsEntry, SolveResponse};
+use whelk_image::Digest;
+use whelk_image::descriptor::{Descriptor, Index};
+use whelk_image::digest::Hashing;
+
+use crate::output::warn_line;
+use crate::{Failure, Outcome, files, plain};
+
+/// The annotation of an index's entry with its tag.
+const TAG: &str = "org.opencontainers.image.ref.name";
+
+/// The mode of files.
+const SHARED: u32 = 0o644;
+
+/// Size of the pieces of a blob in bytes.
+const PIECE: usize = 1 << 20;
+
+/// The directories of a build. The engine knows them as `local:DIRECTORY`.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Stores {
+    read: BTreeSet<String>,
+    /// With the tags that the cache gets.
+    written: BTreeMap<String, BTreeSet<String>>,
+}
+
+impl Stores {
+    /// Returns the directories that the options of a build name, and adds to them what the engine needs to know. A directory without
+    /// a cache is not imported, of which the user is told.
+    pub fn of(options: &mut CacheOptions) -> Outcome<Self> {
+        let mut stores = Self::default();
+        for export in options.exports.iter().filter(|one| one.kind == "local") {
+            let directory = attribute(export, "dest").to_owned();
+            create(Path::new(&directory))?;
+            let tags = stores.written.entry(directory).or_default();
+            tags.insert(tag(export));
+        }
+        options.imports.retain_mut(|import| {
+            if import.kind != "local" {
+                return true;
+            }
+            let directory = attribute(import, "src").to_owned();
+            if attribute(import, "digest").is_empty() {
+                match find(Path::new(&directory), &tag(import)) {
+                    Ok(digest) => drop(import.attrs.insert("digest".into(), digest)),
+                    Err(why) => {
+                        warn_line!("WARNING: local cache import at {directory} not found: {why}");
+                        return false;
+                    }
+                }
+            }
+            stores.read.insert(directory);
+            true
+        });
+        Ok(stores)
+    }
+
+    /// Answers a call of the engine.
+    pub async fn answer(&self, call: Call) -> Result<()> {
+        let store = call.entry("buildkit-attachable-store-id").unwrap_or("");
+        let directory = store.strip_prefix("local:").unwrap_or("").to_owned();
+        let is_written = self.written.contains_key(&directory);
+        if call.method == WRITE && is_written {
+            return receive(call, Path::new(&directory)).await;
+        }
+        if call.method == READ && (is_written || self.read.contains(&directory)) {
+            return send(call, Path::new(&directory)).await;
+        }
+        Err(Status::not_found(format!("no such store: {store}")))
+    }
+
+    /// Writes what was exported into the indexes.
+    pub fn finish(&self, response: &SolveResponse) -> Outcome<()> {
+        let Some(text) = response.exporter_response.get("cache.manifest") else {
+            return Ok(());
+        };
+        let manifest: Descriptor = serde_json::from_str(text)
+            .map_err(|error| Failure::new(format!("the engine's cache manifest: {error}")))?;
+        for (directory, tags) in &self.written {
+            let directory = Path::new(directory);
+            for tag in tags {
+                name(directory, &manifest, tag)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn attribute<'a>(entry: &'a CacheOptionsEntry, name: &str) -> &'a str {
+    entry.attrs.get(name).map_or("", String::as_str)
+}
+
+fn tag(entry: &CacheOptionsEntry) -> String {
+    match attribute(entry, "tag") {
+        "" => "latest".to_owned(),
+        tag => tag.to_owned(),
+    }
+}
+
+fn failed(what: &str, path: &Path, error: &std::io::Error) -> Failure {
+    Failure::new(format!("{what} {}: {}", path.display(), plain(error)))
+}
+
+/// Writes a file that others may read, as those that other builders make.
+fn write(path: &Path, content: &[u8]) -> Outcome<()> {
+    let is_new = !path.exists();
+    let mut written = files::replace(path, content);
+    if is_new {
+        written =
+            written.and_then(|()| std::fs::set_permissions(path, Permissions::from_mode(SHARED)));
+    }
+    written.map_err(|error| failed("write", path, &error))
+}
+
+/// Creates a layout without blobs, if there is none.
+fn create(directory: &Path) -> Outcome<()> {
+    let create = |path: &Path| {
+        let created = std::fs::create_dir_all(path);
+        created.map_err(|error| failed("create", path, &error))
+    };
+    create(&directory.join("blobs/sha256"))?;
+    create(&directory.join("ingest"))?;
+    let path = directory.join("oci-layout");
+    let layout = br#"{"imageLayoutVersion":"1.0.0"}"#;
+    write(&path, layout)
+}
+
+/// Returns the digest that the index of a layout has for a tag.
+fn find(directory: &Path, tag: &str) -> std::result::Result<String, String> {
+    let path = directory.join("index.json");
+    let read = files::read(&path);
+    let bytes = read.map_err(|error| format!("read {}: {}", path.display(), plain(&error)))?;
+    let index = Index::parse(&bytes).map_err(|error| error.to_string())?;
+    let mut entries = index.manifests.iter();
+    let entry = entries.find(|entry| entry.annotations.get(TAG).is_some_and(|own| own == tag));
+    let entry = entry.ok_or_else(|| format!("no tag {tag} in {}", path.display()))?;
+    Ok(entry.digest.to_string())
+}
+
+/// Gives a tag of a layout to a manifest.
+fn name(directory: &Path, manifest: &Descriptor, tag: &str) -> Outcome<()> {
+    let path = directory.join("index.json");
+    let mut index = match files::read(&path) {
+        Ok(bytes) => Index::parse(&bytes)
+            .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Index::new(Vec::new()),
+        Err(error) => return Err(failed("read", &path, &error)),
+    };
+    let is_other = |entry: &Descriptor| entry.annotations.get(TAG).is_none_or(|own| own != tag);
+    index.manifests.retain(is_other);
+    let mut entry = manifest.clone();
+    entry.annotations.insert(TAG.into(), tag.to_owned());
+    index.manifests.push(entry);
+    let text = serde_json::to_vec(&index)
+        .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
+    write(&path, &text)
+}
+
+fn blob(directory: &Path, digest: &str) -> Result<(PathBuf, Digest)> {
+    let parsed: Digest = digest
+        .parse()
+        .map_err(|error| Status::invalid(format!("digest {digest:?}: {error}")))?;
+    let algorithm = parsed.algorithm().name();
+    let path = directory.join("blobs").join(algorithm).join(parsed.hex());
+    Ok((path, parsed))
+}
+
+fn status(what: &str, path: &Path, error: &std::io::Error) -> Status {
+    Status::unknown(format!("{what} {}: {}", path.display(), plain(error)))
+}
+
+/// Sends a blob of a layout.
+async fn send(mut call: Call, directory: &Path) -> Result<()> {
+    let request: ReadContentRequest = call.request().await?;
+    let (path, digest) = blob(directory, &request.digest)?;
+    if !path.is_file() {
+        return Err(Status::not_found(format!("content {digest}: not found")));
+    }
+    let failed = |error: std::io::Error| status("read", &path, &error);
+    let mut file = File::open(&path).map_err(failed)?;
+    let mut offset = u64::try_from(request.offset).unwrap_or(0);
+    file.seek(SeekFrom::Start(offset)).map_err(failed)?;
+    let mut left = match u64::try_from(request.size) {
+        Ok(0) | Err(_) => u64::MAX,
+        Ok(size) => size,
+    };
+    let mut buffer = vec![0; PIECE];
+    while left > 0 {
+        let most = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
+        let count = file.read(&mut buffer[..most]).map_err(failed)?;
+        if count == 0 {
+            break;
+        }
+        let response = ReadContentResponse {
+            offset: i64::try_from(offset).unwrap_or(i64::MAX),
+            data: bytes::Bytes::copy_from_slice(&buffer[..count]),
+        };
+        call.responses.send(&response).await?;
+        offset += count as u64;
+        left -= count as u64;
+    }
+    Ok(())
+}
+
+/// Receives a blob into a layout.
+async fn receive(call: Call, directory: &Path) -> Result<()> {
+    let Call {
+        mut requests,
+        responses,
+        ..
+    } = call;
+    let mut incoming: Option<Incoming> = None;
+    while let Some(request) = requests.next::<WriteContentRequest>().await? {
+        let mut response = WriteContentResponse {
+            action: request.action,
+            total: request.total,
+            ..WriteContentResponse::default()
+        };
+        let (path, digest) = match &incoming {
+            Some(incoming) => (incoming.path.clone(), incoming.digest.clone()),
+            None => blob(directory, &request.expected)?,
+        };
+        if incoming.is_none() && path.is_file() {
+            let text = format!("content {digest}: already exists");
+            return Err(Status::new(Code::AlreadyExists, text));
+        }
+        let current = match &mut incoming {
+            Some(current) => current,
+            None => incoming.insert(Incoming::create(path, digest)?),
+        };
+        match WriteAction::try_from(request.action) {
+            Ok(WriteAction::Stat) => {}
+            Ok(WriteAction::Write) => current.write(&request)?,
+            Ok(WriteAction::Commit) => {
+                if !request.data.is_empty() {
+                    current.write(&request)?;
+                }
+                let offset = current.output.count();
+                let digest = incoming.take().map(Incoming::commit).transpose()?;
+                response.digest = digest.unwrap_or_default();
+                response.offset = i64::try_from(offset).unwrap_or(i64::MAX);
+                responses.send(&response).await?;
+                continue;
+            }
+            Err(_) => return Err(Status::invalid("an unknown action")),
+        }
+        let offset = current.output.count();
+        response.offset = i64::try_from(offset).unwrap_or(i64::MAX);
+        responses.send(&response).await?;
+    }
+    Ok(())
+}
+
+/// A blob that is being received, in a file beside its place.
+struct Incoming {
+    path: PathBuf,
+    digest: Digest,
+    staged: Staged,
+    output: Hashing<File>,
+}
+
+/// An incomplete file, which is removed unless it was renamed.
+struct Staged(PathBuf);
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+impl Incoming {
+    fn create(path: PathBuf, digest: Digest) -> Result<Self> {
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent).map_err(|error| status("create", parent, &error))?;
+        }
+        let (file, staged) = files::stage(&path).map_err(|error| status("write", &path, &error))?;
+        let output = Hashing::with(digest.algorithm(), file);
+        Ok(Self {
+            path,
+            digest,
+            staged: Staged(staged),
+            output,
+        })
+    }
+
+    fn write(&mut self, request: &WriteContentRequest) -> Result<()> {
+        let count = self.output.count();
+        if u64::try_from(request.offset).ok() != Some(count) {
+            let text = format!("the blob continues at {count}, not at {}", request.offset);
+            return Err(Status::invalid(text));
+        }
+        let written = self.output.write_all(&request.data);
+        written.map_err(|error| status("write", &self.path, &error))
+    }
+
+    /// Verifies the blob, and moves it to its place. Returns its digest.
+    fn commit(self) -> Result<String> {
+        let (found, _, file) = self.output.finish();
+        if found != self.digest {
+            let text = format!("another content than {}: {found}", self.digest);
+            return Err(Status::invalid(text));
+        }
+        let moved = file
+            .set_permissions(Permissions::from_mode(SHARED))
+            .and_then(|()| file.sync_data())
+            .and_then(|()| std::fs::rename(&self.staged.0, &self.path));
+        moved.map_err(|error| status("write", &self.path, &error))?;
+        Ok(found.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use whelk_sys::Scratch;
+
+    use super::*;
+
+    fn entry(kind: &str, attributes: &[(&str, &str)]) -> CacheOptionsEntry {
+        let attributes = attributes.iter();
+        let attrs = attributes.map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        CacheOptionsEntry {
+            kind: kind.into(),
+            attrs: attrs.collect(),
+        }
+    }
+
+    #[test]
+    fn tags_are_found_in_the_index() {
+        let scratch = Scratch::temporary("stores").unwrap();
+        let place = scratch.path().join("cache");
+        let place = place.to_str().unwrap();
+        let mut options = CacheOptions {
+            imports: vec![entry("local", &[("src", place)]), entry("registry", &[])],
+            exports: vec![entry("local", &[("dest", place), ("tag", "main")])],
+            ..CacheOptions::default()
+        };
+        let stores = Stores::of(&mut options).unwrap();
+        // There is no cache yet.
+        assert_eq!(options.imports.len(), 1);
+        let digest = Digest::of(b"manifest");
+        let descriptor = Descriptor::new("x", digest.clone(), 8);
+        let text = serde_json::to_string(&descriptor).unwrap();
+        let response = SolveResponse {
+            exporter_response: [("cache.manifest".to_owned(), text)].into(),
+        };
+        stores.finish(&response).unwrap();
+        stores.finish(&response).unwrap();
+        let found = |attributes: &[(&str, &str)]| {
+            let mut options = CacheOptions {
+                imports: vec![entry("local", &[&[("src", place)], attributes].concat())],
+                ..CacheOptions::default()
+            };
+            Stores::of(&mut options).unwrap();
+            let import = options.imports.pop();
+            import.and_then(|import| import.attrs.get("digest").cloned())
+        };
+        assert_eq!(found(&[("tag", "main")]), Some(digest.to_string()));
+        assert_eq!(found(&[]), None);
+        assert_eq!(found(&[("digest", "sha256:x")]), Some("sha256:x".into()));
+    }
+
+    #[test]
+    fn blobs_are_within_the_layout() {
+        let root = Path::new("/cache");
+        let digest = Digest::of(b"");
+        let (path, _) = blob(root, digest.as_str()).unwrap();
+        assert!(path.starts_with("/cache/blobs/sha256"));
+        for digest in ["", "sha256:../../x", "sha256:", "../x:00"] {
+            assert!(blob(root, digest).is_err(), "{digest}");
+        }
+    }
+}
