@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <root>/build/build.db   results(id, outputs, canonical, boot, created, used, uses, text)   keys(key → result)
-//!                         ingredients(place, at, text)   what the steps' keys were made of (`explain`)
+//!                         ingredients(place, at, text)   what the steps' keys were made of (`explain`)   salt(value)
 //! ```
 //! One of a result's keys is *canonical*: the one with the content of what the operation reads of other steps, if
 //! that is known. What stands on the result is found by it, too.
@@ -10,6 +10,8 @@
 //! A result is recorded when its layers are in the image store. They need not be flushed: the record says in which
 //! boot it was made until they are, and is not used in another one. A database that is damaged is set aside, and the cache
 //! is empty then.
+
+mod ingredients;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
@@ -22,7 +24,6 @@ use whelk_sys::fs;
 use whelk_sys::sync::IgnorePoison as _;
 
 use crate::error::{Error, Result};
-use crate::explain::Ingredients;
 
 /// Changes when the tables do: an older cache is not read.
 const VERSION: i64 = 2;
@@ -58,6 +59,7 @@ pub struct Cache {
     /// Reads what does not have to be up to date, beside builds.
     reader: Mutex<Connection>,
     boot: String,
+    salt: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -173,6 +175,7 @@ impl Cache {
                 connect(&path).map_err(failed("create the build cache"))?
             }
         };
+        let salt = ingredients::salt(&connection).map_err(failed("open the build cache"))?;
         let layers = hold(&connection, store, &boot).map_err(failed("read the build cache"))?;
         let reader = Connection::open(&path).map_err(failed("open the build cache"))?;
         Ok(Self {
@@ -183,6 +186,7 @@ impl Cache {
                 in_use: BTreeMap::new(),
             }),
             boot,
+            salt,
         })
     }
 
@@ -276,26 +280,6 @@ impl Cache {
         Ok(())
     }
 
-    /// Returns what the key of a step was made of when it was executed last.
-    pub(crate) fn ingredients(&self, place: &Digest) -> Option<Ingredients> {
-        let state = self.state.lock().ignore_poison();
-        let select = "SELECT text FROM ingredients WHERE place = ?1";
-        let found: rusqlite::Result<String> =
-            state
-                .connection
-                .query_row(select, [place.as_bytes().as_slice()], |row| row.get(0));
-        serde_json::from_str(&found.ok()?).ok()
-    }
-
-    /// Notes what the keys of steps are made of that were executed.
-    ///
-    /// # Errors
-    /// Returns an error if the disk fails.
-    pub(crate) fn note(&self, steps: &[(Digest, Ingredients)]) -> Result<()> {
-        let mut state = self.state.lock().ignore_poison();
-        note(&mut state.connection, steps).map_err(failed("write to the build cache"))
-    }
-
     /// Returns all results, the oldest first.
     ///
     /// # Errors
@@ -344,22 +328,6 @@ impl Cache {
             tracing::warn!("write to the build cache: {error}");
         }
     }
-}
-
-fn note(connection: &mut Connection, steps: &[(Digest, Ingredients)]) -> rusqlite::Result<()> {
-    /// Number of steps that are kept; those that were executed last.
-    const MAX: i64 = 2000;
-    let now = whelk_engine::events::now();
-    let transaction = connection.transaction()?;
-    for (place, ingredients) in steps {
-        let text = serde_json::to_string(ingredients).unwrap_or_default();
-        let insert = "INSERT OR REPLACE INTO ingredients VALUES (?1, ?2, ?3)";
-        transaction.execute(insert, params![place.as_bytes().as_slice(), now, text])?;
-    }
-    let trim = "DELETE FROM ingredients WHERE place IN
-        (SELECT place FROM ingredients ORDER BY at DESC LIMIT -1 OFFSET ?1)";
-    transaction.execute(trim, [MAX])?;
-    transaction.commit()
 }
 
 fn failed(operation: &'static str) -> impl FnOnce(rusqlite::Error) -> Error {

@@ -3,7 +3,10 @@
 //! ```text
 //! <root>/build/mounts/<digits>/{fs,id}    the files; what names it
 //!                    /<digits>-N/…        further ones of a private cache that is in use
+//!                    /<digits>/imported   a user has imported it, and no step has used it yet
 //! ```
+//! The digits are those of a key: the id, and what the cache is filled with at first (`from`, `uid`, `mode`). That is not known of
+//! a cache that is imported before a step has used it: the first step that creates a cache with its id takes the files.
 
 use std::collections::HashMap;
 use std::io::Read;
@@ -25,27 +28,37 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub(crate) struct Caches {
     directory: PathBuf,
-    /// Those that were used since the engine has started, by their directory's name.
-    locks: Mutex<HashMap<String, Arc<RwLock<()>>>>,
-    sizes: Arc<Sizes>,
+    known: Arc<Known>,
 }
 
-/// The sizes of caches that were measured after their last use, by name.
+/// What is known of caches, by their directory's name.
 #[derive(Debug, Default)]
-struct Sizes(Mutex<HashMap<String, u64>>);
+struct Known {
+    /// Those that were used since the engine has started.
+    locks: Mutex<HashMap<String, Arc<RwLock<()>>>>,
+    /// The sizes that were measured after the last use.
+    sizes: Mutex<HashMap<String, u64>>,
+}
+
+impl Known {
+    fn lock(&self, name: &str) -> Arc<RwLock<()>> {
+        let mut locks = self.locks.lock().ignore_poison();
+        locks.entry(name.to_owned()).or_default().clone()
+    }
+}
 
 /// The right to use a cache.
 #[derive(Debug)]
 pub(crate) struct Used {
     pub path: PathBuf,
-    sizes: Arc<Sizes>,
+    known: Arc<Known>,
     _lock: Lock,
 }
 
 impl Drop for Used {
     fn drop(&mut self) {
         let name = self.path.file_name().unwrap_or_default();
-        let mut sizes = self.sizes.0.lock().ignore_poison();
+        let mut sizes = self.known.sizes.lock().ignore_poison();
         sizes.remove(&*name.to_string_lossy());
     }
 }
@@ -75,19 +88,13 @@ impl Caches {
     pub fn new(root: &Path) -> Self {
         Self {
             directory: root.join("build/mounts"),
-            locks: Mutex::default(),
-            sizes: Arc::default(),
+            known: Arc::default(),
         }
-    }
-
-    fn lock(&self, name: &str) -> Arc<RwLock<()>> {
-        let mut locks = self.locks.lock().ignore_poison();
-        locks.entry(name.to_owned()).or_default().clone()
     }
 
     /// Returns whether a step has a cache, or waits for it. Takes no lock: a step would find the cache in use.
     fn is_used(&self, name: &str) -> bool {
-        let locks = self.locks.lock().ignore_poison();
+        let locks = self.known.locks.lock().ignore_poison();
         locks
             .get(name)
             .is_some_and(|lock| Arc::strong_count(lock) > 1)
@@ -95,14 +102,9 @@ impl Caches {
 
     /// Takes the cache of a key. Waits for one that is locked by another step.
     pub async fn take(&self, key: &Digest, sharing: CacheSharing) -> Used {
-        let digits = key.to_string();
-        let name = digits.trim_start_matches("sha256:").to_owned();
-        let lock = self.lock(&name);
-        let used = |name: &str, lock: Lock| Used {
-            path: self.directory.join(name),
-            sizes: self.sizes.clone(),
-            _lock: lock,
-        };
+        let name = name_of(key);
+        let lock = self.known.lock(&name);
+        let used = |name: &str, lock: Lock| self.used(name, lock);
         match sharing {
             CacheSharing::Shared => used(&name, Lock::Shared(lock.read_owned().await)),
             CacheSharing::Locked => used(&name, Lock::Own(lock.write_owned().await)),
@@ -113,7 +115,7 @@ impl Caches {
                         0 => name.clone(),
                         number => format!("{name}-{number}"),
                     };
-                    if let Ok(guard) = self.lock(&name).try_write_owned() {
+                    if let Ok(guard) = self.known.lock(&name).try_write_owned() {
                         return used(&name, Lock::Own(guard));
                     }
                     number += 1;
@@ -122,7 +124,16 @@ impl Caches {
         }
     }
 
-    /// Creates a cache that does not exist yet; `fill` fills it. Returns the directory of its files. Blocking.
+    fn used(&self, name: &str, lock: Lock) -> Used {
+        Used {
+            path: self.directory.join(name),
+            known: self.known.clone(),
+            _lock: lock,
+        }
+    }
+
+    /// Creates a cache that does not exist yet; `fill` fills it, and then what was imported with its id is moved there.
+    /// Returns the directory of its files. Blocking.
     pub fn open(
         store: &Store,
         used: &Used,
@@ -131,6 +142,10 @@ impl Caches {
     ) -> Result<PathBuf> {
         let files = used.path.join("fs");
         if fs::exists(&files) {
+            // A step has it now.
+            if let Err(error) = fs::remove_if_exists(used.path.join(IMPORTED)) {
+                tracing::warn!("note the use of a cache: {error}");
+            }
             // The time of the last use.
             let now = SystemTime::now();
             let _ = fs::open(used.path.join("id")).and_then(|file| {
@@ -144,6 +159,7 @@ impl Caches {
         fs::create_dir(&new, 0o700)?;
         fs::create_dir(new.join("fs"), 0o755)?;
         fill(&new.join("fs"))?;
+        used.take_imported(store, id, &new.join("fs"))?;
         fs::write(new.join("id"), id)?;
         if let Some(parent) = used.path.parent() {
             fs::create_dir_all(parent, 0o700)?;
@@ -188,31 +204,51 @@ impl Caches {
         Ok(all)
     }
 
-    /// Returns the name of the directory of a cache that a user means by its id, or by the first digits of its name;
-    /// `None` if there is none. Blocking.
+    /// Returns the name of the directory of a cache that a user means by the id of its record, by its own id, with or
+    /// without the namespace, or by the first digits of its name; `None` if there is none. Blocking.
     ///
     /// # Errors
     /// Returns an error if there are several.
     pub fn find(&self, wanted: &str) -> Result<Option<String>> {
         /// Fewer digits are an id.
         const MIN_DIGITS: usize = 6;
-        let is_meant = |kept: &Kept| {
-            kept.id == wanted
-                || kept.id == id_of(wanted)
-                || wanted.len() >= MIN_DIGITS && kept.name.starts_with(wanted)
-        };
-        let mut found = self.list()?.into_iter().filter(is_meant);
-        match (found.next(), found.next()) {
-            (Some(_), Some(_)) => Err(Error::invalid(format!(
-                "there are several caches {wanted}: name one by its ID"
-            ))),
-            (found, _) => Ok(found.map(|kept| kept.name)),
+        /// Of a directory's name and a cache's id.
+        type Rule<'a> = &'a dyn Fn(&str, &str) -> bool;
+        let mut all = Vec::new();
+        if fs::exists(&self.directory) {
+            for entry in fs::list(&self.directory)? {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                let id = fs::read_to_string(entry.path().join("id")).unwrap_or_default();
+                all.push((name, id));
+            }
         }
+        let own = id_of(wanted);
+        let has_namespace = wanted.get(1..).is_some_and(|rest| rest.contains('/'));
+        let is_digits = wanted.len() >= MIN_DIGITS;
+        let rules: [Rule<'_>; 4] = [
+            &|name, _| record_id(name) == wanted,
+            &|_, id| id == own,
+            &|_, id| has_namespace && id == wanted,
+            &|name, _| is_digits && name.starts_with(wanted),
+        ];
+        for is_meant in rules {
+            let mut found = all.iter().filter(|(name, id)| is_meant(name, id));
+            match (found.next(), found.next()) {
+                (Some(_), Some(_)) => {
+                    return Err(Error::invalid(format!(
+                        "there are several caches {wanted}: name one by its ID"
+                    )));
+                }
+                (Some((name, _)), None) => return Ok(Some(name.clone())),
+                (None, _) => {}
+            }
+        }
+        Ok(None)
     }
 
-    /// Takes a cache for its user's own purpose, while no step changes it. Does not wait.
+    /// Takes a cache for its user's own purpose: alone to change it, otherwise as a step that shares it. Does not wait.
     fn take_now(&self, name: &str, is_changed: bool) -> Result<Used> {
-        let lock = self.lock(name);
+        let lock = self.known.lock(name);
         let lock = match is_changed {
             true => lock.try_write_owned().ok().map(Lock::Own),
             false => lock.try_read_owned().ok().map(Lock::Shared),
@@ -221,23 +257,25 @@ impl Caches {
             let text = format!("the cache {name} is in use by a build");
             Error::from(whelk_engine::Error::conflict(text))
         })?;
-        Ok(Used {
-            path: self.directory.join(name),
-            sizes: self.sizes.clone(),
-            _lock: lock,
-        })
+        Ok(self.used(name, lock))
     }
 
-    /// Takes a cache to read it. Blocking.
+    /// Takes a cache to read it. Steps that share it may write to it meanwhile. Blocking.
     ///
     /// # Errors
     /// Returns an error if there is none, and if a step uses it alone.
     pub fn hold(&self, wanted: &str) -> Result<Used> {
-        let name = self.find(wanted)?.ok_or_else(|| {
+        let missing = || {
             let text = format!("no such cache of builds: {wanted}");
             Error::from(whelk_engine::Error::NotFound(text))
-        })?;
-        self.take_now(&name, false)
+        };
+        let name = self.find(wanted)?.ok_or_else(missing)?;
+        let used = self.take_now(&name, false)?;
+        // It may have been removed before it was taken.
+        match fs::exists(used.path.join("fs")) {
+            true => Ok(used),
+            false => Err(missing()),
+        }
     }
 
     /// Unpacks an archive into a cache, which is created if there is none with this id. Returns the name of its
@@ -249,34 +287,48 @@ impl Caches {
         if wanted.is_empty() {
             return Err(Error::invalid("a cache needs an id"));
         }
+        let id = id_of(wanted);
         let known = self.find(wanted)?;
-        let is_new = known.is_none();
-        let name = known.unwrap_or_else(|| {
-            let digits = key(&id_of(wanted), "", &[]).to_string();
-            digits.trim_start_matches("sha256:").to_owned()
-        });
-        let used = self.take_now(&name, true)?;
+        let name = known.unwrap_or_else(|| name_of(&key(&id, "", &[])));
+        self.import_as(store, &name, &id, input)?;
+        Ok(name)
+    }
+
+    fn import_as(
+        &self,
+        store: &Store,
+        name: &str,
+        id: &str,
+        input: impl Read + Send,
+    ) -> Result<()> {
+        let used = self.take_now(name, true)?;
         let mut input = Some(input);
         let mut unpack = |path: &Path| match input.take() {
             Some(input) => Ok(whelk_image::snapshots::unpack(input, path)?),
             None => Ok(()),
         };
-        let files = Self::open(store, &used, &id_of(wanted), &mut unpack)?;
-        if !is_new {
-            unpack(&files)?;
+        let is_imported = fs::exists(used.path.join(IMPORTED));
+        let files = Self::open(store, &used, id, &mut unpack)?;
+        let is_new = input.is_none();
+        // It was there, or a step has created it before it was taken here.
+        if let Some(input) = input {
+            whelk_image::snapshots::unpack(input, &files)?;
         }
-        Ok(name)
+        if is_new || is_imported {
+            fs::write(used.path.join(IMPORTED), "")?;
+        }
+        Ok(())
     }
 
     /// Returns the size of a cache, which is measured once after each use.
     fn size(&self, name: &str, path: &Path) -> u64 {
-        let known = self.sizes.0.lock().ignore_poison().get(name).copied();
+        let known = self.known.sizes.lock().ignore_poison().get(name).copied();
         known.unwrap_or_else(|| {
             let directory = fs::open(path).ok();
             let size = directory.and_then(|directory| copy::disk_usage(directory).ok());
             let size = size.unwrap_or(0);
             if !self.is_used(name) {
-                let mut sizes = self.sizes.0.lock().ignore_poison();
+                let mut sizes = self.known.sizes.lock().ignore_poison();
                 sizes.insert(name.to_owned(), size);
             }
             size
@@ -285,15 +337,56 @@ impl Caches {
 
     /// Removes a cache that no step uses. Returns whether it was removed. Blocking.
     pub fn remove(&self, store: &Store, name: &str) -> Result<bool> {
-        let Ok(_guard) = self.lock(name).try_write_owned() else {
+        let Ok(_guard) = self.known.lock(name).try_write_owned() else {
             return Ok(false);
         };
         let trashed = store.staging.trash(&self.directory.join(name))?;
-        self.sizes.0.lock().ignore_poison().remove(name);
+        self.known.sizes.lock().ignore_poison().remove(name);
         let is_removed = trashed.is_some();
         store.staging.dispose(trashed);
         Ok(is_removed)
     }
+}
+
+impl Used {
+    /// Moves the files of the cache that was imported with an id, if no step has it, into the directory of a new cache.
+    fn take_imported(&self, store: &Store, id: &str, files: &Path) -> Result<()> {
+        let name = name_of(&key(id, "", &[]));
+        let imported = self.path.with_file_name(&name);
+        if imported == self.path || !fs::exists(imported.join(IMPORTED)) {
+            return Ok(());
+        }
+        let Ok(_guard) = self.known.lock(&name).try_write_owned() else {
+            return Ok(());
+        };
+        let Some(trashed) = store.staging.trash(&imported)? else {
+            return Ok(());
+        };
+        for entry in fs::list(trashed.join("fs"))? {
+            let target = files.join(entry.file_name());
+            store.staging.dispose(store.staging.trash(&target)?);
+            fs::rename(entry.path(), &target)?;
+        }
+        store.staging.dispose(Some(trashed));
+        self.known.sizes.lock().ignore_poison().remove(&name);
+        Ok(())
+    }
+}
+
+/// The mark of a cache that no step has used yet.
+const IMPORTED: &str = "imported";
+
+/// Returns the name of a cache's directory.
+fn name_of(key: &Digest) -> String {
+    let digits = key.to_string();
+    digits.trim_start_matches("sha256:").to_owned()
+}
+
+/// Returns the id of the record of a cache: the first digits of its name, and the number of a further one.
+pub(crate) fn record_id(name: &str) -> String {
+    let (digits, number) = name.split_at(name.find('-').unwrap_or(name.len()));
+    let digits: String = digits.chars().take(crate::usage::ID).collect();
+    digits + number
 }
 
 /// Returns the id of a cache that a Dockerfile names. It begins with the namespace of the build, which is empty.
@@ -362,7 +455,7 @@ mod tests {
         assert_eq!(size(), before);
         let kept = caches.list().unwrap();
         // To look at a cache is no use of it.
-        let lock = caches.lock(&kept[0].name);
+        let lock = caches.known.lock(&kept[0].name);
         let _writing = lock.try_write().unwrap();
         assert_eq!(caches.list().unwrap().len(), 1);
         drop(_writing);
@@ -372,16 +465,120 @@ mod tests {
             (1, "/go", false)
         );
         // Found by its id and by its name, and not while it is in use.
-        for wanted in ["/go", "go", &kept[0].name[..12]] {
+        for wanted in ["go", &kept[0].name[..12], &record_id(&kept[0].name)] {
             assert_eq!(caches.find(wanted).unwrap().as_ref(), Some(&kept[0].name));
         }
         assert_eq!(caches.find("other").unwrap(), None);
         let used = caches.take(&key, CacheSharing::Locked).await;
-        assert!(caches.hold("/go").is_err());
-        assert!(caches.import(&store, "/go", &b""[..]).is_err());
+        assert!(caches.hold("go").is_err());
+        assert!(caches.import(&store, "go", &b""[..]).is_err());
         drop(used);
-        assert!(caches.hold("/go").is_ok() && caches.hold("other").is_err());
+        assert!(caches.hold("go").is_ok() && caches.hold("other").is_err());
         assert!(caches.remove(&store, &kept[0].name).unwrap());
         assert!(caches.list().unwrap().is_empty());
+    }
+
+    async fn create(caches: &Caches, store: &Store, id: &str, key: &Digest) -> Used {
+        let used = caches.take(key, CacheSharing::Shared).await;
+        Caches::open(store, &used, id, |_| Ok(())).unwrap();
+        used
+    }
+
+    #[tokio::test]
+    async fn caches_are_found_by_what_the_user_means() {
+        let root = Scratch::temporary("build-caches-found").unwrap();
+        let store = Store::open(root.path()).unwrap();
+        let caches = Caches::new(root.path());
+        // A mount without an id has that of its target.
+        let mut names = Vec::new();
+        for id in ["/go", "//go", "team/npm"] {
+            drop(create(&caches, &store, id, &key(id, "", &[])).await);
+            names.push(name_of(&key(id, "", &[])));
+        }
+        for (wanted, expected) in [
+            ("go", Some(0)),
+            ("/go", Some(1)),
+            ("team/npm", Some(2)),
+            ("npm", None),
+            ("//go", Some(1)),
+        ] {
+            let expected = expected.map(|index: usize| &names[index]);
+            assert_eq!(caches.find(wanted).unwrap().as_ref(), expected, "{wanted}");
+        }
+        // Private ones that are used at the same time have ids of their own.
+        let own = key("/own", "", &[]);
+        let one = caches.take(&own, CacheSharing::Private).await;
+        let two = caches.take(&own, CacheSharing::Private).await;
+        for used in [&one, &two] {
+            Caches::open(&store, used, "/own", |_| Ok(())).unwrap();
+        }
+        let name = name_of(&own);
+        let second = format!("{name}-1");
+        assert_eq!(record_id(&second), format!("{}-1", &name[..25]));
+        assert!(caches.find("own").is_err());
+        for name in [&name, &second] {
+            assert_eq!(caches.find(&record_id(name)).unwrap().as_ref(), Some(name));
+        }
+    }
+
+    /// Returns an archive with one file.
+    fn archive(name: &str, text: &str) -> Vec<u8> {
+        let mut archive = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(text.len() as u64);
+        header.set_mode(0o644);
+        header.set_cksum();
+        archive
+            .append_data(&mut header, name, text.as_bytes())
+            .unwrap();
+        archive.into_inner().unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_is_imported_is_in_the_cache_that_a_step_creates() {
+        let root = Scratch::temporary("build-caches-import").unwrap();
+        let store = Store::open(root.path()).unwrap();
+        let caches = Caches::new(root.path());
+        let name = caches.import(&store, "npm", &*archive("x", "1")).unwrap();
+        caches.import(&store, "npm", &*archive("y", "2")).unwrap();
+        // Its mount has a mode, so that it has another key.
+        let other = key("/npm", "/cache", &[]);
+        let used = caches.take(&other, CacheSharing::Shared).await;
+        let fill = |path: &Path| {
+            fs::write(path.join("x"), "of the base")?;
+            Ok(fs::write(path.join("z"), "of the base")?)
+        };
+        let files = Caches::open(&store, &used, "/npm", fill).unwrap();
+        let read = |name: &str| fs::read_to_string(files.join(name)).unwrap();
+        assert_eq!(["x", "y", "z"].map(read), ["1", "2", "of the base"]);
+        assert!(!fs::exists(root.path().join("build/mounts").join(&name)));
+        assert_eq!(caches.find("npm").unwrap(), Some(name_of(&other)));
+        // What a step has used is not taken away from it.
+        caches.import(&store, "go", &*archive("x", "1")).unwrap();
+        let own = caches
+            .take(&key("/go", "", &[]), CacheSharing::Shared)
+            .await;
+        Caches::open(&store, &own, "/go", |_| Ok(())).unwrap();
+        drop(own);
+        let other = caches
+            .take(&key("/go", "/cache", &[]), CacheSharing::Shared)
+            .await;
+        let files = Caches::open(&store, &other, "/go", |_| Ok(())).unwrap();
+        assert_eq!(fs::list(&files).unwrap().len(), 0);
+    }
+
+    #[tokio::test]
+    async fn an_import_is_unpacked_into_a_cache_that_was_created_meanwhile() {
+        let root = Scratch::temporary("build-caches-raced").unwrap();
+        let store = Store::open(root.path()).unwrap();
+        let caches = Caches::new(root.path());
+        assert_eq!(caches.find("go").unwrap(), None);
+        let key = key("/go", "", &[]);
+        drop(create(&caches, &store, "/go", &key).await);
+        let name = name_of(&key);
+        let input = archive("x", "1");
+        caches.import_as(&store, &name, "/go", &*input).unwrap();
+        let file = root.path().join("build/mounts").join(name).join("fs/x");
+        assert_eq!(fs::read_to_string(file).unwrap(), "1");
     }
 }

@@ -33,6 +33,8 @@ pub(crate) struct Ingredients {
     /// Names of variables, and digests of their values.
     variables: BTreeMap<String, String>,
     inputs: Vec<Ingredient>,
+    #[serde(default)]
+    has_failed: bool,
 }
 
 /// What was read of an input.
@@ -50,8 +52,8 @@ pub(crate) struct Ingredient {
 pub(crate) struct Reasons {
     project: String,
     is_explained: bool,
-    /// The operations that were executed.
-    executed: Mutex<Vec<usize>>,
+    /// The operations that were executed, and whether they have failed.
+    executed: Mutex<Vec<(usize, bool)>>,
 }
 
 impl Reasons {
@@ -64,21 +66,22 @@ impl Reasons {
     }
 
     /// Notes that an operation was executed.
-    pub fn executed(&self, index: usize) {
-        self.executed.lock().ignore_poison().push(index);
+    pub fn executed(&self, index: usize, has_failed: bool) {
+        let mut executed = self.executed.lock().ignore_poison();
+        executed.push((index, has_failed));
     }
 }
 
 impl Job {
     /// Returns the place of an operation, and what its key is made of; `None` if that is not kept. Blocking.
-    fn ingredients(&self, index: usize) -> Option<(Digest, Ingredients)> {
+    fn ingredients(&self, index: usize, salt: &[u8]) -> Option<(Digest, Ingredients)> {
         let node = &self.graph.nodes[index];
         let place = place(&self.reasons.project, node)?;
         let inputs = node.inputs.iter();
         let inputs: Vec<&Node> = inputs.map(|edge| &self.graph.nodes[edge.node]).collect();
         let identities = &self.keys[index].identities;
         let files = |content: &Digest| self.sources.listed(content);
-        Some((place, ingredients(node, &inputs, identities, files)))
+        Some((place, ingredients(node, &inputs, identities, files, salt)))
     }
 }
 
@@ -91,10 +94,12 @@ impl Builder {
         let (builder, own) = (self.clone(), job.clone());
         let reason = blocking(move || {
             let is_ignored = own.graph.nodes[index].metadata.ignore_cache;
-            Ok(own.ingredients(index).map(|(place, new)| {
-                let old = builder.cache.ingredients(&place);
-                differences(old.as_ref(), &new, is_ignored)
-            }))
+            Ok(own
+                .ingredients(index, builder.cache.salt())
+                .map(|(place, new)| {
+                    let old = builder.cache.ingredients(&place);
+                    differences(old.as_ref(), &new, is_ignored)
+                }))
         });
         if let Some(reason) = reason.await? {
             let name = format!("not cached: {reason}");
@@ -117,7 +122,11 @@ impl Builder {
         let (builder, job) = (self.clone(), job.clone());
         let noted = blocking(move || {
             let steps = executed.into_iter();
-            let steps: Vec<_> = steps.filter_map(|index| job.ingredients(index)).collect();
+            let steps = steps.filter_map(|(index, has_failed)| {
+                let (place, step) = job.ingredients(index, builder.cache.salt())?;
+                Some((place, Ingredients { has_failed, ..step }))
+            });
+            let steps: Vec<_> = steps.collect();
             builder.cache.note(&steps)
         });
         if let Err(error) = noted.await {
@@ -148,8 +157,9 @@ pub(crate) fn ingredients(
     inputs: &[&Node],
     identities: &[Identity],
     files: impl Fn(&Digest) -> Option<Listed>,
+    salt: &[u8],
 ) -> Ingredients {
-    let (operation, variables) = without_variables(&node.op);
+    let (operation, variables) = without_variables(&node.op, salt);
     let inputs = inputs.iter().zip(identities).map(|(input, identity)| {
         let (digest, listed) = match identity {
             Identity::Step(digest) | Identity::Selection(digest) => (digest, None),
@@ -175,11 +185,35 @@ pub(crate) fn ingredients(
         operation: operation.to_string(),
         variables,
         inputs: inputs.collect(),
+        has_failed: false,
+    }
+}
+
+impl Ingredients {
+    /// Returns them as JSON of a bounded size: without files if these are too many.
+    pub fn encode(&self) -> String {
+        /// In bytes.
+        const MAX: usize = 64 << 10;
+        let encoded = |step: &Self| serde_json::to_string(step).unwrap_or_default();
+        let text = encoded(self);
+        if text.len() <= MAX {
+            return text;
+        }
+        let mut small = self.clone();
+        for input in &mut small.inputs {
+            input.files = Listed(None);
+        }
+        let text = encoded(&small);
+        match text.len() <= MAX {
+            true => text,
+            // Its instruction alone is as long.
+            false => String::new(),
+        }
     }
 }
 
 /// Returns the digest of an operation without its variables, and these.
-fn without_variables(op: &Op) -> (Digest, BTreeMap<String, String>) {
+fn without_variables(op: &Op, salt: &[u8]) -> (Digest, BTreeMap<String, String>) {
     let mut op = op.clone();
     let mut variables = BTreeMap::new();
     if let Some(Kind::Exec(exec)) = &mut op.kind
@@ -187,8 +221,9 @@ fn without_variables(op: &Op) -> (Digest, BTreeMap<String, String>) {
     {
         for variable in std::mem::take(&mut meta.env) {
             let (name, value) = variable.split_once('=').unwrap_or((&variable, ""));
-            // Values may be secret.
-            variables.insert(name.to_owned(), short(&Digest::of(value.as_bytes())));
+            // Values may be secret, and guessed.
+            let digest = Digest::of_parts([salt, value.as_bytes()]);
+            variables.insert(name.to_owned(), short(&digest));
         }
     }
     (key::step(&op, &[]), variables)
@@ -219,7 +254,7 @@ pub(crate) fn differences(
     if old.instruction != new.instruction {
         found.push(format!("the instruction was {}", old.instruction));
     } else if old.operation != new.operation || old.inputs.len() != new.inputs.len() {
-        found.push("the instruction's settings are others".into());
+        found.push("its flags or mounts differ".into());
     }
     for (name, value) in &new.variables {
         match old.variables.get(name) {
@@ -241,6 +276,7 @@ pub(crate) fn differences(
         }
     }
     match found.is_empty() {
+        true if old.has_failed => "it failed the last time".into(),
         true => "its result is not in the cache any more".into(),
         false => found.join("; "),
     }
@@ -261,8 +297,14 @@ fn input(old: &Ingredient, new: &Ingredient) -> String {
         }
     }
     match name.strip_prefix('[').and_then(|name| name.split_once(']')) {
-        Some(("internal", _)) | None => format!("files of {name} are others"),
-        Some((place, _)) => format!("the result of [{place}] is another one"),
+        Some(("internal", " load build context")) => {
+            "files of the build context have changed".into()
+        }
+        Some(("internal", _)) | None => format!("files of {name} have changed"),
+        Some((place, _)) => match place.strip_prefix("context ") {
+            Some(context) => format!("files of the context {context} have changed"),
+            None => format!("the result of [{place}] is another one"),
+        },
     }
 }
 
@@ -318,6 +360,7 @@ mod tests {
                     listed(files),
                 ),
             ],
+            has_failed: false,
         }
     }
 
@@ -356,7 +399,7 @@ mod tests {
         );
         check(
             |new| new.operation = "2".into(),
-            "the instruction's settings are others",
+            "its flags or mounts differ",
         );
         check(
             |new| new.variables = [("B".to_owned(), "1".to_owned())].into(),
@@ -371,7 +414,7 @@ mod tests {
                 new.inputs[1].identity = "2".into();
                 new.inputs[1].files = Listed(None);
             },
-            "files of [internal] load build context are others",
+            "files of the build context have changed",
         );
         let new = copy("1", &[]);
         assert_eq!(differences(None, &new, false), "it was not executed before");
@@ -379,7 +422,48 @@ mod tests {
             differences(None, &new, true),
             "the build uses no cache for it"
         );
-        let text = serde_json::to_string(&new).unwrap_or_default();
-        assert_eq!(serde_json::from_str::<Ingredients>(&text).ok(), Some(new));
+        let decoded = |text: &str| serde_json::from_str::<Ingredients>(text).ok();
+        assert_eq!(decoded(&new.encode()), Some(new.clone()));
+        let failed = Ingredients {
+            has_failed: true,
+            ..new.clone()
+        };
+        assert_eq!(
+            differences(Some(&failed), &new, false),
+            "it failed the last time"
+        );
+    }
+
+    #[test]
+    fn what_is_kept_of_a_step_is_small() {
+        let long: Vec<String> = (0..2000).map(|number| format!("{number:0>200}")).collect();
+        let long: Vec<(&str, &str)> = long.iter().map(|name| (&**name, "1")).collect();
+        let many = copy("1", &long);
+        let text = many.encode();
+        assert!(text.len() < 1000);
+        let kept: Ingredients = serde_json::from_str(&text).unwrap_or_default();
+        assert_eq!(kept.inputs[1].files, Listed(None));
+        let huge = Ingredients {
+            instruction: "x".repeat(100_000),
+            ..many
+        };
+        assert_eq!(huge.encode(), "");
+    }
+
+    #[test]
+    fn values_of_variables_cannot_be_guessed() {
+        let op = Op {
+            kind: Some(Kind::Exec(whelk_llb::pb::ExecOp {
+                meta: Some(whelk_llb::pb::Meta {
+                    env: vec!["TOKEN=secret".into()],
+                    ..whelk_llb::pb::Meta::default()
+                }),
+                ..whelk_llb::pb::ExecOp::default()
+            })),
+            ..Op::default()
+        };
+        let kept = |salt: &[u8]| without_variables(&op, salt).1["TOKEN"].clone();
+        assert_ne!(kept(b"one"), kept(b"two"));
+        assert_eq!(kept(b"one"), kept(b"one"));
     }
 }

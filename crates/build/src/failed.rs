@@ -23,10 +23,7 @@ pub struct Failed {
 impl Failed {
     /// The program that was executed, if it is a shell: `SHELL -c …`.
     fn shell(&self) -> String {
-        match self.meta.args.as_slice() {
-            [shell, flag, ..] if flag.starts_with('-') && flag.ends_with('c') => shell.clone(),
-            _ => "/bin/sh".into(),
-        }
+        shell(&self.meta.args).to_owned()
     }
 }
 
@@ -59,5 +56,37 @@ impl Builder {
             made: Made::default(),
         };
         self.export(&solved, image, None, Vec::new()).await
+    }
+}
+
+/// Returns the shell that a command is executed by; the usual one if it is another program.
+fn shell(args: &[String]) -> &str {
+    const SHELLS: [&str; 7] = ["sh", "bash", "ash", "dash", "zsh", "ksh", "fish"];
+    let program = args.first().map_or("", String::as_str);
+    let name = program.rsplit('/').next().unwrap_or(program);
+    match SHELLS.contains(&name) {
+        true => program,
+        false => "/bin/sh",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shells_are_known_by_their_names() {
+        for (command, expected) in [
+            ("/bin/sh -c make", "/bin/sh"),
+            ("/bin/bash -o pipefail -c make", "/bin/bash"),
+            ("zsh script", "zsh"),
+            ("gcc -c x.c", "/bin/sh"),
+            ("python3 -c pass", "/bin/sh"),
+            ("tar -xc", "/bin/sh"),
+            ("", "/bin/sh"),
+        ] {
+            let args: Vec<String> = command.split(' ').map(str::to_owned).collect();
+            assert_eq!(shell(&args), expected, "{command}");
+        }
     }
 }

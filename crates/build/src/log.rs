@@ -27,6 +27,12 @@ struct Written {
     is_closed: bool,
 }
 
+/// Returns a frame of a stream's output: 1 is the standard output, 2 the standard error.
+pub(crate) fn frame(stream: u8, bytes: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+    [&[stream, 0, 0, 0][..], &length.to_be_bytes(), bytes].concat()
+}
+
 /// The output of a step while it is executed, and after that for as long as somebody has it.
 ///
 /// A piece is a frame of Docker's: the number of the stream, three zeros, the length, and the bytes.

@@ -12,7 +12,7 @@ use whelk_sys::fs;
 use whelk_sys::sync::IgnorePoison as _;
 
 use crate::cache::Row;
-use crate::caches::{Kept, Used};
+use crate::caches::{self, Kept, Used};
 use crate::error::Result;
 use crate::gc::{self, Disk, Policy, Record, RecordKind};
 use crate::{Builder, blocking};
@@ -102,9 +102,10 @@ impl Builder {
     ///
     /// # Errors
     /// Returns an error if a build uses it, or if the archive is invalid.
-    pub fn import_cache(&self, wanted: &str, input: impl Read + Send) -> Result<String> {
+    pub fn import_cache(self: &Arc<Self>, wanted: &str, input: impl Read + Send) -> Result<String> {
         let name = self.caches.import(self.store(), wanted, input)?;
-        Ok(name.chars().take(ID).collect())
+        self.keep_to_budget();
+        Ok(caches::record_id(&name))
     }
 
     fn records(&self) -> Result<Vec<(Place, Record)>> {
@@ -114,7 +115,7 @@ impl Builder {
             id: match kind {
                 // Its key differs only at its end.
                 RecordKind::Local => id_of(&kept.name),
-                _ => kept.name.chars().take(ID).collect(),
+                _ => caches::record_id(&kept.name),
             },
             kind,
             description,
@@ -126,7 +127,8 @@ impl Builder {
         };
         for kept in self.caches.list()? {
             let name = kept.id.trim_start_matches('/');
-            let description = format!("cached mount {name} with id {:?}", kept.id);
+            let id = serde_json::to_string(&kept.id).unwrap_or_default();
+            let description = format!("cached mount {name} with id {id}");
             let record = record(&kept, RecordKind::CacheMount, description);
             all.push((Place::Cache(kept.name), record));
         }
@@ -210,6 +212,8 @@ impl Builder {
         let mut pruned = self.remove(&mut self.records()?, policy)?;
         if policy.is_everything() {
             pruned.freed += self.clear_fetched()?;
+            // Names of the user's files are in it.
+            self.cache.forget_ingredients()?;
         }
         let reclaimed = pruned.freed.to_string();
         let attributes = BTreeMap::from([("reclaimed".to_owned(), reclaimed)]);
@@ -324,7 +328,7 @@ impl Builder {
 }
 
 /// The number of digits of a record's id.
-const ID: usize = 25;
+pub(crate) const ID: usize = 25;
 
 /// Returns the id of a record.
 fn id_of(record: impl std::fmt::Display) -> String {

@@ -103,7 +103,7 @@ pub(super) async fn run(
     let base = input(inputs, root.input)?;
     let secrets = Secrets::fetch(&context.waiting.clients, op).await?;
     let mut agents = Agents::find(&context.waiting.clients, op).await?;
-    let caches = mounts::take_caches(&builder.caches, op, inputs).await?;
+    let caches = mounts::take_caches(&builder.caches, op, inputs, log).await?;
     // After the caches: whoever holds one waits for nothing else.
     let permit = builder.steps.clone().acquire_owned().await;
     let permit = permit.map_err(|error| Error::internal(error.to_string()))?;

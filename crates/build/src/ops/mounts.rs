@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::fs::{FileType, Mode, OFlags, openat};
 use whelk_llb::key::Selector;
@@ -15,7 +16,8 @@ use super::{Context, input};
 use crate::caches::{self, Caches, Used};
 use crate::error::{Error, Result, os};
 use crate::layers::{Files, Stack, Workspace, paths};
-use crate::{select, tree};
+use crate::log::{Log, frame};
+use crate::{blocking, select, tree};
 
 /// The mounts of a process, and what they show, which stays until the process has ended.
 #[derive(Debug, Default)]
@@ -67,8 +69,13 @@ pub(super) fn check(op: &ExecOp) -> Result<()> {
     Ok(())
 }
 
-/// Takes the caches of a process, in the order of their keys, so that no two wait for each other.
-pub(super) async fn take_caches(all: &Caches, op: &ExecOp, inputs: &[Stack]) -> Result<Vec<Taken>> {
+/// Takes the caches of a process, in the order of their keys, so that no two wait for each other. A wait is told in the log.
+pub(super) async fn take_caches(
+    all: &Caches,
+    op: &ExecOp,
+    inputs: &[Stack],
+    log: &Arc<Log>,
+) -> Result<Vec<Taken>> {
     let mut wanted = Vec::new();
     for (index, mount) in op.mounts.iter().enumerate() {
         if MountType::try_from(mount.mount_type) != Ok(MountType::Cache) {
@@ -79,7 +86,8 @@ pub(super) async fn take_caches(all: &Caches, op: &ExecOp, inputs: &[Stack]) -> 
         let sharing = options.map_or(0, |cache| cache.sharing);
         let sharing = CacheSharing::try_from(sharing).unwrap_or(CacheSharing::Shared);
         let base = input(inputs, mount.input)?.digests().await?;
-        wanted.push((caches::key(id, &mount.selector, &base), index, sharing));
+        let key = caches::key(id, &mount.selector, &base);
+        wanted.push((key, index, sharing, id));
     }
     // The strictest way of sharing first, which holds for all mounts of a cache.
     let order = |sharing: &CacheSharing| match sharing {
@@ -87,18 +95,32 @@ pub(super) async fn take_caches(all: &Caches, op: &ExecOp, inputs: &[Stack]) -> 
         CacheSharing::Private => 1,
         CacheSharing::Shared => 2,
     };
-    wanted.sort_unstable_by_key(|(key, _, sharing)| (key.to_string(), order(sharing)));
+    wanted.sort_unstable_by_key(|(key, _, sharing, _)| (key.to_string(), order(sharing)));
     let mut taken: Vec<(_, Taken)> = Vec::new();
-    for (key, mount, sharing) in wanted {
+    for (key, mount, sharing, id) in wanted {
         // Several mounts of a process may show the same cache.
         let known = taken.iter().find(|(known, _)| *known == key);
         let used = match known {
             Some((_, known)) => known.used.clone(),
-            None => Arc::new(all.take(&key, sharing).await),
+            None => Arc::new(told_if_late(all.take(&key, sharing), id, log).await?),
         };
         taken.push((key, Taken { mount, used }));
     }
     Ok(taken.into_iter().map(|(_, taken)| taken).collect())
+}
+
+/// Waits for a cache. If that takes its time, the log says so.
+async fn told_if_late<T>(taking: impl Future<Output = T>, id: &str, log: &Arc<Log>) -> Result<T> {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    tokio::pin!(taking);
+    if let Ok(taken) = tokio::time::timeout(PATIENCE, &mut taking).await {
+        return Ok(taken);
+    }
+    let name = id.strip_prefix('/').unwrap_or(id);
+    let text = format!("waiting for the cache {name}, which another step or an export uses\n");
+    let log = log.clone();
+    blocking(move || log.append(&frame(2, text.as_bytes()))).await?;
+    Ok(taking.await)
 }
 
 /// Prepares the mounts of a process. Blocking.

@@ -441,8 +441,9 @@ impl Builder {
             Joined::Flight(flight, log) => {
                 self.explain(job, index).await?;
                 job.report(index, State::Running(log));
-                let outputs = flight.await?;
-                job.reasons.executed(index);
+                let outputs = flight.await;
+                job.reasons.executed(index, outputs.is_err());
+                let outputs = outputs?;
                 job.report(index, State::Done);
                 outputs
             }
