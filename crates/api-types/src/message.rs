@@ -50,6 +50,8 @@ pub struct StreamMessage {
 #[serde(untagged)]
 pub enum Aux {
     Built(BuildResult),
+    /// The progress of a build with BuildKit: a message of its protocol, in base64.
+    Trace(String),
     PartOfIndex(Box<PushedPartOfIndex>),
     Pushed(PushResult),
 }

@@ -16,7 +16,7 @@ use whelk_text::time;
 use crate::error::{ApiError, ApiResult};
 use crate::json::{DecodeError, Syntax, Value, decode, parse};
 
-/// The query parameters. If a single value is expected, the last one is used.
+/// The query parameters. If a single value is expected, the first one is used, as by Go.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Params(HashMap<String, Vec<String>>);
 
@@ -42,7 +42,7 @@ impl Params {
     pub(crate) fn text(&self, name: &str) -> &str {
         self.0
             .get(name)
-            .and_then(|values| values.last())
+            .and_then(|values| values.first())
             .map_or("", String::as_str)
     }
 
@@ -60,7 +60,7 @@ impl Params {
         match self
             .0
             .get(name)
-            .and_then(|values| values.last())
+            .and_then(|values| values.first())
             .map(|value| value.trim().to_lowercase())
         {
             None => default,

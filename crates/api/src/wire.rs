@@ -19,8 +19,8 @@ pub(crate) use event::event;
 pub(crate) use exec::exec;
 pub(crate) use image::{descriptor, history, image, image_summary, manifests, platform, removals};
 pub(crate) use message::{
-    build_error, build_text, built, loaded, progress, pull_status, pulled, pulled_tag, pulling,
-    pushed, pushing, stream_error,
+    build_error, build_failure, build_image, build_text, build_trace, built, loaded, progress,
+    pull_status, pulled, pulled_tag, pulling, pushed, pushing, stream_error,
 };
 pub(crate) use network::{network, network_status};
 pub(crate) use stats::stats;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
-use whelk_dockerfile::convert::{MainContext, Options, RemoteContext, ResolveMode};
+use whelk_dockerfile::convert::{Conversion, MainContext, Options, RemoteContext, ResolveMode};
 use whelk_dockerfile::lint::Linter;
 use whelk_dockerfile::{Instruction, Stage, Stages};
 use whelk_engine::model::{HostConfig, NetworkMode};
@@ -23,6 +23,7 @@ use crate::error::{Error, Result};
 use crate::ops::Settings;
 use crate::progress::{EventKind, Follower, Progress, Work};
 use crate::request::Request as CommonRequest;
+use crate::solver::Job;
 use crate::sources::http::redacted;
 use crate::transfer::{Import, Imports};
 use crate::{Builder, blocking};
@@ -59,7 +60,7 @@ pub struct Request {
     pub limits: HostConfig,
     /// By the registry's name.
     pub credentials: BTreeMap<String, Credentials>,
-    /// Names of images whose inline caches are used.
+    /// Names of images whose inline caches are used. If none of them can be had, nothing is taken from the cache, as in Docker.
     pub cache_from: Vec<String>,
 }
 
@@ -200,6 +201,7 @@ impl Builder {
             ignore,
             context,
         } = prepared;
+        let request = self.with_own_settings(request);
         let options = options(&request, ignore);
         let imports = request.cache_from.iter().map(|image| Import::Registry {
             reference: image.clone(),
@@ -222,11 +224,15 @@ impl Builder {
             resolve: options.resolve_mode,
             progress: progress.clone(),
         };
-        let converted = self.convert(&common, &text, &options).await?;
-        let conversion = converted.conversion;
-        let definition = conversion.definition.clone();
-        let graph = blocking(move || Ok(Graph::new(definition)?)).await?;
-        let job = self.plan(&common, graph, converted.images).await?;
+        let mut planned = self.planned(&common, &text, &options).await?;
+        if self.lacks_images(&request, &common.imports) {
+            let options = Options {
+                no_cache: Some(Vec::new()),
+                ..options
+            };
+            planned = self.planned(&common, &text, &options).await?;
+        }
+        let (conversion, job) = planned;
         let failures = common.imports.failures().iter();
         for failure in failures.filter(|_| !request.quiet) {
             let text = format!("[Warning] the build cache cannot be used: {failure}\n");
@@ -241,6 +247,47 @@ impl Builder {
         let names = request.names.clone();
         self.export(&solved?, conversion.image, conversion.epoch, names)
             .await
+    }
+}
+
+impl Builder {
+    /// Converts a Dockerfile, and looks up what the cache has.
+    async fn planned(
+        self: &Arc<Self>,
+        common: &CommonRequest,
+        text: &str,
+        options: &Options,
+    ) -> Result<(Conversion, Arc<Job>)> {
+        let converted = self.convert(common, text, options).await?;
+        let definition = converted.conversion.definition.clone();
+        let graph = blocking(move || Ok(Graph::new(definition)?)).await?;
+        let job = self.plan(common, graph, converted.images).await?;
+        Ok((converted.conversion, job))
+    }
+
+    /// Whether a request names images for its cache, and none of them can be had.
+    fn lacks_images(&self, request: &Request, imports: &Imports) -> bool {
+        let names = &request.cache_from;
+        let is_here = |name: &String| self.engine.images.find(name).is_ok();
+        !names.is_empty() && imports.failures().len() == names.len() && !names.iter().any(is_here)
+    }
+
+    /// Replaces the address that depends on the engine.
+    fn with_own_settings(&self, mut request: Request) -> Request {
+        let gateways = self.engine.networks.host_gateway();
+        let hosts = request
+            .extra_hosts
+            .iter()
+            .flat_map(|host| match host.split_once([':', '=']) {
+                Some((name, "host-gateway")) => {
+                    let addresses = gateways.iter();
+                    let hosts = addresses.map(|address| format!("{name}={address}"));
+                    hosts.collect::<Vec<String>>()
+                }
+                _ => vec![host.clone()],
+            });
+        request.extra_hosts = hosts.collect();
+        request
     }
 }
 

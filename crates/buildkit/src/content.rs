@@ -7,8 +7,9 @@ use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use tokio::sync::mpsc;
 
 use crate::grpc::{Code, Result, Status, Stream};
-use crate::pb::content::{WriteAction, WriteContentRequest, WriteContentResponse};
-use crate::pb::session::ReadContentRequest;
+use crate::pb::content::{
+    ReadContentRequest, WriteAction, WriteContentRequest, WriteContentResponse,
+};
 use crate::session::{Session, append};
 
 /// The call that reads a blob of a store.
@@ -67,7 +68,7 @@ impl Write for Pieces {
 }
 
 impl Session {
-    /// Calls for a blob of a store. The answers are [`ReadContentResponse`](crate::pb::session::ReadContentResponse)s.
+    /// Calls for a blob of a store. The answers are [`ReadContentResponse`](crate::pb::content::ReadContentResponse)s.
     ///
     /// # Errors
     /// Returns an error if the client has no stores.

@@ -16,4 +16,4 @@ pub mod history;
 pub mod output;
 pub mod pb;
 pub mod session;
-mod ssh;
+pub mod ssh;

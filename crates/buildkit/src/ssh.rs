@@ -8,8 +8,9 @@ use crate::pb::session::CheckAgentRequest;
 use crate::pb::{BytesMessage, Unused};
 use crate::session::{Session, append};
 
-const CHECK: &str = "moby.sshforward.v1.SSH/CheckAgent";
-const FORWARD: &str = "moby.sshforward.v1.SSH/ForwardAgent";
+/// The methods of clients that are called.
+pub const CHECK: &str = "moby.sshforward.v1.SSH/CheckAgent";
+pub const FORWARD: &str = "moby.sshforward.v1.SSH/ForwardAgent";
 
 /// Maximum number of bytes of a message.
 const PIECE: usize = 32 << 10;

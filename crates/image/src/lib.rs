@@ -16,7 +16,7 @@ mod copy;
 pub mod descriptor;
 pub mod digest;
 mod error;
-mod gzip;
+pub mod gzip;
 pub mod leases;
 pub mod platform;
 pub mod progress;

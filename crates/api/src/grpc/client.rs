@@ -1,7 +1,7 @@
 //! The client of a build: what it sends through its session.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt as _, stream};
@@ -10,10 +10,11 @@ use whelk_build::{Client, Directory, Error, Outgoing, Pieces, Result, Work};
 use whelk_buildkit::content;
 use whelk_buildkit::grpc::Status;
 use whelk_buildkit::pb::BytesMessage;
-use whelk_buildkit::pb::session::ReadContentResponse;
+use whelk_buildkit::pb::content::ReadContentResponse;
 use whelk_buildkit::session::{Sessions, Wanted};
 use whelk_llb::pb::SourceOp;
 use whelk_registry::Credentials;
+use whelk_sys::sync::IgnorePoison as _;
 
 use super::contexts::Contexts;
 
@@ -29,9 +30,33 @@ const KNOWN: [&str; 7] = [
     "local.differ",
 ];
 
+/// The body of a request, which is a context that can be read once.
+pub(super) struct Sent(Mutex<Option<Pieces>>);
+
+/// The name of a body among the files that a client gives only once.
+pub(super) const BODY: &str = "body";
+
+impl Sent {
+    pub fn new(body: Option<Pieces>) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(body)))
+    }
+
+    fn take(&self) -> Option<Pieces> {
+        self.0.lock().ignore_poison().take()
+    }
+}
+
+impl std::fmt::Debug for Sent {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Sent(…)")
+    }
+}
+
 /// A client with a session.
 #[derive(Debug)]
 pub(super) struct SessionClient {
+    /// What came with the request.
+    pub sent: Arc<Sent>,
     pub sessions: Arc<Sessions>,
     /// The session of the build.
     pub session: String,
@@ -198,6 +223,11 @@ impl Client for SessionClient {
 
     fn upload<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Pieces>> {
         Box::pin(async move {
+            if name == BODY
+                && let Some(body) = self.sent.take()
+            {
+                return Ok(body);
+            }
             let session = self.sessions.get(&self.session).await.map_err(failed)?;
             let path = format!("/{name}");
             let calls = session.upload("buildkit-session", &path).map_err(failed)?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use whelk_build::gc::{Condition, Policy, Record};
-use whelk_build::{CacheExport, Imports, Progress, Request, Settings};
+use whelk_build::{CacheExport, Imports, Pieces, Progress, Request, Settings};
 use whelk_buildkit::grpc::{Call, Result, Status};
 use whelk_buildkit::pb::Timestamp;
 use whelk_buildkit::pb::control::{
@@ -21,7 +21,7 @@ use whelk_llb::pb;
 
 use super::Door;
 use super::builds::{Build, Reference};
-use super::client::SessionClient;
+use super::client::{Sent, SessionClient};
 use super::export::Export;
 use super::progress::{self, Listener};
 
@@ -30,6 +30,9 @@ const VERSION: &str = "v0.25.1";
 
 /// The label of a worker that can do more than make images of the engine.
 const SNAPSHOTTER: &str = "org.mobyproject.buildkit.worker.snapshotter";
+
+/// The label with the address that `host-gateway` stands for in `--add-host`, which clients replace.
+const HOST_GATEWAY: &str = "org.mobyproject.buildkit.worker.moby.host-gateway-ip";
 
 /// The version of the Dockerfile language.
 const DOCKERFILE: &str = "1.19.0";
@@ -45,7 +48,7 @@ impl Door {
         match method {
             "Solve" => {
                 let request = call.request().await?;
-                let response = self.solve(request).await?;
+                let response = self.solve(request, None).await?;
                 call.responses.send(&response).await
             }
             "Status" => {
@@ -101,7 +104,12 @@ impl Door {
         }
     }
 
-    async fn solve(self: &Arc<Self>, mut request: SolveRequest) -> Result<SolveResponse> {
+    /// Builds. The context may be an archive that came with the request, as [`BODY`](super::client::BODY).
+    pub(super) async fn solve(
+        self: &Arc<Self>,
+        mut request: SolveRequest,
+        body: Option<Pieces>,
+    ) -> Result<SolveResponse> {
         check(&request)?;
         if request.exporters.is_empty() && !request.exporter.is_empty() {
             request
@@ -114,6 +122,7 @@ impl Door {
         let exports = super::export::parse(&request.exporters)?;
         let caches = super::caches::exports(&request)?;
         let client = SessionClient {
+            sent: Sent::new(body),
             sessions: self.sessions.clone(),
             session: request.session.clone(),
             contexts: self.contexts.clone(),
@@ -212,10 +221,14 @@ impl Door {
 
     pub(super) fn worker(&self) -> WorkerRecord {
         let host = Platform::host();
+        let gateway = self
+            .host_gateway()
+            .map(|address| (HOST_GATEWAY.to_owned(), address));
+        let snapshotter = (SNAPSHOTTER.to_owned(), "overlayfs".to_owned());
         WorkerRecord {
             id: self.engine.id.clone(),
             // Clients take it for the sign that outputs, pushes and caches of all kinds are available.
-            labels: [(SNAPSHOTTER.to_owned(), "overlayfs".to_owned())].into(),
+            labels: std::iter::once(snapshotter).chain(gateway).collect(),
             platforms: vec![pb::Platform::new(
                 &host.os,
                 &host.architecture,

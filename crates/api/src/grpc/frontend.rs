@@ -22,7 +22,7 @@ use whelk_sys::sync::IgnorePoison as _;
 
 use super::Door;
 use super::builds::{Build, Reference};
-use super::client::SessionClient;
+use super::client::{Sent, SessionClient};
 use super::result::of_frontend;
 
 type Attributes = BTreeMap<String, String>;
@@ -288,6 +288,7 @@ impl Door {
         wanted: &Wanted,
     ) -> Result<(whelk_llb::Digest, Directory)> {
         let client = SessionClient {
+            sent: Sent::new(None),
             sessions: self.sessions.clone(),
             session: build.session.clone(),
             contexts: self.contexts.clone(),

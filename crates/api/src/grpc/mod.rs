@@ -20,6 +20,7 @@ mod history;
 mod progress;
 mod remote;
 mod result;
+mod told;
 
 use std::sync::Arc;
 

@@ -21,6 +21,7 @@ use super::images::stream_line;
 use super::{Service, ok};
 use crate::error::{ApiError, ApiResult};
 use crate::extract::Params;
+use crate::grpc::Door;
 use crate::wire::Convert;
 use crate::{stream, wire};
 
@@ -29,12 +30,16 @@ const WAITING: usize = 64;
 
 pub(super) async fn build(
     State(builder): Service<Builder>,
+    State(door): Service<Door>,
     State(durability): State<Durability>,
     params: Params,
     headers: HeaderMap,
     body: Body,
 ) -> ApiResult {
     check(&params)?;
+    if params.text("version") == "2" {
+        return super::build_told::build(door, &params, body);
+    }
     let request = request(&params, &headers)?;
     let (names, quiet) = (request.names.clone(), request.quiet);
     let reader = stream::reader(stream::begin().await?, body);
@@ -187,14 +192,14 @@ async fn forward(
     }
 }
 
-async fn send(
+pub(super) async fn send(
     sender: &mpsc::Sender<std::io::Result<Bytes>>,
     message: StreamMessage,
 ) -> Result<(), mpsc::error::SendError<std::io::Result<Bytes>>> {
     sender.send(Ok(Bytes::from(stream_line(&message)))).await
 }
 
-fn unsupported(what: &str) -> ApiResult<()> {
+pub(super) fn unsupported(what: &str) -> ApiResult<()> {
     Err(Error::Unsupported(format!("{what}: not available in this version of whelk")).into())
 }
 
@@ -202,7 +207,8 @@ fn unsupported(what: &str) -> ApiResult<()> {
 fn check(params: &Params) -> ApiResult<()> {
     match params.text("version") {
         "" | "1" => {}
-        "2" => return unsupported("builds with BuildKit (version=2)"),
+        // BuildKit knows these, or has never looked at them.
+        "2" => return Ok(()),
         other => return Err(ApiError::invalid(format!("invalid version {other}"))),
     }
     if params.flag("squash") {
@@ -228,7 +234,7 @@ fn check(params: &Params) -> ApiResult<()> {
 }
 
 /// Decodes a parameter that is JSON.
-fn json<T: DeserializeOwned>(params: &Params, name: &str) -> ApiResult<Option<T>> {
+pub(super) fn json<T: DeserializeOwned>(params: &Params, name: &str) -> ApiResult<Option<T>> {
     match params.text(name) {
         "" => Ok(None),
         text => serde_json::from_str::<Option<T>>(text)

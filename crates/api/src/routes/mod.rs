@@ -4,6 +4,7 @@
 mod archive;
 mod attach;
 mod build;
+mod build_told;
 mod buildkit;
 pub(crate) mod containers;
 mod exec;

@@ -186,6 +186,42 @@ pub(crate) fn build_text(text: String) -> StreamMessage {
     }
 }
 
+/// Returns the message with news of a build with BuildKit, which are encoded as in its protocol.
+pub(crate) fn build_trace(news: &[u8]) -> StreamMessage {
+    use base64::Engine as _;
+    StreamMessage {
+        id: Some("moby.buildkit.trace".into()),
+        aux: Some(Aux::Trace(
+            base64::engine::general_purpose::STANDARD.encode(news),
+        )),
+        ..StreamMessage::default()
+    }
+}
+
+/// Returns the last message of a build with BuildKit: the id of the image, if it has made one.
+pub(crate) fn build_image(id: String, quiet: bool) -> StreamMessage {
+    if quiet {
+        return build_text(format!("{id}\n"));
+    }
+    StreamMessage {
+        id: Some("moby.image.id".into()),
+        aux: Some(Aux::Built(BuildResult { id })),
+        ..StreamMessage::default()
+    }
+}
+
+/// Returns the last message of a build that has failed.
+pub(crate) fn build_failure(code: i32, message: String) -> StreamMessage {
+    StreamMessage {
+        error_detail: Some(ErrorDetail {
+            code,
+            message: message.clone(),
+        }),
+        error: Some(message),
+        ..StreamMessage::default()
+    }
+}
+
 /// Returns the last messages of a build.
 pub(crate) fn built(id: &Digest, names: &[Reference], quiet: bool) -> Vec<StreamMessage> {
     const SHORT: usize = 12;
@@ -214,14 +250,7 @@ pub(crate) fn build_error(error: &whelk_build::Error) -> StreamMessage {
         ),
         other => (0, other.to_string()),
     };
-    StreamMessage {
-        error_detail: Some(ErrorDetail {
-            code,
-            message: message.clone(),
-        }),
-        error: Some(message),
-        ..StreamMessage::default()
-    }
+    build_failure(code, message)
 }
 
 /// Returns the message of an error after the response head was sent.

@@ -29,6 +29,8 @@ pub enum Message {
 struct Line {
     code: String,
     nodes: Vec<usize>,
+    /// The process that follows, if what the instruction sets is a part of its key.
+    next: Option<usize>,
 }
 
 /// What is said of a build.
@@ -69,6 +71,7 @@ impl Script {
         let globals = stages.args.iter().map(|global| Line {
             code: original(global.lines),
             nodes: Vec::new(),
+            next: None,
         });
         let mut lines: Vec<Line> = globals.collect();
         let target = stages.stages.iter().position(|stage| {
@@ -79,13 +82,23 @@ impl Script {
         let target = target.or(number);
         let last = target.unwrap_or(stages.stages.len().saturating_sub(1));
         for (number, stage) in stages.stages.iter().enumerate().take(last + 1) {
-            let steps = stage.steps.iter().map(|step| (&step.code, step.lines));
-            let all = std::iter::once((&stage.code, stage.lines)).chain(steps);
-            let steps = all.map(|(code, lines)| Line {
-                code: code.trim().to_owned(),
-                nodes: nodes_of(lines),
-            });
-            let steps: Vec<Line> = steps.collect();
+            let steps = stage.steps.iter();
+            let steps = steps.map(|step| (&step.code, step.lines, is_setting(&step.instruction)));
+            let all = std::iter::once((&stage.code, stage.lines, false)).chain(steps);
+            let mut next = None;
+            let mut steps: Vec<Line> = Vec::new();
+            for (code, lines, is_setting) in all.collect::<Vec<_>>().into_iter().rev() {
+                let nodes = nodes_of(lines);
+                let is_process =
+                    |index: &usize| matches!(job.graph.nodes[*index].op.kind, Some(Kind::Exec(_)));
+                next = nodes.iter().copied().find(is_process).or(next);
+                steps.push(Line {
+                    code: code.trim().to_owned(),
+                    next: next.filter(|_| is_setting && nodes.is_empty()),
+                    nodes,
+                });
+            }
+            steps.reverse();
             // A stage that nothing needs is not built.
             if number == last || steps.iter().any(|line| !line.nodes.is_empty()) {
                 lines.extend(steps);
@@ -134,6 +147,18 @@ impl Script {
         job: &Arc<Job>,
         messages: &mpsc::Sender<Message>,
     ) -> Result<bool> {
+        if let Some(next) = line.next {
+            // That it is cached means that the setting is the same as before.
+            let mut state = job.states[next].subscribe();
+            let begun = state.wait_for(|state| !matches!(state, State::Waiting));
+            if begun
+                .await
+                .is_ok_and(|state| matches!(*state, State::Cached))
+            {
+                send(messages, " ---> Using cache\n".into()).await?;
+            }
+            return Ok(true);
+        }
         let mut is_cached = !line.nodes.is_empty();
         for &index in &line.nodes {
             let kind = &job.graph.nodes[index].op.kind;
@@ -182,6 +207,14 @@ impl Script {
         }
         Ok(true)
     }
+}
+
+/// Returns whether an instruction sets what following processes are executed with.
+fn is_setting(instruction: &Instruction) -> bool {
+    matches!(
+        instruction,
+        Instruction::Env(_) | Instruction::Arg(_) | Instruction::User(_) | Instruction::Shell(_)
+    )
 }
 
 /// Returns the build arguments that no ARG names, apart from those that each RUN has.

@@ -231,6 +231,13 @@ pub struct VertexWarning {
     pub ranges: Vec<Range>,
 }
 
+impl StatusResponse {
+    /// Returns the message as the protocol encodes it.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.encode_to_vec()
+    }
+}
+
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct ListWorkersRequest {
     #[prost(string, repeated, tag = "1")]

@@ -1,5 +1,5 @@
-//! The services of a client's session: `moby.filesync.v1` (authentication), `moby.buildkit.secrets.v1`,
-//! `moby.sshforward.v1` and `containerd.services.content.v1`.
+//! The services of a client's session: `moby.filesync.v1` (authentication), `moby.buildkit.secrets.v1` and
+//! `moby.sshforward.v1`.
 
 use prost::Message;
 
@@ -23,26 +23,6 @@ impl std::fmt::Debug for CredentialsResponse {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.write_str("CredentialsResponse(…)")
     }
-}
-
-/// `containerd.services.content.v1`.
-#[derive(Clone, PartialEq, Eq, Message)]
-pub struct ReadContentRequest {
-    #[prost(string, tag = "1")]
-    pub digest: String,
-    #[prost(int64, tag = "2")]
-    pub offset: i64,
-    /// All, if it is 0.
-    #[prost(int64, tag = "3")]
-    pub size: i64,
-}
-
-#[derive(Clone, PartialEq, Eq, Message)]
-pub struct ReadContentResponse {
-    #[prost(int64, tag = "1")]
-    pub offset: i64,
-    #[prost(bytes = "bytes", tag = "2")]
-    pub data: bytes::Bytes,
 }
 
 #[derive(Clone, PartialEq, Eq, Message)]

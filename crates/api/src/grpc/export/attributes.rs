@@ -74,8 +74,10 @@ fn image(attributes: &mut Attributes<'_>) -> Result<ImageOutput> {
     if image.is_pushed && image.names.is_empty() {
         return Err(Status::invalid("tag is needed when pushing to registry"));
     }
-    // Images of the engine are always stored and unpacked. They are compressed, with gzip, when they are pushed.
+    // Images of the engine are always stored, unpacked and loaded, which compose 2.26 asks for. They are compressed, with gzip, when
+    // they are pushed.
     attributes.flag("unpack")?;
+    attributes.flag("load")?;
     attributes.only("store", &["true", "1"])?;
     attributes.only("compression", &["gzip"])?;
     for name in [
