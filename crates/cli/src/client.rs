@@ -119,6 +119,13 @@ impl Client {
         format.unwrap_or_default()
     }
 
+    /// Returns the variables of proxies that containers and builds get by the user's configuration file.
+    pub(crate) fn proxies(&self) -> Vec<(String, String)> {
+        let host = self.host.to_string();
+        let proxies = |config: &Path| config_file::proxies(config, &host);
+        self.config().map(proxies).unwrap_or_default()
+    }
+
     pub(crate) fn new(host: Host, tls: Option<Tls>, context: String, debug: bool) -> Self {
         let version = std::env::var("DOCKER_API_VERSION").unwrap_or_default();
         let version = version.trim_start_matches('v');

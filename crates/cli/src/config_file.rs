@@ -1,8 +1,10 @@
 //! Docker's configuration file, `config.json`, of which only the current context, the credentials, the
 //! formats of lists and the headers of requests concern this client. All other settings are kept as they are.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::context::read_json;
@@ -46,6 +48,45 @@ pub(crate) fn http_headers(config: &Path) -> Vec<(String, String)> {
     headers
         .filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned())))
         .collect()
+}
+
+/// The proxies that a configuration has for an engine.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Proxy {
+    http_proxy: Option<String>,
+    https_proxy: Option<String>,
+    no_proxy: Option<String>,
+    ftp_proxy: Option<String>,
+    all_proxy: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Proxies {
+    /// By hosts, such as `tcp://engine:2376`; `default` is for all others.
+    proxies: BTreeMap<String, Proxy>,
+}
+
+/// Returns the variables of proxies that containers and builds of a host get (`proxies`).
+pub(crate) fn proxies(config: &Path, host: &str) -> Vec<(String, String)> {
+    let file = read_json(&config.join("config.json")).ok();
+    let file = file.and_then(|file| serde_json::from_value(file).ok());
+    let Proxies { mut proxies } = file.unwrap_or_default();
+    let own = proxies.remove(host).or_else(|| proxies.remove("default"));
+    let own = own.unwrap_or_default();
+    let all = [
+        ("HTTP_PROXY", own.http_proxy),
+        ("HTTPS_PROXY", own.https_proxy),
+        ("NO_PROXY", own.no_proxy),
+        ("FTP_PROXY", own.ftp_proxy),
+        ("ALL_PROXY", own.all_proxy),
+    ];
+    let set = all.into_iter().filter_map(|(name, value)| {
+        let value = value.filter(|value| !value.is_empty())?;
+        Some([name.to_owned(), name.to_lowercase()].map(|name| (name, value.clone())))
+    });
+    set.flatten().collect()
 }
 
 /// Sets the current context; `None` selects the default.

@@ -32,6 +32,29 @@ pub(crate) fn stage(path: &Path) -> io::Result<(File, PathBuf)> {
     })
 }
 
+/// An incomplete file, which is removed unless it is renamed.
+#[derive(Debug)]
+pub(crate) struct Staged(pub PathBuf);
+
+impl Staged {
+    pub(crate) fn rename(self, path: &Path) -> io::Result<()> {
+        std::fs::rename(&self.0, path)
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Like [`stage`], for a file that has nothing secret: others may read it if the umask says so.
+pub(crate) fn stage_output(path: &Path) -> io::Result<(File, PathBuf)> {
+    create_beside(path, |staged| {
+        File::options().write(true).create_new(true).open(staged)
+    })
+}
+
 /// Creates a directory beside `path`, to be filled and then passed to [`replace_directory`]. Missing
 /// parents are created.
 pub(crate) fn stage_directory(path: &Path) -> io::Result<PathBuf> {
@@ -178,12 +201,29 @@ pub(crate) fn create_directories(path: &Path, mode: u32) -> io::Result<()> {
         .create(path)
 }
 
-/// Removes a directory with its content, if it exists.
+/// Removes a directory with its content, if it exists, also what its owner may not write to.
 pub(crate) fn remove_directory(path: &Path) -> io::Result<()> {
     match std::fs::remove_dir_all(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            make_writable(path)?;
+            std::fs::remove_dir_all(path)
+        }
         removed => removed,
     }
+}
+
+/// Lets the owner change a directory, and those below it.
+fn make_writable(path: &Path) -> io::Result<()> {
+    let mode = path.symlink_metadata()?.permissions().mode();
+    std::fs::set_permissions(path, PermissionsExt::from_mode(mode | OWNER_ONLY))?;
+    for entry in std::fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            make_writable(&entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Reads a file of at most `MAX_SIZE` bytes.

@@ -35,7 +35,12 @@ pub(crate) fn print(text: &str) -> Outcome<()> {
 
 /// Writes text to standard error, ignoring errors.
 pub(crate) fn warn(text: &str) {
-    let _ = std::io::stderr().write_all(text.as_bytes());
+    warn_bytes(text.as_bytes());
+}
+
+/// Writes bytes to standard error, ignoring errors.
+pub(crate) fn warn_bytes(bytes: &[u8]) {
+    let _ = std::io::stderr().write_all(bytes);
 }
 
 /// Writes bytes to standard output without buffering them.

@@ -125,6 +125,42 @@ pub(crate) struct BuildArgs {
     /// Compress the context: it is not sent as an archive
     #[arg(long, hide = true)]
     pub compress: bool,
+    /// Memory limit of the `RUN` instructions
+    #[arg(
+        short,
+        long,
+        hide = true,
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub memory: String,
+    /// Limit of memory and swap together: -1 for no limit
+    #[arg(long, hide = true, default_value = "", hide_default_value = true)]
+    pub memory_swap: String,
+    /// CPU shares (relative weight)
+    #[arg(short, long, hide = true, default_value_t = 0)]
+    pub cpu_shares: i64,
+    /// Limit the CPU CFS period
+    #[arg(long, hide = true, default_value_t = 0)]
+    pub cpu_period: i64,
+    /// Limit the CPU CFS quota
+    #[arg(long, hide = true, default_value_t = 0)]
+    pub cpu_quota: i64,
+    /// CPUs in which to allow execution (`0-3`, `0,1`)
+    #[arg(long, hide = true, default_value = "", hide_default_value = true)]
+    pub cpuset_cpus: String,
+    /// Memory nodes in which to allow execution (`0-3`, `0,1`)
+    #[arg(long, hide = true, default_value = "", hide_default_value = true)]
+    pub cpuset_mems: String,
+    /// Container isolation technology
+    #[arg(long, hide = true, default_value = "", hide_default_value = true)]
+    pub isolation: String,
+    /// Security options
+    #[arg(long, hide = true)]
+    pub security_opt: Vec<String>,
+    /// Squash newly built layers into a single new layer
+    #[arg(long, hide = true)]
+    pub squash: bool,
     /// Directory, `-` for an archive or a Dockerfile on the standard input, or URL
     #[arg(value_name = "PATH | URL | -")]
     pub context: String,

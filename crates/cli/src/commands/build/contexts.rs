@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 
 use super::args::BuildArgs;
-use crate::{Failure, Outcome, plain};
+use crate::{Failure, Outcome, files, plain};
 
 /// What the engine may ask for by a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,7 +39,60 @@ struct Unpacked(PathBuf);
 
 impl Drop for Unpacked {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
+        let _ = files::remove_directory(&self.0);
+    }
+}
+
+/// How far the thread is that reads the standard input.
+#[derive(Debug, Default)]
+struct Progress {
+    is_stopped: AtomicBool,
+    has_ended: AtomicBool,
+    /// The directory that it unpacks to.
+    directory: Mutex<Option<PathBuf>>,
+}
+
+/// Has the thread. If this is dropped before its end, it removes what the thread has unpacked.
+#[derive(Default)]
+struct Reading(Arc<Progress>);
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        /// How long the thread may take to end; it does not if nobody writes to the standard input.
+        const PATIENCE: u32 = 10;
+        const TICK: Duration = Duration::from_millis(10);
+        let has_ended = || self.0.has_ended.load(Ordering::Relaxed);
+        if has_ended() {
+            return;
+        }
+        self.0.is_stopped.store(true, Ordering::Relaxed);
+        for _ in 0..PATIENCE {
+            if has_ended() {
+                return;
+            }
+            std::thread::sleep(TICK);
+        }
+        let directory = self
+            .0
+            .directory
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(path) = directory {
+            let _ = files::remove_directory(&path);
+        }
+    }
+}
+
+/// Input that ends with an error when it is not wanted any more.
+struct Stoppable<R>(R, Arc<Progress>);
+
+impl<R: Read> Read for Stoppable<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        match self.1.is_stopped.load(Ordering::Relaxed) {
+            true => Err(std::io::Error::other("it was interrupted")),
+            false => self.0.read(buffer),
+        }
     }
 }
 
@@ -50,13 +106,27 @@ const MAX_DOCKERFILE: u64 = 16 << 20;
 const BLOCK: usize = 512;
 
 impl Contexts {
-    /// Finds the sources that flags name. Reads the standard input if one of them is `-`.
-    pub fn new(args: &BuildArgs) -> Outcome<Self> {
+    /// Finds the sources that flags name. Reads the standard input if one of them is `-`. What was unpacked is removed when
+    /// the future is dropped.
+    pub async fn find(args: &BuildArgs) -> Outcome<Self> {
+        let reading = Reading::default();
+        let (args, own) = (args.clone(), reading.0.clone());
+        let found = tokio::task::spawn_blocking(move || {
+            let found = Self::new(&args, &own);
+            own.has_ended.store(true, Ordering::Relaxed);
+            found
+        });
+        let found = found.await;
+        found.map_err(|error| Failure::new(error.to_string()))?
+    }
+
+    fn new(args: &BuildArgs, reading: &Arc<Progress>) -> Outcome<Self> {
         let mut contexts = Self::default();
         match args.context.as_str() {
             "" => return Err(Failure::new("unable to prepare context: the path is empty")),
-            "-" => contexts.standard_input(args)?,
-            url if is_remote(url) => {
+            "-" => contexts.standard_input(args, reading)?,
+            // A directory may be named like a repository.
+            url if is_remote(url) && !Path::new(url).is_dir() => {
                 contexts.attribute(CONTEXT, url);
                 contexts.dockerfile(args, None)?;
             }
@@ -133,7 +203,12 @@ impl Contexts {
     }
 
     /// Takes an archive or a Dockerfile from the standard input.
-    fn standard_input(&mut self, args: &BuildArgs) -> Outcome<()> {
+    fn standard_input(&mut self, args: &BuildArgs, reading: &Arc<Progress>) -> Outcome<()> {
+        if args.file == "-" {
+            return Err(Failure::new(
+                "invalid argument: can't use stdin for both build context and dockerfile",
+            ));
+        }
         let mut input = std::io::stdin();
         let failed = |error: std::io::Error| {
             Failure::new(format!(
@@ -162,7 +237,7 @@ impl Contexts {
             self.sources.insert(CONTEXT.into(), Source::Empty);
             return Ok(());
         }
-        let root = unpack(input)?;
+        let root = unpack(input, reading)?;
         for name in [CONTEXT, DOCKERFILE] {
             self.directory(name, &root.0)?;
         }
@@ -206,9 +281,12 @@ impl Contexts {
     }
 
     /// The key by which the engine finds what it has of these directories: it is that of the machine, the user and the
-    /// paths, so that nobody else's is meant. It is empty if they do not have paths.
+    /// paths or the URL, so that nobody else's is meant. It is empty if they do not have one.
     pub fn shared_key(&self, sources: &BTreeMap<String, Source>) -> String {
-        if self.unpacked.is_some() {
+        let url = self.attributes.get(CONTEXT);
+        let is_directory = |source: &Source| matches!(source, Source::Directory(_));
+        let has_place = url.is_some() || sources.values().any(is_directory);
+        if self.unpacked.is_some() || !has_place {
             return String::new();
         }
         let machine = std::fs::read("/etc/machine-id").unwrap_or_default();
@@ -217,6 +295,9 @@ impl Contexts {
         hash.update(machine);
         hash.update(rustix::system::uname().nodename().to_bytes());
         hash.update(user.to_string());
+        if let Some(url) = url {
+            hash.update(format!("\0{url}"));
+        }
         for (name, source) in sources {
             if let Source::Directory(path) = source {
                 hash.update(format!("\0{name}\0{}", path.display()));
@@ -266,7 +347,7 @@ fn read_dockerfile(input: impl Read) -> Outcome<Vec<u8>> {
 }
 
 /// Unpacks an archive into a temporary directory.
-fn unpack(input: impl Read + Send) -> Outcome<Unpacked> {
+fn unpack(input: impl Read + Send, reading: &Arc<Progress>) -> Outcome<Unpacked> {
     let failed = |cause: String| Failure::new(format!("failed to unpack the context: {cause}"));
     let mut random = [0; 8];
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
@@ -278,7 +359,12 @@ fn unpack(input: impl Read + Send) -> Outcome<Unpacked> {
         std::fs::DirBuilder::new().mode(0o700).create(&path)
     };
     create().map_err(|error| failed(format!("create {}: {}", path.display(), plain(&error))))?;
+    *reading
+        .directory
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner) = Some(path.clone());
     let unpacked = Unpacked(path);
+    let input = Stoppable(input, reading.clone());
     let plain_input =
         whelk_image::compression::decompress(input).map_err(|error| failed(error.to_string()))?;
     let mut archive = tar::Archive::new(plain_input);
@@ -307,6 +393,42 @@ mod tests {
         tar[257..262].copy_from_slice(b"ustar");
         assert!(is_archive(&tar) && is_archive(&[0x1f, 0x8b, 8]));
         assert!(!is_archive(b"FROM x\n") && !is_archive(b""));
+    }
+
+    #[test]
+    fn only_contexts_with_a_place_are_known_again() {
+        let key = |source: Option<Source>, url: &str| {
+            let mut contexts = Contexts::default();
+            if !url.is_empty() {
+                contexts.attribute(CONTEXT, url);
+            }
+            let sources = source.map(|source| (CONTEXT.to_owned(), source));
+            contexts.shared_key(&sources.into_iter().collect())
+        };
+        let directory = |path: &str| Some(Source::Directory(path.into()));
+        assert_eq!(key(Some(Source::Empty), ""), "");
+        assert_ne!(key(directory("/a"), ""), "");
+        assert_ne!(key(directory("/a"), ""), key(directory("/b"), ""));
+        assert_ne!(key(None, "https://a/x.git"), key(None, "https://b/x.git"));
+    }
+
+    #[test]
+    fn the_standard_input_is_one_thing_only() {
+        use clap::Parser as _;
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            args: BuildArgs,
+        }
+        let args = Line::try_parse_from(["build", "-f", "-", "-"])
+            .unwrap()
+            .args;
+        let failed = Contexts::new(&args, &Arc::default()).unwrap_err();
+        assert!(
+            failed.text.contains("can't use stdin for both"),
+            "{}",
+            failed.text
+        );
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use whelk_buildkit::grpc::Channel;
 use whelk_buildkit::session;
 
-use super::session::{METHODS, Session};
+use super::session::Session;
 use crate::client::Client;
 use crate::{Failure, Outcome};
 
@@ -25,7 +25,7 @@ pub(super) async fn open_session(
     shared_key: &str,
     session: Session,
 ) -> Outcome<()> {
-    let headers = session::headers(id, shared_key, &METHODS);
+    let headers = session::headers(id, shared_key, &session.methods());
     let headers: Vec<(&str, &str)> = headers
         .iter()
         .map(|(name, value)| (*name, &**value))

@@ -1,6 +1,10 @@
 //! Takes the files of a build's result into a directory.
 
-use std::path::Path;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use whelk_buildkit::files::{Directory, Error};
@@ -26,12 +30,16 @@ pub(super) async fn receive(call: Call, target: &Path) -> Result<()> {
     std::fs::create_dir_all(target).map_err(|error| failed("create", &error))?;
     let place = files::stage_directory(&target.join("files"))
         .map_err(|error| failed("create a directory in", &error))?;
-    let staged = Staged(place);
+    // Removed by this future, which ends in any case, also when the process is about to end.
+    let (ended, until_end) = std::sync::mpsc::channel();
+    let staged = Staged { place, until_end };
+    let files = staged.place.clone();
     let (packets, mut queue) = mpsc::channel::<Packet>(WAITING);
     let target = target.to_owned();
     let answers = responses.clone();
     let mut writing = tokio::task::spawn_blocking(move || {
-        let mut directory = Directory::create(&staged.0)?;
+        let _ended: std::sync::mpsc::Sender<()> = ended;
+        let mut directory = Directory::create(&files)?;
         directory.receive(
             || queue.blocking_recv(),
             |packet| Ok(answers.send_blocking(&packet)?),
@@ -59,16 +67,39 @@ pub(super) async fn receive(call: Call, target: &Path) -> Result<()> {
     written.map_err(|error| Status::unknown(error.to_string()))
 }
 
-/// A directory that is removed.
-struct Staged(std::path::PathBuf);
+/// A directory that is removed when nobody writes to it any more.
+struct Staged {
+    place: PathBuf,
+    until_end: Receiver<()>,
+}
 
 impl Drop for Staged {
     fn drop(&mut self) {
-        let _ = files::remove_directory(&self.0);
+        /// The thread ends when it gets no more packets; but the disk may be slow.
+        const PATIENCE: Duration = Duration::from_secs(2);
+        let _ = self.until_end.recv_timeout(PATIENCE);
+        let _ = files::remove_directory(&self.place);
     }
 }
 
-/// Moves what is in a directory into another one.
+/// Lets the owner change a directory. Returns its permissions as they were.
+fn open(path: &Path) -> std::io::Result<Permissions> {
+    let old = path.symlink_metadata()?.permissions();
+    let open = Permissions::from_mode(old.mode() | 0o700);
+    if open != old {
+        std::fs::set_permissions(path, open)?;
+    }
+    Ok(old)
+}
+
+/// Moves a directory. The kernel wants its owner to be able to write to it, because its parent changes.
+fn move_directory(from: &Path, to: &Path) -> std::io::Result<()> {
+    let permissions = open(from)?;
+    std::fs::rename(from, to)?;
+    std::fs::set_permissions(to, permissions)
+}
+
+/// Moves what is in a directory into another one. A directory that is there gets the permissions of the new one.
 fn merge(from: &Path, to: &Path) -> std::result::Result<(), Error> {
     let failed = |path: &Path| {
         let path = path.display().to_string();
@@ -84,11 +115,17 @@ fn merge(from: &Path, to: &Path) -> std::result::Result<(), Error> {
         let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
         let old = target.symlink_metadata().ok();
         match (is_directory, old.map(|old| old.is_dir())) {
-            (true, Some(true)) => merge(&source, &target)?,
+            (true, Some(true)) => {
+                let permissions = open(&source).map_err(failed(&source))?;
+                open(&target).map_err(failed(&target))?;
+                merge(&source, &target)?;
+                std::fs::set_permissions(&target, permissions).map_err(failed(&target))?;
+            }
             (true, Some(false)) => {
                 std::fs::remove_file(&target).map_err(failed(&target))?;
-                std::fs::rename(&source, &target).map_err(failed(&target))?;
+                move_directory(&source, &target).map_err(failed(&target))?;
             }
+            (true, None) => move_directory(&source, &target).map_err(failed(&target))?,
             // A directory is not replaced by a file: it may have what nobody wants to lose.
             _ => std::fs::rename(&source, &target).map_err(failed(&target))?,
         }

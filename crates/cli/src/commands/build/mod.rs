@@ -6,9 +6,10 @@
 //!                                          └─► display, failure
 //! ```
 
+mod agents;
 mod args;
 mod contexts;
-mod display;
+pub(crate) mod display;
 mod engine;
 mod failure;
 mod local;
@@ -25,9 +26,12 @@ mod walk;
 pub(crate) use args::BuildArgs;
 pub(crate) use engine::connect;
 
+use std::sync::Arc;
+
 use whelk_buildkit::details::image_of_failed;
 use whelk_buildkit::pb::control::SolveResponse;
 
+use self::agents::Agents;
 use self::contexts::Contexts;
 use self::display::{Display, Mode};
 use self::failure::{failure, not_built};
@@ -37,20 +41,32 @@ use self::session::Session;
 use self::solve::{Signals, Unsolved, solve};
 use self::stores::Stores;
 use crate::client::Client;
+use crate::commands::builder::host_gateway;
 use crate::commands::image;
+use crate::commands::messages::Target;
 use crate::output::{print_line, warn_line};
 use crate::{Failure, Outcome, plain};
 
 pub(crate) async fn build(client: &Client, args: BuildArgs) -> Outcome {
+    // From here on, a signal ends this command in order.
+    let mut signals = Signals::new()?;
+    options::one_builder(client, &args.builder).map_err(not_built)?;
     let mode = Mode::new(&args.progress, args.quiet).map_err(not_built)?;
     let call = options::call(&args).map_err(not_built)?;
     let outputs = outputs::parse(&args.output, args.load, args.push).map_err(not_built)?;
+    for output in &outputs {
+        output.check(&args.tag).map_err(not_built)?;
+    }
     let secrets = Secrets::new(&args.secret).map_err(not_built)?;
-    let mut contexts = Contexts::new(&args).map_err(not_built)?;
+    let agents = Agents::new(&args.ssh).map_err(not_built)?;
+    let contexts = signals.or_stopped(Contexts::find(&args)).await;
+    let mut contexts = contexts.map_err(not_built)?;
     let mut request = options::request(&args, &contexts, &outputs).map_err(not_built)?;
     let stores = Stores::of(request.cache.get_or_insert_default()).map_err(not_built)?;
-    // While the standard input was read, a signal ended this process.
-    let mut signals = Signals::new()?;
+    for (name, value) in client.proxies() {
+        let name = format!("build-arg:{name}");
+        request.frontend_attrs.entry(name).or_insert(value);
+    }
     if !args.iidfile.is_empty() {
         // A build that fails leaves none. A device stays.
         let is_file = |path: &String| std::fs::metadata(path).is_ok_and(|old| old.is_file());
@@ -65,12 +81,18 @@ pub(crate) async fn build(client: &Client, args: BuildArgs) -> Outcome {
     }
     let session = Session {
         sources: std::mem::take(&mut contexts.sources),
-        secrets,
+        secrets: Arc::new(secrets),
+        agents,
         outputs: outputs.clone(),
         stores: stores.clone(),
         config: client.config().map(std::path::Path::to_owned),
     };
     let key = contexts.shared_key(&session.sources);
+    if args.explain && key.is_empty() {
+        warn_line!(
+            "WARNING: --explain: without the path of a context, nothing is known of earlier builds"
+        );
+    }
     let connected = async {
         tokio::try_join!(
             engine::connect(client),
@@ -78,7 +100,11 @@ pub(crate) async fn build(client: &Client, args: BuildArgs) -> Outcome {
         )
     };
     let (channel, ()) = signals.or_stopped(connected).await.map_err(not_built)?;
-    let display = Display::new(mode, "default", args.debug || client.debug());
+    if options::wants_host_gateway(&request.frontend_attrs) {
+        let address = host_gateway(&channel).await.map_err(not_built)?;
+        options::set_host_gateway(&mut request.frontend_attrs, &address);
+    }
+    let display = Display::new(mode, client.context(), args.debug || client.debug());
     let response = match solve(&channel, &request, display, &mut signals).await {
         Ok(response) => response,
         Err(Unsolved::Stopped(failure)) => return Err(not_built(failure)),
@@ -98,8 +124,9 @@ pub(crate) async fn build(client: &Client, args: BuildArgs) -> Outcome {
     }
     let is_quiet = mode == Mode::Quiet;
     let name = &request.r#ref;
-    let finished = finish(client, &args, name, &response, &outputs, is_quiet);
-    signals.or_stopped(finished).await
+    // What it fails with says so already; what stops it does not.
+    let finished = async { Ok(finish(client, &args, name, &response, &outputs, is_quiet).await) };
+    signals.or_stopped(finished).await.map_err(not_built)?
 }
 
 /// Writes the files about the result, pushes it, and prints its id.
@@ -121,7 +148,7 @@ async fn finish(
         write(&args.iidfile, id).map_err(not_built)?;
     }
     if !args.metadata_file.is_empty() {
-        let text = report::metadata(name, response)?;
+        let text = report::metadata(client.context(), name, response)?;
         write(&args.metadata_file, &text).map_err(not_built)?;
     }
     for output in outputs.iter().filter(|output| output.is_pushed) {
@@ -134,16 +161,17 @@ async fn finish(
 }
 
 async fn push(client: &Client, names: &[String], is_quiet: bool) -> Outcome<()> {
-    if names.is_empty() {
-        let text = "tag is needed when pushing to registry";
-        return Err(not_built(Failure::new(text)));
-    }
+    // The standard output is for the id, or for an archive.
+    let target = match is_quiet {
+        true => Target::Nowhere,
+        false => Target::Errors,
+    };
     for name in names {
         if !is_quiet {
             warn_line!("pushing {name}");
         }
         let name = image::pull::with_default_tag(name);
-        image::push::push_named(client, &name, "", is_quiet)
+        image::push::push_named(client, &name, "", target)
             .await
             .map_err(not_built)?;
     }

@@ -7,6 +7,7 @@ use whelk_buildkit::pb::control::{CacheOptions, CacheOptionsEntry, SolveRequest}
 use super::args::BuildArgs;
 use super::contexts::Contexts;
 use super::outputs::Output;
+use crate::client::Client;
 use crate::commands::USAGE;
 use crate::commands::arguments::{labels_of, not_available};
 use crate::commands::container::create::limits::parse_ulimit;
@@ -104,18 +105,28 @@ pub(super) fn request(
 
 /// Refuses what this client cannot do. The engine refuses the rest by its names.
 fn refuse(args: &BuildArgs) -> Outcome<()> {
-    not_available(&[("--ssh", !args.ssh.is_empty())], "SSH agents of a build")?;
-    one_builder(&args.builder)
+    let flags = [
+        ("--squash", args.squash),
+        ("--security-opt", !args.security_opt.is_empty()),
+        ("--isolation", !matches!(&*args.isolation, "" | "default")),
+    ];
+    not_available(&flags, "for builds it is")
 }
 
-/// Refuses another builder than the one that there is.
-pub(crate) fn one_builder(name: &str) -> Outcome<()> {
-    match name {
-        "" | "default" => Ok(()),
-        other => Err(Failure::new(format!(
-            "no builder {other:?} found: the engine is the only one, \"default\""
-        ))),
+/// Refuses another builder than the engine, which has the name of its context. Without a name it is that of the environment.
+pub(crate) fn one_builder(client: &Client, name: &str) -> Outcome<()> {
+    let variable = match name {
+        "" => std::env::var("BUILDX_BUILDER").unwrap_or_default(),
+        _ => String::new(),
+    };
+    let name = if name.is_empty() { &variable } else { name };
+    let own = client.context();
+    if matches!(name, "" | "default") || name == own {
+        return Ok(());
     }
+    Err(Failure::new(format!(
+        "no builder {name:?} found: the engine is the only one, {own:?}"
+    )))
 }
 
 fn attributes(args: &BuildArgs) -> Outcome<Attributes> {
@@ -138,9 +149,15 @@ fn attributes(args: &BuildArgs) -> Outcome<Attributes> {
     if !args.target.is_empty() {
         set("target", args.target.clone());
     }
-    if !args.platform.is_empty() {
-        set("platform", args.platform.join(","));
+    // As for images that are pulled.
+    let platform = match args.platform.is_empty() {
+        true => std::env::var("DOCKER_DEFAULT_PLATFORM").unwrap_or_default(),
+        false => args.platform.join(","),
+    };
+    if !platform.is_empty() {
+        set("platform", platform);
     }
+    limits(args, &mut set)?;
     if args.no_cache && !args.no_cache_filter.is_empty() {
         return Err(Failure::new(
             "--no-cache and --no-cache-filter cannot currently be used together",
@@ -185,6 +202,36 @@ fn attributes(args: &BuildArgs) -> Outcome<Attributes> {
     Ok(attributes)
 }
 
+/// Sets the limits of processes.
+fn limits(args: &BuildArgs, set: &mut impl FnMut(&str, String)) -> Outcome<()> {
+    if !args.memory.is_empty() {
+        set("memory", size(&args.memory, "-m, --memory")?.to_string());
+    }
+    match args.memory_swap.as_str() {
+        "" => {}
+        "-1" => set("memswap", "-1".into()),
+        text => set("memswap", size(text, "--memory-swap")?.to_string()),
+    }
+    for (name, number) in [
+        ("cpushares", args.cpu_shares),
+        ("cpuperiod", args.cpu_period),
+        ("cpuquota", args.cpu_quota),
+    ] {
+        if number != 0 {
+            set(name, number.to_string());
+        }
+    }
+    for (name, text) in [
+        ("cpusetcpus", &args.cpuset_cpus),
+        ("cpusetmems", &args.cpuset_mems),
+    ] {
+        if !text.is_empty() {
+            set(name, text.clone());
+        }
+    }
+    Ok(())
+}
+
 /// Reads a size such as `64m`.
 pub(crate) fn size(text: &str, flag: &str) -> Outcome<i64> {
     parse_size(text).map_err(|failure| {
@@ -194,6 +241,27 @@ pub(crate) fn size(text: &str, flag: &str) -> Outcome<i64> {
         );
         Failure::with_code(USAGE, text)
     })
+}
+
+/// Stands for the host's address in `--add-host`.
+const HOST_GATEWAY: &str = "host-gateway";
+
+/// Whether a request needs the host's address.
+pub(super) fn wants_host_gateway(attributes: &Attributes) -> bool {
+    let hosts = attributes.get("add-hosts").map_or("", String::as_str);
+    let mut hosts = hosts.split(',');
+    hosts.any(|host| host.ends_with(&format!("={HOST_GATEWAY}")))
+}
+
+/// Sets the host's address, as the engine tells it.
+pub(super) fn set_host_gateway(attributes: &mut Attributes, address: &str) {
+    if let Some(hosts) = attributes.get_mut("add-hosts") {
+        let replaced = hosts.split(',').map(|host| {
+            let own = host.strip_suffix(HOST_GATEWAY);
+            own.map_or(host.to_owned(), |own| format!("{own}{address}"))
+        });
+        *hosts = replaced.collect::<Vec<_>>().join(",");
+    }
 }
 
 /// Reads `HOST:IP` or `HOST=IP`.
@@ -206,12 +274,8 @@ fn extra_host(text: &str) -> Outcome<String> {
     if host.is_empty() || plain.is_empty() {
         return Err(Failure::new(format!("invalid host {text}")));
     }
-    if plain == "host-gateway" {
-        return Err(Failure::new(
-            "--add-host: host-gateway in builds not available in this version of whelk",
-        ));
-    }
-    if plain.parse::<std::net::IpAddr>().is_err() {
+    // The engine says later which it is.
+    if plain != HOST_GATEWAY && plain.parse::<std::net::IpAddr>().is_err() {
         return Err(Failure::new(format!(
             "invalid IP address in add-host: {address:?}"
         )));
@@ -355,6 +419,35 @@ mod tests {
             Ok(&[("whelk.explain", "true"), ("whelk.keep-failed", "true")]),
         );
         check(&["--sbom", "true"], Ok(&[("attest:sbom", "true")]));
+        check(
+            &[
+                "-m",
+                "2g",
+                "--memory-swap",
+                "-1",
+                "-c",
+                "512",
+                "--cpuset-cpus",
+                "0-1",
+            ],
+            Ok(&[
+                ("cpusetcpus", "0-1"),
+                ("cpushares", "512"),
+                ("memory", "2147483648"),
+                ("memswap", "-1"),
+            ]),
+        );
+    }
+
+    #[test]
+    fn the_address_of_the_host_is_set_later() {
+        let words = ["--add-host", "a:host-gateway", "--add-host", "b:1.2.3.4"];
+        let request = request(&args(&words), &Contexts::default(), &[]).unwrap();
+        let mut attributes = request.frontend_attrs;
+        assert!(wants_host_gateway(&attributes));
+        set_host_gateway(&mut attributes, "172.17.0.1");
+        assert_eq!(attributes["add-hosts"], "a=172.17.0.1,b=1.2.3.4");
+        assert!(!wants_host_gateway(&attributes));
     }
 
     #[test]
@@ -375,12 +468,12 @@ mod tests {
                 "invalid IP address in add-host: \"b\"",
             ),
             (
-                ["--ssh", "default"],
-                "--ssh: SSH agents of a build not available in this version of whelk",
+                ["--isolation", "hyperv"],
+                "--isolation: for builds it is not available in this version of whelk",
             ),
             (
-                ["--builder", "x"],
-                "no builder \"x\" found: the engine is the only one, \"default\"",
+                ["--memory", "x"],
+                "invalid argument \"x\" for \"-m, --memory\" flag: invalid size: 'x'",
             ),
             (
                 ["--on-error", "x"],

@@ -1,9 +1,12 @@
 //! What becomes of a build's result: images of the engine, and files here.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
+use tokio::sync::mpsc;
 use whelk_buildkit::grpc::{Call, Result, Status};
 use whelk_buildkit::pb::BytesMessage;
 use whelk_buildkit::pb::control::Exporter;
@@ -138,6 +141,17 @@ impl Output {
         })
     }
 
+    /// Refuses a push of an image without a name, before it is built.
+    ///
+    /// # Errors
+    /// Returns Docker's error.
+    pub fn check(&self, tags: &[String]) -> Outcome<()> {
+        match self.is_pushed && self.names(tags).is_empty() {
+            true => Err(Failure::new("tag is needed when pushing to registry")),
+            false => Ok(()),
+        }
+    }
+
     /// Returns the names of the image, from the output itself or from `--tag`.
     pub fn names(&self, tags: &[String]) -> Vec<String> {
         match self.attributes.get("name") {
@@ -170,51 +184,58 @@ impl Output {
     }
 
     /// Takes the files of an output from the engine.
-    pub async fn receive(&self, mut call: Call) -> Result<()> {
-        let path = match &self.place {
-            Place::Engine => return Err(Status::invalid("an image has no files here")),
-            Place::File(path) if self.kind == "local" => {
-                return super::local::receive(call, path).await;
-            }
-            Place::StandardOutput => None,
-            Place::File(path) => Some(path),
-        };
-        let shown = path.map_or("/dev/stdout".into(), |path| path.display().to_string());
-        let failed =
-            |error: std::io::Error| Status::unknown(format!("write {shown}: {}", plain(&error)));
-        let (mut file, staged) = match path {
-            None => (None, None),
-            // A device, or a pipe.
-            Some(path) if std::fs::metadata(path).is_ok_and(|old| !old.is_file()) => {
-                let file = std::fs::File::options().write(true).open(path);
-                (Some(file.map_err(failed)?), None)
-            }
-            Some(path) => {
-                let (file, staged) = files::stage(path).map_err(failed)?;
-                (Some(file), Some(Staged(staged)))
-            }
-        };
-        while let Some(BytesMessage { data }) = call.requests.next().await? {
-            match &mut file {
-                None => std::io::stdout().write_all(&data).map_err(failed)?,
-                Some(file) => file.write_all(&data).map_err(failed)?,
-            }
+    pub async fn receive(&self, call: Call) -> Result<()> {
+        match &self.place {
+            Place::Engine => Err(Status::invalid("an image has no files here")),
+            Place::File(path) if self.kind == "local" => super::local::receive(call, path).await,
+            Place::StandardOutput => write(call, None).await,
+            Place::File(path) => write(call, Some(path)).await,
         }
-        if let (Some(file), Some(staged), Some(path)) = (file, staged, path) {
-            file.sync_all().map_err(failed)?;
-            std::fs::rename(&staged.0, path).map_err(failed)?;
-        }
-        Ok(())
     }
 }
 
-/// An incomplete file, which is removed unless it was renamed.
-struct Staged(PathBuf);
-
-impl Drop for Staged {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
+/// Writes an archive to a file, which is replaced when all of it is there, or to the standard output. A thread writes: a pipe
+/// may be full for a long time.
+async fn write(mut call: Call, path: Option<&PathBuf>) -> Result<()> {
+    /// Number of pieces that wait to be written.
+    const WAITING: usize = 16;
+    let shown = path.map_or("/dev/stdout".into(), |path| path.display().to_string());
+    let failed =
+        |error: std::io::Error| Status::unknown(format!("write {shown}: {}", plain(&error)));
+    let is_file = |path: &&PathBuf| std::fs::metadata(path).map_or(true, |old| old.is_file());
+    let staged = path.filter(is_file).map(|path| files::stage_output(path));
+    let (file, staged) = staged.transpose().map_err(failed)?.unzip();
+    let staged = staged.map(files::Staged);
+    let device = path.filter(|_| staged.is_none()).cloned();
+    let (pieces, mut queue) = mpsc::channel::<Bytes>(WAITING);
+    let writing = tokio::task::spawn_blocking(move || {
+        let file = match device {
+            Some(path) => Some(File::options().write(true).open(path)?),
+            None => file,
+        };
+        while let Some(data) = queue.blocking_recv() {
+            match file.as_ref() {
+                Some(mut file) => file.write_all(&data)?,
+                None => std::io::stdout().write_all(&data)?,
+            }
+        }
+        Ok::<_, std::io::Error>(file)
+    });
+    while let Some(BytesMessage { data }) = call.requests.next().await? {
+        // The thread says why.
+        if pieces.send(data).await.is_err() {
+            break;
+        }
     }
+    drop(pieces);
+    let written = writing.await;
+    let written = written.map_err(|error| Status::unknown(error.to_string()))?;
+    let file = written.map_err(failed)?;
+    if let (Some(file), Some(staged), Some(path)) = (file, staged, path) {
+        file.sync_all().map_err(failed)?;
+        staged.rename(path).map_err(failed)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -247,6 +268,10 @@ mod tests {
             let failed = one(text).unwrap_err();
             assert!(failed.contains(expected), "{failed}");
         }
+        let pushed = one("type=registry").unwrap();
+        assert!(pushed.check(&[]).is_err() && pushed.check(&["x".into()]).is_ok());
+        assert!(one("type=registry,name=x").unwrap().check(&[]).is_ok());
+        assert!(one("type=image").unwrap().check(&[]).is_ok());
         let both = parse(&["-".into(), "-".into()], false, false);
         assert!(both.is_err());
         assert_eq!(parse(&[], true, true).unwrap().len(), 1);

@@ -23,7 +23,7 @@ pub(super) fn ask(request: &mut SolveRequest, call: Call) {
 }
 
 /// The result of a check, as far as it is looked into.
-#[derive(Default, Deserialize)]
+#[derive(Deserialize)]
 struct Check {
     #[serde(default)]
     warnings: Option<Vec<serde::de::IgnoredAny>>,
@@ -48,7 +48,9 @@ pub(super) fn print_answer(response: &SolveResponse, call: Call, format: CallFor
     if format == CallFormat::Json {
         print_line!("{}", get("result.json").trim_end())?;
     } else if call == Call::Check {
-        let check: Check = serde_json::from_str(get("result.json")).unwrap_or_default();
+        let check: Check = serde_json::from_str(get("result.json")).map_err(|error| {
+            Failure::new(format!("the engine has not answered the check: {error}"))
+        })?;
         match check.warnings.map_or(0, |warnings| warnings.len()) {
             0 if check.error.is_some() => {}
             0 => print_line!("Check complete, no warnings found.")?,
@@ -69,7 +71,7 @@ pub(super) fn print_answer(response: &SolveResponse, call: Call, format: CallFor
 }
 
 /// Returns the content of `--metadata-file`. Values that are JSON in base64 are decoded.
-pub(super) fn metadata(name: &str, response: &SolveResponse) -> Outcome<String> {
+pub(super) fn metadata(builder: &str, name: &str, response: &SolveResponse) -> Outcome<String> {
     use base64::Engine as _;
     let decoded = |value: &String| {
         let bytes = base64::engine::general_purpose::STANDARD
@@ -83,8 +85,28 @@ pub(super) fn metadata(name: &str, response: &SolveResponse) -> Outcome<String> 
         (key.clone(), decoded)
     });
     let mut values: BTreeMap<String, serde_json::Value> = values.collect();
-    let name = format!("default/default/{name}");
+    let name = format!("{builder}/{builder}/{name}");
     values.insert("buildx.build.ref".into(), name.into());
     let text = serde_json::to_string_pretty(&values);
     text.map_err(|error| Failure::new(format!("encode the metadata: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_answer_is_no_good_news() {
+        for json in [None, Some(""), Some("[]"), Some("{")] {
+            let mut response = SolveResponse::default();
+            let answers = &mut response.exporter_response;
+            answers.extend(json.map(|json| ("result.json".to_owned(), json.to_owned())));
+            let failed = print_answer(&response, Call::Check, CallFormat::Text).unwrap_err();
+            assert!(
+                failed
+                    .text
+                    .starts_with("the engine has not answered the check")
+            );
+        }
+    }
 }

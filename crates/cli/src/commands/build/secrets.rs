@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use whelk_buildkit::grpc::{Result, Status};
 
 use super::options::fields;
-use crate::{Failure, Outcome, plain};
+use crate::{Failure, Outcome, files, plain};
 
 /// The maximum size of a secret; BuildKit's is the same.
 const MAX: u64 = 500 << 10;
@@ -38,7 +38,7 @@ impl Secrets {
         Ok(Self(secrets))
     }
 
-    /// Returns a secret's value.
+    /// Returns a secret's value. Blocking.
     ///
     /// # Errors
     /// Returns an error if there is none, or if it cannot be read.
@@ -50,8 +50,8 @@ impl Secrets {
                 let value = std::env::var_os(name).ok_or_else(missing)?;
                 Ok(value.into_vec())
             }
-            Source::File(path) => std::fs::read(path).map_err(|error| {
-                Status::unknown(format!("open {}: {}", path.display(), plain(&error)))
+            Source::File(path) => files::read_at_most(path, MAX).map_err(|error| {
+                Status::unknown(format!("read {}: {}", path.display(), plain(&error)))
             }),
         }
     }
@@ -143,6 +143,10 @@ mod tests {
             failed.text,
             "failed to stat /nonexistent: no such file or directory"
         );
+        // A device has no size, and no end.
+        let secrets = Secrets::new(&["id=a,src=/dev/zero".into()]).unwrap();
+        let failed = secrets.read("a").unwrap_err();
+        assert!(failed.message.contains("read /dev/zero"), "{failed:?}");
         let failed = Secrets::new(&["id=a,src=/tmp".into()]).unwrap_err();
         assert_eq!(failed.text, "the secret /tmp is a directory");
     }

@@ -7,12 +7,14 @@ use std::sync::Arc;
 use whelk_buildkit::content;
 use whelk_buildkit::files::{self, Files};
 use whelk_buildkit::grpc::{self, Call, Result, Status};
-use whelk_buildkit::pb::HealthCheckResponse;
 use whelk_buildkit::pb::session::{
-    CredentialsRequest, CredentialsResponse, GetSecretRequest, GetSecretResponse,
+    CheckAgentRequest, CredentialsRequest, CredentialsResponse, GetSecretRequest, GetSecretResponse,
 };
+use whelk_buildkit::pb::{HealthCheckResponse, Unused};
 use whelk_buildkit::session::{CREDENTIALS, DIFF_COPY, SECRET, SEND, Wanted};
+use whelk_buildkit::ssh;
 
+use super::agents::Agents;
 use super::contexts::Source;
 use super::outputs::Output;
 use super::secrets::Secrets;
@@ -23,7 +25,7 @@ use crate::credentials;
 const HEALTH: &str = "grpc.health.v1.Health/Check";
 
 /// The methods that the engine may call.
-pub(super) const METHODS: [&str; 7] = [
+const METHODS: [&str; 7] = [
     DIFF_COPY,
     SEND,
     SECRET,
@@ -37,7 +39,8 @@ pub(super) const METHODS: [&str; 7] = [
 #[derive(Debug)]
 pub(super) struct Session {
     pub sources: BTreeMap<String, Source>,
-    pub secrets: Secrets,
+    pub secrets: Arc<Secrets>,
+    pub agents: Agents,
     pub outputs: Vec<Output>,
     pub stores: Stores,
     /// The directory of the client's configuration, which has credentials.
@@ -45,6 +48,15 @@ pub(super) struct Session {
 }
 
 impl Session {
+    /// Returns the methods that the engine may call.
+    pub fn methods(&self) -> Vec<&'static str> {
+        let agents: &[&str] = match self.agents.is_empty() {
+            true => &[],
+            false => &[ssh::CHECK, ssh::FORWARD],
+        };
+        [&METHODS, agents].concat()
+    }
+
     /// Serves the calls of a connection until it ends.
     pub async fn serve(self: Arc<Self>, stream: impl grpc::Io) {
         // The engine closes the connection when a build is done, or is gone, which the build's own call tells.
@@ -69,7 +81,11 @@ impl Session {
             }
             SECRET => {
                 let request: GetSecretRequest = call.request().await?;
-                let data = self.secrets.read(&request.id)?;
+                let secrets = self.secrets.clone();
+                // It may be a pipe that nobody writes to.
+                let read = tokio::task::spawn_blocking(move || secrets.read(&request.id));
+                let data = read.await;
+                let data = data.map_err(|error| Status::unknown(error.to_string()))??;
                 call.responses.send(&GetSecretResponse { data }).await
             }
             CREDENTIALS => {
@@ -78,6 +94,12 @@ impl Session {
                 call.responses.send(&found).await
             }
             content::READ | content::WRITE => self.stores.answer(call).await,
+            ssh::CHECK => {
+                let request: CheckAgentRequest = call.request().await?;
+                self.agents.find(&request.id)?;
+                call.responses.send(&Unused {}).await
+            }
+            ssh::FORWARD => self.agents.forward(call).await,
             HEALTH => {
                 let status = HealthCheckResponse::SERVING;
                 call.responses.send(&HealthCheckResponse { status }).await

@@ -14,10 +14,8 @@ pub(super) async fn open(client: &Client, image: &str, args: &super::BuildArgs) 
     if is_terminal {
         words.push("--tty");
     }
-    let network = format!("--network={}", args.network);
-    if matches!(args.network.as_str(), "host" | "none") {
-        words.push(&network);
-    }
+    let settings = settings(args);
+    words.extend(settings.iter().map(String::as_str));
     words.push(image);
     warn_line!(
         "A shell in the state of the failed step, without its secrets and mounts; what is changed here is not kept:"
@@ -38,4 +36,23 @@ pub(super) async fn open(client: &Client, image: &str, args: &super::BuildArgs) 
     }
     // The code of the last command in the shell says nothing.
     ran.map(drop)
+}
+
+/// Returns the flags of `run` for the settings that the steps of the build had.
+fn settings(args: &super::BuildArgs) -> Vec<String> {
+    let mut flags = Vec::new();
+    if !matches!(args.network.as_str(), "" | "default") {
+        flags.push(format!("--network={}", args.network));
+    }
+    if !args.shm_size.is_empty() {
+        flags.push(format!("--shm-size={}", args.shm_size));
+    }
+    if !args.memory.is_empty() {
+        flags.push(format!("--memory={}", args.memory));
+    }
+    let lists = [("--add-host", &args.add_host), ("--ulimit", &args.ulimit)];
+    for (flag, values) in lists {
+        flags.extend(values.iter().map(|value| format!("{flag}={value}")));
+    }
+    flags
 }

@@ -67,7 +67,7 @@ struct Row {
 }
 
 pub(crate) async fn du(client: &Client, args: DuArgs) -> Outcome {
-    one_builder(&args.flags.builder)?;
+    one_builder(client, &args.flags.builder)?;
     let (filter, duration) = conditions(&args.filter)?;
     let request = DiskUsageRequest {
         filter,

@@ -22,7 +22,7 @@ pub(crate) struct InspectArgs {
 
 pub(crate) async fn inspect(client: &Client, args: InspectArgs) -> Outcome {
     for name in [&args.flags.builder, &args.name] {
-        one_builder(name)?;
+        one_builder(client, name)?;
     }
     let worker = worker(client).await?;
     let name = client.context();

@@ -46,7 +46,7 @@ struct Row {
 }
 
 pub(crate) async fn ls(client: &Client, args: LsArgs) -> Outcome {
-    one_builder(&args.flags.builder)?;
+    one_builder(client, &args.flags.builder)?;
     let name = client.context();
     let found = worker(client).await;
     let node = match &found {

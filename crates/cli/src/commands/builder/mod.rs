@@ -2,6 +2,7 @@
 
 mod cache;
 mod du;
+mod history;
 mod inspect;
 mod ls;
 mod prune;
@@ -25,6 +26,16 @@ pub(crate) struct BuilderFlags {
     /// Enable debug logging
     #[arg(short = 'D', long)]
     debug: bool,
+}
+
+impl BuilderFlags {
+    /// Returns the flags of a build, with those of its group.
+    fn of(&self, args: BuildArgs) -> BuildArgs {
+        BuildArgs {
+            debug: args.debug || self.debug,
+            ..args
+        }
+    }
 }
 
 /// A group's flags and its command.
@@ -62,6 +73,8 @@ pub(crate) enum BuildxCommand {
     Build(BuildArgs),
     /// Disk usage
     Du(du::DuArgs),
+    /// Commands to work on build records
+    History(history::History),
     /// Inspect current builder instance
     Inspect(inspect::InspectArgs),
     /// List builder instances
@@ -72,22 +85,23 @@ pub(crate) enum BuildxCommand {
     Version,
 }
 
+/// Flags before a command whose value is the next word.
+const WITH_VALUE: [&str; 10] = [
+    "-H",
+    "--host",
+    "-c",
+    "--context",
+    "--config",
+    "-l",
+    "--log-level",
+    "--tlscacert",
+    "--tlscert",
+    "--tlskey",
+];
+
 /// Returns the words of a command line with `builder cache` for `build cache`: that would be a build of a directory with too many
 /// arguments.
 pub(crate) fn with_cache_group(mut words: Vec<String>) -> Vec<String> {
-    /// Flags before a command whose value is the next word.
-    const WITH_VALUE: [&str; 10] = [
-        "-H",
-        "--host",
-        "-c",
-        "--context",
-        "--config",
-        "-l",
-        "--log-level",
-        "--tlscacert",
-        "--tlscert",
-        "--tlskey",
-    ];
     let mut at = 0;
     while let Some(word) = words.get(at).filter(|word| word.starts_with('-')) {
         at += if WITH_VALUE.contains(&word.as_str()) {
@@ -105,9 +119,9 @@ pub(crate) fn with_cache_group(mut words: Vec<String>) -> Vec<String> {
 
 /// Runs a command of `whelk builder`.
 pub(crate) async fn builder(client: &Client, group: Group<BuilderCommand>) -> Outcome {
-    one_builder(&group.flags.builder)?;
+    one_builder(client, &group.flags.builder)?;
     match group.command {
-        BuilderCommand::Build(args) => build::build(client, args).await,
+        BuilderCommand::Build(args) => build::build(client, group.flags.of(args)).await,
         BuilderCommand::Cache(command) => cache::cache(client, command).await,
         BuilderCommand::Prune(args) => prune::prune(client, args).await,
     }
@@ -115,10 +129,11 @@ pub(crate) async fn builder(client: &Client, group: Group<BuilderCommand>) -> Ou
 
 /// Runs a command of `whelk buildx`.
 pub(crate) async fn buildx(client: &Client, group: Group<BuildxCommand>) -> Outcome {
-    one_builder(&group.flags.builder)?;
+    one_builder(client, &group.flags.builder)?;
     match group.command {
-        BuildxCommand::Build(args) => build::build(client, args).await,
+        BuildxCommand::Build(args) => build::build(client, group.flags.of(args)).await,
         BuildxCommand::Du(args) => du::du(client, args).await,
+        BuildxCommand::History(args) => history::history(client, args).await,
         BuildxCommand::Inspect(args) => inspect::inspect(client, args).await,
         BuildxCommand::Ls(args) => ls::ls(client, args).await,
         BuildxCommand::Prune(args) => prune::prune(client, args).await,
@@ -136,7 +151,21 @@ pub(crate) async fn buildx(client: &Client, group: Group<BuildxCommand>) -> Outc
 
 /// Asks for the engine as a builder.
 async fn worker(client: &Client) -> Outcome<WorkerRecord> {
-    let channel: Channel = build::connect(client).await?;
+    worker_of(&build::connect(client).await?).await
+}
+
+/// Returns the address that `host-gateway` stands for in `--add-host`.
+///
+/// # Errors
+/// Returns an error if the engine does not tell one.
+pub(crate) async fn host_gateway(channel: &Channel) -> Outcome<String> {
+    const LABEL: &str = "org.mobyproject.buildkit.worker.moby.host-gateway-ip";
+    let mut worker = worker_of(channel).await?;
+    let address = worker.labels.remove(LABEL);
+    address.ok_or_else(|| Failure::new("unable to derive the IP value for host-gateway"))
+}
+
+async fn worker_of(channel: &Channel) -> Outcome<WorkerRecord> {
     let answer: ListWorkersResponse = channel
         .unary("moby.buildkit.v1.Control/ListWorkers", &Unused {})
         .await
@@ -166,6 +195,25 @@ fn version(worker: &WorkerRecord) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn flags_with_a_value_are_known() {
+        let tree = crate::definitions();
+        let mut defined: Vec<String> = tree
+            .get_arguments()
+            .filter(|flag| flag.get_action().takes_values())
+            .flat_map(|flag| {
+                let short = flag.get_short().map(|short| format!("-{short}"));
+                short
+                    .into_iter()
+                    .chain(flag.get_long().map(|long| format!("--{long}")))
+            })
+            .collect();
+        let mut known: Vec<String> = WITH_VALUE.iter().map(ToString::to_string).collect();
+        defined.sort();
+        known.sort();
+        assert_eq!(defined, known);
+    }
 
     #[test]
     fn caches_of_steps_are_below_build() {

@@ -45,7 +45,7 @@ pub(crate) struct PruneArgs {
 }
 
 pub(crate) async fn prune(client: &Client, args: PruneArgs) -> Outcome {
-    one_builder(&args.flags.builder)?;
+    one_builder(client, &args.flags.builder)?;
     let (filter, keep_duration) = conditions(&args.filter)?;
     let space = |text: &str, flag: &str| match text {
         "" => Ok(0),

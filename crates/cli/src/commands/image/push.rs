@@ -54,19 +54,23 @@ pub(crate) async fn push(client: &Client, args: PushArgs) -> Outcome {
     if name != args.name && !args.quiet {
         print_line!("Using default tag: latest")?;
     }
-    push_named(client, &name, &platform, args.quiet).await?;
+    let target = match args.quiet {
+        true => Target::Nowhere,
+        false => Target::Output,
+    };
+    push_named(client, &name, &platform, target).await?;
     if args.quiet {
         print_line!("{}", full(&name))?;
     }
     Ok(0)
 }
 
-/// Pushes an image, and prints how it goes unless `quiet`. `platform` is in JSON.
+/// Pushes an image, and prints how it goes. `platform` is in JSON.
 pub(crate) async fn push_named(
     client: &Client,
     name: &str,
     platform: &str,
-    quiet: bool,
+    target: Target,
 ) -> Outcome<()> {
     let credentials = credentials::header(client.config(), name)?;
     let (repository, version) = split(name);
@@ -80,11 +84,6 @@ pub(crate) async fn push_named(
     let response = client
         .send(Method::POST, &path, &headers, no_body())
         .await?;
-    let target = if quiet {
-        Target::Nowhere
-    } else {
-        Target::Output
-    };
     let parts = print_messages_to(response, target).await?;
     for part in parts {
         print_note(&format!(

@@ -13,6 +13,12 @@ const NOT_YET: &[&str] = &[
     "bake", "compose", "config", "node", "plugin", "secret", "service", "stack", "swarm",
 ];
 
+/// Those of `buildx`.
+const NOT_YET_OF_BUILDX: &[&str] = &["create", "dial-stdio", "imagetools", "rm", "stop", "use"];
+
+/// Those of `buildx history`, which need Docker Desktop or traces.
+const NOT_YET_OF_HISTORY: &[&str] = &["import", "open", "trace"];
+
 /// Returns the error text and exit code for an invalid command line.
 pub(crate) fn explain(tree: &Command, mistake: Mistake) -> Failure {
     let Mistake { path, kind } = mistake;
@@ -32,7 +38,12 @@ pub(crate) fn explain(tree: &Command, mistake: Mistake) -> Failure {
         }
         Kind::UnknownCommand(name) => name,
     };
-    if NOT_YET.contains(&name.as_str()) {
+    let of_group: &[&str] = match path.as_slice() {
+        [group] if group == "buildx" => NOT_YET_OF_BUILDX,
+        [_, group] if group == "history" => NOT_YET_OF_HISTORY,
+        _ => &[],
+    };
+    if of_group.contains(&name.as_str()) || NOT_YET.contains(&name.as_str()) {
         let command = path
             .iter()
             .chain([&name])

@@ -7,16 +7,16 @@ mod trace;
 
 use whelk_buildkit::pb::control::StatusResponse;
 
-use crate::output::warn;
+use crate::output::{warn, warn_bytes};
 use crate::{Failure, Outcome};
 
 use plain::Plain;
-use terminal::Terminal;
+use terminal::{Terminal, printable};
 use trace::{Step, Trace};
 
 /// The form in which progress is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Mode {
+pub(crate) enum Mode {
     Quiet,
     Plain,
     Terminal,
@@ -57,7 +57,7 @@ impl Mode {
 }
 
 /// The progress of a build, as it is shown.
-pub(super) struct Display {
+pub(crate) struct Display {
     trace: Trace,
     view: View,
     debug: bool,
@@ -71,14 +71,16 @@ enum View {
 }
 
 impl Display {
-    /// `builder` is named in the head, and `debug` shows the details of warnings.
+    /// `builder` is named in the head, if it has a name, and `debug` shows the details of warnings.
     pub fn new(mode: Mode, builder: &str, debug: bool) -> Self {
         let view = match mode {
             Mode::Quiet => View::Quiet,
             Mode::Plain => {
-                warn(&format!(
-                    "#0 building with \"{builder}\" instance using docker driver\n\n"
-                ));
+                if !builder.is_empty() {
+                    warn(&format!(
+                        "#0 building with \"{builder}\" instance using docker driver\n\n"
+                    ));
+                }
                 View::Plain(Plain::default())
             }
             Mode::Terminal => View::Terminal(Terminal::new(builder)),
@@ -98,7 +100,7 @@ impl Display {
         }
         let updated = self.trace.update(response);
         match &mut self.view {
-            View::Plain(plain) => warn(&plain.print(&mut self.trace, &updated)),
+            View::Plain(plain) => warn_bytes(&plain.print(&mut self.trace, &updated)),
             // What has failed is told by the last lines.
             View::Quiet | View::Terminal(_) | View::Raw => self.trace.forget_output(&updated),
         }
@@ -108,27 +110,27 @@ impl Display {
     pub fn tick(&mut self) {
         match &mut self.view {
             View::Terminal(terminal) => terminal.draw(&self.trace, false),
-            View::Plain(plain) => warn(&plain.print(&mut self.trace, &[])),
+            View::Plain(plain) => warn_bytes(&plain.print(&mut self.trace, &[])),
             View::Quiet | View::Raw => {}
         }
     }
 
     /// Shows the end: the output of a step that has failed, and warnings.
     pub fn finish(mut self) {
-        let last = match &mut self.view {
+        let (last, is_terminal) = match &mut self.view {
             View::Quiet | View::Raw => return,
             View::Plain(plain) => {
-                warn(&plain.end(&mut self.trace));
-                SHOWN_AGAIN
+                warn_bytes(&plain.end(&mut self.trace));
+                (SHOWN_AGAIN, false)
             }
             View::Terminal(terminal) => {
                 terminal.draw(&self.trace, true);
-                usize::MAX
+                (usize::MAX, true)
             }
         };
         let failed = self.trace.steps.iter();
         for step in failed.filter(|step| step.has_failed()) {
-            warn(&failed_output(step, last));
+            warn(&failed_output(step, last, is_terminal));
         }
         warn(&self.trace.warnings(self.debug));
         warn(&self.trace.reasons());
@@ -138,18 +140,22 @@ impl Display {
 /// Number of lines of a failed step that are shown again at the end, after all of them were shown.
 const SHOWN_AGAIN: usize = 10;
 
-fn failed_output(step: &Step, most: usize) -> String {
+/// Returns the last lines of a failed step; without what would control a terminal if they are for one.
+fn failed_output(step: &Step, most: usize, is_terminal: bool) -> String {
     let lines = step.last_lines(most);
     if lines.is_empty() {
         return String::new();
     }
-    let mut text = format!("------\n > {}:\n", step.name);
+    let mut text = format!("------\n > {}:\n", printable(&step.name));
     if step.left_out() > 0 && most == usize::MAX {
         let count = step.left_out();
         text += &format!("({count} earlier lines: --progress plain shows all)\n");
     }
     for line in lines {
-        text += &line;
+        match is_terminal {
+            true => text += &printable(&line),
+            false => text += &line,
+        }
         text.push('\n');
     }
     text + "------\n"

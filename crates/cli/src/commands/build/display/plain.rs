@@ -8,6 +8,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::terminal::printable;
 use super::trace::{Step, Trace};
 
 /// How long news of a step wait while another one is shown.
@@ -30,7 +31,7 @@ pub(super) struct Plain {
 
 impl Plain {
     /// Returns what is to be printed when there are news of some steps.
-    pub fn print(&mut self, trace: &mut Trace, updated: &[usize]) -> String {
+    pub fn print(&mut self, trace: &mut Trace, updated: &[usize]) -> Vec<u8> {
         let now = Instant::now();
         for index in updated {
             let step = &mut trace.steps[*index];
@@ -38,7 +39,7 @@ impl Plain {
                 step.waits.get_or_insert(now);
             }
         }
-        let mut text = String::new();
+        let mut text = Vec::new();
         let is_done = |step: &Step| step.waits.is_some() && step.completed.is_some();
         if let Some(current) = self.current
             && trace.steps[current].waits.is_some()
@@ -62,8 +63,8 @@ impl Plain {
     }
 
     /// Returns what is left when a build has ended.
-    pub fn end(&mut self, trace: &mut Trace) -> String {
-        let mut text = String::new();
+    pub fn end(&mut self, trace: &mut Trace) -> Vec<u8> {
+        let mut text = Vec::new();
         for index in 0..trace.steps.len() {
             if trace.steps[index].waits.is_some() {
                 self.step(&mut text, trace, index);
@@ -73,18 +74,18 @@ impl Plain {
         text
     }
 
-    fn close_line(&mut self, text: &mut String) {
+    fn close_line(&mut self, text: &mut Vec<u8>) {
         if std::mem::take(&mut self.is_open) {
-            text.push('\n');
+            text.push(b'\n');
         }
     }
 
-    fn step(&mut self, text: &mut String, trace: &mut Trace, index: usize) {
+    fn step(&mut self, text: &mut Vec<u8>, trace: &mut Trace, index: usize) {
         if self.current != Some(index) {
             self.close_line(text);
             if let Some(old) = self.current {
                 let number = trace.steps[old].number.unwrap_or_default();
-                *text += &format!("#{number} ...\n\n");
+                text.extend(format!("#{number} ...\n\n").into_bytes());
             }
         }
         let step = &mut trace.steps[index];
@@ -94,7 +95,8 @@ impl Plain {
             self.count
         });
         if self.current != Some(index) {
-            *text += &format!("#{number} {}\n", step.name);
+            let name = printable(&step.name);
+            text.extend(format!("#{number} {name}\n").into_bytes());
             self.current = Some(index);
         }
         self.parts(text, step, index, number);
@@ -113,11 +115,11 @@ impl Plain {
             _ if step.was_cancelled() => "CANCELED".to_owned(),
             error => format!("ERROR: {error}"),
         };
-        *text += &format!("#{number} {end}\n\n");
+        text.extend(format!("#{number} {end}\n\n").into_bytes());
         self.current = None;
     }
 
-    fn parts(&mut self, text: &mut String, step: &mut Step, index: usize, number: usize) {
+    fn parts(&mut self, text: &mut Vec<u8>, step: &mut Step, index: usize, number: usize) {
         for part in &mut step.parts {
             if !std::mem::take(&mut part.is_new) {
                 continue;
@@ -137,22 +139,23 @@ impl Plain {
                 self.shown.push(shown);
             }
             if std::mem::take(&mut self.is_open) {
-                text.push('\n');
+                text.push(b'\n');
             }
             let done = if part.is_done() { " done" } else { "" };
-            *text += &format!("#{number} {}{}{done}\n", part.name, part.amount());
+            let name = printable(&part.name);
+            text.extend(format!("#{number} {name}{}{done}\n", part.amount()).into_bytes());
         }
     }
 
-    fn output(&mut self, text: &mut String, step: &mut Step, number: usize) {
+    /// Adds the output's own bytes, whatever they are.
+    fn output(&mut self, text: &mut Vec<u8>, step: &mut Step, number: usize) {
         let output = std::mem::take(&mut step.output);
-        let output = String::from_utf8_lossy(&output);
-        for line in output.split_inclusive('\n') {
+        for line in output.split_inclusive(|byte| *byte == b'\n') {
             if !self.is_open {
-                *text += &format!("#{number} ");
+                text.extend(format!("#{number} ").into_bytes());
             }
-            *text += line;
-            self.is_open = !line.ends_with('\n');
+            text.extend_from_slice(line);
+            self.is_open = !line.ends_with(b"\n");
         }
     }
 }
@@ -182,12 +185,12 @@ mod tests {
         }
     }
 
-    fn log(name: &str, time: i64, text: &str) -> StatusResponse {
+    fn log(name: &str, time: i64, text: impl AsRef<[u8]>) -> StatusResponse {
         let log = VertexLog {
             vertex: name.into(),
             timestamp: at(time),
             stream: 1,
-            msg: text.as_bytes().to_vec(),
+            msg: text.as_ref().to_vec(),
         };
         StatusResponse {
             logs: vec![log],
@@ -196,14 +199,48 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(responses: &[StatusResponse], expected: &str) {
-        let (mut trace, mut plain, mut text) = (Trace::default(), Plain::default(), String::new());
+    fn check(responses: &[StatusResponse], expected: impl AsRef<[u8]>) {
+        let (mut trace, mut plain, mut text) = (Trace::default(), Plain::default(), Vec::new());
         for response in responses {
             let updated = trace.update(response);
-            text += &plain.print(&mut trace, &updated);
+            text.extend(plain.print(&mut trace, &updated));
         }
-        text += &plain.end(&mut trace);
-        assert_eq!(text, expected);
+        text.extend(plain.end(&mut trace));
+        assert_eq!(
+            text,
+            expected.as_ref(),
+            "{}",
+            String::from_utf8_lossy(&text)
+        );
+    }
+
+    #[test]
+    fn output_is_shown_as_it_is() {
+        // A letter comes in two parts, and a byte is of another encoding.
+        check(
+            &[
+                vertex("\x1b]0;x\x07", 10, None),
+                log("\x1b]0;x\x07", 10, b"\xc3"),
+                log("\x1b]0;x\x07", 10, b"\xa9 \xe9\n"),
+            ],
+            b"#1 step \n#1 0.000 \xc3\xa9 \xe9\n",
+        );
+    }
+
+    #[test]
+    fn a_step_that_has_waited_is_shown() {
+        let (mut trace, mut plain) = (Trace::default(), Plain::default());
+        let mut print = |response: &StatusResponse, waits: bool| {
+            let updated = trace.update(response);
+            if waits {
+                trace.steps[1].waits = Instant::now().checked_sub(PATIENCE);
+            }
+            plain.print(&mut trace, &updated)
+        };
+        print(&vertex("a", 10, None), false);
+        assert_eq!(print(&vertex("b", 10, None), false), b"");
+        let shown = print(&log("b", 11, "news\n"), true);
+        assert_eq!(shown, b"#1 ...\n\n#2 step b\n#2 0.100 news\n");
     }
 
     #[test]

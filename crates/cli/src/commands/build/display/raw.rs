@@ -5,6 +5,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 use whelk_buildkit::pb::Timestamp;
 use whelk_buildkit::pb::control::StatusResponse;
+use whelk_llb::pb;
 
 use crate::output::warn_line;
 
@@ -69,6 +70,42 @@ struct Warning<'a> {
     detail: Vec<String>,
     #[serde(skip_serializing_if = "str::is_empty")]
     url: &'a str,
+    #[serde(rename = "sourceInfo", skip_serializing_if = "Option::is_none")]
+    info: Option<Source<'a>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    range: Vec<Range>,
+}
+
+#[derive(Serialize)]
+struct Source<'a> {
+    #[serde(skip_serializing_if = "str::is_empty")]
+    filename: &'a str,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    data: String,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    language: &'a str,
+}
+
+#[derive(Serialize)]
+struct Range {
+    start: Position,
+    end: Position,
+}
+
+#[derive(Serialize)]
+struct Position {
+    #[serde(skip_serializing_if = "is_zero")]
+    line: i64,
+    #[serde(skip_serializing_if = "is_zero")]
+    character: i64,
+}
+
+fn position(position: Option<pb::Position>) -> Position {
+    let position = position.unwrap_or_default();
+    Position {
+        line: position.line.into(),
+        character: position.character.into(),
+    }
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
@@ -84,6 +121,12 @@ fn time(time: Option<Timestamp>) -> Option<String> {
 
 /// Writes a message to the standard error.
 pub(super) fn print(response: &StatusResponse) {
+    if let Some(text) = encode(response) {
+        warn_line!("{text}");
+    }
+}
+
+fn encode(response: &StatusResponse) -> Option<String> {
     let vertexes = response.vertexes.iter().map(|vertex| Vertex {
         digest: &vertex.digest,
         inputs: &vertex.inputs,
@@ -119,6 +162,12 @@ pub(super) fn print(response: &StatusResponse) {
             .map(|text| STANDARD.encode(text))
             .collect(),
         url: &warning.url,
+        info: warning.info.as_ref().map(|info| Source {
+            filename: &info.filename,
+            data: STANDARD.encode(&info.data),
+            language: &info.language,
+        }),
+        range: warning.ranges.iter().map(range).collect(),
     });
     let status = Status {
         vertexes: vertexes.collect(),
@@ -126,7 +175,45 @@ pub(super) fn print(response: &StatusResponse) {
         logs: logs.collect(),
         warnings: warnings.collect(),
     };
-    if let Ok(text) = serde_json::to_string(&status) {
-        warn_line!("{text}");
+    serde_json::to_string(&status).ok()
+}
+
+fn range(range: &pb::Range) -> Range {
+    Range {
+        start: position(range.start),
+        end: position(range.end),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use whelk_buildkit::pb::control::VertexWarning;
+
+    use super::*;
+
+    #[test]
+    fn warnings_have_their_lines() {
+        let at = |line: i32| Some(pb::Position { line, character: 0 });
+        let warning = VertexWarning {
+            vertex: "v".into(),
+            level: 1,
+            short: b"s".to_vec(),
+            info: Some(pb::SourceInfo {
+                filename: "Dockerfile".into(),
+                data: b"FROM x\n".to_vec(),
+                ..pb::SourceInfo::default()
+            }),
+            ranges: vec![pb::Range {
+                start: at(1),
+                end: at(2),
+            }],
+            ..VertexWarning::default()
+        };
+        let response = StatusResponse {
+            warnings: vec![warning],
+            ..StatusResponse::default()
+        };
+        let expected = r#"{"warnings":[{"vertex":"v","level":1,"short":"cw==","sourceInfo":{"filename":"Dockerfile","data":"RlJPTSB4Cg=="},"range":[{"start":{"line":1},"end":{"line":2}}]}]}"#;
+        assert_eq!(encode(&response).as_deref(), Some(expected));
     }
 }

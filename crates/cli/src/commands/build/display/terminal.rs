@@ -9,7 +9,7 @@
 //! ```
 
 use std::io::IsTerminal as _;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use super::trace::{Step, Trace};
 use crate::output::warn;
@@ -67,8 +67,7 @@ impl Terminal {
         };
         let width = size.map_or(DEFAULT_WIDTH, |size| or(size.ws_col, DEFAULT_WIDTH));
         let height = size.map_or(DEFAULT_HEIGHT, |size| or(size.ws_row, DEFAULT_HEIGHT));
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        let now = now.map_or(0.0, |now| now.as_secs_f64());
+        let now = trace.now();
         let mut lines = Vec::new();
         for step in trace.steps.iter().filter(|step| step.started.is_some()) {
             lines.extend(self.step(step, now, width));
@@ -170,7 +169,7 @@ fn shorten(lines: &mut Vec<Line>, most: usize) {
 }
 
 /// Returns a text without what would move the cursor.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     let last = text
         .rsplit('\r')
         .find(|part| !part.is_empty())
@@ -180,11 +179,19 @@ fn printable(text: &str) -> String {
     while let Some(letter) = letters.next() {
         match letter {
             '\t' => shown.push_str("    "),
-            // Colors and movements end with a letter.
-            '\x1b' => {
-                let is_end = |letter: char| letter.is_ascii_alphabetic();
-                letters.by_ref().find(|letter| is_end(*letter));
-            }
+            '\x1b' => match letters.next() {
+                // Settings, such as the title, end with BEL or ESC \.
+                Some(']') => {
+                    let is_end = |letter: char| matches!(letter, '\x07' | '\\');
+                    letters.by_ref().find(|letter| is_end(*letter));
+                }
+                // Colors and movements end with a letter.
+                Some(letter) if !letter.is_ascii_alphabetic() => {
+                    let is_end = |letter: char| letter.is_ascii_alphabetic();
+                    letters.by_ref().find(|letter| is_end(*letter));
+                }
+                _ => {}
+            },
             letter if letter.is_control() => shown.push(' '),
             letter => shown.push(letter),
         }
@@ -192,21 +199,56 @@ fn printable(text: &str) -> String {
     shown
 }
 
+/// Cuts a text to a number of columns.
 fn cut(text: &str, most: usize) -> String {
-    match text.chars().count() > most {
-        true => text
-            .chars()
-            .take(most.saturating_sub(1))
-            .chain(['…'])
-            .collect(),
-        false => text.to_owned(),
+    if columns(text) <= most {
+        return text.to_owned();
+    }
+    let mut shown = String::new();
+    let mut left = most.saturating_sub(1);
+    for letter in text.chars() {
+        match left.checked_sub(width(letter)) {
+            Some(rest) => left = rest,
+            None => break,
+        }
+        shown.push(letter);
+    }
+    shown.push('…');
+    shown
+}
+
+fn columns(text: &str) -> usize {
+    text.chars().map(width).sum()
+}
+
+/// Returns the number of columns of a letter: those of East Asian scripts and pictures are wide, marks that are combined
+/// with the letter before have none (Unicode, annex 11).
+fn width(letter: char) -> usize {
+    match u32::from(letter) {
+        0x300..=0x36f | 0x200b..=0x200f | 0xfe00..=0xfe0f | 0x20d0..=0x20ff => 0,
+        0x1100..=0x115f
+        | 0x2e80..=0x303e
+        | 0x3041..=0xa4cf
+        | 0xa960..=0xa97f
+        | 0xac00..=0xd7a3
+        | 0xf900..=0xfaff
+        | 0xfe30..=0xfe6f
+        | 0xff00..=0xff60
+        | 0xffe0..=0xffe6
+        | 0x1f300..=0x1f64f
+        | 0x1f680..=0x1f6ff
+        | 0x1f900..=0x1f9ff
+        | 0x20000..=0x3fffd => 2,
+        _ => 1,
     }
 }
 
 /// Returns a line with two texts, of which one is at its end.
 fn aligned(left: &str, right: &str, width: usize) -> String {
-    let space = width.saturating_sub(right.chars().count() + 1);
-    format!("{:space$} {right}", cut(left, space))
+    let space = width.saturating_sub(columns(right) + 1);
+    let left = cut(left, space);
+    let fill = space.saturating_sub(columns(&left));
+    format!("{left}{:fill$} {right}", "")
 }
 
 #[cfg(test)]
@@ -217,6 +259,8 @@ mod tests {
     fn lines_fit_the_terminal() {
         assert_eq!(aligned(" => a", "0.1s", 12), " => a   0.1s");
         assert_eq!(aligned(" => abcdef", "0.1s", 12), " => ab… 0.1s");
+        assert_eq!(aligned("建", "1s", 7), "建   1s");
+        assert_eq!(aligned("建建建", "1s", 7), "建…  1s");
         assert_eq!(printable("10 %\r50 %\r"), "50 %");
         assert_eq!(printable("\x1b[1;31mred\x1b[0m\tx\u{7}"), "red    x ");
     }

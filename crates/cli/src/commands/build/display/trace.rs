@@ -7,6 +7,7 @@ use whelk_buildkit::pb::control::{StatusResponse, Vertex, VertexLog, VertexStatu
 use whelk_dockerfile::report::excerpt;
 
 use super::super::failure::lines_of;
+use super::terminal::printable;
 
 /// Number of lines of a step's output that are kept, for the end of a build that fails.
 const KEPT: usize = 2000;
@@ -24,6 +25,8 @@ pub(super) struct Trace {
     warnings: Vec<VertexWarning>,
     /// The earliest time that is known.
     pub began: Option<f64>,
+    /// How far the engine's clock is behind that of this machine, as far as the fastest news tell.
+    behind: Option<f64>,
 }
 
 #[derive(Debug, Default)]
@@ -77,9 +80,33 @@ pub(super) fn seconds(time: Timestamp) -> f64 {
     seconds + f64::from(time.nanos) / 1e9
 }
 
+fn own_time() -> f64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0.0, |now| now.as_secs_f64())
+}
+
 impl Trace {
+    /// Returns the time of the engine's clock.
+    pub fn now(&self) -> f64 {
+        own_time() - self.behind.unwrap_or(0.0)
+    }
+
+    /// Compares the clocks.
+    fn compare(&mut self, response: &StatusResponse, own: f64) {
+        let vertexes = response.vertexes.iter();
+        let vertexes = vertexes.flat_map(|vertex| [vertex.started, vertex.completed]);
+        let statuses = response.statuses.iter().map(|status| status.timestamp);
+        let logs = response.logs.iter().map(|log| log.timestamp);
+        let times = vertexes.chain(statuses).chain(logs).flatten().map(seconds);
+        if let Some(newest) = times.reduce(f64::max) {
+            let behind = own - newest;
+            self.behind = Some(self.behind.map_or(behind, |known| known.min(behind)));
+        }
+    }
+
     /// Takes news; returns the steps that they are about.
     pub fn update(&mut self, response: &StatusResponse) -> Vec<usize> {
+        self.compare(response, own_time());
         let mut updated = Vec::new();
         for vertex in &response.vertexes {
             updated.push(self.vertex(vertex));
@@ -180,12 +207,12 @@ impl Trace {
         }
         for warning in &self.warnings {
             let short = String::from_utf8_lossy(&warning.short);
-            text += &format!(" - {short}\n");
+            text += &format!(" - {}\n", printable(&short));
             if !details {
                 continue;
             }
             for detail in &warning.detail {
-                text += &format!("{}\n", String::from_utf8_lossy(detail));
+                text += &format!("{}\n", printable(&String::from_utf8_lossy(detail)));
             }
             if !warning.url.is_empty() {
                 text += &format!("More info: {}\n", warning.url);
@@ -203,7 +230,13 @@ impl Trace {
     pub fn reasons(&self) -> String {
         let with_reason = self.steps.iter().filter(|step| !step.reason.is_empty());
         let lines: String = with_reason
-            .map(|step| format!(" - {}: {}\n", step.name, step.reason))
+            .map(|step| {
+                format!(
+                    " - {}: {}\n",
+                    printable(&step.name),
+                    printable(&step.reason)
+                )
+            })
             .collect();
         match lines.as_str() {
             "" => lines,
@@ -327,5 +360,43 @@ mod tests {
         };
         trace.forget_output(&[0]);
         assert_eq!(trace.steps[0].output.capacity(), 0);
+    }
+
+    #[test]
+    fn the_clock_of_the_engine_may_differ() {
+        let mut trace = Trace::default();
+        let at = |time: i64| StatusResponse {
+            vertexes: vec![Vertex {
+                started: Some(Timestamp::from_nanos(time * 1_000_000_000)),
+                ..Vertex::default()
+            }],
+            ..StatusResponse::default()
+        };
+        trace.compare(&at(1000), 5003.0);
+        trace.compare(&at(1001), 5001.5);
+        trace.compare(&at(1002), 5010.0);
+        assert_eq!(trace.behind, Some(4000.5));
+        let mut trace = Trace::default();
+        trace.update(&at(1000));
+        assert!((trace.now() - 1000.0).abs() < 60.0);
+    }
+
+    #[test]
+    fn what_others_have_named_does_not_control_the_terminal() {
+        let name = "a\x1b]0;x\x07";
+        let trace = Trace {
+            steps: vec![Step {
+                name: name.into(),
+                reason: name.into(),
+                ..Step::default()
+            }],
+            warnings: vec![VertexWarning {
+                short: name.into(),
+                ..VertexWarning::default()
+            }],
+            ..Trace::default()
+        };
+        assert_eq!(trace.reasons(), "\nNot cached:\n - a: a\n");
+        assert!(trace.warnings(false).ends_with(" - a\n"));
     }
 }

@@ -5,7 +5,7 @@ use whelk_api_types::{ContainerConfig, ContainerCreateRequest, NetworkingConfig}
 
 use crate::commands::arguments::given;
 use crate::commands::container::create::CreateContainerArgs;
-use crate::commands::container::create::environment::{environment, labels};
+use crate::commands::container::create::environment::{environment, labels, with_proxies};
 use crate::commands::container::create::health::healthcheck;
 use crate::commands::container::create::host_config::host_config;
 use crate::{Failure, Outcome};
@@ -13,6 +13,7 @@ use crate::{Failure, Outcome};
 /// Returns the body of the create request.
 pub(super) fn body(
     args: &CreateContainerArgs,
+    proxies: &[(String, String)],
     attach_all: bool,
     detach: Option<bool>,
 ) -> Outcome<ContainerCreateRequest> {
@@ -56,7 +57,7 @@ pub(super) fn body(
         tty: args.tty,
         open_stdin: args.interactive,
         stdin_once: args.interactive && !detached,
-        env: environment(&args.env, &args.env_file)?,
+        env: environment(&with_proxies(&args.env, proxies), &args.env_file)?,
         cmd: given(command.to_vec()),
         image: image.clone(),
         working_dir: text(&args.workdir),

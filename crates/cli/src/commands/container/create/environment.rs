@@ -36,6 +36,18 @@ pub(crate) fn environment(flags: &[String], files: &[String]) -> Outcome<Option<
     Ok(given(entries.into_iter().map(|(_, entry)| entry).collect()))
 }
 
+/// Adds the variables of proxies to those of flags, which come first.
+pub(super) fn with_proxies(flags: &[String], proxies: &[(String, String)]) -> Vec<String> {
+    let mut all = flags.to_vec();
+    let is_given = |name: &String| {
+        let names = flags.iter().filter_map(|flag| flag.split('=').next());
+        names.into_iter().any(|given| given == name)
+    };
+    let missing = proxies.iter().filter(|(name, _)| !is_given(name));
+    all.extend(missing.map(|(name, value)| format!("{name}={value}")));
+    all
+}
+
 /// Returns the entries of files of variables, `NAME[=VALUE]`, a line each.
 fn lines_of(files: &[String]) -> Outcome<Vec<String>> {
     let mut lines = Vec::new();

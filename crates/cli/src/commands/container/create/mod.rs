@@ -46,7 +46,7 @@ pub(crate) async fn make(
         )));
     }
     check_supported(args)?;
-    let mut body = body(args, attach_all, detach)?;
+    let mut body = body(args, &client.proxies(), attach_all, detach)?;
     if args.use_api_socket {
         let socket = client.socket().map_err(|host| {
             Failure::new(format!("flag --use-api-socket can only be used with unix sockets: docker endpoint {host} incompatible"))

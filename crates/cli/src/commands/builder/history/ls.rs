@@ -1,0 +1,174 @@
+//! `buildx history ls`.
+
+use clap::Args;
+use serde::Serialize;
+use whelk_buildkit::pb::control::BuildHistoryRecord;
+
+use super::super::BuilderFlags;
+use super::{Builds, duration, name, status};
+use crate::format::table::Table;
+use crate::format::units::ago;
+use crate::output::print_line;
+use crate::{Failure, Outcome};
+
+#[derive(Debug, Args)]
+pub(super) struct LsArgs {
+    #[command(flatten)]
+    pub flags: BuilderFlags,
+    /// Provide filter values (e.g., `status=error`)
+    #[arg(long)]
+    filter: Vec<String>,
+    /// Format the output
+    #[arg(long, default_value = "table", hide_default_value = true)]
+    format: String,
+    /// List records for current repository only
+    #[arg(long)]
+    local: bool,
+    /// Don't truncate output
+    #[arg(long)]
+    no_trunc: bool,
+}
+
+const TABLE: Table = Table {
+    row: "*history.lsContext",
+    id: "Ref",
+    columns: &[
+        ("Ref", "BUILD ID"),
+        ("Name", "NAME"),
+        ("Status", "STATUS"),
+        ("CreatedAt", "CREATED AT"),
+        ("Duration", "DURATION"),
+    ],
+};
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Row {
+    r#ref: String,
+    name: String,
+    status: &'static str,
+    created_at: String,
+    duration: String,
+}
+
+/// As Docker's client writes a record as JSON.
+#[derive(Serialize)]
+struct Line {
+    r#ref: String,
+    name: String,
+    status: &'static str,
+    created_at: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    completed_at: Option<String>,
+    total_steps: i32,
+    completed_steps: i32,
+    cached_steps: i32,
+}
+
+pub(super) async fn ls(builds: &Builds, args: LsArgs) -> Outcome {
+    if args.local {
+        return Err(Failure::new(
+            "--local: the repository of a build not available in this version of whelk",
+        ));
+    }
+    let filters = args.filter.iter().map(|filter| condition(filter));
+    let records = builds.list(filters.collect()).await?;
+    if args.format == "json" {
+        for record in &records {
+            let line = serde_json::to_string(&line(record, &builds.builder));
+            let line = line.map_err(|error| Failure::new(error.to_string()))?;
+            print_line!("{line}")?;
+        }
+        return Ok(0);
+    }
+    let rows = records.iter().map(|record| row(record, args.no_trunc));
+    let default = "{{.Ref}}\t{{.Name}}\t{{.Status}}\t{{.CreatedAt}}\t{{.Duration}}";
+    let format = match args.format.as_str() {
+        "table" => "",
+        format => format,
+    };
+    TABLE.print(format, false, default, rows.collect())?;
+    Ok(0)
+}
+
+/// Returns a filter as the engine knows it: equality has two signs there.
+fn condition(filter: &str) -> String {
+    let signs = ["==", "!=", "~=", ">", "<"];
+    match signs.iter().any(|sign| filter.contains(sign)) {
+        true => filter.to_owned(),
+        false => filter.replacen('=', "==", 1),
+    }
+}
+
+fn row(record: &BuildHistoryRecord, is_whole: bool) -> Row {
+    /// Number of letters of a name.
+    const MOST: usize = 36;
+    let name = name(record);
+    let count = name.chars().count();
+    let name = match is_whole || count <= MOST {
+        true => name,
+        // The end of a path says more.
+        false => {
+            let end: String = name.chars().skip(count - MOST + 2).collect();
+            format!("..{end}")
+        }
+    };
+    Row {
+        r#ref: record.r#ref.clone(),
+        name,
+        status: status(record),
+        created_at: record
+            .created_at
+            .map(|time| ago(time.seconds))
+            .unwrap_or_default(),
+        duration: duration(record),
+    }
+}
+
+fn line(record: &BuildHistoryRecord, builder: &str) -> Line {
+    Line {
+        r#ref: format!("{builder}/{builder}/{}", record.r#ref),
+        name: name(record),
+        status: status(record),
+        created_at: record.created_at.map(time).unwrap_or_default(),
+        completed_at: record.completed_at.map(time),
+        total_steps: record.total_steps,
+        completed_steps: record.completed_steps,
+        cached_steps: record.cached_steps,
+    }
+}
+
+/// Returns a time by RFC 3339.
+pub(super) fn time(time: whelk_buildkit::pb::Timestamp) -> String {
+    let time = jiff::Timestamp::new(time.seconds, time.nanos);
+    time.map(|time| time.to_string()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_have_two_signs_of_equality() {
+        for (filter, expected) in [
+            ("status=error", "status==error"),
+            ("name~=x", "name~=x"),
+            ("duration>=10s", "duration>=10s"),
+            ("status!=error", "status!=error"),
+            ("x", "x"),
+        ] {
+            assert_eq!(condition(filter), expected);
+        }
+    }
+
+    #[test]
+    fn long_names_are_cut_at_their_beginning() {
+        let record = BuildHistoryRecord {
+            frontend_attrs: [("target".to_owned(), "x".repeat(50))].into(),
+            ..BuildHistoryRecord::default()
+        };
+        let shown = row(&record, false).name;
+        assert!(shown.starts_with("..x") && shown.len() == 36, "{shown}");
+        assert_eq!(row(&record, true).name.len(), 50);
+    }
+}
