@@ -32,6 +32,13 @@ pub fn whelk(engine: &Engine) -> Cli<'_> {
     engine.cli(Program::Whelk)
 }
 
+/// Returns the directory of older plugins of the docker CLI, which `scripts/setup` has unpacked: buildx 0.13 and compose 2.26.
+#[must_use]
+pub fn old_plugins() -> PathBuf {
+    let tools = crate::cache("WHELK_OLD_TOOLS", "old-tools");
+    tools.join("usr/libexec/docker/cli-plugins")
+}
+
 impl Cli<'_> {
     /// Runs `build ARGS CONTEXT`.
     #[track_caller]

@@ -11,6 +11,7 @@
 //! | `WHELK_BIN` | the program to test (default: the one built beside the tests) |
 //! | `WHELK_TEST_DIR` | directory for the engines' data (default: `/var/tmp`) |
 //! | `WHELK_TOOLS` | where `scripts/setup` unpacked the docker CLI (default: `~/.cache/whelk/tools`) |
+//! | `WHELK_OLD_TOOLS` | where `scripts/setup` unpacked older plugins of the docker CLI (default: `~/.cache/whelk/old-tools`) |
 //! | `WHELK_TEST_IMAGES` | directory of the images, built when missing (default: `~/.cache/whelk/images`) |
 //! | `WHELK_SKIPPED` | file that a line is appended to for each test that is skipped (default: standard output) |
 //! | `WHELK_TEST_LAYERS` | how engines keep layers, as the key `layers` of their configuration: `erofs` |

@@ -10,6 +10,7 @@ use std::fs;
 use serde_json::{Value, json};
 use whelk_tests::builds::classic;
 use whelk_tests::processes::with_command;
+use whelk_tests::tar::Tar;
 use whelk_tests::{Engine, Program, eventually};
 
 fn layers(image: &Value) -> usize {
@@ -360,7 +361,6 @@ fn requests_that_are_not_supported_are_refused_by_name() {
     for (query, expected) in [
         ("remote=https://example.com/x.git", "remote"),
         ("squash=1", "squash"),
-        ("version=2", "BuildKit"),
         ("version=3", "invalid version 3"),
         ("cgroupparent=x", "cgroupparent"),
         ("outputs=[{\"Type\":\"tar\"}]", "outputs"),
@@ -385,4 +385,112 @@ fn requests_that_are_not_supported_are_refused_by_name() {
         None,
     );
     assert_eq!(status, 400, "{body}");
+}
+
+#[test]
+fn settings_are_cached_with_the_step_that_they_are_for() {
+    let engine = Engine::start();
+    let dockerfile = "FROM busybox\nENV FOO=bar\nRUN touch baz\nRUN touch bax\nLABEL a=b\n";
+    let context = engine.dockerfile("cached", dockerfile);
+    let cached = |args: &[&str]| {
+        let shown = classic(&engine).built(&context, args);
+        shown.matches("Using cache").count()
+    };
+    assert_eq!(cached(&["-t", "first"]), 0);
+    assert_eq!(cached(&[]), 3);
+    // Only if one of these images is here.
+    assert_eq!(cached(&["--cache-from", "first"]), 3);
+    assert_eq!(cached(&["--cache-from", "none-such"]), 0);
+}
+
+#[test]
+fn the_first_of_several_parameters_counts() {
+    let engine = Engine::start();
+    let context = Tar::new().file("own", "FROM busybox\nLABEL a=b\n").finish();
+    let query = "/build?t=twice&dockerfile=own&dockerfile=FROM%20busybox";
+    let answer = engine.http("POST", query, &[], &context);
+    assert!(
+        answer.text().contains("Successfully tagged twice:latest"),
+        "{}",
+        answer.text()
+    );
+    assert_eq!(engine.image("twice")["Config"]["Labels"]["a"], "b");
+}
+
+#[test]
+fn builds_with_buildkit_are_told_in_the_answer() {
+    use base64::Engine as _;
+    let engine = Engine::start();
+    let archive = |dockerfile: &str| {
+        let archive = Tar::new().file("own.Dockerfile", dockerfile);
+        archive.file("x", "of-the-context\n").finish()
+    };
+    let build = |query: &str, dockerfile: &str| {
+        let path = format!("/build?version=2&dockerfile=own.Dockerfile&{query}");
+        let answer = engine.http("POST", &path, &[], &archive(dockerfile)).text();
+        let lines = answer
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap());
+        lines.collect::<Vec<_>>()
+    };
+    let dockerfile =
+        "FROM busybox\nARG WHAT\nCOPY x /x\nRUN grep gate /etc/hosts; echo $WHAT; cat /x > /made\n";
+    let query = "t=made:1&t=made:2&buildargs=%7B%22WHAT%22:%22argument%22,%22NONE%22:null%7D&labels=%7B%22a%22:%22b%22%7D&extrahosts=gate:host-gateway";
+    let messages = build(query, dockerfile);
+    let news: Vec<u8> = messages
+        .iter()
+        .filter(|message| message["id"] == "moby.buildkit.trace")
+        .flat_map(|message| {
+            let text = message["aux"].as_str().unwrap();
+            base64::engine::general_purpose::STANDARD
+                .decode(text)
+                .unwrap()
+        })
+        .collect();
+    let news = String::from_utf8_lossy(&news);
+    for text in [
+        "RUN grep gate",
+        "argument\n",
+        "\tgate\n",
+        "exporting to image",
+    ] {
+        assert!(news.contains(text), "{text}: {news}");
+    }
+    let image = engine.image("made:2");
+    assert_eq!(messages.last().unwrap()["aux"]["ID"], image["Id"]);
+    assert_eq!(image["Config"]["Labels"]["a"], "b");
+    assert_eq!(
+        engine
+            .docker(&["run", "--rm", "made:1", "cat", "/made"])
+            .ok(),
+        "of-the-context"
+    );
+    let quiet = build("q=1", dockerfile);
+    assert_eq!(
+        (quiet.len(), quiet[0]["stream"].as_str().unwrap().len()),
+        (1, 72)
+    );
+    let failed = build("", "FROM busybox\nRUN exit 7\n");
+    let error = failed.last().unwrap()["errorDetail"]["message"]
+        .as_str()
+        .unwrap();
+    assert!(error.contains("exit code: 7"), "{error}");
+    let missing = build("t=x", "FROM busybox\nCOPY none /\n");
+    assert!(
+        missing.last().unwrap()["error"]
+            .as_str()
+            .unwrap()
+            .contains("none")
+    );
+    // Where the context is of a session that is not there, and with what is not supported.
+    let none = engine.http(
+        "POST",
+        "/build?version=2&remote=client-session&session=none",
+        &[],
+        b"",
+    );
+    assert!(none.text().contains("error"), "{}", none.text());
+    let (status, body) = engine.api("POST", "/build?version=2&squash=1", None);
+    assert_eq!(status, 501, "{body}");
+    engine.has_no_builds();
 }

@@ -256,7 +256,7 @@ fn mistakes_are_told_before_anything_is_built() {
         "no builder \"other\" found",
     );
     check(&context, &["--ulimit", "x=1"], "invalid ulimit type: x");
-    check(&context, &["--ssh", "default"], "--ssh");
+    check(&context, &["--ssh", "x=/none"], "failed to stat /none");
     check(
         &context,
         &["--network", "container:mine"],
@@ -615,6 +615,10 @@ fn the_cache_is_listed_and_pruned() {
             "--keep-storage",
         ),
         (&["buildx", "--builder", "x", "du"], "no builder \"x\""),
+        (
+            &["buildx", "create"],
+            "whelk: buildx create: not available in this version of whelk",
+        ),
     ] {
         let failed = engine.whelk(args);
         assert_ne!(failed.code, 0, "{args:?}");
@@ -698,10 +702,7 @@ fn steps_that_are_not_cached_are_explained() {
     );
     engine.whelk(&["builder", "prune", "-af"]).ok();
     let gone = explained(&["--build-arg", "WHAT=2"]);
-    assert!(
-        gone[0].ends_with("its result is not in the cache any more"),
-        "{gone:?}"
-    );
+    assert!(gone[0].ends_with("it was not executed before"), "{gone:?}");
     // Another base image of the same name.
     fs::write(context.join("base"), "FROM busybox\nLABEL a=b\n").unwrap();
     let base = context.join("base");
