@@ -97,7 +97,7 @@ mod tests {
 
     #[test]
     fn no_answer_is_no_good_news() {
-        for json in [None, Some(""), Some("[]"), Some("{")] {
+        for json in [None, Some(""), Some("null"), Some("{")] {
             let mut response = SolveResponse::default();
             let answers = &mut response.exporter_response;
             answers.extend(json.map(|json| ("result.json".to_owned(), json.to_owned())));

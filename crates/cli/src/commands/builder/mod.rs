@@ -201,7 +201,7 @@ mod tests {
         let tree = crate::definitions();
         let mut defined: Vec<String> = tree
             .get_arguments()
-            .filter(|flag| flag.get_action().takes_values())
+            .filter(|flag| flag.get_action().takes_values() && !flag.is_require_equals_set())
             .flat_map(|flag| {
                 let short = flag.get_short().map(|short| format!("-{short}"));
                 short
