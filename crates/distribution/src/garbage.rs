@@ -224,7 +224,8 @@ impl Registry {
         for digest in self.digests(repository, Links::Manifests)? {
             let manifest = self.get_manifest(repository, &ManifestKey::Digest(digest))?;
             let document = Document::parse(&manifest.media_type, &manifest.content)?;
-            let named: BTreeSet<_> = document.blobs().collect();
+            // Also those that an index lists.
+            let named: BTreeSet<_> = document.references().collect();
             old.retain(|digest| !named.contains(digest));
         }
         for digest in old {

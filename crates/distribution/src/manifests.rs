@@ -40,6 +40,15 @@ struct Reference {
 }
 
 impl Reference {
+    /// Returns which links of a repository lead to an entry of an index: to a manifest, or to a blob, as in the indexes of build
+    /// caches.
+    fn links(&self) -> Links {
+        match self.media_type.as_str() {
+            MANIFEST | DOCKER_MANIFEST | INDEX | DOCKER_MANIFEST_LIST | "" => Links::Manifests,
+            _ => Links::Blobs,
+        }
+    }
+
     /// Whether it is a layer that its author does not permit to be distributed, or that is elsewhere.
     fn may_be_missing(&self) -> bool {
         self.media_type.contains("nondistributable")
@@ -275,7 +284,7 @@ impl Registry {
             .chain(document.layers.iter().flatten());
         let blobs = blobs.map(|reference| (Links::Blobs, reference));
         let manifests = document.manifests.iter().flatten();
-        let manifests = manifests.map(|reference| (Links::Manifests, reference));
+        let manifests = manifests.map(|reference| (reference.links(), reference));
         for (links, reference) in blobs.chain(manifests) {
             let digest = &reference.digest;
             match self.size(repository, links, digest) {

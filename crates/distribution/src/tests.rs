@@ -501,6 +501,29 @@ async fn content_has_sha512_digests_too() {
     assert_eq!(left, [], "nothing refers to it");
 }
 
+/// BuildKit writes build caches in this form (`image-manifest=false`).
+#[tokio::test]
+async fn indexes_may_list_blobs() {
+    let served = Served::new().await;
+    let layer = served.blob("a", b"0123456789").await;
+    let config = served.blob("a", b"{}").await;
+    let other = json!({"mediaType": "x", "digest": Digest::of(b"other"), "size": 5});
+    let mut manifest = layer.clone();
+    manifest["mediaType"] = json!(MANIFEST);
+    let put = async |layer: &Value| {
+        let index = json!({"schemaVersion": 2, "manifests": [layer, &config]}).to_string();
+        served.put("a", "1", INDEX, index.as_bytes()).await
+    };
+    for missing in [&other, &manifest] {
+        put(missing).await.is(400, "MANIFEST_BLOB_UNKNOWN");
+    }
+    assert_eq!(put(&layer).await.status, 201);
+    let registry = served.registry.clone().unwrap();
+    registry.collect_garbage(Duration::ZERO).unwrap();
+    let path = format!("/v2/a/blobs/{}", Digest::of(b"0123456789"));
+    assert_eq!(served.get(&path).await.body, b"0123456789");
+}
+
 #[tokio::test]
 async fn one_blob_is_pushed_by_several_clients_at_once() {
     let served = Served::new().await;
