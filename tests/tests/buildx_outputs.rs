@@ -287,13 +287,6 @@ fn attributes_are_refused_by_name() {
         let output = output.replace("dest=x", &format!("dest={place}-{}", output.len()));
         docker(&engine).build_fails(&context, &["-o", &output], &[expected]);
     }
-    let archive = format!("type=oci,dest={place}.tar");
-    docker(&engine).build_fails(
-        &context,
-        &["--platform", "linux/amd64,linux/arm64", "-o", &archive],
-        &["platform"],
-    );
-    docker(&engine).build_fails(&context, &["--provenance=true"], &["ttestation"]);
 }
 
 /// A small file system in memory.

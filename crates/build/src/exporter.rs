@@ -15,7 +15,7 @@ use crate::{Builder, blocking};
 #[derive(Clone, Debug)]
 pub struct Finished {
     pub config: Vec<u8>,
-    lease: Arc<Lease>,
+    pub(crate) lease: Arc<Lease>,
 }
 
 impl Builder {

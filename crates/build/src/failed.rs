@@ -9,6 +9,7 @@ use whelk_llb::pb::Meta;
 use crate::Builder;
 use crate::error::Result;
 use crate::layers::Stack;
+use crate::provenance::Capture;
 use crate::request::Solved;
 use crate::transfer::Made;
 
@@ -54,6 +55,7 @@ impl Builder {
             lease: failed.lease.clone(),
             keys: Vec::new(),
             made: Made::default(),
+            capture: Capture::default(),
         };
         self.export(&solved, image, None, Vec::new()).await
     }

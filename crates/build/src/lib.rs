@@ -14,26 +14,33 @@
 //! cache, so that a result that is found there is complete.
 #![forbid(unsafe_code)]
 
+mod accompanied;
+mod attest;
 mod cache;
 mod caches;
 pub mod classic;
 mod client;
 mod directory;
+pub mod emulation;
 mod error;
 mod explain;
 mod exporter;
 mod failed;
 pub mod gc;
+mod index;
 mod layers;
 mod listing;
 mod log;
 mod ops;
 mod padding;
 mod progress;
+pub mod provenance;
 mod request;
+mod sbom;
 mod select;
 mod solver;
 mod sources;
+mod statement;
 mod transfer;
 mod tree;
 mod usage;
@@ -43,6 +50,7 @@ use std::sync::{Arc, Mutex, Weak};
 use tokio::sync::{Semaphore, watch};
 use whelk_engine::Engine;
 
+pub use attest::{Attest, Sbom};
 pub use cache::Cache;
 pub use caches::Kept;
 pub use client::{Client, Pieces};
@@ -50,13 +58,16 @@ pub use directory::{Content, Directory, Index};
 pub use error::{Error, Result};
 pub use exporter::Finished;
 pub use failed::Failed;
+pub use index::{IndexSettings, Member, StoredIndex};
 pub use layers::View;
 pub use log::{Frames, Log};
 pub use ops::Settings;
 pub use progress::{Event, EventKind, Follower, Progress, Told, Work};
 pub use request::{Converted, Request, Solved, parse_reference};
+pub use sbom::Scanned;
 pub use solver::Job;
 pub use sources::Images;
+pub use statement::{Bill, Encoded, Statement};
 pub use transfer::{Export as CacheExport, Import as CacheImport, Imports, Outgoing};
 pub use usage::{HeldCache, Locals, Pruned};
 

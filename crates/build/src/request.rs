@@ -20,6 +20,7 @@ use crate::error::Result;
 use crate::layers::{Stack, View};
 use crate::ops::Settings;
 use crate::progress::{EventKind, Progress};
+use crate::provenance::Capture;
 use crate::solver::Job;
 use crate::sources::http::redacted;
 use crate::sources::{self, Base, Images, Sources};
@@ -60,6 +61,8 @@ pub struct Solved {
     /// The keys under which the results of its operations are recorded.
     pub(crate) keys: Vec<Digest>,
     pub(crate) made: Made,
+    /// What it was made of.
+    pub capture: Capture,
 }
 
 impl Solved {
@@ -108,6 +111,7 @@ impl Builder {
     ) -> Result<Converted> {
         let mut answers = Answers::new();
         let mut images = Images::default();
+        let is_quiet = options.is_quiet;
         loop {
             // A large Dockerfile takes its time.
             let (text, options) = (dockerfile.to_owned(), options.clone());
@@ -121,7 +125,8 @@ impl Builder {
             let asked = match outcome {
                 Outcome::Needs(asked) => asked,
                 Outcome::Done(conversion) => {
-                    for warning in warnings {
+                    let told = warnings.into_iter().filter(|_| !is_quiet);
+                    for warning in told {
                         let vertex = Digest::of(dockerfile.as_bytes());
                         request.progress.add(vertex, EventKind::Warning(warning));
                     }
@@ -275,6 +280,7 @@ impl Builder {
             lease: job.lease.clone(),
             keys: executed.keys,
             made: executed.made,
+            capture: Capture::of(&job.graph, &job.sources),
         })
     }
 }

@@ -230,6 +230,34 @@ impl Sources {
         Ok(key::source(source, &identity))
     }
 
+    /// Returns the name by which a source's content is known elsewhere: the digest of an image's manifest or index, or of a file,
+    /// or a commit with its algorithm.
+    pub fn content_name(&self, node: &Node, source: &SourceOp) -> Option<String> {
+        if let Some(image) = self.image(node) {
+            let reference: Reference = image_of(source)?.parse().ok()?;
+            let is_own =
+                |digest: &&whelk_image::Digest| image.origin.blobs().any(|own| own == *digest);
+            let known = image.repo_digests.iter();
+            let known = known.filter(|known| known.name() == reference.name());
+            let known: Vec<_> = known.filter_map(|known| known.digest.as_ref()).collect();
+            let found = reference.digest.as_ref();
+            let found = found.or_else(|| known.iter().copied().find(is_own));
+            let found = found.or(known.last().copied());
+            let found = found.or(image.origin.index.as_ref());
+            let found = found.or(image.origin.manifest.as_ref());
+            return Some(found.unwrap_or(&image.id).to_string());
+        }
+        let identity = self.directories.get(&node.digest)?.identity();
+        match identity.strip_prefix("git ") {
+            Some(rest) => {
+                let commit = rest.split(' ').next().unwrap_or_default();
+                let algorithm = if commit.len() == 64 { "sha256" } else { "sha1" };
+                Some(format!("{algorithm}:{commit}"))
+            }
+            None => Some(identity).filter(|identity| identity.starts_with("sha256:")),
+        }
+    }
+
     /// Returns the digest of what is selected of a directory.
     pub fn content(&self, node: &Node, selectors: &[Selector]) -> Result<Option<Digest>> {
         let Some(directory) = self.directories.get(&node.digest) else {

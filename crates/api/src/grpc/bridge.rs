@@ -15,7 +15,7 @@ use whelk_buildkit::pb::gateway::{
     ApiCap, EvaluateRequest, InputsResponse, PongResponse, ReadDirRequest, ReadDirResponse,
     ReadFileRequest, ReadFileResponse, ResolveImageConfigRequest, ResolveImageConfigResponse,
     ResolveSourceImageResponse, ResolveSourceMetaRequest, ResolveSourceMetaResponse, ReturnRequest,
-    SolveRequest, SolveResponse, StatFileRequest, StatFileResponse, WarnRequest, result,
+    SolveRequest, SolveResponse, StatFileRequest, StatFileResponse, WarnRequest,
 };
 use whelk_llb::Digest;
 use whelk_llb::pb::Platform;
@@ -46,7 +46,7 @@ const FRONTEND: [&str; 17] = [
 ];
 
 /// The capabilities of definitions: the operations and attributes that the solver knows.
-const OPERATIONS: [&str; 61] = [
+const OPERATIONS: [&str; 62] = [
     "source.image",
     "source.image.resolvemode",
     "source.git",
@@ -105,6 +105,7 @@ const OPERATIONS: [&str; 61] = [
     "diffop",
     "source.metaresolver",
     "exec.meta.removemountstubs.recursive",
+    "exporter.image.attestations",
     "exporter.multiple",
     "gc.freespacefilter",
     "history.filter",
@@ -235,9 +236,11 @@ impl Door {
             }
         };
         if request.evaluate
-            && let Some(result::Kind::Ref(reference)) = &result.kind
+            && let Some(kind) = &result.kind
         {
-            build.reference(&reference.id)?.solve(&self.builder).await?;
+            for id in super::platforms::ids(kind) {
+                build.reference(id)?.solve(&self.builder).await?;
+            }
         }
         Ok(SolveResponse {
             result: Some(result),

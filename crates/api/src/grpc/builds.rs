@@ -5,10 +5,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{OnceCell, watch};
-use whelk_build::{Builder, Error, Images, Request, Solved};
+use whelk_build::provenance::{FrontendCall, Provenance};
+use whelk_build::{Attest, Builder, Error, Images, Request, Scanned, Solved};
 use whelk_buildkit::grpc::{Code, Result, Status};
 use whelk_buildkit::pb::gateway;
 use whelk_dockerfile::convert::Image;
+use whelk_engine::events::now;
 use whelk_llb::pb::{Definition, SourceInfo};
 use whelk_llb::{Digest, Graph};
 use whelk_sys::sync::IgnorePoison as _;
@@ -30,6 +32,10 @@ pub(super) struct Build {
     pub session: String,
     pub request: Request,
     pub inputs: BTreeMap<String, Definition>,
+    /// What is said about the result.
+    pub attest: Attest,
+    /// In nanoseconds since the epoch.
+    started: i64,
     references: Mutex<HashMap<String, Arc<Reference>>>,
     /// Results that the frontend has read from: what a client gives only once is part of some.
     held: Mutex<Vec<Arc<Solved>>>,
@@ -37,19 +43,41 @@ pub(super) struct Build {
     pub returned: watch::Sender<Option<Result<gateway::Result>>>,
     /// Manifests of what was made, with their media types, by the position of the output.
     manifests: Mutex<BTreeMap<i64, (String, Vec<u8>)>>,
+    /// What the history has of how the results were made.
+    noted: Mutex<Noted>,
     /// The Dockerfile that warnings are about, and the step that has read it.
     pub file: Mutex<Option<(Digest, SourceInfo)>>,
+}
+
+/// What the history has of how the results were made, and what was said about them, by their platforms if there are several.
+#[derive(Debug, Default)]
+pub(super) struct Noted {
+    pub provenances: Vec<(Option<String>, Provenance)>,
+    /// The types of statements, and the statements.
+    pub statements: Vec<(Option<String>, String, Vec<u8>)>,
+}
+
+/// What a Dockerfile has become, besides a definition.
+#[derive(Debug)]
+pub(super) struct Origin {
+    pub image: Image,
+    /// The time of the image, in seconds since 1970.
+    pub epoch: Option<i64>,
+    pub call: FrontendCall,
+    /// What is scanned besides the result, by name.
+    pub scanned: Vec<(String, Definition)>,
+    pub ignores_cache: bool,
 }
 
 /// A result that is solved when it is needed.
 #[derive(Debug)]
 pub(super) struct Reference {
     pub definition: Definition,
-    graph: Graph,
-    request: Request,
+    graph: Arc<Graph>,
+    pub request: Request,
     images: Images,
-    /// The configuration and the time of the image, if it comes from a Dockerfile.
-    pub image: Option<(Image, Option<i64>)>,
+    /// If it comes from a Dockerfile.
+    pub origin: Option<Origin>,
     solved: OnceCell<std::result::Result<Arc<Solved>, Error>>,
 }
 
@@ -62,7 +90,7 @@ impl Reference {
         request: Request,
         definition: Definition,
         images: Images,
-        image: Option<(Image, Option<i64>)>,
+        origin: Option<Origin>,
     ) -> Result<Self> {
         // A large one takes its time.
         let decode = move || (Graph::new(definition.clone()), definition);
@@ -73,10 +101,10 @@ impl Reference {
         rights.map_err(|error| super::result::status(&error, None))?;
         Ok(Self {
             definition,
-            graph,
+            graph: Arc::new(graph),
             request,
             images,
-            image,
+            origin,
             solved: OnceCell::new(),
         })
     }
@@ -87,7 +115,7 @@ impl Reference {
     /// Returns why a step has failed, with its place.
     pub async fn solve(&self, builder: &Arc<Builder>) -> Result<Arc<Solved>> {
         let solving = async {
-            let graph = self.graph.clone();
+            let graph = Graph::clone(&self.graph);
             let job = builder.plan(&self.request, graph, self.images.clone());
             let job = job.await?;
             builder.solve(&job).await.map(Arc::new)
@@ -111,22 +139,67 @@ impl Reference {
     }
 }
 
+impl Reference {
+    /// Returns how the result was made, as far as it is known now.
+    pub fn provenance(&self, build: &Build, solved: &Solved) -> Provenance {
+        let last = self.definition.def.last();
+        Provenance {
+            capture: solved.capture.clone(),
+            call: self
+                .origin
+                .as_ref()
+                .map_or_else(FrontendCall::default, |origin| origin.call.clone()),
+            graph: self.graph.clone(),
+            last: Digest::of(last.map_or(&[][..], Vec::as_slice)),
+            invocation: build.id.clone(),
+            started: build.started,
+            finished: now(),
+        }
+    }
+
+    /// Returns what is scanned for a bill of materials.
+    ///
+    /// # Errors
+    /// Returns an error if a definition is not valid.
+    pub fn scanned(&self, name: &str) -> Result<Scanned> {
+        let mut scanned = Scanned {
+            name: name.to_owned(),
+            result: Graph::clone(&self.graph),
+            ..Scanned::default()
+        };
+        let Some(origin) = &self.origin else {
+            return Ok(scanned);
+        };
+        scanned.ignores_cache = origin.ignores_cache;
+        for (name, definition) in &origin.scanned {
+            let graph = Graph::new(definition.clone());
+            let graph = graph.map_err(|error| Status::invalid(error.to_string()))?;
+            scanned.extras.push((name.clone(), graph));
+        }
+        Ok(scanned)
+    }
+}
+
 impl Build {
     pub fn new(
         id: String,
         session: String,
         request: Request,
         inputs: BTreeMap<String, Definition>,
+        attest: Attest,
     ) -> Arc<Self> {
         Arc::new(Self {
             id,
             session,
             request,
             inputs,
+            attest,
+            started: now(),
             references: Mutex::default(),
             held: Mutex::default(),
             returned: watch::Sender::default(),
             manifests: Mutex::default(),
+            noted: Mutex::default(),
             file: Mutex::default(),
         })
     }
@@ -145,6 +218,22 @@ impl Build {
 
     pub fn take_manifests(&self) -> BTreeMap<i64, (String, Vec<u8>)> {
         std::mem::take(&mut *self.manifests.lock().ignore_poison())
+    }
+
+    /// Keeps for the history how a result was made.
+    pub fn note_provenance(&self, platform: Option<String>, provenance: Provenance) {
+        let mut noted = self.noted.lock().ignore_poison();
+        noted.provenances.push((platform, provenance));
+    }
+
+    /// Keeps a statement of this type for the history.
+    pub fn note_statement(&self, platform: Option<String>, kind: &str, bytes: Vec<u8>) {
+        let mut noted = self.noted.lock().ignore_poison();
+        noted.statements.push((platform, kind.to_owned(), bytes));
+    }
+
+    pub fn take_noted(&self) -> Noted {
+        std::mem::take(&mut *self.noted.lock().ignore_poison())
     }
 
     /// Keeps a reference, and returns its name.

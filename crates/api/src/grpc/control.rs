@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use whelk_build::gc::{Condition, Policy, Record};
-use whelk_build::{CacheExport, Imports, Pieces, Progress, Request, Settings};
+use whelk_build::{Attest, CacheExport, Imports, Pieces, Progress, Request, Settings};
 use whelk_buildkit::grpc::{Call, Result, Status};
 use whelk_buildkit::pb::Timestamp;
 use whelk_buildkit::pb::control::{
@@ -16,8 +16,6 @@ use whelk_buildkit::pb::control::{
 use whelk_buildkit::pb::gateway::{self, result};
 use whelk_dockerfile::convert::ResolveMode;
 use whelk_engine::events::now;
-use whelk_image::Platform;
-use whelk_llb::pb;
 
 use super::Door;
 use super::builds::{Build, Reference};
@@ -35,7 +33,7 @@ const SNAPSHOTTER: &str = "org.mobyproject.buildkit.worker.snapshotter";
 const HOST_GATEWAY: &str = "org.mobyproject.buildkit.worker.moby.host-gateway-ip";
 
 /// The version of the Dockerfile language.
-const DOCKERFILE: &str = "1.19.0";
+pub(super) const DOCKERFILE: &str = "1.19.0";
 
 /// What is made of the result of a build.
 struct Outputs {
@@ -121,6 +119,8 @@ impl Door {
         }
         let exports = super::export::parse(&request.exporters)?;
         let caches = super::caches::exports(&request)?;
+        let attest = Attest::parse(&request.frontend_attrs);
+        let attest = attest.map_err(|error| super::result::status(&error, None))?;
         let client = SessionClient {
             sent: Sent::new(body),
             sessions: self.sessions.clone(),
@@ -145,6 +145,7 @@ impl Door {
             request.session.clone(),
             common,
             std::mem::take(&mut request.frontend_inputs),
+            attest,
         );
         let _running = self.builds.begin(&build)?;
         // Internal requests, by which clients ask for capabilities, are not builds of the user: they have no record.
@@ -205,8 +206,8 @@ impl Door {
     pub(super) fn result(&self, build: &Build, reference: Reference) -> gateway::Result {
         let (id, reference) = build.add(reference);
         let mut result = gateway::Result::default();
-        if let Some((image, _)) = &reference.image
-            && let Ok(config) = serde_json::to_vec(image)
+        if let Some(origin) = &reference.origin
+            && let Ok(config) = serde_json::to_vec(&origin.image)
         {
             result
                 .metadata
@@ -220,7 +221,6 @@ impl Door {
     }
 
     pub(super) fn worker(&self) -> WorkerRecord {
-        let host = Platform::host();
         let gateway = self
             .host_gateway()
             .map(|address| (HOST_GATEWAY.to_owned(), address));
@@ -229,11 +229,7 @@ impl Door {
             id: self.engine.id.clone(),
             // Clients take it for the sign that outputs, pushes and caches of all kinds are available.
             labels: std::iter::once(snapshotter).chain(gateway).collect(),
-            platforms: vec![pb::Platform::new(
-                &host.os,
-                &host.architecture,
-                &host.variant,
-            )],
+            platforms: whelk_build::emulation::platforms(),
             buildkit_version: Some(version()),
             ..WorkerRecord::default()
         }

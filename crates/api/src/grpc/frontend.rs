@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use whelk_build::provenance::FrontendCall;
 use whelk_build::{Directory, Error, Request, parse_reference};
 use whelk_buildkit::grpc::{Result, Status};
 use whelk_buildkit::pb::gateway;
@@ -21,8 +22,9 @@ use whelk_llb::pb::{self, Definition, SourceInfo};
 use whelk_sys::sync::IgnorePoison as _;
 
 use super::Door;
-use super::builds::{Build, Reference};
+use super::builds::{Build, Origin, Reference};
 use super::client::{Sent, SessionClient};
+use super::control::DOCKERFILE;
 use super::result::of_frontend;
 
 type Attributes = BTreeMap<String, String>;
@@ -56,7 +58,14 @@ struct Prepared {
     text: String,
     options: Options,
     file: SourceInfo,
+    /// The platforms to build for. There is a result for each, unless none is named.
+    platforms: Vec<pb::Platform>,
+    /// Directories of the client that were read for it.
+    locals: Vec<String>,
 }
+
+/// Maximum number of platforms of a build.
+const MAX_PLATFORMS: usize = 64;
 
 /// A Dockerfile, the step that has read it, and the ignore file beside it.
 struct Texts {
@@ -89,14 +98,66 @@ impl Door {
         if !get("requestid").is_empty() {
             return self.subrequest(build, get("requestid"), &prepared).await;
         }
-        let Prepared {
-            text,
-            options,
-            file,
-        } = prepared;
+        let request = self.requested(build, attributes, &prepared.options).await?;
+        let call = FrontendCall {
+            frontend: frontend.to_owned(),
+            attributes: attributes.clone(),
+            locals: prepared.locals.clone(),
+            version: DOCKERFILE.into(),
+        };
+        let wanted = match prepared.platforms.as_slice() {
+            [] => vec![None],
+            platforms => platforms.iter().cloned().map(Some).collect(),
+        };
+        let converting = wanted.into_iter().enumerate().map(|(place, platform)| {
+            let (request, prepared, call) = (&request, &prepared, &call);
+            async move {
+                let options = Options {
+                    platform: platform.clone(),
+                    // Those of the first are the same.
+                    is_quiet: place > 0,
+                    ..prepared.options.clone()
+                };
+                let converted = self
+                    .builder
+                    .convert(request, &prepared.text, &options)
+                    .await;
+                let converted = converted.map_err(|error| of_frontend(&error, &prepared.file))?;
+                let conversion = converted.conversion;
+                let origin = Origin {
+                    image: conversion.image,
+                    epoch: conversion.epoch,
+                    call: call.clone(),
+                    scanned: conversion.scanned,
+                    ignores_cache: conversion.ignore_cache,
+                };
+                let (definition, images) = (conversion.definition, converted.images);
+                let reference =
+                    Reference::new(request.clone(), definition, images, Some(origin)).await?;
+                Ok::<_, Status>((platform.unwrap_or_else(host), reference))
+            }
+        });
+        let mut references = futures_util::future::try_join_all(converting).await?;
+        if prepared.options.multi_platform {
+            return Ok(self.results(build, references));
+        }
+        match references.pop() {
+            Some((_, reference)) => Ok(self.result(build, reference)),
+            None => Err(Status::unknown("a Dockerfile without a result")),
+        }
+    }
+
+    /// Returns the request of a build with the settings of its frontend.
+    async fn requested(
+        self: &Arc<Self>,
+        build: &Build,
+        attributes: &Attributes,
+        options: &Options,
+    ) -> Result<Request> {
+        let get = |name: &str| attributes.get(name).map_or("", String::as_str);
         let mut request = Request {
             resolve: options.resolve_mode,
-            project: self.project(build, &options).await,
+            project: self.project(build, options).await,
             is_explained: get("whelk.explain") == "true",
             ..build.request.clone()
         };
@@ -114,13 +175,7 @@ impl Door {
             limits.cpuset_cpus.clone_from(&resources.cpuset_cpus);
             limits.cpuset_mems.clone_from(&resources.cpuset_mems);
         }
-        let converted = self.builder.convert(&request, &text, &options).await;
-        let converted = converted.map_err(|error| of_frontend(&error, &file))?;
-        let conversion = converted.conversion;
-        let image = Some((conversion.image, conversion.epoch));
-        let images = converted.images;
-        let reference = Reference::new(request, conversion.definition, images, image).await?;
-        Ok(self.result(build, reference))
+        Ok(request)
     }
 
     /// Returns what tells a client's Dockerfile apart from others; empty if the client does not say whose it is.
@@ -148,17 +203,19 @@ impl Door {
             let text = format!("{what}: not available in this version of whelk");
             Err(Status::unimplemented(text))
         };
-        if let Some(name) = attributes.keys().find(|name| name.starts_with("attest:")) {
-            return unsupported(format!("attestations ({name})"));
-        }
         let parsed = Options::from_attributes(attributes, host(), parse_reference);
-        let (mut options, platforms) =
-            parsed.map_err(|error| Status::unknown(error.to_string()))?;
-        match platforms.as_slice() {
-            [] => {}
-            [one] => options.platform = Some(one.clone()),
-            _ => return unsupported("builds for several platforms".into()),
+        let (mut options, listed) = parsed.map_err(|error| Status::unknown(error.to_string()))?;
+        let mut platforms: Vec<pb::Platform> = Vec::new();
+        for platform in listed {
+            if !platforms.contains(&platform) {
+                platforms.push(platform);
+            }
         }
+        if platforms.len() > MAX_PLATFORMS {
+            let text = format!("a build for more than {MAX_PLATFORMS} platforms");
+            return Err(Status::invalid(text));
+        }
+        options.platform = platforms.first().cloned();
         let remote = self.remote_context(build, attributes, inputs).await?;
         if remote.is_none() && !get("contextsubdir").is_empty() {
             return unsupported("a directory of the client's context (contextsubdir)".into());
@@ -198,6 +255,13 @@ impl Door {
             language: "Dockerfile".into(),
         };
         *build.file.lock().ignore_poison() = Some((vertex, file.clone()));
+        let mut locals = Vec::new();
+        if is_of_client {
+            locals.push(match get("dockerfilekey") {
+                "" => "dockerfile".to_owned(),
+                name => name.to_owned(),
+            });
+        }
         options.session.clone_from(&build.session);
         options.context = match remote {
             Some(remote) => MainContext::Graph(remote.graph),
@@ -228,6 +292,8 @@ impl Door {
             text,
             options,
             file,
+            platforms,
+            locals,
         })
     }
 
@@ -352,6 +418,7 @@ impl Door {
             text,
             options,
             file,
+            ..
         } = prepared;
         let failed = |error: Error| of_frontend(&error, file);
         let found = match request {

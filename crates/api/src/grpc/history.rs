@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use whelk_build::provenance::{Options, Provenance};
 use whelk_buildkit::grpc::{Call, Responses, Result, Status};
 use whelk_buildkit::history::Writer;
 use whelk_buildkit::pb::content::{
@@ -18,13 +19,17 @@ use whelk_buildkit::pb::{Message as _, Timestamp, Unused};
 use whelk_engine::events::now;
 
 use super::Door;
-use super::builds::Build;
+use super::builds::{Build, Noted};
 use super::progress::{self, Listener};
 
 /// What clients were told: messages, each with its length before it.
 const STATUS: &str = "application/vnd.buildkit.status.v0";
 /// An error with its details. (Not a typo of ours.)
 const ERROR: &str = "application/vnd.googeapis.google.rpc.status+proto";
+
+/// What is said about a result, with the type of what is said. Of provenance it is the predicate alone.
+const STATEMENT: &str = "application/vnd.in-toto+json";
+const PREDICATE_TYPE: &str = "in-toto.io/predicate-type";
 
 /// Maximum size of what is recorded of a build's output, in bytes.
 const MAX_LOGS: u64 = 64 << 20;
@@ -136,6 +141,37 @@ impl Door {
         let mut writer = self.history.writer().map_err(failed)?;
         writer.write_all(content).map_err(failed)?;
         self.history.finish(writer, media_type).map_err(failed)
+    }
+
+    /// Keeps how the results of a build were made, and what was said about them.
+    fn keep_statements(
+        &self,
+        record: &mut BuildHistoryRecord,
+        noted: Noted,
+        builder: String,
+    ) -> Result<()> {
+        let options = Options {
+            builder,
+            ..Options::default()
+        };
+        let mut statements = Vec::new();
+        for (platform, mut provenance) in noted.provenances {
+            provenance.finished = now();
+            let predicate = provenance.predicate(&options, None);
+            let bytes = serde_json::to_vec(&predicate).map_err(failed)?;
+            statements.push((platform, Provenance::kind(&options).to_owned(), bytes));
+        }
+        statements.extend(noted.statements);
+        for (platform, kind, bytes) in statements {
+            let mut descriptor = self.put(STATEMENT, &bytes)?;
+            descriptor.annotations.insert(PREDICATE_TYPE.into(), kind);
+            let result = match platform {
+                Some(platform) => record.results.entry(platform).or_default(),
+                None => record.result.get_or_insert_with(BuildResultInfo::default),
+            };
+            result.attestations.push(descriptor);
+        }
+        Ok(())
     }
 
     /// Tells of past builds and of those that run; then of what happens, unless the client wants no more.
@@ -326,6 +362,9 @@ async fn complete(
         Err(status) => Some(status.to_message()),
     };
     let manifests = build.take_manifests();
+    let noted = build.take_noted();
+    let builder_id = build.attest.provenance.as_ref();
+    let builder_id = builder_id.map_or_else(String::new, |options| options.builder.clone());
     let keeper = door.clone();
     let written = blocking(move || {
         if let Some(mut error) = error {
@@ -341,6 +380,9 @@ async fn complete(
                 info.results.insert(id, descriptor);
             }
             record.result = Some(info);
+        }
+        if let Err(error) = keeper.keep_statements(&mut record, noted, builder_id) {
+            tracing::warn!("history of builds: provenance of a build: {error}");
         }
         keeper.history.complete(record).map_err(failed)
     });

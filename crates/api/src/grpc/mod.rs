@@ -17,6 +17,7 @@ mod control;
 mod export;
 mod frontend;
 mod history;
+mod platforms;
 mod progress;
 mod remote;
 mod result;

@@ -12,10 +12,10 @@ mod ssh;
 use std::sync::Arc;
 
 use whelk_image::{Lease, Store};
-use whelk_llb::Node;
 use whelk_llb::pb::file_action::Action;
 use whelk_llb::pb::op::Kind;
 use whelk_llb::pb::{DiffOp, FileAction};
+use whelk_llb::{CUSTOM_NAME, Node};
 
 use crate::error::{Error, Result};
 use crate::layers::{Layer, Stack, Workspace};
@@ -59,7 +59,12 @@ pub(crate) async fn run(
             let op = op.clone();
             blocking(move || file::run(&context, &op, &inputs)).await
         }
-        Some(Kind::Exec(op)) => exec::run(builder, context, op, &inputs, settings, log).await,
+        Some(Kind::Exec(op)) => {
+            let name = node.metadata.description.get(CUSTOM_NAME);
+            let name = name.map_or("a process", String::as_str);
+            crate::emulation::check(node.op.platform.as_ref(), name)?;
+            exec::run(builder, context, op, &inputs, settings, log).await
+        }
         Some(Kind::Merge(op)) => {
             let op = op.clone();
             blocking(move || Ok(vec![merge::run(&context, &op, &inputs)?])).await

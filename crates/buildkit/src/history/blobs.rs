@@ -14,7 +14,7 @@ use crate::pb::control::{BuildHistoryRecord, Descriptor};
 /// Returns what a record refers to.
 pub(super) fn of(record: &BuildHistoryRecord) -> impl Iterator<Item = &Descriptor> {
     let single = [&record.logs, &record.trace, &record.external_error];
-    let result = record.result.iter();
+    let result = record.result.iter().chain(record.results.values());
     let results = result.flat_map(|result| {
         let attestations = result.attestations.iter();
         attestations.chain(result.results.values())

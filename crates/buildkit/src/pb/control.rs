@@ -353,6 +353,9 @@ pub struct BuildHistoryRecord {
     pub exporter_response: BTreeMap<String, String>,
     #[prost(message, optional, tag = "10")]
     pub result: Option<BuildResultInfo>,
+    /// By platform, of builds for several.
+    #[prost(btree_map = "string, message", tag = "11")]
+    pub results: BTreeMap<String, BuildResultInfo>,
     #[prost(int32, tag = "12")]
     pub generation: i32,
     #[prost(message, optional, tag = "13")]

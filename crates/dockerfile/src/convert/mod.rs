@@ -19,6 +19,7 @@ mod outline;
 mod remote;
 mod request;
 mod run;
+mod scan;
 mod stages;
 mod target;
 
@@ -62,6 +63,8 @@ pub struct Conversion {
     /// Whether the target is built without the cache.
     pub ignore_cache: bool,
     pub outline: Outline,
+    /// What is scanned besides the result for a bill of materials, if one is made: the context, and stages, by name.
+    pub scanned: Vec<(String, Definition)>,
 }
 
 /// Converts a Dockerfile. Warnings are added to the linter, also if it fails; its configuration is that of the file
@@ -249,6 +252,7 @@ impl<'a> Converter<'a> {
         self.linter.check()?;
         self.replace_contexts();
         let outline = self.outline(target);
+        let scanned = self.scanned(target);
         let done = &self.targets[target];
         let mut image = done.image.clone();
         let labels = self.options.labels.iter();
@@ -285,6 +289,7 @@ impl<'a> Converter<'a> {
             epoch: self.epoch,
             ignore_cache: done.ignore_cache,
             outline,
+            scanned,
         })
     }
 

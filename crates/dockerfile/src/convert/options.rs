@@ -120,6 +120,8 @@ pub struct Options {
     pub lint: Option<lint::Config>,
     /// Converts also stages that the target does not need, to check them.
     pub all_stages: bool,
+    /// Whether warnings are not told: those of another platform are the same.
+    pub is_quiet: bool,
     pub parse_reference: ParseReference,
 }
 
@@ -153,6 +155,7 @@ impl Options {
             filename: "Dockerfile".into(),
             lint: None,
             all_stages: false,
+            is_quiet: false,
             parse_reference,
         }
     }

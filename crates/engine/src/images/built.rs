@@ -1,5 +1,7 @@
 //! Images that were built.
 
+use std::sync::Arc;
+
 use whelk_image::archive::{Loaded, Named, Origin};
 use whelk_image::{Digest, ImageConfig, Lease, Reference};
 
@@ -25,15 +27,87 @@ pub struct AddedImage {
     pub is_flushed: bool,
 }
 
+/// Images that were built together, one for each platform, or with attestations.
+#[derive(Clone, Debug, Default)]
+pub struct BuiltIndex {
+    pub images: Vec<BuiltMember>,
+    /// Lists the manifests of the images and of the attestations.
+    pub index: Vec<u8>,
+    /// The blobs of the attestations, with their manifests.
+    pub attached: Vec<Vec<u8>>,
+    pub names: Vec<Reference>,
+}
+
+/// An image of a [`BuiltIndex`].
+#[derive(Clone, Debug)]
+pub struct BuiltMember {
+    /// Holds its layers.
+    pub lease: Arc<Lease>,
+    pub config: Vec<u8>,
+    pub manifest: Vec<u8>,
+}
+
+/// Images that were recorded.
+#[derive(Clone, Debug)]
+pub struct AddedIndex {
+    pub ids: Vec<Digest>,
+    pub index: Digest,
+}
+
 impl Images {
-    /// Records an image whose layers `lease` holds. They are flushed to disk before, unless the image is there
-    /// already. Blocking.
+    /// Records images, and the index that the names stand for. Everything that was written before is on disk then. Blocking.
     ///
     /// # Errors
-    /// Returns an error if the configuration is invalid, if a layer does not exist, or if the store fails.
-    pub fn add_built(&self, lease: &Lease, built: BuiltImage) -> Result<AddedImage> {
+    /// As [`Images::add_built`].
+    pub fn add_built_index(&self, built: BuiltIndex) -> Result<AddedIndex> {
+        let lease = self.files.leases.take();
+        let mut members = Vec::with_capacity(built.images.len());
+        for member in &built.images {
+            let (config, size) = self.checked(&member.lease, &member.config)?;
+            let id = self.files.content.put(&lease, &member.config)?;
+            let manifest = self.files.content.put(&lease, &member.manifest)?;
+            members.push((id, manifest, config, size));
+        }
+        for blob in &built.attached {
+            self.files.content.put(&lease, blob)?;
+        }
+        let index = self.files.content.put(&lease, &built.index)?;
+        self.files.sync()?;
+        let tagged_at = built.names.first().map(|_| now());
+        let mut ids: Vec<Digest> = Vec::with_capacity(members.len());
+        for (id, manifest, config, size) in members {
+            let names = built.names.iter().map(|name| Named {
+                name: name.clone(),
+                index: Some(index.clone()),
+            });
+            let loaded = Loaded {
+                id: id.clone(),
+                origin: Origin {
+                    manifest: Some(manifest),
+                    index: Some(index.clone()),
+                },
+                config,
+                other_manifests: Vec::new(),
+                parent: None,
+                names: names.collect(),
+                size,
+            };
+            self.record(&loaded, tagged_at, None)?;
+            ids.push(id);
+        }
+        for name in &built.names {
+            if let Some(id) = ids.first() {
+                self.publish("tag", id, name.familiar());
+            }
+        }
+        drop(lease);
+        Ok(AddedIndex { ids, index })
+    }
+
+    /// Returns a configuration, and the size of the layers, which a lease holds.
+    fn checked(&self, lease: &Lease, config: &[u8]) -> Result<(ImageConfig, u64)> {
         // With its limits of layers and size.
-        let config = ImageConfig::parse(&built.config)?;
+        let config = ImageConfig::parse(config)?;
         let mut size = 0;
         for layer in &config.rootfs.diff_ids {
             if !self.files.snapshots.claim(lease, layer) {
@@ -41,6 +115,16 @@ impl Images {
             }
             size += self.files.snapshots.size(layer)?;
         }
+        Ok((config, size))
+    }
+
+    /// Records an image whose layers `lease` holds. They are flushed to disk before, unless the image is there
+    /// already. Blocking.
+    ///
+    /// # Errors
+    /// Returns an error if the configuration is invalid, if a layer does not exist, or if the store fails.
+    pub fn add_built(&self, lease: &Lease, built: BuiltImage) -> Result<AddedImage> {
+        let (config, size) = self.checked(lease, &built.config)?;
         let id = self.files.content.put(lease, &built.config)?;
         // The lease holds the content from here on: if the image is there now, its content was never removed.
         let is_flushed = self.get(&id).is_err();

@@ -324,7 +324,11 @@ impl Images {
         let indexes = index.tags.values().filter_map(|tag| tag.index.as_ref());
         let layers = images.flat_map(|image| &image.config.rootfs.diff_ids);
         Used {
-            blobs: documents.chain(indexes).cloned().collect(),
+            blobs: documents
+                .chain(indexes)
+                .chain(index.attached())
+                .cloned()
+                .collect(),
             layers: layers.cloned().collect(),
         }
     }

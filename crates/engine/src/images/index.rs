@@ -40,6 +40,14 @@ pub(super) struct Tag {
     pub(super) index: Option<Digest>,
 }
 
+/// What was read of an index.
+#[derive(Debug, Default)]
+pub(super) struct ReadIndex {
+    pub(super) entries: Vec<Descriptor>,
+    /// The blobs of attestations that it lists, as far as the engine has them.
+    pub(super) attached: Vec<Digest>,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Index {
     pub(super) by_id: BTreeMap<Digest, Arc<Image>>,
@@ -50,6 +58,8 @@ pub(super) struct Index {
     pub(super) unreadable: BTreeSet<Digest>,
     /// The entries of the indexes that images have come with and tags stand for, by digest.
     entries: BTreeMap<Digest, Arc<[Descriptor]>>,
+    /// The blobs of the attestations that these indexes list, as far as the engine has them.
+    attached: BTreeMap<Digest, Vec<Digest>>,
     /// Those of these indexes whose content could not be read. What they list is not known, so a tag that
     /// stands for one may stand for any image.
     unreadable_indexes: BTreeSet<Digest>,
@@ -124,6 +134,25 @@ impl Index {
         self.entries.insert(index.clone(), entries.into());
     }
 
+    /// Adds what was read of an index; `None` for one whose content could not be read.
+    pub(super) fn add_read(&mut self, index: &Digest, read: Option<ReadIndex>) {
+        let (entries, attached) = read.map(|read| (read.entries, read.attached)).unzip();
+        if let Some(attached) = attached.filter(|attached: &Vec<Digest>| !attached.is_empty()) {
+            self.attached.insert(index.clone(), attached);
+        }
+        self.add_entries(index, entries);
+    }
+
+    /// Returns the blobs of attestations that indexes list.
+    pub(super) fn attached(&self) -> impl Iterator<Item = &Digest> {
+        self.attached.values().flatten()
+    }
+
+    /// Returns whether the engine has attestations that an index lists.
+    pub(super) fn has_attached(&self, index: &Digest) -> bool {
+        self.attached.contains_key(index)
+    }
+
     /// Forgets the entries of those of these indexes that no image has come with, and no tag stands for.
     pub(super) fn forget_unused(&mut self, indexes: &[Digest]) {
         for index in indexes {
@@ -134,6 +163,7 @@ impl Index {
                 continue;
             }
             self.unreadable_indexes.remove(index);
+            self.attached.remove(index);
             for entry in self.entries.remove(index).iter().flat_map(|all| all.iter()) {
                 if let Some(listing) = self.listing.get_mut(&entry.digest) {
                     listing.remove(index);

@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use whelk_sys::sync::IgnorePoison as _;
 
 use whelk_image::content::MAX_PARTIAL_AGE;
-use whelk_image::descriptor::{self, Descriptor};
+use whelk_image::descriptor;
 use whelk_image::{Digest, ImageConfig, Platform};
 
 use whelk_trust::Policy;
@@ -37,14 +37,15 @@ use crate::events::Events;
 use crate::instance::RegistrySettings;
 use crate::store::RecordStore;
 
-pub use built::{AddedImage, BuiltImage};
+pub use built::{AddedImage, AddedIndex, BuiltImage, BuiltIndex, BuiltMember};
 pub(crate) use check::{GoesOn, InUse};
 pub use commit::NewImage;
 pub use distribution::Distribution;
 pub(crate) use hold::HeldLayers;
 pub use image::Image;
-use index::{Index, Tag, choose};
+use index::{Index, ReadIndex, Tag, choose};
 pub use list::{FILTERS, ImageSummary};
+use manifests::is_attestation;
 pub use manifests::{ListedManifest, ManifestKind};
 pub use pull::{PullRequest, Pulled};
 pub use push::{PushRequest, Pushed};
@@ -140,7 +141,7 @@ impl Images {
         let indexes = origins.chain(index.tags.values().map(|tag| &tag.index));
         let indexes: BTreeSet<Digest> = indexes.flatten().cloned().collect();
         for digest in indexes {
-            index.add_entries(&digest, read_index(&files, &digest));
+            index.add_read(&digest, read_index(&files, &digest));
         }
         let images = Arc::new(Self {
             root: files.staging.root().to_owned(),
@@ -259,11 +260,34 @@ impl Images {
 }
 
 /// Reads the entries of an index that an image has come with, if it can be read.
-fn read_index(files: &whelk_image::Store, digest: &Digest) -> Option<Vec<Descriptor>> {
+fn read_index(files: &whelk_image::Store, digest: &Digest) -> Option<ReadIndex> {
     let read = files.content.read(digest);
     let read = read.and_then(|bytes| descriptor::Index::parse(&bytes));
     let read = read.inspect_err(|error| tracing::error!("index {digest} cannot be read: {error}"));
-    Some(read.ok()?.manifests)
+    let entries = read.ok()?.manifests;
+    let attached = entries.iter().filter(|entry| is_attestation(entry));
+    Some(ReadIndex {
+        attached: attached
+            .flat_map(|entry| attached_blobs(files, &entry.digest))
+            .collect(),
+        entries,
+    })
+}
+
+/// Returns the manifest of an attestation with what it refers to; nothing if the engine does not have it.
+fn attached_blobs(files: &whelk_image::Store, digest: &Digest) -> Vec<Digest> {
+    if !whelk_sys::fs::exists(files.content.path(digest)) {
+        return Vec::new();
+    }
+    let read = files.content.read(digest);
+    let read = read.and_then(|bytes| descriptor::Manifest::parse(&bytes));
+    let read = read.inspect_err(|error| tracing::warn!("attestation {digest}: {error}"));
+    let Ok(manifest) = read else {
+        return Vec::new();
+    };
+    let blobs = std::iter::once(&manifest.config).chain(&manifest.layers);
+    let blobs = blobs.map(|blob| blob.digest.clone());
+    blobs.chain([digest.clone()]).collect()
 }
 
 /// Returns the configuration if all its layers exist.

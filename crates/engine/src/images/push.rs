@@ -80,6 +80,7 @@ impl Images {
             credentials: request.credentials.clone(),
             reference: reference.clone(),
             progress: progress.clone(),
+            is_exact: false,
         };
         let mut known = Known::new();
         let mut last = None;
@@ -161,6 +162,8 @@ struct Push {
     credentials: Credentials,
     reference: Reference,
     progress: Progress,
+    /// Layers are brought as the manifests list them, because attestations refer to these.
+    is_exact: bool,
 }
 
 impl Push {
@@ -277,6 +280,10 @@ impl Push {
         known: &mut Known,
     ) -> Result<Pushed> {
         let bytes = self.read(original).await?;
+        let exact = Self {
+            is_exact: self.images.read().has_attached(original),
+            ..self.clone()
+        };
         let mut pushed = Vec::new();
         // What has become of each manifest.
         let mut replaced: BTreeMap<Digest, Descriptor> = BTreeMap::new();
@@ -292,7 +299,7 @@ impl Push {
                 continue;
             }
             let listed = Some(&entry.digest);
-            let manifest = self.manifest(&image, listed, name, known).await?;
+            let manifest = exact.manifest(&image, listed, name, known).await?;
             let is_same = entry.digest.is_of(&manifest.bytes);
             if !is_same {
                 let size = manifest.bytes.len() as u64;

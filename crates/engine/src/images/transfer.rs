@@ -126,12 +126,12 @@ impl Images {
         // index.
         let mut index = self.write();
         for (digest, entries) in read {
-            index.add_entries(digest, entries);
+            index.add_read(digest, entries);
         }
         for digest in needed {
             // Its last user may be gone since.
             if !index.has_entries(digest) {
-                index.add_entries(digest, read_index(&self.files, digest));
+                index.add_read(digest, read_index(&self.files, digest));
             }
         }
         let known = index.by_id.get(&loaded.id);

@@ -1,10 +1,12 @@
 //! Image archives: `save` writes them and `load` reads them, in Docker's and OCI's layouts;
 //! `import` reads a root file system archive.
 
+mod attached;
 mod docker;
 mod import;
 mod legacy;
 mod load;
+mod manifest;
 mod oci;
 mod packed;
 mod parts;
@@ -15,9 +17,11 @@ use serde::{Deserialize, Serialize};
 use crate::bounded::{self, MAX_LAYERS, MAX_NAMES};
 use crate::descriptor::Descriptor;
 
+pub use attached::{Attached, attach, index};
 pub use import::{Import, import};
 pub use load::{Loaded, Named, Origin, load};
-pub use packed::{Blob, Compression, Form, Packed, Packing};
+pub use manifest::{Described, describe};
+pub use packed::{Blob, Compression, Form, IndexAnnotations, Packed, Packing};
 pub use save::{Saved, save};
 
 /// Index annotations with the full image name, and with the tag only.

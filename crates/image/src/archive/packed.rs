@@ -1,5 +1,5 @@
 //! Images as blobs, which are written to an archive or elsewhere: the layers as manifests refer to them, the configuration
-//! and the manifest.
+//! and the manifest; of several images, or with attestations, the index.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -9,6 +9,7 @@ use serde::Serialize;
 use tar::Builder;
 use whelk_sys::{Scratch, fs};
 
+use super::attached::{Attached, index};
 use super::oci::blob_name;
 use super::save::{self, created, encode, named, write_file, write_stream};
 use super::{CREATED_ANNOTATION, DockerImage};
@@ -17,6 +18,7 @@ use crate::descriptor::{CONFIG, DOCKER_MANIFEST, Descriptor, Index, LAYER, MANIF
 use crate::digest::{Digest, Hashing};
 use crate::error::{Error, Result, io};
 use crate::leases::Lease;
+use crate::platform::Platform;
 use crate::reference::Reference;
 use crate::snapshots::unchanged;
 use crate::store::Store;
@@ -50,6 +52,14 @@ pub struct Packing {
     pub entry_annotations: BTreeMap<String, String>,
 }
 
+/// Annotations of an index.
+#[derive(Clone, Debug, Default)]
+pub struct IndexAnnotations {
+    pub index: BTreeMap<String, String>,
+    /// Of what refers to the index.
+    pub entry: BTreeMap<String, String>,
+}
+
 /// The form of an archive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
@@ -58,18 +68,20 @@ pub enum Form {
     Docker,
 }
 
-/// An image as blobs. The files of compressed layers exist as long as this.
+/// An image as blobs, or the images of an index. The files of compressed layers exist as long as this.
 #[derive(Debug)]
 pub struct Packed {
-    /// Refers to the manifest.
+    /// Refers to the manifest, or to the index.
     pub manifest: Descriptor,
+    /// That of the first image.
     pub config: Descriptor,
-    /// What the manifest refers to, each once, and then the manifest.
+    /// What the manifest or the index refers to, each once, and then itself.
     pub blobs: Vec<Blob>,
-    layers: Vec<Descriptor>,
+    pub layers: Vec<Descriptor>,
+    entry_annotations: BTreeMap<String, String>,
     /// In seconds since the epoch.
     created: u64,
-    _scratch: Scratch,
+    _scratch: Vec<Scratch>,
 }
 
 /// A blob of a packed image.
@@ -161,12 +173,71 @@ impl Packed {
             config: config_descriptor,
             blobs,
             layers,
+            entry_annotations: packing.entry_annotations.clone(),
             created: created(&parsed),
-            _scratch: scratch,
+            _scratch: vec![scratch],
         })
     }
 
-    /// Returns the bytes of the manifest.
+    /// Joins images, `attached` to which are the manifests of attestations with their blobs, in an index.
+    ///
+    /// # Errors
+    /// Returns an error if there are no images.
+    pub fn join(
+        images: Vec<(Self, Platform)>,
+        attached: Vec<Attached>,
+        annotations: &IndexAnnotations,
+        media_type: &str,
+    ) -> Result<Self> {
+        let mut entries: Vec<Descriptor> = Vec::new();
+        let mut joined: Option<Self> = None;
+        for (image, platform) in images {
+            let target = image.target(&platform);
+            entries.push(target);
+            match &mut joined {
+                None => joined = Some(image),
+                Some(joined) => {
+                    joined.blobs.extend(image.blobs);
+                    joined._scratch.extend(image._scratch);
+                    joined.created = joined.created.max(image.created);
+                }
+            }
+        }
+        let mut joined = joined.ok_or_else(|| Error::invalid("an index without images"))?;
+        for attached in attached {
+            entries.push(attached.manifest);
+            let blobs = attached.blobs.into_iter();
+            joined.blobs.extend(blobs.map(|(descriptor, bytes)| Blob {
+                descriptor,
+                content: Content::Bytes(bytes),
+            }));
+        }
+        let bytes = index(entries, &annotations.index, media_type)?;
+        let blob = Blob::bytes(media_type, bytes);
+        let created = joined.manifest.annotations.remove(CREATED_ANNOTATION);
+        joined.manifest = blob.descriptor.clone();
+        joined.manifest.annotations = annotations.entry.clone();
+        if let Some(created) = created {
+            let known = &mut joined.manifest.annotations;
+            known.entry(CREATED_ANNOTATION.into()).or_insert(created);
+        }
+        joined.blobs.push(blob);
+        let mut known = BTreeSet::new();
+        joined
+            .blobs
+            .retain(|blob| known.insert(blob.descriptor.digest.clone()));
+        Ok(joined)
+    }
+
+    /// Returns the entry of an index for the image.
+    pub fn target(&self, platform: &Platform) -> Descriptor {
+        let mut target = self.manifest.clone();
+        target.platform = Some(platform.clone());
+        target.annotations.clone_from(&self.entry_annotations);
+        target
+    }
+
+    /// Returns the bytes of the manifest or index.
     pub fn manifest_content(&self) -> Option<&[u8]> {
         match &self.blobs.last()?.content {
             Content::Bytes(bytes) => Some(bytes),

@@ -31,14 +31,28 @@ pub fn export(lower: &[PathBuf], output: impl Write) -> Result<()> {
 
 /// Writes all files of a container's mounted root to `output`.
 pub fn export_root(root: &OwnedFd, output: impl Write) -> Result<()> {
-    export_root_at(root, None, output)
+    let mut export = Export::new(Part::Root, writer(output));
+    export.tree(open_directory(root)?, Path::new(""))?;
+    export.finish()
 }
 
-/// Like [`export_root`]. All files have this time, in seconds since 1970, if there is one.
-pub fn export_root_at(root: &OwnedFd, time: Option<i64>, output: impl Write) -> Result<()> {
+/// Like [`export_root`], of several roots, each below a directory with its name, unless that is empty. All files have this
+/// time, in seconds since 1970, if there is one.
+pub fn export_roots_at(
+    roots: &[(String, OwnedFd)],
+    time: Option<i64>,
+    output: impl Write,
+) -> Result<()> {
     let mut export = Export::new(Part::Root, writer(output));
     export.time = time;
-    export.tree(open_directory(root)?, Path::new(""))?;
+    for (name, root) in roots {
+        export.links.clear();
+        let root = open_directory(root)?;
+        match name.as_str() {
+            "" => export.tree(root, Path::new(""))?,
+            name => export.top(root, Path::new(name))?,
+        }
+    }
     export.finish()
 }
 

@@ -11,6 +11,7 @@ use whelk_buildkit::grpc::{Code, Result, Status};
 use whelk_buildkit::output;
 use whelk_buildkit::session::Session;
 use whelk_image::archive::{Packed, Packing};
+use whelk_image::descriptor::Descriptor;
 use whelk_image::{Error, Reference};
 use whelk_sys::sync::IgnorePoison as _;
 
@@ -27,19 +28,13 @@ impl Door {
         self: &Arc<Self>,
         build: &Build,
         session: &Session,
-        id: usize,
+        (id, archive): (usize, &Archive),
         finished: &Finished,
-        archive: &Archive,
+        packing: Packing,
         work: &Work,
     ) -> Result<BTreeMap<String, String>> {
         let part = |name: String, is_done| work.add(EventKind::Part { name, is_done });
         part("exporting layers".into(), false);
-        let packing = Packing {
-            compression: archive.compression,
-            has_docker_types: archive.has_docker_types,
-            annotations: archive.annotations.manifest.clone(),
-            entry_annotations: archive.annotations.entry.clone(),
-        };
         let packed = self.builder.pack(finished, packing, |_| {}).await;
         let packed = packed.map_err(|error| failed(&error))?;
         part("exporting layers".into(), true);
@@ -49,32 +44,32 @@ impl Door {
         let (manifest, config) = (packed.manifest.clone(), packed.config.digest.clone());
         part(format!("exporting manifest {}", manifest.digest), true);
         part(format!("exporting config {config}"), true);
-        for name in &archive.names {
-            part(format!("naming to {name}"), true);
-        }
-        if archive.is_layout {
-            self.send_blobs(session, packed).await?;
-        } else {
-            self.send_packed(session, id, packed, archive, work).await?;
-        }
-        let descriptor = serde_json::to_vec(&manifest);
-        let descriptor = descriptor.map_err(|error| Status::unknown(error.to_string()))?;
-        let mut answer = BTreeMap::from([
-            (
-                "containerimage.digest".to_owned(),
-                manifest.digest.to_string(),
-            ),
-            ("containerimage.config.digest".into(), config.to_string()),
-            (
-                "containerimage.descriptor".into(),
-                STANDARD.encode(descriptor),
-            ),
-        ]);
-        if !archive.names.is_empty() {
-            let names: Vec<String> = archive.names.iter().map(Reference::to_string).collect();
-            answer.insert("image.name".into(), names.join(","));
-        }
+        self.give(session, id, packed, archive, work).await?;
+        let mut answer = told(&manifest, &archive.names)?;
+        answer.insert("containerimage.config.digest".into(), config.to_string());
         Ok(answer)
+    }
+
+    /// Sends what was packed to the client.
+    pub(super) async fn give(
+        self: &Arc<Self>,
+        session: &Session,
+        id: usize,
+        packed: Packed,
+        archive: &Archive,
+        work: &Work,
+    ) -> Result<()> {
+        for name in &archive.names {
+            let name = format!("naming to {name}");
+            work.add(EventKind::Part {
+                name,
+                is_done: true,
+            });
+        }
+        match archive.is_layout {
+            true => self.send_blobs(session, packed).await,
+            false => self.send_packed(session, id, packed, archive, work).await,
+        }
     }
 
     async fn send_packed(
@@ -122,4 +117,41 @@ impl Door {
         }
         Ok(())
     }
+}
+
+impl Archive {
+    /// Returns how an image with these annotations is packed.
+    pub(super) fn packing(
+        &self,
+        annotations: BTreeMap<String, String>,
+        entry_annotations: BTreeMap<String, String>,
+    ) -> Packing {
+        Packing {
+            compression: self.compression,
+            has_docker_types: self.has_docker_types,
+            annotations,
+            entry_annotations,
+        }
+    }
+}
+
+/// Returns what a client is told of an image or an index with these names.
+pub(super) fn told(
+    descriptor: &Descriptor,
+    names: &[Reference],
+) -> Result<BTreeMap<String, String>> {
+    let encoded = serde_json::to_vec(descriptor);
+    let encoded = encoded.map_err(|error| Status::unknown(error.to_string()))?;
+    let mut answer = BTreeMap::from([
+        (
+            "containerimage.digest".to_owned(),
+            descriptor.digest.to_string(),
+        ),
+        ("containerimage.descriptor".into(), STANDARD.encode(encoded)),
+    ]);
+    if !names.is_empty() {
+        let names: Vec<String> = names.iter().map(Reference::to_string).collect();
+        answer.insert("image.name".into(), names.join(","));
+    }
+    Ok(answer)
 }

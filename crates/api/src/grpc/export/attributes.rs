@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 
 use whelk_buildkit::grpc::{Result, Status};
 use whelk_image::Reference;
-use whelk_image::archive::{Compression, Form};
+use whelk_image::archive::{Compression, Form, IndexAnnotations};
+
+use whelk_buildkit::pb::control::Exporter;
+use whelk_llb::pb::Platform;
 
 use super::{Archive, Export, ImageOutput, Output};
-use whelk_buildkit::pb::control::Exporter;
 
 /// The attributes of an output that were not read yet.
 struct Attributes<'a> {
@@ -51,14 +53,9 @@ fn export(id: usize, exporter: &Exporter) -> Result<Export> {
         "docker" => Output::Archive(archive(&mut attributes, Form::Docker)?),
         "local" => {
             attributes.only("mode", &["copy"])?;
-            Output::Directory {
-                is_split: attributes.files()?,
-            }
+            Output::Directory(attributes.files()?)
         }
-        "tar" => {
-            attributes.files()?;
-            Output::Tar
-        }
+        "tar" => Output::Tar(attributes.files()?),
         kind => return Err(unsupported(&format!("the output {kind}"))),
     };
     attributes.end()?;
@@ -70,6 +67,7 @@ fn image(attributes: &mut Attributes<'_>) -> Result<ImageOutput> {
         names: attributes.names()?,
         is_pushed: attributes.flag("push")?.unwrap_or(false),
         must_rewrite_times: attributes.flag("rewrite-timestamp")?.unwrap_or(false),
+        attestations: attributes.attestations()?,
     };
     if image.is_pushed && image.names.is_empty() {
         return Err(Status::invalid("tag is needed when pushing to registry"));
@@ -93,7 +91,6 @@ fn image(attributes: &mut Attributes<'_>) -> Result<ImageOutput> {
     attributes.only("oci-mediatypes", &["true", "1"])?;
     attributes.only("dangling-name-prefix", &[])?;
     attributes.flag("danging-name-empty-only")?;
-    attributes.no_attestations()?;
     Ok(image)
 }
 
@@ -104,10 +101,10 @@ fn archive(attributes: &mut Attributes<'_>, form: Form) -> Result<Archive> {
         value => !flag("tar", value)?,
     };
     let annotations = attributes.annotations()?;
-    let has_annotations = !(annotations.manifest.is_empty() && annotations.entry.is_empty());
+    let has_annotations = !annotations.0.is_empty();
     let is_oci = attributes.flag("oci-mediatypes")?;
     let has_docker_types = !is_oci.unwrap_or(form == Form::Oci || has_annotations);
-    if has_docker_types && !annotations.manifest.is_empty() {
+    if has_docker_types && has_annotations {
         let text = "annotations conflict with \"oci-mediatypes=false\"";
         return Err(Status::invalid(text));
     }
@@ -118,7 +115,7 @@ fn archive(attributes: &mut Attributes<'_>, form: Form) -> Result<Archive> {
     attributes.only("prefer-nondist-layers", &["false", "0"])?;
     // The docker context into which the client loads the archive: nothing for the engine.
     attributes.take("context");
-    attributes.no_attestations()?;
+    let attestations = attributes.attestations()?;
     Ok(Archive {
         form,
         names,
@@ -127,16 +124,80 @@ fn archive(attributes: &mut Attributes<'_>, form: Form) -> Result<Archive> {
         has_docker_types,
         annotations,
         must_rewrite_times,
+        attestations,
     })
 }
 
-/// Annotations of an image.
+/// How attestations are part of images.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Attestations {
+    /// Also those that are only for images that have an index anyway.
+    pub is_forced: bool,
+    /// Their manifests are artifacts of OCI.
+    pub is_artifact: bool,
+}
+
+/// How files are given.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Annotations {
-    /// Of the manifest.
-    pub manifest: BTreeMap<String, String>,
-    /// Of the entry of an index.
-    pub entry: BTreeMap<String, String>,
+pub(super) struct Files {
+    /// Each platform has a directory of its own; without a value, if there are several.
+    pub is_split: Option<bool>,
+    /// Before the names of attestations.
+    pub prefix: String,
+}
+
+/// What an annotation is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Manifest,
+    /// The entry of an index for a manifest.
+    Entry,
+    Index,
+    /// What refers to an index.
+    IndexEntry,
+}
+
+/// Annotations of images: what each is about, the platform (empty for all), the name and the value.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Annotations(Vec<(Place, String, String, String)>);
+
+impl Annotations {
+    fn at(&self, place: Place, platform: &str) -> BTreeMap<String, String> {
+        let found = self.0.iter();
+        let found = found
+            .filter(|(at, wanted, ..)| *at == place && (wanted.is_empty() || wanted == platform));
+        found
+            .map(|(.., name, value)| (name.clone(), value.clone()))
+            .collect()
+    }
+
+    /// Returns those of a manifest, and those of the entry of an index for it.
+    pub fn of(&self, platform: &str) -> (BTreeMap<String, String>, BTreeMap<String, String>) {
+        let at = |place| self.at(place, platform);
+        (at(Place::Manifest), at(Place::Entry))
+    }
+
+    pub fn index(&self) -> IndexAnnotations {
+        IndexAnnotations {
+            index: self.at(Place::Index, ""),
+            entry: self.at(Place::IndexEntry, ""),
+        }
+    }
+
+    /// Refuses annotations of platforms that there are not, and of an index if there is none.
+    pub fn check(&self, platforms: &[&str], has_index: bool) -> Result<()> {
+        for (place, platform, ..) in &self.0 {
+            if !platform.is_empty() && !platforms.contains(&platform.as_str()) {
+                let text = format!("invalid annotation: no platform {platform} found in source");
+                return Err(Status::invalid(text));
+            }
+            if matches!(place, Place::Index | Place::IndexEntry) && !has_index {
+                let text = "index annotations not supported for single platform export";
+                return Err(Status::invalid(text));
+            }
+        }
+        Ok(())
+    }
 }
 
 impl<'a> Attributes<'a> {
@@ -182,18 +243,25 @@ impl<'a> Attributes<'a> {
         }
     }
 
-    /// Reads the attributes of outputs that are files. Returns whether each platform has a directory of its own.
-    fn files(&mut self) -> Result<bool> {
-        // There are no attestations.
-        self.take("attestation-prefix");
-        Ok(self.flag("platform-split")?.unwrap_or(false))
+    /// Reads the attributes of outputs that are files.
+    fn files(&mut self) -> Result<Files> {
+        let prefix = self.take("attestation-prefix").to_owned();
+        if prefix.contains(['/', '\0']) || prefix.len() > 128 {
+            let text = format!("invalid attestation-prefix {prefix:?}");
+            return Err(Status::invalid(text));
+        }
+        Ok(Files {
+            is_split: self.flag("platform-split")?,
+            prefix,
+        })
     }
 
-    /// Reads what says in which form attestations are, of which there are none.
-    fn no_attestations(&mut self) -> Result<()> {
-        self.flag("attestation-inline")?;
-        self.flag("oci-artifact")?;
-        Ok(())
+    /// Reads what says in which form attestations are.
+    fn attestations(&mut self) -> Result<Attestations> {
+        Ok(Attestations {
+            is_forced: self.flag("attestation-inline")?.unwrap_or(false),
+            is_artifact: self.flag("oci-artifact")?.unwrap_or(false),
+        })
     }
 
     fn compression(&mut self) -> Result<Compression> {
@@ -226,7 +294,6 @@ impl<'a> Attributes<'a> {
 
     /// Reads `annotation[-WHERE][\[PLATFORM\]].KEY`.
     fn annotations(&mut self) -> Result<Annotations> {
-        let host = super::platform_id(&super::super::frontend::empty_image());
         let mut found = Annotations::default();
         let names: Vec<&str> = self.left.keys().copied().collect();
         for name in names {
@@ -240,22 +307,29 @@ impl<'a> Attributes<'a> {
                 Some((place, platform)) => (place, platform.strip_suffix(']')),
                 None => (place, Some("")),
             };
-            let target = match place {
-                "" | "-manifest" => &mut found.manifest,
-                "-manifest-descriptor" => &mut found.entry,
-                "-index" | "-index-descriptor" => {
-                    let text = "index annotations not supported for single platform export";
-                    return Err(Status::invalid(text));
-                }
+            let place = match place {
+                "" | "-manifest" => Place::Manifest,
+                "-manifest-descriptor" => Place::Entry,
+                "-index" => Place::Index,
+                "-index-descriptor" => Place::IndexEntry,
                 _ => return Err(self.unsupported(name)),
             };
-            let value = self.take(name);
-            match platform {
-                // Of another platform, which the image is not for.
-                Some(platform) if !platform.is_empty() && platform != host => {}
-                Some(_) if !key.is_empty() => drop(target.insert(key.into(), value.into())),
-                _ => return Err(self.unsupported(name)),
+            let is_of_index = matches!(place, Place::Index | Place::IndexEntry);
+            let platform = match platform {
+                None => return Err(self.unsupported(name)),
+                Some("") => String::new(),
+                Some(_) if is_of_index => return Err(self.unsupported(name)),
+                Some(platform) => {
+                    let parsed = Platform::parse(platform, &super::super::frontend::host());
+                    let parsed = parsed.map_err(Status::invalid)?;
+                    parsed.normalized().specifier()
+                }
+            };
+            if key.is_empty() {
+                return Err(self.unsupported(name));
             }
+            let value = self.take(name).to_owned();
+            found.0.push((place, platform, key.to_owned(), value));
         }
         Ok(found)
     }
@@ -335,7 +409,8 @@ mod tests {
             ("oci", "compression-level", "10", "from 0 to 9"),
             ("oci", "compression-level", "x", "invalid compression-level"),
             ("oci", "source-date-epoch", "x", "source-date-epoch"),
-            ("oci", "annotation-index.a", "b", "index annotations"),
+            ("oci", "annotation[x/y/z/w].a", "b", "cannot parse platform"),
+            ("tar", "attestation-prefix", "../a", "attestation-prefix"),
             ("docker", "name", "UPPER", "must be lowercase"),
             ("moby", "push", "true", "tag is needed"),
         ] {
@@ -363,12 +438,22 @@ mod tests {
         assert_eq!(names, ["docker.io/library/a:1", "example.com/b:latest"]);
         assert!(archive.is_layout && !archive.has_docker_types);
         assert_eq!(archive.compression, Compression::Zstd(22));
-        let (manifest, entry) = (archive.annotations.manifest, archive.annotations.entry);
+        let annotations = archive.annotations;
+        let refused = annotations.check(&["linux/amd64"], false).unwrap_err();
+        assert!(refused.message.contains("no platform linux/riscv64"));
+        assert!(annotations.check(&["linux/riscv64"], false).is_ok());
+        let (manifest, entry) = annotations.of("linux/amd64");
         assert_eq!(manifest, [("org.x".to_owned(), "1".to_owned())].into());
         assert_eq!(entry, [("y".to_owned(), "2".to_owned())].into());
         let Ok(Output::Archive(archive)) = parsed("docker", &[]) else {
             panic!("no archive")
         };
         assert!(!archive.is_layout && archive.has_docker_types);
+        let Ok(Output::Archive(archive)) = parsed("oci", &[("annotation-index.a", "b")]) else {
+            panic!("no archive")
+        };
+        let refused = archive.annotations.check(&[], false).unwrap_err().message;
+        assert!(refused.contains("index annotations"), "{refused}");
+        assert_eq!(archive.annotations.index().index["a"], "b");
     }
 }

@@ -55,7 +55,7 @@ impl Door {
     }
 
     /// Pushes an image with the client's credentials. Returns the digest of its manifest.
-    async fn push(
+    pub(super) async fn push(
         self: &Arc<Self>,
         build: &Build,
         name: &Reference,

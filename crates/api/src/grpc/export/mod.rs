@@ -1,25 +1,28 @@
 //! Outputs of builds.
 
 mod archive;
+mod attestations;
 mod attributes;
 mod files;
 mod image;
+mod index;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use whelk_build::{Error, EventKind, Finished, Solved, Work};
+use whelk_build::{Error, EventKind, Finished, Solved, Statement, Work};
 use whelk_buildkit::grpc::{Result, Status};
 use whelk_buildkit::pb::control::SolveResponse;
-use whelk_buildkit::pb::gateway::{self, result};
+use whelk_buildkit::pb::gateway;
 use whelk_dockerfile::convert::Image;
 use whelk_image::Reference;
 use whelk_image::archive::{Compression, Form};
+use whelk_llb::pb::Platform;
 
 use super::Door;
-use super::builds::Build;
-use attributes::Annotations;
+use super::builds::{self, Build};
+use attributes::{Annotations, Attestations, Files};
 
 pub(super) use attributes::parse;
 
@@ -39,12 +42,9 @@ enum Output {
     Image(ImageOutput),
     Archive(Archive),
     /// A directory of the client.
-    Directory {
-        /// Each platform has a directory of its own.
-        is_split: bool,
-    },
+    Directory(Files),
     /// A tar archive of the files.
-    Tar,
+    Tar(Files),
 }
 
 #[derive(Clone, Debug)]
@@ -52,6 +52,7 @@ struct ImageOutput {
     names: Vec<Reference>,
     is_pushed: bool,
     must_rewrite_times: bool,
+    attestations: Attestations,
 }
 
 /// An archive of an image.
@@ -65,6 +66,7 @@ struct Archive {
     has_docker_types: bool,
     annotations: Annotations,
     must_rewrite_times: bool,
+    attestations: Attestations,
 }
 
 impl Export {
@@ -76,8 +78,8 @@ impl Export {
                 "exporting to docker image format"
             }
             Output::Archive(_) => "exporting to oci image format",
-            Output::Directory { .. } => "exporting to client directory",
-            Output::Tar => "exporting to client tarball",
+            Output::Directory(_) => "exporting to client directory",
+            Output::Tar(_) => "exporting to client tarball",
         }
     }
 }
@@ -98,46 +100,51 @@ impl Door {
                 answer.insert(name.clone(), text);
             }
         }
-        let id = match &returned.kind {
-            None => None,
-            Some(result::Kind::Ref(reference)) => Some(&reference.id),
-            Some(result::Kind::RefName(id)) => Some(id),
-            Some(result::Kind::Refs(_) | result::Kind::RefNames(_)) => {
-                return Err(Status::unimplemented(
-                    "results for several platforms: not available in this version of whelk",
-                ));
-            }
-        };
-        let Some(id) = id.filter(|id| !id.is_empty()) else {
+        if !returned.attestations.is_empty() {
+            return Err(Status::unimplemented(
+                "attestations of the client's frontend: not available in this version of whelk",
+            ));
+        }
+        let (found, is_map) = super::platforms::returned(build, returned)?;
+        if found.is_empty() {
             if exports.is_empty() || !returned.metadata.is_empty() {
                 return Ok(SolveResponse {
                     exporter_response: answer,
                 });
             }
             return Err(Status::invalid("the build has no result to export"));
+        }
+        let solving = found.iter().map(|one| one.reference.solve(&self.builder));
+        let solved = futures_util::future::try_join_all(solving).await?;
+        let mut results = Results {
+            is_map,
+            list: Vec::with_capacity(found.len()),
         };
-        let reference = build.reference(id)?;
-        let solved = reference.solve(&self.builder).await?;
-        let own = reference.image.clone();
-        let config = returned.metadata.get("containerimage.config");
-        let (image, epoch) = match (config, own) {
-            (None, Some(own)) => own,
-            (None, None) => (super::frontend::empty_image(), None),
-            (Some(config), own) => {
-                let image: Image = serde_json::from_slice(config).map_err(|error| {
-                    Status::invalid(format!("configuration of the image: {error}"))
-                })?;
-                (image, own.and_then(|(_, epoch)| epoch))
-            }
-        };
-        let result = Exported {
-            solved,
-            image,
-            epoch,
-        };
+        for (one, solved) in found.into_iter().zip(solved) {
+            let provenance = one.reference.provenance(build, &solved);
+            let platform = is_map.then(|| one.id.clone());
+            build.note_provenance(platform, provenance);
+            let own = one.reference.origin.as_ref();
+            let own_image = own.map(|origin| origin.image.clone());
+            results.list.push(Exported {
+                epoch: own.and_then(|origin| origin.epoch),
+                image: one
+                    .config
+                    .or(own_image)
+                    .unwrap_or_else(super::frontend::empty_image),
+                id: one.id,
+                platform: one.platform,
+                reference: one.reference,
+                solved,
+                statements: Vec::new(),
+            });
+        }
+        if !exports.is_empty() {
+            self.attest(build, &mut results).await?;
+        }
         for export in exports {
             let work = build.request.progress.begin(export.label());
-            match self.export_one(build, &result, export, &work).await {
+            match self.export_one(build, &results, export, &work).await {
                 Ok(told) => {
                     let _ = work.end(Ok(()));
                     answer.extend(told);
@@ -157,20 +164,27 @@ impl Door {
     async fn export_one(
         self: &Arc<Self>,
         build: &Build,
-        result: &Exported,
+        results: &Results,
         export: &Export,
         work: &Work,
     ) -> Result<BTreeMap<String, String>> {
-        let Exported { solved, image, .. } = result;
-        let epoch = export.epoch.or(result.epoch);
+        let [first, ..] = results.list.as_slice() else {
+            return Err(Status::invalid("the build has no result to export"));
+        };
         if let Output::Image(output) = &export.output {
             let part = "exporting layers".to_owned();
             work.add(EventKind::Part {
                 name: part,
                 is_done: false,
             });
+            if results.has_index(output.attestations) {
+                let index = self.keep_index(build, results, export, output, work);
+                return index.await;
+            }
             let rewrite = output.must_rewrite_times;
-            let finished = self.finish(result, epoch, rewrite, work).await?;
+            let finished = self
+                .finish(first, export.epoch_of(first), rewrite, work)
+                .await?;
             return self
                 .keep_image(build, export.id, &finished, output, work)
                 .await;
@@ -178,19 +192,29 @@ impl Door {
         let session = self.sessions.get(&build.session).await?;
         match &export.output {
             Output::Archive(archive) => {
+                let has_index = results.has_index(archive.attestations);
+                archive.annotations.check(&results.ids(), has_index)?;
+                if has_index {
+                    let index = self.send_index(build, &session, results, export, archive, work);
+                    return index.await;
+                }
                 let rewrite = archive.must_rewrite_times;
-                let finished = self.finish(result, epoch, rewrite, work).await?;
-                self.send_archive(build, &session, export.id, &finished, archive, work)
+                let finished = self
+                    .finish(first, export.epoch_of(first), rewrite, work)
+                    .await?;
+                let (manifest, entry) = archive.annotations.of(&first.id);
+                let packing = archive.packing(manifest, entry);
+                let place = (export.id, archive);
+                self.send_archive(build, &session, place, &finished, packing, work)
                     .await
             }
-            Output::Directory { is_split } => {
-                let below = is_split.then(|| platform_id(image).replace('/', "_"));
-                self.send_files(&session, export.id, solved, epoch, below, work)
+            Output::Directory(files) => {
+                self.send_files(&session, export, results, files, work)
                     .await?;
                 Ok(BTreeMap::new())
             }
-            Output::Tar => {
-                self.send_tar(&session, export.id, solved, epoch, work)
+            Output::Tar(files) => {
+                self.send_tar(&session, export, results, files, work)
                     .await?;
                 Ok(BTreeMap::new())
             }
@@ -221,23 +245,48 @@ impl Door {
     }
 }
 
+/// The results to export.
+struct Results {
+    list: Vec<Exported>,
+    /// Whether they are by platform.
+    is_map: bool,
+}
+
 /// A result to export.
 struct Exported {
+    /// The name of the platform.
+    id: String,
+    platform: Platform,
+    reference: Arc<builds::Reference>,
     solved: Arc<Solved>,
     image: Image,
     epoch: Option<i64>,
+    /// What is said about it.
+    statements: Vec<Statement>,
+}
+
+impl Results {
+    fn ids(&self) -> Vec<&str> {
+        self.list.iter().map(|one| one.id.as_str()).collect()
+    }
+
+    /// Returns whether an image becomes part of an index: of several platforms, or with attestations. Those that buildx wants
+    /// without being told to make none.
+    fn has_index(&self, attestations: Attestations) -> bool {
+        let mut statements = self.list.iter().flat_map(|one| &one.statements);
+        self.is_map || statements.any(|one| attestations.is_forced || !one.is_inline_only())
+    }
+}
+
+impl Export {
+    fn epoch_of(&self, result: &Exported) -> Option<i64> {
+        self.epoch.or(result.epoch)
+    }
 }
 
 /// Returns the status of an output that has failed.
 fn failed(error: &Error) -> Status {
     super::result::status(error, None)
-}
-
-/// `linux/amd64`
-fn platform_id(image: &Image) -> String {
-    let parts = [&image.os, &image.architecture, &image.variant];
-    let parts: Vec<&str> = parts.into_iter().map(String::as_str).collect();
-    parts.join("/").trim_end_matches('/').to_owned()
 }
 
 /// Tells from time to time how much was sent.

@@ -1,5 +1,5 @@
 //! Brings the attestations that an index lists into a registry, so that the index can be pushed. The store
-//! does not have them: they are fetched from where the image was pulled from, or mounted.
+//! has those of images that were built here. Others are fetched from where the image was pulled from, or mounted.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::images::Image;
 use crate::images::manifests::is_attestation;
 
 /// Maximum size of the blobs of an attestation in bytes. They are kept in memory.
-const MAX_SIZE: u64 = 32 << 20;
+const MAX_SIZE: u64 = 64 << 20;
 /// How long one attestation may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -35,8 +35,17 @@ impl Push {
         }
         let places: Vec<Place> = self.places(image).collect();
         for entry in missing {
-            let mut is_there = false;
+            let mut is_there = match self.own_attestation(&entry.digest).await {
+                Ok(is_there) => is_there,
+                Err(cause) => {
+                    tracing::warn!("push: attestation {}: {cause}", entry.digest);
+                    false
+                }
+            };
             for place in &places {
+                if is_there {
+                    break;
+                }
                 let outcome = timeout(PATIENCE, self.attestation(place, &entry.digest)).await;
                 let outcome = outcome.unwrap_or_else(|_| Err("it takes too long".into()));
                 match outcome {
@@ -77,6 +86,43 @@ impl Push {
                 is_same_registry,
             })
         })
+    }
+
+    /// Brings an attestation that the store has. Returns whether it has it.
+    async fn own_attestation(&self, digest: &Digest) -> Result<bool, String> {
+        let content = &self.images.files.content;
+        if !whelk_sys::fs::exists(content.path(digest)) {
+            return Ok(false);
+        }
+        let read = async |digest: &Digest| {
+            let (path, digest) = (content.path(digest), digest.clone());
+            let read = tokio::task::spawn_blocking(move || {
+                let bytes = whelk_sys::fs::read_at_most(path, MAX_SIZE);
+                let bytes = bytes.map_err(|error| error.to_string())?;
+                match digest.is_of(&bytes) {
+                    true => Ok(bytes),
+                    false => Err(format!("blob {digest} is damaged")),
+                }
+            });
+            read.await.map_err(|error| error.to_string())?
+        };
+        let text = |error: whelk_registry::Error| error.to_string();
+        let bytes = read(digest).await?;
+        let manifest = Manifest::parse(&bytes).map_err(|error| error.to_string())?;
+        for blob in std::iter::once(&manifest.config).chain(&manifest.layers) {
+            let target = &self.repository;
+            if !target.has_blob(&blob.digest).await.map_err(text)? {
+                let content = Bytes::from(read(&blob.digest).await?);
+                let uploaded = target.upload_bytes(&blob.digest, &content).await;
+                uploaded.map_err(text)?;
+            }
+        }
+        let version = Version::Digest(digest.clone());
+        let put = self
+            .repository
+            .put_manifest(&version, manifest.kind(), bytes);
+        put.await.map_err(text)?;
+        Ok(true)
     }
 
     /// Brings one attestation with its blobs, which are verified.

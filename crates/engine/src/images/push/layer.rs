@@ -199,11 +199,12 @@ impl Layer {
         if let Some(found) = self.find(&own).await? {
             return Ok(found);
         }
-        if let Some(known) = self.known.first() {
+        let is_exact = self.push.is_exact && self.own.is_some();
+        if let Some(known) = self.known.first().filter(|_| !is_exact) {
             self.item(0).enter(State::LayerExists);
             return Ok(known.clone());
         }
-        if let Some(found) = self.find(&others).await? {
+        if !is_exact && let Some(found) = self.find(&others).await? {
             return Ok(found);
         }
         match self.relay().await? {

@@ -1,0 +1,266 @@
+//! Results for several platforms: a reference for each, and in the metadata which platform each is for (`refs.platforms`).
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use whelk_buildkit::grpc::{Result, Status};
+use whelk_buildkit::pb::gateway::{self, RefMap, result};
+use whelk_dockerfile::convert::Image;
+use whelk_llb::pb;
+
+use super::Door;
+use super::builds::{Build, Reference};
+
+const PLATFORMS: &str = "refs.platforms";
+const CONFIG: &str = "containerimage.config";
+
+/// Maximum number of platforms of a result.
+const MAX_PLATFORMS: usize = 64;
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Listing {
+    #[serde(default)]
+    platforms: Option<Vec<Listed>>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Listed {
+    #[serde(rename = "ID")]
+    id: String,
+    #[serde(rename = "Platform")]
+    platform: Platform,
+}
+
+/// As in indexes of images.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Platform {
+    architecture: String,
+    os: String,
+    #[serde(rename = "os.version", skip_serializing_if = "String::is_empty")]
+    os_version: String,
+    #[serde(rename = "os.features", skip_serializing_if = "Vec::is_empty")]
+    os_features: Vec<String>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    variant: String,
+}
+
+/// A result that was returned for a platform.
+pub(super) struct Returned {
+    pub id: String,
+    pub platform: pb::Platform,
+    pub reference: Arc<Reference>,
+    /// The configuration of the image, if the frontend has made one.
+    pub config: Option<Image>,
+}
+
+/// Returns the names of references.
+pub(super) fn ids(kind: &result::Kind) -> Vec<&String> {
+    match kind {
+        result::Kind::Ref(reference) => vec![&reference.id],
+        result::Kind::RefName(id) => vec![id],
+        result::Kind::Refs(map) => map.refs.values().map(|reference| &reference.id).collect(),
+        result::Kind::RefNames(map) => map.refs.values().collect(),
+    }
+}
+
+impl Door {
+    /// Keeps references as the results of a build, one for each platform.
+    pub(super) fn results(
+        &self,
+        build: &Build,
+        references: Vec<(pb::Platform, Reference)>,
+    ) -> gateway::Result {
+        let mut result = gateway::Result::default();
+        let mut map = RefMap::default();
+        let mut listed = Vec::with_capacity(references.len());
+        for (platform, reference) in references {
+            let platform = platform.normalized();
+            let id = platform.specifier();
+            let one = self.result(build, reference);
+            if let Some(config) = one.metadata.get(CONFIG) {
+                result
+                    .metadata
+                    .insert(format!("{CONFIG}/{id}"), config.clone());
+            }
+            if let Some(result::Kind::Ref(reference)) = one.kind {
+                map.refs.insert(id.clone(), reference);
+            }
+            listed.push(Listed {
+                id,
+                platform: Platform {
+                    architecture: platform.architecture,
+                    os: platform.os,
+                    os_version: platform.os_version,
+                    os_features: platform.os_features,
+                    variant: platform.variant,
+                },
+            });
+        }
+        let listing = Listing {
+            platforms: Some(listed),
+        };
+        if let Ok(listing) = serde_json::to_vec(&listing) {
+            result.metadata.insert(PLATFORMS.into(), listing);
+        }
+        result.kind = Some(result::Kind::Refs(map));
+        result
+    }
+}
+
+/// Returns the results that a frontend has returned, and whether they are by platform; none if it has returned nothing.
+pub(super) fn returned(build: &Build, result: &gateway::Result) -> Result<(Vec<Returned>, bool)> {
+    let listing = listing(result)?;
+    let names: Option<Vec<(&String, &String)>> = match &result.kind {
+        Some(result::Kind::Refs(map)) => {
+            let refs = map.refs.iter();
+            Some(refs.map(|(id, reference)| (id, &reference.id)).collect())
+        }
+        Some(result::Kind::RefNames(map)) => Some(map.refs.iter().collect()),
+        _ => None,
+    };
+    let Some(names) = names else {
+        let ids = result.kind.as_ref().map_or_else(Vec::new, ids);
+        let Some(id) = ids.first().filter(|id| !id.is_empty()) else {
+            return Ok((Vec::new(), false));
+        };
+        if listing.len() > 1 {
+            let text = "cannot export multiple platforms without multi-platform enabled";
+            return Err(Status::invalid(text));
+        }
+        let known = listing
+            .first()
+            .map(|listed| format!("{CONFIG}/{}", listed.id));
+        let known = known.and_then(|name| result.metadata.get(&name));
+        let config = config(result.metadata.get(CONFIG).or(known))?;
+        let reference = build.reference(id)?;
+        let own = reference.origin.as_ref().map(|origin| &origin.image);
+        let platform = match (listing.into_iter().next(), config.as_ref().or(own)) {
+            (Some(listed), _) => platform(&listed)?,
+            (None, Some(image)) => of_image(image),
+            (None, None) => super::frontend::host(),
+        };
+        let one = Returned {
+            id: platform.normalized().specifier(),
+            platform,
+            reference,
+            config,
+        };
+        return Ok((vec![one], false));
+    };
+    if names.is_empty() {
+        return Ok((Vec::new(), true));
+    }
+    if listing.is_empty() {
+        let text = "unable to export multiple refs, missing platforms mapping";
+        return Err(Status::invalid(text));
+    }
+    let mut found = Vec::with_capacity(listing.len());
+    for listed in listing {
+        let reference = names.iter().find(|(id, _)| **id == listed.id);
+        let (_, reference) = reference.ok_or_else(|| {
+            let text = format!("failed to find ref for ID {}", listed.id);
+            Status::invalid(text)
+        })?;
+        let name = format!("{CONFIG}/{}", listed.id);
+        found.push(Returned {
+            platform: platform(&listed)?,
+            reference: build.reference(reference)?,
+            config: config(result.metadata.get(&name))?,
+            id: listed.id,
+        });
+    }
+    Ok((found, true))
+}
+
+fn of_image(image: &Image) -> pb::Platform {
+    pb::Platform::new(&image.os, &image.architecture, &image.variant).normalized()
+}
+
+fn config(bytes: Option<&Vec<u8>>) -> Result<Option<Image>> {
+    let config = bytes.map(|bytes| serde_json::from_slice(bytes));
+    config
+        .transpose()
+        .map_err(|error| Status::invalid(format!("configuration of the image: {error}")))
+}
+
+fn listing(result: &gateway::Result) -> Result<Vec<Listed>> {
+    let Some(bytes) = result.metadata.get(PLATFORMS) else {
+        return Ok(Vec::new());
+    };
+    let invalid = |error: String| Status::invalid(format!("platforms of the result: {error}"));
+    let listing: Option<Listing> =
+        serde_json::from_slice(bytes).map_err(|error| invalid(error.to_string()))?;
+    let listed = listing.and_then(|listing| listing.platforms);
+    let listed = listed.unwrap_or_default();
+    if listed.len() > MAX_PLATFORMS {
+        return Err(invalid(format!("more than {MAX_PLATFORMS}")));
+    }
+    let mut known = std::collections::BTreeSet::new();
+    if let Some(twice) = listed
+        .iter()
+        .find(|listed| !known.insert(listed.id.clone()))
+    {
+        return Err(invalid(format!("{} is there twice", twice.id)));
+    }
+    Ok(listed)
+}
+
+/// Checks a platform, which becomes part of names of files, and its name.
+fn platform(listed: &Listed) -> Result<pb::Platform> {
+    let invalid = || Status::invalid(format!("invalid platform {:?} of a result", listed.id));
+    let parsed = pb::Platform::parse(&listed.id, &super::frontend::host());
+    let parsed = parsed.map_err(|_| invalid())?;
+    let named = &listed.platform;
+    let own = pb::Platform {
+        architecture: named.architecture.clone(),
+        os: named.os.clone(),
+        variant: named.variant.clone(),
+        os_version: named.os_version.clone(),
+        os_features: named.os_features.clone(),
+    };
+    match own.normalized() == parsed.normalized() {
+        true => Ok(own),
+        false => Err(invalid()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listed(text: &str) -> Result<Vec<Listed>> {
+        let mut result = gateway::Result::default();
+        result.metadata.insert(PLATFORMS.into(), text.into());
+        listing(&result)
+    }
+
+    #[test]
+    fn platforms_of_results_are_checked() {
+        for text in ["null", "{}", r#"{"Platforms":null}"#] {
+            assert!(listed(text).is_ok_and(|listed| listed.is_empty()), "{text}");
+        }
+        let one = r#"{"ID":"linux/arm64","Platform":{"architecture":"arm64","os":"linux"}}"#;
+        let list = |entries: &[&str]| format!(r#"{{"Platforms":[{}]}}"#, entries.join(","));
+        let good = listed(&list(&[one])).unwrap_or_default();
+        assert_eq!(
+            platform(&good[0]).map(|found| found.short()),
+            Ok("linux/arm64".into())
+        );
+        for (name, value) in [
+            ("../../etc", "arm64"),
+            ("linux/arm64", "amd64"),
+            ("linux/arm64/../..", "arm64"),
+            ("", "arm64"),
+        ] {
+            let entry = format!(
+                r#"{{"ID":"{name}","Platform":{{"architecture":"{value}","os":"linux"}}}}"#
+            );
+            let bad = listed(&list(&[&entry])).unwrap_or_default();
+            assert!(platform(&bad[0]).is_err(), "{name} {value}");
+        }
+        assert!(listed(&list(&[one, one])).is_err());
+        assert!(listed("[").is_err());
+    }
+}

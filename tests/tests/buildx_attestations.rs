@@ -1,0 +1,348 @@
+//! What builds say about their results: provenance, and bills of materials.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use serde_json::{Value, json};
+use whelk_tests::builds::{docker, json_file};
+use whelk_tests::images::OWN_ARCHITECTURE;
+use whelk_tests::registry::Registry;
+use whelk_tests::{Engine, Program};
+
+const DOCKERFILE: &str = "ARG BUILDKIT_SBOM_SCAN_STAGE=true\nARG BUILDKIT_SBOM_SCAN_CONTEXT=true\n\
+    FROM busybox AS stage\nRUN echo staged > /staged\n\
+    FROM busybox\nARG WHAT\nCOPY --from=stage /staged /staged\nCOPY file /file\n\
+    RUN --mount=type=secret,id=key,required=false echo $WHAT > /made\n";
+
+fn context(engine: &Engine, dockerfile: &str) -> PathBuf {
+    engine.scratch_with("context", &[("Dockerfile", dockerfile), ("file", "x")])
+}
+
+fn parsed(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+/// Returns what buildx finds in a registry.
+fn imagetools(engine: &Engine, name: &str, field: &str) -> Value {
+    let format = format!("{{{{json .{field}}}}}");
+    let words = ["buildx", "imagetools", "inspect", "--format", &format, name];
+    parsed(&docker(engine).run(&words).ok())
+}
+
+#[test]
+fn provenance_is_beside_the_image() {
+    let engine = Engine::start();
+    let registry = Registry::start();
+    let context = context(&engine, DOCKERFILE);
+    let name = format!("{}/app:1", registry.host);
+    let metadata = engine.scratch("metadata").join("file");
+    let id = engine.scratch("id").join("file");
+    let args = [
+        "--provenance=mode=max",
+        "--build-arg",
+        "WHAT=built",
+        "-t",
+        &name,
+        "--push",
+        "--metadata-file",
+        metadata.to_str().unwrap(),
+        "--iidfile",
+        id.to_str().unwrap(),
+    ];
+    let shown = docker(&engine).built(&context, &args);
+    assert!(shown.contains("exporting attestation manifest"), "{shown}");
+    // The id stays that of the configuration.
+    let id = fs::read_to_string(id).unwrap();
+    assert_eq!(
+        engine.docker(&["run", "--rm", &id, "cat", "/made"]).ok(),
+        "built"
+    );
+    assert_eq!(
+        engine.get(&format!("/images/{name}/json"))["Id"],
+        id.as_str()
+    );
+    let index = imagetools(&engine, &name, "Manifest");
+    let told = json_file(&metadata);
+    assert_eq!(index["digest"], told["containerimage.digest"]);
+    let entries = index["manifests"].as_array().unwrap();
+    assert_eq!(entries[0]["platform"]["architecture"], OWN_ARCHITECTURE);
+    assert_eq!(entries[1]["platform"]["os"], "unknown");
+    let annotations = &entries[1]["annotations"];
+    assert_eq!(
+        annotations["vnd.docker.reference.type"],
+        "attestation-manifest"
+    );
+    assert_eq!(
+        annotations["vnd.docker.reference.digest"],
+        entries[0]["digest"]
+    );
+    let slsa = imagetools(&engine, &name, "Provenance")["SLSA"].clone();
+    let parameters = &slsa["invocation"]["parameters"];
+    assert_eq!(parameters["frontend"], "dockerfile.v0");
+    assert_eq!(parameters["args"]["build-arg:WHAT"], "built");
+    assert_eq!(
+        parameters["secrets"],
+        json!([{"id": "key", "optional": true}])
+    );
+    let material = slsa["materials"][0]["uri"].as_str().unwrap();
+    assert!(
+        material.starts_with("pkg:docker/busybox@latest?platform=linux%2F"),
+        "{material}"
+    );
+    let own = &slsa["metadata"]["https://mobyproject.org/buildkit@v1#metadata"];
+    assert_eq!(own["source"]["infos"][0]["filename"], "Dockerfile");
+    let layers = own["layers"].as_object().unwrap();
+    assert!(
+        layers
+            .values()
+            .all(|layers| layers[0][0]["digest"].is_string())
+    );
+    // What the file of metadata has is less.
+    let short = &told["buildx.build.provenance"];
+    assert_eq!(
+        short["invocation"]["parameters"]["frontend"],
+        "dockerfile.v0"
+    );
+    // A push of the engine's own has it, too; also after a restart.
+    engine.kill9();
+    engine.restart();
+    let other = Registry::start();
+    let again = format!("{}/again:2", other.host);
+    engine.docker(&["tag", &name, &again]).ok();
+    engine.docker(&["push", &again]).ok();
+    assert_eq!(imagetools(&engine, &again, "Provenance")["SLSA"], slsa);
+    let check = engine.cli(Program::Whelk).run(&["system", "check"]);
+    check.ok();
+    // It is removed with the image.
+    engine.docker(&["rmi", &name, &again]).ok();
+    let check = engine.cli(Program::Whelk).run(&["system", "check"]);
+    check.ok();
+}
+
+#[test]
+fn the_history_has_provenance_of_all_builds() {
+    let engine = Engine::start();
+    let context = context(&engine, DOCKERFILE);
+    docker(&engine).built(&context, &["-t", "plain", "--build-arg", "WHAT=x"]);
+    // Without being told to, an image of the engine is what it was.
+    let manifests = engine.get("/images/plain/json?manifests=true");
+    assert_eq!(manifests["Manifests"].as_array().map_or(0, Vec::len), 0);
+    let inspect = ["buildx", "history", "inspect", "--format", "json"];
+    let record = parsed(&docker(&engine).run(&inspect).ok());
+    let materials = record["Materials"].as_array().unwrap();
+    assert_eq!(materials.len(), 1, "{record}");
+    let attachments = record["Attachments"].as_array().unwrap();
+    let kinds: Vec<&Value> = attachments.iter().map(|one| &one["Type"]).collect();
+    assert!(
+        kinds.contains(&&json!("https://slsa.dev/provenance/v0.2")),
+        "{record}"
+    );
+    let attachment = [
+        "buildx",
+        "history",
+        "inspect",
+        "attachment",
+        "--type",
+        "provenance",
+    ];
+    let predicate = parsed(&docker(&engine).run(&attachment).ok());
+    let arguments = &predicate["invocation"]["parameters"]["args"];
+    assert_eq!(arguments["build-arg:WHAT"], "x");
+    for (flag, expected) in [
+        ("--provenance=mode=most", "invalid mode"),
+        ("--provenance=version=v7", "invalid provenance SLSA version"),
+        ("--provenance=capture-usage=true", "capture-usage"),
+        ("--attest=type=other", "unknown attestation type"),
+    ] {
+        docker(&engine).build_fails(&context, &[flag], &[expected]);
+    }
+}
+
+/// Makes an image whose program writes statements.
+fn scanner(engine: &Engine, name: &str, script: &str) {
+    let dockerfile = "FROM busybox\nCOPY scan /scan\nENTRYPOINT [\"/bin/sh\"]\nCMD [\"/scan\"]\n";
+    let place = engine.scratch_with("scanner", &[("Dockerfile", dockerfile), ("scan", script)]);
+    docker(engine).built(&place, &["-t", name]);
+}
+
+const SCAN: &str = "set -e\ncd $BUILDKIT_SCAN_DESTINATION\n\
+    for from in $BUILDKIT_SCAN_SOURCE $(ls -d ${BUILDKIT_SCAN_SOURCE_EXTRAS:-/none/}* 2>/dev/null); do\n\
+    name=$(basename $from)\n\
+    ! touch $from/x 2>/dev/null\n\
+    files=$(cd $from && ls | tr '\\n' ' ')\n\
+    printf '{\"_type\":\"https://in-toto.io/Statement/v0.1\",\"predicateType\":\"https://spdx.dev/Document\",\"predicate\":{\"spdxVersion\":\"SPDX-2.3\",\"name\":\"%s\",\"comment\":\"%s%s\"}}' $name \"$files\" \"$BUILDKIT_SCAN_LEVEL\" > $name.spdx.json\n\
+    done\n";
+
+#[test]
+fn bills_of_materials_are_made_by_a_program_in_an_image() {
+    let engine = Engine::start();
+    let registry = Registry::start();
+    scanner(&engine, "scanner", SCAN);
+    let context = context(&engine, DOCKERFILE);
+    let name = format!("{}/app:1", registry.host);
+    let args = [
+        "--attest=type=sbom,generator=scanner,LEVEL=7",
+        "--provenance=false",
+        "-t",
+        &name,
+        "--push",
+    ];
+    let shown = docker(&engine).built(&context, &args);
+    assert!(
+        shown.contains("generating sbom using docker.io/library/scanner"),
+        "{shown}"
+    );
+    let sbom = imagetools(&engine, &name, "SBOM");
+    let comment = sbom["SPDX"]["comment"].as_str().unwrap();
+    assert!(comment.contains("made") && comment.ends_with('7'), "{sbom}");
+    let more = sbom["AdditionalSPDXs"].as_array().unwrap();
+    let names: Vec<&str> = more
+        .iter()
+        .map(|one| one["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["sbom-context", "sbom-stage"], "{sbom}");
+    assert_eq!(imagetools(&engine, &name, "Provenance"), json!({}));
+    let attachment = [
+        "buildx",
+        "history",
+        "inspect",
+        "attachment",
+        "--type",
+        "sbom",
+    ];
+    let statement = parsed(&docker(&engine).run(&attachment).ok());
+    assert_eq!(statement["predicateType"], "https://spdx.dev/Document");
+}
+
+#[test]
+fn statements_are_beside_files_and_in_archives() {
+    let engine = Engine::start();
+    scanner(&engine, "scanner", SCAN);
+    let context = context(&engine, DOCKERFILE);
+    let place = engine.scratch("files");
+    let output = format!(
+        "type=local,dest={},attestation-prefix=about-",
+        place.display()
+    );
+    let args = [
+        "--sbom=generator=scanner",
+        "--provenance=mode=min",
+        "-o",
+        &output,
+    ];
+    docker(&engine).built(&context, &args);
+    let statement = json_file(&place.join("about-provenance.json"));
+    let subjects = statement["subject"].as_array().unwrap();
+    let made = subjects
+        .iter()
+        .find(|subject| subject["name"] == "made")
+        .unwrap();
+    assert_eq!(made["digest"]["sha256"].as_str().unwrap().len(), 64);
+    assert!(
+        subjects
+            .iter()
+            .all(|subject| subject["name"] != "about-provenance.json")
+    );
+    assert!(place.join("about-sbom.spdx.json").exists());
+    let archive = place.join("archive.tar");
+    let output = format!("type=tar,dest={}", archive.display());
+    docker(&engine).built(&context, &["--sbom=generator=scanner", "-o", &output]);
+    let listed = Command::new("tar")
+        .arg("-tf")
+        .arg(&archive)
+        .output()
+        .unwrap();
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    assert!(
+        listed.contains("sbom.spdx.json") && !listed.contains("provenance.json"),
+        "{listed}"
+    );
+    // In an archive of an image.
+    let archive = place.join("oci.tar");
+    let output = format!("type=oci,dest={}", archive.display());
+    docker(&engine).built(&context, &["--sbom=generator=scanner", "-o", &output]);
+    let output = format!("{output},oci-mediatypes=false");
+    let args = ["--sbom=generator=scanner", "-o", &output];
+    docker(&engine).build_fails(&context, &args, &["cannot export attestations"]);
+    // With whelk's own client.
+    let words = [
+        "build",
+        "--sbom",
+        "generator=scanner",
+        "--provenance",
+        "mode=max",
+        "--label",
+        "of=whelk",
+        "-t",
+        "whelks",
+        context.to_str().unwrap(),
+    ];
+    engine.cli(Program::Whelk).run(&words).ok();
+    let manifests = engine.get("/images/whelks/json?manifests=true")["Manifests"].clone();
+    let kinds: Vec<&Value> = manifests
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| &one["Kind"])
+        .collect();
+    assert_eq!(kinds, [&json!("image"), &json!("attestation")]);
+}
+
+#[test]
+fn scanners_are_not_trusted() {
+    let engine = Engine::start();
+    let context = engine.scratch_with(
+        "context",
+        &[("Dockerfile", "FROM scratch\nCOPY Dockerfile /\n")],
+    );
+    for (number, (script, expected)) in [
+        (
+            "echo no JSON > $BUILDKIT_SCAN_DESTINATION/sbom.spdx.json",
+            "cannot decode in-toto statement",
+        ),
+        (
+            "ln -s /etc/passwd $BUILDKIT_SCAN_DESTINATION/sbom.spdx.json",
+            "cannot decode in-toto statement",
+        ),
+        (
+            "ln -s /proc/1/environ $BUILDKIT_SCAN_DESTINATION/sbom.spdx.json",
+            "no such file",
+        ),
+        (
+            "mkfifo $BUILDKIT_SCAN_DESTINATION/sbom.spdx.json",
+            "not a regular file",
+        ),
+        (
+            "head -c 52428800 /dev/zero > $BUILDKIT_SCAN_DESTINATION/sbom.spdx.json",
+            "larger than",
+        ),
+        ("exit 3", "exit code: 3"),
+        (
+            "echo '{\"predicateType\":\"x\",\"predicate\":1}' > $BUILDKIT_SCAN_DESTINATION/a",
+            "does not match",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = format!("bad{number}");
+        scanner(&engine, &name, script);
+        let flag = format!("--sbom=generator={name}");
+        docker(&engine).build_fails(&context, &[&flag, "-t", "never"], &[expected]);
+    }
+    let place = engine.scratch_with("none", &[("Dockerfile", "FROM scratch\nLABEL a=b\n")]);
+    docker(&engine).built(&place, &["-t", "empty"]);
+    docker(&engine).build_fails(
+        &context,
+        &["--sbom=generator=empty"],
+        &["does not have cmd"],
+    );
+    docker(&engine).build_fails(&context, &["--sbom=generator=UPPER CASE"], &["generator"]);
+    assert_eq!(engine.docker(&["images", "-q", "never"]).ok(), "");
+}
