@@ -11,6 +11,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rcgen::{KeyPair, SigningKey as _};
 use serde_json::{Value, json};
+use whelk_tests::builds;
 use whelk_tests::images::marked;
 use whelk_tests::registry::{Pushed, Registry};
 use whelk_tests::{Engine, Program};
@@ -189,6 +190,13 @@ fn the_engine_requires_its_own_policy_of_every_pull() {
         cli.run(&["pull", &signed.name]).ok();
         cli.run(&["rmi", &signed.name]).ok();
     });
+    // Nobody signs caches, not even those in a signed image.
+    let context = engine.scratch("context");
+    std::fs::write(context.join("Dockerfile"), "FROM scratch\nENV A=1\n").unwrap();
+    for name in [&unsigned.name, &signed.name] {
+        let shown = builds::docker(&engine).built(&context, &["--cache-from", name]);
+        assert!(shown.contains("the image has none"), "{shown}");
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use whelk_tests::images::sha256;
 use whelk_tests::registry::{Behaviour, Registry};
 use whelk_tests::{Engine, eventually};
 
-use super::{STEPS, all_cached, build, built, cache, context, context_with, fetched};
+use super::{STEPS, all_cached, built, cache, context, context_with, fetched};
 
 /// Puts a cache into a registry, with this as its list of layers and records.
 fn put_cache(registry: &Registry, manifest: &Value, config: &Value) {
@@ -127,25 +127,53 @@ fn caches_do_not_poison_other_steps() {
     );
     built(&attacker, &other, &["--cache-to", &to]);
     let (_, other_config) = cache(&registry, "caches/other", "1");
+    let of = |config: &Value| config["records"][0]["digest"].clone();
+    let last = "RUN cat /x; ls / > /z\n";
+    let honest = format!("FROM busybox\nRUN echo other > /y\n{last}");
+    let context = context_with(&attacker, "honest", &honest);
+    let to = format!(
+        "type=registry,ref={}/caches/honest:1,mode=max",
+        registry.host
+    );
+    built(&attacker, &context, &["--cache-to", &to]);
+    let (_, honest_config) = cache(&registry, "caches/honest", "1");
+    let records = honest_config["records"].as_array().unwrap();
+    let mut records = records.iter().map(|record| record["digest"].clone());
+    let honest_last = records.find(|digest| *digest != of(&other_config));
     // For the step that is asked for, the bad result, with the canonical key of another one.
     let mut config = bad_config;
     let result = config["records"][0]["layers"].clone();
-    let of = |config: &Value| config["records"][0]["digest"].clone();
     config["records"] = json!([
         {"digest": of(&other_config)},
         {"digest": of(&good_config), "layers": result, "inputs": [[{"selector": "canonical", "link": 0}]]},
+        {"digest": honest_last.unwrap(), "layers": result},
     ]);
     put_cache(&registry, &manifest, &config);
     let engine = Engine::start();
-    let longer = context_with(&engine, "longer", &format!("{wanted}RUN cat /x\n"));
-    let shown = built(&engine, &longer, &["--cache-from", &name]);
+    let longer = context_with(&engine, "longer", &format!("{wanted}{last}"));
+    let to = format!(
+        "type=registry,ref={}/caches/passed:1,mode=max",
+        registry.host
+    );
+    let shown = built(
+        &engine,
+        &longer,
+        &["--cache-from", &name, "--cache-to", &to],
+    );
     // Who uses such a cache gets what it says.
     assert!(shown.contains(" bad"), "{shown}");
-    let honest = "FROM busybox\nRUN echo other > /y\nRUN cat /x\n";
-    let honest = context_with(&engine, "honest", honest);
-    let failed = build(&engine, &honest, &[]);
-    assert_ne!(failed.code, 0, "{}", failed.err());
-    all_cached(&failed.err(), &["RUN echo other"], false);
+    let honest = context_with(&engine, "honest", &honest);
+    let shown = built(&engine, &honest, &[]);
+    all_cached(&shown, &["RUN echo other", "RUN cat /x"], false);
+    // What the cache says of its results is not passed on.
+    let (_, passed) = cache(&registry, "caches/passed", "1");
+    let records = passed["records"].as_array().unwrap();
+    let is_other = |record: &&Value| record["digest"] == of(&other_config);
+    let mut named = records.iter().filter(is_other);
+    assert!(
+        named.all(|record| record.get("layers").is_none()),
+        "{passed}"
+    );
 }
 
 #[test]

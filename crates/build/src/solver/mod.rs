@@ -220,6 +220,7 @@ impl Job {
             Step {
                 key: keys.is_lasting.then_some(keys.key),
                 canonical: canonical.map(|outcome| outcome.canonical),
+                is_foreign: outcome.is_some_and(|outcome| outcome.is_foreign),
                 stack: outcome.and_then(|outcome| outcome.outputs.first().cloned()),
             }
         });
@@ -405,11 +406,15 @@ impl Builder {
             job.report(index, State::Cached);
             return Ok(Outcome::found(found.clone()));
         }
+        let is_foreign = inputs.iter().any(|input| input.is_foreign);
         let canonical = self.canonical(job, index, &inputs).await?;
-        if !is_fresh
-            && canonical != keys.key
-            && let Some(found) = self.look_up_anywhere(job, index, canonical).await?
-        {
+        let same = match is_fresh || canonical == keys.key {
+            true => None,
+            // What an imported cache has would be recorded under a key that is made of what one says.
+            false if is_foreign => self.look_up(job, canonical).await?,
+            false => self.look_up_anywhere(job, index, canonical).await?,
+        };
+        if let Some(found) = same {
             if keys.is_lasting {
                 let (builder, key) = (self.clone(), keys.key);
                 blocking(move || builder.cache.alias(&key, &canonical)).await?;
@@ -421,7 +426,6 @@ impl Builder {
                 ..Outcome::found(found)
             });
         }
-        let is_foreign = inputs.iter().any(|input| input.is_foreign);
         let lasting = [
             (keys.key, keys.is_lasting),
             (

@@ -201,8 +201,8 @@ impl Builder {
             }
             outcomes.extend(own);
         }
-        // So that the same results are the same cache.
-        outcomes.sort_by_key(|one| (one.key, one.canonical));
+        // So that the same results are the same cache, and that results come before keys that are only named.
+        outcomes.sort_by_key(|one| (one.is_foreign, one.key, one.canonical));
         preparing.end();
         let writing = Writing {
             builder: self,

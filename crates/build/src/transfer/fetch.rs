@@ -76,17 +76,26 @@ impl Builder {
         let reports = crate::sources::reports(&job.progress, job.graph.nodes[index].digest);
         let fetches = missing.into_iter().map(|layer| {
             let (builder, lease, reports) = (self.clone(), job.lease.clone(), reports.clone());
-            async move { builder.fetch_layer(source, &layer, &lease, &reports).await }
+            async move {
+                let fetched = builder.fetch_layer(source, &layer, &lease, &reports).await;
+                if let (Err(_), Some(blob)) = (&fetched, &layer.blob) {
+                    job.imports.forget_blob(offer, &blob.digest);
+                }
+                fetched
+            }
         });
         let mut fetches = futures_util::stream::iter(fetches).buffer_unordered(PARALLEL);
         while let Some(fetched) = fetches.next().await {
             fetched?;
         }
-        // What only the image says has its own times.
+        // 0 stands for layers of base images.
         let bases = job.sources.base_layers();
         let layers = offer.layers.iter().map(|one| {
             let is_base = bases.contains(&one.diff_id);
-            (one.diff_id.clone(), if is_base { 0 } else { one.created })
+            (
+                one.diff_id.clone(),
+                if is_base { 0 } else { one.created.max(1) },
+            )
         });
         let outputs = vec![layers.collect()];
         let text = job.graph.nodes[index].metadata.description.get(CUSTOM_NAME);

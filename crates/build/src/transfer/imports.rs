@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
+use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::sync::OnceCell;
 use whelk_image::content::MAX_CONFIG_SIZE;
 use whelk_image::descriptor::Descriptor;
@@ -28,6 +29,9 @@ const MAX_IMAGES: usize = 16;
 
 /// Maximum number of caches that a build imports.
 const MAX_IMPORTS: usize = 100;
+
+/// Number of caches that are read at the same time. Each may take some ten times the size of its records in memory.
+const PARALLEL: usize = 4;
 
 /// A cache to import.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -65,10 +69,10 @@ impl Import {
         let unknown = attributes
             .iter()
             .find(|(name, value)| !known.contains(&name.as_str()) && !is_off(value));
-        if let Some((name, value)) = unknown {
+        if let Some((name, _)) = unknown {
             return Self::Unsupported {
                 kind: kind.to_owned(),
-                what: format!("{name}={value} of a cache import from {kind}"),
+                what: format!("{name} of a cache import from {kind}"),
             };
         }
         match kind {
@@ -95,10 +99,13 @@ impl Import {
 /// The caches that a build imports. They are read once, when the first step is looked up.
 #[derive(Debug, Default)]
 pub struct Imports {
-    wanted: BTreeSet<Import>,
+    /// In the client's order: the first one that has a result gives it.
+    wanted: Vec<Import>,
     loaded: OnceCell<Loaded>,
     /// Results that could not be fetched, by the position of their cache.
     forgotten: Mutex<HashSet<(usize, Digest)>>,
+    /// Blobs that could not be fetched, by the position of their cache.
+    failed: Mutex<HashSet<(usize, LayerDigest)>>,
 }
 
 #[derive(Debug, Default)]
@@ -164,8 +171,10 @@ pub(crate) struct Offered {
 impl Imports {
     /// Returns the imports of a build: of equal ones, one.
     pub fn new(wanted: impl IntoIterator<Item = Import>) -> Arc<Self> {
+        let mut seen = BTreeSet::new();
+        let wanted = wanted.into_iter();
         Arc::new(Self {
-            wanted: wanted.into_iter().collect(),
+            wanted: wanted.filter(|one| seen.insert(one.clone())).collect(),
             ..Self::default()
         })
     }
@@ -174,17 +183,26 @@ impl Imports {
     pub(crate) async fn load(&self, builder: &Arc<Builder>, request: &Request) {
         let loading = async {
             let wanted = self.wanted.iter().take(MAX_IMPORTS);
-            let read = wanted.map(|import| load(builder, request, import));
+            let read: Vec<_> = wanted
+                .map(|import| load(builder, request, import).boxed())
+                .collect();
+            let mut read = futures_util::stream::iter(read).buffered(PARALLEL);
             let mut loaded = Loaded::default();
-            for (import, read) in self
-                .wanted
-                .iter()
-                .zip(futures_util::future::join_all(read).await)
-            {
-                match read {
-                    Ok(caches) => loaded.caches.extend(caches),
-                    Err(error) => loaded.failures.push(format!("{}: {error}", import.name())),
+            for import in &self.wanted {
+                match read.next().await {
+                    Some(Ok(caches)) => loaded.caches.extend(caches),
+                    Some(Err(error)) => {
+                        loaded.failures.push(format!("{}: {error}", import.name()));
+                    }
+                    None => break,
                 }
+            }
+            for import in self.wanted.iter().skip(MAX_IMPORTS) {
+                let text = format!(
+                    "{}: a build imports at most {MAX_IMPORTS} caches",
+                    import.name()
+                );
+                loaded.failures.push(text);
             }
             loaded
         };
@@ -204,6 +222,7 @@ impl Imports {
     pub(crate) fn find(&self, key: &Digest) -> Option<Offer> {
         let loaded = self.loaded.get()?;
         let caches = loaded.caches.iter().enumerate();
+        let failed = self.failed.lock().ignore_poison();
         let mut offers = caches.filter_map(|(index, cache)| {
             let record = cache.records.get(key)?;
             if self
@@ -214,12 +233,17 @@ impl Imports {
             {
                 return None;
             }
+            let layers = cache.stack(&record.result)?;
+            let mut blobs = layers.iter().filter_map(|one| one.blob.as_ref());
+            if blobs.any(|blob| failed.contains(&(index, blob.digest.clone()))) {
+                return None;
+            }
             Some(Offer {
                 cache: index,
                 name: cache.name.clone(),
                 key: *key,
                 canonical: record.canonical.unwrap_or(*key),
-                layers: cache.stack(&record.result)?,
+                layers,
             })
         });
         offers.next()
@@ -240,6 +264,12 @@ impl Imports {
     pub(crate) fn forget(&self, offer: &Offer) {
         let mut forgotten = self.forgotten.lock().ignore_poison();
         forgotten.insert((offer.cache, offer.key));
+    }
+
+    /// Returns no results with a blob of the offer's cache again: it cannot be had.
+    pub(super) fn forget_blob(&self, offer: &Offer, blob: &LayerDigest) {
+        let mut failed = self.failed.lock().ignore_poison();
+        failed.insert((offer.cache, blob.clone()));
     }
 }
 
@@ -390,6 +420,7 @@ async fn registry(
     if let Some(cache) = of_image(builder, text, &reference).await? {
         return Ok(vec![cache]);
     }
+    builder.engine.images.accepts_unsigned(&reference)?;
     let credentials = request.client.credentials(&reference.domain).await?;
     let client = builder.engine.images.web();
     let repository = client
@@ -518,15 +549,15 @@ pub(crate) fn decode(bytes: &[u8]) {
 mod tests {
     use super::*;
 
-    fn id(number: u8) -> LayerDigest {
-        LayerDigest::of(&[number])
+    fn id(number: u16) -> LayerDigest {
+        LayerDigest::of(&number.to_le_bytes())
     }
 
     /// A cache with a layer for each of these parents, and a record for each of these results.
     fn cache(parents: &[i64], results: &[i64]) -> Cache {
         let layers = parents
             .iter()
-            .zip(0_u8..)
+            .zip(0_u16..)
             .map(|(parent, number)| config::Layer {
                 blob: id(number).to_string(),
                 parent: *parent,
@@ -641,7 +672,7 @@ mod tests {
             (
                 "registry",
                 &[("ref", "a"), ("insecure", "true")],
-                "insecure=true of a cache import from registry",
+                "insecure of a cache import from registry",
             ),
         ] {
             let Import::Unsupported { what, .. } = parse(kind, attributes) else {

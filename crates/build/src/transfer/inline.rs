@@ -135,6 +135,7 @@ mod tests {
         let outcome = |key: &str, layers: &[&str]| Outcome {
             key: Some(Key::of(key.as_bytes())),
             canonical: None,
+            is_foreign: false,
             layers: layers.iter().map(|text| (id(text), 1)).collect(),
             offer: None,
         };

@@ -33,6 +33,8 @@ pub(crate) struct Step {
     /// The key that was known before it was executed, unless it says something of the place of a client's directory.
     pub key: Option<Digest>,
     pub canonical: Option<Digest>,
+    /// Whether the canonical key is what an imported cache says.
+    pub is_foreign: bool,
     /// `None` if the build did not need the result.
     pub stack: Option<Stack>,
 }
@@ -42,6 +44,8 @@ pub(crate) struct Step {
 pub(super) struct Outcome {
     pub key: Option<Digest>,
     pub canonical: Option<Digest>,
+    /// Whether the canonical key is what an imported cache says. Its record has no result then.
+    pub is_foreign: bool,
     /// With when each was made; 0 for those of base images.
     pub layers: Vec<(LayerDigest, i64)>,
     /// Where the layers are that are not here.
@@ -65,6 +69,7 @@ impl Builder {
             outcomes.push(Outcome {
                 key: step.key,
                 canonical: step.canonical,
+                is_foreign: step.is_foreign,
                 layers: digests.into_iter().zip(times).collect(),
                 offer: None,
             });
@@ -82,6 +87,7 @@ impl Builder {
                     return Some(Outcome {
                         key: Some(key),
                         canonical: Some(found.canonical),
+                        is_foreign: found.is_foreign,
                         layers,
                         offer: None,
                     });
@@ -91,8 +97,9 @@ impl Builder {
                 Some(Outcome {
                     key: Some(key),
                     canonical: Some(offer.canonical),
+                    is_foreign: offer.canonical != offer.key,
                     layers: layers
-                        .map(|one| (one.diff_id.clone(), one.created))
+                        .map(|one| (one.diff_id.clone(), one.created.max(1)))
                         .collect(),
                     offer: Some(offer),
                 })
@@ -173,23 +180,30 @@ pub(super) fn add(
     outcome: &Outcome,
     result: impl Fn() -> Record,
 ) {
-    let mut record = |key: Digest, inputs: Vec<Input>| {
+    let mut record = |key: Digest, inputs: Vec<Input>, result: Record| {
         *known.entry(key).or_insert_with(|| {
             records.push(Record {
                 digest: key.to_string(),
                 inputs,
-                ..result()
+                ..result
             });
             position(records.len() - 1)
         })
     };
-    let canonical = outcome.canonical.map(|key| (key, record(key, Vec::new())));
+    let canonical = outcome.canonical.map(|key| {
+        let is_named_only = outcome.is_foreign && outcome.key != Some(key);
+        let result = match is_named_only {
+            true => Record::default(),
+            false => result(),
+        };
+        (key, record(key, Vec::new(), result))
+    });
     match (outcome.key, canonical) {
         (Some(key), Some((canonical, link))) if key != canonical => {
             let selector = CANONICAL.to_owned();
-            record(key, vec![Input(vec![Link { selector, link }])]);
+            record(key, vec![Input(vec![Link { selector, link }])], result());
         }
-        (Some(key), None) => drop(record(key, Vec::new())),
+        (Some(key), None) => drop(record(key, Vec::new(), result())),
         _ => {}
     }
 }
@@ -219,6 +233,7 @@ mod tests {
         Outcome {
             key: digest(key),
             canonical: digest(canonical),
+            is_foreign: false,
             layers: layers
                 .iter()
                 .map(|(text, time)| (id(text), *time))

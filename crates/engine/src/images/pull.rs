@@ -111,6 +111,21 @@ impl Images {
             .await
     }
 
+    /// Checks that the signature policy accepts what nobody has signed, as caches of builds.
+    ///
+    /// # Errors
+    /// Returns [`Error::Denied`] if it does not.
+    pub fn accepts_unsigned(&self, reference: &Reference) -> Result<()> {
+        let policy = self.policy.read().ignore_poison();
+        let checked = policy
+            .as_ref()
+            .map(|policy| policy.check(reference, &[], &[]));
+        checked
+            .transpose()
+            .map(drop)
+            .map_err(|error| Error::Denied(format!("use {}: {error}", reference.familiar())))
+    }
+
     /// Returns the references of all tags that a registry has of the repository of `request`.
     ///
     /// # Errors

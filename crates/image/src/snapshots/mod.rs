@@ -233,7 +233,9 @@ impl Snapshots {
         match fs::rename(scratch.path(), self.path(&applied.diff_id)) {
             // It is there already; this copy is removed in the background.
             Err(_) if self.has(&applied.diff_id) => {
-                self.staging.dispose(self.staging.trash(scratch.path())?);
+                // Or at once, with the scratch directory, if it cannot be moved.
+                self.staging
+                    .dispose(self.staging.trash(scratch.path()).ok().flatten());
             }
             result => result?,
         }

@@ -98,6 +98,7 @@ impl Bench {
     /// Checks that no incomplete object remains.
     #[track_caller]
     pub(crate) fn check_temporary(&self, what: &str) {
+        self.store.staging.wait_for_disposal();
         for directory in ["tmp", "trash"] {
             assert!(
                 self.names(directory).is_empty(),
