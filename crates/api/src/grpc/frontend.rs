@@ -116,6 +116,7 @@ impl Door {
                     platform: platform.clone(),
                     // Those of the first are the same.
                     is_quiet: place > 0,
+                    is_scanned: build.attest.sbom.is_some(),
                     ..prepared.options.clone()
                 };
                 let converted = self

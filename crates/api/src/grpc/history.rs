@@ -1,11 +1,12 @@
 //! The history of builds: what is recorded of a build while it runs, and the calls of clients that look it up.
 
+use std::collections::BTreeMap;
 use std::io::{Read as _, Seek as _, Write as _};
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use whelk_build::provenance::{Options, Provenance};
+use whelk_build::provenance::{Options, Provenance, attribute_without_credentials};
 use whelk_buildkit::grpc::{Call, Responses, Result, Status};
 use whelk_buildkit::history::Writer;
 use whelk_buildkit::pb::content::{
@@ -62,6 +63,15 @@ struct Logs {
     warnings: usize,
 }
 
+/// Returns the attributes of a build as its record has them: without credentials.
+fn shown(attributes: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let shown = attributes.iter().map(|(name, value)| {
+        let value = attribute_without_credentials(name, value);
+        (name.clone(), value)
+    });
+    shown.collect()
+}
+
 impl Door {
     /// Begins to record a build.
     pub(super) fn record(
@@ -72,7 +82,7 @@ impl Door {
         let record = BuildHistoryRecord {
             r#ref: build.id.clone(),
             frontend: request.frontend.clone(),
-            frontend_attrs: request.frontend_attrs.clone(),
+            frontend_attrs: shown(&request.frontend_attrs),
             exporters: request.exporters.clone(),
             created_at: Some(Timestamp::from_nanos(now())),
             ..BuildHistoryRecord::default()
@@ -99,7 +109,7 @@ impl Door {
 
     fn write(&self, mut queue: mpsc::Receiver<StatusResponse>) -> Result<Logs> {
         let mut logs = Logs::default();
-        let mut steps = std::collections::HashMap::new();
+        let mut steps = std::collections::BTreeMap::new();
         let mut writer: Option<Writer> = Some(self.history.writer().map_err(failed)?);
         while let Some(response) = queue.blocking_recv() {
             logs.warnings += response.warnings.len();

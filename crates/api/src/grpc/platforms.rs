@@ -174,8 +174,15 @@ pub(super) fn returned(build: &Build, result: &gateway::Result) -> Result<(Vec<R
     Ok((found, true))
 }
 
+/// Returns the platform of an image, which becomes part of names of files: the host's if its own is invalid.
 fn of_image(image: &Image) -> pb::Platform {
-    pb::Platform::new(&image.os, &image.architecture, &image.variant).normalized()
+    let host = super::frontend::host();
+    let own = pb::Platform::new(&image.os, &image.architecture, &image.variant).normalized();
+    let parsed = pb::Platform::parse(&own.specifier(), &host);
+    match parsed.is_ok_and(|parsed| parsed.normalized() == own) {
+        true => own,
+        false => host,
+    }
 }
 
 fn config(bytes: Option<&Vec<u8>>) -> Result<Option<Image>> {

@@ -480,6 +480,7 @@ pub(super) async fn post_by_name(
                 reference: to_push(name, params.text("tag"))?,
                 platform: platform(&params, "platform", version, ImageOperation::Push)?,
                 credentials: credentials(&headers),
+                is_whole: false,
             };
             Ok(push(images, durability, request))
         }

@@ -18,6 +18,7 @@ use whelk_llb::pb::Platform;
 use whelk_llb::{Digest, Graph};
 
 pub use capture::Capture;
+pub use purl::attribute_without_credentials;
 pub(crate) use purl::package_url;
 use purl::without_credentials;
 
@@ -270,7 +271,8 @@ impl Provenance {
                 told.is_complete = false;
                 continue;
             }
-            kept.insert(name, without_credentials(&value).into());
+            let value = attribute_without_credentials(&name, &value);
+            kept.insert(name, value.into());
         }
         set(
             &mut told.request,

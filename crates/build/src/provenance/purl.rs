@@ -3,18 +3,44 @@
 use whelk_image::Reference;
 use whelk_llb::pb::Platform;
 
-/// The schemes of URLs that may have credentials.
-const SCHEMES: [&str; 4] = ["http", "https", "git", "ssh"];
+/// The schemes of names that may have an `@` before a digest.
+const OF_IMAGES: [&str; 2] = ["docker-image", "oci-layout"];
 
-/// Returns a URL without the user and the password that it may have. Other texts stay as they are.
-pub(super) fn without_credentials(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else {
-        return url.to_owned();
-    };
-    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
-    match authority.rsplit_once('@') {
-        Some((_, host)) if SCHEMES.contains(&scheme) => format!("{scheme}://{host}{path}"),
-        _ => url.to_owned(),
+/// Returns a text without the users and passwords of the URLs in it. The rest stays as it is.
+pub fn without_credentials(text: &str) -> String {
+    let mut kept = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(found) = rest.find("://") {
+        let (before, after) = rest.split_at(found + 3);
+        kept.push_str(before);
+        let is_of_scheme = |letter: char| letter.is_ascii_alphanumeric() || "+-.".contains(letter);
+        let scheme = before[..found]
+            .rsplit(|letter| !is_of_scheme(letter))
+            .next();
+        let is_end = |letter: char| "/?#,\"'".contains(letter) || letter.is_whitespace();
+        let authority = &after[..after.find(is_end).unwrap_or(after.len())];
+        rest = match authority.rsplit_once('@') {
+            Some((user, _)) if !scheme.is_some_and(|scheme| OF_IMAGES.contains(&scheme)) => {
+                &after[user.len() + 1..]
+            }
+            _ => after,
+        };
+    }
+    kept.push_str(rest);
+    kept
+}
+
+/// Returns the value of an attribute of a build's frontend without credentials.
+pub fn attribute_without_credentials(name: &str, value: &str) -> String {
+    let value = without_credentials(value);
+    let is_proxy = name.strip_prefix("build-arg:").is_some_and(|argument| {
+        let argument = argument.to_ascii_lowercase();
+        argument.ends_with("_proxy") && argument != "no_proxy"
+    });
+    // A proxy may be given without a scheme.
+    match value.rsplit_once('@') {
+        Some((_, host)) if is_proxy && !value.contains("://") => host.to_owned(),
+        _ => value,
     }
 }
 
@@ -105,8 +131,24 @@ mod tests {
             ("git://x:y@host/a.git", "git://host/a.git"),
             ("docker-image://a@sha256:b", "docker-image://a@sha256:b"),
             ("context", "context"),
+            ("HTTPS://u:p@host", "HTTPS://host"),
+            ("git+https://token@host/a", "git+https://host/a"),
+            (
+                "--index-url https://u:p@a/x,ftp://u@b",
+                "--index-url https://a/x,ftp://b",
+            ),
+            ("://u@", "://"),
+            ("é://ü@ß@h", "é://h"),
         ] {
             assert_eq!(without_credentials(url), expected);
+        }
+        for (name, value, expected) in [
+            ("build-arg:http_proxy", "u:p@proxy:3128", "proxy:3128"),
+            ("build-arg:HTTPS_PROXY", "http://u:p@proxy", "http://proxy"),
+            ("build-arg:no_proxy", "a@b", "a@b"),
+            ("build-arg:MAIL", "a@b", "a@b"),
+        ] {
+            assert_eq!(attribute_without_credentials(name, value), expected);
         }
     }
 }

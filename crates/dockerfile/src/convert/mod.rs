@@ -252,7 +252,10 @@ impl<'a> Converter<'a> {
         self.linter.check()?;
         self.replace_contexts();
         let outline = self.outline(target);
-        let scanned = self.scanned(target);
+        let scanned = match self.options.is_scanned {
+            true => self.scanned(target)?,
+            false => Vec::new(),
+        };
         let done = &self.targets[target];
         let mut image = done.image.clone();
         let labels = self.options.labels.iter();

@@ -122,6 +122,8 @@ pub struct Options {
     pub all_stages: bool,
     /// Whether warnings are not told: those of another platform are the same.
     pub is_quiet: bool,
+    /// Whether a bill of materials is made.
+    pub is_scanned: bool,
     pub parse_reference: ParseReference,
 }
 
@@ -156,6 +158,7 @@ impl Options {
             lint: None,
             all_stages: false,
             is_quiet: false,
+            is_scanned: false,
             parse_reference,
         }
     }

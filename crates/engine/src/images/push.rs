@@ -40,6 +40,8 @@ pub struct PushRequest {
     /// The platform whose image is pushed alone. Without, all that a tag stands for is.
     pub platform: Option<Platform>,
     pub credentials: Credentials,
+    /// Fail, instead of pushing the image for this host alone, if something of an index is missing.
+    pub is_whole: bool,
 }
 
 /// The result of pushing a tag.
@@ -81,6 +83,7 @@ impl Images {
             reference: reference.clone(),
             progress: progress.clone(),
             is_exact: false,
+            is_whole: request.is_whole,
         };
         let mut known = Known::new();
         let mut last = None;
@@ -164,6 +167,7 @@ struct Push {
     progress: Progress,
     /// Layers are brought as the manifests list them, because attestations refer to these.
     is_exact: bool,
+    is_whole: bool,
 }
 
 impl Push {
@@ -195,6 +199,12 @@ impl Push {
                 || self.attestations(&found[0].image, &missing_entries).await
             {
                 return self.index(name, digest, entries, known).await;
+            }
+            if self.is_whole {
+                let missing = missing_entries.iter();
+                let missing: Vec<&str> = missing.map(|entry| entry.digest.as_str()).collect();
+                let text = format!("index {digest}: cannot bring {}", missing.join(", "));
+                return Err(Error::Conflict(text));
             }
             let index = self.read(digest).await?;
             let parsed = descriptor::Index::parse(&index)?;

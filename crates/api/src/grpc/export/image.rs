@@ -67,6 +67,7 @@ impl Door {
             reference: name.clone(),
             platform: None,
             credentials: credentials.map_err(|error| failed(&error))?,
+            is_whole: true,
         };
         let layers = format!("pushing layers of {}", name.familiar());
         part(layers.clone(), false);
