@@ -7,7 +7,7 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -414,6 +414,21 @@ fn the_history_is_shown() {
 }
 
 #[test]
+fn the_history_keeps_no_credentials() {
+    let engine = Engine::start();
+    let context = engine.dockerfile("app", "FROM busybox\n");
+    let proxy = "HTTP_PROXY=http://user:hidden@proxy.example:1";
+    let bare = "https_proxy=user:hidden@proxy.example:2";
+    whelk(&engine).built(&context, &["--build-arg", proxy, "--build-arg", bare]);
+    let own = history(&engine, &["inspect", "--format", "json"]).ok();
+    let args = ["buildx", "history", "inspect", "--format", "json"];
+    for shown in [own, docker(&engine).run(&args).ok()] {
+        assert!(!shown.contains("hidden"), "{shown}");
+        shows(&shown, &["http://proxy.example:1", "proxy.example:2"]);
+    }
+}
+
+#[test]
 fn records_of_builds_are_exported_and_removed() {
     let engine = Engine::start();
     builds_for_the_history(&engine);
@@ -422,6 +437,23 @@ fn records_of_builds_are_exported_and_removed() {
     let made = name(&all[1].0);
     let file = engine.scratch("export").join("out.dockerbuild");
     history(&["export", "-o", file.to_str().unwrap(), made]).ok();
+    // Links, modes and pipes stay.
+    let link = file.with_file_name("link");
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    history(&["export", "-o", link.to_str().unwrap(), made]).ok();
+    assert!(link.is_symlink());
+    assert_eq!(
+        fs::metadata(&file).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    let pipe = file.with_file_name("pipe");
+    let made_pipe = Command::new("mkfifo").arg(&pipe).status();
+    assert!(made_pipe.unwrap().success());
+    let reader = fs::File::options().read(true).write(true).open(&pipe);
+    let _reader = reader.unwrap();
+    history(&["export", "-o", pipe.to_str().unwrap(), made]).ok();
+    assert!(fs::metadata(&pipe).unwrap().file_type().is_fifo());
     let unpacked = engine.scratch("unpacked");
     let mut tar = Command::new("tar");
     let tar = tar.arg("-xzf").arg(&file).arg("-C").arg(&unpacked);

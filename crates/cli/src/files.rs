@@ -48,11 +48,62 @@ impl Drop for Staged {
     }
 }
 
-/// Like [`stage`], for a file that has nothing secret: others may read it if the umask says so.
-pub(crate) fn stage_output(path: &Path) -> io::Result<(File, PathBuf)> {
-    create_beside(path, |staged| {
-        File::options().write(true).create_new(true).open(staged)
-    })
+/// A file that a command writes for its user: one that is replaced when all of it is there, or a device or pipe.
+#[derive(Debug)]
+pub(crate) struct Output {
+    file: File,
+    /// Where it is until then, and its path.
+    staged: Option<(Staged, PathBuf)>,
+}
+
+impl Output {
+    /// Opens it. A file that is there keeps its mode and its owner, and a link to it stays. Blocks while nobody reads a pipe.
+    pub(crate) fn create(path: &Path) -> io::Result<Self> {
+        let old = match std::fs::metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            result => Some(result?),
+        };
+        if old.as_ref().is_some_and(|old| !old.is_file()) {
+            let file = File::options().write(true).open(path)?;
+            return Ok(Self { file, staged: None });
+        }
+        let path = match old {
+            Some(_) => path.canonicalize()?,
+            None => path.to_owned(),
+        };
+        let (file, staged) = create_beside(&path, |staged| {
+            File::options().write(true).create_new(true).open(staged)
+        })?;
+        let staged = Staged(staged);
+        if let Some(old) = old {
+            // Only root may give files to others.
+            let _ = fchown(&file, Some(old.uid()), Some(old.gid()));
+            file.set_permissions(old.permissions())?;
+        }
+        Ok(Self {
+            file,
+            staged: Some((staged, path)),
+        })
+    }
+
+    /// Gives a file that is complete its name.
+    pub(crate) fn finish(self) -> io::Result<()> {
+        let Some((staged, path)) = self.staged else {
+            return Ok(());
+        };
+        self.file.sync_all()?;
+        staged.rename(&path)
+    }
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
 }
 
 /// Creates a directory beside `path`, to be filled and then passed to [`replace_directory`]. Missing

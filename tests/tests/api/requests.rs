@@ -407,7 +407,6 @@ fn unsupported_settings_are_rejected_by_name() {
         ("POST /plugins/create?name=x".to_owned(), missing),
         ("GET /plugins/a/x/json".to_owned(), no_plugin),
         ("DELETE /plugins/a/x".to_owned(), no_plugin),
-        ("POST /build?version=2".to_owned(), missing),
         ("POST /build/cancel?id=x".to_owned(), missing),
         (
             "POST /session".to_owned(),

@@ -112,6 +112,11 @@ fn request(door: &Door, params: &Params) -> ApiResult<SolveRequest> {
             set(name, number.to_string());
         }
     }
+    // Of clients before version 23, which send such a context in a request of its own.
+    let is_upload = params.text("buildid").starts_with("upload-request:");
+    if is_upload || params.text("remote") == "upload-request" {
+        unsupported("a context from the standard input of a client before version 23")?;
+    }
     match params.text("remote") {
         "" | OF_SESSION => {}
         url => set("context", url.to_owned()),
@@ -154,26 +159,36 @@ fn request(door: &Door, params: &Params) -> ApiResult<SolveRequest> {
         }
         name => set("whelk.network", name.into()),
     }
-    let images: Option<Vec<String>> = json(params, "cachefrom")?;
-    let imports = images.into_iter().flatten().map(|image| CacheOptionsEntry {
-        kind: "registry".into(),
-        attrs: [("ref".to_owned(), image)].into(),
-    });
+    let cache = caches(params, &attributes)?;
     Ok(SolveRequest {
-        r#ref: match params.text("buildid") {
-            "" => door.new_name(),
-            id => id.to_owned(),
-        },
+        r#ref: door.new_name(),
         session: params.text("session").to_owned(),
         frontend: "dockerfile.v0".into(),
         frontend_attrs: attributes,
         entitlements,
         exporters: outputs(params)?,
-        cache: Some(CacheOptions {
-            imports: imports.collect(),
-            ..CacheOptions::default()
-        }),
+        cache: Some(cache),
         ..SolveRequest::default()
+    })
+}
+
+/// Returns the caches to import, and an inline cache to export if a build argument asks for it, as buildx understands it.
+fn caches(params: &Params, attributes: &BTreeMap<String, String>) -> ApiResult<CacheOptions> {
+    let wanted = attributes.get("build-arg:BUILDKIT_INLINE_CACHE");
+    let is_wanted = wanted.is_some_and(|value| whelk_text::parse_bool(value) == Some(true));
+    let inline = is_wanted.then(|| CacheOptionsEntry {
+        kind: "inline".into(),
+        ..CacheOptionsEntry::default()
+    });
+    let images: Option<Vec<String>> = json(params, "cachefrom")?;
+    let imports = images.into_iter().flatten().map(|image| CacheOptionsEntry {
+        kind: "registry".into(),
+        attrs: [("ref".to_owned(), image)].into(),
+    });
+    Ok(CacheOptions {
+        imports: imports.collect(),
+        exports: inline.into_iter().collect(),
+        ..CacheOptions::default()
     })
 }
 

@@ -135,7 +135,13 @@ pub(crate) struct BuildArgs {
     )]
     pub memory: String,
     /// Limit of memory and swap together: -1 for no limit
-    #[arg(long, hide = true, default_value = "", hide_default_value = true)]
+    #[arg(
+        long,
+        hide = true,
+        default_value = "",
+        hide_default_value = true,
+        allow_negative_numbers = true
+    )]
     pub memory_swap: String,
     /// CPU shares (relative weight)
     #[arg(short, long, hide = true, default_value_t = 0)]

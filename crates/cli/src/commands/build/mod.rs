@@ -63,10 +63,16 @@ pub(crate) async fn build(client: &Client, args: BuildArgs) -> Outcome {
     let mut contexts = contexts.map_err(not_built)?;
     let mut request = options::request(&args, &contexts, &outputs).map_err(not_built)?;
     let stores = Stores::of(request.cache.get_or_insert_default()).map_err(not_built)?;
-    for (name, value) in client.proxies() {
-        let name = format!("build-arg:{name}");
-        request.frontend_attrs.entry(name).or_insert(value);
-    }
+    let own = &request.frontend_attrs;
+    let proxies = client
+        .proxies()
+        .into_iter()
+        .map(|(name, value)| (format!("build-arg:{name}"), value));
+    // The user's own ones hold in both spellings.
+    let proxies: Vec<_> = proxies
+        .filter(|(name, _)| !own.keys().any(|own| own.eq_ignore_ascii_case(name)))
+        .collect();
+    request.frontend_attrs.extend(proxies);
     if !args.iidfile.is_empty() {
         // A build that fails leaves none. A device stays.
         let is_file = |path: &String| std::fs::metadata(path).is_ok_and(|old| old.is_file());

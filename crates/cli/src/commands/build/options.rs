@@ -89,6 +89,15 @@ pub(super) fn request(
     }
     let imports = args.cache_from.iter().map(|text| cache(text, "src"));
     let exports = args.cache_to.iter().map(|text| cache(text, "dest"));
+    let mut exports = exports.collect::<Outcome<Vec<_>>>()?;
+    // As buildx does it.
+    let inline = attributes.get("build-arg:BUILDKIT_INLINE_CACHE");
+    if inline.is_some_and(|value| whelk_text::parse_bool(value) == Some(true)) {
+        exports.push(CacheOptionsEntry {
+            kind: "inline".into(),
+            ..CacheOptionsEntry::default()
+        });
+    }
     Ok(SolveRequest {
         frontend: "dockerfile.v0".into(),
         frontend_attrs: attributes,
@@ -96,7 +105,7 @@ pub(super) fn request(
         exporters,
         cache: Some(CacheOptions {
             imports: imports.collect::<Outcome<_>>()?,
-            exports: exports.collect::<Outcome<_>>()?,
+            exports,
             ..CacheOptions::default()
         }),
         ..SolveRequest::default()
@@ -121,7 +130,7 @@ pub(crate) fn one_builder(client: &Client, name: &str) -> Outcome<()> {
     };
     let name = if name.is_empty() { &variable } else { name };
     let own = client.context();
-    if matches!(name, "" | "default") || name == own {
+    if name.is_empty() || name == own {
         return Ok(());
     }
     Err(Failure::new(format!(

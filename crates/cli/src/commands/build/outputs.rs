@@ -1,7 +1,6 @@
 //! What becomes of a build's result: images of the engine, and files here.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -202,23 +201,17 @@ async fn write(mut call: Call, path: Option<&PathBuf>) -> Result<()> {
     let shown = path.map_or("/dev/stdout".into(), |path| path.display().to_string());
     let failed =
         |error: std::io::Error| Status::unknown(format!("write {shown}: {}", plain(&error)));
-    let is_file = |path: &&PathBuf| std::fs::metadata(path).map_or(true, |old| old.is_file());
-    let staged = path.filter(is_file).map(|path| files::stage_output(path));
-    let (file, staged) = staged.transpose().map_err(failed)?.unzip();
-    let staged = staged.map(files::Staged);
-    let device = path.filter(|_| staged.is_none()).cloned();
     let (pieces, mut queue) = mpsc::channel::<Bytes>(WAITING);
+    let path = path.cloned();
     let writing = tokio::task::spawn_blocking(move || {
-        let file = match device {
-            Some(path) => Some(File::options().write(true).open(path)?),
-            None => file,
-        };
+        let mut file = path.as_deref().map(files::Output::create).transpose()?;
         while let Some(data) = queue.blocking_recv() {
-            match file.as_ref() {
-                Some(mut file) => file.write_all(&data)?,
+            match &mut file {
+                Some(file) => file.write_all(&data)?,
                 None => std::io::stdout().write_all(&data)?,
             }
         }
+        std::io::stdout().flush()?;
         Ok::<_, std::io::Error>(file)
     });
     while let Some(BytesMessage { data }) = call.requests.next().await? {
@@ -231,11 +224,10 @@ async fn write(mut call: Call, path: Option<&PathBuf>) -> Result<()> {
     let written = writing.await;
     let written = written.map_err(|error| Status::unknown(error.to_string()))?;
     let file = written.map_err(failed)?;
-    if let (Some(file), Some(staged), Some(path)) = (file, staged, path) {
-        file.sync_all().map_err(failed)?;
-        staged.rename(path).map_err(failed)?;
+    match file {
+        Some(file) => file.finish().map_err(failed),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! `buildx history export`: records of builds in one file, a compressed OCI layout, as Docker Desktop imports it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::io::{Read, Write as _};
 use std::path::Path;
 
@@ -142,8 +141,11 @@ struct Pieces(mpsc::Receiver<Bytes>, Bytes);
 
 impl Read for Pieces {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        if self.1.is_empty() {
-            self.1 = self.0.blocking_recv().unwrap_or_default();
+        while self.1.is_empty() {
+            match self.0.blocking_recv() {
+                Some(next) => self.1 = next,
+                None => return Ok(0),
+            }
         }
         let count = self.1.len().min(buffer.len());
         buffer[..count].copy_from_slice(&self.1[..count]);
@@ -180,26 +182,28 @@ pub(super) async fn export(builds: &Builds, args: ExportArgs) -> Outcome {
     let path = (!args.output.is_empty()).then(|| Path::new(&args.output));
     let shown = path.map_or("/dev/stdout".into(), |path| path.display().to_string());
     let wrong = |error: std::io::Error| Failure::new(format!("write {shown}: {}", plain(&error)));
-    let staged = path.map(files::stage_output).transpose().map_err(wrong)?;
-    let (file, staged) = staged.unzip();
-    let staged = staged.map(files::Staged);
     let (packed, queue) = mpsc::channel(1);
-    let writing = tokio::task::spawn_blocking(move || pack(queue, file.as_ref()).map(|()| file));
+    let path = path.map(Path::to_owned);
+    let writing = tokio::task::spawn_blocking(move || pack(queue, path.as_deref()));
     let sent = send(builds, &records, packed).await;
     let written = writing.await;
     let written = written.map_err(|error| Failure::new(error.to_string()))?;
     sent?;
     let file = written.map_err(|error| Failure::new(format!("write {shown}: {error}")))?;
-    if let (Some(file), Some(staged), Some(path)) = (file, staged, path) {
-        file.sync_all().map_err(wrong)?;
-        staged.rename(path).map_err(wrong)?;
+    if let Some(file) = file {
+        file.finish().map_err(wrong)?;
     }
     Ok(0)
 }
 
-/// Writes the archive. Blocking.
-fn pack(mut queue: mpsc::Receiver<Packed>, file: Option<&File>) -> Result<(), whelk_image::Error> {
+/// Writes the archive to a file, or to the standard output. Blocking.
+fn pack(
+    mut queue: mpsc::Receiver<Packed>,
+    path: Option<&Path>,
+) -> Result<Option<files::Output>, whelk_image::Error> {
     let failed = |error: std::io::Error| whelk_image::Error::invalid(error.to_string());
+    let file = path.map(files::Output::create).transpose();
+    let mut file = file.map_err(failed)?;
     let produce = move |output: &mut dyn std::io::Write| {
         let mut archive = tar::Builder::new(output);
         while let Some(Packed { path, size, pieces }) = queue.blocking_recv() {
@@ -213,10 +217,12 @@ fn pack(mut queue: mpsc::Receiver<Packed>, file: Option<&File>) -> Result<(), wh
         }
         archive.finish().map_err(failed)
     };
-    whelk_image::gzip::compress(produce, |piece| match file {
-        Some(mut file) => file.write_all(&piece),
+    whelk_image::gzip::compress(produce, |piece| match &mut file {
+        Some(file) => file.write_all(&piece),
         None => std::io::stdout().write_all(&piece),
-    })
+    })?;
+    std::io::stdout().flush().map_err(failed)?;
+    Ok(file)
 }
 
 /// Sends the files of the layout.

@@ -150,6 +150,12 @@ pub(super) fn attachments(record: &BuildHistoryRecord) -> Vec<(&'static str, &De
     all.map(|descriptor| ("", descriptor)).collect()
 }
 
+/// Returns what an attachment is: the type of a statement's predicate, or the media type.
+fn kind(descriptor: &Descriptor) -> &str {
+    let predicate = descriptor.annotations.get("in-toto.io/predicate-type");
+    predicate.unwrap_or(&descriptor.media_type)
+}
+
 fn inspected(record: &BuildHistoryRecord) -> Inspected {
     let get = |name: &str| record.frontend_attrs.get(name).cloned().unwrap_or_default();
     let pairs = |prefix: &str| {
@@ -194,7 +200,7 @@ fn inspected(record: &BuildHistoryRecord) -> Inspected {
             .map(|(platform, descriptor)| Attachment {
                 digest: descriptor.digest.clone(),
                 platform: platform.to_owned(),
-                r#type: descriptor.media_type.clone(),
+                r#type: kind(descriptor).to_owned(),
             })
             .collect(),
     }
