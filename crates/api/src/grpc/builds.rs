@@ -32,7 +32,7 @@ pub(super) struct Build {
     pub session: String,
     pub request: Request,
     pub inputs: BTreeMap<String, Definition>,
-    /// What is said about the result.
+    /// The attestations that the client has asked for.
     pub attest: Attest,
     /// In nanoseconds since the epoch.
     started: i64,
@@ -43,13 +43,13 @@ pub(super) struct Build {
     pub returned: watch::Sender<Option<Result<gateway::Result>>>,
     /// Manifests of what was made, with their media types, by the position of the output.
     manifests: Mutex<BTreeMap<i64, (String, Vec<u8>)>>,
-    /// What the history has of how the results were made.
+    /// The provenance and the attestations that the build's record in the history has.
     noted: Mutex<Noted>,
     /// The Dockerfile that warnings are about, and the step that has read it.
     pub file: Mutex<Option<(Digest, SourceInfo)>>,
 }
 
-/// What the history has of how the results were made, and what was said about them, by their platforms if there are several.
+/// The provenance and the attestations of a build's results, by platform if there are several.
 #[derive(Debug, Default)]
 pub(super) struct Noted {
     pub provenances: Vec<(Option<String>, Provenance)>,
@@ -57,14 +57,14 @@ pub(super) struct Noted {
     pub statements: Vec<(Option<String>, String, Vec<u8>)>,
 }
 
-/// What a Dockerfile has become, besides a definition.
+/// The result of converting a Dockerfile, besides the definition of its operations.
 #[derive(Debug)]
 pub(super) struct Origin {
     pub image: Image,
     /// The time of the image, in seconds since 1970.
     pub epoch: Option<i64>,
     pub call: FrontendCall,
-    /// What is scanned besides the result, by name.
+    /// The stages, and the context, that a bill of materials covers besides the result, by name.
     pub scanned: Vec<(String, Definition)>,
     pub ignores_cache: bool,
 }

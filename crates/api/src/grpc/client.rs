@@ -55,7 +55,7 @@ impl std::fmt::Debug for Sent {
 /// A client with a session.
 #[derive(Debug)]
 pub(super) struct SessionClient {
-    /// What came with the request.
+    /// The body of the request, which may be a context.
     pub sent: Arc<Sent>,
     pub sessions: Arc<Sessions>,
     /// The session of the build.

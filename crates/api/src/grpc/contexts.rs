@@ -74,7 +74,7 @@ impl Drop for Place {
 struct Receiving {
     directory: Received,
     place: Place,
-    /// Whether the directory was created for this transfer, so that its index is not written yet.
+    /// Whether this transfer has created the directory. Its index is written at the end of the transfer.
     is_new: bool,
 }
 

@@ -35,7 +35,7 @@ const HOST_GATEWAY: &str = "org.mobyproject.buildkit.worker.moby.host-gateway-ip
 /// The version of the Dockerfile language.
 pub(super) const DOCKERFILE: &str = "1.19.0";
 
-/// What is made of the result of a build.
+/// The outputs and the caches that a build exports its result to.
 struct Outputs {
     exports: Vec<Export>,
     caches: Vec<CacheExport>,

@@ -153,7 +153,7 @@ impl Door {
         self.history.finish(writer, media_type).map_err(failed)
     }
 
-    /// Keeps how the results of a build were made, and what was said about them.
+    /// Keeps the provenance and the attestations of a build's results.
     fn keep_statements(
         &self,
         record: &mut BuildHistoryRecord,
