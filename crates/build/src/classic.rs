@@ -18,6 +18,8 @@ use whelk_llb::pb;
 use whelk_registry::Credentials;
 
 use crate::client::Client;
+use whelk_text::extra_host;
+
 use crate::directory::Directory;
 use crate::error::{Error, Result};
 use crate::ops::Settings;
@@ -274,18 +276,14 @@ impl Builder {
 
     /// Replaces the address that depends on the engine.
     fn with_own_settings(&self, mut request: Request) -> Request {
-        let gateways = self.engine.networks.host_gateway();
-        let hosts = request
-            .extra_hosts
-            .iter()
-            .flat_map(|host| match host.split_once([':', '=']) {
-                Some((name, "host-gateway")) => {
-                    let addresses = gateways.iter();
-                    let hosts = addresses.map(|address| format!("{name}={address}"));
-                    hosts.collect::<Vec<String>>()
-                }
-                _ => vec![host.clone()],
-            });
+        let hosts = request.extra_hosts.iter().flat_map(|host| {
+            let Some((name, address)) = extra_host::split(host) else {
+                return vec![host.clone()];
+            };
+            let addresses = extra_host::addresses(address, || self.engine.networks.host_gateway());
+            let hosts = addresses.iter().map(|address| format!("{name}={address}"));
+            hosts.collect()
+        });
         request.extra_hosts = hosts.collect();
         request
     }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use whelk_text::platform::{is_architecture, is_system, normal_architecture, normal_os};
 
 use crate::config::{ARCHITECTURE, ImageConfig};
 use crate::error::{Error, Result};
@@ -96,28 +97,13 @@ impl Platform {
         })
     }
 
-    fn normalized(mut self) -> Self {
-        self.os = self.os.to_lowercase();
-        if self.os == "macos" {
-            self.os = "darwin".into();
+    fn normalized(self) -> Self {
+        let (architecture, variant) = normal_architecture(&self.architecture, &self.variant);
+        Self {
+            architecture,
+            os: normal_os(&self.os),
+            variant,
         }
-        let (architecture, variant) = (
-            self.architecture.to_lowercase(),
-            self.variant.to_lowercase(),
-        );
-        (self.architecture, self.variant) = match (architecture.as_str(), variant.as_str()) {
-            ("i386", _) => ("386".into(), String::new()),
-            ("x86_64" | "x86-64" | "amd64", "v1") => ("amd64".into(), String::new()),
-            ("x86_64" | "x86-64" | "amd64", _) => ("amd64".into(), variant),
-            ("aarch64" | "arm64", "8" | "v8" | "v8.0") => ("arm64".into(), String::new()),
-            ("aarch64" | "arm64", _) => ("arm64".into(), variant),
-            ("armhf", _) => ("arm".into(), "v7".into()),
-            ("armel", _) => ("arm".into(), "v6".into()),
-            ("arm", "" | "7") => ("arm".into(), "v7".into()),
-            ("arm", "5" | "6" | "8") => ("arm".into(), format!("v{variant}")),
-            _ => (architecture, variant),
-        };
-        self
     }
 }
 
@@ -131,53 +117,6 @@ impl fmt::Display for Platform {
         }
     }
 }
-
-/// The operating systems and architectures that a specifier may consist of alone.
-const SYSTEMS: &[&str] = &[
-    "aix",
-    "android",
-    "darwin",
-    "dragonfly",
-    "freebsd",
-    "hurd",
-    "illumos",
-    "ios",
-    "js",
-    "linux",
-    "nacl",
-    "netbsd",
-    "openbsd",
-    "plan9",
-    "solaris",
-    "windows",
-    "zos",
-];
-const ARCHITECTURES: &[&str] = &[
-    "386",
-    "amd64",
-    "amd64p32",
-    "arm",
-    "armbe",
-    "arm64",
-    "arm64be",
-    "ppc64",
-    "ppc64le",
-    "loong64",
-    "mips",
-    "mipsle",
-    "mips64",
-    "mips64le",
-    "mips64p32",
-    "mips64p32le",
-    "ppc",
-    "riscv",
-    "riscv64",
-    "s390",
-    "s390x",
-    "sparc",
-    "sparc64",
-    "wasm",
-];
 
 impl FromStr for Platform {
     type Err = Error;
@@ -214,12 +153,11 @@ impl FromStr for Platform {
         match parts.as_slice() {
             [one] => {
                 let system = made(one, ARCHITECTURE, "");
-                if SYSTEMS.contains(&system.os.as_str()) {
+                if is_system(&system.os) {
                     return Ok(system);
                 }
                 let platform = made("linux", one, "").without_default();
-                let known = ARCHITECTURES.contains(&platform.architecture.as_str());
-                if known {
+                if is_architecture(&platform.architecture) {
                     Ok(platform)
                 } else {
                     Err(refuse("unknown operating system or architecture"))

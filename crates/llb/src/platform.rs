@@ -1,53 +1,8 @@
 //! Platforms: their specifiers and normal form, by the rules of containerd.
 
+use whelk_text::platform::{is_architecture, is_system, normal_architecture, normal_os};
+
 use crate::pb::Platform;
-
-const SYSTEMS: &[&str] = &[
-    "aix",
-    "android",
-    "darwin",
-    "dragonfly",
-    "freebsd",
-    "hurd",
-    "illumos",
-    "ios",
-    "js",
-    "linux",
-    "nacl",
-    "netbsd",
-    "openbsd",
-    "plan9",
-    "solaris",
-    "windows",
-    "zos",
-];
-
-const ARCHITECTURES: &[&str] = &[
-    "386",
-    "amd64",
-    "amd64p32",
-    "arm",
-    "armbe",
-    "arm64",
-    "arm64be",
-    "ppc64",
-    "ppc64le",
-    "loong64",
-    "mips",
-    "mipsle",
-    "mips64",
-    "mips64le",
-    "mips64p32",
-    "mips64p32le",
-    "ppc",
-    "riscv",
-    "riscv64",
-    "s390",
-    "s390x",
-    "sparc",
-    "sparc64",
-    "wasm",
-];
 
 const INVALID: &str = "invalid argument";
 const COMPONENT: &str = "^[A-Za-z0-9_.-]+$";
@@ -106,7 +61,7 @@ impl Platform {
             ..Self::default()
         };
         let (architecture, variant) = match parts.as_slice() {
-            [_] if SYSTEMS.contains(&platform.os.as_str()) => {
+            [_] if is_system(&platform.os) => {
                 platform.architecture.clone_from(&host.architecture);
                 if host.architecture == "arm" && host.variant != "v7" {
                     platform.variant.clone_from(&host.variant);
@@ -115,7 +70,7 @@ impl Platform {
             }
             [alone] => {
                 let normal = normal_architecture(alone, "");
-                if !ARCHITECTURES.contains(&normal.0.as_str()) {
+                if !is_architecture(&normal.0) {
                     return Err(format!(
                         "{specifier:?}: unknown operating system or architecture: {INVALID}"
                     ));
@@ -215,34 +170,6 @@ fn unescape(text: &str) -> String {
         .fold(text.to_owned(), |text, (letter, code)| {
             text.replace(code, letter.encode_utf8(&mut [0; 4]))
         })
-}
-
-fn normal_os(os: &str) -> String {
-    match os.to_lowercase().as_str() {
-        "" => "linux".into(),
-        "macos" => "darwin".into(),
-        other => other.into(),
-    }
-}
-
-fn normal_architecture(architecture: &str, variant: &str) -> (String, String) {
-    let (architecture, variant) = (architecture.to_lowercase(), variant.to_lowercase());
-    let (architecture, variant) = match (architecture.as_str(), variant.as_str()) {
-        ("i386", _) => ("386", ""),
-        ("x86_64" | "x86-64" | "amd64", "v1") => ("amd64", ""),
-        ("x86_64" | "x86-64", variant) => ("amd64", variant),
-        ("aarch64" | "arm64", "8" | "v8" | "v8.0") => ("arm64", ""),
-        ("aarch64" | "arm64", "9" | "9.0" | "v9.0") => ("arm64", "v9"),
-        ("aarch64", variant) => ("arm64", variant),
-        ("armhf", _) => ("arm", "v7"),
-        ("armel", _) => ("arm", "v6"),
-        ("arm", "" | "7") => ("arm", "v7"),
-        ("arm", "5") => ("arm", "v5"),
-        ("arm", "6") => ("arm", "v6"),
-        ("arm", "8") => ("arm", "v8"),
-        other => other,
-    };
-    (architecture.to_owned(), variant.to_owned())
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
 //! Texts that Docker's clients and engine read and write in the same way: sizes, durations, times, signals, limits,
-//! patterns, words of a command line.
+//! patterns, names of platforms, words of a command line.
 //!
 //! Pure functions of text: no clock, no environment, except that a time without an offset is in the
 //! system's time zone.
@@ -8,8 +8,10 @@
 pub mod build;
 pub mod device_name;
 pub mod duration;
+pub mod extra_host;
 pub mod glob;
 pub mod number;
+pub mod platform;
 pub mod progress;
 pub mod signal;
 pub mod size;

@@ -137,7 +137,7 @@ impl Door {
             progress: Progress::default(),
             project: String::new(),
             is_explained: false,
-            imports: Imports::new(super::caches::imports(&request)),
+            imports: Imports::new(super::caches::imports(&request)?),
             has_inline_cache: caches.iter().any(CacheExport::is_inline),
         };
         let build = Build::new(
@@ -223,6 +223,8 @@ impl Door {
     pub(super) fn worker(&self) -> WorkerRecord {
         let gateway = self
             .host_gateway()
+            .into_iter()
+            .next()
             .map(|address| (HOST_GATEWAY.to_owned(), address));
         let snapshotter = (SNAPSHOTTER.to_owned(), "overlayfs".to_owned());
         WorkerRecord {

@@ -15,6 +15,7 @@ use whelk_build::{Error, Pieces};
 use whelk_buildkit::pb::control::{
     CacheOptions, CacheOptionsEntry, Exporter, SolveRequest, StatusResponse,
 };
+use whelk_text::extra_host;
 
 use super::build::{json, send, unsupported};
 use crate::error::{ApiError, ApiResult};
@@ -196,16 +197,10 @@ fn caches(params: &Params, attributes: &BTreeMap<String, String>) -> ApiResult<C
 fn hosts(door: &Door, params: &Params) -> ApiResult<Vec<String>> {
     let mut hosts = Vec::new();
     for host in params.all("extrahosts").filter(|host| !host.is_empty()) {
-        let (name, address) = host
-            .split_once([':', '='])
+        let (name, address) = extra_host::split(host)
             .ok_or_else(|| ApiError::invalid(format!("bad format for add-host: {host:?}")))?;
-        match address {
-            "host-gateway" => hosts.extend(
-                door.host_gateway()
-                    .map(|address| format!("{name}={address}")),
-            ),
-            address => hosts.push(format!("{name}={address}")),
-        }
+        let addresses = extra_host::addresses(address, || door.host_gateway());
+        hosts.extend(addresses.iter().map(|address| format!("{name}={address}")));
     }
     Ok(hosts)
 }

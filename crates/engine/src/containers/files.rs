@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use whelk_sys::fs;
+use whelk_text::extra_host;
 
 use super::sandbox::lacks_ipv6;
 use super::{Container, Containers};
@@ -221,15 +222,9 @@ pub(super) fn hosts(record: &ContainerRecord, links: &[Link], containers: &Conta
         text += "::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n";
     }
     for entry in host.extra_hosts.iter().flatten() {
-        // `name:address` or `name=address`. An IPv6 address contains colons, so the first separator
-        // counts.
-        if let Some((name, address)) = entry.split_once(['=', ':']) {
-            let addresses = if address == "host-gateway" {
-                containers.networks.host_gateway()
-            } else {
-                vec![address.trim_matches(['[', ']']).to_owned()]
-            };
-            for address in addresses {
+        if let Some((name, address)) = extra_host::split(entry) {
+            let host = || containers.networks.host_gateway();
+            for address in extra_host::addresses(address, host) {
                 let _ = writeln!(text, "{address}\t{name}");
             }
         }

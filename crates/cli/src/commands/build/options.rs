@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use whelk_buildkit::pb::control::{CacheOptions, CacheOptionsEntry, SolveRequest};
+use whelk_text::extra_host::{self, HOST_GATEWAY};
 
 use super::args::BuildArgs;
 use super::contexts::Contexts;
@@ -252,9 +253,6 @@ pub(crate) fn size(text: &str, flag: &str) -> Outcome<i64> {
     })
 }
 
-/// Stands for the host's address in `--add-host`.
-const HOST_GATEWAY: &str = "host-gateway";
-
 /// Whether a request needs the host's address.
 pub(super) fn wants_host_gateway(attributes: &Attributes) -> bool {
     let hosts = attributes.get("add-hosts").map_or("", String::as_str);
@@ -275,21 +273,17 @@ pub(super) fn set_host_gateway(attributes: &mut Attributes, address: &str) {
 
 /// Reads `HOST:IP` or `HOST=IP`.
 fn extra_host(text: &str) -> Outcome<String> {
-    let (host, address) = text
-        .split_once('=')
-        .or_else(|| text.split_once(':'))
-        .unwrap_or((text, ""));
-    let plain = address.trim_start_matches('[').trim_end_matches(']');
-    if host.is_empty() || plain.is_empty() {
+    let (host, address) = extra_host::split(text).unwrap_or((text, ""));
+    if host.is_empty() || address.is_empty() {
         return Err(Failure::new(format!("invalid host {text}")));
     }
     // The engine says later which it is.
-    if plain != HOST_GATEWAY && plain.parse::<std::net::IpAddr>().is_err() {
+    if address != HOST_GATEWAY && address.parse::<std::net::IpAddr>().is_err() {
         return Err(Failure::new(format!(
             "invalid IP address in add-host: {address:?}"
         )));
     }
-    Ok(format!("{host}={plain}"))
+    Ok(format!("{host}={address}"))
 }
 
 /// Sets what is attested. Without a flag nothing is.
