@@ -327,12 +327,21 @@ impl Running {
     /// Panics if the command does not end in time, after killing it.
     #[track_caller]
     pub fn finish(&mut self) -> Output {
+        self.finish_within(TIMEOUT)
+    }
+
+    /// As [`Running::finish`], with another time limit.
+    ///
+    /// # Panics
+    /// As [`Running::finish`].
+    #[track_caller]
+    pub fn finish_within(&mut self, limit: Duration) -> Output {
         self.close_input();
-        if !happens(TIMEOUT, || !matches!(self.child.try_wait(), Ok(None))) {
+        if !happens(limit, || !matches!(self.child.try_wait(), Ok(None))) {
             let _ = self.child.kill();
             let _ = self.child.wait();
             panic!(
-                "{}: still running after {TIMEOUT:?}; output {:?} {:?}",
+                "{}: still running after {limit:?}; output {:?} {:?}",
                 self.command,
                 self.so_far(),
                 self.errors_so_far()

@@ -6,6 +6,7 @@
 )]
 
 use std::fs;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use whelk_tests::builds::classic;
@@ -415,6 +416,34 @@ fn the_first_of_several_parameters_counts() {
         answer.text()
     );
     assert_eq!(engine.image("twice")["Config"]["Labels"]["a"], "b");
+}
+
+#[test]
+fn contexts_in_the_bodies_of_requests_are_their_own() {
+    let engine = Engine::start();
+    let engine = &engine;
+    let build = |name: &str, dockerfile: &str| {
+        let archive = Tar::new().file("Dockerfile", dockerfile);
+        let archive = archive.file("x", name).finish();
+        let path = format!("/build?version=2&t={name}");
+        engine.http("POST", &path, &[], &archive).text()
+    };
+    // The first one's context is in use while the second one is built. Neither reads the other's by the name of a body.
+    std::thread::scope(|scope| {
+        let first = scope.spawn(move || build("first", "FROM busybox\nCOPY x /\nRUN sleep 3\n"));
+        std::thread::sleep(Duration::from_secs(1));
+        let second = build("second", "FROM busybox\nCOPY x /\n");
+        assert!(!second.contains("error"), "{second}");
+        let stolen = "FROM busybox\nADD http://buildkit-session/body /\nADD http://buildkit-session/body- /\n";
+        let stolen = build("third", stolen);
+        assert!(stolen.contains("error"), "{stolen}");
+        let first = first.join().unwrap();
+        assert!(!first.contains("error"), "{first}");
+    });
+    for name in ["first", "second"] {
+        let look = ["run", "--rm", "--network", "none", name, "cat", "/x"];
+        assert_eq!(engine.docker(&look).ok(), name);
+    }
 }
 
 #[test]

@@ -94,6 +94,11 @@ fn compose_builds_what_it_starts() {
 }
 
 #[test]
+fn docker_py_builds() {
+    whelk_tests::docker_py::builds(&Engine::start());
+}
+
+#[test]
 fn older_plugins_build() {
     let engine = Engine::start();
     let config = settings(&engine, &old_plugins());

@@ -1,6 +1,8 @@
 //! Contexts on standard input, and from URLs.
 
+use serde_json::Value;
 use whelk_tests::Engine;
+use whelk_tests::builds::json_file;
 use whelk_tests::tar::Tar;
 use whelk_tests::web::{Answer, Web};
 
@@ -61,7 +63,15 @@ fn contexts_come_from_urls() {
     assert_eq!(run(&engine, "url:1", "cat /x"), "of a URL");
     crate::built(&engine, &["-t", "url:2", "-f", "sub/Dockerfile", &url]);
     assert_eq!(run(&engine, "url:2", "cat /y"), "of a URL");
-    crate::built(&engine, &["-t", "url:3", &server.url("/Dockerfile")]);
+    let dockerfile = server.url("/Dockerfile");
+    let metadata = engine.scratch_text("provenance") + "/metadata";
+    let flags = ["-t", "url:3", "--metadata-file", &metadata];
+    crate::built(&engine, &[&flags[..], &[&dockerfile]].concat());
+    // The Dockerfile is a material, though nothing else of the context is.
+    let provenance = &json_file(metadata.as_ref())["buildx.build.provenance"];
+    let materials = provenance["materials"].as_array().unwrap();
+    let is_known = |one: &Value| one["uri"] == *dockerfile && one["digest"]["sha256"].is_string();
+    assert!(materials.iter().any(is_known), "{provenance}");
     assert_eq!(run(&engine, "url:3", "cat /x"), "alone");
     let failed = crate::build(&engine, &[&server.url("/none")]);
     shows(&failed.err(), &["invalid response status 404"]);

@@ -1,4 +1,4 @@
-"""docker_py.py SOCKET REGISTRY USER PASSWORD IMAGE: pushes an image to a registry that wants a login, and pulls it, with docker-py.
+"""images.py SOCKET REGISTRY USER PASSWORD IMAGE: pushes an image to a registry that wants a login, and pulls it, with docker-py.
 
 IMAGE has its name in the file /etc/which.
 """

@@ -13,12 +13,27 @@ use crate::{Engine, cache};
 pub fn pushes_and_pulls(engine: &Engine, registry: &str, user: &str, password: &str) {
     const IMAGE: &str = "app:1";
     engine.load(&marked(IMAGE).build());
+    let args = [registry, user, password, IMAGE];
+    run(engine, include_str!("images.py"), &args);
+}
+
+/// Builds images with all parameters of docker-py.
+///
+/// # Panics
+/// Panics if something is not as docker-py or its users expect it.
+#[track_caller]
+pub fn builds(engine: &Engine) {
+    run(engine, include_str!("builds.py"), &[]);
+}
+
+/// Runs a program with the engine's socket and these arguments.
+#[track_caller]
+fn run(engine: &Engine, program: &str, args: &[&str]) {
     let modules = cache("WHELK_DOCKER_PY", "docker-py").join("usr/lib/python3/dist-packages");
-    let script = include_str!("docker_py.py");
     let output = Command::new("python3")
-        .args(["-c", script])
+        .args(["-c", program])
         .arg(engine.socket())
-        .args([registry, user, password, IMAGE])
+        .args(args)
         .env("PYTHONPATH", modules)
         .env("PYTHONDONTWRITEBYTECODE", "1")
         // It stores nothing there; a login of the user who runs the tests is not read.
