@@ -26,11 +26,11 @@ use whelk_sys::sync::IgnorePoison as _;
 use crate::error::{Error, Result};
 
 /// Changes when the tables do: an older cache is not read.
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 
 const TABLES: &str = "
     CREATE TABLE IF NOT EXISTS results (
-        id INTEGER PRIMARY KEY, outputs TEXT NOT NULL, canonical BLOB NOT NULL, boot TEXT NOT NULL,
+        id INTEGER PRIMARY KEY AUTOINCREMENT, outputs TEXT NOT NULL, canonical BLOB NOT NULL, boot TEXT NOT NULL,
         created INTEGER NOT NULL, used INTEGER NOT NULL, uses INTEGER NOT NULL, text TEXT NOT NULL
     );
     CREATE TABLE IF NOT EXISTS keys (key BLOB PRIMARY KEY, result INTEGER NOT NULL) WITHOUT ROWID;

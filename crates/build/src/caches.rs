@@ -10,10 +10,12 @@
 
 use std::collections::HashMap;
 use std::io::Read;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
+use rustix::fs::{Gid, Uid};
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 use whelk_image::Store;
 use whelk_llb::Digest;
@@ -22,7 +24,7 @@ use whelk_sys::copy;
 use whelk_sys::fs;
 use whelk_sys::sync::IgnorePoison as _;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, os};
 
 /// The caches of an engine.
 #[derive(Debug)]
@@ -132,7 +134,7 @@ impl Caches {
         }
     }
 
-    /// Creates a cache that does not exist yet; `fill` fills it, and then what was imported with its id is moved there.
+    /// Creates a cache that does not exist yet; `fill` fills it, and files that were imported with its id take the place of those.
     /// Returns the directory of its files. Blocking.
     pub fn open(
         store: &Store,
@@ -159,7 +161,9 @@ impl Caches {
         fs::create_dir(&new, 0o700)?;
         fs::create_dir(new.join("fs"), 0o755)?;
         fill(&new.join("fs"))?;
-        used.take_imported(store, id, &new.join("fs"))?;
+        if used.adopt_imported(id, &new.join("fs"))? {
+            return Ok(files);
+        }
         fs::write(new.join("id"), id)?;
         if let Some(parent) = used.path.parent() {
             fs::create_dir_all(parent, 0o700)?;
@@ -349,27 +353,32 @@ impl Caches {
 }
 
 impl Used {
-    /// Moves the files of the cache that was imported with an id, if no step has it, into the directory of a new cache.
-    fn take_imported(&self, store: &Store, id: &str, files: &Path) -> Result<()> {
+    /// Makes the cache that was imported with an id, if no step has it, this one, with those files of a new cache that it does
+    /// not have. Returns whether there is one. A kill between two steps loses none of its files.
+    fn adopt_imported(&self, id: &str, new: &Path) -> Result<bool> {
         let name = name_of(&key(id, "", &[]));
         let imported = self.path.with_file_name(&name);
         if imported == self.path || !fs::exists(imported.join(IMPORTED)) {
-            return Ok(());
+            return Ok(false);
         }
         let Ok(_guard) = self.known.lock(&name).try_write_owned() else {
-            return Ok(());
+            return Ok(false);
         };
-        let Some(trashed) = store.staging.trash(&imported)? else {
-            return Ok(());
-        };
-        for entry in fs::list(trashed.join("fs"))? {
+        let files = imported.join("fs");
+        for entry in fs::list(new)? {
             let target = files.join(entry.file_name());
-            store.staging.dispose(store.staging.trash(&target)?);
-            fs::rename(entry.path(), &target)?;
+            if !fs::exists(&target) {
+                fs::rename(entry.path(), &target)?;
+            }
         }
-        store.staging.dispose(Some(trashed));
+        let wanted = fs::metadata(new)?;
+        let (uid, gid) = (Uid::from_raw(wanted.uid()), Gid::from_raw(wanted.gid()));
+        rustix::fs::chown(&files, Some(uid), Some(gid)).map_err(os("set the owner of a cache"))?;
+        fs::set_mode(&files, wanted.mode() & 0o7777)?;
+        fs::rename(&imported, &self.path)?;
+        fs::remove_if_exists(self.path.join(IMPORTED))?;
         self.known.sizes.lock().ignore_poison().remove(&name);
-        Ok(())
+        Ok(true)
     }
 }
 

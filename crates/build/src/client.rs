@@ -22,6 +22,11 @@ pub type Pieces = BoxStream<'static, Result<Bytes>>;
 
 /// A client of a build. The calls are made while the build runs, also at the same time.
 pub trait Client: fmt::Debug + Send + Sync {
+    /// Returns what tells the files that this client gives only once ([`Client::upload`]) apart from those of others.
+    fn session(&self) -> &str {
+        ""
+    }
+
     /// Receives a directory (`local://NAME`), as the attributes of the source say: only what some patterns select.
     /// Its files stay as they are as long as the returned value exists. Clients are told by `work`.
     ///

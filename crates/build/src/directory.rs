@@ -10,6 +10,8 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags};
 use whelk_image::Store;
 use whelk_image::snapshots::{Extraction, Owner, extract};
+use whelk_llb::Digest;
+use whelk_llb::key::Selector;
 use whelk_sys::in_root;
 
 use crate::error::{Error, Result, os};
@@ -32,6 +34,14 @@ pub struct Directory {
 pub trait Index: std::fmt::Debug + Send + Sync {
     /// Returns the content of a file by its path below the directory; `None` if it is not known.
     fn content(&self, path: &str) -> Option<Content<'_>>;
+
+    /// Returns the digest of what was selected before; `None` if it is not known.
+    fn selected(&self, _selectors: &[Selector]) -> Option<Digest> {
+        None
+    }
+
+    /// Keeps the digest of what is selected, for [`Index::selected`].
+    fn keep_selected(&self, _selectors: &[Selector], _digest: Digest) {}
 }
 
 /// The content of a regular file.

@@ -143,7 +143,7 @@ fn open(root: &OwnedFd, path: &str, follow: bool) -> Result<Selected> {
 }
 
 /// Returns the digest of what selectors select: names, modes, owners, links, extended attributes and bytes, without
-/// times. What `index` knows of files is not read. Blocking.
+/// times. What `index` knows is not read. Blocking.
 ///
 /// # Errors
 /// As [`find`]; also if something cannot be read.
@@ -152,6 +152,9 @@ pub(crate) fn digest(
     selectors: &[Selector],
     index: Option<&dyn Index>,
 ) -> Result<Digest> {
+    if let Some(known) = index.and_then(|index| index.selected(selectors)) {
+        return Ok(known);
+    }
     let mut hash = Sha256::new();
     let mut buffers = Buffers::default();
     for selector in selectors {
@@ -167,6 +170,7 @@ pub(crate) fn digest(
                 index: index.filter(|_| is_plain()),
                 top: selected.path.trim_start_matches('/'),
                 buffers: &mut buffers,
+                waiting: Vec::new(),
             };
             text(walk.hash, selected.name.as_bytes());
             let failed = |error: Errno| Error::os(format!("read {}", selected.path), error);
@@ -182,7 +186,11 @@ pub(crate) fn digest(
             }
         }
     }
-    Ok(Digest::from_bytes(hash.finalize().into()))
+    let digest = Digest::from_bytes(hash.finalize().into());
+    if let Some(index) = index {
+        index.keep_selected(selectors, digest);
+    }
+    Ok(digest)
 }
 
 fn text(hash: &mut Sha256, bytes: &[u8]) {
@@ -205,6 +213,14 @@ struct Walk<'a> {
     /// Where the walk begins.
     top: &'a str,
     buffers: &'a mut Buffers,
+    /// Directories that are not meant themselves, above the current place. They are hashed when something below them is meant.
+    waiting: Vec<Waiting>,
+}
+
+struct Waiting {
+    name: OsString,
+    handle: OwnedFd,
+    stat: Stat,
 }
 
 impl Walk<'_> {
@@ -226,19 +242,42 @@ impl Walk<'_> {
             if !(is_taken || is_directory && may_have) {
                 continue;
             }
-            text(self.hash, name.as_bytes());
-            self.hash.update([u8::from(is_taken)]);
-            if !self.known(&below, &stat) {
+            let open = || {
                 let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let handle = openat(directory, &name, flags, Mode::empty())?;
-                self.entry(&handle, &stat)?;
+                openat(directory, &name, flags, Mode::empty())
+            };
+            let opened = match is_directory {
+                true => Some(tree::open_below(directory, &name)?),
+                false => None,
+            };
+            if is_taken {
+                self.hash_waiting()?;
+                text(self.hash, name.as_bytes());
+                self.hash.update([1]);
+                if !self.known(&below, &stat) {
+                    self.entry(&open()?, &stat)?;
+                }
+            } else {
+                let handle = open()?;
+                self.waiting.push(Waiting { name, handle, stat });
             }
-            if is_directory {
-                let opened = tree::open_below(directory, &name)?;
+            if let Some(opened) = opened {
                 self.directory(&opened, &below, &inner, depth + 1)?;
             }
-            // The end of what is in it.
-            self.hash.update([0xff]);
+            // The end of what is in it. A directory of which nothing is meant still waits.
+            if is_taken || self.waiting.pop().is_none() {
+                self.hash.update([0xff]);
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the directories above something that is meant.
+    fn hash_waiting(&mut self) -> rustix::io::Result<()> {
+        for Waiting { name, handle, stat } in std::mem::take(&mut self.waiting) {
+            text(self.hash, name.as_bytes());
+            self.hash.update([0]);
+            self.entry(&handle, &stat)?;
         }
         Ok(())
     }
@@ -455,6 +494,26 @@ mod tests {
         assert_ne!(of(&selector("d")), before);
     }
 
+    #[test]
+    fn directories_of_which_nothing_is_selected_do_not_count() {
+        let (scratch, root) = root(&["d/a/one.c", "d/b/two.h"]);
+        let selector = Selector {
+            include: vec!["*/*.c".into()],
+            ..selector("d")
+        };
+        let of = || digest(&root, std::slice::from_ref(&selector), None).unwrap();
+        let before = of();
+        fs::create_dir_all(scratch.path().join("d/0/deep"), 0o755).unwrap();
+        fs::set_mode(scratch.path().join("d/b"), 0o700).unwrap();
+        assert_eq!(of(), before);
+        // The directory of what is selected does.
+        fs::set_mode(scratch.path().join("d/a"), 0o700).unwrap();
+        let other = of();
+        assert_ne!(other, before);
+        fs::write(scratch.path().join("d/0/three.c"), "").unwrap();
+        assert_ne!(of(), other);
+    }
+
     /// Says what is in files without looking at them.
     #[derive(Debug, Default)]
     struct Said {
@@ -491,6 +550,39 @@ mod tests {
         }
         // Behind a link the paths are others.
         assert_eq!(of("link/two", &other), of("link/two", &nothing));
+    }
+
+    /// Keeps the digests of selections, and knows no files.
+    #[derive(Debug, Default)]
+    struct Kept(std::sync::Mutex<Vec<(Vec<Selector>, Digest)>>);
+
+    impl Index for Kept {
+        fn content(&self, _: &str) -> Option<Content<'_>> {
+            None
+        }
+
+        fn selected(&self, selectors: &[Selector]) -> Option<Digest> {
+            let all = self.0.lock().unwrap();
+            let found = all.iter().find(|(known, _)| known == selectors);
+            found.map(|(_, digest)| *digest)
+        }
+
+        fn keep_selected(&self, selectors: &[Selector], digest: Digest) {
+            self.0.lock().unwrap().push((selectors.to_vec(), digest));
+        }
+    }
+
+    #[test]
+    fn selections_are_read_once() {
+        let (scratch, root) = root(&["d/one", "e/two"]);
+        let kept = Kept::default();
+        let of = |path: &str| digest(&root, &[selector(path)], Some(&kept)).unwrap();
+        let (first, other) = (of("d"), of("e"));
+        assert_ne!(first, other);
+        assert_eq!(first, digest(&root, &[selector("d")], None).unwrap());
+        fs::remove_file(scratch.path().join("d/one")).unwrap();
+        assert_eq!((of("d"), of("e")), (first, other));
+        assert_eq!(kept.0.lock().unwrap().len(), 2);
     }
 
     #[test]

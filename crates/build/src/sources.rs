@@ -409,7 +409,8 @@ impl Builder {
 }
 
 fn unsupported(source: &SourceOp) -> Error {
-    Error::Unsupported(format!("the source {}", source.identifier))
+    let identifier = crate::provenance::without_credentials(&source.identifier);
+    Error::Unsupported(format!("the source {identifier}"))
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use tokio::sync::mpsc;
 
@@ -10,6 +10,7 @@ use crate::grpc::{Code, Result, Status, Stream};
 use crate::pb::content::{
     ReadContentRequest, WriteAction, WriteContentRequest, WriteContentResponse,
 };
+use crate::pieces::Pieces;
 use crate::session::{Session, append};
 
 /// The call that reads a blob of a store.
@@ -31,39 +32,26 @@ pub struct Wanted {
     pub size: u64,
 }
 
-/// What is written to a store.
-#[derive(Debug)]
-pub struct Pieces {
-    pieces: mpsc::Sender<Bytes>,
-    buffer: BytesMut,
-    /// Number of bytes that the client has, and that are not sent.
+/// Leaves out the first bytes of what is written.
+struct Rest<W> {
+    output: W,
+    /// Number of bytes that are still to be left out.
     present: u64,
 }
 
-impl Write for Pieces {
+impl<W: Write> Write for Rest<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.present > 0 {
-            let present = usize::try_from(self.present).unwrap_or(usize::MAX);
-            let count = present.min(bytes.len());
-            self.present -= count as u64;
-            return Ok(count);
+        if self.present == 0 {
+            return self.output.write(bytes);
         }
-        let count = bytes.len().min(PIECE - self.buffer.len());
-        self.buffer.extend_from_slice(&bytes[..count]);
-        if self.buffer.len() == PIECE {
-            self.flush()?;
-        }
+        let present = usize::try_from(self.present).unwrap_or(usize::MAX);
+        let count = present.min(bytes.len());
+        self.present -= count as u64;
         Ok(count)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        if self.buffer.is_empty() {
-            return Ok(());
-        }
-        let piece = self.buffer.split().freeze();
-        self.buffer.reserve(PIECE);
-        let sent = self.pieces.blocking_send(piece);
-        sent.map_err(|_| io::ErrorKind::BrokenPipe.into())
+        self.output.flush()
     }
 }
 
@@ -99,7 +87,7 @@ impl Session {
     where
         T: Send + 'static,
         E: std::fmt::Display + Send + 'static,
-        F: FnOnce(&mut Pieces) -> std::result::Result<T, E> + Send + 'static,
+        F: FnOnce(&mut dyn Write) -> std::result::Result<T, E> + Send + 'static,
     {
         let mut metadata = HeaderMap::new();
         let name = HeaderName::from_static("buildkit-attachable-store-id");
@@ -123,13 +111,13 @@ impl Session {
         let present = u64::try_from(writing.request.offset).unwrap_or(0);
         let (pieces, mut queue) = mpsc::channel(WAITING);
         let producing = tokio::task::spawn_blocking(move || {
-            let mut pieces = Pieces {
-                pieces,
-                buffer: BytesMut::with_capacity(PIECE),
-                present,
-            };
-            let produced = produce(&mut pieces).map_err(|error| error.to_string())?;
-            pieces.flush().map_err(|error| error.to_string())?;
+            let output = Pieces::new(PIECE, |piece| {
+                let sent = pieces.blocking_send(piece);
+                sent.map_err(|_| io::ErrorKind::BrokenPipe.into())
+            });
+            let mut rest = Rest { output, present };
+            let produced = produce(&mut rest).map_err(|error| error.to_string())?;
+            rest.flush().map_err(|error| error.to_string())?;
             Ok::<_, String>(produced)
         });
         while let Some(piece) = queue.recv().await {

@@ -15,5 +15,6 @@ pub mod grpc;
 pub mod history;
 pub mod output;
 pub mod pb;
+mod pieces;
 pub mod session;
 pub mod ssh;

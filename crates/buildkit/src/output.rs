@@ -2,45 +2,14 @@
 
 use std::io::{self, Write};
 
-use bytes::BytesMut;
+use bytes::Bytes;
 
-use crate::grpc::{Requests, Result, Status, Stream};
+use crate::grpc::{Result, Status, Stream};
 use crate::pb::BytesMessage;
+use crate::pieces::Pieces;
 
 /// Size of a message in bytes; clients accept 4 MiB.
 const PIECE: usize = 256 << 10;
-
-/// What is written for a client. Nothing may be missing when it is dropped: it is flushed before.
-#[derive(Debug)]
-pub struct Output {
-    requests: Requests,
-    buffer: BytesMut,
-    written: tokio::sync::watch::Sender<u64>,
-}
-
-impl Write for Output {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = bytes.len().min(PIECE - self.buffer.len());
-        self.buffer.extend_from_slice(&bytes[..count]);
-        if self.buffer.len() == PIECE {
-            self.flush()?;
-        }
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        if self.buffer.is_empty() {
-            return Ok(());
-        }
-        let data = self.buffer.split().freeze();
-        self.buffer.reserve(PIECE);
-        let count = data.len() as u64;
-        let sent = self.requests.send_blocking(&BytesMessage { data });
-        sent.map_err(|status| io::Error::new(io::ErrorKind::BrokenPipe, status.message))?;
-        self.written.send_modify(|written| *written += count);
-        Ok(())
-    }
-}
 
 /// Calls `produce` on a thread that may block, and sends what it writes. `progress` gets the number of bytes so far.
 ///
@@ -54,14 +23,17 @@ pub async fn write<T, E, F>(
 where
     T: Send + 'static,
     E: std::fmt::Display + Send + 'static,
-    F: FnOnce(&mut Output) -> std::result::Result<T, E> + Send + 'static,
+    F: FnOnce(&mut dyn Write) -> std::result::Result<T, E> + Send + 'static,
 {
     let (written, mut count) = tokio::sync::watch::channel(0);
-    let mut output = Output {
-        requests: stream.requests.clone(),
-        buffer: BytesMut::with_capacity(PIECE),
-        written,
-    };
+    let requests = stream.requests.clone();
+    let mut output = Pieces::new(PIECE, move |data: Bytes| {
+        let count = data.len() as u64;
+        let sent = requests.send_blocking(&BytesMessage { data });
+        sent.map_err(|status| io::Error::new(io::ErrorKind::BrokenPipe, status.message))?;
+        written.send_modify(|written| *written += count);
+        Ok(())
+    });
     let mut producing = tokio::task::spawn_blocking(move || {
         let produced = produce(&mut output).map_err(|error| Status::unknown(error.to_string()))?;
         output

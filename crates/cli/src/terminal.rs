@@ -4,6 +4,13 @@ use std::io::IsTerminal;
 
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
+/// Returns a text whose control characters, but for the ends of lines and tabs, are replaced: what an engine knows may come from
+/// anybody, and must not control the terminal.
+pub(crate) fn harmless(text: &str) -> String {
+    let is_harmful = |letter: char| letter.is_control() && !matches!(letter, '\n' | '\t');
+    text.replace(is_harmful, "\u{fffd}")
+}
+
 /// Raw mode of standard input; restored on drop.
 pub(crate) struct Raw(Termios);
 
@@ -78,4 +85,15 @@ pub(crate) fn detach_keys(text: &str) -> Result<Vec<u8>, crate::Failure> {
             ))),
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_are_replaced() {
+        let shown = harmless("a\tb\n\u{1b}]0;title\u{7}\rc\u{9b}");
+        assert_eq!(shown, "a\tb\n\u{fffd}]0;title\u{fffd}\u{fffd}c\u{fffd}");
+    }
 }

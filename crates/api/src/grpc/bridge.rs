@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
+use whelk_build::provenance::attribute_without_credentials;
 use whelk_build::{Images, Request, Told};
 use whelk_buildkit::files::{Entry, Kind};
 use whelk_buildkit::grpc::{Call, Code, Result, Status};
@@ -281,7 +282,8 @@ impl Door {
     ) -> Result<ResolveSourceMetaResponse> {
         let source = request.source.unwrap_or_default();
         let Some(reference) = source.identifier.strip_prefix("docker-image://") else {
-            let text = format!("metadata of the source {}", source.identifier);
+            let identifier = attribute_without_credentials("", &source.identifier);
+            let text = format!("metadata of the source {identifier}");
             return Err(unsupported(&text));
         };
         let attribute = source.attrs.get("image.resolvemode");

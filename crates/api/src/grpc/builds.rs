@@ -143,8 +143,12 @@ impl Reference {
     /// Returns how the result was made, as far as it is known now.
     pub fn provenance(&self, build: &Build, solved: &Solved) -> Provenance {
         let last = self.definition.def.last();
+        let mut capture = solved.capture.clone();
+        for read in build.held.lock().ignore_poison().iter() {
+            capture.add(&read.capture);
+        }
         Provenance {
-            capture: solved.capture.clone(),
+            capture,
             call: self
                 .origin
                 .as_ref()

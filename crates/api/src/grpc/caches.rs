@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use whelk_build::{CacheExport, CacheImport};
 use whelk_buildkit::grpc::{Result, Status};
 use whelk_buildkit::pb::control::SolveRequest;
@@ -12,8 +12,14 @@ use whelk_buildkit::pb::gateway::{self, result};
 use super::Door;
 use super::builds::Build;
 
+/// The frontend's attribute that lists imported caches.
+pub(super) const IMPORTS: &str = "cache-imports";
+
+/// What of an imported cache is shown to everybody: other attributes may be credentials, such as the keys of a cloud.
+const SHOWN: [&str; 3] = ["ref", "src", "tag"];
+
 /// An entry of the attribute `cache-imports`.
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct Entry {
     r#type: String,
@@ -21,10 +27,32 @@ struct Entry {
     attrs: BTreeMap<String, String>,
 }
 
+/// Reads the attribute `cache-imports`.
+fn listed(text: &str) -> serde_json::Result<Vec<Entry>> {
+    match text {
+        "" => Ok(Vec::new()),
+        text => serde_json::from_str(text),
+    }
+}
+
+/// Returns the attribute `cache-imports` as the record of a build has it, without credentials.
+pub(super) fn shown_imports(text: &str) -> String {
+    let mut entries = listed(text).unwrap_or_default();
+    for entry in &mut entries {
+        entry.attrs.retain(|name, _| SHOWN.contains(&name.as_str()));
+    }
+    serde_json::to_string(&entries).unwrap_or_default()
+}
+
 /// Returns the caches that a request imports: clients name them in several places.
-pub(super) fn imports(request: &SolveRequest) -> Vec<CacheImport> {
+///
+/// # Errors
+/// Returns an error for an attribute that is not as clients write it.
+pub(super) fn imports(request: &SolveRequest) -> Result<Vec<CacheImport>> {
     let get = |name: &str| request.frontend_attrs.get(name).map_or("", String::as_str);
-    let listed: Vec<Entry> = serde_json::from_str(get("cache-imports")).unwrap_or_default();
+    let listed = listed(get(IMPORTS));
+    let listed =
+        listed.map_err(|error| Status::invalid(format!("attribute {IMPORTS}: {error}")))?;
     let listed = listed.into_iter().map(|entry| (entry.r#type, entry.attrs));
     let own = request.cache.iter().flat_map(|cache| &cache.imports);
     let own = own.map(|entry| (entry.kind.clone(), entry.attrs.clone()));
@@ -35,8 +63,8 @@ pub(super) fn imports(request: &SolveRequest) -> Vec<CacheImport> {
         ("registry".to_owned(), attrs)
     });
     let all = listed.chain(own).chain(references);
-    all.map(|(kind, attrs)| CacheImport::parse(&kind, &attrs))
-        .collect()
+    let imports = all.map(|(kind, attrs)| CacheImport::parse(&kind, &attrs));
+    Ok(imports.collect())
 }
 
 /// Returns the exports that a request asks for.
@@ -102,4 +130,32 @@ fn ids(returned: &gateway::Result) -> Vec<String> {
         Some(result::Kind::RefNames(map)) => map.refs.values().cloned().collect(),
     };
     ids.into_iter().filter(|id| !id.is_empty()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_of_imports_has_no_credentials() {
+        let text = r#"[{"Type":"s3","Attrs":{"bucket":"b","secret_access_key":"hidden"}},{"Type":"registry","Attrs":{"ref":"host/app"}}]"#;
+        assert_eq!(
+            shown_imports(text),
+            r#"[{"Type":"s3","Attrs":{}},{"Type":"registry","Attrs":{"ref":"host/app"}}]"#
+        );
+        // It may be anything.
+        assert_eq!(shown_imports("hidden"), "[]");
+    }
+
+    #[test]
+    fn imports_that_cannot_be_read_are_refused() {
+        let request = |text: &str| SolveRequest {
+            frontend_attrs: [(IMPORTS.to_owned(), text.to_owned())].into(),
+            ..SolveRequest::default()
+        };
+        assert!(imports(&request("")).is_ok_and(|imports| imports.is_empty()));
+        let error = imports(&request("{")).err().map(|error| error.message);
+        let error = error.unwrap_or_default();
+        assert!(error.starts_with("attribute cache-imports: "), "{error}");
+    }
 }

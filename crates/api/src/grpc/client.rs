@@ -33,8 +33,8 @@ const KNOWN: [&str; 7] = [
 /// The body of a request, which is a context that can be read once.
 pub(super) struct Sent(Mutex<Option<Pieces>>);
 
-/// The name of a body among the files that a client gives only once.
-pub(super) const BODY: &str = "body";
+/// What the name of a body begins with, among the files that a client gives only once.
+pub(super) const BODY: &str = "body-";
 
 impl Sent {
     pub fn new(body: Option<Pieces>) -> Arc<Self> {
@@ -89,6 +89,10 @@ fn failed(status: Status) -> Error {
 }
 
 impl Client for SessionClient {
+    fn session(&self) -> &str {
+        &self.session
+    }
+
     fn directory<'a>(
         &'a self,
         source: &'a SourceOp,
@@ -223,7 +227,7 @@ impl Client for SessionClient {
 
     fn upload<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Pieces>> {
         Box::pin(async move {
-            if name == BODY
+            if name.starts_with(BODY)
                 && let Some(body) = self.sent.take()
             {
                 return Ok(body);

@@ -7,7 +7,7 @@
 //! directory for itself; others of the same kind that run at the same time have others. A new one begins with the
 //! files of another one of its KEY, which share their content.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
@@ -18,6 +18,7 @@ use whelk_build::{
 use whelk_buildkit::files::{self, Contents, Directory as Received};
 use whelk_buildkit::session::{Session, Wanted};
 use whelk_llb::Digest;
+use whelk_llb::key::Selector;
 use whelk_sys::fs;
 use whelk_sys::sync::IgnorePoison as _;
 
@@ -26,6 +27,9 @@ const KEY: usize = 24;
 
 /// Number of directories that are kept; the ones that were used last.
 const KEPT: usize = 64;
+
+/// Number of digests that are kept of what builds have selected of a directory.
+const SELECTIONS: usize = 64;
 
 const NOW: rustix::fs::Timespec = rustix::fs::Timespec {
     tv_sec: 0,
@@ -40,6 +44,8 @@ pub(super) struct Contexts {
     builder: Arc<Builder>,
     root: PathBuf,
     used: Arc<Mutex<HashSet<PathBuf>>>,
+    /// Of directories that have not changed since then.
+    selections: Mutex<HashMap<PathBuf, Arc<Selections>>>,
 }
 
 /// Identifies the directories that were received for the same client, name and filters.
@@ -90,6 +96,7 @@ impl Contexts {
             builder: builder.clone(),
             root: root.join("build/contexts"),
             used: Arc::default(),
+            selections: Mutex::default(),
         });
         let locals: Arc<dyn Locals> = contexts.clone();
         builder.set_locals(&locals);
@@ -152,22 +159,36 @@ impl Contexts {
         };
         report(received.bytes, true);
         let boot = self.builder.boot().to_owned();
+        let is_same = !received.is_changed && !receiving.is_new;
+        let selections = self.selections_of(&receiving.place.path, is_same);
         blocking(move || {
             let Receiving {
                 directory,
                 place,
-                is_new,
+                is_new: _,
             } = receiving;
-            if received.is_changed || is_new {
+            if !is_same {
                 directory
                     .remember(&boot)
                     .map_err(|error| Error::internal(error.to_string()))?;
             }
             let path = place.path.clone();
-            let contents = Arc::new(Known(directory.into_contents()));
+            let contents = Arc::new(Known {
+                contents: directory.into_contents(),
+                selections,
+            });
             Ok(Directory::kept(&path, Arc::new(place), contents))
         })
         .await
+    }
+
+    /// Returns the digests of what was selected of a directory: none, if it is not the same as before.
+    fn selections_of(&self, path: &Path, is_same: bool) -> Arc<Selections> {
+        let mut all = self.selections.lock().ignore_poison();
+        if !is_same {
+            all.remove(path);
+        }
+        all.entry(path.to_owned()).or_default().clone()
     }
 
     /// Removes a directory without an index: nothing of it can be used again.
@@ -300,6 +321,7 @@ impl Contexts {
     }
 
     fn trash(&self, path: &Path) -> Result<()> {
+        self.selections.lock().ignore_poison().remove(path);
         if fs::exists(path) {
             let staging = &self.builder.store().staging;
             let trashed = staging.trash(path)?;
@@ -348,14 +370,35 @@ impl Locals for Contexts {
     }
 }
 
-/// The digests of a directory's files, from its index.
+/// Digests of what builds have selected of a directory.
+#[derive(Debug, Default)]
+struct Selections(Mutex<Vec<(Vec<Selector>, Digest)>>);
+
+/// The digests of a directory's files, from its index, and of what was selected of them.
 #[derive(Debug)]
-struct Known(Contents);
+struct Known {
+    contents: Contents,
+    selections: Arc<Selections>,
+}
 
 impl Index for Known {
     fn content(&self, path: &str) -> Option<Content<'_>> {
-        let (digest, xattrs) = self.0.get(path)?;
+        let (digest, xattrs) = self.contents.get(path)?;
         Some(Content { digest, xattrs })
+    }
+
+    fn selected(&self, selectors: &[Selector]) -> Option<Digest> {
+        let all = self.selections.0.lock().ignore_poison();
+        let found = all.iter().find(|(known, _)| known == selectors);
+        found.map(|(_, digest)| *digest)
+    }
+
+    fn keep_selected(&self, selectors: &[Selector], digest: Digest) {
+        let mut all = self.selections.0.lock().ignore_poison();
+        if all.len() == SELECTIONS {
+            all.remove(0);
+        }
+        all.push((selectors.to_vec(), digest));
     }
 }
 

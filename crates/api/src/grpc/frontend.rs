@@ -237,7 +237,11 @@ impl Door {
                 let paths = [filename.clone(), filename.to_lowercase()];
                 let [text, other] = self.texts(build, &remote.graph, paths).await?;
                 Texts {
-                    vertex: remote.graph.nodes[0].digest,
+                    // Of an empty result, such as that of `FROM scratch`, there is none.
+                    vertex: match remote.graph.nodes.first() {
+                        Some(node) => node.digest,
+                        None => whelk_llb::Digest::of(filename.as_bytes()),
+                    },
                     text: text.or_else(|| other.filter(|_| filename == "Dockerfile")),
                     ignore: None,
                 }

@@ -21,6 +21,7 @@ use whelk_engine::events::now;
 
 use super::Door;
 use super::builds::{Build, Noted};
+use super::caches::{IMPORTS, shown_imports};
 use super::progress::{self, Listener};
 
 /// What clients were told: messages, each with its length before it.
@@ -66,7 +67,10 @@ struct Logs {
 /// Returns the attributes of a build as its record has them: without credentials.
 fn shown(attributes: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let shown = attributes.iter().map(|(name, value)| {
-        let value = attribute_without_credentials(name, value);
+        let value = match name.as_str() {
+            IMPORTS => shown_imports(value),
+            name => attribute_without_credentials(name, value),
+        };
         (name.clone(), value)
     });
     shown.collect()

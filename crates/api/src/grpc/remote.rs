@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use whelk_build::Solved;
+use whelk_build::provenance::attribute_without_credentials;
 use whelk_buildkit::grpc::{Result, Status};
 use whelk_dockerfile::convert::{RemoteContext, subdirectory};
 use whelk_llb::Graph;
@@ -47,7 +48,8 @@ impl Door {
         let mut remote = match (parsed.map_err(invalid)?, inputs.get("context")) {
             (Some(context), _) => self.fetched(build, context).await?,
             (None, _) if !get(name).is_empty() => {
-                return Err(Status::invalid(format!("invalid context {}", get(name))));
+                let shown = attribute_without_credentials(name, get(name));
+                return Err(Status::invalid(format!("invalid context {shown}")));
             }
             (None, Some(input)) => Remote {
                 graph: Graph::new(input.clone()).map_err(invalid)?,

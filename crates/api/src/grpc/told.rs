@@ -29,9 +29,9 @@ impl Door {
             .collect()
     }
 
-    /// Returns the address that `host-gateway` stands for, if there is one.
-    pub fn host_gateway(&self) -> Option<String> {
-        self.engine.networks.host_gateway().into_iter().next()
+    /// Returns the addresses that `host-gateway` stands for.
+    pub fn host_gateway(&self) -> Vec<String> {
+        self.engine.networks.host_gateway()
     }
 
     /// Builds, and sends the news of it. The context is the body, if there is one.
@@ -47,7 +47,8 @@ impl Door {
         /// How long the last news may take after the end; of a build that was refused there are none.
         const PATIENCE: Duration = Duration::from_secs(30);
         if body.is_some() {
-            let url = format!("http://buildkit-session/{BODY}");
+            // Nobody else knows the name, by which a build with the same session, or without one, could have it, too.
+            let url = format!("http://buildkit-session/{BODY}{}", self.new_name());
             request.frontend_attrs.insert("context".into(), url);
         }
         let id = request.r#ref.clone();

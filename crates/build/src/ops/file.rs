@@ -44,16 +44,22 @@ pub(super) fn run(context: &Context, op: &FileOp, inputs: &[Stack]) -> Result<Ve
         states: HashMap::new(),
     };
     let mut outputs: Vec<Stack> = Vec::new();
+    let mut uses: HashMap<usize, usize> = HashMap::new();
+    for index in op
+        .actions
+        .iter()
+        .flat_map(|action| [action.input, action.secondary_input])
+    {
+        if let Input::Action(number) = input(index, count) {
+            *uses.entry(number).or_default() += 1;
+        }
+    }
     for (number, action) in op.actions.iter().enumerate() {
         let (view, base) = run.begin(input(action.input, count))?;
         run.act(&view, action, count)
             .map_err(|error| named(action, error))?;
         let goes_on = {
-            let rest = op.actions[number + 1..].iter();
-            let uses = rest
-                .flat_map(|later| [later.input, later.secondary_input])
-                .filter(|used| input(*used, count) == Input::Action(number))
-                .count();
+            let uses = uses.get(&number).copied().unwrap_or(0);
             let continues = op.actions.get(number + 1);
             let continues =
                 continues.is_some_and(|next| input(next.input, count) == Input::Action(number));

@@ -11,11 +11,18 @@ use crate::error::{Error, Result, os};
 use crate::layers::Stack;
 use crate::tree::{self, MAX_DEPTH};
 
+/// Maximum number of layers of a result: overlayfs mounts no more.
+const MAX_LAYERS: usize = 500;
+
 /// Merges results. Blocking.
 pub(super) fn run(context: &Context, op: &MergeOp, inputs: &[Stack]) -> Result<Stack> {
     let mut layers = Vec::new();
     for (number, one) in op.inputs.iter().enumerate() {
         let stack = input(inputs, one.input)?;
+        if layers.len() + stack.0.len() > MAX_LAYERS {
+            let text = format!("a merge of more than {MAX_LAYERS} layers");
+            return Err(Error::invalid(text));
+        }
         if number > 0 {
             check(context, &stack)?;
         }

@@ -40,6 +40,21 @@ impl Capture {
         capture
     }
 
+    /// Adds what something else was made of that the build has read, such as a remote context with the Dockerfile.
+    pub fn add(&mut self, other: &Self) {
+        self.materials.extend(other.materials.clone());
+        self.locals.extend(other.locals.iter().cloned());
+        for (known, more) in [
+            (&mut self.secrets, &other.secrets),
+            (&mut self.ssh, &other.ssh),
+        ] {
+            for (id, is_optional) in more {
+                *known.entry(id.clone()).or_insert(true) &= is_optional;
+            }
+        }
+        self.uses_network |= other.uses_network;
+    }
+
     fn source(&mut self, source: &SourceOp, platform: Option<&Platform>, content: Option<String>) {
         let identifier = source.identifier.as_str();
         let get = |name: &str| source.attrs.get(name).map_or("", String::as_str);

@@ -20,7 +20,7 @@ use whelk_llb::{Digest, Graph};
 pub use capture::Capture;
 pub use purl::attribute_without_credentials;
 pub(crate) use purl::package_url;
-use purl::without_credentials;
+pub(crate) use purl::without_credentials;
 
 /// The types of the predicates.
 pub const V02: &str = "https://slsa.dev/provenance/v0.2";

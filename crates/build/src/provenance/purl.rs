@@ -17,7 +17,8 @@ pub fn without_credentials(text: &str) -> String {
         let scheme = before[..found]
             .rsplit(|letter| !is_of_scheme(letter))
             .next();
-        let is_end = |letter: char| "/?#,\"'".contains(letter) || letter.is_whitespace();
+        // A user or a password may have a comma or an apostrophe in it.
+        let is_end = |letter: char| "/?#\"".contains(letter) || letter.is_whitespace();
         let authority = &after[..after.find(is_end).unwrap_or(after.len())];
         rest = match authority.rsplit_once('@') {
             Some((user, _)) if !scheme.is_some_and(|scheme| OF_IMAGES.contains(&scheme)) => {
@@ -127,6 +128,8 @@ mod tests {
         for (url, expected) in [
             ("https://user:secret@host/a?b#c", "https://host/a?b#c"),
             ("https://secret@host", "https://host"),
+            ("http://user:pa,ss@proxy:3128", "http://proxy:3128"),
+            ("https://u:p'q@host/x", "https://host/x"),
             ("https://host/a@b", "https://host/a@b"),
             ("git://x:y@host/a.git", "git://host/a.git"),
             ("docker-image://a@sha256:b", "docker-image://a@sha256:b"),

@@ -415,7 +415,7 @@ impl Builder {
             false => self.look_up_anywhere(job, index, canonical).await?,
         };
         if let Some(found) = same {
-            if keys.is_lasting {
+            if keys.is_lasting && !is_foreign {
                 let (builder, key) = (self.clone(), keys.key);
                 blocking(move || builder.cache.alias(&key, &canonical)).await?;
             }

@@ -44,9 +44,12 @@ const INTERVAL: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(crate) struct WebFiles {
     kept: Kept,
-    /// Files of clients, which give each only once, by the URL.
-    uploads: Mutex<HashMap<String, Weak<Workspace>>>,
+    /// Files of clients, which give each only once.
+    uploads: Mutex<HashMap<Upload, Weak<Workspace>>>,
 }
+
+/// The session of a client, and the key of what is wanted of its file.
+type Upload = (String, Digest);
 
 /// What a source wants of a file.
 #[derive(Debug)]
@@ -214,9 +217,9 @@ impl WebFiles {
         self.kept.clear()
     }
 
-    fn upload(&self, url: &str) -> Option<Directory> {
+    fn upload(&self, upload: &Upload) -> Option<Directory> {
         let uploads = self.uploads.lock().ignore_poison();
-        uploads.get(url)?.upgrade().map(Directory::of)
+        uploads.get(upload)?.upgrade().map(Directory::of)
     }
 }
 
@@ -306,8 +309,9 @@ impl Builder {
         path: &str,
         work: &Work,
     ) -> Result<Directory> {
-        let _lock = self.web.kept.lock(wanted.key()).await;
-        if let Some(directory) = self.web.upload(&wanted.url) {
+        let upload = (client.session().to_owned(), wanted.key());
+        let _lock = self.web.kept.lock(upload.1).await;
+        if let Some(directory) = self.web.upload(&upload) {
             return Ok(directory);
         }
         let origin = Origin::Client(client.upload(path).await?);
@@ -318,7 +322,7 @@ impl Builder {
         let directory = Directory::of(Workspace::of(scratch, self.store()));
         let mut uploads = self.web.uploads.lock().ignore_poison();
         uploads.retain(|_, file| file.strong_count() > 0);
-        uploads.insert(wanted.url.clone(), Arc::downgrade(&directory.workspace()));
+        uploads.insert(upload, Arc::downgrade(&directory.workspace()));
         Ok(directory)
     }
 

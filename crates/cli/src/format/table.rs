@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::template::{Mode, Template, failure, json, typed};
 use crate::Outcome;
 use crate::output::print;
+use crate::terminal::harmless;
 
 /// A column: its field name in templates, and its heading.
 pub(crate) type Column = (&'static str, &'static str);
@@ -99,7 +100,7 @@ impl Table {
             .map(|&(name, heading)| (name.to_owned(), Value::from(heading)))
             .collect();
         let all: Vec<String> = std::iter::once(execute(Value::Object(headings), Mode::Headings)?)
-            .chain(lines)
+            .chain(lines.iter().map(|line| harmless(line)))
             .collect();
         Ok(align(&all))
     }

@@ -74,14 +74,15 @@ impl Images {
         let index = self.files.content.put(&lease, &built.index)?;
         self.files.sync()?;
         let tagged_at = built.names.first().map(|_| now());
-        let mut ids: Vec<Digest> = Vec::with_capacity(members.len());
-        for (id, manifest, config, size) in members {
-            let names = built.names.iter().map(|name| Named {
-                name: name.clone(),
-                index: Some(index.clone()),
-            });
-            let loaded = Loaded {
-                id: id.clone(),
+        let names = built.names.iter().map(|name| Named {
+            name: name.clone(),
+            index: Some(index.clone()),
+        });
+        let names: Vec<Named> = names.collect();
+        let loaded = members
+            .into_iter()
+            .map(|(id, manifest, config, size)| Loaded {
+                id,
                 origin: Origin {
                     manifest: Some(manifest),
                     index: Some(index.clone()),
@@ -89,12 +90,12 @@ impl Images {
                 config,
                 other_manifests: Vec::new(),
                 parent: None,
-                names: names.collect(),
+                names: names.clone(),
                 size,
-            };
-            self.record(&loaded, tagged_at, None)?;
-            ids.push(id);
-        }
+            });
+        let loaded: Vec<Loaded> = loaded.collect();
+        self.record_all(&loaded, tagged_at)?;
+        let ids: Vec<Digest> = loaded.into_iter().map(|loaded| loaded.id).collect();
         for name in &built.names {
             if let Some(id) = ids.first() {
                 self.publish("tag", id, name.familiar());

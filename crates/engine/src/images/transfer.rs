@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
-use std::sync::Arc;
+use std::sync::{Arc, RwLockWriteGuard};
 
 use whelk_image::archive::{self, Import, Loaded, Saved};
 use whelk_image::{Digest, Lease, Platform, Progress, Reference};
 use whelk_text::signal;
 
-use super::index::Variant;
+use super::index::{Index, Variant};
 use super::{Image, Images, read_index};
 use crate::error::{Error, Result};
 use crate::events::now;
@@ -36,15 +36,9 @@ impl Images {
             let loaded = archive::load(&self.files, lease, input, platforms, progress)?;
             // The files must be on disk before a record refers to them.
             self.files.sync()?;
-            // Those with names first: the others belong to these, and a prune would remove them until
-            // a name stands for them.
-            let mut order: Vec<usize> = (0..loaded.len()).collect();
-            order.sort_by_key(|place| loaded[*place].names.is_empty());
-            let mut renamed = vec![Vec::new(); loaded.len()];
-            for place in order {
-                renamed[place] = self.record(&loaded[place], None, None)?;
-                let id = &loaded[place].id;
-                self.publish("load", id, id.to_string());
+            let renamed = self.record_all(&loaded, None)?;
+            for one in &loaded {
+                self.publish("load", &one.id, one.id.to_string());
             }
             Ok(loaded.into_iter().zip(renamed).collect())
         })
@@ -116,14 +110,42 @@ impl Images {
         tagged_at: Option<i64>,
         digest: Option<Reference>,
     ) -> Result<Vec<Renamed>> {
-        let needed: BTreeSet<&Digest> = loaded.indexes().collect();
+        let mut index = self.write_with(std::slice::from_ref(loaded));
+        self.record_in(&mut index, loaded, tagged_at, digest)
+    }
+
+    /// As [`Images::record`], of images that belong together. No name stands for some of them only, also after a crash: names
+    /// come last, and a prune comes before or after all.
+    pub(super) fn record_all(
+        &self,
+        all: &[Loaded],
+        tagged_at: Option<i64>,
+    ) -> Result<Vec<Vec<Renamed>>> {
+        let mut index = self.write_with(all);
+        if all.len() > 1 {
+            for loaded in all {
+                let unnamed = Loaded {
+                    names: Vec::new(),
+                    ..loaded.clone()
+                };
+                self.record_in(&mut index, &unnamed, None, None)?;
+            }
+        }
+        let recorded = all.iter().map(|loaded| match loaded.names.is_empty() {
+            true if all.len() > 1 => Ok(Vec::new()),
+            _ => self.record_in(&mut index, loaded, tagged_at, None),
+        });
+        recorded.collect()
+    }
+
+    /// Locks the index, which has the entries of the indexes that the images belong to.
+    fn write_with(&self, all: &[Loaded]) -> RwLockWriteGuard<'_, Index> {
+        let needed: BTreeSet<&Digest> = all.iter().flat_map(Loaded::indexes).collect();
         let is_known = |digest: &Digest| self.read().has_entries(digest);
         let read = needed.iter().filter(|digest| !is_known(digest));
         // Before the lock, which every creation of a container waits for.
         let read = read.map(|digest| (*digest, read_index(&self.files, digest)));
         let read: Vec<_> = read.collect();
-        // Locked until the end, so that no other change of a name comes between the store and the
-        // index.
         let mut index = self.write();
         for (digest, entries) in read {
             index.add_read(digest, entries);
@@ -134,6 +156,17 @@ impl Images {
                 index.add_read(digest, read_index(&self.files, digest));
             }
         }
+        index
+    }
+
+    /// The index is locked until the end, so that no other change of a name comes between the store and it.
+    fn record_in(
+        &self,
+        index: &mut Index,
+        loaded: &Loaded,
+        tagged_at: Option<i64>,
+        digest: Option<Reference>,
+    ) -> Result<Vec<Renamed>> {
         let known = index.by_id.get(&loaded.id);
         let origin = match known {
             // The known origin is kept if the archive has no manifest, or if a registry has the image
@@ -181,7 +214,7 @@ impl Images {
                 tags.push((name, stands_for.cloned()));
             }
         }
-        let (_, taken) = self.assign(&mut index, image, &tags)?;
+        let (_, taken) = self.assign(index, image, &tags)?;
         index.unreadable.remove(&loaded.id);
         self.uses.note(&loaded.id);
         for layer in &loaded.config.rootfs.diff_ids {

@@ -1,12 +1,13 @@
 //! Outputs that are image archives, or the blobs of an OCI layout.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::sync::{Arc, Mutex};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use whelk_build::{EventKind, Finished, Work};
-use whelk_buildkit::content::{Pieces, Wanted};
+use whelk_buildkit::content::Wanted;
 use whelk_buildkit::grpc::{Code, Result, Status};
 use whelk_buildkit::output;
 use whelk_buildkit::session::Session;
@@ -82,7 +83,7 @@ impl Door {
     ) -> Result<()> {
         let mut copying = Copying::new(work, "sending tarball".into());
         let (builder, names, form) = (self.builder.clone(), archive.names.clone(), archive.form);
-        let produce = move |output: &mut output::Output| {
+        let produce = move |output: &mut dyn Write| {
             packed.write(builder.store(), form, &names, output)?;
             Ok::<_, Error>(())
         };
@@ -106,7 +107,7 @@ impl Door {
         let packed = Arc::new(Mutex::new(packed));
         for (index, wanted) in wanted.iter().enumerate() {
             let (builder, packed) = (self.builder.clone(), packed.clone());
-            let produce = move |pieces: &mut Pieces| {
+            let produce = move |pieces: &mut dyn Write| {
                 let mut packed = packed.lock().ignore_poison();
                 match packed.blobs.get_mut(index) {
                     Some(blob) => blob.write(builder.store(), pieces),

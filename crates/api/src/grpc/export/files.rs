@@ -1,6 +1,7 @@
 //! Outputs that are files: a directory of the client, and a tar archive. Statements about the files are files beside them.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::sync::Arc;
 
 use whelk_build::{Statement, View, Work};
@@ -122,7 +123,7 @@ impl Door {
         let epoch = export.epoch.or(epoch);
         let mut copying = Copying::new(work, "sending tarball".into());
         let solved: Vec<_> = results.list.iter().map(|one| one.solved.clone()).collect();
-        let produce = move |output: &mut output::Output| {
+        let produce = move |output: &mut dyn Write| {
             let _held = solved;
             let mut roots = Vec::with_capacity(mounted.len());
             for (one, _) in &mounted {

@@ -7,6 +7,7 @@ use whelk_dockerfile::report::excerpt;
 use whelk_llb::pb::Range;
 
 use crate::Failure;
+use crate::terminal::harmless;
 
 /// Returns the failure of a command for what the engine has answered.
 pub(super) fn failure(status: &Status) -> Failure {
@@ -29,7 +30,7 @@ pub(super) fn failure(status: &Status) -> Failure {
     );
     Failure {
         hint: false,
-        ..Failure::new(text)
+        ..Failure::new(harmless(&text))
     }
 }
 

@@ -99,6 +99,31 @@ fn move_directory(from: &Path, to: &Path) -> std::io::Result<()> {
     std::fs::set_permissions(to, permissions)
 }
 
+/// Moves a file, also into another file system, as behind a mount point: then the target is replaced when all is copied.
+fn move_file(from: &Path, to: &Path) -> std::io::Result<()> {
+    match std::fs::rename(from, to) {
+        Err(error) if error.kind() == std::io::ErrorKind::CrossesDevices => {}
+        result => return result,
+    }
+    let name = to.file_name().unwrap_or_default().to_string_lossy();
+    let copy = to.with_file_name(format!(".{name}.{}", std::process::id()));
+    let metadata = from.symlink_metadata()?;
+    let copied = if metadata.is_symlink() {
+        std::os::unix::fs::symlink(std::fs::read_link(from)?, &copy)
+    } else if metadata.is_file() {
+        std::fs::copy(from, &copy)
+            .and_then(|_| std::fs::File::open(&copy))
+            .and_then(|file| file.set_modified(metadata.modified()?))
+    } else {
+        Err(std::io::ErrorKind::CrossesDevices.into())
+    };
+    let moved = copied.and_then(|()| std::fs::rename(&copy, to));
+    if moved.is_err() {
+        let _ = std::fs::remove_file(&copy);
+    }
+    moved
+}
+
 /// Moves what is in a directory into another one. A directory that is there gets the permissions of the new one.
 fn merge(from: &Path, to: &Path) -> std::result::Result<(), Error> {
     let failed = |path: &Path| {
@@ -127,7 +152,7 @@ fn merge(from: &Path, to: &Path) -> std::result::Result<(), Error> {
             }
             (true, None) => move_directory(&source, &target).map_err(failed(&target))?,
             // A directory is not replaced by a file: it may have what nobody wants to lose.
-            _ => std::fs::rename(&source, &target).map_err(failed(&target))?,
+            _ => move_file(&source, &target).map_err(failed(&target))?,
         }
     }
     Ok(())
@@ -163,6 +188,15 @@ mod tests {
             ["a/x", "a/y", "b", "c"].map(read),
             ["new", "kept", "new", "kept"]
         );
+        // Another file system.
+        let other = Path::new("/dev/shm").join(scratch.path().file_name().unwrap());
+        std::fs::create_dir(&other).unwrap();
+        std::fs::write(other.join("file"), "moved").unwrap();
+        std::os::unix::fs::symlink("file", other.join("link")).unwrap();
+        let moved = ["file", "link"].map(|name| move_file(&other.join(name), &to.join(name)));
+        std::fs::remove_dir_all(&other).unwrap();
+        assert!(moved.iter().all(|one| one.is_ok()), "{moved:?}");
+        assert_eq!(read("link"), "moved");
         write("more/c/x", "new");
         write("more/a", "new");
         assert!(merge(&scratch.path().join("more"), &to).is_err());

@@ -153,7 +153,8 @@ pub(super) fn details(record: &UsageRecord) -> String {
     if let Some(used) = record.last_used_at {
         text += &format!("Last used:\t{}\n", ago(used.seconds));
     }
-    text + &format!("Type:\t\t{}\n", record.record_type)
+    text += &format!("Type:\t\t{}\n", record.record_type);
+    crate::terminal::harmless(&text)
 }
 
 fn summary(records: &[UsageRecord]) -> String {

@@ -113,7 +113,7 @@ impl Plain {
             "" if step.is_cached => "CACHED".to_owned(),
             "" => format!("DONE {:.1}s", step.duration(completed)),
             _ if step.was_cancelled() => "CANCELED".to_owned(),
-            error => format!("ERROR: {error}"),
+            error => format!("ERROR: {}", crate::terminal::harmless(error)),
         };
         text.extend(format!("#{number} {end}\n\n").into_bytes());
         self.current = None;

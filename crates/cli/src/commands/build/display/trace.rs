@@ -215,11 +215,12 @@ impl Trace {
                 text += &format!("{}\n", printable(&String::from_utf8_lossy(detail)));
             }
             if !warning.url.is_empty() {
-                text += &format!("More info: {}\n", warning.url);
+                text += &format!("More info: {}\n", printable(&warning.url));
             }
             if let Some(info) = &warning.info {
                 let data = String::from_utf8_lossy(&info.data);
-                text += &excerpt(&info.filename, &data, &lines_of(&warning.ranges));
+                let lines = excerpt(&info.filename, &data, &lines_of(&warning.ranges));
+                text += &crate::terminal::harmless(&lines);
                 text.push('\n');
             }
         }

@@ -102,7 +102,7 @@ pub(super) async fn inspect(builds: &Builds, args: InspectArgs) -> Outcome {
     let record = builds.find(wanted).await?;
     let shown = inspected(&record);
     let text = match args.format.as_str() {
-        "pretty" => pretty(&record, &shown),
+        "pretty" => crate::terminal::harmless(&pretty(&record, &shown)),
         format => {
             let value = serde_json::to_value(&shown);
             let value = value.map_err(|error| Failure::new(error.to_string()))?;
@@ -137,17 +137,21 @@ async fn attachment(builds: &Builds, name: &str, digest: &str) -> Outcome {
     Ok(0)
 }
 
-/// Returns the files that a build has left, and the outputs that they are of.
-pub(super) fn attachments(record: &BuildHistoryRecord) -> Vec<(&'static str, &Descriptor)> {
-    let Some(result) = &record.result else {
-        return Vec::new();
-    };
-    let results = match (result.results.is_empty(), &result.deprecated) {
-        (true, Some(only)) => vec![only],
-        _ => result.results.values().collect(),
-    };
-    let all = results.into_iter().chain(&result.attestations);
-    all.map(|descriptor| ("", descriptor)).collect()
+/// Returns the files that a build has left, and the platforms that they are for; those of a build for one platform have none.
+pub(super) fn attachments(record: &BuildHistoryRecord) -> Vec<(&str, &Descriptor)> {
+    let of_all = record.result.iter().map(|result| ("", result));
+    let of_platforms = record.results.iter();
+    let of_platforms = of_platforms.map(|(platform, result)| (platform.as_str(), result));
+    let mut all = Vec::new();
+    for (platform, result) in of_all.chain(of_platforms) {
+        let outputs = match (result.results.is_empty(), &result.deprecated) {
+            (true, Some(only)) => vec![only],
+            _ => result.results.values().collect(),
+        };
+        let found = outputs.into_iter().chain(&result.attestations);
+        all.extend(found.map(|descriptor| (platform, descriptor)));
+    }
+    all
 }
 
 /// Returns what an attachment is: the type of a statement's predicate, or the media type.
@@ -249,9 +253,16 @@ fn pretty(record: &BuildHistoryRecord, shown: &Inspected) -> String {
         }
     }
     if !shown.attachments.is_empty() {
-        text += &format!("\n{:<74}TYPE\n", "ATTACHMENT");
+        let platforms = shown.attachments.iter().map(|one| one.platform.len());
+        let width = match platforms.max().unwrap_or(0) {
+            0 => 0,
+            longest => longest.max("PLATFORM".len()) + 3,
+        };
+        let heading = if width == 0 { "" } else { "PLATFORM" };
+        text += &format!("\n{:<74}{heading:<width$}TYPE\n", "ATTACHMENT");
         for attachment in &shown.attachments {
-            text += &format!("{:<74}{}\n", attachment.digest, attachment.r#type);
+            let (digest, platform) = (&attachment.digest, &attachment.platform);
+            text += &format!("{digest:<74}{platform:<width$}{}\n", attachment.r#type);
         }
     }
     if let Some(error) = &shown.error {
