@@ -14,6 +14,8 @@ TARGET ?= $(or $(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET)/$(HOST)/release/whelk
 SKIPPED := $(abspath $(TARGET))/skipped
 IMAGES ?= $(HOME)/.cache/whelk/images
+# The program and its tests, together: by themselves they would have other features of some crates, and compile most of them twice.
+TESTED := --workspace --bin whelk --tests
 
 .PHONY: all setup release demo test test-vm test-fresh check bench install install-systemd
 
@@ -32,15 +34,14 @@ demo: release
 
 test: setup
 	tests/images/make $(IMAGES)
-	cargo build --locked -p whelk
+	cargo build --locked $(TESTED)
 	rm -f $(SKIPPED)
 	result=0; WHELK_SKIPPED=$(SKIPPED) cargo test --locked --workspace --no-fail-fast || result=$$?; \
 	  scripts/skips $(SKIPPED) && exit $$result
 	scripts/fuzz run 5
 
 test-vm: setup
-	cargo build --locked -p whelk
-	cargo test --locked -p whelk-tests --no-run
+	cargo build --locked $(TESTED)
 	tests/vm/run
 
 test-fresh: setup
