@@ -218,6 +218,16 @@ pub fn gzip(bytes: &[u8]) -> Vec<u8> {
     filter("gzip", &["-c", "-n"], bytes)
 }
 
+#[track_caller]
+pub fn bzip2(bytes: &[u8]) -> Vec<u8> {
+    filter("bzip2", &["-c"], bytes)
+}
+
+#[track_caller]
+pub fn xz(bytes: &[u8]) -> Vec<u8> {
+    filter("xz", &["-c"], bytes)
+}
+
 /// Encodes bytes as a zstd stream (RFC 8878): one frame of raw blocks, without compression.
 pub fn zstd(bytes: &[u8]) -> Vec<u8> {
     const MAX_BLOCK_SIZE: usize = 128 << 10;

@@ -2,13 +2,17 @@
 
 use std::io::{self, BufRead, BufReader, Read};
 
-use crate::error::{Error, Result, io};
+use crate::error::{Result, io};
 
-/// Returns a reader for the decompressed content of `input`, which may be plain, gzip or zstd.
-/// Concatenated gzip members and zstd frames are read as one stream.
+/// Maximum memory that an xz decoder may need, in KiB: a dictionary of 128 MiB, as large as a window of zstd, and 1 MiB for all else.
+/// `xz -9` needs half of it.
+const XZ_MEMORY: u32 = 129 << 10;
+
+/// Returns a reader for the decompressed content of `input`, which may be plain, gzip, bzip2, xz or zstd.
+/// Concatenated streams of the same kind are read as one.
 ///
 /// # Errors
-/// Returns an error that names the compression if it is bzip2 or xz, which are not supported.
+/// Returns an error if `input` cannot be read.
 pub fn decompress<'a>(input: impl Read + Send + 'a) -> Result<Box<dyn Read + Send + 'a>> {
     detect(input).map(|(reader, _)| reader)
 }
@@ -23,7 +27,7 @@ pub(crate) fn detect<'a>(
         [0x1f, 0x8b, ..] => Box::new(Bounded::new(
             flate2::bufread::MultiGzDecoder::new(Counting {
                 inner: input,
-                count: Default::default(),
+                count: 0,
             }),
             |decoder| decoder.get_ref().count,
         )),
@@ -35,15 +39,22 @@ pub(crate) fn detect<'a>(
             .map_err(io("read zstd stream"))?;
             Box::new(Bounded::new(decoder, |decoder| decoder.get_ref().count))
         }
-        [b'B', b'Z', b'h', ..] => {
-            return Err(Error::invalid(
-                "bzip2 archives are not supported: use gzip, zstd or no compression",
-            ));
-        }
+        [b'B', b'Z', b'h', ..] => Box::new(Bounded::new(
+            bzip2::bufread::MultiBzDecoder::new(Counting {
+                inner: input,
+                count: 0,
+            }),
+            |decoder| decoder.get_ref().count,
+        )),
         [0xfd, b'7', b'z', b'X', b'Z', ..] => {
-            return Err(Error::invalid(
-                "xz archives are not supported: use gzip, zstd or no compression",
-            ));
+            let input = Counting {
+                inner: input,
+                count: 0,
+            };
+            Box::new(Bounded::new(
+                lzma_rust2::XzReader::new_mem_limit(input, true, XZ_MEMORY),
+                |decoder| decoder.inner().count,
+            ))
         }
         _ => return Ok((Box::new(input), false)),
     };
@@ -58,7 +69,13 @@ struct Counting<R> {
 
 impl<R: Read> Read for Counting<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buffer)?;
+        // Not all decoders can go on after an interruption.
+        let count = loop {
+            match self.inner.read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => break read?,
+            }
+        };
         self.count += count as u64;
         Ok(count)
     }
@@ -81,6 +98,8 @@ struct Bounded<D> {
     decoder: D,
     consumed: fn(&D) -> u64,
     produced: u64,
+    /// The decoder has failed, and is not used any more.
+    has_failed: bool,
 }
 
 /// Output in bytes that is allowed at any compression ratio: real layers contain empty disk images.
@@ -93,13 +112,22 @@ impl<D> Bounded<D> {
             decoder,
             consumed,
             produced: 0,
+            has_failed: false,
         }
     }
 }
 
-impl<D: Read> Read for Bounded<D> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.decoder.read(buffer)?;
+impl<D: Read> Bounded<D> {
+    fn decode(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.decoder.read(buffer).map_err(|error| {
+            // Only the decoder of xz says so.
+            if error.kind() == io::ErrorKind::OutOfMemory {
+                let text =
+                    "the xz dictionary is larger than 128 MiB: use a smaller one, as xz -9 does";
+                return io::Error::new(io::ErrorKind::OutOfMemory, text);
+            }
+            error
+        })?;
         self.produced += count as u64;
         if self.produced > HARMLESS_OUTPUT
             && self.produced / MAX_RATIO > (self.consumed)(&self.decoder)
@@ -110,5 +138,20 @@ impl<D: Read> Read for Bounded<D> {
             ));
         }
         Ok(count)
+    }
+}
+
+impl<D: Read> Read for Bounded<D> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.has_failed {
+            return Err(io::Error::other("the stream is damaged"));
+        }
+        // The decoder of xz takes a read of nothing for the end of a block.
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        let result = self.decode(buffer);
+        self.has_failed = result.is_err();
+        result
     }
 }

@@ -1,10 +1,10 @@
 //! Contexts on standard input, and from URLs.
 
 use serde_json::Value;
-use whelk_tests::Engine;
 use whelk_tests::builds::json_file;
 use whelk_tests::tar::Tar;
 use whelk_tests::web::{Answer, Web};
+use whelk_tests::{Engine, images};
 
 use crate::{docker, run, shows};
 
@@ -33,6 +33,11 @@ fn standard_input_is_a_dockerfile_or_an_archive() {
     built.ok();
     shows(&built.err(), &["[internal] load remote build context"]);
     assert_eq!(run(&engine, "in:2", "cat /x"), "of tar");
+    for compress in [images::bzip2, images::xz] {
+        let content = format!("of {:?}", compress(b"").get(1..3));
+        build(&["-t", "in:2", "-"], &compress(&archive(&content))).ok();
+        assert_eq!(run(&engine, "in:2", "cat /x"), content);
+    }
     let args = ["-t", "in:3", "-f", "sub/Dockerfile", "-"];
     build(&args, &archive("of another tar")).ok();
     assert_eq!(run(&engine, "in:3", "cat /y"), "of another tar");
@@ -54,6 +59,7 @@ fn contexts_come_from_urls() {
     let engine = Engine::start();
     let server = Web::start(|asked| match asked.path.as_str() {
         "/context.tar" => Answer::new(200, archive("of a URL")),
+        "/context.tar.xz" => Answer::new(200, images::xz(&archive("of xz"))),
         "/Dockerfile" => Answer::new(200, "FROM busybox\nRUN echo alone > /x\n")
             .header("Content-Type", "text/plain"),
         _ => Answer::new(404, "no such file"),
@@ -63,6 +69,8 @@ fn contexts_come_from_urls() {
     assert_eq!(run(&engine, "url:1", "cat /x"), "of a URL");
     crate::built(&engine, &["-t", "url:2", "-f", "sub/Dockerfile", &url]);
     assert_eq!(run(&engine, "url:2", "cat /y"), "of a URL");
+    crate::built(&engine, &["-t", "url:2", &server.url("/context.tar.xz")]);
+    assert_eq!(run(&engine, "url:2", "cat /x"), "of xz");
     let dockerfile = server.url("/Dockerfile");
     let metadata = engine.scratch_text("provenance") + "/metadata";
     let flags = ["-t", "url:3", "--metadata-file", &metadata];
@@ -78,6 +86,7 @@ fn contexts_come_from_urls() {
     // The parameter of the classic API, which docker-py uses.
     for (path, file, content) in [
         ("/context.tar", "x", "of a URL"),
+        ("/context.tar.xz", "x", "of xz"),
         ("/context.tar&dockerfile=sub/Dockerfile", "y", "of a URL"),
         ("/Dockerfile", "x", "alone"),
     ] {

@@ -1,5 +1,6 @@
 //! `ADD` of URLs.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use whelk_tests::certificates::Authority;
@@ -22,6 +23,7 @@ fn server() -> Web {
                 .header("Last-Modified", TIME),
             "/plain" => Answer::new(200, body),
             "/archive.tar" => Answer::new(200, Tar::new().file("inner", "of an archive").finish()),
+            "/archive.tar.xz" => Answer::new(200, images::xz(&Tar::new().file("xz", "").finish())),
             "/moved" => Answer::new(302, "").header("Location", "/tagged"),
             "/loop" => Answer::new(302, "").header("Location", "/loop"),
             "/file" => Answer::new(302, "").header("Location", "file:///etc/passwd"),
@@ -40,13 +42,21 @@ fn files_of_urls_are_added() {
         ["/tagged", "/plain", "/archive.tar", "/moved"].map(|path| server.url(path));
     let dockerfile = format!(
         "FROM busybox\nADD {tagged} {moved} /dir/\nADD --chmod=755 --chown=7:8 {plain} /named\nADD {tar} /whole/\n\
-         ADD --unpack=true {tar} /unpacked/\n"
+         ADD --unpack=true {tar} {tar}.xz /unpacked/\nADD local.tar.bz2 local.txz notes.bz2 /local/\n"
     );
     let context = only(&engine, "add", &dockerfile);
+    for (name, content) in [
+        ("local.tar.bz2", images::bzip2(&Tar::new().file("bz2", "").finish())),
+        ("local.txz", images::xz(&Tar::new().file("txz", "").finish())),
+        // Compressed, but no archive.
+        ("notes.bz2", images::bzip2(&[b'x'; 1000])),
+    ] {
+        std::fs::write(Path::new(&context).join(name), content).unwrap();
+    }
     let look =
-        "cat /dir/tagged /dir/moved; stat -c '%n %a %u %Y' /dir/tagged /named; ls /whole /unpacked";
+        "cat /dir/tagged /dir/moved; stat -c '%n %a %u %Y' /dir/tagged /named; ls /local /whole /unpacked";
     let expected = "content of /taggedcontent of /tagged/dir/tagged 600 0 1420070400\n/named 755 7 0\n\
-        /unpacked:\ninner\n\n/whole:\narchive.tar";
+        /local:\nbz2\nnotes.bz2\ntxz\n\n/unpacked:\ninner\nxz\n\n/whole:\narchive.tar";
     built(&engine, &["-t", "add:1", &context]);
     assert_eq!(run(&engine, "add:1", look), expected);
     server.asked();

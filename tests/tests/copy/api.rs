@@ -296,19 +296,21 @@ fn archives_are_unpacked_inside_the_directory() {
         ),
         ("/t/p", file("noend")[..1024].to_vec(), "", 200, ""),
         ("/t/p", images::gzip(&file("gz")), "", 200, ""),
+        ("/t/p", images::bzip2(&file("bz")), "", 200, ""),
+        ("/t/p", images::xz(&file("xz")), "", 200, ""),
         (
             "/t/p",
             b"\xfd7zXZ\0rest".to_vec(),
             "",
             500,
-            "xz archives are not supported: use gzip, zstd or no compression",
+            "archive/tar: invalid tar header",
         ),
         (
             "/t/p",
             b"BZh91AYrest".to_vec(),
             "",
             500,
-            "bzip2 archives are not supported: use gzip, zstd or no compression",
+            "archive/tar: invalid tar header",
         ),
     ];
     for (path, archive, more, status, text) in cases {

@@ -3,7 +3,7 @@
 use std::fs;
 
 use serde_json::{Value, json};
-use whelk_tests::images::{self, gzip, marked, pack, sha256, stored, zstd};
+use whelk_tests::images::{self, bzip2, gzip, marked, pack, sha256, stored, xz, zstd};
 use whelk_tests::tar::Tar;
 use whelk_tests::{Engine, Program};
 
@@ -211,6 +211,8 @@ fn every_form_of_archive_can_be_loaded() {
     let forms = [
         ("gzip", gzip(&plain)),
         ("zstd", zstd(&plain)),
+        ("bzip2", bzip2(&plain)),
+        ("xz", xz(&plain)),
         ("saved", saved.clone()),
         ("OCI layout only", without("manifest.json")),
         ("Docker's only", without("index.json")),

@@ -355,14 +355,18 @@ fn is_archive(selected: &Selected) -> Result<bool> {
     let failed = os(format!("read {}", selected.path));
     let file = fs::reopen(&selected.handle).map_err(failed)?;
     let file = std::fs::File::from(file);
-    // As a file it would not be what Docker makes of it.
+    let invalid = |error: String| Error::invalid(format!("{}: {error}", selected.path));
     let plain = whelk_image::compression::decompress(file);
-    let mut plain = plain.map_err(|error| Error::invalid(format!("{}: {error}", selected.path)))?;
+    let mut plain = plain.map_err(|error| invalid(error.to_string()))?;
     let mut block = [0; BLOCK];
-    if std::io::Read::read_exact(&mut plain, &mut block).is_err() {
-        return Ok(false);
+    match std::io::Read::read_exact(&mut plain, &mut block) {
+        Ok(()) => Ok(has_checksum(&block)),
+        // As a file it would not be what Docker makes of it.
+        Err(error) if error.kind() == std::io::ErrorKind::OutOfMemory => {
+            Err(invalid(error.to_string()))
+        }
+        Err(_) => Ok(false),
     }
-    Ok(has_checksum(&block))
 }
 
 /// Returns whether a block is a tar header: its checksum is right.

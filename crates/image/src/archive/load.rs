@@ -71,10 +71,10 @@ impl Origin {
 
 /// Maximum number of images in an archive.
 const MAX_IMAGES: usize = 1_000;
-/// Maximum number of layers unpacked in parallel. Each may need a zstd window (128 MiB) of memory.
+/// Maximum number of layers unpacked in parallel. Each may need 128 MiB of memory for a window of zstd or a dictionary of xz.
 const MAX_WORKERS: usize = 8;
 
-/// Loads the images of an archive (plain, gzip or zstd) into the store: all of them, or those whose
+/// Loads the images of an archive (plain or compressed) into the store: all of them, or those whose
 /// platform equals one of `platforms`. Reports each layer that is unpacked to `progress`.
 ///
 /// `lease` holds what is added; the caller drops it after recording the images. If the archive is

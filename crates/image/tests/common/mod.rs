@@ -513,6 +513,34 @@ pub(crate) fn zstandard(content: &[u8]) -> Vec<u8> {
     zstd::encode_all(content, 1).unwrap()
 }
 
+/// Compresses with a program.
+#[track_caller]
+pub(crate) fn compressed_by(program: &str, arguments: &[&str], content: &[u8]) -> Vec<u8> {
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let output = std::thread::scope(|scope| {
+        scope.spawn(move || input.write_all(content).unwrap());
+        child.wait_with_output().unwrap()
+    });
+    assert!(output.status.success(), "{program}");
+    output.stdout
+}
+
+pub(crate) fn bzip2(content: &[u8]) -> Vec<u8> {
+    compressed_by("bzip2", &["-c"], content)
+}
+
+pub(crate) fn xz(content: &[u8]) -> Vec<u8> {
+    compressed_by("xz", &["-c"], content)
+}
+
 /// Returns `beginning` followed by zeros.
 pub(crate) fn endless(beginning: Vec<u8>, length: u64) -> impl Read + Send {
     io::Cursor::new(beginning).chain(io::repeat(0).take(length))

@@ -3,7 +3,9 @@
 use std::io::{self, Read};
 
 use crate::check_refused;
-use crate::common::{Bench, apply, dir, file, gzip, load, noise, pack, symlink, zstandard};
+use crate::common::{
+    Bench, apply, bzip2, compressed_by, dir, file, gzip, noise, pack, symlink, xz, zstandard,
+};
 use whelk_image::compression::decompress;
 use whelk_image::{Digest, Error};
 
@@ -52,7 +54,7 @@ fn rejects_truncated_archives() {
 #[test]
 fn rejects_truncated_compressed_streams() {
     let archive = pack(&[file("a", noise(3000)), file("b", vec![b'x'; 50_000])]);
-    for compressed in [gzip(&archive), zstandard(&archive)] {
+    for compressed in [gzip, zstandard, bzip2, xz].map(|compress| compress(&archive)) {
         let bench = Bench::new();
         for length in (1..compressed.len())
             .step_by(37)
@@ -72,7 +74,8 @@ fn rejects_truncated_compressed_streams() {
 #[test]
 fn rejects_damaged_streams() {
     let archive = pack(&[file("a", noise(3000)), file("b", vec![b'x'; 50_000])]);
-    for whole in [gzip(&archive), zstandard(&archive), archive.clone()] {
+    let compressed = [gzip, zstandard, bzip2, xz].map(|compress| compress(&archive));
+    for whole in compressed.into_iter().chain([archive.clone()]) {
         let bench = Bench::new();
         for position in (0..whole.len()).step_by(whole.len() / 50) {
             let mut damaged = whole.clone();
@@ -116,28 +119,103 @@ fn rejects_a_layer_with_another_diff_id() {
     }
 }
 
+/// Bytes behind the beginning that only has to be right for the compression to be known.
 #[test]
-fn rejects_unsupported_compressions() {
-    let starts: [(&str, &[u8]); 2] = [
-        ("bzip2", b"BZh91AY&SY\x01\x02\x03\x04"),
-        ("xz", b"\xfd7zXZ\0\0\x04\xe6\xd6\xb4\x46"),
+fn rejects_noise_behind_a_magic_number() {
+    let starts: [&[u8]; 2] = [
+        b"BZh91AY&SY\x01\x02\x03\x04",
+        b"\xfd7zXZ\0\0\x04\xe6\xd6\xb4\x46",
     ];
-    for (name, start) in starts {
-        let bench = Bench::new();
-        let mut stream = start.to_vec();
-        stream.extend_from_slice(&noise(5000));
-        let results = [
-            apply(&bench.store, stream.as_slice(), None).map(drop),
-            load(&bench.store, stream.as_slice(), None).map(drop),
-        ];
-        for result in results {
-            match result {
-                Err(Error::Invalid(text)) => assert!(text.contains(name), "{text}"),
-                other => panic!("{name}: {other:?}"),
+    for start in starts {
+        let stream = [start, &noise(5000)].concat();
+        let mut whole = Vec::new();
+        let mut reader = decompress(stream.as_slice()).unwrap();
+        reader.read_to_end(&mut whole).unwrap_err();
+        assert_eq!(whole, b"");
+        reader.read_to_end(&mut whole).unwrap_err();
+    }
+}
+
+/// No change of a byte makes a decoder panic, or read without end.
+#[test]
+fn damaged_streams_end() {
+    let content = [noise(900), b"text ".repeat(4000), vec![0; 70_000]].concat();
+    let x86 = ["-c", "--x86", "--delta=dist=3", "--lzma2=dict=64KiB"];
+    let streams = [
+        bzip2(&content),
+        xz(&content),
+        compressed_by(
+            "xz",
+            &["-c", "--check=sha256", "--block-size=8KiB"],
+            &content,
+        ),
+        compressed_by("xz", &x86, &content),
+    ];
+    for whole in streams {
+        let read = |stream: &[u8]| {
+            let mut all = Vec::new();
+            decompress(stream)
+                .unwrap()
+                .take(64 << 20)
+                .read_to_end(&mut all)
+                .map(|_| all)
+        };
+        assert_eq!(read(&whole).unwrap(), content);
+        for position in (5..whole.len().min(200)).chain((200..whole.len()).step_by(13)) {
+            for flip in [1, 0x80, 0xff] {
+                let mut damaged = whole.clone();
+                damaged[position] ^= flip;
+                // Checksums find what decoders do not.
+                if let Ok(all) = read(&damaged) {
+                    assert_eq!(all, content, "{position}");
+                }
             }
         }
-        bench.check_empty(name);
     }
+}
+
+#[test]
+fn concatenated_streams_and_padding_are_one_stream() {
+    let check = |parts: &[&[u8]], expected: Result<&[u8], &str>| {
+        let mut all = Vec::new();
+        let read = decompress(parts.concat().as_slice())
+            .unwrap()
+            .read_to_end(&mut all);
+        match expected {
+            Ok(content) => assert_eq!(
+                (read.map_err(|error| error.to_string()), all.as_slice()),
+                (Ok(content.len()), content)
+            ),
+            Err(text) => {
+                let error = read.unwrap_err().to_string();
+                assert!(error.contains(text), "{error}");
+            }
+        }
+    };
+    let [first, second] = [xz(b"one"), xz(b"two")];
+    check(&[&first, &second], Ok(b"onetwo"));
+    check(&[&first, &[0; 8], &second, &[0; 512]], Ok(b"onetwo"));
+    check(&[&first, &[0; 3]], Err("padding"));
+    check(&[&first, b"rest"], Err("invalid data after stream"));
+    let [first, second] = [bzip2(b"one"), bzip2(b"two")];
+    check(&[&first, &second, &bzip2(b"")], Ok(b"onetwo"));
+    check(&[&first, b"rest"], Err("bz2 header missing"));
+}
+
+/// The dictionary is allocated before the first byte of content.
+#[test]
+fn rejects_xz_dictionaries_that_need_too_much_memory() {
+    let with = |size: &str| {
+        let filter = format!("--lzma2=dict={size},mode=fast,mf=hc3,nice=8");
+        let stream = compressed_by("xz", &["-c", "-T1", &filter], &pack(&[file("f", "x")]));
+        apply(&Bench::new().store, stream.as_slice(), None)
+    };
+    with("128MiB").unwrap();
+    let error = with("192MiB").unwrap_err().to_string();
+    assert!(
+        error.contains("the xz dictionary is larger than 128 MiB"),
+        "{error}"
+    );
 }
 
 /// A zstd frame may request a window of any size; the decoder must not allocate it.
@@ -182,8 +260,14 @@ fn bomb(compress: fn(&[u8]) -> Vec<u8>) -> Again {
 }
 
 #[test]
-fn stops_a_decompression_bomb() {
-    let mut stream = decompress(bomb(zstandard)).unwrap();
+fn stops_decompression_bombs() {
+    for compress in [zstandard, bzip2, xz] {
+        stops(bomb(compress));
+    }
+}
+
+fn stops(bomb: Again) {
+    let mut stream = decompress(bomb).unwrap();
     let mut buffer = vec![0u8; 1 << 20];
     let mut total = 0u64;
     let error = loop {
