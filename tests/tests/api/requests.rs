@@ -407,7 +407,10 @@ fn unsupported_settings_are_rejected_by_name() {
         ("POST /plugins/create?name=x".to_owned(), missing),
         ("GET /plugins/a/x/json".to_owned(), no_plugin),
         ("DELETE /plugins/a/x".to_owned(), no_plugin),
-        ("POST /build/cancel?id=x".to_owned(), missing),
+        (
+            "POST /build/cancel".to_owned(),
+            (500, "build ID not provided"),
+        ),
         (
             "POST /session".to_owned(),
             (400, "no upgrade proto in request"),

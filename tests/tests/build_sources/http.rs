@@ -46,15 +46,20 @@ fn files_of_urls_are_added() {
     );
     let context = only(&engine, "add", &dockerfile);
     for (name, content) in [
-        ("local.tar.bz2", images::bzip2(&Tar::new().file("bz2", "").finish())),
-        ("local.txz", images::xz(&Tar::new().file("txz", "").finish())),
+        (
+            "local.tar.bz2",
+            images::bzip2(&Tar::new().file("bz2", "").finish()),
+        ),
+        (
+            "local.txz",
+            images::xz(&Tar::new().file("txz", "").finish()),
+        ),
         // Compressed, but no archive.
         ("notes.bz2", images::bzip2(&[b'x'; 1000])),
     ] {
         std::fs::write(Path::new(&context).join(name), content).unwrap();
     }
-    let look =
-        "cat /dir/tagged /dir/moved; stat -c '%n %a %u %Y' /dir/tagged /named; ls /local /whole /unpacked";
+    let look = "cat /dir/tagged /dir/moved; stat -c '%n %a %u %Y' /dir/tagged /named; ls /local /whole /unpacked";
     let expected = "content of /taggedcontent of /tagged/dir/tagged 600 0 1420070400\n/named 755 7 0\n\
         /local:\nbz2\nnotes.bz2\ntxz\n\n/unpacked:\ninner\nxz\n\n/whole:\narchive.tar";
     built(&engine, &["-t", "add:1", &context]);

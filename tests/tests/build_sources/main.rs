@@ -11,6 +11,7 @@ mod git;
 mod http;
 mod named;
 mod ssh;
+mod uploads;
 
 use std::path::Path;
 

@@ -17,6 +17,7 @@ mod control;
 mod export;
 mod frontend;
 mod history;
+pub(crate) mod named;
 mod platforms;
 mod progress;
 mod remote;
@@ -43,6 +44,7 @@ pub(crate) struct Door {
     engine: Arc<Engine>,
     builder: Arc<Builder>,
     pub sessions: Arc<Sessions>,
+    pub named: named::Named,
     builds: Builds,
     contexts: Arc<Contexts>,
     history: History,
@@ -57,6 +59,7 @@ impl Door {
             engine,
             builder,
             sessions: Arc::default(),
+            named: named::Named::default(),
             builds: Builds::default(),
         })
     }

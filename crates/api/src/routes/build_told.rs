@@ -4,23 +4,27 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::body::Body;
+use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse as _;
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use serde::Deserialize;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use whelk_api_types::Ulimit;
 use whelk_build::{Error, Pieces};
+use whelk_buildkit::grpc::Status;
 use whelk_buildkit::pb::control::{
     CacheOptions, CacheOptionsEntry, Exporter, SolveRequest, StatusResponse,
 };
 use whelk_text::extra_host;
 
+use super::Service;
 use super::build::{json, send, unsupported};
 use crate::error::{ApiError, ApiResult};
 use crate::extract::Params;
 use crate::grpc::Door;
+use crate::grpc::named::Name;
 use crate::{stream, wire};
 
 /// Number of messages that wait for a client. When they are full, its build goes on, and its news wait.
@@ -28,6 +32,10 @@ const WAITING: usize = 64;
 
 /// The context that the client's session has.
 const OF_SESSION: &str = "client-session";
+
+/// The context that the client sends in a request of its own, and the beginning of that request's build ID. Clients before version
+/// 23 send archives from their standard input so.
+const UPLOADED: &str = "upload-request";
 
 /// An output, as clients of BuildKit ask for it.
 #[derive(Deserialize)]
@@ -38,10 +46,25 @@ struct Output {
     attrs: Option<BTreeMap<String, String>>,
 }
 
-pub(super) fn build(door: Arc<Door>, params: &Params, body: Body) -> ApiResult {
+pub(super) async fn build(door: Arc<Door>, params: &Params, body: Body) -> ApiResult {
+    let id = params.text("buildid");
+    if let Some(id) = id.strip_prefix(&format!("{UPLOADED}:")) {
+        return upload(&door, id, pieces(body)).await;
+    }
     let request = request(&door, params)?;
     let quiet = params.flag("q");
-    let body = params.text("remote").is_empty().then(|| pieces(body));
+    let name = match id {
+        "" => None,
+        id => Some(Name::new(&door, id)?),
+    };
+    let body = match (params.text("remote"), &name) {
+        ("", _) => Some(pieces(body)),
+        (UPLOADED, Some(name)) => Some(name.context().await?),
+        (UPLOADED, None) => {
+            return Err(ApiError::invalid(format!("{UPLOADED} needs a buildid")));
+        }
+        _ => None,
+    };
     let (sender, receiver) = mpsc::channel::<std::io::Result<Bytes>>(WAITING);
     tokio::spawn(async move {
         let (news, mut told) = mpsc::channel::<StatusResponse>(WAITING);
@@ -53,10 +76,17 @@ pub(super) fn build(door: Arc<Door>, params: &Params, body: Body) -> ApiResult {
                 }
             }
         };
+        let canceled = async {
+            match &name {
+                Some(name) => name.canceled().await,
+                None => std::future::pending().await,
+            }
+        };
         let work = async { tokio::join!(door.build_told(request, body, news), telling) };
         // A client that leaves cancels its build.
         let built = tokio::select! {
             (built, ()) = work => built,
+            () = canceled => Err(Status::canceled()),
             () = sender.closed() => return,
         };
         let last = match built {
@@ -72,6 +102,30 @@ pub(super) fn build(door: Arc<Door>, params: &Params, body: Body) -> ApiResult {
     });
     let body = Body::from_stream(stream::pieces(receiver));
     Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
+}
+
+/// Gives a build the context that it waits for. Answers when the build has read it, or has ended.
+async fn upload(door: &Door, id: &str, context: Pieces) -> ApiResult {
+    let (held, read) = oneshot::channel::<()>();
+    let context = context.map(move |piece| {
+        let _ = &held;
+        piece
+    });
+    door.named.upload(id, context.boxed()).await?;
+    // The sender is dropped, and nothing is sent.
+    let _ = read.await;
+    Ok([(header::CONTENT_TYPE, "application/json")].into_response())
+}
+
+/// Cancels a build that the client has named.
+pub(super) async fn cancel(State(door): Service<Door>, params: Params) -> ApiResult {
+    match params.text("id") {
+        "" => Err(whelk_engine::Error::internal("build ID not provided").into()),
+        id => {
+            door.named.cancel(id);
+            Ok([(header::CONTENT_TYPE, "application/json")].into_response())
+        }
+    }
 }
 
 fn pieces(body: Body) -> Pieces {
@@ -113,13 +167,8 @@ fn request(door: &Door, params: &Params) -> ApiResult<SolveRequest> {
             set(name, number.to_string());
         }
     }
-    // Of clients before version 23, which send such a context in a request of its own.
-    let is_upload = params.text("buildid").starts_with("upload-request:");
-    if is_upload || params.text("remote") == "upload-request" {
-        unsupported("a context from the standard input of a client before version 23")?;
-    }
     match params.text("remote") {
-        "" | OF_SESSION => {}
+        "" | OF_SESSION | UPLOADED => {}
         url => set("context", url.to_owned()),
     }
     if params.flag("nocache") {

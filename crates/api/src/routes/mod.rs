@@ -177,6 +177,7 @@ pub(crate) fn router(engine: Arc<Engine>, builder: Arc<Builder>) -> Router {
         .route("/auth", post(registries::auth))
         .route("/distribution/{*rest}", get(registries::distribution))
         .route("/build", post(build::build))
+        .route("/build/cancel", post(build_told::cancel))
         .route("/build/prune", post(build::prune))
         .route("/build/cache/export", get(build::export_cache))
         .route("/build/cache/import", post(build::import_cache))

@@ -22,7 +22,6 @@ pub(super) fn routes() -> Router<Services> {
             "/containers/{id}/checkpoints/{checkpoint}",
             delete(checkpoints),
         )
-        .route("/build/cancel", post(build))
         .route("/plugins", get(plugins))
         .route("/plugins/privileges", get(plugin_install))
         .route("/plugins/pull", post(plugin_install))
@@ -98,10 +97,6 @@ fn unsupported(what: &str) -> ApiResult<Response> {
 async fn checkpoints() -> Response {
     let text = "This experimental feature is disabled by default. Start the Docker daemon in experimental mode in order to enable it.";
     message(StatusCode::NOT_IMPLEMENTED, text)
-}
-
-async fn build() -> ApiResult {
-    unsupported("building images")
 }
 
 /// The engine manages no plugins: volume plugins run independently.
