@@ -18,9 +18,9 @@ const ESCAPED: &AsciiSet = &CONTROLS.add(b'%');
 /// Maximum length of a text in a header. Clients take 1 MiB for all; the text is in the details a second time.
 const MAX_TEXT: usize = 64 << 10;
 
-/// Maximum size of a detail: one that is larger, such as the lines of an enormous Dockerfile, is left out, because
+/// Maximum size of all details: one that is too large, such as the lines of an enormous Dockerfile, is left out, because
 /// clients would refuse all headers.
-const MAX_DETAIL: usize = 256 << 10;
+const MAX_DETAILS: usize = 256 << 10;
 
 /// Like the standard's, and padding may be missing.
 const LENIENT: GeneralPurpose = GeneralPurpose::new(
@@ -172,8 +172,12 @@ impl Status {
         if let Ok(text) = HeaderValue::from_str(&text) {
             trailers.insert(MESSAGE, text);
         }
-        let details = status.details.iter();
-        let details = details.filter(|detail| detail.value.len() <= MAX_DETAIL);
+        let mut room = MAX_DETAILS;
+        let details = status.details.iter().filter(|detail| {
+            let left = room.checked_sub(detail.encoded_len());
+            room = left.unwrap_or(room);
+            left.is_some()
+        });
         let details: Vec<Any> = details.cloned().collect();
         if !details.is_empty() {
             let whole = RpcStatus {
@@ -242,13 +246,16 @@ mod tests {
             value: vec![0; size],
         };
         let long = Status::unknown("é".repeat(MAX_TEXT));
-        let long = long.with(detail(1)).with(detail(MAX_DETAIL + 1));
+        let large = detail(MAX_DETAILS / 2);
+        let long = long.with(detail(1)).with(detail(MAX_DETAILS));
+        let long = long.with(large.clone()).with(large.clone());
+        let long = long.with(detail(2));
         let trailers = Status::trailers(&Err(long));
         let Some(Err(found)) = Status::from_trailers(&trailers) else {
             panic!("no status");
         };
         assert_eq!(found.message.len(), MAX_TEXT);
-        assert_eq!(found.details, [detail(1)]);
+        assert_eq!(found.details, [detail(1), large, detail(2)]);
         let size: usize = trailers.values().map(HeaderValue::len).sum();
         assert!(size < 1 << 20, "{size}");
     }
