@@ -36,6 +36,9 @@ pub(crate) struct Place {
     pub name: OsString,
 }
 
+/// Maximum length of the path of a directory that is opened, in bytes: less than `PATH_MAX`.
+const MAX_PATH: usize = 4000;
+
 /// Maximum number of links that are followed to find a place, as in the kernel.
 const MAX_LINKS: usize = 40;
 
@@ -220,6 +223,8 @@ impl Copy<'_> {
         }
         let mut run = Run {
             copy: self,
+            top: None,
+            at: PathBuf::new(),
             links: HashMap::new(),
         };
         if is_directory {
@@ -231,6 +236,8 @@ impl Copy<'_> {
                 run.directory_attributes(&from, &selected.stat, &target)
                     .map_err(failed)?;
             }
+            let top = rustix::io::fcntl_dupfd_cloexec(&target, 0).map_err(failed)?;
+            run.top = Some(top);
             let target = Target::opened(target);
             run.content(&from, &target, "", &Verdict::default(), 0)
                 .map_err(failed)?;
@@ -289,8 +296,12 @@ impl<'a> Target<'a> {
 
 struct Run<'a> {
     copy: &'a Copy<'a>,
-    /// The first copy of each file that has hard links, by device and inode: its directory and name.
-    links: HashMap<(u64, u64), (OwnedFd, OsString)>,
+    /// The copy of the directory whose content is copied, and the path of the one below that is filled now.
+    top: Option<OwnedFd>,
+    at: PathBuf,
+    /// The first copy of each file that has hard links, by device and inode: its path below `top`. There may be more than
+    /// there are descriptors.
+    links: HashMap<(u64, u64), PathBuf>,
 }
 
 impl Run<'_> {
@@ -328,7 +339,9 @@ impl Run<'_> {
             if is_taken {
                 target.open(self)?;
             }
+            self.at.push(&name);
             self.content(&directory, &target, &below, &inner, depth + 1)?;
+            self.at.pop();
             // Its time has changed with its content.
             if let Some(opened) = target.opened.get() {
                 self.times(&stat, opened, OsStr::new("."))?;
@@ -392,8 +405,14 @@ impl Run<'_> {
         }
         let key = (stat.st_dev, stat.st_ino);
         if stat.st_nlink > 1
-            && let Some((first, known)) = self.links.get(&key)
+            && let Some(known) = self.links.get(&key)
+            && let Some(top) = &self.top
         {
+            let above = known.parent().unwrap_or(Path::new(""));
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let first = in_root::open_no_links(top, above, flags);
+            let first = first.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+            let known = known.file_name().unwrap_or_default();
             return rustix::fs::linkat(first, known, parent, name, AtFlags::empty());
         }
         let kind = FileType::from_raw_mode(stat.st_mode);
@@ -425,9 +444,10 @@ impl Run<'_> {
             chmodat(parent, name, self.mode(stat), AtFlags::empty())?;
         }
         self.times(stat, parent, name)?;
-        if stat.st_nlink > 1 {
-            let parent = rustix::io::fcntl_dupfd_cloexec(parent, 0)?;
-            self.links.insert(key, (parent, name.to_owned()));
+        // The links of a file whose path is longer than one may be are files of their own.
+        let is_short = self.at.as_os_str().len() < MAX_PATH;
+        if stat.st_nlink > 1 && is_short && self.top.is_some() {
+            self.links.insert(key, self.at.join(name));
         }
         Ok(())
     }
@@ -625,9 +645,12 @@ mod tests {
 
     #[test]
     fn owners_links_and_times_are_kept_or_set() {
-        let roots = Roots::new("attributes", &["d/x"], &[]);
+        let roots = Roots::new("attributes", &["d/x", "d/e/f/z", "d/a/"], &[]);
         let from = roots.scratch.path().join("from/d");
         std::fs::hard_link(from.join("x"), from.join("y")).unwrap();
+        for (file, link) in [("x", "e/x"), ("e/f/z", "a/z"), ("e/f/z", "e/z")] {
+            std::fs::hard_link(from.join(file), from.join(link)).unwrap();
+        }
         symlink("x", from.join("link")).unwrap();
         set_time(&roots.from, OsStr::new("d/x"), 1_500_000_000).unwrap();
         roots.copy("d", "/new").unwrap();
@@ -635,7 +658,10 @@ mod tests {
             let path = roots.scratch.path().join("to/new").join(name);
             path.symlink_metadata().unwrap()
         };
-        assert_eq!(meta("x").ino(), meta("y").ino());
+        for (one, other) in [("x", "y"), ("x", "e/x"), ("e/f/z", "a/z"), ("a/z", "e/z")] {
+            assert_eq!(meta(one).ino(), meta(other).ino(), "{one} {other}");
+        }
+        assert_eq!((meta("x").nlink(), meta("a/z").nlink()), (3, 3));
         assert_eq!(
             (meta("x").mtime(), meta("x").mtime_nsec()),
             (1, 500_000_000)
