@@ -10,7 +10,7 @@ use whelk_sys::sync::IgnorePoison as _;
 
 use crate::error::{Error, Result, os};
 
-/// Maximum size of a step's output in bytes.
+/// Maximum size of a step's output in bytes. What follows is dropped.
 const LIMIT: u64 = 1 << 30;
 
 /// What output leaves free on the disk, in bytes, and how often that is looked at.
@@ -19,6 +19,9 @@ const BETWEEN_CHECKS: u64 = 4 << 20;
 
 /// Maximum size of output that is kept in memory, in bytes.
 const SHORT: u64 = 16 << 10;
+
+/// Size of a frame's header in bytes.
+const HEADER: usize = 8;
 
 /// How much has been written, and whether that is all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,7 +44,45 @@ pub struct Log {
     staging: Staging,
     kept: Mutex<Kept>,
     written: watch::Sender<Written>,
+    frames: Mutex<Boundary>,
     limit: u64,
+}
+
+/// Where in a frame the output is: only whole frames are dropped.
+#[derive(Debug, Default)]
+struct Boundary {
+    /// What has come of a header.
+    header: Vec<u8>,
+    /// Number of bytes that the frame has further on.
+    left: usize,
+    /// Whether further output is dropped.
+    is_over: bool,
+}
+
+impl Boundary {
+    /// Returns the number of bytes that belong to frames that begin within the first `room` bytes.
+    fn take(&mut self, bytes: &[u8], room: u64) -> usize {
+        let mut at = 0;
+        while at < bytes.len() {
+            let rest = &bytes[at..];
+            if self.left > 0 {
+                let count = self.left.min(rest.len());
+                self.left -= count;
+                at += count;
+            } else if self.header.is_empty() && at as u64 >= room {
+                break;
+            } else {
+                let count = (HEADER - self.header.len()).min(rest.len());
+                self.header.extend_from_slice(&rest[..count]);
+                at += count;
+                if let [_, _, _, _, a, b, c, d] = self.header[..] {
+                    self.left = u32::from_be_bytes([a, b, c, d]) as usize;
+                    self.header.clear();
+                }
+            }
+        }
+        at
+    }
 }
 
 /// Where the output is.
@@ -62,26 +103,37 @@ impl Log {
             staging: staging.clone(),
             kept: Mutex::default(),
             written: watch::Sender::default(),
+            frames: Mutex::default(),
             limit: LIMIT,
         }
     }
 
-    /// Appends frames. Blocking.
+    /// Appends frames, which may be cut anywhere. When the log gets too long, it ends with a line that says so. Blocking.
     ///
     /// # Errors
-    /// Returns an error if the log gets too long, or if there is too little space on the disk.
+    /// Returns an error if there is too little space on the disk.
     pub(crate) fn append(&self, frames: &[u8]) -> Result<()> {
         let Written { bytes, is_closed } = *self.written.borrow();
         if is_closed {
             return Ok(());
         }
-        let after = bytes + frames.len() as u64;
-        if after > self.limit {
-            let limit = whelk_text::size::binary(self.limit);
-            return Err(Error::invalid(format!(
-                "the output of the step exceeds {limit}"
-            )));
+        let mut boundary = self.frames.lock().ignore_poison();
+        if boundary.is_over {
+            return Ok(());
         }
+        let count = boundary.take(frames, self.limit.saturating_sub(bytes));
+        let whole;
+        let frames = if count < frames.len() {
+            boundary.is_over = true;
+            let limit = whelk_text::size::binary(self.limit);
+            let text =
+                format!("\n[the step has more than {limit} of output: the rest is dropped]\n");
+            whole = [&frames[..count], &frame(2, text.as_bytes())].concat();
+            whole.as_slice()
+        } else {
+            frames
+        };
+        let after = bytes + frames.len() as u64;
         if bytes / BETWEEN_CHECKS != after / BETWEEN_CHECKS {
             self.check_space()?;
         }
@@ -168,7 +220,6 @@ pub struct Frames(Vec<u8>);
 impl Frames {
     /// Adds bytes, and returns the complete frames: the stream's number and the bytes of each.
     pub fn add(&mut self, bytes: &[u8]) -> Vec<(u8, Vec<u8>)> {
-        const HEADER: usize = 8;
         self.0.extend_from_slice(bytes);
         let mut frames = Vec::new();
         let mut at = 0;
@@ -201,11 +252,8 @@ mod tests {
     async fn readers_follow_to_the_end() {
         let scratch = Scratch::temporary("step-log").unwrap();
         let store = whelk_image::Store::open(scratch.path()).unwrap();
-        let log = Arc::new(Log {
-            limit: 10,
-            ..Log::new(&store.staging)
-        });
-        log.append(b"one ").unwrap();
+        let log = Arc::new(Log::new(&store.staging));
+        log.append(&frame(1, b"one ")).unwrap();
         let follow = tokio::spawn({
             let log = log.clone();
             async move {
@@ -220,26 +268,59 @@ mod tests {
             }
         });
         tokio::task::yield_now().await;
-        log.append(b"two").unwrap();
-        let error = log.append(b"four").unwrap_err().to_string();
-        assert_eq!(error, "the output of the step exceeds 10B");
+        log.append(&frame(1, b"two")).unwrap();
         log.close();
-        assert_eq!(follow.await.unwrap(), b"one two");
-        assert_eq!(log.read(4).await.unwrap(), b"two");
-        assert!(log.read(7).await.unwrap().is_empty());
+        let all = [frame(1, b"one "), frame(1, b"two")].concat();
+        assert_eq!(follow.await.unwrap(), all);
+        assert_eq!(log.read(12).await.unwrap(), frame(1, b"two"));
+        assert!(log.read(23).await.unwrap().is_empty());
         assert!(matches!(&*log.kept.lock().unwrap(), Kept::Memory(_)));
         let long = Log::new(&store.staging);
         let content = vec![b'x'; 100_000];
-        long.append(&content).unwrap();
+        long.append(&frame(1, &content)).unwrap();
         long.close();
         assert_eq!(long.read(0).await.unwrap().len(), 64 << 10);
-        assert_eq!(long.read(99_999).await.unwrap(), b"x");
+        assert_eq!(long.read(100_007).await.unwrap(), b"x");
         // Without output there is no file, and none has a name.
         let empty = Log::new(&store.staging);
         empty.close();
         assert!(empty.read(0).await.unwrap().is_empty());
         let files = fs::list(store.staging.root().join("tmp")).unwrap();
         assert!(files.is_empty());
+    }
+
+    /// The output ends with a line behind the last frame that has begun before the limit; the step goes on.
+    #[tokio::test]
+    async fn output_beyond_the_limit_is_dropped() {
+        let scratch = Scratch::temporary("step-log-limit").unwrap();
+        let store = whelk_image::Store::open(scratch.path()).unwrap();
+        let output = [frame(1, b"one"), frame(2, b"two"), frame(1, b"three")].concat();
+        let text = "\n[the step has more than 12B of output: the rest is dropped]\n";
+        let expected = vec![
+            (1, b"one".to_vec()),
+            (2, b"two".to_vec()),
+            (2, text.as_bytes().to_vec()),
+        ];
+        for cut in 0..=output.len() {
+            let log = Log {
+                limit: 12,
+                ..Log::new(&store.staging)
+            };
+            log.append(&output[..cut]).unwrap();
+            log.append(&output[cut..]).unwrap();
+            log.append(&frame(1, b"four")).unwrap();
+            log.close();
+            let bytes = log.read(0).await.unwrap();
+            assert_eq!(Frames::default().add(&bytes), expected, "{cut}");
+        }
+        // As many bytes as the limit are all kept.
+        let log = Log {
+            limit: output.len() as u64,
+            ..Log::new(&store.staging)
+        };
+        log.append(&output).unwrap();
+        log.close();
+        assert_eq!(log.read(0).await.unwrap(), output);
     }
 
     #[test]
