@@ -56,6 +56,9 @@ pub(crate) struct Found {
 #[derive(Debug)]
 pub struct Cache {
     state: Mutex<State>,
+    /// How often each result is in use by builds. Taken behind `state` by those who take both: the end of a use does not
+    /// wait for the disk.
+    in_use: Mutex<BTreeMap<i64, usize>>,
     /// Reads what does not have to be up to date, beside builds.
     reader: Mutex<Connection>,
     boot: String,
@@ -66,8 +69,6 @@ pub struct Cache {
 struct State {
     connection: Connection,
     layers: Layers,
-    /// How often each result is in use by builds.
-    in_use: BTreeMap<i64, usize>,
 }
 
 /// The layers of all results: what holds each, and the number of results that have it.
@@ -180,11 +181,8 @@ impl Cache {
         let reader = Connection::open(&path).map_err(failed("open the build cache"))?;
         Ok(Self {
             reader: Mutex::new(reader),
-            state: Mutex::new(State {
-                connection,
-                layers,
-                in_use: BTreeMap::new(),
-            }),
+            state: Mutex::new(State { connection, layers }),
+            in_use: Mutex::default(),
             boot,
             salt,
         })
@@ -205,14 +203,14 @@ impl Cache {
 
     /// Returns the result of a key, which `uses` keeps. `lease` holds its layers from then on.
     pub(crate) fn find(&self, key: &Digest, lease: &Lease, uses: &Uses) -> Option<Found> {
-        let mut state = self.state.lock().ignore_poison();
+        let state = self.state.lock().ignore_poison();
         let found = find(&state.connection, key).unwrap_or_else(|error| {
             tracing::warn!("read the build cache: {error}");
             None
         });
         // Under the lock, so that no removal comes between.
         let (id, found) = found?;
-        *state.in_use.entry(id).or_default() += 1;
+        *self.in_use.lock().ignore_poison().entry(id).or_default() += 1;
         uses.ids.lock().ignore_poison().push(id);
         for (layer, _) in found.outputs.iter().flatten() {
             lease.hold(layer);
@@ -221,12 +219,12 @@ impl Cache {
     }
 
     fn end_uses(&self, ids: &[i64]) {
-        let mut state = self.state.lock().ignore_poison();
+        let mut in_use = self.in_use.lock().ignore_poison();
         for id in ids {
-            if let Some(count) = state.in_use.get_mut(id) {
+            if let Some(count) = in_use.get_mut(id) {
                 *count -= 1;
                 if *count == 0 {
-                    state.in_use.remove(id);
+                    in_use.remove(id);
                 }
             }
         }
@@ -288,9 +286,9 @@ impl Cache {
         let reader = self.reader.lock().ignore_poison();
         let mut rows = rows(&reader).map_err(failed("read the build cache"))?;
         drop(reader);
-        let state = self.state.lock().ignore_poison();
+        let in_use = self.in_use.lock().ignore_poison();
         for row in &mut rows {
-            row.in_use = state.in_use.contains_key(&row.id);
+            row.in_use = in_use.contains_key(&row.id);
         }
         Ok(rows)
     }
@@ -302,8 +300,11 @@ impl Cache {
     /// Returns an error if the disk fails.
     pub(crate) fn remove(&self, ids: &[i64]) -> Result<Vec<i64>> {
         let mut state = self.state.lock().ignore_poison();
-        let ids = ids.iter().filter(|id| !state.in_use.contains_key(id));
-        let ids: Vec<i64> = ids.copied().collect();
+        let ids: Vec<i64> = {
+            let in_use = self.in_use.lock().ignore_poison();
+            let ids = ids.iter().filter(|id| !in_use.contains_key(id));
+            ids.copied().collect()
+        };
         let gone =
             remove(&mut state.connection, &ids).map_err(failed("write to the build cache"))?;
         for outputs in gone {
@@ -593,6 +594,23 @@ mod tests {
         assert_eq!(cache.rows().unwrap()[0].uses, 1);
         assert_eq!(cache.remove(&[row.id]).unwrap(), [row.id]);
         assert_eq!(find(&cache, &store, &key), None);
+    }
+
+    #[test]
+    fn the_end_of_a_use_does_not_wait_for_the_disk() {
+        let root = Root::new("uses");
+        let (cache, store) = root.open();
+        let key = Digest::of(b"1");
+        let outputs = vec![vec![(root.layer("one"), 7)]];
+        cache.insert(&store, &[key], &outputs, "").unwrap();
+        let uses = cache.uses();
+        assert!(cache.find(&key, &store.leases.take(), &uses).is_some());
+        let id = cache.rows().unwrap()[0].id;
+        // As while something is written.
+        let state = cache.state.lock().unwrap();
+        cache.end_uses(&[id]);
+        drop(state);
+        assert!(!cache.rows().unwrap()[0].in_use);
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub(crate) struct Caches {
 /// What is known of caches, by their directory's name.
 #[derive(Debug, Default)]
 struct Known {
-    /// Those that were used since the engine has started.
+    /// Those that are in use. Dockerfiles may name any number of others.
     locks: Mutex<HashMap<String, Arc<RwLock<()>>>>,
     /// The sizes that were measured after the last use.
     sizes: Mutex<HashMap<String, u64>>,
@@ -45,6 +45,7 @@ struct Known {
 impl Known {
     fn lock(&self, name: &str) -> Arc<RwLock<()>> {
         let mut locks = self.locks.lock().ignore_poison();
+        locks.retain(|_, lock| Arc::strong_count(lock) > 1);
         locks.entry(name.to_owned()).or_default().clone()
     }
 }
@@ -462,6 +463,11 @@ mod tests {
         assert_eq!(size(), before + 8);
         drop(caches.take(&key, CacheSharing::Locked).await);
         assert_eq!(size(), before);
+        for number in 0..100 {
+            let other = self::key(&number.to_string(), "", &[]);
+            drop(caches.take(&other, CacheSharing::Shared).await);
+        }
+        assert!(caches.known.locks.lock().unwrap().len() <= 1);
         let kept = caches.list().unwrap();
         // To look at a cache is no use of it.
         let lock = caches.known.lock(&kept[0].name);
