@@ -101,8 +101,9 @@ impl History {
         }
         let target = self.place.join("blobs").join(&digits);
         let digest = format!("sha256:{digits}");
-        let mut state = self.state.lock().ignore_poison();
+        let _disk = self.disk.lock().ignore_poison();
         fs::rename(&writer.path, target).map_err(io::Error::other)?;
+        let mut state = self.state.lock().ignore_poison();
         *state.held.entry(digits).or_default() += 1;
         writer.file = None;
         Ok(Descriptor {
@@ -118,13 +119,20 @@ impl History {
     /// # Errors
     /// Returns an error if it cannot be opened.
     pub fn blob(&self, digest: &str) -> fs::Result<Option<(File, u64)>> {
-        let state = self.state.lock().ignore_poison();
-        let mut known = state.ended.values().flat_map(of);
-        let found = known.find(|blob| blob.digest == digest);
-        let found = found.and_then(|blob| Some((path(&self.place, &blob.digest)?, blob.size)));
+        let found = {
+            let state = self.state.lock().ignore_poison();
+            let mut known = state.ended.values().flat_map(of);
+            let found = known.find(|blob| blob.digest == digest);
+            found.and_then(|blob| Some((path(&self.place, &blob.digest)?, blob.size)))
+        };
         let Some((path, size)) = found else {
             return Ok(None);
         };
-        Ok(Some((fs::open(path)?, u64::try_from(size).unwrap_or(0))))
+        match fs::open(path) {
+            Ok(file) => Ok(Some((file, u64::try_from(size).unwrap_or(0)))),
+            // Its record was removed meanwhile.
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }

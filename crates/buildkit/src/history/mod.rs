@@ -11,6 +11,7 @@
 mod blobs;
 mod filter;
 mod keep;
+mod limits;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -40,6 +41,9 @@ const MAX_RECORD: u64 = 32 << 20;
 #[derive(Debug)]
 pub struct History {
     place: PathBuf,
+    /// Held by those who change what is on disk. It is taken before `state`, which is never held meanwhile: calls that
+    /// only look wait for no disk.
+    disk: Mutex<()>,
     state: Mutex<State>,
     events: broadcast::Sender<Arc<BuildHistoryEvent>>,
 }
@@ -77,6 +81,7 @@ impl History {
     pub fn open(place: &Path) -> Self {
         let history = Self {
             place: place.to_owned(),
+            disk: Mutex::default(),
             state: Mutex::default(),
             events: broadcast::channel(WAITING).0,
         };
@@ -112,7 +117,8 @@ impl History {
 
     fn load(&self, path: &Path) -> std::result::Result<BuildHistoryRecord, String> {
         let (bytes, _) = fs::read_regular(path, MAX_RECORD).map_err(|error| error.to_string())?;
-        let record = BuildHistoryRecord::decode(&*bytes).map_err(|error| error.to_string())?;
+        let mut record = BuildHistoryRecord::decode(&*bytes).map_err(|error| error.to_string())?;
+        limits::shorten(&mut record);
         if self.path(&record.r#ref) != path {
             return Err(format!("it is the record of {:?}", record.r#ref));
         }
@@ -135,7 +141,8 @@ impl History {
     }
 
     /// Notes a build that has begun.
-    pub fn begin(&self, record: BuildHistoryRecord) {
+    pub fn begin(&self, mut record: BuildHistoryRecord) {
+        limits::shorten(&mut record);
         let mut state = self.state.lock().ignore_poison();
         state.active.insert(record.r#ref.clone(), record.clone());
         self.tell(BuildHistoryEventType::Started, record);
@@ -146,21 +153,29 @@ impl History {
     /// # Errors
     /// Returns an error if it cannot be written.
     pub fn complete(&self, mut record: BuildHistoryRecord) -> fs::Result<()> {
+        limits::shorten(&mut record);
         record.generation += 1;
-        let mut state = self.state.lock().ignore_poison();
-        state.release(&record);
-        // It may have been pinned while it ran.
-        if let Some(active) = state.active.remove(&record.r#ref) {
-            record.pinned |= active.pinned;
+        let _disk = self.disk.lock().ignore_poison();
+        let is_deleted = {
+            let mut state = self.state.lock().ignore_poison();
+            state.release(&record);
+            // It may have been pinned while it ran.
+            if let Some(active) = state.active.get(&record.r#ref) {
+                record.pinned |= active.pinned;
+            }
+            let is_deleted = state.deleted.remove(&record.r#ref);
+            if is_deleted {
+                state.active.remove(&record.r#ref);
+            }
+            is_deleted
+        };
+        if !is_deleted {
+            fs::replace(self.path(&record.r#ref), record.encode_to_vec(), 0o600)?;
+            let mut state = self.state.lock().ignore_poison();
+            state.active.remove(&record.r#ref);
+            state.ended.insert(record.r#ref.clone(), record.clone());
+            self.tell(BuildHistoryEventType::Complete, record);
         }
-        if state.deleted.remove(&record.r#ref) {
-            drop(state);
-            return self.collect();
-        }
-        fs::replace(self.path(&record.r#ref), record.encode_to_vec(), 0o600)?;
-        state.ended.insert(record.r#ref.clone(), record.clone());
-        self.tell(BuildHistoryEventType::Complete, record);
-        drop(state);
         self.collect()
     }
 
@@ -176,17 +191,21 @@ impl History {
     /// # Errors
     /// Returns an error if there is no such record, or if it cannot be written.
     pub fn pin(&self, name: &str, is_pinned: bool) -> Result<()> {
-        let mut state = self.state.lock().ignore_poison();
-        if let Some(record) = state.active.get_mut(name) {
-            record.pinned = is_pinned;
-            return Ok(());
-        }
-        let record = state.ended.get_mut(name).ok_or_else(|| unknown(name))?;
-        let mut changed = record.clone();
+        let _disk = self.disk.lock().ignore_poison();
+        let mut changed = {
+            let mut state = self.state.lock().ignore_poison();
+            if let Some(record) = state.active.get_mut(name) {
+                record.pinned = is_pinned;
+                return Ok(());
+            }
+            let record = state.ended.get(name).ok_or_else(|| unknown(name))?;
+            record.clone()
+        };
         changed.pinned = is_pinned;
         changed.generation += 1;
         fs::replace(self.path(name), changed.encode_to_vec(), 0o600).map_err(failed)?;
-        *record = changed.clone();
+        let mut state = self.state.lock().ignore_poison();
+        state.ended.insert(name.to_owned(), changed.clone());
         self.tell(BuildHistoryEventType::Complete, changed);
         Ok(())
     }
@@ -196,21 +215,25 @@ impl History {
     /// # Errors
     /// Returns an error if there is no such record, or if it cannot be removed.
     pub fn delete(&self, name: &str) -> Result<()> {
-        let mut state = self.state.lock().ignore_poison();
-        if state.active.contains_key(name) {
-            state.deleted.insert(name.to_owned());
-            return Ok(());
+        let _disk = self.disk.lock().ignore_poison();
+        {
+            let mut state = self.state.lock().ignore_poison();
+            if state.active.contains_key(name) {
+                state.deleted.insert(name.to_owned());
+                return Ok(());
+            }
+            if !state.ended.contains_key(name) {
+                return Err(unknown(name));
+            }
         }
-        if !state.ended.contains_key(name) {
-            return Err(unknown(name));
-        }
-        self.remove(&mut state, name).map_err(failed)?;
-        drop(state);
+        self.remove(name).map_err(failed)?;
         self.collect().map_err(failed)
     }
 
-    fn remove(&self, state: &mut State, name: &str) -> fs::Result<()> {
+    /// Removes a record. The caller holds `disk`.
+    fn remove(&self, name: &str) -> fs::Result<()> {
         fs::remove_if_exists(self.path(name))?;
+        let mut state = self.state.lock().ignore_poison();
         state.ended.remove(name);
         let record = BuildHistoryRecord {
             r#ref: name.to_owned(),
