@@ -71,8 +71,16 @@ pub struct Told {
     pub ranges: Vec<Range>,
 }
 
-/// Maximum number of warnings of a frontend that are kept.
+/// Maximum number of warnings of a frontend that are kept, and their size in bytes.
 const MAX_TOLD: usize = 1000;
+const MAX_TOLD_BYTES: usize = 16 << 20;
+
+/// The warnings of a frontend that are kept: their number and their size in bytes.
+#[derive(Debug, Default)]
+struct Room {
+    count: usize,
+    bytes: usize,
+}
 
 /// The events of a build.
 #[derive(Clone, Debug, Default)]
@@ -81,6 +89,7 @@ pub struct Progress(Arc<Events>);
 #[derive(Debug, Default)]
 struct Events {
     list: Mutex<Vec<Event>>,
+    told: Mutex<Room>,
     /// The number of events, and whether these are all.
     count: watch::Sender<(usize, bool)>,
 }
@@ -98,21 +107,19 @@ impl Progress {
         self.0.count.send_modify(|known| known.0 = count);
     }
 
-    /// Adds a warning of a frontend about a step. Returns whether it was kept: there may be too many.
-    pub fn warn(&self, vertex: Digest, told: Told) -> bool {
-        let is_told = |event: &&Event| matches!(event.kind, EventKind::Told(_));
-        let count = self
-            .0
-            .list
-            .lock()
-            .ignore_poison()
-            .iter()
-            .filter(is_told)
-            .count();
-        if count < MAX_TOLD {
-            self.add(vertex, EventKind::Told(Arc::new(told)));
+    /// Adds a warning of a frontend about a step, of this size. Returns whether it was kept: there may be too many.
+    pub fn warn(&self, vertex: Digest, told: Told, bytes: usize) -> bool {
+        {
+            let mut room = self.0.told.lock().ignore_poison();
+            let bytes = room.bytes.saturating_add(bytes);
+            if room.count >= MAX_TOLD || bytes > MAX_TOLD_BYTES {
+                return false;
+            }
+            room.count += 1;
+            room.bytes = bytes;
         }
-        count < MAX_TOLD
+        self.add(vertex, EventKind::Told(Arc::new(told)));
+        true
     }
 
     /// Begins work of the builder that is no operation of a graph. It has failed if it is dropped.
@@ -211,6 +218,19 @@ impl Drop for Work {
 )]
 mod tests {
     use super::*;
+
+    #[test]
+    fn warnings_have_a_number_and_a_size() {
+        let vertex = Digest::of(b"step");
+        let progress = Progress::default();
+        let warn = |progress: &Progress, bytes| progress.warn(vertex, Told::default(), bytes);
+        assert!(warn(&progress, MAX_TOLD_BYTES - 1));
+        assert!(!warn(&progress, 2));
+        assert!(warn(&progress, 1));
+        let progress = Progress::default();
+        let kept = (0..=MAX_TOLD).filter(|_| warn(&progress, 1));
+        assert_eq!(kept.count(), MAX_TOLD);
+    }
 
     #[tokio::test]
     async fn each_reader_gets_all_events() {

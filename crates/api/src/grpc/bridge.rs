@@ -10,7 +10,6 @@ use whelk_build::provenance::attribute_without_credentials;
 use whelk_build::{Images, Request, Told};
 use whelk_buildkit::files::{Entry, Kind};
 use whelk_buildkit::grpc::{Call, Code, Result, Status};
-use whelk_buildkit::pb::Unused;
 use whelk_buildkit::pb::files::Stat;
 use whelk_buildkit::pb::gateway::{
     ApiCap, EvaluateRequest, InputsResponse, PongResponse, ReadDirRequest, ReadDirResponse,
@@ -18,6 +17,7 @@ use whelk_buildkit::pb::gateway::{
     ResolveSourceImageResponse, ResolveSourceMetaRequest, ResolveSourceMetaResponse, ReturnRequest,
     SolveRequest, SolveResponse, StatFileRequest, StatFileResponse, WarnRequest,
 };
+use whelk_buildkit::pb::{Message as _, Unused};
 use whelk_llb::Digest;
 use whelk_llb::pb::Platform;
 use whelk_sys::in_root;
@@ -113,7 +113,7 @@ const OPERATIONS: [&str; 62] = [
     "exporter.sourcedateepoch",
 ];
 
-/// Maximum size of a file that is read, in bytes: that of a message, with some room.
+/// Maximum size of a file or a list that is read, in bytes: that of a message, with some room.
 const MAX_FILE: usize = 15 << 20;
 
 impl Door {
@@ -227,7 +227,7 @@ impl Door {
                 let common = build.request.clone();
                 let reference = Reference::new(common, definition, Images::default(), None);
                 let reference = reference.await?;
-                self.result(build, reference)
+                self.result(build, reference)?
             }
             ("", None) => return Err(Status::invalid("neither a frontend nor a definition")),
             (frontend, _) => {
@@ -369,7 +369,9 @@ impl Door {
         let list = move |root: &OwnedFd, path: &Path| {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
             let directory = in_root::open(root, path, flags, Mode::empty())?;
-            let mut found = Vec::new();
+            /// Of the field that a message is in, in bytes.
+            const FIELD: usize = 6;
+            let (mut found, mut size) = (Vec::new(), 0);
             for entry in rustix::fs::Dir::read_from(&directory)? {
                 let entry = entry?;
                 let name = entry.file_name().to_bytes();
@@ -382,7 +384,15 @@ impl Door {
                 let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let name = std::ffi::OsStr::from_bytes(name);
                 let file = rustix::fs::openat(&directory, name, flags, Mode::empty())?;
-                found.push(stat(&file, &text)?);
+                let stat = stat(&file, &text)?;
+                size += stat.encoded_len() + FIELD;
+                if size > MAX_FILE {
+                    let text = format!(
+                        "a list of more than {MAX_FILE} bytes: ask for a part, by a pattern"
+                    );
+                    return Err(std::io::Error::other(text));
+                }
+                found.push(stat);
             }
             found.sort_by(|one, other| one.path.cmp(&other.path));
             Ok(found)
@@ -408,6 +418,7 @@ fn unsupported(what: &str) -> Status {
 
 /// Adds a warning of the client's frontend to the progress.
 fn warn(build: &Build, request: WarnRequest) -> Result<()> {
+    let bytes = request.encoded_len();
     let vertex = match request.digest.as_str() {
         "" => Digest::of(&request.short),
         digest => {
@@ -423,7 +434,7 @@ fn warn(build: &Build, request: WarnRequest) -> Result<()> {
         info: request.info,
         ranges: request.ranges,
     };
-    match build.request.progress.warn(vertex, told) {
+    match build.request.progress.warn(vertex, told, bytes) {
         true => Ok(()),
         false => {
             let text = "too many warnings";

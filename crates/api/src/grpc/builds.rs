@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, watch};
 use whelk_build::provenance::{FrontendCall, Provenance};
 use whelk_build::{Attest, Builder, Error, Images, Request, Scanned, Solved};
 use whelk_buildkit::grpc::{Code, Result, Status};
-use whelk_buildkit::pb::gateway;
+use whelk_buildkit::pb::{Message as _, gateway};
 use whelk_dockerfile::convert::Image;
 use whelk_engine::events::now;
 use whelk_llb::pb::{Definition, SourceInfo};
@@ -21,9 +21,29 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// The time that the progress of a build is kept after its end, for clients that ask late.
 const KEPT: Duration = Duration::from_secs(30);
 
-/// The builds, by their names.
-#[derive(Debug, Default)]
-pub(super) struct Builds(watch::Sender<HashMap<String, Arc<Build>>>);
+/// Maximum number of builds that run.
+const MAX_RUNNING: usize = 1000;
+
+/// Maximum number of references of a build, and of the bytes of their definitions.
+const MAX_REFERENCES: usize = 4096;
+const MAX_DEFINITIONS: usize = 64 << 20;
+
+/// The builds.
+#[derive(Debug)]
+pub(super) struct Builds {
+    /// By their names.
+    known: watch::Sender<HashMap<String, Arc<Build>>>,
+    running: Arc<Semaphore>,
+}
+
+impl Default for Builds {
+    fn default() -> Self {
+        Self {
+            known: watch::Sender::default(),
+            running: Arc::new(Semaphore::new(MAX_RUNNING)),
+        }
+    }
+}
 
 /// A build.
 #[derive(Debug)]
@@ -36,7 +56,7 @@ pub(super) struct Build {
     pub attest: Attest,
     /// In nanoseconds since the epoch.
     started: i64,
-    references: Mutex<HashMap<String, Arc<Reference>>>,
+    references: Mutex<References>,
     /// Results that the frontend has read from: what a client gives only once is part of some.
     held: Mutex<Vec<Arc<Solved>>>,
     /// The result, which a client that converts the Dockerfile itself returns (`LLBBridge.Return`).
@@ -47,6 +67,14 @@ pub(super) struct Build {
     noted: Mutex<Noted>,
     /// The Dockerfile that warnings are about, and the step that has read it.
     pub file: Mutex<Option<(Digest, SourceInfo)>>,
+}
+
+/// The references of a build, by their names.
+#[derive(Debug, Default)]
+struct References {
+    known: HashMap<String, Arc<Reference>>,
+    /// The size of their definitions in bytes.
+    bytes: usize,
 }
 
 /// The provenance and the attestations of a build's results, by platform if there are several.
@@ -193,11 +221,19 @@ impl Build {
         attest: Attest,
     ) -> Arc<Self> {
         Arc::new(Self {
+            inputs,
+            attest,
+            ..Self::plain(id, session, request)
+        })
+    }
+
+    fn plain(id: String, session: String, request: Request) -> Self {
+        Self {
             id,
             session,
             request,
-            inputs,
-            attest,
+            inputs: BTreeMap::new(),
+            attest: Attest::default(),
             started: now(),
             references: Mutex::default(),
             held: Mutex::default(),
@@ -205,7 +241,7 @@ impl Build {
             manifests: Mutex::default(),
             noted: Mutex::default(),
             file: Mutex::default(),
-        })
+        }
     }
 
     /// Keeps a result as long as the build.
@@ -241,19 +277,43 @@ impl Build {
     }
 
     /// Keeps a reference, and returns its name.
-    pub fn add(&self, reference: Reference) -> (String, Arc<Reference>) {
+    ///
+    /// # Errors
+    /// Returns an error if the build has too many.
+    pub fn add(&self, reference: Reference) -> Result<(String, Arc<Reference>)> {
         let reference = Arc::new(reference);
         let mut references = self.references.lock().ignore_poison();
-        let name = format!("{}-{}", self.id, references.len());
-        references.insert(name.clone(), reference.clone());
-        (name, reference)
+        let (number, size) = (references.known.len(), reference.definition.encoded_len());
+        let bytes = references.bytes.saturating_add(size);
+        if number >= MAX_REFERENCES || bytes > MAX_DEFINITIONS {
+            return Err(Status::new(
+                Code::ResourceExhausted,
+                format!(
+                    "a build has at most {MAX_REFERENCES} results, with definitions of {MAX_DEFINITIONS} bytes"
+                ),
+            ));
+        }
+        let name = format!("{}-{number}", self.id);
+        references.bytes = bytes;
+        references.known.insert(name.clone(), reference.clone());
+        Ok((name, reference))
+    }
+
+    /// Returns what is kept of a build that has ended: its progress.
+    fn ended(&self) -> Arc<Self> {
+        let ended = Self {
+            started: self.started,
+            file: Mutex::new(self.file.lock().ignore_poison().clone()),
+            ..Self::plain(self.id.clone(), self.session.clone(), self.request.clone())
+        };
+        Arc::new(ended)
     }
 
     /// # Errors
     /// Returns an error if there is no such reference.
     pub fn reference(&self, name: &str) -> Result<Arc<Reference>> {
         let references = self.references.lock().ignore_poison();
-        let found = references.get(name).cloned();
+        let found = references.known.get(name).cloned();
         found.ok_or_else(|| Status::not_found(format!("no such ref: {name}")))
     }
 }
@@ -263,15 +323,18 @@ impl Build {
 pub(super) struct Running<'a> {
     builds: &'a Builds,
     build: Arc<Build>,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         self.build.request.progress.close();
         // Dropping the references ends what waits for their results.
-        self.build.references.lock().ignore_poison().clear();
+        *self.build.references.lock().ignore_poison() = References::default();
         self.build.held.lock().ignore_poison().clear();
-        let (known, id) = (self.builds.0.clone(), self.build.id.clone());
+        let (known, id) = (self.builds.known.clone(), self.build.id.clone());
+        let ended = self.build.ended();
+        known.send_modify(|known| drop(known.insert(id.clone(), ended)));
         tokio::spawn(async move {
             tokio::time::sleep(KEPT).await;
             known.send_modify(|known| {
@@ -285,9 +348,13 @@ impl Builds {
     /// Adds a build.
     ///
     /// # Errors
-    /// Returns an error if there is one with this name.
+    /// Returns an error if there is one with this name, and if too many run.
     pub fn begin(&self, build: &Arc<Build>) -> Result<Running<'_>> {
-        let is_new = self.0.send_if_modified(|known| {
+        let permit = self.running.clone().try_acquire_owned().map_err(|_| {
+            let text = format!("{MAX_RUNNING} builds run, which is the maximum: try again later");
+            Status::new(Code::ResourceExhausted, text)
+        })?;
+        let is_new = self.known.send_if_modified(|known| {
             let is_new = !known.contains_key(&build.id);
             if is_new {
                 known.insert(build.id.clone(), build.clone());
@@ -301,6 +368,7 @@ impl Builds {
         Ok(Running {
             builds: self,
             build: build.clone(),
+            _permit: permit,
         })
     }
 
@@ -309,7 +377,7 @@ impl Builds {
     /// # Errors
     /// Returns an error if there is no such build.
     pub async fn get(&self, id: &str) -> Result<Arc<Build>> {
-        let mut known = self.0.subscribe();
+        let mut known = self.known.subscribe();
         let found = known.wait_for(|known| known.contains_key(id));
         let found = match tokio::time::timeout(PATIENCE, found).await {
             Ok(Ok(known)) => known.get(id).cloned(),

@@ -7,13 +7,13 @@ use futures_util::future::BoxFuture;
 use whelk_build::gc::{Condition, Policy, Record};
 use whelk_build::{Attest, CacheExport, Imports, Pieces, Progress, Request, Settings};
 use whelk_buildkit::grpc::{Call, Result, Status};
-use whelk_buildkit::pb::Timestamp;
 use whelk_buildkit::pb::control::{
     BuildHistoryRequest, BuildkitVersion, DiskUsageRequest, DiskUsageResponse, InfoResponse,
     ListWorkersRequest, ListWorkersResponse, PruneRequest, SolveRequest, SolveResponse,
     StatusRequest, UpdateBuildHistoryRequest, UsageRecord, WorkerRecord,
 };
 use whelk_buildkit::pb::gateway::{self, result};
+use whelk_buildkit::pb::{Message as _, Timestamp};
 use whelk_dockerfile::convert::ResolveMode;
 use whelk_engine::events::now;
 
@@ -31,6 +31,9 @@ const SNAPSHOTTER: &str = "org.mobyproject.buildkit.worker.snapshotter";
 
 /// The label with the address that `host-gateway` stands for in `--add-host`, which clients replace.
 const HOST_GATEWAY: &str = "org.mobyproject.buildkit.worker.moby.host-gateway-ip";
+
+/// Maximum length of a build's name in bytes.
+const MAX_REF: usize = 256;
 
 /// The version of the Dockerfile language.
 pub(super) const DOCKERFILE: &str = "1.19.0";
@@ -77,7 +80,7 @@ impl Door {
             "DiskUsage" => {
                 let request: DiskUsageRequest = call.request().await?;
                 let records = self.usage(request).await?;
-                let record = records.iter().map(usage_record).collect();
+                let record = shortened(records.iter().map(usage_record).collect());
                 call.responses.send(&DiskUsageResponse { record }).await
             }
             "Prune" => {
@@ -176,7 +179,7 @@ impl Door {
                     let images = whelk_build::Images::default();
                     let common = build.request.clone();
                     let reference = Reference::new(common, definition, images, None).await?;
-                    self.result(build, reference)
+                    self.result(build, reference)?
                 }
                 (frontend, _) => {
                     self.frontend(build, frontend, &request.frontend_attrs, &build.inputs)
@@ -203,8 +206,8 @@ impl Door {
     }
 
     /// Keeps a reference as the result of a build.
-    pub(super) fn result(&self, build: &Build, reference: Reference) -> gateway::Result {
-        let (id, reference) = build.add(reference);
+    pub(super) fn result(&self, build: &Build, reference: Reference) -> Result<gateway::Result> {
+        let (id, reference) = build.add(reference)?;
         let mut result = gateway::Result::default();
         if let Some(origin) = &reference.origin
             && let Ok(config) = serde_json::to_vec(&origin.image)
@@ -217,7 +220,7 @@ impl Door {
             id,
             def: Some(reference.definition.clone()),
         }));
-        result
+        Ok(result)
     }
 
     pub(super) fn worker(&self) -> WorkerRecord {
@@ -300,6 +303,28 @@ fn version() -> BuildkitVersion {
     }
 }
 
+/// Shortens the descriptions of records if they are too long together: clients refuse a larger answer.
+fn shortened(mut records: Vec<UsageRecord>) -> Vec<UsageRecord> {
+    /// Clients accept 16 MiB.
+    const MAX_ANSWER: usize = 12 << 20;
+    /// Some of a description, and none of it.
+    const LENGTHS: [usize; 2] = [200, 0];
+    for length in LENGTHS {
+        let sizes = records.iter().map(UsageRecord::encoded_len);
+        if sizes.sum::<usize>() <= MAX_ANSWER {
+            break;
+        }
+        for record in &mut records {
+            let end = record.description.floor_char_boundary(length);
+            if end < record.description.len() {
+                record.description.truncate(end);
+                record.description.push('…');
+            }
+        }
+    }
+    records
+}
+
 fn usage_record(record: &Record) -> UsageRecord {
     let size = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
     UsageRecord {
@@ -346,6 +371,10 @@ fn check(request: &SolveRequest) -> Result<()> {
     if request.r#ref.is_empty() {
         return Err(Status::invalid("the build has no ref"));
     }
+    if request.r#ref.len() > MAX_REF {
+        let text = format!("the ref of the build has more than {MAX_REF} bytes");
+        return Err(Status::invalid(text));
+    }
     if let Some(right) = request
         .entitlements
         .iter()
@@ -370,4 +399,27 @@ fn check(request: &SolveRequest) -> Result<()> {
         return unsupported(&format!("a cache import from {import} of an old client"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_of_the_cache_fit_into_an_answer() {
+        let records = |count: usize, length: usize| {
+            let record = UsageRecord {
+                id: "x".repeat(25),
+                description: "é".repeat(length),
+                ..UsageRecord::default()
+            };
+            vec![record; count]
+        };
+        let few = records(10, 1000);
+        assert_eq!(shortened(few.clone()), few);
+        let long = shortened(records(20_000, 1000));
+        assert_eq!(long[0].description, format!("{}…", "é".repeat(100)));
+        let many = shortened(records(100_000, 1000));
+        assert_eq!(many[0].description, "…");
+    }
 }

@@ -140,10 +140,10 @@ impl Door {
         });
         let mut references = futures_util::future::try_join_all(converting).await?;
         if prepared.options.multi_platform {
-            return Ok(self.results(build, references));
+            return self.results(build, references);
         }
         match references.pop() {
-            Some((_, reference)) => Ok(self.result(build, reference)),
+            Some((_, reference)) => self.result(build, reference),
             None => Err(Status::unknown("a Dockerfile without a result")),
         }
     }

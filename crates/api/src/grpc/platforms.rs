@@ -71,14 +71,14 @@ impl Door {
         &self,
         build: &Build,
         references: Vec<(pb::Platform, Reference)>,
-    ) -> gateway::Result {
+    ) -> Result<gateway::Result> {
         let mut result = gateway::Result::default();
         let mut map = RefMap::default();
         let mut listed = Vec::with_capacity(references.len());
         for (platform, reference) in references {
             let platform = platform.normalized();
             let id = platform.specifier();
-            let one = self.result(build, reference);
+            let one = self.result(build, reference)?;
             if let Some(config) = one.metadata.get(CONFIG) {
                 result
                     .metadata
@@ -105,7 +105,7 @@ impl Door {
             result.metadata.insert(PLATFORMS.into(), listing);
         }
         result.kind = Some(result::Kind::Refs(map));
-        result
+        Ok(result)
     }
 }
 
