@@ -40,6 +40,7 @@ pub(crate) fn call(name: &str, values: &[Typed], mode: Mode) -> Result<Typed> {
         ))
     };
     match (name, values) {
+        ("json", [value]) if mode == Mode::Indented => Ok(Typed::text(indented(value))),
         ("json", [value]) => Ok(Typed::text(json(value))),
         ("upper", [value]) => Ok(Typed::text(text(value)?.to_uppercase())),
         ("lower", [value]) => Ok(Typed::text(text(value)?.to_lowercase())),
@@ -98,13 +99,22 @@ fn text_length(value: &Typed) -> usize {
 /// Encodes a value as JSON. For table rows, `<`, `>` and `&` are escaped, as Docker's client does.
 fn json(value: &Typed) -> String {
     let text = value.to_json().to_string();
-    if value.kind() == Kind::Row {
-        text.replace('<', "\\u003c")
-            .replace('>', "\\u003e")
-            .replace('&', "\\u0026")
-    } else {
-        text
+    match value.kind() {
+        Kind::Row => without_html(&text),
+        _ => text,
     }
+}
+
+/// Encodes a value as indented JSON.
+fn indented(value: &Typed) -> String {
+    without_html(&format!("{:#}", value.to_json()))
+}
+
+/// Escapes what is special in HTML, as Go's encoder does.
+fn without_html(json: &str) -> String {
+    json.replace('<', "\\u003c")
+        .replace('>', "\\u003e")
+        .replace('&', "\\u0026")
 }
 
 fn indirect(values: &[Typed]) -> Vec<Typed> {

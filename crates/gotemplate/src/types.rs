@@ -40,6 +40,8 @@ pub enum Mode {
     Headings,
     /// On untyped JSON: missing fields are errors.
     Raw,
+    /// As `Values`; the function `json` indents.
+    Indented,
 }
 
 /// The kind of a type, with the types of its elements.

@@ -97,7 +97,9 @@ impl Platform {
         })
     }
 
-    fn normalized(self) -> Self {
+    /// Returns the platform with its usual names: `arm64` for `aarch64`, `arm/v7` for `arm`.
+    #[must_use]
+    pub fn normalized(self) -> Self {
         let (architecture, variant) = normal_architecture(&self.architecture, &self.variant);
         Self {
             architecture,

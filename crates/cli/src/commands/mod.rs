@@ -138,6 +138,16 @@ enum Command {
     },
 }
 
+impl Command {
+    /// Whether the command talks to no engine.
+    fn is_offline(&self) -> bool {
+        match self {
+            Self::BuildxGroup(group) => group.is_offline(),
+            _ => false,
+        }
+    }
+}
+
 /// Exit code for errors in flags.
 pub(crate) const USAGE: u8 = 125;
 
@@ -215,9 +225,13 @@ fn carry_out(cli: Cli, repair: crate::Repair) -> Outcome {
             }
             _ => failure,
         };
+        let is_offline = cli.command.is_offline();
         // `version` also works without an engine, and does not start one.
-        if is_default && !matches!(cli.command, Command::Version(_)) {
+        if is_default && !is_offline && !matches!(cli.command, Command::Version(_)) {
             autostart::ensure(&client).await.map_err(unreachable)?;
+        }
+        if is_offline {
+            return dispatch(&client, cli.command).await;
         }
         match client.find_remote_program().await {
             // Prints the client's part, and then the error.

@@ -3,6 +3,7 @@
 mod cache;
 mod du;
 mod history;
+mod imagetools;
 mod inspect;
 mod ls;
 mod prune;
@@ -75,6 +76,8 @@ pub(crate) enum BuildxCommand {
     Du(du::DuArgs),
     /// Commands to work on build records
     History(history::History),
+    /// Commands to work on images in registry
+    Imagetools(imagetools::Imagetools),
     /// Inspect current builder instance
     Inspect(inspect::InspectArgs),
     /// List builder instances
@@ -83,6 +86,16 @@ pub(crate) enum BuildxCommand {
     Prune(prune::PruneArgs),
     /// Show the version of the client
     Version,
+}
+
+impl Group<BuildxCommand> {
+    /// Whether the command needs no engine.
+    pub fn is_offline(&self) -> bool {
+        matches!(
+            self.command,
+            BuildxCommand::Imagetools(_) | BuildxCommand::Version
+        )
+    }
 }
 
 /// Flags before a command whose value is the next word.
@@ -134,6 +147,7 @@ pub(crate) async fn buildx(client: &Client, group: Group<BuildxCommand>) -> Outc
         BuildxCommand::Build(args) => build::build(client, group.flags.of(args)).await,
         BuildxCommand::Du(args) => du::du(client, args).await,
         BuildxCommand::History(args) => history::history(client, args).await,
+        BuildxCommand::Imagetools(args) => imagetools::imagetools(client, args).await,
         BuildxCommand::Inspect(args) => inspect::inspect(client, args).await,
         BuildxCommand::Ls(args) => ls::ls(client, args).await,
         BuildxCommand::Prune(args) => prune::prune(client, args).await,

@@ -207,7 +207,7 @@ pub(super) fn list(
 }
 
 /// Encodes a value as indented JSON.
-pub(super) fn indented<T: Serialize + ?Sized>(value: &T, indent: &str) -> Outcome<String> {
+pub(crate) fn indented<T: Serialize + ?Sized>(value: &T, indent: &str) -> Outcome<String> {
     let mut out = Vec::new();
     let formatter = serde_json::ser::PrettyFormatter::with_indent(indent.as_bytes());
     let mut serializer = serde_json::Serializer::with_formatter(&mut out, formatter);

@@ -4,9 +4,9 @@
 mod annotate;
 mod create;
 mod inspect;
-mod list;
+pub(crate) mod list;
 mod push;
-mod remote;
+pub(crate) mod remote;
 mod rm;
 mod store;
 
@@ -56,7 +56,7 @@ pub(crate) async fn group(config: Option<&Path>, command: ManifestCommand) -> Ou
 }
 
 /// Parses a name of an image or list, with the default tag if it has neither a tag nor a digest.
-fn reference(name: &str) -> Outcome<Reference> {
+pub(crate) fn reference(name: &str) -> Outcome<Reference> {
     let reference: Reference = name
         .parse()
         .map_err(|error: whelk_image::Error| Failure::new(error.to_string()))?;

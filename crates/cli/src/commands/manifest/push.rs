@@ -6,7 +6,7 @@ use whelk_image::{Digest, Reference};
 use whelk_registry::{Repository, Version};
 
 use super::list::{self, ImageManifest};
-use super::remote::{Remote, failed};
+use super::remote::{self, Remote, failed};
 use super::store::{ManifestStore, no_such};
 use crate::output::print_line;
 use crate::{Failure, Outcome};
@@ -61,10 +61,7 @@ pub(super) async fn push(store: &ManifestStore, remote: &Remote, args: &PushArgs
         };
         print_line!("Pushed ref {shown} with digest: {digest}")?;
     }
-    let version = match (&target.digest, &target.tag) {
-        (Some(digest), _) => Version::Digest(digest.clone()),
-        (None, tag) => Version::Tag(tag.clone().unwrap_or_default()),
-    };
+    let version = remote::version(&target);
     let algorithm = target.digest.as_ref().map(Digest::algorithm);
     let digest = algorithm.unwrap_or_default().digest(text.as_bytes());
     repository

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use whelk_image::Reference;
 use whelk_image::descriptor::{Index, Manifest};
+use whelk_image::{Digest, Reference};
 use whelk_registry::{Client, Credentials, Document, Kind, Proxies, Repository, Settings, Version};
 
 use super::list::{ImageManifest, ListedPlatform};
@@ -17,7 +17,7 @@ const MAX_LIST: usize = 64 << 20;
 
 /// Access to registries with the user's credentials.
 #[derive(Debug)]
-pub(super) struct Remote {
+pub(crate) struct Remote {
     config: PathBuf,
     /// Registries may be used without TLS, and with any certificate.
     is_insecure: bool,
@@ -30,7 +30,7 @@ pub(super) enum Found {
 }
 
 impl Remote {
-    pub(super) fn new(config: &Path, is_insecure: bool) -> Self {
+    pub(crate) fn new(config: &Path, is_insecure: bool) -> Self {
         Self {
             config: config.to_owned(),
             is_insecure,
@@ -56,7 +56,11 @@ impl Remote {
         Ok((Client::new(settings).map_err(failed)?, credentials))
     }
 
-    fn to_read(&self, name: &Reference) -> Outcome<Repository> {
+    /// Returns the repository of a name, to read from it.
+    ///
+    /// # Errors
+    /// Returns an error if the user's credentials cannot be read.
+    pub(crate) fn to_read(&self, name: &Reference) -> Outcome<Repository> {
         let (client, credentials) = self.client(name)?;
         client.pull(name, credentials).map_err(failed)
     }
@@ -65,7 +69,7 @@ impl Remote {
     ///
     /// # Errors
     /// Returns an error if the user's credentials cannot be read.
-    pub(super) fn to_write(&self, name: &Reference) -> Outcome<Repository> {
+    pub(crate) fn to_write(&self, name: &Reference) -> Outcome<Repository> {
         let (client, credentials) = self.client(name)?;
         Ok(client.push(name, credentials))
     }
@@ -144,12 +148,16 @@ fn platforms(index: &[u8]) -> Outcome<Vec<ListedPlatform>> {
         .collect())
 }
 
-async fn document(repository: &Repository, name: &Reference) -> Outcome<Document> {
-    let version = match (&name.digest, &name.tag) {
+/// Returns what a name stands for in its repository.
+pub(crate) fn version(name: &Reference) -> Version {
+    match (&name.digest, &name.tag) {
         (Some(digest), _) => Version::Digest(digest.clone()),
         (None, tag) => Version::Tag(tag.clone().unwrap_or_default()),
-    };
-    repository.manifest(&version).await.map_err(|error| {
+    }
+}
+
+async fn document(repository: &Repository, name: &Reference) -> Outcome<Document> {
+    repository.manifest(&version(name)).await.map_err(|error| {
         // Registries may say the same of a repository that the user may not read as of one that does
         // not exist.
         match error.kind() {
@@ -191,22 +199,32 @@ async fn configured(
             config.size
         )));
     }
-    let mut blob = repository.blob(&config.digest, config.size, 0);
-    let mut content = Vec::new();
-    while let Some(piece) = blob.next(|_| {}).await.map_err(failed)? {
-        content.extend_from_slice(&piece);
-    }
-    if !config.digest.is_of(&content) {
-        return Err(Failure::new(format!(
+    let content = blob(repository, &config.digest, config.size).await?;
+    let content = content.ok_or_else(|| {
+        Failure::new(format!(
             "image config verification failed for digest {}",
             config.digest
-        )));
-    }
+        ))
+    })?;
     serde_json::from_slice(&content)
         .map_err(|error| invalid(format!("invalid configuration: {error}")))
 }
 
+/// Gets a small blob; `None` if its content has another digest.
+pub(crate) async fn blob(
+    repository: &Repository,
+    digest: &Digest,
+    size: u64,
+) -> Outcome<Option<Vec<u8>>> {
+    let mut blob = repository.blob(digest, size, 0);
+    let mut content = Vec::new();
+    while let Some(piece) = blob.next(|_| {}).await.map_err(failed)? {
+        content.extend_from_slice(&piece);
+    }
+    Ok(digest.is_of(&content).then_some(content))
+}
+
 /// Returns the failure of a request to a registry.
-pub(super) fn failed(error: whelk_registry::Error) -> Failure {
+pub(crate) fn failed(error: whelk_registry::Error) -> Failure {
     Failure::new(error.to_string())
 }

@@ -14,7 +14,7 @@ const NOT_YET: &[&str] = &[
 ];
 
 /// Those of `buildx`.
-const NOT_YET_OF_BUILDX: &[&str] = &["create", "dial-stdio", "imagetools", "rm", "stop", "use"];
+const NOT_YET_OF_BUILDX: &[&str] = &["bake", "create", "dial-stdio", "rm", "stop", "use"];
 
 /// Those of `buildx history`, which need Docker Desktop or traces.
 const NOT_YET_OF_HISTORY: &[&str] = &["import", "open", "trace"];
@@ -50,8 +50,12 @@ pub(crate) fn explain(tree: &Command, mistake: Mistake) -> Failure {
             .map(String::as_str)
             .collect::<Vec<_>>()
             .join(" ");
+        let reason = match (path.as_slice(), name.as_str()) {
+            ([_], "create" | "rm" | "stop" | "use") => ": the engine is the only builder",
+            _ => "",
+        };
         return Failure::new(format!(
-            "whelk: {command}: not available in this version of whelk"
+            "whelk: {command}: not available in this version of whelk{reason}"
         ));
     }
     let hint = if path.is_empty() {
