@@ -9,7 +9,6 @@
 mod inject;
 mod registry;
 mod spec;
-mod yaml;
 
 pub use inject::Injected;
 pub use registry::{FileError, Registry};

@@ -7,7 +7,7 @@ use serde::de::{DeserializeOwned, IgnoredAny, Visitor};
 use serde::{Deserialize, Deserializer};
 use whelk_text::device_name;
 
-use crate::yaml;
+use whelk_yaml as yaml;
 
 /// The versions of the format, in their order.
 const VERSIONS: [&str; 10] = [

@@ -1,4 +1,5 @@
 //! Reads a YAML document as a JSON value, within limits of size and depth.
+#![forbid(unsafe_code)]
 
 use std::collections::HashMap;
 
@@ -16,8 +17,23 @@ const MAX_DEPTH: usize = 64;
 ///
 /// # Errors
 /// Returns a text with the line of what is wrong.
-pub(crate) fn parse(text: &str) -> Result<Value, String> {
-    let mut loader = Loader::default();
+pub fn parse(text: &str) -> Result<Value, String> {
+    load(text, Loader::default())
+}
+
+/// Parses the first document of a text. Members that are null stay, and keys `<<` merge what they have into their mapping.
+///
+/// # Errors
+/// Returns a text with the line of what is wrong.
+pub fn parse_merged(text: &str) -> Result<Value, String> {
+    let loader = Loader {
+        merges: true,
+        ..Loader::default()
+    };
+    load(text, loader)
+}
+
+fn load(text: &str, mut loader: Loader) -> Result<Value, String> {
     for event in Parser::new_from_str(text) {
         let (event, span) = event.map_err(|error| {
             let place = error.marker();
@@ -60,6 +76,8 @@ struct Loader {
     anchors: HashMap<usize, (Value, usize)>,
     nodes: usize,
     document: Option<Value>,
+    /// Whether nulls stay and `<<` merges.
+    merges: bool,
 }
 
 impl Loader {
@@ -124,6 +142,7 @@ impl Loader {
         };
         let value = match open {
             Open::Sequence(items) => items.into(),
+            Open::Mapping { members, .. } if self.merges => merged(members)?.into(),
             Open::Mapping { members, .. } => members.into(),
         };
         self.remember(anchor, &value, nodes)?;
@@ -166,7 +185,7 @@ impl Loader {
                 Some(key) if members.contains_key(&key) => {
                     return Err(format!("key {key:?} already set in map"));
                 }
-                Some(_) if value.is_null() => {}
+                Some(_) if value.is_null() && !self.merges => {}
                 Some(key) => drop(members.insert(key, value)),
                 None => {
                     *key = Some(match value {
@@ -180,6 +199,27 @@ impl Loader {
         }
         Ok(())
     }
+}
+
+/// The key that merges other mappings.
+const MERGE: &str = "<<";
+
+/// Adds the members of the mappings below `<<` that the mapping itself lacks.
+fn merged(mut members: Map<String, Value>) -> Result<Map<String, Value>, String> {
+    let others = match members.shift_remove(MERGE) {
+        None => return Ok(members),
+        Some(Value::Array(others)) => others,
+        Some(other) => vec![other],
+    };
+    for other in others {
+        let Value::Object(other) = other else {
+            return Err("map merge requires map or sequence of maps as the value".into());
+        };
+        for (key, value) in other {
+            members.entry(key).or_insert(value);
+        }
+    }
+    Ok(members)
 }
 
 /// Rejects tags that would change what a collection is.
@@ -278,6 +318,17 @@ mod tests {
         });
         assert_eq!(parse(text).unwrap(), expected);
         assert_eq!(parse("").unwrap(), Value::Null);
+    }
+
+    #[test]
+    fn mappings_are_merged() {
+        let text = "x: &x {a: 1, b: ~}\ny: {<<: *x, a: 2}\nz: {<<: [*x, {c: 3}]}";
+        let expected = json!({
+            "x": {"a": 1, "b": null}, "y": {"a": 2, "b": null}, "z": {"a": 1, "b": null, "c": 3},
+        });
+        assert_eq!(parse_merged(text).unwrap(), expected);
+        assert!(parse_merged("a: {<<: 1}").is_err());
+        assert_eq!(parse("a: {<<: 1}").unwrap(), json!({"a": {"<<": 1}}));
     }
 
     #[test]
