@@ -26,6 +26,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("shim", &["logsend", "runtime", "sys"]),
     ("llb", &["text"]),
     ("dockerfile", &["llb", "text"]),
+    ("bake", &["dockerfile", "text", "yaml"]),
     ("buildkit", &["llb", "sys"]),
     ("image", &["dockerfile", "sys", "text"]),
     ("network", &["sys"]),
@@ -87,6 +88,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "cli",
         &[
             "api-types",
+            "bake",
             "buildkit",
             "client",
             "dockerfile",
@@ -125,6 +127,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     ("image", &["tokio", "hyper", "axum"]),
     ("network", &["tokio", "hyper", "axum"]),
     ("text", &["tokio", "hyper", "axum"]),
+    ("bake", &["tokio", "hyper", "axum"]),
     ("gotemplate", &["tokio", "hyper", "axum"]),
     ("engine", &["hyper", "axum"]),
 ];

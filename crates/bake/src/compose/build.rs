@@ -1,0 +1,408 @@
+//! `build` of a service.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value};
+
+use crate::entries::{self, Attestation, Cache, Output, Secret, Ssh};
+use crate::error::{Error, Result};
+use crate::paths::{clean, is_remote};
+use crate::target::{Target, Texts, merge_entries, unique};
+
+type Object = Map<String, Value>;
+
+/// The attributes of `build` in Compose's schema.
+const KNOWN: [&str; 27] = [
+    "additional_contexts",
+    "args",
+    "cache_from",
+    "cache_to",
+    "context",
+    "dockerfile",
+    "dockerfile_inline",
+    "entitlements",
+    "extra_hosts",
+    "isolation",
+    "labels",
+    "network",
+    "no_cache",
+    "no_cache_filter",
+    "platforms",
+    "privileged",
+    "provenance",
+    "pull",
+    "sbom",
+    "secrets",
+    "shm_size",
+    "ssh",
+    "tags",
+    "target",
+    "ulimits",
+    "x-bake",
+    "develop",
+];
+
+/// Brings `build` of a service into its long form, so that several files can be merged.
+pub(super) fn normalize(name: &str, service: &mut Value) -> Result<()> {
+    let Value::Object(service) = service else {
+        return Ok(());
+    };
+    if let Some(environment) = service.get_mut("environment") {
+        *environment = pairs(environment, "=");
+    }
+    let Some(build) = service.get_mut("build") else {
+        return Ok(());
+    };
+    if let Value::String(context) = build {
+        let context = std::mem::take(context);
+        *build = Value::Object(
+            [("context".to_owned(), context.into())]
+                .into_iter()
+                .collect(),
+        );
+    }
+    let Value::Object(build) = build else {
+        return match build {
+            Value::Null => Ok(()),
+            _ => Err(Error::new(format!(
+                "services.{name}.build must be a string or a mapping"
+            ))),
+        };
+    };
+    let is_known = |key: &&String| KNOWN.contains(&key.as_str()) || key.starts_with("x-");
+    if let Some(unknown) = build.keys().find(|key| !is_known(key)) {
+        return Err(Error::new(format!(
+            "services.{name}.build additional properties '{unknown}' not allowed"
+        )));
+    }
+    for key in ["additional_contexts", "args", "labels"] {
+        if let Some(value) = build.get_mut(key) {
+            *value = pairs(value, "=");
+        }
+    }
+    if let Some(hosts) = build.get_mut("extra_hosts") {
+        *hosts = pairs(hosts, "=:");
+    }
+    Ok(())
+}
+
+/// Returns a list `KEY=VALUE` as a mapping. One of `separators` separates them.
+fn pairs(value: &Value, separators: &str) -> Value {
+    let Value::Array(items) = value else {
+        return value.clone();
+    };
+    let pair = |item: &Value| {
+        let text = scalar(item)?;
+        let at = text.find(|char| separators.contains(char));
+        Some(match at {
+            Some(at) => (text[..at].to_owned(), text[at + 1..].into()),
+            None => (text, Value::Null),
+        })
+    };
+    Value::Object(items.iter().filter_map(pair).collect())
+}
+
+/// Returns the text of a value that is neither a list nor a mapping.
+fn scalar(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(_) | Value::Bool(_) => Some(value.to_string()),
+        _ => None,
+    }
+}
+
+/// Reads attributes of `build`.
+struct Build<'a> {
+    name: &'a str,
+    members: &'a Object,
+}
+
+impl Build<'_> {
+    fn wrong(&self, key: &str, required: &str) -> Error {
+        Error::new(format!(
+            "services.{}.build.{key} must be a {required}",
+            self.name
+        ))
+    }
+
+    fn get(&self, key: &str) -> Option<&Value> {
+        self.members.get(key).filter(|value| !value.is_null())
+    }
+
+    fn text(&self, key: &str) -> Result<Option<String>> {
+        let value = self.get(key);
+        let text = value.map(|value| scalar(value).ok_or_else(|| self.wrong(key, "string")));
+        Ok(text.transpose()?.filter(|text| !text.is_empty()))
+    }
+
+    fn is_set(&self, key: &str) -> Result<Option<bool>> {
+        let Some(text) = self.text(key)? else {
+            return Ok(None);
+        };
+        let value = whelk_text::parse_bool(&text).ok_or_else(|| self.wrong(key, "boolean"))?;
+        Ok(value.then_some(true))
+    }
+
+    fn list(&self, key: &str) -> Result<Option<Vec<String>>> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        let wrong = || self.wrong(key, "list");
+        let items = value.as_array().ok_or_else(wrong)?.iter();
+        let items = items.map(|item| scalar(item).ok_or_else(wrong));
+        items.collect::<Result<_>>().map(Some)
+    }
+
+    fn texts(&self, key: &str) -> Result<Texts> {
+        let Some(value) = self.get(key) else {
+            return Ok(Texts::new());
+        };
+        let wrong = || self.wrong(key, "mapping");
+        let members = value.as_object().ok_or_else(wrong)?.iter();
+        let member = |(key, value): (&String, &Value)| match value {
+            Value::Null => Ok((key.clone(), None)),
+            value => Ok((key.clone(), Some(scalar(value).ok_or_else(wrong)?))),
+        };
+        members.map(member).collect()
+    }
+}
+
+/// Returns a service's target; `None` if it is not built.
+pub(super) fn target(
+    name: &str,
+    service: &Object,
+    secrets: &Object,
+    variables: &BTreeMap<String, String>,
+) -> Result<Option<Target>> {
+    let Some(Value::Object(members)) = service.get("build") else {
+        return Ok(None);
+    };
+    let build = Build { name, members };
+    let own_name = name.replace('.', "_");
+    crate::names::check_name(&own_name).map_err(|problem| {
+        Error::new(format!(
+            "invalid service name {own_name:?}: {}",
+            problem.detail
+        ))
+    })?;
+    let environment = service.get("environment");
+    let variable = |name: &str| {
+        let own = environment.and_then(|environment| scalar(environment.get(name)?));
+        own.or_else(|| variables.get(name).cloned())
+    };
+    let args = build.texts("args")?.into_iter();
+    let args = args.filter_map(|(name, value)| {
+        let value = value.or_else(|| variable(&name))?;
+        Some((name, Some(value)))
+    });
+    let contexts = build.texts("additional_contexts")?.into_iter();
+    let contexts = contexts.map(|(name, context)| (name, context_of(context.unwrap_or_default())));
+    let labels = build.texts("labels")?.into_iter();
+    let labels = labels.map(|(name, value)| (name, Some(value.unwrap_or_default())));
+    let caches = |key: &str| -> Result<Option<Vec<Cache>>> {
+        build
+            .list(key)?
+            .map(|texts| entries::parse(&texts))
+            .transpose()
+    };
+    let mut target = Target {
+        name: own_name,
+        context: build.text("context")?.map(path),
+        contexts: contexts.collect(),
+        dockerfile: build.text("dockerfile")?,
+        dockerfile_inline: build.text("dockerfile_inline")?,
+        tags: build.list("tags")?,
+        labels: labels.collect(),
+        args: args.collect(),
+        cache_from: caches("cache_from")?,
+        cache_to: caches("cache_to")?,
+        network: build.text("network")?,
+        platforms: build.list("platforms")?,
+        ssh: ssh(&build)?,
+        secrets: build_secrets(&build, secrets)?,
+        shm_size: shm_size(&build)?,
+        ulimits: ulimits(&build)?,
+        extra_hosts: build.texts("extra_hosts")?,
+        attest: attestations(&build)?,
+        no_cache: build.is_set("no_cache")?,
+        pull: build.is_set("pull")?,
+        target: build.text("target")?,
+        ..Target::default()
+    };
+    extension(&build, &mut target)?;
+    if target.tags.as_ref().is_none_or(Vec::is_empty) {
+        let image = service.get("image").and_then(scalar);
+        if let Some(image) = image.filter(|image| !image.is_empty()) {
+            target.tags = Some(vec![image]);
+        }
+    }
+    Ok(Some(target))
+}
+
+/// Returns a path as Compose resolves it.
+fn path(text: String) -> String {
+    match is_remote(&text) || text.contains("://") {
+        true => text,
+        false => clean(&text),
+    }
+}
+
+fn context_of(text: String) -> String {
+    if let Some((kind, name)) = text.split_once(':')
+        && matches!(kind, "service" | "target")
+    {
+        return format!("target:{}", name.replace('.', "_"));
+    }
+    path(text)
+}
+
+fn shm_size(build: &Build<'_>) -> Result<Option<String>> {
+    let Some(text) = build.text("shm_size")? else {
+        return Ok(None);
+    };
+    let bytes = whelk_text::size::parse_binary(&text);
+    let bytes = bytes.ok().and_then(|bytes| u64::try_from(bytes).ok());
+    let bytes = bytes.ok_or_else(|| build.wrong("shm_size", "size"))?;
+    Ok((bytes > 0).then(|| whelk_text::size::binary(bytes)))
+}
+
+fn ulimits(build: &Build<'_>) -> Result<Option<Vec<String>>> {
+    let Some(value) = build.get("ulimits") else {
+        return Ok(None);
+    };
+    let wrong = || build.wrong("ulimits", "mapping of limits");
+    let members = value.as_object().ok_or_else(wrong)?.iter();
+    let limit = |(name, value): (&String, &Value)| {
+        let number = |value: &Value| scalar(value)?.parse::<i64>().ok();
+        let (soft, hard) = match value {
+            Value::Object(limit) => (
+                limit.get("soft").and_then(number),
+                limit.get("hard").and_then(number),
+            ),
+            single => (number(single), number(single)),
+        };
+        let (soft, hard) = soft.zip(hard).ok_or_else(wrong)?;
+        Ok(format!("{name}={soft}:{hard}"))
+    };
+    let mut limits = members.map(limit).collect::<Result<Vec<_>>>()?;
+    limits.sort();
+    Ok(Some(limits))
+}
+
+fn ssh(build: &Build<'_>) -> Result<Option<Vec<Ssh>>> {
+    let texts = match build.get("ssh") {
+        None => return Ok(None),
+        Some(Value::Object(members)) => members
+            .iter()
+            .map(|(id, path)| match scalar(path) {
+                Some(path) if !path.is_empty() => format!("{id}={path}"),
+                _ => id.clone(),
+            })
+            .collect(),
+        Some(Value::String(text)) => vec![text.clone()],
+        Some(_) => build.list("ssh")?.unwrap_or_default(),
+    };
+    let mut found: Vec<Ssh> = entries::parse(&texts)?;
+    found.sort_by(|one, other| one.id.cmp(&other.id));
+    Ok(Some(found))
+}
+
+fn build_secrets(build: &Build<'_>, all: &Object) -> Result<Option<Vec<Secret>>> {
+    let Some(value) = build.get("secrets") else {
+        return Ok(None);
+    };
+    let wrong = || build.wrong("secrets", "list");
+    let items = value.as_array().ok_or_else(wrong)?.iter();
+    let secret = |item: &Value| {
+        let id = match item {
+            Value::Object(members) => members.get("source").and_then(scalar),
+            item => scalar(item),
+        };
+        let id = id.ok_or_else(wrong)?;
+        let text = |key: &str| {
+            let found = all.get(&id).and_then(|secret| scalar(secret.get(key)?));
+            found.unwrap_or_default()
+        };
+        if text("external") == "true" {
+            return Err(Error::new(format!("unsupported external secret {id}")));
+        }
+        let file = text("file");
+        Ok(Secret {
+            file: if file.is_empty() { file } else { clean(&file) },
+            env: text("environment"),
+            id,
+        })
+    };
+    items.map(secret).collect::<Result<_>>().map(Some)
+}
+
+fn attestations(build: &Build<'_>) -> Result<Option<Vec<Attestation>>> {
+    let mut texts = Vec::new();
+    for kind in ["sbom", "provenance"] {
+        if let Some(text) = build.text(kind)? {
+            texts.push(crate::attestation(kind, &text));
+        }
+    }
+    match texts.is_empty() {
+        true => Ok(None),
+        false => entries::parse(&texts).map(Some),
+    }
+}
+
+/// Reads `x-bake`.
+fn extension(build: &Build<'_>, target: &mut Target) -> Result<()> {
+    let Some(members) = build.get("x-bake") else {
+        return Ok(());
+    };
+    let wrong = || build.wrong("x-bake", "mapping");
+    let members = members.as_object().ok_or_else(wrong)?;
+    let list = |value: &Value| match value {
+        Value::String(text) => Ok(text.split_whitespace().map(str::to_owned).collect()),
+        Value::Array(items) => {
+            let items = items.iter().map(|item| scalar(item).ok_or_else(wrong));
+            items.collect::<Result<Vec<String>>>()
+        }
+        _ => Err(wrong()),
+    };
+    let add = |own: &mut Option<Vec<String>>, value: &Value| {
+        let mut all = own.take().unwrap_or_default();
+        all.extend(list(value)?);
+        *own = Some(unique(&all));
+        Ok::<_, Error>(())
+    };
+    let truth = |value: &Value| scalar(value).and_then(|text| whelk_text::parse_bool(&text));
+    for (key, value) in members.iter().filter(|(_, value)| !value.is_null()) {
+        match key.as_str() {
+            "tags" => add(&mut target.tags, value)?,
+            "platforms" => add(&mut target.platforms, value)?,
+            "no-cache-filter" => add(&mut target.no_cache_filter, value)?,
+            "cache-from" => merge_entries(
+                &mut target.cache_from,
+                &Some(entries::parse(&list(value)?)?),
+            ),
+            "cache-to" => {
+                merge_entries(&mut target.cache_to, &Some(entries::parse(&list(value)?)?))
+            }
+            "secret" => merge_entries(&mut target.secrets, &Some(entries::parse(&list(value)?)?)),
+            "ssh" => merge_entries(&mut target.ssh, &Some(entries::parse(&list(value)?)?)),
+            "output" => {
+                let outputs: Vec<Output> = entries::parse(&list(value)?)?;
+                merge_entries(&mut target.outputs, &Some(outputs));
+            }
+            "pull" => target.pull = truth(value),
+            "no-cache" => target.no_cache = truth(value),
+            "contexts" => {
+                let Value::Object(contexts) = pairs(value, "=") else {
+                    return Err(wrong());
+                };
+                for (name, context) in contexts {
+                    let context = context_of(scalar(&context).ok_or_else(wrong)?);
+                    target.contexts.entry(name).or_insert(context);
+                }
+            }
+            // As Docker's bake, which does not read others.
+            _ => {}
+        }
+    }
+    Ok(())
+}

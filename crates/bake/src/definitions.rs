@@ -1,0 +1,275 @@
+//! Reads files: which targets, groups and variables they define.
+
+use hcl_edit::expr::Expression;
+use serde::Serialize;
+
+use crate::error::{Problem, Result};
+use crate::eval::{Scope, span};
+use crate::names::{Names, Placed};
+use crate::syntax::{self, Body};
+use crate::target::{self, Group, Target, unique};
+use crate::value::{Type, Value};
+use crate::{Environment, File, compose};
+
+/// What files define.
+#[derive(Debug, Default)]
+pub struct Definitions {
+    pub targets: Vec<Target>,
+    pub groups: Vec<Group>,
+    /// Sorted by name.
+    pub variables: Vec<VariableInfo>,
+    /// What was ignored: for users to see.
+    pub warnings: Vec<String>,
+}
+
+/// A variable, as it is listed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct VariableInfo {
+    pub name: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub description: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub r#type: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub value: Option<String>,
+}
+
+/// Whether a file is one of Compose.
+fn is_compose(file: &File) -> bool {
+    let name = file.name.to_lowercase();
+    if name.ends_with(".yml") || name.ends_with(".yaml") {
+        return true;
+    }
+    if name.ends_with(".json") || name.ends_with(".hcl") {
+        return false;
+    }
+    compose::looks_like(&file.content)
+}
+
+impl Definitions {
+    /// Reads files, in their order.
+    ///
+    /// # Errors
+    /// Returns an error, with its place, for what is not valid.
+    pub fn read(files: &[File], environment: &Environment) -> Result<Self> {
+        let (composes, others): (Vec<&File>, Vec<&File>) =
+            files.iter().partition(|file| is_compose(file));
+        let mut definitions = Self::default();
+        if !composes.is_empty() {
+            let (group, targets) = compose::read(&composes, environment)?;
+            definitions.groups.extend(group);
+            definitions.targets = targets;
+        }
+        let files: Vec<(String, String)> = others
+            .iter()
+            .map(|file| (file.name.clone(), file.content.clone()))
+            .collect();
+        let mut bodies: Vec<(usize, Body)> = Vec::with_capacity(files.len());
+        for number in 0..files.len() {
+            bodies.push((number, syntax::parse(&files, number)?));
+        }
+        let evaluated = definitions.evaluate(environment, &bodies, &files);
+        evaluated.map_err(|problem| problem.error(&files))?;
+        for group in &mut definitions.groups {
+            group.targets = unique(&group.targets);
+        }
+        Ok(definitions)
+    }
+
+    fn evaluate(
+        &mut self,
+        environment: &Environment,
+        bodies: &[(usize, Body)],
+        files: &[(String, String)],
+    ) -> std::result::Result<(), Problem> {
+        let names = Names::new(environment, bodies)?;
+        for name in names.variable_names().collect::<Vec<_>>() {
+            if environment.builtin.contains_key(name) {
+                continue;
+            }
+            let Some(variable) = names.variable_block(name) else {
+                continue;
+            };
+            let value = names.variable(name, 0)?.unwrap_or_default();
+            self.variables.push(info(&names, variable, &value)?);
+        }
+        for name in names.variable_names().collect::<Vec<_>>() {
+            if let Some(variable) = names.variable_block(name) {
+                validate(&names, variable)?;
+            }
+        }
+        let mut renamed: Vec<Group> = Vec::new();
+        for number in 0..names.blocks.len() {
+            let placed = names.blocks[number];
+            let named = names.named(number, 0)?;
+            let list: Vec<String> = named.iter().map(|(name, _)| name.clone()).collect();
+            if list != [placed.label] {
+                match renamed.iter_mut().find(|group| group.name == placed.label) {
+                    Some(group) => group.targets.extend(list),
+                    None => renamed.push(Group {
+                        name: placed.label.to_owned(),
+                        targets: list,
+                        ..Group::default()
+                    }),
+                }
+            }
+            for (name, own) in named {
+                let scope = Scope {
+                    own: &own,
+                    ..names.at(placed.file, 0)
+                };
+                match placed.block.kind.as_str() {
+                    "group" => self.add_group(&name, placed, scope)?,
+                    _ => self.add_target(&name, placed, scope, files)?,
+                }
+            }
+        }
+        for name in names.attribute_names().collect::<Vec<_>>() {
+            names.variable(name, 0)?;
+        }
+        self.groups.extend(renamed);
+        Ok(())
+    }
+
+    fn add_target(
+        &mut self,
+        name: &str,
+        placed: Placed<'_>,
+        scope: Scope<'_>,
+        files: &[(String, String)],
+    ) -> std::result::Result<(), Problem> {
+        let mut target = Target {
+            name: name.to_owned(),
+            ..Target::default()
+        };
+        for attribute in &placed.block.body.attributes {
+            if matches!(&*attribute.name, "name" | "matrix") {
+                continue;
+            }
+            if !target::is_attribute(&attribute.name) {
+                let file = files.get(placed.file).map_or("", |(name, _)| name.as_str());
+                let text = format!(
+                    "{file}: target {name}: {} is ignored: there is no such attribute",
+                    attribute.name
+                );
+                if !self.warnings.contains(&text) {
+                    self.warnings.push(text);
+                }
+                continue;
+            }
+            let value = scope.value(&attribute.value)?;
+            target
+                .set(&attribute.name, &value)
+                .map_err(|cause| unsuitable(placed.file, &attribute.value, &cause))?;
+        }
+        match self.targets.iter_mut().find(|own| own.name == name) {
+            Some(own) => own.merge(&target),
+            None => self.targets.push(target),
+        }
+        Ok(())
+    }
+
+    fn add_group(
+        &mut self,
+        name: &str,
+        placed: Placed<'_>,
+        scope: Scope<'_>,
+    ) -> std::result::Result<(), Problem> {
+        let body = &placed.block.body;
+        let Some(targets) = body.attribute("targets") else {
+            let text = "The argument \"targets\" is required, but no definition was found.";
+            let problem = Problem::new("Missing required argument", text);
+            return Err(problem.at(placed.file, placed.block.span.clone()));
+        };
+        let list = target::list_of_texts(&scope.value(&targets.value)?)
+            .map_err(|cause| unsuitable(placed.file, &targets.value, &cause))?;
+        let description = match body.attribute("description") {
+            Some(given) => {
+                let value = scope.value(&given.value)?;
+                let text = value.text();
+                text.map_err(|cause| unsuitable(placed.file, &given.value, &cause))?
+            }
+            None => String::new(),
+        };
+        let group = Group {
+            name: name.to_owned(),
+            description,
+            targets: list,
+        };
+        match self.groups.iter_mut().find(|own| own.name == name) {
+            Some(own) => *own = group,
+            None => self.groups.push(group),
+        }
+        Ok(())
+    }
+}
+
+fn unsuitable(file: usize, expression: &Expression, cause: &str) -> Problem {
+    let text = format!("Unsuitable value: {cause}");
+    Problem::new("Unsuitable value type", text).at(file, span(expression))
+}
+
+/// Returns what is listed of a variable.
+fn info(
+    names: &Names<'_>,
+    variable: Placed<'_>,
+    value: &Value,
+) -> std::result::Result<VariableInfo, Problem> {
+    let ty = Names::type_of(variable)?;
+    let description = match variable.block.body.attribute("description") {
+        Some(given) => {
+            let value = names.at(variable.file, 0).value(&given.value)?;
+            value.text().unwrap_or_default()
+        }
+        None => String::new(),
+    };
+    let text = match (value, &ty) {
+        (Value::Null, _) => None,
+        (Value::String(text), None | Some(Type::String)) => Some(text.clone()),
+        (value @ (Value::Number(_) | Value::Bool(_)), _) => value.text().ok(),
+        (value, _) => Some(value.json().to_string()),
+    };
+    Ok(VariableInfo {
+        name: variable.label.to_owned(),
+        description,
+        r#type: ty.map_or(String::new(), |ty| ty.name()),
+        value: text,
+    })
+}
+
+/// Checks the blocks `validation` of a variable.
+fn validate(names: &Names<'_>, variable: Placed<'_>) -> std::result::Result<(), Problem> {
+    let scope = names.at(variable.file, 0);
+    for block in &variable.block.body.blocks {
+        if block.kind != "validation" {
+            continue;
+        }
+        let required = |name: &str| {
+            block.body.attribute(name).ok_or_else(|| {
+                let text =
+                    format!("The argument {name:?} is required, but no definition was found.");
+                let problem = Problem::new("Missing required argument", text);
+                problem.at(variable.file, block.span.clone())
+            })
+        };
+        let condition = &required("condition")?.value;
+        let message = &required("error_message")?.value;
+        let at = |problem: Problem| problem.at(variable.file, span(condition));
+        let value = scope.value(condition)?;
+        if value == Value::Null {
+            let text = "Condition expression must return either true or false, not null.";
+            return Err(at(Problem::new("Invalid condition result", text)));
+        }
+        let holds = value.truth().map_err(|cause| {
+            let text = format!("Invalid condition result value: {cause}");
+            at(Problem::new("Invalid condition result", text))
+        })?;
+        if !holds {
+            let message = scope.value(message)?.text();
+            let message =
+                message.unwrap_or("This check failed, but has an invalid error message.".into());
+            return Err(at(Problem::new("Validation failed", message)));
+        }
+    }
+    Ok(())
+}

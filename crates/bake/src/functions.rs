@@ -1,0 +1,367 @@
+//! The functions of bake files: HCL's standard library, as far as it is pure.
+
+mod collections;
+mod formats;
+mod hashes;
+mod numbers;
+mod sets;
+mod strings;
+mod times;
+
+use crate::Environment;
+use crate::value::Value;
+
+/// What a function returns: a value, or why there is none.
+type Returned = Result<Value, String>;
+
+/// The maximum length of a text that a function makes, in bytes.
+const MAX_TEXT: usize = 4 << 20;
+
+/// The maximum number of items of a list that a function makes.
+const MAX_ITEMS: usize = 100_000;
+
+/// Functions of Docker's bake that are not here: for randomness, keys, or because nobody needs them.
+const REFUSED: &[&str] = &[
+    "bcrypt",
+    "bytesslice",
+    "cidrhost",
+    "cidrnetmask",
+    "cidrsubnet",
+    "cidrsubnets",
+    "csvdecode",
+    "md5",
+    "rsadecrypt",
+    "semvercmp",
+    "sha1",
+    "uuidv4",
+    "uuidv5",
+];
+
+/// Whether Docker's bake has a function that is not available here.
+pub(crate) fn is_refused(name: &str) -> bool {
+    REFUSED.contains(&name)
+}
+
+/// Returns how much a value counts towards the limit of all values.
+pub(crate) fn weight(value: &Value) -> usize {
+    match value {
+        Value::String(text) => 1 + text.len() / 64,
+        Value::List(items) => 1 + items.iter().map(weight).sum::<usize>(),
+        Value::Object(members) => 1 + members.values().map(weight).sum::<usize>(),
+        _ => 1,
+    }
+}
+
+/// Calls a function. Returns `None` if there is none of this name.
+pub(crate) fn call(environment: &Environment, name: &str, arguments: &[Value]) -> Option<Returned> {
+    let groups = [
+        strings::call,
+        formats::call,
+        numbers::call,
+        collections::call,
+        sets::call,
+        hashes::call,
+    ];
+    groups
+        .iter()
+        .find_map(|call| call(name, arguments))
+        .or_else(|| times::call(environment, name, arguments))
+}
+
+/// Returns the error of a wrong number of arguments.
+fn count(expected: &str, arguments: &[Value]) -> Returned {
+    Err(format!(
+        "{expected} expected, but there are {}",
+        arguments.len()
+    ))
+}
+
+fn list(value: &Value) -> Result<&[Value], String> {
+    match value {
+        Value::List(items) => Ok(items),
+        other => Err(format!("list required, but have {}", other.kind())),
+    }
+}
+
+fn object(value: &Value) -> Result<&std::collections::BTreeMap<String, Value>, String> {
+    match value {
+        Value::Object(members) => Ok(members),
+        other => Err(format!("map required, but have {}", other.kind())),
+    }
+}
+
+fn texts(value: &Value) -> Result<Vec<String>, String> {
+    list(value)?.iter().map(Value::text).collect()
+}
+
+/// Converts to a whole number.
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "the number is a whole one in the range"
+)]
+fn integer(value: &Value) -> Result<i64, String> {
+    let number = value.number()?;
+    match number.fract() == 0.0 && number.abs() < 1e15 {
+        true => Ok(number as i64),
+        false => Err("a whole number is required".into()),
+    }
+}
+
+/// Converts to a number of items or a position.
+fn position(value: &Value) -> Result<usize, String> {
+    usize::try_from(integer(value)?).map_err(|_| "a number that is not negative is required".into())
+}
+
+fn bounded_text(text: String) -> Returned {
+    match text.len() > MAX_TEXT {
+        true => Err(format!("its result is longer than {MAX_TEXT} bytes")),
+        false => Ok(Value::String(text)),
+    }
+}
+
+fn bounded_list(items: Vec<Value>) -> Returned {
+    match items.len() > MAX_ITEMS {
+        true => Err(format!("its result has more than {MAX_ITEMS} items")),
+        false => Ok(Value::List(items)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::eval::Scope;
+    use crate::names::Names;
+
+    #[track_caller]
+    fn check(expression: &str, expected: &str) {
+        let environment = Environment {
+            now: 1_700_000_000,
+            home: "/home/me".into(),
+            ..Environment::default()
+        };
+        let names = Names::empty(&environment);
+        let own = BTreeMap::new();
+        let scope = Scope {
+            names: &names,
+            file: 0,
+            own: &own,
+            depth: 0,
+        };
+        let parsed = expression.parse().unwrap();
+        let found = match scope.value(&parsed) {
+            Ok(value) => value.json().to_string(),
+            Err(problem) => problem.detail,
+        };
+        assert_eq!(found, expected, "{expression}");
+    }
+
+    #[test]
+    fn functions_return_what_those_of_go_cty_do() {
+        for (expression, expected) in [
+            ("upper(\"ä\")", "\"Ä\""),
+            ("title(\"hello world\")", "\"Hello World\""),
+            ("trim(\"?!hi?!\", \"!?\")", "\"hi\""),
+            ("trimprefix(\"v1\", \"v\")", "\"1\""),
+            ("trimsuffix(\"a.b\", \".b\")", "\"a\""),
+            ("chomp(\"x\\n\\n\")", "\"x\""),
+            ("indent(2, \"a\\nb\")", "\"a\\n  b\""),
+            ("substr(\"hello\", 1, 3)", "\"ell\""),
+            ("substr(\"hello\", -3, -1)", "\"llo\""),
+            ("strlen(\"äö\")", "2"),
+            ("byteslen(\"äö\")", "4"),
+            ("reverse(\"abc\")", "\"cba\""),
+            ("split(\",\", \"a,b\")", "[\"a\",\"b\"]"),
+            ("join(\"-\", [\"a\"], [\"b\", 1])", "\"a-b-1\""),
+            ("replace(\"a.b\", \".\", \"_\")", "\"a_b\""),
+            (
+                "regex_replace(\"a1b2\", \"[0-9]\", \"<$0>\")",
+                "\"a<1>b<2>\"",
+            ),
+            ("regex(\"[a-z]+\", \"53 abc\")", "\"abc\""),
+            ("regex(\"(?P<n>[0-9])x\", \"3x\")", "{\"n\":\"3\"}"),
+            (
+                "regexall(\"([a-z])([0-9])\", \"a1b2\")",
+                "[[\"a\",\"1\"],[\"b\",\"2\"]]",
+            ),
+            ("sanitize(\"a/b.c\")", "\"a_b_c\""),
+            ("basename(\"/a/b\")", "\"b\""),
+            ("dirname(\"/a/b\")", "\"/a\""),
+            ("urlencode(\"a b/ä\")", "\"a+b%2F%C3%A4\""),
+            (
+                "format(\"%s-%03d-%.2f-%q-%v-%%\", \"a\", 7, 1.5, \"x\", [1])",
+                "\"a-007-1.50-\\\"x\\\"-[1]-%\"",
+            ),
+            (
+                "format(\"%5s|%-5s|%#v\", \"a\", \"b\", \"c\")",
+                "\"    a|b    |\\\"c\\\"\"",
+            ),
+            (
+                "formatlist(\"%s:%s\", [\"a\", \"b\"], 1)",
+                "[\"a:1\",\"b:1\"]",
+            ),
+            ("absolute(-2)", "2"),
+            ("add(1, 2)", "3"),
+            ("divide(1, 4)", "0.25"),
+            ("modulo(7, 3)", "1"),
+            ("ceil(1.2)", "2"),
+            ("floor(-1.2)", "-2"),
+            ("int(-1.7)", "-1"),
+            ("max(1, 3, 2)", "3"),
+            ("pow(2, 10)", "1024"),
+            ("log(8, 2)", "3"),
+            ("signum(-3)", "-1"),
+            ("parseint(\"ff\", 16)", "255"),
+            ("range(3)", "[0,1,2]"),
+            ("range(1, 7, 2)", "[1,3,5]"),
+            ("range(3, 0)", "[3,2,1]"),
+            ("greaterthan(2, 1)", "true"),
+            ("equal([1], [1])", "true"),
+            ("and(true, false)", "false"),
+            ("coalesce(null, \"a\")", "\"a\""),
+            ("coalescelist([], [1])", "[1]"),
+            ("compact([\"a\", \"\"])", "[\"a\"]"),
+            ("concat([1], [2])", "[1,2]"),
+            ("contains([1, 2], 2)", "true"),
+            ("distinct([1, 2, 1])", "[1,2]"),
+            ("element([1, 2], 3)", "2"),
+            ("flatten([1, [2, [3]]])", "[1,2,3]"),
+            ("chunklist([1, 2, 3], 2)", "[[1,2],[3]]"),
+            ("hasindex({a = 1}, \"a\")", "true"),
+            ("index([5, 6], 1)", "6"),
+            ("indexof([5, 6], 6)", "1"),
+            ("keys({b = 1, a = 2})", "[\"a\",\"b\"]"),
+            ("values({b = 1, a = 2})", "[2,1]"),
+            ("length({a = 1})", "1"),
+            ("lookup({a = 1}, \"b\", 2)", "2"),
+            ("merge({a = 1}, {a = 2, b = 3})", "{\"a\":2,\"b\":3}"),
+            ("reverselist([1, 2])", "[2,1]"),
+            ("slice([1, 2, 3], 1, 2)", "[2]"),
+            ("sort([\"b\", \"a\"])", "[\"a\",\"b\"]"),
+            ("zipmap([\"a\"], [1])", "{\"a\":1}"),
+            ("setunion([2], [1, 2])", "[1,2]"),
+            ("setintersection([1, 2], [2, 3])", "[2]"),
+            ("setsubtract([1, 2], [2])", "[1]"),
+            ("setsymmetricdifference([1, 2], [2, 3])", "[1,3]"),
+            ("setproduct([\"a\", \"b\"], [1])", "[[\"a\",1],[\"b\",1]]"),
+            ("sethaselement([1], 1)", "true"),
+            ("jsonencode({a = [1, null]})", "\"{\\\"a\\\":[1,null]}\""),
+            ("jsondecode(\"{\\\"a\\\":1.5}\")", "{\"a\":1.5}"),
+            ("base64encode(\"hi\")", "\"aGk=\""),
+            ("base64decode(\"aGk=\")", "\"hi\""),
+            (
+                "sha256(\"\")",
+                "\"e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\"",
+            ),
+            ("timestamp()", "\"2023-11-14T22:13:20Z\""),
+            (
+                "timeadd(\"2023-01-01T00:00:00Z\", \"1h30m\")",
+                "\"2023-01-01T01:30:00Z\"",
+            ),
+            (
+                "formatdate(\"DD MMM YYYY hh:mm 'at' ZZZ\", \"2023-01-02T03:04:05Z\")",
+                "\"02 Jan 2023 03:04 at UTC\"",
+            ),
+            ("unixtimestampparse(0).year", "1970"),
+            ("homedir()", "\"/home/me\""),
+            ("try(nothing, 1)", "1"),
+            ("can(nothing)", "false"),
+            ("convert(\"1\", number)", "1"),
+        ] {
+            check(expression, expected);
+        }
+    }
+
+    #[test]
+    fn wrong_arguments_are_errors() {
+        for (expression, expected) in [
+            (
+                "upper()",
+                "Call to function \"upper\" failed: 1 argument expected, but there are 0.",
+            ),
+            (
+                "upper([])",
+                "Call to function \"upper\" failed: string required, but have tuple.",
+            ),
+            (
+                "md5(\"\")",
+                "The function \"md5\" is not available in this version of whelk.",
+            ),
+            ("nothing()", "There is no function named \"nothing\"."),
+            (
+                "divide(1, 0)",
+                "Call to function \"divide\" failed: division by zero.",
+            ),
+            (
+                "range(100000)",
+                "Call to function \"range\" failed: more than 1024 values were generated; either decrease the difference between start and end or use a smaller step.",
+            ),
+            (
+                "indent(9999999, \"a\\nb\")",
+                "Call to function \"indent\" failed: its result is longer than 4194304 bytes.",
+            ),
+            (
+                "format(\"%9999999s\", \"a\")",
+                "Call to function \"format\" failed: a width or precision is larger than 10000.",
+            ),
+            (
+                "format(\"%s\")",
+                "Call to function \"format\" failed: not enough arguments for \"%s\" at 0: need index 1 but have 0 total.",
+            ),
+            (
+                "regex(\"(\", \"\")",
+                "Call to function \"regex\" failed: invalid regexp pattern.",
+            ),
+            (
+                "element([], 0)",
+                "Call to function \"element\" failed: cannot use element function with an empty list.",
+            ),
+            (
+                "1 / 0",
+                "Unsuitable value for right operand: a number other than 0 is required.",
+            ),
+            (
+                "[1][2]",
+                "The given key does not identify an element in this collection value.",
+            ),
+            ("substr(\"a\", 99999999999, 1)", "\"\""),
+        ] {
+            check(expression, expected);
+        }
+    }
+
+    #[test]
+    fn expressions_are_evaluated() {
+        for (expression, expected) in [
+            ("1 + 2 * 3 == 7 && !false", "true"),
+            ("\"a${1 + 1}b\"", "\"a2b\""),
+            ("\"${[1]}\"", "[1]"),
+            ("\"%{ if true }yes%{ else }no%{ endif }\"", "\"yes\""),
+            ("\"%{ for x in [1, 2] ~} ${x} %{~ endfor }\"", "\"12\""),
+            (
+                "[for i, x in [\"a\", \"b\"]: \"${i}${x}\" if x != \"a\"]",
+                "[\"1b\"]",
+            ),
+            ("{for k, v in {a = 1}: v => k}", "{\"1\":\"a\"}"),
+            (
+                "{for x in [\"a\", \"b\"]: \"k\" => x...}",
+                "{\"k\":[\"a\",\"b\"]}",
+            ),
+            ("[{a = 1}, {a = 2}][*].a", "[1,2]"),
+            ("{a = {b = [1, 2]}}.a.b[1]", "2"),
+            ("true ? 1 : nothing", "1"),
+            ("max([1, 5]...)", "5"),
+            ("<<-EOT\n  a\n    b\n  EOT\n", "\"a\\n  b\\n\""),
+            ("-\"3\"", "-3"),
+        ] {
+            check(expression, expected);
+        }
+        let nested = "concat(range(1000), range(1000))";
+        let wide = format!("setproduct({nested}, {nested})");
+        check(
+            &wide,
+            "Call to function \"setproduct\" failed: its result has more than 100000 items.",
+        );
+    }
+}

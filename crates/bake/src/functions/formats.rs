@@ -1,0 +1,255 @@
+//! Functions that format, encode and decode.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+use super::{MAX_ITEMS, Returned, bounded_text, count};
+use crate::value::Value;
+
+/// The maximum width and precision of a verb.
+const MAX_WIDTH: usize = 10_000;
+
+pub(super) fn call(name: &str, arguments: &[Value]) -> Option<Returned> {
+    Some(match (name, arguments) {
+        ("format", [form, rest @ ..]) => form
+            .text()
+            .and_then(|form| format(&form, rest))
+            .and_then(bounded_text),
+        ("formatlist", [form, rest @ ..]) => formatlist(form, rest),
+        ("jsonencode", [value]) => Ok(Value::String(value.json().to_string())),
+        ("jsondecode", [value]) => value.text().and_then(|text| {
+            let json: serde_json::Value =
+                serde_json::from_str(&text).map_err(|error| error.to_string())?;
+            Ok(json.into())
+        }),
+        ("base64encode", [value]) => value.text().map(|text| STANDARD.encode(text).into()),
+        ("base64decode", [value]) => value.text().and_then(|text| {
+            let bytes = STANDARD
+                .decode(&text)
+                .map_err(|_| format!("failed to decode base64 data {text:?}"))?;
+            let text = String::from_utf8(bytes)
+                .map_err(|_| "the result of decoding the given string is not valid UTF-8")?;
+            Ok(text.into())
+        }),
+        ("urlencode", [value]) => value.text().map(|text| urlencode(&text).into()),
+        ("format" | "formatlist", _) => count("at least 1 argument", arguments),
+        ("jsonencode" | "jsondecode" | "base64encode" | "base64decode" | "urlencode", _) => {
+            count("1 argument", arguments)
+        }
+        _ => return None,
+    })
+}
+
+fn urlencode(text: &str) -> String {
+    let byte = |byte: u8| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+            char::from(byte).to_string()
+        }
+        b' ' => "+".into(),
+        byte => format!("%{byte:02X}"),
+    };
+    text.bytes().map(byte).collect()
+}
+
+/// Calls `format` for each item of the lists among the arguments.
+fn formatlist(form: &Value, arguments: &[Value]) -> Returned {
+    let form = form.text()?;
+    let lengths = arguments.iter().filter_map(|argument| match argument {
+        Value::List(items) => Some(items.len()),
+        _ => None,
+    });
+    let lengths: Vec<usize> = lengths.collect();
+    let length = lengths.first().copied().unwrap_or(1);
+    if lengths.iter().any(|other| *other != length) {
+        return Err("all arguments that are lists must have the same length".into());
+    }
+    if length > MAX_ITEMS {
+        return Err("a list is too long".into());
+    }
+    let items = (0..length).map(|index| {
+        let own: Vec<Value> = arguments
+            .iter()
+            .map(|argument| match argument {
+                Value::List(items) => items[index].clone(),
+                other => other.clone(),
+            })
+            .collect();
+        bounded_text(format(&form, &own)?)
+    });
+    items.collect::<Result<_, _>>().map(Value::List)
+}
+
+/// A verb of a form: `%-05.2f`, `%[2]s`.
+#[derive(Default)]
+struct Verb {
+    minus: bool,
+    plus: bool,
+    space: bool,
+    zero: bool,
+    sharp: bool,
+    width: Option<usize>,
+    precision: Option<usize>,
+}
+
+fn format(form: &str, arguments: &[Value]) -> Result<String, String> {
+    let mut out = String::new();
+    let mut next = 0;
+    let mut rest = form;
+    while let Some(at) = rest.find('%') {
+        out += &rest[..at];
+        let start = form.len() - rest.len() + at;
+        rest = &rest[at + 1..];
+        let mut verb = Verb::default();
+        loop {
+            match rest.chars().next() {
+                Some('-') => verb.minus = true,
+                Some('+') => verb.plus = true,
+                Some(' ') => verb.space = true,
+                Some('0') => verb.zero = true,
+                Some('#') => verb.sharp = true,
+                _ => break,
+            }
+            rest = &rest[1..];
+        }
+        verb.width = number(&mut rest)?;
+        if let Some(after) = rest.strip_prefix('.') {
+            rest = after;
+            verb.precision = Some(number(&mut rest)?.unwrap_or(0));
+        }
+        if let Some(after) = rest.strip_prefix('[') {
+            rest = after;
+            let index = number(&mut rest)?.filter(|index| *index > 0);
+            let (Some(index), Some(after)) = (index, rest.strip_prefix(']')) else {
+                return Err("a verb's index is not valid".into());
+            };
+            (next, rest) = (index - 1, after);
+        }
+        let Some(letter) = rest.chars().next() else {
+            return Err("unexpected end of format string".into());
+        };
+        rest = &rest[letter.len_utf8()..];
+        if letter == '%' {
+            out.push('%');
+            continue;
+        }
+        let argument = arguments.get(next).ok_or_else(|| {
+            let own = &form[start..form.len() - rest.len()];
+            format!(
+                "not enough arguments for {own:?} at {start}: need index {} but have {} total",
+                next + 1,
+                arguments.len()
+            )
+        })?;
+        next += 1;
+        out += &verb.apply(letter, argument)?;
+        if out.len() > super::MAX_TEXT {
+            return Err(format!(
+                "its result is longer than {} bytes",
+                super::MAX_TEXT
+            ));
+        }
+    }
+    if next < arguments.len() && !form.contains("%[") {
+        return Err(format!(
+            "too many arguments; only {next} used by format string"
+        ));
+    }
+    Ok(out + rest)
+}
+
+/// Reads digits.
+fn number(rest: &mut &str) -> Result<Option<usize>, String> {
+    let length = rest.bytes().take_while(u8::is_ascii_digit).count();
+    let (digits, after) = rest.split_at(length);
+    *rest = after;
+    if digits.is_empty() {
+        return Ok(None);
+    }
+    let number: Option<usize> = digits.parse().ok();
+    match number.filter(|number| *number <= MAX_WIDTH) {
+        Some(number) => Ok(Some(number)),
+        None => Err(format!("a width or precision is larger than {MAX_WIDTH}")),
+    }
+}
+
+impl Verb {
+    fn apply(&self, letter: char, argument: &Value) -> Result<String, String> {
+        let is_number = matches!(
+            letter,
+            'b' | 'd' | 'o' | 'x' | 'X' | 'e' | 'E' | 'f' | 'g' | 'G'
+        );
+        let text = match letter {
+            's' => self.cut(argument.text()?),
+            'q' => serde_json::Value::from(argument.text()?).to_string(),
+            't' => argument.truth()?.to_string(),
+            'v' => match argument {
+                Value::String(text) if !self.sharp => self.cut(text.clone()),
+                Value::Number(_) | Value::Bool(_) => argument.text()?,
+                other => other.json().to_string(),
+            },
+            'd' | 'b' | 'o' | 'x' | 'X'
+                if letter == 'd' || matches!(argument, Value::Number(_)) =>
+            {
+                let number = super::integer(argument)?;
+                let size = number.unsigned_abs();
+                let digits = match letter {
+                    'b' => format!("{size:b}"),
+                    'o' => format!("{size:o}"),
+                    'x' => format!("{size:x}"),
+                    'X' => format!("{size:X}"),
+                    _ => size.to_string(),
+                };
+                self.signed(number < 0, &digits)
+            }
+            'x' | 'X' => {
+                let text = argument.text()?;
+                let bytes = text.bytes();
+                match letter {
+                    'x' => bytes.map(|byte| format!("{byte:02x}")).collect(),
+                    _ => bytes.map(|byte| format!("{byte:02X}")).collect(),
+                }
+            }
+            'f' => {
+                let number = argument.number()?;
+                let digits = format!("{:.*}", self.precision.unwrap_or(6), number.abs());
+                self.signed(number < 0.0, &digits)
+            }
+            'g' | 'G' => {
+                let number = argument.number()?;
+                self.signed(number < 0.0, &crate::value::number_text(number.abs()))
+            }
+            other => return Err(format!("unsupported format verb {other:?}")),
+        };
+        Ok(self.padded(text, is_number))
+    }
+
+    fn cut(&self, text: String) -> String {
+        match self.precision {
+            Some(precision) => text.chars().take(precision).collect(),
+            None => text,
+        }
+    }
+
+    fn signed(&self, is_negative: bool, digits: &str) -> String {
+        let sign = match (is_negative, self.plus, self.space) {
+            (true, ..) => "-",
+            (_, true, _) => "+",
+            (_, _, true) => " ",
+            _ => "",
+        };
+        format!("{sign}{digits}")
+    }
+
+    fn padded(&self, text: String, is_number: bool) -> String {
+        let missing = self.width.unwrap_or(0).saturating_sub(text.chars().count());
+        match (self.minus, self.zero && is_number) {
+            (true, _) => text + &" ".repeat(missing),
+            (_, true) => {
+                let digits = text.trim_start_matches(['-', '+', ' ']);
+                let sign = &text[..text.len() - digits.len()];
+                format!("{sign}{}{digits}", "0".repeat(missing))
+            }
+            _ => " ".repeat(missing) + &text,
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! The structure of a file, from HCL or from JSON.
+
+use std::ops::Range;
+
+use hcl_edit::Span;
+use hcl_edit::expr::{Array, Expression, Object, ObjectKey, ObjectValue};
+use hcl_edit::structure::{Body as HclBody, Structure};
+use hcl_edit::template::{StringTemplate, Template};
+use serde_json::Value as Json;
+
+use crate::error::{Error, Result, syntax};
+
+/// The maximum size of a file in bytes.
+const MAX_FILE: usize = 4 << 20;
+
+/// The maximum number of blocks and attributes of all files.
+const MAX_ITEMS: usize = 50_000;
+
+#[derive(Debug, Default)]
+pub(crate) struct Body {
+    pub attributes: Vec<Attribute>,
+    pub blocks: Vec<Block>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Attribute {
+    pub name: String,
+    pub value: Expression,
+}
+
+#[derive(Debug)]
+pub(crate) struct Block {
+    pub kind: String,
+    pub labels: Vec<(String, Option<Range<usize>>)>,
+    pub span: Option<Range<usize>>,
+    pub body: Body,
+}
+
+impl Body {
+    /// Returns the last attribute of a name.
+    pub fn attribute(&self, name: &str) -> Option<&Attribute> {
+        self.attributes.iter().rev().find(|own| own.name == name)
+    }
+}
+
+/// Reads a file: JSON if it begins as an object.
+pub(crate) fn parse(files: &[(String, String)], number: usize) -> Result<Body> {
+    let Some((name, content)) = files.get(number) else {
+        return Ok(Body::default());
+    };
+    if content.len() > MAX_FILE {
+        let text = format!("{name} has more than {MAX_FILE} bytes");
+        return Err(Error::new(text));
+    }
+    let is_json = content.trim_start().starts_with('{') && !name.ends_with(".hcl");
+    match is_json || name.ends_with(".json") {
+        true => json(files, number, content),
+        false => {
+            let parsed = hcl_edit::parser::parse_body(content).map_err(|error| {
+                syntax(files, number, error.location().offset(), error.message())
+            })?;
+            let mut count = 0;
+            hcl(parsed, &mut count).map_err(|text| Error::new(format!("{name}: {text}")))
+        }
+    }
+}
+
+fn counted(count: &mut usize) -> std::result::Result<(), String> {
+    *count += 1;
+    match *count > MAX_ITEMS {
+        true => Err(format!("more than {MAX_ITEMS} definitions")),
+        false => Ok(()),
+    }
+}
+
+fn hcl(parsed: HclBody, count: &mut usize) -> std::result::Result<Body, String> {
+    let mut body = Body::default();
+    for structure in parsed {
+        counted(count)?;
+        match structure {
+            Structure::Attribute(attribute) => body.attributes.push(Attribute {
+                name: attribute.key.as_str().to_owned(),
+                value: attribute.value,
+            }),
+            Structure::Block(block) => {
+                let labels = block.labels.iter();
+                let labels = labels.map(|label| (label.as_str().to_owned(), label.span()));
+                body.blocks.push(Block {
+                    kind: block.ident.as_str().to_owned(),
+                    labels: labels.collect(),
+                    span: block.ident.span(),
+                    body: hcl(block.body, count)?,
+                });
+            }
+        }
+    }
+    Ok(body)
+}
+
+/// Names of blocks that have a name themselves.
+const NAMED: [&str; 4] = ["function", "group", "target", "variable"];
+
+fn json(files: &[(String, String)], number: usize, content: &str) -> Result<Body> {
+    let parsed: Json = serde_json::from_str(content).map_err(|error| {
+        let lines = content.split_inclusive('\n');
+        let before: usize = lines
+            .take(error.line().saturating_sub(1))
+            .map(str::len)
+            .sum();
+        syntax(files, number, before + error.column(), error.to_string())
+    })?;
+    let name = files.get(number).map_or("", |(name, _)| name.as_str());
+    let wrong = |text: String| Error::new(format!("{name}: {text}"));
+    let Json::Object(members) = parsed else {
+        return Err(wrong("a JSON object is required".into()));
+    };
+    let mut body = Body::default();
+    let mut count = 0;
+    for (kind, value) in members {
+        counted(&mut count).map_err(wrong)?;
+        if !NAMED.contains(&kind.as_str()) {
+            // A comment.
+            if kind != "//" {
+                body.attributes.push(attribute(kind, value));
+            }
+            continue;
+        }
+        for object in objects(&kind, value).map_err(wrong)? {
+            for (label, value) in object {
+                for members in objects(&label, value).map_err(wrong)? {
+                    counted(&mut count).map_err(wrong)?;
+                    body.blocks
+                        .push(block(kind.clone(), label.clone(), members).map_err(wrong)?);
+                }
+            }
+        }
+    }
+    Ok(body)
+}
+
+/// Returns an object, or those of a list.
+fn objects(
+    name: &str,
+    value: Json,
+) -> std::result::Result<Vec<serde_json::Map<String, Json>>, String> {
+    let values = match value {
+        Json::Array(values) => values,
+        other => vec![other],
+    };
+    let object = |value| match value {
+        Json::Object(members) => Ok(members),
+        _ => Err(format!(
+            "{name}: a JSON object is required, or an array of them"
+        )),
+    };
+    values.into_iter().map(object).collect()
+}
+
+fn block(
+    kind: String,
+    label: String,
+    members: serde_json::Map<String, Json>,
+) -> std::result::Result<Block, String> {
+    let mut body = Body::default();
+    for (name, value) in members {
+        if name != "validation" {
+            body.attributes.push(attribute(name, value));
+            continue;
+        }
+        for members in objects(&name, value)? {
+            let mut inner = Body::default();
+            for (name, value) in members {
+                inner.attributes.push(attribute(name, value));
+            }
+            body.blocks.push(Block {
+                kind: name.clone(),
+                labels: Vec::new(),
+                span: None,
+                body: inner,
+            });
+        }
+    }
+    Ok(Block {
+        kind,
+        labels: vec![(label, None)],
+        span: None,
+        body,
+    })
+}
+
+fn attribute(name: String, value: Json) -> Attribute {
+    Attribute {
+        name,
+        value: expression(value),
+    }
+}
+
+/// Returns the expression of a JSON value. Texts are templates.
+fn expression(value: Json) -> Expression {
+    match value {
+        Json::Null => Expression::null(),
+        Json::Bool(value) => Expression::from(value),
+        Json::Number(number) => {
+            let number = number.as_f64().and_then(hcl_edit::Number::from_f64);
+            number.map_or_else(Expression::null, Expression::from)
+        }
+        Json::String(text) => template(text),
+        Json::Array(items) => {
+            let mut array = Array::new();
+            for item in items {
+                array.push(expression(item));
+            }
+            Expression::Array(array)
+        }
+        Json::Object(members) => {
+            let mut object = Object::new();
+            for (key, value) in members {
+                let key = ObjectKey::Expression(template(key));
+                object.insert(key, ObjectValue::new(expression(value)));
+            }
+            Expression::Object(object)
+        }
+    }
+}
+
+fn template(text: String) -> Expression {
+    if !text.contains("${") && !text.contains("%{") {
+        return Expression::from(text);
+    }
+    let parsed: std::result::Result<Template, _> = text.parse();
+    match parsed {
+        Ok(template) => {
+            let mut elements = StringTemplate::new();
+            for element in &template {
+                elements.push(element.clone());
+            }
+            Expression::StringTemplate(elements)
+        }
+        // As Docker's bake, which says of it what is wrong where it is used.
+        Err(_) => Expression::from(text),
+    }
+}
