@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -64,6 +64,7 @@ pub struct Cli<'e> {
     engine: &'e Engine,
     program: Program,
     env: &'e [(&'e str, &'e str)],
+    directory: Option<&'e Path>,
 }
 
 impl<'e> Cli<'e> {
@@ -72,6 +73,7 @@ impl<'e> Cli<'e> {
             engine,
             program,
             env: &[],
+            directory: None,
         }
     }
 
@@ -79,6 +81,15 @@ impl<'e> Cli<'e> {
     #[must_use]
     pub fn with_env(self, env: &'e [(&'e str, &'e str)]) -> Self {
         Self { env, ..self }
+    }
+
+    /// Runs commands in a directory.
+    #[must_use]
+    pub fn in_directory(self, directory: &'e Path) -> Self {
+        Self {
+            directory: Some(directory),
+            ..self
+        }
     }
 
     pub fn engine(self) -> &'e Engine {
@@ -154,6 +165,9 @@ impl<'e> Cli<'e> {
         command.args(args);
         self.engine.set_environment(&mut command);
         command.envs(self.env.iter().copied());
+        if let Some(directory) = self.directory {
+            command.current_dir(directory);
+        }
         Running::start(
             command,
             stdin,

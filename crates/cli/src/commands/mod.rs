@@ -1,6 +1,7 @@
 //! The command tree: subcommands, their flags, and their dispatch. Groups of commands are directories.
 
 mod arguments;
+mod bake;
 mod build;
 mod builder;
 mod checkpoint;
@@ -81,6 +82,8 @@ enum Command {
         after_help = "The caches of steps (RUN --mount=type=cache) have commands of their own: `whelk build cache ls|export|import`."
     )]
     Build(build::BuildArgs),
+    /// Build from a file
+    Bake(bake::BakeArgs),
     #[command(flatten)]
     Registry(registry::RegistryCommand),
     #[command(flatten)]
@@ -142,6 +145,7 @@ impl Command {
     /// Whether the command talks to no engine.
     fn is_offline(&self) -> bool {
         match self {
+            Self::Bake(args) => args.is_offline(),
             Self::BuildxGroup(group) => group.is_offline(),
             _ => false,
         }
@@ -259,6 +263,7 @@ async fn dispatch(client: &Client, command: Command) -> Outcome {
         Command::NetworkGroup(command) => network::group(client, command).await,
         Command::VolumeGroup(command) => volume::group(client, command).await,
         Command::Build(args) => build::build(client, args).await,
+        Command::Bake(args) => bake::bake(client, args).await,
         Command::BuilderGroup(group) => builder::builder(client, group).await,
         Command::BuildxGroup(group) => builder::buildx(client, group).await,
         Command::Registry(command) => registry::command(client, command).await,

@@ -115,6 +115,12 @@ pub(crate) struct BuildArgs {
     /// Ulimit options
     #[arg(long)]
     pub ulimit: Vec<String>,
+    /// The Dockerfile itself, of a bake file's target.
+    #[arg(skip)]
+    pub inline: Option<String>,
+    /// Whether only the cache keeps the result, of a bake file's target.
+    #[arg(skip)]
+    pub has_no_output: bool,
     // The scripts of classic builds have these, and BuildKit has no containers to keep and always compresses.
     /// Remove intermediate containers: there are none
     #[arg(long, hide = true)]

@@ -166,6 +166,10 @@ impl Contexts {
 
     /// Finds the Dockerfile of a context.
     fn dockerfile(&mut self, args: &BuildArgs, root: Option<&Path>) -> Outcome<()> {
+        if let Some(text) = &args.inline {
+            self.dockerfile_text(text.clone().into_bytes());
+            return Ok(());
+        }
         match (args.file.as_str(), root) {
             ("-", _) => {
                 let content = read_dockerfile(std::io::stdin())?;

@@ -36,7 +36,7 @@ pub(super) async fn open_session(
 }
 
 /// Returns a name that no other build has.
-pub(super) fn random_id() -> Outcome<String> {
+pub(crate) fn random_id() -> Outcome<String> {
     const LETTERS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz012345";
     let mut bytes = [0; 25];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())

@@ -11,6 +11,15 @@ use crate::terminal::harmless;
 
 /// Returns the failure of a command for what the engine has answered.
 pub(super) fn failure(status: &Status) -> Failure {
+    told("failed to build", status)
+}
+
+/// Returns the failure of a command for what the engine has answered of one of several targets.
+pub(crate) fn failure_of_target(name: &str, status: &Status) -> Failure {
+    told(&format!("target {name}"), status)
+}
+
+fn told(what: &str, status: &Status) -> Failure {
     let mut text = String::new();
     for place in places(status) {
         let lines: Vec<Lines> = place
@@ -24,10 +33,7 @@ pub(super) fn failure(status: &Status) -> Failure {
             &lines,
         );
     }
-    text += &format!(
-        "ERROR: failed to build: failed to solve: {}",
-        status.message
-    );
+    text += &format!("ERROR: {what}: failed to solve: {}", status.message);
     Failure {
         hint: false,
         ..Failure::new(harmless(&text))

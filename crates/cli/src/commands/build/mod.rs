@@ -15,6 +15,7 @@ mod failure;
 mod local;
 pub(crate) mod options;
 mod outputs;
+mod prepared;
 mod report;
 mod secrets;
 mod session;
@@ -24,24 +25,20 @@ mod stores;
 mod walk;
 
 pub(crate) use args::BuildArgs;
-pub(crate) use engine::connect;
-
-use std::sync::Arc;
+pub(crate) use engine::{connect, random_id};
+pub(crate) use failure::failure_of_target;
+pub(crate) use prepared::Prepared;
+pub(crate) use report::{metadata, print_answer};
+pub(crate) use solve::{Asked, Signals, Unsolved, solve_all};
 
 use whelk_buildkit::details::image_of_failed;
 use whelk_buildkit::pb::control::SolveResponse;
 
-use self::agents::Agents;
-use self::contexts::Contexts;
 use self::display::{Display, Mode};
 use self::failure::{failure, not_built};
 use self::outputs::Output;
-use self::secrets::Secrets;
-use self::session::Session;
-use self::solve::{Signals, Unsolved, solve};
-use self::stores::Stores;
+use self::solve::solve;
 use crate::client::Client;
-use crate::commands::builder::host_gateway;
 use crate::commands::image;
 use crate::commands::messages::Target;
 use crate::output::{print_line, warn_line};
@@ -52,66 +49,24 @@ pub(crate) async fn build(client: &Client, args: BuildArgs) -> Outcome {
     let mut signals = Signals::new()?;
     options::one_builder(client, &args.builder).map_err(not_built)?;
     let mode = Mode::new(&args.progress, args.quiet).map_err(not_built)?;
-    let call = options::call(&args).map_err(not_built)?;
-    let outputs = outputs::parse(&args.output, args.load, args.push).map_err(not_built)?;
-    for output in &outputs {
-        output.check(&args.tag).map_err(not_built)?;
-    }
-    let secrets = Secrets::new(&args.secret).map_err(not_built)?;
-    let agents = Agents::new(&args.ssh).map_err(not_built)?;
-    let contexts = signals.or_stopped(Contexts::find(&args)).await;
-    let mut contexts = contexts.map_err(not_built)?;
-    let mut request = options::request(&args, &contexts, &outputs).map_err(not_built)?;
-    let stores = Stores::of(request.cache.get_or_insert_default()).map_err(not_built)?;
-    let own = &request.frontend_attrs;
-    let proxies = client
-        .proxies()
-        .into_iter()
-        .map(|(name, value)| (format!("build-arg:{name}"), value));
-    // The user's own ones hold in both spellings.
-    let proxies: Vec<_> = proxies
-        .filter(|(name, _)| !own.keys().any(|own| own.eq_ignore_ascii_case(name)))
-        .collect();
-    request.frontend_attrs.extend(proxies);
-    if !args.iidfile.is_empty() {
+    let debug = args.debug || client.debug();
+    let prepared = Prepared::new(client, args, &mut signals).await;
+    let mut prepared = prepared.map_err(not_built)?;
+    if !prepared.args.iidfile.is_empty() {
         // A build that fails leaves none. A device stays.
         let is_file = |path: &String| std::fs::metadata(path).is_ok_and(|old| old.is_file());
-        if is_file(&args.iidfile) {
-            let _ = std::fs::remove_file(&args.iidfile);
+        if is_file(&prepared.args.iidfile) {
+            let _ = std::fs::remove_file(&prepared.args.iidfile);
         }
     }
-    request.r#ref = engine::random_id()?;
-    request.session = engine::random_id()?;
-    if let Some((call, _)) = call {
-        report::ask(&mut request, call);
-    }
-    let session = Session {
-        sources: std::mem::take(&mut contexts.sources),
-        secrets: Arc::new(secrets),
-        agents,
-        outputs: outputs.clone(),
-        stores: stores.clone(),
-        config: client.config().map(std::path::Path::to_owned),
+    let begun = async {
+        let channel = connect(client).await?;
+        prepared.begin(client, &channel).await?;
+        Ok(channel)
     };
-    let key = contexts.shared_key(&session.sources);
-    if args.explain && key.is_empty() {
-        warn_line!(
-            "WARNING: --explain: without the path of a context, nothing is known of earlier builds"
-        );
-    }
-    let connected = async {
-        tokio::try_join!(
-            engine::connect(client),
-            engine::open_session(client, &request.session, &key, session)
-        )
-    };
-    let (channel, ()) = signals.or_stopped(connected).await.map_err(not_built)?;
-    if options::wants_host_gateway(&request.frontend_attrs) {
-        let address = host_gateway(&channel).await.map_err(not_built)?;
-        options::set_host_gateway(&mut request.frontend_attrs, &address);
-    }
-    let display = Display::new(mode, client.context(), args.debug || client.debug());
-    let response = match solve(&channel, &request, display, &mut signals).await {
+    let channel = signals.or_stopped(begun).await.map_err(not_built)?;
+    let display = Display::new(mode, client.context(), debug);
+    let response = match solve(&channel, &prepared.request, display, &mut signals).await {
         Ok(response) => response,
         Err(Unsolved::Stopped(failure)) => return Err(not_built(failure)),
         Err(Unsolved::Failed(status)) => {
@@ -120,18 +75,17 @@ pub(crate) async fn build(client: &Client, args: BuildArgs) -> Outcome {
                 return Err(failure);
             };
             warn_line!("{}", failure.text);
-            shell::open(client, &image, &args).await?;
+            shell::open(client, &image, &prepared.args).await?;
             return Ok(failure.code);
         }
     };
-    stores.finish(&response).map_err(not_built)?;
-    if let Some((call, format)) = call {
-        return report::print_answer(&response, call, format);
+    if let Some((call, format)) = prepared.call {
+        prepared.stores.finish(&response).map_err(not_built)?;
+        return print_answer(&response, call, format);
     }
     let is_quiet = mode == Mode::Quiet;
-    let name = &request.r#ref;
     // What it fails with says so already; what stops it does not.
-    let finished = async { Ok(finish(client, &args, name, &response, &outputs, is_quiet).await) };
+    let finished = async { Ok(prepared.end(client, &response, is_quiet).await) };
     signals.or_stopped(finished).await.map_err(not_built)?
 }
 
@@ -154,7 +108,7 @@ async fn finish(
         write(&args.iidfile, id).map_err(not_built)?;
     }
     if !args.metadata_file.is_empty() {
-        let text = report::metadata(client.context(), name, response)?;
+        let text = report::metadata_text(client.context(), name, response)?;
         write(&args.metadata_file, &text).map_err(not_built)?;
     }
     for output in outputs.iter().filter(|output| output.is_pushed) {

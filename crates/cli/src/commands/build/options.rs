@@ -19,7 +19,7 @@ type Attributes = BTreeMap<String, String>;
 
 /// What is wanted instead of a build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Call {
+pub(crate) enum Call {
     Check,
     Outline,
     Targets,
@@ -27,7 +27,7 @@ pub(super) enum Call {
 
 /// How what was called for is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum CallFormat {
+pub(crate) enum CallFormat {
     Text,
     Json,
 }

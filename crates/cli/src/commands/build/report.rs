@@ -38,7 +38,7 @@ struct CheckError {
 }
 
 /// Prints the answer.
-pub(super) fn print_answer(response: &SolveResponse, call: Call, format: CallFormat) -> Outcome {
+pub(crate) fn print_answer(response: &SolveResponse, call: Call, format: CallFormat) -> Outcome {
     let get = |name: &str| {
         response
             .exporter_response
@@ -70,8 +70,12 @@ pub(super) fn print_answer(response: &SolveResponse, call: Call, format: CallFor
     Ok(get("result.statuscode").parse().unwrap_or(0))
 }
 
-/// Returns the content of `--metadata-file`. Values that are JSON in base64 are decoded.
-pub(super) fn metadata(builder: &str, name: &str, response: &SolveResponse) -> Outcome<String> {
+/// Returns what `--metadata-file` says of a build. Values that are JSON in base64 are decoded.
+pub(crate) fn metadata(
+    builder: &str,
+    name: &str,
+    response: &SolveResponse,
+) -> BTreeMap<String, serde_json::Value> {
     use base64::Engine as _;
     let decoded = |value: &String| {
         let bytes = base64::engine::general_purpose::STANDARD
@@ -87,7 +91,16 @@ pub(super) fn metadata(builder: &str, name: &str, response: &SolveResponse) -> O
     let mut values: BTreeMap<String, serde_json::Value> = values.collect();
     let name = format!("{builder}/{builder}/{name}");
     values.insert("buildx.build.ref".into(), name.into());
-    let text = serde_json::to_string_pretty(&values);
+    values
+}
+
+/// Returns the content of `--metadata-file`.
+pub(super) fn metadata_text(
+    builder: &str,
+    name: &str,
+    response: &SolveResponse,
+) -> Outcome<String> {
+    let text = serde_json::to_string_pretty(&metadata(builder, name, response));
     text.map_err(|error| Failure::new(format!("encode the metadata: {error}")))
 }
 

@@ -1,9 +1,11 @@
 //! One build: asks for it, shows its progress, and cancels it when a signal comes.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Semaphore;
 use whelk_buildkit::grpc::{Channel, Status};
 use whelk_buildkit::pb::control::{SolveRequest, SolveResponse, StatusRequest, StatusResponse};
 
@@ -20,14 +22,14 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const SHORT: Duration = Duration::from_millis(50);
 
 /// Why there is no result.
-pub(super) enum Unsolved {
+pub(crate) enum Unsolved {
     Failed(Status),
     /// This command was asked to end.
     Stopped(Failure),
 }
 
 /// Signals that end a build.
-pub(super) struct Signals([(SignalKind, Signal); 2]);
+pub(crate) struct Signals([(SignalKind, Signal); 2]);
 
 impl Signals {
     pub fn new() -> Outcome<Self> {
@@ -59,60 +61,161 @@ impl Signals {
     }
 }
 
+/// The maximum number of builds at the same time.
+const AT_ONCE: usize = 32;
+
+/// A build to ask for, beside others.
+#[derive(Clone, Copy)]
+pub(crate) struct Asked<'a> {
+    /// What its steps are told by; empty for a build that is alone.
+    pub prefix: &'a str,
+    pub request: &'a SolveRequest,
+}
+
 /// Builds, and shows how it goes.
 pub(super) async fn solve(
     channel: &Channel,
     request: &SolveRequest,
-    mut display: Display,
+    display: Display,
     signals: &mut Signals,
 ) -> Result<SolveResponse, Unsolved> {
-    let outcome = async {
-        let solving = channel.unary("moby.buildkit.v1.Control/Solve", request);
-        // The call is cancelled when it is dropped, and with it the build.
-        tokio::select! {
-            solved = solving => solved.map_err(Unsolved::Failed),
-            stopped = signals.next() => Err(Unsolved::Stopped(stopped)),
-        }
+    let asked = Asked {
+        prefix: "",
+        request,
     };
+    let solved = solve_all(channel, &[asked], display, signals).await;
+    let mut answers = solved.map_err(|(_, unsolved)| unsolved)?;
+    let lost = || Unsolved::Failed(Status::unavailable("the build has no answer"));
+    answers.pop().ok_or_else(lost)
+}
+
+/// Builds several at the same time, and shows how they go. The first that fails ends the others.
+///
+/// # Errors
+/// Returns why, and the number of the build.
+pub(crate) async fn solve_all(
+    channel: &Channel,
+    asked: &[Asked<'_>],
+    display: Display,
+    signals: &mut Signals,
+) -> Result<Vec<SolveResponse>, (usize, Unsolved)> {
+    let display = RefCell::new(display);
     let outcome = {
-        let is_told = Cell::new(false);
-        let watching = watch(channel, &request.r#ref, &mut display, &is_told);
-        tokio::pin!(outcome, watching);
-        tokio::select! {
-            outcome = &mut outcome => {
-                let patience = if is_told.get() { PATIENCE } else { SHORT };
-                // What is late is not shown.
-                let _ = tokio::time::timeout(patience, watching).await;
-                outcome
+        let places = Semaphore::new(AT_ONCE);
+        let (places, display) = (&places, &display);
+        let all = asked.iter().enumerate().map(|(number, asked)| async move {
+            let _place = places.acquire().await;
+            let answer = solve_one(channel, asked, display).await;
+            answer.map_err(|status| (number, Unsolved::Failed(status)))
+        });
+        let all = try_join_all(all);
+        let ticks = async {
+            let mut ticks = tokio::time::interval(TICK);
+            loop {
+                ticks.tick().await;
+                display.borrow_mut().tick();
             }
-            () = &mut watching => outcome.await,
+        };
+        // The calls are cancelled when they are dropped, and with them the builds.
+        tokio::select! {
+            outcome = all => outcome,
+            stopped = signals.next() => Err((0, Unsolved::Stopped(stopped))),
+            () = ticks => Ok(Vec::new()),
         }
     };
-    display.finish();
+    display.into_inner().finish();
     outcome
 }
 
+async fn solve_one(
+    channel: &Channel,
+    asked: &Asked<'_>,
+    display: &RefCell<Display>,
+) -> Result<SolveResponse, Status> {
+    let is_told = Cell::new(false);
+    let solving = channel.unary("moby.buildkit.v1.Control/Solve", asked.request);
+    let watching = watch(channel, asked, display, &is_told);
+    tokio::pin!(solving, watching);
+    tokio::select! {
+        answer = &mut solving => {
+            let patience = if is_told.get() { PATIENCE } else { SHORT };
+            // What is late is not shown.
+            let _ = tokio::time::timeout(patience, watching).await;
+            answer
+        }
+        () = &mut watching => solving.await,
+    }
+}
+
 /// Shows the news of a build until there are no more.
-async fn watch(channel: &Channel, name: &str, display: &mut Display, is_told: &Cell<bool>) {
+async fn watch(
+    channel: &Channel,
+    asked: &Asked<'_>,
+    display: &RefCell<Display>,
+    is_told: &Cell<bool>,
+) {
     let request = StatusRequest {
-        r#ref: name.to_owned(),
+        r#ref: asked.request.r#ref.clone(),
     };
     let stream = channel.stream("moby.buildkit.v1.Control/Status", Default::default());
     let Ok(mut stream) = stream else { return };
     // The build's own call tells of a lost connection.
     let _ = stream.requests.send(&request).await;
     stream.requests.close();
-    let mut ticks = tokio::time::interval(TICK);
-    loop {
-        tokio::select! {
-            next = stream.next::<StatusResponse>() => match next {
-                Ok(Some(response)) => {
-                    is_told.set(true);
-                    display.update(&response);
-                }
-                _ => return,
-            },
-            _ = ticks.tick() => display.tick(),
+    while let Ok(Some(mut response)) = stream.next::<StatusResponse>().await {
+        is_told.set(true);
+        if !asked.prefix.is_empty() {
+            name_steps(asked.prefix, &mut response);
         }
+        display.borrow_mut().update(&response);
+    }
+}
+
+/// Puts the name of a target before those of its steps, and makes them differ from the same steps of other targets.
+fn name_steps(prefix: &str, response: &mut StatusResponse) {
+    let own = |digest: &mut String| *digest = format!("{prefix} {digest}");
+    for vertex in &mut response.vertexes {
+        own(&mut vertex.digest);
+        vertex.inputs.iter_mut().for_each(own);
+        vertex.name = match vertex.name.strip_prefix('[') {
+            Some(rest) => format!("[{prefix} {rest}"),
+            None => format!("[{prefix}] {}", vertex.name),
+        };
+    }
+    for status in &mut response.statuses {
+        own(&mut status.vertex);
+    }
+    for log in &mut response.logs {
+        own(&mut log.vertex);
+    }
+    for warning in &mut response.warnings {
+        own(&mut warning.vertex);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use whelk_buildkit::pb::control::Vertex;
+
+    use super::*;
+
+    #[test]
+    fn steps_are_named_by_their_targets() {
+        let mut response = StatusResponse::default();
+        for name in ["[1/2] FROM x", "exporting to image"] {
+            response.vertexes.push(Vertex {
+                digest: "sha256:1".into(),
+                name: name.into(),
+                ..Vertex::default()
+            });
+        }
+        name_steps("app", &mut response);
+        let names: Vec<&str> = response
+            .vertexes
+            .iter()
+            .map(|vertex| &*vertex.name)
+            .collect();
+        assert_eq!(names, ["[app 1/2] FROM x", "[app] exporting to image"]);
+        assert_eq!(response.vertexes[0].digest, "app sha256:1");
     }
 }

@@ -14,6 +14,7 @@ use whelk_buildkit::pb::Unused;
 use whelk_buildkit::pb::control::{ListWorkersResponse, WorkerRecord};
 
 use crate::client::Client;
+use crate::commands::bake::{self, BakeArgs};
 use crate::commands::build::{self, BuildArgs, options::one_builder};
 use crate::output::print_line;
 use crate::{Failure, Outcome};
@@ -69,6 +70,9 @@ pub(crate) enum BuilderCommand {
     reason = "one value in the life of the process"
 )]
 pub(crate) enum BuildxCommand {
+    /// Build from a file
+    #[command(visible_alias = "f")]
+    Bake(BakeArgs),
     /// Start a build
     #[command(visible_alias = "b")]
     Build(BuildArgs),
@@ -91,10 +95,11 @@ pub(crate) enum BuildxCommand {
 impl Group<BuildxCommand> {
     /// Whether the command needs no engine.
     pub fn is_offline(&self) -> bool {
-        matches!(
-            self.command,
-            BuildxCommand::Imagetools(_) | BuildxCommand::Version
-        )
+        match &self.command {
+            BuildxCommand::Bake(args) => args.is_offline(),
+            BuildxCommand::Imagetools(_) | BuildxCommand::Version => true,
+            _ => false,
+        }
     }
 }
 
@@ -144,6 +149,7 @@ pub(crate) async fn builder(client: &Client, group: Group<BuilderCommand>) -> Ou
 pub(crate) async fn buildx(client: &Client, group: Group<BuildxCommand>) -> Outcome {
     one_builder(client, &group.flags.builder)?;
     match group.command {
+        BuildxCommand::Bake(args) => bake::bake(client, args).await,
         BuildxCommand::Build(args) => build::build(client, group.flags.of(args)).await,
         BuildxCommand::Du(args) => du::du(client, args).await,
         BuildxCommand::History(args) => history::history(client, args).await,

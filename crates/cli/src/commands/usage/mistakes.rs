@@ -10,11 +10,11 @@ use crate::flags::{Kind, Mistake};
 
 /// Docker's commands that are not available yet.
 const NOT_YET: &[&str] = &[
-    "bake", "compose", "config", "node", "plugin", "secret", "service", "stack", "swarm",
+    "compose", "config", "node", "plugin", "secret", "service", "stack", "swarm",
 ];
 
 /// Those of `buildx`.
-const NOT_YET_OF_BUILDX: &[&str] = &["bake", "create", "dial-stdio", "rm", "stop", "use"];
+const NOT_YET_OF_BUILDX: &[&str] = &["create", "dial-stdio", "rm", "stop", "use"];
 
 /// Those of `buildx history`, which need Docker Desktop or traces.
 const NOT_YET_OF_HISTORY: &[&str] = &["import", "open", "trace"];

@@ -1,0 +1,380 @@
+//! What a bake file may access: without the user's consent only files below the working directory.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::BufRead as _;
+use std::path::{Path, PathBuf};
+
+use whelk_bake::{Cache, Granted, Resolved, Target};
+
+use super::target;
+use crate::output::warn;
+use crate::{Failure, Outcome, plain, terminal};
+
+/// What the user allows.
+#[derive(Debug, Default)]
+pub(super) struct Allowed {
+    network_host: bool,
+    insecure: bool,
+    ssh: bool,
+    every_device: bool,
+    devices: BTreeSet<String>,
+    read: Vec<String>,
+    written: Vec<String>,
+}
+
+/// What is asked for and not allowed.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Missing {
+    network_host: bool,
+    insecure: bool,
+    ssh: bool,
+    devices: BTreeSet<String>,
+    read: BTreeSet<PathBuf>,
+    written: BTreeSet<PathBuf>,
+}
+
+impl Allowed {
+    /// Reads `--allow`.
+    ///
+    /// # Errors
+    /// Returns an error for an unknown right.
+    pub fn parse(given: &[String]) -> Outcome<Self> {
+        let mut allowed = Self::default();
+        for text in given {
+            let (key, value) = text.split_once('=').unwrap_or((text, ""));
+            let value = value.to_owned();
+            match (key, value.as_str()) {
+                ("network.host", _) => allowed.network_host = true,
+                ("security.insecure", _) => allowed.insecure = true,
+                ("ssh", _) => allowed.ssh = true,
+                ("device", "") => allowed.every_device = true,
+                ("device", _) => drop(allowed.devices.insert(value)),
+                ("fs.read", _) => allowed.read.push(value),
+                ("fs.write", _) => allowed.written.push(value),
+                ("fs", _) => {
+                    allowed.read.push(value.clone());
+                    allowed.written.push(value);
+                }
+                // As Docker's bake, which checks no pushes.
+                ("image" | "image.push" | "image.load", _) => {}
+                (key, _) => return Err(Failure::new(format!("unknown entitlement key {key:?}"))),
+            }
+        }
+        Ok(allowed)
+    }
+
+    /// Asks the user for what is missing, if there is a terminal.
+    ///
+    /// # Errors
+    /// Returns an error if something is missing.
+    pub fn check(&self, resolved: &Resolved, is_raw: bool) -> Outcome<()> {
+        let directory = std::env::current_dir()
+            .and_then(|directory| directory.canonicalize())
+            .map_err(|error| {
+                let cause = plain(&error);
+                Failure::new(format!("failed to get current working directory: {cause}"))
+            })?;
+        let missing = self.missing(resolved, &directory)?;
+        let checks_files = match std::env::var("BUILDX_BAKE_ENTITLEMENTS_FS") {
+            Ok(text) => Some(whelk_text::parse_bool(&text).ok_or_else(|| {
+                Failure::new(format!(
+                    "failed to parse BUILDX_BAKE_ENTITLEMENTS_FS value {text:?}"
+                ))
+            })?),
+            Err(_) => None,
+        };
+        // Compose, which reads this form, has asked already.
+        if is_raw {
+            return Ok(());
+        }
+        missing.ask(&directory, checks_files)
+    }
+
+    fn missing(&self, resolved: &Resolved, directory: &Path) -> Outcome<Missing> {
+        let Granted {
+            read,
+            written,
+            network_host,
+            insecure,
+        } = &resolved.granted;
+        let mut missing = Missing::default();
+        let (mut reads, mut writes) = (BTreeSet::new(), BTreeSet::new());
+        for target in resolved.targets.values() {
+            for right in target.entitlements.iter().flatten() {
+                let (key, device) = right.split_once('=').unwrap_or((right, ""));
+                match key {
+                    "network.host" => missing.network_host |= !self.network_host && !network_host,
+                    "security.insecure" => missing.insecure |= !self.insecure && !insecure,
+                    "device" if !self.every_device && !self.devices.contains(device) => {
+                        missing.devices.insert(device.to_owned());
+                    }
+                    _ => {}
+                }
+            }
+            let agents = target.ssh.iter().flatten();
+            missing.ssh |= !self.ssh && agents.clone().any(|agent| agent.paths.is_empty());
+            read_by(target, &mut reads);
+            written_by(target, &mut writes);
+        }
+        let (read, written) = (
+            read.iter().chain(&self.read),
+            written.iter().chain(&self.written),
+        );
+        missing.read = outside(reads, read, directory)?;
+        missing.written = outside(writes, written, directory)?;
+        Ok(missing)
+    }
+}
+
+fn local<'a>(caches: &'a Option<Vec<Cache>>, key: &'a str) -> impl Iterator<Item = String> + 'a {
+    let caches = caches.iter().flatten();
+    let caches = caches.filter(|cache| cache.0.kind() == "local");
+    caches.filter_map(move |cache| cache.0.0.get(key).cloned())
+}
+
+/// Adds the paths that a target reads.
+fn read_by(target: &Target, paths: &mut BTreeSet<String>) {
+    let context = target::context(target);
+    if !whelk_bake::paths::is_remote(&context) {
+        paths.insert(context);
+        if target.dockerfile_inline.is_none() {
+            paths.insert(target::dockerfile(target));
+        }
+    }
+    paths.extend(
+        target
+            .contexts
+            .values()
+            .filter_map(|value| target::local_context(value)),
+    );
+    paths.extend(local(&target.cache_from, "src"));
+    let secrets = target.secrets.iter().flatten().map(|secret| &secret.file);
+    paths.extend(secrets.filter(|file| !file.is_empty()).cloned());
+    let agents = target.ssh.iter().flatten();
+    paths.extend(agents.flat_map(|agent| agent.paths.iter().cloned()));
+}
+
+/// Adds the paths that a target writes.
+fn written_by(target: &Target, paths: &mut BTreeSet<String>) {
+    let outputs = target.outputs.iter().flatten();
+    let destinations = outputs.filter_map(|output| output.destination());
+    paths.extend(destinations.filter(|path| *path != "-").map(str::to_owned));
+    paths.extend(local(&target.cache_to, "dest"));
+}
+
+/// Returns a path without links, as far as it is there.
+fn existing(path: &str, directory: &Path) -> Outcome<PathBuf> {
+    let absolute = directory.join(path);
+    let cleaned = whelk_bake::paths::clean(&absolute.to_string_lossy());
+    let mut base = PathBuf::from(cleaned);
+    let mut rest = Vec::new();
+    loop {
+        match base.canonicalize() {
+            Ok(found) => {
+                let rest = rest.iter().rev();
+                return Ok(rest.fold(found, |path, part| path.join(part)));
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => {
+                let cause = plain(&error);
+                return Err(Failure::new(format!(
+                    "failed to evaluate path {path:?}: {cause}"
+                )));
+            }
+        }
+        let Some(name) = base.file_name().map(ToOwned::to_owned) else {
+            return Ok(base);
+        };
+        rest.push(name);
+        base.pop();
+    }
+}
+
+/// Returns the paths that are below none of the allowed ones and not below the working directory.
+fn outside<'a>(
+    paths: BTreeSet<String>,
+    allowed: impl Iterator<Item = &'a String>,
+    directory: &Path,
+) -> Outcome<BTreeSet<PathBuf>> {
+    let mut roots = vec![directory.to_owned()];
+    for path in allowed {
+        if path == "*" {
+            return Ok(BTreeSet::new());
+        }
+        roots.push(existing(path, directory)?);
+    }
+    let paths = paths.iter().map(|path| existing(path, directory));
+    let mut found = paths.collect::<Outcome<BTreeSet<_>>>()?;
+    found.retain(|path| !roots.iter().any(|root| path.starts_with(root)));
+    // A directory stands for what is in it.
+    let all = found.clone();
+    found.retain(|path| {
+        let is_below = |other: &PathBuf| other != path && path.starts_with(other);
+        !all.iter().any(is_below)
+    });
+    Ok(found)
+}
+
+/// Returns a path as it is shown: relative, if that needs no more than one `..`.
+fn shown(path: &Path, directory: &Path) -> String {
+    if let Ok(below) = path.strip_prefix(directory) {
+        return match below.as_os_str().is_empty() {
+            true => ".".into(),
+            false => below.display().to_string(),
+        };
+    }
+    if let Some(parent) = directory.parent()
+        && parent != Path::new("/")
+        && let Ok(below) = path.strip_prefix(parent)
+    {
+        return Path::new("..").join(below).display().to_string();
+    }
+    path.display().to_string()
+}
+
+impl Missing {
+    /// Returns the lines for users, and the flags that would allow it: first those for processes, then those for files.
+    fn told(&self, directory: &Path) -> [Vec<(String, String)>; 2] {
+        let mut rights = Vec::new();
+        if self.network_host {
+            let text = " - Running build containers that can access host network";
+            rights.push((text.to_owned(), "network.host".to_owned()));
+        }
+        if self.insecure {
+            let text = " - Running privileged containers that can make system changes";
+            rights.push((text.to_owned(), "security.insecure".to_owned()));
+        }
+        for device in &self.devices {
+            rights.push(match device.as_str() {
+                "" => (" - Access to CDI devices".into(), "device".into()),
+                device => (
+                    format!(" - Access to device {device}"),
+                    format!("device={device}"),
+                ),
+            });
+        }
+        let mut files = Vec::new();
+        if self.ssh {
+            let text = " - Forwarding default SSH agent socket";
+            files.push((text.to_owned(), "ssh".to_owned()));
+        }
+        let mut paths: BTreeMap<&PathBuf, (&str, &str)> = BTreeMap::new();
+        for path in &self.read {
+            paths.insert(path, ("Read", "fs.read"));
+        }
+        for path in &self.written {
+            let both = self.read.contains(path);
+            paths.insert(
+                path,
+                match both {
+                    true => ("Read and write", "fs"),
+                    false => ("Write", "fs.write"),
+                },
+            );
+        }
+        for kind in ["fs", "fs.read", "fs.write"] {
+            for (path, (verb, flag)) in paths.iter().filter(|(_, (_, flag))| *flag == kind) {
+                let path = shown(path, directory);
+                files.push((
+                    format!(" - {verb} access to path {path}"),
+                    format!("{flag}={path}"),
+                ));
+            }
+        }
+        [rights, files]
+    }
+
+    fn ask(&self, directory: &Path, checks_files: Option<bool>) -> Outcome<()> {
+        let [rights, files] = self.told(directory);
+        if rights.is_empty() && (files.is_empty() || checks_files == Some(false)) {
+            return Ok(());
+        }
+        let all = || rights.iter().chain(&files);
+        let mut text =
+            "Your build is requesting privileges for following possibly insecure capabilities:\n\n"
+                .to_owned();
+        for (line, _) in all() {
+            text += &format!("{line}\n");
+        }
+        let flags: Vec<String> = all().map(|(_, flag)| format!("--allow={flag}")).collect();
+        let flags = flags.join(" ");
+        let is_terminal = terminal::stdin_is_terminal();
+        text += &match is_terminal {
+            true => format!(
+                "\nIn order to not see this message in the future pass {flags:?} to grant requested privileges.\n"
+            ),
+            false => format!("\nPass {flags:?} to grant requested privileges.\n"),
+        };
+        let words: Vec<String> = std::env::args().collect();
+        if let Some(at) = words.iter().position(|word| word == "bake") {
+            let (before, after) = words.split_at(at + 1);
+            text += &format!(
+                "\nYour full command with requested privileges:\n\n{} {flags} {}\n\n",
+                before.join(" "),
+                after.join(" ")
+            );
+        }
+        if checks_files.is_none() && !files.is_empty() {
+            text += "To disable filesystem entitlements checks, you can set BUILDX_BAKE_ENTITLEMENTS_FS=0 .\n\n";
+        }
+        warn(&text);
+        if is_terminal {
+            warn("Do you want to grant requested privileges and continue? [y/N] ");
+            let mut answer = String::new();
+            let read = std::io::stdin().lock().read_line(&mut answer);
+            if read.is_ok() && answer.trim().eq_ignore_ascii_case("y") {
+                return Ok(());
+            }
+        }
+        Err(Failure {
+            hint: false,
+            ..Failure::new("ERROR: additional privileges requested")
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use whelk_sys::Scratch;
+
+    use super::*;
+
+    #[test]
+    fn what_is_outside_is_asked_for() {
+        let scratch = Scratch::temporary("entitlements").unwrap();
+        let root = scratch.path().canonicalize().unwrap();
+        let directory = root.join("own");
+        for name in ["own/sub", "other"] {
+            std::fs::create_dir_all(root.join(name)).unwrap();
+        }
+        std::os::unix::fs::symlink(root.join("other"), directory.join("link")).unwrap();
+        let target = Target {
+            context: Some("link".into()),
+            dockerfile_inline: Some("FROM x".into()),
+            entitlements: Some(vec!["network.host".into()]),
+            outputs: Some(vec![whelk_bake::Output(whelk_bake::Entry(
+                [("type", "local"), ("dest", "../other/new")]
+                    .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                    .into(),
+            ))]),
+            ..Target::default()
+        };
+        let mut resolved = Resolved::default();
+        resolved.targets.insert("app".into(), target);
+        let missing = Allowed::default().missing(&resolved, &directory).unwrap();
+        let [rights, files] = missing.told(&directory);
+        let flags = |list: Vec<(String, String)>| {
+            let flags = list.into_iter().map(|(_, flag)| flag);
+            flags.collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(flags(rights), "network.host");
+        assert_eq!(flags(files), "fs.read=../other fs.write=../other/new");
+        let allowed = ["network.host", "fs=../other"].map(str::to_owned);
+        let allowed = Allowed::parse(&allowed).unwrap();
+        assert_eq!(
+            allowed.missing(&resolved, &directory).unwrap(),
+            Missing::default()
+        );
+        assert!(Allowed::parse(&["x".to_owned()]).is_err());
+    }
+}

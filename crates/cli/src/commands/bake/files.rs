@@ -1,0 +1,111 @@
+//! Reads bake files and what is around the command.
+
+use std::io::{self, Read as _};
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use whelk_bake::{DEFAULT_FILES, Environment, File};
+use whelk_image::Platform;
+
+use crate::{Failure, Outcome, files, plain};
+
+/// The maximum size of a file in bytes.
+const MAX_FILE: u64 = 4 << 20;
+
+/// The file with variables for Compose's files.
+const DOT_ENV: &str = ".env";
+
+/// Returns the names of the files: those of the flags or of the environment.
+fn names(given: &[String]) -> Outcome<Vec<String>> {
+    if !given.is_empty() {
+        let names = given.iter();
+        return Ok(names
+            .map(|name| name.strip_prefix("cwd://").unwrap_or(name).to_owned())
+            .collect());
+    }
+    let Ok(list) = std::env::var("BUILDX_BAKE_FILE") else {
+        return Ok(Vec::new());
+    };
+    let separator = std::env::var("BUILDX_BAKE_PATH_SEPARATOR").unwrap_or_default();
+    let separator = if separator.is_empty() {
+        ":"
+    } else {
+        &separator
+    };
+    let names = list.split(separator).map(str::trim);
+    Ok(names
+        .filter(|name| !name.is_empty())
+        .map(str::to_owned)
+        .collect())
+}
+
+/// Reads the files of the flags, or those with the usual names that are there. Blocking.
+pub(super) fn read(given: &[String]) -> Outcome<Vec<File>> {
+    let names = names(given)?;
+    let is_default = names.is_empty();
+    let names = match is_default {
+        true => DEFAULT_FILES.map(str::to_owned).to_vec(),
+        false => names,
+    };
+    let mut found = Vec::new();
+    for name in names {
+        let content = match name.as_str() {
+            "-" => standard_input(),
+            name => files::read_at_most(Path::new(name), MAX_FILE),
+        };
+        let content = match content {
+            Err(error) if is_default && error.kind() == io::ErrorKind::NotFound => continue,
+            content => {
+                content.map_err(|error| Failure::new(format!("open {name}: {}", plain(&error))))?
+            }
+        };
+        let content = String::from_utf8(content)
+            .map_err(|_| Failure::new(format!("{name} is not valid UTF-8")))?;
+        found.push(File { name, content });
+    }
+    Ok(found)
+}
+
+fn standard_input() -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    io::stdin().take(MAX_FILE + 1).read_to_end(&mut content)?;
+    match content.len() as u64 > MAX_FILE {
+        true => Err(io::Error::other(format!(
+            "it has more than {MAX_FILE} bytes"
+        ))),
+        false => Ok(content),
+    }
+}
+
+/// Returns what definitions may see.
+pub(super) fn environment() -> Outcome<Environment> {
+    let variables = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let builtin = [
+        ("BAKE_CMD_CONTEXT", "cwd://".to_owned()),
+        ("BAKE_LOCAL_PLATFORM", Platform::host().to_string()),
+    ];
+    let builtin = builtin.map(|(name, value)| (name.to_owned(), value));
+    let dot_env = match files::read_at_most(Path::new(DOT_ENV), MAX_FILE) {
+        Ok(content) => String::from_utf8(content)
+            .map_err(|_| Failure::new(format!("{DOT_ENV} is not valid UTF-8")))?,
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::IsADirectory
+            ) =>
+        {
+            String::new()
+        }
+        Err(error) => return Err(Failure::new(format!("open {DOT_ENV}: {}", plain(&error)))),
+    };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = now.map_or(0, |now| i64::try_from(now.as_secs()).unwrap_or(0));
+    Ok(Environment {
+        variables: variables.collect(),
+        builtin: builtin.into(),
+        dot_env,
+        now,
+        home: std::env::var("HOME").unwrap_or_default(),
+    })
+}

@@ -1,0 +1,247 @@
+//! The `bake` command: builds the targets of bake files, all at the same time.
+//!
+//! ```text
+//! files ─► definitions, targets (crate `bake`) ─► entitlements ─► targets' builds ─► inputs ─► together
+//!                         └─► --print, --list
+//! ```
+
+mod entitlements;
+mod files;
+mod inputs;
+mod list;
+mod run;
+mod target;
+
+use std::collections::BTreeMap;
+
+use clap::Args;
+use whelk_bake::{Definitions, Resolved, attestation};
+
+use crate::client::Client;
+use crate::commands::build::options::one_builder;
+use crate::output::{print, warn_line};
+use crate::{Failure, Outcome};
+
+#[derive(Debug, Args)]
+pub(crate) struct BakeArgs {
+    /// Allow build to access specified resources
+    #[arg(long)]
+    allow: Vec<String>,
+    /// Override the configured builder instance; there is one, `default`
+    #[arg(long, default_value = "", hide_default_value = true)]
+    builder: String,
+    /// Set method for evaluating build (`check`, `outline`, `targets`)
+    #[arg(long, default_value = "build")]
+    call: String,
+    /// Shorthand for `--call=check`
+    #[arg(long)]
+    check: bool,
+    /// Enable debug logging
+    #[arg(short = 'D', long)]
+    debug: bool,
+    /// Build definition file
+    #[arg(short, long)]
+    file: Vec<String>,
+    /// List targets or variables
+    #[arg(long, default_value = "", hide_default_value = true)]
+    list: String,
+    /// Shorthand for `--set=*.output=type=docker`. Conditional.
+    #[arg(long)]
+    load: bool,
+    /// Write build result metadata to a file
+    #[arg(long, default_value = "", hide_default_value = true)]
+    metadata_file: String,
+    /// Do not use cache when building the image
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    no_cache: Option<bool>,
+    /// Print the options without building
+    #[arg(long)]
+    print: bool,
+    /// Set type of progress output (`auto`, `none`, `plain`, `quiet`, `rawjson`, `tty`). Use `plain` to show container output
+    #[arg(long, default_value = "auto")]
+    progress: String,
+    /// Shorthand for `--set=*.attest=type=provenance`
+    #[arg(long, default_value = "", hide_default_value = true)]
+    provenance: String,
+    /// Always attempt to pull all referenced images
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pull: Option<bool>,
+    /// Shorthand for `--set=*.output=type=registry`. Conditional.
+    #[arg(long)]
+    push: bool,
+    /// Shorthand for `--set=*.attest=type=sbom`
+    #[arg(long, default_value = "", hide_default_value = true)]
+    sbom: String,
+    /// Override target value (e.g., `targetpattern.key=value`)
+    #[arg(long)]
+    set: Vec<String>,
+    /// Targets and groups; `default` without one
+    #[arg(value_name = "TARGET")]
+    targets: Vec<String>,
+}
+
+impl BakeArgs {
+    /// Whether the command needs no engine.
+    pub(crate) fn is_offline(&self) -> bool {
+        self.print || !self.list.is_empty()
+    }
+
+    /// Returns the overrides of `--set`, and those that other flags are short for.
+    fn overrides(&self) -> Outcome<Vec<String>> {
+        let mut all = self.set.clone();
+        if self.push {
+            all.push("*.push=true".into());
+        }
+        if self.load {
+            all.push("*.load=true".into());
+        }
+        if let Some(call) = self.call()? {
+            all.push(format!("*.call={}", call.name));
+        }
+        if let Some(no_cache) = self.no_cache {
+            all.push(format!("*.no-cache={no_cache}"));
+        }
+        if let Some(pull) = self.pull {
+            all.push(format!("*.pull={pull}"));
+        }
+        for (kind, text) in [("sbom", &self.sbom), ("provenance", &self.provenance)] {
+            if !text.is_empty() {
+                all.push(format!("*.attest={}", attestation(kind, text)));
+            }
+        }
+        Ok(all)
+    }
+
+    /// Returns what is called for instead of builds.
+    fn call(&self) -> Outcome<Option<Called>> {
+        let text = if self.check { "check" } else { &self.call };
+        Called::parse(text)
+    }
+}
+
+/// A value of `--call`.
+struct Called {
+    name: String,
+    is_json: bool,
+}
+
+impl Called {
+    fn parse(text: &str) -> Outcome<Option<Self>> {
+        let invalid = || Failure::new(format!("invalid print mode {text:?}"));
+        let mut called = Self {
+            name: String::new(),
+            is_json: false,
+        };
+        for field in whelk_dockerfile::csv::fields(text).map_err(|_| invalid())? {
+            match field.split_once('=') {
+                None if called.name.is_empty() => called.name = field,
+                Some(("format", "json")) => called.is_json = true,
+                Some(("format", "text")) => called.is_json = false,
+                _ => return Err(invalid()),
+            }
+        }
+        match called.name.as_str() {
+            "" | "build" => Ok(None),
+            "check" | "lint" | "outline" | "targets" => Ok(Some(called)),
+            _ => Err(invalid()),
+        }
+    }
+}
+
+/// Runs `whelk bake`.
+pub(crate) async fn bake(client: &Client, args: BakeArgs) -> Outcome {
+    let done = bake_inner(client, &args).await;
+    done.map_err(
+        |failure| match failure.text.contains("ERROR: ") || failure.text.is_empty() {
+            true => failure,
+            false => Failure {
+                text: format!("ERROR: {}", failure.text),
+                hint: false,
+                ..failure
+            },
+        },
+    )
+}
+
+async fn bake_inner(client: &Client, args: &BakeArgs) -> Outcome {
+    one_builder(client, &args.builder)?;
+    if args.print && !args.list.is_empty() {
+        return Err(Failure::new("--print and --list are mutually exclusive"));
+    }
+    if let Some(url) = args
+        .targets
+        .first()
+        .filter(|name| whelk_bake::paths::is_remote(name))
+    {
+        return Err(Failure::new(format!(
+            "{url}: remote definitions: not available in this version of whelk"
+        )));
+    }
+    let called = args.call()?;
+    let overrides = args.overrides()?;
+    let allowed = entitlements::Allowed::parse(&args.allow)?;
+    let environment = files::environment()?;
+    let given = args.file.clone();
+    // The standard input may be a pipe that nobody writes to.
+    let read = tokio::task::spawn_blocking(move || files::read(&given));
+    let found = read
+        .await
+        .map_err(|error| Failure::new(error.to_string()))??;
+    if found.is_empty() {
+        return Err(Failure::new("couldn't find a bake definition"));
+    }
+    let definitions = Definitions::read(&found, &environment).map_err(failure)?;
+    for warning in &definitions.warnings {
+        warn_line!("WARNING: {warning}");
+    }
+    if !args.list.is_empty() {
+        return list::list(&definitions, &args.list);
+    }
+    let names = match args.targets.as_slice() {
+        [] => vec!["default".to_owned()],
+        names => names.to_vec(),
+    };
+    let variable = |name: &str| environment.variables.get(name).cloned();
+    let resolved = definitions.resolve(&names, &overrides, variable);
+    let mut resolved = resolved.map_err(failure)?;
+    epoch(&mut resolved, &environment.variables);
+    for target in resolved.targets.values() {
+        target::check(target)?;
+    }
+    if args.print {
+        print(&(printed(&resolved)? + "\n"))?;
+        return Ok(0);
+    }
+    allowed.check(&resolved, args.progress == "rawjson")?;
+    run::run(client, args, &resolved, called).await
+}
+
+/// Sets the time of images, unless targets have their own.
+fn epoch(resolved: &mut Resolved, variables: &BTreeMap<String, String>) {
+    const NAME: &str = "SOURCE_DATE_EPOCH";
+    let Some(value) = variables.get(NAME).filter(|value| !value.is_empty()) else {
+        return;
+    };
+    for target in resolved.targets.values_mut() {
+        let own = target.args.entry(NAME.into());
+        own.or_insert_with(|| Some(value.clone()));
+    }
+}
+
+/// Encodes targets as they are printed.
+fn printed(resolved: &impl serde::Serialize) -> Outcome<String> {
+    let text = serde_json::to_string_pretty(resolved)
+        .map_err(|error| Failure::new(format!("encode targets: {error}")))?;
+    Ok(text
+        .replace('<', "\\u003c")
+        .replace('>', "\\u003e")
+        .replace('&', "\\u0026"))
+}
+
+/// Returns the failure of the command for an error in a file, with its lines.
+fn failure(error: whelk_bake::Error) -> Failure {
+    Failure {
+        hint: false,
+        ..Failure::new(format!("{}ERROR: {}", error.excerpt, error.text))
+    }
+}

@@ -1,0 +1,206 @@
+//! Builds targets, all at the same time and with one display.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::Value;
+use whelk_bake::{Group, Resolved, Target};
+use whelk_buildkit::pb::control::SolveResponse;
+
+use super::{BakeArgs, Called, inputs, target};
+use crate::client::Client;
+use crate::commands::build::display::{Display, Mode};
+use crate::commands::build::{
+    Asked, Prepared, Signals, Unsolved, connect, failure_of_target, metadata, print_answer,
+    solve_all,
+};
+use crate::output::print_line;
+use crate::{Failure, Outcome, plain};
+
+/// Builds the targets, or asks about them.
+pub(super) async fn run(
+    client: &Client,
+    args: &BakeArgs,
+    resolved: &Resolved,
+    called: Option<Called>,
+) -> Outcome {
+    // From here on, a signal ends this command in order.
+    let mut signals = Signals::new()?;
+    let mode = Mode::new(&args.progress, false)?;
+    let mut builds: BTreeMap<&str, Prepared> = BTreeMap::new();
+    for (name, target) in &resolved.targets {
+        let named = |failure: Failure| Failure {
+            text: format!("target {name}: {}", failure.text),
+            ..failure
+        };
+        let mut own = target::build(target)?;
+        own.debug |= args.debug;
+        let prepared = Prepared::new(client, own, &mut signals).await;
+        builds.insert(name, prepared.map_err(named)?);
+    }
+    let started = async {
+        let channel = connect(client).await?;
+        for (name, build) in &mut builds {
+            let begun = build.begin(client, &channel).await;
+            begun.map_err(|failure| Failure {
+                text: format!("target {name}: {}", failure.text),
+                ..failure
+            })?;
+        }
+        Ok(channel)
+    };
+    let channel = signals.or_stopped(started).await?;
+    let mut definitions = BTreeMap::new();
+    for name in inputs::order(&resolved.targets) {
+        let (Some(build), Some(target)) =
+            (builds.get_mut(name.as_str()), resolved.targets.get(&name))
+        else {
+            continue;
+        };
+        inputs::put(target, &definitions, &mut build.request)?;
+        // A definition is asked for also if the target's own build is a question.
+        let found = signals
+            .or_stopped(inputs::definition(&channel, &build.as_build()))
+            .await?;
+        let found = found.map_err(|status| failure_of_target(&name, &status))?;
+        definitions.insert(name, found);
+    }
+    for (name, build) in &mut builds {
+        if let Some(target) = resolved.targets.get(*name) {
+            inputs::put(target, &definitions, &mut build.request)?;
+        }
+    }
+    let display = Display::new(mode, client.context(), args.debug || client.debug());
+    let is_single = builds.len() == 1;
+    let asked = builds.iter().map(|(name, build)| Asked {
+        prefix: if is_single { "" } else { name },
+        request: &build.request,
+    });
+    let asked: Vec<Asked<'_>> = asked.collect();
+    let answers = match solve_all(&channel, &asked, display, &mut signals).await {
+        Ok(answers) => answers,
+        Err((_, Unsolved::Stopped(failure))) => return Err(failure),
+        Err((number, Unsolved::Failed(status))) => {
+            let name = builds.keys().nth(number).copied().unwrap_or_default();
+            return Err(failure_of_target(name, &status));
+        }
+    };
+    let answers: BTreeMap<&str, &SolveResponse> = builds.keys().copied().zip(&answers).collect();
+    for (name, build) in &builds {
+        let (Some(answer), None) = (answers.get(name), build.call) else {
+            continue;
+        };
+        let done = async { Ok(build.end(client, answer, mode == Mode::Quiet).await) };
+        signals.or_stopped(done).await?.map_err(|failure| Failure {
+            text: format!("target {name}: {}", failure.text),
+            ..failure
+        })?;
+    }
+    if !args.metadata_file.is_empty() {
+        write_metadata(client, &args.metadata_file, &builds, &answers)?;
+    }
+    tell(resolved, &builds, &answers, called)
+}
+
+fn write_metadata(
+    client: &Client,
+    path: &str,
+    builds: &BTreeMap<&str, Prepared>,
+    answers: &BTreeMap<&str, &SolveResponse>,
+) -> Outcome<()> {
+    let all: BTreeMap<&str, _> = answers
+        .iter()
+        .filter_map(|(name, answer)| {
+            let build = builds.get(name)?;
+            Some((
+                *name,
+                metadata(client.context(), &build.request.r#ref, answer),
+            ))
+        })
+        .collect();
+    let text = serde_json::to_string_pretty(&all)
+        .map_err(|error| Failure::new(format!("encode the metadata: {error}")))?;
+    std::fs::write(path, text)
+        .map_err(|error| Failure::new(format!("write {path}: {}", plain(&error))))
+}
+
+/// What is printed of a target with `--call KIND,format=json`.
+#[derive(Serialize)]
+struct Told<'a> {
+    build: &'a Target,
+    #[serde(flatten)]
+    answer: BTreeMap<&'a str, Value>,
+}
+
+#[derive(Serialize)]
+struct AllTold<'a> {
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    group: &'a BTreeMap<String, Group>,
+    target: BTreeMap<&'a str, Told<'a>>,
+}
+
+/// Prints the answers of targets that were asked about.
+fn tell(
+    resolved: &Resolved,
+    builds: &BTreeMap<&str, Prepared>,
+    answers: &BTreeMap<&str, &SolveResponse>,
+    called: Option<Called>,
+) -> Outcome {
+    let mut code = 0;
+    let is_json = called.as_ref().is_some_and(|called| called.is_json);
+    let mut all = AllTold {
+        group: &resolved.groups,
+        target: BTreeMap::new(),
+    };
+    let mut is_first = true;
+    for (name, build) in builds {
+        let (Some((call, format)), Some(answer)) = (build.call, answers.get(name)) else {
+            continue;
+        };
+        let Some(target) = resolved.targets.get(*name) else {
+            continue;
+        };
+        if is_json {
+            let text = answer.exporter_response.get("result.json");
+            let value = text.and_then(|text| serde_json::from_str(text).ok());
+            let kind = match called.as_ref().map(|called| called.name.as_str()) {
+                Some("lint") | None => "check",
+                Some("outline") => "outline",
+                Some("targets") => "targets",
+                Some(_) => "check",
+            };
+            let answer = [(kind, value.unwrap_or_default())].into();
+            all.target.insert(
+                name,
+                Told {
+                    build: target,
+                    answer,
+                },
+            );
+            continue;
+        }
+        if !is_first {
+            print_line!("")?;
+        }
+        is_first = false;
+        print_line!("{name}")?;
+        if !target.description.is_empty() {
+            print_line!("{}", target.description)?;
+        }
+        print_line!("")?;
+        match print_answer(answer, call, format) {
+            Ok(own) if code == 0 => code = own,
+            Ok(_) => {}
+            Err(failure) if failure.is_unwritten => return Err(failure),
+            Err(failure) => {
+                let text = failure.text.trim_start_matches("ERROR: ");
+                print_line!("error: {text}")?;
+                code = 1;
+            }
+        }
+    }
+    if is_json {
+        print_line!("{}", super::printed(&all)?)?;
+    }
+    Ok(code)
+}

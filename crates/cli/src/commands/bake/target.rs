@@ -1,0 +1,208 @@
+//! The build of a target: a bake file's words as those of `build`.
+
+use clap::{Args as _, Command, FromArgMatches as _};
+use whelk_bake::paths::{clean, is_remote, join};
+use whelk_bake::{Output, Target};
+
+use crate::commands::build::BuildArgs;
+use crate::{Failure, Outcome};
+
+/// Where a path is in the directory of the command.
+const CWD: &str = "cwd://";
+
+/// Refuses what a target cannot have.
+pub(super) fn check(target: &Target) -> Outcome<()> {
+    let refused = |what: &str| Failure::new(format!("{what} from stdin not allowed in bake"));
+    match (target.context.as_deref(), target.dockerfile.as_deref()) {
+        (Some("-"), _) => Err(refused("context")),
+        (_, Some("-")) => Err(refused("dockerfile")),
+        _ => Ok(()),
+    }
+}
+
+/// Returns the context of a target.
+pub(super) fn context(target: &Target) -> String {
+    match target.context.as_deref().unwrap_or(".") {
+        url if is_remote(url) => url.to_owned(),
+        path => clean(path.strip_prefix(CWD).unwrap_or(path)),
+    }
+}
+
+/// Returns the path of a target's Dockerfile; empty for the usual one of a remote context.
+pub(super) fn dockerfile(target: &Target) -> String {
+    let own = target.dockerfile.as_deref().unwrap_or("Dockerfile");
+    let context = context(target);
+    if let Some(path) = own.strip_prefix(CWD) {
+        return clean(path);
+    }
+    match is_remote(&context) {
+        true if own == "Dockerfile" => String::new(),
+        true => own.to_owned(),
+        false if own.starts_with('/') => clean(own),
+        false => join(&context, own),
+    }
+}
+
+/// Returns the path of a named context, if it is a local one.
+pub(super) fn local_context(value: &str) -> Option<String> {
+    let is_elsewhere = is_remote(value)
+        || ["target:", "docker-image:", "oci-layout:"]
+            .iter()
+            .any(|scheme| value.starts_with(scheme));
+    (!is_elsewhere).then(|| clean(value.strip_prefix(CWD).unwrap_or(value)))
+}
+
+/// Returns whether an output keeps nothing but the cache.
+pub(super) fn is_cache_only(output: &Output) -> bool {
+    output.0.kind() == "cacheonly"
+}
+
+/// Returns the words of `build` for a target.
+fn words(target: &Target) -> Vec<String> {
+    let mut words = vec!["build".to_owned()];
+    let mut add = |flag: &str, value: &str| words.push(format!("--{flag}={value}"));
+    let lists = |list: &Option<Vec<String>>| list.clone().unwrap_or_default();
+    for (flag, texts) in [("build-arg", &target.args), ("label", &target.labels)] {
+        for (name, text) in texts {
+            if let Some(text) = text {
+                add(flag, &format!("{name}={text}"));
+            }
+        }
+    }
+    for (name, address) in &target.extra_hosts {
+        if let Some(address) = address {
+            add("add-host", &format!("{name}={address}"));
+        }
+    }
+    for (name, context) in &target.contexts {
+        let path = local_context(context).unwrap_or_else(|| context.clone());
+        add("build-context", &format!("{name}={path}"));
+    }
+    for (flag, list) in [
+        ("tag", &target.tags),
+        ("platform", &target.platforms),
+        ("no-cache-filter", &target.no_cache_filter),
+        ("ulimit", &target.ulimits),
+        ("annotation", &target.annotations),
+        ("allow", &target.entitlements),
+    ] {
+        lists(list).iter().for_each(|text| add(flag, text));
+    }
+    for (flag, caches) in [
+        ("cache-from", &target.cache_from),
+        ("cache-to", &target.cache_to),
+    ] {
+        let caches = caches.iter().flatten();
+        caches.for_each(|cache| add(flag, &cache.0.flag()));
+    }
+    let outputs = target.outputs.iter().flatten();
+    let outputs = outputs.filter(|output| !is_cache_only(output));
+    outputs.for_each(|output| add("output", &output.0.flag()));
+    let attestations = target.attest.iter().flatten();
+    attestations.for_each(|attestation| add("attest", &attestation.0.flag()));
+    let secrets = target.secrets.iter().flatten();
+    secrets.for_each(|secret| add("secret", &secret.flag()));
+    let agents = target.ssh.iter().flatten();
+    agents.for_each(|agent| add("ssh", &agent.flag()));
+    for (flag, text) in [
+        ("target", &target.target),
+        ("network", &target.network),
+        ("shm-size", &target.shm_size),
+        ("call", &target.call),
+    ] {
+        if let Some(text) = text.as_deref().filter(|text| !text.is_empty()) {
+            add(flag, text);
+        }
+    }
+    let context = context(target);
+    if is_remote(&context) {
+        for (id, variable) in [
+            ("GIT_AUTH_TOKEN", "BUILDX_BAKE_GIT_AUTH_TOKEN"),
+            ("GIT_AUTH_HEADER", "BUILDX_BAKE_GIT_AUTH_HEADER"),
+        ] {
+            if std::env::var_os(variable).is_some() {
+                add("secret", &format!("id={id},env={variable}"));
+            }
+        }
+    }
+    let file = dockerfile(target);
+    if target.dockerfile_inline.is_none() && !file.is_empty() {
+        add("file", &file);
+    }
+    for (flag, is_set) in [("pull", target.pull), ("no-cache", target.no_cache)] {
+        if is_set == Some(true) {
+            words.push(format!("--{flag}"));
+        }
+    }
+    words.push("--".into());
+    words.push(context);
+    words
+}
+
+/// Returns the build of a target.
+///
+/// # Errors
+/// Returns an error for a value that `build` does not accept.
+pub(super) fn build(target: &Target) -> Outcome<BuildArgs> {
+    let command = BuildArgs::augment_args(Command::new("build").disable_help_flag(true));
+    let matches = command.try_get_matches_from(words(target));
+    let args = matches.and_then(|matches| BuildArgs::from_arg_matches(&matches));
+    let args = args.map_err(|error| Failure::new(format!("target {}: {error}", target.name)))?;
+    let outputs = target.outputs.iter().flatten();
+    Ok(BuildArgs {
+        inline: target.dockerfile_inline.clone(),
+        has_no_output: outputs.clone().count() > 0 && outputs.into_iter().all(is_cache_only),
+        ..args
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_become_builds() {
+        let target = Target {
+            name: "app".into(),
+            context: Some("dir/".into()),
+            dockerfile: Some("../x.Dockerfile".into()),
+            args: [
+                ("A".to_owned(), Some("--x,y".to_owned())),
+                ("B".to_owned(), None),
+            ]
+            .into(),
+            tags: Some(vec!["a:1".into(), "b:1".into()]),
+            contexts: [("base".to_owned(), "target:base".to_owned())].into(),
+            pull: Some(true),
+            no_cache: Some(false),
+            outputs: Some(vec![Output::default()]),
+            ..Target::default()
+        };
+        let args = build(&Target {
+            outputs: None,
+            ..target.clone()
+        })
+        .unwrap();
+        assert_eq!((&*args.context, &*args.file), ("dir", "x.Dockerfile"));
+        assert_eq!(args.build_arg, ["A=--x,y"]);
+        assert_eq!(args.tag, ["a:1", "b:1"]);
+        assert_eq!(args.build_context, ["base=target:base"]);
+        assert!(args.pull && !args.no_cache && !args.has_no_output);
+        let remote = Target {
+            context: Some("https://example.com/x.git".into()),
+            dockerfile: Some("Dockerfile".into()),
+            ..target
+        };
+        assert_eq!(dockerfile(&remote), "");
+        assert_eq!(local_context("cwd://a/../b").as_deref(), Some("b"));
+        assert_eq!(local_context("docker-image://x"), None);
+        let stdin = Target {
+            context: Some("-".into()),
+            ..Target::default()
+        };
+        assert_eq!(
+            check(&stdin).unwrap_err().text,
+            "context from stdin not allowed in bake"
+        );
+    }
+}

@@ -1,0 +1,595 @@
+//! `bake`: definitions as buildx reads them, and builds of several targets.
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+use whelk_tests::builds::{json_file, shows, whelk};
+use whelk_tests::{Engine, Output, Program};
+
+/// Files of a case and the words of the command.
+type Case = (
+    &'static [(&'static str, &'static str)],
+    &'static [&'static str],
+);
+
+const HCL: &str = r#"
+variable "TAG" { default = "latest" }
+variable "LIST" { type = list(string) }
+variable "COUNT" {
+  type = number
+  default = 2
+  description = "how many"
+}
+variable "FLAG" { default = true }
+REGISTRY = "example.com/${TAG}"
+
+function "tag" {
+  params = [name]
+  variadic_params = rest
+  result = "${REGISTRY}/${name}:${join("-", concat([TAG], rest))}"
+}
+
+group "default" { targets = ["app", "tests"] }
+group "tests" {
+  targets = ["unit", "each"]
+  description = "all tests"
+}
+
+target "_common" {
+  args = { A = "1", B = FLAG ? "yes" : "no", EMPTY = null }
+  labels = { "org.label" = "${"$"}{x}" }
+  pull = true
+}
+
+target "app" {
+  inherits = ["_common"]
+  description = "the program"
+  context = "./dir//app"
+  dockerfile = "x.Dockerfile"
+  tags = [tag("app"), tag("app", "a", "b"), ""]
+  args = { A = 2, V = upper(try(NOTHING, TAG)) }
+  contexts = { base = "target:unit", src = "../src" }
+  cache-from = ["a:1,b:2", { type = "local", src = "x" }]
+  cache-to = ["type=local,dest=x"]
+  output = ["type=docker", "out", { type = "oci", dest = "x.tar" }]
+  secret = ["id=k,src=key", { id = "e", env = "HOME" }]
+  attest = ["type=provenance,mode=max", { type = "sbom" }]
+  platforms = ["linux/amd64", "linux/arm64", "linux/amd64"]
+  no-cache-filter = ["a", "b", "a"]
+  ulimits = ["nofile=1:2"]
+  annotations = ["index:a=b"]
+  extra-hosts = { h = "1.2.3.4" }
+  entitlements = ["network.host"]
+  network = "none"
+  shm-size = "64m"
+  target = "stage"
+}
+
+target "unit" {
+  dockerfile-inline = <<-EOT
+    FROM busybox
+    RUN echo $${HOME} ${COUNT}
+  EOT
+  tags = [for name in ["a", "b"]: "${name}:${COUNT + 1}"]
+}
+
+target "each" {
+  name = "each-${os}-${replace(v, ".", "-")}"
+  matrix = {
+    os = ["linux", "bsd"]
+    v = ["1.0", "2"]
+  }
+  inherits = ["_common"]
+  args = { OS = os, V = v, ALL = join(",", [for x in LIST != null ? LIST : []: "<${x}>"]) }
+  tags = target.unit.tags
+}
+"#;
+
+const COMPOSE: &str = r#"
+x-args: &args { SHARED: "1" }
+services:
+  db.x:
+    build: ./db
+  app:
+    image: myapp:${TAG:-1}
+    environment: { E: from-service }
+    build:
+      context: ./dir
+      args: { <<: *args, A: "${HOME:+set}", E: , NOPE: }
+      additional_contexts: [ "base=service:db.x", "src=./src" ]
+      labels: [ "a=b", "c" ]
+      cache_from: [ "type=local,src=x" ]
+      extra_hosts: [ "h:1.2.3.4", "i=::1" ]
+      ulimits: { nproc: { soft: 1, hard: 2 } }
+      shm_size: 64m
+      secrets: [ s, { source: t } ]
+      tags: [ "t:1" ]
+      network: host
+      target: final
+      no_cache: true
+      provenance: mode=max
+      x-bake:
+        tags: [ "x:1" ]
+        platforms: linux/amd64 linux/arm64
+        output: type=docker
+        no-cache-filter: [ a ]
+secrets:
+  s: { file: ./key }
+  t: { environment: HOME }
+"#;
+
+const JSON: &str = r#"{
+  "variable": {"T": {"default": "x"}},
+  "group": {"g": {"targets": ["b"]}},
+  "target": {
+    "a": {"tags": ["a:${T}"], "args": {"N": 1, "B": true, "${T}": "$${y}"}},
+    "b": [{"inherits": ["a"]}, {"labels": {"l": "${upper(T)}"}}]
+  }
+}"#;
+
+fn prepare(engine: &Engine, files: &[(&str, &str)]) -> std::path::PathBuf {
+    let directory = engine.scratch("case");
+    let inner = directory.join("inner");
+    let _ = fs::remove_dir_all(&inner);
+    fs::create_dir(&inner).unwrap();
+    fs::write(inner.join("key"), "secret").unwrap();
+    for (name, content) in files {
+        fs::write(inner.join(name), content).unwrap();
+    }
+    inner
+}
+
+fn bake(engine: &Engine, program: Program, directory: &Path, words: &[&str]) -> Output {
+    let env = [("TERM", "dumb"), ("BUILDX_BAKE_ENTITLEMENTS_FS", "0")];
+    let cli = engine.cli(program).with_env(&env).in_directory(directory);
+    cli.run(&[&["buildx", "bake"], words].concat())
+}
+
+#[test]
+fn targets_are_those_of_buildx() {
+    let engine = Engine::without_images(&[]);
+    let cases: &[Case] = &[
+        (&[("docker-bake.hcl", HCL)], &["--print"]),
+        (&[("docker-bake.hcl", HCL)], &["--print", "each", "app"]),
+        (&[("docker-bake.hcl", HCL)], &["--print", "each-*"]),
+        (
+            &[("docker-bake.hcl", HCL)],
+            &[
+                "--print",
+                "--set",
+                "*.platform=linux/s390x",
+                "--set",
+                "app.tags+=more:1",
+                "--set",
+                "app.args.A=over=ridden",
+                "--set",
+                "unit.contexts.x=docker-image://y",
+                "--set",
+                "app.output=type=image,push=true",
+                "--set",
+                "app.secrets=id=new,src=key",
+                "--no-cache",
+                "--pull=false",
+                "app",
+                "unit",
+            ],
+        ),
+        (
+            &[("docker-bake.hcl", HCL)],
+            &["--print", "--push", "--load", "--sbom", "true", "unit"],
+        ),
+        (
+            &[("docker-bake.hcl", HCL)],
+            &["--print", "--provenance", "mode=min", "--check", "unit"],
+        ),
+        (&[("docker-bake.hcl", HCL)], &["--list", "targets"]),
+        (&[("docker-bake.hcl", HCL)], &["--list", "variables"]),
+        (
+            &[("docker-bake.hcl", HCL)],
+            &["--list", "type=variables,format=json"],
+        ),
+        (
+            &[("docker-bake.hcl", HCL)],
+            &["--list", "type=targets,format=json"],
+        ),
+        (&[("compose.yaml", COMPOSE)], &["--print"]),
+        (
+            &[("compose.yaml", COMPOSE), (".env", "TAG=2\nHOME_=x\n")],
+            &["--print", "app"],
+        ),
+        (
+            &[
+                ("compose.yaml", COMPOSE),
+                (
+                    "more.yml",
+                    "services:\n  app:\n    build:\n      args: {A: over}\n      tags: [more]\n  new:\n    build: {context: new}\n",
+                ),
+            ],
+            &["--print", "-f", "compose.yaml", "-f", "more.yml"],
+        ),
+        (
+            &[
+                ("compose.yaml", COMPOSE),
+                (
+                    "docker-bake.hcl",
+                    "target \"app\" {\n  args = { A = \"hcl\" }\n}\n",
+                ),
+            ],
+            &["--print", "app"],
+        ),
+        (&[("docker-bake.json", JSON)], &["--print", "g", "a"]),
+        (
+            &[
+                (
+                    "docker-bake.hcl",
+                    "variable \"A\" { default = \"1\" }\ntarget \"default\" { args = { A = A } }\n",
+                ),
+                (
+                    "docker-bake.override.hcl",
+                    "variable \"A\" { default = \"2\" }\ntarget \"default\" { tags = [\"x\"] }\n",
+                ),
+            ],
+            &["--print"],
+        ),
+        (&[("x", HCL)], &["--print", "-f", "x", "unit"]),
+        (&[("x", COMPOSE)], &["--print", "-f", "x", "db_x"]),
+        (&[("x", JSON)], &["--print", "-f", "x", "a"]),
+    ];
+    for (files, words) in cases {
+        let directory = prepare(&engine, files);
+        let shown = |program| bake(&engine, program, &directory, words).ok();
+        assert_eq!(shown(Program::Whelk), shown(Program::Docker), "{words:?}");
+    }
+    // Variables of the environment have the types of their defaults.
+    let directory = prepare(&engine, &[("docker-bake.hcl", HCL)]);
+    for env in [
+        [("TAG", "env"), ("COUNT", "7")],
+        [("LIST", "a,\"b,c\""), ("FLAG", "false")],
+        [("LIST_JSON", "[\"x\"]"), ("FLAG", "0")],
+    ] {
+        let shown = |program| {
+            let cli = engine.cli(program).with_env(&env).in_directory(&directory);
+            cli.run(&["buildx", "bake", "--print"]).ok()
+        };
+        assert_eq!(shown(Program::Whelk), shown(Program::Docker), "{env:?}");
+    }
+    // From the standard input.
+    let cli = |program| engine.cli(program).in_directory(&directory);
+    let fed = |program| {
+        let words = ["buildx", "bake", "--print", "-f", "-", "b"];
+        cli(program).feed(&words, JSON.as_bytes()).ok()
+    };
+    assert_eq!(fed(Program::Whelk), fed(Program::Docker));
+}
+
+#[test]
+fn errors_have_the_places_of_buildx() {
+    let engine = Engine::without_images(&[]);
+    // What both say, from the place on.
+    for (file, content, words, expected) in [
+        (
+            "docker-bake.hcl",
+            "target \"default\" {\n  tags = [\"a:${FOO}\"]\n}\n",
+            &["--print"][..],
+            "ERROR: docker-bake.hcl:2,16-19: Unknown variable; There is no variable named \"FOO\".",
+        ),
+        (
+            "docker-bake.hcl",
+            "target \"default\" {\n  tags = \"x\"\n}\n",
+            &["--print"],
+            "ERROR: docker-bake.hcl:2,11-12: Unsuitable value type; Unsuitable value: list of string required",
+        ),
+        (
+            "docker-bake.hcl",
+            "target \"default\" {\n  pull = \"maybe\"\n}\n",
+            &["--print"],
+            "ERROR: docker-bake.hcl:2,11-16: Unsuitable value type; Unsuitable value: a bool is required",
+        ),
+        (
+            "docker-bake.hcl",
+            "target \"a/b\" {}\n",
+            &["--print"],
+            "ERROR: docker-bake.hcl:1,8-13: Invalid name; only \"[a-zA-Z0-9_-]+\" are allowed",
+        ),
+        (
+            "docker-bake.hcl",
+            "target \"default\" { args = {x = nofn(1)} }\n",
+            &["--print"],
+            "ERROR: docker-bake.hcl:1,32-36: Call to unknown function; There is no function named \"nofn\".",
+        ),
+        (
+            "docker-bake.hcl",
+            "variable \"A\" {\n  default = \"x\"\n  validation {\n    condition = A == \"y\"\n    error_message = \"must be y\"\n  }\n}\n",
+            &["--print"],
+            "ERROR: docker-bake.hcl:4,17-25: Validation failed; must be y",
+        ),
+        (
+            "docker-bake.hcl",
+            "target \"a\" {}\n",
+            &["--print"],
+            "ERROR: failed to find target default",
+        ),
+        (
+            "docker-bake.hcl",
+            "target \"a\" {}\n",
+            &["--print", "x*"],
+            "ERROR: could not find any target matching \"x*\"",
+        ),
+        (
+            "docker-bake.hcl",
+            "target \"a\" {}\n",
+            &["--print", "--set", "a.foo=1", "a"],
+            "ERROR: unknown key: foo",
+        ),
+        (
+            "docker-bake.hcl",
+            "target \"a\" {}\n",
+            &["--print", "--set", "a", "a"],
+            "ERROR: invalid override key a, expected target.name",
+        ),
+        (
+            "docker-bake.hcl",
+            "target \"a\" {}\n",
+            &["--print", "--set", "a.tags", "a"],
+            "ERROR: invalid override a.tags, expected target.name=value",
+        ),
+        (
+            "docker-bake.hcl",
+            "target \"a\" {}\n",
+            &["--list", "foo"],
+            "ERROR: invalid list type \"foo\"",
+        ),
+        (
+            "docker-bake.hcl",
+            "target \"a\" { contexts = {b = \"target:a\"} }\n",
+            &["--print", "a"],
+            "ERROR: target a cannot link to itself",
+        ),
+        (
+            "docker-bake.hcl",
+            "target \"a\" { context = \"-\" }\n",
+            &["--print", "a"],
+            "ERROR: context from stdin not allowed in bake",
+        ),
+        (
+            "compose.yaml",
+            "services:\n  a:\n    build: {context: ., foo: 1}\n",
+            &["--print"],
+            "ERROR: services.a.build additional properties 'foo' not allowed",
+        ),
+        (
+            "compose.yaml",
+            "services:\n  a:\n    build: {context: \"${X:?no x}\"}\n",
+            &["--print"],
+            "ERROR: error while interpolating services.a.build.context: required variable X is missing a value: no x",
+        ),
+        (
+            "other",
+            "x",
+            &["--print"],
+            "ERROR: couldn't find a bake definition",
+        ),
+    ] {
+        let directory = prepare(&engine, &[(file, content)]);
+        for program in [Program::Whelk, Program::Docker] {
+            let output = bake(&engine, program, &directory, words);
+            assert_eq!(output.code, 1, "{program:?} {words:?}: {}", output.err());
+            let shown = output.err();
+            assert!(shown.contains(expected), "{program:?}: {expected}: {shown}");
+            if content.contains("FOO") {
+                shows(
+                    &shown,
+                    &[
+                        "docker-bake.hcl:2\n--------------------\n   1 |     target \"default\" {\n   2 | >>>   tags = [\"a:${FOO}\"]\n",
+                    ],
+                );
+            }
+        }
+    }
+    // Our own words.
+    for (content, words, expected) in [
+        (
+            "target \"default\" {\n  tags = [\n}\n",
+            &["--print"][..],
+            "ERROR: docker-bake.hcl:3,1-1: Invalid syntax; ",
+        ),
+        (
+            "variable \"A\" { default = B }\nvariable \"B\" { default = A }\n",
+            &["--print"],
+            "variable cycle not allowed for",
+        ),
+        (
+            "target \"default\" { args = {x = md5(\"\")} }\n",
+            &["--print"],
+            "The function \"md5\" is not available in this version of whelk.",
+        ),
+        (
+            "target \"default\" { tagz = [] }\n",
+            &["--print"],
+            "WARNING: docker-bake.hcl: target default: tagz is ignored: there is no such attribute",
+        ),
+        (
+            "target \"default\" {}\n",
+            &["--print", "https://example.com/x.git"],
+            "remote definitions: not available in this version of whelk",
+        ),
+        (
+            "target \"default\" {}\n",
+            &["--allow", "foo"],
+            "unknown entitlement key \"foo\"",
+        ),
+    ] {
+        let directory = prepare(&engine, &[("docker-bake.hcl", content)]);
+        let output = bake(&engine, Program::Whelk, &directory, words);
+        assert!(
+            output.err().contains(expected),
+            "{expected}: {}",
+            output.err()
+        );
+    }
+}
+
+const PROJECT: &str = r#"
+variable "WHAT" { default = "base" }
+group "default" { targets = ["top", "each"] }
+target "base" {
+  dockerfile-inline = "FROM busybox\nRUN echo ${WHAT} > /base\n"
+  labels = { made = "by-bake" }
+}
+target "top" {
+  contexts = { parent = "target:base", files = "files" }
+  dockerfile-inline = "FROM parent\nCOPY --from=files x /x\nRUN cat /base /x > /top\n"
+  tags = ["top:1", "top:2"]
+}
+target "each" {
+  name = "each-${n}"
+  matrix = { n = ["1", "2"] }
+  args = { N = n }
+  dockerfile-inline = "FROM busybox\nARG N\nRUN echo $N > /n\n"
+  tags = ["each:${n}"]
+}
+target "broken" {
+  dockerfile = "broken.Dockerfile"
+}
+target "outside" {
+  context = "/usr/share/doc"
+  dockerfile-inline = "FROM busybox\n"
+}
+target "files" {
+  dockerfile-inline = "FROM scratch\nCOPY docker-bake.hcl /\n"
+  output = ["type=local,dest=out"]
+}
+"#;
+
+#[test]
+fn targets_are_built_together() {
+    let engine = Engine::start();
+    let directory = prepare(
+        &engine,
+        &[
+            ("docker-bake.hcl", PROJECT),
+            ("broken.Dockerfile", "FROM busybox\nRUN false\n"),
+        ],
+    );
+    fs::create_dir(directory.join("files")).unwrap();
+    fs::write(directory.join("files/x"), "file\n").unwrap();
+    let run = |words: &[&str]| {
+        let cli = whelk(&engine).in_directory(&directory);
+        cli.run(&[&["bake", "--progress", "plain"], words].concat())
+    };
+    let metadata = directory.join("metadata");
+    let shown = run(&["--metadata-file", metadata.to_str().unwrap()]).exits(0);
+    shows(
+        &shown,
+        &[
+            "[base 2/2] RUN echo base > /base",
+            "[top 3/3] RUN cat /base /x > /top",
+            "[each-1 2/2] RUN echo $N > /n",
+            "[each-2] exporting to image",
+        ],
+    );
+    let look = |image: &str, path: &str| {
+        engine
+            .whelk(&["run", "--rm", "--network", "none", image, "cat", path])
+            .ok()
+    };
+    assert_eq!(look("top:1", "/top"), "base\nfile");
+    assert_eq!(look("each:2", "/n"), "2");
+    let labels = &engine.image("top:2")["Config"]["Labels"];
+    assert_eq!(
+        labels["made"], "by-bake",
+        "those of the target that it stands on"
+    );
+    let told: Value = json_file(&metadata);
+    let digest = |target: &str| told[target]["containerimage.digest"].clone();
+    assert_eq!(digest("top"), engine.image("top:1")["Id"]);
+    assert!(digest("base").is_null() && digest("each-1").is_string());
+    assert!(told["top"]["buildx.build.ref"].is_string());
+    // Again, all is cached; a changed argument is not.
+    let shown = run(&[]).exits(0);
+    shows(&shown, &["CACHED"]);
+    assert!(!shown.contains(" DONE 1"), "{shown}");
+    let env = [("WHAT", "changed")];
+    let cli = whelk(&engine).with_env(&env).in_directory(&directory);
+    cli.run(&["buildx", "bake", "top", "--set", "top.tags=top:3"])
+        .exits(0);
+    assert_eq!(look("top:3", "/top"), "changed\nfile");
+    run(&["files"]).exits(0);
+    assert_eq!(
+        fs::read_to_string(directory.join("out/docker-bake.hcl")).unwrap(),
+        PROJECT
+    );
+    // One that fails ends all, and is named.
+    let failed = run(&["broken", "each"]);
+    assert_eq!(failed.code, 1);
+    shows(
+        &failed.err(),
+        &[
+            "broken.Dockerfile:2\n",
+            "ERROR: target broken: failed to solve: process \"/bin/sh -c false\" did not complete successfully: exit code: 1",
+        ],
+    );
+    // What is outside is not read without consent.
+    let refused = run(&["outside"]);
+    assert_eq!(refused.code, 1);
+    shows(
+        &refused.err(),
+        &[
+            "Your build is requesting privileges for following possibly insecure capabilities:\n\n - Read access to path /usr/share/doc\n",
+            "Pass \"--allow=fs.read=/usr/share/doc\" to grant requested privileges.",
+            "ERROR: additional privileges requested",
+        ],
+    );
+    let words = ["bake", "outside", "--print"];
+    whelk(&engine).in_directory(&directory).run(&words).ok();
+    run(&["--check", "top"]).refuses(0, "");
+    engine.has_no_builds();
+}
+
+#[test]
+fn questions_are_answered_for_each_target() {
+    let engine = Engine::start();
+    let definition = "group \"default\" { targets = [\"a\", \"b\"] }\n\
+        target \"a\" {\n description = \"first\"\n dockerfile-inline = \"FROM busybox\\n\"\n}\n\
+        target \"b\" { dockerfile-inline = \"from busybox AS x\\n\" }\n";
+    let directory = prepare(&engine, &[("docker-bake.hcl", definition)]);
+    let checked = bake(&engine, Program::Whelk, &directory, &["--check"]);
+    let shown = checked.out();
+    shows(
+        &shown,
+        &[
+            "a\nfirst\n\nCheck complete, no warnings found.\n",
+            "\nb\n\nCheck complete, 1 warning",
+        ],
+    );
+    assert_eq!(checked.code, 1, "{shown}");
+    let json = bake(
+        &engine,
+        Program::Whelk,
+        &directory,
+        &["--call", "check,format=json"],
+    );
+    let told: Value = serde_json::from_str(&json.out()).unwrap();
+    assert_eq!(told["target"]["a"]["build"]["description"], "first");
+    let warnings = &told["target"]["b"]["check"]["warnings"];
+    assert_eq!(warnings.as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn compose_files_are_built() {
+    let engine = Engine::start();
+    let compose = "services:\n  base:\n    build:\n      dockerfile_inline: |\n        FROM busybox\n        RUN echo composed > /base\n  \
+        app:\n    image: app:${TAG}\n    build:\n      additional_contexts: {base: service:base}\n      secrets: [key]\n      dockerfile_inline: |\n        \
+        FROM base\n        RUN --mount=type=secret,id=key cat /base /run/secrets/key > /all\nsecrets: {key: {file: key}}\n";
+    let directory = prepare(&engine, &[("compose.yaml", compose), (".env", "TAG=9\n")]);
+    let cli = whelk(&engine).in_directory(&directory);
+    cli.run(&["buildx", "bake", "app"]).exits(0);
+    let look = ["run", "--rm", "--network", "none", "app:9", "cat", "/all"];
+    assert_eq!(engine.whelk(&look).ok(), "composed\nsecret");
+}
