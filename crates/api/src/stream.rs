@@ -2,17 +2,17 @@
 
 use std::io::{self, Read, Write};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, header};
 use futures_util::{Stream, StreamExt};
 use http_body_util::BodyExt;
 use hyper::body::{Frame, Incoming, SizeHint};
-use tokio::sync::{Notify, Semaphore, SemaphorePermit, mpsc, oneshot};
-use whelk_sys::sync::IgnorePoison as _;
+use tokio::sync::{mpsc, oneshot};
+use whelk_buildkit::turns::{MAX_STALL, Peer, STALLED, Turn, Turns};
 
 use crate::error::{ApiError, ApiResult};
 
@@ -21,94 +21,18 @@ use crate::error::{ApiError, ApiResult};
 /// operations need too.
 const MOST: usize = 256;
 
-static TURNS: Semaphore = Semaphore::const_new(MOST);
-
-/// How long a client may neither send nor take anything when others need its turn.
-const MAX_STALL: Duration = Duration::from_secs(120);
-
-/// How long is waited for a turn that was taken from such a client.
-const HANDOVER: Duration = Duration::from_secs(5);
-
-/// Why the stream of such a client ended.
-const STALLED: &str = "the client has sent or taken nothing for minutes, and others need its place";
-
-/// The clients that have a turn.
-static CLIENTS: Clients = Clients(Mutex::new(Vec::new()));
-
-struct Clients(Mutex<Vec<Weak<Client>>>);
-
-impl Clients {
-    fn add(&self) -> Arc<Client> {
-        let client = Arc::<Client>::default();
-        let mut clients = self.0.lock().ignore_poison();
-        clients.retain(|client| client.strong_count() > 0);
-        clients.push(Arc::downgrade(&client));
-        client
-    }
-
-    /// Ends the streams of clients that are waited for since `stall` ago or longer. Returns whether there are any.
-    fn end_stalled(&self, stall: Duration) -> bool {
-        let clients = self.0.lock().ignore_poison();
-        let stalled = clients
-            .iter()
-            .filter_map(Weak::upgrade)
-            .filter(|client| client.has_stalled(stall));
-        stalled.map(|client| client.end.notify_one()).count() > 0
-    }
-}
-
-/// The other side of a stream.
-#[derive(Default)]
-struct Client {
-    /// When it has begun to be waited for, if it is.
-    awaited_since: Mutex<Option<Instant>>,
-    end: Notify,
-}
-
-impl Client {
-    /// Waits for the client. Returns `None` if that takes so long that others get its turn.
-    async fn wait<T>(&self, work: impl Future<Output = T>) -> Option<T> {
-        *self.awaited_since.lock().ignore_poison() = Some(Instant::now());
-        let done = tokio::select! {
-            biased;
-            done = work => Some(done),
-            () = self.end.notified() => None,
-        };
-        *self.awaited_since.lock().ignore_poison() = None;
-        done
-    }
-
-    fn has_stalled(&self, stall: Duration) -> bool {
-        let since = *self.awaited_since.lock().ignore_poison();
-        since.is_some_and(|since| since.elapsed() >= stall)
-    }
-}
-
-/// The right to a thread for a stream of files, until it is dropped.
-pub(crate) struct Turn {
-    client: Arc<Client>,
-    _permit: SemaphorePermit<'static>,
-}
+static TURNS: Turns = Turns::new(MOST);
 
 /// Begins a stream of files. If there are too many of them, those end whose clients do nothing.
 ///
 /// # Errors
 /// Returns an error if all clients do something.
 pub(crate) async fn begin() -> ApiResult<Turn> {
-    let mut permit = TURNS.try_acquire().ok();
-    if permit.is_none() && CLIENTS.end_stalled(MAX_STALL) {
-        let handed_over = tokio::time::timeout(HANDOVER, TURNS.acquire()).await;
-        permit = handed_over.ok().and_then(Result::ok);
-    }
-    let permit = permit.ok_or_else(|| {
+    TURNS.begin_soon().await.ok_or_else(|| {
         ApiError::unavailable(format!(
             "{MOST} files or archives are being sent and received, which is the maximum: try again later; clients that do nothing lose their place after {} s",
             MAX_STALL.as_secs()
         ))
-    })?;
-    Ok(Turn {
-        client: CLIENTS.add(),
-        _permit: permit,
     })
 }
 
@@ -212,7 +136,7 @@ pub(crate) fn written<E: std::fmt::Display + Send + 'static>(
     tokio::task::spawn_blocking(move || {
         let output = ChannelWriter {
             sender: sender.clone(),
-            client: turn.client.clone(),
+            client: turn.peer.clone(),
             runtime: runtime.clone(),
         };
         let mut writer = io::BufWriter::with_capacity(PIECE, output);
@@ -240,7 +164,7 @@ pub(crate) fn written_in_pieces<E: std::fmt::Display + Send + 'static>(
     let (outcome, result) = oneshot::channel();
     let runtime = tokio::runtime::Handle::current();
     tokio::task::spawn_blocking(move || {
-        let client = turn.client.clone();
+        let client = turn.peer.clone();
         let (mut ended, mut is_over) = (Box::pin(ended), false);
         // The body of a client that takes nothing is not polled: the end is noticed here.
         let mut send = |piece: Vec<u8>| {
@@ -284,7 +208,7 @@ pub(crate) fn written_in_pieces<E: std::fmt::Display + Send + 'static>(
 
 struct ChannelWriter {
     sender: mpsc::Sender<io::Result<Bytes>>,
-    client: Arc<Client>,
+    client: Arc<Peer>,
     runtime: tokio::runtime::Handle,
 }
 
@@ -315,7 +239,7 @@ pub(crate) fn reader_until(
     ended: impl Future<Output = ()> + Send + 'static,
 ) -> BodyReader {
     let (sender, receiver) = mpsc::channel(DEPTH);
-    let client = turn.client.clone();
+    let client = turn.peer.clone();
     tokio::spawn(async move {
         let mut pieces = body.into_data_stream();
         let mut ended = std::pin::pin!(ended);
@@ -463,29 +387,14 @@ mod tests {
         });
         assert_eq!(count.load(Ordering::SeqCst), 1);
     }
-    #[tokio::test]
-    async fn only_a_client_that_is_waited_for_loses_its_turn() {
-        let clients = Clients(Mutex::default());
-        let (idle, busy) = (clients.add(), clients.add());
-        assert!(!clients.end_stalled(Duration::ZERO), "nobody is waited for");
-        let waits = idle.wait(std::future::pending::<()>());
-        let ends = async {
-            assert!(!clients.end_stalled(Duration::from_secs(60)));
-            assert!(clients.end_stalled(Duration::ZERO));
-        };
-        let (ended, ()) = tokio::join!(waits, ends);
-        assert_eq!(ended, None);
-        assert_eq!(busy.wait(std::future::ready(1)).await, Some(1));
-        assert!(!clients.end_stalled(Duration::ZERO));
-    }
 
     #[tokio::test]
     async fn a_body_of_a_client_that_has_stalled_fails() {
         let turn = begin().await.unwrap();
-        let client = turn.client.clone();
+        let client = turn.peer.clone();
         let body = Body::from_stream(futures_util::stream::pending::<io::Result<Bytes>>());
         let mut reader = reader(turn, body);
-        client.end.notify_one();
+        client.end();
         let read = tokio::task::spawn_blocking(move || reader.read(&mut [0; 1]).unwrap_err());
         let error = read.await.unwrap().to_string();
         assert_eq!(error, format!("request body ended early: {STALLED}"));

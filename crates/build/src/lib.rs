@@ -40,6 +40,7 @@ mod sbom;
 mod select;
 mod solver;
 mod sources;
+mod spool;
 mod statement;
 mod transfer;
 mod tree;
@@ -80,6 +81,9 @@ use usage::Collected;
 /// Processes that run at the same time for each processor: some wait for the network or the disk.
 const STEPS_PER_PROCESSOR: usize = 4;
 
+/// Packs and layers that are unpacked as they come, at the same time.
+const TRANSFERS: usize = 32;
+
 /// How the cache is kept to a budget.
 #[derive(Clone, Debug)]
 pub struct GcSettings {
@@ -115,6 +119,8 @@ pub struct Builder {
     git: KeptFiles,
     /// Limits the processes that run at the same time.
     steps: Arc<Semaphore>,
+    /// Limits the threads that wait for the bytes of packs and layers.
+    transfers: Arc<Semaphore>,
     gc: GcSettings,
     collected: Mutex<Collected>,
     locals: Mutex<Option<Weak<dyn Locals>>>,
@@ -142,6 +148,7 @@ impl Builder {
             flights: Mutex::default(),
             recorded: watch::Sender::default(),
             steps: Arc::new(Semaphore::new(STEPS_PER_PROCESSOR * processors)),
+            transfers: Arc::new(Semaphore::new(TRANSFERS)),
             gc,
             collected: Mutex::default(),
             locals: Mutex::default(),

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use tokio::sync::Semaphore;
 use whelk_dockerfile::convert::ResolveMode;
 use whelk_engine::images::{Image, PullRequest};
 use whelk_image::progress::{State, Update};
@@ -29,6 +30,9 @@ use crate::layers::{Layer, Stack};
 use crate::listing::{self, Listed};
 use crate::progress::{EventKind, Progress, Work};
 use crate::request::Request;
+
+/// Sources of a build that are fetched at the same time.
+const AT_ONCE: usize = 16;
 
 /// An image that a build uses.
 #[derive(Clone, Debug)]
@@ -171,7 +175,12 @@ impl Sources {
             Some(Kind::Source(source)) if is_needed => Some((node, source)),
             _ => None,
         });
-        let gathered = nodes.map(|(node, source)| gather(builder, request, node, source, &images));
+        let (turns, known) = (&Semaphore::new(AT_ONCE), &images);
+        let gathered = nodes.map(|(node, source)| async move {
+            // An error: it is closed, which it never is.
+            let _turn = turns.acquire().await;
+            gather(builder, request, node, source, known).await
+        });
         let gathered = futures_util::future::try_join_all(gathered).await?;
         let mut sources = Self {
             images: images.clone(),

@@ -12,6 +12,7 @@ use crate::pb::content::{
 };
 use crate::pieces::Pieces;
 use crate::session::{Session, append};
+use crate::turns::{STALLED, TRANSFERS};
 
 /// The call that reads a blob of a store.
 pub const READ: &str = "containerd.services.content.v1.Content/Read";
@@ -110,10 +111,11 @@ impl Session {
         // What is there of an earlier attempt; the client verifies the whole.
         let present = u64::try_from(writing.request.offset).unwrap_or(0);
         let (pieces, mut queue) = mpsc::channel(WAITING);
+        let turn = TRANSFERS.begin().await;
         let producing = tokio::task::spawn_blocking(move || {
-            let output = Pieces::new(PIECE, |piece| {
-                let sent = pieces.blocking_send(piece);
-                sent.map_err(|_| io::ErrorKind::BrokenPipe.into())
+            let output = Pieces::new(PIECE, |piece| match turn.wait(pieces.send(piece)) {
+                Some(sent) => sent.map_err(|_| io::ErrorKind::BrokenPipe.into()),
+                None => Err(io::Error::other(STALLED)),
             });
             let mut rest = Rest { output, present };
             let produced = produce(&mut rest).map_err(|error| error.to_string())?;

@@ -18,3 +18,4 @@ pub mod pb;
 mod pieces;
 pub mod session;
 pub mod ssh;
+pub mod turns;

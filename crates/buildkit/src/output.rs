@@ -7,6 +7,7 @@ use bytes::Bytes;
 use crate::grpc::{Result, Status, Stream};
 use crate::pb::BytesMessage;
 use crate::pieces::Pieces;
+use crate::turns::TRANSFERS;
 
 /// Size of a message in bytes; clients accept 4 MiB.
 const PIECE: usize = 256 << 10;
@@ -27,9 +28,10 @@ where
 {
     let (written, mut count) = tokio::sync::watch::channel(0);
     let requests = stream.requests.clone();
+    let turn = TRANSFERS.begin().await;
     let mut output = Pieces::new(PIECE, move |data: Bytes| {
         let count = data.len() as u64;
-        let sent = requests.send_blocking(&BytesMessage { data });
+        let sent = requests.send_blocking(&BytesMessage { data }, &turn);
         sent.map_err(|status| io::Error::new(io::ErrorKind::BrokenPipe, status.message))?;
         written.send_modify(|written| *written += count);
         Ok(())

@@ -38,6 +38,7 @@ pub struct Session {
     /// The methods that the client has, in lower case.
     methods: HashSet<String>,
     channel: Channel,
+    patience: Duration,
 }
 
 /// What is wanted of a directory of a client.
@@ -139,13 +140,21 @@ impl Session {
     /// Returns a secret; `None` if the client does not have it.
     ///
     /// # Errors
-    /// Returns an error if the client cannot be asked, or if it cannot read the secret.
+    /// Returns an error if the client cannot be asked, does not answer in time, or cannot read the secret.
     pub async fn secret(&self, id: &str) -> Result<Option<Vec<u8>>> {
         if !self.has(SECRET) {
             return Ok(None);
         }
         let request = GetSecretRequest { id: id.to_owned() };
-        match self.channel.unary(SECRET, &request).await {
+        let asked = self.channel.unary(SECRET, &request);
+        let answer = match tokio::time::timeout(self.patience, asked).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                let text = format!("no answer for {} s", self.patience.as_secs());
+                Err(Status::new(Code::DeadlineExceeded, text))
+            }
+        };
+        match answer {
             Ok(GetSecretResponse { data }) => Ok(Some(data)),
             Err(status) if matches!(status.code, Code::NotFound | Code::Unimplemented) => Ok(None),
             Err(status) => Err(status.context(format_args!("secret {id}"))),
@@ -257,6 +266,7 @@ impl Sessions {
                 .map(|method| method.trim_start_matches('/').to_lowercase())
                 .collect(),
             channel,
+            patience: self.patience,
         });
         let is_new = self.known.send_if_modified(|known| {
             let is_new = !known.contains_key(&id);

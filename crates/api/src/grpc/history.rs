@@ -1,14 +1,13 @@
 //! The history of builds: what is recorded of a build while it runs, and the calls of clients that look it up.
 
 use std::collections::BTreeMap;
-use std::io::{Read as _, Seek as _, Write as _};
+use std::io::{Read, Seek as _, Write as _};
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use whelk_build::provenance::{Options, Provenance, attribute_without_credentials};
 use whelk_buildkit::grpc::{Call, Responses, Result, Status};
-use whelk_buildkit::history::Writer;
 use whelk_buildkit::pb::content::{
     Info, InfoRequest, InfoResponse, ReadContentRequest, ReadContentResponse,
 };
@@ -39,8 +38,9 @@ const MAX_LOGS: u64 = 64 << 20;
 /// Maximum size of a message in a file; those that are written are much smaller.
 const MAX_MESSAGE: u32 = 16 << 20;
 
-/// Number of messages that wait to be written.
+/// Number of messages that wait to be written, and of bytes that are written or read together.
 const WAITING: usize = 64;
+const TOGETHER: usize = 256 << 10;
 
 /// Size of a piece of a blob that is read.
 const PIECE: usize = 1 << 20;
@@ -103,50 +103,62 @@ impl Door {
 
     async fn write_logs(self: Arc<Self>, build: Arc<Build>) -> Result<Logs> {
         let (sender, queue) = mpsc::channel(WAITING);
-        let door = self.clone();
-        let writing = tokio::task::spawn_blocking(move || door.write(queue));
+        let writing = tokio::spawn(self.write(queue));
         // It ends with the build's progress.
         let _ = progress::tell(&build, &Listener::Record(sender)).await;
         let written = writing.await;
         written.unwrap_or_else(|error| Err(Status::unknown(error.to_string())))
     }
 
-    fn write(&self, mut queue: mpsc::Receiver<StatusResponse>) -> Result<Logs> {
+    /// Writes what clients are told. A build may say nothing for hours: no thread waits for it.
+    async fn write(self: Arc<Self>, mut queue: mpsc::Receiver<StatusResponse>) -> Result<Logs> {
         let mut logs = Logs::default();
-        let mut steps = std::collections::BTreeMap::new();
-        let mut writer: Option<Writer> = Some(self.history.writer().map_err(failed)?);
-        while let Some(response) = queue.blocking_recv() {
-            logs.warnings += response.warnings.len();
-            for vertex in &response.vertexes {
-                let (cached, completed) =
-                    steps.entry(vertex.digest.clone()).or_insert((false, false));
-                *cached |= vertex.cached;
-                *completed |= vertex.completed.is_some();
+        let mut steps = BTreeMap::new();
+        let door = self.clone();
+        let writer = blocking(move || door.history.writer().map_err(failed)).await?;
+        let (mut writer, mut size) = (Some(writer), 0);
+        let mut waiting = Vec::new();
+        loop {
+            let response = queue.recv().await;
+            let is_last = response.is_none();
+            if let Some(response) = response {
+                logs.count(&response, &mut steps);
+                // States of steps are few; output may be without end.
+                if writer.is_none() || size > MAX_LOGS && !response.logs.is_empty() {
+                    continue;
+                }
+                let bytes = response.encode_to_vec();
+                let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+                waiting.extend_from_slice(&length.to_le_bytes());
+                waiting.extend_from_slice(&bytes);
+                size += 4 + bytes.len() as u64;
             }
-            let Some(file) = &mut writer else {
-                continue;
-            };
-            // States of steps are few; output may be without end.
-            if file.size() > MAX_LOGS && !response.logs.is_empty() {
-                continue;
+            if (is_last || waiting.len() >= TOGETHER)
+                && let Some(mut file) = writer.take()
+            {
+                let bytes = std::mem::take(&mut waiting);
+                let written = blocking(move || {
+                    file.write_all(&bytes).map_err(failed)?;
+                    Ok(file)
+                });
+                match written.await {
+                    Ok(file) => writer = Some(file),
+                    // The rest counts; a full disk must not fail the build.
+                    Err(error) => {
+                        tracing::warn!("history of builds: write the log of a build: {error}");
+                    }
+                }
             }
-            let bytes = response.encode_to_vec();
-            let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_le_bytes();
-            let written = file
-                .write_all(&length)
-                .and_then(|()| file.write_all(&bytes));
-            if let Err(error) = written {
-                // The rest counts; a full disk must not fail the build.
-                tracing::warn!("history of builds: write the log of a build: {error}");
-                writer = None;
+            if is_last {
+                break;
             }
         }
         logs.total = steps.len();
         logs.cached = steps.values().filter(|(cached, _)| *cached).count();
         logs.completed = steps.values().filter(|(_, completed)| *completed).count();
         if let Some(writer) = writer {
-            let finished = self.history.finish(writer, STATUS);
-            logs.descriptor = Some(finished.map_err(failed)?);
+            let finished = blocking(move || self.history.finish(writer, STATUS).map_err(failed));
+            logs.descriptor = Some(finished.await?);
         }
         Ok(logs)
     }
@@ -242,26 +254,27 @@ impl Door {
         let Some(logs) = record.logs else {
             return Ok(true);
         };
-        let (door, responses) = (self.clone(), responses.clone());
-        blocking(move || {
-            let Some((file, _)) = door.history.blob(&logs.digest).map_err(failed)? else {
+        let door = self.clone();
+        let opened = blocking(move || door.history.blob(&logs.digest).map_err(failed)).await?;
+        let Some((file, _)) = opened else {
+            return Ok(true);
+        };
+        // The client may take its time: no thread waits for it.
+        let mut file = std::io::BufReader::with_capacity(TOGETHER, file);
+        loop {
+            let (read, messages) = blocking(move || {
+                let messages = read_messages(&mut file)?;
+                Ok((file, messages))
+            })
+            .await?;
+            if messages.is_empty() {
                 return Ok(true);
-            };
-            let mut file = std::io::BufReader::new(file);
-            let mut length = [0; 4];
-            while file.read_exact(&mut length).is_ok() {
-                let length = u32::from_le_bytes(length);
-                if length > MAX_MESSAGE {
-                    return Err(Status::unknown("the log of the build is damaged"));
-                }
-                let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
-                file.read_exact(&mut bytes).map_err(failed)?;
-                let response = StatusResponse::decode(&*bytes).map_err(failed)?;
-                responses.send_blocking(&response)?;
             }
-            Ok(true)
-        })
-        .await
+            for message in messages {
+                responses.send(&message).await?;
+            }
+            file = read;
+        }
     }
 
     /// The service `containerd.services.content.v1.Content`: the blobs of the history, to read.
@@ -285,8 +298,7 @@ impl Door {
             }
             "Read" => {
                 let request: ReadContentRequest = call.request().await?;
-                let responses = call.responses.clone();
-                blocking(move || self.read_blob(&request, &responses)).await
+                self.read_blob(request, &call.responses).await
             }
             _ => Err(Status::unimplemented(format!(
                 "method {method} of Content: the blobs of the build history can only be read"
@@ -299,28 +311,71 @@ impl Door {
         found.ok_or_else(|| Status::not_found(format!("content {digest}: not found")))
     }
 
-    fn read_blob(&self, request: &ReadContentRequest, responses: &Responses) -> Result<()> {
-        let (mut file, size) = self.blob(&request.digest)?;
+    async fn read_blob(
+        self: Arc<Self>,
+        request: ReadContentRequest,
+        responses: &Responses,
+    ) -> Result<()> {
         let out_of_range = || Status::invalid("the range is not in the blob");
         let mut offset = u64::try_from(request.offset).map_err(|_| out_of_range())?;
         let wanted = u64::try_from(request.size).map_err(|_| out_of_range())?;
-        let rest = size.checked_sub(offset).ok_or_else(out_of_range)?;
-        let mut left = if wanted == 0 { rest } else { wanted.min(rest) };
-        file.seek(std::io::SeekFrom::Start(offset))
-            .map_err(failed)?;
+        let (mut file, mut left) = blocking(move || {
+            let (mut file, size) = self.blob(&request.digest)?;
+            let rest = size.checked_sub(offset).ok_or_else(out_of_range)?;
+            file.seek(std::io::SeekFrom::Start(offset))
+                .map_err(failed)?;
+            Ok((file, if wanted == 0 { rest } else { wanted.min(rest) }))
+        })
+        .await?;
         while left > 0 {
             let count = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
-            let mut data = vec![0; count];
-            file.read_exact(&mut data).map_err(failed)?;
-            responses.send_blocking(&ReadContentResponse {
+            let (read, data) = blocking(move || {
+                let mut data = vec![0; count];
+                file.read_exact(&mut data).map_err(failed)?;
+                Ok((file, data))
+            })
+            .await?;
+            file = read;
+            // The client may take its time: no thread waits for it.
+            let response = ReadContentResponse {
                 offset: i64::try_from(offset).unwrap_or(i64::MAX),
                 data: data.into(),
-            })?;
+            };
+            responses.send(&response).await?;
             offset += count as u64;
             left -= count as u64;
         }
         Ok(())
     }
+}
+
+impl Logs {
+    /// Counts what clients are told. `steps` says of each step whether it was cached, and whether it has ended.
+    fn count(&mut self, response: &StatusResponse, steps: &mut BTreeMap<String, (bool, bool)>) {
+        self.warnings += response.warnings.len();
+        for vertex in &response.vertexes {
+            let (cached, completed) = steps.entry(vertex.digest.clone()).or_default();
+            *cached |= vertex.cached;
+            *completed |= vertex.completed.is_some();
+        }
+    }
+}
+
+/// Reads the next messages of a log, at least one unless it has ended.
+fn read_messages(file: &mut impl Read) -> Result<Vec<StatusResponse>> {
+    let (mut messages, mut size) = (Vec::new(), 0);
+    let mut length = [0; 4];
+    while size < TOGETHER && file.read_exact(&mut length).is_ok() {
+        let length = u32::from_le_bytes(length);
+        if length > MAX_MESSAGE {
+            return Err(Status::unknown("the log of the build is damaged"));
+        }
+        let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
+        file.read_exact(&mut bytes).map_err(failed)?;
+        messages.push(StatusResponse::decode(&*bytes).map_err(failed)?);
+        size += bytes.len();
+    }
+    Ok(messages)
 }
 
 impl Recording {
@@ -415,4 +470,43 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T> {
     let done = tokio::task::spawn_blocking(work).await;
     done.unwrap_or_else(|error| Err(Status::unknown(error.to_string())))
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
+mod tests {
+    use whelk_buildkit::pb::control::VertexLog;
+
+    use super::*;
+
+    #[test]
+    fn logs_are_read_in_parts() {
+        let message = |size: usize| StatusResponse {
+            logs: vec![VertexLog {
+                msg: vec![b'x'; size],
+                ..VertexLog::default()
+            }],
+            ..StatusResponse::default()
+        };
+        let all: Vec<StatusResponse> = [1, TOGETHER, 2, 3].into_iter().map(message).collect();
+        let mut bytes = Vec::new();
+        for message in &all {
+            let encoded = message.encode_to_vec();
+            let length = u32::try_from(encoded.len()).unwrap();
+            bytes.extend(length.to_le_bytes());
+            bytes.extend(encoded);
+        }
+        let mut file = bytes.as_slice();
+        assert_eq!(read_messages(&mut file).unwrap(), all[..2]);
+        assert_eq!(read_messages(&mut file).unwrap(), all[2..]);
+        assert!(read_messages(&mut file).unwrap().is_empty());
+        let mut cut = &bytes[..bytes.len() - 1];
+        read_messages(&mut cut).unwrap();
+        assert!(read_messages(&mut cut).is_err());
+        let mut damaged = &[0xff; 8][..];
+        assert!(read_messages(&mut damaged).is_err());
+    }
 }

@@ -4,16 +4,15 @@
 //! tag; one whose checksum is known is not asked for at all.
 
 use std::collections::HashMap;
-use std::io::Write as _;
-use std::os::fd::AsFd as _;
+use std::fs::File;
+use std::path::Path;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use rustix::fs::{AtFlags, CWD, Gid, Timespec, Timestamps, Uid};
-use sha2::{Digest as _, Sha256};
-use tokio::sync::mpsc;
+use rustix::fs::{AtFlags, CWD, Gid, Mode, Timespec, Timestamps, Uid};
+use whelk_image::Algorithm;
 use whelk_llb::Digest;
 use whelk_llb::pb::SourceOp;
 use whelk_registry::{WebRequest, WebResponse};
@@ -26,6 +25,7 @@ use crate::directory::Directory;
 use crate::error::{Error, Result, os};
 use crate::layers::Workspace;
 use crate::progress::{EventKind, Work};
+use crate::spool::Spool;
 use crate::{Builder, blocking};
 
 /// The host of URLs whose files the client has (`http://buildkit-session/ID`).
@@ -239,18 +239,27 @@ impl Builder {
         }
         let key = wanted.key();
         let files = &self.web;
-        let _lock = files.kept.lock(key).await;
-        let builder = self.clone();
-        let known = blocking(move || builder.web.kept.find(&key)).await?;
-        if let Some(checksum) = &wanted.checksum {
-            let checksum = checksum.to_string();
-            if let Some((directory, info)) = known.iter().find(|(_, info)| info.content == checksum)
-            {
-                work.add(EventKind::Cached);
-                return Ok((directory.clone(), info.time));
-            }
+        let find = || {
+            let builder = self.clone();
+            blocking(move || builder.web.kept.find(&key))
+        };
+        let of_checksum = |known: &[(Directory, Info)]| {
+            let checksum = wanted.checksum.as_ref()?.to_string();
+            let found = known.iter().find(|(_, info)| info.content == checksum);
+            found.map(|(directory, info)| (directory.clone(), info.time))
+        };
+        if let Some(found) = of_checksum(&find().await?) {
+            work.add(EventKind::Cached);
+            return Ok(found);
         }
+        // Before the file is locked: a client may take its time for an answer.
         let mut request = wanted.request(client).await?;
+        let _lock = files.kept.lock(key).await;
+        let known = find().await?;
+        if let Some(found) = of_checksum(&known) {
+            work.add(EventKind::Cached);
+            return Ok(found);
+        }
         let tags: Vec<&str> = known
             .iter()
             .map(|(_, info)| info.tag.as_str())
@@ -335,111 +344,90 @@ impl Builder {
         info: Info,
         work: &Work,
     ) -> Result<(Scratch, Info)> {
-        let (sender, receiver) = mpsc::channel(16);
-        let (mode, owner) = (wanted.mode, wanted.owner);
         let builder = self.clone();
-        let shown = name.clone();
-        let written = tokio::spawn(blocking(move || {
-            builder.write(&name, mode, owner, receiver, info)
-        }));
+        let at = name.clone();
+        let (scratch, file) = blocking(move || {
+            let scratch = builder.store().staging.scratch()?;
+            let directory = scratch.path().join("fs");
+            fs::create_dir(&directory, 0o755)?;
+            let file = fs::create(directory.join(at), 0o600)?;
+            Ok((scratch, file))
+        })
+        .await?;
+        let mut spool = Spool::new(file, Algorithm::Sha256, &name);
         let mut last = Instant::now();
-        let mut bytes = 0;
         let report = |bytes, is_done| {
-            let name = shown.clone();
+            let name = name.clone();
             work.add(EventKind::Transfer {
                 name,
                 bytes,
                 is_done,
             });
         };
-        let received = async {
-            while let Some(piece) = origin.piece().await? {
-                bytes += piece.len() as u64;
-                if bytes > MAX_FILE {
-                    let url = redacted(&wanted.url);
-                    return Err(Error::invalid(format!(
-                        "{url}: larger than {MAX_FILE} bytes"
-                    )));
-                }
-                if last.elapsed() >= INTERVAL {
-                    last = Instant::now();
-                    report(bytes, false);
-                }
-                // It has ended with an error, which is the result.
-                if sender.send(Some(piece)).await.is_err() {
-                    return Ok(());
-                }
+        while let Some(piece) = origin.piece().await? {
+            spool.add(piece).await?;
+            if spool.size() > MAX_FILE {
+                let url = redacted(&wanted.url);
+                return Err(Error::invalid(format!(
+                    "{url}: larger than {MAX_FILE} bytes"
+                )));
             }
-            let _ = sender.send(None).await;
-            Ok(())
-        };
-        let received = received.await;
-        drop(sender);
-        let written = written.await;
-        let written = written.map_err(|error| Error::internal(error.to_string()))?;
-        received?;
-        let (scratch, info) = written?;
-        verify(wanted, &info.content)?;
-        report(info.size, true);
-        Ok((scratch, info))
-    }
-
-    /// Writes the pieces of a file, of which `None` is the last. Blocking.
-    fn write(
-        &self,
-        name: &str,
-        mode: u32,
-        (uid, gid): (u32, u32),
-        mut pieces: mpsc::Receiver<Option<Bytes>>,
-        info: Info,
-    ) -> Result<(Scratch, Info)> {
-        let scratch = self.store().staging.scratch()?;
-        let directory = scratch.path().join("fs");
-        fs::create_dir(&directory, 0o755)?;
-        let path = directory.join(name);
-        let mut file = fs::create(&path, 0o600)?;
-        let mut hash = Sha256::new();
-        let mut size = 0;
-        loop {
-            match pieces.blocking_recv() {
-                Some(Some(piece)) => {
-                    hash.update(&piece);
-                    size += piece.len() as u64;
-                    file.write_all(&piece)
-                        .map_err(os(format!("write {name}")))?;
-                }
-                Some(None) => break,
-                None => return Err(Error::internal("the transfer has ended")),
+            if last.elapsed() >= INTERVAL {
+                last = Instant::now();
+                report(spool.size(), false);
             }
         }
-        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
-        rustix::fs::fchown(file.as_fd(), Some(uid), Some(gid))
-            .map_err(os(format!("set the owner of {name}")))?;
-        fs::set_mode(&path, mode)?;
-        let digits: String = hash
-            .finalize()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        // Without a time that the server tells, the same as in BuildKit.
-        let time = Timespec {
-            tv_sec: info.time.unwrap_or(0),
-            tv_nsec: 0,
-        };
-        for path in [&path, &directory] {
-            let times = Timestamps {
-                last_access: time,
-                last_modification: time,
-            };
-            rustix::fs::utimensat(CWD, path, &times, AtFlags::empty())
-                .map_err(os(format!("set the time of {name}")))?;
-        }
+        let size = spool.size();
+        let (digest, file) = spool.finish().await?;
         let info = Info {
-            content: format!("sha256:{digits}"),
+            content: digest.to_string(),
             size,
             ..info
         };
+        verify(wanted, &info.content)?;
+        let (mode, owner, shown) = (wanted.mode, wanted.owner, name.clone());
+        // Without a time that the server tells, the same as in BuildKit.
+        let time = info.time.unwrap_or(0);
+        let scratch = blocking(move || {
+            set_attributes(&file, &shown, mode, owner, time)?;
+            set_time(&scratch.path().join("fs"), &shown, time)?;
+            Ok(scratch)
+        })
+        .await?;
+        report(size, true);
         Ok((scratch, info))
+    }
+}
+
+/// Gives a file its owner, its permissions, and its time in seconds since 1970.
+fn set_attributes(
+    file: &File,
+    name: &str,
+    mode: u32,
+    (uid, gid): (u32, u32),
+    time: i64,
+) -> Result<()> {
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    rustix::fs::fchown(file, Some(uid), Some(gid))
+        .map_err(os(format!("set the owner of {name}")))?;
+    rustix::fs::fchmod(file, Mode::from_raw_mode(mode))
+        .map_err(os(format!("set the mode of {name}")))?;
+    rustix::fs::futimens(file, &times(time)).map_err(os(format!("set the time of {name}")))
+}
+
+fn set_time(path: &Path, name: &str, time: i64) -> Result<()> {
+    rustix::fs::utimensat(CWD, path, &times(time), AtFlags::empty())
+        .map_err(os(format!("set the time of {name}")))
+}
+
+fn times(seconds: i64) -> Timestamps {
+    let time = Timespec {
+        tv_sec: seconds,
+        tv_nsec: 0,
+    };
+    Timestamps {
+        last_access: time,
+        last_modification: time,
     }
 }
 

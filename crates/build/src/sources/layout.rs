@@ -3,12 +3,9 @@
 //! The blobs of the image for the wanted platform are received, and loaded as an archive. As a base that was pulled, it
 //! is an image of the engine then, without a name.
 
-use std::io::Write as _;
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
-use sha2::{Digest as _, Sha256};
-use tokio::sync::mpsc;
 use whelk_image::descriptor::{Descriptor, Index, Manifest};
 use whelk_image::{Digest, Progress as LoadProgress};
 use whelk_llb::pb;
@@ -17,6 +14,7 @@ use whelk_sys::{Scratch, fs};
 use super::{Base, platform_of};
 use crate::client::Client;
 use crate::error::{Error, Result, os};
+use crate::spool::Spool;
 use crate::{Builder, blocking};
 
 /// Maximum size of an index or a manifest in bytes.
@@ -124,46 +122,22 @@ async fn receive(
     scratch: &Arc<Scratch>,
 ) -> Result<()> {
     let path = scratch.path().join("blobs").join(blob.digest.hex());
-    let (sender, mut receiver) = mpsc::channel::<bytes::Bytes>(16);
-    let digest = blob.digest.clone();
-    let size = blob.size;
-    let writing = tokio::spawn(blocking(move || {
-        let failed = || os::<std::io::Error>(format!("write {digest}"));
-        let mut file = fs::create(&path, 0o600)?;
-        let mut hash = Sha256::new();
-        let mut count = 0;
-        while let Some(piece) = receiver.blocking_recv() {
-            count += piece.len() as u64;
-            if count > size {
-                return Err(other(&digest));
-            }
-            hash.update(&piece);
-            file.write_all(&piece).map_err(failed())?;
+    let file = blocking(move || Ok(fs::create(&path, 0o600)?)).await?;
+    let digest = &blob.digest;
+    let mut spool = Spool::new(file, digest.algorithm(), digest.as_str());
+    let mut pieces = client.blob(store, digest.as_str()).await?;
+    while let Some(piece) = pieces.next().await {
+        spool.add(piece?).await?;
+        if spool.size() > blob.size {
+            return Err(other(digest));
         }
-        let digits: String = hash
-            .finalize()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        match count == size && digits == digest.hex() {
-            true => Ok(()),
-            false => Err(other(&digest)),
-        }
-    }));
-    let mut pieces = client.blob(store, blob.digest.as_str()).await?;
-    let received = async {
-        while let Some(piece) = pieces.next().await {
-            if sender.send(piece?).await.is_err() {
-                break;
-            }
-        }
-        Ok(())
-    };
-    let received: Result<()> = received.await;
-    drop(sender);
-    let written = writing.await;
-    received?;
-    written.map_err(|error| Error::internal(error.to_string()))?
+    }
+    let size = spool.size();
+    let (found, _) = spool.finish().await?;
+    match size == blob.size && found == *digest {
+        true => Ok(()),
+        false => Err(other(digest)),
+    }
 }
 
 /// Makes an archive of a layout in a file, and opens it.

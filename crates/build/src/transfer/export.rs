@@ -8,7 +8,6 @@ use whelk_image::archive::{Blob, Compression, Packing};
 use whelk_image::descriptor::{
     DOCKER_MANIFEST_LIST, Descriptor, INDEX, Index, LAYER, MANIFEST, Manifest,
 };
-use whelk_image::digest::Hashing;
 use whelk_image::{Digest, Reference};
 use whelk_registry::Version;
 
@@ -19,6 +18,7 @@ use super::target::Target;
 use crate::error::{Error, Result};
 use crate::progress::{EventKind, Work};
 use crate::request::{Request, Solved};
+use crate::spool::Spool;
 use crate::{Builder, blocking};
 
 /// The annotation of a layer's blob with its diff ID.
@@ -423,22 +423,17 @@ impl Writing<'_> {
             Ok((scratch, file))
         })
         .await?;
-        let mut output = Hashing::with(blob.digest.algorithm(), file);
+        let mut spool = Spool::new(file, blob.digest.algorithm(), blob.digest.as_str());
         let mut pieces = source.blob(blob).await?;
         while let Some(piece) = pieces.next().await {
-            let piece = piece?;
-            if output.count() + piece.len() as u64 > blob.size {
+            spool.add(piece?).await?;
+            if spool.size() > blob.size {
                 let text = format!("blob {} is longer than it should be", blob.digest);
                 return Err(Error::invalid(text));
             }
-            output = blocking(move || {
-                let written = std::io::Write::write_all(&mut output, &piece);
-                written.map_err(crate::error::os("write a blob"))?;
-                Ok(output)
-            })
-            .await?;
         }
-        let (digest, size, _) = output.finish();
+        let size = spool.size();
+        let (digest, _) = spool.finish().await?;
         if (&digest, size) != (&blob.digest, blob.size) {
             let text = format!("blob {} has the digest {digest}", blob.digest);
             return Err(Error::invalid(text));

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::io::{self, Read};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -22,6 +23,9 @@ use crate::{Builder, blocking};
 
 /// Number of pieces of a layer that wait to be unpacked.
 const QUEUE: usize = 16;
+
+/// How long nothing may come of a blob, for which a thread waits.
+const MAX_STALL: Duration = Duration::from_secs(120);
 
 /// Number of layers that are fetched at the same time for a step.
 const PARALLEL: usize = 3;
@@ -156,10 +160,13 @@ impl Builder {
         to_directory: bool,
         item: &mut Item,
     ) -> Result<Unpacked> {
+        let turn = self.transfers.clone().acquire_owned().await;
+        let turn = turn.map_err(|error| Error::internal(error.to_string()))?;
         let (sender, pieces) = mpsc::channel(QUEUE);
         let (builder, lease) = (self.clone(), lease.clone());
         let (diff_id, digest, size) = (layer.diff_id.clone(), blob.digest.clone(), blob.size);
         let unpacking = tokio::spawn(blocking(move || {
+            let _turn = turn;
             let received = Received {
                 pieces,
                 piece: Bytes::new(),
@@ -187,8 +194,12 @@ impl Builder {
         }));
         let receiving = async {
             let mut pieces = source.blob(blob).await?;
-            while let Some(piece) = pieces.next().await {
-                let piece = piece?;
+            loop {
+                let next = tokio::time::timeout(MAX_STALL, pieces.next()).await;
+                let next = next.map_err(|_| stalled(blob))?;
+                let Some(piece) = next.transpose()? else {
+                    break;
+                };
                 item.advance(piece.len() as u64, false);
                 // It ends early only with an error, which it returns.
                 if sender.send(piece).await.is_err() {
@@ -203,6 +214,14 @@ impl Builder {
         received?;
         unpacked.map_err(|error| Error::internal(error.to_string()))?
     }
+}
+
+fn stalled(blob: &Descriptor) -> Error {
+    let seconds = MAX_STALL.as_secs();
+    Error::invalid(format!(
+        "blob {}: nothing came for {seconds} s",
+        blob.digest
+    ))
 }
 
 enum Unpacked {

@@ -1,18 +1,25 @@
 //! Reception of files into a directory.
+//!
+//! ```text
+//! stream ─► packets that wait ─► a thread, as long as there are some ─► directory
+//!        ◄────── what is asked for ──────┘
+//! ```
+//! A sender may take its time, or say nothing at all: no thread waits for it.
 
 mod update;
 
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use prost::Message as _;
 
 use super::{Directory, Error, Result};
-use crate::grpc::Stream;
+use crate::grpc::{Requests, Stream};
 use crate::pb::files::{Packet, PacketType};
-use update::Update;
+use update::Transfer;
 
-/// Number of packets that wait for the disk.
+/// Number of packets that wait for the disk, and their bytes.
 const WAITING: usize = 128;
+const WAITING_BYTES: usize = 8 << 20;
 
 /// Time limit for the end of a call whose files are complete.
 const ENDING: Duration = Duration::from_secs(5);
@@ -36,10 +43,20 @@ impl Directory {
     /// the directory is not known then.
     pub fn receive(
         &mut self,
-        next: impl FnMut() -> Option<Packet>,
-        send: impl FnMut(Packet) -> Result<()>,
+        mut next: impl FnMut() -> Option<Packet>,
+        mut send: impl FnMut(Packet) -> Result<()>,
     ) -> Result<Received> {
-        Update::new(self, next, send).run()
+        let mut transfer = Transfer::new(self);
+        loop {
+            let packet = next().ok_or(Error::Ended)?;
+            let received = transfer.take(self, packet)?;
+            for packet in transfer.answers() {
+                send(packet)?;
+            }
+            if let Some(received) = received {
+                return Ok(received);
+            }
+        }
     }
 }
 
@@ -51,81 +68,131 @@ impl Directory {
 pub async fn receive<D>(
     mut stream: Stream,
     mut directory: D,
-    mut progress: impl FnMut(u64),
+    progress: impl FnMut(u64),
 ) -> Result<(D, Received)>
 where
     D: AsMut<Directory> + Send + 'static,
 {
-    let (packets, mut queue) = mpsc::channel::<Packet>(WAITING);
-    let requests = stream.requests.clone();
-    let mut writing = tokio::task::spawn_blocking(move || {
-        let send = |packet: Packet| Ok(requests.send_blocking(&packet)?);
-        let received = directory.as_mut().receive(|| queue.blocking_recv(), send);
-        if let Err(error) = &received {
-            // So that the client does not print that it was cut off.
-            let _ = requests.send_blocking(&Packet {
-                kind: PacketType::Err.into(),
-                data: error.to_string().into(),
-                ..Packet::default()
-            });
-        }
-        received.map(|received| (directory, received))
-    });
-    let mut bytes = 0;
-    let mut status = Ok(());
-    let early = loop {
-        let next = tokio::select! {
-            next = stream.next::<Packet>() => next,
-            written = &mut writing => break Some(written),
-        };
-        match next {
-            Ok(Some(packet)) => {
-                bytes += packet.data.len() as u64;
-                progress(bytes);
-                // It has ended: the next turn says how.
-                let _ = packets.send(packet).await;
-            }
-            Ok(None) => break None,
-            Err(error) => {
-                status = Err(error);
-                break None;
-            }
-        }
-    };
-    drop(packets);
-    if let Some(Ok(Err(Error::Ended | Error::Call(_)))) = &early {
-        // The status of the call says why it has ended.
-        let rest = async {
-            loop {
-                match stream.next::<Packet>().await {
-                    Ok(Some(_)) => {}
-                    Ok(None) => return Ok(()),
-                    Err(error) => return Err(error),
-                }
-            }
-        };
-        if let Ok(ended) = tokio::time::timeout(ENDING, rest).await {
-            status = ended;
-        }
-    }
-    let written = match early {
-        Some(written) => written,
-        None => writing.await,
-    };
-    match (written, status) {
-        (Ok(Err(Error::Ended | Error::Call(_))), Err(status)) => Err(status.into()),
-        (Ok(Ok(received)), _) => {
+    let transfer = Transfer::new(directory.as_mut());
+    match take_all(&mut stream, (directory, transfer), progress).await {
+        Ok(received) => {
             stream.requests.close();
             // The client's side of the call ends by itself; if not, it is cancelled.
             let rest = async { while let Ok(Some(_)) = stream.next::<Packet>().await {} };
             let _ = tokio::time::timeout(ENDING, rest).await;
             Ok(received)
         }
-        (Ok(Err(error)), _) => Err(error),
-        (Err(error), _) => Err(Error::Io {
-            operation: "receive",
-            path: String::new(),
-            cause: std::io::Error::other(error),
-        }),
+        // The status of the call says why it has ended.
+        Err(error @ (Error::Ended | Error::Call(_))) => {
+            match tokio::time::timeout(ENDING, end(&mut stream)).await {
+                Ok(Err(status)) => Err(status.into()),
+                _ => Err(error),
+            }
+        }
+        Err(error) => {
+            // So that the client does not print that it was cut off.
+            let packet = Packet {
+                kind: PacketType::Err.into(),
+                data: error.to_string().into(),
+                ..Packet::default()
+            };
+            let _ = tokio::time::timeout(ENDING, stream.requests.send(&packet)).await;
+            Err(error)
+        }
     }
+}
+
+/// Waits for the end of a call, and returns its status.
+async fn end(stream: &mut Stream) -> crate::grpc::Result<()> {
+    while stream.next::<Packet>().await?.is_some() {}
+    Ok(())
+}
+
+/// What a directory becomes, and how far that is.
+type State<D> = (D, Transfer);
+
+/// Takes packets until the last one, while further ones come.
+async fn take_all<D>(
+    stream: &mut Stream,
+    state: State<D>,
+    mut progress: impl FnMut(u64),
+) -> Result<(D, Received)>
+where
+    D: AsMut<Directory> + Send + 'static,
+{
+    let requests = stream.requests.clone();
+    let mut state = Some(state);
+    let mut taking = None;
+    let mut packets: Vec<Packet> = Vec::new();
+    let (mut waiting, mut bytes) = (0, 0);
+    let mut ended = None;
+    loop {
+        if packets.is_empty() {
+            // Also if the call has failed, what has come counts.
+            if state.is_some()
+                && let Some(ended) = ended
+            {
+                return Err(ended);
+            }
+        } else if let Some(state) = state.take() {
+            waiting = 0;
+            let packets = std::mem::take(&mut packets);
+            taking = Some(Box::pin(take(state, packets, requests.clone())));
+        }
+        let has_room = packets.len() < WAITING && waiting < WAITING_BYTES;
+        let taken = async {
+            match &mut taking {
+                Some(taking) => taking.await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            next = stream.next::<Packet>(), if has_room && ended.is_none() => match next {
+                Ok(Some(packet)) => {
+                    waiting += packet.encoded_len();
+                    bytes += packet.data.len() as u64;
+                    progress(bytes);
+                    packets.push(packet);
+                }
+                Ok(None) => ended = Some(Error::Ended),
+                Err(status) => ended = Some(status.into()),
+            },
+            taken = taken => {
+                taking = None;
+                let ((directory, transfer), received) = taken?;
+                if let Some(received) = received {
+                    return Ok((directory, received));
+                }
+                state = Some((directory, transfer));
+            }
+        }
+    }
+}
+
+/// Takes packets, and sends what is asked for then. Returns what was received if the last one was among them.
+async fn take<D>(
+    (mut directory, mut transfer): State<D>,
+    packets: Vec<Packet>,
+    requests: Requests,
+) -> Result<(State<D>, Option<Received>)>
+where
+    D: AsMut<Directory> + Send + 'static,
+{
+    let taken = tokio::task::spawn_blocking(move || {
+        let mut received = None;
+        for packet in packets {
+            received = transfer.take(directory.as_mut(), packet)?;
+            if received.is_some() {
+                break;
+            }
+        }
+        Ok::<_, Error>(((directory, transfer), received))
+    });
+    let taken = taken.await;
+    let taken = taken.map_err(|error| Error::io("receive", "")(std::io::Error::other(error)))?;
+    let ((directory, mut transfer), received) = taken?;
+    for packet in transfer.answers() {
+        requests.send(&packet).await?;
+    }
+    Ok(((directory, transfer), received))
 }

@@ -12,8 +12,9 @@ use whelk_sys::in_root;
 
 use super::walk::walk;
 use super::{Error, Result};
-use crate::grpc::{Requests, Stream};
+use crate::grpc::{Requests, Status, Stream};
 use crate::pb::files::{Packet, PacketType, Stat};
+use crate::turns::{STALLED, TRANSFERS, Turn};
 
 /// Size of a piece of a file in bytes.
 const PIECE: usize = 128 << 10;
@@ -45,11 +46,13 @@ pub async fn send<H: Send + 'static>(
     let (wanted, queue) = mpsc::unbounded_channel();
     let (sent, mut count) = tokio::sync::watch::channel(0);
     let requests = stream.requests.clone();
+    let turn = TRANSFERS.begin().await;
     let mut sending = tokio::task::spawn_blocking(move || {
         let _holder = holder;
         let mut sender = Sender {
             outgoing: &outgoing,
             requests: &requests,
+            turn: &turn,
             files: HashMap::new(),
             next: 0,
             queue,
@@ -57,11 +60,12 @@ pub async fn send<H: Send + 'static>(
         };
         let result = sender.run();
         if let Err(error) = &result {
-            let _ = requests.send_blocking(&Packet {
+            let packet = Packet {
                 kind: PacketType::Err.into(),
                 data: error.to_string().into(),
                 ..Packet::default()
-            });
+            };
+            let _ = requests.send_blocking(&packet, &turn);
         }
         result
     });
@@ -137,6 +141,7 @@ pub async fn send<H: Send + 'static>(
 struct Sender<'a> {
     outgoing: &'a Outgoing,
     requests: &'a Requests,
+    turn: &'a Turn,
     /// The files that the client may ask for, by their positions.
     files: HashMap<u32, String>,
     next: u32,
@@ -169,8 +174,8 @@ impl Sender<'_> {
             }
             Ok(())
         })?;
-        self.requests.send_blocking(&Packet::default())?;
-        while let Some(id) = self.queue.blocking_recv() {
+        self.put(&Packet::default())?;
+        while let Some(id) = self.next_wanted()? {
             self.content(id)?;
         }
         Ok(())
@@ -186,7 +191,17 @@ impl Sender<'_> {
             stat: Some(stat),
             ..Packet::default()
         };
-        Ok(self.requests.send_blocking(&packet)?)
+        self.put(&packet)
+    }
+
+    fn put(&self, packet: &Packet) -> Result<()> {
+        Ok(self.requests.send_blocking(packet, self.turn)?)
+    }
+
+    /// Waits for the next file that the client asks for; `None` if it wants no more.
+    fn next_wanted(&mut self) -> Result<Option<u32>> {
+        let next = self.turn.wait(self.queue.recv());
+        next.ok_or_else(|| Status::unavailable(STALLED).into())
     }
 
     fn content(&mut self, id: u32) -> Result<()> {
@@ -207,7 +222,7 @@ impl Sender<'_> {
                 data: Bytes::from(piece),
                 ..Packet::default()
             };
-            self.requests.send_blocking(&packet)?;
+            self.put(&packet)?;
             if length == 0 {
                 return Ok(());
             }

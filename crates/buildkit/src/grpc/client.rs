@@ -1,7 +1,5 @@
 //! The calling side.
 
-use std::time::{Duration, Instant};
-
 use hyper::body::{Frame, Incoming};
 use hyper::client::conn::http2;
 use hyper::header::{CONTENT_TYPE as CONTENT_TYPE_HEADER, HeaderMap, HeaderValue, TE};
@@ -16,6 +14,7 @@ use super::{
     Body, CONNECTION_WINDOW, CONTENT_TYPE, Io, MAX_HEADERS, PATIENCE, PING, Result, STREAM_WINDOW,
     Status, body,
 };
+use crate::turns::{STALLED, Turn};
 
 /// A connection on which calls are made. Clones share it.
 #[derive(Clone, Debug)]
@@ -173,26 +172,22 @@ impl Requests {
         sender.send(frame).await.map_err(|_| ended())
     }
 
-    /// Like [`Requests::send`], from a thread that may block, but not for ever.
+    /// Like [`Requests::send`], from a thread that may block. Waits as long as the call lives: it ends with its session,
+    /// whose client is asked again and again whether it is there.
     ///
     /// # Errors
-    /// As [`Requests::send`]; also if the other side has read nothing for some time.
-    pub fn send_blocking(&self, message: &impl Message) -> Result<()> {
-        const RETRY_DELAY: Duration = Duration::from_millis(2);
+    /// As [`Requests::send`]; also if the other side has read nothing for some time and others need the turn.
+    pub fn send_blocking(&self, message: &impl Message, turn: &Turn) -> Result<()> {
         let ended = || Status::unavailable("the call has ended");
         let sender = self.0.as_ref().ok_or_else(ended)?;
-        let mut frame = Frame::data(frame::encode(message));
-        let begun = Instant::now();
-        loop {
-            match sender.try_send(frame) {
-                Ok(()) => return Ok(()),
-                Err(TrySendError::Closed(_)) => return Err(ended()),
-                Err(TrySendError::Full(_)) if begun.elapsed() > PATIENCE => {
-                    return Err(Status::unavailable("the other side reads nothing"));
-                }
-                Err(TrySendError::Full(unsent)) => frame = unsent,
-            }
-            std::thread::sleep(RETRY_DELAY);
+        let frame = Frame::data(frame::encode(message));
+        match sender.try_send(frame) {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Closed(_)) => Err(ended()),
+            Err(TrySendError::Full(frame)) => match turn.wait(sender.send(frame)) {
+                Some(sent) => sent.map_err(|_| ended()),
+                None => Err(Status::unavailable(STALLED)),
+            },
         }
     }
 

@@ -297,6 +297,8 @@ impl Builder {
                 is_done,
             });
         };
+        let turn = self.transfers.clone().acquire_owned().await;
+        let turn = turn.map_err(|error| Error::internal(error.to_string()))?;
         let (sender, receiver) = tokio::sync::mpsc::channel(16);
         let is_root = task.depth == 0;
         let plan = Checkout {
@@ -310,6 +312,7 @@ impl Builder {
         let (scratch, path) = (scratch.clone(), task.path.clone());
         let keep = (is_root && wanted.keep_git_dir).then(|| task.remote.shown().to_owned());
         let written = tokio::spawn(blocking(move || {
+            let _turn = turn;
             let top = fs::open(scratch.path().join("fs"))?;
             let into = match path.as_str() {
                 "" => top.into(),

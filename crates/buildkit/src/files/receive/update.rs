@@ -23,12 +23,13 @@ struct Writing {
     file: File,
     entry: Entry,
     hash: Sha256,
+    /// Number of bytes so far.
+    size: u64,
 }
 
-pub(super) struct Update<'a, N, S> {
-    directory: &'a mut Directory,
-    next: N,
-    send: S,
+/// How far a transfer has come.
+#[derive(Default)]
+pub(super) struct Transfer {
     incoming: Incoming,
     /// What was there and was not mentioned yet.
     old: BTreeMap<String, Entry>,
@@ -45,69 +46,79 @@ pub(super) struct Update<'a, N, S> {
     /// The directory that was used last.
     parent: Option<(String, OwnedFd)>,
     is_listed: bool,
+    /// Whether the sender was told that nothing more is wanted.
+    is_told: bool,
     received: Received,
+    /// Packets for the sender.
+    asked: Vec<Packet>,
 }
 
-impl<'a, N, S> Update<'a, N, S>
-where
-    N: FnMut() -> Option<Packet>,
-    S: FnMut(Packet) -> Result<()>,
-{
-    pub fn new(directory: &'a mut Directory, next: N, send: S) -> Self {
+impl Transfer {
+    pub fn new(directory: &mut Directory) -> Self {
         Self {
             old: std::mem::take(&mut directory.entries),
-            directory,
-            next,
-            send,
-            incoming: Incoming::default(),
-            new: BTreeMap::new(),
-            waiting: VecDeque::new(),
-            open: HashMap::new(),
-            replaced: HashSet::new(),
-            links: Vec::new(),
-            touched: BTreeSet::new(),
-            parent: None,
-            is_listed: false,
-            received: Received::default(),
+            ..Self::default()
         }
     }
 
-    pub fn run(mut self) -> Result<Received> {
-        let mut is_told = false;
-        loop {
-            let packet = (self.next)().ok_or(Error::Ended)?;
-            match self.incoming.take(packet)? {
-                Event::Entry(id, entry) => self.entry(id, entry)?,
-                Event::Listed => {
-                    self.is_listed = true;
-                    self.remove_rest()?;
-                }
-                Event::Data(id, data) => self.data(id, &data)?,
-                Event::End(id) => self.end(id)?,
-                Event::Finished if is_told => break,
-                Event::Finished => return Err(Error::Ended),
-            }
-            self.ask()?;
-            let is_complete = self.is_listed && self.open.is_empty() && self.waiting.is_empty();
-            if is_complete && !is_told {
-                self.finish()?;
-                is_told = true;
-                (self.send)(Packet {
-                    kind: PacketType::Fin.into(),
-                    ..Packet::default()
-                })?;
-            }
+    /// Takes a packet. Returns what has been received if it was the last one. Blocking.
+    pub fn take(&mut self, directory: &mut Directory, packet: Packet) -> Result<Option<Received>> {
+        let mut update = Update {
+            directory,
+            at: self,
+        };
+        match update.take(packet)? {
+            true => Ok(Some(self.received)),
+            false => Ok(None),
         }
-        Ok(self.received)
+    }
+
+    /// Returns the packets that are to be sent.
+    pub fn answers(&mut self) -> Vec<Packet> {
+        std::mem::take(&mut self.asked)
+    }
+}
+
+struct Update<'a> {
+    directory: &'a mut Directory,
+    at: &'a mut Transfer,
+}
+
+impl Update<'_> {
+    /// Takes a packet. Returns whether it is the last one.
+    fn take(&mut self, packet: Packet) -> Result<bool> {
+        match self.at.incoming.take(packet)? {
+            Event::Entry(id, entry) => self.entry(id, entry)?,
+            Event::Listed => {
+                self.at.is_listed = true;
+                self.remove_rest()?;
+            }
+            Event::Data(id, data) => self.data(id, &data)?,
+            Event::End(id) => self.end(id)?,
+            Event::Finished if self.at.is_told => return Ok(true),
+            Event::Finished => return Err(Error::Ended),
+        }
+        self.ask()?;
+        let at = &self.at;
+        let is_complete = at.is_listed && at.open.is_empty() && at.waiting.is_empty();
+        if is_complete && !at.is_told {
+            self.finish()?;
+            self.at.is_told = true;
+            self.at.asked.push(Packet {
+                kind: PacketType::Fin.into(),
+                ..Packet::default()
+            });
+        }
+        Ok(false)
     }
 
     fn entry(&mut self, id: u32, entry: Entry) -> Result<()> {
-        let old = self.old.remove(&entry.path);
+        let old = self.at.old.remove(&entry.path);
         if entry.kind != Kind::File {
             self.directory.digests.remove(&entry.path);
         }
         let is_same = old.as_ref() == Some(&entry)
-            && !matches!(&entry.kind, Kind::HardLink(target) if self.replaced.contains(target));
+            && !matches!(&entry.kind, Kind::HardLink(target) if self.at.replaced.contains(target));
         if !is_same {
             self.change()?;
             let was_directory = old.as_ref().is_some_and(Entry::is_directory);
@@ -123,7 +134,7 @@ where
             }
             self.make(id, &entry, was_directory)?;
         }
-        self.new.insert(entry.path.clone(), entry);
+        self.at.new.insert(entry.path.clone(), entry);
         Ok(())
     }
 
@@ -138,21 +149,21 @@ where
                     made.map_err(Error::io("create", path))?;
                     self.touch(path);
                 }
-                self.touched.insert(path.clone());
+                self.at.touched.insert(path.clone());
                 return Ok(());
             }
             Kind::File if entry.size > 0 => {
-                self.replaced.insert(path.clone());
-                self.waiting.push_back((id, entry.clone()));
+                self.at.replaced.insert(path.clone());
+                self.at.waiting.push_back((id, entry.clone()));
             }
             // A file that is not empty any more comes with the next transfer.
             Kind::File => {
-                self.replaced.insert(path.clone());
+                self.at.replaced.insert(path.clone());
                 let file = self.create(id, entry)?;
                 self.place(id, &file, entry)?;
                 self.note(entry, Sha256::new());
             }
-            Kind::HardLink(target) => self.links.push((path.clone(), target.clone())),
+            Kind::HardLink(target) => self.at.links.push((path.clone(), target.clone())),
             Kind::Symlink(target) => {
                 let name = id.to_string();
                 rustix::fs::symlinkat(target.as_str(), &self.directory.incoming, &name)
@@ -177,37 +188,48 @@ where
 
     /// Asks for files as long as not too many are open.
     fn ask(&mut self) -> Result<()> {
-        while self.open.len() < MAX_OPEN
-            && let Some((id, entry)) = self.waiting.pop_front()
+        while self.at.open.len() < MAX_OPEN
+            && let Some((id, entry)) = self.at.waiting.pop_front()
         {
             let file = self.create(id, &entry)?;
-            let packet = self.incoming.request(id, &entry);
+            let packet = self.at.incoming.request(id, &entry);
             let writing = Writing {
                 file,
                 entry,
                 hash: Sha256::new(),
+                size: 0,
             };
-            self.open.insert(id, writing);
-            (self.send)(packet)?;
+            self.at.open.insert(id, writing);
+            self.at.asked.push(packet);
         }
         Ok(())
     }
 
     fn data(&mut self, id: u32, data: &[u8]) -> Result<()> {
-        self.received.bytes += data.len() as u64;
+        self.at.received.bytes += data.len() as u64;
         // What was not asked for was refused before.
-        let Some(writing) = self.open.get_mut(&id) else {
+        let Some(writing) = self.at.open.get_mut(&id) else {
             return Ok(());
         };
         writing.hash.update(data);
+        writing.size += data.len() as u64;
         let written = writing.file.write_all(data);
         written.map_err(Error::io("write", &writing.entry.path))
     }
 
     fn end(&mut self, id: u32) -> Result<()> {
-        self.received.files += 1;
-        match self.open.remove(&id) {
-            Some(Writing { file, entry, hash }) => {
+        self.at.received.files += 1;
+        match self.at.open.remove(&id) {
+            Some(Writing {
+                file,
+                entry,
+                hash,
+                size,
+            }) => {
+                // It was changed while it was sent: the next transfer asks for it again.
+                if let Some(noted) = self.at.new.get_mut(&entry.path) {
+                    noted.size = size;
+                }
                 self.place(id, &file, &entry)?;
                 self.note(&entry, hash);
                 Ok(())
@@ -254,7 +276,7 @@ where
 
     /// Removes what was not mentioned.
     fn remove_rest(&mut self) -> Result<()> {
-        let rest = std::mem::take(&mut self.old);
+        let rest = std::mem::take(&mut self.at.old);
         if !rest.is_empty() {
             self.change()?;
         }
@@ -268,13 +290,13 @@ where
     /// Removes the old files below a directory.
     fn remove_below(&mut self, path: &str) -> Result<()> {
         // `0` follows `/`.
-        let mut below = self.old.split_off(&format!("{path}/"));
+        let mut below = self.at.old.split_off(&format!("{path}/"));
         let behind = below.split_off(&format!("{path}0"));
-        self.old.extend(behind);
+        self.at.old.extend(behind);
         for (path, entry) in below.iter().rev() {
             self.remove(path, entry)?;
         }
-        self.parent = None;
+        self.at.parent = None;
         Ok(())
     }
 
@@ -301,7 +323,7 @@ where
 
     /// Makes the links, and gives directories their attributes.
     fn finish(&mut self) -> Result<()> {
-        for (path, target) in std::mem::take(&mut self.links) {
+        for (path, target) in std::mem::take(&mut self.at.links) {
             self.unlink(&path, AtFlags::empty())?;
             let (parent, name) = self.parent(&target)?;
             let parent = parent.try_clone().map_err(Error::io("open", &target))?;
@@ -312,23 +334,23 @@ where
             self.touch(&path);
         }
         // Those below others first: they change no times.
-        for path in std::mem::take(&mut self.touched).iter().rev() {
-            let entry = self.new.get(path);
+        for path in std::mem::take(&mut self.at.touched).iter().rev() {
+            let entry = self.at.new.get(path);
             // What was a directory may be something else now.
             if let Some(entry) = entry.filter(|entry| entry.is_directory()) {
                 let opened = open_directory(&self.directory.root, path)?;
                 set_attributes(&opened, entry)?;
             }
         }
-        self.directory.entries = std::mem::take(&mut self.new);
+        self.directory.entries = std::mem::take(&mut self.at.new);
         Ok(())
     }
 
     /// Notes that what is on disk is not what it was.
     fn change(&mut self) -> Result<()> {
-        if !self.received.is_changed {
+        if !self.at.received.is_changed {
             self.directory.forget()?;
-            self.received.is_changed = true;
+            self.at.received.is_changed = true;
         }
         Ok(())
     }
@@ -336,7 +358,7 @@ where
     /// Notes that a name in a directory was changed.
     fn touch(&mut self, path: &str) {
         if let Some((parent, _)) = path.rsplit_once('/') {
-            self.touched.insert(parent.to_owned());
+            self.at.touched.insert(parent.to_owned());
         }
     }
 
@@ -344,6 +366,7 @@ where
     fn parent<'p>(&mut self, path: &'p str) -> Result<(&OwnedFd, &'p str)> {
         let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
         if self
+            .at
             .parent
             .as_ref()
             .is_none_or(|(known, _)| known != parent)
@@ -351,9 +374,9 @@ where
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
             let opened = in_root::open_no_links(&self.directory.root, parent, flags);
             let opened = opened.map_err(Error::io("open", parent))?;
-            self.parent = Some((parent.to_owned(), opened));
+            self.at.parent = Some((parent.to_owned(), opened));
         }
-        match &self.parent {
+        match &self.at.parent {
             Some((_, opened)) => Ok((opened, name)),
             None => Err(Error::Ended),
         }
