@@ -232,7 +232,8 @@ fn budget(policy: &Policy, total: u64, disk: Disk) -> Option<u64> {
 /// that it stands on. `now` is in nanoseconds since the epoch.
 pub fn choose(records: &[Record], policy: &Policy, now: i64, disk: Disk) -> Vec<usize> {
     let counted = |record: &&Record| policy.all || !record.shared;
-    let mut total: u64 = records.iter().filter(counted).map(|one| one.size).sum();
+    let sizes = records.iter().filter(counted).map(|one| one.size);
+    let mut total = sizes.fold(0, u64::saturating_add);
     let budget = budget(policy, total, disk);
     if budget.is_some_and(|budget| total <= budget) {
         return Vec::new();

@@ -211,7 +211,7 @@ impl Builder {
     pub fn prune(&self, policy: &Policy) -> Result<Pruned> {
         let mut pruned = self.remove(&mut self.records()?, policy)?;
         if policy.is_everything() {
-            pruned.freed += self.clear_fetched()?;
+            pruned.freed = pruned.freed.saturating_add(self.clear_fetched()?);
             // Names of the user's files are in it.
             self.cache.forget_ingredients()?;
         }
@@ -260,7 +260,8 @@ impl Builder {
         });
         // What an image has stays.
         let freed = records.iter().filter(|record| !record.shared);
-        let freed = freed.map(|record| record.size).sum();
+        let freed = freed.map(|record| record.size);
+        let freed = freed.fold(0, u64::saturating_add);
         Ok(Pruned { records, freed })
     }
 

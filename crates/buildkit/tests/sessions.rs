@@ -17,6 +17,8 @@ use hyper::header::HeaderMap;
 use hyper_util::rt::TokioIo;
 use whelk_buildkit::files::{self, Directory, Received};
 use whelk_buildkit::grpc::{self, Call, Code, Status};
+use whelk_buildkit::output;
+use whelk_buildkit::pb::BytesMessage;
 use whelk_buildkit::pb::files::{Packet, PacketType, Stat};
 use whelk_buildkit::pb::session::{
     CredentialsRequest, CredentialsResponse, GetSecretRequest, GetSecretResponse,
@@ -36,6 +38,10 @@ struct Client {
     asked: Arc<AtomicUsize>,
     /// Whether it does not say that it is there.
     is_silent: bool,
+    /// Whether it sends nothing behind its list of files.
+    stalls: bool,
+    /// How long it waits before it takes an output; it takes none if there is none.
+    pause: Option<Duration>,
 }
 
 fn stat(path: &str, mode: u32, size: usize) -> Stat {
@@ -96,6 +102,11 @@ impl Client {
             let name = "x-docker-expose-session-grpc-method";
             headers.append(name, method.parse().unwrap());
         }
+        if self.pause.is_some() {
+            let name = "x-docker-expose-session-grpc-method";
+            let method = "/moby.filesync.v1.FileSend/DiffCopy";
+            headers.append(name, method.parse().unwrap());
+        }
         let serving = sessions.clone();
         tokio::spawn(async move { serving.serve(&headers, TokioIo::new(ours)).await });
         sessions.get(&format!("prefix:{id}")).await.unwrap()
@@ -111,6 +122,7 @@ impl Client {
                         let data = b"secret".to_vec();
                         call.responses.send(&GetSecretResponse { data }).await
                     }
+                    "slow" => std::future::pending().await,
                     "broken" => Err(Status::unknown("open /x: permission denied")),
                     _ => Err(Status::not_found("not found")),
                 }
@@ -122,6 +134,13 @@ impl Client {
                     secret: "password".into(),
                 };
                 call.responses.send(&answer).await
+            }
+            "moby.filesync.v1.FileSend/DiffCopy" => {
+                tokio::time::sleep(self.pause.unwrap_or_default()).await;
+                while let Some(message) = call.requests.next::<BytesMessage>().await? {
+                    self.asked.fetch_add(message.data.len(), Ordering::Relaxed);
+                }
+                Ok(())
             }
             "grpc.health.v1.Health/Check" if self.is_silent => std::future::pending().await,
             other => Err(Status::unimplemented(format!("unknown method {other}"))),
@@ -139,6 +158,9 @@ impl Client {
                 ..Packet::default()
             };
             self.put(&call, &mut sent, packet).await?;
+        }
+        if self.stalls {
+            std::future::pending::<()>().await;
         }
         while let Some(packet) = call.requests.next::<Packet>().await? {
             match PacketType::try_from(packet.kind).unwrap() {
@@ -257,8 +279,11 @@ async fn only_what_has_changed_is_asked_for() {
     assert_eq!(found.len(), files.len());
     // Not complete until it is said to be.
     assert!(Directory::open(place, BOOT).unwrap().is_none());
+    assert_eq!(Directory::size_at(place, BOOT), None);
     made.remember(BOOT).unwrap();
     assert!(Directory::open(place, "another one").unwrap().is_none());
+    assert_eq!(Directory::size_at(place, BOOT), Some(5));
+    assert_eq!(Directory::size_at(place, "another one"), None);
 
     let known = Directory::open(place, BOOT).unwrap().unwrap();
     let (_, received) = client.receive(known).await.unwrap();
@@ -279,6 +304,7 @@ async fn only_what_has_changed_is_asked_for() {
     let (made, received) = client.receive(known).await.unwrap();
     assert_eq!(received.files, 3);
     assert!(Directory::open(place, BOOT).unwrap().is_none());
+    assert_eq!(Directory::size_at(place, BOOT), None);
     let found = tree(&made.files());
     let found: Vec<(&str, &str)> = found
         .iter()
@@ -296,6 +322,68 @@ async fn only_what_has_changed_is_asked_for() {
         ]
     );
     assert!(fs::list(place.join("incoming")).unwrap().is_empty());
+}
+
+/// What a client says of the size of a file is not believed: what counts is what has come.
+#[tokio::test]
+async fn sizes_are_those_that_came() {
+    let claimed = |path: &str, size: i64| {
+        let (mut stat, content) = file(path, "123");
+        stat.size = size;
+        (stat, content)
+    };
+    let scratch = Scratch::temporary("sessions").unwrap();
+    let files = vec![
+        claimed("a", i64::MAX),
+        claimed("b", i64::MAX),
+        file("c", "4"),
+    ];
+    let client = Client::new(files);
+    let place = scratch.path();
+    let known = Directory::create(place).unwrap();
+    let (made, received) = client.receive(known).await.unwrap();
+    assert_eq!((made.size(), received.bytes), (7, 7));
+    made.remember(BOOT).unwrap();
+    // Those that were changed meanwhile are asked for again.
+    let known = Directory::open(place, BOOT).unwrap().unwrap();
+    let (_, received) = client.receive(known).await.unwrap();
+    assert_eq!(received.files, 2);
+}
+
+/// Clients that send nothing do not keep threads from others.
+#[test]
+fn clients_that_stall_need_no_threads() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(1)
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let scratch = Scratch::temporary("sessions").unwrap();
+        let sessions: Arc<Sessions> = Arc::default();
+        let mut stalled = Vec::new();
+        for number in 0..8 {
+            let client = Client {
+                stalls: true,
+                ..Client::new(vec![file("a", "1")])
+            };
+            let session = client.connect(&sessions).await;
+            let place = scratch.path().join(number.to_string());
+            fs::create_dir(&place, 0o700).unwrap();
+            let known = Directory::create(&place).unwrap();
+            let stream = session.files(&wanted()).unwrap();
+            let receiving = files::receive(stream, known, |_| ());
+            stalled.push(tokio::spawn(async move { receiving.await.map(drop) }));
+        }
+        let place = scratch.path().join("other");
+        fs::create_dir(&place, 0o700).unwrap();
+        let other = Client::new(vec![file("a", "1")]);
+        other
+            .receive(Directory::create(&place).unwrap())
+            .await
+            .unwrap();
+        assert!(stalled.iter().all(|receiving| !receiving.is_finished()));
+    });
 }
 
 #[tokio::test]
@@ -360,10 +448,28 @@ async fn services_are_called() {
     assert_eq!(session.secret("other").await.unwrap(), None);
     let failed = session.secret("broken").await.unwrap_err();
     assert_eq!(failed.message, "secret broken: open /x: permission denied");
+    let hasty = Arc::new(Sessions::new(Duration::from_secs(60), Duration::ZERO));
+    let hurried = Client::default().connect(&hasty).await;
+    let failed = hurried.secret("slow").await.unwrap_err();
+    assert_eq!(failed.message, "secret slow: no answer for 0 s");
     let (user, password) = session.credentials("registry").await.unwrap();
     assert_eq!((user.as_str(), password.as_str()), ("registry", "password"));
     let failed = session.export(0).unwrap_err();
     assert!(failed.message.contains("FileSend/DiffCopy not supported"));
+}
+
+#[tokio::test]
+async fn a_client_that_pauses_gets_its_output() {
+    const SIZE: usize = 64 << 20;
+    let client = Client {
+        pause: Some(Duration::from_millis(300)),
+        ..Client::default()
+    };
+    let session = client.connect(&Arc::default()).await;
+    let produce = |output: &mut dyn std::io::Write| output.write_all(&vec![7; SIZE]);
+    let written = output::write(session.export(0).unwrap(), produce, |_| ());
+    written.await.unwrap();
+    assert_eq!(client.asked.load(Ordering::Relaxed), SIZE);
 }
 
 #[tokio::test]

@@ -91,6 +91,7 @@ impl AsMut<Received> for Receiving {
 }
 
 impl Contexts {
+    /// Blocking.
     pub fn new(builder: Arc<Builder>, root: &Path) -> Arc<Self> {
         let contexts = Arc::new(Self {
             builder: builder.clone(),
@@ -98,9 +99,25 @@ impl Contexts {
             used: Arc::default(),
             selections: Mutex::default(),
         });
+        if let Err(error) = contexts.remove_others() {
+            tracing::warn!("remove contexts of builds of another boot: {error}");
+        }
         let locals: Arc<dyn Locals> = contexts.clone();
         builder.set_locals(&locals);
         contexts
+    }
+
+    /// Removes directories that are not complete, or of another boot: they are of no use.
+    fn remove_others(&self) -> Result<()> {
+        if !fs::exists(&self.root) {
+            return Ok(());
+        }
+        for entry in fs::list(&self.root)? {
+            if Received::size_at(&entry.path(), self.builder.boot()).is_none() {
+                self.trash(&entry.path())?;
+            }
+        }
+        Ok(())
     }
 
     /// Receives what is wanted of a client's directory.
@@ -196,9 +213,9 @@ impl Contexts {
         let Some(place) = self.claim(path) else {
             return Ok(());
         };
-        match Received::open(&place.path, self.builder.boot()) {
-            Ok(Some(_)) => Ok(()),
-            Ok(None) | Err(_) => self.trash(&place.path),
+        match Received::size_at(&place.path, self.builder.boot()) {
+            Some(_) => Ok(()),
+            None => self.trash(&place.path),
         }
     }
 
@@ -337,11 +354,10 @@ impl Contexts {
             let since = time.ok()?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
             i64::try_from(since.as_nanos()).ok()
         };
-        let directory = Received::open(path, self.builder.boot()).ok().flatten();
         Some(Kept {
             name: path.file_name()?.to_string_lossy().into_owned(),
             id: fs::read_to_string(path.join("name")).unwrap_or_default(),
-            size: directory.map_or(0, |directory| directory.size()),
+            size: Received::size_at(path, self.builder.boot()).unwrap_or(0),
             is_used: self.used.lock().ignore_poison().contains(path),
             created: nanoseconds(metadata.created()).unwrap_or(0),
             used: nanoseconds(metadata.modified()).unwrap_or(0),

@@ -76,14 +76,26 @@ impl Drop for Use {
 }
 
 impl Kept {
+    /// Opens what is kept at a place, without what is of another boot. Blocking.
     pub fn new(root: PathBuf, staging: Staging, boot: &str) -> Self {
-        Self {
+        let kept = Self {
             root,
             staging,
             boot: boot.to_owned(),
             used: Arc::default(),
             locks: Mutex::default(),
+        };
+        if let Err(error) = kept.remove_others() {
+            tracing::warn!("remove what was fetched in another boot: {error}");
         }
+        kept
+    }
+
+    /// Removes directories of another boot, which are of no use.
+    fn remove_others(&self) -> Result<()> {
+        let mut paths = self.paths()?;
+        paths.retain(|path| read(path).is_none_or(|info| info.boot != self.boot));
+        self.remove(&paths).map(drop)
     }
 
     /// Waits until nobody else fetches what a key stands for.
@@ -291,7 +303,10 @@ mod tests {
         assert!(kept.find(&key).unwrap().is_empty());
         // What another boot has left may not be whole.
         drop(add(&kept, &key, "four"));
+        let same = Kept::new(kept.root.clone(), store.staging.clone(), "boot");
+        assert_eq!(same.find(&key).unwrap().len(), 1);
         let later = Kept::new(kept.root.clone(), store.staging.clone(), "other");
+        assert!(later.paths().unwrap().is_empty());
         assert!(later.find(&key).unwrap().is_empty());
         assert_eq!(
             add(&later, &key, "four").read("file").unwrap().unwrap(),

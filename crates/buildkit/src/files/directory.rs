@@ -4,6 +4,7 @@
 //! PLACE/fs         the files
 //! PLACE/incoming   files whose content is not complete
 //! PLACE/index      what is in fs, while nothing is received
+//! PLACE/summary    of which boot that is, and the size of the files: an index may be large
 //! ```
 //! The index is removed before the first change, and written when a transfer is complete: without it, what is in `fs` is
 //! not known, and the directory is of no use. It is not flushed to disk, so one of an earlier boot does not count.
@@ -25,6 +26,7 @@ use crate::pb::files::Stat;
 
 /// Maximum size of an index in bytes.
 const MAX_INDEX: u64 = 2 << 30;
+const MAX_SUMMARY: u64 = 4 << 10;
 
 /// A directory that was received, or is about to be.
 #[derive(Debug)]
@@ -36,6 +38,15 @@ pub struct Directory {
     pub(super) entries: BTreeMap<String, Entry>,
     /// SHA-256 of the content of each regular file.
     pub(super) digests: HashMap<String, [u8; 32]>,
+}
+
+/// What is known of a directory without its index.
+#[derive(Clone, PartialEq, Message)]
+struct Summary {
+    #[prost(string, tag = "1")]
+    boot: String,
+    #[prost(uint64, tag = "2")]
+    size: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -63,6 +74,14 @@ impl Directory {
         fs::create_dir(place.join("fs"), 0o755).map_err(failed)?;
         fs::create_dir(place.join("incoming"), 0o700).map_err(failed)?;
         Self::new(place, BTreeMap::new(), HashMap::new())
+    }
+
+    /// Returns the size of the files of one that was received in this boot, in bytes; `None` if it is not complete.
+    pub fn size_at(place: &Path, boot: &str) -> Option<u64> {
+        let bytes = fs::read_at_most(place.join("summary"), MAX_SUMMARY).ok()?;
+        let summary = Summary::decode(bytes.as_slice()).ok()?;
+        let is_whole = summary.boot == boot && fs::exists(place.join("index"));
+        is_whole.then_some(summary.size)
     }
 
     /// Opens one that was received in this boot; `None` if it is not complete.
@@ -177,10 +196,20 @@ impl Directory {
             entries: self.entries.values().map(Entry::to_stat).collect(),
             digests: self.entries.keys().map(|path| self.stored(path)).collect(),
         };
-        let written = self.place.join("incoming/index");
-        fs::write_with_mode(&written, index.encode_to_vec(), 0o600)
-            .and_then(|()| fs::rename(&written, self.place.join("index")))
+        let summary = Summary {
+            boot: boot.to_owned(),
+            size: self.size(),
+        };
+        self.put("summary", &summary.encode_to_vec())
+            .and_then(|()| self.put("index", &index.encode_to_vec()))
             .map_err(|error| self.index_error(&error))
+    }
+
+    /// Writes a file, which is there as a whole or not at all.
+    fn put(&self, name: &str, content: &[u8]) -> fs::Result<()> {
+        let written = self.place.join("incoming").join(name);
+        fs::write_with_mode(&written, content, 0o600)?;
+        fs::rename(&written, self.place.join(name))
     }
 
     fn stored(&self, path: &str) -> Vec<u8> {
@@ -190,7 +219,9 @@ impl Directory {
 
     /// Returns the size of all files in bytes.
     pub fn size(&self) -> u64 {
-        self.entries.values().map(|entry| entry.size).sum()
+        let sizes = self.entries.values().map(|entry| entry.size);
+        // They are what the sender says.
+        sizes.fold(0, u64::saturating_add)
     }
 
     /// Returns what is known of the content of its files.
