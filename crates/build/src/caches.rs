@@ -467,7 +467,8 @@ mod tests {
             let other = self::key(&number.to_string(), "", &[]);
             drop(caches.take(&other, CacheSharing::Shared).await);
         }
-        assert!(caches.known.locks.lock().unwrap().len() <= 1);
+        // The private one is still in use, and the last one was.
+        assert!(caches.known.locks.lock().unwrap().len() <= 2);
         let kept = caches.list().unwrap();
         // To look at a cache is no use of it.
         let lock = caches.known.lock(&kept[0].name);
