@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod content;
+pub mod cut;
 pub mod details;
 pub mod files;
 pub mod grpc;

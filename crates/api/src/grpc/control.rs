@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use whelk_build::gc::{Condition, Policy, Record};
 use whelk_build::{Attest, CacheExport, Imports, Pieces, Progress, Request, Settings};
+use whelk_buildkit::cut::beginning;
 use whelk_buildkit::grpc::{Call, Result, Status};
 use whelk_buildkit::pb::control::{
     BuildHistoryRequest, BuildkitVersion, DiskUsageRequest, DiskUsageResponse, InfoResponse,
@@ -315,7 +316,7 @@ fn shortened(mut records: Vec<UsageRecord>) -> Vec<UsageRecord> {
             break;
         }
         for record in &mut records {
-            let end = record.description.floor_char_boundary(length);
+            let end = beginning(&record.description, length).len();
             if end < record.description.len() {
                 record.description.truncate(end);
                 record.description.push('…');

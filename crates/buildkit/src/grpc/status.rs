@@ -7,6 +7,7 @@ use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode, utf8_percent_encode};
 use prost::Message as _;
 
+use crate::cut::beginning;
 use crate::pb::{Any, RpcStatus};
 
 const STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -163,11 +164,7 @@ impl Status {
             return trailers;
         };
         trailers.insert(STATUS, HeaderValue::from(status.code as i32));
-        let mut end = status.message.len().min(MAX_TEXT);
-        while !status.message.is_char_boundary(end) {
-            end -= 1;
-        }
-        let message = &status.message[..end];
+        let message = beginning(&status.message, MAX_TEXT);
         let text = utf8_percent_encode(message, ESCAPED).to_string();
         if let Ok(text) = HeaderValue::from_str(&text) {
             trailers.insert(MESSAGE, text);

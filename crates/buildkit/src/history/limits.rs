@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::cut::beginning;
 use crate::pb::control::BuildHistoryRecord;
 
 /// Maximum length of a text in bytes.
@@ -33,7 +34,7 @@ pub(super) fn shorten(record: &mut BuildHistoryRecord) {
 
 fn text(text: &mut String) {
     if text.len() > MAX_TEXT {
-        let end = text.floor_char_boundary(MAX_TEXT);
+        let end = beginning(text, MAX_TEXT).len();
         text.truncate(end);
         text.push_str(CUT);
     }
