@@ -139,6 +139,7 @@ impl Context<'_> {
         Bundle {
             id: id.into(),
             spec: serde_json::from_value(spec).unwrap(),
+            cgroup_parent: String::new(),
             rootfs: Rootfs::Overlay(Overlay {
                 lower: vec![lower],
                 upper,
@@ -154,6 +155,7 @@ impl Context<'_> {
             },
             stdin: false,
             attached: Vec::new(),
+            nodes_of_user: Vec::new(),
             network: WorkloadNetwork::None,
         }
     }

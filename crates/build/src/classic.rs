@@ -21,6 +21,7 @@ use crate::client::Client;
 use whelk_text::extra_host;
 
 use crate::directory::Directory;
+use crate::entitlements::Entitlements;
 use crate::error::{Error, Result};
 use crate::ops::Settings;
 use crate::progress::{EventKind, Follower, Progress, Work};
@@ -220,7 +221,10 @@ impl Builder {
             settings: Settings {
                 keeps_failed: false,
                 network: request.network.clone(),
-                host_network: request.network == NetworkMode::Host,
+                entitlements: Entitlements {
+                    network_host: request.network == NetworkMode::Host,
+                    ..Entitlements::default()
+                },
                 limits: request.limits.clone(),
             },
             resolve: options.resolve_mode,

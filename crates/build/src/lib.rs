@@ -22,6 +22,7 @@ pub mod classic;
 mod client;
 mod directory;
 pub mod emulation;
+mod entitlements;
 mod error;
 mod explain;
 mod exporter;
@@ -56,6 +57,7 @@ pub use cache::Cache;
 pub use caches::Kept;
 pub use client::{Client, Pieces};
 pub use directory::{Content, Directory, Index};
+pub use entitlements::{AllowedEntitlements, Devices, Entitlements};
 pub use error::{Error, Result};
 pub use exporter::Finished;
 pub use failed::Failed;
@@ -122,13 +124,20 @@ pub struct Builder {
     /// Limits the threads that wait for the bytes of packs and layers.
     transfers: Arc<Semaphore>,
     gc: GcSettings,
+    /// What requests may ask for.
+    pub allowed: AllowedEntitlements,
     collected: Mutex<Collected>,
     locals: Mutex<Option<Weak<dyn Locals>>>,
 }
 
 impl Builder {
     /// Returns the builder of an engine, whose cache was opened before the engine ([`Cache::open`]).
-    pub fn new(engine: Arc<Engine>, cache: Cache, gc: GcSettings) -> Arc<Self> {
+    pub fn new(
+        engine: Arc<Engine>,
+        cache: Cache,
+        gc: GcSettings,
+        allowed: AllowedEntitlements,
+    ) -> Arc<Self> {
         // Of an engine that was killed.
         if let Err(error) = ops::remove_secrets(&engine.instance.run) {
             tracing::warn!("remove secrets of builds: {error}");
@@ -150,6 +159,7 @@ impl Builder {
             steps: Arc::new(Semaphore::new(STEPS_PER_PROCESSOR * processors)),
             transfers: Arc::new(Semaphore::new(TRANSFERS)),
             gc,
+            allowed,
             collected: Mutex::default(),
             locals: Mutex::default(),
         })

@@ -253,7 +253,7 @@ impl Builder {
         graph: Graph,
         images: Images,
     ) -> Result<Arc<Job>> {
-        request.settings.check(&graph)?;
+        let graph = self.checked(request, graph).await?;
         let gathering = Sources::gather(self, request, &graph, images);
         let (sources, ()) = tokio::join!(gathering, request.imports.load(self, request));
         let sources = sources?;
@@ -261,6 +261,17 @@ impl Builder {
         let job = move || Job::new(&builder, graph, sources, &request);
         let job = self.fetched(blocking(job).await?).await?;
         Ok(Arc::new(job))
+    }
+
+    /// Refuses what the request has no right to.
+    async fn checked(self: &Arc<Self>, request: &Request, graph: Graph) -> Result<Graph> {
+        let entitlements = request.settings.entitlements.clone();
+        let engine = self.engine.clone();
+        let check = move || {
+            entitlements.check(&graph, || engine.cdi_devices().names)?;
+            Ok(graph)
+        };
+        blocking(check).await
     }
 
     /// Executes what the cache does not have. If this is dropped, what nobody else waits for is cancelled.

@@ -120,7 +120,7 @@ async fn run(
     let group = file.group.take().map(|name| group_id(&name));
     let group = group.transpose()?.or_else(|| group_id("whelk").ok());
     let mut instance = instance(file)?;
-    let build_gc = file.build_gc()?;
+    let (build_gc, build_rights) = (file.build_gc()?, file.build_entitlements());
     std::mem::take(file).apply(&mut instance)?;
     // Its errors name the driver's option.
     instance.check().context("log-driver and log-opts")?;
@@ -149,7 +149,7 @@ async fn run(
     let root = instance.root.clone();
     let hold = |store: &_| whelk_build::Cache::open(&root, store);
     let (engine, cache) = Engine::open_with(instance, executable, hold).await?;
-    let builder = whelk_build::Builder::new(engine.clone(), cache?, build_gc);
+    let builder = whelk_build::Builder::new(engine.clone(), cache?, build_gc, build_rights);
     let stop = stop_requested()?;
     let reload = Arc::new(Reload {
         source,

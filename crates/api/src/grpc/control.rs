@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use whelk_build::gc::{Condition, Policy, Record};
-use whelk_build::{Attest, CacheExport, Imports, Pieces, Progress, Request, Settings};
+use whelk_build::{
+    Attest, CacheExport, Entitlements, Imports, Pieces, Progress, Request, Settings,
+};
 use whelk_buildkit::cut::beginning;
 use whelk_buildkit::grpc::{Call, Result, Status};
 use whelk_buildkit::pb::control::{
@@ -125,6 +127,8 @@ impl Door {
         let caches = super::caches::exports(&request)?;
         let attest = Attest::parse(&request.frontend_attrs);
         let attest = attest.map_err(|error| super::result::status(&error, None))?;
+        let entitlements = Entitlements::parse(&request.entitlements, self.builder.allowed);
+        let entitlements = entitlements.map_err(|error| super::result::status(&error, None))?;
         let client = SessionClient {
             sent: Sent::new(body),
             sessions: self.sessions.clone(),
@@ -134,7 +138,7 @@ impl Door {
         let common = Request {
             client: Arc::new(client),
             settings: Settings {
-                host_network: request.entitlements.iter().any(|one| one == "network.host"),
+                entitlements,
                 ..Settings::default()
             },
             resolve: ResolveMode::Default,
@@ -375,13 +379,6 @@ fn check(request: &SolveRequest) -> Result<()> {
     if request.r#ref.len() > MAX_REF {
         let text = format!("the ref of the build has more than {MAX_REF} bytes");
         return Err(Status::invalid(text));
-    }
-    if let Some(right) = request
-        .entitlements
-        .iter()
-        .find(|one| *one != "network.host")
-    {
-        return unsupported(&format!("the entitlement {right}"));
     }
     if request.source_policy.is_some() || !request.source_policy_session.is_empty() {
         return unsupported("source policies");

@@ -222,9 +222,6 @@ fn check(params: &Params) -> ApiResult<()> {
     if !matches!(params.text("outputs"), "" | "null" | "[]") {
         return unsupported("other outputs than an image (outputs)");
     }
-    if !params.text("cgroupparent").is_empty() {
-        return unsupported("a cgroup parent of builds (cgroupparent)");
-    }
     match params.text("isolation") {
         "" | "default" => Ok(()),
         other => Err(ApiError::invalid(format!(
@@ -308,6 +305,7 @@ fn limits(params: &Params) -> ApiResult<HostConfig> {
         cpuset_cpus: params.text("cpusetcpus").to_owned(),
         cpuset_mems: params.text("cpusetmems").to_owned(),
         shm_size: number("shmsize")?,
+        cgroup_parent: params.text("cgroupparent").to_owned(),
         ulimits: ulimits.map(|all| all.into_iter().map(Convert::convert).collect()),
         ..HostConfig::default()
     };

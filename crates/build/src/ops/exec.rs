@@ -9,16 +9,17 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 use whelk_engine::containers::Step;
-use whelk_engine::model::{Config, HostConfig, NetworkMode, Ulimit};
+use whelk_engine::model::{Config, DeviceRequest, HostConfig, NetworkMode, Ulimit};
+use whelk_llb::Digest;
 use whelk_llb::pb::op::Kind;
 use whelk_llb::pb::{ExecOp, Meta, MountType, NetMode, Op, SecurityMode};
-use whelk_llb::{Digest, Graph};
 use whelk_runtime::Overlay;
 
 use super::mounts::{self, Mounts};
 use super::secrets::Secrets;
 use super::ssh::{self, Agents};
 use super::{Context, input};
+use crate::entitlements::{self, Entitlements};
 use crate::error::{Error, Result, os};
 use crate::failed::Failed;
 use crate::layers::{Files, Stack, Workspace, paths};
@@ -36,8 +37,8 @@ const SHM_SIZE: i64 = 64 << 20;
 pub struct Settings {
     /// The network of processes whose operation has no network mode.
     pub network: NetworkMode,
-    /// Whether processes may have the network of the host. A Dockerfile alone cannot take it.
-    pub host_network: bool,
+    /// What processes may do beyond what all may. A Dockerfile alone cannot take it.
+    pub entitlements: Entitlements,
     /// Limits of memory and processors, and the size of `/dev/shm`.
     pub limits: HostConfig,
     /// Whether what a failed process has left is kept for the client.
@@ -45,22 +46,6 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Refuses processes with rights that the request does not give.
-    ///
-    /// # Errors
-    /// Returns [`whelk_engine::Error::Denied`].
-    pub fn check(&self, graph: &Graph) -> Result<()> {
-        let wants_host = graph.nodes.iter().any(|node| match &node.op.kind {
-            Some(Kind::Exec(exec)) => NetMode::try_from(exec.network) == Ok(NetMode::Host),
-            _ => false,
-        });
-        if wants_host && !self.host_network {
-            let text = "network.host is not allowed".to_owned();
-            return Err(whelk_engine::Error::Denied(text).into());
-        }
-        Ok(())
-    }
-
     /// Returns the key of an operation with these settings. On another network a process may do something
     /// else; limits change no result.
     pub(crate) fn key(&self, op: &Op, key: Digest) -> Digest {
@@ -113,12 +98,18 @@ pub(super) async fn run(
         let (stack, inputs) = (base.clone(), inputs.to_vec());
         let run = builder.engine.instance.run.clone();
         let sockets = agents.sockets();
+        let engine = builder.engine.clone();
         move || {
+            let devices = if op.cdi_devices.is_empty() {
+                Vec::new()
+            } else {
+                entitlements::resolve(&op.cdi_devices, &engine.cdi_devices().names)?
+            };
             let mut mounts = mounts::prepare(&context, &op, &inputs, &caches)?;
             secrets.mount(&op, &run, &mut mounts)?;
             ssh::mount(&sockets, &op, &mut mounts);
             let env = secrets.environment;
-            prepare(&context, &op, &stack, &settings, mounts, env)
+            prepare(&context, &op, &stack, &settings, mounts, env, devices)
         }
     };
     let (builder, log) = (builder.clone(), log.clone());
@@ -210,13 +201,9 @@ async fn follow(output: &mut UnixStream, log: &Arc<Log>) -> Result<()> {
 
 /// Refuses what is not supported.
 fn check(op: &ExecOp) -> Result<()> {
-    if SecurityMode::try_from(op.security) != Ok(SecurityMode::Sandbox) {
-        let text = "security.insecure is not allowed: the request has no right to it";
-        return Err(whelk_engine::Error::Denied(text.into()).into());
-    }
-    let parent = op.meta.as_ref().map_or("", |meta| &meta.cgroup_parent);
-    if !parent.is_empty() {
-        return Err(Error::Unsupported(format!("the cgroup parent {parent}")));
+    if SecurityMode::try_from(op.security).is_err() {
+        let text = format!("unknown security mode {}", op.security);
+        return Err(Error::invalid(text));
     }
     for root in op.mounts.iter().filter(|mount| mount.dest == "/") {
         if select::clean(&root.selector) != "/" {
@@ -229,9 +216,6 @@ fn check(op: &ExecOp) -> Result<()> {
             return Err(Error::invalid("a root file system that is no bind mount"));
         }
     }
-    if let Some(device) = op.cdi_devices.iter().find(|device| !device.optional) {
-        return Err(Error::Unsupported(format!("RUN --device={}", device.name)));
-    }
     mounts::check(op)
 }
 
@@ -242,6 +226,7 @@ fn prepare(
     settings: &Settings,
     mut mounts: Mounts,
     env: Vec<String>,
+    devices: Vec<String>,
 ) -> Result<Prepared> {
     let meta = op.meta.clone().unwrap_or_default();
     let (output, theirs) = UnixStream::pair().map_err(os("connect to a step"))?;
@@ -269,7 +254,7 @@ fn prepare(
         id: format!("build-{}", name.to_string_lossy()),
         directory: workspace.path().to_owned(),
         config: config(&meta, env),
-        host: host(op, &meta, settings)?,
+        host: host(op, &meta, settings, devices)?,
         mounts: std::mem::take(&mut mounts.specs),
         root,
         output: theirs,
@@ -321,11 +306,11 @@ fn environment(meta: &Meta) -> Vec<String> {
     both.chain(meta.env.iter().cloned()).collect()
 }
 
-fn host(op: &ExecOp, meta: &Meta, settings: &Settings) -> Result<HostConfig> {
+fn host(op: &ExecOp, meta: &Meta, settings: &Settings, devices: Vec<String>) -> Result<HostConfig> {
     let network_mode = match NetMode::try_from(op.network) {
         Ok(NetMode::Unset) => settings.network.clone(),
         Ok(NetMode::None) => NetworkMode::None,
-        // The request allows it (`Settings::check`).
+        // The request allows it (`Entitlements::check`), as well as what follows.
         Ok(NetMode::Host) => NetworkMode::Host,
         Err(_) => {
             return Err(Error::invalid(format!(
@@ -357,6 +342,18 @@ fn host(op: &ExecOp, meta: &Meta, settings: &Settings) -> Result<HostConfig> {
             .mounts
             .iter()
             .any(|mount| mount.dest == "/" && mount.readonly),
+        cgroup_parent: match meta.cgroup_parent.as_str() {
+            "" => settings.limits.cgroup_parent.clone(),
+            parent => parent.to_owned(),
+        },
+        privileged: entitlements::is_insecure(op),
+        device_requests: (!devices.is_empty()).then(|| {
+            vec![DeviceRequest {
+                driver: "cdi".into(),
+                device_ids: Some(devices),
+                ..DeviceRequest::default()
+            }]
+        }),
         ..settings.limits.clone()
     })
 }

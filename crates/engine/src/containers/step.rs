@@ -118,7 +118,7 @@ impl Containers {
             network_of: None,
             pid_of: None,
             ipc_of: None,
-            devices: Vec::new(),
+            devices: super::devices::devices(&record.host)?,
             device_number: &super::devices::device_number,
             executable: &self.executable,
             open_files: self.instance.open_files,
@@ -132,6 +132,7 @@ impl Containers {
                 capabilities.clone_from(&sets.bounding);
             }
         }
+        let requested = self.add_requested_devices(&record.host, &mut spec)?;
         /// The remaining descriptors of the message are the namespace and the output.
         const MAX_SHARED: usize = 200;
         let layers = &self.images.store().snapshots.mounts;
@@ -140,16 +141,18 @@ impl Containers {
             filter: self.filter(&record.host, &capabilities)?,
             id: record.id,
             spec,
+            cgroup_parent: record.host.cgroup_parent,
             rootfs: Rootfs::Overlay(root),
             user: UserRequest {
                 user: record.config.user,
-                groups: Vec::new(),
+                groups: requested.groups.iter().map(u32::to_string).collect(),
             },
             log: LogConfig {
                 driver: Driver::None,
                 ..LogConfig::default()
             },
             stdin: false,
+            nodes_of_user: requested.of_user,
             attached: vec![(
                 Attach {
                     stdout: true,

@@ -19,6 +19,7 @@ fn bundle(id: &str) -> Bundle {
     Bundle {
         id: id.into(),
         spec: Spec::default(),
+        cgroup_parent: String::new(),
         rootfs: Rootfs::Overlay(Overlay {
             lower: Vec::new(),
             upper: "/nonexistent".into(),
@@ -31,6 +32,7 @@ fn bundle(id: &str) -> Bundle {
         log: LogConfig::default(),
         stdin: false,
         attached: Vec::new(),
+        nodes_of_user: Vec::new(),
         network: WorkloadNetwork::None,
     }
 }

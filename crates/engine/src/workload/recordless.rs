@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 use whelk_runtime::Rootfs;
+use whelk_runtime::launch::NodeOfUser;
 use whelk_runtime::spec::{Namespace, NamespaceKind, Spec};
 use whelk_runtime::user::UserRequest;
 use whelk_shim::logs::LogConfig;
@@ -26,6 +27,9 @@ use crate::instance::Instance;
 use crate::networks::OwnedSandbox;
 use crate::shims::{LaunchError, ShimAddress, ShimStatus, WarmPool, WorkloadKind};
 
+/// The file in a run directory that has the path of the workload's cgroup, if that is not below the engine's.
+const CGROUP_FILE: &str = "cgroup";
+
 /// The beginning of the names of workloads' cgroups.
 pub(crate) const WORKLOAD_PREFIX: &str = "workload-";
 
@@ -36,6 +40,8 @@ pub struct Bundle {
     pub id: String,
     /// Its cgroup is set by [`Workloads::start`].
     pub spec: Spec,
+    /// The cgroup above its own; empty for the engine's.
+    pub cgroup_parent: String,
     pub rootfs: Rootfs,
     /// Mounts of lower layers of `rootfs` that are images, with their indices. The shim mounts others.
     pub layers: Vec<(usize, OwnedFd)>,
@@ -48,6 +54,8 @@ pub struct Bundle {
     pub stdin: bool,
     /// Streams that are connected before the program begins.
     pub attached: Vec<(Attach, OwnedFd)>,
+    /// Device nodes that belong to the user of the first process.
+    pub nodes_of_user: Vec<NodeOfUser>,
     /// Replaces the network namespace of the configuration.
     pub network: WorkloadNetwork,
 }
@@ -128,13 +136,27 @@ impl Workloads {
         }
     }
 
+    /// Returns a workload that may run, also since another engine has started it.
     fn workload(&self, id: &str) -> Arc<Workload> {
+        let known = fs::read_to_string(self.instance.workload_dir(id).join(CGROUP_FILE));
+        let cgroup = known.unwrap_or_else(|_| self.cgroup(id, ""));
+        self.workload_at(id, cgroup)
+    }
+
+    /// Returns the path of a workload's cgroup.
+    fn cgroup(&self, id: &str, parent: &str) -> String {
+        match parent {
+            "" => format!("{}/{WORKLOAD_PREFIX}{id}", self.instance.cgroup_parent()),
+            parent => crate::mounts::clean(&format!("{parent}/{WORKLOAD_PREFIX}{id}")),
+        }
+    }
+
+    fn workload_at(&self, id: &str, cgroup: String) -> Arc<Workload> {
         let address = ShimAddress {
             kind: WorkloadKind::Recordless,
             id: id.to_owned(),
             directory: self.instance.workload_dir(id),
         };
-        let cgroup = format!("{}/{WORKLOAD_PREFIX}{id}", self.instance.cgroup_parent());
         Arc::new(Workload::new(&self.instance, address, cgroup))
     }
 
@@ -197,7 +219,10 @@ impl Workloads {
         let claim = self.claim(&bundle.id).ok_or_else(|| {
             Error::conflict(format!("a workload with the id {} is running", bundle.id))
         })?;
-        let workload = self.workload(&bundle.id);
+        let cgroup = self.cgroup(&bundle.id, &bundle.cgroup_parent);
+        // The next engine must find it, too.
+        let told = (!bundle.cgroup_parent.is_empty()).then(|| cgroup.clone());
+        let workload = self.workload_at(&bundle.id, cgroup);
         let (mounted_layers, mounts): (Vec<usize>, Vec<OwnedFd>) =
             bundle.layers.into_iter().unzip();
         let (attached, streams): (Vec<Attach>, Vec<OwnedFd>) = bundle.attached.into_iter().unzip();
@@ -228,7 +253,7 @@ impl Workloads {
             network: namespace.is_some(),
             ports: 0,
             mounted_layers,
-            nodes_of_user: Vec::new(),
+            nodes_of_user: bundle.nodes_of_user,
             runtime: None,
         };
         let descriptors = namespace.into_iter().chain(mounts).chain(streams);
@@ -238,7 +263,14 @@ impl Workloads {
         // If the caller is cancelled, the workload is killed as soon as it has started.
         let start = async move {
             let prepared = workload.clone();
-            blocking(move || prepared.make_directory()).await?;
+            let make = move || {
+                prepared.make_directory()?;
+                if let Some(cgroup) = told {
+                    fs::write(prepared.directory().join(CGROUP_FILE), cgroup)?;
+                }
+                Ok(())
+            };
+            blocking(make).await?;
             match workload.start(&shims, &launch, descriptors).await {
                 Ok(Begun { pid, monitor, .. }) => Ok(Started::follow(
                     workload,

@@ -1,20 +1,27 @@
-//! The key `builder`: how the build cache is kept to a budget.
+//! The key `builder`: how the build cache is kept to a budget, and what builds may ask for.
 
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use serde::Deserialize;
-use serde_json::Value;
-use whelk_build::GcSettings;
 use whelk_build::gc::{Condition, Policy};
+use whelk_build::{AllowedEntitlements, GcSettings};
 use whelk_text::{duration, size};
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(super) struct BuilderSettings {
     gc: Option<Gc>,
-    /// Refused.
-    entitlements: Option<Value>,
+    entitlements: Rights,
+}
+
+/// What requests may ask for.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+struct Rights {
+    network_host: Option<bool>,
+    security_insecure: Option<bool>,
+    device: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -55,9 +62,6 @@ fn time(key: &'static str, text: &str) -> anyhow::Result<Duration> {
 
 impl BuilderSettings {
     pub(super) fn settings(&self) -> anyhow::Result<GcSettings> {
-        if self.entitlements.is_some() {
-            bail!("entitlements: not available in this version");
-        }
         let Some(gc) = &self.gc else {
             return Ok(GcSettings::default());
         };
@@ -77,6 +81,16 @@ impl BuilderSettings {
             space: Some(space).filter(|space| *space != Policy::default()),
             policies: rules.collect::<anyhow::Result<_>>().context("gc.policy")?,
         })
+    }
+
+    pub(super) fn allowed(&self) -> AllowedEntitlements {
+        let given = &self.entitlements;
+        let default = AllowedEntitlements::default();
+        AllowedEntitlements {
+            network_host: given.network_host.unwrap_or(default.network_host),
+            security_insecure: given.security_insecure.unwrap_or(default.security_insecure),
+            device: given.device.unwrap_or(default.device),
+        }
     }
 }
 
@@ -144,7 +158,7 @@ mod tests {
                 r#"{"gc": {"policy": [{"keepStorage": "much"}]}}"#,
                 "gc.policy",
             ),
-            (r#"{"entitlements": {}}"#, "entitlements"),
+            (r#"{"entitlements": {"all": true}}"#, "all"),
             (r#"{"gc": {"limit": 1}}"#, "limit"),
             (
                 r#"{"gc": {"policy": [{"filter": ["colour==red"]}]}}"#,
@@ -154,5 +168,21 @@ mod tests {
             let error = format!("{:#}", parse(text).unwrap_err());
             assert!(error.contains(named), "{error}");
         }
+    }
+
+    #[test]
+    fn entitlements_have_dockers_defaults() {
+        let allowed = |text: &str| {
+            let settings: BuilderSettings = serde_json::from_str(text).unwrap();
+            let AllowedEntitlements {
+                network_host,
+                security_insecure,
+                device,
+            } = settings.allowed();
+            (network_host, security_insecure, device)
+        };
+        assert_eq!(allowed("{}"), (true, false, true));
+        let text = r#"{"entitlements": {"network-host": false, "security-insecure": true, "device": false}}"#;
+        assert_eq!(allowed(text), (false, true, false));
     }
 }

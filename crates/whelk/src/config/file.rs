@@ -11,7 +11,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
 use whelk_api::{NEWEST, OLDEST};
-use whelk_build::GcSettings;
+use whelk_build::{AllowedEntitlements, GcSettings};
 use whelk_engine::instance::{
     DEFAULT_CDI_DIRECTORIES, ImageGc, Instance, LayerForm, LiveSettings, NetworkDefaults,
     RegistrySettings, Runtimes,
@@ -456,6 +456,12 @@ impl File {
         let settings = self.builder.as_ref().map(BuilderSettings::settings);
         let settings = settings.transpose().context("builder")?;
         Ok(settings.unwrap_or_default())
+    }
+
+    /// Returns what builds may ask for.
+    pub(crate) fn build_entitlements(&self) -> AllowedEntitlements {
+        let settings = self.builder.as_ref().map(BuilderSettings::allowed);
+        settings.unwrap_or_default()
     }
 
     fn image_gc(&self) -> anyhow::Result<Option<ImageGc>> {
