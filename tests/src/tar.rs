@@ -189,6 +189,8 @@ pub struct Found {
     pub mtime: u64,
     pub target: String,
     pub content: Vec<u8>,
+    /// The extended attributes, by their names.
+    pub xattrs: Vec<(String, Vec<u8>)>,
 }
 
 /// Returns all entries of an archive.
@@ -199,6 +201,8 @@ pub struct Found {
 pub fn read(mut archive: &[u8]) -> Vec<Found> {
     let mut found = Vec::new();
     let mut long_name = None;
+    let mut long_target = None;
+    let mut records = Vec::new();
     while let Some((header, rest)) = archive.split_first_chunk::<BLOCK>() {
         if header.iter().all(|byte| *byte == 0) {
             break;
@@ -214,8 +218,9 @@ pub fn read(mut archive: &[u8]) -> Vec<Found> {
         match header[156] {
             // The next entry's long name, in GNU's or POSIX format.
             b'L' => long_name = Some(text(content)),
-            b'x' => long_name = pax_path(content).or(long_name),
-            b'g' | b'K' => {}
+            b'x' => records = pax_records(content),
+            b'K' => long_target = Some(text(content)),
+            b'g' => {}
             kind => {
                 let prefix = if header[257..263] == *b"ustar\0" {
                     text(&header[345..500])
@@ -223,13 +228,21 @@ pub fn read(mut archive: &[u8]) -> Vec<Found> {
                     String::new()
                 };
                 let short = text(&header[..100]);
-                let path = long_name.take().unwrap_or_else(|| {
-                    if prefix.is_empty() {
-                        short
-                    } else {
-                        format!("{prefix}/{short}")
-                    }
-                });
+                let records = std::mem::take(&mut records);
+                let record = |wanted: &str| {
+                    let found = records.iter().find(|(name, _)| name == wanted);
+                    found.map(|(_, value)| String::from_utf8_lossy(value).into_owned())
+                };
+                let id = |name: &str| record(name).and_then(|id| id.parse().ok());
+                let path = record("path")
+                    .or_else(|| long_name.take())
+                    .unwrap_or_else(|| {
+                        if prefix.is_empty() {
+                            short
+                        } else {
+                            format!("{prefix}/{short}")
+                        }
+                    });
                 found.push(Found {
                     path: path
                         .trim_start_matches("./")
@@ -237,10 +250,16 @@ pub fn read(mut archive: &[u8]) -> Vec<Found> {
                         .to_owned(),
                     kind: if kind == 0 { b'0' } else { kind },
                     mode: number(&header[100..108]),
-                    owner: (number(&header[108..116]), number(&header[116..124])),
+                    owner: (
+                        id("uid").unwrap_or_else(|| number(&header[108..116])),
+                        id("gid").unwrap_or_else(|| number(&header[116..124])),
+                    ),
                     mtime: number(&header[136..148]),
-                    target: text(&header[157..257]),
+                    target: record("linkpath")
+                        .or_else(|| long_target.take())
+                        .unwrap_or_else(|| text(&header[157..257])),
                     content: content.to_vec(),
+                    xattrs: xattrs(&records),
                 });
             }
         }
@@ -286,9 +305,28 @@ fn number(bytes: &[u8]) -> u64 {
     u64::from_str_radix(text(bytes).trim(), 8).unwrap_or(0)
 }
 
-/// Returns the path in a pax header with lines of `LENGTH KEY=VALUE`.
-fn pax_path(content: &[u8]) -> Option<String> {
-    text(content)
-        .lines()
-        .find_map(|line| line.split_once(" path=").map(|(_, path)| path.to_owned()))
+/// Returns the records of a pax header: `LENGTH KEY=VALUE`, each with a newline.
+fn pax_records(mut content: &[u8]) -> Vec<(String, Vec<u8>)> {
+    let mut records = Vec::new();
+    while let Some(space) = content.iter().position(|byte| *byte == b' ') {
+        let length: usize = text(&content[..space]).parse().expect("a length");
+        let (record, rest) = content.split_at(length);
+        let record = &record[space + 1..length - 1];
+        let equals = record.iter().position(|byte| *byte == b'=');
+        let (key, value) = record.split_at(equals.expect("KEY=VALUE"));
+        records.push((text(key), value[1..].to_vec()));
+        content = rest;
+    }
+    records
+}
+
+/// Returns the extended attributes among the records of a pax header.
+fn xattrs(records: &[(String, Vec<u8>)]) -> Vec<(String, Vec<u8>)> {
+    let named = records.iter().filter_map(|(key, value)| {
+        let name = key.strip_prefix("SCHILY.xattr.")?;
+        Some((name.to_owned(), value.clone()))
+    });
+    let mut named: Vec<_> = named.collect();
+    named.sort();
+    named
 }

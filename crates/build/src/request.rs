@@ -117,19 +117,21 @@ impl Builder {
             let (text, options) = (dockerfile.to_owned(), options.clone());
             let converted = blocking(move || {
                 let mut linter = Linter::default();
-                let outcome = convert(&text, &options, &answers, &mut linter)?;
+                let outcome = convert(&text, &options, &answers, &mut linter);
                 Ok((outcome, linter.warnings, answers))
             });
             let (outcome, warnings, known) = converted.await?;
             answers = known;
-            let asked = match outcome {
+            // Also those of a Dockerfile that is wrong.
+            if !is_quiet && !matches!(outcome, Ok(Outcome::Needs(_))) {
+                for warning in warnings {
+                    let vertex = Digest::of(dockerfile.as_bytes());
+                    request.progress.add(vertex, EventKind::Warning(warning));
+                }
+            }
+            let asked = match outcome? {
                 Outcome::Needs(asked) => asked,
                 Outcome::Done(conversion) => {
-                    let told = warnings.into_iter().filter(|_| !is_quiet);
-                    for warning in told {
-                        let vertex = Digest::of(dockerfile.as_bytes());
-                        request.progress.add(vertex, EventKind::Warning(warning));
-                    }
                     return Ok(Converted {
                         conversion: *conversion,
                         images,

@@ -209,6 +209,9 @@ impl Copy<'_> {
         } else {
             path.parent().unwrap_or(Path::new("/")).to_owned()
         };
+        let exists =
+            |path: &Path| in_root::open(self.root, path, OFlags::PATH, Mode::empty()).is_ok();
+        let mut is_new = !exists(&path);
         make_directories(self.root, &above, 0o755, &self.attributes)?;
         let existing = in_root::open(self.root, &path, OFlags::PATH, Mode::empty()).ok();
         let is_into = existing
@@ -220,6 +223,7 @@ impl Copy<'_> {
             || (!is_directory && is_into == Some(true))
         {
             path.push(&selected.name);
+            is_new = !exists(&path);
         }
         let mut run = Run {
             copy: self,
@@ -229,12 +233,10 @@ impl Copy<'_> {
         };
         if is_directory {
             let from = tree::open_below(&selected.handle, OsStr::new(".")).map_err(failed)?;
-            let exists = in_root::open(self.root, &path, OFlags::PATH, Mode::empty()).is_ok();
             let target = make_directories(self.root, &path, 0o755, &self.attributes)?;
-            let is_new = !exists && self.filter.is_all();
+            let is_new = is_new && self.filter.is_all();
             if is_new {
-                run.directory_attributes(&from, &selected.stat, &target)
-                    .map_err(failed)?;
+                run.made(&from, &selected.stat, &target).map_err(failed)?;
             }
             let top = rustix::io::fcntl_dupfd_cloexec(&target, 0).map_err(failed)?;
             run.top = Some(top);
@@ -374,6 +376,18 @@ impl Run<'_> {
             .saturating_mul(SECOND)
             .saturating_add(stat.st_mtime_nsec as i64);
         set_time(parent, name, self.copy.attributes.time.unwrap_or(own))
+    }
+
+    /// Sets the attributes of the directory that was made for a copy. One that is made for the content of another has not the
+    /// mode of that one, as with BuildKit: a context's directory may be closed to others than its owner.
+    fn made(&self, from: &OwnedFd, stat: &Stat, to: &OwnedFd) -> rustix::io::Result<()> {
+        if !self.copy.contents {
+            return self.directory_attributes(from, stat, to);
+        }
+        match (self.copy.attributes.mode, self.copy.symbolic) {
+            (Some(mode), None) => rustix::fs::fchmod(to, Mode::from_raw_mode(mode)),
+            _ => Ok(()),
+        }
     }
 
     fn directory_attributes(
@@ -670,6 +684,22 @@ mod tests {
             assert_eq!((meta(name).uid(), meta(name).gid()), (1, 2), "{name}");
         }
         assert!(meta("link").is_symlink());
+    }
+
+    #[test]
+    fn a_directory_for_the_content_of_another_is_open() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let roots = Roots::new("closed", &["d/x", "d/e/"], &[]);
+        let closed = std::fs::Permissions::from_mode(0o700);
+        for name in ["from/d", "from/d/e"] {
+            std::fs::set_permissions(roots.scratch.path().join(name), closed.clone()).unwrap();
+        }
+        roots.copy("d", "/new").unwrap();
+        let mode = |name: &str| {
+            let path = roots.scratch.path().join(name);
+            path.metadata().unwrap().permissions().mode() & 0o7777
+        };
+        assert_eq!((mode("to/new"), mode("to/new/e")), (0o755, 0o700));
     }
 
     #[test]

@@ -267,7 +267,7 @@ pub(super) fn bind(mount: &Mount, source: &Path) -> spec::Mount {
 fn tmpfs(mount: &Mount) -> spec::Mount {
     let size = mount.tmpfs_opt.map_or(0, |options| options.size);
     // As with BuildKit: programs in it can be executed.
-    let mut options = vec!["nosuid".to_owned(), "nodev".into()];
+    let mut options = vec!["nosuid".to_owned(), "nodev".into(), "mode=1777".into()];
     if size > 0 {
         options.push(format!("size={size}"));
     }

@@ -4,8 +4,8 @@ use std::rc::Rc;
 
 use whelk_llb::pb::op::Kind;
 use whelk_llb::pb::{
-    FileAction, FileActionCopy, FileActionMkFile, FileOp, InputIndex, MergeOp, ProgressGroup,
-    SourceOp, file_action,
+    ChownOpt, FileAction, FileActionCopy, FileActionMkFile, FileOp, InputIndex, MergeOp,
+    ProgressGroup, SourceOp, file_action, user_opt,
 };
 use whelk_llb::{Digest, Output, Vertex};
 
@@ -144,7 +144,8 @@ impl Converter<'_> {
         }
         let message = history(files, &kinds);
         let base = target.state.output;
-        if files.link && files.chmod.is_empty() {
+        // A name is looked up in what is below.
+        if files.link && files.chmod.is_empty() && has_ids(&files.chown) {
             let group = |weak, name: &str| ProgressGroup {
                 id: Digest::of_parts([step.code.as_bytes(), name.as_bytes()]).to_string(),
                 name: name.to_owned(),
@@ -357,6 +358,13 @@ impl Converter<'_> {
                 .warn(&step.comments, Rule::CopyIgnoredFile, step.lines, detail);
         }
     }
+}
+
+/// Returns whether an owner is no name that must be looked up.
+fn has_ids(chown: &str) -> bool {
+    let ChownOpt { user, group } = owner(chown, -1);
+    let mut named = [user, group].into_iter().flatten();
+    chown.is_empty() || named.all(|one| matches!(one.user, Some(user_opt::User::ById(_))))
 }
 
 fn position(index: usize) -> i64 {

@@ -59,6 +59,10 @@ impl Converter<'_> {
     ) -> Result<()> {
         let mut mounts = Mounts::default();
         let (args, shown) = self.process(target, step, &run, &mut mounts)?;
+        if args.is_empty() {
+            let text = "failed to marshal LLB definition: arguments are required";
+            return Err(Error::new(text));
+        }
         for (mount, source) in run.mounts.iter().zip(sources) {
             self.mount(target, step, mount, *source, &mut mounts)?;
         }
@@ -438,7 +442,7 @@ fn secret(target: &mut Target, step: &Step, mount: &Mount, mounts: &mut Mounts) 
     let dest = match (mount.target.as_str(), &mount.env) {
         ("", Some(_)) => return Ok(()),
         ("", None) => format!("/run/secrets/{}", path::base(id)),
-        (target, _) => target.to_owned(),
+        (written, _) => path::absolute(&target.state.dir, written, false),
     };
     mounts.secrets.push(pb::Mount {
         input: -1,
