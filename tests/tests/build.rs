@@ -363,7 +363,6 @@ fn requests_that_are_not_supported_are_refused_by_name() {
         ("remote=https://example.com/x.git", "remote"),
         ("squash=1", "squash"),
         ("version=3", "invalid version 3"),
-        ("cgroupparent=x", "cgroupparent"),
         ("outputs=[{\"Type\":\"tar\"}]", "outputs"),
         ("buildargs={", "buildargs"),
         ("memory=-1", "memory"),
