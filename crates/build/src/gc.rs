@@ -5,13 +5,15 @@ use std::time::Duration;
 /// What a record is, by BuildKit's names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RecordKind {
-    /// The result of a step.
+    /// The result of a step, or the file of a URL.
     #[default]
     Regular,
     /// A cache of steps (`RUN --mount=type=cache`).
     CacheMount,
     /// A directory of a client.
     Local,
+    /// The files of a git repository.
+    Git,
 }
 
 impl RecordKind {
@@ -20,6 +22,7 @@ impl RecordKind {
             Self::Regular => "regular",
             Self::CacheMount => "exec.cachemount",
             Self::Local => "source.local",
+            Self::Git => "source.git.checkout",
         }
     }
 }
@@ -318,7 +321,7 @@ pub fn default_policies(space: Policy) -> Vec<Policy> {
         0 => space.reserved_space,
         most => most,
     };
-    let temporary = [RecordKind::Local, RecordKind::CacheMount].map(|kind| {
+    let temporary = [RecordKind::Local, RecordKind::CacheMount, RecordKind::Git].map(|kind| {
         vec![Condition {
             field: "type".into(),
             operator: Operator::Is,
@@ -326,7 +329,7 @@ pub fn default_policies(space: Policy) -> Vec<Policy> {
         }]
     });
     vec![
-        // Directories of clients and caches of steps that were not used for some time.
+        // Directories of clients, files of git repositories, and caches of steps that were not used for some time.
         Policy {
             keep_duration: 2 * DAY,
             max_used_space: most / 1000 * TEMPORARY,

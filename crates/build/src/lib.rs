@@ -170,14 +170,6 @@ impl Builder {
         self.cache.boot()
     }
 
-    /// Removes what was fetched from servers, apart from what builds use. Returns its size. Blocking.
-    ///
-    /// # Errors
-    /// Returns an error if the disk fails.
-    fn clear_fetched(&self) -> Result<u64> {
-        Ok(self.web.clear()? + self.git.clear()?)
-    }
-
     /// The engine's images and layers.
     pub fn store(&self) -> &whelk_image::Store {
         self.engine.images.store()

@@ -68,6 +68,8 @@ enum Place {
     Result(i64),
     Cache(String),
     Local(String),
+    Web(String),
+    Git(String),
 }
 
 impl Builder {
@@ -113,9 +115,9 @@ impl Builder {
         let mut all = self.results(&rows)?;
         let record = |kept: &Kept, kind: RecordKind, description: String| Record {
             id: match kind {
-                // Its key differs only at its end.
-                RecordKind::Local => id_of(&kept.name),
-                _ => caches::record_id(&kept.name),
+                RecordKind::CacheMount => caches::record_id(&kept.name),
+                // Keys may differ only at their ends.
+                _ => id_of(&kept.name),
             },
             kind,
             description,
@@ -137,6 +139,14 @@ impl Builder {
             let description = format!("local source for {}", kept.id);
             let record = record(&kept, RecordKind::Local, description);
             all.push((Place::Local(kept.name), record));
+        }
+        for kept in self.web.kept.list()? {
+            let record = record(&kept, RecordKind::Regular, kept.id.clone());
+            all.push((Place::Web(kept.name), record));
+        }
+        for kept in self.git.list()? {
+            let record = record(&kept, RecordKind::Git, kept.id.clone());
+            all.push((Place::Git(kept.name), record));
         }
         Ok(all)
     }
@@ -209,9 +219,8 @@ impl Builder {
     /// # Errors
     /// Returns an error if the disk fails.
     pub fn prune(&self, policy: &Policy) -> Result<Pruned> {
-        let mut pruned = self.remove(&mut self.records()?, policy)?;
+        let pruned = self.remove(&mut self.records()?, policy)?;
         if policy.is_everything() {
-            pruned.freed = pruned.freed.saturating_add(self.clear_fetched()?);
             // Names of the user's files are in it.
             self.cache.forget_ingredients()?;
         }
@@ -229,7 +238,7 @@ impl Builder {
         let chosen = gc::choose(&records, policy, now(), self.disk()?);
         let results = chosen.iter().filter_map(|&index| match &all[index].0 {
             Place::Result(id) => Some(*id),
-            Place::Cache(_) | Place::Local(_) => None,
+            _ => None,
         });
         let removed = self.cache.remove(&results.collect::<Vec<_>>())?;
         let removed: HashSet<i64> = removed.into_iter().collect();
@@ -243,6 +252,8 @@ impl Builder {
                     Some(locals) => locals.remove(name)?,
                     None => false,
                 },
+                Place::Web(name) => self.web.kept.remove(name)?,
+                Place::Git(name) => self.git.remove(name)?,
             };
             if is_gone {
                 gone.insert(index);

@@ -37,14 +37,14 @@ fn git(directory: &Path, args: &[&str]) -> String {
 }
 
 /// Repositories below a directory, and a server of them.
-struct Host {
+pub struct Host {
     _place: Scratch,
     root: PathBuf,
     web: Web,
 }
 
 impl Host {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self::with_password("")
     }
 
@@ -70,7 +70,7 @@ impl Host {
     }
 
     /// Makes a repository with files, and returns its directory.
-    fn repository(&self, name: &str, files: &[(&str, &str)]) -> PathBuf {
+    pub fn repository(&self, name: &str, files: &[(&str, &str)]) -> PathBuf {
         let path = self.root.join(name);
         std::fs::create_dir_all(&path).unwrap();
         git(&path, &["init", "-q"]);
@@ -78,7 +78,7 @@ impl Host {
         path
     }
 
-    fn url(&self, rest: &str) -> String {
+    pub fn url(&self, rest: &str) -> String {
         self.web.url(&format!("/{rest}"))
     }
 }

@@ -9,6 +9,7 @@
 mod contexts;
 mod git;
 mod http;
+mod kept;
 mod named;
 mod ssh;
 mod uploads;

@@ -43,7 +43,7 @@ const INTERVAL: Duration = Duration::from_millis(100);
 /// The files of URLs.
 #[derive(Debug)]
 pub(crate) struct WebFiles {
-    kept: Kept,
+    pub kept: Kept,
     /// Files of clients, which give each only once.
     uploads: Mutex<HashMap<Upload, Weak<Workspace>>>,
 }
@@ -212,11 +212,6 @@ impl WebFiles {
         }
     }
 
-    /// Removes the files that no build uses. Returns their size. Blocking.
-    pub fn clear(&self) -> Result<u64> {
-        self.kept.clear()
-    }
-
     fn upload(&self, upload: &Upload) -> Option<Directory> {
         let uploads = self.uploads.lock().ignore_poison();
         uploads.get(upload)?.upgrade().map(Directory::of)
@@ -299,6 +294,7 @@ impl Builder {
             boot: files.kept.boot.clone(),
             tag,
             time: response.header("last-modified").and_then(time),
+            description: format!("http url {}", redacted(&wanted.url)),
             ..Info::default()
         };
         let name = wanted.file_name(Some(&response));

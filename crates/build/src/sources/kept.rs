@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex as Lock, OwnedMutexGuard};
@@ -16,6 +17,7 @@ use whelk_llb::Digest;
 use whelk_sys::sync::IgnorePoison as _;
 use whelk_sys::{Scratch, fs};
 
+use crate::caches::Kept as Listed;
 use crate::directory::Directory;
 use crate::error::{Error, Result};
 
@@ -43,6 +45,9 @@ pub(crate) struct Info {
     pub time: Option<i64>,
     /// The size of the files in bytes.
     pub size: u64,
+    /// What it is, for people.
+    #[serde(default)]
+    pub description: String,
 }
 
 /// The directories of a kind.
@@ -95,7 +100,7 @@ impl Kept {
     fn remove_others(&self) -> Result<()> {
         let mut paths = self.paths()?;
         paths.retain(|path| read(path).is_none_or(|info| info.boot != self.boot));
-        self.remove(&paths).map(drop)
+        self.remove_all(&paths)
     }
 
     /// Waits until nobody else fetches what a key stands for.
@@ -153,15 +158,38 @@ impl Kept {
             .into_iter()
             .filter(|other| path_key(other) == Some(hex(key).as_str()))
             .collect();
-        self.remove(&of_key)?;
+        self.remove_all(&of_key)?;
         self.make_room()?;
         Ok(directory(&path, held, info))
     }
 
-    /// Removes all that no build uses. Returns the size of the files. Blocking.
-    pub fn clear(&self) -> Result<u64> {
-        let paths = self.paths()?;
-        self.remove(&paths)
+    /// Describes all that there is, by the names of the directories. Blocking.
+    pub fn list(&self) -> Result<Vec<Listed>> {
+        let nanoseconds = |time: std::io::Result<SystemTime>| {
+            let since = time.ok()?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+            i64::try_from(since.as_nanos()).ok()
+        };
+        // What was removed since the list was read is left out.
+        let listed = self.paths()?.into_iter().filter_map(|path| {
+            let metadata = fs::metadata(&path).ok()?;
+            let info = read(&path).unwrap_or_default();
+            Some(Listed {
+                name: path.file_name()?.to_str()?.to_owned(),
+                id: info.description,
+                size: info.size,
+                is_used: self.used.lock().ignore_poison().contains_key(&path),
+                created: nanoseconds(metadata.created()).unwrap_or(0),
+                used: nanoseconds(metadata.modified()).unwrap_or(0),
+            })
+        });
+        Ok(listed.collect())
+    }
+
+    /// Removes a directory that no build uses. Returns whether it was removed. Blocking.
+    pub fn remove(&self, name: &str) -> Result<bool> {
+        let path = self.root.join(name);
+        self.remove_all(std::slice::from_ref(&path))?;
+        Ok(!fs::exists(&path))
     }
 
     fn paths(&self) -> Result<Vec<PathBuf>> {
@@ -195,21 +223,18 @@ impl Kept {
     }
 
     /// Removes those of `paths` that nobody uses.
-    fn remove(&self, paths: &[PathBuf]) -> Result<u64> {
-        let mut freed = 0;
+    fn remove_all(&self, paths: &[PathBuf]) -> Result<()> {
         for path in paths {
             // Held, so that nobody begins to use it between.
             let used = self.used.lock().ignore_poison();
             if used.contains_key(path) {
                 continue;
             }
-            let info = read(path).unwrap_or_default();
             let trashed = self.staging.trash(path)?;
             drop(used);
-            freed += info.size;
             self.staging.dispose(trashed);
         }
-        Ok(freed)
+        Ok(())
     }
 
     /// Removes what was not used for the longest time, if there is too much.
@@ -229,7 +254,7 @@ impl Kept {
             count > KEPT || size > MAX_SIZE
         });
         let over: Vec<PathBuf> = over.collect();
-        self.remove(&over).map(drop)
+        self.remove_all(&over)
     }
 }
 
@@ -290,7 +315,17 @@ mod tests {
         let second = add(&kept, &key, "two");
         assert_eq!(first.read("file").unwrap().unwrap(), "one");
         assert_eq!(kept.find(&key).unwrap().len(), 2);
-        assert_eq!(kept.clear().unwrap(), 0);
+        let clear = || {
+            let listed = kept.list().unwrap().into_iter();
+            listed.filter(|one| kept.remove(&one.name).unwrap()).count()
+        };
+        assert!(
+            kept.list()
+                .unwrap()
+                .iter()
+                .all(|one| one.is_used && one.size == 1)
+        );
+        assert_eq!(clear(), 0);
         drop(first);
         // Another content replaces one that nobody uses.
         drop(add(&kept, &key, "three"));
@@ -299,7 +334,7 @@ mod tests {
         contents.sort();
         assert_eq!(contents, ["three", "two"]);
         drop(second);
-        assert_eq!(kept.clear().unwrap(), 2);
+        assert_eq!(clear(), 2);
         assert!(kept.find(&key).unwrap().is_empty());
         // What another boot has left may not be whole.
         drop(add(&kept, &key, "four"));

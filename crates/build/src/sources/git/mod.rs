@@ -219,6 +219,7 @@ impl Builder {
         let mut info = Info {
             boot: self.git.boot.clone(),
             content: format!("git {commit} {}", wanted.key(&remote, commit)),
+            description: format!("git snapshot for {}#{commit}", remote.shown()),
             ..Info::default()
         };
         let mut tasks = vec![Task {

@@ -1,0 +1,46 @@
+//! What was fetched, as records of the build cache.
+
+use whelk_tests::Engine;
+use whelk_tests::web::{Answer, Web};
+
+use crate::git::Host;
+use crate::{built, only, shows};
+
+#[test]
+fn what_was_fetched_is_part_of_the_cache() {
+    let engine = Engine::start();
+    let host = Host::new();
+    host.repository("app", &[("x", &"x".repeat(5000))]);
+    let git_url = host.url("app.git");
+    let web = Web::start(|_| Answer::new(200, vec![b'y'; 7000]));
+    let web_url = web.url("/file");
+    let with_token = web_url.replace("http://", "http://user:token@");
+    let dockerfile = format!("FROM busybox\nADD {git_url} /git\nADD {with_token} /file\n");
+    let context = only(&engine, "add", &dockerfile);
+    built(&engine, &[&context]);
+    let listed = |filter: &str| {
+        let args = ["buildx", "du", "--verbose", "--filter", filter];
+        engine.docker(&args).ok()
+    };
+    let of_git = listed("type==source.git.checkout");
+    shows(&of_git, &[&format!("git snapshot for {git_url}#"), "5kB"]);
+    let of_web = listed("description~=http");
+    shows(&of_web, &[&format!("http url {web_url}"), "7kB"]);
+    assert!(!of_web.contains("token"), "{of_web}");
+    // One kind alone.
+    let kind = "type==source.git.checkout";
+    engine
+        .docker(&["buildx", "prune", "-f", "--filter", kind])
+        .ok();
+    assert!(!listed(kind).contains("git snapshot"));
+    shows(&listed("description~=http"), &["http url"]);
+    engine.docker(&["builder", "prune", "-af"]).ok();
+    assert!(!listed("description~=http").contains("http url"));
+    let left = |kind: &str| {
+        let place = engine.root().join("build").join(kind);
+        place.read_dir().unwrap().count()
+    };
+    assert_eq!((left("git"), left("http")), (0, 0));
+    built(&engine, &[&context]);
+    engine.has_no_builds();
+}
