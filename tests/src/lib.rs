@@ -131,7 +131,8 @@ pub fn skopeo() -> std::process::Command {
 }
 
 /// Returns the directory named by an environment variable, or one below `~/.cache/whelk`.
-fn cache(variable: &str, name: &str) -> PathBuf {
+#[must_use]
+pub fn cache(variable: &str, name: &str) -> PathBuf {
     std::env::var_os(variable).map_or_else(
         || {
             PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into()))

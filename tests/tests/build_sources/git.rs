@@ -12,7 +12,7 @@ use crate::{build, built, classic, only, run, shows, text};
 
 /// Runs git, without the settings of whoever runs the tests.
 #[track_caller]
-fn git(directory: &Path, args: &[&str]) -> String {
+pub fn git(directory: &Path, args: &[&str]) -> String {
     let output = Command::new("git")
         .args([
             "-c",
@@ -39,7 +39,7 @@ fn git(directory: &Path, args: &[&str]) -> String {
 /// Repositories below a directory, and a server of them.
 pub struct Host {
     _place: Scratch,
-    root: PathBuf,
+    pub root: PathBuf,
     web: Web,
 }
 
@@ -84,7 +84,7 @@ impl Host {
 }
 
 /// Adds files to a repository, and returns the new commit.
-fn commit(repository: &Path, files: &[(&str, &str)]) -> String {
+pub fn commit(repository: &Path, files: &[(&str, &str)]) -> String {
     for (name, content) in files {
         let path = repository.join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -421,8 +421,7 @@ fn hostile_repositories_are_refused() {
         shows(&failed.err(), &["a git tree with the name"]);
     }
     for (remote, error) in [
-        ("ssh://git@127.0.0.1:1/app.git", "git over ssh"),
-        ("git@localhost:app.git", "git over ssh"),
+        ("git@-x:app.git", "invalid git repository"),
         ("git://127.0.0.1:1/app", "not encrypted"),
     ] {
         let context = only(&engine, "none", &format!("FROM busybox\nADD {remote} /\n"));

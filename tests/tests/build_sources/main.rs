@@ -8,10 +8,12 @@
 
 mod contexts;
 mod git;
+mod git_ssh;
 mod http;
 mod kept;
 mod named;
 mod ssh;
+mod sshd;
 mod uploads;
 
 use std::path::Path;

@@ -47,7 +47,7 @@ const FRONTEND: [&str; 17] = [
 ];
 
 /// The capabilities of definitions: the operations and attributes that the solver knows.
-const OPERATIONS: [&str; 62] = [
+const OPERATIONS: [&str; 64] = [
     "source.image",
     "source.image.resolvemode",
     "source.git",
@@ -56,6 +56,8 @@ const OPERATIONS: [&str; 62] = [
     "source.git.fullurl",
     "source.git.httpauth",
     "source.git.keepgitdir",
+    "source.git.knownsshhosts",
+    "source.git.mountsshsock",
     "source.git.mtime",
     "source.git.skipsubmodules",
     "source.git.subdir",

@@ -3,14 +3,17 @@
 //! ```text
 //! reference ─ls-refs─► commit ─fetch (depth 1)─► pack ─► files ─► submodules: the same again
 //! ```
-//! Only commits are fetched that are needed, without their history, over HTTP (version 2 of git's protocol, `server`).
+//! Only commits are fetched that are needed, without their history, over HTTP or ssh (`server`).
 //! Packs are read by `gix-pack` (`objects`); files are created by descriptor, from the objects alone (`checkout`): nothing
 //! of a repository is executed, and none of its links is followed. What was fetched is kept by the commit.
 
 mod checkout;
 mod dot_git;
+mod link;
 mod modules;
 mod objects;
+mod packets;
+mod remote;
 mod server;
 
 use std::sync::Arc;
@@ -28,7 +31,8 @@ use crate::progress::{EventKind, Work};
 use crate::{Builder, blocking};
 use checkout::{Checked, Checkout};
 use modules::Submodule;
-use server::{Remote, Server};
+use remote::Remote;
+use server::Server;
 
 /// Maximum number of submodules of a repository, and of their depth.
 const MAX_MODULES: usize = 1000;
@@ -48,7 +52,17 @@ struct Wanted {
     submodules: bool,
     /// Whether files have the time of the commit.
     commit_time: bool,
+    access: Access,
+}
+
+/// What servers of a repository get to see of the client.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Access {
     secrets: Secrets,
+    /// The id of the ssh agent; empty for none.
+    agent: String,
+    /// Known hosts of the source, in OpenSSH's format.
+    known_hosts: String,
 }
 
 /// The names of secrets for the server.
@@ -78,7 +92,7 @@ impl Wanted {
             keep_git_dir: false,
             submodules: true,
             commit_time: false,
-            secrets: Secrets::default(),
+            access: Access::default(),
         };
         for (name, value) in &source.attrs {
             match name.as_str() {
@@ -90,10 +104,12 @@ impl Wanted {
                 "git.skipsubmodules" => wanted.submodules = value != "true",
                 "git.checksum" => wanted.checksum = value.to_lowercase(),
                 "git.mtime" => wanted.commit_time = value == "commit",
-                "git.authtokensecret" => wanted.secrets.token.clone_from(value),
-                "git.authheadersecret" => wanted.secrets.header.clone_from(value),
-                // A commit is always fetched by itself; the others are for ssh, which is refused by the URL.
-                "git.fetchbycommit" | "git.mountsshsock" | "git.knownsshhosts" => {}
+                "git.authtokensecret" => wanted.access.secrets.token.clone_from(value),
+                "git.authheadersecret" => wanted.access.secrets.header.clone_from(value),
+                "git.mountsshsock" => wanted.access.agent.clone_from(value),
+                "git.knownsshhosts" => wanted.access.known_hosts.clone_from(value),
+                // A commit is always fetched by itself.
+                "git.fetchbycommit" => {}
                 _ => {
                     let text = format!("the attribute {name} of a git repository");
                     return Err(Error::Unsupported(text));
@@ -181,8 +197,9 @@ impl Builder {
             wanted.reference.clone()
         } else {
             let web = self.engine.images.web();
-            let opened = server
-                .insert(Server::open(web, client, &remote, &wanted.secrets_for(&remote)).await?);
+            let access = wanted.access_to(&remote);
+            let opened = Server::open(web, client, &remote, &access, work).await?;
+            let opened = server.insert(opened);
             let found = opened.resolve(&wanted.reference).await?;
             check_sum(&wanted, &[&found.commit, &found.tag])?;
             found.commit
@@ -237,9 +254,9 @@ impl Builder {
             let server = match server.take() {
                 Some(server) => server,
                 None => {
-                    let secrets = wanted.secrets_for(&task.remote);
+                    let access = wanted.access_to(&task.remote);
                     let web = self.engine.images.web();
-                    let opened = Server::open(web, client, &task.remote, &secrets).await;
+                    let opened = Server::open(web, client, &task.remote, &access, work).await;
                     opened.map_err(named)?
                 }
             };
@@ -344,17 +361,21 @@ impl Builder {
 }
 
 impl Wanted {
-    /// Returns the secrets that are for a repository. Those without a host are only for the main one; on github.com, for
+    /// Returns what is for a repository. Secrets without a host are only for the main one; on github.com, for
     /// all, as in BuildKit.
-    fn secrets_for(&self, remote: &Remote) -> Secrets {
+    fn access_to(&self, remote: &Remote) -> Access {
         let scope = match self.remote.strip_prefix("https://github.com/") {
             Some(_) => "https://github.com",
             None => self.remote.trim_end_matches('/'),
         };
         let rest = remote.url().strip_prefix(scope);
-        Secrets {
+        let secrets = Secrets {
             is_general: rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
-            ..self.secrets.clone()
+            ..self.access.secrets.clone()
+        };
+        Access {
+            secrets,
+            ..self.access.clone()
         }
     }
 }
@@ -375,12 +396,17 @@ impl Secrets {
 
 /// Decodes bytes in each way that those of a server are.
 pub(crate) fn decode(bytes: &[u8]) {
-    server::decode(bytes);
+    packets::decode(bytes);
     checkout::decode(bytes);
     let text = String::from_utf8_lossy(bytes);
     for (path, url) in modules::parse(&text) {
-        if let Ok(remote) = Remote::new("https://host/group/repository.git") {
-            let _ = remote.submodule(&path, &url);
+        for remote in [
+            "https://host/group/repository.git",
+            "git@host:group/repository.git",
+        ] {
+            if let Ok(remote) = Remote::new(remote) {
+                let _ = remote.submodule(&path, &url);
+            }
         }
     }
     let _ = check_reference(&text);
@@ -480,7 +506,8 @@ mod tests {
         ];
         let wanted = wanted("git://h/r.git", &attributes).unwrap();
         let names = |url: &str, host: &str| {
-            let names = wanted.secrets_for(&Remote::new(url).unwrap()).names(host);
+            let access = wanted.access_to(&Remote::new(url).unwrap());
+            let names = access.secrets.names(host);
             names.into_iter().map(|(name, _)| name).collect::<Vec<_>>()
         };
         assert_eq!(

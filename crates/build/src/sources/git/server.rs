@@ -1,14 +1,19 @@
-//! Servers of git repositories: version 2 of git's protocol over HTTP (gitprotocol-v2, gitprotocol-http).
+//! Servers of git repositories: version 2 of git's protocol over HTTP and ssh (gitprotocol-v2, gitprotocol-http), and version 0 over
+//! ssh (gitprotocol-pack), for servers that do not let clients set `GIT_PROTOCOL`, as OpenSSH's do not by default.
 
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 use whelk_registry::{Client as Web, WebRequest, WebResponse};
 
-use super::Secrets;
+use super::link::Link;
+use super::packets::{Packet, Packets, put};
+use super::remote::Remote;
+use super::{Access, Secrets};
 use crate::client::Client;
 use crate::error::{Error, Result};
+use crate::progress::Work;
 use crate::sources::http::{header, redacted};
 
 /// Maximum number of bytes of a list of references, and of a pack.
@@ -17,72 +22,6 @@ const MAX_PACK: u64 = 16 << 30;
 
 /// Progress is told each time after so many bytes.
 const STEP: u64 = 1 << 20;
-
-/// The URL of a repository.
-#[derive(Clone, Debug)]
-pub(super) struct Remote {
-    url: String,
-    /// Without credentials.
-    shown: String,
-}
-
-impl Remote {
-    /// # Errors
-    /// Returns an error that names the protocol if it is not HTTP.
-    pub fn new(url: &str) -> Result<Self> {
-        let shown = redacted(url);
-        let scheme = url.split_once("://").map(|(scheme, _)| scheme);
-        match scheme {
-            Some("https" | "http") => Ok(Self {
-                url: url.trim_end_matches('/').to_owned(),
-                shown,
-            }),
-            Some("ssh") => Err(Error::Unsupported(format!("git over ssh ({shown})"))),
-            None if super::is_scp(url) => {
-                Err(Error::Unsupported(format!("git over ssh ({shown})")))
-            }
-            Some("git") => Err(Error::Unsupported(format!(
-                "git's own protocol, which is not encrypted ({shown})"
-            ))),
-            _ => Err(Error::invalid(format!(
-                "{shown:?} is not allowed as a git repository: want https:// or http://"
-            ))),
-        }
-    }
-
-    pub fn url(&self) -> &str {
-        &self.url
-    }
-
-    /// Returns the URL without credentials.
-    pub fn shown(&self) -> &str {
-        &self.shown
-    }
-
-    /// Returns the repository of a submodule, whose URL may be relative to this one.
-    pub fn submodule(&self, path: &str, url: &str) -> Result<Self> {
-        let named = |error: Error| Error::invalid(format!("submodule {path}: {error}"));
-        if !url.starts_with("./") && !url.starts_with("../") {
-            return Self::new(url).map_err(named);
-        }
-        // Never above the host.
-        let (scheme, rest) = self.url.split_once("://").unwrap_or_default();
-        let (host, own) = rest.split_once('/').unwrap_or((rest, ""));
-        let mut parts: Vec<&str> = own.split('/').filter(|part| !part.is_empty()).collect();
-        for part in url.split('/') {
-            match part {
-                "" | "." => {}
-                ".." if parts.pop().is_none() => {
-                    let text = format!("submodule {path}: {url:?} leads above its server");
-                    return Err(Error::invalid(text));
-                }
-                ".." => {}
-                part => parts.push(part),
-            }
-        }
-        Self::new(&format!("{scheme}://{host}/{}", parts.join("/"))).map_err(named)
-    }
-}
 
 /// A reference that was found.
 #[derive(Debug)]
@@ -94,13 +33,24 @@ pub(super) struct Found {
 
 /// A server that has told what it can.
 pub(super) struct Server {
-    web: Arc<Web>,
-    /// Perhaps another one than asked for, after a redirect.
-    base: String,
     remote: Remote,
-    /// The header `Authorization`; empty for none.
-    authorization: String,
+    transport: Transport,
     has_object_format: bool,
+}
+
+enum Transport {
+    Http {
+        web: Arc<Web>,
+        /// Perhaps another one than asked for, after a redirect.
+        base: String,
+        /// The header `Authorization`; empty for none.
+        authorization: String,
+    },
+    Ssh {
+        link: Mutex<Link>,
+        /// Of version 0: the references with their commits, and those of tags as `NAME^{}`. `None` for version 2.
+        references: Option<Vec<(String, String)>>,
+    },
 }
 
 fn failed(error: whelk_registry::Error) -> Error {
@@ -113,115 +63,132 @@ impl Server {
         web: Arc<Web>,
         client: &dyn Client,
         remote: &Remote,
-        secrets: &Secrets,
+        access: &Access,
+        work: &Work,
     ) -> Result<Self> {
-        const QUERY: &str = "/info/refs?service=git-upload-pack";
-        let host = remote.url.split_once("://").map_or("", |(_, rest)| rest);
-        let host = host.split('/').next().unwrap_or_default();
-        let host = host.rsplit('@').next().unwrap_or_default();
-        let mut server = Self {
-            web,
-            base: remote.url.clone(),
-            remote: remote.clone(),
-            authorization: authorization(client, secrets, host).await?,
-            has_object_format: false,
-        };
-        let request = server.request(QUERY)?;
-        let response = server.web.web(&request).await.map_err(failed)?;
-        server.check(&response)?;
-        let url = response.url();
-        let moved = url.strip_suffix(QUERY);
-        let moved = moved.ok_or_else(|| server.wrong("it redirects to another path"))?;
-        // The same server, without the credentials of the URL, which stay then.
-        if moved != redacted(&server.base) {
-            if !redacted(moved).starts_with(&origin(&redacted(&server.base))) {
-                server.authorization.clear();
+        match remote.ssh() {
+            None => Self::open_http(web, client, remote, &access.secrets).await,
+            Some(ssh) => {
+                let link = Link::open(client, ssh, access, work).await;
+                let link = link.map_err(|error| wrong(remote, &error.to_string()))?;
+                Self::open_ssh(link, remote).await
             }
-            server.base = moved.to_owned();
-        }
-        let mut packets = Packets::new(response);
-        let mut size = 0;
-        let mut is_version_2 = false;
-        while let Some(packet) = packets.next().await.map_err(|text| server.wrong(&text))? {
-            let Packet::Data(line) = packet else { continue };
-            size += line.len();
-            if size > MAX_LIST {
-                return Err(server.wrong("the list of capabilities is too long"));
-            }
-            let line = String::from_utf8_lossy(&line);
-            match line.trim_end() {
-                "version 2" => is_version_2 = true,
-                "object-format=sha1" => server.has_object_format = true,
-                line if line.starts_with("object-format=") => {
-                    let text = format!("git repositories with {line} ({})", remote.shown);
-                    return Err(Error::Unsupported(text));
-                }
-                line => {
-                    if let Some(text) = line.strip_prefix("ERR ") {
-                        return Err(server.wrong(text));
-                    }
-                }
-            }
-        }
-        match is_version_2 {
-            true => Ok(server),
-            false => Err(server.wrong("it does not speak version 2 of git's protocol over HTTP")),
         }
     }
 
-    fn request(&self, path: &str) -> Result<WebRequest> {
-        let request = WebRequest::new(&format!("{}{path}", self.base)).map_err(failed)?;
-        let request = request.header("git-protocol", "version=2");
-        Ok(match self.authorization.as_str() {
-            "" => request,
-            value => request.header("authorization", value),
+    async fn open_http(
+        web: Arc<Web>,
+        client: &dyn Client,
+        remote: &Remote,
+        secrets: &Secrets,
+    ) -> Result<Self> {
+        const QUERY: &str = "/info/refs?service=git-upload-pack";
+        let host = remote.url().split_once("://").map_or("", |(_, rest)| rest);
+        let host = host.split('/').next().unwrap_or_default();
+        let host = host.rsplit('@').next().unwrap_or_default();
+        let mut base = remote.url().to_owned();
+        let mut authorization = authorization(client, secrets, host).await?;
+        let request = request(&base, &authorization, QUERY)?;
+        let response = web.web(&request).await.map_err(failed)?;
+        check(remote, &authorization, &response)?;
+        let url = response.url();
+        let moved = url.strip_suffix(QUERY);
+        let moved = moved.ok_or_else(|| wrong(remote, "it redirects to another path"))?;
+        // The same server, without the credentials of the URL, which stay then.
+        if moved != redacted(&base) {
+            if !redacted(moved).starts_with(&origin(&redacted(&base))) {
+                authorization.clear();
+            }
+            base = moved.to_owned();
+        }
+        let mut packets = Packets::of(response);
+        let mut told = Told::default();
+        while let Some(packet) = packets.next().await.map_err(|text| wrong(remote, &text))? {
+            if let Packet::Data(line) = packet {
+                told.add(remote, &line)?;
+            }
+        }
+        if !told.is_version_2 {
+            let text = "it does not speak version 2 of git's protocol over HTTP";
+            return Err(wrong(remote, text));
+        }
+        Ok(Self {
+            remote: remote.clone(),
+            transport: Transport::Http {
+                web,
+                base,
+                authorization,
+            },
+            has_object_format: told.has_object_format,
+        })
+    }
+
+    async fn open_ssh(link: Link, remote: &Remote) -> Result<Self> {
+        let link = Mutex::new(link);
+        let mut told = Told::default();
+        let mut packets = Packets::Ssh(link.lock().await);
+        while let Some(packet) = packets.next().await.map_err(|text| wrong(remote, &text))? {
+            match packet {
+                Packet::Data(line) => told.add(remote, &line)?,
+                _ => break,
+            }
+        }
+        drop(packets);
+        if !told.is_version_2 && !told.has_side_band {
+            let text =
+                "it speaks neither version 2 of git's protocol nor version 0 with side-band-64k";
+            return Err(wrong(remote, text));
+        }
+        Ok(Self {
+            remote: remote.clone(),
+            has_object_format: told.has_object_format,
+            transport: Transport::Ssh {
+                link,
+                references: (!told.is_version_2).then_some(told.references),
+            },
         })
     }
 
     fn wrong(&self, problem: &str) -> Error {
-        let problem: String = problem
-            .chars()
-            .filter(|char| !char.is_control())
-            .take(1024)
-            .collect();
-        Error::invalid(format!(
-            "failed to fetch remote {}: {problem}",
-            self.remote.shown
-        ))
+        wrong(&self.remote, problem)
     }
 
-    fn check(&self, response: &WebResponse) -> Result<()> {
-        match response.status() {
-            200 => Ok(()),
-            401 | 403 if self.authorization.is_empty() => Err(self.wrong(&format!(
-                "{}: it needs a token (--secret id=GIT_AUTH_TOKEN,…)",
-                response.status_text()
-            ))),
-            _ => Err(self.wrong(&response.status_text())),
-        }
-    }
-
-    /// Sends a command, and returns the answer.
-    async fn command(&self, name: &str, arguments: &[String]) -> Result<Packets> {
+    /// Sends a command of version 2, and returns the answer.
+    async fn command(&self, name: &str, arguments: &[String]) -> Result<Packets<'_>> {
         let mut body = BytesMut::new();
-        packet(&mut body, &format!("command={name}\n"));
-        packet(&mut body, "agent=whelk\n");
+        put(&mut body, &format!("command={name}\n"));
+        put(&mut body, "agent=whelk\n");
         if self.has_object_format {
-            packet(&mut body, "object-format=sha1\n");
+            put(&mut body, "object-format=sha1\n");
         }
         body.extend_from_slice(b"0001");
         for argument in arguments {
-            packet(&mut body, &format!("{argument}\n"));
+            put(&mut body, &format!("{argument}\n"));
         }
         body.extend_from_slice(b"0000");
-        let request = self
-            .request("/git-upload-pack")?
-            .header("content-type", "application/x-git-upload-pack-request")
-            .header("accept", "application/x-git-upload-pack-result")
-            .body(body.freeze());
-        let response = self.web.web(&request).await.map_err(failed)?;
-        self.check(&response)?;
-        Ok(Packets::new(response))
+        match &self.transport {
+            Transport::Http {
+                web,
+                base,
+                authorization,
+            } => {
+                let request = request(base, authorization, "/git-upload-pack")?
+                    .header("content-type", "application/x-git-upload-pack-request")
+                    .header("accept", "application/x-git-upload-pack-result")
+                    .body(body.freeze());
+                let response = web.web(&request).await.map_err(failed)?;
+                check(&self.remote, authorization, &response)?;
+                Ok(Packets::of(response))
+            }
+            Transport::Ssh { link, .. } => self.send(link, body).await,
+        }
+    }
+
+    async fn send<'a>(&self, link: &'a Mutex<Link>, body: BytesMut) -> Result<Packets<'a>> {
+        let link = link.lock().await;
+        let sent = link.send(body.freeze()).await;
+        sent.map_err(|text| self.wrong(&text))?;
+        Ok(Packets::Ssh(link))
     }
 
     /// Finds the commit of a name: a full one, a branch or a tag, in this order; without a name, that of the default branch.
@@ -235,32 +202,50 @@ impl Server {
                 format!("refs/tags/{}", name.trim_start_matches("refs/tags/")),
             ],
         };
-        let prefixes = names.iter().map(|name| format!("ref-prefix {name}"));
-        let arguments: Vec<String> = std::iter::once("peel".to_owned()).chain(prefixes).collect();
-        let mut packets = self.command("ls-refs", &arguments).await?;
         let mut found: Vec<Option<Found>> = names.iter().map(|_| None).collect();
-        let mut size = 0;
-        while let Some(packet) = packets.next().await.map_err(|text| self.wrong(&text))? {
-            let Packet::Data(line) = packet else { break };
-            size += line.len();
-            if size > MAX_LIST {
-                return Err(self.wrong("the list of references is too long"));
-            }
-            let line = String::from_utf8_lossy(&line);
-            let mut words = line.trim_end().split(' ');
-            let (id, reference) = (words.next().unwrap_or_default(), words.next());
-            let place = names
-                .iter()
-                .position(|name| Some(name.as_str()) == reference);
+        let mut note = |reference: &str, id: &str, peeled: Option<&str>| {
+            let place = names.iter().position(|name| name == reference);
             let Some(place) = place.filter(|_| super::is_commit(id)) else {
-                continue;
+                return;
             };
-            let peeled = words.find_map(|word| word.strip_prefix("peeled:"));
             let peeled = peeled.filter(|id| super::is_commit(id));
             found[place] = Some(Found {
                 commit: peeled.unwrap_or(id).to_owned(),
                 tag: peeled.map(|_| id.to_owned()).unwrap_or_default(),
             });
+        };
+        if let Transport::Ssh {
+            references: Some(references),
+            ..
+        } = &self.transport
+        {
+            let of = |wanted: &str| {
+                let found = references.iter().find(|(name, _)| name == wanted);
+                found.map(|(_, id)| id.as_str())
+            };
+            for name in &names {
+                if let Some(id) = of(name) {
+                    note(name, id, of(&format!("{name}^{{}}")));
+                }
+            }
+        } else {
+            let prefixes = names.iter().map(|name| format!("ref-prefix {name}"));
+            let arguments: Vec<String> =
+                std::iter::once("peel".to_owned()).chain(prefixes).collect();
+            let mut packets = self.command("ls-refs", &arguments).await?;
+            let mut size = 0;
+            while let Some(packet) = packets.next().await.map_err(|text| self.wrong(&text))? {
+                let Packet::Data(line) = packet else { break };
+                size += line.len();
+                if size > MAX_LIST {
+                    return Err(self.wrong("the list of references is too long"));
+                }
+                let line = String::from_utf8_lossy(&line);
+                let mut words = line.trim_end().split(' ');
+                let (id, reference) = (words.next().unwrap_or_default(), words.next());
+                let peeled = words.find_map(|word| word.strip_prefix("peeled:"));
+                note(reference.unwrap_or_default(), id, peeled);
+            }
         }
         let found = found.into_iter().flatten().next();
         found.ok_or_else(|| match name {
@@ -283,13 +268,32 @@ impl Server {
             format!("want {commit}"),
             "done".to_owned(),
         ];
-        let mut packets = self.command("fetch", &arguments).await?;
+        let is_old = matches!(
+            &self.transport,
+            Transport::Ssh {
+                references: Some(_),
+                ..
+            }
+        );
+        let mut packets = match &self.transport {
+            Transport::Ssh { link, .. } if is_old => {
+                let mut body = BytesMut::new();
+                let capabilities = "side-band-64k ofs-delta no-progress agent=whelk";
+                put(&mut body, &format!("want {commit} {capabilities}\n"));
+                put(&mut body, "deepen 1\n");
+                body.extend_from_slice(b"0000");
+                put(&mut body, "done\n");
+                self.send(link, body).await?
+            }
+            _ => self.command("fetch", &arguments).await?,
+        };
         let (mut is_pack, mut size, mut told) = (false, 0, 0);
         while let Some(packet) = packets.next().await.map_err(|text| self.wrong(&text))? {
             let Packet::Data(mut data) = packet else {
                 match packet {
                     // The end of a section before the pack.
                     Packet::Delimiter if !is_pack => continue,
+                    Packet::End if is_old && !is_pack => continue,
                     _ => break,
                 }
             };
@@ -298,7 +302,11 @@ impl Server {
                 if let Some(text) = line.strip_prefix("ERR ") {
                     return Err(self.wrong(text));
                 }
-                is_pack = line.trim_end() == "packfile";
+                // In version 0, it follows this answer to `done`.
+                is_pack = match is_old {
+                    true => line.trim_end() == "NAK",
+                    false => line.trim_end() == "packfile",
+                };
                 continue;
             }
             if data.is_empty() {
@@ -332,6 +340,88 @@ impl Server {
     }
 }
 
+/// What a server has told before it is asked anything.
+#[derive(Default)]
+struct Told {
+    size: usize,
+    is_version_2: bool,
+    has_object_format: bool,
+    has_side_band: bool,
+    /// Of version 0.
+    references: Vec<(String, String)>,
+}
+
+impl Told {
+    fn add(&mut self, remote: &Remote, line: &[u8]) -> Result<()> {
+        self.size += line.len();
+        if self.size > MAX_LIST {
+            return Err(wrong(remote, "the list of capabilities is too long"));
+        }
+        let line = String::from_utf8_lossy(line);
+        let line = line.trim_end();
+        if let Some(text) = line.strip_prefix("ERR ") {
+            return Err(wrong(remote, text));
+        }
+        if line == "version 2" {
+            self.is_version_2 = true;
+        }
+        // Version 0: ID NAME, and in the first line NUL and all capabilities.
+        let (reference, capabilities) = line.split_once('\0').unwrap_or((line, line));
+        for capability in capabilities.split(' ') {
+            self.has_side_band |= capability == "side-band-64k";
+            match capability.strip_prefix("object-format=") {
+                None => {}
+                Some("sha1") => self.has_object_format = true,
+                Some(_) => {
+                    let text = format!("git repositories with {capability} ({})", remote.shown());
+                    return Err(Error::Unsupported(text));
+                }
+            }
+        }
+        if let Some((id, name)) = reference.split_once(' ')
+            && super::is_commit(id)
+        {
+            self.references.push((name.to_owned(), id.to_owned()));
+        }
+        Ok(())
+    }
+}
+
+fn request(base: &str, authorization: &str, path: &str) -> Result<WebRequest> {
+    let request = WebRequest::new(&format!("{base}{path}")).map_err(failed)?;
+    let request = request.header("git-protocol", "version=2");
+    Ok(match authorization {
+        "" => request,
+        value => request.header("authorization", value),
+    })
+}
+
+fn check(remote: &Remote, authorization: &str, response: &WebResponse) -> Result<()> {
+    match response.status() {
+        200 => Ok(()),
+        401 | 403 if authorization.is_empty() => Err(wrong(
+            remote,
+            &format!(
+                "{}: it needs a token (--secret id=GIT_AUTH_TOKEN,…)",
+                response.status_text()
+            ),
+        )),
+        _ => Err(wrong(remote, &response.status_text())),
+    }
+}
+
+fn wrong(remote: &Remote, problem: &str) -> Error {
+    let problem: String = problem
+        .chars()
+        .filter(|char| !char.is_control())
+        .take(1024)
+        .collect();
+    Error::invalid(format!(
+        "failed to fetch remote {}: {problem}",
+        remote.shown()
+    ))
+}
+
 /// Returns the header with what the client has for a server.
 async fn authorization(client: &dyn Client, secrets: &Secrets, host: &str) -> Result<String> {
     use base64::Engine as _;
@@ -357,146 +447,4 @@ fn origin(url: &str) -> String {
     let (scheme, rest) = url.split_once("://").unwrap_or_default();
     let host = rest.split('/').next().unwrap_or_default();
     format!("{scheme}://{host}/")
-}
-
-fn packet(buffer: &mut BytesMut, text: &str) {
-    buffer.extend_from_slice(format!("{:04x}{text}", text.len() + 4).as_bytes());
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Packet {
-    Data(Bytes),
-    Delimiter,
-    End,
-}
-
-/// The packets of an answer.
-struct Packets {
-    response: WebResponse,
-    buffer: BytesMut,
-}
-
-impl Packets {
-    fn new(response: WebResponse) -> Self {
-        Self {
-            response,
-            buffer: BytesMut::new(),
-        }
-    }
-
-    /// Returns the next packet; `None` at the end of the answer.
-    async fn next(&mut self) -> std::result::Result<Option<Packet>, String> {
-        loop {
-            if let Some(packet) = take(&mut self.buffer)? {
-                return Ok(Some(packet));
-            }
-            match self.response.piece().await {
-                Ok(Some(piece)) => self.buffer.extend_from_slice(&piece),
-                Ok(None) if self.buffer.is_empty() => return Ok(None),
-                Ok(None) => return Err("the answer ends within a packet".into()),
-                Err(error) => return Err(error.to_string()),
-            }
-        }
-    }
-}
-
-/// Takes a packet out of a buffer; `None` if it is not complete.
-fn take(buffer: &mut BytesMut) -> std::result::Result<Option<Packet>, String> {
-    let Some(digits) = buffer.get(..4) else {
-        return Ok(None);
-    };
-    let length = std::str::from_utf8(digits).ok();
-    let length = length.filter(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()));
-    let length = length.and_then(|digits| usize::from_str_radix(digits, 16).ok());
-    match length {
-        Some(0 | 2) => {
-            drop(buffer.split_to(4));
-            Ok(Some(Packet::End))
-        }
-        Some(1) => {
-            drop(buffer.split_to(4));
-            Ok(Some(Packet::Delimiter))
-        }
-        Some(length @ 4..) if buffer.len() >= length => {
-            let mut packet = buffer.split_to(length);
-            Ok(Some(Packet::Data(packet.split_off(4).freeze())))
-        }
-        Some(4..) => Ok(None),
-        _ => Err("the answer is not of git's protocol".into()),
-    }
-}
-
-/// Takes all packets out of bytes.
-pub(super) fn decode(bytes: &[u8]) {
-    let mut buffer = BytesMut::from(bytes);
-    while let Ok(Some(_)) = take(&mut buffer) {}
-}
-
-#[cfg(test)]
-#[allow(
-    clippy::unwrap_used,
-    reason = "a panic with its place is all the error handling that a test needs"
-)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn packets_are_taken_as_they_come() {
-        let mut buffer = BytesMut::from(&b"0006a\n00010000"[..]);
-        let mut next = || take(&mut buffer).unwrap();
-        assert_eq!(next(), Some(Packet::Data(Bytes::from_static(b"a\n"))));
-        assert_eq!(next(), Some(Packet::Delimiter));
-        assert_eq!(next(), Some(Packet::End));
-        assert_eq!(next(), None);
-        assert_eq!(take(&mut BytesMut::from(&b"0009ab"[..])).unwrap(), None);
-        for text in ["<html", "0003", "+00a", "00é"] {
-            assert!(
-                take(&mut BytesMut::from(text.as_bytes())).is_err(),
-                "{text}"
-            );
-        }
-    }
-
-    #[test]
-    fn other_protocols_are_refused_by_name() {
-        for (url, error) in [
-            ("ssh://git@h/r.git", "git over ssh (ssh://h/r.git)"),
-            ("git@h:r.git", "git over ssh (git@h:r.git)"),
-            ("git://h/r.git", "git's own protocol"),
-            ("file:///etc", "\"file:///etc\" is not allowed"),
-            ("ext::sh -c x", "\"ext::sh -c x\" is not allowed"),
-            ("/etc", "\"/etc\" is not allowed"),
-            ("--upload-pack=x", "is not allowed"),
-        ] {
-            let found = Remote::new(url).unwrap_err().to_string();
-            assert!(found.contains(error), "{url}: {found}");
-        }
-        let remote = Remote::new("https://user:secret@h/r.git").unwrap();
-        assert_eq!(remote.shown(), "https://h/r.git");
-    }
-
-    #[test]
-    fn submodules_have_urls_on_the_same_server_or_of_their_own() {
-        let remote = Remote::new("https://u:p@h/group/r.git").unwrap();
-        for (url, expected) in [
-            ("../other.git", "https://u:p@h/group/other.git"),
-            ("./below", "https://u:p@h/group/r.git/below"),
-            ("../../x", "https://u:p@h/x"),
-            ("https://x/y.git", "https://x/y.git"),
-        ] {
-            assert_eq!(remote.submodule("m", url).unwrap().url(), expected);
-        }
-        for url in [
-            "../../../x",
-            "file:///x",
-            "ext::x",
-            "-x",
-            "/x",
-            "x",
-            "git@h:x",
-        ] {
-            let error = remote.submodule("m", url).unwrap_err().to_string();
-            assert!(error.starts_with("submodule m: "), "{url}: {error}");
-        }
-    }
 }
