@@ -98,6 +98,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "image",
             "llb",
             "registry",
+            "ssh",
             "text",
             "trust",
         ],

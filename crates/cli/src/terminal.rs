@@ -1,6 +1,6 @@
 //! The user's terminal: raw mode while a container uses it, and its size.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write as _};
 
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
@@ -49,6 +49,30 @@ impl Drop for Hidden {
     fn drop(&mut self) {
         let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.0);
     }
+}
+
+/// Asks for a secret on the terminal. The question is on the standard error.
+///
+/// # Errors
+/// Returns an error if the answer cannot be read.
+pub(crate) async fn ask_hidden(question: &str) -> Result<String, crate::Failure> {
+    let ask = |text: &str| {
+        let mut errors = std::io::stderr();
+        errors
+            .write_all(text.as_bytes())
+            .and_then(|()| errors.flush())
+    };
+    let hidden = Hidden::enter();
+    ask(question)?;
+    let read = tokio::task::spawn_blocking(|| {
+        let mut text = String::new();
+        std::io::stdin().read_line(&mut text).map(|_| text)
+    });
+    let read = read.await;
+    drop(hidden);
+    ask("\n")?;
+    let text = read.map_err(|error| crate::Failure::new(error.to_string()))??;
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
 pub(crate) fn stdin_is_terminal() -> bool {

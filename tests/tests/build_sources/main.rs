@@ -11,6 +11,7 @@ mod git;
 mod git_ssh;
 mod http;
 mod kept;
+mod keys;
 mod named;
 mod ssh;
 mod sshd;

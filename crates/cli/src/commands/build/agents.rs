@@ -1,4 +1,4 @@
-//! The ssh agents that a build may use (`--ssh`): sockets of this machine.
+//! The ssh agents that a build may use (`--ssh`): sockets of this machine, and keys in files, whose agent is this program.
 //!
 //! A step gets no more of an agent than its keys' public parts and signatures: other requests, such as those that add or
 //! remove keys, are answered with a failure, as by BuildKit's client.
@@ -7,19 +7,23 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::PathBuf;
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use whelk_buildkit::grpc::{Call, Result, Status};
 use whelk_buildkit::pb::BytesMessage;
+use whelk_ssh::Keys;
 
-use crate::{Failure, Outcome, plain};
+use crate::{Failure, Outcome, files, plain, terminal};
 
 /// The id of an agent that a step means without one.
 const DEFAULT: &str = "default";
 
 /// Maximum size of a message; that of OpenSSH's agent.
 const MAX: usize = 256 << 10;
+
+/// Maximum size of a file with a key in bytes.
+const MAX_KEY: u64 = 1 << 20;
 
 // The numbers of messages (draft-ietf-sshm-ssh-agent).
 const REQUEST_IDENTITIES: u8 = 11;
@@ -32,16 +36,24 @@ const FAILURE: &[u8] = &[0, 0, 0, 1, 5];
 /// The extension by which an agent learns for which server it signs.
 const SESSION_BIND: &[u8] = b"session-bind@openssh.com";
 
-/// Sockets of agents by their ids.
+/// Agents by their ids.
 #[derive(Debug, Default)]
-pub(super) struct Agents(BTreeMap<String, PathBuf>);
+pub(super) struct Agents(BTreeMap<String, Agent>);
+
+#[derive(Debug)]
+pub(super) enum Agent {
+    Socket(PathBuf),
+    Keys(Keys),
+}
 
 impl Agents {
-    /// Reads `default` or `ID[=SOCKET]`.
+    /// Reads `default` or `ID[=SOCKET|KEYFILE[,KEYFILE]]`. Asks for the passphrases of keys, if there is a terminal whose input is
+    /// not read by something else.
     ///
     /// # Errors
-    /// Returns an error for what is no socket.
-    pub fn new(given: &[String]) -> Outcome<Self> {
+    /// Returns an error for what is neither a socket nor a private key.
+    pub async fn new(given: &[String], may_ask: bool) -> Outcome<Self> {
+        let may_ask = may_ask && terminal::stdin_is_terminal();
         let mut agents = BTreeMap::new();
         for text in given {
             let (id, path) = match text.split_once('=') {
@@ -57,11 +69,9 @@ impl Agents {
                     "invalid empty ssh agent socket: make sure SSH_AUTH_SOCK is set",
                 ));
             }
-            if let Some(failure) = wrong(&path) {
-                return Err(failure);
-            }
             let id = if id.is_empty() { DEFAULT } else { id };
-            if agents.insert(id.to_owned(), path.into()).is_some() {
+            let agent = Agent::of(&path, may_ask).await?;
+            if agents.insert(id.to_owned(), agent).is_some() {
                 return Err(Failure::new(format!("invalid duplicate ID {id}")));
             }
         }
@@ -72,11 +82,11 @@ impl Agents {
         self.0.is_empty()
     }
 
-    /// Returns the socket of an agent.
+    /// Returns an agent.
     ///
     /// # Errors
     /// Returns an error if there is none of this id.
-    pub fn find(&self, id: &str) -> Result<&PathBuf> {
+    pub fn find(&self, id: &str) -> Result<&Agent> {
         let id = if id.is_empty() { DEFAULT } else { id };
         let missing = || Status::unknown(format!("unset ssh forward key {id}"));
         self.0.get(id).ok_or_else(missing)
@@ -87,19 +97,28 @@ impl Agents {
     /// # Errors
     /// Returns an error if the agent does not answer, and if a message is too large.
     pub async fn forward(&self, mut call: Call) -> Result<()> {
-        let path = self.find(call.entry("buildkit.ssh.id").unwrap_or_default())?;
-        let failed = |error: std::io::Error| {
-            let path = path.display();
-            Status::unknown(format!("ask the ssh agent {path}: {}", plain(&error)))
+        let agent = self.find(call.entry("buildkit.ssh.id").unwrap_or_default())?;
+        let failed = |error: std::io::Error| match agent {
+            Agent::Socket(path) => {
+                let path = path.display();
+                Status::unknown(format!("ask the ssh agent {path}: {}", plain(&error)))
+            }
+            Agent::Keys(_) => Status::unknown(plain(&error)),
         };
-        let mut agent = UnixStream::connect(path).await.map_err(failed)?;
+        let mut socket = match agent {
+            Agent::Socket(path) => Some(UnixStream::connect(path).await.map_err(failed)?),
+            Agent::Keys(_) => None,
+        };
         let mut received = BytesMut::new();
         while let Some(BytesMessage { data }) = call.requests.next().await? {
             received.extend_from_slice(&data);
             while let Some(request) = message(&mut received)? {
-                let data = match is_allowed(&request) {
-                    true => ask(&mut agent, &request).await.map_err(failed)?,
-                    false => Bytes::from_static(FAILURE),
+                let data = match (agent, &mut socket) {
+                    (Agent::Keys(keys), _) => framed(&keys.answer(&request[4..])),
+                    (_, Some(socket)) if is_allowed(&request) => {
+                        ask(socket, &request).await.map_err(failed)?
+                    }
+                    _ => Bytes::from_static(FAILURE),
                 };
                 call.responses.send(&BytesMessage { data }).await?;
             }
@@ -108,18 +127,54 @@ impl Agents {
     }
 }
 
-/// Returns why a path is of no use.
-fn wrong(path: &str) -> Option<Failure> {
-    match std::fs::metadata(path) {
-        Err(error) => Some(Failure::new(format!(
-            "failed to stat {path}: {}",
-            plain(&error)
-        ))),
-        Ok(found) if found.file_type().is_socket() => None,
-        Ok(_) => Some(Failure::new(format!(
-            "--ssh: {path} is not the socket of an agent: keys from files not available in this version of whelk, add them with ssh-add"
-        ))),
+impl Agent {
+    /// Returns the agent of a socket, or of keys in files.
+    async fn of(paths: &str, may_ask: bool) -> Outcome<Self> {
+        let mut keys = Keys::default();
+        for path in paths.split(',') {
+            let found = std::fs::metadata(path).map_err(|error| {
+                Failure::new(format!("failed to stat {path}: {}", plain(&error)))
+            })?;
+            if found.file_type().is_socket() {
+                return match path == paths {
+                    true => Ok(Self::Socket(path.into())),
+                    false => Err(Failure::new(format!(
+                        "--ssh: the socket of an agent and other paths in {paths:?}: want one socket, or keys"
+                    ))),
+                };
+            }
+            add(&mut keys, path, may_ask).await?;
+        }
+        Ok(Self::Keys(keys))
     }
+}
+
+/// Adds the key in a file.
+async fn add(keys: &mut Keys, path: &str, may_ask: bool) -> Outcome<()> {
+    let wrong = |error: &dyn std::fmt::Display| Failure::new(format!("--ssh: {path}: {error}"));
+    let bytes = files::read_at_most(path.as_ref(), MAX_KEY);
+    let bytes = bytes.map_err(|error| wrong(&plain(&error)))?;
+    let text = String::from_utf8(bytes).map_err(|_| wrong(&"not a private key"))?;
+    match keys.add(&text, None) {
+        Err(whelk_ssh::Error::Encrypted(_)) if may_ask => {
+            let passphrase =
+                terminal::ask_hidden(&format!("Enter passphrase for {path}: ")).await?;
+            keys.add(&text, Some(&passphrase))
+                .map_err(|error| wrong(&error))
+        }
+        Err(error @ whelk_ssh::Error::Encrypted(_)) => Err(wrong(&format_args!(
+            "{error}: add it to an agent with ssh-add, or build where you can be asked for its passphrase"
+        ))),
+        added => added.map_err(|error| wrong(&error)),
+    }
+}
+
+/// Returns a message with its length.
+fn framed(message: &[u8]) -> Bytes {
+    let mut bytes = BytesMut::with_capacity(4 + message.len());
+    bytes.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX));
+    bytes.put_slice(message);
+    bytes.freeze()
 }
 
 /// Takes a message off what was received; `None` if it is not complete.
@@ -199,23 +254,25 @@ mod tests {
         assert!(message(&mut BytesMut::from(&[1, 0, 0, 0][..])).is_err());
     }
 
-    #[test]
-    fn agents_are_sockets() {
+    #[tokio::test]
+    async fn agents_are_sockets_or_keys() {
         let scratch = whelk_sys::Scratch::temporary("agents").unwrap();
         let path = scratch.path().join("socket");
         let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
-        let one = |text: &str| Agents::new(&[text.to_owned()]);
-        let agents = one(&format!("mine={}", path.display())).unwrap();
-        assert_eq!(agents.find("mine").unwrap(), &path);
+        let new = async |texts: &[String]| Agents::new(texts, false).await;
+        let socket = format!("mine={}", path.display());
+        let agents = new(std::slice::from_ref(&socket)).await.unwrap();
+        assert!(matches!(agents.find("mine").unwrap(), Agent::Socket(found) if *found == path));
         assert!(agents.find("").is_err());
         let twice = format!("default={}", path.display());
-        let twice = Agents::new(&[twice.clone(), twice]).unwrap_err();
+        let twice = new(&[twice.clone(), twice]).await.unwrap_err();
         assert_eq!(twice.text, "invalid duplicate ID default");
         for (text, expected) in [
-            ("x=/nonexistent", "failed to stat /nonexistent"),
-            ("x=/etc/passwd", "keys from files not available"),
+            ("x=/nonexistent".to_owned(), "failed to stat /nonexistent"),
+            ("x=/etc/passwd".to_owned(), "/etc/passwd: not a private key"),
+            (format!("{socket},/etc/passwd"), "want one socket, or keys"),
         ] {
-            let failed = one(text).unwrap_err();
+            let failed = new(&[text]).await.unwrap_err();
             assert!(failed.text.contains(expected), "{}", failed.text);
         }
     }

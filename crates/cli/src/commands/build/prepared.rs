@@ -53,7 +53,9 @@ impl Prepared {
             output.check(&args.tag)?;
         }
         let secrets = Secrets::new(&args.secret)?;
-        let agents = Agents::new(&args.ssh)?;
+        // What comes from the standard input is no passphrase.
+        let may_ask = args.context != "-" && args.file != "-";
+        let agents = signals.or_stopped(Agents::new(&args.ssh, may_ask)).await?;
         let mut contexts = signals.or_stopped(Contexts::find(&args)).await?;
         let mut request = options::request(&args, &contexts, &outputs)?;
         let stores = Stores::of(request.cache.get_or_insert_default())?;
