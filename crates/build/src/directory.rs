@@ -144,6 +144,15 @@ impl Directory {
             .map_err(os("open the context"))
     }
 
+    /// Returns the names in the topmost directory. Blocking.
+    pub(crate) fn names(&self) -> Result<Vec<String>> {
+        let entries = whelk_sys::fs::list(self.workspace.upper())?;
+        let names = entries.iter().map(std::fs::DirEntry::file_name);
+        Ok(names
+            .map(|name| name.to_string_lossy().into_owned())
+            .collect())
+    }
+
     /// Opens a file in the topmost directory.
     pub(crate) fn open_file(&self, name: &str) -> Result<std::fs::File> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;

@@ -69,7 +69,7 @@ pub use progress::{Event, EventKind, Follower, Progress, Told, Work};
 pub use request::{Converted, Request, Solved, parse_reference};
 pub use sbom::Scanned;
 pub use solver::Job;
-pub use sources::Images;
+pub use sources::{Images, Resolved};
 pub use statement::{Bill, Encoded, Statement};
 pub use transfer::{Export as CacheExport, Import as CacheImport, Imports, Outgoing};
 pub use usage::{HeldCache, Locals, Pruned};

@@ -386,7 +386,59 @@ async fn gather(
     Ok(sources)
 }
 
+/// What a source is now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resolved {
+    /// A reference of a git repository. `checksum` is that of the commit or, if it is an annotated tag, of the tag; then `commit` is
+    /// the commit.
+    Git {
+        reference: String,
+        checksum: String,
+        commit: String,
+    },
+    /// The file of a URL, with its time in seconds since 1970.
+    File {
+        checksum: String,
+        name: String,
+        time: Option<i64>,
+    },
+}
+
 impl Builder {
+    /// Returns what a file of a server, or a reference of a git repository, is now. A file is fetched for that.
+    ///
+    /// # Errors
+    /// Returns an error if the server cannot be asked, and for other sources.
+    pub async fn resolve_source(
+        self: &Arc<Self>,
+        request: &Request,
+        source: &SourceOp,
+        name: &str,
+    ) -> Result<Resolved> {
+        let work = request.progress.begin(name);
+        let client = request.client.as_ref();
+        let resolving = async {
+            if git::is_repository(source) {
+                return self.resolve_repository(client, source, &work).await;
+            }
+            if !http::is_url(source) {
+                let shown = http::redacted(&source.identifier);
+                let text = format!("metadata of the source {shown}");
+                return Err(Error::Unsupported(text));
+            }
+            let (directory, time) = self.web_file(client, source, &work).await?;
+            let checksum = directory.identity();
+            let names = crate::blocking(move || directory.names()).await?;
+            Ok(Resolved::File {
+                checksum,
+                name: names.into_iter().next().unwrap_or_default(),
+                time,
+            })
+        };
+        let resolved = resolving.await;
+        work.end(resolved)
+    }
+
     /// Fetches a source from a server. Returns its files, and its time in seconds since 1970.
     pub(crate) async fn fetch(
         self: &Arc<Self>,

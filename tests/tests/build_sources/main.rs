@@ -12,6 +12,7 @@ mod git_ssh;
 mod http;
 mod kept;
 mod keys;
+mod meta;
 mod named;
 mod ssh;
 mod sshd;

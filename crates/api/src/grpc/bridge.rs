@@ -7,19 +7,20 @@ use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
 use whelk_build::provenance::attribute_without_credentials;
-use whelk_build::{Images, Request, Told};
+use whelk_build::{Images, Request, Resolved, Told};
 use whelk_buildkit::files::{Entry, Kind};
 use whelk_buildkit::grpc::{Call, Code, Result, Status};
 use whelk_buildkit::pb::files::Stat;
 use whelk_buildkit::pb::gateway::{
     ApiCap, EvaluateRequest, InputsResponse, PongResponse, ReadDirRequest, ReadDirResponse,
     ReadFileRequest, ReadFileResponse, ResolveImageConfigRequest, ResolveImageConfigResponse,
-    ResolveSourceImageResponse, ResolveSourceMetaRequest, ResolveSourceMetaResponse, ReturnRequest,
-    SolveRequest, SolveResponse, StatFileRequest, StatFileResponse, WarnRequest,
+    ResolveSourceGitResponse, ResolveSourceHttpResponse, ResolveSourceImageResponse,
+    ResolveSourceMetaRequest, ResolveSourceMetaResponse, ReturnRequest, SolveRequest,
+    SolveResponse, StatFileRequest, StatFileResponse, WarnRequest,
 };
-use whelk_buildkit::pb::{Message as _, Unused};
+use whelk_buildkit::pb::{Message as _, Timestamp, Unused};
 use whelk_llb::Digest;
-use whelk_llb::pb::Platform;
+use whelk_llb::pb::{Platform, SourceOp};
 use whelk_sys::in_root;
 
 use super::Door;
@@ -280,13 +281,11 @@ impl Door {
     async fn resolve_source(
         self: &Arc<Self>,
         build: &Build,
-        request: ResolveSourceMetaRequest,
+        mut request: ResolveSourceMetaRequest,
     ) -> Result<ResolveSourceMetaResponse> {
-        let source = request.source.unwrap_or_default();
+        let source = request.source.take().unwrap_or_default();
         let Some(reference) = source.identifier.strip_prefix("docker-image://") else {
-            let identifier = attribute_without_credentials("", &source.identifier);
-            let text = format!("metadata of the source {identifier}");
-            return Err(unsupported(&text));
+            return self.resolve_fetched(build, source, &request).await;
         };
         let attribute = source.attrs.get("image.resolvemode");
         let attribute = attribute.map_or("", String::as_str);
@@ -303,7 +302,65 @@ impl Door {
         Ok(ResolveSourceMetaResponse {
             source: Some(source),
             image: Some(ResolveSourceImageResponse { digest, config }),
+            ..ResolveSourceMetaResponse::default()
         })
+    }
+
+    /// Returns what a file of a server, or a reference of a git repository, is now.
+    async fn resolve_fetched(
+        self: &Arc<Self>,
+        build: &Build,
+        source: SourceOp,
+        request: &ResolveSourceMetaRequest,
+    ) -> Result<ResolveSourceMetaResponse> {
+        if request.git.is_some_and(|git| git.return_object) {
+            return Err(unsupported("the objects of git commits and tags"));
+        }
+        if request
+            .http
+            .is_some_and(|http| http.checksum_request.is_some())
+        {
+            return Err(unsupported("other checksums of files of servers"));
+        }
+        let name = match request.log_name.as_str() {
+            "" => format!(
+                "resolve {}",
+                attribute_without_credentials("", &source.identifier)
+            ),
+            name => name.to_owned(),
+        };
+        let resolving = self.builder.resolve_source(&build.request, &source, &name);
+        let resolved = resolving.await;
+        let resolved = resolved.map_err(|error| super::result::status(&error, None))?;
+        let mut response = ResolveSourceMetaResponse {
+            source: Some(source),
+            ..ResolveSourceMetaResponse::default()
+        };
+        match resolved {
+            Resolved::Git {
+                reference,
+                checksum,
+                commit,
+            } => {
+                response.git = Some(ResolveSourceGitResponse {
+                    checksum,
+                    r#ref: reference,
+                    commit_checksum: commit,
+                });
+            }
+            Resolved::File {
+                checksum,
+                name,
+                time,
+            } => {
+                response.http = Some(ResolveSourceHttpResponse {
+                    checksum,
+                    filename: name,
+                    last_modified: time.map(|seconds| Timestamp { seconds, nanos: 0 }),
+                });
+            }
+        }
+        Ok(response)
     }
 
     /// Does something with the files of a reference, on a thread that may block.

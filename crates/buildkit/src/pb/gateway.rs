@@ -7,7 +7,7 @@ use whelk_llb::pb::{Definition, Platform, Range, SourceInfo, SourceOp};
 
 use super::control::{CacheOptionsEntry, WorkerRecord};
 use super::files::Stat;
-use super::{RpcStatus, Unused};
+use super::{RpcStatus, Timestamp, Unused};
 
 #[derive(Clone, PartialEq, Message)]
 pub struct PongResponse {
@@ -156,6 +156,23 @@ pub struct ResolveSourceMetaRequest {
     pub log_name: String,
     #[prost(string, tag = "4")]
     pub resolve_mode: String,
+    #[prost(message, optional, tag = "5")]
+    pub git: Option<ResolveSourceGitRequest>,
+    #[prost(message, optional, tag = "7")]
+    pub http: Option<ResolveSourceHttpRequest>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct ResolveSourceGitRequest {
+    #[prost(bool, tag = "1")]
+    pub return_object: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct ResolveSourceHttpRequest {
+    /// Another digest than SHA-256 of the file alone.
+    #[prost(message, optional, tag = "1")]
+    pub checksum_request: Option<Unused>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -164,6 +181,32 @@ pub struct ResolveSourceMetaResponse {
     pub source: Option<SourceOp>,
     #[prost(message, optional, tag = "2")]
     pub image: Option<ResolveSourceImageResponse>,
+    #[prost(message, optional, tag = "3")]
+    pub git: Option<ResolveSourceGitResponse>,
+    #[prost(message, optional, tag = "4")]
+    pub http: Option<ResolveSourceHttpResponse>,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct ResolveSourceGitResponse {
+    /// Of the commit, or of the annotated tag that names it.
+    #[prost(string, tag = "1")]
+    pub checksum: String,
+    #[prost(string, tag = "2")]
+    pub r#ref: String,
+    /// Empty unless the reference is an annotated tag.
+    #[prost(string, tag = "3")]
+    pub commit_checksum: String,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct ResolveSourceHttpResponse {
+    #[prost(string, tag = "1")]
+    pub checksum: String,
+    #[prost(string, tag = "2")]
+    pub filename: String,
+    #[prost(message, optional, tag = "3")]
+    pub last_modified: Option<Timestamp>,
 }
 
 #[derive(Clone, PartialEq, Eq, Message)]

@@ -23,6 +23,7 @@ use whelk_llb::pb::SourceOp;
 use whelk_sys::in_root;
 use whelk_sys::{Scratch, fs};
 
+use super::Resolved;
 use super::kept::Info;
 use crate::client::Client;
 use crate::directory::Directory;
@@ -182,6 +183,38 @@ struct Task {
 }
 
 impl Builder {
+    /// Asks a server which commit a reference is now.
+    pub(crate) async fn resolve_repository(
+        self: &Arc<Self>,
+        client: &dyn Client,
+        source: &SourceOp,
+        work: &Work,
+    ) -> Result<Resolved> {
+        let wanted = Wanted::of(source)?;
+        let remote = Remote::new(&wanted.remote)?;
+        if is_commit(&wanted.reference) {
+            check_sum(&wanted, &[&wanted.reference])?;
+            return Ok(Resolved::Git {
+                reference: wanted.reference.clone(),
+                checksum: wanted.reference,
+                commit: String::new(),
+            });
+        }
+        let web = self.engine.images.web();
+        let server = Server::open(web, client, &remote, &wanted.access_to(&remote), work).await?;
+        let found = server.resolve(&wanted.reference).await?;
+        check_sum(&wanted, &[&found.commit, &found.tag])?;
+        let (checksum, commit) = match found.tag.is_empty() {
+            true => (found.commit, String::new()),
+            false => (found.tag, found.commit),
+        };
+        Ok(Resolved::Git {
+            reference: found.reference,
+            checksum,
+            commit,
+        })
+    }
+
     /// Fetches a repository, unless its commit is here. Returns the files, and the commit's time.
     pub(crate) async fn repository(
         self: &Arc<Self>,

@@ -26,6 +26,8 @@ const STEP: u64 = 1 << 20;
 /// A reference that was found.
 #[derive(Debug)]
 pub(super) struct Found {
+    /// The full name; that of the branch, if it is the default one and the server tells.
+    pub reference: String,
     pub commit: String,
     /// The annotated tag that names the commit; empty without one.
     pub tag: String,
@@ -50,6 +52,8 @@ enum Transport {
         link: Mutex<Link>,
         /// Of version 0: the references with their commits, and those of tags as `NAME^{}`. `None` for version 2.
         references: Option<Vec<(String, String)>>,
+        /// Of version 0: the branch that `HEAD` stands for.
+        head: Option<String>,
     },
 }
 
@@ -145,6 +149,7 @@ impl Server {
             transport: Transport::Ssh {
                 link,
                 references: (!told.is_version_2).then_some(told.references),
+                head: told.head,
             },
         })
     }
@@ -203,19 +208,21 @@ impl Server {
             ],
         };
         let mut found: Vec<Option<Found>> = names.iter().map(|_| None).collect();
-        let mut note = |reference: &str, id: &str, peeled: Option<&str>| {
+        let mut note = |reference: &str, id: &str, peeled: Option<&str>, target: Option<&str>| {
             let place = names.iter().position(|name| name == reference);
             let Some(place) = place.filter(|_| super::is_commit(id)) else {
                 return;
             };
             let peeled = peeled.filter(|id| super::is_commit(id));
             found[place] = Some(Found {
+                reference: target.unwrap_or(reference).to_owned(),
                 commit: peeled.unwrap_or(id).to_owned(),
                 tag: peeled.map(|_| id.to_owned()).unwrap_or_default(),
             });
         };
         if let Transport::Ssh {
             references: Some(references),
+            head,
             ..
         } = &self.transport
         {
@@ -225,13 +232,17 @@ impl Server {
             };
             for name in &names {
                 if let Some(id) = of(name) {
-                    note(name, id, of(&format!("{name}^{{}}")));
+                    let target = head.as_deref().filter(|_| name == "HEAD");
+                    note(name, id, of(&format!("{name}^{{}}")), target);
                 }
             }
         } else {
             let prefixes = names.iter().map(|name| format!("ref-prefix {name}"));
-            let arguments: Vec<String> =
-                std::iter::once("peel".to_owned()).chain(prefixes).collect();
+            let arguments: Vec<String> = ["peel", "symrefs"]
+                .map(str::to_owned)
+                .into_iter()
+                .chain(prefixes)
+                .collect();
             let mut packets = self.command("ls-refs", &arguments).await?;
             let mut size = 0;
             while let Some(packet) = packets.next().await.map_err(|text| self.wrong(&text))? {
@@ -243,8 +254,10 @@ impl Server {
                 let line = String::from_utf8_lossy(&line);
                 let mut words = line.trim_end().split(' ');
                 let (id, reference) = (words.next().unwrap_or_default(), words.next());
-                let peeled = words.find_map(|word| word.strip_prefix("peeled:"));
-                note(reference.unwrap_or_default(), id, peeled);
+                let attributes: Vec<&str> = words.collect();
+                let attribute = |name| attributes.iter().find_map(|word| word.strip_prefix(name));
+                let (peeled, target) = (attribute("peeled:"), attribute("symref-target:"));
+                note(reference.unwrap_or_default(), id, peeled, target);
             }
         }
         let found = found.into_iter().flatten().next();
@@ -349,6 +362,7 @@ struct Told {
     has_side_band: bool,
     /// Of version 0.
     references: Vec<(String, String)>,
+    head: Option<String>,
 }
 
 impl Told {
@@ -369,6 +383,9 @@ impl Told {
         let (reference, capabilities) = line.split_once('\0').unwrap_or((line, line));
         for capability in capabilities.split(' ') {
             self.has_side_band |= capability == "side-band-64k";
+            if let Some(name) = capability.strip_prefix("symref=HEAD:") {
+                self.head = Some(name.to_owned());
+            }
             match capability.strip_prefix("object-format=") {
                 None => {}
                 Some("sha1") => self.has_object_format = true,
