@@ -198,6 +198,70 @@ fn a_repository_is_a_context() {
 }
 
 #[test]
+fn newer_commits_are_fetched_without_what_is_here() {
+    let engine = Engine::start();
+    let host = Host::new();
+    let noise = whelk_tests::images::noise(300_000);
+    let path = host.repository("app", &[("Dockerfile", DOCKERFILE), ("x", "0")]);
+    std::fs::write(path.join("noise"), &noise).unwrap();
+    let mut before = commit(&path, &[("dir/kept", "kept")]);
+    let url = host.url("app.git");
+    let asked = || {
+        let asked = host.web.asked().into_iter();
+        let bodies = asked.map(|one| String::from_utf8_lossy(&one.body).into_owned());
+        let fetches: Vec<String> = bodies
+            .filter(|body| body.contains("command=fetch"))
+            .collect();
+        assert_eq!(fetches.len(), 1, "{fetches:?}");
+        fetches[0].clone()
+    };
+    built(&engine, &["-t", "app", &url]);
+    assert!(!asked().contains("have "));
+    let packs = || {
+        let kept = engine.root().join("build/git").read_dir().unwrap();
+        let sizes = kept.map(|entry| {
+            let packs = entry.unwrap().path().join("packs").read_dir().unwrap();
+            let sizes = packs.map(|pack| pack.unwrap().metadata().unwrap().len());
+            sizes.collect::<Vec<u64>>()
+        });
+        sizes.collect::<Vec<_>>()
+    };
+    let look = "cat /c/x; cmp /c/noise /c/same && cat /c/dir/kept; ls /c";
+    for number in 1..=9 {
+        let name = format!("dir/new{number}");
+        std::fs::write(path.join("same"), &noise).unwrap();
+        let now = commit(&path, &[("x", &number.to_string()), (&name, "new")]);
+        built(&engine, &["-t", "app", &url]);
+        let shown = run(&engine, "app", look);
+        shows(&shown, &[&format!("{number}kept"), "same"]);
+        // Before there are too many packs, all is fetched again.
+        let is_whole = !asked().contains(&format!("have {before}"));
+        assert_eq!(is_whole, number == 8, "{number}");
+        before = now;
+    }
+    let most = packs().into_iter().map(|sizes| sizes.len()).max();
+    assert_eq!(most, Some(16));
+    // A repository of its own has one pack.
+    let own = format!("{url}?keep-git-dir=1");
+    built(&engine, &["-t", "own", &own]);
+    assert!(!asked().contains("have "));
+    // Packs that are damaged are no reason to fail.
+    let kept = engine.root().join("build/git").read_dir().unwrap();
+    for entry in kept {
+        let packs = entry.unwrap().path().join("packs");
+        for pack in packs.read_dir().into_iter().flatten() {
+            let pack = pack.unwrap().path();
+            let size = pack.metadata().unwrap().len();
+            std::fs::write(&pack, vec![0; usize::try_from(size).unwrap()]).unwrap();
+        }
+    }
+    commit(&path, &[("x", "last")]);
+    built(&engine, &["-t", "app", &url]);
+    shows(&run(&engine, "app", look), &["lastkept"]);
+    engine.has_no_builds();
+}
+
+#[test]
 fn repositories_are_added() {
     let engine = Engine::start();
     let host = Host::new();

@@ -1,7 +1,7 @@
 //! Files and directories that were fetched from servers, and are kept for later builds.
 //!
 //! ```text
-//! <root>/build/KIND/KEY-CONTENT/   fs: the files   info: what is known of them
+//! <root>/build/KIND/KEY-CONTENT/   fs: the files   info: what is known of them   packs: of git repositories, what they were taken of
 //! ```
 //! A directory is complete and never changes. It is used without a flush, in the boot in which it was made.
 
@@ -48,6 +48,9 @@ pub(crate) struct Info {
     /// What it is, for people.
     #[serde(default)]
     pub description: String,
+    /// The repository that `packs` has a commit of; empty without packs.
+    #[serde(default)]
+    pub repository: String,
 }
 
 /// The directories of a kind.
@@ -67,6 +70,10 @@ struct Use {
     path: PathBuf,
     used: Arc<Mutex<HashMap<PathBuf, usize>>>,
 }
+
+/// Keeps a directory.
+#[derive(Debug)]
+pub(crate) struct Held(#[expect(dead_code, reason = "its drop ends the use")] Use);
 
 impl Drop for Use {
     fn drop(&mut self) {
@@ -132,6 +139,25 @@ impl Kept {
             }
         }
         Ok(found)
+    }
+
+    /// Returns the place of the packs of a repository that were used last, and what is known of their directory, which stays as long
+    /// as the first value exists. Blocking.
+    pub fn packs(&self, repository: &str) -> Result<Option<(Held, PathBuf, Info)>> {
+        let of_repository = |path: &PathBuf| {
+            let info = read(path)?;
+            let used = fs::metadata(path).ok()?.modified().ok()?;
+            let is_meant = info.repository == repository && info.boot == self.boot;
+            is_meant.then(|| (used, path.clone()))
+        };
+        let found = self.paths()?.iter().filter_map(of_repository).max();
+        let Some((_, path)) = found else {
+            return Ok(None);
+        };
+        // First, so that nobody removes it.
+        let held = Held(self.hold(&path));
+        let info = read(&path);
+        Ok(info.map(|info| (held, path.join("packs"), info)))
     }
 
     /// Moves the files that are at `fs` in a directory here, in place of others that nobody uses. Blocking.

@@ -16,6 +16,7 @@ mod packets;
 mod remote;
 mod server;
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use whelk_llb::Digest;
@@ -24,7 +25,7 @@ use whelk_sys::in_root;
 use whelk_sys::{Scratch, fs};
 
 use super::Resolved;
-use super::kept::Info;
+use super::kept::{Held, Info};
 use crate::client::Client;
 use crate::directory::Directory;
 use crate::error::{Error, Result, os};
@@ -38,6 +39,9 @@ use server::Server;
 /// Maximum number of submodules of a repository, and of their depth.
 const MAX_MODULES: usize = 1000;
 const MAX_DEPTH: usize = 16;
+
+/// Maximum number of packs that a repository is kept as. When there are more, all is fetched again.
+const MAX_PACKS: usize = 8;
 
 /// What a source wants of a repository.
 #[derive(Debug, PartialEq, Eq)]
@@ -182,6 +186,13 @@ struct Task {
     depth: usize,
 }
 
+/// A commit of a repository that is here, with the packs that it was taken of.
+struct Base {
+    commit: String,
+    packs: PathBuf,
+    _held: Held,
+}
+
 impl Builder {
     /// Asks a server which commit a reference is now.
     pub(crate) async fn resolve_repository(
@@ -279,6 +290,11 @@ impl Builder {
             depth: 0,
         }];
         let mut count = 0;
+        let mut base = match wanted.keep_git_dir {
+            // It becomes a repository of one pack.
+            true => None,
+            false => self.base(&tasks[0].remote).await?,
+        };
         while let Some(task) = tasks.pop() {
             let named = |error: Error| match task.depth {
                 0 => error,
@@ -293,11 +309,36 @@ impl Builder {
                     opened.map_err(named)?
                 }
             };
-            let checked = self.check_out_one(wanted, &server, &task, &scratch, work);
-            let checked = checked.await.map_err(named)?;
+            let base = base.take().filter(|base| {
+                // Otherwise there would be nothing to send.
+                server.knows_haves() && base.commit != task.commit
+            });
+            let had_base = base.is_some();
+            let checking = self.check_out_one(wanted, &server, &task, &scratch, base, work);
+            let checked = match checking.await {
+                Err(error) if had_base => {
+                    tracing::debug!("fetch all of {}: {error}", task.remote.shown());
+                    let place = scratch.clone();
+                    blocking(move || begin_again(place.path())).await?;
+                    let access = wanted.access_to(&task.remote);
+                    let web = self.engine.images.web();
+                    let server = Server::open(web, client, &task.remote, &access, work).await?;
+                    self.check_out_one(wanted, &server, &task, &scratch, None, work)
+                        .await
+                }
+                checked => checked,
+            };
+            let checked = checked.map_err(named)?;
             info.size += checked.size;
             if task.depth == 0 {
                 info.time = Some(checked.time);
+                let packs = scratch.path().join("packs");
+                if fs::exists(&packs) {
+                    info.repository = task.remote.shown().to_owned();
+                    for entry in fs::list(&packs)? {
+                        info.size += fs::metadata(entry.path())?.len();
+                    }
+                }
             }
             if !wanted.submodules {
                 continue;
@@ -331,12 +372,33 @@ impl Builder {
         Ok((scratch, info))
     }
 
+    /// Returns the commit of a repository that was used last.
+    async fn base(self: &Arc<Self>, remote: &Remote) -> Result<Option<Base>> {
+        let (builder, repository) = (self.clone(), remote.shown().to_owned());
+        let find = move || {
+            let Some((held, packs, info)) = builder.git.packs(&repository)? else {
+                return Ok(None);
+            };
+            // A pack and its index.
+            let is_full = fs::list(&packs)?.len() >= 2 * MAX_PACKS;
+            let commit = info.content.split(' ').nth(1);
+            let commit = commit.filter(|commit| is_commit(commit) && !is_full);
+            Ok(commit.map(|commit| Base {
+                commit: commit.to_owned(),
+                packs,
+                _held: held,
+            }))
+        };
+        blocking(find).await
+    }
+
     async fn check_out_one(
         self: &Arc<Self>,
         wanted: &Wanted,
         server: &Server,
         task: &Task,
         scratch: &Arc<Scratch>,
+        base: Option<Base>,
         work: &Work,
     ) -> Result<Checked> {
         let shown = task.remote.shown().to_owned();
@@ -360,6 +422,7 @@ impl Builder {
             },
             commit_time: wanted.commit_time,
         };
+        let known = base.as_ref().map(|base| base.commit.clone());
         let (scratch, path) = (scratch.clone(), task.path.clone());
         let keep = (is_root && wanted.keep_git_dir).then(|| task.remote.shown().to_owned());
         let written = tokio::spawn(blocking(move || {
@@ -377,15 +440,24 @@ impl Builder {
             let place = scratch.path().join("pack");
             fs::create_dir(&place, 0o700)?;
             let mut objects = objects::Objects::receive(&place, receiver)?;
+            if let Some(base) = &base {
+                objects.add(&base.packs)?;
+            }
             let checked = plan.run(&mut objects, &into)?;
             drop(objects);
-            if let Some(remote) = keep {
-                dot_git::write(&scratch.path().join("fs/.git"), &place, &remote, &checked)?;
+            match keep {
+                Some(remote) => {
+                    let to = scratch.path().join("fs/.git");
+                    dot_git::write(&to, &place, &remote, &checked)?;
+                    fs::remove_tree(&place)?;
+                }
+                None if is_root => keep_packs(&scratch.path().join("packs"), &place, base)?,
+                None => fs::remove_tree(&place)?,
             }
-            fs::remove_tree(&place)?;
             Ok(checked)
         }));
-        let received = server.fetch(&task.commit, sender, report).await;
+        let fetching = server.fetch(&task.commit, known.as_deref(), sender, report);
+        let received = fetching.await;
         let written = written.await;
         let written = written.map_err(|error| Error::internal(error.to_string()))?;
         received?;
@@ -425,6 +497,30 @@ impl Secrets {
         let general = known.map(|(name, is_token)| (name.clone(), is_token));
         of_host.chain(general.filter(|_| self.is_general)).collect()
     }
+}
+
+/// Removes what an attempt has left.
+fn begin_again(scratch: &Path) -> Result<()> {
+    for name in ["fs", "pack"] {
+        let path = scratch.join(name);
+        if fs::exists(&path) {
+            fs::remove_tree(&path)?;
+        }
+    }
+    Ok(fs::create_dir(scratch.join("fs"), 0o755)?)
+}
+
+/// Keeps packs for the next commit: the one that was fetched, and those of the commit that it builds on, which share their content.
+fn keep_packs(to: &Path, fetched: &Path, base: Option<Base>) -> Result<()> {
+    if let Some(base) = base {
+        for entry in fs::list(&base.packs)? {
+            let path = entry.path();
+            let shown = path.display().to_string();
+            rustix::fs::link(&path, fetched.join(entry.file_name()))
+                .map_err(os(format!("link {shown}")))?;
+        }
+    }
+    Ok(fs::rename(fetched, to)?)
 }
 
 /// Decodes bytes in each way that those of a server are.

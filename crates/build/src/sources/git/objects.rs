@@ -16,9 +16,9 @@ use crate::error::{Error, Result};
 /// Maximum size of an object in bytes.
 const MAX_OBJECT: usize = 512 << 20;
 
-/// The objects of a pack, which is in a directory with its index.
+/// The objects of packs, which are in directories with their indexes.
 pub(super) struct Objects {
-    bundle: Bundle,
+    bundles: Vec<Bundle>,
     cache: cache::lru::MemoryCappedHashmap,
 }
 
@@ -81,9 +81,27 @@ impl Objects {
         let mut bundle = bundle.map_err(|error| failed(error.to_string()))?;
         bundle.pack = bundle.pack.with_alloc_limit_bytes(Some(MAX_OBJECT));
         Ok(Self {
-            bundle,
+            bundles: vec![bundle],
             cache: cache::lru::MemoryCappedHashmap::new(16 << 20),
         })
+    }
+
+    /// Adds the packs of an earlier fetch. Blocking.
+    ///
+    /// # Errors
+    /// Returns an error if they cannot be read.
+    pub fn add(&mut self, directory: &Path) -> Result<()> {
+        for entry in whelk_sys::fs::list(directory)? {
+            let path = entry.path();
+            if path.extension().is_some_and(|extension| extension == "idx") {
+                let mut bundle = Bundle::at(&path, Hash::Sha1).map_err(|error| {
+                    Error::invalid(format!("open the pack {}: {error}", path.display()))
+                })?;
+                bundle.pack = bundle.pack.with_alloc_limit_bytes(Some(MAX_OBJECT));
+                self.bundles.push(bundle);
+            }
+        }
+        Ok(())
     }
 
     /// Returns the content of an object.
@@ -92,11 +110,16 @@ impl Objects {
     /// Returns an error if it is not there, or of another kind.
     pub fn get(&mut self, id: &ObjectId, wanted: Kind) -> Result<Vec<u8>> {
         let mut content = Vec::new();
-        let found = self
-            .bundle
-            .find(id, &mut content, &mut Default::default(), &mut self.cache)
-            .map_err(|error| Error::invalid(format!("read the git object {id}: {error}")))?
-            .map(|(data, _)| data.kind);
+        let mut found = None;
+        for bundle in &self.bundles {
+            found = bundle
+                .find(id, &mut content, &mut Default::default(), &mut self.cache)
+                .map_err(|error| Error::invalid(format!("read the git object {id}: {error}")))?
+                .map(|(data, _)| data.kind);
+            if found.is_some() {
+                break;
+            }
+        }
         match found {
             Some(kind) if kind == wanted => Ok(content),
             Some(kind) => Err(Error::invalid(format!(

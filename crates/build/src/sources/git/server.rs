@@ -154,6 +154,18 @@ impl Server {
         })
     }
 
+    /// Returns whether [`Server::fetch`] can leave out what a known commit has.
+    pub fn knows_haves(&self) -> bool {
+        let is_old = matches!(
+            &self.transport,
+            Transport::Ssh {
+                references: Some(_),
+                ..
+            }
+        );
+        !is_old
+    }
+
     fn wrong(&self, problem: &str) -> Error {
         wrong(&self.remote, problem)
     }
@@ -267,20 +279,26 @@ impl Server {
         })
     }
 
-    /// Fetches the pack of a commit, without its history. Its last piece is `None`.
+    /// Fetches the pack of a commit, without its history, and without what the commit `known` has, if there is one. Its last piece
+    /// is `None`.
     pub async fn fetch(
         &self,
         commit: &str,
+        known: Option<&str>,
         pieces: mpsc::Sender<Option<Bytes>>,
         report: impl Fn(u64, bool),
     ) -> Result<()> {
-        let arguments = [
+        let mut arguments = vec![
             "no-progress".to_owned(),
             "ofs-delta".to_owned(),
             "deepen 1".to_owned(),
             format!("want {commit}"),
-            "done".to_owned(),
         ];
+        if let Some(known) = known {
+            // Its parents are not here.
+            arguments.extend([format!("shallow {known}"), format!("have {known}")]);
+        }
+        arguments.push("done".to_owned());
         let is_old = matches!(
             &self.transport,
             Transport::Ssh {
