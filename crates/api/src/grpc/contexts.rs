@@ -386,9 +386,13 @@ impl Locals for Contexts {
     }
 }
 
-/// Digests of what builds have selected of a directory.
+/// Digests of what builds have selected of a directory, and of the selectors, which may be long.
 #[derive(Debug, Default)]
-struct Selections(Mutex<Vec<(Vec<Selector>, Digest)>>);
+struct Selections(Mutex<Vec<(Digest, Digest)>>);
+
+fn digest_of(selectors: &[Selector]) -> Digest {
+    Digest::of(format!("{selectors:?}").as_bytes())
+}
 
 /// The digests of a directory's files, from its index, and of what was selected of them.
 #[derive(Debug)]
@@ -404,8 +408,9 @@ impl Index for Known {
     }
 
     fn selected(&self, selectors: &[Selector]) -> Option<Digest> {
+        let selectors = digest_of(selectors);
         let all = self.selections.0.lock().ignore_poison();
-        let found = all.iter().find(|(known, _)| known == selectors);
+        let found = all.iter().find(|(known, _)| *known == selectors);
         found.map(|(_, digest)| *digest)
     }
 
@@ -414,7 +419,7 @@ impl Index for Known {
         if all.len() == SELECTIONS {
             all.remove(0);
         }
-        all.push((selectors.to_vec(), digest));
+        all.push((digest_of(selectors), digest));
     }
 }
 
