@@ -273,3 +273,123 @@ fn validate(names: &Names<'_>, variable: Placed<'_>) -> std::result::Result<(), 
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Resolved;
+
+    fn resolved(content: &str, names: &[&str]) -> Result<Resolved> {
+        let file = File {
+            name: "docker-bake.hcl".into(),
+            content: content.into(),
+        };
+        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        let definitions = Definitions::read(&[file], &Environment::default())?;
+        definitions.resolve(&names, &[], |_| None)
+    }
+
+    #[track_caller]
+    fn refused(content: &str, expected: &str) {
+        let failed = resolved(content, &["default"]).err().unwrap();
+        assert!(failed.text.contains(expected), "{}", failed.text);
+    }
+
+    #[test]
+    fn names_are_evaluated_when_they_are_needed() {
+        let content = "A = B\nvariable \"B\" { default = \"b-${target.one.args.X}\" }\n\
+            function \"twice\" {\n  params = [text]\n  result = \"${text}${text}\"\n}\n\
+            target \"one\" {\n  args = { X = twice(\"x\") }\n}\n\
+            target \"default\" {\n  inherits = [\"one\"]\n  tags = [A, target.one.dockerfile != null ? \"set\" : \"unset\"]\n}\n";
+        let resolved = resolved(content, &["default"]).unwrap();
+        let target = &resolved.targets["default"];
+        assert_eq!(target.tags.as_deref().unwrap(), ["b-xx", "unset"]);
+        assert_eq!(target.args["X"].as_deref(), Some("xx"));
+    }
+
+    #[test]
+    fn circles_are_errors() {
+        refused(
+            "function \"f\" {\n  params = []\n  result = f()\n}\ntarget \"default\" { tags = [f()] }\n",
+            "function cycle not allowed for f",
+        );
+        refused(
+            "target \"default\" {\n  tags = target.default.tags\n}\n",
+            "reference cycle not allowed for target.default.tags",
+        );
+        refused(
+            "target \"default\" { contexts = { a = \"target:b\" } }\ntarget \"b\" { contexts = { a = \"target:default\" } }\n",
+            "infinite loop from b to default",
+        );
+        // A target that inherits from itself inherits nothing of it.
+        let content = "target \"default\" { inherits = [\"b\"] }\ntarget \"b\" {\n  inherits = [\"default\"]\n  tags = [\"x\"]\n}\n";
+        let found = resolved(content, &["default"]).unwrap();
+        assert_eq!(found.targets["default"].tags.as_deref().unwrap(), ["x"]);
+        let content = "group \"a\" { targets = [\"a\", \"b\"] }\ngroup \"b\" { targets = [\"a\", \"default\"] }\ntarget \"default\" {}\n";
+        assert_eq!(resolved(content, &["a"]).unwrap().targets.len(), 1);
+    }
+
+    #[test]
+    fn sizes_and_depths_are_bounded() {
+        let reversed: String = (0..2000)
+            .map(|number| format!("variable \"V{number}\" {{ default = (V{}) }}\n", number + 1))
+            .collect();
+        refused(&reversed, "expressions are nested too deeply");
+        refused(
+            &format!(
+                "target \"default\" {{ tags = [{}1{}] }}",
+                "(".repeat(500),
+                ")".repeat(500)
+            ),
+            "Invalid syntax",
+        );
+        refused(
+            "target \"default\" {\n  matrix = { a = range(1000), b = range(1000) }\n  name = \"x${a}-${b}\"\n}\n",
+            "matrix has more than 10000 combinations",
+        );
+        let inherits: String = (0..1000)
+            .map(|number| {
+                format!(
+                    "target \"t{number}\" {{ inherits = [\"t{}\"] }}\n",
+                    number + 1
+                )
+            })
+            .collect();
+        refused(
+            &format!(
+                "target \"default\" {{ inherits = [\"t0\"] }}\n{inherits}target \"t1000\" {{}}\n"
+            ),
+            "is inherited through more than 200 others",
+        );
+        let stands: String = (0..1000)
+            .map(|number| {
+                format!(
+                    "target \"t{number}\" {{ contexts = {{ x = \"target:t{}\" }} }}\n",
+                    number + 1
+                )
+            })
+            .collect();
+        refused(
+            &format!(
+                "target \"default\" {{ contexts = {{ x = \"target:t0\" }} }}\n{stands}target \"t1000\" {{}}\n"
+            ),
+            "stands on more than 200 others",
+        );
+        let groups: String = (0..5000)
+            .map(|number| {
+                format!(
+                    "group \"g{number}\" {{ targets = [\"g{}\"] }}\n",
+                    number + 1
+                )
+            })
+            .collect();
+        let groups = format!(
+            "{groups}group \"g5000\" {{ targets = [\"default\"] }}\ntarget \"default\" {{}}\n"
+        );
+        assert_eq!(resolved(&groups, &["g0"]).unwrap().targets.len(), 1);
+        refused(
+            "function \"f\" {\n  params = [n]\n  result = [for a in range(1000): [for b in range(1000): [for c in range(1000): n]]]\n}\ntarget \"default\" { tags = [f(1)] }\n",
+            "evaluating it takes too long",
+        );
+    }
+}
