@@ -141,10 +141,12 @@ impl Called {
             }
         }
         match called.name.as_str() {
-            "" | "build" => Ok(None),
-            "check" | "lint" | "outline" | "targets" => Ok(Some(called)),
-            _ => Err(invalid()),
+            "" | "build" => return Ok(None),
+            "check" => called.name = "lint".into(),
+            "lint" | "outline" | "targets" => {}
+            _ => return Err(invalid()),
         }
+        Ok(Some(called))
     }
 }
 
@@ -205,8 +207,9 @@ async fn bake_inner(client: &Client, args: &BakeArgs) -> Outcome {
     let resolved = definitions.resolve(&names, &overrides, variable);
     let mut resolved = resolved.map_err(failure)?;
     epoch(&mut resolved, &environment.variables);
-    for target in resolved.targets.values() {
+    for target in resolved.targets.values_mut() {
         target::check(target)?;
+        target.context = Some(target::context(target));
     }
     if args.print {
         print(&(printed(&resolved)? + "\n"))?;

@@ -164,10 +164,9 @@ fn tell(
             let text = answer.exporter_response.get("result.json");
             let value = text.and_then(|text| serde_json::from_str(text).ok());
             let kind = match called.as_ref().map(|called| called.name.as_str()) {
-                Some("lint") | None => "check",
                 Some("outline") => "outline",
                 Some("targets") => "targets",
-                Some(_) => "check",
+                _ => "check",
             };
             let answer = [(kind, value.unwrap_or_default())].into();
             all.target.insert(
