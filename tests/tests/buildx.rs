@@ -6,6 +6,7 @@
 )]
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 
 use rustix::process::Signal;
 use serde_json::json;
@@ -406,4 +407,52 @@ fn the_cache_is_listed_and_pruned() {
     shows(&docker(&engine).built(&context, &[]), &["DONE"]);
     let checked = docker(&engine).run(&["buildx", "ls"]).ok();
     shows(&checked, &["running", "linux/amd64"]);
+}
+
+/// The driver `remote` speaks BuildKit's protocol on a socket that has nothing else.
+#[test]
+fn a_remote_builder_uses_a_socket_of_its_own() {
+    let engine = Engine::start();
+    let socket = engine.scratch("sockets").join("buildkitd.sock");
+    let host = format!("unix://{}", socket.display());
+    engine.kill9();
+    engine.set_arguments(&["--buildkit-host", &host]);
+    engine.restart();
+    let mode = fs::metadata(&socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o660);
+    let buildx = |args: &[&str]| docker(&engine).run(&[&["buildx"], args].concat());
+    buildx(&["create", "--name", "far", "--driver", "remote", &host]).ok();
+    let shown = buildx(&["inspect", "far"]).ok();
+    shows(&shown, &["Driver:", "remote", "running", "linux/amd64"]);
+    let dockerfile = "FROM busybox\nCOPY data /data\nRUN cat /data > /made; echo to-out\n";
+    let files = [("Dockerfile", dockerfile), ("data", "one")];
+    let context = engine.scratch_with("context", &files);
+    let text = context.to_str().unwrap();
+    let build = |args: &[&str]| {
+        let all = [&["--builder", "far", "build"], args, &[text]].concat();
+        buildx(&all)
+    };
+    shows(
+        &build(&["-t", "made:1", "--load"]).exits(0),
+        &[" to-out\n", "exporting to docker image format"],
+    );
+    let look = ["run", "--rm", "--network=none", "made:1", "cat", "/made"];
+    assert_eq!(engine.docker(&look).ok(), "one");
+    let output = "type=image,name=made:2";
+    let again = build(&["--output", output]).exits(0);
+    assert_eq!(again.matches(" CACHED\n").count(), 3, "{again}");
+    assert_eq!(engine.image("made:2")["Id"], engine.image("made:1")["Id"]);
+    shows(&buildx(&["--builder", "far", "du"]).ok(), &["RECLAIMABLE"]);
+    shows(
+        &buildx(&["--builder", "far", "history", "ls"]).ok(),
+        &["Completed"],
+    );
+    buildx(&["--builder", "far", "prune", "-af"]).ok();
+    // The API is elsewhere.
+    let wrong = engine.docker(&["-H", &host, "version"]);
+    shows(&wrong.exits(1), &["BuildKit's protocol (gRPC) only"]);
+    buildx(&["rm", "far"]).ok();
+    engine.terminate();
+    assert!(!socket.exists());
+    engine.restart();
 }

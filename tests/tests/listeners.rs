@@ -178,6 +178,17 @@ fn a_start_fails_on_hosts_that_cannot_be_served() {
     ] {
         refuses(&engine, &["--host", host, "--tls=false"], text);
     }
+    for host in ["fd://", "unix://", "npipe://x"] {
+        let text = format!("unsupported host {host:?} of BuildKit's protocol");
+        refuses(&engine, &["--buildkit-host", host], &text);
+    }
+    refuses(
+        &engine,
+        &[&unix(&first), "--buildkit-host", &unix(&first)[7..]],
+        &format!("host unix://{} is given twice", first.display()),
+    );
+    let remote = ["--buildkit-host", "tcp://127.0.0.1:0"];
+    refuses(&engine, &remote, "TCP needs certificates: use --tlsverify");
     engine.set_arguments(&[]);
     engine.restart();
 }

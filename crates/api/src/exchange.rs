@@ -35,7 +35,7 @@ use crate::target::Escaped;
 /// Time limit for receiving a request's head, and for an idle connection. Limits slow-loris attacks.
 pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time limit for receiving the rest of an HTTP/2 preface after its first byte.
-const PREFACE_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const PREFACE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum size of a request's head in bytes.
 const MAX_HEAD_SIZE: u32 = 64 << 10;
 /// Maximum number of concurrent requests of a connection with HTTP/2, and of those in progress, which

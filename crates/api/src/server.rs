@@ -9,16 +9,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use hyper_util::rt::TokioIo;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use whelk_build::Builder;
 use whelk_engine::Engine;
 use whelk_sys::process::descriptors_are_scarce;
 
-use crate::exchange::{Stream, exchange};
+use crate::exchange::{HEAD_TIMEOUT, PREFACE_TIMEOUT, Stream, exchange};
+use crate::grpc::Door;
 use crate::handshakes::{Failures, Handshakes};
 use crate::listener::{Accepted, Listener};
 use crate::peer::{Identity, Peer};
+use crate::protocol::{Protocol, detect};
 use crate::routes;
 use crate::tls::Tls;
 
@@ -51,17 +55,68 @@ async fn wait_for_descriptors(stream: &impl AsFd) {
     }
 }
 
-/// Serves the API on all listeners until the future is dropped.
-pub async fn serve(engine: Arc<Engine>, builder: Arc<Builder>, listeners: &[Listener]) {
-    let routes = routes::router(engine, builder);
-    let loops = listeners
+/// What is served on a connection.
+#[derive(Clone)]
+enum Service {
+    Api(Router),
+    /// BuildKit's protocol alone.
+    BuildKit(Arc<Door>),
+}
+
+impl Service {
+    async fn serve(self, stream: Stream, peer: Peer) {
+        match self {
+            Self::Api(routes) => exchange(stream, peer, routes).await,
+            Self::BuildKit(door) => {
+                if let Err(error) = call(door, stream).await {
+                    tracing::debug!("connection of {}: {error}", peer.identity());
+                }
+            }
+        }
+    }
+}
+
+/// Serves the calls of a connection of BuildKit's protocol.
+async fn call(door: Arc<Door>, stream: Stream) -> std::io::Result<()> {
+    const NOT_THE_API: &[u8] =
+        b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n\
+        this socket serves BuildKit's protocol (gRPC) only: use another one for the API\n";
+    const REST_TIMEOUT: Duration = Duration::from_secs(2);
+    let (protocol, mut stream) = detect(stream, HEAD_TIMEOUT, PREFACE_TIMEOUT).await?;
+    match protocol {
+        Protocol::Http2 => door.serve(TokioIo::new(stream)).await,
+        Protocol::Http1 => {
+            stream.write_all(NOT_THE_API).await?;
+            stream.shutdown().await?;
+            // With a request that was not read, the client would get an error in place of the text.
+            let rest = tokio::io::copy(&mut stream, &mut tokio::io::sink());
+            let _ = tokio::time::timeout(REST_TIMEOUT, rest).await;
+        }
+    }
+    Ok(())
+}
+
+/// Serves the API, and BuildKit's protocol alone on sockets of its own, until the future is dropped.
+pub async fn serve(
+    engine: Arc<Engine>,
+    builder: Arc<Builder>,
+    api: &[Listener],
+    buildkit: &[Listener],
+) {
+    let door = Door::new(engine.clone(), builder.clone());
+    let routes = routes::router(engine, builder, door.clone());
+    let api = api.iter().zip(std::iter::repeat(Service::Api(routes)));
+    let buildkit = buildkit
         .iter()
-        .map(|listener| accept(listener, routes.clone()));
+        .zip(std::iter::repeat(Service::BuildKit(door)));
+    let loops = api
+        .chain(buildkit)
+        .map(|(listener, service)| accept(listener, service));
     futures_util::future::join_all(loops).await;
 }
 
 /// Accepts the connections of one listener until the future is dropped.
-async fn accept(listener: &Listener, routes: Router) {
+async fn accept(listener: &Listener, service: Service) {
     let mut handshakes = Handshakes::default();
     let failures = Failures::default();
     loop {
@@ -75,10 +130,10 @@ async fn accept(listener: &Listener, routes: Router) {
             }
         };
         wait_for_descriptors(&accepted).await;
-        let routes = routes.clone();
+        let service = service.clone();
         match accepted {
             Accepted::Unix(stream) => match Peer::of(&stream) {
-                Ok(peer) => drop(tokio::spawn(exchange(Box::new(stream), peer, routes))),
+                Ok(peer) => drop(tokio::spawn(service.serve(Box::new(stream), peer))),
                 Err(error) => tracing::warn!("accept: {error}"),
             },
             Accepted::Tcp {
@@ -86,7 +141,7 @@ async fn accept(listener: &Listener, routes: Router) {
                 client,
                 tls: None,
             } => match identified(&stream, client, None) {
-                Ok(peer) => drop(tokio::spawn(exchange(Box::new(stream), peer, routes))),
+                Ok(peer) => drop(tokio::spawn(service.serve(Box::new(stream), peer))),
                 Err(error) => tracing::warn!("accept: {error}"),
             },
             Accepted::Tcp {
@@ -97,7 +152,7 @@ async fn accept(listener: &Listener, routes: Router) {
                 let (turn, failures) = (handshakes.begin(client.ip()), failures.clone());
                 tokio::spawn(async move {
                     match handshake(&tls, stream, client, turn).await {
-                        Ok((stream, peer)) => exchange(stream, peer, routes).await,
+                        Ok((stream, peer)) => service.serve(stream, peer).await,
                         Err(error) => failures.log(client, &error),
                     }
                 });

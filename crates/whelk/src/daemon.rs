@@ -14,7 +14,7 @@ use whelk_engine::instance::{DEFAULT_INSTANCE, Instance};
 use whelk_sys::fs;
 
 use crate::config::{self, Given, Source};
-use crate::listen::{self, listen};
+use crate::listen::{self, Hosts, listen};
 use crate::log::Log;
 use crate::pidfile::PidFile;
 use crate::reload::Reload;
@@ -113,8 +113,13 @@ async fn run(
     let mut settings = source.read()?;
     let log = Log::start(&settings.file)?;
     let file = &mut settings.file;
-    let hosts = Some(std::mem::take(&mut file.hosts)).filter(|hosts| !hosts.is_empty());
-    let hosts = hosts.unwrap_or_else(|| vec![format!("unix://{DEFAULT_SOCKET}")]);
+    let mut hosts = Hosts {
+        api: std::mem::take(&mut file.hosts),
+        buildkit: std::mem::take(&mut file.buildkit_hosts),
+    };
+    if hosts.api.is_empty() {
+        hosts.api.push(format!("unix://{DEFAULT_SOCKET}"));
+    }
     let (tls, pidfile) = (file.tls(), file.pidfile.take());
     let oom_score = file.oom_score_adjust;
     let group = file.group.take().map(|name| group_id(&name));
@@ -159,12 +164,15 @@ async fn run(
         listeners: listeners.clone(),
     });
     let reload = hangups.each(async || reload.run().await);
-    for socket in &listeners.sockets {
+    for socket in &listeners.api {
         tracing::info!("listening at {}", socket.name());
+    }
+    for socket in &listeners.buildkit {
+        tracing::info!("listening at {} with BuildKit's protocol", socket.name());
     }
     systemd::notify_ready();
     tokio::select! {
-        () = whelk_api::serve(engine.clone(), builder, &listeners.sockets) => {}
+        () = whelk_api::serve(engine.clone(), builder, &listeners.api, &listeners.buildkit) => {}
         () = reload => {}
         () = stop => tracing::info!("stopping; containers keep running"),
     }

@@ -1,4 +1,4 @@
-//! The engine's listeners: reads `--host` and the TLS settings, and binds all sockets.
+//! The engine's listeners: reads `--host`, `--buildkit-host` and the TLS settings, and binds all sockets.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -118,9 +118,24 @@ impl Mode {
     }
 }
 
+/// The hosts of an engine as they are configured.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Hosts {
+    pub api: Vec<String>,
+    /// Where BuildKit's protocol is served without the API.
+    pub buildkit: Vec<String>,
+}
+
+impl Hosts {
+    fn all(&self) -> impl Iterator<Item = &String> {
+        self.api.iter().chain(&self.buildkit)
+    }
+}
+
 /// The listeners, and what is needed to read their certificates again.
 pub(crate) struct Listeners {
-    pub sockets: Vec<Listener>,
+    pub api: Vec<Listener>,
+    pub buildkit: Vec<Listener>,
     tls: Option<Arc<Tls>>,
 }
 
@@ -142,11 +157,12 @@ impl Listeners {
 struct Plan {
     mode: Mode,
     tls: Option<Arc<Tls>>,
+    /// In the order of [`Hosts::all`].
     hosts: Vec<Host>,
 }
 
 /// Reads the hosts and the certificates.
-fn plan(hosts: &[String], settings: &TlsSettings) -> anyhow::Result<Plan> {
+fn plan(hosts: &Hosts, settings: &TlsSettings) -> anyhow::Result<Plan> {
     let mode = settings.mode();
     settings.check_files(mode)?;
     let tls = match mode {
@@ -154,19 +170,21 @@ fn plan(hosts: &[String], settings: &TlsSettings) -> anyhow::Result<Plan> {
         Mode::Plain | Mode::Unset => None,
     };
     let port = if tls.is_some() { 2376 } else { 2375 };
-    let hosts = hosts.iter().map(|host| Host::parse(host, port));
+    let api = hosts.api.iter().map(|host| Host::parse(host, port));
+    let buildkit = hosts.buildkit.iter();
+    let buildkit = buildkit.map(|host| Host::parse_buildkit(host, port));
     Ok(Plan {
         mode,
         tls,
-        hosts: hosts.collect::<anyhow::Result<_>>()?,
+        hosts: api.chain(buildkit).collect::<anyhow::Result<_>>()?,
     })
 }
 
 /// Checks the hosts and certificates without binding anything. Addresses that are names, and the sockets that
 /// systemd passes, are only known when the engine starts.
-pub(crate) fn check(hosts: &[String], settings: &TlsSettings) -> anyhow::Result<()> {
+pub(crate) fn check(hosts: &Hosts, settings: &TlsSettings) -> anyhow::Result<()> {
     let plan = plan(hosts, settings)?;
-    for (index, host) in plan.hosts.iter().enumerate() {
+    for (index, (host, text)) in plan.hosts.iter().zip(hosts.all()).enumerate() {
         if let Host::Tcp(name, port) = host
             && let Some(address) = known_address(name)
         {
@@ -175,8 +193,7 @@ pub(crate) fn check(hosts: &[String], settings: &TlsSettings) -> anyhow::Result<
         let is_unique = matches!(host, Host::Tcp(_, 0) | Host::Passed(_));
         ensure!(
             is_unique || !plan.hosts[..index].contains(host),
-            "host {} is given twice",
-            hosts[index]
+            "host {text} is given twice"
         );
     }
     Ok(())
@@ -192,7 +209,7 @@ fn known_address(name: &str) -> Option<IpAddr> {
 
 /// Binds the sockets of all hosts. If one of them fails, none stays open.
 pub(crate) async fn listen(
-    hosts: &[String],
+    hosts: &Hosts,
     inherited: anyhow::Result<Vec<systemd::Socket>>,
     settings: &TlsSettings,
     group: Option<u32>,
@@ -208,7 +225,8 @@ pub(crate) async fn listen(
         false => Vec::new(),
     };
     let mut places = Vec::new();
-    for (host, parsed) in hosts.iter().zip(parsed) {
+    let mut api = 0;
+    for (index, (host, parsed)) in hosts.all().zip(parsed).enumerate() {
         match parsed {
             Host::Unix(path) => places.push(Endpoint::Path(path)),
             Host::Tcp(name, port) => places.push(Endpoint::Port(resolve(host, &name, port).await?)),
@@ -221,6 +239,9 @@ pub(crate) async fn listen(
                 }
             }
         }
+        if index < hosts.api.len() {
+            api = places.len();
+        }
     }
     for (index, place) in places.iter().enumerate() {
         ensure!(
@@ -232,7 +253,12 @@ pub(crate) async fn listen(
     for place in places {
         sockets.push(place.bind(mode, tls.as_ref(), group).await?);
     }
-    Ok(Listeners { sockets, tls })
+    let buildkit = sockets.split_off(api);
+    Ok(Listeners {
+        api: sockets,
+        buildkit,
+        tls,
+    })
 }
 
 /// What a host's text means.
@@ -263,6 +289,21 @@ impl Host {
             }
             _ => bail!(
                 "unsupported host {host:?}: expected unix:///PATH, tcp://[ADDRESS][:PORT] or fd://"
+            ),
+        }
+    }
+
+    /// Parses a host for BuildKit's protocol alone.
+    fn parse_buildkit(host: &str, default_port: u16) -> anyhow::Result<Self> {
+        let parsed = match host {
+            // The API's own default is no socket of BuildKit's.
+            "unix://" => None,
+            host => Self::parse(host, default_port).ok(),
+        };
+        match parsed {
+            Some(parsed @ (Self::Unix(_) | Self::Tcp(..))) => Ok(parsed),
+            _ => bail!(
+                "unsupported host {host:?} of BuildKit's protocol: expected unix:///PATH or tcp://[ADDRESS][:PORT]"
             ),
         }
     }
@@ -445,7 +486,10 @@ mod tests {
         let file = fs::append("/dev/null", 0o600).unwrap();
         let passed = vec![systemd::Socket::new("api", file.into())];
         let settings = TlsSettings::default();
-        let hosts = ["fd://api".to_owned()];
+        let hosts = Hosts {
+            api: vec!["fd://api".to_owned()],
+            ..Hosts::default()
+        };
         let error = listen(&hosts, Ok(passed), &settings, None).await.err();
         let error = format!("{:#}", error.unwrap());
         assert!(error.starts_with("host fd://api: the inherited"), "{error}");

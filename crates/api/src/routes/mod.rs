@@ -47,13 +47,6 @@ pub(crate) type Service<T> = State<Arc<T>>;
 #[derive(Clone)]
 pub(crate) struct Services(Arc<Engine>, Arc<Builder>, Arc<Door>);
 
-impl Services {
-    fn new(engine: Arc<Engine>, builder: Arc<Builder>) -> Self {
-        let door = Door::new(engine.clone(), builder.clone());
-        Self(engine, builder, door)
-    }
-}
-
 macro_rules! services {
     ($($field:ident: $type:ty),* $(,)?) => {$(
         impl FromRef<Services> for $type {
@@ -93,7 +86,7 @@ impl FromRef<Services> for Arc<Engine> {
 }
 
 /// Returns the router. The middleware that removes the version prefix must run before routing.
-pub(crate) fn router(engine: Arc<Engine>, builder: Arc<Builder>) -> Router {
+pub(crate) fn router(engine: Arc<Engine>, builder: Arc<Builder>, door: Arc<Door>) -> Router {
     let oldest = engine.instance.oldest_api.unwrap_or(crate::OLDEST);
     let routes = Router::new()
         .route("/containers/json", get(containers::list))
@@ -189,7 +182,7 @@ pub(crate) fn router(engine: Arc<Engine>, builder: Arc<Builder>) -> Router {
         .layer(DefaultBodyLimit::max(MAX_BODY_SIZE))
         .layer(from_fn(refuse_head))
         .layer(from_fn_with_state(engine.durability.clone(), wait_durable))
-        .with_state(Services::new(engine, builder));
+        .with_state(Services(engine, builder, door));
     Router::new()
         .fallback_service(routes)
         .layer(from_fn_with_state(oldest, version::negotiate))

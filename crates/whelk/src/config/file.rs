@@ -36,6 +36,8 @@ pub(crate) struct File {
     pub data_root: Option<PathBuf>,
     pub exec_root: Option<PathBuf>,
     pub hosts: Vec<String>,
+    /// Whelk's own key: where BuildKit's protocol is served without the API.
+    pub buildkit_hosts: Vec<String>,
     pub group: Option<String>,
     pub pidfile: Option<PathBuf>,
     pub debug: bool,

@@ -185,6 +185,7 @@ fn pool(text: &str) -> anyhow::Result<Value> {
 #[rustfmt::skip]
 const FLAGS: &[Flag] = &[
     flag("host", "hosts", List, "Where to listen, any number of times: unix:///PATH, tcp://[ADDRESS][:PORT], or fd:// for the sockets passed by systemd [default: unix:///run/whelk/whelk.sock]").short('H'),
+    flag("buildkit-host", "buildkit-hosts", List, "Where to serve BuildKit's protocol without the API, for buildctl and remote drivers of buildx, any number of times: unix:///PATH or tcp://[ADDRESS][:PORT]"),
     flag("tls", "tls", Switch, "Use TLS, and verify the clients' certificates unless --tlsverify=false; --tls=false allows tcp:// hosts on loopback addresses without TLS"),
     flag("tlsverify", "tlsverify", Switch, "Use TLS and accept only clients with a certificate signed by the CA"),
     flag("tlscacert", "tlscacert", Text, "File with the certificates of the CAs that sign clients' certificates [default: ~/.docker/ca.pem]"),
