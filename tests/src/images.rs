@@ -8,8 +8,8 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use serde_json::{Value, json};
 
-use crate::Engine;
 use crate::tar::{self, Tar};
+use crate::{Engine, Program};
 
 /// Returns the archive of the image `busybox`.
 pub fn busybox() -> PathBuf {
@@ -154,6 +154,24 @@ impl Archive {
     pub fn build(&self) -> Vec<u8> {
         pack(&self.parts())
     }
+}
+
+/// Returns the archive of the image `test/front:1`, which is a frontend of BuildKit's protocol (`whelk-frontend`). Its process has
+/// this argument, by which it is found.
+pub fn frontend(argument: &str) -> Vec<u8> {
+    let program = std::fs::read(Program::beside("whelk-frontend")).expect("read the frontend");
+    let root = small_root().program("frontend", program).finish();
+    Archive {
+        config: json!({
+            "Entrypoint": ["/frontend", argument],
+            "Labels": {
+                "moby.buildkit.frontend.network.none": "true",
+                "moby.buildkit.frontend.caps": "moby.buildkit.frontend.inputs,moby.buildkit.frontend.contexts,moby.buildkit.frontend.gitquerystring",
+            },
+        }),
+        ..Archive::new("test/front:1", vec![root])
+    }
+    .build()
 }
 
 /// The command that prints the tag of an image that [`marked`] has built.

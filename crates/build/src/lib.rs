@@ -27,6 +27,7 @@ mod error;
 mod explain;
 mod exporter;
 mod failed;
+mod frontend;
 pub mod gc;
 mod index;
 mod layers;
@@ -61,6 +62,7 @@ pub use entitlements::{AllowedEntitlements, Devices, Entitlements};
 pub use error::{Error, Result};
 pub use exporter::Finished;
 pub use failed::Failed;
+pub use frontend::Frontend;
 pub use index::{IndexSettings, Member, StoredIndex};
 pub use layers::View;
 pub use log::{Frames, Log};
@@ -123,6 +125,8 @@ pub struct Builder {
     steps: Arc<Semaphore>,
     /// Limits the threads that wait for the bytes of packs and layers.
     transfers: Arc<Semaphore>,
+    /// Limits the frontends that run at the same time.
+    frontends: Arc<Semaphore>,
     gc: GcSettings,
     /// What requests may ask for.
     pub allowed: AllowedEntitlements,
@@ -158,6 +162,7 @@ impl Builder {
             recorded: watch::Sender::default(),
             steps: Arc::new(Semaphore::new(STEPS_PER_PROCESSOR * processors)),
             transfers: Arc::new(Semaphore::new(TRANSFERS)),
+            frontends: Arc::new(Semaphore::new(frontend::MOST)),
             gc,
             allowed,
             collected: Mutex::default(),

@@ -125,8 +125,7 @@ impl Progress {
     /// Begins work of the builder that is no operation of a graph. It has failed if it is dropped.
     pub fn begin(&self, name: impl Into<String>) -> Work {
         let name = name.into();
-        let number = self.0.count.borrow().0;
-        let vertex = Digest::of(format!("{number} {} {name}", now()).as_bytes());
+        let vertex = self.new_vertex(&name);
         self.begin_as(vertex, name)
     }
 
@@ -140,6 +139,25 @@ impl Progress {
             vertex,
             is_ended: false,
         }
+    }
+
+    /// Like [`Progress::begin`], of a process with this output.
+    pub(crate) fn begin_logged(&self, name: &str, log: &Arc<Log>) -> Work {
+        let vertex = self.new_vertex(name);
+        let (name, inputs) = (name.to_owned(), Vec::new());
+        self.add(vertex, EventKind::Known { name, inputs });
+        let log = Some(log.clone());
+        self.add(vertex, EventKind::Started { log });
+        Work {
+            progress: self.clone(),
+            vertex,
+            is_ended: false,
+        }
+    }
+
+    fn new_vertex(&self, name: &str) -> Digest {
+        let number = self.0.count.borrow().0;
+        Digest::of(format!("{number} {} {name}", now()).as_bytes())
     }
 
     /// Ends the list: nothing follows.

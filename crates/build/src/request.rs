@@ -221,7 +221,7 @@ impl Builder {
         Ok(work.end(found)?.1)
     }
 
-    async fn configuration(self: &Arc<Self>, base: &Base) -> Result<Vec<u8>> {
+    pub(crate) async fn configuration(self: &Arc<Self>, base: &Base) -> Result<Vec<u8>> {
         let (content, id) = (self.store().content.clone(), base.image.id.clone());
         blocking(move || Ok(content.read(&id)?)).await
     }

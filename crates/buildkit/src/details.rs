@@ -62,6 +62,11 @@ pub fn source(info: &SourceInfo, ranges: &[Range]) -> Any {
     detail("Source", &Source { info, ranges })
 }
 
+/// Returns whether a detail has a file and lines of it.
+pub fn is_source(detail: &Any) -> bool {
+    detail.type_url.ends_with("errdefs.Source+json")
+}
+
 fn detail(kind: &str, value: &impl Serialize) -> Any {
     Any {
         type_url: format!("github.com/moby/buildkit/errdefs.{kind}+json"),

@@ -88,6 +88,7 @@ impl Client {
         let client = self.clone();
         tokio::spawn(grpc::serve(
             TokioIo::new(theirs),
+            grpc::Limits::default(),
             HeaderMap::new,
             move |call| client.clone().answer(call),
         ));
@@ -509,6 +510,7 @@ async fn a_call_whose_caller_is_gone_is_dropped() {
     let wire = tokio::spawn(copied);
     tokio::spawn(grpc::serve(
         TokioIo::new(theirs),
+        grpc::Limits::default(),
         HeaderMap::new,
         move |call: Call| {
             let guard = Dropped(sender.clone());

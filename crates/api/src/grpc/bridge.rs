@@ -25,6 +25,8 @@ use whelk_sys::in_root;
 
 use super::Door;
 use super::builds::{Build, Reference};
+use super::frontend::Called;
+use super::scope::Scope;
 
 /// The capabilities of the bridge's calls, which clients ask for (`Ping`).
 const FRONTEND: [&str; 17] = [
@@ -120,10 +122,23 @@ const OPERATIONS: [&str; 64] = [
 const MAX_FILE: usize = 15 << 20;
 
 impl Door {
-    pub(super) async fn bridge(self: Arc<Self>, method: &str, mut call: Call) -> Result<()> {
+    /// Answers a call of a client, which is its build's own frontend.
+    pub(super) async fn bridge(self: Arc<Self>, method: &str, call: Call) -> Result<()> {
         let id = call.entry("buildkit-controlapi-buildid");
         let id = id.ok_or_else(|| Status::invalid("no buildid found in context"))?;
         let build = self.builds.get(id).await?;
+        self.answer_frontend(&build, &build.scope, method, call)
+            .await
+    }
+
+    /// Answers a call of a frontend.
+    pub(super) async fn answer_frontend(
+        self: &Arc<Self>,
+        build: &Arc<Build>,
+        scope: &Scope,
+        method: &str,
+        mut call: Call,
+    ) -> Result<()> {
         match method {
             "Ping" => {
                 let caps = |names: &[&str]| {
@@ -141,12 +156,13 @@ impl Door {
                 call.responses.send(&pong).await
             }
             "Solve" => {
-                let response = self.bridge_solve(&build, call.request().await?).await?;
+                let response = self.bridge_solve(build, scope, call.request().await?);
+                let response = response.await?;
                 call.responses.send(&response).await
             }
             "Evaluate" => {
                 let request: EvaluateRequest = call.request().await?;
-                let reference = build.reference(&request.r#ref)?;
+                let reference = scope.reference(&request.r#ref)?;
                 reference.solve(&self.builder).await?;
                 call.responses.send(&Unused {}).await
             }
@@ -156,56 +172,44 @@ impl Door {
                     (Some(error), _) => Err(Status::from_message(error)),
                     (None, result) => Ok(result.unwrap_or_default()),
                 };
-                build.returned.send_replace(Some(returned));
+                if !scope.set_returned(returned) {
+                    return Err(Status::invalid(
+                        "the frontend has returned a result already",
+                    ));
+                }
                 call.responses.send(&Unused {}).await
             }
             "Inputs" => {
-                let definitions = build.inputs.clone();
+                let definitions = scope.inputs.clone();
                 call.responses.send(&InputsResponse { definitions }).await
             }
             "Warn" => {
-                warn(&build, call.request().await?)?;
+                warn(build, call.request().await?)?;
                 call.responses.send(&Unused {}).await
             }
             "ResolveImageConfig" => {
-                let request: ResolveImageConfigRequest = call.request().await?;
-                if request.resolver_type != 0 {
-                    let text = format!("the image {} of an OCI layout", request.r#ref);
-                    return Err(unsupported(&text));
-                }
-                let resolving = Resolving {
-                    reference: &request.r#ref,
-                    platform: request.platform,
-                    mode: &request.resolve_mode,
-                    name: &request.log_name,
-                };
-                let (digest, config) = self.resolve(&build, resolving).await?;
-                let response = ResolveImageConfigResponse {
-                    digest,
-                    config,
-                    r#ref: request.r#ref,
-                };
+                let response = self.resolve_config(build, call.request().await?).await?;
                 call.responses.send(&response).await
             }
             "ResolveSourceMeta" => {
                 let request = call.request().await?;
-                let response = self.resolve_source(&build, request).await?;
+                let response = self.resolve_source(build, request).await?;
                 call.responses.send(&response).await
             }
             "ReadFile" => {
                 let request: ReadFileRequest = call.request().await?;
-                let data = self.read_file(&build, request).await?;
+                let data = self.read_file(scope, request).await?;
                 call.responses.send(&ReadFileResponse { data }).await
             }
             "StatFile" => {
                 let request: StatFileRequest = call.request().await?;
-                let stat = self.stat_file(&build, request).await?;
+                let stat = self.stat_file(scope, request).await?;
                 let stat = Some(stat);
                 call.responses.send(&StatFileResponse { stat }).await
             }
             "ReadDir" => {
                 let request: ReadDirRequest = call.request().await?;
-                let entries = self.read_dir(&build, request).await?;
+                let entries = self.read_dir(scope, request).await?;
                 call.responses.send(&ReadDirResponse { entries }).await
             }
             _ => Err(Status::unimplemented(format!(
@@ -217,6 +221,7 @@ impl Door {
     async fn bridge_solve(
         self: &Arc<Self>,
         build: &Arc<Build>,
+        scope: &Scope,
         request: SolveRequest,
     ) -> Result<SolveResponse> {
         if !request.source_policies.is_empty() {
@@ -225,30 +230,58 @@ impl Door {
         if !request.allow_result_return || !request.allow_result_array_ref {
             return Err(Status::unimplemented("clients of BuildKit before v0.9"));
         }
+        let imports = super::caches::imports_of_frontend(&request)?;
+        let common = build.request_with(imports);
         let result = match (request.frontend.as_str(), request.definition) {
             ("", Some(definition)) => {
-                let common = build.request.clone();
                 let reference = Reference::new(common, definition, Images::default(), None);
                 let reference = reference.await?;
-                self.result(build, reference)?
+                self.result(scope, reference)?
             }
             ("", None) => return Err(Status::invalid("neither a frontend nor a definition")),
             (frontend, _) => {
-                let inputs = &request.frontend_inputs;
-                self.frontend(build, frontend, &request.frontend_opt, inputs)
-                    .await?
+                let called = Called {
+                    frontend,
+                    attributes: &request.frontend_opt,
+                    inputs: &request.frontend_inputs,
+                    request: common,
+                };
+                self.frontend(build, scope, called).await?
             }
         };
         if request.evaluate
             && let Some(kind) = &result.kind
         {
             for id in super::platforms::ids(kind) {
-                build.reference(id)?.solve(&self.builder).await?;
+                scope.reference(id)?.solve(&self.builder).await?;
             }
         }
         Ok(SolveResponse {
             result: Some(result),
             ..SolveResponse::default()
+        })
+    }
+
+    async fn resolve_config(
+        self: &Arc<Self>,
+        build: &Build,
+        request: ResolveImageConfigRequest,
+    ) -> Result<ResolveImageConfigResponse> {
+        if request.resolver_type != 0 {
+            let text = format!("the image {} of an OCI layout", request.r#ref);
+            return Err(unsupported(&text));
+        }
+        let resolving = Resolving {
+            reference: &request.r#ref,
+            platform: request.platform,
+            mode: &request.resolve_mode,
+            name: &request.log_name,
+        };
+        let (digest, config) = self.resolve(build, resolving).await?;
+        Ok(ResolveImageConfigResponse {
+            digest,
+            config,
+            r#ref: request.r#ref,
         })
     }
 
@@ -366,12 +399,12 @@ impl Door {
     /// Does something with the files of a reference, on a thread that may block.
     async fn with_files<T: Send + 'static>(
         self: &Arc<Self>,
-        build: &Build,
+        scope: &Scope,
         reference: &str,
         path: String,
         work: impl FnOnce(&OwnedFd, &Path) -> std::io::Result<T> + Send + 'static,
     ) -> Result<T> {
-        let solved = build.reference(reference)?.solve(&self.builder).await?;
+        let solved = scope.reference(reference)?.solve(&self.builder).await?;
         let door = self.clone();
         let done = tokio::task::spawn_blocking(move || {
             let view = solved.mount(&door.builder);
@@ -391,12 +424,12 @@ impl Door {
 
     async fn read_file(
         self: &Arc<Self>,
-        build: &Build,
+        scope: &Scope,
         request: ReadFileRequest,
     ) -> Result<Vec<u8>> {
         let read = |root: &OwnedFd, path: &Path| in_root::read_regular(root, path, MAX_FILE);
         let mut data = self
-            .with_files(build, &request.r#ref, request.file_path, read)
+            .with_files(scope, &request.r#ref, request.file_path, read)
             .await?;
         if let Some(range) = request.range {
             let offset = usize::try_from(range.offset).unwrap_or(0).min(data.len());
@@ -408,20 +441,20 @@ impl Door {
         Ok(data)
     }
 
-    async fn stat_file(self: &Arc<Self>, build: &Build, request: StatFileRequest) -> Result<Stat> {
+    async fn stat_file(self: &Arc<Self>, scope: &Scope, request: StatFileRequest) -> Result<Stat> {
         let stat = |root: &OwnedFd, path: &Path| {
             let flags = OFlags::PATH | OFlags::CLOEXEC;
             let file = in_root::open(root, path, flags, Mode::empty())?;
             let name = path.file_name().map(|name| name.to_string_lossy());
             stat(&file, &name.unwrap_or_default())
         };
-        self.with_files(build, &request.r#ref, request.path, stat)
+        self.with_files(scope, &request.r#ref, request.path, stat)
             .await
     }
 
     async fn read_dir(
         self: &Arc<Self>,
-        build: &Build,
+        scope: &Scope,
         request: ReadDirRequest,
     ) -> Result<Vec<Stat>> {
         let pattern = request.include_pattern;
@@ -456,7 +489,7 @@ impl Door {
             found.sort_by(|one, other| one.path.cmp(&other.path));
             Ok(found)
         };
-        self.with_files(build, &request.r#ref, request.dir_path, list)
+        self.with_files(scope, &request.r#ref, request.dir_path, list)
             .await
     }
 }

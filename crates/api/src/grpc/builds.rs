@@ -6,14 +6,16 @@ use std::time::Duration;
 
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, watch};
 use whelk_build::provenance::{FrontendCall, Provenance};
-use whelk_build::{Attest, Builder, Error, Images, Request, Scanned, Solved};
+use whelk_build::{Attest, Builder, CacheImport, Error, Images, Imports, Request, Scanned, Solved};
 use whelk_buildkit::grpc::{Code, Result, Status};
-use whelk_buildkit::pb::{Message as _, gateway};
+use whelk_buildkit::pb::Message as _;
 use whelk_dockerfile::convert::Image;
 use whelk_engine::events::now;
 use whelk_llb::pb::{Definition, SourceInfo};
 use whelk_llb::{Digest, Graph};
 use whelk_sys::sync::IgnorePoison as _;
+
+use super::scope::Scope;
 
 /// Time limit for a call to find the build that it belongs to. A client makes its calls at the same time.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -23,10 +25,6 @@ const KEPT: Duration = Duration::from_secs(30);
 
 /// Maximum number of builds that run.
 const MAX_RUNNING: usize = 1000;
-
-/// Maximum number of references of a build, and of the bytes of their definitions.
-const MAX_REFERENCES: usize = 4096;
-const MAX_DEFINITIONS: usize = 64 << 20;
 
 /// The builds.
 #[derive(Debug)]
@@ -51,30 +49,22 @@ pub(super) struct Build {
     pub id: String,
     pub session: String,
     pub request: Request,
-    pub inputs: BTreeMap<String, Definition>,
+    /// What the client can refer to.
+    pub scope: Scope,
     /// The attestations that the client has asked for.
     pub attest: Attest,
     /// In nanoseconds since the epoch.
     started: i64,
-    references: Mutex<References>,
     /// Results that the frontend has read from: what a client gives only once is part of some.
     held: Mutex<Vec<Arc<Solved>>>,
-    /// The result, which a client that converts the Dockerfile itself returns (`LLBBridge.Return`).
-    pub returned: watch::Sender<Option<Result<gateway::Result>>>,
     /// Manifests of what was made, with their media types, by the position of the output.
     manifests: Mutex<BTreeMap<i64, (String, Vec<u8>)>>,
     /// The provenance and the attestations that the build's record in the history has.
     noted: Mutex<Noted>,
     /// The Dockerfile that warnings are about, and the step that has read it.
     pub file: Mutex<Option<(Digest, SourceInfo)>>,
-}
-
-/// The references of a build, by their names.
-#[derive(Debug, Default)]
-struct References {
-    known: HashMap<String, Arc<Reference>>,
-    /// The size of their definitions in bytes.
-    bytes: usize,
+    /// The caches that frontends import, by what they ask for: each is read once.
+    imports: Mutex<BTreeMap<Vec<CacheImport>, Arc<Imports>>>,
 }
 
 /// The provenance and the attestations of a build's results, by platform if there are several.
@@ -166,6 +156,11 @@ impl Reference {
 }
 
 impl Reference {
+    /// Returns the number of operations, and the size of the definition in bytes.
+    pub fn size(&self) -> (usize, usize) {
+        (self.graph.nodes.len(), self.definition.encoded_len())
+    }
+
     /// Returns how the result was made, as far as it is known now.
     pub fn provenance(&self, build: &Build, solved: &Solved) -> Provenance {
         let last = self.definition.def.last();
@@ -219,26 +214,24 @@ impl Build {
         attest: Attest,
     ) -> Arc<Self> {
         Arc::new(Self {
-            inputs,
             attest,
-            ..Self::plain(id, session, request)
+            ..Self::plain(id.clone(), session, request, Scope::of_client(&id, inputs))
         })
     }
 
-    fn plain(id: String, session: String, request: Request) -> Self {
+    fn plain(id: String, session: String, request: Request, scope: Scope) -> Self {
         Self {
             id,
             session,
             request,
-            inputs: BTreeMap::new(),
+            scope,
             attest: Attest::default(),
             started: now(),
-            references: Mutex::default(),
             held: Mutex::default(),
-            returned: watch::Sender::default(),
             manifests: Mutex::default(),
             noted: Mutex::default(),
             file: Mutex::default(),
+            imports: Mutex::default(),
         }
     }
 
@@ -274,45 +267,29 @@ impl Build {
         std::mem::take(&mut *self.noted.lock().ignore_poison())
     }
 
-    /// Keeps a reference, and returns its name.
-    ///
-    /// # Errors
-    /// Returns an error if the build has too many.
-    pub fn add(&self, reference: Reference) -> Result<(String, Arc<Reference>)> {
-        let reference = Arc::new(reference);
-        let mut references = self.references.lock().ignore_poison();
-        let (number, size) = (references.known.len(), reference.definition.encoded_len());
-        let bytes = references.bytes.saturating_add(size);
-        if number >= MAX_REFERENCES || bytes > MAX_DEFINITIONS {
-            return Err(Status::new(
-                Code::ResourceExhausted,
-                format!(
-                    "a build has at most {MAX_REFERENCES} results, with definitions of {MAX_DEFINITIONS} bytes"
-                ),
-            ));
-        }
-        let name = format!("{}-{number}", self.id);
-        references.bytes = bytes;
-        references.known.insert(name.clone(), reference.clone());
-        Ok((name, reference))
-    }
-
     /// Returns what is kept of a build that has ended: its progress.
     fn ended(&self) -> Arc<Self> {
+        let scope = Scope::of_client(&self.id, BTreeMap::new());
+        let (id, session) = (self.id.clone(), self.session.clone());
         let ended = Self {
             started: self.started,
             file: Mutex::new(self.file.lock().ignore_poison().clone()),
-            ..Self::plain(self.id.clone(), self.session.clone(), self.request.clone())
+            ..Self::plain(id, session, self.request.clone(), scope)
         };
         Arc::new(ended)
     }
 
-    /// # Errors
-    /// Returns an error if there is no such reference.
-    pub fn reference(&self, name: &str) -> Result<Arc<Reference>> {
-        let references = self.references.lock().ignore_poison();
-        let found = references.known.get(name).cloned();
-        found.ok_or_else(|| Status::not_found(format!("no such ref: {name}")))
+    /// Returns the request of a frontend that imports these caches.
+    pub fn request_with(&self, imports: Vec<CacheImport>) -> Request {
+        let mut request = self.request.clone();
+        // Clients name theirs for the build, and once more for their frontend.
+        if !request.imports.includes(&imports) {
+            let mut known = self.imports.lock().ignore_poison();
+            let imports = known.entry(imports);
+            let imports = imports.or_insert_with_key(|wanted| Imports::new(wanted.clone()));
+            request.imports = imports.clone();
+        }
+        request
     }
 }
 
@@ -328,7 +305,7 @@ impl Drop for Running<'_> {
     fn drop(&mut self) {
         self.build.request.progress.close();
         // Dropping the references ends what waits for their results.
-        *self.build.references.lock().ignore_poison() = References::default();
+        self.build.scope.clear();
         self.build.held.lock().ignore_poison().clear();
         let (known, id) = (self.builds.known.clone(), self.build.id.clone());
         let ended = self.build.ended();

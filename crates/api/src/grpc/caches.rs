@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use whelk_build::{CacheExport, CacheImport};
 use whelk_buildkit::grpc::{Result, Status};
-use whelk_buildkit::pb::control::SolveRequest;
+use whelk_buildkit::pb::control::{CacheOptionsEntry, SolveRequest};
 use whelk_buildkit::pb::gateway::{self, result};
 
 use super::Door;
@@ -44,18 +44,18 @@ pub(super) fn shown_imports(text: &str) -> String {
     serde_json::to_string(&entries).unwrap_or_default()
 }
 
-/// Returns the caches that a request imports: clients name them in several places.
-///
-/// # Errors
-/// Returns an error for an attribute that is not as clients write it.
-pub(super) fn imports(request: &SolveRequest) -> Result<Vec<CacheImport>> {
-    let get = |name: &str| request.frontend_attrs.get(name).map_or("", String::as_str);
+/// Returns the caches that are imported: clients name them in several places.
+fn parse<'a>(
+    attributes: &BTreeMap<String, String>,
+    entries: impl IntoIterator<Item = &'a CacheOptionsEntry>,
+) -> Result<Vec<CacheImport>> {
+    let get = |name: &str| attributes.get(name).map_or("", String::as_str);
     let listed = listed(get(IMPORTS));
     let listed =
         listed.map_err(|error| Status::invalid(format!("attribute {IMPORTS}: {error}")))?;
-    let listed = listed.into_iter().map(|entry| (entry.r#type, entry.attrs));
-    let own = request.cache.iter().flat_map(|cache| &cache.imports);
+    let own = entries.into_iter();
     let own = own.map(|entry| (entry.kind.clone(), entry.attrs.clone()));
+    let listed = listed.into_iter().map(|entry| (entry.r#type, entry.attrs));
     // Of clients from before 2018.
     let references = get("cache-from").split(',').filter(|name| !name.is_empty());
     let references = references.map(|name| {
@@ -65,6 +65,23 @@ pub(super) fn imports(request: &SolveRequest) -> Result<Vec<CacheImport>> {
     let all = listed.chain(own).chain(references);
     let imports = all.map(|(kind, attrs)| CacheImport::parse(&kind, &attrs));
     Ok(imports.collect())
+}
+
+/// Returns the caches that a request imports.
+///
+/// # Errors
+/// Returns an error for an attribute that is not as clients write it.
+pub(super) fn imports(request: &SolveRequest) -> Result<Vec<CacheImport>> {
+    let entries = request.cache.iter().flat_map(|cache| &cache.imports);
+    parse(&request.frontend_attrs, entries)
+}
+
+/// Returns the caches that a frontend imports for what it asks for.
+///
+/// # Errors
+/// As [`imports`].
+pub(super) fn imports_of_frontend(request: &gateway::SolveRequest) -> Result<Vec<CacheImport>> {
+    parse(&request.frontend_opt, &request.cache_imports)
 }
 
 /// Returns the exports that a request asks for.
@@ -98,7 +115,7 @@ impl Door {
         }
         let mut solved = Vec::new();
         for id in ids(returned) {
-            let reference = build.reference(&id)?;
+            let reference = build.scope.reference(&id)?;
             solved.push(reference.solve(&self.builder).await?);
         }
         if solved.is_empty() {

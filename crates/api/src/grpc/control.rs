@@ -24,7 +24,9 @@ use super::Door;
 use super::builds::{Build, Reference};
 use super::client::{Sent, SessionClient};
 use super::export::Export;
+use super::frontend::Called;
 use super::progress::{self, Listener};
+use super::scope::Scope;
 
 /// The version of BuildKit whose protocol this is, which clients compare with what they need.
 const VERSION: &str = "v0.25.1";
@@ -175,7 +177,7 @@ impl Door {
         let solving: BoxFuture<'_, Result<SolveResponse>> = Box::pin(async {
             let result = match (request.frontend.as_str(), request.definition) {
                 ("", None) => {
-                    let mut returned = build.returned.subscribe();
+                    let mut returned = build.scope.returned.subscribe();
                     let returned = returned.wait_for(Option::is_some).await;
                     let returned = returned.ok().and_then(|returned| returned.clone());
                     returned.unwrap_or_else(|| Err(Status::canceled()))?
@@ -184,11 +186,16 @@ impl Door {
                     let images = whelk_build::Images::default();
                     let common = build.request.clone();
                     let reference = Reference::new(common, definition, images, None).await?;
-                    self.result(build, reference)?
+                    self.result(&build.scope, reference)?
                 }
                 (frontend, _) => {
-                    self.frontend(build, frontend, &request.frontend_attrs, &build.inputs)
-                        .await?
+                    let call = Called {
+                        frontend,
+                        attributes: &request.frontend_attrs,
+                        inputs: &build.scope.inputs,
+                        request: build.request.clone(),
+                    };
+                    self.frontend(build, &build.scope, call).await?
                 }
             };
             let mut answer = self.export(build, &result, &outputs.exports).await?;
@@ -210,9 +217,12 @@ impl Door {
         }
     }
 
-    /// Keeps a reference as the result of a build.
-    pub(super) fn result(&self, build: &Build, reference: Reference) -> Result<gateway::Result> {
-        let (id, reference) = build.add(reference)?;
+    /// Keeps a reference as the result of a call.
+    ///
+    /// # Errors
+    /// Returns an error if the frontend has too many.
+    pub(super) fn result(&self, scope: &Scope, reference: Reference) -> Result<gateway::Result> {
+        let (id, reference) = scope.add(reference)?;
         let mut result = gateway::Result::default();
         if let Some(origin) = &reference.origin
             && let Ok(config) = serde_json::to_vec(&origin.image)

@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use whelk_build::provenance::FrontendCall;
 use whelk_build::{Directory, Error, Request, parse_reference};
 use whelk_buildkit::grpc::{Result, Status};
-use whelk_buildkit::pb::gateway;
+use whelk_buildkit::pb::gateway::Result as Answered;
 use whelk_buildkit::session::Wanted;
 use whelk_dockerfile::convert::{
     Answer, Answers, ContextInput, Image, MainContext, Options, Request as Ask, check,
@@ -25,7 +25,9 @@ use super::Door;
 use super::builds::{Build, Origin, Reference};
 use super::client::{Sent, SessionClient};
 use super::control::DOCKERFILE;
+use super::gateway;
 use super::result::of_frontend;
+use super::scope::Scope;
 
 type Attributes = BTreeMap<String, String>;
 
@@ -74,78 +76,127 @@ struct Texts {
     ignore: Option<String>,
 }
 
+/// A call of a frontend.
+pub(super) struct Called<'a> {
+    /// `dockerfile.v0`, or `gateway.v0` for the one of an image.
+    pub frontend: &'a str,
+    pub attributes: &'a Attributes,
+    pub inputs: &'a BTreeMap<String, Definition>,
+    pub request: Request,
+}
+
 impl Door {
-    /// Runs a frontend.
+    /// Runs a frontend for another one, which has this scope.
     pub(super) async fn frontend(
         self: &Arc<Self>,
         build: &Arc<Build>,
-        frontend: &str,
-        attributes: &Attributes,
-        inputs: &BTreeMap<String, Definition>,
-    ) -> Result<gateway::Result> {
-        if frontend != "dockerfile.v0" {
-            let text = format!("the frontend {frontend}: not available in this version of whelk");
-            return Err(Status::unimplemented(text));
+        scope: &Scope,
+        called: Called<'_>,
+    ) -> Result<Answered> {
+        let Called {
+            frontend,
+            attributes,
+            inputs,
+            ..
+        } = called;
+        match frontend {
+            "dockerfile.v0" => {}
+            "gateway.v0" => {
+                let source = attributes.get("source");
+                let source =
+                    source.ok_or_else(|| Status::invalid("no source specified for gateway"))?;
+                if !gateway::is_own(source) {
+                    return self.gateway(build, scope, source, attributes, inputs).await;
+                }
+            }
+            _ => {
+                let text =
+                    format!("the frontend {frontend}: not available in this version of whelk");
+                return Err(Status::unimplemented(text));
+            }
         }
         let get = |name: &str| attributes.get(name).map_or("", String::as_str);
-        let caps = get("frontend.caps").split(',');
-        let mut caps = caps.map(|cap| cap.trim_end_matches("+forward"));
-        if let Some(cap) = caps.find(|cap| !cap.is_empty() && !CAPS.contains(cap)) {
-            let text = format!("requested unsupported frontend capability {cap}");
-            return Err(Status::unimplemented(text));
+        let mut caps = get("frontend.caps").split(',');
+        let unknown = caps.find(|cap| {
+            let name = cap.split('+').next().unwrap_or_default();
+            !name.is_empty() && !CAPS.contains(&name)
+        });
+        // Another frontend may know it.
+        let is_unknown = |cap: &&str| !cap.contains("+forward");
+        if let Some(cap) = unknown.filter(is_unknown) {
+            return Err(without_cap(cap));
         }
         let prepared = self.prepare(build, attributes, inputs).await?;
+        if let Some(syntax) = gateway::Syntax::find(attributes, &prepared.text) {
+            let forwarded = self.forward(build, scope, &syntax, attributes, inputs);
+            return forwarded
+                .await
+                .map_err(|status| syntax.place(status, &prepared.file));
+        }
+        if let Some(cap) = unknown {
+            return Err(without_cap(cap));
+        }
         if !get("requestid").is_empty() {
             return self.subrequest(build, get("requestid"), &prepared).await;
         }
-        let request = self.requested(build, attributes, &prepared.options).await?;
+        let request = Request {
+            imports: called.request.imports,
+            ..self.requested(build, attributes, &prepared.options).await?
+        };
         let call = FrontendCall {
             frontend: frontend.to_owned(),
             attributes: attributes.clone(),
             locals: prepared.locals.clone(),
             version: DOCKERFILE.into(),
         };
+        let mut references = self.convert(build, &request, &prepared, &call).await?;
+        if prepared.options.multi_platform {
+            return self.results(scope, references);
+        }
+        match references.pop() {
+            Some((_, reference)) => self.result(scope, reference),
+            None => Err(Status::unknown("a Dockerfile without a result")),
+        }
+    }
+
+    /// Converts a Dockerfile for each platform.
+    async fn convert(
+        self: &Arc<Self>,
+        build: &Build,
+        request: &Request,
+        prepared: &Prepared,
+        call: &FrontendCall,
+    ) -> Result<Vec<(pb::Platform, Reference)>> {
         let wanted = match prepared.platforms.as_slice() {
             [] => vec![None],
             platforms => platforms.iter().cloned().map(Some).collect(),
         };
-        let converting = wanted.into_iter().enumerate().map(|(place, platform)| {
-            let (request, prepared, call) = (&request, &prepared, &call);
-            async move {
-                let options = Options {
-                    platform: platform.clone(),
-                    // Those of the first are the same.
-                    is_quiet: place > 0,
-                    is_scanned: build.attest.sbom.is_some(),
-                    ..prepared.options.clone()
-                };
-                let converted = self
-                    .builder
-                    .convert(request, &prepared.text, &options)
-                    .await;
-                let converted = converted.map_err(|error| of_frontend(&error, &prepared.file))?;
-                let conversion = converted.conversion;
-                let origin = Origin {
-                    image: conversion.image,
-                    epoch: conversion.epoch,
-                    call: call.clone(),
-                    scanned: conversion.scanned,
-                    ignores_cache: conversion.ignore_cache,
-                };
-                let (definition, images) = (conversion.definition, converted.images);
-                let reference =
-                    Reference::new(request.clone(), definition, images, Some(origin)).await?;
-                Ok::<_, Status>((platform.unwrap_or_else(host), reference))
-            }
+        let wanted = wanted.into_iter().enumerate();
+        let converting = wanted.map(|(place, platform)| async move {
+            let options = Options {
+                platform: platform.clone(),
+                // Those of the first are the same.
+                is_quiet: place > 0,
+                is_scanned: build.attest.sbom.is_some(),
+                ..prepared.options.clone()
+            };
+            let converted = self.builder.convert(request, &prepared.text, &options);
+            let converted = converted.await;
+            let converted = converted.map_err(|error| of_frontend(&error, &prepared.file))?;
+            let conversion = converted.conversion;
+            let origin = Origin {
+                image: conversion.image,
+                epoch: conversion.epoch,
+                call: call.clone(),
+                scanned: conversion.scanned,
+                ignores_cache: conversion.ignore_cache,
+            };
+            let (definition, images) = (conversion.definition, converted.images);
+            let reference =
+                Reference::new(request.clone(), definition, images, Some(origin)).await?;
+            Ok::<_, Status>((platform.unwrap_or_else(host), reference))
         });
-        let mut references = futures_util::future::try_join_all(converting).await?;
-        if prepared.options.multi_platform {
-            return self.results(build, references);
-        }
-        match references.pop() {
-            Some((_, reference)) => self.result(build, reference),
-            None => Err(Status::unknown("a Dockerfile without a result")),
-        }
+        futures_util::future::try_join_all(converting).await
     }
 
     /// Returns the request of a build with the settings of its frontend.
@@ -376,6 +427,11 @@ impl Door {
     }
 }
 
+pub(super) fn without_cap(cap: &str) -> Status {
+    let text = format!("requested unsupported frontend capability {cap}");
+    Status::unimplemented(text)
+}
+
 /// Returns the network of processes that a client has named.
 fn network(name: &str) -> Result<NetworkMode> {
     let mode: whelk_engine::Result<NetworkMode> = name.parse();
@@ -418,7 +474,7 @@ impl Door {
         build: &Build,
         request: &str,
         prepared: &Prepared,
-    ) -> Result<gateway::Result> {
+    ) -> Result<Answered> {
         let Prepared {
             text,
             options,
@@ -446,7 +502,7 @@ impl Door {
                 return Err(Status::unimplemented(text));
             }
         };
-        let mut result = gateway::Result::default();
+        let mut result = Answered::default();
         let texts = [("result.json", found.json), ("result.txt", found.text)];
         for (name, text) in texts {
             result.metadata.insert(name.into(), text.into_bytes());

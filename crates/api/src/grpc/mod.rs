@@ -6,7 +6,8 @@
 //! Control.Status ◄───┘  progress
 //! ```
 //! With the usual clients, a build's frontend is the client: it asks for references, and returns one of them. They
-//! are solved when somebody needs their files.
+//! are solved when somebody needs their files. Other frontends are programs in images, which have the service `LLBBridge` alone
+//! on their standard input and output (`gateway`).
 
 mod bridge;
 mod builds;
@@ -16,12 +17,14 @@ mod contexts;
 mod control;
 mod export;
 mod frontend;
+mod gateway;
 mod history;
 pub(crate) mod named;
 mod platforms;
 mod progress;
 mod remote;
 mod result;
+mod scope;
 mod told;
 
 use std::sync::Arc;
@@ -68,7 +71,7 @@ impl Door {
     pub async fn serve(self: Arc<Self>, stream: impl Read + Write + Unpin + Send + 'static) {
         let answer = move |call| self.clone().answer(call);
         // Clients hang up without a word, and look whether this works by opening a connection.
-        if let Err(error) = grpc::serve(stream, headers, answer).await {
+        if let Err(error) = grpc::serve(stream, grpc::Limits::default(), headers, answer).await {
             tracing::debug!("connection of BuildKit's protocol: {error}");
         }
     }

@@ -10,12 +10,14 @@ use whelk_llb::pb;
 
 use super::Door;
 use super::builds::{Build, Reference};
+use super::scope::Scope;
 
 const PLATFORMS: &str = "refs.platforms";
 const CONFIG: &str = "containerimage.config";
+const EPOCH: &str = "source.date.epoch";
 
 /// Maximum number of platforms of a result.
-const MAX_PLATFORMS: usize = 64;
+pub(super) const MAX_PLATFORMS: usize = 64;
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -35,7 +37,7 @@ struct Listed {
 /// As in indexes of images.
 #[derive(Default, Serialize, Deserialize)]
 #[serde(default)]
-struct Platform {
+pub(super) struct Platform {
     architecture: String,
     os: String,
     #[serde(rename = "os.version", skip_serializing_if = "String::is_empty")]
@@ -46,6 +48,18 @@ struct Platform {
     variant: String,
 }
 
+impl From<pb::Platform> for Platform {
+    fn from(platform: pb::Platform) -> Self {
+        Self {
+            architecture: platform.architecture,
+            os: platform.os,
+            os_version: platform.os_version,
+            os_features: platform.os_features,
+            variant: platform.variant,
+        }
+    }
+}
+
 /// A result that was returned for a platform.
 pub(super) struct Returned {
     pub id: String,
@@ -53,6 +67,8 @@ pub(super) struct Returned {
     pub reference: Arc<Reference>,
     /// The configuration of the image, if the frontend has made one.
     pub config: Option<Image>,
+    /// The time that the frontend has set, in seconds since 1970.
+    pub epoch: Option<i64>,
 }
 
 /// Returns the names of references.
@@ -66,10 +82,13 @@ pub(super) fn ids(kind: &result::Kind) -> Vec<&String> {
 }
 
 impl Door {
-    /// Keeps references as the results of a build, one for each platform.
+    /// Keeps references as the results of a call, one for each platform.
+    ///
+    /// # Errors
+    /// Returns an error if the frontend has too many.
     pub(super) fn results(
         &self,
-        build: &Build,
+        scope: &Scope,
         references: Vec<(pb::Platform, Reference)>,
     ) -> Result<gateway::Result> {
         let mut result = gateway::Result::default();
@@ -78,7 +97,7 @@ impl Door {
         for (platform, reference) in references {
             let platform = platform.normalized();
             let id = platform.specifier();
-            let one = self.result(build, reference)?;
+            let one = self.result(scope, reference)?;
             if let Some(config) = one.metadata.get(CONFIG) {
                 result
                     .metadata
@@ -89,13 +108,7 @@ impl Door {
             }
             listed.push(Listed {
                 id,
-                platform: Platform {
-                    architecture: platform.architecture,
-                    os: platform.os,
-                    os_version: platform.os_version,
-                    os_features: platform.os_features,
-                    variant: platform.variant,
-                },
+                platform: platform.into(),
             });
         }
         let listing = Listing {
@@ -134,7 +147,8 @@ pub(super) fn returned(build: &Build, result: &gateway::Result) -> Result<(Vec<R
             .map(|listed| format!("{CONFIG}/{}", listed.id));
         let known = known.and_then(|name| result.metadata.get(&name));
         let config = config(result.metadata.get(CONFIG).or(known))?;
-        let reference = build.reference(id)?;
+        let epoch = epoch(result.metadata.get(EPOCH))?;
+        let reference = build.scope.reference(id)?;
         let own = reference.origin.as_ref().map(|origin| &origin.image);
         let platform = match (listing.into_iter().next(), config.as_ref().or(own)) {
             (Some(listed), _) => platform(&listed)?,
@@ -146,6 +160,7 @@ pub(super) fn returned(build: &Build, result: &gateway::Result) -> Result<(Vec<R
             platform,
             reference,
             config,
+            epoch,
         };
         return Ok((vec![one], false));
     };
@@ -166,8 +181,9 @@ pub(super) fn returned(build: &Build, result: &gateway::Result) -> Result<(Vec<R
         let name = format!("{CONFIG}/{}", listed.id);
         found.push(Returned {
             platform: platform(&listed)?,
-            reference: build.reference(reference)?,
+            reference: build.scope.reference(reference)?,
             config: config(result.metadata.get(&name))?,
+            epoch: epoch(result.metadata.get(&format!("{EPOCH}/{}", listed.id)))?,
             id: listed.id,
         });
     }
@@ -190,6 +206,15 @@ fn config(bytes: Option<&Vec<u8>>) -> Result<Option<Image>> {
     config
         .transpose()
         .map_err(|error| Status::invalid(format!("configuration of the image: {error}")))
+}
+
+/// Reads a time, in seconds since 1970.
+fn epoch(bytes: Option<&Vec<u8>>) -> Result<Option<i64>> {
+    let Some(bytes) = bytes else { return Ok(None) };
+    let text = std::str::from_utf8(bytes).ok();
+    let time = text.and_then(|text| text.parse().ok());
+    let invalid = || Status::invalid(format!("invalid {EPOCH} of a result"));
+    time.map(Some).ok_or_else(invalid)
 }
 
 fn listing(result: &gateway::Result) -> Result<Vec<Listed>> {

@@ -10,6 +10,7 @@ use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 use whelk_engine::containers::Step;
 use whelk_engine::model::{Config, DeviceRequest, HostConfig, NetworkMode, Ulimit};
+use whelk_image::Store;
 use whelk_llb::Digest;
 use whelk_llb::pb::op::Kind;
 use whelk_llb::pb::{ExecOp, Meta, MountType, NetMode, Op, SecurityMode};
@@ -61,6 +62,16 @@ impl Settings {
     }
 }
 
+/// What a process gets that is not in its operation.
+#[derive(Default)]
+struct Given {
+    /// Secrets.
+    env: Vec<String>,
+    devices: Vec<String>,
+    /// The standard input and output, if they are a connection.
+    connection: Option<OwnedFd>,
+}
+
 /// A process that is prepared.
 struct Prepared {
     step: Step,
@@ -108,8 +119,12 @@ pub(super) async fn run(
             let mut mounts = mounts::prepare(&context, &op, &inputs, &caches)?;
             secrets.mount(&op, &run, &mut mounts)?;
             ssh::mount(&sockets, &op, &mut mounts);
-            let env = secrets.environment;
-            prepare(&context, &op, &stack, &settings, mounts, env, devices)
+            let given = Given {
+                env: secrets.environment,
+                devices,
+                connection: None,
+            };
+            prepare(&context.store, &op, &stack, &settings, mounts, given)
         }
     };
     let (builder, log) = (builder.clone(), log.clone());
@@ -138,6 +153,34 @@ pub(super) async fn run(
         return Ok(vec![base]);
     }
     Ok(vec![base.with(context.seal(workspace))])
+}
+
+/// Executes a process whose standard input and output are a connection, and whose files are removed afterwards. Returns its
+/// exit code. `held` is what it uses besides.
+///
+/// It takes no turn of the processes: those that it asks for have to wait for theirs.
+pub(crate) async fn connect(
+    builder: &Arc<Builder>,
+    op: &ExecOp,
+    base: &Stack,
+    settings: &Settings,
+    log: &Arc<Log>,
+    connection: OwnedFd,
+    held: impl Send + 'static,
+) -> Result<i32> {
+    check(op)?;
+    let prepare = {
+        let (store, op, settings) = (builder.store().clone(), op.clone(), settings.clone());
+        let stack = base.clone();
+        let given = Given {
+            connection: Some(connection),
+            ..Given::default()
+        };
+        move || prepare(&store, &op, &stack, &settings, Mounts::default(), given)
+    };
+    let (builder, log) = (builder.clone(), log.clone());
+    let executed = outlive(|left| execute(builder, prepare, held, log, left)).await;
+    executed.map(|(code, _)| code)
 }
 
 /// Runs work in a task of its own, which outlives this future: a channel tells it that this was dropped.
@@ -220,26 +263,24 @@ fn check(op: &ExecOp) -> Result<()> {
 }
 
 fn prepare(
-    context: &Context,
+    store: &Store,
     op: &ExecOp,
     base: &Stack,
     settings: &Settings,
     mut mounts: Mounts,
-    env: Vec<String>,
-    devices: Vec<String>,
+    given: Given,
 ) -> Result<Prepared> {
     let meta = op.meta.clone().unwrap_or_default();
     let (output, theirs) = UnixStream::pair().map_err(os("connect to a step"))?;
     let theirs = OwnedFd::from(theirs.into_std().map_err(os("connect to a step"))?);
-    let workspace = Workspace::create(&context.store)?;
-    let files = base.files(&context.store)?;
+    let workspace = Workspace::create(store)?;
+    let files = base.files(store)?;
     // Mount points are in a layer of their own, so that they are not part of the result.
     let init = workspace.path().join("init");
     let directories: Vec<&Path> = mounts.directories.iter().map(PathBuf::as_path).collect();
     let others: Vec<&Path> = mounts.files.iter().map(PathBuf::as_path).collect();
     let layers = paths(&files);
-    context
-        .store
+    store
         .snapshots
         .make_init_layer_with(&layers, &init, &directories, &others)?;
     let name = workspace.path().file_name().unwrap_or_default();
@@ -253,11 +294,12 @@ fn prepare(
     let step = Step {
         id: format!("build-{}", name.to_string_lossy()),
         directory: workspace.path().to_owned(),
-        config: config(&meta, env),
-        host: host(op, &meta, settings, devices)?,
+        config: config(&meta, given.env),
+        host: host(op, &meta, settings, given.devices)?,
         mounts: std::mem::take(&mut mounts.specs),
         root,
         output: theirs,
+        connection: given.connection,
     };
     Ok(Prepared {
         step,

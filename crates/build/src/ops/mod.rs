@@ -24,6 +24,7 @@ use crate::solver::Waiting;
 use crate::{Builder, blocking};
 
 pub use exec::Settings;
+pub(crate) use exec::connect;
 pub(crate) use file::is_archive_at as is_archive;
 pub(crate) use secrets::remove as remove_secrets;
 pub(crate) use ssh::missing as missing_agent;

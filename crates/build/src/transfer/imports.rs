@@ -179,6 +179,11 @@ impl Imports {
         })
     }
 
+    /// Returns whether all of these are among the imports.
+    pub fn includes(&self, imports: &[Import]) -> bool {
+        imports.iter().all(|import| self.wanted.contains(import))
+    }
+
     /// Reads the records. A cache that cannot be read is reported, and otherwise as if it was empty.
     pub(crate) async fn load(&self, builder: &Arc<Builder>, request: &Request) {
         let loading = async {

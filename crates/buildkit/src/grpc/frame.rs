@@ -1,5 +1,8 @@
 //! Messages in frames: a byte that says whether it is compressed, the length in four bytes, and the message.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -48,11 +51,58 @@ impl Decoder {
     }
 }
 
+/// Limits the bytes of the incomplete messages of all calls of a connection.
+#[derive(Debug)]
+pub(super) struct Budget {
+    used: AtomicUsize,
+    limit: usize,
+}
+
+impl Budget {
+    pub fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self {
+            used: AtomicUsize::new(0),
+            limit,
+        })
+    }
+}
+
+/// What a call has of a budget.
+#[derive(Debug)]
+struct Share {
+    budget: Arc<Budget>,
+    bytes: usize,
+}
+
+impl Share {
+    /// Takes as many bytes in place of those that it has.
+    fn take(&mut self, bytes: usize) -> Result<()> {
+        let used = &self.budget.used;
+        let others = used.fetch_sub(self.bytes, Ordering::Relaxed) - self.bytes;
+        self.bytes = bytes;
+        used.fetch_add(bytes, Ordering::Relaxed);
+        if bytes > 0 && others + bytes > self.budget.limit {
+            let limit = self.budget.limit;
+            let text = format!("the messages of all calls are larger than {limit} bytes");
+            return Err(Status::new(Code::ResourceExhausted, text));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let used = &self.budget.used;
+        used.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
 /// Messages that are received.
 #[derive(Debug)]
 pub struct Messages {
     body: Incoming,
     decoder: Decoder,
+    share: Option<Share>,
     /// The status in the trailers.
     status: Option<Result<()>>,
     is_ended: bool,
@@ -63,8 +113,20 @@ impl Messages {
         Self {
             body,
             decoder: Decoder::default(),
+            share: None,
             status: None,
             is_ended: false,
+        }
+    }
+
+    /// Like [`Messages::new`], with a limit that other calls have a share in.
+    pub(super) fn limited(body: Incoming, budget: &Arc<Budget>) -> Self {
+        Self {
+            share: Some(Share {
+                budget: budget.clone(),
+                bytes: 0,
+            }),
+            ..Self::new(body)
         }
     }
 
@@ -74,7 +136,11 @@ impl Messages {
     /// Returns an error if the connection ends before, and for a message that is malformed or too large.
     pub async fn next<M: Message + Default>(&mut self) -> Result<Option<M>> {
         loop {
-            if let Some(bytes) = self.decoder.next()? {
+            let complete = self.decoder.next()?;
+            if let Some(share) = &mut self.share {
+                share.take(self.decoder.0.len())?;
+            }
+            if let Some(bytes) = complete {
                 let decoded = M::decode(bytes);
                 return decoded
                     .map(Some)
@@ -144,6 +210,23 @@ mod tests {
             assert_eq!(found, [message("one"), message("")], "{cut}");
             assert!(decoder.0.is_empty());
         }
+    }
+
+    #[test]
+    fn calls_share_a_budget() {
+        let budget = Budget::new(10);
+        let share = || Share {
+            budget: budget.clone(),
+            bytes: 0,
+        };
+        let (mut one, mut other) = (share(), share());
+        assert!(one.take(6).is_ok() && other.take(4).is_ok() && one.take(5).is_ok());
+        let code = |result: Result<()>| result.map_err(|status| status.code);
+        assert_eq!(code(other.take(6)), Err(Code::ResourceExhausted));
+        drop(other);
+        assert!(one.take(10).is_ok());
+        drop(one);
+        assert_eq!(budget.used.load(Ordering::Relaxed), 0);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 
 pub use client::{Channel, Driver, Requests, Stream};
 pub use frame::Messages;
-pub use server::{Call, Responses, serve};
+pub use server::{Call, Limits, Responses, serve};
 pub use status::{Code, Status};
 
 pub type Result<T> = std::result::Result<T, Status>;

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::sync::Arc;
 
 use hyper::body::{Frame, Incoming};
 use hyper::header::{CONTENT_TYPE as CONTENT_TYPE_HEADER, HeaderMap, HeaderValue};
@@ -11,14 +12,29 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use prost::Message;
 use tokio::sync::mpsc;
 
-use super::frame::{self, Messages};
+use super::frame::{self, Budget, Messages};
 use super::{
     Body, CONNECTION_WINDOW, CONTENT_TYPE, Io, MAX_HEADERS, PATIENCE, PING, Result, STREAM_WINDOW,
     Status, body,
 };
 
-/// Number of calls that a connection may have at a time.
-const MAX_CALLS: u32 = 1000;
+/// What the calls of a connection may use.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Number of calls at a time.
+    pub calls: u32,
+    /// Size of the incomplete messages of all calls, in bytes.
+    pub bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            calls: 1000,
+            bytes: usize::MAX / 2,
+        }
+    }
+}
 
 /// A call that was received.
 #[derive(Debug)]
@@ -81,6 +97,7 @@ impl Call {
 /// Returns an error of the connection, also if the other side has closed it without a word.
 pub async fn serve<S, H, F>(
     stream: S,
+    limits: Limits,
     headers: impl Fn() -> HeaderMap,
     handle: H,
 ) -> hyper::Result<()>
@@ -89,8 +106,9 @@ where
     H: Fn(Call) -> F,
     F: Future<Output = Result<()>> + Send + 'static,
 {
+    let budget = Budget::new(limits.bytes);
     let service = service_fn(move |request: Request<Incoming>| {
-        let answer = answer(request, headers(), &handle);
+        let answer = answer(request, &budget, headers(), &handle);
         std::future::ready(Ok::<_, Infallible>(answer))
     });
     let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
@@ -100,12 +118,17 @@ where
         .initial_connection_window_size(CONNECTION_WINDOW)
         .keep_alive_interval(PING)
         .keep_alive_timeout(PATIENCE)
-        .max_concurrent_streams(MAX_CALLS)
+        .max_concurrent_streams(limits.calls)
         .max_header_list_size(MAX_HEADERS);
     builder.serve_connection(stream, service).await
 }
 
-fn answer<H, F>(request: Request<Incoming>, mut headers: HeaderMap, handle: &H) -> Response<Body>
+fn answer<H, F>(
+    request: Request<Incoming>,
+    budget: &Arc<Budget>,
+    mut headers: HeaderMap,
+    handle: &H,
+) -> Response<Body>
 where
     H: Fn(Call) -> F,
     F: Future<Output = Result<()>> + Send + 'static,
@@ -124,7 +147,7 @@ where
     let call = Call {
         method: parts.uri.path().trim_start_matches('/').to_owned(),
         metadata: parts.headers,
-        requests: Messages::new(requests),
+        requests: Messages::limited(requests, budget),
         responses: Responses(sender.clone()),
     };
     let handled = handle(call);

@@ -36,6 +36,8 @@ pub struct Step {
     pub root: Overlay,
     /// Gets the output, in frames.
     pub output: OwnedFd,
+    /// The standard input and output, if they are a connection. `output` gets the standard error then.
+    pub connection: Option<OwnedFd>,
 }
 
 /// Without the environment, which may have secrets.
@@ -73,6 +75,7 @@ impl Containers {
             mounts,
             root,
             output,
+            connection,
         } = step;
         let settings = self.instance.live.get();
         let defaults = &settings.containers;
@@ -151,17 +154,9 @@ impl Containers {
                 driver: Driver::None,
                 ..LogConfig::default()
             },
-            stdin: false,
+            stdin: connection.is_some(),
             nodes_of_user: requested.of_user,
-            attached: vec![(
-                Attach {
-                    stdout: true,
-                    stderr: true,
-                    raw: Some(false),
-                    ..Attach::default()
-                },
-                output,
-            )],
+            attached: attached(output, connection),
             network,
         })
     }
@@ -178,4 +173,27 @@ impl Containers {
         record.networks = sandbox.state().endpoints.clone();
         Ok(WorkloadNetwork::Sandbox(Arc::new(sandbox)))
     }
+}
+
+/// Returns the streams of a step.
+fn attached(output: OwnedFd, connection: Option<OwnedFd>) -> Vec<(Attach, OwnedFd)> {
+    let output = (
+        Attach {
+            stdout: connection.is_none(),
+            stderr: true,
+            raw: Some(false),
+            ..Attach::default()
+        },
+        output,
+    );
+    let connection = connection.map(|connection| {
+        let both = Attach {
+            stdin: true,
+            stdout: true,
+            raw: Some(true),
+            ..Attach::default()
+        };
+        (both, connection)
+    });
+    std::iter::once(output).chain(connection).collect()
 }

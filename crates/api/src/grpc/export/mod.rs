@@ -102,7 +102,7 @@ impl Door {
         }
         if !returned.attestations.is_empty() {
             return Err(Status::unimplemented(
-                "attestations of the client's frontend: not available in this version of whelk",
+                "attestations of a frontend: not available in this version of whelk",
             ));
         }
         let (found, is_map) = super::platforms::returned(build, returned)?;
@@ -127,7 +127,7 @@ impl Door {
             let own = one.reference.origin.as_ref();
             let own_image = own.map(|origin| origin.image.clone());
             results.list.push(Exported {
-                epoch: own.and_then(|origin| origin.epoch),
+                epoch: one.epoch.or(own.and_then(|origin| origin.epoch)),
                 image: one
                     .config
                     .or(own_image)

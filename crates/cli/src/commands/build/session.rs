@@ -60,9 +60,12 @@ impl Session {
     /// Serves the calls of a connection until it ends.
     pub async fn serve(self: Arc<Self>, stream: impl grpc::Io) {
         // The engine closes the connection when a build is done, or is gone, which the build's own call tells.
-        let _ = grpc::serve(stream, Default::default, move |call| {
-            self.clone().answer(call)
-        })
+        let _ = grpc::serve(
+            stream,
+            grpc::Limits::default(),
+            Default::default,
+            move |call| self.clone().answer(call),
+        )
         .await;
     }
 
