@@ -184,7 +184,7 @@ fn buildkit_texts(output: &Output) -> Observation {
             || is_place.is_some_and(|(_, number)| number.parse::<u32>().is_ok())
     };
     let lines: Vec<&str> = shown.lines().collect();
-    let first = lines.iter().position(|line| begins(line));
+    let first = lines.iter().position(begins);
     let relevant = first.map_or(&[][..], |first| &lines[first..]);
     let mut lines: Observation = relevant.iter().map(|line| stderr_line(line)).collect();
     // The client shows warnings in any order.
