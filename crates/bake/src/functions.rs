@@ -158,6 +158,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::too_many_lines, reason = "a table")]
     fn functions_return_what_those_of_go_cty_do() {
         for (expression, expected) in [
             ("upper(\"ä\")", "\"Ä\""),

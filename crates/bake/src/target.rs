@@ -317,17 +317,16 @@ impl Target {
                 &Some(vec!["network.host".to_owned()]),
             );
         }
-        for list in [
+        let lists = [
             &mut self.annotations,
             &mut self.tags,
             &mut self.platforms,
             &mut self.no_cache_filter,
             &mut self.ulimits,
             &mut self.entitlements,
-        ] {
-            if let Some(list) = list {
-                *list = unique(list);
-            }
+        ];
+        for list in lists.into_iter().flatten() {
+            *list = unique(list);
         }
         self.contexts.retain(|_, context| !context.is_empty());
     }

@@ -16,7 +16,7 @@ pub(super) enum Packet {
 /// The packets of an answer.
 pub(super) enum Packets<'a> {
     Web {
-        response: WebResponse,
+        response: Box<WebResponse>,
         buffer: BytesMut,
     },
     /// Those of a connection, which goes on behind the answer.
@@ -26,7 +26,7 @@ pub(super) enum Packets<'a> {
 impl Packets<'_> {
     pub fn of(response: WebResponse) -> Self {
         Self::Web {
-            response,
+            response: Box::new(response),
             buffer: BytesMut::new(),
         }
     }

@@ -49,7 +49,7 @@ enum Transport {
         authorization: String,
     },
     Ssh {
-        link: Mutex<Link>,
+        link: Box<Mutex<Link>>,
         /// Of version 0: the references with their commits, and those of tags as `NAME^{}`. `None` for version 2.
         references: Option<Vec<(String, String)>>,
         /// Of version 0: the branch that `HEAD` stands for.
@@ -147,7 +147,7 @@ impl Server {
             remote: remote.clone(),
             has_object_format: told.has_object_format,
             transport: Transport::Ssh {
-                link,
+                link: Box::new(link),
                 references: (!told.is_version_2).then_some(told.references),
                 head: told.head,
             },
