@@ -52,8 +52,12 @@ pub(crate) trait Listed: Sized + Clone + PartialEq {
             Value::Object(members) => {
                 let texts = members.iter().filter(|(_, value)| **value != Value::Null);
                 let texts = texts.map(|(key, value)| {
+                    // As a flag it would be another key.
+                    if key.contains('=') {
+                        return Err(Error::new(format!("invalid key {key:?}")));
+                    }
                     let text = value.text().map_err(Error::new)?;
-                    Ok((key.clone(), text))
+                    Ok((key.trim().to_lowercase(), text))
                 });
                 Ok(vec![Self::of_attributes(texts.collect::<Result<_>>()?)?])
             }
@@ -367,10 +371,12 @@ impl Listed for Ssh {
                     Some(_) => return Err(Error::new("paths: list of string required")),
                 };
                 let id = members.get("id").filter(|id| **id != Value::Null);
-                Ok(vec![Self {
-                    id: id.map(text).transpose()?.unwrap_or_default(),
-                    paths,
-                }])
+                let id = id.map(text).transpose()?.unwrap_or_default();
+                // As a flag it would have a path.
+                if id.contains('=') {
+                    return Err(Error::new(format!("invalid id {id:?}")));
+                }
+                Ok(vec![Self { id, paths }])
             }
             other => Err(Error::new(format!(
                 "object required, but have {}",
@@ -431,6 +437,19 @@ mod tests {
             json::<Attestation>(&["mode=x"]),
             "attestation type not specified"
         );
+    }
+
+    #[test]
+    fn keys_are_those_of_flags() {
+        let of = |key: &str| {
+            let members = [("type", "local"), (key, "/x")];
+            let members = members.map(|(key, value)| (key.to_owned(), value.into()));
+            Cache::of_value(&Value::Object(members.into()))
+        };
+        assert_eq!(of(" SRC").unwrap()[0].0.0["src"], "/x");
+        assert!(of("src=/etc,x").is_err());
+        let agent = Value::Object([("id".to_owned(), "a=/run/x".into())].into());
+        assert!(Ssh::of_value(&agent).is_err());
     }
 
     #[test]

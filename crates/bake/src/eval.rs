@@ -31,6 +31,9 @@ pub(crate) struct Scope<'a> {
 /// The maximum depth of expressions in others.
 const MAX_DEPTH: usize = 300;
 
+/// The maximum number of attributes and indices behind a value: those behind a splat are followed for each item.
+const MAX_OPERATORS: usize = 50;
+
 /// The maximum number of values that all expressions together may have.
 pub(crate) const MAX_STEPS: usize = 5_000_000;
 
@@ -175,6 +178,12 @@ impl<'a> Scope<'a> {
                 }
             }
         }
+        if !self.names.spend(functions::cost(name, &arguments)) {
+            return Err(Problem::new(
+                "Expression too complex",
+                "its arguments are too large",
+            ));
+        }
         if let Some(result) = functions::call(self.names.environment(), name, &arguments) {
             let result = result.map_err(|cause| {
                 let text = format!("Call to function {name:?} failed: {cause}.");
@@ -262,7 +271,15 @@ impl<'a> Scope<'a> {
         mut value: Value,
         operators: &[hcl_edit::Decorated<TraversalOperator>],
     ) -> Evaluated {
+        if operators.len() > MAX_OPERATORS {
+            let text = format!("there are more than {MAX_OPERATORS} attributes and indices");
+            return Err(Problem::new("Expression too complex", text));
+        }
         for (number, operator) in operators.iter().enumerate() {
+            if !self.names.step() {
+                let text = "evaluating it takes too long";
+                return Err(Problem::new("Expression too complex", text));
+            }
             let rest = &operators[number + 1..];
             let at = |problem: Problem| problem.at(self.file, operator.span());
             value = match operator.value() {

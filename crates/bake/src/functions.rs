@@ -52,6 +52,23 @@ pub(crate) fn weight(value: &Value) -> usize {
     }
 }
 
+/// Functions that compare each item with all others.
+const QUADRATIC: &[&str] = &[
+    "distinct",
+    "setintersection",
+    "setsubtract",
+    "setsymmetricdifference",
+];
+
+/// Returns how much a call counts towards the limit of all values.
+pub(crate) fn cost(name: &str, arguments: &[Value]) -> usize {
+    let size: usize = arguments.iter().map(weight).sum();
+    match QUADRATIC.contains(&name) {
+        true => size + size.saturating_mul(size) / 256,
+        false => size,
+    }
+}
+
 /// Calls a function. Returns `None` if there is none of this name.
 pub(crate) fn call(environment: &Environment, name: &str, arguments: &[Value]) -> Option<Returned> {
     let groups = [
@@ -358,6 +375,10 @@ mod tests {
         ] {
             check(expression, expected);
         }
+        let splats = format!("[1]{}", "[*]".repeat(1000));
+        check(&splats, "there are more than 50 attributes and indices");
+        let long = format!("distinct(concat({}))", vec!["range(1000)"; 99].join(", "));
+        check(&long, "its arguments are too large");
         let nested = "concat(range(1000), range(1000))";
         let wide = format!("setproduct({nested}, {nested})");
         check(

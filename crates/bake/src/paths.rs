@@ -36,7 +36,7 @@ pub fn matches(pattern: &str, name: &str) -> Result<bool, String> {
     whelk_text::glob::matches(pattern, name).map_err(|error| error.to_string())
 }
 
-/// Whether something is fetched by the engine.
+/// Whether a text has the form of what is fetched by the engine: a URL, or a repository.
 pub fn is_remote(text: &str) -> bool {
     let schemes = [
         "http://",
@@ -66,5 +66,18 @@ mod tests {
             assert_eq!(clean(path), expected, "{path}");
         }
         assert_eq!(join("a", "../b"), "b");
+    }
+
+    #[test]
+    fn what_is_remote_is_known_by_its_beginning() {
+        for (text, expected) in [
+            ("https://example.com/x.tar", true),
+            ("git@example.com:x.git", true),
+            ("github.com/a/b", true),
+            ("./https:", false),
+            ("dir", false),
+        ] {
+            assert_eq!(is_remote(text), expected, "{text}");
+        }
     }
 }

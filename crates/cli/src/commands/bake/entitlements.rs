@@ -1,12 +1,13 @@
 //! What a bake file may access: without the user's consent only files below the working directory.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::BufRead as _;
-use std::path::{Path, PathBuf};
+use std::io::{BufRead as _, ErrorKind};
+use std::path::{Component, Path, PathBuf};
 
 use whelk_bake::{Cache, Granted, Resolved, Target};
 
 use super::target;
+use crate::commands::build::is_fetched;
 use crate::output::warn;
 use crate::{Failure, Outcome, plain, terminal};
 
@@ -135,7 +136,7 @@ fn local<'a>(caches: &'a Option<Vec<Cache>>, key: &'a str) -> impl Iterator<Item
 /// Adds the paths that a target reads.
 fn read_by(target: &Target, paths: &mut BTreeSet<String>) {
     let context = target::context(target);
-    if !whelk_bake::paths::is_remote(&context) {
+    if !is_fetched(&context) {
         paths.insert(context);
         if target.dockerfile_inline.is_none() {
             paths.insert(target::dockerfile(target));
@@ -147,9 +148,22 @@ fn read_by(target: &Target, paths: &mut BTreeSet<String>) {
             .values()
             .filter_map(|value| target::local_context(value)),
     );
+    let layouts = target
+        .contexts
+        .values()
+        .filter_map(|value| target::layout(value));
+    paths.extend(layouts.map(str::to_owned));
     paths.extend(local(&target.cache_from, "src"));
-    let secrets = target.secrets.iter().flatten().map(|secret| &secret.file);
-    paths.extend(secrets.filter(|file| !file.is_empty()).cloned());
+    for secret in target.secrets.iter().flatten() {
+        // As `build` reads it: without a source, the id is a variable or else a file.
+        match (secret.file.as_str(), secret.env.as_str()) {
+            ("", "") if std::env::var_os(&secret.id).is_none() => {
+                drop(paths.insert(secret.id.clone()))
+            }
+            ("", _) => {}
+            (file, _) => drop(paths.insert(file.to_owned())),
+        }
+    }
     let agents = target.ssh.iter().flatten();
     paths.extend(agents.flat_map(|agent| agent.paths.iter().cloned()));
 }
@@ -162,32 +176,53 @@ fn written_by(target: &Target, paths: &mut BTreeSet<String>) {
     paths.extend(local(&target.cache_to, "dest"));
 }
 
-/// Returns a path without links, as far as it is there.
+/// The maximum number of links in a path; the kernel's is 40.
+const MAX_LINKS: usize = 255;
+
+/// Returns the path that the kernel finds for a path: each part follows the links of those before it. What is not there yet is
+/// without links.
 fn existing(path: &str, directory: &Path) -> Outcome<PathBuf> {
-    let absolute = directory.join(path);
-    let cleaned = whelk_bake::paths::clean(&absolute.to_string_lossy());
-    let mut base = PathBuf::from(cleaned);
-    let mut rest = Vec::new();
-    loop {
-        match base.canonicalize() {
-            Ok(found) => {
-                let rest = rest.iter().rev();
-                return Ok(rest.fold(found, |path, part| path.join(part)));
+    let failed = |cause: &str| Failure::new(format!("failed to evaluate path {path:?}: {cause}"));
+    let parts = |path: &Path| -> Vec<PathBuf> {
+        let parts = path.components().rev();
+        parts.map(|part| PathBuf::from(part.as_os_str())).collect()
+    };
+    // The next part is the last one.
+    let mut open = parts(&directory.join(path));
+    let mut found = PathBuf::from("/");
+    let mut links = 0;
+    while let Some(part) = open.pop() {
+        match part.components().next() {
+            Some(Component::RootDir) => found = PathBuf::from("/"),
+            Some(Component::ParentDir) => drop(found.pop()),
+            Some(Component::Normal(name)) => {
+                let next = found.join(name);
+                match std::fs::read_link(&next) {
+                    Ok(target) => {
+                        links += 1;
+                        if links > MAX_LINKS {
+                            return Err(failed("too many links"));
+                        }
+                        open.extend(parts(&target));
+                    }
+                    // It is no link, or not there.
+                    Err(error)
+                        if matches!(
+                            error.kind(),
+                            ErrorKind::InvalidInput
+                                | ErrorKind::NotFound
+                                | ErrorKind::NotADirectory
+                        ) =>
+                    {
+                        found = next;
+                    }
+                    Err(error) => return Err(failed(&plain(&error))),
+                }
             }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => {
-                let cause = plain(&error);
-                return Err(Failure::new(format!(
-                    "failed to evaluate path {path:?}: {cause}"
-                )));
-            }
+            _ => {}
         }
-        let Some(name) = base.file_name().map(ToOwned::to_owned) else {
-            return Ok(base);
-        };
-        rest.push(name);
-        base.pop();
     }
+    Ok(found)
 }
 
 /// Returns the paths that are below none of the allowed ones and not below the working directory.
@@ -376,5 +411,48 @@ mod tests {
             Missing::default()
         );
         assert!(Allowed::parse(&["x".to_owned()]).is_err());
+    }
+
+    #[test]
+    fn paths_are_those_that_the_kernel_finds() {
+        let scratch = Scratch::temporary("paths").unwrap();
+        let root = scratch.path().canonicalize().unwrap();
+        for name in ["own", "other/.ssh"] {
+            std::fs::create_dir_all(root.join(name)).unwrap();
+        }
+        let own = root.join("own");
+        let link = |to: &Path, name: &str| std::os::unix::fs::symlink(to, own.join(name)).unwrap();
+        link(&root.join("other/.ssh"), "link");
+        link(Path::new("../missing/file"), "dangling");
+        link(Path::new("loop"), "loop");
+        for (path, expected) in [
+            ("link/../id", "other/id"),
+            ("link/id", "other/.ssh/id"),
+            ("dangling", "missing/file"),
+            ("./new/../x", "own/x"),
+            ("../own/link", "other/.ssh"),
+        ] {
+            assert_eq!(existing(path, &own).unwrap(), root.join(expected), "{path}");
+        }
+        assert!(existing("loop", &own).is_err());
+    }
+
+    #[test]
+    fn all_that_a_target_reads_is_known() {
+        let secret = |id: &str| whelk_bake::Secret {
+            id: id.into(),
+            ..whelk_bake::Secret::default()
+        };
+        let target = Target {
+            // Such a directory is not there, so it is a repository.
+            context: Some("github.com/a/b".into()),
+            secrets: Some(vec![secret("/home/u/.ssh/id"), secret("PATH")]),
+            contexts: [("l".to_owned(), "oci-layout:///layout:tag".to_owned())].into(),
+            ..Target::default()
+        };
+        let mut paths = BTreeSet::new();
+        read_by(&target, &mut paths);
+        let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
+        assert_eq!(paths, ["/home/u/.ssh/id", "/layout"]);
     }
 }

@@ -94,7 +94,7 @@ pub(super) async fn definition(
     request: &SolveRequest,
 ) -> Outcome<Result<Input, Status>> {
     let id = random_id()?;
-    // A build that converts the Dockerfile when it is told to: it is dropped when it has.
+    // A build whose Dockerfile is converted by a call of its own (`LLBBridge.Solve`). It is cancelled when the answer is there.
     let build = SolveRequest {
         r#ref: id.clone(),
         session: request.session.clone(),

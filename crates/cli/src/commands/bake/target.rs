@@ -4,7 +4,7 @@ use clap::{Args as _, Command, FromArgMatches as _};
 use whelk_bake::paths::{clean, is_remote, join};
 use whelk_bake::{Output, Target};
 
-use crate::commands::build::BuildArgs;
+use crate::commands::build::{BuildArgs, is_fetched};
 use crate::{Failure, Outcome};
 
 /// Where a path is in the directory of the command.
@@ -14,17 +14,33 @@ const CWD: &str = "cwd://";
 pub(super) fn check(target: &Target) -> Outcome<()> {
     let refused = |what: &str| Failure::new(format!("{what} from stdin not allowed in bake"));
     match (target.context.as_deref(), target.dockerfile.as_deref()) {
-        (Some("-"), _) => Err(refused("context")),
-        (_, Some("-")) => Err(refused("dockerfile")),
-        _ => Ok(()),
+        (Some("-"), _) => return Err(refused("context")),
+        (_, Some("-")) => return Err(refused("dockerfile")),
+        _ => {}
+    }
+    // It would be read as another name and another path.
+    match target.contexts.keys().find(|name| name.contains('=')) {
+        Some(name) => Err(Failure::new(format!(
+            "target {}: invalid name of a context {name:?}",
+            target.name
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Returns a path in the form in which `build` takes it for nothing else.
+fn plainly(path: String) -> String {
+    match path == "-" || is_remote(&path) {
+        true => format!("./{path}"),
+        false => path,
     }
 }
 
 /// Returns the context of a target.
 pub(super) fn context(target: &Target) -> String {
     match target.context.as_deref().unwrap_or(".") {
-        url if is_remote(url) => url.to_owned(),
-        path => clean(path.strip_prefix(CWD).unwrap_or(path)),
+        url if is_fetched(url) => url.to_owned(),
+        path => plainly(clean(path.strip_prefix(CWD).unwrap_or(path))),
     }
 }
 
@@ -33,23 +49,32 @@ pub(super) fn dockerfile(target: &Target) -> String {
     let own = target.dockerfile.as_deref().unwrap_or("Dockerfile");
     let context = context(target);
     if let Some(path) = own.strip_prefix(CWD) {
-        return clean(path);
+        return plainly(clean(path));
     }
-    match is_remote(&context) {
+    match is_fetched(&context) {
         true if own == "Dockerfile" => String::new(),
         true => own.to_owned(),
         false if own.starts_with('/') => clean(own),
-        false => join(&context, own),
+        false => plainly(join(&context, own)),
     }
 }
 
-/// Returns the path of a named context, if it is a local one.
+/// Returns the path of a named context, if it is a directory here.
 pub(super) fn local_context(value: &str) -> Option<String> {
     let is_elsewhere = is_remote(value)
         || ["target:", "docker-image:", "oci-layout:"]
             .iter()
             .any(|scheme| value.starts_with(scheme));
     (!is_elsewhere).then(|| clean(value.strip_prefix(CWD).unwrap_or(value)))
+}
+
+/// Returns the directory of a named context that is an OCI layout.
+pub(super) fn layout(value: &str) -> Option<&str> {
+    let rest = value.strip_prefix("oci-layout:")?.trim_start_matches("//");
+    let rest = rest.split_once('@').map_or(rest, |(path, _)| path);
+    let (path, tag) = rest.rsplit_once(':').unwrap_or((rest, ""));
+    // A colon in a directory's name is none of a tag.
+    Some(if tag.contains('/') { rest } else { path })
 }
 
 /// Returns whether an output keeps nothing but the cache.
@@ -115,7 +140,7 @@ fn words(target: &Target) -> Vec<String> {
         }
     }
     let context = context(target);
-    if is_remote(&context) {
+    if is_fetched(&context) {
         for (id, variable) in [
             ("GIT_AUTH_TOKEN", "BUILDX_BAKE_GIT_AUTH_TOKEN"),
             ("GIT_AUTH_HEADER", "BUILDX_BAKE_GIT_AUTH_HEADER"),
@@ -196,6 +221,32 @@ mod tests {
         assert_eq!(dockerfile(&remote), "");
         assert_eq!(local_context("cwd://a/../b").as_deref(), Some("b"));
         assert_eq!(local_context("docker-image://x"), None);
+        for (value, expected) in [
+            ("oci-layout:///a/b:1", Some("/a/b")),
+            ("oci-layout://../a@sha256:00", Some("../a")),
+            ("oci-layout:///a:1/b", Some("/a:1/b")),
+            ("docker-image://x", None),
+        ] {
+            assert_eq!(layout(value), expected, "{value}");
+        }
+        let named = Target {
+            contexts: [("a=/etc".to_owned(), "b".to_owned())].into(),
+            ..Target::default()
+        };
+        assert!(
+            check(&named)
+                .unwrap_err()
+                .text
+                .contains("invalid name of a context")
+        );
+        let dash = Target {
+            context: Some("./-".into()),
+            ..Target::default()
+        };
+        assert_eq!(
+            (&*context(&dash), &*dockerfile(&dash)),
+            ("./-", "-/Dockerfile")
+        );
         let stdin = Target {
             context: Some("-".into()),
             ..Target::default()

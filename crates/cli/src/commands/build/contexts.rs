@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
+use whelk_bake::paths::is_remote;
 
 use super::args::BuildArgs;
 use crate::{Failure, Outcome, files, plain};
@@ -125,8 +126,7 @@ impl Contexts {
         match args.context.as_str() {
             "" => return Err(Failure::new("unable to prepare context: the path is empty")),
             "-" => contexts.standard_input(args, reading)?,
-            // A directory may be named like a repository.
-            url if is_remote(url) && !Path::new(url).is_dir() => {
+            url if is_fetched(url) => {
                 contexts.attribute(CONTEXT, url);
                 contexts.dockerfile(args, None)?;
             }
@@ -314,17 +314,9 @@ impl Contexts {
     }
 }
 
-/// Whether a context is fetched by the engine.
-fn is_remote(text: &str) -> bool {
-    let schemes = [
-        "http://",
-        "https://",
-        "git://",
-        "ssh://",
-        "git@",
-        "github.com/",
-    ];
-    schemes.iter().any(|scheme| text.starts_with(scheme))
+/// Whether a context is fetched by the engine. A directory may be named like a repository.
+pub(crate) fn is_fetched(text: &str) -> bool {
+    is_remote(text) && !Path::new(text).is_dir()
 }
 
 fn is_archive(head: &[u8]) -> bool {
@@ -383,16 +375,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sources_are_known_by_their_beginning() {
-        for (text, expected) in [
-            ("https://example.com/x.tar", true),
-            ("git@example.com:x.git", true),
-            ("github.com/a/b", true),
-            ("./https:", false),
-            ("dir", false),
-        ] {
-            assert_eq!(is_remote(text), expected, "{text}");
-        }
+    fn archives_are_known_by_their_beginning() {
         let mut tar = vec![0; BLOCK];
         tar[257..262].copy_from_slice(b"ustar");
         assert!(is_archive(&tar) && is_archive(&[0x1f, 0x8b, 8]));

@@ -25,6 +25,7 @@ mod stores;
 mod walk;
 
 pub(crate) use args::BuildArgs;
+pub(crate) use contexts::is_fetched;
 pub(crate) use engine::{connect, random_id};
 pub(crate) use failure::failure_of_target;
 pub(crate) use prepared::Prepared;

@@ -7,6 +7,7 @@ use whelk_buildkit::pb::control::{SolveRequest, SolveResponse};
 
 use super::options::{Call, CallFormat};
 use crate::output::{print, print_line};
+use crate::terminal::harmless;
 use crate::{Failure, Outcome};
 
 /// Asks about the Dockerfile instead of building it.
@@ -57,15 +58,15 @@ pub(crate) fn print_answer(response: &SolveResponse, call: Call, format: CallFor
             1 => print_line!("Check complete, 1 warning has been found!")?,
             count => print_line!("Check complete, {count} warnings have been found!")?,
         }
-        print(get("result.txt"))?;
+        print(&harmless(get("result.txt")))?;
         if let Some(error) = check.error {
             return Err(Failure {
                 hint: false,
-                ..Failure::new(format!("ERROR: {}", error.message))
+                ..Failure::new(format!("ERROR: {}", harmless(&error.message)))
             });
         }
     } else {
-        print(get("result.txt"))?;
+        print(&harmless(get("result.txt")))?;
     }
     Ok(get("result.statuscode").parse().unwrap_or(0))
 }

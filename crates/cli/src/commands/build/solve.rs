@@ -120,6 +120,7 @@ pub(crate) async fn solve_all(
         tokio::select! {
             outcome = all => outcome,
             stopped = signals.next() => Err((0, Unsolved::Stopped(stopped))),
+            // This has no end.
             () = ticks => Ok(Vec::new()),
         }
     };
