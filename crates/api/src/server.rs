@@ -89,7 +89,8 @@ async fn call(door: Arc<Door>, stream: Stream) -> std::io::Result<()> {
             stream.write_all(NOT_THE_API).await?;
             stream.shutdown().await?;
             // With a request that was not read, the client would get an error in place of the text.
-            let rest = tokio::io::copy(&mut stream, &mut tokio::io::sink());
+            let mut nowhere = tokio::io::sink();
+            let rest = tokio::io::copy(&mut stream, &mut nowhere);
             let _ = tokio::time::timeout(REST_TIMEOUT, rest).await;
         }
     }
