@@ -106,6 +106,12 @@ fn links_are_layers_of_their_own() {
     let copy = done.copies("COPY")[0];
     assert_eq!((copy.mode_str.as_str(), copy.mode), ("u+rwX", 0));
     assert_eq!(done.graph.nodes.len(), 3);
+    // So does the name of a user, but no id.
+    let nodes = |owner: &str| {
+        let text = format!("FROM a\nCOPY --link --chown={owner} x /\n");
+        run(&text, &options()).graph.nodes.len()
+    };
+    assert_eq!([nodes("web"), nodes("1:web"), nodes("1:2")], [3, 3, 4]);
     // Nothing to merge with.
     let done = run("FROM scratch\nCOPY --link x /\n", &options());
     assert_eq!(done.graph.nodes.len(), 2);

@@ -168,6 +168,9 @@ fn documents_are_scripts() {
     let done = run("FROM a\nRUN <<EOF\n#!/bin/x\ny\nEOF\n", &options());
     let mount = &done.exec("RUN").mounts[1];
     assert_eq!((mount.dest.as_str(), mount.readonly), ("/dev/pipes/", true));
+    let text = "FROM a\nWORKDIR /w\nRUN --mount=type=secret,id=one,target=in/file x\n";
+    let done = run(text, &options());
+    assert_eq!(done.exec("RUN").mounts[1].dest, "/w/in/file");
     let (found, _) = args("SHELL [\"sh\", \"-x\"]\nRUN a b");
     assert_eq!(found, ["sh", "-x", "a b"]);
     let (_, name) = args("RUN --mount=type=secret,id=a,env=S echo $S");
