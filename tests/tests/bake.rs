@@ -133,6 +133,245 @@ const JSON: &str = r#"{
   }
 }"#;
 
+const CASES: &[Case] = &[
+    (&[("docker-bake.hcl", HCL)], &["--print"]),
+    (&[("docker-bake.hcl", HCL)], &["--print", "each", "app"]),
+    (&[("docker-bake.hcl", HCL)], &["--print", "each-*"]),
+    (
+        &[("docker-bake.hcl", HCL)],
+        &[
+            "--print",
+            "--set",
+            "*.platform=linux/s390x",
+            "--set",
+            "app.tags+=more:1",
+            "--set",
+            "app.args.A=over=ridden",
+            "--set",
+            "unit.contexts.x=docker-image://y",
+            "--set",
+            "app.output=type=image,push=true",
+            "--set",
+            "app.secrets=id=new,src=key",
+            "--no-cache",
+            "--pull=false",
+            "app",
+            "unit",
+        ],
+    ),
+    (
+        &[("docker-bake.hcl", HCL)],
+        &["--print", "--push", "--sbom", "true", "unit"],
+    ),
+    (
+        &[("docker-bake.hcl", HCL)],
+        &["--print", "--provenance", "mode=min", "--check", "unit"],
+    ),
+    (
+        &[("docker-bake.hcl", HCL)],
+        &["--print", "--load", "app", "unit"],
+    ),
+    (&[("docker-bake.hcl", HCL)], &["--list", "targets"]),
+    (&[("docker-bake.hcl", HCL)], &["--list", "variables"]),
+    (
+        &[("docker-bake.hcl", HCL)],
+        &["--list", "type=variables,format=json"],
+    ),
+    (
+        &[("docker-bake.hcl", HCL)],
+        &["--list", "type=targets,format=json"],
+    ),
+    (&[("compose.yaml", COMPOSE)], &["--print"]),
+    (
+        &[("compose.yaml", COMPOSE), (".env", "TAG=2\nHOME_=x\n")],
+        &["--print", "app"],
+    ),
+    (
+        &[
+            ("compose.yaml", COMPOSE),
+            (
+                "more.yml",
+                "services:\n  app:\n    build:\n      args: {A: over}\n      tags: [more]\n  new:\n    build: {context: new}\n",
+            ),
+        ],
+        &["--print", "-f", "compose.yaml", "-f", "more.yml"],
+    ),
+    (
+        &[
+            ("compose.yaml", COMPOSE),
+            (
+                "docker-bake.hcl",
+                "target \"app\" {\n  args = { A = \"hcl\" }\n}\n",
+            ),
+        ],
+        &["--print", "app"],
+    ),
+    (&[("docker-bake.json", JSON)], &["--print", "g", "a"]),
+    (
+        &[
+            (
+                "docker-bake.hcl",
+                "variable \"A\" { default = \"1\" }\ntarget \"default\" { args = { A = A } }\n",
+            ),
+            (
+                "docker-bake.override.hcl",
+                "variable \"A\" { default = \"2\" }\ntarget \"default\" { tags = [\"x\"] }\n",
+            ),
+        ],
+        &["--print"],
+    ),
+    (&[("x", HCL)], &["--print", "-f", "x", "unit"]),
+    (&[("x", COMPOSE)], &["--print", "-f", "x", "db_x"]),
+    (&[("x", JSON)], &["--print", "-f", "x", "a"]),
+];
+
+/// A file, its content, the words of the command, and a part of what both programs say.
+type Wrong = (
+    &'static str,
+    &'static str,
+    &'static [&'static str],
+    &'static str,
+);
+
+const ERRORS: &[Wrong] = &[
+    (
+        "docker-bake.hcl",
+        "target \"default\" {\n  tags = [\"a:${FOO}\"]\n}\n",
+        &["--print"],
+        "ERROR: docker-bake.hcl:2,16-19: Unknown variable; There is no variable named \"FOO\".",
+    ),
+    (
+        "docker-bake.hcl",
+        "target \"default\" {\n  tags = \"x\"\n}\n",
+        &["--print"],
+        "ERROR: docker-bake.hcl:2,11-12: Unsuitable value type; Unsuitable value: list of string required",
+    ),
+    (
+        "docker-bake.hcl",
+        "target \"default\" {\n  pull = \"maybe\"\n}\n",
+        &["--print"],
+        "ERROR: docker-bake.hcl:2,11-16: Unsuitable value type; Unsuitable value: a bool is required",
+    ),
+    (
+        "docker-bake.hcl",
+        "target \"a/b\" {}\n",
+        &["--print"],
+        "ERROR: docker-bake.hcl:1,8-13: Invalid name; only \"[a-zA-Z0-9_-]+\" are allowed",
+    ),
+    (
+        "docker-bake.hcl",
+        "target \"default\" { args = {x = nofn(1)} }\n",
+        &["--print"],
+        "ERROR: docker-bake.hcl:1,32-36: Call to unknown function; There is no function named \"nofn\".",
+    ),
+    (
+        "docker-bake.hcl",
+        "variable \"A\" {\n  default = \"x\"\n  validation {\n    condition = A == \"y\"\n    error_message = \"must be y\"\n  }\n}\n",
+        &["--print"],
+        "ERROR: docker-bake.hcl:4,17-25: Validation failed; must be y",
+    ),
+    (
+        "docker-bake.hcl",
+        "target \"a\" {}\n",
+        &["--print"],
+        "ERROR: failed to find target default",
+    ),
+    (
+        "docker-bake.hcl",
+        "target \"a\" {}\n",
+        &["--print", "x*"],
+        "ERROR: could not find any target matching \"x*\"",
+    ),
+    (
+        "docker-bake.hcl",
+        "target \"a\" {}\n",
+        &["--print", "--set", "a.foo=1", "a"],
+        "ERROR: unknown key: foo",
+    ),
+    (
+        "docker-bake.hcl",
+        "target \"a\" {}\n",
+        &["--print", "--set", "a", "a"],
+        "ERROR: invalid override key a, expected target.name",
+    ),
+    (
+        "docker-bake.hcl",
+        "target \"a\" {}\n",
+        &["--print", "--set", "a.tags", "a"],
+        "ERROR: invalid override a.tags, expected target.name=value",
+    ),
+    (
+        "docker-bake.hcl",
+        "target \"a\" {}\n",
+        &["--list", "foo"],
+        "ERROR: invalid list type \"foo\"",
+    ),
+    (
+        "docker-bake.hcl",
+        "target \"a\" { contexts = {b = \"target:a\"} }\n",
+        &["--print", "a"],
+        "ERROR: target a cannot link to itself",
+    ),
+    (
+        "docker-bake.hcl",
+        "target \"a\" { context = \"-\" }\n",
+        &["--print", "a"],
+        "ERROR: context from stdin not allowed in bake",
+    ),
+    (
+        "compose.yaml",
+        "services:\n  a:\n    build: {context: ., foo: 1}\n",
+        &["--print"],
+        "ERROR: services.a.build additional properties 'foo' not allowed",
+    ),
+    (
+        "compose.yaml",
+        "services:\n  a:\n    build: {context: \"${X:?no x}\"}\n",
+        &["--print"],
+        "ERROR: error while interpolating services.a.build.context: required variable X is missing a value: no x",
+    ),
+    (
+        "other",
+        "x",
+        &["--print"],
+        "ERROR: couldn't find a bake definition",
+    ),
+];
+
+/// A file in HCL, the words of the command, and a part of what only whelk says.
+const OWN_ERRORS: &[(&str, &[&str], &str)] = &[
+    (
+        "target \"default\" {\n  tags = [\n}\n",
+        &["--print"],
+        "ERROR: docker-bake.hcl:3,1-1: Invalid syntax; ",
+    ),
+    (
+        "variable \"A\" { default = B }\nvariable \"B\" { default = A }\n",
+        &["--print"],
+        "variable cycle not allowed for",
+    ),
+    (
+        "target \"default\" { args = {x = md5(\"\")} }\n",
+        &["--print"],
+        "The function \"md5\" is not available in this version of whelk.",
+    ),
+    (
+        "target \"default\" { tagz = [] }\n",
+        &["--print"],
+        "WARNING: docker-bake.hcl: target default: tagz is ignored: there is no such attribute",
+    ),
+    (
+        "target \"default\" {}\n",
+        &["--print", "https://example.com/x.git"],
+        "remote definitions: not available in this version of whelk",
+    ),
+    (
+        "target \"default\" {}\n",
+        &["--allow", "foo"],
+        "unknown entitlement key \"foo\"",
+    ),
+];
+
 fn prepare(engine: &Engine, files: &[(&str, &str)]) -> std::path::PathBuf {
     let directory = engine.scratch("case");
     let inner = directory.join("inner");
@@ -168,94 +407,7 @@ fn ordered(text: &str) -> String {
 #[test]
 fn targets_are_those_of_buildx() {
     let engine = Engine::without_images(&[]);
-    let cases: &[Case] = &[
-        (&[("docker-bake.hcl", HCL)], &["--print"]),
-        (&[("docker-bake.hcl", HCL)], &["--print", "each", "app"]),
-        (&[("docker-bake.hcl", HCL)], &["--print", "each-*"]),
-        (
-            &[("docker-bake.hcl", HCL)],
-            &[
-                "--print",
-                "--set",
-                "*.platform=linux/s390x",
-                "--set",
-                "app.tags+=more:1",
-                "--set",
-                "app.args.A=over=ridden",
-                "--set",
-                "unit.contexts.x=docker-image://y",
-                "--set",
-                "app.output=type=image,push=true",
-                "--set",
-                "app.secrets=id=new,src=key",
-                "--no-cache",
-                "--pull=false",
-                "app",
-                "unit",
-            ],
-        ),
-        (
-            &[("docker-bake.hcl", HCL)],
-            &["--print", "--push", "--load", "--sbom", "true", "unit"],
-        ),
-        (
-            &[("docker-bake.hcl", HCL)],
-            &["--print", "--provenance", "mode=min", "--check", "unit"],
-        ),
-        (&[("docker-bake.hcl", HCL)], &["--list", "targets"]),
-        (&[("docker-bake.hcl", HCL)], &["--list", "variables"]),
-        (
-            &[("docker-bake.hcl", HCL)],
-            &["--list", "type=variables,format=json"],
-        ),
-        (
-            &[("docker-bake.hcl", HCL)],
-            &["--list", "type=targets,format=json"],
-        ),
-        (&[("compose.yaml", COMPOSE)], &["--print"]),
-        (
-            &[("compose.yaml", COMPOSE), (".env", "TAG=2\nHOME_=x\n")],
-            &["--print", "app"],
-        ),
-        (
-            &[
-                ("compose.yaml", COMPOSE),
-                (
-                    "more.yml",
-                    "services:\n  app:\n    build:\n      args: {A: over}\n      tags: [more]\n  new:\n    build: {context: new}\n",
-                ),
-            ],
-            &["--print", "-f", "compose.yaml", "-f", "more.yml"],
-        ),
-        (
-            &[
-                ("compose.yaml", COMPOSE),
-                (
-                    "docker-bake.hcl",
-                    "target \"app\" {\n  args = { A = \"hcl\" }\n}\n",
-                ),
-            ],
-            &["--print", "app"],
-        ),
-        (&[("docker-bake.json", JSON)], &["--print", "g", "a"]),
-        (
-            &[
-                (
-                    "docker-bake.hcl",
-                    "variable \"A\" { default = \"1\" }\ntarget \"default\" { args = { A = A } }\n",
-                ),
-                (
-                    "docker-bake.override.hcl",
-                    "variable \"A\" { default = \"2\" }\ntarget \"default\" { tags = [\"x\"] }\n",
-                ),
-            ],
-            &["--print"],
-        ),
-        (&[("x", HCL)], &["--print", "-f", "x", "unit"]),
-        (&[("x", COMPOSE)], &["--print", "-f", "x", "db_x"]),
-        (&[("x", JSON)], &["--print", "-f", "x", "a"]),
-    ];
-    for (files, words) in cases {
+    for (files, words) in CASES {
         let directory = prepare(&engine, files);
         let shown = |program| ordered(&bake(&engine, program, &directory, words).ok());
         assert_eq!(shown(Program::Whelk), shown(Program::Docker), "{words:?}");
@@ -286,110 +438,7 @@ fn targets_are_those_of_buildx() {
 fn errors_have_the_places_of_buildx() {
     let engine = Engine::without_images(&[]);
     // What both say, from the place on.
-    for (file, content, words, expected) in [
-        (
-            "docker-bake.hcl",
-            "target \"default\" {\n  tags = [\"a:${FOO}\"]\n}\n",
-            &["--print"][..],
-            "ERROR: docker-bake.hcl:2,16-19: Unknown variable; There is no variable named \"FOO\".",
-        ),
-        (
-            "docker-bake.hcl",
-            "target \"default\" {\n  tags = \"x\"\n}\n",
-            &["--print"],
-            "ERROR: docker-bake.hcl:2,11-12: Unsuitable value type; Unsuitable value: list of string required",
-        ),
-        (
-            "docker-bake.hcl",
-            "target \"default\" {\n  pull = \"maybe\"\n}\n",
-            &["--print"],
-            "ERROR: docker-bake.hcl:2,11-16: Unsuitable value type; Unsuitable value: a bool is required",
-        ),
-        (
-            "docker-bake.hcl",
-            "target \"a/b\" {}\n",
-            &["--print"],
-            "ERROR: docker-bake.hcl:1,8-13: Invalid name; only \"[a-zA-Z0-9_-]+\" are allowed",
-        ),
-        (
-            "docker-bake.hcl",
-            "target \"default\" { args = {x = nofn(1)} }\n",
-            &["--print"],
-            "ERROR: docker-bake.hcl:1,32-36: Call to unknown function; There is no function named \"nofn\".",
-        ),
-        (
-            "docker-bake.hcl",
-            "variable \"A\" {\n  default = \"x\"\n  validation {\n    condition = A == \"y\"\n    error_message = \"must be y\"\n  }\n}\n",
-            &["--print"],
-            "ERROR: docker-bake.hcl:4,17-25: Validation failed; must be y",
-        ),
-        (
-            "docker-bake.hcl",
-            "target \"a\" {}\n",
-            &["--print"],
-            "ERROR: failed to find target default",
-        ),
-        (
-            "docker-bake.hcl",
-            "target \"a\" {}\n",
-            &["--print", "x*"],
-            "ERROR: could not find any target matching \"x*\"",
-        ),
-        (
-            "docker-bake.hcl",
-            "target \"a\" {}\n",
-            &["--print", "--set", "a.foo=1", "a"],
-            "ERROR: unknown key: foo",
-        ),
-        (
-            "docker-bake.hcl",
-            "target \"a\" {}\n",
-            &["--print", "--set", "a", "a"],
-            "ERROR: invalid override key a, expected target.name",
-        ),
-        (
-            "docker-bake.hcl",
-            "target \"a\" {}\n",
-            &["--print", "--set", "a.tags", "a"],
-            "ERROR: invalid override a.tags, expected target.name=value",
-        ),
-        (
-            "docker-bake.hcl",
-            "target \"a\" {}\n",
-            &["--list", "foo"],
-            "ERROR: invalid list type \"foo\"",
-        ),
-        (
-            "docker-bake.hcl",
-            "target \"a\" { contexts = {b = \"target:a\"} }\n",
-            &["--print", "a"],
-            "ERROR: target a cannot link to itself",
-        ),
-        (
-            "docker-bake.hcl",
-            "target \"a\" { context = \"-\" }\n",
-            &["--print", "a"],
-            "ERROR: context from stdin not allowed in bake",
-        ),
-        (
-            "compose.yaml",
-            "services:\n  a:\n    build: {context: ., foo: 1}\n",
-            &["--print"],
-            "ERROR: services.a.build additional properties 'foo' not allowed",
-        ),
-        (
-            "compose.yaml",
-            "services:\n  a:\n    build: {context: \"${X:?no x}\"}\n",
-            &["--print"],
-            "ERROR: error while interpolating services.a.build.context: required variable X is missing a value: no x",
-        ),
-        (
-            "other",
-            "x",
-            &["--print"],
-            "ERROR: couldn't find a bake definition",
-        ),
-    ] {
+    for &(file, content, words, expected) in ERRORS {
         let directory = prepare(&engine, &[(file, content)]);
         for program in [Program::Whelk, Program::Docker] {
             let output = bake(&engine, program, &directory, words);
@@ -407,38 +456,7 @@ fn errors_have_the_places_of_buildx() {
         }
     }
     // Our own words.
-    for (content, words, expected) in [
-        (
-            "target \"default\" {\n  tags = [\n}\n",
-            &["--print"][..],
-            "ERROR: docker-bake.hcl:3,1-1: Invalid syntax; ",
-        ),
-        (
-            "variable \"A\" { default = B }\nvariable \"B\" { default = A }\n",
-            &["--print"],
-            "variable cycle not allowed for",
-        ),
-        (
-            "target \"default\" { args = {x = md5(\"\")} }\n",
-            &["--print"],
-            "The function \"md5\" is not available in this version of whelk.",
-        ),
-        (
-            "target \"default\" { tagz = [] }\n",
-            &["--print"],
-            "WARNING: docker-bake.hcl: target default: tagz is ignored: there is no such attribute",
-        ),
-        (
-            "target \"default\" {}\n",
-            &["--print", "https://example.com/x.git"],
-            "remote definitions: not available in this version of whelk",
-        ),
-        (
-            "target \"default\" {}\n",
-            &["--allow", "foo"],
-            "unknown entitlement key \"foo\"",
-        ),
-    ] {
+    for &(content, words, expected) in OWN_ERRORS {
         let directory = prepare(&engine, &[("docker-bake.hcl", content)]);
         let output = bake(&engine, Program::Whelk, &directory, words);
         assert!(
