@@ -11,8 +11,8 @@ use super::{BakeArgs, Called, inputs, target};
 use crate::client::Client;
 use crate::commands::build::display::{Display, Mode};
 use crate::commands::build::{
-    Asked, Prepared, Signals, Unsolved, connect, failure_of_target, metadata, print_answer,
-    solve_all,
+    Asked, KnownAgents, Prepared, Signals, Unsolved, connect, failure_of_target, metadata,
+    print_answer, solve_all,
 };
 use crate::output::print_line;
 use crate::{Failure, Outcome, plain};
@@ -27,6 +27,7 @@ pub(super) async fn run(
     // From here on, a signal ends this command in order.
     let mut signals = Signals::new()?;
     let mode = Mode::new(&args.progress, false)?;
+    let mut known = KnownAgents::default();
     let mut builds: BTreeMap<&str, Prepared> = BTreeMap::new();
     for (name, target) in &resolved.targets {
         let named = |failure: Failure| Failure {
@@ -35,7 +36,7 @@ pub(super) async fn run(
         };
         let mut own = target::build(target)?;
         own.debug |= args.debug;
-        let prepared = Prepared::new(client, own, &mut signals).await;
+        let prepared = Prepared::new(client, own, &mut signals, &mut known).await;
         builds.insert(name, prepared.map_err(named)?);
     }
     let started = async {

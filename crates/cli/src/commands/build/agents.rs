@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -38,7 +39,11 @@ const SESSION_BIND: &[u8] = b"session-bind@openssh.com";
 
 /// Agents by their ids.
 #[derive(Debug, Default)]
-pub(super) struct Agents(BTreeMap<String, Agent>);
+pub(super) struct Agents(BTreeMap<String, Arc<Agent>>);
+
+/// Agents by their sockets or files, so that several builds of one command ask for a passphrase once.
+#[derive(Debug, Default)]
+pub(crate) struct KnownAgents(BTreeMap<String, Arc<Agent>>);
 
 #[derive(Debug)]
 pub(super) enum Agent {
@@ -52,7 +57,7 @@ impl Agents {
     ///
     /// # Errors
     /// Returns an error for what is neither a socket nor a private key.
-    pub async fn new(given: &[String], may_ask: bool) -> Outcome<Self> {
+    pub async fn new(given: &[String], may_ask: bool, known: &mut KnownAgents) -> Outcome<Self> {
         let may_ask = may_ask && terminal::stdin_is_terminal();
         let mut agents = BTreeMap::new();
         for text in given {
@@ -70,7 +75,11 @@ impl Agents {
                 ));
             }
             let id = if id.is_empty() { DEFAULT } else { id };
-            let agent = Agent::of(&path, may_ask).await?;
+            let agent = match known.0.get(&path) {
+                Some(agent) => agent.clone(),
+                None => Arc::new(Agent::of(&path, may_ask).await?),
+            };
+            known.0.insert(path, agent.clone());
             if agents.insert(id.to_owned(), agent).is_some() {
                 return Err(Failure::new(format!("invalid duplicate ID {id}")));
             }
@@ -89,7 +98,7 @@ impl Agents {
     pub fn find(&self, id: &str) -> Result<&Agent> {
         let id = if id.is_empty() { DEFAULT } else { id };
         let missing = || Status::unknown(format!("unset ssh forward key {id}"));
-        self.0.get(id).ok_or_else(missing)
+        self.0.get(id).map(|agent| &**agent).ok_or_else(missing)
     }
 
     /// Connects a call to an agent until it ends.
@@ -259,7 +268,8 @@ mod tests {
         let scratch = whelk_sys::Scratch::temporary("agents").unwrap();
         let path = scratch.path().join("socket");
         let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
-        let new = async |texts: &[String]| Agents::new(texts, false).await;
+        let new =
+            async |texts: &[String]| Agents::new(texts, false, &mut KnownAgents::default()).await;
         let socket = format!("mine={}", path.display());
         let agents = new(std::slice::from_ref(&socket)).await.unwrap();
         assert!(matches!(agents.find("mine").unwrap(), Agent::Socket(found) if *found == path));

@@ -24,6 +24,7 @@ mod solve;
 mod stores;
 mod walk;
 
+pub(crate) use agents::KnownAgents;
 pub(crate) use args::BuildArgs;
 pub(crate) use contexts::is_fetched;
 pub(crate) use engine::{connect, random_id};
@@ -51,7 +52,8 @@ pub(crate) async fn build(client: &Client, args: BuildArgs) -> Outcome {
     options::one_builder(client, &args.builder).map_err(not_built)?;
     let mode = Mode::new(&args.progress, args.quiet).map_err(not_built)?;
     let debug = args.debug || client.debug();
-    let prepared = Prepared::new(client, args, &mut signals).await;
+    let known = &mut KnownAgents::default();
+    let prepared = Prepared::new(client, args, &mut signals, known).await;
     let mut prepared = prepared.map_err(not_built)?;
     if !prepared.args.iidfile.is_empty() {
         // A build that fails leaves none. A device stays.

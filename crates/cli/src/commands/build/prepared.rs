@@ -7,7 +7,7 @@ use std::sync::Arc;
 use whelk_buildkit::grpc::Channel;
 use whelk_buildkit::pb::control::{SolveRequest, SolveResponse};
 
-use super::agents::Agents;
+use super::agents::{Agents, KnownAgents};
 use super::args::BuildArgs;
 use super::contexts::Contexts;
 use super::engine;
@@ -43,7 +43,12 @@ impl Prepared {
     ///
     /// # Errors
     /// Returns an error for flags that are not valid, and for files that are not there.
-    pub async fn new(client: &Client, args: BuildArgs, signals: &mut Signals) -> Outcome<Self> {
+    pub async fn new(
+        client: &Client,
+        args: BuildArgs,
+        signals: &mut Signals,
+        known: &mut KnownAgents,
+    ) -> Outcome<Self> {
         let call = options::call(&args)?;
         let outputs = match args.has_no_output {
             true => Vec::new(),
@@ -55,7 +60,9 @@ impl Prepared {
         let secrets = Secrets::new(&args.secret)?;
         // What comes from the standard input is no passphrase.
         let may_ask = args.context != "-" && args.file != "-";
-        let agents = signals.or_stopped(Agents::new(&args.ssh, may_ask)).await?;
+        let agents = signals
+            .or_stopped(Agents::new(&args.ssh, may_ask, known))
+            .await?;
         let mut contexts = signals.or_stopped(Contexts::find(&args)).await?;
         let mut request = options::request(&args, &contexts, &outputs)?;
         let stores = Stores::of(request.cache.get_or_insert_default())?;
