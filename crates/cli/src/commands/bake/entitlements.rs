@@ -156,12 +156,13 @@ fn read_by(target: &Target, paths: &mut BTreeSet<String>) {
     paths.extend(local(&target.cache_from, "src"));
     for secret in target.secrets.iter().flatten() {
         // As `build` reads it: without a source, the id is a variable or else a file.
-        match (secret.file.as_str(), secret.env.as_str()) {
-            ("", "") if std::env::var_os(&secret.id).is_none() => {
-                drop(paths.insert(secret.id.clone()))
-            }
-            ("", _) => {}
-            (file, _) => drop(paths.insert(file.to_owned())),
+        let is_file = secret.env.is_empty() && std::env::var_os(&secret.id).is_none();
+        let file = match secret.file.as_str() {
+            "" if is_file => &secret.id,
+            _ => &secret.file,
+        };
+        if !file.is_empty() {
+            paths.insert(file.clone());
         }
     }
     let agents = target.ssh.iter().flatten();
