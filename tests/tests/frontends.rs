@@ -68,6 +68,16 @@ fn a_frontend_defines_what_is_built() {
         ],
     );
     assert_eq!(case.runs("definition"), "from-frontend");
+    let attachment = [
+        "buildx",
+        "history",
+        "inspect",
+        "attachment",
+        "--type",
+        "provenance",
+    ];
+    let provenance = docker(&case.engine).run(&attachment).ok();
+    shows(&provenance, &["pkg:docker/test/front@1"]);
     // What it defines is cached, as for any client.
     let again = case.built("definition", "");
     assert!(!again.contains(" to-out\n"), "{again}");
@@ -115,6 +125,8 @@ fn a_frontend_calls_that_of_dockerfiles() {
     assert_eq!(case.runs("forward"), "by-dockerfile");
     let image = case.engine.image("forward");
     assert_eq!(image["Config"]["Labels"], json!({"by": "the frontend"}));
+    // It cannot change the settings that the client alone has.
+    case.built("settings", "FROM busybox\nRUN true\n");
     // An error has the lines of the Dockerfile.
     let context = case.context("forward", "FROM busybox\nRUN exit 7\n");
     docker(&case.engine).build_fails(&context, &[], &["Dockerfile:3", ">>> RUN exit 7"]);
@@ -221,6 +233,8 @@ fn hostile_frontends_are_refused() {
     let before = peak_memory(&case.engine);
     case.fails("large", &["is larger than"]);
     case.fails("many", &["a build has at most"]);
+    case.fails("names", &["requests of more than"]);
+    case.fails("imports", &["more than 16 sets of caches"]);
     let taken = peak_memory(&case.engine) - before;
     assert!(taken < 400, "{taken}");
     // Of images that cannot be had, and of those that are none of BuildKit's.

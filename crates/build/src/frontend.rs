@@ -6,6 +6,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use tokio::sync::OwnedSemaphorePermit;
 use whelk_dockerfile::convert::Image;
 use whelk_image::Platform as Host;
 use whelk_llb::pb::op::Kind;
@@ -14,11 +15,12 @@ use whelk_llb::{Builder as Graphs, CUSTOM_NAME, Graph, Vertex};
 
 use crate::error::{Error, Result};
 use crate::log::Log;
+use crate::provenance::Capture;
 use crate::request::{Request, Solved, parse_reference};
 use crate::sources::Images;
 use crate::{Builder, ops};
 
-/// Number of frontends that run at the same time. Those that call others wait for these, so there is no queue.
+/// Number of frontends that run at the same time, apart from those that others call.
 pub(crate) const MOST: usize = 64;
 
 /// The program of an image without an entrypoint.
@@ -44,6 +46,11 @@ impl Frontend {
     pub fn caps(&self) -> impl Iterator<Item = &str> {
         let label = self.image.config.labels.get(CAPS);
         label.map_or("", String::as_str).split(',')
+    }
+
+    /// Returns what it was made of, for the provenance.
+    pub fn capture(&self) -> &Capture {
+        &self.files.capture
     }
 
     fn op(&self, env: Vec<String>) -> ExecOp {
@@ -116,6 +123,15 @@ impl Builder {
         Ok(Frontend { name, image, files })
     }
 
+    /// Waits until another frontend may run. One that another frontend has called needs no turn: the other one waits for it.
+    ///
+    /// # Errors
+    /// Returns an error if the engine ends.
+    pub async fn frontend_turn(&self) -> Result<OwnedSemaphorePermit> {
+        let turn = self.frontends.clone().acquire_owned().await;
+        turn.map_err(|error| Error::internal(error.to_string()))
+    }
+
     /// Runs a frontend to its end, with these variables besides those of its image. Its standard error is the output of a step.
     /// If this is dropped, it is killed.
     ///
@@ -128,18 +144,12 @@ impl Builder {
         env: Vec<String>,
         connection: OwnedFd,
     ) -> Result<()> {
-        let permit = self.frontends.clone().try_acquire_owned();
-        let permit = permit.map_err(|_| {
-            let text = format!("more than {MOST} frontends would run at the same time");
-            Error::invalid(text)
-        })?;
         let op = frontend.op(env);
         let log = Closing(Arc::new(Log::new(&self.store().staging)));
         let name = format!("[internal] frontend {}", frontend.name);
         let work = request.progress.begin_logged(&name, &log.0);
-        let (files, settings) = (frontend.files.clone(), &request.settings);
+        let (held, settings) = (frontend.files.clone(), &request.settings);
         let stack = &frontend.files.stack;
-        let held = (permit, files);
         let code = ops::connect(self, &op, stack, settings, &log.0, connection, held).await;
         drop(log);
         let ended = code.and_then(|code| match code {

@@ -131,6 +131,7 @@ impl Progress {
 
     /// Like [`Progress::begin`], of the source of a graph with this digest.
     pub(crate) fn begin_as(&self, vertex: Digest, name: String) -> Work {
+        let name = cut(name);
         let inputs = Vec::new();
         self.add(vertex, EventKind::Known { name, inputs });
         self.add(vertex, EventKind::Started { log: None });
@@ -144,7 +145,7 @@ impl Progress {
     /// Like [`Progress::begin`], of a process with this output.
     pub(crate) fn begin_logged(&self, name: &str, log: &Arc<Log>) -> Work {
         let vertex = self.new_vertex(name);
-        let (name, inputs) = (name.to_owned(), Vec::new());
+        let (name, inputs) = (cut(name.to_owned()), Vec::new());
         self.add(vertex, EventKind::Known { name, inputs });
         let log = Some(log.clone());
         self.add(vertex, EventKind::Started { log });
@@ -172,6 +173,18 @@ impl Progress {
             next: 0,
         }
     }
+}
+
+/// Maximum length of the name of the builder's own work, in bytes: some names come from frontends.
+const MAX_NAME: usize = 4096;
+
+fn cut(mut name: String) -> String {
+    let mut end = name.len().min(MAX_NAME);
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    name.truncate(end);
+    name
 }
 
 /// Reads events in their order.
@@ -248,6 +261,16 @@ mod tests {
         let progress = Progress::default();
         let kept = (0..=MAX_TOLD).filter(|_| warn(&progress, 1));
         assert_eq!(kept.count(), MAX_TOLD);
+    }
+
+    #[test]
+    fn long_names_are_cut() {
+        assert_eq!(cut("é".repeat(MAX_NAME)).len(), MAX_NAME);
+        assert_eq!(
+            cut(format!("x{}", "é".repeat(MAX_NAME))).len(),
+            MAX_NAME - 1
+        );
+        assert_eq!(cut("short".to_owned()), "short");
     }
 
     #[tokio::test]

@@ -172,7 +172,7 @@ fn plan(hosts: &Hosts, settings: &TlsSettings) -> anyhow::Result<Plan> {
     let port = if tls.is_some() { 2376 } else { 2375 };
     let api = hosts.api.iter().map(|host| Host::parse(host, port));
     let buildkit = hosts.buildkit.iter();
-    let buildkit = buildkit.map(|host| Host::parse_buildkit(host, port));
+    let buildkit = buildkit.map(|host| Host::parse_buildkit(host));
     Ok(Plan {
         mode,
         tls,
@@ -294,11 +294,13 @@ impl Host {
     }
 
     /// Parses a host for BuildKit's protocol alone.
-    fn parse_buildkit(host: &str, default_port: u16) -> anyhow::Result<Self> {
+    fn parse_buildkit(host: &str) -> anyhow::Result<Self> {
+        /// The port of BuildKit's own examples.
+        const PORT: u16 = 1234;
         let parsed = match host {
             // The API's own default is no socket of BuildKit's.
             "unix://" => None,
-            host => Self::parse(host, default_port).ok(),
+            host => Self::parse(host, PORT).ok(),
         };
         match parsed {
             Some(parsed @ (Self::Unix(_) | Self::Tcp(..))) => Ok(parsed),

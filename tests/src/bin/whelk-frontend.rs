@@ -14,9 +14,11 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use whelk_buildkit::details;
 use whelk_buildkit::grpc::{Channel, Result, Status};
+use whelk_buildkit::pb::control::CacheOptionsEntry;
 use whelk_buildkit::pb::gateway::{
     InputsResponse, PongResponse, ReadFileRequest, ReadFileResponse, Ref, RefMap,
-    Result as Returned, ReturnRequest, SolveRequest, SolveResponse, result,
+    ResolveImageConfigRequest, ResolveImageConfigResponse, Result as Returned, ReturnRequest,
+    SolveRequest, SolveResponse, result,
 };
 use whelk_buildkit::pb::{Message, Unused};
 use whelk_llb::pb::op::Kind;
@@ -106,6 +108,13 @@ impl Frontend {
                 Ok(returned(made, &json!({"Cmd": ["cat", "/made"]})))
             }
             "lines" => self.lines().await,
+            // Settings that only clients have: the name of a network of the engine.
+            "settings" => {
+                let mut options = self.options.clone();
+                options.insert("whelk.network".into(), "no-such-network".into());
+                let forwarded = self.frontend("dockerfile.v0", &options).await?;
+                Ok(forwarded.result.unwrap_or_default())
+            }
             "forward" => {
                 let forwarded = self.frontend("dockerfile.v0", &self.options).await?;
                 let mut result = forwarded.result.unwrap_or_default();
@@ -175,6 +184,31 @@ impl Frontend {
                 for number in 0.. {
                     let long = format!("echo {number} {}", "x".repeat(1 << 20));
                     self.define(process(&long, |_| {})).await?;
+                }
+                Ok(Returned::default())
+            }
+            "names" => loop {
+                let request = ResolveImageConfigRequest {
+                    r#ref: "docker.io/library/busybox:latest".into(),
+                    log_name: "x".repeat(1 << 20),
+                    ..ResolveImageConfigRequest::default()
+                };
+                let _: ResolveImageConfigResponse =
+                    self.call("ResolveImageConfig", &request).await?;
+            },
+            "imports" => {
+                for number in 0..20 {
+                    let name = format!("localhost:1/cache:{number}");
+                    let import = CacheOptionsEntry {
+                        kind: "registry".into(),
+                        attrs: [("ref".to_owned(), name)].into(),
+                    };
+                    let request = SolveRequest {
+                        definition: Some(process("true", |_| {})),
+                        cache_imports: vec![import],
+                        ..SolveRequest::default()
+                    };
+                    self.solve(request).await?;
                 }
                 Ok(Returned::default())
             }

@@ -188,11 +188,14 @@ impl Door {
                 call.responses.send(&Unused {}).await
             }
             "ResolveImageConfig" => {
-                let response = self.resolve_config(build, call.request().await?).await?;
+                let request: ResolveImageConfigRequest = call.request().await?;
+                scope.charge(request.encoded_len())?;
+                let response = self.resolve_config(build, request).await?;
                 call.responses.send(&response).await
             }
             "ResolveSourceMeta" => {
-                let request = call.request().await?;
+                let request: ResolveSourceMetaRequest = call.request().await?;
+                scope.charge(request.encoded_len())?;
                 let response = self.resolve_source(build, request).await?;
                 call.responses.send(&response).await
             }
@@ -230,8 +233,9 @@ impl Door {
         if !request.allow_result_return || !request.allow_result_array_ref {
             return Err(Status::unimplemented("clients of BuildKit before v0.9"));
         }
+        scope.charge(request.encoded_len())?;
         let imports = super::caches::imports_of_frontend(&request)?;
-        let common = build.request_with(imports);
+        let common = build.request_with(scope, imports)?;
         let result = match (request.frontend.as_str(), request.definition) {
             ("", Some(definition)) => {
                 let reference = Reference::new(common, definition, Images::default(), None);

@@ -5,8 +5,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, watch};
-use whelk_build::provenance::{FrontendCall, Provenance};
-use whelk_build::{Attest, Builder, CacheImport, Error, Images, Imports, Request, Scanned, Solved};
+use whelk_build::provenance::{Capture, FrontendCall, Provenance};
+use whelk_build::{
+    Attest, Builder, CacheImport, Error, Frontend, Images, Imports, Request, Scanned, Solved,
+};
 use whelk_buildkit::grpc::{Code, Result, Status};
 use whelk_buildkit::pb::Message as _;
 use whelk_dockerfile::convert::Image;
@@ -25,6 +27,9 @@ const KEPT: Duration = Duration::from_secs(30);
 
 /// Maximum number of builds that run.
 const MAX_RUNNING: usize = 1000;
+
+/// Number of different sets of caches that the frontends of a build import.
+const MAX_IMPORTS: usize = 16;
 
 /// The builds.
 #[derive(Debug)]
@@ -65,6 +70,8 @@ pub(super) struct Build {
     pub file: Mutex<Option<(Digest, SourceInfo)>>,
     /// The caches that frontends import, by what they ask for: each is read once.
     imports: Mutex<BTreeMap<Vec<CacheImport>, Arc<Imports>>>,
+    /// What the frontends consist of that are programs, by the names of their images.
+    programs: Mutex<BTreeMap<String, Capture>>,
 }
 
 /// The provenance and the attestations of a build's results, by platform if there are several.
@@ -168,6 +175,9 @@ impl Reference {
         for read in build.held.lock().ignore_poison().iter() {
             capture.add(&read.capture);
         }
+        for program in build.programs.lock().ignore_poison().values() {
+            capture.add(program);
+        }
         Provenance {
             capture,
             call: self
@@ -232,7 +242,14 @@ impl Build {
             noted: Mutex::default(),
             file: Mutex::default(),
             imports: Mutex::default(),
+            programs: Mutex::default(),
         }
+    }
+
+    /// Notes for the provenance that a program was executed as a frontend.
+    pub fn note_program(&self, frontend: &Frontend) {
+        let mut programs = self.programs.lock().ignore_poison();
+        programs.insert(frontend.name.clone(), frontend.capture().clone());
     }
 
     /// Keeps a result as long as the build.
@@ -279,17 +296,33 @@ impl Build {
         Arc::new(ended)
     }
 
+    /// Returns what holds for the calls of a frontend.
+    pub fn request_of<'a>(&'a self, scope: &'a Scope) -> &'a Request {
+        scope.request.as_ref().unwrap_or(&self.request)
+    }
+
     /// Returns the request of a frontend that imports these caches.
-    pub fn request_with(&self, imports: Vec<CacheImport>) -> Request {
-        let mut request = self.request.clone();
+    ///
+    /// # Errors
+    /// Returns an error if the build imports too many different ones.
+    pub fn request_with(&self, scope: &Scope, imports: Vec<CacheImport>) -> Result<Request> {
+        let mut request = self.request_of(scope).clone();
         // Clients name theirs for the build, and once more for their frontend.
         if !request.imports.includes(&imports) {
             let mut known = self.imports.lock().ignore_poison();
+            if known.len() >= MAX_IMPORTS && !known.contains_key(&imports) {
+                return Err(Status::new(
+                    Code::ResourceExhausted,
+                    format!(
+                        "the frontends of a build import more than {MAX_IMPORTS} sets of caches"
+                    ),
+                ));
+            }
             let imports = known.entry(imports);
             let imports = imports.or_insert_with_key(|wanted| Imports::new(wanted.clone()));
             request.imports = imports.clone();
         }
-        request
+        Ok(request)
     }
 }
 

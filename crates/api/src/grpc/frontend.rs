@@ -93,12 +93,7 @@ impl Door {
         scope: &Scope,
         called: Called<'_>,
     ) -> Result<Answered> {
-        let Called {
-            frontend,
-            attributes,
-            inputs,
-            ..
-        } = called;
+        let (frontend, attributes, inputs) = (called.frontend, called.attributes, called.inputs);
         match frontend {
             "dockerfile.v0" => {}
             "gateway.v0" => {
@@ -106,7 +101,12 @@ impl Door {
                 let source =
                     source.ok_or_else(|| Status::invalid("no source specified for gateway"))?;
                 if !gateway::is_own(source) {
-                    return self.gateway(build, scope, source, attributes, inputs).await;
+                    let parsed = Options::from_attributes(attributes, host(), parse_reference);
+                    let (options, _) =
+                        parsed.map_err(|error| Status::unknown(error.to_string()))?;
+                    let request = self.requested(build, scope, &called, &options).await?;
+                    let called = Called { request, ..called };
+                    return self.gateway(build, scope, source, called).await;
                 }
             }
             _ => {
@@ -127,8 +127,11 @@ impl Door {
             return Err(without_cap(cap));
         }
         let prepared = self.prepare(build, attributes, inputs).await?;
+        let request = self.requested(build, scope, &called, &prepared.options);
+        let request = request.await?;
         if let Some(syntax) = gateway::Syntax::find(attributes, &prepared.text) {
-            let forwarded = self.forward(build, scope, &syntax, attributes, inputs);
+            let called = Called { request, ..called };
+            let forwarded = self.forward(build, scope, &syntax, called);
             return forwarded
                 .await
                 .map_err(|status| syntax.place(status, &prepared.file));
@@ -139,10 +142,6 @@ impl Door {
         if !get("requestid").is_empty() {
             return self.subrequest(build, get("requestid"), &prepared).await;
         }
-        let request = Request {
-            imports: called.request.imports,
-            ..self.requested(build, attributes, &prepared.options).await?
-        };
         let call = FrontendCall {
             frontend: frontend.to_owned(),
             attributes: attributes.clone(),
@@ -199,20 +198,26 @@ impl Door {
         futures_util::future::try_join_all(converting).await
     }
 
-    /// Returns the request of a build with the settings of its frontend.
+    /// Returns the request of a build with the settings of its frontend. They are the client's: a program in an image has those
+    /// with which it was called.
     async fn requested(
         self: &Arc<Self>,
         build: &Build,
-        attributes: &Attributes,
+        scope: &Scope,
+        called: &Called<'_>,
         options: &Options,
     ) -> Result<Request> {
+        let attributes = called.attributes;
         let get = |name: &str| attributes.get(name).map_or("", String::as_str);
         let mut request = Request {
             resolve: options.resolve_mode,
             project: self.project(build, options).await,
-            is_explained: get("whelk.explain") == "true",
-            ..build.request.clone()
+            ..called.request.clone()
         };
+        if scope.depth > 0 {
+            return Ok(request);
+        }
+        request.is_explained = get("whelk.explain") == "true";
         request.settings.keeps_failed = get("whelk.keep-failed") == "true";
         if !get("whelk.network").is_empty() {
             request.settings.network = network(get("whelk.network"))?;

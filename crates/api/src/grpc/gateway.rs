@@ -22,10 +22,10 @@ use whelk_buildkit::pb::HealthCheckResponse;
 use whelk_buildkit::pb::control::WorkerRecord;
 use whelk_buildkit::pb::gateway::Result as Answered;
 use whelk_dockerfile::Lines;
-use whelk_llb::pb::{Definition, SourceInfo};
+use whelk_llb::pb::SourceInfo;
 
 use super::builds::Build;
-use super::frontend::without_cap;
+use super::frontend::{Called, without_cap};
 use super::platforms::Platform;
 use super::result::ranges;
 use super::scope::Scope;
@@ -123,14 +123,18 @@ impl Door {
         build: &Arc<Build>,
         scope: &Scope,
         syntax: &Syntax,
-        attributes: &Attributes,
-        inputs: &BTreeMap<String, Definition>,
+        called: Called<'_>,
     ) -> Result<Answered> {
-        let mut attributes = attributes.clone();
+        let mut attributes = called.attributes.clone();
         attributes.insert("cmdline".into(), syntax.cmdline.clone());
         attributes.insert("source".into(), syntax.image.clone());
-        self.gateway(build, scope, &syntax.image, &attributes, inputs)
-            .await
+        let called = Called {
+            frontend: called.frontend,
+            attributes: &attributes,
+            inputs: called.inputs,
+            request: called.request,
+        };
+        self.gateway(build, scope, &syntax.image, called).await
     }
 
     /// Runs the frontend of an image for another one, which has this scope. (Boxed: it may call this again.)
@@ -139,17 +143,18 @@ impl Door {
         build: &'a Arc<Build>,
         scope: &'a Scope,
         image: &'a str,
-        attributes: &'a Attributes,
-        inputs: &'a BTreeMap<String, Definition>,
+        called: Called<'a>,
     ) -> BoxFuture<'a, Result<Answered>> {
         Box::pin(async move {
+            let (attributes, inputs) = (called.attributes, called.inputs);
             if scope.depth >= MAX_DEPTH {
                 let text = format!("more than {MAX_DEPTH} frontends that call each other: {image}");
                 return Err(Status::invalid(text));
             }
             let image = replaced(image, attributes)?;
-            let frontend = self.builder.frontend(&build.request, image).await;
-            let frontend = frontend.map_err(|error| super::result::status(&error, None))?;
+            let failed = |error: whelk_build::Error| super::result::status(&error, None);
+            let frontend = self.builder.frontend(&called.request, image).await;
+            let frontend = frontend.map_err(failed)?;
             let known: Vec<&str> = frontend.caps().map(cap_name).collect();
             let wanted = attributes.get("frontend.caps");
             let wanted = wanted.map_or("", String::as_str).split(',').map(cap_name);
@@ -159,7 +164,13 @@ impl Door {
                 return Err(without_cap(cap));
             }
             let env = environment(&build.session, &self.worker(), attributes)?;
-            let inner = Arc::new(scope.inner(inputs.clone()));
+            let _turn = match scope.depth {
+                0 => Some(self.builder.frontend_turn().await.map_err(failed)?),
+                _ => None,
+            };
+            let _place = scope.place()?;
+            build.note_program(&frontend);
+            let inner = Arc::new(scope.inner(called.request, inputs.clone()));
             let ended = self.run_gateway(build, &inner, &frontend, env).await;
             let returned = inner.returned.borrow().clone();
             let result = match returned {
@@ -208,7 +219,7 @@ impl Door {
         let serving = grpc::serve(TokioIo::new(ours), LIMITS, headers, answer);
         let running = self
             .builder
-            .run_frontend(&build.request, frontend, env, theirs);
+            .run_frontend(build.request_of(scope), frontend, env, theirs);
         let mut returned = scope.returned.subscribe();
         let overdue = async {
             // Its sender is in the scope.
@@ -227,6 +238,9 @@ impl Door {
         };
         if let Ok(result) = tokio::time::timeout(PATIENCE, running).await {
             return ended(result);
+        }
+        if matches!(*scope.returned.borrow(), Some(Ok(_))) {
+            return Ok(());
         }
         let cause = closed.err().map(|error| format!(": {error}"));
         Err(Status::unknown(format!(

@@ -1,10 +1,10 @@
 //! What a frontend can refer to: the results that it was given, and no others.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::watch;
+use whelk_build::Request;
 use whelk_buildkit::grpc::{Code, Result, Status};
 use whelk_buildkit::pb::gateway::{self, Ref, RefMap, result};
 use whelk_llb::pb::Definition;
@@ -13,35 +13,56 @@ use whelk_sys::sync::IgnorePoison as _;
 use super::builds::Reference;
 use super::platforms::{MAX_PLATFORMS, ids};
 
-/// Maximum number of references, and of the bytes of their definitions.
+/// Limits of a build: the number of its results, and the bytes of their definitions.
 const MAX_REFERENCES: usize = 4096;
 const MAX_DEFINITIONS: usize = 64 << 20;
 
-/// Maximum number of operations that a program in an image may define.
+/// Limits of all programs in images that a build runs: operations in their definitions, calls, and bytes of requests. Names and
+/// errors of what they ask for are in the progress of the build, which is kept.
 const MAX_OPS: usize = 200_000;
+const MAX_CALLS: usize = 20_000;
+const MAX_SENT: usize = 128 << 20;
 
-/// Maximum number of calls of such a program: some are told of in the progress of the build, which is kept.
-const MAX_CALLS: usize = 100_000;
+/// Number of programs at a time that others of the same build have called.
+const MAX_CALLED: usize = 16;
 
 /// What one frontend can refer to.
 #[derive(Debug)]
 pub(super) struct Scope {
     /// The beginning of the names of its references.
     name: String,
-    /// How many programs in images stand between the client and what this is for; 0 for the client itself.
+    /// Nesting depth; 0 for the client.
     pub depth: usize,
+    /// What holds for all that a program asks for, whatever it says; `None` for the client.
+    pub request: Option<Request>,
     pub inputs: BTreeMap<String, Definition>,
-    references: Mutex<References>,
-    calls: AtomicUsize,
+    references: Mutex<HashMap<String, Arc<Reference>>>,
+    /// All scopes of a build have it in common.
+    spent: Arc<Mutex<Spent>>,
     /// The result, which the frontend returns (`LLBBridge.Return`).
     pub returned: watch::Sender<Option<Result<gateway::Result>>>,
 }
 
+/// What the frontends of a build have used.
 #[derive(Debug, Default)]
-struct References {
-    known: HashMap<String, Arc<Reference>>,
+struct Spent {
+    references: usize,
+    definitions: usize,
     ops: usize,
-    bytes: usize,
+    calls: usize,
+    sent: usize,
+    /// Programs that were begun, and those that others have called and that run.
+    begun: usize,
+    called: usize,
+}
+
+/// The place of a program that another one has called, as long as this exists.
+pub(super) struct Place(Arc<Mutex<Spent>>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.lock().ignore_poison().called -= 1;
+    }
 }
 
 impl Scope {
@@ -50,47 +71,88 @@ impl Scope {
         Self {
             name: build.to_owned(),
             depth: 0,
+            request: None,
             inputs,
             references: Mutex::default(),
-            calls: AtomicUsize::new(0),
+            spent: Arc::default(),
             returned: watch::Sender::default(),
         }
     }
 
-    /// Returns the scope of a program that a frontend with this scope has asked for.
-    pub fn inner(&self, inputs: BTreeMap<String, Definition>) -> Self {
+    /// Returns the scope of a program that a frontend with this scope has called.
+    pub fn inner(&self, request: Request, inputs: BTreeMap<String, Definition>) -> Self {
+        let mut spent = self.spent.lock().ignore_poison();
+        spent.begun += 1;
         Self {
             depth: self.depth + 1,
-            ..Self::of_client(&format!("{}-{}", self.name, self.depth), inputs)
+            request: Some(request),
+            spent: self.spent.clone(),
+            ..Self::of_client(&format!("{}-f{}", self.name, spent.begun), inputs)
         }
     }
 
-    /// Counts a call.
+    /// Takes a place for a program that is called. One that the client has called needs none.
+    ///
+    /// # Errors
+    /// Returns an error if the build has too many of them.
+    pub fn place(&self) -> Result<Option<Place>> {
+        if self.depth == 0 {
+            return Ok(None);
+        }
+        let mut spent = self.spent.lock().ignore_poison();
+        if spent.called >= MAX_CALLED {
+            let text =
+                format!("more than {MAX_CALLED} frontends at a time that others have called");
+            return Err(exceeded(text));
+        }
+        spent.called += 1;
+        Ok(Some(Place(self.spent.clone())))
+    }
+
+    /// Counts a call of a program.
     ///
     /// # Errors
     /// Returns an error if there were too many.
     pub fn count_call(&self) -> Result<()> {
-        match self.calls.fetch_add(1, Ordering::Relaxed) {
-            MAX_CALLS.. => Err(exceeded(format!("more than {MAX_CALLS} calls"))),
-            _ => Ok(()),
+        let mut spent = self.spent.lock().ignore_poison();
+        if spent.calls >= MAX_CALLS {
+            return Err(exceeded(format!("more than {MAX_CALLS} calls")));
         }
+        spent.calls += 1;
+        Ok(())
+    }
+
+    /// Counts the bytes of a request of which something is kept.
+    ///
+    /// # Errors
+    /// Returns an error if a program has sent too many.
+    pub fn charge(&self, bytes: usize) -> Result<()> {
+        if self.depth == 0 {
+            return Ok(());
+        }
+        let mut spent = self.spent.lock().ignore_poison();
+        spent.sent = spent.sent.saturating_add(bytes);
+        if spent.sent > MAX_SENT {
+            return Err(exceeded(format!("requests of more than {MAX_SENT} bytes")));
+        }
+        Ok(())
     }
 
     /// Keeps a reference, and returns its name.
     ///
     /// # Errors
-    /// Returns an error if it has too many.
+    /// Returns an error if the build has too many.
     pub fn add(&self, reference: Reference) -> Result<(String, Arc<Reference>)> {
         let reference = Arc::new(reference);
-        let name = self.share(reference.clone())?;
+        let name = self.share(reference.clone(), reference.size())?;
         Ok((name, reference))
     }
 
-    fn share(&self, reference: Arc<Reference>) -> Result<String> {
-        let mut references = self.references.lock().ignore_poison();
-        let (ops, bytes) = reference.size();
-        let bytes = references.bytes.saturating_add(bytes);
-        if references.known.len() >= MAX_REFERENCES || bytes > MAX_DEFINITIONS {
+    /// Keeps a reference, which needs this number of operations and of bytes.
+    fn share(&self, reference: Arc<Reference>, (ops, bytes): (usize, usize)) -> Result<String> {
+        let mut spent = self.spent.lock().ignore_poison();
+        let definitions = spent.definitions.saturating_add(bytes);
+        if spent.references >= MAX_REFERENCES || definitions > MAX_DEFINITIONS {
             return Err(Status::new(
                 Code::ResourceExhausted,
                 format!(
@@ -98,13 +160,19 @@ impl Scope {
                 ),
             ));
         }
-        let ops = references.ops.saturating_add(ops);
-        if self.depth > 0 && ops > MAX_OPS {
-            return Err(exceeded(format!("more than {MAX_OPS} operations")));
+        if self.depth > 0 {
+            let ops = spent.ops.saturating_add(ops);
+            if ops > MAX_OPS {
+                return Err(exceeded(format!("more than {MAX_OPS} operations")));
+            }
+            spent.ops = ops;
         }
-        (references.ops, references.bytes) = (ops, bytes);
-        let name = format!("{}-{}", self.name, references.known.len());
-        references.known.insert(name.clone(), reference);
+        spent.definitions = definitions;
+        spent.references += 1;
+        drop(spent);
+        let mut references = self.references.lock().ignore_poison();
+        let name = format!("{}-{}", self.name, references.len());
+        references.insert(name.clone(), reference);
         Ok(name)
     }
 
@@ -112,7 +180,7 @@ impl Scope {
     /// Returns an error if there is no such reference.
     pub fn reference(&self, name: &str) -> Result<Arc<Reference>> {
         let references = self.references.lock().ignore_poison();
-        let found = references.known.get(name).cloned();
+        let found = references.get(name).cloned();
         found.ok_or_else(|| Status::not_found(format!("no such ref: {name}")))
     }
 
@@ -143,7 +211,8 @@ impl Scope {
             }
             let reference = other.reference(id)?;
             let def = Some(reference.definition.clone());
-            let id = self.share(reference)?;
+            // It is in the other scope already.
+            let id = self.share(reference, (0, 0))?;
             Ok(Ref { id, def })
         };
         let named = |names: Vec<(&String, &str)>| -> Result<result::Kind> {
@@ -173,11 +242,11 @@ impl Scope {
     }
 
     pub fn clear(&self) {
-        *self.references.lock().ignore_poison() = References::default();
+        self.references.lock().ignore_poison().clear();
     }
 }
 
 fn exceeded(what: String) -> Status {
-    let text = format!("the frontend exceeds a limit: {what}");
+    let text = format!("the frontends of the build exceed a limit: {what}");
     Status::new(Code::ResourceExhausted, text)
 }
