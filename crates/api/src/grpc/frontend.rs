@@ -342,13 +342,7 @@ impl Door {
                 }
             }
         };
-        for (name, definition) in inputs {
-            let graph = Graph::new(definition.clone());
-            let graph = graph.map_err(|error| Status::invalid(error.to_string()))?;
-            let config = input_config(get(&format!("input-metadata:{name}")))?;
-            let input = ContextInput { graph, config };
-            options.inputs.insert(name.clone(), input);
-        }
+        add_inputs(&mut options, attributes, inputs)?;
         Ok(Prepared {
             text,
             options,
@@ -448,6 +442,23 @@ fn network(name: &str) -> Result<NetworkMode> {
             Err(Status::unimplemented(text))
         }
     }
+}
+
+/// Adds results of other builds, which are contexts.
+fn add_inputs(
+    options: &mut Options,
+    attributes: &Attributes,
+    inputs: &BTreeMap<String, Definition>,
+) -> Result<()> {
+    for (name, definition) in inputs {
+        let graph = Graph::new(definition.clone());
+        let graph = graph.map_err(|error| Status::invalid(error.to_string()))?;
+        let metadata = attributes.get(&format!("input-metadata:{name}"));
+        let config = input_config(metadata.map_or("", String::as_str))?;
+        let input = ContextInput { graph, config };
+        options.inputs.insert(name.clone(), input);
+    }
+    Ok(())
 }
 
 /// Returns the configuration of the image that an input is.
