@@ -25,7 +25,7 @@ use whelk_sys::in_root;
 
 use super::Door;
 use super::builds::{Build, Reference};
-use super::frontend::Called;
+use super::frontend::FrontendRequest;
 use super::scope::Scope;
 
 /// The capabilities of the bridge's calls, which clients ask for (`Ping`).
@@ -244,7 +244,7 @@ impl Door {
             }
             ("", None) => return Err(Status::invalid("neither a frontend nor a definition")),
             (frontend, _) => {
-                let called = Called {
+                let called = FrontendRequest {
                     frontend,
                     attributes: &request.frontend_opt,
                     inputs: &request.frontend_inputs,

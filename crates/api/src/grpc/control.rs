@@ -24,7 +24,7 @@ use super::Door;
 use super::builds::{Build, Reference};
 use super::client::{Sent, SessionClient};
 use super::export::Export;
-use super::frontend::Called;
+use super::frontend::FrontendRequest;
 use super::progress::{self, Listener};
 use super::scope::Scope;
 
@@ -189,7 +189,7 @@ impl Door {
                     self.result(&build.scope, reference)?
                 }
                 (frontend, _) => {
-                    let call = Called {
+                    let call = FrontendRequest {
                         frontend,
                         attributes: &request.frontend_attrs,
                         inputs: &build.scope.inputs,

@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use whelk_build::provenance::FrontendCall;
 use whelk_build::{Directory, Error, Request, parse_reference};
 use whelk_buildkit::grpc::{Result, Status};
-use whelk_buildkit::pb::gateway::Result as Answered;
+use whelk_buildkit::pb::gateway::Result as FrontendResult;
 use whelk_buildkit::session::Wanted;
 use whelk_dockerfile::convert::{
     Answer, Answers, ContextInput, Image, MainContext, Options, Request as Ask, check,
@@ -77,7 +77,7 @@ struct Texts {
 }
 
 /// A call of a frontend.
-pub(super) struct Called<'a> {
+pub(super) struct FrontendRequest<'a> {
     /// `dockerfile.v0`, or `gateway.v0` for the one of an image.
     pub frontend: &'a str,
     pub attributes: &'a Attributes,
@@ -91,8 +91,8 @@ impl Door {
         self: &Arc<Self>,
         build: &Arc<Build>,
         scope: &Scope,
-        called: Called<'_>,
-    ) -> Result<Answered> {
+        called: FrontendRequest<'_>,
+    ) -> Result<FrontendResult> {
         let (frontend, attributes, inputs) = (called.frontend, called.attributes, called.inputs);
         match frontend {
             "dockerfile.v0" => {}
@@ -105,7 +105,7 @@ impl Door {
                     let (options, _) =
                         parsed.map_err(|error| Status::unknown(error.to_string()))?;
                     let request = self.requested(build, scope, &called, &options).await?;
-                    let called = Called { request, ..called };
+                    let called = FrontendRequest { request, ..called };
                     return self.gateway(build, scope, source, called).await;
                 }
             }
@@ -130,7 +130,7 @@ impl Door {
         let request = self.requested(build, scope, &called, &prepared.options);
         let request = request.await?;
         if let Some(syntax) = gateway::Syntax::find(attributes, &prepared.text) {
-            let called = Called { request, ..called };
+            let called = FrontendRequest { request, ..called };
             let forwarded = self.forward(build, scope, &syntax, called);
             return forwarded
                 .await
@@ -204,7 +204,7 @@ impl Door {
         self: &Arc<Self>,
         build: &Build,
         scope: &Scope,
-        called: &Called<'_>,
+        called: &FrontendRequest<'_>,
         options: &Options,
     ) -> Result<Request> {
         let attributes = called.attributes;
@@ -490,7 +490,7 @@ impl Door {
         build: &Build,
         request: &str,
         prepared: &Prepared,
-    ) -> Result<Answered> {
+    ) -> Result<FrontendResult> {
         let Prepared {
             text,
             options,
@@ -518,7 +518,7 @@ impl Door {
                 return Err(Status::unimplemented(text));
             }
         };
-        let mut result = Answered::default();
+        let mut result = FrontendResult::default();
         let texts = [("result.json", found.json), ("result.txt", found.text)];
         for (name, text) in texts {
             result.metadata.insert(name.into(), text.into_bytes());

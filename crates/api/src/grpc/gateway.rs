@@ -20,12 +20,12 @@ use whelk_buildkit::details;
 use whelk_buildkit::grpc::{self, Call, Result, Status};
 use whelk_buildkit::pb::HealthCheckResponse;
 use whelk_buildkit::pb::control::WorkerRecord;
-use whelk_buildkit::pb::gateway::Result as Answered;
+use whelk_buildkit::pb::gateway::Result as FrontendResult;
 use whelk_dockerfile::Lines;
 use whelk_llb::pb::SourceInfo;
 
 use super::builds::Build;
-use super::frontend::{Called, without_cap};
+use super::frontend::{FrontendRequest, without_cap};
 use super::platforms::Platform;
 use super::result::ranges;
 use super::scope::Scope;
@@ -48,7 +48,7 @@ const MAX_DEPTH: usize = 8;
 /// What a frontend's calls may use at a time.
 const LIMITS: grpc::Limits = grpc::Limits {
     calls: 16,
-    bytes: 64 << 20,
+    bytes: Some(64 << 20),
 };
 
 /// How long a program may run on after it has returned its result, and after it has closed the connection.
@@ -123,12 +123,12 @@ impl Door {
         build: &Arc<Build>,
         scope: &Scope,
         syntax: &Syntax,
-        called: Called<'_>,
-    ) -> Result<Answered> {
+        called: FrontendRequest<'_>,
+    ) -> Result<FrontendResult> {
         let mut attributes = called.attributes.clone();
         attributes.insert("cmdline".into(), syntax.cmdline.clone());
         attributes.insert("source".into(), syntax.image.clone());
-        let called = Called {
+        let called = FrontendRequest {
             frontend: called.frontend,
             attributes: &attributes,
             inputs: called.inputs,
@@ -143,8 +143,8 @@ impl Door {
         build: &'a Arc<Build>,
         scope: &'a Scope,
         image: &'a str,
-        called: Called<'a>,
-    ) -> BoxFuture<'a, Result<Answered>> {
+        called: FrontendRequest<'a>,
+    ) -> BoxFuture<'a, Result<FrontendResult>> {
         Box::pin(async move {
             let (attributes, inputs) = (called.attributes, called.inputs);
             if scope.depth >= MAX_DEPTH {

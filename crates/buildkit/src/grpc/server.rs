@@ -23,15 +23,15 @@ use super::{
 pub struct Limits {
     /// Number of calls at a time.
     pub calls: u32,
-    /// Size of the incomplete messages of all calls, in bytes.
-    pub bytes: usize,
+    /// Size of the incomplete messages of all calls, in bytes; `None` for no limit of all together.
+    pub bytes: Option<usize>,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
             calls: 1000,
-            bytes: usize::MAX / 2,
+            bytes: None,
         }
     }
 }
@@ -106,9 +106,9 @@ where
     H: Fn(Call) -> F,
     F: Future<Output = Result<()>> + Send + 'static,
 {
-    let budget = Budget::new(limits.bytes);
+    let budget = limits.bytes.map(Budget::new);
     let service = service_fn(move |request: Request<Incoming>| {
-        let answer = answer(request, &budget, headers(), &handle);
+        let answer = answer(request, budget.as_ref(), headers(), &handle);
         std::future::ready(Ok::<_, Infallible>(answer))
     });
     let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
@@ -125,7 +125,7 @@ where
 
 fn answer<H, F>(
     request: Request<Incoming>,
-    budget: &Arc<Budget>,
+    budget: Option<&Arc<Budget>>,
     mut headers: HeaderMap,
     handle: &H,
 ) -> Response<Body>
@@ -147,7 +147,10 @@ where
     let call = Call {
         method: parts.uri.path().trim_start_matches('/').to_owned(),
         metadata: parts.headers,
-        requests: Messages::limited(requests, budget),
+        requests: match budget {
+            Some(budget) => Messages::limited(requests, budget),
+            None => Messages::new(requests),
+        },
         responses: Responses(sender.clone()),
     };
     let handled = handle(call);
