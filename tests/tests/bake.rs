@@ -86,7 +86,7 @@ target "each" {
     v = ["1.0", "2"]
   }
   inherits = ["_common"]
-  args = { OS = os, V = v, ALL = join(",", [for x in LIST != null ? LIST : []: "<${x}>"]) }
+  args = { OS = os, V = v, ALL = join(",", [for x in try([for y in LIST: y], []): "<${x}>"]) }
   tags = target.unit.tags
 }
 "#;
@@ -522,7 +522,7 @@ fn targets_are_built_together() {
         &[
             "[base 2/2] RUN echo base > /base",
             "RUN cat /base /x > /top",
-            "[each-1 2/2] RUN echo $N > /n",
+            "[each-1 2/2] RUN echo 1 > /n",
             "[each-2] exporting to image",
         ],
     );
