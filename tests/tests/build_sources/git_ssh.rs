@@ -45,9 +45,11 @@ fn repositories_over_ssh_are_contexts() {
             assert_eq!(run(&engine, "app", "cat /c/x"), x, "{fragment} {lines}");
             shows(&shown, &["is not among the known hosts", "SHA256:"]);
         }
-        // A commit that is here needs no server, nor an agent.
-        built(&engine, &["-t", "app", &format!("{url}#{first}")]);
-        assert_eq!(run(&engine, "app", "cat /c/x"), "one");
+        // A commit that is here needs no server, nor an agent. (For a context, the client adds one.)
+        let known = format!("FROM busybox\nADD {url}#{first} /known\n");
+        let known = only(&engine, &format!("known{number}"), &known);
+        built(&engine, &["-t", "known", &known]);
+        assert_eq!(run(&engine, "known", "cat /known/x"), "one");
         let tool = whelk(&engine);
         let args = ["-t", "own", "--ssh", &flag];
         tool.built(format!("{url}?keep-git-dir=1"), &args);
@@ -126,7 +128,12 @@ fn clients_need_keys_that_the_server_accepts() {
             &["failed to fetch remote ssh://git@127.0.0.1", error],
         );
     };
-    fails(&[], "no SSH key \"default\" forwarded from the client");
+    let without = only(&engine, "without", &format!("FROM busybox\nADD {url} /\n"));
+    let failed = build(&engine, &[&without]);
+    shows(
+        &failed.err(),
+        &["no SSH key \"default\" forwarded from the client"],
+    );
     let empty = Agent::start(&place, "empty", &[]);
     fails(&["--ssh", &empty.flag()], "the ssh agent has no keys");
     for key in &keys {

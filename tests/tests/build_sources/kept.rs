@@ -22,20 +22,20 @@ fn what_was_fetched_is_part_of_the_cache() {
         let args = ["buildx", "du", "--verbose", "--filter", filter];
         engine.docker(&args).ok()
     };
-    let of_git = listed("type==source.git.checkout");
-    shows(&of_git, &[&format!("git snapshot for {git_url}#"), "5kB"]);
-    let of_web = listed("description~=http");
+    let git = "type=source.git.checkout";
+    shows(&listed(git), &[&format!("git snapshot for {git_url}#")]);
+    let web_files = "description~=^http.url";
+    let of_web = listed(web_files);
     shows(&of_web, &[&format!("http url {web_url}"), "7kB"]);
     assert!(!of_web.contains("token"), "{of_web}");
     // One kind alone.
-    let kind = "type==source.git.checkout";
     engine
-        .docker(&["buildx", "prune", "-f", "--filter", kind])
+        .docker(&["buildx", "prune", "-f", "--filter", git])
         .ok();
-    assert!(!listed(kind).contains("git snapshot"));
-    shows(&listed("description~=http"), &["http url"]);
+    assert!(!listed(git).contains("git snapshot"));
+    shows(&listed(web_files), &["http url"]);
     engine.docker(&["builder", "prune", "-af"]).ok();
-    assert!(!listed("description~=http").contains("http url"));
+    assert!(!listed(web_files).contains("http url"));
     let left = |kind: &str| {
         let place = engine.root().join("build").join(kind);
         place.read_dir().unwrap().count()
