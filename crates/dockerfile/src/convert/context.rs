@@ -220,7 +220,7 @@ impl Converter<'_> {
             "oci-layout" => self.load_layout(context, rest.trim_start_matches("//"), &label),
             "local" => self.load_local(context, rest, &label, paths),
             "input" => self.load_input(rest, &name),
-            _ if kind == "git" || kind == "http" || kind == "https" || kind.starts_with("git@") => {
+            _ if matches!(kind, "git" | "http" | "https" | "ssh") || kind.starts_with("git@") => {
                 let (source, caps, label) = match Git::parse(&value)? {
                     Some(git) => {
                         let (source, caps) = git.source();
