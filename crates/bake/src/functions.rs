@@ -370,7 +370,7 @@ mod tests {
             ("{a = {b = [1, 2]}}.a.b[1]", "2"),
             ("true ? 1 : nothing", "1"),
             ("max([1, 5]...)", "5"),
-            ("<<-EOT\n  a\n    b\n  EOT\n", "\"a\\n  b\\n\""),
+            ("<<-EOT\n  a\n    b\n  EOT", "\"a\\n  b\\n\""),
             ("-\"3\"", "-3"),
         ] {
             check(expression, expected);

@@ -20,9 +20,9 @@ pub(crate) fn tree() -> Command {
 }
 
 /// The commands that are listed first.
-const COMMON: [&str; 12] = [
-    "run", "exec", "ps", "build", "pull", "push", "images", "login", "logout", "search", "version",
-    "info",
+const COMMON: [&str; 13] = [
+    "run", "exec", "ps", "build", "bake", "pull", "push", "images", "login", "logout", "search",
+    "version", "info",
 ];
 
 /// Returns the list of the root's commands in Docker's groups.

@@ -269,7 +269,7 @@ mod tests {
             String::from_utf8(index.encode().unwrap()).unwrap(),
             expected
         );
-        assert!(Index::parse(b"[]").is_err());
+        assert!(Index::parse(b"1").is_err());
         assert!(Index::parse(br#"{"manifests":null}"#).is_ok());
     }
 }
