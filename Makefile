@@ -14,8 +14,8 @@ TARGET ?= $(or $(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET)/$(HOST)/release/whelk
 SKIPPED := $(abspath $(TARGET))/skipped
 IMAGES ?= $(HOME)/.cache/whelk/images
-# The program and its tests, together: by themselves they would have other features of some crates, and compile most of them twice.
-TESTED := --workspace --bin whelk --tests
+# The programs and the tests, together: by themselves they would have other features of some crates, and compile most of them twice.
+TESTED := --workspace --bin 'whelk*' --tests
 
 .PHONY: all setup release demo test test-vm test-fresh check bench install install-systemd
 
