@@ -346,7 +346,7 @@ fn submodules_are_fetched() {
         (text(&lib), "is not allowed as a git repository"),
         ("ext::sh -c id", "is not allowed as a git repository"),
         ("--upload-pack=id", "is not allowed as a git repository"),
-        ("git@host:lib.git", "git over ssh"),
+        ("git@host:lib.git", "gets no ssh agent"),
         ("../../../x", "leads above its server"),
     ] {
         let modules = format!("[submodule \"lib\"]\n\tpath = vendor/lib\n\turl = {own}\n");
