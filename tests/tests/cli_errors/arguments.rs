@@ -270,7 +270,7 @@ fn unavailable_commands_are_rejected_by_name() {
             .whelk(args)
             .refuses(1, "whelk: trust: content trust is not available");
     }
-    for command in ["bake", "compose", "swarm", "plugin"] {
+    for command in ["compose", "swarm", "plugin"] {
         engine.whelk(&[command, "x"]).refuses(
             1,
             &format!("whelk: {command}: not available in this version of whelk"),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::try_join_all;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use whelk_buildkit::grpc::{Channel, Status};
 use whelk_buildkit::pb::control::{SolveRequest, SolveResponse, StatusRequest, StatusResponse};
 
@@ -100,15 +100,17 @@ pub(crate) async fn solve_all(
     signals: &mut Signals,
 ) -> Result<Vec<SolveResponse>, (usize, Unsolved)> {
     let display = RefCell::new(display);
-    let outcome = {
+    let (stop, stopped) = watch::channel(false);
+    let mut why = None;
+    let answers = {
         let places = Semaphore::new(AT_ONCE);
-        let (places, display) = (&places, &display);
+        let (places, display, stopped) = (&places, &display, &stopped);
         let all = asked.iter().enumerate().map(|(number, asked)| async move {
             let _place = places.acquire().await;
-            let answer = solve_one(channel, asked, display).await;
+            let answer = solve_one(channel, asked, display, stopped.clone()).await;
             answer.map_err(|status| (number, Unsolved::Failed(status)))
         });
-        let all = try_join_all(all);
+        // Has no end.
         let ticks = async {
             let mut ticks = tokio::time::interval(TICK);
             loop {
@@ -116,40 +118,62 @@ pub(crate) async fn solve_all(
                 display.borrow_mut().tick();
             }
         };
-        // The calls are cancelled when they are dropped, and with them the builds.
-        tokio::select! {
-            outcome = all => outcome,
-            stopped = signals.next() => Err((0, Unsolved::Stopped(stopped))),
-            // This has no end.
-            () = ticks => Ok(Vec::new()),
+        let all = try_join_all(all);
+        tokio::pin!(all, ticks);
+        loop {
+            tokio::select! {
+                answers = &mut all => break answers,
+                failure = signals.next(), if why.is_none() => {
+                    why = Some(failure);
+                    stop.send_replace(true);
+                }
+                () = &mut ticks => {}
+            }
         }
     };
     display.into_inner().finish();
-    outcome
+    let answers: Option<Vec<SolveResponse>> = answers?.into_iter().collect();
+    match (answers, why) {
+        (Some(answers), _) => Ok(answers),
+        (None, Some(failure)) => Err((0, Unsolved::Stopped(failure))),
+        (None, None) => Err((0, Unsolved::Failed(Status::canceled()))),
+    }
 }
 
+/// Builds, and shows what comes of it. Returns `None` if it was stopped before.
 async fn solve_one(
     channel: &Channel,
     asked: &Asked<'_>,
     display: &RefCell<Display>,
-) -> Result<SolveResponse, Status> {
+    mut stopped: watch::Receiver<bool>,
+) -> Result<Option<SolveResponse>, Status> {
+    if *stopped.borrow() {
+        return Ok(None);
+    }
     let is_told = Cell::new(false);
-    let solving = channel.unary("moby.buildkit.v1.Control/Solve", asked.request);
-    let watching = watch(channel, asked, display, &is_told);
-    tokio::pin!(solving, watching);
+    let outcome = async {
+        let solving = channel.unary("moby.buildkit.v1.Control/Solve", asked.request);
+        // The call is cancelled when it is dropped, and with it the build.
+        tokio::select! {
+            answer = solving => answer.map(Some),
+            _ = stopped.wait_for(|stopped| *stopped) => Ok(None),
+        }
+    };
+    let watching = news(channel, asked, display, &is_told);
+    tokio::pin!(outcome, watching);
     tokio::select! {
-        answer = &mut solving => {
+        outcome = &mut outcome => {
             let patience = if is_told.get() { PATIENCE } else { SHORT };
             // What is late is not shown.
             let _ = tokio::time::timeout(patience, watching).await;
-            answer
+            outcome
         }
-        () = &mut watching => solving.await,
+        () = &mut watching => outcome.await,
     }
 }
 
 /// Shows the news of a build until there are no more.
-async fn watch(
+async fn news(
     channel: &Channel,
     asked: &Asked<'_>,
     display: &RefCell<Display>,
