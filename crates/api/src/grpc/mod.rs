@@ -25,7 +25,7 @@ mod progress;
 mod remote;
 mod result;
 mod scope;
-mod told;
+mod traced;
 
 use std::sync::Arc;
 

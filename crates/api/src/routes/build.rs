@@ -38,7 +38,7 @@ pub(super) async fn build(
 ) -> ApiResult {
     check(&params)?;
     if params.text("version") == "2" {
-        return super::build_told::build(door, &params, body).await;
+        return super::build_traced::build(door, &params, body).await;
     }
     let request = request(&params, &headers)?;
     let (names, quiet) = (request.names.clone(), request.quiet);

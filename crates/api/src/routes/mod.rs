@@ -4,7 +4,7 @@
 mod archive;
 mod attach;
 mod build;
-mod build_told;
+mod build_traced;
 mod buildkit;
 pub(crate) mod containers;
 mod exec;
@@ -170,7 +170,7 @@ pub(crate) fn router(engine: Arc<Engine>, builder: Arc<Builder>, door: Arc<Door>
         .route("/auth", post(registries::auth))
         .route("/distribution/{*rest}", get(registries::distribution))
         .route("/build", post(build::build))
-        .route("/build/cancel", post(build_told::cancel))
+        .route("/build/cancel", post(build_traced::cancel))
         .route("/build/prune", post(build::prune))
         .route("/build/cache/export", get(build::export_cache))
         .route("/build/cache/import", post(build::import_cache))

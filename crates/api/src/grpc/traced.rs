@@ -34,17 +34,17 @@ impl Door {
         self.engine.networks.host_gateway()
     }
 
-    /// Builds, and sends the news of it. The context is the body, if there is one.
+    /// Builds, and sends its progress. The context is the body, if there is one.
     ///
     /// # Errors
     /// Returns why the build has failed.
-    pub async fn build_told(
+    pub async fn build_traced(
         self: &Arc<Self>,
         mut request: SolveRequest,
         body: Option<Pieces>,
-        news: mpsc::Sender<StatusResponse>,
+        updates: mpsc::Sender<StatusResponse>,
     ) -> Result<SolveResponse> {
-        /// How long the last news may take after the end; of a build that was refused there are none.
+        /// How long the last updates may take after the end; of a build that was refused there are none.
         const PATIENCE: Duration = Duration::from_secs(30);
         if body.is_some() {
             // Nobody else knows the name, by which a build with the same session, or without one, could have it, too.
@@ -56,8 +56,8 @@ impl Door {
         let telling = async {
             if let Ok(build) = self.builds.get(&id).await {
                 has_begun.store(true, Ordering::Relaxed);
-                // A client that is gone needs no news.
-                let _ = progress::tell(&build, &Listener::Record(news)).await;
+                // A client that is gone needs no updates.
+                let _ = progress::tell(&build, &Listener::Record(updates)).await;
             }
         };
         let solving = self.solve(request, body);

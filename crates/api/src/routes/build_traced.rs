@@ -27,7 +27,7 @@ use crate::grpc::Door;
 use crate::grpc::named::Name;
 use crate::{stream, wire};
 
-/// Number of messages that wait for a client. When they are full, its build goes on, and its news wait.
+/// Number of messages that wait for a client. When they are full, its build goes on, and its progress waits.
 const WAITING: usize = 64;
 
 /// The context that the client's session has.
@@ -67,9 +67,9 @@ pub(super) async fn build(door: Arc<Door>, params: &Params, body: Body) -> ApiRe
     };
     let (sender, receiver) = mpsc::channel::<std::io::Result<Bytes>>(WAITING);
     tokio::spawn(async move {
-        let (news, mut told) = mpsc::channel::<StatusResponse>(WAITING);
-        let telling = async {
-            while let Some(response) = told.recv().await {
+        let (progress, mut responses) = mpsc::channel::<StatusResponse>(WAITING);
+        let sending = async {
+            while let Some(response) = responses.recv().await {
                 let message = wire::build_trace(&response.to_bytes());
                 if !quiet && send(&sender, message).await.is_err() {
                     return;
@@ -82,7 +82,7 @@ pub(super) async fn build(door: Arc<Door>, params: &Params, body: Body) -> ApiRe
                 None => std::future::pending().await,
             }
         };
-        let work = async { tokio::join!(door.build_told(request, body, news), telling) };
+        let work = async { tokio::join!(door.build_traced(request, body, progress), sending) };
         // A client that leaves cancels its build.
         let built = tokio::select! {
             (built, ()) = work => built,
