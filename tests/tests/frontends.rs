@@ -204,6 +204,7 @@ fn a_frontend_has_the_rights_of_a_step() {
     assert_eq!(rights(&told).len(), 4, "{told}");
     assert_eq!(rights(&told), rights(&own));
     case.fails("host", &["network.host is not allowed"]);
+    case.fails("cgroup", &["the cgroup parent /elsewhere of a frontend"]);
     case.fails("insecure", &["security.insecure is not allowed"]);
 }
 

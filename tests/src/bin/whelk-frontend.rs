@@ -172,6 +172,13 @@ impl Frontend {
                 let wanted = process("true", |op| op.security = SecurityMode::Insecure.into());
                 self.evaluate(wanted).await
             }
+            "cgroup" => {
+                let change = |op: &mut ExecOp| {
+                    let meta = op.meta.as_mut().unwrap();
+                    meta.cgroup_parent = "/elsewhere".into();
+                };
+                self.evaluate(process("true", change)).await
+            }
             "large" => {
                 let bytes = vec![0; 20 << 20];
                 self.define(Definition {

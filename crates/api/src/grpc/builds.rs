@@ -13,6 +13,7 @@ use whelk_buildkit::grpc::{Code, Result, Status};
 use whelk_buildkit::pb::Message as _;
 use whelk_dockerfile::convert::Image;
 use whelk_engine::events::now;
+use whelk_llb::pb::op::Kind;
 use whelk_llb::pb::{Definition, SourceInfo};
 use whelk_llb::{Digest, Graph};
 use whelk_sys::sync::IgnorePoison as _;
@@ -163,6 +164,19 @@ impl Reference {
 }
 
 impl Reference {
+    /// Returns the cgroup parents that processes of the definition name.
+    pub fn cgroup_parents(&self) -> impl Iterator<Item = &str> {
+        let parents = self
+            .graph
+            .nodes
+            .iter()
+            .filter_map(|node| match &node.op.kind {
+                Some(Kind::Exec(exec)) => Some(exec.meta.as_ref()?.cgroup_parent.as_str()),
+                _ => None,
+            });
+        parents.filter(|parent| !parent.is_empty())
+    }
+
     /// Returns the number of operations, and the size of the definition in bytes.
     pub fn size(&self) -> (usize, usize) {
         (self.graph.nodes.len(), self.definition.encoded_len())

@@ -217,6 +217,8 @@ impl Door {
         if scope.depth > 0 {
             return Ok(request);
         }
+        let parent = &options.cgroup_parent;
+        request.settings.limits.cgroup_parent.clone_from(parent);
         request.is_explained = get("whelk.explain") == "true";
         request.settings.keeps_failed = get("whelk.keep-failed") == "true";
         if !get("whelk.network").is_empty() {

@@ -141,8 +141,17 @@ impl Scope {
     /// Keeps a reference, and returns its name.
     ///
     /// # Errors
-    /// Returns an error if the build has too many.
+    /// Returns an error if the build has too many, or if a program wants processes in another cgroup than the client: they would
+    /// have no limits, or count for others.
     pub fn add(&self, reference: Reference) -> Result<(String, Arc<Reference>)> {
+        if let Some(request) = &self.request {
+            let own = &request.settings.limits.cgroup_parent;
+            if let Some(other) = reference.cgroup_parents().find(|parent| parent != own) {
+                let text =
+                    format!("the cgroup parent {other} of a frontend is not that of the client");
+                return Err(Status::new(Code::PermissionDenied, text));
+            }
+        }
         let reference = Arc::new(reference);
         let name = self.share(reference.clone(), reference.size())?;
         Ok((name, reference))
