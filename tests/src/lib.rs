@@ -31,6 +31,7 @@ mod cli;
 pub mod docker_py;
 mod engine;
 mod free;
+pub mod grpc;
 mod http;
 pub mod images;
 mod leftovers;

@@ -265,12 +265,13 @@ impl Builder {
         Ok(Arc::new(job))
     }
 
-    /// Refuses what the request has no right to.
+    /// Refuses what the request has no right to, and what would otherwise be ignored.
     async fn checked(self: &Arc<Self>, request: &Request, graph: Graph) -> Result<Graph> {
         let entitlements = request.settings.entitlements.clone();
         let engine = self.engine.clone();
         let check = move || {
             entitlements.check(&graph, || engine.cdi_devices().names)?;
+            crate::ops::check(&graph)?;
             Ok(graph)
         };
         blocking(check).await

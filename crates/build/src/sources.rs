@@ -321,6 +321,25 @@ fn image_of(source: &SourceOp) -> Option<&str> {
     of_registry.or_else(|| source.identifier.strip_prefix("oci-layout://"))
 }
 
+/// Refuses attributes of an image that are not known.
+pub(crate) fn check(source: &SourceOp) -> Result<()> {
+    // The type of a record has no effect.
+    const KNOWN: [&str; 4] = [
+        "image.resolvemode",
+        "image.recordtype",
+        "oci.session",
+        "oci.store",
+    ];
+    let mut names = source.attrs.keys();
+    match names.find(|name| !KNOWN.contains(&name.as_str())) {
+        Some(name) if image_of(source).is_some() => Err(Error::Unsupported(format!(
+            "the attribute {name} of the source {}",
+            source.identifier
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// Returns whether a source is a directory that is received before the build is planned.
 pub(crate) fn is_directory(source: &SourceOp) -> bool {
     source.identifier.starts_with("local://") || http::is_url(source) || git::is_repository(source)

@@ -157,12 +157,11 @@ fn split(path: &Path) -> Option<(&Path, &OsStr)> {
     Some((path.parent().unwrap_or(Path::new("")), name))
 }
 
-/// Reads a regular file of at most `most` bytes below `root`. Never blocks on a FIFO or a device.
+/// Opens a regular file below `root` for reading. Never blocks on a FIFO or a device.
 ///
 /// # Errors
-/// Returns `InvalidData` if it is not a regular file or is larger.
-pub fn read_regular(root: impl AsFd, path: impl AsRef<Path>, most: usize) -> io::Result<Vec<u8>> {
-    use std::io::Read;
+/// Returns `InvalidData` if it is not a regular file.
+pub fn open_regular(root: impl AsFd, path: impl AsRef<Path>) -> io::Result<std::fs::File> {
     let fd = open(
         root,
         path,
@@ -176,8 +175,17 @@ pub fn read_regular(root: impl AsFd, path: impl AsRef<Path>, most: usize) -> io:
             "not a regular file",
         ));
     }
+    Ok(fd.into())
+}
+
+/// Reads a regular file of at most `most` bytes below `root`. Never blocks on a FIFO or a device.
+///
+/// # Errors
+/// Returns `InvalidData` if it is not a regular file or is larger.
+pub fn read_regular(root: impl AsFd, path: impl AsRef<Path>, most: usize) -> io::Result<Vec<u8>> {
+    use std::io::Read;
     let mut content = Vec::new();
-    std::fs::File::from(fd)
+    open_regular(root, path)?
         .take(most as u64 + 1)
         .read_to_end(&mut content)?;
     if content.len() > most {

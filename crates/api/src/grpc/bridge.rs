@@ -1,5 +1,6 @@
 //! The service `LLBBridge`: what a frontend, usually the client, asks for.
 
+use std::io::{Read as _, Seek as _, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
@@ -12,11 +13,11 @@ use whelk_buildkit::files::{Entry, Kind};
 use whelk_buildkit::grpc::{Call, Code, Result, Status};
 use whelk_buildkit::pb::files::Stat;
 use whelk_buildkit::pb::gateway::{
-    ApiCap, EvaluateRequest, InputsResponse, PongResponse, ReadDirRequest, ReadDirResponse,
-    ReadFileRequest, ReadFileResponse, ResolveImageConfigRequest, ResolveImageConfigResponse,
-    ResolveSourceGitResponse, ResolveSourceHttpResponse, ResolveSourceImageResponse,
-    ResolveSourceMetaRequest, ResolveSourceMetaResponse, ReturnRequest, SolveRequest,
-    SolveResponse, StatFileRequest, StatFileResponse, WarnRequest,
+    ApiCap, EvaluateRequest, FileRange, InputsResponse, PongResponse, ReadDirRequest,
+    ReadDirResponse, ReadFileRequest, ReadFileResponse, ResolveImageConfigRequest,
+    ResolveImageConfigResponse, ResolveSourceGitResponse, ResolveSourceHttpResponse,
+    ResolveSourceImageResponse, ResolveSourceMetaRequest, ResolveSourceMetaResponse, ReturnRequest,
+    SolveRequest, SolveResponse, StatFileRequest, StatFileResponse, WarnRequest,
 };
 use whelk_buildkit::pb::{Message as _, Timestamp, Unused};
 use whelk_llb::Digest;
@@ -118,7 +119,7 @@ const OPERATIONS: [&str; 64] = [
     "exporter.sourcedateepoch",
 ];
 
-/// Maximum size of a file or a list that is read, in bytes: that of a message, with some room.
+/// Maximum size of what is read of a file, or of a list, in bytes: that of a message, with some room.
 const MAX_FILE: usize = 15 << 20;
 
 impl Door {
@@ -127,8 +128,20 @@ impl Door {
         let id = call.entry("buildkit-controlapi-buildid");
         let id = id.ok_or_else(|| Status::invalid("no buildid found in context"))?;
         let build = self.builds.get(id).await?;
-        self.answer_frontend(&build, &build.scope, method, call)
-            .await
+        if build.has_ended() {
+            return Err(Status::not_found(format!("no such job {id}")));
+        }
+        let ended = async {
+            match method {
+                // It ends the build, and is answered.
+                "Return" => std::future::pending().await,
+                _ => build.over().await,
+            }
+        };
+        tokio::select! {
+            answered = self.answer_frontend(&build, &build.scope, method, call) => answered,
+            () = ended => Err(Status::canceled().context("the build has ended")),
+        }
     }
 
     /// Answers a call of a frontend.
@@ -431,18 +444,19 @@ impl Door {
         scope: &Scope,
         request: ReadFileRequest,
     ) -> Result<Vec<u8>> {
-        let read = |root: &OwnedFd, path: &Path| in_root::read_regular(root, path, MAX_FILE);
-        let mut data = self
-            .with_files(scope, &request.r#ref, request.file_path, read)
-            .await?;
-        if let Some(range) = request.range {
-            let offset = usize::try_from(range.offset).unwrap_or(0).min(data.len());
-            data.drain(..offset);
-            if range.length > 0 {
-                data.truncate(usize::try_from(range.length).unwrap_or(usize::MAX));
+        let (offset, length) = match request.range {
+            None => (0, u64::MAX),
+            Some(FileRange { offset, length }) => {
+                let number = |value: i64| {
+                    let invalid = || format!("invalid range of {}: {value}", request.file_path);
+                    u64::try_from(value).map_err(|_| Status::invalid(invalid()))
+                };
+                (number(offset)?, number(length)?)
             }
-        }
-        Ok(data)
+        };
+        let read = move |root: &OwnedFd, path: &Path| read_part(root, path, offset, length);
+        self.with_files(scope, &request.r#ref, request.file_path, read)
+            .await
     }
 
     async fn stat_file(self: &Arc<Self>, scope: &Scope, request: StatFileRequest) -> Result<Stat> {
@@ -506,6 +520,21 @@ struct Resolving<'a> {
     mode: &'a str,
     /// For the progress.
     name: &'a str,
+}
+
+/// Reads a part of a regular file, which ends where the file does. Blocking.
+fn read_part(root: &OwnedFd, path: &Path, offset: u64, length: u64) -> std::io::Result<Vec<u8>> {
+    let mut file = in_root::open_regular(root, path)?;
+    let size = file.seek(SeekFrom::End(0))?;
+    file.seek(SeekFrom::Start(offset.min(size)))?;
+    let mut data = Vec::new();
+    file.take(length.min(MAX_FILE as u64 + 1))
+        .read_to_end(&mut data)?;
+    if data.len() > MAX_FILE {
+        let text = format!("larger than {MAX_FILE} bytes");
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, text));
+    }
+    Ok(data)
 }
 
 fn unsupported(what: &str) -> Status {

@@ -61,6 +61,7 @@ pub(super) struct Build {
     pub attest: Attest,
     /// In nanoseconds since the epoch.
     started: i64,
+    is_over: watch::Sender<bool>,
     /// Results that the frontend has read from: what a client gives only once is part of some.
     held: Mutex<Vec<Arc<Solved>>>,
     /// Manifests of what was made, with their media types, by the position of the output.
@@ -251,6 +252,7 @@ impl Build {
             scope,
             attest: Attest::default(),
             started: now(),
+            is_over: watch::Sender::default(),
             held: Mutex::default(),
             manifests: Mutex::default(),
             noted: Mutex::default(),
@@ -298,6 +300,17 @@ impl Build {
         std::mem::take(&mut *self.noted.lock().ignore_poison())
     }
 
+    /// Returns whether it has ended: only its progress is left.
+    pub fn has_ended(&self) -> bool {
+        *self.is_over.borrow()
+    }
+
+    /// Waits until it has ended.
+    pub async fn over(&self) {
+        // The sender is a part of this.
+        let _ = self.is_over.subscribe().wait_for(|is_over| *is_over).await;
+    }
+
     /// Returns what is kept of a build that has ended: its progress.
     fn ended(&self) -> Arc<Self> {
         let scope = Scope::of_client(&self.id, BTreeMap::new());
@@ -305,6 +318,7 @@ impl Build {
         let ended = Self {
             started: self.started,
             file: Mutex::new(self.file.lock().ignore_poison().clone()),
+            is_over: watch::Sender::new(true),
             ..Self::plain(id, session, self.request.clone(), scope)
         };
         Arc::new(ended)
@@ -351,16 +365,20 @@ pub(super) struct Running<'a> {
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         self.build.request.progress.close();
+        self.build.is_over.send_replace(true);
         // Dropping the references ends what waits for their results.
         self.build.scope.clear();
         self.build.held.lock().ignore_poison().clear();
         let (known, id) = (self.builds.known.clone(), self.build.id.clone());
         let ended = self.build.ended();
-        known.send_modify(|known| drop(known.insert(id.clone(), ended)));
+        known.send_modify(|known| drop(known.insert(id.clone(), ended.clone())));
         tokio::spawn(async move {
             tokio::time::sleep(KEPT).await;
             known.send_modify(|known| {
-                known.remove(&id);
+                // The name may have been taken again.
+                if known.get(&id).is_some_and(|now| Arc::ptr_eq(now, &ended)) {
+                    known.remove(&id);
+                }
             });
         });
     }
@@ -377,7 +395,8 @@ impl Builds {
             Status::new(Code::ResourceExhausted, text)
         })?;
         let is_new = self.known.send_if_modified(|known| {
-            let is_new = !known.contains_key(&build.id);
+            // Of one that has ended only its progress is left.
+            let is_new = known.get(&build.id).is_none_or(|known| known.has_ended());
             if is_new {
                 known.insert(build.id.clone(), build.clone());
             }

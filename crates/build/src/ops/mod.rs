@@ -15,7 +15,7 @@ use whelk_image::{Lease, Store};
 use whelk_llb::pb::file_action::Action;
 use whelk_llb::pb::op::Kind;
 use whelk_llb::pb::{DiffOp, FileAction};
-use whelk_llb::{CUSTOM_NAME, Node};
+use whelk_llb::{CUSTOM_NAME, Graph, Node};
 
 use crate::error::{Error, Result};
 use crate::layers::{Layer, Stack, Workspace};
@@ -44,6 +44,21 @@ impl Context {
     fn seal(&self, workspace: Arc<Workspace>) -> Arc<Layer> {
         Layer::seal(&self.store, workspace, self.lease.clone())
     }
+}
+
+/// Refuses what operations ask for, and would not get.
+pub(crate) fn check(graph: &Graph) -> Result<()> {
+    for node in &graph.nodes {
+        let constraints = node.op.constraints.iter();
+        if let Some(filter) = constraints.flat_map(|one| &one.filter).next() {
+            let text = format!("the constraint {filter} of an operation");
+            return Err(Error::Unsupported(text));
+        }
+        if let Some(Kind::Source(source)) = &node.op.kind {
+            crate::sources::check(source)?;
+        }
+    }
+    Ok(())
 }
 
 /// Executes an operation that is no source. Returns its outputs.
