@@ -8,7 +8,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -16,6 +16,9 @@ use rustix::io::Errno;
 /// Attempts per call: openat2(2) fails with `EAGAIN` when a rename or mount anywhere races with a
 /// `..` in the path.
 const RETRIES: usize = 128;
+
+/// Maximum number of links whose targets are created for a path, as the kernel follows.
+const MAX_LINKS: usize = 40;
 
 /// Opens `path` below `root`. Symbolic links are followed, but only inside `root`; magic links
 /// never.
@@ -148,6 +151,45 @@ pub fn create_file(root: impl AsFd, path: impl AsRef<Path>) -> io::Result<OwnedF
     .map_err(Into::into)
 }
 
+/// Like [`create_dir_all`]. What symbolic links in the path lead to is created too, inside `root`.
+///
+/// # Errors
+/// Returns `ELOOP` for too many links.
+pub fn create_dir_all_behind_links(
+    root: impl AsFd,
+    path: impl AsRef<Path>,
+    mode: Mode,
+) -> io::Result<OwnedFd> {
+    let mut path = path.as_ref().to_owned();
+    for _ in 0..MAX_LINKS {
+        let error = match create_dir_all(root.as_fd(), &path, mode) {
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => error,
+            result => return result,
+        };
+        path = behind_link(root.as_fd(), &path).ok_or(error)?;
+    }
+    Err(Errno::LOOP.into())
+}
+
+/// Replaces the first link in a path that leads to nothing by its target.
+fn behind_link(root: impl AsFd, path: &Path) -> Option<PathBuf> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    let mut parent = PathBuf::new();
+    let mut components = path.components();
+    while let Some(component) = components.next() {
+        let at = parent.join(component);
+        if open(root.as_fd(), &at, flags, Mode::empty()).is_ok() {
+            parent = at;
+            continue;
+        }
+        let directory = open(root.as_fd(), &parent, flags, Mode::empty()).ok()?;
+        let target = rustix::fs::readlinkat(&directory, component.as_os_str(), Vec::new()).ok()?;
+        let target = Path::new(OsStr::from_bytes(target.to_bytes()));
+        return Some(parent.join(target).join(components.as_path()));
+    }
+    None
+}
+
 /// Splits a path into its parent and its last name. Returns `None` for the root and for a path that
 /// ends in `..`, which cannot be created.
 fn split(path: &Path) -> Option<(&Path, &OsStr)> {
@@ -236,6 +278,32 @@ mod tests {
         let error = create_dir_all(&root, "/out/x", Mode::from_raw_mode(0o755)).unwrap_err();
         assert_eq!(Errno::from_io_error(&error), Some(Errno::NOTDIR), "{error}");
         assert!(!dir.join("outside").exists());
+    }
+
+    #[test]
+    fn targets_of_links_are_created_inside() {
+        let (scratch, root) = scratch("links");
+        let link = |target: &str, name: &str| {
+            rustix::fs::symlinkat(target, &root, name).expect("a link");
+        };
+        link("/made/by/link", "absolute");
+        link("../../../made/relative", "above");
+        link("absolute", "chain");
+        link("loop", "loop");
+        for (path, expected) in [
+            ("/absolute/a", "made/by/link/a"),
+            ("above/b/c", "made/relative/b/c"),
+            ("chain/d", "made/by/link/d"),
+            ("/plain/../plain/e", "plain/e"),
+        ] {
+            let _ = create_dir_all(&root, "plain", Mode::from_raw_mode(0o755));
+            create_dir_all_behind_links(&root, path, Mode::from_raw_mode(0o755)).expect(path);
+            let place = scratch.path().join("root").join(expected);
+            assert!(crate::fs::exists(place), "{path}");
+        }
+        let looped = create_dir_all_behind_links(&root, "loop/x", Mode::from_raw_mode(0o755));
+        let looped = looped.expect_err("a loop");
+        assert_eq!(looped.raw_os_error(), Some(Errno::LOOP.raw_os_error()));
     }
 
     #[test]

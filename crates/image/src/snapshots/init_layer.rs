@@ -9,7 +9,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use whelk_sys::overlay::{self, Writable};
 use whelk_sys::{fs, in_root};
@@ -64,11 +64,27 @@ impl Snapshots {
         files: &[&Path],
     ) -> Result<()> {
         self.make(lower, place, &|root| {
-            for path in directories {
-                in_root::create_dir_all(root, path, MODE)?;
+            let named = |path: &Path, error: std::io::Error| {
+                let cause = whelk_sys::errno_text(&error);
+                let text = format!("mount point {}: {cause}", path.display());
+                std::io::Error::new(error.kind(), text)
+            };
+            for &path in directories {
+                in_root::create_dir_all_behind_links(root, path, MODE)
+                    .map_err(|error| named(path, error))?;
             }
-            for path in files {
-                in_root::create_file(root, path)?;
+            for &path in files {
+                let above = path.parent().unwrap_or(path);
+                in_root::create_dir_all_behind_links(root, above, MODE)
+                    .and_then(|_| in_root::create_file(root, path))
+                    .and_then(|file| {
+                        let found = rustix::fs::fstat(&file)?;
+                        match FileType::from_raw_mode(found.st_mode).is_dir() {
+                            true => Err(Errno::ISDIR.into()),
+                            false => Ok(()),
+                        }
+                    })
+                    .map_err(|error| named(path, error))?;
             }
             Ok(())
         })

@@ -5,6 +5,8 @@
     reason = "a panic with its place is all the error handling that a test needs"
 )]
 
+mod mounts;
+
 use std::fs;
 
 use whelk_tests::tar::{Entry, Kind, Tar};
@@ -106,6 +108,57 @@ fn contexts_stay_inside() {
             .count();
         (left == 0).then_some(())
     });
+}
+
+/// The same archives, unpacked for BuildKit's frontend.
+#[test]
+fn contexts_of_builds_with_buildkit_stay_inside() {
+    use base64::Engine as _;
+    let case = Case::new();
+    let outside = case.outside();
+    let secret = format!("{outside}/secret");
+    let with = |dockerfile: &str| Tar::new().file("Dockerfile", dockerfile);
+    let copies = "FROM busybox\nCOPY . /c\nRUN ls -lR /c; cat /c/* /c/*/* 2>&1; true\n";
+    for (archive, is_built) in [
+        (
+            with("FROM busybox\nCOPY link /l\n").symlink("link", &secret),
+            false,
+        ),
+        (
+            with("FROM busybox\nCOPY d/secret /l\n").symlink("d", &outside),
+            false,
+        ),
+        (
+            with("FROM busybox\nADD ../../../../../../etc/hostname /l\n"),
+            false,
+        ),
+        (Tar::new().symlink("Dockerfile", &secret), false),
+        (with(copies).hard_link("hard", &secret), false),
+        (with(copies).symlink("link", &secret), true),
+        (with(copies).file("../written", "x"), true),
+        (with(copies).file("/../../written", "x"), true),
+        (
+            with(copies).symlink("d", &outside).file("d/written", "x"),
+            true,
+        ),
+    ] {
+        let path = "/build?version=2&t=hostile&networkmode=none";
+        let answer = case.engine.http("POST", path, &[], &archive.finish());
+        let text = answer.text();
+        let mut told = text.clone();
+        for line in text.lines() {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            let trace = line["aux"].as_str().unwrap_or_default();
+            let trace = base64::engine::general_purpose::STANDARD.decode(trace);
+            told += &String::from_utf8_lossy(&trace.unwrap_or_default());
+        }
+        assert!(!told.contains(SECRET), "{told}");
+        let has_failed = text.contains("\"error\"") || text.contains("\"message\"");
+        // A path that leads outside is refused, or leads to the root of the context.
+        assert!(is_built || has_failed, "{told}");
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 1, "{told}");
+    }
+    case.engine.has_no_builds();
 }
 
 #[test]
