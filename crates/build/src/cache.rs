@@ -128,17 +128,21 @@ pub(crate) struct Row {
     pub in_use: bool,
 }
 
-/// The results that a build uses. They are not removed to keep to a budget meanwhile. The uses are recorded at its
+/// The results that a build uses or has made. They are not removed to keep to a budget meanwhile. The uses are recorded at its
 /// end.
 #[derive(Debug)]
 pub(crate) struct Uses {
     cache: Arc<Cache>,
     ids: Mutex<Vec<i64>>,
+    /// Those that were made meanwhile, which is no use of what was there.
+    made: Mutex<Vec<i64>>,
 }
 
 impl Drop for Uses {
     fn drop(&mut self) {
         let ids = std::mem::take(&mut *self.ids.lock().ignore_poison());
+        let made = std::mem::take(&mut *self.made.lock().ignore_poison());
+        self.cache.end_uses(&made);
         if ids.is_empty() {
             return;
         }
@@ -193,6 +197,7 @@ impl Cache {
         Uses {
             cache: self.clone(),
             ids: Mutex::default(),
+            made: Mutex::default(),
         }
     }
 
@@ -249,15 +254,34 @@ impl Cache {
         outputs: &Outputs,
         text: &str,
     ) -> Result<()> {
+        self.insert_used(store, keys, outputs, text, &[])
+    }
+
+    /// Like [`insert`](Self::insert), for a result that builds use, which keep it.
+    ///
+    /// # Errors
+    /// As [`insert`](Self::insert).
+    pub(crate) fn insert_used(
+        &self,
+        store: &Store,
+        keys: &[Digest],
+        outputs: &Outputs,
+        text: &str,
+        users: &[Arc<Uses>],
+    ) -> Result<()> {
         let mut state = self.state.lock().ignore_poison();
         let state = &mut *state;
         let held = state.layers.add(store, outputs);
         held.map_err(|layer| Error::internal(format!("layer {layer} is missing")))?;
         let inserted = insert(&mut state.connection, keys, outputs, text, &self.boot);
-        let gone = inserted.map_err(|error| {
+        let (id, gone) = inserted.map_err(|error| {
             state.layers.remove(outputs);
             failed("write to the build cache")(error)
         })?;
+        for user in users {
+            *self.in_use.lock().ignore_poison().entry(id).or_default() += 1;
+            user.made.lock().ignore_poison().push(id);
+        }
         for outputs in gone {
             state.layers.remove(&outputs);
         }
@@ -439,7 +463,7 @@ fn insert(
     outputs: &Outputs,
     text: &str,
     boot: &str,
-) -> rusqlite::Result<Vec<Outputs>> {
+) -> rusqlite::Result<(i64, Vec<Outputs>)> {
     let transaction = connection.transaction()?;
     let now = whelk_engine::events::now();
     let canonical = keys.last().map_or(&[][..], |key| key.as_bytes().as_slice());
@@ -454,7 +478,7 @@ fn insert(
         gone.extend(give(&transaction, key, id)?);
     }
     transaction.commit()?;
-    Ok(gone)
+    Ok((id, gone))
 }
 
 fn alias(

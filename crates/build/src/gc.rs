@@ -97,6 +97,29 @@ pub enum Operator {
     Matches,
 }
 
+impl std::fmt::Display for Condition {
+    /// In the form that [`Condition::parse_all`] reads.
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Some(value) = &self.value else {
+            return formatter.write_str(&self.field);
+        };
+        let operator = match self.operator {
+            Operator::Is => "==",
+            Operator::IsNot => "!=",
+            Operator::Matches => "~=",
+        };
+        write!(formatter, "{}{operator}", self.field)?;
+        match value.contains([',', '"', '\'', '|', '/', '\\']) {
+            true => write!(
+                formatter,
+                "\"{}\"",
+                value.replace('\\', "\\\\").replace('"', "\\\"")
+            ),
+            false => formatter.write_str(value),
+        }
+    }
+}
+
 impl Condition {
     /// What conditions are about.
     pub const FIELDS: [&str; 7] = [
@@ -234,7 +257,15 @@ fn budget(policy: &Policy, total: u64, disk: Disk) -> Option<u64> {
 /// Chooses the records that a policy removes: those that were not used for the longest time first, and each before the one
 /// that it stands on. `now` is in nanoseconds since the epoch.
 pub fn choose(records: &[Record], policy: &Policy, now: i64, disk: Disk) -> Vec<usize> {
-    let counted = |record: &&Record| policy.all || !record.shared;
+    let is_meant = |record: &Record| {
+        let filters = &policy.filters;
+        filters.is_empty()
+            || filters
+                .iter()
+                .any(|all| all.iter().all(|condition| condition.holds(record)))
+    };
+    // The space is that of what the filters mean, so that caches of steps have a budget of their own.
+    let counted = |record: &&Record| (policy.all || !record.shared) && is_meant(record);
     let sizes = records.iter().filter(counted).map(|one| one.size);
     let mut total = sizes.fold(0, u64::saturating_add);
     let budget = budget(policy, total, disk);
@@ -243,19 +274,11 @@ pub fn choose(records: &[Record], policy: &Policy, now: i64, disk: Disk) -> Vec<
     }
     let keep = i64::try_from(policy.keep_duration.as_nanos()).unwrap_or(i64::MAX);
     let (used, in_use) = last_uses(records);
-    let is_meant = |record: &Record| {
-        let filters = &policy.filters;
-        filters.is_empty()
-            || filters
-                .iter()
-                .any(|all| all.iter().all(|condition| condition.holds(record)))
-    };
     let mut candidates: Vec<usize> = (0..records.len())
         .filter(|&index| {
             let record = &records[index];
             !in_use[index]
                 && counted(&record)
-                && is_meant(record)
                 && (keep == 0 || now.saturating_sub(used[index]) > keep)
         })
         .collect();
@@ -312,7 +335,8 @@ fn depths(records: &[Record]) -> Vec<usize> {
     (0..records.len()).map(depth).collect()
 }
 
-/// Returns the policies of an engine without settings, which are Docker's.
+/// Returns the policies of an engine without settings. As in Docker, but for that directories and caches of steps have a
+/// budget of their own.
 pub fn default_policies(space: Policy) -> Vec<Policy> {
     const DAY: Duration = Duration::from_secs(24 * 60 * 60);
     /// The part of the cache that is kept for two days only, in thousandths: e × π × φ percent.
@@ -431,6 +455,82 @@ mod tests {
         assert_eq!(chosen_of(&records(), &policy(0, 0, 20), disk), "mc");
         assert_eq!(chosen_of(&records(), &policy(0, 35, 20), disk), "m");
         assert_eq!(chosen_of(&records(), &policy(0, 0, 5), disk), "");
+    }
+
+    #[test]
+    fn filters_have_a_budget_of_their_own() {
+        let policy = |max| Policy {
+            max_used_space: max,
+            filters: vec![Condition::parse_all("type==exec.cachemount").unwrap()],
+            ..Policy::default()
+        };
+        let mut all = records();
+        // The cache is larger, what the filter means is not.
+        assert_eq!(chosen(&policy(10)), "");
+        assert_eq!(chosen(&policy(9)), "m");
+        all.push(Record {
+            id: "n".into(),
+            used: 3,
+            ..all[4].clone()
+        });
+        assert_eq!(chosen_of(&all, &policy(10), Disk::default()), "n");
+    }
+
+    #[test]
+    fn the_default_policies_are_those_of_the_disk() {
+        const GIGABYTE: u64 = 1_000_000_000;
+        let disk = |gigabytes: u64| Disk {
+            total: gigabytes * GIGABYTE,
+            free: 0,
+        };
+        for (total, reserved, most, free) in [(50, 5, 40, 10), (1000, 10, 100, 200)] {
+            let space = default_space(disk(total));
+            let found = [
+                space.reserved_space,
+                space.max_used_space,
+                space.min_free_space,
+            ];
+            assert_eq!(found, [reserved, most, free].map(|size| size * GIGABYTE));
+        }
+        let policies = default_policies(default_space(disk(1000)));
+        let shown: Vec<_> = policies
+            .iter()
+            .map(|policy| {
+                let days = policy.keep_duration.as_secs() / (24 * 60 * 60);
+                let filters = policy.filters.iter().flatten();
+                let filters: Vec<String> = filters.map(ToString::to_string).collect();
+                let most = policy.max_used_space / GIGABYTE;
+                (policy.all, days, most, filters.join(" "))
+            })
+            .collect();
+        let temporary =
+            "type==source.local type==exec.cachemount type==source.git.checkout".to_owned();
+        assert_eq!(
+            shown,
+            [
+                (false, 2, 13, temporary),
+                (false, 60, 100, String::new()),
+                (false, 0, 100, String::new()),
+                (true, 0, 100, String::new()),
+            ]
+        );
+        // Only a reserved space is the limit, too.
+        let reserved = Policy {
+            reserved_space: GIGABYTE,
+            ..Policy::default()
+        };
+        assert_eq!(default_policies(reserved)[0].max_used_space, 138_000_000);
+    }
+
+    #[test]
+    fn conditions_are_written_as_they_are_read() {
+        for text in ["type==exec.cachemount", "shared", "id!=a", "id~=^a.*$"] {
+            let parsed = Condition::parse_all(text).unwrap();
+            assert_eq!(parsed[0].to_string(), text);
+        }
+        let parsed = Condition::parse_all(r#"description=="a, \"b\" \\ c""#).unwrap();
+        let again = Condition::parse_all(&parsed[0].to_string()).unwrap();
+        assert_eq!(again, parsed);
     }
 
     #[test]

@@ -316,19 +316,28 @@ impl Builder {
         });
     }
 
-    fn collect(&self) -> Result<()> {
+    /// Returns the policies that the build cache is kept to; none if it is not collected.
+    ///
+    /// # Errors
+    /// Returns an error if the size of the disk cannot be had.
+    pub fn policies(&self) -> Result<Vec<Policy>> {
         let own = &self.gc.policies;
-        let policies = if own.is_empty() {
-            let space = match &self.gc.space {
-                Some(space) => space.clone(),
-                None => gc::default_space(self.disk()?),
-            };
-            gc::default_policies(space)
-        } else {
-            own.clone()
+        if !self.gc.is_collected {
+            return Ok(Vec::new());
+        }
+        if !own.is_empty() {
+            return Ok(own.clone());
+        }
+        let space = match &self.gc.space {
+            Some(space) => space.clone(),
+            None => gc::default_space(self.disk()?),
         };
+        Ok(gc::default_policies(space))
+    }
+
+    fn collect(&self) -> Result<()> {
         let mut records = self.records()?;
-        for policy in &policies {
+        for policy in &self.policies()? {
             let pruned = self.remove(&mut records, policy)?;
             if !pruned.records.is_empty() {
                 let (count, freed) = (pruned.records.len(), pruned.freed);

@@ -11,9 +11,9 @@ use whelk_build::{
 use whelk_buildkit::cut::beginning;
 use whelk_buildkit::grpc::{Call, Result, Status};
 use whelk_buildkit::pb::control::{
-    BuildHistoryRequest, BuildkitVersion, DiskUsageRequest, DiskUsageResponse, InfoResponse,
-    ListWorkersRequest, ListWorkersResponse, PruneRequest, SolveRequest, SolveResponse,
-    StatusRequest, UpdateBuildHistoryRequest, UsageRecord, WorkerRecord,
+    BuildHistoryRequest, BuildkitVersion, DiskUsageRequest, DiskUsageResponse, GcPolicy,
+    InfoResponse, ListWorkersRequest, ListWorkersResponse, PruneRequest, SolveRequest,
+    SolveResponse, StatusRequest, UpdateBuildHistoryRequest, UsageRecord, WorkerRecord,
 };
 use whelk_buildkit::pb::gateway::{self, result};
 use whelk_buildkit::pb::{Message as _, Timestamp};
@@ -250,9 +250,17 @@ impl Door {
             // Clients take it for the sign that outputs, pushes and caches of all kinds are available.
             labels: std::iter::once(snapshotter).chain(gateway).collect(),
             platforms: whelk_build::emulation::platforms(),
+            gc_policy: self.gc_policies(),
             buildkit_version: Some(version()),
-            ..WorkerRecord::default()
         }
+    }
+
+    fn gc_policies(&self) -> Vec<GcPolicy> {
+        let policies = self.builder.policies().unwrap_or_else(|error| {
+            tracing::warn!("policies of the build cache: {error}");
+            Vec::new()
+        });
+        policies.iter().map(gc_policy).collect()
     }
 
     async fn usage(self: &Arc<Self>, request: DiskUsageRequest) -> Result<Vec<Record>> {
@@ -338,6 +346,22 @@ fn shortened(mut records: Vec<UsageRecord>) -> Vec<UsageRecord> {
         }
     }
     records
+}
+
+fn gc_policy(policy: &Policy) -> GcPolicy {
+    let size = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+    let filter = |all: &Vec<Condition>| {
+        let all: Vec<String> = all.iter().map(ToString::to_string).collect();
+        all.join(",")
+    };
+    GcPolicy {
+        all: policy.all,
+        keep_duration: i64::try_from(policy.keep_duration.as_nanos()).unwrap_or(i64::MAX),
+        reserved_space: size(policy.reserved_space),
+        filters: policy.filters.iter().map(filter).collect(),
+        max_used_space: size(policy.max_used_space),
+        min_free_space: size(policy.min_free_space),
+    }
 }
 
 fn usage_record(record: &Record) -> UsageRecord {

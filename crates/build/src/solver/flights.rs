@@ -15,7 +15,7 @@ use whelk_llb::{CUSTOM_NAME, Digest, Node};
 use whelk_sys::sync::IgnorePoison as _;
 
 use super::Job;
-use crate::cache::{Found, Outputs};
+use crate::cache::{Found, Outputs, Uses};
 use crate::client::Clients;
 use crate::error::Result;
 use crate::layers::Stack;
@@ -52,11 +52,15 @@ pub(crate) struct Waiting {
     pub clients: Clients,
     /// The keys that the result is recorded under, the canonical one last.
     keys: Mutex<Vec<Digest>>,
+    /// What they use of the cache, which the result belongs to.
+    users: Mutex<Vec<Weak<Uses>>>,
 }
 
 impl Waiting {
     fn join(&self, job: &Job, keys: &[Digest]) {
         self.clients.add(job.client.clone());
+        let mut users = self.users.lock().ignore_poison();
+        users.push(Arc::downgrade(&job.uses));
         let mut all = self.keys.lock().ignore_poison();
         for key in keys {
             if !all.contains(key) {
@@ -67,6 +71,10 @@ impl Waiting {
 
     fn keys(&self) -> Vec<Digest> {
         self.keys.lock().ignore_poison().clone()
+    }
+
+    fn users(&self) -> Vec<Weak<Uses>> {
+        self.users.lock().ignore_poison().clone()
     }
 }
 
@@ -148,6 +156,7 @@ impl Builder {
         let waiting = Arc::new(Waiting {
             clients: Clients::of(job.client.clone()),
             keys: Mutex::new(wanted.keys),
+            users: Mutex::new(vec![Arc::downgrade(&job.uses)]),
         });
         flights.begun += 1;
         let begin = Begin {
@@ -220,13 +229,13 @@ impl Begin {
         };
         let outputs = ops::run(&builder, context, &node, inputs, &settings, log.as_ref()).await?;
         // Under the lock no build joins.
-        let keys = {
+        let (keys, users) = {
             let mut flights = builder.flights.lock().ignore_poison();
             let keys = waiting.keys();
             for key in &keys {
                 flights.done.insert(*key, (number, outputs.clone()));
             }
-            keys
+            (keys, waiting.users())
         };
         if keys.is_empty() {
             return Ok(outputs);
@@ -234,7 +243,8 @@ impl Begin {
         tokio::spawn({
             let (builder, outputs) = (builder.clone(), outputs.clone());
             async move {
-                if let Err(error) = builder.record(&node, &keys, &outputs, &lease).await {
+                let recording = builder.record(&node, &keys, &outputs, &lease, users);
+                if let Err(error) = recording.await {
                     tracing::warn!("record the result of a step: {error}");
                 }
                 let mut flights = builder.flights.lock().ignore_poison();
@@ -277,6 +287,7 @@ impl Builder {
         keys: &[Digest],
         outputs: &[Stack],
         lease: &Arc<Lease>,
+        users: Vec<Weak<Uses>>,
     ) -> Result<()> {
         let mut sealed: Outputs = Vec::with_capacity(outputs.len());
         for stack in outputs {
@@ -289,7 +300,10 @@ impl Builder {
         let (builder, held) = (self.clone(), lease.clone());
         blocking(move || {
             let store = builder.store();
-            builder.cache.insert(store, &keys, &sealed, &text)?;
+            let users: Vec<Arc<Uses>> = users.iter().filter_map(Weak::upgrade).collect();
+            builder
+                .cache
+                .insert_used(store, &keys, &sealed, &text, &users)?;
             drop(held);
             Ok(())
         })
