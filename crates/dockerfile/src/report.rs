@@ -1,4 +1,4 @@
-//! What `--check` and `--call outline|targets` answer, as the JSON and the text of BuildKit's subrequests.
+//! What `--check` and `--call outline|targets|subrequests.describe` answer, as the JSON and the text of BuildKit's subrequests.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -123,6 +123,78 @@ pub fn targets(text: &str, stages: &Stages) -> Report {
             (name, false) => name.to_owned(),
         };
         rows.push(vec![name, target.description.clone()]);
+    }
+    Report {
+        json: json(&list),
+        text: table(&rows, 1),
+        status: None,
+    }
+}
+
+/// A subrequest, as clients are told of it.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Described {
+    name: &'static str,
+    version: &'static str,
+    r#type: &'static str,
+    description: &'static str,
+    opts: Vec<Named>,
+    inputs: Option<Vec<Named>>,
+    metadata: Vec<Named>,
+    refs: Option<Vec<Named>>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Named {
+    name: &'static str,
+    description: &'static str,
+}
+
+/// Returns the list of subrequests.
+pub fn describe() -> Report {
+    let named = |name, description| Named { name, description };
+    let described = |name, description| Described {
+        name,
+        version: "1.0.0",
+        r#type: "rpc",
+        description,
+        opts: Vec::new(),
+        inputs: None,
+        metadata: vec![named("result.json", ""), named("result.txt", "")],
+        refs: None,
+    };
+    let list = [
+        Described {
+            opts: vec![named("target", "Target build stage")],
+            ..described(
+                "frontend.outline",
+                "List all parameters current build target supports",
+            )
+        },
+        described(
+            "frontend.targets",
+            "List all targets current build supports",
+        ),
+        described("frontend.lint", "Lint a Dockerfile"),
+        described(
+            "frontend.subrequests.describe",
+            "List available subrequest types",
+        ),
+    ];
+    let mut rows = vec![
+        ["NAME", "VERSION", "DESCRIPTION"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
+    for one in &list {
+        let name = one.name.trim_start_matches("frontend.");
+        rows.push(
+            [name, one.version, one.description]
+                .map(str::to_owned)
+                .to_vec(),
+        );
     }
     Report {
         json: json(&list),
@@ -456,6 +528,20 @@ mod tests {
             report.text,
             "\nWARNING: FromAsCasing - https://docs.docker.com/go/dockerfile/rule/from-as-casing/\n'AS' and 'from' keywords' casing do not match\nDockerfile:1\n--------------------\n   1 | >>> from x AS y\n   2 |     \n--------------------\n"
         );
+    }
+
+    #[test]
+    fn subrequests_are_described() {
+        let report = describe();
+        let texts = [
+            "NAME                 VERSION DESCRIPTION",
+            "outline              1.0.0   List all parameters current build target supports",
+            "subrequests.describe 1.0.0   List available subrequest types",
+        ];
+        for text in texts {
+            assert!(report.text.contains(text), "{text} in {}", report.text);
+        }
+        assert!(report.json.contains("\"Name\": \"frontend.lint\""));
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The builder around its steps.
+//! The builder around its steps: the budget of its cache, the confinement of processes, secrets, parameters of classic builds,
+//! and what clients are told.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -6,3 +7,7 @@
 )]
 
 mod collection;
+mod confinement;
+mod parameters;
+mod secrets;
+mod told;

@@ -515,6 +515,7 @@ impl Door {
                 let (warnings, error) = self.check(build, prepared).await;
                 report::check(&file.filename, text, &warnings, error.as_ref())
             }
+            "frontend.subrequests.describe" => report::describe(),
             _ => {
                 let text = format!("the request {request}: not available in this version of whelk");
                 return Err(Status::unimplemented(text));

@@ -206,21 +206,14 @@ pub(super) fn unsupported(what: &str) -> ApiResult<()> {
 /// Refuses parameters that have no effect here.
 fn check(params: &Params) -> ApiResult<()> {
     match params.text("version") {
-        "" | "1" => {}
-        // BuildKit knows these, or has never looked at them.
-        "2" => return Ok(()),
+        "" | "1" => check_classic(params)?,
+        "2" => {}
         other => return Err(ApiError::invalid(format!("invalid version {other}"))),
-    }
-    if params.flag("squash") {
-        return unsupported("squashing layers (squash)");
     }
     if !params.text("securityopt").is_empty() && params.text("securityopt") != "null" {
         return Err(ApiError::invalid(
             "The daemon on this platform does not support setting security options on build",
         ));
-    }
-    if !matches!(params.text("outputs"), "" | "null" | "[]") {
-        return unsupported("other outputs than an image (outputs)");
     }
     match params.text("isolation") {
         "" | "default" => Ok(()),
@@ -228,6 +221,17 @@ fn check(params: &Params) -> ApiResult<()> {
             "Unsupported isolation: {other:?}"
         ))),
     }
+}
+
+/// Refuses parameters that only builds with BuildKit can have, or that those look at themselves.
+fn check_classic(params: &Params) -> ApiResult<()> {
+    if params.flag("squash") {
+        return unsupported("squashing layers (squash)");
+    }
+    if !matches!(params.text("outputs"), "" | "null" | "[]") {
+        return unsupported("other outputs than an image (outputs)");
+    }
+    Ok(())
 }
 
 /// Decodes a parameter that is JSON.
