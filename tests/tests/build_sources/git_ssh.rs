@@ -130,10 +130,7 @@ fn clients_need_keys_that_the_server_accepts() {
     };
     let without = only(&engine, "without", &format!("FROM busybox\nADD {url} /\n"));
     let failed = build(&engine, &[&without]);
-    shows(
-        &failed.err(),
-        &["no SSH key \"default\" forwarded from the client"],
-    );
+    shows(&failed.err(), &["unset ssh forward key default"]);
     let empty = Agent::start(&place, "empty", &[]);
     fails(&["--ssh", &empty.flag()], "the ssh agent has no keys");
     for key in &keys {

@@ -299,18 +299,17 @@ impl Server {
             arguments.extend([format!("shallow {known}"), format!("have {known}")]);
         }
         arguments.push("done".to_owned());
-        let is_old = matches!(
-            &self.transport,
-            Transport::Ssh {
-                references: Some(_),
-                ..
-            }
-        );
+        let is_old = !self.knows_haves();
         let mut packets = match &self.transport {
-            Transport::Ssh { link, .. } if is_old => {
+            Transport::Ssh {
+                link,
+                references: Some(references),
+                ..
+            } => {
                 let mut body = BytesMut::new();
                 let capabilities = "side-band-64k ofs-delta no-progress agent=whelk";
-                put(&mut body, &format!("want {commit} {capabilities}\n"));
+                let wanted = tip(references, commit);
+                put(&mut body, &format!("want {wanted} {capabilities}\n"));
                 put(&mut body, "deepen 1\n");
                 body.extend_from_slice(b"0000");
                 put(&mut body, "done\n");
@@ -422,6 +421,24 @@ impl Told {
     }
 }
 
+/// Returns what to ask for to get a commit: servers of version 0 give only what they have listed, and of annotated tags the
+/// tags.
+fn tip<'a>(references: &'a [(String, String)], commit: &'a str) -> &'a str {
+    let mut tag = None;
+    for (name, id) in references {
+        if id != commit {
+            continue;
+        }
+        match name.strip_suffix("^{}") {
+            Some(name) => tag = Some(name),
+            None => return commit,
+        }
+    }
+    let mut tags = references.iter();
+    let tag = tags.find(|(name, _)| tag.is_some_and(|tag| tag == name));
+    tag.map_or(commit, |(_, id)| id.as_str())
+}
+
 fn request(base: &str, authorization: &str, path: &str) -> Result<WebRequest> {
     let request = WebRequest::new(&format!("{base}{path}")).map_err(failed)?;
     let request = request.header("git-protocol", "version=2");
@@ -482,4 +499,25 @@ fn origin(url: &str) -> String {
     let (scheme, rest) = url.split_once("://").unwrap_or_default();
     let host = rest.split('/').next().unwrap_or_default();
     format!("{scheme}://{host}/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commits_of_annotated_tags_are_asked_for_by_the_tags() {
+        let listed = [
+            ("HEAD", "two"),
+            ("refs/heads/main", "two"),
+            ("refs/tags/v1", "tag-one"),
+            ("refs/tags/v1^{}", "one"),
+            ("refs/tags/v2", "tag-two"),
+            ("refs/tags/v2^{}", "two"),
+        ];
+        let listed = listed.map(|(name, id)| (name.to_owned(), id.to_owned()));
+        for (commit, expected) in [("two", "two"), ("one", "tag-one"), ("other", "other")] {
+            assert_eq!(tip(&listed, commit), expected);
+        }
+    }
 }
