@@ -239,7 +239,8 @@ impl Grpc {
         let stream = upgraded(engine, "/session", &headers);
         self.runtime.spawn(async move {
             let stream = tokio::net::UnixStream::from_std(stream).expect("a stream");
-            let _ = grpc::serve(TokioIo::new(stream), HeaderMap::new, answer).await;
+            let limits = grpc::Limits::default();
+            let _ = grpc::serve(TokioIo::new(stream), limits, HeaderMap::new, answer).await;
         });
     }
 }
