@@ -198,7 +198,7 @@ const MODULES: &[(&str, &[&str])] = &[
     (
         "workload",
         &[
-            "error", "events", "findings", "instance", "networks", "shims",
+            "error", "events", "findings", "instance", "mounts", "networks", "shims",
         ],
     ),
     (
