@@ -81,7 +81,7 @@ fn fields_of_requests_are_refused_by_name() {
         ),
         (
             |request| {
-                let caps = "moby.buildkit.frontend.inputs,no.such.cap+forward";
+                let caps = "moby.buildkit.frontend.inputs,no.such.cap+else";
                 request.frontend = "dockerfile.v0".into();
                 request.frontend_attrs = [("frontend.caps".into(), caps.into())].into();
             },
