@@ -3,6 +3,7 @@
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
+    clippy::too_many_lines,
     reason = "a panic with its place is all the error handling that a test needs"
 )]
 
