@@ -79,6 +79,10 @@ fn a_build_after_a_kill_goes_on_from_the_last_whole_step() {
         fs::write(&gate, "").unwrap();
         let mut running = cli.spawn(&["build", "-t", "gated", context.to_str().unwrap()]);
         eventually("the last step to run", || with_command(&["sleep", "1235"]));
+        eventually("its output to be shown", || {
+            let shown = running.so_far() + &running.errors_so_far();
+            shown.contains("waiting").then_some(())
+        });
         engine.kill9();
         let first = running.finish();
         assert_ne!(first.code, 0);

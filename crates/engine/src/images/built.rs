@@ -61,17 +61,27 @@ impl Images {
     /// As [`Images::add_built`].
     pub fn add_built_index(&self, built: BuiltIndex) -> Result<AddedIndex> {
         let lease = self.files.leases.take();
+        let added = self.add_held_index(&lease, built);
+        drop(lease);
+        if added.is_err() {
+            // What was stored before the error belongs to nothing.
+            self.collect_garbage();
+        }
+        added
+    }
+
+    fn add_held_index(&self, lease: &Lease, built: BuiltIndex) -> Result<AddedIndex> {
         let mut members = Vec::with_capacity(built.images.len());
         for member in &built.images {
             let (config, size) = self.checked(&member.lease, &member.config)?;
-            let id = self.files.content.put(&lease, &member.config)?;
-            let manifest = self.files.content.put(&lease, &member.manifest)?;
+            let id = self.files.content.put(lease, &member.config)?;
+            let manifest = self.files.content.put(lease, &member.manifest)?;
             members.push((id, manifest, config, size));
         }
         for blob in &built.attached {
-            self.files.content.put(&lease, blob)?;
+            self.files.content.put(lease, blob)?;
         }
-        let index = self.files.content.put(&lease, &built.index)?;
+        let index = self.files.content.put(lease, &built.index)?;
         self.files.sync()?;
         let tagged_at = built.names.first().map(|_| now());
         let names = built.names.iter().map(|name| Named {
@@ -101,7 +111,6 @@ impl Images {
                 self.publish("tag", id, name.familiar());
             }
         }
-        drop(lease);
         Ok(AddedIndex { ids, index })
     }
 
@@ -125,8 +134,23 @@ impl Images {
     /// # Errors
     /// Returns an error if the configuration is invalid, if a layer does not exist, or if the store fails.
     pub fn add_built(&self, lease: &Lease, built: BuiltImage) -> Result<AddedImage> {
+        let content = self.files.leases.take();
+        let added = self.add_held(lease, &content, built);
+        if let Ok(added) = &added {
+            lease.hold(&added.id);
+        }
+        drop(content);
+        if added.is_err() {
+            // The configuration belongs to nothing then.
+            self.collect_garbage();
+        }
+        added
+    }
+
+    /// `lease` holds the layers, and `content` the configuration until it is recorded.
+    fn add_held(&self, lease: &Lease, content: &Lease, built: BuiltImage) -> Result<AddedImage> {
         let (config, size) = self.checked(lease, &built.config)?;
-        let id = self.files.content.put(lease, &built.config)?;
+        let id = self.files.content.put(content, &built.config)?;
         // The lease holds the content from here on: if the image is there now, its content was never removed.
         let is_flushed = self.get(&id).is_err();
         if is_flushed {
