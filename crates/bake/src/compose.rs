@@ -58,9 +58,22 @@ pub(crate) fn read(
     let mut services: Vec<(String, Value)> = services.into_iter().collect();
     services.sort_by(|(one, _), (other, _)| one.cmp(other));
     for (name, service) in services {
-        let Value::Object(service) = service else {
-            continue;
+        let service = match service {
+            Value::Object(service) => service,
+            Value::Null => Map::new(),
+            _ => {
+                return Err(Error::new(format!("services.{name} must be a mapping")));
+            }
         };
+        let is_null = |key: &str| service.get(key).is_none_or(Value::is_null);
+        if ["build", "image", "extends", "provider"]
+            .into_iter()
+            .all(is_null)
+        {
+            return Err(Error::new(format!(
+                "service {name:?} has neither an image nor a build context specified: invalid compose project"
+            )));
+        }
         if service.contains_key("extends") {
             return Err(Error::new(format!(
                 "services.{name}.extends: not available in this version of whelk"
@@ -148,6 +161,43 @@ fn merge(into: &mut Map<String, Value>, other: Map<String, Value>) {
                 into.entry(key).or_insert(Value::Null);
             }
             (_, value) => drop(into.insert(key, value)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn services_are_checked() {
+        for (content, expected) in [
+            (
+                "services:\n  a:\n  build: .\n",
+                "service \"a\" has neither an image nor a build context",
+            ),
+            ("services:\n  a: text\n", "services.a must be a mapping"),
+            (
+                "services:\n  a: {command: x}\n",
+                "service \"a\" has neither",
+            ),
+            ("services:\n  a: {image: x}\n  b: {build: .}\n", ""),
+        ] {
+            let file = File {
+                name: "compose.yaml".into(),
+                content: content.into(),
+            };
+            let found = match read(&[&file], &Environment::default()) {
+                Ok((_, targets)) => {
+                    assert_eq!(targets.len(), 1, "{content}");
+                    String::new()
+                }
+                Err(error) => error.to_string(),
+            };
+            assert!(
+                found.contains(expected) && found.is_empty() == expected.is_empty(),
+                "{found}"
+            );
         }
     }
 }

@@ -64,6 +64,30 @@ fn images_come_from_layouts_of_the_client() {
     let flag = format!("given=oci-layout://{}@{digest}", layout.display());
     built(&engine, &["-t", "used", "--build-context", &flag, &context]);
     assert_eq!(run(&engine, "used", "cat /copied"), "of-layout\nenv");
+    // The same with whelk's own client, which also finds the digest by a tag, or if there is only one image.
+    for given in ["", ":1", &*format!("@{digest}")] {
+        engine.docker(&["rmi", "-f", "used"]).ok();
+        engine.docker(&["builder", "prune", "-af"]).ok();
+        let flag = format!("given=oci-layout://{}{given}", layout.display());
+        let args = ["build", "-t", "used", "--build-context", &flag, &context];
+        engine.whelk(&args).ok();
+        let copied = run(&engine, "used", "cat /copied");
+        assert_eq!(copied, "of-layout\nenv", "{given}");
+    }
+    let missing = [
+        "build",
+        "--build-context",
+        "given=oci-layout:///none",
+        &context,
+    ];
+    shows(
+        &engine.whelk(&missing).err(),
+        &[
+            "oci-layout:///none",
+            "could not be resolved",
+            "No such file",
+        ],
+    );
     // A blob that is not what its name says.
     engine.docker(&["rmi", "-f", "used"]).ok();
     engine.docker(&["image", "prune", "-f"]).ok();

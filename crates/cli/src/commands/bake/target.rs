@@ -4,7 +4,7 @@ use clap::{Args as _, Command, FromArgMatches as _};
 use whelk_bake::paths::{clean, is_remote, join};
 use whelk_bake::{Output, Target};
 
-use crate::commands::build::{BuildArgs, is_fetched};
+use crate::commands::build::{self, BuildArgs, is_fetched};
 use crate::{Failure, Outcome};
 
 /// Where a path is in the directory of the command.
@@ -70,11 +70,7 @@ pub(super) fn local_context(value: &str) -> Option<String> {
 
 /// Returns the directory of a named context that is an OCI layout.
 pub(super) fn layout(value: &str) -> Option<&str> {
-    let rest = value.strip_prefix("oci-layout:")?.trim_start_matches("//");
-    let rest = rest.split_once('@').map_or(rest, |(path, _)| path);
-    let (path, tag) = rest.rsplit_once(':').unwrap_or((rest, ""));
-    // A colon in a directory's name is none of a tag.
-    Some(if tag.contains('/') { rest } else { path })
+    build::layout(value).map(|(path, ..)| path)
 }
 
 /// Returns whether an output keeps nothing but the cache.

@@ -11,6 +11,7 @@ use sha2::{Digest as _, Sha256};
 use whelk_bake::paths::is_remote;
 
 use super::args::BuildArgs;
+use super::stores;
 use crate::{Failure, Outcome, files, plain};
 
 /// What the engine may ask for by a name.
@@ -30,6 +31,8 @@ pub(super) enum Source {
 pub(super) struct Contexts {
     pub sources: BTreeMap<String, Source>,
     pub attributes: BTreeMap<String, String>,
+    /// Directories with OCI layouts, by the names that the engine knows them by.
+    pub layouts: BTreeMap<String, PathBuf>,
     /// Has an unpacked archive.
     unpacked: Option<Unpacked>,
 }
@@ -262,10 +265,28 @@ impl Contexts {
             return Err(invalid("expected key=value"));
         }
         let name = name.to_lowercase();
-        let is_named = ["docker-image://", "oci-layout://", "target:"]
+        let attribute = format!("context:{name}");
+        if let Some((path, tag, digest)) = layout(value) {
+            let path = Path::new(path);
+            let failed = |why: String| {
+                Failure::new(format!(
+                    "oci-layout reference {value:?} could not be resolved: {why}"
+                ))
+            };
+            let digest = match digest {
+                Some(digest) => digest.to_owned(),
+                None => stores::find_image(path, tag).map_err(failed)?,
+            };
+            let path = path.canonicalize().map_err(|error| failed(plain(&error)))?;
+            let store = format!("layout-{}", self.layouts.len());
+            let reference = format!("oci-layout://{store}:{tag}@{digest}");
+            self.attribute(&attribute, &reference);
+            self.layouts.insert(store, path);
+            return Ok(());
+        }
+        let is_named = ["docker-image://", "target:"]
             .iter()
             .any(|scheme| value.starts_with(scheme));
-        let attribute = format!("context:{name}");
         if is_named || is_remote(value) {
             self.attribute(&attribute, value);
             return Ok(());
@@ -311,6 +332,20 @@ impl Contexts {
             .iter()
             .map(|byte| format!("{byte:02x}"))
             .collect()
+    }
+}
+
+/// Splits a reference to an image in an OCI layout: the directory, the tag, and the digest, if it has one.
+pub(crate) fn layout(value: &str) -> Option<(&str, &str, Option<&str>)> {
+    let rest = value.strip_prefix("oci-layout:")?.trim_start_matches("//");
+    let (rest, digest) = match rest.split_once('@') {
+        Some((rest, digest)) => (rest, Some(digest)),
+        None => (rest, None),
+    };
+    match rest.rsplit_once(':') {
+        // A colon in a directory's name is none of a tag.
+        Some((path, tag)) if !tag.contains('/') => Some((path, tag, digest)),
+        _ => Some((rest, "latest", digest)),
     }
 }
 

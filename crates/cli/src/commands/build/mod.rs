@@ -26,7 +26,7 @@ mod walk;
 
 pub(crate) use agents::KnownAgents;
 pub(crate) use args::BuildArgs;
-pub(crate) use contexts::is_fetched;
+pub(crate) use contexts::{is_fetched, layout};
 pub(crate) use engine::{connect, random_id};
 pub(crate) use failure::failure_of_target;
 pub(crate) use prepared::Prepared;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use whelk_buildkit::pb::control::{CacheOptions, CacheOptionsEntry, SolveRequest};
+use whelk_image::Reference;
 use whelk_text::extra_host::{self, HOST_GATEWAY};
 
 use super::args::BuildArgs;
@@ -67,6 +68,12 @@ pub(super) fn request(
     outputs: &[Output],
 ) -> Outcome<SolveRequest> {
     refuse(args)?;
+    for tag in &args.tag {
+        let parsed: Result<Reference, _> = tag.parse();
+        if let Err(error) = parsed {
+            return Err(Failure::new(format!("invalid tag {tag:?}: {error}")));
+        }
+    }
     let mut attributes = attributes(args)?;
     attributes.extend(contexts.attributes.clone());
     let mut entitlements = args.allow.clone();

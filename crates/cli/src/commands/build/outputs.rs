@@ -81,8 +81,18 @@ impl Output {
         };
         let kind = attributes.remove("type").unwrap_or_default();
         let destination = attributes.remove("dest").filter(|path| !path.is_empty());
-        let is_true = |text: Option<String>| {
-            text.is_some_and(|text| whelk_text::parse_bool(&text) == Some(true))
+        let is_pushed = match attributes.get("push") {
+            None => false,
+            Some(text) => whelk_text::parse_bool(text).ok_or_else(|| {
+                Failure::new(format!("non-bool value specified for push: {text:?}"))
+            })?,
+        };
+        // As Docker's client, if nobody looks at it.
+        let destination = match kind.as_str() {
+            "tar" | "oci" if destination.is_none() && !terminal::stdout_is_terminal() => {
+                Some("-".to_owned())
+            }
+            _ => destination,
         };
         let place = match (kind.as_str(), destination) {
             ("", _) => {
@@ -91,7 +101,8 @@ impl Output {
                 )));
             }
             ("image" | "moby" | "registry", None) | ("docker", None) => {
-                let is_pushed = is_true(attributes.remove("push")) || kind == "registry";
+                attributes.remove("push");
+                let is_pushed = is_pushed || kind == "registry";
                 return Ok(Self {
                     attributes,
                     ..Self::image(is_pushed)
@@ -123,6 +134,16 @@ impl Output {
                     return Err(Failure::new(format!(
                         "destination directory {path} exists: an archive needs a file"
                     )));
+                }
+                if kind == "local" && Path::new(&path).is_file() {
+                    let text = format!("destination directory {path} is a file");
+                    return Err(Failure::new(text));
+                }
+                let parent = Path::new(&path).parent();
+                let parent = parent.filter(|parent| !parent.as_os_str().is_empty());
+                if kind != "local" && parent.is_some_and(|parent| !parent.is_dir()) {
+                    let text = format!("destination {path}: its directory does not exist");
+                    return Err(Failure::new(text));
                 }
                 Place::File(path.into())
             }
@@ -251,7 +272,12 @@ mod tests {
         assert!(one("type=image,push=true").unwrap().is_pushed);
         for (text, expected) in [
             ("dest=x", "type is required"),
-            ("type=tar", "dest is required"),
+            (
+                "type=image,push=maybe",
+                "non-bool value specified for push: \"maybe\"",
+            ),
+            ("/etc/passwd", "destination directory /etc/passwd is a file"),
+            ("type=tar,dest=/none/x.tar", "its directory does not exist"),
             ("type=local,dest=-", "cannot be stdout"),
             ("type=none", "the output none: not available"),
             ("type=tar,dest=/tmp", "directory /tmp exists"),

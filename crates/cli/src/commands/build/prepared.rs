@@ -65,7 +65,8 @@ impl Prepared {
             .await?;
         let mut contexts = signals.or_stopped(Contexts::find(&args)).await?;
         let mut request = options::request(&args, &contexts, &outputs)?;
-        let stores = Stores::of(request.cache.get_or_insert_default())?;
+        let mut stores = Stores::of(request.cache.get_or_insert_default())?;
+        stores.layouts = std::mem::take(&mut contexts.layouts);
         let own = &request.frontend_attrs;
         let proxies = client
             .proxies()

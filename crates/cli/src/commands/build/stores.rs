@@ -37,6 +37,8 @@ pub(super) struct Stores {
     read: BTreeSet<String>,
     /// With the tags that the cache gets.
     written: BTreeMap<String, BTreeSet<String>>,
+    /// Those of named contexts, of which only their names are known to the engine (`oci:NAME`).
+    pub layouts: BTreeMap<String, PathBuf>,
 }
 
 impl Stores {
@@ -73,6 +75,13 @@ impl Stores {
     /// Answers a call of the engine.
     pub async fn answer(&self, call: Call) -> Result<()> {
         let store = call.entry("buildkit-attachable-store-id").unwrap_or("");
+        if let Some(name) = store.strip_prefix("oci:")
+            && let Some(directory) = self.layouts.get(name)
+            && call.method == READ
+        {
+            let directory = directory.clone();
+            return send(call, &directory).await;
+        }
         let directory = store.strip_prefix("local:").unwrap_or("").to_owned();
         let is_written = self.written.contains_key(&directory);
         if call.method == WRITE && is_written {
@@ -140,16 +149,36 @@ fn create(directory: &Path) -> Outcome<()> {
     write(&path, layout)
 }
 
-/// Returns the digest that the index of a layout has for a tag.
-fn find(directory: &Path, tag: &str) -> std::result::Result<String, String> {
+fn index(directory: &Path) -> std::result::Result<Index, String> {
     let path = directory.join("index.json");
     let read = files::read(&path);
     let bytes = read.map_err(|error| format!("read {}: {}", path.display(), plain(&error)))?;
-    let index = Index::parse(&bytes).map_err(|error| error.to_string())?;
+    Index::parse(&bytes).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+/// Returns the digest of the image with a tag in a layout, or of the only one there.
+pub(super) fn find_image(directory: &Path, tag: &str) -> std::result::Result<String, String> {
+    let index = index(directory)?;
+    match (find_in(&index, tag), index.manifests.as_slice()) {
+        (Some(digest), _) => Ok(digest),
+        (None, [only]) => Ok(only.digest.to_string()),
+        (None, all) => Err(format!(
+            "no tag {tag} among the {} images of the layout",
+            all.len()
+        )),
+    }
+}
+
+/// Returns the digest that the index of a layout has for a tag.
+fn find(directory: &Path, tag: &str) -> std::result::Result<String, String> {
+    let found = find_in(&index(directory)?, tag);
+    found.ok_or_else(|| format!("no tag {tag} in {}/index.json", directory.display()))
+}
+
+fn find_in(index: &Index, tag: &str) -> Option<String> {
     let mut entries = index.manifests.iter();
     let entry = entries.find(|entry| entry.annotations.get(TAG).is_some_and(|own| own == tag));
-    let entry = entry.ok_or_else(|| format!("no tag {tag} in {}", path.display()))?;
-    Ok(entry.digest.to_string())
+    entry.map(|entry| entry.digest.to_string())
 }
 
 /// Gives a tag of a layout to a manifest.

@@ -117,8 +117,8 @@ const WITH_VALUE: [&str; 10] = [
     "--tlskey",
 ];
 
-/// Returns the words of a command line with `builder cache` for `build cache`: that would be a build of a directory with too many
-/// arguments.
+/// Returns the words of a command line with `builder cache COMMAND` for `build cache COMMAND`: that would be a build of a directory
+/// with too many arguments.
 pub(crate) fn with_cache_group(mut words: Vec<String>) -> Vec<String> {
     let mut at = 0;
     while let Some(word) = words.get(at).filter(|word| word.starts_with('-')) {
@@ -129,7 +129,9 @@ pub(crate) fn with_cache_group(mut words: Vec<String>) -> Vec<String> {
         };
     }
     let rest: Vec<&str> = words.iter().skip(at).take(3).map(String::as_str).collect();
-    if let ["build", "cache", "ls" | "list" | "export" | "import"] = rest.as_slice() {
+    if let ["build", "cache", command] = rest.as_slice()
+        && !command.starts_with('-')
+    {
         words[at] = "builder".into();
     }
     words
@@ -244,7 +246,8 @@ mod tests {
                 "-H x --debug builder cache export y",
             ),
             ("build cache", "build cache"),
-            ("build cache other", "build cache other"),
+            ("build cache other", "builder cache other"),
+            ("build cache --push", "build cache --push"),
             ("run build cache ls", "run build cache ls"),
             ("-H build cache ls", "-H build cache ls"),
         ] {
