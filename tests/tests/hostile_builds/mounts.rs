@@ -145,8 +145,8 @@ fn targets_of_mounts_stay_in_the_image() {
         ("/good/new", Built),
         ("/good", Built),
         ("/loop/new", Fails("ymbolic link")),
-        ("/", Fails("root directory")),
-        ("/in/..", Fails("root directory")),
+        ("/", Fails("invalid mount target")),
+        ("/in/..", Fails("invalid mount target")),
     ] {
         for kind in kinds {
             let is_link = ["/good"].contains(&target) && kind.contains("passwd");
@@ -169,7 +169,6 @@ fn targets_of_mounts_stay_in_the_image() {
         &Built,
         etc,
     );
-    let etc = Tar::new().symlink("etc/passwd", &format!("{}/passwd", case.outside));
     for step in ["USER hostuser\nRUN id", "COPY --chown=hostuser etc /x"] {
         let text = format!("FROM busybox\nCOPY etc /etc/\n{step}\n");
         let end = Fails("hostuser");
@@ -179,7 +178,6 @@ fn targets_of_mounts_stay_in_the_image() {
             Tar::new().symlink("etc/passwd", &format!("{}/passwd", case.outside)),
         );
     }
-    drop(etc);
 }
 
 #[test]
