@@ -262,7 +262,7 @@ fn all_platforms_are_saved_and_loaded_or_some() {
         cli.run(&["load", "-i", &both]).ok();
         assert_eq!(inspect(&engine, &name, OTHER)["Id"], other["Id"]);
         assert_eq!(listed(&engine), [(json!([name]), own["Id"].clone())]);
-        // The one with the name is recorded first: a prune removes those that belong to no name.
+        // The one with the name is told first.
         let words = [
             "events",
             "--filter",

@@ -37,7 +37,10 @@ impl Images {
             // The files must be on disk before a record refers to them.
             self.files.sync()?;
             let renamed = self.record_all(&loaded, None)?;
-            for one in &loaded {
+            // Those with names first: the others belong to these.
+            let named = loaded.iter().filter(|one| !one.names.is_empty());
+            let others = loaded.iter().filter(|one| one.names.is_empty());
+            for one in named.chain(others) {
                 self.publish("load", &one.id, one.id.to_string());
             }
             Ok(loaded.into_iter().zip(renamed).collect())
