@@ -298,7 +298,6 @@ fn a_full_disk_fails_a_seal_or_an_export_and_nothing_else() {
     assert!(failed > 0, "nothing is ever written to the disk");
     // What a full disk has refused is not there.
     let _ = engine.docker(&["rmi", "-f", "indexed", "cached"]);
-    // A full disk may also have kept blobs of images that could not be recorded, until the next removal.
     engine.has_no_builds();
     eventually("the space to be free again", || {
         // The history, and what was compressed for the index.

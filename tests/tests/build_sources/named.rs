@@ -85,7 +85,7 @@ fn images_come_from_layouts_of_the_client() {
         &[
             "oci-layout:///none",
             "could not be resolved",
-            "No such file",
+            "no such file",
         ],
     );
     // A blob that is not what its name says.

@@ -63,10 +63,8 @@ impl Images {
         let lease = self.files.leases.take();
         let added = self.add_held_index(&lease, built);
         drop(lease);
-        if added.is_err() {
-            // What was stored before the error belongs to nothing.
-            self.collect_garbage();
-        }
+        // What was stored before an error belongs to nothing, and so does an index, with its attestations, that another one has replaced.
+        self.collect_garbage();
         added
     }
 
