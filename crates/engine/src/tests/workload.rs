@@ -134,7 +134,9 @@ fn the_id_of_a_workload_is_in_use_until_its_processes_are_killed() {
         let workloads = Workloads::new(instance, host.shims.pool().unwrap());
         let started = workloads.start(bundle("one")).await.unwrap();
         host.shims.kill("one");
-        // Its end is known as soon as a process cannot be started in it any more.
+        // A shim that still answers would end its process, and record that.
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        // Its end is known as soon as a signal for it succeeds.
         let begin = std::time::Instant::now();
         while started.kill(signal::TERM).await.is_err() {
             assert!(begin.elapsed() < super::PATIENCE);
