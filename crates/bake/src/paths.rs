@@ -1,27 +1,6 @@
-//! Paths as text, as Go cleans them.
+//! Paths as text, by the rules of Go.
 
-/// Returns the shortest path that is lexically the same.
-pub fn clean(path: &str) -> String {
-    let is_absolute = path.starts_with('/');
-    let mut parts: Vec<&str> = Vec::new();
-    for part in path.split('/') {
-        match part {
-            "" | "." => {}
-            ".." => match parts.last() {
-                Some(&"..") => parts.push(".."),
-                Some(_) => drop(parts.pop()),
-                None if is_absolute => {}
-                None => parts.push(".."),
-            },
-            part => parts.push(part),
-        }
-    }
-    match (is_absolute, parts.join("/")) {
-        (true, path) => format!("/{path}"),
-        (false, path) if path.is_empty() => ".".into(),
-        (false, path) => path,
-    }
-}
+pub use whelk_dockerfile::path::clean;
 
 /// Returns a path of a file in a directory.
 pub fn join(directory: &str, path: &str) -> String {

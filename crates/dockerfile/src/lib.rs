@@ -16,7 +16,7 @@ pub mod ignore;
 pub mod instruction;
 pub mod lint;
 mod parser;
-mod path;
+pub mod path;
 mod quote;
 pub mod report;
 mod stage;

@@ -55,7 +55,7 @@ pub(super) struct Build {
     pub id: String,
     pub session: String,
     pub request: Request,
-    /// What the client can refer to.
+    /// The references that the client may use.
     pub scope: Scope,
     /// The attestations that the client has asked for.
     pub attest: Attest,
@@ -72,7 +72,7 @@ pub(super) struct Build {
     pub file: Mutex<Option<(Digest, SourceInfo)>>,
     /// The caches that frontends import, by what they ask for: each is read once.
     imports: Mutex<BTreeMap<Vec<CacheImport>, Arc<Imports>>>,
-    /// What the frontends consist of that are programs, by the names of their images.
+    /// The materials of frontends from images, by the names of the images.
     programs: Mutex<BTreeMap<String, Capture>>,
 }
 

@@ -15,7 +15,7 @@ use super::builds::Build;
 /// The frontend's attribute that lists imported caches.
 pub(super) const IMPORTS: &str = "cache-imports";
 
-/// What of an imported cache is shown to everybody: other attributes may be credentials, such as the keys of a cloud.
+/// The attributes of an imported cache that its record keeps. Others may be credentials, such as the keys of a cloud.
 const SHOWN: [&str; 3] = ["ref", "src", "tag"];
 
 /// An entry of the attribute `cache-imports`.

@@ -33,7 +33,7 @@ const KNOWN: [&str; 7] = [
 /// The body of a request, which is a context that can be read once.
 pub(super) struct Sent(Mutex<Option<Pieces>>);
 
-/// What the name of a body begins with, among the files that a client gives only once.
+/// The prefix of the names of request bodies among the uploads, each of which can be read once.
 pub(super) const BODY: &str = "body-";
 
 impl Sent {

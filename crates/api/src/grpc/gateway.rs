@@ -42,7 +42,7 @@ const OWN: [&str; 2] = [
     "docker.io/docker/dockerfile-upstream",
 ];
 
-/// How many frontends may stand between a client and another one: each may call one.
+/// Maximum nesting depth of frontends that call others.
 const MAX_DEPTH: usize = 8;
 
 /// What a frontend's calls may use at a time.

@@ -7,7 +7,7 @@ pub(crate) struct BuildArgs {
     /// Add a custom host-to-IP mapping (format: `host:ip`)
     #[arg(long, value_delimiter = ',')]
     pub add_host: Vec<String>,
-    /// Allow an extra right of the build (`network.host`)
+    /// Allow an extra right of the build (`network.host`, `security.insecure`, `device`)
     #[arg(long)]
     pub allow: Vec<String>,
     /// Add annotation to the image
