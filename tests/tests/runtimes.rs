@@ -197,8 +197,11 @@ fn a_container_lives_its_whole_life() {
         assert_eq!(engine.state("life"), "running");
         assert_eq!(cli.run(&["exec", "life", "cat", "/file"]).ok(), "file");
         let mut attached = cli.spawn(&["attach", "--sig-proxy=false", "life"]);
-        cli.run(&["kill", "-s", "USR1", "life"]).ok();
-        attached.expect("usr1");
+        // The client shows only what is written after it was attached.
+        eventually("output of the attached container", || {
+            cli.run(&["kill", "-s", "USR1", "life"]).ok();
+            attached.so_far().contains("usr1").then_some(())
+        });
         cli.run(&["stop", "life"]).ok();
         attached.finish().exits(5);
         assert_eq!(engine.inspect("life")["State"]["ExitCode"], 5);

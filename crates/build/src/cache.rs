@@ -23,7 +23,9 @@ use whelk_llb::Digest;
 use whelk_sys::fs;
 use whelk_sys::sync::IgnorePoison as _;
 
+use crate::Builder;
 use crate::error::{Error, Result};
+use crate::usage::CollectionAtEnd;
 
 /// Changes when the tables do: an older cache is not read.
 const VERSION: i64 = 3;
@@ -136,6 +138,16 @@ pub(crate) struct Uses {
     ids: Mutex<Vec<i64>>,
     /// Those that were made meanwhile, which is no use of what was there.
     made: Mutex<Vec<i64>>,
+    /// Dropped when nothing is in use any more.
+    collection: Option<CollectionAtEnd>,
+}
+
+impl Uses {
+    /// Has the build cache kept to its budget when these uses have ended.
+    pub fn then_collect(mut self, builder: &Arc<Builder>) -> Self {
+        self.collection = Some(CollectionAtEnd::new(builder));
+        self
+    }
 }
 
 impl Drop for Uses {
@@ -198,6 +210,7 @@ impl Cache {
             cache: self.clone(),
             ids: Mutex::default(),
             made: Mutex::default(),
+            collection: None,
         }
     }
 

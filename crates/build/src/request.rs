@@ -286,8 +286,6 @@ impl Builder {
         let executed = self.execute(job).await;
         self.note(job).await;
         drop(ending);
-        // What was made before a failure is kept, too.
-        self.keep_to_budget();
         let executed = executed?;
         Ok(Solved {
             stack: executed.stack,

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{Read, Write};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use whelk_engine::events::now;
@@ -60,6 +60,24 @@ pub trait Locals: std::fmt::Debug + Send + Sync {
 pub(crate) struct Collected {
     last: Option<Instant>,
     is_scheduled: bool,
+}
+
+/// Has the build cache kept to its budget when it is dropped.
+#[derive(Debug)]
+pub(crate) struct CollectionAtEnd(Weak<Builder>);
+
+impl CollectionAtEnd {
+    pub fn new(builder: &Arc<Builder>) -> Self {
+        Self(Arc::downgrade(builder))
+    }
+}
+
+impl Drop for CollectionAtEnd {
+    fn drop(&mut self) {
+        if let Some(builder) = self.0.upgrade() {
+            builder.keep_to_budget();
+        }
+    }
 }
 
 /// Where a record is kept.
@@ -288,6 +306,9 @@ impl Builder {
     /// Keeps the build cache to its budget, after a build: now, or later if that was done lately.
     pub(crate) fn keep_to_budget(self: &Arc<Self>) {
         const INTERVAL: Duration = Duration::from_secs(60);
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
         if !self.gc.is_collected {
             return;
         }
@@ -301,7 +322,7 @@ impl Builder {
             passed.map_or(Duration::ZERO, |passed| INTERVAL.saturating_sub(passed))
         };
         let builder = Arc::downgrade(self);
-        tokio::spawn(async move {
+        runtime.spawn(async move {
             tokio::time::sleep(wait).await;
             let Some(builder) = builder.upgrade() else {
                 return;

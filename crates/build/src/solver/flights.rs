@@ -305,6 +305,10 @@ impl Builder {
                 .cache
                 .insert_used(store, &keys, &sealed, &text, &users)?;
             drop(held);
+            if users.is_empty() {
+                // Whoever wanted it has ended before.
+                builder.keep_to_budget();
+            }
             Ok(())
         })
         .await

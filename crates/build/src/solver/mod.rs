@@ -85,13 +85,13 @@ pub struct Job {
 impl Job {
     /// Computes the keys, and looks the results up. Blocking.
     pub(crate) fn new(
-        builder: &Builder,
+        builder: &Arc<Builder>,
         graph: Graph,
         sources: Sources,
         request: &Request,
     ) -> Result<Self> {
         let lease = Arc::new(builder.store().leases.take());
-        let uses = Arc::new(builder.cache.uses());
+        let uses = Arc::new(builder.cache.uses().then_collect(builder));
         for image in sources.all_images() {
             for layer in &image.config.rootfs.diff_ids {
                 if !builder.store().snapshots.claim(&lease, layer) {
