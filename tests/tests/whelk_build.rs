@@ -12,7 +12,7 @@ use std::path::Path;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use whelk_tests::builds::{shows, whelk};
+use whelk_tests::builds::{classic, docker, shows, whelk};
 use whelk_tests::tar::{self, Tar};
 use whelk_tests::{Engine, Program, eventually};
 
@@ -399,6 +399,30 @@ fn failures_show_lines_and_output() {
         &whelk(&engine).build(&syntax, &[]).err(),
         &["unknown instruction: RUNS", ">>> RUNS x"],
     );
+}
+
+#[test]
+fn what_cannot_be_had_is_shown_with_the_lines_that_name_it() {
+    let engine = Engine::start();
+    let check = |name: &str, rest: &str, line: &str| {
+        let dockerfile = format!("FROM busybox AS base\nRUN true\n{rest}{line}\n");
+        let context = engine.dockerfile(name, &dockerfile);
+        let number = dockerfile.lines().count();
+        let expected = [format!("Dockerfile:{number}\n"), format!(">>> {line}")];
+        let expected = ["localhost:1", &expected[0], &expected[1]];
+        whelk(&engine).build_fails(&context, &[], &expected);
+        docker(&engine).build_fails(&context, &[], &expected);
+        let shown = classic(&engine).build_fails(&context, &[], &["localhost:1"]);
+        assert!(!shown.contains(">>>"), "{shown}");
+    };
+    check("base", "", "FROM localhost:1/none");
+    check("copy", "", "COPY --from=localhost:1/none f /");
+    // What it is needed for does not matter.
+    check("stage", "FROM base\n", "COPY --from=localhost:1/none f /");
+    check("url", "", "ADD http://localhost:1/file /");
+    check("git", "", "ADD http://localhost:1/repository.git /src");
+    let mount = "RUN --mount=from=localhost:1/none,target=/m true";
+    check("mount", "", mount);
 }
 
 #[test]

@@ -13,6 +13,13 @@ pub enum Error {
     /// The Dockerfile is wrong.
     #[error(transparent)]
     Dockerfile(#[from] whelk_dockerfile::Error),
+    /// What a Dockerfile names outside of itself, such as a base image, cannot be had.
+    #[error("{place}")]
+    Unavailable {
+        /// The frontend's error, with the lines that name it.
+        place: whelk_dockerfile::Error,
+        cause: Box<Error>,
+    },
     /// The request, the definition or the context is wrong.
     #[error("{0}")]
     Invalid(String),
@@ -60,10 +67,10 @@ impl Error {
         whelk_engine::Error::kernel(text, &error).into()
     }
 
-    /// Returns the cause of a failed operation.
+    /// Returns the cause, without the place where it has happened.
     pub fn root(&self) -> &Self {
         match self {
-            Self::Step { cause, .. } => cause.root(),
+            Self::Step { cause, .. } | Self::Unavailable { cause, .. } => cause.root(),
             other => other,
         }
     }
@@ -84,7 +91,7 @@ impl From<Error> for whelk_engine::Error {
             | Error::Invalid(_)
             | Error::Missing { .. }
             | Error::Process { .. } => Self::Invalid(error.to_string()),
-            Error::Step { cause, .. } => (*cause).into(),
+            Error::Step { cause, .. } | Error::Unavailable { cause, .. } => (*cause).into(),
         }
     }
 }

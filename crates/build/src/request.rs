@@ -16,7 +16,7 @@ use whelk_llb::pb::{Platform, SourceOp};
 use whelk_llb::{Digest, Graph};
 
 use crate::client::Client;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::layers::{Stack, View};
 use crate::ops::Settings;
 use crate::progress::{EventKind, Progress};
@@ -98,6 +98,18 @@ pub fn parse_reference(text: &str) -> std::result::Result<Parsed, String> {
     })
 }
 
+/// Returns the error of a question that cannot be answered, with the lines of the Dockerfile that have asked it. `answers` has
+/// the failure.
+fn placed(dockerfile: &str, options: &Options, answers: &Answers, cause: Error) -> Error {
+    match convert(dockerfile, options, answers, &mut Linter::default()) {
+        Err(place) => Error::Unavailable {
+            place,
+            cause: Box::new(cause),
+        },
+        Ok(_) => cause,
+    }
+}
+
 impl Builder {
     /// Converts a Dockerfile, and answers its questions: base images are pulled.
     ///
@@ -139,8 +151,20 @@ impl Builder {
                 }
             };
             // Base images are pulled beside each other.
-            let found = asked.iter().map(|ask| self.answer(request, ask, &images));
-            let found = futures_util::future::try_join_all(found).await?;
+            let known = &images;
+            let found = asked.iter().map(|ask| async move {
+                let answered = self.answer(request, ask, known).await;
+                answered.map_err(|cause| (ask.clone(), cause))
+            });
+            let found = match futures_util::future::try_join_all(found).await {
+                Ok(found) => found,
+                Err((ask, cause)) => {
+                    answers.insert(ask, Answer::Failed(cause.to_string()));
+                    let (text, options) = (dockerfile.to_owned(), options.clone());
+                    let place = move || Ok(placed(&text, &options, &answers, cause));
+                    return Err(blocking(place).await?);
+                }
+            };
             for (ask, (answer, found)) in asked.into_iter().zip(found) {
                 images.add(found);
                 answers.insert(ask, answer);

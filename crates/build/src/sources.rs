@@ -396,6 +396,10 @@ async fn gather(
                     loading.await
                 }
             };
+            let base = base.map_err(|cause| Error::Step {
+                op: node.digest,
+                cause: Box::new(cause),
+            });
             let base = work.end(base)?;
             sources.images.insert(reference, platform, base);
         }

@@ -33,8 +33,8 @@ pub(super) fn status(error: &Error, source: Option<&Source>) -> Status {
 pub(super) fn of_frontend(error: &Error, file: &SourceInfo) -> Status {
     let status = Status::new(code(error), error.to_string());
     match error {
-        Error::Dockerfile(error) if !error.lines.is_empty() => {
-            status.with(details::source(file, &ranges(&error.lines)))
+        Error::Dockerfile(place) | Error::Unavailable { place, .. } if !place.lines.is_empty() => {
+            status.with(details::source(file, &ranges(&place.lines)))
         }
         _ => status,
     }

@@ -260,6 +260,12 @@ fn errors_have_buildkits_texts_and_lines() {
             1,
         ),
         ("FROM a\nFROM missing", "missing: not found", 2),
+        ("FROM a\nCOPY --from=missing x /", "missing: not found", 2),
+        (
+            "FROM a\n\nRUN --mount=from=missing,target=/m x",
+            "missing: not found",
+            3,
+        ),
         (
             "FROM a AS base\nFROM missing:base",
             "missing:base: not found",
