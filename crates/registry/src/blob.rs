@@ -7,18 +7,16 @@ use http_body_util::BodyExt;
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{CONTENT_LENGTH, CONTENT_RANGE, RANGE};
 use hyper::{Method, Response, StatusCode};
-use tokio::time::{Instant, timeout};
 use whelk_image::Digest;
 
 use crate::attempts::{Attempts, Wait};
 use crate::error::{Error, Kind, Result};
 use crate::exchange::{Query, Repository};
+use crate::pace::Pace;
 use crate::transport::innermost;
 
-/// A connection is closed if fewer than [`LEAST`] bytes arrive while this time is spent waiting:
-/// another may be faster.
+/// A connection is closed if fewer bytes than the minimum of this time arrive while it is spent waiting: another may be faster.
 const WINDOW: Duration = Duration::from_secs(30);
-const LEAST: u64 = 16 << 10;
 
 /// The content of a blob from an offset on. It is not verified against the digest; the caller does
 /// that, who has all of it.
@@ -43,36 +41,7 @@ struct Source {
     operation: String,
     /// Bytes before [`Blob::position`] that the server sends again.
     skip: u64,
-    window: Window,
-}
-
-/// Measures the throughput of a connection. Only the time spent waiting for data counts, because the
-/// reader of the blob may be slow itself.
-#[derive(Clone, Copy, Debug)]
-struct Window {
-    left: Duration,
-    received: u64,
-}
-
-impl Window {
-    fn begin() -> Self {
-        Self {
-            left: WINDOW,
-            received: 0,
-        }
-    }
-
-    /// Adds bytes that arrived after a wait. At the end of the window, returns whether fewer than
-    /// [`LEAST`] bytes have arrived, and begins the next window.
-    fn add(&mut self, wait: Duration, bytes: u64) -> bool {
-        self.left = self.left.saturating_sub(wait);
-        self.received += bytes;
-        if self.left > Duration::ZERO {
-            return false;
-        }
-        let received = std::mem::replace(self, Self::begin()).received;
-        received < LEAST
-    }
+    pace: Pace,
 }
 
 impl Repository {
@@ -120,7 +89,7 @@ impl Blob {
                 Ok(piece) => {
                     self.received += piece.len() as u64;
                     // A server that sends one byte per attempt makes no progress.
-                    if self.received >= LEAST {
+                    if self.received >= Pace::minimum(WINDOW) {
                         self.attempts.progress();
                     }
                     if !piece.is_empty() {
@@ -152,26 +121,22 @@ impl Blob {
             }
         };
         let left = self.size - self.position;
-        let begun = Instant::now();
-        let frame = timeout(source.window.left, source.body.frame()).await;
-        let received = match &frame {
-            Ok(Some(Ok(frame))) => frame.data_ref().map_or(0, Bytes::len),
-            _ => 0,
-        };
-        let total = source.window.received + received as u64;
-        let is_slow = source.window.add(begun.elapsed(), received as u64);
+        let frame = source.body.frame();
+        let frame = source.pace.wait(frame, |frame| {
+            let frame = frame.as_ref()?.as_ref().ok()?;
+            Some(frame.data_ref().map_or(0, Bytes::len))
+        });
+        let frame = frame.await;
         let broken = |cause: &str| Err((Error::interrupted(&source.operation, cause), None));
         let frame = match frame {
-            _ if is_slow => return broken(&format!("{total} bytes in {} s", WINDOW.as_secs())),
             Ok(Some(Ok(frame))) => frame,
             Ok(Some(Err(error))) => return broken(&innermost(&error)),
             Ok(None) => return broken(&format!("the blob ends {left} bytes too early")),
-            Err(_) => return Ok(Bytes::new()),
+            Err(slow) => return broken(&slow.to_string()),
         };
         let Ok(mut piece) = frame.into_data() else {
             return Ok(Bytes::new());
         };
-        source.window.received += piece.len() as u64;
         let skipped = source.skip.min(piece.len() as u64);
         source.skip -= skipped;
         // At most the length of the piece.
@@ -220,7 +185,7 @@ impl Blob {
             body: response.into_body(),
             operation,
             skip,
-            window: Window::begin(),
+            pace: Pace::new(WINDOW),
         })
     }
 }
@@ -256,24 +221,6 @@ fn parse_range(text: &str) -> Option<(u64, Option<u64>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_time_spent_waiting_counts_against_a_slow_connection() {
-        let second = Duration::from_secs(1);
-        // One byte per second.
-        let mut window = Window::begin();
-        let slow = (0..30).map(|_| window.add(second, 1)).position(|slow| slow);
-        assert_eq!(slow, Some(29));
-        // Little at a time, but without a wait: the reader is slow.
-        let mut window = Window::begin();
-        assert!((0..1_000).all(|_| !window.add(Duration::ZERO, 1)));
-        assert_eq!(window.left, WINDOW);
-        // Enough in each window.
-        let mut window = Window::begin();
-        assert!((0..300).all(|_| !window.add(second, LEAST / 30 + 1)));
-        // Nothing at all.
-        assert!(Window::begin().add(WINDOW, 0));
-    }
 
     #[test]
     fn content_range_headers_are_parsed() {

@@ -25,6 +25,9 @@ use crate::{Error, KnownHosts, Result};
 const CONNECT: Duration = Duration::from_secs(30);
 const LOGIN: Duration = Duration::from_secs(180);
 
+/// Time limit for the start of a command, and for a server to take what is sent to it.
+const ANSWER: Duration = Duration::from_secs(60);
+
 /// A server that says nothing is asked after this time, and counts as gone after three more of it.
 const SILENCE: Duration = Duration::from_secs(30);
 
@@ -120,7 +123,7 @@ impl Connection {
         let _ = stream.set_nodelay(true);
         match timeout(LOGIN, Self::log_in(address, known, stream, agent)).await {
             Ok(connection) => connection,
-            Err(_) => Err(Error::Connection("it does not answer".into())),
+            Err(_) => Err(silent()),
         }
     }
 
@@ -156,20 +159,28 @@ impl Connection {
     /// Starts a command, with variables if the server allows it to have them.
     ///
     /// # Errors
-    /// Returns an error if the server does not.
+    /// Returns an error if the server does not, or does not answer in time.
     pub async fn execute(self, command: &str, variables: &[(&str, &str)]) -> Result<Command> {
-        let channel = self.handle.channel_open_session().await?;
-        for (name, value) in variables {
-            // Whether it has the variable shows in what the command says.
-            channel.set_env(false, *name, *value).await?;
-        }
-        channel.exec(true, command).await?;
+        let starting = async {
+            let channel = self.handle.channel_open_session().await?;
+            for (name, value) in variables {
+                // Whether it has the variable shows in what the command says.
+                channel.set_env(false, *name, *value).await?;
+            }
+            channel.exec(true, command).await?;
+            Ok::<_, Error>(channel)
+        };
+        let channel = timeout(ANSWER, starting).await.map_err(|_| silent())??;
         Ok(Command {
             channel,
             errors: Vec::new(),
             _connection: self,
         })
     }
+}
+
+fn silent() -> Error {
+    Error::Connection("it does not answer".into())
 }
 
 /// Tries the keys of an agent.
@@ -256,9 +267,10 @@ impl Command {
     /// Writes to the command's standard input.
     ///
     /// # Errors
-    /// Returns an error if the connection has ended.
+    /// Returns an error if the connection has ended, or if the server does not take it.
     pub async fn send(&self, bytes: Bytes) -> Result<()> {
-        Ok(self.channel.data_bytes(bytes).await?)
+        let sent = timeout(ANSWER, self.channel.data_bytes(bytes)).await;
+        Ok(sent.map_err(|_| silent())??)
     }
 
     /// Returns the next bytes of the command's standard output; `None` at its end.

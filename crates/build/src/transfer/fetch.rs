@@ -13,6 +13,7 @@ use whelk_image::digest::Hashing;
 use whelk_image::progress::{Item, State};
 use whelk_image::{Lease, Progress as Reports};
 use whelk_llb::CUSTOM_NAME;
+use whelk_registry::Pace;
 
 use super::imports::{Offer, Offered};
 use super::source::Source;
@@ -24,8 +25,8 @@ use crate::{Builder, blocking};
 /// Number of pieces of a layer that wait to be unpacked.
 const QUEUE: usize = 16;
 
-/// How long nothing may come of a blob, for which a thread waits.
-const MAX_STALL: Duration = Duration::from_secs(120);
+/// The time in which the minimum of bytes must come of a blob, for which a thread waits.
+const WINDOW: Duration = Duration::from_secs(120);
 
 /// Number of layers that are fetched at the same time for a step.
 const PARALLEL: usize = 3;
@@ -194,9 +195,14 @@ impl Builder {
         }));
         let receiving = async {
             let mut pieces = source.blob(blob).await?;
+            let mut pace = Pace::new(WINDOW);
             loop {
-                let next = tokio::time::timeout(MAX_STALL, pieces.next()).await;
-                let next = next.map_err(|_| stalled(blob))?;
+                let next = pace.wait(pieces.next(), |next| {
+                    Some(next.as_ref()?.as_ref().ok()?.len())
+                });
+                let next = next
+                    .await
+                    .map_err(|slow| Error::invalid(format!("blob {}: {slow}", blob.digest)))?;
                 let Some(piece) = next.transpose()? else {
                     break;
                 };
@@ -214,14 +220,6 @@ impl Builder {
         received?;
         unpacked.map_err(|error| Error::internal(error.to_string()))?
     }
-}
-
-fn stalled(blob: &Descriptor) -> Error {
-    let seconds = MAX_STALL.as_secs();
-    Error::invalid(format!(
-        "blob {}: nothing came for {seconds} s",
-        blob.digest
-    ))
 }
 
 enum Unpacked {

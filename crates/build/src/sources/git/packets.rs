@@ -1,10 +1,15 @@
 //! The packets of git's protocol (gitprotocol-common).
 
+use std::time::Duration;
+
 use bytes::{Bytes, BytesMut};
 use tokio::sync::MutexGuard;
-use whelk_registry::WebResponse;
+use whelk_registry::{Pace, WebResponse};
 
 use super::link::Link;
+
+/// The time in which the minimum of bytes must come. A server sends little while it looks for what a large pack needs.
+const WINDOW: Duration = Duration::from_secs(300);
 
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Packet {
@@ -14,43 +19,67 @@ pub(super) enum Packet {
 }
 
 /// The packets of an answer.
-pub(super) enum Packets<'a> {
+pub(super) struct Packets<'a> {
+    source: Source<'a>,
+    pace: Pace,
+}
+
+enum Source<'a> {
     Web {
         response: Box<WebResponse>,
         buffer: BytesMut,
     },
-    /// Those of a connection, which goes on behind the answer.
+    /// A connection that goes on behind the answer.
     Ssh(MutexGuard<'a, Link>),
 }
 
-impl Packets<'_> {
-    pub fn of(response: WebResponse) -> Self {
-        Self::Web {
+impl Source<'_> {
+    /// Returns what was received and is not taken yet.
+    fn buffer(&mut self) -> &mut BytesMut {
+        match self {
+            Self::Web { buffer, .. } => buffer,
+            Self::Ssh(link) => &mut link.buffer,
+        }
+    }
+
+    async fn piece(&mut self) -> Result<Option<Bytes>, String> {
+        match self {
+            Self::Web { response, .. } => response.piece().await.map_err(|error| error.to_string()),
+            Self::Ssh(link) => link.piece().await,
+        }
+    }
+}
+
+impl<'a> Packets<'a> {
+    pub fn of_response(response: WebResponse) -> Self {
+        Self::of(Source::Web {
             response: Box::new(response),
             buffer: BytesMut::new(),
+        })
+    }
+
+    pub fn of_link(link: MutexGuard<'a, Link>) -> Self {
+        Self::of(Source::Ssh(link))
+    }
+
+    fn of(source: Source<'a>) -> Self {
+        Self {
+            source,
+            pace: Pace::new(WINDOW),
         }
     }
 
     /// Returns the next packet; `None` at the end of the answer.
     pub async fn next(&mut self) -> Result<Option<Packet>, String> {
         loop {
-            let buffer = match self {
-                Self::Web { buffer, .. } => buffer,
-                Self::Ssh(link) => &mut link.buffer,
-            };
-            if let Some(packet) = take(buffer)? {
+            if let Some(packet) = take(self.source.buffer())? {
                 return Ok(Some(packet));
             }
-            let piece = match self {
-                Self::Web { response, .. } => {
-                    response.piece().await.map_err(|error| error.to_string())?
-                }
-                Self::Ssh(link) => link.piece().await?,
-            };
-            let buffer = match self {
-                Self::Web { buffer, .. } => buffer,
-                Self::Ssh(link) => &mut link.buffer,
-            };
+            let size =
+                |piece: &Result<Option<Bytes>, String>| Some(piece.as_ref().ok()?.as_ref()?.len());
+            let piece = self.pace.wait(self.source.piece(), size).await;
+            let piece = piece.map_err(|slow| slow.to_string())??;
+            let buffer = self.source.buffer();
             match piece {
                 Some(piece) => buffer.extend_from_slice(&piece),
                 None if buffer.is_empty() => return Ok(None),

@@ -105,7 +105,7 @@ impl Server {
             }
             base = moved.to_owned();
         }
-        let mut packets = Packets::of(response);
+        let mut packets = Packets::of_response(response);
         let mut told = Told::default();
         while let Some(packet) = packets.next().await.map_err(|text| wrong(remote, &text))? {
             if let Packet::Data(line) = packet {
@@ -130,7 +130,7 @@ impl Server {
     async fn open_ssh(link: Link, remote: &Remote) -> Result<Self> {
         let link = Mutex::new(link);
         let mut told = Told::default();
-        let mut packets = Packets::Ssh(link.lock().await);
+        let mut packets = Packets::of_link(link.lock().await);
         while let Some(packet) = packets.next().await.map_err(|text| wrong(remote, &text))? {
             match packet {
                 Packet::Data(line) => told.add(remote, &line)?,
@@ -195,7 +195,7 @@ impl Server {
                     .body(body.freeze());
                 let response = web.web(&request).await.map_err(failed)?;
                 check(&self.remote, authorization, &response)?;
-                Ok(Packets::of(response))
+                Ok(Packets::of_response(response))
             }
             Transport::Ssh { link, .. } => self.send(link, body).await,
         }
@@ -205,7 +205,7 @@ impl Server {
         let link = link.lock().await;
         let sent = link.send(body.freeze()).await;
         sent.map_err(|text| self.wrong(&text))?;
-        Ok(Packets::Ssh(link))
+        Ok(Packets::of_link(link))
     }
 
     /// Finds the commit of a name: a full one, a branch or a tag, in this order; without a name, that of the default branch.
