@@ -4,7 +4,9 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
+use whelk_tests::builds::docker;
 use whelk_tests::web::{Answer, Asked, Web};
 use whelk_tests::{Engine, Scratch};
 
@@ -422,6 +424,31 @@ fn private_repositories_need_a_secret_which_is_in_no_text() {
     assert!(!failed.err().contains("secret-token"), "{}", failed.err());
     let words = engine.last_words();
     assert!(!words.contains("secret-token"), "{words}");
+}
+
+/// A client that does not answer for its secret delays no other build of the same commit.
+#[test]
+fn secrets_of_others_are_not_waited_for() {
+    let engine = Engine::start();
+    let host = Host::new();
+    let path = host.repository("app", &[("Dockerfile", DOCKERFILE), ("x", "public")]);
+    let url = format!(
+        "{}#{}",
+        host.url("app.git"),
+        git(&path, &["rev-parse", "HEAD"])
+    );
+    // Nobody writes into it.
+    let pipe = engine.scratch("pipe").join("pipe");
+    let made = Command::new("mkfifo").arg(&pipe).status().unwrap();
+    assert!(made.success());
+    let secret = format!("id=GIT_AUTH_TOKEN,src={}", text(&pipe));
+    let waiting = docker(&engine).spawn(&["build", "--secret", &secret, &url]);
+    std::thread::sleep(Duration::from_secs(2));
+    let begun = Instant::now();
+    built(&engine, &["-t", "other", &url]);
+    let taken = begun.elapsed();
+    assert!(taken < Duration::from_secs(20), "{taken:?}");
+    drop(waiting);
 }
 
 #[test]

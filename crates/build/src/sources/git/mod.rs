@@ -211,8 +211,7 @@ impl Builder {
                 commit: String::new(),
             });
         }
-        let web = self.engine.images.web();
-        let server = Server::open(web, client, &remote, &wanted.access_to(&remote), work).await?;
+        let server = self.git_server(client, &wanted, &remote, work).await?;
         let found = server.resolve(&wanted.reference).await?;
         check_sum(&wanted, &[&found.commit, &found.tag])?;
         let (checksum, commit) = match found.tag.is_empty() {
@@ -235,26 +234,36 @@ impl Builder {
     ) -> Result<(Directory, Option<i64>)> {
         let wanted = Wanted::of(source)?;
         let remote = Remote::new(&wanted.remote)?;
-        let mut server = None;
-        let commit = if is_commit(&wanted.reference) {
+        let (commit, server) = if is_commit(&wanted.reference) {
             check_sum(&wanted, &[&wanted.reference])?;
-            wanted.reference.clone()
+            (wanted.reference.clone(), None)
         } else {
-            let web = self.engine.images.web();
-            let access = wanted.access_to(&remote);
-            let opened = Server::open(web, client, &remote, &access, work).await?;
-            let opened = server.insert(opened);
-            let found = opened.resolve(&wanted.reference).await?;
+            let server = self.git_server(client, &wanted, &remote, work).await?;
+            let found = server.resolve(&wanted.reference).await?;
             check_sum(&wanted, &[&found.commit, &found.tag])?;
-            found.commit
+            (found.commit, Some(server))
         };
         let key = wanted.key(&remote, &commit);
+        let find = async || {
+            let builder = self.clone();
+            let found = blocking(move || builder.git.find(&key)).await?;
+            let found = found.into_iter().next().map(|(directory, info)| {
+                work.add(EventKind::Cached);
+                (directory, info.time)
+            });
+            Ok::<_, Error>(found)
+        };
+        if let Some(found) = find().await? {
+            return Ok(found);
+        }
+        // Before the commit is locked: a client may take its time for its secrets, and an agent for its user.
+        let server = match server {
+            Some(server) => server,
+            None => self.git_server(client, &wanted, &remote, work).await?,
+        };
         let _lock = self.git.lock(key).await;
-        let builder = self.clone();
-        let known = blocking(move || builder.git.find(&key)).await?;
-        if let Some((directory, info)) = known.into_iter().next() {
-            work.add(EventKind::Cached);
-            return Ok((directory, info.time));
+        if let Some(found) = find().await? {
+            return Ok(found);
         }
         let (scratch, info) = self
             .check_out(client, &wanted, remote, &commit, server, work)
@@ -265,6 +274,18 @@ impl Builder {
         Ok((directory, time))
     }
 
+    /// Connects to the server of a repository.
+    async fn git_server(
+        &self,
+        client: &dyn Client,
+        wanted: &Wanted,
+        remote: &Remote,
+        work: &Work,
+    ) -> Result<Server> {
+        let access = wanted.access_to(remote);
+        Server::open(self.engine.images.web(), client, remote, &access, work).await
+    }
+
     /// Fetches a commit and those of its submodules, and writes their files below `fs` of a new directory.
     async fn check_out(
         self: &Arc<Self>,
@@ -272,15 +293,26 @@ impl Builder {
         wanted: &Wanted,
         remote: Remote,
         commit: &str,
-        mut server: Option<Server>,
+        server: Server,
         work: &Work,
     ) -> Result<(Scratch, Info)> {
-        let scratch = Arc::new(self.store().staging.scratch()?);
-        fs::create_dir(scratch.path().join("fs"), 0o755)?;
+        let builder = self.clone();
+        let scratch = blocking(move || {
+            let scratch = builder.store().staging.scratch()?;
+            fs::create_dir(scratch.path().join("fs"), 0o755)?;
+            Ok(Arc::new(scratch))
+        })
+        .await?;
+        let mut server = Some(server);
         let mut info = Info {
             boot: self.git.boot.clone(),
             content: format!("git {commit} {}", wanted.key(&remote, commit)),
             description: format!("git snapshot for {}#{commit}", remote.shown()),
+            repository: match wanted.keep_git_dir {
+                // Its pack is in the repository, and not kept besides.
+                true => String::new(),
+                false => remote.shown().to_owned(),
+            },
             ..Info::default()
         };
         let mut tasks = vec![Task {
@@ -303,9 +335,7 @@ impl Builder {
             let server = match server.take() {
                 Some(server) => server,
                 None => {
-                    let access = wanted.access_to(&task.remote);
-                    let web = self.engine.images.web();
-                    let opened = Server::open(web, client, &task.remote, &access, work).await;
+                    let opened = self.git_server(client, wanted, &task.remote, work).await;
                     opened.map_err(named)?
                 }
             };
@@ -316,13 +346,15 @@ impl Builder {
             let had_base = base.is_some();
             let checking = self.check_out_one(wanted, &server, &task, &scratch, base, work);
             let checked = match checking.await {
-                Err(error) if had_base => {
-                    tracing::debug!("fetch all of {}: {error}", task.remote.shown());
+                // The server, or the base, may lack objects. An error of this machine would come again.
+                Err(error @ Error::Invalid(_)) if had_base => {
+                    tracing::info!(
+                        "git: {}: all is fetched again: {error}",
+                        task.remote.shown()
+                    );
                     let place = scratch.clone();
                     blocking(move || begin_again(place.path())).await?;
-                    let access = wanted.access_to(&task.remote);
-                    let web = self.engine.images.web();
-                    let server = Server::open(web, client, &task.remote, &access, work).await?;
+                    let server = self.git_server(client, wanted, &task.remote, work).await?;
                     self.check_out_one(wanted, &server, &task, &scratch, None, work)
                         .await
                 }
@@ -332,13 +364,6 @@ impl Builder {
             info.size += checked.size;
             if task.depth == 0 {
                 info.time = Some(checked.time);
-                let packs = scratch.path().join("packs");
-                if fs::exists(&packs) {
-                    info.repository = task.remote.shown().to_owned();
-                    for entry in fs::list(&packs)? {
-                        info.size += fs::metadata(entry.path())?.len();
-                    }
-                }
             }
             if !wanted.submodules {
                 continue;
@@ -443,7 +468,7 @@ impl Builder {
             if let Some(base) = &base {
                 objects.add(&base.packs)?;
             }
-            let checked = plan.run(&mut objects, &into)?;
+            let mut checked = plan.run(&mut objects, &into)?;
             drop(objects);
             match keep {
                 Some(remote) => {
@@ -451,7 +476,9 @@ impl Builder {
                     dot_git::write(&to, &place, &remote, &checked)?;
                     fs::remove_tree(&place)?;
                 }
-                None if is_root => keep_packs(&scratch.path().join("packs"), &place, base)?,
+                None if is_root => {
+                    checked.size += keep_packs(&scratch.path().join("packs"), &place, base)?;
+                }
                 None => fs::remove_tree(&place)?,
             }
             Ok(checked)
@@ -511,7 +538,12 @@ fn begin_again(scratch: &Path) -> Result<()> {
 }
 
 /// Keeps packs for the next commit: the one that was fetched, and those of the commit that it builds on, which share their content.
-fn keep_packs(to: &Path, fetched: &Path, base: Option<Base>) -> Result<()> {
+/// Returns the size of the one that was fetched.
+fn keep_packs(to: &Path, fetched: &Path, base: Option<Base>) -> Result<u64> {
+    let mut size = 0;
+    for entry in fs::list(fetched)? {
+        size += fs::metadata(entry.path())?.len();
+    }
     if let Some(base) = base {
         for entry in fs::list(&base.packs)? {
             let path = entry.path();
@@ -520,7 +552,8 @@ fn keep_packs(to: &Path, fetched: &Path, base: Option<Base>) -> Result<()> {
                 .map_err(os(format!("link {shown}")))?;
         }
     }
-    Ok(fs::rename(fetched, to)?)
+    fs::rename(fetched, to)?;
+    Ok(size)
 }
 
 /// Decodes bytes in each way that those of a server are.
