@@ -127,10 +127,7 @@ impl Door {
     pub(super) async fn bridge(self: Arc<Self>, method: &str, call: Call) -> Result<()> {
         let id = call.entry("buildkit-controlapi-buildid");
         let id = id.ok_or_else(|| Status::invalid("no buildid found in context"))?;
-        let build = self.builds.get(id).await?;
-        if build.has_ended() {
-            return Err(Status::not_found(format!("no such job {id}")));
-        }
+        let build = self.builds.running(id).await?;
         let ended = async {
             match method {
                 // It ends the build, and is answered.

@@ -1,13 +1,14 @@
 //! Builds that run, and those that have just ended.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, watch};
 use whelk_build::provenance::{Capture, FrontendCall, Provenance};
 use whelk_build::{
-    Attest, Builder, CacheImport, Error, Frontend, Images, Imports, Request, Scanned, Solved,
+    Attest, Builder, CacheImport, Error, Frontend, Images, Imports, Progress, Request, Scanned,
+    Solved,
 };
 use whelk_buildkit::grpc::{Code, Result, Status};
 use whelk_buildkit::pb::Message as _;
@@ -23,8 +24,9 @@ use super::scope::Scope;
 /// Time limit for a call to find the build that it belongs to. A client makes its calls at the same time.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// The time that the progress of a build is kept after its end, for clients that ask late.
+/// The time that the progress of a build is kept after its end, for clients that ask late, and the number of such builds.
 const KEPT: Duration = Duration::from_secs(30);
+const MAX_ENDED: usize = 1000;
 
 /// Maximum number of builds that run.
 const MAX_RUNNING: usize = 1000;
@@ -32,21 +34,75 @@ const MAX_RUNNING: usize = 1000;
 /// Number of different sets of caches that the frontends of a build import.
 const MAX_IMPORTS: usize = 16;
 
+/// Number of contexts from servers, and of other graphs, whose files a build reads.
+const MAX_READ: usize = 1024;
+
 /// The builds.
 #[derive(Debug)]
 pub(super) struct Builds {
-    /// By their names.
-    known: watch::Sender<HashMap<String, Arc<Build>>>,
+    table: watch::Sender<BuildTable>,
     running: Arc<Semaphore>,
 }
 
 impl Default for Builds {
     fn default() -> Self {
         Self {
-            known: watch::Sender::default(),
+            table: watch::Sender::default(),
             running: Arc::new(Semaphore::new(MAX_RUNNING)),
         }
     }
+}
+
+/// The builds, by their names.
+#[derive(Debug, Default)]
+struct BuildTable {
+    by_name: HashMap<String, State>,
+    /// Those that have ended, in this order.
+    ended: VecDeque<(String, Arc<Report>)>,
+}
+
+#[derive(Debug)]
+enum State {
+    Running(Arc<Build>),
+    /// Only what clients are told of it is left.
+    Ended(Arc<Report>),
+}
+
+impl BuildTable {
+    /// Replaces a build that has ended by its report.
+    fn end(&mut self, name: &str, report: &Arc<Report>) {
+        self.by_name
+            .insert(name.to_owned(), State::Ended(report.clone()));
+        self.ended.push_back((name.to_owned(), report.clone()));
+        if self.ended.len() > MAX_ENDED
+            && let Some((name, report)) = self.ended.pop_front()
+        {
+            self.remove_name(&name, &report);
+        }
+    }
+
+    /// Removes a build that has ended.
+    fn forget(&mut self, name: &str, report: &Arc<Report>) {
+        self.ended.retain(|(_, other)| !Arc::ptr_eq(other, report));
+        self.remove_name(name, report);
+    }
+
+    fn remove_name(&mut self, name: &str, report: &Arc<Report>) {
+        // Another build may have the name now.
+        if let Some(State::Ended(ended)) = self.by_name.get(name)
+            && Arc::ptr_eq(ended, report)
+        {
+            self.by_name.remove(name);
+        }
+    }
+}
+
+/// What clients are told of a build.
+#[derive(Debug)]
+pub(super) struct Report {
+    pub progress: Progress,
+    /// The Dockerfile that warnings are about, and the step that has read it.
+    pub file: Mutex<Option<(Digest, SourceInfo)>>,
 }
 
 /// A build.
@@ -62,14 +118,13 @@ pub(super) struct Build {
     /// In nanoseconds since the epoch.
     started: i64,
     is_over: watch::Sender<bool>,
-    /// Results that the frontend has read from: what a client gives only once is part of some.
-    held: Mutex<Vec<Arc<Solved>>>,
+    /// Results whose files the engine's own frontend has read, by their graphs: what a client gives only once is part of some.
+    read: Mutex<BTreeMap<Digest, Arc<Solved>>>,
     /// Manifests of what was made, with their media types, by the position of the output.
     manifests: Mutex<BTreeMap<i64, (String, Vec<u8>)>>,
     /// The provenance and the attestations that the build's record in the history has.
     noted: Mutex<Noted>,
-    /// The Dockerfile that warnings are about, and the step that has read it.
-    pub file: Mutex<Option<(Digest, SourceInfo)>>,
+    pub report: Arc<Report>,
     /// The caches that frontends import, by what they ask for: each is read once.
     imports: Mutex<BTreeMap<Vec<CacheImport>, Arc<Imports>>>,
     /// The materials of frontends from images, by the names of the images.
@@ -187,7 +242,7 @@ impl Reference {
     pub fn provenance(&self, build: &Build, solved: &Solved) -> Provenance {
         let last = self.definition.def.last();
         let mut capture = solved.capture.clone();
-        for read in build.held.lock().ignore_poison().iter() {
+        for read in build.read.lock().ignore_poison().values() {
             capture.add(&read.capture);
         }
         for program in build.programs.lock().ignore_poison().values() {
@@ -239,27 +294,23 @@ impl Build {
         attest: Attest,
     ) -> Arc<Self> {
         Arc::new(Self {
+            scope: Scope::of_client(&id, inputs),
             attest,
-            ..Self::plain(id.clone(), session, request, Scope::of_client(&id, inputs))
-        })
-    }
-
-    fn plain(id: String, session: String, request: Request, scope: Scope) -> Self {
-        Self {
+            started: now(),
+            is_over: watch::Sender::default(),
+            read: Mutex::default(),
+            manifests: Mutex::default(),
+            noted: Mutex::default(),
+            report: Arc::new(Report {
+                progress: request.progress.clone(),
+                file: Mutex::default(),
+            }),
+            imports: Mutex::default(),
+            programs: Mutex::default(),
             id,
             session,
             request,
-            scope,
-            attest: Attest::default(),
-            started: now(),
-            is_over: watch::Sender::default(),
-            held: Mutex::default(),
-            manifests: Mutex::default(),
-            noted: Mutex::default(),
-            file: Mutex::default(),
-            imports: Mutex::default(),
-            programs: Mutex::default(),
-        }
+        })
     }
 
     /// Notes for the provenance that a program was executed as a frontend.
@@ -268,9 +319,18 @@ impl Build {
         programs.insert(frontend.name.clone(), frontend.capture().clone());
     }
 
-    /// Keeps a result as long as the build.
-    pub fn hold(&self, solved: Arc<Solved>) {
-        self.held.lock().ignore_poison().push(solved);
+    /// Keeps a result as long as the build, in place of an earlier one of this graph.
+    ///
+    /// # Errors
+    /// Returns an error if the build has read too many.
+    pub fn keep_read(&self, graph: Digest, solved: Arc<Solved>) -> Result<()> {
+        let mut read = self.read.lock().ignore_poison();
+        if read.len() >= MAX_READ && !read.contains_key(&graph) {
+            let text = format!("a build reads the files of at most {MAX_READ} contexts");
+            return Err(Status::new(Code::ResourceExhausted, text));
+        }
+        read.insert(graph, solved);
+        Ok(())
     }
 
     /// Keeps the manifest of an output for the history.
@@ -300,28 +360,10 @@ impl Build {
         std::mem::take(&mut *self.noted.lock().ignore_poison())
     }
 
-    /// Returns whether it has ended: only its progress is left.
-    pub fn has_ended(&self) -> bool {
-        *self.is_over.borrow()
-    }
-
     /// Waits until it has ended.
     pub async fn over(&self) {
         // The sender is a part of this.
         let _ = self.is_over.subscribe().wait_for(|is_over| *is_over).await;
-    }
-
-    /// Returns what is kept of a build that has ended: its progress.
-    fn ended(&self) -> Arc<Self> {
-        let scope = Scope::of_client(&self.id, BTreeMap::new());
-        let (id, session) = (self.id.clone(), self.session.clone());
-        let ended = Self {
-            started: self.started,
-            file: Mutex::new(self.file.lock().ignore_poison().clone()),
-            is_over: watch::Sender::new(true),
-            ..Self::plain(id, session, self.request.clone(), scope)
-        };
-        Arc::new(ended)
     }
 
     /// Returns what holds for the calls of a frontend.
@@ -368,18 +410,13 @@ impl Drop for Running<'_> {
         self.build.is_over.send_replace(true);
         // Dropping the references ends what waits for their results.
         self.build.scope.clear();
-        self.build.held.lock().ignore_poison().clear();
-        let (known, id) = (self.builds.known.clone(), self.build.id.clone());
-        let ended = self.build.ended();
-        known.send_modify(|known| drop(known.insert(id.clone(), ended.clone())));
+        self.build.read.lock().ignore_poison().clear();
+        let (table, id) = (self.builds.table.clone(), self.build.id.clone());
+        let report = self.build.report.clone();
+        table.send_modify(|table| table.end(&id, &report));
         tokio::spawn(async move {
             tokio::time::sleep(KEPT).await;
-            known.send_modify(|known| {
-                // The name may have been taken again.
-                if known.get(&id).is_some_and(|now| Arc::ptr_eq(now, &ended)) {
-                    known.remove(&id);
-                }
-            });
+            table.send_modify(|table| table.forget(&id, &report));
         });
     }
 }
@@ -394,11 +431,11 @@ impl Builds {
             let text = format!("{MAX_RUNNING} builds run, which is the maximum: try again later");
             Status::new(Code::ResourceExhausted, text)
         })?;
-        let is_new = self.known.send_if_modified(|known| {
-            // Of one that has ended only its progress is left.
-            let is_new = known.get(&build.id).is_none_or(|known| known.has_ended());
+        let is_new = self.table.send_if_modified(|table| {
+            let is_new = !matches!(table.by_name.get(&build.id), Some(State::Running(_)));
             if is_new {
-                known.insert(build.id.clone(), build.clone());
+                let running = State::Running(build.clone());
+                table.by_name.insert(build.id.clone(), running);
             }
             is_new
         });
@@ -413,17 +450,111 @@ impl Builds {
         })
     }
 
-    /// Returns a build, and waits for a short time until it is there.
+    /// Returns a build that runs. Waits for a short time until it is there.
+    ///
+    /// # Errors
+    /// Returns an error if there is no such build, or if it has ended.
+    pub async fn running(&self, id: &str) -> Result<Arc<Build>> {
+        self.get(id, |state| match state {
+            State::Running(build) => Some(build.clone()),
+            State::Ended(_) => None,
+        })
+        .await
+    }
+
+    /// Returns what clients are told of a build, also of one that has just ended. Waits for a short time until it is there.
     ///
     /// # Errors
     /// Returns an error if there is no such build.
-    pub async fn get(&self, id: &str) -> Result<Arc<Build>> {
-        let mut known = self.known.subscribe();
-        let found = known.wait_for(|known| known.contains_key(id));
+    pub async fn report(&self, id: &str) -> Result<Arc<Report>> {
+        self.get(id, |state| match state {
+            State::Running(build) => Some(build.report.clone()),
+            State::Ended(report) => Some(report.clone()),
+        })
+        .await
+    }
+
+    async fn get<T>(&self, id: &str, part: impl Fn(&State) -> Option<T>) -> Result<T> {
+        let mut table = self.table.subscribe();
+        let found = table.wait_for(|table| table.by_name.contains_key(id));
         let found = match tokio::time::timeout(PATIENCE, found).await {
-            Ok(Ok(known)) => known.get(id).cloned(),
+            Ok(Ok(table)) => table.by_name.get(id).and_then(part),
             _ => None,
         };
         found.ok_or_else(|| Status::not_found(format!("no such job {id}")))
+    }
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
+mod tests {
+    use futures_util::future::BoxFuture;
+    use whelk_build::{Client, Directory, Settings, Work};
+    use whelk_dockerfile::convert::ResolveMode;
+    use whelk_llb::pb::SourceOp;
+    use whelk_registry::Credentials;
+
+    use super::*;
+
+    #[derive(Debug)]
+    struct NoClient;
+
+    impl Client for NoClient {
+        fn directory<'a>(
+            &'a self,
+            _source: &'a SourceOp,
+            _work: &'a Work,
+        ) -> BoxFuture<'a, whelk_build::Result<Directory>> {
+            Box::pin(async { Err(Error::invalid("no directories")) })
+        }
+
+        fn credentials<'a>(
+            &'a self,
+            _registry: &'a str,
+        ) -> BoxFuture<'a, whelk_build::Result<Credentials>> {
+            Box::pin(async { Ok(Credentials::Anonymous) })
+        }
+    }
+
+    fn build(id: &str, client: &Arc<NoClient>) -> Arc<Build> {
+        let request = Request {
+            client: client.clone(),
+            settings: Settings::default(),
+            resolve: ResolveMode::Default,
+            progress: Progress::default(),
+            project: String::new(),
+            is_explained: false,
+            imports: Imports::new(Vec::new()),
+            has_inline_cache: false,
+        };
+        let inputs = BTreeMap::new();
+        Build::new(id.into(), String::new(), request, inputs, Attest::default())
+    }
+
+    #[tokio::test]
+    async fn only_the_report_of_a_build_outlives_it() {
+        let builds = Builds::default();
+        let client = Arc::new(NoClient);
+        let first = build("a", &client);
+        let running = builds.begin(&first).unwrap();
+        assert!(Arc::ptr_eq(&builds.running("a").await.unwrap(), &first));
+        assert!(builds.begin(&build("a", &client)).is_err());
+        drop((running, first));
+        assert_eq!(Arc::strong_count(&client), 1, "it is not kept");
+        builds.report("a").await.unwrap();
+        assert!(builds.running("a").await.is_err());
+        let second = build("a", &client);
+        let running = builds.begin(&second).unwrap();
+        builds.running("a").await.unwrap();
+        drop(running);
+        for number in 0..=MAX_ENDED {
+            drop(builds.begin(&build(&number.to_string(), &client)).unwrap());
+        }
+        let table = builds.table.borrow();
+        assert_eq!(table.by_name.len(), MAX_ENDED);
+        assert_eq!(table.ended.len(), MAX_ENDED);
     }
 }

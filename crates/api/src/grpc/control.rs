@@ -63,8 +63,8 @@ impl Door {
                 if self.replay(&request.r#ref, &call.responses).await? {
                     return Ok(());
                 }
-                let build = self.builds.get(&request.r#ref).await?;
-                progress::tell(&build, &Listener::Client(call.responses)).await
+                let report = self.builds.report(&request.r#ref).await?;
+                progress::tell(&report, &Listener::Client(call.responses)).await
             }
             "Session" => self.session(call).await,
             "Info" => {

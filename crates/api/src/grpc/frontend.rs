@@ -317,7 +317,7 @@ impl Door {
             definition: None,
             language: "Dockerfile".into(),
         };
-        *build.file.lock().ignore_poison() = Some((vertex, file.clone()));
+        *build.report.file.lock().ignore_poison() = Some((vertex, file.clone()));
         let mut locals = Vec::new();
         if is_of_client {
             locals.push(match get("dockerfilekey") {

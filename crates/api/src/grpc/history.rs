@@ -105,7 +105,7 @@ impl Door {
         let (sender, queue) = mpsc::channel(WAITING);
         let writing = tokio::spawn(self.write(queue));
         // It ends with the build's progress.
-        let _ = progress::tell(&build, &Listener::Record(sender)).await;
+        let _ = progress::tell(&build.report, &Listener::Record(sender)).await;
         let written = writing.await;
         written.unwrap_or_else(|error| Err(Status::unknown(error.to_string())))
     }

@@ -15,7 +15,7 @@ use whelk_image::progress::{State, Update};
 use whelk_llb::Digest;
 use whelk_sys::sync::IgnorePoison as _;
 
-use super::builds::Build;
+use super::builds::Report;
 use super::result::ranges;
 
 /// What a client was told of a step.
@@ -46,13 +46,13 @@ impl Listener {
 }
 
 /// Tells of a build from its beginning to its end.
-pub(super) async fn tell(build: &Build, listener: &Listener) -> Result<()> {
+pub(super) async fn tell(report: &Report, listener: &Listener) -> Result<()> {
     let mut teller = Teller {
-        build,
+        report,
         listener,
         known: HashMap::new(),
     };
-    let mut follower = build.request.progress.follow();
+    let mut follower = report.progress.follow();
     while let Some(event) = follower.next().await {
         teller.event(event).await?;
     }
@@ -60,7 +60,7 @@ pub(super) async fn tell(build: &Build, listener: &Listener) -> Result<()> {
 }
 
 struct Teller<'a> {
-    build: &'a Build,
+    report: &'a Report,
     listener: &'a Listener,
     known: HashMap<Digest, Known>,
 }
@@ -202,7 +202,7 @@ impl Teller<'_> {
     }
 
     async fn warning(&self, warning: &Warning) -> Result<()> {
-        let file = self.build.file.lock().ignore_poison().clone();
+        let file = self.report.file.lock().ignore_poison().clone();
         let Some((vertex, info)) = file else {
             return Ok(());
         };

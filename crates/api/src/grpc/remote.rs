@@ -8,8 +8,8 @@ use whelk_build::Solved;
 use whelk_build::provenance::attribute_without_credentials;
 use whelk_buildkit::grpc::{Result, Status};
 use whelk_dockerfile::convert::{RemoteContext, subdirectory};
-use whelk_llb::Graph;
 use whelk_llb::pb::Definition;
+use whelk_llb::{Digest, Graph};
 use whelk_sys::in_root;
 use whelk_text::parse_bool;
 
@@ -125,6 +125,8 @@ impl Door {
 
     /// Solves a graph, whose result stays as long as the build.
     async fn solved(self: &Arc<Self>, build: &Build, graph: Graph) -> Result<Arc<Solved>> {
+        let result = graph.result.and_then(|edge| graph.nodes.get(edge.node));
+        let digest = result.map_or_else(|| Digest::of(b""), |node| node.digest);
         let solving = async {
             let images = whelk_build::Images::default();
             let job = self.builder.plan(&build.request, graph, images).await?;
@@ -132,7 +134,7 @@ impl Door {
         };
         let solved = solving.await;
         let solved = solved.map_err(|error| super::result::status(&error, None))?;
-        build.hold(solved.clone());
+        build.keep_read(digest, solved.clone())?;
         Ok(solved)
     }
 }

@@ -54,10 +54,10 @@ impl Door {
         let id = request.r#ref.clone();
         let has_begun = AtomicBool::new(false);
         let telling = async {
-            if let Ok(build) = self.builds.get(&id).await {
+            if let Ok(report) = self.builds.report(&id).await {
                 has_begun.store(true, Ordering::Relaxed);
                 // A client that is gone needs no updates.
-                let _ = progress::tell(&build, &Listener::Record(updates)).await;
+                let _ = progress::tell(&report, &Listener::Record(updates)).await;
             }
         };
         let solving = self.solve(request, body);
