@@ -166,7 +166,8 @@ impl Engine {
         }
     }
 
-    fn docker_config(&self) -> PathBuf {
+    /// Returns the directory of the clients' configuration.
+    pub fn docker_config(&self) -> PathBuf {
         self.dir.join("docker-config")
     }
 

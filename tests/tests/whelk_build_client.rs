@@ -377,7 +377,7 @@ fn the_history_is_shown() {
     shows(&table, &["BUILD ID", made, "Completed", "Error"]);
     let filter = ["--filter", "status=error", "--format", "{{.Ref}} {{.Name}}"];
     let found = history(&[&["ls"], &filter[..]].concat()).ok();
-    assert_eq!(found, format!("{failed} bad"));
+    assert_eq!(found, format!("{failed} bad (bad)"));
     let logs = history(&["logs", "^1"]);
     logs.ok();
     let expected = [
@@ -391,12 +391,23 @@ fn the_history_is_shown() {
         &inspected,
         &["Completed", "BUILD ARG", "C ", "LABEL", "a ", made],
     );
-    shows(&history(&["inspect"]).ok(), &["Error: ", "exit code: 7"]);
+    let of_failed = history(&["inspect"]).ok();
+    shows(&of_failed, &["Error: ", "exit code: 7"]);
+    shows(
+        &of_failed,
+        &["Dockerfile:2\n", ">>> RUN echo before; exit 7"],
+    );
+    let last = "Logs:\n> => [2/2] RUN echo before; exit 7:\n> before\n";
+    shows(&of_failed, &["Name:            bad (bad)\n", last]);
     let json = ["inspect", "--format", "json", made];
     let own: Value = serde_json::from_str(&history(&json).ok()).unwrap();
     let docker: Value = serde_json::from_str(&theirs(&json)).unwrap();
     for field in [
         "Ref",
+        "Name",
+        "Context",
+        "Dockerfile",
+        "Materials",
         "Status",
         "NumTotalSteps",
         "NumCompletedSteps",
@@ -411,6 +422,46 @@ fn the_history_is_shown() {
     let digest = own["Attachments"][0]["Digest"].as_str().unwrap();
     let attachment = history(&["inspect", "attachment", made, digest]).ok();
     shows(&attachment, &["diff_ids"]);
+    let of_type = |kind: &'static str| ["inspect", "attachment", "--type", kind, made];
+    let provenance = history(&of_type("provenance")).ok();
+    shows(&provenance, &["buildType", "materials"]);
+    assert_eq!(provenance, theirs(&of_type("provenance")));
+    let none = history(&of_type("sbom"));
+    assert_ne!(none.code, 0);
+    shows(&none.err(), &["no matching attachment found"]);
+    let none = history(&["inspect", "attachment", made]);
+    shows(
+        &none.err(),
+        &["at least one of --type, --platform or DIGEST"],
+    );
+}
+
+#[test]
+fn builds_are_named_after_their_directories_by_both_clients() {
+    let engine = Engine::start();
+    let web = engine.dockerfile("web", "FROM busybox AS base\nFROM base\nRUN true\n");
+    fs::copy(web.join("Dockerfile"), web.join("other")).unwrap();
+    whelk(&engine).built(&web, &[]);
+    whelk(&engine).built(&web, &["--target", "base"]);
+    let other = web.join("other");
+    whelk(&engine).built(&web, &["-f", other.to_str().unwrap()]);
+    docker(&engine).built(&web, &[]);
+    let expected = ["web", "web/other", "web (base)", "web"];
+    let list = ["buildx", "history", "ls", "--format", "{{.Name}}"];
+    for cli in [whelk(&engine), docker(&engine)] {
+        let shown = cli.run(&list).ok();
+        assert_eq!(shown.lines().collect::<Vec<_>>(), expected);
+    }
+    // From the directory, its paths are short. The engine itself is not told them.
+    let shown = whelk(&engine)
+        .in_directory(&web)
+        .run(&["buildx", "history", "inspect", "^1"]);
+    let paths = ["Context:         .\n", "Dockerfile:      other\n"];
+    shows(&shown.ok(), &paths);
+    let states = engine.docker_config().join("buildx/refs/default/default");
+    assert_eq!(fs::read_dir(&states).unwrap().count(), 4);
+    history(&engine, &["rm", "--all"]).ok();
+    assert_eq!(fs::read_dir(&states).unwrap().count(), 0);
 }
 
 #[test]

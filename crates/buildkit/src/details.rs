@@ -13,6 +13,12 @@ struct Vertex<'a> {
     digest: &'a str,
 }
 
+/// [`Vertex`] as it is received.
+#[derive(Deserialize)]
+struct ReceivedVertex {
+    digest: String,
+}
+
 #[derive(Serialize)]
 struct Source<'a> {
     info: Info<'a>,
@@ -60,6 +66,14 @@ pub fn source(info: &SourceInfo, ranges: &[Range]) -> Any {
     };
     let ranges = ranges.collect();
     detail("Source", &Source { info, ranges })
+}
+
+/// Returns the digest of the operation that has failed.
+pub fn failed_vertex(status: &Status) -> Option<String> {
+    let mut details = status.details.iter();
+    let detail = details.find(|detail| detail.type_url.ends_with("errdefs.Vertex+json"))?;
+    let vertex: ReceivedVertex = serde_json::from_slice(&detail.value).ok()?;
+    Some(vertex.digest)
 }
 
 /// Returns whether a detail has a file and lines of it.
@@ -187,5 +201,7 @@ mod tests {
         };
         let status = Status::unknown("x").with(vertex("y")).with(detail);
         assert_eq!(places(&status), [place]);
+        assert_eq!(failed_vertex(&status).as_deref(), Some("y"));
+        assert_eq!(failed_vertex(&Status::unknown("x")), None);
     }
 }

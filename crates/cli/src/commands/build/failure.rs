@@ -20,6 +20,19 @@ pub(crate) fn failure_of_target(name: &str, status: &Status) -> Failure {
 }
 
 fn told(what: &str, status: &Status) -> Failure {
+    let text = format!(
+        "{}ERROR: {what}: failed to solve: {}",
+        excerpts(status),
+        status.message
+    );
+    Failure {
+        hint: false,
+        ..Failure::new(harmless(&text))
+    }
+}
+
+/// Returns the lines of files that an error is about.
+pub(crate) fn excerpts(status: &Status) -> String {
     let mut text = String::new();
     for place in places(status) {
         let lines: Vec<Lines> = place
@@ -33,11 +46,7 @@ fn told(what: &str, status: &Status) -> Failure {
             &lines,
         );
     }
-    text += &format!("ERROR: {what}: failed to solve: {}", status.message);
-    Failure {
-        hint: false,
-        ..Failure::new(harmless(&text))
-    }
+    text
 }
 
 /// Returns the failure of a command for an error that has another cause than the build.

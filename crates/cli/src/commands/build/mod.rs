@@ -21,6 +21,7 @@ mod secrets;
 mod session;
 mod shell;
 mod solve;
+mod state;
 mod stores;
 mod walk;
 
@@ -28,10 +29,11 @@ pub(crate) use agents::KnownAgents;
 pub(crate) use args::BuildArgs;
 pub(crate) use contexts::{is_fetched, layout};
 pub(crate) use engine::{connect, random_id};
-pub(crate) use failure::failure_of_target;
+pub(crate) use failure::{excerpts, failure_of_target};
 pub(crate) use prepared::Prepared;
 pub(crate) use report::{metadata, print_answer};
 pub(crate) use solve::{Asked, Signals, Unsolved, solve_all};
+pub(crate) use state::{State, States};
 
 use whelk_buildkit::details::image_of_failed;
 use whelk_buildkit::pb::control::SolveResponse;

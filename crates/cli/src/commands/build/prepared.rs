@@ -18,6 +18,7 @@ use super::report;
 use super::secrets::Secrets;
 use super::session::Session;
 use super::solve::Signals;
+use super::state::States;
 use super::stores::Stores;
 use crate::Outcome;
 use crate::client::Client;
@@ -113,6 +114,9 @@ impl Prepared {
             );
         }
         engine::open_session(client, &self.request.session, &key, session).await?;
+        if self.call.is_none() {
+            States::of(client).save(&self.args, &self.request.r#ref);
+        }
         let attributes = &mut self.request.frontend_attrs;
         if options::wants_host_gateway(attributes) {
             let address = host_gateway(channel).await?;

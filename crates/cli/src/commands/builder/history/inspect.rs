@@ -1,14 +1,23 @@
 //! `buildx history inspect`.
 
+mod attachment;
+mod failure;
+
+use std::path::Path;
+
 use clap::Args;
 use serde::Serialize;
-use whelk_buildkit::pb::control::{BuildHistoryRecord, Descriptor};
+use whelk_buildkit::pb::control::BuildHistoryRecord;
 
+use self::attachment::Material;
+pub(super) use self::attachment::attachments;
 use super::super::BuilderFlags;
 use super::ls::time;
 use super::{Builds, duration, name, nanos, status};
+use crate::commands::build::State;
+use crate::format::table::align;
 use crate::format::units::local_time;
-use crate::output::{print, write_out};
+use crate::output::print;
 use crate::{Failure, Outcome};
 
 #[derive(Debug, Args)]
@@ -18,7 +27,13 @@ pub(super) struct InspectArgs {
     /// Format the output (`pretty`, `json`)
     #[arg(long, default_value = "pretty")]
     format: String,
-    /// The build; the last one without it. `attachment REF DIGEST` prints a file of it
+    /// Platform of an attachment
+    #[arg(long, default_value = "", hide_default_value = true)]
+    platform: String,
+    /// Type of an attachment (`index`, `manifest`, `image`, `provenance`, `sbom`, or a media type)
+    #[arg(long = "type", default_value = "", hide_default_value = true)]
+    kind: String,
+    /// The build; the last one without it. `attachment [REF [DIGEST]]` prints a file of it
     #[arg(value_name = "REF", num_args = 0..)]
     names: Vec<String>,
 }
@@ -59,6 +74,8 @@ struct Inspected {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     labels: Vec<Pair>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    materials: Vec<Material>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     attachments: Vec<Attachment>,
 }
 
@@ -67,6 +84,17 @@ struct Inspected {
 struct Error {
     code: i32,
     message: String,
+    /// The step that has failed, and the last lines of its output.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    name: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    logs: Vec<String>,
+    /// The lines of the Dockerfile, in base64 as Go writes bytes.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    sources: String,
+    /// The same as text.
+    #[serde(skip)]
+    excerpts: String,
 }
 
 #[derive(Clone, Serialize)]
@@ -88,19 +116,24 @@ struct Attachment {
 pub(super) async fn inspect(builds: &Builds, args: InspectArgs) -> Outcome {
     let wanted = match args.names.as_slice() {
         [] => "",
-        [word, name, digest] if word == "attachment" => {
-            return attachment(builds, name, digest).await;
-        }
-        [word, ..] if word == "attachment" => {
-            return Err(Failure::new(
-                "attachment requires a build and a digest, which inspect shows",
-            ));
+        [word, rest @ ..] if word == "attachment" => {
+            let wanted = attachment::Wanted::parse(rest, &args.kind, &args.platform)?;
+            return attachment::print(builds, &wanted).await;
         }
         [name] => name,
         _ => return Err(Failure::new("inspect requires at most 1 argument")),
     };
+    if !(args.kind.is_empty() && args.platform.is_empty()) {
+        return Err(Failure::new(
+            "--type and --platform select an attachment: `history inspect attachment`",
+        ));
+    }
     let record = builds.find(wanted).await?;
-    let shown = inspected(&record);
+    let mut shown = inspected(&record, &builds.states.read(&record.r#ref));
+    shown.materials = attachment::materials(builds, &record).await?;
+    if let Some(error) = &mut shown.error {
+        failure::complete(builds, &record, error).await?;
+    }
     let text = match args.format.as_str() {
         "pretty" => crate::terminal::harmless(&pretty(&record, &shown)),
         format => {
@@ -127,40 +160,7 @@ fn formatted(format: &str, value: serde_json::Value) -> Outcome<String> {
     Ok(shown.map_err(wrong)? + "\n")
 }
 
-async fn attachment(builds: &Builds, name: &str, digest: &str) -> Outcome {
-    let record = builds.find(name).await?;
-    let mut attached = attachments(&record).into_iter();
-    if !attached.any(|(_, descriptor)| descriptor.digest == digest) {
-        return Err(Failure::new(format!("no attachment {digest} found")));
-    }
-    write_out(&builds.blob(digest).await?)?;
-    Ok(0)
-}
-
-/// Returns the files that a build has left, and the platforms that they are for; those of a build for one platform have none.
-pub(super) fn attachments(record: &BuildHistoryRecord) -> Vec<(&str, &Descriptor)> {
-    let of_all = record.result.iter().map(|result| ("", result));
-    let of_platforms = record.results.iter();
-    let of_platforms = of_platforms.map(|(platform, result)| (platform.as_str(), result));
-    let mut all = Vec::new();
-    for (platform, result) in of_all.chain(of_platforms) {
-        let outputs = match (result.results.is_empty(), &result.deprecated) {
-            (true, Some(only)) => vec![only],
-            _ => result.results.values().collect(),
-        };
-        let found = outputs.into_iter().chain(&result.attestations);
-        all.extend(found.map(|descriptor| (platform, descriptor)));
-    }
-    all
-}
-
-/// Returns what an attachment is: the type of a statement's predicate, or the media type.
-fn kind(descriptor: &Descriptor) -> &str {
-    let predicate = descriptor.annotations.get("in-toto.io/predicate-type");
-    predicate.unwrap_or(&descriptor.media_type)
-}
-
-fn inspected(record: &BuildHistoryRecord) -> Inspected {
+fn inspected(record: &BuildHistoryRecord, state: &State) -> Inspected {
     let get = |name: &str| record.frontend_attrs.get(name).cloned().unwrap_or_default();
     let pairs = |prefix: &str| {
         let all = record.frontend_attrs.iter().filter_map(|(name, value)| {
@@ -174,13 +174,16 @@ fn inspected(record: &BuildHistoryRecord) -> Inspected {
     let platforms = platforms.split(',').filter(|one| !one.is_empty());
     let end = record.completed_at.map(nanos);
     let end = end.unwrap_or_else(|| jiff::Timestamp::now().as_nanosecond());
+    let (context, dockerfile) = paths(record, state);
+    let is_fetched = !get("context").is_empty();
+    let of_repository = |name: &str| if is_fetched { String::new() } else { get(name) };
     Inspected {
-        name: name(record),
+        name: name(record, state),
         r#ref: record.r#ref.clone(),
-        context: get("context"),
-        dockerfile: get("filename"),
-        repository: get("vcs:source"),
-        revision: get("vcs:revision"),
+        context,
+        dockerfile,
+        repository: of_repository("vcs:source"),
+        revision: of_repository("vcs:revision"),
         target: get("target"),
         platform: platforms.map(str::to_owned).collect(),
         named_contexts: pairs("context:"),
@@ -189,25 +192,59 @@ fn inspected(record: &BuildHistoryRecord) -> Inspected {
         duration: i64::try_from(end - record.created_at.map_or(end, nanos))
             .unwrap_or(0)
             .max(0),
-        status: status(record).to_lowercase(),
+        status: match status(record) {
+            "Error" => "failed".to_owned(),
+            status => status.to_lowercase(),
+        },
         error: record.error.as_ref().map(|error| Error {
             code: error.code,
             message: error.message.clone(),
+            name: String::new(),
+            logs: Vec::new(),
+            sources: String::new(),
+            excerpts: String::new(),
         }),
         num_completed_steps: record.completed_steps,
         num_total_steps: record.total_steps,
         num_cached_steps: record.cached_steps,
         build_args: pairs("build-arg:"),
         labels: pairs("label:"),
+        materials: Vec::new(),
         attachments: attachments(record)
             .into_iter()
             .map(|(platform, descriptor)| Attachment {
                 digest: descriptor.digest.clone(),
                 platform: platform.to_owned(),
-                r#type: kind(descriptor).to_owned(),
+                r#type: attachment::kind(descriptor).to_owned(),
             })
             .collect(),
     }
+}
+
+/// Returns the context and the Dockerfile of a build: as this client was asked for them, relative if they are below here, or else as
+/// the record has them.
+fn paths(record: &BuildHistoryRecord, state: &State) -> (String, String) {
+    let get = |name: &str| record.frontend_attrs.get(name).cloned().unwrap_or_default();
+    let below = |directory: &Path, path: &str| match Path::new(path).strip_prefix(directory) {
+        Ok(rest) if rest.as_os_str().is_empty() => ".".to_owned(),
+        Ok(rest) => rest.display().to_string(),
+        Err(_) => path.to_owned(),
+    };
+    let here = std::env::current_dir().unwrap_or_default();
+    let context = match state.context.as_str() {
+        "" => get("context"),
+        path if here.as_os_str().is_empty() => path.to_owned(),
+        path => below(&here, path),
+    };
+    let dockerfile = match (state.dockerfile.as_str(), state.context.as_str()) {
+        ("", _) => match get("vcs:localdir:dockerfile").as_str() {
+            "" => get("filename"),
+            directory => whelk_bake::paths::join(directory, &get("filename")),
+        },
+        (file, "") => file.to_owned(),
+        (file, context) => below(Path::new(context), file),
+    };
+    (context, dockerfile)
 }
 
 /// Returns all of it as text.
@@ -252,6 +289,13 @@ fn pretty(record: &BuildHistoryRecord, shown: &Inspected) -> String {
             text += &format!("{:<width$}{}\n", pair.name, pair.value);
         }
     }
+    if !shown.materials.is_empty() {
+        let rows = shown.materials.iter().map(Material::row);
+        let rows: Vec<String> = std::iter::once("URI\tDIGEST".to_owned())
+            .chain(rows)
+            .collect();
+        text += &format!("\nMaterials:\n{}", align(&rows));
+    }
     if !shown.attachments.is_empty() {
         let platforms = shown.attachments.iter().map(|one| one.platform.len());
         let width = match platforms.max().unwrap_or(0) {
@@ -266,7 +310,12 @@ fn pretty(record: &BuildHistoryRecord, shown: &Inspected) -> String {
         }
     }
     if let Some(error) = &shown.error {
-        text += &format!("\nError: {}\n", error.message);
+        text += &format!("\n{}", error.excerpts);
+        if !error.logs.is_empty() {
+            text += &format!("Logs:\n> => {}:\n", error.name);
+            text.extend(error.logs.iter().map(|line| format!("> {line}\n")));
+        }
+        text += &format!("Error: {}\n", error.message);
     }
     text + &format!(
         "\nPrint build logs: whelk buildx history logs {}\n",

@@ -6,6 +6,7 @@ use whelk_buildkit::pb::control::BuildHistoryRecord;
 
 use super::super::BuilderFlags;
 use super::{Builds, duration, name, status};
+use crate::commands::build::State;
 use crate::format::table::Table;
 use crate::format::units::ago;
 use crate::output::print_line;
@@ -75,13 +76,16 @@ pub(super) async fn ls(builds: &Builds, args: LsArgs) -> Outcome {
     let records = builds.list(filters.collect()).await?;
     if args.format == "json" {
         for record in &records {
-            let line = serde_json::to_string(&line(record, &builds.builder));
+            let line = serde_json::to_string(&line(record, builds));
             let line = line.map_err(|error| Failure::new(error.to_string()))?;
             print_line!("{line}")?;
         }
         return Ok(0);
     }
-    let rows = records.iter().map(|record| row(record, args.no_trunc));
+    let rows = records.iter().map(|record| {
+        let state = builds.states.read(&record.r#ref);
+        row(record, &state, args.no_trunc)
+    });
     let default = "{{.Ref}}\t{{.Name}}\t{{.Status}}\t{{.CreatedAt}}\t{{.Duration}}";
     let format = match args.format.as_str() {
         "table" => "",
@@ -100,10 +104,10 @@ fn condition(filter: &str) -> String {
     }
 }
 
-fn row(record: &BuildHistoryRecord, is_whole: bool) -> Row {
+fn row(record: &BuildHistoryRecord, state: &State, is_whole: bool) -> Row {
     /// Number of letters of a name.
     const MOST: usize = 36;
-    let name = name(record);
+    let name = name(record, state);
     let count = name.chars().count();
     let name = match is_whole || count <= MOST {
         true => name,
@@ -125,10 +129,11 @@ fn row(record: &BuildHistoryRecord, is_whole: bool) -> Row {
     }
 }
 
-fn line(record: &BuildHistoryRecord, builder: &str) -> Line {
+fn line(record: &BuildHistoryRecord, builds: &Builds) -> Line {
+    let builder = &builds.builder;
     Line {
         r#ref: format!("{builder}/{builder}/{}", record.r#ref),
-        name: name(record),
+        name: name(record, &builds.states.read(&record.r#ref)),
         status: status(record),
         created_at: record.created_at.map(time).unwrap_or_default(),
         completed_at: record.completed_at.map(time),
@@ -167,8 +172,9 @@ mod tests {
             frontend_attrs: [("target".to_owned(), "x".repeat(50))].into(),
             ..BuildHistoryRecord::default()
         };
-        let shown = row(&record, false).name;
+        let state = State::default();
+        let shown = row(&record, &state, false).name;
         assert!(shown.starts_with("..x") && shown.len() == 36, "{shown}");
-        assert_eq!(row(&record, true).name.len(), 50);
+        assert_eq!(row(&record, &state, true).name.len(), 50);
     }
 }

@@ -7,6 +7,7 @@ mod ls;
 mod rm;
 
 use clap::{Args, Subcommand};
+use whelk_bake::paths::{is_remote, join};
 use whelk_buildkit::grpc::{Channel, Result as Reply};
 use whelk_buildkit::pb::Unused;
 use whelk_buildkit::pb::content::{ReadContentRequest, ReadContentResponse};
@@ -16,7 +17,7 @@ use whelk_buildkit::pb::control::{
 
 use super::BuilderFlags;
 use crate::client::Client;
-use crate::commands::build::{connect, options::one_builder};
+use crate::commands::build::{State, States, connect, options::one_builder};
 use crate::{Failure, Outcome};
 
 /// The flags and the subcommand of `history`.
@@ -57,6 +58,7 @@ pub(super) async fn history(client: &Client, args: History) -> Outcome {
     let builds = Builds {
         channel,
         builder: client.context().to_owned(),
+        states: States::of(client),
     };
     match args.command {
         HistoryCommand::Export(args) => export::export(&builds, args).await,
@@ -72,6 +74,8 @@ struct Builds {
     channel: Channel,
     /// The name that the engine has as a builder.
     builder: String,
+    /// The paths that builds were asked with.
+    states: States,
 }
 
 impl Builds {
@@ -205,29 +209,61 @@ fn status(record: &BuildHistoryRecord) -> &'static str {
     }
 }
 
-/// Returns the name of a build, as Docker's client makes it of its attributes: what it builds, and of that which part.
-fn name(record: &BuildHistoryRecord) -> String {
+/// Returns the name of a build, as Docker's client makes it of its attributes and of the paths that it was asked with: what it
+/// builds, and of that which part.
+fn name(record: &BuildHistoryRecord, state: &State) -> String {
     let attributes = &record.frontend_attrs;
     let get = |name: &str| attributes.get(name).map_or("", String::as_str);
     let own = get("build-arg:BUILDKIT_BUILD_NAME");
     if !own.is_empty() {
         return own.to_owned();
     }
-    let context = match (get("context"), get("vcs:localdir:context")) {
-        ("", ".") => "",
-        ("", directory) => directory,
-        (context, _) => context,
+    let place = match (get("context"), get("vcs:localdir:context")) {
+        ("", "" | ".") => place(record, state),
+        ("", directory) => directory.to_owned(),
+        (context, _) => context.to_owned(),
     };
-    let file = match get("filename") {
-        "Dockerfile" => "",
-        file => file,
-    };
-    let parts = [context, file].into_iter().filter(|part| !part.is_empty());
-    let place = parts.collect::<Vec<_>>().join("/");
     match (place.as_str(), get("target")) {
+        ("", "") => get("vcs:source").to_owned(),
         (place, "") => place.to_owned(),
         ("", target) => target.to_owned(),
         (place, target) => format!("{place} ({target})"),
+    }
+}
+
+/// Returns what names a build of a directory: the name of the directory, and that of a Dockerfile with a name of its own.
+fn place(record: &BuildHistoryRecord, state: &State) -> String {
+    let attributes = &record.frontend_attrs;
+    let get = |name: &str| attributes.get(name).map_or("", String::as_str);
+    let is_local = !is_remote(&state.context);
+    let known = |path: &str| is_local && path != "-";
+    let [context, given] = [&state.context, &state.dockerfile].map(|path| match known(path) {
+        true => path.as_str(),
+        false => "",
+    });
+    let file = match (given, get("filename")) {
+        ("", "Dockerfile") => "",
+        ("", file) => file,
+        (given, _) => given,
+    };
+    let file = match get("vcs:localdir:dockerfile") {
+        directory if given.is_empty() && !matches!(directory, "" | ".") => join(directory, file),
+        _ => file.to_owned(),
+    };
+    let usual = file.strip_suffix("/Dockerfile");
+    let is_usual = usual.is_some() || file.is_empty();
+    let file = usual.unwrap_or(&file);
+    if !file.is_empty() && file.len() > context.len() && file.starts_with(context) {
+        let start = context.rfind('/').map_or(0, |slash| slash + 1);
+        return file.get(start..).unwrap_or(file).to_owned();
+    }
+    let path = if file.is_empty() { context } else { file };
+    match path.rsplit_once('/') {
+        Some((parent, name)) if !is_usual => {
+            format!("{}/{name}", parent.rsplit('/').next().unwrap_or_default())
+        }
+        Some((_, name)) => name.to_owned(),
+        None => path.to_owned(),
     }
 }
 
@@ -259,24 +295,50 @@ mod tests {
 
     #[test]
     fn builds_are_called_after_what_they_build() {
-        let check = |attributes: &[(&str, &str)], expected: &str| {
-            let attributes = attributes.iter();
-            let attributes = attributes.map(|(name, value)| ((*name).into(), (*value).into()));
+        let check = |attributes: &[(&str, &str)], paths: (&str, &str), expected: &str| {
+            let pairs = attributes.iter();
+            let pairs = pairs.map(|(name, value)| ((*name).into(), (*value).into()));
             let record = BuildHistoryRecord {
-                frontend_attrs: attributes.collect(),
+                frontend_attrs: pairs.collect(),
                 ..BuildHistoryRecord::default()
             };
-            assert_eq!(name(&record), expected);
+            let state = State {
+                context: paths.0.into(),
+                dockerfile: paths.1.into(),
+                ..State::default()
+            };
+            assert_eq!(name(&record, &state), expected, "{attributes:?} {paths:?}");
         };
-        check(&[("filename", "Dockerfile")], "");
-        check(&[("target", "t")], "t");
+        let unknown = ("", "");
+        check(&[("filename", "Dockerfile")], unknown, "");
+        check(&[("target", "t")], unknown, "t");
         check(
             &[("context", "https://x/y.git"), ("target", "t")],
+            unknown,
             "https://x/y.git (t)",
         );
-        check(&[("filename", "a.Dockerfile")], "a.Dockerfile");
+        check(&[("filename", "a.Dockerfile")], unknown, "a.Dockerfile");
+        check(&[("vcs:source", "https://x/y")], unknown, "https://x/y");
+        check(&[("vcs:localdir:context", "web")], ("/a/b", ""), "web");
+        check(
+            &[
+                ("vcs:localdir:dockerfile", "sub"),
+                ("filename", "a.Dockerfile"),
+            ],
+            unknown,
+            "sub/a.Dockerfile",
+        );
+        check(&[], ("/a/web", ""), "web");
+        check(&[("target", "t")], ("/a/web", ""), "web (t)");
+        check(&[], ("/a/web", "/a/web/Dockerfile"), "web");
+        check(&[], ("/a/web", "/a/web/x/Dockerfile"), "web/x");
+        check(&[], ("/a/web", "/a/web/x.Dockerfile"), "web/x.Dockerfile");
+        check(&[], ("/a/web", "/b/c/x.Dockerfile"), "c/x.Dockerfile");
+        check(&[], ("-", ""), "");
+        check(&[], ("https://x/y.git", "x"), "");
         check(
             &[("build-arg:BUILDKIT_BUILD_NAME", "mine"), ("target", "t")],
+            ("/a/web", ""),
             "mine",
         );
     }

@@ -43,6 +43,7 @@ pub(super) async fn rm(builds: &Builds, args: RmArgs) -> Outcome {
             ..UpdateBuildHistoryRequest::default()
         };
         builds.update(&request).await?;
+        builds.states.remove(&name);
         if !args.all {
             print_line!("{name}")?;
         }
