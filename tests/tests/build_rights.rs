@@ -78,6 +78,8 @@ fn the_network_of_the_host_can_be_denied_to_all() {
         client.build_fails(&context, &["--network", "host"], &[refused]);
         client.build_fails(&context, &[], &["network.host is not allowed"]);
     }
+    let plain = engine.dockerfile("plain", "FROM busybox\nRUN true\n");
+    classic(&engine).build_fails(&plain, &["--network", "host"], &[refused]);
 }
 
 #[test]

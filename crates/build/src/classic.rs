@@ -21,7 +21,7 @@ use crate::client::Client;
 use whelk_text::extra_host;
 
 use crate::directory::Directory;
-use crate::entitlements::Entitlements;
+use crate::entitlements::{Entitlements, NETWORK_HOST};
 use crate::error::{Error, Result};
 use crate::ops::Settings;
 use crate::progress::{EventKind, Follower, Progress, Work};
@@ -205,6 +205,11 @@ impl Builder {
             context,
         } = prepared;
         let request = self.with_own_settings(request);
+        let rights = match request.network {
+            NetworkMode::Host => vec![NETWORK_HOST.to_owned()],
+            _ => Vec::new(),
+        };
+        let entitlements = Entitlements::parse(&rights, self.allowed)?;
         let options = options(&request, ignore);
         let imports = request.cache_from.iter().map(|image| Import::Registry {
             reference: image.clone(),
@@ -221,10 +226,7 @@ impl Builder {
             settings: Settings {
                 keeps_failed: false,
                 network: request.network.clone(),
-                entitlements: Entitlements {
-                    network_host: request.network == NetworkMode::Host,
-                    ..Entitlements::default()
-                },
+                entitlements,
                 limits: request.limits.clone(),
             },
             resolve: options.resolve_mode,

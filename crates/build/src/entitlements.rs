@@ -9,7 +9,7 @@ use whelk_llb::pb::{CdiDevice, ExecOp, NetMode, SecurityMode};
 
 use crate::error::{Error, Result};
 
-const NETWORK_HOST: &str = "network.host";
+pub(crate) const NETWORK_HOST: &str = "network.host";
 const SECURITY_INSECURE: &str = "security.insecure";
 const DEVICE: &str = "device";
 
@@ -140,7 +140,11 @@ impl Devices {
         Ok(())
     }
 
-    fn check(&self, wanted: &[String]) -> Result<()> {
+    /// Refuses devices that the request does not name.
+    ///
+    /// # Errors
+    /// Returns [`whelk_engine::Error::Denied`].
+    pub(crate) fn check(&self, wanted: &[String]) -> Result<()> {
         let Self::Named(names) = self else {
             return Ok(());
         };

@@ -13,13 +13,14 @@ const MAX_TEXT: usize = 4 << 20;
 #[derive(Clone, Debug, Default)]
 pub struct KnownHosts {
     entries: Vec<Entry>,
+    /// Servers in lines whose keys cannot be used.
+    unusable: Vec<HostPatterns>,
     /// Whether a server that is not listed is refused.
     is_complete: bool,
 }
 
 impl KnownHosts {
-    /// Reads a text. Lines that are malformed, or have keys of unknown types, are left out, as by OpenSSH. If `is_complete`, servers
-    /// that are not listed are refused.
+    /// Reads a text. Keys of unknown types verify nothing. If `is_complete`, servers that are not listed are refused.
     ///
     /// # Errors
     /// Returns an error if the text is too large.
@@ -28,18 +29,25 @@ impl KnownHosts {
             let text = format!("the list of known hosts has more than {MAX_TEXT} bytes");
             return Err(Error::HostKey(text));
         }
-        let lines = text.lines().map(str::trim);
-        let lines = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
-        Ok(Self {
-            entries: lines.filter_map(|line| line.parse().ok()).collect(),
+        let mut known = Self {
             is_complete,
-        })
+            ..Self::default()
+        };
+        let lines = text.lines().map(str::trim);
+        for line in lines.filter(|line| !line.is_empty() && !line.starts_with('#')) {
+            match line.parse() {
+                Ok(entry) => known.entries.push(entry),
+                Err(_) => known.unusable.extend(names(line)),
+            }
+        }
+        Ok(known)
     }
 
     /// Checks the key of a server. Returns whether the server is listed.
     ///
     /// # Errors
-    /// Returns an error if the server is listed with other keys, if this one is revoked, and if it has to be listed.
+    /// Returns an error if the server is listed with other keys, or only with some that cannot be used, if this one is revoked, and
+    /// if it has to be listed.
     pub fn check(&self, address: &Address, key: &PublicKey) -> Result<bool> {
         let fingerprint = key.fingerprint(HashAlg::Sha256);
         let listed = self.of(address);
@@ -57,7 +65,12 @@ impl KnownHosts {
         if keys().any(|entry| is_same(entry)) {
             return Ok(true);
         }
+        let is_authority = |entry: &&Entry| entry.marker() == Some(&Marker::CertAuthority);
+        let is_listed = listed.iter().any(is_authority) || self.is_unusable(address);
         match keys().next().is_none() {
+            true if is_listed => Err(Error::HostKey(format!(
+                "host key verification failed: it is listed, but with no key that can be used: authorities of certificates are not supported (its key is {fingerprint})"
+            ))),
             true if self.is_complete => Err(Error::HostKey(format!(
                 "host key verification failed: it is not among the known hosts (its key is {fingerprint})"
             ))),
@@ -89,6 +102,14 @@ impl KnownHosts {
         algorithms
     }
 
+    /// Returns whether lines whose keys cannot be used name a server.
+    fn is_unusable(&self, address: &Address) -> bool {
+        let host = address.host.to_lowercase();
+        let with_port = format!("[{host}]:{}", address.port);
+        let mut patterns = self.unusable.iter();
+        patterns.any(|patterns| matches(patterns, &host) || matches(patterns, &with_port))
+    }
+
     /// Returns the entries of a server: those with its port, or else those without one.
     fn of(&self, address: &Address) -> Vec<&Entry> {
         let host = address.host.to_lowercase();
@@ -106,6 +127,17 @@ impl KnownHosts {
             }
         }
     }
+}
+
+/// Returns the servers that a line names, whatever its key is.
+fn names(line: &str) -> Option<HostPatterns> {
+    let mut words = line.split_ascii_whitespace();
+    let first = words.next()?;
+    let names = match first.starts_with('@') {
+        true => words.next()?,
+        false => first,
+    };
+    names.parse().ok()
 }
 
 fn matches(patterns: &HostPatterns, name: &str) -> bool {
@@ -195,8 +227,14 @@ mod tests {
             ("h", "h", 2222, true),
             // Made by ssh-keygen -H of the name `h`.
             (
-                "|1|AAAAAAAAAAAAAAAAAAAAAAAAAAA=|0000000000000000000000000000",
+                "|1|Fp5O0n9zL8P6jkPkLRjwjTbM2uA=|wcVS9WcSQlnnAU8PdIFjQVwDd+c=",
                 "h",
+                22,
+                true,
+            ),
+            (
+                "|1|Fp5O0n9zL8P6jkPkLRjwjTbM2uA=|wcVS9WcSQlnnAU8PdIFjQVwDd+c=",
+                "x",
                 22,
                 false,
             ),
@@ -232,13 +270,15 @@ mod tests {
         );
         fails(&format!("@revoked h {ONE}\nh {ONE}"), false, "is revoked");
         fails(&format!("x {ONE}"), true, "not among the known hosts");
-        fails(
-            &format!("@cert-authority h {ONE}"),
-            true,
-            "not among the known hosts",
-        );
+        for unusable in ["@cert-authority h ", "h sk-new", "[h]:22 x", "@new h "] {
+            for is_complete in [false, true] {
+                let list = format!("{unusable}{ONE}");
+                fails(&list, is_complete, "no key that can be used");
+            }
+        }
         assert!(check(&format!("h {TWO}\nh {ONE}"), "h", 22, true).unwrap());
         assert!(check(&format!("garbage\nh nothing\nh {ONE}"), "h", 22, true).unwrap());
+        assert!(!check("garbage\n@\n|1|x h", "h", 22, false).unwrap());
         assert!(!check("", "h", 22, false).unwrap());
     }
 

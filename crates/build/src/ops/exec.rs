@@ -114,7 +114,11 @@ pub(super) async fn run(
             let devices = if op.cdi_devices.is_empty() {
                 Vec::new()
             } else {
-                entitlements::resolve(&op.cdi_devices, &engine.cdi_devices().names)?
+                let names = engine.cdi_devices().names;
+                let devices = entitlements::resolve(&op.cdi_devices, &names)?;
+                // There may be others than when the build was planned.
+                settings.entitlements.devices.check(&devices)?;
+                devices
             };
             let mut mounts = mounts::prepare(&context, &op, &inputs, &caches)?;
             secrets.mount(&op, &run, &mut mounts)?;

@@ -106,15 +106,16 @@ impl Link {
     }
 }
 
-/// Returns the servers that are known: those of the source, of the client, or of this machine.
+/// Returns the servers that are known: those of the client, of the source, or of this machine. Frontends ask the network for those
+/// of a source, so that the client's own list counts if there is one.
 async fn known_hosts(client: &dyn Client, access: &Access) -> Result<KnownHosts> {
     let invalid = |error: whelk_ssh::Error| Error::invalid(error.to_string());
-    if !access.known_hosts.is_empty() {
-        return KnownHosts::parse(&access.known_hosts, true).map_err(invalid);
-    }
     if let Some(secret) = client.secret(KNOWN_HOSTS).await? {
         let text = String::from_utf8_lossy(&secret);
         return KnownHosts::parse(&text, true).map_err(invalid);
+    }
+    if !access.known_hosts.is_empty() {
+        return KnownHosts::parse(&access.known_hosts, true).map_err(invalid);
     }
     let read = crate::blocking(|| {
         let path = Path::new(OF_MACHINE);
