@@ -28,7 +28,7 @@ mod websocket;
 mod wire;
 
 pub use listener::{Inherited, Listener};
-pub use server::serve;
+pub use server::Api;
 pub use tls::{Tls, TlsFiles};
 
 /// The newest and the oldest supported API version.

@@ -97,23 +97,33 @@ async fn call(door: Arc<Door>, stream: Stream) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Serves the API, and BuildKit's protocol alone on sockets of its own, until the future is dropped.
-pub async fn serve(
-    engine: Arc<Engine>,
-    builder: Arc<Builder>,
-    api: &[Listener],
-    buildkit: &[Listener],
-) {
-    let door = Door::new(engine.clone(), builder.clone());
-    let routes = routes::router(engine, builder, door.clone());
-    let api = api.iter().zip(std::iter::repeat(Service::Api(routes)));
-    let buildkit = buildkit
-        .iter()
-        .zip(std::iter::repeat(Service::BuildKit(door)));
-    let loops = api
-        .chain(buildkit)
-        .map(|(listener, service)| accept(listener, service));
-    futures_util::future::join_all(loops).await;
+/// The services of an engine.
+#[derive(Debug)]
+pub struct Api {
+    routes: Router,
+    door: Arc<Door>,
+}
+
+impl Api {
+    /// Removes what builds of another boot have left, and reads the history of builds. Blocking.
+    pub fn open(engine: Arc<Engine>, builder: Arc<Builder>) -> Self {
+        let door = Door::new(engine.clone(), builder.clone());
+        let routes = routes::router(engine, builder, door.clone());
+        Self { routes, door }
+    }
+
+    /// Serves the API, and BuildKit's protocol alone on sockets of its own, until the future is dropped.
+    pub async fn serve(self, api: &[Listener], buildkit: &[Listener]) {
+        let Self { routes, door } = self;
+        let api = api.iter().zip(std::iter::repeat(Service::Api(routes)));
+        let buildkit = buildkit
+            .iter()
+            .zip(std::iter::repeat(Service::BuildKit(door)));
+        let loops = api
+            .chain(buildkit)
+            .map(|(listener, service)| accept(listener, service));
+        futures_util::future::join_all(loops).await;
+    }
 }
 
 /// Accepts the connections of one listener until the future is dropped.

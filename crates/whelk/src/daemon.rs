@@ -155,6 +155,7 @@ async fn run(
     let hold = |store: &_| whelk_build::Cache::open(&root, store);
     let (engine, cache) = Engine::open_with(instance, executable, hold).await?;
     let builder = whelk_build::Builder::new(engine.clone(), cache?, build_gc, build_rights);
+    let api = whelk_api::Api::open(engine.clone(), builder);
     let stop = stop_requested()?;
     let reload = Arc::new(Reload {
         source,
@@ -172,7 +173,7 @@ async fn run(
     }
     systemd::notify_ready();
     tokio::select! {
-        () = whelk_api::serve(engine.clone(), builder, &listeners.api, &listeners.buildkit) => {}
+        () = api.serve(&listeners.api, &listeners.buildkit) => {}
         () = reload => {}
         () = stop => tracing::info!("stopping; containers keep running"),
     }
