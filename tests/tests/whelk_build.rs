@@ -426,6 +426,30 @@ fn what_cannot_be_had_is_shown_with_the_lines_that_name_it() {
 }
 
 #[test]
+fn patterns_of_ignore_files_that_are_malformed_are_shown() {
+    let engine = Engine::start();
+    let ignored = "# none\n*.log\n[bad\n";
+    let dockerfile = ("Dockerfile", "FROM busybox\nCOPY . /x\n");
+    let context = engine.scratch_with("ignored", &[dockerfile, (".dockerignore", ignored)]);
+    let expected = [".dockerignore:3: [bad: syntax error in pattern"];
+    whelk(&engine).build_fails(&context, &[], &expected);
+    docker(&engine).build_fails(&context, &[], &expected);
+    // Docker's classic client reads the file itself.
+    classic(&engine).build_fails(&context, &[], &["syntax error in pattern"]);
+    let files = [dockerfile, ("Dockerfile.dockerignore", "!\n")];
+    let own = engine.scratch_with("own", &files);
+    let expected = ["Dockerfile.dockerignore:1: !: illegal exclusion pattern"];
+    whelk(&engine).build_fails(&own, &[], &expected);
+    let base = engine.dockerfile("base", "FROM busybox\nCOPY --from=named . /x\n");
+    let named = format!("named={}", context.display());
+    let expected = [
+        ".dockerignore of the context named:3: [bad: syntax error in pattern",
+        "Dockerfile:2\n",
+    ];
+    whelk(&engine).build_fails(&base, &["--build-context", &named], &expected);
+}
+
+#[test]
 fn dockerfiles_are_checked_and_described() {
     let engine = Engine::start();
     let dockerfile =

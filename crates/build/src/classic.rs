@@ -94,12 +94,13 @@ impl Builder {
             let context = Directory::unpack(builder.store(), archive)?;
             let path = request.dockerfile_path();
             let text = dockerfile_in(&context, &path)?;
-            let ignore = match context.read(&format!("{path}.dockerignore"))? {
-                Some(text) => Some(text),
-                None => context.read(".dockerignore")?,
-            };
-            let ignore =
-                ignore.map_or_else(Vec::new, |text| whelk_dockerfile::ignore::patterns(&text));
+            let mut ignore = Vec::new();
+            for file in [format!("{path}.dockerignore"), ".dockerignore".to_owned()] {
+                if let Some(text) = context.read(&file)? {
+                    ignore = whelk_dockerfile::ignore::checked(&file, &text)?;
+                    break;
+                }
+            }
             context.ignore(&ignore)?;
             check(&path, &text, &request.target)?;
             Ok(Prepared {

@@ -8,27 +8,50 @@ use crate::path;
 
 /// Returns the patterns of an ignore file, in normal form.
 pub fn patterns(text: &str) -> Vec<String> {
-    let lines = text.strip_prefix('\u{feff}').unwrap_or(text).lines();
-    let pattern = |line: &str| {
-        if line.starts_with('#') || line.trim().is_empty() {
-            return None;
-        }
-        let line = line.trim();
-        let (sign, pattern) = match line.strip_prefix('!') {
-            Some(rest) => ("!", rest.trim()),
-            None => ("", line),
+    lines(text).filter_map(pattern).collect()
+}
+
+/// Returns the patterns of an ignore file with this name, in normal form.
+///
+/// # Errors
+/// Returns an error for a malformed pattern, with its line.
+pub fn checked(name: &str, text: &str) -> Result<Vec<String>> {
+    let mut patterns = Vec::new();
+    for (number, line) in (1_usize..).zip(lines(text)) {
+        let Some(pattern) = pattern(line) else {
+            continue;
         };
-        if pattern.is_empty() {
-            return Some(sign.to_owned());
-        }
-        let cleaned = path::clean(pattern);
-        let relative = match cleaned.strip_prefix('/') {
-            Some(relative) if !relative.is_empty() => relative,
-            _ => &cleaned,
-        };
-        Some(format!("{sign}{relative}"))
+        let compiled = Matcher::new([pattern.as_str()]);
+        compiled
+            .map_err(|error| error.context(format_args!("{name}:{number}: {}", line.trim())))?;
+        patterns.push(pattern);
+    }
+    Ok(patterns)
+}
+
+fn lines(text: &str) -> impl Iterator<Item = &str> {
+    text.strip_prefix('\u{feff}').unwrap_or(text).lines()
+}
+
+/// Returns the pattern of a line in normal form, if it has one.
+fn pattern(line: &str) -> Option<String> {
+    if line.starts_with('#') || line.trim().is_empty() {
+        return None;
+    }
+    let line = line.trim();
+    let (sign, pattern) = match line.strip_prefix('!') {
+        Some(rest) => ("!", rest.trim()),
+        None => ("", line),
     };
-    lines.filter_map(pattern).collect()
+    if pattern.is_empty() {
+        return Some(sign.to_owned());
+    }
+    let cleaned = path::clean(pattern);
+    let relative = match cleaned.strip_prefix('/') {
+        Some(relative) if !relative.is_empty() => relative,
+        _ => &cleaned,
+    };
+    Some(format!("{sign}{relative}"))
 }
 
 /// Decides which paths are excluded.
@@ -394,6 +417,16 @@ mod tests {
     fn reads_ignore_files() {
         let text = "\u{feff}# comment\n\n /a/ \n!  b/../c\n#d\r\n./e\n/\n!\n";
         assert_eq!(patterns(text), ["a", "!c", "e", "/", "!"]);
+        let error = |text: &str| checked(".dockerignore", text).unwrap_err().to_string();
+        assert_eq!(
+            error("# x\n\n a\n  [bad \n"),
+            ".dockerignore:4: [bad: syntax error in pattern"
+        );
+        assert_eq!(
+            error(text),
+            ".dockerignore:8: !: illegal exclusion pattern: \"!\""
+        );
+        assert_eq!(checked("x", "a\n!b\n").unwrap(), ["a", "!b"]);
     }
 
     #[test]

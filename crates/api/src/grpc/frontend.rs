@@ -329,19 +329,8 @@ impl Door {
         options.context = match remote {
             Some(remote) => MainContext::Graph(remote.graph),
             None => {
-                let name = match get("contextkey") {
-                    "" => "context".to_owned(),
-                    name => name.to_owned(),
-                };
-                let ignore = match ignore {
-                    Some(ignore) => Some(ignore),
-                    None => self.load_ignore(build, attributes, &name).await?,
-                };
-                MainContext::Local {
-                    name,
-                    ignore: ignore
-                        .map_or_else(Vec::new, |text| whelk_dockerfile::ignore::patterns(&text)),
-                }
+                let own = ignore.map(|text| (format!("{filename}.dockerignore"), text));
+                self.local_context(build, attributes, own).await?
             }
         };
         add_inputs(&mut options, attributes, inputs)?;
@@ -351,6 +340,31 @@ impl Door {
             file,
             platforms,
             locals,
+        })
+    }
+
+    /// Returns the context that the client sends. `ignore` is the ignore file beside the Dockerfile, with its name.
+    async fn local_context(
+        self: &Arc<Self>,
+        build: &Build,
+        attributes: &Attributes,
+        ignore: Option<(String, String)>,
+    ) -> Result<MainContext> {
+        let key = attributes.get("contextkey").filter(|key| !key.is_empty());
+        let name = key.cloned().unwrap_or_else(|| "context".into());
+        let (file, text) = match ignore {
+            Some((file, text)) => (file, Some(text)),
+            None => {
+                let text = self.load_ignore(build, attributes, &name).await?;
+                (".dockerignore".to_owned(), text)
+            }
+        };
+        let checked = text.map(|text| whelk_dockerfile::ignore::checked(&file, &text));
+        let checked = checked.transpose();
+        let ignore = checked.map_err(|error| Status::unknown(error.to_string()))?;
+        Ok(MainContext::Local {
+            name,
+            ignore: ignore.unwrap_or_default(),
         })
     }
 

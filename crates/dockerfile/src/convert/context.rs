@@ -368,6 +368,13 @@ impl Converter<'_> {
         let Some(Answer::Ignore(text)) = self.ask(request)? else {
             return Ok(None);
         };
+        let exclude = match text {
+            Some(text) => {
+                let file = format!(".dockerignore of the context {}", context.full_name);
+                ignore::checked(&file, text)?
+            }
+            None => Vec::new(),
+        };
         let shared = self.options.shared_keys.get(&context.full_name);
         let found = LocalContext {
             local: local.to_owned(),
@@ -377,7 +384,7 @@ impl Converter<'_> {
                 context.full_name,
                 shared.map_or("", String::as_str)
             ),
-            exclude: text.as_deref().map(ignore::patterns).unwrap_or_default(),
+            exclude,
             name: format!("{label} load from client"),
         };
         let number = self.locals.len() + 1;
