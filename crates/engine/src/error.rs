@@ -57,6 +57,11 @@ impl Error {
         Self::Internal(text.into())
     }
 
+    /// Returns the error of a request for what this version of whelk does not have.
+    pub fn unsupported(what: impl std::fmt::Display) -> Self {
+        Self::Unsupported(format!("{what}: not available in this version of whelk"))
+    }
+
     /// Returns the error of a failed system call: [`Error::Unavailable`] if a resource is
     /// exhausted, else [`Error::Internal`].
     pub fn kernel(text: impl Into<String>, error: &std::io::Error) -> Self {

@@ -114,9 +114,7 @@ impl Options {
                 // host without SELinux the other options have no effect.
                 "label" if value == "disable" || !whelk_sys::fs::exists(SELINUX) => {}
                 "label" => {
-                    return Err(Error::Unsupported(format!(
-                        "--security-opt {option}: not available in this version of whelk"
-                    )));
+                    return Err(Error::unsupported(format_args!("--security-opt {option}")));
                 }
                 "seccomp" => {
                     options.seccomp = match value {

@@ -283,7 +283,7 @@ impl Door {
     ) -> Result<ResolveImageConfigResponse> {
         if request.resolver_type != 0 {
             let text = format!("the image {} of an OCI layout", request.r#ref);
-            return Err(unsupported(&text));
+            return Err(Status::unsupported(text));
         }
         let resolving = Resolving {
             reference: &request.r#ref,
@@ -361,13 +361,13 @@ impl Door {
         request: &ResolveSourceMetaRequest,
     ) -> Result<ResolveSourceMetaResponse> {
         if request.git.is_some_and(|git| git.return_object) {
-            return Err(unsupported("the objects of git commits and tags"));
+            return Err(Status::unsupported("the objects of git commits and tags"));
         }
         if request
             .http
             .is_some_and(|http| http.checksum_request.is_some())
         {
-            return Err(unsupported("other checksums of files of servers"));
+            return Err(Status::unsupported("other checksums of files of servers"));
         }
         let name = match request.log_name.as_str() {
             "" => format!(
@@ -532,10 +532,6 @@ fn read_part(root: &OwnedFd, path: &Path, offset: u64, length: u64) -> std::io::
         return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, text));
     }
     Ok(data)
-}
-
-fn unsupported(what: &str) -> Status {
-    Status::unimplemented(format!("{what}: not available in this version of whelk"))
 }
 
 /// Adds a warning of the client's frontend to the progress.

@@ -390,9 +390,7 @@ fn is_listed(worker: &WorkerRecord, filters: &[String]) -> Result<bool> {
     for filter in filters {
         let Some(id) = filter.strip_prefix("id==") else {
             let text = format!("the filter {filter:?} of workers");
-            return Err(Status::unimplemented(format!(
-                "{text}: not available in this version of whelk"
-            )));
+            return Err(Status::unsupported(text));
         };
         if id.trim_matches('"') == worker.id {
             return Ok(true);
@@ -403,10 +401,7 @@ fn is_listed(worker: &WorkerRecord, filters: &[String]) -> Result<bool> {
 
 /// Refuses what is not supported.
 fn check(request: &SolveRequest) -> Result<()> {
-    let unsupported = |what: &str| {
-        let text = format!("{what}: not available in this version of whelk");
-        Err(Status::unimplemented(text))
-    };
+    let unsupported = |what: &str| Err(Status::unsupported(what));
     if request.r#ref.is_empty() {
         return Err(Status::invalid("the build has no ref"));
     }

@@ -110,9 +110,7 @@ impl Door {
                 }
             }
             _ => {
-                let text =
-                    format!("the frontend {frontend}: not available in this version of whelk");
-                return Err(Status::unimplemented(text));
+                return Err(Status::unsupported(format_args!("the frontend {frontend}")));
             }
         }
         let get = |name: &str| attributes.get(name).map_or("", String::as_str);
@@ -258,10 +256,6 @@ impl Door {
         inputs: &BTreeMap<String, Definition>,
     ) -> Result<Prepared> {
         let get = |name: &str| attributes.get(name).map_or("", String::as_str);
-        let unsupported = |what: String| {
-            let text = format!("{what}: not available in this version of whelk");
-            Err(Status::unimplemented(text))
-        };
         let parsed = Options::from_attributes(attributes, host(), parse_reference);
         let (mut options, listed) = parsed.map_err(|error| Status::unknown(error.to_string()))?;
         let mut platforms: Vec<pb::Platform> = Vec::new();
@@ -277,7 +271,9 @@ impl Door {
         options.platform = platforms.first().cloned();
         let remote = self.remote_context(build, attributes, inputs).await?;
         if remote.is_none() && !get("contextsubdir").is_empty() {
-            return unsupported("a directory of the client's context (contextsubdir)".into());
+            return Err(Status::unsupported(
+                "a directory of the client's context (contextsubdir)",
+            ));
         }
         let is_of_client = remote.is_none() || !get("dockerfilekey").is_empty();
         if let Some(filename) = remote.as_ref().and_then(|remote| remote.filename.clone())
@@ -452,11 +448,9 @@ fn network(name: &str) -> Result<NetworkMode> {
     let mode: whelk_engine::Result<NetworkMode> = name.parse();
     match mode.map_err(|error| Status::invalid(error.to_string()))? {
         mode @ (NetworkMode::Default | NetworkMode::Bridge | NetworkMode::Network(_)) => Ok(mode),
-        NetworkMode::None | NetworkMode::Host | NetworkMode::Container(_) => {
-            let text =
-                format!("the network {name} of builds: not available in this version of whelk");
-            Err(Status::unimplemented(text))
-        }
+        NetworkMode::None | NetworkMode::Host | NetworkMode::Container(_) => Err(
+            Status::unsupported(format_args!("the network {name} of builds")),
+        ),
     }
 }
 
@@ -531,8 +525,7 @@ impl Door {
             }
             "frontend.subrequests.describe" => report::describe(),
             _ => {
-                let text = format!("the request {request}: not available in this version of whelk");
-                return Err(Status::unimplemented(text));
+                return Err(Status::unsupported(format_args!("the request {request}")));
             }
         };
         let mut result = FrontendResult::default();

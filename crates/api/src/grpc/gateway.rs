@@ -186,10 +186,8 @@ impl Door {
                 }
             };
             if !result.attestations.is_empty() {
-                return Err(Status::unimplemented(format!(
-                    "attestations of the frontend {}: not available in this version of whelk",
-                    frontend.name
-                )));
+                let text = format!("attestations of the frontend {}", frontend.name);
+                return Err(Status::unsupported(text));
             }
             scope.adopt(&inner, result)
         })
@@ -284,11 +282,7 @@ fn replaced<'a>(image: &'a str, attributes: &'a Attributes) -> Result<&'a str> {
         return Ok(image);
     };
     let found = context.strip_prefix("docker-image://");
-    found.ok_or_else(|| {
-        Status::unimplemented(format!(
-            "the frontend {image} from {context}: not available in this version of whelk"
-        ))
-    })
+    found.ok_or_else(|| Status::unsupported(format_args!("the frontend {image} from {context}")))
 }
 
 /// A worker, as frontends read it from a variable.

@@ -200,7 +200,7 @@ pub(super) async fn send(
 }
 
 pub(super) fn unsupported(what: &str) -> ApiResult<()> {
-    Err(Error::Unsupported(format!("{what}: not available in this version of whelk")).into())
+    Err(Error::unsupported(what).into())
 }
 
 /// Refuses parameters that have no effect here.

@@ -446,10 +446,7 @@ pub(super) async fn get_by_name(
         }
         Some((name, "attestations")) if version::images_have_attestations(version) => {
             images.find(name)?;
-            Err(Error::Unsupported(
-                "attestations of images: not available in this version of whelk".into(),
-            )
-            .into())
+            Err(Error::unsupported("attestations of images").into())
         }
         Some((name, "get")) => {
             let platforms = platforms(&params, "platform", version, ImageOperation::Save)?;

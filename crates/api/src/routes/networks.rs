@@ -78,10 +78,7 @@ pub(super) async fn create(
         ),
     ] {
         if asked {
-            return Err(Error::Unsupported(format!(
-                "{what}: not available in this version of whelk"
-            ))
-            .into());
+            return Err(Error::unsupported(what).into());
         }
     }
     let (enable_ipv4, enable_ipv6) =

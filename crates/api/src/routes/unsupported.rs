@@ -90,7 +90,7 @@ async fn swarm_logs(params: Params) -> ApiResult {
 }
 
 fn unsupported(what: &str) -> ApiResult<Response> {
-    Err(Error::Unsupported(format!("{what}: not available in this version of whelk")).into())
+    Err(Error::unsupported(what).into())
 }
 
 /// The response of an engine without experimental features, which this one does not have.

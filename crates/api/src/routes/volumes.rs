@@ -47,10 +47,7 @@ pub(super) async fn create(
     Json(body): Json<VolumeCreateRequest>,
 ) -> ApiResult {
     if body.cluster_volume_spec.is_some() {
-        return Err(Error::Unsupported(
-            "cluster volumes: not available in this version of whelk".into(),
-        )
-        .into());
+        return Err(Error::unsupported("cluster volumes").into());
     }
     let request = CreateVolume {
         name: body.name,

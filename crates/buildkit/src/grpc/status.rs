@@ -118,6 +118,11 @@ impl Status {
         Self::new(Code::Unimplemented, message)
     }
 
+    /// Returns the status of something that this version of whelk does not have.
+    pub fn unsupported(what: impl std::fmt::Display) -> Self {
+        Self::unimplemented(format!("{what}: not available in this version of whelk"))
+    }
+
     pub fn canceled() -> Self {
         Self::new(Code::Canceled, "context canceled")
     }

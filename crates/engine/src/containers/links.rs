@@ -46,8 +46,8 @@ impl Containers {
             .find(DEFAULT)
             .is_ok_and(|network| !network.connects_containers())
         {
-            return Err(Error::Unsupported(
-                "links where containers do not reach each other (icc=false): not available in this version of whelk".into(),
+            return Err(Error::unsupported(
+                "links where containers do not reach each other (icc=false)",
             ));
         }
         let mut resolved: Vec<String> = Vec::new();

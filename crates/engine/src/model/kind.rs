@@ -36,9 +36,7 @@ impl FromStr for MountKind {
             "volume" => Ok(Self::Volume),
             "tmpfs" => Ok(Self::Tmpfs),
             "image" => Ok(Self::Image),
-            "cluster" | "npipe" => Err(Error::Unsupported(format!(
-                "mount type {text}: not available in this version of whelk"
-            ))),
+            "cluster" | "npipe" => Err(Error::unsupported(format_args!("mount type {text}"))),
             _ => Err(Error::invalid(format!(
                 "invalid mount config for type {text:?}: mount type unknown"
             ))),

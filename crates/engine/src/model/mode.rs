@@ -243,9 +243,7 @@ impl FromStr for UsernsMode {
         match text {
             "" => Ok(Self::Default),
             "host" => Ok(Self::Host),
-            _ => Err(Error::Unsupported(
-                "--userns: not available in this version of whelk".into(),
-            )),
+            _ => Err(Error::unsupported("--userns")),
         }
     }
 }

@@ -247,9 +247,7 @@ impl FromStr for NetworkDriverKind {
             return Ok(Self::Bridge);
         }
         if name == "overlay" {
-            return Err(Error::Unsupported(format!(
-                "network driver {name}: not available in this version of whelk"
-            )));
+            return Err(Error::unsupported(format_args!("network driver {name}")));
         }
         #[cfg(test)]
         if name == Self::Fake.name() {

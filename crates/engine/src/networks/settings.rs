@@ -69,9 +69,7 @@ pub(crate) fn check_endpoint(
             option::INTERFACE_NAME => check_interface_name(value)?,
             option::SYSCTLS => drop(sysctls(endpoint, "")?),
             key if key.starts_with("com.docker.network.") => {
-                return Err(Error::Unsupported(format!(
-                    "endpoint option {key}: not available in this version of whelk"
-                )));
+                return Err(Error::unsupported(format_args!("endpoint option {key}")));
             }
             // Unknown options are stored and returned.
             _ => {}

@@ -138,9 +138,7 @@ fn refuse_unsupported(host: &HostConfig) -> Result<()> {
         ),
     ];
     match refused.iter().find(|(asked, _)| *asked) {
-        Some((_, what)) => Err(Error::Unsupported(format!(
-            "{what}: not available in this version of whelk"
-        ))),
+        Some((_, what)) => Err(Error::unsupported(what)),
         None => Ok(()),
     }
 }

@@ -56,7 +56,7 @@ fn export(id: usize, exporter: &Exporter) -> Result<Export> {
             Output::Directory(attributes.files()?)
         }
         "tar" => Output::Tar(attributes.files()?),
-        kind => return Err(unsupported(&format!("the output {kind}"))),
+        kind => return Err(Status::unsupported(format_args!("the output {kind}"))),
     };
     attributes.end()?;
     Ok(Export { id, epoch, output })
@@ -221,7 +221,7 @@ impl<'a> Attributes<'a> {
     }
 
     fn unsupported(&self, attribute: &str) -> Status {
-        unsupported(&format!("{attribute} of the output {}", self.kind))
+        Status::unsupported(format_args!("{attribute} of the output {}", self.kind))
     }
 
     fn names(&mut self) -> Result<Vec<Reference>> {
@@ -340,10 +340,6 @@ impl<'a> Attributes<'a> {
             None => Ok(()),
         }
     }
-}
-
-fn unsupported(what: &str) -> Status {
-    Status::unimplemented(format!("{what}: not available in this version of whelk"))
 }
 
 /// Reads a boolean value as Go does.

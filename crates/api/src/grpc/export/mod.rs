@@ -101,9 +101,7 @@ impl Door {
             }
         }
         if !returned.attestations.is_empty() {
-            return Err(Status::unimplemented(
-                "attestations of a frontend: not available in this version of whelk",
-            ));
+            return Err(Status::unsupported("attestations of a frontend"));
         }
         let (found, is_map) = super::platforms::returned(build, returned)?;
         if found.is_empty() {
