@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use whelk_build::{Statement, View, Work};
+use whelk_build::{Solved, Statement, View, Work};
 use whelk_buildkit::files::{self, Outgoing};
 use whelk_buildkit::grpc::{Result, Status};
 use whelk_buildkit::output;
@@ -16,18 +17,29 @@ use super::{Copying, Export, Exported, Results, failed};
 
 /// The files of a platform.
 struct Mounted {
+    root: OwnedFd,
+    /// Keeps the files as long as the root is read.
     view: View,
     /// The directory that they are given in, apart from the one that the client has chosen.
     below: Option<String>,
+    /// In seconds since 1970, if all files have the same time.
+    epoch: Option<i64>,
+}
+
+/// Keeps the layers of results as long as it exists.
+fn layers(results: &Results) -> Vec<Arc<Solved>> {
+    let results = results.list.iter();
+    results.map(|result| result.solved.clone()).collect()
 }
 
 impl Door {
     /// Mounts the files of all results.
     async fn mounted(
         self: &Arc<Self>,
+        export: &Export,
         results: &Results,
         files: &Files,
-    ) -> Result<Vec<(Mounted, Option<i64>)>> {
+    ) -> Result<Vec<Mounted>> {
         let is_split = files.is_split.unwrap_or(results.is_map);
         let mut found = Vec::with_capacity(results.list.len());
         let mut known = BTreeMap::new();
@@ -55,9 +67,12 @@ impl Door {
                     true => view.paths().map_err(|error| failed(&error))?,
                     false => Vec::new(),
                 };
-                Ok((view, paths))
+                let root = view.root.try_clone();
+                let root =
+                    root.map_err(|error| Status::unknown(format!("the result's files: {error}")))?;
+                Ok((root, view, paths))
             };
-            let (view, paths) = blocking(mount).await?;
+            let (root, view, paths) = blocking(mount).await?;
             for path in paths {
                 if let Some(other) = known.insert(path.clone(), id.clone()) {
                     let text = format!(
@@ -66,8 +81,12 @@ impl Door {
                     return Err(Status::invalid(text));
                 }
             }
-            let below = is_split.then_some(directory);
-            found.push((Mounted { view, below }, result.epoch));
+            found.push(Mounted {
+                root,
+                view,
+                below: is_split.then_some(directory),
+                epoch: export.epoch_of(result),
+            });
         }
         Ok(found)
     }
@@ -82,26 +101,25 @@ impl Door {
         work: &Work,
     ) -> Result<()> {
         const SECOND: i64 = 1_000_000_000;
-        for (mounted, epoch) in self.mounted(results, files).await? {
-            let Mounted { view, below } = mounted;
+        for mounted in self.mounted(export, results, files).await? {
+            let Mounted {
+                root,
+                view,
+                below,
+                epoch,
+            } = mounted;
             let label = match &below {
                 Some(directory) => format!("copying files {}", directory.replace('_', "/")),
                 None => "copying files".to_owned(),
             };
-            let root = view.root.try_clone();
             let outgoing = Outgoing {
-                root: root
-                    .map_err(|error| Status::unknown(format!("the result's files: {error}")))?,
+                root,
                 below,
-                mtime: export
-                    .epoch
-                    .or(epoch)
-                    .map(|seconds| seconds.saturating_mul(SECOND)),
+                mtime: epoch.map(|seconds| seconds.saturating_mul(SECOND)),
             };
             let mut copying = Copying::new(work, label);
             let stream = session.export(export.id)?;
-            let solved: Vec<_> = results.list.iter().map(|one| one.solved.clone()).collect();
-            let holder = (view, solved);
+            let holder = (view, layers(results));
             let sent = files::send(stream, outgoing, holder, |bytes| copying.at(bytes)).await;
             sent.map_err(|error| Status::unknown(error.to_string()))?;
             copying.end();
@@ -118,21 +136,19 @@ impl Door {
         files: &Files,
         work: &Work,
     ) -> Result<()> {
-        let mounted = self.mounted(results, files).await?;
-        let epoch = mounted.iter().find_map(|(_, epoch)| *epoch);
-        let epoch = export.epoch.or(epoch);
+        let mounted = self.mounted(export, results, files).await?;
+        let epoch = mounted.iter().find_map(|one| one.epoch);
         let mut copying = Copying::new(work, "sending tarball".into());
-        let solved: Vec<_> = results.list.iter().map(|one| one.solved.clone()).collect();
+        let layers = layers(results);
         let produce = move |output: &mut dyn Write| {
-            let _held = solved;
-            let mut roots = Vec::with_capacity(mounted.len());
-            for (one, _) in &mounted {
-                let root = one.view.root.try_clone().map_err(|error| {
-                    whelk_build::Error::invalid(format!("the result's files: {error}"))
-                })?;
-                roots.push((one.below.clone().unwrap_or_default(), root));
-            }
+            let mut views = Vec::with_capacity(mounted.len());
+            let roots = mounted.into_iter().map(|one| {
+                views.push(one.view);
+                (one.below.unwrap_or_default(), one.root)
+            });
+            let roots: Vec<_> = roots.collect();
             whelk_image::snapshots::export_roots_at(&roots, epoch, output)?;
+            drop((views, layers));
             Ok::<_, whelk_build::Error>(())
         };
         let stream = session.export(export.id)?;
