@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 use whelk_llb::Digest;
 use whelk_llb::key::Selector;
-use whelk_sys::{fs, in_root};
+use whelk_sys::{fs, in_root, xattr};
 use whelk_text::glob;
 
 use crate::directory::Index;
@@ -359,28 +359,16 @@ impl Walk<'_> {
     }
 
     fn attributes(&mut self, file: impl AsFd) -> rustix::io::Result<()> {
-        const MAX_SIZE: usize = 64 << 10;
         let Buffers { names, value, .. } = &mut *self.buffers;
-        names.resize(MAX_SIZE, 0);
-        let length = match rustix::fs::flistxattr(&file, &mut names[..]) {
-            Ok(length) => length,
-            Err(Errno::OPNOTSUPP) => 0,
-            Err(error) => return Err(error),
-        };
-        let mut found: Vec<&[u8]> = names[..length]
-            .split(|byte| *byte == 0)
-            .filter(|name| !name.is_empty() && !name.starts_with(b"trusted.overlay."))
-            .filter(|name| *name != b"security.selinux")
+        let mut found: Vec<&[u8]> = xattr::names(&file, names)?
+            .filter(|name| !name.starts_with(xattr::OVERLAY) && *name != b"security.selinux")
             .collect();
         found.sort_unstable();
         self.hash.update((found.len() as u64).to_le_bytes());
         for name in found {
             text(self.hash, name);
-            value.resize(MAX_SIZE, 0);
-            match rustix::fs::fgetxattr(&file, OsStr::from_bytes(name), &mut value[..]) {
-                Ok(length) => text(self.hash, &value[..length]),
-                Err(Errno::NODATA) => {}
-                Err(error) => return Err(error),
+            if let Some(value) = xattr::value(&file, name, value)? {
+                text(self.hash, value);
             }
         }
         Ok(())

@@ -11,12 +11,12 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::fs::{
     AtFlags, Dir, FileType, Gid, Mode, OFlags, SeekFrom, Stat, Timespec, Timestamps, Uid,
-    XattrFlags, chmodat, chownat, copy_file_range, fgetxattr, flistxattr, fsetxattr, fstat,
-    ftruncate, linkat, mkdirat, mknodat, openat, readlinkat, seek, statat, symlinkat, utimensat,
+    XattrFlags, chmodat, chownat, copy_file_range, fsetxattr, fstat, ftruncate, linkat, mkdirat,
+    mknodat, openat, readlinkat, seek, statat, symlinkat, utimensat,
 };
 use rustix::io::Errno;
 
-use crate::fs;
+use crate::{fs, xattr};
 
 /// Depth limit of a tree; every level costs stack and two descriptors.
 const MAX_DEPTH: usize = 512;
@@ -284,30 +284,17 @@ fn copy_through_buffer(from: &OwnedFd, to: &OwnedFd, mut at: u64, end: u64) -> R
 
 /// Copies extended attributes, except those that the target's file system does not accept.
 pub fn attributes(from: &OwnedFd, to: &OwnedFd, source: Source) -> Result<(), Errno> {
-    /// Limits of the kernel (xattr(7)): 64 KiB for the list of names, 64 KiB for each value.
-    const MAX_SIZE: usize = 64 << 10;
-    let mut names = vec![0u8; MAX_SIZE];
-    let length = match flistxattr(from, &mut names) {
-        Ok(0) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(()),
-        result => result?,
-    };
-    let mut value = vec![0u8; MAX_SIZE];
-    for name in names[..length]
-        .split(|byte| *byte == 0)
-        .filter(|name| !name.is_empty())
-    {
-        let name = CString::new(name).unwrap_or_default();
+    let (mut list, mut buffer) = (Vec::new(), Vec::new());
+    for name in xattr::names(from, &mut list)? {
         // Attributes of overlayfs and SELinux labels belong to the place where the file is.
-        let is_overlay_mark =
-            source == Source::Layers && name.to_bytes().starts_with(b"trusted.overlay.");
-        if is_overlay_mark || name.to_bytes() == b"security.selinux" {
+        let is_overlay_mark = source == Source::Layers && name.starts_with(xattr::OVERLAY);
+        if is_overlay_mark || name == b"security.selinux" {
             continue;
         }
-        let length = match fgetxattr(from, name.as_c_str(), &mut value) {
-            Err(Errno::NODATA) => continue,
-            result => result?,
+        let Some(value) = xattr::value(from, name, &mut buffer)? else {
+            continue;
         };
-        match fsetxattr(to, name.as_c_str(), &value[..length], XattrFlags::empty()) {
+        match fsetxattr(to, name, value, XattrFlags::empty()) {
             Err(Errno::OPNOTSUPP | Errno::PERM) => {}
             result => result?,
         }

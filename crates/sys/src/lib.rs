@@ -24,6 +24,7 @@ pub mod signal;
 mod step;
 pub mod sync;
 pub mod text;
+pub mod xattr;
 
 pub use scratch::Scratch;
 pub use step::{fallible_step, in_background, step};

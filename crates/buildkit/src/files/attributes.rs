@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
-use whelk_sys::in_root;
+use whelk_sys::{in_root, xattr};
 
 use super::{Entry, Error, Result};
 
@@ -50,17 +50,12 @@ pub(super) fn set_attributes(file: impl AsFd, entry: &Entry) -> Result<()> {
 
 /// Removes the attributes of those that clients send which a directory has from before.
 fn remove_others(file: impl AsFd, entry: &Entry) -> Result<()> {
-    const MAX_SIZE: usize = 64 << 10;
     if !entry.is_directory() {
         return Ok(());
     }
-    let mut names = vec![0u8; MAX_SIZE];
-    let length = match rustix::fs::flistxattr(&file, &mut names[..]) {
-        Ok(length) => length,
-        Err(Errno::OPNOTSUPP) => 0,
-        Err(error) => return Err(Error::io("list the attributes of", &entry.path)(error)),
-    };
-    for name in names[..length].split(|byte| *byte == 0) {
+    let mut list = Vec::new();
+    let names = xattr::names(&file, &mut list);
+    for name in names.map_err(Error::io("list the attributes of", &entry.path))? {
         let Ok(name) = std::str::from_utf8(name) else {
             continue;
         };

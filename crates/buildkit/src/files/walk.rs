@@ -1,18 +1,15 @@
 //! The files of a directory in the order in which a sender tells of them.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, fgetxattr, flistxattr, openat, readlinkat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, openat, readlinkat};
 use rustix::io::Errno;
-use whelk_sys::{fs, in_root};
+use whelk_sys::{fs, in_root, xattr};
 
 use super::entry::go_mode;
 use super::{Error, Result};
 use crate::pb::files::Stat;
-
-/// Limits of the kernel (xattr(7)): of the list of names, and of each value.
-const MAX_XATTR: usize = 64 << 10;
 
 /// A directory whose files are told.
 struct Level {
@@ -155,20 +152,14 @@ fn stat(directory: &OwnedFd, name: &str, path: &str) -> Result<Option<Found>> {
 /// Returns the extended attributes; without those of overlayfs, which are not the file's.
 fn xattrs(file: &OwnedFd) -> std::collections::BTreeMap<String, Vec<u8>> {
     let mut found = std::collections::BTreeMap::new();
-    let mut names = vec![0; MAX_XATTR];
-    let length = match flistxattr(file.as_fd(), &mut names) {
-        Ok(0) | Err(_) => return found,
-        Ok(length) => length,
-    };
-    let names = names[..length].split(|byte| *byte == 0);
-    for name in names.filter_map(|name| std::str::from_utf8(name).ok()) {
-        if name.is_empty() || name.starts_with("trusted.overlay.") {
-            continue;
-        }
-        let mut value = vec![0; MAX_XATTR];
-        if let Ok(length) = fgetxattr(file.as_fd(), name, &mut value) {
-            value.truncate(length);
-            found.insert(name.to_owned(), value);
+    let (mut list, mut buffer) = (Vec::new(), Vec::new());
+    let names = xattr::names(file, &mut list);
+    for name in names.into_iter().flatten() {
+        if let Ok(text) = std::str::from_utf8(name)
+            && !name.starts_with(xattr::OVERLAY)
+            && let Ok(Some(value)) = xattr::value(file, name, &mut buffer)
+        {
+            found.insert(text.to_owned(), value.to_vec());
         }
     }
     found

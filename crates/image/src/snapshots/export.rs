@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Dir, FileType, Mode, OFlags, Stat, fstat, openat, readlinkat};
 use rustix::io::Errno;
 use tar::{EntryType, Header};
-use whelk_sys::{fs, in_root};
+use whelk_sys::{fs, in_root, xattr};
 
 use super::apply::{OPAQUE, WHITEOUT};
 use super::mounts::failed;
@@ -401,13 +401,10 @@ impl<F: FnMut(Vec<u8>) -> io::Result<()>> Export<F> {
         } else {
             extensions.extend(early_time(stat));
         }
-        let mut names = vec![0u8; 64 << 10];
-        let length = rustix::fs::flistxattr(fd.as_fd(), &mut names[..]).unwrap_or(0);
-        for name in names[..length]
-            .split(|&byte| byte == 0)
-            .filter(|name| !name.is_empty())
-        {
-            let is_mark = name.starts_with(b"trusted.overlay.");
+        let (mut list, mut buffer) = (Vec::new(), Vec::new());
+        let names = xattr::names(fd.as_fd(), &mut list);
+        for name in names.into_iter().flatten() {
+            let is_mark = name.starts_with(xattr::OVERLAY);
             if self.part == Part::Root && is_mark {
                 continue;
             }
@@ -430,13 +427,11 @@ impl<F: FnMut(Vec<u8>) -> io::Result<()>> Export<F> {
                 tracing::warn!("an extended attribute with '=' in its name is left out");
                 continue;
             }
-            let mut value = vec![0u8; 64 << 10];
-            if let (Ok(text), Ok(length)) = (
+            if let (Ok(text), Ok(Some(value))) = (
                 std::str::from_utf8(name),
-                rustix::fs::fgetxattr(fd.as_fd(), name, &mut value[..]),
+                xattr::value(fd.as_fd(), name, &mut buffer),
             ) {
-                value.truncate(length);
-                extensions.push((format!("SCHILY.xattr.{text}"), value));
+                extensions.push((format!("SCHILY.xattr.{text}"), value.to_vec()));
             }
         }
         self.pax(&extensions)
