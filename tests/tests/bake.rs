@@ -621,6 +621,9 @@ fn compose_files_are_built() {
     let directory = prepare(&engine, &[("compose.yaml", compose), (".env", "TAG=9\n")]);
     let cli = whelk(&engine).in_directory(&directory);
     cli.run(&["buildx", "bake", "app"]).exits(0);
+    let file = ["buildx", "bake", "--metadata-file", "/nonexistent/x", "app"];
+    cli.run(&file)
+        .refuses(1, "write /nonexistent/x: no such file");
     let look = ["run", "--rm", "--network", "none", "app:9", "cat", "/all"];
     assert_eq!(engine.whelk(&look).ok(), "composed\nsecret");
 }

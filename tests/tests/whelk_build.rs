@@ -283,6 +283,41 @@ fn mistakes_are_told_before_anything_is_built() {
 }
 
 #[test]
+fn mistakes_are_told_although_all_is_cached() {
+    let engine = Engine::start();
+    let context = engine.dockerfile("cached", "FROM busybox\nRUN true\n");
+    // What scripts leave empty is nothing.
+    whelk(&engine).built(&context, &["--secret", "", "-o", ""]);
+    for (args, expected) in [
+        (
+            ["--iidfile", "/nonexistent/x"],
+            "write /nonexistent/x: no such file or directory",
+        ),
+        (["--metadata-file", "/"], "write /: is a directory"),
+        (
+            ["-o", "type=tar,dest=/nonexistent/x"],
+            "invalid destination /nonexistent/x: no such file or directory",
+        ),
+        (
+            ["--build-arg", "=a"],
+            "invalid key-value pair \"=a\": empty key",
+        ),
+        (["-t", "b:"], "invalid tag \"b:\": invalid reference format"),
+        (
+            ["-o", "type=image,name=b:"],
+            "invalid tag \"b:\": invalid reference format",
+        ),
+        (["--memory", "1"], "Minimum memory limit allowed is 6MB"),
+        (
+            ["--cpuset-cpus", "8000"],
+            "Requested CPUs are not available",
+        ),
+    ] {
+        whelk(&engine).build_fails(&context, &args, &[expected]);
+    }
+}
+
+#[test]
 fn what_cannot_be_sent_is_named() {
     let engine = Engine::start();
     let context = engine.scratch_with("unsendable", &[("Dockerfile", "FROM busybox\nCOPY . /x\n")]);
@@ -359,6 +394,17 @@ fn files_of_a_result_are_written_to_a_directory() {
     assert_eq!(failed.code, 1);
     shows(&failed.err(), &["null", "device"]);
     assert_eq!(fs::read_dir(&out).unwrap().count(), 3);
+}
+
+#[test]
+fn archives_without_a_destination_go_to_a_pipe() {
+    let engine = Engine::start();
+    let context = engine.dockerfile("piped", "FROM busybox\nRUN echo x > /made-here\n");
+    for (output, member) in [("type=oci", "oci-layout"), ("type=tar", "made-here")] {
+        let built = whelk(&engine).build(&context, &["-o", output]);
+        assert_eq!(built.code, 0, "{}", built.err());
+        assert!(built.out().contains(member), "{output}");
+    }
 }
 
 #[test]

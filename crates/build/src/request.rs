@@ -292,8 +292,11 @@ impl Builder {
     /// Refuses what the request has no right to, and what would otherwise be ignored.
     async fn checked(self: &Arc<Self>, request: &Request, graph: Graph) -> Result<Graph> {
         let entitlements = request.settings.entitlements.clone();
+        let limits = request.settings.limits.clone();
         let engine = self.engine.clone();
         let check = move || {
+            // Otherwise a mistake would only be found when a step is not cached.
+            engine.containers.check_limits_of_steps(&limits)?;
             entitlements.check(&graph, || engine.cdi_devices().names)?;
             crate::ops::check(&graph)?;
             Ok(graph)

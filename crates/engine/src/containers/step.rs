@@ -50,6 +50,14 @@ impl fmt::Debug for Step {
 }
 
 impl Containers {
+    /// Checks the limits of steps, whether any of them is executed or not.
+    ///
+    /// # Errors
+    /// Returns an error for a limit that is invalid, or that this host does not have.
+    pub fn check_limits_of_steps(&self, limits: &HostConfig) -> Result<()> {
+        validate::limits(&mut limits.clone(), &self.host, &mut Vec::new())
+    }
+
     /// Starts a step.
     ///
     /// # Errors

@@ -227,11 +227,11 @@ impl<'a> Attributes<'a> {
     fn names(&mut self) -> Result<Vec<Reference>> {
         let names = self.take("name").split(',').filter(|name| !name.is_empty());
         let names = names.map(|name| {
-            let reference: Reference = name.parse()?;
-            reference.into_tag()
+            let reference: std::result::Result<Reference, _> = name.parse();
+            let tag = reference.and_then(Reference::into_tag);
+            tag.map_err(|error| Status::invalid(format!("invalid tag {name:?}: {error}")))
         });
-        let names: std::result::Result<_, whelk_image::Error> = names.collect();
-        names.map_err(|error| Status::invalid(error.to_string()))
+        names.collect()
     }
 
     fn epoch(&mut self) -> Result<Option<i64>> {

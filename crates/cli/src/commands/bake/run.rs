@@ -9,10 +9,11 @@ use whelk_buildkit::pb::control::SolveResponse;
 
 use super::{BakeArgs, Called, inputs, target};
 use crate::client::Client;
+use crate::commands::USAGE;
 use crate::commands::build::display::{Display, Mode};
 use crate::commands::build::{
-    Asked, KnownAgents, Prepared, Signals, Unsolved, connect, failure_of_target, metadata,
-    print_answer, solve_all,
+    Asked, KnownAgents, Prepared, Signals, Unsolved, check_file, connect, failure_of_target,
+    metadata, print_answer, solve_all,
 };
 use crate::output::print_line;
 use crate::{Failure, Outcome, plain};
@@ -27,11 +28,18 @@ pub(super) async fn run(
     // From here on, a signal ends this command in order.
     let mut signals = Signals::new()?;
     let mode = Mode::new(&args.progress, false)?;
+    check_file(&args.metadata_file)?;
     let mut known = KnownAgents::default();
     let mut builds: BTreeMap<&str, Prepared> = BTreeMap::new();
     for (name, target) in &resolved.targets {
         let named = |failure: Failure| Failure {
             text: format!("target {name}: {}", failure.text),
+            // The value is that of a file, and none of this command's flags.
+            code: if failure.code == USAGE {
+                1
+            } else {
+                failure.code
+            },
             ..failure
         };
         let mut own = target::build(target)?;

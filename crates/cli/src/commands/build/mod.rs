@@ -30,6 +30,7 @@ pub(crate) use args::BuildArgs;
 pub(crate) use contexts::{is_fetched, layout};
 pub(crate) use engine::{connect, random_id};
 pub(crate) use failure::{excerpts, failure_of_target};
+pub(crate) use outputs::check_file;
 pub(crate) use prepared::Prepared;
 pub(crate) use report::{metadata, print_answer};
 pub(crate) use solve::{Asked, Signals, Unsolved, solve_all};

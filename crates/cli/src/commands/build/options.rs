@@ -18,6 +18,21 @@ use crate::{Failure, Outcome};
 
 type Attributes = BTreeMap<String, String>;
 
+/// Leaves out values that are empty, which scripts have (`--secret "$X"`), as Docker's client does.
+pub(super) fn leave_out_empty(args: &mut BuildArgs) {
+    for list in [
+        &mut args.annotation,
+        &mut args.attest,
+        &mut args.cache_from,
+        &mut args.cache_to,
+        &mut args.output,
+        &mut args.secret,
+        &mut args.ssh,
+    ] {
+        list.retain(|text| !text.is_empty());
+    }
+}
+
 /// What is wanted instead of a build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Call {
@@ -150,6 +165,10 @@ fn attributes(args: &BuildArgs) -> Outcome<Attributes> {
     let mut attributes = Attributes::new();
     let mut set = |name: &str, value: String| drop(attributes.insert(name.to_owned(), value));
     for argument in &args.build_arg {
+        if argument.is_empty() || argument.starts_with('=') {
+            let text = format!("invalid key-value pair {argument:?}: empty key");
+            return Err(Failure::new(text));
+        }
         match argument.split_once('=') {
             Some((name, value)) => set(&format!("build-arg:{name}"), value.to_owned()),
             // The value of this process's environment, or none.
@@ -165,6 +184,12 @@ fn attributes(args: &BuildArgs) -> Outcome<Attributes> {
     }
     if !args.target.is_empty() {
         set("target", args.target.clone());
+    }
+    if args.platform.iter().any(String::is_empty) {
+        return Err(Failure::new(format!(
+            "invalid platform {:?}: one of them is empty",
+            args.platform.join(",")
+        )));
     }
     // As for images that are pulled.
     let platform = match args.platform.is_empty() {
@@ -450,6 +475,14 @@ mod tests {
     }
 
     #[test]
+    fn values_that_are_empty_are_left_out() {
+        let mut args = args(&["--secret", "", "-o", "", "--ssh", "", "--secret", "id=a"]);
+        leave_out_empty(&mut args);
+        assert_eq!(args.secret, ["id=a"]);
+        assert!(args.output.is_empty() && args.ssh.is_empty());
+    }
+
+    #[test]
     fn the_address_of_the_host_is_set_later() {
         let words = ["--add-host", "a:host-gateway", "--add-host", "b:1.2.3.4"];
         let request = request(&args(&words), &Contexts::default(), &[]).unwrap();
@@ -490,6 +523,23 @@ mod tests {
                 "invalid value \"x\" for --on-error: it can be shell",
             ),
             (["--attest", "mode=x"], "attestation type not specified"),
+            (
+                ["--build-arg", ""],
+                "invalid key-value pair \"\": empty key",
+            ),
+            (
+                ["--build-arg", "=a"],
+                "invalid key-value pair \"=a\": empty key",
+            ),
+            (
+                ["--platform", "linux/amd64,"],
+                "invalid platform \"linux/amd64,\": one of them is empty",
+            ),
+            (["--tag", ""], "invalid tag \"\": invalid reference format"),
+            (
+                ["--tag", "App:1"],
+                "invalid tag \"App:1\": invalid reference format: repository name (library/App) must be lowercase",
+            ),
             (["--cache-to", "dest=x"], "type required for \"dest=x\""),
         ] {
             check(&words, Err(expected));

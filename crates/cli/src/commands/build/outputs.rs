@@ -5,6 +5,8 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use rustix::fs::{Access, access};
+use rustix::io::Errno;
 use tokio::sync::mpsc;
 use whelk_buildkit::grpc::{Call, Result, Status};
 use whelk_buildkit::pb::BytesMessage;
@@ -139,12 +141,14 @@ impl Output {
                     let text = format!("destination directory {path} is a file");
                     return Err(Failure::new(text));
                 }
-                let parent = Path::new(&path).parent();
-                let parent = parent.filter(|parent| !parent.as_os_str().is_empty());
-                if kind != "local" && parent.is_some_and(|parent| !parent.is_dir()) {
-                    let text = format!("destination {path}: its directory does not exist");
-                    return Err(Failure::new(text));
-                }
+                let checked = match kind.as_str() {
+                    "local" => check_directory(Path::new(&path)),
+                    _ => check_writable(Path::new(&path)),
+                };
+                checked.map_err(|error| {
+                    let cause = plain(&error);
+                    Failure::new(format!("invalid destination {path}: {cause}"))
+                })?;
                 Place::File(path.into())
             }
             (other, _) => {
@@ -214,6 +218,46 @@ impl Output {
     }
 }
 
+/// Refuses a directory that cannot be created, or in which nothing can be, before anything is built for it.
+fn check_directory(path: &Path) -> std::io::Result<()> {
+    let there = path
+        .ancestors()
+        .find(|part| part.symlink_metadata().is_ok());
+    let there = there.unwrap_or(Path::new("."));
+    if !std::fs::metadata(there)?.is_dir() {
+        return Err(Errno::NOTDIR.into());
+    }
+    Ok(access(there, Access::WRITE_OK | Access::EXEC_OK)?)
+}
+
+/// Refuses a file that cannot be created or written, before anything is built for it.
+fn check_writable(path: &Path) -> std::io::Result<()> {
+    match std::fs::metadata(path) {
+        Ok(_) => Ok(access(path, Access::WRITE_OK)?),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let parent = path.parent();
+            let parent = parent.filter(|parent| !parent.as_os_str().is_empty());
+            let parent = parent.unwrap_or(Path::new("."));
+            std::fs::metadata(parent)?;
+            check_directory(parent)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Refuses a file about the result that could not be written, before anything is built.
+///
+/// # Errors
+/// Returns the text of the write that would fail.
+pub(crate) fn check_file(path: &str) -> Outcome<()> {
+    let checked = match path {
+        "" => Ok(()),
+        path if Path::new(path).is_dir() => Err(Errno::ISDIR.into()),
+        path => check_writable(Path::new(path)),
+    };
+    checked.map_err(|error| Failure::new(format!("write {path}: {}", plain(&error))))
+}
+
 /// Writes an archive to a file, which is replaced when all of it is there, or to the standard output. A thread writes: a pipe
 /// may be full for a long time.
 async fn write(mut call: Call, path: Option<&PathBuf>) -> Result<()> {
@@ -277,7 +321,14 @@ mod tests {
                 "non-bool value specified for push: \"maybe\"",
             ),
             ("/etc/passwd", "destination directory /etc/passwd is a file"),
-            ("type=tar,dest=/none/x.tar", "its directory does not exist"),
+            (
+                "type=tar,dest=/none/x.tar",
+                "invalid destination /none/x.tar: no such file or directory",
+            ),
+            (
+                "type=local,dest=/etc/passwd/x/y",
+                "invalid destination /etc/passwd/x/y: not a directory",
+            ),
             ("type=local,dest=-", "cannot be stdout"),
             ("type=none", "the output none: not available"),
             ("type=tar,dest=/tmp", "directory /tmp exists"),
@@ -285,6 +336,15 @@ mod tests {
         ] {
             let failed = one(text).unwrap_err();
             assert!(failed.contains(expected), "{failed}");
+        }
+        assert!(one("type=local,dest=/tmp/not/there/yet").is_ok());
+        assert!(check_file("").is_ok() && check_file("/dev/null").is_ok());
+        for (path, expected) in [
+            ("/none/x", "write /none/x: no such file or directory"),
+            ("/tmp", "write /tmp: is a directory"),
+            ("/etc/passwd/x", "write /etc/passwd/x: not a directory"),
+        ] {
+            assert_eq!(check_file(path).unwrap_err().text, expected);
         }
         let pushed = one("type=registry").unwrap();
         assert!(pushed.check(&[]).is_err() && pushed.check(&["x".into()]).is_ok());

@@ -46,10 +46,11 @@ impl Prepared {
     /// Returns an error for flags that are not valid, and for files that are not there.
     pub async fn new(
         client: &Client,
-        args: BuildArgs,
+        mut args: BuildArgs,
         signals: &mut Signals,
         known: &mut KnownAgents,
     ) -> Outcome<Self> {
+        options::leave_out_empty(&mut args);
         let call = options::call(&args)?;
         let outputs = match args.has_no_output {
             true => Vec::new(),
@@ -57,6 +58,9 @@ impl Prepared {
         };
         for output in &outputs {
             output.check(&args.tag)?;
+        }
+        for path in [&args.iidfile, &args.metadata_file] {
+            outputs::check_file(path)?;
         }
         let secrets = Secrets::new(&args.secret)?;
         // What comes from the standard input is no passphrase.
