@@ -124,6 +124,64 @@ secrets:
   t: { environment: HOME }
 "#;
 
+/// Files of Compose that extend and include each other.
+const PROJECTS: &[(&str, &str)] = &[
+    (
+        "compose.yaml",
+        r#"
+name: project
+include:
+  - sub/included.yaml
+  - path: [ one.yaml, two.yaml ]
+    project_directory: other
+    env_file: sub/more.env
+services:
+  app:
+    extends: { service: base, file: common/base.yaml }
+    build:
+      args: { X: "1", N: "${COMPOSE_PROJECT_NAME}", P: "$5 $", J: '${U:-{"a":1}}' }
+      tags: [ "app:1" ]
+  same: { extends: local, build: { tags: [ z ], extra_hosts: [ "h=2", "h:1" ] } }
+  local:
+    build:
+      context: ./local
+      args: [ X=0, Y=1 ]
+      tags: [ y ]
+      extra_hosts: [ "h:1", "i:[::1]" ]
+      x-bake: { platforms: [ linux/amd64 ], contexts: { q: "service:app" } }
+  profiled: { profiles: [ never ], build: { context: ., args: [ E, F, G ] }, env_file: [ sub/more.env, { path: none, required: false } ], environment: [ G=own ] }
+  tagged: &tagged { build: { context: ., tags: !override [ q ] } }
+  alias: { <<: *tagged, image: unused }
+---
+services:
+  local: { build: { args: { X: second } } }
+"#,
+    ),
+    (
+        "sub/included.yaml",
+        "services:\n  inc: {build: {context: ./ctx, additional_contexts: {q: ../rel, s: 'service:app'}}, image: 'i:${E}'}\n  \
+         ext: {extends: {service: base, file: ../common/base.yaml}}\nsecrets: {key: {file: ./key}}\n",
+    ),
+    ("other/file", ""),
+    ("sub/.env", "E=of-sub\n"),
+    ("sub/more.env", "E: of-more\nF=\"f\\n${E}\"\nG=file\n"),
+    (
+        "one.yaml",
+        "services:\n  two: {image: '${E}', build: {context: c, args: {A: '1', B: '2'}}}\n",
+    ),
+    ("two.yaml", "services:\n  two: {build: {args: !reset {}}}\n"),
+    (
+        "common/base.yaml",
+        "services:\n  base: {extends: {service: root}, build: {context: ., args: {X: '0', Z: '9'}}}\n  \
+         root: {build: {context: ./root, dockerfile: d, labels: [a=b]}}\n",
+    ),
+    (
+        "reset.yaml",
+        "services:\n  app: {build: {args: !override {NEW: '1'}, tags: !reset []}}\n  local: {build: !reset null, image: x}\n  \
+         same: {build: {labels: {n: 1}}}\n",
+    ),
+];
+
 const JSON: &str = r#"{
   "variable": {"T": {"default": "x"}},
   "group": {"g": {"targets": ["b"]}},
@@ -205,6 +263,11 @@ const CASES: &[Case] = &[
             ),
         ],
         &["--print", "app"],
+    ),
+    (PROJECTS, &["--print"]),
+    (
+        PROJECTS,
+        &["--print", "-f", "compose.yaml", "-f", "reset.yaml"],
     ),
     (&[("docker-bake.json", JSON)], &["--print", "g", "a"]),
     (
@@ -336,6 +399,78 @@ const ERRORS: &[Wrong] = &[
         &["--print"],
         "ERROR: couldn't find a bake definition",
     ),
+    (
+        "compose.yaml",
+        "services:\n  a: {extends: {service: b}}\n  b: {extends: {service: a}}\n",
+        &["--print"],
+        "ERROR: Circular reference:\n  ",
+    ),
+    (
+        "compose.yaml",
+        "services:\n  a: {extends: {service: b, file: none.yaml}}\n",
+        &["--print"],
+        "ERROR: open none.yaml: no such file or directory",
+    ),
+    (
+        "compose.yaml",
+        "services:\n  a: {extends: b}\n",
+        &["--print"],
+        "service \"b\" not found",
+    ),
+    (
+        "compose.yaml",
+        "include: [compose.yaml]\nservices:\n  a: {build: .}\n",
+        &["--print"],
+        "ERROR: include cycle detected:",
+    ),
+    (
+        "compose.yaml",
+        "include: x\nservices:\n  a: {build: .}\n",
+        &["--print"],
+        "ERROR: `include` must be a list",
+    ),
+    (
+        "compose.yaml",
+        "services:\n  a: {build: {context: ., additional_contexts: {b: \"service:n\"}}}\n",
+        &["--print"],
+        "ERROR: failed to parse compose file: service \"a\" declares unknown service \"n\" as additional contexts b",
+    ),
+    (
+        "compose.yaml",
+        "services:\n  a: {build: {context: ., secrets: [s]}}\n",
+        &["--print"],
+        "ERROR: failed to parse compose file: service \"a\" refers to undefined build secret s: invalid compose project",
+    ),
+    (
+        "compose.yaml",
+        "services:\n  a: {build: {context: ., secrets: [s]}}\nsecrets: {s: {}}\n",
+        &["--print"],
+        "ERROR: failed to parse compose file: secret \"s\" must declare either `file` or `environment`: invalid compose project",
+    ),
+    (
+        "compose.yaml",
+        "services:\n  a: {build: {context: .}, env_file: none}\n",
+        &["--print"],
+        "ERROR: env file none not found",
+    ),
+    (
+        "compose.yaml",
+        "services:\n  a: {build: {context: \"${A!x}\"}}\n",
+        &["--print"],
+        "ERROR: invalid interpolation format for services.a.build.context.\nYou may need to escape any $ with another $.\n${A!x}",
+    ),
+    (
+        "compose.yaml",
+        "services:\n  p: {provider: {type: x}}\n",
+        &["--print"],
+        "ERROR: failed to parse compose file: service \"p\" has neither an image nor a build context specified: invalid compose project",
+    ),
+    (
+        "compose.yaml",
+        "services:\n  a: {build: {context: \"x$NOT_SET\"}}\n",
+        &["--print", "none"],
+        "WARNING: The \"NOT_SET\" variable is not set. Defaulting to a blank string.",
+    ),
 ];
 
 /// A file in HCL, the words of the command, and a part of what only whelk says.
@@ -379,7 +514,9 @@ fn prepare(engine: &Engine, files: &[(&str, &str)]) -> std::path::PathBuf {
     fs::create_dir(&inner).unwrap();
     fs::write(inner.join("key"), "secret").unwrap();
     for (name, content) in files {
-        fs::write(inner.join(name), content).unwrap();
+        let path = inner.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
     }
     inner
 }
@@ -465,6 +602,47 @@ fn errors_have_the_places_of_buildx() {
             output.err()
         );
     }
+}
+
+#[test]
+fn files_outside_are_read_with_consent() {
+    let engine = Engine::without_images(&[]);
+    let directory = prepare(
+        &engine,
+        &[
+            (
+                "compose.yaml",
+                "services:\n  a: {extends: {service: b, file: ../outer.yaml}}\n",
+            ),
+            ("../outer.yaml", "services:\n  b: {build: dir}\n"),
+            ("link.yaml", "include: [pipe]\n"),
+        ],
+    );
+    let run = |words: &[&str]| {
+        let cli = whelk(&engine).in_directory(&directory);
+        cli.run(&[&["bake", "--print"], words].concat())
+    };
+    let refused = run(&[]);
+    assert_eq!(refused.code, 1);
+    shows(
+        &refused.err(),
+        &[
+            "ERROR: open ../outer.yaml: it is outside of the working directory; pass --allow=fs.read=../outer.yaml to read it",
+        ],
+    );
+    let allowed = run(&["--allow", "fs.read=.."]).ok();
+    shows(&allowed, &["\"context\": \"../dir\""]);
+    // A pipe is not waited for.
+    let mut mkfifo = std::process::Command::new("mkfifo");
+    assert!(
+        mkfifo
+            .arg(directory.join("pipe"))
+            .status()
+            .unwrap()
+            .success()
+    );
+    let refused = run(&["-f", "link.yaml"]);
+    shows(&refused.err(), &["ERROR: open pipe: not a regular file"]);
 }
 
 const PROJECT: &str = r#"

@@ -1,7 +1,11 @@
 //! Reads Compose's files: services with `build` are targets, in the group `default`.
 
 mod build;
+mod canonical;
 mod interpolation;
+mod load;
+mod merge;
+mod relative;
 
 use std::collections::BTreeMap;
 
@@ -9,160 +13,204 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::target::{Group, Target};
-use crate::{Environment, File, dot_env};
-
+use crate::{Environment, File, ReadFile, dot_env};
+use canonical::scalar;
 pub(crate) use interpolation::interpolate;
+use load::Loader;
+
+type Object = Map<String, Value>;
 
 /// The maximum number of services.
 const MAX_SERVICES: usize = 10_000;
 
 /// Whether a text without a telling name is a file of Compose.
 pub(crate) fn looks_like(text: &str) -> bool {
-    let parsed = whelk_yaml::parse_merged(text);
-    parsed.is_ok_and(|value| value.get("services").is_some_and(Value::is_object))
+    let parsed = whelk_yaml::parse_documents(text);
+    parsed.is_ok_and(|documents| {
+        let mut values = documents.iter().map(|document| &document.value);
+        values.any(|value| value.get("services").is_some_and(Value::is_object))
+    })
 }
 
-/// Reads files, of which later ones add to earlier ones.
+/// What files define.
+#[derive(Debug, Default)]
+pub(crate) struct Read {
+    pub group: Option<Group>,
+    pub targets: Vec<Target>,
+    /// What users may not expect.
+    pub warnings: Vec<String>,
+}
+
+/// Reads files, of which later ones add to earlier ones. `more` reads those that they name.
 pub(crate) fn read(
     files: &[&File],
     environment: &Environment,
-) -> Result<(Option<Group>, Vec<Target>)> {
+    more: &ReadFile<'_>,
+) -> Result<Read> {
     let mut variables = environment.variables.clone();
-    let own = dot_env::parse(&environment.dot_env, &variables).map_err(Error::new)?;
+    let mut own = BTreeMap::new();
+    dot_env::parse(".env", &environment.dot_env, &variables, &mut own).map_err(Error::new)?;
     for (name, value) in own {
         variables.entry(name).or_insert(value);
     }
-    let mut merged = Map::new();
-    for file in files {
-        let document = document(file, &variables)?;
-        merge(&mut merged, document);
-    }
-    let Some(Value::Object(services)) = merged.remove("services") else {
-        return match merged.is_empty() {
-            true => Err(Error::new("empty compose file")),
-            false => Ok((None, Vec::new())),
-        };
+    let mut loader = Loader::new(more, &environment.home);
+    let mut model = loader.load(files, &mut variables)?;
+    let unset = loader.interpolation.unset.iter();
+    let unset = unset
+        .map(|name| format!("The {name:?} variable is not set. Defaulting to a blank string."));
+    let mut read = Read {
+        warnings: unset.collect(),
+        ..Read::default()
     };
+    if model.is_empty() {
+        return Err(Error::new("empty compose file"));
+    }
+    let services = members(model.shift_remove("services"));
+    let secrets = members(model.shift_remove("secrets"));
+    if services.is_empty() {
+        return Ok(read);
+    }
     if services.len() > MAX_SERVICES {
         return Err(Error::new(format!("more than {MAX_SERVICES} services")));
     }
-    let secrets = match merged.remove("secrets") {
-        Some(Value::Object(secrets)) => secrets,
-        _ => Map::new(),
-    };
+    check(&services, &secrets)
+        .map_err(|cause| Error::new(format!("failed to parse compose file: {cause}")))?;
     let mut group = Group {
         name: "default".into(),
         ..Group::default()
     };
-    let mut targets = Vec::new();
-    let mut services: Vec<(String, Value)> = services.into_iter().collect();
+    let mut services: Vec<(String, Object)> = services
+        .into_iter()
+        .map(|(name, service)| (name, members(Some(service))))
+        .collect();
     services.sort_by(|(one, _), (other, _)| one.cmp(other));
     for (name, service) in services {
-        let service = match service {
-            Value::Object(service) => service,
-            Value::Null => Map::new(),
-            _ => {
-                return Err(Error::new(format!("services.{name} must be a mapping")));
-            }
-        };
-        let is_null = |key: &str| service.get(key).is_none_or(Value::is_null);
-        if ["build", "image", "extends", "provider"]
-            .into_iter()
-            .all(is_null)
-        {
-            return Err(Error::new(format!(
-                "service {name:?} has neither an image nor a build context specified: invalid compose project"
-            )));
-        }
-        if service.contains_key("extends") {
-            return Err(Error::new(format!(
-                "services.{name}.extends: not available in this version of whelk"
-            )));
-        }
-        let Some(own) = build::target(&name, &service, &secrets, &variables)? else {
+        if !service.contains_key("build") {
             continue;
-        };
-        group.targets.push(own.name.clone());
-        targets.push(own);
-    }
-    Ok((Some(group), targets))
-}
-
-/// Reads one file, with its variables replaced.
-fn document(file: &File, variables: &BTreeMap<String, String>) -> Result<Map<String, Value>> {
-    let failed = |text: String| Error::new(format!("failed to parse {}: {text}", file.name));
-    let parsed =
-        whelk_yaml::parse_merged(&file.content).map_err(|text| failed(format!("yaml: {text}")))?;
-    let Value::Object(mut members) = parsed else {
-        return Err(failed("top-level object must be a mapping".into()));
-    };
-    if members.contains_key("include") {
-        return Err(failed(
-            "include: not available in this version of whelk".into(),
-        ));
-    }
-    members.retain(|key, _| matches!(key.as_str(), "services" | "secrets"));
-    for (key, value) in &mut members {
-        replace(value, key, variables)?;
-    }
-    if let Some(Value::Object(services)) = members.get_mut("services") {
-        for (name, service) in services {
-            build::normalize(name, service)?;
+        }
+        let own = variables_of(&service, &variables, &mut loader)?;
+        let variable = |name: &str| own.get(name).or_else(|| variables.get(name)).cloned();
+        if let Some(target) = build::target(&name, &service, &secrets, &variable)? {
+            group.targets.push(target.name.clone());
+            read.targets.push(target);
         }
     }
-    Ok(members)
+    read.group = Some(group);
+    Ok(read)
 }
 
-/// Replaces variables in all texts.
-fn replace(value: &mut Value, path: &str, variables: &BTreeMap<String, String>) -> Result<()> {
+fn members(value: Option<Value>) -> Object {
     match value {
-        Value::String(text) => {
-            let known = |name: &str| variables.get(name).cloned();
-            let replaced = interpolate(text, &known).map_err(|cause| {
-                Error::new(format!("error while interpolating {path}: {cause}"))
-            })?;
-            *text = replaced;
-            Ok(())
-        }
-        Value::Array(items) => {
-            let mut items = items.iter_mut().enumerate();
-            items.try_for_each(|(number, item)| {
-                replace(item, &format!("{path}.[{number}]"), variables)
-            })
-        }
-        Value::Object(members) => {
-            let parts = ["build", "image", "environment", "extends"];
-            // Others are of no interest, and may have variables that are not set.
-            let is_service = path.matches('.').count() == 1 && path.starts_with("services.");
-            for (key, value) in members {
-                if !is_service || parts.contains(&key.as_str()) {
-                    replace(value, &format!("{path}.{key}"), variables)?;
-                }
-            }
-            Ok(())
-        }
-        _ => Ok(()),
+        Some(Value::Object(members)) => members,
+        _ => Object::new(),
     }
 }
 
-/// Adds a document to another one: mappings are merged, lists are appended, and other values replaced.
-fn merge(into: &mut Map<String, Value>, other: Map<String, Value>) {
-    for (key, value) in other {
-        match (into.get_mut(&key), value) {
-            (Some(Value::Object(own)), Value::Object(value)) => merge(own, value),
-            (Some(Value::Array(own)), Value::Array(value)) => {
-                for item in value {
-                    if !own.contains(&item) {
-                        own.push(item);
-                    }
+/// Checks what services are made of.
+fn check(services: &Object, secrets: &Object) -> std::result::Result<(), String> {
+    const INVALID: &str = "invalid compose project";
+    for (name, service) in services {
+        let build = service.get("build");
+        let image = service.get("image").and_then(scalar).unwrap_or_default();
+        let Some(build) = build else {
+            match image.is_empty() {
+                true => {
+                    return Err(format!(
+                        "service {name:?} has neither an image nor a build context specified: {INVALID}"
+                    ));
                 }
+                false => continue,
             }
-            (_, Value::Null) => {
-                into.entry(key).or_insert(Value::Null);
+        };
+        let contexts = build.get("additional_contexts").and_then(Value::as_object);
+        for (context, value) in contexts.into_iter().flatten() {
+            let Some(other) = value
+                .as_str()
+                .and_then(|text| text.strip_prefix("service:"))
+            else {
+                continue;
+            };
+            let kind = match services.get(other) {
+                None => "unknown",
+                Some(other) if other.get("build").is_none() => "non-buildable",
+                Some(_) => continue,
+            };
+            return Err(format!(
+                "service {name:?} declares {kind} service {other:?} as additional contexts {context}"
+            ));
+        }
+        let used = build.get("secrets").and_then(Value::as_array);
+        for secret in used.into_iter().flatten() {
+            let source = secret.get("source").unwrap_or(secret);
+            let source = scalar(source).unwrap_or_default();
+            if !secrets.contains_key(&source) {
+                return Err(format!(
+                    "service {name:?} refers to undefined build secret {source}: {INVALID}"
+                ));
             }
-            (_, value) => drop(into.insert(key, value)),
         }
     }
+    for (name, secret) in secrets {
+        let has = |key: &str| {
+            let text = secret.get(key).and_then(scalar);
+            text.is_some_and(|text| !text.is_empty())
+        };
+        if !build::is_external(Some(secret)) && !has("file") && !has("environment") {
+            return Err(format!(
+                "secret {name:?} must declare either `file` or `environment`: {INVALID}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Returns the variables of a service: those of its files, and its own.
+fn variables_of(
+    service: &Object,
+    variables: &BTreeMap<String, String>,
+    loader: &mut Loader<'_>,
+) -> Result<BTreeMap<String, String>> {
+    let own = service.get("environment").and_then(Value::as_object);
+    let own: BTreeMap<&String, Option<String>> = own
+        .into_iter()
+        .flatten()
+        .map(|(name, value)| (name, scalar(value)))
+        .collect();
+    let known = own.iter().filter_map(|(name, value)| {
+        let value = variables.get(*name).or(value.as_ref())?;
+        Some(((*name).clone(), value.clone()))
+    });
+    let mut around = variables.clone();
+    for (name, value) in known {
+        around.entry(name).or_insert(value);
+    }
+    let mut found = BTreeMap::new();
+    let files = service.get("env_file").and_then(Value::as_array);
+    for file in files.into_iter().flatten() {
+        let path = file.get("path").and_then(scalar);
+        let path = path.ok_or_else(|| Error::new("env_file: path is required"))?;
+        if let Some(format) = file.get("format").and_then(scalar) {
+            return Err(Error::new(format!(
+                "unsupported env_file format {format:?}"
+            )));
+        }
+        let is_required = file.get("required").and_then(scalar);
+        let is_required = is_required.is_none_or(|text| text != "false");
+        match loader.file(&path)? {
+            Some(content) => {
+                dot_env::parse(&path, &content, &around, &mut found).map_err(Error::new)?;
+            }
+            None if !is_required => {}
+            None => return Err(Error::new(format!("env file {path} not found"))),
+        }
+    }
+    for (name, value) in own {
+        match value.or_else(|| variables.get(name).cloned()) {
+            Some(value) => drop(found.insert(name.clone(), value)),
+            None => drop(found.remove(name)),
+        }
+    }
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -187,9 +235,9 @@ mod tests {
                 name: "compose.yaml".into(),
                 content: content.into(),
             };
-            let found = match read(&[&file], &Environment::default()) {
-                Ok((_, targets)) => {
-                    assert_eq!(targets.len(), 1, "{content}");
+            let found = match read(&[&file], &Environment::default(), &|_| Ok(None)) {
+                Ok(read) => {
+                    assert_eq!(read.targets.len(), 1, "{content}");
                     String::new()
                 }
                 Err(error) => error.to_string(),

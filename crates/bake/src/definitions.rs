@@ -9,7 +9,7 @@ use crate::names::{Names, Placed};
 use crate::syntax::{self, Body};
 use crate::target::{self, Group, Target, unique};
 use crate::value::{Type, Value};
-use crate::{Environment, File, compose};
+use crate::{Environment, File, ReadFile, compose};
 
 /// What files define.
 #[derive(Debug, Default)]
@@ -47,18 +47,19 @@ fn is_compose(file: &File) -> bool {
 }
 
 impl Definitions {
-    /// Reads files, in their order.
+    /// Reads files, in their order. `more` reads those that Compose's files extend and include.
     ///
     /// # Errors
     /// Returns an error, with its place, for what is not valid.
-    pub fn read(files: &[File], environment: &Environment) -> Result<Self> {
+    pub fn read(files: &[File], environment: &Environment, more: &ReadFile<'_>) -> Result<Self> {
         let (composes, others): (Vec<&File>, Vec<&File>) =
             files.iter().partition(|file| is_compose(file));
         let mut definitions = Self::default();
         if !composes.is_empty() {
-            let (group, targets) = compose::read(&composes, environment)?;
-            definitions.groups.extend(group);
-            definitions.targets = targets;
+            let read = compose::read(&composes, environment, more)?;
+            definitions.groups.extend(read.group);
+            definitions.targets = read.targets;
+            definitions.warnings = read.warnings;
         }
         let files: Vec<(String, String)> = others
             .iter()
@@ -285,7 +286,7 @@ mod tests {
             content: content.into(),
         };
         let names: Vec<String> = names.iter().map(ToString::to_string).collect();
-        let definitions = Definitions::read(&[file], &Environment::default())?;
+        let definitions = Definitions::read(&[file], &Environment::default(), &|_| Ok(None))?;
         definitions.resolve(&names, &[], |_| None)
     }
 

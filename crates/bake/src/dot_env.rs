@@ -1,78 +1,219 @@
-//! The file `.env`: variables for files of Compose.
+//! Files `.env`: variables for files of Compose.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::compose::interpolate;
 
-/// Reads lines `NAME=VALUE`. Values may be quoted; those that are not in single quotes may have variables.
+/// The maximum length of all values.
+const MAX_VALUES: usize = 16 << 20;
+
+/// Reads lines `NAME=VALUE` or `NAME: VALUE` into `found`. Values may be quoted, and then have several lines; those that are not in
+/// single quotes may have variables. A name alone is that of the environment.
 ///
 /// # Errors
-/// Returns the line that is not valid.
+/// Returns the line of the file `name` that is not valid.
 pub(crate) fn parse(
+    name: &str,
     text: &str,
     variables: &BTreeMap<String, String>,
-) -> Result<BTreeMap<String, String>, String> {
-    let mut found: BTreeMap<String, String> = BTreeMap::new();
-    for (number, line) in text.lines().enumerate() {
-        let line = line.trim();
-        let line = line.strip_prefix("export ").unwrap_or(line).trim_start();
-        if line.is_empty() || line.starts_with('#') {
+    found: &mut BTreeMap<String, String>,
+) -> Result<(), String> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let mut rest = text;
+    let mut length = 0;
+    loop {
+        rest = rest.trim_start();
+        if rest.is_empty() {
+            return Ok(());
+        }
+        if rest.starts_with('#') {
+            rest = rest.split_once('\n').map_or("", |(_, after)| after);
             continue;
         }
-        let wrong = |text: &str| format!("failed to read .env: line {}: {text}", number + 1);
-        let Some((name, value)) = line.split_once('=') else {
-            // A name alone is that of the environment.
-            if let Some(value) = variables.get(line) {
-                found.insert(line.to_owned(), value.clone());
+        let line = text[..text.len() - rest.len()].matches('\n').count() + 1;
+        let wrong = |cause: String| format!("failed to read {name}: line {line}: {cause}");
+        let (key, after) = key(rest).map_err(wrong)?;
+        let Some(after) = after else {
+            if let Some(value) = variables.get(key) {
+                found.insert(key.to_owned(), value.clone());
             }
+            rest = &rest[rest.find('\n').unwrap_or(rest.len())..];
             continue;
         };
-        let name = name.trim_end();
-        let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
-        if name.is_empty() || !name.bytes().all(is_name) {
-            return Err(wrong(&format!(
-                "unexpected character in variable name {name:?}"
-            )));
-        }
-        let value = value.trim_start();
         let known = |name: &str| variables.get(name).or_else(|| found.get(name)).cloned();
-        let value = match value.chars().next() {
-            Some(quote @ ('\'' | '"')) => {
-                let end = value[1..].find(quote);
-                let end = end.ok_or_else(|| wrong("unterminated quoted value"))?;
-                let inner = &value[1..=end];
-                match quote {
-                    '\'' => inner.to_owned(),
-                    _ => interpolate(&inner.replace("\\n", "\n"), &known)
-                        .map_err(|text| wrong(&text))?,
-                }
-            }
-            _ => {
-                let end = value.find(" #").unwrap_or(value.len());
-                interpolate(value[..end].trim_end(), &known).map_err(|text| wrong(&text))?
-            }
-        };
-        found.insert(name.to_owned(), value);
+        let (value, after) = value(after, &known).map_err(wrong)?;
+        length += value.len();
+        if length > MAX_VALUES {
+            return Err(wrong(format!("values have more than {MAX_VALUES} bytes")));
+        }
+        found.insert(key.to_owned(), value);
+        rest = after;
     }
-    Ok(found)
+}
+
+/// Returns the name at the begin, and what comes after its separator, if there is one.
+fn key(text: &str) -> Result<(&str, Option<&str>), String> {
+    let exported = text.strip_prefix("export");
+    let exported = exported.filter(|after| after.starts_with([' ', '\t']));
+    let text = exported.unwrap_or(text).trim_start();
+    let line = text.split_once('\n').map_or(text, |(line, _)| line);
+    let end = line.find(['=', ':']);
+    let key = line[..end.unwrap_or(line.len())].trim_end();
+    let is_name = |char: char| char.is_alphanumeric() || "_.-[]".contains(char);
+    if let Some(char) = key.chars().find(|char| !is_name(*char) && *char != ' ') {
+        return Err(format!(
+            "unexpected character {:?} in variable name {line:?}",
+            char.to_string()
+        ));
+    }
+    if key.contains(' ') {
+        return Err("key cannot contain a space".into());
+    }
+    // The value may have several lines.
+    Ok((key, end.map(|end| &text[end + 1..])))
+}
+
+type Variable<'a> = dyn Fn(&str) -> Option<String> + 'a;
+
+/// Returns the value at the begin, and what comes after it.
+fn value<'a>(text: &'a str, variable: &Variable<'_>) -> Result<(String, &'a str), String> {
+    let replaced = |text: &str| {
+        let replaced = interpolate(text, variable, &mut BTreeSet::new());
+        replaced.map_err(|wrong| wrong.told(text, "a value"))
+    };
+    let text = text.trim_start_matches(|char: char| char.is_whitespace() && char != '\n');
+    let Some(quote) = text.chars().next().filter(|char| "'\"".contains(*char)) else {
+        let (line, after) = text.split_once('\n').unwrap_or((text, ""));
+        let value = line.split_once(" #").map_or(line, |(value, _)| value);
+        return Ok((replaced(value.trim_end())?, after));
+    };
+    let mut inner = String::new();
+    let mut is_escaped = false;
+    for (at, char) in text.char_indices().skip(1) {
+        match char {
+            char if char == quote && !is_escaped => {
+                let value = match quote {
+                    '"' => replaced(&unescaped(&inner))?,
+                    _ => inner,
+                };
+                return Ok((value, &text[at + 1..]));
+            }
+            '\\' if !is_escaped => {
+                is_escaped = true;
+                continue;
+            }
+            // Other escapes are read later.
+            char if is_escaped && char != quote => inner.push('\\'),
+            _ => {}
+        }
+        is_escaped = false;
+        inner.push(char);
+    }
+    let line = text.lines().next().unwrap_or_default();
+    Err(format!("unterminated quoted value {line}"))
+}
+
+/// Replaces the escapes of double quotes. `\$` becomes `$$`, which is no variable.
+fn unescaped(text: &str) -> String {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find('\\') {
+        out += &rest[..at];
+        rest = &rest[at + 1..];
+        let Some(char) = rest.chars().next() else {
+            out.push('\\');
+            break;
+        };
+        rest = &rest[char.len_utf8()..];
+        match char {
+            'a' => out.push('\x07'),
+            'b' => out.push('\x08'),
+            'f' => out.push('\x0c'),
+            'n' => out.push('\n'),
+            'r' => out.push('\r'),
+            't' => out.push('\t'),
+            'v' => out.push('\x0b'),
+            '"' | '\\' => out.push(char),
+            '$' => out += "$$",
+            '0' => {
+                let digits = rest.bytes().take(3).take_while(u8::is_ascii_digit).count();
+                let code = u8::from_str_radix(&rest[..digits], 8);
+                match code.ok().filter(|_| digits == 3) {
+                    Some(code) => out.push(char::from(code)),
+                    None => {
+                        out.push('\\');
+                        out += &rest[..digits];
+                    }
+                }
+                rest = &rest[digits..];
+            }
+            other => {
+                out.push('\\');
+                out.push(other);
+            }
+        }
+    }
+    out + rest
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn read(text: &str) -> Result<BTreeMap<String, String>, String> {
+        let variables = [("HOME".to_owned(), "/h".to_owned())].into();
+        let mut found = BTreeMap::new();
+        parse(".env", text, &variables, &mut found).map(|()| found)
+    }
+
     #[test]
     fn lines_become_variables() {
-        let text = "# x\nA=1\nexport B = \"two $A\"\nC='$A' # x\nD=${HOME}/x # y\n\nHOME\nNONE\n";
-        let variables = [("HOME".to_owned(), "/h".to_owned())].into();
-        let found = parse(text, &variables).unwrap();
+        let text = "\u{feff}# x\nA=1\nexport B = \"two $A\"\nC='$A' # x\nD=${HOME}/x # y\n\nHOME\nNONE\n\
+            E: \"a\\n\\$b \\\"c\\\" \\0101\\q\"\nF='two\nlines'\nG=\nH[0]=x=y\nHOME";
+        let found = read(text).unwrap();
         let shown: Vec<String> = found
             .iter()
             .map(|(key, value)| format!("{key}={value}"))
             .collect();
-        assert_eq!(shown, ["A=1", "B=two 1", "C=$A", "D=/h/x", "HOME=/h"]);
-        let failed = parse("A=1\nB C=1", &variables).unwrap_err();
-        assert!(failed.starts_with("failed to read .env: line 2: unexpected character"));
-        assert!(parse("A='x", &variables).is_err());
+        assert_eq!(
+            shown,
+            [
+                "A=1",
+                "B=two 1",
+                "C=$A",
+                "D=/h/x",
+                "E=a\n$b \"c\" A\\q",
+                "F=two\nlines",
+                "G=",
+                "HOME=/h",
+                "H[0]=x=y"
+            ]
+        );
+    }
+
+    #[test]
+    fn wrong_lines_are_named() {
+        for (text, expected) in [
+            (
+                "A=1\nB?=1",
+                "failed to read .env: line 2: unexpected character \"?\" in variable name \"B?=1\"",
+            ),
+            (
+                "B C=1",
+                "failed to read .env: line 1: key cannot contain a space",
+            ),
+            (
+                "\nA='x",
+                "failed to read .env: line 2: unterminated quoted value 'x",
+            ),
+            ("A=${B", "invalid interpolation format"),
+        ] {
+            let failed = read(text).unwrap_err();
+            assert!(failed.contains(expected), "{failed}");
+        }
+        let doubled: String = (1..40)
+            .map(|number| format!("A{number}=$A{0}$A{0}\n", number - 1))
+            .collect();
+        assert!(read(&format!("A0=xxxxxxxx\n{doubled}")).is_err());
     }
 }

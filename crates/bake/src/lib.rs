@@ -55,6 +55,9 @@ pub struct File {
     pub content: String,
 }
 
+/// Reads a file that a file of Compose names, by its path relative to the working directory. Returns `None` if there is none.
+pub type ReadFile<'a> = dyn Fn(&str) -> Result<Option<String>, String> + 'a;
+
 /// What definitions may see.
 #[derive(Clone, Debug, Default)]
 pub struct Environment {

@@ -33,7 +33,50 @@ pub fn parse_merged(text: &str) -> Result<Value, String> {
     load(text, loader)
 }
 
+/// A document of a file of Compose.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Document {
+    pub value: Value,
+    /// Keys from the root to each node that has the tag `!reset`, and so is left out, or `!override`.
+    pub replaced: Vec<Vec<String>>,
+}
+
+/// Parses all documents of a text, each as [`parse_merged`] does, with the tags `!reset` and `!override` of Compose.
+///
+/// # Errors
+/// Returns a text with the line of what is wrong.
+pub fn parse_documents(text: &str) -> Result<Vec<Document>, String> {
+    let mut loader = Loader {
+        merges: true,
+        is_tagged: true,
+        ..Loader::default()
+    };
+    let mut documents = Vec::new();
+    read(text, &mut loader, |root| {
+        let replaced = root.replaced.into_iter().map(|mut keys| {
+            keys.reverse();
+            keys
+        });
+        documents.push(Document {
+            value: root.value.unwrap_or_default(),
+            replaced: replaced.collect(),
+        });
+        true
+    })?;
+    Ok(documents)
+}
+
 fn load(text: &str, mut loader: Loader) -> Result<Value, String> {
+    let mut document = Value::Null;
+    read(text, &mut loader, |root| {
+        document = root.value.unwrap_or_default();
+        false
+    })?;
+    Ok(document)
+}
+
+/// Gives the root of each document to `take`, until it returns false.
+fn read(text: &str, loader: &mut Loader, mut take: impl FnMut(Node) -> bool) -> Result<(), String> {
     for event in Parser::new_from_str(text) {
         let (event, span) = event.map_err(|error| {
             let place = error.marker();
@@ -47,12 +90,33 @@ fn load(text: &str, mut loader: Loader) -> Result<Value, String> {
         let is_end = matches!(event, Event::DocumentEnd);
         let at = |text: String| format!("line {}: {text}", span.start.line());
         loader.take(event).map_err(at)?;
-        if is_end {
+        if is_end && !take(loader.document.take().unwrap_or_default()) {
             break;
         }
     }
-    Ok(loader.document.unwrap_or_default())
+    Ok(())
 }
+
+/// A value that is complete.
+#[derive(Clone, Debug, Default)]
+struct Node {
+    /// `None` with the tag `!reset`.
+    value: Option<Value>,
+    /// It and those in it.
+    nodes: usize,
+    /// Keys from each node with a tag of Compose up to this one.
+    replaced: Vec<Vec<String>>,
+}
+
+/// A tag of Compose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mark {
+    Reset,
+    Override,
+}
+
+/// What a tag of Compose counts as, because its path is kept for it.
+const NODES_OF_MARK: usize = MAX_DEPTH;
 
 /// A collection whose end has not come yet.
 enum Open {
@@ -66,48 +130,57 @@ enum Open {
 struct Level {
     open: Open,
     anchor: usize,
+    mark: Option<Mark>,
     /// Nodes in it so far.
     nodes: usize,
+    replaced: Vec<Vec<String>>,
 }
 
 #[derive(Default)]
 struct Loader {
     levels: Vec<Level>,
-    anchors: HashMap<usize, (Value, usize)>,
+    anchors: HashMap<usize, Node>,
     nodes: usize,
-    document: Option<Value>,
+    document: Option<Node>,
     /// Whether nulls stay and `<<` merges.
     merges: bool,
+    /// Whether there are Compose's tags.
+    is_tagged: bool,
 }
 
 impl Loader {
     fn take(&mut self, event: Event<'_>) -> Result<(), String> {
         match event {
             Event::Scalar(text, style, anchor, tag) => {
-                let nodes = 1 + text.len() / BYTES_OF_NODE;
-                let value = scalar(&text, style, tag.as_deref())?;
-                self.remember(anchor, &value, nodes)?;
-                self.add(value, nodes)
+                let mark = self.mark(tag.as_deref());
+                let tag = tag.filter(|_| mark.is_none());
+                let mut node = Node {
+                    value: Some(scalar(&text, style, tag.as_deref())?),
+                    nodes: 1 + text.len() / BYTES_OF_NODE,
+                    replaced: Vec::new(),
+                };
+                node.apply(mark);
+                self.remember(anchor, &node)?;
+                self.count(node.nodes)?;
+                self.put(node)
             }
             Event::Alias(anchor) => {
-                let known = self.anchors.get(&anchor).map(|(_, nodes)| *nodes);
+                let known = self.anchors.get(&anchor).map(|node| node.nodes);
                 let nodes = known.ok_or("an alias stands for a node that contains it")?;
                 // Counted before it is copied.
                 self.count(nodes)?;
-                let value = self.anchors[&anchor].0.clone();
-                self.put(value, nodes)
+                let node = self.anchors[&anchor].clone();
+                self.put(node)
             }
             Event::SequenceStart(anchor, tag) => {
-                check_tag(tag.as_deref())?;
-                self.open(Open::Sequence(Vec::new()), anchor)
+                self.open(Open::Sequence(Vec::new()), anchor, tag.as_deref())
             }
             Event::MappingStart(anchor, tag) => {
-                check_tag(tag.as_deref())?;
                 let open = Open::Mapping {
                     members: Map::new(),
                     key: None,
                 };
-                self.open(open, anchor)
+                self.open(open, anchor, tag.as_deref())
             }
             Event::SequenceEnd | Event::MappingEnd => self.close(),
             Event::Nothing
@@ -118,7 +191,21 @@ impl Loader {
         }
     }
 
-    fn open(&mut self, open: Open, anchor: usize) -> Result<(), String> {
+    /// Returns what a tag says, if it is one of Compose.
+    fn mark(&self, tag: Option<&Tag>) -> Option<Mark> {
+        let tag = tag.filter(|tag| self.is_tagged && tag.handle == "!")?;
+        match tag.suffix.as_str() {
+            "reset" => Some(Mark::Reset),
+            "override" => Some(Mark::Override),
+            _ => None,
+        }
+    }
+
+    fn open(&mut self, open: Open, anchor: usize, tag: Option<&Tag>) -> Result<(), String> {
+        let mark = self.mark(tag);
+        if mark.is_none() {
+            check_tag(tag)?;
+        }
         if self.levels.len() == MAX_DEPTH {
             return Err(format!("nested deeper than {MAX_DEPTH}"));
         }
@@ -126,35 +213,39 @@ impl Loader {
         self.levels.push(Level {
             open,
             anchor,
+            mark,
             nodes: 1,
+            replaced: Vec::new(),
         });
         Ok(())
     }
 
     fn close(&mut self) -> Result<(), String> {
-        let Some(Level {
-            open,
-            anchor,
-            nodes,
-        }) = self.levels.pop()
-        else {
+        let Some(level) = self.levels.pop() else {
             return Ok(());
         };
-        let value = match open {
+        let value = match level.open {
             Open::Sequence(items) => items.into(),
             Open::Mapping { members, .. } if self.merges => merged(members)?.into(),
             Open::Mapping { members, .. } => members.into(),
         };
-        self.remember(anchor, &value, nodes)?;
-        self.put(value, nodes)
+        let mut node = Node {
+            value: Some(value),
+            nodes: level.nodes,
+            replaced: level.replaced,
+        };
+        node.apply(level.mark);
+        self.remember(level.anchor, &node)?;
+        self.count(node.nodes - level.nodes)?;
+        self.put(node)
     }
 
     /// Keeps a copy of a value for its aliases, which counts as well: anchors can be nested.
-    fn remember(&mut self, anchor: usize, value: &Value, nodes: usize) -> Result<(), String> {
+    fn remember(&mut self, anchor: usize, node: &Node) -> Result<(), String> {
         // 0 is no anchor.
         if anchor != 0 {
-            self.count(nodes)?;
-            self.anchors.insert(anchor, (value.clone(), nodes));
+            self.count(node.nodes)?;
+            self.anchors.insert(anchor, node.clone());
         }
         Ok(())
     }
@@ -167,37 +258,61 @@ impl Loader {
         Ok(())
     }
 
-    fn add(&mut self, value: Value, nodes: usize) -> Result<(), String> {
-        self.count(nodes)?;
-        self.put(value, nodes)
-    }
-
     /// Adds a complete value, which is counted already, to the innermost open collection.
-    fn put(&mut self, value: Value, nodes: usize) -> Result<(), String> {
+    fn put(&mut self, node: Node) -> Result<(), String> {
         let Some(level) = self.levels.last_mut() else {
-            self.document = Some(value);
+            self.document = Some(node);
             return Ok(());
         };
-        level.nodes += nodes;
+        level.nodes += node.nodes;
         match &mut level.open {
-            Open::Sequence(items) => items.push(value),
+            // Compose resets nothing in sequences, but leaves the item out.
+            Open::Sequence(items) => items.extend(node.value),
             Open::Mapping { members, key } => match key.take() {
                 Some(key) if members.contains_key(&key) => {
                     return Err(format!("key {key:?} already set in map"));
                 }
-                Some(_) if value.is_null() && !self.merges => {}
-                Some(key) => drop(members.insert(key, value)),
+                Some(key) => {
+                    level
+                        .replaced
+                        .extend(node.replaced.into_iter().map(|mut keys| {
+                            if key != MERGE {
+                                keys.push(key.clone());
+                            }
+                            keys
+                        }));
+                    match node.value {
+                        None => {}
+                        Some(value) if value.is_null() && !self.merges => {}
+                        Some(value) => drop(members.insert(key, value)),
+                    }
+                }
                 None => {
-                    *key = Some(match value {
-                        Value::String(text) => text,
-                        Value::Number(number) => number.to_string(),
-                        Value::Bool(value) => value.to_string(),
+                    *key = Some(match node.value {
+                        Some(Value::String(text)) => text,
+                        Some(Value::Number(number)) => number.to_string(),
+                        Some(Value::Bool(value)) => value.to_string(),
                         _ => return Err("a key is not a string".into()),
                     });
                 }
             },
         }
         Ok(())
+    }
+}
+
+impl Node {
+    /// Notes a tag.
+    fn apply(&mut self, mark: Option<Mark>) {
+        if mark.is_none() {
+            return;
+        }
+        if mark == Some(Mark::Reset) {
+            self.value = None;
+        }
+        // The whole node is replaced.
+        self.replaced = vec![Vec::new()];
+        self.nodes += NODES_OF_MARK;
     }
 }
 
@@ -329,6 +444,28 @@ mod tests {
         assert_eq!(parse_merged(text).unwrap(), expected);
         assert!(parse_merged("a: {<<: 1}").is_err());
         assert_eq!(parse("a: {<<: 1}").unwrap(), json!({"a": {"<<": 1}}));
+    }
+
+    #[test]
+    fn tags_of_compose_are_noted() {
+        let text = "a: {b: !reset [1], c: !override {d: 1}, e: 1}\n--- \nf: [1, !reset 2]\ng: &g {h: !reset ~}\ni: {<<: *g, j: *g}\n";
+        let documents = parse_documents(text).unwrap();
+        let shown = documents.iter().map(|document| {
+            let paths = document.replaced.iter().map(|keys| keys.join("."));
+            (document.value.to_string(), paths.collect::<Vec<_>>())
+        });
+        let shown: Vec<_> = shown.collect();
+        assert_eq!(shown[0].0, r#"{"a":{"c":{"d":1},"e":1}}"#);
+        assert_eq!(shown[0].1, ["a.b", "a.c"]);
+        assert_eq!(shown[1].0, r#"{"f":[1],"g":{},"i":{"j":{}}}"#);
+        assert_eq!(shown[1].1, ["g.h", "i.h", "i.j.h"]);
+        assert_eq!(shown.len(), 2);
+        assert!(parse("a: !reset 1").is_err());
+        assert!(parse_documents("a: !other 1").is_err());
+        assert_eq!(parse_documents("").unwrap(), []);
+        let many = format!("a: &a !reset x\nb: [{}]", "*a, ".repeat(10_000));
+        let error = parse_documents(&many).unwrap_err();
+        assert!(error.contains("too large"), "{error}");
     }
 
     #[test]

@@ -1,115 +1,12 @@
 //! `build` of a service.
 
-use std::collections::BTreeMap;
+use serde_json::Value;
 
-use serde_json::{Map, Value};
-
+use super::Object;
+use super::canonical::{pairs, scalar};
 use crate::entries::{self, Attestation, Cache, Output, Secret, Ssh};
 use crate::error::{Error, Result};
-use crate::paths::{clean, is_remote};
 use crate::target::{Target, Texts, merge_entries, unique};
-
-type Object = Map<String, Value>;
-
-/// The attributes of `build` in Compose's schema.
-const KNOWN: [&str; 27] = [
-    "additional_contexts",
-    "args",
-    "cache_from",
-    "cache_to",
-    "context",
-    "dockerfile",
-    "dockerfile_inline",
-    "entitlements",
-    "extra_hosts",
-    "isolation",
-    "labels",
-    "network",
-    "no_cache",
-    "no_cache_filter",
-    "platforms",
-    "privileged",
-    "provenance",
-    "pull",
-    "sbom",
-    "secrets",
-    "shm_size",
-    "ssh",
-    "tags",
-    "target",
-    "ulimits",
-    "x-bake",
-    "develop",
-];
-
-/// Brings `build` of a service into its long form, so that several files can be merged.
-pub(super) fn normalize(name: &str, service: &mut Value) -> Result<()> {
-    let Value::Object(service) = service else {
-        return Ok(());
-    };
-    if let Some(environment) = service.get_mut("environment") {
-        *environment = pairs(environment, "=");
-    }
-    let Some(build) = service.get_mut("build") else {
-        return Ok(());
-    };
-    if let Value::String(context) = build {
-        let context = std::mem::take(context);
-        *build = Value::Object(
-            [("context".to_owned(), context.into())]
-                .into_iter()
-                .collect(),
-        );
-    }
-    let Value::Object(build) = build else {
-        return match build {
-            Value::Null => Ok(()),
-            _ => Err(Error::new(format!(
-                "services.{name}.build must be a string or a mapping"
-            ))),
-        };
-    };
-    let is_known = |key: &&String| KNOWN.contains(&key.as_str()) || key.starts_with("x-");
-    if let Some(unknown) = build.keys().find(|key| !is_known(key)) {
-        return Err(Error::new(format!(
-            "services.{name}.build additional properties '{unknown}' not allowed"
-        )));
-    }
-    for key in ["additional_contexts", "args", "labels"] {
-        if let Some(value) = build.get_mut(key) {
-            *value = pairs(value, "=");
-        }
-    }
-    if let Some(hosts) = build.get_mut("extra_hosts") {
-        *hosts = pairs(hosts, "=:");
-    }
-    Ok(())
-}
-
-/// Returns a list `KEY=VALUE` as a mapping. One of `separators` separates them.
-fn pairs(value: &Value, separators: &str) -> Value {
-    let Value::Array(items) = value else {
-        return value.clone();
-    };
-    let pair = |item: &Value| {
-        let text = scalar(item)?;
-        let at = text.find(|char| separators.contains(char));
-        Some(match at {
-            Some(at) => (text[..at].to_owned(), text[at + 1..].into()),
-            None => (text, Value::Null),
-        })
-    };
-    Value::Object(items.iter().filter_map(pair).collect())
-}
-
-/// Returns the text of a value that is neither a list nor a mapping.
-fn scalar(value: &Value) -> Option<String> {
-    match value {
-        Value::String(text) => Some(text.clone()),
-        Value::Number(_) | Value::Bool(_) => Some(value.to_string()),
-        _ => None,
-    }
-}
 
 /// Reads attributes of `build`.
 struct Build<'a> {
@@ -167,12 +64,12 @@ impl Build<'_> {
     }
 }
 
-/// Returns a service's target; `None` if it is not built.
+/// Returns a service's target; `None` if it is not built. `variable` is asked for arguments without values.
 pub(super) fn target(
     name: &str,
     service: &Object,
     secrets: &Object,
-    variables: &BTreeMap<String, String>,
+    variable: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Option<Target>> {
     let Some(Value::Object(members)) = service.get("build") else {
         return Ok(None);
@@ -185,11 +82,6 @@ pub(super) fn target(
             problem.detail
         ))
     })?;
-    let environment = service.get("environment");
-    let variable = |name: &str| {
-        let own = environment.and_then(|environment| scalar(environment.get(name)?));
-        own.or_else(|| variables.get(name).cloned())
-    };
     let args = build.texts("args")?.into_iter();
     let args = args.filter_map(|(name, value)| {
         let value = value.or_else(|| variable(&name))?;
@@ -207,7 +99,7 @@ pub(super) fn target(
     };
     let mut target = Target {
         name: own_name,
-        context: build.text("context")?.map(path),
+        context: build.text("context")?,
         contexts: contexts.collect(),
         dockerfile: build.text("dockerfile")?,
         dockerfile_inline: build.text("dockerfile_inline")?,
@@ -222,7 +114,7 @@ pub(super) fn target(
         secrets: build_secrets(&build, secrets)?,
         shm_size: shm_size(&build)?,
         ulimits: ulimits(&build)?,
-        extra_hosts: build.texts("extra_hosts")?,
+        extra_hosts: hosts(&build)?,
         attest: attestations(&build)?,
         no_cache: build.is_set("no_cache")?,
         pull: build.is_set("pull")?,
@@ -239,21 +131,26 @@ pub(super) fn target(
     Ok(Some(target))
 }
 
-/// Returns a path as Compose resolves it.
-fn path(text: String) -> String {
-    match is_remote(&text) || text.contains("://") {
-        true => text,
-        false => clean(&text),
+/// Returns a context, in which services are targets.
+fn context_of(text: String) -> String {
+    match text.split_once(':') {
+        Some(("service" | "target", name)) => format!("target:{}", name.replace('.', "_")),
+        _ => text,
     }
 }
 
-fn context_of(text: String) -> String {
-    if let Some((kind, name)) = text.split_once(':')
-        && matches!(kind, "service" | "target")
-    {
-        return format!("target:{}", name.replace('.', "_"));
-    }
-    path(text)
+fn hosts(build: &Build<'_>) -> Result<Texts> {
+    let wrong = || build.wrong("extra_hosts", "mapping");
+    let Some(value) = build.get("extra_hosts") else {
+        return Ok(Texts::new());
+    };
+    let host = |(host, addresses): (&String, &Value)| {
+        let addresses = addresses.as_array().ok_or_else(wrong)?.iter();
+        let addresses: Vec<String> = addresses.filter_map(scalar).collect();
+        Ok((host.clone(), Some(addresses.join(","))))
+    };
+    let members = value.as_object().ok_or_else(wrong)?.iter();
+    members.map(host).collect()
 }
 
 fn shm_size(build: &Build<'_>) -> Result<Option<String>> {
@@ -290,21 +187,15 @@ fn ulimits(build: &Build<'_>) -> Result<Option<Vec<String>>> {
 }
 
 fn ssh(build: &Build<'_>) -> Result<Option<Vec<Ssh>>> {
-    let texts = match build.get("ssh") {
-        None => return Ok(None),
-        Some(Value::Object(members)) => members
-            .iter()
-            .map(|(id, path)| match scalar(path) {
-                Some(path) if !path.is_empty() => format!("{id}={path}"),
-                _ => id.clone(),
-            })
-            .collect(),
-        Some(Value::String(text)) => vec![text.clone()],
-        Some(_) => build.list("ssh")?.unwrap_or_default(),
-    };
-    let mut found: Vec<Ssh> = entries::parse(&texts)?;
-    found.sort_by(|one, other| one.id.cmp(&other.id));
-    Ok(Some(found))
+    if build.get("ssh").is_none() {
+        return Ok(None);
+    }
+    let agents = build.texts("ssh")?.into_iter();
+    let agents = agents.map(|(id, path)| Ssh {
+        id,
+        paths: path.filter(|path| !path.is_empty()).into_iter().collect(),
+    });
+    Ok(Some(agents.collect()))
 }
 
 fn build_secrets(build: &Build<'_>, all: &Object) -> Result<Option<Vec<Secret>>> {
@@ -323,17 +214,22 @@ fn build_secrets(build: &Build<'_>, all: &Object) -> Result<Option<Vec<Secret>>>
             let found = all.get(&id).and_then(|secret| scalar(secret.get(key)?));
             found.unwrap_or_default()
         };
-        if text("external") == "true" {
+        if is_external(all.get(&id)) {
             return Err(Error::new(format!("unsupported external secret {id}")));
         }
-        let file = text("file");
         Ok(Secret {
-            file: if file.is_empty() { file } else { clean(&file) },
+            file: text("file"),
             env: text("environment"),
             id,
         })
     };
     items.map(secret).collect::<Result<_>>().map(Some)
+}
+
+/// Whether a secret is none of the files. A mapping with its name is the former form.
+pub(super) fn is_external(secret: Option<&Value>) -> bool {
+    let external = secret.and_then(|secret| secret.get("external"));
+    external.is_some_and(|external| external.is_object() || external == "true" || *external == true)
 }
 
 fn attestations(build: &Build<'_>) -> Result<Option<Vec<Attestation>>> {
@@ -384,15 +280,19 @@ fn extension(build: &Build<'_>, target: &mut Target) -> Result<()> {
                 merge_entries(&mut target.cache_to, &Some(entries::parse(&list(value)?)?))
             }
             "secret" => merge_entries(&mut target.secrets, &Some(entries::parse(&list(value)?)?)),
-            "ssh" => merge_entries(&mut target.ssh, &Some(entries::parse(&list(value)?)?)),
+            "ssh" => {
+                merge_entries(&mut target.ssh, &Some(entries::parse(&list(value)?)?));
+                let agents = target.ssh.iter_mut();
+                agents.for_each(|agents| agents.sort_by(|one, other| one.id.cmp(&other.id)));
+            }
             "output" => {
                 let outputs: Vec<Output> = entries::parse(&list(value)?)?;
                 merge_entries(&mut target.outputs, &Some(outputs));
             }
-            "pull" => target.pull = truth(value),
-            "no-cache" => target.no_cache = truth(value),
+            "pull" => target.pull = Some(truth(value).ok_or_else(wrong)?),
+            "no-cache" => target.no_cache = Some(truth(value).ok_or_else(wrong)?),
             "contexts" => {
-                let Value::Object(contexts) = pairs(value, "=") else {
+                let Some(Value::Object(contexts)) = pairs(value) else {
                     return Err(wrong());
                 };
                 for (name, context) in contexts {

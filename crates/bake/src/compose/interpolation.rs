@@ -1,34 +1,120 @@
 //! Variables in Compose's files: `$NAME`, `${NAME:-DEFAULT}`, `${NAME:?ERROR}`, `${NAME:+OTHER}`.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+
 /// How deep variables may be in the defaults of others.
 const MAX_DEPTH: usize = 20;
 
 /// The maximum length of a text.
 const MAX_TEXT: usize = 1 << 20;
 
-/// Replaces variables. One that is not set is empty.
+/// The maximum length of all texts with variables.
+const MAX_TEXTS: usize = 64 << 20;
+
+/// Why variables cannot be replaced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Wrong {
+    Template,
+    Other(String),
+}
+
+impl Wrong {
+    /// Returns what is wrong with the text of a value.
+    pub fn told(&self, text: &str, path: &str) -> String {
+        match self {
+            Self::Template => format!(
+                "invalid interpolation format for {path}.\nYou may need to escape any $ with another $.\n{text}"
+            ),
+            Self::Other(cause) => format!("error while interpolating {path}: {cause}"),
+        }
+    }
+}
+
+/// Replaces variables in values.
+#[derive(Debug, Default)]
+pub(super) struct Interpolation {
+    bytes: usize,
+    /// Names of variables that have no value.
+    pub unset: BTreeSet<String>,
+}
+
+impl Interpolation {
+    /// Replaces the variables of a text. `path` is its place in the document.
+    pub fn text(
+        &mut self,
+        text: &str,
+        path: &str,
+        variables: &BTreeMap<String, String>,
+    ) -> Result<String> {
+        if !text.contains('$') {
+            return Ok(text.to_owned());
+        }
+        let known = |name: &str| variables.get(name).cloned();
+        let replaced = interpolate(text, &known, &mut self.unset);
+        let replaced = replaced.map_err(|wrong| Error::new(wrong.told(text, path)))?;
+        self.bytes += replaced.len();
+        match self.bytes > MAX_TEXTS {
+            true => Err(Error::new(format!(
+                "texts with variables have more than {MAX_TEXTS} bytes"
+            ))),
+            false => Ok(replaced),
+        }
+    }
+
+    /// Replaces the variables of all texts in a value.
+    pub fn replace(
+        &mut self,
+        value: &mut Value,
+        path: &str,
+        variables: &BTreeMap<String, String>,
+    ) -> Result<()> {
+        match value {
+            Value::String(text) => {
+                *text = self.text(text, path, variables)?;
+                Ok(())
+            }
+            Value::Array(items) => {
+                let path = format!("{path}.[]");
+                let mut items = items.iter_mut();
+                items.try_for_each(|item| self.replace(item, &path, variables))
+            }
+            Value::Object(members) => {
+                let mut members = members.iter_mut();
+                members.try_for_each(|(key, value)| {
+                    self.replace(value, &format!("{path}.{key}"), variables)
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+type Variable<'a> = dyn Fn(&str) -> Option<String> + 'a;
+
+/// Replaces variables. One that is not set is empty, and added to `unset`.
 ///
 /// # Errors
 /// Returns what is malformed, or the error of a variable that is required.
 pub(crate) fn interpolate(
     text: &str,
-    variable: &dyn Fn(&str) -> Option<String>,
-) -> Result<String, String> {
-    nested(text, variable, 0)
+    variable: &Variable<'_>,
+    unset: &mut BTreeSet<String>,
+) -> std::result::Result<String, Wrong> {
+    nested(text, variable, unset, 0)
 }
 
 fn nested(
     text: &str,
-    variable: &dyn Fn(&str) -> Option<String>,
+    variable: &Variable<'_>,
+    unset: &mut BTreeSet<String>,
     depth: usize,
-) -> Result<String, String> {
-    let invalid = || {
-        format!(
-            "invalid interpolation format: {text:?}. You may need to escape any $ with another $"
-        )
-    };
+) -> std::result::Result<String, Wrong> {
     if depth > MAX_DEPTH {
-        return Err("variables are nested too deeply".into());
+        return Err(Wrong::Other("variables are nested too deeply".into()));
     }
     let mut out = String::new();
     let mut rest = text;
@@ -39,29 +125,35 @@ fn nested(
             out.push('$');
             rest = after;
         } else if let Some(after) = rest.strip_prefix('{') {
-            let end = closing(after).ok_or_else(invalid)?;
-            let name = name_length(after);
-            if name == 0 {
-                return Err(invalid());
+            let end = closing(after).ok_or(Wrong::Template)?;
+            let (name, operator) = after[..end].split_at(name_length(after));
+            match (name, operator) {
+                ("", _) => return Err(Wrong::Template),
+                (name, "") => out += &plain(name, variable, unset),
+                (name, operator) => out += &braced(name, operator, variable, unset, depth)?,
             }
-            let (name, operator) = after[..end].split_at(name);
-            out += &braced(name, operator, variable, depth)
-                .ok_or_else(invalid)
-                .and_then(|found| found)?;
             rest = &after[end + 1..];
         } else {
-            let length = name_length(rest);
-            if length == 0 {
-                return Err(invalid());
+            // What is no name stays.
+            match name_length(rest) {
+                0 => out.push('$'),
+                length => out += &plain(&rest[..length], variable, unset),
             }
-            out += &variable(&rest[..length]).unwrap_or_default();
-            rest = &rest[length..];
+            rest = &rest[name_length(rest)..];
         }
         if out.len() > MAX_TEXT {
-            return Err("the text is too long".into());
+            return Err(Wrong::Other("the text is too long".into()));
         }
     }
     Ok(out + rest)
+}
+
+/// Returns the value of a variable, or nothing for one that is not set.
+fn plain(name: &str, variable: &Variable<'_>, unset: &mut BTreeSet<String>) -> String {
+    variable(name).unwrap_or_else(|| {
+        unset.insert(name.to_owned());
+        String::new()
+    })
 }
 
 /// Returns the length of a variable's name at the begin.
@@ -73,52 +165,50 @@ fn name_length(text: &str) -> usize {
     }
 }
 
-/// Returns the place of the brace that closes.
+/// Returns the place of the brace that closes. If there are not as many as are open, it is the last one.
 fn closing(text: &str) -> Option<usize> {
     let mut open = 0_usize;
-    let bytes = text.as_bytes();
-    for (at, byte) in bytes.iter().enumerate() {
+    for (at, byte) in text.bytes().enumerate() {
         match byte {
-            b'{' if at > 0 && bytes[at - 1] == b'$' => open += 1,
+            b'{' => open += 1,
             b'}' if open == 0 => return Some(at),
             b'}' => open -= 1,
             _ => {}
         }
     }
-    None
+    text.rfind('}')
 }
 
-/// Returns what `${NAME OPERATOR}` stands for; `None` for an unknown operator.
+/// Returns what `${NAME OPERATOR}` stands for.
 fn braced(
     name: &str,
     operator: &str,
-    variable: &dyn Fn(&str) -> Option<String>,
+    variable: &Variable<'_>,
+    unset: &mut BTreeSet<String>,
     depth: usize,
-) -> Option<Result<String, String>> {
+) -> std::result::Result<String, Wrong> {
     let value = variable(name);
-    if operator.is_empty() {
-        return Some(Ok(value.unwrap_or_default()));
-    }
     let (empty_counts, operator) = match operator.strip_prefix(':') {
         Some(operator) => (true, operator),
         None => (false, operator),
     };
     let value = value.filter(|value| !empty_counts || !value.is_empty());
-    let kind = operator.chars().next()?;
-    let word = || nested(&operator[1..], variable, depth + 1);
-    Some(match (kind, value) {
+    let kind = operator.chars().next().ok_or(Wrong::Template)?;
+    let mut word = || nested(&operator[1..], variable, unset, depth + 1);
+    match (kind, value) {
         ('-' | '?', Some(value)) => Ok(value),
         ('-', None) => word(),
-        ('?', None) => word().and_then(|word| {
-            Err(match word.as_str() {
-                "" => format!("required variable {name} is missing a value"),
-                word => format!("required variable {name} is missing a value: {word}"),
-            })
-        }),
+        ('?', None) => {
+            let missing = format!("required variable {name} is missing a value");
+            Err(Wrong::Other(match word()?.as_str() {
+                "" => missing,
+                word => format!("{missing}: {word}"),
+            }))
+        }
         ('+', Some(_)) => word(),
         ('+', None) => Ok(String::new()),
-        _ => return None,
-    })
+        _ => Err(Wrong::Template),
+    }
 }
 
 #[cfg(test)]
@@ -132,31 +222,43 @@ mod tests {
             "E" => Some(String::new()),
             _ => None,
         };
+        let missing = |text: &str| Err(Wrong::Other(text.into()));
         for (text, expected) in [
             ("$A-${A}-$$A", Ok("1-1-$A")),
             ("${B}x$B", Ok("x")),
             ("${B:-${A}y}", Ok("1y")),
+            ("${B:-{\"a\": {}}}z", Ok("{\"a\": {}}z")),
+            ("${B:-{}", Ok("{")),
             ("${E:-d}${E-d}", Ok("d")),
             ("${A:+z}${B+z}", Ok("z")),
-            ("${B:?}", Err("required variable B is missing a value")),
+            ("$5 $", Ok("$5 $")),
+            ("${B:?}", missing("required variable B is missing a value")),
             (
                 "${E:?no}",
-                Err("required variable E is missing a value: no"),
+                missing("required variable E is missing a value: no"),
             ),
-            ("${A", Err("invalid interpolation format")),
-            ("${A!x}", Err("invalid interpolation format")),
-            ("$", Err("invalid interpolation format")),
+            ("${A", Err(Wrong::Template)),
+            ("${A!x}", Err(Wrong::Template)),
+            ("${}", Err(Wrong::Template)),
         ] {
-            let found = interpolate(text, &variable);
-            match expected {
-                Ok(expected) => assert_eq!(found.as_deref(), Ok(expected), "{text}"),
-                Err(expected) => assert!(found.unwrap_err().starts_with(expected), "{text}"),
-            }
+            let mut unset = BTreeSet::new();
+            let found = interpolate(text, &variable, &mut unset);
+            assert_eq!(found, expected.map(str::to_owned), "{text}");
+            assert_eq!(unset.contains("B"), text == "${B}x$B", "{text}");
         }
         let deep = format!("{}{}", "${B:-".repeat(100), "}".repeat(100));
         assert_eq!(
-            interpolate(&deep, &variable),
-            Err("variables are nested too deeply".into())
+            interpolate(&deep, &variable, &mut BTreeSet::new()),
+            missing("variables are nested too deeply").map(str::to_owned)
         );
+    }
+
+    #[test]
+    fn texts_are_bounded() {
+        let variables = [("A".to_owned(), "x".repeat(1 << 19))].into();
+        let mut interpolation = Interpolation::default();
+        let mut many = Value::Array(vec!["$A".into(); 1000]);
+        let failed = interpolation.replace(&mut many, "x", &variables);
+        assert!(failed.unwrap_err().text.contains("more than"));
     }
 }

@@ -69,26 +69,23 @@ impl Allowed {
     /// # Errors
     /// Returns an error if something is missing.
     pub fn check(&self, resolved: &Resolved, is_raw: bool) -> Outcome<()> {
-        let directory = std::env::current_dir()
-            .and_then(|directory| directory.canonicalize())
-            .map_err(|error| {
-                let cause = plain(&error);
-                Failure::new(format!("failed to get current working directory: {cause}"))
-            })?;
+        let directory = working_directory()?;
         let missing = self.missing(resolved, &directory)?;
-        let checks_files = match std::env::var("BUILDX_BAKE_ENTITLEMENTS_FS") {
-            Ok(text) => Some(whelk_text::parse_bool(&text).ok_or_else(|| {
-                Failure::new(format!(
-                    "failed to parse BUILDX_BAKE_ENTITLEMENTS_FS value {text:?}"
-                ))
-            })?),
-            Err(_) => None,
-        };
+        let checks_files = checks_files()?;
         // Compose, which reads this form, has asked already.
         if is_raw {
             return Ok(());
         }
         missing.ask(&directory, checks_files)
+    }
+
+    /// Returns whether definitions may read a file that another one names.
+    pub fn reads(&self, path: &str) -> Outcome<bool> {
+        if checks_files()? == Some(false) {
+            return Ok(true);
+        }
+        let paths = [path.to_owned()].into();
+        Ok(outside(paths, self.read.iter(), &working_directory()?)?.is_empty())
     }
 
     fn missing(&self, resolved: &Resolved, directory: &Path) -> Outcome<Missing> {
@@ -124,6 +121,27 @@ impl Allowed {
         missing.read = outside(reads, read, directory)?;
         missing.written = outside(writes, written, directory)?;
         Ok(missing)
+    }
+}
+
+fn working_directory() -> Outcome<PathBuf> {
+    let directory = std::env::current_dir().and_then(|directory| directory.canonicalize());
+    directory.map_err(|error| {
+        let cause = plain(&error);
+        Failure::new(format!("failed to get current working directory: {cause}"))
+    })
+}
+
+/// Returns whether the access to files is checked, if the user says so.
+fn checks_files() -> Outcome<Option<bool>> {
+    let Ok(text) = std::env::var("BUILDX_BAKE_ENTITLEMENTS_FS") else {
+        return Ok(None);
+    };
+    match whelk_text::parse_bool(&text) {
+        Some(checks) => Ok(Some(checks)),
+        None => Err(Failure::new(format!(
+            "failed to parse BUILDX_BAKE_ENTITLEMENTS_FS value {text:?}"
+        ))),
     }
 }
 

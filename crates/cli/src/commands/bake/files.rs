@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use whelk_bake::{DEFAULT_FILES, Environment, File};
 use whelk_image::Platform;
 
+use super::entitlements::Allowed;
 use crate::{Failure, Outcome, files, plain};
 
 /// The maximum size of a file in bytes.
@@ -64,6 +65,35 @@ pub(super) fn read(given: &[String]) -> Outcome<Vec<File>> {
         found.push(File { name, content });
     }
     Ok(found)
+}
+
+/// Reads a file that another one names. Returns `None` if there is none. Blocking.
+///
+/// # Errors
+/// Returns a text for what cannot be read, or is outside of what the user allows.
+pub(super) fn named(allowed: &Allowed, path: &str) -> Result<Option<String>, String> {
+    let failed = |error: &io::Error| format!("open {path}: {}", plain(error));
+    let found = match std::fs::metadata(path) {
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(&error)),
+    };
+    // As beside the command.
+    if found.is_dir() && Path::new(path).ends_with(DOT_ENV) {
+        return Ok(None);
+    }
+    // A pipe or a device might never end.
+    if !found.is_file() {
+        return Err(format!("open {path}: not a regular file"));
+    }
+    if !allowed.reads(path).map_err(|failure| failure.text)? {
+        return Err(format!(
+            "open {path}: it is outside of the working directory; pass --allow=fs.read={path} to read it"
+        ));
+    }
+    let content = files::read_at_most(Path::new(path), MAX_FILE).map_err(|error| failed(&error))?;
+    let content = String::from_utf8(content).map_err(|_| format!("{path} is not valid UTF-8"))?;
+    Ok(Some(content))
 }
 
 fn standard_input() -> io::Result<Vec<u8>> {

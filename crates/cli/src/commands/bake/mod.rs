@@ -13,10 +13,12 @@ mod run;
 mod target;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use clap::Args;
-use whelk_bake::{Definitions, Resolved, attestation};
+use whelk_bake::{Definitions, Environment, File, Resolved, attestation};
 
+use self::entitlements::Allowed;
 use crate::client::Client;
 use crate::commands::build::options::one_builder;
 use crate::output::{print, warn_line};
@@ -181,7 +183,7 @@ async fn bake_inner(client: &Client, args: &BakeArgs) -> Outcome {
     }
     let called = args.call()?;
     let overrides = args.overrides()?;
-    let allowed = entitlements::Allowed::parse(&args.allow)?;
+    let allowed = Arc::new(Allowed::parse(&args.allow)?);
     let environment = files::environment()?;
     let given = args.file.clone();
     // The standard input may be a pipe that nobody writes to.
@@ -192,7 +194,7 @@ async fn bake_inner(client: &Client, args: &BakeArgs) -> Outcome {
     if found.is_empty() {
         return Err(Failure::new("couldn't find a bake definition"));
     }
-    let definitions = Definitions::read(&found, &environment).map_err(failure)?;
+    let definitions = definitions(found, &environment, &allowed).await?;
     for warning in &definitions.warnings {
         warn_line!("WARNING: {warning}");
     }
@@ -217,6 +219,22 @@ async fn bake_inner(client: &Client, args: &BakeArgs) -> Outcome {
     }
     allowed.check(&resolved, args.progress == "rawjson")?;
     run::run(client, args, &resolved, called).await
+}
+
+/// Returns what files define. Those of Compose may name further files.
+async fn definitions(
+    found: Vec<File>,
+    environment: &Environment,
+    allowed: &Arc<Allowed>,
+) -> Outcome<Definitions> {
+    let (environment, allowed) = (environment.clone(), Arc::clone(allowed));
+    let read = move || {
+        let more = |path: &str| files::named(&allowed, path);
+        Definitions::read(&found, &environment, &more)
+    };
+    let read = tokio::task::spawn_blocking(read).await;
+    read.map_err(|error| Failure::new(error.to_string()))?
+        .map_err(failure)
 }
 
 /// Sets the time of images, unless targets have their own.
