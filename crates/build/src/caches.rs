@@ -13,7 +13,6 @@ use std::io::Read;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::SystemTime;
 
 use rustix::fs::{Gid, Uid};
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
@@ -25,24 +24,25 @@ use whelk_sys::fs;
 use whelk_sys::sync::IgnorePoison as _;
 
 use crate::error::{Error, Result, os};
+use crate::usage::StoredDirectory;
 
 /// The caches of an engine.
 #[derive(Debug)]
 pub(crate) struct Caches {
     directory: PathBuf,
-    known: Arc<Known>,
+    state: Arc<CacheState>,
 }
 
 /// What is known of caches, by their directory's name.
 #[derive(Debug, Default)]
-struct Known {
+struct CacheState {
     /// Those that are in use. Dockerfiles may name any number of others.
     locks: Mutex<HashMap<String, Arc<RwLock<()>>>>,
     /// The sizes that were measured after the last use.
     sizes: Mutex<HashMap<String, u64>>,
 }
 
-impl Known {
+impl CacheState {
     fn lock(&self, name: &str) -> Arc<RwLock<()>> {
         let mut locks = self.locks.lock().ignore_poison();
         locks.retain(|_, lock| Arc::strong_count(lock) > 1);
@@ -54,14 +54,14 @@ impl Known {
 #[derive(Debug)]
 pub(crate) struct Used {
     pub path: PathBuf,
-    known: Arc<Known>,
+    state: Arc<CacheState>,
     _lock: Lock,
 }
 
 impl Drop for Used {
     fn drop(&mut self) {
         let name = self.path.file_name().unwrap_or_default();
-        let mut sizes = self.known.sizes.lock().ignore_poison();
+        let mut sizes = self.state.sizes.lock().ignore_poison();
         sizes.remove(&*name.to_string_lossy());
     }
 }
@@ -72,32 +72,17 @@ enum Lock {
     Own(#[allow(dead_code, reason = "held until it is dropped")] OwnedRwLockWriteGuard<()>),
 }
 
-/// A cache or a client's directory on disk.
-#[derive(Clone, Debug)]
-pub struct Kept {
-    /// The name of its directory.
-    pub name: String,
-    /// What a Dockerfile, or a client, calls it.
-    pub id: String,
-    /// In bytes.
-    pub size: u64,
-    pub is_used: bool,
-    /// Nanoseconds since the epoch.
-    pub created: i64,
-    pub used: i64,
-}
-
 impl Caches {
     pub fn new(root: &Path) -> Self {
         Self {
             directory: root.join("build/mounts"),
-            known: Arc::default(),
+            state: Arc::default(),
         }
     }
 
     /// Returns whether a step has a cache, or waits for it. Takes no lock: a step would find the cache in use.
     fn is_used(&self, name: &str) -> bool {
-        let locks = self.known.locks.lock().ignore_poison();
+        let locks = self.state.locks.lock().ignore_poison();
         locks
             .get(name)
             .is_some_and(|lock| Arc::strong_count(lock) > 1)
@@ -106,7 +91,7 @@ impl Caches {
     /// Takes the cache of a key. Waits for one that is locked by another step.
     pub async fn take(&self, key: &Digest, sharing: CacheSharing) -> Used {
         let name = name_of(key);
-        let lock = self.known.lock(&name);
+        let lock = self.state.lock(&name);
         let used = |name: &str, lock: Lock| self.used(name, lock);
         match sharing {
             CacheSharing::Shared => used(&name, Lock::Shared(lock.read_owned().await)),
@@ -118,7 +103,7 @@ impl Caches {
                         0 => name.clone(),
                         number => format!("{name}-{number}"),
                     };
-                    if let Ok(guard) = self.known.lock(&name).try_write_owned() {
+                    if let Ok(guard) = self.state.lock(&name).try_write_owned() {
                         return used(&name, Lock::Own(guard));
                     }
                     number += 1;
@@ -130,7 +115,7 @@ impl Caches {
     fn used(&self, name: &str, lock: Lock) -> Used {
         Used {
             path: self.directory.join(name),
-            known: self.known.clone(),
+            state: self.state.clone(),
             _lock: lock,
         }
     }
@@ -145,16 +130,11 @@ impl Caches {
     ) -> Result<PathBuf> {
         let files = used.path.join("fs");
         if fs::exists(&files) {
-            // A step has it now.
+            // It is no longer one that no step has used.
             if let Err(error) = fs::remove_if_exists(used.path.join(IMPORTED)) {
                 tracing::warn!("note the use of a cache: {error}");
             }
-            // The time of the last use.
-            let now = SystemTime::now();
-            let _ = fs::open(used.path.join("id")).and_then(|file| {
-                file.set_modified(now)
-                    .map_err(fs::at("set the time of", used.path.join("id")))
-            });
+            let _ = fs::touch(used.path.join("id"));
             return Ok(files);
         }
         let scratch = store.staging.scratch()?;
@@ -178,7 +158,7 @@ impl Caches {
     }
 
     /// Returns the caches on disk. Blocking.
-    pub fn list(&self) -> Result<Vec<Kept>> {
+    pub fn list(&self) -> Result<Vec<StoredDirectory>> {
         if !fs::exists(&self.directory) {
             return Ok(Vec::new());
         }
@@ -186,25 +166,11 @@ impl Caches {
         for entry in fs::list(&self.directory)? {
             let name = entry.file_name().to_string_lossy().into_owned();
             let (path, id) = (entry.path(), entry.path().join("id"));
-            let time = |time: std::io::Result<SystemTime>| {
-                let since = time.ok()?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
-                i64::try_from(since.as_nanos()).ok()
-            };
-            let found = fs::metadata(&id).ok();
-            all.push(Kept {
-                id: fs::read_to_string(&id).unwrap_or_default(),
-                size: self.size(&name, &path),
-                is_used: self.is_used(&name),
-                created: found
-                    .as_ref()
-                    .and_then(|found| time(found.created()))
-                    .unwrap_or(0),
-                used: found
-                    .as_ref()
-                    .and_then(|found| time(found.modified()))
-                    .unwrap_or(0),
-                name,
-            });
+            let text = fs::read_to_string(&id).unwrap_or_default();
+            let (size, is_used) = (self.size(&name, &path), self.is_used(&name));
+            let times = fs::metadata(&id).ok();
+            let stored = StoredDirectory::new(name, text, size, is_used, times.as_ref());
+            all.push(stored);
         }
         Ok(all)
     }
@@ -253,7 +219,7 @@ impl Caches {
 
     /// Takes a cache for its user's own purpose: alone to change it, otherwise as a step that shares it. Does not wait.
     fn take_now(&self, name: &str, is_changed: bool) -> Result<Used> {
-        let lock = self.known.lock(name);
+        let lock = self.state.lock(name);
         let lock = match is_changed {
             true => lock.try_write_owned().ok().map(Lock::Own),
             false => lock.try_read_owned().ok().map(Lock::Shared),
@@ -327,13 +293,13 @@ impl Caches {
 
     /// Returns the size of a cache, which is measured once after each use.
     fn size(&self, name: &str, path: &Path) -> u64 {
-        let known = self.known.sizes.lock().ignore_poison().get(name).copied();
+        let known = self.state.sizes.lock().ignore_poison().get(name).copied();
         known.unwrap_or_else(|| {
             let directory = fs::open(path).ok();
             let size = directory.and_then(|directory| copy::disk_usage(directory).ok());
             let size = size.unwrap_or(0);
             if !self.is_used(name) {
-                let mut sizes = self.known.sizes.lock().ignore_poison();
+                let mut sizes = self.state.sizes.lock().ignore_poison();
                 sizes.insert(name.to_owned(), size);
             }
             size
@@ -342,11 +308,11 @@ impl Caches {
 
     /// Removes a cache that no step uses. Returns whether it was removed. Blocking.
     pub fn remove(&self, store: &Store, name: &str) -> Result<bool> {
-        let Ok(_guard) = self.known.lock(name).try_write_owned() else {
+        let Ok(_guard) = self.state.lock(name).try_write_owned() else {
             return Ok(false);
         };
         let trashed = store.staging.trash(&self.directory.join(name))?;
-        self.known.sizes.lock().ignore_poison().remove(name);
+        self.state.sizes.lock().ignore_poison().remove(name);
         let is_removed = trashed.is_some();
         store.staging.dispose(trashed);
         Ok(is_removed)
@@ -362,7 +328,7 @@ impl Used {
         if imported == self.path || !fs::exists(imported.join(IMPORTED)) {
             return Ok(false);
         }
-        let Ok(_guard) = self.known.lock(&name).try_write_owned() else {
+        let Ok(_guard) = self.state.lock(&name).try_write_owned() else {
             return Ok(false);
         };
         let files = imported.join("fs");
@@ -378,7 +344,7 @@ impl Used {
         fs::set_mode(&files, wanted.mode() & 0o7777)?;
         fs::rename(&imported, &self.path)?;
         fs::remove_if_exists(self.path.join(IMPORTED))?;
-        self.known.sizes.lock().ignore_poison().remove(&name);
+        self.state.sizes.lock().ignore_poison().remove(&name);
         Ok(true)
     }
 }
@@ -468,10 +434,10 @@ mod tests {
             drop(caches.take(&other, CacheSharing::Shared).await);
         }
         // The private one is still in use, and the last one was.
-        assert!(caches.known.locks.lock().unwrap().len() <= 2);
+        assert!(caches.state.locks.lock().unwrap().len() <= 2);
         let kept = caches.list().unwrap();
         // To look at a cache is no use of it.
-        let lock = caches.known.lock(&kept[0].name);
+        let lock = caches.state.lock(&kept[0].name);
         let _writing = lock.try_write().unwrap();
         assert_eq!(caches.list().unwrap().len(), 1);
         drop(_writing);

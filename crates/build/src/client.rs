@@ -15,7 +15,7 @@ use whelk_sys::sync::IgnorePoison as _;
 use crate::directory::Directory;
 use crate::error::{Error, Result};
 use crate::progress::Work;
-use crate::transfer::Outgoing;
+use crate::transfer::OutgoingBlob;
 
 /// The bytes of a file, as they come.
 pub type Pieces = BoxStream<'static, Result<Bytes>>;
@@ -89,7 +89,7 @@ pub trait Client: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// Returns an error if the client has left, or has no such store, and the error of what is sent.
-    fn put<'a>(&'a self, store: &'a str, blob: Outgoing) -> BoxFuture<'a, Result<()>> {
+    fn put<'a>(&'a self, store: &'a str, blob: OutgoingBlob) -> BoxFuture<'a, Result<()>> {
         drop(blob);
         Box::pin(async move { Err(Error::Unsupported(format!("the store {store}"))) })
     }

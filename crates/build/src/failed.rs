@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::layers::Stack;
 use crate::provenance::Capture;
 use crate::request::Solved;
-use crate::transfer::Made;
+use crate::transfer::ExportedSteps;
 
 /// What a failed process has left, and how it was executed.
 #[derive(Debug)]
@@ -54,7 +54,7 @@ impl Builder {
             stack: failed.stack.clone(),
             lease: failed.lease.clone(),
             keys: Vec::new(),
-            made: Made::default(),
+            made: ExportedSteps::default(),
             capture: Capture::default(),
         };
         self.export(&solved, image, None, Vec::new()).await

@@ -55,7 +55,6 @@ use whelk_engine::Engine;
 
 pub use attest::{Attest, Sbom};
 pub use cache::Cache;
-pub use caches::Kept;
 pub use client::{Client, Pieces};
 pub use directory::{Content, Directory, Index};
 pub use entitlements::{AllowedEntitlements, Devices, Entitlements};
@@ -67,19 +66,19 @@ pub use index::{IndexSettings, Member, StoredIndex};
 pub use layers::View;
 pub use log::{Frames, Log};
 pub use ops::Settings;
-pub use progress::{Event, EventKind, Follower, Progress, Told, Work};
+pub use progress::{Event, EventKind, Follower, FrontendWarning, Progress, Work};
 pub use request::{Converted, Request, Solved, parse_reference};
 pub use sbom::Scanned;
 pub use solver::Job;
 pub use sources::{Images, Resolved};
 pub use statement::{Bill, Encoded, Statement};
-pub use transfer::{Export as CacheExport, Import as CacheImport, Imports, Outgoing};
-pub use usage::{HeldCache, Locals, Pruned};
+pub use transfer::{Export as CacheExport, Import as CacheImport, Imports, OutgoingBlob};
+pub use usage::{HeldCache, Locals, Pruned, StoredDirectory};
 
 use caches::Caches;
 use solver::Flights;
+use sources::fetched::FetchedDirectories;
 use sources::http::WebFiles;
-use sources::kept::Kept as KeptFiles;
 use usage::Collected;
 
 /// Processes that run at the same time for each processor: some wait for the network or the disk.
@@ -120,7 +119,7 @@ pub struct Builder {
     caches: Caches,
     web: WebFiles,
     /// Checkouts of git repositories.
-    git: KeptFiles,
+    git: FetchedDirectories,
     /// Limits the processes that run at the same time.
     steps: Arc<Semaphore>,
     /// Limits the threads that wait for the bytes of packs and layers.
@@ -146,16 +145,16 @@ impl Builder {
         if let Err(error) = ops::remove_secrets(&engine.instance.run) {
             tracing::warn!("remove secrets of builds: {error}");
         }
-        let kept = |kind: &str| {
+        let fetched = |kind: &str| {
             let path = engine.instance.root.join("build").join(kind);
             let staging = engine.images.store().staging.clone();
-            KeptFiles::new(path, staging, cache.boot())
+            FetchedDirectories::new(path, staging, cache.boot())
         };
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Arc::new(Self {
             caches: Caches::new(&engine.instance.root),
-            web: WebFiles::new(kept("http")),
-            git: kept("git"),
+            web: WebFiles::new(fetched("http")),
+            git: fetched("git"),
             engine,
             cache: Arc::new(cache),
             flights: Mutex::default(),

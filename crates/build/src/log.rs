@@ -42,7 +42,7 @@ pub(crate) fn frame(stream: u8, bytes: &[u8]) -> Vec<u8> {
 #[derive(Debug)]
 pub struct Log {
     staging: Staging,
-    kept: Mutex<Kept>,
+    storage: Mutex<Storage>,
     written: watch::Sender<Written>,
     frames: Mutex<Boundary>,
     limit: u64,
@@ -85,14 +85,14 @@ impl Boundary {
     }
 }
 
-/// Where the output is.
+/// Where the bytes of a log are.
 #[derive(Debug, Default)]
-enum Kept {
+enum Storage {
     #[default]
     Nowhere,
-    /// It has no name any more.
+    /// A file without a name.
     File(Arc<std::fs::File>),
-    /// A short one when it is complete: it needs no descriptor.
+    /// Of a short log that is complete, so that it needs no descriptor.
     Memory(Vec<u8>),
 }
 
@@ -101,7 +101,7 @@ impl Log {
     pub(crate) fn new(staging: &Staging) -> Self {
         Self {
             staging: staging.clone(),
-            kept: Mutex::default(),
+            storage: Mutex::default(),
             written: watch::Sender::default(),
             frames: Mutex::default(),
             limit: LIMIT,
@@ -145,8 +145,8 @@ impl Log {
 
     /// Returns the file, which is created if it does not exist.
     fn file(&self) -> Result<Arc<std::fs::File>> {
-        let mut kept = self.kept.lock().ignore_poison();
-        if let Kept::File(file) = &*kept {
+        let mut storage = self.storage.lock().ignore_poison();
+        if let Storage::File(file) = &*storage {
             return Ok(file.clone());
         }
         let scratch = self.staging.scratch()?;
@@ -155,7 +155,7 @@ impl Log {
         options.read(true).write(true).create_new(true).mode(0o600);
         let file = options.open(&path).map_err(fs::at("create", &path))?;
         let file = Arc::new(file);
-        *kept = Kept::File(file.clone());
+        *storage = Storage::File(file.clone());
         Ok(file)
     }
 
@@ -173,14 +173,14 @@ impl Log {
 
     pub(crate) fn close(&self) {
         let bytes = self.written.borrow().bytes;
-        let mut kept = self.kept.lock().ignore_poison();
-        if let (Kept::File(file), 0..=SHORT) = (&*kept, bytes) {
+        let mut storage = self.storage.lock().ignore_poison();
+        if let (Storage::File(file), 0..=SHORT) = (&*storage, bytes) {
             let mut content = vec![0; usize::try_from(bytes).unwrap_or(0)];
             if file.read_exact_at(&mut content, 0).is_ok() {
-                *kept = Kept::Memory(content);
+                *storage = Storage::Memory(content);
             }
         }
-        drop(kept);
+        drop(storage);
         self.written.send_modify(|written| written.is_closed = true);
     }
 
@@ -198,10 +198,10 @@ impl Log {
             .unwrap_or(offset);
         let length = available.saturating_sub(offset).min(MOST);
         let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
-        let file = match &*self.kept.lock().ignore_poison() {
-            Kept::Nowhere => return Ok(Vec::new()),
-            Kept::File(file) => file.clone(),
-            Kept::Memory(content) => {
+        let file = match &*self.storage.lock().ignore_poison() {
+            Storage::Nowhere => return Ok(Vec::new()),
+            Storage::File(file) => file.clone(),
+            Storage::Memory(content) => {
                 let offset = usize::try_from(offset).unwrap_or(usize::MAX);
                 return Ok(content.get(offset..).unwrap_or_default().to_vec());
             }
@@ -274,7 +274,7 @@ mod tests {
         assert_eq!(follow.await.unwrap(), all);
         assert_eq!(log.read(12).await.unwrap(), frame(1, b"two"));
         assert!(log.read(23).await.unwrap().is_empty());
-        assert!(matches!(&*log.kept.lock().unwrap(), Kept::Memory(_)));
+        assert!(matches!(&*log.storage.lock().unwrap(), Storage::Memory(_)));
         let long = Log::new(&store.staging);
         let content = vec![b'x'; 100_000];
         long.append(&frame(1, &content)).unwrap();

@@ -26,7 +26,7 @@ pub struct Event {
 #[derive(Clone, Debug)]
 pub enum EventKind {
     /// The first event of each vertex.
-    Known {
+    Announced {
         /// The name that clients show: `[2/3] RUN make`.
         name: String,
         inputs: Vec<Digest>,
@@ -51,7 +51,7 @@ pub enum EventKind {
     },
     Warning(Warning),
     /// A warning of the client's own frontend.
-    Told(Arc<Told>),
+    FrontendWarning(Arc<FrontendWarning>),
     /// The result was there.
     Cached,
     Done,
@@ -62,7 +62,7 @@ pub enum EventKind {
 
 /// A warning of a frontend that is no part of this engine.
 #[derive(Clone, Debug, Default)]
-pub struct Told {
+pub struct FrontendWarning {
     pub level: i64,
     pub short: Vec<u8>,
     pub detail: Vec<Vec<u8>>,
@@ -72,8 +72,8 @@ pub struct Told {
 }
 
 /// Maximum number of warnings of a frontend that are kept, and their size in bytes.
-const MAX_TOLD: usize = 1000;
-const MAX_TOLD_BYTES: usize = 16 << 20;
+const MAX_WARNINGS: usize = 1000;
+const MAX_WARNING_BYTES: usize = 16 << 20;
 
 /// The warnings of a frontend that are kept: their number and their size in bytes.
 #[derive(Debug, Default)]
@@ -89,7 +89,7 @@ pub struct Progress(Arc<Events>);
 #[derive(Debug, Default)]
 struct Events {
     list: Mutex<Vec<Event>>,
-    told: Mutex<Room>,
+    warnings: Mutex<Room>,
     /// The number of events, and whether these are all.
     count: watch::Sender<(usize, bool)>,
 }
@@ -108,17 +108,17 @@ impl Progress {
     }
 
     /// Adds a warning of a frontend about a step, of this size. Returns whether it was kept: there may be too many.
-    pub fn warn(&self, vertex: Digest, told: Told, bytes: usize) -> bool {
+    pub fn warn(&self, vertex: Digest, warning: FrontendWarning, bytes: usize) -> bool {
         {
-            let mut room = self.0.told.lock().ignore_poison();
+            let mut room = self.0.warnings.lock().ignore_poison();
             let bytes = room.bytes.saturating_add(bytes);
-            if room.count >= MAX_TOLD || bytes > MAX_TOLD_BYTES {
+            if room.count >= MAX_WARNINGS || bytes > MAX_WARNING_BYTES {
                 return false;
             }
             room.count += 1;
             room.bytes = bytes;
         }
-        self.add(vertex, EventKind::Told(Arc::new(told)));
+        self.add(vertex, EventKind::FrontendWarning(Arc::new(warning)));
         true
     }
 
@@ -133,7 +133,7 @@ impl Progress {
     pub(crate) fn begin_as(&self, vertex: Digest, name: String) -> Work {
         let name = cut(name);
         let inputs = Vec::new();
-        self.add(vertex, EventKind::Known { name, inputs });
+        self.add(vertex, EventKind::Announced { name, inputs });
         self.add(vertex, EventKind::Started { log: None });
         Work {
             progress: self.clone(),
@@ -146,7 +146,7 @@ impl Progress {
     pub(crate) fn begin_logged(&self, name: &str, log: &Arc<Log>) -> Work {
         let vertex = self.new_vertex(name);
         let (name, inputs) = (cut(name.to_owned()), Vec::new());
-        self.add(vertex, EventKind::Known { name, inputs });
+        self.add(vertex, EventKind::Announced { name, inputs });
         let log = Some(log.clone());
         self.add(vertex, EventKind::Started { log });
         Work {
@@ -254,13 +254,14 @@ mod tests {
     fn warnings_have_a_number_and_a_size() {
         let vertex = Digest::of(b"step");
         let progress = Progress::default();
-        let warn = |progress: &Progress, bytes| progress.warn(vertex, Told::default(), bytes);
-        assert!(warn(&progress, MAX_TOLD_BYTES - 1));
+        let warn =
+            |progress: &Progress, bytes| progress.warn(vertex, FrontendWarning::default(), bytes);
+        assert!(warn(&progress, MAX_WARNING_BYTES - 1));
         assert!(!warn(&progress, 2));
         assert!(warn(&progress, 1));
         let progress = Progress::default();
-        let kept = (0..=MAX_TOLD).filter(|_| warn(&progress, 1));
-        assert_eq!(kept.count(), MAX_TOLD);
+        let kept = (0..=MAX_WARNINGS).filter(|_| warn(&progress, 1));
+        assert_eq!(kept.count(), MAX_WARNINGS);
     }
 
     #[test]

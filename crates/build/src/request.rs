@@ -24,7 +24,7 @@ use crate::provenance::Capture;
 use crate::solver::Job;
 use crate::sources::http::redacted;
 use crate::sources::{self, Base, Images, Sources};
-use crate::transfer::{Imports, Made};
+use crate::transfer::{ExportedSteps, Imports};
 use crate::{Builder, blocking};
 
 /// Who asks for a build, and what holds for all of it.
@@ -60,7 +60,7 @@ pub struct Solved {
     pub(crate) lease: Arc<Lease>,
     /// The keys under which the results of its operations are recorded.
     pub(crate) keys: Vec<Digest>,
-    pub(crate) made: Made,
+    pub(crate) made: ExportedSteps,
     /// What it was made of.
     pub capture: Capture,
 }

@@ -1,8 +1,8 @@
 //! What the sources of a graph refer to: images, and directories of the client.
 
+pub(crate) mod fetched;
 pub(crate) mod git;
 pub(crate) mod http;
-pub(crate) mod kept;
 mod layout;
 
 use std::collections::{BTreeMap, HashMap, HashSet};

@@ -1,9 +1,10 @@
 //! What the build cache uses of the disk, and its removal.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::Metadata;
 use std::io::{Read, Write};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use whelk_engine::events::now;
 use whelk_engine::filters::Filters;
@@ -12,7 +13,7 @@ use whelk_sys::fs;
 use whelk_sys::sync::IgnorePoison as _;
 
 use crate::cache::Row;
-use crate::caches::{self, Kept, Used};
+use crate::caches::{self, Used};
 use crate::error::Result;
 use crate::gc::{self, Disk, Policy, Record, RecordKind};
 use crate::{Builder, blocking};
@@ -40,13 +41,54 @@ impl HeldCache {
     }
 }
 
+/// A directory on disk that has an entry in the list of the cache: a cache of steps, a client's directory, or what was fetched
+/// from a server.
+#[derive(Clone, Debug)]
+pub struct StoredDirectory {
+    /// Its name on disk.
+    pub name: String,
+    /// What a Dockerfile, or a client, calls it.
+    pub id: String,
+    /// In bytes.
+    pub size: u64,
+    pub is_used: bool,
+    /// Nanoseconds since the epoch.
+    pub created: i64,
+    pub used: i64,
+}
+
+impl StoredDirectory {
+    /// Returns the description of a directory. `times` is the metadata of the file whose times are those of its creation and of its
+    /// last use.
+    pub fn new(
+        name: String,
+        id: String,
+        size: u64,
+        is_used: bool,
+        times: Option<&Metadata>,
+    ) -> Self {
+        let nanoseconds = |time: Option<std::io::Result<SystemTime>>| {
+            let since = time?.ok()?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+            i64::try_from(since.as_nanos()).ok()
+        };
+        Self {
+            name,
+            id,
+            size,
+            is_used,
+            created: nanoseconds(times.map(Metadata::created)).unwrap_or(0),
+            used: nanoseconds(times.map(Metadata::modified)).unwrap_or(0),
+        }
+    }
+}
+
 /// Directories of clients that are kept from one build to the next.
 pub trait Locals: std::fmt::Debug + Send + Sync {
     /// Returns those on disk. Blocking.
     ///
     /// # Errors
     /// Returns an error if the disk fails.
-    fn list(&self) -> Result<Vec<Kept>>;
+    fn list(&self) -> Result<Vec<StoredDirectory>>;
 
     /// Removes one that no build uses. Returns whether it was removed. Blocking.
     ///
@@ -131,7 +173,7 @@ impl Builder {
     fn records(&self) -> Result<Vec<(Place, Record)>> {
         let rows = self.cache.rows()?;
         let mut all = self.results(&rows)?;
-        let record = |kept: &Kept, kind: RecordKind, description: String| Record {
+        let record = |kept: &StoredDirectory, kind: RecordKind, description: String| Record {
             id: match kind {
                 RecordKind::CacheMount => caches::record_id(&kept.name),
                 // Keys may differ only at their ends.
@@ -158,7 +200,7 @@ impl Builder {
             let record = record(&kept, RecordKind::Local, description);
             all.push((Place::Local(kept.name), record));
         }
-        for kept in self.web.kept.list()? {
+        for kept in self.web.fetched.list()? {
             let record = record(&kept, RecordKind::Regular, kept.id.clone());
             all.push((Place::Web(kept.name), record));
         }
@@ -270,7 +312,7 @@ impl Builder {
                     Some(locals) => locals.remove(name)?,
                     None => false,
                 },
-                Place::Web(name) => self.web.kept.remove(name)?,
+                Place::Web(name) => self.web.fetched.remove(name)?,
                 Place::Git(name) => self.git.remove(name)?,
             };
             if is_gone {

@@ -27,7 +27,7 @@ const WAITING: usize = 4;
 
 /// A blob to put into a store.
 #[derive(Clone, Debug)]
-pub struct Wanted {
+pub struct NewBlob {
     /// `sha256:…`
     pub digest: String,
     pub size: u64,
@@ -84,7 +84,7 @@ impl Session {
     ///
     /// # Errors
     /// Returns an error if the client has no such store, or cannot write it, and the error of `produce`.
-    pub async fn put<T, E, F>(&self, store: &str, wanted: &Wanted, produce: F) -> Result<Option<T>>
+    pub async fn put<T, E, F>(&self, store: &str, wanted: &NewBlob, produce: F) -> Result<Option<T>>
     where
         T: Send + 'static,
         E: std::fmt::Display + Send + 'static,

@@ -43,7 +43,7 @@ pub struct Session {
 
 /// What is wanted of a directory of a client.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Wanted {
+pub struct FilesRequest {
     /// The directory's name in the session, such as `context`.
     pub name: String,
     /// Patterns; everything if there are none.
@@ -67,7 +67,7 @@ pub fn headers<'a>(
     headers
 }
 
-impl Wanted {
+impl FilesRequest {
     /// Reads the metadata of a call of [`DIFF_COPY`]: the opposite of [`Session::files`].
     pub fn of_call(metadata: &HeaderMap) -> Self {
         let list = |key: &str| {
@@ -94,7 +94,7 @@ impl Session {
     ///
     /// # Errors
     /// Returns an error if the client has no files.
-    pub fn files(&self, wanted: &Wanted) -> Result<Stream> {
+    pub fn files(&self, wanted: &FilesRequest) -> Result<Stream> {
         self.needs(DIFF_COPY)?;
         let mut metadata = HeaderMap::new();
         let name = std::slice::from_ref(&wanted.name);

@@ -23,7 +23,7 @@ use whelk_buildkit::pb::files::{Packet, PacketType, Stat};
 use whelk_buildkit::pb::session::{
     CredentialsRequest, CredentialsResponse, GetSecretRequest, GetSecretResponse,
 };
-use whelk_buildkit::session::{Session, Sessions, Wanted};
+use whelk_buildkit::session::{FilesRequest, Session, Sessions};
 use whelk_sys::{Scratch, fs};
 
 const BOOT: &str = "this one";
@@ -208,11 +208,11 @@ impl Client {
     }
 }
 
-fn wanted() -> Wanted {
-    Wanted {
+fn wanted() -> FilesRequest {
+    FilesRequest {
         name: "context".into(),
         exclude: vec!["*.log".into(), "é b+c".into()],
-        ..Wanted::default()
+        ..FilesRequest::default()
     }
 }
 

@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, utimensat};
 
 use crate::errno_text;
 
@@ -277,6 +277,19 @@ pub fn list(path: impl AsRef<Path>) -> Result<Vec<std::fs::DirEntry>> {
 /// Returns the metadata of `path` itself; symbolic links are not followed.
 pub fn metadata(path: impl AsRef<Path>) -> Result<Metadata> {
     std::fs::symlink_metadata(&path).map_err(at("stat", path))
+}
+
+/// Sets the times of `path` to now, to note when it was used last.
+pub fn touch(path: impl AsRef<Path>) -> Result<()> {
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: UTIME_NOW as _,
+    };
+    let times = Timestamps {
+        last_access: now,
+        last_modification: now,
+    };
+    utimensat(CWD, path.as_ref(), &times, AtFlags::empty()).map_err(at("set the time of", path))
 }
 
 /// Whether `path` exists; symbolic links are not followed.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
 use whelk_build::provenance::attribute_without_credentials;
-use whelk_build::{Images, Request, Resolved, Told};
+use whelk_build::{FrontendWarning, Images, Request, Resolved};
 use whelk_buildkit::files::{Entry, Kind};
 use whelk_buildkit::grpc::{Call, Code, Result, Status};
 use whelk_buildkit::pb::files::Stat;
@@ -544,7 +544,7 @@ fn warn(build: &Build, request: WarnRequest) -> Result<()> {
             Digest::parse(digest).ok_or_else(invalid)?
         }
     };
-    let told = Told {
+    let warning = FrontendWarning {
         level: request.level,
         short: request.short,
         detail: request.detail,
@@ -552,7 +552,7 @@ fn warn(build: &Build, request: WarnRequest) -> Result<()> {
         info: request.info,
         ranges: request.ranges,
     };
-    match build.request.progress.warn(vertex, told, bytes) {
+    match build.request.progress.warn(vertex, warning, bytes) {
         true => Ok(()),
         false => {
             let text = "too many warnings";

@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex};
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt as _, stream};
 use tokio::net::UnixStream;
-use whelk_build::{Client, Directory, Error, Outgoing, Pieces, Result, Work};
+use whelk_build::{Client, Directory, Error, OutgoingBlob, Pieces, Result, Work};
 use whelk_buildkit::content;
 use whelk_buildkit::grpc::Status;
 use whelk_buildkit::pb::BytesMessage;
 use whelk_buildkit::pb::content::ReadContentResponse;
-use whelk_buildkit::session::{Sessions, Wanted};
+use whelk_buildkit::session::{FilesRequest, Sessions};
 use whelk_llb::pb::SourceOp;
 use whelk_registry::Credentials;
 use whelk_sys::sync::IgnorePoison as _;
@@ -68,7 +68,7 @@ impl SessionClient {
     pub async fn receive(
         &self,
         session: &str,
-        wanted: &Wanted,
+        wanted: &FilesRequest,
         shared_key: &str,
         work: &Work,
     ) -> Result<Directory> {
@@ -110,7 +110,7 @@ impl Client for SessionClient {
             let get = |name: &str| source.attrs.get(name).map_or("", String::as_str);
             let list = |name: &str| list(&source.attrs, name);
             let name = source.identifier.trim_start_matches("local://");
-            let wanted = Wanted {
+            let wanted = FilesRequest {
                 name: name.to_owned(),
                 include: list("local.includepattern")?,
                 exclude: list("local.excludepatterns")?,
@@ -130,11 +130,11 @@ impl Client for SessionClient {
     ) -> BoxFuture<'a, Result<Option<String>>> {
         Box::pin(async move {
             let name = ".dockerignore";
-            let wanted = Wanted {
+            let wanted = FilesRequest {
                 name: local.trim_start_matches("local://").to_owned(),
                 follow: vec![name.to_owned()],
                 in_full: true,
-                ..Wanted::default()
+                ..FilesRequest::default()
             };
             let directory = self.receive(session, &wanted, "", work).await?;
             tokio::task::spawn_blocking(move || directory.read(name))
@@ -193,10 +193,10 @@ impl Client for SessionClient {
         })
     }
 
-    fn put<'a>(&'a self, store: &'a str, blob: Outgoing) -> BoxFuture<'a, Result<()>> {
+    fn put<'a>(&'a self, store: &'a str, blob: OutgoingBlob) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
             let session = self.sessions.get(&self.session).await.map_err(failed)?;
-            let wanted = content::Wanted {
+            let wanted = content::NewBlob {
                 digest: blob.digest.to_string(),
                 size: blob.size,
             };

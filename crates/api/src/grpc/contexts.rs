@@ -10,13 +10,13 @@
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use whelk_build::{
-    Builder, Content, Directory, Error, EventKind, Index, Kept, Locals, Result, Work,
+    Builder, Content, Directory, Error, EventKind, Index, Locals, Result, StoredDirectory, Work,
 };
 use whelk_buildkit::files::{self, Contents, Directory as Received};
-use whelk_buildkit::session::{Session, Wanted};
+use whelk_buildkit::session::{FilesRequest, Session};
 use whelk_llb::Digest;
 use whelk_llb::key::Selector;
 use whelk_sys::fs;
@@ -30,11 +30,6 @@ const KEPT: usize = 64;
 
 /// Number of digests that are kept of what builds have selected of a directory.
 const SELECTIONS: usize = 64;
-
-const NOW: rustix::fs::Timespec = rustix::fs::Timespec {
-    tv_sec: 0,
-    tv_nsec: rustix::fs::UTIME_NOW as _,
-};
 
 /// The time between two reports of a transfer's progress.
 const INTERVAL: Duration = Duration::from_millis(100);
@@ -63,14 +58,14 @@ impl Kind {
     }
 }
 
-/// A place in use.
+/// A directory that one build uses, as long as this exists.
 #[derive(Debug)]
-struct Place {
+struct Claim {
     path: PathBuf,
     used: Arc<Mutex<HashSet<PathBuf>>>,
 }
 
-impl Drop for Place {
+impl Drop for Claim {
     fn drop(&mut self) {
         self.used.lock().ignore_poison().remove(&self.path);
     }
@@ -79,7 +74,7 @@ impl Drop for Place {
 /// A directory that is being received.
 struct Receiving {
     directory: Received,
-    place: Place,
+    place: Claim,
     /// Whether this transfer has created the directory. Its index is written at the end of the transfer.
     is_new: bool,
 }
@@ -124,7 +119,7 @@ impl Contexts {
     pub async fn receive(
         self: &Arc<Self>,
         session: &Session,
-        wanted: &Wanted,
+        wanted: &FilesRequest,
         shared_key: &str,
         work: &Work,
     ) -> Result<Directory> {
@@ -190,7 +185,7 @@ impl Contexts {
                     .map_err(|error| Error::internal(error.to_string()))?;
             }
             let path = place.path.clone();
-            let contents = Arc::new(Known {
+            let contents = Arc::new(ReceivedIndex {
                 contents: directory.into_contents(),
                 selections,
             });
@@ -225,12 +220,12 @@ impl Contexts {
         let place = {
             let mut used = self.used.lock().ignore_poison();
             let mut places = (0..).map(|number| self.root.join(kind.place(number)));
-            // There are infinitely many.
+            // The iterator has no end, so that one is found.
             let path = places
                 .find(|path| !used.contains(path))
                 .unwrap_or_else(|| self.root.join(&kind.key));
             used.insert(path.clone());
-            Place {
+            Claim {
                 path,
                 used: self.used.clone(),
             }
@@ -240,13 +235,7 @@ impl Contexts {
             && fs::exists(path)
             && let Some(directory) = Received::open(path, self.builder.boot()).map_err(failed)?
         {
-            // The time of its last use.
-            let now = rustix::fs::Timestamps {
-                last_access: NOW,
-                last_modification: NOW,
-            };
-            let flags = rustix::fs::AtFlags::empty();
-            let _ = rustix::fs::utimensat(rustix::fs::CWD, path, &now, flags);
+            let _ = fs::touch(path);
             return Ok(Receiving {
                 directory,
                 place,
@@ -329,9 +318,9 @@ impl Contexts {
     }
 
     /// Takes a directory, so that no build does until what is returned is dropped. Returns `None` if one has.
-    fn claim(&self, path: PathBuf) -> Option<Place> {
+    fn claim(&self, path: PathBuf) -> Option<Claim> {
         let is_free = self.used.lock().ignore_poison().insert(path.clone());
-        is_free.then(|| Place {
+        is_free.then(|| Claim {
             path,
             used: self.used.clone(),
         })
@@ -348,25 +337,24 @@ impl Contexts {
     }
 
     /// Describes a directory.
-    fn kept(&self, path: &Path) -> Option<Kept> {
+    fn kept(&self, path: &Path) -> Option<StoredDirectory> {
         let metadata = fs::metadata(path).ok()?;
-        let nanoseconds = |time: std::io::Result<SystemTime>| {
-            let since = time.ok()?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
-            i64::try_from(since.as_nanos()).ok()
-        };
-        Some(Kept {
-            name: path.file_name()?.to_string_lossy().into_owned(),
-            id: fs::read_to_string(path.join("name")).unwrap_or_default(),
-            size: Received::size_at(path, self.builder.boot()).unwrap_or(0),
-            is_used: self.used.lock().ignore_poison().contains(path),
-            created: nanoseconds(metadata.created()).unwrap_or(0),
-            used: nanoseconds(metadata.modified()).unwrap_or(0),
-        })
+        let name = path.file_name()?.to_string_lossy().into_owned();
+        let id = fs::read_to_string(path.join("name")).unwrap_or_default();
+        let size = Received::size_at(path, self.builder.boot()).unwrap_or(0);
+        let is_used = self.used.lock().ignore_poison().contains(path);
+        Some(StoredDirectory::new(
+            name,
+            id,
+            size,
+            is_used,
+            Some(&metadata),
+        ))
     }
 }
 
 impl Locals for Contexts {
-    fn list(&self) -> Result<Vec<Kept>> {
+    fn list(&self) -> Result<Vec<StoredDirectory>> {
         if !fs::exists(&self.root) {
             return Ok(Vec::new());
         }
@@ -396,12 +384,12 @@ fn digest_of(selectors: &[Selector]) -> Digest {
 
 /// The digests of a directory's files, from its index, and of what was selected of them.
 #[derive(Debug)]
-struct Known {
+struct ReceivedIndex {
     contents: Contents,
     selections: Arc<Selections>,
 }
 
-impl Index for Known {
+impl Index for ReceivedIndex {
     fn content(&self, path: &str) -> Option<Content<'_>> {
         let (digest, xattrs) = self.contents.get(path)?;
         Some(Content { digest, xattrs })

@@ -9,7 +9,7 @@ use whelk_build::provenance::FrontendCall;
 use whelk_build::{Directory, Error, Request, parse_reference};
 use whelk_buildkit::grpc::{Result, Status};
 use whelk_buildkit::pb::gateway::Result as FrontendResult;
-use whelk_buildkit::session::Wanted;
+use whelk_buildkit::session::FilesRequest;
 use whelk_dockerfile::convert::{
     Answer, Answers, ContextInput, Image, MainContext, Options, Request as Ask, check,
 };
@@ -374,11 +374,11 @@ impl Door {
         let name = format!("[internal] load build definition from {filename}");
         let ignore = format!("{filename}.dockerignore");
         let key = attributes.get("dockerfilekey");
-        let wanted = Wanted {
+        let wanted = FilesRequest {
             name: key.cloned().unwrap_or_else(|| "dockerfile".into()),
             follow: vec![filename.to_owned(), ignore.clone(), filename.to_lowercase()],
             in_full: true,
-            ..Wanted::default()
+            ..FilesRequest::default()
         };
         let (vertex, directory) = self.load(build, attributes, name, &wanted).await?;
         let text = match read(&directory, filename).await? {
@@ -402,11 +402,11 @@ impl Door {
         context: &str,
     ) -> Result<Option<String>> {
         let name = "[internal] load .dockerignore".to_owned();
-        let wanted = Wanted {
+        let wanted = FilesRequest {
             name: context.to_owned(),
             follow: vec![".dockerignore".into()],
             in_full: true,
-            ..Wanted::default()
+            ..FilesRequest::default()
         };
         let (_, directory) = self.load(build, attributes, name, &wanted).await?;
         read(&directory, ".dockerignore").await
@@ -418,7 +418,7 @@ impl Door {
         build: &Build,
         attributes: &Attributes,
         name: String,
-        wanted: &Wanted,
+        wanted: &FilesRequest,
     ) -> Result<(whelk_llb::Digest, Directory)> {
         let client = SessionClient {
             sent: Sent::new(None),

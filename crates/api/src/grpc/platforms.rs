@@ -23,11 +23,11 @@ pub(super) const MAX_PLATFORMS: usize = 64;
 #[serde(rename_all = "PascalCase")]
 struct Listing {
     #[serde(default)]
-    platforms: Option<Vec<Listed>>,
+    platforms: Option<Vec<PlatformEntry>>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Listed {
+struct PlatformEntry {
     #[serde(rename = "ID")]
     id: String,
     #[serde(rename = "Platform")]
@@ -106,7 +106,7 @@ impl Door {
             if let Some(result::Kind::Ref(reference)) = one.kind {
                 map.refs.insert(id.clone(), reference);
             }
-            listed.push(Listed {
+            listed.push(PlatformEntry {
                 id,
                 platform: platform.into(),
             });
@@ -217,7 +217,7 @@ fn epoch(bytes: Option<&Vec<u8>>) -> Result<Option<i64>> {
     time.map(Some).ok_or_else(invalid)
 }
 
-fn listing(result: &gateway::Result) -> Result<Vec<Listed>> {
+fn listing(result: &gateway::Result) -> Result<Vec<PlatformEntry>> {
     let Some(bytes) = result.metadata.get(PLATFORMS) else {
         return Ok(Vec::new());
     };
@@ -240,7 +240,7 @@ fn listing(result: &gateway::Result) -> Result<Vec<Listed>> {
 }
 
 /// Checks a platform, which becomes part of names of files, and its name.
-fn platform(listed: &Listed) -> Result<pb::Platform> {
+fn platform(listed: &PlatformEntry) -> Result<pb::Platform> {
     let invalid = || Status::invalid(format!("invalid platform {:?} of a result", listed.id));
     let parsed = pb::Platform::parse(&listed.id, &super::frontend::host());
     let parsed = parsed.map_err(|_| invalid())?;
@@ -262,7 +262,7 @@ fn platform(listed: &Listed) -> Result<pb::Platform> {
 mod tests {
     use super::*;
 
-    fn listed(text: &str) -> Result<Vec<Listed>> {
+    fn listed(text: &str) -> Result<Vec<PlatformEntry>> {
         let mut result = gateway::Result::default();
         result.metadata.insert(PLATFORMS.into(), text.into());
         listing(&result)

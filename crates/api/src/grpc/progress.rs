@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use whelk_build::{Event, EventKind, Frames, Log, Told};
+use whelk_build::{Event, EventKind, Frames, FrontendWarning, Log};
 use whelk_buildkit::grpc::{Responses, Result, Status};
 use whelk_buildkit::pb::Timestamp;
 use whelk_buildkit::pb::control::{StatusResponse, Vertex, VertexLog, VertexStatus, VertexWarning};
@@ -20,7 +20,7 @@ use super::result::ranges;
 
 /// What a client was told of a step.
 #[derive(Debug, Default)]
-struct Known {
+struct VertexState {
     vertex: Vertex,
     /// Sends its output.
     output: Option<JoinHandle<()>>,
@@ -62,7 +62,7 @@ pub(super) async fn tell(report: &Report, listener: &Listener) -> Result<()> {
 struct Teller<'a> {
     report: &'a Report,
     listener: &'a Listener,
-    known: HashMap<Digest, Known>,
+    known: HashMap<Digest, VertexState>,
 }
 
 impl Drop for Teller<'_> {
@@ -84,13 +84,13 @@ impl Teller<'_> {
         if let EventKind::Warning(warning) = event.kind {
             return self.warning(&warning).await;
         }
-        if let EventKind::Told(told) = event.kind {
-            return self.told(digest, &told).await;
+        if let EventKind::FrontendWarning(warning) = event.kind {
+            return self.frontend_warning(digest, &warning).await;
         }
         let known = self.known.entry(event.vertex).or_default();
         let vertex = &mut known.vertex;
         match event.kind {
-            EventKind::Known { name, inputs } => {
+            EventKind::Announced { name, inputs } => {
                 *vertex = Vertex {
                     digest,
                     inputs: inputs.iter().map(Digest::to_string).collect(),
@@ -106,7 +106,7 @@ impl Teller<'_> {
                     ..StatusResponse::default()
                 };
                 self.listener.send(response).await?;
-                // Behind the news that it has begun.
+                // Clients do not show output of a step that they do not know.
                 if let Some(log) = log {
                     let sending = output(log, digest, self.listener.clone());
                     known.output = Some(tokio::spawn(sending));
@@ -170,7 +170,7 @@ impl Teller<'_> {
                 };
                 return self.part(event.vertex, at, part).await;
             }
-            EventKind::Warning(_) | EventKind::Told(_) => return Ok(()),
+            EventKind::Warning(_) | EventKind::FrontendWarning(_) => return Ok(()),
         }
         let vertexes = vec![vertex.clone()];
         self.send(StatusResponse {
@@ -223,15 +223,15 @@ impl Teller<'_> {
     }
 
     /// Passes a warning of the client's frontend on.
-    async fn told(&self, vertex: String, told: &Told) -> Result<()> {
+    async fn frontend_warning(&self, vertex: String, warning: &FrontendWarning) -> Result<()> {
         let warning = VertexWarning {
             vertex,
-            level: told.level,
-            short: told.short.clone(),
-            detail: told.detail.clone(),
-            url: told.url.clone(),
-            info: told.info.clone(),
-            ranges: told.ranges.clone(),
+            level: warning.level,
+            short: warning.short.clone(),
+            detail: warning.detail.clone(),
+            url: warning.url.clone(),
+            info: warning.info.clone(),
+            ranges: warning.ranges.clone(),
         };
         self.send(StatusResponse {
             warnings: vec![warning],

@@ -57,9 +57,9 @@ struct Spent {
 }
 
 /// The place of a program that another one has called, as long as this exists.
-pub(super) struct Place(Arc<Mutex<Spent>>);
+pub(super) struct FrontendPlace(Arc<Mutex<Spent>>);
 
-impl Drop for Place {
+impl Drop for FrontendPlace {
     fn drop(&mut self) {
         self.0.lock().ignore_poison().called -= 1;
     }
@@ -95,7 +95,7 @@ impl Scope {
     ///
     /// # Errors
     /// Returns an error if the build has too many of them.
-    pub fn place(&self) -> Result<Option<Place>> {
+    pub fn place(&self) -> Result<Option<FrontendPlace>> {
         if self.depth == 0 {
             return Ok(None);
         }
@@ -106,7 +106,7 @@ impl Scope {
             return Err(exceeded(text));
         }
         spent.called += 1;
-        Ok(Some(Place(self.spent.clone())))
+        Ok(Some(FrontendPlace(self.spent.clone())))
     }
 
     /// Counts a call of a program.

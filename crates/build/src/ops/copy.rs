@@ -52,8 +52,8 @@ pub(crate) fn make_directories(
     let mut path = path.to_owned();
     for _ in 0..MAX_LINKS {
         match make_until_link(root, &path, mode, attributes)? {
-            Made::Opened(directory) => return Ok(directory),
-            Made::Link(behind) => path = behind,
+            Created::Opened(directory) => return Ok(directory),
+            Created::Link(behind) => path = behind,
         }
     }
     let what = format!("create {}", path.display());
@@ -61,7 +61,7 @@ pub(crate) fn make_directories(
 }
 
 /// What has become of a path whose directories are created.
-enum Made {
+enum Created {
     Opened(OwnedFd),
     /// The path behind a link to something that does not exist.
     Link(PathBuf),
@@ -72,7 +72,7 @@ fn make_until_link(
     path: &Path,
     mode: u32,
     attributes: &Attributes,
-) -> Result<Made> {
+) -> Result<Created> {
     let failed = |error: std::io::Error| Error::os(format!("create {}", path.display()), error);
     let flags = OFlags::RDONLY | OFlags::DIRECTORY;
     let mut missing: Vec<OsString> = Vec::new();
@@ -101,7 +101,9 @@ fn make_until_link(
                     // An absolute target replaces the path.
                     let behind = at.join(target);
                     let rest = missing.iter().rev();
-                    return Ok(Made::Link(rest.fold(behind, |path, name| path.join(name))));
+                    return Ok(Created::Link(
+                        rest.fold(behind, |path, name| path.join(name)),
+                    ));
                 }
             }
             Err(error) => return Err(failed(error.into())),
@@ -109,7 +111,7 @@ fn make_until_link(
         directory = tree::open_below(&directory, &name).map_err(|error| failed(error.into()))?;
         at.push(name);
     }
-    Ok(Made::Opened(directory))
+    Ok(Created::Opened(directory))
 }
 
 /// Returns what a symbolic link names.

@@ -35,7 +35,7 @@ pub(super) struct Mounts {
 
 /// A cache that a mount uses.
 #[derive(Debug)]
-pub(super) struct Taken {
+pub(super) struct TakenCache {
     /// The index of the mount.
     mount: usize,
     used: Arc<Used>,
@@ -75,7 +75,7 @@ pub(super) async fn take_caches(
     op: &ExecOp,
     inputs: &[Stack],
     log: &Arc<Log>,
-) -> Result<Vec<Taken>> {
+) -> Result<Vec<TakenCache>> {
     let mut wanted = Vec::new();
     for (index, mount) in op.mounts.iter().enumerate() {
         if MountType::try_from(mount.mount_type) != Ok(MountType::Cache) {
@@ -96,7 +96,7 @@ pub(super) async fn take_caches(
         CacheSharing::Shared => 2,
     };
     wanted.sort_unstable_by_key(|(key, _, sharing, _)| (key.to_string(), order(sharing)));
-    let mut taken: Vec<(_, Taken)> = Vec::new();
+    let mut taken: Vec<(_, TakenCache)> = Vec::new();
     for (key, mount, sharing, id) in wanted {
         // Several mounts of a process may show the same cache.
         let known = taken.iter().find(|(known, _)| *known == key);
@@ -104,7 +104,7 @@ pub(super) async fn take_caches(
             Some((_, known)) => known.used.clone(),
             None => Arc::new(told_if_late(all.take(&key, sharing), id, log).await?),
         };
-        taken.push((key, Taken { mount, used }));
+        taken.push((key, TakenCache { mount, used }));
     }
     Ok(taken.into_iter().map(|(_, taken)| taken).collect())
 }
@@ -128,7 +128,7 @@ pub(super) fn prepare(
     context: &Context,
     op: &ExecOp,
     inputs: &[Stack],
-    caches: &[Taken],
+    caches: &[TakenCache],
 ) -> Result<Mounts> {
     let mut mounts = Mounts::default();
     for (index, mount) in op.mounts.iter().enumerate() {

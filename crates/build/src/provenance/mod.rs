@@ -99,8 +99,8 @@ pub struct Provenance {
     pub finished: i64,
 }
 
-/// The request of a frontend as it is told.
-struct Told {
+/// The request of a frontend, as the predicate has it.
+struct DescribedRequest {
     source: Map<String, Value>,
     request: Map<String, Value>,
     vcs: Map<String, Value>,
@@ -120,9 +120,9 @@ impl Provenance {
 
     /// Returns the predicate as JSON. `layers` are those of the result, if their blobs are known.
     pub fn predicate(&self, options: &Options, layers: Option<&[Descriptor]>) -> Value {
-        let told = self.told(options);
+        let described = self.request(options);
         let is_complete = self.is_complete();
-        let (config, metadata) = self.details(options, layers, told.vcs);
+        let (config, metadata) = self.details(options, layers, described.vcs);
         let is_hermetic = is_complete && !self.capture.uses_network;
         let materials = self.capture.materials();
         let host = Host::host();
@@ -145,14 +145,14 @@ impl Provenance {
                     "finishedOn": time(self.finished),
                     "buildkit_metadata": metadata,
                     "buildkit_completeness": {
-                        "request": told.is_complete, "resolvedDependencies": is_complete,
+                        "request": described.is_complete, "resolvedDependencies": is_complete,
                     },
                 });
                 flag(&mut run, "buildkit_hermetic", is_hermetic);
                 flag(&mut run, "buildkit_reproducible", options.is_reproducible);
                 let mut definition = json!({
                     "buildType": BUILD_TYPE_1,
-                    "externalParameters": {"configSource": told.source, "request": told.request},
+                    "externalParameters": {"configSource": described.source, "request": described.request},
                     "internalParameters": environment,
                 });
                 if let Value::Object(definition) = &mut definition {
@@ -170,7 +170,7 @@ impl Provenance {
                     "dockerfileVersion",
                     version.cloned().into(),
                 );
-                let mut source = told.source;
+                let mut source = described.source;
                 if let Some(path) = source.remove("path") {
                     source.insert("entryPoint".into(), path);
                 }
@@ -179,7 +179,7 @@ impl Provenance {
                     "buildStartedOn": time(self.started),
                     "buildFinishedOn": time(self.finished),
                     "completeness": {
-                        "parameters": told.is_complete, "environment": true, "materials": is_complete,
+                        "parameters": described.is_complete, "environment": true, "materials": is_complete,
                     },
                     "reproducible": options.is_reproducible,
                     METADATA_02: metadata,
@@ -190,7 +190,7 @@ impl Provenance {
                     "buildType": BUILD_TYPE_02,
                     "invocation": {
                         "configSource": source,
-                        "parameters": told.request,
+                        "parameters": described.request,
                         "environment": environment,
                     },
                     "metadata": run,
@@ -226,9 +226,9 @@ impl Provenance {
     }
 
     /// Returns the request, with less in the mode `min`.
-    fn told(&self, options: &Options) -> Told {
+    fn request(&self, options: &Options) -> DescribedRequest {
         let mut arguments = self.call.attributes.clone();
-        let mut told = Told {
+        let mut described = DescribedRequest {
             source: Map::new(),
             request: Map::new(),
             vcs: Map::new(),
@@ -241,20 +241,21 @@ impl Provenance {
         if let Some(uri) = arguments.remove(&context).filter(|uri| !uri.is_empty()) {
             let uri = without_credentials(&uri);
             set(
-                &mut told.source,
+                &mut described.source,
                 "digest",
                 self.capture.material(&uri).into(),
             );
-            told.source.insert("uri".into(), uri.into());
+            described.source.insert("uri".into(), uri.into());
         }
         if let Some(name) = arguments.remove("filename").filter(|name| !name.is_empty()) {
-            told.source.insert("path".into(), name.into());
+            described.source.insert("path".into(), name.into());
         }
         let mut kept = Map::new();
         for (name, value) in arguments {
             if let Some(name) = name.strip_prefix("vcs:") {
                 if !value.is_empty() {
-                    told.vcs
+                    described
+                        .vcs
                         .insert(name.to_owned(), without_credentials(&value).into());
                 }
                 continue;
@@ -268,37 +269,45 @@ impl Provenance {
                 continue;
             }
             if is_detail && !options.is_max {
-                told.is_complete = false;
+                described.is_complete = false;
                 continue;
             }
             let value = attribute_without_credentials(&name, &value);
             kept.insert(name, value.into());
         }
         set(
-            &mut told.request,
+            &mut described.request,
             "frontend",
             self.call.frontend.clone().into(),
         );
         if !kept.is_empty() {
-            told.request.insert("args".into(), kept.into());
+            described.request.insert("args".into(), kept.into());
         }
         let ids = |ids: &BTreeMap<String, bool>| {
             let ids = ids.iter().map(|(id, is_optional)| {
-                let mut told = json!({"id": id});
-                flag(&mut told, "optional", *is_optional);
-                told
+                let mut entry = json!({"id": id});
+                flag(&mut entry, "optional", *is_optional);
+                entry
             });
             Value::Array(ids.collect())
         };
         if options.is_max {
-            set(&mut told.request, "secrets", ids(&self.capture.secrets));
-            set(&mut told.request, "ssh", ids(&self.capture.ssh));
+            set(
+                &mut described.request,
+                "secrets",
+                ids(&self.capture.secrets),
+            );
+            set(&mut described.request, "ssh", ids(&self.capture.ssh));
         }
         let mut locals = self.capture.locals.clone();
         locals.extend(self.call.locals.iter().cloned());
         let locals = locals.into_iter().map(|name| json!({"name": name}));
-        set(&mut told.request, "locals", Value::Array(locals.collect()));
-        told
+        set(
+            &mut described.request,
+            "locals",
+            Value::Array(locals.collect()),
+        );
+        described
     }
 }
 

@@ -80,7 +80,7 @@ impl Waiting {
 
 /// An operation whose result is wanted.
 #[derive(Clone, Debug)]
-pub(super) struct Wanted {
+pub(super) struct Operation {
     pub index: usize,
     /// That builds which want the same have in common.
     pub key: Digest,
@@ -100,7 +100,7 @@ pub(super) enum Joined {
 }
 
 impl Flights {
-    fn find(&self, job: &Job, wanted: &Wanted) -> Option<Joined> {
+    fn find(&self, job: &Job, wanted: &Operation) -> Option<Joined> {
         if !wanted.is_shared {
             return None;
         }
@@ -122,7 +122,11 @@ impl Flights {
 
 impl Builder {
     /// Joins the execution of an operation if that may be shared, or begins it.
-    pub(super) async fn join(self: &Arc<Self>, job: &Arc<Job>, wanted: Wanted) -> Result<Joined> {
+    pub(super) async fn join(
+        self: &Arc<Self>,
+        job: &Arc<Job>,
+        wanted: Operation,
+    ) -> Result<Joined> {
         if !wanted.is_shared {
             return Ok(self.begin(&mut self.flights.lock().ignore_poison(), job, wanted));
         }
@@ -149,7 +153,7 @@ impl Builder {
         }
     }
 
-    fn begin(self: &Arc<Self>, flights: &mut Flights, job: &Arc<Job>, wanted: Wanted) -> Joined {
+    fn begin(self: &Arc<Self>, flights: &mut Flights, job: &Arc<Job>, wanted: Operation) -> Joined {
         let node = job.graph.nodes[wanted.index].clone();
         let has_output = matches!(node.op.kind, Some(Kind::Exec(_)));
         let log = has_output.then(|| Arc::new(Log::new(&self.store().staging)));

@@ -32,9 +32,9 @@ use crate::ops::{self, Settings};
 use crate::progress::{EventKind, Progress};
 use crate::request::Request;
 use crate::sources::{self, Sources};
-use crate::transfer::{Imports, Made, Offer, Step};
+use crate::transfer::{ExportedSteps, Imports, Offer, Step};
 use crate::{Builder, blocking};
-use flights::{Joined, Wanted};
+use flights::{Joined, Operation};
 use plan::{Keys, Task};
 
 pub(crate) use flights::{Flights, Waiting};
@@ -163,7 +163,7 @@ impl Job {
         for (_, node) in told {
             let name = node.metadata.description.get(CUSTOM_NAME);
             let inputs = node.inputs.iter();
-            let kind = EventKind::Known {
+            let kind = EventKind::Announced {
                 name: name.cloned().unwrap_or_else(|| node.digest.to_string()),
                 inputs: inputs
                     .map(|edge| self.graph.nodes[edge.node].digest)
@@ -208,7 +208,7 @@ impl Job {
     }
 
     /// Returns what an export of the cache needs to know of the steps.
-    fn made(&self, done: &HashMap<usize, Outcome>) -> Made {
+    fn made(&self, done: &HashMap<usize, StepResult>) -> ExportedSteps {
         let needed = self.graph.needed();
         let nodes = self.graph.nodes.iter().enumerate();
         let is_step = |node: &Node| !matches!(node.op.kind, Some(Kind::Source(_)));
@@ -224,7 +224,7 @@ impl Job {
                 stack: outcome.and_then(|outcome| outcome.outputs.first().cloned()),
             }
         });
-        Made {
+        ExportedSteps {
             steps: steps.collect(),
             bases: self.sources.base_layers(),
             imports: self.imports.clone(),
@@ -254,7 +254,7 @@ fn is_directory(node: &Node) -> bool {
 
 /// An operation's result in a build.
 #[derive(Clone, Debug)]
-struct Outcome {
+struct StepResult {
     outputs: Vec<Stack>,
     canonical: Digest,
     /// Whether it was made although there may have been one: what stands on it is made again, too.
@@ -266,7 +266,7 @@ struct Outcome {
     is_foreign: bool,
 }
 
-impl Outcome {
+impl StepResult {
     fn found(found: Found) -> Self {
         let Found {
             outputs,
@@ -299,7 +299,7 @@ pub(crate) struct Executed {
     pub stack: Stack,
     /// The keys under which its results are recorded.
     pub keys: Vec<Digest>,
-    pub made: Made,
+    pub made: ExportedSteps,
 }
 
 impl Builder {
@@ -310,19 +310,19 @@ impl Builder {
             return Ok(Executed {
                 stack: Stack::default(),
                 keys: Vec::new(),
-                made: Made::default(),
+                made: ExportedSteps::default(),
             });
         };
         let taken = job.taken.iter();
-        let taken = taken.map(|(index, found)| (*index, Outcome::found(found.clone())));
-        let mut done: HashMap<usize, Outcome> = taken.collect();
-        let is_ready = |done: &HashMap<usize, Outcome>, index: usize| {
+        let taken = taken.map(|(index, found)| (*index, StepResult::found(found.clone())));
+        let mut done: HashMap<usize, StepResult> = taken.collect();
+        let is_ready = |done: &HashMap<usize, StepResult>, index: usize| {
             let mut inputs = graph.nodes[index].inputs.iter();
             inputs.all(|edge| done.contains_key(&edge.node))
         };
         let mut users: Vec<Vec<usize>> = vec![Vec::new(); graph.nodes.len()];
         let mut running = FuturesUnordered::new();
-        let begin = |done: &HashMap<usize, Outcome>, index: usize| {
+        let begin = |done: &HashMap<usize, StepResult>, index: usize| {
             let inputs = inputs(graph, done, index);
             let (builder, job) = (self.clone(), job.clone());
             async move { (index, builder.step(&job, index, inputs).await) }
@@ -374,13 +374,13 @@ impl Builder {
         job: &Arc<Job>,
         index: usize,
         inputs: Result<Vec<Input>>,
-    ) -> Result<Outcome> {
+    ) -> Result<StepResult> {
         let (node, inputs) = (&job.graph.nodes[index], inputs?);
         let keys = &job.keys[index];
         if let Some(Kind::Source(source)) = &node.op.kind {
             let stack = job.sources.stack(self.store(), &job.lease, node, source)?;
             job.report(index, State::Done);
-            return Ok(Outcome {
+            return Ok(StepResult {
                 outputs: vec![stack],
                 canonical: keys.key,
                 is_fresh: false,
@@ -404,7 +404,7 @@ impl Builder {
             && let Some(found) = &before
         {
             job.report(index, State::Cached);
-            return Ok(Outcome::found(found.clone()));
+            return Ok(StepResult::found(found.clone()));
         }
         let is_foreign = inputs.iter().any(|input| input.is_foreign);
         let canonical = self.canonical(job, index, &inputs).await?;
@@ -421,9 +421,9 @@ impl Builder {
             }
             job.report(index, State::Cached);
             let is_same = before.is_some_and(|before| before.outputs == found.outputs);
-            return Ok(Outcome {
+            return Ok(StepResult {
                 is_other: is_doubtful && !is_same,
-                ..Outcome::found(found)
+                ..StepResult::found(found)
             });
         }
         let lasting = [
@@ -434,7 +434,7 @@ impl Builder {
             ),
         ];
         let lasting = lasting.into_iter().filter(|(_, is_lasting)| *is_lasting);
-        let wanted = Wanted {
+        let wanted = Operation {
             index,
             key: canonical,
             keys: lasting.map(|(key, _)| key).collect(),
@@ -457,10 +457,10 @@ impl Builder {
             }
             Joined::Cached(found) => {
                 job.report(index, State::Cached);
-                Outcome::found(found).outputs
+                StepResult::found(found).outputs
             }
         };
-        Ok(Outcome {
+        Ok(StepResult {
             outputs,
             canonical,
             is_fresh,
@@ -559,7 +559,7 @@ impl Builder {
     }
 }
 
-fn inputs(graph: &Graph, done: &HashMap<usize, Outcome>, index: usize) -> Result<Vec<Input>> {
+fn inputs(graph: &Graph, done: &HashMap<usize, StepResult>, index: usize) -> Result<Vec<Input>> {
     let edges = graph.nodes[index].inputs.iter();
     edges
         .map(|edge| {

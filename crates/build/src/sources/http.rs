@@ -19,7 +19,7 @@ use whelk_registry::{WebRequest, WebResponse};
 use whelk_sys::sync::IgnorePoison as _;
 use whelk_sys::{Scratch, fs};
 
-use super::kept::{Info, Kept};
+use super::fetched::{FetchedDirectories, Info};
 use crate::client::{Client, Pieces};
 use crate::directory::Directory;
 use crate::error::{Error, Result, os};
@@ -43,7 +43,7 @@ const INTERVAL: Duration = Duration::from_millis(100);
 /// The files of URLs.
 #[derive(Debug)]
 pub(crate) struct WebFiles {
-    pub kept: Kept,
+    pub fetched: FetchedDirectories,
     /// Files of clients, which give each only once.
     uploads: Mutex<HashMap<Upload, Weak<Workspace>>>,
 }
@@ -53,7 +53,7 @@ type Upload = (String, Digest);
 
 /// What a source wants of a file.
 #[derive(Debug)]
-struct Wanted {
+struct HttpSource {
     url: String,
     name: String,
     checksum: Option<Digest>,
@@ -83,7 +83,7 @@ fn failed(error: whelk_registry::Error) -> Error {
     Error::invalid(error.to_string())
 }
 
-impl Wanted {
+impl HttpSource {
     fn of(source: &SourceOp) -> Result<Self> {
         let mut wanted = Self {
             url: source.identifier.clone(),
@@ -205,9 +205,9 @@ pub(crate) fn is_url(source: &SourceOp) -> bool {
 }
 
 impl WebFiles {
-    pub fn new(kept: Kept) -> Self {
+    pub fn new(fetched: FetchedDirectories) -> Self {
         Self {
-            kept,
+            fetched,
             uploads: Mutex::default(),
         }
     }
@@ -227,7 +227,7 @@ impl Builder {
         source: &SourceOp,
         work: &Work,
     ) -> Result<(Directory, Option<i64>)> {
-        let wanted = Wanted::of(source)?;
+        let wanted = HttpSource::of(source)?;
         if let Some(path) = wanted.url.strip_prefix(SESSION) {
             let directory = self.uploaded(client, &wanted, path, work).await?;
             return Ok((directory, None));
@@ -236,7 +236,7 @@ impl Builder {
         let files = &self.web;
         let find = || {
             let builder = self.clone();
-            blocking(move || builder.web.kept.find(&key))
+            blocking(move || builder.web.fetched.find(&key))
         };
         let of_checksum = |known: &[(Directory, Info)]| {
             let checksum = wanted.checksum.as_ref()?.to_string();
@@ -249,7 +249,7 @@ impl Builder {
         }
         // Before the file is locked: a client may take its time for an answer.
         let mut request = wanted.request(client).await?;
-        let _lock = files.kept.lock(key).await;
+        let _lock = files.fetched.lock(key).await;
         let known = find().await?;
         if let Some(found) = of_checksum(&known) {
             work.add(EventKind::Cached);
@@ -291,7 +291,7 @@ impl Builder {
             )));
         }
         let info = Info {
-            boot: files.kept.boot.clone(),
+            boot: files.fetched.boot.clone(),
             tag,
             time: response.header("last-modified").and_then(time),
             description: format!("http url {}", redacted(&wanted.url)),
@@ -302,7 +302,7 @@ impl Builder {
         let (scratch, info) = self.save(&wanted, name, origin, info, work).await?;
         let time = info.time;
         let builder = self.clone();
-        let directory = blocking(move || builder.web.kept.add(&key, &scratch, &info)).await?;
+        let directory = blocking(move || builder.web.fetched.add(&key, &scratch, &info)).await?;
         Ok((directory, time))
     }
 
@@ -310,12 +310,12 @@ impl Builder {
     async fn uploaded(
         self: &Arc<Self>,
         client: &dyn Client,
-        wanted: &Wanted,
+        wanted: &HttpSource,
         path: &str,
         work: &Work,
     ) -> Result<Directory> {
         let upload = (client.session().to_owned(), wanted.key());
-        let _lock = self.web.kept.lock(upload.1).await;
+        let _lock = self.web.fetched.lock(upload.1).await;
         if let Some(directory) = self.web.upload(&upload) {
             return Ok(directory);
         }
@@ -334,7 +334,7 @@ impl Builder {
     /// Writes a file below `fs` of a new directory.
     async fn save(
         self: &Arc<Self>,
-        wanted: &Wanted,
+        wanted: &HttpSource,
         name: String,
         mut origin: Origin,
         info: Info,
@@ -428,7 +428,7 @@ fn times(seconds: i64) -> Timestamps {
 }
 
 /// Refuses a file with another checksum.
-fn verify(wanted: &Wanted, found: &str) -> Result<()> {
+fn verify(wanted: &HttpSource, found: &str) -> Result<()> {
     match &wanted.checksum {
         Some(checksum) if checksum.to_string() != found => Err(Error::invalid(format!(
             "{}: digest mismatch {found}: {checksum}",
@@ -472,12 +472,12 @@ mod tests {
 
     use super::*;
 
-    fn wanted(url: &str, attributes: &[(&str, &str)]) -> Result<Wanted> {
+    fn wanted(url: &str, attributes: &[(&str, &str)]) -> Result<HttpSource> {
         let attrs: BTreeMap<String, String> = attributes
             .iter()
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
             .collect();
-        Wanted::of(&SourceOp {
+        HttpSource::of(&SourceOp {
             identifier: url.into(),
             attrs,
         })

@@ -13,7 +13,7 @@ use whelk_registry::Version;
 
 use super::config::CACHE_CONFIG;
 use super::imports::{Offer, Offered};
-use super::records::{self, Outcome};
+use super::records::{self, ExportedStep};
 use super::target::Target;
 use crate::error::{Error, Result};
 use crate::progress::{EventKind, Work};
@@ -278,7 +278,7 @@ struct Writing<'a> {
 impl Writing<'_> {
     /// Brings the layers of results to their destination. A layer that only an imported cache has, and that cannot be had
     /// any more, is left out.
-    async fn layers(&self, outcomes: &[Outcome]) -> Result<HashMap<Digest, Descriptor>> {
+    async fn layers(&self, outcomes: &[ExportedStep]) -> Result<HashMap<Digest, Descriptor>> {
         let mut blobs: HashMap<Digest, Descriptor> = HashMap::new();
         let mut lost = Vec::new();
         for outcome in outcomes {

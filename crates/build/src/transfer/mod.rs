@@ -22,5 +22,5 @@ mod target;
 pub use export::Export;
 pub use imports::{Import, Imports};
 pub(crate) use imports::{Offer, decode};
-pub(crate) use records::{Made, Step};
-pub use target::Outgoing;
+pub(crate) use records::{ExportedSteps, Step};
+pub use target::OutgoingBlob;

@@ -17,7 +17,7 @@ use crate::{Builder, blocking};
 
 /// What an export of the cache needs to know of a build.
 #[derive(Debug, Default)]
-pub(crate) struct Made {
+pub(crate) struct ExportedSteps {
     /// Operations with one output, as all of Dockerfiles have. Others are not exported.
     pub steps: Vec<Step>,
     /// The layers of base images.
@@ -41,7 +41,7 @@ pub(crate) struct Step {
 
 /// The result of a step.
 #[derive(Clone, Debug)]
-pub(super) struct Outcome {
+pub(super) struct ExportedStep {
     pub key: Option<Digest>,
     pub canonical: Option<Digest>,
     /// Whether the canonical key is what an imported cache says. Its record has no result then.
@@ -55,7 +55,7 @@ pub(super) struct Outcome {
 impl Builder {
     /// Returns the results of a build, also those that the build did not need, as far as a cache has them. Their layers are
     /// held as long as the build's.
-    pub(super) async fn outcomes(self: &Arc<Self>, solved: &Solved) -> Result<Vec<Outcome>> {
+    pub(super) async fn outcomes(self: &Arc<Self>, solved: &Solved) -> Result<Vec<ExportedStep>> {
         let made = &solved.made;
         let mut outcomes = Vec::with_capacity(made.steps.len());
         let mut others = Vec::new();
@@ -66,7 +66,7 @@ impl Builder {
             };
             let digests = stack.digests().await?;
             let times = stack.0.iter().map(|layer| layer.created);
-            outcomes.push(Outcome {
+            outcomes.push(ExportedStep {
                 key: step.key,
                 canonical: step.canonical,
                 is_foreign: step.is_foreign,
@@ -84,7 +84,7 @@ impl Builder {
                     let (Some(layers), None) = (outputs.next(), outputs.next()) else {
                         return None;
                     };
-                    return Some(Outcome {
+                    return Some(ExportedStep {
                         key: Some(key),
                         canonical: Some(found.canonical),
                         is_foreign: found.is_foreign,
@@ -94,7 +94,7 @@ impl Builder {
                 }
                 let offer = imports.find(&key)?;
                 let layers = offer.layers.iter();
-                Some(Outcome {
+                Some(ExportedStep {
                     key: Some(key),
                     canonical: Some(offer.canonical),
                     is_foreign: offer.canonical != offer.key,
@@ -118,7 +118,7 @@ impl Builder {
 }
 
 /// Leaves only results that consist of layers of the final one, and of base images.
-pub(super) fn only_final(outcomes: &mut Vec<Outcome>, layers: &[LayerDigest]) {
+pub(super) fn only_final(outcomes: &mut Vec<ExportedStep>, layers: &[LayerDigest]) {
     let kept: HashSet<&LayerDigest> = layers.iter().collect();
     outcomes.retain(|one| {
         let mut layers = one.layers.iter();
@@ -129,7 +129,7 @@ pub(super) fn only_final(outcomes: &mut Vec<Outcome>, layers: &[LayerDigest]) {
 /// Makes a cache of results. `blob` returns the blob of a layer; without one, the results with that layer are left out. Layers
 /// of base images have none, and none is needed.
 pub(super) fn config(
-    outcomes: &[Outcome],
+    outcomes: &[ExportedStep],
     blob: impl Fn(&LayerDigest) -> Option<Descriptor>,
 ) -> Config {
     let mut config = Config::default();
@@ -177,7 +177,7 @@ pub(super) fn config(
 pub(super) fn add(
     records: &mut Vec<Record>,
     known: &mut HashMap<Digest, i64>,
-    outcome: &Outcome,
+    outcome: &ExportedStep,
     result: impl Fn() -> Record,
 ) {
     let mut record = |key: Digest, inputs: Vec<Input>, result: Record| {
@@ -228,9 +228,9 @@ mod tests {
         LayerDigest::of(text.as_bytes())
     }
 
-    fn outcome(key: &str, canonical: &str, layers: &[(&str, i64)]) -> Outcome {
+    fn outcome(key: &str, canonical: &str, layers: &[(&str, i64)]) -> ExportedStep {
         let digest = |text: &str| (!text.is_empty()).then(|| Digest::of(text.as_bytes()));
-        Outcome {
+        ExportedStep {
             key: digest(key),
             canonical: digest(canonical),
             is_foreign: false,

@@ -24,7 +24,7 @@ const QUEUE: usize = 4;
 type WriteBlob = Box<dyn FnOnce(&mut dyn Write) -> Result<()> + Send>;
 
 /// A blob that is put into a store of the client.
-pub struct Outgoing {
+pub struct OutgoingBlob {
     pub digest: Digest,
     /// In bytes.
     pub size: u64,
@@ -32,9 +32,9 @@ pub struct Outgoing {
     pub write: WriteBlob,
 }
 
-impl std::fmt::Debug for Outgoing {
+impl std::fmt::Debug for OutgoingBlob {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Outgoing({}, {} bytes)", self.digest, self.size)
+        write!(f, "OutgoingBlob({}, {} bytes)", self.digest, self.size)
     }
 }
 
@@ -68,7 +68,7 @@ impl Target {
         match self {
             Self::Store { client, name } => {
                 let write = move |output: &mut dyn Write| Ok(blob.write(&store, output)?);
-                let outgoing = Outgoing {
+                let outgoing = OutgoingBlob {
                     digest: descriptor.digest.clone(),
                     size: descriptor.size,
                     write: Box::new(write),

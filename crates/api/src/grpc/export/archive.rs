@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use whelk_build::{EventKind, Finished, Work};
-use whelk_buildkit::content::Wanted;
+use whelk_buildkit::content::NewBlob;
 use whelk_buildkit::grpc::{Code, Result, Status};
 use whelk_buildkit::output;
 use whelk_buildkit::session::Session;
@@ -99,11 +99,11 @@ impl Door {
 
     /// Puts the blobs into the client's store: the manifest, which is the last of them, refers to nothing that is missing.
     async fn send_blobs(self: &Arc<Self>, session: &Session, packed: Packed) -> Result<()> {
-        let wanted = packed.blobs.iter().map(|blob| Wanted {
+        let wanted = packed.blobs.iter().map(|blob| NewBlob {
             digest: blob.descriptor.digest.to_string(),
             size: blob.descriptor.size,
         });
-        let wanted: Vec<Wanted> = wanted.collect();
+        let wanted: Vec<NewBlob> = wanted.collect();
         let packed = Arc::new(Mutex::new(packed));
         for (index, wanted) in wanted.iter().enumerate() {
             let (builder, packed) = (self.builder.clone(), packed.clone());

@@ -148,7 +148,7 @@ pub(super) struct Files {
 
 /// What an annotation is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+enum AnnotationTarget {
     Manifest,
     /// The entry of an index for a manifest.
     Entry,
@@ -159,10 +159,10 @@ enum Place {
 
 /// Annotations of images: what each is about, the platform (empty for all), the name and the value.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Annotations(Vec<(Place, String, String, String)>);
+pub(super) struct Annotations(Vec<(AnnotationTarget, String, String, String)>);
 
 impl Annotations {
-    fn at(&self, place: Place, platform: &str) -> BTreeMap<String, String> {
+    fn at(&self, place: AnnotationTarget, platform: &str) -> BTreeMap<String, String> {
         let found = self.0.iter();
         let found = found
             .filter(|(at, wanted, ..)| *at == place && (wanted.is_empty() || wanted == platform));
@@ -174,13 +174,13 @@ impl Annotations {
     /// Returns those of a manifest, and those of the entry of an index for it.
     pub fn of(&self, platform: &str) -> (BTreeMap<String, String>, BTreeMap<String, String>) {
         let at = |place| self.at(place, platform);
-        (at(Place::Manifest), at(Place::Entry))
+        (at(AnnotationTarget::Manifest), at(AnnotationTarget::Entry))
     }
 
     pub fn index(&self) -> IndexAnnotations {
         IndexAnnotations {
-            index: self.at(Place::Index, ""),
-            entry: self.at(Place::IndexEntry, ""),
+            index: self.at(AnnotationTarget::Index, ""),
+            entry: self.at(AnnotationTarget::IndexEntry, ""),
         }
     }
 
@@ -191,7 +191,11 @@ impl Annotations {
                 let text = format!("invalid annotation: no platform {platform} found in source");
                 return Err(Status::invalid(text));
             }
-            if matches!(place, Place::Index | Place::IndexEntry) && !has_index {
+            if matches!(
+                place,
+                AnnotationTarget::Index | AnnotationTarget::IndexEntry
+            ) && !has_index
+            {
                 let text = "index annotations not supported for single platform export";
                 return Err(Status::invalid(text));
             }
@@ -308,13 +312,16 @@ impl<'a> Attributes<'a> {
                 None => (place, Some("")),
             };
             let place = match place {
-                "" | "-manifest" => Place::Manifest,
-                "-manifest-descriptor" => Place::Entry,
-                "-index" => Place::Index,
-                "-index-descriptor" => Place::IndexEntry,
+                "" | "-manifest" => AnnotationTarget::Manifest,
+                "-manifest-descriptor" => AnnotationTarget::Entry,
+                "-index" => AnnotationTarget::Index,
+                "-index-descriptor" => AnnotationTarget::IndexEntry,
                 _ => return Err(self.unsupported(name)),
             };
-            let is_of_index = matches!(place, Place::Index | Place::IndexEntry);
+            let is_of_index = matches!(
+                place,
+                AnnotationTarget::Index | AnnotationTarget::IndexEntry
+            );
             let platform = match platform {
                 None => return Err(self.unsupported(name)),
                 Some("") => String::new(),

@@ -25,7 +25,7 @@ use whelk_sys::in_root;
 use whelk_sys::{Scratch, fs};
 
 use super::Resolved;
-use super::kept::{Held, Info};
+use super::fetched::{Info, Use};
 use crate::client::Client;
 use crate::directory::Directory;
 use crate::error::{Error, Result, os};
@@ -45,7 +45,7 @@ const MAX_PACKS: usize = 8;
 
 /// What a source wants of a repository.
 #[derive(Debug, PartialEq, Eq)]
-struct Wanted {
+struct GitSource {
     remote: String,
     /// A branch, a tag, a full name or a commit; empty for the default branch.
     reference: String,
@@ -84,7 +84,7 @@ pub(crate) fn is_repository(source: &SourceOp) -> bool {
     source.identifier.starts_with("git://")
 }
 
-impl Wanted {
+impl GitSource {
     fn of(source: &SourceOp) -> Result<Self> {
         let identifier = source.identifier.trim_start_matches("git://");
         let (location, fragment) = identifier.split_once('#').unwrap_or((identifier, ""));
@@ -190,7 +190,7 @@ struct Task {
 struct Base {
     commit: String,
     packs: PathBuf,
-    _held: Held,
+    _use: Use,
 }
 
 impl Builder {
@@ -201,7 +201,7 @@ impl Builder {
         source: &SourceOp,
         work: &Work,
     ) -> Result<Resolved> {
-        let wanted = Wanted::of(source)?;
+        let wanted = GitSource::of(source)?;
         let remote = Remote::new(&wanted.remote)?;
         if is_commit(&wanted.reference) {
             check_sum(&wanted, &[&wanted.reference])?;
@@ -232,7 +232,7 @@ impl Builder {
         source: &SourceOp,
         work: &Work,
     ) -> Result<(Directory, Option<i64>)> {
-        let wanted = Wanted::of(source)?;
+        let wanted = GitSource::of(source)?;
         let remote = Remote::new(&wanted.remote)?;
         let (commit, server) = if is_commit(&wanted.reference) {
             check_sum(&wanted, &[&wanted.reference])?;
@@ -278,7 +278,7 @@ impl Builder {
     async fn git_server(
         &self,
         client: &dyn Client,
-        wanted: &Wanted,
+        wanted: &GitSource,
         remote: &Remote,
         work: &Work,
     ) -> Result<Server> {
@@ -290,7 +290,7 @@ impl Builder {
     async fn check_out(
         self: &Arc<Self>,
         client: &dyn Client,
-        wanted: &Wanted,
+        wanted: &GitSource,
         remote: Remote,
         commit: &str,
         server: Server,
@@ -411,7 +411,7 @@ impl Builder {
             Ok(commit.map(|commit| Base {
                 commit: commit.to_owned(),
                 packs,
-                _held: held,
+                _use: held,
             }))
         };
         blocking(find).await
@@ -419,7 +419,7 @@ impl Builder {
 
     async fn check_out_one(
         self: &Arc<Self>,
-        wanted: &Wanted,
+        wanted: &GitSource,
         server: &Server,
         task: &Task,
         scratch: &Arc<Scratch>,
@@ -492,7 +492,7 @@ impl Builder {
     }
 }
 
-impl Wanted {
+impl GitSource {
     /// Returns what is for a repository. Secrets without a host are only for the main one; on github.com, for
     /// all, as in BuildKit.
     fn access_to(&self, remote: &Remote) -> Access {
@@ -575,7 +575,7 @@ pub(crate) fn decode(bytes: &[u8]) {
 }
 
 /// Refuses a commit with another checksum.
-fn check_sum(wanted: &Wanted, found: &[&str]) -> Result<()> {
+fn check_sum(wanted: &GitSource, found: &[&str]) -> Result<()> {
     let checksum = wanted.checksum.as_str();
     if found.iter().any(|found| found.starts_with(checksum)) {
         return Ok(());
@@ -596,12 +596,12 @@ mod tests {
 
     use super::*;
 
-    fn wanted(identifier: &str, attributes: &[(&str, &str)]) -> Result<Wanted> {
+    fn wanted(identifier: &str, attributes: &[(&str, &str)]) -> Result<GitSource> {
         let attrs: BTreeMap<String, String> = attributes
             .iter()
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
             .collect();
-        Wanted::of(&SourceOp {
+        GitSource::of(&SourceOp {
             identifier: identifier.into(),
             attrs,
         })

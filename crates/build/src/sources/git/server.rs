@@ -106,13 +106,13 @@ impl Server {
             base = moved.to_owned();
         }
         let mut packets = Packets::of_response(response);
-        let mut told = Told::default();
+        let mut advertised = Advertisement::default();
         while let Some(packet) = packets.next().await.map_err(|text| wrong(remote, &text))? {
             if let Packet::Data(line) = packet {
-                told.add(remote, &line)?;
+                advertised.add(remote, &line)?;
             }
         }
-        if !told.is_version_2 {
+        if !advertised.is_version_2 {
             let text = "it does not speak version 2 of git's protocol over HTTP";
             return Err(wrong(remote, text));
         }
@@ -123,33 +123,33 @@ impl Server {
                 base,
                 authorization,
             },
-            has_object_format: told.has_object_format,
+            has_object_format: advertised.has_object_format,
         })
     }
 
     async fn open_ssh(link: Link, remote: &Remote) -> Result<Self> {
         let link = Mutex::new(link);
-        let mut told = Told::default();
+        let mut advertised = Advertisement::default();
         let mut packets = Packets::of_link(link.lock().await);
         while let Some(packet) = packets.next().await.map_err(|text| wrong(remote, &text))? {
             match packet {
-                Packet::Data(line) => told.add(remote, &line)?,
+                Packet::Data(line) => advertised.add(remote, &line)?,
                 _ => break,
             }
         }
         drop(packets);
-        if !told.is_version_2 && !told.has_side_band {
+        if !advertised.is_version_2 && !advertised.has_side_band {
             let text =
                 "it speaks neither version 2 of git's protocol nor version 0 with side-band-64k";
             return Err(wrong(remote, text));
         }
         Ok(Self {
             remote: remote.clone(),
-            has_object_format: told.has_object_format,
+            has_object_format: advertised.has_object_format,
             transport: Transport::Ssh {
                 link: Box::new(link),
-                references: (!told.is_version_2).then_some(told.references),
-                head: told.head,
+                references: (!advertised.is_version_2).then_some(advertised.references),
+                head: advertised.head,
             },
         })
     }
@@ -317,7 +317,7 @@ impl Server {
             }
             _ => self.command("fetch", &arguments).await?,
         };
-        let (mut is_pack, mut size, mut told) = (false, 0, 0);
+        let (mut is_pack, mut size, mut reported) = (false, 0, 0);
         while let Some(packet) = packets.next().await.map_err(|text| self.wrong(&text))? {
             let Packet::Data(mut data) = packet else {
                 match packet {
@@ -348,8 +348,8 @@ impl Server {
                     if size > MAX_PACK {
                         return Err(self.wrong(&format!("more than {MAX_PACK} bytes")));
                     }
-                    if size - told >= STEP {
-                        told = size;
+                    if size - reported >= STEP {
+                        reported = size;
                         report(size, false);
                     }
                     // It has ended with an error, which is the result.
@@ -370,9 +370,9 @@ impl Server {
     }
 }
 
-/// What a server has told before it is asked anything.
+/// What a server tells before it is asked anything: its capabilities and, in version 0, its references.
 #[derive(Default)]
-struct Told {
+struct Advertisement {
     size: usize,
     is_version_2: bool,
     has_object_format: bool,
@@ -382,7 +382,7 @@ struct Told {
     head: Option<String>,
 }
 
-impl Told {
+impl Advertisement {
     fn add(&mut self, remote: &Remote, line: &[u8]) -> Result<()> {
         self.size += line.len();
         if self.size > MAX_LIST {

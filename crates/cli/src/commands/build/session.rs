@@ -11,7 +11,7 @@ use whelk_buildkit::pb::session::{
     CheckAgentRequest, CredentialsRequest, CredentialsResponse, GetSecretRequest, GetSecretResponse,
 };
 use whelk_buildkit::pb::{HealthCheckResponse, Unused};
-use whelk_buildkit::session::{CREDENTIALS, DIFF_COPY, SECRET, SEND, Wanted};
+use whelk_buildkit::session::{CREDENTIALS, DIFF_COPY, FilesRequest, SECRET, SEND};
 use whelk_buildkit::ssh;
 
 use super::agents::Agents;
@@ -72,7 +72,7 @@ impl Session {
     async fn answer(self: Arc<Self>, mut call: Call) -> Result<()> {
         match call.method.as_str() {
             DIFF_COPY => {
-                let wanted = Wanted::of_call(&call.metadata);
+                let wanted = FilesRequest::of_call(&call.metadata);
                 files::answer(call, self.files(wanted)?).await
             }
             SEND => {
@@ -111,7 +111,7 @@ impl Session {
         }
     }
 
-    fn files(&self, wanted: Wanted) -> Result<Arc<dyn Files>> {
+    fn files(&self, wanted: FilesRequest) -> Result<Arc<dyn Files>> {
         let source = self.sources.get(&wanted.name);
         Ok(match source {
             None => {

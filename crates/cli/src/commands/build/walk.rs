@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _}
 use std::path::{Path, PathBuf};
 
 use whelk_buildkit::files::{Entry, Files, Kind};
-use whelk_buildkit::session::Wanted;
+use whelk_buildkit::session::FilesRequest;
 use whelk_dockerfile::ignore::{Matched, Matcher};
 use whelk_text::glob;
 
@@ -19,11 +19,11 @@ type Result<T> = std::result::Result<T, String>;
 /// A directory and what is wanted of it.
 pub(super) struct Directory {
     root: PathBuf,
-    wanted: Wanted,
+    wanted: FilesRequest,
 }
 
 impl Directory {
-    pub fn new(root: PathBuf, wanted: Wanted) -> Self {
+    pub fn new(root: PathBuf, wanted: FilesRequest) -> Self {
         Self { root, wanted }
     }
 }
@@ -390,7 +390,7 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(root: &Path, wanted: Wanted, expected: &[&str]) {
+    fn check(root: &Path, wanted: FilesRequest, expected: &[&str]) {
         let mut found = Vec::new();
         let directory = Directory::new(root.to_owned(), wanted);
         directory
@@ -418,7 +418,7 @@ mod tests {
         let _socket = std::os::unix::net::UnixListener::bind(root.join("socket")).unwrap();
         check(
             root,
-            Wanted::default(),
+            FilesRequest::default(),
             &[
                 "a",
                 "a/b",
@@ -431,37 +431,37 @@ mod tests {
                 "node_modules/m/i.js",
             ],
         );
-        let wanted = Wanted {
+        let wanted = FilesRequest {
             exclude: list(&["node_modules", "**/*.txt"]),
-            ..Wanted::default()
+            ..FilesRequest::default()
         };
         check(root, wanted, &["a", "a/b", "a/b/x.js", "a/z", "a.b"]);
-        let wanted = Wanted {
+        let wanted = FilesRequest {
             exclude: list(&["*", "!a/b/*.js"]),
-            ..Wanted::default()
+            ..FilesRequest::default()
         };
         check(root, wanted, &["a", "a/b", "a/b/x.js"]);
-        let wanted = Wanted {
+        let wanted = FilesRequest {
             include: list(&["a/*/x.js"]),
-            ..Wanted::default()
+            ..FilesRequest::default()
         };
         check(root, wanted, &["a", "a/b", "a/b/x.js"]);
         use std::os::unix::ffi::OsStrExt as _;
         let broken = root.join(OsStr::from_bytes(b"\xff"));
         std::fs::write(&broken, "x").unwrap();
-        let wanted = Wanted {
+        let wanted = FilesRequest {
             exclude: list(&["*"]),
-            ..Wanted::default()
+            ..FilesRequest::default()
         };
         check(root, wanted, &[]);
-        let all = Directory::new(root.to_owned(), Wanted::default());
+        let all = Directory::new(root.to_owned(), FilesRequest::default());
         assert!(all.list(&mut |_| Ok(())).unwrap_err().contains("not UTF-8"));
         std::fs::remove_file(&broken).unwrap();
         symlink("../node_modules/m", root.join("a/link")).unwrap();
         symlink("loop", root.join("loop")).unwrap();
-        let wanted = Wanted {
+        let wanted = FilesRequest {
             follow: list(&["a/link/i.js", "none", "loop"]),
-            ..Wanted::default()
+            ..FilesRequest::default()
         };
         check(
             root,
@@ -475,10 +475,10 @@ mod tests {
                 "node_modules/m/i.js",
             ],
         );
-        let wanted = Wanted {
+        let wanted = FilesRequest {
             follow: list(&["/"]),
             exclude: list(&["a*", "n*", "l*"]),
-            ..Wanted::default()
+            ..FilesRequest::default()
         };
         check(root, wanted, &[]);
     }

@@ -8,7 +8,6 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, Weak};
-use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex as Lock, OwnedMutexGuard};
@@ -17,20 +16,15 @@ use whelk_llb::Digest;
 use whelk_sys::sync::IgnorePoison as _;
 use whelk_sys::{Scratch, fs};
 
-use crate::caches::Kept as Listed;
 use crate::directory::Directory;
 use crate::error::{Error, Result};
+use crate::usage::StoredDirectory;
 
 /// Number of directories of a kind that are kept, and their size in bytes; the ones that were used last.
 const KEPT: usize = 64;
 const MAX_SIZE: u64 = 10 << 30;
 /// Maximum size of an `info` in bytes.
 const MAX_INFO: u64 = 64 << 10;
-
-const NOW: rustix::fs::Timespec = rustix::fs::Timespec {
-    tv_sec: 0,
-    tv_nsec: rustix::fs::UTIME_NOW as _,
-};
 
 /// What is known of a directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,7 +49,7 @@ pub(crate) struct Info {
 
 /// The directories of a kind.
 #[derive(Debug)]
-pub(crate) struct Kept {
+pub(crate) struct FetchedDirectories {
     root: PathBuf,
     staging: Staging,
     pub boot: String,
@@ -66,14 +60,10 @@ pub(crate) struct Kept {
 
 /// A use of a directory, which stays as long as this exists.
 #[derive(Debug)]
-struct Use {
+pub(crate) struct Use {
     path: PathBuf,
     used: Arc<Mutex<HashMap<PathBuf, usize>>>,
 }
-
-/// Keeps a directory.
-#[derive(Debug)]
-pub(crate) struct Held(#[expect(dead_code, reason = "its drop ends the use")] Use);
 
 impl Drop for Use {
     fn drop(&mut self) {
@@ -87,20 +77,20 @@ impl Drop for Use {
     }
 }
 
-impl Kept {
+impl FetchedDirectories {
     /// Opens what is kept at a place, without what is of another boot. Blocking.
     pub fn new(root: PathBuf, staging: Staging, boot: &str) -> Self {
-        let kept = Self {
+        let fetched = Self {
             root,
             staging,
             boot: boot.to_owned(),
             used: Arc::default(),
             locks: Mutex::default(),
         };
-        if let Err(error) = kept.remove_others() {
+        if let Err(error) = fetched.remove_others() {
             tracing::warn!("remove what was fetched in another boot: {error}");
         }
-        kept
+        fetched
     }
 
     /// Removes directories of another boot, which are of no use.
@@ -132,7 +122,7 @@ impl Kept {
             if path_key(&path) != Some(hex(key).as_str()) {
                 continue;
             }
-            // First, so that nobody removes it.
+            // Before it is read, so that it is not removed meanwhile.
             let held = self.hold(&path);
             if let Some(info) = self.info(&path) {
                 found.push((directory(&path, held, &info), info));
@@ -143,7 +133,7 @@ impl Kept {
 
     /// Returns the place of the packs of a repository that were used last, and what is known of their directory, which stays as long
     /// as the first value exists. Blocking.
-    pub fn packs(&self, repository: &str) -> Result<Option<(Held, PathBuf, Info)>> {
+    pub fn packs(&self, repository: &str) -> Result<Option<(Use, PathBuf, Info)>> {
         let of_repository = |path: &PathBuf| {
             let info = read(path)?;
             let used = fs::metadata(path).ok()?.modified().ok()?;
@@ -154,8 +144,8 @@ impl Kept {
         let Some((_, path)) = found else {
             return Ok(None);
         };
-        // First, so that nobody removes it.
-        let held = Held(self.hold(&path));
+        // Before it is read, so that it is not removed meanwhile.
+        let held = self.hold(&path);
         let info = read(&path);
         Ok(info.map(|info| (held, path.join("packs"), info)))
     }
@@ -190,23 +180,21 @@ impl Kept {
     }
 
     /// Describes all that there is, by the names of the directories. Blocking.
-    pub fn list(&self) -> Result<Vec<Listed>> {
-        let nanoseconds = |time: std::io::Result<SystemTime>| {
-            let since = time.ok()?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
-            i64::try_from(since.as_nanos()).ok()
-        };
+    pub fn list(&self) -> Result<Vec<StoredDirectory>> {
         // What was removed since the list was read is left out.
         let listed = self.paths()?.into_iter().filter_map(|path| {
             let metadata = fs::metadata(&path).ok()?;
             let info = read(&path).unwrap_or_default();
-            Some(Listed {
-                name: path.file_name()?.to_str()?.to_owned(),
-                id: info.description,
-                size: info.size,
-                is_used: self.used.lock().ignore_poison().contains_key(&path),
-                created: nanoseconds(metadata.created()).unwrap_or(0),
-                used: nanoseconds(metadata.modified()).unwrap_or(0),
-            })
+            let name = path.file_name()?.to_str()?.to_owned();
+            let is_used = self.used.lock().ignore_poison().contains_key(&path);
+            let (id, size) = (info.description, info.size);
+            Some(StoredDirectory::new(
+                name,
+                id,
+                size,
+                is_used,
+                Some(&metadata),
+            ))
         });
         Ok(listed.collect())
     }
@@ -239,12 +227,7 @@ impl Kept {
     /// Returns what is known of a directory of this boot, and notes its use.
     fn info(&self, path: &Path) -> Option<Info> {
         let info = read(path)?;
-        let now = rustix::fs::Timestamps {
-            last_access: NOW,
-            last_modification: NOW,
-        };
-        let flags = rustix::fs::AtFlags::empty();
-        let _ = rustix::fs::utimensat(rustix::fs::CWD, path, &now, flags);
+        let _ = fs::touch(path);
         (info.boot == self.boot).then_some(info)
     }
 
@@ -314,39 +297,42 @@ mod tests {
 
     use super::*;
 
-    fn add(kept: &Kept, key: &Digest, content: &str) -> Directory {
-        let scratch = kept.staging.scratch().unwrap();
+    fn add(fetched: &FetchedDirectories, key: &Digest, content: &str) -> Directory {
+        let scratch = fetched.staging.scratch().unwrap();
         fs::create_dir(scratch.path().join("fs"), 0o755).unwrap();
         fs::write(scratch.path().join("fs/file"), content).unwrap();
         let info = Info {
-            boot: kept.boot.clone(),
+            boot: fetched.boot.clone(),
             content: content.into(),
             size: 1,
             ..Info::default()
         };
-        kept.add(key, &scratch, &info).unwrap()
+        fetched.add(key, &scratch, &info).unwrap()
     }
 
     #[test]
     fn what_is_used_stays() {
-        let root = Scratch::temporary("kept").unwrap();
+        let root = Scratch::temporary("fetched").unwrap();
         let store = Store::open(root.path()).unwrap();
-        let kept = Kept::new(
+        let fetched = FetchedDirectories::new(
             root.path().join("build/http"),
             store.staging.clone(),
             "boot",
         );
         let key = Digest::of(b"key");
-        let first = add(&kept, &key, "one");
-        let second = add(&kept, &key, "two");
+        let first = add(&fetched, &key, "one");
+        let second = add(&fetched, &key, "two");
         assert_eq!(first.read("file").unwrap().unwrap(), "one");
-        assert_eq!(kept.find(&key).unwrap().len(), 2);
+        assert_eq!(fetched.find(&key).unwrap().len(), 2);
         let clear = || {
-            let listed = kept.list().unwrap().into_iter();
-            listed.filter(|one| kept.remove(&one.name).unwrap()).count()
+            let listed = fetched.list().unwrap().into_iter();
+            listed
+                .filter(|one| fetched.remove(&one.name).unwrap())
+                .count()
         };
         assert!(
-            kept.list()
+            fetched
+                .list()
                 .unwrap()
                 .iter()
                 .all(|one| one.is_used && one.size == 1)
@@ -354,19 +340,19 @@ mod tests {
         assert_eq!(clear(), 0);
         drop(first);
         // Another content replaces one that nobody uses.
-        drop(add(&kept, &key, "three"));
-        let contents = kept.find(&key).unwrap().into_iter();
+        drop(add(&fetched, &key, "three"));
+        let contents = fetched.find(&key).unwrap().into_iter();
         let mut contents: Vec<String> = contents.map(|(_, info)| info.content).collect();
         contents.sort();
         assert_eq!(contents, ["three", "two"]);
         drop(second);
         assert_eq!(clear(), 2);
-        assert!(kept.find(&key).unwrap().is_empty());
+        assert!(fetched.find(&key).unwrap().is_empty());
         // What another boot has left may not be whole.
-        drop(add(&kept, &key, "four"));
-        let same = Kept::new(kept.root.clone(), store.staging.clone(), "boot");
+        drop(add(&fetched, &key, "four"));
+        let same = FetchedDirectories::new(fetched.root.clone(), store.staging.clone(), "boot");
         assert_eq!(same.find(&key).unwrap().len(), 1);
-        let later = Kept::new(kept.root.clone(), store.staging.clone(), "other");
+        let later = FetchedDirectories::new(fetched.root.clone(), store.staging.clone(), "other");
         assert!(later.paths().unwrap().is_empty());
         assert!(later.find(&key).unwrap().is_empty());
         assert_eq!(
