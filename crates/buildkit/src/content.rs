@@ -12,7 +12,7 @@ use crate::pb::content::{
 };
 use crate::pieces::Pieces;
 use crate::session::{Session, append};
-use crate::turns::{STALLED, TRANSFERS};
+use crate::turns::{OUTPUTS, STALLED};
 
 /// The call that reads a blob of a store.
 pub const READ: &str = "containerd.services.content.v1.Content/Read";
@@ -111,7 +111,7 @@ impl Session {
         // What is there of an earlier attempt; the client verifies the whole.
         let present = u64::try_from(writing.request.offset).unwrap_or(0);
         let (pieces, mut queue) = mpsc::channel(WAITING);
-        let turn = TRANSFERS.begin().await;
+        let turn = OUTPUTS.begin().await;
         let producing = tokio::task::spawn_blocking(move || {
             let output = Pieces::new(PIECE, |piece| match turn.wait(pieces.send(piece)) {
                 Some(sent) => sent.map_err(|_| io::ErrorKind::BrokenPipe.into()),

@@ -7,17 +7,19 @@ use bytes::Bytes;
 use crate::grpc::{Result, Status, Stream};
 use crate::pb::BytesMessage;
 use crate::pieces::Pieces;
-use crate::turns::TRANSFERS;
+use crate::turns::Turn;
 
 /// Size of a message in bytes; clients accept 4 MiB.
 const PIECE: usize = 256 << 10;
 
-/// Calls `produce` on a thread that may block, and sends what it writes. `progress` gets the number of bytes so far.
+/// Calls `produce` on a thread that may block, for which `turn` is the right, and sends what it writes. `progress` gets the number of
+/// bytes so far.
 ///
 /// # Errors
 /// Returns the status of the call, and the error of `produce`.
 pub async fn write<T, E, F>(
     mut stream: Stream,
+    turn: Turn,
     produce: F,
     mut progress: impl FnMut(u64),
 ) -> Result<T>
@@ -28,7 +30,6 @@ where
 {
     let (written, mut count) = tokio::sync::watch::channel(0);
     let requests = stream.requests.clone();
-    let turn = TRANSFERS.begin().await;
     let mut output = Pieces::new(PIECE, move |data: Bytes| {
         let count = data.len() as u64;
         let sent = requests.send_blocking(&BytesMessage { data }, &turn);

@@ -22,7 +22,7 @@ pub const STALLED: &str =
     "the client has sent or taken nothing for minutes, and others need its place";
 
 /// The turns of outputs and blobs that clients take.
-pub(crate) static TRANSFERS: Turns = Turns::new(64);
+pub static OUTPUTS: Turns = Turns::new(64);
 
 /// A number of turns.
 #[derive(Debug)]

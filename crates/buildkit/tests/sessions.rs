@@ -24,6 +24,7 @@ use whelk_buildkit::pb::session::{
     CredentialsRequest, CredentialsResponse, GetSecretRequest, GetSecretResponse,
 };
 use whelk_buildkit::session::{FilesRequest, Session, Sessions};
+use whelk_buildkit::turns::OUTPUTS;
 use whelk_sys::{Scratch, fs};
 
 const BOOT: &str = "this one";
@@ -468,7 +469,8 @@ async fn a_client_that_pauses_gets_its_output() {
     };
     let session = client.connect(&Arc::default()).await;
     let produce = |output: &mut dyn std::io::Write| output.write_all(&vec![7; SIZE]);
-    let written = output::write(session.export(0).unwrap(), produce, |_| ());
+    let turn = OUTPUTS.begin().await;
+    let written = output::write(session.export(0).unwrap(), turn, produce, |_| ());
     written.await.unwrap();
     assert_eq!(client.asked.load(Ordering::Relaxed), SIZE);
 }

@@ -14,7 +14,7 @@ use super::walk::walk;
 use super::{Error, Result};
 use crate::grpc::{Requests, Status, Stream};
 use crate::pb::files::{Packet, PacketType, Stat};
-use crate::turns::{STALLED, TRANSFERS, Turn};
+use crate::turns::{STALLED, Turn};
 
 /// Size of a piece of a file in bytes.
 const PIECE: usize = 128 << 10;
@@ -32,12 +32,14 @@ pub struct Outgoing {
     pub mtime: Option<i64>,
 }
 
-/// Sends files. `progress` gets the number of bytes so far. `holder` is dropped when nothing is read any more.
+/// Sends files on a thread that may block, for which `turn` is the right. `progress` gets the number of bytes so far. `holder` is
+/// dropped when nothing is read any more.
 ///
 /// # Errors
 /// Returns an error that names the file that cannot be read, and the client's own.
 pub async fn send<H: Send + 'static>(
     mut stream: Stream,
+    turn: Turn,
     outgoing: Outgoing,
     holder: H,
     mut progress: impl FnMut(u64),
@@ -46,7 +48,6 @@ pub async fn send<H: Send + 'static>(
     let (wanted, queue) = mpsc::unbounded_channel();
     let (sent, mut count) = tokio::sync::watch::channel(0);
     let requests = stream.requests.clone();
-    let turn = TRANSFERS.begin().await;
     let mut sending = tokio::task::spawn_blocking(move || {
         let _holder = holder;
         let mut sender = Sender {

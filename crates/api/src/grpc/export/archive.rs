@@ -87,8 +87,9 @@ impl Door {
             packed.write(builder.store(), form, &names, output)?;
             Ok::<_, Error>(())
         };
+        let turn = super::turn(work).await;
         let stream = session.export(id)?;
-        match output::write(stream, produce, |bytes| copying.at(bytes)).await {
+        match output::write(stream, turn, produce, |bytes| copying.at(bytes)).await {
             // The client has the image, and needs no archive.
             Err(status) if status.code == Code::AlreadyExists => {}
             result => result?,

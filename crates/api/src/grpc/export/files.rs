@@ -118,10 +118,12 @@ impl Door {
                 mtime: epoch.map(|seconds| seconds.saturating_mul(SECOND)),
             };
             let mut copying = Copying::new(work, label);
+            let turn = super::turn(work).await;
             let stream = session.export(export.id)?;
             let holder = (view, layers(results));
-            let sent = files::send(stream, outgoing, holder, |bytes| copying.at(bytes)).await;
-            sent.map_err(|error| Status::unknown(error.to_string()))?;
+            let sent = files::send(stream, turn, outgoing, holder, |bytes| copying.at(bytes));
+            sent.await
+                .map_err(|error| Status::unknown(error.to_string()))?;
             copying.end();
         }
         Ok(())
@@ -151,8 +153,9 @@ impl Door {
             drop((views, layers));
             Ok::<_, whelk_build::Error>(())
         };
+        let turn = super::turn(work).await;
         let stream = session.export(export.id)?;
-        output::write(stream, produce, |bytes| copying.at(bytes)).await?;
+        output::write(stream, turn, produce, |bytes| copying.at(bytes)).await?;
         copying.end();
         Ok(())
     }

@@ -15,6 +15,7 @@ use whelk_build::{Error, EventKind, Finished, Solved, Statement, Work};
 use whelk_buildkit::grpc::{Result, Status};
 use whelk_buildkit::pb::control::SolveResponse;
 use whelk_buildkit::pb::gateway;
+use whelk_buildkit::turns::{OUTPUTS, Turn};
 use whelk_dockerfile::convert::Image;
 use whelk_image::Reference;
 use whelk_image::archive::{Compression, Form};
@@ -285,6 +286,21 @@ impl Export {
 /// Returns the status of an output that has failed.
 fn failed(error: &Error) -> Status {
     super::result::status(error, None)
+}
+
+/// Takes a turn to send an output. If there is none, the progress says so.
+async fn turn(work: &Work) -> Turn {
+    if let Some(turn) = OUTPUTS.begin_soon().await {
+        return turn;
+    }
+    let waiting = |is_done| {
+        let name = "waiting until one of the outputs of other builds is sent".to_owned();
+        work.add(EventKind::Part { name, is_done });
+    };
+    waiting(false);
+    let turn = OUTPUTS.begin().await;
+    waiting(true);
+    turn
 }
 
 /// Tells from time to time how much was sent.
