@@ -23,15 +23,19 @@ const MAX_OPS: usize = 200_000;
 const MAX_CALLS: usize = 20_000;
 const MAX_SENT: usize = 128 << 20;
 
+/// Maximum number of bytes of the requests of a client, with what the progress keeps of each besides.
+const MAX_SENT_BY_CLIENT: usize = 256 << 20;
+const KEPT_OF_REQUEST: usize = 512;
+
 /// Number of programs at a time that others of the same build have called.
 const MAX_CALLED: usize = 16;
 
 /// What one frontend can refer to.
 #[derive(Debug)]
 pub(super) struct Scope {
-    /// The beginning of the names of its references.
+    /// The beginning of the names of its references. No other scope of the build has it.
     name: String,
-    /// Nesting depth; 0 for the client.
+    /// Number of programs that have called each other to get here; 0 for the client.
     pub depth: usize,
     /// What holds for all that a program asks for, whatever it says; `None` for the client.
     pub request: Option<Request>,
@@ -51,6 +55,7 @@ struct Spent {
     ops: usize,
     calls: usize,
     sent: usize,
+    sent_by_client: usize,
     /// Programs that were begun, and those that others have called and that run.
     begun: usize,
     called: usize,
@@ -122,15 +127,23 @@ impl Scope {
         Ok(())
     }
 
-    /// Counts the bytes of a request of which something is kept.
+    /// Counts the bytes of a request of which something is kept until the end of the build.
     ///
     /// # Errors
-    /// Returns an error if a program has sent too many.
+    /// Returns an error if the client, or all programs together, have sent too many.
     pub fn charge(&self, bytes: usize) -> Result<()> {
-        if self.depth == 0 {
-            return Ok(());
-        }
         let mut spent = self.spent.lock().ignore_poison();
+        let bytes = bytes.saturating_add(KEPT_OF_REQUEST);
+        if self.depth == 0 {
+            spent.sent_by_client = spent.sent_by_client.saturating_add(bytes);
+            return match spent.sent_by_client > MAX_SENT_BY_CLIENT {
+                true => {
+                    let text = "the client has made too many requests during the build";
+                    Err(Status::new(Code::ResourceExhausted, text))
+                }
+                false => Ok(()),
+            };
+        }
         spent.sent = spent.sent.saturating_add(bytes);
         if spent.sent > MAX_SENT {
             return Err(exceeded(format!("requests of more than {MAX_SENT} bytes")));
@@ -258,4 +271,18 @@ impl Scope {
 fn exceeded(what: String) -> Status {
     let text = format!("the frontends of the build exceed a limit: {what}");
     Status::new(Code::ResourceExhausted, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_of_a_client_are_counted() {
+        let scope = Scope::of_client("build", BTreeMap::new());
+        let most = MAX_SENT_BY_CLIENT / KEPT_OF_REQUEST;
+        assert!((0..most).all(|_| scope.charge(0).is_ok()));
+        let refused = scope.charge(0).map_err(|status| status.code);
+        assert_eq!(refused, Err(Code::ResourceExhausted));
+    }
 }
