@@ -149,7 +149,7 @@ fn a_node_server_is_installed_with_npm() {
             ("Dockerfile", &dockerfile),
             (
                 "package.json",
-                r#"{"name": "app", "version": "1.0.0", "dependencies": {"express": "^4"}}"#,
+                r#"{"name": "app", "version": "1.0.0", "dependencies": {"express": "^4", "dockerode": "^4"}}"#,
             ),
             (
                 "server.js",
@@ -199,6 +199,86 @@ fn a_node_server_is_installed_with_npm() {
         .finish_within(PATIENCE)
         .exits(0);
     assert_eq!(shown.matches("CACHED").count(), 5, "{shown}");
+    dockerode_builds(&engine);
+}
+
+/// Builds with dockerode, in a container of the application that has it installed.
+fn dockerode_builds(engine: &Engine) {
+    let program = "const Docker = require('/app/node_modules/dockerode')
+        const docker = new Docker({socketPath: '/engine/whelk.sock'})
+        const build = async (src, options) => {
+            const stream = await docker.buildImage({context: '/program', src}, options)
+            return new Promise((resolve, reject) =>
+                docker.modem.followProgress(stream, (error, messages) => error ? reject(error) : resolve(messages)))
+        }
+        const shown = messages => messages.map(message => message.stream || '').join('')
+        const main = async () => {
+            const good = ['Dockerfile', 'file']
+            for (const options of [{t: 'classic'}, {t: 'session', version: '2'}]) {
+                const messages = await build(good, {...options, buildargs: {WORD: 'said'}, labels: {by: 'dockerode'}})
+                if (options.t == 'classic') console.log(shown(messages))
+                const {Id, Config} = await docker.getImage(options.t).inspect()
+                console.log(options.t, Config.Labels.by, messages.some(({aux}) => aux && aux.ID == Id))
+                const failing = await build(['bad.Dockerfile'], {...options, dockerfile: 'bad.Dockerfile'}).catch(error => error)
+                console.log(options.t, failing.message || failing)
+            }
+        }
+        main().catch(error => { console.log(error); process.exit(1) })
+        ";
+    let dockerfile =
+        "FROM busybox\nARG WORD\nRUN --network=none echo $WORD > /made\nCOPY file /file\n";
+    let directory = engine.scratch_with(
+        "dockerode",
+        &[
+            ("main.js", program),
+            ("Dockerfile", dockerfile),
+            (
+                "bad.Dockerfile",
+                "FROM busybox\nRUN --network=none exit 3\n",
+            ),
+            ("file", "sent\n"),
+        ],
+    );
+    let directory = format!("{}:/program:ro", directory.display());
+    let socket = format!("{}:/engine", engine.socket().parent().unwrap().display());
+    let run = [
+        "run",
+        "--rm",
+        "--network",
+        "none",
+        "-v",
+        &socket,
+        "-v",
+        &directory,
+        "app",
+    ];
+    let shown = engine
+        .docker(&[&run[..], &["node", "/program/main.js"]].concat())
+        .ok();
+    shows(
+        &shown,
+        &[
+            "Step 1/4 : FROM busybox",
+            "Successfully tagged classic:latest",
+            "classic dockerode true",
+            "classic The command '/bin/sh -c exit 3' returned a non-zero code: 3",
+            "session dockerode true",
+            "did not complete successfully: exit code: 3",
+        ],
+    );
+    for image in ["classic", "session"] {
+        let run = [
+            "run",
+            "--rm",
+            "--network",
+            "none",
+            image,
+            "cat",
+            "/made",
+            "/file",
+        ];
+        assert_eq!(engine.docker(&run).ok(), "said\nsent");
+    }
 }
 
 #[test]
