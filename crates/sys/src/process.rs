@@ -506,6 +506,20 @@ pub fn descriptors_are_scarce(newest: BorrowedFd<'_>, reserve: u64) -> bool {
     u64::try_from(newest.as_raw_fd()).is_ok_and(|number| number.saturating_add(reserve) >= limit)
 }
 
+/// Limits the number of heaps of the C library's allocator, which has eight for each processor otherwise: each keeps what was
+/// freed in it, so an engine of many threads would hold several times the memory that it has used at one time.
+///
+/// Has no effect on another C library than glibc.
+pub fn limit_heaps(most: u16) {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: changes a setting of the allocator, which has a lock for it.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, i32::from(most));
+    }
+    #[cfg(not(target_env = "gnu"))]
+    let _ = most;
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

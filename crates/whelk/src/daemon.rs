@@ -45,6 +45,9 @@ const MAX_FILE_SIZE: u64 = 1 << 20;
 /// Worker threads of the runtime. Blocking work runs on other threads; besides the API, these
 /// answer the DNS queries of all containers.
 const WORKERS: usize = 4;
+/// Heaps of the C library's allocator. With more, the engine keeps up to three times as much memory after a build; with one,
+/// threads wait for each other.
+const HEAPS: u16 = 2;
 
 /// Returns the command's definition, also for its manual page.
 pub(crate) fn definitions() -> clap::Command {
@@ -82,6 +85,7 @@ pub(crate) fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let inherited = systemd::sockets();
     // Files that containers see must not depend on the umask of the shell that started the engine.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    whelk_sys::process::limit_heaps(HEAPS);
     let result = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .enable_all()

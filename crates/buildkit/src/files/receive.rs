@@ -4,7 +4,8 @@
 //! stream ─► packets that wait ─► a thread, as long as there are some ─► directory
 //!        ◄────── what is asked for ──────┘
 //! ```
-//! A sender may take its time, or say nothing at all: no thread waits for it.
+//! A sender may take its time, or say nothing at all: no thread waits for it. Of files that have not changed, no thread is
+//! told.
 
 mod update;
 
@@ -127,7 +128,10 @@ where
     let (mut waiting, mut bytes) = (0, 0);
     let mut ended = None;
     loop {
-        if packets.is_empty() {
+        let is_pending = state
+            .as_ref()
+            .is_some_and(|(_, transfer)| transfer.is_pending());
+        if packets.is_empty() && !is_pending {
             // Also if the call has failed, what has come counts.
             if state.is_some()
                 && let Some(ended) = ended
@@ -152,7 +156,10 @@ where
                     waiting += packet.encoded_len();
                     bytes += packet.data.len() as u64;
                     progress(bytes);
-                    packets.push(packet);
+                    match &mut state {
+                        Some((_, transfer)) => transfer.take_known(packet)?,
+                        None => packets.push(packet),
+                    }
                 }
                 Ok(None) => ended = Some(Error::Ended),
                 Err(status) => ended = Some(status.into()),
@@ -179,12 +186,12 @@ where
     D: AsMut<Directory> + Send + 'static,
 {
     let taken = tokio::task::spawn_blocking(move || {
-        let mut received = None;
+        let mut received = transfer.take_pending(directory.as_mut())?;
         for packet in packets {
-            received = transfer.take(directory.as_mut(), packet)?;
             if received.is_some() {
                 break;
             }
+            received = transfer.take(directory.as_mut(), packet)?;
         }
         Ok::<_, Error>(((directory, transfer), received))
     });

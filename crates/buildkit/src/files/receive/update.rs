@@ -51,6 +51,8 @@ pub(super) struct Transfer {
     received: Received,
     /// Packets for the sender.
     asked: Vec<Packet>,
+    /// What the last packet has brought, if that was not taken yet.
+    pending: Option<Event>,
 }
 
 impl Transfer {
@@ -63,14 +65,50 @@ impl Transfer {
 
     /// Takes a packet. Returns what has been received if it was the last one. Blocking.
     pub fn take(&mut self, directory: &mut Directory, packet: Packet) -> Result<Option<Received>> {
+        let event = self.incoming.take(packet)?;
+        self.apply(directory, event)
+    }
+
+    /// Takes a packet without a look at the disk if it tells of a file that is there as it is. Others are pending then.
+    pub fn take_known(&mut self, packet: Packet) -> Result<()> {
+        match self.incoming.take(packet)? {
+            Event::Entry(_, entry) if self.is_same(&entry) => {
+                self.old.remove(&entry.path);
+                self.new.insert(entry.path.clone(), entry);
+            }
+            event => self.pending = Some(event),
+        }
+        Ok(())
+    }
+
+    /// Whether a packet is pending.
+    pub fn is_pending(&self) -> bool {
+        self.pending.is_some()
+    }
+
+    /// Takes the pending packet. Returns what [`Transfer::take`] returns. Blocking.
+    pub fn take_pending(&mut self, directory: &mut Directory) -> Result<Option<Received>> {
+        match self.pending.take() {
+            Some(event) => self.apply(directory, event),
+            None => Ok(None),
+        }
+    }
+
+    fn apply(&mut self, directory: &mut Directory, event: Event) -> Result<Option<Received>> {
         let mut update = Update {
             directory,
             at: self,
         };
-        match update.take(packet)? {
+        match update.take(event)? {
             true => Ok(Some(self.received)),
             false => Ok(None),
         }
+    }
+
+    /// Whether the directory has a file as the sender has it.
+    fn is_same(&self, entry: &Entry) -> bool {
+        self.old.get(&entry.path) == Some(entry)
+            && !matches!(&entry.kind, Kind::HardLink(target) if self.replaced.contains(target))
     }
 
     /// Returns the packets that are to be sent.
@@ -85,9 +123,9 @@ struct Update<'a> {
 }
 
 impl Update<'_> {
-    /// Takes a packet. Returns whether it is the last one.
-    fn take(&mut self, packet: Packet) -> Result<bool> {
-        match self.at.incoming.take(packet)? {
+    /// Takes what a packet has brought. Returns whether it is the last one.
+    fn take(&mut self, event: Event) -> Result<bool> {
+        match event {
             Event::Entry(id, entry) => self.entry(id, entry)?,
             Event::Listed => {
                 self.at.is_listed = true;
@@ -113,12 +151,11 @@ impl Update<'_> {
     }
 
     fn entry(&mut self, id: u32, entry: Entry) -> Result<()> {
+        let is_same = self.at.is_same(&entry);
         let old = self.at.old.remove(&entry.path);
         if entry.kind != Kind::File {
             self.directory.digests.remove(&entry.path);
         }
-        let is_same = old.as_ref() == Some(&entry)
-            && !matches!(&entry.kind, Kind::HardLink(target) if self.at.replaced.contains(target));
         if !is_same {
             self.change()?;
             let was_directory = old.as_ref().is_some_and(Entry::is_directory);
