@@ -126,10 +126,10 @@ impl Builder {
         let is_quiet = options.is_quiet;
         loop {
             // A large Dockerfile takes its time.
-            let (text, options) = (dockerfile.to_owned(), options.clone());
+            let (text, given) = (dockerfile.to_owned(), options.clone());
             let converted = blocking(move || {
                 let mut linter = Linter::default();
-                let outcome = convert(&text, &options, &answers, &mut linter);
+                let outcome = convert(&text, &given, &answers, &mut linter);
                 Ok((outcome, linter.warnings, answers))
             });
             let (outcome, warnings, known) = converted.await?;
