@@ -10,7 +10,7 @@ use whelk_dockerfile::convert::Image;
 use whelk_image::Digest;
 
 use super::config::{Chain, Config, Record, Top};
-use super::records::{self, Outcome};
+use super::records::{self, ExportedStep};
 use crate::Builder;
 use crate::error::{Error, Result};
 use crate::request::Solved;
@@ -74,7 +74,7 @@ impl Builder {
 }
 
 /// Returns the inline cache of an image with these layers.
-fn encode(mut outcomes: Vec<Outcome>, layers: &[Digest]) -> Result<String> {
+fn encode(mut outcomes: Vec<ExportedStep>, layers: &[Digest]) -> Result<String> {
     records::only_final(&mut outcomes, layers);
     let list = list(&outcomes, layers);
     let bytes = serde_json::to_vec(&list).map_err(|error| Error::internal(error.to_string()))?;
@@ -85,7 +85,7 @@ fn encode(mut outcomes: Vec<Outcome>, layers: &[Digest]) -> Result<String> {
     Ok(STANDARD.encode(bytes))
 }
 
-fn list(outcomes: &[Outcome], layers: &[Digest]) -> Vec<Record> {
+fn list(outcomes: &[ExportedStep], layers: &[Digest]) -> Vec<Record> {
     let mut list = Vec::new();
     let mut known = HashMap::new();
     for outcome in outcomes {
@@ -132,7 +132,7 @@ mod tests {
     #[test]
     fn results_are_positions_in_the_image() {
         let id = |text: &str| Digest::of(text.as_bytes());
-        let outcome = |key: &str, layers: &[&str]| Outcome {
+        let outcome = |key: &str, layers: &[&str]| ExportedStep {
             key: Some(Key::of(key.as_bytes())),
             canonical: None,
             is_foreign: false,
