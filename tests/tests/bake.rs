@@ -191,8 +191,15 @@ const JSON: &str = r#"{
   }
 }"#;
 
+/// Whole numbers with more digits than doubles have.
+const LARGE: &str = "target \"default\" { args = { A = 9223372036854775808, B = 1764511200123456789 + 1, \
+    C = \"${18446744073709551615}\", D = 9007199254740993 * 3, E = -9223372036854775807, F = jsonencode([9007199254740993, 0.5]), \
+    G = max(9007199254740993, 9007199254740992), H = parseint(\"7fffffffffffffff\", 16), I = 7 / 2, \
+    J = 9007199254740993 == 9007199254740992 } }";
+
 const CASES: &[Case] = &[
     (&[("docker-bake.hcl", HCL)], &["--print"]),
+    (&[("docker-bake.hcl", LARGE)], &["--print"]),
     (&[("docker-bake.hcl", HCL)], &["--print", "each", "app"]),
     (&[("docker-bake.hcl", HCL)], &["--print", "each-*"]),
     (
@@ -394,6 +401,24 @@ const ERRORS: &[Wrong] = &[
         "ERROR: error while interpolating services.a.build.context: required variable X is missing a value: no x",
     ),
     (
+        "compose.yaml",
+        "services:\n  a:\n    build: {context: ., dockerfile: x, dockerfile_inline: FROM x}\n",
+        &["--print"],
+        "service \"a\" declares mutualy exclusive dockerfile and dockerfile_inline",
+    ),
+    (
+        "compose.yaml",
+        "services:\n  a:\n    build: {context: ., secrets: [nope]}\n",
+        &["--print"],
+        "service \"a\" refers to undefined build secret nope",
+    ),
+    (
+        "docker-bake.hcl",
+        "target \"default\" {\n  matrix = { i = [] }\n  name = \"x-${i}\"\n}\n",
+        &["--print"],
+        "failed to find target default",
+    ),
+    (
         "other",
         "x",
         &["--print"],
@@ -499,6 +524,16 @@ const OWN_ERRORS: &[(&str, &[&str], &str)] = &[
         "target \"default\" {}\n",
         &["--print", "https://example.com/x.git"],
         "remote definitions: not available in this version of whelk",
+    ),
+    (
+        "target \"default\" { args = { A = 18446744073709551616 } }\n",
+        &["--print"],
+        "ERROR: docker-bake.hcl:1,33-53: Number too large; whole numbers of more than 64 bits are not available",
+    ),
+    (
+        "target \"default\" { args = { A = 9007199254740993 + 0.5 } }\n",
+        &["--print"],
+        "Operation failed; the result is no number that can be had without a loss",
     ),
     (
         "target \"default\" {}\n",

@@ -104,7 +104,8 @@ impl Definitions {
             let placed = names.blocks[number];
             let named = names.named(number, 0)?;
             let list: Vec<String> = named.iter().map(|(name, _)| name.clone()).collect();
-            if list != [placed.label] {
+            // A matrix without values is no target, and no group either.
+            if !list.is_empty() && list != [placed.label] {
                 match renamed.iter_mut().find(|group| group.name == placed.label) {
                     Some(group) => group.targets.extend(list),
                     None => renamed.push(Group {

@@ -14,6 +14,7 @@ use hcl_edit::expr::{
 use crate::error::Problem;
 use crate::functions;
 use crate::names::Names;
+use crate::number::{Number, TOO_LARGE};
 use crate::value::Value;
 
 type Evaluated = Result<Value, Problem>;
@@ -74,7 +75,7 @@ impl<'a> Scope<'a> {
         let value = match expression {
             Expression::Null(_) => Ok(Value::Null),
             Expression::Bool(value) => Ok(Value::Bool(*value.value())),
-            Expression::Number(number) => Ok(Value::Number(number.value().as_f64().unwrap_or(0.0))),
+            Expression::Number(number) => literal(*number.value()),
             Expression::String(text) => Ok(Value::String(text.value().clone())),
             Expression::Array(items) => {
                 let items = items.iter().map(|item| scope.value(item));
@@ -425,7 +426,7 @@ pub(crate) fn index(value: &Value, key: &Value) -> Evaluated {
     let invalid = |text: &str| Err(Problem::new("Invalid index", text));
     match value {
         Value::List(items) => {
-            let Some(number) = key.number().ok().and_then(whole) else {
+            let Some(number) = key.double().ok().and_then(whole) else {
                 return invalid(
                     "The given key does not identify an element in this collection value: a number is required.",
                 );
@@ -450,6 +451,18 @@ pub(crate) fn index(value: &Value, key: &Value) -> Evaluated {
         }
         _ => invalid("This value does not have any indices."),
     }
+}
+
+/// Returns the value of a number that is written.
+fn literal(number: hcl_edit::Number) -> Evaluated {
+    let whole = number.as_i64().map(i128::from);
+    let whole = whole.or_else(|| number.as_u64().map(i128::from));
+    let value = match whole {
+        Some(whole) => Number::whole(whole),
+        None => number.as_f64().and_then(Number::of),
+    };
+    let problem = || Problem::new("Number too large", TOO_LARGE);
+    value.map(Value::Number).ok_or_else(problem)
 }
 
 /// Returns a number that can be an index.

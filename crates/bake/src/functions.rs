@@ -9,10 +9,14 @@ mod strings;
 mod times;
 
 use crate::Environment;
+use crate::number::Number;
 use crate::value::Value;
 
 /// What a function returns: a value, or why there is none.
 type Returned = Result<Value, String>;
+
+/// Why an operation on numbers has no result.
+pub(crate) const NO_NUMBER: &str = "the result is no number that can be had without a loss: it is not finite, or has more than 64 bits";
 
 /// The maximum length of a text that a function makes, in bytes.
 const MAX_TEXT: usize = 4 << 20;
@@ -112,15 +116,12 @@ fn texts(value: &Value) -> Result<Vec<String>, String> {
 }
 
 /// Converts to a whole number.
-#[allow(
-    clippy::cast_possible_truncation,
-    reason = "the number is a whole one in the range"
-)]
 fn integer(value: &Value) -> Result<i64, String> {
-    let number = value.number()?;
-    match number.fract() == 0.0 && number.abs() < 1e15 {
-        true => Ok(number as i64),
-        false => Err("a whole number is required".into()),
+    match value.number()? {
+        Number::Whole(number) => {
+            i64::try_from(number).map_err(|_| format!("{number} is too large"))
+        }
+        Number::Double(_) => Err("a whole number is required".into()),
     }
 }
 

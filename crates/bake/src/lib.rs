@@ -19,6 +19,7 @@ mod error;
 mod eval;
 mod functions;
 mod names;
+mod number;
 mod overrides;
 pub mod paths;
 mod resolve;

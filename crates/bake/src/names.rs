@@ -533,7 +533,7 @@ fn primitive(name: &str, text: &str, to: &Type) -> Result<Value, String> {
             let number = Value::from(text).number();
             number
                 .map(Value::Number)
-                .map_err(|_| format!("failed to parse {name} as number: {text:?} is none"))
+                .map_err(|cause| format!("failed to parse {name} as number: {text:?}: {cause}"))
         }
         other => Err(format!(
             "{name} of type {} is not a primitive",

@@ -201,7 +201,10 @@ fn expression(value: Json) -> Expression {
         Json::Null => Expression::null(),
         Json::Bool(value) => Expression::from(value),
         Json::Number(number) => {
-            let number = number.as_f64().and_then(hcl_edit::Number::from_f64);
+            use hcl_edit::Number;
+            let whole = number.as_i64().map(Number::from);
+            let whole = whole.or_else(|| number.as_u64().map(Number::from));
+            let number = whole.or_else(|| number.as_f64().and_then(Number::from_f64));
             number.map_or_else(Expression::null, Expression::from)
         }
         Json::String(text) => template(text),

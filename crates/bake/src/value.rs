@@ -1,8 +1,11 @@
 //! Values of expressions, with the conversions of HCL's type system.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use serde_json::Value as Json;
+
+use crate::number::{Number, TOO_LARGE};
 
 /// A value. Sets are lists that are sorted, tuples are lists, and maps are objects.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -10,7 +13,7 @@ pub(crate) enum Value {
     #[default]
     Null,
     Bool(bool),
-    Number(f64),
+    Number(Number),
     String(String),
     List(Vec<Value>),
     Object(BTreeMap<String, Value>),
@@ -49,16 +52,15 @@ impl From<bool> for Value {
     }
 }
 
-impl From<f64> for Value {
-    fn from(number: f64) -> Self {
+impl From<Number> for Value {
+    fn from(number: Number) -> Self {
         Self::Number(number)
     }
 }
 
 impl From<usize> for Value {
-    #[allow(clippy::cast_precision_loss, reason = "lengths are far below 2^53")]
     fn from(number: usize) -> Self {
-        Self::Number(number as f64)
+        Self::Number(Number::Whole(number as i128))
     }
 }
 
@@ -82,7 +84,7 @@ impl Value {
     pub fn text(&self) -> Result<String, String> {
         match self {
             Self::String(text) => Ok(text.clone()),
-            Self::Number(number) => Ok(number_text(*number)),
+            Self::Number(number) => Ok(number.text()),
             Self::Bool(value) => Ok(value.to_string()),
             Self::Null => Err("argument must not be null".into()),
             other => Err(format!("string required, but have {}", other.kind())),
@@ -93,22 +95,25 @@ impl Value {
     ///
     /// # Errors
     /// Returns what is required.
-    pub fn number(&self) -> Result<f64, String> {
-        let required = || "a number is required".to_owned();
+    pub fn number(&self) -> Result<Number, String> {
         match self {
             Self::Number(number) => Ok(*number),
-            Self::String(text) => {
-                let is_plain = text
-                    .bytes()
-                    .all(|byte| byte.is_ascii_digit() || b"+-.eE".contains(&byte));
-                let number: Option<f64> = text.parse().ok();
-                number
-                    .filter(|number| is_plain && number.is_finite())
-                    .ok_or_else(required)
-            }
+            Self::String(text) => number_of(text),
             Self::Null => Err("argument must not be null".into()),
             _ => Err("number required".into()),
         }
+    }
+
+    /// Converts to a double.
+    ///
+    /// # Errors
+    /// Returns what is required; also for a whole number of too many digits.
+    pub fn double(&self) -> Result<f64, String> {
+        let number = self.number()?;
+        number.exact().ok_or_else(|| {
+            let text = number.text();
+            format!("{text} has more digits than are exact here: it is above 2^53")
+        })
     }
 
     /// Converts to a bool.
@@ -181,7 +186,7 @@ impl Value {
         match self {
             Self::Null => Json::Null,
             Self::Bool(value) => Json::Bool(*value),
-            Self::Number(number) => number_json(*number),
+            Self::Number(number) => number.json(),
             Self::String(text) => Json::String(text.clone()),
             Self::List(items) => items.iter().map(Self::json).collect(),
             Self::Object(members) => {
@@ -199,7 +204,7 @@ impl From<Json> for Value {
         match json {
             Json::Null => Self::Null,
             Json::Bool(value) => Self::Bool(value),
-            Json::Number(number) => Self::Number(number.as_f64().unwrap_or(0.0)),
+            Json::Number(number) => Self::Number(Number::from(&number)),
             Json::String(text) => Self::String(text),
             Json::Array(items) => Self::List(items.into_iter().map(Self::from).collect()),
             Json::Object(members) => Self::Object(
@@ -232,7 +237,9 @@ impl Type {
 /// Makes a set: sorted, each value once.
 pub(crate) fn set(mut items: Vec<Value>) -> Value {
     items.sort_by(|one, other| match (one, other) {
-        (Value::Number(one), Value::Number(other)) => one.total_cmp(other),
+        (Value::Number(one), Value::Number(other)) => {
+            one.partial_cmp(other).unwrap_or(Ordering::Equal)
+        }
         (Value::String(one), Value::String(other)) => one.cmp(other),
         (one, other) => one.json().to_string().cmp(&other.json().to_string()),
     });
@@ -240,22 +247,19 @@ pub(crate) fn set(mut items: Vec<Value>) -> Value {
     Value::List(items)
 }
 
-/// Returns a number's text, without an exponent.
-pub(crate) fn number_text(number: f64) -> String {
-    /// Digits that a double keeps of any decimal number.
-    const DIGITS: usize = 14;
-    if number.fract() == 0.0 && number.abs() < 1e15 {
-        return format!("{}", number + 0.0);
+/// Reads a number.
+fn number_of(text: &str) -> Result<Number, String> {
+    let required = || "a number is required".to_owned();
+    let too_large = || format!("{text}: {TOO_LARGE}");
+    if let Ok(whole) = text.parse::<i128>() {
+        return Number::whole(whole).ok_or_else(too_large);
     }
-    // 0.1 + 0.2 is 0.3: HCL's numbers are decimal for users.
-    let rounded: f64 = format!("{number:.DIGITS$e}").parse().unwrap_or(number);
-    format!("{rounded}")
-}
-
-fn number_json(number: f64) -> Json {
-    let text = number_text(number);
-    let integer = text.parse::<i64>().ok().map(Json::from);
-    integer.unwrap_or_else(|| text.parse::<f64>().map_or(Json::Null, Json::from))
+    let is_plain = text
+        .bytes()
+        .all(|byte| byte.is_ascii_digit() || b"+-.eE".contains(&byte));
+    let number: Option<f64> = text.parse().ok();
+    let number = number.filter(|number| is_plain && number.is_finite());
+    Number::of(number.ok_or_else(required)?).ok_or_else(too_large)
 }
 
 #[cfg(test)]
@@ -263,29 +267,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_written_as_users_write_them() {
-        for (number, expected) in [
-            (1.0, "1"),
-            (-0.0, "0"),
-            (1.5, "1.5"),
-            (0.1 + 0.2, "0.3"),
-            (1e20, "100000000000000000000"),
-            (1e-7, "0.0000001"),
-        ] {
-            assert_eq!(number_text(number), expected);
-        }
-        assert_eq!(Value::Number(3.0).json().to_string(), "3");
-        assert_eq!(Value::Number(0.25).json().to_string(), "0.25");
-    }
-
-    #[test]
     fn values_are_converted_to_types() {
-        let list = Value::List(vec!["2".into(), 1.0.into(), "2".into()]);
+        let list = Value::List(vec!["2".into(), 1_usize.into(), "2".into()]);
         let convert = |to: Type| list.clone().convert(&to);
         let number = || Box::new(Type::Number);
         assert_eq!(
             convert(Type::Set(number())),
-            Ok(Value::List(vec![1.0.into(), 2.0.into()]))
+            Ok(Value::List(vec![1_usize.into(), 2_usize.into()]))
         );
         assert_eq!(
             convert(Type::List(Box::new(Type::Bool))),
@@ -307,5 +295,24 @@ mod tests {
             Err("a number is required".into())
         );
         assert!(Value::from("inf").number().is_err());
+        for (text, expected) in [
+            ("18446744073709551615", Ok("18446744073709551615")),
+            ("-9223372036854775808", Ok("-9223372036854775808")),
+            ("1e3", Ok("1000")),
+            ("2.50", Ok("2.5")),
+            ("18446744073709551616", Err(())),
+            ("99999999999999999999999999999999999999999", Err(())),
+        ] {
+            let read = Value::from(text).number();
+            let read = read.map(Number::text).map_err(drop);
+            assert_eq!(read, expected.map(str::to_owned), "{text}");
+        }
+        let large = Value::from("9007199254740993");
+        assert!(large.double().is_err() && large.number().is_ok());
+        let json: Json = serde_json::from_str("[9007199254740993,-1.5]").unwrap();
+        assert_eq!(
+            Value::from(json).json().to_string(),
+            "[9007199254740993,-1.5]"
+        );
     }
 }

@@ -75,6 +75,11 @@ pub(super) fn target(
         return Ok(None);
     };
     let build = Build { name, members };
+    if build.text("dockerfile")?.is_some() && build.text("dockerfile_inline")?.is_some() {
+        return Err(Error::new(format!(
+            "service {name:?} declares mutualy exclusive dockerfile and dockerfile_inline: invalid compose project"
+        )));
+    }
     let own_name = name.replace('.', "_");
     crate::names::check_name(&own_name).map_err(|problem| {
         Error::new(format!(

@@ -5,12 +5,16 @@ use hcl_edit::expr::{BinaryOp, BinaryOperator, Expression, UnaryOp, UnaryOperato
 
 use super::{Evaluated, Scope, span};
 use crate::error::Problem;
+use crate::number::Number;
 use crate::value::Value;
 
 impl Scope<'_> {
     pub(super) fn unary(self, operation: &UnaryOp) -> Evaluated {
         match operation.operator.value() {
-            UnaryOperator::Neg => Ok(Value::Number(-self.operand(&operation.expr)?)),
+            UnaryOperator::Neg => {
+                let number = self.operand(&operation.expr)?;
+                result(Number::Whole(0).minus(number))
+            }
             UnaryOperator::Not => Ok(Value::Bool(!self.bool_operand(&operation.expr)?)),
         }
     }
@@ -38,29 +42,23 @@ impl Scope<'_> {
                     BinaryOperator::GreaterEq => Value::Bool(one >= other),
                     BinaryOperator::Less => Value::Bool(one < other),
                     BinaryOperator::Greater => Value::Bool(one > other),
-                    BinaryOperator::Plus => Value::Number(one + other),
-                    BinaryOperator::Minus => Value::Number(one - other),
-                    BinaryOperator::Mul => Value::Number(one * other),
-                    BinaryOperator::Div | BinaryOperator::Mod if other == 0.0 => {
+                    BinaryOperator::Plus => result(one.plus(other))?,
+                    BinaryOperator::Minus => result(one.minus(other))?,
+                    BinaryOperator::Mul => result(one.times(other))?,
+                    BinaryOperator::Div | BinaryOperator::Mod if other.is_zero() => {
                         let text = "Unsuitable value for right operand: a number other than 0 is required.";
                         let problem = Problem::new("Division by zero", text);
                         return Err(problem.at(self.file, operation.operator.span()));
                     }
-                    BinaryOperator::Div => Value::Number(one / other),
-                    _ => Value::Number(one % other),
+                    BinaryOperator::Div => result(one.divided_by(other))?,
+                    _ => result(one.modulo(other))?,
                 }
             }
         };
-        match value {
-            Value::Number(number) if !number.is_finite() => Err(Problem::new(
-                "Operation failed",
-                "The result is no finite number.",
-            )),
-            value => Ok(value),
-        }
+        Ok(value)
     }
 
-    fn operand(self, expression: &Expression) -> Result<f64, Problem> {
+    fn operand(self, expression: &Expression) -> Result<Number, Problem> {
         let value = self.value(expression)?;
         value
             .number()
@@ -78,4 +76,10 @@ impl Scope<'_> {
         let text = format!("Unsuitable value for operand: {cause}.");
         Problem::new("Invalid operand", text).at(self.file, span(expression))
     }
+}
+
+/// Returns the value of an operation, if its result is a number.
+fn result(number: Option<Number>) -> Evaluated {
+    let problem = || Problem::new("Operation failed", crate::functions::NO_NUMBER);
+    number.map(Value::Number).ok_or_else(problem)
 }

@@ -210,13 +210,14 @@ impl Verb {
                 }
             }
             'f' => {
-                let number = argument.number()?;
+                let number = argument.double()?;
                 let digits = format!("{:.*}", self.precision.unwrap_or(6), number.abs());
                 self.signed(number < 0.0, &digits)
             }
             'g' | 'G' => {
-                let number = argument.number()?;
-                self.signed(number < 0.0, &crate::value::number_text(number.abs()))
+                let text = argument.number()?.text();
+                let digits = text.strip_prefix('-');
+                self.signed(digits.is_some(), digits.unwrap_or(&text))
             }
             other => return Err(format!("unsupported format verb {other:?}")),
         };

@@ -1,21 +1,22 @@
 //! Functions of numbers and truth values.
 
-use super::{Returned, count, integer};
+use super::{NO_NUMBER, Returned, count, integer};
+use crate::number::Number;
 use crate::value::Value;
 
 /// The maximum length of a range, as in go-cty.
 const MAX_RANGE: usize = 1024;
 
 pub(super) fn call(name: &str, arguments: &[Value]) -> Option<Returned> {
-    let one = |change: fn(f64) -> f64| match arguments {
-        [value] => finite(change(value.number()?)),
+    let one = |change: fn(Number) -> Option<Number>| match arguments {
+        [value] => result(change(value.number()?)),
         _ => count("1 argument", arguments),
     };
-    let two = |change: fn(f64, f64) -> f64| match arguments {
-        [first, second] => finite(change(first.number()?, second.number()?)),
+    let two = |change: fn(Number, Number) -> Option<Number>| match arguments {
+        [first, second] => result(change(first.number()?, second.number()?)),
         _ => count("2 arguments", arguments),
     };
-    let compare = |holds: fn(f64, f64) -> bool| match arguments {
+    let compare = |holds: fn(Number, Number) -> bool| match arguments {
         [first, second] => Ok(Value::Bool(holds(first.number()?, second.number()?))),
         _ => count("2 arguments", arguments),
     };
@@ -24,24 +25,41 @@ pub(super) fn call(name: &str, arguments: &[Value]) -> Option<Returned> {
         _ => count("2 arguments", arguments),
     };
     Some(match name {
-        "absolute" => one(f64::abs),
-        "ceil" => one(f64::ceil),
-        "floor" => one(f64::floor),
-        "int" => one(f64::trunc),
-        "negate" => one(|number| -number),
-        "signum" => one(|number| if number == 0.0 { 0.0 } else { number.signum() }),
-        "add" => two(|one, other| one + other),
-        "subtract" => two(|one, other| one - other),
-        "multiply" => two(|one, other| one * other),
-        "pow" => two(f64::powf),
+        "absolute" => one(|number| match number {
+            Number::Whole(number) => Number::whole(number.abs()),
+            Number::Double(number) => Number::of(number.abs()),
+        }),
+        "ceil" => one(|number| rounded(number, f64::ceil)),
+        "floor" => one(|number| rounded(number, f64::floor)),
+        "int" => one(|number| rounded(number, f64::trunc)),
+        "negate" => one(|number| Number::Whole(0).minus(number)),
+        "signum" => one(|number| match number {
+            Number::Whole(number) => Number::whole(number.signum()),
+            Number::Double(number) => Number::of(number.signum()),
+        }),
+        "add" => two(Number::plus),
+        "subtract" => two(Number::minus),
+        "multiply" => two(Number::times),
+        "pow" => two(Number::power),
         "divide" | "modulo" => match arguments {
-            [_, divisor] if divisor.number() == Ok(0.0) => Err("division by zero".into()),
-            _ if name == "divide" => two(|one, other| one / other),
-            _ => two(|one, other| one % other),
+            [_, divisor] if divisor.number().is_ok_and(Number::is_zero) => {
+                Err("division by zero".into())
+            }
+            _ if name == "divide" => two(Number::divided_by),
+            _ => two(Number::modulo),
         },
-        "log" => two(|number, base| (number.ln() / base.ln() * 1e12).round() / 1e12),
-        "max" => extreme(arguments, f64::max),
-        "min" => extreme(arguments, f64::min),
+        "log" => two(|number, base| {
+            let log = number.double().ln() / base.double().ln();
+            Number::of((log * 1e12).round() / 1e12)
+        }),
+        "max" => extreme(
+            arguments,
+            |one, other| if other > one { other } else { one },
+        ),
+        "min" => extreme(
+            arguments,
+            |one, other| if other < one { other } else { one },
+        ),
         "greaterthan" => compare(|one, other| one > other),
         "greaterthanorequalto" => compare(|one, other| one >= other),
         "lessthan" => compare(|one, other| one < other),
@@ -62,14 +80,20 @@ pub(super) fn call(name: &str, arguments: &[Value]) -> Option<Returned> {
     })
 }
 
-fn finite(number: f64) -> Returned {
-    match number.is_finite() {
-        true => Ok(Value::Number(number)),
-        false => Err("the result is no finite number".into()),
+fn result(number: Option<Number>) -> Returned {
+    number
+        .map(Value::Number)
+        .ok_or_else(|| NO_NUMBER.to_owned())
+}
+
+fn rounded(number: Number, round: fn(f64) -> f64) -> Option<Number> {
+    match number {
+        Number::Whole(_) => Some(number),
+        Number::Double(number) => Number::of(round(number)),
     }
 }
 
-fn extreme(arguments: &[Value], choose: fn(f64, f64) -> f64) -> Returned {
+fn extreme(arguments: &[Value], choose: fn(Number, Number) -> Number) -> Returned {
     let numbers = arguments.iter().map(Value::number);
     let numbers = numbers.collect::<Result<Vec<_>, _>>()?;
     let found = numbers.into_iter().reduce(choose);
@@ -87,15 +111,13 @@ fn parseint(arguments: &[Value]) -> Returned {
         .ok()
         .filter(|radix| (2..=36).contains(radix));
     let radix = radix.ok_or("base must be a whole number between 2 and 36 inclusive")?;
-    let number = i64::from_str_radix(&text, radix)
+    let number = i128::from_str_radix(&text, radix)
         .map_err(|_| format!("cannot parse {text:?} as a base {radix} integer"))?;
-    #[allow(clippy::cast_precision_loss, reason = "as in all numbers here")]
-    let number = number as f64;
-    Ok(Value::Number(number))
+    result(Number::whole(number))
 }
 
 fn range(arguments: &[Value]) -> Returned {
-    let numbers = arguments.iter().map(Value::number);
+    let numbers = arguments.iter().map(Value::double);
     let numbers = numbers.collect::<Result<Vec<_>, _>>()?;
     let (start, end, step) = match numbers.as_slice() {
         [end] => (0.0, *end, if *end < 0.0 { -1.0 } else { 1.0 }),
@@ -114,7 +136,7 @@ fn range(arguments: &[Value]) -> Returned {
                 "more than {MAX_RANGE} values were generated; either decrease the difference between start and end or use a smaller step"
             ));
         }
-        items.push(Value::Number(at));
+        items.push(result(Number::of(at))?);
         at += step;
     }
     Ok(Value::List(items))

@@ -7,6 +7,7 @@ use jiff::tz::{Offset, TimeZone};
 
 use super::{Returned, count, integer};
 use crate::Environment;
+use crate::number::Number;
 use crate::value::Value;
 
 pub(super) fn call(environment: &Environment, name: &str, arguments: &[Value]) -> Option<Returned> {
@@ -194,7 +195,7 @@ fn parts(seconds: i64) -> Returned {
         ("iso_year", i32::from(week.year())),
         ("iso_week", i32::from(week.week())),
     ];
-    let numbers = numbers.map(|(key, number)| (key, Value::Number(f64::from(number))));
+    let numbers = numbers.map(|(key, number)| (key, Value::Number(Number::Whole(number.into()))));
     let texts = [
         ("month_name", month(&zoned).into()),
         ("weekday_name", name.into()),
