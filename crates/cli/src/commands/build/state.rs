@@ -28,7 +28,8 @@ const MAX_SIZE: u64 = 64 << 10;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub(crate) struct State {
-    target: String,
+    /// `default`, as buildx has it for a build that is no target of a bake file.
+    pub target: String,
     /// The context: an absolute path, `-`, or a URL.
     #[serde(rename = "LocalPath")]
     pub context: String,
