@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::body::{Body, Bytes};
+use axum::body::{Body, BodyDataStream, Bytes};
 use axum::http::{HeaderMap, header};
 use futures_util::{Stream, StreamExt};
 use http_body_util::BodyExt;
@@ -238,87 +238,68 @@ pub(crate) fn reader_until(
     body: Body,
     ended: impl Future<Output = ()> + Send + 'static,
 ) -> BodyReader {
-    let (sender, receiver) = mpsc::channel(DEPTH);
-    let client = turn.peer.clone();
-    tokio::spawn(async move {
-        let mut pieces = body.into_data_stream();
-        let mut ended = std::pin::pin!(ended);
-        loop {
-            let next = tokio::select! {
-                biased;
-                () = &mut ended => Some(Err(axum::Error::new("it has to end"))),
-                next = client.wait(pieces.next()) => {
-                    next.unwrap_or_else(|| Some(Err(axum::Error::new(STALLED))))
-                }
-            };
-            let piece = match next {
-                Some(Ok(bytes)) if bytes.is_empty() => continue,
-                Some(Ok(bytes)) => Piece::Bytes(bytes),
-                Some(Err(error)) => Piece::Failed(error.to_string()),
-                None => Piece::End,
-            };
-            let is_last = !matches!(piece, Piece::Bytes(_));
-            if sender.send(piece).await.is_err() || is_last {
-                break;
-            }
-        }
-    });
     BodyReader {
-        receiver,
+        pieces: body.into_data_stream(),
+        ended: Box::pin(ended),
         bytes: Bytes::new(),
         has_ended: false,
         failure: None,
-        _turn: Some(turn),
+        turn,
     }
-}
-
-/// A piece of a request body.
-enum Piece {
-    /// Not empty.
-    Bytes(Bytes),
-    /// The client has sent everything.
-    End,
-    Failed(String),
 }
 
 /// A blocking reader for a request body. A connection that is lost before the body's end is an error,
 /// so that an incomplete body is not used.
 pub(crate) struct BodyReader {
-    receiver: mpsc::Receiver<Piece>,
+    pieces: BodyDataStream,
+    /// Resolves when reading has to fail.
+    ended: Pin<Box<dyn Future<Output = ()> + Send>>,
     bytes: Bytes,
     has_ended: bool,
     /// The error of all reads from now on.
     failure: Option<String>,
-    /// `None` in tests.
-    _turn: Option<Turn>,
+    turn: Turn,
+}
+
+impl BodyReader {
+    /// Waits for the next piece of the body; `None` if the client has sent everything, and why it will not if that fails.
+    fn next(&mut self) -> Result<Option<Bytes>, String> {
+        let Self {
+            pieces,
+            ended,
+            turn,
+            ..
+        } = self;
+        let next = async {
+            tokio::select! {
+                biased;
+                () = ended => Err("it has to end".to_owned()),
+                next = pieces.next() => next.transpose().map_err(|error| error.to_string()),
+            }
+        };
+        self.turn
+            .wait(next)
+            .unwrap_or_else(|| Err(STALLED.to_owned()))
+    }
 }
 
 impl Read for BodyReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.bytes.is_empty() && !self.has_ended {
-            let lost = |text: &str| io::Error::new(io::ErrorKind::UnexpectedEof, text);
-            if let Some(text) = &self.failure {
-                return Err(lost(text));
-            }
-            let reason = match self.receiver.blocking_recv() {
-                Some(Piece::Bytes(bytes)) => {
-                    self.bytes = bytes;
-                    None
+        let lost = |text: &str| io::Error::new(io::ErrorKind::UnexpectedEof, text);
+        if let Some(text) = &self.failure {
+            return Err(lost(text));
+        }
+        while self.bytes.is_empty() && !self.has_ended {
+            match self.next() {
+                Ok(Some(bytes)) => self.bytes = bytes,
+                Ok(None) => self.has_ended = true,
+                Err(reason) => {
+                    let text = format!("request body ended early: {reason}");
+                    tracing::warn!("{text}");
+                    let error = lost(&text);
+                    self.failure = Some(text);
+                    return Err(error);
                 }
-                Some(Piece::End) => {
-                    self.has_ended = true;
-                    None
-                }
-                Some(Piece::Failed(reason)) => Some(reason),
-                // The task that receives the body ends early only when the engine exits.
-                None => Some("the engine is shutting down".into()),
-            };
-            if let Some(reason) = reason {
-                let text = format!("request body ended early: {reason}");
-                tracing::warn!("{text}");
-                let error = lost(&text);
-                self.failure = Some(text);
-                return Err(error);
             }
         }
         let count = buffer.len().min(self.bytes.len());
@@ -362,29 +343,28 @@ mod tests {
         fn exit(&self, _: &tracing::span::Id) {}
     }
 
-    #[test]
-    fn a_body_that_ends_early_is_logged_once_and_stays_an_error() {
-        let (sender, receiver) = mpsc::channel(2);
-        let piece = |piece| sender.try_send(piece).map_err(drop).unwrap();
-        piece(Piece::Bytes(Bytes::from_static(b"part")));
-        piece(Piece::Failed("reset".into()));
-        drop(sender);
-        let mut reader = BodyReader {
-            receiver,
-            bytes: Bytes::new(),
-            has_ended: false,
-            failure: None,
-            _turn: None,
-        };
+    #[tokio::test]
+    async fn a_body_that_ends_early_is_logged_once_and_stays_an_error() {
+        let pieces = [
+            Ok(Bytes::from_static(b"part")),
+            Ok(Bytes::new()),
+            Err(io::Error::other("reset")),
+        ];
+        let body = Body::from_stream(futures_util::stream::iter(pieces));
+        let mut reader = reader(begin().await.unwrap(), body);
         let count = Arc::new(AtomicUsize::new(0));
-        tracing::subscriber::with_default(Logged(Arc::clone(&count)), || {
-            let mut part = [0; 9];
-            assert_eq!(reader.read(&mut part).unwrap(), 4);
-            for _ in 0..3 {
-                let error = reader.read(&mut part).unwrap_err().to_string();
-                assert_eq!(error, "request body ended early: reset");
-            }
+        let logged = Logged(Arc::clone(&count));
+        let read = tokio::task::spawn_blocking(move || {
+            tracing::subscriber::with_default(logged, || {
+                let mut part = [0; 9];
+                assert_eq!(reader.read(&mut part).unwrap(), 4);
+                for _ in 0..3 {
+                    let error = reader.read(&mut part).unwrap_err().to_string();
+                    assert_eq!(error, "request body ended early: reset");
+                }
+            });
         });
+        read.await.unwrap();
         assert_eq!(count.load(Ordering::SeqCst), 1);
     }
 

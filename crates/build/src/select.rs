@@ -255,7 +255,16 @@ impl Walk<'_> {
                 text(self.hash, name.as_bytes());
                 self.hash.update([1]);
                 if !self.known(&below, &stat) {
-                    self.entry(&open()?, &stat)?;
+                    match FileType::from_raw_mode(stat.st_mode) {
+                        FileType::RegularFile => {
+                            let flags = OFlags::RDONLY
+                                | OFlags::NOFOLLOW
+                                | OFlags::NONBLOCK
+                                | OFlags::CLOEXEC;
+                            self.file(&openat(directory, &name, flags, Mode::empty())?, &stat)?;
+                        }
+                        _ => self.entry(&open()?, &stat)?,
+                    }
                 }
             } else {
                 let handle = open()?;
@@ -315,17 +324,22 @@ impl Walk<'_> {
         }
     }
 
+    /// Adds a regular file that was opened for reading.
+    fn file(&mut self, file: &OwnedFd, stat: &Stat) -> rustix::io::Result<()> {
+        self.stat(stat);
+        self.attributes(file)?;
+        self.content(file, u64::try_from(stat.st_size).unwrap_or_default())
+    }
+
     fn entry(&mut self, handle: &OwnedFd, stat: &Stat) -> rustix::io::Result<()> {
+        if FileType::from_raw_mode(stat.st_mode).is_file() {
+            return self.file(&fs::reopen(handle)?, stat);
+        }
         self.stat(stat);
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Symlink => {
                 let target = readlinkat(handle, "", Vec::new())?;
                 text(self.hash, target.to_bytes());
-            }
-            FileType::RegularFile => {
-                let file = fs::reopen(handle)?;
-                self.attributes(&file)?;
-                self.content(&file)?;
             }
             FileType::Directory => {
                 let directory = tree::open_below(handle, OsStr::new("."))?;
@@ -337,13 +351,13 @@ impl Walk<'_> {
     }
 
     /// Adds the digest of a file: its bytes alone could look like those of the next file's attributes.
-    fn content(&mut self, file: &OwnedFd) -> rustix::io::Result<()> {
+    fn content(&mut self, file: &OwnedFd, size: u64) -> rustix::io::Result<()> {
         const SIZE: usize = 128 << 10;
         let buffer = &mut self.buffers.content;
         buffer.resize(SIZE, 0);
         let mut hash = Sha256::new();
         let mut at = 0;
-        loop {
+        while at < size {
             match rustix::io::pread(file, &mut buffer[..], at) {
                 Ok(0) => break,
                 Ok(count) => {
