@@ -110,7 +110,7 @@ fn provenance(fields: BTreeMap<String, String>) -> Result<Options> {
             "complete-materials" => options.must_be_complete = flag(&name, &value)?,
             "builder-id" => options.builder = value,
             "filename" => options.filename = file_name(&value)?,
-            // Of the processor and the memory.
+            // The usage of the processor and the memory is not measured.
             "capture-usage" if !flag(&name, &value)? => {}
             _ => {
                 let text = format!("the attribute {name} of provenance");

@@ -99,7 +99,7 @@ impl Layers {
         Ok(())
     }
 
-    /// Lets the layers of a removed result go.
+    /// Releases the layers of a removed result.
     fn remove(&mut self, outputs: &Outputs) {
         for layer in distinct(outputs) {
             if let Some((_, count)) = self.0.get_mut(layer) {
@@ -136,7 +136,7 @@ pub(crate) struct Row {
 pub(crate) struct Uses {
     cache: Arc<Cache>,
     ids: Mutex<Vec<i64>>,
-    /// Those that were made meanwhile, which is no use of what was there.
+    /// Results that were made meanwhile, whose uses are not counted.
     made: Mutex<Vec<i64>>,
     /// Dropped when nothing is in use any more.
     collection: Option<CollectionAtEnd>,

@@ -33,7 +33,7 @@ pub(crate) struct Caches {
     state: Arc<CacheState>,
 }
 
-/// What is known of caches, by their directory's name.
+/// The locks and the sizes of caches, by the names of their directories.
 #[derive(Debug, Default)]
 struct CacheState {
     /// Those that are in use. Dockerfiles may name any number of others.
@@ -50,7 +50,7 @@ impl CacheState {
     }
 }
 
-/// The right to use a cache.
+/// The use of a cache by a step, an export or an import, as long as this exists.
 #[derive(Debug)]
 pub(crate) struct Used {
     pub path: PathBuf,
@@ -130,7 +130,7 @@ impl Caches {
     ) -> Result<PathBuf> {
         let files = used.path.join("fs");
         if fs::exists(&files) {
-            // It is no longer one that no step has used.
+            // A step uses it now, so that no other one adopts it.
             if let Err(error) = fs::remove_if_exists(used.path.join(IMPORTED)) {
                 tracing::warn!("note the use of a cache: {error}");
             }
@@ -150,7 +150,7 @@ impl Caches {
             fs::create_dir_all(parent, 0o700)?;
         }
         match fs::rename(&new, &used.path) {
-            // Another step that shares it was faster.
+            // Another step that shares it has created it meanwhile.
             Err(_) if fs::exists(&files) => Ok(files),
             Err(error) => Err(error.into()),
             Ok(()) => Ok(files),
@@ -217,7 +217,7 @@ impl Caches {
         Ok(None)
     }
 
-    /// Takes a cache for its user's own purpose: alone to change it, otherwise as a step that shares it. Does not wait.
+    /// Takes a cache for an export, as a step that shares it, or for an import, alone. Does not wait.
     fn take_now(&self, name: &str, is_changed: bool) -> Result<Used> {
         let lock = self.state.lock(name);
         let lock = match is_changed {
@@ -281,7 +281,7 @@ impl Caches {
         let is_imported = fs::exists(used.path.join(IMPORTED));
         let files = Self::open(store, &used, id, &mut unpack)?;
         let is_new = input.is_none();
-        // It was there, or a step has created it before it was taken here.
+        // `open` has not created it: it was there.
         if let Some(input) = input {
             whelk_image::snapshots::unpack(input, &files)?;
         }
@@ -320,8 +320,8 @@ impl Caches {
 }
 
 impl Used {
-    /// Makes the cache that was imported with an id, if no step has it, this one, with those files of a new cache that it does
-    /// not have. Returns whether there is one. A kill between two steps loses none of its files.
+    /// Renames the cache that was imported with this id, if no step uses it, to this one, and adds those files of `new` that it lacks.
+    /// Returns whether there is one. A kill in between loses none of its files.
     fn adopt_imported(&self, id: &str, new: &Path) -> Result<bool> {
         let name = name_of(&key(id, "", &[]));
         let imported = self.path.with_file_name(&name);

@@ -16,10 +16,9 @@ use whelk_image::{Digest, Platform, Reference};
 use whelk_llb::Graph;
 use whelk_llb::pb;
 use whelk_registry::Credentials;
-
-use crate::client::Client;
 use whelk_text::extra_host;
 
+use crate::client::Client;
 use crate::directory::Directory;
 use crate::entitlements::{Entitlements, NETWORK_HOST};
 use crate::error::{Error, Result};
@@ -152,7 +151,7 @@ impl Builder {
                 Some(file) if crate::ops::is_archive(&fetched.open()?, file)? => {
                     Directory::unpack(builder.store(), fetched.open_file(file)?)?
                 }
-                // It is the Dockerfile.
+                // What is no archive is the Dockerfile.
                 Some(file) => {
                     file.clone_into(&mut path);
                     fetched
@@ -251,7 +250,7 @@ impl Builder {
             let (request, job) = (request.clone(), job.clone());
             blocking(move || words::Script::new(&text, &request, &job)).await?
         };
-        // Both end with the build: the words follow its steps.
+        // The texts follow the steps of the build, so that both end with it.
         let (solved, ()) = tokio::join!(self.solve(&job), script.tell(&job, messages));
         let names = request.names.clone();
         self.export(&solved?, conversion.image, conversion.epoch, names)
@@ -281,7 +280,7 @@ impl Builder {
         !names.is_empty() && imports.failures().len() == names.len() && !names.iter().any(is_here)
     }
 
-    /// Replaces the address that depends on the engine.
+    /// Replaces `host-gateway` by the addresses of this engine.
     fn with_own_settings(&self, mut request: Request) -> Request {
         let hosts = request.extra_hosts.iter().flat_map(|host| {
             let Some((name, address)) = extra_host::split(host) else {

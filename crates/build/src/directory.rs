@@ -115,7 +115,7 @@ impl Directory {
         let plain = whelk_image::compression::decompress(archive)?;
         let extracted = extract(Padded::new(plain), directory.open()?, rules);
         extracted.map_err(|error| match &error {
-            // A hard link to nothing: all else is created where it is missing.
+            // Only the target of a hard link can be missing: directories are created.
             whelk_image::Error::Io { source, .. }
                 if source.kind() == std::io::ErrorKind::NotFound =>
             {

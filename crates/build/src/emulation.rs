@@ -126,7 +126,7 @@ fn is_native(platform: &pb::Platform) -> bool {
     let other = platform.normalized();
     other.os == host.os
         && match (host.architecture.as_str(), other.architecture.as_str()) {
-            // Of kernels that execute them.
+            // The kernel has to be built for 32-bit programs.
             ("amd64", "386") => fs::exists("/proc/sys/abi/vsyscall32"),
             ("arm64", "arm") => true,
             (host, other) => host == other,

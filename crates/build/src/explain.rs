@@ -47,7 +47,7 @@ pub(crate) struct Ingredient {
     files: Listed,
 }
 
-/// What a build needs to say why its steps are executed, and to note it for the next build.
+/// What explanations of a build need, and the steps that are noted for the next one.
 #[derive(Debug)]
 pub(crate) struct Reasons {
     project: String,
@@ -138,7 +138,7 @@ impl Builder {
 /// The place of a step whose name begins with `[STAGE 2/5]`; `None` of another one.
 pub(crate) fn place(project: &str, node: &Node) -> Option<Digest> {
     let (place, _) = split(node)?;
-    // The number of instructions changes when one is added behind it.
+    // Without the number of all instructions, which changes when one is added behind this.
     let place = place.rsplit_once('/').map_or(place, |(place, _)| place);
     let is_known = !project.is_empty() && place.ends_with(|letter: char| letter.is_ascii_digit());
     is_known.then(|| Digest::of_parts([b"place", project.as_bytes(), place.as_bytes()]))
@@ -206,7 +206,7 @@ impl Ingredients {
         let text = encoded(&small);
         match text.len() <= MAX {
             true => text,
-            // Its instruction alone is as long.
+            // Already the instruction or the names of variables are longer.
             false => String::new(),
         }
     }
@@ -221,7 +221,7 @@ fn without_variables(op: &Op, salt: &[u8]) -> (Digest, BTreeMap<String, String>)
     {
         for variable in std::mem::take(&mut meta.env) {
             let (name, value) = variable.split_once('=').unwrap_or((&variable, ""));
-            // Values may be secret, and guessed.
+            // Values may be secrets: the digests of guesses would show them without the salt.
             let digest = Digest::of_parts([salt, value.as_bytes()]);
             variables.insert(name.to_owned(), short(&digest));
         }
@@ -238,7 +238,7 @@ fn short(digest: &Digest) -> String {
         .collect()
 }
 
-/// Says which inputs of a step are others than the last time.
+/// Describes what differs from the last execution of a step.
 pub(crate) fn differences(
     old: Option<&Ingredients>,
     new: &Ingredients,

@@ -33,7 +33,7 @@ impl Builder {
     ) -> Result<Finished> {
         let built = solved.stack.digests().await?;
         let mut layers = built.clone();
-        // The next build may begin as soon as this one has ended, also after a kill.
+        // So that the next build finds the results, even if the engine is killed right after this one.
         self.recorded(&solved.keys).await;
         let times: Vec<i64> = solved.stack.0.iter().map(|layer| layer.created).collect();
         if let Some(epoch) = epoch.filter(|_| must_rewrite_times) {
@@ -142,7 +142,7 @@ fn complete(image: &mut Image, layers: &[Digest], times: &[i64], epoch: Option<i
                 entry.created = Some(rfc3339(*time));
             }
             Some(_) => {}
-            // More entries than layers: the steps had none.
+            // There are more entries than layers: this step has none.
             None => entry.empty_layer = true,
         }
         next += 1;

@@ -18,7 +18,7 @@ use crate::{Builder, blocking};
 pub struct Member {
     pub platform: Platform,
     pub finished: Finished,
-    /// What is said about it.
+    /// Its attestations.
     pub statements: Vec<Statement>,
     /// How it is packed, if it is.
     pub packing: Packing,

@@ -29,14 +29,14 @@ pub(crate) struct Workspace {
     owner: Owner,
 }
 
-/// Whose the directories of a workspace are.
+/// The owner of a workspace's directories.
 #[derive(Debug)]
 enum Owner {
     Workspace {
         _scratch: Scratch,
         staging: whelk_image::Staging,
     },
-    /// They are kept, and used by nobody else as long as this exists.
+    /// Somebody else: they stay, and nobody else uses them, as long as this exists.
     Other(#[allow(dead_code, reason = "held until it is dropped")] Arc<dyn Any + Send + Sync>),
 }
 
@@ -55,7 +55,7 @@ impl Workspace {
         }))
     }
 
-    /// Returns one whose directory `fs` is there.
+    /// Returns the workspace of a directory that has `fs` already.
     pub fn of(scratch: Scratch, store: &Store) -> Arc<Self> {
         Arc::new(Self {
             path: scratch.path().to_owned(),
@@ -66,7 +66,7 @@ impl Workspace {
         })
     }
 
-    /// Returns one that is only read.
+    /// Returns the workspace of a directory that is only read, and that `holder` keeps.
     pub fn kept(path: &Path, holder: Arc<dyn Any + Send + Sync>) -> Arc<Self> {
         Arc::new(Self {
             path: path.to_owned(),
@@ -95,7 +95,7 @@ impl Drop for Workspace {
         };
         match staging.trash(&self.path) {
             Ok(trashed) => staging.dispose(trashed),
-            // It is removed now, which may take longer.
+            // The drop of the scratch directory removes it at once, which may take longer.
             Err(error) => tracing::warn!("remove the files of a step: {error}"),
         }
     }
@@ -277,7 +277,7 @@ impl Stack {
             let writable = Writable {
                 upper: &upper,
                 work: &work,
-                // It is read again at once, and not at all after a crash.
+                // Nothing of it is used after a crash, so that it need not be flushed.
                 volatile: true,
             };
             let (layers, _mounts) = mounted(store, &files)?;

@@ -141,7 +141,7 @@ impl Builder {
         gc: GcSettings,
         allowed: AllowedEntitlements,
     ) -> Arc<Self> {
-        // Of an engine that was killed.
+        // A killed engine leaves them.
         if let Err(error) = ops::remove_secrets(&engine.instance.run) {
             tracing::warn!("remove secrets of builds: {error}");
         }

@@ -48,12 +48,12 @@ pub struct Log {
     limit: u64,
 }
 
-/// Where in a frame the output is: only whole frames are dropped.
+/// The position within a frame: output is dropped from the beginning of a frame on.
 #[derive(Debug, Default)]
 struct Boundary {
-    /// What has come of a header.
+    /// The bytes of a header that is not complete.
     header: Vec<u8>,
-    /// Number of bytes that the frame has further on.
+    /// Number of bytes that are left of the frame.
     left: usize,
     /// Whether further output is dropped.
     is_over: bool,
@@ -206,7 +206,7 @@ impl Log {
                 return Ok(content.get(offset..).unwrap_or_default().to_vec());
             }
         };
-        // Hardly ever from the disk: it has just been written.
+        // It was written a moment ago, so that this hardly ever waits for the disk.
         let read = file.read_exact_at(&mut bytes, offset);
         read.map_err(|error| Error::os("read the log of a step", error))?;
         Ok(bytes)

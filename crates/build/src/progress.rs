@@ -202,7 +202,7 @@ impl Follower {
         let known = self
             .count
             .wait_for(|(count, is_closed)| *count > next || *is_closed);
-        // Not closed before this: `events` owns the sender.
+        // The channel is open: `events` owns the sender.
         known.await.ok()?;
         let event = self.events.list.lock().ignore_poison().get(next).cloned()?;
         self.next += 1;

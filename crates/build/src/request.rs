@@ -125,7 +125,7 @@ impl Builder {
         let mut images = Images::default();
         let is_quiet = options.is_quiet;
         loop {
-            // A large Dockerfile takes its time.
+            // The conversion of a large Dockerfile would block a thread of the runtime.
             let (text, given) = (dockerfile.to_owned(), options.clone());
             let converted = blocking(move || {
                 let mut linter = Linter::default();

@@ -162,7 +162,7 @@ pub(crate) fn digest(
         let found = find(root, selector)?;
         hash.update((found.len() as u64).to_le_bytes());
         for selected in found {
-            // A path with a link in it is another one for the index.
+            // The index knows files by their paths without links.
             let is_plain = || in_root::open_no_links(root, &selected.path, OFlags::PATH).is_ok();
             let mut walk = Walk {
                 hash: &mut hash,
@@ -198,7 +198,7 @@ fn text(hash: &mut Sha256, bytes: &[u8]) {
     hash.update(bytes);
 }
 
-/// Memory that is used for one file after the other.
+/// Buffers that are used for one file after the other.
 #[derive(Default)]
 struct Buffers {
     content: Vec<u8>,
@@ -213,7 +213,7 @@ struct Walk<'a> {
     /// Where the walk begins.
     top: &'a str,
     buffers: &'a mut Buffers,
-    /// Directories that are not meant themselves, above the current place. They are hashed when something below them is meant.
+    /// Directories above the current place that are not selected themselves. They are hashed when something below them is.
     waiting: Vec<Waiting>,
 }
 
@@ -273,7 +273,7 @@ impl Walk<'_> {
             if let Some(opened) = opened {
                 self.directory(&opened, &below, &inner, depth + 1)?;
             }
-            // The end of what is in it. A directory of which nothing is meant still waits.
+            // The mark of a directory's end. One of which nothing was selected is still in the list, and leaves no mark.
             if is_taken || self.waiting.pop().is_none() {
                 self.hash.update([0xff]);
             }
@@ -281,7 +281,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Adds the directories above something that is meant.
+    /// Adds the directories above something that is selected.
     fn hash_waiting(&mut self) -> rustix::io::Result<()> {
         for Waiting { name, handle, stat } in std::mem::take(&mut self.waiting) {
             text(self.hash, name.as_bytes());

@@ -157,7 +157,7 @@ pub(crate) struct Sources {
     images: Images,
     /// By the digest of the source.
     directories: HashMap<Digest, Directory>,
-    /// What was selected of which directory, by the digest of the content.
+    /// Directories and selectors, by the digest of what is selected.
     selected: Mutex<HashMap<Digest, (Digest, Vec<Selector>)>>,
 }
 
@@ -177,7 +177,7 @@ impl Sources {
         });
         let (turns, known) = (&Semaphore::new(AT_ONCE), &images);
         let gathered = nodes.map(|(node, source)| async move {
-            // An error: it is closed, which it never is.
+            // It fails only for a semaphore that is closed, which this one never is.
             let _turn = turns.acquire().await;
             gather(builder, request, node, source, known).await
         });
@@ -225,7 +225,7 @@ impl Sources {
         let Some(directory) = self.directories.get(&node.digest) else {
             return Err(unsupported(source));
         };
-        // What is read of it is known by its content anyway.
+        // Operations have the digest of what they select of it in their keys.
         let identity = match is_whole {
             true => {
                 let all = Selector {
@@ -409,7 +409,7 @@ async fn gather(
     Ok(sources)
 }
 
-/// What a source is now.
+/// The present version of a source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Resolved {
     /// A reference of a git repository. `checksum` is that of the commit or, if it is an annotated tag, of the tag; then `commit` is

@@ -10,7 +10,7 @@ use crate::provenance::{Options, Provenance, package_url};
 
 const STATEMENT: &str = "https://in-toto.io/Statement/v0.1";
 
-/// What is said about a result.
+/// An attestation of a result.
 #[derive(Clone, Debug)]
 pub enum Statement {
     Provenance(Box<Provenance>, Options),

@@ -281,7 +281,7 @@ impl Builder {
     pub fn prune(&self, policy: &Policy) -> Result<Pruned> {
         let pruned = self.remove(&mut self.records()?, policy)?;
         if policy.is_everything() {
-            // Names of the user's files are in it.
+            // They have names of the user's files.
             self.cache.forget_ingredients()?;
         }
         let reclaimed = pruned.freed.to_string();
@@ -329,7 +329,7 @@ impl Builder {
             index += 1;
             !gone.contains(&(index - 1))
         });
-        // What an image has stays.
+        // Layers of images stay.
         let freed = records.iter().filter(|record| !record.shared);
         let freed = freed.map(|record| record.size);
         let freed = freed.fold(0, u64::saturating_add);

@@ -130,7 +130,7 @@ impl Door {
         let build = self.builds.running(id).await?;
         let ended = async {
             match method {
-                // It ends the build, and is answered.
+                // This call ends the build, and is answered nevertheless.
                 "Return" => std::future::pending().await,
                 _ => build.over().await,
             }

@@ -174,7 +174,7 @@ impl Reference {
         images: Images,
         origin: Option<Origin>,
     ) -> Result<Self> {
-        // A large one takes its time.
+        // The decoding of a large one would block a thread of the runtime.
         let decode = move || (Graph::new(definition.clone()), definition);
         let decoded = tokio::task::spawn_blocking(decode).await;
         let (graph, definition) = decoded.map_err(|error| Status::unknown(error.to_string()))?;
@@ -362,11 +362,11 @@ impl Build {
 
     /// Waits until it has ended.
     pub async fn over(&self) {
-        // The sender is a part of this.
+        // It is not closed: `self` owns the sender.
         let _ = self.is_over.subscribe().wait_for(|is_over| *is_over).await;
     }
 
-    /// Returns what holds for the calls of a frontend.
+    /// Returns the request whose settings the calls of a frontend have.
     pub fn request_of<'a>(&'a self, scope: &'a Scope) -> &'a Request {
         scope.request.as_ref().unwrap_or(&self.request)
     }

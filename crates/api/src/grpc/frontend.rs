@@ -119,7 +119,7 @@ impl Door {
             let name = cap.split('+').next().unwrap_or_default();
             !name.is_empty() && !CAPS.contains(&name)
         });
-        // Another frontend may know it.
+        // The frontend that the request is forwarded to may know it.
         let is_unknown = |cap: &&str| !cap.contains("+forward");
         if let Some(cap) = unknown.filter(is_unknown) {
             return Err(without_cap(cap));
@@ -172,7 +172,7 @@ impl Door {
         let converting = wanted.map(|(place, platform)| async move {
             let options = Options {
                 platform: platform.clone(),
-                // Those of the first are the same.
+                // All platforms have the warnings of the first one.
                 is_quiet: place > 0,
                 is_scanned: build.attest.sbom.is_some(),
                 ..prepared.options.clone()

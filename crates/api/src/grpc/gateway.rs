@@ -59,7 +59,7 @@ pub(super) struct Syntax {
     image: String,
     /// With the words behind the image's name.
     cmdline: String,
-    /// `None` of an argument.
+    /// The lines of the directive; `None` if an argument names the frontend.
     lines: Option<Lines>,
 }
 
@@ -83,7 +83,7 @@ pub(super) fn is_own(image: &str) -> bool {
 impl Syntax {
     /// Returns the frontend that is to be used in place of the engine's own.
     pub fn find(attributes: &Attributes, text: &str) -> Option<Self> {
-        // A frontend has called this one to do the work.
+        // Another frontend forwards to this one, and says so by this attribute.
         if attributes.contains_key("cmdline") {
             return None;
         }
@@ -220,7 +220,7 @@ impl Door {
             .run_frontend(build.request_of(scope), frontend, env, theirs);
         let mut returned = scope.returned.subscribe();
         let overdue = async {
-            // Its sender is in the scope.
+            // It is not closed: the scope owns the sender.
             let _ = returned.wait_for(Option::is_some).await;
             tokio::time::sleep(PATIENCE).await;
         };

@@ -23,12 +23,12 @@ use super::builds::{Build, Noted};
 use super::caches::{IMPORTS, shown_imports};
 use super::progress::{self, Listener};
 
-/// What clients were told: messages, each with its length before it.
+/// The progress of a build: the messages that clients got, each behind its length.
 const STATUS: &str = "application/vnd.buildkit.status.v0";
 /// An error with its details. (Not a typo of ours.)
 const ERROR: &str = "application/vnd.googeapis.google.rpc.status+proto";
 
-/// What is said about a result, with the type of what is said. Of provenance it is the predicate alone.
+/// Attestations, and the annotation with the type of their predicates. Of provenance only the predicate is kept.
 const STATEMENT: &str = "application/vnd.in-toto+json";
 const PREDICATE_TYPE: &str = "in-toto.io/predicate-type";
 
@@ -229,7 +229,7 @@ impl Door {
         blocking(move || {
             let name = &request.r#ref;
             if request.finalize {
-                // There is nothing that is added to a record later.
+                // A record is complete when its build has ended.
                 return Ok(Unused {});
             }
             if request.delete {

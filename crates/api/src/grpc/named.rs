@@ -124,7 +124,7 @@ impl Named {
         };
         let _ = tokio::time::timeout(PATIENCE, known.wait_for(wants)).await;
         let mut upload = None;
-        // Nobody waits for this change.
+        // No receiver has to see this change.
         self.0.send_if_modified(|known| {
             upload = known.get_mut(id).and_then(|entry| entry.upload.take());
             false

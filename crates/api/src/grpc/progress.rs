@@ -18,7 +18,7 @@ use whelk_sys::sync::IgnorePoison as _;
 use super::builds::Report;
 use super::result::ranges;
 
-/// What a client was told of a step.
+/// The state of a step as a client knows it.
 #[derive(Debug, Default)]
 struct VertexState {
     vertex: Vertex,
@@ -28,7 +28,7 @@ struct VertexState {
     parts: HashMap<String, Timestamp>,
 }
 
-/// Who is told of a build.
+/// A receiver of a build's progress.
 #[derive(Clone, Debug)]
 pub(super) enum Listener {
     Client(Responses),

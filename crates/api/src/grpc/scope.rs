@@ -30,18 +30,18 @@ const KEPT_OF_REQUEST: usize = 512;
 /// Number of programs at a time that others of the same build have called.
 const MAX_CALLED: usize = 16;
 
-/// What one frontend can refer to.
+/// The inputs and the references of one frontend, which may be the client or a program in an image.
 #[derive(Debug)]
 pub(super) struct Scope {
     /// The beginning of the names of its references. No other scope of the build has it.
     name: String,
     /// Number of programs that have called each other to get here; 0 for the client.
     pub depth: usize,
-    /// What holds for all that a program asks for, whatever it says; `None` for the client.
+    /// The request whose settings all calls of a program have; `None` for the client, whose calls have the build's.
     pub request: Option<Request>,
     pub inputs: BTreeMap<String, Definition>,
     references: Mutex<HashMap<String, Arc<Reference>>>,
-    /// All scopes of a build have it in common.
+    /// Shared by all scopes of a build.
     spent: Arc<Mutex<Spent>>,
     /// The result, which the frontend returns (`LLBBridge.Return`).
     pub returned: watch::Sender<Option<Result<gateway::Result>>>,
@@ -233,7 +233,7 @@ impl Scope {
             }
             let reference = other.reference(id)?;
             let def = Some(reference.definition.clone());
-            // It is in the other scope already.
+            // It was counted when the other scope got it.
             let id = self.share(reference, (0, 0))?;
             Ok(Ref { id, def })
         };

@@ -47,7 +47,7 @@ impl Door {
         /// How long the last updates may take after the end; of a build that was refused there are none.
         const PATIENCE: Duration = Duration::from_secs(30);
         if body.is_some() {
-            // Nobody else knows the name, by which a build with the same session, or without one, could have it, too.
+            // No other build knows the name, so that none with this session, or without one, can read the body.
             let url = format!("http://buildkit-session/{BODY}{}", self.new_name());
             request.frontend_attrs.insert("context".into(), url);
         }

@@ -33,7 +33,7 @@ struct Line {
     next: Option<usize>,
 }
 
-/// What is said of a build.
+/// The texts of a build: its instructions, and what is told at its end.
 #[derive(Debug)]
 pub(super) struct Script {
     lines: Vec<Line>,
@@ -148,7 +148,7 @@ impl Script {
         messages: &mpsc::Sender<Message>,
     ) -> Result<bool> {
         if let Some(next) = line.next {
-            // That it is cached means that the setting is the same as before.
+            // The setting is a part of the process's key: if that is cached, it is the same as before.
             let mut state = job.states[next].subscribe();
             let begun = state.wait_for(|state| !matches!(state, State::Waiting));
             if begun
@@ -338,7 +338,7 @@ fn take_text(bytes: &mut Vec<u8>) -> String {
 /// Returns what is shown as the id of an instruction's result: a base image's id, or digits of a key.
 fn next_id(job: &Job, line: &Line, before: &str) -> String {
     let Some(&last) = line.nodes.last() else {
-        // It has no files.
+        // An instruction without operations, such as ENV.
         let mut words = line.code.split_whitespace();
         if words
             .next()

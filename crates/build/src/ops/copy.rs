@@ -60,7 +60,7 @@ pub(crate) fn make_directories(
     Err(Error::os(what, Errno::LOOP))
 }
 
-/// What has become of a path whose directories are created.
+/// The result of creating the directories of a path.
 enum Created {
     Opened(OwnedFd),
     /// The path behind a link to something that does not exist.
@@ -77,7 +77,7 @@ fn make_until_link(
     let flags = OFlags::RDONLY | OFlags::DIRECTORY;
     let mut missing: Vec<OsString> = Vec::new();
     let mut at = path.to_owned();
-    // The nearest one that exists. Links in the path are resolved in the root.
+    // The nearest directory above that exists. Links in the path are resolved in the root.
     let mut directory = loop {
         match in_root::open(root, &at, flags, Mode::empty()) {
             Ok(directory) => break directory,
@@ -245,7 +245,7 @@ impl Copy<'_> {
             let target = Target::opened(target);
             run.content(&from, &target, "", &Verdict::default(), 0)
                 .map_err(failed)?;
-            // Its time has changed with its content.
+            // The files that were created in it have changed its time.
             if let (true, Some(opened)) = (is_new, target.opened.get()) {
                 run.times(&selected.stat, opened, OsStr::new("."))
                     .map_err(failed)?;
@@ -346,7 +346,7 @@ impl Run<'_> {
             self.at.push(&name);
             self.content(&directory, &target, &below, &inner, depth + 1)?;
             self.at.pop();
-            // Its time has changed with its content.
+            // The files that were created in it have changed its time.
             if let Some(opened) = target.opened.get() {
                 self.times(&stat, opened, OsStr::new("."))?;
             }
@@ -460,7 +460,7 @@ impl Run<'_> {
             chmodat(parent, name, self.mode(stat), AtFlags::empty())?;
         }
         self.times(stat, parent, name)?;
-        // The links of a file whose path is longer than one may be are files of their own.
+        // A path that is too long cannot be linked to: later links of the file become files of their own.
         let is_short = self.at.as_os_str().len() < MAX_PATH;
         if stat.st_nlink > 1 && is_short && self.top.is_some() {
             self.links.insert(key, self.at.join(name));

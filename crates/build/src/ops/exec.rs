@@ -38,7 +38,7 @@ const SHM_SIZE: i64 = 64 << 20;
 pub struct Settings {
     /// The network of processes whose operation has no network mode.
     pub network: NetworkMode,
-    /// What processes may do beyond what all may. A Dockerfile alone cannot take it.
+    /// Rights that the request has asked for: a Dockerfile alone cannot take them.
     pub entitlements: Entitlements,
     /// Limits of memory and processors, and the size of `/dev/shm`.
     pub limits: HostConfig,
@@ -62,7 +62,7 @@ impl Settings {
     }
 }
 
-/// What a process gets that is not in its operation.
+/// Inputs of a process that are not in its operation.
 #[derive(Default)]
 struct Given {
     /// Secrets.
@@ -100,7 +100,7 @@ pub(super) async fn run(
     let secrets = Secrets::fetch(&context.waiting.clients, op).await?;
     let mut agents = Agents::find(&context.waiting.clients, op).await?;
     let caches = mounts::take_caches(&builder.caches, op, inputs, log).await?;
-    // After the caches: whoever holds one waits for nothing else.
+    // Behind the caches, so that no process that has a turn waits for a cache.
     let permit = builder.steps.clone().acquire_owned().await;
     let permit = permit.map_err(|error| Error::internal(error.to_string()))?;
     agents.listen(op, &builder.engine.instance.run)?;
@@ -116,7 +116,7 @@ pub(super) async fn run(
             } else {
                 let names = engine.cdi_devices().names;
                 let devices = entitlements::resolve(&op.cdi_devices, &names)?;
-                // There may be others than when the build was planned.
+                // There may be other devices than when the build was planned.
                 settings.entitlements.devices.check(&devices)?;
                 devices
             };
@@ -292,7 +292,7 @@ fn prepare(
         lower: std::iter::once(init).chain(layers).collect(),
         upper: workspace.upper(),
         work: workspace.work(),
-        // It is read again at once, and not at all after a crash.
+        // Nothing of it is used after a crash, so that it need not be flushed.
         volatile: true,
     };
     let step = Step {
@@ -356,7 +356,7 @@ fn host(op: &ExecOp, meta: &Meta, settings: &Settings, devices: Vec<String>) -> 
     let network_mode = match NetMode::try_from(op.network) {
         Ok(NetMode::Unset) => settings.network.clone(),
         Ok(NetMode::None) => NetworkMode::None,
-        // The request allows it (`Entitlements::check`), as well as what follows.
+        // `Entitlements::check` has refused requests that do not allow it, and privileges and devices below.
         Ok(NetMode::Host) => NetworkMode::Host,
         Err(_) => {
             return Err(Error::invalid(format!(

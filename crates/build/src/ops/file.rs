@@ -361,7 +361,7 @@ fn is_archive(selected: &Selected) -> Result<bool> {
     let mut block = [0; BLOCK];
     match std::io::Read::read_exact(&mut plain, &mut block) {
         Ok(()) => Ok(has_checksum(&block)),
-        // As a file it would not be what Docker makes of it.
+        // It is an archive for Docker, too, so that it is not copied as a file.
         Err(error) if error.kind() == std::io::ErrorKind::OutOfMemory => {
             Err(invalid(error.to_string()))
         }

@@ -58,7 +58,7 @@ fn replaced(parent: &OwnedFd, path: &str, depth: usize) -> rustix::io::Result<Op
     let directory = tree::open_below(parent, OsStr::new("."))?;
     let mut value = [0u8; 1];
     let mark = rustix::fs::fgetxattr(&directory, "trusted.overlay.opaque", &mut value[..]);
-    // Another value does not fit, or is none that hides anything.
+    // overlayfs hides what is below for this value alone.
     if mark == Ok(1) && value == *b"y" {
         return Ok(Some(path.to_owned()));
     }

@@ -40,9 +40,9 @@ pub(crate) struct Flights {
 struct Running {
     flight: WeakShared<Flight>,
     log: Option<Weak<Log>>,
-    /// With which it runs: others may want another network, or larger limits.
+    /// The settings that it runs with: other builds may want another network, or larger limits.
     settings: Settings,
-    /// Gone when it has ended: what clients hold must not stay.
+    /// Weak, because clients must not be kept beyond the end of the execution.
     waiting: Weak<Waiting>,
 }
 
@@ -82,7 +82,7 @@ impl Waiting {
 #[derive(Clone, Debug)]
 pub(super) struct Operation {
     pub index: usize,
-    /// That builds which want the same have in common.
+    /// The canonical key, by which builds find each other's executions.
     pub key: Digest,
     /// The keys that the result is recorded under, the canonical one last. Without any it is not recorded.
     pub keys: Vec<Digest>,
@@ -91,7 +91,7 @@ pub(super) struct Operation {
     pub is_shared: bool,
 }
 
-/// What there is of a result.
+/// Where a result comes from.
 pub(super) enum Joined {
     Flight(Shared<Flight>, Option<Arc<Log>>),
     /// It is done, but not recorded yet.
@@ -109,7 +109,7 @@ impl Flights {
         }
         let running = self.running.get(&wanted.key)?;
         let flight = running.flight.upgrade()?;
-        // Another client may have what the first one had not.
+        // It may have failed for a secret that only this client has.
         let has_failed = matches!(flight.peek(), Some(Err(_)));
         if has_failed || running.settings != job.settings {
             return None;
@@ -146,7 +146,7 @@ impl Builder {
             if let Some(joined) = flights.find(job, &wanted) {
                 return Ok(joined);
             }
-            // Unless it was finished and recorded meanwhile.
+            // Nothing was finished and recorded since the cache was looked at.
             if flights.recorded == recorded {
                 return Ok(self.begin(&mut flights, job, wanted));
             }
@@ -232,7 +232,7 @@ impl Begin {
             waiting: waiting.clone(),
         };
         let outputs = ops::run(&builder, context, &node, inputs, &settings, log.as_ref()).await?;
-        // Under the lock no build joins.
+        // No build joins while this is locked, so that the keys and the users are complete.
         let (keys, users) = {
             let mut flights = builder.flights.lock().ignore_poison();
             let keys = waiting.keys();
@@ -310,7 +310,7 @@ impl Builder {
                 .insert_used(store, &keys, &sealed, &text, &users)?;
             drop(held);
             if users.is_empty() {
-                // Whoever wanted it has ended before.
+                // The builds that wanted it have ended before.
                 builder.keep_to_budget();
             }
             Ok(())

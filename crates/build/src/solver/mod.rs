@@ -65,7 +65,7 @@ pub struct Job {
     pub(crate) settings: Settings,
     client: Arc<dyn Client>,
     pub(crate) keys: Vec<Keys>,
-    /// Which operations the cache is not believed for by their keys alone.
+    /// The operations that the cache is not looked up for by their keys alone (`plan::doubtful`).
     doubtful: Vec<bool>,
     pub(crate) reasons: Reasons,
     pub(crate) states: Vec<watch::Sender<State>>,
@@ -257,9 +257,9 @@ fn is_directory(node: &Node) -> bool {
 struct StepResult {
     outputs: Vec<Stack>,
     canonical: Digest,
-    /// Whether it was made although there may have been one: what stands on it is made again, too.
+    /// Whether it was made without a look at the cache: what stands on it is made again, too.
     is_fresh: bool,
-    /// Whether it may be another one than what its key gave the last time.
+    /// Whether it may differ from the result that its key had the last time.
     is_other: bool,
     /// Whether the canonical key is what an imported cache says. Nothing is recorded under a key that is made of it, so
     /// that a cache answers only for the steps that it was asked for.
@@ -294,7 +294,7 @@ struct Input {
     is_foreign: bool,
 }
 
-/// What a graph has given.
+/// The result of a graph.
 pub(crate) struct Executed {
     pub stack: Stack,
     /// The keys under which its results are recorded.
@@ -397,7 +397,7 @@ impl Builder {
         let is_doubtful = job.doubtful[index];
         let before = match is_doubtful && !is_fresh {
             true => self.look_up_anywhere(job, index, keys.key).await?,
-            // Was not there when the build was planned.
+            // The plan has looked it up already.
             false => None,
         };
         if !inputs.iter().any(|input| input.is_other)
@@ -410,7 +410,7 @@ impl Builder {
         let canonical = self.canonical(job, index, &inputs).await?;
         let same = match is_fresh || canonical == keys.key {
             true => None,
-            // What an imported cache has would be recorded under a key that is made of what one says.
+            // What is taken of an imported cache is recorded, and this key is made of what an imported cache says.
             false if is_foreign => self.look_up(job, canonical).await?,
             false => self.look_up_anywhere(job, index, canonical).await?,
         };

@@ -11,8 +11,6 @@ use whelk_llb::{Digest, Node};
 pub(crate) struct Keys {
     /// The key of the operation.
     pub key: Digest,
-    /// Whether the result may also be found by the content of some inputs, when these are there.
-    pub has_content: bool,
     pub identities: Vec<Identity>,
     /// Whether another build may have this key: it says nothing of the place of a client's directory.
     pub is_lasting: bool,
@@ -43,10 +41,9 @@ pub(crate) fn keys<E>(
     let whole = bases(graph);
     for ((node, is_needed), is_whole) in graph.nodes.iter().zip(graph.needed()).zip(whole) {
         if !is_needed {
-            // Its sources were not received. Nobody looks at it.
+            // Its sources were not received, and its key is not used.
             all.push(Keys {
                 key: node.digest,
-                has_content: false,
                 identities: Vec::new(),
                 is_lasting: false,
                 is_lasting_by_content: false,
@@ -57,14 +54,12 @@ pub(crate) fn keys<E>(
             let is_lasting = is_whole || !op.identifier.starts_with("local://");
             all.push(Keys {
                 key: source(node, is_whole)?,
-                has_content: false,
                 identities: Vec::new(),
                 is_lasting,
                 is_lasting_by_content: is_lasting,
             });
             continue;
         }
-        let mut has_content = false;
         let (mut is_lasting, mut is_lasting_by_content) = (true, true);
         let mut identities = Vec::with_capacity(node.inputs.len());
         for (edge, used) in node.inputs.iter().zip(key::uses(&node.op)) {
@@ -80,7 +75,6 @@ pub(crate) fn keys<E>(
                     match content(&graph.nodes[edge.node], node, &selectors)? {
                         Some(digest) => Identity::Content(digest),
                         None => {
-                            has_content = true;
                             is_lasting &= input.is_lasting;
                             Identity::Selection(known)
                         }
@@ -90,7 +84,6 @@ pub(crate) fn keys<E>(
         }
         all.push(Keys {
             key: finish(&node.op, key::step(&node.op, &identities)),
-            has_content,
             identities,
             is_lasting,
             is_lasting_by_content,
@@ -242,7 +235,9 @@ mod tests {
         }
         let graph = graph("a", "b");
         let keys = keys_of(&graph, "1");
-        let found = keys.iter().filter(|keys| keys.has_content).count();
+        let identities = keys.iter().flat_map(|keys| &keys.identities);
+        let is_selection = |identity: &&Identity| matches!(identity, Identity::Selection(_));
+        let found = identities.filter(is_selection).count();
         assert_eq!(found, 1, "only what is copied from a stage");
         let lasting = keys.iter().filter(|keys| !keys.is_lasting).count();
         assert_eq!(lasting, 1, "of the context, only what is read counts");

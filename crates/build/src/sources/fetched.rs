@@ -26,7 +26,7 @@ const MAX_SIZE: u64 = 10 << 30;
 /// Maximum size of an `info` in bytes.
 const MAX_INFO: u64 = 64 << 10;
 
-/// What is known of a directory.
+/// The description of a directory, in its file `info`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Info {
     /// The boot in which it was made.
@@ -161,10 +161,10 @@ impl FetchedDirectories {
         let path = self.root.join(name);
         let held = self.hold(&path);
         if self.info(&path).is_some() {
-            // The tag may be another one.
+            // The server may have given the same content another tag.
             fs::replace(path.join("info"), text, 0o600)?;
         } else {
-            // Of another boot.
+            // What is there is of another boot.
             self.staging.dispose(self.staging.trash(&path)?);
             fs::write(scratch.path().join("info"), text)?;
             fs::rename(scratch.path(), &path)?;

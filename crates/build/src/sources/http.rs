@@ -116,7 +116,7 @@ impl HttpSource {
                 "http.gid" => wanted.owner.1 = number()?,
                 "http.authheadersecret" => wanted.secret = Some(value.clone()),
                 "http.header.accept" => wanted.headers.push(("accept", value.clone())),
-                // Only these two may be set; the second is the engine's own.
+                // BuildKit allows this one, too; the engine always sends its own.
                 "http.header.user-agent" => {}
                 _ => return Err(Error::Unsupported(format!("the attribute {name} of a URL"))),
             }
@@ -168,7 +168,7 @@ impl HttpSource {
             disposition.and_then(disposition_name),
             Some(path),
         ];
-        // The name was checked where it was given; that of a server is only one component.
+        // Of each only the last component counts.
         let mut names = candidates.into_iter().flatten();
         let name = names.find_map(|name| {
             let name = name.trim_end_matches('/').rsplit('/').next();

@@ -35,7 +35,7 @@ impl Builder {
         let digest: Digest = digest.parse().map_err(|_| invalid("no digest"))?;
         let mut document = document(client, store, &digest).await?;
         let mut own = digest;
-        // An index may list others.
+        // An index may list further indexes.
         for _ in 0..4 {
             if Manifest::parse(&document).is_ok() {
                 break;

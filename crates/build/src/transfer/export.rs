@@ -201,7 +201,7 @@ impl Builder {
             }
             outcomes.extend(own);
         }
-        // So that the same results are the same cache, and that results come before keys that are only named.
+        // The same results give the same cache, and keys that are only named come behind those with results.
         outcomes.sort_by_key(|one| (one.is_foreign, one.key, one.canonical));
         preparing.end();
         let writing = Writing {
@@ -322,7 +322,7 @@ impl Writing<'_> {
             Part::begin(self.work, format!("writing layer {digest}")).end();
             return Ok(Some(annotated(Descriptor::new(kind, digest, size), &layer)));
         }
-        // As it came from there.
+        // The blob that it was imported from, if the target has it.
         let made = self.solved.iter().map(|solved| &solved.made);
         let imported = made.filter_map(|made| made.imports.blob(&layer)).next();
         if let Some(blob) = imported.filter(|_| !self.export.is_forced)

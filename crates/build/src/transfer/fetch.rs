@@ -107,11 +107,11 @@ impl Builder {
         let (builder, key, text) = (self.clone(), offer.key, text.cloned().unwrap_or_default());
         let kept = outputs.clone();
         blocking(move || {
-            // Under the key alone that was asked for: what else the cache says of it nobody can check.
+            // Only under the key that was looked up: other keys that the cache names for it cannot be verified.
             builder.cache.insert(builder.store(), &[key], &kept, &text)
         })
         .await?;
-        // As what it uses, so that it is not removed before the end of the build.
+        // Looked up as a use of the build, so that it is not removed before the end of that.
         let (builder, lease, key) = (self.clone(), job.lease.clone(), offer.key);
         let uses = job.uses.clone();
         let held = blocking(move || Ok(builder.cache.find(&key, &lease, &uses))).await?;
@@ -207,7 +207,7 @@ impl Builder {
                     break;
                 };
                 item.advance(piece.len() as u64, false);
-                // It ends early only with an error, which it returns.
+                // The unpacking has failed, and its error is returned below.
                 if sender.send(piece).await.is_err() {
                     break;
                 }

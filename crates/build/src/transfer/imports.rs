@@ -335,7 +335,7 @@ impl Cache {
             Stacked::Top(top) => {
                 let mut found = Vec::new();
                 let mut next = Some(*top);
-                // Of a cycle, too, this is the end.
+                // This ends a cycle, too.
                 while let Some(position) = next {
                     if found.len() == MAX_STACK {
                         return None;
@@ -489,7 +489,7 @@ async fn caches(source: &Source, name: &str, document: &[u8], work: &Work) -> Re
     if document.config.is_some() {
         found.extend(of_manifest(source, name, &document).await?);
     }
-    // Those of attestations are for no platform that exists.
+    // Manifests of attestations are for the platform `unknown/unknown`.
     let is_image = |entry: &&Descriptor| {
         let platform = entry.platform.as_ref();
         !entry.is_index() && platform.is_none_or(|platform| platform.os != "unknown")

@@ -55,7 +55,7 @@ impl Target {
     /// Returns whether a blob is known to be there.
     pub async fn has(&self, digest: &Digest) -> Result<bool> {
         match self {
-            // It is asked when the blob is put.
+            // `put` asks the client.
             Self::Store { .. } => Ok(false),
             Self::Registry { repository, .. } => repository.has_blob(digest).await.map_err(failed),
         }
@@ -105,7 +105,7 @@ impl Target {
 async fn upload(repository: &Repository, store: Store, blob: Blob) -> Result<()> {
     let blob = Arc::new(Mutex::new(blob));
     let failure: Arc<Mutex<Option<Error>>> = Arc::default();
-    // Ended with this future.
+    // They are aborted when this future is dropped.
     let mut writers = JoinSet::new();
     let open = || {
         let (sender, pieces) = mpsc::channel(QUEUE);
@@ -121,7 +121,7 @@ async fn upload(repository: &Repository, store: Store, blob: Blob) -> Result<()>
                     let Descriptor { digest, size, .. } = &blob.descriptor;
                     let _ = tell.send((digest.clone(), *size));
                 }
-                // The upload has ended.
+                // The upload has ended first, and its error counts.
                 _ if output.get_ref().0.is_closed() => {}
                 Ok(()) => {}
                 Err(error) => *failure.lock().ignore_poison() = Some(error),

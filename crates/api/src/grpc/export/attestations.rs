@@ -1,4 +1,4 @@
-//! What is said about results: provenance, and bills of materials.
+//! Attestations of results: provenance, and bills of materials.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use super::super::builds::Build;
 use super::{Results, failed};
 
 impl Door {
-    /// Makes what the client wants to be said about the results.
+    /// Makes the attestations of the results that the client has asked for.
     pub(super) async fn attest(
         self: &Arc<Self>,
         build: &Build,

@@ -260,7 +260,7 @@ struct Exported {
     solved: Arc<Solved>,
     image: Image,
     epoch: Option<i64>,
-    /// What is said about it.
+    /// Its attestations.
     statements: Vec<Statement>,
 }
 

@@ -71,7 +71,7 @@ impl Checkout {
                 }
                 String::from_utf8_lossy(&text).into_owned()
             }
-            // Nor in git does a link count.
+            // As in git, a link is not followed.
             _ => String::new(),
         };
         let mut top = tree;

@@ -34,7 +34,7 @@ pub(super) fn write(path: &Path, pack: &Path, remote: &str, checked: &Checked) -
     let index = index(&checked.entries)?;
     let files: [(&str, &[u8]); 4] = [
         ("HEAD", commit.as_bytes()),
-        // It has no parents here.
+        // The parents of the commit are not here.
         ("shallow", commit.as_bytes()),
         ("config", config.as_bytes()),
         ("index", &index),

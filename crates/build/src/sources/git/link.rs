@@ -60,7 +60,7 @@ impl Link {
         };
         let command = match (opened, forwarded) {
             (Ok(command), _) => command,
-            // Without the agent nobody can log in.
+            // The agent has failed, so that no key was accepted.
             (Err(whelk_ssh::Error::Denied(_)), Err(error)) => return Err(error),
             (Err(error), _) => return Err(Error::invalid(format!("{}: {error}", ssh.address))),
         };

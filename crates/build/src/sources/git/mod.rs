@@ -340,7 +340,7 @@ impl Builder {
                 }
             };
             let base = base.take().filter(|base| {
-                // Otherwise there would be nothing to send.
+                // A server that is asked for what is known sends no pack.
                 server.knows_haves() && base.commit != task.commit
             });
             let had_base = base.is_some();

@@ -41,7 +41,7 @@ impl Ssh {
             }
         };
         let (user, host) = authority.rsplit_once('@').unwrap_or(("", authority));
-        // Without one, git takes the user that it runs as, which is BuildKit's root.
+        // Without one, git takes the user that it runs as; BuildKit runs it as root.
         let user = user.split(':').next().unwrap_or_default();
         let user = if user.is_empty() { "root" } else { user };
         let (host, port) = match host.strip_prefix('[') {
@@ -99,7 +99,7 @@ impl Remote {
     fn over_ssh(url: &str, shown: &str) -> Result<Self> {
         let ssh = Ssh::parse(url);
         let ssh = ssh.ok_or_else(|| Error::invalid(format!("invalid git repository {shown:?}")))?;
-        // Who asks may decide what the repository is.
+        // The user is a part of the name: a server may give each another repository.
         let shown = match shown.strip_prefix("ssh://") {
             Some(rest) => format!("ssh://{}@{rest}", ssh.address.user),
             None => shown.to_owned(),
@@ -130,7 +130,7 @@ impl Remote {
         if !url.starts_with("./") && !url.starts_with("../") {
             return Self::new(url).map_err(named);
         }
-        // Never above the host.
+        // `..` leads to nothing above the host.
         let (host, own) = match self.url.split_once("://") {
             Some((scheme, rest)) => {
                 let at = rest.find('/').map_or(rest.len(), |at| at + 1);

@@ -98,7 +98,7 @@ impl Server {
         let url = response.url();
         let moved = url.strip_suffix(QUERY);
         let moved = moved.ok_or_else(|| wrong(remote, "it redirects to another path"))?;
-        // The same server, without the credentials of the URL, which stay then.
+        // Without a redirect, the response has the same URL without its credentials, which `base` keeps.
         if moved != redacted(&base) {
             if !redacted(moved).starts_with(&origin(&redacted(&base))) {
                 authorization.clear();
@@ -295,7 +295,7 @@ impl Server {
             format!("want {commit}"),
         ];
         if let Some(known) = known {
-            // Its parents are not here.
+            // Its parents are not here, which the server has to know.
             arguments.extend([format!("shallow {known}"), format!("have {known}")]);
         }
         arguments.push("done".to_owned());
@@ -352,7 +352,7 @@ impl Server {
                         reported = size;
                         report(size, false);
                     }
-                    // It has ended with an error, which is the result.
+                    // The receiver has failed, and its error is the result.
                     if pieces.send(Some(data)).await.is_err() {
                         return Ok(());
                     }
