@@ -85,6 +85,9 @@ fn service(name: &str, service: &mut Value) -> Result<()> {
     }
 }
 
+/// Returns the long form of a value; `None` if it has another type.
+type Form = fn(&Value) -> Option<Value>;
+
 fn build(name: &str, build: &mut Value) -> Result<()> {
     if let Value::String(context) = build {
         let context = std::mem::take(context);
@@ -109,7 +112,7 @@ fn build(name: &str, build: &mut Value) -> Result<()> {
             "services.{name}.build additional properties '{unknown}' not allowed"
         )));
     }
-    let forms: [(&str, fn(&Value) -> Option<Value>); 4] = [
+    let forms: [(&str, Form); 4] = [
         ("additional_contexts", pairs),
         ("args", pairs),
         ("labels", pairs),
