@@ -525,7 +525,9 @@ impl Door {
             }
             "frontend.subrequests.describe" => report::describe(),
             _ => {
-                return Err(Status::unsupported(format_args!("the request {request}")));
+                return Err(Status::unimplemented(format!(
+                    "unsupported request {request}; there are frontend.lint, frontend.outline, frontend.subrequests.describe and frontend.targets"
+                )));
             }
         };
         let mut result = FrontendResult::default();

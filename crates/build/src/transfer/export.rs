@@ -74,14 +74,22 @@ impl Export {
                 "" => return Err(Error::invalid("cache export to registry: ref is missing")),
                 reference => Place::Registry(reference.to_owned()),
             },
-            other => return Err(Error::Unsupported(format!("cache export to {other}"))),
+            "gha" | "s3" | "azblob" => {
+                return Err(Error::Unsupported(format!("cache export to {kind}")));
+            }
+            other => {
+                return Err(Error::invalid(format!(
+                    "unknown cache exporter: {other:?}; the types are inline, local and registry"
+                )));
+            }
         };
         let is_max = match take("mode") {
             "" | "min" => false,
             "max" => true,
             other => {
-                let text = format!("mode={other} of the cache export to {kind}");
-                return Err(Error::Unsupported(text));
+                return Err(Error::invalid(format!(
+                    "unknown mode {other:?} of the cache export to {kind}: it can be min or max"
+                )));
             }
         };
         let compression = compression(take("compression"), take("compression-level"))?;
@@ -108,9 +116,9 @@ impl Export {
             let text = "cache export: image-manifest=true needs oci-mediatypes=true";
             return Err(Error::invalid(text));
         }
-        if let Some((name, value)) = left.first_key_value() {
-            let text = format!("{name}={value} of the cache export to {kind}");
-            return Err(Error::Unsupported(text));
+        if let Some((name, _)) = left.first_key_value() {
+            let text = format!("unknown attribute {name} of the cache export to {kind}");
+            return Err(Error::invalid(text));
         }
         Ok(Self {
             place,
@@ -147,8 +155,11 @@ fn compression(name: &str, level: &str) -> Result<Compression> {
         ("zstd", None) => Ok(Compression::Zstd(0)),
         ("zstd", Some(level @ 0..=22)) => Ok(Compression::Zstd(level.into())),
         ("" | "gzip" | "zstd", Some(_)) => Err(invalid()),
-        (other, _) => Err(Error::Unsupported(format!(
-            "compression={other} of a cache export"
+        ("estargz", _) => Err(Error::Unsupported(
+            "compression=estargz of a cache export".into(),
+        )),
+        (other, _) => Err(Error::invalid(format!(
+            "unknown compression {other:?} of a cache export: it can be gzip, zstd or uncompressed"
         ))),
     }
 }
@@ -521,7 +532,17 @@ mod tests {
             ("azblob", &[], "cache export to azblob: not available"),
             ("local", &[], "dest is missing"),
             ("registry", &[], "ref is missing"),
-            ("registry", &[("ref", "a"), ("mode", "most")], "mode=most"),
+            (
+                "registry",
+                &[("ref", "a"), ("mode", "most")],
+                "unknown mode \"most\" of the cache export to registry: it can be min or max",
+            ),
+            ("locl", &[], "unknown cache exporter: \"locl\""),
+            (
+                "registry",
+                &[("ref", "a"), ("compression", "lzma")],
+                "unknown compression \"lzma\"",
+            ),
             (
                 "registry",
                 &[("ref", "a"), ("insecure", "true")],
@@ -545,7 +566,7 @@ mod tests {
             (
                 "inline",
                 &[("dest", "x")],
-                "dest=x of the cache export to inline",
+                "unknown attribute dest of the cache export to inline",
             ),
             (
                 "local",

@@ -15,6 +15,8 @@ use super::{Archive, Export, ImageOutput, Output};
 struct Attributes<'a> {
     kind: &'a str,
     left: BTreeMap<&'a str, &'a str>,
+    /// The names that were asked for.
+    known: Vec<&'static str>,
 }
 
 /// Reads the outputs of a request.
@@ -45,6 +47,7 @@ fn export(id: usize, exporter: &Exporter) -> Result<Export> {
         left: attributes
             .map(|(name, value)| (name.as_str(), value.as_str()))
             .collect(),
+        known: Vec::new(),
     };
     let epoch = attributes.epoch()?;
     let output = match exporter.kind.as_str() {
@@ -56,7 +59,11 @@ fn export(id: usize, exporter: &Exporter) -> Result<Export> {
             Output::Directory(attributes.files()?)
         }
         "tar" => Output::Tar(attributes.files()?),
-        kind => return Err(Status::unsupported(format_args!("the output {kind}"))),
+        kind => {
+            return Err(Status::invalid(format!(
+                "exporter {kind:?} could not be found; the types are image, local, tar, oci and docker"
+            )));
+        }
     };
     attributes.end()?;
     Ok(Export { id, epoch, output })
@@ -206,17 +213,19 @@ impl Annotations {
 
 impl<'a> Attributes<'a> {
     /// Returns the value; empty if there is none.
-    fn take(&mut self, name: &str) -> &'a str {
+    fn take(&mut self, name: &'static str) -> &'a str {
+        self.known.push(name);
         self.left.remove(name).unwrap_or_default()
     }
 
-    fn flag(&mut self, name: &str) -> Result<Option<bool>> {
+    fn flag(&mut self, name: &'static str) -> Result<Option<bool>> {
+        self.known.push(name);
         let value = self.left.remove(name);
         value.map(|value| flag(name, value)).transpose()
     }
 
     /// Refuses other values than these.
-    fn only(&mut self, name: &str, supported: &[&str]) -> Result<()> {
+    fn only(&mut self, name: &'static str, supported: &[&str]) -> Result<()> {
         match self.take(name) {
             "" => Ok(()),
             value if supported.contains(&value.to_lowercase().as_str()) => Ok(()),
@@ -292,7 +301,11 @@ impl<'a> Attributes<'a> {
             ("zstd", None) => Ok(Compression::Zstd(0)),
             ("zstd", Some(level @ 0..=22)) => Ok(Compression::Zstd(level)),
             ("zstd", Some(level)) => Err(out_of_range(level, 22)),
-            (other, _) => Err(self.unsupported(&format!("compression={other}"))),
+            ("estargz", _) => Err(self.unsupported("compression=estargz")),
+            (other, _) => Err(Status::invalid(format!(
+                "unknown compression {other:?} of the output {}: it can be gzip, zstd or uncompressed",
+                self.kind
+            ))),
         }
     }
 
@@ -335,17 +348,26 @@ impl<'a> Attributes<'a> {
             if key.is_empty() {
                 return Err(self.unsupported(name));
             }
-            let value = self.take(name).to_owned();
+            let value = self.left.remove(name).unwrap_or_default().to_owned();
             found.0.push((place, platform, key.to_owned(), value));
         }
         Ok(found)
     }
 
-    fn end(self) -> Result<()> {
-        match self.left.first_key_value() {
-            Some((name, _)) => Err(self.unsupported(name)),
-            None => Ok(()),
+    /// Refuses what is left.
+    fn end(mut self) -> Result<()> {
+        let Some((name, _)) = self.left.first_key_value() else {
+            return Ok(());
+        };
+        if name.starts_with("annotation") {
+            return Err(self.unsupported(name));
         }
+        self.known.sort_unstable();
+        Err(Status::invalid(format!(
+            "unknown attribute {name} of the output {}; it can have {}",
+            self.kind,
+            self.known.join(", ")
+        )))
     }
 }
 
@@ -393,21 +415,37 @@ mod tests {
             ("moby", "registry.insecure", "true"),
             ("moby", "annotation.a", "b"),
             ("moby", "annotation-manifest.a", "b"),
-            ("moby", "buildinfo", "true"),
             ("oci", "compression", "estargz"),
             ("oci", "prefer-nondist-layers", "true"),
             ("oci", "annotation-none.a", "b"),
-            ("oci", "unpack", "true"),
             ("local", "mode", "delete"),
-            ("local", "name", "x"),
-            ("tar", "compression", "gzip"),
-            ("cacheonly", "cacheonly", ""),
         ] {
             let error = parsed(kind, &[(name, value)]).unwrap_err().message;
             assert!(error.contains(name), "{kind} {name}={value}: {error}");
             assert!(error.ends_with("not available in this version of whelk"));
         }
         for (kind, name, value, expected) in [
+            ("moby", "buildinfo", "true", "unknown attribute buildinfo"),
+            ("oci", "unpack", "true", "unknown attribute unpack"),
+            (
+                "local",
+                "name",
+                "x",
+                "unknown attribute name of the output local; it can have attestation-prefix, mode, platform-split, source-date-epoch",
+            ),
+            ("tar", "compresion", "gzip", "unknown attribute compresion"),
+            (
+                "oci",
+                "compression",
+                "lzma",
+                "unknown compression \"lzma\" of the output oci: it can be gzip, zstd or uncompressed",
+            ),
+            (
+                "cacheonly",
+                "a",
+                "",
+                "exporter \"cacheonly\" could not be found",
+            ),
             ("oci", "tar", "maybe", "non-bool value specified for tar"),
             ("oci", "compression-level", "10", "from 0 to 9"),
             ("oci", "compression-level", "x", "invalid compression-level"),

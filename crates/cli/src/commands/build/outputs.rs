@@ -153,7 +153,7 @@ impl Output {
             }
             (other, _) => {
                 return Err(Failure::new(format!(
-                    "the output {other}: not available in this version of whelk"
+                    "exporter {other:?} could not be found; the types are image, registry, docker, oci, tar and local"
                 )));
             }
         };
@@ -330,7 +330,10 @@ mod tests {
                 "invalid destination /etc/passwd/x/y: not a directory",
             ),
             ("type=local,dest=-", "cannot be stdout"),
-            ("type=none", "the output none: not available"),
+            (
+                "type=none",
+                "exporter \"none\" could not be found; the types are",
+            ),
             ("type=tar,dest=/tmp", "directory /tmp exists"),
             ("type=image,dest=x", "has no dest"),
         ] {
