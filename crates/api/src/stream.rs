@@ -277,9 +277,7 @@ impl BodyReader {
                 next = pieces.next() => next.transpose().map_err(|error| error.to_string()),
             }
         };
-        self.turn
-            .wait(next)
-            .unwrap_or_else(|| Err(STALLED.to_owned()))
+        turn.wait(next).unwrap_or_else(|| Err(STALLED.to_owned()))
     }
 }
 
