@@ -61,8 +61,8 @@ pub struct Cache {
     /// How often each result is in use by builds. Taken behind `state` by those who take both: the end of a use does not
     /// wait for the disk.
     in_use: Mutex<BTreeMap<i64, usize>>,
-    /// Reads what does not have to be up to date, beside builds.
-    reader: Mutex<Connection>,
+    /// Reads what does not have to be up to date, beside builds. There is none if the database is in memory.
+    reader: Option<Mutex<Connection>>,
     boot: String,
     salt: Vec<u8>,
 }
@@ -169,34 +169,39 @@ impl Drop for Uses {
 }
 
 impl Cache {
-    /// Opens the cache below an engine's root, and holds its layers in `store`. Without a usable database it is
-    /// empty.
+    /// Opens the cache below an engine's root, and holds its layers in `store`. A damaged database is discarded. If there can be
+    /// none, as on a full disk, the cache is in memory until the engine ends.
     ///
     /// # Errors
-    /// Returns an error if no database can be created.
+    /// Returns an error if the directory cannot be created.
     pub fn open(root: &Path, store: &Store) -> Result<Self> {
         let directory = root.join("build");
         fs::create_dir_all(&directory, 0o700)?;
         let path = directory.join("build.db");
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
-        let connection = match connect(&path) {
-            Ok(connection) => connection,
-            Err(error) if !is_damage(&error) => {
-                return Err(failed("open the build cache")(error));
-            }
-            Err(error) => {
+        let opened = match Database::open(&path, store, &boot) {
+            Err(error) if is_damage(&error) => {
                 tracing::error!("the build cache {} is discarded: {error}", path.display());
                 for suffix in ["", "-wal", "-shm"] {
                     fs::remove_if_exists(directory.join(format!("build.db{suffix}")))?;
                 }
-                connect(&path).map_err(failed("create the build cache"))?
+                Database::open(&path, store, &boot)
             }
+            opened => opened,
         };
-        let salt = ingredients::salt(&connection).map_err(failed("open the build cache"))?;
-        let layers = hold(&connection, store, &boot).map_err(failed("read the build cache"))?;
-        let reader = Connection::open(&path).map_err(failed("open the build cache"))?;
+        let opened = opened.or_else(|error| {
+            let path = path.display();
+            tracing::error!("the build cache {path} is not used until the next start: {error}");
+            Database::in_memory()
+        });
+        let Database {
+            connection,
+            reader,
+            salt,
+            layers,
+        } = opened.map_err(failed("create a build cache"))?;
         Ok(Self {
-            reader: Mutex::new(reader),
+            reader: reader.map(Mutex::new),
             state: Mutex::new(State { connection, layers }),
             in_use: Mutex::default(),
             boot,
@@ -320,9 +325,11 @@ impl Cache {
     /// # Errors
     /// Returns an error if the disk fails.
     pub(crate) fn rows(&self) -> Result<Vec<Row>> {
-        let reader = self.reader.lock().ignore_poison();
-        let mut rows = rows(&reader).map_err(failed("read the build cache"))?;
-        drop(reader);
+        let read = match &self.reader {
+            Some(reader) => rows(&reader.lock().ignore_poison()),
+            None => rows(&self.state.lock().ignore_poison().connection),
+        };
+        let mut rows = read.map_err(failed("read the build cache"))?;
         let in_use = self.in_use.lock().ignore_poison();
         for row in &mut rows {
             row.in_use = in_use.contains_key(&row.id);
@@ -377,6 +384,37 @@ fn is_damage(error: &rusqlite::Error) -> bool {
     use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
     let code = error.sqlite_error_code();
     matches!(code, Some(DatabaseCorrupt | NotADatabase))
+}
+
+/// A database, with what is read of it when it is opened.
+struct Database {
+    connection: Connection,
+    reader: Option<Connection>,
+    salt: Vec<u8>,
+    layers: Layers,
+}
+
+impl Database {
+    fn open(path: &Path, store: &Store, boot: &str) -> rusqlite::Result<Self> {
+        let connection = connect(path)?;
+        Ok(Self {
+            salt: ingredients::salt(&connection)?,
+            layers: hold(&connection, store, boot)?,
+            reader: Some(Connection::open(path)?),
+            connection,
+        })
+    }
+
+    fn in_memory() -> rusqlite::Result<Self> {
+        let connection = Connection::open_in_memory()?;
+        connection.execute_batch(TABLES)?;
+        Ok(Self {
+            salt: ingredients::salt(&connection)?,
+            layers: Layers::default(),
+            reader: None,
+            connection,
+        })
+    }
 }
 
 fn connect(path: &Path) -> rusqlite::Result<Connection> {
@@ -631,6 +669,18 @@ mod tests {
         assert_eq!(cache.rows().unwrap()[0].uses, 1);
         assert_eq!(cache.remove(&[row.id]).unwrap(), [row.id]);
         assert_eq!(find(&cache, &store, &key), None);
+    }
+
+    #[test]
+    fn without_a_database_the_cache_is_in_memory() {
+        let root = Root::new("memory");
+        fs::create_dir_all(root.0.path().join("build/build.db"), 0o700).unwrap();
+        let (cache, store) = root.open();
+        let key = Digest::of(b"1");
+        let outputs = vec![vec![(root.layer("one"), 7)]];
+        cache.insert(&store, &[key], &outputs, "RUN x").unwrap();
+        assert_eq!(cache.rows().unwrap().len(), 1);
+        assert_eq!(find(&cache, &store, &key), Some(outputs));
     }
 
     #[test]

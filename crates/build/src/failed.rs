@@ -3,14 +3,15 @@
 use std::sync::Arc;
 
 use whelk_dockerfile::convert::{Config, Image};
-use whelk_image::{Digest, Lease, Platform};
-use whelk_llb::pb::Meta;
+use whelk_image::{Digest, Lease};
+use whelk_llb::pb::{self, Meta};
 
 use crate::Builder;
 use crate::error::Result;
 use crate::layers::Stack;
 use crate::provenance::Capture;
 use crate::request::Solved;
+use crate::sources;
 use crate::transfer::ExportedSteps;
 
 /// What a failed process has left, and how it was executed.
@@ -19,6 +20,8 @@ pub struct Failed {
     pub(crate) stack: Stack,
     pub(crate) lease: Arc<Lease>,
     pub(crate) meta: Meta,
+    /// That of the host without a value.
+    pub(crate) platform: Option<pb::Platform>,
 }
 
 impl Failed {
@@ -35,12 +38,12 @@ impl Builder {
     /// # Errors
     /// Returns an error if a layer cannot be stored.
     pub async fn export_failed(self: &Arc<Self>, failed: &Failed) -> Result<Digest> {
-        let host = Platform::host();
         let meta = &failed.meta;
+        let platform = failed.platform.clone().unwrap_or_else(sources::host);
         let image = Image {
-            architecture: host.architecture,
-            os: host.os,
-            variant: host.variant,
+            architecture: platform.architecture,
+            os: platform.os,
+            variant: platform.variant,
             config: Config {
                 env: meta.env.clone(),
                 user: meta.user.clone(),

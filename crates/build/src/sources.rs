@@ -310,7 +310,8 @@ impl Sources {
     }
 }
 
-fn host() -> pb::Platform {
+/// Returns the platform of the host.
+pub(crate) fn host() -> pb::Platform {
     let host = Platform::host();
     pb::Platform::new(&host.os, &host.architecture, &host.variant)
 }

@@ -13,7 +13,7 @@ use whelk_engine::model::{Config, DeviceRequest, HostConfig, NetworkMode, Ulimit
 use whelk_image::Store;
 use whelk_llb::Digest;
 use whelk_llb::pb::op::Kind;
-use whelk_llb::pb::{ExecOp, Meta, MountType, NetMode, Op, SecurityMode};
+use whelk_llb::pb::{ExecOp, Meta, MountType, NetMode, Op, Platform, SecurityMode};
 use whelk_runtime::Overlay;
 
 use super::mounts::{self, Mounts};
@@ -85,7 +85,7 @@ struct Prepared {
 pub(super) async fn run(
     builder: &Arc<Builder>,
     context: Context,
-    op: &ExecOp,
+    (op, platform): (&ExecOp, Option<&Platform>),
     inputs: &[Stack],
     settings: &Settings,
     log: Option<&Arc<Log>>,
@@ -142,6 +142,7 @@ pub(super) async fn run(
                 stack: base.with(context.seal(workspace)),
                 lease: context.lease.clone(),
                 meta: meta.clone(),
+                platform: platform.cloned(),
             })
         });
         return Err(Error::Process {

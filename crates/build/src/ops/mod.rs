@@ -78,8 +78,9 @@ pub(crate) async fn run(
         Some(Kind::Exec(op)) => {
             let name = node.metadata.description.get(CUSTOM_NAME);
             let name = name.map_or("a process", String::as_str);
-            crate::emulation::check(node.op.platform.as_ref(), name)?;
-            exec::run(builder, context, op, &inputs, settings, log).await
+            let platform = node.op.platform.as_ref();
+            crate::emulation::check(platform, name)?;
+            exec::run(builder, context, (op, platform), &inputs, settings, log).await
         }
         Some(Kind::Merge(op)) => {
             let op = op.clone();

@@ -30,11 +30,12 @@ use crate::client::Client;
 use crate::directory::Directory;
 use crate::error::{Error, Result, os};
 use crate::progress::{EventKind, Work};
+use crate::sources::http::redacted;
 use crate::{Builder, blocking};
 use checkout::{Checked, Checkout};
 use modules::Submodule;
 use remote::Remote;
-use server::Server;
+use server::{Server, origin};
 
 /// Maximum number of submodules of a repository, and of their depth.
 const MAX_MODULES: usize = 1000;
@@ -501,9 +502,14 @@ impl GitSource {
             None => self.remote.trim_end_matches('/'),
         };
         let rest = remote.url().strip_prefix(scope);
-        let secrets = Secrets {
-            is_general: rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
-            ..self.access.secrets.clone()
+        let is_same_server = || origin(remote.shown()) == origin(&redacted(&self.remote));
+        let secrets = match remote.url().starts_with("http://") && !is_same_server() {
+            // A submodule may say `http` of any server, and what is sent there is not encrypted.
+            true => Secrets::default(),
+            false => Secrets {
+                is_general: rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
+                ..self.access.secrets.clone()
+            },
         };
         Access {
             secrets,
@@ -679,6 +685,9 @@ mod tests {
         assert_eq!(names("https://h/other.git", "h"), ["HEADER.h", "TOKEN.h"]);
         assert_eq!(names("https://h/r.git2", "h"), ["HEADER.h", "TOKEN.h"]);
         assert_eq!(names("https://x/r.git", "x"), ["HEADER.x", "TOKEN.x"]);
+        for plain in ["http://h/r.git", "http://x/r.git"] {
+            assert!(names(plain, "h").is_empty(), "{plain}");
+        }
     }
 
     #[test]

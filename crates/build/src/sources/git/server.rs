@@ -495,7 +495,7 @@ async fn authorization(client: &dyn Client, secrets: &Secrets, host: &str) -> Re
 }
 
 /// Returns the scheme and the host of a URL, with a slash.
-fn origin(url: &str) -> String {
+pub(super) fn origin(url: &str) -> String {
     let (scheme, rest) = url.split_once("://").unwrap_or_default();
     let host = rest.split('/').next().unwrap_or_default();
     format!("{scheme}://{host}/")
