@@ -427,6 +427,9 @@ fn failures_show_lines_and_output() {
             "ERROR: failed to build: failed to solve: process \"/bin/sh -c for i in",
         ],
     );
+    let silent = engine.dockerfile("silent", "FROM busybox\nRUN false\n");
+    let expected = ["------\n > [2/2] RUN false:\n------\n"];
+    whelk(&engine).build_fails(&silent, &[], &expected);
     let quiet = whelk(&engine).build(&context, &["-q"]).err();
     assert!(
         !quiet.contains("line 1\n") && quiet.contains(">>> RUN for"),

@@ -86,7 +86,8 @@ impl Entitlements {
             };
             if !is_allowed {
                 let text = format!(
-                    "granting entitlement {name} is not allowed by build daemon configuration"
+                    "granting entitlement {name} is not allowed by build daemon configuration (key builder.entitlements.{})",
+                    name.replace('.', "-")
                 );
                 return Err(denied(text));
             }
@@ -101,19 +102,38 @@ impl Entitlements {
     pub(crate) fn check(&self, graph: &Graph, registered: impl Fn() -> Vec<String>) -> Result<()> {
         let mut known: Option<Vec<String>> = None;
         for node in &graph.nodes {
-            let Some(Kind::Exec(exec)) = &node.op.kind else {
-                continue;
-            };
-            if NetMode::try_from(exec.network) == Ok(NetMode::Host) && !self.network_host {
-                return Err(denied(format!("{NETWORK_HOST} is not allowed")));
+            if let Some(Kind::Exec(exec)) = &node.op.kind {
+                let checked = self.check_process(exec, &mut known, &registered);
+                checked.map_err(|cause| Error::Step {
+                    op: node.digest,
+                    cause: Box::new(cause),
+                })?;
             }
-            if is_insecure(exec) && !self.security_insecure {
-                return Err(denied(format!("{SECURITY_INSECURE} is not allowed")));
+        }
+        Ok(())
+    }
+
+    /// Checks one process. `known` has the devices that exist, if they were asked for.
+    fn check_process(
+        &self,
+        exec: &ExecOp,
+        known: &mut Option<Vec<String>>,
+        registered: impl Fn() -> Vec<String>,
+    ) -> Result<()> {
+        let has_host = NetMode::try_from(exec.network) == Ok(NetMode::Host);
+        for (name, is_wanted, is_given) in [
+            (NETWORK_HOST, has_host, self.network_host),
+            (SECURITY_INSECURE, is_insecure(exec), self.security_insecure),
+        ] {
+            if is_wanted && !is_given {
+                return Err(denied(format!(
+                    "{name} is not allowed: the build has to ask for it (--allow {name})"
+                )));
             }
-            if !exec.cdi_devices.is_empty() {
-                let known = known.get_or_insert_with(&registered);
-                self.devices.check(&resolve(&exec.cdi_devices, known)?)?;
-            }
+        }
+        if !exec.cdi_devices.is_empty() {
+            let known = known.get_or_insert_with(registered);
+            self.devices.check(&resolve(&exec.cdi_devices, known)?)?;
         }
         Ok(())
     }

@@ -137,7 +137,11 @@ impl Condition {
     /// # Errors
     /// Returns a text for another form than `FIELD==VALUE`, `FIELD!=VALUE`, `FIELD~=EXPRESSION` or `FIELD`.
     pub fn parse_all(text: &str) -> Result<Vec<Self>, String> {
-        let invalid = || format!("invalid filter {text:?} of the build cache");
+        // With one sign, as users write it.
+        let invalid = || {
+            let text = text.replacen("==", "=", 1);
+            format!("invalid filter {text:?} of the build cache")
+        };
         let mut all = Vec::new();
         let mut rest = text;
         loop {

@@ -178,7 +178,7 @@ impl Messages {
 
 /// The error of a connection, or of a stream that was reset.
 pub(super) fn lost(error: &hyper::Error) -> Status {
-    let mut text = error.to_string();
+    let mut text = format!("connection lost: {error}");
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
         text += &format!(": {cause}");

@@ -444,7 +444,8 @@ fn set_mode(copy: &mut FileActionCopy, written: &str) -> Result<()> {
         return Ok(());
     }
     if !written.split(',').all(is_symbolic) {
-        return Err(Error::new("invalid syntax"));
+        let text = format!("invalid chmod parameter: '{written}': invalid syntax");
+        return Err(Error::new(text));
     }
     copy.mode = 0;
     copy.mode_str = written.to_owned();

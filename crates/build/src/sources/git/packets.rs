@@ -83,7 +83,12 @@ impl<'a> Packets<'a> {
             match piece {
                 Some(piece) => buffer.extend_from_slice(&piece),
                 None if buffer.is_empty() => return Ok(None),
-                None => return Err("the answer ends within a packet".into()),
+                None => {
+                    return Err(
+                        "the answer ends within a packet: it is cut, or not of git's smart protocol"
+                            .into(),
+                    );
+                }
             }
         }
     }

@@ -136,7 +136,10 @@ impl Contexts {
             path => {
                 let root = Path::new(path);
                 if !root.is_dir() {
-                    let text = format!("unable to prepare context: path {path:?} not found");
+                    let mut text = format!("unable to prepare context: path {path:?} not found");
+                    if path == "cache" {
+                        text += "; for the caches of steps, see whelk build cache ls, export and import";
+                    }
                     return Err(Failure::new(text));
                 }
                 contexts.directory(CONTEXT, root)?;
@@ -292,8 +295,13 @@ impl Contexts {
             return Ok(());
         }
         let path = Path::new(value);
-        if !path.is_dir() {
-            let text = format!("failed to get build context {name}: {value}: not a directory");
+        let cause = match std::fs::metadata(path) {
+            Ok(found) if found.is_dir() => None,
+            Ok(_) => Some("not a directory".to_owned()),
+            Err(error) => Some(plain(&error)),
+        };
+        if let Some(cause) = cause {
+            let text = format!("failed to get build context {name}: {value}: {cause}");
             return Err(Failure::new(text));
         }
         let local = match name.as_str() {
@@ -401,7 +409,11 @@ fn unpack(input: impl Read + Send, reading: &Arc<Progress>) -> Outcome<Unpacked>
     let mut archive = tar::Archive::new(plain_input);
     archive.set_preserve_permissions(true);
     let done = archive.unpack(&unpacked.0);
-    done.map_err(|error| failed(error.to_string()))?;
+    // The cause of an error of the library is behind it: that the archive ends too early, or that the disk is full.
+    done.map_err(|error| {
+        let cause = std::error::Error::source(&error);
+        failed(cause.map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}")))
+    })?;
     Ok(unpacked)
 }
 
@@ -463,7 +475,11 @@ mod tests {
         check("x=", "expected key=value");
         check(
             "x=/nonexistent",
-            "build context x: /nonexistent: not a directory",
+            "build context x: /nonexistent: no such file or directory",
+        );
+        check(
+            "x=/etc/passwd",
+            "build context x: /etc/passwd: not a directory",
         );
     }
 }

@@ -20,10 +20,13 @@ pub(crate) fn failure_of_target(name: &str, status: &Status) -> Failure {
 }
 
 fn told(what: &str, status: &Status) -> Failure {
+    let message = match status.message.strip_prefix("connection lost") {
+        Some(rest) => format!("connection to the engine lost{rest}"),
+        None => status.message.clone(),
+    };
     let text = format!(
-        "{}ERROR: {what}: failed to solve: {}",
-        excerpts(status),
-        status.message
+        "{}ERROR: {what}: failed to solve: {message}",
+        excerpts(status)
     );
     Failure {
         hint: false,

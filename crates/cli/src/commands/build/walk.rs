@@ -168,7 +168,7 @@ impl Walk<'_> {
         }
         if name.to_str().is_none() {
             return match is_wanted {
-                true => Err(format!("file name {text:?} in {parent:?} is not UTF-8")),
+                true => Err(format!("file name {path:?} is not UTF-8")),
                 false => Ok(()),
             };
         }

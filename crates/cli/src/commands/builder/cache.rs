@@ -10,6 +10,7 @@ use crate::client::{Client, no_body, query, read};
 use crate::commands::destination::Destination;
 use crate::commands::upload::{file_body, reader_body};
 use crate::format::table::Table;
+use crate::format::units::ago;
 use crate::output::print_line;
 use crate::{Failure, Outcome, terminal};
 
@@ -103,9 +104,18 @@ fn row(record: BuildCache) -> Row {
         id: record.id,
         size: size::decimal(record.size, 4),
         created_at: record.created_at,
-        last_used_at: record.last_used_at.unwrap_or_default(),
+        last_used_at: record
+            .last_used_at
+            .map(|time| since(&time))
+            .unwrap_or_default(),
         in_use: record.in_use,
     }
+}
+
+/// Returns how long ago a time was.
+fn since(time: &str) -> String {
+    let parsed = time.parse::<jiff::Timestamp>();
+    parsed.map_or_else(|_| time.to_owned(), |time| ago(time.as_second()))
 }
 
 /// Returns the id of a mount, which the description of its record ends with.
@@ -154,5 +164,7 @@ mod tests {
         let text = "cached mount root/.cache from exec /bin/sh with id \"//root/.cache\"";
         assert_eq!(mount(text), "/root/.cache");
         assert_eq!(mount("other"), "other");
+        assert!(since("2026-01-02T03:04:05.678901234Z").ends_with(" ago"));
+        assert_eq!(since("x"), "x");
     }
 }

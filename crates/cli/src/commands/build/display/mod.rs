@@ -140,12 +140,9 @@ impl Display {
 /// Number of lines of a failed step that are shown again at the end, after all of them were shown.
 const SHOWN_AGAIN: usize = 10;
 
-/// Returns the last lines of a failed step; without what would control a terminal if they are for one.
+/// Returns the name of a failed step, and its last lines, if it has written any; without what would control a terminal if they are for one.
 fn failed_output(step: &Step, most: usize, is_terminal: bool) -> String {
     let lines = step.last_lines(most);
-    if lines.is_empty() {
-        return String::new();
-    }
     let mut text = format!("------\n > {}:\n", printable(&step.name));
     if step.left_out() > 0 && most == usize::MAX {
         let count = step.left_out();
