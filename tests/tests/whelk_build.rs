@@ -902,4 +902,19 @@ fn caches_of_steps_are_listed_and_moved() {
         shows(&failed.err(), &[expected]);
     }
     assert_eq!(engine.whelk(&format).ok(), "/root/.cache false");
+    assert_eq!(engine.whelk(&["build", "cache", "rm", &id]).ok(), id);
+    assert_eq!(engine.whelk(&format).ok(), "");
+    whelk(&engine).built(&context, &["--build-arg", "N=3"]);
+    let rm = ["build", "cache", "rm", "/root/.cache"];
+    assert_eq!(engine.whelk(&rm).ok(), "/root/.cache");
+    shows(
+        &engine.whelk(&rm).err(),
+        &["no such cache of builds: /root/.cache"],
+    );
+    shows(&engine.whelk(&["build", "cache", "foo"]).err(), &["foo"]);
+    let directory = engine.whelk(&["build", "cache"]);
+    shows(
+        &directory.err(),
+        &["path \"cache\" not found", "whelk build cache ls"],
+    );
 }

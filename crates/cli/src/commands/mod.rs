@@ -79,7 +79,7 @@ enum Command {
     Rmi(image::rm::RmiArgs),
     /// Build an image from a Dockerfile
     #[command(
-        after_help = "The caches of steps (RUN --mount=type=cache) have commands of their own: `whelk build cache ls|export|import`."
+        after_help = "The caches of steps (RUN --mount=type=cache) have commands of their own: `whelk build cache ls|export|import|rm`."
     )]
     Build(build::BuildArgs),
     /// Build from a file

@@ -103,7 +103,7 @@ impl<R: Read> Read for Stoppable<R> {
 const CONTEXT: &str = "context";
 const DOCKERFILE: &str = "dockerfile";
 
-/// The maximum size of a Dockerfile on the standard input. The engine reads 2 MiB at most.
+/// The maximum size of a Dockerfile on the standard input. The engine reads 1 MiB at most.
 const MAX_DOCKERFILE: u64 = 16 << 20;
 
 /// The size of an archive's first block, by which it is known.
@@ -138,7 +138,7 @@ impl Contexts {
                 if !root.is_dir() {
                     let mut text = format!("unable to prepare context: path {path:?} not found");
                     if path == "cache" {
-                        text += "; for the caches of steps, see whelk build cache ls, export and import";
+                        text += "; for the caches of steps, see whelk build cache ls, export, import and rm";
                     }
                     return Err(Failure::new(text));
                 }

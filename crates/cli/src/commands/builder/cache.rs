@@ -4,9 +4,12 @@ use clap::{Args, Subcommand};
 use hyper::Method;
 use serde::Serialize;
 use whelk_api_types::{BuildCache, BuildCacheImportResponse, SystemDataUsageResponse};
+use whelk_buildkit::pb::control::{PruneRequest, UsageRecord};
 use whelk_text::size;
 
+use super::prune::{failed, removals};
 use crate::client::{Client, no_body, query, read};
+use crate::commands::build::connect;
 use crate::commands::destination::Destination;
 use crate::commands::upload::{file_body, reader_body};
 use crate::format::table::Table;
@@ -23,6 +26,9 @@ pub(crate) enum CacheCommand {
     Export(ExportArgs),
     /// Unpack a tar archive into a cache, which is created if it does not exist
     Import(ImportArgs),
+    /// Remove caches that no build uses
+    #[command(visible_alias = "remove")]
+    Rm(RmArgs),
 }
 
 #[derive(Debug, Args)]
@@ -51,6 +57,13 @@ pub(crate) struct ImportArgs {
     /// Archive to read, or - for STDIN
     #[arg(default_value = "-")]
     file: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RmArgs {
+    /// The caches: their IDs, or the `id` of their mounts
+    #[arg(value_name = "CACHE", required = true)]
+    caches: Vec<String>,
 }
 
 const TABLE: Table = Table {
@@ -84,15 +97,19 @@ pub(super) async fn cache(client: &Client, command: CacheCommand) -> Outcome {
         CacheCommand::Ls(args) => ls(client, args).await,
         CacheCommand::Export(args) => export(client, args).await,
         CacheCommand::Import(args) => import(client, args).await,
+        CacheCommand::Rm(args) => rm(client, args).await,
     }
 }
 
-async fn ls(client: &Client, args: LsArgs) -> Outcome {
+async fn list(client: &Client) -> Outcome<Vec<BuildCache>> {
     let usage: SystemDataUsageResponse = client.get("/system/df?type=build-cache").await?;
-    let records = usage.build_cache.unwrap_or_default().into_iter();
-    let rows = records
-        .filter(|record| record.kind == "exec.cachemount")
-        .map(row);
+    let mut records = usage.build_cache.unwrap_or_default();
+    records.retain(|record| record.kind == "exec.cachemount");
+    Ok(records)
+}
+
+async fn ls(client: &Client, args: LsArgs) -> Outcome {
+    let rows = list(client).await?.into_iter().map(row);
     let default = "{{.ID}}\t{{.Mount}}\t{{.Size}}\t{{.LastUsedAt}}\t{{.InUse}}";
     TABLE.print(&args.format, args.quiet, default, rows.collect())?;
     Ok(0)
@@ -152,6 +169,44 @@ async fn import(client: &Client, args: ImportArgs) -> Outcome {
     let response = client.send(Method::POST, &path, &kind, body).await?;
     let BuildCacheImportResponse { id } = read(response).await?;
     print_line!("{id}")?;
+    Ok(0)
+}
+
+/// Removes caches; of those with several copies, all.
+async fn rm(client: &Client, args: RmArgs) -> Outcome {
+    let records = list(client).await?;
+    let channel = connect(client).await?;
+    for name in &args.caches {
+        let meant = records
+            .iter()
+            .filter(|record| record.id == *name || mount(&record.description) == *name);
+        let ids: Vec<&str> = meant.map(|record| record.id.as_str()).collect();
+        if ids.is_empty() {
+            let text = format!("no such cache of builds: {name}");
+            return Err(Failure::new(text));
+        }
+        for id in ids {
+            let request = PruneRequest {
+                filter: vec![format!("type==exec.cachemount,id=={id}")],
+                all: true,
+                ..PruneRequest::default()
+            };
+            let mut removed = removals(&channel, &request).await?;
+            let first: Option<UsageRecord> = removed.next().await.map_err(failed)?;
+            if first.is_none() {
+                let text = format!("cache {name} is used by a build");
+                return Err(Failure::new(text));
+            }
+            // The rest of the call.
+            while removed
+                .next::<UsageRecord>()
+                .await
+                .map_err(failed)?
+                .is_some()
+            {}
+        }
+        print_line!("{name}")?;
+    }
     Ok(0)
 }
 

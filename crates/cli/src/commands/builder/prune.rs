@@ -1,6 +1,7 @@
 //! `builder prune` and `buildx prune`.
 
 use clap::Args;
+use whelk_buildkit::grpc::{Channel, Status, Stream};
 use whelk_buildkit::pb::control::{PruneRequest, UsageRecord};
 use whelk_text::duration;
 
@@ -72,12 +73,7 @@ pub(crate) async fn prune(client: &Client, args: PruneArgs) -> Outcome {
         return Ok(0);
     }
     let channel = connect(client).await?;
-    let failed = |status: whelk_buildkit::grpc::Status| Failure::new(status.message);
-    let stream = channel.stream("moby.buildkit.v1.Control/Prune", Default::default());
-    let mut stream = stream.map_err(failed)?;
-    // A call that has ended has a status, too.
-    let _ = stream.requests.send(&request).await;
-    stream.requests.close();
+    let mut stream = removals(&channel, &request).await?;
     let (mut total, mut lines) = (0, vec!["ID\tRECLAIMABLE\tSIZE\tLAST ACCESSED".to_owned()]);
     while let Some(record) = stream.next::<UsageRecord>().await.map_err(failed)? {
         total += record.size;
@@ -101,6 +97,20 @@ pub(crate) async fn prune(client: &Client, args: PruneArgs) -> Outcome {
     }
     print_line!("Total:\t{}", bytes(total))?;
     Ok(0)
+}
+
+/// Asks for the removal of records. Returns the call that tells of each of them.
+pub(super) async fn removals(channel: &Channel, request: &PruneRequest) -> Outcome<Stream> {
+    let stream = channel.stream("moby.buildkit.v1.Control/Prune", Default::default());
+    let mut stream = stream.map_err(failed)?;
+    // A call that has ended has a status, too.
+    let _ = stream.requests.send(request).await;
+    stream.requests.close();
+    Ok(stream)
+}
+
+pub(super) fn failed(status: Status) -> Failure {
+    Failure::new(status.message)
 }
 
 /// Returns filters as the engine reads them, and the time of `until`, in nanoseconds.
