@@ -384,8 +384,7 @@ async fn pulls(mut follower: Follower, messages: &mpsc::Sender<Message>) {
 }
 
 fn options(request: &Request, ignore: Vec<String>) -> Options {
-    let host = Platform::host();
-    let host = pb::Platform::new(&host.os, &host.architecture, &host.variant);
+    let host = crate::emulation::host();
     let args = request.build_args.iter();
     let args = args.filter_map(|(name, value)| Some((name.clone(), value.clone()?)));
     let ulimit = |limit: &whelk_engine::model::Ulimit| pb::Ulimit {

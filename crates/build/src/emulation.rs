@@ -120,6 +120,12 @@ fn handlers(place: &Path) -> Vec<Handler> {
     read.collect()
 }
 
+/// Returns the platform of the host.
+pub fn host() -> pb::Platform {
+    let host = Platform::host();
+    pb::Platform::new(&host.os, &host.architecture, &host.variant)
+}
+
 /// Returns whether the processor executes programs for a platform.
 fn is_native(platform: &pb::Platform) -> bool {
     let host = Platform::host();

@@ -11,7 +11,6 @@ use crate::error::Result;
 use crate::layers::Stack;
 use crate::provenance::Capture;
 use crate::request::Solved;
-use crate::sources;
 use crate::transfer::ExportedSteps;
 
 /// What a failed process has left, and how it was executed.
@@ -39,7 +38,10 @@ impl Builder {
     /// Returns an error if a layer cannot be stored.
     pub async fn export_failed(self: &Arc<Self>, failed: &Failed) -> Result<Digest> {
         let meta = &failed.meta;
-        let platform = failed.platform.clone().unwrap_or_else(sources::host);
+        let platform = failed
+            .platform
+            .clone()
+            .unwrap_or_else(crate::emulation::host);
         let image = Image {
             architecture: platform.architecture,
             os: platform.os,

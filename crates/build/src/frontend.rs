@@ -8,9 +8,8 @@ use std::sync::Arc;
 
 use tokio::sync::OwnedSemaphorePermit;
 use whelk_dockerfile::convert::Image;
-use whelk_image::Platform as Host;
 use whelk_llb::pb::op::Kind;
-use whelk_llb::pb::{ExecOp, Meta, Mount, NetMode, Platform, SourceOp};
+use whelk_llb::pb::{ExecOp, Meta, Mount, NetMode, SourceOp};
 use whelk_llb::{Builder as Graphs, CUSTOM_NAME, Graph, Vertex};
 
 use crate::error::{Error, Result};
@@ -95,8 +94,7 @@ impl Builder {
     pub async fn frontend(self: &Arc<Self>, request: &Request, image: &str) -> Result<Frontend> {
         let invalid = |error: String| Error::invalid(format!("the frontend {image:?}: {error}"));
         let name = parse_reference(image).map_err(invalid)?.full;
-        let host = Host::host();
-        let platform = Platform::new(&host.os, &host.architecture, &host.variant);
+        let platform = crate::emulation::host();
         let identifier = format!("docker-image://{name}");
         let work = request
             .progress

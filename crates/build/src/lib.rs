@@ -194,8 +194,11 @@ pub mod fuzzing {
     }
 }
 
-/// Runs blocking work on a thread that may block.
-async fn blocking<T: Send + 'static>(
+/// Runs work on a thread that may block.
+///
+/// # Errors
+/// Returns the error of the work, and one if it panics.
+pub async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
     tokio::task::spawn_blocking(work)

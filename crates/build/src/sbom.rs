@@ -11,7 +11,6 @@ use rustix::fs::{Mode, OFlags};
 use serde::Deserialize;
 use serde_json::Value;
 use whelk_dockerfile::convert::Image;
-use whelk_image::Platform as Host;
 use whelk_llb::pb::op::Kind;
 use whelk_llb::pb::{
     ExecOp, FileAction, FileActionMkDir, FileOp, Meta, Mount, MountType, OpMetadata, Platform,
@@ -73,8 +72,7 @@ impl Builder {
         sbom: &Sbom,
         scanned: &Scanned,
     ) -> Result<Vec<Bill>> {
-        let host = Host::host();
-        let platform = Platform::new(&host.os, &host.architecture, &host.variant);
+        let platform = crate::emulation::host();
         let generator = parse_reference(&sbom.generator);
         let generator = generator.map_err(|error| {
             let text = format!("the generator {:?} of sbom: {error}", sbom.generator);

@@ -25,6 +25,7 @@ use whelk_sys::sync::IgnorePoison as _;
 use crate::Builder;
 use crate::client::Client;
 use crate::directory::Directory;
+use crate::emulation::host;
 use crate::error::{Error, Result};
 use crate::layers::{Layer, Stack};
 use crate::listing::{self, Listed};
@@ -308,12 +309,6 @@ impl Sources {
             None => Err(unsupported(source)),
         }
     }
-}
-
-/// Returns the platform of the host.
-pub(crate) fn host() -> pb::Platform {
-    let host = Platform::host();
-    pb::Platform::new(&host.os, &host.architecture, &host.variant)
 }
 
 /// Returns the name of the image that a source is.

@@ -24,10 +24,10 @@ use whelk_llb::Digest;
 use whelk_llb::pb::{Platform, SourceOp};
 use whelk_sys::in_root;
 
-use super::Door;
 use super::builds::{Build, Reference};
 use super::frontend::FrontendRequest;
 use super::scope::Scope;
+use super::{Door, blocking};
 
 /// The capabilities of the bridge's calls, which clients ask for (`Ping`).
 const FRONTEND: [&str; 17] = [
@@ -306,7 +306,9 @@ impl Door {
         resolving: Resolving<'_>,
     ) -> Result<(String, Vec<u8>)> {
         let reference = resolving.reference;
-        let platform = resolving.platform.unwrap_or_else(super::frontend::host);
+        let platform = resolving
+            .platform
+            .unwrap_or_else(whelk_build::emulation::host);
         let name = match resolving.name {
             "" => format!("resolve image config for {reference}"),
             name => name.to_owned(),
@@ -420,7 +422,7 @@ impl Door {
     ) -> Result<T> {
         let solved = scope.reference(reference)?.solve(&self.builder).await?;
         let door = self.clone();
-        let done = tokio::task::spawn_blocking(move || {
+        let done = blocking(move || {
             let view = solved.mount(&door.builder);
             let view = view.map_err(|error| Status::unknown(error.to_string()))?;
             work(&view.root, Path::new(&path)).map_err(|error| {
@@ -433,7 +435,6 @@ impl Door {
             })
         });
         done.await
-            .map_err(|error| Status::unknown(error.to_string()))?
     }
 
     async fn read_file(

@@ -19,6 +19,7 @@ use whelk_llb::pb::{Definition, SourceInfo};
 use whelk_llb::{Digest, Graph};
 use whelk_sys::sync::IgnorePoison as _;
 
+use super::blocking;
 use super::scope::Scope;
 
 /// Time limit for a call to find the build that it belongs to. A client makes its calls at the same time.
@@ -175,10 +176,12 @@ impl Reference {
         origin: Option<Origin>,
     ) -> Result<Self> {
         // The decoding of a large one would block a thread of the runtime.
-        let decode = move || (Graph::new(definition.clone()), definition);
-        let decoded = tokio::task::spawn_blocking(decode).await;
-        let (graph, definition) = decoded.map_err(|error| Status::unknown(error.to_string()))?;
-        let graph = graph.map_err(|error| Status::invalid(error.to_string()))?;
+        let decoded = blocking(move || {
+            let graph = Graph::new(definition.clone());
+            let graph = graph.map_err(|error| Status::invalid(error.to_string()))?;
+            Ok((graph, definition))
+        });
+        let (graph, definition) = decoded.await?;
         Ok(Self {
             definition,
             graph: Arc::new(graph),

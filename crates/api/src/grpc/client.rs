@@ -137,9 +137,7 @@ impl Client for SessionClient {
                 ..FilesRequest::default()
             };
             let directory = self.receive(session, &wanted, "", work).await?;
-            tokio::task::spawn_blocking(move || directory.read(name))
-                .await
-                .map_err(|error| Error::internal(error.to_string()))?
+            whelk_build::blocking(move || directory.read(name)).await
         })
     }
 

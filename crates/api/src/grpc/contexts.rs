@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use whelk_build::{
     Builder, Content, Directory, Error, EventKind, Index, Locals, Result, StoredDirectory, Work,
+    blocking,
 };
 use whelk_buildkit::files::{self, Contents, Directory as Received};
 use whelk_buildkit::session::{FilesRequest, Session};
@@ -413,12 +414,4 @@ impl Index for ReceivedIndex {
 
 fn failed(error: files::Error) -> Error {
     Error::internal(error.to_string())
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|error| Error::internal(format!("a thread of the build: {error}")))?
 }

@@ -20,13 +20,13 @@ use whelk_buildkit::pb::{Message as _, Timestamp};
 use whelk_dockerfile::convert::ResolveMode;
 use whelk_engine::events::now;
 
-use super::Door;
 use super::builds::{Build, Reference};
 use super::client::{Sent, SessionClient};
 use super::export::Export;
 use super::frontend::FrontendRequest;
 use super::progress::{self, Listener};
 use super::scope::Scope;
+use super::{Door, blocking};
 
 /// The version of BuildKit whose protocol this is, which clients compare with what they need.
 const VERSION: &str = "v0.25.1";
@@ -266,7 +266,7 @@ impl Door {
     async fn usage(self: &Arc<Self>, request: DiskUsageRequest) -> Result<Vec<Record>> {
         let filters = conditions(&request.filter)?;
         let door = self.clone();
-        let records = blocking(move || door.builder.usage()).await?;
+        let records = blocking(move || door.builder.usage().map_err(failed)).await?;
         // Only what was not used since.
         let since = match request.age_limit {
             1.. => now().saturating_sub(request.age_limit),
@@ -296,16 +296,13 @@ impl Door {
             filters: conditions(&request.filter)?,
         };
         let door = self.clone();
-        blocking(move || Ok(door.builder.prune(&policy)?.records)).await
+        let pruned = blocking(move || door.builder.prune(&policy).map_err(failed));
+        Ok(pruned.await?.records)
     }
 }
 
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> whelk_build::Result<T> + Send + 'static,
-) -> Result<T> {
-    let done = tokio::task::spawn_blocking(work).await;
-    let done = done.map_err(|error| Status::unknown(error.to_string()))?;
-    done.map_err(|error| Status::unknown(error.to_string()))
+fn failed(error: whelk_build::Error) -> Status {
+    Status::unknown(error.to_string())
 }
 
 fn conditions(filters: &[String]) -> Result<Vec<Vec<Condition>>> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use whelk_build::emulation::host;
 use whelk_build::provenance::FrontendCall;
 use whelk_build::{Directory, Error, Request, parse_reference};
 use whelk_buildkit::grpc::{Result, Status};
@@ -21,13 +22,13 @@ use whelk_llb::Graph;
 use whelk_llb::pb::{self, Definition, SourceInfo};
 use whelk_sys::sync::IgnorePoison as _;
 
-use super::Door;
 use super::builds::{Build, Origin, Reference};
 use super::client::{Sent, SessionClient};
 use super::control::DOCKERFILE;
 use super::gateway;
 use super::result::of_frontend;
 use super::scope::Scope;
+use super::{Door, blocking};
 
 type Attributes = BTreeMap<String, String>;
 
@@ -38,11 +39,6 @@ const CAPS: [&str; 4] = [
     "moby.buildkit.frontend.inputs",
     "moby.buildkit.frontend.gitquerystring",
 ];
-
-pub(super) fn host() -> pb::Platform {
-    let host = Platform::host();
-    pb::Platform::new(&host.os, &host.architecture, &host.variant)
-}
 
 /// Returns the configuration of a result that has none.
 pub(super) fn empty_image() -> Image {
@@ -488,9 +484,11 @@ fn input_config(metadata: &str) -> Result<Option<Vec<u8>>> {
 
 async fn read(directory: &Directory, path: &str) -> Result<Option<String>> {
     let (directory, path) = (directory.clone(), path.to_owned());
-    let read = tokio::task::spawn_blocking(move || directory.read(&path)).await;
-    let read = read.map_err(|error| Status::unknown(error.to_string()))?;
-    read.map_err(|error: Error| Status::unknown(error.to_string()))
+    let read = blocking(move || {
+        let read = directory.read(&path);
+        read.map_err(|error| Status::unknown(error.to_string()))
+    });
+    read.await
 }
 
 impl Door {

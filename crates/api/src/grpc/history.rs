@@ -18,10 +18,10 @@ use whelk_buildkit::pb::control::{
 use whelk_buildkit::pb::{Message as _, Timestamp, Unused};
 use whelk_engine::events::now;
 
-use super::Door;
 use super::builds::{Build, Noted};
 use super::caches::{IMPORTS, shown_imports};
 use super::progress::{self, Listener};
+use super::{Door, blocking};
 
 /// The progress of a build: the messages that clients got, each behind its length.
 const STATUS: &str = "application/vnd.buildkit.status.v0";
@@ -463,13 +463,6 @@ async fn complete(
 
 fn failed(error: impl std::fmt::Display) -> Status {
     Status::unknown(error.to_string())
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|error| Err(Status::unknown(error.to_string())))
 }
 
 #[cfg(test)]

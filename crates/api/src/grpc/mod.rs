@@ -139,6 +139,14 @@ impl Door {
     }
 }
 
+/// Runs work on a thread that may block.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(Status::unknown(error.to_string())))
+}
+
 /// The headers of each answer: some calls must have the time.
 fn headers() -> HeaderMap {
     let now = jiff::Timestamp::now().to_string();

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use whelk_build::emulation::host;
 use whelk_buildkit::grpc::{Result, Status};
 use whelk_buildkit::pb::gateway::{self, RefMap, result};
 use whelk_dockerfile::convert::Image;
@@ -153,7 +154,7 @@ pub(super) fn returned(build: &Build, result: &gateway::Result) -> Result<(Vec<R
         let platform = match (listing.into_iter().next(), config.as_ref().or(own)) {
             (Some(listed), _) => platform(&listed)?,
             (None, Some(image)) => of_image(image),
-            (None, None) => super::frontend::host(),
+            (None, None) => host(),
         };
         let one = Returned {
             id: platform.normalized().specifier(),
@@ -192,7 +193,7 @@ pub(super) fn returned(build: &Build, result: &gateway::Result) -> Result<(Vec<R
 
 /// Returns the platform of an image, which becomes part of names of files: the host's if its own is invalid.
 fn of_image(image: &Image) -> pb::Platform {
-    let host = super::frontend::host();
+    let host = host();
     let own = pb::Platform::new(&image.os, &image.architecture, &image.variant).normalized();
     let parsed = pb::Platform::parse(&own.specifier(), &host);
     match parsed.is_ok_and(|parsed| parsed.normalized() == own) {
@@ -242,7 +243,7 @@ fn listing(result: &gateway::Result) -> Result<Vec<PlatformEntry>> {
 /// Checks a platform, which becomes part of names of files, and its name.
 fn platform(listed: &PlatformEntry) -> Result<pb::Platform> {
     let invalid = || Status::invalid(format!("invalid platform {:?} of a result", listed.id));
-    let parsed = pb::Platform::parse(&listed.id, &super::frontend::host());
+    let parsed = pb::Platform::parse(&listed.id, &host());
     let parsed = parsed.map_err(|_| invalid())?;
     let named = &listed.platform;
     let own = pb::Platform {

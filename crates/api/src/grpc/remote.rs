@@ -13,8 +13,8 @@ use whelk_llb::{Digest, Graph};
 use whelk_sys::in_root;
 use whelk_text::parse_bool;
 
-use super::Door;
 use super::builds::Build;
+use super::{Door, blocking};
 
 /// Maximum size of a Dockerfile or an ignore file in bytes.
 const MAX_TEXT: usize = 1 << 20;
@@ -73,11 +73,11 @@ impl Door {
         };
         let solved = self.solved(build, context.graph.clone()).await?;
         let door = self.clone();
-        let found = tokio::task::spawn_blocking(move || solved.is_archive(&door.builder, file));
-        let found = found
-            .await
-            .map_err(|error| Status::unknown(error.to_string()))?;
-        if found.map_err(|error| Status::unknown(error.to_string()))? {
+        let is_archive = blocking(move || {
+            let found = solved.is_archive(&door.builder, file);
+            found.map_err(|error| Status::unknown(error.to_string()))
+        });
+        if is_archive.await? {
             let graph = context.unpacked().map_err(invalid)?;
             let filename = None;
             return Ok(Remote { graph, filename });
@@ -97,7 +97,7 @@ impl Door {
     ) -> Result<[Option<String>; N]> {
         let solved = self.solved(build, graph.clone()).await?;
         let door = self.clone();
-        let read = tokio::task::spawn_blocking(move || {
+        let read = blocking(move || {
             let view = solved.mount(&door.builder);
             let view = view.map_err(|error| Status::unknown(error.to_string()))?;
             let mut texts = paths.map(Err::<Option<String>, _>);
@@ -120,7 +120,6 @@ impl Door {
             Ok(texts.map(|text| text.ok().flatten()))
         });
         read.await
-            .map_err(|error| Status::unknown(error.to_string()))?
     }
 
     /// Solves a graph, whose result stays as long as the build.

@@ -12,9 +12,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
-use whelk_image::Platform as Host;
 use whelk_image::descriptor::Descriptor;
-use whelk_llb::pb::Platform;
 use whelk_llb::{Digest, Graph};
 
 pub use capture::Capture;
@@ -125,8 +123,7 @@ impl Provenance {
         let (config, metadata) = self.details(options, layers, described.vcs);
         let is_hermetic = is_complete && !self.capture.uses_network;
         let materials = self.capture.materials();
-        let host = Host::host();
-        let platform = Platform::new(&host.os, &host.architecture, &host.variant).short();
+        let platform = crate::emulation::host().short();
         let mut environment = Map::new();
         let is_dockerfile = self.call.frontend == "dockerfile.v0";
         let version = Some(&self.call.version).filter(|_| is_dockerfile);

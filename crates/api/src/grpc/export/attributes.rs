@@ -340,7 +340,7 @@ impl<'a> Attributes<'a> {
                 Some("") => String::new(),
                 Some(_) if is_of_index => return Err(self.unsupported(name)),
                 Some(platform) => {
-                    let parsed = Platform::parse(platform, &super::super::frontend::host());
+                    let parsed = Platform::parse(platform, &whelk_build::emulation::host());
                     let parsed = parsed.map_err(Status::invalid)?;
                     parsed.normalized().specifier()
                 }

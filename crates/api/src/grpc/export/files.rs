@@ -11,7 +11,7 @@ use whelk_buildkit::grpc::{Result, Status};
 use whelk_buildkit::output;
 use whelk_buildkit::session::Session;
 
-use super::super::Door;
+use super::super::{Door, blocking};
 use super::attributes::Files;
 use super::{Copying, Export, Exported, Results, failed};
 
@@ -159,11 +159,4 @@ impl Door {
         copying.end();
         Ok(())
     }
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.unwrap_or_else(|error| Err(Status::unknown(error.to_string())))
 }
