@@ -522,21 +522,6 @@ const OWN_ERRORS: &[(&str, &[&str], &str)] = &[
     ),
     (
         "target \"default\" {}\n",
-        &["--print", "https://example.com/x.git"],
-        "remote definitions: not available in this version of whelk",
-    ),
-    (
-        "target \"default\" { args = { A = 18446744073709551616 } }\n",
-        &["--print"],
-        "ERROR: docker-bake.hcl:1,33-53: Number too large; whole numbers of more than 64 bits are not available",
-    ),
-    (
-        "target \"default\" { args = { A = 9007199254740993 + 0.5 } }\n",
-        &["--print"],
-        "Operation failed; the result is no number that can be had without a loss",
-    ),
-    (
-        "target \"default\" {}\n",
         &["--allow", "foo"],
         "unknown entitlement key \"foo\"",
     ),

@@ -96,6 +96,12 @@ pub struct Target {
     /// Whether it is only built because another target stands on it.
     #[serde(skip)]
     pub is_linked: bool,
+    /// Whether its context is a directory beside definitions on a server.
+    #[serde(skip)]
+    pub is_remote: bool,
+    /// Whether it uses the ssh agent for repositories, without having said so.
+    #[serde(skip)]
+    pub has_git_ssh: bool,
 }
 
 fn is_nothing<T>(list: &Option<Vec<T>>) -> bool {

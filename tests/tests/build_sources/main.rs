@@ -6,6 +6,7 @@
     reason = "a panic with its place is all the error handling that a test needs"
 )]
 
+mod bakes;
 mod contexts;
 mod git;
 mod git_ssh;

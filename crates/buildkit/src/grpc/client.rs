@@ -53,7 +53,20 @@ impl Channel {
         method: &str,
         request: &impl Message,
     ) -> Result<M> {
-        let mut stream = self.stream(method, HeaderMap::new())?;
+        self.unary_with(method, HeaderMap::new(), request).await
+    }
+
+    /// Like [`Channel::unary`], with metadata.
+    ///
+    /// # Errors
+    /// As [`Channel::unary`].
+    pub async fn unary_with<M: Message + Default>(
+        &self,
+        method: &str,
+        metadata: HeaderMap,
+        request: &impl Message,
+    ) -> Result<M> {
+        let mut stream = self.stream(method, metadata)?;
         // An answer without a look at the request is an answer too.
         let _ = stream.requests.send(request).await;
         stream.requests.close();

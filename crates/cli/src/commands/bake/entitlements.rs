@@ -6,6 +6,7 @@ use std::path::{Component, Path, PathBuf};
 
 use whelk_bake::{Cache, Granted, Resolved, Target};
 
+use super::remote::Remote;
 use super::target;
 use crate::commands::build::is_fetched;
 use crate::output::warn;
@@ -68,10 +69,15 @@ impl Allowed {
     ///
     /// # Errors
     /// Returns an error if something is missing.
-    pub fn check(&self, resolved: &Resolved, is_raw: bool) -> Outcome<()> {
+    pub fn check(&self, resolved: &Resolved, remote: Option<&Remote>, is_raw: bool) -> Outcome<()> {
         let directory = working_directory()?;
-        let missing = self.missing(resolved, &directory)?;
-        let checks_files = checks_files()?;
+        let is_beside_remote = remote.is_some_and(Remote::has_files);
+        let missing = self.missing(resolved, is_beside_remote, &directory)?;
+        let mut checks_files = checks_files()?;
+        if checks_files.is_none() && remote.is_some() {
+            let allows = truth_of("BAKE_ALLOW_REMOTE_FS_ACCESS")?;
+            checks_files = allows.map(|allows| !allows);
+        }
         // Compose, which reads this form, has asked already.
         if is_raw {
             return Ok(());
@@ -88,7 +94,12 @@ impl Allowed {
         Ok(outside(paths, self.read.iter(), &working_directory()?)?.is_empty())
     }
 
-    fn missing(&self, resolved: &Resolved, directory: &Path) -> Outcome<Missing> {
+    fn missing(
+        &self,
+        resolved: &Resolved,
+        is_beside_remote: bool,
+        directory: &Path,
+    ) -> Outcome<Missing> {
         let Granted {
             read,
             written,
@@ -110,8 +121,10 @@ impl Allowed {
                 }
             }
             let agents = target.ssh.iter().flatten();
-            missing.ssh |= !self.ssh && agents.clone().any(|agent| agent.paths.is_empty());
-            read_by(target, &mut reads);
+            let has_agent =
+                target.has_git_ssh || agents.clone().any(|agent| agent.paths.is_empty());
+            missing.ssh |= !self.ssh && has_agent;
+            read_by(target, is_beside_remote, &mut reads);
             written_by(target, &mut writes);
         }
         let (read, written) = (
@@ -134,13 +147,18 @@ fn working_directory() -> Outcome<PathBuf> {
 
 /// Returns whether the access to files is checked, if the user says so.
 fn checks_files() -> Outcome<Option<bool>> {
-    let Ok(text) = std::env::var("BUILDX_BAKE_ENTITLEMENTS_FS") else {
+    truth_of("BUILDX_BAKE_ENTITLEMENTS_FS")
+}
+
+/// Returns the value of a variable, if it is set.
+fn truth_of(name: &str) -> Outcome<Option<bool>> {
+    let Ok(text) = std::env::var(name) else {
         return Ok(None);
     };
     match whelk_text::parse_bool(&text) {
-        Some(checks) => Ok(Some(checks)),
+        Some(value) => Ok(Some(value)),
         None => Err(Failure::new(format!(
-            "failed to parse BUILDX_BAKE_ENTITLEMENTS_FS value {text:?}"
+            "failed to parse {name} value {text:?}"
         ))),
     }
 }
@@ -151,21 +169,21 @@ fn local<'a>(caches: &'a Option<Vec<Cache>>, key: &'a str) -> impl Iterator<Item
     caches.filter_map(move |cache| cache.0.0.get(key).cloned())
 }
 
-/// Adds the paths that a target reads.
-fn read_by(target: &Target, paths: &mut BTreeSet<String>) {
+/// Adds the paths that a target reads. `is_beside_remote` tells that those of contexts are of a server.
+fn read_by(target: &Target, is_beside_remote: bool, paths: &mut BTreeSet<String>) {
     let context = target::context(target);
-    if !is_fetched(&context) {
+    let is_fetched = target.is_remote || is_fetched(&context);
+    if !is_fetched {
         paths.insert(context);
-        if target.dockerfile_inline.is_none() {
-            paths.insert(target::dockerfile(target));
-        }
     }
-    paths.extend(
-        target
-            .contexts
-            .values()
-            .filter_map(|value| target::local_context(value)),
-    );
+    let dockerfile = target::dockerfile(target);
+    // One that is not in what is fetched has a full path.
+    let is_local = !is_fetched || dockerfile.starts_with('/') && !target.is_remote;
+    if is_local && target.dockerfile_inline.is_none() {
+        paths.insert(dockerfile);
+    }
+    let contexts = target.contexts.values();
+    paths.extend(contexts.filter_map(|value| target::local_context(value, is_beside_remote)));
     let layouts = target
         .contexts
         .values()
@@ -281,7 +299,10 @@ fn shown(path: &Path, directory: &Path) -> String {
         && parent != Path::new("/")
         && let Ok(below) = path.strip_prefix(parent)
     {
-        return Path::new("..").join(below).display().to_string();
+        return match below.as_os_str().is_empty() {
+            true => "..".into(),
+            false => Path::new("..").join(below).display().to_string(),
+        };
     }
     path.display().to_string()
 }
@@ -415,7 +436,9 @@ mod tests {
         };
         let mut resolved = Resolved::default();
         resolved.targets.insert("app".into(), target);
-        let missing = Allowed::default().missing(&resolved, &directory).unwrap();
+        let missing = Allowed::default()
+            .missing(&resolved, false, &directory)
+            .unwrap();
         let [rights, files] = missing.told(&directory);
         let flags = |list: Vec<(String, String)>| {
             let flags = list.into_iter().map(|(_, flag)| flag);
@@ -426,7 +449,7 @@ mod tests {
         let allowed = ["network.host", "fs=../other"].map(str::to_owned);
         let allowed = Allowed::parse(&allowed).unwrap();
         assert_eq!(
-            allowed.missing(&resolved, &directory).unwrap(),
+            allowed.missing(&resolved, false, &directory).unwrap(),
             Missing::default()
         );
         assert!(Allowed::parse(&["x".to_owned()]).is_err());
@@ -470,8 +493,25 @@ mod tests {
             ..Target::default()
         };
         let mut paths = BTreeSet::new();
-        read_by(&target, &mut paths);
+        read_by(&target, false, &mut paths);
         let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
         assert_eq!(paths, ["/home/u/.ssh/id", "/layout"]);
+        // A Dockerfile with a full path is not in what is fetched; that of a server's directory is.
+        let mut target = Target {
+            context: Some("https://example.com/x.git".into()),
+            dockerfile: Some("/etc/shadow".into()),
+            contexts: [("b".to_owned(), "/b".to_owned())].into(),
+            ..Target::default()
+        };
+        let read = |target: &Target, is_beside_remote: bool| {
+            let mut paths = BTreeSet::new();
+            read_by(target, is_beside_remote, &mut paths);
+            paths.into_iter().collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(read(&target, false), "/b /etc/shadow");
+        assert_eq!(read(&target, true), "/etc/shadow");
+        target.context = Some("dir".into());
+        target.is_remote = true;
+        assert_eq!(read(&target, true), "");
     }
 }

@@ -11,21 +11,45 @@ use super::entitlements::Allowed;
 use crate::{Failure, Outcome, files, plain};
 
 /// The maximum size of a file in bytes.
-const MAX_FILE: u64 = 4 << 20;
+pub(super) const MAX_FILE: u64 = 4 << 20;
 
 /// The file with variables for Compose's files.
 const DOT_ENV: &str = ".env";
 
-/// Returns the names of the files: those of the flags or of the environment.
-fn names(given: &[String]) -> Outcome<Vec<String>> {
+/// Where a file is in the directory of the command.
+const CWD: &str = "cwd://";
+
+/// Names of files.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Names {
+    /// Those in the directory of the command.
+    pub local: Vec<String>,
+    /// Those on a server.
+    pub remote: Vec<String>,
+}
+
+impl Names {
+    /// Returns those of the flags or of the environment. `is_remote` tells whether there is a server: on it are those that do not
+    /// begin with `cwd://`.
+    pub fn new(given: &[String], is_remote: bool) -> Self {
+        let mut names = Self::default();
+        for name in given_names(given) {
+            match name.strip_prefix(CWD) {
+                Some(name) => names.local.push(name.to_owned()),
+                None if is_remote => names.remote.push(name),
+                None => names.local.push(name),
+            }
+        }
+        names
+    }
+}
+
+fn given_names(given: &[String]) -> Vec<String> {
     if !given.is_empty() {
-        let names = given.iter();
-        return Ok(names
-            .map(|name| name.strip_prefix("cwd://").unwrap_or(name).to_owned())
-            .collect());
+        return given.to_vec();
     }
     let Ok(list) = std::env::var("BUILDX_BAKE_FILE") else {
-        return Ok(Vec::new());
+        return Vec::new();
     };
     let separator = std::env::var("BUILDX_BAKE_PATH_SEPARATOR").unwrap_or_default();
     let separator = if separator.is_empty() {
@@ -34,15 +58,14 @@ fn names(given: &[String]) -> Outcome<Vec<String>> {
         &separator
     };
     let names = list.split(separator).map(str::trim);
-    Ok(names
+    names
         .filter(|name| !name.is_empty())
         .map(str::to_owned)
-        .collect())
+        .collect()
 }
 
-/// Reads the files of the flags, or those with the usual names that are there. Blocking.
-pub(super) fn read(given: &[String]) -> Outcome<Vec<File>> {
-    let names = names(given)?;
+/// Reads files, or those with the usual names that are there. Blocking.
+pub(super) fn read(names: Vec<String>) -> Outcome<Vec<File>> {
     let is_default = names.is_empty();
     let names = match is_default {
         true => DEFAULT_FILES.map(str::to_owned).to_vec(),
@@ -107,12 +130,12 @@ fn standard_input() -> io::Result<Vec<u8>> {
     }
 }
 
-/// Returns what definitions may see.
-pub(super) fn environment() -> Outcome<Environment> {
+/// Returns what definitions may see. `context` is `BAKE_CMD_CONTEXT`.
+pub(super) fn environment(context: &str) -> Outcome<Environment> {
     let variables = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
     let builtin = [
-        ("BAKE_CMD_CONTEXT", "cwd://".to_owned()),
+        ("BAKE_CMD_CONTEXT", context.to_owned()),
         ("BAKE_LOCAL_PLATFORM", Platform::host().to_string()),
     ];
     let builtin = builtin.map(|(name, value)| (name.to_owned(), value));
@@ -138,4 +161,20 @@ pub(super) fn environment() -> Outcome<Environment> {
         now,
         home: std::env::var("HOME").unwrap_or_default(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_here_or_on_the_server() {
+        let given = ["cwd://a.hcl", "b.hcl"].map(str::to_owned);
+        let names = |is_remote: bool| {
+            let names = Names::new(&given, is_remote);
+            (names.local.join(" "), names.remote.join(" "))
+        };
+        assert_eq!(names(false), ("a.hcl b.hcl".into(), String::new()));
+        assert_eq!(names(true), ("a.hcl".into(), "b.hcl".into()));
+    }
 }

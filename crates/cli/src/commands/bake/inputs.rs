@@ -4,16 +4,14 @@ use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use hyper::header::{HeaderMap, HeaderValue};
 use whelk_bake::Target;
 use whelk_buildkit::grpc::{Channel, Status};
-use whelk_buildkit::pb::control::{SolveRequest, SolveResponse};
+use whelk_buildkit::pb::control::SolveRequest;
 use whelk_buildkit::pb::gateway::{self, Ref, result};
 use whelk_llb::pb::Definition;
 
-use crate::Failure;
-use crate::Outcome;
-use crate::commands::build::random_id;
+use super::bridge::Bridge;
+use crate::{Failure, Outcome};
 
 /// The attribute that has the configuration of an image.
 const CONFIG: &str = "containerimage.config";
@@ -71,7 +69,8 @@ pub(super) fn put(
                 "" => String::new(),
                 platform => format!("::{platform}"),
             };
-            let key = format!("{other}{suffix}");
+            // Not `context`, which is the build's own one.
+            let key = format!("target:{other}{suffix}");
             request
                 .frontend_inputs
                 .insert(key.clone(), definition.clone());
@@ -93,15 +92,12 @@ pub(super) async fn definition(
     channel: &Channel,
     request: &SolveRequest,
 ) -> Outcome<Result<Input, Status>> {
-    let id = random_id()?;
     // A build whose Dockerfile is converted by a call of its own (`LLBBridge.Solve`). It is cancelled when the answer is there.
-    let build = SolveRequest {
-        r#ref: id.clone(),
-        session: request.session.clone(),
-        entitlements: request.entitlements.clone(),
-        internal: true,
-        ..SolveRequest::default()
-    };
+    let mut bridge = Bridge::open(
+        channel,
+        request.session.clone(),
+        request.entitlements.clone(),
+    )?;
     let asked = gateway::SolveRequest {
         frontend: request.frontend.clone(),
         frontend_opt: request.frontend_attrs.clone(),
@@ -110,33 +106,7 @@ pub(super) async fn definition(
         allow_result_array_ref: true,
         ..gateway::SolveRequest::default()
     };
-    let building = channel.unary::<SolveResponse>("moby.buildkit.v1.Control/Solve", &build);
-    let asking = call(channel, &id, &asked);
-    let answer = tokio::select! {
-        answer = asking => answer,
-        ended = building => Err(match ended {
-            Ok(_) => Status::unavailable("the build has ended before it has an answer"),
-            Err(status) => status,
-        }),
-    };
-    Ok(answer.map(input))
-}
-
-/// Calls a frontend in a build.
-async fn call(
-    channel: &Channel,
-    build: &str,
-    request: &gateway::SolveRequest,
-) -> Result<gateway::SolveResponse, Status> {
-    let mut metadata = HeaderMap::new();
-    let id = HeaderValue::from_str(build).map_err(|error| Status::unknown(error.to_string()))?;
-    metadata.insert("buildkit-controlapi-buildid", id);
-    let method = "moby.buildkit.v1.frontend.LLBBridge/Solve";
-    let mut stream = channel.stream(method, metadata)?;
-    let _ = stream.requests.send(request).await;
-    stream.requests.close();
-    let answer = stream.next().await?;
-    answer.ok_or_else(|| Status::unavailable("the call has no answer"))
+    Ok(bridge.solve(&asked).await.map(input))
 }
 
 fn input(answer: gateway::SolveResponse) -> Input {
@@ -212,9 +182,9 @@ mod tests {
         assert_eq!(
             attributes,
             [
-                "context:c0::linux/amd64=input:base::linux/amd64",
-                "context:c0::linux/arm64=input:base::linux/arm64",
-                "input-metadata:base::linux/amd64={\"containerimage.config\":\"e30=\"}",
+                "context:c0::linux/amd64=input:target:base::linux/amd64",
+                "context:c0::linux/arm64=input:target:base::linux/arm64",
+                "input-metadata:target:base::linux/amd64={\"containerimage.config\":\"e30=\"}",
             ]
         );
         assert_eq!(request.frontend_inputs.len(), 2);

@@ -1,14 +1,16 @@
 //! The `bake` command: builds the targets of bake files, all at the same time.
 //!
 //! ```text
-//! files ─► definitions, targets (crate `bake`) ─► entitlements ─► targets' builds ─► inputs ─► together
-//!                         └─► --print, --list
+//! files, URL ─► definitions, targets (crate `bake`) ─► entitlements ─► targets' builds ─► inputs ─► together
+//!                              └─► --print, --list
 //! ```
 
+mod bridge;
 mod entitlements;
 mod files;
 mod inputs;
 mod list;
+mod remote;
 mod run;
 mod target;
 
@@ -16,9 +18,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use clap::Args;
+use tokio::runtime::Handle;
+use whelk_bake::paths::is_remote;
 use whelk_bake::{Definitions, Environment, File, Resolved, attestation};
 
 use self::entitlements::Allowed;
+use self::remote::{Fetched, Remote};
 use crate::client::Client;
 use crate::commands::build::options::one_builder;
 use crate::output::{print, warn_line};
@@ -77,7 +82,7 @@ pub(crate) struct BakeArgs {
     /// Override target value (e.g., `targetpattern.key=value`)
     #[arg(long)]
     set: Vec<String>,
-    /// Targets and groups; `default` without one
+    /// Targets and groups; `default` without one. Before them may be the URL of definitions, and then that of `BAKE_CMD_CONTEXT`
     #[arg(value_name = "TARGET")]
     targets: Vec<String>,
 }
@@ -85,7 +90,21 @@ pub(crate) struct BakeArgs {
 impl BakeArgs {
     /// Whether the command needs no engine.
     pub(crate) fn is_offline(&self) -> bool {
-        self.print || !self.list.is_empty()
+        (self.print || !self.list.is_empty()) && self.places().url.is_none()
+    }
+
+    /// Returns the URLs and targets that it names.
+    fn places(&self) -> Places<'_> {
+        let (url, targets) = leading_url(&self.targets);
+        let (context, targets) = match url {
+            Some(_) => leading_url(targets),
+            None => (None, targets),
+        };
+        Places {
+            url,
+            context: context.unwrap_or("cwd://"),
+            targets,
+        }
     }
 
     /// Returns the overrides of `--set`, and those that other flags are short for.
@@ -118,6 +137,22 @@ impl BakeArgs {
     fn call(&self) -> Outcome<Option<Called>> {
         let text = if self.check { "check" } else { &self.call };
         Called::parse(text)
+    }
+}
+
+/// What the arguments of a command name.
+struct Places<'a> {
+    /// That of the definitions.
+    url: Option<&'a str>,
+    /// `BAKE_CMD_CONTEXT`.
+    context: &'a str,
+    targets: &'a [String],
+}
+
+fn leading_url(words: &[String]) -> (Option<&str>, &[String]) {
+    match words {
+        [first, rest @ ..] if is_remote(first) => (Some(first), rest),
+        _ => (None, words),
     }
 }
 
@@ -172,36 +207,39 @@ async fn bake_inner(client: &Client, args: &BakeArgs) -> Outcome {
     if args.print && !args.list.is_empty() {
         return Err(Failure::new("--print and --list are mutually exclusive"));
     }
-    if let Some(url) = args
-        .targets
-        .first()
-        .filter(|name| whelk_bake::paths::is_remote(name))
-    {
-        return Err(Failure::new(format!(
-            "{url}: remote definitions: not available in this version of whelk"
-        )));
-    }
+    let places = args.places();
     let called = args.call()?;
     let overrides = args.overrides()?;
     let allowed = Arc::new(Allowed::parse(&args.allow)?);
-    let environment = files::environment()?;
-    let given = args.file.clone();
-    // The standard input may be a pipe that nobody writes to.
-    let read = tokio::task::spawn_blocking(move || files::read(&given));
-    let found = read
-        .await
-        .map_err(|error| Failure::new(error.to_string()))??;
+    let environment = files::environment(places.context)?;
+    let names = files::Names::new(&args.file, places.url.is_some());
+    let (mut found, mut remote, mut fetched) = (Vec::new(), None, None);
+    if let Some(url) = places.url {
+        let (place, files, around) = Remote::read(client, url, &names.remote).await?;
+        (found, remote, fetched) = (files, Some(place), around);
+    }
+    if places.url.is_none() || !names.local.is_empty() {
+        // The standard input may be a pipe that nobody writes to.
+        let read = tokio::task::spawn_blocking(move || files::read(names.local));
+        let files = read.await;
+        found.extend(files.map_err(|error| Failure::new(error.to_string()))??);
+    }
     if found.is_empty() {
         return Err(Failure::new("couldn't find a bake definition"));
     }
-    let definitions = definitions(found, &environment, &allowed).await?;
+    let reader = Reader {
+        is_remote: remote.is_some(),
+        fetched,
+        allowed: Arc::clone(&allowed),
+    };
+    let definitions = definitions(found, &environment, reader).await?;
     for warning in &definitions.warnings {
         warn_line!("WARNING: {warning}");
     }
     if !args.list.is_empty() {
         return list::list(&definitions, &args.list);
     }
-    let names = match args.targets.as_slice() {
+    let names = match places.targets {
         [] => vec!["default".to_owned()],
         names => names.to_vec(),
     };
@@ -211,25 +249,46 @@ async fn bake_inner(client: &Client, args: &BakeArgs) -> Outcome {
     epoch(&mut resolved, &environment.variables);
     for target in resolved.targets.values_mut() {
         target::check(target)?;
-        target.context = Some(target::context(target));
+        target::place(target, remote.as_ref())?;
     }
     if args.print {
         print(&(printed(&resolved)? + "\n"))?;
         return Ok(0);
     }
-    allowed.check(&resolved, args.progress == "rawjson")?;
-    run::run(client, args, &resolved, called).await
+    let remote = remote.as_ref();
+    allowed.check(&resolved, remote, args.progress == "rawjson")?;
+    run::run(client, args, &resolved, remote, called).await
+}
+
+/// Reads files that definitions name.
+struct Reader {
+    is_remote: bool,
+    /// Files of a server; `None` if there are none around the definitions.
+    fetched: Option<Fetched>,
+    allowed: Arc<Allowed>,
+}
+
+impl Reader {
+    fn read(&self, handle: &Handle, path: &str) -> Result<Option<String>, String> {
+        match &self.fetched {
+            Some(fetched) => fetched.read(handle, path),
+            None if self.is_remote => Err(format!(
+                "open {path}: the definitions are one file of a server"
+            )),
+            None => files::named(&self.allowed, path),
+        }
+    }
 }
 
 /// Returns what files define. Those of Compose may name further files.
 async fn definitions(
     found: Vec<File>,
     environment: &Environment,
-    allowed: &Arc<Allowed>,
+    reader: Reader,
 ) -> Outcome<Definitions> {
-    let (environment, allowed) = (environment.clone(), Arc::clone(allowed));
+    let (environment, handle) = (environment.clone(), Handle::current());
     let read = move || {
-        let more = |path: &str| files::named(&allowed, path);
+        let more = |path: &str| reader.read(&handle, path);
         Definitions::read(&found, &environment, &more)
     };
     let read = tokio::task::spawn_blocking(read).await;

@@ -7,6 +7,7 @@ use serde_json::Value;
 use whelk_bake::{Group, Resolved, Target};
 use whelk_buildkit::pb::control::SolveResponse;
 
+use super::remote::Remote;
 use super::{BakeArgs, Called, inputs, target};
 use crate::client::Client;
 use crate::commands::USAGE;
@@ -23,6 +24,7 @@ pub(super) async fn run(
     client: &Client,
     args: &BakeArgs,
     resolved: &Resolved,
+    remote: Option<&Remote>,
     called: Option<Called>,
 ) -> Outcome {
     // From here on, a signal ends this command in order.
@@ -42,10 +44,14 @@ pub(super) async fn run(
             },
             ..failure
         };
-        let mut own = target::build(target)?;
+        let mut own = target::build(target, remote.is_some_and(Remote::has_files))?;
         own.debug |= args.debug;
         let prepared = Prepared::new(client, own, &mut signals, &mut known).await;
-        builds.insert(name, prepared.map_err(named)?);
+        let mut prepared = prepared.map_err(named)?;
+        if let Some(remote) = remote {
+            remote.put(target, &mut prepared.request).map_err(named)?;
+        }
+        builds.insert(name, prepared);
     }
     let started = async {
         let channel = connect(client).await?;

@@ -4,6 +4,7 @@ use clap::{Args as _, Command, FromArgMatches as _};
 use whelk_bake::paths::{clean, is_remote, join};
 use whelk_bake::{Output, Target};
 
+use super::remote::Remote;
 use crate::commands::build::{self, BuildArgs, is_fetched};
 use crate::{Failure, Outcome};
 
@@ -28,6 +29,71 @@ pub(super) fn check(target: &Target) -> Outcome<()> {
     }
 }
 
+/// Finds the context of a target: with definitions of a server, paths are those of directories beside them.
+///
+/// # Errors
+/// Returns an error if the definitions of a server name a Dockerfile of this machine without saying so.
+pub(super) fn place(target: &mut Target, remote: Option<&Remote>) -> Outcome<()> {
+    let own = target.context.as_deref().unwrap_or(".").to_owned();
+    let remote = remote.filter(|remote| remote.has_files());
+    let is_local = own.starts_with(CWD) && target.dockerfile_inline.is_none();
+    target.is_remote = remote.is_some() && is_beside(&own);
+    target.has_git_ssh = match remote {
+        Some(remote) if is_git_ssh(&remote.url) => true,
+        _ => is_git_ssh(&own) && target.ssh.as_ref().is_none_or(Vec::is_empty),
+    };
+    target.context = Some(match remote {
+        Some(remote) if target.is_remote && clean(&own) == "." => {
+            target.is_remote = false;
+            remote.url.clone()
+        }
+        Some(_) if target.is_remote => clean(&own),
+        _ => context(target),
+    });
+    let file = target.dockerfile.as_deref().unwrap_or("Dockerfile");
+    if remote.is_some()
+        && is_local
+        && !file.starts_with(CWD)
+        && std::fs::symlink_metadata(dockerfile(target)).is_ok()
+    {
+        return Err(Failure::new(
+            "reading a dockerfile for a remote build invocation is currently not supported",
+        ));
+    }
+    Ok(())
+}
+
+/// Whether a context of definitions of a server is a directory beside them.
+pub(super) fn is_beside(value: &str) -> bool {
+    let schemes = [CWD, "target:", "docker-image:", "oci-layout:"];
+    !is_remote(value) && !schemes.iter().any(|scheme| value.starts_with(scheme))
+}
+
+/// Whether a repository is fetched over ssh.
+fn is_git_ssh(url: &str) -> bool {
+    url.starts_with("ssh://") || is_remote(url) && !url.contains("://") && url.contains('@')
+}
+
+/// Returns the flag of the ssh agent, or of the keys, that repositories are fetched with.
+pub(super) fn git_agent() -> String {
+    let paths = std::env::var("BUILDX_BAKE_GIT_SSH").unwrap_or_default();
+    format!("default={paths}")
+}
+
+/// Returns the flags of the secrets that repositories are fetched with.
+pub(super) fn git_secrets() -> Vec<String> {
+    let secrets = [
+        ("GIT_AUTH_TOKEN", "BUILDX_BAKE_GIT_AUTH_TOKEN"),
+        ("GIT_AUTH_HEADER", "BUILDX_BAKE_GIT_AUTH_HEADER"),
+    ];
+    let secrets = secrets.into_iter();
+    let is_set = |(_, variable): &(&str, &str)| std::env::var_os(variable).is_some();
+    secrets
+        .filter(is_set)
+        .map(|(id, variable)| format!("id={id},env={variable}"))
+        .collect()
+}
+
 /// Returns a path in the form in which `build` takes it for nothing else.
 fn plainly(path: String) -> String {
     match path == "-" || is_remote(&path) {
@@ -48,10 +114,16 @@ pub(super) fn context(target: &Target) -> String {
 pub(super) fn dockerfile(target: &Target) -> String {
     let own = target.dockerfile.as_deref().unwrap_or("Dockerfile");
     let context = context(target);
+    let is_fetched = target.is_remote || is_fetched(&context);
     if let Some(path) = own.strip_prefix(CWD) {
-        return plainly(clean(path));
+        let directory = std::env::current_dir().unwrap_or_default();
+        return match is_fetched {
+            // So it is none of the context.
+            true => join(&directory.to_string_lossy(), path),
+            false => plainly(clean(path)),
+        };
     }
-    match is_fetched(&context) {
+    match is_fetched {
         true if own == "Dockerfile" => String::new(),
         true => own.to_owned(),
         false if own.starts_with('/') => clean(own),
@@ -59,9 +131,10 @@ pub(super) fn dockerfile(target: &Target) -> String {
     }
 }
 
-/// Returns the path of a named context, if it is a directory here.
-pub(super) fn local_context(value: &str) -> Option<String> {
+/// Returns the path of a named context, if it is a directory here. `is_beside_remote` tells that paths are those of a server.
+pub(super) fn local_context(value: &str, is_beside_remote: bool) -> Option<String> {
     let is_elsewhere = is_remote(value)
+        || is_beside_remote && is_beside(value)
         || ["target:", "docker-image:", "oci-layout:"]
             .iter()
             .any(|scheme| value.starts_with(scheme));
@@ -78,8 +151,8 @@ pub(super) fn is_cache_only(output: &Output) -> bool {
     output.0.kind() == "cacheonly"
 }
 
-/// Returns the words of `build` for a target.
-fn words(target: &Target) -> Vec<String> {
+/// Returns the words of `build` for a target. Contexts that are beside the definitions on a server have none.
+fn words(target: &Target, is_beside_remote: bool) -> Vec<String> {
     let mut words = vec!["build".to_owned()];
     let mut add = |flag: &str, value: &str| words.push(format!("--{flag}={value}"));
     let lists = |list: &Option<Vec<String>>| list.clone().unwrap_or_default();
@@ -96,7 +169,10 @@ fn words(target: &Target) -> Vec<String> {
         }
     }
     for (name, context) in &target.contexts {
-        let path = local_context(context).unwrap_or_else(|| context.clone());
+        if is_beside_remote && is_beside(context) {
+            continue;
+        }
+        let path = local_context(context, is_beside_remote).unwrap_or_else(|| context.clone());
         add("build-context", &format!("{name}={path}"));
     }
     for (flag, list) in [
@@ -125,6 +201,9 @@ fn words(target: &Target) -> Vec<String> {
     secrets.for_each(|secret| add("secret", &secret.flag()));
     let agents = target.ssh.iter().flatten();
     agents.for_each(|agent| add("ssh", &agent.flag()));
+    if target.has_git_ssh {
+        add("ssh", "default");
+    }
     for (flag, text) in [
         ("target", &target.target),
         ("network", &target.network),
@@ -136,15 +215,9 @@ fn words(target: &Target) -> Vec<String> {
         }
     }
     let context = context(target);
-    if is_fetched(&context) {
-        for (id, variable) in [
-            ("GIT_AUTH_TOKEN", "BUILDX_BAKE_GIT_AUTH_TOKEN"),
-            ("GIT_AUTH_HEADER", "BUILDX_BAKE_GIT_AUTH_HEADER"),
-        ] {
-            if std::env::var_os(variable).is_some() {
-                add("secret", &format!("id={id},env={variable}"));
-            }
-        }
+    if target.is_remote || is_fetched(&context) {
+        let secrets = git_secrets();
+        secrets.iter().for_each(|secret| add("secret", secret));
     }
     let file = dockerfile(target);
     if target.dockerfile_inline.is_none() && !file.is_empty() {
@@ -160,18 +233,19 @@ fn words(target: &Target) -> Vec<String> {
     words
 }
 
-/// Returns the build of a target.
+/// Returns the build of a target. `is_beside_remote` tells that paths are those of a server.
 ///
 /// # Errors
 /// Returns an error for a value that `build` does not accept.
-pub(super) fn build(target: &Target) -> Outcome<BuildArgs> {
+pub(super) fn build(target: &Target, is_beside_remote: bool) -> Outcome<BuildArgs> {
     let command = BuildArgs::augment_args(Command::new("build").disable_help_flag(true));
-    let matches = command.try_get_matches_from(words(target));
+    let matches = command.try_get_matches_from(words(target, is_beside_remote));
     let args = matches.and_then(|matches| BuildArgs::from_arg_matches(&matches));
     let args = args.map_err(|error| Failure::new(format!("target {}: {error}", target.name)))?;
     let outputs = target.outputs.iter().flatten();
     Ok(BuildArgs {
         inline: target.dockerfile_inline.clone(),
+        is_input: target.is_remote,
         has_no_output: outputs.clone().count() > 0 && outputs.into_iter().all(is_cache_only),
         ..args
     })
@@ -199,11 +273,11 @@ mod tests {
             outputs: Some(vec![Output::default()]),
             ..Target::default()
         };
-        let args = build(&Target {
+        let args = Target {
             outputs: None,
             ..target.clone()
-        })
-        .unwrap();
+        };
+        let args = build(&args, false).unwrap();
         assert_eq!((&*args.context, &*args.file), ("dir", "x.Dockerfile"));
         assert_eq!(args.build_arg, ["A=--x,y"]);
         assert_eq!(args.tag, ["a:1", "b:1"]);
@@ -215,8 +289,21 @@ mod tests {
             ..target
         };
         assert_eq!(dockerfile(&remote), "");
-        assert_eq!(local_context("cwd://a/../b").as_deref(), Some("b"));
-        assert_eq!(local_context("docker-image://x"), None);
+        assert_eq!(local_context("cwd://a/../b", true).as_deref(), Some("b"));
+        assert_eq!(local_context("./a", false).as_deref(), Some("a"));
+        assert_eq!(local_context("./a", true), None);
+        assert_eq!(local_context("docker-image://x", false), None);
+        let words = words(
+            &Target {
+                context: Some("git@example.com:x.git".into()),
+                contexts: [("a".to_owned(), "./a".to_owned())].into(),
+                has_git_ssh: true,
+                ..Target::default()
+            },
+            true,
+        );
+        assert!(words.contains(&"--ssh=default".to_owned()), "{words:?}");
+        assert!(!words.iter().any(|word| word.starts_with("--build-context")));
         for (value, expected) in [
             ("oci-layout:///a/b:1", Some("/a/b")),
             ("oci-layout://../a@sha256:00", Some("../a")),

@@ -121,6 +121,9 @@ pub(crate) struct BuildArgs {
     /// Whether only the cache keeps the result, of a bake file's target.
     #[arg(skip)]
     pub has_no_output: bool,
+    /// Whether the context is an input of the request, of a bake file's target.
+    #[arg(skip)]
+    pub is_input: bool,
     // The scripts of classic builds have these, and BuildKit has no containers to keep and always compresses.
     /// Remove intermediate containers: there are none
     #[arg(long, hide = true)]

@@ -127,6 +127,7 @@ impl Contexts {
     fn new(args: &BuildArgs, reading: &Arc<Progress>) -> Outcome<Self> {
         let mut contexts = Self::default();
         match args.context.as_str() {
+            _ if args.is_input => contexts.dockerfile(args, None)?,
             "" => return Err(Failure::new("unable to prepare context: the path is empty")),
             "-" => contexts.standard_input(args, reading)?,
             url if is_fetched(url) => {
@@ -172,20 +173,23 @@ impl Contexts {
 
     /// Finds the Dockerfile of a context.
     fn dockerfile(&mut self, args: &BuildArgs, root: Option<&Path>) -> Outcome<()> {
+        let is_fetched = root.is_none();
         if let Some(text) = &args.inline {
-            self.dockerfile_text(text.clone().into_bytes());
+            self.dockerfile_text(text.clone().into_bytes(), is_fetched);
             return Ok(());
         }
         match (args.file.as_str(), root) {
             ("-", _) => {
                 let content = read_dockerfile(std::io::stdin())?;
-                self.dockerfile_text(content);
+                self.dockerfile_text(content, is_fetched);
             }
             ("", Some(root)) => self.directory(DOCKERFILE, root)?,
             // The engine finds it in what it fetches.
             ("", None) => {}
-            (file, None) => self.attribute("filename", file),
-            (file, Some(_)) => {
+            (file, None) if args.is_input || !file.starts_with('/') => {
+                self.attribute("filename", file);
+            }
+            (file, _) => {
                 let path = Path::new(file);
                 let name = path.file_name().and_then(|name| name.to_str());
                 let unreadable = |cause: &str| {
@@ -200,14 +204,21 @@ impl Contexts {
                 let directory = path.parent().filter(|parent| *parent != Path::new(""));
                 self.directory(DOCKERFILE, directory.unwrap_or(Path::new(".")))?;
                 self.attribute("filename", name);
+                if is_fetched {
+                    self.attribute("dockerfilekey", DOCKERFILE);
+                }
             }
         }
         Ok(())
     }
 
-    fn dockerfile_text(&mut self, content: Vec<u8>) {
+    /// Takes a Dockerfile's text. With a context that the engine fetches, it is told that the Dockerfile is not in it.
+    fn dockerfile_text(&mut self, content: Vec<u8>, is_fetched: bool) {
         let name = "Dockerfile".to_owned();
         self.attribute("filename", &name);
+        if is_fetched {
+            self.attribute("dockerfilekey", DOCKERFILE);
+        }
         let file = Source::File { name, content };
         self.sources.insert(DOCKERFILE.into(), file);
     }
@@ -243,7 +254,7 @@ impl Contexts {
                     "ambiguous Dockerfile source: both stdin and flag correspond to Dockerfiles",
                 ));
             }
-            self.dockerfile_text(read_dockerfile(input)?);
+            self.dockerfile_text(read_dockerfile(input)?, false);
             self.sources.insert(CONTEXT.into(), Source::Empty);
             return Ok(());
         }
@@ -362,7 +373,8 @@ pub(crate) fn is_fetched(text: &str) -> bool {
     is_remote(text) && !Path::new(text).is_dir()
 }
 
-fn is_archive(head: &[u8]) -> bool {
+/// Whether a file is an archive, by its first 512 bytes.
+pub(crate) fn is_archive(head: &[u8]) -> bool {
     let magics: [&[u8]; 4] = [
         &[0x1f, 0x8b],
         b"BZh",

@@ -1,11 +1,16 @@
 //! Connections of BuildKit's protocol to the engine.
 
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use whelk_buildkit::grpc::Channel;
 use whelk_buildkit::session;
 
+use super::agents::{Agents, KnownAgents};
+use super::secrets::Secrets;
 use super::session::Session;
+use super::stores::Stores;
 use crate::client::Client;
 use crate::{Failure, Outcome};
 
@@ -33,6 +38,29 @@ pub(super) async fn open_session(
     let stream = client.h2c("/session", &headers).await?.into_inner();
     tokio::spawn(Arc::new(session).serve(stream));
     Ok(())
+}
+
+/// Opens a session with nothing but secrets and an ssh agent, and returns its id. An agent that is not there is left out.
+///
+/// # Errors
+/// Returns an error for secrets that are not valid, and if there is no engine.
+pub(crate) async fn open_credentials(
+    client: &Client,
+    secrets: &[String],
+    agents: &[String],
+) -> Outcome<String> {
+    let agents = Agents::new(agents, true, &mut KnownAgents::default()).await;
+    let session = Session {
+        sources: BTreeMap::new(),
+        secrets: Arc::new(Secrets::new(secrets)?),
+        agents: agents.unwrap_or_default(),
+        outputs: Vec::new(),
+        stores: Stores::default(),
+        config: client.config().map(Path::to_owned),
+    };
+    let id = random_id()?;
+    open_session(client, &id, "", session).await?;
+    Ok(id)
 }
 
 /// Returns a name that no other build has.

@@ -19,13 +19,19 @@ pub(crate) fn failure_of_target(name: &str, status: &Status) -> Failure {
     told(&format!("target {name}"), status)
 }
 
+/// Returns the failure of a command for what the engine has answered before there are targets.
+pub(crate) fn solve_failure(status: &Status) -> Failure {
+    told("", status)
+}
+
 fn told(what: &str, status: &Status) -> Failure {
     let message = match status.message.strip_prefix("connection lost") {
         Some(rest) => format!("connection to the engine lost{rest}"),
         None => status.message.clone(),
     };
+    let separator = if what.is_empty() { "" } else { ": " };
     let text = format!(
-        "{}ERROR: {what}: failed to solve: {message}",
+        "{}ERROR: {what}{separator}failed to solve: {message}",
         excerpts(status)
     );
     Failure {

@@ -27,9 +27,9 @@ mod walk;
 
 pub(crate) use agents::KnownAgents;
 pub(crate) use args::BuildArgs;
-pub(crate) use contexts::{is_fetched, layout};
-pub(crate) use engine::{connect, random_id};
-pub(crate) use failure::{excerpts, failure_of_target};
+pub(crate) use contexts::{is_archive, is_fetched, layout};
+pub(crate) use engine::{connect, open_credentials, random_id};
+pub(crate) use failure::{excerpts, failure_of_target, solve_failure};
 pub(crate) use outputs::check_file;
 pub(crate) use prepared::Prepared;
 pub(crate) use report::{metadata, print_answer};

@@ -1,0 +1,228 @@
+//! Definitions on a server: a git repository, an archive or one file, which the engine fetches.
+//!
+//! ```text
+//! URL ─► source ─ engine ─► definitions, and files that they name
+//!           └─► contexts of targets: directories of the source
+//! ```
+
+use tokio::runtime::Handle;
+use whelk_bake::paths::clean;
+use whelk_bake::{DEFAULT_FILES, File, Target};
+use whelk_buildkit::grpc::Status;
+use whelk_buildkit::pb::control::SolveRequest;
+use whelk_buildkit::pb::gateway::{self, Ref, result};
+use whelk_dockerfile::convert::{RemoteContext, subdirectory};
+use whelk_llb::pb::Definition;
+use whelk_llb::{Builder, Graph};
+
+use super::bridge::Bridge;
+use super::files::MAX_FILE;
+use super::target;
+use crate::client::Client;
+use crate::commands::build::{connect, is_archive, open_credentials, solve_failure};
+use crate::{Failure, Outcome};
+
+/// How much of a file is read to see whether it is an archive, in bytes.
+const HEAD: i64 = 512;
+
+/// Where definitions are.
+pub(super) struct Remote {
+    pub url: String,
+    /// What is around them; `None` if they are the file of a URL.
+    files: Option<Graph>,
+}
+
+/// The result that definitions were read from.
+pub(super) struct Fetched {
+    bridge: Bridge,
+    reference: String,
+}
+
+impl Remote {
+    /// Fetches definitions: those with these names, or those with the usual ones that are there.
+    ///
+    /// # Errors
+    /// Returns an error if the URL cannot be fetched, and for a file that is not there.
+    pub async fn read(
+        client: &Client,
+        url: &str,
+        names: &[String],
+    ) -> Outcome<(Self, Vec<File>, Option<Fetched>)> {
+        let invalid = |error: String| Failure::new(format!("{url}: {error}"));
+        let source =
+            RemoteContext::parse(url, false).map_err(|error| invalid(error.to_string()))?;
+        let source = source.ok_or_else(|| invalid("neither a repository nor a URL".into()))?;
+        let agents = match source.file {
+            None => vec![target::git_agent()],
+            Some(_) => Vec::new(),
+        };
+        let session = open_credentials(client, &target::git_secrets(), &agents).await?;
+        let channel = connect(client).await?;
+        let mut bridge = Bridge::open(&channel, session, Vec::new())?;
+        let mut files = source.graph.clone();
+        let mut reference = solved(&mut bridge, &files).await?;
+        if let Some(file) = source.file {
+            let head = bridge.read(&reference, file, HEAD).await;
+            let head = head.map_err(|status| solve_failure(&status))?;
+            if !is_archive(&head.unwrap_or_default()) {
+                let content = content(&bridge, &reference, file).await?;
+                let definition = File {
+                    name: url.to_owned(),
+                    content: content.ok_or_else(|| invalid("it has no content".into()))?,
+                };
+                let url = url.to_owned();
+                return Ok((Self { url, files: None }, vec![definition], None));
+            }
+            let unpacked = source.unpacked();
+            files = unpacked.map_err(|error| invalid(error.to_string()))?;
+            reference = solved(&mut bridge, &files).await?;
+        }
+        let mut found = Vec::new();
+        let usual = DEFAULT_FILES.map(str::to_owned);
+        let wanted: &[String] = if names.is_empty() { &usual } else { names };
+        for name in wanted {
+            match content(&bridge, &reference, name).await? {
+                Some(content) => found.push(File {
+                    name: name.clone(),
+                    content,
+                }),
+                None if names.is_empty() => {}
+                None => {
+                    return Err(Failure::new(format!(
+                        "open {name}: no such file or directory in {url}"
+                    )));
+                }
+            }
+        }
+        let remote = Self {
+            url: url.to_owned(),
+            files: Some(files),
+        };
+        Ok((remote, found, Some(Fetched { bridge, reference })))
+    }
+
+    /// Whether relative paths of definitions are those of the server.
+    pub fn has_files(&self) -> bool {
+        self.files.is_some()
+    }
+
+    /// Puts directories of the server into the request of a target that has them as contexts.
+    pub fn put(&self, target: &Target, request: &mut SolveRequest) -> Outcome<()> {
+        let Some(files) = &self.files else {
+            return Ok(());
+        };
+        let directory = |path: &str| {
+            let failed = |error: String| Failure::new(format!("context {path}: {error}"));
+            let graph = subdirectory(files, path).map_err(|error| failed(error.to_string()))?;
+            definition(&graph)
+        };
+        if target.is_remote {
+            let path = target.context.as_deref().unwrap_or(".");
+            let inputs = &mut request.frontend_inputs;
+            inputs.insert("context".into(), directory(path)?);
+        }
+        for (name, value) in &target.contexts {
+            if !target::is_beside(value) {
+                continue;
+            }
+            let key = format!("files:{name}");
+            let value = directory(&clean(value))?;
+            request.frontend_inputs.insert(key.clone(), value);
+            let attribute = format!("context:{}", name.to_lowercase());
+            let attributes = &mut request.frontend_attrs;
+            attributes.insert(attribute, format!("input:{key}"));
+        }
+        Ok(())
+    }
+}
+
+impl Fetched {
+    /// Reads a file that a definition names. Returns `None` if there is none. Blocking.
+    ///
+    /// # Errors
+    /// Returns a text for what cannot be read.
+    pub fn read(&self, handle: &Handle, path: &str) -> Result<Option<String>, String> {
+        let read = handle.block_on(content(&self.bridge, &self.reference, path));
+        read.map_err(|failure| failure.text)
+    }
+}
+
+/// Has the engine fetch files, and returns the reference of the result.
+async fn solved(bridge: &mut Bridge, files: &Graph) -> Outcome<String> {
+    let request = gateway::SolveRequest {
+        definition: Some(definition(files)?),
+        allow_result_return: true,
+        allow_result_array_ref: true,
+        evaluate: true,
+        ..gateway::SolveRequest::default()
+    };
+    let answer = bridge.solve(&request).await;
+    let answer = answer.map_err(|status| solve_failure(&status))?;
+    match answer.result.and_then(|result| result.kind) {
+        Some(result::Kind::Ref(Ref { id, .. })) => Ok(id),
+        _ => Err(solve_failure(&Status::unknown("the result has no files"))),
+    }
+}
+
+/// Reads a text of a result; `None` if there is no such file.
+async fn content(bridge: &Bridge, reference: &str, path: &str) -> Outcome<Option<String>> {
+    let most = i64::try_from(MAX_FILE).unwrap_or(i64::MAX);
+    let read = bridge.read(reference, path, most + 1).await;
+    let Some(content) = read.map_err(|status| Failure::new(status.message))? else {
+        return Ok(None);
+    };
+    if content.len() as u64 > MAX_FILE {
+        return Err(Failure::new(format!(
+            "{path} has more than {MAX_FILE} bytes"
+        )));
+    }
+    let content = String::from_utf8(content);
+    content
+        .map(Some)
+        .map_err(|_| Failure::new(format!("{path} is not valid UTF-8")))
+}
+
+fn definition(graph: &Graph) -> Outcome<Definition> {
+    let mut builder = Builder::default();
+    let output = builder
+        .add_graph(graph)
+        .map_err(|error| Failure::new(error.to_string()))?;
+    Ok(builder.definition(output, None))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_of_the_server_are_contexts() {
+        let source = RemoteContext::parse("https://h/a.git", false)
+            .unwrap()
+            .unwrap();
+        let remote = Remote {
+            url: "https://h/a.git".into(),
+            files: Some(source.graph),
+        };
+        let contexts = [
+            ("Src", "./src"),
+            ("local", "cwd://x"),
+            ("base", "target:base"),
+            ("image", "docker-image://x"),
+        ];
+        let contexts = contexts.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let target = Target {
+            context: Some("app".into()),
+            contexts: contexts.into(),
+            is_remote: true,
+            ..Target::default()
+        };
+        let mut request = SolveRequest::default();
+        remote.put(&target, &mut request).unwrap();
+        let inputs: Vec<&String> = request.frontend_inputs.keys().collect();
+        assert_eq!(inputs, ["context", "files:Src"]);
+        assert_eq!(request.frontend_attrs["context:src"], "input:files:Src");
+        assert_eq!(request.frontend_attrs.len(), 1);
+        // The source, the copy, and the result.
+        assert_eq!(request.frontend_inputs["context"].def.len(), 3);
+    }
+}
