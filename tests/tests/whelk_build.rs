@@ -472,6 +472,12 @@ fn what_cannot_be_had_is_shown_with_the_lines_that_name_it() {
     check("git", "", "ADD http://localhost:1/repository.git /src");
     let mount = "RUN --mount=from=localhost:1/none,target=/m true";
     check("mount", "", mount);
+    // One that is here for another platform is said to be.
+    engine.docker(&["tag", "busybox", "localhost:1/here"]).ok();
+    let other = "FROM --platform=linux/s390x localhost:1/here";
+    let context = engine.dockerfile("platform", &format!("{other}\n"));
+    let expected = ["the image here is for linux/", other];
+    whelk(&engine).build_fails(&context, &[], &expected);
 }
 
 #[test]

@@ -114,7 +114,15 @@ impl Images {
             policy: None,
         };
         let reports = reports(&request.progress, work.vertex);
-        images.pull(&pull, &reports, || ()).await?;
+        let pulled = images.pull(&pull, &reports, || ()).await;
+        pulled.map_err(|error| match images.find(reference) {
+            // The platform may be a typing error.
+            Ok(image) if request.resolve != ResolveMode::Pull => {
+                let (os, architecture) = (&image.config.os, &image.config.architecture);
+                error.prefixed(&format!("the image here is for {os}/{architecture}"))
+            }
+            _ => error,
+        })?;
         builder.engine.durability.wait().await?;
         hold()
     }
