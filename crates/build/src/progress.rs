@@ -60,6 +60,36 @@ pub enum EventKind {
     Left,
 }
 
+impl EventKind {
+    /// Returns what the event takes of [`MAX_BYTES`].
+    fn size(&self) -> usize {
+        /// Some texts that are not counted are about as long.
+        const TEXT: usize = 256;
+        let own = size_of::<Event>();
+        match self {
+            Self::Announced { name, inputs } => own + name.len() + size_of_val(inputs.as_slice()),
+            Self::Transfer { name, .. } | Self::Part { name, .. } => own + name.len(),
+            Self::Failed(error) => own + error.to_string().len(),
+            Self::Pull(_) | Self::Warning(_) => own + TEXT,
+            // Its size is limited by itself.
+            Self::FrontendWarning(_) => own,
+            Self::Started { .. } | Self::Cached | Self::Done | Self::Left => own,
+        }
+    }
+
+    /// Returns whether clients can follow a build without the event.
+    fn is_detail(&self) -> bool {
+        matches!(
+            self,
+            Self::Pull(_) | Self::Transfer { .. } | Self::Part { .. } | Self::Warning(_)
+        )
+    }
+}
+
+/// Maximum size of the events of a build in bytes, of which details have a half. What exceeds it is left out: frontends and
+/// Dockerfiles decide how many events there are, and all are kept to the end of the build.
+const MAX_BYTES: usize = 256 << 20;
+
 /// A warning of a frontend that is no part of this engine.
 #[derive(Clone, Debug, Default)]
 pub struct FrontendWarning {
@@ -88,10 +118,45 @@ pub struct Progress(Arc<Events>);
 
 #[derive(Debug, Default)]
 struct Events {
-    list: Mutex<Vec<Event>>,
+    list: Mutex<List>,
     warnings: Mutex<Room>,
     /// The number of events, and whether these are all.
     count: watch::Sender<(usize, bool)>,
+}
+
+#[derive(Debug)]
+struct List {
+    events: Vec<Event>,
+    /// The size of the events, and its maximum.
+    bytes: usize,
+    most: usize,
+}
+
+impl Default for List {
+    fn default() -> Self {
+        Self {
+            events: Vec::new(),
+            bytes: 0,
+            most: MAX_BYTES,
+        }
+    }
+}
+
+impl List {
+    /// Adds an event, unless there are too many. Returns whether it was added.
+    fn add(&mut self, event: Event) -> bool {
+        let most = match event.kind.is_detail() {
+            true => self.most / 2,
+            false => self.most,
+        };
+        let bytes = self.bytes.saturating_add(event.kind.size());
+        if bytes > most {
+            return false;
+        }
+        self.bytes = bytes;
+        self.events.push(event);
+        true
+    }
 }
 
 impl Progress {
@@ -102,9 +167,10 @@ impl Progress {
             kind,
         };
         let mut list = self.0.list.lock().ignore_poison();
-        list.push(event);
-        let count = list.len();
-        self.0.count.send_modify(|known| known.0 = count);
+        if list.add(event) {
+            let count = list.events.len();
+            self.0.count.send_modify(|known| known.0 = count);
+        }
     }
 
     /// Adds a warning of a frontend about a step, of this size. Returns whether it was kept: there may be too many.
@@ -204,7 +270,9 @@ impl Follower {
             .wait_for(|(count, is_closed)| *count > next || *is_closed);
         // The channel is open: `events` owns the sender.
         known.await.ok()?;
-        let event = self.events.list.lock().ignore_poison().get(next).cloned()?;
+        let list = self.events.list.lock().ignore_poison();
+        let event = list.events.get(next).cloned()?;
+        drop(list);
         self.next += 1;
         Some(event)
     }
@@ -262,6 +330,27 @@ mod tests {
         let progress = Progress::default();
         let kept = (0..=MAX_WARNINGS).filter(|_| warn(&progress, 1));
         assert_eq!(kept.count(), MAX_WARNINGS);
+    }
+
+    #[test]
+    fn events_have_a_size() {
+        let mut list = List {
+            most: 100 * size_of::<Event>(),
+            ..List::default()
+        };
+        let mut add = |kind: EventKind| {
+            list.add(Event {
+                at: 0,
+                vertex: Digest::of(b"step"),
+                kind,
+            })
+        };
+        let part = || EventKind::Part {
+            name: String::new(),
+            is_done: true,
+        };
+        assert_eq!((0..200).filter(|_| add(part())).count(), 50);
+        assert_eq!((0..200).filter(|_| add(EventKind::Done)).count(), 50);
     }
 
     #[test]

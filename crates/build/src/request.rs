@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use tokio::sync::Semaphore;
 use whelk_dockerfile::convert::{
     Answer, Answers, Conversion, Options, Outcome, Reference as Parsed, Request as Ask,
     ResolveMode, Source as TimeOf, convert,
@@ -150,9 +151,11 @@ impl Builder {
                     });
                 }
             };
-            // Base images are pulled beside each other.
-            let known = &images;
+            // Base images are pulled beside each other, a few at a time: a Dockerfile may name any number.
+            let (known, turns) = (&images, &Semaphore::new(sources::AT_ONCE));
             let found = asked.iter().map(|ask| async move {
+                // It fails only for a semaphore that is closed, which this one never is.
+                let _turn = turns.acquire().await;
                 let answered = self.answer(request, ask, known).await;
                 answered.map_err(|cause| (ask.clone(), cause))
             });

@@ -32,8 +32,8 @@ use crate::listing::{self, Listed};
 use crate::progress::{EventKind, Progress, Work};
 use crate::request::Request;
 
-/// Sources of a build that are fetched at the same time.
-const AT_ONCE: usize = 16;
+/// Number of sources of a build that are fetched at the same time.
+pub(crate) const AT_ONCE: usize = 16;
 
 /// An image that a build uses.
 #[derive(Clone, Debug)]
