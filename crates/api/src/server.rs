@@ -18,7 +18,7 @@ use whelk_engine::Engine;
 use whelk_sys::process::descriptors_are_scarce;
 
 use crate::exchange::{HEAD_TIMEOUT, PREFACE_TIMEOUT, Stream, exchange};
-use crate::grpc::Door;
+use crate::grpc::Buildkit;
 use crate::handshakes::{Failures, Handshakes};
 use crate::listener::{Accepted, Listener};
 use crate::peer::{Identity, Peer};
@@ -60,15 +60,15 @@ async fn wait_for_descriptors(stream: &impl AsFd) {
 enum Service {
     Api(Router),
     /// BuildKit's protocol alone.
-    BuildKit(Arc<Door>),
+    BuildKit(Arc<Buildkit>),
 }
 
 impl Service {
     async fn serve(self, stream: Stream, peer: Peer) {
         match self {
             Self::Api(routes) => exchange(stream, peer, routes).await,
-            Self::BuildKit(door) => {
-                if let Err(error) = call(door, stream).await {
+            Self::BuildKit(buildkit) => {
+                if let Err(error) = call(buildkit, stream).await {
                     tracing::debug!("connection of {}: {error}", peer.identity());
                 }
             }
@@ -77,14 +77,14 @@ impl Service {
 }
 
 /// Serves the calls of a connection of BuildKit's protocol.
-async fn call(door: Arc<Door>, stream: Stream) -> std::io::Result<()> {
+async fn call(buildkit: Arc<Buildkit>, stream: Stream) -> std::io::Result<()> {
     const NOT_THE_API: &[u8] =
         b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n\
         this socket serves BuildKit's protocol (gRPC) only: use another one for the API\n";
     const REST_TIMEOUT: Duration = Duration::from_secs(2);
     let (protocol, mut stream) = detect(stream, HEAD_TIMEOUT, PREFACE_TIMEOUT).await?;
     match protocol {
-        Protocol::Http2 => door.serve(TokioIo::new(stream)).await,
+        Protocol::Http2 => buildkit.serve(TokioIo::new(stream)).await,
         Protocol::Http1 => {
             stream.write_all(NOT_THE_API).await?;
             stream.shutdown().await?;
@@ -101,24 +101,27 @@ async fn call(door: Arc<Door>, stream: Stream) -> std::io::Result<()> {
 #[derive(Debug)]
 pub struct Api {
     routes: Router,
-    door: Arc<Door>,
+    buildkit: Arc<Buildkit>,
 }
 
 impl Api {
     /// Removes what builds of another boot have left, and reads the history of builds. Blocking.
     pub fn open(engine: Arc<Engine>, builder: Arc<Builder>) -> Self {
-        let door = Door::new(engine.clone(), builder.clone());
-        let routes = routes::router(engine, builder, door.clone());
-        Self { routes, door }
+        let buildkit = Buildkit::new(engine.clone(), builder.clone());
+        let routes = routes::router(engine, builder, buildkit.clone());
+        Self { routes, buildkit }
     }
 
     /// Serves the API, and BuildKit's protocol alone on sockets of its own, until the future is dropped.
     pub async fn serve(self, api: &[Listener], buildkit: &[Listener]) {
-        let Self { routes, door } = self;
+        let Self {
+            routes,
+            buildkit: services,
+        } = self;
         let api = api.iter().zip(std::iter::repeat(Service::Api(routes)));
         let buildkit = buildkit
             .iter()
-            .zip(std::iter::repeat(Service::BuildKit(door)));
+            .zip(std::iter::repeat(Service::BuildKit(services)));
         let loops = api
             .chain(buildkit)
             .map(|(listener, service)| accept(listener, service));

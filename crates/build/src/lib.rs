@@ -6,7 +6,7 @@
 //! BuildKit's protocol   ─┘                │                      │
 //!                                        cache ◄──── sealed ─────┘
 //! ```
-//! A door makes a [`Request`], with a [`Client`] that sends directories and credentials, calls [`Builder::convert`],
+//! Each API of builds makes a [`Request`], with a [`Client`] that sends directories and credentials, calls [`Builder::convert`],
 //! [`Builder::plan`], [`Builder::solve`] and [`Builder::export`], and reads [`Progress`] meanwhile.
 //!
 //! A result of a step is a stack of layers. What a step has written is in a directory at first, which the next steps

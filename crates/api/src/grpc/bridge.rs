@@ -27,7 +27,7 @@ use whelk_sys::in_root;
 use super::builds::{Build, Reference};
 use super::frontend::FrontendRequest;
 use super::scope::Scope;
-use super::{Door, blocking};
+use super::{Buildkit, blocking};
 
 /// The capabilities of the bridge's calls, which clients ask for (`Ping`).
 const FRONTEND: [&str; 17] = [
@@ -122,7 +122,7 @@ const OPERATIONS: [&str; 64] = [
 /// Maximum size of what is read of a file, or of a list, in bytes: that of a message, with some room.
 const MAX_FILE: usize = 15 << 20;
 
-impl Door {
+impl Buildkit {
     /// Answers a call of a client, which is its build's own frontend.
     pub(super) async fn bridge(self: Arc<Self>, method: &str, call: Call) -> Result<()> {
         let id = call.entry("buildkit-controlapi-buildid");
@@ -421,9 +421,9 @@ impl Door {
         work: impl FnOnce(&OwnedFd, &Path) -> std::io::Result<T> + Send + 'static,
     ) -> Result<T> {
         let solved = scope.reference(reference)?.solve(&self.builder).await?;
-        let door = self.clone();
+        let buildkit = self.clone();
         let done = blocking(move || {
-            let view = solved.mount(&door.builder);
+            let view = solved.mount(&buildkit.builder);
             let view = view.map_err(|error| Status::unknown(error.to_string()))?;
             work(&view.root, Path::new(&path)).map_err(|error| {
                 let code = match error.kind() {

@@ -9,7 +9,7 @@ use whelk_buildkit::grpc::{Result, Status};
 use whelk_buildkit::pb::control::{CacheOptionsEntry, SolveRequest};
 use whelk_buildkit::pb::gateway::{self, result};
 
-use super::Door;
+use super::Buildkit;
 use super::builds::Build;
 
 /// The frontend's attribute that lists imported caches.
@@ -101,7 +101,7 @@ pub(super) fn exports(request: &SolveRequest) -> Result<Vec<CacheExport>> {
     Ok(exports)
 }
 
-impl Door {
+impl Buildkit {
     /// Exports the cache of a build whose outputs were made. Returns what the client is told of it.
     pub(super) async fn export_caches(
         self: &Arc<Self>,

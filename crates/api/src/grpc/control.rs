@@ -26,7 +26,7 @@ use super::export::Export;
 use super::frontend::FrontendRequest;
 use super::progress::{self, Listener};
 use super::scope::Scope;
-use super::{Door, blocking};
+use super::{Buildkit, blocking};
 
 /// The version of BuildKit whose protocol this is, which clients compare with what they need.
 const VERSION: &str = "v0.25.1";
@@ -49,7 +49,7 @@ struct Outputs {
     caches: Vec<CacheExport>,
 }
 
-impl Door {
+impl Buildkit {
     pub(super) async fn control(self: Arc<Self>, method: &str, mut call: Call) -> Result<()> {
         match method {
             "Solve" => {
@@ -265,8 +265,8 @@ impl Door {
 
     async fn usage(self: &Arc<Self>, request: DiskUsageRequest) -> Result<Vec<Record>> {
         let filters = conditions(&request.filter)?;
-        let door = self.clone();
-        let records = blocking(move || door.builder.usage().map_err(failed)).await?;
+        let buildkit = self.clone();
+        let records = blocking(move || buildkit.builder.usage().map_err(failed)).await?;
         // Only what was not used since.
         let since = match request.age_limit {
             1.. => now().saturating_sub(request.age_limit),
@@ -295,8 +295,8 @@ impl Door {
             min_free_space: space(request.min_free_space),
             filters: conditions(&request.filter)?,
         };
-        let door = self.clone();
-        let pruned = blocking(move || door.builder.prune(&policy).map_err(failed));
+        let buildkit = self.clone();
+        let pruned = blocking(move || buildkit.builder.prune(&policy).map_err(failed));
         Ok(pruned.await?.records)
     }
 }

@@ -28,7 +28,7 @@ use super::control::DOCKERFILE;
 use super::gateway;
 use super::result::of_frontend;
 use super::scope::Scope;
-use super::{Door, blocking};
+use super::{Buildkit, blocking};
 
 type Attributes = BTreeMap<String, String>;
 
@@ -81,7 +81,7 @@ pub(super) struct FrontendRequest<'a> {
     pub request: Request,
 }
 
-impl Door {
+impl Buildkit {
     /// Runs a frontend for another one, which has this scope.
     pub(super) async fn frontend(
         self: &Arc<Self>,
@@ -491,7 +491,7 @@ async fn read(directory: &Directory, path: &str) -> Result<Option<String>> {
     read.await
 }
 
-impl Door {
+impl Buildkit {
     /// Answers what a client asks about a Dockerfile instead of a build.
     async fn subrequest(
         self: &Arc<Self>,

@@ -29,7 +29,7 @@ use super::frontend::{FrontendRequest, without_cap};
 use super::platforms::Platform;
 use super::result::ranges;
 use super::scope::Scope;
-use super::{Door, headers};
+use super::{Buildkit, headers};
 
 type Attributes = BTreeMap<String, String>;
 
@@ -116,7 +116,7 @@ impl Syntax {
     }
 }
 
-impl Door {
+impl Buildkit {
     /// Runs the frontend that a Dockerfile or an argument names.
     pub(super) async fn forward(
         self: &Arc<Self>,
@@ -208,9 +208,10 @@ impl Door {
         let (ours, theirs) = UnixStream::pair().map_err(failed)?;
         let theirs = OwnedFd::from(theirs.into_std().map_err(failed)?);
         let answer = {
-            let (door, build, scope) = (self.clone(), build.clone(), scope.clone());
+            let (buildkit, build, scope) = (self.clone(), build.clone(), scope.clone());
             move |call| {
-                door.clone()
+                buildkit
+                    .clone()
                     .answer_gateway(build.clone(), scope.clone(), call)
             }
         };

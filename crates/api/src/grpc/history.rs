@@ -21,7 +21,7 @@ use whelk_engine::events::now;
 use super::builds::{Build, Noted};
 use super::caches::{IMPORTS, shown_imports};
 use super::progress::{self, Listener};
-use super::{Door, blocking};
+use super::{Buildkit, blocking};
 
 /// The progress of a build: the messages that clients got, each behind its length.
 const STATUS: &str = "application/vnd.buildkit.status.v0";
@@ -47,7 +47,7 @@ const PIECE: usize = 1 << 20;
 
 /// A build that is being recorded.
 pub(super) struct Recording {
-    door: Arc<Door>,
+    buildkit: Arc<Buildkit>,
     build: Arc<Build>,
     record: BuildHistoryRecord,
     /// Writes what clients are told, until the progress ends.
@@ -76,7 +76,7 @@ fn shown(attributes: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     shown.collect()
 }
 
-impl Door {
+impl Buildkit {
     /// Begins to record a build.
     pub(super) fn record(
         self: &Arc<Self>,
@@ -94,7 +94,7 @@ impl Door {
         self.history.begin(record.clone());
         let logs = tokio::spawn(self.clone().write_logs(build.clone()));
         Recording {
-            door: self.clone(),
+            buildkit: self.clone(),
             build: build.clone(),
             record,
             logs: Some(logs),
@@ -114,8 +114,8 @@ impl Door {
     async fn write(self: Arc<Self>, mut queue: mpsc::Receiver<StatusResponse>) -> Result<Logs> {
         let mut logs = Logs::default();
         let mut steps = BTreeMap::new();
-        let door = self.clone();
-        let writer = blocking(move || door.history.writer().map_err(failed)).await?;
+        let buildkit = self.clone();
+        let writer = blocking(move || buildkit.history.writer().map_err(failed)).await?;
         let (mut writer, mut size) = (Some(writer), 0);
         let mut waiting = Vec::new();
         loop {
@@ -225,7 +225,7 @@ impl Door {
         self: &Arc<Self>,
         request: UpdateBuildHistoryRequest,
     ) -> Result<Unused> {
-        let door = self.clone();
+        let buildkit = self.clone();
         blocking(move || {
             let name = &request.r#ref;
             if request.finalize {
@@ -233,9 +233,9 @@ impl Door {
                 return Ok(Unused {});
             }
             if request.delete {
-                door.history.delete(name)?;
+                buildkit.history.delete(name)?;
             } else {
-                door.history.pin(name, request.pinned)?;
+                buildkit.history.pin(name, request.pinned)?;
             }
             Ok(Unused {})
         })
@@ -254,8 +254,8 @@ impl Door {
         let Some(logs) = record.logs else {
             return Ok(true);
         };
-        let door = self.clone();
-        let opened = blocking(move || door.history.blob(&logs.digest).map_err(failed)).await?;
+        let buildkit = self.clone();
+        let opened = blocking(move || buildkit.history.blob(&logs.digest).map_err(failed)).await?;
         let Some((file, _)) = opened else {
             return Ok(true);
         };
@@ -282,9 +282,9 @@ impl Door {
         match method {
             "Info" => {
                 let request: InfoRequest = call.request().await?;
-                let door = self.clone();
+                let buildkit = self.clone();
                 let info = blocking(move || {
-                    let (_, size) = door.blob(&request.digest)?;
+                    let (_, size) = buildkit.blob(&request.digest)?;
                     Ok(Info {
                         digest: request.digest,
                         size: i64::try_from(size).unwrap_or(i64::MAX),
@@ -389,9 +389,9 @@ impl Recording {
     /// Completes the record, if that has not begun. It goes on also if the client is gone meanwhile.
     fn complete(&mut self, result: Result<SolveResponse>) -> Option<JoinHandle<()>> {
         let logs = self.logs.take()?;
-        let (door, build) = (self.door.clone(), self.build.clone());
+        let (buildkit, build) = (self.buildkit.clone(), self.build.clone());
         let record = std::mem::take(&mut self.record);
-        let completing = async move { complete(&door, &build, record, logs, &result).await };
+        let completing = async move { complete(&buildkit, &build, record, logs, &result).await };
         Some(tokio::spawn(completing))
     }
 }
@@ -404,7 +404,7 @@ impl Drop for Recording {
 }
 
 async fn complete(
-    door: &Arc<Door>,
+    buildkit: &Arc<Buildkit>,
     build: &Build,
     mut record: BuildHistoryRecord,
     logs: JoinHandle<Result<Logs>>,
@@ -434,7 +434,7 @@ async fn complete(
     let noted = build.take_noted();
     let builder_id = build.attest.provenance.as_ref();
     let builder_id = builder_id.map_or_else(String::new, |options| options.builder.clone());
-    let keeper = door.clone();
+    let keeper = buildkit.clone();
     let written = blocking(move || {
         if let Some(mut error) = error {
             record.external_error = Some(keeper.put(ERROR, &error.encode_to_vec())?);
@@ -457,7 +457,7 @@ async fn complete(
     });
     if let Err(error) = written.await {
         tracing::warn!("history of builds: {error}");
-        door.history.forget(&build.id);
+        buildkit.history.forget(&build.id);
     }
 }
 

@@ -41,9 +41,9 @@ use whelk_engine::Engine;
 use builds::Builds;
 use contexts::Contexts;
 
-/// What the services of all connections share.
+/// BuildKit's services of an engine, which all connections share.
 #[derive(Debug)]
-pub(crate) struct Door {
+pub(crate) struct Buildkit {
     engine: Arc<Engine>,
     builder: Arc<Builder>,
     pub sessions: Arc<Sessions>,
@@ -53,8 +53,8 @@ pub(crate) struct Door {
     history: History,
 }
 
-impl Door {
-    /// Blocking.
+impl Buildkit {
+    /// Opens the history of builds, and removes what another boot has left. Blocking.
     pub fn new(engine: Arc<Engine>, builder: Arc<Builder>) -> Arc<Self> {
         Arc::new(Self {
             history: History::open(&engine.instance.root.join("build/history")),

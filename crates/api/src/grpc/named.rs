@@ -42,14 +42,14 @@ impl fmt::Debug for Upload {
 /// The name of a build, as long as this exists.
 #[derive(Debug)]
 pub struct Name {
-    door: Arc<super::Door>,
+    buildkit: Arc<super::Buildkit>,
     id: String,
     canceled: Arc<Notify>,
 }
 
 impl Drop for Name {
     fn drop(&mut self) {
-        let names = &self.door.named.0;
+        let names = &self.buildkit.named.0;
         names.send_modify(|known| drop(known.remove(&self.id)));
     }
 }
@@ -59,13 +59,13 @@ impl Name {
     ///
     /// # Errors
     /// Returns an error if another build has the name.
-    pub fn new(door: &Arc<super::Door>, id: &str) -> Result<Self> {
+    pub fn new(buildkit: &Arc<super::Buildkit>, id: &str) -> Result<Self> {
         let canceled = Arc::new(Notify::new());
         let entry = Entry {
             canceled: canceled.clone(),
             upload: None,
         };
-        let is_new = door.named.0.send_if_modified(|known| {
+        let is_new = buildkit.named.0.send_if_modified(|known| {
             let is_new = !known.contains_key(id);
             if is_new {
                 known.insert(id.to_owned(), entry);
@@ -74,7 +74,7 @@ impl Name {
         });
         match is_new {
             true => Ok(Self {
-                door: door.clone(),
+                buildkit: buildkit.clone(),
                 id: id.to_owned(),
                 canceled,
             }),
@@ -93,7 +93,7 @@ impl Name {
     /// Returns an error if there is no such request in time.
     pub async fn context(&self) -> Result<Pieces> {
         let (sender, receiver) = oneshot::channel();
-        self.door.named.0.send_modify(|known| {
+        self.buildkit.named.0.send_modify(|known| {
             if let Some(entry) = known.get_mut(&self.id) {
                 entry.upload = Some(Upload(sender));
             }

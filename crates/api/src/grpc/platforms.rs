@@ -9,7 +9,7 @@ use whelk_buildkit::pb::gateway::{self, RefMap, result};
 use whelk_dockerfile::convert::Image;
 use whelk_llb::pb;
 
-use super::Door;
+use super::Buildkit;
 use super::builds::{Build, Reference};
 use super::scope::Scope;
 
@@ -82,7 +82,7 @@ pub(super) fn ids(kind: &result::Kind) -> Vec<&String> {
     }
 }
 
-impl Door {
+impl Buildkit {
     /// Keeps references as the results of a call, one for each platform.
     ///
     /// # Errors

@@ -14,7 +14,7 @@ use whelk_sys::in_root;
 use whelk_text::parse_bool;
 
 use super::builds::Build;
-use super::{Door, blocking};
+use super::{Buildkit, blocking};
 
 /// Maximum size of a Dockerfile or an ignore file in bytes.
 const MAX_TEXT: usize = 1 << 20;
@@ -30,7 +30,7 @@ fn invalid(error: impl std::fmt::Display) -> Status {
     Status::invalid(error.to_string())
 }
 
-impl Door {
+impl Buildkit {
     /// Returns the context that attributes and inputs of a frontend name; `None` for a directory of the client.
     pub(super) async fn remote_context(
         self: &Arc<Self>,
@@ -72,9 +72,9 @@ impl Door {
             });
         };
         let solved = self.solved(build, context.graph.clone()).await?;
-        let door = self.clone();
+        let buildkit = self.clone();
         let is_archive = blocking(move || {
-            let found = solved.is_archive(&door.builder, file);
+            let found = solved.is_archive(&buildkit.builder, file);
             found.map_err(|error| Status::unknown(error.to_string()))
         });
         if is_archive.await? {
@@ -96,9 +96,9 @@ impl Door {
         paths: [String; N],
     ) -> Result<[Option<String>; N]> {
         let solved = self.solved(build, graph.clone()).await?;
-        let door = self.clone();
+        let buildkit = self.clone();
         let read = blocking(move || {
-            let view = solved.mount(&door.builder);
+            let view = solved.mount(&buildkit.builder);
             let view = view.map_err(|error| Status::unknown(error.to_string()))?;
             let mut texts = paths.map(Err::<Option<String>, _>);
             for text in &mut texts {

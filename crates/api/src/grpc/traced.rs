@@ -10,11 +10,11 @@ use whelk_buildkit::grpc::Result;
 use whelk_buildkit::pb::control::{SolveRequest, SolveResponse, StatusResponse};
 use whelk_engine::events::now;
 
-use super::Door;
+use super::Buildkit;
 use super::client::BODY;
 use super::progress::{self, Listener};
 
-impl Door {
+impl Buildkit {
     /// Returns a name for a build whose client has none.
     pub fn new_name(&self) -> String {
         static NUMBER: AtomicU64 = AtomicU64::new(0);

@@ -21,7 +21,7 @@ use super::images::stream_line;
 use super::{Service, ok};
 use crate::error::{ApiError, ApiResult};
 use crate::extract::Params;
-use crate::grpc::Door;
+use crate::grpc::Buildkit;
 use crate::wire::Convert;
 use crate::{stream, wire};
 
@@ -30,7 +30,7 @@ const WAITING: usize = 64;
 
 pub(super) async fn build(
     State(builder): Service<Builder>,
-    State(door): Service<Door>,
+    State(buildkit): Service<Buildkit>,
     State(durability): State<Durability>,
     params: Params,
     headers: HeaderMap,
@@ -38,7 +38,7 @@ pub(super) async fn build(
 ) -> ApiResult {
     check(&params)?;
     if params.text("version") == "2" {
-        return super::build_traced::build(door, &params, body).await;
+        return super::build_traced::build(buildkit, &params, body).await;
     }
     let request = request(&params, &headers)?;
     let (names, quiet) = (request.names.clone(), request.quiet);

@@ -23,7 +23,7 @@ use super::Service;
 use super::build::{json, send, unsupported};
 use crate::error::{ApiError, ApiResult};
 use crate::extract::Params;
-use crate::grpc::Door;
+use crate::grpc::Buildkit;
 use crate::grpc::named::Name;
 use crate::{stream, wire};
 
@@ -46,16 +46,16 @@ struct Output {
     attrs: Option<BTreeMap<String, String>>,
 }
 
-pub(super) async fn build(door: Arc<Door>, params: &Params, body: Body) -> ApiResult {
+pub(super) async fn build(buildkit: Arc<Buildkit>, params: &Params, body: Body) -> ApiResult {
     let id = params.text("buildid");
     if let Some(id) = id.strip_prefix(&format!("{UPLOADED}:")) {
-        return upload(&door, id, pieces(body)).await;
+        return upload(&buildkit, id, pieces(body)).await;
     }
-    let request = request(&door, params)?;
+    let request = request(&buildkit, params)?;
     let quiet = params.flag("q");
     let name = match id {
         "" => None,
-        id => Some(Name::new(&door, id)?),
+        id => Some(Name::new(&buildkit, id)?),
     };
     let body = match (params.text("remote"), &name) {
         ("", _) => Some(pieces(body)),
@@ -82,7 +82,7 @@ pub(super) async fn build(door: Arc<Door>, params: &Params, body: Body) -> ApiRe
                 None => std::future::pending().await,
             }
         };
-        let work = async { tokio::join!(door.build_traced(request, body, progress), sending) };
+        let work = async { tokio::join!(buildkit.build_traced(request, body, progress), sending) };
         // A client that leaves cancels its build.
         let built = tokio::select! {
             (built, ()) = work => built,
@@ -105,24 +105,24 @@ pub(super) async fn build(door: Arc<Door>, params: &Params, body: Body) -> ApiRe
 }
 
 /// Gives a build the context that it waits for. Answers when the build has read it, or has ended.
-async fn upload(door: &Door, id: &str, context: Pieces) -> ApiResult {
+async fn upload(buildkit: &Buildkit, id: &str, context: Pieces) -> ApiResult {
     let (held, read) = oneshot::channel::<()>();
     let context = context.map(move |piece| {
         let _ = &held;
         piece
     });
-    door.named.upload(id, context.boxed()).await?;
+    buildkit.named.upload(id, context.boxed()).await?;
     // The sender is dropped, and nothing is sent.
     let _ = read.await;
     Ok([(header::CONTENT_TYPE, "application/json")].into_response())
 }
 
 /// Cancels a build that the client has named.
-pub(super) async fn cancel(State(door): Service<Door>, params: Params) -> ApiResult {
+pub(super) async fn cancel(State(buildkit): Service<Buildkit>, params: Params) -> ApiResult {
     match params.text("id") {
         "" => Err(whelk_engine::Error::internal("build ID not provided").into()),
         id => {
-            door.named.cancel(id);
+            buildkit.named.cancel(id);
             Ok([(header::CONTENT_TYPE, "application/json")].into_response())
         }
     }
@@ -134,7 +134,7 @@ fn pieces(body: Body) -> Pieces {
 }
 
 /// Returns the request to BuildKit's service for the parameters.
-fn request(door: &Door, params: &Params) -> ApiResult<SolveRequest> {
+fn request(buildkit: &Buildkit, params: &Params) -> ApiResult<SolveRequest> {
     if params.flag("squash") {
         unsupported("squashing layers (squash)")?;
     }
@@ -194,7 +194,7 @@ fn request(door: &Door, params: &Params) -> ApiResult<SolveRequest> {
     if !limits.is_empty() {
         set("ulimit", limits.join(","));
     }
-    let hosts = hosts(door, params)?;
+    let hosts = hosts(buildkit, params)?;
     if !hosts.is_empty() {
         set("add-hosts", hosts.join(","));
     }
@@ -211,7 +211,7 @@ fn request(door: &Door, params: &Params) -> ApiResult<SolveRequest> {
     }
     let cache = caches(params, &attributes)?;
     Ok(SolveRequest {
-        r#ref: door.new_name(),
+        r#ref: buildkit.new_name(),
         session: params.text("session").to_owned(),
         frontend: "dockerfile.v0".into(),
         frontend_attrs: attributes,
@@ -243,12 +243,12 @@ fn caches(params: &Params, attributes: &BTreeMap<String, String>) -> ApiResult<C
 }
 
 /// Returns what hosts files of steps have, as `NAME=ADDRESS`.
-fn hosts(door: &Door, params: &Params) -> ApiResult<Vec<String>> {
+fn hosts(buildkit: &Buildkit, params: &Params) -> ApiResult<Vec<String>> {
     let mut hosts = Vec::new();
     for host in params.all("extrahosts").filter(|host| !host.is_empty()) {
         let (name, address) = extra_host::split(host)
             .ok_or_else(|| ApiError::invalid(format!("bad format for add-host: {host:?}")))?;
-        let addresses = extra_host::addresses(address, || door.host_gateway());
+        let addresses = extra_host::addresses(address, || buildkit.host_gateway());
         hosts.extend(addresses.iter().map(|address| format!("{name}={address}")));
     }
     Ok(hosts)

@@ -6,7 +6,7 @@ use axum::response::Response;
 use axum::routing::post;
 
 use super::{Service, Services};
-use crate::grpc::Door;
+use crate::grpc::Buildkit;
 use crate::hijack::connect_h2c;
 
 pub(super) fn routes() -> Router<Services> {
@@ -16,14 +16,14 @@ pub(super) fn routes() -> Router<Services> {
 }
 
 /// Serves the calls of BuildKit's protocol on the connection.
-async fn grpc(State(door): Service<Door>, request: Request) -> Response {
-    connect_h2c(request, |stream, _| door.serve(stream))
+async fn grpc(State(buildkit): Service<Buildkit>, request: Request) -> Response {
+    connect_h2c(request, |stream, _| buildkit.serve(stream))
 }
 
 /// Opens a session, on whose connection the client serves the engine.
-async fn session(State(door): Service<Door>, request: Request) -> Response {
+async fn session(State(buildkit): Service<Buildkit>, request: Request) -> Response {
     connect_h2c(request, |stream, headers| async move {
-        if let Err(error) = door.sessions.serve(&headers, stream).await {
+        if let Err(error) = buildkit.sessions.serve(&headers, stream).await {
             tracing::warn!("session of a build: {error}");
         }
     })

@@ -36,7 +36,7 @@ use whelk_engine::{Durability, Engine};
 
 use crate::error::message;
 use crate::extract::{MAX_BODY_SIZE, hold_bodies};
-use crate::grpc::Door;
+use crate::grpc::Buildkit;
 use crate::version;
 
 /// A service of the engine, as a handler takes it.
@@ -45,7 +45,7 @@ pub(crate) type Service<T> = State<Arc<T>>;
 /// The router's state. Handlers extract one service of the engine, or the engine itself if they report
 /// on all of it.
 #[derive(Clone)]
-pub(crate) struct Services(Arc<Engine>, Arc<Builder>, Arc<Door>);
+pub(crate) struct Services(Arc<Engine>, Arc<Builder>, Arc<Buildkit>);
 
 macro_rules! services {
     ($($field:ident: $type:ty),* $(,)?) => {$(
@@ -73,7 +73,7 @@ impl FromRef<Services> for Arc<Builder> {
     }
 }
 
-impl FromRef<Services> for Arc<Door> {
+impl FromRef<Services> for Arc<Buildkit> {
     fn from_ref(services: &Services) -> Self {
         services.2.clone()
     }
@@ -86,7 +86,11 @@ impl FromRef<Services> for Arc<Engine> {
 }
 
 /// Returns the router. The middleware that removes the version prefix must run before routing.
-pub(crate) fn router(engine: Arc<Engine>, builder: Arc<Builder>, door: Arc<Door>) -> Router {
+pub(crate) fn router(
+    engine: Arc<Engine>,
+    builder: Arc<Builder>,
+    buildkit: Arc<Buildkit>,
+) -> Router {
     let oldest = engine.instance.oldest_api.unwrap_or(crate::OLDEST);
     let routes = Router::new()
         .route("/containers/json", get(containers::list))
@@ -182,7 +186,7 @@ pub(crate) fn router(engine: Arc<Engine>, builder: Arc<Builder>, door: Arc<Door>
         .layer(DefaultBodyLimit::max(MAX_BODY_SIZE))
         .layer(from_fn(refuse_head))
         .layer(from_fn_with_state(engine.durability.clone(), wait_durable))
-        .with_state(Services(engine, builder, door));
+        .with_state(Services(engine, builder, buildkit));
     Router::new()
         .fallback_service(routes)
         .layer(from_fn_with_state(oldest, version::negotiate))

@@ -16,14 +16,14 @@ use whelk_image::descriptor::Descriptor;
 use whelk_image::{Error, Reference};
 use whelk_sys::sync::IgnorePoison as _;
 
-use super::super::Door;
+use super::super::Buildkit;
 use super::super::builds::Build;
 use super::{Archive, Copying, failed};
 
 /// The store of the client that gets the blobs of a layout.
 const STORE: &str = "export";
 
-impl Door {
+impl Buildkit {
     /// Packs an image, and sends it to the client. Returns what it is told of it.
     pub(super) async fn send_archive(
         self: &Arc<Self>,

@@ -6,11 +6,11 @@ use whelk_build::{Statement, Work};
 use whelk_buildkit::grpc::{Result, Status};
 use whelk_image::Digest;
 
-use super::super::Door;
+use super::super::Buildkit;
 use super::super::builds::Build;
 use super::{Results, failed};
 
-impl Door {
+impl Buildkit {
     /// Makes the attestations of the results that the client has asked for.
     pub(super) async fn attest(
         self: &Arc<Self>,

@@ -11,7 +11,7 @@ use whelk_buildkit::grpc::{Result, Status};
 use whelk_buildkit::output;
 use whelk_buildkit::session::Session;
 
-use super::super::{Door, blocking};
+use super::super::{Buildkit, blocking};
 use super::attributes::Files;
 use super::{Copying, Export, Exported, Results, failed};
 
@@ -32,7 +32,7 @@ fn layers(results: &Results) -> Vec<Arc<Solved>> {
     results.map(|result| result.solved.clone()).collect()
 }
 
-impl Door {
+impl Buildkit {
     /// Mounts the files of all results.
     async fn mounted(
         self: &Arc<Self>,

@@ -9,14 +9,14 @@ use whelk_engine::images::PushRequest;
 use whelk_image::{Progress, Reference};
 use whelk_sys::sync::IgnorePoison as _;
 
-use super::super::Door;
+use super::super::Buildkit;
 use super::super::builds::Build;
 use super::{ImageOutput, failed};
 
 /// The media type of an image's configuration, by which the history refers to an image of the engine.
 const CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 
-impl Door {
+impl Buildkit {
     /// Records an image, and pushes it. Returns what the client is told of it.
     pub(super) async fn keep_image(
         self: &Arc<Self>,

@@ -8,7 +8,7 @@ use whelk_buildkit::grpc::{Result, Status};
 use whelk_buildkit::session::Session;
 use whelk_image::archive::{Form, Packing};
 
-use super::super::Door;
+use super::super::Buildkit;
 use super::super::builds::Build;
 use super::archive::told;
 use super::attestations::tell;
@@ -17,7 +17,7 @@ use super::{Archive, Export, ImageOutput, Results, failed};
 /// Provenance is noted for every build.
 const PROVENANCE: &str = "https://slsa.dev/provenance/";
 
-impl Door {
+impl Buildkit {
     /// Completes the images of an index.
     async fn members(
         self: &Arc<Self>,

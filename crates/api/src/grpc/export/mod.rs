@@ -21,7 +21,7 @@ use whelk_image::Reference;
 use whelk_image::archive::{Compression, Form};
 use whelk_llb::pb::Platform;
 
-use super::Door;
+use super::Buildkit;
 use super::builds::{self, Build};
 use attributes::{Annotations, Attestations, Files};
 
@@ -85,7 +85,7 @@ impl Export {
     }
 }
 
-impl Door {
+impl Buildkit {
     /// Solves the result of a build, and makes images of it.
     pub(super) async fn export(
         self: &Arc<Self>,
