@@ -79,6 +79,10 @@ impl Remote {
     pub fn new(url: &str) -> Result<Self> {
         let shown = redacted(url);
         let scheme = url.split_once("://").map(|(scheme, _)| scheme);
+        // It becomes a line of `.git/config`.
+        if url.contains(|c: char| c.is_control()) {
+            return Err(Error::invalid(format!("invalid git repository {shown:?}")));
+        }
         match scheme {
             Some("https" | "http") => Ok(Self {
                 url: url.trim_end_matches('/').to_owned(),
@@ -176,6 +180,7 @@ mod tests {
             ("/etc", "\"/etc\" is not allowed"),
             ("--upload-pack=x", "is not allowed"),
             ("git+ssh://h/r", "is not allowed"),
+            ("https://h/r\n[core]", "invalid git repository"),
         ] {
             let found = Remote::new(url).unwrap_err().to_string();
             assert!(found.contains(error), "{url}: {found}");
