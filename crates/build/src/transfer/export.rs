@@ -143,25 +143,9 @@ impl Export {
 }
 
 fn compression(name: &str, level: &str) -> Result<Compression> {
-    let invalid = || Error::invalid(format!("invalid compression-level {level:?} of a cache"));
-    let level = match level {
-        "" => None,
-        text => Some(text.parse::<u8>().map_err(|_| invalid())?),
-    };
-    match (name, level) {
-        ("uncompressed", _) => Ok(Compression::None),
-        ("" | "gzip", None) => Ok(Compression::Gzip),
-        ("" | "gzip", Some(level @ 0..=9)) => Ok(Compression::GzipLevel(level.into())),
-        ("zstd", None) => Ok(Compression::Zstd(0)),
-        ("zstd", Some(level @ 0..=22)) => Ok(Compression::Zstd(level.into())),
-        ("" | "gzip" | "zstd", Some(_)) => Err(invalid()),
-        ("estargz", _) => Err(Error::Unsupported(
-            "compression=estargz of a cache export".into(),
-        )),
-        (other, _) => Err(Error::invalid(format!(
-            "unknown compression {other:?} of a cache export: it can be gzip, zstd or uncompressed"
-        ))),
-    }
+    let parsed = Compression::parse(name, level);
+    let parsed = parsed.map_err(|error| Error::invalid(format!("cache export: {error}")))?;
+    parsed.ok_or_else(|| Error::Unsupported(format!("compression={name} of a cache export")))
 }
 
 impl Builder {

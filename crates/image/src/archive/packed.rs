@@ -40,6 +40,38 @@ pub enum Compression {
     Zstd(i32),
 }
 
+impl Compression {
+    /// Parses the name of a compression, gzip if it is empty, and a level, which may be empty, too. Returns `None` for a name that is
+    /// not known.
+    ///
+    /// # Errors
+    /// Returns what is wrong with the level.
+    pub fn parse(name: &str, level: &str) -> std::result::Result<Option<Self>, String> {
+        let invalid = |error: std::num::ParseIntError| {
+            format!("invalid compression-level {level:?}: {error}")
+        };
+        let level: Option<i32> = match level {
+            "" => None,
+            text => Some(text.parse().map_err(invalid)?),
+        };
+        let out_of_range = |level: i32, most: i32| {
+            format!("compression-level {level} is not in the range from 0 to {most}")
+        };
+        Ok(Some(match (name, level) {
+            ("uncompressed", _) => Self::None,
+            ("" | "gzip", None) => Self::Gzip,
+            ("" | "gzip", Some(level)) => match u32::try_from(level) {
+                Ok(number @ 0..=9) => Self::GzipLevel(number),
+                _ => return Err(out_of_range(level, 9)),
+            },
+            ("zstd", None) => Self::Zstd(0),
+            ("zstd", Some(level @ 0..=22)) => Self::Zstd(level),
+            ("zstd", Some(level)) => return Err(out_of_range(level, 22)),
+            _ => return Ok(None),
+        }))
+    }
+}
+
 /// How an image is packed.
 #[derive(Clone, Debug, Default)]
 pub struct Packing {

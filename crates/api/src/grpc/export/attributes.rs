@@ -278,32 +278,12 @@ impl<'a> Attributes<'a> {
     }
 
     fn compression(&mut self) -> Result<Compression> {
-        let level = match self.take("compression-level") {
-            "" => None,
-            text => {
-                let level = text.parse::<i32>();
-                Some(level.map_err(|error| {
-                    Status::invalid(format!("invalid compression-level {text:?}: {error}"))
-                })?)
-            }
-        };
-        let out_of_range = |level: i32, most: i32| {
-            let text = format!("compression-level {level} is not in the range from 0 to {most}");
-            Status::invalid(text)
-        };
-        match (self.take("compression"), level) {
-            ("uncompressed", _) => Ok(Compression::None),
-            ("" | "gzip", None) => Ok(Compression::Gzip),
-            ("" | "gzip", Some(level)) => match u32::try_from(level) {
-                Ok(number @ 0..=9) => Ok(Compression::GzipLevel(number)),
-                _ => Err(out_of_range(level, 9)),
-            },
-            ("zstd", None) => Ok(Compression::Zstd(0)),
-            ("zstd", Some(level @ 0..=22)) => Ok(Compression::Zstd(level)),
-            ("zstd", Some(level)) => Err(out_of_range(level, 22)),
-            ("estargz", _) => Err(self.unsupported("compression=estargz")),
-            (other, _) => Err(Status::invalid(format!(
-                "unknown compression {other:?} of the output {}: it can be gzip, zstd or uncompressed",
+        let (name, level) = (self.take("compression"), self.take("compression-level"));
+        match Compression::parse(name, level).map_err(Status::invalid)? {
+            Some(compression) => Ok(compression),
+            None if name == "estargz" => Err(self.unsupported("compression=estargz")),
+            None => Err(Status::invalid(format!(
+                "unknown compression {name:?} of the output {}: it can be gzip, zstd or uncompressed",
                 self.kind
             ))),
         }
@@ -373,13 +353,8 @@ impl<'a> Attributes<'a> {
 
 /// Reads a boolean value as Go does.
 fn flag(name: &str, value: &str) -> Result<bool> {
-    match value {
-        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
-        _ => Err(Status::invalid(format!(
-            "non-bool value specified for {name}: {value:?}"
-        ))),
-    }
+    let invalid = || Status::invalid(format!("non-bool value specified for {name}: {value:?}"));
+    whelk_text::parse_bool(value).ok_or_else(invalid)
 }
 
 #[cfg(test)]
