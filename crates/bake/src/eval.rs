@@ -185,7 +185,8 @@ impl<'a> Scope<'a> {
                 "its arguments are too large",
             ));
         }
-        if let Some(result) = functions::call(self.names.environment(), name, &arguments) {
+        let (environment, turn) = (self.names.environment(), self.names.spent());
+        if let Some(result) = functions::call(environment, turn, name, &arguments) {
             let result = result.map_err(|cause| {
                 let text = format!("Call to function {name:?} failed: {cause}.");
                 Problem::new("Error in function call", text)

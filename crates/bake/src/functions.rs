@@ -3,6 +3,7 @@
 mod collections;
 mod formats;
 mod hashes;
+mod networks;
 mod numbers;
 mod sets;
 mod strings;
@@ -24,22 +25,8 @@ const MAX_TEXT: usize = 4 << 20;
 /// The maximum number of items of a list that a function makes.
 const MAX_ITEMS: usize = 100_000;
 
-/// Functions of Docker's bake that are not here: for randomness, keys, or because nobody needs them.
-const REFUSED: &[&str] = &[
-    "bcrypt",
-    "bytesslice",
-    "cidrhost",
-    "cidrnetmask",
-    "cidrsubnet",
-    "cidrsubnets",
-    "csvdecode",
-    "md5",
-    "rsadecrypt",
-    "semvercmp",
-    "sha1",
-    "uuidv4",
-    "uuidv5",
-];
+/// Functions of Docker's bake that are not here: definitions have no bytes, private keys do not belong into them, and the last one is newer.
+const REFUSED: &[&str] = &["bytesslice", "rsadecrypt", "semvercmp"];
 
 /// Whether Docker's bake has a function that is not available here.
 pub(crate) fn is_refused(name: &str) -> bool {
@@ -67,25 +54,32 @@ const QUADRATIC: &[&str] = &[
 /// Returns how much a call counts towards the limit of all values.
 pub(crate) fn cost(name: &str, arguments: &[Value]) -> usize {
     let size: usize = arguments.iter().map(weight).sum();
-    match QUADRATIC.contains(&name) {
-        true => size + size.saturating_mul(size) / 256,
-        false => size,
+    match name {
+        "bcrypt" => hashes::cost_of_bcrypt(arguments).saturating_add(size),
+        name if QUADRATIC.contains(&name) => size + size.saturating_mul(size) / 256,
+        _ => size,
     }
 }
 
-/// Calls a function. Returns `None` if there is none of this name.
-pub(crate) fn call(environment: &Environment, name: &str, arguments: &[Value]) -> Option<Returned> {
+/// Calls a function. Returns `None` if there is none of this name. `turn` is a number that no other call has.
+pub(crate) fn call(
+    environment: &Environment,
+    turn: usize,
+    name: &str,
+    arguments: &[Value],
+) -> Option<Returned> {
     let groups = [
         strings::call,
         formats::call,
         numbers::call,
         collections::call,
         sets::call,
-        hashes::call,
+        networks::call,
     ];
     groups
         .iter()
         .find_map(|call| call(name, arguments))
+        .or_else(|| hashes::call(name, arguments, &|| environment.random(turn)))
         .or_else(|| times::call(environment, name, arguments))
 }
 
@@ -273,6 +267,35 @@ mod tests {
                 "sha256(\"\")",
                 "\"e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\"",
             ),
+            ("md5(\"a\")", "\"0cc175b9c0f1b6a831c399e269772661\""),
+            (
+                "sha1(\"a\")",
+                "\"86f7e437faa5a7fce15d1ddcb9eaeaea377667b8\"",
+            ),
+            (
+                "uuidv5(\"dns\", \"example.com\")",
+                "\"cfbff0d1-9375-5685-968c-48ce8b15ae17\"",
+            ),
+            (
+                "length(regexall(\"^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab]\", uuidv4()))",
+                "1",
+            ),
+            ("substr(bcrypt(\"x\", 4), 0, 7)", "\"$2a$04$\""),
+            ("cidrhost(\"10.1.2.3/8\", 258)", "\"10.0.1.2\""),
+            (
+                "cidrhost(\"fd00::/64\", -1)",
+                "\"fd00::ffff:ffff:ffff:ffff\"",
+            ),
+            ("cidrnetmask(\"172.16.0.0/12\")", "\"255.240.0.0\""),
+            ("cidrsubnet(\"10.0.0.0/8\", 8, 2)", "\"10.2.0.0/16\""),
+            (
+                "cidrsubnets(\"10.1.0.0/16\", 4, 8, 4)",
+                "[\"10.1.0.0/20\",\"10.1.16.0/24\",\"10.1.32.0/20\"]",
+            ),
+            (
+                "csvdecode(\"a,b\\r\\n1,\\\"x\\\"\\\"y,\\\"\\n\\n,2\\n\")",
+                "[{\"a\":\"1\",\"b\":\"x\\\"y,\"},{\"a\":\"\",\"b\":\"2\"}]",
+            ),
             ("timestamp()", "\"2023-11-14T22:13:20Z\""),
             (
                 "timeadd(\"2023-01-01T00:00:00Z\", \"1h30m\")",
@@ -304,8 +327,37 @@ mod tests {
                 "Call to function \"upper\" failed: string required, but have tuple.",
             ),
             (
-                "md5(\"\")",
-                "The function \"md5\" is not available in this version of whelk.",
+                "rsadecrypt(\"\", \"\")",
+                "The function \"rsadecrypt\" is not available in this version of whelk.",
+            ),
+            ("bcrypt(\"a\", 30)", "its arguments are too large"),
+            (
+                "cidrhost(\"10.0.0.0/30\", 4)",
+                "Call to function \"cidrhost\" failed: prefix of 30 does not accommodate a host numbered 4.",
+            ),
+            (
+                "cidrsubnet(\"10.0.0.0/30\", 4, 0)",
+                "Call to function \"cidrsubnet\" failed: insufficient address space to extend prefix of 30 by 4.",
+            ),
+            (
+                "cidrsubnets(\"10.0.0.0/30\", 1, 1, 1)",
+                "Call to function \"cidrsubnets\" failed: not enough remaining address space for a subnet with a prefix of 31 bits.",
+            ),
+            (
+                "cidrnetmask(\"10.0.0.0\")",
+                "Call to function \"cidrnetmask\" failed: invalid CIDR expression: invalid CIDR address: 10.0.0.0.",
+            ),
+            (
+                "csvdecode(\"a,a\")",
+                "Call to function \"csvdecode\" failed: duplicate column name \"a\".",
+            ),
+            (
+                "csvdecode(\"a\\n1,2\")",
+                "Call to function \"csvdecode\" failed: CSV parse error on record 2: wrong number of fields.",
+            ),
+            (
+                "uuidv5(\"x\", \"\")",
+                "Call to function \"uuidv5\" failed: uuidv5() doesn't support namespace x.",
             ),
             ("nothing()", "There is no function named \"nothing\"."),
             (

@@ -30,6 +30,8 @@ mod value;
 
 use std::collections::BTreeMap;
 
+use sha2::{Digest as _, Sha256};
+
 pub use definitions::{Definitions, VariableInfo};
 pub use entries::{Attestation, Cache, Entry, Output, Secret, Ssh};
 pub use error::Error;
@@ -71,6 +73,20 @@ pub struct Environment {
     /// Seconds since 1970.
     pub now: i64,
     pub home: String,
+    /// What random values are made of.
+    pub seed: [u8; 32],
+}
+
+impl Environment {
+    /// Returns bytes that cannot be guessed without the seed, and are others for each number.
+    fn random(&self, number: usize) -> [u8; 16] {
+        let digest = Sha256::new_with_prefix(self.seed).chain_update(number.to_le_bytes());
+        let mut bytes = [0; 16];
+        for (byte, own) in bytes.iter_mut().zip(digest.finalize()) {
+            *byte = own;
+        }
+        bytes
+    }
 }
 
 /// Returns the attestation of a flag `--provenance` or `--sbom`: whether there is one, or its attributes.

@@ -130,6 +130,11 @@ impl<'a> Names<'a> {
         self.spend(1)
     }
 
+    /// Returns the steps so far.
+    pub fn spent(&self) -> usize {
+        self.steps.get()
+    }
+
     pub fn spend(&self, steps: usize) -> bool {
         let steps = self.steps.get().saturating_add(steps);
         self.steps.set(steps);

@@ -3,7 +3,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::{MAX_ITEMS, Returned, bounded_text, count};
+use super::{MAX_ITEMS, Returned, bounded_list, bounded_text, count};
 use crate::value::Value;
 
 /// The maximum width and precision of a verb.
@@ -32,10 +32,13 @@ pub(super) fn call(name: &str, arguments: &[Value]) -> Option<Returned> {
             Ok(text.into())
         }),
         ("urlencode", [value]) => value.text().map(|text| urlencode(&text).into()),
+        ("csvdecode", [value]) => value.text().and_then(|text| csvdecode(&text)),
         ("format" | "formatlist", _) => count("at least 1 argument", arguments),
-        ("jsonencode" | "jsondecode" | "base64encode" | "base64decode" | "urlencode", _) => {
-            count("1 argument", arguments)
-        }
+        (
+            "jsonencode" | "jsondecode" | "base64encode" | "base64decode" | "urlencode"
+            | "csvdecode",
+            _,
+        ) => count("1 argument", arguments),
         _ => return None,
     })
 }
@@ -49,6 +52,104 @@ fn urlencode(text: &str) -> String {
         byte => format!("%{byte:02X}"),
     };
     text.bytes().map(byte).collect()
+}
+
+/// Returns the records of a table as objects, whose names are in the first line (RFC 4180).
+fn csvdecode(text: &str) -> Returned {
+    let mut rows = csv_rows(text)?.into_iter();
+    let head = rows.next().ok_or("missing header line")?;
+    if let Some(name) = head
+        .iter()
+        .enumerate()
+        .find_map(|(at, name)| head[..at].contains(name).then_some(name))
+    {
+        return Err(format!("duplicate column name {name:?}"));
+    }
+    let record = |(number, row): (usize, Vec<String>)| match row.len() == head.len() {
+        true => {
+            let cells = row.into_iter().map(Value::from);
+            Ok(Value::Object(head.iter().cloned().zip(cells).collect()))
+        }
+        false => Err(format!(
+            "CSV parse error on record {}: wrong number of fields",
+            number + 2
+        )),
+    };
+    let records = rows.enumerate().map(record);
+    bounded_list(records.collect::<Result<_, _>>()?)
+}
+
+/// Returns the rows of a table. Quoted cells may have line ends.
+fn csv_rows(text: &str) -> Result<Vec<Vec<String>>, String> {
+    let mut rows = Vec::new();
+    let mut row: Vec<String> = Vec::new();
+    let mut rest = text;
+    while !rest.is_empty() {
+        let wrong = |what: &str| {
+            let line = text[..text.len() - rest.len()].matches('\n').count() + 1;
+            format!("CSV parse error on line {line}: {what}")
+        };
+        let (cell, after) = match rest.strip_prefix('"') {
+            Some(quoted) => quoted_cell(quoted)
+                .ok_or_else(|| wrong("extraneous or missing \" in quoted-field"))?,
+            None => {
+                let end = rest.find([',', '\n']).unwrap_or(rest.len());
+                let (cell, after) = rest.split_at(end);
+                if cell.contains('"') {
+                    return Err(wrong("bare \" in non-quoted-field"));
+                }
+                let cell = match after.starts_with(',') {
+                    true => cell,
+                    false => cell.strip_suffix('\r').unwrap_or(cell),
+                };
+                (cell.to_owned(), after)
+            }
+        };
+        let is_empty_line = cell.is_empty() && row.is_empty() && !rest.starts_with(['"', ',']);
+        if let Some(more) = after.strip_prefix(',') {
+            row.push(cell);
+            rest = more;
+            // The last cell of the text is empty.
+            if rest.is_empty() {
+                row.push(String::new());
+            }
+            continue;
+        }
+        if !is_empty_line {
+            row.push(cell);
+            rows.push(std::mem::take(&mut row));
+        }
+        rest = after.strip_prefix('\n').unwrap_or(after);
+    }
+    if !row.is_empty() {
+        rows.push(row);
+    }
+    Ok(rows)
+}
+
+/// Returns a cell after its first quote, and what comes after the last one; `None` if it does not end there.
+fn quoted_cell(text: &str) -> Option<(String, &str)> {
+    let mut cell = String::new();
+    let mut rest = text;
+    loop {
+        let end = rest.find('"')?;
+        cell += &rest[..end];
+        rest = &rest[end + 1..];
+        match rest.strip_prefix('"') {
+            Some(more) => {
+                cell.push('"');
+                rest = more;
+            }
+            None => break,
+        }
+    }
+    let rest = match rest.strip_prefix("\r\n") {
+        Some(_) => &rest[1..],
+        None => rest,
+    };
+    let is_end = rest.is_empty() || rest.starts_with([',', '\n']);
+    // A line end is one character.
+    is_end.then(|| (cell.replace("\r\n", "\n"), rest))
 }
 
 /// Calls `format` for each item of the lists among the arguments.

@@ -152,6 +152,9 @@ pub(super) fn environment(context: &str) -> Outcome<Environment> {
         }
         Err(error) => return Err(Failure::new(format!("open {DOT_ENV}: {}", plain(&error)))),
     };
+    let mut seed = [0; 32];
+    rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())
+        .map_err(io::Error::from)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let now = now.map_or(0, |now| i64::try_from(now.as_secs()).unwrap_or(0));
     Ok(Environment {
@@ -160,6 +163,7 @@ pub(super) fn environment(context: &str) -> Outcome<Environment> {
         dot_env,
         now,
         home: std::env::var("HOME").unwrap_or_default(),
+        seed,
     })
 }
 
