@@ -444,8 +444,7 @@ fn set_mode(copy: &mut FileActionCopy, written: &str) -> Result<()> {
         return Ok(());
     }
     if !written.split(',').all(is_symbolic) {
-        let text = format!("invalid chmod parameter: '{written}': invalid syntax");
-        return Err(Error::new(text));
+        return Err(Error::new("invalid syntax"));
     }
     copy.mode = 0;
     copy.mode_str = written.to_owned();

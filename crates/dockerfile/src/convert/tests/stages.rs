@@ -322,11 +322,7 @@ fn errors_have_buildkits_texts_and_lines() {
             "invalid chmod parameter: '99999'. it should be octal string and between 0 and 07777",
             2,
         ),
-        (
-            "FROM a\nCOPY --chmod=u~x a /",
-            "invalid chmod parameter: 'u~x': invalid syntax",
-            2,
-        ),
+        ("FROM a\nCOPY --chmod=u~x a /", "invalid syntax", 2),
         (
             "FROM a\nRUN --mount=target=/ x",
             "invalid mount target \"/\"",
