@@ -187,6 +187,26 @@ struct Task {
     depth: usize,
 }
 
+impl Task {
+    /// Returns the tasks for the submodules. `directory` is the one that is checked out of the topmost repository.
+    fn submodules(&self, checked: &Checked, directory: &str) -> Result<Vec<Self>> {
+        let prefix = if self.depth == 0 { directory } else { "" };
+        let submodules = checked.submodules(prefix)?.into_iter();
+        let tasks = submodules.map(|Submodule { path, url, commit }| {
+            Ok(Self {
+                remote: self.remote.submodule(&path, &url)?,
+                commit,
+                path: match self.path.as_str() {
+                    "" => path,
+                    above => format!("{above}/{path}"),
+                },
+                depth: self.depth + 1,
+            })
+        });
+        tasks.collect()
+    }
+}
+
 /// A commit of a repository that is here, with the packs that it was taken of.
 struct Base {
     commit: String,
@@ -344,23 +364,9 @@ impl Builder {
                 // A server that is asked for what is known sends no pack.
                 server.knows_haves() && base.commit != task.commit
             });
-            let had_base = base.is_some();
-            let checking = self.check_out_one(wanted, &server, &task, &scratch, base, work);
-            let checked = match checking.await {
-                // The server, or the base, may lack objects. An error of this machine would come again.
-                Err(error @ Error::Invalid(_)) if had_base => {
-                    tracing::info!(
-                        "git: {}: all is fetched again: {error}",
-                        task.remote.shown()
-                    );
-                    let place = scratch.clone();
-                    blocking(move || begin_again(place.path())).await?;
-                    let server = self.git_server(client, wanted, &task.remote, work).await?;
-                    self.check_out_one(wanted, &server, &task, &scratch, None, work)
-                        .await
-                }
-                checked => checked,
-            };
+            let checked = self
+                .check_out_task(client, wanted, (server, base), &task, &scratch, work)
+                .await;
             let checked = checked.map_err(named)?;
             info.size += checked.size;
             if task.depth == 0 {
@@ -369,33 +375,45 @@ impl Builder {
             if !wanted.submodules {
                 continue;
             }
-            let prefix = match task.depth {
-                0 => wanted.directory.as_str(),
-                _ => "",
-            };
-            for Submodule { path, url, commit } in checked.submodules(prefix)? {
-                count += 1;
-                if count > MAX_MODULES || task.depth >= MAX_DEPTH {
-                    return Err(Error::invalid(format!(
-                        "more than {MAX_MODULES} submodules, or more than {MAX_DEPTH} in each other"
-                    )));
-                }
-                let remote = task.remote.submodule(&path, &url)?;
-                let path = match task.path.as_str() {
-                    "" => path,
-                    above => format!("{above}/{path}"),
-                };
-                tasks.push(Task {
-                    remote,
-                    commit,
-                    path,
-                    depth: task.depth + 1,
-                });
+            let submodules = task.submodules(&checked, &wanted.directory)?;
+            count += submodules.len();
+            if count > MAX_MODULES || task.depth >= MAX_DEPTH && !submodules.is_empty() {
+                return Err(Error::invalid(format!(
+                    "more than {MAX_MODULES} submodules, or more than {MAX_DEPTH} in each other"
+                )));
             }
+            tasks.extend(submodules);
         }
         let scratch = Arc::into_inner(scratch);
         let scratch = scratch.ok_or_else(|| Error::internal("a checkout that goes on"))?;
         Ok((scratch, info))
+    }
+
+    /// Checks out a repository; once more, without its base, if it fails with that.
+    async fn check_out_task(
+        self: &Arc<Self>,
+        client: &dyn Client,
+        wanted: &GitSource,
+        (server, base): (Server, Option<Base>),
+        task: &Task,
+        scratch: &Arc<Scratch>,
+        work: &Work,
+    ) -> Result<Checked> {
+        let had_base = base.is_some();
+        let checking = self.check_out_one(wanted, &server, task, scratch, base, work);
+        match checking.await {
+            // The server, or the base, may lack objects. An error of this machine would come again.
+            Err(error @ Error::Invalid(_)) if had_base => {
+                let shown = task.remote.shown();
+                tracing::info!("git: {shown}: all is fetched again: {error}");
+                let place = scratch.clone();
+                blocking(move || begin_again(place.path())).await?;
+                let server = self.git_server(client, wanted, &task.remote, work).await?;
+                let checking = self.check_out_one(wanted, &server, task, scratch, None, work);
+                checking.await
+            }
+            checked => checked,
+        }
     }
 
     /// Returns the commit of a repository that was used last.
