@@ -28,6 +28,9 @@ pub(crate) fn check(op: &Op) -> Checked<usize> {
     }
 }
 
+/// Maximum number of mounts of a process.
+const MAX_MOUNTS: usize = 1000;
+
 /// Checks that an index is that of one of `count` inputs.
 fn within(index: i64, count: usize, what: &str) -> Checked<()> {
     if usize::try_from(index).is_ok_and(|index| index < count) {
@@ -55,6 +58,9 @@ fn exec_op(exec: &ExecOp, inputs: usize) -> Checked<usize> {
     }
     if exec.mounts.is_empty() {
         return Err("an exec without mounts".into());
+    }
+    if exec.mounts.len() > MAX_MOUNTS {
+        return Err(format!("an exec with more than {MAX_MOUNTS} mounts"));
     }
     let roots = exec.mounts.iter().filter(|mount| mount.dest == "/");
     match roots.count() {

@@ -136,6 +136,10 @@ fn malformed_definitions_are_refused() {
         ),
         (exec(|exec| exec.meta = None), "without its process"),
         (exec(|exec| exec.mounts.clear()), "without mounts"),
+        (
+            exec(|exec| exec.mounts.resize(1001, Mount::default())),
+            "more than 1000 mounts",
+        ),
         (exec(|exec| exec.mounts[0].input = 7), "out of range"),
         (exec(|exec| exec.mounts[0].input = -7), "out of range"),
         (exec(|exec| exec.mounts[0].output = 7), "output 7"),

@@ -18,6 +18,9 @@ pub(super) const IMPORTS: &str = "cache-imports";
 /// The attributes of an imported cache that its record keeps. Others may be credentials, such as the keys of a cloud.
 const SHOWN: [&str; 3] = ["ref", "src", "tag"];
 
+/// Maximum number of caches that a request imports. Of these, a build reads the first hundred.
+const MAX_IMPORTS: usize = 1000;
+
 /// An entry of the attribute `cache-imports`.
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "PascalCase")]
@@ -64,7 +67,13 @@ fn parse<'a>(
     });
     let all = listed.chain(own).chain(references);
     let imports = all.map(|(kind, attrs)| CacheImport::parse(&kind, &attrs));
-    Ok(imports.collect())
+    let imports: Vec<CacheImport> = imports.take(MAX_IMPORTS + 1).collect();
+    match imports.len() > MAX_IMPORTS {
+        true => Err(Status::invalid(format!(
+            "more than {MAX_IMPORTS} caches to import"
+        ))),
+        false => Ok(imports),
+    }
 }
 
 /// Returns the caches that a request imports.

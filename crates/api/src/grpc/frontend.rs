@@ -256,13 +256,14 @@ impl Buildkit {
         let (mut options, listed) = parsed.map_err(|error| Status::unknown(error.to_string()))?;
         let mut platforms: Vec<pb::Platform> = Vec::new();
         for platform in listed {
-            if !platforms.contains(&platform) {
-                platforms.push(platform);
+            if platforms.contains(&platform) {
+                continue;
             }
-        }
-        if platforms.len() > MAX_PLATFORMS {
-            let text = format!("a build for more than {MAX_PLATFORMS} platforms");
-            return Err(Status::invalid(text));
+            if platforms.len() == MAX_PLATFORMS {
+                let text = format!("a build for more than {MAX_PLATFORMS} platforms");
+                return Err(Status::invalid(text));
+            }
+            platforms.push(platform);
         }
         options.platform = platforms.first().cloned();
         let remote = self.remote_context(build, attributes, inputs).await?;

@@ -7,7 +7,7 @@
 //! Such a program is not trusted. It has the rights of a `RUN`, reads the client's directories and the results of its own
 //! calls, and can ask for nothing that the client's own definitions cannot ask for. What it can have the engine keep is limited.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -155,7 +155,7 @@ impl Buildkit {
             let failed = |error: whelk_build::Error| super::result::status(&error, None);
             let frontend = self.builder.frontend(&called.request, image).await;
             let frontend = frontend.map_err(failed)?;
-            let known: Vec<&str> = frontend.caps().map(cap_name).collect();
+            let known: HashSet<&str> = frontend.caps().map(cap_name).collect();
             let wanted = attributes.get("frontend.caps");
             let wanted = wanted.map_or("", String::as_str).split(',').map(cap_name);
             let inputs_cap = (!inputs.is_empty()).then_some("moby.buildkit.frontend.inputs");

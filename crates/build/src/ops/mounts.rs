@@ -98,8 +98,8 @@ pub(super) async fn take_caches(
     wanted.sort_unstable_by_key(|(key, _, sharing, _)| (key.to_string(), order(sharing)));
     let mut taken: Vec<(_, TakenCache)> = Vec::new();
     for (key, mount, sharing, id) in wanted {
-        // Several mounts of a process may show the same cache.
-        let known = taken.iter().find(|(known, _)| *known == key);
+        // Several mounts of a process may show the same cache: they follow each other.
+        let known = taken.last().filter(|(known, _)| *known == key);
         let used = match known {
             Some((_, known)) => known.used.clone(),
             None => Arc::new(told_if_late(all.take(&key, sharing), id, log).await?),
