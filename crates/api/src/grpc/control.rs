@@ -229,7 +229,7 @@ impl Buildkit {
         {
             result
                 .metadata
-                .insert("containerimage.config".into(), config);
+                .insert(super::platforms::CONFIG.into(), config);
         }
         result.kind = Some(result::Kind::Ref(gateway::Ref {
             id,

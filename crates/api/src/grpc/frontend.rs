@@ -476,7 +476,7 @@ fn input_config(metadata: &str) -> Result<Option<Vec<u8>>> {
     let invalid = |error: String| Status::invalid(format!("metadata of an input: {error}"));
     let metadata: BTreeMap<String, String> =
         serde_json::from_str(metadata).map_err(|error| invalid(error.to_string()))?;
-    let config = metadata.get("containerimage.config");
+    let config = metadata.get(super::platforms::CONFIG);
     let config = config.map(|config| STANDARD.decode(config));
     config
         .transpose()

@@ -14,7 +14,8 @@ use super::builds::{Build, Reference};
 use super::scope::Scope;
 
 const PLATFORMS: &str = "refs.platforms";
-const CONFIG: &str = "containerimage.config";
+/// The metadata of a result with the configuration of its image.
+pub(super) const CONFIG: &str = "containerimage.config";
 const EPOCH: &str = "source.date.epoch";
 
 /// Maximum number of platforms of a result.
