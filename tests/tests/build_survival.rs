@@ -63,6 +63,67 @@ fn an_engine_killed_at_each_step_of_a_build_leaves_a_sound_store() {
     engine.has_no_builds();
 }
 
+/// An image of several platforms with attestations is recorded by the last steps of its build.
+#[test]
+fn an_engine_killed_while_it_records_an_index_leaves_a_sound_store() {
+    const UNLIMITED: usize = 1_000_000;
+    let directory = whelk_tests::Scratch::new("index-steps");
+    let file = directory.directory("count").join("steps");
+    let engine = Engine::with_env(&[("WHELK_STEPS", file.to_str().unwrap())]);
+    let build = |number: usize| {
+        // Nothing of it is in the cache.
+        let text = format!("FROM scratch\nCOPY Dockerfile /{number}\n");
+        let context = engine.dockerfile(&format!("index-{number}"), &text);
+        let platforms = ["--platform", "linux/amd64,linux/arm64"];
+        let others = ["--provenance=mode=min", "-t", "indexed"];
+        docker(&engine).build(&context, &[&platforms[..], &others].concat())
+    };
+    // Ends the count, and returns what is left of it. The engine is dead then, or is not killed any more.
+    let end_count = || {
+        let mut count = fs::File::options()
+            .read(true)
+            .write(true)
+            .open(&file)
+            .unwrap();
+        count.lock().unwrap();
+        let mut text = String::new();
+        count.read_to_string(&mut text).unwrap();
+        count.set_len(0).unwrap();
+        text.trim().parse().unwrap_or(0_usize)
+    };
+    build(100).ok();
+    fs::write(&file, UNLIMITED.to_string()).unwrap();
+    build(101).ok();
+    let all = UNLIMITED - end_count();
+    let mut killed = 0;
+    for number in (1..=24).step_by(3).filter(|number| *number < all) {
+        fs::write(&file, (all - number).to_string()).unwrap();
+        let done = build(number);
+        end_count();
+        if engine.answers() {
+            done.ok();
+        } else {
+            killed += 1;
+            engine.kill9();
+            engine.restart();
+            engine.has_no_builds();
+            build(number).ok();
+        }
+        let saved = engine.scratch("saved").join("image.tar");
+        let save = ["save", "-o", saved.to_str().unwrap(), "indexed"];
+        engine.docker(&save).ok();
+        for architecture in ["amd64", "arm64"] {
+            let platform = format!("linux/{architecture}");
+            let inspect = ["image", "inspect", "--platform", &platform, "indexed"];
+            let format = ["--format", "{{.Architecture}}"];
+            let found = engine.docker(&[&inspect[..], &format].concat()).ok();
+            assert_eq!(found, architecture);
+        }
+    }
+    assert!(killed > 0, "none of {all} steps kills it");
+    engine.has_no_builds();
+}
+
 #[test]
 fn a_build_after_a_kill_goes_on_from_the_last_whole_step() {
     let engine = Engine::start();
@@ -576,40 +637,35 @@ fn pass(mut from: &UnixStream, mut to: &UnixStream, left: Option<&AtomicI64>) {
 
 #[test]
 fn a_client_may_be_cut_off_at_any_byte() {
-    const CUTS: i64 = 24;
     let engine = Engine::start();
     let cut = Cut::new(&engine);
     let host = format!("unix://{}", cut.path.display());
-    let env = [BUILDKIT, &[("DOCKER_HOST", &*host)]].concat();
-    for program in [Program::Docker, Program::Whelk] {
+    for (name, program, protocol, cuts) in [
+        ("docker", Program::Docker, BUILDKIT, 24),
+        ("classic", Program::Docker, PROTOCOLS[0], 8),
+        ("whelk", Program::Whelk, BUILDKIT, 24),
+    ] {
+        let env = [protocol, &[("DOCKER_HOST", &*host)]].concat();
         let cli = engine.cli(program).with_env(&env);
-        let context = engine.scratch(&format!("cut-{program:?}"));
-        for file in 0..20 {
-            fs::write(context.join(format!("{file}")), vec![b'x'; 2000]).unwrap();
-        }
+        let context = engine.scratch(&format!("cut-{name}"));
         let build = |round: i64, bytes: i64| {
             let dockerfile = format!(
-                "FROM busybox\nCOPY . /c/\nRUN --network=none echo {program:?} {round} > /made\n"
+                "FROM busybox\nCOPY . /c/\nRUN --network=none echo {name} {round} > /made\n"
             );
             fs::write(context.join("Dockerfile"), dockerfile).unwrap();
             for file in 0..20 {
-                fs::write(
-                    context.join(format!("{file}")),
-                    format!("{round}").repeat(1000),
-                )
-                .unwrap();
+                let path = context.join(format!("{file}"));
+                fs::write(path, format!("{round}").repeat(1000)).unwrap();
             }
             cut.left.store(bytes, Ordering::Relaxed);
             let output = cli.build(&context, &["-t", "made"]);
-            (
-                output,
-                bytes.saturating_sub(cut.left.load(Ordering::Relaxed)),
-            )
+            let left = cut.left.load(Ordering::Relaxed);
+            (output, bytes.saturating_sub(left))
         };
         let (whole, all) = build(0, i64::MAX);
         whole.ok();
-        for round in 1..CUTS {
-            let (output, _) = build(round, all * round / CUTS);
+        for round in 1..cuts {
+            let (output, _) = build(round, all * round / cuts);
             assert!(
                 !output.shown().contains("internal error"),
                 "{}",
@@ -618,13 +674,12 @@ fn a_client_may_be_cut_off_at_any_byte() {
             assert!(engine.answers());
         }
         engine.has_no_builds();
-        build(CUTS, i64::MAX).0.ok();
+        build(cuts, i64::MAX).0.ok();
         let look = "cat /made; wc -c < /c/7";
         let look = ["run", "--rm", "--network", "none", "made", "sh", "-c", look];
-        assert_eq!(
-            engine.docker(&look).ok(),
-            format!("{program:?} {CUTS}\n2000")
-        );
+        let size = 1000 * cuts.to_string().len();
+        let expected = format!("{name} {cuts}\n{size}");
+        assert_eq!(engine.docker(&look).ok(), expected);
     }
     engine.has_no_builds();
 }
