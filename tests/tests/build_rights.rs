@@ -26,6 +26,7 @@ fn a_step_has_all_privileges_if_request_and_configuration_allow_it() {
     let dockerfile = "FROM busybox\n\
         RUN --security=insecure mkdir /m && mount -t tmpfs none /m && umount /m && ls /dev/fuse /dev/kmsg | wc -l > /privileged && \
         grep CapEff /proc/self/status && grep Seccomp: /proc/self/status\n\
+        RUN --security=insecure mkdir /left && mount -t tmpfs none /left && echo x > /left/x && mount --bind /bin /opt; mount --make-rshared /; true\n\
         RUN mount -t tmpfs none /m 2> /refused || true; ls /dev/kmsg || echo no device > /none\n";
     let context = engine.dockerfile("insecure", dockerfile);
     let allow = ["--allow", "security.insecure", "-t", "insecure"];
@@ -44,7 +45,8 @@ fn a_step_has_all_privileges_if_request_and_configuration_allow_it() {
         let own = fs::read_to_string("/proc/self/status").unwrap();
         let own = own.lines().find(|line| line.starts_with("CapEff:"));
         assert!(shown.contains(own.unwrap()), "{own:?} in {shown}");
-        let look = "cat /refused /none";
+        // Mounts that the step leaves end with it.
+        let look = "cat /refused /none; find /left /opt";
         let looked = [
             "run",
             "--rm",
@@ -57,7 +59,7 @@ fn a_step_has_all_privileges_if_request_and_configuration_allow_it() {
         ];
         let looked = engine.docker(&looked).ok();
         assert!(
-            looked.contains("denied") && looked.contains("no device"),
+            looked.contains("denied") && looked.ends_with("no device\n/left\n/opt"),
             "{looked}"
         );
     }
