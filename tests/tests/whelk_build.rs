@@ -853,6 +853,45 @@ fn a_shell_is_opened_where_a_step_has_failed() {
     shows(&missing.err(), &["could not be found"]);
 }
 
+/// Its image is one without a name, which belongs to nobody.
+#[test]
+fn what_a_killed_shell_has_left_is_removed() {
+    let engine = Engine::start();
+    let text = "FROM busybox\nRUN echo left > /made; exit 3\n";
+    let context = engine.dockerfile("killed", text);
+    let args = ["build", "--on-error=shell", context.to_str().unwrap()];
+    let images = || engine.docker(&["images", "-aq"]).ok().lines().count();
+    let containers = || engine.docker(&["ps", "-aq"]).ok();
+    for is_engine in [false, true] {
+        let client = engine.cli(Program::Whelk);
+        let mut running = client.spawn(&args);
+        running.write(b"cat /made\n");
+        eventually("the shell to be open", || {
+            running.so_far().contains("left\n").then_some(())
+        });
+        assert_eq!(images(), 2);
+        if is_engine {
+            engine.kill9();
+            let _ = running.finish();
+            engine.restart();
+            let left = containers();
+            if !left.is_empty() {
+                let _ = engine.docker(&["rm", "-f", &left]);
+            }
+        } else {
+            running.signal(Signal::KILL);
+            // It ends with its input.
+            let _ = running.finish();
+        }
+        eventually("the container to be removed", || {
+            containers().is_empty().then_some(())
+        });
+        engine.docker(&["image", "prune", "-f"]).ok();
+        assert_eq!(images(), 1);
+        engine.has_no_builds();
+    }
+}
+
 #[test]
 fn caches_of_steps_are_listed_and_moved() {
     let engine = Engine::start();
