@@ -245,6 +245,63 @@ const CASES: &[Case] = &[
     ),
     (
         &[("docker-bake.hcl", HCL)],
+        &[
+            "--print",
+            "--set",
+            "*.context=https://example.com/x.git",
+            "--set",
+            "*.dockerfile=cwd://f",
+            "--set",
+            "*.target=s",
+            "--set",
+            "*.call=outline",
+            "--set",
+            "*.shm-size=1g",
+            "--set",
+            "*.args.HOME",
+            "--set",
+            "*.args.NOT_SET",
+            "--set",
+            "*.labels.x=y",
+            "--set",
+            "*.extra-hosts.k=9.9.9.9",
+            "--set",
+            "*.contexts.base=",
+            "--set",
+            "*.annotations+=q=r",
+            "--set",
+            "*.entitlements=security.insecure",
+            "--set",
+            "*.pull=true",
+            "--set",
+            "*.no-cache=0",
+            "--set",
+            "*.cache-from+=a:1",
+            "--set",
+            "*.cache-to=type=local,dest=y",
+            "--set",
+            "*.secrets+=id=z,env=HOME",
+            "--set",
+            "*.output+=type=local,dest=o",
+            "--set",
+            "*.attest=type=sbom,disabled=true",
+            "--set",
+            "*.tags=",
+            "app",
+        ],
+    ),
+    (
+        &[("docker-bake.hcl", HCL)],
+        &[
+            "--print", "--push", "--load", "--sbom", "false", "app", "unit",
+        ],
+    ),
+    (
+        &[("docker-bake.hcl", HCL)],
+        &["--print", "--call", "targets,format=json", "unit"],
+    ),
+    (
+        &[("docker-bake.hcl", HCL)],
         &["--print", "--push", "--sbom", "true", "unit"],
     ),
     (
@@ -400,6 +457,36 @@ const ERRORS: &[Wrong] = &[
         "target \"a\" { contexts = {b = \"target:a\"} }\n",
         &["--print", "a"],
         "ERROR: target a cannot link to itself",
+    ),
+    (
+        "docker-bake.hcl",
+        "target \"a\" {}\n",
+        &["--print", "--set", "a.shm-size=bad", "a"],
+        "ERROR: invalid value bad for membytes key shm-size",
+    ),
+    (
+        "docker-bake.hcl",
+        "target \"a\" {}\n",
+        &["--print", "--set", "a.annotations=x", "a"],
+        "ERROR: invalid annotation \"x\", expected key=value",
+    ),
+    (
+        "docker-bake.hcl",
+        "target \"a\" {}\n",
+        &["--print", "--set", "a.extra-hosts=x", "a"],
+        "ERROR: invalid format for extra-hosts, expecting extra-hosts.<hostname>=<ip>",
+    ),
+    (
+        "docker-bake.hcl",
+        "target \"a\" {}\n",
+        &["--print", "--progress", "bad", "a"],
+        "ERROR: invalid progress mode bad",
+    ),
+    (
+        "docker-bake.hcl",
+        "target \"a\" {}\n",
+        &["--print", "--call", "check,ignorestatus=x", "a"],
+        "ERROR: invalid ignorestatus print value: x",
     ),
     (
         "docker-bake.hcl",
@@ -760,6 +847,11 @@ fn targets_are_built_together() {
     assert_eq!(digest("top"), engine.image("top:1")["Id"]);
     assert!(digest("base").is_null() && digest("each-1").is_string());
     assert!(told["top"]["buildx.build.ref"].is_string());
+    for target in ["top", "base", "each-1"] {
+        let provenance = &told[target]["buildx.build.provenance"];
+        assert!(provenance["invocation"].is_object(), "{target}: {told}");
+        assert!(provenance["metadata"].is_null(), "{target}: {told}");
+    }
     // Again, all is cached; a changed argument is not.
     let shown = run(&[]).exits(0);
     shows(&shown, &["CACHED"]);
@@ -823,10 +915,29 @@ fn questions_are_answered_for_each_target() {
         &directory,
         &["--call", "check,format=json"],
     );
+    assert_eq!(json.code, 1);
     let told: Value = serde_json::from_str(&json.out()).unwrap();
     assert_eq!(told["target"]["a"]["build"]["description"], "first");
     let warnings = &told["target"]["b"]["check"]["warnings"];
     assert_eq!(warnings.as_array().unwrap().len(), 1);
+    let ignored = ["--call", "check,ignorestatus=true"];
+    bake(&engine, Program::Whelk, &directory, &ignored).exits(0);
+    // The same questions, with the same answers and codes.
+    for call in [
+        "outline",
+        "targets",
+        "outline,format=json",
+        "targets,format=json",
+        "check,format=json",
+    ] {
+        let asked = |program| {
+            let output = bake(&engine, program, &directory, &["--call", call]);
+            let text = output.out();
+            let json = serde_json::from_str(&text);
+            (json.unwrap_or(Value::String(text)), output.code)
+        };
+        assert_eq!(asked(Program::Whelk), asked(Program::Docker), "{call}");
+    }
 }
 
 #[test]

@@ -117,6 +117,9 @@ impl Override {
             own.extend(self.values.clone());
         };
         let named = |own: &mut crate::target::Texts| match name {
+            "" if kind == "extra-hosts" => Err(Error::new(
+                "invalid format for extra-hosts, expecting extra-hosts.<hostname>=<ip>",
+            )),
             "" => Err(Error::new(format!(
                 "invalid format for {kind}, expecting {kind}.<name>=<value>"
             ))),

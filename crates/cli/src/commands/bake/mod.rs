@@ -25,6 +25,7 @@ use whelk_bake::{Definitions, Environment, File, Resolved, attestation};
 use self::entitlements::Allowed;
 use self::remote::{Fetched, Remote};
 use crate::client::Client;
+use crate::commands::build::display::Mode;
 use crate::commands::build::options::one_builder;
 use crate::output::{print, warn_line};
 use crate::{Failure, Outcome};
@@ -160,6 +161,8 @@ fn leading_url(words: &[String]) -> (Option<&str>, &[String]) {
 struct Called {
     name: String,
     is_json: bool,
+    /// Whether warnings are no failure.
+    ignores_status: bool,
 }
 
 impl Called {
@@ -168,13 +171,20 @@ impl Called {
         let mut called = Self {
             name: String::new(),
             is_json: false,
+            ignores_status: false,
         };
         for field in whelk_dockerfile::csv::fields(text).map_err(|_| invalid())? {
             match field.split_once('=') {
                 None if called.name.is_empty() => called.name = field,
                 Some(("format", "json")) => called.is_json = true,
                 Some(("format", "text")) => called.is_json = false,
-                _ => return Err(invalid()),
+                Some(("ignorestatus", value)) => {
+                    called.ignores_status = whelk_text::parse_bool(value).ok_or_else(|| {
+                        Failure::new(format!("invalid ignorestatus print value: {value}"))
+                    })?;
+                }
+                Some(_) => return Err(Failure::new(format!("invalid print field: {field}"))),
+                None => return Err(Failure::new(format!("invalid print value: {text}"))),
             }
         }
         match called.name.as_str() {
@@ -207,6 +217,7 @@ async fn bake_inner(client: &Client, args: &BakeArgs) -> Outcome {
     if args.print && !args.list.is_empty() {
         return Err(Failure::new("--print and --list are mutually exclusive"));
     }
+    Mode::new(&args.progress, false)?;
     let places = args.places();
     let called = args.call()?;
     let overrides = args.overrides()?;

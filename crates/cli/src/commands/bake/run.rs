@@ -16,6 +16,7 @@ use crate::commands::build::{
     Asked, KnownAgents, Prepared, Signals, Unsolved, check_file, connect, failure_of_target,
     metadata, print_answer, solve_all,
 };
+use crate::commands::builder::history::provenance;
 use crate::output::print_line;
 use crate::{Failure, Outcome, plain};
 
@@ -112,27 +113,29 @@ pub(super) async fn run(
         })?;
     }
     if !args.metadata_file.is_empty() {
-        write_metadata(client, &args.metadata_file, &builds, &answers)?;
+        write_metadata(client, &args.metadata_file, &builds, &answers).await?;
     }
     tell(resolved, &builds, &answers, called)
 }
 
-fn write_metadata(
+async fn write_metadata(
     client: &Client,
     path: &str,
     builds: &BTreeMap<&str, Prepared>,
     answers: &BTreeMap<&str, &SolveResponse>,
 ) -> Outcome<()> {
-    let all: BTreeMap<&str, _> = answers
-        .iter()
-        .filter_map(|(name, answer)| {
-            let build = builds.get(name)?;
-            Some((
-                *name,
-                metadata(client.context(), &build.request.r#ref, answer),
-            ))
-        })
-        .collect();
+    let mut all = BTreeMap::new();
+    for (name, build) in builds {
+        let Some(answer) = answers.get(name) else {
+            continue;
+        };
+        let id = &build.request.r#ref;
+        let mut values = metadata(client.context(), id, answer);
+        if build.call.is_none() {
+            values.extend(provenance::entries(client, id).await?);
+        }
+        all.insert(*name, values);
+    }
     let text = serde_json::to_string_pretty(&all)
         .map_err(|error| Failure::new(format!("encode the metadata: {error}")))?;
     std::fs::write(path, text)
@@ -163,6 +166,7 @@ fn tell(
 ) -> Outcome {
     let mut code = 0;
     let is_json = called.as_ref().is_some_and(|called| called.is_json);
+    let ignores_status = called.as_ref().is_some_and(|called| called.ignores_status);
     let mut all = AllTold {
         group: &resolved.groups,
         target: BTreeMap::new(),
@@ -176,14 +180,19 @@ fn tell(
             continue;
         };
         if is_json {
-            let text = answer.exporter_response.get("result.json");
-            let value = text.and_then(|text| serde_json::from_str(text).ok());
+            let own = status(answer);
+            let (answer, has_failed) = answer_of(answer);
+            match (has_failed, code) {
+                (true, _) => code = 1,
+                (false, 0) if !ignores_status => code = own,
+                _ => {}
+            }
             let kind = match called.as_ref().map(|called| called.name.as_str()) {
                 Some("outline") => "outline",
                 Some("targets") => "targets",
                 _ => "check",
             };
-            let answer = [(kind, value.unwrap_or_default())].into();
+            let answer = [(kind, answer)].into();
             all.target.insert(
                 name,
                 Told {
@@ -203,7 +212,7 @@ fn tell(
         }
         print_line!("")?;
         match print_answer(answer, call, format) {
-            Ok(own) if code == 0 => code = own,
+            Ok(own) if code == 0 && !ignores_status => code = own,
             Ok(_) => {}
             Err(failure) if failure.is_unwritten => return Err(failure),
             Err(failure) => {
@@ -217,4 +226,45 @@ fn tell(
         print_line!("{}", super::printed(&all)?)?;
     }
     Ok(code)
+}
+
+/// Returns the exit code that an answer asks for.
+fn status(answer: &SolveResponse) -> u8 {
+    let code = answer.exporter_response.get("result.statuscode");
+    code.and_then(|code| code.parse().ok()).unwrap_or(0)
+}
+
+/// Returns an answer, with its error under the name that Docker's bake has for it, and whether there is one.
+fn answer_of(answer: &SolveResponse) -> (Value, bool) {
+    let text = answer.exporter_response.get("result.json");
+    let value = text.and_then(|text| serde_json::from_str(text).ok());
+    let mut value: Value = value.unwrap_or_default();
+    let message = value.pointer("/buildError/message").cloned();
+    if let (Some(message), Value::Object(members)) = (&message, &mut value) {
+        members.insert("error".into(), message.clone());
+    }
+    (value, message.is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_answers_are_named() {
+        let answer = |json: &str, code: &str| {
+            let mut answer = SolveResponse::default();
+            let entries = [("result.json", json), ("result.statuscode", code)];
+            let entries = entries.map(|(key, value)| (key.to_owned(), value.to_owned()));
+            answer.exporter_response.extend(entries);
+            answer
+        };
+        let failed = answer(r#"{"buildError":{"message":"no"}}"#, "1");
+        let (value, has_failed) = answer_of(&failed);
+        assert_eq!(value.get("error"), Some(&"no".into()));
+        assert!(has_failed && status(&failed) == 1);
+        let fine = answer(r#"{"warnings":null}"#, "");
+        assert_eq!((answer_of(&fine).1, status(&fine)), (false, 0));
+        assert_eq!(answer_of(&answer("", "")), (Value::Null, false));
+    }
 }

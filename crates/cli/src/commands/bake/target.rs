@@ -19,6 +19,19 @@ pub(super) fn check(target: &Target) -> Outcome<()> {
         (_, Some("-")) => return Err(refused("dockerfile")),
         _ => {}
     }
+    if let Some(size) = target.shm_size.as_deref().filter(|size| !size.is_empty())
+        && whelk_text::size::parse_binary(size).is_err()
+    {
+        return Err(Failure::new(format!(
+            "invalid value {size} for membytes key shm-size"
+        )));
+    }
+    let mut annotations = target.annotations.iter().flatten();
+    if let Some(annotation) = annotations.find(|annotation| !annotation.contains('=')) {
+        return Err(Failure::new(format!(
+            "invalid annotation {annotation:?}, expected key=value"
+        )));
+    }
     // It would be read as another name and another path.
     match target.contexts.keys().find(|name| name.contains('=')) {
         Some(name) => Err(Failure::new(format!(

@@ -44,6 +44,7 @@ use self::failure::{failure, not_built};
 use self::outputs::Output;
 use self::solve::solve;
 use crate::client::Client;
+use crate::commands::builder::history::provenance;
 use crate::commands::image;
 use crate::commands::messages::Target;
 use crate::output::{print_line, warn_line};
@@ -114,7 +115,10 @@ async fn finish(
         write(&args.iidfile, id).map_err(not_built)?;
     }
     if !args.metadata_file.is_empty() {
-        let text = report::metadata_text(client.context(), name, response)?;
+        let mut values = report::metadata(client.context(), name, response);
+        values.extend(provenance::entries(client, name).await.map_err(not_built)?);
+        let text = serde_json::to_string_pretty(&values)
+            .map_err(|error| Failure::new(format!("encode the metadata: {error}")))?;
         write(&args.metadata_file, &text).map_err(not_built)?;
     }
     for output in outputs.iter().filter(|output| output.is_pushed) {

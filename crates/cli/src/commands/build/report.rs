@@ -95,16 +95,6 @@ pub(crate) fn metadata(
     values
 }
 
-/// Returns the content of `--metadata-file`.
-pub(super) fn metadata_text(
-    builder: &str,
-    name: &str,
-    response: &SolveResponse,
-) -> Outcome<String> {
-    let text = serde_json::to_string_pretty(&metadata(builder, name, response));
-    text.map_err(|error| Failure::new(format!("encode the metadata: {error}")))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

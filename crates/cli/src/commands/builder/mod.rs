@@ -2,7 +2,7 @@
 
 mod cache;
 mod du;
-mod history;
+pub(crate) mod history;
 mod imagetools;
 mod inspect;
 mod ls;

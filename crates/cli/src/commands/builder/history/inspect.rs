@@ -1,6 +1,6 @@
 //! `buildx history inspect`.
 
-mod attachment;
+pub(super) mod attachment;
 mod failure;
 
 use std::path::Path;

@@ -4,6 +4,7 @@ mod export;
 mod inspect;
 mod logs;
 mod ls;
+pub(crate) mod provenance;
 mod rm;
 
 use clap::{Args, Subcommand};

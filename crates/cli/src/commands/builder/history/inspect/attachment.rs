@@ -10,7 +10,7 @@ use crate::output::write_out;
 use crate::{Failure, Outcome};
 
 /// How the types of provenance predicates begin.
-const PROVENANCE: &str = "https://slsa.dev/provenance/";
+pub(crate) const PROVENANCE: &str = "https://slsa.dev/provenance/";
 
 /// What is asked for.
 #[derive(Debug, Default)]
