@@ -79,17 +79,42 @@ impl Drop for Teller<'_> {
 
 impl Teller<'_> {
     async fn event(&mut self, event: Event) -> Result<()> {
-        let at = Timestamp::from_nanos(event.at);
-        let digest = event.vertex.to_string();
-        if let EventKind::Warning(warning) = event.kind {
-            return self.warning(&warning).await;
-        }
-        if let EventKind::FrontendWarning(warning) = event.kind {
-            return self.frontend_warning(digest, &warning).await;
-        }
-        let known = self.known.entry(event.vertex).or_default();
+        let (vertex, at) = (event.vertex, Timestamp::from_nanos(event.at));
+        let part = match event.kind {
+            EventKind::Warning(warning) => return self.warning(&warning).await,
+            EventKind::FrontendWarning(warning) => {
+                return self.frontend_warning(vertex.to_string(), &warning).await;
+            }
+            EventKind::Pull(update) => match pull(update) {
+                Some(part) => part,
+                None => return Ok(()),
+            },
+            EventKind::Transfer {
+                name,
+                bytes,
+                is_done,
+            } => Part {
+                id: name,
+                current: bytes,
+                is_done,
+                ..Part::default()
+            },
+            EventKind::Part { name, is_done } => Part {
+                id: name,
+                is_done,
+                ..Part::default()
+            },
+            kind => return self.state(vertex, at, kind).await,
+        };
+        self.part(vertex, at, part).await
+    }
+
+    /// Tells of the state of a step.
+    async fn state(&mut self, step: Digest, at: Timestamp, kind: EventKind) -> Result<()> {
+        let digest = step.to_string();
+        let known = self.known.entry(step).or_default();
         let vertex = &mut known.vertex;
-        match event.kind {
+        match kind {
             EventKind::Announced { name, inputs } => {
                 *vertex = Vertex {
                     digest,
@@ -143,34 +168,11 @@ impl Teller<'_> {
                 vertex.completed = Some(at);
                 vertex.error = "context canceled".into();
             }
-            EventKind::Pull(update) => {
-                let Some(part) = pull(update) else {
-                    return Ok(());
-                };
-                return self.part(event.vertex, at, part).await;
-            }
-            EventKind::Transfer {
-                name,
-                bytes,
-                is_done,
-            } => {
-                let part = Part {
-                    id: name,
-                    current: bytes,
-                    is_done,
-                    ..Part::default()
-                };
-                return self.part(event.vertex, at, part).await;
-            }
-            EventKind::Part { name, is_done } => {
-                let part = Part {
-                    id: name,
-                    is_done,
-                    ..Part::default()
-                };
-                return self.part(event.vertex, at, part).await;
-            }
-            EventKind::Warning(_) | EventKind::FrontendWarning(_) => return Ok(()),
+            EventKind::Pull(_)
+            | EventKind::Transfer { .. }
+            | EventKind::Part { .. }
+            | EventKind::Warning(_)
+            | EventKind::FrontendWarning(_) => return Ok(()),
         }
         let vertexes = vec![vertex.clone()];
         self.send(StatusResponse {

@@ -12,6 +12,7 @@ mod flights;
 pub(crate) mod plan;
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
@@ -394,38 +395,14 @@ impl Builder {
             .zip(&inputs)
             .any(|(used, input)| input.is_fresh && matches!(used, Use::Whole));
         let is_fresh = node.metadata.ignore_cache || stands_on_new;
-        let is_doubtful = job.doubtful[index];
-        let before = match is_doubtful && !is_fresh {
-            true => self.look_up_anywhere(job, index, keys.key).await?,
-            // The plan has looked it up already.
-            false => None,
-        };
-        if !inputs.iter().any(|input| input.is_other)
-            && let Some(found) = &before
-        {
-            job.report(index, State::Cached);
-            return Ok(StepResult::found(found.clone()));
-        }
-        let is_foreign = inputs.iter().any(|input| input.is_foreign);
-        let canonical = self.canonical(job, index, &inputs).await?;
-        let same = match is_fresh || canonical == keys.key {
-            true => None,
-            // What is taken of an imported cache is recorded, and this key is made of what an imported cache says.
-            false if is_foreign => self.look_up(job, canonical).await?,
-            false => self.look_up_anywhere(job, index, canonical).await?,
-        };
-        if let Some(found) = same {
-            if keys.is_lasting && !is_foreign {
-                let (builder, key) = (self.clone(), keys.key);
-                blocking(move || builder.cache.alias(&key, &canonical)).await?;
+        let canonical = match self.search(job, index, &inputs, is_fresh).await? {
+            ControlFlow::Continue(canonical) => canonical,
+            ControlFlow::Break(found) => {
+                job.report(index, State::Cached);
+                return Ok(found);
             }
-            job.report(index, State::Cached);
-            let is_same = before.is_some_and(|before| before.outputs == found.outputs);
-            return Ok(StepResult {
-                is_other: is_doubtful && !is_same,
-                ..StepResult::found(found)
-            });
-        }
+        };
+        let is_foreign = inputs.iter().any(|input| input.is_foreign);
         let lasting = [
             (keys.key, keys.is_lasting),
             (
@@ -464,9 +441,52 @@ impl Builder {
             outputs,
             canonical,
             is_fresh,
-            is_other: is_doubtful,
+            is_other: job.doubtful[index],
             is_foreign,
         })
+    }
+
+    /// Looks an operation, whose inputs are there, up in the cache and in imported ones. If it has no result there, returns
+    /// the key by the contents of the inputs.
+    async fn search(
+        self: &Arc<Self>,
+        job: &Arc<Job>,
+        index: usize,
+        inputs: &[Input],
+        is_fresh: bool,
+    ) -> Result<ControlFlow<StepResult, Digest>> {
+        let keys = &job.keys[index];
+        let is_doubtful = job.doubtful[index];
+        let before = match is_doubtful && !is_fresh {
+            true => self.look_up_anywhere(job, index, keys.key).await?,
+            // The plan has looked it up already.
+            false => None,
+        };
+        if !inputs.iter().any(|input| input.is_other)
+            && let Some(found) = &before
+        {
+            return Ok(ControlFlow::Break(StepResult::found(found.clone())));
+        }
+        let is_foreign = inputs.iter().any(|input| input.is_foreign);
+        let canonical = self.canonical(job, index, inputs).await?;
+        let same = match is_fresh || canonical == keys.key {
+            true => None,
+            // What is taken of an imported cache is recorded, and this key is made of what an imported cache says.
+            false if is_foreign => self.look_up(job, canonical).await?,
+            false => self.look_up_anywhere(job, index, canonical).await?,
+        };
+        let Some(found) = same else {
+            return Ok(ControlFlow::Continue(canonical));
+        };
+        if keys.is_lasting && !is_foreign {
+            let (builder, key) = (self.clone(), keys.key);
+            blocking(move || builder.cache.alias(&key, &canonical)).await?;
+        }
+        let is_same = before.is_some_and(|before| before.outputs == found.outputs);
+        Ok(ControlFlow::Break(StepResult {
+            is_other: is_doubtful && !is_same,
+            ..StepResult::found(found)
+        }))
     }
 
     /// Returns the result that a key has in the cache, or in an imported one.
