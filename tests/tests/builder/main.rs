@@ -1,5 +1,5 @@
-//! The builder around its steps: the budget of its cache, the confinement of processes, secrets, parameters of classic builds,
-//! and what clients are told.
+//! The builder around its steps: the budget of its cache, the confinement of processes, secrets, parameters and settings of
+//! builds, and what clients are told.
 #![allow(
     clippy::disallowed_methods,
     clippy::unwrap_used,
@@ -11,4 +11,5 @@ mod collection;
 mod confinement;
 mod parameters;
 mod secrets;
+mod settings;
 mod told;

@@ -256,6 +256,33 @@ mod tests {
     }
 
     #[test]
+    fn one_platform_may_be_several() {
+        for (platforms, value, expected) in [
+            ("", "", Ok(false)),
+            ("linux/arm64", "", Ok(false)),
+            ("linux/arm64", "1", Ok(true)),
+            ("linux/arm64,linux/amd64", "", Ok(true)),
+            ("linux/arm64,linux/amd64", "true", Ok(true)),
+            (
+                "linux/arm64,linux/amd64",
+                "false",
+                Err("conflicting config: returning multiple target platforms is not allowed"),
+            ),
+        ] {
+            for name in ["multi-platform", "build-arg:BUILDKIT_MULTI_PLATFORM"] {
+                let found = read(&[("platform", platforms), (name, value)]);
+                let found = found.map(|(options, _)| options.multi_platform);
+                let found = found.map_err(|error| error.to_string());
+                assert_eq!(
+                    found,
+                    expected.map_err(str::to_owned),
+                    "{platforms} {value}"
+                );
+            }
+        }
+    }
+
+    #[test]
     fn rejects_invalid_values() {
         for (name, value, expected) in [
             (

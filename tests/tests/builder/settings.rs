@@ -1,0 +1,129 @@
+//! Settings of builds with BuildKit's protocol: what steps see of them.
+
+use std::fs;
+
+use serde_json::json;
+use whelk_tests::builds::{docker, shows, whelk};
+use whelk_tests::{Engine, Program};
+
+#[test]
+fn caches_of_steps_have_namespaces() {
+    let engine = Engine::start();
+    let text = "FROM busybox\nARG N\nRUN --network=none --mount=type=cache,target=/c echo found-$(cat /c/n 2>/dev/null); echo $N > /c/n\n";
+    let context = engine.dockerfile("namespaces", text);
+    let build = |namespace: &str, number: &str| {
+        let namespace = format!("BUILDKIT_CACHE_MOUNT_NS={namespace}");
+        let number = format!("N={number}");
+        let args = ["--build-arg", &namespace, "--build-arg", &number];
+        docker(&engine).built(&context, &args)
+    };
+    for (namespace, number, found) in [("one", "1", ""), ("two", "2", ""), ("one", "3", "1")] {
+        let shown = build(namespace, number);
+        shows(&shown, &[&format!(" found-{found}\n")]);
+    }
+}
+
+#[test]
+fn steps_have_the_network_of_the_host_if_they_may() {
+    let engine = Engine::start();
+    let own = fs::read_link("/proc/self/ns/net").unwrap();
+    let expected = format!(" {}\n", own.display());
+    for (flag, args) in [
+        ("--network=host", ["--allow", "network.host"]),
+        ("", ["--network", "host"]),
+    ] {
+        let text = format!("FROM busybox\nRUN {flag} readlink /proc/self/ns/net\n");
+        let context = engine.dockerfile("host", &text);
+        for client in [docker(&engine), whelk(&engine)] {
+            let args = [&args[..], &["--no-cache"]].concat();
+            shows(&client.built(&context, &args), &[&expected]);
+        }
+    }
+}
+
+#[test]
+fn limits_of_whelk_build_hold_for_steps() {
+    let engine = Engine::start();
+    // Files of cgroups of both versions.
+    let files = "cpu.max cpu/cpu.cfs_quota_us cpu/cpu.cfs_period_us memory.max memory/memory.limit_in_bytes";
+    let text = format!(
+        "FROM busybox\nRUN --network=none cd /sys/fs/cgroup; echo $(cat {files} 2>/dev/null) $(nproc)\n"
+    );
+    let context = engine.dockerfile("limits", &text);
+    let flags =
+        "--cpu-quota 50000 --cpu-period 100000 --cpuset-cpus 0 --memory 64m --memory-swap 64m";
+    let flags: Vec<&str> = flags.split(' ').collect();
+    let shown = whelk(&engine).built(&context, &flags);
+    shows(&shown, &[" 50000 100000 67108864 1\n"]);
+}
+
+#[test]
+fn registries_are_asked_only_if_that_is_wanted() {
+    let engine = Engine::start();
+    engine.docker(&["tag", "busybox", "localhost:1/own:1"]).ok();
+    let context = engine.dockerfile("pull", "FROM localhost:1/own:1\nLABEL a=b\n");
+    for client in [docker(&engine), whelk(&engine)] {
+        client.built(&context, &[]);
+        client.build_fails(&context, &["--pull"], &["localhost:1"]);
+    }
+}
+
+/// As users have it: without `DOCKER_BUILDKIT`.
+#[test]
+fn dockers_client_chooses_buildkit() {
+    let engine = Engine::start();
+    let env = [("DOCKER_BUILDKIT", ""), ("BUILDKIT_PROGRESS", "plain")];
+    let cli = engine.cli(Program::Docker).with_env(&env);
+    let context = engine.dockerfile("chosen", "FROM busybox\nLABEL a=b\n");
+    let expected = ["[internal] load build definition from Dockerfile"];
+    shows(&cli.built(&context, &["-t", "chosen"]), &expected);
+    assert_eq!(engine.image("chosen")["Config"]["Labels"]["a"], "b");
+}
+
+#[test]
+fn names_need_not_be_ascii() {
+    let engine = Engine::start();
+    let text = "FROM busybox\nARG WORD\nCOPY --from=other café.txt /ñ/\nCOPY data/é.txt data/ñ* /copied/\n\
+        RUN --network=none --mount=source=data,target=/môunt cat /môunt/é.txt /ñ/café.txt > /made; cd /copied; echo $WORD * >> /made\n";
+    let files = [
+        ("Dockerfile", text),
+        (".dockerignore", "**/ñ-*\n"),
+        ("data/é.txt", "1\n"),
+        ("data/ñ1", "2\n"),
+        ("data/ñ-ignored", "3\n"),
+        ("../other ö/café.txt", "4\n"),
+    ];
+    let context = engine.scratch_with("context ü", &files);
+    let other = format!("other={}", context.join("../other ö").display());
+    let args = ["--build-context", &other, "--build-arg", "WORD=naïve"];
+    for (client, name) in [(docker(&engine), "docker"), (whelk(&engine), "whelk")] {
+        client.built(&context, &[&args[..], &["-t", name, "--no-cache"]].concat());
+        let look = ["run", "--rm", "--network", "none", name, "cat", "/made"];
+        assert_eq!(engine.docker(&look).ok(), "1\n4\nnaïve é.txt ñ1");
+    }
+}
+
+#[test]
+fn targets_of_bake_files_inherit_the_configuration_of_others() {
+    let engine = Engine::start();
+    let base = "FROM busybox\nENV A=of-base\nWORKDIR /w\nLABEL of=base\nUSER 7\nCMD [\"cat\", \"/tmp/made\"]\n";
+    let top = "FROM base\nRUN --network=none echo $A $(pwd) $(id -u) > /tmp/made\n";
+    for (client, name) in [(docker(&engine), "docker"), (whelk(&engine), "whelk")] {
+        let context = engine.scratch(name);
+        let place = context.to_str().unwrap();
+        let bake = json!({"target": {
+            "base": {"context": place, "dockerfile-inline": base},
+            "top": {"context": place, "dockerfile-inline": top, "contexts": {"base": "target:base"}, "tags": [name]},
+        }});
+        let file = context.join("bake.json");
+        fs::write(&file, bake.to_string()).unwrap();
+        let file = file.to_str().unwrap();
+        let args = ["buildx", "bake", "--allow", "fs=/", "-f", file, "top"];
+        client.run(&args).exits(0);
+        let run = ["run", "--rm", "--network", "none", name];
+        assert_eq!(engine.docker(&run).ok(), "of-base /w 7");
+        let image = engine.image(name);
+        assert_eq!(image["Config"]["Labels"], json!({"of": "base"}));
+        assert_eq!(image["Config"]["User"], "7");
+    }
+}
