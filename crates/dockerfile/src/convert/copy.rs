@@ -14,7 +14,7 @@ use super::dispatch::owner;
 use super::git::{self, Git};
 use super::target::Target;
 use super::{COMMAND, Converter, metadata, names, ranges};
-use crate::error::{Error, Result};
+use crate::error::{Error, Lines, Result};
 use crate::expand::Lexer;
 use crate::heredoc::Heredoc;
 use crate::instruction::{Add, Copy, Files};
@@ -245,7 +245,7 @@ impl Converter<'_> {
             }
             combine(&mut git, kinds)?;
             let (source, caps) = git.source();
-            let output = self.source_vertex(source, name, &caps, "")?;
+            let output = self.source_vertex(source, name, &caps, ("", step.lines))?;
             let copy = FileActionCopy {
                 src: "/".into(),
                 ..shape.clone()
@@ -267,7 +267,7 @@ impl Converter<'_> {
                 caps.push("source.http.checksum");
             }
             let op = http_source(source, &file, checksum);
-            let output = self.source_vertex(op, name, &caps, &step.code)?;
+            let output = self.source_vertex(op, name, &caps, (&step.code, step.lines))?;
             let copy = FileActionCopy {
                 src: path::absolute("/", &file, false),
                 attempt_unpack_docker_compatibility: kinds.unpack.unwrap_or_default(),
@@ -307,7 +307,7 @@ impl Converter<'_> {
         source: SourceOp,
         name: &str,
         caps: &[&str],
-        code: &str,
+        (code, lines): (&str, Lines),
     ) -> Result<Output> {
         let mut metadata = metadata(name, caps);
         if !code.is_empty() {
@@ -315,6 +315,7 @@ impl Converter<'_> {
         }
         self.add(Vertex {
             metadata,
+            lines: ranges(lines),
             ..Vertex::new(Kind::Source(source), Vec::new())
         })
     }

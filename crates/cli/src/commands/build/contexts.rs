@@ -183,7 +183,11 @@ impl Contexts {
                 let content = read_dockerfile(std::io::stdin())?;
                 self.dockerfile_text(content, is_fetched);
             }
-            ("", Some(root)) => self.directory(DOCKERFILE, root)?,
+            ("", Some(root)) => {
+                // As Docker's client, so that the history has it.
+                self.attribute("filename", "Dockerfile");
+                self.directory(DOCKERFILE, root)?;
+            }
             // The engine finds it in what it fetches.
             ("", None) => {}
             (file, None) if args.is_input || !file.starts_with('/') => {
