@@ -64,8 +64,10 @@ impl Script {
             nodes.dedup();
             nodes
         };
-        let original = |lines: Lines| {
-            let found = dockerfile.lines.iter().find(|line| line.lines == lines);
+        // They are in the order of the file.
+        let mut rest = dockerfile.lines.iter();
+        let mut original = |lines: Lines| {
+            let found = rest.find(|line| line.lines == lines);
             found.map_or_else(String::new, |line| line.original.trim().to_owned())
         };
         let globals = stages.args.iter().map(|global| Line {
@@ -313,26 +315,21 @@ fn coloured(stream: u8, text: String) -> String {
 
 /// Takes the whole characters from bytes. What is not UTF-8 is replaced.
 fn take_text(bytes: &mut Vec<u8>) -> String {
-    let mut text = String::new();
-    loop {
-        match std::str::from_utf8(bytes) {
-            Ok(valid) => {
-                text.push_str(valid);
-                bytes.clear();
-                return text;
-            }
-            Err(error) => {
-                let (valid, broken) = (error.valid_up_to(), error.error_len());
-                text.push_str(&String::from_utf8_lossy(&bytes[..valid]));
-                let Some(length) = broken else {
-                    bytes.drain(..valid);
-                    return text;
-                };
-                text.push(char::REPLACEMENT_CHARACTER);
-                bytes.drain(..valid + length);
-            }
+    let (mut text, mut taken) = (String::new(), 0);
+    for chunk in bytes.utf8_chunks() {
+        text.push_str(chunk.valid());
+        taken += chunk.valid().len();
+        let invalid = chunk.invalid();
+        let is_last = taken + invalid.len() == bytes.len();
+        let is_cut = std::str::from_utf8(invalid).is_err_and(|error| error.error_len().is_none());
+        if invalid.is_empty() || is_last && is_cut {
+            break;
         }
+        text.push(char::REPLACEMENT_CHARACTER);
+        taken += invalid.len();
     }
+    bytes.drain(..taken);
+    text
 }
 
 /// Returns what is shown as the id of an instruction's result: a base image's id, or digits of a key.
@@ -375,5 +372,6 @@ mod tests {
         check(&[b"\xc3", b"\xa4b"], &["", "äb"]);
         check(&[b"\xffa\xe2\x82", b"\xac"], &["\u{fffd}a", "€"]);
         check(&[b"\xe2\x82", b"x"], &["", "\u{fffd}x"]);
+        check(&[b"a\xe2\x82b\xff"], &["a\u{fffd}b\u{fffd}"]);
     }
 }
