@@ -163,7 +163,7 @@ services:
   local:
     build:
       context: ./local
-      args: [ X=0, Y=1 ]
+      args: { X: 0, Y: 1.0, F: 1e3, G: 0.00001, H: 12345678.9, O: 1_000, P: 0o17 }
       tags: [ y ]
       extra_hosts: [ "h:1", "i:[::1]" ]
       x-bake: { platforms: [ linux/amd64 ], contexts: { q: "service:app" } }
@@ -529,6 +529,30 @@ const ERRORS: &[Wrong] = &[
         "x",
         &["--print"],
         "ERROR: couldn't find a bake definition",
+    ),
+    (
+        "compose.yaml",
+        "services:\n  a: {build: {context: ., no_cache_filter: [x]}}\n",
+        &["--print"],
+        "ERROR: services.a.build additional properties 'no_cache_filter' not allowed",
+    ),
+    (
+        "compose.yaml",
+        "services:\n  a: {build: {context: ., tags: x}}\n",
+        &["--print"],
+        "ERROR: services.a.build.tags must be a array",
+    ),
+    (
+        "compose.yaml",
+        "services:\n  a: {build: {context: ., args: {A: [1]}}}\n",
+        &["--print"],
+        "ERROR: services.a.build.args.A must be a boolean, null, number or string",
+    ),
+    (
+        "compose.yaml",
+        "services:\n  a: {build: {context: ., secrets: [s]}}\nsecrets: {s: {external: true}}\n",
+        &["--print"],
+        "ERROR: failed to parse compose file: unsupported external secret",
     ),
     (
         "compose.yaml",

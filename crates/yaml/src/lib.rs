@@ -374,7 +374,10 @@ fn plain(text: &str) -> Value {
         "false" | "False" | "FALSE" => return false.into(),
         _ => {}
     }
-    if let Some(number) = integer(text) {
+    // Digits may be grouped, as in YAML 1.1.
+    let is_grouped = text.contains('_') && text.starts_with(|first: char| first.is_ascii_digit());
+    let digits = is_grouped.then(|| text.replace('_', ""));
+    if let Some(number) = integer(digits.as_deref().unwrap_or(text)) {
         return number.into();
     }
     let is_number = text
@@ -425,10 +428,10 @@ mod tests {
 
     #[test]
     fn reads_what_yaml_writes_as_json() {
-        let text = "# comment\na: [1, -2, 0o17, 017, 0x1f, 1.5, '1', \"x\\n\", ~]\nb: {c: true, d: null}\nc: &x\n- y: z\nd: *x\n\
+        let text = "# comment\na: [1, -2, 0o17, 017, 0x1f, 1.5, '1', \"x\\n\", ~]\nb: {c: true, d: null, g: 1_000, h: a_1}\nc: &x\n- y: z\nd: *x\n\
                     e: |\n  two\n  lines\nf: !!str 1\n1: 0.5.0\n...\n---\nsecond: document\n";
         let expected = json!({
-            "a": [1, -2, 15, 15, 31, 1.5, "1", "x\n", null], "b": {"c": true},
+            "a": [1, -2, 15, 15, 31, 1.5, "1", "x\n", null], "b": {"c": true, "g": 1000, "h": "a_1"},
             "c": [{"y": "z"}], "d": [{"y": "z"}], "e": "two\nlines\n", "f": "1", "1": "0.5.0",
         });
         assert_eq!(parse(text).unwrap(), expected);

@@ -44,7 +44,7 @@ impl Build<'_> {
         let Some(value) = self.get(key) else {
             return Ok(None);
         };
-        let wrong = || self.wrong(key, "list");
+        let wrong = || self.wrong(key, "array");
         let items = value.as_array().ok_or_else(wrong)?.iter();
         let items = items.map(|item| scalar(item).ok_or_else(wrong));
         items.collect::<Result<_>>().map(Some)
@@ -54,11 +54,15 @@ impl Build<'_> {
         let Some(value) = self.get(key) else {
             return Ok(Texts::new());
         };
-        let wrong = || self.wrong(key, "mapping");
-        let members = value.as_object().ok_or_else(wrong)?.iter();
-        let member = |(key, value): (&String, &Value)| match value {
-            Value::Null => Ok((key.clone(), None)),
-            value => Ok((key.clone(), Some(scalar(value).ok_or_else(wrong)?))),
+        let members = value.as_object();
+        let members = members.ok_or_else(|| self.wrong(key, "mapping"))?.iter();
+        let member = |(name, value): (&String, &Value)| match (scalar(value), value) {
+            (None, Value::Null) => Ok((name.clone(), None)),
+            (None, _) => {
+                let required = "boolean, null, number or string";
+                Err(self.wrong(&format!("{key}.{name}"), required))
+            }
+            (text, _) => Ok((name.clone(), text)),
         };
         members.map(member).collect()
     }
@@ -220,7 +224,9 @@ fn build_secrets(build: &Build<'_>, all: &Object) -> Result<Option<Vec<Secret>>>
             found.unwrap_or_default()
         };
         if is_external(all.get(&id)) {
-            return Err(Error::new(format!("unsupported external secret {id}")));
+            return Err(Error::new(format!(
+                "failed to parse compose file: unsupported external secret {id}"
+            )));
         }
         Ok(Secret {
             file: text("file"),

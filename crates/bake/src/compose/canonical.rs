@@ -12,7 +12,7 @@ const PARTS: [&str; 3] = ["include", "secrets", "services"];
 const SERVICE_PARTS: [&str; 5] = ["build", "env_file", "environment", "extends", "image"];
 
 /// The attributes of `build` in Compose's schema.
-const KNOWN: [&str; 27] = [
+const KNOWN: [&str; 25] = [
     "additional_contexts",
     "args",
     "cache_from",
@@ -26,7 +26,6 @@ const KNOWN: [&str; 27] = [
     "labels",
     "network",
     "no_cache",
-    "no_cache_filter",
     "platforms",
     "privileged",
     "provenance",
@@ -39,7 +38,6 @@ const KNOWN: [&str; 27] = [
     "target",
     "ulimits",
     "x-bake",
-    "develop",
 ];
 
 /// Brings a document into its long forms, without what is of no interest for targets.
@@ -243,8 +241,25 @@ fn env_files(value: &Value) -> Option<Value> {
 pub(super) fn scalar(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),
-        Value::Number(_) | Value::Bool(_) => Some(value.to_string()),
+        Value::Bool(value) => Some(value.to_string()),
+        Value::Number(number) => Some(match number.as_f64() {
+            Some(double) if number.is_f64() => double_text(double),
+            _ => number.to_string(),
+        }),
         _ => None,
+    }
+}
+
+/// Returns the text of a number as Go writes it: with an exponent, if it is below -4 or above 5.
+fn double_text(number: f64) -> String {
+    let text = format!("{number:e}");
+    let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
+    match exponent.parse::<i32>() {
+        Ok(-4..=5) | Err(_) => number.to_string(),
+        Ok(exponent) => {
+            let sign = if exponent < 0 { '-' } else { '+' };
+            format!("{digits}e{sign}{:02}", exponent.unsigned_abs())
+        }
     }
 }
 
@@ -284,6 +299,21 @@ mod tests {
             "c": null,
         }});
         assert_eq!(given, expected);
+    }
+
+    #[test]
+    fn numbers_are_written_as_go_writes_them() {
+        for (number, expected) in [
+            (json!(1000.0), "1000"),
+            (json!(0.5), "0.5"),
+            (json!(-0.0), "-0"),
+            (json!(0.00001), "1e-05"),
+            (json!(12_345_678.9), "1.23456789e+07"),
+            (json!(1e21), "1e+21"),
+            (json!(12_345_678), "12345678"),
+        ] {
+            assert_eq!(scalar(&number).as_deref(), Some(expected));
+        }
     }
 
     #[test]
