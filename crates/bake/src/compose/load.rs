@@ -319,7 +319,12 @@ impl<'a> Loader<'a> {
         let mut chain = project.chain.to_vec();
         chain.push(under("", file));
         let first = paths.first().cloned().unwrap_or_default();
-        if chain.contains(&first) || chain.len() > MAX_CHAIN {
+        if chain.len() > MAX_CHAIN {
+            return Err(Error::new(format!(
+                "{file} is included through more than {MAX_CHAIN} others"
+            )));
+        }
+        if chain.contains(&first) {
             let rest = chain.get(1..).unwrap_or_default().iter().chain([&first]);
             let rest: Vec<String> = rest.map(|path| format!("\n include {path}")).collect();
             return Err(Error::new(format!(
@@ -420,8 +425,14 @@ fn reference(name: &str, extends: &Value) -> Result<(String, Option<String>)> {
 /// Adds a file and a service to those that extend each other.
 fn linked(chain: &[(String, String)], link: (String, String)) -> Result<Vec<(String, String)>> {
     let is_circle = chain.contains(&link);
+    if !is_circle && chain.len() == MAX_CHAIN {
+        return Err(Error::new(format!(
+            "service {} is extended through more than {MAX_CHAIN} others",
+            link.1
+        )));
+    }
     let chain = [chain, &[link]].concat();
-    if !is_circle && chain.len() <= MAX_CHAIN {
+    if !is_circle {
         return Ok(chain);
     }
     let lines = chain.iter().enumerate().map(|(number, (file, service))| {
@@ -505,5 +516,147 @@ impl Included {
             directory: directory.filter(|directory| !directory.is_empty()),
             env_files: texts("env_file")?,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Loads the first of these files, which may name the others.
+    fn load(files: &[(&str, &str)]) -> Result<Object> {
+        let read = |path: &str| {
+            let found = files.iter().find(|(name, _)| *name == path);
+            Ok(found.map(|(_, content)| (*content).to_owned()))
+        };
+        let (name, content) = files[0];
+        let file = File {
+            name: name.into(),
+            content: content.into(),
+        };
+        let mut variables = [("SHELL".to_owned(), "shell".to_owned())].into();
+        Loader::new(&read, "/home/u").load(&[&file], &mut variables)
+    }
+
+    #[track_caller]
+    fn refused(files: &[(&str, &str)], expected: &str) {
+        let failed = load(files).unwrap_err().text;
+        assert!(failed.contains(expected), "{failed}");
+    }
+
+    #[test]
+    fn services_extend_others() {
+        let model = load(&[
+            (
+                "a.yaml",
+                "services:\n  a: {extends: {service: b, file: dir/b.yaml}, build: {args: !override {X: 1}}}\n",
+            ),
+            (
+                "dir/b.yaml",
+                "services:\n  b: {extends: {service: c, file: ../c.yaml}, build: {context: ./x, args: {Y: 2}}}\n",
+            ),
+            (
+                "c.yaml",
+                "services:\n  c: {build: {tags: ['${SHELL}'], labels: {l: m}}}\n",
+            ),
+        ]);
+        let expected = serde_json::json!({"services": {"a": {"build": {
+            "tags": ["shell"], "labels": {"l": "m"}, "context": "dir/x", "args": {"X": 1},
+        }}}});
+        assert_eq!(Value::Object(model.unwrap()), expected);
+    }
+
+    #[test]
+    fn projects_include_others() {
+        let model = load(&[
+            (
+                "a.yaml",
+                "include: [one/b.yaml, {path: [one/b.yaml], project_directory: other, env_file: own.env}]\n",
+            ),
+            (
+                "one/b.yaml",
+                "include: [two/c.yaml]\nservices: {'b${N}': {image: '${V}-${SHELL}', build: .}}\n",
+            ),
+            ("one/.env", "V=one\nSHELL=not\n"),
+            ("own.env", "V=own\n"),
+            (
+                "one/two/c.yaml",
+                "secrets: {s: {file: ./key}}\nservices: {c: {build: ./d}}\n",
+            ),
+            ("other/two/c.yaml", "services: {}\n"),
+        ]);
+        // Keys have no variables, so both are the same service.
+        let failed = model.unwrap_err().text;
+        assert_eq!(failed, "services.b${N} conflicts with imported resource");
+        let model = load(&[
+            ("a.yaml", "include: [one/b.yaml]\n"),
+            (
+                "one/b.yaml",
+                "include: [two/c.yaml]\nservices: {b: {image: '${V}-${SHELL}', build: .}}\n",
+            ),
+            ("one/.env", "V=one\nSHELL=not\n"),
+            (
+                "one/two/c.yaml",
+                "secrets: {s: {file: ./key}}\nservices: {c: {build: ./d}}\n",
+            ),
+        ]);
+        let expected = serde_json::json!({
+            "services": {
+                "b": {"image": "one-shell", "build": {"context": "one"}},
+                "c": {"build": {"context": "one/two/d"}},
+            },
+            "secrets": {"s": {"file": "one/two/key"}},
+        });
+        assert_eq!(Value::Object(model.unwrap()), expected);
+    }
+
+    #[test]
+    fn circles_and_sizes_are_bounded() {
+        refused(
+            &[(
+                "a.yaml",
+                "services:\n  a: {extends: b}\n  b: {extends: a}\n",
+            )],
+            "Circular reference:\n  a in a.yaml\n  extends b in a.yaml\n  extends a in a.yaml",
+        );
+        refused(
+            &[
+                ("a.yaml", "include: [b.yaml]\n"),
+                ("b.yaml", "include: [./a.yaml]\n"),
+            ],
+            "include cycle detected:\na.yaml\n include b.yaml\n include a.yaml",
+        );
+        refused(
+            &[("a.yaml", "include: [none.yaml]\n")],
+            "open none.yaml: no such file or directory",
+        );
+        refused(
+            &[("a.yaml", "services: {a: {extends: {service: x}}}\n")],
+            "cannot extend service \"a\" in a.yaml: service \"x\" not found",
+        );
+        let many = format!("include: [{}]\n", "b.yaml, ".repeat(MAX_FILES));
+        refused(
+            &[("a.yaml", &*many), ("b.yaml", "services: {}\n")],
+            "more than 1000 files are included and extended",
+        );
+        let chain: String = (0..100)
+            .map(|number| format!("  s{number}: {{extends: s{}}}\n", number + 1))
+            .collect();
+        refused(
+            &[(
+                "a.yaml",
+                &*format!("services:\n{chain}  s100: {{build: .}}\n"),
+            )],
+            "service s50 is extended through more than 50 others",
+        );
+        let tags = "x, ".repeat(20_000);
+        let wide: String = (0..200)
+            .map(|number| format!("  s{number}: {{extends: base}}\n"))
+            .collect();
+        let wide = format!("services:\n  base: {{build: {{tags: [{tags}]}}}}\n{wide}");
+        refused(
+            &[("a.yaml", &*wide)],
+            "services that others extend are too large",
+        );
     }
 }
