@@ -532,6 +532,7 @@ fn servers_that_are_none_of_git_are_told_so() {
             Answer::new(200, "000eversion 2\n0000")
         }
         path if path.starts_with("/liar") => Answer::new(200, "000dpackfile\n0008\x01abc0000"),
+        path if path.starts_with("/long") => Answer::new(200, "0004".repeat((16 << 20) + 1)),
         _ => Answer::new(404, ""),
     });
     let commit = "0123456789012345678901234567890123456789";
@@ -539,6 +540,7 @@ fn servers_that_are_none_of_git_are_told_so() {
         ("html", "the answer is not of git's protocol"),
         ("old", "it does not speak version 2"),
         ("liar", "the pack of a git repository"),
+        ("long", "the answer has more than 67108864 bytes"),
         ("none", "404"),
     ] {
         let url = web.url(&format!("/{path}.git#{commit}"));

@@ -22,6 +22,10 @@ pub(super) enum Packet {
 pub(super) struct Packets<'a> {
     source: Source<'a>,
     pace: Pace,
+    /// Number of bytes that were received.
+    received: u64,
+    /// The maximum of these.
+    most: u64,
 }
 
 enum Source<'a> {
@@ -51,21 +55,24 @@ impl Source<'_> {
 }
 
 impl<'a> Packets<'a> {
-    pub fn of_response(response: WebResponse) -> Self {
-        Self::of(Source::Web {
+    pub fn of_response(response: WebResponse, most: u64) -> Self {
+        let source = Source::Web {
             response: Box::new(response),
             buffer: BytesMut::new(),
-        })
+        };
+        Self::of(source, most)
     }
 
-    pub fn of_link(link: MutexGuard<'a, Link>) -> Self {
-        Self::of(Source::Ssh(link))
+    pub fn of_link(link: MutexGuard<'a, Link>, most: u64) -> Self {
+        Self::of(Source::Ssh(link), most)
     }
 
-    fn of(source: Source<'a>) -> Self {
+    fn of(source: Source<'a>, most: u64) -> Self {
         Self {
             source,
             pace: Pace::new(WINDOW),
+            received: 0,
+            most,
         }
     }
 
@@ -81,7 +88,13 @@ impl<'a> Packets<'a> {
             let piece = piece.map_err(|slow| slow.to_string())??;
             let buffer = self.source.buffer();
             match piece {
-                Some(piece) => buffer.extend_from_slice(&piece),
+                Some(piece) => {
+                    self.received += piece.len() as u64;
+                    if self.received > self.most {
+                        return Err(format!("the answer has more than {} bytes", self.most));
+                    }
+                    buffer.extend_from_slice(&piece);
+                }
                 None if buffer.is_empty() => return Ok(None),
                 None => {
                     return Err(

@@ -16,8 +16,8 @@ use crate::error::{Error, Result};
 use crate::progress::Work;
 use crate::sources::http::{header, redacted};
 
-/// Maximum number of bytes of a list of references, and of a pack.
-const MAX_LIST: usize = 64 << 20;
+/// Maximum number of bytes of an answer with a list of references or of capabilities, and of one with a pack.
+const MAX_LIST: u64 = 64 << 20;
 const MAX_PACK: u64 = 16 << 30;
 
 /// Progress is told each time after so many bytes.
@@ -105,7 +105,7 @@ impl Server {
             }
             base = moved.to_owned();
         }
-        let mut packets = Packets::of_response(response);
+        let mut packets = Packets::of_response(response, MAX_LIST);
         let mut advertised = Advertisement::default();
         while let Some(packet) = packets.next().await.map_err(|text| wrong(remote, &text))? {
             if let Packet::Data(line) = packet {
@@ -130,7 +130,7 @@ impl Server {
     async fn open_ssh(link: Link, remote: &Remote) -> Result<Self> {
         let link = Mutex::new(link);
         let mut advertised = Advertisement::default();
-        let mut packets = Packets::of_link(link.lock().await);
+        let mut packets = Packets::of_link(link.lock().await, MAX_LIST);
         while let Some(packet) = packets.next().await.map_err(|text| wrong(remote, &text))? {
             match packet {
                 Packet::Data(line) => advertised.add(remote, &line)?,
@@ -170,8 +170,8 @@ impl Server {
         wrong(&self.remote, problem)
     }
 
-    /// Sends a command of version 2, and returns the answer.
-    async fn command(&self, name: &str, arguments: &[String]) -> Result<Packets<'_>> {
+    /// Sends a command of version 2, and returns the answer, which has at most so many bytes.
+    async fn command(&self, name: &str, arguments: &[String], most: u64) -> Result<Packets<'_>> {
         let mut body = BytesMut::new();
         put(&mut body, &format!("command={name}\n"));
         put(&mut body, "agent=whelk\n");
@@ -195,17 +195,22 @@ impl Server {
                     .body(body.freeze());
                 let response = web.web(&request).await.map_err(failed)?;
                 check(&self.remote, authorization, &response)?;
-                Ok(Packets::of_response(response))
+                Ok(Packets::of_response(response, most))
             }
-            Transport::Ssh { link, .. } => self.send(link, body).await,
+            Transport::Ssh { link, .. } => self.send(link, body, most).await,
         }
     }
 
-    async fn send<'a>(&self, link: &'a Mutex<Link>, body: BytesMut) -> Result<Packets<'a>> {
+    async fn send<'a>(
+        &self,
+        link: &'a Mutex<Link>,
+        body: BytesMut,
+        most: u64,
+    ) -> Result<Packets<'a>> {
         let link = link.lock().await;
         let sent = link.send(body.freeze()).await;
         sent.map_err(|text| self.wrong(&text))?;
-        Ok(Packets::of_link(link))
+        Ok(Packets::of_link(link, most))
     }
 
     /// Finds the commit of a name: a full one, a branch or a tag, in this order; without a name, that of the default branch.
@@ -255,14 +260,9 @@ impl Server {
                 .into_iter()
                 .chain(prefixes)
                 .collect();
-            let mut packets = self.command("ls-refs", &arguments).await?;
-            let mut size = 0;
+            let mut packets = self.command("ls-refs", &arguments, MAX_LIST).await?;
             while let Some(packet) = packets.next().await.map_err(|text| self.wrong(&text))? {
                 let Packet::Data(line) = packet else { break };
-                size += line.len();
-                if size > MAX_LIST {
-                    return Err(self.wrong("the list of references is too long"));
-                }
                 let line = String::from_utf8_lossy(&line);
                 let mut words = line.trim_end().split(' ');
                 let (id, reference) = (words.next().unwrap_or_default(), words.next());
@@ -313,9 +313,9 @@ impl Server {
                 put(&mut body, "deepen 1\n");
                 body.extend_from_slice(b"0000");
                 put(&mut body, "done\n");
-                self.send(link, body).await?
+                self.send(link, body, MAX_PACK).await?
             }
-            _ => self.command("fetch", &arguments).await?,
+            _ => self.command("fetch", &arguments, MAX_PACK).await?,
         };
         let (mut is_pack, mut size, mut reported) = (false, 0, 0);
         while let Some(packet) = packets.next().await.map_err(|text| self.wrong(&text))? {
@@ -345,9 +345,6 @@ impl Server {
             match data.split_to(1)[0] {
                 1 => {
                     size += data.len() as u64;
-                    if size > MAX_PACK {
-                        return Err(self.wrong(&format!("more than {MAX_PACK} bytes")));
-                    }
                     if size - reported >= STEP {
                         reported = size;
                         report(size, false);
@@ -373,7 +370,6 @@ impl Server {
 /// What a server tells before it is asked anything: its capabilities and, in version 0, its references.
 #[derive(Default)]
 struct Advertisement {
-    size: usize,
     is_version_2: bool,
     has_object_format: bool,
     has_side_band: bool,
@@ -384,10 +380,6 @@ struct Advertisement {
 
 impl Advertisement {
     fn add(&mut self, remote: &Remote, line: &[u8]) -> Result<()> {
-        self.size += line.len();
-        if self.size > MAX_LIST {
-            return Err(wrong(remote, "the list of capabilities is too long"));
-        }
         let line = String::from_utf8_lossy(line);
         let line = line.trim_end();
         if let Some(text) = line.strip_prefix("ERR ") {
