@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
@@ -56,6 +56,27 @@ impl<T> Pending<T> {
 }
 
 impl<T> Drop for Pending<T> {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// The messages of an answer that does not end. The call is cancelled when it is dropped.
+#[derive(Debug)]
+pub struct Heard<M> {
+    messages: Arc<Mutex<Vec<M>>>,
+    task: JoinHandle<Result<()>>,
+}
+
+impl<M: Clone> Heard<M> {
+    /// Returns the messages so far.
+    pub fn so_far(&self) -> Vec<M> {
+        let messages = self.messages.lock();
+        messages.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl<M> Drop for Heard<M> {
     fn drop(&mut self) {
         self.task.abort();
     }
@@ -166,6 +187,73 @@ impl Grpc {
             .wait()
     }
 
+    /// Returns all messages of an answer of `Control`, to its end.
+    ///
+    /// # Errors
+    /// Returns the status of a call that has failed.
+    ///
+    /// # Panics
+    /// Panics if it does not end.
+    #[track_caller]
+    pub fn control_stream<M: Message + Default + 'static>(
+        &self,
+        method: &str,
+        request: &(impl Message + 'static),
+    ) -> Result<Vec<M>> {
+        self.stream(&format!("{CONTROL}/{method}"), request)
+    }
+
+    /// Returns all messages of an answer, to its end. `method` is `SERVICE/METHOD`.
+    ///
+    /// # Errors
+    /// Returns the status of a call that has failed.
+    ///
+    /// # Panics
+    /// Panics if it does not end.
+    #[track_caller]
+    pub fn stream<M: Message + Default + 'static>(
+        &self,
+        method: &str,
+        request: &(impl Message + 'static),
+    ) -> Result<Vec<M>> {
+        let told = async {
+            let mut stream = self.channel.stream(method, HeaderMap::new())?;
+            stream.requests.send(request).await?;
+            stream.requests.close();
+            let mut all = Vec::new();
+            while let Some(more) = stream.next::<M>().await? {
+                all.push(more);
+            }
+            Ok(all)
+        };
+        let told = async { tokio::time::timeout(PATIENCE, told).await };
+        self.runtime.block_on(told).expect("an end in time")
+    }
+
+    /// Begins a call of `Control` whose answer does not end.
+    pub fn listen<M: Message + Default + Clone + 'static>(
+        &self,
+        method: &str,
+        request: &(impl Message + Clone + 'static),
+    ) -> Heard<M> {
+        let messages: Arc<Mutex<Vec<M>>> = Arc::default();
+        let (channel, request, heard) = (self.channel.clone(), request.clone(), messages.clone());
+        let method = format!("{CONTROL}/{method}");
+        let task = self.runtime.spawn(async move {
+            let mut stream = channel.stream(&method, HeaderMap::new())?;
+            stream.requests.send(&request).await?;
+            stream.requests.close();
+            while let Some(more) = stream.next::<M>().await? {
+                heard
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(more);
+            }
+            Ok(())
+        });
+        Heard { messages, task }
+    }
+
     /// Returns all that the engine tells of a build, to its end.
     ///
     /// # Errors
@@ -178,22 +266,14 @@ impl Grpc {
         let request = StatusRequest {
             r#ref: build.to_owned(),
         };
-        let told = async {
-            let method = format!("{CONTROL}/Status");
-            let mut stream = self.channel.stream(&method, HeaderMap::new())?;
-            stream.requests.send(&request).await?;
-            stream.requests.close();
-            let mut all = StatusResponse::default();
-            while let Some(more) = stream.next::<StatusResponse>().await? {
-                all.vertexes.extend(more.vertexes);
-                all.statuses.extend(more.statuses);
-                all.logs.extend(more.logs);
-                all.warnings.extend(more.warnings);
-            }
-            Ok(all)
-        };
-        let told = async { tokio::time::timeout(PATIENCE, told).await };
-        self.runtime.block_on(told).expect("an end in time")
+        let mut all = StatusResponse::default();
+        for more in self.control_stream::<StatusResponse>("Status", &request)? {
+            all.vertexes.extend(more.vertexes);
+            all.statuses.extend(more.statuses);
+            all.logs.extend(more.logs);
+            all.warnings.extend(more.warnings);
+        }
+        Ok(all)
     }
 
     /// Begins calls of this method, and sends nothing. They are cancelled when the result is dropped.

@@ -8,6 +8,7 @@
 )]
 
 mod calls;
+mod control;
 mod hostile;
 mod limits;
 mod operations;
