@@ -15,7 +15,7 @@ use rustix::fs::{AtFlags, CWD, Gid, Mode, Timespec, Timestamps, Uid};
 use whelk_image::Algorithm;
 use whelk_llb::Digest;
 use whelk_llb::pb::SourceOp;
-use whelk_registry::{WebRequest, WebResponse};
+use whelk_registry::{Pace, WebRequest, WebResponse};
 use whelk_sys::sync::IgnorePoison as _;
 use whelk_sys::{Scratch, fs};
 
@@ -33,6 +33,9 @@ const SESSION: &str = "http://buildkit-session/";
 
 /// Maximum size of a file in bytes.
 const MAX_FILE: u64 = 64 << 30;
+
+/// The time in which the minimum of bytes of a file must come.
+const WINDOW: Duration = Duration::from_secs(300);
 
 /// Permissions of a file without others.
 const MODE: u32 = 0o600;
@@ -66,14 +69,25 @@ struct HttpSource {
 
 /// Where the bytes of a file come from.
 enum Origin {
-    Web(Box<WebResponse>),
+    Web(Box<WebResponse>, Pace),
+    /// As fast as the client is: it may pass on what a program of its user writes.
     Client(Pieces),
 }
 
 impl Origin {
     async fn piece(&mut self) -> Result<Option<Bytes>> {
         match self {
-            Self::Web(response) => response.piece().await.map_err(failed),
+            Self::Web(response, pace) => {
+                let size = |piece: &whelk_registry::Result<Option<Bytes>>| {
+                    Some(piece.as_ref().ok()?.as_ref()?.len())
+                };
+                let piece = pace.wait(response.piece(), size).await;
+                let piece = piece.map_err(|slow| {
+                    let url = redacted(&response.url());
+                    Error::invalid(format!("{url}: too slow: {slow}"))
+                })?;
+                piece.map_err(failed)
+            }
             Self::Client(pieces) => pieces.next().await.transpose(),
         }
     }
@@ -298,7 +312,7 @@ impl Builder {
             ..Info::default()
         };
         let name = wanted.file_name(Some(&response));
-        let origin = Origin::Web(Box::new(response));
+        let origin = Origin::Web(Box::new(response), Pace::new(WINDOW));
         let (scratch, info) = self.save(&wanted, name, origin, info, work).await?;
         let time = info.time;
         let builder = self.clone();
