@@ -309,6 +309,35 @@ fn repositories_are_added() {
 }
 
 #[test]
+fn repositories_are_named_contexts_and_give_the_time() {
+    let engine = Engine::start();
+    let host = Host::new();
+    host.repository("lib", &[("x", "one"), ("dir/y", "below")]);
+    let dockerfile = "FROM busybox\nCOPY --from=lib / /lib\nRUN --mount=from=whole,target=/w cat /w/x /w/dir/y > /x\n";
+    let context = only(&engine, "named", dockerfile);
+    let url = host.url("lib.git");
+    let (lib, whole) = (format!("lib={url}#main:dir"), format!("whole={url}"));
+    let args = ["--build-context", &lib, "--build-context", &whole];
+    built(&engine, &[&args[..], &["-t", "named", &context]].concat());
+    let look = "ls -A /lib; cat /lib/y /x";
+    assert_eq!(run(&engine, "named", look), "y\nbelowonebelow");
+    // The time of what the context is: that of the commit.
+    let dockerfile = "ARG SOURCE_DATE_EPOCH\nFROM busybox\nARG SOURCE_DATE_EPOCH\nCOPY . /c\nRUN echo $SOURCE_DATE_EPOCH > /time\n";
+    host.repository("app", &[("Dockerfile", dockerfile)]);
+    let epoch = ["--build-arg", "SOURCE_DATE_EPOCH=context"];
+    let kept = ["--build-arg", "BUILDKIT_CONTEXT_KEEP_GIT_DIR=1"];
+    let url = host.url("app.git");
+    built(
+        &engine,
+        &[&epoch[..], &kept, &["-t", "dated", &url]].concat(),
+    );
+    let look = "cat /time; ls -A /c";
+    let expected = "1700000000\n.git\nDockerfile";
+    assert_eq!(run(&engine, "dated", look), expected);
+    assert_eq!(engine.image("dated")["Created"], "2023-11-14T22:13:20Z");
+}
+
+#[test]
 fn submodules_are_fetched() {
     let engine = Engine::start();
     let host = Host::new();
@@ -384,7 +413,11 @@ fn private_repositories_need_a_secret_which_is_in_no_text() {
     let url = host.url("private/app.git");
     let place = engine.scratch_with(
         "secrets",
-        &[("token", "secret-token\n"), ("wrong", "secret-wrong")],
+        &[
+            ("token", "secret-token\n"),
+            ("wrong", "secret-wrong"),
+            ("header", "Basic eC1hY2Nlc3MtdG9rZW46c2VjcmV0LXRva2Vu"),
+        ],
     );
     let secret = |id: &str, file: &str| format!("id={id},src={}/{file}", place.display());
     let failed = build(&engine, &[&url]);
@@ -401,6 +434,8 @@ fn private_repositories_need_a_secret_which_is_in_no_text() {
     shows(&failed.err(), &["submodule sub", "401"]);
     let without = format!("{url}?submodules=0");
     built(&engine, &["-t", "main", "--secret", &general, &without]);
+    let header = secret("GIT_AUTH_HEADER", "header");
+    built(&engine, &["-t", "header", "--secret", &header, &without]);
     let id = format!("GIT_AUTH_TOKEN.{}", host.web.address);
     let of_host = secret(&id, "token");
     built(&engine, &["-t", "whole", "--secret", &of_host, &url]);

@@ -183,10 +183,18 @@ fn certificates_are_verified_and_credentials_stay_with_their_server() {
         run(&engine, "basic", "cat /got"),
         "Basic dXNlcjpzZWNyZXQtd29yZA=="
     );
-    let token = engine.scratch_with("token", &[("token", "secret-token")]);
+    let values = [
+        ("token", "secret-token"),
+        ("header", "Digest secret-digest"),
+    ];
+    let token = engine.scratch_with("token", &values);
     let secret = format!("id=HTTP_AUTH_TOKEN_127.0.0.1,src={}/token", token.display());
     add(&engine, "token", "", "/y", &["--secret", &secret]).ok();
     assert_eq!(run(&engine, "token", "cat /got"), "Bearer secret-token");
+    let header = token.join("header");
+    let header = format!("id=HTTP_AUTH_HEADER_127.0.0.1,src={}", header.display());
+    add(&engine, "header", "", "/z", &["--secret", &header]).ok();
+    assert_eq!(run(&engine, "header", "cat /got"), "Digest secret-digest");
     let failed = add(&engine, "down", "", "/down", &["--secret", &secret]);
     shows(&failed.err(), &["a redirect from https to http"]);
     assert!(other.asked().is_empty());

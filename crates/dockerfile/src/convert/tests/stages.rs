@@ -226,6 +226,21 @@ fn named_contexts_replace_images_and_stages() {
     assert_eq!(attrs["local.session"], "s");
     let (id, _) = done.source("load git source");
     assert_eq!(id, "git://host/x.git#main");
+    // One for the platform is preferred.
+    let contexts = [
+        ("alpine", "docker-image://debian:12"),
+        ("alpine::linux/amd64", "docker-image://debian:13"),
+    ];
+    let options = Options {
+        contexts: build_args(&contexts),
+        ..super::options()
+    };
+    let done = run("FROM alpine\nRUN x\n", &options);
+    let (id, _) = done.source("debian:13");
+    assert_eq!(id, "docker-image://docker.io/library/debian:13");
+    let done = run("FROM --platform=linux/arm64 alpine\nRUN x\n", &options);
+    let (id, _) = done.source("debian:12");
+    assert_eq!(id, "docker-image://docker.io/library/debian:12");
     // A stage of this name is not built.
     let input = ContextInput {
         graph: run("FROM scratch\nCOPY x /\n", &super::options()).graph,
