@@ -45,6 +45,11 @@ impl Bridge {
         })
     }
 
+    /// Returns the name of the build.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
     /// Asks for a result, which is built when it is needed.
     pub async fn solve(
         &mut self,

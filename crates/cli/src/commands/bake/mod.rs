@@ -25,7 +25,7 @@ use whelk_bake::{Definitions, Environment, File, Resolved, attestation};
 use self::entitlements::Allowed;
 use self::remote::{Fetched, Remote};
 use crate::client::Client;
-use crate::commands::build::display::Mode;
+use crate::commands::build::display::{Display, Mode};
 use crate::commands::build::options::one_builder;
 use crate::output::{print, warn_line};
 use crate::{Failure, Outcome};
@@ -217,7 +217,7 @@ async fn bake_inner(client: &Client, args: &BakeArgs) -> Outcome {
     if args.print && !args.list.is_empty() {
         return Err(Failure::new("--print and --list are mutually exclusive"));
     }
-    Mode::new(&args.progress, false)?;
+    let mode = Mode::new(&args.progress, false)?;
     let places = args.places();
     let called = args.call()?;
     let overrides = args.overrides()?;
@@ -226,8 +226,9 @@ async fn bake_inner(client: &Client, args: &BakeArgs) -> Outcome {
     let names = files::Names::new(&args.file, places.url.is_some());
     let (mut found, mut remote, mut fetched) = (Vec::new(), None, None);
     if let Some(url) = places.url {
-        let (place, files, around) = Remote::read(client, url, &names.remote).await?;
-        (found, remote, fetched) = (files, Some(place), around);
+        let display = Display::new(mode, "", args.debug || client.debug());
+        let read = Remote::read(client, url, &names.remote, display).await?;
+        (found, remote, fetched) = (read.files, Some(read.remote), read.fetched);
     }
     if places.url.is_none() || !names.local.is_empty() {
         // The standard input may be a pipe that nobody writes to.

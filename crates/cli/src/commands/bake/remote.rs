@@ -19,7 +19,8 @@ use super::bridge::Bridge;
 use super::files::MAX_FILE;
 use super::target;
 use crate::client::Client;
-use crate::commands::build::{connect, is_archive, open_credentials, solve_failure};
+use crate::commands::build::display::Display;
+use crate::commands::build::{connect, is_archive, open_credentials, solve_failure, watched};
 use crate::{Failure, Outcome};
 
 /// How much of a file is read to see whether it is an archive, in bytes.
@@ -30,6 +31,14 @@ pub(super) struct Remote {
     pub url: String,
     /// What is around them; `None` if they are the file of a URL.
     files: Option<Graph>,
+}
+
+/// Definitions of a server.
+pub(super) struct Found {
+    pub remote: Remote,
+    pub files: Vec<File>,
+    /// `None` if there is nothing around them.
+    pub fetched: Option<Fetched>,
 }
 
 /// The result that definitions were read from.
@@ -47,18 +56,29 @@ impl Remote {
         client: &Client,
         url: &str,
         names: &[String],
-    ) -> Outcome<(Self, Vec<File>, Option<Fetched>)> {
-        let invalid = |error: String| Failure::new(format!("{url}: {error}"));
-        let source =
-            RemoteContext::parse(url, false).map_err(|error| invalid(error.to_string()))?;
-        let source = source.ok_or_else(|| invalid("neither a repository nor a URL".into()))?;
+        display: Display,
+    ) -> Outcome<Found> {
+        let source = RemoteContext::parse(url, false);
+        let source = source.map_err(|error| invalid(url, &error.to_string()))?;
+        let source = source.ok_or_else(|| invalid(url, "neither a repository nor a URL"))?;
         let agents = match source.file {
             None => vec![target::git_agent()],
             Some(_) => Vec::new(),
         };
         let session = open_credentials(client, &target::git_secrets(), &agents).await?;
         let channel = connect(client).await?;
-        let mut bridge = Bridge::open(&channel, session, Vec::new())?;
+        let bridge = Bridge::open(&channel, session, Vec::new())?;
+        let build = bridge.id().to_owned();
+        let fetching = Self::fetch(bridge, &source, url, names);
+        watched(&channel, &build, display, fetching).await
+    }
+
+    async fn fetch(
+        mut bridge: Bridge,
+        source: &RemoteContext,
+        url: &str,
+        names: &[String],
+    ) -> Outcome<Found> {
         let mut files = source.graph.clone();
         let mut reference = solved(&mut bridge, &files).await?;
         if let Some(file) = source.file {
@@ -66,15 +86,17 @@ impl Remote {
             let head = head.map_err(|status| solve_failure(&status))?;
             if !is_archive(&head.unwrap_or_default()) {
                 let content = content(&bridge, &reference, file).await?;
-                let definition = File {
-                    name: url.to_owned(),
-                    content: content.ok_or_else(|| invalid("it has no content".into()))?,
-                };
+                let content = content.ok_or_else(|| invalid(url, "it has no content"))?;
                 let url = url.to_owned();
-                return Ok((Self { url, files: None }, vec![definition], None));
+                let name = url.clone();
+                return Ok(Found {
+                    remote: Self { url, files: None },
+                    files: vec![File { name, content }],
+                    fetched: None,
+                });
             }
             let unpacked = source.unpacked();
-            files = unpacked.map_err(|error| invalid(error.to_string()))?;
+            files = unpacked.map_err(|error| invalid(url, &error.to_string()))?;
             reference = solved(&mut bridge, &files).await?;
         }
         let mut found = Vec::new();
@@ -98,7 +120,11 @@ impl Remote {
             url: url.to_owned(),
             files: Some(files),
         };
-        Ok((remote, found, Some(Fetched { bridge, reference })))
+        Ok(Found {
+            remote,
+            files: found,
+            fetched: Some(Fetched { bridge, reference }),
+        })
     }
 
     /// Whether relative paths of definitions are those of the server.
@@ -145,6 +171,10 @@ impl Fetched {
         let read = handle.block_on(content(&self.bridge, &self.reference, path));
         read.map_err(|failure| failure.text)
     }
+}
+
+fn invalid(url: &str, cause: &str) -> Failure {
+    Failure::new(format!("{url}: {cause}"))
 }
 
 /// Has the engine fetch files, and returns the reference of the result.

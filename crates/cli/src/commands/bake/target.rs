@@ -213,8 +213,9 @@ fn words(target: &Target, is_beside_remote: bool) -> Vec<String> {
     let secrets = target.secrets.iter().flatten();
     secrets.for_each(|secret| add("secret", &secret.flag()));
     let agents = target.ssh.iter().flatten();
+    let has_agent = agents.clone().any(|agent| agent.id == "default");
     agents.for_each(|agent| add("ssh", &agent.flag()));
-    if target.has_git_ssh {
+    if target.has_git_ssh && !has_agent {
         add("ssh", "default");
     }
     for (flag, text) in [

@@ -33,7 +33,7 @@ pub(crate) use failure::{excerpts, failure_of_target, solve_failure};
 pub(crate) use outputs::check_file;
 pub(crate) use prepared::Prepared;
 pub(crate) use report::{metadata, print_answer};
-pub(crate) use solve::{Asked, Signals, Unsolved, solve_all};
+pub(crate) use solve::{Asked, Signals, Unsolved, solve_all, watched};
 pub(crate) use state::{State, States};
 
 use whelk_buildkit::details::image_of_failed;

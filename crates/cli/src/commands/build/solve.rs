@@ -110,14 +110,7 @@ pub(crate) async fn solve_all(
             let answer = solve_one(channel, asked, display, stopped.clone()).await;
             answer.map_err(|status| (number, Unsolved::Failed(status)))
         });
-        // Has no end.
-        let ticks = async {
-            let mut ticks = tokio::time::interval(TICK);
-            loop {
-                ticks.tick().await;
-                display.borrow_mut().tick();
-            }
-        };
+        let ticks = ticks(display);
         let all = try_join_all(all);
         tokio::pin!(all, ticks);
         loop {
@@ -138,6 +131,53 @@ pub(crate) async fn solve_all(
         (None, Some(failure)) => Err((0, Unsolved::Stopped(failure))),
         (None, None) => Err((0, Unsolved::Failed(Status::canceled()))),
     }
+}
+
+/// Draws again and again, without an end.
+async fn ticks(display: &RefCell<Display>) {
+    let mut ticks = tokio::time::interval(TICK);
+    loop {
+        ticks.tick().await;
+        display.borrow_mut().tick();
+    }
+}
+
+/// Does work that has a build do something, and shows how that goes.
+pub(crate) async fn watched<T>(
+    channel: &Channel,
+    build: &str,
+    display: Display,
+    work: impl Future<Output = T>,
+) -> T {
+    let request = SolveRequest {
+        r#ref: build.to_owned(),
+        ..SolveRequest::default()
+    };
+    let asked = Asked {
+        prefix: "",
+        request: &request,
+    };
+    let (display, is_told) = (RefCell::new(display), Cell::new(false));
+    let done = {
+        let watching = news(channel, &asked, &display, &is_told);
+        let ticks = ticks(&display);
+        tokio::pin!(work, watching, ticks);
+        let mut has_ended = false;
+        let done = loop {
+            tokio::select! {
+                done = &mut work => break done,
+                () = &mut watching, if !has_ended => has_ended = true,
+                () = &mut ticks => {}
+            }
+        };
+        if !has_ended {
+            // What is late is not shown: the build goes on.
+            let _ = tokio::time::timeout(SHORT, watching).await;
+        }
+        done
+    };
+    display.into_inner().finish();
+    done
 }
 
 /// Builds, and shows what comes of it. Returns `None` if it was stopped before.
