@@ -406,11 +406,24 @@ async fn hostile_files_are_refused_with_their_path() {
     ] {
         let scratch = Scratch::temporary("sessions").unwrap();
         let known = Directory::create(scratch.path()).unwrap();
-        let failed = Client::new(files).receive(known).await.map(drop);
+        let hostile = Client::new(files);
+        let failed = hostile.receive(known).await.map(drop);
         let text = failed.unwrap_err().to_string();
         assert!(text.contains(&format!("{path:?}")), "{text}");
-        assert!(fs::list(outside.path()).unwrap().is_empty());
         assert!(!fs::exists(scratch.path().join("index")));
+        // A directory that was complete is as it was, or not complete any more.
+        let scratch = Scratch::temporary("sessions").unwrap();
+        let client = Client::new(vec![file("kept", "1")]);
+        let new = Directory::create(scratch.path()).unwrap();
+        let (made, _) = client.receive(new).await.unwrap();
+        made.remember(BOOT).unwrap();
+        let known = Directory::open(scratch.path(), BOOT).unwrap().unwrap();
+        assert!(hostile.receive(known).await.is_err());
+        if let Some(known) = Directory::open(scratch.path(), BOOT).unwrap() {
+            let found = tree(&known.files());
+            assert_eq!((found.len(), &*found["kept"]), (1, "640 1 1"));
+        }
+        assert!(fs::list(outside.path()).unwrap().is_empty());
     }
 }
 

@@ -186,6 +186,25 @@ fn a_client_may_make_many_calls() {
     engine.has_no_builds();
 }
 
+/// Clients open a connection to see whether that works, and close it.
+#[test]
+fn clients_may_hang_up_without_a_word() {
+    let engine = Engine::without_images(&[]);
+    let told = || {
+        let words = engine.last_words();
+        words.matches("WARN").count() + words.matches("ERROR").count()
+    };
+    let before = told();
+    for path in ["/grpc", "/v1.47/grpc", "/grpc"] {
+        drop(Grpc::connect_at(&engine, path));
+    }
+    let grpc = Grpc::connect(&engine);
+    grpc.session(&engine, "gone", &[SECRET], |_| async { Ok(()) });
+    drop(grpc);
+    let quiet = || engine.answers() && told() == before;
+    whelk_tests::stays("nothing is said", Duration::from_millis(500), quiet);
+}
+
 #[test]
 fn what_a_build_has_begun_ends_with_it() {
     let engine = Engine::start();
