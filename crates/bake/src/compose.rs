@@ -222,9 +222,13 @@ mod tests {
         for (content, expected) in [
             (
                 "services:\n  a:\n  build: .\n",
-                "service \"a\" has neither an image nor a build context",
+                "services.build must be a mapping",
             ),
             ("services:\n  a: text\n", "services.a must be a mapping"),
+            (
+                "services:\n  a:\n",
+                "service \"a\" has neither an image nor a build context",
+            ),
             (
                 "services:\n  a: {command: x}\n",
                 "service \"a\" has neither",
