@@ -145,7 +145,12 @@ impl Export {
 fn compression(name: &str, level: &str) -> Result<Compression> {
     let parsed = Compression::parse(name, level);
     let parsed = parsed.map_err(|error| Error::invalid(format!("cache export: {error}")))?;
-    parsed.ok_or_else(|| Error::Unsupported(format!("compression={name} of a cache export")))
+    parsed.ok_or_else(|| match name {
+        "estargz" => Error::Unsupported("compression=estargz of a cache export".into()),
+        _ => Error::invalid(format!(
+            "unknown compression {name:?} of a cache export: it can be gzip, zstd or uncompressed"
+        )),
+    })
 }
 
 impl Builder {
