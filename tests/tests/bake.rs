@@ -314,6 +314,8 @@ const CASES: &[Case] = &[
     ),
     (&[("docker-bake.hcl", HCL)], &["--list", "targets"]),
     (&[("docker-bake.hcl", HCL)], &["--list", "variables"]),
+    (&[("docker-bake.hcl", HCL)], &["--list-targets"]),
+    (&[("docker-bake.hcl", HCL)], &["--list-variables"]),
     (
         &[("docker-bake.hcl", HCL)],
         &["--list", "type=variables,format=json"],

@@ -227,13 +227,6 @@ impl Listed for Output {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Attestation(pub Entry);
 
-impl Attestation {
-    pub fn is_disabled(&self) -> bool {
-        let disabled = self.0.0.get("disabled");
-        disabled.is_some_and(|text| whelk_text::parse_bool(text) == Some(true))
-    }
-}
-
 impl Serialize for Attestation {
     fn serialize<S: serde::Serializer>(
         &self,

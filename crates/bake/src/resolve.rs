@@ -193,7 +193,6 @@ impl Definitions {
             if !resolved.targets.contains_key(other) {
                 let mut target = self.target(other, overrides, &mut resolved.granted)?;
                 target.outputs = Some(vec![Output::of(&[("type", "cacheonly")])]);
-                target.is_linked = true;
                 resolved.targets.insert(other.to_owned(), target);
             }
             self.link(other, resolved, overrides, visited)?;

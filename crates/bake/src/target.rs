@@ -93,9 +93,6 @@ pub struct Target {
         serialize_with = "escaped_texts"
     )]
     pub extra_hosts: Texts,
-    /// Whether it is only built because another target stands on it.
-    #[serde(skip)]
-    pub is_linked: bool,
     /// Whether its context is a directory beside definitions on a server.
     #[serde(skip)]
     pub is_remote: bool,

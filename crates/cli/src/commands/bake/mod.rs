@@ -53,6 +53,12 @@ pub(crate) struct BakeArgs {
     /// List targets or variables
     #[arg(long, default_value = "", hide_default_value = true)]
     list: String,
+    /// List available targets
+    #[arg(long, hide = true)]
+    list_targets: bool,
+    /// List defined variables
+    #[arg(long, hide = true)]
+    list_variables: bool,
     /// Shorthand for `--set=*.output=type=docker`. Conditional.
     #[arg(long)]
     load: bool,
@@ -91,7 +97,16 @@ pub(crate) struct BakeArgs {
 impl BakeArgs {
     /// Whether the command needs no engine.
     pub(crate) fn is_offline(&self) -> bool {
-        (self.print || !self.list.is_empty()) && self.places().url.is_none()
+        (self.print || !self.list().is_empty()) && self.places().url.is_none()
+    }
+
+    /// Returns what is listed; nothing if it is empty.
+    fn list(&self) -> &str {
+        match self.list.as_str() {
+            "" if self.list_targets => "targets",
+            "" if self.list_variables => "variables",
+            list => list,
+        }
     }
 
     /// Returns the URLs and targets that it names.
@@ -214,7 +229,15 @@ pub(crate) async fn bake(client: &Client, args: BakeArgs) -> Outcome {
 
 async fn bake_inner(client: &Client, args: &BakeArgs) -> Outcome {
     one_builder(client, &args.builder)?;
-    if args.print && !args.list.is_empty() {
+    for (is_given, name) in [
+        (args.list_targets, "targets"),
+        (args.list_variables, "variables"),
+    ] {
+        if is_given {
+            warn_line!("Flag --list-{name} has been deprecated, use --list={name} instead");
+        }
+    }
+    if args.print && !args.list().is_empty() {
         return Err(Failure::new("--print and --list are mutually exclusive"));
     }
     let mode = Mode::new(&args.progress, false)?;
@@ -248,8 +271,8 @@ async fn bake_inner(client: &Client, args: &BakeArgs) -> Outcome {
     for warning in &definitions.warnings {
         warn_line!("WARNING: {warning}");
     }
-    if !args.list.is_empty() {
-        return list::list(&definitions, &args.list);
+    if !args.list().is_empty() {
+        return list::list(&definitions, args.list());
     }
     let names = match places.targets {
         [] => vec!["default".to_owned()],
