@@ -11,6 +11,8 @@ use whelk_llb::pb::Platform;
 
 use super::{Archive, Export, ImageOutput, Output};
 
+const TYPES: [&str; 6] = ["moby", "image", "oci", "docker", "local", "tar"];
+
 /// The attributes of an output that were not read yet.
 struct Attributes<'a> {
     kind: &'a str,
@@ -44,8 +46,10 @@ fn export(id: usize, exporter: &Exporter) -> Result<Export> {
             "moby" => "image",
             kind => kind,
         },
+        // The type is a field of the request. bollard says it here, too, and another one.
         left: attributes
             .map(|(name, value)| (name.as_str(), value.as_str()))
+            .filter(|(name, value)| *name != "type" || !TYPES.contains(value))
             .collect(),
         known: Vec::new(),
     };
@@ -405,6 +409,7 @@ mod tests {
         }
         for (kind, name, value, expected) in [
             ("moby", "buildinfo", "true", "unknown attribute buildinfo"),
+            ("moby", "type", "none", "unknown attribute type"),
             ("oci", "unpack", "true", "unknown attribute unpack"),
             (
                 "local",
