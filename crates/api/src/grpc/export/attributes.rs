@@ -53,6 +53,8 @@ fn export(id: usize, exporter: &Exporter) -> Result<Export> {
             .collect(),
         known: Vec::new(),
     };
+    // bollard sends the type once more, and not the same one; BuildKit ignores that.
+    attributes.left.remove("type");
     let epoch = attributes.epoch()?;
     let output = match exporter.kind.as_str() {
         "moby" | "image" => Output::Image(image(&mut attributes)?),
@@ -442,6 +444,7 @@ mod tests {
             let error = parsed(kind, &[(name, value)]).unwrap_err().message;
             assert!(error.contains(expected), "{kind} {name}={value}: {error}");
         }
+        assert!(parsed("moby", &[("type", "docker")]).is_ok());
     }
 
     #[test]
