@@ -71,13 +71,13 @@ fn fields_of_requests_are_refused_by_name() {
                     ..Exporter::default()
                 }];
             },
-            Code::Unimplemented,
-            "nonsense",
+            Code::InvalidArgument,
+            "exporter \"nonsense\" could not be found",
         ),
         (
             |request| request.exporter = "old-nonsense".into(),
-            Code::Unimplemented,
-            "old-nonsense",
+            Code::InvalidArgument,
+            "exporter \"old-nonsense\" could not be found",
         ),
         (
             |request| {
