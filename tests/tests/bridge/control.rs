@@ -67,7 +67,7 @@ fn records_of_the_cache_are_found_by_all_fields() {
     eventually("the builds to end", is_idle);
     let one = &list(&["description~=echo one"], 0).unwrap()[0];
     let two = &list(&["description~=echo two"], 0).unwrap()[0];
-    assert_eq!(two.parents, [one.id.clone()]);
+    assert_eq!(two.parents, std::slice::from_ref(&one.id));
     let (id, parent) = (format!("id=={}", two.id), format!("parent=={}", one.id));
     for (filters, expected) in [
         (&["type==exec.cachemount"][..], 1),

@@ -182,6 +182,73 @@ fn what_a_build_uses_is_not_collected() {
 }
 
 #[test]
+fn filters_of_the_api_say_what_is_removed() {
+    let engine = Engine::start();
+    with_gc(&engine, &json!({"enabled": false}));
+    let text = "FROM busybox\nRUN --network=none --mount=type=cache,target=/c echo 1 > /c/f; echo 1 > /one\nRUN --network=none echo 2 > /two\n";
+    let context = engine.dockerfile("filtered", text);
+    let build = || {
+        docker(&engine).built(&context, &["-t", "filtered"]);
+        engine.docker(&["rmi", "filtered"]).ok();
+    };
+    build();
+    let list = || {
+        let usage = engine.get("/system/df?type=build-cache");
+        usage["BuildCache"].as_array().cloned().unwrap_or_default()
+    };
+    let found = |part: &str| {
+        let is_found = |record: &Value| record["Description"].as_str().unwrap().contains(part);
+        list().into_iter().find(is_found).unwrap()
+    };
+    let prune = |filters: &Value| {
+        let filters = whelk_tests::escape(&filters.to_string());
+        let path = format!("/build/prune?all=1&filters={filters}");
+        engine.api("POST", &path, None)
+    };
+    let removed = |filters: &Value| {
+        let (status, body) = prune(filters);
+        assert_eq!(status, 200, "{filters}: {body}");
+        body["CachesDeleted"].as_array().map_or(0, Vec::len)
+    };
+    let (one, two) = (found("echo 1 > /one"), found("echo 2 > /two"));
+    for filters in [
+        json!({"inuse": ["true"]}),
+        json!({"shared": ["true"]}),
+        json!({"until": ["24h"]}),
+        json!({"unused-for": ["24h"]}),
+        json!({"type": ["frontend"]}),
+        json!({"label": ["a=b"]}),
+        json!({"description": ["echo 1 > /one"]}),
+        json!({"id": ["none"]}),
+        json!({"id": [two["ID"]], "type": ["exec.cachemount"]}),
+    ] {
+        assert_eq!(removed(&filters), 0, "{filters}");
+    }
+    for (filters, word) in [
+        (json!({"colour": ["red"]}), "colour"),
+        (json!({"id": ["("]}), "id"),
+        (json!({"type": ["regular", "other"]}), "type"),
+        (json!({"until": ["soon"]}), "soon"),
+    ] {
+        let (status, body) = prune(&filters);
+        let text = body["message"].as_str().unwrap_or_default();
+        assert!(status == 400 && text.contains(word), "{filters}: {body}");
+    }
+    assert_eq!(removed(&json!({"parent": [one["ID"]]})), 1);
+    assert_eq!(removed(&json!({"type": ["exec.cachemount"]})), 1);
+    // Commas and quotes are part of the value.
+    let description = json!({"description": [one["Description"]]});
+    assert_eq!(removed(&description), 1);
+    assert!(removed(&json!({"private": ["true"]})) > 0);
+    assert!(list().is_empty());
+    // All of it is unused.
+    build();
+    let shown = engine.docker(&["system", "prune", "-f"]).ok();
+    shows(&shown, &["Deleted build cache objects:"]);
+    assert!(list().is_empty());
+}
+
+#[test]
 fn clients_are_told_of_the_policies() {
     let engine = Engine::without_images(&[]);
     // The defaults, and those of the documentation.

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use whelk_api_types::{BuildCacheImportResponse, BuildPruneResponse, StreamMessage, Ulimit};
 use whelk_build::Builder;
 use whelk_build::classic::{Message, Prepared, Request};
-use whelk_build::gc::{Condition, Policy};
+use whelk_build::gc::{Condition, Operator, Policy};
 use whelk_engine::model::{HostConfig, NetworkMode};
 use whelk_engine::{Durability, Error};
 use whelk_image::{Digest, Platform, Reference};
@@ -145,9 +145,17 @@ fn policy(params: &Params) -> ApiResult<Option<Policy>> {
     let mut conditions = Vec::new();
     for name in Condition::FIELDS {
         let Some(value) = one(name)? else { continue };
-        let operator = if name == "id" { "~=" } else { "==" };
-        let text = format!("{name}{operator}{value}");
-        conditions.extend(Condition::parse_all(&text).map_err(ApiError::invalid)?);
+        // The value may have any characters: it is quoted where it must be.
+        let condition = Condition {
+            field: name.to_owned(),
+            operator: match name {
+                "id" => Operator::Matches,
+                _ => Operator::Is,
+            },
+            value: Some(value.to_owned()),
+        };
+        let parsed = Condition::parse_all(&condition.to_string());
+        conditions.extend(parsed.map_err(ApiError::invalid)?);
     }
     let bytes = |names: [&str; 2]| -> ApiResult<u64> {
         let given = names.into_iter().find(|name| !params.text(name).is_empty());

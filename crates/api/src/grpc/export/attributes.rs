@@ -53,8 +53,6 @@ fn export(id: usize, exporter: &Exporter) -> Result<Export> {
             .collect(),
         known: Vec::new(),
     };
-    // bollard sends the type once more, and not the same one; BuildKit ignores that.
-    attributes.left.remove("type");
     let epoch = attributes.epoch()?;
     let output = match exporter.kind.as_str() {
         "moby" | "image" => Output::Image(image(&mut attributes)?),
@@ -76,8 +74,6 @@ fn export(id: usize, exporter: &Exporter) -> Result<Export> {
 }
 
 fn image(attributes: &mut Attributes<'_>) -> Result<ImageOutput> {
-    // bollard sends `docker`, which is no attribute.
-    attributes.left.remove("type");
     let image = ImageOutput {
         names: attributes.names()?,
         is_pushed: attributes.flag("push")?.unwrap_or(false),
@@ -444,7 +440,6 @@ mod tests {
             let error = parsed(kind, &[(name, value)]).unwrap_err().message;
             assert!(error.contains(expected), "{kind} {name}={value}: {error}");
         }
-        assert!(parsed("moby", &[("type", "docker")]).is_ok());
     }
 
     #[test]
