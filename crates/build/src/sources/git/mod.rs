@@ -572,8 +572,11 @@ fn keep_packs(to: &Path, fetched: &Path, base: Option<Base>) -> Result<u64> {
         for entry in fs::list(&base.packs)? {
             let path = entry.path();
             let shown = path.display().to_string();
-            rustix::fs::link(&path, fetched.join(entry.file_name()))
-                .map_err(os(format!("link {shown}")))?;
+            match rustix::fs::link(&path, fetched.join(entry.file_name())) {
+                // Packs are called by their content: the same one came again, as one without objects does.
+                Err(rustix::io::Errno::EXIST) => {}
+                linked => linked.map_err(os(format!("link {shown}")))?,
+            }
         }
     }
     fs::rename(fetched, to)?;
