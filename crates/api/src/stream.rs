@@ -1,12 +1,13 @@
 //! Streamed bodies, between the engine's blocking readers and writers and async HTTP.
 
+use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::body::{Body, BodyDataStream, Bytes};
+use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, header};
 use futures_util::{Stream, StreamExt};
 use http_body_util::BodyExt;
@@ -39,6 +40,9 @@ pub(crate) async fn begin() -> ApiResult<Turn> {
 /// Maximum number of chunks queued between a blocking thread and HTTP.
 const DEPTH: usize = 8;
 const PIECE: usize = 128 << 10;
+
+/// Bytes of a request body that wait for its reader; one more piece may come.
+const WAITING: usize = 256 << 10;
 
 /// How long the rest of a request body that is not needed is read.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
@@ -238,46 +242,94 @@ pub(crate) fn reader_until(
     body: Body,
     ended: impl Future<Output = ()> + Send + 'static,
 ) -> BodyReader {
+    let (sender, receiver) = mpsc::channel(1);
+    tokio::spawn(receive(body, sender, turn.peer.clone(), ended));
     BodyReader {
-        pieces: body.into_data_stream(),
-        ended: Box::pin(ended),
+        receiver,
+        pieces: VecDeque::new(),
         bytes: Bytes::new(),
         has_ended: false,
         failure: None,
-        turn,
+        _turn: turn,
     }
+}
+
+/// Sends the pieces of a body, all at once that have come since the reader took some: clients write the headers and the
+/// contents of an archive's files one by one, and to wake the reader for each takes longer than to read it.
+async fn receive(
+    body: Body,
+    sender: mpsc::Sender<VecDeque<Piece>>,
+    client: Arc<Peer>,
+    ended: impl Future<Output = ()>,
+) {
+    let mut body = body.into_data_stream();
+    let mut ended = std::pin::pin!(ended);
+    let (mut pieces, mut waiting) = (VecDeque::new(), 0);
+    let mut is_complete = false;
+    loop {
+        let piece = tokio::select! {
+            biased;
+            sending = sender.reserve(), if !pieces.is_empty() => {
+                let Ok(sending) = sending else {
+                    return;
+                };
+                sending.send(std::mem::take(&mut pieces));
+                if is_complete {
+                    return;
+                }
+                waiting = 0;
+                continue;
+            }
+            () = &mut ended, if !is_complete => Piece::Failed("it has to end".to_owned()),
+            next = client.wait(body.next()), if !is_complete && waiting < WAITING => match next {
+                Some(Some(Ok(bytes))) if bytes.is_empty() => continue,
+                Some(Some(Ok(bytes))) => Piece::Bytes(bytes),
+                Some(Some(Err(error))) => Piece::Failed(error.to_string()),
+                Some(None) => Piece::End,
+                None => Piece::Failed(STALLED.to_owned()),
+            },
+        };
+        match &piece {
+            Piece::Bytes(bytes) => waiting += bytes.len(),
+            Piece::End | Piece::Failed(_) => is_complete = true,
+        }
+        pieces.push_back(piece);
+    }
+}
+
+/// A piece of a request body.
+enum Piece {
+    /// Not empty.
+    Bytes(Bytes),
+    /// The client has sent everything.
+    End,
+    Failed(String),
 }
 
 /// A blocking reader for a request body. A connection that is lost before the body's end is an error,
 /// so that an incomplete body is not used.
 pub(crate) struct BodyReader {
-    pieces: BodyDataStream,
-    /// Resolves when reading has to fail.
-    ended: Pin<Box<dyn Future<Output = ()> + Send>>,
+    receiver: mpsc::Receiver<VecDeque<Piece>>,
+    pieces: VecDeque<Piece>,
     bytes: Bytes,
     has_ended: bool,
     /// The error of all reads from now on.
     failure: Option<String>,
-    turn: Turn,
+    _turn: Turn,
 }
 
 impl BodyReader {
-    /// Waits for the next piece of the body; `None` if the client has sent everything, and why it will not if that fails.
-    fn next(&mut self) -> Result<Option<Bytes>, String> {
-        let Self {
-            pieces,
-            ended,
-            turn,
-            ..
-        } = self;
-        let next = async {
-            tokio::select! {
-                biased;
-                () = ended => Err("it has to end".to_owned()),
-                next = pieces.next() => next.transpose().map_err(|error| error.to_string()),
+    fn next(&mut self) -> Piece {
+        loop {
+            if let Some(piece) = self.pieces.pop_front() {
+                return piece;
             }
-        };
-        turn.wait(next).unwrap_or_else(|| Err(STALLED.to_owned()))
+            match self.receiver.blocking_recv() {
+                Some(pieces) => self.pieces = pieces,
+                // The task that receives the body ends early only when the engine exits.
+                None => return Piece::Failed("the engine is shutting down".to_owned()),
+            }
+        }
     }
 }
 
@@ -287,11 +339,11 @@ impl Read for BodyReader {
         if let Some(text) = &self.failure {
             return Err(lost(text));
         }
-        while self.bytes.is_empty() && !self.has_ended {
+        if self.bytes.is_empty() && !self.has_ended {
             match self.next() {
-                Ok(Some(bytes)) => self.bytes = bytes,
-                Ok(None) => self.has_ended = true,
-                Err(reason) => {
+                Piece::Bytes(bytes) => self.bytes = bytes,
+                Piece::End => self.has_ended = true,
+                Piece::Failed(reason) => {
                     let text = format!("request body ended early: {reason}");
                     tracing::warn!("{text}");
                     let error = lost(&text);
