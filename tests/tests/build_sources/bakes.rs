@@ -135,7 +135,35 @@ fn definitions_of_a_repository_are_built() {
         assert_eq!(refused.code, 1, "{words:?}");
         shows(&refused.err(), &[expected]);
     }
+    let env = [("BAKE_ALLOW_REMOTE_FS_ACCESS", "1")];
+    let cli = whelk(&engine).with_env(&env).in_directory(&directory);
+    cli.run(&["bake", &url, "outside"]).exits(0);
     engine.has_no_builds();
+}
+
+#[test]
+fn private_definitions_need_a_token() {
+    const HEADER: &str = "Basic eC1hY2Nlc3MtdG9rZW46c2VjcmV0LXRva2Vu";
+    let engine = Engine::start();
+    let host = Host::with_password(HEADER);
+    host.repository("private/app", FILES);
+    let url = host.url("private/app.git");
+    let directory = directory(&engine);
+    let run_with = |variable: &str, value: &str| {
+        let env = [(variable, value)];
+        let cli = whelk(&engine).with_env(&env).in_directory(&directory);
+        cli.run(&["bake", &url, "sub"])
+    };
+    let refused = run_with("BUILDX_BAKE_GIT_AUTH_TOKEN", "wrong");
+    assert_eq!(refused.code, 1);
+    shows(&refused.err(), &["ERROR: failed to solve: ", "401"]);
+    for (variable, value) in [
+        ("BUILDX_BAKE_GIT_AUTH_TOKEN", "secret-token"),
+        ("BUILDX_BAKE_GIT_AUTH_HEADER", HEADER),
+    ] {
+        run_with(variable, value).exits(0);
+        assert_eq!(run(&engine, "remote:2", "cat /file"), "of sub");
+    }
 }
 
 #[test]

@@ -51,7 +51,7 @@ impl Host {
     }
 
     /// Returns a server that wants an authorization for repositories below `private/`.
-    fn with_password(wanted: &str) -> Self {
+    pub fn with_password(wanted: &str) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let place = Scratch::new(&format!("git-{number}"));

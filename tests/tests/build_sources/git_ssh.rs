@@ -69,6 +69,43 @@ fn repositories_over_ssh_are_contexts() {
 }
 
 #[test]
+fn definitions_over_ssh_are_built() {
+    let engine = Engine::start();
+    let host = Host::new();
+    let files = [
+        (
+            "docker-bake.hcl",
+            "target \"default\" { tags = [\"baked\"] }\n",
+        ),
+        ("Dockerfile", DOCKERFILE),
+        ("x", "one"),
+    ];
+    let path = host.repository("app", &files);
+    let place = engine.scratch("keys");
+    let own = key(&place, "own", "ed25519", "");
+    let sshd = Sshd::start("ed25519", "");
+    sshd.accept(&own);
+    let agent = Agent::start(&place, "socket", &[&own]);
+    let flag = agent.flag();
+    let (_, socket) = flag.split_once('=').unwrap();
+    let url = sshd.url(&path.join(".git"));
+    let bake = |variable: &str, words: &[&str]| {
+        let env = [(variable, socket)];
+        let cli = whelk(&engine).with_env(&env);
+        cli.run(&[&["bake"], words].concat())
+    };
+    // Definitions are read with an agent of their own.
+    let printed = bake("BUILDX_BAKE_GIT_SSH", &["--print", &url]).ok();
+    shows(&printed, &[&format!("\"context\": \"{url}\"")]);
+    // The target gets the one of the user, with consent.
+    let refused = bake("SSH_AUTH_SOCK", &[&url]);
+    assert_eq!(refused.code, 1);
+    shows(&refused.err(), &[" - Forwarding default SSH agent socket"]);
+    bake("SSH_AUTH_SOCK", &["--allow", "ssh", &url]).exits(0);
+    assert_eq!(run(&engine, "baked", "cat /c/x"), "one");
+}
+
+#[test]
 fn servers_are_known_by_their_keys() {
     let engine = Engine::start();
     let host = Host::new();
