@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use regex_lite::Regex;
+
 /// What a record is, by BuildKit's names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RecordKind {
@@ -84,7 +86,21 @@ pub struct Condition {
     pub operator: Operator,
     /// None for a field that is true.
     pub value: Option<String>,
+    /// The value that a field has to match.
+    expression: Option<Expression>,
 }
+
+/// A regular expression, which equals another one with the same text.
+#[derive(Clone, Debug)]
+struct Expression(Regex);
+
+impl PartialEq for Expression {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.as_str() == other.0.as_str()
+    }
+}
+
+impl Eq for Expression {}
 
 /// How a field is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,6 +148,28 @@ impl Condition {
         "private",
     ];
 
+    /// Returns a condition about one of [`Condition::FIELDS`].
+    ///
+    /// # Errors
+    /// Returns a text for a value that has to be a regular expression, and is none.
+    pub fn new(field: &str, operator: Operator, value: Option<String>) -> Result<Self, String> {
+        let mut condition = Self {
+            field: field.to_owned(),
+            operator,
+            value,
+            expression: None,
+        };
+        if operator == Operator::Matches {
+            let expression = Regex::new(condition.value.as_deref().unwrap_or_default());
+            let expression = expression.map_err(|error| {
+                let text = condition.to_string();
+                format!("invalid filter {text:?} of the build cache: {error}")
+            })?;
+            condition.expression = Some(Expression(expression));
+        }
+        Ok(condition)
+    }
+
     /// Parses a condition; several that must all be true are separated by commas. A value may be in quotes.
     ///
     /// # Errors
@@ -166,16 +204,7 @@ impl Condition {
                     (operator, Some(value), behind)
                 }
             };
-            if operator == Operator::Matches {
-                let expression = value.as_deref().unwrap_or_default();
-                regex_lite::Regex::new(expression)
-                    .map_err(|error| format!("{}: {error}", invalid()))?;
-            }
-            all.push(Self {
-                field: field.to_owned(),
-                operator,
-                value,
-            });
+            all.push(Self::new(field, operator, value)?);
             match behind.strip_prefix(',') {
                 Some(behind) => rest = behind,
                 None if behind.is_empty() => return Ok(all),
@@ -207,7 +236,8 @@ impl Condition {
             Operator::Is => found == expected,
             Operator::IsNot => found != expected,
             Operator::Matches => {
-                regex_lite::Regex::new(expected).is_ok_and(|regex| regex.is_match(&found))
+                let expression = self.expression.as_ref();
+                expression.is_some_and(|Expression(regex)| regex.is_match(&found))
             }
         }
     }
@@ -354,6 +384,7 @@ pub fn default_policies(space: Policy) -> Vec<Policy> {
             field: "type".into(),
             operator: Operator::Is,
             value: Some(kind.name().into()),
+            expression: None,
         }]
     });
     vec![

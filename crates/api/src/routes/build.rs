@@ -145,17 +145,12 @@ fn policy(params: &Params) -> ApiResult<Option<Policy>> {
     let mut conditions = Vec::new();
     for name in Condition::FIELDS {
         let Some(value) = one(name)? else { continue };
-        // The value may have any characters: it is quoted where it must be.
-        let condition = Condition {
-            field: name.to_owned(),
-            operator: match name {
-                "id" => Operator::Matches,
-                _ => Operator::Is,
-            },
-            value: Some(value.to_owned()),
+        let operator = match name {
+            "id" => Operator::Matches,
+            _ => Operator::Is,
         };
-        let parsed = Condition::parse_all(&condition.to_string());
-        conditions.extend(parsed.map_err(ApiError::invalid)?);
+        let condition = Condition::new(name, operator, Some(value.to_owned()));
+        conditions.push(condition.map_err(ApiError::invalid)?);
     }
     let bytes = |names: [&str; 2]| -> ApiResult<u64> {
         let given = names.into_iter().find(|name| !params.text(name).is_empty());
