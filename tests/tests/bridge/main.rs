@@ -7,6 +7,7 @@
     reason = "a panic with its place is all the error handling that a test needs"
 )]
 
+mod attributes;
 mod calls;
 mod control;
 mod hostile;

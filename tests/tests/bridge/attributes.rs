@@ -1,0 +1,206 @@
+//! Attributes of the frontend of Dockerfiles that the usual clients do not send.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::sync::Arc;
+
+use whelk_buildkit::files::{self, Entry, Files, Kind};
+use whelk_buildkit::grpc::{Code, Result};
+use whelk_buildkit::pb::control::SolveRequest;
+use whelk_buildkit::pb::gateway::{self, result};
+use whelk_buildkit::session::{DIFF_COPY, FilesRequest};
+use whelk_llb::pb::Definition;
+use whelk_tests::Engine;
+use whelk_tests::grpc::{Bridge, Grpc};
+
+use crate::{fails, run};
+
+/// Copies a file of the context, and writes what a process sees.
+const SEEN: &str = "FROM busybox
+COPY x /x
+RUN echo $(hostname) $(ls /sys/class/net) $(grep -c 10.9.8.7 /etc/hosts) $(df -k /dev/shm | tail -1 | tr -s ' ' | cut -d ' ' -f 2) > /made
+";
+
+/// The files of the client's directories, in order.
+const DIRECTORIES: &[(&str, &[(&str, &str)])] = &[
+    (
+        "dockerfile",
+        &[
+            ("Dockerfile", SEEN),
+            ("Second", "FROM scratch\nCOPY x /second\n"),
+        ],
+    ),
+    (
+        "files",
+        &[("Dockerfile", "FROM scratch\nCOPY x /of-files\n")],
+    ),
+    ("context", &[("x", "of context")]),
+    ("other", &[("x", "of other")]),
+];
+
+struct Memory(&'static [(&'static str, &'static str)]);
+
+impl Memory {
+    fn of(name: &str) -> Self {
+        let mut directories = DIRECTORIES.iter();
+        let found = directories.find(|(known, _)| *known == name);
+        Self(found.map(|(_, files)| *files).unwrap_or_default())
+    }
+}
+
+impl Files for Memory {
+    fn list(
+        &self,
+        tell: &mut dyn FnMut(Entry) -> std::result::Result<(), String>,
+    ) -> std::result::Result<(), String> {
+        for (path, content) in self.0 {
+            tell(Entry {
+                path: (*path).to_owned(),
+                kind: Kind::File,
+                mode: 0o644,
+                size: content.len() as u64,
+                mtime: 1,
+                xattrs: BTreeMap::new(),
+            })?;
+        }
+        Ok(())
+    }
+
+    fn open(&self, path: &str) -> std::result::Result<Box<dyn Read>, String> {
+        let found = self.0.iter().find(|(known, _)| *known == path);
+        let (_, content) = found.ok_or_else(|| format!("no file {path}"))?;
+        Ok(Box::new(content.as_bytes()))
+    }
+}
+
+/// Asks a frontend for a result.
+fn solve(
+    bridge: &Bridge,
+    frontend: &str,
+    attributes: &[(&str, &str)],
+    context: Option<&Definition>,
+) -> Result<gateway::Result> {
+    let attributes = attributes.iter();
+    let attributes = attributes.map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    let context = context.map(|context| ("context".to_owned(), context.clone()));
+    let request = gateway::SolveRequest {
+        frontend: frontend.to_owned(),
+        frontend_opt: attributes.collect(),
+        frontend_inputs: context.into_iter().collect(),
+        allow_result_return: true,
+        allow_result_array_ref: true,
+        evaluate: true,
+        ..gateway::SolveRequest::default()
+    };
+    let answer = bridge.call::<gateway::SolveResponse>("Solve", &request)?;
+    Ok(answer.result.unwrap())
+}
+
+fn reference(result: &gateway::Result) -> &str {
+    match &result.kind {
+        Some(result::Kind::Ref(reference)) => &reference.id,
+        other => panic!("no reference: {other:?}"),
+    }
+}
+
+#[test]
+fn attributes_of_dockerfiles_have_their_effect() {
+    let engine = Engine::start();
+    let grpc = Grpc::connect(&engine);
+    grpc.session(&engine, "client", &[DIFF_COPY], |call| async move {
+        let wanted = FilesRequest::of_call(&call.metadata);
+        files::answer(call, Arc::new(Memory::of(&wanted.name))).await
+    });
+    let request = SolveRequest {
+        session: "client".into(),
+        ..SolveRequest::default()
+    };
+    let bridge = grpc.build("attributes", request);
+    let below = run(
+        "mkdir /d; echo below > /d/x; printf 'FROM scratch\\nCOPY x /of-input\\n' > /d/Dockerfile",
+    );
+    let lonely = ("force-network-mode", "none");
+    for (attributes, context, path, expected) in [
+        (&[lonely][..], None, "/made", "buildkitsandbox lo 0 65536\n"),
+        (&[lonely], None, "/x", "of context"),
+        (
+            &[lonely, ("hostname", "named"), ("shm-size", "4194304")],
+            None,
+            "/made",
+            "named lo 0 4096\n",
+        ),
+        (
+            &[lonely, ("add-hosts", "one=10.9.8.7,two=10.9.8.7")],
+            None,
+            "/made",
+            "buildkitsandbox lo 2 65536\n",
+        ),
+        (&[lonely, ("contextkey", "other")], None, "/x", "of other"),
+        (
+            &[("dockerfilekey", "files")],
+            None,
+            "/of-files",
+            "of context",
+        ),
+        (&[("filename", "Second")], None, "/second", "of context"),
+        (
+            &[("contextsubdir", "/d")],
+            Some(&below),
+            "/of-input",
+            "below\n",
+        ),
+    ] {
+        let found = solve(&bridge, "dockerfile.v0", attributes, context);
+        let found = found.unwrap_or_else(|status| panic!("{attributes:?}: {status}"));
+        let found = bridge.read(reference(&found), path);
+        assert_eq!(found.as_deref(), Ok(expected), "{attributes:?}");
+    }
+    for (attributes, code, text) in [
+        (
+            &[("force-network-mode", "host")][..],
+            Code::PermissionDenied,
+            "network.host is not allowed",
+        ),
+        (
+            &[("contextsubdir", "/d")],
+            Code::Unimplemented,
+            "contextsubdir",
+        ),
+        (&[("contextkey", "none")], Code::Unknown, "x\": not found"),
+        (
+            &[("dockerfilekey", "none")],
+            Code::Unknown,
+            "open Dockerfile",
+        ),
+        (
+            &[("context", "nonsense")],
+            Code::InvalidArgument,
+            "nonsense",
+        ),
+        (
+            &[("requestid", "nonsense")],
+            Code::Unimplemented,
+            "nonsense",
+        ),
+    ] {
+        let answer = solve(&bridge, "dockerfile.v0", attributes, None);
+        fails(answer, code, text);
+    }
+    // The frontend's own image is the engine's own frontend.
+    let own = [("source", "docker/dockerfile:1"), ("filename", "Second")];
+    let found = solve(&bridge, "gateway.v0", &own, None).unwrap();
+    let found = bridge.read(reference(&found), "/second");
+    assert_eq!(found.as_deref(), Ok("of context"));
+    let answer = solve(&bridge, "gateway.v0", &[], None);
+    fails(answer, Code::InvalidArgument, "no source");
+    // One platform in the form of several.
+    let several = [("multi-platform", "true"), ("filename", "Second")];
+    let found = solve(&bridge, "dockerfile.v0", &several, None).unwrap();
+    assert!(found.metadata.contains_key("refs.platforms"));
+    match &found.kind {
+        Some(result::Kind::Refs(references)) => assert_eq!(references.refs.len(), 1),
+        other => panic!("{other:?}"),
+    }
+    bridge.finish(None).unwrap();
+    engine.has_no_builds();
+}
