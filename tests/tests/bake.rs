@@ -540,6 +540,24 @@ const ERRORS: &[Wrong] = &[
     ),
     (
         "compose.yaml",
+        "services:\n  a: {build: 5}\n",
+        &["--print"],
+        "ERROR: services.a.build: invalid type int for build",
+    ),
+    (
+        "compose.yaml",
+        "services:\n  a: {build: {context: ., pull: 1}}\n",
+        &["--print"],
+        "ERROR: services.a.build.pull must be a boolean or string",
+    ),
+    (
+        "compose.yaml",
+        "services:\n  a: {build: {context: ., pull: yes}}\n",
+        &["--print", "none"],
+        "WARNING: \"yes\" for boolean is not supported by YAML 1.2, please use `true`",
+    ),
+    (
+        "compose.yaml",
         "services:\n  a: {build: {context: ., tags: x}}\n",
         &["--print"],
         "ERROR: services.a.build.tags must be a array",

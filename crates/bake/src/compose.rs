@@ -90,7 +90,8 @@ pub(crate) fn read(
         }
         let own = variables_of(&service, &variables, &mut loader)?;
         let variable = |name: &str| own.get(name).or_else(|| variables.get(name)).cloned();
-        if let Some(target) = build::target(&name, &service, &secrets, &variable)? {
+        let warnings = &mut read.warnings;
+        if let Some(target) = build::target(&name, &service, &secrets, &variable, warnings)? {
             group.targets.push(target.name.clone());
             read.targets.push(target);
         }

@@ -1,5 +1,7 @@
 //! `build` of a service.
 
+use std::cell::RefCell;
+
 use serde_json::Value;
 
 use super::Object;
@@ -12,6 +14,8 @@ use crate::target::{Target, Texts, merge_entries, unique};
 struct Build<'a> {
     name: &'a str,
     members: &'a Object,
+    /// What is accepted, but not meant to be written.
+    warnings: RefCell<Vec<String>>,
 }
 
 impl Build<'_> {
@@ -32,11 +36,26 @@ impl Build<'_> {
         Ok(text.transpose()?.filter(|text| !text.is_empty()))
     }
 
+    /// Reads a boolean; also the words of YAML 1.1, with a warning.
     fn is_set(&self, key: &str) -> Result<Option<bool>> {
-        let Some(text) = self.text(key)? else {
-            return Ok(None);
+        let wrong = || self.wrong(key, "boolean or string");
+        let text = match self.get(key) {
+            None => return Ok(None),
+            Some(Value::Bool(value)) => return Ok(value.then_some(true)),
+            Some(Value::String(text)) => text,
+            Some(_) => return Err(wrong()),
         };
-        let value = whelk_text::parse_bool(&text).ok_or_else(|| self.wrong(key, "boolean"))?;
+        let (value, plain) = match text.to_lowercase().as_str() {
+            "" => return Ok(None),
+            "true" | "y" | "yes" | "on" => (true, "true"),
+            "false" | "n" | "no" | "off" => (false, "false"),
+            _ => return Err(Error::new(format!("invalid boolean: {text}"))),
+        };
+        if !text.eq_ignore_ascii_case(plain) {
+            self.warnings.borrow_mut().push(format!(
+                "{text:?} for boolean is not supported by YAML 1.2, please use `{plain}`"
+            ));
+        }
         Ok(value.then_some(true))
     }
 
@@ -74,11 +93,16 @@ pub(super) fn target(
     service: &Object,
     secrets: &Object,
     variable: &dyn Fn(&str) -> Option<String>,
+    warnings: &mut Vec<String>,
 ) -> Result<Option<Target>> {
     let Some(Value::Object(members)) = service.get("build") else {
         return Ok(None);
     };
-    let build = Build { name, members };
+    let build = Build {
+        name,
+        members,
+        warnings: RefCell::default(),
+    };
     if build.text("dockerfile")?.is_some() && build.text("dockerfile_inline")?.is_some() {
         return Err(Error::new(format!(
             "service {name:?} declares mutualy exclusive dockerfile and dockerfile_inline: invalid compose project"
@@ -135,6 +159,11 @@ pub(super) fn target(
         let image = service.get("image").and_then(scalar);
         if let Some(image) = image.filter(|image| !image.is_empty()) {
             target.tags = Some(vec![image]);
+        }
+    }
+    for warning in build.warnings.into_inner() {
+        if !warnings.contains(&warning) {
+            warnings.push(warning);
         }
     }
     Ok(Some(target))
@@ -263,45 +292,55 @@ fn extension(build: &Build<'_>, target: &mut Target) -> Result<()> {
     };
     let wrong = || build.wrong("x-bake", "mapping");
     let members = members.as_object().ok_or_else(wrong)?;
-    let list = |value: &Value| match value {
-        Value::String(text) => Ok(text.split_whitespace().map(str::to_owned).collect()),
-        Value::Array(items) => {
-            let items = items.iter().map(|item| scalar(item).ok_or_else(wrong));
-            items.collect::<Result<Vec<String>>>()
+    let list = |key: &str, value: &Value| {
+        let wrong = || build.wrong(&format!("x-bake.{key}"), "string or array");
+        match value {
+            Value::String(text) => Ok(text.split_whitespace().map(str::to_owned).collect()),
+            Value::Array(items) => {
+                let items = items.iter().map(|item| scalar(item).ok_or_else(wrong));
+                items.collect::<Result<Vec<String>>>()
+            }
+            _ => Err(wrong()),
         }
-        _ => Err(wrong()),
     };
-    let add = |own: &mut Option<Vec<String>>, value: &Value| {
+    let add = |own: &mut Option<Vec<String>>, key: &str, value: &Value| {
         let mut all = own.take().unwrap_or_default();
-        all.extend(list(value)?);
+        all.extend(list(key, value)?);
         *own = Some(unique(&all));
         Ok::<_, Error>(())
     };
-    let truth = |value: &Value| scalar(value).and_then(|text| whelk_text::parse_bool(&text));
+    let truth = |key: &str, value: &Value| {
+        let value = scalar(value).and_then(|text| whelk_text::parse_bool(&text));
+        value.ok_or_else(|| build.wrong(&format!("x-bake.{key}"), "boolean"))
+    };
     for (key, value) in members.iter().filter(|(_, value)| !value.is_null()) {
         match key.as_str() {
-            "tags" => add(&mut target.tags, value)?,
-            "platforms" => add(&mut target.platforms, value)?,
-            "no-cache-filter" => add(&mut target.no_cache_filter, value)?,
+            "tags" => add(&mut target.tags, key, value)?,
+            "platforms" => add(&mut target.platforms, key, value)?,
+            "no-cache-filter" => add(&mut target.no_cache_filter, key, value)?,
             "cache-from" => merge_entries(
                 &mut target.cache_from,
-                &Some(entries::parse(&list(value)?)?),
+                &Some(entries::parse(&list(key, value)?)?),
             ),
-            "cache-to" => {
-                merge_entries(&mut target.cache_to, &Some(entries::parse(&list(value)?)?))
-            }
-            "secret" => merge_entries(&mut target.secrets, &Some(entries::parse(&list(value)?)?)),
+            "cache-to" => merge_entries(
+                &mut target.cache_to,
+                &Some(entries::parse(&list(key, value)?)?),
+            ),
+            "secret" => merge_entries(
+                &mut target.secrets,
+                &Some(entries::parse(&list(key, value)?)?),
+            ),
             "ssh" => {
-                merge_entries(&mut target.ssh, &Some(entries::parse(&list(value)?)?));
+                merge_entries(&mut target.ssh, &Some(entries::parse(&list(key, value)?)?));
                 let agents = target.ssh.iter_mut();
                 agents.for_each(|agents| agents.sort_by(|one, other| one.id.cmp(&other.id)));
             }
             "output" => {
-                let outputs: Vec<Output> = entries::parse(&list(value)?)?;
+                let outputs: Vec<Output> = entries::parse(&list(key, value)?)?;
                 merge_entries(&mut target.outputs, &Some(outputs));
             }
-            "pull" => target.pull = Some(truth(value).ok_or_else(wrong)?),
-            "no-cache" => target.no_cache = Some(truth(value).ok_or_else(wrong)?),
+            "pull" => target.pull = Some(truth(key, value)?),
+            "no-cache" => target.no_cache = Some(truth(key, value)?),
             "contexts" => {
                 let Some(Value::Object(contexts)) = pairs(value) else {
                     return Err(wrong());

@@ -93,14 +93,16 @@ fn build(name: &str, build: &mut Value) -> Result<()> {
     }
     let build = match build {
         Value::Object(build) => build,
-        Value::Null => {
+        other => {
+            let kind = match other {
+                Value::Null => "<nil>",
+                Value::Bool(_) => "bool",
+                Value::Number(number) if number.is_f64() => "float64",
+                Value::Number(_) => "int",
+                _ => "[]interface {}",
+            };
             return Err(Error::new(format!(
-                "services.{name}.build: invalid type <nil> for build"
-            )));
-        }
-        _ => {
-            return Err(Error::new(format!(
-                "services.{name}.build must be a string or a mapping"
+                "services.{name}.build: invalid type {kind} for build"
             )));
         }
     };
