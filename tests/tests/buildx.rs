@@ -208,6 +208,43 @@ fn what_stands_on_a_copy_depends_on_its_content_only() {
 }
 
 #[test]
+fn equal_files_are_one_layer() {
+    let engine = Engine::start();
+    let dockerfile =
+        "FROM busybox AS one\nCOPY file /f\nFROM busybox AS two\nRUN touch /other\nCOPY file /f\n";
+    let files = [("Dockerfile", dockerfile), ("file", "the same")];
+    let context = engine.scratch_with("equal", &files);
+    let last = |target: &str| {
+        docker(&engine).built(&context, &["--target", target, "-t", target]);
+        let image = engine.image(target);
+        let layers = image["RootFS"]["Layers"].as_array().unwrap().clone();
+        layers.last().unwrap().clone()
+    };
+    assert_eq!(last("one"), last("two"));
+}
+
+/// A directory that is removed and made again hides what is below; one that is renamed takes what is below with it.
+#[test]
+fn links_are_copied_over_directories_that_were_replaced() {
+    let engine = Engine::start();
+    let dockerfile = "FROM busybox\nRUN mkdir -p /d/e && touch /d/a /d/e/b\n\
+        RUN rm -r /d && mkdir /d && touch /d/c\nCOPY --link x /d/x\n\
+        RUN mv /d /moved && mkdir /d && touch /d/new\nCOPY --link x /d/y\n\
+        RUN find /d /moved | sort > /seen\n";
+    let files = [("Dockerfile", dockerfile), ("x", "x")];
+    let context = engine.scratch_with("replaced", &files);
+    docker(&engine).built(&context, &["-t", "replaced"]);
+    let look = ["cat /seen", "find /d /moved | sort"].map(|script| {
+        let run = ["run", "--rm", "--network", "none", "replaced"];
+        engine
+            .docker(&[&run[..], &["sh", "-c", script]].concat())
+            .ok()
+    });
+    let expected = "/d\n/d/new\n/d/y\n/moved\n/moved/c\n/moved/x";
+    assert_eq!(look, [expected, expected]);
+}
+
+#[test]
 fn a_dockerfile_of_the_same_size_and_time_is_read_again() {
     let engine = Engine::start();
     let time = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);

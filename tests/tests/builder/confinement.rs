@@ -1,8 +1,10 @@
 //! What a process of a build may do: as much as one of a container.
 
+use std::fmt::Write as _;
+use std::fs;
 use std::time::{Duration, Instant};
 
-use whelk_tests::builds::{classic, shows};
+use whelk_tests::builds::{classic, docker, shows};
 use whelk_tests::processes::with_command;
 use whelk_tests::{Engine, eventually};
 
@@ -91,5 +93,36 @@ fn a_step_that_forks_without_end_harms_nobody() {
     let _ = running.finish();
     assert!(slowest < Duration::from_secs(1), "{slowest:?}");
     eventually("all processes to end", || one().is_none().then_some(()));
+    engine.has_no_builds();
+}
+
+#[test]
+fn processes_run_beside_each_other_up_to_a_limit() {
+    const PER_PROCESSOR: usize = 4;
+    let limit = PER_PROCESSOR * std::thread::available_parallelism().map_or(1, usize::from);
+    // On larger machines it takes too many processes to reach the limit.
+    let stages = (limit + 2).min(40);
+    let (mut text, mut copies) = (String::new(), String::from("FROM busybox\n"));
+    for stage in 0..stages {
+        writeln!(text, "FROM busybox AS stage{stage}").unwrap();
+        writeln!(text, "RUN --network=none : {stage}; sleep 0.9431").unwrap();
+        writeln!(copies, "COPY --from=stage{stage} /etc/passwd /{stage}").unwrap();
+    }
+    let engine = Engine::start();
+    let context = engine.dockerfile("many", &(text + &copies));
+    let mut running = docker(&engine).spawn(&["build", context.to_str().unwrap()]);
+    let count = || {
+        let processes = fs::read_dir("/proc").unwrap().flatten();
+        let commands = processes.map(|process| fs::read(process.path().join("cmdline")));
+        let is_step = |command: &Vec<u8>| command == b"sleep\x000.9431\0";
+        commands.flatten().filter(is_step).count()
+    };
+    let mut most = 0;
+    while running.is_running() {
+        most = most.max(count());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    running.finish().ok();
+    assert!((2..=limit).contains(&most), "{most} of {limit}");
     engine.has_no_builds();
 }
