@@ -55,6 +55,10 @@ fn limits_of_whelk_build_hold_for_steps() {
     let flags: Vec<&str> = flags.split(' ').collect();
     let shown = whelk(&engine).built(&context, &flags);
     shows(&shown, &[" 50000 100000 67108864 1\n"]);
+    // They are not what the step does.
+    let shown = whelk(&engine).built(&context, &["--memory", "128m"]);
+    assert!(!shown.contains(" 50000 "), "{shown}");
+    shows(&shown, &["CACHED\n"]);
 }
 
 #[test]
