@@ -1,8 +1,9 @@
 //! Definitions that are malformed, and operations that try to leave their result.
 
 use whelk_buildkit::grpc::Code;
-use whelk_buildkit::pb::Message as _;
-use whelk_buildkit::pb::control::{SolveRequest, SolveResponse};
+use whelk_buildkit::pb::control::{Exporter, SolveRequest, SolveResponse};
+use whelk_buildkit::pb::gateway::{self, ReturnRequest, result};
+use whelk_buildkit::pb::{Message as _, Unused};
 use whelk_llb::Digest;
 use whelk_llb::pb::file_action::Action;
 use whelk_llb::pb::op::Kind;
@@ -333,5 +334,48 @@ fn operations_stay_in_their_result() {
     }
     bridge.finish(None).unwrap();
     assert_eq!(std::fs::read_dir(outside).unwrap().count(), 1);
+    engine.has_no_builds();
+}
+
+/// Names of platforms are those of directories at the client (CVE-2026-33747).
+#[test]
+fn names_of_results_stay_below_the_output() {
+    let engine = Engine::without_images(&[]);
+    let grpc = Grpc::connect(&engine);
+    let names = ["../../outside", "/outside", "linux/amd64/../..", "..", ""];
+    for (kind, name) in ["local", "tar", "oci"]
+        .iter()
+        .flat_map(|kind| names.map(|name| (kind, name)))
+    {
+        let exporter = Exporter {
+            kind: (*kind).to_owned(),
+            ..Exporter::default()
+        };
+        let request = SolveRequest {
+            exporters: vec![exporter],
+            ..SolveRequest::default()
+        };
+        let bridge = grpc.build("names", request);
+        let reference = bridge.solve(&file("/x", "")).unwrap();
+        let platform = serde_json::json!({"os": "linux", "architecture": "amd64"});
+        let platforms = serde_json::json!({"Platforms": [{"ID": name, "Platform": platform}]});
+        let platforms = platforms.to_string().into_bytes();
+        let references = gateway::RefMap {
+            refs: [(name.to_owned(), reference)].into(),
+        };
+        let result = gateway::Result {
+            kind: Some(result::Kind::Refs(references)),
+            metadata: [("refs.platforms".to_owned(), platforms)].into(),
+            ..gateway::Result::default()
+        };
+        let request = ReturnRequest {
+            result: Some(result),
+            error: None,
+        };
+        let _ = bridge.call::<Unused>("Return", &request);
+        let status = bridge.solving.wait().unwrap_err();
+        let expected = format!("invalid platform {name:?} of a result");
+        assert!(status.message.contains(&expected), "{kind}: {status}");
+    }
     engine.has_no_builds();
 }

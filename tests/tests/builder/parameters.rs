@@ -2,8 +2,9 @@
 
 use std::io::Write as _;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use whelk_tests::Engine;
+use whelk_tests::registry::{Behaviour, Registry};
 use whelk_tests::tar::Tar;
 
 struct Built {
@@ -198,6 +199,32 @@ fn parameters_of_classic_builds_have_their_effect() {
     assert!(built.text.contains("Successfully built"), "{}", built.text);
     let ping = engine.http("GET", "/_ping", &[], b"");
     assert_eq!(ping.header("builder-version"), Some("2"));
+}
+
+#[test]
+fn base_images_are_pulled_with_the_credentials_of_the_client() {
+    use base64::Engine as _;
+    let engine = Engine::start();
+    let registry = Registry::start();
+    let name = format!("{}/private:1", registry.host);
+    engine.docker(&["tag", "busybox", &name]).ok();
+    engine.docker(&["push", &name]).ok();
+    engine.docker(&["rmi", &name]).ok();
+    registry.behave(Behaviour {
+        authorization: Some("Basic dXNlcjpwYXNzd29yZA==".into()),
+        ..Behaviour::default()
+    });
+    let context = context(&format!("FROM {name}\nCOPY x /x\n"));
+    for (password, is_built) in [("wrong", false), ("password", true)] {
+        let credentials = json!({"username": "user", "password": password});
+        let config = json!({&registry.host: credentials}).to_string();
+        let config = base64::engine::general_purpose::URL_SAFE.encode(config);
+        let headers = [("X-Registry-Config", config.as_str())];
+        let built = build(&engine, "t=of-private", &headers, &context);
+        let found = built.text.contains("Successfully tagged of-private");
+        assert_eq!(found, is_built, "{password}: {}", built.text);
+        assert!(!built.text.contains(&config), "{}", built.text);
+    }
 }
 
 /// Returns bytes as a zstd frame that is not compressed.
