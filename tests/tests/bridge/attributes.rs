@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use whelk_buildkit::files::{self, Entry, Files, Kind};
 use whelk_buildkit::grpc::{Code, Result};
-use whelk_buildkit::pb::control::SolveRequest;
+use whelk_buildkit::pb::control::{DiskUsageRequest, DiskUsageResponse, SolveRequest};
 use whelk_buildkit::pb::gateway::{self, result};
 use whelk_buildkit::session::{DIFF_COPY, FilesRequest};
 use whelk_llb::pb::Definition;
 use whelk_tests::Engine;
 use whelk_tests::grpc::{Bridge, Grpc};
 
-use crate::{fails, run};
+use crate::{Made, fails, run};
 
 /// Copies a file of the context, and writes what a process sees.
 const SEEN: &str = "FROM busybox
@@ -203,4 +203,44 @@ fn attributes_of_dockerfiles_have_their_effect() {
     }
     bridge.finish(None).unwrap();
     engine.has_no_builds();
+}
+
+/// Those that were used last.
+#[test]
+fn directories_of_clients_are_kept_up_to_a_limit() {
+    const KEPT: usize = 64;
+    let engine = Engine::without_images(&[]);
+    let grpc = Grpc::connect(&engine);
+    grpc.session(&engine, "client", &[DIFF_COPY], |call| async move {
+        files::answer(call, Arc::new(Memory(&[("x", "content")]))).await
+    });
+    for number in 0..KEPT + 6 {
+        let request = SolveRequest {
+            session: "client".into(),
+            ..SolveRequest::default()
+        };
+        let bridge = grpc.build(&format!("build-{number}"), request);
+        let mut made = Made::default();
+        let directory = made.source(&format!("local://directory-{number}"), &[]);
+        let reference = bridge.evaluate(&made.definition(directory)).unwrap();
+        assert_eq!(bridge.read(&reference, "/x"), Ok("content".into()));
+        bridge.finish(None).unwrap();
+    }
+    let request = DiskUsageRequest {
+        filter: vec!["type==source.local".into()],
+        age_limit: 0,
+    };
+    let listed = grpc.control::<DiskUsageResponse>("DiskUsage", &request);
+    let listed = listed.unwrap().record;
+    // One more if a build has not put its own back when the next one begins.
+    assert!((KEPT..=KEPT + 1).contains(&listed.len()));
+    let is_listed = |number: usize| {
+        let end = format!(" directory-{number}");
+        listed
+            .iter()
+            .any(|record| record.description.ends_with(&end))
+    };
+    assert!(is_listed(KEPT + 5) && is_listed(KEPT / 2) && !is_listed(0) && !is_listed(1));
+    let places = std::fs::read_dir(engine.root().join("build/contexts"));
+    assert_eq!(places.unwrap().count(), listed.len());
 }
