@@ -13,6 +13,12 @@ struct Vertex<'a> {
     digest: &'a str,
 }
 
+#[derive(Serialize)]
+struct Exit {
+    #[serde(rename = "Code")]
+    code: u32,
+}
+
 /// [`Vertex`] as it is received.
 #[derive(Deserialize)]
 struct ReceivedVertex {
@@ -48,6 +54,14 @@ struct Line {
 /// Returns the detail with the operation that has failed.
 pub fn vertex(digest: &str) -> Any {
     detail("Vertex", &Vertex { digest })
+}
+
+/// Returns the detail with the exit code of a process that has failed.
+pub fn exit(code: u32) -> Any {
+    Any {
+        type_url: "github.com/moby/buildkit/gatewayapi.ExitMessage+json".into(),
+        value: serde_json::to_vec(&Exit { code }).unwrap_or_default(),
+    }
 }
 
 /// Returns the detail with a file and lines of it, which clients print.
@@ -194,6 +208,7 @@ mod tests {
         let text = r#"{"info":{"filename":"Dockerfile","data":"RlJPTSB4Cg=="},"ranges":[{"start":{"line":1},"end":{"line":2}}]}"#;
         assert_eq!(String::from_utf8_lossy(&detail.value), text);
         assert_eq!(vertex("sha256:1").value, br#"{"digest":"sha256:1"}"#);
+        assert_eq!(exit(7).value, br#"{"Code":7}"#);
         let place = Place {
             filename: "Dockerfile".into(),
             data: b"FROM x\n".to_vec(),

@@ -251,6 +251,10 @@ fn references_belong_to_their_build() {
         kinds.contains(&"github.com/moby/buildkit/errdefs.Vertex+json"),
         "{kinds:?}"
     );
+    let exit = "github.com/moby/buildkit/gatewayapi.ExitMessage+json";
+    let mut details = status.details.iter();
+    let exit = details.find(|detail| detail.type_url == exit).unwrap();
+    assert_eq!(exit.value, b"{\"Code\":7}");
     let frontend = one.frontend.clone();
     one.finish(Some(&reference)).unwrap();
     // Nothing is done for a build that has ended.

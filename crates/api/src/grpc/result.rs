@@ -15,7 +15,10 @@ pub(super) fn status(error: &Error, source: Option<&Source>) -> Status {
         ),
         _ => error.to_string(),
     };
-    let status = Status::new(code(error), text);
+    let mut status = Status::new(code(error), text);
+    if let Error::Process { code, .. } = error.root() {
+        status = status.with(details::exit(u32::try_from(*code).unwrap_or(u32::MAX)));
+    }
     let Error::Step { op, .. } = error else {
         return status;
     };
