@@ -45,9 +45,9 @@ const TABLES: &str = "
 /// epoch; 0 for those of an image).
 pub(crate) type Outputs = Vec<Vec<(LayerDigest, i64)>>;
 
-/// A result that was found.
+/// A result in the cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Found {
+pub(crate) struct CachedResult {
     pub outputs: Outputs,
     pub canonical: Digest,
     /// The canonical key is what an imported cache says, and not known to be true.
@@ -225,7 +225,7 @@ impl Cache {
     }
 
     /// Returns the result of a key, which `uses` keeps. `lease` holds its layers from then on.
-    pub(crate) fn find(&self, key: &Digest, lease: &Lease, uses: &Uses) -> Option<Found> {
+    pub(crate) fn find(&self, key: &Digest, lease: &Lease, uses: &Uses) -> Option<CachedResult> {
         let state = self.state.lock().ignore_poison();
         let found = find(&state.connection, key).unwrap_or_else(|error| {
             tracing::warn!("read the build cache: {error}");
@@ -474,7 +474,7 @@ fn delete(connection: &Connection, id: i64) -> rusqlite::Result<Option<Outputs>>
     Ok(outputs.and_then(|outputs| parse(&outputs)))
 }
 
-fn find(connection: &Connection, key: &Digest) -> rusqlite::Result<Option<(i64, Found)>> {
+fn find(connection: &Connection, key: &Digest) -> rusqlite::Result<Option<(i64, CachedResult)>> {
     let select =
         "SELECT id, outputs, canonical FROM results JOIN keys ON result = id WHERE key = ?1";
     let found: Option<(i64, String, Vec<u8>)> = connection
@@ -486,7 +486,7 @@ fn find(connection: &Connection, key: &Digest) -> rusqlite::Result<Option<(i64, 
     Ok(found.and_then(|(id, outputs, canonical)| {
         let outputs = parse(&outputs)?;
         let canonical = Digest::from_bytes(canonical.try_into().ok()?);
-        let found = Found {
+        let found = CachedResult {
             outputs,
             canonical,
             is_foreign: false,

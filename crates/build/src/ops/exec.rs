@@ -64,7 +64,7 @@ impl Settings {
 
 /// Inputs of a process that are not in its operation.
 #[derive(Default)]
-struct Given {
+struct RunInputs {
     /// Secrets.
     env: Vec<String>,
     devices: Vec<String>,
@@ -123,12 +123,12 @@ pub(super) async fn run(
             let mut mounts = mounts::prepare(&context, &op, &inputs, &caches)?;
             secrets.mount(&op, &run, &mut mounts)?;
             ssh::mount(&sockets, &op, &mut mounts);
-            let given = Given {
+            let run_inputs = RunInputs {
                 env: secrets.environment,
                 devices,
                 connection: None,
             };
-            prepare(&context.store, &op, &stack, &settings, mounts, given)
+            prepare(&context.store, &op, &stack, &settings, mounts, run_inputs)
         }
     };
     let (builder, log) = (builder.clone(), log.clone());
@@ -177,11 +177,20 @@ pub(crate) async fn connect(
     let prepare = {
         let (store, op, settings) = (builder.store().clone(), op.clone(), settings.clone());
         let stack = base.clone();
-        let given = Given {
+        let run_inputs = RunInputs {
             connection: Some(connection),
-            ..Given::default()
+            ..RunInputs::default()
         };
-        move || prepare(&store, &op, &stack, &settings, Mounts::default(), given)
+        move || {
+            prepare(
+                &store,
+                &op,
+                &stack,
+                &settings,
+                Mounts::default(),
+                run_inputs,
+            )
+        }
     };
     let (builder, log) = (builder.clone(), log.clone());
     let executed = outlive(|left| execute(builder, prepare, held, log, left)).await;
@@ -273,7 +282,7 @@ fn prepare(
     base: &Stack,
     settings: &Settings,
     mut mounts: Mounts,
-    given: Given,
+    run_inputs: RunInputs,
 ) -> Result<Prepared> {
     let meta = op.meta.clone().unwrap_or_default();
     let (output, theirs) = UnixStream::pair().map_err(os("connect to a step"))?;
@@ -299,12 +308,12 @@ fn prepare(
     let step = Step {
         id: format!("build-{}", name.to_string_lossy()),
         directory: workspace.path().to_owned(),
-        config: config(&meta, given.env),
-        host: host(op, &meta, settings, given.devices)?,
+        config: config(&meta, run_inputs.env),
+        host: host(op, &meta, settings, run_inputs.devices)?,
         mounts: std::mem::take(&mut mounts.specs),
         root,
         output: theirs,
-        connection: given.connection,
+        connection: run_inputs.connection,
     };
     Ok(Prepared {
         step,

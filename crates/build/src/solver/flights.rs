@@ -15,7 +15,7 @@ use whelk_llb::{CUSTOM_NAME, Digest, Node};
 use whelk_sys::sync::IgnorePoison as _;
 
 use super::Job;
-use crate::cache::{Found, Outputs, Uses};
+use crate::cache::{CachedResult, Outputs, Uses};
 use crate::client::Clients;
 use crate::error::Result;
 use crate::layers::Stack;
@@ -96,7 +96,7 @@ pub(super) enum Joined {
     Flight(Shared<Flight>, Option<Arc<Log>>),
     /// It is done, but not recorded yet.
     Done(Vec<Stack>),
-    Cached(Found),
+    Cached(CachedResult),
 }
 
 impl Flights {

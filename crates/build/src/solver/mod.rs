@@ -23,7 +23,7 @@ use whelk_llb::key::{self, Identity, Use};
 use whelk_llb::pb::op::Kind;
 use whelk_llb::{CUSTOM_NAME, Digest, Graph, Node};
 
-use crate::cache::{Found, Outputs, Uses};
+use crate::cache::{CachedResult, Outputs, Uses};
 use crate::client::Client;
 use crate::error::{Error, Result};
 use crate::explain::Reasons;
@@ -73,7 +73,7 @@ pub struct Job {
     pub(crate) progress: Progress,
     tasks: Vec<Task>,
     /// The results that are in the cache.
-    taken: HashMap<usize, Found>,
+    taken: HashMap<usize, CachedResult>,
     /// The results that are in imported caches, and still have to be fetched.
     offered: HashMap<usize, Offer>,
     pub(crate) imports: Arc<Imports>,
@@ -268,8 +268,8 @@ struct StepResult {
 }
 
 impl StepResult {
-    fn found(found: Found) -> Self {
-        let Found {
+    fn found(found: CachedResult) -> Self {
+        let CachedResult {
             outputs,
             canonical,
             is_foreign,
@@ -495,7 +495,7 @@ impl Builder {
         job: &Arc<Job>,
         index: usize,
         key: Digest,
-    ) -> Result<Option<Found>> {
+    ) -> Result<Option<CachedResult>> {
         if let Some(found) = self.look_up(job, key).await? {
             return Ok(Some(found));
         }
@@ -544,7 +544,11 @@ impl Builder {
     }
 
     /// Returns the result that a key has in the cache.
-    async fn look_up(self: &Arc<Self>, job: &Arc<Job>, key: Digest) -> Result<Option<Found>> {
+    async fn look_up(
+        self: &Arc<Self>,
+        job: &Arc<Job>,
+        key: Digest,
+    ) -> Result<Option<CachedResult>> {
         let (builder, job) = (self.clone(), job.clone());
         blocking(move || Ok(builder.cache.find(&key, &job.lease, &job.uses))).await
     }

@@ -17,7 +17,7 @@ use whelk_registry::Pace;
 
 use super::imports::{Offer, Offered};
 use super::source::Source;
-use crate::cache::Found;
+use crate::cache::CachedResult;
 use crate::error::{Error, Result};
 use crate::solver::Job;
 use crate::{Builder, blocking};
@@ -42,7 +42,7 @@ impl Builder {
         job: &Job,
         index: usize,
         offer: Offer,
-    ) -> Option<Found> {
+    ) -> Option<CachedResult> {
         let error = match self.fetch_offer(job, index, &offer).await {
             Ok(found) => return Some(found),
             Err(error) => error,
@@ -63,7 +63,7 @@ impl Builder {
         job: &Job,
         index: usize,
         offer: &Offer,
-    ) -> Result<Found> {
+    ) -> Result<CachedResult> {
         let source = job.imports.source(offer);
         let source = source.ok_or_else(|| Error::internal("an offer of no cache"))?;
         let mut seen = HashSet::new();
@@ -116,7 +116,7 @@ impl Builder {
         let uses = job.uses.clone();
         let held = blocking(move || Ok(builder.cache.find(&key, &lease, &uses))).await?;
         held.ok_or_else(|| Error::internal("a result that was just recorded is gone"))?;
-        Ok(Found {
+        Ok(CachedResult {
             outputs,
             canonical: offer.canonical,
             is_foreign: offer.canonical != offer.key,

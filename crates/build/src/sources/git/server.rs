@@ -25,7 +25,7 @@ const STEP: u64 = 1 << 20;
 
 /// A reference that was found.
 #[derive(Debug)]
-pub(super) struct Found {
+pub(super) struct ResolvedReference {
     /// The full name; that of the branch, if it is the default one and the server tells.
     pub reference: String,
     pub commit: String,
@@ -214,7 +214,7 @@ impl Server {
     }
 
     /// Finds the commit of a name: a full one, a branch or a tag, in this order; without a name, that of the default branch.
-    pub async fn resolve(&self, name: &str) -> Result<Found> {
+    pub async fn resolve(&self, name: &str) -> Result<ResolvedReference> {
         let full = format!("refs/{}", name.trim_start_matches("refs/"));
         let names = match name {
             "" => vec!["HEAD".to_owned()],
@@ -224,14 +224,14 @@ impl Server {
                 format!("refs/tags/{}", name.trim_start_matches("refs/tags/")),
             ],
         };
-        let mut found: Vec<Option<Found>> = names.iter().map(|_| None).collect();
+        let mut found: Vec<Option<ResolvedReference>> = names.iter().map(|_| None).collect();
         let mut note = |reference: &str, id: &str, peeled: Option<&str>, target: Option<&str>| {
             let place = names.iter().position(|name| name == reference);
             let Some(place) = place.filter(|_| super::is_commit(id)) else {
                 return;
             };
             let peeled = peeled.filter(|id| super::is_commit(id));
-            found[place] = Some(Found {
+            found[place] = Some(ResolvedReference {
                 reference: target.unwrap_or(reference).to_owned(),
                 commit: peeled.unwrap_or(id).to_owned(),
                 tag: peeled.map(|_| id.to_owned()).unwrap_or_default(),
