@@ -477,7 +477,7 @@ async fn caches(source: &Source, name: &str, document: &[u8], work: &Work) -> Re
     let document = Document::parse(document)?;
     if let Some((config, blobs)) = document.cache() {
         let bytes = source.small(config, MAX_CONFIG).await?;
-        let config = Config::parse(&bytes)?;
+        let config = blocking(move || Config::parse(&bytes)).await?;
         return Ok(vec![Cache::new(
             name.to_owned(),
             source.clone(),
