@@ -298,13 +298,22 @@ mod tests {
     use super::*;
 
     fn add(fetched: &FetchedDirectories, key: &Digest, content: &str) -> Directory {
+        add_large(fetched, key, content, 1)
+    }
+
+    fn add_large(
+        fetched: &FetchedDirectories,
+        key: &Digest,
+        content: &str,
+        size: u64,
+    ) -> Directory {
         let scratch = fetched.staging.scratch().unwrap();
         fs::create_dir(scratch.path().join("fs"), 0o755).unwrap();
         fs::write(scratch.path().join("fs/file"), content).unwrap();
         let info = Info {
             boot: fetched.boot.clone(),
             content: content.into(),
-            size: 1,
+            size,
             ..Info::default()
         };
         fetched.add(key, &scratch, &info).unwrap()
@@ -359,5 +368,32 @@ mod tests {
             add(&later, &key, "four").read("file").unwrap().unwrap(),
             "four"
         );
+    }
+
+    #[test]
+    fn what_was_used_last_is_kept() {
+        let root = Scratch::temporary("fetched").unwrap();
+        let store = Store::open(root.path()).unwrap();
+        let place = root.path().join("build/http");
+        let fetched = FetchedDirectories::new(place, store.staging.clone(), "boot");
+        let key = |number: usize| Digest::of(number.to_string().as_bytes());
+        let is_kept = |number: usize| !fetched.find(&key(number)).unwrap().is_empty();
+        let count = || fetched.paths().unwrap().len();
+        let used = add(&fetched, &key(0), "used");
+        for number in 1..KEPT + 4 {
+            drop(add(&fetched, &key(number), "not used"));
+        }
+        // What is used counts, and stays.
+        assert!(count() <= KEPT + 2, "{}", count());
+        assert!(is_kept(0) && is_kept(KEPT + 3));
+        drop(used);
+        // Times of files have the resolution of the kernel's clock.
+        let later = || std::thread::sleep(std::time::Duration::from_millis(20));
+        later();
+        drop(add_large(&fetched, &key(1000), "large", MAX_SIZE));
+        later();
+        drop(add(&fetched, &key(1001), "next"));
+        assert!(count() <= 2, "{}", count());
+        assert!(is_kept(1001) && !is_kept(0));
     }
 }
