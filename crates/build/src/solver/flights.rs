@@ -73,8 +73,10 @@ impl Waiting {
         self.keys.lock().ignore_poison().clone()
     }
 
-    fn users(&self) -> Vec<Weak<Uses>> {
-        self.users.lock().ignore_poison().clone()
+    /// Returns what the builds use that have not ended.
+    fn users(&self) -> Vec<Arc<Uses>> {
+        let users = self.users.lock().ignore_poison();
+        users.iter().filter_map(Weak::upgrade).collect()
     }
 }
 
@@ -284,14 +286,15 @@ impl Builder {
         }
     }
 
-    /// Records a result when its layers are sealed, while `lease` holds them.
+    /// Records a result when its layers are sealed, while `lease` holds them. The uses of the builds do not end before: the cache
+    /// would be kept to its budget without it.
     async fn record(
         self: &Arc<Self>,
         node: &Node,
         keys: &[Digest],
         outputs: &[Stack],
         lease: &Arc<Lease>,
-        users: Vec<Weak<Uses>>,
+        users: Vec<Arc<Uses>>,
     ) -> Result<()> {
         let mut sealed: Outputs = Vec::with_capacity(outputs.len());
         for stack in outputs {
@@ -304,7 +307,6 @@ impl Builder {
         let (builder, held) = (self.clone(), lease.clone());
         blocking(move || {
             let store = builder.store();
-            let users: Vec<Arc<Uses>> = users.iter().filter_map(Weak::upgrade).collect();
             builder
                 .cache
                 .insert_used(store, &keys, &sealed, &text, &users)?;
