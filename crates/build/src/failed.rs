@@ -58,7 +58,6 @@ impl Builder {
         let solved = Solved {
             stack: failed.stack.clone(),
             lease: failed.lease.clone(),
-            _uses: None,
             keys: Vec::new(),
             made: ExportedSteps::default(),
             capture: Capture::default(),

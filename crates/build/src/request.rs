@@ -16,7 +16,6 @@ use whelk_image::{Lease, Reference};
 use whelk_llb::pb::{Platform, SourceOp};
 use whelk_llb::{Digest, Graph};
 
-use crate::cache::Uses;
 use crate::client::Client;
 use crate::error::{Error, Result};
 use crate::layers::{Stack, View};
@@ -60,8 +59,6 @@ pub struct Converted {
 pub struct Solved {
     pub(crate) stack: Stack,
     pub(crate) lease: Arc<Lease>,
-    /// The build cache is not kept to its budget before this is dropped.
-    pub(crate) _uses: Option<Arc<Uses>>,
     /// The keys under which the results of its operations are recorded.
     pub(crate) keys: Vec<Digest>,
     pub(crate) made: ExportedSteps,
@@ -323,7 +320,6 @@ impl Builder {
         Ok(Solved {
             stack: executed.stack,
             lease: job.lease.clone(),
-            _uses: Some(job.uses.clone()),
             keys: executed.keys,
             made: executed.made,
             capture: Capture::of(&job.graph, &job.sources),
