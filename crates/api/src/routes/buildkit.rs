@@ -4,6 +4,7 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use axum::routing::post;
+use whelk_buildkit::grpc::Code;
 
 use super::{Service, Services};
 use crate::grpc::Buildkit;
@@ -23,8 +24,13 @@ async fn grpc(State(buildkit): Service<Buildkit>, request: Request) -> Response 
 /// Opens a session, on whose connection the client serves the engine.
 async fn session(State(buildkit): Service<Buildkit>, request: Request) -> Response {
     connect_h2c(request, |stream, headers| async move {
-        if let Err(error) = buildkit.sessions.serve(&headers, stream).await {
-            tracing::warn!("session of a build: {error}");
+        match buildkit.sessions.serve(&headers, stream).await {
+            Ok(()) => {}
+            // A client that is interrupted leaves without a word.
+            Err(error) if error.code == Code::Unavailable => {
+                tracing::debug!("session of a build: {error}");
+            }
+            Err(error) => tracing::warn!("session of a build: {error}"),
         }
     })
 }
