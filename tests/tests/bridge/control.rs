@@ -9,12 +9,14 @@ use whelk_buildkit::pb::control::{
     DiskUsageResponse, InfoResponse, ListWorkersRequest, ListWorkersResponse, PruneRequest,
     SolveRequest, UpdateBuildHistoryRequest, UsageRecord,
 };
+use whelk_buildkit::pb::gateway::EvaluateRequest;
 use whelk_buildkit::pb::{HealthCheckResponse, Unused};
 use whelk_tests::builds::docker;
 use whelk_tests::grpc::Grpc;
+use whelk_tests::processes::with_command;
 use whelk_tests::{Engine, eventually};
 
-use crate::{NOTHING, fails, run};
+use crate::{Made, NOTHING, fails, run, script};
 
 const CONTENT: &str = "containerd.services.content.v1.Content";
 
@@ -92,9 +94,16 @@ fn records_of_the_cache_are_found_by_all_fields() {
     // Only what was not used for an hour.
     assert!(list(&[], 3600 * 1_000_000_000).unwrap().is_empty());
 
-    // A build uses what it has made.
+    // A build uses what it has made, as long as it goes on.
     let bridge = grpc.build("held", SolveRequest::default());
-    bridge.evaluate(&run("echo four > /four")).unwrap();
+    let mut made = Made::default();
+    let base = made.script("echo four > /four");
+    let last = made.exec(script("sleep 4331"), &[base]);
+    let reference = bridge.solve(&made.definition(last)).unwrap().id;
+    let evaluate = EvaluateRequest { r#ref: reference };
+    let running = bridge.begin::<Unused>("Evaluate", &evaluate);
+    let step = || with_command(&["sleep", "4331"]);
+    eventually("the step to run", step);
     assert!(count(&["inuse"]) > 0);
     let prune = |filter: &str| -> Result<Vec<UsageRecord>> {
         let request = PruneRequest {
@@ -105,7 +114,8 @@ fn records_of_the_cache_are_found_by_all_fields() {
         grpc.control_stream("Prune", &request)
     };
     assert!(prune("inuse").unwrap().is_empty());
-    bridge.finish(None).unwrap();
+    drop((running, bridge));
+    eventually("the step to end", || step().is_none().then_some(()));
     eventually("nothing to be in use", is_idle);
     fails(
         prune("colour==red"),
