@@ -104,7 +104,9 @@ fn records_of_the_cache_are_found_by_all_fields() {
     let running = bridge.begin::<Unused>("Evaluate", &evaluate);
     let step = || with_command(&["sleep", "4331"]);
     eventually("the step to run", step);
-    assert!(count(&["inuse"]) > 0);
+    // A result is recorded while the next step begins.
+    let is_used = || (count(&["inuse"]) > 0).then_some(());
+    eventually("the first result to be in use", is_used);
     let prune = |filter: &str| -> Result<Vec<UsageRecord>> {
         let request = PruneRequest {
             filter: vec![filter.to_owned()],
