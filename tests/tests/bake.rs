@@ -292,9 +292,7 @@ const CASES: &[Case] = &[
     ),
     (
         &[("docker-bake.hcl", HCL)],
-        &[
-            "--print", "--push", "--load", "--sbom", "false", "app", "unit",
-        ],
+        &["--print", "--push", "--load", "--sbom", "false", "app"],
     ),
     (
         &[("docker-bake.hcl", HCL)],
