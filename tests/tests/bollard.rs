@@ -164,7 +164,8 @@ COPY file /file
             .await;
         shows(
             &format!("{:?}", built.unwrap_err()),
-            &["\"/none\": not found"],
+            // Quotes are escaped there.
+            &["/none", ": not found"],
         );
     });
     fs::remove_dir_all(secret).unwrap();
