@@ -355,7 +355,7 @@ fn names_of_results_stay_below_the_output() {
             exporters: vec![exporter],
             ..SolveRequest::default()
         };
-        let bridge = grpc.build("names", request);
+        let bridge = grpc.build(&format!("{kind} {name}"), request);
         let reference = bridge.solve(&file("/x", "")).unwrap();
         let platform = serde_json::json!({"os": "linux", "architecture": "amd64"});
         let platforms = serde_json::json!({"Platforms": [{"ID": name, "Platform": platform}]});
