@@ -125,10 +125,13 @@ pub(crate) struct Files {
 impl Layer {
     /// Returns a layer of the image store, which something else holds.
     pub fn sealed(digest: Digest, created: i64) -> Arc<Self> {
+        let sealing: Sealing = std::future::ready(Ok(digest)).boxed().shared();
+        // While one thread polls a shared future for the first time, it is not ready for others, and `files` does not wait.
+        drop(sealing.clone().now_or_never());
         Arc::new(Self {
             created,
             open: Mutex::new(None),
-            sealing: std::future::ready(Ok(digest)).boxed().shared(),
+            sealing,
             _lease: None,
         })
     }
