@@ -43,6 +43,8 @@ const PIECE: usize = 128 << 10;
 
 /// Bytes of a request body that wait for its reader; one more piece may come.
 const WAITING: usize = 256 << 10;
+/// Number of pieces of a request body that wait for its reader: each takes memory, also if it has only one byte.
+const PIECES: usize = 4096;
 
 /// How long the rest of a request body that is not needed is read.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
@@ -281,7 +283,7 @@ async fn receive(
                 continue;
             }
             () = &mut ended, if !is_complete => Piece::Failed("it has to end".to_owned()),
-            next = client.wait(body.next()), if !is_complete && waiting < WAITING => match next {
+            next = client.wait(body.next()), if !is_complete && waiting < WAITING && pieces.len() < PIECES => match next {
                 Some(Some(Ok(bytes))) if bytes.is_empty() => continue,
                 Some(Some(Ok(bytes))) => Piece::Bytes(bytes),
                 Some(Some(Err(error))) => Piece::Failed(error.to_string()),
@@ -416,6 +418,23 @@ mod tests {
         });
         read.await.unwrap();
         assert_eq!(count.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn all_pieces_of_a_body_are_read() {
+        let pieces = (0..3 * PIECES)
+            .map(|number| Ok::<_, io::Error>(Bytes::from(vec![number.to_le_bytes()[0]])));
+        let expected: Vec<u8> = (0..3 * PIECES)
+            .map(|number| number.to_le_bytes()[0])
+            .collect();
+        let body = Body::from_stream(futures_util::stream::iter(pieces));
+        let mut reader = reader(begin().await.unwrap(), body);
+        let read = tokio::task::spawn_blocking(move || {
+            let mut all = Vec::new();
+            reader.read_to_end(&mut all).unwrap();
+            all
+        });
+        assert_eq!(read.await.unwrap(), expected);
     }
 
     #[tokio::test]

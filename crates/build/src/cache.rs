@@ -159,8 +159,12 @@ impl Drop for Uses {
             return;
         }
         self.cache.end_uses(&ids);
-        let cache = self.cache.clone();
-        let write = move || cache.count_uses(&ids);
+        let (cache, collection) = (self.cache.clone(), self.collection.take());
+        let write = move || {
+            cache.count_uses(&ids);
+            // What was used just now is not what goes first.
+            drop(collection);
+        };
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) => drop(runtime.spawn_blocking(write)),
             Err(_) => write(),
@@ -191,7 +195,9 @@ impl Cache {
         };
         let opened = opened.or_else(|error| {
             let path = path.display();
-            tracing::error!("the build cache {path} is not used until the next start: {error}");
+            tracing::error!(
+                "the build cache {path} cannot be opened, and an empty one is used until the next start, when the results that were in it may be lost: {error}"
+            );
             Database::in_memory()
         });
         let Database {

@@ -104,6 +104,15 @@ impl Turns {
     }
 }
 
+/// Waiting for a peer, also if that is given up.
+struct Waiting<'a>(&'a Peer);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        *self.0.awaited_since.lock().ignore_poison() = None;
+    }
+}
+
 impl Turn {
     /// Waits for the peer on this thread, which may block. Returns `None` if that takes so long that others get the turn.
     pub fn wait<T>(&self, work: impl Future<Output = T>) -> Option<T> {
@@ -115,13 +124,12 @@ impl Peer {
     /// Waits for the peer. Returns `None` if that takes so long that others get its turn.
     pub async fn wait<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         *self.awaited_since.lock().ignore_poison() = Some(Instant::now());
-        let done = tokio::select! {
+        let _waiting = Waiting(self);
+        tokio::select! {
             biased;
             done = work => Some(done),
             () = self.end.notified() => None,
-        };
-        *self.awaited_since.lock().ignore_poison() = None;
-        done
+        }
     }
 
     /// Ends the stream, as if others needed the turn.
@@ -152,6 +160,13 @@ mod tests {
         let (ended, ()) = tokio::join!(waits, ends);
         assert_eq!(ended, None);
         assert_eq!(busy.wait(std::future::ready(1)).await, Some(1));
+        assert!(!turns.end_stalled(Duration::ZERO));
+        let given_up = busy.wait(std::future::pending::<()>());
+        assert!(
+            tokio::time::timeout(Duration::ZERO, given_up)
+                .await
+                .is_err()
+        );
         assert!(!turns.end_stalled(Duration::ZERO));
     }
 
