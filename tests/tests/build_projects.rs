@@ -219,8 +219,8 @@ fn dockerode_builds(engine: &Engine) {
                 if (options.t == 'classic') console.log(shown(messages))
                 const {Id, Config} = await docker.getImage(options.t).inspect()
                 console.log(options.t, Config.Labels.by, messages.some(({aux}) => aux && aux.ID == Id))
-                const failing = await build(['bad.Dockerfile'], {...options, dockerfile: 'bad.Dockerfile'}).catch(error => error)
-                console.log(options.t, failing.message || failing)
+                const failing = await build(['bad.Dockerfile'], {...options, dockerfile: 'bad.Dockerfile'})
+                console.log(options.t, failing.find(({error}) => error).error)
             }
         }
         main().catch(error => { console.log(error); process.exit(1) })
