@@ -6,6 +6,7 @@ mod interpolation;
 mod load;
 mod merge;
 mod relative;
+mod variables;
 
 use std::collections::BTreeMap;
 
@@ -17,6 +18,7 @@ use crate::{Environment, File, ReadFile, dot_env};
 use canonical::scalar;
 pub(crate) use interpolation::interpolate;
 use load::Loader;
+pub(crate) use variables::Variables;
 
 type Object = Map<String, Value>;
 
@@ -47,13 +49,13 @@ pub(crate) fn read(
     environment: &Environment,
     more: &ReadFile<'_>,
 ) -> Result<Read> {
-    let mut variables = environment.variables.clone();
-    let mut own = BTreeMap::new();
-    dot_env::parse(".env", &environment.dot_env, &variables, &mut own).map_err(Error::new)?;
-    for (name, value) in own {
-        variables.entry(name).or_insert(value);
-    }
     let mut loader = Loader::new(more, &environment.home);
+    let around = Variables::new(environment.variables.clone());
+    let mut own = BTreeMap::new();
+    let budget = &mut loader.values;
+    dot_env::parse(".env", &environment.dot_env, &around, &mut own, budget).map_err(Error::new)?;
+    own.extend(environment.variables.clone());
+    let mut variables = Variables::new(own);
     let mut model = loader.load(files, &mut variables)?;
     let unset = loader.interpolation.unset.iter();
     let unset = unset
@@ -168,7 +170,7 @@ fn check(services: &Object, secrets: &Object) -> std::result::Result<(), String>
 /// Returns the variables of a service: those of its files, and its own.
 fn variables_of(
     service: &Object,
-    variables: &BTreeMap<String, String>,
+    variables: &Variables<'_>,
     loader: &mut Loader<'_>,
 ) -> Result<BTreeMap<String, String>> {
     let own = service.get("environment").and_then(Value::as_object);
@@ -181,10 +183,7 @@ fn variables_of(
         let value = variables.get(*name).or(value.as_ref())?;
         Some(((*name).clone(), value.clone()))
     });
-    let mut around = variables.clone();
-    for (name, value) in known {
-        around.entry(name).or_insert(value);
-    }
+    let around = variables.with(known.collect());
     let mut found = BTreeMap::new();
     let files = service.get("env_file").and_then(Value::as_array);
     for file in files.into_iter().flatten() {
@@ -199,7 +198,8 @@ fn variables_of(
         let is_required = is_required.is_none_or(|text| text != "false");
         match loader.file(&path)? {
             Some(content) => {
-                dot_env::parse(&path, &content, &around, &mut found).map_err(Error::new)?;
+                let budget = &mut loader.values;
+                dot_env::parse(&path, &content, &around, &mut found, budget).map_err(Error::new)?;
             }
             None if !is_required => {}
             None => return Err(Error::new(format!("env file {path} not found"))),

@@ -2,10 +2,31 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::compose::interpolate;
+use crate::compose::{Variables, interpolate};
 
-/// The maximum length of all values.
-const MAX_VALUES: usize = 16 << 20;
+/// The maximum length of the names and values of all files.
+const MAX_VALUES: usize = 64 << 20;
+
+/// How much each value counts beside its length.
+const ENTRY: usize = 32;
+
+/// How much of `MAX_VALUES` is left.
+#[derive(Debug)]
+pub(crate) struct Budget(usize);
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self(MAX_VALUES)
+    }
+}
+
+impl Budget {
+    fn take(&mut self, name: &str, value: &str) -> Result<(), String> {
+        let left = self.0.checked_sub(name.len() + value.len() + ENTRY);
+        self.0 = left.ok_or_else(|| format!("values have more than {MAX_VALUES} bytes"))?;
+        Ok(())
+    }
+}
 
 /// Reads lines `NAME=VALUE` or `NAME: VALUE` into `found`. Values may be quoted, and then have several lines; those that are not in
 /// single quotes may have variables. A name alone is that of the environment.
@@ -15,12 +36,12 @@ const MAX_VALUES: usize = 16 << 20;
 pub(crate) fn parse(
     name: &str,
     text: &str,
-    variables: &BTreeMap<String, String>,
+    variables: &Variables<'_>,
     found: &mut BTreeMap<String, String>,
+    budget: &mut Budget,
 ) -> Result<(), String> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut rest = text;
-    let mut length = 0;
     loop {
         rest = rest.trim_start();
         if rest.is_empty() {
@@ -30,11 +51,15 @@ pub(crate) fn parse(
             rest = rest.split_once('\n').map_or("", |(_, after)| after);
             continue;
         }
-        let line = text[..text.len() - rest.len()].matches('\n').count() + 1;
-        let wrong = |cause: String| format!("failed to read {name}: line {line}: {cause}");
+        let at = text.len() - rest.len();
+        let wrong = |cause: String| {
+            let line = text[..at].matches('\n').count() + 1;
+            format!("failed to read {name}: line {line}: {cause}")
+        };
         let (key, after) = key(rest).map_err(wrong)?;
         let Some(after) = after else {
             if let Some(value) = variables.get(key) {
+                budget.take(key, value).map_err(wrong)?;
                 found.insert(key.to_owned(), value.clone());
             }
             rest = &rest[rest.find('\n').unwrap_or(rest.len())..];
@@ -42,10 +67,7 @@ pub(crate) fn parse(
         };
         let known = |name: &str| variables.get(name).or_else(|| found.get(name)).cloned();
         let (value, after) = value(after, &known).map_err(wrong)?;
-        length += value.len();
-        if length > MAX_VALUES {
-            return Err(wrong(format!("values have more than {MAX_VALUES} bytes")));
-        }
+        budget.take(key, &value).map_err(wrong)?;
         found.insert(key.to_owned(), value);
         rest = after;
     }
@@ -161,9 +183,30 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Result<BTreeMap<String, String>, String> {
-        let variables = [("HOME".to_owned(), "/h".to_owned())].into();
+        let variables = Variables::new([("HOME".to_owned(), "/h".to_owned())].into());
         let mut found = BTreeMap::new();
-        parse(".env", text, &variables, &mut found).map(|()| found)
+        let budget = &mut Budget::default();
+        parse(".env", text, &variables, &mut found, budget).map(|()| found)
+    }
+
+    #[test]
+    fn many_lines_are_read_in_a_moment() {
+        let started = std::time::Instant::now();
+        assert!(read(&"A\n".repeat(1 << 20)).unwrap().is_empty());
+        assert!(started.elapsed().as_secs() < 60);
+    }
+
+    #[test]
+    fn files_have_one_budget() {
+        let mut budget = Budget(100);
+        let mut read = |text: &str| {
+            let variables = Variables::new([("HOME".to_owned(), "/h".to_owned())].into());
+            parse(".env", text, &variables, &mut BTreeMap::new(), &mut budget)
+        };
+        assert_eq!(read("A=12"), Ok(()));
+        assert_eq!(read("HOME"), Ok(()));
+        let refused = read("A=12").unwrap_err();
+        assert!(refused.contains("values have more than"), "{refused}");
     }
 
     #[test]

@@ -478,7 +478,8 @@ fn from_environment(
             |cause: String| format!("failed to convert variable {name} from JSON: {cause}");
         let json: serde_json::Value =
             serde_json::from_str(text).map_err(|error| failed(error.to_string()))?;
-        return Value::from(json).convert(ty).map_err(failed);
+        let value = Value::try_from(json).and_then(|value| value.convert(ty));
+        return value.map_err(failed);
     }
     let fields = || {
         let fields = whelk_dockerfile::csv::fields(text);

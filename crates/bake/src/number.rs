@@ -9,6 +9,9 @@ use serde_json::Value as Json;
 pub(crate) const TOO_LARGE: &str =
     "whole numbers of more than 64 bits are not available in this version of whelk";
 
+/// The least number of 64 bits.
+const SMALLEST: f64 = -9_223_372_036_854_775_808.0;
+
 /// The largest whole number up to which doubles have all of them.
 const EXACT: i128 = 1 << 53;
 
@@ -140,17 +143,17 @@ impl Number {
     }
 }
 
-impl From<&serde_json::Number> for Number {
-    fn from(number: &serde_json::Number) -> Self {
+impl TryFrom<&serde_json::Number> for Number {
+    type Error = &'static str;
+
+    fn try_from(number: &serde_json::Number) -> Result<Self, Self::Error> {
         let signed = number.as_i64().map(i128::from);
-        match signed.or_else(|| number.as_u64().map(i128::from)) {
-            Some(whole) => Self::Whole(whole),
-            // One of more digits was read as a double.
-            None => {
-                let double = number.as_f64().unwrap_or(0.0);
-                Self::of(double).unwrap_or(Self::Double(double))
-            }
+        if let Some(whole) = signed.or_else(|| number.as_u64().map(i128::from)) {
+            return Ok(Self::Whole(whole));
         }
+        // A whole one of more digits was read as a double. The least that is none of them was read as itself above.
+        let double = number.as_f64().filter(|double| *double > SMALLEST);
+        double.and_then(Self::of).ok_or(TOO_LARGE)
     }
 }
 

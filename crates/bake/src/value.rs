@@ -199,21 +199,25 @@ impl Value {
     }
 }
 
-impl From<Json> for Value {
-    fn from(json: Json) -> Self {
-        match json {
+impl TryFrom<Json> for Value {
+    type Error = String;
+
+    fn try_from(json: Json) -> Result<Self, String> {
+        Ok(match json {
             Json::Null => Self::Null,
             Json::Bool(value) => Self::Bool(value),
-            Json::Number(number) => Self::Number(Number::from(&number)),
+            Json::Number(number) => Self::Number(Number::try_from(&number)?),
             Json::String(text) => Self::String(text),
-            Json::Array(items) => Self::List(items.into_iter().map(Self::from).collect()),
-            Json::Object(members) => Self::Object(
-                members
-                    .into_iter()
-                    .map(|(key, value)| (key, Self::from(value)))
-                    .collect(),
-            ),
-        }
+            Json::Array(items) => {
+                let items = items.into_iter().map(Self::try_from);
+                Self::List(items.collect::<Result<_, _>>()?)
+            }
+            Json::Object(members) => {
+                let members = members.into_iter();
+                let members = members.map(|(key, value)| Ok((key, Self::try_from(value)?)));
+                Self::Object(members.collect::<Result<_, String>>()?)
+            }
+        })
     }
 }
 
@@ -311,7 +315,7 @@ mod tests {
         assert!(large.double().is_err() && large.number().is_ok());
         let json: Json = serde_json::from_str("[9007199254740993,-1.5]").unwrap();
         assert_eq!(
-            Value::from(json).json().to_string(),
+            Value::try_from(json).unwrap().json().to_string(),
             "[9007199254740993,-1.5]"
         );
     }

@@ -1,9 +1,10 @@
 //! Variables in Compose's files: `$NAME`, `${NAME:-DEFAULT}`, `${NAME:?ERROR}`, `${NAME:+OTHER}`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use serde_json::Value;
 
+use super::Variables;
 use crate::error::{Error, Result};
 
 /// How deep variables may be in the defaults of others.
@@ -44,12 +45,7 @@ pub(super) struct Interpolation {
 
 impl Interpolation {
     /// Replaces the variables of a text. `path` is its place in the document.
-    pub fn text(
-        &mut self,
-        text: &str,
-        path: &str,
-        variables: &BTreeMap<String, String>,
-    ) -> Result<String> {
+    pub fn text(&mut self, text: &str, path: &str, variables: &Variables<'_>) -> Result<String> {
         if !text.contains('$') {
             return Ok(text.to_owned());
         }
@@ -70,7 +66,7 @@ impl Interpolation {
         &mut self,
         value: &mut Value,
         path: &str,
-        variables: &BTreeMap<String, String>,
+        variables: &Variables<'_>,
     ) -> Result<()> {
         match value {
             Value::String(text) => {
@@ -255,7 +251,7 @@ mod tests {
 
     #[test]
     fn texts_are_bounded() {
-        let variables = [("A".to_owned(), "x".repeat(1 << 19))].into();
+        let variables = Variables::new([("A".to_owned(), "x".repeat(1 << 19))].into());
         let mut interpolation = Interpolation::default();
         let mut many = Value::Array(vec!["$A".into(); 1000]);
         let failed = interpolation.replace(&mut many, "x", &variables);

@@ -12,9 +12,10 @@ use whelk_yaml::Document;
 use super::canonical::{self, scalar};
 use super::interpolation::Interpolation;
 use super::relative::{parent, resolve, under};
-use super::{Object, merge};
+use super::{Object, Variables, merge};
+use crate::dot_env::{self, Budget};
 use crate::error::{Error, Result};
-use crate::{File, ReadFile, dot_env};
+use crate::{File, ReadFile};
 
 /// The maximum number of files that files name, and of their bytes.
 const MAX_FILES: usize = 1_000;
@@ -36,6 +37,8 @@ pub(super) struct Loader<'a> {
     files: usize,
     bytes: usize,
     copied: usize,
+    /// What values of files `.env` may still have.
+    pub values: Budget,
     pub interpolation: Interpolation,
 }
 
@@ -43,7 +46,7 @@ pub(super) struct Loader<'a> {
 struct Project<'a> {
     /// Relative to the working directory; empty for that.
     directory: &'a str,
-    variables: &'a BTreeMap<String, String>,
+    variables: &'a Variables<'a>,
     /// The files that include each other.
     chain: &'a [String],
 }
@@ -56,20 +59,17 @@ impl<'a> Loader<'a> {
             files: 0,
             bytes: 0,
             copied: 0,
+            values: Budget::default(),
             interpolation: Interpolation::default(),
         }
     }
 
     /// Returns the model of files, in their long forms, with paths relative to the working directory.
-    pub fn load(
-        &mut self,
-        files: &[&File],
-        variables: &mut BTreeMap<String, String>,
-    ) -> Result<Object> {
+    pub fn load(&mut self, files: &[&File], variables: &mut Variables<'_>) -> Result<Object> {
         let read = |file: &&File| Ok((file.name.clone(), documents(&file.name, &file.content)?));
         let files = files.iter().map(read).collect::<Result<Vec<_>>>()?;
         let name = self.project_name(&files, variables)?;
-        variables.insert("COMPOSE_PROJECT_NAME".into(), name);
+        variables.set("COMPOSE_PROJECT_NAME", name);
         let project = Project {
             directory: "",
             variables,
@@ -82,7 +82,7 @@ impl<'a> Loader<'a> {
     fn project_name(
         &mut self,
         files: &[(String, Vec<Document>)],
-        variables: &BTreeMap<String, String>,
+        variables: &Variables<'_>,
     ) -> Result<String> {
         let documents = files.iter().flat_map(|(_, documents)| documents);
         let mut names = documents.filter_map(|document| document.value.get("name")?.as_str());
@@ -337,7 +337,8 @@ impl<'a> Loader<'a> {
             directory if directory == "." => String::new(),
             directory => directory,
         };
-        let variables = self.variables(project, entry, &directory)?;
+        let own = self.variables(project, entry, &directory)?;
+        let variables = project.variables.with(own);
         let files = paths
             .into_iter()
             .map(|path| Ok((path.clone(), self.documents(&path)?)))
@@ -350,7 +351,7 @@ impl<'a> Loader<'a> {
         self.model(&inner, files, &relative)
     }
 
-    /// Returns the variables of a project that is included: those around it, and those of its own files.
+    /// Returns the variables that a project that is included has beside those around it: those of its own files.
     fn variables(
         &mut self,
         project: &Project<'_>,
@@ -368,13 +369,15 @@ impl<'a> Loader<'a> {
         };
         for path in files {
             match self.file(&path)? {
-                Some(content) => dot_env::parse(&path, &content, project.variables, &mut own)
-                    .map_err(Error::new)?,
+                Some(content) => {
+                    let budget = &mut self.values;
+                    dot_env::parse(&path, &content, project.variables, &mut own, budget)
+                        .map_err(Error::new)?;
+                }
                 None if entry.env_files.is_empty() => {}
                 None => return Err(Error::new(format!("couldn't find env file: {path}"))),
             }
         }
-        own.extend(project.variables.clone());
         Ok(own)
     }
 }
@@ -534,7 +537,7 @@ mod tests {
             name: name.into(),
             content: content.into(),
         };
-        let mut variables = [("SHELL".to_owned(), "shell".to_owned())].into();
+        let mut variables = Variables::new([("SHELL".to_owned(), "shell".to_owned())].into());
         Loader::new(&read, "/home/u").load(&[&file], &mut variables)
     }
 
@@ -658,5 +661,26 @@ mod tests {
             &[("a.yaml", &*wide)],
             "services that others extend are too large",
         );
+    }
+
+    #[test]
+    fn variables_of_all_projects_are_bounded() {
+        let values: String = (0..20)
+            .map(|number| format!("V{}=${{V{number}}}${{V{number}}}\n", number + 1))
+            .collect();
+        let include = |number: usize| format!("include: [{number}/a.yaml]\n");
+        let mut files = vec![("a.yaml".to_owned(), include(0))];
+        let mut place = String::new();
+        for number in 0..40 {
+            place += &format!("{number}/");
+            files.push((format!("{place}a.yaml"), include(number + 1)));
+            let values = format!("V0=x\n{values}").replace('V', &format!("V{number}_"));
+            files.push((format!("{place}.env"), values));
+        }
+        let files: Vec<(&str, &str)> = files
+            .iter()
+            .map(|(name, content)| (&**name, &**content))
+            .collect();
+        refused(&files, "values have more than");
     }
 }

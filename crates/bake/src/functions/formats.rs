@@ -1,5 +1,7 @@
 //! Functions that format, encode and decode.
 
+use std::collections::HashSet;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
@@ -8,6 +10,13 @@ use crate::value::Value;
 
 /// The maximum width and precision of a verb.
 const MAX_WIDTH: usize = 10_000;
+
+/// The maximum number of columns and of cells of a table.
+const MAX_COLUMNS: usize = 1_000;
+const MAX_CELLS: usize = 1_000_000;
+
+/// The maximum length of the names of all columns, counted for each record.
+const MAX_NAMES: usize = 64 << 20;
 
 pub(super) fn call(name: &str, arguments: &[Value]) -> Option<Returned> {
     Some(match (name, arguments) {
@@ -20,7 +29,7 @@ pub(super) fn call(name: &str, arguments: &[Value]) -> Option<Returned> {
         ("jsondecode", [value]) => value.text().and_then(|text| {
             let json: serde_json::Value =
                 serde_json::from_str(&text).map_err(|error| error.to_string())?;
-            Ok(json.into())
+            Value::try_from(json)
         }),
         ("base64encode", [value]) => value.text().map(|text| STANDARD.encode(text).into()),
         ("base64decode", [value]) => value.text().and_then(|text| {
@@ -58,12 +67,15 @@ fn urlencode(text: &str) -> String {
 fn csvdecode(text: &str) -> Returned {
     let mut rows = csv_rows(text)?.into_iter();
     let head = rows.next().ok_or("missing header line")?;
-    if let Some(name) = head
-        .iter()
-        .enumerate()
-        .find_map(|(at, name)| head[..at].contains(name).then_some(name))
-    {
+    let mut names = HashSet::new();
+    if let Some(name) = head.iter().find(|name| !names.insert(*name)) {
         return Err(format!("duplicate column name {name:?}"));
+    }
+    let length: usize = head.iter().map(String::len).sum();
+    if length.saturating_mul(rows.len()) > MAX_NAMES {
+        return Err(format!(
+            "the names of its columns have more than {MAX_NAMES} bytes in all records"
+        ));
     }
     let record = |(number, row): (usize, Vec<String>)| match row.len() == head.len() {
         true => {
@@ -82,6 +94,7 @@ fn csvdecode(text: &str) -> Returned {
 /// Returns the rows of a table. Quoted cells may have line ends.
 fn csv_rows(text: &str) -> Result<Vec<Vec<String>>, String> {
     let mut rows = Vec::new();
+    let mut cells = 0;
     let mut row: Vec<String> = Vec::new();
     let mut rest = text;
     while !rest.is_empty() {
@@ -89,6 +102,17 @@ fn csv_rows(text: &str) -> Result<Vec<Vec<String>>, String> {
             let line = text[..text.len() - rest.len()].matches('\n').count() + 1;
             format!("CSV parse error on line {line}: {what}")
         };
+        cells += 1;
+        // The first row has the names of columns.
+        for (number, most, what) in [
+            (row.len() + 1, MAX_COLUMNS, "columns"),
+            (rows.len(), MAX_ITEMS, "items"),
+            (cells, MAX_CELLS, "cells"),
+        ] {
+            if number > most {
+                return Err(format!("its result has too many {what}"));
+            }
+        }
         let (cell, after) = match rest.strip_prefix('"') {
             Some(quoted) => quoted_cell(quoted)
                 .ok_or_else(|| wrong("extraneous or missing \" in quoted-field"))?,
@@ -352,6 +376,56 @@ impl Verb {
                 format!("{sign}{}{digits}", "0".repeat(missing))
             }
             _ => " ".repeat(missing) + &text,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_are_bounded() {
+        let rows = |number: usize| "1\n".repeat(number);
+        let columns: Vec<String> = (0..=MAX_COLUMNS).map(|at| format!("c{at}")).collect();
+        let line = format!("{}\n", vec!["1"; 500].join(","));
+        for (table, expected) in [
+            (format!("a\n{}", rows(MAX_ITEMS + 1)), "too many items"),
+            (columns.join(","), "too many columns"),
+            (line.repeat(2_001), "too many cells"),
+            (
+                format!("{}\n{}", "a".repeat(1 << 20), rows(65)),
+                "names of its columns have more than",
+            ),
+        ] {
+            let refused = csvdecode(&table).unwrap_err();
+            assert!(refused.contains(expected), "{refused}");
+        }
+        let most = csvdecode(&format!("a\n{}", rows(MAX_ITEMS)));
+        assert!(matches!(most, Ok(Value::List(items)) if items.len() == MAX_ITEMS));
+        let widest = csvdecode(&columns[1..].join(","));
+        assert_eq!(widest, Ok(Value::List(Vec::new())));
+    }
+
+    #[test]
+    fn numbers_of_json_lose_no_digits() {
+        let decode = |text: &str| call("jsondecode", &[Value::from(text)]);
+        for (text, expected) in [
+            ("18446744073709551615", "18446744073709551615"),
+            ("-9223372036854775808", "-9223372036854775808"),
+            ("[1.5, 1e3]", "[1.5,1000]"),
+        ] {
+            let found = decode(text).map(|found| found.map(|value| value.json().to_string()));
+            assert_eq!(found, Some(Ok(expected.to_owned())), "{text}");
+        }
+        for text in [
+            "18446744073709551616",
+            "{\"a\": [18446744073709551617]}",
+            "-9223372036854775809",
+            "1e300",
+        ] {
+            let found = decode(text);
+            assert_eq!(found, Some(Err(crate::number::TOO_LARGE.into())), "{text}");
         }
     }
 }
