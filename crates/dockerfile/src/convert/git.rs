@@ -180,6 +180,11 @@ impl Git {
         Ok(())
     }
 
+    /// Returns the host of its server, with the port.
+    pub fn host(&self) -> &str {
+        self.location.split('/').next().unwrap_or_default()
+    }
+
     /// Returns the operation that fetches it, and the capabilities that it needs.
     pub fn source(&self) -> (SourceOp, Vec<&'static str>) {
         let mut caps = vec!["source.git", "source.git.fullurl"];
@@ -266,6 +271,12 @@ pub(super) fn redacted(text: &str) -> String {
         }
         _ => text.to_owned(),
     }
+}
+
+/// Returns the host of a URL, with the port and without a user.
+pub(super) fn host(text: &str) -> Option<&str> {
+    let (_, host, ..) = split(text)?;
+    host.rsplit('@').next().filter(|host| !host.is_empty())
 }
 
 /// Returns whether ADD takes a source as a URL of a file.

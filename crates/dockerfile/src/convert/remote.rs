@@ -5,7 +5,7 @@ use whelk_llb::pb::{FileAction, FileActionCopy, FileOp, file_action};
 use whelk_llb::{Builder, Graph, Output, Vertex};
 
 use super::context::http_source;
-use super::git::{Git, redacted};
+use super::git::{self, Git};
 use super::{graph, metadata};
 use crate::error::Result;
 use crate::path;
@@ -34,7 +34,7 @@ impl RemoteContext {
                 git.keep_git_dir = Some(true);
             }
             let (source, caps) = git.source();
-            let name = format!("[internal] load git source {}", redacted(text));
+            let name = format!("[internal] load git source {}", git::redacted(text));
             let mut builder = Builder::default();
             let vertex = Vertex {
                 metadata: metadata(&name, &caps),
@@ -59,6 +59,25 @@ impl RemoteContext {
             graph: finish(&builder, output)?,
             file: Some(FILE),
         }))
+    }
+
+    /// Returns the host, with the port, of the URL of a context. Returns `None` for what is none.
+    pub fn host(text: &str) -> Option<String> {
+        match Git::parse(text) {
+            Ok(Some(git)) => Some(git.host().to_owned()),
+            _ => git::host(text).map(str::to_owned),
+        }
+    }
+
+    /// Returns the text of a context as it may be shown: without a user and a password, and, of a URL that is no repository, without
+    /// what is asked for, which may be a signature.
+    pub fn shown(text: &str) -> String {
+        let bare = git::redacted(text);
+        let is_file = git::is_http(text);
+        match bare.split_once('?').filter(|_| is_file) {
+            Some((file, _)) => file.to_owned(),
+            None => bare,
+        }
     }
 
     /// Returns the graph of the files in the archive that it is.
@@ -154,6 +173,33 @@ mod tests {
                 .as_ref()
                 .map(|found| (identifier(&found.graph), found.file));
             assert_eq!(found, expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn hosts_are_known_and_credentials_are_not_shown() {
+        for (text, host, shown) in [
+            (
+                "https://u:secret@h:8/a.git#v1:d",
+                Some("h:8"),
+                "https://h:8/a.git#v1:d",
+            ),
+            (
+                "https://u:secret@h/x.tar?sign=secret",
+                Some("h"),
+                "https://h/x.tar",
+            ),
+            (
+                "https://h/a.git?ref=v1",
+                Some("h"),
+                "https://h/a.git?ref=v1",
+            ),
+            ("github.com/a/b", Some("github.com"), "github.com/a/b"),
+            ("git@h:a.git", Some("h"), "git@h:a.git"),
+            ("/a/b", None, "/a/b"),
+        ] {
+            assert_eq!(RemoteContext::host(text).as_deref(), host, "{text}");
+            assert_eq!(RemoteContext::shown(text), shown);
         }
     }
 

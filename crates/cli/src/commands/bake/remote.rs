@@ -65,7 +65,7 @@ impl Remote {
             None => vec![target::git_agent()],
             Some(_) => Vec::new(),
         };
-        let session = open_credentials(client, &target::git_secrets(), &agents).await?;
+        let session = open_credentials(client, &target::git_secrets(None), &agents).await?;
         let channel = connect(client).await?;
         let bridge = Bridge::open(&channel, session, Vec::new())?;
         let build = bridge.id().to_owned();
@@ -87,8 +87,8 @@ impl Remote {
             if !is_archive(&head.unwrap_or_default()) {
                 let content = content(&bridge, &reference, file).await?;
                 let content = content.ok_or_else(|| invalid(url, "it has no content"))?;
+                let name = RemoteContext::shown(url);
                 let url = url.to_owned();
-                let name = url.clone();
                 return Ok(Found {
                     remote: Self { url, files: None },
                     files: vec![File { name, content }],
@@ -111,7 +111,8 @@ impl Remote {
                 None if names.is_empty() => {}
                 None => {
                     return Err(Failure::new(format!(
-                        "open {name}: no such file or directory in {url}"
+                        "open {name}: no such file or directory in {}",
+                        RemoteContext::shown(url)
                     )));
                 }
             }
@@ -125,6 +126,13 @@ impl Remote {
             files: found,
             fetched: Some(Fetched { bridge, reference }),
         })
+    }
+
+    /// Returns the flags of the secrets that targets have their repositories fetched with: only those of the definitions' server, as
+    /// the definitions may name any other one.
+    pub fn secrets(&self) -> Vec<String> {
+        let host = RemoteContext::host(&self.url);
+        host.map_or_else(Vec::new, |host| target::git_secrets(Some(&host)))
     }
 
     /// Whether relative paths of definitions are those of the server.
@@ -174,7 +182,7 @@ impl Fetched {
 }
 
 fn invalid(url: &str, cause: &str) -> Failure {
-    Failure::new(format!("{url}: {cause}"))
+    Failure::new(format!("{}: {cause}", RemoteContext::shown(url)))
 }
 
 /// Has the engine fetch files, and returns the reference of the result.
@@ -224,15 +232,26 @@ fn definition(graph: &Graph) -> Outcome<Definition> {
 mod tests {
     use super::*;
 
+    impl Remote {
+        /// Returns the definitions of a repository.
+        pub fn at(url: &str) -> Self {
+            let source = RemoteContext::parse(url, false).unwrap().unwrap();
+            Self {
+                url: url.to_owned(),
+                files: Some(source.graph),
+            }
+        }
+    }
+
+    #[test]
+    fn credentials_are_not_told() {
+        let failed = invalid("https://u:secret@h/a.hcl?key=secret", "it has no content");
+        assert_eq!(failed.text, "https://h/a.hcl: it has no content");
+    }
+
     #[test]
     fn directories_of_the_server_are_contexts() {
-        let source = RemoteContext::parse("https://h/a.git", false)
-            .unwrap()
-            .unwrap();
-        let remote = Remote {
-            url: "https://h/a.git".into(),
-            files: Some(source.graph),
-        };
+        let remote = Remote::at("https://h/a.git");
         let contexts = [
             ("Src", "./src"),
             ("local", "cwd://x"),

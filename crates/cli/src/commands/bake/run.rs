@@ -45,7 +45,7 @@ pub(super) async fn run(
             },
             ..failure
         };
-        let mut own = target::build(target, remote.is_some_and(Remote::has_files))?;
+        let mut own = target::build(target, remote)?;
         own.debug |= args.debug;
         let prepared = Prepared::new(client, own, &mut signals, &mut known).await;
         let mut prepared = prepared.map_err(named)?;

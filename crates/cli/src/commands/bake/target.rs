@@ -93,18 +93,31 @@ pub(super) fn git_agent() -> String {
     format!("default={paths}")
 }
 
-/// Returns the flags of the secrets that repositories are fetched with.
-pub(super) fn git_secrets() -> Vec<String> {
-    let secrets = [
-        ("GIT_AUTH_TOKEN", "BUILDX_BAKE_GIT_AUTH_TOKEN"),
-        ("GIT_AUTH_HEADER", "BUILDX_BAKE_GIT_AUTH_HEADER"),
-    ];
-    let secrets = secrets.into_iter();
+/// The secrets that repositories are fetched with, and their variables.
+const GIT_SECRETS: [(&str, &str); 2] = [
+    ("GIT_AUTH_TOKEN", "BUILDX_BAKE_GIT_AUTH_TOKEN"),
+    ("GIT_AUTH_HEADER", "BUILDX_BAKE_GIT_AUTH_HEADER"),
+];
+
+/// Returns the flags of the secrets that repositories are fetched with: those of a host, or, without one, those for whatever repository is
+/// the context.
+pub(super) fn git_secrets(host: Option<&str>) -> Vec<String> {
+    let secrets = GIT_SECRETS.into_iter();
     let is_set = |(_, variable): &(&str, &str)| std::env::var_os(variable).is_some();
     secrets
         .filter(is_set)
-        .map(|(id, variable)| format!("id={id},env={variable}"))
+        .filter_map(|(id, variable)| git_secret(id, variable, host))
         .collect()
+}
+
+/// Returns the flag of a secret. There is none for a host with characters that flags have a meaning for.
+fn git_secret(id: &str, variable: &str, host: Option<&str>) -> Option<String> {
+    let is_plain = |char: char| char.is_ascii_alphanumeric() || "-._:[]".contains(char);
+    match host {
+        None => Some(format!("id={id},env={variable}")),
+        Some(host) if host.chars().all(is_plain) => Some(format!("id={id}.{host},env={variable}")),
+        Some(_) => None,
+    }
 }
 
 /// Returns a path in the form in which `build` takes it for nothing else.
@@ -165,7 +178,8 @@ pub(super) fn is_cache_only(output: &Output) -> bool {
 }
 
 /// Returns the words of `build` for a target. Contexts that are beside the definitions on a server have none.
-fn words(target: &Target, is_beside_remote: bool) -> Vec<String> {
+fn words(target: &Target, remote: Option<&Remote>) -> Vec<String> {
+    let is_beside_remote = remote.is_some_and(Remote::has_files);
     let mut words = vec!["build".to_owned()];
     let mut add = |flag: &str, value: &str| words.push(format!("--{flag}={value}"));
     let lists = |list: &Option<Vec<String>>| list.clone().unwrap_or_default();
@@ -230,7 +244,7 @@ fn words(target: &Target, is_beside_remote: bool) -> Vec<String> {
     }
     let context = context(target);
     if target.is_remote || is_fetched(&context) {
-        let secrets = git_secrets();
+        let secrets = remote.map_or_else(|| git_secrets(None), Remote::secrets);
         secrets.iter().for_each(|secret| add("secret", secret));
     }
     let file = dockerfile(target);
@@ -247,13 +261,13 @@ fn words(target: &Target, is_beside_remote: bool) -> Vec<String> {
     words
 }
 
-/// Returns the build of a target. `is_beside_remote` tells that paths are those of a server.
+/// Returns the build of a target. `remote` is where its definitions are, if they are on a server.
 ///
 /// # Errors
 /// Returns an error for a value that `build` does not accept.
-pub(super) fn build(target: &Target, is_beside_remote: bool) -> Outcome<BuildArgs> {
+pub(super) fn build(target: &Target, remote: Option<&Remote>) -> Outcome<BuildArgs> {
     let command = BuildArgs::augment_args(Command::new("build").disable_help_flag(true));
-    let matches = command.try_get_matches_from(words(target, is_beside_remote));
+    let matches = command.try_get_matches_from(words(target, remote));
     let args = matches.and_then(|matches| BuildArgs::from_arg_matches(&matches));
     let args = args.map_err(|error| Failure::new(format!("target {}: {error}", target.name)))?;
     let outputs = target.outputs.iter().flatten();
@@ -268,6 +282,17 @@ pub(super) fn build(target: &Target, is_beside_remote: bool) -> Outcome<BuildArg
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn secrets_are_those_of_the_definitions_server() {
+        let of = |host| git_secret("GIT_AUTH_TOKEN", "VAR", host);
+        assert_eq!(of(None).as_deref(), Some("id=GIT_AUTH_TOKEN,env=VAR"));
+        assert_eq!(
+            of(Some("[::1]:80")).as_deref(),
+            Some("id=GIT_AUTH_TOKEN.[::1]:80,env=VAR")
+        );
+        assert_eq!(of(Some("h,src=/etc/passwd")), None);
+    }
 
     #[test]
     fn targets_become_builds() {
@@ -291,7 +316,7 @@ mod tests {
             outputs: None,
             ..target.clone()
         };
-        let args = build(&args, false).unwrap();
+        let args = build(&args, None).unwrap();
         assert_eq!((&*args.context, &*args.file), ("dir", "x.Dockerfile"));
         assert_eq!(args.build_arg, ["A=--x,y"]);
         assert_eq!(args.tag, ["a:1", "b:1"]);
@@ -314,7 +339,7 @@ mod tests {
                 has_git_ssh: true,
                 ..Target::default()
             },
-            true,
+            Some(&Remote::at("https://example.com/x.git")),
         );
         assert!(words.contains(&"--ssh=default".to_owned()), "{words:?}");
         assert!(!words.iter().any(|word| word.starts_with("--build-context")));

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use whelk_bake::paths::join;
+use whelk_dockerfile::convert::RemoteContext;
 
 use super::args::BuildArgs;
 use super::contexts::is_fetched;
@@ -30,7 +31,7 @@ const MAX_SIZE: u64 = 64 << 10;
 pub(crate) struct State {
     /// `default`, as buildx has it for a build that is no target of a bake file.
     pub target: String,
-    /// The context: an absolute path, `-`, or a URL.
+    /// The context: an absolute path, `-`, or a URL without credentials.
     #[serde(rename = "LocalPath")]
     pub context: String,
     /// The Dockerfile: an absolute path, `-`, or the path in a context that is fetched; empty for the usual one.
@@ -53,7 +54,7 @@ impl State {
         Self {
             target: "default".into(),
             context: match is_fetched {
-                true => args.context.clone(),
+                true => RemoteContext::shown(&args.context),
                 false => absolute(&args.context),
             },
             dockerfile: match is_fetched {
@@ -166,7 +167,7 @@ mod tests {
             (&["-f", "-", "a"], "/w/a", "-"),
             (&["-"], "-", ""),
             (
-                &["-f", "b", "https://example.com/x.git"],
+                &["-f", "b", "https://u:secret@example.com/x.git"],
                 "https://example.com/x.git",
                 "b",
             ),
