@@ -26,6 +26,11 @@ target "own-file" {
   dockerfile = "cwd://Own.Dockerfile"
   tags = ["remote:4"]
 }
+target "own-beside" {
+  context = "sub"
+  dockerfile = "cwd://Beside.Dockerfile"
+  tags = ["remote:5"]
+}
 target "outside" {
   context = "cwd://.."
   dockerfile-inline = "FROM busybox\n"
@@ -62,6 +67,7 @@ fn directory(engine: &Engine) -> std::path::PathBuf {
             ("local.txt", "local"),
             ("mine/y", "of mine"),
             ("Own.Dockerfile", "FROM busybox\nCOPY root.txt /own\n"),
+            ("Beside.Dockerfile", "FROM busybox\nCOPY file /own\n"),
             (
                 "more.hcl",
                 "target \"default\" { args = { MORE = \"1\" } }\n",
@@ -104,13 +110,14 @@ fn definitions_of_a_repository_are_built() {
         let cli = whelk(&engine).in_directory(&directory);
         cli.run(&[&["bake", "--progress", "plain"], words].concat())
     };
-    run_whelk(&[&url, "default", "sub", "local", "own-file"]).exits(0);
+    run_whelk(&[&url, "default", "sub", "local", "own-file", "own-beside"]).exits(0);
     let look = |image: &str, script: &str| run(&engine, image, script);
     assert_eq!(look("remote:1", "cat /root.txt"), "root");
     let look_at_sub = "cat /root.txt /file /named /here";
     assert_eq!(look("remote:2", look_at_sub), "rootof subof filesof mine");
     assert_eq!(look("remote:3", "cat /local.txt"), "local");
     assert_eq!(look("remote:4", "cat /own"), "root");
+    assert_eq!(look("remote:5", "cat /own"), "of sub");
     // Files of Compose name others of the repository.
     let composed = run_whelk(&["--print", "-f", "other.yaml", &url]).ok();
     shows(

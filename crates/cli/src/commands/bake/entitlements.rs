@@ -178,7 +178,7 @@ fn read_by(target: &Target, is_beside_remote: bool, paths: &mut BTreeSet<String>
     }
     let dockerfile = target::dockerfile(target);
     // One that is not in what is fetched has a full path.
-    let is_local = !is_fetched || dockerfile.starts_with('/') && !target.is_remote;
+    let is_local = !is_fetched || dockerfile.starts_with('/');
     if is_local && target.dockerfile_inline.is_none() {
         paths.insert(dockerfile);
     }
@@ -453,6 +453,18 @@ mod tests {
             Missing::default()
         );
         assert!(Allowed::parse(&["x".to_owned()]).is_err());
+        // Definitions on a server may name a Dockerfile here.
+        let mut read = BTreeSet::new();
+        let beside = |file: &str| Target {
+            context: Some("sub".into()),
+            dockerfile: Some(file.into()),
+            is_remote: true,
+            ..Target::default()
+        };
+        read_by(&beside("/etc/passwd"), true, &mut read);
+        assert!(read.is_empty(), "{read:?}");
+        read_by(&beside("cwd://../etc/passwd"), true, &mut read);
+        assert_eq!(read.len(), 1);
     }
 
     #[test]

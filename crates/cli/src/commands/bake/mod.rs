@@ -308,7 +308,7 @@ impl Reader {
         match &self.fetched {
             Some(fetched) => fetched.read(handle, path),
             None if self.is_remote => Err(format!(
-                "open {path}: the definitions are one file of a server"
+                "open {path}: definitions that are one file of a server name no further files"
             )),
             None => files::named(&self.allowed, path),
         }

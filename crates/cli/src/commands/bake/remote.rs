@@ -62,8 +62,8 @@ impl Remote {
         let source = source.map_err(|error| invalid(url, &error.to_string()))?;
         let source = source.ok_or_else(|| invalid(url, "neither a repository nor a URL"))?;
         let agents = match source.file {
-            None => vec![target::git_agent()],
-            Some(_) => Vec::new(),
+            None if target::is_git_ssh(url) => target::git_agent().into_iter().collect(),
+            _ => Vec::new(),
         };
         let session = open_credentials(client, &target::git_secrets(None), &agents).await?;
         let channel = connect(client).await?;
@@ -206,7 +206,8 @@ async fn solved(bridge: &mut Bridge, files: &Graph) -> Outcome<String> {
 async fn content(bridge: &Bridge, reference: &str, path: &str) -> Outcome<Option<String>> {
     let most = i64::try_from(MAX_FILE).unwrap_or(i64::MAX);
     let read = bridge.read(reference, path, most + 1).await;
-    let Some(content) = read.map_err(|status| Failure::new(status.message))? else {
+    let failed = |status: Status| Failure::new(format!("read {path}: {}", status.message));
+    let Some(content) = read.map_err(failed)? else {
         return Ok(None);
     };
     if content.len() as u64 > MAX_FILE {

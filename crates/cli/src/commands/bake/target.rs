@@ -83,14 +83,17 @@ pub(super) fn is_beside(value: &str) -> bool {
 }
 
 /// Whether a repository is fetched over ssh.
-fn is_git_ssh(url: &str) -> bool {
-    url.starts_with("ssh://") || is_remote(url) && !url.contains("://") && url.contains('@')
+pub(super) fn is_git_ssh(url: &str) -> bool {
+    let host = url.split(['/', ':']).next().unwrap_or_default();
+    url.starts_with("ssh://") || is_remote(url) && host.contains('@')
 }
 
-/// Returns the flag of the ssh agent, or of the keys, that repositories are fetched with.
-pub(super) fn git_agent() -> String {
-    let paths = std::env::var("BUILDX_BAKE_GIT_SSH").unwrap_or_default();
-    format!("default={paths}")
+/// Returns the flag of the ssh agent, or of the keys, that repositories are fetched with; nothing if there is none.
+pub(super) fn git_agent() -> Option<String> {
+    let variables = ["BUILDX_BAKE_GIT_SSH", "SSH_AUTH_SOCK"].into_iter();
+    let mut paths = variables.filter_map(|variable| std::env::var(variable).ok());
+    let paths = paths.find(|paths| !paths.is_empty())?;
+    Some(format!("default={paths}"))
 }
 
 /// The secrets that repositories are fetched with, and their variables.
@@ -144,13 +147,14 @@ pub(super) fn dockerfile(target: &Target) -> String {
     if let Some(path) = own.strip_prefix(CWD) {
         let directory = std::env::current_dir().unwrap_or_default();
         return match is_fetched {
-            // So it is none of the context.
+            // A full path is none of the context.
             true => join(&directory.to_string_lossy(), path),
             false => plainly(clean(path)),
         };
     }
     match is_fetched {
         true if own == "Dockerfile" => String::new(),
+        true if target.is_remote => own.trim_start_matches('/').to_owned(),
         true => own.to_owned(),
         false if own.starts_with('/') => clean(own),
         false => plainly(join(&context, own)),
@@ -295,6 +299,18 @@ mod tests {
     }
 
     #[test]
+    fn repositories_of_ssh_are_known() {
+        for (url, expected) in [
+            ("ssh://git@h/a", true),
+            ("git@h:a.git", true),
+            ("github.com/a/b.git#x@y", false),
+            ("https://u:secret@h/a.git", false),
+        ] {
+            assert_eq!(is_git_ssh(url), expected, "{url}");
+        }
+    }
+
+    #[test]
     fn targets_become_builds() {
         let target = Target {
             name: "app".into(),
@@ -328,6 +344,14 @@ mod tests {
             ..target
         };
         assert_eq!(dockerfile(&remote), "");
+        let beside = |file: &str| Target {
+            context: Some("sub".into()),
+            dockerfile: Some(file.into()),
+            is_remote: true,
+            ..Target::default()
+        };
+        assert_eq!(dockerfile(&beside("/x/Own")), "x/Own");
+        assert!(dockerfile(&beside("cwd://Own")).starts_with('/'));
         assert_eq!(local_context("cwd://a/../b", true).as_deref(), Some("b"));
         assert_eq!(local_context("./a", false).as_deref(), Some("a"));
         assert_eq!(local_context("./a", true), None);

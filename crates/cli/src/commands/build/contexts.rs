@@ -190,7 +190,7 @@ impl Contexts {
             }
             // The engine finds it in what it fetches.
             ("", None) => {}
-            (file, None) if args.is_input || !file.starts_with('/') => {
+            (file, None) if !file.starts_with('/') => {
                 self.attribute("filename", file);
             }
             (file, _) => {

@@ -40,20 +40,20 @@ pub(super) async fn open_session(
     Ok(())
 }
 
-/// Opens a session with nothing but secrets and an ssh agent, and returns its id. An agent that is not there is left out.
+/// Opens a session with nothing but secrets and ssh agents, and returns its id.
 ///
 /// # Errors
-/// Returns an error for secrets that are not valid, and if there is no engine.
+/// Returns an error for secrets and agents that are not valid, and if there is no engine.
 pub(crate) async fn open_credentials(
     client: &Client,
     secrets: &[String],
     agents: &[String],
 ) -> Outcome<String> {
-    let agents = Agents::new(agents, true, &mut KnownAgents::default()).await;
+    let agents = Agents::new(agents, true, &mut KnownAgents::default()).await?;
     let session = Session {
         sources: BTreeMap::new(),
         secrets: Arc::new(Secrets::new(secrets)?),
-        agents: agents.unwrap_or_default(),
+        agents,
         outputs: Vec::new(),
         stores: Stores::default(),
         config: client.config().map(Path::to_owned),

@@ -143,7 +143,7 @@ impl Output {
                 }
                 let checked = match kind.as_str() {
                     "local" => check_directory(Path::new(&path)),
-                    _ => check_writable(Path::new(&path)),
+                    _ => check_replaceable(Path::new(&path)),
                 };
                 checked.map_err(|error| {
                     let cause = plain(&error);
@@ -228,6 +228,15 @@ fn check_directory(path: &Path) -> std::io::Result<()> {
         return Err(Errno::NOTDIR.into());
     }
     Ok(access(there, Access::WRITE_OK | Access::EXEC_OK)?)
+}
+
+/// Refuses a file that cannot be created or replaced, before anything is built for it: a new one is written beside one that is there,
+/// whose own mode says nothing.
+fn check_replaceable(path: &Path) -> std::io::Result<()> {
+    match path.canonicalize() {
+        Ok(found) if found.is_file() => check_directory(found.parent().unwrap_or(&found)),
+        _ => check_writable(path),
+    }
 }
 
 /// Refuses a file that cannot be created or written, before anything is built for it.
@@ -357,5 +366,21 @@ mod tests {
         assert!(both.is_err());
         assert_eq!(parse(&[], true, true).unwrap().len(), 1);
         assert_eq!(parse(&["x".into()], true, false).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn files_that_are_replaced_may_be_read_only() {
+        use std::os::unix::fs::PermissionsExt as _;
+
+        let scratch = whelk_sys::Scratch::temporary("outputs").unwrap();
+        let file = scratch.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o444)).unwrap();
+        assert!(check_replaceable(&file).is_ok());
+        // Root may write to all of them.
+        let may_write = access(&file, Access::WRITE_OK).is_ok();
+        assert_eq!(check_writable(&file).is_ok(), may_write);
+        let missing = check_replaceable(&scratch.path().join("none/file"));
+        assert!(missing.is_err() && check_replaceable(Path::new("/dev/null")).is_ok());
     }
 }

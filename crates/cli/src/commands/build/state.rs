@@ -31,7 +31,7 @@ const MAX_SIZE: u64 = 64 << 10;
 pub(crate) struct State {
     /// `default`, as buildx has it for a build that is no target of a bake file.
     pub target: String,
-    /// The context: an absolute path, `-`, or a URL without credentials.
+    /// The context: an absolute path, `-`, or a URL without credentials; empty for a directory of a server.
     #[serde(rename = "LocalPath")]
     pub context: String,
     /// The Dockerfile: an absolute path, `-`, or the path in a context that is fetched; empty for the usual one.
@@ -54,10 +54,12 @@ impl State {
         Self {
             target: "default".into(),
             context: match is_fetched {
+                // A directory beside definitions on a server is none here.
+                _ if args.is_input => String::new(),
                 true => RemoteContext::shown(&args.context),
                 false => absolute(&args.context),
             },
-            dockerfile: match is_fetched {
+            dockerfile: match is_fetched || args.is_input {
                 true => args.file.clone(),
                 false => absolute(&args.file),
             },
@@ -175,6 +177,12 @@ mod tests {
             let state = State::of(&args(words), "/w");
             assert_eq!((&*state.context, &*state.dockerfile), (context, dockerfile));
         }
+        let beside = BuildArgs {
+            is_input: true,
+            ..args(&["-f", "b", "sub"])
+        };
+        let state = State::of(&beside, "/w");
+        assert_eq!((&*state.context, &*state.dockerfile), ("", "b"));
     }
 
     #[test]
