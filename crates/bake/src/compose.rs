@@ -5,6 +5,7 @@ mod canonical;
 mod interpolation;
 mod load;
 mod merge;
+mod place;
 mod relative;
 mod variables;
 
@@ -196,7 +197,7 @@ fn variables_of(
         }
         let is_required = file.get("required").and_then(scalar);
         let is_required = is_required.is_none_or(|text| text != "false");
-        match loader.file(&path)? {
+        match loader.env_file(&path)? {
             Some(content) => {
                 let budget = &mut loader.values;
                 dot_env::parse(&path, &content, &around, &mut found, budget).map_err(Error::new)?;

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use super::Variables;
+use super::place::Place;
 use crate::error::{Error, Result};
 
 /// How deep variables may be in the defaults of others.
@@ -44,14 +45,20 @@ pub(super) struct Interpolation {
 }
 
 impl Interpolation {
-    /// Replaces the variables of a text. `path` is its place in the document.
-    pub fn text(&mut self, text: &str, path: &str, variables: &Variables<'_>) -> Result<String> {
+    /// Replaces the variables of a text.
+    pub fn text(
+        &mut self,
+        text: &str,
+        place: Place<'_>,
+        variables: &Variables<'_>,
+    ) -> Result<String> {
         if !text.contains('$') {
             return Ok(text.to_owned());
         }
         let known = |name: &str| variables.get(name).cloned();
         let replaced = interpolate(text, &known, &mut self.unset);
-        let replaced = replaced.map_err(|wrong| Error::new(wrong.told(text, path)))?;
+        let replaced =
+            replaced.map_err(|wrong| Error::new(wrong.told(text, &place.to_string())))?;
         self.bytes += replaced.len();
         match self.bytes > MAX_TEXTS {
             true => Err(Error::new(format!(
@@ -65,24 +72,22 @@ impl Interpolation {
     pub fn replace(
         &mut self,
         value: &mut Value,
-        path: &str,
+        place: Place<'_>,
         variables: &Variables<'_>,
     ) -> Result<()> {
         match value {
             Value::String(text) => {
-                *text = self.text(text, path, variables)?;
+                *text = self.text(text, place, variables)?;
                 Ok(())
             }
             Value::Array(items) => {
-                let path = format!("{path}.[]");
                 let mut items = items.iter_mut();
-                items.try_for_each(|item| self.replace(item, &path, variables))
+                items.try_for_each(|item| self.replace(item, place.below("[]"), variables))
             }
             Value::Object(members) => {
                 let mut members = members.iter_mut();
-                members.try_for_each(|(key, value)| {
-                    self.replace(value, &format!("{path}.{key}"), variables)
-                })
+                members
+                    .try_for_each(|(key, value)| self.replace(value, place.below(key), variables))
             }
             _ => Ok(()),
         }
@@ -254,7 +259,28 @@ mod tests {
         let variables = Variables::new([("A".to_owned(), "x".repeat(1 << 19))].into());
         let mut interpolation = Interpolation::default();
         let mut many = Value::Array(vec!["$A".into(); 1000]);
-        let failed = interpolation.replace(&mut many, "x", &variables);
+        let failed = interpolation.replace(&mut many, Place::new("x"), &variables);
         assert!(failed.unwrap_err().text.contains("more than"));
+    }
+
+    #[test]
+    fn places_are_told_in_errors_only() {
+        let variables = Variables::new(std::collections::BTreeMap::new());
+        let replaced = |mut value: Value| {
+            let mut interpolation = Interpolation::default();
+            let place = Place::new("x");
+            let failed = interpolation.replace(&mut value, place, &variables);
+            failed.map_err(|error| error.text)
+        };
+        let wrong = replaced(serde_json::json!({"a": ["b", "${"]})).unwrap_err();
+        let expected = "invalid interpolation format for x.a.[].";
+        assert!(wrong.starts_with(expected), "{wrong}");
+        let members: serde_json::Map<_, _> = (0..100_000)
+            .map(|number| (number.to_string(), Value::Null))
+            .collect();
+        let long = [("a".repeat(4 << 20), Value::Object(members))];
+        let started = std::time::Instant::now();
+        assert!(replaced(Value::Object(long.into_iter().collect())).is_ok());
+        assert!(started.elapsed().as_secs() < 20);
     }
 }

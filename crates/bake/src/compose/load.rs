@@ -5,12 +5,14 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use serde_json::Value;
 use whelk_yaml::Document;
 
 use super::canonical::{self, scalar};
 use super::interpolation::Interpolation;
+use super::place::Place;
 use super::relative::{parent, resolve, under};
 use super::{Object, Variables, merge};
 use crate::dot_env::{self, Budget};
@@ -36,6 +38,8 @@ pub(super) struct Loader<'a> {
     home: &'a str,
     files: usize,
     bytes: usize,
+    /// Files with variables of services.
+    env_files: BTreeMap<String, Rc<str>>,
     copied: usize,
     /// What values of files `.env` may still have.
     pub values: Budget,
@@ -58,6 +62,7 @@ impl<'a> Loader<'a> {
             home,
             files: 0,
             bytes: 0,
+            env_files: BTreeMap::new(),
             copied: 0,
             values: Budget::default(),
             interpolation: Interpolation::default(),
@@ -89,7 +94,7 @@ impl<'a> Loader<'a> {
         let given = variables.get("COMPOSE_PROJECT_NAME");
         let given = given.filter(|name| !name.is_empty()).cloned();
         match names.rfind(|name| !name.is_empty()) {
-            Some(name) => self.interpolation.text(name, "name", variables),
+            Some(name) => self.interpolation.text(name, Place::new("name"), variables),
             None => Ok(given.unwrap_or("bake".into())),
         }
     }
@@ -99,17 +104,37 @@ impl<'a> Loader<'a> {
         self.files += 1;
         if self.files > MAX_FILES {
             return Err(Error::new(format!(
-                "more than {MAX_FILES} files are included and extended"
+                "more than {MAX_FILES} files are included, extended or named by env_file"
             )));
         }
         let content = (self.read)(path).map_err(Error::new)?;
-        self.bytes += content.as_ref().map_or(0, String::len);
+        self.count(path, content.as_deref().unwrap_or_default())?;
+        Ok(content)
+    }
+
+    /// Counts the bytes of a file.
+    fn count(&mut self, path: &str, content: &str) -> Result<()> {
+        self.bytes += content.len();
         match self.bytes > MAX_BYTES {
             true => Err(Error::new(format!(
-                "{path}: files that are included and extended have more than {MAX_BYTES} bytes"
+                "{path}: files that are included, extended or named by env_file have more than {MAX_BYTES} bytes"
             ))),
-            false => Ok(content),
+            false => Ok(()),
         }
+    }
+
+    /// Reads the file with variables of a service. Many services may have the same one, which is read once, and whose bytes count each
+    /// time.
+    pub fn env_file(&mut self, path: &str) -> Result<Option<Rc<str>>> {
+        if let Some(known) = self.env_files.get(path).cloned() {
+            self.count(path, &known)?;
+            return Ok(Some(known));
+        }
+        let content: Option<Rc<str>> = self.file(path)?.map(Rc::from);
+        if let Some(content) = &content {
+            self.env_files.insert(path.to_owned(), Rc::clone(content));
+        }
+        Ok(content)
     }
 
     fn documents(&mut self, path: &str) -> Result<Vec<Document>> {
@@ -156,7 +181,8 @@ impl<'a> Loader<'a> {
             )));
         };
         for (key, value) in members.iter_mut() {
-            self.interpolation.replace(value, key, project.variables)?;
+            self.interpolation
+                .replace(value, Place::new(key), project.variables)?;
         }
         let mut members = std::mem::take(members);
         canonical::document(&mut members)?;
@@ -640,7 +666,7 @@ mod tests {
         let many = format!("include: [{}]\n", "b.yaml, ".repeat(MAX_FILES));
         refused(
             &[("a.yaml", &*many), ("b.yaml", "services: {}\n")],
-            "more than 1000 files are included and extended",
+            "more than 1000 files are included, extended",
         );
         let chain: String = (0..100)
             .map(|number| format!("  s{number}: {{extends: s{}}}\n", number + 1))
@@ -682,5 +708,25 @@ mod tests {
             .map(|(name, content)| (&**name, &**content))
             .collect();
         refused(&files, "values have more than");
+    }
+
+    #[test]
+    fn a_file_of_many_services_is_read_once() {
+        let reads = std::cell::Cell::new(0);
+        let read = |path: &str| {
+            reads.set(reads.get() + 1);
+            Ok((path == "a.env").then(|| "x".repeat(MAX_BYTES / 2000)))
+        };
+        let mut loader = Loader::new(&read, "/home/u");
+        for _ in 0..2000 {
+            assert!(loader.env_file("a.env").unwrap().is_some());
+        }
+        assert_eq!(reads.get(), 1);
+        assert!(loader.env_file("none").unwrap().is_none());
+        let refused = loader.env_file("a.env").unwrap_err().text;
+        assert!(
+            refused.contains("have more than 67108864 bytes"),
+            "{refused}"
+        );
     }
 }

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::Object;
+use super::place::Place;
 use crate::error::{Error, Result};
 
 /// Adds a document to earlier ones.
@@ -20,7 +21,7 @@ pub(super) fn documents(own: &mut Object, other: Object) -> Result<()> {
                     }
                 }
             }
-            (Some(own), value) => values(own, value, &key)?,
+            (Some(own), value) => values(own, value, Place::new(&key))?,
             (None, value) => drop(own.insert(key, value)),
         }
     }
@@ -40,7 +41,10 @@ pub(super) fn services(name: &str, own: &mut Object, other: Object) -> Result<()
             (Some(Value::Array(own)), Value::Array(other)) if key == "env_file" => {
                 env_files(own, other);
             }
-            (Some(own), value) => values(own, value, &format!("services.{name}.{key}"))?,
+            (Some(own), value) => {
+                let services = Place::new("services");
+                values(own, value, services.below(name).below(&key))?;
+            }
             (None, value) => drop(own.insert(key, value)),
         }
     }
@@ -59,7 +63,11 @@ fn builds(name: &str, own: &mut Object, other: Object) -> Result<()> {
             (Some(Value::Object(own)), Value::Object(other)) if key == "extra_hosts" => {
                 hosts(own, other);
             }
-            (Some(own), value) => values(own, value, &format!("services.{name}.build.{key}"))?,
+            (Some(own), value) => {
+                let services = Place::new("services");
+                let service = services.below(name);
+                values(own, value, service.below("build").below(&key))?;
+            }
             (None, value) => drop(own.insert(key, value)),
         }
     }
@@ -94,13 +102,13 @@ fn env_files(own: &mut Vec<Value>, other: Vec<Value>) {
 }
 
 /// Merges mappings, appends lists, and replaces other values.
-fn values(own: &mut Value, other: Value, path: &str) -> Result<()> {
+fn values(own: &mut Value, other: Value, place: Place<'_>) -> Result<()> {
     match (own, other) {
         (_, Value::Null) => Ok(()),
         (Value::Object(own), Value::Object(other)) => {
             for (key, value) in other {
                 match own.get_mut(&key) {
-                    Some(own) => values(own, value, &format!("{path}.{key}"))?,
+                    Some(own) => values(own, value, place.below(&key))?,
                     None => drop(own.insert(key, value)),
                 }
             }
@@ -111,7 +119,7 @@ fn values(own: &mut Value, other: Value, path: &str) -> Result<()> {
             Ok(())
         }
         (Value::Object(_) | Value::Array(_), _) => {
-            Err(Error::new(format!("cannot override {path}")))
+            Err(Error::new(format!("cannot override {place}")))
         }
         (own, other) => {
             *own = other;
