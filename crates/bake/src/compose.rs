@@ -181,7 +181,7 @@ fn variables_of(
         .map(|(name, value)| (name, scalar(value)))
         .collect();
     let known = own.iter().filter_map(|(name, value)| {
-        let value = variables.get(*name).or(value.as_ref())?;
+        let value = variables.get(name).or(value.as_ref())?;
         Some(((*name).clone(), value.clone()))
     });
     let around = variables.with(known.collect());
