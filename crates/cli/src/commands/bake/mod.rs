@@ -234,7 +234,9 @@ async fn bake_inner(client: &Client, args: &BakeArgs) -> Outcome {
         (args.list_variables, "variables"),
     ] {
         if is_given {
-            warn_line!("Flag --list-{name} has been deprecated, use --list={name} instead");
+            warn_line!(
+                "Flag --list-{name} has been deprecated, list-{name} is deprecated, use list={name} instead"
+            );
         }
     }
     if args.print && !args.list().is_empty() {
