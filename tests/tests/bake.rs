@@ -936,6 +936,12 @@ fn targets_are_built_together() {
     let words = ["bake", "outside", "--print"];
     whelk(&engine).in_directory(&directory).run(&words).ok();
     run(&["--check", "top"]).exits(0);
+    // Archives are not mixed.
+    let refused = run(&["top", "base", "--set", "*.output=type=oci,dest=-"]);
+    assert_eq!((refused.code, refused.stdout.len()), (1, 0));
+    let expected =
+        "ERROR: targets base and top: only one output can be written to the standard output";
+    shows(&refused.err(), &[expected]);
     engine.has_no_builds();
 }
 

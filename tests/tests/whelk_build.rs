@@ -406,6 +406,10 @@ fn archives_without_a_destination_go_to_a_pipe() {
         assert_eq!(built.code, 0, "{}", built.err());
         assert!(built.out().contains(member), "{output}");
     }
+    // No id follows an archive.
+    let built = whelk(&engine).build(&context, &["-q", "-o", "type=oci"]);
+    assert_eq!(built.code, 0, "{}", built.err());
+    assert!(built.stdout.ends_with(&[0; 512]));
 }
 
 #[test]

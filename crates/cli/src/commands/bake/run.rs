@@ -13,8 +13,8 @@ use crate::client::Client;
 use crate::commands::USAGE;
 use crate::commands::build::display::{Display, Mode};
 use crate::commands::build::{
-    Asked, KnownAgents, Prepared, Signals, Unsolved, check_file, connect, failure_of_target,
-    metadata, print_answer, solve_all,
+    Asked, KnownAgents, ONE_STDOUT, Prepared, Signals, Unsolved, check_file, connect,
+    failure_of_target, metadata, print_answer, solve_all,
 };
 use crate::commands::builder::history::provenance;
 use crate::output::print_line;
@@ -54,6 +54,7 @@ pub(super) async fn run(
         }
         builds.insert(name, prepared);
     }
+    check_stdout(&builds)?;
     let started = async {
         let channel = connect(client).await?;
         for (name, build) in &mut builds {
@@ -116,6 +117,17 @@ pub(super) async fn run(
         write_metadata(client, &args.metadata_file, &builds, &answers).await?;
     }
     tell(resolved, &builds, &answers, called)
+}
+
+/// Refuses targets whose archives would be mixed.
+fn check_stdout(builds: &BTreeMap<&str, Prepared>) -> Outcome<()> {
+    let mut writing = builds.iter().filter(|(_, build)| build.writes_to_stdout());
+    match (writing.next(), writing.next()) {
+        (Some((one, _)), Some((other, _))) => Err(Failure::new(format!(
+            "targets {one} and {other}: {ONE_STDOUT}"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 async fn write_metadata(

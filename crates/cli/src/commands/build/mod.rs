@@ -30,7 +30,7 @@ pub(crate) use args::BuildArgs;
 pub(crate) use contexts::{is_archive, is_fetched, layout};
 pub(crate) use engine::{connect, open_credentials, random_id};
 pub(crate) use failure::{excerpts, failure_of_target, solve_failure};
-pub(crate) use outputs::check_file;
+pub(crate) use outputs::{ONE_STDOUT, check_file};
 pub(crate) use prepared::Prepared;
 pub(crate) use report::{metadata, print_answer};
 pub(crate) use solve::{Asked, Signals, Unsolved, solve_all, watched};
@@ -93,10 +93,19 @@ pub(crate) async fn build(client: &Client, args: BuildArgs) -> Outcome {
     let is_quiet = mode == Mode::Quiet;
     // What it fails with says so already; what stops it does not.
     let finished = async { Ok(prepared.end(client, &response, is_quiet).await) };
-    signals.or_stopped(finished).await.map_err(not_built)?
+    let code = signals.or_stopped(finished).await.map_err(not_built)??;
+    let id = response.exporter_response.get("containerimage.digest");
+    // Not behind an archive.
+    if is_quiet
+        && !prepared.writes_to_stdout()
+        && let Some(id) = id
+    {
+        print_line!("{id}")?;
+    }
+    Ok(code)
 }
 
-/// Writes the files about the result, pushes it, and prints its id.
+/// Writes the files about the result, and pushes it.
 async fn finish(
     client: &Client,
     args: &BuildArgs,
@@ -123,9 +132,6 @@ async fn finish(
     }
     for output in outputs.iter().filter(|output| output.is_pushed) {
         push(client, &output.names(&args.tag), is_quiet).await?;
-    }
-    if is_quiet && let Some(id) = id {
-        print_line!("{id}")?;
     }
     Ok(0)
 }

@@ -15,6 +15,9 @@ use whelk_buildkit::pb::control::Exporter;
 use super::options::fields;
 use crate::{Failure, Outcome, files, plain, terminal};
 
+/// Why outputs are refused that would be mixed.
+pub(crate) const ONE_STDOUT: &str = "only one output can be written to the standard output";
+
 /// An output of a build.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Output {
@@ -52,16 +55,19 @@ pub(super) fn parse(given: &[String], load: bool, push: bool) -> Outcome<Vec<Out
     if outputs.is_empty() || load && !outputs.iter().any(is_image) {
         outputs.push(Output::image(false));
     }
-    let to_stdout = |output: &&Output| output.place == Place::StandardOutput;
+    let to_stdout = |output: &&Output| output.is_stdout();
     if outputs.iter().filter(to_stdout).count() > 1 {
-        return Err(Failure::new(
-            "only one output can be written to the standard output",
-        ));
+        return Err(Failure::new(ONE_STDOUT));
     }
     Ok(outputs)
 }
 
 impl Output {
+    /// Whether it is written to the standard output.
+    pub fn is_stdout(&self) -> bool {
+        self.place == Place::StandardOutput
+    }
+
     fn image(is_pushed: bool) -> Self {
         Self {
             kind: "moby".into(),

@@ -140,7 +140,12 @@ impl Prepared {
         request
     }
 
-    /// Writes the files about the result, pushes it, and prints its id.
+    /// Whether the result is written to the standard output.
+    pub fn writes_to_stdout(&self) -> bool {
+        self.call.is_none() && self.outputs.iter().any(Output::is_stdout)
+    }
+
+    /// Writes the files about the result, and pushes it.
     pub async fn end(&self, client: &Client, response: &SolveResponse, is_quiet: bool) -> Outcome {
         self.stores.finish(response).map_err(not_built)?;
         let name = &self.request.r#ref;
