@@ -410,6 +410,23 @@ fn archives_without_a_destination_go_to_a_pipe() {
     let built = whelk(&engine).build(&context, &["-q", "-o", "type=oci"]);
     assert_eq!(built.code, 0, "{}", built.err());
     assert!(built.stdout.ends_with(&[0; 512]));
+    // A layout is a directory.
+    let refused = whelk(&engine).build(&context, &["-o", "type=oci,tar=false"]);
+    assert_eq!(refused.code, 1);
+    shows(&refused.err(), &["dest is required for oci exporter"]);
+    let layout = engine.scratch("layouts").join("new/layout");
+    let output = format!("type=oci,tar=false,dest={}", layout.display());
+    for _ in 0..2 {
+        whelk(&engine).built(&context, &["-t", "laid:1", "-o", &output]);
+    }
+    let index: Value =
+        serde_json::from_slice(&fs::read(layout.join("index.json")).unwrap()).unwrap();
+    let [entry] = index["manifests"].as_array().unwrap().as_slice() else {
+        panic!("{index}");
+    };
+    let name = &entry["annotations"]["io.containerd.image.name"];
+    assert_eq!(name, "docker.io/library/laid:1");
+    assert!(layout.join("oci-layout").is_file());
 }
 
 #[test]

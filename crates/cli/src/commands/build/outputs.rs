@@ -36,6 +36,8 @@ enum Place {
     Engine,
     StandardOutput,
     File(PathBuf),
+    /// A directory with an OCI layout.
+    Layout(PathBuf),
 }
 
 /// Reads `--output`, `--load` and `--push`. Without them, the result is an image of the engine.
@@ -68,6 +70,14 @@ impl Output {
         self.place == Place::StandardOutput
     }
 
+    /// Returns the directory that becomes an OCI layout.
+    pub fn layout(&self) -> Option<&Path> {
+        match &self.place {
+            Place::Layout(directory) => Some(directory),
+            _ => None,
+        }
+    }
+
     fn image(is_pushed: bool) -> Self {
         Self {
             kind: "moby".into(),
@@ -95,9 +105,15 @@ impl Output {
                 Failure::new(format!("non-bool value specified for push: {text:?}"))
             })?,
         };
+        let archives = attributes
+            .get("tar")
+            .and_then(|text| whelk_text::parse_bool(text));
+        let is_layout = archives == Some(false) && matches!(&*kind, "oci" | "docker");
         // As Docker's client, if nobody looks at it.
         let destination = match kind.as_str() {
-            "tar" | "oci" if destination.is_none() && !terminal::stdout_is_terminal() => {
+            "tar" | "oci"
+                if destination.is_none() && !is_layout && !terminal::stdout_is_terminal() =>
+            {
                 Some("-".to_owned())
             }
             _ => destination,
@@ -108,7 +124,7 @@ impl Output {
                     "type is required for output {text:?}"
                 )));
             }
-            ("image" | "moby" | "registry", None) | ("docker", None) => {
+            ("image" | "moby" | "registry" | "docker", None) if !is_layout => {
                 attributes.remove("push");
                 let is_pushed = is_pushed || kind == "registry";
                 return Ok(Self {
@@ -121,13 +137,16 @@ impl Output {
                     "an output of type {kind} has no dest"
                 )));
             }
-            ("local" | "tar" | "oci", None) => {
+            ("local" | "tar" | "oci" | "docker", None) => {
                 return Err(Failure::new(format!(
                     "dest is required for {kind} exporter"
                 )));
             }
-            ("local", Some(path)) if path == "-" => {
-                return Err(Failure::new("dest cannot be stdout for local exporter"));
+            ("local" | "oci" | "docker", Some(path))
+                if path == "-" && (is_layout || kind == "local") =>
+            {
+                let text = format!("dest cannot be stdout for {kind} exporter");
+                return Err(Failure::new(text));
             }
             ("tar" | "oci" | "docker", Some(path)) if path == "-" => {
                 if terminal::stdout_is_terminal() {
@@ -138,24 +157,11 @@ impl Output {
                 Place::StandardOutput
             }
             ("tar" | "oci" | "docker" | "local", Some(path)) => {
-                if kind != "local" && Path::new(&path).is_dir() {
-                    return Err(Failure::new(format!(
-                        "destination directory {path} exists: an archive needs a file"
-                    )));
+                check_destination(Path::new(&path), is_layout || kind == "local")?;
+                match is_layout {
+                    true => Place::Layout(path.into()),
+                    false => Place::File(path.into()),
                 }
-                if kind == "local" && Path::new(&path).is_file() {
-                    let text = format!("destination directory {path} is a file");
-                    return Err(Failure::new(text));
-                }
-                let checked = match kind.as_str() {
-                    "local" => check_directory(Path::new(&path)),
-                    _ => check_replaceable(Path::new(&path)),
-                };
-                checked.map_err(|error| {
-                    let cause = plain(&error);
-                    Failure::new(format!("invalid destination {path}: {cause}"))
-                })?;
-                Place::File(path.into())
             }
             (other, _) => {
                 return Err(Failure::new(format!(
@@ -217,11 +223,35 @@ impl Output {
     pub async fn receive(&self, call: Call) -> Result<()> {
         match &self.place {
             Place::Engine => Err(Status::invalid("an image has no files here")),
+            Place::Layout(_) => Err(Status::invalid("a layout has no archive here")),
             Place::File(path) if self.kind == "local" => super::local::receive(call, path).await,
             Place::StandardOutput => write(call, None).await,
             Place::File(path) => write(call, Some(path)).await,
         }
     }
+}
+
+/// Refuses a destination that cannot be written, before anything is built for it.
+fn check_destination(path: &Path, is_directory: bool) -> Outcome<()> {
+    let shown = path.display();
+    let refused = match is_directory {
+        true if path.is_file() => Some(format!("destination directory {shown} is a file")),
+        false if path.is_dir() => Some(format!(
+            "destination directory {shown} exists: an archive needs a file"
+        )),
+        _ => None,
+    };
+    if let Some(text) = refused {
+        return Err(Failure::new(text));
+    }
+    let checked = match is_directory {
+        true => check_directory(path),
+        false => check_replaceable(path),
+    };
+    checked.map_err(|error| {
+        let cause = plain(&error);
+        Failure::new(format!("invalid destination {shown}: {cause}"))
+    })
 }
 
 /// Refuses a directory that cannot be created, or in which nothing can be, before anything is built for it.
@@ -345,6 +375,16 @@ mod tests {
                 "invalid destination /etc/passwd/x/y: not a directory",
             ),
             ("type=local,dest=-", "cannot be stdout"),
+            ("type=oci,tar=false", "dest is required for oci exporter"),
+            ("type=docker,tar=0", "dest is required for docker exporter"),
+            (
+                "type=oci,tar=false,dest=-",
+                "dest cannot be stdout for oci exporter",
+            ),
+            (
+                "type=oci,tar=false,dest=/etc/passwd",
+                "destination directory /etc/passwd is a file",
+            ),
             (
                 "type=none",
                 "exporter \"none\" could not be found; the types are",
@@ -356,6 +396,8 @@ mod tests {
             assert!(failed.contains(expected), "{failed}");
         }
         assert!(one("type=local,dest=/tmp/not/there/yet").is_ok());
+        let layout = one("type=oci,tar=false,dest=/tmp/not/there/yet").unwrap();
+        assert_eq!(layout.layout(), Some(Path::new("/tmp/not/there/yet")));
         assert!(check_file("").is_ok() && check_file("/dev/null").is_ok());
         for (path, expected) in [
             ("/none/x", "write /none/x: no such file or directory"),

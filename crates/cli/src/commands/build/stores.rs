@@ -1,6 +1,6 @@
-//! Directories with build caches, which the engine reads and writes during a build: OCI layouts.
+//! Directories with build caches and images, which the engine reads and writes during a build: OCI layouts.
 //!
-//! The index of a layout says which cache has which tag. It is read before the build, and written after it, when all
+//! The index of a layout says which cache or image has which tag. It is read before the build, and written after it, when all
 //! blobs are there.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,6 +9,8 @@ use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use whelk_buildkit::content::{READ, WRITE};
 use whelk_buildkit::grpc::{Call, Code, Result, Status};
 use whelk_buildkit::pb::content::{
@@ -25,6 +27,12 @@ use crate::{Failure, Outcome, files, plain};
 /// The annotation of an index's entry with its tag.
 const TAG: &str = "org.opencontainers.image.ref.name";
 
+/// The one with the full name of an image.
+const NAME: &str = "io.containerd.image.name";
+
+/// The store that the engine puts an image into.
+const EXPORTED: &str = "export";
+
 /// The mode of files.
 const SHARED: u32 = 0o644;
 
@@ -39,6 +47,8 @@ pub(super) struct Stores {
     written: BTreeMap<String, BTreeSet<String>>,
     /// Those of named contexts, of which only their names are known to the engine (`oci:NAME`).
     pub layouts: BTreeMap<String, PathBuf>,
+    /// That of the result.
+    pub exported: Option<PathBuf>,
 }
 
 impl Stores {
@@ -82,6 +92,12 @@ impl Stores {
             let directory = directory.clone();
             return send(call, &directory).await;
         }
+        if store == EXPORTED
+            && let Some(directory) = &self.exported
+            && call.method == WRITE
+        {
+            return receive(call, directory).await;
+        }
         let directory = store.strip_prefix("local:").unwrap_or("").to_owned();
         let is_written = self.written.contains_key(&directory);
         if call.method == WRITE && is_written {
@@ -95,6 +111,9 @@ impl Stores {
 
     /// Writes what was exported into the indexes.
     pub fn finish(&self, response: &SolveResponse) -> Outcome<()> {
+        if let Some(directory) = &self.exported {
+            finish_image(directory, response)?;
+        }
         let Some(text) = response.exporter_response.get("cache.manifest") else {
             return Ok(());
         };
@@ -103,7 +122,7 @@ impl Stores {
         for (directory, tags) in &self.written {
             let directory = Path::new(directory);
             for tag in tags {
-                name(directory, &manifest, tag)?;
+                name(directory, &manifest, &[(TAG, tag)])?;
             }
         }
         Ok(())
@@ -181,8 +200,40 @@ fn find_in(index: &Index, tag: &str) -> Option<String> {
     entry.map(|entry| entry.digest.to_string())
 }
 
-/// Gives a tag of a layout to a manifest.
-fn name(directory: &Path, manifest: &Descriptor, tag: &str) -> Outcome<()> {
+/// Makes a layout of the blobs of an image, with its names.
+fn finish_image(directory: &Path, response: &SolveResponse) -> Outcome<()> {
+    let told = |name: &str| response.exporter_response.get(name);
+    let Some(text) = told("containerimage.descriptor") else {
+        return Ok(());
+    };
+    let invalid = |error: String| Failure::new(format!("the engine's image descriptor: {error}"));
+    let decoded = STANDARD.decode(text);
+    let decoded = decoded.map_err(|error| invalid(error.to_string()))?;
+    let manifest: Descriptor =
+        serde_json::from_slice(&decoded).map_err(|error| invalid(error.to_string()))?;
+    let (path, _) =
+        blob(directory, manifest.digest.as_str()).map_err(|status| invalid(status.message))?;
+    if !path.is_file() {
+        let text = format!(
+            "{} has no {}: build other archives on their own",
+            directory.display(),
+            manifest.digest
+        );
+        return Err(Failure::new(text));
+    }
+    create(directory)?;
+    let Some(names) = told("image.name") else {
+        return name(directory, &manifest, &[(TAG, "latest")]);
+    };
+    for full in names.split(',') {
+        let tag = full.rsplit_once(':').map_or("latest", |(_, tag)| tag);
+        name(directory, &manifest, &[(NAME, full), (TAG, tag)])?;
+    }
+    Ok(())
+}
+
+/// Adds a manifest to the index of a layout with annotations, instead of the one that has the first of them.
+fn name(directory: &Path, manifest: &Descriptor, annotations: &[(&str, &str)]) -> Outcome<()> {
     let path = directory.join("index.json");
     let mut index = match files::read(&path) {
         Ok(bytes) => Index::parse(&bytes)
@@ -190,10 +241,16 @@ fn name(directory: &Path, manifest: &Descriptor, tag: &str) -> Outcome<()> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Index::new(Vec::new()),
         Err(error) => return Err(failed("read", &path, &error)),
     };
-    let is_other = |entry: &Descriptor| entry.annotations.get(TAG).is_none_or(|own| own != tag);
-    index.manifests.retain(is_other);
+    let has = |entry: &Descriptor, name: &str, value: &str| {
+        entry.annotations.get(name).is_some_and(|own| own == value)
+    };
+    if let Some((name, value)) = annotations.first() {
+        index.manifests.retain(|entry| !has(entry, name, value));
+    }
     let mut entry = manifest.clone();
-    entry.annotations.insert(TAG.into(), tag.to_owned());
+    let annotations = annotations.iter();
+    let annotations = annotations.map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    entry.annotations.extend(annotations);
     index.manifests.push(entry);
     let text = serde_json::to_vec(&index)
         .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
@@ -401,6 +458,38 @@ mod tests {
         assert_eq!(found(&[("tag", "main")]), Some(digest.to_string()));
         assert_eq!(found(&[]), None);
         assert_eq!(found(&[("digest", "sha256:x")]), Some("sha256:x".into()));
+    }
+
+    #[test]
+    fn images_have_their_names_in_the_index() {
+        let scratch = Scratch::temporary("layout").unwrap();
+        let place = scratch.path().join("new/layout");
+        let stores = Stores {
+            exported: Some(place.clone()),
+            ..Stores::default()
+        };
+        let digest = Digest::of(b"manifest");
+        let descriptor = Descriptor::new("x", digest.clone(), 8);
+        let text = STANDARD.encode(serde_json::to_vec(&descriptor).unwrap());
+        let mut response = SolveResponse {
+            exporter_response: [("containerimage.descriptor".to_owned(), text)].into(),
+        };
+        // Not without the blob.
+        assert!(stores.finish(&response).is_err());
+        let (path, _) = blob(&place, digest.as_str()).unwrap();
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, b"manifest").unwrap();
+        stores.finish(&response).unwrap();
+        let names = "docker.io/library/a:1,docker.io/library/b:2".to_owned();
+        response
+            .exporter_response
+            .insert("image.name".into(), names);
+        stores.finish(&response).unwrap();
+        stores.finish(&response).unwrap();
+        assert_eq!(index(&place).unwrap().manifests.len(), 3);
+        for tag in ["latest", "1", "2"] {
+            assert_eq!(find(&place, tag), Ok(digest.to_string()));
+        }
     }
 
     #[test]
