@@ -142,10 +142,11 @@ impl Contexts {
         let contexts = self.clone();
         // Without a key, nobody knows whose directory it was the last time.
         let in_full = wanted.in_full || session.shared_key.is_empty();
-        let receiving = blocking(move || contexts.take(&kind, in_full)).await?;
+        // The client begins to walk while what it has sent before is looked up.
         let stream = session
             .files(wanted)
             .map_err(|status| Error::invalid(status.message))?;
+        let receiving = blocking(move || contexts.take(&kind, in_full)).await?;
         let mut last = Instant::now();
         let report = |bytes, is_done| {
             let name = format!("transferring {}:", wanted.name);
