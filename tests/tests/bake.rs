@@ -213,10 +213,15 @@ const JSON: &str = r#"{
 const LARGE: &str = "target \"default\" { args = { A = 9223372036854775808, B = 1764511200123456789 + 1, \
     C = \"${18446744073709551615}\", D = 9007199254740993 * 3, E = -9223372036854775807, F = jsonencode([9007199254740993, 0.5]), \
     G = max(9007199254740993, 9007199254740992), H = parseint(\"7fffffffffffffff\", 16), I = 7 / 2, \
-    J = 9007199254740993 == 9007199254740992 } }";
+    J = 9007199254740993 == 9007199254740992, K = 9007199254740993.0, L = -9223372036854775808 } }";
+
+/// Whole numbers of Compose with 64 bits.
+const LARGE_IN_COMPOSE: &str = "services: {a: {build: {context: ., args: {S: 18446744073709551615, T: 9223372036854775808, \
+    U: -9223372036854775808}}}}\n";
 
 const CASES: &[Case] = &[
     (&[("docker-bake.hcl", HCL)], &["--print"]),
+    (&[("compose.yaml", LARGE_IN_COMPOSE)], &["--print"]),
     (&[("docker-bake.hcl", LARGE)], &["--print"]),
     (&[("docker-bake.hcl", FUNCTIONS)], &["--print"]),
     (&[("docker-bake.hcl", HCL)], &["--print", "each", "app"]),
@@ -662,6 +667,16 @@ const OWN_ERRORS: &[(&str, &[&str], &str)] = &[
         "target \"default\" { args = {x = rsadecrypt(\"\", \"\")} }\n",
         &["--print"],
         "The function \"rsadecrypt\" is not available in this version of whelk.",
+    ),
+    (
+        "target \"default\" { args = {x = -9223372036854775809} }\n",
+        &["--print"],
+        "Invalid number; whole numbers of more than 64 bits",
+    ),
+    (
+        "target \"default\" { args = {x = 123456789012345678.5} }\n",
+        &["--print"],
+        "Invalid number; numbers with a fraction and more than 15 digits",
     ),
     (
         "target \"default\" { tagz = [] }\n",

@@ -6,15 +6,15 @@ mod template;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use hcl_edit::Span;
 use hcl_edit::expr::{
     Conditional, Expression, ForExpr, FuncCall, Object, ObjectKey, Traversal, TraversalOperator,
 };
+use hcl_edit::{Formatted, Span};
 
 use crate::error::Problem;
 use crate::functions;
 use crate::names::Names;
-use crate::number::{Number, TOO_LARGE};
+use crate::number::{Number, REQUIRED, TOO_LARGE};
 use crate::value::Value;
 
 type Evaluated = Result<Value, Problem>;
@@ -75,7 +75,7 @@ impl<'a> Scope<'a> {
         let value = match expression {
             Expression::Null(_) => Ok(Value::Null),
             Expression::Bool(value) => Ok(Value::Bool(*value.value())),
-            Expression::Number(number) => literal(*number.value()),
+            Expression::Number(number) => literal(number),
             Expression::String(text) => Ok(Value::String(text.value().clone())),
             Expression::Array(items) => {
                 let items = items.iter().map(|item| scope.value(item));
@@ -454,16 +454,27 @@ pub(crate) fn index(value: &Value, key: &Value) -> Evaluated {
     }
 }
 
-/// Returns the value of a number that is written.
-fn literal(number: hcl_edit::Number) -> Evaluated {
+/// Returns the value of a number that is written: of its digits, if they are known.
+fn literal(number: &Formatted<hcl_edit::Number>) -> Evaluated {
+    let text = number.as_repr().map(|text| text.replace(' ', ""));
+    let read = text.map_or(Err(REQUIRED), |text| Number::read(&text));
+    let value = match read {
+        Err(REQUIRED) => parsed(*number.value()).ok_or(TOO_LARGE),
+        read => read,
+    };
+    value
+        .map(Value::Number)
+        .map_err(|why| Problem::new("Invalid number", why))
+}
+
+/// Returns the value of a number that was parsed.
+fn parsed(number: hcl_edit::Number) -> Option<Number> {
     let whole = number.as_i64().map(i128::from);
     let whole = whole.or_else(|| number.as_u64().map(i128::from));
-    let value = match whole {
+    match whole {
         Some(whole) => Number::whole(whole),
         None => number.as_f64().and_then(Number::of),
-    };
-    let problem = || Problem::new("Number too large", TOO_LARGE);
-    value.map(Value::Number).ok_or_else(problem)
+    }
 }
 
 /// Returns a number that can be an index.

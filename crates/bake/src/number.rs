@@ -9,8 +9,18 @@ use serde_json::Value as Json;
 pub(crate) const TOO_LARGE: &str =
     "whole numbers of more than 64 bits are not available in this version of whelk";
 
+/// Why digits that are written are none.
+const TOO_PRECISE: &str =
+    "numbers with a fraction and more than 15 digits are not available in this version of whelk";
+
+/// Why a text is none.
+pub(crate) const REQUIRED: &str = "a number is required";
+
+/// Digits that a double keeps of any decimal number.
+const DIGITS: usize = 15;
+
 /// The least number of 64 bits.
-const SMALLEST: f64 = -9_223_372_036_854_775_808.0;
+pub(crate) const SMALLEST: f64 = -9_223_372_036_854_775_808.0;
 
 /// The largest whole number up to which doubles have all of them.
 const EXACT: i128 = 1 << 53;
@@ -50,6 +60,49 @@ impl Number {
         }
         // Saturates.
         Self::whole(number as i128)
+    }
+
+    /// Reads a number that is written in decimal digits.
+    ///
+    /// # Errors
+    /// Returns why it is none, also if it would lose digits.
+    pub fn read(text: &str) -> Result<Self, &'static str> {
+        let is_plain = |byte: u8| byte.is_ascii_digit() || b"+-.eE".contains(&byte);
+        let double: Option<f64> = text.parse().ok();
+        let double = double.filter(|_| text.bytes().all(is_plain));
+        let double = double.ok_or(REQUIRED)?;
+        let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
+        let fraction = mantissa
+            .split_once('.')
+            .map_or(0, |(_, digits)| digits.len());
+        let digits = mantissa.replace(['.', '+', '-'], "");
+        let digits = digits.trim_start_matches('0');
+        let significant = digits.trim_end_matches('0');
+        if significant.is_empty() {
+            return Ok(Self::Whole(0));
+        }
+        if !double.is_finite() {
+            return Err(TOO_LARGE);
+        }
+        // The power of ten that the last of these digits has.
+        let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        let zeros = count(digits.len() - significant.len());
+        let exponent: i64 = exponent.parse().map_err(|_| TOO_PRECISE)?;
+        let place = exponent
+            .saturating_add(zeros)
+            .saturating_sub(count(fraction));
+        if place < 0 {
+            let is_exact = significant.len() <= DIGITS && double.is_normal();
+            return is_exact.then_some(Self::Double(double)).ok_or(TOO_PRECISE);
+        }
+        let factor = u32::try_from(place).ok();
+        let factor = factor.and_then(|place| 10_i128.checked_pow(place));
+        let number: Option<i128> = significant.parse().ok();
+        let number = factor.and_then(|factor| number?.checked_mul(factor));
+        let sign = if text.starts_with('-') { -1 } else { 1 };
+        number
+            .and_then(|number| Self::whole(sign * number))
+            .ok_or(TOO_LARGE)
     }
 
     /// Returns the nearest double.
@@ -119,13 +172,13 @@ impl Number {
 
     /// Returns the text, without an exponent.
     pub fn text(self) -> String {
-        /// Digits behind the first one that a double keeps of any decimal number.
-        const DIGITS: usize = 14;
+        /// Digits behind the first one.
+        const BEHIND: usize = DIGITS - 1;
         match self {
             Self::Whole(number) => number.to_string(),
             Self::Double(number) => {
                 // 0.1 + 0.2 is 0.3: HCL's numbers are decimal for users.
-                let rounded: f64 = format!("{number:.DIGITS$e}").parse().unwrap_or(number);
+                let rounded: f64 = format!("{number:.BEHIND$e}").parse().unwrap_or(number);
                 format!("{rounded}")
             }
         }
@@ -177,6 +230,37 @@ mod tests {
         assert_eq!(Number::of(0.25).unwrap().json().to_string(), "0.25");
         for too_large in [1e20, -1e19, f64::INFINITY, f64::NAN] {
             assert_eq!(Number::of(too_large), None, "{too_large}");
+        }
+    }
+
+    #[test]
+    fn digits_that_are_written_are_not_lost() {
+        for (text, expected) in [
+            ("0", Ok("0")),
+            ("-0.00e5", Ok("0")),
+            ("007", Ok("7")),
+            ("1.50", Ok("1.5")),
+            ("-1.5e1", Ok("-15")),
+            ("12e-1", Ok("1.2")),
+            ("1e19", Ok("10000000000000000000")),
+            ("9007199254740993.0", Ok("9007199254740993")),
+            ("18446744073709551615", Ok("18446744073709551615")),
+            ("0.123456789012345", Ok("0.123456789012345")),
+            ("18446744073709551616", Err(TOO_LARGE)),
+            ("-9223372036854775809", Err(TOO_LARGE)),
+            ("1e20", Err(TOO_LARGE)),
+            ("1e400", Err(TOO_LARGE)),
+            ("1e99999999999999999999", Err(TOO_LARGE)),
+            ("1e-400", Err(TOO_PRECISE)),
+            ("1e-99999999999999999999", Err(TOO_PRECISE)),
+            ("123456789012345678.5", Err(TOO_PRECISE)),
+            ("0.1234567890123456", Err(TOO_PRECISE)),
+            ("", Err(REQUIRED)),
+            ("inf", Err(REQUIRED)),
+            ("1-1", Err(REQUIRED)),
+        ] {
+            let read = Number::read(text).map(Number::text);
+            assert_eq!(read, expected.map(str::to_owned), "{text}");
         }
     }
 

@@ -9,6 +9,7 @@ use hcl_edit::template::{StringTemplate, Template};
 use serde_json::Value as Json;
 
 use crate::error::{Error, Result, syntax};
+use crate::number::SMALLEST;
 
 /// The maximum size of a file in bytes.
 const MAX_FILE: usize = 4 << 20;
@@ -204,7 +205,13 @@ fn expression(value: Json) -> Expression {
             use hcl_edit::Number;
             let whole = number.as_i64().map(Number::from);
             let whole = whole.or_else(|| number.as_u64().map(Number::from));
-            let number = whole.or_else(|| number.as_f64().and_then(Number::from_f64));
+            // What was rounded to the least number of 64 bits is none of them.
+            let rounded = |double: f64| match double <= SMALLEST {
+                true => double.next_down(),
+                false => double,
+            };
+            let double = number.as_f64().map(rounded).and_then(Number::from_f64);
+            let number = whole.or(double);
             number.map_or_else(Expression::null, Expression::from)
         }
         Json::String(text) => template(text),

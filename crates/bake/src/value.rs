@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value as Json;
 
-use crate::number::{Number, TOO_LARGE};
+use crate::number::{Number, REQUIRED};
 
 /// A value. Sets are lists that are sorted, tuples are lists, and maps are objects.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -253,17 +253,10 @@ pub(crate) fn set(mut items: Vec<Value>) -> Value {
 
 /// Reads a number.
 fn number_of(text: &str) -> Result<Number, String> {
-    let required = || "a number is required".to_owned();
-    let too_large = || format!("{text}: {TOO_LARGE}");
-    if let Ok(whole) = text.parse::<i128>() {
-        return Number::whole(whole).ok_or_else(too_large);
-    }
-    let is_plain = text
-        .bytes()
-        .all(|byte| byte.is_ascii_digit() || b"+-.eE".contains(&byte));
-    let number: Option<f64> = text.parse().ok();
-    let number = number.filter(|number| is_plain && number.is_finite());
-    Number::of(number.ok_or_else(required)?).ok_or_else(too_large)
+    Number::read(text).map_err(|why| match why {
+        REQUIRED => why.to_owned(),
+        why => format!("{text}: {why}"),
+    })
 }
 
 #[cfg(test)]
@@ -304,6 +297,8 @@ mod tests {
             ("-9223372036854775808", Ok("-9223372036854775808")),
             ("1e3", Ok("1000")),
             ("2.50", Ok("2.5")),
+            ("9007199254740993.0", Ok("9007199254740993")),
+            ("123456789012345678.5", Err(())),
             ("18446744073709551616", Err(())),
             ("99999999999999999999999999999999999999999", Err(())),
         ] {

@@ -378,7 +378,7 @@ fn plain(text: &str) -> Value {
     let is_grouped = text.contains('_') && text.starts_with(|first: char| first.is_ascii_digit());
     let digits = is_grouped.then(|| text.replace('_', ""));
     if let Some(number) = integer(digits.as_deref().unwrap_or(text)) {
-        return number.into();
+        return Value::Number(number);
     }
     let is_number = text
         .strip_prefix(['-', '+'])
@@ -393,7 +393,8 @@ fn plain(text: &str) -> Value {
         .map_or_else(|| text.into(), Value::Number)
 }
 
-fn integer(text: &str) -> Option<i64> {
+/// Reads a whole number of 64 bits, with or without a sign.
+fn integer(text: &str) -> Option<Number> {
     let (sign, digits) = match text.strip_prefix('-') {
         Some(digits) => (-1, digits),
         None => (1, text.strip_prefix('+').unwrap_or(text)),
@@ -409,9 +410,11 @@ fn integer(text: &str) -> Option<i64> {
     if !digits.starts_with(|first: char| first.is_digit(radix)) {
         return None;
     }
-    i64::from_str_radix(digits, radix)
+    let number = sign * i128::from_str_radix(digits, radix).ok()?;
+    let signed = i64::try_from(number).map(Number::from);
+    signed
+        .or_else(|_| u64::try_from(number).map(Number::from))
         .ok()
-        .map(|number| sign * number)
 }
 
 #[cfg(test)]
@@ -436,6 +439,8 @@ mod tests {
         });
         assert_eq!(parse(text).unwrap(), expected);
         assert_eq!(parse("").unwrap(), Value::Null);
+        let text = "[18446744073709551615, -9223372036854775808, 0xffffffffffffffff]";
+        assert_eq!(parse(text).unwrap(), json!([u64::MAX, i64::MIN, u64::MAX]));
     }
 
     #[test]
