@@ -129,7 +129,8 @@ fn definitions_of_a_repository_are_built() {
         (vec![&*url, "outside"], " - Read access to path ..\n"),
         (
             vec![&*url, "stolen"],
-            "ERROR: reading a dockerfile for a remote build invocation is currently not supported",
+            "ERROR: target stolen: reading a dockerfile for a remote build invocation is currently not supported; \
+             to use the one here, define dockerfile = \"cwd://",
         ),
         (
             vec!["-f", "none.hcl", &*url],

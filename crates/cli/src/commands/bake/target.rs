@@ -64,14 +64,19 @@ pub(super) fn place(target: &mut Target, remote: Option<&Remote>) -> Outcome<()>
         _ => context(target),
     });
     let file = target.dockerfile.as_deref().unwrap_or("Dockerfile");
+    let path = dockerfile(target);
     if remote.is_some()
         && is_local
         && !file.starts_with(CWD)
-        && std::fs::symlink_metadata(dockerfile(target)).is_ok()
+        && std::fs::symlink_metadata(&path).is_ok()
     {
-        return Err(Failure::new(
-            "reading a dockerfile for a remote build invocation is currently not supported",
-        ));
+        let here = format!("{CWD}{path}");
+        // As Docker's bake, and what to do.
+        return Err(Failure::new(format!(
+            "target {}: reading a dockerfile for a remote build invocation is currently not supported; \
+             to use the one here, define dockerfile = {here:?}",
+            target.name,
+        )));
     }
     Ok(())
 }
