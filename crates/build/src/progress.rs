@@ -227,6 +227,12 @@ impl Progress {
         Digest::of(format!("{number} {} {name}", now()).as_bytes())
     }
 
+    /// Returns the size of the events in bytes.
+    pub fn size(&self) -> usize {
+        let bytes = self.0.list.lock().ignore_poison().bytes;
+        bytes.saturating_add(self.0.warnings.lock().ignore_poison().bytes)
+    }
+
     /// Ends the list: nothing follows.
     pub fn close(&self) {
         self.0.count.send_modify(|known| known.1 = true);

@@ -25,9 +25,11 @@ use super::scope::Scope;
 /// Time limit for a call to find the build that it belongs to. A client makes its calls at the same time.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// The time that the progress of a build is kept after its end, for clients that ask late, and the number of such builds.
+/// The time that the progress of a build is kept after its end, for clients that ask late, the number of such builds, and the
+/// size of their progress in bytes.
 const KEPT: Duration = Duration::from_secs(30);
 const MAX_ENDED: usize = 1000;
+const MAX_ENDED_BYTES: usize = 256 << 20;
 
 /// Maximum number of builds that run.
 const MAX_RUNNING: usize = 1000;
@@ -75,9 +77,14 @@ impl BuildTable {
         self.by_name
             .insert(name.to_owned(), State::Ended(report.clone()));
         self.ended.push_back((name.to_owned(), report.clone()));
-        if self.ended.len() > MAX_ENDED
+        let sizes = self.ended.iter().map(|(_, report)| report.progress.size());
+        let mut bytes = sizes.fold(0, usize::saturating_add);
+        // The one that has just ended is asked for most likely.
+        while self.ended.len() > 1
+            && (self.ended.len() > MAX_ENDED || bytes > MAX_ENDED_BYTES)
             && let Some((name, report)) = self.ended.pop_front()
         {
+            bytes = bytes.saturating_sub(report.progress.size());
             self.remove_name(&name, &report);
         }
     }
@@ -497,7 +504,7 @@ impl Builds {
 )]
 mod tests {
     use futures_util::future::BoxFuture;
-    use whelk_build::{Client, Directory, Settings, Work};
+    use whelk_build::{Client, Directory, FrontendWarning, Settings, Work};
     use whelk_dockerfile::convert::ResolveMode;
     use whelk_llb::pb::SourceOp;
     use whelk_registry::Credentials;
@@ -562,5 +569,26 @@ mod tests {
         let table = builds.table.borrow();
         assert_eq!(table.by_name.len(), MAX_ENDED);
         assert_eq!(table.ended.len(), MAX_ENDED);
+    }
+
+    #[tokio::test]
+    async fn reports_of_builds_that_have_ended_have_a_limit_of_bytes() {
+        let builds = Builds::default();
+        let client = Arc::new(NoClient);
+        for number in 0..20 {
+            let build = build(&number.to_string(), &client);
+            let (step, warning) = (Digest::of(b"step"), FrontendWarning::default());
+            assert!(
+                build
+                    .report
+                    .progress
+                    .warn(step, warning, MAX_ENDED_BYTES / 16)
+            );
+            drop(builds.begin(&build).unwrap());
+        }
+        let table = builds.table.borrow();
+        assert_eq!(table.ended.len(), 15, "each takes a little more");
+        assert_eq!(table.by_name.len(), 15);
+        assert!(table.by_name.contains_key("19") && !table.by_name.contains_key("0"));
     }
 }
