@@ -4,6 +4,7 @@ use serde::Serialize;
 use whelk_bake::{Definitions, VariableInfo};
 
 use crate::output::print;
+use crate::terminal::harmless;
 use crate::{Failure, Outcome};
 
 /// What is listed, and whether as JSON.
@@ -79,7 +80,8 @@ pub(super) fn list(definitions: &Definitions, text: &str) -> Outcome {
             )
         }
     };
-    print(&shown)?;
+    // Definitions may come from a server. JSON has no control characters.
+    print(&harmless(&shown))?;
     Ok(0)
 }
 

@@ -323,6 +323,9 @@ fn attest(args: &BuildArgs, set: &mut impl FnMut(&str, String)) -> Outcome<()> {
     let is_false = |text: &str| whelk_text::parse_bool(text) == Some(false);
     for (kind, text) in [("provenance", &args.provenance), ("sbom", &args.sbom)] {
         if !text.is_empty() && !is_false(text) {
+            if whelk_text::parse_bool(text).is_none() {
+                fields(text, kind)?;
+            }
             set(&format!("attest:{kind}"), text.clone());
         }
     }
@@ -454,6 +457,10 @@ mod tests {
             Ok(&[("whelk.explain", "true"), ("whelk.keep-failed", "true")]),
         );
         check(&["--sbom", "true"], Ok(&[("attest:sbom", "true")]));
+        check(
+            &["--sbom", "foo"],
+            Err("invalid sbom \"foo\": \"foo\" must be a key=value pair"),
+        );
         check(
             &[
                 "-m",

@@ -69,7 +69,7 @@ struct Line {
 pub(super) async fn ls(builds: &Builds, args: LsArgs) -> Outcome {
     if args.local {
         return Err(Failure::new(
-            "--local: the repository of a build not available in this version of whelk",
+            "--local: not available in this version of whelk",
         ));
     }
     let filters = args.filter.iter().map(|filter| condition(filter));
@@ -107,7 +107,8 @@ fn condition(filter: &str) -> String {
 fn row(record: &BuildHistoryRecord, state: &State, is_whole: bool) -> Row {
     /// Number of letters of a name.
     const MOST: usize = 36;
-    let name = name(record, state);
+    // A row is one line.
+    let name = name(record, state).replace(char::is_control, "\u{fffd}");
     let count = name.chars().count();
     let name = match is_whole || count <= MOST {
         true => name,
