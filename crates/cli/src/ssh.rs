@@ -135,7 +135,8 @@ impl std::fmt::Display for Ssh {
     }
 }
 
-fn quoted(word: &str) -> String {
+/// Returns a word in quotes of a shell.
+pub(crate) fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r#"'"'"'"#))
 }
 

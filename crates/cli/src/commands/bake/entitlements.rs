@@ -10,6 +10,7 @@ use super::remote::Remote;
 use super::target;
 use crate::commands::build::is_fetched;
 use crate::output::warn;
+use crate::ssh::quoted;
 use crate::{Failure, Outcome, plain, terminal};
 
 /// What the user allows.
@@ -307,6 +308,66 @@ fn shown(path: &Path, directory: &Path) -> String {
     path.display().to_string()
 }
 
+/// Whether a character makes a terminal show something else than what a text says: definitions may come from a server.
+fn misleads(letter: char) -> bool {
+    let changes_direction = matches!(letter, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    letter.is_control() || changes_direction
+}
+
+/// Returns a text with escapes instead of characters that mislead.
+fn visible(text: &str) -> String {
+    let mut shown = String::new();
+    for letter in text.chars() {
+        match misleads(letter) {
+            true => shown.extend(letter.escape_default()),
+            false => shown.push(letter),
+        }
+    }
+    shown
+}
+
+/// Returns a word as it is written for a shell: quoted, if it needs that.
+fn for_shell(word: &str) -> String {
+    let is_plain = |letter: char| letter.is_alphanumeric() || "/._-=:@%+,".contains(letter);
+    match word.chars().all(is_plain) {
+        true => word.to_owned(),
+        false => quoted(word),
+    }
+}
+
+/// Returns a text that proposes flags: by themselves, and as part of the command of these words.
+fn proposal<'a>(
+    flags: impl Iterator<Item = &'a str> + Clone,
+    is_terminal: bool,
+    words: &[String],
+) -> String {
+    let allow: Vec<String> = flags
+        .clone()
+        .map(|flag| format!("--allow={flag}"))
+        .collect();
+    let allow = allow.join(" ");
+    let mut text = match is_terminal {
+        true => format!(
+            "\nIn order to not see this message in the future pass {allow:?} to grant requested privileges.\n"
+        ),
+        false => format!("\nPass {allow:?} to grant requested privileges.\n"),
+    };
+    if let Some(at) = words.iter().position(|word| word == "bake") {
+        let (before, after) = words.split_at(at + 1);
+        // The command is for a shell, and definitions say what the flags are.
+        let allow: Vec<String> = flags
+            .map(|flag| format!("--allow={}", for_shell(flag)))
+            .collect();
+        text += &format!(
+            "\nYour full command with requested privileges:\n\n{} {} {}\n\n",
+            before.join(" "),
+            allow.join(" "),
+            after.join(" ")
+        );
+    }
+    text
+}
+
 impl Missing {
     /// Returns the lines for users, and the flags that would allow it: first those for processes, then those for files.
     fn told(&self, directory: &Path) -> [Vec<(String, String)>; 2] {
@@ -323,7 +384,7 @@ impl Missing {
             rights.push(match device.as_str() {
                 "" => (" - Access to CDI devices".into(), "device".into()),
                 device => (
-                    format!(" - Access to device {device}"),
+                    format!(" - Access to device {}", visible(device)),
                     format!("device={device}"),
                 ),
             });
@@ -351,7 +412,7 @@ impl Missing {
             for (path, (verb, flag)) in paths.iter().filter(|(_, (_, flag))| *flag == kind) {
                 let path = shown(path, directory);
                 files.push((
-                    format!(" - {verb} access to path {path}"),
+                    format!(" - {verb} access to path {}", visible(&path)),
                     format!("{flag}={path}"),
                 ));
             }
@@ -359,10 +420,17 @@ impl Missing {
         [rights, files]
     }
 
-    fn ask(&self, directory: &Path, checks_files: Option<bool>) -> Outcome<()> {
+    /// Returns what the user of a command is told; `None` if nothing is missing.
+    fn request(
+        &self,
+        directory: &Path,
+        checks_files: Option<bool>,
+        is_terminal: bool,
+        words: &[String],
+    ) -> Option<String> {
         let [rights, files] = self.told(directory);
         if rights.is_empty() && (files.is_empty() || checks_files == Some(false)) {
-            return Ok(());
+            return None;
         }
         let all = || rights.iter().chain(&files);
         let mut text =
@@ -371,27 +439,22 @@ impl Missing {
         for (line, _) in all() {
             text += &format!("{line}\n");
         }
-        let flags: Vec<String> = all().map(|(_, flag)| format!("--allow={flag}")).collect();
-        let flags = flags.join(" ");
-        let is_terminal = terminal::stdin_is_terminal();
-        text += &match is_terminal {
-            true => format!(
-                "\nIn order to not see this message in the future pass {flags:?} to grant requested privileges.\n"
-            ),
-            false => format!("\nPass {flags:?} to grant requested privileges.\n"),
-        };
-        let words: Vec<String> = std::env::args().collect();
-        if let Some(at) = words.iter().position(|word| word == "bake") {
-            let (before, after) = words.split_at(at + 1);
-            text += &format!(
-                "\nYour full command with requested privileges:\n\n{} {flags} {}\n\n",
-                before.join(" "),
-                after.join(" ")
-            );
+        // Flags that cannot be shown as they are cannot be copied either.
+        if !all().any(|(_, flag)| flag.contains(misleads)) {
+            text += &proposal(all().map(|(_, flag)| flag.as_str()), is_terminal, words);
         }
         if checks_files.is_none() && !files.is_empty() {
             text += "To disable filesystem entitlements checks, you can set BUILDX_BAKE_ENTITLEMENTS_FS=0 .\n\n";
         }
+        Some(text)
+    }
+
+    fn ask(&self, directory: &Path, checks_files: Option<bool>) -> Outcome<()> {
+        let is_terminal = terminal::stdin_is_terminal();
+        let words: Vec<String> = std::env::args().collect();
+        let Some(text) = self.request(directory, checks_files, is_terminal, &words) else {
+            return Ok(());
+        };
         warn(&text);
         if is_terminal {
             warn("Do you want to grant requested privileges and continue? [y/N] ");
@@ -465,6 +528,37 @@ mod tests {
         assert!(read.is_empty(), "{read:?}");
         read_by(&beside("cwd://../etc/passwd"), true, &mut read);
         assert_eq!(read.len(), 1);
+    }
+
+    #[test]
+    fn definitions_cannot_change_the_question() {
+        let asked = |path: &str, device: &str| {
+            let missing = Missing {
+                devices: [device.to_owned()].into(),
+                written: [PathBuf::from(path)].into(),
+                ..Missing::default()
+            };
+            let words = ["whelk", "bake", "app"].map(str::to_owned);
+            let text = missing.request(Path::new("/own/dir"), None, true, &words);
+            text.unwrap()
+        };
+        let text = asked("/root/x\u{1b}[2J\n - Read access to path y", "a\u{202e}b");
+        assert!(
+            text.contains(
+                " - Access to device a\\u{202e}b\n - Write access to path /root/x\\u{1b}[2J\\n - Read"
+            ),
+            "{text}"
+        );
+        assert!(!text.contains("--allow"), "{text}");
+        let text = asked("/root/x; y", "d");
+        for part in [
+            "pass \"--allow=device=d --allow=fs.write=/root/x; y\" to grant",
+            "\nwhelk bake --allow=device=d --allow='fs.write=/root/x; y' app\n",
+        ] {
+            assert!(text.contains(part), "{text}");
+        }
+        let nothing = Missing::default().request(Path::new("/"), None, true, &[]);
+        assert_eq!(nothing, None);
     }
 
     #[test]
