@@ -80,7 +80,7 @@ pub(super) fn list(definitions: &Definitions, text: &str) -> Outcome {
             )
         }
     };
-    // Definitions may come from a server. JSON has no control characters.
+    // Definitions may come from a server.
     print(&harmless(&shown))?;
     Ok(0)
 }
@@ -130,12 +130,14 @@ fn table(head: &[&str], rows: Vec<Vec<String>>) -> String {
         let longest = cells.map(length).max().unwrap_or(0);
         (longest + 1).div_ceil(TAB) * TAB
     };
+    // Behind the last column is nothing.
+    let widths: Vec<usize> = (0..count.saturating_sub(1)).map(width).collect();
     let mut text = String::new();
     for row in &rows {
         for (column, cell) in row.iter().enumerate() {
             text += cell;
-            if column + 1 < count {
-                let tabs = (width(column) - length(cell)).div_ceil(TAB);
+            if let Some(width) = widths.get(column) {
+                let tabs = (width - length(cell)).div_ceil(TAB);
                 text += &"\t".repeat(tabs);
             }
         }

@@ -28,6 +28,7 @@ use crate::client::Client;
 use crate::commands::build::display::{Display, Mode};
 use crate::commands::build::options::one_builder;
 use crate::output::{print, warn_line};
+use crate::terminal::harmless;
 use crate::{Failure, Outcome};
 
 #[derive(Debug, Args)]
@@ -214,17 +215,20 @@ impl Called {
 
 /// Runs `whelk bake`.
 pub(crate) async fn bake(client: &Client, args: BakeArgs) -> Outcome {
-    let done = bake_inner(client, &args).await;
-    done.map_err(
-        |failure| match failure.text.contains("ERROR: ") || failure.text.is_empty() {
-            true => failure,
-            false => Failure {
-                text: format!("ERROR: {}", failure.text),
-                hint: false,
-                ..failure
-            },
+    bake_inner(client, &args).await.map_err(told)
+}
+
+/// Returns the failure of the command as it is shown. Its text may be that of definitions of a server.
+fn told(failure: Failure) -> Failure {
+    let text = harmless(&failure.text);
+    match text.contains("ERROR: ") || text.is_empty() {
+        true => Failure { text, ..failure },
+        false => Failure {
+            text: format!("ERROR: {text}"),
+            hint: false,
+            ..failure
         },
-    )
+    }
 }
 
 async fn bake_inner(client: &Client, args: &BakeArgs) -> Outcome {
@@ -271,7 +275,7 @@ async fn bake_inner(client: &Client, args: &BakeArgs) -> Outcome {
     };
     let definitions = definitions(found, &environment, reader).await?;
     for warning in &definitions.warnings {
-        warn_line!("WARNING: {warning}");
+        warn_line!("WARNING: {}", harmless(warning));
     }
     if !args.list().is_empty() {
         return list::list(&definitions, args.list());
@@ -345,14 +349,21 @@ fn epoch(resolved: &mut Resolved, variables: &BTreeMap<String, String>) {
     }
 }
 
-/// Encodes targets as they are printed.
+/// Encodes targets as they are printed: as Go does, and without control characters.
 fn printed(resolved: &impl serde::Serialize) -> Outcome<String> {
     let text = serde_json::to_string_pretty(resolved)
         .map_err(|error| Failure::new(format!("encode targets: {error}")))?;
-    Ok(text
-        .replace('<', "\\u003c")
-        .replace('>', "\\u003e")
-        .replace('&', "\\u0026"))
+    let mut shown = String::with_capacity(text.len());
+    for letter in text.chars() {
+        match letter {
+            // They are in texts only.
+            '<' | '>' | '&' | '\u{7f}'..='\u{9f}' => {
+                shown += &format!("\\u{:04x}", u32::from(letter));
+            }
+            _ => shown.push(letter),
+        }
+    }
+    Ok(shown)
 }
 
 /// Returns the failure of the command for an error in a file, with its lines.
@@ -360,5 +371,33 @@ fn failure(error: whelk_bake::Error) -> Failure {
     Failure {
         hint: false,
         ..Failure::new(format!("{}ERROR: {}", error.excerpt, error.text))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn definitions_do_not_control_the_terminal() {
+        let error = whelk_bake::Error {
+            text: "no \u{9b}1m".into(),
+            excerpt: "x.hcl:1\n\ta = \u{1b}[2J\n".into(),
+        };
+        let shown = told(failure(error));
+        assert_eq!(
+            shown.text,
+            "x.hcl:1\n\ta = \u{fffd}[2J\nERROR: no \u{fffd}1m"
+        );
+        let shown = told(Failure::new("target \u{1b}: no"));
+        assert_eq!(
+            (shown.text.as_str(), shown.hint),
+            ("ERROR: target \u{fffd}: no", false)
+        );
+        // JSON has the same values.
+        let text = "a\u{1b}\u{7f}\u{9b}<é";
+        let shown = printed(&text).unwrap();
+        assert_eq!(shown, r#""a\u001b\u007f\u009b\u003cé""#);
+        assert_eq!(serde_json::from_str::<String>(&shown).unwrap(), text);
     }
 }
