@@ -119,15 +119,27 @@ pub(super) async fn run(
     tell(resolved, &builds, &answers, called)
 }
 
-/// Refuses targets whose archives would be mixed.
+/// Refuses targets whose archives would be mixed, with each other or with the answers of questions.
 fn check_stdout(builds: &BTreeMap<&str, Prepared>) -> Outcome<()> {
-    let mut writing = builds.iter().filter(|(_, build)| build.writes_to_stdout());
-    match (writing.next(), writing.next()) {
-        (Some((one, _)), Some((other, _))) => Err(Failure::new(format!(
-            "targets {one} and {other}: {ONE_STDOUT}"
+    let writing = builds.iter().filter_map(|(name, build)| {
+        let is_archive = build.writes_to_stdout();
+        (is_archive || build.call.is_some()).then_some((*name, is_archive))
+    });
+    let writing: Vec<(&str, bool)> = writing.collect();
+    match mixed(&writing) {
+        Some((archive, other)) => Err(Failure::new(format!(
+            "targets {archive} and {other}: {ONE_STDOUT}"
         ))),
-        _ => Ok(()),
+        None => Ok(()),
     }
+}
+
+/// Returns a target that writes an archive, and another one. The targets are those that write to the standard output, with
+/// whether that is an archive.
+fn mixed<'a>(writing: &[(&'a str, bool)]) -> Option<(&'a str, &'a str)> {
+    let (archive, _) = *writing.iter().find(|(_, is_archive)| *is_archive)?;
+    let (other, _) = *writing.iter().find(|(name, _)| *name != archive)?;
+    Some((archive, other))
 }
 
 async fn write_metadata(
@@ -261,6 +273,14 @@ fn answer_of(answer: &SolveResponse) -> (Value, bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn archives_are_not_mixed() {
+        assert_eq!(mixed(&[("a", true)]), None);
+        assert_eq!(mixed(&[("a", false), ("b", false)]), None);
+        assert_eq!(mixed(&[("a", true), ("b", true)]), Some(("a", "b")));
+        assert_eq!(mixed(&[("a", false), ("b", true)]), Some(("b", "a")));
+    }
 
     #[test]
     fn errors_of_answers_are_named() {
