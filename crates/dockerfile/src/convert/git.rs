@@ -262,15 +262,20 @@ fn unescaped(text: &str) -> String {
     url::unescape(text).unwrap_or_else(|_| text.to_owned())
 }
 
-/// Returns a reference without a user and a password.
+/// Returns a reference without a user and a password. Those of ssh keep the user, which is a part of the place.
 pub(super) fn redacted(text: &str) -> String {
-    match split(text) {
-        Some((scheme, host, ..)) if host.contains('@') && scheme != "ssh" => {
-            let bare = host.rsplit('@').next().unwrap_or_default();
-            text.replacen(host, bare, 1)
-        }
-        _ => text.to_owned(),
-    }
+    let Some((scheme, host, ..)) = split(text) else {
+        return text.to_owned();
+    };
+    let Some((user, bare)) = host.rsplit_once('@') else {
+        return text.to_owned();
+    };
+    let shown = match (scheme, user.split_once(':')) {
+        ("ssh", Some((name, _))) => format!("{name}@{bare}"),
+        ("ssh", None) => return text.to_owned(),
+        _ => bare.to_owned(),
+    };
+    text.replacen(host, &shown, 1)
 }
 
 /// Returns the host of a URL, with the port and without a user.
@@ -360,6 +365,7 @@ mod tests {
             ("https://h/b.git", "https://h/b.git"),
             ("git@h:b", "git@h:b"),
             ("ssh://git@h/b", "ssh://git@h/b"),
+            ("ssh://git:secret@h/b", "ssh://git@h/b"),
         ] {
             assert_eq!(redacted(text), expected);
         }
