@@ -18,7 +18,7 @@ const LEFT: u64 = 64 << 20;
 const BETWEEN_CHECKS: u64 = 4 << 20;
 
 /// Maximum size of output that is kept in memory, in bytes.
-const SHORT: u64 = 16 << 10;
+pub(crate) const SHORT: usize = 16 << 10;
 
 /// Size of a frame's header in bytes.
 const HEADER: usize = 8;
@@ -172,10 +172,10 @@ impl Log {
     }
 
     pub(crate) fn close(&self) {
-        let bytes = self.written.borrow().bytes;
+        let bytes = usize::try_from(self.written.borrow().bytes);
         let mut storage = self.storage.lock().ignore_poison();
-        if let (Storage::File(file), 0..=SHORT) = (&*storage, bytes) {
-            let mut content = vec![0; usize::try_from(bytes).unwrap_or(0)];
+        if let (Storage::File(file), Ok(bytes @ 0..=SHORT)) = (&*storage, bytes) {
+            let mut content = vec![0; bytes];
             if file.read_exact_at(&mut content, 0).is_ok() {
                 *storage = Storage::Memory(content);
             }

@@ -12,7 +12,7 @@ use whelk_llb::pb::{Range, SourceInfo};
 use whelk_sys::sync::IgnorePoison as _;
 
 use crate::error::Error;
-use crate::log::Log;
+use crate::log::{Log, SHORT};
 
 /// Something that has happened to a vertex: an operation of a graph, or work of the builder itself.
 #[derive(Clone, Debug)]
@@ -130,6 +130,8 @@ struct List {
     /// The size of the events, and its maximum.
     bytes: usize,
     most: usize,
+    /// The number of logs.
+    logs: usize,
 }
 
 impl Default for List {
@@ -138,6 +140,7 @@ impl Default for List {
             events: Vec::new(),
             bytes: 0,
             most: MAX_BYTES,
+            logs: 0,
         }
     }
 }
@@ -154,6 +157,9 @@ impl List {
             return false;
         }
         self.bytes = bytes;
+        if let EventKind::Started { log: Some(_) } = event.kind {
+            self.logs += 1;
+        }
         self.events.push(event);
         true
     }
@@ -227,9 +233,12 @@ impl Progress {
         Digest::of(format!("{number} {} {name}", now()).as_bytes())
     }
 
-    /// Returns the size of the events in bytes.
+    /// Returns the size of the events in bytes. A log counts as one that is in memory, also if it is a file.
     pub fn size(&self) -> usize {
-        let bytes = self.0.list.lock().ignore_poison().bytes;
+        let list = self.0.list.lock().ignore_poison();
+        let logs = list.logs.saturating_mul(SHORT);
+        let bytes = list.bytes.saturating_add(logs);
+        drop(list);
         bytes.saturating_add(self.0.warnings.lock().ignore_poison().bytes)
     }
 
@@ -357,6 +366,16 @@ mod tests {
         };
         assert_eq!((0..200).filter(|_| add(part())).count(), 50);
         assert_eq!((0..200).filter(|_| add(EventKind::Done)).count(), 50);
+    }
+
+    #[test]
+    fn logs_count_with_the_memory_that_they_may_take() {
+        let scratch = whelk_sys::Scratch::temporary("progress").unwrap();
+        let store = whelk_image::Store::open(scratch.path()).unwrap();
+        let progress = Progress::default();
+        let log = Arc::new(Log::new(&store.staging));
+        drop(progress.begin_logged("step", &log));
+        assert!(progress.size() > SHORT);
     }
 
     #[test]

@@ -77,14 +77,14 @@ impl BuildTable {
         self.by_name
             .insert(name.to_owned(), State::Ended(report.clone()));
         self.ended.push_back((name.to_owned(), report.clone()));
-        let sizes = self.ended.iter().map(|(_, report)| report.progress.size());
+        let sizes = self.ended.iter().map(|(_, report)| report.size());
         let mut bytes = sizes.fold(0, usize::saturating_add);
         // The one that has just ended is asked for most likely.
         while self.ended.len() > 1
             && (self.ended.len() > MAX_ENDED || bytes > MAX_ENDED_BYTES)
             && let Some((name, report)) = self.ended.pop_front()
         {
-            bytes = bytes.saturating_sub(report.progress.size());
+            bytes = bytes.saturating_sub(report.size());
             self.remove_name(&name, &report);
         }
     }
@@ -111,6 +111,15 @@ pub(super) struct Report {
     pub progress: Progress,
     /// The Dockerfile that warnings are about, and the step that has read it.
     pub file: Mutex<Option<(Digest, SourceInfo)>>,
+}
+
+impl Report {
+    /// Returns what it takes of [`MAX_ENDED_BYTES`].
+    fn size(&self) -> usize {
+        let file = self.file.lock().ignore_poison();
+        let length = file.as_ref().map_or(0, |(_, file)| file.data.len());
+        self.progress.size().saturating_add(length)
+    }
 }
 
 /// A build.
@@ -590,5 +599,15 @@ mod tests {
         assert_eq!(table.ended.len(), 15, "each takes a little more");
         assert_eq!(table.by_name.len(), 15);
         assert!(table.by_name.contains_key("19") && !table.by_name.contains_key("0"));
+        drop(table);
+        // Dockerfiles count, too.
+        let large = build("large", &client);
+        let file = SourceInfo {
+            data: vec![0; MAX_ENDED_BYTES / 2],
+            ..SourceInfo::default()
+        };
+        *large.report.file.lock().ignore_poison() = Some((Digest::of(b"step"), file));
+        drop(builds.begin(&large).unwrap());
+        assert!(builds.table.borrow().ended.len() <= 8);
     }
 }
