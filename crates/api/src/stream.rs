@@ -421,14 +421,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn all_pieces_of_a_body_are_read() {
-        let pieces = (0..3 * PIECES)
-            .map(|number| Ok::<_, io::Error>(Bytes::from(vec![number.to_le_bytes()[0]])));
+    async fn few_pieces_of_a_body_wait_and_all_are_read() {
+        let count = Arc::new(AtomicUsize::new(0));
+        let taken = Arc::clone(&count);
+        let pieces = (0..3 * PIECES).map(move |number| {
+            taken.fetch_add(1, Ordering::SeqCst);
+            Ok::<_, io::Error>(Bytes::from(vec![number.to_le_bytes()[0]]))
+        });
         let expected: Vec<u8> = (0..3 * PIECES)
             .map(|number| number.to_le_bytes()[0])
             .collect();
         let body = Body::from_stream(futures_util::stream::iter(pieces));
         let mut reader = reader(begin().await.unwrap(), body);
+        // The first one is on its way to the reader, which takes none.
+        for _ in 0..10_000 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(count.load(Ordering::SeqCst), PIECES + 1);
         let read = tokio::task::spawn_blocking(move || {
             let mut all = Vec::new();
             reader.read_to_end(&mut all).unwrap();
