@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::target::{Group, Target};
 use crate::{Environment, File, ReadFile, dot_env};
 use canonical::scalar;
-pub(crate) use interpolation::interpolate;
+pub(crate) use interpolation::{Variable, interpolate, references};
 use load::Loader;
 pub(crate) use variables::Variables;
 

@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::compose::{Variables, interpolate};
+use crate::compose::{Variable, Variables, interpolate, references};
 
 /// The maximum length of the names and values of all files.
 const MAX_VALUES: usize = 64 << 20;
 
-/// How much each value counts beside its length.
-const ENTRY: usize = 32;
+/// How much each value counts beside its length: for the memory of two texts and of a place in a map.
+const ENTRY: usize = 128;
 
 /// How much of `MAX_VALUES` is left.
 #[derive(Debug)]
@@ -22,7 +22,11 @@ impl Default for Budget {
 
 impl Budget {
     fn take(&mut self, name: &str, value: &str) -> Result<(), String> {
-        let left = self.0.checked_sub(name.len() + value.len() + ENTRY);
+        self.spend(name.len() + value.len() + ENTRY)
+    }
+
+    fn spend(&mut self, bytes: usize) -> Result<(), String> {
+        let left = self.0.checked_sub(bytes);
         self.0 = left.ok_or_else(|| format!("values have more than {MAX_VALUES} bytes"))?;
         Ok(())
     }
@@ -65,11 +69,16 @@ pub(crate) fn parse(
             rest = &rest[rest.find('\n').unwrap_or(rest.len())..];
             continue;
         };
-        let known = |name: &str| variables.get(name).or_else(|| found.get(name)).cloned();
-        let (value, after) = value(after, &known).map_err(wrong)?;
+        let known = |name: &str| {
+            let value = variables.get(name).or_else(|| found.get(name));
+            value.map(String::as_str)
+        };
+        let (value, behind) = value(after, &known).map_err(wrong)?;
+        let written = &after[..after.len() - behind.len()];
+        budget.spend(references(written)).map_err(wrong)?;
         budget.take(key, &value).map_err(wrong)?;
         found.insert(key.to_owned(), value);
-        rest = after;
+        rest = behind;
     }
 }
 
@@ -94,8 +103,6 @@ fn key(text: &str) -> Result<(&str, Option<&str>), String> {
     // The value may have several lines.
     Ok((key, end.map(|end| &text[end + 1..])))
 }
-
-type Variable<'a> = dyn Fn(&str) -> Option<String> + 'a;
 
 /// Returns the value at the begin, and what comes after it.
 fn value<'a>(text: &'a str, variable: &Variable<'_>) -> Result<(String, &'a str), String> {
@@ -192,13 +199,18 @@ mod tests {
     #[test]
     fn many_lines_are_read_in_a_moment() {
         let started = std::time::Instant::now();
+        // The value is not copied.
+        let lines = format!("A={}\n{}", "x".repeat(1 << 20), "B=${A+}\n".repeat(100_000));
+        assert_eq!(read(&lines).unwrap()["B"], "");
+        let all = read(&format!("B={}", "${A+}".repeat(1_100_000))).unwrap_err();
+        assert!(all.contains("values have more than"), "{all}");
         assert!(read(&"A\n".repeat(1 << 20)).unwrap().is_empty());
         assert!(started.elapsed().as_secs() < 60);
     }
 
     #[test]
     fn files_have_one_budget() {
-        let mut budget = Budget(100);
+        let mut budget = Budget(300);
         let mut read = |text: &str| {
             let variables = Variables::new([("HOME".to_owned(), "/h".to_owned())].into());
             parse(".env", text, &variables, &mut BTreeMap::new(), &mut budget)

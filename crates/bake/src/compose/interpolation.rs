@@ -1,5 +1,6 @@
 //! Variables in Compose's files: `$NAME`, `${NAME:-DEFAULT}`, `${NAME:?ERROR}`, `${NAME:+OTHER}`.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use serde_json::Value;
@@ -55,16 +56,22 @@ impl Interpolation {
         if !text.contains('$') {
             return Ok(text.to_owned());
         }
-        let known = |name: &str| variables.get(name).cloned();
+        self.count(references(text))?;
+        let known = |name: &str| variables.get(name).map(String::as_str);
         let replaced = interpolate(text, &known, &mut self.unset);
         let replaced =
             replaced.map_err(|wrong| Error::new(wrong.told(text, &place.to_string())))?;
-        self.bytes += replaced.len();
+        self.count(replaced.len())?;
+        Ok(replaced)
+    }
+
+    fn count(&mut self, bytes: usize) -> Result<()> {
+        self.bytes += bytes;
         match self.bytes > MAX_TEXTS {
             true => Err(Error::new(format!(
                 "texts with variables have more than {MAX_TEXTS} bytes"
             ))),
-            false => Ok(replaced),
+            false => Ok(()),
         }
     }
 
@@ -94,7 +101,16 @@ impl Interpolation {
     }
 }
 
-type Variable<'a> = dyn Fn(&str) -> Option<String> + 'a;
+/// Returns the value of a variable.
+pub(crate) type Variable<'a> = dyn Fn(&str) -> Option<&'a str> + 'a;
+
+/// How many bytes a variable counts as, whatever its value is: it is looked for in all projects around.
+const REFERENCE: usize = 64;
+
+/// Returns how many bytes the variables of a text count as.
+pub(crate) fn references(text: &str) -> usize {
+    text.matches('$').count() * REFERENCE
+}
 
 /// Replaces variables. One that is not set is empty, and added to `unset`.
 ///
@@ -130,7 +146,7 @@ fn nested(
             let (name, operator) = after[..end].split_at(name_length(after));
             match (name, operator) {
                 ("", _) => return Err(Wrong::Template),
-                (name, "") => out += &plain(name, variable, unset),
+                (name, "") => out += plain(name, variable, unset),
                 (name, operator) => out += &braced(name, operator, variable, unset, depth)?,
             }
             rest = &after[end + 1..];
@@ -138,7 +154,7 @@ fn nested(
             // What is no name stays.
             match name_length(rest) {
                 0 => out.push('$'),
-                length => out += &plain(&rest[..length], variable, unset),
+                length => out += plain(&rest[..length], variable, unset),
             }
             rest = &rest[name_length(rest)..];
         }
@@ -150,10 +166,10 @@ fn nested(
 }
 
 /// Returns the value of a variable, or nothing for one that is not set.
-fn plain(name: &str, variable: &Variable<'_>, unset: &mut BTreeSet<String>) -> String {
+fn plain<'a>(name: &str, variable: &Variable<'a>, unset: &mut BTreeSet<String>) -> &'a str {
     variable(name).unwrap_or_else(|| {
         unset.insert(name.to_owned());
-        String::new()
+        ""
     })
 }
 
@@ -181,13 +197,13 @@ fn closing(text: &str) -> Option<usize> {
 }
 
 /// Returns what `${NAME OPERATOR}` stands for.
-fn braced(
+fn braced<'a>(
     name: &str,
     operator: &str,
-    variable: &Variable<'_>,
+    variable: &Variable<'a>,
     unset: &mut BTreeSet<String>,
     depth: usize,
-) -> std::result::Result<String, Wrong> {
+) -> std::result::Result<Cow<'a, str>, Wrong> {
     let value = variable(name);
     let (empty_counts, operator) = match operator.strip_prefix(':') {
         Some(operator) => (true, operator),
@@ -197,8 +213,8 @@ fn braced(
     let kind = operator.chars().next().ok_or(Wrong::Template)?;
     let mut word = || nested(&operator[1..], variable, unset, depth + 1);
     match (kind, value) {
-        ('-' | '?', Some(value)) => Ok(value),
-        ('-', None) => word(),
+        ('-' | '?', Some(value)) => Ok(value.into()),
+        ('-', None) => word().map(Cow::from),
         ('?', None) => {
             let missing = format!("required variable {name} is missing a value");
             Err(Wrong::Other(match word()?.as_str() {
@@ -206,8 +222,8 @@ fn braced(
                 word => format!("{missing}: {word}"),
             }))
         }
-        ('+', Some(_)) => word(),
-        ('+', None) => Ok(String::new()),
+        ('+', Some(_)) => word().map(Cow::from),
+        ('+', None) => Ok("".into()),
         _ => Err(Wrong::Template),
     }
 }
@@ -219,8 +235,8 @@ mod tests {
     #[test]
     fn variables_are_replaced() {
         let variable = |name: &str| match name {
-            "A" => Some("1".to_owned()),
-            "E" => Some(String::new()),
+            "A" => Some("1"),
+            "E" => Some(""),
             _ => None,
         };
         let missing = |text: &str| Err(Wrong::Other(text.into()));
@@ -261,6 +277,19 @@ mod tests {
         let mut many = Value::Array(vec!["$A".into(); 1000]);
         let failed = interpolation.replace(&mut many, Place::new("x"), &variables);
         assert!(failed.unwrap_err().text.contains("more than"));
+        // What is not used is not copied, and counts nevertheless.
+        let mut interpolation = Interpolation::default();
+        let mut replaced = |count: usize| {
+            let text = "${A+}".repeat(count);
+            interpolation.text(&text, Place::new("x"), &variables)
+        };
+        let started = std::time::Instant::now();
+        assert_eq!(
+            replaced(500_000).map_err(|error| error.text),
+            Ok(String::new())
+        );
+        assert!(replaced(600_000).unwrap_err().text.contains("more than"));
+        assert!(started.elapsed().as_secs() < 20);
     }
 
     #[test]

@@ -39,7 +39,7 @@ pub(super) struct Loader<'a> {
     files: usize,
     bytes: usize,
     /// Files with variables of services.
-    env_files: BTreeMap<String, Rc<str>>,
+    env_files: BTreeMap<String, Option<Rc<str>>>,
     copied: usize,
     /// What values of files `.env` may still have.
     pub values: Budget,
@@ -127,13 +127,11 @@ impl<'a> Loader<'a> {
     /// time.
     pub fn env_file(&mut self, path: &str) -> Result<Option<Rc<str>>> {
         if let Some(known) = self.env_files.get(path).cloned() {
-            self.count(path, &known)?;
-            return Ok(Some(known));
+            self.count(path, known.as_deref().unwrap_or_default())?;
+            return Ok(known);
         }
         let content: Option<Rc<str>> = self.file(path)?.map(Rc::from);
-        if let Some(content) = &content {
-            self.env_files.insert(path.to_owned(), Rc::clone(content));
-        }
+        self.env_files.insert(path.to_owned(), content.clone());
         Ok(content)
     }
 
@@ -722,7 +720,10 @@ mod tests {
             assert!(loader.env_file("a.env").unwrap().is_some());
         }
         assert_eq!(reads.get(), 1);
-        assert!(loader.env_file("none").unwrap().is_none());
+        for _ in 0..2000 {
+            assert!(loader.env_file("none").unwrap().is_none());
+        }
+        assert_eq!(reads.get(), 2);
         let refused = loader.env_file("a.env").unwrap_err().text;
         assert!(
             refused.contains("have more than 67108864 bytes"),
