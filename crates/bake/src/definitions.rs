@@ -115,14 +115,14 @@ impl Definitions {
                     }),
                 }
             }
-            for (name, own) in named {
+            for (name, own) in &*named {
                 let scope = Scope {
-                    own: &own,
+                    own,
                     ..names.at(placed.file, 0)
                 };
                 match placed.block.kind.as_str() {
-                    "group" => self.add_group(&name, placed, scope)?,
-                    _ => self.add_target(&name, placed, scope, files)?,
+                    "group" => self.add_group(name, placed, scope)?,
+                    _ => self.add_target(name, placed, scope, files)?,
                 }
             }
         }
@@ -393,5 +393,52 @@ mod tests {
             "function \"f\" {\n  params = [n]\n  result = [for a in range(1000): [for b in range(1000): [for c in range(1000): n]]]\n}\ntarget \"default\" { tags = [f(1)] }\n",
             "evaluating it takes too long",
         );
+    }
+
+    #[test]
+    fn copies_of_values_cost_as_much_as_they_are_large() {
+        let target = "target \"default\" {}\n";
+        let too_large = "evaluating it takes too long";
+        let long = "x".repeat(1 << 16);
+        let many = |value: &str| format!("[for a in range(1024): [for b in range(1024): {value}]]");
+        // A text, its literal, a name of an object, and the names around a `for`.
+        for value in [
+            "T == null".to_owned(),
+            format!("\"{long}\" == null"),
+            format!("({{ {long} = 1 }}) == null"),
+        ] {
+            let content = format!("{target}T = \"{long}\"\nA = {}\n", many(&value));
+            refused(&content, too_large);
+        }
+        let inner = many("[for c in []: c]");
+        let content = format!("{target}T = \"{long}\"\nA = [for t in [T]: {inner}]\n");
+        refused(&content, too_large);
+        // A list of 100,000 values.
+        let tens: String = (1..6)
+            .map(|number| {
+                let items = vec![format!("a{}", number - 1); 10].join(", ");
+                format!("a{number} = [{items}]\n")
+            })
+            .collect();
+        let content = format!("{target}a0 = 1\n{tens}b = [for b in range(1024): a5 == null]\n");
+        refused(&content, too_large);
+        // Most is spent before, so that the matrix needs little memory here.
+        let content = format!(
+            "T = \"{long}\"\nvariable \"V\" {{ default = [for a in range(4): [for b in range(1000): T == null]] }}\n\
+            target \"default\" {{\n  matrix = {{ a = range(20), b = range(50), t = [T] }}\n  name = \"x${{a}}-${{b}}\"\n}}\n"
+        );
+        refused(&content, too_large);
+        // Each value is in the next one: copies are made level by level, on the stack.
+        let deep: String = (1..40)
+            .map(|number| {
+                let (open, close) = ("[".repeat(20), "]".repeat(20));
+                format!("a{number:03} = {open}a{:03}{close}\n", number - 1)
+            })
+            .collect();
+        refused(&format!("{target}a000 = 1\n{deep}"), too_large);
+        // What is of a usual size is not refused.
+        let content = "A = { for a in range(100): \"k${a}\" => { x = a } }\ntarget \"default\" {\n  tags = [for a in range(100): \"t${A[\"k${a}\"].x}\"]\n}\n";
+        let found = resolved(content, &["default"]).unwrap();
+        assert_eq!(found.targets["default"].tags.as_ref().unwrap().len(), 100);
     }
 }

@@ -75,8 +75,12 @@ impl<'a> Scope<'a> {
         let value = match expression {
             Expression::Null(_) => Ok(Value::Null),
             Expression::Bool(value) => Ok(Value::Bool(*value.value())),
-            Expression::Number(number) => literal(number),
-            Expression::String(text) => Ok(Value::String(text.value().clone())),
+            Expression::Number(number) => scope.number(number),
+            Expression::String(text) => {
+                let text = text.value();
+                let paid = scope.names.pay_for(text);
+                paid.map(|()| Value::String(text.clone()))
+            }
             Expression::Array(items) => {
                 let items = items.iter().map(|item| scope.value(item));
                 items.collect::<Result<_, _>>().map(Value::List)
@@ -101,9 +105,18 @@ impl<'a> Scope<'a> {
         Self { own, ..self }
     }
 
+    /// Returns the value of a number that is written.
+    fn number(self, number: &Formatted<hcl_edit::Number>) -> Evaluated {
+        // Its digits are read each time.
+        self.names
+            .pay_for(number.as_repr().map_or("", |text| &**text))?;
+        literal(number)
+    }
+
     fn variable(self, name: &str) -> Evaluated {
+        self.names.pay_for(name)?;
         if let Some(value) = self.own.get(name) {
-            return Ok(value.clone());
+            return self.names.copy(value);
         }
         let found = self.names.variable(name, self.depth)?;
         found.ok_or_else(|| {
@@ -113,10 +126,14 @@ impl<'a> Scope<'a> {
     }
 
     fn object(self, object: &Object) -> Evaluated {
+        self.names.pay(functions::OBJECT)?;
         let mut members = BTreeMap::new();
         for (key, value) in object {
             let key = match key {
-                ObjectKey::Ident(name) => name.as_str().to_owned(),
+                ObjectKey::Ident(name) => {
+                    self.names.pay_for(name.as_str())?;
+                    name.as_str().to_owned()
+                }
                 ObjectKey::Expression(expression) => {
                     self.value(expression)?.text().map_err(|cause| {
                         let text = format!("Can't use this value as a key: {cause}.");
@@ -154,6 +171,7 @@ impl<'a> Scope<'a> {
 
     fn call(self, call: &FuncCall) -> Evaluated {
         let name = call.name.name.as_str();
+        self.names.pay_for(name)?;
         let at_name = |problem: Problem| problem.at(self.file, call.name.name.span());
         if call.name.is_namespaced() {
             let text = format!("There is no function namespace for {name:?}.");
@@ -191,13 +209,8 @@ impl<'a> Scope<'a> {
                 let text = format!("Call to function {name:?} failed: {cause}.");
                 Problem::new("Error in function call", text)
             })?;
-            return match self.names.spend(functions::weight(&result)) {
-                true => Ok(result),
-                false => Err(Problem::new(
-                    "Expression too complex",
-                    "its value is too large",
-                )),
-            };
+            self.names.pay(functions::weight(&result))?;
+            return Ok(result);
         }
         if let Some(result) = self.names.call(name, &arguments, self.depth)? {
             return Ok(result);
@@ -327,12 +340,14 @@ impl<'a> Scope<'a> {
         let collection = self.value(&all.intro.collection_expr)?;
         let entries = entries(collection)
             .map_err(|problem| problem.at(self.file, span(&all.intro.collection_expr)))?;
-        let mut own = self.own.clone();
+        let mut own = self.names.copy_all(self.own)?;
         let (mut list, mut members) = (Vec::new(), BTreeMap::new());
         for (key, value) in entries {
             if let Some(name) = &all.intro.key_var {
+                self.names.pay_for(name.as_str())?;
                 own.insert(name.as_str().to_owned(), key);
             }
+            self.names.pay_for(all.intro.value_var.as_str())?;
             own.insert(all.intro.value_var.as_str().to_owned(), value);
             let scope = self.with(&own);
             if let Some(condition) = &all.cond
@@ -456,8 +471,18 @@ pub(crate) fn index(value: &Value, key: &Value) -> Evaluated {
 
 /// Returns the value of a number that is written: of its digits, if they are known.
 fn literal(number: &Formatted<hcl_edit::Number>) -> Evaluated {
-    let text = number.as_repr().map(|text| text.replace(' ', ""));
-    let read = text.map_or(Err(REQUIRED), |text| Number::read(&text));
+    let is_digit = |char: char| char.is_ascii_digit() || "+-.eE".contains(char);
+    let read = number.as_repr().map_or(Err(REQUIRED), |text| {
+        let text = text.trim();
+        // Blanks and comments may be behind the sign.
+        let digits = text.rsplit(|char: char| !is_digit(char)).next();
+        match digits {
+            Some(digits) if digits.len() < text.len() && text.starts_with('-') => {
+                Number::read(&format!("-{digits}"))
+            }
+            _ => Number::read(text),
+        }
+    });
     let value = match read {
         Err(REQUIRED) => parsed(*number.value()).ok_or(TOO_LARGE),
         read => read,

@@ -9,6 +9,8 @@ mod sets;
 mod strings;
 mod times;
 
+use std::collections::BTreeMap;
+
 use crate::Environment;
 use crate::number::Number;
 use crate::value::Value;
@@ -33,14 +35,41 @@ pub(crate) fn is_refused(name: &str) -> bool {
     REFUSED.contains(&name)
 }
 
-/// Returns how much a value counts towards the limit of all values.
+/// How many bytes count as one value.
+pub(crate) const STEP: usize = 64;
+
+/// How much an object counts beside its members: its memory is that of several values, also if there is but one.
+pub(crate) const OBJECT: usize = 10;
+
+/// How deep values may be in others: their copies are made level by level.
+const MAX_NESTED: usize = 500;
+
+/// Returns how much a value counts towards the limit of all values. Nothing can pay for one that is nested too deeply.
 pub(crate) fn weight(value: &Value) -> usize {
+    weight_at(value, 0)
+}
+
+fn weight_at(value: &Value, depth: usize) -> usize {
+    if depth > MAX_NESTED {
+        return usize::MAX;
+    }
     match value {
-        Value::String(text) => 1 + text.len() / 64,
-        Value::List(items) => 1 + items.iter().map(weight).sum::<usize>(),
-        Value::Object(members) => 1 + members.values().map(weight).sum::<usize>(),
+        Value::String(text) => 1 + text.len() / STEP,
+        Value::List(items) => {
+            let items = items.iter().map(|item| weight_at(item, depth + 1));
+            items.fold(1, usize::saturating_add)
+        }
+        Value::Object(members) => weight_of_members(members, depth + 1),
         _ => 1,
     }
+}
+
+/// Returns how much values with names count that are `depth` levels deep.
+pub(crate) fn weight_of_members(members: &BTreeMap<String, Value>, depth: usize) -> usize {
+    let members = members.iter();
+    let members =
+        members.map(|(name, value)| weight_at(value, depth).saturating_add(name.len() / STEP));
+    members.fold(OBJECT, usize::saturating_add)
 }
 
 /// Functions that compare each item with all others.
@@ -53,10 +82,11 @@ const QUADRATIC: &[&str] = &[
 
 /// Returns how much a call counts towards the limit of all values.
 pub(crate) fn cost(name: &str, arguments: &[Value]) -> usize {
-    let size: usize = arguments.iter().map(weight).sum();
+    let size = arguments.iter().map(weight);
+    let size = size.fold(0, usize::saturating_add);
     match name {
         "bcrypt" => hashes::cost_of_bcrypt(arguments).saturating_add(size),
-        name if QUADRATIC.contains(&name) => size + size.saturating_mul(size) / 256,
+        name if QUADRATIC.contains(&name) => size.saturating_add(size.saturating_mul(size) / 256),
         _ => size,
     }
 }
@@ -98,7 +128,7 @@ fn list(value: &Value) -> Result<&[Value], String> {
     }
 }
 
-fn object(value: &Value) -> Result<&std::collections::BTreeMap<String, Value>, String> {
+fn object(value: &Value) -> Result<&BTreeMap<String, Value>, String> {
     match value {
         Value::Object(members) => Ok(members),
         other => Err(format!("map required, but have {}", other.kind())),
@@ -140,8 +170,6 @@ fn bounded_list(items: Vec<Value>) -> Returned {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
     use crate::eval::Scope;
     use crate::names::Names;
@@ -425,6 +453,15 @@ mod tests {
             ("max([1, 5]...)", "5"),
             ("<<-EOT\n  a\n    b\n  EOT", "\"a\\n  b\\n\""),
             ("-\"3\"", "-3"),
+            ("-\t9007199254740993.0", "-9007199254740993"),
+            (
+                "-9223372036854775809",
+                "whole numbers of more than 64 bits are not available in this version of whelk",
+            ),
+            (
+                "-\t9223372036854775809",
+                "whole numbers of more than 64 bits are not available in this version of whelk",
+            ),
         ] {
             check(expression, expected);
         }

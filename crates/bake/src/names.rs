@@ -2,18 +2,21 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 use hcl_edit::expr::Expression;
 
 use crate::Environment;
 use crate::error::Problem;
 use crate::eval::{MAX_STEPS, Scope, span};
+use crate::functions;
 use crate::syntax::{Attribute, Block, Body};
 use crate::value::{Type, Value};
 use crate::{target, types};
 
 type Found<T> = Result<T, Problem>;
 type Own = BTreeMap<String, Value>;
+type Named = Rc<Vec<(String, Own)>>;
 
 /// The maximum number of targets that a matrix makes.
 const MAX_MATRIX: usize = 10_000;
@@ -43,7 +46,7 @@ pub(crate) struct Names<'a> {
     /// What is being evaluated: it must not need itself.
     open: RefCell<BTreeSet<String>>,
     /// Of each block, the names that it has with the values of its matrix.
-    named: RefCell<BTreeMap<usize, Vec<(String, Own)>>>,
+    named: RefCell<BTreeMap<usize, Named>>,
     steps: Cell<usize>,
 }
 
@@ -141,6 +144,37 @@ impl<'a> Names<'a> {
         steps <= MAX_STEPS
     }
 
+    /// Counts steps.
+    ///
+    /// # Errors
+    /// Returns an error if there may not be as many.
+    pub fn pay(&self, steps: usize) -> Found<()> {
+        match self.spend(steps) {
+            true => Ok(()),
+            false => Err(Problem::new(
+                "Expression too complex",
+                "evaluating it takes too long or too much memory",
+            )),
+        }
+    }
+
+    /// Counts the bytes of a text that is copied.
+    pub fn pay_for(&self, text: &str) -> Found<()> {
+        self.pay(text.len() / functions::STEP)
+    }
+
+    /// Returns a copy of a value, which costs as much as the value is large.
+    pub fn copy(&self, value: &Value) -> Found<Value> {
+        self.pay(functions::weight(value))?;
+        Ok(value.clone())
+    }
+
+    /// Returns a copy of values with names, as `copy` does.
+    pub fn copy_all(&self, own: &Own) -> Found<Own> {
+        self.pay(functions::weight_of_members(own, 0))?;
+        Ok(own.clone())
+    }
+
     /// Marks that something is being evaluated. Returns `None` if it is already.
     fn open(&self, name: String) -> Option<Open<'_, 'a>> {
         let is_new = self.open.borrow_mut().insert(name.clone());
@@ -153,7 +187,7 @@ impl<'a> Names<'a> {
             return Ok(Some(value.as_str().into()));
         }
         if let Some(value) = self.values.borrow().get(name) {
-            return Ok(Some(value.clone()));
+            return self.copy(value).map(Some);
         }
         let attribute = self.attributes.get(name).copied();
         let variable = self.variables.get(name).copied();
@@ -173,10 +207,9 @@ impl<'a> Names<'a> {
             }
             (None, None) => return Ok(None),
         };
-        self.values
-            .borrow_mut()
-            .insert(name.to_owned(), value.clone());
-        Ok(Some(value))
+        let copy = self.copy(&value)?;
+        self.values.borrow_mut().insert(name.to_owned(), value);
+        Ok(Some(copy))
     }
 
     /// Returns the scope of a file without own names.
@@ -299,6 +332,7 @@ impl<'a> Names<'a> {
             );
             return Err(Problem::new("Error in function call", text));
         }
+        parameters.iter().try_for_each(|name| self.pay_for(name))?;
         let (fixed, rest) = arguments.split_at(parameters.len());
         let mut own: Own = parameters.into_iter().zip(fixed.iter().cloned()).collect();
         if let Some(name) = variadic {
@@ -312,12 +346,12 @@ impl<'a> Names<'a> {
     }
 
     /// Returns the names of a block, and the values of its matrix for each.
-    pub fn named(&self, number: usize, depth: usize) -> Found<Vec<(String, Own)>> {
+    pub fn named(&self, number: usize, depth: usize) -> Found<Named> {
         if let Some(known) = self.named.borrow().get(&number) {
-            return Ok(known.clone());
+            return Ok(Rc::clone(known));
         }
         let Some(placed) = self.blocks.get(number).copied() else {
-            return Ok(Vec::new());
+            return Ok(Named::default());
         };
         let cycle = || invalid(format!("reference cycle not allowed for {}", placed.label));
         let _open = self.open(format!("block {number}")).ok_or_else(cycle)?;
@@ -362,7 +396,8 @@ impl<'a> Names<'a> {
             }
             found.push((name, own));
         }
-        self.named.borrow_mut().insert(number, found.clone());
+        let found = Rc::new(found);
+        self.named.borrow_mut().insert(number, Rc::clone(&found));
         Ok(found)
     }
 
@@ -384,32 +419,33 @@ impl<'a> Names<'a> {
                     "matrix has more than {MAX_MATRIX} combinations"
                 )));
             }
-            let longer = |own: &Own| {
-                let with = |value: &Value| {
-                    let mut own = own.clone();
-                    own.insert(name.clone(), value.clone());
-                    own
-                };
-                values.iter().map(with).collect::<Vec<_>>()
-            };
-            all = all.iter().flat_map(longer).collect();
+            let mut longer = Vec::new();
+            for own in &all {
+                for value in &values {
+                    let mut own = self.copy_all(own)?;
+                    self.pay_for(&name)?;
+                    own.insert(name.clone(), self.copy(value)?);
+                    longer.push(own);
+                }
+            }
+            all = longer;
         }
         Ok(all)
     }
 
     /// Returns an attribute of another target or group.
     pub fn attribute(&self, kind: &str, name: &str, key: &str, depth: usize) -> Found<Value> {
+        // All blocks are looked through.
+        self.pay(self.blocks.len() / 16)?;
         let mut found = None;
         let mut is_there = false;
         for (number, placed) in self.blocks.iter().enumerate() {
             if placed.block.kind != kind {
                 continue;
             }
-            let Some((_, own)) = self
-                .named(number, depth)?
-                .into_iter()
-                .find(|(own, _)| own == name)
-            else {
+            let named = self.named(number, depth)?;
+            self.pay(named.len() / 16)?;
+            let Some((_, own)) = named.iter().find(|(own, _)| own == name) else {
                 continue;
             };
             is_there = true;
@@ -418,7 +454,7 @@ impl<'a> Names<'a> {
                 let cycle = || invalid(format!("reference cycle not allowed for {what}"));
                 let _open = self.open(what.clone()).ok_or_else(cycle)?;
                 let scope = Scope {
-                    own: &own,
+                    own,
                     ..self.at(placed.file, depth)
                 };
                 found = Some(scope.value(&attribute.value)?);

@@ -13,6 +13,13 @@ pub(crate) const TOO_LARGE: &str =
 const TOO_PRECISE: &str =
     "numbers with a fraction and more than 15 digits are not available in this version of whelk";
 
+/// The maximum length of what is written.
+const MAX_LENGTH: usize = 400;
+
+/// Why a text that is longer is none.
+const TOO_LONG: &str =
+    "numbers of more than 400 characters are not available in this version of whelk";
+
 /// Why a text is none.
 pub(crate) const REQUIRED: &str = "a number is required";
 
@@ -68,9 +75,13 @@ impl Number {
     /// Returns why it is none, also if it would lose digits.
     pub fn read(text: &str) -> Result<Self, &'static str> {
         let is_plain = |byte: u8| byte.is_ascii_digit() || b"+-.eE".contains(&byte);
-        let double: Option<f64> = text.parse().ok();
-        let double = double.filter(|_| text.bytes().all(is_plain));
-        let double = double.ok_or(REQUIRED)?;
+        if !text.bytes().all(is_plain) {
+            return Err(REQUIRED);
+        }
+        if text.len() > MAX_LENGTH {
+            return Err(TOO_LONG);
+        }
+        let double: f64 = text.parse().map_err(|_| REQUIRED)?;
         let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
         let fraction = mantissa
             .split_once('.')
@@ -262,6 +273,9 @@ mod tests {
             let read = Number::read(text).map(Number::text);
             assert_eq!(read, expected.map(str::to_owned), "{text}");
         }
+        let zeros = |count: usize| Number::read(&format!("1.{}", "0".repeat(count)));
+        assert_eq!(zeros(300), Ok(Number::Whole(1)));
+        assert_eq!(zeros(400), Err(TOO_LONG));
     }
 
     #[test]

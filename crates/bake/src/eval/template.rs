@@ -50,6 +50,8 @@ impl Scope<'_> {
         for (number, element) in elements.iter().enumerate() {
             match element {
                 Element::Literal(literal) => {
+                    // Also for the spaces that it loses.
+                    self.names.pay_for(literal.value())?;
                     let before = match number.checked_sub(1) {
                         Some(before) => outer(elements[before]).1,
                         None => between.0,
@@ -108,12 +110,14 @@ impl Scope<'_> {
                 let entries = entries(collection)
                     .map_err(|problem| problem.at(self.file, span(&intro.collection_expr)))?;
                 let between = (strips(intro.strip).1, strips(part.endfor_expr.strip).0);
-                let mut own = self.own.clone();
+                let mut own = self.names.copy_all(self.own)?;
                 let mut text = String::new();
                 for (key, value) in entries {
                     if let Some(name) = &intro.key_var {
+                        self.names.pay_for(name.as_str())?;
                         own.insert(name.as_str().to_owned(), key);
                     }
+                    self.names.pay_for(intro.value_var.as_str())?;
                     own.insert(intro.value_var.as_str().to_owned(), value);
                     text += &Scope { own: &own, ..self }.inner(&intro.template, between)?;
                 }
