@@ -17,6 +17,12 @@ pub(super) fn check(target: &Target) -> Outcome<()> {
     match (target.context.as_deref(), target.dockerfile.as_deref()) {
         (Some("-"), _) => return Err(refused("context")),
         (_, Some("-")) => return Err(refused("dockerfile")),
+        (_, Some(path)) if path.starts_with('/') && path.trim_start_matches('/').is_empty() => {
+            return Err(Failure::new(format!(
+                "target {}: invalid dockerfile {path:?}: it is a directory",
+                target.name
+            )));
+        }
         _ => {}
     }
     if let Some(size) = target.shm_size.as_deref().filter(|size| !size.is_empty())
@@ -159,7 +165,7 @@ pub(super) fn dockerfile(target: &Target) -> String {
     }
     match is_fetched {
         true if own == "Dockerfile" => String::new(),
-        true if target.is_remote => own.trim_start_matches('/').to_owned(),
+        true if target.is_remote => plainly(own.trim_start_matches('/').to_owned()),
         true => own.to_owned(),
         false if own.starts_with('/') => clean(own),
         false => plainly(join(&context, own)),
@@ -316,6 +322,22 @@ mod tests {
     }
 
     #[test]
+    fn full_paths_are_below_a_context_beside_the_definitions() {
+        let beside = |file: &str| Target {
+            context: Some("sub".into()),
+            dockerfile: Some(file.into()),
+            is_remote: true,
+            ..Target::default()
+        };
+        assert_eq!(dockerfile(&beside("/x/Own")), "x/Own");
+        // It is not the standard input.
+        assert_eq!(dockerfile(&beside("/-")), "./-");
+        assert!(check(&beside("/-")).is_ok());
+        let root = check(&beside("//")).unwrap_err().text;
+        assert!(root.contains("it is a directory"), "{root}");
+    }
+
+    #[test]
     fn targets_become_builds() {
         let target = Target {
             name: "app".into(),
@@ -355,7 +377,6 @@ mod tests {
             is_remote: true,
             ..Target::default()
         };
-        assert_eq!(dockerfile(&beside("/x/Own")), "x/Own");
         assert!(dockerfile(&beside("cwd://Own")).starts_with('/'));
         assert_eq!(local_context("cwd://a/../b", true).as_deref(), Some("b"));
         assert_eq!(local_context("./a", false).as_deref(), Some("a"));
