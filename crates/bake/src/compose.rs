@@ -35,12 +35,12 @@ pub(crate) fn looks_like(text: &str) -> bool {
     })
 }
 
-/// What files define.
+/// The targets that Compose files define, and the group of all of them.
 #[derive(Debug, Default)]
 pub(crate) struct Read {
     pub group: Option<Group>,
     pub targets: Vec<Target>,
-    /// What users may not expect.
+    /// Warnings for the user, such as of variables that are not set.
     pub warnings: Vec<String>,
 }
 

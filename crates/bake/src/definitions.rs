@@ -11,14 +11,14 @@ use crate::target::{self, Group, Target, unique};
 use crate::value::{Type, Value};
 use crate::{Environment, File, ReadFile, compose};
 
-/// What files define.
+/// The targets, groups and variables that bake files define.
 #[derive(Debug, Default)]
 pub struct Definitions {
     pub targets: Vec<Target>,
     pub groups: Vec<Group>,
     /// Sorted by name.
     pub variables: Vec<VariableInfo>,
-    /// What was ignored: for users to see.
+    /// Warnings for the user, such as of attributes that are ignored.
     pub warnings: Vec<String>,
 }
 

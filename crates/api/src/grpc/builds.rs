@@ -60,7 +60,7 @@ impl Default for Builds {
 #[derive(Debug, Default)]
 struct BuildTable {
     by_name: HashMap<String, State>,
-    /// Those that have ended, in this order.
+    /// Reports of builds that have ended, the oldest first.
     ended: VecDeque<(String, Arc<Report>)>,
 }
 
@@ -105,7 +105,7 @@ impl BuildTable {
     }
 }
 
-/// What clients are told of a build.
+/// The progress of a build, and the Dockerfile that its warnings quote: all that is kept when it has ended.
 #[derive(Debug)]
 pub(super) struct Report {
     pub progress: Progress,
@@ -495,7 +495,7 @@ impl Builds {
 
     async fn get<T>(&self, id: &str, part: impl Fn(&State) -> Option<T>) -> Result<T> {
         let mut table = self.table.subscribe();
-        // One that has ended may be followed by another one of the same name.
+        // The name may be that of a build that has ended, whose caller means the next one: it is waited for.
         let is_there = |table: &BuildTable| table.by_name.get(id).and_then(&part).is_some();
         let found = table.wait_for(is_there);
         let found = match tokio::time::timeout(PATIENCE, found).await {

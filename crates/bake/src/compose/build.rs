@@ -14,7 +14,7 @@ use crate::target::{Target, Texts, merge_entries, unique};
 struct Build<'a> {
     name: &'a str,
     members: &'a Object,
-    /// What is accepted, but not meant to be written.
+    /// Warnings of values that are accepted in a form that Compose discourages.
     warnings: RefCell<Vec<String>>,
 }
 
@@ -266,7 +266,8 @@ fn build_secrets(build: &Build<'_>, all: &Object) -> Result<Option<Vec<Secret>>>
     items.map(secret).collect::<Result<_>>().map(Some)
 }
 
-/// Whether a secret is none of the files. A mapping with its name is the former form.
+/// Returns whether a secret is external: kept by the platform, and in none of the files. `external` is `true`, or in the former
+/// form a mapping with the secret's name.
 pub(super) fn is_external(secret: Option<&Value>) -> bool {
     let external = secret.and_then(|secret| secret.get("external"));
     external.is_some_and(|external| external.is_object() || external == "true" || *external == true)

@@ -104,10 +104,11 @@ impl Interpolation {
 /// Returns the value of a variable.
 pub(crate) type Variable<'a> = dyn Fn(&str) -> Option<&'a str> + 'a;
 
-/// How many bytes a variable counts as, whatever its value is: it is looked for in all projects around.
+/// Bytes that each reference to a variable adds to the size of a text, also if its value is empty: looking it up takes time in
+/// every project that includes the file.
 const REFERENCE: usize = 64;
 
-/// Returns how many bytes the variables of a text count as.
+/// Returns the bytes that the references to variables in a text add to its size.
 pub(crate) fn references(text: &str) -> usize {
     text.matches('$').count() * REFERENCE
 }
