@@ -1,15 +1,16 @@
 //! Directories of clients: build contexts.
 
 use std::any::Any;
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, Stat};
 use whelk_image::Store;
-use whelk_image::snapshots::{Extraction, Owner, extract};
+use whelk_image::snapshots::{Created, Extraction, Owner, extract};
 use whelk_llb::Digest;
 use whelk_llb::key::Selector;
 use whelk_sys::in_root;
@@ -32,8 +33,8 @@ pub struct Directory {
 
 /// What is known of the regular files of a directory, so that they need not be read again.
 pub trait Index: std::fmt::Debug + Send + Sync {
-    /// Returns the content of a file by its path below the directory; `None` if it is not known.
-    fn content(&self, path: &str) -> Option<Content<'_>>;
+    /// Returns the content of a file, by its path below the directory or by its inode; `None` if it is not known.
+    fn content(&self, path: &str, stat: &Stat) -> Option<Content<'_>>;
 
     /// Returns the digest of what was selected before; `None` if it is not known.
     fn selected(&self, _selectors: &[Selector]) -> Option<Digest> {
@@ -50,6 +51,39 @@ pub struct Content<'a> {
     /// SHA-256 of the bytes.
     pub digest: [u8; 32],
     pub xattrs: &'a BTreeMap<String, Vec<u8>>,
+}
+
+/// The digests of files that were unpacked, by inode: other names of a file have its content, too.
+#[derive(Debug, Default)]
+struct Unpacked {
+    digests: HashMap<u64, [u8; 32]>,
+    /// Files with attributes are not in the index.
+    no_xattrs: BTreeMap<String, Vec<u8>>,
+}
+
+impl Unpacked {
+    /// Maximum number of files: the index is in memory, in about 50 bytes for each. Others are read when they are selected.
+    const MAX: usize = 100_000;
+
+    /// Notes a file that was created. Its inode may be that of one which was removed.
+    fn note(&mut self, inode: u64, digest: Option<[u8; 32]>) {
+        match digest {
+            Some(digest) if self.digests.len() < Self::MAX => {
+                self.digests.insert(inode, digest);
+            }
+            _ => {
+                self.digests.remove(&inode);
+            }
+        }
+    }
+}
+
+impl Index for Unpacked {
+    fn content(&self, _: &str, stat: &Stat) -> Option<Content<'_>> {
+        let digest = *self.digests.get(&stat.st_ino)?;
+        let xattrs = &self.no_xattrs;
+        Some(Content { digest, xattrs })
+    }
 }
 
 impl Directory {
@@ -106,10 +140,13 @@ impl Directory {
     /// # Errors
     /// Returns an error for an invalid archive, or if the disk fails.
     pub fn unpack(store: &Store, archive: impl Read + Send) -> Result<Self> {
-        let directory = Self::create(store)?;
+        let mut directory = Self::create(store)?;
+        let unpacked = RefCell::new(Unpacked::default());
+        let note = |inode, digest| unpacked.borrow_mut().note(inode, digest);
         let rules = Extraction {
             shown: "/",
             owner: Owner::Fixed(0, 0),
+            created: Some(Created(&note)),
             ..Extraction::default()
         };
         let plain = whelk_image::compression::decompress(archive)?;
@@ -123,6 +160,7 @@ impl Directory {
             }
             _ => error.into(),
         })?;
+        directory.index = Some(Arc::new(unpacked.into_inner()));
         Ok(directory)
     }
 
@@ -188,5 +226,72 @@ impl Directory {
     /// Returns an error for a malformed pattern, or if the disk fails.
     pub fn ignore(&self, patterns: &[String]) -> Result<()> {
         crate::tree::remove_excluded(&self.open()?, patterns)
+    }
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
+mod tests {
+    use tar::EntryType;
+
+    use super::*;
+
+    fn add(archive: &mut tar::Builder<Vec<u8>>, kind: EntryType, name: &str, content: &str) {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(0o755);
+        header.set_size(0);
+        if kind == EntryType::Regular {
+            header.set_size(content.len() as u64);
+            archive.append_data(&mut header, name, content.as_bytes())
+        } else {
+            archive.append_link(&mut header, name, content)
+        }
+        .unwrap();
+    }
+
+    #[test]
+    fn unpacked_files_are_known_by_what_they_are_at_the_end() {
+        let root = whelk_sys::Scratch::temporary("unpacked").unwrap();
+        let store = Store::open(root.path()).unwrap();
+        let mut archive = tar::Builder::new(Vec::new());
+        for (kind, name, content) in [
+            (EntryType::Regular, "d/replaced", "old"),
+            (EntryType::Regular, "d/link", "first"),
+            (EntryType::Regular, "d/replaced", "new"),
+            // The inode of the first one can be taken again.
+            (EntryType::Regular, "d/next", "other"),
+            (EntryType::Link, "d/link", "d/next"),
+            (EntryType::Symlink, "d/symbolic", "next"),
+        ] {
+            add(&mut archive, kind, name, content);
+        }
+        let attribute = ("SCHILY.xattr.user.a", &b"b"[..]);
+        archive.append_pax_extensions([attribute]).unwrap();
+        add(&mut archive, EntryType::Regular, "d/attributed", "text");
+        add(&mut archive, EntryType::Regular, "d/after", "text");
+        let archive = archive.into_inner().unwrap();
+        let directory = Directory::unpack(&store, &archive[..]).unwrap();
+        let opened = directory.open().unwrap();
+        let index = directory.index().unwrap();
+        for path in ["/", "d/replaced", "d/link", "d/next", "d/attributed", "d/*"] {
+            let selector = [Selector {
+                path: path.into(),
+                wildcard: true,
+                ..Selector::default()
+            }];
+            let of = |index| crate::select::digest(&opened, &selector, index).unwrap();
+            assert_eq!(of(Some(index)), of(None), "{path}");
+        }
+        // What is in the index is not read.
+        let path = directory.workspace.upper().join("d/next");
+        let stat = rustix::fs::stat(&path).unwrap();
+        let content = index.content("d/link", &stat).unwrap();
+        assert_eq!(content.digest, *Digest::of(b"other").as_bytes());
+        let stat = rustix::fs::stat(path.with_file_name("after")).unwrap();
+        assert!(index.content("d/after", &stat).is_none());
     }
 }

@@ -304,7 +304,7 @@ impl Walk<'_> {
             (top, "") => top.to_owned(),
             (top, below) => format!("{top}/{below}"),
         };
-        let Some(content) = index.content(&path) else {
+        let Some(content) = index.content(&path, stat) else {
             return false;
         };
         self.stat(stat);
@@ -524,7 +524,7 @@ mod tests {
     }
 
     impl Index for Said {
-        fn content(&self, path: &str) -> Option<Content<'_>> {
+        fn content(&self, path: &str, _: &Stat) -> Option<Content<'_>> {
             Some(Content {
                 digest: Sha256::digest(self.files.get(path)?).into(),
                 xattrs: &self.xattrs,
@@ -559,7 +559,7 @@ mod tests {
     struct Kept(std::sync::Mutex<Vec<(Vec<Selector>, Digest)>>);
 
     impl Index for Kept {
-        fn content(&self, _: &str) -> Option<Content<'_>> {
+        fn content(&self, _: &str, _: &Stat) -> Option<Content<'_>> {
             None
         }
 

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use rustix::fs::Stat;
 use whelk_build::{
     Builder, Content, Directory, Error, EventKind, Index, Locals, Result, StoredDirectory, Work,
     blocking,
@@ -392,7 +393,7 @@ struct ReceivedIndex {
 }
 
 impl Index for ReceivedIndex {
-    fn content(&self, path: &str) -> Option<Content<'_>> {
+    fn content(&self, path: &str, _: &Stat) -> Option<Content<'_>> {
         let (digest, xattrs) = self.contents.get(path)?;
         Some(Content { digest, xattrs })
     }

@@ -15,6 +15,7 @@ use rustix::fs::{
     makedev, mkdirat, mknodat, openat, renameat, renameat_with, statat, statx, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
+use sha2::{Digest as _, Sha256};
 use tar::{Entry, EntryType};
 use whelk_sys::{fs, in_root};
 
@@ -22,9 +23,9 @@ use super::apply::{
     Contents, Destination, Head, Hidden, Purpose, device_number, hard_link_target, is_regular,
     plain_target, symlink_target, unknown,
 };
-use super::extract::{Extraction, Replaced};
+use super::extract::{Created, Extraction, Replaced};
 use super::metadata::{Metadata, apply_metadata, apply_metadata_at};
-use super::sparse::Sparse;
+use super::sparse::{Holes, Sparse};
 use super::tap::{Place, Tap};
 use super::tree::{self, Parent, Tree, Upper, relative};
 use crate::error::{Error, Result, io};
@@ -37,6 +38,8 @@ pub(super) struct Directory<'a> {
     purpose: Purpose,
     /// The rules of [`Purpose::Copy`].
     rules: Extraction<'a>,
+    /// An entry had extended attributes. Those of a directory may be inherited by files.
+    has_attributes: bool,
     pub(super) contents: Contents,
 }
 
@@ -86,6 +89,7 @@ impl Destination for Directory<'_> {
         if self.purpose == Purpose::Copy {
             self.rules.set_owner(&mut head.metadata);
         }
+        self.has_attributes |= !head.metadata.xattrs.is_empty();
         let entered = self.tree.enter(&head.parent)?;
         let (parent, name, kind) = (&entered.directory, head.name.as_os_str(), head.kind);
         let target = Target {
@@ -96,15 +100,7 @@ impl Destination for Directory<'_> {
             metadata: &head.metadata,
         };
         if is_regular(kind) {
-            let replaced = match self.purpose {
-                Purpose::Copy => self.replaced_file(&target)?,
-                Purpose::Files => Some(0),
-                Purpose::Layer => None,
-            };
-            return match replaced {
-                Some(size) => self.replace_file(entry, tap, &target, head.holes, size),
-                None => self.regular(entry, tap, &target, head.holes),
-            };
+            return self.regular(entry, tap, &target, head.holes);
         }
         self.check_replaced(&target, kind)?;
         let hides_lower = remove_existing(parent, name, kind, tap)?;
@@ -146,6 +142,7 @@ impl<'a> Directory<'a> {
             tree,
             purpose,
             rules,
+            has_attributes: false,
             contents: Contents::new(),
         }
     }
@@ -176,6 +173,9 @@ impl<'a> Directory<'a> {
 
     /// Returns the size of the regular file that a copied one replaces, which stays until the new one is complete.
     fn replaced_file(&self, target: &Target<'_>) -> Result<Option<u64>> {
+        if self.purpose != Purpose::Copy {
+            return Ok(None);
+        }
         let found = statat(target.parent, target.name, AtFlags::SYMLINK_NOFOLLOW);
         let is_file = |mode| FileType::from_raw_mode(mode).is_file();
         let Some(found) = found.ok().filter(|found| is_file(found.st_mode)) else {
@@ -204,6 +204,7 @@ impl<'a> Directory<'a> {
         self.tree.mark_described(directory)
     }
 
+    /// Adds a regular file. A new one needs no look at what has its name.
     fn regular(
         &mut self,
         entry: &mut Entry<'_, impl Read>,
@@ -211,7 +212,31 @@ impl<'a> Directory<'a> {
         target: &Target<'_>,
         holes: Option<Sparse>,
     ) -> Result<()> {
-        let file = self.create(target, tap)?;
+        let replaced = match self.purpose {
+            Purpose::Files => Some(0),
+            Purpose::Layer | Purpose::Copy => match self.create(target) {
+                Err(Errno::EXIST) => self.replaced_file(target)?,
+                created => return self.fill_new(created, entry, tap, target, holes),
+            },
+        };
+        if let Some(size) = replaced {
+            return self.replace_file(entry, tap, target, holes, size);
+        }
+        self.check_replaced(target, EntryType::Regular)?;
+        remove_existing(target.parent, target.name, EntryType::Regular, tap)?;
+        self.fill_new(self.create(target), entry, tap, target, holes)
+    }
+
+    /// Fills a file that was just created.
+    fn fill_new(
+        &mut self,
+        created: rustix::io::Result<File>,
+        entry: &mut Entry<'_, impl Read>,
+        tap: &Tap,
+        target: &Target<'_>,
+        holes: Option<Sparse>,
+    ) -> Result<()> {
+        let file = created.map_err(|error| io("create")(error.into()))?;
         let filled = self.fill(file, entry, tap, target, holes);
         if filled.is_err() && self.purpose == Purpose::Copy {
             // As on a full disk: a file that is not complete is of no use.
@@ -234,7 +259,16 @@ impl<'a> Directory<'a> {
             path: target.path,
             inode: created.st_ino,
         };
-        self.contents.copy(entry, tap, holes, &mut file, place)?;
+        let is_hashed = self.rules.created.is_some() && !self.has_attributes;
+        let mut output = Hashed {
+            file: &mut file,
+            hash: is_hashed.then(Sha256::new),
+        };
+        self.contents.copy(entry, tap, holes, &mut output, place)?;
+        if let Some(Created(tell)) = self.rules.created {
+            let digest = output.hash.map(|hash| hash.finalize().into());
+            tell(created.st_ino, digest);
+        }
         // The store is synced before an image is recorded. For small files the disk gains nothing.
         if size >= LARGE && self.purpose == Purpose::Layer {
             fs::start_writeback(&file);
@@ -242,8 +276,11 @@ impl<'a> Directory<'a> {
         apply_metadata(file.as_fd(), Some(&created), target.metadata)
     }
 
-    /// Creates an empty file. In a layer, it replaces what an earlier entry has created.
-    fn create(&self, target: &Target<'_>, tap: &Tap) -> Result<File> {
+    /// Creates an empty file.
+    ///
+    /// # Errors
+    /// Returns `EEXIST` if something has its name.
+    fn create(&self, target: &Target<'_>) -> rustix::io::Result<File> {
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         // Nobody else sees a layer before it is complete, so its files can have their modes early.
@@ -252,18 +289,8 @@ impl<'a> Directory<'a> {
             Purpose::Layer | Purpose::Copy => target.metadata.mode & 0o777,
             Purpose::Files => 0o600,
         };
-        let open = || openat(target.parent, target.name, flags, Mode::from_raw_mode(mode));
-        let file = match open() {
-            Err(Errno::EXIST) if self.purpose != Purpose::Files => {
-                let kind = EntryType::Regular;
-                self.check_replaced(target, kind)?;
-                remove_existing(target.parent, target.name, kind, tap)?;
-                open()
-            }
-            result => result,
-        };
-        file.map(File::from)
-            .map_err(|error| io("create")(error.into()))
+        let mode = Mode::from_raw_mode(mode);
+        openat(target.parent, target.name, flags, mode).map(File::from)
     }
 
     /// Replaces what has the target's name by a regular file, atomically unless it is a directory.
@@ -283,7 +310,7 @@ impl<'a> Directory<'a> {
         };
         let mut old = None;
         let done = self
-            .regular(entry, tap, &new, holes)
+            .fill_new(self.create(&new), entry, tap, &new, holes)
             .inspect(|()| old = self.hold_large(target, old_size))
             .and_then(|()| match self.swap(target, &staged) {
                 Err(Errno::ISDIR) => {
@@ -374,6 +401,37 @@ impl<'a> Directory<'a> {
         }
         linkat(&directory, target_name, parent, name, AtFlags::empty())
             .map_err(|error| refuse(error.into()))
+    }
+}
+
+/// A file whose bytes are hashed while they are written, if anybody asks for it.
+struct Hashed<'a> {
+    file: &'a mut File,
+    hash: Option<Sha256>,
+}
+
+impl io::Write for Hashed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.file.write(bytes)?;
+        if let Some(hash) = &mut self.hash {
+            hash.update(&bytes[..count]);
+        }
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Holes for Hashed<'_> {
+    fn skip(&mut self, length: u64) -> io::Result<()> {
+        self.hash = None;
+        self.file.skip(length)
+    }
+
+    fn end_at(&mut self, total: u64) -> io::Result<()> {
+        self.file.end_at(total)
     }
 }
 

@@ -39,6 +39,7 @@ pub struct Extraction<'a> {
     /// The first component of names, and what replaces it.
     pub renamed: Option<(Vec<u8>, Vec<u8>)>,
     pub replaced: Option<Replaced<'a>>,
+    pub created: Option<Created<'a>>,
 }
 
 /// Gets a large file that was replaced. The kernel frees its content, which takes long, when the descriptor is
@@ -49,6 +50,18 @@ pub struct Replaced<'a>(pub &'a dyn Fn(OwnedFd));
 impl fmt::Debug for Replaced<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("Replaced")
+    }
+}
+
+/// Gets the inode number of each regular file that is created, and the SHA-256 of its bytes: they are hashed while they are
+/// in memory, so that nobody has to read the file for it. The digest is `None` for a file with holes, and for one that
+/// may have extended attributes.
+#[derive(Clone, Copy)]
+pub struct Created<'a>(pub &'a dyn Fn(u64, Option<[u8; 32]>));
+
+impl fmt::Debug for Created<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Created")
     }
 }
 
@@ -231,6 +244,7 @@ fn quoted(name: &[u8]) -> String {
 mod tests {
     use std::cell::Cell;
 
+    use sha2::{Digest as _, Sha256};
     use whelk_sys::Scratch;
 
     use super::*;
@@ -366,6 +380,41 @@ mod tests {
         for name in ["large", "linked", "small", "new"] {
             assert_eq!(fs::read(path(name)).unwrap(), vec![1; 5 << 20], "{name}");
         }
+    }
+
+    #[test]
+    fn the_digests_of_created_files_are_told() {
+        let scratch = Scratch::temporary("digests").unwrap();
+        let mut archive = tar::Builder::new(Vec::new());
+        // Larger than the buffer that files are copied through.
+        let large = vec![7; 300 << 10];
+        for (name, content) in [("one", &b"first"[..]), ("two", &large), ("one", b"second")] {
+            let mut header = header(content.len() as u64);
+            archive.append_data(&mut header, name, content).unwrap();
+        }
+        let attribute = ("SCHILY.xattr.user.a", &b"b"[..]);
+        archive.append_pax_extensions([attribute]).unwrap();
+        for name in ["attributed", "after"] {
+            archive.append_data(&mut header(0), name, &b""[..]).unwrap();
+        }
+        let archive = archive.into_inner().unwrap();
+        let created = std::cell::RefCell::new(std::collections::HashMap::new());
+        let keep = |inode, digest| drop(created.borrow_mut().insert(inode, digest));
+        let rules = Extraction {
+            created: Some(Created(&keep)),
+            ..Extraction::default()
+        };
+        let directory = fs::open(scratch.path()).unwrap().into();
+        extract(&archive[..], directory, rules).unwrap();
+        let told = |name: &str| {
+            let stat = rustix::fs::stat(scratch.path().join(name)).unwrap();
+            created.borrow()[&stat.st_ino]
+        };
+        let digest = |bytes: &[u8]| Some(Sha256::digest(bytes).into());
+        assert_eq!(told("one"), digest(b"second"));
+        assert_eq!(told("two"), digest(&large));
+        // Behind a directory with a default ACL, every file could have one.
+        assert_eq!((told("attributed"), told("after")), (None, None));
     }
 
     #[test]

@@ -53,7 +53,7 @@ pub use apply::unpack;
 pub use copy_up::copy_up;
 pub use diff::{Change, ChangeKind, diff};
 pub use export::{Copied, export, export_copy, export_directory, export_root, export_roots_at};
-pub use extract::{Base, Extraction, Owner, Replaced, extract, extract_until};
+pub use extract::{Base, Created, Extraction, Owner, Replaced, extract, extract_until};
 pub use mounts::Mounts;
 pub(crate) use tap::MAX_HEADERS_SIZE;
 pub use verify::{Identity, Lack};

@@ -117,8 +117,8 @@ impl ExtractTarget {
             upper: upper.as_ref(),
             keeps_kinds: self.request.keep_kinds,
             owner: self.owner,
-            renamed: None,
             replaced: Some(Replaced(&free)),
+            ..Extraction::default()
         };
         let base = Base {
             root: self.view.root(),
