@@ -110,6 +110,14 @@ impl Engine {
     }
 }
 
+/// Makes an image whose program writes statements: a generator of `--sbom`.
+#[track_caller]
+pub fn scanner(engine: &Engine, name: &str, script: &str) {
+    let dockerfile = "FROM busybox\nCOPY scan /scan\nENTRYPOINT [\"/bin/sh\"]\nCMD [\"/scan\"]\n";
+    let place = engine.scratch_with("scanner", &[("Dockerfile", dockerfile), ("scan", script)]);
+    docker(engine).built(&place, &["-t", name]);
+}
+
 /// Checks that a text has all of these in it.
 ///
 /// # Panics

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use serde_json::{Value, json};
-use whelk_tests::builds::{docker, json_file};
+use whelk_tests::builds::{docker, json_file, scanner};
 use whelk_tests::images::OWN_ARCHITECTURE;
 use whelk_tests::registry::Registry;
 use whelk_tests::{Engine, Program};
@@ -162,13 +162,6 @@ fn the_history_has_provenance_of_all_builds() {
     ] {
         docker(&engine).build_fails(&context, &[flag], &[expected]);
     }
-}
-
-/// Makes an image whose program writes statements.
-fn scanner(engine: &Engine, name: &str, script: &str) {
-    let dockerfile = "FROM busybox\nCOPY scan /scan\nENTRYPOINT [\"/bin/sh\"]\nCMD [\"/scan\"]\n";
-    let place = engine.scratch_with("scanner", &[("Dockerfile", dockerfile), ("scan", script)]);
-    docker(engine).built(&place, &["-t", name]);
 }
 
 const SCAN: &str = "set -e\ncd $BUILDKIT_SCAN_DESTINATION\n\

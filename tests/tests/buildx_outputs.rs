@@ -12,7 +12,7 @@ use std::process::Command;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use whelk_tests::builds::{BUILDKIT, docker, json_file};
+use whelk_tests::builds::{BUILDKIT, docker, json_file, scanner, whelk};
 use whelk_tests::images::{noise, sha256};
 use whelk_tests::registry::{Behaviour, Registry};
 use whelk_tests::{Engine, Program, eventually};
@@ -126,26 +126,62 @@ fn many_and_large_files_arrive() {
     assert_eq!(fs::read_to_string(deep).unwrap(), "end\n");
 }
 
+/// Returns a blob of an OCI layout, which is what its descriptor says.
+#[track_caller]
+fn content(directory: &Path, descriptor: &Value) -> Vec<u8> {
+    let bytes = fs::read(blob(directory, &descriptor["digest"])).unwrap();
+    let digest = format!("sha256:{}", sha256(&bytes));
+    assert_eq!(json!(digest), descriptor["digest"]);
+    assert_eq!(json!(bytes.len()), descriptor["size"]);
+    bytes
+}
+
+/// Checks a manifest of an OCI layout, and returns it.
+#[track_caller]
+fn manifest(directory: &Path, descriptor: &Value) -> Value {
+    let manifest: Value = serde_json::from_slice(&content(directory, descriptor)).unwrap();
+    let layers = manifest["layers"].as_array().unwrap();
+    for descriptor in layers.iter().chain([&manifest["config"]]) {
+        content(directory, descriptor);
+    }
+    manifest
+}
+
 /// Checks an OCI layout, and returns its entry of the index and its manifest.
 #[track_caller]
 fn layout(directory: &Path) -> (Value, Value) {
     let index = json_file(&directory.join("index.json"));
     let entry = index["manifests"][0].clone();
-    let path = blob(directory, &entry["digest"]);
-    let bytes = fs::read(&path).unwrap();
-    assert_eq!(json!(format!("sha256:{}", sha256(&bytes))), entry["digest"]);
-    assert_eq!(json!(bytes.len()), entry["size"]);
-    let manifest: Value = serde_json::from_slice(&bytes).unwrap();
-    let layers = manifest["layers"].as_array().unwrap();
-    for descriptor in layers.iter().chain([&manifest["config"]]) {
-        let bytes = fs::read(blob(directory, &descriptor["digest"])).unwrap();
-        assert_eq!(
-            json!(format!("sha256:{}", sha256(&bytes))),
-            descriptor["digest"]
-        );
-        assert_eq!(json!(bytes.len()), descriptor["size"]);
-    }
+    let manifest = manifest(directory, &entry);
     (entry, manifest)
+}
+
+/// Checks an OCI layout that has one image with a bill of materials and provenance. Returns its entry of the index, and the manifest of
+/// the image.
+#[track_caller]
+fn attested(directory: &Path) -> (Value, Value) {
+    let outer = json_file(&directory.join("index.json"));
+    let [entry] = outer["manifests"].as_array().unwrap().as_slice() else {
+        panic!("{outer}")
+    };
+    let index: Value = serde_json::from_slice(&content(directory, entry)).unwrap();
+    let [image, statements] = index["manifests"].as_array().unwrap().as_slice() else {
+        panic!("{index}")
+    };
+    let about = &statements["annotations"]["vnd.docker.reference.digest"];
+    assert_eq!(about, &image["digest"]);
+    let statements = manifest(directory, statements);
+    let kinds = statements["layers"].as_array().unwrap().iter();
+    let kinds: Vec<&str> = kinds
+        .map(|layer| layer["annotations"]["in-toto.io/predicate-type"].as_str())
+        .map(Option::unwrap)
+        .collect();
+    let expected = [
+        "https://spdx.dev/Document",
+        "https://slsa.dev/provenance/v0.2",
+    ];
+    assert_eq!(kinds, expected);
+    (entry.clone(), manifest(directory, image))
 }
 
 #[test]
@@ -266,6 +302,64 @@ fn several_outputs_at_once() {
     let output = format!("type=oci,tar=false,dest={layout_directory}");
     docker(&engine).built(&context, &["-o", &output, "-t", "several"]);
     layout(Path::new(&layout_directory));
+}
+
+#[test]
+fn several_outputs_have_attestations_of_their_own() {
+    const SCAN: &str = "echo '{\"_type\":\"https://in-toto.io/Statement/v0.1\",\"predicateType\":\"https://spdx.dev/Document\",\"predicate\":{\"spdxVersion\":\"SPDX-2.3\"}}' > $BUILDKIT_SCAN_DESTINATION/sbom.spdx.json";
+    let engine = Engine::start();
+    scanner(&engine, "scanner", SCAN);
+    let context = engine.dockerfile("context", "FROM busybox\nRUN echo several > /file\n");
+    let clients = || [docker(&engine), whelk(&engine)].into_iter().enumerate();
+    for (number, client) in clients() {
+        let place = engine.scratch(&format!("outputs-{number}"));
+        let at = |name: &str| place.join(name).to_str().unwrap().to_owned();
+        let (archive, directory, metadata) = (at("oci.tar"), at("layout"), at("metadata"));
+        // The last one is not the layout.
+        let outputs = [
+            format!("type=oci,dest={archive},name=archived:1,compression=zstd"),
+            format!("type=oci,tar=false,dest={directory},name=laid:1"),
+            format!("type=image,name=imaged:{number}"),
+        ];
+        let mut args: Vec<&str> = outputs
+            .iter()
+            .flat_map(|output| ["--output", output])
+            .collect();
+        args.extend(["--sbom=generator=scanner", "--provenance=mode=max"]);
+        args.extend(["--metadata-file", &metadata]);
+        client.built(&context, &args);
+        let name = "io.containerd.image.name";
+        let (entry, manifest) =
+            attested(&unpacked(&engine, &archive, &format!("unpacked-{number}")));
+        assert_eq!(entry["annotations"][name], "docker.io/library/archived:1");
+        let media_type = manifest["layers"][1]["mediaType"].as_str().unwrap();
+        assert!(media_type.ends_with("+zstd"), "{media_type}");
+        let (entry, manifest) = attested(Path::new(&directory));
+        assert_eq!(entry["annotations"][name], "docker.io/library/laid:1");
+        let media_type = manifest["layers"][1]["mediaType"].as_str().unwrap();
+        assert!(media_type.ends_with("+gzip"), "{media_type}");
+        let told = json_file(Path::new(&metadata));
+        assert_eq!(told["containerimage.descriptor"]["digest"], entry["digest"]);
+        assert_eq!(told["image.name"], "docker.io/library/laid:1");
+        let image = format!("/images/imaged:{number}/json?manifests=true");
+        let manifests = engine.get(&image)["Manifests"].clone();
+        let kinds = manifests.as_array().unwrap().iter();
+        let kinds: Vec<&Value> = kinds.map(|one| &one["Kind"]).collect();
+        assert_eq!(kinds, [&json!("image"), &json!("attestation")]);
+        let image = format!("imaged:{number}");
+        let look = ["run", "--rm", &image, "cat", "/file"];
+        assert_eq!(engine.docker(&look).ok(), "several");
+    }
+    // A layout without a name has not that of another output.
+    for (number, client) in clients() {
+        let place = engine.scratch("unnamed").join(number.to_string());
+        let output = format!("type=oci,tar=false,dest={}", place.display());
+        let args = ["-o", &output, "-o", "type=image,name=imaged:3"];
+        client.built(&context, &args);
+        let annotations = layout(&place).0["annotations"].clone();
+        assert_eq!(annotations["org.opencontainers.image.ref.name"], "latest");
+        assert_eq!(annotations["io.containerd.image.name"], Value::Null);
+    }
 }
 
 #[test]

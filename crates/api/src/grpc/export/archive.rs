@@ -23,6 +23,12 @@ use super::{Archive, Copying, failed};
 /// The store of the client that gets the blobs of a layout.
 const STORE: &str = "export";
 
+const DESCRIPTOR: &str = "containerimage.descriptor";
+const NAMES: &str = "image.name";
+
+/// The entries of an answer that the client writes into the index of a layout.
+pub(super) const OF_LAYOUT: [&str; 2] = [DESCRIPTOR, NAMES];
+
 impl Buildkit {
     /// Packs an image, and sends it to the client. Returns what it is told of it.
     pub(super) async fn send_archive(
@@ -149,11 +155,11 @@ pub(super) fn told(
             "containerimage.digest".to_owned(),
             descriptor.digest.to_string(),
         ),
-        ("containerimage.descriptor".into(), STANDARD.encode(encoded)),
+        (DESCRIPTOR.into(), STANDARD.encode(encoded)),
     ]);
     if !names.is_empty() {
         let names: Vec<String> = names.iter().map(Reference::to_string).collect();
-        answer.insert("image.name".into(), names.join(","));
+        answer.insert(NAMES.into(), names.join(","));
     }
     Ok(answer)
 }

@@ -30,10 +30,9 @@ pub(in super::super) fn parse(exporters: &[Exporter]) -> Result<Vec<Export>> {
     let exports: Vec<Export> = exports
         .map(|(id, exporter)| export(id, exporter))
         .collect::<Result<_>>()?;
-    let is_layout =
-        |export: &&Export| matches!(&export.output, Output::Archive(archive) if archive.is_layout);
+    let layouts = exports.iter().filter(|export| export.is_layout());
     // The client has one store for all of them.
-    if exports.iter().filter(is_layout).count() > 1 {
+    if layouts.count() > 1 {
         return Err(Status::invalid("only one output can have tar=false"));
     }
     Ok(exports)

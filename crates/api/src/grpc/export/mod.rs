@@ -83,6 +83,42 @@ impl Export {
             Output::Tar(_) => "exporting to client tarball",
         }
     }
+
+    /// Whether the client gets the blobs of an OCI layout.
+    fn is_layout(&self) -> bool {
+        matches!(&self.output, Output::Archive(archive) if archive.is_layout)
+    }
+}
+
+/// What the client is told of its outputs.
+#[derive(Debug, Default)]
+struct Answer {
+    /// Of all: an entry is that of the last output that has it.
+    entries: BTreeMap<String, String>,
+    /// Of a layout.
+    layout: Option<BTreeMap<String, String>>,
+}
+
+impl Answer {
+    fn add(&mut self, export: &Export, told: BTreeMap<String, String>) {
+        if export.is_layout() {
+            self.layout = Some(told.clone());
+        }
+        self.entries.extend(told);
+    }
+
+    /// Returns all entries. The protocol has one descriptor for all outputs, which clients write into the index of a layout with the
+    /// names beside it: these are the layout's, if there is one.
+    fn into_entries(mut self) -> BTreeMap<String, String> {
+        if let Some(layout) = self.layout {
+            self.entries
+                .retain(|key, _| !archive::OF_LAYOUT.contains(&key.as_str()));
+            let own = layout.into_iter();
+            let own = own.filter(|(key, _)| archive::OF_LAYOUT.contains(&key.as_str()));
+            self.entries.extend(own);
+        }
+        self.entries
+    }
 }
 
 impl Buildkit {
@@ -93,12 +129,12 @@ impl Buildkit {
         returned: &gateway::Result,
         exports: &[Export],
     ) -> Result<SolveResponse> {
-        let mut answer = BTreeMap::new();
+        let mut answer = Answer::default();
         for (name, value) in &returned.metadata {
             // Results of subrequests, which the client shows.
             if name.starts_with("frontend.") || name.starts_with("result.") {
                 let text = String::from_utf8_lossy(value).into_owned();
-                answer.insert(name.clone(), text);
+                answer.entries.insert(name.clone(), text);
             }
         }
         if !returned.attestations.is_empty() {
@@ -108,7 +144,7 @@ impl Buildkit {
         if found.is_empty() {
             if exports.is_empty() || !returned.metadata.is_empty() {
                 return Ok(SolveResponse {
-                    exporter_response: answer,
+                    exporter_response: answer.into_entries(),
                 });
             }
             return Err(Status::invalid("the build has no result to export"));
@@ -146,7 +182,7 @@ impl Buildkit {
             match self.export_one(build, &results, export, &work).await {
                 Ok(told) => {
                     let _ = work.end(Ok(()));
-                    answer.extend(told);
+                    answer.add(export, told);
                 }
                 Err(status) => {
                     let _ = work.end(Err::<(), _>(Error::invalid(status.message.clone())));
@@ -155,7 +191,7 @@ impl Buildkit {
             }
         }
         Ok(SolveResponse {
-            exporter_response: answer,
+            exporter_response: answer.into_entries(),
         })
     }
 
@@ -342,5 +378,52 @@ impl<'a> Copying<'a> {
             bytes: self.bytes,
             is_done,
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(entries: &[(&str, &str)]) -> BTreeMap<String, String> {
+        let entries = entries.iter();
+        entries
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect()
+    }
+
+    fn answer(outputs: &[(bool, &[(&str, &str)])]) -> BTreeMap<String, String> {
+        let mut answer = Answer::default();
+        for (is_layout, entries) in outputs {
+            let mut attrs = BTreeMap::new();
+            if *is_layout {
+                attrs.insert("tar".to_owned(), "false".to_owned());
+            }
+            let kind = "oci".to_owned();
+            let exporter = whelk_buildkit::pb::control::Exporter { kind, attrs };
+            for export in parse(&[exporter]).unwrap_or_default() {
+                answer.add(&export, told(entries));
+            }
+        }
+        answer.into_entries()
+    }
+
+    #[test]
+    fn the_descriptor_is_that_of_the_layout() {
+        let (digest, descriptor) = ("containerimage.digest", "containerimage.descriptor");
+        let layout: &[_] = &[(digest, "1"), (descriptor, "1")];
+        let named: &[_] = &[(digest, "1"), (descriptor, "1"), ("image.name", "a")];
+        let other: &[_] = &[(digest, "2"), (descriptor, "2"), ("image.name", "b")];
+        let mixed: &[_] = &[(digest, "2"), (descriptor, "1")];
+        let mixed_named: &[_] = &[(digest, "2"), (descriptor, "1"), ("image.name", "a")];
+        for (outputs, expected) in [
+            (vec![(true, layout), (false, other)], mixed),
+            (vec![(true, named), (false, other)], mixed_named),
+            (vec![(false, other), (true, layout)], layout),
+            (vec![(false, layout), (false, other)], other),
+            (vec![(false, other)], other),
+        ] {
+            assert_eq!(answer(&outputs), told(expected), "{outputs:?}");
+        }
     }
 }

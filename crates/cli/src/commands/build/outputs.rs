@@ -61,16 +61,6 @@ pub(super) fn parse(given: &[String], load: bool, push: bool) -> Outcome<Vec<Out
     if outputs.iter().filter(to_stdout).count() > 1 {
         return Err(Failure::new(ONE_STDOUT));
     }
-    if outputs.iter().any(|output| output.layout().is_some()) {
-        // What the engine tells of an image has to be true of the one in the layout.
-        let mut forms = outputs.iter().filter_map(Output::form);
-        let first = forms.next();
-        if forms.any(|form| Some(form) != first) {
-            return Err(Failure::new(
-                "an output with tar=false and other archives with other attributes have to be built on their own",
-            ));
-        }
-    }
     Ok(outputs)
 }
 
@@ -86,17 +76,6 @@ impl Output {
             Place::Layout(directory) => Some(directory),
             _ => None,
         }
-    }
-
-    /// Returns what decides about the manifest of the image in an archive or layout. Returns `None` for others.
-    fn form(&self) -> Option<(&str, Vec<(&str, &str)>)> {
-        if !matches!(&*self.kind, "oci" | "docker") {
-            return None;
-        }
-        let attributes = self.attributes.iter();
-        let attributes = attributes.map(|(name, value)| (name.as_str(), value.as_str()));
-        let kept = attributes.filter(|(name, _)| !matches!(*name, "name" | "tar"));
-        Some((self.kind.as_str(), kept.collect()))
     }
 
     fn image(is_pushed: bool) -> Self {
@@ -435,18 +414,6 @@ mod tests {
         assert!(both.is_err());
         assert_eq!(parse(&[], true, true).unwrap().len(), 1);
         assert_eq!(parse(&["x".into()], true, false).unwrap().len(), 2);
-    }
-
-    #[test]
-    fn archives_beside_a_layout_have_its_form() {
-        let beside = |other: &str| {
-            let layout = "type=oci,tar=false,dest=/tmp/not/there/yet";
-            parse(&[layout.into(), other.into()], false, false).is_ok()
-        };
-        assert!(beside("type=image,name=x") && beside("type=local,dest=x"));
-        assert!(beside("type=oci,name=x,dest=x.tar"));
-        assert!(!beside("type=docker,dest=x.tar"));
-        assert!(!beside("type=oci,compression=zstd,dest=x.tar"));
     }
 
     #[test]

@@ -72,11 +72,7 @@ impl Prepared {
         let mut request = options::request(&args, &contexts, &outputs)?;
         let mut stores = Stores::of(request.cache.get_or_insert_default())?;
         stores.layouts = std::mem::take(&mut contexts.layouts);
-        // The engine refuses a second one.
-        stores.exported = outputs.iter().find_map(|output| {
-            let directory = output.layout()?.to_owned();
-            Some((directory, output.names(&args.tag)))
-        });
+        stores.exported = outputs.iter().find_map(Output::layout).map(Path::to_owned);
         let own = &request.frontend_attrs;
         let proxies = client
             .proxies()

@@ -17,9 +17,9 @@ use whelk_buildkit::pb::content::{
     ReadContentRequest, ReadContentResponse, WriteAction, WriteContentRequest, WriteContentResponse,
 };
 use whelk_buildkit::pb::control::{CacheOptions, CacheOptionsEntry, SolveResponse};
+use whelk_image::Digest;
 use whelk_image::descriptor::{Descriptor, Index};
 use whelk_image::digest::Hashing;
-use whelk_image::{Digest, Reference};
 
 use crate::output::warn_line;
 use crate::{Failure, Outcome, files, plain};
@@ -47,8 +47,8 @@ pub(super) struct Stores {
     written: BTreeMap<String, BTreeSet<String>>,
     /// Those of named contexts, of which only their names are known to the engine (`oci:NAME`).
     pub layouts: BTreeMap<String, PathBuf>,
-    /// That of the result, and the names of the image in it.
-    pub exported: Option<(PathBuf, Vec<String>)>,
+    /// That of the result.
+    pub exported: Option<PathBuf>,
 }
 
 impl Stores {
@@ -93,7 +93,7 @@ impl Stores {
             return send(call, &directory).await;
         }
         if store == EXPORTED
-            && let Some((directory, _)) = &self.exported
+            && let Some(directory) = &self.exported
             && call.method == WRITE
         {
             return receive(call, directory).await;
@@ -111,8 +111,8 @@ impl Stores {
 
     /// Writes what was exported into the indexes.
     pub fn finish(&self, response: &SolveResponse) -> Outcome<()> {
-        if let Some((directory, names)) = &self.exported {
-            finish_image(directory, names, response)?;
+        if let Some(directory) = &self.exported {
+            finish_image(directory, response)?;
         }
         let Some(text) = response.exporter_response.get("cache.manifest") else {
             return Ok(());
@@ -200,9 +200,10 @@ fn find_in(index: &Index, tag: &str) -> Option<String> {
     entry.map(|entry| entry.digest.to_string())
 }
 
-/// Makes a layout of the blobs of an image, with its names: those that the engine tells may be of another output.
-fn finish_image(directory: &Path, names: &[String], response: &SolveResponse) -> Outcome<()> {
-    let Some(text) = response.exporter_response.get("containerimage.descriptor") else {
+/// Makes a layout of the blobs of an image, with its names. Of several outputs, the engine's answer is about this one.
+fn finish_image(directory: &Path, response: &SolveResponse) -> Outcome<()> {
+    let told = |name: &str| response.exporter_response.get(name);
+    let Some(text) = told("containerimage.descriptor") else {
         return Ok(());
     };
     let invalid = |error: String| Failure::new(format!("the engine's image descriptor: {error}"));
@@ -214,28 +215,21 @@ fn finish_image(directory: &Path, names: &[String], response: &SolveResponse) ->
         blob(directory, manifest.digest.as_str()).map_err(|status| invalid(status.message))?;
     if !path.is_file() {
         let text = format!(
-            "{} has no {}: build other archives on their own",
-            directory.display(),
-            manifest.digest
+            "the engine has not sent the image {} for {}",
+            manifest.digest,
+            directory.display()
         );
         return Err(Failure::new(text));
     }
     create(directory)?;
-    let mut is_named = false;
-    for own in names.iter().filter(|name| !name.is_empty()) {
-        let reference: whelk_image::Result<Reference> = own.parse();
-        let full = reference
-            .and_then(Reference::into_tag)
-            .map_err(|error| Failure::new(format!("invalid tag {own:?}: {error}")))?
-            .to_string();
+    let Some(names) = told("image.name") else {
+        return name(directory, &manifest, &[(TAG, "latest")]);
+    };
+    for full in names.split(',') {
         let tag = full.rsplit_once(':').map_or("latest", |(_, tag)| tag);
-        name(directory, &manifest, &[(NAME, &full), (TAG, tag)])?;
-        is_named = true;
+        name(directory, &manifest, &[(NAME, full), (TAG, tag)])?;
     }
-    match is_named {
-        true => Ok(()),
-        false => name(directory, &manifest, &[(TAG, "latest")]),
-    }
+    Ok(())
 }
 
 /// Adds a manifest to the index of a layout with annotations, instead of the one that has the first of them.
@@ -470,8 +464,8 @@ mod tests {
     fn images_have_their_names_in_the_index() {
         let scratch = Scratch::temporary("layout").unwrap();
         let place = scratch.path().join("new/layout");
-        let mut stores = Stores {
-            exported: Some((place.clone(), Vec::new())),
+        let stores = Stores {
+            exported: Some(place.clone()),
             ..Stores::default()
         };
         let digest = Digest::of(b"manifest");
@@ -486,19 +480,13 @@ mod tests {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, b"manifest").unwrap();
         stores.finish(&response).unwrap();
-        stores.exported = Some((place.clone(), vec!["a:1".into(), "b:2".into()]));
-        // Another output may have another one.
-        let other = "docker.io/library/c:3".to_owned();
+        let names = "docker.io/library/a:1,docker.io/library/b:2".to_owned();
         response
             .exporter_response
-            .insert("image.name".into(), other);
+            .insert("image.name".into(), names);
         stores.finish(&response).unwrap();
         stores.finish(&response).unwrap();
-        let entries = index(&place).unwrap().manifests;
-        let names = entries.iter().map(|entry| entry.annotations.get(NAME));
-        let names: Vec<&str> = names.flatten().map(String::as_str).collect();
-        assert_eq!(names, ["docker.io/library/a:1", "docker.io/library/b:2"]);
-        assert_eq!(entries.len(), 3);
+        assert_eq!(index(&place).unwrap().manifests.len(), 3);
         for tag in ["latest", "1", "2"] {
             assert_eq!(find(&place, tag), Ok(digest.to_string()));
         }
