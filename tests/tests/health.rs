@@ -78,7 +78,7 @@ fn a_container_becomes_unhealthy_and_healthy_again() {
             "--health-retries",
             "2",
             "--health-start-period",
-            "2s",
+            "5s",
             "--health-start-interval",
             "200ms",
         ];
@@ -92,7 +92,7 @@ fn a_container_becomes_unhealthy_and_healthy_again() {
             engine.inspect("one")["Config"]["Healthcheck"],
             json!({
                 "Test": ["CMD-SHELL", "echo hi; test -e /ok"], "Interval": 300_000_000,
-                "StartPeriod": 2_000_000_000, "StartInterval": 200_000_000, "Retries": 2,
+                "StartPeriod": 5_000_000_000, "StartInterval": 200_000_000, "Retries": 2,
             })
         );
         let first = await_results(engine, "one", 2)[0].clone();
@@ -262,23 +262,27 @@ fn a_check_that_takes_too_long_is_killed_with_its_children() {
 fn only_the_beginning_of_the_output_is_kept() {
     Engine::start().both(|cli| {
         let engine = cli.engine();
-        let up = |name: &str, script: &str| {
+        let up = |name: &str, script: &str, timeout: &str| {
             let flags = [
                 "--health-cmd",
                 script,
                 "--health-interval",
                 "100ms",
                 "--health-timeout",
-                "1s",
+                timeout,
                 "--health-retries",
                 "1",
             ];
             cli.up(name, &flags, &["sleep", "600"]);
         };
-        up("endless", "yes");
-        up("long", "head -c 3000000 /dev/zero | tr '\\000' a; exit 3");
-        up("exact", "head -c 4096 /dev/zero | tr '\\000' a");
-        up("binary", "printf 'a\\377b'; kill -9 $$");
+        up("endless", "yes", "1s");
+        up(
+            "long",
+            "head -c 3000000 /dev/zero | tr '\\000' a; exit 3",
+            "30s",
+        );
+        up("exact", "head -c 4096 /dev/zero | tr '\\000' a", "30s");
+        up("binary", "printf 'a\\377b'; kill -9 $$", "30s");
         let output = |name: &str| {
             let result = await_results(engine, name, 1)[0].clone();
             let output = result["Output"].as_str().unwrap().to_owned();
