@@ -67,6 +67,23 @@ impl Error {
         whelk_engine::Error::kernel(text, &error).into()
     }
 
+    /// Returns the size in bytes of what it refers to, without the state of a failed process.
+    pub(crate) fn held(&self) -> usize {
+        let boxed = |cause: &Self| size_of::<Self>() + cause.held();
+        let placed = |error: &whelk_dockerfile::Error| {
+            error.to_string().len() + size_of_val(error.lines.as_slice())
+        };
+        match self {
+            Self::Dockerfile(error) => placed(error),
+            Self::Unavailable { place, cause } => placed(place) + boxed(cause),
+            Self::Step { cause, .. } => boxed(cause),
+            Self::Invalid(text) | Self::Unsupported(text) => text.len(),
+            Self::Missing { path, .. } => path.len(),
+            Self::Process { command, .. } => command.len(),
+            Self::Engine(error) => size_of_val(&**error) + error.to_string().len(),
+        }
+    }
+
     /// Returns the cause, without the place where it has happened.
     pub fn root(&self) -> &Self {
         match self {

@@ -63,18 +63,20 @@ pub enum EventKind {
 impl EventKind {
     /// Returns what the event takes of [`MAX_BYTES`].
     fn size(&self) -> usize {
-        /// Some texts that are not counted are about as long.
-        const TEXT: usize = 256;
-        let own = size_of::<Event>();
-        match self {
-            Self::Announced { name, inputs } => own + name.len() + size_of_val(inputs.as_slice()),
-            Self::Transfer { name, .. } | Self::Part { name, .. } => own + name.len(),
-            Self::Failed(error) => own + error.to_string().len(),
-            Self::Pull(_) | Self::Warning(_) => own + TEXT,
-            // Its size is limited by itself.
-            Self::FrontendWarning(_) => own,
-            Self::Started { .. } | Self::Cached | Self::Done | Self::Left => own,
-        }
+        let held = match self {
+            Self::Announced { name, inputs } => name.len() + size_of_val(inputs.as_slice()),
+            Self::Pull(update) => update.id.len() + update.source.len(),
+            Self::Transfer { name, .. } | Self::Part { name, .. } => name.len(),
+            Self::Warning(warning) => warning.detail.len(),
+            Self::Failed(error) => error.held(),
+            // Warnings of frontends have a limit of their own, and logs are counted by their number.
+            Self::FrontendWarning(_)
+            | Self::Started { .. }
+            | Self::Cached
+            | Self::Done
+            | Self::Left => 0,
+        };
+        size_of::<Event>().saturating_add(held)
     }
 
     /// Returns whether clients can follow a build without the event.
@@ -99,6 +101,23 @@ pub struct FrontendWarning {
     pub url: String,
     pub info: Option<SourceInfo>,
     pub ranges: Vec<Range>,
+}
+
+impl FrontendWarning {
+    /// Returns what it takes of [`MAX_WARNING_BYTES`].
+    fn size(&self) -> usize {
+        let lines = self
+            .detail
+            .iter()
+            .map(|line| size_of_val(line) + line.len());
+        let info = self.info.as_ref();
+        let info = info.map_or(0, |info| {
+            info.filename.len() + info.data.len() + info.language.len()
+        });
+        let ranges = size_of_val(self.ranges.as_slice());
+        let texts = self.short.len() + self.url.len() + lines.sum::<usize>();
+        size_of::<Self>() + texts + info + ranges
+    }
 }
 
 /// Maximum number of warnings of a frontend that are kept, and their size in bytes.
@@ -179,11 +198,15 @@ impl Progress {
         }
     }
 
-    /// Adds a warning of a frontend about a step, of this size. Returns whether it was kept: there may be too many.
-    pub fn warn(&self, vertex: Digest, warning: FrontendWarning, bytes: usize) -> bool {
+    /// Adds a warning of a frontend about a step. Returns whether it was kept: there may be too many.
+    pub fn warn(&self, vertex: Digest, mut warning: FrontendWarning) -> bool {
+        if let Some(info) = &mut warning.info {
+            // How the file was made, which clients do not show.
+            info.definition = None;
+        }
         {
             let mut room = self.0.warnings.lock().ignore_poison();
-            let bytes = room.bytes.saturating_add(bytes);
+            let bytes = room.bytes.saturating_add(warning.size());
             if room.count >= MAX_WARNINGS || bytes > MAX_WARNING_BYTES {
                 return false;
             }
@@ -331,20 +354,163 @@ impl Drop for Work {
     reason = "a panic with its place is all the error handling that a test needs"
 )]
 mod tests {
+    use whelk_dockerfile::Lines;
+    use whelk_dockerfile::lint::Rule;
+    use whelk_image::progress::State;
+
     use super::*;
 
     #[test]
     fn warnings_have_a_number_and_a_size() {
         let vertex = Digest::of(b"step");
         let progress = Progress::default();
-        let warn =
-            |progress: &Progress, bytes| progress.warn(vertex, FrontendWarning::default(), bytes);
-        assert!(warn(&progress, MAX_WARNING_BYTES - 1));
-        assert!(!warn(&progress, 2));
-        assert!(warn(&progress, 1));
+        let own = FrontendWarning::default().size();
+        let warn = |progress: &Progress, bytes: usize| {
+            let warning = FrontendWarning {
+                short: vec![0; bytes - own],
+                ..FrontendWarning::default()
+            };
+            progress.warn(vertex, warning)
+        };
+        assert!(warn(&progress, MAX_WARNING_BYTES - 1000));
+        assert!(!warn(&progress, 1001));
+        assert!(warn(&progress, 1000));
         let progress = Progress::default();
-        let kept = (0..=MAX_WARNINGS).filter(|_| warn(&progress, 1));
+        let kept = (0..=MAX_WARNINGS).filter(|_| warn(&progress, 1000));
         assert_eq!(kept.count(), MAX_WARNINGS);
+    }
+
+    /// Checks that something takes about as much as the text or the list in it, which has [`LENGTH`] bytes.
+    #[track_caller]
+    fn is_counted(size: usize) {
+        let most = LENGTH + 2000;
+        assert!((LENGTH..most).contains(&size), "{size}");
+    }
+
+    const LENGTH: usize = 96_000;
+
+    #[test]
+    fn events_take_what_they_hold() {
+        let text = || "x".repeat(LENGTH);
+        let update = Update {
+            id: String::new(),
+            state: State::Waiting,
+            current: 0,
+            total: 0,
+            source: String::new(),
+        };
+        let op = Digest::of(b"step");
+        let inputs = vec![op; LENGTH / size_of::<Digest>()];
+        let step = |cause: Error| Error::Step {
+            op,
+            cause: Box::new(cause),
+        };
+        let errors = [
+            Error::invalid(text()),
+            step(Error::invalid(text())),
+            step(Error::internal(text())),
+            Error::Unsupported(text()),
+            Error::Missing {
+                instruction: None,
+                path: text(),
+            },
+            Error::Process {
+                command: text(),
+                code: 1,
+                state: None,
+            },
+        ];
+        let kinds = [
+            EventKind::Announced {
+                name: text(),
+                inputs: Vec::new(),
+            },
+            EventKind::Announced {
+                name: String::new(),
+                inputs,
+            },
+            EventKind::Pull(Update {
+                id: text(),
+                ..update.clone()
+            }),
+            EventKind::Pull(Update {
+                source: text(),
+                ..update
+            }),
+            EventKind::Transfer {
+                name: text(),
+                bytes: 0,
+                is_done: false,
+            },
+            EventKind::Part {
+                name: text(),
+                is_done: false,
+            },
+            EventKind::Warning(Warning {
+                rule: Rule::StageNameCasing,
+                detail: text(),
+                lines: Lines::default(),
+            }),
+        ];
+        for kind in kinds
+            .into_iter()
+            .chain(errors.into_iter().map(EventKind::Failed))
+        {
+            is_counted(kind.size());
+        }
+        for kind in [EventKind::Cached, EventKind::Done, EventKind::Left] {
+            assert_eq!(kind.size(), size_of::<Event>());
+        }
+    }
+
+    #[test]
+    fn warnings_of_frontends_take_what_they_hold() {
+        let text = || "x".repeat(LENGTH);
+        let bytes = || vec![0; LENGTH];
+        let info = |info: SourceInfo| FrontendWarning {
+            info: Some(info),
+            ..FrontendWarning::default()
+        };
+        for warning in [
+            FrontendWarning {
+                short: bytes(),
+                ..FrontendWarning::default()
+            },
+            FrontendWarning {
+                detail: vec![bytes()],
+                ..FrontendWarning::default()
+            },
+            // Lines without a text are a few bytes of the request, and more here.
+            FrontendWarning {
+                detail: vec![Vec::new(); LENGTH / size_of::<Vec<u8>>()],
+                ..FrontendWarning::default()
+            },
+            FrontendWarning {
+                url: text(),
+                ..FrontendWarning::default()
+            },
+            FrontendWarning {
+                ranges: vec![Range::default(); LENGTH / size_of::<Range>()],
+                ..FrontendWarning::default()
+            },
+            info(SourceInfo {
+                filename: text(),
+                ..SourceInfo::default()
+            }),
+            info(SourceInfo {
+                data: bytes(),
+                ..SourceInfo::default()
+            }),
+            info(SourceInfo {
+                language: text(),
+                ..SourceInfo::default()
+            }),
+        ] {
+            is_counted(warning.size());
+            let progress = Progress::default();
+            assert!(progress.warn(Digest::of(b"step"), warning));
+            is_counted(progress.size());
+        }
     }
 
     #[test]

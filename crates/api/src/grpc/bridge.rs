@@ -537,7 +537,6 @@ fn read_part(root: &OwnedFd, path: &Path, offset: u64, length: u64) -> std::io::
 
 /// Adds a warning of the client's frontend to the progress.
 fn warn(build: &Build, request: WarnRequest) -> Result<()> {
-    let bytes = request.encoded_len();
     let vertex = match request.digest.as_str() {
         "" => Digest::of(&request.short),
         digest => {
@@ -553,7 +552,7 @@ fn warn(build: &Build, request: WarnRequest) -> Result<()> {
         info: request.info,
         ranges: request.ranges,
     };
-    match build.request.progress.warn(vertex, warning, bytes) {
+    match build.request.progress.warn(vertex, warning) {
         true => Ok(()),
         false => {
             let text = "too many warnings";
