@@ -330,3 +330,43 @@ fn open_directory(path: &Path) -> Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open(path, flags, Mode::empty()).map_err(os(format!("open {}", path.display())))
 }
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
+mod tests {
+    use std::sync::Barrier;
+
+    use super::*;
+
+    /// A layer of an image is neither open nor being sealed, so that a step that reads it waits for nothing: its digest is there before
+    /// the first of them asks, and not only when the first one has been answered.
+    #[test]
+    fn steps_that_read_a_base_layer_at_once_find_it() {
+        const STEPS: usize = 4;
+        let scratch = Scratch::temporary("layers").unwrap();
+        let store = Store::open(scratch.path()).unwrap();
+        let digest = Digest::of(b"layer");
+        let sealed = || Layer::sealed(digest.clone(), 0);
+        assert_eq!(sealed().sealing.peek().unwrap().as_ref().unwrap(), &digest);
+        let layers: Vec<Arc<Layer>> = (0..1000).map(|_| sealed()).collect();
+        let at_once = Barrier::new(STEPS);
+        let read = || {
+            let missing = layers.iter().filter(|layer| {
+                at_once.wait();
+                layer.files(&store).is_err()
+            });
+            missing.count()
+        };
+        let missing: usize = std::thread::scope(|scope| {
+            let steps: Vec<_> = (0..STEPS).map(|_| scope.spawn(read)).collect();
+            let steps = steps.into_iter().map(|step| step.join().unwrap());
+            steps.sum()
+        });
+        assert_eq!(missing, 0);
+        let files = sealed().files(&store).unwrap();
+        assert_eq!(files.path, store.snapshots.files(&digest));
+    }
+}
