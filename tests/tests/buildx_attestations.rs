@@ -263,9 +263,11 @@ fn statements_are_beside_files_and_in_archives() {
     let output = format!("{output},oci-mediatypes=false");
     let args = ["--sbom=generator=scanner", "-o", &output];
     docker(&engine).build_fails(&context, &args, &["cannot export attestations"]);
-    // With whelk's own client.
+    // With whelk's own client, which tells the id of the image, not that of its index.
+    let id = place.join("id");
     let words = [
         "build",
+        "-q",
         "--sbom",
         "generator=scanner",
         "--provenance",
@@ -274,9 +276,13 @@ fn statements_are_beside_files_and_in_archives() {
         "of=whelk",
         "-t",
         "whelks",
+        "--iidfile",
+        id.to_str().unwrap(),
         context.to_str().unwrap(),
     ];
-    engine.cli(Program::Whelk).run(&words).ok();
+    let told = engine.cli(Program::Whelk).run(&words).ok();
+    assert_eq!(told, engine.image("whelks")["Id"]);
+    assert_eq!(told, fs::read_to_string(id).unwrap());
     let manifests = engine.get("/images/whelks/json?manifests=true")["Manifests"].clone();
     let kinds: Vec<&Value> = manifests
         .as_array()

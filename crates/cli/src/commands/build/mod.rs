@@ -94,15 +94,21 @@ pub(crate) async fn build(client: &Client, args: BuildArgs) -> Outcome {
     // What it fails with says so already; what stops it does not.
     let finished = async { Ok(prepared.end(client, &response, is_quiet).await) };
     let code = signals.or_stopped(finished).await.map_err(not_built)??;
-    let id = response.exporter_response.get("containerimage.digest");
     // Not behind an archive.
     if is_quiet
         && !prepared.writes_to_stdout()
-        && let Some(id) = id
+        && let Some(id) = image_id(&response)
     {
         print_line!("{id}")?;
     }
     Ok(code)
+}
+
+/// Returns the id of the image that was built: the digest of its configuration, or that of the index of several images.
+fn image_id(response: &SolveResponse) -> Option<&String> {
+    let told = &response.exporter_response;
+    let names = ["containerimage.config.digest", "containerimage.digest"];
+    names.iter().find_map(|name| told.get(*name))
 }
 
 /// Writes the files about the result, and pushes it.
@@ -114,13 +120,14 @@ async fn finish(
     outputs: &[Output],
     is_quiet: bool,
 ) -> Outcome {
-    let id = response.exporter_response.get("containerimage.digest");
     let write = |path: &str, content: &str| {
         // Into what is there, which may be a device.
         let written = std::fs::write(path, content);
         written.map_err(|error| Failure::new(format!("write {path}: {}", plain(&error))))
     };
-    if let Some(id) = id.filter(|_| !args.iidfile.is_empty()) {
+    if !args.iidfile.is_empty()
+        && let Some(id) = image_id(response)
+    {
         write(&args.iidfile, id).map_err(not_built)?;
     }
     if !args.metadata_file.is_empty() {
