@@ -12,7 +12,7 @@ use std::process::Command;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use whelk_tests::builds::{BUILDKIT, docker, json_file, scanner, whelk};
+use whelk_tests::builds::{BUILDKIT, docker, json_file, scanner, shows, whelk};
 use whelk_tests::images::{noise, sha256};
 use whelk_tests::registry::{Behaviour, Registry};
 use whelk_tests::{Engine, Program, eventually};
@@ -359,6 +359,18 @@ fn several_outputs_have_attestations_of_their_own() {
         let annotations = layout(&place).0["annotations"].clone();
         assert_eq!(annotations["org.opencontainers.image.ref.name"], "latest");
         assert_eq!(annotations["io.containerd.image.name"], Value::Null);
+    }
+}
+
+#[test]
+fn a_result_may_be_kept_by_the_cache_alone() {
+    let engine = Engine::start();
+    for (client, name) in [(docker(&engine), "docker"), (whelk(&engine), "whelk")] {
+        let text = format!("FROM busybox\nRUN --network=none echo {name} > /x\n");
+        let context = engine.dockerfile(name, &text);
+        client.built(&context, &["-o", "type=cacheonly", "-t", name]);
+        assert_ne!(engine.docker(&["image", "inspect", name]).code, 0);
+        shows(&client.built(&context, &["-t", name]), &["CACHED\n"]);
     }
 }
 

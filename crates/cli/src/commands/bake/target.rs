@@ -1,8 +1,8 @@
 //! The build of a target: a bake file's words as those of `build`.
 
 use clap::{Args as _, Command, FromArgMatches as _};
+use whelk_bake::Target;
 use whelk_bake::paths::{clean, is_remote, join};
-use whelk_bake::{Output, Target};
 
 use super::remote::Remote;
 use crate::commands::build::{self, BuildArgs, is_fetched};
@@ -187,11 +187,6 @@ pub(super) fn layout(value: &str) -> Option<&str> {
     build::layout(value).map(|(path, ..)| path)
 }
 
-/// Returns whether an output keeps nothing but the cache.
-pub(super) fn is_cache_only(output: &Output) -> bool {
-    output.0.kind() == "cacheonly"
-}
-
 /// Returns the words of `build` for a target. Contexts that are beside the definitions on a server have none.
 fn words(target: &Target, remote: Option<&Remote>) -> Vec<String> {
     let is_beside_remote = remote.is_some_and(Remote::has_files);
@@ -235,7 +230,6 @@ fn words(target: &Target, remote: Option<&Remote>) -> Vec<String> {
         caches.for_each(|cache| add(flag, &cache.0.flag()));
     }
     let outputs = target.outputs.iter().flatten();
-    let outputs = outputs.filter(|output| !is_cache_only(output));
     outputs.for_each(|output| add("output", &output.0.flag()));
     let attestations = target.attest.iter().flatten();
     attestations.for_each(|attestation| add("attest", &attestation.0.flag()));
@@ -285,17 +279,17 @@ pub(super) fn build(target: &Target, remote: Option<&Remote>) -> Outcome<BuildAr
     let matches = command.try_get_matches_from(words(target, remote));
     let args = matches.and_then(|matches| BuildArgs::from_arg_matches(&matches));
     let args = args.map_err(|error| Failure::new(format!("target {}: {error}", target.name)))?;
-    let outputs = target.outputs.iter().flatten();
     Ok(BuildArgs {
         inline: target.dockerfile_inline.clone(),
         is_input: target.is_remote,
-        has_no_output: outputs.clone().count() > 0 && outputs.into_iter().all(is_cache_only),
         ..args
     })
 }
 
 #[cfg(test)]
 mod tests {
+    use whelk_bake::Output;
+
     use super::*;
 
     #[test]
@@ -364,7 +358,7 @@ mod tests {
         assert_eq!(args.build_arg, ["A=--x,y"]);
         assert_eq!(args.tag, ["a:1", "b:1"]);
         assert_eq!(args.build_context, ["base=target:base"]);
-        assert!(args.pull && !args.no_cache && !args.has_no_output);
+        assert!(args.pull && !args.no_cache);
         let remote = Target {
             context: Some("https://example.com/x.git".into()),
             dockerfile: Some("Dockerfile".into()),

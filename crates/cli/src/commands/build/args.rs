@@ -118,9 +118,6 @@ pub(crate) struct BuildArgs {
     /// The Dockerfile itself, of a bake file's target.
     #[arg(skip)]
     pub inline: Option<String>,
-    /// Whether only the cache keeps the result, of a bake file's target.
-    #[arg(skip)]
-    pub has_no_output: bool,
     /// Whether the context is an input of the request, of a bake file's target.
     #[arg(skip)]
     pub is_input: bool,

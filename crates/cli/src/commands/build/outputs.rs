@@ -40,10 +40,11 @@ enum Place {
     Layout(PathBuf),
 }
 
-/// Reads `--output`, `--load` and `--push`. Without them, the result is an image of the engine.
+/// Reads `--output`, `--load` and `--push`. Without them, the result is an image of the engine; with `type=cacheonly`, none.
 pub(super) fn parse(given: &[String], load: bool, push: bool) -> Outcome<Vec<Output>> {
     let mut outputs = given
         .iter()
+        .filter(|text| !is_cache_only(text))
         .map(|text| Output::parse(text))
         .collect::<Outcome<Vec<_>>>()?;
     let is_image = |output: &Output| output.place == Place::Engine;
@@ -54,7 +55,8 @@ pub(super) fn parse(given: &[String], load: bool, push: bool) -> Outcome<Vec<Out
         }
     }
     // An image of the engine is loaded already.
-    if outputs.is_empty() || load && !outputs.iter().any(is_image) {
+    let has_none = given.is_empty() && outputs.is_empty();
+    if has_none || load && !outputs.iter().any(is_image) {
         outputs.push(Output::image(false));
     }
     let to_stdout = |output: &&Output| output.is_stdout();
@@ -62,6 +64,14 @@ pub(super) fn parse(given: &[String], load: bool, push: bool) -> Outcome<Vec<Out
         return Err(Failure::new(ONE_STDOUT));
     }
     Ok(outputs)
+}
+
+/// Whether an output keeps nothing but the cache.
+fn is_cache_only(text: &str) -> bool {
+    let kind = |fields: BTreeMap<String, String>| fields.get("type").cloned();
+    // One without a type is a directory.
+    let kind = fields(text, "output").ok().and_then(kind);
+    kind.as_deref() == Some("cacheonly")
 }
 
 impl Output {
@@ -414,6 +424,15 @@ mod tests {
         assert!(both.is_err());
         assert_eq!(parse(&[], true, true).unwrap().len(), 1);
         assert_eq!(parse(&["x".into()], true, false).unwrap().len(), 2);
+        for (text, load, push, count) in [
+            ("type=cacheonly", false, false, 0),
+            ("type=cacheonly", true, false, 1),
+            ("type=cacheonly", false, true, 1),
+            // A directory.
+            ("cacheonly", false, false, 1),
+        ] {
+            assert_eq!(parse(&[text.into()], load, push).unwrap().len(), count);
+        }
     }
 
     #[test]

@@ -52,10 +52,7 @@ impl Prepared {
     ) -> Outcome<Self> {
         options::leave_out_empty(&mut args);
         let call = options::call(&args)?;
-        let outputs = match args.has_no_output {
-            true => Vec::new(),
-            false => outputs::parse(&args.output, args.load, args.push)?,
-        };
+        let outputs = outputs::parse(&args.output, args.load, args.push)?;
         for output in &outputs {
             output.check(&args.tag)?;
         }
