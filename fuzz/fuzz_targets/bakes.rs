@@ -20,8 +20,7 @@ fuzz_target!(|text: &str| {
             continue;
         };
         let overrides = ["*.tags=x", "*.args.A"].map(str::to_owned);
-        let targets = definitions.targets.iter().map(|target| target.name.clone());
-        let targets: Vec<String> = targets.collect();
+        let targets: Vec<String> = definitions.targets.keys().cloned().collect();
         let _ = definitions.resolve(&targets, &[], |_| None);
         let _ = definitions.resolve(&targets, &overrides, |_| Some("1".to_owned()));
     }

@@ -1,21 +1,27 @@
 //! Reads files: which targets, groups and variables they define.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use hcl_edit::expr::Expression;
 use serde::Serialize;
 
-use crate::error::{Problem, Result};
+use crate::error::{Error, Problem, Result};
 use crate::eval::{Scope, span};
+use crate::functions::STEP;
 use crate::names::{Names, Placed};
-use crate::syntax::{self, Body};
+use crate::syntax::{self, Attribute, Body};
 use crate::target::{self, Group, Target, unique};
 use crate::value::{Type, Value};
 use crate::{Environment, File, ReadFile, compose};
 
+/// The maximum number of targets, and that of groups.
+const MAX_TARGETS: usize = 10_000;
+
 /// The targets, groups and variables that bake files define.
 #[derive(Debug, Default)]
 pub struct Definitions {
-    pub targets: Vec<Target>,
-    pub groups: Vec<Group>,
+    pub targets: BTreeMap<String, Target>,
+    pub groups: BTreeMap<String, Group>,
     /// Sorted by name.
     pub variables: Vec<VariableInfo>,
     /// Warnings for the user, such as of attributes that are ignored.
@@ -57,8 +63,12 @@ impl Definitions {
         let mut definitions = Self::default();
         if !composes.is_empty() {
             let read = compose::read(&composes, environment, more)?;
-            definitions.groups.extend(read.group);
-            definitions.targets = read.targets;
+            if let Some(group) = read.group {
+                definitions.groups.insert(group.name.clone(), group);
+            }
+            for target in read.targets {
+                definitions.add(target).map_err(Error::new)?;
+            }
             definitions.warnings = read.warnings;
         }
         let files: Vec<(String, String)> = others
@@ -71,10 +81,23 @@ impl Definitions {
         }
         let evaluated = definitions.evaluate(environment, &bodies, &files);
         evaluated.map_err(|problem| problem.error(&files))?;
-        for group in &mut definitions.groups {
+        for group in definitions.groups.values_mut() {
             group.targets = unique(&group.targets);
         }
         Ok(definitions)
+    }
+
+    /// Adds a target, or what it defines to the one with its name.
+    fn add(&mut self, target: Target) -> std::result::Result<(), String> {
+        if let Some(own) = self.targets.get_mut(&target.name) {
+            own.merge(&target);
+            return Ok(());
+        }
+        if self.targets.len() >= MAX_TARGETS {
+            return Err(format!("more than {MAX_TARGETS} targets are defined"));
+        }
+        self.targets.insert(target.name.clone(), target);
+        Ok(())
     }
 
     fn evaluate(
@@ -99,37 +122,46 @@ impl Definitions {
                 validate(&names, variable)?;
             }
         }
-        let mut renamed: Vec<Group> = Vec::new();
+        let mut renamed: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        let mut warned = BTreeSet::new();
         for number in 0..names.blocks.len() {
             let placed = names.blocks[number];
             let named = names.named(number, 0)?;
-            let list: Vec<String> = named.iter().map(|(name, _)| name.clone()).collect();
+            let is_group = placed.block.kind == "group";
+            let attributes = match is_group {
+                true => Vec::new(),
+                false => attributes(placed, files, &mut warned),
+            };
+            let list = || named.iter().map(|(name, _)| name.as_str());
             // A matrix without values is no target, and no group either.
-            if !list.is_empty() && list != [placed.label] {
-                match renamed.iter_mut().find(|group| group.name == placed.label) {
-                    Some(group) => group.targets.extend(list),
-                    None => renamed.push(Group {
-                        name: placed.label.to_owned(),
-                        targets: list,
-                        ..Group::default()
-                    }),
-                }
+            if !named.is_empty() && !list().eq([placed.label]) {
+                let renamed = renamed.entry(placed.label).or_default();
+                renamed.extend(list().map(str::to_owned));
             }
             for (name, own) in &*named {
                 let scope = Scope {
                     own,
                     ..names.at(placed.file, 0)
                 };
-                match placed.block.kind.as_str() {
-                    "group" => self.add_group(name, placed, scope)?,
-                    _ => self.add_target(name, placed, scope, files)?,
+                match is_group {
+                    true => self.add_group(name, placed, scope)?,
+                    false => self.add_target(name, placed, &attributes, scope)?,
                 }
             }
         }
+        self.warnings.extend(warned);
         for name in names.attribute_names().collect::<Vec<_>>() {
             names.variable(name, 0)?;
         }
-        self.groups.extend(renamed);
+        for (name, targets) in renamed {
+            // What is declared as a group is it.
+            let group = self.groups.entry(name.to_owned());
+            group.or_insert_with(|| Group {
+                name: name.to_owned(),
+                targets,
+                ..Group::default()
+            });
+        }
         Ok(())
     }
 
@@ -137,38 +169,24 @@ impl Definitions {
         &mut self,
         name: &str,
         placed: Placed<'_>,
+        attributes: &[&Attribute],
         scope: Scope<'_>,
-        files: &[(String, String)],
     ) -> std::result::Result<(), Problem> {
         let mut target = Target {
             name: name.to_owned(),
             ..Target::default()
         };
-        for attribute in &placed.block.body.attributes {
-            if matches!(&*attribute.name, "name" | "matrix") {
-                continue;
-            }
-            if !target::is_attribute(&attribute.name) {
-                let file = files.get(placed.file).map_or("", |(name, _)| name.as_str());
-                let text = format!(
-                    "{file}: target {name}: {} is ignored: there is no such attribute",
-                    attribute.name
-                );
-                if !self.warnings.contains(&text) {
-                    self.warnings.push(text);
-                }
-                continue;
-            }
+        for attribute in attributes {
             let value = scope.value(&attribute.value)?;
             target
                 .set(&attribute.name, &value)
                 .map_err(|cause| unsuitable(placed.file, &attribute.value, &cause))?;
         }
-        match self.targets.iter_mut().find(|own| own.name == name) {
-            Some(own) => own.merge(&target),
-            None => self.targets.push(target),
+        if let Some(own) = self.targets.get(name) {
+            // Its lists are looked through for duplicates.
+            scope.names.pay(own.size() / STEP)?;
         }
-        Ok(())
+        self.add(target).map_err(|text| too_many(placed, text))
     }
 
     fn add_group(
@@ -198,12 +216,40 @@ impl Definitions {
             description,
             targets: list,
         };
-        match self.groups.iter_mut().find(|own| own.name == name) {
-            Some(own) => *own = group,
-            None => self.groups.push(group),
+        if self.groups.len() >= MAX_TARGETS && !self.groups.contains_key(name) {
+            let text = format!("more than {MAX_TARGETS} groups are defined");
+            return Err(too_many(placed, text));
         }
+        self.groups.insert(name.to_owned(), group);
         Ok(())
     }
+}
+
+/// Returns the attributes that make a target, and adds warnings of others.
+fn attributes<'a>(
+    placed: Placed<'a>,
+    files: &[(String, String)],
+    warnings: &mut BTreeSet<String>,
+) -> Vec<&'a Attribute> {
+    let mut known = Vec::new();
+    for attribute in &placed.block.body.attributes {
+        match &*attribute.name {
+            "name" | "matrix" => {}
+            name if target::is_attribute(name) => known.push(attribute),
+            name => {
+                let file = files.get(placed.file).map_or("", |(file, _)| file.as_str());
+                warnings.insert(format!(
+                    "{file}: target {}: {name} is ignored: there is no such attribute",
+                    placed.label
+                ));
+            }
+        }
+    }
+    known
+}
+
+fn too_many(placed: Placed<'_>, text: String) -> Problem {
+    Problem::new("Invalid definition", text).at(placed.file, placed.block.span.clone())
 }
 
 fn unsuitable(file: usize, expression: &Expression, cause: &str) -> Problem {
@@ -393,6 +439,110 @@ mod tests {
             "function \"f\" {\n  params = [n]\n  result = [for a in range(1000): [for b in range(1000): [for c in range(1000): n]]]\n}\ntarget \"default\" { tags = [f(1)] }\n",
             "evaluating it takes too long",
         );
+    }
+
+    #[test]
+    fn what_targets_inherit_is_bounded() {
+        let group = |count: usize| {
+            let names: Vec<String> = (0..count).map(|number| format!("\"t{number}\"")).collect();
+            format!("group \"default\" {{ targets = [{}] }}\n", names.join(", "))
+        };
+        let inheriting = |count: usize| -> String {
+            let target =
+                |number: usize| format!("target \"t{number}\" {{ inherits = [\"base\"] }}\n");
+            (0..count).map(target).collect()
+        };
+        let long = "x".repeat(2 << 20);
+        let base = format!("target \"base\" {{ args = {{ A = \"{long}\" }} }}\n");
+        let content = |count: usize| format!("{base}{}{}", inheriting(count), group(count));
+        refused(&content(100), "more than 67108864 bytes");
+        let found = resolved(&content(10), &["default"]).unwrap();
+        assert_eq!(found.targets.len(), 10);
+        // Each level has what is below twice, in the same lists.
+        let levels = |own: &str| -> String {
+            let level = |number: usize| {
+                let below = format!("\"t{}\"", number + 1);
+                format!("target \"t{number}\" {{\n  inherits = [{below}, {below}]\n  {own}\n}}\n")
+            };
+            (0..100).map(level).collect()
+        };
+        let content = format!("{}target \"t100\" {{}}\n", levels("tags = [\"x\"]"));
+        let found = resolved(&content, &["t0"]).unwrap();
+        assert_eq!(found.targets["t0"].tags.as_deref().unwrap(), ["x"]);
+        // One target, through many others.
+        let parents = vec!["\"base\""; 100].join(", ");
+        let content = format!("{base}target \"default\" {{ inherits = [{parents}] }}\n");
+        refused(&content, "target default inherits more than 67108864 bytes");
+        // Each level stands on both targets of the next one: 2^100 ways.
+        let level = |number: usize| {
+            let below = number + 1;
+            ["a", "b"].map(|own| {
+                format!(
+                    "target \"{own}{number}\" {{ contexts = {{ x = \"target:a{below}\", y = \"target:b{below}\" }} }}\n"
+                )
+            })
+        };
+        let stands: String = (0..100).flat_map(level).collect();
+        let content = format!("{stands}target \"a100\" {{}}\ntarget \"b100\" {{}}\n");
+        assert_eq!(resolved(&content, &["a0"]).unwrap().targets.len(), 201);
+    }
+
+    #[test]
+    fn the_number_of_targets_is_bounded() {
+        let blocks = |kind: &str, body: &str| -> String {
+            let block = |number: usize| format!("{kind} \"x{number}\" {{{body}}}\n");
+            (0..10_001).map(block).collect()
+        };
+        refused(&blocks("target", ""), "more than 10000 targets are defined");
+        refused(
+            &blocks("group", " targets = [] "),
+            "more than 10000 groups are defined",
+        );
+        let matrix = |name: &str, hundreds: usize| {
+            format!(
+                "target \"{name}\" {{\n  matrix = {{ n = range(100), m = range({hundreds}) }}\n  name = \"{name}${{n}}-${{m}}\"\n}}\n"
+            )
+        };
+        let most = format!("{}{}", matrix("a", 60), matrix("b", 40));
+        assert_eq!(resolved(&most, &["a"]).unwrap().targets.len(), 6000);
+        let content = format!("{most}target \"one\" {{}}\n");
+        refused(&content, "docker-bake.hcl:9,1-7: Invalid definition");
+        // Those of Compose's files count, too.
+        let services: String = (0..6000)
+            .map(|number| format!("  s{number}: {{build: .}}\n"))
+            .collect();
+        let files = [
+            ("compose.yaml", format!("services:\n{services}")),
+            ("docker-bake.hcl", matrix("a", 60)),
+        ];
+        let files = files.map(|(name, content)| File {
+            name: name.into(),
+            content,
+        });
+        let read = Definitions::read(&files, &Environment::default(), &|_| Ok(None));
+        let text = read.err().unwrap().text;
+        assert!(
+            text.contains("more than 10000 targets are defined"),
+            "{text}"
+        );
+        // The same target may be defined again and again.
+        let again = "target \"default\" {}\n".repeat(10_001);
+        assert_eq!(resolved(&again, &["default"]).unwrap().targets.len(), 1);
+    }
+
+    #[test]
+    fn unknown_attributes_are_told_once_for_all_targets_of_a_matrix() {
+        let file = File {
+            name: "docker-bake.hcl".into(),
+            content: "target \"x\" {\n  matrix = { n = range(100) }\n  name = \"x${n}\"\n  tagz = []\n}\n"
+                .into(),
+        };
+        let read = Definitions::read(&[file], &Environment::default(), &|_| Ok(None)).unwrap();
+        assert_eq!(
+            read.warnings,
+            ["docker-bake.hcl: target x: tagz is ignored: there is no such attribute"]
+        );
+        assert_eq!((read.targets.len(), read.groups.len()), (100, 1));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::value::Value;
 type Attributes = BTreeMap<String, String>;
 
 /// A cache, an output or an attestation: attributes, of which `type` is one.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Entry(pub Attributes);
 
 /// A secret.
@@ -123,21 +123,27 @@ impl Serialize for Entry {
 }
 
 /// Removes duplicates, in the order of Docker's bake: an earlier entry stays, and its duplicate is replaced by the last one.
-fn unique<E: PartialEq>(mut list: Vec<E>) -> Vec<E> {
-    for at in (0..list.len().saturating_sub(1)).rev() {
-        let later = list[at + 1..].iter().position(|other| *other == list[at]);
-        if let Some(later) = later {
-            list.swap_remove(at + 1 + later);
+fn unique<E: Ord + Clone>(mut list: Vec<E>) -> Vec<E> {
+    // Of what is behind `at`.
+    let mut places = BTreeMap::new();
+    for at in (0..list.len()).rev() {
+        if let Some(later) = places.insert(list[at].clone(), at) {
+            list.swap_remove(later);
+            if let Some(moved) = list.get(later) {
+                places.insert(moved.clone(), later);
+            }
         }
     }
     list
 }
 
 /// Keeps the last entry with each key, at the place of the first.
-fn last_of_each<E, K: PartialEq>(list: Vec<E>, key: impl Fn(&E) -> K) -> Vec<E> {
+fn last_of_each<E, K: Ord>(list: Vec<E>, key: impl Fn(&E) -> K) -> Vec<E> {
     let mut kept: Vec<E> = Vec::new();
+    let mut places = BTreeMap::new();
     for entry in list {
-        match kept.iter_mut().find(|other| key(other) == key(&entry)) {
+        let place = *places.entry(key(&entry)).or_insert(kept.len());
+        match kept.get_mut(place) {
             Some(other) => *other = entry,
             None => kept.push(entry),
         }
@@ -146,7 +152,7 @@ fn last_of_each<E, K: PartialEq>(list: Vec<E>, key: impl Fn(&E) -> K) -> Vec<E> 
 }
 
 /// A cache: a name alone is one of a registry.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
 pub struct Cache(pub Entry);
 
@@ -181,7 +187,7 @@ impl Listed for Cache {
 }
 
 /// An output.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
 pub struct Output(pub Entry);
 

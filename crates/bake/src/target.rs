@@ -1,6 +1,7 @@
 //! Targets and groups: their attributes, and how several definitions of one are merged.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::iter::once;
 
 use serde::{Serialize, Serializer};
 
@@ -160,6 +161,14 @@ const OTHERS: [&str; 12] = [
     "target",
 ];
 
+/// Bytes that a text needs beside its own.
+const TEXT: usize = 64;
+
+/// Returns about how many bytes of memory a text needs.
+pub(crate) fn size_of(text: &str) -> usize {
+    text.len() + TEXT
+}
+
 /// Whether targets or groups have such an attribute.
 pub(crate) fn is_attribute(key: &str) -> bool {
     LISTS.contains(&key) || MAPS.contains(&key) || OTHERS.contains(&key)
@@ -306,6 +315,55 @@ impl Target {
         self.inherits.extend(other.inherits.clone());
     }
 
+    /// Returns about how many bytes of memory it needs.
+    pub(crate) fn size(&self) -> usize {
+        let own = [&self.name, &self.description].into_iter();
+        let texts = [
+            &self.context,
+            &self.dockerfile,
+            &self.dockerfile_inline,
+            &self.target,
+            &self.call,
+            &self.network,
+            &self.shm_size,
+        ];
+        let lists = [
+            &self.annotations,
+            &self.tags,
+            &self.platforms,
+            &self.no_cache_filter,
+            &self.ulimits,
+            &self.entitlements,
+        ];
+        let lists = lists.into_iter().flatten().flatten();
+        let maps = [&self.args, &self.labels, &self.extra_hosts];
+        let maps = maps.into_iter().flatten();
+        let maps = maps.flat_map(|(name, text)| once(name).chain(text));
+        let contexts = self.contexts.iter();
+        let contexts = contexts.flat_map(|(name, context)| [name, context]);
+        let caches = [&self.cache_from, &self.cache_to].into_iter();
+        let caches = caches.flatten().flatten().map(|cache| &cache.0);
+        let outputs = self.outputs.iter().flatten().map(|output| &output.0);
+        let attestations = self.attest.iter().flatten().map(|own| &own.0);
+        let entries = caches.chain(outputs).chain(attestations);
+        let entries = entries.flat_map(|entry| &entry.0);
+        let entries = entries.flat_map(|(key, value)| [key, value]);
+        let secrets = self.secrets.iter().flatten();
+        let secrets = secrets.flat_map(|secret| [&secret.id, &secret.file, &secret.env]);
+        let agents = self.ssh.iter().flatten();
+        let agents = agents.flat_map(|agent| once(&agent.id).chain(&agent.paths));
+        own.chain(&self.inherits)
+            .chain(texts.into_iter().flatten())
+            .chain(lists)
+            .chain(maps)
+            .chain(contexts)
+            .chain(entries)
+            .chain(secrets)
+            .chain(agents)
+            .map(|text| size_of(text))
+            .fold(0, usize::saturating_add)
+    }
+
     /// Removes duplicates and empty values.
     pub(crate) fn normalize(&mut self) {
         normalize(&mut self.attest);
@@ -360,18 +418,16 @@ fn normalize<E: Listed>(list: &mut Option<Vec<E>>) {
 
 /// Returns each text once, without empty ones.
 pub(crate) fn unique(list: &[String]) -> Vec<String> {
-    let mut found: Vec<String> = Vec::new();
-    for text in list.iter().filter(|text| !text.is_empty()) {
-        if !found.contains(text) {
-            found.push(text.clone());
-        }
-    }
-    found
+    let mut known = BTreeSet::new();
+    let texts = list.iter().filter(|text| !text.is_empty());
+    let texts = texts.filter(|text| known.insert(text.as_str()));
+    texts.cloned().collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::entries::Entry;
 
     #[test]
     fn templates_are_escaped() {
@@ -385,6 +441,60 @@ mod tests {
             text,
             r#"{"dockerfile-inline":"%%{x}","args":{"A":"$${B}"}}"#
         );
+    }
+
+    #[test]
+    fn all_texts_count() {
+        let large = || "x".repeat(1000);
+        let entry = || Entry([("type".to_owned(), large())].into());
+        let texts = |key: &str| -> Texts { [(key.to_owned(), Some(large()))].into() };
+        let mut target = Target {
+            name: large(),
+            args: texts("a"),
+            labels: texts("b"),
+            extra_hosts: texts("c"),
+            contexts: [(large(), large())].into(),
+            inherits: vec![large()],
+            attest: Some(vec![Attestation(entry())]),
+            cache_from: Some(vec![Cache(entry())]),
+            cache_to: Some(vec![Cache(entry())]),
+            outputs: Some(vec![Output(entry())]),
+            secrets: Some(vec![Secret {
+                file: large(),
+                ..Secret::default()
+            }]),
+            ssh: Some(vec![Ssh {
+                paths: vec![large()],
+                ..Ssh::default()
+            }]),
+            ..Target::default()
+        };
+        for key in OTHERS {
+            // Those have made it what it is, or are no texts.
+            if !matches!(key, "matrix" | "name" | "no-cache" | "pull") {
+                assert_eq!(target.set(key, &large().into()), Ok(true), "{key}");
+            }
+        }
+        for key in [
+            "annotations",
+            "entitlements",
+            "no-cache-filter",
+            "platforms",
+            "tags",
+            "ulimits",
+        ] {
+            let list = Value::List(vec![large().into()]);
+            assert_eq!(target.set(key, &list), Ok(true), "{key}");
+        }
+        // 13 above, and 8 and 6 in the loops; beside them are 4 times `type`, 3 names of a letter and 3 empty texts.
+        assert_eq!(target.size(), 27 * 1000 + 4 * 4 + 3 + 37 * TEXT);
+        assert_eq!(Target::default().size(), 2 * TEXT);
+    }
+
+    #[test]
+    fn lists_keep_each_text_once() {
+        let list = ["b", "", "a", "b", "c", "a"].map(str::to_owned);
+        assert_eq!(unique(&list), ["b", "a", "c"]);
     }
 
     #[test]

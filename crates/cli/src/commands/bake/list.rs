@@ -91,12 +91,12 @@ fn json(list: &impl Serialize) -> Outcome<String> {
 
 /// Returns targets and groups, without those whose name begins with `_`.
 fn targets(definitions: &Definitions) -> Vec<Listed> {
-    let targets = definitions.targets.iter().map(|target| Listed {
+    let targets = definitions.targets.values().map(|target| Listed {
         name: target.name.clone(),
         description: target.description.clone(),
         group: false,
     });
-    let groups = definitions.groups.iter().map(|group| {
+    let groups = definitions.groups.values().map(|group| {
         let mut members = group.targets.clone();
         members.sort();
         let members = members.join(", ");

@@ -67,6 +67,8 @@ impl Prepared {
             .await?;
         let mut contexts = signals.or_stopped(Contexts::find(&args)).await?;
         let mut request = options::request(&args, &contexts, &outputs)?;
+        // The request has them, and `bake` may prepare many builds with large ones.
+        args.build_arg = Vec::new();
         let mut stores = Stores::of(request.cache.get_or_insert_default())?;
         stores.layouts = std::mem::take(&mut contexts.layouts);
         stores.exported = outputs.iter().find_map(Output::layout).map(Path::to_owned);
