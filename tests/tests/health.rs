@@ -92,7 +92,7 @@ fn a_container_becomes_unhealthy_and_healthy_again() {
             engine.inspect("one")["Config"]["Healthcheck"],
             json!({
                 "Test": ["CMD-SHELL", "echo hi; test -e /ok"], "Interval": 300_000_000,
-                "StartPeriod": 5_000_000_000, "StartInterval": 200_000_000, "Retries": 2,
+                "StartPeriod": 5_000_000_000_i64, "StartInterval": 200_000_000, "Retries": 2,
             })
         );
         let first = await_results(engine, "one", 2)[0].clone();

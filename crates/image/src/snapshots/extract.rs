@@ -399,7 +399,9 @@ mod tests {
         }
         let archive = archive.into_inner().unwrap();
         let created = std::cell::RefCell::new(std::collections::HashMap::new());
-        let keep = |inode, digest| drop(created.borrow_mut().insert(inode, digest));
+        let keep = |inode, digest| {
+            created.borrow_mut().insert(inode, digest);
+        };
         let rules = Extraction {
             created: Some(Created(&keep)),
             ..Extraction::default()
