@@ -8,9 +8,11 @@
 use std::fs;
 use std::path::Path;
 
+use rustix::process::Signal;
 use serde_json::Value;
-use whelk_tests::builds::{json_file, shows, whelk};
-use whelk_tests::{Engine, Output, Program};
+use whelk_tests::builds::{docker, json_file, shows, whelk};
+use whelk_tests::processes::with_command;
+use whelk_tests::{Engine, Output, Program, eventually};
 
 /// Files of a case and the words of the command.
 type Case = (
@@ -958,6 +960,29 @@ fn targets_are_built_together() {
         "ERROR: targets base and top: only one output can be written to the standard output";
     shows(&refused.err(), &[expected]);
     engine.has_no_builds();
+}
+
+#[test]
+fn ctrl_c_ends_all_targets() {
+    let engine = Engine::start();
+    let file = "group \"default\" { targets = [\"one\", \"two\"] }\n\
+        target \"one\" { dockerfile-inline = \"FROM busybox\\nRUN --network=none sleep 4711\" }\n\
+        target \"two\" { dockerfile-inline = \"FROM busybox\\nRUN --network=none sleep 4712\" }\n";
+    let directory = engine.scratch_with("ended", &[("docker-bake.hcl", file)]);
+    let steps = || ["4711", "4712"].map(|time| with_command(&["sleep", time]));
+    for client in [whelk(&engine), docker(&engine)] {
+        let client = client.in_directory(&directory);
+        let mut running = client.spawn(&["buildx", "bake"]);
+        eventually("both steps to run", || {
+            steps().iter().all(Option::is_some).then_some(())
+        });
+        running.signal(Signal::INT);
+        assert_ne!(running.finish().code, 0);
+        eventually("both steps to end", || {
+            steps().iter().all(Option::is_none).then_some(())
+        });
+        engine.has_no_builds();
+    }
 }
 
 #[test]
