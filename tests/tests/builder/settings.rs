@@ -3,7 +3,8 @@
 use std::fs;
 
 use serde_json::json;
-use whelk_tests::builds::{docker, shows, whelk};
+use whelk_tests::builds::{classic, docker, shows, whelk};
+use whelk_tests::tar::Tar;
 use whelk_tests::{Engine, Program};
 
 #[test]
@@ -104,6 +105,33 @@ fn names_need_not_be_ascii() {
         client.built(&context, &[&args[..], &["-t", name, "--no-cache"]].concat());
         let look = ["run", "--rm", "--network", "none", name, "cat", "/made"];
         assert_eq!(engine.docker(&look).ok(), "1\n4\nnaïve é.txt ñ1");
+    }
+}
+
+#[test]
+fn flags_of_copies_are_combined() {
+    let engine = Engine::start();
+    let text = "FROM busybox\nADD --link --chmod=640 --chown=3:4 a /link/a\nADD --exclude=*.md d /not/\n\
+        COPY --link --exclude=*.md --chown=5:6 d /link/d/\nCOPY --link --parents --chmod=700 d/./sub/y /parents/\n\
+        ADD --link --unpack=false --chown=7:8 a.tar /packed/\nADD --link --chown=7:8 a.tar /unpacked/\n";
+    let files = [
+        ("Dockerfile", text),
+        ("a", "a\n"),
+        ("d/x.md", ""),
+        ("d/sub/y", "y\n"),
+    ];
+    let context = engine.scratch_with("combined", &files);
+    let archive = Tar::new().file("inner", "inner\n").finish();
+    fs::write(context.join("a.tar"), archive).unwrap();
+    let look =
+        "find /link /not /parents /packed /unpacked -type f | sort | xargs stat -c '%n %a %u:%g'";
+    let expected = "/link/a 640 3:4\n/link/d/sub/y 644 5:6\n/not/sub/y 644 0:0\n/packed/a.tar 644 7:8\n\
+        /parents/sub/y 700 0:0\n/unpacked/inner 644 7:8";
+    let clients = [docker(&engine), classic(&engine), whelk(&engine)];
+    for (client, name) in clients.into_iter().zip(["buildkit", "classic", "whelk"]) {
+        client.built(&context, &["--no-cache", "-t", name]);
+        let look = ["run", "--rm", "--network", "none", name, "sh", "-c", look];
+        assert_eq!(engine.docker(&look).ok(), expected, "{name}");
     }
 }
 
