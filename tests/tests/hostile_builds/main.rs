@@ -161,6 +161,38 @@ fn contexts_of_builds_with_buildkit_stay_inside() {
     case.engine.has_no_builds();
 }
 
+/// The same for what is put into a cache of steps.
+#[test]
+fn imported_caches_stay_inside() {
+    let case = Case::new();
+    let outside = case.outside();
+    let secret = format!("{outside}/secret");
+    let archives = [
+        Tar::new().file("../written", "x"),
+        Tar::new().file("/../../written", "x"),
+        Tar::new().symlink("d", &outside).file("d/written", "x"),
+        Tar::new().symlink("d", &outside).file("d/secret", "x"),
+        Tar::new().hard_link("hard", &secret),
+        Tar::new().symlink("link", &secret),
+    ];
+    for (number, archive) in archives.into_iter().enumerate() {
+        let (archive, path) = (
+            archive.finish(),
+            format!("/build/cache/import?id=hostile-{number}"),
+        );
+        // Into a new cache, and into one that has the files.
+        for _ in 0..2 {
+            case.engine.http("POST", &path, &[], &archive);
+            assert_eq!(fs::read_to_string(&secret).unwrap(), SECRET, "{number}");
+        }
+        let text = format!(
+            "FROM busybox\nRUN --mount=type=cache,id=hostile-{number},target=/c cat /c/* /c/*/* 2>&1; true\n"
+        );
+        case.succeeds(&Tar::new().file("Dockerfile", text).finish());
+    }
+    case.engine.has_no_builds();
+}
+
 #[test]
 fn broken_contexts_and_dockerfiles_are_refused() {
     let case = Case::new();
