@@ -70,7 +70,8 @@ pub fn main(repair: Repair) -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
             if !failure.text.is_empty() {
-                output::warn_line!("{}", failure.text);
+                // It may be that of an engine, a server or a definition.
+                output::warn_line!("{}", terminal::harmless(&failure.text));
             }
             ExitCode::from(failure.code)
         }

@@ -11,6 +11,23 @@ pub(crate) fn harmless(text: &str) -> String {
     text.replace(is_harmful, "\u{fffd}")
 }
 
+/// Returns a text as [`harmless`] does, and on one line: as the cell of a table, or behind a heading.
+pub(crate) fn one_line(text: &str) -> String {
+    harmless(&text.replace(['\n', '\t', '\r'], " "))
+}
+
+/// Returns JSON without the control characters that `serde_json` leaves in texts.
+pub(crate) fn harmless_json(json: &str) -> String {
+    let mut shown = String::with_capacity(json.len());
+    for letter in json.chars() {
+        match letter {
+            '\u{7f}'..='\u{9f}' => shown += &format!("\\u{:04x}", u32::from(letter)),
+            letter => shown.push(letter),
+        }
+    }
+    shown
+}
+
 /// Raw mode of standard input; restored on drop.
 pub(crate) struct Raw(Termios);
 
@@ -119,5 +136,15 @@ mod tests {
     fn control_characters_are_replaced() {
         let shown = harmless("a\tb\n\u{1b}]0;title\u{7}\rc\u{9b}");
         assert_eq!(shown, "a\tb\n\u{fffd}]0;title\u{fffd}\u{fffd}c\u{fffd}");
+        assert_eq!(one_line("a\tb\r\n\u{1b}[2Jc"), "a b  \u{fffd}[2Jc");
+    }
+
+    #[test]
+    fn json_keeps_its_values() {
+        let text = "a\u{1b}\u{7f}\u{9b}<é";
+        let json = serde_json::to_string(text).unwrap();
+        let shown = harmless_json(&json);
+        assert_eq!(shown, r#""a\u001b\u007f\u009b<é""#);
+        assert_eq!(serde_json::from_str::<String>(&shown).unwrap(), text);
     }
 }

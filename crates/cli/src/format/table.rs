@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::template::{Mode, Template, failure, json, typed};
 use crate::Outcome;
 use crate::output::print;
-use crate::terminal::harmless;
+use crate::terminal::one_line;
 
 /// A column: its field name in templates, and its heading.
 pub(crate) type Column = (&'static str, &'static str);
@@ -89,7 +89,11 @@ impl Table {
         };
         let lines = rows
             .into_iter()
-            .map(|row| execute(json(&row)?, Mode::Values))
+            .map(|row| {
+                let row = json(&row)?;
+                let row = if is_table { cells(row) } else { row };
+                execute(row, Mode::Values)
+            })
             .collect::<Outcome<Vec<_>>>()?;
         if !is_table {
             return Ok(lines.iter().map(|line| format!("{line}\n")).collect());
@@ -100,9 +104,23 @@ impl Table {
             .map(|&(name, heading)| (name.to_owned(), Value::from(heading)))
             .collect();
         let all: Vec<String> = std::iter::once(execute(Value::Object(headings), Mode::Headings)?)
-            .chain(lines.iter().map(|line| harmless(line)))
+            .chain(lines)
             .collect();
         Ok(align(&all))
+    }
+}
+
+/// Returns a row whose texts are cells: what an engine knows may come from anybody, and must neither break the table nor control the
+/// terminal.
+fn cells(row: Value) -> Value {
+    match row {
+        Value::String(text) => Value::String(one_line(&text)),
+        Value::Array(items) => items.into_iter().map(cells).collect(),
+        Value::Object(members) => {
+            let members = members.into_iter();
+            members.map(|(key, value)| (key, cells(value))).collect()
+        }
+        other => other,
     }
 }
 
@@ -144,6 +162,32 @@ pub(crate) fn align_at_least(lines: &[String], min_width: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_row_is_one_line() {
+        #[derive(Serialize)]
+        struct Row {
+            #[serde(rename = "Name")]
+            name: &'static str,
+        }
+        const TABLE: Table = Table {
+            row: "*x.row",
+            id: "Name",
+            columns: &[("Name", "NAME")],
+        };
+        let row = || {
+            vec![Row {
+                name: "a\tb\nc\u{1b}[2J",
+            }]
+        };
+        let text = |format: &str| TABLE.text(format, false, "{{.Name}}\t{{.Name}}", row());
+        assert_eq!(
+            text("").unwrap(),
+            "NAME        NAME\na b c\u{fffd}[2J   a b c\u{fffd}[2J\n"
+        );
+        // For programs.
+        assert_eq!(text("{{.Name}}").unwrap(), "a\tb\nc\u{1b}[2J\n");
+    }
 
     #[test]
     fn aligns_columns() {

@@ -4,7 +4,7 @@ use serde::Serialize;
 use whelk_bake::{Definitions, VariableInfo};
 
 use crate::output::print;
-use crate::terminal::harmless;
+use crate::terminal::one_line;
 use crate::{Failure, Outcome};
 
 /// What is listed, and whether as JSON.
@@ -80,8 +80,7 @@ pub(super) fn list(definitions: &Definitions, text: &str) -> Outcome {
             )
         }
     };
-    // Definitions may come from a server.
-    print(&harmless(&shown))?;
+    print(&shown)?;
     Ok(0)
 }
 
@@ -116,12 +115,16 @@ fn targets(definitions: &Definitions) -> Vec<Listed> {
     all
 }
 
-/// Returns a table whose columns are separated by tabs, as Docker's bake prints it.
+/// Returns a table whose columns are separated by tabs, as Docker's bake prints it. Cells are lines without control characters:
+/// definitions may come from a server.
 fn table(head: &[&str], rows: Vec<Vec<String>>) -> String {
     /// Width of a tab.
     const TAB: usize = 8;
     let head = head.iter().map(|cell| (*cell).to_owned()).collect();
-    let rows: Vec<Vec<String>> = std::iter::once(head).chain(rows).collect();
+    let rows = std::iter::once(head).chain(rows);
+    let cells =
+        |row: Vec<String>| -> Vec<String> { row.iter().map(|cell| one_line(cell)).collect() };
+    let rows: Vec<Vec<String>> = rows.map(cells).collect();
     let count = rows.first().map_or(0, Vec::len);
     let length = |cell: &String| cell.chars().count();
     // A column is wider than its cells, and ends at a tab.
@@ -158,6 +161,18 @@ mod tests {
         assert_eq!(
             text,
             "VARIABLE\tTYPE\t\tVALUE\tDESCRIPTION\nV\t\tnumber\t\t3\tdd\nW\t\t\t\t[\"a\"]\t\nX\t\tlist of string\t<null>\t\n"
+        );
+    }
+
+    #[test]
+    fn a_row_is_one_line_without_control_characters() {
+        let rows = vec![vec![
+            "a".to_owned(),
+            "one\n\ttwo \u{1b}]0;x\u{7}".to_owned(),
+        ]];
+        assert_eq!(
+            table(&["TARGET", "DESCRIPTION"], rows),
+            "TARGET\tDESCRIPTION\na\tone  two \u{fffd}]0;x\u{fffd}\n"
         );
     }
 

@@ -28,7 +28,7 @@ use crate::client::Client;
 use crate::commands::build::display::{Display, Mode};
 use crate::commands::build::options::one_builder;
 use crate::output::{print, warn_line};
-use crate::terminal::harmless;
+use crate::terminal::{harmless, harmless_json};
 use crate::{Failure, Outcome};
 
 #[derive(Debug, Args)]
@@ -353,17 +353,9 @@ fn epoch(resolved: &mut Resolved, variables: &BTreeMap<String, String>) {
 fn printed(resolved: &impl serde::Serialize) -> Outcome<String> {
     let text = serde_json::to_string_pretty(resolved)
         .map_err(|error| Failure::new(format!("encode targets: {error}")))?;
-    let mut shown = String::with_capacity(text.len());
-    for letter in text.chars() {
-        match letter {
-            // They are in texts only.
-            '<' | '>' | '&' | '\u{7f}'..='\u{9f}' => {
-                shown += &format!("\\u{:04x}", u32::from(letter));
-            }
-            _ => shown.push(letter),
-        }
-    }
-    Ok(shown)
+    // They are in texts only.
+    let text = text.replace('<', "\\u003c").replace('>', "\\u003e");
+    Ok(harmless_json(&text.replace('&', "\\u0026")))
 }
 
 /// Returns the failure of the command for an error in a file, with its lines.

@@ -18,6 +18,7 @@ use crate::commands::build::{
 };
 use crate::commands::builder::history::provenance;
 use crate::output::print_line;
+use crate::terminal::harmless;
 use crate::{Failure, Outcome, plain};
 
 /// Builds the targets, or asks about them.
@@ -232,7 +233,7 @@ fn tell(
         is_first = false;
         print_line!("{name}")?;
         if !target.description.is_empty() {
-            print_line!("{}", target.description)?;
+            print_line!("{}", harmless(&target.description))?;
         }
         print_line!("")?;
         match print_answer(answer, call, format) {
@@ -241,7 +242,7 @@ fn tell(
             Err(failure) if failure.is_unwritten => return Err(failure),
             Err(failure) => {
                 let text = failure.text.trim_start_matches("ERROR: ");
-                print_line!("error: {text}")?;
+                print_line!("error: {}", harmless(text))?;
                 code = 1;
             }
         }

@@ -7,7 +7,7 @@ use whelk_buildkit::pb::control::{SolveRequest, SolveResponse};
 
 use super::options::{Call, CallFormat};
 use crate::output::{print, print_line};
-use crate::terminal::harmless;
+use crate::terminal::{harmless, harmless_json};
 use crate::{Failure, Outcome};
 
 /// Asks about the Dockerfile instead of building it.
@@ -47,7 +47,7 @@ pub(crate) fn print_answer(response: &SolveResponse, call: Call, format: CallFor
             .map_or("", String::as_str)
     };
     if format == CallFormat::Json {
-        print_line!("{}", get("result.json").trim_end())?;
+        print_line!("{}", harmless_json(get("result.json").trim_end()))?;
     } else if call == Call::Check {
         let check: Check = serde_json::from_str(get("result.json")).map_err(|error| {
             Failure::new(format!("the engine has not answered the check: {error}"))

@@ -22,6 +22,7 @@ use whelk_image::descriptor::{Descriptor, Index};
 use whelk_image::digest::Hashing;
 
 use crate::output::warn_line;
+use crate::terminal::harmless;
 use crate::{Failure, Outcome, files, plain};
 
 /// The annotation of an index's entry with its tag.
@@ -71,7 +72,8 @@ impl Stores {
                 match find(Path::new(&directory), &tag(import)) {
                     Ok(digest) => drop(import.attrs.insert("digest".into(), digest)),
                     Err(why) => {
-                        warn_line!("WARNING: local cache import at {directory} not found: {why}");
+                        let text = format!("local cache import at {directory} not found: {why}");
+                        warn_line!("WARNING: {}", harmless(&text));
                         return false;
                     }
                 }

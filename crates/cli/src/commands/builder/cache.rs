@@ -168,7 +168,7 @@ async fn import(client: &Client, args: ImportArgs) -> Outcome {
     let kind = [("content-type", "application/x-tar")];
     let response = client.send(Method::POST, &path, &kind, body).await?;
     let BuildCacheImportResponse { id } = read(response).await?;
-    print_line!("{id}")?;
+    print_line!("{}", terminal::one_line(&id))?;
     Ok(0)
 }
 

@@ -13,6 +13,7 @@ use crate::commands::build::{connect, options::one_builder};
 use crate::format::table::Table;
 use crate::format::units::ago;
 use crate::output::{print, print_line};
+use crate::terminal::one_line;
 use crate::{Failure, Outcome};
 
 #[derive(Debug, Args)]
@@ -132,9 +133,10 @@ fn time(time: Timestamp) -> String {
 
 /// Returns all that is known of a record, in lines.
 pub(super) fn details(record: &UsageRecord) -> String {
-    let mut text = format!("ID:\t\t{}\n", record.id);
+    let mut text = format!("ID:\t\t{}\n", one_line(&record.id));
     if !record.parents.is_empty() {
-        text += &format!("Parents:\t{}\n", record.parents.join(", "));
+        let parents = one_line(&record.parents.join(", "));
+        text += &format!("Parents:\t{parents}\n");
     }
     if let Some(created) = record.created_at {
         text += &format!("Created at:\t{}\n", time(created));
@@ -147,14 +149,13 @@ pub(super) fn details(record: &UsageRecord) -> String {
         bytes(record.size)
     );
     if !record.description.is_empty() {
-        text += &format!("Description:\t{}\n", record.description);
+        text += &format!("Description:\t{}\n", one_line(&record.description));
     }
     text += &format!("Usage count:\t{}\n", record.usage_count);
     if let Some(used) = record.last_used_at {
         text += &format!("Last used:\t{}\n", ago(used.seconds));
     }
-    text += &format!("Type:\t\t{}\n", record.record_type);
-    crate::terminal::harmless(&text)
+    text + &format!("Type:\t\t{}\n", one_line(&record.record_type))
 }
 
 fn summary(records: &[UsageRecord]) -> String {

@@ -7,6 +7,7 @@ use crate::Outcome;
 use crate::client::Client;
 use crate::commands::build::options::one_builder;
 use crate::output::{print, print_line};
+use crate::terminal::one_line;
 
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
@@ -30,19 +31,20 @@ pub(crate) async fn inspect(client: &Client, args: InspectArgs) -> Outcome {
     print_line!("Name:             {name}\nEndpoint:         {name}\nStatus:           running")?;
     print_line!(
         "BuildKit version: {}\nPlatforms:        {}",
-        version(&worker),
-        platforms(&worker)
+        one_line(&version(&worker)),
+        one_line(&platforms(&worker))
     )?;
     if !worker.labels.is_empty() {
         print_line!("Labels:")?;
         for (name, value) in &worker.labels {
-            print_line!(" {name}: {value}")?;
+            print_line!(" {}: {}", one_line(name), one_line(value))?;
         }
     }
     for (index, rule) in worker.gc_policy.iter().enumerate() {
         let mut text = format!("GC Policy rule#{index}:\n All:            {}\n", rule.all);
         if !rule.filters.is_empty() {
-            text += &format!(" Filters:        {}\n", rule.filters.join(" "));
+            let filters = one_line(&rule.filters.join(" "));
+            text += &format!(" Filters:        {filters}\n");
         }
         if rule.keep_duration > 0 {
             let duration = whelk_text::duration::format(rule.keep_duration);

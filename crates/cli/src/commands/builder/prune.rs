@@ -13,6 +13,7 @@ use crate::commands::confirm::asked;
 use crate::format::table::align;
 use crate::format::units::ago;
 use crate::output::{print, print_line};
+use crate::terminal::one_line;
 use crate::{Failure, Outcome};
 
 #[derive(Debug, Args)]
@@ -87,7 +88,7 @@ pub(crate) async fn prune(client: &Client, args: PruneArgs) -> Outcome {
             .unwrap_or_default();
         lines.push(format!(
             "{}\t{}\t{}\t{used}",
-            record.id,
+            one_line(&record.id),
             !record.in_use,
             bytes(record.size)
         ));

@@ -18,6 +18,7 @@ use crate::commands::build::State;
 use crate::format::table::align;
 use crate::format::units::local_time;
 use crate::output::print;
+use crate::terminal::{harmless, harmless_json, one_line};
 use crate::{Failure, Outcome};
 
 #[derive(Debug, Args)]
@@ -135,7 +136,7 @@ pub(super) async fn inspect(builds: &Builds, args: InspectArgs) -> Outcome {
         failure::complete(builds, &record, error).await?;
     }
     let text = match args.format.as_str() {
-        "pretty" => crate::terminal::harmless(&pretty(&record, &shown)),
+        "pretty" => harmless(&pretty(&record, &shown)),
         format => {
             let value = serde_json::to_value(&shown);
             let value = value.map_err(|error| Failure::new(error.to_string()))?;
@@ -152,7 +153,7 @@ fn formatted(format: &str, value: serde_json::Value) -> Outcome<String> {
     if format == "json" {
         let text = serde_json::to_string_pretty(&value);
         let text = text.map_err(|error| Failure::new(error.to_string()))?;
-        return Ok(text + "\n");
+        return Ok(harmless_json(&text) + "\n");
     }
     let wrong = |mistake| failure(&mistake, 1, "template parsing error: ");
     let template = Template::parse(format).map_err(wrong)?;
@@ -252,7 +253,7 @@ fn pretty(record: &BuildHistoryRecord, shown: &Inspected) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: &str| {
         if !value.is_empty() {
-            text += &format!("{:<17}{value}\n", format!("{name}:"));
+            text += &format!("{:<17}{}\n", format!("{name}:"), one_line(value));
         }
     };
     line("Name", &shown.name);
@@ -286,7 +287,8 @@ fn pretty(record: &BuildHistoryRecord, shown: &Inspected) -> String {
         let width = width.unwrap_or(0).max(heading.len()) + 3;
         text += &format!("\n{heading:<width$}VALUE\n");
         for pair in pairs {
-            text += &format!("{:<width$}{}\n", pair.name, pair.value);
+            let (name, value) = (one_line(&pair.name), one_line(&pair.value));
+            text += &format!("{name:<width$}{value}\n");
         }
     }
     if !shown.materials.is_empty() {
@@ -305,14 +307,15 @@ fn pretty(record: &BuildHistoryRecord, shown: &Inspected) -> String {
         let heading = if width == 0 { "" } else { "PLATFORM" };
         text += &format!("\n{:<74}{heading:<width$}TYPE\n", "ATTACHMENT");
         for attachment in &shown.attachments {
-            let (digest, platform) = (&attachment.digest, &attachment.platform);
-            text += &format!("{digest:<74}{platform:<width$}{}\n", attachment.r#type);
+            let cells = [&attachment.digest, &attachment.platform, &attachment.r#type];
+            let [digest, platform, kind] = cells.map(|cell| one_line(cell));
+            text += &format!("{digest:<74}{platform:<width$}{kind}\n");
         }
     }
     if let Some(error) = &shown.error {
         text += &format!("\n{}", error.excerpts);
         if !error.logs.is_empty() {
-            text += &format!("Logs:\n> => {}:\n", error.name);
+            text += &format!("Logs:\n> => {}:\n", one_line(&error.name));
             text.extend(error.logs.iter().map(|line| format!("> {line}\n")));
         }
         text += &format!("Error: {}\n", error.message);

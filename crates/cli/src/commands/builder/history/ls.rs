@@ -10,6 +10,7 @@ use crate::commands::build::State;
 use crate::format::table::Table;
 use crate::format::units::ago;
 use crate::output::print_line;
+use crate::terminal::{harmless_json, one_line};
 use crate::{Failure, Outcome};
 
 #[derive(Debug, Args)]
@@ -78,7 +79,7 @@ pub(super) async fn ls(builds: &Builds, args: LsArgs) -> Outcome {
         for record in &records {
             let line = serde_json::to_string(&line(record, builds));
             let line = line.map_err(|error| Failure::new(error.to_string()))?;
-            print_line!("{line}")?;
+            print_line!("{}", harmless_json(&line))?;
         }
         return Ok(0);
     }
@@ -107,8 +108,8 @@ fn condition(filter: &str) -> String {
 fn row(record: &BuildHistoryRecord, state: &State, is_whole: bool) -> Row {
     /// Number of letters of a name.
     const MOST: usize = 36;
-    // A row is one line.
-    let name = name(record, state).replace(char::is_control, "\u{fffd}");
+    // Also where the row is no table.
+    let name = one_line(&name(record, state));
     let count = name.chars().count();
     let name = match is_whole || count <= MOST {
         true => name,

@@ -9,7 +9,7 @@ use super::{document, template};
 use crate::commands::manifest::reference;
 use crate::commands::manifest::remote::Remote;
 use crate::output::{print, write_out};
-use crate::terminal::harmless;
+use crate::terminal::one_line;
 use crate::{Failure, Outcome};
 
 #[derive(Debug, Args)]
@@ -40,7 +40,7 @@ pub(super) async fn inspect(remote: &Remote, args: &InspectArgs) -> Outcome {
     };
     // As buildx, for which the table is the manifest's text.
     if args.format.is_empty() || args.format.starts_with("{{.Manifest") {
-        print(&harmless(&table(&name, &found, index.as_ref())?))?;
+        print(&table(&name, &found, index.as_ref())?)?;
     } else {
         let shown = template::shown(remote, &args.name, &name, &found, index, &args.format);
         print(&shown.await?)?;
@@ -48,13 +48,14 @@ pub(super) async fn inspect(remote: &Remote, args: &InspectArgs) -> Outcome {
     Ok(0)
 }
 
-/// Lines of a label and a value. The values are aligned.
+/// Lines of a label and a value, which may be those of a registry. The values are aligned.
 #[derive(Default)]
 struct Lines(Vec<(String, String)>);
 
 impl Lines {
     fn add(&mut self, label: &str, value: impl Into<String>) {
-        self.0.push((label.to_owned(), value.into()));
+        let value: String = value.into();
+        self.0.push((one_line(label), one_line(&value)));
     }
 
     /// Returns the lines, and begins anew.

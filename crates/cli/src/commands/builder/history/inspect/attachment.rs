@@ -7,6 +7,7 @@ use whelk_buildkit::pb::control::{BuildHistoryRecord, Descriptor};
 
 use super::super::Builds;
 use crate::output::write_out;
+use crate::terminal::one_line;
 use crate::{Failure, Outcome};
 
 /// How the types of provenance predicates begin.
@@ -116,7 +117,8 @@ pub(super) struct Material {
 impl Material {
     /// Returns it as a line of a table.
     pub fn row(&self) -> String {
-        format!("{}\t{}", self.uri, self.digests.join(", "))
+        let digests = one_line(&self.digests.join(", "));
+        format!("{}\t{digests}", one_line(&self.uri))
     }
 }
 
