@@ -973,7 +973,12 @@ fn caches_of_steps_are_listed_and_moved() {
         shows(&failed.err(), &[expected]);
     }
     assert_eq!(engine.whelk(&format).ok(), "/root/.cache false");
-    assert_eq!(engine.whelk(&["build", "cache", "rm", &id]).ok(), id);
+    // The second one is gone when it is its turn.
+    let twice = engine.whelk(&["build", "cache", "rm", &id, &id]);
+    assert_ne!(twice.code, 0);
+    assert_eq!(twice.out().trim(), id);
+    let gone = format!("no such cache of builds: {id}");
+    shows(&twice.err(), &[&gone]);
     assert_eq!(engine.whelk(&format).ok(), "");
     whelk(&engine).built(&context, &["--build-arg", "N=3"]);
     let rm = ["build", "cache", "rm", "/root/.cache"];
@@ -983,6 +988,8 @@ fn caches_of_steps_are_listed_and_moved() {
         &["no such cache of builds: /root/.cache"],
     );
     shows(&engine.whelk(&["build", "cache", "foo"]).err(), &["foo"]);
+    let help = engine.whelk(&["build", "cache", "--help"]);
+    shows(&help.ok(), &["whelk builder cache COMMAND", "import", "rm"]);
     let directory = engine.whelk(&["build", "cache"]);
     shows(
         &directory.err(),

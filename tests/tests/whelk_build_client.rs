@@ -378,6 +378,16 @@ fn the_history_is_shown() {
     let filter = ["--filter", "status=error", "--format", "{{.Ref}} {{.Name}}"];
     let found = history(&[&["ls"], &filter[..]].concat()).ok();
     assert_eq!(found, format!("{failed} bad (bad)"));
+    let both = ["ls", "--filter", "status=error", "--filter"];
+    let of_both = |name: &str| {
+        let name = format!("ref={name}");
+        let args = [&both[..], &[name.as_str(), "--format", "{{.Ref}}"]].concat();
+        history(&args).ok()
+    };
+    assert_eq!(of_both(&failed[2..8]), failed);
+    assert_eq!(of_both(made), "");
+    let unknown = history(&["ls", "--filter", "foo=bar"]).err();
+    shows(&unknown, &["unsupported filter \"foo=bar\""]);
     let logs = history(&["logs", "^1"]);
     logs.ok();
     let expected = [

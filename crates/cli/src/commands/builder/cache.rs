@@ -174,13 +174,11 @@ async fn import(client: &Client, args: ImportArgs) -> Outcome {
 
 /// Removes caches; of those with several copies, all.
 async fn rm(client: &Client, args: RmArgs) -> Outcome {
-    let records = list(client).await?;
     let channel = connect(client).await?;
     for name in &args.caches {
-        let meant = records
-            .iter()
-            .filter(|record| record.id == *name || mount(&record.description) == *name);
-        let ids: Vec<&str> = meant.map(|record| record.id.as_str()).collect();
+        // What another name of this call, or somebody else, has removed is not there any more.
+        let records = list(client).await?;
+        let ids = meant(&records, name);
         if ids.is_empty() {
             let text = format!("no such cache of builds: {name}");
             return Err(Failure::new(text));
@@ -193,7 +191,7 @@ async fn rm(client: &Client, args: RmArgs) -> Outcome {
             };
             let mut removed = removals(&channel, &request).await?;
             let first: Option<UsageRecord> = removed.next().await.map_err(failed)?;
-            if first.is_none() {
+            if first.is_none() && list(client).await?.iter().any(|record| record.id == id) {
                 let text = format!("cache {name} is used by a build");
                 return Err(Failure::new(text));
             }
@@ -208,6 +206,15 @@ async fn rm(client: &Client, args: RmArgs) -> Outcome {
         print_line!("{name}")?;
     }
     Ok(0)
+}
+
+/// Returns the ids of the caches that a name means: an id, or the one of a mount.
+fn meant<'a>(records: &'a [BuildCache], name: &str) -> Vec<&'a str> {
+    let found = records.iter().filter(|record| {
+        let id = &record.id;
+        id == name || mount(&record.description) == name
+    });
+    found.map(|record| record.id.as_str()).collect()
 }
 
 #[cfg(test)]

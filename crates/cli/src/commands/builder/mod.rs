@@ -117,8 +117,8 @@ const WITH_VALUE: [&str; 10] = [
     "--tlskey",
 ];
 
-/// Returns the words of a command line with `builder cache COMMAND` for `build cache COMMAND`: that would be a build of a directory
-/// with too many arguments.
+/// Returns the words of a command line with `builder cache COMMAND` for `build cache COMMAND`, which would be a build of a directory
+/// with too many arguments, and for `build cache --help`.
 pub(crate) fn with_cache_group(mut words: Vec<String>) -> Vec<String> {
     let mut at = 0;
     while let Some(word) = words.get(at).filter(|word| word.starts_with('-')) {
@@ -130,7 +130,7 @@ pub(crate) fn with_cache_group(mut words: Vec<String>) -> Vec<String> {
     }
     let rest: Vec<&str> = words.iter().skip(at).take(3).map(String::as_str).collect();
     if let ["build", "cache", command] = rest.as_slice()
-        && !command.starts_with('-')
+        && (!command.starts_with('-') || *command == "--help")
     {
         words[at] = "builder".into();
     }
@@ -248,6 +248,7 @@ mod tests {
             ("build cache", "build cache"),
             ("build cache other", "builder cache other"),
             ("build cache --push", "build cache --push"),
+            ("build cache --help", "builder cache --help"),
             ("run build cache ls", "run build cache ls"),
             ("-H build cache ls", "-H build cache ls"),
         ] {

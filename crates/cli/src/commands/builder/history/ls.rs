@@ -73,8 +73,7 @@ pub(super) async fn ls(builds: &Builds, args: LsArgs) -> Outcome {
             "--local: not available in this version of whelk",
         ));
     }
-    let filters = args.filter.iter().map(|filter| condition(filter));
-    let records = builds.list(filters.collect()).await?;
+    let records = builds.list(conditions(&args.filter)?).await?;
     if args.format == "json" {
         for record in &records {
             let line = serde_json::to_string(&line(record, builds));
@@ -96,13 +95,48 @@ pub(super) async fn ls(builds: &Builds, args: LsArgs) -> Outcome {
     Ok(0)
 }
 
-/// Returns a filter as the engine knows it: equality has two signs there.
-fn condition(filter: &str) -> String {
-    let signs = ["==", "!=", "~=", ">", "<"];
-    match signs.iter().any(|sign| filter.contains(sign)) {
-        true => filter.to_owned(),
-        false => filter.replacen('=', "==", 1),
+/// Returns filters as the engine reads them: all of them must be true, which is one text there.
+fn conditions(given: &[String]) -> Outcome<Vec<String>> {
+    let all = given.iter().map(|filter| condition(filter));
+    let all = all.collect::<Outcome<Vec<_>>>()?;
+    Ok(match all.is_empty() {
+        true => Vec::new(),
+        false => vec![all.join(",")],
+    })
+}
+
+/// Returns a filter as the engine knows it: one sign of equality means that a name contains the value there.
+fn condition(filter: &str) -> Outcome<String> {
+    let signs = ["==", "!=", "~=", ">=", "<=", "=", ">", "<"];
+    let found = signs.iter().filter_map(|sign| {
+        let at = filter.find(sign)?;
+        Some((at, *sign))
+    });
+    // At the same place the longer one.
+    let Some((at, sign)) = found.min_by_key(|(at, sign)| (*at, std::cmp::Reverse(sign.len())))
+    else {
+        return Err(Failure::new(format!("invalid filter {filter:?}")));
+    };
+    let (name, value) = (&filter[..at], &filter[at + sign.len()..]);
+    let is_text = match name {
+        "ref" | "repository" | "status" => true,
+        "startedAt" | "completedAt" | "duration" => false,
+        _ => return Err(Failure::new(format!("unsupported filter {filter:?}"))),
+    };
+    if is_text != matches!(sign, "=" | "==" | "!=" | "~=") {
+        let expected = match is_text {
+            true => "= or !=",
+            false => "<=, <, >= or >",
+        };
+        let text = format!("invalid separator for {name:?}, expected {expected}");
+        return Err(Failure::new(text));
     }
+    let sign = match (name, sign) {
+        ("status", "=") => "==",
+        (_, "=") => "~=",
+        (_, sign) => sign,
+    };
+    Ok(format!("{name}{sign}{value}"))
 }
 
 fn row(record: &BuildHistoryRecord, state: &State, is_whole: bool) -> Row {
@@ -156,16 +190,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn filters_have_two_signs_of_equality() {
+    fn filters_are_those_of_the_engine() {
         for (filter, expected) in [
-            ("status=error", "status==error"),
-            ("name~=x", "name~=x"),
-            ("duration>=10s", "duration>=10s"),
-            ("status!=error", "status!=error"),
-            ("x", "x"),
+            ("status=error", Ok("status==error")),
+            ("status!=error", Ok("status!=error")),
+            ("ref=abc", Ok("ref~=abc")),
+            ("ref==a=b", Ok("ref==a=b")),
+            ("repository~=x", Ok("repository~=x")),
+            ("duration>=10s", Ok("duration>=10s")),
+            ("startedAt<1h", Ok("startedAt<1h")),
+            ("x", Err("invalid filter \"x\"")),
+            ("foo=bar", Err("unsupported filter \"foo=bar\"")),
+            (
+                "ref>1",
+                Err("invalid separator for \"ref\", expected = or !="),
+            ),
+            (
+                "duration=1s",
+                Err("invalid separator for \"duration\", expected <=, <, >= or >"),
+            ),
         ] {
-            assert_eq!(condition(filter), expected);
+            let found = condition(filter).map_err(|failure| failure.text);
+            let expected = expected.map(str::to_owned).map_err(str::to_owned);
+            assert_eq!(found, expected, "{filter}");
         }
+        let both = ["status=error".to_owned(), "ref=a".to_owned()];
+        let both = conditions(&both).unwrap();
+        assert_eq!(both, ["status==error,ref~=a"]);
+        assert!(conditions(&[]).unwrap().is_empty());
     }
 
     #[test]
