@@ -294,6 +294,46 @@ fn statements_are_beside_files_and_in_archives() {
 }
 
 #[test]
+fn outputs_say_how_statements_are_attached() {
+    let engine = Engine::start();
+    let context = context(&engine, "FROM busybox\nCOPY file /file\n");
+    // What clients ask for without being told to, as a part of the image.
+    let output = "type=image,name=inline,attestation-inline=true";
+    docker(&engine).built(&context, &["-o", output]);
+    let manifests = engine.get("/images/inline/json?manifests=true")["Manifests"].clone();
+    let is_statement = |one: &Value| one["Kind"] == "attestation";
+    let statements = manifests.as_array().unwrap().iter();
+    assert_eq!(statements.filter(|one| is_statement(one)).count(), 1);
+    // As an artifact of OCI.
+    let place = engine.scratch("layout");
+    let blob = |digest: &Value| {
+        let digest = digest.as_str().unwrap().replace(':', "/");
+        json_file(&place.join("blobs").join(digest))
+    };
+    for is_artifact in [true, false] {
+        let layout = format!("type=oci,tar=false,dest={}", place.display());
+        let output = format!("{layout},name=attached:{is_artifact},oci-artifact={is_artifact}");
+        docker(&engine).built(&context, &["--provenance=mode=max", "-o", &output]);
+        let layout = json_file(&place.join("index.json"));
+        let mut entries = layout["manifests"].as_array().unwrap().iter();
+        let name = format!("docker.io/library/attached:{is_artifact}");
+        let is_own = |entry: &&Value| entry["annotations"]["io.containerd.image.name"] == *name;
+        let index = blob(&entries.find(is_own).unwrap()["digest"]);
+        let statement = blob(&index["manifests"][1]["digest"]);
+        let subject = index["manifests"][0]["digest"].clone();
+        let (kind, subject) = match is_artifact {
+            true => (
+                json!("application/vnd.docker.attestation.manifest.v1+json"),
+                subject,
+            ),
+            false => (Value::Null, Value::Null),
+        };
+        assert_eq!(statement["artifactType"], kind, "{statement}");
+        assert_eq!(statement["subject"]["digest"], subject, "{statement}");
+    }
+}
+
+#[test]
 fn scanners_are_not_trusted() {
     let engine = Engine::start();
     let context = engine.scratch_with(
