@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 use whelk_tests::builds::{BUILDKIT, docker, old_plugins, shows};
+use whelk_tests::registry::Registry;
 use whelk_tests::{Cli, Engine, Program};
 
 /// A directory of the docker CLI's settings with these plugins.
@@ -149,9 +150,24 @@ fn older_plugins_build() {
     );
     let failing = engine.dockerfile("failing", "FROM busybox\nRUN exit 7\n");
     cli.build_fails(&failing, &[], &["exit code: 7", ">>> RUN exit 7"]);
-    shows(&cli.run(&["buildx", "du"]).ok(), &["Total:"]);
+    // It talks to registries itself.
+    let registry = Registry::start();
+    let [one, two] = ["one", "two"].map(|tag| format!("{}/app:{tag}", registry.host));
+    cli.built(&context, &["--push", "-t", &one]);
+    let imagetools = |args: &[&str]| cli.run(&[&["buildx", "imagetools"], args].concat()).ok();
+    imagetools(&["create", "-t", &two, &one]);
+    let inspected = [&one, &two].map(|name| imagetools(&["inspect", "--raw", name]));
+    shows(&inspected[0], &["\"layers\"", "+gzip"]);
+    shows(&inspected[1], &["\"manifests\"", "\"platform\""]);
+    let records = || {
+        let listed = cli.run(&["buildx", "du", "--verbose"]).ok();
+        shows(&listed, &["Total:"]);
+        listed.matches("RUN ").count()
+    };
+    assert!(records() > 0);
     shows(&cli.run(&["buildx", "ls"]).ok(), &["running"]);
     cli.run(&["buildx", "prune", "-af"]).ok();
+    assert_eq!(records(), 0);
 }
 
 /// As the tools of development containers make it of a user's Dockerfile and of features, which come as a named context.
@@ -255,6 +271,8 @@ fn development_containers_are_built() {
         "_DEV_CONTAINERS_IMAGE_USER=vscode",
         "--build-arg",
         "_DEV_CONTAINERS_FEATURE_CONTENT_SOURCE=dev_container_feature_content_temp",
+        "--build-arg",
+        "BUILDKIT_INLINE_CACHE=1",
         "--target",
         "dev_containers_target_stage",
         "-f",
