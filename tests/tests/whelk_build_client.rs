@@ -402,7 +402,8 @@ fn the_history_is_shown() {
         &["Completed", "BUILD ARG", "C ", "LABEL", "a ", made],
     );
     let of_failed = history(&["inspect"]).ok();
-    shows(&of_failed, &["Error: ", "exit code: 7"]);
+    let name = format!("Ref:             {failed}\n");
+    shows(&of_failed, &["Error: ", "exit code: 7", &name]);
     shows(
         &of_failed,
         &["Dockerfile:2\n", ">>> RUN echo before; exit 7"],
@@ -423,6 +424,7 @@ fn the_history_is_shown() {
         "NumCompletedSteps",
         "BuildArgs",
         "Labels",
+        "Config",
         "Attachments",
     ] {
         assert_eq!(own[field], docker[field], "{field}");

@@ -1,6 +1,7 @@
 //! `buildx history inspect`.
 
 pub(super) mod attachment;
+mod config;
 mod failure;
 
 use std::path::Path;
@@ -11,6 +12,7 @@ use whelk_buildkit::pb::control::BuildHistoryRecord;
 
 use self::attachment::Material;
 pub(super) use self::attachment::attachments;
+use self::config::Config;
 use super::super::BuilderFlags;
 use super::ls::time;
 use super::{Builds, duration, name, nanos, status};
@@ -74,6 +76,7 @@ struct Inspected {
     build_args: Vec<Pair>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     labels: Vec<Pair>,
+    config: Config,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     materials: Vec<Material>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -136,7 +139,11 @@ pub(super) async fn inspect(builds: &Builds, args: InspectArgs) -> Outcome {
         failure::complete(builds, &record, error).await?;
     }
     let text = match args.format.as_str() {
-        "pretty" => harmless(&pretty(&record, &shown)),
+        "pretty" => {
+            // The name that was asked for is known.
+            let name = if wanted.is_empty() { &*shown.r#ref } else { "" };
+            harmless(&pretty(&record, name, &shown))
+        }
         format => {
             let value = serde_json::to_value(&shown);
             let value = value.map_err(|error| Failure::new(error.to_string()))?;
@@ -210,6 +217,7 @@ fn inspected(record: &BuildHistoryRecord, state: &State) -> Inspected {
         num_cached_steps: record.cached_steps,
         build_args: pairs("build-arg:"),
         labels: pairs("label:"),
+        config: Config::of(&record.frontend_attrs, !state.context.is_empty()),
         materials: Vec::new(),
         attachments: attachments(record)
             .into_iter()
@@ -248,8 +256,8 @@ fn paths(record: &BuildHistoryRecord, state: &State) -> (String, String) {
     (context, dockerfile)
 }
 
-/// Returns all of it as text.
-fn pretty(record: &BuildHistoryRecord, shown: &Inspected) -> String {
+/// Returns all of it as text, with this name.
+fn pretty(record: &BuildHistoryRecord, name: &str, shown: &Inspected) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: &str| {
         if !value.is_empty() {
@@ -257,6 +265,7 @@ fn pretty(record: &BuildHistoryRecord, shown: &Inspected) -> String {
         }
     };
     line("Name", &shown.name);
+    line("Ref", name);
     line("Context", &shown.context);
     line("Dockerfile", &shown.dockerfile);
     line("VCS Repository", &shown.repository);
@@ -279,6 +288,10 @@ fn pretty(record: &BuildHistoryRecord, shown: &Inspected) -> String {
     };
     let (done, all) = (shown.num_completed_steps, shown.num_total_steps);
     line("Build Steps", &format!("{done}/{all} ({cached}% cached)"));
+    let settings = shown.config.pretty();
+    if !settings.is_empty() {
+        text += &format!("\n{settings}");
+    }
     for (heading, pairs) in [("BUILD ARG", &shown.build_args), ("LABEL", &shown.labels)] {
         if pairs.is_empty() {
             continue;
