@@ -21,6 +21,8 @@ type Attributes = BTreeMap<String, String>;
 /// Leaves out values that are empty, which scripts have (`--secret "$X"`), as Docker's client does.
 pub(super) fn leave_out_empty(args: &mut BuildArgs) {
     for list in [
+        &mut args.add_host,
+        &mut args.allow,
         &mut args.annotation,
         &mut args.attest,
         &mut args.cache_from,
@@ -483,10 +485,22 @@ mod tests {
 
     #[test]
     fn values_that_are_empty_are_left_out() {
-        let mut args = args(&["--secret", "", "-o", "", "--ssh", "", "--secret", "id=a"]);
+        let mut args = args(&[
+            "--secret",
+            "",
+            "-o",
+            "",
+            "--ssh",
+            "",
+            "--secret",
+            "id=a",
+            "--add-host=",
+            "--allow=",
+        ]);
         leave_out_empty(&mut args);
         assert_eq!(args.secret, ["id=a"]);
         assert!(args.output.is_empty() && args.ssh.is_empty());
+        assert!(args.add_host.is_empty() && args.allow.is_empty());
     }
 
     #[test]
