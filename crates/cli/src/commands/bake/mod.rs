@@ -266,7 +266,16 @@ async fn bake_inner(client: &Client, args: &BakeArgs) -> Outcome {
         found.extend(files.map_err(|error| Failure::new(error.to_string()))??);
     }
     if found.is_empty() {
-        return Err(Failure::new("couldn't find a bake definition"));
+        return Err(Failure::new(match places.targets {
+            // What was meant as the URL of one.
+            [first, ..] if first.contains("://") => {
+                let schemes = "https://, http://, git:// and ssh://";
+                format!(
+                    "couldn't find a bake definition: {first:?} is a target; definitions can be fetched by {schemes}"
+                )
+            }
+            _ => "couldn't find a bake definition".to_owned(),
+        }));
     }
     let reader = Reader {
         is_remote: remote.is_some(),

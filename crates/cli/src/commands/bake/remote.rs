@@ -85,9 +85,13 @@ impl Remote {
             let head = bridge.read(&reference, file, HEAD).await;
             let head = head.map_err(|status| solve_failure(&status))?;
             if !is_archive(&head.unwrap_or_default()) {
-                let content = content(&bridge, &reference, file).await?;
-                let content = content.ok_or_else(|| invalid(url, "it has no content"))?;
+                // The name that the file has in the result says nothing.
                 let name = RemoteContext::shown(url);
+                let content = content(&bridge, &reference, file, &name).await?;
+                let content = content.ok_or_else(|| invalid(url, "it has no content"))?;
+                if is_page(&content) {
+                    return Err(invalid(url, "it is no definition, but a page in HTML"));
+                }
                 let url = url.to_owned();
                 return Ok(Found {
                     remote: Self { url, files: None },
@@ -103,7 +107,7 @@ impl Remote {
         let usual = DEFAULT_FILES.map(str::to_owned);
         let wanted: &[String] = if names.is_empty() { &usual } else { names };
         for name in wanted {
-            match content(&bridge, &reference, name).await? {
+            match content(&bridge, &reference, name, name).await? {
                 Some(content) => found.push(File {
                     name: name.clone(),
                     content,
@@ -176,7 +180,7 @@ impl Fetched {
     /// # Errors
     /// Returns a text for what cannot be read.
     pub fn read(&self, handle: &Handle, path: &str) -> Result<Option<String>, String> {
-        let read = handle.block_on(content(&self.bridge, &self.reference, path));
+        let read = handle.block_on(content(&self.bridge, &self.reference, path, path));
         read.map_err(|failure| failure.text)
     }
 }
@@ -202,23 +206,34 @@ async fn solved(bridge: &mut Bridge, files: &Graph) -> Outcome<String> {
     }
 }
 
-/// Reads a text of a result; `None` if there is no such file.
-async fn content(bridge: &Bridge, reference: &str, path: &str) -> Outcome<Option<String>> {
+/// Whether the text of a URL is what servers answer to browsers. No definition begins like that.
+fn is_page(text: &str) -> bool {
+    let start = text.trim_start_matches('\u{feff}').trim_start();
+    start.starts_with('<')
+}
+
+/// Reads a text of a result, which errors call `name`; `None` if there is no such file.
+async fn content(
+    bridge: &Bridge,
+    reference: &str,
+    path: &str,
+    name: &str,
+) -> Outcome<Option<String>> {
     let most = i64::try_from(MAX_FILE).unwrap_or(i64::MAX);
     let read = bridge.read(reference, path, most + 1).await;
-    let failed = |status: Status| Failure::new(format!("read {path}: {}", status.message));
+    let failed = |status: Status| Failure::new(format!("read {name}: {}", status.message));
     let Some(content) = read.map_err(failed)? else {
         return Ok(None);
     };
     if content.len() as u64 > MAX_FILE {
         return Err(Failure::new(format!(
-            "{path} has more than {MAX_FILE} bytes"
+            "{name} has more than {MAX_FILE} bytes"
         )));
     }
     let content = String::from_utf8(content);
     content
         .map(Some)
-        .map_err(|_| Failure::new(format!("{path} is not valid UTF-8")))
+        .map_err(|_| Failure::new(format!("{name} is not valid UTF-8")))
 }
 
 fn definition(graph: &Graph) -> Outcome<Definition> {
@@ -232,6 +247,12 @@ fn definition(graph: &Graph) -> Outcome<Definition> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pages_are_no_definitions() {
+        assert!(is_page("\u{feff}\n<!DOCTYPE html>") && is_page("<html>"));
+        assert!(!is_page("# <b>\ntarget \"a\" {}") && !is_page("{}") && !is_page(""));
+    }
 
     impl Remote {
         /// Returns the definitions of a repository.
