@@ -217,9 +217,20 @@ impl<'a> Scope<'a> {
         }
         let text = match functions::is_refused(name) {
             true => format!("The function {name:?} is not available in this version of whelk."),
-            false => format!("There is no function named {name:?}."),
+            false => format!("There is no function named {name:?}.{}", self.hint(name)?),
         };
         Err(at_name(Problem::new("Call to unknown function", text)))
+    }
+
+    /// Returns the hint for a misspelled function, which is compared with all others.
+    fn hint(self, name: &str) -> Result<String, Problem> {
+        let names = functions::NAMES.iter().copied();
+        let names: Vec<&str> = names.chain(self.names.function_names()).collect();
+        // Long names are similar to none.
+        self.names
+            .pay(names.len() * (1 + name.len().min(128) / 4))?;
+        let similar = whelk_dockerfile::similar(name, names, true);
+        Ok(similar.map_or_else(String::new, |name| format!(" Did you mean {name:?}?")))
     }
 
     fn first_that_works(self, call: &FuncCall) -> Evaluated {

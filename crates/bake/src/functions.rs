@@ -27,6 +27,22 @@ const MAX_TEXT: usize = 4 << 20;
 /// The maximum number of items of a list that a function makes.
 const MAX_ITEMS: usize = 100_000;
 
+/// The functions, with those that evaluate their arguments themselves.
+#[rustfmt::skip]
+pub(crate) const NAMES: &[&str] = &[
+    "absolute", "add", "and", "base64decode", "base64encode", "basename", "bcrypt", "byteslen", "can", "ceil", "chomp",
+    "chunklist", "cidrhost", "cidrnetmask", "cidrsubnet", "cidrsubnets", "coalesce", "coalescelist", "compact",
+    "concat", "contains", "convert", "csvdecode", "dirname", "distinct", "divide", "element", "equal", "flatten",
+    "floor", "format", "formatdate", "formatlist", "formattimestamp", "greaterthan", "greaterthanorequalto", "hasindex",
+    "homedir", "indent", "index", "indexof", "int", "join", "jsondecode", "jsonencode", "keys", "length", "lessthan",
+    "lessthanorequalto", "log", "lookup", "lower", "max", "md5", "merge", "min", "modulo", "multiply", "negate", "not",
+    "notequal", "or", "parseint", "pow", "range", "regex", "regex_replace", "regexall", "replace", "reverse",
+    "reverselist", "sanitize", "sethaselement", "setintersection", "setproduct", "setsubtract",
+    "setsymmetricdifference", "setunion", "sha1", "sha256", "sha512", "signum", "slice", "sort", "split", "strlen",
+    "substr", "subtract", "timeadd", "timestamp", "title", "trim", "trimprefix", "trimspace", "trimsuffix", "try",
+    "unixtimestampparse", "upper", "urlencode", "uuidv4", "uuidv5", "values", "zipmap",
+];
+
 /// Functions of Docker's bake that are not here: definitions have no bytes, private keys do not belong into them, and the last one is newer.
 const REFUSED: &[&str] = &["bytesslice", "rsadecrypt", "semvercmp"];
 
@@ -202,6 +218,12 @@ mod tests {
     fn functions_return_what_those_of_go_cty_do() {
         for (expression, expected) in [
             ("upper(\"ä\")", "\"Ä\""),
+            ("upper(\"straße\")", "\"STRAßE\""),
+            ("lower(\"İIΑΣ\")", "\"iiασ\""),
+            (
+                "jsonencode(\"<a&b>\")",
+                "\"\\\"\\\\u003ca\\\\u0026b\\\\u003e\\\"\"",
+            ),
             ("title(\"hello world\")", "\"Hello World\""),
             ("trim(\"?!hi?!\", \"!?\")", "\"hi\""),
             ("trimprefix(\"v1\", \"v\")", "\"1\""),
@@ -389,6 +411,14 @@ mod tests {
             ),
             ("nothing()", "There is no function named \"nothing\"."),
             (
+                "upperr(\"a\")",
+                "There is no function named \"upperr\". Did you mean \"upper\"?",
+            ),
+            (
+                "bcrypt(\"a\", 100)",
+                "Call to function \"bcrypt\" failed: cost 100 is outside allowed range (4,31).",
+            ),
+            (
                 "divide(1, 0)",
                 "Call to function \"divide\" failed: division by zero.",
             ),
@@ -427,6 +457,16 @@ mod tests {
             ("substr(\"a\", 99999999999, 1)", "\"\""),
         ] {
             check(expression, expected);
+        }
+    }
+
+    #[test]
+    fn all_functions_have_names() {
+        let environment = Environment::default();
+        for name in NAMES {
+            let is_there = matches!(*name, "can" | "convert" | "try")
+                || call(&environment, 0, name, &[]).is_some();
+            assert!(is_there, "{name}");
         }
     }
 

@@ -124,6 +124,10 @@ impl<'a> Names<'a> {
         self.attributes.keys().copied().filter(reserved)
     }
 
+    pub fn function_names(&self) -> impl Iterator<Item = &'a str> + '_ {
+        self.functions.keys().copied()
+    }
+
     pub fn variable_block(&self, name: &str) -> Option<Placed<'a>> {
         self.variables.get(name).copied()
     }

@@ -28,3 +28,4 @@ pub use expand::{Budget, Environment, Expansion, Keep, Lexer, MAX_WORD};
 pub use instruction::{Command, Healthcheck, Instruction, Pair};
 pub use parser::{Dockerfile, Line, parse, text};
 pub use stage::{GlobalArgs, Stage, Stages, Step};
+pub use suggest::similar;

@@ -9,7 +9,7 @@ const LONGEST: usize = 128;
 
 /// Returns the first of the `options` with the smallest edit distance to `written`, if that is at most 2;
 /// `None` if one of them is equal.
-pub(crate) fn similar<'a>(
+pub fn similar<'a>(
     written: &str,
     options: impl IntoIterator<Item = &'a str>,
     case_sensitive: bool,

@@ -25,7 +25,7 @@ pub(super) fn call(name: &str, arguments: &[Value]) -> Option<Returned> {
             .and_then(|form| format(&form, rest))
             .and_then(bounded_text),
         ("formatlist", [form, rest @ ..]) => formatlist(form, rest),
-        ("jsonencode", [value]) => Ok(Value::String(value.json().to_string())),
+        ("jsonencode", [value]) => Ok(jsonencode(value).into()),
         ("jsondecode", [value]) => value.text().and_then(|text| {
             let json: serde_json::Value =
                 serde_json::from_str(&text).map_err(|error| error.to_string())?;
@@ -50,6 +50,21 @@ pub(super) fn call(name: &str, arguments: &[Value]) -> Option<Returned> {
         ) => count("1 argument", arguments),
         _ => return None,
     })
+}
+
+/// Encodes as Go does: also what has a meaning in HTML or in JavaScript is escaped.
+fn jsonencode(value: &Value) -> String {
+    let mut shown = String::new();
+    // They are in texts only.
+    for letter in value.json().to_string().chars() {
+        match letter {
+            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => {
+                shown += &format!("\\u{:04x}", u32::from(letter));
+            }
+            letter => shown.push(letter),
+        }
+    }
+    shown
 }
 
 fn urlencode(text: &str) -> String {

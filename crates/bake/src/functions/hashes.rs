@@ -42,12 +42,12 @@ pub(super) fn call(
     })
 }
 
-/// Returns how many steps a call of bcrypt counts as: one takes some milliseconds and more.
+/// Returns how many steps a call of bcrypt counts as: one takes some milliseconds and more. It refuses what costs too much itself.
 pub(super) fn cost_of_bcrypt(arguments: &[Value]) -> usize {
     let cost = arguments.get(1).map_or(Ok(COST), integer);
     match usual(cost.unwrap_or(COST)) {
         cost @ 0..32 => 20 << cost,
-        _ => usize::MAX,
+        _ => 0,
     }
 }
 
@@ -65,8 +65,9 @@ fn bcrypt(password: &Value, cost: i64, salt: [u8; 16]) -> Returned {
     if password.len() > MAX_PASSWORD {
         return Err(format!("password length exceeds {MAX_PASSWORD} bytes"));
     }
-    let cost =
-        u32::try_from(usual(cost)).map_err(|_| format!("cost {cost} is outside allowed range"))?;
+    let outside = || format!("cost {cost} is outside allowed range (4,31)");
+    let cost = u32::try_from(usual(cost)).ok().filter(|cost| *cost < 32);
+    let cost = cost.ok_or_else(outside)?;
     let hash = bcrypt::hash_with_salt(password, cost, salt).map_err(|error| error.to_string())?;
     Ok(hash.format_for_version(bcrypt::Version::TwoA).into())
 }

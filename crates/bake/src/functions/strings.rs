@@ -15,8 +15,8 @@ pub(super) fn call(name: &str, arguments: &[Value]) -> Option<Returned> {
         _ => count("2 arguments", arguments),
     };
     Some(match name {
-        "upper" => one(|text| text.to_uppercase()),
-        "lower" => one(|text| text.to_lowercase()),
+        "upper" => one(|text| text.chars().map(upper).collect()),
+        "lower" => one(|text| text.chars().map(lower).collect()),
         "title" => one(title),
         "chomp" => one(|text| text.trim_end_matches(['\n', '\r']).to_owned()),
         "trimspace" => one(|text| text.trim().to_owned()),
@@ -65,12 +65,27 @@ pub(super) fn call(name: &str, arguments: &[Value]) -> Option<Returned> {
     })
 }
 
+/// Returns the capital of a letter: as in Go itself, if that would be several letters.
+fn upper(letter: char) -> char {
+    let mut capitals = letter.to_uppercase();
+    match (capitals.next(), capitals.next()) {
+        (Some(only), None) => only,
+        _ => letter,
+    }
+}
+
+/// Returns the small letter of a capital.
+fn lower(letter: char) -> char {
+    // The only one with several: the first of these is that of Go.
+    letter.to_lowercase().next().unwrap_or(letter)
+}
+
 fn title(text: &str) -> String {
     let mut is_begin = true;
     let mut titled = String::new();
     for char in text.chars() {
         match is_begin {
-            true => titled.extend(char.to_uppercase()),
+            true => titled.push(upper(char)),
             false => titled.push(char),
         }
         is_begin = char.is_whitespace();
