@@ -25,35 +25,23 @@ pub(crate) fn detect<'a>(
     let start = input.fill_buf().map_err(io("read archive"))?;
     let reader: Box<dyn Read + Send + 'a> = match start {
         [0x1f, 0x8b, ..] => Box::new(Bounded::new(
-            flate2::bufread::MultiGzDecoder::new(Counting {
-                inner: input,
-                count: 0,
-            }),
-            |decoder| decoder.get_ref().count,
+            flate2::bufread::MultiGzDecoder::new(Counting::new(input)),
+            |decoder| decoder.get_ref().input,
         )),
         [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
-            let decoder = zstd::stream::read::Decoder::with_buffer(Counting {
-                inner: input,
-                count: 0,
-            })
-            .map_err(io("read zstd stream"))?;
-            Box::new(Bounded::new(decoder, |decoder| decoder.get_ref().count))
+            let decoder = zstd::stream::read::Decoder::with_buffer(Counting::new(input))
+                .map_err(io("read zstd stream"))?;
+            Box::new(Bounded::new(decoder, |decoder| decoder.get_ref().input))
         }
         [b'B', b'Z', b'h', ..] => Box::new(Bounded::new(
-            bzip2::bufread::MultiBzDecoder::new(Counting {
-                inner: input,
-                count: 0,
-            }),
-            |decoder| decoder.get_ref().count,
+            bzip2::bufread::MultiBzDecoder::new(Counting::new(input)),
+            |decoder| decoder.get_ref().input,
         )),
         [0xfd, b'7', b'z', b'X', b'Z', ..] => {
-            let input = Counting {
-                inner: input,
-                count: 0,
-            };
+            let input = Counting::new(input);
             Box::new(Bounded::new(
                 lzma_rust2::XzReader::new_mem_limit(input, true, XZ_MEMORY),
-                |decoder| decoder.inner().count,
+                |decoder| decoder.inner().input,
             ))
         }
         _ => return Ok((Box::new(input), false)),
@@ -61,33 +49,55 @@ pub(crate) fn detect<'a>(
     Ok((reader, true))
 }
 
-/// Counts the compressed bytes that a decoder reads.
+/// What a decoder has read.
+#[derive(Clone, Copy, Default)]
+struct Input {
+    /// The number of compressed bytes.
+    count: u64,
+    /// There was an error, which is not the decoder's.
+    has_failed: bool,
+}
+
+/// Counts what a decoder reads.
 struct Counting<R> {
     inner: R,
-    count: u64,
+    input: Input,
+}
+
+impl<R> Counting<R> {
+    fn new(inner: R) -> Self {
+        Self {
+            inner,
+            input: Input::default(),
+        }
+    }
 }
 
 impl<R: Read> Read for Counting<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         // Not all decoders can go on after an interruption.
-        let count = loop {
+        let read = loop {
             match self.inner.read(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                read => break read?,
+                read => break read,
             }
         };
-        self.count += count as u64;
+        self.input.has_failed |= read.is_err();
+        let count = read?;
+        self.input.count += count as u64;
         Ok(count)
     }
 }
 
 impl<R: BufRead> BufRead for Counting<R> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        self.inner.fill_buf()
+        let filled = self.inner.fill_buf();
+        self.input.has_failed |= filled.is_err();
+        filled
     }
 
     fn consume(&mut self, amount: usize) {
-        self.count += amount as u64;
+        self.input.count += amount as u64;
         self.inner.consume(amount);
     }
 }
@@ -96,7 +106,7 @@ impl<R: BufRead> BufRead for Counting<R> {
 /// more than [`MAX_RATIO`] times their compressed size.
 struct Bounded<D> {
     decoder: D,
-    consumed: fn(&D) -> u64,
+    input: fn(&D) -> Input,
     produced: u64,
     /// The decoder has failed, and is not used any more.
     has_failed: bool,
@@ -107,10 +117,10 @@ const HARMLESS_OUTPUT: u64 = 4 << 30;
 const MAX_RATIO: u64 = 300;
 
 impl<D> Bounded<D> {
-    fn new(decoder: D, consumed: fn(&D) -> u64) -> Self {
+    fn new(decoder: D, input: fn(&D) -> Input) -> Self {
         Self {
             decoder,
-            consumed,
+            input,
             produced: 0,
             has_failed: false,
         }
@@ -126,11 +136,16 @@ impl<D: Read> Bounded<D> {
                     "the xz dictionary is larger than 128 MiB: use a smaller one, as xz -9 does";
                 return io::Error::new(io::ErrorKind::OutOfMemory, text);
             }
+            let is_cut = error.kind() == io::ErrorKind::UnexpectedEof;
+            if is_cut && !(self.input)(&self.decoder).has_failed {
+                // As Go says it. Each decoder has another text.
+                return io::Error::new(io::ErrorKind::UnexpectedEof, "unexpected EOF");
+            }
             error
         })?;
         self.produced += count as u64;
         if self.produced > HARMLESS_OUTPUT
-            && self.produced / MAX_RATIO > (self.consumed)(&self.decoder)
+            && self.produced / MAX_RATIO > (self.input)(&self.decoder).count
         {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,

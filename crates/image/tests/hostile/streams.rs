@@ -71,6 +71,36 @@ fn rejects_truncated_compressed_streams() {
     }
 }
 
+/// A reader that fails at its end, as that of a client that leaves.
+struct Failing<'a>(&'a [u8]);
+
+impl Read for Failing<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self.0.read(buffer)? {
+            0 => Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the client has left",
+            )),
+            count => Ok(count),
+        }
+    }
+}
+
+#[test]
+fn truncated_streams_have_the_same_text_in_all_compressions() {
+    fn text(input: &mut (dyn Read + Send)) -> String {
+        let mut plain = decompress(input).unwrap();
+        let read = plain.read_to_end(&mut Vec::new());
+        read.unwrap_err().to_string()
+    }
+    let content = noise(50_000);
+    for compressed in [gzip, zstandard, bzip2].map(|compress| compress(&content)) {
+        let mut cut = &compressed[..compressed.len() / 2];
+        assert_eq!(text(&mut Failing(cut)), "the client has left");
+        assert_eq!(text(&mut cut), "unexpected EOF");
+    }
+}
+
 #[test]
 fn rejects_damaged_streams() {
     let archive = pack(&[file("a", noise(3000)), file("b", vec![b'x'; 50_000])]);
