@@ -95,7 +95,11 @@ impl Session {
     /// # Errors
     /// Returns an error if the client has no files.
     pub fn files(&self, wanted: &FilesRequest) -> Result<Stream> {
-        self.needs(DIFF_COPY)?;
+        if !self.has(DIFF_COPY) {
+            // Docker's client offers none if its standard input is the context, and is empty.
+            let text = "no local sources enabled: the client has no context; an archive or a Dockerfile from its standard input must not be empty";
+            return Err(Status::unknown(text));
+        }
         let mut metadata = HeaderMap::new();
         let name = std::slice::from_ref(&wanted.name);
         append(&mut metadata, "dir-name", name);

@@ -52,6 +52,12 @@ fn standard_input_is_a_dockerfile_or_an_archive() {
     shows(&again.err(), &["CACHED"]);
     let broken = build(&["-"], &archive("x")[..700]);
     assert_eq!(broken.code, 1, "{}", broken.err());
+    let none = build(&["-"], b"");
+    assert_eq!(none.code, 1);
+    shows(
+        &none.err(),
+        &["no local sources enabled", "must not be empty"],
+    );
 }
 
 #[test]
