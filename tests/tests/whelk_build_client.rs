@@ -158,6 +158,10 @@ fn a_push_without_a_name_is_refused_before_anything_is_built() {
     let context = engine.dockerfile("push", "FROM busybox\nRUN echo was-executed\n");
     let shown = whelk(&engine).build_fails(&context, &["--push"], &["tag is needed"]);
     assert!(!shown.contains("was-executed"), "{shown}");
+    // Nobody listens there.
+    let output = "type=image,push=1,name=127.0.0.1:9/x";
+    let expected = "failed to push 127.0.0.1:9/x:latest: ";
+    whelk(&engine).build_fails(&context, &["-o", output], &[expected]);
 }
 
 /// Runs `whelk build` as a user who is not root.

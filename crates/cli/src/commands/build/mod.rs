@@ -143,6 +143,15 @@ async fn finish(
     Ok(0)
 }
 
+/// Adds the name of an image to why it was not pushed, in the words of builders that push by themselves.
+fn not_pushed(name: &str, failure: Failure) -> Failure {
+    if failure.is_unwritten {
+        return failure;
+    }
+    let text = format!("failed to push {name}: {}", failure.text);
+    Failure { text, ..failure }
+}
+
 async fn push(client: &Client, names: &[String], is_quiet: bool) -> Outcome<()> {
     // The standard output is for the id, or for an archive.
     let target = match is_quiet {
@@ -154,9 +163,8 @@ async fn push(client: &Client, names: &[String], is_quiet: bool) -> Outcome<()> 
             warn_line!("pushing {name}");
         }
         let name = image::pull::with_default_tag(name);
-        image::push::push_named(client, &name, "", target)
-            .await
-            .map_err(not_built)?;
+        let pushed = image::push::push_named(client, &name, "", target).await;
+        pushed.map_err(|failure| not_built(not_pushed(&name, failure)))?;
     }
     Ok(())
 }
