@@ -177,8 +177,16 @@ fn certificates_are_verified_and_credentials_stay_with_their_server() {
     };
     add(&engine, "none", "", "/x", &[]).ok();
     assert_eq!(run(&engine, "none", "cat /got"), "none");
-    let shown = add(&engine, "basic", "user:secret-word@", "/x", &[]);
-    shown.ok();
+    let basic = add(&engine, "basic", "user:secret-word@", "/x", &[]);
+    let told = [
+        &["image", "history", "--no-trunc", "basic"][..],
+        &["buildx", "history", "inspect"],
+        &["buildx", "du", "--verbose"],
+    ];
+    let mut shown = basic.exits(0);
+    shown.extend(told.map(|args| engine.docker(args).exits(0)));
+    shows(&shown, &["ADD https://127.0.0.1:"]);
+    assert!(!shown.contains("secret-word"), "{shown}");
     assert_eq!(
         run(&engine, "basic", "cat /got"),
         "Basic dXNlcjpzZWNyZXQtd29yZA=="

@@ -125,7 +125,13 @@ impl Converter<'_> {
         check_checksum(files, &kinds)?;
         let env = Rc::clone(&target.state.env);
         let platform = target.platform.clone();
-        let command = names::command(&step.code, &Lexer::new(self.escape, &env, &self.budget));
+        // Names and the history are for others than those who may know the passwords of a server.
+        let shown = |text: String| match kinds.is_add {
+            true => names::without_credentials(&text),
+            false => text,
+        };
+        let lexer = Lexer::new(self.escape, &env, &self.budget);
+        let command = shown(names::command(&step.code, &lexer));
         let multi = self.options.multi_platform;
         let name = names::prefixed(target, &command, platform.as_ref(), &env, multi);
         let mut actions = Actions::default();
@@ -142,7 +148,7 @@ impl Converter<'_> {
                 },
             ));
         }
-        let message = history(files, &kinds);
+        let message = shown(history(files, &kinds));
         let base = target.state.output;
         // A name is looked up in what is below.
         if files.link && files.chmod.is_empty() && has_ids(&files.chown) {

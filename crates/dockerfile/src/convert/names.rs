@@ -2,6 +2,7 @@
 
 use whelk_llb::pb::Platform;
 
+use super::git;
 use super::target::Target;
 use crate::expand::{Environment, Lexer};
 use crate::quote::quote;
@@ -24,6 +25,17 @@ pub(super) fn command(code: &str, lexer: &Lexer<'_>) -> String {
         Some((word, rest)) => format!("{} {rest}", word.to_uppercase()),
         None => text.to_uppercase(),
     }
+}
+
+/// Returns a command without the users and passwords of the URLs among its words.
+pub(super) fn without_credentials(command: &str) -> String {
+    let words = command.split(' ').map(|word| {
+        // Those of a list in JSON have signs before them.
+        let begin = word.find(|sign: char| !"[\"".contains(sign));
+        let (signs, url) = word.split_at(begin.unwrap_or(word.len()));
+        format!("{signs}{}", git::redacted(url))
+    });
+    words.collect::<Vec<_>>().join(" ")
 }
 
 /// Returns `[STAGE 2/3] COMMAND`, and counts the step. A stage without steps has no prefix.

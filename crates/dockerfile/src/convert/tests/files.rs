@@ -169,6 +169,40 @@ fn add_has_remote_sources() {
 }
 
 #[test]
+fn credentials_of_sources_are_not_shown() {
+    let text = "FROM scratch\nARG TOKEN=secret\nADD https://u:$TOKEN@host/a https://$TOKEN@host/r.git#v1 /d/\n\
+        ADD [\"http://u:secret@host/b\", \"/e/\"]\nADD ssh://git@host/s.git /f/\nADD a@b /g\n";
+    let done = run(text, &options());
+    let shown: Vec<&str> = done.history().into_iter().map(|(text, _)| text).collect();
+    assert_eq!(
+        shown[1..],
+        [
+            "ADD https://host/a https://host/r.git#v1 /d/ # buildkit",
+            "ADD http://host/b /e/ # buildkit",
+            "ADD ssh://git@host/s.git /f/ # buildkit",
+            "ADD a@b /g # buildkit",
+        ]
+    );
+    let names: Vec<&str> = done.graph.nodes.iter().map(name).collect();
+    assert!(
+        names.iter().all(|name| !name.contains("secret")),
+        "{names:?}"
+    );
+    // They are used.
+    let is_used = |node: &&Node| match &node.op.kind {
+        Some(Kind::Source(source)) => {
+            let url = source
+                .attrs
+                .get("git.fullurl")
+                .unwrap_or(&source.identifier);
+            url.contains("secret@host")
+        }
+        _ => false,
+    };
+    assert_eq!(done.graph.nodes.iter().filter(is_used).count(), 3);
+}
+
+#[test]
 fn documents_are_files() {
     let text =
         "FROM scratch\nENV X=1\nCOPY <<a.txt <<-\"b.txt\" /d/\n$X \"q\"\na.txt\n\t$X\n\tb.txt\n";
