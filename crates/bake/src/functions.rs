@@ -88,6 +88,9 @@ pub(crate) fn weight_of_members(members: &BTreeMap<String, Value>, depth: usize)
     members.fold(OBJECT, usize::saturating_add)
 }
 
+/// The maximum length of all texts of a list that a function makes, in bytes.
+const MAX_TEXTS: usize = 16 * MAX_TEXT;
+
 /// Functions that compare each item with all others.
 const QUADRATIC: &[&str] = &[
     "distinct",
@@ -171,9 +174,15 @@ fn position(value: &Value) -> Result<usize, String> {
 }
 
 fn bounded_text(text: String) -> Returned {
-    match text.len() > MAX_TEXT {
+    check_length(text.len())?;
+    Ok(Value::String(text))
+}
+
+/// Checks the length of a text before it is made.
+fn check_length(length: usize) -> Result<(), String> {
+    match length > MAX_TEXT {
         true => Err(format!("its result is longer than {MAX_TEXT} bytes")),
-        false => Ok(Value::String(text)),
+        false => Ok(()),
     }
 }
 
@@ -457,6 +466,35 @@ mod tests {
             ("substr(\"a\", 99999999999, 1)", "\"\""),
         ] {
             check(expression, expected);
+        }
+    }
+
+    #[test]
+    fn results_are_bounded_before_they_are_made() {
+        let long = "x".repeat(1 << 20);
+        for (expression, expected) in [
+            (
+                format!("join(\"{long}\", range(1024))"),
+                "Call to function \"join\" failed: its result is longer than 4194304 bytes.",
+            ),
+            (
+                format!("formatlist(\"%s %s\", \"{long}\", range(1024))"),
+                "Call to function \"formatlist\" failed: its results are longer than 67108864 bytes.",
+            ),
+            (
+                format!("setproduct([\"{long}\"], range(1024))"),
+                "Call to function \"setproduct\" failed: its result is too large.",
+            ),
+            (
+                format!(
+                    "regexall(\"(?P<{}>x)\", \"{}\")",
+                    "n".repeat(1 << 14),
+                    "x".repeat(5000)
+                ),
+                "Call to function \"regexall\" failed: its result has more than 4096 items.",
+            ),
+        ] {
+            check(&expression, expected);
         }
     }
 

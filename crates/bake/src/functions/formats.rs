@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::{MAX_ITEMS, Returned, bounded_list, bounded_text, count};
+use super::{MAX_ITEMS, MAX_TEXTS, Returned, bounded_list, bounded_text, count};
 use crate::value::Value;
 
 /// The maximum width and precision of a verb.
@@ -206,6 +206,7 @@ fn formatlist(form: &Value, arguments: &[Value]) -> Returned {
     if length > MAX_ITEMS {
         return Err("a list is too long".into());
     }
+    let mut total = 0;
     let items = (0..length).map(|index| {
         let own: Vec<Value> = arguments
             .iter()
@@ -214,7 +215,12 @@ fn formatlist(form: &Value, arguments: &[Value]) -> Returned {
                 other => other.clone(),
             })
             .collect();
-        bounded_text(format(&form, &own)?)
+        let text = format(&form, &own)?;
+        total += text.len();
+        match total > MAX_TEXTS {
+            true => Err(format!("its results are longer than {MAX_TEXTS} bytes")),
+            false => bounded_text(text),
+        }
     });
     items.collect::<Result<_, _>>().map(Value::List)
 }

@@ -1,6 +1,7 @@
 //! Functions of sets.
 
-use super::{MAX_ITEMS, Returned, count, list};
+use super::{MAX_ITEMS, Returned, count, list, weight};
+use crate::eval::MAX_STEPS;
 use crate::value::{Value, set};
 
 pub(super) fn call(name: &str, arguments: &[Value]) -> Option<Returned> {
@@ -56,8 +57,16 @@ fn product(arguments: &[Value]) -> Returned {
             .checked_mul(items.len())
             .filter(|length| *length <= MAX_ITEMS)
     });
-    if length.is_none() {
+    let Some(length) = length else {
         return Err(format!("its result has more than {MAX_ITEMS} items"));
+    };
+    // Each item is in as many combinations as those of the other lists.
+    let weights = lists.iter().map(|items| {
+        let weight = items.iter().map(weight).fold(0, usize::saturating_add);
+        weight.saturating_mul(length / items.len().max(1))
+    });
+    if weights.fold(0, usize::saturating_add) > MAX_STEPS {
+        return Err("its result is too large".into());
     }
     let mut all = vec![Vec::new()];
     for items in lists {

@@ -2,7 +2,10 @@
 
 use regex_lite::{Captures, Regex};
 
-use super::{MAX_ITEMS, Returned, bounded_list, bounded_text, count, integer, position, texts};
+use super::{
+    MAX_ITEMS, MAX_TEXTS, Returned, bounded_list, bounded_text, check_length, count, integer,
+    position, texts,
+};
 use crate::value::Value;
 
 pub(super) fn call(name: &str, arguments: &[Value]) -> Option<Returned> {
@@ -149,7 +152,11 @@ fn join(arguments: &[Value]) -> Returned {
         return count("at least 2 arguments", arguments);
     }
     let all = lists.iter().map(texts).collect::<Result<Vec<_>, _>>()?;
-    bounded_text(all.concat().join(&separator.text()?))
+    let (all, separator) = (all.concat(), separator.text()?);
+    let separators = separator.len().saturating_mul(all.len().saturating_sub(1));
+    let length: usize = all.iter().map(String::len).sum();
+    check_length(length.saturating_add(separators))?;
+    Ok(Value::String(all.join(&separator)))
 }
 
 fn replace(name: &str, arguments: &[Value]) -> Returned {
@@ -181,9 +188,16 @@ fn regex(pattern: &str, text: &str) -> Returned {
 
 fn regexall(pattern: &str, text: &str) -> Returned {
     let pattern = compiled(pattern)?;
-    let all = pattern.captures_iter(text).take(MAX_ITEMS + 1);
+    // Each match has all names.
+    let names: usize = pattern.capture_names().flatten().map(str::len).sum();
+    let most = MAX_ITEMS.min(MAX_TEXTS / names.max(1));
+    let all = pattern.captures_iter(text).take(most + 1);
     let all = all.map(|found| captured(&pattern, &found));
-    bounded_list(all.collect::<Result<_, _>>()?)
+    let all = all.collect::<Result<Vec<_>, _>>()?;
+    match all.len() > most {
+        true => Err(format!("its result has more than {most} items")),
+        false => Ok(Value::List(all)),
+    }
 }
 
 /// Returns the groups of a match: an object if they have names, and the match if there are none.
