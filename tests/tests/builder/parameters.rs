@@ -234,7 +234,7 @@ fn base_images_are_pulled_with_the_credentials_of_the_client() {
 }
 
 /// Returns bytes as a zstd frame that is not compressed.
-fn zstd(content: &[u8]) -> Vec<u8> {
+pub(super) fn zstd(content: &[u8]) -> Vec<u8> {
     const BLOCK: usize = 128 << 10;
     let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0xa0];
     frame.extend(u32::try_from(content.len()).unwrap().to_le_bytes());

@@ -7,6 +7,8 @@ use whelk_tests::builds::{classic, docker, shows, whelk};
 use whelk_tests::tar::Tar;
 use whelk_tests::{Engine, Program};
 
+use crate::parameters::zstd;
+
 #[test]
 fn caches_of_steps_have_namespaces() {
     let engine = Engine::start();
@@ -113,7 +115,7 @@ fn flags_of_copies_are_combined() {
     let engine = Engine::start();
     let text = "FROM busybox\nADD --link --chmod=640 --chown=3:4 a /link/a\nADD --exclude=*.md d /not/\n\
         COPY --link --exclude=*.md --chown=5:6 d /link/d/\nCOPY --link --parents --chmod=700 d/./sub/y /parents/\n\
-        ADD --link --unpack=false --chown=7:8 a.tar /packed/\nADD --link --chown=7:8 a.tar /unpacked/\n";
+        ADD --link --unpack=false --chown=7:8 a.tar /packed/\nADD --link --chown=7:8 a.tar /unpacked/\nADD a.tar.zst /zstd/\n";
     let files = [
         ("Dockerfile", text),
         ("a", "a\n"),
@@ -122,11 +124,11 @@ fn flags_of_copies_are_combined() {
     ];
     let context = engine.scratch_with("combined", &files);
     let archive = Tar::new().file("inner", "inner\n").finish();
+    fs::write(context.join("a.tar.zst"), zstd(&archive)).unwrap();
     fs::write(context.join("a.tar"), archive).unwrap();
-    let look =
-        "find /link /not /parents /packed /unpacked -type f | sort | xargs stat -c '%n %a %u:%g'";
+    let look = "find /link /not /parents /packed /unpacked /zstd -type f | sort | xargs stat -c '%n %a %u:%g'";
     let expected = "/link/a 640 3:4\n/link/d/sub/y 644 5:6\n/not/sub/y 644 0:0\n/packed/a.tar 644 7:8\n\
-        /parents/sub/y 700 0:0\n/unpacked/inner 644 7:8";
+        /parents/sub/y 700 0:0\n/unpacked/inner 644 7:8\n/zstd/inner 644 0:0";
     let clients = [docker(&engine), classic(&engine), whelk(&engine)];
     for (client, name) in clients.into_iter().zip(["buildkit", "classic", "whelk"]) {
         client.built(&context, &["--no-cache", "-t", name]);
