@@ -47,6 +47,9 @@ fn the_worker_is_described() {
     let check = "grpc.health.v1.Health/Check";
     let health: HealthCheckResponse = grpc.begin(check, &[], &NOTHING).wait().unwrap();
     assert_eq!(health.status, HealthCheckResponse::SERVING);
+    // Traces of clients are taken, and not kept.
+    let export = "opentelemetry.proto.collector.trace.v1.TraceService/Export";
+    let _: Unused = grpc.begin(export, &[], &NOTHING).wait().unwrap();
 }
 
 #[test]
