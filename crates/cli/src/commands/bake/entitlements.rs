@@ -279,11 +279,14 @@ fn outside<'a>(
     let paths = paths.iter().map(|path| existing(path, directory));
     let mut found = paths.collect::<Outcome<BTreeSet<_>>>()?;
     found.retain(|path| !roots.iter().any(|root| path.starts_with(root)));
-    // A directory stands for what is in it.
-    let all = found.clone();
+    // A directory stands for what is in it, which follows it in the order of paths.
+    let mut last: Option<PathBuf> = None;
     found.retain(|path| {
-        let is_below = |other: &PathBuf| other != path && path.starts_with(other);
-        !all.iter().any(is_below)
+        let is_below = last.as_ref().is_some_and(|last| path.starts_with(last));
+        if !is_below {
+            last = Some(path.clone());
+        }
+        !is_below
     });
     Ok(found)
 }
@@ -476,6 +479,15 @@ mod tests {
     use whelk_sys::Scratch;
 
     use super::*;
+
+    #[test]
+    fn a_directory_stands_for_what_is_in_it() {
+        let paths = ["a/b", "a", "a-b", "a/b/c", "c/d"];
+        let paths = paths.map(|path| format!("/nowhere/{path}")).into();
+        let found = outside(paths, std::iter::empty(), Path::new("/elsewhere")).unwrap();
+        let expected = ["/nowhere/a", "/nowhere/a-b", "/nowhere/c/d"];
+        assert!(found.iter().eq(expected.map(Path::new)), "{found:?}");
+    }
 
     #[test]
     fn what_is_outside_is_asked_for() {

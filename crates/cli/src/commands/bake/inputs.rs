@@ -1,6 +1,6 @@
 //! Targets that others stand on: their definitions become inputs of those.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -23,19 +23,24 @@ pub(super) struct Input(Vec<(String, Definition, Option<Vec<u8>>)>);
 /// Returns the names of targets in an order in which each comes after those that it stands on. Only those that others stand on
 /// are in it.
 pub(super) fn order(targets: &BTreeMap<String, Target>) -> Vec<String> {
-    fn add(name: &str, targets: &BTreeMap<String, Target>, order: &mut Vec<String>) {
-        if order.iter().any(|known| known == name) {
+    fn add(
+        name: &str,
+        targets: &BTreeMap<String, Target>,
+        known: &mut BTreeSet<String>,
+        order: &mut Vec<String>,
+    ) {
+        if !known.insert(name.to_owned()) {
             return;
         }
         for used in used_by(targets.get(name)) {
-            add(&used, targets, order);
+            add(&used, targets, known, order);
         }
         order.push(name.to_owned());
     }
-    let mut order = Vec::new();
+    let (mut known, mut order) = (BTreeSet::new(), Vec::new());
     for target in targets.values() {
         for name in used_by(Some(target)) {
-            add(&name, targets, &mut order);
+            add(&name, targets, &mut known, &mut order);
         }
     }
     order
