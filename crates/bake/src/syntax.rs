@@ -58,12 +58,50 @@ pub(crate) fn parse(files: &[(String, String)], number: usize) -> Result<Body> {
         true => json(files, number, content),
         false => {
             let parsed = hcl_edit::parser::parse_body(content).map_err(|error| {
-                syntax(files, number, error.location().offset(), error.message())
+                let offset = error.location().offset();
+                let (offset, detail) = explained(content, offset, error.message());
+                syntax(files, number, offset, detail)
             })?;
             let mut count = 0;
             hcl(parsed, &mut count).map_err(|text| Error::new(format!("{name}: {text}")))
         }
     }
+}
+
+/// Returns the place of a mistake, and what it is: for those that are made most, more than what the parser has expected there.
+fn explained(content: &str, offset: usize, expected: &str) -> (usize, String) {
+    let before = content.get(..offset).unwrap_or(content);
+    if expected.contains("heredoc end delimiter")
+        && let Some((at, marker)) = last_heredoc(before)
+    {
+        let text = format!("unterminated template string: no line is its closing marker {marker}");
+        return (at, text);
+    }
+    let is_last = content
+        .get(offset + 1..)
+        .is_none_or(|rest| rest.trim().is_empty());
+    let line = before.rsplit('\n').next().unwrap_or_default();
+    let detail = if expected.starts_with("invalid block body") && is_last {
+        "unclosed configuration block: there is no closing brace for a block before the end of the file; braces elsewhere in the file may be the cause"
+    } else if expected.starts_with("invalid block body") && line.contains('{') {
+        "a single-line block can have one argument only: put each argument, and the block's closing brace, on a line of its own"
+    } else if expected.contains("newline") && expected.contains("eof") {
+        "an argument or block must end with a newline"
+    } else {
+        expected
+    };
+    (offset, detail.to_owned())
+}
+
+/// Returns the place and the marker of the last template string with a marker (`<<EOT`) that begins in a text.
+fn last_heredoc(text: &str) -> Option<(usize, &str)> {
+    let mut found = text.rmatch_indices("<<");
+    found.find_map(|(at, _)| {
+        let line = text.get(at + 2..)?.lines().next()?;
+        let marker = line.strip_prefix('-').unwrap_or(line);
+        let is_marker = |letter: char| letter.is_alphanumeric() || matches!(letter, '_' | '-');
+        (!marker.is_empty() && marker.chars().all(is_marker)).then_some((at, marker))
+    })
 }
 
 fn counted(count: &mut usize) -> std::result::Result<(), String> {
@@ -248,5 +286,42 @@ fn template(text: String) -> Expression {
         }
         // As Docker's bake, which says of it what is wrong where it is used.
         Err(_) => Expression::from(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn refused(content: &str, expected: &str) {
+        let files = [("a.hcl".to_owned(), content.to_owned())];
+        let text = parse(&files, 0).map_or_else(|error| error.text, |_| String::new());
+        assert!(text.starts_with(expected), "{text}");
+    }
+
+    #[test]
+    fn usual_mistakes_are_explained() {
+        refused(
+            "target \"a\" {\n  context = \".\"\n",
+            "a.hcl:2,16-16: Invalid syntax; unclosed configuration block: ",
+        );
+        refused(
+            "target \"a\" { context = \".\" target = \"x\" }\n",
+            "a.hcl:1,28-28: Invalid syntax; a single-line block can have one argument only",
+        );
+        refused(
+            "target \"a\" {\n  context = \".\" target = \"x\"\n}\n",
+            "a.hcl:2,17-17: Invalid syntax; an argument or block must end with a newline",
+        );
+        // Not where the text of the template ends.
+        refused(
+            "target \"a\" {\n  tags = [<<EOT\nx <<y z\n]\n}\n",
+            "a.hcl:2,11-11: Invalid syntax; unterminated template string: no line is its closing marker EOT",
+        );
+        refused(
+            "target \"a\" {\n  tags = ?\n}\n",
+            "a.hcl:2,10-10: Invalid syntax; invalid expression; expected",
+        );
     }
 }

@@ -83,8 +83,7 @@ pub(super) fn read(names: Vec<String>) -> Outcome<Vec<File>> {
                 content.map_err(|error| Failure::new(format!("open {name}: {}", plain(&error))))?
             }
         };
-        let content = String::from_utf8(content)
-            .map_err(|_| Failure::new(format!("{name} is not valid UTF-8")))?;
+        let content = text(&name, content).map_err(Failure::new)?;
         found.push(File { name, content });
     }
     Ok(found)
@@ -115,8 +114,19 @@ pub(super) fn named(allowed: &Allowed, path: &str) -> Result<Option<String>, Str
         ));
     }
     let content = files::read_at_most(Path::new(path), MAX_FILE).map_err(|error| failed(&error))?;
-    let content = String::from_utf8(content).map_err(|_| format!("{path} is not valid UTF-8"))?;
-    Ok(Some(content))
+    text(path, content).map(Some)
+}
+
+/// Returns the text of a file.
+///
+/// # Errors
+/// Returns a text with the line that is none.
+pub(super) fn text(name: &str, content: Vec<u8>) -> Result<String, String> {
+    String::from_utf8(content).map_err(|error| {
+        let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = valid.split(|byte| *byte == b'\n').count();
+        format!("{name}:{line}: the file is not valid UTF-8")
+    })
 }
 
 fn standard_input() -> io::Result<Vec<u8>> {
@@ -140,8 +150,7 @@ pub(super) fn environment(context: &str) -> Outcome<Environment> {
     ];
     let builtin = builtin.map(|(name, value)| (name.to_owned(), value));
     let dot_env = match files::read_at_most(Path::new(DOT_ENV), MAX_FILE) {
-        Ok(content) => String::from_utf8(content)
-            .map_err(|_| Failure::new(format!("{DOT_ENV} is not valid UTF-8")))?,
+        Ok(content) => text(DOT_ENV, content).map_err(Failure::new)?,
         Err(error)
             if matches!(
                 error.kind(),

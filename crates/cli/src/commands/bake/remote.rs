@@ -230,10 +230,8 @@ async fn content(
             "{name} has more than {MAX_FILE} bytes"
         )));
     }
-    let content = String::from_utf8(content);
-    content
-        .map(Some)
-        .map_err(|_| Failure::new(format!("{name} is not valid UTF-8")))
+    let text = super::files::text(name, content);
+    text.map(Some).map_err(Failure::new)
 }
 
 fn definition(graph: &Graph) -> Outcome<Definition> {
