@@ -93,24 +93,25 @@ impl Display {
         }
     }
 
-    /// Shows news of a build.
+    /// Takes news of a build.
     pub fn update(&mut self, response: &StatusResponse) {
         if matches!(self.view, View::Raw) {
             raw::print(response);
         }
         let updated = self.trace.update(response);
-        match &mut self.view {
-            View::Plain(plain) => warn_bytes(&plain.print(&mut self.trace, &updated)),
+        match &self.view {
+            // They are printed with the next tick.
+            View::Plain(_) => Plain::note(&mut self.trace, &updated),
             // What has failed is told by the last lines.
             View::Quiet | View::Terminal(_) | View::Raw => self.trace.forget_output(&updated),
         }
     }
 
-    /// Shows the time that has passed.
+    /// Shows the news that have come since, and the time that has passed.
     pub fn tick(&mut self) {
         match &mut self.view {
             View::Terminal(terminal) => terminal.draw(&self.trace, false),
-            View::Plain(plain) => warn_bytes(&plain.print(&mut self.trace, &[])),
+            View::Plain(plain) => warn_bytes(&plain.print(&mut self.trace)),
             View::Quiet | View::Raw => {}
         }
     }

@@ -30,8 +30,8 @@ pub(super) struct Plain {
 }
 
 impl Plain {
-    /// Returns what is to be printed when there are news of some steps.
-    pub fn print(&mut self, trace: &mut Trace, updated: &[usize]) -> Vec<u8> {
+    /// Takes news of some steps, which [`Plain::print`] returns.
+    pub fn note(trace: &mut Trace, updated: &[usize]) {
         let now = Instant::now();
         for index in updated {
             let step = &mut trace.steps[*index];
@@ -39,6 +39,10 @@ impl Plain {
                 step.waits.get_or_insert(now);
             }
         }
+    }
+
+    /// Returns what is to be printed of the news. The less often it is called, the less it goes from one step to another.
+    pub fn print(&mut self, trace: &mut Trace) -> Vec<u8> {
         let mut text = Vec::new();
         let is_done = |step: &Step| step.waits.is_some() && step.completed.is_some();
         if let Some(current) = self.current
@@ -64,7 +68,7 @@ impl Plain {
 
     /// Returns what is left when a build has ended.
     pub fn end(&mut self, trace: &mut Trace) -> Vec<u8> {
-        let mut text = Vec::new();
+        let mut text = self.print(trace);
         for index in 0..trace.steps.len() {
             if trace.steps[index].waits.is_some() {
                 self.step(&mut text, trace, index);
@@ -81,6 +85,11 @@ impl Plain {
     }
 
     fn step(&mut self, text: &mut Vec<u8>, trace: &mut Trace, index: usize) {
+        // A build may ask for a step several times, which changes nothing.
+        if trace.steps[index].is_told_again() {
+            trace.steps[index].waits = None;
+            return;
+        }
         if self.current != Some(index) {
             self.close_line(text);
             if let Some(old) = self.current {
@@ -116,6 +125,7 @@ impl Plain {
             error => format!("ERROR: {}", crate::terminal::harmless(error)),
         };
         text.extend(format!("#{number} {end}\n\n").into_bytes());
+        step.is_told = true;
         self.current = None;
     }
 
@@ -203,7 +213,8 @@ mod tests {
         let (mut trace, mut plain, mut text) = (Trace::default(), Plain::default(), Vec::new());
         for response in responses {
             let updated = trace.update(response);
-            text.extend(plain.print(&mut trace, &updated));
+            Plain::note(&mut trace, &updated);
+            text.extend(plain.print(&mut trace));
         }
         text.extend(plain.end(&mut trace));
         assert_eq!(
@@ -235,7 +246,8 @@ mod tests {
             if waits {
                 trace.steps[1].waits = Instant::now().checked_sub(PATIENCE);
             }
-            plain.print(&mut trace, &updated)
+            Plain::note(&mut trace, &updated);
+            plain.print(&mut trace)
         };
         print(&vertex("a", 10, None), false);
         assert_eq!(print(&vertex("b", 10, None), false), b"");
@@ -274,6 +286,45 @@ mod tests {
                 with("c", |vertex| vertex.error = "context canceled".into()),
             ],
             "#1 step a\n#1 CACHED\n\n#2 step b\n#2 ERROR: no\n\n#3 step c\n#3 CANCELED\n\n",
+        );
+    }
+
+    #[test]
+    fn news_that_come_together_are_shown_by_their_steps() {
+        let (mut trace, mut plain) = (Trace::default(), Plain::default());
+        for response in [
+            vertex("a", 10, None),
+            vertex("b", 10, None),
+            log("a", 11, "one\n"),
+            log("b", 11, "two\n"),
+            vertex("b", 10, Some(12)),
+            vertex("a", 10, Some(13)),
+        ] {
+            let updated = trace.update(&response);
+            Plain::note(&mut trace, &updated);
+        }
+        let text = String::from_utf8(plain.print(&mut trace)).unwrap();
+        let expected =
+            "#1 step a\n#1 0.100 one\n#1 DONE 0.3s\n\n#2 step b\n#2 0.100 two\n#2 DONE 0.2s\n\n";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn a_step_that_is_cached_again_is_told_once() {
+        let cached = || {
+            let mut response = vertex("a", 10, Some(10));
+            response.vertexes[0].cached = true;
+            response
+        };
+        check(
+            &[vertex("a", 10, Some(11)), cached(), cached()],
+            "#1 step a\n#1 DONE 0.1s\n\n",
+        );
+        check(&[cached(), cached()], "#1 step a\n#1 CACHED\n\n");
+        let news = [cached(), log("a", 10, "news\n")];
+        check(
+            &news,
+            "#1 step a\n#1 CACHED\n\n#1 step a\n#1 0.000 news\n#1 CACHED\n\n",
         );
     }
 

@@ -53,6 +53,8 @@ pub(super) struct Step {
     pub number: Option<usize>,
     /// When its news have begun to wait.
     pub waits: Option<std::time::Instant>,
+    /// Whether its end was shown.
+    pub is_told: bool,
 }
 
 /// A part of a step, such as a layer that is pulled.
@@ -247,6 +249,13 @@ impl Trace {
 }
 
 impl Step {
+    /// Returns whether all that is new of it is that it is in the cache after it was shown.
+    pub fn is_told_again(&self) -> bool {
+        let is_cached = self.is_cached && self.completed.is_some() && self.error.is_empty();
+        let has_news = !self.output.is_empty() || self.parts.iter().any(|part| part.is_new);
+        self.is_told && is_cached && !has_news
+    }
+
     pub fn has_failed(&self) -> bool {
         !self.error.is_empty() && !self.was_cancelled()
     }
