@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
-use whelk_tests::builds::{docker, json_file};
-use whelk_tests::images::{OWN_ARCHITECTURE, busybox_program, marked_for};
+use whelk_tests::builds::{docker, json_file, whelk};
+use whelk_tests::images::{OWN_ARCHITECTURE, busybox_program, marked_for, noise};
 use whelk_tests::registry::Registry;
 use whelk_tests::{Engine, Program, escape, skipped};
 
@@ -225,6 +225,52 @@ fn archives_and_directories_have_all_platforms() {
     );
     for bad in ["linux/../..", "nothing", "linux/amd64/v2/x"] {
         docker(&engine).build_fails(&context, &["--platform", bad], &["invalid argument"]);
+    }
+}
+
+#[test]
+fn contexts_are_received_once() {
+    let engine = Engine::start();
+    let context = context(&engine, "context", "FROM scratch\nCOPY file /file\n");
+    fs::write(context.join("file"), noise(8 << 20)).unwrap();
+    let target = |name: &str| {
+        let text = format!("FROM scratch\nCOPY file /{name}\n");
+        json!({"context": context, "dockerfile-inline": text, "tags": [name]})
+    };
+    let bake = json!({
+        "group": {"default": {"targets": ["one", "two"]}},
+        "target": {"one": target("one"), "two": target("two")},
+    });
+    let file = engine.scratch_with("bake", &[("bake.json", &bake.to_string())]);
+    let file = file.join("bake.json");
+    let bake = [
+        "buildx",
+        "bake",
+        "--allow",
+        "fs=/",
+        "-f",
+        file.to_str().unwrap(),
+    ];
+    for client in [docker(&engine), whelk(&engine)] {
+        client.built(&context, &["--platform", &both(), "-t", "several"]);
+        client.run(&bake).exits(0);
+        let places = fs::read_dir(engine.root().join("build/contexts")).unwrap();
+        let places = places.map(|place| place.unwrap().path());
+        let is_context = |place: &PathBuf| {
+            let name = fs::read_to_string(place.join("name"));
+            name.unwrap_or_default() == "context"
+        };
+        let places: Vec<PathBuf> = places.filter(is_context).collect();
+        assert!(!places.is_empty());
+        for place in places {
+            // Those of several builds at a time have other numbers.
+            assert!(place.to_str().unwrap().ends_with("-0"), "{place:?}");
+        }
+        engine.docker(&["builder", "prune", "-af"]).ok();
+    }
+    for name in ["one", "two"] {
+        let image = engine.image(name);
+        assert_eq!(image["RootFS"]["Layers"].as_array().unwrap().len(), 1);
     }
 }
 

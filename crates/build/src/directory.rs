@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use rustix::fs::{Mode, OFlags, Stat};
 use whelk_image::Store;
@@ -29,6 +29,29 @@ pub struct Directory {
     /// Different for each directory, and for each content that one has had.
     identity: String,
     index: Option<Arc<dyn Index>>,
+}
+
+/// A directory that exists as long as others have it.
+#[derive(Clone, Debug)]
+pub struct WeakDirectory {
+    workspace: Weak<Workspace>,
+    identity: String,
+    index: Option<Weak<dyn Index>>,
+}
+
+impl WeakDirectory {
+    /// Returns the directory; `None` if nobody has it any more.
+    pub fn upgrade(&self) -> Option<Directory> {
+        let index = match &self.index {
+            Some(index) => Some(index.upgrade()?),
+            None => None,
+        };
+        Some(Directory {
+            workspace: self.workspace.upgrade()?,
+            identity: self.identity.clone(),
+            index,
+        })
+    }
 }
 
 /// What is known of the regular files of a directory, so that they need not be read again.
@@ -133,6 +156,14 @@ impl Directory {
 
     pub(crate) fn identity(&self) -> String {
         self.identity.clone()
+    }
+
+    pub fn downgrade(&self) -> WeakDirectory {
+        WeakDirectory {
+            workspace: Arc::downgrade(&self.workspace),
+            identity: self.identity.clone(),
+            index: self.index.as_ref().map(Arc::downgrade),
+        }
     }
 
     /// Unpacks a plain or compressed archive. All files belong to root, as in every client's context. Blocking.

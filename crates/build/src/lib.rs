@@ -56,7 +56,7 @@ use whelk_engine::Engine;
 pub use attest::{Attest, Sbom};
 pub use cache::Cache;
 pub use client::{Client, Pieces};
-pub use directory::{Content, Directory, Index};
+pub use directory::{Content, Directory, Index, WeakDirectory};
 pub use entitlements::{AllowedEntitlements, Devices, Entitlements};
 pub use error::{Error, Result};
 pub use exporter::Finished;

@@ -78,7 +78,7 @@ impl SessionClient {
         };
         let session = self.sessions.get(id).await.map_err(failed)?;
         self.contexts
-            .receive(&session, wanted, shared_key, work)
+            .receive(id, &session, wanted, shared_key, work)
             .await
     }
 }

@@ -3,9 +3,10 @@
 //! ```text
 //! <root>/build/contexts/KEY-FILTERS-NUMBER   one of whelk_buildkit::files::Directory, and `name`
 //! ```
-//! KEY stands for the directory's name and the client's key, FILTERS for the patterns of what is wanted. A build has a
-//! directory for itself; others of the same kind that run at the same time have others. A new one begins with the
-//! files of another one of its KEY, which share their content.
+//! KEY stands for the directory's name and the client's key, FILTERS for the patterns of what is wanted. A session has a
+//! directory for itself, which its builds have together: those for several platforms, and targets of a bake file. Others of the
+//! same kind that run at the same time have others. A new one begins with the files of another one of its KEY, which share their
+//! content.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -14,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::Stat;
 use whelk_build::{
-    Builder, Content, Directory, Error, EventKind, Index, Locals, Result, StoredDirectory, Work,
-    blocking,
+    Builder, Content, Directory, Error, EventKind, Index, Locals, Result, StoredDirectory,
+    WeakDirectory, Work, blocking,
 };
 use whelk_buildkit::files::{self, Contents, Directory as Received};
 use whelk_buildkit::session::{FilesRequest, Session};
@@ -43,7 +44,12 @@ pub(super) struct Contexts {
     used: Arc<Mutex<HashSet<PathBuf>>>,
     /// Of directories that have not changed since then.
     selections: Mutex<HashMap<PathBuf, Arc<Selections>>>,
+    /// What sessions have sent, as long as builds have it.
+    shared: Mutex<HashMap<Digest, Shared>>,
 }
+
+/// A directory of a session. Whoever has locked it receives it, and others wait.
+type Shared = Arc<tokio::sync::Mutex<Option<WeakDirectory>>>;
 
 /// Identifies the directories that were received for the same client, name and filters.
 #[derive(Clone, Debug)]
@@ -55,6 +61,24 @@ struct Kind {
 }
 
 impl Kind {
+    fn of(session: &Session, wanted: &FilesRequest, shared_key: &str) -> Self {
+        let digits = |parts: &[&[u8]]| {
+            let digest = Digest::of_parts(parts.iter().copied()).to_string();
+            digest.trim_start_matches("sha256:")[..KEY].to_owned()
+        };
+        let lists = [&wanted.include, &wanted.exclude, &wanted.follow];
+        let lists = lists.map(|list| format!("{list:?}"));
+        Self {
+            key: digits(&[
+                session.shared_key.as_bytes(),
+                shared_key.as_bytes(),
+                wanted.name.as_bytes(),
+            ]),
+            filters: digits(&lists.each_ref().map(String::as_bytes)),
+            name: wanted.name.clone(),
+        }
+    }
+
     fn place(&self, number: usize) -> String {
         format!("{}-{}-{number}", self.key, self.filters)
     }
@@ -95,6 +119,7 @@ impl Contexts {
             root: root.join("build/contexts"),
             used: Arc::default(),
             selections: Mutex::default(),
+            shared: Mutex::default(),
         });
         if let Err(error) = contexts.remove_others() {
             tracing::warn!("remove contexts of builds of another boot: {error}");
@@ -117,29 +142,44 @@ impl Contexts {
         Ok(())
     }
 
-    /// Receives what is wanted of a client's directory.
+    /// Receives what is wanted of a client's directory. Builds of one session that want the same receive it once.
     pub async fn receive(
         self: &Arc<Self>,
+        id: &str,
         session: &Session,
         wanted: &FilesRequest,
         shared_key: &str,
         work: &Work,
     ) -> Result<Directory> {
-        let digits = |parts: &[&[u8]]| {
-            let digest = Digest::of_parts(parts.iter().copied()).to_string();
-            digest.trim_start_matches("sha256:")[..KEY].to_owned()
-        };
-        let lists = [&wanted.include, &wanted.exclude, &wanted.follow];
-        let lists = lists.map(|list| format!("{list:?}"));
-        let kind = Kind {
-            key: digits(&[
-                session.shared_key.as_bytes(),
-                shared_key.as_bytes(),
-                wanted.name.as_bytes(),
-            ]),
-            filters: digits(&lists.each_ref().map(String::as_bytes)),
-            name: wanted.name.clone(),
-        };
+        let kind = Kind::of(session, wanted, shared_key);
+        let place = kind.place(usize::from(wanted.in_full));
+        let shared = self.shared(Digest::of_parts([id.as_bytes(), place.as_bytes()]));
+        let mut known = shared.lock().await;
+        if let Some(directory) = known.as_ref().and_then(WeakDirectory::upgrade) {
+            return Ok(directory);
+        }
+        let directory = self.receive_alone(session, wanted, kind, work).await?;
+        *known = Some(directory.downgrade());
+        Ok(directory)
+    }
+
+    /// Returns the directory of a session with this key, and forgets those that nobody has or waits for.
+    fn shared(&self, key: Digest) -> Shared {
+        let mut all = self.shared.lock().ignore_poison();
+        all.retain(|_, shared| {
+            let known = || shared.try_lock().ok()?.as_ref()?.upgrade();
+            Arc::strong_count(shared) > 1 || known().is_some()
+        });
+        all.entry(key).or_default().clone()
+    }
+
+    async fn receive_alone(
+        self: &Arc<Self>,
+        session: &Session,
+        wanted: &FilesRequest,
+        kind: Kind,
+        work: &Work,
+    ) -> Result<Directory> {
         let contexts = self.clone();
         // Without a key, nobody knows whose directory it was the last time.
         let in_full = wanted.in_full || session.shared_key.is_empty();

@@ -1,6 +1,7 @@
 //! Builds targets, all at the same time and with one display.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::Value;
@@ -56,6 +57,7 @@ pub(super) async fn run(
         builds.insert(name, prepared);
     }
     check_stdout(&builds)?;
+    share_contexts(&mut builds);
     let started = async {
         let channel = connect(client).await?;
         for (name, build) in &mut builds {
@@ -118,6 +120,22 @@ pub(super) async fn run(
         write_metadata(client, &args.metadata_file, &builds, &answers).await?;
     }
     tell(resolved, &builds, &answers, called)
+}
+
+/// Has targets with one directory as their context receive it once: from the session of the first one.
+fn share_contexts(builds: &mut BTreeMap<&str, Prepared>) {
+    let mut sessions: BTreeMap<PathBuf, String> = BTreeMap::new();
+    for build in builds.values_mut() {
+        let Some(context) = build.context().map(Path::to_owned) else {
+            continue;
+        };
+        let own = &build.request.session;
+        let session = sessions.entry(context).or_insert_with(|| own.clone());
+        if *session != *own {
+            let name = "local-sessionid:context".to_owned();
+            build.request.frontend_attrs.insert(name, session.clone());
+        }
+    }
 }
 
 /// Refuses targets whose archives would be mixed, with each other or with the answers of questions.

@@ -100,7 +100,7 @@ impl<R: Read> Read for Stoppable<R> {
     }
 }
 
-const CONTEXT: &str = "context";
+pub(super) const CONTEXT: &str = "context";
 const DOCKERFILE: &str = "dockerfile";
 
 /// The maximum size of a Dockerfile on the standard input. The engine reads 1 MiB at most.

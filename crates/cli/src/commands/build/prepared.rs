@@ -9,7 +9,7 @@ use whelk_buildkit::pb::control::{SolveRequest, SolveResponse};
 
 use super::agents::{Agents, KnownAgents};
 use super::args::BuildArgs;
-use super::contexts::Contexts;
+use super::contexts::{CONTEXT, Contexts, Source};
 use super::engine;
 use super::failure::not_built;
 use super::options::{self, Call, CallFormat};
@@ -104,6 +104,14 @@ impl Prepared {
             session: Some(session),
             contexts,
         })
+    }
+
+    /// Returns the directory of this machine that is the context. Before the session is opened.
+    pub fn context(&self) -> Option<&Path> {
+        match self.session.as_ref()?.sources.get(CONTEXT)? {
+            Source::Directory(path) => Some(path),
+            Source::File { .. } | Source::Empty => None,
+        }
     }
 
     /// Opens the build's session, and completes its request with what the engine tells.
