@@ -94,14 +94,16 @@ impl Images {
         }
         let images = &builder.engine.images;
         let wanted = platform_of(platform);
-        let hold = || {
-            let (image, _pin) = images.pin(reference, Some(&wanted))?;
+        let hold = |name: &str| -> Result<Base> {
+            let (image, _pin) = images.pin(name, Some(&wanted))?;
             Ok(Base::of(builder.store(), image))
         };
-        if request.resolve != ResolveMode::Pull
-            && let Ok(base) = hold()
-        {
-            return Ok(base);
+        if request.resolve != ResolveMode::Pull {
+            let names = [Some(reference), id_of(reference)];
+            let mut names = names.into_iter().flatten();
+            if let Some(base) = names.find_map(|name| hold(name).ok()) {
+                return Ok(base);
+            }
         }
         let name: Reference = reference
             .parse()
@@ -124,8 +126,18 @@ impl Images {
             _ => error,
         })?;
         builder.engine.durability.wait().await?;
-        hold()
+        hold(reference)
     }
+}
+
+/// Returns the digits of an id, if the name of an image looks like one: all of them, or the first 12, which are shown, and more.
+fn id_of(reference: &str) -> Option<&str> {
+    const SHOWN: usize = 12;
+    let name = reference.strip_prefix("docker.io/library/")?;
+    let digits = name.strip_prefix("sha256:");
+    let digits = digits.or_else(|| name.strip_suffix(":latest"))?;
+    let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    (digits.len() >= SHOWN && digits.bytes().all(is_digit)).then_some(digits)
 }
 
 /// Returns what tells clients of the progress of layers, as parts of a vertex.
@@ -518,5 +530,23 @@ mod tests {
         assert_ne!(key("arm", "v6"), key("arm", "v7"));
         assert_ne!(key("arm64", ""), key("amd64", ""));
         assert_eq!(Images::key("a", None), Images::key("a", Some(&host())));
+    }
+
+    #[test]
+    fn names_may_be_ids() {
+        let whole = "0123456789abcdef".repeat(4);
+        for (name, expected) in [
+            (format!("docker.io/library/sha256:{whole}"), Some(&*whole)),
+            (
+                format!("docker.io/library/{}:latest", &whole[..12]),
+                Some(&whole[..12]),
+            ),
+            (format!("docker.io/library/{}:latest", &whole[..11]), None),
+            (format!("docker.io/library/{}:1", &whole[..12]), None),
+            (format!("example.com/{}:latest", &whole[..12]), None),
+            ("docker.io/library/busybox:latest".into(), None),
+        ] {
+            assert_eq!(id_of(&name), expected, "{name}");
+        }
     }
 }

@@ -75,6 +75,22 @@ fn registries_are_asked_only_if_that_is_wanted() {
     }
 }
 
+#[test]
+fn images_may_be_named_by_their_ids() {
+    let engine = Engine::start();
+    let id = engine.image("busybox")["Id"].as_str().unwrap().to_owned();
+    let short = &id["sha256:".len()..][..12];
+    for name in [&*id, short] {
+        let text = format!("FROM {name}\nCOPY --from={name} /etc/passwd /copied\n");
+        let context = engine.dockerfile("ids", &text);
+        for client in [docker(&engine), classic(&engine), whelk(&engine)] {
+            client.built(&context, &[]);
+        }
+    }
+    let context = engine.dockerfile("none", "FROM 0123456789ab\n");
+    docker(&engine).build_fails(&context, &[], &["pull 0123456789ab:latest"]);
+}
+
 /// As users have it: without `DOCKER_BUILDKIT`.
 #[test]
 fn dockers_client_chooses_buildkit() {
