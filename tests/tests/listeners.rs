@@ -17,6 +17,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use whelk_tests::builds::PROTOCOLS;
 use whelk_tests::certificates::{Authority, flags};
 use whelk_tests::{Engine, Output, Program, eventually, free_port};
 
@@ -385,6 +386,32 @@ fn streams_pass_through_tls() {
         terminal.keys("exit\n");
         assert_eq!(terminal.finish(), 0);
         remote.engine.remove_containers().unwrap();
+    }
+}
+
+#[test]
+fn builds_pass_through_tls() {
+    let remote = Remote::start();
+    let text = "FROM busybox\nCOPY file /file\nRUN --network=none cp /file /made\n";
+    let files = [("Dockerfile", text), ("file", "sent\n")];
+    let context = remote.engine.scratch_with("context", &files);
+    let build = [
+        "build",
+        "--no-cache",
+        "-t",
+        "made",
+        context.to_str().unwrap(),
+    ];
+    for (program, env) in [
+        (Program::Docker, PROTOCOLS[0]),
+        (Program::Docker, PROTOCOLS[1]),
+        (Program::Whelk, PROTOCOLS[1]),
+    ] {
+        let cli = remote.engine.cli(program).with_env(env);
+        cli.run(&remote.client(&build)).exits(0);
+        let look = ["run", "--rm", "--network=none", "made", "cat", "/made"];
+        assert_eq!(cli.run(&remote.client(&look)).ok(), "sent");
+        cli.run(&remote.client(&["rmi", "made"])).ok();
     }
 }
 

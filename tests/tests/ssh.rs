@@ -154,6 +154,41 @@ fn each_client_connects_over_ssh_to_each_program() {
     }
 }
 
+/// Their connections become ones of HTTP/2, with calls in both directions.
+#[test]
+fn builds_go_over_ssh() {
+    let engine = Engine::start();
+    let text = "FROM busybox\nCOPY file /file\nRUN --network=none cp /file /made\n";
+    let context = engine.scratch_with("context", &[("Dockerfile", text), ("file", "sent\n")]);
+    let build = [
+        "build",
+        "--no-cache",
+        "-t",
+        "made",
+        context.to_str().unwrap(),
+    ];
+    let far = Far::new(&engine, "far", &[("docker", Program::Whelk)]);
+    for (here, buildkit) in [
+        (Program::Docker, "1"),
+        (Program::Docker, "0"),
+        (Program::Whelk, "1"),
+    ] {
+        let mut command = far.command(here, &build);
+        // There the client finds its plugins.
+        let command = command
+            .env("DOCKER_CONFIG", engine.docker_config())
+            .env("DOCKER_BUILDKIT", buildkit);
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        let err = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{here:?} {buildkit}: {err}");
+        let look = ["run", "--rm", "--network", "none", "made", "cat", "/made"];
+        assert_eq!(engine.docker(&look).ok(), "sent");
+        engine.docker(&["rmi", "made"]).ok();
+    }
+    assert_no_dialers(&engine);
+    engine.has_no_builds();
+}
+
 #[test]
 fn failures_of_ssh_are_reported() {
     let engine = Engine::without_images(&[]);
