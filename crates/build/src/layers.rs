@@ -111,6 +111,8 @@ pub(crate) struct Layer {
     /// Where it is while it is not sealed.
     open: Mutex<Option<Arc<Workspace>>>,
     sealing: Sealing,
+    /// Whether it is a client's directory, or what was fetched for a build.
+    is_directory: bool,
     /// Holds it, unless something else does.
     _lease: Option<Arc<Lease>>,
 }
@@ -132,6 +134,7 @@ impl Layer {
             created,
             open: Mutex::new(None),
             sealing,
+            is_directory: false,
             _lease: None,
         })
     }
@@ -152,6 +155,7 @@ impl Layer {
             created: whelk_engine::events::now(),
             open: Mutex::new(Some(workspace)),
             sealing: sealing.boxed().shared(),
+            is_directory: true,
             _lease: Some(lease.clone()),
         })
     }
@@ -172,6 +176,7 @@ impl Layer {
             created: whelk_engine::events::now(),
             open: Mutex::new(Some(workspace)),
             sealing: sealing.boxed().shared(),
+            is_directory: false,
             _lease: Some(held),
         });
         let sealed = layer.clone();
@@ -217,6 +222,11 @@ impl Stack {
                 .map(|(digest, created)| Layer::sealed(digest, created))
                 .collect(),
         )
+    }
+
+    /// Whether it is a client's directory, or what was fetched for a build.
+    pub fn is_directory(&self) -> bool {
+        matches!(self.0.as_slice(), [layer] if layer.is_directory)
     }
 
     pub fn with(&self, layer: Arc<Layer>) -> Self {

@@ -11,8 +11,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use rustix::fs::{
     AtFlags, Dir, FileType, Gid, Mode, OFlags, SeekFrom, Stat, Timespec, Timestamps, Uid,
-    XattrFlags, chmodat, chownat, copy_file_range, fsetxattr, fstat, ftruncate, linkat, mkdirat,
-    mknodat, openat, readlinkat, seek, statat, symlinkat, utimensat,
+    XattrFlags, chmodat, chownat, copy_file_range, fgetxattr, fsetxattr, fstat, ftruncate, linkat,
+    mkdirat, mknodat, openat, readlinkat, seek, statat, symlinkat, utimensat,
 };
 use rustix::io::Errno;
 
@@ -151,6 +151,7 @@ impl Copy {
                 Mode::empty(),
             )
         };
+        let mut file = None;
         match kind {
             FileType::Directory => {
                 mkdirat(to, name, Mode::RWXU)?;
@@ -184,6 +185,7 @@ impl Copy {
                 )?;
                 data(&input, &output, stat.st_size.try_into().unwrap_or(0))?;
                 attributes(&input, &output, self.source)?;
+                file = Some((input, output));
             }
             kind => match mknodat(to, name, kind, Mode::RUSR | Mode::WUSR, stat.st_rdev) {
                 // EPERM: devices cannot be created in a user namespace.
@@ -201,6 +203,9 @@ impl Copy {
         )?;
         if kind != FileType::Symlink {
             chmodat(to, name, mode_of(&stat), AtFlags::empty())?;
+        }
+        if let Some((input, output)) = &file {
+            capabilities(input, output)?;
         }
         utimensat(to, name, &times_of(&stat), AtFlags::SYMLINK_NOFOLLOW)?;
         if kind != FileType::Directory && stat.st_nlink > 1 {
@@ -300,6 +305,21 @@ pub fn attributes(from: &OwnedFd, to: &OwnedFd, source: Source) -> Result<(), Er
         }
     }
     Ok(())
+}
+
+/// Copies the capabilities of a file (capabilities(7)). The kernel removes them when the owner is set, so that they come after it.
+pub fn capabilities(from: &OwnedFd, to: &OwnedFd) -> Result<(), Errno> {
+    const NAME: &str = "security.capability";
+    // The kernel's third version has 24 bytes.
+    let mut buffer = [0_u8; 64];
+    let length = match fgetxattr(from, NAME, &mut buffer[..]) {
+        Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(()),
+        result => result?,
+    };
+    match fsetxattr(to, NAME, &buffer[..length], XattrFlags::empty()) {
+        Err(Errno::OPNOTSUPP | Errno::PERM) => Ok(()),
+        result => result,
+    }
 }
 
 /// Flushes the files and directories of a tree to disk. The writing of all files is started before
@@ -477,6 +497,12 @@ mod tests {
         fs::set_permissions(from.join("sub/file"), fs::Permissions::from_mode(0o640)).unwrap();
         fs::hard_link(from.join("sub/file"), from.join("twin")).unwrap();
         symlink("/etc/passwd", from.join("link")).unwrap();
+        let name = "security.capability";
+        let capability = [
+            1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0_u8,
+        ];
+        let file = fs::File::open(from.join("twin")).unwrap();
+        fsetxattr(&file, name, &capability, XattrFlags::empty()).unwrap();
         let sparse = fs::File::create(from.join("sparse")).unwrap();
         sparse.write_all_at(b"end", 10 << 20).unwrap();
         mknodat(
@@ -496,6 +522,10 @@ mod tests {
         let meta = |path: &str| fs::symlink_metadata(to.join(path)).unwrap();
         assert_eq!(fs::read_to_string(to.join("sub/file")).unwrap(), "content");
         assert_eq!(meta("sub/file").mode() & 0o7777, 0o640);
+        let mut buffer = [0_u8; 64];
+        let file = fs::File::open(to.join("sub/file")).unwrap();
+        let length = fgetxattr(&file, name, &mut buffer[..]).unwrap();
+        assert_eq!(buffer[..length], capability);
         assert_eq!(
             (meta("twin").ino(), meta("twin").nlink()),
             (meta("sub/file").ino(), 2)

@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::json;
 use whelk_tests::builds::{classic, docker, shows, whelk};
 use whelk_tests::tar::Tar;
-use whelk_tests::{Engine, Program};
+use whelk_tests::{Engine, Program, images};
 
 use crate::parameters::zstd;
 
@@ -72,6 +72,25 @@ fn registries_are_asked_only_if_that_is_wanted() {
     for client in [docker(&engine), whelk(&engine)] {
         client.built(&context, &[]);
         client.build_fails(&context, &["--pull"], &["localhost:1"]);
+    }
+}
+
+/// Such as those of a server that listens on a low port, and is not root.
+#[test]
+fn capabilities_of_files_are_copied() {
+    let engine = Engine::start();
+    engine.load(&fs::read(images::python()).unwrap());
+    let value = "0100000200040000000000000000000000000000";
+    let text = format!(
+        "FROM python AS a\nRUN --network=none touch /f && python3 -c \"import os; os.setxattr('/f', 'security.capability', bytes.fromhex('{value}'))\"\n\
+        FROM python\nCOPY --from=a /f /plain\nCOPY --from=a --chown=5:6 --chmod=755 /f /owned\nCOPY --link --from=a /f /link\n\
+        RUN --network=none python3 -c \"import os; [print(n, os.getxattr(n, 'security.capability').hex()) for n in ('/plain', '/owned', '/link')]\"\n"
+    );
+    let context = engine.dockerfile("capabilities", &text);
+    let expected = ["/plain", "/owned", "/link"].map(|name| format!("{name} {value}\n"));
+    let expected = expected.each_ref().map(String::as_str);
+    for client in [docker(&engine), classic(&engine)] {
+        shows(&client.built(&context, &["--no-cache"]), &expected);
     }
 }
 

@@ -195,6 +195,8 @@ pub(crate) struct Copy<'a> {
     pub contents: bool,
     /// Whether files of another kind are replaced.
     pub replaces: bool,
+    /// Whether files keep their capabilities. Those of a client's directory do not, as with BuildKit.
+    pub keeps_capabilities: bool,
 }
 
 impl Copy<'_> {
@@ -432,6 +434,7 @@ impl Run<'_> {
             return rustix::fs::linkat(first, known, parent, name, AtFlags::empty());
         }
         let kind = FileType::from_raw_mode(stat.st_mode);
+        let mut file = None;
         match kind {
             FileType::Symlink => {
                 let target = readlinkat(handle, "", Vec::new())?;
@@ -448,6 +451,7 @@ impl Run<'_> {
                 let size = u64::try_from(stat.st_size).unwrap_or(0);
                 whelk_sys::copy::data(&input, &output, size)?;
                 whelk_sys::copy::attributes(&input, &output, Source::Layers)?;
+                file = Some((input, output));
             }
             FileType::Socket => return Ok(()),
             kind => mknodat(parent, name, kind, Mode::RUSR | Mode::WUSR, stat.st_rdev)?,
@@ -458,6 +462,11 @@ impl Run<'_> {
         chownat(parent, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
         if kind != FileType::Symlink {
             chmodat(parent, name, self.mode(stat), AtFlags::empty())?;
+        }
+        if let Some((input, output)) = &file
+            && self.copy.keeps_capabilities
+        {
+            whelk_sys::copy::capabilities(input, output)?;
         }
         self.times(stat, parent, name)?;
         // A path that is too long cannot be linked to: later links of the file become files of their own.
@@ -551,6 +560,7 @@ mod tests {
                 symbolic: None,
                 contents: true,
                 replaces: false,
+                keeps_capabilities: true,
             };
             for selected in select::find(&self.from, &selector)? {
                 copy.run(&selected)?;

@@ -239,6 +239,7 @@ impl Run<'_> {
             filter: &filter,
             contents: copy.dir_copy_contents,
             replaces: copy.always_replace_existing_dest_paths,
+            keeps_capabilities: !source.is_directory(),
         };
         for selected in &found {
             if copy.attempt_unpack_docker_compatibility && is_archive(selected)? {
