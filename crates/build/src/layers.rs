@@ -210,6 +210,9 @@ impl Layer {
     }
 }
 
+/// Maximum number of layers of a result that something stands on: overlayfs mounts no more.
+pub(crate) const MAX_LAYERS: usize = 500;
+
 /// A result: layers, the lowest first.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Stack(pub Vec<Arc<Layer>>);
@@ -242,6 +245,10 @@ impl Stack {
             if all.iter().all(|known| known.path != files.path) {
                 all.push(files);
             }
+        }
+        if all.len() > MAX_LAYERS {
+            let text = format!("a step stands on more than {MAX_LAYERS} layers");
+            return Err(Error::invalid(text));
         }
         Ok(all)
     }

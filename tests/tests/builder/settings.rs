@@ -1,5 +1,6 @@
 //! Settings of builds with BuildKit's protocol: what steps see of them.
 
+use std::fmt::Write as _;
 use std::fs;
 
 use serde_json::json;
@@ -73,6 +74,19 @@ fn registries_are_asked_only_if_that_is_wanted() {
         client.built(&context, &[]);
         client.build_fails(&context, &["--pull"], &["localhost:1"]);
     }
+}
+
+#[test]
+fn steps_stand_on_a_limited_number_of_layers() {
+    let engine = Engine::start();
+    let mut text = String::from("FROM busybox\n");
+    for number in 0..510 {
+        writeln!(text, "WORKDIR /{number}").unwrap();
+    }
+    let context = engine.dockerfile("layers", &text);
+    let expected = [">>> WORKDIR /500", "a step stands on more than 500 layers"];
+    whelk(&engine).build_fails(&context, &[], &expected);
+    engine.has_no_builds();
 }
 
 /// Such as those of a server that listens on a low port, and is not root.

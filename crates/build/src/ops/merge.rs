@@ -8,11 +8,8 @@ use whelk_llb::pb::MergeOp;
 
 use super::{Context, input};
 use crate::error::{Error, Result, os};
-use crate::layers::Stack;
+use crate::layers::{MAX_LAYERS, Stack};
 use crate::tree::{self, MAX_DEPTH};
-
-/// Maximum number of layers of a result: overlayfs mounts no more.
-const MAX_LAYERS: usize = 500;
 
 /// Merges results. Blocking.
 pub(super) fn run(context: &Context, op: &MergeOp, inputs: &[Stack]) -> Result<Stack> {
