@@ -326,7 +326,9 @@ fn several_outputs_have_attestations_of_their_own() {
             .flat_map(|output| ["--output", output])
             .collect();
         args.extend(["--sbom=generator=scanner", "--provenance=mode=max"]);
-        args.extend(["--metadata-file", &metadata]);
+        // Otherwise it is one image, with what both clients have had said of it.
+        let label = format!("client={number}");
+        args.extend(["--metadata-file", &metadata, "--label", &label]);
         client.built(&context, &args);
         let name = "io.containerd.image.name";
         let (entry, manifest) =
