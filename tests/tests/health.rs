@@ -78,7 +78,7 @@ fn a_container_becomes_unhealthy_and_healthy_again() {
             "--health-retries",
             "2",
             "--health-start-period",
-            "5s",
+            "6s",
             "--health-start-interval",
             "200ms",
         ];
@@ -87,12 +87,11 @@ fn a_container_becomes_unhealthy_and_healthy_again() {
             health(engine, "one"),
             json!({"Status": "starting", "FailingStreak": 0, "Log": []})
         );
-        assert!(ps_status(cli, "one").ends_with("(health: starting)"));
         assert_eq!(
             engine.inspect("one")["Config"]["Healthcheck"],
             json!({
                 "Test": ["CMD-SHELL", "echo hi; test -e /ok"], "Interval": 300_000_000,
-                "StartPeriod": 5_000_000_000_i64, "StartInterval": 200_000_000, "Retries": 2,
+                "StartPeriod": 6_000_000_000_i64, "StartInterval": 200_000_000, "Retries": 2,
             })
         );
         let first = await_results(engine, "one", 2)[0].clone();
@@ -110,6 +109,7 @@ fn a_container_becomes_unhealthy_and_healthy_again() {
             "failures of the start period do not count"
         );
         assert_eq!(listed(cli, "starting"), "one");
+        assert!(ps_status(cli, "one").ends_with("(health: starting)"));
         await_status(engine, "one", "unhealthy");
         assert_eq!(health(engine, "one")["Log"].as_array().unwrap().len(), 5);
         assert!(ps_status(cli, "one").ends_with("(unhealthy)"));

@@ -134,6 +134,8 @@ fn the_header_says_what_a_path_refers_to() {
 
 #[test]
 fn archives_are_unpacked_inside_the_directory() {
+    const CUT: &str = "unexpected EOF";
+    let cut = |archive: Vec<u8>| archive[..archive.len() * 2 / 3].to_vec();
     let engine = Engine::start();
     stopped(
         &engine,
@@ -292,22 +294,19 @@ fn archives_are_unpacked_inside_the_directory() {
             Tar::new().file("cut", "1".repeat(5000)).finish()[..2000].to_vec(),
             "",
             500,
-            "unexpected EOF",
+            CUT,
         ),
         ("/t/p", file("noend")[..1024].to_vec(), "", 200, ""),
         ("/t/p", images::gzip(&file("gz")), "", 200, ""),
         ("/t/p", images::bzip2(&file("bz")), "", 200, ""),
         ("/t/p", images::xz(&file("xz")), "", 200, ""),
+        ("/t/p", cut(images::gzip(&file("gz"))), "", 500, CUT),
+        ("/t/p", cut(images::bzip2(&file("bz"))), "", 500, CUT),
+        ("/t/p", cut(images::xz(&file("xz"))), "", 500, CUT),
+        ("/t/p", b"\xfd7zXZ\0rest".to_vec(), "", 500, CUT),
         (
             "/t/p",
-            b"\xfd7zXZ\0rest".to_vec(),
-            "",
-            500,
-            "archive/tar: invalid tar header",
-        ),
-        (
-            "/t/p",
-            b"BZh91AYrest".to_vec(),
+            b"BZh91AY".repeat(20),
             "",
             500,
             "archive/tar: invalid tar header",

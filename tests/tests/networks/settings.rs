@@ -382,6 +382,8 @@ fn forwarding_and_masquerading_are_settings() {
     let reaches = |settings: &str| {
         let output = whelk_tests::private_host(&format!(
             r#"echo 0 >/proc/sys/net/ipv4/ip_forward
+            # Not the one that a shell may have built in.
+            ip() {{ /bin/ip "$@"; }}
             ip netns add far && ip link add ext type veth peer name eth0 netns far || exit 6
             ip addr add 198.51.100.1/24 dev ext && ip link set ext up || exit 6
             ip -n far addr add 198.51.100.2/24 dev eth0 && ip -n far link set eth0 up || exit 6
