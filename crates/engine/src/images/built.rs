@@ -153,6 +153,14 @@ impl Images {
         let is_flushed = self.get(&id).is_err();
         if is_flushed {
             self.files.sync()?;
+        } else if built.names.is_empty() {
+            // Nothing of it changes: a build that the cache answers waits for no disk.
+            self.uses.note(&id);
+            return Ok(AddedImage {
+                id,
+                renamed: Vec::new(),
+                is_flushed,
+            });
         }
         let names = built.names.into_iter();
         let loaded = Loaded {
