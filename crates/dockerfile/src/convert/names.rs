@@ -29,13 +29,9 @@ pub(super) fn command(code: &str, lexer: &Lexer<'_>) -> String {
 
 /// Returns a command without the users and passwords of the URLs among its words.
 pub(super) fn without_credentials(command: &str) -> String {
-    let words = command.split(' ').map(|word| {
-        // Those of a list in JSON have signs before them.
-        let begin = word.find(|sign: char| !"[\"".contains(sign));
-        let (signs, url) = word.split_at(begin.unwrap_or(word.len()));
-        format!("{signs}{}", git::redacted(url))
-    });
-    words.collect::<Vec<_>>().join(" ")
+    // A list in JSON may have no spaces between its words.
+    let words = command.split_inclusive(|sign: char| sign.is_whitespace() || sign == '"');
+    words.map(git::redacted).collect()
 }
 
 /// Returns `[STAGE 2/3] COMMAND`, and counts the step. A stage without steps has no prefix.

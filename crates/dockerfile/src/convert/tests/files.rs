@@ -171,7 +171,8 @@ fn add_has_remote_sources() {
 #[test]
 fn credentials_of_sources_are_not_shown() {
     let text = "FROM scratch\nARG TOKEN=secret\nADD https://u:$TOKEN@host/a https://$TOKEN@host/r.git#v1 /d/\n\
-        ADD [\"http://u:secret@host/b\", \"/e/\"]\nADD ssh://git@host/s.git /f/\nADD a@b /g\n";
+        ADD [\"http://u:secret@host/b\", \"/e/\"]\nADD ssh://git@host/s.git /f/\nADD a@b /g\n\
+        ADD [\"https://host/c\",\"https://u:secret@host/d\",\"/h/\"]\n";
     let done = run(text, &options());
     let shown: Vec<&str> = done.history().into_iter().map(|(text, _)| text).collect();
     assert_eq!(
@@ -181,6 +182,7 @@ fn credentials_of_sources_are_not_shown() {
             "ADD http://host/b /e/ # buildkit",
             "ADD ssh://git@host/s.git /f/ # buildkit",
             "ADD a@b /g # buildkit",
+            "ADD https://host/c https://host/d /h/ # buildkit",
         ]
     );
     let names: Vec<&str> = done.graph.nodes.iter().map(name).collect();
@@ -199,7 +201,7 @@ fn credentials_of_sources_are_not_shown() {
         }
         _ => false,
     };
-    assert_eq!(done.graph.nodes.iter().filter(is_used).count(), 3);
+    assert_eq!(done.graph.nodes.iter().filter(is_used).count(), 4);
 }
 
 #[test]
