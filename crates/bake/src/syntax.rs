@@ -77,9 +77,8 @@ fn explained(content: &str, offset: usize, expected: &str) -> (usize, String) {
         let text = format!("unterminated template string: no line is its closing marker {marker}");
         return (at, text);
     }
-    let is_last = content
-        .get(offset + 1..)
-        .is_none_or(|rest| rest.trim().is_empty());
+    let mut rest = content.get(offset..).unwrap_or_default().chars().skip(1);
+    let is_last = rest.all(char::is_whitespace);
     let line = before.rsplit('\n').next().unwrap_or_default();
     let detail = if expected.starts_with("invalid block body") && is_last {
         "unclosed configuration block: there is no closing brace for a block before the end of the file; braces elsewhere in the file may be the cause"
@@ -97,10 +96,13 @@ fn explained(content: &str, offset: usize, expected: &str) -> (usize, String) {
 fn last_heredoc(text: &str) -> Option<(usize, &str)> {
     let mut found = text.rmatch_indices("<<");
     found.find_map(|(at, _)| {
-        let line = text.get(at + 2..)?.lines().next()?;
-        let marker = line.strip_prefix('-').unwrap_or(line);
+        let rest = text.get(at + 2..)?;
+        let rest = rest.strip_prefix('-').unwrap_or(rest);
         let is_marker = |letter: char| letter.is_alphanumeric() || matches!(letter, '_' | '-');
-        (!marker.is_empty() && marker.chars().all(is_marker)).then_some((at, marker))
+        // Not the line: one line may have many of them.
+        let end = rest.find(|letter| !is_marker(letter))?;
+        let (marker, rest) = rest.split_at(end);
+        (end > 0 && rest.starts_with(['\n', '\r'])).then_some((at, marker))
     })
 }
 
@@ -323,5 +325,12 @@ mod tests {
             "target \"a\" {\n  tags = ?\n}\n",
             "a.hcl:2,10-10: Invalid syntax; invalid expression; expected",
         );
+        // What follows may be a letter of several bytes, which is not the end of the file.
+        let expected = "invalid block body; expected `}`";
+        let told = explained("a {\n→\n}\n", 4, expected);
+        assert_eq!(told, (4, expected.to_owned()));
+        // One line with many beginnings of template strings is looked through once.
+        let many = "<<a".repeat(300_000);
+        assert_eq!(last_heredoc(&many), None);
     }
 }
