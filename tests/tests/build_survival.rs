@@ -297,11 +297,11 @@ fn a_full_disk_fails_a_seal_or_an_export_and_nothing_else() {
     for (number, env) in PROTOCOLS.iter().enumerate() {
         let cli = engine.cli(Program::Docker).with_env(env);
         let files = "i=0; while [ $i -lt 500 ]; do echo $i > /d/$i; i=$((i+1)); done";
-        let text =
-            format!("FROM busybox\nRUN --network=none mkdir /d; {files}; sleep 1.{number}38\n");
+        // Long enough that the disk is full before it ends, also on a busy machine.
+        let sleep = format!("4.{number}38");
+        let text = format!("FROM busybox\nRUN --network=none mkdir /d; {files}; sleep {sleep}\n");
         let context = engine.dockerfile(&format!("seal-{number}"), &text);
         let mut running = cli.spawn(&["build", "-t", "sealed", context.to_str().unwrap()]);
-        let sleep = format!("1.{number}38");
         eventually("the step to run", || with_command(&["sleep", &sleep]));
         let filler = small.filled_but(0);
         let ended = running.finish();
