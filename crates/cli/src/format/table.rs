@@ -118,7 +118,8 @@ fn cells(row: Value) -> Value {
         Value::Array(items) => items.into_iter().map(cells).collect(),
         Value::Object(members) => {
             let members = members.into_iter();
-            members.map(|(key, value)| (key, cells(value))).collect()
+            let members = members.map(|(key, value)| (one_line(&key), cells(value)));
+            members.collect()
         }
         other => other,
     }
@@ -187,6 +188,10 @@ mod tests {
         );
         // For programs.
         assert_eq!(text("{{.Name}}").unwrap(), "a\tb\nc\u{1b}[2J\n");
+        // Names of labels are from anybody, too.
+        let labels = serde_json::json!({"Labels": {"a\u{1b}": ["b\n"]}});
+        let expected = serde_json::json!({"Labels": {"a\u{fffd}": ["b "]}});
+        assert_eq!(cells(labels), expected);
     }
 
     #[test]
