@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use whelk_buildkit::files::{self, Entry, Files, Kind};
 use whelk_buildkit::grpc::{Code, Result};
@@ -243,4 +245,55 @@ fn directories_of_clients_are_kept_up_to_a_limit() {
     assert!(is_listed(KEPT + 5) && is_listed(KEPT / 2) && !is_listed(0) && !is_listed(1));
     let places = std::fs::read_dir(engine.root().join("build/contexts"));
     assert_eq!(places.unwrap().count(), listed.len());
+}
+
+/// Builds of a session wait for the one that receives what they need, and do not depend on it.
+#[test]
+fn directories_are_received_if_the_build_that_others_wait_for_is_gone() {
+    let engine = Engine::without_images(&[]);
+    let grpc = Grpc::connect(&engine);
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = calls.clone();
+    grpc.session(&engine, "client", &[DIFF_COPY], move |call| {
+        let is_first = counted.fetch_add(1, Ordering::Relaxed) == 0;
+        async move {
+            if is_first {
+                std::future::pending::<()>().await;
+            }
+            files::answer(call, Arc::new(Memory(&[("x", "content")]))).await
+        }
+    });
+    let mut made = Made::default();
+    let directory = made.source("local://directory", &[]);
+    let definition = made.definition(directory);
+    let begin = |name: &str| {
+        let request = SolveRequest {
+            session: "client".into(),
+            ..SolveRequest::default()
+        };
+        let bridge = grpc.build(name, request);
+        let request = gateway::SolveRequest {
+            definition: Some(definition.clone()),
+            allow_result_return: true,
+            allow_result_array_ref: true,
+            evaluate: true,
+            ..gateway::SolveRequest::default()
+        };
+        let solving = bridge.begin::<gateway::SolveResponse>("Solve", &request);
+        (bridge, solving)
+    };
+    let count = || calls.load(Ordering::Relaxed);
+    let first = begin("first");
+    whelk_tests::eventually("the call", || (count() == 1).then_some(()));
+    let others = ["second", "third"].map(begin);
+    let time = Duration::from_millis(500);
+    whelk_tests::stays("the others wait", time, || count() == 1);
+    drop(first);
+    for (bridge, solving) in others {
+        let found = solving.wait().unwrap().result.unwrap();
+        let found = bridge.read(reference(&found), "/x");
+        assert_eq!(found, Ok("content".into()));
+        bridge.finish(None).unwrap();
+    }
+    engine.has_no_builds();
 }

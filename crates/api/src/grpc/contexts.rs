@@ -44,7 +44,7 @@ pub(super) struct Contexts {
     used: Arc<Mutex<HashSet<PathBuf>>>,
     /// Of directories that have not changed since then.
     selections: Mutex<HashMap<PathBuf, Arc<Selections>>>,
-    /// What sessions have sent, as long as builds have it.
+    /// What sessions have sent, as long as builds use it.
     shared: Mutex<HashMap<Digest, Shared>>,
 }
 
@@ -142,7 +142,8 @@ impl Contexts {
         Ok(())
     }
 
-    /// Receives what is wanted of a client's directory. Builds of one session that want the same receive it once.
+    /// Receives what is wanted of a client's directory. Builds of one session that want the same at the same time receive it once:
+    /// the others wait for the first one, and if that fails or ends, the next one receives it.
     pub async fn receive(
         self: &Arc<Self>,
         id: &str,
