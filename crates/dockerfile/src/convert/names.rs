@@ -29,9 +29,21 @@ pub(super) fn command(code: &str, lexer: &Lexer<'_>) -> String {
 
 /// Returns a command without the users and passwords of the URLs among its words.
 pub(super) fn without_credentials(command: &str) -> String {
-    // A list in JSON may have no spaces between its words.
-    let words = command.split_inclusive(|sign: char| sign.is_whitespace() || sign == '"');
-    words.map(git::redacted).collect()
+    let words = command.split_inclusive(char::is_whitespace);
+    words.flat_map(urls).map(git::redacted).collect()
+}
+
+/// Splits a word before each URL in it. A list in JSON may be one word, which has lost its quotes.
+fn urls(word: &str) -> Vec<&str> {
+    let is_scheme = |sign: char| sign.is_ascii_alphanumeric() || "+-.".contains(sign);
+    let (mut parts, mut begin) = (Vec::new(), 0);
+    for (at, _) in word.match_indices("://") {
+        let next = word[..at].trim_end_matches(is_scheme).len();
+        parts.push(&word[begin..next]);
+        begin = next;
+    }
+    parts.push(&word[begin..]);
+    parts
 }
 
 /// Returns `[STAGE 2/3] COMMAND`, and counts the step. A stage without steps has no prefix.

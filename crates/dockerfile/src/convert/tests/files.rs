@@ -190,6 +190,8 @@ fn credentials_of_sources_are_not_shown() {
         names.iter().all(|name| !name.contains("secret")),
         "{names:?}"
     );
+    let list = "[5/5] ADD [https://host/c,https://host/d,/h/]";
+    assert!(names.contains(&list), "{names:?}");
     // They are used.
     let is_used = |node: &&Node| match &node.op.kind {
         Some(Kind::Source(source)) => {
