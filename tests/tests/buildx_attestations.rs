@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use serde_json::{Value, json};
-use whelk_tests::builds::{docker, json_file, scanner};
+use whelk_tests::builds::{docker, json_file, scanner, whelk};
 use whelk_tests::images::OWN_ARCHITECTURE;
 use whelk_tests::registry::Registry;
 use whelk_tests::{Engine, Program};
@@ -384,4 +384,111 @@ fn scanners_are_not_trusted() {
     );
     docker(&engine).build_fails(&context, &["--sbom=generator=UPPER CASE"], &["generator"]);
     assert_eq!(engine.docker(&["images", "-q", "never"]).ok(), "");
+}
+
+#[test]
+fn annotations_are_in_the_manifest_that_is_pushed() {
+    let engine = Engine::start();
+    let registry = Registry::start();
+    let context = context(&engine, "FROM busybox\nCOPY file /file\n");
+    let metadata = engine.scratch("metadata").join("file");
+    let name = |tag: &str| format!("{}/app:{tag}", registry.host);
+    let pushed = |tag: &str| registry.manifest_of("app", tag).unwrap();
+    for (client, tag) in [(docker(&engine), "docker"), (whelk(&engine), "whelk")] {
+        let name = name(tag);
+        let args = [
+            "--annotation",
+            "org.example.a=<b>",
+            "--annotation",
+            "manifest-descriptor:c=d",
+            "--metadata-file",
+            metadata.to_str().unwrap(),
+            "-t",
+            &name,
+            "--push",
+        ];
+        client.built(&context, &args);
+        let (manifest, digest) = pushed(tag);
+        assert_eq!(manifest["annotations"], json!({"org.example.a": "<b>"}));
+        // The id stays that of the configuration.
+        let id = engine.image(&name)["Id"].clone();
+        assert_eq!(manifest["config"]["digest"], id);
+        // The second time from the cache.
+        for _ in 0..2 {
+            let told = json_file(&metadata);
+            assert_eq!(told["containerimage.digest"], digest.as_str());
+            assert_eq!(told["containerimage.config.digest"], id);
+            let descriptor = &told["containerimage.descriptor"];
+            assert_eq!(descriptor["digest"], digest.as_str());
+            assert_eq!(descriptor["annotations"], json!({"c": "d"}));
+            client.built(&context, &args);
+        }
+    }
+    // Names of one image have manifests of their own, or none.
+    let build = |tag: &str, args: &[&str]| {
+        let name = name(tag);
+        docker(&engine).built(&context, &[&["-t", &name], args].concat());
+    };
+    build("other", &["--load", "--annotation", "org.example.a=other"]);
+    build("plain", &[]);
+    build(
+        "whelk",
+        &["-o", "type=image,annotation.org.example.a=again"],
+    );
+    build("gone", &["--load", "--annotation", "org.example.a=gone"]);
+    build("gone", &[]);
+    engine.docker(&["tag", &name("docker"), &name("copy")]).ok();
+    engine.kill9();
+    engine.restart();
+    for (tag, expected) in [
+        ("other", json!("other")),
+        ("plain", Value::Null),
+        ("whelk", json!("again")),
+        ("gone", Value::Null),
+        ("copy", json!("<b>")),
+    ] {
+        engine.docker(&["push", &name(tag)]).ok();
+        let (manifest, _) = pushed(tag);
+        assert_eq!(manifest["annotations"]["org.example.a"], expected, "{tag}");
+    }
+    engine.has_no_builds();
+    for tag in ["other", "plain", "whelk", "gone", "copy", "docker"] {
+        engine.docker(&["rmi", &name(tag)]).ok();
+    }
+    engine.has_no_builds();
+}
+
+#[test]
+fn annotations_are_in_the_index_that_is_pushed() {
+    let engine = Engine::start();
+    let registry = Registry::start();
+    let context = context(&engine, "FROM busybox\nCOPY file /file\n");
+    let metadata = engine.scratch("metadata").join("file");
+    let of_manifest = format!("manifest[linux/{OWN_ARCHITECTURE}]:y=2");
+    for (client, tag) in [(docker(&engine), "docker"), (whelk(&engine), "whelk")] {
+        let name = format!("{}/app:{tag}", registry.host);
+        let args = [
+            "--provenance=mode=max",
+            "--annotation=index:x=1",
+            "--annotation",
+            &of_manifest,
+            "--annotation=index-descriptor,manifest-descriptor:z=3",
+            "--metadata-file",
+            metadata.to_str().unwrap(),
+            "-t",
+            &name,
+            "--push",
+        ];
+        client.built(&context, &args);
+        let (index, digest) = registry.manifest_of("app", tag).unwrap();
+        assert_eq!(index["annotations"], json!({"x": "1"}));
+        let entry = &index["manifests"][0];
+        assert_eq!(entry["annotations"], json!({"z": "3"}));
+        let manifest = format!("app/{}", entry["digest"].as_str().unwrap());
+        let manifest = String::from_utf8(registry.document(&manifest).unwrap()).unwrap();
+        assert_eq!(parsed(&manifest)["annotations"], json!({"y": "2"}));
+        let descriptor = json_file(&metadata)["containerimage.descriptor"].clone();
+        assert_eq!(descriptor["digest"], digest.as_str());
+        assert_eq!(descriptor["annotations"], json!({"z": "3"}));
+    }
 }

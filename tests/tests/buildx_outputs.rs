@@ -386,7 +386,15 @@ fn attributes_are_refused_by_name() {
         ("type=image,store=false", "store=false"),
         ("type=image,compression=zstd", "compression=zstd"),
         ("type=image,name-canonical=true", "name-canonical=true"),
-        ("type=image,annotation.a=b", "annotation.a"),
+        ("type=image,annotation-none.a=b", "annotation-none.a"),
+        (
+            "type=image,annotation-index.a=b",
+            "index annotations not supported for single platform export",
+        ),
+        (
+            "type=image,annotation[linux/s390x].a=b",
+            "no platform linux/s390x found in source",
+        ),
         ("type=oci,dest=x,compression=estargz", "compression=estargz"),
         ("type=oci,dest=x,compression-level=99", "99"),
         ("type=tar,dest=x,platform-split=perhaps", "platform-split"),

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use whelk_dockerfile::convert::{History, Image};
 use whelk_engine::images::BuiltImage;
-use whelk_image::archive::{Packed, Packing};
+use whelk_image::archive::{Packed, Packing, describe};
+use whelk_image::descriptor::Descriptor;
 use whelk_image::{Digest, Lease, Reference};
 
 use crate::error::Result;
@@ -16,6 +17,16 @@ use crate::{Builder, blocking};
 pub struct Finished {
     pub config: Vec<u8>,
     pub(crate) lease: Arc<Lease>,
+}
+
+/// An image that was recorded with its manifest.
+#[derive(Clone, Debug)]
+pub struct StoredManifest {
+    /// Of the image.
+    pub id: Digest,
+    /// Refers to the manifest.
+    pub descriptor: Descriptor,
+    pub bytes: Vec<u8>,
 }
 
 impl Builder {
@@ -81,18 +92,54 @@ impl Builder {
     ) -> Result<Digest> {
         let (builder, finished) = (self.clone(), finished.clone());
         blocking(move || {
-            let newest = builder.cache.newest();
             let built = BuiltImage {
                 config: finished.config,
+                manifest: None,
                 names,
             };
-            let added = builder.engine.images.add_built(&finished.lease, built)?;
-            if added.is_flushed {
-                builder.cache.flushed(newest);
-            }
-            Ok(added.id)
+            builder.add_image(&finished.lease, built)
         })
         .await
+    }
+
+    /// Records an image with its annotated manifest, which the names stand for. The manifest lists the layers as a push compresses
+    /// them.
+    ///
+    /// # Errors
+    /// As [`Builder::store_image`]; also if a layer was changed.
+    pub async fn store_annotated(
+        self: &Arc<Self>,
+        finished: &Finished,
+        packing: Packing,
+        names: Vec<Reference>,
+    ) -> Result<StoredManifest> {
+        let (builder, finished) = (self.clone(), finished.clone());
+        blocking(move || {
+            let (store, lease) = (builder.store(), &finished.lease);
+            let described = describe(store, lease, &finished.config, &packing.annotations)?;
+            let mut descriptor = described.descriptor;
+            descriptor.annotations = packing.entry_annotations;
+            let built = BuiltImage {
+                config: finished.config,
+                manifest: Some(described.bytes.clone()),
+                names,
+            };
+            Ok(StoredManifest {
+                id: builder.add_image(&finished.lease, built)?,
+                descriptor,
+                bytes: described.bytes,
+            })
+        })
+        .await
+    }
+
+    fn add_image(&self, lease: &Lease, built: BuiltImage) -> Result<Digest> {
+        let newest = self.cache.newest();
+        let added = self.engine.images.add_built(lease, built)?;
+        if added.is_flushed {
+            self.cache.flushed(newest);
+        }
+        Ok(added.id)
     }
 
     /// Makes an image of a result, and records it with these names. Returns its id.

@@ -20,7 +20,7 @@ pub struct Member {
     pub finished: Finished,
     /// Its attestations.
     pub statements: Vec<Statement>,
-    /// How it is packed, if it is.
+    /// Its annotations, and how it is packed, if it is.
     pub packing: Packing,
 }
 
@@ -117,9 +117,11 @@ impl Builder {
             let mut parts = Parts::default();
             let mut images = Vec::with_capacity(members.len());
             for member in &members {
-                let finished = &member.finished;
-                let described = describe(builder.store(), &finished.lease, &finished.config)?;
+                let (finished, packing) = (&member.finished, &member.packing);
+                let (store, lease) = (builder.store(), &finished.lease);
+                let described = describe(store, lease, &finished.config, &packing.annotations)?;
                 let mut entry = described.descriptor;
+                entry.annotations = packing.entry_annotations.clone();
                 entry.platform = Some(target(&member.platform));
                 parts.add(member, entry, &described.layers, &settings)?;
                 images.push(BuiltMember {
@@ -145,9 +147,11 @@ impl Builder {
             })?;
             builder.cache.flushed(newest);
             let size = bytes.len() as u64;
+            let mut descriptor = Descriptor::new(settings.media_type(), added.index, size);
+            descriptor.annotations = settings.annotations.entry;
             Ok(StoredIndex {
                 ids: added.ids,
-                descriptor: Descriptor::new(settings.media_type(), added.index, size),
+                descriptor,
                 bytes,
                 manifests,
                 attested,

@@ -59,7 +59,7 @@ pub use client::{Client, Pieces};
 pub use directory::{Content, Directory, Index, WeakDirectory};
 pub use entitlements::{AllowedEntitlements, Devices, Entitlements};
 pub use error::{Error, Result};
-pub use exporter::Finished;
+pub use exporter::{Finished, StoredManifest};
 pub use failed::Failed;
 pub use frontend::Frontend;
 pub use index::{IndexSettings, Member, StoredIndex};

@@ -14,6 +14,8 @@ use crate::events::now;
 pub struct BuiltImage {
     /// The configuration, with the layers, which are in the store.
     pub config: Vec<u8>,
+    /// A manifest, with annotations, that the names stand for.
+    pub manifest: Option<Vec<u8>>,
     pub names: Vec<Reference>,
 }
 
@@ -132,28 +134,36 @@ impl Images {
     /// # Errors
     /// Returns an error if the configuration is invalid, if a layer does not exist, or if the store fails.
     pub fn add_built(&self, lease: &Lease, built: BuiltImage) -> Result<AddedImage> {
+        let has_manifest = built.manifest.is_some();
         let content = self.files.leases.take();
         let added = self.add_held(lease, &content, built);
         if let Ok(added) = &added {
             lease.hold(&added.id);
         }
         drop(content);
-        if added.is_err() {
-            // The configuration belongs to nothing then.
+        if added.is_err() || has_manifest {
+            // The configuration belongs to nothing then, or a manifest that another one has replaced.
             self.collect_garbage();
         }
         added
     }
 
-    /// `lease` holds the layers, and `content` the configuration until it is recorded.
+    /// `lease` holds the layers, and `content` the configuration and the manifest until they are recorded.
     fn add_held(&self, lease: &Lease, content: &Lease, built: BuiltImage) -> Result<AddedImage> {
         let (config, size) = self.checked(lease, &built.config)?;
         let id = self.files.content.put(content, &built.config)?;
+        let manifest = built.manifest.as_ref();
+        let manifest = manifest.map(|bytes| self.files.content.put(content, bytes));
+        let manifest = manifest.transpose()?;
         // The lease holds the content from here on: if the image is there now, its content was never removed.
-        let is_flushed = self.get(&id).is_err();
+        let known = self.get(&id).ok();
+        let mut new_documents = manifest.iter();
+        let is_flushed = known.is_none_or(|known| {
+            new_documents.any(|manifest| known.manifests().all(|own| own != manifest))
+        });
         if is_flushed {
             self.files.sync()?;
-        } else if built.names.is_empty() {
+        } else if built.names.is_empty() && manifest.is_none() {
             // Nothing of it changes: a build that the cache answers waits for no disk.
             self.uses.note(&id);
             return Ok(AddedImage {
@@ -165,11 +175,20 @@ impl Images {
         let names = built.names.into_iter();
         let loaded = Loaded {
             id: id.clone(),
-            origin: Origin::default(),
+            // Not the manifest of the image: other names of it have others, or none.
+            origin: Origin {
+                manifest: None,
+                index: manifest.clone(),
+            },
             config,
-            other_manifests: Vec::new(),
+            other_manifests: manifest.iter().cloned().collect(),
             parent: None,
-            names: names.map(|name| Named { name, index: None }).collect(),
+            names: names
+                .map(|name| Named {
+                    name,
+                    index: manifest.clone(),
+                })
+                .collect(),
             size,
         };
         let tagged_at = loaded.names.first().map(|_| now());
@@ -182,5 +201,68 @@ impl Images {
             renamed,
             is_flushed,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use whelk_image::archive::Import;
+    use whelk_image::descriptor::{CONFIG, Descriptor, Manifest};
+    use whelk_sys::Scratch;
+
+    use super::*;
+    use crate::store::RecordStore;
+
+    #[test]
+    fn each_name_of_an_image_has_its_own_manifest() {
+        let root = Scratch::temporary("annotated").unwrap();
+        let images = Images::open(
+            whelk_image::Store::open(root.path()).unwrap(),
+            Arc::new(RecordStore::open(root.path()).unwrap()),
+            Arc::default(),
+            &Default::default(),
+        )
+        .unwrap();
+        // An archive without entries.
+        let archive = &[0_u8; 1024][..];
+        let id = images.import(archive, Import::default(), &[]).unwrap();
+        let config = images.files.content.read(&id).unwrap();
+        let lease = images.files.leases.take();
+        let add = |name: &str, text: Option<&str>| {
+            let manifest = text.map(|text| {
+                let layers = vec![Descriptor::new(text, id.clone(), 1)];
+                let config = Descriptor::new(CONFIG, id.clone(), config.len() as u64);
+                serde_json::to_vec(&Manifest::new(config, layers)).unwrap()
+            });
+            let digest = manifest.as_deref().map(Digest::of);
+            let built = BuiltImage {
+                config: config.clone(),
+                manifest,
+                names: vec![name.parse().unwrap()],
+            };
+            assert_eq!(images.add_built(&lease, built).unwrap().id, id);
+            digest
+        };
+        let index_of = |name: &str| {
+            let full = format!("docker.io/library/{name}");
+            images.read().index_of(&full).cloned()
+        };
+        let manifests = || {
+            let image = images.get(&id).unwrap();
+            let manifests = image.manifests().cloned();
+            manifests.map(Some).collect::<Vec<Option<Digest>>>()
+        };
+        let (one, two) = (add("a:1", Some("one")), add("b:1", Some("two")));
+        assert_eq!(index_of("a:1"), one);
+        assert_eq!(index_of("b:1"), two);
+        assert_eq!(manifests(), [one, two]);
+        // Another one instead, and none.
+        let three = add("a:1", Some("three"));
+        assert_eq!(index_of("a:1"), three);
+        add("b:1", None);
+        assert_eq!(index_of("b:1"), None);
+        // What no name stands for is not kept.
+        let four = add("b:1", Some("four"));
+        assert_eq!(manifests(), [three, four]);
     }
 }

@@ -36,7 +36,8 @@ pub(super) struct Row<'a> {
 pub(super) struct Tag {
     /// The image that it names, the default one.
     pub(super) image: Digest,
-    /// The index whose other images it stands for, too.
+    /// The index whose other images it stands for, too. Of an image that was built with annotations, and is in no index, it is the
+    /// manifest: so each name can have its own.
     pub(super) index: Option<Digest>,
 }
 

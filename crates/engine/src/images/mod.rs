@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use whelk_sys::sync::IgnorePoison as _;
 
 use whelk_image::content::MAX_PARTIAL_AGE;
-use whelk_image::descriptor;
+use whelk_image::descriptor::{self, Descriptor};
 use whelk_image::{Digest, ImageConfig, Platform};
 
 use whelk_trust::Policy;
@@ -259,12 +259,20 @@ impl Images {
     }
 }
 
-/// Reads the entries of an index that an image has come with, if it can be read.
+/// Reads the entries of an index that an image has come with, if it can be read. A manifest that a name stands for lists itself.
 fn read_index(files: &whelk_image::Store, digest: &Digest) -> Option<ReadIndex> {
     let read = files.content.read(digest);
-    let read = read.and_then(|bytes| descriptor::Index::parse(&bytes));
+    let read = read.and_then(|bytes| Ok((descriptor::Index::parse(&bytes)?, bytes.len() as u64)));
     let read = read.inspect_err(|error| tracing::error!("index {digest} cannot be read: {error}"));
-    let entries = read.ok()?.manifests;
+    let (index, size) = read.ok()?;
+    if index.media_type == descriptor::MANIFEST && index.manifests.is_empty() {
+        let own = Descriptor::new(descriptor::MANIFEST, digest.clone(), size);
+        return Some(ReadIndex {
+            entries: vec![own],
+            attached: Vec::new(),
+        });
+    }
+    let entries = index.manifests;
     let attached = entries.iter().filter(|entry| is_attestation(entry));
     Some(ReadIndex {
         attached: attached

@@ -165,7 +165,7 @@ struct Push {
     credentials: Credentials,
     reference: Reference,
     progress: Progress,
-    /// Layers are brought as the manifests list them, because attestations refer to these.
+    /// Layers are brought as the manifests list them, because attestations refer to these, or clients were told of the manifest.
     is_exact: bool,
     is_whole: bool,
 }
@@ -192,6 +192,13 @@ impl Push {
         if found.is_empty() {
             return Err(Error::no_such_image(&name.familiar()));
         }
+        // A manifest stands in for the index that lists it alone.
+        let (own, listed) = match listed {
+            Some((digest, entries)) if entries.iter().all(|entry| entry.digest == digest) => {
+                (Some(digest), None)
+            }
+            listed => (None, listed),
+        };
         let mut missing = None;
         if let (None, Some((digest, entries))) = (platform, &listed) {
             let missing_entries = self.missing(entries).await?;
@@ -216,7 +223,12 @@ impl Push {
         let wanted = platform.or(Some(&host).filter(|_| found.len() > 1));
         let chosen = choose(&found, wanted, &name.familiar())?;
         let tag = name.tag.clone().unwrap_or_default();
-        let manifest = self.manifest(&chosen.image, None, name, known).await?;
+        let exact = Self {
+            is_exact: own.is_some(),
+            ..self.clone()
+        };
+        let own = own.as_ref();
+        let manifest = exact.manifest(&chosen.image, own, name, known).await?;
         let size = manifest.bytes.len() as u64;
         let selected = Descriptor::new(manifest.media_type.clone(), manifest.digest.clone(), size);
         let (digest, instead_of) = (manifest.digest.clone(), manifest.instead_of.clone());

@@ -176,7 +176,8 @@ impl Images {
             // by the digest of the known one.
             Some(known)
                 if digest.is_none()
-                    && (loaded.origin.manifest.is_none() || !known.repo_digests.is_empty()) =>
+                    && (loaded.origin.blobs().next().is_none()
+                        || !known.repo_digests.is_empty()) =>
             {
                 &known.origin
             }
@@ -208,9 +209,11 @@ impl Images {
         let mut tags = Vec::with_capacity(loaded.names.len());
         for named in &loaded.names {
             let name = named.name.to_string();
-            // An archive of the image that the name means already need not have its index.
+            // An archive of the image that the name means already need not have its index. What is built or imported under the
+            // name has none.
             let known = index.tags.get(&name);
-            let known = known.filter(|tag| digest.is_none() && tag.image == image.id);
+            let is_archive = digest.is_none() && tagged_at.is_none();
+            let known = known.filter(|tag| is_archive && tag.image == image.id);
             let stands_for = named.index.as_ref();
             let stands_for = stands_for.or(known.and_then(|tag| tag.index.as_ref()));
             if !index.keeps_default(&name, stands_for, &image) {

@@ -1,6 +1,9 @@
 //! Manifests of images whose layers are in the store, before any of them was sent anywhere.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write as _};
+
+use serde::Serialize;
 
 use super::save::encode;
 use crate::config::ImageConfig;
@@ -19,12 +22,26 @@ pub struct Described {
     pub layers: Vec<Descriptor>,
 }
 
-/// Makes the manifest of the image with this configuration, whose layers `lease` holds, with the blobs that a push makes of
+/// A manifest with annotations.
+#[derive(Serialize)]
+pub(super) struct Annotated<'a> {
+    #[serde(flatten)]
+    pub(super) manifest: &'a Manifest,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) annotations: &'a BTreeMap<String, String>,
+}
+
+/// Makes the manifest of the image with this configuration, whose layers `lease` holds, with annotations and the blobs that a push makes of
 /// the layers. What they are is computed now, by compressing the layers, unless it is known.
 ///
 /// # Errors
 /// Returns an error if the configuration is invalid, or if a layer is missing or was changed.
-pub fn describe(store: &Store, lease: &Lease, config: &[u8]) -> Result<Described> {
+pub fn describe(
+    store: &Store,
+    lease: &Lease,
+    config: &[u8],
+    annotations: &BTreeMap<String, String>,
+) -> Result<Described> {
     let parsed = ImageConfig::parse(config)?;
     let mut layers = Vec::new();
     for diff_id in &parsed.rootfs.diff_ids {
@@ -38,7 +55,10 @@ pub fn describe(store: &Store, lease: &Lease, config: &[u8]) -> Result<Described
         layers.push(Descriptor::new(format!("{LAYER}+gzip"), digest, size));
     }
     let config = Descriptor::new(CONFIG, Digest::of(config), config.len() as u64);
-    let bytes = encode(&Manifest::new(config, layers.clone()))?;
+    let bytes = encode(&Annotated {
+        manifest: &Manifest::new(config, layers.clone()),
+        annotations,
+    })?;
     Ok(Described {
         descriptor: Descriptor::new(MANIFEST, Digest::of(&bytes), bytes.len() as u64),
         bytes,

@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Read as _, Seek as _, Write};
 
-use serde::Serialize;
 use tar::Builder;
 use whelk_sys::{Scratch, fs};
 
 use super::attached::{Attached, index};
+use super::manifest::Annotated;
 use super::oci::blob_name;
 use super::save::{self, created, encode, named, write_file, write_stream};
 use super::{CREATED_ANNOTATION, DockerImage};
@@ -129,15 +129,6 @@ enum Content {
     Layer(Digest),
     File(File),
     Bytes(Vec<u8>),
-}
-
-/// A manifest with annotations.
-#[derive(Serialize)]
-struct Annotated<'a> {
-    #[serde(flatten)]
-    manifest: &'a Manifest,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    annotations: &'a BTreeMap<String, String>,
 }
 
 impl Packed {

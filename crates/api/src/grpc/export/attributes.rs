@@ -4,12 +4,15 @@ use std::collections::BTreeMap;
 
 use whelk_buildkit::grpc::{Result, Status};
 use whelk_image::Reference;
-use whelk_image::archive::{Compression, Form, IndexAnnotations};
+use whelk_image::archive::{Compression, Form, IndexAnnotations, Packing};
 
 use whelk_buildkit::pb::control::Exporter;
 use whelk_llb::pb::Platform;
 
 use super::{Archive, Export, ImageOutput, Output};
+
+/// Maximum size of the annotations of an output in bytes: registries take manifests of 4 MiB.
+const MAX_ANNOTATIONS: usize = 1 << 20;
 
 const TYPES: [&str; 6] = ["moby", "image", "oci", "docker", "local", "tar"];
 
@@ -76,6 +79,7 @@ fn image(attributes: &mut Attributes<'_>) -> Result<ImageOutput> {
     let image = ImageOutput {
         names: attributes.names()?,
         is_pushed: attributes.flag("push")?.unwrap_or(false),
+        annotations: attributes.annotations()?,
         must_rewrite_times: attributes.flag("rewrite-timestamp")?.unwrap_or(false),
         attestations: attributes.attestations()?,
     };
@@ -112,7 +116,7 @@ fn archive(attributes: &mut Attributes<'_>, form: Form) -> Result<Archive> {
         value => !flag("tar", value)?,
     };
     let annotations = attributes.annotations()?;
-    let has_annotations = !annotations.0.is_empty();
+    let has_annotations = !annotations.is_empty();
     let is_oci = attributes.flag("oci-mediatypes")?;
     let has_docker_types = !is_oci.unwrap_or(form == Form::Oci || has_annotations);
     if has_docker_types && has_annotations {
@@ -173,6 +177,10 @@ enum AnnotationTarget {
 pub(super) struct Annotations(Vec<(AnnotationTarget, String, String, String)>);
 
 impl Annotations {
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     fn at(&self, place: AnnotationTarget, platform: &str) -> BTreeMap<String, String> {
         let found = self.0.iter();
         let found = found
@@ -186,6 +194,16 @@ impl Annotations {
     pub fn of(&self, platform: &str) -> (BTreeMap<String, String>, BTreeMap<String, String>) {
         let at = |place| self.at(place, platform);
         (at(AnnotationTarget::Manifest), at(AnnotationTarget::Entry))
+    }
+
+    /// Returns how an image of the engine is described.
+    pub fn packing(&self, platform: &str) -> Packing {
+        let (annotations, entry_annotations) = self.of(platform);
+        Packing {
+            annotations,
+            entry_annotations,
+            ..Packing::default()
+        }
     }
 
     pub fn index(&self) -> IndexAnnotations {
@@ -296,6 +314,7 @@ impl<'a> Attributes<'a> {
     /// Reads `annotation[-WHERE][\[PLATFORM\]].KEY`.
     fn annotations(&mut self) -> Result<Annotations> {
         let mut found = Annotations::default();
+        let mut size = 0;
         let names: Vec<&str> = self.left.keys().copied().collect();
         for name in names {
             let Some((place, key)) = name.strip_prefix("annotation").and_then(|rest| {
@@ -333,6 +352,14 @@ impl<'a> Attributes<'a> {
                 return Err(self.unsupported(name));
             }
             let value = self.left.remove(name).unwrap_or_default().to_owned();
+            size += name.len() + value.len();
+            if size > MAX_ANNOTATIONS {
+                let text = format!(
+                    "the annotations of the output {} are larger than 1 MiB",
+                    self.kind
+                );
+                return Err(Status::invalid(text));
+            }
             found.0.push((place, platform, key.to_owned(), value));
         }
         Ok(found)
@@ -392,8 +419,9 @@ mod tests {
             ("moby", "dangling-name-prefix", "x"),
             ("moby", "push-by-digest", "true"),
             ("moby", "registry.insecure", "true"),
-            ("moby", "annotation.a", "b"),
-            ("moby", "annotation-manifest.a", "b"),
+            ("moby", "annotation-none.a", "b"),
+            ("moby", "annotation.", "b"),
+            ("moby", "annotation-index[linux/amd64].a", "b"),
             ("oci", "compression", "estargz"),
             ("oci", "prefer-nondist-layers", "true"),
             ("oci", "annotation-none.a", "b"),
@@ -445,6 +473,36 @@ mod tests {
     fn the_type_is_no_attribute_of_images() {
         let output = parsed("moby", &[("type", "docker"), ("name", "a")]);
         assert!(matches!(output, Ok(Output::Image(_))));
+    }
+
+    #[test]
+    fn images_have_annotations() {
+        let attributes = [
+            ("annotation.a", "1"),
+            ("annotation-manifest[linux/riscv64].b", "2"),
+            ("annotation-manifest-descriptor.c", "3"),
+            ("annotation-index.d", "4"),
+        ];
+        let Ok(Output::Image(image)) = parsed("moby", &attributes) else {
+            panic!("no image")
+        };
+        let annotations = &image.annotations;
+        let packing = annotations.packing("linux/riscv64");
+        let names: Vec<&String> = packing.annotations.keys().collect();
+        assert_eq!(names, ["a", "b"]);
+        assert_eq!(packing.entry_annotations["c"], "3");
+        assert!(annotations.check(&["linux/riscv64"], true).is_ok());
+        assert!(annotations.check(&["linux/riscv64"], false).is_err());
+        assert!(annotations.check(&["linux/amd64"], true).is_err());
+        let Ok(Output::Image(image)) = parsed("moby", &[("name", "a")]) else {
+            panic!("no image")
+        };
+        assert!(image.annotations.is_empty());
+        let large = "x".repeat(MAX_ANNOTATIONS);
+        for kind in ["moby", "oci"] {
+            let refused = parsed(kind, &[("annotation.a", large.as_str())]).unwrap_err();
+            assert!(refused.message.contains("larger than 1 MiB"));
+        }
     }
 
     #[test]

@@ -11,14 +11,51 @@ use whelk_sys::sync::IgnorePoison as _;
 
 use super::super::Buildkit;
 use super::super::builds::Build;
+use super::archive::told;
 use super::{ImageOutput, failed};
 
 /// The media type of an image's configuration, by which the history refers to an image of the engine.
 const CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 
+const CONFIG_DIGEST: &str = "containerimage.config.digest";
+
 impl Buildkit {
-    /// Records an image, and pushes it. Returns what the client is told of it.
+    /// Records an image for a platform, and pushes it. Returns what the client is told of it.
     pub(super) async fn keep_image(
+        self: &Arc<Self>,
+        build: &Build,
+        place: (usize, &str),
+        finished: &Finished,
+        output: &ImageOutput,
+        work: &Work,
+    ) -> Result<BTreeMap<String, String>> {
+        let part = |name: String, is_done| work.add(EventKind::Part { name, is_done });
+        let mut answer = match output.annotations.is_empty() {
+            true => {
+                self.keep_plain(build, place.0, finished, output, work)
+                    .await?
+            }
+            false => {
+                self.keep_annotated(build, place, finished, output, work)
+                    .await?
+            }
+        };
+        for name in &output.names {
+            part(format!("naming to {name}"), true);
+        }
+        let durable = self.engine.durability.wait().await;
+        durable.map_err(|error| Status::unknown(error.to_string()))?;
+        if output.is_pushed {
+            for name in &output.names {
+                let digest = self.push(build, name, work).await?;
+                answer.insert("containerimage.digest".into(), digest);
+            }
+        }
+        Ok(answer)
+    }
+
+    /// Records an image by its configuration: a manifest is made when it is pushed.
+    async fn keep_plain(
         self: &Arc<Self>,
         build: &Build,
         id: usize,
@@ -32,25 +69,45 @@ impl Buildkit {
         let id = stored.await.map_err(|error| failed(&error))?;
         part("exporting layers".into(), true);
         part(format!("writing image {id}"), true);
-        for name in &output.names {
-            part(format!("naming to {name}"), true);
-        }
-        let durable = self.engine.durability.wait().await;
-        durable.map_err(|error| Status::unknown(error.to_string()))?;
         let mut answer = BTreeMap::new();
-        for name in ["containerimage.digest", "containerimage.config.digest"] {
+        for name in ["containerimage.digest", CONFIG_DIGEST] {
             answer.insert(name.to_owned(), id.to_string());
         }
         if !output.names.is_empty() {
             let names: Vec<String> = output.names.iter().map(Reference::to_string).collect();
             answer.insert("image.name".into(), names.join(","));
         }
-        if output.is_pushed {
-            for name in &output.names {
-                let digest = self.push(build, name, work).await?;
-                answer.insert("containerimage.digest".into(), digest);
-            }
-        }
+        Ok(answer)
+    }
+
+    /// Records an image with its manifest, which has the annotations.
+    async fn keep_annotated(
+        self: &Arc<Self>,
+        build: &Build,
+        (id, platform): (usize, &str),
+        finished: &Finished,
+        output: &ImageOutput,
+        work: &Work,
+    ) -> Result<BTreeMap<String, String>> {
+        let part = |name: String| {
+            work.add(EventKind::Part {
+                name,
+                is_done: true,
+            });
+        };
+        let packing = output.annotations.packing(platform);
+        let stored = self
+            .builder
+            .store_annotated(finished, packing, output.names.clone())
+            .await;
+        let stored = stored.map_err(|error| failed(&error))?;
+        let manifest = stored.descriptor;
+        build.note_manifest(id, &manifest.media_type, stored.bytes);
+        part("exporting layers".into());
+        part(format!("exporting manifest {}", manifest.digest));
+        part(format!("exporting config {}", stored.id));
+        let mut answer = told(&manifest, &output.names)?;
+        answer.insert(CONFIG_DIGEST.into(), stored.id.to_string());
         Ok(answer)
     }
 

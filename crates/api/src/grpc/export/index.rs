@@ -50,7 +50,7 @@ impl Buildkit {
         output: &ImageOutput,
         work: &Work,
     ) -> Result<BTreeMap<String, String>> {
-        let packing = |_: &str| Packing::default();
+        let packing = |id: &str| output.annotations.packing(id);
         let rewrite = output.must_rewrite_times;
         let members = self
             .members(results, export, rewrite, packing, work)
@@ -58,6 +58,7 @@ impl Buildkit {
         let settings = IndexSettings {
             names: output.names.clone(),
             is_artifact: output.attestations.is_artifact,
+            annotations: output.annotations.index(),
             ..IndexSettings::default()
         };
         let stored = self.builder.store_index(members, settings).await;

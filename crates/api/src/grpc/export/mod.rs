@@ -52,6 +52,7 @@ enum Output {
 struct ImageOutput {
     names: Vec<Reference>,
     is_pushed: bool,
+    annotations: Annotations,
     must_rewrite_times: bool,
     attestations: Attestations,
 }
@@ -212,7 +213,9 @@ impl Buildkit {
                 name: part,
                 is_done: false,
             });
-            if results.has_index(output.attestations) {
+            let has_index = results.has_index(output.attestations);
+            output.annotations.check(&results.ids(), has_index)?;
+            if has_index {
                 let index = self.keep_index(build, results, export, output, work);
                 return index.await;
             }
@@ -220,9 +223,8 @@ impl Buildkit {
             let finished = self
                 .finish(first, export.epoch_of(first), rewrite, work)
                 .await?;
-            return self
-                .keep_image(build, export.id, &finished, output, work)
-                .await;
+            let place = (export.id, first.id.as_str());
+            return self.keep_image(build, place, &finished, output, work).await;
         }
         let session = self.sessions.get(&build.session).await?;
         match &export.output {

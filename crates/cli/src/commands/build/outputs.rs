@@ -217,11 +217,13 @@ impl Output {
             let (name, value) = text.split_once('=').ok_or_else(|| {
                 Failure::new(format!("invalid annotation {text:?}, expected key=value"))
             })?;
-            let name = match name.split_once(':') {
-                Some((kind, name)) => format!("annotation-{kind}.{name}"),
-                None => format!("annotation.{name}"),
+            let Some((kinds, name)) = name.split_once(':') else {
+                attrs.insert(format!("annotation.{name}"), value.to_owned());
+                continue;
             };
-            attrs.insert(name, value.to_owned());
+            for kind in kinds.split(',') {
+                attrs.insert(format!("annotation-{kind}.{name}"), value.to_owned());
+            }
         }
         Ok(Exporter {
             kind: self.kind.clone(),
@@ -353,6 +355,16 @@ async fn write(mut call: Call, path: Option<&PathBuf>) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn annotations_say_what_they_are_about() {
+        let annotations = ["a.b=c=d", "index,manifest[linux/arm64]:x=y"];
+        let exporter = Output::image(false).exporter(&[], &annotations.map(str::to_owned));
+        let attrs = exporter.map_err(|failure| failure.text).unwrap().attrs;
+        assert_eq!(attrs["annotation.a.b"], "c=d");
+        assert_eq!(attrs["annotation-index.x"], "y");
+        assert_eq!(attrs["annotation-manifest[linux/arm64].x"], "y");
+    }
 
     #[test]
     fn outputs_have_a_type_and_a_place() {
