@@ -142,6 +142,39 @@ fn settings_of_the_user_hold_for_builds() {
 }
 
 #[test]
+fn the_platform_local_is_that_of_the_client() {
+    let engine = Engine::start();
+    let files = [
+        ("Dockerfile", "FROM busybox\n"),
+        (
+            "docker-bake.hcl",
+            "target \"default\" {\n  platforms = [\"local\"]\n  tags = [\"local:3\"]\n}\n",
+        ),
+    ];
+    let context = engine.scratch_with("local", &files);
+    let client = whelk(&engine);
+    let env = [("DOCKER_DEFAULT_PLATFORM", "local")];
+    client.with_env(&env).built(&context, &["-t", "local:1"]);
+    let own = engine.image("local:1")["Architecture"].clone();
+    // What is named twice is one platform.
+    let named = format!("local,linux/{}", own.as_str().unwrap());
+    client.built(&context, &["--platform", &named, "-t", "local:2"]);
+    let bake = client.in_directory(&context);
+    bake.run(&["bake"]).exits(0);
+    assert_eq!(engine.image("local:2")["Architecture"], own);
+    assert_eq!(engine.image("local:3")["Architecture"], own);
+    let set = [
+        "bake",
+        "--set",
+        "*.platform=local",
+        "--set",
+        "*.tags=local:4",
+    ];
+    bake.run(&set).exits(0);
+    assert_eq!(engine.image("local:4")["Architecture"], own);
+}
+
+#[test]
 fn limits_of_memory_hold_for_steps() {
     let engine = Engine::start();
     let context = engine.dockerfile(

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use whelk_buildkit::pb::control::{CacheOptions, CacheOptionsEntry, SolveRequest};
-use whelk_image::Reference;
+use whelk_image::{Platform, Reference};
 use whelk_text::extra_host::{self, HOST_GATEWAY};
 
 use super::args::BuildArgs;
@@ -199,7 +199,7 @@ fn attributes(args: &BuildArgs) -> Outcome<Attributes> {
         false => args.platform.join(","),
     };
     if !platform.is_empty() {
-        set("platform", platform);
+        set("platform", platforms(&platform));
     }
     limits(args, &mut set)?;
     if args.no_cache && !args.no_cache_filter.is_empty() {
@@ -244,6 +244,21 @@ fn attributes(args: &BuildArgs) -> Outcome<Attributes> {
     }
     attest(args, &mut set)?;
     Ok(attributes)
+}
+
+/// Puts the platform of this client for `local`, as buildx does, and leaves out what is there twice then.
+fn platforms(text: &str) -> String {
+    let mut found: Vec<String> = Vec::new();
+    for name in text.split(',') {
+        let name = match name.eq_ignore_ascii_case("local") {
+            true => Platform::host().to_string(),
+            false => name.to_owned(),
+        };
+        if !found.contains(&name) {
+            found.push(name);
+        }
+    }
+    found.join(",")
 }
 
 /// Sets the limits of processes.
@@ -512,6 +527,22 @@ mod tests {
         set_host_gateway(&mut attributes, "172.17.0.1");
         assert_eq!(attributes["add-hosts"], "a=172.17.0.1,b=1.2.3.4");
         assert!(!wants_host_gateway(&attributes));
+    }
+
+    #[test]
+    fn the_platform_local_is_that_of_the_client() {
+        let host = Platform::host().to_string();
+        assert_eq!(platforms("local"), host);
+        assert_eq!(
+            platforms(&format!("Local,{host},linux/s390x")),
+            format!("{host},linux/s390x")
+        );
+        assert_eq!(
+            platforms("linux/s390x,local"),
+            format!("linux/s390x,{host}")
+        );
+        assert_eq!(platforms("linux/local"), "linux/local");
+        check(&["--platform", "local,local"], Ok(&[("platform", &host)]));
     }
 
     #[test]
