@@ -211,6 +211,12 @@ const JSON: &str = r#"{
   }
 }"#;
 
+/// Keys of blocks that occur twice.
+const JSON_TWICE: &str = r#"{
+  "target": {"default": {"tags": ["a"], "args": {"A": "1"}}, "default": {"args": {"B": "2"}}},
+  "target": [{"other": {"target": "s"}}, {"default": [{"pull": true}, {"args": {"A": "3"}}]}]
+}"#;
+
 /// Whole numbers with more digits than doubles have.
 const LARGE: &str = "target \"default\" { args = { A = 9223372036854775808, B = 1764511200123456789 + 1, \
     C = \"${18446744073709551615}\", D = 9007199254740993 * 3, E = -9223372036854775807, F = jsonencode([9007199254740993, 0.5]), \
@@ -373,6 +379,10 @@ const CASES: &[Case] = &[
         ],
         &["--print"],
     ),
+    (
+        &[("docker-bake.json", JSON_TWICE)],
+        &["--print", "default", "other"],
+    ),
     (&[("x", HCL)], &["--print", "-f", "x", "unit"]),
     (&[("x", COMPOSE)], &["--print", "-f", "x", "db_x"]),
     (&[("x", JSON)], &["--print", "-f", "x", "a"]),
@@ -404,6 +414,12 @@ const ERRORS: &[Wrong] = &[
         "target \"default\" {\n  pull = \"maybe\"\n}\n",
         &["--print"],
         "ERROR: docker-bake.hcl:2,11-16: Unsuitable value type; Unsuitable value: a bool is required",
+    ),
+    (
+        "docker-bake.json",
+        "{\"target\": {\"default\": {\"tags\": [\"a\"], \"tags\": [\"b\"]}}}",
+        &["--print"],
+        "ERROR: docker-bake.json:1,40-46: Duplicate argument; ",
     ),
     (
         "docker-bake.hcl",

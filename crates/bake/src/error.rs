@@ -69,14 +69,19 @@ impl Problem {
             return Error::new(format!("{name}: {what}"));
         };
         let (first, last) = (position(content, span.start), position(content, span.end));
-        let place = match first.line == last.line {
-            true => format!("{name}:{first}-{}", last.column),
-            false => format!("{name}:{first}-{last}"),
-        };
         Error {
-            text: format!("{place}: {what}"),
+            text: format!("{}: {what}", place_of(name, content, span)),
             excerpt: excerpt(name, content, &[Lines::new(first.line, last.line)]),
         }
+    }
+}
+
+/// Writes the place of a range of bytes: the file, and the lines and columns.
+pub(crate) fn place_of(name: &str, content: &str, span: &Range<usize>) -> String {
+    let (first, last) = (position(content, span.start), position(content, span.end));
+    match first.line == last.line {
+        true => format!("{name}:{first}-{}", last.column),
+        false => format!("{name}:{first}-{last}"),
     }
 }
 

@@ -1,15 +1,15 @@
 //! The structure of a file, from HCL or from JSON.
 
+mod from_json;
+mod json;
+
 use std::ops::Range;
 
 use hcl_edit::Span;
-use hcl_edit::expr::{Array, Expression, Object, ObjectKey, ObjectValue};
+use hcl_edit::expr::Expression;
 use hcl_edit::structure::{Body as HclBody, Structure};
-use hcl_edit::template::{StringTemplate, Template};
-use serde_json::Value as Json;
 
 use crate::error::{Error, Result, syntax};
-use crate::number::SMALLEST;
 
 /// The maximum size of a file in bytes.
 const MAX_FILE: usize = 4 << 20;
@@ -55,7 +55,7 @@ pub(crate) fn parse(files: &[(String, String)], number: usize) -> Result<Body> {
     }
     let is_json = content.trim_start().starts_with('{') && !name.ends_with(".hcl");
     match is_json || name.ends_with(".json") {
-        true => json(files, number, content),
+        true => from_json::body(files, number, content),
         false => {
             let parsed = hcl_edit::parser::parse_body(content).map_err(|error| {
                 let offset = error.location().offset();
@@ -136,159 +136,6 @@ fn hcl(parsed: HclBody, count: &mut usize) -> std::result::Result<Body, String> 
         }
     }
     Ok(body)
-}
-
-/// Names of blocks that have a name themselves.
-const NAMED: [&str; 4] = ["function", "group", "target", "variable"];
-
-fn json(files: &[(String, String)], number: usize, content: &str) -> Result<Body> {
-    let parsed: Json = serde_json::from_str(content).map_err(|error| {
-        let lines = content.split_inclusive('\n');
-        let before: usize = lines
-            .take(error.line().saturating_sub(1))
-            .map(str::len)
-            .sum();
-        syntax(files, number, before + error.column(), error.to_string())
-    })?;
-    let name = files.get(number).map_or("", |(name, _)| name.as_str());
-    let wrong = |text: String| Error::new(format!("{name}: {text}"));
-    let Json::Object(members) = parsed else {
-        return Err(wrong("a JSON object is required".into()));
-    };
-    let mut body = Body::default();
-    let mut count = 0;
-    for (kind, value) in members {
-        counted(&mut count).map_err(wrong)?;
-        if !NAMED.contains(&kind.as_str()) {
-            // A comment.
-            if kind != "//" {
-                body.attributes.push(attribute(kind, value));
-            }
-            continue;
-        }
-        for object in objects(&kind, value).map_err(wrong)? {
-            for (label, value) in object {
-                for members in objects(&label, value).map_err(wrong)? {
-                    counted(&mut count).map_err(wrong)?;
-                    body.blocks
-                        .push(block(kind.clone(), label.clone(), members).map_err(wrong)?);
-                }
-            }
-        }
-    }
-    Ok(body)
-}
-
-/// Returns an object, or those of a list.
-fn objects(
-    name: &str,
-    value: Json,
-) -> std::result::Result<Vec<serde_json::Map<String, Json>>, String> {
-    let values = match value {
-        Json::Array(values) => values,
-        other => vec![other],
-    };
-    let object = |value| match value {
-        Json::Object(members) => Ok(members),
-        _ => Err(format!(
-            "{name}: a JSON object is required, or an array of them"
-        )),
-    };
-    values.into_iter().map(object).collect()
-}
-
-fn block(
-    kind: String,
-    label: String,
-    members: serde_json::Map<String, Json>,
-) -> std::result::Result<Block, String> {
-    let mut body = Body::default();
-    for (name, value) in members {
-        if name != "validation" {
-            body.attributes.push(attribute(name, value));
-            continue;
-        }
-        for members in objects(&name, value)? {
-            let mut inner = Body::default();
-            for (name, value) in members {
-                inner.attributes.push(attribute(name, value));
-            }
-            body.blocks.push(Block {
-                kind: name.clone(),
-                labels: Vec::new(),
-                span: None,
-                body: inner,
-            });
-        }
-    }
-    Ok(Block {
-        kind,
-        labels: vec![(label, None)],
-        span: None,
-        body,
-    })
-}
-
-fn attribute(name: String, value: Json) -> Attribute {
-    Attribute {
-        name,
-        value: expression(value),
-    }
-}
-
-/// Returns the expression of a JSON value. Texts are templates.
-fn expression(value: Json) -> Expression {
-    match value {
-        Json::Null => Expression::null(),
-        Json::Bool(value) => Expression::from(value),
-        Json::Number(number) => {
-            use hcl_edit::Number;
-            let whole = number.as_i64().map(Number::from);
-            let whole = whole.or_else(|| number.as_u64().map(Number::from));
-            // What was rounded to the least number of 64 bits is none of them.
-            let rounded = |double: f64| match double <= SMALLEST {
-                true => double.next_down(),
-                false => double,
-            };
-            let double = number.as_f64().map(rounded).and_then(Number::from_f64);
-            let number = whole.or(double);
-            number.map_or_else(Expression::null, Expression::from)
-        }
-        Json::String(text) => template(text),
-        Json::Array(items) => {
-            let mut array = Array::new();
-            for item in items {
-                array.push(expression(item));
-            }
-            Expression::Array(array)
-        }
-        Json::Object(members) => {
-            let mut object = Object::new();
-            for (key, value) in members {
-                let key = ObjectKey::Expression(template(key));
-                object.insert(key, ObjectValue::new(expression(value)));
-            }
-            Expression::Object(object)
-        }
-    }
-}
-
-fn template(text: String) -> Expression {
-    if !text.contains("${") && !text.contains("%{") {
-        return Expression::from(text);
-    }
-    let parsed: std::result::Result<Template, _> = text.parse();
-    match parsed {
-        Ok(template) => {
-            let mut elements = StringTemplate::new();
-            for element in &template {
-                elements.push(element.clone());
-            }
-            Expression::StringTemplate(elements)
-        }
-        // As Docker's bake, which says of it what is wrong where it is used.
-        Err(_) => Expression::from(text),
-    }
 }
 
 #[cfg(test)]
