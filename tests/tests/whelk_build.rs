@@ -13,6 +13,7 @@ use std::path::Path;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use whelk_tests::builds::{classic, docker, shows, whelk};
+use whelk_tests::images::gzip;
 use whelk_tests::registry::Registry;
 use whelk_tests::tar::{self, Tar};
 use whelk_tests::{Engine, Program, eventually};
@@ -178,6 +179,32 @@ fn contexts_come_from_several_places() {
             .starts_with("whelk-context-")
     });
     assert_eq!(left.count(), 0);
+}
+
+#[test]
+fn archives_that_cannot_be_unpacked_are_told_by_their_cause() {
+    let engine = Engine::start();
+    let client = whelk(&engine);
+    let temporary = engine.scratch("temporary");
+    let env = [("TMPDIR", temporary.to_str().unwrap())];
+    let fails = |archive: &[u8], expected: &str| {
+        let failed = client.with_env(&env).feed(&["build", "-"], archive);
+        assert_ne!(failed.code, 0, "{expected}");
+        shows(&failed.err(), &[expected]);
+        assert!(!failed.err().contains("whelk-context-"), "{}", failed.err());
+        assert_eq!(fs::read_dir(&temporary).unwrap().count(), 0);
+    };
+    let dockerfile = b"FROM scratch\nCOPY x /\n";
+    let tar = Tar::new().file("Dockerfile", dockerfile);
+    let content: Vec<u8> = (0..50_000_u32).flat_map(u32::to_le_bytes).collect();
+    let whole = tar.file("x", &content).finish();
+    let cut = "failed to unpack the context: unexpected EOF";
+    fails(&whole[..10_000], cut);
+    let packed = gzip(&whole);
+    fails(&packed[..packed.len() / 2], cut);
+    let outside = Tar::new().file("../Dockerfile", dockerfile).finish();
+    fails(&outside, "invalid entry name \"../Dockerfile\"");
+    fails(b"PK\x03\x04 and so on", "it is a zip archive");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 use whelk_bake::paths::is_remote;
 
 use super::args::BuildArgs;
-use super::stores;
+use super::{archive, stores};
 use crate::{Failure, Outcome, files, plain};
 
 /// What the engine may ask for by a name.
@@ -251,6 +251,11 @@ impl Contexts {
                 "failed to read context from STDIN: it is empty",
             ));
         }
+        if head.starts_with(b"PK\x03\x04") {
+            return Err(Failure::new(
+                "failed to read context from STDIN: it is a zip archive, which is not supported; tar archives are",
+            ));
+        }
         let input = std::io::Cursor::new(head.clone()).chain(input);
         if !is_archive(&head) {
             if !args.file.is_empty() {
@@ -420,16 +425,7 @@ fn unpack(input: impl Read + Send, reading: &Arc<Progress>) -> Outcome<Unpacked>
         .unwrap_or_else(PoisonError::into_inner) = Some(path.clone());
     let unpacked = Unpacked(path);
     let input = Stoppable(input, reading.clone());
-    let plain_input =
-        whelk_image::compression::decompress(input).map_err(|error| failed(error.to_string()))?;
-    let mut archive = tar::Archive::new(plain_input);
-    archive.set_preserve_permissions(true);
-    let done = archive.unpack(&unpacked.0);
-    // The cause of an error of the library is behind it: that the archive ends too early, or that the disk is full.
-    done.map_err(|error| {
-        let cause = std::error::Error::source(&error);
-        failed(cause.map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}")))
-    })?;
+    archive::unpack(input, &unpacked.0).map_err(failed)?;
     Ok(unpacked)
 }
 

@@ -7,6 +7,7 @@
 //! ```
 
 mod agents;
+mod archive;
 mod args;
 mod contexts;
 pub(crate) mod display;

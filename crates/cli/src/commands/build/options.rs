@@ -542,7 +542,10 @@ mod tests {
             format!("linux/s390x,{host}")
         );
         assert_eq!(platforms("linux/local"), "linux/local");
-        check(&["--platform", "local,local"], Ok(&[("platform", &host)]));
+        check(
+            &["--platform", "local,local"],
+            Ok(&[("platform", host.as_str())]),
+        );
     }
 
     #[test]
