@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
@@ -65,6 +66,20 @@ impl Pty {
     #[track_caller]
     pub fn resize(&self, rows: u16, columns: u16) {
         set_size(&self.terminal, rows, columns);
+    }
+
+    /// Sends a signal to the command.
+    #[track_caller]
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("signal the command");
+    }
+
+    /// Closes the terminal, as when its window is closed.
+    #[track_caller]
+    pub fn hang_up(&mut self) {
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        // Another one, on which nothing is shown.
+        self.terminal = openpt(flags).expect("open a terminal");
     }
 
     /// Types keys.

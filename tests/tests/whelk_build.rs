@@ -906,9 +906,47 @@ fn a_shell_is_opened_where_a_step_has_failed() {
     shows(&missing.err(), &["could not be found"]);
 }
 
-/// Its image is one without a name, which belongs to nobody.
+/// The container of a shell on a terminal does not end with its input.
 #[test]
-fn what_a_killed_shell_has_left_is_removed() {
+fn the_shell_of_a_failed_step_ends_with_its_client() {
+    let engine = Engine::start();
+    let text = "FROM busybox\nRUN echo left > /made; exit 3\n";
+    let context = engine.dockerfile("ends", text);
+    let args = ["build", "--on-error=shell", context.to_str().unwrap()];
+    let opened = || {
+        let mut pty = engine.cli(Program::Whelk).pty(&args);
+        pty.expect("A shell in the state of the failed step");
+        pty.insist("cat /made\n", "left");
+        pty
+    };
+    let has_nothing_left = || {
+        let containers = engine.docker(&["ps", "-aq"]).ok();
+        let images = engine.docker(&["images", "-aq"]).ok();
+        containers.is_empty() && images.lines().count() == 1
+    };
+    let is_removed = || {
+        eventually("the shell to be removed", || {
+            has_nothing_left().then_some(())
+        });
+    };
+    let mut killed = opened();
+    killed.signal(Signal::KILL);
+    assert_eq!(killed.finish(), -1);
+    is_removed();
+    let mut closed = opened();
+    closed.hang_up();
+    closed.finish();
+    is_removed();
+    // The keys that leave other containers running.
+    let mut detached = opened();
+    detached.keys("\u{10}\u{11}");
+    assert_eq!(detached.finish(), 1);
+    assert!(has_nothing_left());
+    engine.has_no_builds();
+}
+
+#[test]
+fn what_killed_shells_and_engines_have_left_is_removed() {
     let engine = Engine::start();
     let text = "FROM busybox\nRUN echo left > /made; exit 3\n";
     let context = engine.dockerfile("killed", text);
@@ -931,16 +969,19 @@ fn what_a_killed_shell_has_left_is_removed() {
             if !left.is_empty() {
                 let _ = engine.docker(&["rm", "-f", &left]);
             }
+            eventually("the container to be removed", || {
+                containers().is_empty().then_some(())
+            });
+            // The sessions have ended with the engine. The image has no name, and belongs to nobody.
+            engine.docker(&["image", "prune", "-f"]).ok();
+            assert_eq!(images(), 1);
         } else {
             running.signal(Signal::KILL);
-            // It ends with its input.
             let _ = running.finish();
+            eventually("the container and its image to be removed", || {
+                (containers().is_empty() && images() == 1).then_some(())
+            });
         }
-        eventually("the container to be removed", || {
-            containers().is_empty().then_some(())
-        });
-        engine.docker(&["image", "prune", "-f"]).ok();
-        assert_eq!(images(), 1);
         engine.has_no_builds();
     }
 }

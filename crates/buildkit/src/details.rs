@@ -120,6 +120,12 @@ pub fn image_of_failed(status: &Status) -> Option<String> {
     String::from_utf8(detail.value.clone()).ok()
 }
 
+/// Returns the name of the container that the client of a build runs the shell of a failed step in. The engine removes it when
+/// the session of the build has ended.
+pub fn shell_of_failed(build: &str) -> String {
+    format!("build-{build}")
+}
+
 /// Lines of a file that an error is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {

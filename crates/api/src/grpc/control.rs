@@ -9,6 +9,7 @@ use whelk_build::{
     Attest, CacheExport, Entitlements, Imports, Pieces, Progress, Request, Settings,
 };
 use whelk_buildkit::cut::beginning;
+use whelk_buildkit::details::image_of_failed;
 use whelk_buildkit::grpc::{Call, Result, Status};
 use whelk_buildkit::pb::control::{
     BuildHistoryRequest, BuildkitVersion, DiskUsageRequest, DiskUsageResponse, GcPolicy,
@@ -162,6 +163,12 @@ impl Buildkit {
         let recording = (!request.internal).then(|| self.record(&build, &request));
         let outputs = Outputs { exports, caches };
         let result = self.solve_recorded(&build, request, &outputs).await;
+        if let Err(status) = &result
+            && let Some(image) = image_of_failed(status)
+            && !build.session.is_empty()
+        {
+            self.remove_failed_after(build.session.clone(), &build.id, image);
+        }
         if let Some(recording) = recording {
             recording.end(&result).await;
         }

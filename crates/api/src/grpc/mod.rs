@@ -16,6 +16,7 @@ mod client;
 mod contexts;
 mod control;
 mod export;
+mod failed;
 mod frontend;
 mod gateway;
 mod history;

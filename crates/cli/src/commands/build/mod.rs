@@ -83,7 +83,7 @@ pub(crate) async fn build(client: &Client, args: BuildArgs) -> Outcome {
                 return Err(failure);
             };
             warn_line!("{}", failure.text);
-            shell::open(client, &image, &prepared.args).await?;
+            shell::open(client, &image, &prepared).await?;
             return Ok(failure.code);
         }
     };

@@ -1,20 +1,25 @@
 //! `--on-error=shell`: a shell in the state of a step that has failed.
 
 use clap::{Args as _, Command, FromArgMatches as _};
+use whelk_api_types::ImageDeleteResponseItem;
+use whelk_buildkit::details::shell_of_failed;
 
-use crate::client::Client;
+use super::prepared::Prepared;
+use crate::client::{Client, escape_name};
 use crate::commands::container::run::{RunArgs, run};
 use crate::output::warn_line;
 use crate::{Failure, Outcome, terminal};
 
 /// Runs the shell of an image in a container, and removes both.
-pub(super) async fn open(client: &Client, image: &str, args: &super::BuildArgs) -> Outcome<()> {
-    let mut words = vec!["run", "--rm", "--interactive", "--pull=never"];
+pub(super) async fn open(client: &Client, image: &str, prepared: &Prepared) -> Outcome<()> {
+    let container = shell_of_failed(&prepared.request.r#ref);
+    let name = format!("--name={container}");
+    let mut words = vec!["run", "--rm", "--interactive", "--pull=never", &name];
     let is_terminal = terminal::stdin_is_terminal() && terminal::stdout_is_terminal();
     if is_terminal {
         words.push("--tty");
     }
-    let settings = settings(args);
+    let settings = settings(&prepared.args);
     words.extend(settings.iter().map(String::as_str));
     words.push(image);
     warn_line!(
@@ -25,17 +30,18 @@ pub(super) async fn open(client: &Client, image: &str, args: &super::BuildArgs) 
     let run_args = matches.and_then(|matches| RunArgs::from_arg_matches(&matches));
     let run_args = run_args.map_err(|error| Failure::new(error.to_string()))?;
     let ran = run(client, run_args).await;
-    // It has no name: it is of no use to anybody else.
-    let removed = client
-        .delete::<Vec<whelk_api_types::ImageDeleteResponseItem>>(&format!(
-            "/images/{image}?force=1"
-        ))
-        .await;
-    if let Err(error) = removed {
-        warn_line!("the image {image} of the failed step was not removed: {error}");
-    }
+    remove(client, &container, image).await;
     // The code of the last command in the shell says nothing.
     ran.map(drop)
+}
+
+/// Removes the container, if it is still there, and its image. What fails is tried again by the engine when the session of the
+/// build has ended, so that nothing is said of it.
+async fn remove(client: &Client, container: &str, image: &str) {
+    let path = format!("/containers/{}?force=1&v=1", escape_name(container));
+    let _ = client.delete_no_content(&path).await;
+    let path = format!("/images/{}?force=1", escape_name(image));
+    let _ = client.delete::<Vec<ImageDeleteResponseItem>>(&path).await;
 }
 
 /// Returns the flags of `run` for the settings that the steps of the build had.
