@@ -818,7 +818,7 @@ fn steps_that_are_not_cached_are_explained() {
     let first = explained(&[]);
     assert_eq!(first.len(), 3, "{first:?}");
     assert!(
-        first[0].ends_with("COPY one two /srv/: it was not executed before"),
+        first[0].ends_with("COPY one two /srv/: it was not executed before by whelk build or bake"),
         "{first:?}"
     );
     assert_eq!(explained(&[]), [""; 0]);
@@ -858,7 +858,10 @@ fn steps_that_are_not_cached_are_explained() {
     );
     engine.whelk(&["builder", "prune", "-af"]).ok();
     let gone = explained(&["--build-arg", "WHAT=2"]);
-    assert!(gone[0].ends_with("it was not executed before"), "{gone:?}");
+    assert!(
+        gone[0].ends_with("it was not executed before by whelk build or bake"),
+        "{gone:?}"
+    );
     // Another base image of the same name.
     fs::write(context.join("base"), "FROM busybox\nLABEL a=b\n").unwrap();
     let base = context.join("base");

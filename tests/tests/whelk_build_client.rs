@@ -600,7 +600,7 @@ fn steps_that_fail_and_other_stages_are_explained() {
     let explained = |expected: &[&str]| {
         whelk(&engine).build_fails(&context, &["--explain"], expected);
     };
-    explained(&["RUN exit 3: it was not executed before"]);
+    explained(&["RUN exit 3: it was not executed before by whelk build or bake"]);
     explained(&["RUN exit 3: it failed the last time"]);
     fs::write(context.join("Dockerfile"), dockerfile("two")).unwrap();
     explained(&[

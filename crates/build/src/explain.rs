@@ -248,7 +248,7 @@ pub(crate) fn differences(
         return "the build uses no cache for it".into();
     }
     let Some(old) = old else {
-        return "it was not executed before".into();
+        return "it was not executed before by whelk build or bake".into();
     };
     let mut found = Vec::new();
     if old.instruction != new.instruction {
@@ -417,7 +417,10 @@ mod tests {
             "files of the build context have changed",
         );
         let new = copy("1", &[]);
-        assert_eq!(differences(None, &new, false), "it was not executed before");
+        assert_eq!(
+            differences(None, &new, false),
+            "it was not executed before by whelk build or bake"
+        );
         assert_eq!(
             differences(None, &new, true),
             "the build uses no cache for it"
