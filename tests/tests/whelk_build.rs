@@ -938,8 +938,31 @@ fn the_shell_of_a_failed_step_ends_with_its_client() {
     is_removed();
     let mut closed = opened();
     closed.hang_up();
-    closed.finish();
+    assert_eq!(closed.finish(), 129);
     is_removed();
+    for (signal, code) in [(Signal::TERM, 143), (Signal::HUP, 129)] {
+        let mut pty = opened();
+        pty.signal(signal);
+        assert_eq!(pty.finish(), code);
+        is_removed();
+    }
+    // The shell has this one.
+    let mut interrupted = opened();
+    interrupted.keys("sleep 1000\n");
+    interrupted.insist("\u{3}cat /made\n", "left");
+    interrupted.keys("exit\n");
+    assert_eq!(interrupted.finish(), 1);
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {
+        let mut piped = engine.cli(Program::Whelk).spawn(&args);
+        piped.write(b"cat /made\n");
+        eventually("the shell to be open", || {
+            piped.so_far().contains("left\n").then_some(())
+        });
+        piped.signal(signal);
+        eventually("the client to end", || (!piped.is_running()).then_some(()));
+        piped.finish().exits(code);
+        is_removed();
+    }
     // The keys that leave other containers running.
     let mut detached = opened();
     detached.keys("\u{10}\u{11}");

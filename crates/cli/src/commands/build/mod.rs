@@ -83,8 +83,8 @@ pub(crate) async fn build(client: &Client, args: BuildArgs) -> Outcome {
                 return Err(failure);
             };
             warn_line!("{}", failure.text);
-            shell::open(client, &image, &prepared).await?;
-            return Ok(failure.code);
+            let ended = shell::open(client, &image, &prepared, &mut signals).await?;
+            return Ok(ended.unwrap_or(failure.code));
         }
     };
     if let Some((call, format)) = prepared.call {

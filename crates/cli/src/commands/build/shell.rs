@@ -5,16 +5,31 @@ use whelk_api_types::ImageDeleteResponseItem;
 use whelk_buildkit::details::shell_of_failed;
 
 use super::prepared::Prepared;
+use super::solve::Signals;
 use crate::client::{Client, escape_name};
 use crate::commands::container::run::{RunArgs, run};
 use crate::output::warn_line;
 use crate::{Failure, Outcome, terminal};
 
-/// Runs the shell of an image in a container, and removes both.
-pub(super) async fn open(client: &Client, image: &str, prepared: &Prepared) -> Outcome<()> {
+/// Runs the shell of an image in a container, and removes both. Returns the exit code of this command if a signal has ended it.
+pub(super) async fn open(
+    client: &Client,
+    image: &str,
+    prepared: &Prepared,
+    signals: &mut Signals,
+) -> Outcome<Option<u8>> {
+    signals.catch_hangup()?;
     let container = shell_of_failed(&prepared.request.r#ref);
     let name = format!("--name={container}");
-    let mut words = vec!["run", "--rm", "--interactive", "--pull=never", &name];
+    let mut words = vec![
+        "run",
+        "--rm",
+        "--interactive",
+        "--pull=never",
+        // Signals are for this command: a shell that is the first process of its container ignores them.
+        "--sig-proxy=false",
+        &name,
+    ];
     let is_terminal = terminal::stdin_is_terminal() && terminal::stdout_is_terminal();
     if is_terminal {
         words.push("--tty");
@@ -29,10 +44,19 @@ pub(super) async fn open(client: &Client, image: &str, prepared: &Prepared) -> O
     let matches = command.try_get_matches_from(words);
     let run_args = matches.and_then(|matches| RunArgs::from_arg_matches(&matches));
     let run_args = run_args.map_err(|error| Failure::new(error.to_string()))?;
-    let ran = run(client, run_args).await;
-    remove(client, &container, image).await;
-    // The code of the last command in the shell says nothing.
-    ran.map(drop)
+    let running = async { Ok(run(client, run_args).await) };
+    let ended = signals.or_stopped(running).await;
+    let removing = async {
+        remove(client, &container, image).await;
+        Ok(())
+    };
+    // A further signal does not wait for an engine that does not answer.
+    let removed = signals.or_stopped(removing).await;
+    match (ended, removed) {
+        (Err(stopped), _) | (Ok(Ok(_)), Err(stopped)) => Ok(Some(stopped.code)),
+        // The code of the last command in the shell says nothing.
+        (Ok(ran), _) => ran.map(|_| None),
+    }
 }
 
 /// Removes the container, if it is still there, and its image. What fails is tried again by the engine when the session of the

@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::time::Duration;
 
-use futures_util::future::try_join_all;
+use futures_util::future::{select_all, try_join_all};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 use whelk_buildkit::grpc::{Channel, Status};
@@ -29,25 +29,36 @@ pub(crate) enum Unsolved {
 }
 
 /// Signals that end a build.
-pub(crate) struct Signals([(SignalKind, Signal); 2]);
+pub(crate) struct Signals(Vec<(SignalKind, Signal)>);
 
 impl Signals {
     pub fn new() -> Outcome<Self> {
-        let caught = |kind: SignalKind| Ok::<_, Failure>((kind, signal(kind)?));
-        let kinds = [
-            caught(SignalKind::interrupt())?,
-            caught(SignalKind::terminate())?,
-        ];
-        Ok(Self(kinds))
+        let mut signals = Self(Vec::new());
+        signals.catch(SignalKind::interrupt())?;
+        signals.catch(SignalKind::terminate())?;
+        Ok(signals)
+    }
+
+    /// Lets the end of the terminal end this command in order, too.
+    pub(super) fn catch_hangup(&mut self) -> Outcome<()> {
+        self.catch(SignalKind::hangup())
+    }
+
+    fn catch(&mut self, kind: SignalKind) -> Outcome<()> {
+        self.0.push((kind, signal(kind)?));
+        Ok(())
     }
 
     /// Waits for a signal, and returns the failure of the command then, with the exit code that shells report.
     async fn next(&mut self) -> Failure {
-        let [(first, one), (second, other)] = &mut self.0;
-        let kind = tokio::select! {
-            _ = one.recv() => *first,
-            _ = other.recv() => *second,
-        };
+        let caught = self.0.iter_mut().map(|(kind, signal)| {
+            Box::pin(async move {
+                signal.recv().await;
+                *kind
+            })
+        });
+        // There are at least two.
+        let (kind, ..) = select_all(caught).await;
         let code = 128 + u8::try_from(kind.as_raw_value()).unwrap_or(0);
         Failure::with_code(code, "failed to solve: Canceled: context canceled")
     }
