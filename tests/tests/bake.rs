@@ -447,6 +447,12 @@ const ERRORS: &[Wrong] = &[
     ),
     (
         "docker-bake.hcl",
+        "group \"default\" { targets = [\"default\"] }\n",
+        &["--print"],
+        "ERROR: failed to find target default",
+    ),
+    (
+        "docker-bake.hcl",
         "target \"a\" {}\n",
         &["--print", "x*"],
         "ERROR: could not find any target matching \"x*\"",

@@ -373,8 +373,20 @@ mod tests {
         let content = "target \"default\" { inherits = [\"b\"] }\ntarget \"b\" {\n  inherits = [\"default\"]\n  tags = [\"x\"]\n}\n";
         let found = resolved(content, &["default"]).unwrap();
         assert_eq!(found.targets["default"].tags.as_deref().unwrap(), ["x"]);
+        // In itself, a group's name is that of a target, which may not be there.
         let content = "group \"a\" { targets = [\"a\", \"b\"] }\ngroup \"b\" { targets = [\"a\", \"default\"] }\ntarget \"default\" {}\n";
-        assert_eq!(resolved(content, &["a"]).unwrap().targets.len(), 1);
+        let failed = resolved(content, &["a"]).err().unwrap();
+        assert_eq!(failed.text, "failed to find target a");
+        let content = format!("{content}target \"a\" {{}}\n");
+        assert_eq!(resolved(&content, &["a"]).unwrap().targets.len(), 2);
+        refused(
+            "group \"default\" { targets = [\"default\"] }\n",
+            "failed to find target default",
+        );
+        refused(
+            "group \"default\" { targets = [\"e\"] }\ngroup \"e\" { targets = [] }\n",
+            "failed to find target e",
+        );
     }
 
     #[test]

@@ -102,22 +102,39 @@ impl Definitions {
         }
     }
 
-    /// Returns the targets and groups that names stand for, also those in groups. A name that is no group's is a target's.
+    /// Returns the targets and groups that names stand for, also those in groups. A name that is no group's is a target's, and so is, in
+    /// a group, that of an empty one or of one that the group is in.
     fn members<'a>(&'a self, names: &'a [String]) -> (Vec<&'a str>, Vec<&'a Group>) {
         let (mut targets, mut groups) = (Vec::new(), Vec::new());
-        // Groups may contain themselves, and be nested deeply.
-        let mut known = BTreeSet::new();
-        let mut open: Vec<&str> = names.iter().rev().map(String::as_str).collect();
-        while let Some(name) = open.pop() {
-            if !known.insert(name) {
-                continue;
-            }
-            match self.groups.get(name) {
-                None => targets.push(name),
-                Some(group) => {
-                    groups.push(group);
-                    open.extend(group.targets.iter().rev().map(String::as_str));
+        let (mut added, mut known, mut within) =
+            (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        // Groups may be nested deeply.
+        let mut open: Vec<Visit> = names.iter().rev().map(|name| Visit::Named(name)).collect();
+        while let Some(visit) = open.pop() {
+            let (name, group) = match visit {
+                Visit::Named(name) => (name, self.groups.get(name)),
+                Visit::Member(name) => {
+                    let group = self.groups.get(name);
+                    let group = group.filter(|group| !group.targets.is_empty());
+                    (name, group.filter(|_| !within.contains(name)))
                 }
+                Visit::End(name) => {
+                    within.remove(name);
+                    continue;
+                }
+            };
+            let Some(group) = group else {
+                if added.insert(name) {
+                    targets.push(name);
+                }
+                continue;
+            };
+            if known.insert(name) {
+                groups.push(group);
+                within.insert(name);
+                open.push(Visit::End(name));
+                let members = group.targets.iter().rev();
+                open.extend(members.map(|member| Visit::Member(member)));
             }
         }
         (targets, groups)
@@ -144,6 +161,17 @@ impl Definitions {
             false => Ok(found),
         }
     }
+}
+
+/// What is next when groups are gone through.
+#[derive(Clone, Copy)]
+enum Visit<'a> {
+    /// A name that the user has given.
+    Named(&'a str),
+    /// A name in a group.
+    Member(&'a str),
+    /// The end of a group.
+    End(&'a str),
 }
 
 /// Finds what targets inherit and stand on. A short definition may inherit large values many times: the bytes that are kept, and those
