@@ -422,6 +422,18 @@ const ERRORS: &[Wrong] = &[
         "ERROR: docker-bake.json:1,40-46: Duplicate argument; ",
     ),
     (
+        "docker-bake.json",
+        "{\"target\": {\"default\": {\"tags\": \"x\"}}}",
+        &["--print"],
+        "ERROR: docker-bake.json:1,33-36: Unsuitable value type; Unsuitable value: list of string required",
+    ),
+    (
+        "docker-bake.json",
+        "{\"target\": {\"default\": {\n\"tags\": [\"a:${NONE}\"]}}}",
+        &["--print"],
+        "ERROR: docker-bake.json:2,15-19: Unknown variable; There is no variable named \"NONE\".",
+    ),
+    (
         "docker-bake.hcl",
         "target \"a/b\" {}\n",
         &["--print"],

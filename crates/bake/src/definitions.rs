@@ -344,6 +344,48 @@ mod tests {
     }
 
     #[test]
+    fn errors_of_json_have_places() {
+        let read = |content: &str| {
+            let file = File {
+                name: "x.json".into(),
+                content: content.into(),
+            };
+            let read = Definitions::read(&[file], &Environment::default(), &|_| Ok(None));
+            read.err().unwrap()
+        };
+        let default = |text: &str| format!("{{\"target\": {{\"default\": {{{text}}}}}}}");
+        for (text, expected) in [
+            (
+                r#""tags": "x""#,
+                "1,33-36: Unsuitable value type; Unsuitable value: list of string required",
+            ),
+            (r#""args": []"#, "1,33-34: Unsuitable value type; "),
+            (r#""platforms": {}"#, "1,38-39: Unsuitable value type; "),
+            (
+                r#""tags": ["a:${FOO}"]"#,
+                "1,39-42: Unknown variable; There is no variable named \"FOO\".",
+            ),
+            (
+                "\"args\": {\n\"A\": 1, \"B\": \"${nofn(1)}\"}",
+                "2,17-21: Call to unknown function; ",
+            ),
+            ("\"args\": {\n\"${A}\": 1}", "2,4-5: Unknown variable; "),
+            // The parts of a text with escapes are somewhere in it.
+            (r#""tags": ["ä\u00e4${FOO}"]"#, "1,"),
+            (r#""matrix": 1, "name": "x""#, "1,35-36: Invalid name; "),
+        ] {
+            let error = read(&default(text));
+            let expected = format!("x.json:{expected}");
+            assert!(error.text.starts_with(&expected), "{}", error.text);
+            assert!(error.excerpt.contains(">>>"), "{}", error.excerpt);
+        }
+        let group = read("{\"group\": {\"default\": {}}}").text;
+        assert!(group.starts_with("x.json:1,2-9: Missing"), "{group}");
+        let name = read("{\"target\": {\"a/b\": {}}}").text;
+        assert!(name.starts_with("x.json:1,13-18: Invalid name"), "{name}");
+    }
+
+    #[test]
     fn names_are_evaluated_when_they_are_needed() {
         let content = "A = B\nvariable \"B\" { default = \"b-${target.one.args.X}\" }\n\
             function \"twice\" {\n  params = [text]\n  result = \"${text}${text}\"\n}\n\

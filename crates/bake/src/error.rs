@@ -32,7 +32,7 @@ impl Error {
 pub(crate) struct Problem {
     pub summary: &'static str,
     pub detail: String,
-    /// The index of the file, and the range, which is not known in JSON.
+    /// The index of the file, and the range, if it is known.
     pub place: Option<(usize, Option<Range<usize>>)>,
 }
 
@@ -99,7 +99,12 @@ impl fmt::Display for Position {
 }
 
 fn position(content: &str, offset: usize) -> Position {
-    let before = content.get(..offset).unwrap_or(content);
+    let mut offset = offset.min(content.len());
+    // Places in texts of JSON with escapes may be inside a character.
+    while !content.is_char_boundary(offset) {
+        offset -= 1;
+    }
+    let before = &content[..offset];
     let line = before.matches('\n').count() + 1;
     let start = before.rfind('\n').map_or(0, |end| end + 1);
     Position {

@@ -15,6 +15,7 @@ use crate::error::Problem;
 use crate::functions;
 use crate::names::Names;
 use crate::number::{Number, REQUIRED, TOO_LARGE};
+use crate::place;
 use crate::value::Value;
 
 type Evaluated = Result<Value, Problem>;
@@ -25,6 +26,8 @@ pub(crate) struct Scope<'a> {
     pub names: &'a Names<'a>,
     pub file: usize,
     pub own: &'a BTreeMap<String, Value>,
+    /// Where the text begins and ends whose parts are evaluated, if their places are relative to it, as in JSON.
+    pub within: Option<(usize, usize)>,
     /// How deep expressions are in others, through variables and functions.
     pub depth: usize,
 }
@@ -38,9 +41,11 @@ const MAX_OPERATORS: usize = 50;
 /// The maximum number of values that all expressions together may have.
 pub(crate) const MAX_STEPS: usize = 5_000_000;
 
-/// Returns the place of an expression. That of a text is inside the quotes.
+/// Returns the place of an expression. That of a text is inside the quotes, except in JSON.
 pub(crate) fn span(expression: &Expression) -> Option<Range<usize>> {
-    let span = expression.span()?;
+    let Some(span) = expression.span() else {
+        return place::noted(expression);
+    };
     Some(match expression {
         Expression::String(_) | Expression::StringTemplate(_) if span.len() > 2 => {
             span.start + 1..span.end - 1
@@ -58,10 +63,9 @@ impl<'a> Scope<'a> {
     /// # Errors
     /// Returns the problem with the place of the innermost expression.
     pub fn value(self, expression: &Expression) -> Evaluated {
-        let place = || span(expression);
-        let limit = |text: &str| {
-            Err(Problem::new("Expression too complex", text).at(self.file, span(expression)))
-        };
+        let place = || self.place(expression);
+        let limit =
+            |text: &str| Err(Problem::new("Expression too complex", text).at(self.file, place()));
         if self.depth > MAX_DEPTH {
             return limit("expressions are nested too deeply");
         }
@@ -86,7 +90,9 @@ impl<'a> Scope<'a> {
                 items.collect::<Result<_, _>>().map(Value::List)
             }
             Expression::Object(object) => scope.object(object),
-            Expression::StringTemplate(template) => scope.template(template.iter()),
+            Expression::StringTemplate(template) => {
+                scope.inside(expression).template(template.iter())
+            }
             Expression::HeredocTemplate(heredoc) => scope.template(heredoc.template.iter()),
             Expression::Parenthesis(inner) => scope.value(inner.inner()),
             Expression::Variable(name) => scope.variable(name.as_str()),
@@ -98,6 +104,31 @@ impl<'a> Scope<'a> {
             Expression::ForExpr(all) => scope.for_each(all),
         };
         value.map_err(|problem| problem.at(self.file, place()))
+    }
+
+    /// Returns the place of an expression in the file.
+    fn place(self, expression: &Expression) -> Option<Range<usize>> {
+        self.shifted(span(expression))
+    }
+
+    /// Returns the place in the file of what has been parsed. A text with escapes is longer in the file: then it is one before it.
+    fn shifted(self, span: Option<Range<usize>>) -> Option<Range<usize>> {
+        let (Some((start, end)), Some(span)) = (self.within, span.clone()) else {
+            return span;
+        };
+        let shift = |offset: usize| start.saturating_add(offset).min(end);
+        Some(shift(span.start)..shift(span.end))
+    }
+
+    /// Returns the scope of the parts of a text.
+    fn inside(self, text: &Expression) -> Self {
+        match place::noted(text) {
+            Some(span) => Self {
+                within: Some((span.start + 1, span.end.saturating_sub(1))),
+                ..self
+            },
+            None => self,
+        }
     }
 
     /// Returns the scope with more names.
@@ -137,7 +168,8 @@ impl<'a> Scope<'a> {
                 ObjectKey::Expression(expression) => {
                     self.value(expression)?.text().map_err(|cause| {
                         let text = format!("Can't use this value as a key: {cause}.");
-                        Problem::new("Incorrect key type", text).at(self.file, span(expression))
+                        Problem::new("Incorrect key type", text)
+                            .at(self.file, self.place(expression))
                     })?
                 }
             };
@@ -157,7 +189,7 @@ impl<'a> Scope<'a> {
 
     /// Returns whether a condition holds.
     fn condition(self, condition: &Expression) -> Result<bool, Problem> {
-        let at = |problem: Problem| problem.at(self.file, span(condition));
+        let at = |problem: Problem| problem.at(self.file, self.place(condition));
         let value = self.value(condition)?;
         if value == Value::Null {
             let text = "The condition value is null. Conditions must either be true or false.";
@@ -172,7 +204,7 @@ impl<'a> Scope<'a> {
     fn call(self, call: &FuncCall) -> Evaluated {
         let name = call.name.name.as_str();
         self.names.pay_for(name)?;
-        let at_name = |problem: Problem| problem.at(self.file, call.name.name.span());
+        let at_name = |problem: Problem| problem.at(self.file, self.shifted(call.name.name.span()));
         if call.name.is_namespaced() {
             let text = format!("There is no function namespace for {name:?}.");
             return Err(at_name(Problem::new("Call to unknown function", text)));
@@ -265,7 +297,7 @@ impl<'a> Scope<'a> {
             return Err(Problem::new("Error in function call", text));
         };
         let to = crate::types::constraint(constraint)
-            .map_err(|problem| problem.at(self.file, span(constraint)))?;
+            .map_err(|problem| problem.at(self.file, self.place(constraint)))?;
         self.value(value)?.convert(&to).map_err(|cause| {
             let text = format!("Call to function \"convert\" failed: {cause}.");
             Problem::new("Error in function call", text)
@@ -307,7 +339,7 @@ impl<'a> Scope<'a> {
                 return Err(Problem::new("Expression too complex", text));
             }
             let rest = &operators[number + 1..];
-            let at = |problem: Problem| problem.at(self.file, operator.span());
+            let at = |problem: Problem| problem.at(self.file, self.shifted(operator.span()));
             value = match operator.value() {
                 TraversalOperator::GetAttr(name) => member(&value, name.as_str()).map_err(at)?,
                 TraversalOperator::Index(key) => {
@@ -350,7 +382,7 @@ impl<'a> Scope<'a> {
     fn for_each(self, all: &ForExpr) -> Evaluated {
         let collection = self.value(&all.intro.collection_expr)?;
         let entries = entries(collection)
-            .map_err(|problem| problem.at(self.file, span(&all.intro.collection_expr)))?;
+            .map_err(|problem| problem.at(self.file, self.place(&all.intro.collection_expr)))?;
         let mut own = self.names.copy_all(self.own)?;
         let (mut list, mut members) = (Vec::new(), BTreeMap::new());
         for (key, value) in entries {
@@ -370,7 +402,7 @@ impl<'a> Scope<'a> {
                 list.push(scope.value(&all.value_expr)?);
                 continue;
             };
-            let at = |problem: Problem| problem.at(self.file, span(key));
+            let at = |problem: Problem| problem.at(self.file, self.place(key));
             let name = scope.value(key)?.text().map_err(|cause| {
                 let text = format!("The key expression produced an invalid result: {cause}.");
                 at(Problem::new("Invalid object key", text))

@@ -212,6 +212,7 @@ mod tests {
             names: &names,
             file: 0,
             own: &own,
+            within: None,
             depth: 0,
         };
         let parsed = expression.parse().unwrap();

@@ -22,6 +22,7 @@ mod names;
 mod number;
 mod overrides;
 pub mod paths;
+mod place;
 mod resolve;
 mod syntax;
 mod target;

@@ -223,6 +223,7 @@ impl<'a> Names<'a> {
             names: self,
             file,
             own: &NOTHING,
+            within: None,
             depth,
         }
     }

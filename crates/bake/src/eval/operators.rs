@@ -3,7 +3,7 @@
 use hcl_edit::Span;
 use hcl_edit::expr::{BinaryOp, BinaryOperator, Expression, UnaryOp, UnaryOperator};
 
-use super::{Evaluated, Scope, span};
+use super::{Evaluated, Scope};
 use crate::error::Problem;
 use crate::number::Number;
 use crate::value::Value;
@@ -48,7 +48,7 @@ impl Scope<'_> {
                     BinaryOperator::Div | BinaryOperator::Mod if other.is_zero() => {
                         let text = "Unsuitable value for right operand: a number other than 0 is required.";
                         let problem = Problem::new("Division by zero", text);
-                        return Err(problem.at(self.file, operation.operator.span()));
+                        return Err(problem.at(self.file, self.shifted(operation.operator.span())));
                     }
                     BinaryOperator::Div => result(one.divided_by(other))?,
                     _ => result(one.modulo(other))?,
@@ -74,7 +74,7 @@ impl Scope<'_> {
 
     fn unsuitable(self, expression: &Expression, cause: &str) -> Problem {
         let text = format!("Unsuitable value for operand: {cause}.");
-        Problem::new("Invalid operand", text).at(self.file, span(expression))
+        Problem::new("Invalid operand", text).at(self.file, self.place(expression))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use hcl_edit::template::{Directive, Element, Strip, Template};
 
-use super::{Evaluated, Scope, entries, span};
+use super::{Evaluated, Scope, entries};
 use crate::error::Problem;
 use crate::value::Value;
 
@@ -73,7 +73,7 @@ impl Scope<'_> {
                             "Cannot include the given value in a string template: {cause}."
                         );
                         let problem = Problem::new("Invalid template interpolation value", text);
-                        problem.at(self.file, span(&part.expr))
+                        problem.at(self.file, self.place(&part.expr))
                     })?;
                     text += &part_text;
                 }
@@ -108,7 +108,7 @@ impl Scope<'_> {
                 let intro = &part.for_expr;
                 let collection = self.value(&intro.collection_expr)?;
                 let entries = entries(collection)
-                    .map_err(|problem| problem.at(self.file, span(&intro.collection_expr)))?;
+                    .map_err(|problem| problem.at(self.file, self.place(&intro.collection_expr)))?;
                 let between = (strips(intro.strip).1, strips(part.endfor_expr.strip).0);
                 let mut own = self.names.copy_all(self.own)?;
                 let mut text = String::new();

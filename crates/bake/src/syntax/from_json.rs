@@ -11,6 +11,7 @@ use super::json::{self, Member, Node, Value};
 use super::{Attribute, Block, Body, counted};
 use crate::error::{Error, Problem, Result, place_of, syntax};
 use crate::number::SMALLEST;
+use crate::place;
 
 /// Names of blocks that have a name themselves.
 const NAMED: [&str; 4] = ["function", "group", "target", "variable"];
@@ -160,7 +161,12 @@ impl Reader<'_> {
 
     /// Returns the expression of a value. Texts are templates.
     fn expression(&self, node: Node) -> Result<Expression> {
-        Ok(match node.value {
+        // A list or an object is where it begins.
+        let span = match node.value {
+            Value::Array(_) | Value::Object(_) => node.span.start..node.span.start + 1,
+            _ => node.span,
+        };
+        let mut expression = match node.value {
             Value::Plain(value) => plain(&value),
             Value::String(text) => template(text),
             Value::Array(items) => {
@@ -181,12 +187,16 @@ impl Reader<'_> {
                             format!("An attribute named {name:?} was already defined at {first}.");
                         return Err(self.wrong(&span, "Duplicate object attribute", text));
                     }
-                    let key = ObjectKey::Expression(template(name));
-                    object.insert(key, ObjectValue::new(self.expression(value)?));
+                    let mut key = template(name);
+                    place::note(&mut key, &span);
+                    let value = ObjectValue::new(self.expression(value)?);
+                    object.insert(ObjectKey::Expression(key), value);
                 }
                 Expression::Object(object)
             }
-        })
+        };
+        place::note(&mut expression, &span);
+        Ok(expression)
     }
 }
 
