@@ -904,9 +904,32 @@ fn a_shell_is_opened_where_a_step_has_failed() {
     shows(&again.err(), &["exit code: 3"]);
     let other = whelk(&engine).build(&context, &["--on-error", "other"]);
     shows(&other.err(), &["invalid value \"other\" for --on-error"]);
-    // What fails before a step has no state.
-    let missing = whelk(&engine).build(&context, &["--on-error", "shell", "--target", "x"]);
-    shows(&missing.err(), &["could not be found"]);
+}
+
+#[test]
+fn why_no_shell_is_opened_is_said() {
+    let engine = Engine::start();
+    for (dockerfile, expected) in [
+        ("FROM busybox\nFROM other AS\n", "no RUN has failed"),
+        ("FROM busybox\nCOPY none /\n", "no RUN has failed"),
+        ("FROM scratch\nRUN [\"/none\"]\n", "no RUN has failed"),
+        // The program can be executed, but no shell.
+        (
+            "FROM busybox\nRUN [\"/bin/rm\", \"/bin/sh\"]\nRUN [\"/bin/false\"]\n",
+            "\"/bin/sh\"",
+        ),
+    ] {
+        let context = engine.dockerfile("none", dockerfile);
+        let failed = whelk(&engine).build(&context, &["--on-error", "shell"]);
+        assert_eq!(failed.code, 1, "{}", failed.err());
+        shows(&failed.err(), &["No shell is opened: ", expected]);
+        assert!(!failed.err().contains("No shell is opened: whelk"));
+    }
+    assert_eq!(engine.docker(&["ps", "-aq"]).ok(), "");
+    assert_eq!(engine.docker(&["images", "-aq"]).ok().lines().count(), 1);
+    let context = engine.dockerfile("none", "FROM busybox\nRUN exit 3\n");
+    let other = whelk(&engine).build(&context, &[]);
+    assert!(!other.err().contains("No shell"), "{}", other.err());
 }
 
 /// The container of a shell on a terminal does not end with its input.

@@ -78,8 +78,11 @@ pub(crate) async fn build(client: &Client, args: BuildArgs) -> Outcome {
         Ok(response) => response,
         Err(Unsolved::Stopped(failure)) => return Err(not_built(failure)),
         Err(Unsolved::Failed(status)) => {
-            let failure = failure(&status);
+            let mut failure = failure(&status);
             let Some(image) = image_of_failed(&status) else {
+                if prepared.args.on_error == "shell" {
+                    failure.text += shell::NO_STATE;
+                }
                 return Err(failure);
             };
             warn_line!("{}", failure.text);

@@ -11,6 +11,13 @@ use crate::commands::container::run::{RunArgs, run};
 use crate::output::warn_line;
 use crate::{Failure, Outcome, terminal};
 
+/// What is said of a build that has failed in another way.
+pub(super) const NO_STATE: &str =
+    "\nNo shell is opened: no RUN has failed whose program could be executed";
+
+/// The exit codes of `run` for programs that cannot be executed.
+const NOT_EXECUTED: [u8; 2] = [126, 127];
+
 /// Runs the shell of an image in a container, and removes both. Returns the exit code of this command if a signal has ended it.
 pub(super) async fn open(
     client: &Client,
@@ -54,6 +61,11 @@ pub(super) async fn open(
     let removed = signals.or_stopped(removing).await;
     match (ended, removed) {
         (Err(stopped), _) | (Ok(Ok(_)), Err(stopped)) => Ok(Some(stopped.code)),
+        (Ok(Err(failure)), _) if NOT_EXECUTED.contains(&failure.code) => {
+            let text = failure.text.trim_start_matches("whelk: ");
+            warn_line!("No shell is opened: {text}");
+            Ok(None)
+        }
         // The code of the last command in the shell says nothing.
         (Ok(ran), _) => ran.map(|_| None),
     }
