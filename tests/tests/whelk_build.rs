@@ -555,6 +555,14 @@ fn patterns_of_ignore_files_that_are_malformed_are_shown() {
         "Dockerfile:2\n",
     ];
     whelk(&engine).build_fails(&base, &["--build-context", &named], &expected);
+    // Contexts that no stage uses are checked, too.
+    for (given, expected) in [
+        ("UP=.", "invalid context name UP: "),
+        ("d=target:x", "failed to find target x for context d"),
+    ] {
+        whelk(&engine).build_fails(&own, &["--build-context", given], &[expected]);
+        docker(&engine).build_fails(&own, &["--build-context", given], &[expected]);
+    }
 }
 
 #[test]

@@ -109,7 +109,7 @@ impl Definitions {
         let (mut added, mut known, mut within) =
             (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         // Groups may be nested deeply.
-        let mut open: Vec<Visit> = names.iter().rev().map(|name| Visit::Named(name)).collect();
+        let mut open: Vec<Visit<'_>> = names.iter().rev().map(|name| Visit::Named(name)).collect();
         while let Some(visit) = open.pop() {
             let (name, group) = match visit {
                 Visit::Named(name) => (name, self.groups.get(name)),

@@ -51,11 +51,12 @@ use crate::commands::messages::Target;
 use crate::output::{print_line, warn_line};
 use crate::{Failure, Outcome, plain};
 
-pub(crate) async fn build(client: &Client, args: BuildArgs) -> Outcome {
+pub(crate) async fn build(client: &Client, mut args: BuildArgs) -> Outcome {
     // From here on, a signal ends this command in order.
     let mut signals = Signals::new()?;
     options::one_builder(client, &args.builder).map_err(not_built)?;
     let mode = Mode::new(&args.progress, args.quiet).map_err(not_built)?;
+    options::name_contexts(&mut args).map_err(not_built)?;
     let debug = args.debug || client.debug();
     let known = &mut KnownAgents::default();
     let prepared = Prepared::new(client, args, &mut signals, known).await;

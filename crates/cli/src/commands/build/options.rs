@@ -25,6 +25,7 @@ pub(super) fn leave_out_empty(args: &mut BuildArgs) {
         &mut args.allow,
         &mut args.annotation,
         &mut args.attest,
+        &mut args.build_context,
         &mut args.cache_from,
         &mut args.cache_to,
         &mut args.output,
@@ -33,6 +34,33 @@ pub(super) fn leave_out_empty(args: &mut BuildArgs) {
     ] {
         list.retain(|text| !text.is_empty());
     }
+}
+
+/// Checks the contexts of `--build-context`, also those that no stage uses, and shortens their names, as buildx does.
+///
+/// # Errors
+/// Returns an error for a name that is none of an image, and for a target, which only files of bake have.
+pub(super) fn name_contexts(args: &mut BuildArgs) -> Outcome<()> {
+    for given in &mut args.build_context {
+        let Some((name, value)) = given.split_once('=') else {
+            // It is refused with the others that have no value.
+            continue;
+        };
+        if name.is_empty() {
+            continue;
+        }
+        let named = name
+            .parse::<Reference>()
+            .map_err(|error| Failure::new(format!("invalid context name {name}: {error}")))?;
+        let familiar = named.familiar();
+        let name = familiar.strip_suffix(":latest").unwrap_or(&familiar);
+        if let Some(target) = value.strip_prefix("target:") {
+            let text = format!("failed to find target {target} for context {name}");
+            return Err(Failure::new(text));
+        }
+        *given = format!("{name}={value}");
+    }
+    Ok(())
 }
 
 /// What is wanted instead of a build.
@@ -516,6 +544,39 @@ mod tests {
         assert_eq!(args.secret, ["id=a"]);
         assert!(args.output.is_empty() && args.ssh.is_empty());
         assert!(args.add_host.is_empty() && args.allow.is_empty());
+    }
+
+    #[test]
+    fn names_of_contexts_are_checked_and_shortened() {
+        let named = |given: &str| {
+            let mut args = args(&["--build-context", given]);
+            let named = name_contexts(&mut args);
+            named.map_err(|failure| failure.text)?;
+            Ok(args.build_context.concat())
+        };
+        for (given, expected) in [
+            ("lib=../lib", "lib=../lib"),
+            ("docker.io/library/alpine:latest=a=b", "alpine=a=b"),
+            ("host:5000/x:1=.", "host:5000/x:1=."),
+            ("lib", "lib"),
+            ("=x", "=x"),
+            ("", ""),
+        ] {
+            assert_eq!(named(given), Ok(expected.to_owned()));
+        }
+        for (given, expected) in [
+            (
+                "UP=.",
+                "invalid context name UP: invalid reference format: repository name (library/UP) must be lowercase",
+            ),
+            (
+                "a b=.",
+                "invalid context name a b: invalid reference format",
+            ),
+            ("d=target:x", "failed to find target x for context d"),
+        ] {
+            assert_eq!(named(given), Err(expected.to_owned()));
+        }
     }
 
     #[test]
