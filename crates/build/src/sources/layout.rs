@@ -32,7 +32,9 @@ impl Builder {
         let platform = platform_of(platform);
         let digest = reference.rsplit_once('@').map_or("", |(_, digest)| digest);
         let invalid = |what: &str| Error::invalid(format!("OCI layout, {reference}: {what}"));
-        let digest: Digest = digest.parse().map_err(|_| invalid("no digest"))?;
+        let digest: Digest = digest
+            .parse()
+            .map_err(|error: whelk_image::Error| invalid(&error.to_string()))?;
         let mut document = document(client, store, &digest).await?;
         let mut own = digest;
         // An index may list further indexes.

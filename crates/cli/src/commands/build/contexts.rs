@@ -297,7 +297,11 @@ impl Contexts {
                 ))
             };
             let digest = match digest {
-                Some(digest) => digest.to_owned(),
+                Some(digest) => {
+                    let parsed = digest.parse::<whelk_image::Digest>();
+                    parsed.map_err(|error| failed(error.to_string()))?;
+                    digest.to_owned()
+                }
                 None => stores::find_image(path, tag).map_err(failed)?,
             };
             let path = path.canonicalize().map_err(|error| failed(plain(&error)))?;
@@ -492,6 +496,10 @@ mod tests {
         check(
             "x=/etc/passwd",
             "build context x: /etc/passwd: not a directory",
+        );
+        check(
+            "x=oci-layout://./lay@sha256:00",
+            "oci-layout reference \"oci-layout://./lay@sha256:00\" could not be resolved: invalid checksum digest length",
         );
     }
 }
