@@ -208,6 +208,25 @@ fn a_frontend_has_the_rights_of_a_step() {
     case.fails("insecure", &["security.insecure is not allowed"]);
 }
 
+/// `whelk build` would run it, and remove it.
+#[test]
+fn frontends_cannot_name_the_image_of_a_failed_step() {
+    let case = Case::new();
+    let images = || case.engine.docker(&["images", "-q", "--no-trunc"]).ok();
+    let before = images();
+    let id = case
+        .engine
+        .docker(&["images", "-q", "--no-trunc", "busybox"])
+        .ok();
+    let argument = format!("IMAGE={id}");
+    let context = case.context("failed", "");
+    let args = ["--on-error=shell", "--build-arg", &argument];
+    let expected = ["it has failed", "No shell is opened: no RUN has failed"];
+    whelk(&case.engine).build_fails(context, &args, &expected);
+    assert_eq!(images(), before);
+    case.has_ended();
+}
+
 #[test]
 fn hostile_frontends_are_refused() {
     let case = Case::new();

@@ -1,10 +1,12 @@
 //! The state of a step whose process has failed, for those who want to look at it.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
 
 use whelk_dockerfile::convert::{Config, Image};
 use whelk_image::{Digest, Lease};
 use whelk_llb::pb::{self, Meta};
+use whelk_sys::sync::IgnorePoison as _;
 
 use crate::Builder;
 use crate::error::Result;
@@ -21,6 +23,28 @@ pub struct Failed {
     pub(crate) meta: Meta,
     /// That of the host without a value.
     pub(crate) platform: Option<pb::Platform>,
+}
+
+/// The ids of the last images of failed steps.
+#[derive(Debug, Default)]
+pub(crate) struct FailedImages(Mutex<VecDeque<String>>);
+
+impl FailedImages {
+    /// Far more than are exported while one build ends.
+    const MAX: usize = 1000;
+
+    fn add(&self, id: &Digest) {
+        let mut known = self.0.lock().ignore_poison();
+        if known.len() >= Self::MAX {
+            known.pop_front();
+        }
+        known.push_back(id.to_string());
+    }
+
+    fn has(&self, id: &str) -> bool {
+        let known = self.0.lock().ignore_poison();
+        known.iter().any(|one| one == id)
+    }
 }
 
 impl Failed {
@@ -62,7 +86,14 @@ impl Builder {
             made: ExportedSteps::default(),
             capture: Capture::default(),
         };
-        self.export(&solved, image, None, Vec::new()).await
+        let id = self.export(&solved, image, None, Vec::new()).await?;
+        self.failed.add(&id);
+        Ok(id)
+    }
+
+    /// Returns whether an image is one that [`export_failed`](Self::export_failed) has recorded lately.
+    pub fn is_image_of_failed(&self, id: &str) -> bool {
+        self.failed.has(id)
     }
 }
 
@@ -80,6 +111,18 @@ fn shell(args: &[String]) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_images_are_known() {
+        let known = FailedImages::default();
+        let id = |number: usize| Digest::of(number.to_string().as_bytes());
+        for number in 0..=FailedImages::MAX {
+            known.add(&id(number));
+        }
+        assert!(!known.has(id(0).as_str()));
+        assert!(known.has(id(1).as_str()));
+        assert!(known.has(id(FailedImages::MAX).as_str()));
+    }
 
     #[test]
     fn shells_are_known_by_their_names() {

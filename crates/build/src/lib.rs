@@ -76,6 +76,7 @@ pub use transfer::{Export as CacheExport, Import as CacheImport, Imports, Outgoi
 pub use usage::{HeldCache, Locals, Pruned, StoredDirectory};
 
 use caches::Caches;
+use failed::FailedImages;
 use solver::Flights;
 use sources::fetched::FetchedDirectories;
 use sources::http::WebFiles;
@@ -117,6 +118,7 @@ pub struct Builder {
     /// Changes when a result is recorded.
     recorded: watch::Sender<()>,
     caches: Caches,
+    failed: FailedImages,
     web: WebFiles,
     /// Checkouts of git repositories.
     git: FetchedDirectories,
@@ -159,6 +161,7 @@ impl Builder {
             cache: Arc::new(cache),
             flights: Mutex::default(),
             recorded: watch::Sender::default(),
+            failed: FailedImages::default(),
             steps: Arc::new(Semaphore::new(STEPS_PER_PROCESSOR * processors)),
             transfers: Arc::new(Semaphore::new(TRANSFERS)),
             frontends: Arc::new(Semaphore::new(frontend::MOST)),

@@ -120,6 +120,12 @@ pub fn image_of_failed(status: &Status) -> Option<String> {
     String::from_utf8(detail.value.clone()).ok()
 }
 
+/// Removes the details with images from an error.
+pub fn remove_failed_images(status: &mut Status) {
+    let is_image = |detail: &Any| detail.type_url == FAILED_IMAGE;
+    status.details.retain(|detail| !is_image(detail));
+}
+
 /// Returns the name of the container that the client of a build runs the shell of a failed step in. The engine removes it when
 /// the session of the build has ended.
 pub fn shell_of_failed(build: &str) -> String {
@@ -224,5 +230,10 @@ mod tests {
         assert_eq!(places(&status), [place]);
         assert_eq!(failed_vertex(&status).as_deref(), Some("y"));
         assert_eq!(failed_vertex(&Status::unknown("x")), None);
+        let mut status = status.with(failed_image("sha256:2"));
+        assert_eq!(image_of_failed(&status).as_deref(), Some("sha256:2"));
+        remove_failed_images(&mut status);
+        assert_eq!(image_of_failed(&status), None);
+        assert_eq!(failed_vertex(&status).as_deref(), Some("y"));
     }
 }

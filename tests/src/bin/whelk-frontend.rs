@@ -152,6 +152,11 @@ impl Frontend {
                 self.read(&id, "/made").await?;
                 Ok(Returned::default())
             }
+            "failed" => {
+                let image = self.options.get("build-arg:IMAGE").cloned();
+                let image = details::failed_image(&image.unwrap_or_default());
+                Err(Status::unknown("it has failed").with(image))
+            }
             "unknown" => {
                 let id = "another-0".to_owned();
                 let kind = result::Kind::Ref(Ref { id, def: None });

@@ -9,7 +9,6 @@ use whelk_build::{
     Attest, CacheExport, Entitlements, Imports, Pieces, Progress, Request, Settings,
 };
 use whelk_buildkit::cut::beginning;
-use whelk_buildkit::details::image_of_failed;
 use whelk_buildkit::grpc::{Call, Result, Status};
 use whelk_buildkit::pb::control::{
     BuildHistoryRequest, BuildkitVersion, DiskUsageRequest, DiskUsageResponse, GcPolicy,
@@ -162,12 +161,9 @@ impl Buildkit {
         // Internal requests, by which clients ask for capabilities, are not builds of the user: they have no record.
         let recording = (!request.internal).then(|| self.record(&build, &request));
         let outputs = Outputs { exports, caches };
-        let result = self.solve_recorded(&build, request, &outputs).await;
-        if let Err(status) = &result
-            && let Some(image) = image_of_failed(status)
-            && !build.session.is_empty()
-        {
-            self.remove_failed_after(build.session.clone(), &build.id, image);
+        let mut result = self.solve_recorded(&build, request, &outputs).await;
+        if let Err(status) = &mut result {
+            self.keep_failed(&build, status);
         }
         if let Some(recording) = recording {
             recording.end(&result).await;

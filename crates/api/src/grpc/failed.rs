@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use whelk_buildkit::details::shell_of_failed;
+use whelk_buildkit::details::{image_of_failed, remove_failed_images, shell_of_failed};
 use whelk_buildkit::grpc::{Result, Status};
 use whelk_engine::Error;
 use whelk_engine::containers::RemoveRequest;
 
+use super::builds::Build;
 use super::{Buildkit, blocking};
 
 /// How often the removal is tried: the container may just be in creation, or in removal.
@@ -17,14 +18,21 @@ const TRIES: u32 = 10;
 const PAUSE: Duration = Duration::from_secs(1);
 
 impl Buildkit {
-    /// Removes the image of a failed step, and the container of its shell, when the session of the build has ended.
-    pub(super) fn remove_failed_after(
-        self: &Arc<Self>,
-        session: String,
-        build: &str,
-        image: String,
-    ) {
-        let (buildkit, container) = (self.clone(), shell_of_failed(build));
+    /// Keeps the image that an error of a build names until the session of the build has ended. A name that is none of a failed
+    /// step is removed from the error: it may be from a program in an image, and the client would run and remove it.
+    pub(super) fn keep_failed(self: &Arc<Self>, build: &Build, status: &mut Status) {
+        let Some(image) = image_of_failed(status) else {
+            return;
+        };
+        if !self.builder.is_image_of_failed(&image) {
+            remove_failed_images(status);
+            return;
+        }
+        if build.session.is_empty() {
+            return;
+        }
+        let (buildkit, session) = (self.clone(), build.session.clone());
+        let container = shell_of_failed(&build.id);
         tokio::spawn(async move {
             buildkit.sessions.ended(&session).await;
             for _ in 0..TRIES {
