@@ -75,6 +75,7 @@ pub(crate) async fn build(client: &Client, mut args: BuildArgs) -> Outcome {
     };
     let channel = signals.or_stopped(begun).await.map_err(not_built)?;
     let display = Display::new(mode, client.context(), debug);
+    let display = display.explaining(prepared.args.explain);
     let response = match solve(&channel, &prepared.request, display, &mut signals).await {
         Ok(response) => response,
         Err(Unsolved::Stopped(failure)) => return Err(not_built(failure)),

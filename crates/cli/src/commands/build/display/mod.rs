@@ -61,6 +61,7 @@ pub(crate) struct Display {
     trace: Trace,
     view: View,
     debug: bool,
+    is_explained: bool,
 }
 
 enum View {
@@ -90,6 +91,15 @@ impl Display {
             trace: Trace::default(),
             view,
             debug,
+            is_explained: false,
+        }
+    }
+
+    /// If all was cached, the end says so.
+    pub fn explaining(self, is_explained: bool) -> Self {
+        Self {
+            is_explained,
+            ..self
         }
     }
 
@@ -135,6 +145,9 @@ impl Display {
         }
         warn(&self.trace.warnings(self.debug));
         warn(&self.trace.reasons());
+        if self.is_explained && self.trace.is_all_cached() {
+            warn("\nEverything was cached.\n");
+        }
     }
 }
 

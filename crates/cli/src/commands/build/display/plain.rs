@@ -9,7 +9,7 @@
 use std::time::{Duration, Instant};
 
 use super::terminal::printable;
-use super::trace::{Step, Trace};
+use super::trace::{REASON, Step, Trace};
 
 /// How long news of a step wait while another one is shown.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -151,7 +151,8 @@ impl Plain {
             if std::mem::take(&mut self.is_open) {
                 text.push(b'\n');
             }
-            let done = if part.is_done() { " done" } else { "" };
+            let is_done = part.is_done() && !part.name.starts_with(REASON);
+            let done = if is_done { " done" } else { "" };
             let name = printable(&part.name);
             text.extend(format!("#{number} {name}{}{done}\n", part.amount()).into_bytes());
         }

@@ -33,6 +33,8 @@ pub(super) struct Trace {
 pub(super) struct Step {
     pub name: String,
     pub is_cached: bool,
+    /// It has run, even if it was in the cache when it was asked for again.
+    has_run: bool,
     pub error: String,
     /// In seconds.
     pub started: Option<f64>,
@@ -71,7 +73,7 @@ pub(super) struct Part {
 }
 
 /// How a step's part begins that says why it was not cached.
-const REASON: &str = "not cached: ";
+pub(super) const REASON: &str = "not cached: ";
 
 pub(super) fn seconds(time: Timestamp) -> f64 {
     #[allow(
@@ -149,6 +151,7 @@ impl Trace {
         step.started = started;
         step.completed = vertex.completed.map(seconds);
         step.is_cached = vertex.cached;
+        step.has_run |= vertex.completed.is_some() && !vertex.cached;
         step.error.clone_from(&vertex.error);
         if let Some(started) = started {
             self.began = Some(self.began.map_or(started, |began| began.min(started)));
@@ -245,6 +248,20 @@ impl Trace {
             "" => lines,
             _ => format!("\nNot cached:\n{lines}"),
         }
+    }
+
+    /// Whether there are instructions to execute, and all of them came from the cache.
+    pub fn is_all_cached(&self) -> bool {
+        let is_instruction = |step: &&Step| {
+            let name = step.name.strip_prefix('[');
+            let name = name.and_then(|name| name.split_once("] "));
+            name.is_some_and(|(place, instruction)| {
+                let is_numbered = place.ends_with(|letter: char| letter.is_ascii_digit());
+                is_numbered && !instruction.starts_with("FROM ")
+            })
+        };
+        let mut steps = self.steps.iter().filter(is_instruction).peekable();
+        steps.peek().is_some() && steps.all(|step| step.is_cached && !step.has_run)
     }
 }
 
@@ -389,6 +406,36 @@ mod tests {
         let mut trace = Trace::default();
         trace.update(&at(1000));
         assert!((trace.now() - 1000.0).abs() < 60.0);
+    }
+
+    #[test]
+    fn that_all_was_cached_is_told() {
+        let step = |name: &str, is_cached: bool| Vertex {
+            digest: name.into(),
+            name: name.into(),
+            started: Some(Timestamp::from_nanos(1)),
+            completed: Some(Timestamp::from_nanos(2)),
+            cached: is_cached,
+            ..Vertex::default()
+        };
+        let check = |steps: &[Vertex], expected: bool| {
+            let around = [
+                step("[internal] load build context", false),
+                step("[1/2] FROM busybox", false),
+            ];
+            let mut trace = Trace::default();
+            trace.update(&StatusResponse {
+                vertexes: [&around[..], steps].concat(),
+                ..StatusResponse::default()
+            });
+            assert_eq!(trace.is_all_cached(), expected);
+        };
+        check(&[], false);
+        check(&[step("[a 2/2] RUN x", true)], true);
+        check(&[step("[2/2] RUN x", false)], false);
+        // One that was asked for again.
+        let again = [step("[2/2] RUN x", false), step("[2/2] RUN x", true)];
+        check(&again, false);
     }
 
     #[test]
