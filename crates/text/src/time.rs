@@ -2,6 +2,9 @@
 
 use crate::duration;
 
+/// The seconds since 1970 that RFC 3339 can tell: those of the years 0 to 9999.
+pub const FOUR_DIGITS: std::ops::RangeInclusive<i64> = -62_167_219_200..=253_402_300_799;
+
 /// Parses a time, and returns it in nanoseconds since the epoch. Accepts seconds since the epoch
 /// with an optional fraction, RFC 3339 or a prefix of it (in local time), and a duration before
 /// `now` (`1h30m`). Times before 1677 and after 2262 are the first and the last that can be represented.
@@ -37,6 +40,16 @@ pub fn parse(text: &str, now: i64) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn years_have_four_digits() {
+        let told = |seconds: i64| jiff::Timestamp::from_second(seconds).unwrap().to_string();
+        assert_eq!(told(*FOUR_DIGITS.start()), "0000-01-01T00:00:00Z");
+        let year = jiff::civil::date(9999, 12, 29).at(23, 59, 59, 0);
+        let last = year.to_zoned(jiff::tz::TimeZone::UTC).unwrap();
+        let last = last.timestamp().as_second() + 2 * 24 * 60 * 60;
+        assert_eq!(*FOUR_DIGITS.end(), last);
+    }
 
     #[test]
     fn parses_times() {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use whelk_llb::pb::{ProxyEnv, SourceOp};
+use whelk_text::time::FOUR_DIGITS;
 
 use super::context::http_source;
 use super::git::{self, Git};
@@ -146,6 +147,12 @@ impl Converter<'_> {
             Ok(seconds) => Some(seconds),
             Err(_) => self.epoch_of(&value, parsed)?,
         };
+        // The image's configuration could not tell it.
+        if let Some(seconds) = self.epoch.filter(|epoch| !FOUR_DIGITS.contains(epoch)) {
+            return Err(Error::new(format!(
+                "invalid {EPOCH}: {seconds}: year outside of range [0,9999]"
+            )));
+        }
         match self.epoch {
             Some(seconds) if self.global.get(EPOCH).is_some() => {
                 self.global.set(EPOCH, seconds.to_string());

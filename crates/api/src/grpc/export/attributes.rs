@@ -8,6 +8,7 @@ use whelk_image::archive::{Compression, Form, IndexAnnotations, Packing};
 
 use whelk_buildkit::pb::control::Exporter;
 use whelk_llb::pb::Platform;
+use whelk_text::time::FOUR_DIGITS;
 
 use super::{Archive, Export, ImageOutput, Output};
 
@@ -270,11 +271,17 @@ impl<'a> Attributes<'a> {
     }
 
     fn epoch(&mut self) -> Result<Option<i64>> {
-        match self.take("source-date-epoch") {
-            "" => Ok(None),
-            value => value.parse().map(Some).map_err(|error| {
-                Status::invalid(format!("invalid source-date-epoch {value:?}: {error}"))
-            }),
+        let value = self.take("source-date-epoch");
+        if value.is_empty() {
+            return Ok(None);
+        }
+        let invalid =
+            |cause: &str| Status::invalid(format!("invalid source-date-epoch {value:?}: {cause}"));
+        let seconds: std::result::Result<i64, _> = value.parse();
+        let seconds = seconds.map_err(|error| invalid(&error.to_string()))?;
+        match FOUR_DIGITS.contains(&seconds) {
+            true => Ok(Some(seconds)),
+            false => Err(invalid("year outside of range [0,9999]")),
         }
     }
 
@@ -459,6 +466,12 @@ mod tests {
             ("oci", "compression-level", "10", "from 0 to 9"),
             ("oci", "compression-level", "x", "invalid compression-level"),
             ("oci", "source-date-epoch", "x", "source-date-epoch"),
+            (
+                "tar",
+                "source-date-epoch",
+                "253402300800",
+                "year outside of range [0,9999]",
+            ),
             ("oci", "annotation[x/y/z/w].a", "b", "cannot parse platform"),
             ("tar", "attestation-prefix", "../a", "attestation-prefix"),
             ("docker", "name", "UPPER", "must be lowercase"),

@@ -166,6 +166,14 @@ fn epochs_are_times_of_history() {
         failure("FROM a\n", &with("nothing")).to_string(),
         "invalid SOURCE_DATE_EPOCH: nothing"
     );
+    for far in ["253402300800", "9223372036854775807", "-62167219201"] {
+        assert_eq!(
+            failure("FROM a\n", &with(far)).to_string(),
+            format!("invalid SOURCE_DATE_EPOCH: {far}: year outside of range [0,9999]")
+        );
+    }
+    let last = run("FROM a\n", &with("253402300799"));
+    assert_eq!(last.conversion.epoch, Some(253_402_300_799));
     assert_eq!(
         failure("FROM a AS src\n", &with("src")).to_string(),
         "SOURCE_DATE_EPOCH stage must use FROM scratch"
