@@ -435,6 +435,24 @@ const ERRORS: &[Wrong] = &[
     ),
     (
         "docker-bake.hcl",
+        "target \"default\" {\n  args = { A = \"unterminated }\n  tags = [\"x\"]\n}\n",
+        &["--print"],
+        "ERROR: docker-bake.hcl:2,30-3,1: Invalid multi-line string; Quoted strings may not be split over multiple lines.",
+    ),
+    (
+        "docker-bake.hcl",
+        "target \"default\" {\n  tags = [\"x\"]\n  pull = true\n  tags = []\n}\n",
+        &["--print"],
+        "ERROR: docker-bake.hcl:4,3-7: Attribute redefined; The argument \"tags\" was already set at docker-bake.hcl:2,3-7.",
+    ),
+    (
+        "docker-bake.hcl",
+        "target \"default\" {\n  tags = [\"x\"]\n\ntarget \"b\" {\n}\n",
+        &["--print"],
+        "ERROR: docker-bake.hcl:1,18-19: Unclosed configuration block; There is no closing brace for this block",
+    ),
+    (
+        "docker-bake.hcl",
         "target \"a/b\" {}\n",
         &["--print"],
         "ERROR: docker-bake.hcl:1,8-13: Invalid name; only \"[a-zA-Z0-9_-]+\" are allowed",
