@@ -584,6 +584,12 @@ const ERRORS: &[Wrong] = &[
         "failed to find target default",
     ),
     (
+        "x.json",
+        "",
+        &["--print", "-f", "x.json"],
+        "ERROR: couldn't find a bake definition",
+    ),
+    (
         "other",
         "x",
         &["--print"],

@@ -24,13 +24,23 @@ const COMMENT: &str = "//";
 /// # Errors
 /// Returns an error, with its place, for what is no JSON, is of another structure, or is defined twice.
 pub(super) fn body(files: &[(String, String)], file: usize, content: &str) -> Result<Body> {
+    if content.trim().is_empty() {
+        let name = files.get(file).map_or("", |(name, _)| name.as_str());
+        let text = format!("couldn't find a bake definition in {name}: it is empty");
+        return Err(Error::new(text));
+    }
     let root = json::read(content).map_err(|error| {
         let lines = content.split_inclusive('\n');
         let before: usize = lines
             .take(error.line().saturating_sub(1))
             .map(str::len)
             .sum();
-        syntax(files, file, before + error.column(), error.to_string())
+        let text = error.to_string();
+        // The place is written before the text.
+        let what = text
+            .rsplit_once(" at line ")
+            .map_or(&*text, |(what, _)| what);
+        syntax(files, file, before + error.column().saturating_sub(1), what)
     })?;
     let mut reader = Reader {
         files,
@@ -285,5 +295,19 @@ mod tests {
             "{\"A\": 1, \"A\": 2}",
             "x.json:1,10-13: Duplicate attribute definition; The argument \"A\" was already set at x.json:1,2-8.",
         );
+    }
+
+    #[test]
+    fn errors_of_syntax_have_one_place() {
+        refused(
+            "{\"target\": {\n  \"a\": x}}",
+            "x.json:2,8-8: Invalid syntax; expected value",
+        );
+        refused(
+            "{\"target\": {",
+            "x.json:1,12-12: Invalid syntax; EOF while parsing an object",
+        );
+        let empty = "couldn't find a bake definition in x.json: it is empty";
+        assert_eq!(read(" \n").unwrap_err(), Error::new(empty));
     }
 }
