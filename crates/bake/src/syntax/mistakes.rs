@@ -176,7 +176,7 @@ impl<'a> Scan<'a> {
                             newline: self.at,
                         };
                     }
-                    self.text(byte)
+                    Some(self.text(byte))
                 }
                 _ => self.code(byte),
             };
@@ -197,21 +197,21 @@ impl<'a> Scan<'a> {
     }
 
     /// Reads a byte of a quoted text. Returns how many have been read.
-    fn text(&mut self, byte: u8) -> Option<usize> {
+    fn text(&mut self, byte: u8) -> usize {
         match byte {
-            b'\\' => return Some(2),
+            b'\\' => return 2,
             b'"' => {
                 self.open.pop();
                 self.last = byte;
             }
-            _ if self.begins("$${") || self.begins("%%{") => return Some(3),
+            _ if self.begins("$${") || self.begins("%%{") => return 3,
             _ if self.begins("${") || self.begins("%{") => {
                 self.open.push(Open::Template);
-                return Some(2);
+                return 2;
             }
             _ => {}
         }
-        Some(1)
+        1
     }
 
     /// Reads a byte outside of texts. Returns how many have been read; `None` if what begins there has no end.
