@@ -437,7 +437,7 @@ const ERRORS: &[Wrong] = &[
         "docker-bake.hcl",
         "target \"default\" {\n  args = { A = \"unterminated }\n  tags = [\"x\"]\n}\n",
         &["--print"],
-        "ERROR: docker-bake.hcl:2,30-3,1: Invalid multi-line string; Quoted strings may not be split over multiple lines.",
+        "ERROR: docker-bake.hcl:2,31-3,1: Invalid multi-line string; Quoted strings may not be split over multiple lines.",
     ),
     (
         "docker-bake.hcl",

@@ -331,7 +331,7 @@ mod tests {
     fn texts_end_in_their_line() {
         refused(
             "target \"a\" {\n  args = { A = \"unterminated }\n  tags = [\"x\"]\n}\n",
-            "a.hcl:2,30-3,1: Invalid multi-line string; Quoted strings may not be split",
+            "a.hcl:2,31-3,1: Invalid multi-line string; Quoted strings may not be split",
         );
         refused(
             "A = \"${\"b\"} # \n",
