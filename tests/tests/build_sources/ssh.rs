@@ -31,7 +31,7 @@ fn agent(path: &std::path::Path) {
 }
 
 /// Asks the agent for its keys, and writes the answer into a file.
-const ASK: &str = "python3 -c \"import os, socket; s = socket.socket(socket.AF_UNIX); s.connect(os.environ['SSH_AUTH_SOCK']); s.sendall(bytes([0, 0, 0, 1, 11])); open('/answer', 'w').write(s.recv(9).hex())\"";
+const ASK: &str = "python3 -c \"import os, socket; s = socket.socket(socket.AF_UNIX); s.connect(os.environ['SSH_AUTH_SOCK']); s.sendall(bytes([0, 0, 0, 1, 11])); open('/answer', 'w').write(s.recv(9, socket.MSG_WAITALL).hex())\"";
 
 #[test]
 fn the_agent_of_the_client_answers() {
