@@ -154,7 +154,7 @@ impl Definitions {
             names.variable(name, 0)?;
         }
         for (name, targets) in renamed {
-            // What is declared as a group is it.
+            // A group that is declared under the name replaces the one made of the matrix.
             let group = self.groups.entry(name.to_owned());
             group.or_insert_with(|| Group {
                 name: name.to_owned(),
@@ -561,7 +561,7 @@ mod tests {
         assert_eq!(resolved(&most, &["a"]).unwrap().targets.len(), 6000);
         let content = format!("{most}target \"one\" {{}}\n");
         refused(&content, "docker-bake.hcl:9,1-7: Invalid definition");
-        // Those of Compose's files count, too.
+        // The services of Compose files count as targets, too.
         let services: String = (0..6000)
             .map(|number| format!("  s{number}: {{build: .}}\n"))
             .collect();

@@ -26,7 +26,8 @@ pub(crate) struct Scope<'a> {
     pub names: &'a Names<'a>,
     pub file: usize,
     pub own: &'a BTreeMap<String, Value>,
-    /// Where the text begins and ends whose parts are evaluated, if their places are relative to it, as in JSON.
+    /// Start and end of the string, in bytes of the file, that the expression was parsed from: places in it are relative to the start. Only
+    /// in JSON files.
     pub within: Option<(usize, usize)>,
     /// How deep expressions are in others, through variables and functions.
     pub depth: usize,

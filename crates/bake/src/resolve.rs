@@ -15,11 +15,10 @@ use crate::target::{Group, Target, size_of, unique};
 /// How deep targets may inherit from others, and stand on others.
 const MAX_DEPTH: usize = 200;
 
-/// How many bytes targets may have together, with what they inherit: each of them becomes a request of its own. Also how many bytes
-/// one of them may inherit.
+/// Maximum size of all targets together, with what they inherit, in bytes; also of what one target inherits.
 const MAX_SIZE: usize = 64 << 20;
 
-/// How many bytes may be gone through to find what targets inherit and stand on.
+/// Maximum number of bytes that are read to find what targets inherit and depend on.
 const MAX_WORK: usize = 1 << 30;
 
 /// What is built.

@@ -44,7 +44,7 @@ pub(super) struct Contexts {
     used: Arc<Mutex<HashSet<PathBuf>>>,
     /// Of directories that have not changed since then.
     selections: Mutex<HashMap<PathBuf, Arc<Selections>>>,
-    /// What sessions have sent, as long as builds use it.
+    /// The directories that were received from sessions, which builds of the same session share while one of them has it.
     shared: Mutex<HashMap<Digest, Shared>>,
 }
 

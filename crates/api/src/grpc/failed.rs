@@ -11,7 +11,7 @@ use whelk_engine::containers::RemoveRequest;
 use super::builds::Build;
 use super::{Buildkit, blocking};
 
-/// How often the removal is tried: the container may just be in creation, or in removal.
+/// Number of attempts at the removal. One fails while the container is being created or removed.
 const TRIES: u32 = 10;
 
 /// The time between two tries.

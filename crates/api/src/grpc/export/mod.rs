@@ -85,13 +85,13 @@ impl Export {
         }
     }
 
-    /// Whether the client gets the blobs of an OCI layout.
+    /// Returns whether the output is a directory with an OCI layout, whose blobs the client stores itself.
     fn is_layout(&self) -> bool {
         matches!(&self.output, Output::Archive(archive) if archive.is_layout)
     }
 }
 
-/// What the client is told of its outputs.
+/// The entries of `SolveResponse`, which describe the outputs to the client.
 #[derive(Debug, Default)]
 struct Answer {
     /// Of all: an entry is that of the last output that has it.
