@@ -60,7 +60,8 @@ pub(super) async fn open(
     // A further signal does not wait for an engine that does not answer.
     let removed = signals.or_stopped(removing).await;
     match (ended, removed) {
-        (Err(stopped), _) | (Ok(Ok(_)), Err(stopped)) => Ok(Some(stopped.code)),
+        // A terminal that is gone may fail to be written to before its signal has come.
+        (Err(stopped), _) | (Ok(_), Err(stopped)) => Ok(Some(stopped.code)),
         (Ok(Err(failure)), _) if NOT_EXECUTED.contains(&failure.code) => {
             let text = failure.text.trim_start_matches("whelk: ");
             warn_line!("No shell is opened: {text}");
