@@ -83,6 +83,27 @@ impl Engine {
         self.scratch_with(name, &[("Dockerfile", dockerfile)])
     }
 
+    /// Creates the network `mine`, and on it the container `server`, which answers steps for `http://server/passwd`.
+    #[track_caller]
+    pub fn serve_on_network(&self) {
+        self.docker(&["network", "create", "mine"]).ok();
+        let run = ["run", "-d", "--name", "server", "--network", "mine"];
+        let httpd = ["busybox", "httpd", "-f", "-p", "80", "-h", "/etc"];
+        self.docker(&[&run[..], &httpd].concat()).ok();
+        let ask = ["exec", "server", "wget", "-q", "-O", "-"];
+        let ask = [&ask[..], &["http://127.0.0.1/passwd"]].concat();
+        eventually("the server to listen", || {
+            (self.docker(&ask).code == 0).then_some(())
+        });
+    }
+
+    /// Removes what [`serve_on_network`](Self::serve_on_network) has made.
+    #[track_caller]
+    pub fn end_server(&self) {
+        self.docker(&["rm", "-f", "server"]).ok();
+        self.docker(&["network", "rm", "mine"]).ok();
+    }
+
     /// Returns what the API tells of an image.
     #[track_caller]
     pub fn image(&self, name: &str) -> Value {

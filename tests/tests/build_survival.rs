@@ -199,8 +199,12 @@ impl Small {
     fn filled_but(&self, left: u64) -> Filler {
         let path = self.engine.root().join("filler");
         let file = fs::File::create(&path).unwrap();
-        let size = self.free().saturating_sub(left);
-        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, size).unwrap();
+        let flags = rustix::fs::FallocateFlags::empty();
+        // The engine may write meanwhile.
+        eventually("the disk to be filled", || {
+            let size = self.free().saturating_sub(left);
+            (size == 0 || rustix::fs::fallocate(&file, flags, 0, size).is_ok()).then_some(())
+        });
         Filler(path)
     }
 
@@ -412,10 +416,14 @@ fn a_base_image_may_be_removed_during_a_build() {
         let first = format!("FROM busybox\nRUN echo {number} > /of-base\n");
         let first = engine.dockerfile(&format!("base-{number}"), &first);
         cli.build(&first, &["-t", "base"]).ok();
-        let dockerfile = "FROM base\nRUN echo begun; sleep 3; cp /of-base /first\nRUN cat /of-base /first > /both\n";
-        let context = engine.dockerfile(&format!("on-base-{number}"), dockerfile);
+        // No other test sleeps as long.
+        let sleep = format!("3.{number}47");
+        let dockerfile = format!(
+            "FROM base\nRUN echo begun; sleep {sleep}; cp /of-base /first\nRUN cat /of-base /first > /both\n"
+        );
+        let context = engine.dockerfile(&format!("on-base-{number}"), &dockerfile);
         let mut running = cli.spawn(&["build", "-t", "on-base", context.to_str().unwrap()]);
-        eventually("the step to run", || with_command(&["sleep", "3"]));
+        eventually("the step to run", || with_command(&["sleep", &sleep]));
         engine.docker(&["rmi", "-f", "base"]).ok();
         let prune = ["builder", "prune", "-a", "-f"];
         engine.docker(&prune).ok();
@@ -701,8 +709,8 @@ cache.commit()
 #[test]
 fn ten_thousand_records_are_pruned_while_builds_run() {
     const RECORDS: usize = 10_000;
-    /// How long a small build may take meanwhile, of a program that is not optimized.
-    const LIMIT: Duration = Duration::from_secs(5);
+    /// How long a small build may take meanwhile, also on a busy machine.
+    const LIMIT: Duration = Duration::from_secs(20);
     let engine = Engine::start();
     let first = engine.dockerfile(
         "first",
@@ -752,6 +760,6 @@ fn ten_thousand_records_are_pruned_while_builds_run() {
         let slowest = building.join().unwrap();
         assert!(slowest < LIMIT, "{slowest:?}");
     });
-    assert!(count() < 100);
+    assert!(is_about(0), "{}", count());
     engine.has_no_builds();
 }

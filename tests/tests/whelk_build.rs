@@ -162,23 +162,18 @@ fn contexts_come_from_several_places() {
         .file("x", b"5")
         .file("y", b"6");
     let archive = tar.finish();
+    // Other tests use the usual one.
+    let temporary = engine.scratch("temporary");
+    let env = [("TMPDIR", temporary.to_str().unwrap())];
     client
+        .with_env(&env)
         .feed(
             &["build", "-t", "archive", "-f", "d/Dockerfile", "-"],
             &archive,
         )
         .ok();
     assert_eq!(look("archive"), "56");
-    let temporary = fs::read_dir(std::env::temp_dir()).unwrap();
-    let left = temporary.filter(|entry| {
-        entry
-            .as_ref()
-            .unwrap()
-            .file_name()
-            .to_string_lossy()
-            .starts_with("whelk-context-")
-    });
-    assert_eq!(left.count(), 0);
+    assert_eq!(fs::read_dir(&temporary).unwrap().count(), 0);
 }
 
 #[test]
@@ -646,23 +641,7 @@ fn secrets_and_settings_reach_the_steps() {
 #[test]
 fn steps_are_on_a_network_of_the_engine() {
     let engine = Engine::start();
-    engine.whelk(&["network", "create", "mine"]).ok();
-    let server = [
-        "run",
-        "-d",
-        "--name",
-        "server",
-        "--network",
-        "mine",
-        "busybox",
-        "httpd",
-        "-f",
-        "-p",
-        "80",
-        "-h",
-        "/etc",
-    ];
-    engine.whelk(&server).ok();
+    engine.serve_on_network();
     let dockerfile = "FROM busybox\nRUN wget -q -O /made http://server/passwd\n";
     let context = engine.scratch_with("network", &[("Dockerfile", dockerfile)]);
     whelk(&engine).built(&context, &["--network", "mine", "-t", "made"]);
@@ -670,8 +649,7 @@ fn steps_are_on_a_network_of_the_engine() {
     assert_eq!(whelk(&engine).build(&context, &[]).code, 1);
     let missing = whelk(&engine).build(&context, &["--network", "none-such"]);
     shows(&missing.err(), &["none-such"]);
-    engine.whelk(&["rm", "-f", "server"]).ok();
-    engine.whelk(&["network", "rm", "mine"]).ok();
+    engine.end_server();
 }
 
 #[test]
@@ -701,7 +679,8 @@ fn ctrl_c_ends_a_build() {
 #[test]
 fn progress_is_drawn_on_a_terminal() {
     let engine = Engine::start();
-    let dockerfile = "FROM busybox\nRUN for i in $(seq 1 5); do echo line $i; sleep 0.2; done\n";
+    // Long enough that it is drawn before the step ends, also on a busy machine.
+    let dockerfile = "FROM busybox\nRUN for i in $(seq 1 5); do echo line $i; done; sleep 3\n";
     let context = engine.scratch_with("drawn", &[("Dockerfile", dockerfile)]);
     let mut pty = engine
         .cli(Program::Whelk)
@@ -882,6 +861,17 @@ fn steps_that_are_not_cached_are_explained() {
     );
 }
 
+/// Waits until there are no containers and no other images. A client that finds a container in removal leaves its image to the
+/// engine.
+#[track_caller]
+fn has_only_busybox(engine: &Engine) {
+    eventually("containers and images of shells to be removed", || {
+        let containers = engine.docker(&["ps", "-aq"]).ok();
+        let images = engine.docker(&["images", "-aq"]).ok();
+        (containers.is_empty() && images.lines().count() == 1).then_some(())
+    });
+}
+
 #[test]
 fn a_shell_is_opened_where_a_step_has_failed() {
     let engine = Engine::start();
@@ -907,8 +897,7 @@ fn a_shell_is_opened_where_a_step_has_failed() {
     pty.keys("exit\n");
     assert_eq!(pty.finish(), 1);
     // Nothing of it is left, and the step is executed again.
-    assert_eq!(engine.docker(&["ps", "-aq"]).ok(), "");
-    assert_eq!(engine.docker(&["images", "-aq"]).ok().lines().count(), 1);
+    has_only_busybox(&engine);
     let again = whelk(&engine).build(&context, &["--secret", &secret]);
     shows(&again.err(), &["exit code: 3"]);
     let other = whelk(&engine).build(&context, &["--on-error", "other"]);
@@ -934,8 +923,7 @@ fn why_no_shell_is_opened_is_said() {
         shows(&failed.err(), &["No shell is opened: ", expected]);
         assert!(!failed.err().contains("No shell is opened: whelk"));
     }
-    assert_eq!(engine.docker(&["ps", "-aq"]).ok(), "");
-    assert_eq!(engine.docker(&["images", "-aq"]).ok().lines().count(), 1);
+    has_only_busybox(&engine);
     let context = engine.dockerfile("none", "FROM busybox\nRUN exit 3\n");
     let other = whelk(&engine).build(&context, &[]);
     assert!(!other.err().contains("No shell"), "{}", other.err());
@@ -954,16 +942,7 @@ fn the_shell_of_a_failed_step_ends_with_its_client() {
         pty.insist("cat /made\n", "left");
         pty
     };
-    let has_nothing_left = || {
-        let containers = engine.docker(&["ps", "-aq"]).ok();
-        let images = engine.docker(&["images", "-aq"]).ok();
-        containers.is_empty() && images.lines().count() == 1
-    };
-    let is_removed = || {
-        eventually("the shell to be removed", || {
-            has_nothing_left().then_some(())
-        });
-    };
+    let is_removed = || has_only_busybox(&engine);
     let mut killed = opened();
     killed.signal(Signal::KILL);
     assert_eq!(killed.finish(), -1);
@@ -1000,7 +979,7 @@ fn the_shell_of_a_failed_step_ends_with_its_client() {
     let mut detached = opened();
     detached.keys("\u{10}\u{11}");
     assert_eq!(detached.finish(), 1);
-    assert!(has_nothing_left());
+    is_removed();
     engine.has_no_builds();
 }
 
@@ -1013,7 +992,7 @@ fn what_killed_shells_and_engines_have_left_is_removed() {
     let images = || engine.docker(&["images", "-aq"]).ok().lines().count();
     let containers = || engine.docker(&["ps", "-aq"]).ok();
     for is_engine in [false, true] {
-        let client = engine.cli(Program::Whelk);
+        let client = whelk(&engine);
         let mut running = client.spawn(&args);
         running.write(b"cat /made\n");
         eventually("the shell to be open", || {
@@ -1037,9 +1016,7 @@ fn what_killed_shells_and_engines_have_left_is_removed() {
         } else {
             running.signal(Signal::KILL);
             let _ = running.finish();
-            eventually("the container and its image to be removed", || {
-                (containers().is_empty() && images() == 1).then_some(())
-            });
+            has_only_busybox(&engine);
         }
         engine.has_no_builds();
     }

@@ -49,7 +49,7 @@ fn steps_ask_the_agent_for_keys_and_nothing_else() {
     let seen = agent(&place);
     // Asks for the keys, removes them all, and asks again.
     let script = "import os, socket; s = socket.socket(socket.AF_UNIX); s.connect(os.environ['SSH_AUTH_SOCK']); \
-        answer = lambda request, size: (s.sendall(bytes([0, 0, 0, 1, request])), s.recv(size).hex())[1]; \
+        answer = lambda request, size: (s.sendall(bytes([0, 0, 0, 1, request])), s.recv(size, socket.MSG_WAITALL).hex())[1]; \
         print(answer(11, 9), answer(19, 5), answer(11, 9))";
     let dockerfile = format!("FROM python\nRUN --mount=type=ssh python3 -c \"{script}\"\n");
     let context = engine.dockerfile("ssh", &dockerfile);
@@ -621,10 +621,7 @@ fn steps_that_fail_and_other_stages_are_explained() {
 #[test]
 fn the_shell_of_a_failed_step_has_its_network() {
     let engine = Engine::start();
-    engine.whelk(&["network", "create", "mine"]).ok();
-    let server = ["run", "-d", "--name", "server", "--network", "mine"];
-    let serves = ["busybox", "httpd", "-f", "-p", "80", "-h", "/etc"];
-    engine.whelk(&[&server[..], &serves].concat()).ok();
+    engine.serve_on_network();
     let context = engine.dockerfile("shell", "FROM busybox\nRUN exit 3\n");
     let args = [
         "build",
@@ -639,6 +636,5 @@ fn the_shell_of_a_failed_step_has_its_network() {
     let output = engine.cli(Program::Whelk).feed(&args, script);
     assert_eq!(output.code, 1);
     shows(&output.out(), &["root:", "1.2.3.4\tother"]);
-    engine.whelk(&["rm", "-f", "server"]).ok();
-    engine.whelk(&["network", "rm", "mine"]).ok();
+    engine.end_server();
 }

@@ -64,8 +64,7 @@ fn repositories_over_ssh_are_contexts() {
         built(&engine, &[&args, &[context.as_str()][..]].concat());
         assert_eq!(run(&engine, "add", "cat /added/y /named"), "belowone");
     }
-    let left = engine.root().join("tmp").read_dir().unwrap().count();
-    assert_eq!(left, 0);
+    engine.has_no_steps();
 }
 
 #[test]

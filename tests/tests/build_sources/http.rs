@@ -133,8 +133,7 @@ fn hostile_servers_are_refused_by_name() {
         assert_eq!(failed.code, 1);
         shows(&failed.err(), &[error]);
     }
-    let left = engine.root().join("tmp").read_dir().unwrap().count();
-    assert_eq!(left, 0);
+    engine.has_no_steps();
 }
 
 /// Returns a server's side of TLS with the certificate in a directory.

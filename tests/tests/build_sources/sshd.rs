@@ -1,6 +1,7 @@
 //! OpenSSH's server and agent, for repositories over ssh.
 
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -142,8 +143,9 @@ impl Agent {
             .spawn()
             .unwrap();
         let agent = Self { child, socket };
+        // The socket is there before anybody listens.
         eventually("the agent to listen", || {
-            agent.socket.exists().then_some(())
+            UnixStream::connect(&agent.socket).ok()
         });
         for key in keys {
             let mut add = Command::new("ssh-add");

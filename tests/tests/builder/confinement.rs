@@ -91,7 +91,8 @@ fn a_step_that_forks_without_end_harms_nobody() {
     }
     running.signal(rustix::process::Signal::KILL);
     let _ = running.finish();
-    assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+    // Milliseconds, unless the machine is busy with other tests, too.
+    assert!(slowest < Duration::from_secs(10), "{slowest:?}");
     eventually("all processes to end", || one().is_none().then_some(()));
     engine.has_no_builds();
 }
