@@ -227,6 +227,26 @@ fn frontends_cannot_name_the_image_of_a_failed_step() {
     case.has_ended();
 }
 
+/// The state of a step is kept if the build fails with it.
+#[test]
+fn shells_are_opened_where_steps_of_frontends_have_failed() {
+    let case = Case::new();
+    let images = || case.engine.docker(&["images", "-aq"]).ok();
+    let before = images();
+    let context = case.context("lines", "run echo left > /made; exit 7\n");
+    let args = ["build", "--on-error=shell", context.to_str().unwrap()];
+    let output = whelk(&case.engine).feed(&args, b"cat /made\n");
+    assert_eq!(output.code, 1);
+    assert_eq!(output.out(), "left\n", "{}", output.err());
+    let context = case.context("caught", "");
+    let args = ["--on-error=shell", "-o", "type=cacheonly"];
+    whelk(&case.engine).built(&context, &args);
+    eventually("the images to be removed", || {
+        (images() == before).then_some(())
+    });
+    case.has_ended();
+}
+
 #[test]
 fn hostile_frontends_are_refused() {
     let case = Case::new();

@@ -904,6 +904,22 @@ fn a_shell_is_opened_where_a_step_has_failed() {
     shows(&other.err(), &["invalid value \"other\" for --on-error"]);
 }
 
+/// Steps of several platforms may fail at the same time.
+#[test]
+fn one_shell_is_opened_for_a_build() {
+    let engine = Engine::start();
+    let text = "FROM --platform=$BUILDPLATFORM busybox\nARG TARGETARCH\nRUN --network=none echo $TARGETARCH > /made; exit 3\n";
+    let context = engine.dockerfile("platforms", text);
+    let platforms = "--platform=linux/amd64,linux/arm64";
+    let path = context.to_str().unwrap();
+    let args = ["build", "--on-error=shell", platforms, path];
+    let output = whelk(&engine).feed(&args, b"wc -l < /made\n");
+    assert_eq!(output.code, 1);
+    assert_eq!(output.out(), "1\n", "{}", output.err());
+    has_only_busybox(&engine);
+    engine.has_no_builds();
+}
+
 #[test]
 fn why_no_shell_is_opened_is_said() {
     let engine = Engine::start();

@@ -22,6 +22,7 @@ use crate::client::Client;
 use crate::directory::Directory;
 use crate::entitlements::{Entitlements, NETWORK_HOST};
 use crate::error::{Error, Result};
+use crate::failed::FailedSteps;
 use crate::ops::Settings;
 use crate::progress::{EventKind, Follower, Progress, Work};
 use crate::request::Request as CommonRequest;
@@ -223,6 +224,7 @@ impl Builder {
             is_explained: false,
             imports: Imports::new(imports),
             has_inline_cache: false,
+            failed: FailedSteps::default(),
             settings: Settings {
                 keeps_failed: false,
                 network: request.network.clone(),

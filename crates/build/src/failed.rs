@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use whelk_dockerfile::convert::{Config, Image};
 use whelk_image::{Digest, Lease};
+use whelk_llb::Digest as OpDigest;
 use whelk_llb::pb::{self, Meta};
 use whelk_sys::sync::IgnorePoison as _;
 
@@ -25,25 +26,30 @@ pub struct Failed {
     pub(crate) platform: Option<pb::Platform>,
 }
 
-/// The ids of the last images of failed steps.
-#[derive(Debug, Default)]
-pub(crate) struct FailedImages(Mutex<VecDeque<String>>);
+/// The states of the steps of one build that have failed last. Copies share them.
+#[derive(Clone, Debug, Default)]
+pub struct FailedSteps(Arc<Mutex<VecDeque<(String, Arc<Failed>)>>>);
 
-impl FailedImages {
-    /// Far more than are exported while one build ends.
-    const MAX: usize = 1000;
+impl FailedSteps {
+    /// Maximum number: each holds layers. More than fail at the same time, one for each platform.
+    const MAX: usize = 64;
 
-    fn add(&self, id: &Digest) {
-        let mut known = self.0.lock().ignore_poison();
-        if known.len() >= Self::MAX {
-            known.pop_front();
+    /// Keeps the state of an operation.
+    pub fn add(&self, op: &OpDigest, state: &Arc<Failed>) {
+        let op = op.to_string();
+        let mut kept = self.0.lock().ignore_poison();
+        kept.retain(|(known, _)| *known != op);
+        if kept.len() >= Self::MAX {
+            kept.pop_front();
         }
-        known.push_back(id.to_string());
+        kept.push_back((op, state.clone()));
     }
 
-    fn has(&self, id: &str) -> bool {
-        let known = self.0.lock().ignore_poison();
-        known.iter().any(|one| one == id)
+    /// Takes the state of an operation, whose digest is as clients are told it.
+    pub fn take(&self, op: &str) -> Option<Arc<Failed>> {
+        let mut kept = self.0.lock().ignore_poison();
+        let at = kept.iter().position(|(known, _)| known == op)?;
+        kept.remove(at).map(|(_, state)| state)
     }
 }
 
@@ -86,14 +92,7 @@ impl Builder {
             made: ExportedSteps::default(),
             capture: Capture::default(),
         };
-        let id = self.export(&solved, image, None, Vec::new()).await?;
-        self.failed.add(&id);
-        Ok(id)
-    }
-
-    /// Returns whether an image is one that [`export_failed`](Self::export_failed) has recorded lately.
-    pub fn is_image_of_failed(&self, id: &str) -> bool {
-        self.failed.has(id)
+        self.export(&solved, image, None, Vec::new()).await
     }
 }
 
@@ -111,18 +110,6 @@ fn shell(args: &[String]) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_last_images_are_known() {
-        let known = FailedImages::default();
-        let id = |number: usize| Digest::of(number.to_string().as_bytes());
-        for number in 0..=FailedImages::MAX {
-            known.add(&id(number));
-        }
-        assert!(!known.has(id(0).as_str()));
-        assert!(known.has(id(1).as_str()));
-        assert!(known.has(id(FailedImages::MAX).as_str()));
-    }
 
     #[test]
     fn shells_are_known_by_their_names() {

@@ -60,7 +60,7 @@ pub use directory::{Content, Directory, Index, WeakDirectory};
 pub use entitlements::{AllowedEntitlements, Devices, Entitlements};
 pub use error::{Error, Result};
 pub use exporter::{Finished, StoredManifest};
-pub use failed::Failed;
+pub use failed::{Failed, FailedSteps};
 pub use frontend::Frontend;
 pub use index::{IndexSettings, Member, StoredIndex};
 pub use layers::View;
@@ -76,7 +76,6 @@ pub use transfer::{Export as CacheExport, Import as CacheImport, Imports, Outgoi
 pub use usage::{HeldCache, Locals, Pruned, StoredDirectory};
 
 use caches::Caches;
-use failed::FailedImages;
 use solver::Flights;
 use sources::fetched::FetchedDirectories;
 use sources::http::WebFiles;
@@ -118,7 +117,6 @@ pub struct Builder {
     /// Changes when a result is recorded.
     recorded: watch::Sender<()>,
     caches: Caches,
-    failed: FailedImages,
     web: WebFiles,
     /// Checkouts of git repositories.
     git: FetchedDirectories,
@@ -161,7 +159,6 @@ impl Builder {
             cache: Arc::new(cache),
             flights: Mutex::default(),
             recorded: watch::Sender::default(),
-            failed: FailedImages::default(),
             steps: Arc::new(Semaphore::new(STEPS_PER_PROCESSOR * processors)),
             transfers: Arc::new(Semaphore::new(TRANSFERS)),
             frontends: Arc::new(Semaphore::new(frontend::MOST)),

@@ -18,6 +18,7 @@ use whelk_llb::{Digest, Graph};
 
 use crate::client::Client;
 use crate::error::{Error, Result};
+use crate::failed::FailedSteps;
 use crate::layers::{Stack, View};
 use crate::ops::Settings;
 use crate::progress::{EventKind, Progress};
@@ -44,6 +45,8 @@ pub struct Request {
     pub imports: Arc<Imports>,
     /// Whether images get what a later build needs to take their steps from them.
     pub has_inline_cache: bool,
+    /// What failed steps have left, if the settings keep that.
+    pub failed: FailedSteps,
 }
 
 /// A Dockerfile that was converted.

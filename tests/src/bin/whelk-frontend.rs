@@ -108,6 +108,13 @@ impl Frontend {
                 Ok(returned(made, &json!({"Cmd": ["cat", "/made"]})))
             }
             "lines" => self.lines().await,
+            // The error of a step is not returned.
+            "caught" => {
+                let failed = self.evaluate(process("exit 3", |_| {})).await;
+                assert!(failed.is_err(), "the step fails");
+                let made = self.define(process("true", |_| {})).await?;
+                Ok(returned(made, &json!({})))
+            }
             // Settings that only clients have: the name of a network of the engine.
             "settings" => {
                 let mut options = self.options.clone();

@@ -223,18 +223,16 @@ impl Reference {
             Ok(solved) => return Ok(solved.clone()),
             Err(error) => error,
         };
-        let status = super::result::status(error, self.graph.source.as_ref());
-        let Error::Process {
-            state: Some(failed),
-            ..
-        } = error.root()
-        else {
-            return Err(status);
-        };
-        Err(match builder.export_failed(failed).await {
-            Ok(image) => status.with(whelk_buildkit::details::failed_image(&image.to_string())),
-            Err(error) => status.context(format_args!("keep the state of the step: {error}")),
-        })
+        // Another build may have begun the step, which wants its state.
+        if self.request.settings.keeps_failed
+            && let Error::Step { op, cause } = error
+            && let Error::Process {
+                state: Some(state), ..
+            } = cause.root()
+        {
+            self.request.failed.add(op, state);
+        }
+        Err(super::result::status(error, self.graph.source.as_ref()))
     }
 }
 
@@ -513,7 +511,7 @@ impl Builds {
 )]
 mod tests {
     use futures_util::future::BoxFuture;
-    use whelk_build::{Client, Directory, FrontendWarning, Settings, Work};
+    use whelk_build::{Client, Directory, FailedSteps, FrontendWarning, Settings, Work};
     use whelk_dockerfile::convert::ResolveMode;
     use whelk_llb::pb::SourceOp;
     use whelk_registry::Credentials;
@@ -550,6 +548,7 @@ mod tests {
             is_explained: false,
             imports: Imports::new(Vec::new()),
             has_inline_cache: false,
+            failed: FailedSteps::default(),
         };
         let inputs = BTreeMap::new();
         Build::new(id.into(), String::new(), request, inputs, Attest::default())

@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use whelk_build::gc::{Condition, Policy, Record};
 use whelk_build::{
-    Attest, CacheExport, Entitlements, Imports, Pieces, Progress, Request, Settings,
+    Attest, CacheExport, Entitlements, FailedSteps, Imports, Pieces, Progress, Request, Settings,
 };
 use whelk_buildkit::cut::beginning;
 use whelk_buildkit::grpc::{Call, Result, Status};
@@ -149,6 +149,7 @@ impl Buildkit {
             is_explained: false,
             imports: Imports::new(super::caches::imports(&request)?),
             has_inline_cache: caches.iter().any(CacheExport::is_inline),
+            failed: FailedSteps::default(),
         };
         let build = Build::new(
             request.r#ref.clone(),
@@ -161,10 +162,10 @@ impl Buildkit {
         // Internal requests, by which clients ask for capabilities, are not builds of the user: they have no record.
         let recording = (!request.internal).then(|| self.record(&build, &request));
         let outputs = Outputs { exports, caches };
-        let mut result = self.solve_recorded(&build, request, &outputs).await;
-        if let Err(status) = &mut result {
-            self.keep_failed(&build, status);
-        }
+        let result = match self.solve_recorded(&build, request, &outputs).await {
+            Err(status) => Err(self.keep_failed(&build, status).await),
+            solved => solved,
+        };
         if let Some(recording) = recording {
             recording.end(&result).await;
         }

@@ -1,12 +1,15 @@
-//! The end of what is left of failed steps: clients remove it themselves, but for those that are killed.
+//! What failed steps have left, as images. Clients remove them, but for those that are killed.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use whelk_buildkit::details::{image_of_failed, remove_failed_images, shell_of_failed};
+use tokio::sync::oneshot;
+use whelk_build::Failed;
+use whelk_buildkit::details::{failed_image, failed_vertex, remove_failed_images, shell_of_failed};
 use whelk_buildkit::grpc::{Result, Status};
 use whelk_engine::Error;
 use whelk_engine::containers::RemoveRequest;
+use whelk_image::Digest;
 
 use super::builds::Build;
 use super::{Buildkit, blocking};
@@ -18,33 +21,50 @@ const TRIES: u32 = 10;
 const PAUSE: Duration = Duration::from_secs(1);
 
 impl Buildkit {
-    /// Keeps the image that an error of a build names until the session of the build has ended. A name that is none of a failed
-    /// step is removed from the error: it may be from a program in an image, and the client would run and remove it.
-    pub(super) fn keep_failed(self: &Arc<Self>, build: &Build, status: &mut Status) {
-        let Some(image) = image_of_failed(status) else {
-            return;
+    /// Records the state of the step with which a build has failed as an image, until the session of the build has ended, and adds
+    /// it to the error. One that a program in an image has named is removed from it: the client would run and remove that.
+    pub(super) async fn keep_failed(self: &Arc<Self>, build: &Build, mut status: Status) -> Status {
+        remove_failed_images(&mut status);
+        let op = failed_vertex(&status);
+        let failed = op.and_then(|op| build.request.failed.take(&op));
+        let Some(failed) = failed.filter(|_| !build.session.is_empty()) else {
+            return status;
         };
-        if !self.builder.is_image_of_failed(&image) {
-            remove_failed_images(status);
-            return;
+        let (told, exported) = oneshot::channel();
+        let (session, container) = (build.session.clone(), shell_of_failed(&build.id));
+        // The image is removed, too, if this call ends before it is recorded.
+        tokio::spawn(self.clone().hold_failed(failed, told, session, container));
+        match exported.await {
+            Ok(Ok(image)) => status.with(failed_image(image.as_str())),
+            Ok(Err(error)) => status.context(format_args!("keep the state of the step: {error}")),
+            Err(_) => status,
         }
-        if build.session.is_empty() {
-            return;
-        }
-        let (buildkit, session) = (self.clone(), build.session.clone());
-        let container = shell_of_failed(&build.id);
-        tokio::spawn(async move {
-            buildkit.sessions.ended(&session).await;
-            for _ in 0..TRIES {
-                match buildkit.remove_failed(&container, &image).await {
-                    Ok(()) => return,
-                    Err(error) => tracing::debug!("remove the state of a failed step: {error}"),
-                }
-                tokio::time::sleep(PAUSE).await;
+    }
+
+    /// Records a state as an image, and removes that when a session has ended.
+    async fn hold_failed(
+        self: Arc<Self>,
+        failed: Arc<Failed>,
+        told: oneshot::Sender<whelk_build::Result<Digest>>,
+        session: String,
+        container: String,
+    ) {
+        let exported = self.builder.export_failed(&failed).await;
+        drop(failed);
+        let image = exported.as_ref().ok().map(Digest::to_string);
+        // The call may have ended.
+        let _ = told.send(exported);
+        let Some(image) = image else { return };
+        self.sessions.ended(&session).await;
+        for _ in 0..TRIES {
+            match self.remove_failed(&container, &image).await {
+                Ok(()) => return,
+                Err(error) => tracing::debug!("remove the state of a failed step: {error}"),
             }
-            // Another container was created from it.
-            tracing::info!("the image {image} of a failed step is not removed: it is in use");
-        });
+            tokio::time::sleep(PAUSE).await;
+        }
+        // Another container was created from it.
+        tracing::info!("the image {image} of a failed step is not removed: it is in use");
     }
 
     /// Removes the image, and a container of it with a name. What is not there is no error.
