@@ -9,6 +9,9 @@ use super::{Images, Renamed};
 use crate::error::{Error, Result};
 use crate::events::now;
 
+/// Maximum size of a manifest or an index in bytes: registries take no larger ones, and the engine does not read much larger ones.
+const MAX_DOCUMENT: usize = 4 << 20;
+
 /// An image that was built.
 #[derive(Clone, Debug, Default)]
 pub struct BuiltImage {
@@ -71,8 +74,10 @@ impl Images {
     }
 
     fn add_held_index(&self, lease: &Lease, built: BuiltIndex) -> Result<AddedIndex> {
+        check_size("index", &built.index)?;
         let mut members = Vec::with_capacity(built.images.len());
         for member in &built.images {
+            check_size("manifest", &member.manifest)?;
             let (config, size) = self.checked(&member.lease, &member.config)?;
             let id = self.files.content.put(lease, &member.config)?;
             let manifest = self.files.content.put(lease, &member.manifest)?;
@@ -153,7 +158,10 @@ impl Images {
         let (config, size) = self.checked(lease, &built.config)?;
         let id = self.files.content.put(content, &built.config)?;
         let manifest = built.manifest.as_ref();
-        let manifest = manifest.map(|bytes| self.files.content.put(content, bytes));
+        let manifest = manifest.map(|bytes| {
+            check_size("manifest", bytes)?;
+            Ok::<_, Error>(self.files.content.put(content, bytes)?)
+        });
         let manifest = manifest.transpose()?;
         // The lease holds the content from here on: if the image is there now, its content was never removed.
         let known = self.get(&id).ok();
@@ -202,6 +210,15 @@ impl Images {
             is_flushed,
         })
     }
+}
+
+/// Refuses a document that is too large: annotations are part of each manifest, and of the index for each platform.
+fn check_size(what: &str, document: &[u8]) -> Result<()> {
+    if document.len() > MAX_DOCUMENT {
+        let text = format!("the {what} of the image has more than {MAX_DOCUMENT} bytes");
+        return Err(Error::invalid(text));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -264,5 +281,13 @@ mod tests {
         // What no name stands for is not kept.
         let four = add("b:1", Some("four"));
         assert_eq!(manifests(), [three, four]);
+        let built = BuiltImage {
+            config: config.clone(),
+            manifest: Some(vec![b' '; MAX_DOCUMENT + 1]),
+            names: vec!["c:1".parse().unwrap()],
+        };
+        let refused = images.add_built(&lease, built).unwrap_err().to_string();
+        assert!(refused.contains("more than 4194304 bytes"), "{refused}");
+        assert_eq!(index_of("c:1"), None);
     }
 }

@@ -93,14 +93,14 @@ impl Drop for Pin {
 }
 
 impl Images {
-    /// Opens the images of an engine, whose content is in `files`.
-    ///
-    /// # Errors
-    /// The client of registries, with whose connections and settings files are fetched from other servers, too.
+    /// Returns the client of registries, with whose connections and settings files are fetched from other servers, too.
     pub fn web(&self) -> Arc<whelk_registry::Client> {
         self.downloads.client()
     }
 
+    /// Opens the images of an engine, whose content is in `files`.
+    ///
+    /// # Errors
     /// Returns an error if the store cannot be read. An image whose files cannot be read is logged
     /// and left out.
     pub fn open(
