@@ -28,7 +28,10 @@ pub struct Failed {
 
 /// The states of the steps of one build that have failed last. Copies share them.
 #[derive(Clone, Debug, Default)]
-pub struct FailedSteps(Arc<Mutex<VecDeque<(String, Arc<Failed>)>>>);
+pub struct FailedSteps(Arc<Mutex<VecDeque<FailedStep>>>);
+
+/// A step that has failed: its operation's digest, as clients are told it, and its state.
+type FailedStep = (String, Arc<Failed>);
 
 impl FailedSteps {
     /// Maximum number: each holds layers. More than fail at the same time, one for each platform.
@@ -45,7 +48,7 @@ impl FailedSteps {
         kept.push_back((op, state.clone()));
     }
 
-    /// Takes the state of an operation, whose digest is as clients are told it.
+    /// Takes the state of an operation.
     pub fn take(&self, op: &str) -> Option<Arc<Failed>> {
         let mut kept = self.0.lock().ignore_poison();
         let at = kept.iter().position(|(known, _)| known == op)?;
