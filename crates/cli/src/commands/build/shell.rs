@@ -64,7 +64,8 @@ pub(super) async fn open(
         (Err(stopped), _) | (Ok(_), Err(stopped)) => Ok(Some(stopped.code)),
         (Ok(Err(failure)), _) if NOT_EXECUTED.contains(&failure.code) => {
             let text = failure.text.trim_start_matches("whelk: ");
-            warn_line!("No shell is opened: {text}");
+            // It may be of a hostile image.
+            warn_line!("No shell is opened: {}", terminal::harmless(text));
             Ok(None)
         }
         // The code of the last command in the shell says nothing.
