@@ -619,7 +619,7 @@ fn steps_that_fail_and_other_stages_are_explained() {
 }
 
 #[test]
-fn the_shell_of_a_failed_step_has_its_network() {
+fn the_shell_of_a_failed_step_has_its_network_and_limits() {
     let engine = Engine::start();
     engine.serve_on_network();
     let context = engine.dockerfile("shell", "FROM busybox\nRUN exit 3\n");
@@ -629,12 +629,23 @@ fn the_shell_of_a_failed_step_has_its_network() {
         "mine",
         "--add-host",
         "other:1.2.3.4",
+        "--memory=64m",
+        "--memory-swap=64m",
+        "--cpu-quota=50000",
+        "--cpu-period=100000",
+        "--cpuset-cpus=0",
         "--on-error=shell",
         context.to_str().unwrap(),
     ];
-    let script = b"wget -q -O - http://server/passwd | head -1; grep other /etc/hosts\n";
-    let output = engine.cli(Program::Whelk).feed(&args, script);
+    // Files of cgroups of both versions.
+    let files = "cpu.max cpu/cpu.cfs_quota_us cpu/cpu.cfs_period_us memory.max memory/memory.limit_in_bytes";
+    let script = format!(
+        "wget -q -O - http://server/passwd | head -1; grep other /etc/hosts\n\
+         cd /sys/fs/cgroup; echo $(cat {files} 2>/dev/null) $(nproc)\n"
+    );
+    let output = whelk(&engine).feed(&args, script.as_bytes());
     assert_eq!(output.code, 1);
-    shows(&output.out(), &["root:", "1.2.3.4\tother"]);
+    let expected = ["root:", "1.2.3.4\tother", "50000 100000 67108864 1\n"];
+    shows(&output.out(), &expected);
     engine.end_server();
 }

@@ -82,17 +82,37 @@ async fn remove(client: &Client, container: &str, image: &str) {
     let _ = client.delete::<Vec<ImageDeleteResponseItem>>(&path).await;
 }
 
+/// Adds a flag with a value that is not empty.
+fn add(flags: &mut Vec<String>, flag: &str, value: &str) {
+    if !value.is_empty() {
+        flags.push(format!("{flag}={value}"));
+    }
+}
+
 /// Returns the flags of `run` for the settings that the steps of the build had.
 fn settings(args: &super::BuildArgs) -> Vec<String> {
     let mut flags = Vec::new();
-    if !matches!(args.network.as_str(), "" | "default") {
-        flags.push(format!("--network={}", args.network));
+    if args.network != "default" {
+        add(&mut flags, "--network", &args.network);
     }
-    if !args.shm_size.is_empty() {
-        flags.push(format!("--shm-size={}", args.shm_size));
+    for (flag, text) in [
+        ("--shm-size", &args.shm_size),
+        ("--cgroup-parent", &args.cgroup_parent),
+        ("--memory", &args.memory),
+        ("--memory-swap", &args.memory_swap),
+        ("--cpuset-cpus", &args.cpuset_cpus),
+        ("--cpuset-mems", &args.cpuset_mems),
+    ] {
+        add(&mut flags, flag, text);
     }
-    if !args.memory.is_empty() {
-        flags.push(format!("--memory={}", args.memory));
+    for (flag, number) in [
+        ("--cpu-shares", args.cpu_shares),
+        ("--cpu-period", args.cpu_period),
+        ("--cpu-quota", args.cpu_quota),
+    ] {
+        if number != 0 {
+            flags.push(format!("{flag}={number}"));
+        }
     }
     let lists = [("--add-host", &args.add_host), ("--ulimit", &args.ulimit)];
     for (flag, values) in lists {
