@@ -42,14 +42,11 @@ pub struct WeakDirectory {
 impl WeakDirectory {
     /// Returns the directory; `None` if nobody has it any more.
     pub fn upgrade(&self) -> Option<Directory> {
-        let index = match &self.index {
-            Some(index) => Some(index.upgrade()?),
-            None => None,
-        };
         Some(Directory {
             workspace: self.workspace.upgrade()?,
             identity: self.identity.clone(),
-            index,
+            // Those that use only the files do not have it. Without it, they are read again.
+            index: self.index.as_ref().and_then(Weak::upgrade),
         })
     }
 }
@@ -282,6 +279,23 @@ mod tests {
             archive.append_link(&mut header, name, content)
         }
         .unwrap();
+    }
+
+    #[test]
+    fn a_directory_exists_as_long_as_anybody_has_its_files() {
+        let root = whelk_sys::Scratch::temporary("weak").unwrap();
+        let store = Store::open(root.path()).unwrap();
+        // An archive without entries.
+        let directory = Directory::unpack(&store, &[0_u8; 1024][..]).unwrap();
+        let weak = directory.downgrade();
+        let same = weak.upgrade().unwrap();
+        assert!(same.index().is_some());
+        assert_eq!(same.identity(), directory.identity());
+        let workspace = directory.workspace();
+        drop((same, directory));
+        assert!(weak.upgrade().unwrap().index().is_none());
+        drop(workspace);
+        assert!(weak.upgrade().is_none());
     }
 
     #[test]
