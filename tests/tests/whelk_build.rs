@@ -952,6 +952,8 @@ fn the_shell_of_a_failed_step_ends_with_its_client() {
     let text = "FROM busybox\nRUN echo left > /made; exit 3\n";
     let context = engine.dockerfile("ends", text);
     let args = ["build", "--on-error=shell", context.to_str().unwrap()];
+    let layers = || fs::read_dir(engine.root().join("layers")).unwrap().count();
+    let before = layers();
     let opened = || {
         let mut pty = engine.cli(Program::Whelk).pty(&args);
         pty.expect("A shell in the state of the failed step");
@@ -996,6 +998,9 @@ fn the_shell_of_a_failed_step_ends_with_its_client() {
     detached.keys("\u{10}\u{11}");
     assert_eq!(detached.finish(), 1);
     is_removed();
+    eventually("the files of the step to be removed", || {
+        (layers() == before).then_some(())
+    });
     engine.has_no_builds();
 }
 

@@ -84,6 +84,15 @@ impl Error {
         }
     }
 
+    /// Returns it without the state of a failed process, for what is kept when the build has ended.
+    pub(crate) fn without_state(&self) -> Self {
+        let mut error = self.clone();
+        if let Self::Process { state, .. } = &mut error {
+            *state = None;
+        }
+        error
+    }
+
     /// Returns the cause, without the place where it has happened.
     pub fn root(&self) -> &Self {
         match self {

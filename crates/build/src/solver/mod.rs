@@ -345,7 +345,7 @@ impl Builder {
             match outcome {
                 Ok(outcome) => drop(done.insert(index, outcome)),
                 Err(error) => {
-                    job.report(index, State::Failed(error.clone()));
+                    job.report(index, State::Failed(error.without_state()));
                     return Err(Error::Step {
                         op: graph.nodes[index].digest,
                         cause: Box::new(error),
