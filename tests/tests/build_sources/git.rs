@@ -271,12 +271,12 @@ fn repositories_are_added() {
     let commit = git(&path, &["rev-parse", "HEAD"]);
     let url = host.url("lib.git");
     let dockerfile = format!(
-        "FROM busybox\nADD {url} /plain\nADD --keep-git-dir=true {url}#main /kept\n\
-         ADD --checksum={commit} {url}#main:dir /dir\n"
+        "FROM busybox\nADD {url} /plain\nADD --keep-git-dir=true {url}#main /kept/\n\
+         ADD --checksum={commit} {url}#main:dir /plain/\n"
     );
     let context = only(&engine, "add", &dockerfile);
-    let look = "ls -A /plain /kept /dir; cat /kept/.git/HEAD";
-    let expected = format!("/dir:\ny\n\n/kept:\n.git\ndir\nx\n\n/plain:\ndir\nx\n{commit}");
+    let look = "ls -A /plain /kept; cat /kept/.git/HEAD; ls /y /x /dir 2>&1 | grep -c 'No such'";
+    let expected = format!("/kept:\n.git\ndir\nx\n\n/plain:\ndir\nx\ny\n{commit}\n3");
     for name in ["buildkit", "classic"] {
         match name {
             "classic" => drop(classic(&engine, &["--no-cache", "-t", name, &context])),

@@ -226,7 +226,10 @@ impl Copy<'_> {
         if (is_directory && !self.contents && is_into.is_some())
             || (!is_directory && is_into == Some(true))
         {
-            path.push(&selected.name);
+            // The root has no name of its own: its content is copied.
+            if selected.name != "/" {
+                path.push(&selected.name);
+            }
             is_new = !exists(&path);
         }
         let mut run = Run {
@@ -540,6 +543,16 @@ mod tests {
         }
 
         fn copy_with(&self, source: &str, destination: &str, lists: [&[&str]; 2]) -> Result<()> {
+            self.copy_as(source, destination, lists, true)
+        }
+
+        fn copy_as(
+            &self,
+            source: &str,
+            destination: &str,
+            lists: [&[&str]; 2],
+            contents: bool,
+        ) -> Result<()> {
             let selector = Selector {
                 path: source.into(),
                 wildcard: true,
@@ -558,7 +571,7 @@ mod tests {
                 },
                 filter: &filter,
                 symbolic: None,
-                contents: true,
+                contents,
                 replaces: false,
                 keeps_capabilities: true,
             };
@@ -624,6 +637,28 @@ mod tests {
         check("d", "/new", &["new/e/y", "new/n/", "new/x"]);
         check("d", "/old/", &["old/e/y", "old/file", "old/n/", "old/x"]);
         check("d/*", "/new/", &["new/x", "new/y"]);
+    }
+
+    #[test]
+    fn a_directory_is_copied_under_its_name_and_the_root_as_its_content() {
+        for (source, destination, expected) in [
+            ("d", "/new", "new/x"),
+            ("d", "/new/", "new/d/x"),
+            ("d", "/old", "old/d/x"),
+            ("/", "/new", "new/d/x"),
+            ("/", "/new/", "new/d/x"),
+            ("/", "/old", "old/d/x"),
+            ("/", "/", "d/x"),
+        ] {
+            let roots = Roots::new("names", &["d/x"], &["old/"]);
+            roots
+                .copy_as(source, destination, [&[], &[]], false)
+                .unwrap();
+            let found = roots.found();
+            let mut found = found.iter().filter(|path| *path != "old/");
+            assert_eq!(found.next().unwrap(), expected, "{source} {destination}");
+            assert_eq!(found.next(), None, "{source} {destination}");
+        }
     }
 
     #[test]
