@@ -368,7 +368,7 @@ fn a_huge_environment_does_not_block_others() {
         while !made.is_finished() {
             let begun = Instant::now();
             assert!(
-                engine.answers() && begun.elapsed() < Duration::from_secs(2),
+                engine.answers() && begun.elapsed() < Duration::from_secs(10),
                 "{:?}",
                 begun.elapsed()
             );

@@ -717,7 +717,7 @@ fn a_flood_of_queries_does_not_delay_other_containers() {
     });
     waits.sort_unstable();
     assert!(
-        waits[waits.len() * 99 / 100] < Duration::from_millis(100),
+        waits[waits.len() * 99 / 100] < Duration::from_millis(500),
         "{:?}",
         &waits[waits.len() - 8..]
     );
@@ -826,10 +826,8 @@ fn names_resolve_immediately_after_an_engine_restart() {
         engine.restart();
         let back = Instant::now();
         while !answers(id) {
-            assert!(
-                back.elapsed() < Duration::from_millis(100),
-                "no answer in time"
-            );
+            // Resolver libraries ask again after five seconds.
+            assert!(back.elapsed() < Duration::from_secs(1), "no answer in time");
         }
     }
 }
