@@ -198,7 +198,8 @@ impl Client {
         }
         request
             .headers_mut()
-            .insert(USER_AGENT, self.user_agent.clone());
+            .entry(USER_AGENT)
+            .or_insert_with(|| self.user_agent.clone());
         let host = target.authority();
         let proxy = self
             .proxies

@@ -22,6 +22,14 @@ fn server() -> Web {
                 .header("ETag", "\"one\"")
                 .header("Last-Modified", TIME),
             "/plain" => Answer::new(200, body),
+            "/packed" => {
+                assert_eq!(asked.header("accept-encoding"), Some("gzip"));
+                Answer::new(200, images::gzip(body.as_bytes()))
+                    .header("Content-Encoding", "gzip")
+                    .header("Last-Modified", "Thursday, 01-Jan-15 00:00:00 GMT")
+            }
+            "/cut" => Answer::new(200, &images::gzip(body.as_bytes())[..20])
+                .header("Content-Encoding", "gzip"),
             "/archive.tar" => Answer::new(200, Tar::new().file("inner", "of an archive").finish()),
             "/archive.tar.xz" => Answer::new(200, images::xz(&Tar::new().file("xz", "").finish())),
             "/moved" => Answer::new(302, "").header("Location", "/tagged"),
@@ -38,10 +46,10 @@ fn server() -> Web {
 fn files_of_urls_are_added() {
     let engine = Engine::start();
     let server = server();
-    let [tagged, plain, tar, moved] =
-        ["/tagged", "/plain", "/archive.tar", "/moved"].map(|path| server.url(path));
+    let [tagged, plain, tar, moved, packed] =
+        ["/tagged", "/plain", "/archive.tar", "/moved", "/packed"].map(|path| server.url(path));
     let dockerfile = format!(
-        "FROM busybox\nADD {tagged} {moved} /dir/\nADD --chmod=755 --chown=7:8 {plain} /named\nADD {tar} /whole/\n\
+        "FROM busybox\nADD {tagged} {moved} {packed} /dir/\nADD --chmod=755 --chown=7:8 {plain} /named\nADD {tar} /whole/\n\
          ADD --unpack=true {tar} {tar}.xz /unpacked/\nADD local.tar.bz2 local.txz notes.bz2 /local/\n"
     );
     let context = only(&engine, "add", &dockerfile);
@@ -59,8 +67,10 @@ fn files_of_urls_are_added() {
     ] {
         std::fs::write(Path::new(&context).join(name), content).unwrap();
     }
-    let look = "cat /dir/tagged /dir/moved; stat -c '%n %a %u %Y' /dir/tagged /named; ls /local /whole /unpacked";
-    let expected = "content of /taggedcontent of /tagged/dir/tagged 600 0 1420070400\n/named 755 7 0\n\
+    let look = "cat /dir/tagged /dir/moved /dir/packed; stat -c '%n %a %u %Y' /dir/tagged /dir/packed /named; \
+        ls /local /whole /unpacked";
+    let expected = "content of /taggedcontent of /taggedcontent of /packed/dir/tagged 600 0 1420070400\n\
+        /dir/packed 600 0 1420070400\n/named 755 7 0\n\
         /local:\nbz2\nnotes.bz2\ntxz\n\n/unpacked:\ninner\nxz\n\n/whole:\narchive.tar";
     built(&engine, &["-t", "add:1", &context]);
     assert_eq!(run(&engine, "add:1", look), expected);
@@ -125,6 +135,7 @@ fn hostile_servers_are_refused_by_name() {
         ("/file", "a redirect to an invalid URL"),
         ("/ftp", "a redirect to another protocol"),
         ("/short", "GET http://"),
+        ("/cut", "/cut: decompress the body"),
     ] {
         let url = server.url(path);
         let name = path.trim_start_matches('/');

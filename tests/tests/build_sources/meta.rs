@@ -86,6 +86,10 @@ async fn frontends_learn_what_sources_are_now() {
         "/file.txt" => {
             Answer::new(200, "content").header("Last-Modified", "Thu, 01 Jan 2015 00:00:00 GMT")
         }
+        "/named" if asked.header("user-agent") == Some("tester") => {
+            let disposition = "attachment; filename=\"a; b.txt\"";
+            Answer::new(200, "content").header("Content-Disposition", disposition)
+        }
         _ => Answer::new(404, "no"),
     });
     let repository = |fragment: &str| {
@@ -107,6 +111,13 @@ async fn frontends_learn_what_sources_are_now() {
         objects,
         of(&web.url("/none"), &[]),
         of("local://context", &[]),
+        of(
+            &web.url("/named"),
+            &[
+                ("http.header.user-agent", "tester"),
+                ("http.header.x-other", "is not sent"),
+            ],
+        ),
     ];
     let answers = ask(&engine, requests).await;
     let git = |number: usize| {
@@ -123,6 +134,8 @@ async fn frontends_learn_what_sources_are_now() {
         (file.checksum, file.filename.as_str(), seconds),
         (digest, "file.txt", 1_420_070_400)
     );
+    let named = answers[8].as_ref().unwrap().http.clone().unwrap();
+    assert_eq!(named.filename, "a; b.txt");
     for (number, error) in [
         (4, "does not contain ref none"),
         (5, "the objects of git commits"),

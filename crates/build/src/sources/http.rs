@@ -3,6 +3,9 @@
 //! A file is kept with the tag (`ETag`) that its server has given it, and is not sent again as long as it has that
 //! tag; one whose checksum is known is not asked for at all.
 
+mod gunzip;
+mod headers;
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::Path;
@@ -18,6 +21,7 @@ use whelk_llb::pb::SourceOp;
 use whelk_registry::{Pace, WebRequest, WebResponse};
 use whelk_sys::sync::IgnorePoison as _;
 use whelk_sys::{Scratch, fs};
+use whelk_text::url::unescape;
 
 use super::fetched::{FetchedDirectories, Info};
 use crate::client::{Client, Pieces};
@@ -27,6 +31,8 @@ use crate::layers::Workspace;
 use crate::progress::{EventKind, Work};
 use crate::spool::Spool;
 use crate::{Builder, blocking};
+use gunzip::Gunzip;
+use headers::{disposition_name, time};
 
 /// The host of URLs whose files the client has (`http://buildkit-session/ID`).
 const SESSION: &str = "http://buildkit-session/";
@@ -69,7 +75,7 @@ struct HttpSource {
 
 /// Where the bytes of a file come from.
 enum Origin {
-    Web(Box<WebResponse>, Pace),
+    Web(Box<Body>),
     /// As fast as the client is: it may pass on what a program of its user writes.
     Client(Pieces),
 }
@@ -77,19 +83,66 @@ enum Origin {
 impl Origin {
     async fn piece(&mut self) -> Result<Option<Bytes>> {
         match self {
-            Self::Web(response, pace) => {
-                let size = |piece: &whelk_registry::Result<Option<Bytes>>| {
-                    Some(piece.as_ref().ok()?.as_ref()?.len())
-                };
-                let piece = pace.wait(response.piece(), size).await;
-                let piece = piece.map_err(|slow| {
-                    let url = redacted(&response.url());
-                    Error::invalid(format!("{url}: too slow: {slow}"))
-                })?;
-                piece.map_err(failed)
-            }
+            Self::Web(body) => body.piece().await,
             Self::Client(pieces) => pieces.next().await.transpose(),
         }
+    }
+}
+
+/// What a server sends.
+struct Body {
+    response: WebResponse,
+    pace: Pace,
+    /// Decompresses what the server has compressed for the transfer; `None` if it has not.
+    gunzip: Option<Gunzip>,
+    is_over: bool,
+}
+
+impl Body {
+    fn new(response: WebResponse) -> Self {
+        let encoding = response.header("content-encoding").unwrap_or_default();
+        let gunzip = encoding.eq_ignore_ascii_case("gzip").then(Gunzip::new);
+        Self {
+            response,
+            pace: Pace::new(WINDOW),
+            gunzip,
+            is_over: false,
+        }
+    }
+
+    async fn piece(&mut self) -> Result<Option<Bytes>> {
+        loop {
+            let unpacked = self.gunzip.as_mut().map(Gunzip::next).transpose();
+            if let Some(bytes) = unpacked.map_err(|error| self.malformed(&error))?.flatten() {
+                return Ok(Some(bytes));
+            }
+            if self.is_over {
+                return Ok(None);
+            }
+            let size = |piece: &whelk_registry::Result<Option<Bytes>>| {
+                Some(piece.as_ref().ok()?.as_ref()?.len())
+            };
+            let piece = self.pace.wait(self.response.piece(), size).await;
+            let piece = piece.map_err(|slow| {
+                let url = redacted(&self.response.url());
+                Error::invalid(format!("{url}: too slow: {slow}"))
+            })?;
+            let piece = piece.map_err(failed)?;
+            let Some(piece) = piece else {
+                self.is_over = true;
+                let rest = self.gunzip.as_mut().map(Gunzip::finish).transpose();
+                return rest.map_err(|error| self.malformed(&error));
+            };
+            match &mut self.gunzip {
+                None => return Ok(Some(piece)),
+                Some(gunzip) => gunzip.add(piece),
+            }
+        }
+    }
+
+    fn malformed(&self, error: &std::io::Error) -> Error {
+        let url = redacted(&self.response.url());
+        Error::invalid(format!("{url}: decompress the body: {error}"))
     }
 }
 
@@ -130,8 +183,9 @@ impl HttpSource {
                 "http.gid" => wanted.owner.1 = number()?,
                 "http.authheadersecret" => wanted.secret = Some(value.clone()),
                 "http.header.accept" => wanted.headers.push(("accept", value.clone())),
-                // BuildKit allows this one, too; the engine always sends its own.
-                "http.header.user-agent" => {}
+                "http.header.user-agent" => wanted.headers.push(("user-agent", value.clone())),
+                // As in BuildKit, no others are sent.
+                name if name.starts_with("http.header.") => {}
                 _ => return Err(Error::Unsupported(format!("the attribute {name} of a URL"))),
             }
         }
@@ -149,6 +203,7 @@ impl HttpSource {
     /// Returns the request, with what the client has for the host.
     async fn request(&self, client: &dyn Client) -> Result<WebRequest> {
         let mut request = WebRequest::new(&self.url).map_err(failed)?;
+        request = request.header("accept-encoding", "gzip");
         for (name, value) in &self.headers {
             request = request.header(name, value);
         }
@@ -174,13 +229,15 @@ impl HttpSource {
     /// Returns the name of the file.
     fn file_name(&self, response: Option<&WebResponse>) -> String {
         let disposition = response.and_then(|response| response.header("content-disposition"));
+        let disposition = disposition.and_then(disposition_name);
         let path = self.url.split_once("://").map_or("", |(_, rest)| rest);
         let path = path.split(['?', '#']).next().unwrap_or_default();
         let path = path.split_once('/').map_or("", |(_, path)| path);
+        let path = unescape(path).unwrap_or_else(|_| path.to_owned());
         let candidates = [
             Some(self.name.as_str()),
-            disposition.and_then(disposition_name),
-            Some(path),
+            disposition.as_deref().filter(|name| !name.ends_with('/')),
+            Some(path.as_str()),
         ];
         // Of each only the last component counts.
         let mut names = candidates.into_iter().flatten();
@@ -202,14 +259,6 @@ pub(crate) fn header(name: &str, value: Vec<u8>) -> Result<String> {
 
 fn is_name(name: &str) -> bool {
     !matches!(name, "" | "." | "..") && name.len() <= 255 && !name.contains(['/', '\0'])
-}
-
-/// Returns the file name in the header `Content-Disposition`.
-fn disposition_name(value: &str) -> Option<&str> {
-    let parameters = value.split(';').skip(1);
-    let mut pairs = parameters.filter_map(|parameter| parameter.trim().split_once('='));
-    let (_, name) = pairs.find(|(key, _)| key.eq_ignore_ascii_case("filename"))?;
-    Some(name.trim_matches('"')).filter(|name| !name.is_empty())
 }
 
 /// Returns whether a source is a URL's file.
@@ -312,7 +361,7 @@ impl Builder {
             ..Info::default()
         };
         let name = wanted.file_name(Some(&response));
-        let origin = Origin::Web(Box::new(response), Pace::new(WINDOW));
+        let origin = Origin::Web(Box::new(Body::new(response)));
         let (scratch, info) = self.save(&wanted, name, origin, info, work).await?;
         let time = info.time;
         let builder = self.clone();
@@ -470,12 +519,6 @@ fn weak(tag: &str) -> &str {
     tag.strip_prefix("W/").unwrap_or(tag)
 }
 
-/// Parses a time of HTTP, in seconds since 1970.
-fn time(text: &str) -> Option<i64> {
-    let time = jiff::fmt::rfc2822::parse(text).ok()?;
-    Some(time.timestamp().as_second())
-}
-
 #[cfg(test)]
 #[allow(
     clippy::unwrap_used,
@@ -519,6 +562,8 @@ mod tests {
     fn file_names_are_single_components() {
         for (url, name, expected) in [
             ("https://h/a/b.tar?x=/y", "", "b.tar"),
+            ("https://h/a/b%20c", "", "b c"),
+            ("https://h/a/b%2fc", "", "c"),
             ("https://h/a/..", "", "download"),
             ("https://h", "", "download"),
             ("https://h/a", "../../etc/passwd", "passwd"),
@@ -527,13 +572,6 @@ mod tests {
             let wanted = wanted(url, &[("http.filename", name)]).unwrap();
             assert_eq!(wanted.file_name(None), expected, "{url} {name}");
         }
-        for (header, expected) in [
-            ("attachment; filename=\"x.tar\"", Some("x.tar")),
-            ("attachment; FILENAME=x", Some("x")),
-            ("attachment", None),
-        ] {
-            assert_eq!(disposition_name(header), expected);
-        }
     }
 
     #[test]
@@ -541,11 +579,5 @@ mod tests {
         let url = "https://user:secret@host:8/path?token=secret#secret";
         assert_eq!(redacted(url), "https://host:8/path");
         assert_eq!(redacted("git@host:path"), "git@host:path");
-    }
-
-    #[test]
-    fn times_of_http_are_parsed() {
-        assert_eq!(time("Thu, 01 Jan 1970 00:01:00 GMT"), Some(60));
-        assert_eq!(time("soon"), None);
     }
 }
