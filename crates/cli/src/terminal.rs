@@ -16,13 +16,17 @@ pub(crate) fn one_line(text: &str) -> String {
     harmless(&text.replace(['\n', '\t', '\r'], " "))
 }
 
-/// Returns JSON without the control characters that `serde_json` leaves in texts.
+/// Returns JSON without control characters: those that `serde_json` leaves in texts, and those of what is no JSON, as a frontend may
+/// answer.
 pub(crate) fn harmless_json(json: &str) -> String {
     let mut shown = String::with_capacity(json.len());
     for letter in json.chars() {
         match letter {
-            '\u{7f}'..='\u{9f}' => shown += &format!("\\u{:04x}", u32::from(letter)),
-            letter => shown.push(letter),
+            '\n' | '\t' => shown.push(letter),
+            // It is between values.
+            '\r' => shown.push(' '),
+            _ if letter.is_control() => shown += &format!("\\u{:04x}", u32::from(letter)),
+            _ => shown.push(letter),
         }
     }
     shown
@@ -146,5 +150,7 @@ mod tests {
         let shown = harmless_json(&json);
         assert_eq!(shown, r#""a\u001b\u007f\u009b<é""#);
         assert_eq!(serde_json::from_str::<String>(&shown).unwrap(), text);
+        let shown = harmless_json("{\r\n\t\"a\": \u{1b}[2J");
+        assert_eq!(shown, "{ \n\t\"a\": \\u001b[2J");
     }
 }
