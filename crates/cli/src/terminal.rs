@@ -7,8 +7,11 @@ use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwins
 /// Returns a text whose control characters, but for the ends of lines and tabs, are replaced: what an engine knows may come from
 /// anybody, and must not control the terminal.
 pub(crate) fn harmless(text: &str) -> String {
-    let is_harmful = |letter: char| letter.is_control() && !matches!(letter, '\n' | '\t');
     text.replace(is_harmful, "\u{fffd}")
+}
+
+fn is_harmful(letter: char) -> bool {
+    letter.is_control() && !matches!(letter, '\n' | '\t')
 }
 
 /// Returns a text as [`harmless`] does, and on one line: as the cell of a table, or behind a heading.
@@ -22,10 +25,9 @@ pub(crate) fn harmless_json(json: &str) -> String {
     let mut shown = String::with_capacity(json.len());
     for letter in json.chars() {
         match letter {
-            '\n' | '\t' => shown.push(letter),
             // It is between values.
             '\r' => shown.push(' '),
-            _ if letter.is_control() => shown += &format!("\\u{:04x}", u32::from(letter)),
+            _ if is_harmful(letter) => shown += &format!("\\u{:04x}", u32::from(letter)),
             _ => shown.push(letter),
         }
     }
