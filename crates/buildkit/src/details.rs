@@ -1,9 +1,11 @@
 //! Details of errors, which tell clients where in a Dockerfile a build has failed.
 
+use std::collections::BTreeMap;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
-use whelk_llb::pb::{Range, SourceInfo};
+use whelk_llb::pb::{Definition, OpMetadata, Range, Source as SourceMap, SourceInfo};
 
 use crate::grpc::Status;
 use crate::pb::Any;
@@ -35,8 +37,49 @@ struct Source<'a> {
 struct Info<'a> {
     filename: &'a str,
     data: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    definition: Option<Operations<'a>>,
     #[serde(skip_serializing_if = "str::is_empty")]
     language: &'a str,
+}
+
+/// The definition of what a file is part of.
+#[derive(Serialize)]
+struct Operations<'a> {
+    def: Vec<String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    metadata: BTreeMap<&'a str, Metadata<'a>>,
+}
+
+#[derive(Serialize)]
+struct Metadata<'a> {
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    ignore_cache: bool,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    description: &'a BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    caps: &'a BTreeMap<String, bool>,
+}
+
+impl<'a> From<&'a Definition> for Operations<'a> {
+    fn from(definition: &'a Definition) -> Self {
+        let metadata = |metadata: &'a OpMetadata| Metadata {
+            ignore_cache: metadata.ignore_cache,
+            description: &metadata.description,
+            caps: &metadata.caps,
+        };
+        let all = definition.metadata.iter();
+        Self {
+            def: definition
+                .def
+                .iter()
+                .map(|op| STANDARD.encode(op))
+                .collect(),
+            metadata: all
+                .map(|(digest, one)| (digest.as_str(), metadata(one)))
+                .collect(),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -49,6 +92,16 @@ struct Lines {
 struct Line {
     #[serde(default)]
     line: i32,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    character: i32,
+}
+
+#[allow(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde calls it with a reference"
+)]
+fn is_zero(number: &i32) -> bool {
+    *number == 0
 }
 
 /// Returns the detail with the operation that has failed.
@@ -68,6 +121,7 @@ pub fn exit(code: u32) -> Any {
 pub fn source(info: &SourceInfo, ranges: &[Range]) -> Any {
     let line = |position: Option<whelk_llb::pb::Position>| Line {
         line: position.map_or(0, |position| position.line),
+        character: position.map_or(0, |position| position.character),
     };
     let ranges = ranges.iter().map(|range| Lines {
         start: line(range.start),
@@ -76,6 +130,7 @@ pub fn source(info: &SourceInfo, ranges: &[Range]) -> Any {
     let info = Info {
         filename: &info.filename,
         data: STANDARD.encode(&info.data),
+        definition: info.definition.as_ref().map(Operations::from),
         language: &info.language,
     };
     let ranges = ranges.collect();
@@ -182,21 +237,41 @@ pub fn places(status: &Status) -> Vec<Place> {
     sources.filter_map(place).collect()
 }
 
+/// Maximum size of the files that the details of an error have, in bytes: there is one for each place.
+const MAX_FILES: usize = 256 << 10;
+
 impl Status {
-    /// Adds the operation that has failed, and where it comes from.
+    /// Adds the operation that has failed, and the places that it comes from, of which clients print the last detail first.
     #[must_use]
-    pub fn at(self, digest: &str, place: Option<(&SourceInfo, &[Range])>) -> Self {
-        let status = self.with(vertex(digest));
-        match place {
-            Some((info, ranges)) => status.with(source(info, ranges)),
-            None => status,
+    pub fn at(self, digest: &str, source: Option<&SourceMap>) -> Self {
+        let mut status = self.with(vertex(digest));
+        let Some((known, infos)) =
+            source.and_then(|source| Some((source.locations.get(digest)?, &source.infos)))
+        else {
+            return status;
+        };
+        let mut room = MAX_FILES;
+        for location in known.locations.iter().rev() {
+            let index = usize::try_from(location.source_index).ok();
+            let Some(info) = index.and_then(|index| infos.get(index)) else {
+                continue;
+            };
+            let definition = info.definition.iter().flat_map(|one| &one.def);
+            let size = info.data.len() + definition.map(Vec::len).sum::<usize>();
+            // A definition may name any number of places in the same large file.
+            let Some(left) = room.checked_sub(size) else {
+                break;
+            };
+            room = left;
+            status = status.with(self::source(info, &location.ranges));
         }
+        status
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use whelk_llb::pb::Position;
+    use whelk_llb::pb::{Location, Locations, Position};
 
     use super::*;
 
@@ -235,5 +310,79 @@ mod tests {
         remove_failed_images(&mut status);
         assert_eq!(image_of_failed(&status), None);
         assert_eq!(failed_vertex(&status).as_deref(), Some("y"));
+    }
+
+    #[test]
+    fn details_have_the_definition_and_characters() {
+        let definition = Definition {
+            def: vec![b"op".to_vec()],
+            metadata: BTreeMap::from([(
+                "sha256:1".to_owned(),
+                OpMetadata {
+                    caps: BTreeMap::from([("source.local".to_owned(), true)]),
+                    ..OpMetadata::default()
+                },
+            )]),
+            source: None,
+        };
+        let info = SourceInfo {
+            filename: "f".into(),
+            definition: Some(definition),
+            language: "Dockerfile".into(),
+            ..SourceInfo::default()
+        };
+        let start = Some(Position {
+            line: 3,
+            character: 1,
+        });
+        let range = Range { start, end: None };
+        let text = concat!(
+            r#"{"info":{"filename":"f","data":"","definition":{"def":["b3A="],"#,
+            r#""metadata":{"sha256:1":{"caps":{"source.local":true}}}},"language":"Dockerfile"},"#,
+            r#""ranges":[{"start":{"line":3,"character":1},"end":{"line":0}}]}"#
+        );
+        let detail = source(&info, &[range]);
+        assert_eq!(String::from_utf8_lossy(&detail.value), text);
+    }
+
+    #[test]
+    fn all_places_of_an_operation_are_told() {
+        let info = |filename: &str, size: usize| SourceInfo {
+            filename: filename.into(),
+            data: vec![b'x'; size],
+            ..SourceInfo::default()
+        };
+        let location = |source_index: i32, line: i32| Location {
+            source_index,
+            ranges: vec![Range {
+                start: Some(Position { line, character: 0 }),
+                end: None,
+            }],
+        };
+        let told = |size: usize, locations: Vec<Location>| {
+            let source = SourceMap {
+                locations: BTreeMap::from([("d".to_owned(), Locations { locations })]),
+                infos: vec![info("foo", size), info("bar", size)],
+            };
+            let status = Status::unknown("x").at("d", Some(&source));
+            let all = places(&status).into_iter();
+            let all = all.map(|place| (place.filename, place.ranges[0].0));
+            all.collect::<Vec<_>>()
+        };
+        let place = |name: &str, line: usize| (name.to_owned(), line);
+        let three = || {
+            vec![
+                location(0, 7),
+                location(1, 8),
+                location(0, 9),
+                location(2, 1),
+            ]
+        };
+        assert_eq!(
+            told(1, three()),
+            [place("foo", 9), place("bar", 8), place("foo", 7)]
+        );
+        assert_eq!(told(MAX_FILES / 2, three()).len(), 2);
+        assert_eq!(told(MAX_FILES + 1, three()).len(), 0);
     }
 }

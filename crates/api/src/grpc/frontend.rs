@@ -13,6 +13,7 @@ use whelk_buildkit::pb::gateway::Result as FrontendResult;
 use whelk_buildkit::session::FilesRequest;
 use whelk_dockerfile::convert::{
     Answer, Answers, ContextInput, Image, MainContext, Options, Request as Ask, check,
+    file_definition,
 };
 use whelk_dockerfile::lint::{Linter, Warning};
 use whelk_dockerfile::{Stages, report};
@@ -165,7 +166,7 @@ impl Buildkit {
             platforms => platforms.iter().cloned().map(Some).collect(),
         };
         let wanted = wanted.into_iter().enumerate();
-        let converting = wanted.map(|(place, platform)| async move {
+        let mut converting = wanted.map(|(place, platform)| async move {
             let options = Options {
                 platform: platform.clone(),
                 // All platforms have the warnings of the first one.
@@ -175,7 +176,10 @@ impl Buildkit {
             };
             let converted = self.builder.convert(request, &prepared.text, &options);
             let converted = converted.await;
-            let converted = converted.map_err(|error| of_frontend(&error, &prepared.file))?;
+            let converted = converted.map_err(|error| {
+                let is_wrong = matches!(error, Error::Dockerfile(_));
+                (is_wrong, of_frontend(&error, &prepared.file))
+            })?;
             let conversion = converted.conversion;
             let origin = Origin {
                 image: conversion.image,
@@ -185,11 +189,30 @@ impl Buildkit {
                 ignores_cache: conversion.ignore_cache,
             };
             let (definition, images) = (conversion.definition, converted.images);
-            let reference =
-                Reference::new(request.clone(), definition, images, Some(origin)).await?;
-            Ok::<_, Status>((platform.unwrap_or_else(host), reference))
+            let reference = Reference::new(request.clone(), definition, images, Some(origin));
+            let reference = reference.await.map_err(|status| (false, status))?;
+            Ok::<_, (bool, Status)>((platform.unwrap_or_else(host), reference))
         });
-        futures_util::future::try_join_all(converting).await
+        let Some(first) = converting.next() else {
+            return Ok(Vec::new());
+        };
+        let others = futures_util::future::try_join_all(converting);
+        tokio::pin!(first, others);
+        let (one, rest) = tokio::select! {
+            biased;
+            one = &mut first => match one {
+                Ok(one) => (Ok(one), others.await),
+                Err((_, status)) => return Err(status),
+            },
+            rest = &mut others => match rest {
+                // Only the first one tells the warnings, also those of a Dockerfile that is wrong.
+                Ok(_) | Err((true, _)) => (first.await, rest),
+                Err((false, status)) => return Err(status),
+            },
+        };
+        let mut references = vec![one.map_err(|(_, status)| status)?];
+        references.extend(rest.map_err(|(_, status)| status)?);
+        Ok(references)
     }
 
     /// Returns the request of a build with the settings of its frontend. They are the client's: a program in an image has those
@@ -304,21 +327,25 @@ impl Buildkit {
                 format!("failed to read dockerfile: open {filename}: no such file or directory");
             Status::unknown(text)
         })?;
+        options.session.clone_from(&build.session);
+        let mut locals = Vec::new();
+        if is_of_client {
+            let local = match get("dockerfilekey") {
+                "" => "dockerfile",
+                name => name,
+            };
+            let definition = file_definition(&options, local);
+            let definition = definition.map_err(|error| Status::unknown(error.to_string()))?;
+            options.file_definition = Some(definition);
+            locals.push(local.to_owned());
+        }
         let file = SourceInfo {
             filename: filename.clone(),
             data: text.as_bytes().to_vec(),
-            definition: None,
+            definition: options.file_definition.clone(),
             language: "Dockerfile".into(),
         };
         *build.report.file.lock().ignore_poison() = Some((vertex, file.clone()));
-        let mut locals = Vec::new();
-        if is_of_client {
-            locals.push(match get("dockerfilekey") {
-                "" => "dockerfile".to_owned(),
-                name => name.to_owned(),
-            });
-        }
-        options.session.clone_from(&build.session);
         options.context = match remote {
             Some(remote) => MainContext::Graph(remote.graph),
             None => {

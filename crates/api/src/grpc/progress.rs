@@ -156,7 +156,7 @@ impl Teller<'_> {
                 }
                 vertex.started.get_or_insert(at);
                 vertex.completed = Some(at);
-                vertex.error = super::result::status(error.root(), None).message;
+                vertex.error = super::result::message(error.root(), Some(&step));
             }
             EventKind::Left => {
                 if let Some(output) = known.output.take() {

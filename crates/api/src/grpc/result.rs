@@ -1,19 +1,36 @@
 //! Errors of builds as clients print them.
 
 use whelk_build::Error;
+use whelk_buildkit::cut::beginning;
 use whelk_buildkit::details;
 use whelk_buildkit::grpc::{Code, Status};
 use whelk_dockerfile::Lines;
+use whelk_llb::Digest;
 use whelk_llb::pb::{Position, Range, Source, SourceInfo};
+
+/// Returns the text of an error of this step.
+pub(super) fn message(error: &Error, step: Option<&Digest>) -> String {
+    /// Number of digits of a step's digest that stand for what is read of it.
+    const REF: usize = 25;
+    let Error::Missing { path, .. } = error.root() else {
+        return error.to_string();
+    };
+    // As BuildKit has it, where contents are compared first.
+    let of = step.map_or_else(String::new, |step| {
+        let digest = step.to_string();
+        let digits = digest.trim_start_matches("sha256:");
+        format!(" {}", beginning(digits, REF))
+    });
+    format!(
+        "failed to compute cache key: failed to calculate checksum of ref{of}: \"/{path}\": not found"
+    )
+}
 
 /// Returns the status of a failed step, with its lines.
 pub(super) fn status(error: &Error, source: Option<&Source>) -> Status {
-    let text = match error.root() {
-        // As BuildKit has it, where contents are compared first.
-        Error::Missing { path, .. } => format!(
-            "failed to compute cache key: failed to calculate checksum of ref: \"/{path}\": not found"
-        ),
-        _ => error.to_string(),
+    let text = match error {
+        Error::Step { op, .. } => message(error, Some(op)),
+        _ => message(error, None),
     };
     let mut status = Status::new(code(error), text);
     if let Error::Process { code, .. } = error.root() {
@@ -22,14 +39,7 @@ pub(super) fn status(error: &Error, source: Option<&Source>) -> Status {
     let Error::Step { op, .. } = error else {
         return status;
     };
-    let digest = op.to_string();
-    let place = source.and_then(|source| {
-        let locations = source.locations.get(&digest)?;
-        let location = locations.locations.first()?;
-        let index = usize::try_from(location.source_index).ok()?;
-        Some((source.infos.get(index)?, location.ranges.as_slice()))
-    });
-    status.at(&digest, place)
+    status.at(&op.to_string(), source)
 }
 
 /// Returns the status of an error of the frontend, with the lines of the Dockerfile.
@@ -65,5 +75,30 @@ fn code(error: &Error) -> Code {
             _ => Code::Unknown,
         },
         _ => Code::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_told_as_buildkit_does() {
+        let missing = Error::Missing {
+            instruction: None,
+            path: "a".into(),
+        };
+        let op = Digest::of(b"step");
+        let digest = op.to_string();
+        let text = format!(
+            "failed to compute cache key: failed to calculate checksum of ref {}: \"/a\": not found",
+            &digest[7..32]
+        );
+        assert_eq!(message(&missing, Some(&op)), text);
+        let error = Error::Step {
+            op,
+            cause: Box::new(missing),
+        };
+        assert_eq!(status(&error, None).message, text);
     }
 }

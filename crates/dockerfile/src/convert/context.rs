@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use whelk_llb::pb::op::Kind;
-use whelk_llb::pb::{Platform, SourceOp};
-use whelk_llb::{Output, Vertex};
+use whelk_llb::pb::{Definition, Platform, SourceOp};
+use whelk_llb::{Builder, Output, Vertex};
 
 use super::git::Git;
 use super::image::Image;
 use super::target::State;
-use super::{Answer, Converter, MainContext, Request, graph, metadata};
+use super::{Answer, Converter, MainContext, Options, Request, graph, metadata};
 use crate::error::{Error, Result};
 use crate::ignore;
 use crate::path;
@@ -104,6 +104,30 @@ impl LocalContext {
             ..Vertex::new(Kind::Source(source), Vec::new())
         }
     }
+}
+
+/// Returns the definition of the client's directory that has the Dockerfile.
+///
+/// # Errors
+/// Returns an error if it would be too large.
+pub fn file_definition(options: &Options, local: &str) -> Result<Definition> {
+    let filename = &options.filename;
+    let directory = LocalContext {
+        local: local.to_owned(),
+        session: options.session_of(local),
+        shared_key: local.to_owned(),
+        exclude: Vec::new(),
+        name: format!("[internal] load build definition from {filename}"),
+    };
+    let paths = [
+        filename.clone(),
+        format!("{filename}.dockerignore"),
+        filename.to_lowercase(),
+    ];
+    let mut builder = Builder::default();
+    let vertex = directory.vertex(&BTreeSet::from(paths));
+    let output = builder.add(vertex).map_err(graph)?;
+    Ok(builder.definition(Some(output), None))
 }
 
 impl NamedContext {

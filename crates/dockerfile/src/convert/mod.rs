@@ -28,6 +28,7 @@ use std::collections::{BTreeSet, HashMap};
 use whelk_llb::pb::{Definition, OpMetadata, Platform, Position, ProxyEnv, Range, SourceInfo};
 use whelk_llb::{Builder, CUSTOM_NAME, Output, Vertex};
 
+pub use context::file_definition;
 pub use image::{Config, Health, History, Image, RootFs};
 pub use options::{ContextInput, MainContext, Options, ParseReference, Reference, ResolveMode};
 pub use remote::{RemoteContext, subdirectory};
@@ -282,7 +283,7 @@ impl<'a> Converter<'a> {
         let file = SourceInfo {
             filename: self.options.filename.clone(),
             data: text.as_bytes().to_vec(),
-            definition: None,
+            definition: self.options.file_definition.clone(),
             language: "Dockerfile".into(),
         };
         Ok(Conversion {

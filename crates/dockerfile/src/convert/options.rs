@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use whelk_llb::Graph;
-use whelk_llb::pb::{CdiDevice, LinuxResources, NetMode, Platform, Ulimit};
+use whelk_llb::pb::{CdiDevice, Definition, LinuxResources, NetMode, Platform, Ulimit};
 
 use crate::lint;
 
@@ -116,6 +116,8 @@ pub struct Options {
     pub sessions: BTreeMap<String, String>,
     /// The name of the Dockerfile.
     pub filename: String,
+    /// The definition of the directory that the Dockerfile was read from, which is told with its lines.
+    pub file_definition: Option<Definition>,
     /// Replaces the checks that the Dockerfile asks for.
     pub lint: Option<lint::Config>,
     /// Converts also stages that the target does not need, to check them.
@@ -155,6 +157,7 @@ impl Options {
             session: String::new(),
             sessions: BTreeMap::new(),
             filename: "Dockerfile".into(),
+            file_definition: None,
             lint: None,
             all_stages: false,
             is_quiet: false,
