@@ -1,15 +1,19 @@
 //! The calls of `LLBBridge`.
 
+use std::collections::BTreeMap;
+
+use whelk_buildkit::details::places;
 use whelk_buildkit::grpc::Code;
-use whelk_buildkit::pb::control::SolveRequest;
+use whelk_buildkit::pb::control::{Exporter, SolveRequest};
 use whelk_buildkit::pb::gateway::{
-    EvaluateRequest, FileRange, InputsResponse, PongResponse, ReadDirRequest, ReadDirResponse,
-    ReadFileRequest, ReadFileResponse, ResolveImageConfigRequest, ResolveImageConfigResponse,
-    ResolveSourceMetaRequest, ResolveSourceMetaResponse, ReturnRequest, StatFileRequest,
-    StatFileResponse, WarnRequest,
+    self, EvaluateRequest, FileRange, InputsResponse, PongResponse, ReadDirRequest,
+    ReadDirResponse, ReadFileRequest, ReadFileResponse, ResolveImageConfigRequest,
+    ResolveImageConfigResponse, ResolveSourceMetaRequest, ResolveSourceMetaResponse, ReturnRequest,
+    StatFileRequest, StatFileResponse, WarnRequest,
 };
 use whelk_buildkit::pb::{Any, RpcStatus, Unused};
-use whelk_llb::pb::SourceOp;
+use whelk_llb::Digest;
+use whelk_llb::pb::{Location, Locations, Position, Range, Source, SourceInfo, SourceOp};
 use whelk_tests::Engine;
 use whelk_tests::grpc::{Frontend, Grpc};
 
@@ -268,4 +272,90 @@ fn references_belong_to_their_build() {
         Code::NotFound,
         "no such job",
     );
+}
+
+#[test]
+fn nothing_is_a_result() {
+    let engine = Engine::without_images(&[]);
+    let grpc = Grpc::connect(&engine);
+    let bridge = grpc.build("nothing", SolveRequest::default());
+    let request = gateway::SolveRequest {
+        allow_result_return: true,
+        allow_result_array_ref: true,
+        evaluate: true,
+        ..gateway::SolveRequest::default()
+    };
+    let answer: gateway::SolveResponse = bridge.call("Solve", &request).unwrap();
+    let result = answer.result.unwrap();
+    assert!(result.kind.is_none() && result.metadata.is_empty());
+    bridge.finish(None).unwrap();
+    // It becomes an image without layers.
+    let image = |name: &str| {
+        let exporter = Exporter {
+            kind: "image".into(),
+            attrs: [("name".to_owned(), name.to_owned())].into(),
+        };
+        SolveRequest {
+            exporters: vec![exporter],
+            ..SolveRequest::default()
+        }
+    };
+    let has_no_layers = |name: &str| {
+        let image = engine.image(name);
+        let layers = image["RootFS"]["Layers"].as_array().cloned();
+        assert!(layers.unwrap_or_default().is_empty(), "{image}");
+    };
+    grpc.build("image", image("one")).finish(None).unwrap();
+    has_no_layers("one");
+    // So it is for a platform.
+    let bridge = grpc.build("platform", image("two"));
+    let listing =
+        r#"{"Platforms":[{"ID":"linux/amd64","Platform":{"architecture":"amd64","os":"linux"}}]}"#;
+    let refs = [("linux/amd64".to_owned(), gateway::Ref::default())].into();
+    let result = gateway::Result {
+        kind: Some(gateway::result::Kind::Refs(gateway::RefMap { refs })),
+        metadata: [("refs.platforms".to_owned(), listing.as_bytes().to_vec())].into(),
+        ..gateway::Result::default()
+    };
+    let request = ReturnRequest {
+        result: Some(result),
+        error: None,
+    };
+    let _: Unused = bridge.call("Return", &request).unwrap();
+    bridge.solving.wait().unwrap();
+    has_no_layers("two");
+}
+
+#[test]
+fn errors_have_all_places_of_the_step() {
+    let engine = Engine::start();
+    let grpc = Grpc::connect(&engine);
+    let bridge = grpc.build("places", SolveRequest::default());
+    let mut definition = run("exit 7");
+    let location = |source_index: i32, line: i32| Location {
+        source_index,
+        ranges: vec![Range {
+            start: Some(Position { line, character: 0 }),
+            end: None,
+        }],
+    };
+    let info = |filename: &str| SourceInfo {
+        filename: filename.into(),
+        data: b"text".to_vec(),
+        ..SourceInfo::default()
+    };
+    // The last operation only names the result.
+    let step = Digest::of(&definition.def[definition.def.len() - 2]);
+    let locations = vec![location(0, 7), location(1, 8), location(0, 9)];
+    definition.source = Some(Source {
+        locations: BTreeMap::from([(step.to_string(), Locations { locations })]),
+        infos: vec![info("foo"), info("bar")],
+    });
+    let status = bridge.evaluate(&definition).unwrap_err();
+    let found = places(&status).into_iter();
+    let found: Vec<_> = found
+        .map(|place| (place.filename, place.ranges[0].0))
+        .collect();
+    let expected = [("foo", 9), ("bar", 8), ("foo", 7)];
+    assert_eq!(found, expected.map(|(name, line)| (name.to_owned(), line)));
 }

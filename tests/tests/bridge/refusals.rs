@@ -147,14 +147,6 @@ fn calls_are_refused_by_name() {
     let cases = [
         (
             gateway::SolveRequest {
-                definition: None,
-                ..whole.clone()
-            },
-            Code::InvalidArgument,
-            "neither a frontend nor a definition",
-        ),
-        (
-            gateway::SolveRequest {
                 allow_result_array_ref: false,
                 ..whole.clone()
             },

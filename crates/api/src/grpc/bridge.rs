@@ -13,7 +13,7 @@ use whelk_buildkit::files::{Entry, Kind};
 use whelk_buildkit::grpc::{Call, Code, Result, Status};
 use whelk_buildkit::pb::files::Stat;
 use whelk_buildkit::pb::gateway::{
-    ApiCap, EvaluateRequest, FileRange, InputsResponse, PongResponse, ReadDirRequest,
+    self, ApiCap, EvaluateRequest, FileRange, InputsResponse, PongResponse, ReadDirRequest,
     ReadDirResponse, ReadFileRequest, ReadFileResponse, ResolveImageConfigRequest,
     ResolveImageConfigResponse, ResolveSourceGitResponse, ResolveSourceHttpResponse,
     ResolveSourceImageResponse, ResolveSourceMetaRequest, ResolveSourceMetaResponse, ReturnRequest,
@@ -252,7 +252,8 @@ impl Buildkit {
                 let reference = reference.await?;
                 self.result(scope, reference)?
             }
-            ("", None) => return Err(Status::invalid("neither a frontend nor a definition")),
+            // As with BuildKit, nothing was asked for.
+            ("", None) => gateway::Result::default(),
             (frontend, _) => {
                 let called = FrontendRequest {
                     frontend,
@@ -266,7 +267,8 @@ impl Buildkit {
         if request.evaluate
             && let Some(kind) = &result.kind
         {
-            for id in super::platforms::ids(kind) {
+            let ids = super::platforms::ids(kind).into_iter();
+            for id in ids.filter(|id| !id.is_empty()) {
                 scope.reference(id)?.solve(&self.builder).await?;
             }
         }

@@ -208,6 +208,18 @@ impl Reference {
         })
     }
 
+    /// Returns a result without files.
+    pub fn empty(request: Request) -> Self {
+        Self {
+            definition: Definition::default(),
+            graph: Arc::default(),
+            request,
+            images: Images::default(),
+            origin: None,
+            solved: OnceCell::new(),
+        }
+    }
+
     /// Returns the result.
     ///
     /// # Errors

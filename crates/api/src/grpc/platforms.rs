@@ -124,7 +124,29 @@ impl Buildkit {
     }
 }
 
-/// Returns the results that a frontend has returned, and whether they are by platform; none if it has returned nothing.
+/// Returns whether a result has no files, and no platforms either.
+pub(super) fn is_empty(result: &gateway::Result) -> bool {
+    match &result.kind {
+        None => true,
+        Some(result::Kind::Ref(reference)) => reference.id.is_empty(),
+        Some(result::Kind::RefName(id)) => id.is_empty(),
+        Some(result::Kind::Refs(map)) => map.refs.is_empty(),
+        Some(result::Kind::RefNames(map)) => map.refs.is_empty(),
+    }
+}
+
+/// Returns the result that a name stands for. Without a name, it has no files.
+fn reference(build: &Build, name: &str) -> Result<Arc<Reference>> {
+    match name {
+        "" => Ok(Arc::new(Reference::empty(build.request.clone()))),
+        name => build.scope.reference(name),
+    }
+}
+
+/// Returns the results that a frontend has returned, and whether they are by platform.
+///
+/// # Errors
+/// Returns an error if it refers to what it does not have, or if the platforms are not listed.
 pub(super) fn returned(build: &Build, result: &gateway::Result) -> Result<(Vec<Returned>, bool)> {
     let listing = listing(result)?;
     let names: Option<Vec<(&String, &String)>> = match &result.kind {
@@ -137,9 +159,7 @@ pub(super) fn returned(build: &Build, result: &gateway::Result) -> Result<(Vec<R
     };
     let Some(names) = names else {
         let ids = result.kind.as_ref().map_or_else(Vec::new, ids);
-        let Some(id) = ids.first().filter(|id| !id.is_empty()) else {
-            return Ok((Vec::new(), false));
-        };
+        let id = ids.first().map_or("", |id| id.as_str());
         if listing.len() > 1 {
             let text = "cannot export multiple platforms without multi-platform enabled";
             return Err(Status::invalid(text));
@@ -150,7 +170,7 @@ pub(super) fn returned(build: &Build, result: &gateway::Result) -> Result<(Vec<R
         let known = known.and_then(|name| result.metadata.get(&name));
         let config = config(result.metadata.get(CONFIG).or(known))?;
         let epoch = epoch(result.metadata.get(EPOCH))?;
-        let reference = build.scope.reference(id)?;
+        let reference = reference(build, id)?;
         let own = reference.origin.as_ref().map(|origin| &origin.image);
         let platform = match (listing.into_iter().next(), config.as_ref().or(own)) {
             (Some(listed), _) => platform(&listed)?,
@@ -166,24 +186,21 @@ pub(super) fn returned(build: &Build, result: &gateway::Result) -> Result<(Vec<R
         };
         return Ok((vec![one], false));
     };
-    if names.is_empty() {
-        return Ok((Vec::new(), true));
-    }
-    if listing.is_empty() {
+    if listing.is_empty() && !names.is_empty() {
         let text = "unable to export multiple refs, missing platforms mapping";
         return Err(Status::invalid(text));
     }
     let mut found = Vec::with_capacity(listing.len());
     for listed in listing {
-        let reference = names.iter().find(|(id, _)| **id == listed.id);
-        let (_, reference) = reference.ok_or_else(|| {
+        let named = names.iter().find(|(id, _)| **id == listed.id);
+        let (_, named) = named.ok_or_else(|| {
             let text = format!("failed to find ref for ID {}", listed.id);
             Status::invalid(text)
         })?;
         let name = format!("{CONFIG}/{}", listed.id);
         found.push(Returned {
             platform: platform(&listed)?,
-            reference: build.scope.reference(reference)?,
+            reference: reference(build, named)?,
             config: config(result.metadata.get(&name))?,
             epoch: epoch(result.metadata.get(&format!("{EPOCH}/{}", listed.id)))?,
             id: listed.id,

@@ -131,25 +131,22 @@ impl Buildkit {
         exports: &[Export],
     ) -> Result<SolveResponse> {
         let mut answer = Answer::default();
-        for (name, value) in &returned.metadata {
-            // Results of subrequests, which the client shows.
-            if name.starts_with("frontend.") || name.starts_with("result.") {
-                let text = String::from_utf8_lossy(value).into_owned();
-                answer.entries.insert(name.clone(), text);
-            }
-        }
+        // Results of subrequests, which the client shows.
+        let shown = returned.metadata.iter();
+        let shown = shown
+            .filter(|(name, _)| name.starts_with("frontend.") || name.starts_with("result."))
+            .map(|(name, value)| (name.clone(), String::from_utf8_lossy(value).into_owned()));
+        answer.entries.extend(shown);
         if !returned.attestations.is_empty() {
             return Err(Status::unsupported("attestations of a frontend"));
         }
-        let (found, is_map) = super::platforms::returned(build, returned)?;
-        if found.is_empty() {
-            if exports.is_empty() || !returned.metadata.is_empty() {
-                return Ok(SolveResponse {
-                    exporter_response: answer.into_entries(),
-                });
-            }
-            return Err(Status::invalid("the build has no result to export"));
+        let is_subrequest = !answer.entries.is_empty();
+        if super::platforms::is_empty(returned) && (exports.is_empty() || is_subrequest) {
+            return Ok(SolveResponse {
+                exporter_response: answer.into_entries(),
+            });
         }
+        let (found, is_map) = super::platforms::returned(build, returned)?;
         let solving = found.iter().map(|one| one.reference.solve(&self.builder));
         let solved = futures_util::future::try_join_all(solving).await?;
         let mut results = Results {
