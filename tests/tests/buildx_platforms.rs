@@ -347,6 +347,31 @@ fn processes_of_other_platforms_are_refused_by_name() {
     assert_eq!(self::file(&engine, "whelks", OTHER, "/etc/which"), "other");
 }
 
+#[test]
+fn a_base_image_for_another_platform_is_used_with_a_warning() {
+    let engine = Engine::start();
+    let registry = Registry::start();
+    let other = registry.push("alone", &marked_for("other", OTHER));
+    let name = &other.name;
+    let dockerfile = format!("FROM {name}\nENV a=b\n");
+    let copies = context(&engine, "mismatch", &dockerfile);
+    let warning = format!(
+        "InvalidBaseImagePlatform: Base image {name} was pulled with platform \"linux/{OTHER}\", expected \"linux/{OWN_ARCHITECTURE}\" for current build (line 1)"
+    );
+    // Also when it is here.
+    for tag in ["one", "two"] {
+        let shown = docker(&engine).built(&copies, &["-t", tag]);
+        assert!(shown.contains(&warning), "{shown}");
+        let env = &engine.image(tag)["Config"]["Env"];
+        assert!(env.to_string().contains("a=b"), "{env}");
+    }
+    // An index says what it has.
+    registry.push_index("listed", "1", &[(OTHER, &marked_for("other", OTHER))]);
+    let listed = format!("FROM {}/listed:1\n", registry.host);
+    let listed = context(&engine, "listed", &listed);
+    docker(&engine).build_fails(&listed, &[], &["no matching manifest"]);
+}
+
 /// A handler of binfmt_misc that shows a program instead of executing it.
 struct Handler {
     name: String,

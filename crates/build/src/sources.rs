@@ -94,14 +94,14 @@ impl Images {
         }
         let images = &builder.engine.images;
         let wanted = platform_of(platform);
-        let hold = |name: &str| -> Result<Base> {
-            let (image, _pin) = images.pin(name, Some(&wanted))?;
+        let hold = |name: &str, platform: Option<&Platform>| -> Result<Base> {
+            let (image, _pin) = images.pin(name, platform)?;
             Ok(Base::of(builder.store(), image))
         };
         if request.resolve != ResolveMode::Pull {
             let names = [Some(reference), id_of(reference)];
             let mut names = names.into_iter().flatten();
-            if let Some(base) = names.find_map(|name| hold(name).ok()) {
+            if let Some(base) = names.find_map(|name| hold(name, Some(&wanted)).ok()) {
                 return Ok(base);
             }
         }
@@ -126,7 +126,8 @@ impl Images {
             _ => error,
         })?;
         builder.engine.durability.wait().await?;
-        hold(reference)
+        // An image without an index is used although it is for another platform, as Docker does; the frontend warns.
+        hold(reference, Some(&wanted)).or_else(|_| hold(reference, None))
     }
 }
 

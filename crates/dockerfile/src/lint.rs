@@ -153,10 +153,13 @@ impl Config {
     }
 
     fn allows(&self, rule: Rule) -> bool {
+        let is_asked_for = self.experimental_all || self.experimental.contains(rule.name());
         if rule.is_experimental() {
-            self.experimental_all || self.experimental.contains(rule.name())
+            is_asked_for
         } else {
-            !self.skip_all && !self.skip.contains(rule.name())
+            // Docker 28 has this one among those that are only checked on request, which `skip` does not concern.
+            let is_asked_for = is_asked_for && rule == Rule::CopyIgnoredFile;
+            is_asked_for || !self.skip_all && !self.skip.contains(rule.name())
         }
     }
 }
@@ -250,6 +253,22 @@ mod tests {
         ] {
             assert_eq!(Config::parse(text).unwrap_err().to_string(), expected);
         }
+    }
+
+    #[test]
+    fn a_rule_that_docker_checks_on_request_is_not_skipped_then() {
+        for (text, expected) in [
+            ("", true),
+            ("skip=all", false),
+            ("skip=CopyIgnoredFile", false),
+            ("skip=all;experimental=CopyIgnoredFile", true),
+            ("skip=all;experimental=all", true),
+        ] {
+            let config = Config::parse(text).unwrap_or_default();
+            assert_eq!(config.allows(Rule::CopyIgnoredFile), expected, "{text}");
+        }
+        let config = Config::parse("skip=all;experimental=all").unwrap_or_default();
+        assert!(!config.allows(Rule::FromAsCasing));
     }
 
     #[test]
