@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, kill_process};
@@ -98,11 +98,7 @@ impl Pty {
         let begin = Instant::now();
         let mut open = true;
         loop {
-            if let Some(at) = self.screen[self.seen..]
-                .windows(text.len())
-                .position(|window| window == text.as_bytes())
-            {
-                self.seen += at + text.len();
+            if self.find(text) {
                 return;
             }
             assert!(
@@ -125,15 +121,14 @@ impl Pty {
     /// they are ready.
     #[track_caller]
     pub fn insist(&mut self, keys: &str, text: &str) {
+        /// The time for an answer, however much else is shown meanwhile.
+        const AGAIN: Duration = Duration::from_millis(500);
         let begin = Instant::now();
         loop {
             self.keys(keys);
-            for _ in 0..5 {
-                let found = self.screen[self.seen..]
-                    .windows(text.len())
-                    .position(|window| window == text.as_bytes());
-                if let Some(at) = found {
-                    self.seen += at + text.len();
+            let typed = Instant::now();
+            while typed.elapsed() < AGAIN {
+                if self.find(text) {
                     return;
                 }
                 assert!(
@@ -150,6 +145,17 @@ impl Pty {
                 self.screen()
             );
         }
+    }
+
+    /// Returns whether the terminal has shown `text` after what was found before.
+    fn find(&mut self, text: &str) -> bool {
+        let found = self.screen[self.seen..]
+            .windows(text.len())
+            .position(|window| window == text.as_bytes());
+        if let Some(at) = found {
+            self.seen += at + text.len();
+        }
+        found.is_some()
     }
 
     /// Returns everything shown so far.
