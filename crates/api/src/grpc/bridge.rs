@@ -576,11 +576,16 @@ fn stat(file: &OwnedFd, name: &str) -> std::io::Result<Stat> {
         FileType::Fifo => Kind::Fifo,
         _ => Kind::File,
     };
+    let size = match kind {
+        // What a file system needs for the names is no content.
+        Kind::Directory => 0,
+        _ => u64::try_from(found.st_size).unwrap_or(0),
+    };
     let entry = Entry {
         path: name.to_owned(),
         kind,
         mode: found.st_mode & 0o7777,
-        size: u64::try_from(found.st_size).unwrap_or(0),
+        size,
         mtime: found
             .st_mtime
             .saturating_mul(1_000_000_000)
