@@ -309,6 +309,56 @@ fn repositories_are_added() {
 }
 
 #[test]
+fn repositories_may_have_objects_of_sha256() {
+    let engine = Engine::start();
+    let host = Host::new();
+    let path = host.root.join("app");
+    std::fs::create_dir_all(&path).unwrap();
+    git(&path, &["init", "-q", "--object-format=sha256"]);
+    let first = commit(&path, &[("Dockerfile", DOCKERFILE), ("dir/x", "one")]);
+    git(&path, &["tag", "-a", "v1", "-m", "first"]);
+    assert_eq!(first.len(), 64);
+    let url = host.url("app.git");
+    built(&engine, &[&url]);
+    // Only what is new is fetched of it.
+    let second = commit(&path, &[("dir/x", "two")]);
+    for (fragment, x) in [
+        ("", "two"),
+        ("#v1", "one"),
+        (&*format!("#{second}"), "two"),
+        (&*format!("?tag=v1&checksum={}", &first[..10]), "one"),
+    ] {
+        built(&engine, &["-t", "app", &format!("{url}{fragment}")]);
+        let found = run(&engine, "app", "cat /c/dir/x");
+        assert_eq!(found, x, "{fragment}");
+    }
+    let dockerfile = format!(
+        "FROM busybox\nADD --keep-git-dir=true --checksum={second} {url} /kept\n\
+         ADD --checksum={first} {url}#v1 /one\n"
+    );
+    let context = only(&engine, "add", &dockerfile);
+    built(&engine, &["-t", "add", &context]);
+    let look = "cat /kept/.git/HEAD /kept/dir/x /one/dir/x";
+    assert_eq!(run(&engine, "add", look), format!("{second}\ntwoone"));
+    engine.docker(&["create", "--name", "kept", "add"]).ok();
+    let out = engine.scratch("out");
+    engine.docker(&["cp", "kept:/kept", text(&out)]).ok();
+    let kept = out.join("kept");
+    git(&kept, &["fsck", "--strict"]);
+    assert_eq!(git(&kept, &["status", "--porcelain"]), "");
+    engine.docker(&["rm", "kept"]).ok();
+    let failed = build(&engine, &[&format!("{url}#{}", "0".repeat(40))]);
+    let error = "is not a commit of a repository with object-format=sha256";
+    shows(&failed.err(), &[error]);
+    // A tag whose whole commit is known is not looked up again.
+    let known = format!("FROM busybox\nADD --checksum={first} {url}#v1 /\n");
+    let known = only(&engine, "known", &known);
+    host.web.asked();
+    built(&engine, &["--no-cache", &known]);
+    assert!(host.web.asked().is_empty());
+}
+
+#[test]
 fn repositories_are_named_contexts_and_give_the_time() {
     let engine = Engine::start();
     let host = Host::new();

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 
-use gix_hash::ObjectId;
+use gix_hash::{Kind as Hash, ObjectId};
 use gix_object::Kind;
 use rustix::fs::{AtFlags, Mode, OFlags, Timespec, Timestamps};
 
@@ -165,7 +165,12 @@ fn parse_commit(commit: &[u8]) -> Result<(ObjectId, i64)> {
 }
 
 /// Calls a function with mode, name and id of each entry of a tree.
-fn each(tree: &[u8], mut entry: impl FnMut(u32, &[u8], ObjectId) -> Result<()>) -> Result<()> {
+fn each(
+    tree: &[u8],
+    hash: Hash,
+    mut entry: impl FnMut(u32, &[u8], ObjectId) -> Result<()>,
+) -> Result<()> {
+    let length = hash.len_in_bytes();
     let broken = || Error::invalid("a git tree that is malformed");
     let mut rest = tree;
     while !rest.is_empty() {
@@ -175,10 +180,10 @@ fn each(tree: &[u8], mut entry: impl FnMut(u32, &[u8], ObjectId) -> Result<()>) 
         let mode = mode.and_then(|mode| u32::from_str_radix(mode, 8).ok());
         let end = after.iter().position(|byte| *byte == 0);
         let (name, after) = after.split_at(end.ok_or_else(broken)?);
-        let id = after.get(1..21).ok_or_else(broken)?;
+        let id = after.get(1..=length).ok_or_else(broken)?;
         let id = ObjectId::try_from(id).map_err(|_| broken())?;
         entry(mode.ok_or_else(broken)?, &name[1..], id)?;
-        rest = &after[21..];
+        rest = &after[1 + length..];
     }
     Ok(())
 }
@@ -190,7 +195,8 @@ fn entry_of(
     wanted: &[u8],
 ) -> Result<Option<(u32, ObjectId)>> {
     let mut found = None;
-    each(&objects.get(tree, Kind::Tree)?, |mode, name, id| {
+    let bytes = objects.get(tree, Kind::Tree)?;
+    each(&bytes, tree.kind(), |mode, name, id| {
         if name == wanted {
             found = Some((mode, id));
         }
@@ -218,7 +224,9 @@ fn check_name(name: &[u8]) -> Result<()> {
 /// Reads bytes as a commit and as a tree.
 pub(super) fn decode(bytes: &[u8]) {
     let _ = parse_commit(bytes);
-    let _ = each(bytes, |_, name, _| check_name(name));
+    for hash in Hash::all() {
+        let _ = each(bytes, *hash, |_, name, _| check_name(name));
+    }
 }
 
 struct Writing<'a> {
@@ -237,7 +245,7 @@ impl Writing<'_> {
             )));
         }
         let tree = self.objects.get(id, Kind::Tree)?;
-        each(&tree, |mode, name, id| {
+        each(&tree, id.kind(), |mode, name, id| {
             check_name(name)?;
             let at = join(path, OsStr::from_bytes(name));
             self.count += 1;
@@ -385,19 +393,25 @@ mod tests {
         let (tree, time) = parse_commit(text.as_bytes()).unwrap();
         assert_eq!((tree.to_string().as_str(), time), (id, 1_700_000_000));
         assert!(parse_commit(b"author x\n").is_err());
-        let raw = [&b"100644 a b\0"[..], &[7; 20], b"40000 d\0", &[8; 20]].concat();
-        let mut found = Vec::new();
-        each(&raw, |mode, name, _| {
-            found.push((mode, name.to_vec()));
-            Ok(())
-        })
-        .unwrap();
-        assert_eq!(
-            found,
-            [(0o100_644, b"a b".to_vec()), (0o040_000, b"d".to_vec())]
-        );
-        for length in [1, 5, 10, 20, 35, raw.len() - 1] {
-            assert!(each(&raw[..length], |_, _, _| Ok(())).is_err(), "{length}");
+        for hash in [Hash::Sha1, Hash::Sha256] {
+            let length = hash.len_in_bytes();
+            let (one, two) = (vec![7; length], vec![8; length]);
+            let raw = [&b"100644 a b\0"[..], &one, b"40000 d\0", &two].concat();
+            let mut found = Vec::new();
+            each(&raw, hash, |mode, name, id| {
+                found.push((mode, name.to_vec(), id.as_bytes().to_vec()));
+                Ok(())
+            })
+            .unwrap();
+            let expected = [
+                (0o100_644, b"a b".to_vec(), one),
+                (0o040_000, b"d".to_vec(), two),
+            ];
+            assert_eq!(found, expected);
+            for length in [1, 5, 10, 20, 35, raw.len() - 1] {
+                let cut = each(&raw[..length], hash, |_, _, _| Ok(()));
+                assert!(cut.is_err(), "{hash} {length}");
+            }
         }
     }
 

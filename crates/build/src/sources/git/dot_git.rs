@@ -6,6 +6,7 @@ use gix_hash::Kind as Hash;
 use whelk_sys::fs;
 
 use super::checkout::{Checked, Entry};
+use super::objects;
 use crate::error::{Error, Result};
 
 /// Writes a repository of one commit, whose pack is taken from a directory. Blocking.
@@ -27,11 +28,16 @@ pub(super) fn write(path: &Path, pack: &Path, remote: &str, checked: &Checked) -
         fs::set_mode(&to, 0o444)?;
     }
     let commit = format!("{}\n", checked.commit);
+    let hash = objects::id(&checked.commit)?.kind();
+    let (version, extensions) = match hash {
+        Hash::Sha1 => (0, ""),
+        Hash::Sha256 => (1, "[extensions]\n\tobjectformat = sha256\n"),
+    };
     let config = format!(
-        "[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = false\n\tlogallrefupdates = true\n\
-         [remote \"origin\"]\n\turl = {remote}\n\tfetch = +refs/heads/*:refs/remotes/origin/*\n"
+        "[core]\n\trepositoryformatversion = {version}\n\tfilemode = true\n\tbare = false\n\tlogallrefupdates = true\n\
+         {extensions}[remote \"origin\"]\n\turl = {remote}\n\tfetch = +refs/heads/*:refs/remotes/origin/*\n"
     );
-    let index = index(&checked.entries)?;
+    let index = index(&checked.entries, hash)?;
     let files: [(&str, &[u8]); 4] = [
         ("HEAD", commit.as_bytes()),
         // The parents of the commit are not here.
@@ -46,7 +52,7 @@ pub(super) fn write(path: &Path, pack: &Path, remote: &str, checked: &Checked) -
 }
 
 /// Returns an index of version 2. What it says of the files' times is zero, so that git looks at their content.
-fn index(entries: &[Entry]) -> Result<Vec<u8>> {
+fn index(entries: &[Entry], hash: Hash) -> Result<Vec<u8>> {
     let count = u32::try_from(entries.len()).unwrap_or(u32::MAX);
     let mut index = Vec::new();
     index.extend_from_slice(b"DIRC");
@@ -67,7 +73,7 @@ fn index(entries: &[Entry]) -> Result<Vec<u8>> {
         let padding = 8 - (index.len() - start) % 8;
         index.resize(index.len() + padding, 0);
     }
-    let mut hasher = gix_hash::hasher(Hash::Sha1);
+    let mut hasher = gix_hash::hasher(hash);
     hasher.update(&index);
     let sum = hasher.try_finalize();
     let sum = sum.map_err(|error| Error::internal(error.to_string()))?;

@@ -19,6 +19,7 @@ mod server;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use gix_hash::Kind as Hash;
 use whelk_llb::Digest;
 use whelk_llb::pb::SourceOp;
 use whelk_sys::in_root;
@@ -129,9 +130,9 @@ impl GitSource {
         }
         check_reference(&wanted.reference)?;
         let is_hex = wanted.checksum.bytes().all(|byte| byte.is_ascii_hexdigit());
-        if !is_hex || wanted.checksum.len() > 40 {
+        if !is_hex || wanted.checksum.len() > Hash::longest().len_in_hex() {
             return Err(Error::invalid(format!(
-                "invalid checksum {:?} of a git repository: want digits of a commit",
+                "invalid checksum {} for Git URL, expected hex commit hash",
                 wanted.checksum
             )));
         }
@@ -149,10 +150,11 @@ impl GitSource {
     }
 }
 
-/// Returns whether a text is a commit's id.
+/// Returns whether a text is a commit's id, of SHA-1 or SHA-256.
 fn is_commit(text: &str) -> bool {
     let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-    text.len() == 40 && text.bytes().all(is_digit)
+    let mut kinds = Hash::all().iter();
+    kinds.any(|kind| kind.len_in_hex() == text.len()) && text.bytes().all(is_digit)
 }
 
 /// Returns whether a URL is of the form `USER@HOST:PATH`.
@@ -255,6 +257,22 @@ impl Builder {
     ) -> Result<(Directory, Option<i64>)> {
         let wanted = GitSource::of(source)?;
         let remote = Remote::new(&wanted.remote)?;
+        let find = async |key: Digest| {
+            let builder = self.clone();
+            let found = blocking(move || builder.git.find(&key)).await?;
+            let found = found.into_iter().next().map(|(directory, info)| {
+                work.add(EventKind::Cached);
+                (directory, info.time)
+            });
+            Ok::<_, Error>(found)
+        };
+        // As in BuildKit, the server is not asked for a name whose whole commit is known and here.
+        if is_commit(&wanted.checksum)
+            && !wanted.keep_git_dir
+            && let Some(found) = find(wanted.key(&remote, &wanted.checksum)).await?
+        {
+            return Ok(found);
+        }
         let (commit, server) = if is_commit(&wanted.reference) {
             check_sum(&wanted, &[&wanted.reference])?;
             (wanted.reference.clone(), None)
@@ -265,16 +283,7 @@ impl Builder {
             (found.commit, Some(server))
         };
         let key = wanted.key(&remote, &commit);
-        let find = async || {
-            let builder = self.clone();
-            let found = blocking(move || builder.git.find(&key)).await?;
-            let found = found.into_iter().next().map(|(directory, info)| {
-                work.add(EventKind::Cached);
-                (directory, info.time)
-            });
-            Ok::<_, Error>(found)
-        };
-        if let Some(found) = find().await? {
+        if let Some(found) = find(key).await? {
             return Ok(found);
         }
         // Before the commit is locked: a client may take its time for its secrets, and an agent for its user.
@@ -283,7 +292,7 @@ impl Builder {
             None => self.git_server(client, &wanted, &remote, work).await?,
         };
         let _lock = self.git.lock(key).await;
-        if let Some(found) = find().await? {
+        if let Some(found) = find(key).await? {
             return Ok(found);
         }
         let (scratch, info) = self
@@ -362,7 +371,9 @@ impl Builder {
             };
             let base = base.take().filter(|base| {
                 // A server that is asked for what is known sends no pack.
-                server.knows_haves() && base.commit != task.commit
+                server.knows_haves()
+                    && base.commit != task.commit
+                    && base.commit.len() == task.commit.len()
             });
             let checked = self
                 .check_out_task(client, wanted, (server, base), &task, &scratch, work)
@@ -446,6 +457,13 @@ impl Builder {
         work: &Work,
     ) -> Result<Checked> {
         let shown = task.remote.shown().to_owned();
+        let hash = server.hash();
+        if task.commit.len() != hash.len_in_hex() {
+            return Err(Error::invalid(format!(
+                "failed to fetch remote {shown}: {} is not a commit of a repository with object-format={hash}",
+                task.commit
+            )));
+        }
         let report = |bytes, is_done| {
             let name = shown.clone();
             work.add(EventKind::Transfer {
@@ -483,7 +501,7 @@ impl Builder {
             };
             let place = scratch.path().join("pack");
             fs::create_dir(&place, 0o700)?;
-            let mut objects = objects::Objects::receive(&place, receiver)?;
+            let mut objects = objects::Objects::receive(&place, receiver, hash)?;
             if let Some(base) = &base {
                 objects.add(&base.packs)?;
             }
@@ -648,6 +666,15 @@ mod tests {
         let commit = "0123456789abcdef0123456789abcdef01234567";
         let found = wanted("git://h/r", &[("git.checksum", commit)]).unwrap();
         assert_eq!(found.reference, commit);
+        let longest = "ab".repeat(32);
+        let found = wanted("git://h/r", &[("git.checksum", longest.as_str())]).unwrap();
+        assert_eq!(found.reference, longest);
+        for checksum in ["foobar", &format!("{longest}0")] {
+            let error = wanted("git://h/r", &[("git.checksum", checksum)]).unwrap_err();
+            let expected =
+                format!("invalid checksum {checksum} for Git URL, expected hex commit hash");
+            assert_eq!(error.to_string(), expected);
+        }
     }
 
     #[test]

@@ -18,6 +18,7 @@ const MAX_OBJECT: usize = 512 << 20;
 
 /// The objects of packs, which are in directories with their indexes.
 pub(super) struct Objects {
+    hash: Hash,
     bundles: Vec<Bundle>,
     cache: cache::lru::MemoryCappedHashmap,
 }
@@ -50,7 +51,11 @@ impl Objects {
     ///
     /// # Errors
     /// Returns an error if the pack is not valid, or if it needs objects that it does not have.
-    pub fn receive(directory: &Path, pieces: mpsc::Receiver<Option<Bytes>>) -> Result<Self> {
+    pub fn receive(
+        directory: &Path,
+        pieces: mpsc::Receiver<Option<Bytes>>,
+        hash: Hash,
+    ) -> Result<Self> {
         let pieces = Pieces {
             pieces,
             piece: Bytes::new(),
@@ -67,7 +72,7 @@ impl Objects {
             &mut gix_utils::progress::Discard,
             &AtomicBool::new(false),
             None::<gix_object::find::Never>,
-            Hash::Sha1,
+            hash,
             options,
         );
         let failed =
@@ -81,6 +86,7 @@ impl Objects {
         let mut bundle = bundle.map_err(|error| failed(error.to_string()))?;
         bundle.pack = bundle.pack.with_alloc_limit_bytes(Some(MAX_OBJECT));
         Ok(Self {
+            hash,
             bundles: vec![bundle],
             cache: cache::lru::MemoryCappedHashmap::new(16 << 20),
         })
@@ -94,7 +100,7 @@ impl Objects {
         for entry in whelk_sys::fs::list(directory)? {
             let path = entry.path();
             if path.extension().is_some_and(|extension| extension == "idx") {
-                let mut bundle = Bundle::at(&path, Hash::Sha1).map_err(|error| {
+                let mut bundle = Bundle::at(&path, self.hash).map_err(|error| {
                     Error::invalid(format!("open the pack {}: {error}", path.display()))
                 })?;
                 bundle.pack = bundle.pack.with_alloc_limit_bytes(Some(MAX_OBJECT));
@@ -109,6 +115,11 @@ impl Objects {
     /// # Errors
     /// Returns an error if it is not there, or of another kind.
     pub fn get(&mut self, id: &ObjectId, wanted: Kind) -> Result<Vec<u8>> {
+        if id.kind() != self.hash {
+            let hash = self.hash;
+            let text = format!("the git object {id} in a repository with object-format={hash}");
+            return Err(Error::invalid(text));
+        }
         let mut content = Vec::new();
         let mut found = None;
         for bundle in &self.bundles {
@@ -132,7 +143,7 @@ impl Objects {
     }
 }
 
-/// Parses an id of 40 digits.
+/// Parses an id of 40 or, with SHA-256, 64 digits.
 pub(super) fn id(text: &str) -> Result<ObjectId> {
     ObjectId::from_hex(text.as_bytes())
         .map_err(|_| Error::invalid(format!("{text:?} is not the id of a git object")))

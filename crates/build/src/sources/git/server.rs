@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use gix_hash::Kind as Hash;
 use tokio::sync::{Mutex, mpsc};
 use whelk_registry::{Client as Web, WebRequest, WebResponse};
 
@@ -37,7 +38,8 @@ pub(super) struct ResolvedReference {
 pub(super) struct Server {
     remote: Remote,
     transport: Transport,
-    has_object_format: bool,
+    /// What the server says of its objects' ids; `None` if it says nothing.
+    object_format: Option<Hash>,
 }
 
 enum Transport {
@@ -123,7 +125,7 @@ impl Server {
                 base,
                 authorization,
             },
-            has_object_format: advertised.has_object_format,
+            object_format: advertised.object_format,
         })
     }
 
@@ -145,7 +147,7 @@ impl Server {
         }
         Ok(Self {
             remote: remote.clone(),
-            has_object_format: advertised.has_object_format,
+            object_format: advertised.object_format,
             transport: Transport::Ssh {
                 link: Box::new(link),
                 references: (!advertised.is_version_2).then_some(advertised.references),
@@ -166,6 +168,11 @@ impl Server {
         !is_old
     }
 
+    /// Returns the kind of its objects' ids.
+    pub fn hash(&self) -> Hash {
+        self.object_format.unwrap_or(Hash::Sha1)
+    }
+
     fn wrong(&self, problem: &str) -> Error {
         wrong(&self.remote, problem)
     }
@@ -175,8 +182,8 @@ impl Server {
         let mut body = BytesMut::new();
         put(&mut body, &format!("command={name}\n"));
         put(&mut body, "agent=whelk\n");
-        if self.has_object_format {
-            put(&mut body, "object-format=sha1\n");
+        if let Some(format) = self.object_format {
+            put(&mut body, &format!("object-format={format}\n"));
         }
         body.extend_from_slice(b"0001");
         for argument in arguments {
@@ -307,7 +314,10 @@ impl Server {
                 ..
             } => {
                 let mut body = BytesMut::new();
-                let capabilities = "side-band-64k ofs-delta no-progress agent=whelk";
+                let mut capabilities = "side-band-64k ofs-delta no-progress agent=whelk".to_owned();
+                if let Some(format) = self.object_format {
+                    capabilities = format!("{capabilities} object-format={format}");
+                }
                 let wanted = tip(references, commit);
                 put(&mut body, &format!("want {wanted} {capabilities}\n"));
                 put(&mut body, "deepen 1\n");
@@ -371,7 +381,7 @@ impl Server {
 #[derive(Default)]
 struct Advertisement {
     is_version_2: bool,
-    has_object_format: bool,
+    object_format: Option<Hash>,
     has_side_band: bool,
     /// Of version 0.
     references: Vec<(String, String)>,
@@ -395,13 +405,13 @@ impl Advertisement {
             if let Some(name) = capability.strip_prefix("symref=HEAD:") {
                 self.head = Some(name.to_owned());
             }
-            match capability.strip_prefix("object-format=") {
-                None => {}
-                Some("sha1") => self.has_object_format = true,
-                Some(_) => {
+            if let Some(format) = capability.strip_prefix("object-format=") {
+                let format = format.parse::<Hash>().map_err(|_| {
                     let text = format!("git repositories with {capability} ({})", remote.shown());
-                    return Err(Error::Unsupported(text));
-                }
+                    Error::Unsupported(text)
+                })?;
+                // In version 0, there may be more than one; the first is that of the references.
+                self.object_format.get_or_insert(format);
             }
         }
         if let Some((id, name)) = reference.split_once(' ')
