@@ -383,9 +383,12 @@ fn attributes_are_refused_by_name() {
     let place = engine.scratch("none").join("x");
     let place = place.to_str().unwrap();
     for (output, expected) in [
-        ("type=image,store=false", "store=false"),
-        ("type=image,compression=zstd", "compression=zstd"),
-        ("type=image,name-canonical=true", "name-canonical=true"),
+        ("type=image,compression=estargz", "compression=estargz"),
+        ("type=image,compression-level=10", "from 0 to 9"),
+        (
+            "type=image,registry.insecure=true",
+            "registry.insecure=true",
+        ),
         ("type=image,annotation-none.a=b", "annotation-none.a"),
         (
             "type=image,annotation-index.a=b",
@@ -617,4 +620,119 @@ fn images_are_pushed() {
         context.to_str().unwrap(),
     ];
     engine.cli(Program::Docker).with_env(&env).run(&args).ok();
+}
+
+/// As CI does it for several machines: each pushes its image without a tag, and the digests become an index.
+#[test]
+fn images_are_pushed_by_digest() {
+    let engine = Engine::start();
+    let registry = Registry::start();
+    let socket = engine.scratch("sockets").join("buildkitd.sock");
+    let host = format!("unix://{}", socket.display());
+    engine.kill9();
+    engine.set_arguments(&["--buildkit-host", &host]);
+    engine.restart();
+    let buildx = |args: &[&str]| docker(&engine).run(&[&["buildx"], args].concat());
+    buildx(&["create", "--name", "far", "--driver", "remote", &host]).ok();
+    let dockerfile = "FROM busybox\nRUN echo pushed > /file\nCMD cat /file\n";
+    let context = engine.dockerfile("context", dockerfile);
+    let metadata = engine.scratch("metadata").join("file");
+    let other = Engine::without_images(&[]);
+    for (number, attestation) in ["--provenance=false", "--provenance=mode=max"]
+        .into_iter()
+        .enumerate()
+    {
+        for is_whelk in [false, true] {
+            let repository = format!("a/b{number}{is_whelk}");
+            let name = format!("{}/{repository}", registry.host);
+            let output =
+                format!("type=image,name={name},push-by-digest=true,name-canonical=true,push=true");
+            let metadata = metadata.to_str().unwrap();
+            let args = [
+                "build",
+                "--output",
+                &output,
+                attestation,
+                "--metadata-file",
+                metadata,
+                context.to_str().unwrap(),
+            ];
+            let shown = match is_whelk {
+                true => whelk(&engine).run(&args).exits(0),
+                false => buildx(&[&["--builder", "far"], &args[..]].concat()).exits(0),
+            };
+            shows(&shown, &["pushing manifest for"]);
+            let told = json_file(Path::new(metadata));
+            assert_eq!(told["image.name"], json!(name));
+            let digest = told["containerimage.digest"].as_str().unwrap();
+            let (document, found) = registry.manifest_of(&repository, digest).unwrap();
+            assert_eq!(found, digest);
+            assert_eq!(document["manifests"].is_array(), number == 1, "{document}");
+            assert_eq!(registry.manifest_of(&repository, "latest"), None);
+            let by_digest = format!("{name}@{digest}");
+            let run = ["run", "--rm", "--network=none", &by_digest];
+            assert_eq!(other.docker(&run).ok(), "pushed");
+            let run = [&["run", "--pull=never"], &run[1..]].concat();
+            assert_eq!(engine.docker(&run).ok(), "pushed");
+            assert_ne!(engine.docker(&["image", "inspect", &name]).code, 0);
+        }
+    }
+    let tagged = format!(
+        "type=image,name={}/a:1,push-by-digest=true,push=true",
+        registry.host
+    );
+    let expected = ["can't push tagged ref", "by digest"];
+    whelk(&engine).build_fails(&context, &["-o", &tagged], &expected);
+}
+
+#[test]
+fn images_have_the_form_that_outputs_ask_for() {
+    let engine = Engine::start();
+    let registry = Registry::start();
+    let dockerfile = "FROM busybox\nRUN echo pushed > /file\nCMD cat /file\n";
+    let context = engine.dockerfile("context", dockerfile);
+    let metadata = engine.scratch("metadata").join("file");
+    let other = Engine::without_images(&[]);
+    let (oci, docker_types) = (
+        "application/vnd.oci.image.layer.v1.tar",
+        "application/vnd.docker.image.rootfs.diff.tar.gzip",
+    );
+    for (number, (attributes, kind)) in [
+        ("compression=zstd", format!("{oci}+zstd")),
+        ("compression=uncompressed", oci.to_owned()),
+        ("compression-level=1", format!("{oci}+gzip")),
+        ("oci-mediatypes=false", docker_types.to_owned()),
+        ("force-compression=true,store=false", format!("{oci}+gzip")),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for (client, is_whelk) in [(docker(&engine), false), (whelk(&engine), true)] {
+            let repository = format!("form{is_whelk}");
+            let name = format!("{}/{repository}:{number}", registry.host);
+            let output = format!("type=image,push=true,name={name},{attributes}");
+            let file = metadata.to_str().unwrap();
+            client.built(&context, &["-o", &output, "--metadata-file", file]);
+            let tag = number.to_string();
+            let (manifest, digest) = registry.manifest_of(&repository, &tag).unwrap();
+            let layers = manifest["layers"].as_array().unwrap();
+            assert!(
+                layers.iter().all(|layer| layer["mediaType"] == kind),
+                "{manifest}"
+            );
+            assert_eq!(json_file(&metadata)["containerimage.digest"], json!(digest));
+            assert_eq!(other.docker(&["run", "--rm", &name]).ok(), "pushed");
+            other.docker(&["rmi", &name]).ok();
+            let inspected = engine.docker(&["image", "inspect", &name]);
+            if attributes.contains("store=false") {
+                assert_ne!(inspected.code, 0);
+                continue;
+            }
+            inspected.ok();
+            // What the registry has stays as it is.
+            engine.docker(&["push", &name]).ok();
+            let again = registry.manifest_of(&repository, &tag).unwrap();
+            assert_eq!(again.1, digest);
+        }
+    }
 }

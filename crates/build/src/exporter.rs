@@ -133,7 +133,7 @@ impl Builder {
         .await
     }
 
-    fn add_image(&self, lease: &Lease, built: BuiltImage) -> Result<Digest> {
+    pub(crate) fn add_image(&self, lease: &Lease, built: BuiltImage) -> Result<Digest> {
         let newest = self.cache.newest();
         let added = self.engine.images.add_built(lease, built)?;
         if added.is_flushed {

@@ -478,6 +478,7 @@ pub(super) async fn post_by_name(
                 platform: platform(&params, "platform", version, ImageOperation::Push)?,
                 credentials: credentials(&headers),
                 is_whole: false,
+                untagged: None,
             };
             Ok(push(images, durability, request))
         }

@@ -24,3 +24,4 @@ pub use imports::{Import, Imports};
 pub(crate) use imports::{Offer, decode};
 pub(crate) use records::{ExportedSteps, Step};
 pub use target::OutgoingBlob;
+pub(crate) use target::upload;

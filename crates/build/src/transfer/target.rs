@@ -77,7 +77,7 @@ impl Target {
             }
             Self::Registry { repository, .. } => {
                 if !self.has(&descriptor.digest).await? {
-                    upload(repository, store, blob).await?;
+                    upload(repository, store, Arc::new(Mutex::new(blob))).await?;
                 }
             }
         }
@@ -102,8 +102,15 @@ impl Target {
     }
 }
 
-async fn upload(repository: &Repository, store: Store, blob: Blob) -> Result<()> {
-    let blob = Arc::new(Mutex::new(blob));
+/// Uploads a blob to a registry.
+///
+/// # Errors
+/// Returns an error if the registry refuses it, or if it cannot be read.
+pub(crate) async fn upload(
+    repository: &Repository,
+    store: Store,
+    blob: Arc<Mutex<Blob>>,
+) -> Result<()> {
     let failure: Arc<Mutex<Option<Error>>> = Arc::default();
     // They are aborted when this future is dropped.
     let mut writers = JoinSet::new();

@@ -42,11 +42,14 @@ pub struct PushRequest {
     pub credentials: Credentials,
     /// Fail, instead of pushing the image for this host alone, if something of an index is missing.
     pub is_whole: bool,
+    /// The image that is pushed without a tag: by its digest alone.
+    pub untagged: Option<Digest>,
 }
 
 /// The result of pushing a tag.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pushed {
+    /// Empty if the image has none.
     pub tag: String,
     /// Of the manifest or index.
     pub digest: Digest,
@@ -86,6 +89,11 @@ impl Images {
             is_whole: request.is_whole,
         };
         let mut known = Known::new();
+        if let Some(id) = &request.untagged {
+            pushed(&push.untagged(id, &mut known).await?);
+            self.publish_as("push", id, reference.familiar(), reference.familiar_name());
+            return Ok(());
+        }
         let mut last = None;
         for (name, id) in self.to_push(reference)? {
             pushed(
@@ -240,6 +248,24 @@ impl Push {
             size,
             instead_of,
             part_of: missing.map(|index| (index, selected)),
+        })
+    }
+
+    /// Pushes an image without a tag.
+    async fn untagged(&self, id: &Digest, known: &mut Known) -> Result<Pushed> {
+        let image = self.images.get(id)?;
+        let name = &self.reference;
+        let manifest = self.manifest(&image, None, name, known).await?;
+        let size = manifest.bytes.len() as u64;
+        let (digest, instead_of) = (manifest.digest.clone(), manifest.instead_of.clone());
+        self.put(&Version::Digest(digest.clone()), manifest).await?;
+        self.note_digest(id, name, &digest).await?;
+        Ok(Pushed {
+            tag: String::new(),
+            digest,
+            size,
+            instead_of,
+            part_of: None,
         })
     }
 

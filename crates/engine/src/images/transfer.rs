@@ -88,8 +88,11 @@ impl Images {
         self.record(loaded, None, Some(digest)).map(drop)
     }
 
-    /// Adds a name with a digest in a registry to an image.
-    pub(super) fn add_repo_digest(&self, id: &Digest, digest: Reference) -> Result<()> {
+    /// Adds a name with a digest in a registry to an image. Blocking.
+    ///
+    /// # Errors
+    /// Returns an error if it cannot be recorded.
+    pub fn add_repo_digest(&self, id: &Digest, digest: Reference) -> Result<()> {
         let mut index = self.write();
         let image = index.by_id.get(id);
         // It may have been removed while it was pushed.

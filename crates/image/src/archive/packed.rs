@@ -262,10 +262,7 @@ impl Packed {
 
     /// Returns the bytes of the manifest or index.
     pub fn manifest_content(&self) -> Option<&[u8]> {
-        match &self.blobs.last()?.content {
-            Content::Bytes(bytes) => Some(bytes),
-            _ => None,
-        }
+        self.blobs.last()?.content()
     }
 
     /// Writes an archive that has the image under these names.
@@ -337,6 +334,14 @@ impl Blob {
         Self {
             descriptor: Descriptor::new(media_type, Digest::of(&bytes), bytes.len() as u64),
             content: Content::Bytes(bytes),
+        }
+    }
+
+    /// Returns the content of a small blob; `None` for a layer.
+    pub fn content(&self) -> Option<&[u8]> {
+        match &self.content {
+            Content::Bytes(bytes) => Some(bytes),
+            Content::Layer(_) | Content::File(_) => None,
         }
     }
 

@@ -10,7 +10,7 @@ use whelk_buildkit::pb::control::Exporter;
 use whelk_llb::pb::Platform;
 use whelk_text::time::FOUR_DIGITS;
 
-use super::{Archive, Export, ImageOutput, Output};
+use super::{Archive, Export, ImageForm, ImageOutput, Output, Push};
 
 /// Maximum size of the annotations of an output in bytes: registries take manifests of 4 MiB.
 const MAX_ANNOTATIONS: usize = 1 << 20;
@@ -77,58 +77,58 @@ fn export(id: usize, exporter: &Exporter) -> Result<Export> {
 }
 
 fn image(attributes: &mut Attributes<'_>) -> Result<ImageOutput> {
+    let is_by_digest = attributes.flag("push-by-digest")?.unwrap_or(false);
+    let push = match attributes.flag("push")?.unwrap_or(false) {
+        false => Push::Not,
+        true if is_by_digest => Push::Digest,
+        true => Push::Tags,
+    };
+    let names = attributes.names(push)?;
+    if push != Push::Not && names.is_empty() {
+        return Err(Status::invalid("tag is needed when pushing to registry"));
+    }
+    let annotations = attributes.annotations()?;
+    let has_docker_types = attributes.flag("oci-mediatypes")? == Some(false);
     let image = ImageOutput {
-        names: attributes.names()?,
-        is_pushed: attributes.flag("push")?.unwrap_or(false),
-        annotations: attributes.annotations()?,
+        names,
+        push,
+        is_stored: attributes.flag("store")?.unwrap_or(true),
+        form: ImageForm {
+            compression: attributes.compression()?,
+            is_forced: attributes.flag("force-compression")?.unwrap_or(false),
+            has_docker_types: has_docker_types && !annotations.need_oci_types(),
+        },
+        annotations,
         must_rewrite_times: attributes.flag("rewrite-timestamp")?.unwrap_or(false),
         attestations: attributes.attestations()?,
     };
-    if image.is_pushed && image.names.is_empty() {
-        return Err(Status::invalid("tag is needed when pushing to registry"));
+    // Images of the engine are always unpacked and loaded, which compose 2.26 asks for. They are found by their names with a digest,
+    // too. There are no foreign layers.
+    for name in ["unpack", "load", "name-canonical", "prefer-nondist-layers"] {
+        attributes.flag(name)?;
     }
-    // Images of the engine are always stored, unpacked and loaded, which compose 2.26 asks for. They are compressed, with gzip, when
-    // they are pushed.
-    attributes.flag("unpack")?;
-    attributes.flag("load")?;
-    attributes.only("store", &["true", "1"])?;
-    attributes.only("compression", &["gzip"])?;
-    attributes.only("compression-level", &[])?;
-    for name in [
-        "force-compression",
-        "push-by-digest",
-        "registry.insecure",
-        "name-canonical",
-        "prefer-nondist-layers",
-        "prefer-image-digest",
-    ] {
+    for name in ["registry.insecure", "prefer-image-digest"] {
         attributes.only(name, &["false", "0"])?;
     }
-    attributes.only("oci-mediatypes", &["true", "1"])?;
     attributes.only("dangling-name-prefix", &[])?;
     attributes.flag("danging-name-empty-only")?;
     Ok(image)
 }
 
 fn archive(attributes: &mut Attributes<'_>, form: Form) -> Result<Archive> {
-    let names = attributes.names()?;
+    let names = attributes.names(Push::Not)?;
     let is_layout = match attributes.take("tar") {
         "" => false,
         value => !flag("tar", value)?,
     };
     let annotations = attributes.annotations()?;
-    let has_annotations = !annotations.is_empty();
     let is_oci = attributes.flag("oci-mediatypes")?;
-    let has_docker_types = !is_oci.unwrap_or(form == Form::Oci || has_annotations);
-    if has_docker_types && has_annotations {
-        let text = "annotations conflict with \"oci-mediatypes=false\"";
-        return Err(Status::invalid(text));
-    }
+    let is_oci = is_oci.unwrap_or(form == Form::Oci) || annotations.need_oci_types();
     let compression = attributes.compression()?;
     let must_rewrite_times = attributes.flag("rewrite-timestamp")?.unwrap_or(false);
     // All layers are compressed anew, or not at all.
     attributes.flag("force-compression")?;
-    attributes.only("prefer-nondist-layers", &["false", "0"])?;
+    attributes.flag("prefer-nondist-layers")?;
     // The docker context into which the client loads the archive: nothing for the engine.
     attributes.take("context");
     let attestations = attributes.attestations()?;
@@ -137,7 +137,7 @@ fn archive(attributes: &mut Attributes<'_>, form: Form) -> Result<Archive> {
         names,
         is_layout,
         compression,
-        has_docker_types,
+        has_docker_types: !is_oci,
         annotations,
         must_rewrite_times,
         attestations,
@@ -180,6 +180,12 @@ pub(super) struct Annotations(Vec<(AnnotationTarget, String, String, String)>);
 impl Annotations {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// Returns whether there are some that Docker's media types do not have: all but those of manifests.
+    pub fn need_oci_types(&self) -> bool {
+        let mut targets = self.0.iter().map(|(target, ..)| *target);
+        targets.any(|target| target != AnnotationTarget::Manifest)
     }
 
     fn at(&self, place: AnnotationTarget, platform: &str) -> BTreeMap<String, String> {
@@ -241,10 +247,14 @@ impl<'a> Attributes<'a> {
         self.left.remove(name).unwrap_or_default()
     }
 
+    /// Returns whether it is set, which it is without a value; `None` if it is not there.
     fn flag(&mut self, name: &'static str) -> Result<Option<bool>> {
         self.known.push(name);
-        let value = self.left.remove(name);
-        value.map(|value| flag(name, value)).transpose()
+        match self.left.remove(name) {
+            None => Ok(None),
+            Some("") => Ok(Some(true)),
+            Some(value) => flag(name, value).map(Some),
+        }
     }
 
     /// Refuses other values than these.
@@ -260,14 +270,8 @@ impl<'a> Attributes<'a> {
         Status::unsupported(format_args!("{attribute} of the output {}", self.kind))
     }
 
-    fn names(&mut self) -> Result<Vec<Reference>> {
-        let names = self.take("name").split(',').filter(|name| !name.is_empty());
-        let names = names.map(|name| {
-            let reference: std::result::Result<Reference, _> = name.parse();
-            let tag = reference.and_then(Reference::into_tag);
-            tag.map_err(|error| Status::invalid(format!("invalid tag {name:?}: {error}")))
-        });
-        names.collect()
+    fn names(&mut self, push: Push) -> Result<Vec<Reference>> {
+        names(self.take("name"), push)
     }
 
     fn epoch(&mut self) -> Result<Option<i64>> {
@@ -389,6 +393,27 @@ impl<'a> Attributes<'a> {
     }
 }
 
+/// Reads the names of an image. Those of one that is pushed by its digest have no tags.
+pub(super) fn names(text: &str, push: Push) -> Result<Vec<Reference>> {
+    let names = text.split(',').filter(|name| !name.is_empty());
+    let names = names.map(|name| {
+        let invalid =
+            |error: whelk_image::Error| Status::invalid(format!("invalid tag {name:?}: {error}"));
+        let reference: Reference = name.parse().map_err(invalid)?;
+        if push != Push::Digest {
+            return reference.into_tag().map_err(invalid);
+        }
+        match reference.tag.is_none() && reference.digest.is_none() {
+            true => Ok(reference),
+            false => {
+                let text = format!("can't push tagged ref {reference} by digest");
+                Err(Status::invalid(text))
+            }
+        }
+    });
+    names.collect()
+}
+
 /// Reads a boolean value as Go does.
 fn flag(name: &str, value: &str) -> Result<bool> {
     let invalid = || Status::invalid(format!("non-bool value specified for {name}: {value:?}"));
@@ -417,20 +442,13 @@ mod tests {
     #[test]
     fn attributes_are_honoured_or_refused_by_name() {
         for (kind, name, value) in [
-            ("moby", "store", "false"),
-            ("moby", "compression", "zstd"),
-            ("moby", "compression-level", "3"),
-            ("moby", "force-compression", "true"),
-            ("moby", "oci-mediatypes", "false"),
-            ("moby", "name-canonical", "true"),
+            ("moby", "compression", "estargz"),
             ("moby", "dangling-name-prefix", "x"),
-            ("moby", "push-by-digest", "true"),
             ("moby", "registry.insecure", "true"),
             ("moby", "annotation-none.a", "b"),
             ("moby", "annotation.", "b"),
             ("moby", "annotation-index[linux/amd64].a", "b"),
             ("oci", "compression", "estargz"),
-            ("oci", "prefer-nondist-layers", "true"),
             ("oci", "annotation-none.a", "b"),
             ("local", "mode", "delete"),
         ] {
@@ -486,6 +504,52 @@ mod tests {
     fn the_type_is_no_attribute_of_images() {
         let output = parsed("moby", &[("type", "docker"), ("name", "a")]);
         assert!(matches!(output, Ok(Output::Image(_))));
+    }
+
+    #[test]
+    fn forms_of_images() {
+        let image = |attributes: &[(&str, &str)]| match parsed("image", attributes) {
+            Ok(Output::Image(image)) => image,
+            other => panic!("{attributes:?}: {other:?}"),
+        };
+        let usual = image(&[("name", "a"), ("push", "true"), ("oci-mediatypes", "")]);
+        assert!(!usual.is_packed(false) && !usual.is_packed(true));
+        for other in [
+            ("compression", "zstd"),
+            ("compression", "uncompressed"),
+            ("compression-level", "3"),
+            ("force-compression", "true"),
+            ("oci-mediatypes", "false"),
+            ("store", "false"),
+        ] {
+            assert!(image(&[other]).is_packed(false), "{other:?}");
+        }
+        let by_digest = [("push-by-digest", "true"), ("name", "example.com/a/b,c")];
+        // Tags, because it is not pushed.
+        let names = |image: &ImageOutput| {
+            let names: Vec<String> = image.names.iter().map(Reference::to_string).collect();
+            names.join(" ")
+        };
+        let local = image(&by_digest);
+        assert_eq!(
+            names(&local),
+            "example.com/a/b:latest docker.io/library/c:latest"
+        );
+        let pushed = image(&[&by_digest[..], &[("push", ""), ("name-canonical", "true")]].concat());
+        assert_eq!(names(&pushed), "example.com/a/b docker.io/library/c");
+        assert!(pushed.tags().is_empty() && !pushed.is_packed(false) && pushed.is_packed(true));
+        let tagged = [by_digest[0], ("push", "true"), ("name", "b:1")];
+        let refused = parsed("image", &tagged).unwrap_err().message;
+        assert_eq!(
+            refused,
+            "can't push tagged ref docker.io/library/b:1 by digest"
+        );
+        // Indexes of Docker's types have no annotations, so these turn the types to OCI's, as with BuildKit.
+        let docker_types = ("oci-mediatypes", "false");
+        let of_manifest = image(&[docker_types, ("annotation.a", "b")]);
+        assert!(of_manifest.form.has_docker_types);
+        let of_index = image(&[docker_types, ("annotation-index.a", "b")]);
+        assert!(!of_index.form.has_docker_types);
     }
 
     #[test]

@@ -6,18 +6,18 @@ use std::sync::{Arc, Mutex};
 use whelk_build::{EventKind, Finished, Work};
 use whelk_buildkit::grpc::{Result, Status};
 use whelk_engine::images::PushRequest;
-use whelk_image::{Progress, Reference};
+use whelk_image::{Digest, Progress, Reference};
 use whelk_sys::sync::IgnorePoison as _;
 
 use super::super::Buildkit;
 use super::super::builds::Build;
 use super::archive::told;
-use super::{ImageOutput, failed};
+use super::{ImageOutput, Push, failed};
 
 /// The media type of an image's configuration, by which the history refers to an image of the engine.
 const CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 
-const CONFIG_DIGEST: &str = "containerimage.config.digest";
+pub(super) const CONFIG_DIGEST: &str = "containerimage.config.digest";
 
 impl Buildkit {
     /// Records an image for a platform, and pushes it. Returns what the client is told of it.
@@ -30,7 +30,7 @@ impl Buildkit {
         work: &Work,
     ) -> Result<BTreeMap<String, String>> {
         let part = |name: String, is_done| work.add(EventKind::Part { name, is_done });
-        let mut answer = match output.annotations.is_empty() {
+        let (image, mut answer) = match output.annotations.is_empty() {
             true => {
                 self.keep_plain(build, place.0, finished, output, work)
                     .await?
@@ -40,21 +40,22 @@ impl Buildkit {
                     .await?
             }
         };
-        for name in &output.names {
+        for name in output.tags() {
             part(format!("naming to {name}"), true);
         }
         let durable = self.engine.durability.wait().await;
         durable.map_err(|error| Status::unknown(error.to_string()))?;
-        if output.is_pushed {
+        if output.push != Push::Not {
+            let untagged = (output.push == Push::Digest).then_some(&image);
             for name in &output.names {
-                let digest = self.push(build, name, work).await?;
+                let digest = self.push(build, name, untagged, work).await?;
                 answer.insert("containerimage.digest".into(), digest);
             }
         }
         Ok(answer)
     }
 
-    /// Records an image by its configuration: a manifest is made when it is pushed.
+    /// Records an image by its configuration: a manifest is made when it is pushed. Returns its id, and what the client is told.
     async fn keep_plain(
         self: &Arc<Self>,
         build: &Build,
@@ -62,10 +63,10 @@ impl Buildkit {
         finished: &Finished,
         output: &ImageOutput,
         work: &Work,
-    ) -> Result<BTreeMap<String, String>> {
+    ) -> Result<(Digest, BTreeMap<String, String>)> {
         let part = |name: String, is_done| work.add(EventKind::Part { name, is_done });
         build.note_manifest(id, CONFIG, finished.config.clone());
-        let stored = self.builder.store_image(finished, output.names.clone());
+        let stored = self.builder.store_image(finished, output.tags());
         let id = stored.await.map_err(|error| failed(&error))?;
         part("exporting layers".into(), true);
         part(format!("writing image {id}"), true);
@@ -77,10 +78,10 @@ impl Buildkit {
             let names: Vec<String> = output.names.iter().map(Reference::to_string).collect();
             answer.insert("image.name".into(), names.join(","));
         }
-        Ok(answer)
+        Ok((id, answer))
     }
 
-    /// Records an image with its manifest, which has the annotations.
+    /// Records an image with its manifest, which has the annotations. Returns its id, and what the client is told.
     async fn keep_annotated(
         self: &Arc<Self>,
         build: &Build,
@@ -88,7 +89,7 @@ impl Buildkit {
         finished: &Finished,
         output: &ImageOutput,
         work: &Work,
-    ) -> Result<BTreeMap<String, String>> {
+    ) -> Result<(Digest, BTreeMap<String, String>)> {
         let part = |name: String| {
             work.add(EventKind::Part {
                 name,
@@ -108,14 +109,16 @@ impl Buildkit {
         part(format!("exporting config {}", stored.id));
         let mut answer = told(&manifest, &output.names)?;
         answer.insert(CONFIG_DIGEST.into(), stored.id.to_string());
-        Ok(answer)
+        Ok((stored.id, answer))
     }
 
-    /// Pushes an image with the client's credentials. Returns the digest of its manifest.
+    /// Pushes what a tag stands for, or the image `untagged`, with the client's credentials. Returns the digest of the manifest or
+    /// index.
     pub(super) async fn push(
         self: &Arc<Self>,
         build: &Build,
         name: &Reference,
+        untagged: Option<&Digest>,
         work: &Work,
     ) -> Result<String> {
         let part = |name: String, is_done| work.add(EventKind::Part { name, is_done });
@@ -125,6 +128,7 @@ impl Buildkit {
             platform: None,
             credentials: credentials.map_err(|error| failed(&error))?,
             is_whole: true,
+            untagged: untagged.cloned(),
         };
         let layers = format!("pushing layers of {}", name.familiar());
         part(layers.clone(), false);

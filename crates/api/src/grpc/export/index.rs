@@ -12,14 +12,14 @@ use super::super::Buildkit;
 use super::super::builds::Build;
 use super::archive::told;
 use super::attestations::tell;
-use super::{Archive, Export, ImageOutput, Results, failed};
+use super::{Archive, Export, ImageOutput, Push, Results, failed};
 
 /// Provenance is noted for every build.
 const PROVENANCE: &str = "https://slsa.dev/provenance/";
 
 impl Buildkit {
     /// Completes the images of an index.
-    async fn members(
+    pub(super) async fn members(
         self: &Arc<Self>,
         results: &Results,
         export: &Export,
@@ -79,9 +79,9 @@ impl Buildkit {
         if let [id] = stored.ids.as_slice() {
             answer.insert("containerimage.config.digest".into(), id.to_string());
         }
-        if output.is_pushed {
+        if output.push != Push::Not {
             for name in &output.names {
-                let digest = self.push(build, name, work).await?;
+                let digest = self.push(build, name, None, work).await?;
                 answer.insert("containerimage.digest".into(), digest);
             }
         }
@@ -102,11 +102,11 @@ impl Buildkit {
             let text = "docker exporter does not currently support exporting manifest lists";
             return Err(Status::invalid(text));
         }
-        let mut statements = results.list.iter().flat_map(|one| &one.statements);
-        if archive.has_docker_types && statements.next().is_some() {
-            let text = "cannot export attestations with \"oci-mediatypes=false\"";
-            return Err(Status::invalid(text));
-        }
+        let has_docker_types = archive.has_docker_types && !results.has_statements();
+        let archive = &Archive {
+            has_docker_types,
+            ..archive.clone()
+        };
         work.add(EventKind::Part {
             name: "exporting layers".into(),
             is_done: false,
@@ -122,7 +122,7 @@ impl Buildkit {
         let settings = IndexSettings {
             names: archive.names.clone(),
             is_artifact: archive.attestations.is_artifact,
-            has_docker_types: archive.has_docker_types,
+            has_docker_types,
             annotations: archive.annotations.index(),
         };
         let packed = self.builder.pack_index(members, settings).await;
@@ -139,7 +139,7 @@ impl Buildkit {
     }
 
     /// Keeps for the history what was made.
-    fn note(&self, build: &Build, results: &Results, output: usize, made: &StoredIndex) {
+    pub(super) fn note(&self, build: &Build, results: &Results, output: usize, made: &StoredIndex) {
         let media_type = &made.descriptor.media_type;
         build.note_manifest(output, media_type, made.bytes.clone());
         for (place, statement) in &made.statements {

@@ -6,6 +6,7 @@ mod attributes;
 mod files;
 mod image;
 mod index;
+mod packed;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -51,10 +52,54 @@ enum Output {
 #[derive(Clone, Debug)]
 struct ImageOutput {
     names: Vec<Reference>,
-    is_pushed: bool,
+    push: Push,
+    /// Whether it becomes an image of the engine.
+    is_stored: bool,
+    form: ImageForm,
     annotations: Annotations,
     must_rewrite_times: bool,
     attestations: Attestations,
+}
+
+/// How an image is pushed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Push {
+    Not,
+    /// By the tags of its names.
+    Tags,
+    /// To the repositories of its names, without tags.
+    Digest,
+}
+
+/// The form of the layers and the manifests that are pushed.
+#[derive(Clone, Copy, Debug)]
+struct ImageForm {
+    compression: Compression,
+    /// No layer is taken over as a registry has it.
+    is_forced: bool,
+    has_docker_types: bool,
+}
+
+impl ImageOutput {
+    /// Returns the names of the engine's image.
+    fn tags(&self) -> Vec<Reference> {
+        match self.push {
+            Push::Digest => Vec::new(),
+            Push::Not | Push::Tags => self.names.clone(),
+        }
+    }
+
+    /// Returns whether the image is packed when it is made. Otherwise it is when it is pushed, if the registry does not have its
+    /// layers: with gzip, and with OCI's media types.
+    fn is_packed(&self, has_index: bool) -> bool {
+        let form = &self.form;
+        let is_usual = form.compression == Compression::Gzip
+            && !form.is_forced
+            && !form.has_docker_types
+            && self.is_stored;
+        let has_document = has_index || !self.annotations.is_empty();
+        !is_usual || (self.push == Push::Digest && has_document)
+    }
 }
 
 /// An archive of an image.
@@ -212,6 +257,9 @@ impl Buildkit {
             });
             let has_index = results.has_index(output.attestations);
             output.annotations.check(&results.ids(), has_index)?;
+            if output.is_packed(has_index) {
+                return self.keep_packed(build, results, export, output, work).await;
+            }
             if has_index {
                 let index = self.keep_index(build, results, export, output, work);
                 return index.await;
@@ -302,6 +350,10 @@ struct Exported {
 impl Results {
     fn ids(&self) -> Vec<&str> {
         self.list.iter().map(|one| one.id.as_str()).collect()
+    }
+
+    fn has_statements(&self) -> bool {
+        self.list.iter().any(|one| !one.statements.is_empty())
     }
 
     /// Returns whether an image becomes part of an index: of several platforms, or with attestations. Those that buildx wants

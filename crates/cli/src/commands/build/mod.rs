@@ -143,7 +143,8 @@ async fn finish(
             .map_err(|error| Failure::new(format!("encode the metadata: {error}")))?;
         write(&args.metadata_file, &text).map_err(not_built)?;
     }
-    for output in outputs.iter().filter(|output| output.is_pushed) {
+    let pushed = |output: &&Output| output.is_pushed && !output.is_pushed_by_builder();
+    for output in outputs.iter().filter(pushed) {
         push(client, &output.names(&args.tag), is_quiet).await?;
     }
     Ok(0)

@@ -18,6 +18,16 @@ use crate::{Failure, Outcome, files, plain, terminal};
 /// Why outputs are refused that would be mixed.
 pub(crate) const ONE_STDOUT: &str = "only one output can be written to the standard output";
 
+/// Attributes of images that only the builder's own pushes know.
+const FORM: [&str; 6] = [
+    "compression",
+    "compression-level",
+    "force-compression",
+    "oci-mediatypes",
+    "push-by-digest",
+    "store",
+];
+
 /// An output of a build.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Output {
@@ -198,6 +208,12 @@ impl Output {
         }
     }
 
+    /// Returns whether the builder pushes the image itself: in a form in which the engine does not keep it, or without a tag.
+    pub fn is_pushed_by_builder(&self) -> bool {
+        let has_form = FORM.iter().any(|name| self.attributes.contains_key(*name));
+        self.is_pushed && has_form
+    }
+
     /// Returns the names of the image, from the output itself or from `--tag`.
     pub fn names(&self, tags: &[String]) -> Vec<String> {
         match self.attributes.get("name") {
@@ -209,6 +225,9 @@ impl Output {
     /// Returns what the engine is asked for.
     pub fn exporter(&self, tags: &[String], annotations: &[String]) -> Outcome<Exporter> {
         let mut attrs = self.attributes.clone();
+        if self.is_pushed_by_builder() {
+            attrs.insert("push".into(), "true".into());
+        }
         let names = self.names(tags);
         if !names.is_empty() && self.kind != "local" && self.kind != "tar" {
             attrs.insert("name".into(), names.join(","));
