@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use whelk_buildkit::files::{self, Entry, Files, Kind};
-use whelk_buildkit::grpc::{Code, Result};
+use whelk_buildkit::grpc::{Code, Result, Status};
 use whelk_buildkit::pb::control::{DiskUsageRequest, DiskUsageResponse, SolveRequest};
 use whelk_buildkit::pb::gateway::{self, result};
 use whelk_buildkit::session::{DIFF_COPY, FilesRequest};
@@ -28,6 +28,7 @@ const DIRECTORIES: &[(&str, &[(&str, &str)])] = &[
     (
         "dockerfile",
         &[
+            ("Alone", "FROM scratch\nCOPY <<end /alone\nwritten\nend\n"),
             ("Dockerfile", SEEN),
             ("Second", "FROM scratch\nCOPY x /second\n"),
         ],
@@ -106,11 +107,17 @@ fn reference(result: &gateway::Result) -> &str {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn attributes_of_dockerfiles_have_their_effect() {
     let engine = Engine::start();
     let grpc = Grpc::connect(&engine);
     grpc.session(&engine, "client", &[DIFF_COPY], |call| async move {
         let wanted = FilesRequest::of_call(&call.metadata);
+        if wanted.name == "absent" {
+            // As clients in Go say it.
+            let text = "rpc error: code = NotFound desc = no access allowed to dir \"absent\"";
+            return Err(Status::unknown(text));
+        }
         files::answer(call, Arc::new(Memory::of(&wanted.name))).await
     });
     let request = SolveRequest {
@@ -145,6 +152,13 @@ fn attributes_of_dockerfiles_have_their_effect() {
             "of context",
         ),
         (&[("filename", "Second")], None, "/second", "of context"),
+        // What a Dockerfile does not use, the client need not have.
+        (
+            &[("filename", "Alone"), ("contextkey", "absent")],
+            None,
+            "/alone",
+            "written\n",
+        ),
         (
             &[("contextsubdir", "/d")],
             Some(&below),

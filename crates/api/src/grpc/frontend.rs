@@ -63,6 +63,9 @@ struct Prepared {
     locals: Vec<String>,
 }
 
+/// What clients say of a directory that they do not have. They say it as text only.
+const NO_DIRECTORY: &str = "no access allowed to dir";
+
 /// Maximum number of platforms of a build.
 const MAX_PLATFORMS: usize = 64;
 
@@ -432,7 +435,11 @@ impl Buildkit {
             in_full: true,
             ..FilesRequest::default()
         };
-        let (_, directory) = self.load(build, attributes, name, &wanted).await?;
+        let (_, directory) = match self.load(build, attributes, name, &wanted).await {
+            // Of what the client does not have, a Dockerfile may use nothing.
+            Err(status) if status.message.contains(NO_DIRECTORY) => return Ok(None),
+            loaded => loaded?,
+        };
         read(&directory, ".dockerignore").await
     }
 

@@ -95,6 +95,8 @@ impl Converter<'_> {
         target.image.config.on_build.clear();
         target.base_image.clone_from(&base.base_image);
         target.paths = base.paths;
+        // A stage stands on all of it, if it is a directory.
+        self.paths[base.paths].insert("/".into());
         target.workdir_set = base.workdir_set;
         target.build_args.extend(base.build_args.iter().cloned());
         Ok(())

@@ -122,9 +122,6 @@ impl Converter<'_> {
         if let Some(&base) = self.by_name.get(&target.stage.base) {
             target.base = Some(base);
             target.uses = self.targets[base].uses.clone();
-            // A stage stands on all of it, if it is a directory.
-            let paths = self.targets[base].paths;
-            self.paths[paths].insert("/".into());
         }
         let index = self.targets.len();
         if !target.stage.name.is_empty() {

@@ -263,6 +263,23 @@ fn named_contexts_replace_images_and_stages() {
 }
 
 #[test]
+fn of_a_directory_that_replaces_a_stage_only_what_is_needed_is_read() {
+    let text = "FROM scratch AS dir\nCOPY x /\nFROM scratch AS some\nCOPY --from=dir a /\n\
+        FROM dir AS all\nRUN y\nFROM all\nRUN z\n";
+    for (target, expected) in [("some", Some(r#"["a"]"#)), ("all", None), ("", None)] {
+        let options = Options {
+            contexts: build_args(&[("dir", "local:dir")]),
+            target: target.into(),
+            ..options()
+        };
+        let done = run(text, &options);
+        let (_, attrs) = done.source("[context dir] load from client");
+        let paths = attrs.get("local.followpaths").map(String::as_str);
+        assert_eq!(paths, expected, "{target}");
+    }
+}
+
+#[test]
 #[allow(clippy::too_many_lines, reason = "a table")]
 fn errors_have_buildkits_texts_and_lines() {
     for (text, expected, line) in [
