@@ -41,9 +41,12 @@ const TABLES: &str = "
     CREATE INDEX IF NOT EXISTS ingredients_by_time ON ingredients(at);
 ";
 
-/// The outputs of an operation: each a stack of layers, the lowest first, with when each was made (nanoseconds since the
-/// epoch; 0 for those of an image).
-pub(crate) type Outputs = Vec<Vec<(LayerDigest, i64)>>;
+/// An output of an operation: a stack of layers, the lowest first, with when each was made (nanoseconds since the epoch; 0 for
+/// those of an image).
+pub(crate) type Layered = Vec<(LayerDigest, i64)>;
+
+/// The outputs of an operation; `None` for one that was not needed when the others were taken of an imported cache.
+pub(crate) type Outputs = Vec<Option<Layered>>;
 
 /// A result in the cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +55,14 @@ pub(crate) struct CachedResult {
     pub canonical: Digest,
     /// The canonical key is what an imported cache says, and not known to be true.
     pub is_foreign: bool,
+}
+
+impl CachedResult {
+    /// Returns whether it has all of these outputs.
+    pub fn has(&self, outputs: &[usize]) -> bool {
+        let mut outputs = outputs.iter();
+        outputs.all(|output| self.outputs.get(*output).is_some_and(Option::is_some))
+    }
 }
 
 /// The cache of an engine.
@@ -113,7 +124,7 @@ impl Layers {
 }
 
 fn distinct(outputs: &Outputs) -> HashSet<&LayerDigest> {
-    let layers = outputs.iter().flatten();
+    let layers = outputs.iter().flatten().flatten();
     layers.map(|(layer, _)| layer).collect()
 }
 
@@ -230,18 +241,25 @@ impl Cache {
         &self.boot
     }
 
-    /// Returns the result of a key, which `uses` keeps. `lease` holds its layers from then on.
-    pub(crate) fn find(&self, key: &Digest, lease: &Lease, uses: &Uses) -> Option<CachedResult> {
+    /// Returns the result of a key, if it has the outputs that are needed; `uses` keeps it. `lease` holds its layers from then
+    /// on.
+    pub(crate) fn find(
+        &self,
+        key: &Digest,
+        needed: &[usize],
+        lease: &Lease,
+        uses: &Uses,
+    ) -> Option<CachedResult> {
         let state = self.state.lock().ignore_poison();
         let found = find(&state.connection, key).unwrap_or_else(|error| {
             tracing::warn!("read the build cache: {error}");
             None
         });
         // Under the lock, so that no removal comes between.
-        let (id, found) = found?;
+        let (id, found) = found.filter(|(_, found)| found.has(needed))?;
         *self.in_use.lock().ignore_poison().entry(id).or_default() += 1;
         uses.ids.lock().ignore_poison().push(id);
-        for (layer, _) in found.outputs.iter().flatten() {
+        for (layer, _) in found.outputs.iter().flatten().flatten() {
             lease.hold(layer);
         }
         Some(found)
@@ -605,18 +623,22 @@ fn remove(connection: &mut Connection, ids: &[i64]) -> rusqlite::Result<Vec<Outp
 
 fn encode(outputs: &Outputs) -> String {
     let layer = |(layer, created): &(LayerDigest, i64)| (layer.to_string(), *created);
+    let stack = |layers: &Layered| -> Vec<(String, i64)> { layers.iter().map(layer).collect() };
     let stacks = outputs.iter();
-    let stacks: Vec<Vec<(String, i64)>> = stacks
-        .map(|stack| stack.iter().map(layer).collect())
-        .collect();
+    let stacks: Vec<Option<Vec<(String, i64)>>> =
+        stacks.map(|output| output.as_ref().map(stack)).collect();
     serde_json::to_string(&stacks).unwrap_or_default()
 }
 
 fn parse(text: &str) -> Option<Outputs> {
-    let stacks: Vec<Vec<(String, i64)>> = serde_json::from_str(text).ok()?;
+    let stacks: Vec<Option<Vec<(String, i64)>>> = serde_json::from_str(text).ok()?;
     let layer = |(layer, created): (String, i64)| Some((layer.parse().ok()?, created));
     let stack = |layers: Vec<(String, i64)>| layers.into_iter().map(layer).collect();
-    stacks.into_iter().map(stack).collect()
+    let output = |output: Option<Vec<(String, i64)>>| match output {
+        Some(layers) => Some(Some(stack(layers)?)),
+        None => Some(None),
+    };
+    stacks.into_iter().map(output).collect()
 }
 
 #[cfg(test)]
@@ -652,7 +674,7 @@ mod tests {
     }
 
     fn find(cache: &Arc<Cache>, store: &Store, key: &Digest) -> Option<Outputs> {
-        let found = cache.find(key, &store.leases.take(), &cache.uses());
+        let found = cache.find(key, &[0], &store.leases.take(), &cache.uses());
         found.map(|found| found.outputs)
     }
 
@@ -661,10 +683,14 @@ mod tests {
         let root = Root::new("used");
         let (cache, store) = root.open();
         let key = Digest::of(b"1");
-        let outputs = vec![vec![(root.layer("one"), 7)]];
+        let outputs = vec![Some(vec![(root.layer("one"), 7)])];
         cache.insert(&store, &[key], &outputs, "RUN x").unwrap();
         let uses = cache.uses();
-        assert!(cache.find(&key, &store.leases.take(), &uses).is_some());
+        assert!(
+            cache
+                .find(&key, &[0], &store.leases.take(), &uses)
+                .is_some()
+        );
         let row = &cache.rows().unwrap()[0];
         assert_eq!(
             (row.text.as_str(), row.uses, row.in_use),
@@ -683,7 +709,7 @@ mod tests {
         fs::create_dir_all(root.0.path().join("build/build.db"), 0o700).unwrap();
         let (cache, store) = root.open();
         let key = Digest::of(b"1");
-        let outputs = vec![vec![(root.layer("one"), 7)]];
+        let outputs = vec![Some(vec![(root.layer("one"), 7)])];
         cache.insert(&store, &[key], &outputs, "RUN x").unwrap();
         assert_eq!(cache.rows().unwrap().len(), 1);
         assert_eq!(find(&cache, &store, &key), Some(outputs));
@@ -694,10 +720,14 @@ mod tests {
         let root = Root::new("uses");
         let (cache, store) = root.open();
         let key = Digest::of(b"1");
-        let outputs = vec![vec![(root.layer("one"), 7)]];
+        let outputs = vec![Some(vec![(root.layer("one"), 7)])];
         cache.insert(&store, &[key], &outputs, "").unwrap();
         let uses = cache.uses();
-        assert!(cache.find(&key, &store.leases.take(), &uses).is_some());
+        assert!(
+            cache
+                .find(&key, &[0], &store.leases.take(), &uses)
+                .is_some()
+        );
         let id = cache.rows().unwrap()[0].id;
         // As while something is written.
         let state = cache.state.lock().unwrap();
@@ -712,8 +742,9 @@ mod tests {
         let (cache, store) = root.open();
         let layers = ["one", "two"].map(|name| root.layer(name));
         let outputs = vec![
-            layers.iter().map(|layer| (layer.clone(), 7)).collect(),
-            vec![],
+            Some(layers.iter().map(|layer| (layer.clone(), 7)).collect()),
+            None,
+            Some(vec![]),
         ];
         let [first, second, third] = [b"1", b"2", b"3"].map(|key| Digest::of(key));
         cache.insert(&store, &[first], &outputs, "RUN x").unwrap();
@@ -727,10 +758,12 @@ mod tests {
         );
         let lease = store.leases.take();
         for key in [first, second] {
-            let found = cache.find(&key, &lease, &cache.uses()).unwrap();
+            let find = |needed: &[usize]| cache.find(&key, needed, &lease, &cache.uses());
+            assert_eq!((find(&[1]), find(&[0, 3])), (None, None));
+            let found = find(&[0, 2]).unwrap();
             assert_eq!((&found.outputs, found.canonical), (&outputs, first));
         }
-        assert_eq!(cache.find(&third, &lease, &cache.uses()), None);
+        assert_eq!(cache.find(&third, &[], &lease, &cache.uses()), None);
         drop((cache, store));
         fs::remove_tree(root.0.path().join("layers").join(layers[1].hex())).unwrap();
         let (cache, store) = root.open();
@@ -743,14 +776,14 @@ mod tests {
         let root = Root::new("replaced");
         let (cache, store) = root.open();
         let keys = [b"1", b"2", b"3"].map(|key| Digest::of(key));
-        let outputs = vec![vec![(root.layer("one"), 7)]];
+        let outputs = vec![Some(vec![(root.layer("one"), 7)])];
         for keys in [&keys[..1], &keys[1..]] {
             cache.insert(&store, keys, &outputs, "").unwrap();
         }
         // The first result's only key becomes one of the second.
         cache.alias(&keys[0], &keys[2]).unwrap();
         assert_eq!(cache.rows().unwrap().len(), 1);
-        let layer = &outputs[0][0].0;
+        let layer = &outputs[0].as_ref().unwrap()[0].0;
         assert!(store.leases.holds(layer), "the other result has it, too");
         assert!(find(&cache, &store, &keys[0]).is_some());
         // One of its three keys is replaced: it stays.
@@ -762,7 +795,7 @@ mod tests {
             cache.remove(&[id]).unwrap();
             assert_eq!(store.leases.holds(layer), is_held);
         }
-        let missing = vec![vec![(LayerDigest::of(b"missing"), 7)]];
+        let missing = vec![Some(vec![(LayerDigest::of(b"missing"), 7)])];
         assert!(cache.insert(&store, &keys, &missing, "").is_err());
         assert!(cache.rows().unwrap().is_empty());
     }
@@ -772,7 +805,7 @@ mod tests {
         let root = Root::new("boot");
         let keys = [b"1", b"2"].map(|key| Digest::of(key));
         let (cache, store) = root.open();
-        let outputs = vec![vec![(root.layer("one"), 7)]];
+        let outputs = vec![Some(vec![(root.layer("one"), 7)])];
         cache.insert(&store, &keys[..1], &outputs, "").unwrap();
         cache.flushed(i64::MAX);
         cache.insert(&store, &keys[1..], &outputs, "").unwrap();
@@ -795,7 +828,7 @@ mod tests {
             b"",
         ] {
             let (cache, store) = root.open();
-            let outputs = vec![vec![(root.layer("one"), 7)]];
+            let outputs = vec![Some(vec![(root.layer("one"), 7)])];
             cache.insert(&store, &[key], &outputs, "").unwrap();
             drop((cache, store));
             let directory = root.0.path().join("build");

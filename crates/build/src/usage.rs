@@ -214,35 +214,43 @@ impl Builder {
     /// Returns the records of results. The size of each is that of the layers that it has above its parent's.
     fn results(&self, rows: &[Row]) -> Result<Vec<(Place, Record)>> {
         let of_images = self.layers_of_images()?;
-        let stacks: Vec<Vec<&Digest>> = rows
+        let stacks: Vec<Vec<Vec<&Digest>>> = rows
             .iter()
             .map(|row| {
-                row.outputs
-                    .iter()
-                    .take(1)
-                    .flatten()
-                    .map(|(layer, _)| layer)
+                let outputs = row.outputs.iter().flatten();
+                outputs
+                    .map(|output| output.iter().map(|(layer, _)| layer).collect())
                     .collect()
             })
             .collect();
         let mut by_stack: HashMap<&[&Digest], usize> = HashMap::new();
-        for (index, stack) in stacks.iter().enumerate() {
-            by_stack.entry(stack).or_insert(index);
+        for (index, outputs) in stacks.iter().enumerate() {
+            for stack in outputs {
+                by_stack.entry(stack).or_insert(index);
+            }
         }
         let mut sizes: HashMap<&Digest, u64> = HashMap::new();
         let mut counted: HashSet<&Digest> = HashSet::new();
         let mut all = Vec::with_capacity(rows.len());
         for (index, row) in rows.iter().enumerate() {
-            let stack = &stacks[index];
-            let parent = (1..stack.len()).rev().find_map(|length| {
-                let found = by_stack.get(&stack[..length]);
-                found.map(|found| (*found, length))
+            let parents = stacks[index].iter().map(|stack| {
+                (1..stack.len()).rev().find_map(|length| {
+                    let found = by_stack.get(&stack[..length]).copied();
+                    // The outputs of one operation may stand on each other's layers.
+                    found
+                        .filter(|found| *found != index)
+                        .map(|found| (found, length))
+                })
             });
-            let own = row.outputs.iter().take(1).flatten();
+            let parents: Vec<Option<(usize, usize)>> = parents.collect();
+            let outputs = row.outputs.iter().flatten().zip(&parents);
             // Those of a base image have no time.
-            let own = own.skip(parent.map_or(0, |(_, length)| length));
-            let own = own.filter(|(_, created)| *created != 0);
+            let own = outputs.flat_map(|(output, parent)| {
+                let own = output.iter().skip(parent.map_or(0, |(_, length)| length));
+                own.filter(|(_, created)| *created != 0)
+            });
             let own: Vec<&Digest> = own.map(|(layer, _)| layer).collect();
+            let parent = parents.iter().flatten().next();
             let mut size = 0;
             for layer in own.iter().copied().filter(|layer| counted.insert(*layer)) {
                 let snapshots = &self.store().snapshots;
@@ -252,7 +260,7 @@ impl Builder {
             }
             let record = Record {
                 id: id_of(row.id),
-                parent: parent.map(|(parent, _)| id_of(rows[parent].id)),
+                parent: parent.map(|(parent, _)| id_of(rows[*parent].id)),
                 kind: RecordKind::Regular,
                 description: row.text.clone(),
                 in_use: row.in_use,

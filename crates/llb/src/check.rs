@@ -4,8 +4,8 @@ use crate::pb::file_action::Action;
 use crate::pb::op::Kind;
 use crate::pb::user_opt::User;
 use crate::pb::{
-    BuildOp, CacheSharing, ChownOpt, DiffOp, ExecOp, FileOp, MergeOp, Mount, MountType, NetMode,
-    Op, PassthroughOp, SecurityMode,
+    BuildOp, CacheSharing, ChownOpt, DiffOp, ExecOp, FileOp, MergeOp, Mount, MountContentCache,
+    MountType, NetMode, Op, PassthroughOp, SecurityMode,
 };
 
 type Checked<T> = std::result::Result<T, String>;
@@ -86,6 +86,22 @@ fn check_mount(mount: &Mount, inputs: usize, outputs: &mut usize) -> Checked<()>
         return Err("a mount without a target".into());
     }
     within_or_none(mount.input, inputs, "the input of a mount,")?;
+    match MountContentCache::try_from(mount.content_cache) {
+        Err(_) => {
+            let kind = mount.content_cache;
+            return Err(format!("unknown content cache {kind} of a mount"));
+        }
+        // A part of what is written to would be found, and the rest be that of another result.
+        Ok(MountContentCache::On)
+            if mount.output != -1 && !mount.readonly && !is_whole(&mount.selector) =>
+        {
+            return Err(format!(
+                "invalid mount cache content: the mount at {:?} has an output, and shows only a part",
+                mount.dest
+            ));
+        }
+        Ok(_) => {}
+    }
     let missing = |what: &str| {
         Err(format!(
             "a {what} mount at {:?} without its options",
@@ -121,6 +137,11 @@ fn check_mount(mount: &Mount, inputs: usize, outputs: &mut usize) -> Checked<()>
         Ok(MountType::Bind | MountType::Secret | MountType::Ssh) => {}
     }
     Ok(())
+}
+
+/// Returns whether a path is that of the root.
+fn is_whole(path: &str) -> bool {
+    path.split('/').all(|part| matches!(part, "" | "."))
 }
 
 fn file_op(file: &FileOp, inputs: usize) -> Checked<usize> {

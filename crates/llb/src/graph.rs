@@ -394,6 +394,19 @@ mod tests {
                 "cache mount",
             ),
             (
+                with_exec(|exec| exec.mounts[0].content_cache = 3),
+                0,
+                "unknown content cache 3",
+            ),
+            (
+                with_exec(|exec| {
+                    exec.mounts[0].content_cache = 1;
+                    exec.mounts[0].selector = "/part".into();
+                }),
+                0,
+                "invalid mount cache content",
+            ),
+            (
                 with_exec(|exec| exec.network = 5),
                 0,
                 "unknown network mode 5",

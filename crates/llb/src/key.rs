@@ -12,7 +12,7 @@ use crate::digest::Digest;
 use crate::pb::file_action::Action;
 use crate::pb::op::Kind;
 use crate::pb::user_opt::User;
-use crate::pb::{ChownOpt, FileAction, FileOp, Mount, MountType, Op, SourceOp};
+use crate::pb::{ChownOpt, FileAction, FileOp, Mount, MountContentCache, MountType, Op, SourceOp};
 
 /// Changes when keys are made in another way.
 const VERSION: &[u8] = b"whelk key 1";
@@ -81,15 +81,17 @@ pub fn uses(op: &Op) -> Vec<Use> {
     uses.into_iter().map(whole).collect()
 }
 
-/// Returns what a mount selects that is no part of the result: it cannot be written to, or what is written is not kept.
+/// Returns what a mount selects that is no part of a result: what is written to it is not kept. An output of a mount
+/// stands on all of the input, also if it cannot be written to.
 fn mount_selector(mount: &Mount) -> Option<Selector> {
     let is_read = match MountType::try_from(mount.mount_type) {
-        Ok(MountType::Bind) => mount.readonly || mount.output < 0,
+        Ok(MountType::Bind) => mount.output < 0,
         // It has no output, whatever the index says.
         Ok(MountType::Cache) => true,
         _ => false,
     };
-    (is_read && mount.dest != "/").then(|| Selector {
+    let is_by_content = mount.content_cache != i32::from(MountContentCache::Off);
+    (is_read && is_by_content && mount.dest != "/").then(|| Selector {
         path: mount.selector.clone(),
         follow: true,
         ..Selector::default()
@@ -338,13 +340,20 @@ mod tests {
             assert_eq!(mount_selector(&mount).is_some(), expected, "{mount:?}");
         };
         check(MountType::Bind, "/a", true, -1, true);
-        check(MountType::Bind, "/a", true, 1, true);
+        check(MountType::Bind, "/a", true, 1, false);
         check(MountType::Bind, "/a", false, -1, true);
         check(MountType::Bind, "/a", false, 1, false);
         check(MountType::Bind, "/", false, 0, false);
         check(MountType::Bind, "/", true, -1, false);
         check(MountType::Cache, "/a", false, 0, true);
         check(MountType::Tmpfs, "/a", false, -1, false);
+        let by_step = Mount {
+            dest: "/a".into(),
+            output: -1,
+            content_cache: MountContentCache::Off.into(),
+            ..Mount::default()
+        };
+        assert_eq!(mount_selector(&by_step), None);
     }
 
     #[test]

@@ -194,8 +194,18 @@ pub struct Mount {
     pub ssh_opt: Option<SecretOpt>,
     #[prost(string, tag = "23")]
     pub result_id: String,
-    #[prost(int32, tag = "24")]
+    #[prost(enumeration = "MountContentCache", tag = "24")]
     pub content_cache: i32,
+}
+
+/// Whether a result is found by the content that a mount shows, and not only by how that was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Enumeration)]
+#[repr(i32)]
+pub enum MountContentCache {
+    /// Where nothing else of the input has an effect.
+    Default = 0,
+    On = 1,
+    Off = 2,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enumeration)]

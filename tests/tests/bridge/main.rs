@@ -13,6 +13,7 @@ mod control;
 mod hostile;
 mod limits;
 mod operations;
+mod outputs;
 mod refusals;
 
 use whelk_buildkit::grpc::{Code, Result};

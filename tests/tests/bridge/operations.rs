@@ -296,6 +296,20 @@ fn processes() -> Vec<Case> {
                 mounted(made, text, vec![bind], &[from])
             },
         ),
+        case(
+            &["exec.mount.cache.content"],
+            &[("/made", Some("x"))],
+            |made| {
+                let from = made.file(make_file("/f", "x"), None);
+                let bind = Mount {
+                    input: 1,
+                    readonly: true,
+                    content_cache: 2,
+                    ..mount("/m", MountType::Bind)
+                };
+                mounted(made, "cat /m/f > /made", vec![bind], &[from])
+            },
+        ),
         // What is written is not kept.
         case(
             &["exec.mount.bind.readwrite-nooutput"],

@@ -321,26 +321,11 @@ fn operations_that_are_not_supported_are_named() {
         (worker, "org.example.gpu==yes"),
         (
             mounted(Mount {
-                output: 1,
-                ..Mount::default()
-            }),
-            "a result of the mount /m",
-        ),
-        (
-            mounted(Mount {
                 output: -1,
                 result_id: "x".into(),
                 ..Mount::default()
             }),
-            "a result or content cache of the mount /m",
-        ),
-        (
-            mounted(Mount {
-                output: -1,
-                content_cache: 1,
-                ..Mount::default()
-            }),
-            "a result or content cache of the mount /m",
+            "a result as the mount /m",
         ),
         (source("nonsense://x", &[]), "nonsense://x"),
         (

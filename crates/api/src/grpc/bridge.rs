@@ -92,6 +92,7 @@ const OPERATIONS: [&str; 64] = [
     "exec.mount.bind.readwrite-nooutput",
     "exec.mount.cache",
     "exec.mount.cache.sharing",
+    "exec.mount.cache.content",
     "exec.mount.selector",
     "exec.mount.tmpfs",
     "exec.mount.tmpfs.size",

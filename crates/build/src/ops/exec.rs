@@ -13,7 +13,7 @@ use whelk_engine::model::{Config, DeviceRequest, HostConfig, NetworkMode, Ulimit
 use whelk_image::Store;
 use whelk_llb::Digest;
 use whelk_llb::pb::op::Kind;
-use whelk_llb::pb::{ExecOp, Meta, MountType, NetMode, Op, Platform, SecurityMode};
+use whelk_llb::pb::{ExecOp, Meta, Mount, MountType, NetMode, Op, Platform, SecurityMode};
 use whelk_runtime::Overlay;
 
 use super::mounts::{self, Mounts};
@@ -82,6 +82,15 @@ struct Prepared {
     output: UnixStream,
 }
 
+/// A process that has ended, and what it has written.
+struct Executed {
+    code: i32,
+    /// Below its root.
+    workspace: Arc<Workspace>,
+    /// Below mounts with outputs, by the index of the mount.
+    outputs: Vec<(usize, Arc<Workspace>)>,
+}
+
 pub(super) async fn run(
     builder: &Arc<Builder>,
     context: Context,
@@ -93,6 +102,8 @@ pub(super) async fn run(
     let (Some(meta), Some(log)) = (&op.meta, log) else {
         return Err(Error::invalid("an exec without its process"));
     };
+    let op = mounts::absolute(op);
+    let op = &*op;
     check(op)?;
     let root = op.mounts.iter().find(|mount| mount.dest == "/");
     let root = root.ok_or_else(|| Error::invalid("an exec without a root file system"))?;
@@ -133,13 +144,14 @@ pub(super) async fn run(
     };
     let (builder, log) = (builder.clone(), log.clone());
     let held = (permit, agents);
-    let (code, workspace) = outlive(|left| execute(builder, prepare, held, log, left)).await?;
+    let executed = outlive(|left| execute(builder, prepare, held, log, left)).await?;
+    let code = executed.code;
     let valid = meta.valid_exit_codes.as_slice();
     if code != 0 && !valid.contains(&code) || code == 0 && !valid.is_empty() && !valid.contains(&0)
     {
         let state = settings.keeps_failed.then(|| {
             Arc::new(Failed {
-                stack: base.with(context.seal(workspace)),
+                stack: base.with(context.seal(executed.workspace)),
                 lease: context.lease.clone(),
                 meta: meta.clone(),
                 platform: platform.cloned(),
@@ -151,13 +163,38 @@ pub(super) async fn run(
             state,
         });
     }
-    if root.output < 0 {
-        return Ok(Vec::new());
-    }
-    if root.readonly {
-        return Ok(vec![base]);
-    }
-    Ok(vec![base.with(context.seal(workspace))])
+    results(&context, op, inputs, &executed)
+}
+
+/// Returns the outputs of a process in their order.
+fn results(
+    context: &Context,
+    op: &ExecOp,
+    inputs: &[Stack],
+    executed: &Executed,
+) -> Result<Vec<Stack>> {
+    let is_output = |mount: &Mount| {
+        mount.output >= 0 && MountType::try_from(mount.mount_type) == Ok(MountType::Bind)
+    };
+    let written = |index: usize, mount: &Mount| match mount.dest == "/" {
+        true => (!mount.readonly).then_some(&executed.workspace),
+        false => {
+            let mut outputs = executed.outputs.iter();
+            let found = outputs.find(|(written, _)| *written == index);
+            found.map(|(_, workspace)| workspace)
+        }
+    };
+    let mounts = op.mounts.iter().enumerate();
+    let mounts = mounts.filter(|(_, mount)| is_output(mount));
+    let results = mounts.map(|(index, mount)| {
+        let base = input(inputs, mount.input)?;
+        Ok(match written(index, mount) {
+            Some(workspace) => base.with(context.seal(workspace.clone())),
+            // What cannot be written to stays what it was.
+            None => base,
+        })
+    });
+    results.collect()
 }
 
 /// Executes a process whose standard input and output are a connection, and whose files are removed afterwards. Returns its
@@ -194,7 +231,7 @@ pub(crate) async fn connect(
     };
     let (builder, log) = (builder.clone(), log.clone());
     let executed = outlive(|left| execute(builder, prepare, held, log, left)).await;
-    executed.map(|(code, _)| code)
+    executed.map(|executed| executed.code)
 }
 
 /// Runs work in a task of its own, which outlives this future: a channel tells it that this was dropped.
@@ -217,10 +254,10 @@ async fn execute(
     held: impl Send + 'static,
     log: Arc<Log>,
     left: oneshot::Receiver<()>,
-) -> Result<(i32, Arc<Workspace>)> {
+) -> Result<Executed> {
     let Prepared {
         step,
-        mounts,
+        mut mounts,
         files,
         workspace,
         mut output,
@@ -237,8 +274,13 @@ async fn execute(
         return Err(error);
     }
     let exit = started.wait().await;
+    let outputs = std::mem::take(&mut mounts.outputs);
     drop((mounts, files, held));
-    Ok((exit.code, workspace))
+    Ok(Executed {
+        code: exit.code,
+        workspace,
+        outputs,
+    })
 }
 
 /// Writes the output of a process to its log, to its end.

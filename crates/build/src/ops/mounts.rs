@@ -1,5 +1,6 @@
-//! The mounts of a process: `RUN --mount`.
+//! The mounts of a process: `RUN --mount`, and those of other frontends, which may have outputs.
 
+use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,6 +29,8 @@ pub(super) struct Mounts {
     pub files: Vec<PathBuf>,
     layers: Vec<Files>,
     workspaces: Vec<Arc<Workspace>>,
+    /// What is written to mounts with outputs, by the index of the mount.
+    pub outputs: Vec<(usize, Arc<Workspace>)>,
     caches: Vec<Arc<Used>>,
     /// The files of secrets.
     pub secrets: Option<Scratch>,
@@ -41,6 +44,21 @@ pub(super) struct TakenCache {
     used: Arc<Used>,
 }
 
+/// Returns an operation whose mount points are absolute: others are relative to the directory of the process.
+pub(super) fn absolute(op: &ExecOp) -> Cow<'_, ExecOp> {
+    if op.mounts.iter().all(|mount| mount.dest.starts_with('/')) {
+        return Cow::Borrowed(op);
+    }
+    let mut op = op.clone();
+    let directory = op.meta.as_ref().map_or("/", |meta| meta.cwd.as_str());
+    for mount in &mut op.mounts {
+        if !mount.dest.starts_with('/') {
+            mount.dest = format!("/{directory}/{}", mount.dest);
+        }
+    }
+    Cow::Owned(op)
+}
+
 /// Refuses what is not supported.
 pub(super) fn check(op: &ExecOp) -> Result<()> {
     for mount in op.mounts.iter().filter(|mount| mount.dest != "/") {
@@ -48,22 +66,13 @@ pub(super) fn check(op: &ExecOp) -> Result<()> {
             let text = format!("a mount at {}, which is the root directory", mount.dest);
             return Err(Error::invalid(text));
         }
-        if !mount.result_id.is_empty() || mount.content_cache != 0 {
-            let text = format!("a result or content cache of the mount {}", mount.dest);
+        if !mount.result_id.is_empty() {
+            let text = format!("a result as the mount {}", mount.dest);
             return Err(Error::Unsupported(text));
         }
-        match MountType::try_from(mount.mount_type) {
-            Ok(MountType::Bind) if mount.output >= 0 => {
-                return Err(Error::Unsupported(format!(
-                    "a result of the mount {}",
-                    mount.dest
-                )));
-            }
-            Ok(_) => {}
-            Err(_) => {
-                let kind = mount.mount_type;
-                return Err(Error::invalid(format!("unknown type {kind} of a mount")));
-            }
+        if MountType::try_from(mount.mount_type).is_err() {
+            let kind = mount.mount_type;
+            return Err(Error::invalid(format!("unknown type {kind} of a mount")));
         }
     }
     Ok(())
@@ -146,7 +155,7 @@ pub(super) fn prepare(
             }
             Ok(MountType::Bind) => {
                 let base = input(inputs, mount.input)?;
-                let is_directory = mounts.bind(context, mount, &base)?;
+                let is_directory = mounts.bind(context, (index, mount), &base)?;
                 let points = match is_directory {
                     true => &mut mounts.directories,
                     false => &mut mounts.files,
@@ -177,14 +186,32 @@ pub(super) fn prepare(
 
 impl Mounts {
     /// Adds a mount of what is selected of a result. Returns whether that is a directory.
-    fn bind(&mut self, context: &Context, mount: &Mount, base: &Stack) -> Result<bool> {
+    fn bind(
+        &mut self,
+        context: &Context,
+        (index, mount): (usize, &Mount),
+        base: &Stack,
+    ) -> Result<bool> {
         let workspace = Workspace::create(&context.store)?;
+        if mount.output >= 0 && !mount.readonly {
+            self.outputs.push((index, workspace.clone()));
+        }
+        let path = select::clean(&mount.selector);
+        if base.0.is_empty() {
+            // There is nothing below, so that no mount of layers is needed, and what is written hides nothing.
+            let mut spec = bind(mount, &workspace.upper());
+            if path != "/" {
+                spec.options.push(format!("X-mount.subdir={path}"));
+            }
+            self.specs.push(spec);
+            self.workspaces.push(workspace);
+            return Ok(true);
+        }
         // The lowest layer is a directory in any case, as the runtime wants it.
         let empty = workspace.path().join("empty");
         fs::create_dir(&empty, 0o755)?;
         let files = base.files(&context.store)?;
-        let path = select::clean(&mount.selector);
-        let selected = {
+        let selected = path == "/" || {
             let view = base.mount(&context.store)?;
             let selector = Selector {
                 path: path.clone(),
@@ -202,12 +229,14 @@ impl Mounts {
         if mount.readonly {
             options.push("ro".into());
         } else {
-            // What is written is not kept.
+            // What is written is kept if the mount has an output.
             options.push(format!("upperdir={}", workspace.upper().display()));
             options.push(format!("workdir={}", workspace.work().display()));
             options.push("volatile".into());
         }
-        options.push(format!("X-mount.subdir={path}"));
+        if path != "/" {
+            options.push(format!("X-mount.subdir={path}"));
+        }
         options.push("private".into());
         self.specs.push(spec::Mount {
             destination: select::clean(&mount.dest),

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 use whelk_image::descriptor::Descriptor;
+use whelk_llb::pb::MountType;
 use whelk_llb::pb::op::Kind;
 use whelk_llb::{Digest, Graph, Node};
 
@@ -118,20 +119,23 @@ impl Steps {
             }
             let name = format!("{}:{}", self.name(current.node), current.output);
             found.insert(name, json!([rest]));
-            edge = base(&graph.nodes[current.node]);
+            edge = base(&graph.nodes[current.node], current.output);
             rest = &rest[..rest.len() - 1];
         }
         Value::Object(found)
     }
 }
 
-/// Returns what an operation adds one layer to; `None` if it is something else.
-fn base(node: &Node) -> Option<whelk_llb::Edge> {
+/// Returns what an operation adds one layer to for an output; `None` if it is something else.
+fn base(node: &Node, output: usize) -> Option<whelk_llb::Edge> {
     let input = match &node.op.kind {
         Some(Kind::Exec(exec)) => {
-            let mut roots = exec.mounts.iter().filter(|mount| mount.dest == "/");
-            let root = roots.next()?;
-            (!root.readonly).then_some(root.input)?
+            let output = i64::try_from(output).ok()?;
+            let mut mounts = exec.mounts.iter();
+            let mount = mounts.find(|mount| {
+                mount.output == output && mount.mount_type == i32::from(MountType::Bind)
+            })?;
+            (!mount.readonly).then_some(mount.input)?
         }
         Some(Kind::File(file)) if file.actions.len() == 1 => file.actions[0].input,
         _ => return None,

@@ -141,7 +141,7 @@ impl Builder {
                 flights.recorded
             };
             // Another build may have finished it since it was planned.
-            if let Some(found) = self.look_up(job, wanted.key).await? {
+            if let Some(found) = self.look_up(job, wanted.index, wanted.key).await? {
                 return Ok(Joined::Cached(found));
             }
             let mut flights = self.flights.lock().ignore_poison();
@@ -296,11 +296,12 @@ impl Builder {
         lease: &Arc<Lease>,
         users: Vec<Arc<Uses>>,
     ) -> Result<()> {
+        // Only when all of them are sealed, so that a result has all of its outputs, or is not there.
         let mut sealed: Outputs = Vec::with_capacity(outputs.len());
         for stack in outputs {
             let digests = stack.digests().await?;
             let times = stack.0.iter().map(|layer| layer.created);
-            sealed.push(digests.into_iter().zip(times).collect());
+            sealed.push(Some(digests.into_iter().zip(times).collect()));
         }
         let text = node.metadata.description.get(CUSTOM_NAME);
         let (text, keys) = (text.cloned().unwrap_or_default(), keys.to_vec());

@@ -33,10 +33,10 @@ use crate::ops::{self, Settings};
 use crate::progress::{EventKind, Progress};
 use crate::request::Request;
 use crate::sources::{self, Sources};
-use crate::transfer::{ExportedSteps, Imports, Offer, Step};
+use crate::transfer::{ExportedSteps, Imports, Offer, Place, Step};
 use crate::{Builder, blocking};
 use flights::{Joined, Operation};
-use plan::{Keys, Task};
+use plan::{Keys, Plan, Task};
 
 pub(crate) use flights::{Flights, Waiting};
 
@@ -71,7 +71,7 @@ pub struct Job {
     pub(crate) reasons: Reasons,
     pub(crate) states: Vec<watch::Sender<State>>,
     pub(crate) progress: Progress,
-    tasks: Vec<Task>,
+    plan: Plan,
     /// The results that are in the cache.
     taken: HashMap<usize, CachedResult>,
     /// The results that are in imported caches, and still have to be fetched.
@@ -122,7 +122,7 @@ impl Job {
             doubtful,
             reasons: Reasons::of(request),
             progress: request.progress.clone(),
-            tasks: Vec::new(),
+            plan: Plan::default(),
             taken: HashMap::new(),
             offered: HashMap::new(),
             imports: request.imports.clone(),
@@ -138,17 +138,18 @@ impl Job {
     /// Decides what is executed: looks results up in the cache, and in imported ones. Blocking.
     fn choose(&mut self, builder: &Builder) {
         let (mut taken, mut offered) = (HashMap::new(), HashMap::new());
-        self.tasks = plan::plan(&self.graph, |index| {
+        self.plan = plan::plan(&self.graph, |index, needed| {
             let node = &self.graph.nodes[index];
             if matches!(node.op.kind, Some(Kind::Source(_))) || self.doubtful[index] {
                 return false;
             }
             let key = &self.keys[index].key;
-            if let Some(found) = builder.cache.find(key, &self.lease, &self.uses) {
+            let (lease, uses) = (&self.lease, &self.uses);
+            if let Some(found) = builder.cache.find(key, needed, lease, uses) {
                 taken.insert(index, found);
                 return true;
             }
-            let offer = self.imports.find(key).filter(|_| node.outputs == 1);
+            let offer = self.imports.find(key, node.outputs, needed);
             let is_offered = offer.is_some();
             offered.extend(offer.map(|offer| (index, offer)));
             is_offered
@@ -178,7 +179,7 @@ impl Job {
     fn announce_cached(&self) {
         let needed = self.graph.needed();
         for (index, node) in self.graph.nodes.iter().enumerate() {
-            if self.tasks[index] == Task::Execute {
+            if self.plan.tasks[index] == Task::Execute {
                 continue;
             }
             self.states[index].send_replace(State::Cached);
@@ -214,16 +215,19 @@ impl Job {
         let nodes = self.graph.nodes.iter().enumerate();
         let is_step = |node: &Node| !matches!(node.op.kind, Some(Kind::Source(_)));
         let steps = nodes.filter(|(index, node)| needed[*index] && is_step(node));
-        let steps = steps.filter(|(_, node)| node.outputs == 1);
-        let steps = steps.map(|(index, _)| {
+        let steps = steps.flat_map(|(index, node)| {
             let (keys, outcome) = (&self.keys[index], done.get(&index));
             let canonical = outcome.filter(|_| keys.is_lasting_by_content);
-            Step {
+            (0..node.outputs).map(move |output| Step {
                 key: keys.is_lasting.then_some(keys.key),
                 canonical: canonical.map(|outcome| outcome.canonical),
                 is_foreign: outcome.is_some_and(|outcome| outcome.is_foreign),
-                stack: outcome.and_then(|outcome| outcome.outputs.first().cloned()),
-            }
+                place: Place {
+                    output,
+                    count: node.outputs,
+                },
+                stack: outcome.and_then(|outcome| outcome.outputs.get(output)?.clone()),
+            })
         });
         ExportedSteps {
             steps: steps.collect(),
@@ -256,7 +260,8 @@ fn is_directory(node: &Node) -> bool {
 /// An operation's result in a build.
 #[derive(Clone, Debug)]
 struct StepResult {
-    outputs: Vec<Stack>,
+    /// `None` for one that is not needed.
+    outputs: Vec<Option<Stack>>,
     canonical: Digest,
     /// Whether it was made without a look at the cache: what stands on it is made again, too.
     is_fresh: bool,
@@ -276,7 +281,10 @@ impl StepResult {
         } = found;
         let outputs: Outputs = outputs;
         Self {
-            outputs: outputs.into_iter().map(Stack::of).collect(),
+            outputs: outputs
+                .into_iter()
+                .map(|output| output.map(Stack::of))
+                .collect(),
             canonical,
             is_fresh: false,
             is_other: false,
@@ -329,7 +337,7 @@ impl Builder {
             async move { (index, builder.step(&job, index, inputs).await) }
         };
         let mut begun = vec![false; graph.nodes.len()];
-        for (index, task) in job.tasks.iter().enumerate() {
+        for (index, task) in job.plan.tasks.iter().enumerate() {
             if *task != Task::Execute {
                 continue;
             }
@@ -364,7 +372,7 @@ impl Builder {
         let keys = known.chain(canonical).collect();
         let made = job.made(&done);
         let outcome = done.remove(&result.node);
-        let stack = outcome.and_then(|outcome| outcome.outputs.into_iter().nth(result.output));
+        let stack = outcome.and_then(|outcome| outcome.outputs.into_iter().nth(result.output)?);
         let stack = stack.ok_or_else(|| Error::internal("the build has no result"))?;
         Ok(Executed { stack, keys, made })
     }
@@ -382,7 +390,7 @@ impl Builder {
             let stack = job.sources.stack(self.store(), &job.lease, node, source)?;
             job.report(index, State::Done);
             return Ok(StepResult {
-                outputs: vec![stack],
+                outputs: vec![Some(stack)],
                 canonical: keys.key,
                 is_fresh: false,
                 is_other: false,
@@ -426,11 +434,11 @@ impl Builder {
                 job.reasons.executed(index, outputs.is_err());
                 let outputs = outputs?;
                 job.report(index, State::Done);
-                outputs
+                outputs.into_iter().map(Some).collect()
             }
             Joined::Done(outputs) => {
                 job.report(index, State::Cached);
-                outputs
+                outputs.into_iter().map(Some).collect()
             }
             Joined::Cached(found) => {
                 job.report(index, State::Cached);
@@ -472,7 +480,7 @@ impl Builder {
         let same = match is_fresh || canonical == keys.key {
             true => None,
             // What is taken of an imported cache is recorded, and this key is made of what an imported cache says.
-            false if is_foreign => self.look_up(job, canonical).await?,
+            false if is_foreign => self.look_up(job, index, canonical).await?,
             false => self.look_up_anywhere(job, index, canonical).await?,
         };
         let Some(found) = same else {
@@ -496,13 +504,11 @@ impl Builder {
         index: usize,
         key: Digest,
     ) -> Result<Option<CachedResult>> {
-        if let Some(found) = self.look_up(job, key).await? {
+        if let Some(found) = self.look_up(job, index, key).await? {
             return Ok(Some(found));
         }
-        while let Some(offer) = job.imports.find(&key) {
-            if job.graph.nodes[index].outputs != 1 {
-                break;
-            }
+        let (count, needed) = (job.graph.nodes[index].outputs, &job.plan.outputs[index]);
+        while let Some(offer) = job.imports.find(&key, count, needed) {
             if let Some(found) = self.take_offer(job, index, offer).await {
                 return Ok(Some(found));
             }
@@ -543,14 +549,19 @@ impl Builder {
         Ok(job)
     }
 
-    /// Returns the result that a key has in the cache.
+    /// Returns the result that a key has in the cache, with the outputs that are needed of the operation.
     async fn look_up(
         self: &Arc<Self>,
         job: &Arc<Job>,
+        index: usize,
         key: Digest,
     ) -> Result<Option<CachedResult>> {
         let (builder, job) = (self.clone(), job.clone());
-        blocking(move || Ok(builder.cache.find(&key, &job.lease, &job.uses))).await
+        blocking(move || {
+            let needed = &job.plan.outputs[index];
+            Ok(builder.cache.find(&key, needed, &job.lease, &job.uses))
+        })
+        .await
     }
 
     /// Returns the canonical key of an operation whose inputs are there.
@@ -589,7 +600,7 @@ fn inputs(graph: &Graph, done: &HashMap<usize, StepResult>, index: usize) -> Res
         .map(|edge| {
             let missing = || Error::internal("an operation without a result");
             let outcome = done.get(&edge.node).ok_or_else(missing)?;
-            let stack = outcome.outputs.get(edge.output).cloned();
+            let stack = outcome.outputs.get(edge.output).cloned().flatten();
             Ok(Input {
                 stack: stack.ok_or_else(missing)?,
                 canonical: outcome.canonical,

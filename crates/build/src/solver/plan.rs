@@ -115,29 +115,41 @@ pub(crate) fn doubtful(graph: &Graph) -> Vec<bool> {
     all
 }
 
+/// What is to be done with the operations of a graph.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Plan {
+    pub tasks: Vec<Task>,
+    /// Which outputs of each operation others, or the result, need.
+    pub outputs: Vec<Vec<usize>>,
+}
+
 /// Decides what is executed: the last operation is looked up first, and the inputs of one that is found are not
-/// needed.
-pub(crate) fn plan(graph: &Graph, mut find: impl FnMut(usize) -> bool) -> Vec<Task> {
+/// needed. `find` returns whether a result with these outputs is found.
+pub(crate) fn plan(graph: &Graph, mut find: impl FnMut(usize, &[usize]) -> bool) -> Plan {
     let mut tasks = vec![Task::Leave; graph.nodes.len()];
-    let mut needed = vec![false; graph.nodes.len()];
+    let mut outputs: Vec<Vec<usize>> = vec![Vec::new(); graph.nodes.len()];
     if let Some(result) = graph.result {
-        needed[result.node] = true;
+        outputs[result.node].push(result.output);
     }
     // Inputs come before their users.
     for index in (0..graph.nodes.len()).rev() {
-        if !needed[index] {
+        if outputs[index].is_empty() {
             continue;
         }
-        if find(index) {
+        outputs[index].sort_unstable();
+        if find(index, &outputs[index]) {
             tasks[index] = Task::Take;
             continue;
         }
         tasks[index] = Task::Execute;
         for edge in &graph.nodes[index].inputs {
-            needed[edge.node] = true;
+            let needed = &mut outputs[edge.node];
+            if !needed.contains(&edge.output) {
+                needed.push(edge.output);
+            }
         }
     }
-    tasks
+    Plan { tasks, outputs }
 }
 
 #[cfg(test)]
@@ -267,7 +279,7 @@ mod tests {
         let count = found.iter().filter(|doubtful| **doubtful).count();
         // The stage, the copy from it, and the last step; not the copy of the context.
         assert!(count == 3 && found[stage] && found[last], "{found:?}");
-        let tasks = plan(&graph, |index| !found[index]);
+        let tasks = plan(&graph, |index, _| !found[index]).tasks;
         assert_eq!((tasks[stage], tasks[last]), (Task::Execute, Task::Execute));
     }
 
@@ -276,19 +288,51 @@ mod tests {
         let graph = graph("a", "b");
         let last = graph.result.unwrap().node;
         let mut asked = Vec::new();
-        let tasks = plan(&graph, |index| {
+        let tasks = plan(&graph, |index, _| {
             asked.push(index);
             index == last
-        });
+        })
+        .tasks;
         assert_eq!(asked, [last]);
         assert_eq!(tasks[last], Task::Take);
         assert!(tasks[..last].iter().all(|task| *task == Task::Leave));
-        let tasks = plan(&graph, |_| false);
+        let tasks = plan(&graph, |_, _| false).tasks;
         assert!(tasks.iter().all(|task| *task == Task::Execute));
         // What stands on a result that is found is executed, and nothing below.
         let below = graph.nodes[last].inputs[0].node;
-        let tasks = plan(&graph, |index| index == below);
+        let tasks = plan(&graph, |index, _| index == below).tasks;
         let executed = tasks.iter().filter(|task| **task == Task::Execute).count();
         assert_eq!((executed, tasks[below]), (1, Task::Take));
+    }
+
+    #[test]
+    fn only_the_outputs_that_are_used_are_needed() {
+        let mut builder = Builder::default();
+        let base = source(&mut builder, "docker-image://base");
+        let exec = ExecOp {
+            meta: Some(Meta {
+                args: vec!["a".into()],
+                ..Meta::default()
+            }),
+            mounts: ["/", "/b", "/c"]
+                .into_iter()
+                .zip(0..)
+                .map(|(dest, output)| Mount {
+                    dest: dest.into(),
+                    output,
+                    ..Mount::default()
+                })
+                .collect(),
+            ..ExecOp::default()
+        };
+        let made = add(&mut builder, Kind::Exec(exec), vec![base]);
+        let copied = copy(&mut builder, made.at(2), made.at(1));
+        let graph = Graph::new(builder.definition(Some(copied), None)).unwrap();
+        let mut asked = Vec::new();
+        plan(&graph, |index, outputs| {
+            asked.push((graph.nodes[index].outputs, outputs.to_vec()));
+            false
+        });
+        assert_eq!(asked, [(1, vec![0]), (3, vec![1, 2]), (1, vec![0])]);
     }
 }

@@ -202,7 +202,7 @@ impl Builder {
             outcomes.extend(own);
         }
         // The same results give the same cache, and keys that are only named come behind those with results.
-        outcomes.sort_by_key(|one| (one.is_foreign, one.key, one.canonical));
+        outcomes.sort_by_key(|one| (one.is_foreign, one.key, one.canonical, one.place));
         preparing.end();
         let writing = Writing {
             builder: self,
@@ -289,7 +289,10 @@ impl Writing<'_> {
                     continue;
                 }
                 let offered = outcome.offer.as_ref();
-                let offered = offered.map(|offer| (offer, &offer.layers[at]));
+                let offered = offered.and_then(|offer| {
+                    let layers = offer.outputs.get(outcome.place.output)?.as_ref()?;
+                    Some((offer, layers.get(at)?))
+                });
                 match self.layer(layer, offered).await? {
                     Some(blob) => drop(blobs.insert(layer.clone(), blob)),
                     None => lost.push(layer.clone()),

@@ -17,7 +17,7 @@ use whelk_registry::Pace;
 
 use super::imports::{Offer, Offered};
 use super::source::Source;
-use crate::cache::CachedResult;
+use crate::cache::{CachedResult, Outputs};
 use crate::error::{Error, Result};
 use crate::solver::Job;
 use crate::{Builder, blocking};
@@ -67,7 +67,8 @@ impl Builder {
         let source = job.imports.source(offer);
         let source = source.ok_or_else(|| Error::internal("an offer of no cache"))?;
         let mut seen = HashSet::new();
-        let distinct = offer.layers.iter().filter(|one| seen.insert(&one.diff_id));
+        let all = offer.outputs.iter().flatten().flatten();
+        let distinct = all.filter(|one| seen.insert(&one.diff_id));
         let missing: Vec<Offered> = {
             let (builder, lease) = (self.clone(), job.lease.clone());
             let layers: Vec<Offered> = distinct.cloned().collect();
@@ -95,14 +96,17 @@ impl Builder {
         }
         // 0 stands for layers of base images.
         let bases = job.sources.base_layers();
-        let layers = offer.layers.iter().map(|one| {
+        let layered = |one: &Offered| {
             let is_base = bases.contains(&one.diff_id);
             (
                 one.diff_id.clone(),
                 if is_base { 0 } else { one.created.max(1) },
             )
-        });
-        let outputs = vec![layers.collect()];
+        };
+        let outputs = offer.outputs.iter();
+        let outputs: Outputs = outputs
+            .map(|output| Some(output.as_ref()?.iter().map(layered).collect()))
+            .collect();
         let text = job.graph.nodes[index].metadata.description.get(CUSTOM_NAME);
         let (builder, key, text) = (self.clone(), offer.key, text.cloned().unwrap_or_default());
         let kept = outputs.clone();
@@ -114,7 +118,7 @@ impl Builder {
         // Looked up as a use of the build, so that it is not removed before the end of that.
         let (builder, lease, key) = (self.clone(), job.lease.clone(), offer.key);
         let uses = job.uses.clone();
-        let held = blocking(move || Ok(builder.cache.find(&key, &lease, &uses))).await?;
+        let held = blocking(move || Ok(builder.cache.find(&key, &[], &lease, &uses))).await?;
         held.ok_or_else(|| Error::internal("a result that was just recorded is gone"))?;
         Ok(CachedResult {
             outputs,

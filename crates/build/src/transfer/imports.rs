@@ -14,6 +14,7 @@ use whelk_sys::sync::IgnorePoison as _;
 
 use super::config::{self, CANONICAL, Config, Document, MAX_CONFIG};
 use super::inline;
+use super::records::Place;
 use super::source::{self, Source};
 use crate::error::{Error, Result};
 use crate::progress::{EventKind, Work};
@@ -156,8 +157,8 @@ pub(crate) struct Offer {
     pub key: Digest,
     /// The canonical key that the cache says, which nothing proves.
     pub canonical: Digest,
-    /// The lowest first.
-    pub layers: Vec<Offered>,
+    /// The layers of each output, the lowest first; `None` for one that was not asked for.
+    pub outputs: Vec<Option<Vec<Offered>>>,
 }
 
 /// A layer of a result.
@@ -223,32 +224,33 @@ impl Imports {
         Some(&self.loaded.get()?.caches.get(offer.cache)?.source)
     }
 
-    /// Returns what a cache has for a key: the first one that has something.
-    pub(crate) fn find(&self, key: &Digest) -> Option<Offer> {
+    /// Returns what a cache has for the key of an operation with `count` outputs: the first one that has all outputs that
+    /// are needed.
+    pub(crate) fn find(&self, key: &Digest, count: usize, needed: &[usize]) -> Option<Offer> {
         let loaded = self.loaded.get()?;
         let caches = loaded.caches.iter().enumerate();
         let failed = self.failed.lock().ignore_poison();
         let mut offers = caches.filter_map(|(index, cache)| {
-            let record = cache.records.get(key)?;
-            if self
-                .forgotten
-                .lock()
-                .ignore_poison()
-                .contains(&(index, *key))
-            {
-                return None;
+            let mut canonical = None;
+            let mut outputs = vec![None; count];
+            for &output in needed {
+                let record = cache.records.get(&Place { output, count }.key(key))?;
+                let layers = cache.stack(&record.result)?;
+                let mut blobs = layers.iter().filter_map(|one| one.blob.as_ref());
+                if blobs.any(|blob| failed.contains(&(index, blob.digest.clone()))) {
+                    return None;
+                }
+                canonical = canonical.or(record.canonical);
+                *outputs.get_mut(output)? = Some(layers);
             }
-            let layers = cache.stack(&record.result)?;
-            let mut blobs = layers.iter().filter_map(|one| one.blob.as_ref());
-            if blobs.any(|blob| failed.contains(&(index, blob.digest.clone()))) {
-                return None;
-            }
-            Some(Offer {
+            let forgotten = self.forgotten.lock().ignore_poison();
+            let is_forgotten = needed.is_empty() || forgotten.contains(&(index, *key));
+            (!is_forgotten).then(|| Offer {
                 cache: index,
                 name: cache.name.clone(),
                 key: *key,
-                canonical: record.canonical.unwrap_or(*key),
-                layers,
+                canonical: canonical.unwrap_or(*key),
+                outputs,
             })
         });
         offers.next()
@@ -601,8 +603,8 @@ mod tests {
             .unwrap();
         numbers
             .map(|number| {
-                let offer = imports.find(&Digest::of(&[number]))?;
-                Some(offer.layers.len())
+                let offer = imports.find(&Digest::of(&[number]), 1, &[0])?;
+                offer.outputs[0].as_ref().map(Vec::len)
             })
             .collect()
     }
@@ -611,6 +613,33 @@ mod tests {
     fn stacks_follow_the_parents() {
         let found = found(cache(&[-1, 0, 0, 2], &[0, 1, 3]));
         assert_eq!(found, [Some(1), Some(2), Some(3)]);
+    }
+
+    #[test]
+    fn outputs_are_found_if_all_that_are_needed_are_there() {
+        let key = Digest::of(b"k");
+        let mut cache = cache(&[-1, 0], &[]);
+        for (output, canonical) in [(0, None), (2, Some(Digest::of(b"c")))] {
+            let place = Place { output, count: 3 };
+            let result = Stacked::Top(output / 2);
+            let record = Record { result, canonical };
+            cache.records.insert(place.key(&key), record);
+        }
+        let imports = Imports::default();
+        let (caches, failures) = (vec![cache], Vec::new());
+        imports.loaded.set(Loaded { caches, failures }).unwrap();
+        let found = |count, needed: &[usize]| {
+            let offer = imports.find(&key, count, needed)?;
+            let outputs = offer.outputs.iter();
+            let sizes: Vec<usize> = outputs
+                .map(|output| output.as_ref().map_or(0, Vec::len))
+                .collect();
+            Some((sizes, offer.canonical == Digest::of(b"c")))
+        };
+        assert_eq!(found(3, &[0, 2]), Some((vec![1, 0, 2], true)));
+        assert_eq!(found(3, &[0]), Some((vec![1, 0, 0], false)));
+        assert_eq!((found(3, &[0, 1]), found(3, &[])), (None, None));
+        assert_eq!((found(1, &[0]), found(2, &[2])), (None, None));
     }
 
     #[test]

@@ -127,6 +127,7 @@ fn list(outcomes: &[ExportedStep], layers: &[Digest]) -> Vec<Record> {
 )]
 mod tests {
     use super::*;
+    use crate::transfer::Place;
     use whelk_llb::Digest as Key;
 
     #[test]
@@ -136,6 +137,7 @@ mod tests {
             key: Some(Key::of(key.as_bytes())),
             canonical: None,
             is_foreign: false,
+            place: Place::ONLY,
             layers: layers.iter().map(|text| (id(text), 1)).collect(),
             offer: None,
         };

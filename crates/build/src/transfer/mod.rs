@@ -22,6 +22,6 @@ mod target;
 pub use export::Export;
 pub use imports::{Import, Imports};
 pub(crate) use imports::{Offer, decode};
-pub(crate) use records::{ExportedSteps, Step};
+pub(crate) use records::{ExportedSteps, Place, Step};
 pub use target::OutgoingBlob;
 pub(crate) use target::upload;

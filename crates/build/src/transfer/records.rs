@@ -18,7 +18,7 @@ use crate::{Builder, blocking};
 /// What an export of the cache needs to know of a build.
 #[derive(Debug, Default)]
 pub(crate) struct ExportedSteps {
-    /// Operations with one output, as all of Dockerfiles have. Others are not exported.
+    /// The outputs of all operations.
     pub steps: Vec<Step>,
     /// The layers of base images.
     pub bases: HashSet<LayerDigest>,
@@ -27,25 +27,55 @@ pub(crate) struct ExportedSteps {
     pub progress: Progress,
 }
 
-/// An operation of a build.
+/// Which output of its operation something is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Place {
+    pub output: usize,
+    /// The number of outputs that the operation has.
+    pub count: usize,
+}
+
+impl Place {
+    /// The place of what is the only output.
+    #[cfg(test)]
+    pub const ONLY: Self = Self {
+        output: 0,
+        count: 1,
+    };
+
+    /// Returns the key that a cache has the output under: that of the operation, if there is no other output.
+    pub(super) fn key(self, operation: &Digest) -> Digest {
+        match self.count {
+            1 => *operation,
+            _ => {
+                let output = (self.output as u64).to_le_bytes();
+                Digest::of_parts([&b"output"[..], &output, operation.as_bytes()])
+            }
+        }
+    }
+}
+
+/// An output of an operation of a build.
 #[derive(Clone, Debug)]
 pub(crate) struct Step {
-    /// The key that was known before it was executed, unless it says something of the place of a client's directory.
+    /// The key of the operation that was known before it was executed, unless it says something of the place of a client's directory.
     pub key: Option<Digest>,
     pub canonical: Option<Digest>,
     /// Whether the canonical key is what an imported cache says.
     pub is_foreign: bool,
+    pub place: Place,
     /// `None` if the build did not need the result.
     pub stack: Option<Stack>,
 }
 
-/// The result of a step.
+/// An output of a step. The keys are those of the step.
 #[derive(Clone, Debug)]
 pub(super) struct ExportedStep {
     pub key: Option<Digest>,
     pub canonical: Option<Digest>,
     /// Whether the canonical key is what an imported cache says. Its record has no result then.
     pub is_foreign: bool,
+    pub place: Place,
     /// With when each was made; 0 for those of base images.
     pub layers: Vec<(LayerDigest, i64)>,
     /// Where the layers are that are not here.
@@ -61,7 +91,7 @@ impl Builder {
         let mut others = Vec::new();
         for step in &made.steps {
             let Some(stack) = &step.stack else {
-                others.extend(step.key);
+                others.extend(step.key.map(|key| (key, step.place)));
                 continue;
             };
             let digests = stack.digests().await?;
@@ -70,6 +100,7 @@ impl Builder {
                 key: step.key,
                 canonical: step.canonical,
                 is_foreign: step.is_foreign,
+                place: step.place,
                 layers: digests.into_iter().zip(times).collect(),
                 offer: None,
             });
@@ -78,26 +109,25 @@ impl Builder {
         let imports = made.imports.clone();
         let found = blocking(move || {
             let uses = builder.cache.uses();
-            let found = others.into_iter().filter_map(|key| {
-                if let Some(found) = builder.cache.find(&key, &lease, &uses) {
-                    let mut outputs = found.outputs.into_iter();
-                    let (Some(layers), None) = (outputs.next(), outputs.next()) else {
-                        return None;
-                    };
+            let found = others.into_iter().filter_map(|(key, place)| {
+                let needed = [place.output];
+                if let Some(mut found) = builder.cache.find(&key, &needed, &lease, &uses) {
                     return Some(ExportedStep {
                         key: Some(key),
                         canonical: Some(found.canonical),
                         is_foreign: found.is_foreign,
-                        layers,
+                        place,
+                        layers: found.outputs.swap_remove(place.output)?,
                         offer: None,
                     });
                 }
-                let offer = imports.find(&key)?;
-                let layers = offer.layers.iter();
+                let offer = imports.find(&key, place.count, &needed)?;
+                let layers = offer.outputs.get(place.output)?.as_ref()?.iter();
                 Some(ExportedStep {
                     key: Some(key),
                     canonical: Some(offer.canonical),
                     is_foreign: offer.canonical != offer.key,
+                    place,
                     layers: layers
                         .map(|one| (one.diff_id.clone(), one.created.max(1)))
                         .collect(),
@@ -173,7 +203,8 @@ pub(super) fn config(
     config
 }
 
-/// Adds the records of a result: that of the canonical key, and that of the other one, which refers to it.
+/// Adds the records of an output: that of the canonical key, and that of the other one, which refers to it. Those of one of
+/// several outputs have keys of their own, and refer to the record of the step's canonical key, which has no result.
 pub(super) fn add(
     records: &mut Vec<Record>,
     known: &mut HashMap<Digest, i64>,
@@ -190,8 +221,26 @@ pub(super) fn add(
             position(records.len() - 1)
         })
     };
+    let is_named_only = outcome.is_foreign && outcome.key != outcome.canonical;
+    if outcome.place.count != 1 {
+        let canonical = outcome
+            .canonical
+            .map(|key| record(key, Vec::new(), Record::default()));
+        let inputs = canonical.map(|link| {
+            let selector = CANONICAL.to_owned();
+            Input(vec![Link { selector, link }])
+        });
+        let proven = outcome.canonical.filter(|_| !is_named_only);
+        for key in proven.iter().chain(&outcome.key) {
+            record(
+                outcome.place.key(key),
+                inputs.iter().cloned().collect(),
+                result(),
+            );
+        }
+        return;
+    }
     let canonical = outcome.canonical.map(|key| {
-        let is_named_only = outcome.is_foreign && outcome.key != Some(key);
         let result = match is_named_only {
             true => Record::default(),
             false => result(),
@@ -234,6 +283,7 @@ mod tests {
             key: digest(key),
             canonical: digest(canonical),
             is_foreign: false,
+            place: Place::ONLY,
             layers: layers
                 .iter()
                 .map(|(text, time)| (id(text), *time))
@@ -279,6 +329,44 @@ mod tests {
                 .map(|one| one.created.is_some())
         };
         assert_eq!((created(0), created(1)), (Some(false), Some(true)));
+    }
+
+    #[test]
+    fn outputs_have_keys_of_their_own() {
+        let of = |output: usize, canonical: &str, is_foreign| ExportedStep {
+            is_foreign,
+            place: Place { output, count: 2 },
+            ..outcome("k", canonical, &[("a", 1)])
+        };
+        let digest = |text: &str| Digest::of(text.as_bytes());
+        let key = |output, text: &str| Place { output, count: 2 }.key(&digest(text)).to_string();
+        let records = |outcomes: &[ExportedStep]| -> Vec<(String, bool, Option<i64>)> {
+            let records = config(outcomes, blob).records.into_iter();
+            let link = |record: &Record| record.inputs.first().map(|input| input.0[0].link);
+            records
+                .map(|record| {
+                    let link = link(&record);
+                    (record.digest, !record.results.is_empty(), link)
+                })
+                .collect()
+        };
+        let named = (digest("c").to_string(), false, None);
+        assert_eq!(
+            records(&[of(0, "c", false), of(1, "c", false)]),
+            [
+                named.clone(),
+                (key(0, "c"), true, Some(0)),
+                (key(0, "k"), true, Some(0)),
+                (key(1, "c"), true, Some(0)),
+                (key(1, "k"), true, Some(0)),
+            ]
+        );
+        // What an imported cache says of the canonical key is passed on, and proves nothing.
+        let foreign = records(&[of(1, "c", true)]);
+        assert_eq!(foreign, [named, (key(1, "k"), true, Some(0))]);
+        assert_eq!(records(&[of(1, "", false)]), [(key(1, "k"), true, None)]);
+        assert_ne!(key(0, "k"), key(1, "k"));
+        assert_eq!(Place::ONLY.key(&digest("k")), digest("k"));
     }
 
     #[test]
