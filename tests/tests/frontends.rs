@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use rustix::process::Signal;
 use serde_json::json;
-use whelk_tests::builds::{classic, docker, shows, whelk};
+use whelk_tests::builds::{classic, docker, json_file, shows, whelk};
 use whelk_tests::processes::{peak_memory, with_command};
 use whelk_tests::{Engine, eventually, images};
 
@@ -91,6 +91,27 @@ fn a_frontend_defines_what_is_built() {
     // One that does not end is killed; its result counts.
     case.built("stays", "");
     assert_eq!(case.runs("stays"), "from-frontend");
+    case.has_ended();
+}
+
+#[test]
+fn a_frontend_attests_what_it_returns() {
+    let case = Case::new();
+    case.built("attestations", "");
+    assert_eq!(case.runs("attestations"), "attested");
+    let image = case.engine.get("/images/attestations/json?manifests=true");
+    let manifests = image["Manifests"].as_array().unwrap().iter();
+    let kinds: Vec<_> = manifests.map(|one| one["Kind"].clone()).collect();
+    assert_eq!(kinds, [json!("image"), json!("attestation")]);
+    // As files beside the others.
+    let files = case.engine.scratch("files");
+    let context = case.context("attestations", "");
+    docker(&case.engine).built(&context, &["-o", files.to_str().unwrap()]);
+    let statement = json_file(&files.join("a.json"));
+    assert_eq!(statement["predicateType"], "https://example.com/a/v1");
+    assert_eq!(statement["predicate"], json!({"said": true}));
+    let subjects = statement["subject"].as_array().unwrap();
+    assert!(subjects.iter().any(|subject| subject["name"] == "made"));
     case.has_ended();
 }
 
@@ -265,7 +286,7 @@ fn hostile_frontends_are_refused() {
     case.fails("loop", &["more than 8 frontends that call each other"]);
     // References of another frontend of the same build.
     case.fails("peek", &["no such ref"]);
-    case.fails("attestations", &["attestations of the frontend"]);
+    case.fails("attests-another", &["no such ref"]);
     case.fails(
         "nothing-known",
         &["the frontend does not know \"nothing-known\""],

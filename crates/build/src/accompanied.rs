@@ -92,7 +92,7 @@ fn subjects(root: &OwnedFd) -> Result<Vec<Value>> {
         let copied = std::io::copy(&mut hashing, &mut std::io::sink());
         copied.map_err(os(format!("read {}", path.display())))?;
         let (digest, ..) = hashing.finish();
-        found.push(subject(&path.to_string_lossy(), digest.as_str()));
+        found.push(subject(&path.to_string_lossy(), &[digest.as_str()]));
         Ok(())
     })?;
     found.sort_by_key(|subject| subject["name"].as_str().unwrap_or_default().to_owned());

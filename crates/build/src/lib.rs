@@ -16,6 +16,7 @@
 
 mod accompanied;
 mod attest;
+mod bundle;
 mod cache;
 mod caches;
 pub mod classic;
@@ -55,6 +56,7 @@ use tokio::sync::{Semaphore, watch};
 use whelk_engine::Engine;
 
 pub use attest::{Attest, Sbom};
+pub use bundle::{Attestation, SPDX};
 pub use cache::Cache;
 pub use client::{Client, Pieces};
 pub use directory::{Content, Directory, Index, WeakDirectory};
@@ -73,7 +75,7 @@ pub use request::{Converted, Request, Solved, parse_reference};
 pub use sbom::Scanned;
 pub use solver::Job;
 pub use sources::{Images, Resolved};
-pub use statement::{Bill, Encoded, Statement};
+pub use statement::{Bill, Encoded, Statement, Subject, subject};
 pub use transfer::{Export as CacheExport, Import as CacheImport, Imports, OutgoingBlob};
 pub use usage::{HeldCache, Locals, Pruned, StoredDirectory};
 

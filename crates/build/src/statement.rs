@@ -17,16 +17,26 @@ pub enum Statement {
     Bill(Bill),
 }
 
-/// A bill of materials.
+/// A bill of materials, or another statement of a frontend.
 #[derive(Clone, Debug)]
 pub struct Bill {
     /// The name of the file, of outputs that are files.
     pub file: String,
     /// The type of the predicate.
     pub kind: String,
-    /// What it is about, if it says so.
-    pub subjects: Vec<Value>,
+    /// What it is about; the result, if there are none.
+    pub subjects: Vec<Subject>,
     pub predicate: Value,
+    /// Whether it is only for images.
+    pub is_inline_only: bool,
+}
+
+/// What a statement is about.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Subject {
+    /// The image, by each of its names, or the files; and again by another name, if there is one.
+    Result(Option<String>),
+    Other(Value),
 }
 
 /// A statement that is complete.
@@ -40,7 +50,10 @@ pub struct Encoded {
 impl Statement {
     /// Returns whether it is only for images.
     pub fn is_inline_only(&self) -> bool {
-        matches!(self, Self::Provenance(_, options) if options.is_inline_only)
+        match self {
+            Self::Provenance(_, options) => options.is_inline_only,
+            Self::Bill(bill) => bill.is_inline_only,
+        }
     }
 
     fn file(&self) -> &str {
@@ -70,10 +83,9 @@ impl Statement {
     ) -> Result<Encoded> {
         let (subjects, predicate) = match self {
             Self::Provenance(provenance, options) => {
-                (subjects, &provenance.predicate(options, layers))
+                (subjects.to_vec(), &provenance.predicate(options, layers))
             }
-            Self::Bill(bill) if bill.subjects.is_empty() => (subjects, &bill.predicate),
-            Self::Bill(bill) => (bill.subjects.as_slice(), &bill.predicate),
+            Self::Bill(bill) => (bill.about(subjects), &bill.predicate),
         };
         let statement = json!({
             "_type": STATEMENT,
@@ -93,17 +105,73 @@ impl Statement {
     }
 }
 
+impl Bill {
+    /// Returns all subjects. `result` are those of the result.
+    fn about(&self, result: &[Value]) -> Vec<Value> {
+        if self.subjects.is_empty() {
+            return result.to_vec();
+        }
+        let mut found = Vec::new();
+        for subject in &self.subjects {
+            match subject {
+                Subject::Other(subject) => found.push(subject.clone()),
+                Subject::Result(None) => found.extend_from_slice(result),
+                Subject::Result(Some(name)) => {
+                    for own in result {
+                        let named = json!({"name": name, "digest": own["digest"]});
+                        found.extend([own.clone(), named]);
+                    }
+                }
+            }
+        }
+        found
+    }
+}
+
 /// Returns what an attestation of an image is about: the image by each of its names.
 pub(crate) fn of_image(names: &[Reference], platform: &Platform, manifest: &Digest) -> Vec<Value> {
     let subject = |name: &Reference| {
         let name = package_url("docker", &name.to_string(), Some(platform));
-        subject(&name, manifest.as_str())
+        subject(&name, &[manifest.as_str()])
     };
     names.iter().map(subject).collect()
 }
 
-/// Returns a subject by its name and its digest.
-pub(crate) fn subject(name: &str, digest: &str) -> Value {
-    let (algorithm, digits) = digest.split_once(':').unwrap_or(("sha256", digest));
-    json!({"name": name, "digest": {algorithm: digits}})
+/// Returns a subject by its name and its digests.
+pub fn subject<T: AsRef<str>>(name: &str, digests: &[T]) -> Value {
+    let digests = digests.iter().map(|digest| {
+        let digest = digest.as_ref();
+        let (algorithm, digits) = digest.split_once(':').unwrap_or(("sha256", digest));
+        (algorithm.to_owned(), Value::from(digits))
+    });
+    let digests: serde_json::Map<String, Value> = digests.collect();
+    json!({"name": name, "digest": digests})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subjects_are_the_result_or_others() {
+        let bill = |subjects: Vec<Subject>| Bill {
+            file: String::new(),
+            kind: String::new(),
+            subjects,
+            predicate: Value::Null,
+            is_inline_only: false,
+        };
+        let result = [subject("a", &["sha256:1"]), subject("b", &["sha256:1"])];
+        assert_eq!(bill(Vec::new()).about(&result), result);
+        assert_eq!(bill(vec![Subject::Result(None)]).about(&result), result);
+        let other = subject("c", &["sha256:2"]);
+        let named = Subject::Result(Some("d".into()));
+        let about = bill(vec![named, Subject::Other(other)]).about(&result);
+        let names: Vec<&str> = about
+            .iter()
+            .filter_map(|subject| subject["name"].as_str())
+            .collect();
+        assert_eq!(names, ["a", "d", "b", "d", "c"]);
+        assert_eq!(about[1]["digest"]["sha256"], "1");
+    }
 }

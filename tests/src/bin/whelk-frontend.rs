@@ -16,9 +16,9 @@ use whelk_buildkit::details;
 use whelk_buildkit::grpc::{Channel, Result, Status};
 use whelk_buildkit::pb::control::CacheOptionsEntry;
 use whelk_buildkit::pb::gateway::{
-    InputsResponse, PongResponse, ReadFileRequest, ReadFileResponse, Ref, RefMap,
-    ResolveImageConfigRequest, ResolveImageConfigResponse, Result as Returned, ReturnRequest,
-    SolveRequest, SolveResponse, result,
+    Attestation, Attestations, InputsResponse, PongResponse, ReadFileRequest, ReadFileResponse,
+    Ref, RefMap, ResolveImageConfigRequest, ResolveImageConfigResponse, Result as Returned,
+    ReturnRequest, SolveRequest, SolveResponse, result,
 };
 use whelk_buildkit::pb::{Message, Unused};
 use whelk_llb::pb::op::Kind;
@@ -133,6 +133,11 @@ impl Frontend {
                 Ok(result)
             }
             "platforms" => self.platforms().await,
+            "attestations" => {
+                let said = process("echo '{\"said\": true}' > /a.json", |_| {});
+                let said = reference(&self.define(said).await?).id;
+                self.attested(said).await
+            }
             "tell" => self.tell().await,
             "inputs" => {
                 let inputs: InputsResponse = self.call("Inputs", &Unused {}).await?;
@@ -172,10 +177,7 @@ impl Frontend {
                     ..Returned::default()
                 })
             }
-            "attestations" => Ok(Returned {
-                attestations: [("x".to_owned(), Unused {})].into(),
-                ..Returned::default()
-            }),
+            "attests-another" => self.attested("another-0".to_owned()).await,
             "host" => {
                 let wanted = process("true", |op| op.network = NetMode::Host.into());
                 self.evaluate(wanted).await
@@ -365,6 +367,21 @@ impl Frontend {
             metadata,
             ..Returned::default()
         })
+    }
+
+    /// Returns a result, and an attestation in a file of another one.
+    async fn attested(&self, id: String) -> Result<Returned> {
+        let definition = process("echo attested > /made", |_| {});
+        let mut result = self.define(definition).await?;
+        let attestation = Attestation {
+            r#ref: Some(Ref { id, def: None }),
+            path: "/a.json".into(),
+            in_toto_predicate_type: "https://example.com/a/v1".into(),
+            ..Attestation::default()
+        };
+        let attestation = vec![attestation];
+        result.attestations = [("linux/amd64".to_owned(), Attestations { attestation })].into();
+        Ok(returned(result, &json!({"Cmd": ["cat", "/made"]})))
     }
 
     /// Tells what the process has: its variables, capabilities and devices.

@@ -7,6 +7,7 @@
     reason = "a panic with its place is all the error handling that a test needs"
 )]
 
+mod attestations;
 mod attributes;
 mod calls;
 mod control;

@@ -30,7 +30,7 @@ use super::scope::Scope;
 use super::{Buildkit, blocking};
 
 /// The capabilities of the bridge's calls, which clients ask for (`Ping`).
-const FRONTEND: [&str; 17] = [
+const FRONTEND: [&str; 18] = [
     "solve.base",
     "solve.inlinereturn",
     "resolveimage",
@@ -48,6 +48,7 @@ const FRONTEND: [&str; 17] = [
     "gateway.solve.evaluate",
     "gateway.evaluate",
     "source.metaresolver",
+    "reference.attestations",
 ];
 
 /// The capabilities of definitions: the operations and attributes that the solver knows.

@@ -185,10 +185,6 @@ impl Buildkit {
                     return Err(Status::unknown(text));
                 }
             };
-            if !result.attestations.is_empty() {
-                let text = format!("attestations of the frontend {}", frontend.name);
-                return Err(Status::unsupported(text));
-            }
             scope.adopt(&inner, result)
         })
     }

@@ -260,7 +260,20 @@ impl Scope {
                 )?)
             }
         };
-        Ok(gateway::Result { kind, ..result })
+        let mut attestations = result.attestations;
+        for one in attestations
+            .values_mut()
+            .flat_map(|all| &mut all.attestation)
+        {
+            if let Some(own) = &mut one.r#ref {
+                *own = reference(&own.id)?;
+            }
+        }
+        Ok(gateway::Result {
+            kind,
+            attestations,
+            metadata: result.metadata,
+        })
     }
 
     pub fn clear(&self) {

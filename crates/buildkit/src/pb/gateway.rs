@@ -67,7 +67,43 @@ pub struct Result {
     #[prost(btree_map = "string, bytes", tag = "10")]
     pub metadata: BTreeMap<String, Vec<u8>>,
     #[prost(btree_map = "string, message", tag = "12")]
-    pub attestations: BTreeMap<String, Unused>,
+    pub attestations: BTreeMap<String, Attestations>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct Attestations {
+    #[prost(message, repeated, tag = "1")]
+    pub attestation: Vec<Attestation>,
+}
+
+/// What is said about a result.
+#[derive(Clone, PartialEq, Message)]
+pub struct Attestation {
+    /// 0 a predicate in a file, 1 a directory of in-toto statements.
+    #[prost(int32, tag = "1")]
+    pub kind: i32,
+    #[prost(btree_map = "string, bytes", tag = "2")]
+    pub metadata: BTreeMap<String, Vec<u8>>,
+    /// The result that has the file or the directory.
+    #[prost(message, optional, tag = "3")]
+    pub r#ref: Option<Ref>,
+    #[prost(string, tag = "4")]
+    pub path: String,
+    #[prost(string, tag = "5")]
+    pub in_toto_predicate_type: String,
+    #[prost(message, repeated, tag = "6")]
+    pub in_toto_subjects: Vec<InTotoSubject>,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct InTotoSubject {
+    /// 0 the result itself, 1 what has these digests.
+    #[prost(int32, tag = "1")]
+    pub kind: i32,
+    #[prost(string, repeated, tag = "2")]
+    pub digest: Vec<String>,
+    #[prost(string, tag = "3")]
+    pub name: String,
 }
 
 pub mod result {

@@ -1,25 +1,50 @@
-//! Attestations of results: provenance, and bills of materials.
+//! Attestations of results: those that a frontend has returned, bills of materials, and provenance.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use whelk_build::{Statement, Work};
+use whelk_build::{Attestation, SPDX, Solved, Statement, Subject, Work, subject};
 use whelk_buildkit::grpc::{Result, Status};
+use whelk_buildkit::pb::gateway;
 use whelk_image::Digest;
+use whelk_text::parse_bool;
 
 use super::super::Buildkit;
 use super::super::builds::Build;
 use super::{Results, failed};
 
+/// The kinds of attestations, and of what they are about.
+const PREDICATE: i32 = 0;
+const BUNDLE: i32 = 1;
+const ITSELF: i32 = 0;
+const RAW: i32 = 1;
+
+/// Metadata of attestations: the statement that comes first, and whether it is only for images.
+const CORE: &str = "sbom-core";
+const INLINE_ONLY: &str = "inline-only";
+
 impl Buildkit {
-    /// Makes the attestations of the results that the client has asked for.
+    /// Makes the attestations of the results: those that the frontend has returned, and those that the client has asked for.
     pub(super) async fn attest(
         self: &Arc<Self>,
         build: &Build,
+        returned: &BTreeMap<String, gateway::Attestations>,
         results: &mut Results,
     ) -> Result<()> {
         let attest = &build.attest;
+        // A frontend that makes bills itself makes those that the client wants.
+        let mut all = returned.values().flat_map(|all| &all.attestation);
+        let has_bills = all.any(|one| one.in_toto_predicate_type == SPDX);
         for result in &mut results.list {
-            if let Some(sbom) = &attest.sbom {
+            if let Some(own) = returned.get(&result.id) {
+                let found = self.returned(build, &own.attestation).await?;
+                let bills = self.builder.read_attestations(found).await;
+                let bills = bills.map_err(|error| failed(&error))?;
+                result
+                    .statements
+                    .extend(bills.into_iter().map(Statement::Bill));
+            }
+            if let Some(sbom) = attest.sbom.as_ref().filter(|_| !has_bills) {
                 let scanned = result.reference.scanned(&result.id)?;
                 let request = &build.request;
                 let bills = self.builder.scan(request, sbom, &scanned).await;
@@ -40,6 +65,70 @@ impl Buildkit {
         }
         Ok(())
     }
+
+    /// Returns attestations of a frontend, each with the result that has its file.
+    async fn returned(
+        self: &Arc<Self>,
+        build: &Build,
+        attestations: &[gateway::Attestation],
+    ) -> Result<Vec<(Arc<Solved>, Attestation)>> {
+        let mut found = Vec::with_capacity(attestations.len());
+        for one in attestations {
+            let attestation = attestation(one)?;
+            let own = one.r#ref.as_ref().filter(|own| !own.id.is_empty());
+            let Some(own) = own else {
+                let text = match attestation.is_bundle {
+                    true => "no ref provided for attestation bundle",
+                    false => "attestation does not have available content",
+                };
+                return Err(Status::invalid(text));
+            };
+            let reference = build.scope.reference(&own.id)?;
+            found.push((reference.solve(&self.builder).await?, attestation));
+        }
+        Ok(found)
+    }
+}
+
+/// Reads an attestation of a frontend.
+fn attestation(one: &gateway::Attestation) -> Result<Attestation> {
+    let is_bundle = match one.kind {
+        PREDICATE => false,
+        BUNDLE => true,
+        kind => {
+            let text = format!("unknown attestation kind {kind}");
+            return Err(Status::invalid(text));
+        }
+    };
+    let metadata = |name: &str| {
+        let value = one.metadata.get(name);
+        value.map(|value| String::from_utf8_lossy(value).into_owned())
+    };
+    let subjects = one.in_toto_subjects.iter();
+    let subjects = subjects.map(|about| match about.kind {
+        ITSELF => Ok(Subject::Result(
+            Some(about.name.clone()).filter(|name| !name.is_empty() && name != "_"),
+        )),
+        RAW => {
+            let name = match about.name.as_str() {
+                "" => "_",
+                name => name,
+            };
+            Ok(Subject::Other(subject(name, &about.digest)))
+        }
+        kind => {
+            let text = format!("unknown attestation subject type {kind}");
+            Err(Status::invalid(text))
+        }
+    });
+    Ok(Attestation {
+        is_bundle,
+        path: one.path.clone(),
+        kind: one.in_toto_predicate_type.clone(),
+        subjects: subjects.collect::<Result<_>>()?,
+        core: metadata(CORE),
+        is_inline_only: metadata(INLINE_ONLY).is_some_and(|text| parse_bool(&text) == Some(true)),
+    })
 }
 
 /// Tells which manifests were made.

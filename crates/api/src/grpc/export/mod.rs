@@ -182,9 +182,6 @@ impl Buildkit {
             .filter(|(name, _)| name.starts_with("frontend.") || name.starts_with("result."))
             .map(|(name, value)| (name.clone(), String::from_utf8_lossy(value).into_owned()));
         answer.entries.extend(shown);
-        if !returned.attestations.is_empty() {
-            return Err(Status::unsupported("attestations of a frontend"));
-        }
         let is_subrequest = !answer.entries.is_empty();
         if super::platforms::is_empty(returned) && (exports.is_empty() || is_subrequest) {
             return Ok(SolveResponse {
@@ -218,7 +215,8 @@ impl Buildkit {
             });
         }
         if !exports.is_empty() {
-            self.attest(build, &mut results).await?;
+            self.attest(build, &returned.attestations, &mut results)
+                .await?;
         }
         for export in exports {
             let work = build.request.progress.begin(export.label());
