@@ -344,6 +344,10 @@ fn signals_end_a_build_in_order_wherever_it_waits() {
         (!staged(&temporary).is_empty()).then_some(())
     });
     running.signal(Signal::INT);
+    // Then it is closed, which is another reason to end.
+    eventually("the client to end", || {
+        (!running.is_running()).then_some(())
+    });
     assert_eq!(running.finish().code, 130);
     assert_eq!(staged(&temporary), [""; 0]);
     // Files that are being received.
