@@ -30,8 +30,8 @@ pub(super) fn write(path: &Path, pack: &Path, remote: &str, checked: &Checked) -
     let commit = format!("{}\n", checked.commit);
     let hash = objects::id(&checked.commit)?.kind();
     let (version, extensions) = match hash {
-        Hash::Sha1 => (0, ""),
-        Hash::Sha256 => (1, "[extensions]\n\tobjectformat = sha256\n"),
+        Hash::Sha1 => (0, String::new()),
+        hash => (1, format!("[extensions]\n\tobjectformat = {hash}\n")),
     };
     let config = format!(
         "[core]\n\trepositoryformatversion = {version}\n\tfilemode = true\n\tbare = false\n\tlogallrefupdates = true\n\
