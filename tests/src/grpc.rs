@@ -407,6 +407,218 @@ impl Frontend {
     }
 }
 
+/// Processes in containers of a frontend, in one call (`LLBBridge.ExecProcess`), which is cancelled when this is dropped.
+#[derive(Debug)]
+pub struct Processes {
+    runtime: Arc<Runtime>,
+    stream: grpc::Stream,
+    /// What was received of processes that nobody has asked for yet.
+    received: Vec<gateway::ExecMessage>,
+}
+
+/// How a process in a container of a frontend has ended.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Ended {
+    pub stdout: String,
+    pub stderr: String,
+    pub code: u32,
+    /// The text of the error.
+    pub error: Option<String>,
+}
+
+impl Frontend {
+    /// Creates a container with these mounts.
+    ///
+    /// # Errors
+    /// Returns the status of a call that has failed.
+    #[track_caller]
+    pub fn container(&self, name: &str, mounts: &[whelk_llb::pb::Mount]) -> Result<()> {
+        let request = gateway::NewContainerRequest {
+            container_id: name.to_owned(),
+            mounts: mounts.to_vec(),
+            ..gateway::NewContainerRequest::default()
+        };
+        let _: whelk_buildkit::pb::Unused = self.call("NewContainer", &request)?;
+        Ok(())
+    }
+
+    /// Releases a container.
+    ///
+    /// # Errors
+    /// Returns the status of a call that has failed.
+    #[track_caller]
+    pub fn release(&self, name: &str) -> Result<()> {
+        let request = gateway::ReleaseContainerRequest {
+            container_id: name.to_owned(),
+        };
+        let _: whelk_buildkit::pb::Unused = self.call("ReleaseContainer", &request)?;
+        Ok(())
+    }
+
+    /// Begins a call for processes.
+    ///
+    /// # Panics
+    /// Panics if the connection is lost.
+    #[track_caller]
+    pub fn processes(&self) -> Processes {
+        let metadata = metadata_of(&[("buildkit-controlapi-buildid", &*self.build)]);
+        let _entered = self.grpc.runtime.enter();
+        let stream = self
+            .grpc
+            .channel
+            .stream(&format!("{BRIDGE}/ExecProcess"), metadata);
+        Processes {
+            runtime: self.grpc.runtime.clone(),
+            stream: stream.expect("a call"),
+            received: Vec::new(),
+        }
+    }
+}
+
+impl Processes {
+    /// Sends a message about a process.
+    pub fn send(&mut self, process: &str, input: gateway::exec::Input) {
+        let message = gateway::ExecMessage {
+            process_id: process.to_owned(),
+            input: Some(input),
+        };
+        // Of a call that has ended, the status tells why.
+        let _ = self.runtime.block_on(self.stream.requests.send(&message));
+    }
+
+    /// Sends nothing more.
+    pub fn close(&mut self) {
+        self.stream.requests.close();
+    }
+
+    /// Begins a process with these streams.
+    pub fn begin(&mut self, container: &str, process: &str, command: &[&str], fds: &[u32]) {
+        let init = gateway::InitMessage {
+            container_id: container.to_owned(),
+            meta: Some(whelk_llb::pb::Meta {
+                args: command.iter().map(|&word| word.to_owned()).collect(),
+                ..whelk_llb::pb::Meta::default()
+            }),
+            fds: fds.to_vec(),
+            ..gateway::InitMessage::default()
+        };
+        self.send(process, gateway::exec::Input::Init(init));
+    }
+
+    /// Writes to the standard input of a process.
+    pub fn write(&mut self, process: &str, text: &str, eof: bool) {
+        let file = gateway::FdMessage {
+            fd: 0,
+            eof,
+            data: text.as_bytes().to_vec(),
+        };
+        self.send(process, gateway::exec::Input::File(file));
+    }
+
+    /// Returns the next message of a process.
+    ///
+    /// # Errors
+    /// Returns the status of a call that has failed.
+    ///
+    /// # Panics
+    /// Panics if there is none.
+    #[track_caller]
+    pub fn next(&mut self, process: &str) -> Result<gateway::exec::Input> {
+        loop {
+            let mut received = self.received.iter();
+            if let Some(at) = received.position(|message| message.process_id == process) {
+                return Ok(self.received.remove(at).input.expect("a kind of message"));
+            }
+            let stream = &mut self.stream;
+            let next = async { tokio::time::timeout(PATIENCE, stream.next()).await };
+            let next = self.runtime.block_on(next).expect("a message in time")?;
+            self.received.push(next.expect("a further message"));
+        }
+    }
+
+    /// Waits for the end of the call.
+    ///
+    /// # Errors
+    /// Returns the status of a call that has failed.
+    ///
+    /// # Panics
+    /// Panics if it does not end.
+    #[track_caller]
+    pub fn end(&mut self) -> Result<()> {
+        let stream = &mut self.stream;
+        let rest = async {
+            while stream.next::<gateway::ExecMessage>().await?.is_some() {}
+            Ok(())
+        };
+        let rest = async { tokio::time::timeout(PATIENCE, rest).await };
+        self.runtime.block_on(rest).expect("an end in time")
+    }
+
+    /// Waits until the standard output of a process has had this text. Returns all output until then.
+    ///
+    /// # Panics
+    /// Panics if it does not come.
+    #[track_caller]
+    pub fn shows(&mut self, process: &str, text: &str) -> String {
+        let mut shown = String::new();
+        while !shown.contains(text) {
+            match self.next(process).expect("a call that goes on") {
+                gateway::exec::Input::File(file) if !file.eof => {
+                    shown.push_str(&String::from_utf8_lossy(&file.data));
+                }
+                gateway::exec::Input::Started(_) => {}
+                other => panic!("{other:?} before {text:?}; so far {shown:?}"),
+            }
+        }
+        shown
+    }
+
+    /// Waits for the end of a process.
+    ///
+    /// # Errors
+    /// Returns the status of a call that has failed.
+    ///
+    /// # Panics
+    /// Panics if it does not end, or if messages are missing.
+    #[track_caller]
+    pub fn wait(&mut self, process: &str) -> Result<Ended> {
+        let mut ended = Ended::default();
+        let mut has_exited = false;
+        loop {
+            match self.next(process)? {
+                gateway::exec::Input::Started(_) => {}
+                gateway::exec::Input::File(file) => {
+                    let stream = match file.fd {
+                        1 => &mut ended.stdout,
+                        _ => &mut ended.stderr,
+                    };
+                    stream.push_str(&String::from_utf8_lossy(&file.data));
+                }
+                gateway::exec::Input::Exit(exit) => {
+                    ended.code = exit.code;
+                    ended.error = exit.error.map(|error| error.message);
+                    has_exited = true;
+                }
+                gateway::exec::Input::Done(_) => {
+                    assert!(has_exited, "done without an exit");
+                    return Ok(ended);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// Runs a process to its end, with its output.
+    ///
+    /// # Panics
+    /// Panics if the call fails.
+    #[track_caller]
+    pub fn run(&mut self, container: &str, process: &str, command: &[&str]) -> Ended {
+        self.begin(container, process, command, &[1, 2]);
+        self.wait(process).expect("a call that goes on")
+    }
+}
+
 /// A build whose frontend is the test.
 #[derive(Debug)]
 pub struct Bridge {

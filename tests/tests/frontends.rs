@@ -207,7 +207,7 @@ fn a_frontend_has_inputs_of_other_targets() {
 fn a_frontend_has_the_rights_of_a_step() {
     let case = Case::new();
     let told = case.fails("tell", &["that was all", "session: true", "product: whelk"]);
-    shows(&told, &["platform: \"linux\"", "exec: false"]);
+    shows(&told, &["platform: \"linux\"", "exec: true"]);
     assert!(!told.contains("eth0"), "{told}");
     // As a RUN of the same engine has them.
     let status = "FROM busybox\nRUN grep -E 'CapEff|CapBnd|Seccomp:|NoNewPrivs' /proc/self/status | tr '\\t' ' '\n";

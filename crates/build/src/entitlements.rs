@@ -113,6 +113,14 @@ impl Entitlements {
         Ok(())
     }
 
+    /// Refuses a process of a container with rights that the request does not give. It has no devices.
+    ///
+    /// # Errors
+    /// Returns [`whelk_engine::Error::Denied`].
+    pub(crate) fn check_container(&self, exec: &ExecOp) -> Result<()> {
+        self.check_process(exec, &mut None, Vec::new)
+    }
+
     /// Checks one process. `known` has the devices that exist, if they were asked for.
     fn check_process(
         &self,

@@ -42,6 +42,7 @@ mod publish;
 mod request;
 mod sbom;
 mod select;
+mod snapshot;
 mod solver;
 mod sources;
 mod spool;
@@ -68,11 +69,15 @@ pub use frontend::Frontend;
 pub use index::{IndexSettings, Member, StoredIndex};
 pub use layers::View;
 pub use log::{Frames, Log};
-pub use ops::Settings;
+pub use ops::{
+    Container, ContainerRequest, Process, ProcessControl, ProcessExit, ProcessOutput,
+    ProcessRequest, Settings,
+};
 pub use progress::{Event, EventKind, Follower, FrontendWarning, Progress, Work};
 pub use publish::PackedImage;
 pub use request::{Converted, Request, Solved, parse_reference};
 pub use sbom::Scanned;
+pub use snapshot::Snapshot;
 pub use solver::Job;
 pub use sources::{Images, Resolved};
 pub use statement::{Bill, Encoded, Statement, Subject, subject};
@@ -130,6 +135,8 @@ pub struct Builder {
     transfers: Arc<Semaphore>,
     /// Limits the frontends that run at the same time.
     frontends: Arc<Semaphore>,
+    /// Limits the containers of frontends.
+    containers: Arc<Semaphore>,
     gc: GcSettings,
     /// What requests may ask for.
     pub allowed: AllowedEntitlements,
@@ -166,6 +173,7 @@ impl Builder {
             steps: Arc::new(Semaphore::new(STEPS_PER_PROCESSOR * processors)),
             transfers: Arc::new(Semaphore::new(TRANSFERS)),
             frontends: Arc::new(Semaphore::new(frontend::MOST)),
+            containers: Arc::new(Semaphore::new(ops::MAX_CONTAINERS)),
             gc,
             allowed,
             collected: Mutex::default(),

@@ -10,6 +10,7 @@
 mod attestations;
 mod attributes;
 mod calls;
+mod containers;
 mod control;
 mod hostile;
 mod limits;

@@ -36,7 +36,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("history.filter", "buildx_history"),
 ];
 
-/// Of the bridge, whose calls the module `calls` makes.
+/// Of the bridge, whose calls the modules `calls` and `containers` make.
 const FRONTEND: &[&str] = &[
     "solve.base",
     "solve.inlinereturn",
@@ -54,6 +54,10 @@ const FRONTEND: &[&str] = &[
     "frontend.caps",
     "gateway.solve.evaluate",
     "gateway.evaluate",
+    "gateway.exec",
+    "gateway.exec.extrahosts",
+    "gateway.exec.secretenv",
+    "gateway.exec.signals",
     "source.metaresolver",
 ];
 

@@ -14,10 +14,11 @@ use whelk_buildkit::grpc::{Call, Code, Result, Status};
 use whelk_buildkit::pb::files::Stat;
 use whelk_buildkit::pb::gateway::{
     self, ApiCap, EvaluateRequest, FileRange, InputsResponse, PongResponse, ReadDirRequest,
-    ReadDirResponse, ReadFileRequest, ReadFileResponse, ResolveImageConfigRequest,
-    ResolveImageConfigResponse, ResolveSourceGitResponse, ResolveSourceHttpResponse,
-    ResolveSourceImageResponse, ResolveSourceMetaRequest, ResolveSourceMetaResponse, ReturnRequest,
-    SolveRequest, SolveResponse, StatFileRequest, StatFileResponse, WarnRequest,
+    ReadDirResponse, ReadFileRequest, ReadFileResponse, ReleaseContainerRequest,
+    ResolveImageConfigRequest, ResolveImageConfigResponse, ResolveSourceGitResponse,
+    ResolveSourceHttpResponse, ResolveSourceImageResponse, ResolveSourceMetaRequest,
+    ResolveSourceMetaResponse, ReturnRequest, SolveRequest, SolveResponse, StatFileRequest,
+    StatFileResponse, WarnRequest,
 };
 use whelk_buildkit::pb::{Message as _, Timestamp, Unused};
 use whelk_llb::Digest;
@@ -27,10 +28,10 @@ use whelk_sys::in_root;
 use super::builds::{Build, Reference};
 use super::frontend::FrontendRequest;
 use super::scope::Scope;
-use super::{Buildkit, blocking};
+use super::{Buildkit, blocking, containers};
 
 /// The capabilities of the bridge's calls, which clients ask for (`Ping`).
-const FRONTEND: [&str; 18] = [
+const FRONTEND: [&str; 22] = [
     "solve.base",
     "solve.inlinereturn",
     "resolveimage",
@@ -47,6 +48,10 @@ const FRONTEND: [&str; 18] = [
     "frontend.caps",
     "gateway.solve.evaluate",
     "gateway.evaluate",
+    "gateway.exec",
+    "gateway.exec.extrahosts",
+    "gateway.exec.signals",
+    "gateway.exec.secretenv",
     "source.metaresolver",
     "reference.attestations",
 ];
@@ -191,6 +196,17 @@ impl Buildkit {
                 }
                 call.responses.send(&Unused {}).await
             }
+            "NewContainer" => {
+                let request = call.request().await?;
+                self.new_container(build, scope, request).await?;
+                call.responses.send(&Unused {}).await
+            }
+            "ReleaseContainer" => {
+                let request: ReleaseContainerRequest = call.request().await?;
+                containers::release(scope, &request.container_id).await?;
+                call.responses.send(&Unused {}).await
+            }
+            "ExecProcess" => containers::exec(scope, call).await,
             "Inputs" => {
                 let definitions = scope.inputs.clone();
                 call.responses.send(&InputsResponse { definitions }).await

@@ -13,6 +13,7 @@ mod bridge;
 mod builds;
 mod caches;
 mod client;
+mod containers;
 mod contexts;
 mod control;
 mod export;

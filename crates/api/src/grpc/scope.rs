@@ -1,10 +1,11 @@
 //! What a frontend can refer to: the results that it was given, and no others.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::watch;
-use whelk_build::Request;
+use whelk_build::{Container, Request};
 use whelk_buildkit::grpc::{Code, Result, Status};
 use whelk_buildkit::pb::gateway::{self, Ref, RefMap, result};
 use whelk_llb::pb::Definition;
@@ -30,6 +31,10 @@ const KEPT_OF_REQUEST: usize = 512;
 /// Number of programs at a time that others of the same build have called.
 const MAX_CALLED: usize = 16;
 
+/// Maximum numbers of containers of a build, and of processes in them, at a time.
+const MAX_CONTAINERS: usize = 32;
+const MAX_PROCESSES: usize = 256;
+
 /// The inputs and the references of one frontend, which may be the client or a program in an image.
 #[derive(Debug)]
 pub(super) struct Scope {
@@ -41,6 +46,8 @@ pub(super) struct Scope {
     pub request: Option<Request>,
     pub inputs: BTreeMap<String, Definition>,
     references: Mutex<HashMap<String, Arc<Reference>>>,
+    /// By the names that the frontend has given them.
+    containers: Mutex<HashMap<String, Arc<FrontendContainer>>>,
     /// Shared by all scopes of a build.
     spent: Arc<Mutex<Spent>>,
     /// The result, which the frontend returns (`LLBBridge.Return`).
@@ -59,6 +66,44 @@ struct Spent {
     /// Programs that were begun, and those that others have called and that run.
     begun: usize,
     called: usize,
+    /// Containers that exist, and processes that run in them.
+    containers: usize,
+    processes: usize,
+}
+
+/// What there is a limited number of at a time.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Limited {
+    Container,
+    Process,
+}
+
+impl Limited {
+    fn of(self, spent: &mut Spent) -> &mut usize {
+        match self {
+            Self::Container => &mut spent.containers,
+            Self::Process => &mut spent.processes,
+        }
+    }
+}
+
+/// The place of a container or a process, as long as this exists.
+#[derive(Debug)]
+pub(super) struct Place(Arc<Mutex<Spent>>, Limited);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        *self.1.of(&mut self.0.lock().ignore_poison()) -= 1;
+    }
+}
+
+/// A container of a frontend.
+#[derive(Debug)]
+pub(super) struct FrontendContainer {
+    pub container: Container,
+    /// Number of processes that run in it.
+    pub running: AtomicUsize,
+    _place: Place,
 }
 
 /// The place of a program that another one has called, as long as this exists.
@@ -79,6 +124,7 @@ impl Scope {
             request: None,
             inputs,
             references: Mutex::default(),
+            containers: Mutex::default(),
             spent: Arc::default(),
             returned: watch::Sender::default(),
         }
@@ -112,6 +158,51 @@ impl Scope {
         }
         spent.called += 1;
         Ok(Some(FrontendPlace(self.spent.clone())))
+    }
+
+    /// Takes a place for a container or a process.
+    ///
+    /// # Errors
+    /// Returns an error if the build has too many of them.
+    pub fn take(&self, limited: Limited) -> Result<Place> {
+        let (most, name) = match limited {
+            Limited::Container => (MAX_CONTAINERS, "containers"),
+            Limited::Process => (MAX_PROCESSES, "processes in containers"),
+        };
+        let mut spent = self.spent.lock().ignore_poison();
+        let count = limited.of(&mut spent);
+        if *count >= most {
+            return Err(exceeded(format!("more than {most} {name} at a time")));
+        }
+        *count += 1;
+        Ok(Place(self.spent.clone(), limited))
+    }
+
+    /// Keeps a container until it is released.
+    ///
+    /// # Errors
+    /// Returns an error if there is one with this name.
+    pub fn add_container(&self, name: &str, container: Container, place: Place) -> Result<()> {
+        let mut containers = self.containers.lock().ignore_poison();
+        if containers.contains_key(name) {
+            let text = format!("Container {name} already exists");
+            return Err(Status::new(Code::AlreadyExists, text));
+        }
+        let container = FrontendContainer {
+            container,
+            running: AtomicUsize::new(0),
+            _place: place,
+        };
+        containers.insert(name.to_owned(), Arc::new(container));
+        Ok(())
+    }
+
+    pub fn container(&self, name: &str) -> Option<Arc<FrontendContainer>> {
+        self.containers.lock().ignore_poison().get(name).cloned()
+    }
+
+    pub fn take_container(&self, name: &str) -> Option<Arc<FrontendContainer>> {
+        self.containers.lock().ignore_poison().remove(name)
     }
 
     /// Counts a call of a program.
@@ -278,6 +369,8 @@ impl Scope {
 
     pub fn clear(&self) {
         self.references.lock().ignore_poison().clear();
+        // Which kills their processes.
+        self.containers.lock().ignore_poison().clear();
     }
 }
 

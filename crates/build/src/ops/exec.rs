@@ -64,22 +64,26 @@ impl Settings {
 
 /// Inputs of a process that are not in its operation.
 #[derive(Default)]
-struct RunInputs {
+pub(super) struct RunInputs {
     /// Secrets.
-    env: Vec<String>,
-    devices: Vec<String>,
+    pub env: Vec<String>,
+    pub devices: Vec<String>,
     /// The standard input and output, if they are a connection.
-    connection: Option<OwnedFd>,
+    pub connection: Option<OwnedFd>,
+    /// Whether it has a terminal.
+    pub tty: bool,
+    /// Whether it reads what is written to [`Prepared::output`].
+    pub stdin: bool,
 }
 
 /// A process that is prepared.
-struct Prepared {
-    step: Step,
-    mounts: Mounts,
+pub(super) struct Prepared {
+    pub step: Step,
+    pub mounts: Mounts,
     /// The layers that it stands on, which stay until it has ended.
-    files: Vec<Files>,
-    workspace: Arc<Workspace>,
-    output: UnixStream,
+    pub files: Vec<Files>,
+    pub workspace: Arc<Workspace>,
+    pub output: UnixStream,
 }
 
 /// A process that has ended, and what it has written.
@@ -137,7 +141,7 @@ pub(super) async fn run(
             let run_inputs = RunInputs {
                 env: secrets.environment,
                 devices,
-                connection: None,
+                ..RunInputs::default()
             };
             prepare(&context.store, &op, &stack, &settings, mounts, run_inputs)
         }
@@ -264,7 +268,7 @@ async fn execute(
     } = blocking(prepare).await?;
     let engine = &builder.engine;
     let starting = engine.containers.start_step(&engine.workloads, step);
-    let started = starting.await?;
+    let started = starting.await?.started;
     let followed = tokio::select! {
         followed = follow(&mut output, &log) => followed,
         _ = left => Err(Error::internal("the step was cancelled")),
@@ -299,7 +303,7 @@ async fn follow(output: &mut UnixStream, log: &Arc<Log>) -> Result<()> {
 }
 
 /// Refuses what is not supported.
-fn check(op: &ExecOp) -> Result<()> {
+pub(super) fn check(op: &ExecOp) -> Result<()> {
     if SecurityMode::try_from(op.security).is_err() {
         let text = format!("unknown security mode {}", op.security);
         return Err(Error::invalid(text));
@@ -318,7 +322,8 @@ fn check(op: &ExecOp) -> Result<()> {
     mounts::check(op)
 }
 
-fn prepare(
+/// Prepares a process. Blocking.
+pub(super) fn prepare(
     store: &Store,
     op: &ExecOp,
     base: &Stack,
@@ -350,11 +355,12 @@ fn prepare(
     let step = Step {
         id: format!("build-{}", name.to_string_lossy()),
         directory: workspace.path().to_owned(),
-        config: config(&meta, run_inputs.env),
+        config: config(&meta, run_inputs.env, run_inputs.tty),
         host: host(op, &meta, settings, run_inputs.devices)?,
         mounts: std::mem::take(&mut mounts.specs),
         root,
         output: theirs,
+        stdin: run_inputs.stdin,
         connection: run_inputs.connection,
     };
     Ok(Prepared {
@@ -366,7 +372,7 @@ fn prepare(
     })
 }
 
-fn config(meta: &Meta, secrets: Vec<String>) -> Config {
+fn config(meta: &Meta, secrets: Vec<String>, tty: bool) -> Config {
     let hostname = match meta.hostname.as_str() {
         "" => HOSTNAME,
         name => name,
@@ -377,6 +383,7 @@ fn config(meta: &Meta, secrets: Vec<String>) -> Config {
         env: Some(environment(meta).into_iter().chain(secrets).collect()),
         cmd: Some(meta.args.clone()),
         working_dir: meta.cwd.clone(),
+        tty,
         ..Config::default()
     }
 }

@@ -1,6 +1,7 @@
 //! Execution of operations.
 
 mod chmod;
+mod container;
 mod copy;
 mod exec;
 mod file;
@@ -23,6 +24,11 @@ use crate::log::Log;
 use crate::solver::Waiting;
 use crate::{Builder, blocking};
 
+pub(crate) use container::MOST as MAX_CONTAINERS;
+pub use container::{
+    Container, ContainerRequest, Process, ProcessControl, ProcessExit, ProcessOutput,
+    ProcessRequest,
+};
 pub use exec::Settings;
 pub(crate) use exec::connect;
 pub(crate) use file::is_archive_at as is_archive;

@@ -16,7 +16,7 @@ use whelk_sys::sync::IgnorePoison as _;
 
 use super::Job;
 use crate::cache::{CachedResult, Outputs, Uses};
-use crate::client::Clients;
+use crate::client::{Client, Clients};
 use crate::error::Result;
 use crate::layers::Stack;
 use crate::log::Log;
@@ -57,6 +57,15 @@ pub(crate) struct Waiting {
 }
 
 impl Waiting {
+    /// Returns what one client has, which waits for no result.
+    pub fn alone(client: Arc<dyn Client>) -> Self {
+        Self {
+            clients: Clients::of(client),
+            keys: Mutex::default(),
+            users: Mutex::default(),
+        }
+    }
+
     fn join(&self, job: &Job, keys: &[Digest]) {
         self.clients.add(job.client.clone());
         let mut users = self.users.lock().ignore_poison();

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use prost::{Message, Oneof};
-use whelk_llb::pb::{Definition, Platform, Range, SourceInfo, SourceOp};
+use whelk_llb::pb::{
+    Definition, HostIp, Meta, Mount, Platform, Range, SecretEnv, SourceInfo, SourceOp,
+    WorkerConstraints,
+};
 
 use super::control::{CacheOptionsEntry, WorkerRecord};
 use super::files::Stat;
@@ -329,4 +332,117 @@ pub struct WarnRequest {
     pub info: Option<SourceInfo>,
     #[prost(message, repeated, tag = "7")]
     pub ranges: Vec<Range>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct NewContainerRequest {
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+    /// With the results that they show ([`Mount::result_id`]).
+    #[prost(message, repeated, tag = "2")]
+    pub mounts: Vec<Mount>,
+    /// A [`whelk_llb::pb::NetMode`].
+    #[prost(int32, tag = "3")]
+    pub network: i32,
+    #[prost(message, optional, tag = "4")]
+    pub platform: Option<Platform>,
+    #[prost(message, optional, tag = "5")]
+    pub constraints: Option<WorkerConstraints>,
+    #[prost(message, repeated, tag = "6")]
+    pub extra_hosts: Vec<HostIp>,
+    #[prost(string, tag = "7")]
+    pub hostname: String,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct ReleaseContainerRequest {
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+}
+
+/// What either side says of a process.
+#[derive(Clone, PartialEq, Message)]
+pub struct ExecMessage {
+    #[prost(string, tag = "1")]
+    pub process_id: String,
+    #[prost(oneof = "exec::Input", tags = "2, 3, 4, 5, 6, 7, 8")]
+    pub input: Option<exec::Input>,
+}
+
+pub mod exec {
+    use super::{ExitMessage, FdMessage, InitMessage, Oneof, ResizeMessage, SignalMessage, Unused};
+
+    #[allow(clippy::large_enum_variant, reason = "there is one of them at a time")]
+    #[derive(Clone, PartialEq, Oneof)]
+    pub enum Input {
+        /// Starts a process.
+        #[prost(message, tag = "2")]
+        Init(InitMessage),
+        /// Bytes of a stream.
+        #[prost(message, tag = "3")]
+        File(FdMessage),
+        #[prost(message, tag = "4")]
+        Resize(ResizeMessage),
+        #[prost(message, tag = "5")]
+        Started(Unused),
+        #[prost(message, tag = "6")]
+        Exit(ExitMessage),
+        /// The last message of a process.
+        #[prost(message, tag = "7")]
+        Done(Unused),
+        #[prost(message, tag = "8")]
+        Signal(SignalMessage),
+    }
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct InitMessage {
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+    #[prost(message, optional, tag = "2")]
+    pub meta: Option<Meta>,
+    /// The streams that are connected: 0, 1, 2.
+    #[prost(uint32, repeated, tag = "3")]
+    pub fds: Vec<u32>,
+    #[prost(bool, tag = "4")]
+    pub tty: bool,
+    /// A [`whelk_llb::pb::SecurityMode`].
+    #[prost(int32, tag = "5")]
+    pub security: i32,
+    #[prost(message, repeated, tag = "6")]
+    pub secretenv: Vec<SecretEnv>,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct FdMessage {
+    #[prost(uint32, tag = "1")]
+    pub fd: u32,
+    #[prost(bool, tag = "2")]
+    pub eof: bool,
+    #[prost(bytes = "vec", tag = "3")]
+    pub data: Vec<u8>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct ResizeMessage {
+    #[prost(uint32, tag = "1")]
+    pub rows: u32,
+    #[prost(uint32, tag = "2")]
+    pub cols: u32,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct SignalMessage {
+    /// Without `SIG`.
+    #[prost(string, tag = "1")]
+    pub name: String,
+}
+
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct ExitMessage {
+    #[prost(uint32, tag = "1")]
+    pub code: u32,
+    /// Set for any other code than 0.
+    #[prost(message, optional, tag = "2")]
+    pub error: Option<RpcStatus>,
 }

@@ -1,6 +1,7 @@
 //! Exec: additional processes in a running container.
 
 mod bound;
+mod step;
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use whelk_shim::protocol::{self, Attach, Exit, Reply, Request};
 
 use super::{Container, Containers, to_its_end};
 use crate::error::{Error, Result};
-use crate::model::Status;
+use crate::model::{Config, HostConfig, Status};
 use crate::shims;
 use crate::{random_names, security, spec};
 
@@ -303,15 +304,27 @@ impl Containers {
         start: &ExecStart,
     ) -> Result<protocol::ExecLaunch> {
         let record = container.record().clone();
-        let host = &self.applied_defaults(container, &record.host)?;
+        let host = self.applied_defaults(container, &record.host)?;
+        let links = self.link_environment(&record)?;
+        self.launch_beside(config, (&record.config, &host), &links, start)
+    }
+
+    /// Returns the message that starts a process beside the first one, which has this configuration.
+    fn launch_beside(
+        &self,
+        config: &ExecConfig,
+        (first, host): (&Config, &HostConfig),
+        links: &[String],
+        start: &ExecStart,
+    ) -> Result<protocol::ExecLaunch> {
         let mut capable = host.clone();
         capable.privileged |= config.privileged;
         // --privileged adds capabilities, but the seccomp filter remains the container's.
         let filter = self.filter(host, &security::capabilities(host)?)?;
         let options = security::Options::parse(host)?;
-        let container_config = crate::model::Config {
+        let container_config = Config {
             tty: config.tty,
-            ..record.config.clone()
+            ..first.clone()
         };
         let size = start
             .console_size
@@ -325,14 +338,14 @@ impl Containers {
             args: config.cmd.clone().unwrap_or_default(),
             env: spec::environment(
                 &container_config,
-                &record.config.hostname,
-                &self.link_environment(&record)?,
+                &first.hostname,
+                links,
                 config.env.as_deref().unwrap_or_default(),
             )
             .into_iter()
             .filter(|entry| entry.contains('='))
             .collect(),
-            cwd: [&config.working_dir, &record.config.working_dir]
+            cwd: [&config.working_dir, &first.working_dir]
                 .into_iter()
                 .find(|path| !path.is_empty())
                 .map_or("/", String::as_str)
@@ -352,7 +365,7 @@ impl Containers {
             raw: Some(start.tty),
         });
         let user = if config.user.is_empty() {
-            record.config.user.clone()
+            first.user.clone()
         } else {
             config.user.clone()
         };

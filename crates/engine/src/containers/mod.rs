@@ -82,7 +82,7 @@ pub use remove::RemoveRequest;
 pub use stats::{
     BlockIoCount, BlockIoUsage, CpuSample, InterfaceCounts, Sample, Stats, StatsStream,
 };
-pub use step::Step;
+pub use step::{RunningStep, Step};
 pub use top::Top;
 pub use update::{FixedResources, UpdateRequest};
 pub use volumes::CopyVolume;

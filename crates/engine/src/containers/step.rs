@@ -36,6 +36,8 @@ pub struct Step {
     pub root: Overlay,
     /// Gets the output, in frames.
     pub output: OwnedFd,
+    /// Whether `output` is the standard input, too, which ends when its other side is shut down.
+    pub stdin: bool,
     /// The standard input and output, if they are a connection. `output` gets the standard error then.
     pub connection: Option<OwnedFd>,
 }
@@ -47,6 +49,15 @@ impl fmt::Debug for Step {
             .field("id", &self.id)
             .finish_non_exhaustive()
     }
+}
+
+/// A step that was started. It is killed when this is dropped.
+#[derive(Debug)]
+pub struct RunningStep {
+    pub started: Started,
+    /// What further processes have of the first one: all but its environment.
+    pub(super) config: Config,
+    pub(super) host: HostConfig,
 }
 
 impl Containers {
@@ -67,14 +78,19 @@ impl Containers {
         self: &Arc<Self>,
         workloads: &Workloads,
         step: Step,
-    ) -> Result<Started> {
+    ) -> Result<RunningStep> {
         let containers = self.clone();
-        let bundle = blocking(move || containers.prepare_step(step)).await?;
-        workloads.start(bundle).await
+        let (bundle, config, host) = blocking(move || containers.prepare_step(step)).await?;
+        let started = workloads.start(bundle).await?;
+        Ok(RunningStep {
+            started,
+            config,
+            host,
+        })
     }
 
-    /// Creates the network of a step, and writes its files.
-    fn prepare_step(&self, step: Step) -> Result<Bundle> {
+    /// Creates the network of a step, and writes its files. Returns what further processes need besides.
+    fn prepare_step(&self, step: Step) -> Result<(Bundle, Config, HostConfig)> {
         let Step {
             id,
             directory,
@@ -83,6 +99,7 @@ impl Containers {
             mounts,
             root,
             output,
+            stdin,
             connection,
         } = step;
         let settings = self.instance.live.get();
@@ -147,26 +164,31 @@ impl Containers {
         /// The remaining descriptors of the message are the namespace and the output.
         const MAX_SHARED: usize = 200;
         let layers = &self.images.store().snapshots.mounts;
-        Ok(Bundle {
+        let bundle = Bundle {
             layers: layers.of(&root.lower, MAX_SHARED)?,
             filter: self.filter(&record.host, &capabilities)?,
             id: record.id,
             spec,
-            cgroup_parent: record.host.cgroup_parent,
+            cgroup_parent: record.host.cgroup_parent.clone(),
             rootfs: Rootfs::Overlay(root),
             user: UserRequest {
-                user: record.config.user,
+                user: record.config.user.clone(),
                 groups: requested.groups.iter().map(u32::to_string).collect(),
             },
             log: LogConfig {
                 driver: Driver::None,
                 ..LogConfig::default()
             },
-            stdin: connection.is_some(),
+            stdin: stdin || connection.is_some(),
             nodes_of_user: requested.of_user,
-            attached: attached(output, connection),
+            attached: attached(output, stdin, connection),
             network,
-        })
+        };
+        let config = Config {
+            env: None,
+            ..record.config
+        };
+        Ok((bundle, config, record.host))
     }
 
     fn network_of_step(&self, record: &mut ContainerRecord) -> Result<WorkloadNetwork> {
@@ -184,9 +206,10 @@ impl Containers {
 }
 
 /// Returns the streams of a step.
-fn attached(output: OwnedFd, connection: Option<OwnedFd>) -> Vec<(Attach, OwnedFd)> {
+fn attached(output: OwnedFd, stdin: bool, connection: Option<OwnedFd>) -> Vec<(Attach, OwnedFd)> {
     let output = (
         Attach {
+            stdin,
             stdout: connection.is_none(),
             stderr: true,
             raw: Some(false),

@@ -26,7 +26,7 @@ use whelk_sys::sync::IgnorePoison as _;
 use whelk_text::signal;
 
 pub(crate) use recordless::WORKLOAD_PREFIX;
-pub use recordless::{Bundle, Started, WorkloadNetwork, Workloads};
+pub use recordless::{Bundle, ExecEnd, Started, StartedExec, WorkloadNetwork, Workloads};
 pub(crate) use silent::blocking;
 
 use crate::error::{Error, Result};

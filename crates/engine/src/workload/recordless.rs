@@ -2,14 +2,14 @@
 //! has started it waits for that, or drops its [`Started`], which kills it. Those that a killed
 //! engine leaves behind are killed when the next one starts.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::net::UnixStream;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use whelk_runtime::Rootfs;
 use whelk_runtime::launch::NodeOfUser;
 use whelk_runtime::spec::{Namespace, NamespaceKind, Spec};
@@ -50,7 +50,7 @@ pub struct Bundle {
     /// The file of a compiled seccomp filter; `None` for none.
     pub filter: Option<PathBuf>,
     pub log: LogConfig,
-    /// Whether to keep standard input open for clients to write to.
+    /// Whether to keep standard input open for the stream that is attached to it, which ends it.
     pub stdin: bool,
     /// Streams that are connected before the program begins.
     pub attached: Vec<(Attach, OwnedFd)>,
@@ -116,6 +116,30 @@ impl Drop for Claim {
     }
 }
 
+/// Those who wait for the ends of further processes, by the processes' ids; `None` when the workload has ended.
+type Waiters = Arc<Mutex<Option<HashMap<String, oneshot::Sender<Exit>>>>>;
+
+/// A further process of a workload.
+#[derive(Debug)]
+pub struct StartedExec {
+    pub id: String,
+    pub pid: i32,
+    /// The connection to the streams that it attaches.
+    pub streams: UnixStream,
+    pub end: ExecEnd,
+}
+
+/// The end of a further process.
+#[derive(Debug)]
+pub struct ExecEnd(oneshot::Receiver<Exit>);
+
+impl ExecEnd {
+    /// Waits for it. A process ends with its workload at the latest.
+    pub async fn wait(self) -> Exit {
+        self.0.await.unwrap_or_else(|_| killed())
+    }
+}
+
 /// A workload that was started. It is killed when this is dropped.
 #[derive(Debug)]
 pub struct Started {
@@ -123,6 +147,7 @@ pub struct Started {
     pub pid: i32,
     workload: Arc<Workload>,
     run: RunWatch,
+    execs: Waiters,
     /// `None` until the workload has ended and nothing is left of it.
     end: watch::Receiver<Option<Exit>>,
 }
@@ -248,7 +273,7 @@ impl Workloads {
             filter: bundle.filter,
             log: bundle.log,
             stdin: bundle.stdin,
-            stdin_once: false,
+            stdin_once: true,
             attached,
             network: namespace.is_some(),
             ports: 0,
@@ -383,15 +408,23 @@ impl Started {
         network: Option<WorkloadNetwork>,
     ) -> Self {
         let (ended, end) = watch::channel(None);
-        let followed = workload.clone();
+        let execs: Waiters = Arc::new(Mutex::new(Some(HashMap::new())));
+        let (followed, waiters) = (workload.clone(), execs.clone());
         tokio::spawn(async move {
             let exit = loop {
                 match monitor.next().await {
                     Some(Event::Exited(exit)) => break exit,
+                    Some(Event::ExecExited { id, exit }) => {
+                        let mut waiters = waiters.lock().ignore_poison();
+                        let waiter = waiters.as_mut().and_then(|all| all.remove(&id));
+                        // Nobody may wait any more.
+                        let _ = waiter.map(|waiter| waiter.send(exit));
+                    }
                     Some(_) => {}
                     None => break reap_all(&followed).await,
                 }
             };
+            drop(waiters.lock().ignore_poison().take());
             monitor.finish().await;
             drop((claim, network));
             ended.send_replace(Some(exit));
@@ -400,6 +433,7 @@ impl Started {
             pid,
             run: workload.watch_run(),
             workload,
+            execs,
             end,
         }
     }
@@ -420,21 +454,75 @@ impl Started {
         self.wait().await;
     }
 
-    /// Starts a further process. Returns its pid, and the connection to the streams that it
-    /// attaches.
+    /// Starts a further process.
     ///
     /// # Errors
     /// Returns the reason why it did not start.
-    pub async fn exec(&self, launch: ExecLaunch) -> Result<(i32, UnixStream)> {
+    pub async fn exec(&self, launch: ExecLaunch) -> Result<StartedExec> {
+        let ended = || Error::conflict("the workload has ended");
         // The id may have a new run, which listens at the same place.
         if self.run.has_ended() || self.end.borrow().is_some() {
-            return Err(Error::conflict("the workload has ended"));
+            return Err(ended());
+        }
+        let id = launch.id.clone();
+        let (told, exit) = oneshot::channel();
+        match &mut *self.execs.lock().ignore_poison() {
+            Some(waiters) => drop(waiters.insert(id.clone(), told)),
+            None => return Err(ended()),
         }
         let request = Request::Exec(Box::new(launch));
-        match self.workload.request_while_alive(&request).await? {
-            (Reply::Started { pid }, stream) => Ok((pid, stream)),
-            (Reply::Failed(error), _) => Err(error.into()),
-            _ => Err(Error::internal("unexpected reply of the shim")),
+        let error: Error = match self.workload.request_while_alive(&request).await {
+            Ok((Reply::Started { pid }, streams)) => {
+                return Ok(StartedExec {
+                    id,
+                    pid,
+                    streams,
+                    end: ExecEnd(exit),
+                });
+            }
+            Ok((Reply::Failed(error), _)) => error.into(),
+            Ok(_) => Error::internal("unexpected reply of the shim"),
+            Err(error) => error,
+        };
+        if let Some(waiters) = &mut *self.execs.lock().ignore_poison() {
+            waiters.remove(&id);
+        }
+        Err(error)
+    }
+
+    /// Sends a signal to a further process. Succeeds if it has ended.
+    ///
+    /// # Errors
+    /// Returns an error if the signal cannot be sent.
+    pub async fn kill_exec(&self, id: &str, signal: i32) -> Result<()> {
+        let exec = Some(id.to_owned());
+        self.ask(&Request::Signal { exec, signal }).await
+    }
+
+    /// Sets the size of the terminal of the first process, or of a further one. Succeeds if it has none, or has ended.
+    ///
+    /// # Errors
+    /// Returns an error if the size cannot be set.
+    pub async fn resize(&self, exec: Option<&str>, height: u16, width: u16) -> Result<()> {
+        let request = Request::Resize {
+            exec: exec.map(str::to_owned),
+            height,
+            width,
+        };
+        self.ask(&request).await
+    }
+
+    /// Asks the shim for something that a process which has ended does not need.
+    async fn ask(&self, request: &Request) -> Result<()> {
+        if self.run.has_ended() {
+            return Ok(());
+        }
+        match self.workload.request(request).await {
+            Ok((Reply::Failed(whelk_runtime::Error::State(_)), _)) => Ok(()),
+            Ok((Reply::Failed(error), _)) => Err(error.into()),
+            Ok(_) => Ok(()),
+            Err(_) if self.run.has_ended() => Ok(()),
+            Err(error) => Err(error),
         }
     }
 
