@@ -127,6 +127,16 @@ pub(crate) struct Files {
 impl Layer {
     /// Returns a layer of the image store, which something else holds.
     pub fn sealed(digest: Digest, created: i64) -> Arc<Self> {
+        Self::stored(digest, created, None)
+    }
+
+    /// Returns a layer of the image store, which `lease` holds from now on, and something else until now.
+    pub fn held(digest: Digest, created: i64, lease: Arc<Lease>) -> Arc<Self> {
+        lease.hold(&digest);
+        Self::stored(digest, created, Some(lease))
+    }
+
+    fn stored(digest: Digest, created: i64, lease: Option<Arc<Lease>>) -> Arc<Self> {
         let sealing: Sealing = std::future::ready(Ok(digest)).boxed().shared();
         // While one thread polls a shared future for the first time, it is not ready for others, and `files` does not wait.
         drop(sealing.clone().now_or_never());
@@ -135,7 +145,7 @@ impl Layer {
             open: Mutex::new(None),
             sealing,
             is_directory: false,
-            _lease: None,
+            _lease: lease,
         })
     }
 
@@ -192,6 +202,23 @@ impl Layer {
     /// Waits until the layer is sealed.
     pub async fn digest(&self) -> Result<Digest> {
         self.sealing.clone().await
+    }
+
+    /// Whether it is not sealed yet.
+    pub fn is_open(&self) -> bool {
+        self.open.lock().ignore_poison().is_some()
+    }
+
+    /// Mounts the layer alone, in overlayfs's form: what it hides of layers below is shown as whiteouts and marks. Blocking.
+    pub fn mount(&self, store: &Store) -> Result<View> {
+        let files = vec![self.files(store)?];
+        let (layers, _mounts) = mounted(store, &files)?;
+        let root = overlay::read_only(&layers).map_err(os("mount a layer"))?;
+        Ok(View {
+            root,
+            _files: files,
+            workspace: None,
+        })
     }
 
     pub fn files(&self, store: &Store) -> Result<Files> {
@@ -274,9 +301,11 @@ impl Stack {
                     workspace: Some(workspace),
                 });
             }
+            // It has no whiteouts.
+            [directory] if self.is_directory() => open_directory(directory)?,
             _ => {
                 let (layers, _mounts) = mounted(store, &files)?;
-                overlay::read_only(&layers).map_err(os("mount the layers of a step"))?
+                overlay::merged(&layers).map_err(os("mount the layers of a step"))?
             }
         };
         Ok(View {

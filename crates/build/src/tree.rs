@@ -45,6 +45,19 @@ pub(crate) fn is_directory(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode).is_dir()
 }
 
+/// Returns whether a file of a layer hides what layers below have of its name.
+pub(crate) fn is_whiteout(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
+}
+
+/// Returns whether a directory of a layer hides all that layers below have in it.
+pub(crate) fn is_opaque(directory: impl AsFd) -> bool {
+    let mut value = [0_u8; 1];
+    let mark = rustix::fs::fgetxattr(directory, "trusted.overlay.opaque", &mut value[..]);
+    // overlayfs hides what is below for this value alone.
+    mark == Ok(1) && value == *b"y"
+}
+
 /// Joins a path and a name in it.
 pub(crate) fn join(path: &str, name: &OsStr) -> String {
     let name = String::from_utf8_lossy(name.as_bytes());

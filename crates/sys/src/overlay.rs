@@ -7,7 +7,7 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags, XattrFlags, fgetxattr, fsetxattr};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags as Propagation,
@@ -35,6 +35,39 @@ const UPPER: [(&str, &str); 3] = [
     ("metacopy", "off"),
     ("index", "off"),
 ];
+
+/// The attribute of a directory of a layer in which overlayfs expects whiteouts. It lists whiteouts of a directory that no layer below
+/// has, too, unless the directory has this attribute: a layer with it was an upper layer above others before. There the value says
+/// where the directory was copied from; an empty one is that of an unknown place.
+const ORIGIN: &str = "trusted.overlay.origin";
+
+/// Marks a directory of a lower layer as one that has whiteouts, so that these are not listed. Where there are no such attributes, it
+/// is not marked.
+///
+/// # Errors
+/// Returns an error if the attribute cannot be written.
+pub fn mark_whiteouts(directory: impl AsFd) -> Result<(), Errno> {
+    match fsetxattr(directory, ORIGIN, b"", XattrFlags::empty()) {
+        Err(Errno::OPNOTSUPP | Errno::PERM) => Ok(()),
+        result => result,
+    }
+}
+
+/// Returns whether a directory is marked by [`mark_whiteouts`], or by overlayfs.
+///
+/// # Errors
+/// Returns an error if the attribute cannot be read.
+pub fn is_marked(directory: impl AsFd) -> Result<bool, Errno> {
+    let mut value = [0_u8; 256];
+    match fgetxattr(directory, ORIGIN, &mut value[..]) {
+        Ok(_) | Err(Errno::RANGE) => Ok(true),
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// The name of the attribute of [`mark_whiteouts`], for those who write file systems.
+pub const WHITEOUTS: &[u8] = ORIGIN.as_bytes();
 
 /// Mounts layers (topmost first) without attaching the mount. Each layer is an option of its own,
 /// so that their number is not limited by the length of an option.
@@ -132,6 +165,19 @@ pub fn read_only(lower: &[PathBuf]) -> Result<OwnedFd, Errno> {
             result => result,
         },
     }
+}
+
+/// Mounts layers read-only, without attaching the mount. Unlike with [`read_only`], whiteouts of a single layer are not shown either:
+/// it is mounted above an empty directory.
+pub fn merged(lower: &[PathBuf]) -> Result<OwnedFd, Errno> {
+    let [single] = lower else {
+        return read_only(lower);
+    };
+    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(context.as_fd())?;
+    let (flags, attributes) = (FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty());
+    let empty = fsmount(context.as_fd(), flags, attributes)?;
+    read_only(&[single.clone(), by_number(&empty).into()])
 }
 
 /// Mounts layers below a writable one, without attaching the mount.
@@ -346,6 +392,42 @@ mod tests {
         let names = String::from_utf8_lossy(&names[..length]).into_owned();
         assert!(!names.contains("metacopy"), "{names}");
         assert_eq!(std::fs::read(upper.join("other")).unwrap(), b"content");
+    }
+
+    #[test]
+    fn whiteouts_are_not_listed() {
+        let scratch = crate::Scratch::temporary("overlay-whiteouts").unwrap();
+        let layer = scratch.path().join("layer");
+        std::fs::create_dir_all(layer.join("d")).unwrap();
+        std::fs::write(layer.join("d/file"), "").unwrap();
+        for name in ["gone", "d/gone"] {
+            let (kind, device) = (FileType::CharacterDevice, rustix::fs::makedev(0, 0));
+            let path = layer.join(name);
+            if rustix::fs::mknodat(CWD, path, kind, Mode::empty(), device).is_err() {
+                return;
+            }
+        }
+        let directory = std::fs::File::open(layer.join("d")).unwrap();
+        assert_eq!(is_marked(&directory), Ok(false));
+        mark_whiteouts(&directory).unwrap();
+        if is_marked(&directory) != Ok(true) {
+            return;
+        }
+        let listed = |root: &OwnedFd, name: &str| {
+            let path = format!("/proc/self/fd/{}/{name}", root.as_raw_fd());
+            let names = std::fs::read_dir(path).unwrap();
+            let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            let mut names: Vec<String> = names.collect();
+            names.sort();
+            names
+        };
+        let single = read_only(std::slice::from_ref(&layer)).unwrap();
+        assert_eq!(listed(&single, ""), ["d", "gone"]);
+        let Ok(merged) = merged(&[layer]) else {
+            return;
+        };
+        assert_eq!(listed(&merged, ""), ["d"]);
+        assert_eq!(listed(&merged, "d"), ["file"]);
     }
 
     /// The path for kernels without one option per layer.

@@ -12,6 +12,7 @@ mod attributes;
 mod calls;
 mod containers;
 mod control;
+mod differences;
 mod hostile;
 mod limits;
 mod operations;

@@ -232,12 +232,7 @@ impl Copy<'_> {
             }
             is_new = !exists(&path);
         }
-        let mut run = Run {
-            copy: self,
-            top: None,
-            at: PathBuf::new(),
-            links: HashMap::new(),
-        };
+        let mut run = Run::new(self, None);
         if is_directory {
             let from = tree::open_below(&selected.handle, OsStr::new(".")).map_err(failed)?;
             let target = make_directories(self.root, &path, 0o755, &self.attributes)?;
@@ -251,7 +246,7 @@ impl Copy<'_> {
             run.content(&from, &target, "", &Verdict::default(), 0)
                 .map_err(failed)?;
             // The files that were created in it have changed its time.
-            if let (true, Some(opened)) = (is_new, target.opened.get()) {
+            if let (true, Some(opened)) = (is_new, target.get()) {
                 run.times(&selected.stat, opened, OsStr::new("."))
                     .map_err(failed)?;
             }
@@ -265,21 +260,39 @@ impl Copy<'_> {
 }
 
 /// A directory that is created when something is put into it.
-struct Target<'a> {
+pub(super) struct Target<'a> {
     opened: OnceCell<OwnedFd>,
     /// The directory that it is in, its name, and the directory that it is a copy of.
     origin: Option<(&'a Target<'a>, &'a OsStr, &'a OwnedFd, &'a Stat)>,
 }
 
 impl<'a> Target<'a> {
-    fn opened(directory: OwnedFd) -> Self {
+    pub(super) fn opened(directory: OwnedFd) -> Self {
         Self {
             opened: OnceCell::from(directory),
             origin: None,
         }
     }
 
-    fn open(&self, run: &Run<'_>) -> rustix::io::Result<&OwnedFd> {
+    /// Returns the copy of the directory `from` with a name in another one.
+    pub(super) fn of(
+        parent: &'a Target<'a>,
+        name: &'a OsStr,
+        from: &'a OwnedFd,
+        stat: &'a Stat,
+    ) -> Self {
+        Self {
+            opened: OnceCell::new(),
+            origin: Some((parent, name, from, stat)),
+        }
+    }
+
+    /// Returns the directory if it was created.
+    pub(super) fn get(&self) -> Option<&OwnedFd> {
+        self.opened.get()
+    }
+
+    pub(super) fn open(&self, run: &Run<'_>) -> rustix::io::Result<&OwnedFd> {
         if let Some(directory) = self.opened.get() {
             return Ok(directory);
         }
@@ -303,14 +316,25 @@ impl<'a> Target<'a> {
     }
 }
 
-struct Run<'a> {
+pub(super) struct Run<'a> {
     copy: &'a Copy<'a>,
     /// The copy of the directory whose content is copied, and the path of the one below that is filled now.
     top: Option<OwnedFd>,
-    at: PathBuf,
+    pub(super) at: PathBuf,
     /// The first copy of each file that has hard links, by device and inode: its path below `top`. There may be more than
     /// there are descriptors.
     links: HashMap<(u64, u64), PathBuf>,
+}
+
+impl<'a> Run<'a> {
+    pub(super) fn new(copy: &'a Copy<'a>, top: Option<OwnedFd>) -> Self {
+        Self {
+            copy,
+            top,
+            at: PathBuf::new(),
+            links: HashMap::new(),
+        }
+    }
 }
 
 impl Run<'_> {
@@ -341,10 +365,7 @@ impl Run<'_> {
                 continue;
             }
             let directory = tree::open_below(from, &name)?;
-            let target = Target {
-                opened: OnceCell::new(),
-                origin: Some((to, &name, &directory, &stat)),
-            };
+            let target = Target::of(to, &name, &directory, &stat);
             if is_taken {
                 target.open(self)?;
             }
@@ -352,7 +373,7 @@ impl Run<'_> {
             self.content(&directory, &target, &below, &inner, depth + 1)?;
             self.at.pop();
             // The files that were created in it have changed its time.
-            if let Some(opened) = target.opened.get() {
+            if let Some(opened) = target.get() {
                 self.times(&stat, opened, OsStr::new("."))?;
             }
         }
@@ -377,7 +398,12 @@ impl Run<'_> {
         clippy::cast_possible_wrap,
         reason = "the field types differ between architectures"
     )]
-    fn times(&self, stat: &Stat, parent: &OwnedFd, name: &OsStr) -> rustix::io::Result<()> {
+    pub(super) fn times(
+        &self,
+        stat: &Stat,
+        parent: &OwnedFd,
+        name: &OsStr,
+    ) -> rustix::io::Result<()> {
         const SECOND: i64 = 1_000_000_000;
         let own = i64::from(stat.st_mtime)
             .saturating_mul(SECOND)
@@ -410,7 +436,8 @@ impl Run<'_> {
         self.times(stat, to, OsStr::new("."))
     }
 
-    fn file(
+    /// Copies a file that is no directory.
+    pub(super) fn file(
         &mut self,
         handle: &OwnedFd,
         stat: &Stat,

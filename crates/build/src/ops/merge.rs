@@ -5,8 +5,9 @@ use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
 use whelk_llb::pb::MergeOp;
+use whelk_sys::overlay;
 
-use super::{Context, input};
+use super::{Context, diff, input};
 use crate::error::{Error, Result, os};
 use crate::layers::{MAX_LAYERS, Stack};
 use crate::tree::{self, MAX_DEPTH};
@@ -20,56 +21,55 @@ pub(super) fn run(context: &Context, op: &MergeOp, inputs: &[Stack]) -> Result<S
             let text = format!("a merge of more than {MAX_LAYERS} layers");
             return Err(Error::invalid(text));
         }
-        if number > 0 {
-            check(context, &stack)?;
+        if number == 0 {
+            layers.extend(stack.0);
+            continue;
         }
-        layers.extend(stack.0);
+        for (index, layer) in stack.0.iter().enumerate() {
+            // Below it are the layers of other results then, whose files must stay.
+            layers.push(match has_opaque(context, &stack, index)? {
+                true => diff::without_opaque(context, &stack, index)?,
+                false => layer.clone(),
+            });
+        }
     }
     Ok(Stack(layers))
 }
 
-/// Refuses layers that replace a whole directory: below them are the layers of other results then, whose files must
-/// stay.
-fn check(context: &Context, stack: &Stack) -> Result<()> {
-    for (number, layer) in stack.0.iter().enumerate() {
-        // The lowest one of a build stands on nothing, so that there is nothing to replace.
-        if number == 0 && layer.created != 0 {
-            continue;
-        }
-        let alone = Stack(vec![layer.clone()]).mount(&context.store)?;
-        let found = replaced(&alone.root, "", 0).map_err(os("read a layer"))?;
-        if let Some(path) = found {
-            return Err(Error::Unsupported(format!(
-                "the merge of a result that replaces the directory /{path}"
-            )));
-        }
+/// Returns whether a layer replaces a whole directory.
+fn has_opaque(context: &Context, stack: &Stack, index: usize) -> Result<bool> {
+    let layer = &stack.0[index];
+    // The lowest one of a build stands on nothing, so that there is nothing to replace, unless it was part of a higher stack: then it
+    // is sealed, and has a mark. Nothing else of a layer that may be large is read.
+    let is_lowest = index == 0 && layer.created != 0;
+    if is_lowest && layer.is_open() {
+        return Ok(false);
     }
-    Ok(())
+    let alone = layer.mount(&context.store)?;
+    let root = tree::open_below(&alone.root, OsStr::new(".")).map_err(os("read a layer"))?;
+    if is_lowest && !overlay::is_marked(&root).map_err(os("read a layer"))? {
+        return Ok(false);
+    }
+    has_opaque_below(&root, 0).map_err(os("read a layer"))
 }
 
-/// Returns a directory that hides that of the layers below.
-fn replaced(parent: &OwnedFd, path: &str, depth: usize) -> rustix::io::Result<Option<String>> {
+fn has_opaque_below(directory: &OwnedFd, depth: usize) -> rustix::io::Result<bool> {
     if depth > MAX_DEPTH {
         return Err(Errno::LOOP);
     }
-    let directory = tree::open_below(parent, OsStr::new("."))?;
-    let mut value = [0u8; 1];
-    let mark = rustix::fs::fgetxattr(&directory, "trusted.overlay.opaque", &mut value[..]);
-    // overlayfs hides what is below for this value alone.
-    if mark == Ok(1) && value == *b"y" {
-        return Ok(Some(path.to_owned()));
+    if tree::is_opaque(directory) {
+        return Ok(true);
     }
-    for name in tree::names(&directory)? {
-        let stat = tree::stat(&directory, &name)?;
+    for name in tree::names(directory)? {
+        let stat = tree::stat(directory, &name)?;
         if stat.is_some_and(|stat| tree::is_directory(&stat)) {
-            let below = tree::open_below(&directory, &name)?;
-            let found = replaced(&below, &tree::join(path, &name), depth + 1)?;
-            if found.is_some() {
-                return Ok(found);
+            let below = tree::open_below(directory, &name)?;
+            if has_opaque_below(&below, depth + 1)? {
+                return Ok(true);
             }
         }
     }
-    Ok(None)
+    Ok(false)
 }
 
 #[cfg(test)]
@@ -89,10 +89,10 @@ mod tests {
         fs::create_dir_all(&path, 0o755).unwrap();
         fs::write(path.join("file"), "").unwrap();
         let root: OwnedFd = fs::open(scratch.path()).unwrap().into();
-        assert_eq!(replaced(&root, "", 0), Ok(None));
+        assert_eq!(has_opaque_below(&root, 0), Ok(false));
         let flags = rustix::fs::XattrFlags::empty();
         if rustix::fs::setxattr(&path, "trusted.overlay.opaque", b"y", flags).is_ok() {
-            assert_eq!(replaced(&root, "", 0), Ok(Some("a/b".to_owned())));
+            assert_eq!(has_opaque_below(&root, 0), Ok(true));
         }
     }
 }

@@ -1,8 +1,10 @@
 //! Execution of operations.
 
+mod changes;
 mod chmod;
 mod container;
 mod copy;
+mod diff;
 mod exec;
 mod file;
 mod merge;
@@ -13,9 +15,9 @@ mod ssh;
 use std::sync::Arc;
 
 use whelk_image::{Lease, Store};
+use whelk_llb::pb::FileAction;
 use whelk_llb::pb::file_action::Action;
 use whelk_llb::pb::op::Kind;
-use whelk_llb::pb::{DiffOp, FileAction};
 use whelk_llb::{CUSTOM_NAME, Graph, Node};
 
 use crate::error::{Error, Result};
@@ -92,7 +94,7 @@ pub(crate) async fn run(
             let op = op.clone();
             blocking(move || Ok(vec![merge::run(&context, &op, &inputs)?])).await
         }
-        Some(Kind::Diff(op)) => Ok(vec![diff(op, &inputs).await?]),
+        Some(Kind::Diff(op)) => Ok(vec![diff::run(context, op, &inputs).await?]),
         Some(Kind::Passthrough(op)) => {
             let outputs = op.outputs.iter();
             outputs.map(|index| input(&inputs, *index)).collect()
@@ -140,19 +142,4 @@ fn input(inputs: &[Stack], index: i64) -> Result<Stack> {
             .cloned()
             .ok_or_else(|| Error::invalid(format!("input {index} is out of range"))),
     }
-}
-
-/// Returns the layers that the upper side has above those of the lower one.
-async fn diff(op: &DiffOp, inputs: &[Stack]) -> Result<Stack> {
-    let side = |index: Option<&whelk_llb::pb::InputIndex>| {
-        input(inputs, index.map_or(-1, |index| index.input))
-    };
-    let (lower, upper) = (side(op.lower.as_ref())?, side(op.upper.as_ref())?);
-    let (below, above) = (lower.digests().await?, upper.digests().await?);
-    if above.starts_with(&below) {
-        return Ok(Stack(upper.0[below.len()..].to_vec()));
-    }
-    Err(Error::Unsupported(
-        "the difference of results that do not stand on each other".into(),
-    ))
 }

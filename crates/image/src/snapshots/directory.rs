@@ -17,7 +17,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 use tar::{Entry, EntryType};
-use whelk_sys::{fs, in_root};
+use whelk_sys::{fs, in_root, overlay};
 
 use super::apply::{
     Contents, Destination, Head, Hidden, Purpose, device_number, hard_link_target, is_regular,
@@ -40,6 +40,7 @@ pub(super) struct Directory<'a> {
     rules: Extraction<'a>,
     /// An entry had extended attributes. Those of a directory may be inherited by files.
     has_attributes: bool,
+    is_root_marked: bool,
     pub(super) contents: Contents,
 }
 
@@ -79,8 +80,8 @@ impl Destination for Directory<'_> {
             // An opaque mark on the root would hide all lower layers. Overlayfs ignores it there,
             // and so does Docker.
             Hidden::All if entered.path.as_os_str().is_empty() => Ok(()),
-            Hidden::All => set_opaque(&entered.directory),
-            Hidden::Name(name) => whiteout(&entered.directory, &name),
+            Hidden::All => self.set_opaque(&entered.directory),
+            Hidden::Name(name) => self.whiteout(&entered.directory, &name),
             Hidden::Nothing => Ok(()),
         }
     }
@@ -143,6 +144,7 @@ impl<'a> Directory<'a> {
             purpose,
             rules,
             has_attributes: false,
+            is_root_marked: false,
             contents: Contents::new(),
         }
     }
@@ -194,7 +196,7 @@ impl<'a> Directory<'a> {
         let directory = openat(target.parent, target.name, flags, Mode::empty())
             .map_err(|error| io("open")(error.into()))?;
         if hides_lower && self.purpose == Purpose::Layer {
-            set_opaque(&directory)?;
+            self.set_opaque(&directory)?;
         }
         self.apply_directory_metadata(&directory, target.metadata)
     }
@@ -402,6 +404,60 @@ impl<'a> Directory<'a> {
         linkat(&directory, target_name, parent, name, AtFlags::empty())
             .map_err(|error| refuse(error.into()))
     }
+
+    /// Hides a name of lower layers: creates an overlayfs whiteout, or marks a directory of that name
+    /// opaque.
+    fn whiteout(&mut self, parent: &OwnedFd, hidden: &OsStr) -> Result<()> {
+        match statat(parent, hidden, AtFlags::SYMLINK_NOFOLLOW) {
+            // This layer also has an entry with the hidden name. If it is a directory, the content of
+            // the lower one must not show through.
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode).is_dir() => {
+                let directory = openat(
+                    parent,
+                    hidden,
+                    OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+                    Mode::empty(),
+                )
+                .map_err(|error| io("open")(error.into()))?;
+                self.set_opaque(&directory)
+            }
+            Ok(_) => Ok(()),
+            Err(Errno::NOENT) => {
+                mknodat(
+                    parent,
+                    hidden,
+                    FileType::CharacterDevice,
+                    Mode::empty(),
+                    makedev(0, 0),
+                )
+                .map_err(|error| io("make whiteout")(error.into()))?;
+                // There need not be a lower layer that has the directory.
+                mark_whiteouts(parent)?;
+                self.mark_root()
+            }
+            Err(error) => Err(io("stat")(error.into())),
+        }
+    }
+
+    fn set_opaque(&mut self, directory: &OwnedFd) -> Result<()> {
+        rustix::fs::fsetxattr(
+            directory,
+            "trusted.overlay.opaque",
+            b"y",
+            XattrFlags::empty(),
+        )
+        .map_err(|error| io("mark directory opaque")(error.into()))?;
+        self.mark_root()
+    }
+
+    /// Marks the root, so that whoever needs to know whether the layer hides anything does not have to read all of it.
+    fn mark_root(&mut self) -> Result<()> {
+        if !self.is_root_marked {
+            mark_whiteouts(&self.tree.root)?;
+            self.is_root_marked = true;
+        }
+        Ok(())
+    }
 }
 
 /// A file whose bytes are hashed while they are written, if anybody asks for it.
@@ -494,41 +550,6 @@ fn remove_existing(parent: &OwnedFd, name: &OsStr, kind: EntryType, tap: &Tap) -
     Ok(!is_directory)
 }
 
-/// Hides a name of lower layers: creates an overlayfs whiteout, or marks a directory of that name
-/// opaque.
-fn whiteout(parent: &OwnedFd, hidden: &OsStr) -> Result<()> {
-    match statat(parent, hidden, AtFlags::SYMLINK_NOFOLLOW) {
-        // This layer also has an entry with the hidden name. If it is a directory, the content of
-        // the lower one must not show through.
-        Ok(stat) if FileType::from_raw_mode(stat.st_mode).is_dir() => {
-            let directory = openat(
-                parent,
-                hidden,
-                OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-                Mode::empty(),
-            )
-            .map_err(|error| io("open")(error.into()))?;
-            set_opaque(&directory)
-        }
-        Ok(_) => Ok(()),
-        Err(Errno::NOENT) => mknodat(
-            parent,
-            hidden,
-            FileType::CharacterDevice,
-            Mode::empty(),
-            makedev(0, 0),
-        )
-        .map_err(|error| io("make whiteout")(error.into())),
-        Err(error) => Err(io("stat")(error.into())),
-    }
-}
-
-fn set_opaque(directory: &OwnedFd) -> Result<()> {
-    rustix::fs::fsetxattr(
-        directory,
-        "trusted.overlay.opaque",
-        b"y",
-        XattrFlags::empty(),
-    )
-    .map_err(|error| io("mark directory opaque")(error.into()))
+fn mark_whiteouts(directory: &OwnedFd) -> Result<()> {
+    overlay::mark_whiteouts(directory).map_err(|error| io("mark directory")(error.into()))
 }

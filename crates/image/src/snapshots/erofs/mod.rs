@@ -154,7 +154,7 @@ impl Destination for Image {
             Hidden::Name(name) => match self.tree.child(parent, &name)? {
                 Some(there) if self.tree.is_directory(there) => self.tree.set_opaque(there),
                 Some(_) => Ok(()),
-                None => self.tree.add(parent, &name, Node::whiteout()).map(drop),
+                None => self.tree.add_whiteout(parent, &name),
             },
         }
     }

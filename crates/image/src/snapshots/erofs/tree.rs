@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::Timespec;
+use whelk_sys::overlay;
 
 use super::memory::{Budget, Memory, too_large};
 use super::xattrs::Xattrs;
@@ -115,7 +116,7 @@ impl Node {
         }
     }
 
-    pub(super) fn whiteout() -> Self {
+    fn whiteout() -> Self {
         let body = Body::Device {
             kind: format::CHARACTER_DEVICE,
             major: 0,
@@ -245,6 +246,24 @@ impl Tree {
         self.node_mut(directory)
             .xattrs
             .set(b"trusted.overlay.opaque", b"y");
+        self.memory.take(Xattrs::EACH + super::INODE)?;
+        self.mark_whiteouts(ROOT)
+    }
+
+    /// Adds a whiteout to a directory that has no file of this name.
+    pub(super) fn add_whiteout(&mut self, directory: Number, name: &OsStr) -> Result<()> {
+        self.add(directory, name, Node::whiteout())?;
+        self.mark_whiteouts(directory)?;
+        self.mark_whiteouts(ROOT)
+    }
+
+    /// See [`crate::snapshots::directory`].
+    fn mark_whiteouts(&mut self, directory: Number) -> Result<()> {
+        let xattrs = &mut self.node_mut(directory).xattrs;
+        if xattrs.has(overlay::WHITEOUTS) {
+            return Ok(());
+        }
+        xattrs.set(overlay::WHITEOUTS, b"");
         self.memory.take(Xattrs::EACH + super::INODE)
     }
 

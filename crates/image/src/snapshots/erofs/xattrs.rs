@@ -76,6 +76,11 @@ impl Xattrs {
         Ok(())
     }
 
+    pub(super) fn has(&self, name: &[u8]) -> bool {
+        let found = self.0.binary_search_by(|(there, _)| (**there).cmp(name));
+        found.is_ok()
+    }
+
     pub(super) fn set(&mut self, name: &[u8], value: &[u8]) {
         match self.0.binary_search_by(|(there, _)| (**there).cmp(name)) {
             Ok(at) => self.0[at].1 = value.into(),
