@@ -1,5 +1,9 @@
 //! Mounts of processes that have outputs: each is a result of its own.
 
+use std::fs;
+use std::thread;
+use std::time::Duration;
+
 use whelk_buildkit::pb::control::{CacheOptions, CacheOptionsEntry, Exporter, SolveRequest};
 use whelk_llb::Output;
 use whelk_llb::pb::file_action::Action;
@@ -192,7 +196,7 @@ fn a_step_runs_once_for_all_who_need_one_of_its_outputs() {
         bridge.finish(None).unwrap();
         found
     };
-    let texts = std::thread::scope(|scope| {
+    let texts = thread::scope(|scope| {
         let builds = (0..4).map(|number| {
             let read = &read;
             scope.spawn(move || read(&format!("build{number}"), number % 2))
@@ -213,6 +217,46 @@ fn a_step_runs_once_for_all_who_need_one_of_its_outputs() {
         let found = file_of(&bridge, &made, step.at(output), "/u").unwrap();
         assert_eq!(found, texts[0], "{output}");
         bridge.finish(None).unwrap();
+    }
+    engine.has_no_builds();
+}
+
+/// The program under test must be built with debug assertions.
+#[test]
+fn a_kill_leaves_all_outputs_of_a_step_or_none() {
+    let directory = whelk_tests::Scratch::new("outputs-steps");
+    let file = directory.directory("count").join("steps");
+    let engine = Engine::with_env(&[("WHELK_STEPS", file.to_str().unwrap())]);
+    for steps in 0.. {
+        let mut made = Made::default();
+        let step = random(&mut made, &format!("echo {steps}"));
+        let read = |output: usize| {
+            let grpc = Grpc::connect(&engine);
+            let bridge = grpc.build(&format!("build{output}"), SolveRequest::default());
+            let reference = bridge.evaluate(&made.definition(step.at(output)))?;
+            bridge.read(&reference, "/u")
+        };
+        fs::write(&file, steps.to_string()).unwrap();
+        let first = read(1);
+        // Until the outputs are sealed and recorded.
+        thread::sleep(Duration::from_millis(500));
+        let count = fs::File::options().write(true).open(&file).unwrap();
+        count.lock().unwrap();
+        count.set_len(0).unwrap();
+        drop(count);
+        let lived = engine.answers();
+        if !lived {
+            engine.kill9();
+            engine.restart();
+            engine.has_no_builds();
+        }
+        let texts = [0, 1].map(|output| read(output).unwrap());
+        assert_eq!(texts[0], texts[1], "{steps}");
+        if lived {
+            assert!(steps > 0, "this program does not die at a step");
+            assert_eq!(first.unwrap(), texts[0]);
+            break;
+        }
     }
     engine.has_no_builds();
 }
