@@ -80,6 +80,29 @@ fn an_image_is_built_and_cached() {
 }
 
 #[test]
+fn without_the_cache_caches_of_steps_are_empty() {
+    let engine = Engine::start();
+    let dockerfile = "FROM busybox AS other\n\
+        RUN --mount=type=cache,target=/kept touch /kept/x\n\
+        FROM busybox\nARG NAME\nCOPY --from=other /bin/true /\n\
+        RUN --mount=type=cache,target=/c touch /c/$NAME; echo $(ls /c) > /listed\n\
+        RUN --mount=type=cache,target=/kept ls /kept > /kept-listed\n";
+    let context = engine.scratch_with("caches", &[("Dockerfile", dockerfile)]);
+    let listed = |name: &str, args: &[&str]| {
+        let name = format!("NAME={name}");
+        let args = [args, &["-t", "made", "--build-arg", &name]].concat();
+        docker(&engine).built(&context, &args);
+        let look = ["run", "--rm", "made", "cat", "/listed", "/kept-listed"];
+        engine.docker(&look).ok()
+    };
+    assert_eq!(listed("a", &[]), "a\nx");
+    assert_eq!(listed("b", &[]), "a b\nx");
+    assert_eq!(listed("c", &["--no-cache"]), "c\nx");
+    // That of a step that is not meant stays.
+    assert_eq!(listed("d", &["--no-cache-filter=other"]), "c d\nx");
+}
+
+#[test]
 fn failures_show_the_lines() {
     let engine = Engine::start();
     let check = |name: &str, dockerfile: &str, expected: &[&str]| {

@@ -8,7 +8,7 @@
 //! The digits are those of a key: the id, and what the cache is filled with at first (`from`, `uid`, `mode`). That is not known of
 //! a cache that is imported before a step has used it: the first step that creates a cache with its id takes the files.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io::Read;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -304,6 +304,23 @@ impl Caches {
             }
             size
         })
+    }
+
+    /// Removes the caches with these ids that no step uses. Blocking.
+    ///
+    /// # Errors
+    /// Returns an error if the disk fails.
+    pub fn discard(&self, store: &Store, ids: &BTreeSet<&str>) -> Result<()> {
+        if ids.is_empty() || !fs::exists(&self.directory) {
+            return Ok(());
+        }
+        for entry in fs::list(&self.directory)? {
+            let id = fs::read_to_string(entry.path().join("id")).unwrap_or_default();
+            if ids.contains(id.as_str()) {
+                self.remove(store, &entry.file_name().to_string_lossy())?;
+            }
+        }
+        Ok(())
     }
 
     /// Removes a cache that no step uses. Returns whether it was removed. Blocking.

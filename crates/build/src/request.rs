@@ -290,7 +290,12 @@ impl Builder {
         let (sources, ()) = tokio::join!(gathering, request.imports.load(self, request));
         let sources = sources?;
         let (builder, request) = (self.clone(), request.clone());
-        let job = move || Job::new(&builder, graph, sources, &request);
+        let job = move || {
+            // As with Docker, steps that are executed again in any case begin with empty caches.
+            let ids = crate::ops::caches_to_discard(&graph);
+            builder.caches.discard(builder.store(), &ids)?;
+            Job::new(&builder, graph, sources, &request)
+        };
         let job = self.fetched(blocking(job).await?).await?;
         Ok(Arc::new(job))
     }

@@ -12,12 +12,13 @@ mod mounts;
 mod secrets;
 mod ssh;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use whelk_image::{Lease, Store};
-use whelk_llb::pb::FileAction;
 use whelk_llb::pb::file_action::Action;
 use whelk_llb::pb::op::Kind;
+use whelk_llb::pb::{FileAction, MountType};
 use whelk_llb::{CUSTOM_NAME, Graph, Node};
 
 use crate::error::{Error, Result};
@@ -67,6 +68,20 @@ pub(crate) fn check(graph: &Graph) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Returns the ids of the caches of processes that are executed though their results may be there.
+pub(crate) fn caches_to_discard(graph: &Graph) -> BTreeSet<&str> {
+    let needed = graph.needed();
+    let nodes = graph.nodes.iter().zip(needed);
+    let nodes = nodes.filter(|(node, is_needed)| *is_needed && node.metadata.ignore_cache);
+    let mounts = nodes.flat_map(|(node, _)| match &node.op.kind {
+        Some(Kind::Exec(exec)) => exec.mounts.as_slice(),
+        _ => &[],
+    });
+    let caches = mounts.filter(|mount| mount.mount_type == i32::from(MountType::Cache));
+    let options = caches.filter_map(|mount| mount.cache_opt.as_ref());
+    options.map(|cache| cache.id.as_str()).collect()
 }
 
 /// Executes an operation that is no source. Returns its outputs.
