@@ -526,3 +526,54 @@ fn announced_operations_work() {
     bridge.finish(None).unwrap();
     engine.has_no_builds();
 }
+
+#[test]
+fn what_a_copy_misses_is_told_as_docker_tells_it() {
+    let engine = Engine::start();
+    let grpc = Grpc::connect(&engine);
+    let bridge = grpc.build("missing", SolveRequest::default());
+    let file = || FileActionCopy {
+        src: "/bar".into(),
+        dest: "/baz".into(),
+        mode: -1,
+        timestamp: -1,
+        ..FileActionCopy::default()
+    };
+    let of_base = {
+        let mut made = Made::default();
+        let base = made.file(make_file("/foo", "foo"), None);
+        let action = FileAction {
+            input: 0,
+            secondary_input: 0,
+            output: 0,
+            action: Some(Action::Copy(file())),
+        };
+        let actions = vec![action];
+        let result = made.add(Kind::File(FileOp { actions }), &[base]);
+        made.definition(result)
+    };
+    let of_nothing = {
+        let mut made = Made::default();
+        let result = made.file(Action::Copy(file()), None);
+        made.definition(result)
+    };
+    let of_other = {
+        let mut made = Made::default();
+        let base = made.file(make_file("/foo", "foo"), None);
+        let other = made.file(make_file("/other", "other"), None);
+        let result = copy(&mut made, base, other, file());
+        made.definition(result)
+    };
+    for (definition, text) in [
+        (of_base, "lstat /bar: no such file or directory"),
+        (of_nothing, "lstat /bar: no such file or directory"),
+        (
+            of_other,
+            "failed to calculate checksum of ref: \"/bar\": not found",
+        ),
+    ] {
+        let status = bridge.evaluate(&definition).unwrap_err();
+        assert!(status.message.contains(text), "{status} instead of {text}");
+    }
+    bridge.finish(None).unwrap();
+}

@@ -57,7 +57,7 @@ pub(super) fn run(context: &Context, op: &FileOp, inputs: &[Stack]) -> Result<Ve
     for (number, action) in op.actions.iter().enumerate() {
         let (view, base) = run.begin(input(action.input, count))?;
         run.act(&view, action, count)
-            .map_err(|error| named(action, error))?;
+            .map_err(|error| told(op, action, count, error))?;
         let goes_on = {
             let uses = uses.get(&number).copied().unwrap_or(0);
             let continues = op.actions.get(number + 1);
@@ -87,6 +87,20 @@ fn input(index: i64, count: usize) -> Input {
         Err(_) => Input::Empty,
         Ok(index) if index < count => Input::Of(index),
         Ok(index) => Input::Action(index - count),
+    }
+}
+
+/// Returns the error of an action as Docker has it: what is missing in an input that is only read would have been missed for the
+/// key, and elsewhere by the copy.
+fn told(op: &FileOp, action: &FileAction, count: usize, error: Error) -> Error {
+    let source = input(action.secondary_input, count);
+    let mut bases = op.actions.iter().map(|action| input(action.input, count));
+    let is_read = matches!(source, Input::Of(_)) && bases.all(|base| base != source);
+    match (&action.action, error) {
+        (Some(Action::Copy(_)), Error::Missing { path, .. }) if !is_read => {
+            Error::os(format!("lstat /{path}"), Errno::NOENT)
+        }
+        (_, error) => named(action, error),
     }
 }
 
