@@ -11,8 +11,9 @@ use whelk_llb::key::Selector;
 use whelk_llb::pb::{CacheSharing, ExecOp, Mount, MountType};
 use whelk_runtime::spec;
 use whelk_sys::copy::{self, Source};
-use whelk_sys::{Scratch, fs};
+use whelk_sys::fs;
 
+use super::secrets::InMemory;
 use super::{Context, input};
 use crate::caches::{self, Caches, Used};
 use crate::error::{Error, Result, os};
@@ -33,7 +34,7 @@ pub(super) struct Mounts {
     pub outputs: Vec<(usize, Arc<Workspace>)>,
     caches: Vec<Arc<Used>>,
     /// The files of secrets.
-    pub secrets: Option<Scratch>,
+    pub secrets: Option<InMemory>,
 }
 
 /// A cache that a mount uses.
