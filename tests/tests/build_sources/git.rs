@@ -607,21 +607,124 @@ fn hostile_repositories_are_refused() {
 }
 
 #[test]
+fn servers_of_plain_files_are_asked_for_objects_and_packs() {
+    let engine = Engine::start();
+    let host = Host::new();
+    let web = plain_files(&host.root);
+    let inner = host.repository("inner", &[("deep", "of inner")]);
+    git(&inner, &["update-server-info"]);
+    for format in ["sha1", "sha256"] {
+        let path = host.root.join(format);
+        std::fs::create_dir_all(&path).unwrap();
+        let object_format = format!("--object-format={format}");
+        git(&path, &["init", "-q", &object_format]);
+        let noise = whelk_tests::images::noise(100_000);
+        std::fs::write(path.join("noise"), &noise).unwrap();
+        if format == "sha1" {
+            git(&path, &["submodule", "add", "-q", text(&inner), "in"]);
+            let url = ["submodule.in.url", "../inner.git"];
+            git(
+                &path,
+                &[&["config", "-f", ".gitmodules"][..], &url].concat(),
+            );
+        }
+        let files = [("Dockerfile", DOCKERFILE), ("x", "one"), ("dir/y", "below")];
+        let first = commit(&path, &files);
+        git(&path, &["tag", "-a", "v1", "-m", "first"]);
+        let url = web.url(&format!("/{format}.git"));
+        let check = |fragment: &str, x: &str| {
+            git(&path, &["update-server-info"]);
+            built(&engine, &["-t", "app", &format!("{url}{fragment}")]);
+            let look = "cat /c/x /c/dir/y; cat /c/in/deep 2>/dev/null; wc -c < /c/noise";
+            let inner = if format == "sha1" { "of inner" } else { "" };
+            let found = run(&engine, "app", look);
+            assert_eq!(
+                found,
+                format!("{x}below{inner}100000"),
+                "{format} {fragment}"
+            );
+            web.asked().into_iter().map(|one| one.path)
+        };
+        // Objects with files of their own, one pack, both, and two packs.
+        assert!(!check("", "one").any(|path| path.ends_with(".pack")));
+        git(&path, &["gc", "-q"]);
+        let fetched = check("?keep-git-dir=1", "one");
+        assert_eq!(fetched.filter(|path| path.ends_with(".pack")).count(), 1);
+        commit(&path, &[("x", "two")]);
+        assert!(check("#main", "two").any(|path| path.ends_with(".pack")));
+        git(&path, &["repack", "-q", "-d"]);
+        let third = commit(&path, &[("x", "three")]);
+        check(&format!("#{third}"), "three");
+        check("#v1", "one");
+        assert_eq!(check(&format!("#{first}"), "one").count(), 0);
+        // What is kept is a repository that git takes.
+        let kept = format!("FROM busybox\nADD --keep-git-dir=true {url}#v1 /kept\n");
+        let context = only(&engine, format, &kept);
+        built(&engine, &["-t", "kept", &context]);
+        engine.docker(&["create", "--name", format, "kept"]).ok();
+        let out = engine.scratch(&format!("out-{format}"));
+        let from = format!("{format}:/kept");
+        engine.docker(&["cp", &from, text(&out)]).ok();
+        git(&out.join("kept"), &["fsck", "--strict"]);
+        engine.docker(&["rm", format]).ok();
+        // Files that are not what they are called, or are not there.
+        let fourth = commit(&path, &[("x", "four")]);
+        git(&path, &["update-server-info"]);
+        let object = |id: &str| path.join(".git/objects").join(&id[..2]).join(&id[2..]);
+        let id = git(&path, &["rev-parse", "HEAD:x"]);
+        let other = git(&path, &["rev-parse", "HEAD^{tree}"]);
+        std::fs::remove_file(object(&id)).unwrap();
+        let fails = |error: &str| {
+            let failed = build(&engine, &[&format!("{url}#{fourth}")]);
+            assert_eq!(failed.code, 1);
+            shows(&failed.err(), &[error]);
+        };
+        fails(&format!("it has no object {id}"));
+        std::fs::write(object(&id), "no object").unwrap();
+        fails(&format!("read the git object {id}"));
+        std::fs::copy(object(&other), path.join("copied")).unwrap();
+        std::fs::rename(path.join("copied"), object(&id)).unwrap();
+        fails(&format!("read the git object {id}: it is {other}"));
+    }
+    engine.has_no_builds();
+}
+
+/// Serves the files of the directories `.git` below a root, as [`backend`] calls them, and nothing else.
+fn plain_files(root: &Path) -> Web {
+    let root = root.to_owned();
+    Web::start(move |asked| {
+        let path = asked.path.split('?').next().unwrap_or_default();
+        let path = path.replacen(".git/", "/.git/", 1);
+        match std::fs::read(root.join(path.trim_start_matches('/'))) {
+            Ok(content) => Answer::new(200, content),
+            Err(_) => Answer::new(404, ""),
+        }
+    })
+}
+
+#[test]
 fn servers_that_are_none_of_git_are_told_so() {
     let engine = Engine::start();
-    let web = Web::start(|asked| match asked.path.as_str() {
+    let smart = |body: &str| {
+        let kind = "application/x-git-upload-pack-advertisement";
+        Answer::new(200, body).header("Content-Type", kind)
+    };
+    let web = Web::start(move |asked| match asked.path.as_str() {
         path if path.starts_with("/html") => Answer::new(200, "<html>"),
-        path if path.starts_with("/old") => Answer::new(200, "001e# service=git-upload-pack\n0000"),
-        path if path.starts_with("/liar") && asked.method == "GET" => {
-            Answer::new(200, "000eversion 2\n0000")
-        }
+        path if path.starts_with("/bad") => smart("<html>"),
+        path if path.starts_with("/old") => smart("001e# service=git-upload-pack\n0000"),
+        path if path.starts_with("/liar") && asked.method == "GET" => smart("000eversion 2\n0000"),
         path if path.starts_with("/liar") => Answer::new(200, "000dpackfile\n0008\x01abc0000"),
-        path if path.starts_with("/long") => Answer::new(200, "0004".repeat((16 << 20) + 1)),
+        path if path.starts_with("/long") => smart(&"0004".repeat((16 << 20) + 1)),
         _ => Answer::new(404, ""),
     });
     let commit = "0123456789012345678901234567890123456789";
     for (path, error) in [
-        ("html", "the answer is not of git's protocol"),
+        (
+            "html",
+            "it neither speaks git's smart protocol nor has a list",
+        ),
+        ("bad", "the answer is not of git's protocol"),
         ("old", "it does not speak version 2"),
         ("liar", "the pack of a git repository"),
         ("long", "the answer has more than 67108864 bytes"),

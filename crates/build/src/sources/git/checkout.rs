@@ -164,6 +164,24 @@ fn parse_commit(commit: &[u8]) -> Result<(ObjectId, i64)> {
     Ok((tree, time))
 }
 
+/// Returns the objects that the content of a commit or a tree refers to, with their kinds: neither earlier commits nor submodules.
+pub(super) fn below(kind: Kind, content: &[u8], hash: Hash) -> Result<Vec<(ObjectId, Kind)>> {
+    let mut found = Vec::new();
+    match kind {
+        Kind::Commit => found.push((parse_commit(content)?.0, Kind::Tree)),
+        Kind::Tree => each(content, hash, |mode, _, id| {
+            match mode & TYPE {
+                DIRECTORY => found.push((id, Kind::Tree)),
+                COMMIT => {}
+                _ => found.push((id, Kind::Blob)),
+            }
+            Ok(())
+        })?,
+        Kind::Blob | Kind::Tag => {}
+    }
+    Ok(found)
+}
+
 /// Calls a function with mode, name and id of each entry of a tree.
 fn each(
     tree: &[u8],
@@ -226,6 +244,7 @@ pub(super) fn decode(bytes: &[u8]) {
     let _ = parse_commit(bytes);
     for hash in Hash::all() {
         let _ = each(bytes, *hash, |_, name, _| check_name(name));
+        let _ = below(Kind::Tree, bytes, *hash);
     }
 }
 

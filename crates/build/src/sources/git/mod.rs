@@ -3,12 +3,14 @@
 //! ```text
 //! reference ─ls-refs─► commit ─fetch (depth 1)─► pack ─► files ─► submodules: the same again
 //! ```
-//! Only commits are fetched that are needed, without their history, over HTTP or ssh (`server`).
+//! Only commits are fetched that are needed, without their history, over HTTP or ssh (`server`), also from servers of plain files
+//! (`files`).
 //! Packs are read by `gix-pack` (`objects`); files are created by descriptor, from the objects alone (`checkout`): nothing
 //! of a repository is executed, and none of its links is followed. What was fetched is kept by the commit.
 
 mod checkout;
 mod dot_git;
+mod files;
 mod link;
 mod modules;
 mod objects;
@@ -333,18 +335,19 @@ impl Builder {
             Ok(Arc::new(scratch))
         })
         .await?;
-        let mut server = Some(server);
+        // Its pack is in the repository, and not kept besides; others are of use to servers that know of them.
+        let keeps_packs = !wanted.keep_git_dir && server.knows_haves();
         let mut info = Info {
             boot: self.git.boot.clone(),
             content: format!("git {commit} {}", wanted.key(&remote, commit)),
             description: format!("git snapshot for {}#{commit}", remote.shown()),
-            repository: match wanted.keep_git_dir {
-                // Its pack is in the repository, and not kept besides.
-                true => String::new(),
-                false => remote.shown().to_owned(),
+            repository: match keeps_packs {
+                true => remote.shown().to_owned(),
+                false => String::new(),
             },
             ..Info::default()
         };
+        let mut server = Some(server);
         let mut tasks = vec![Task {
             remote,
             commit: commit.to_owned(),
@@ -352,10 +355,9 @@ impl Builder {
             depth: 0,
         }];
         let mut count = 0;
-        let mut base = match wanted.keep_git_dir {
-            // It becomes a repository of one pack.
-            true => None,
-            false => self.base(&tasks[0].remote).await?,
+        let mut base = match keeps_packs {
+            true => self.base(&tasks[0].remote).await?,
+            false => None,
         };
         while let Some(task) = tasks.pop() {
             let named = |error: Error| match task.depth {
@@ -485,8 +487,10 @@ impl Builder {
             commit_time: wanted.commit_time,
         };
         let known = base.as_ref().map(|base| base.commit.clone());
+        let served = scratch.path().join("served");
         let (scratch, path) = (scratch.clone(), task.path.clone());
         let keep = (is_root && wanted.keep_git_dir).then(|| task.remote.shown().to_owned());
+        let keeps_packs = is_root && server.knows_haves();
         let written = tokio::spawn(blocking(move || {
             let _turn = turn;
             let top = fs::open(scratch.path().join("fs"))?;
@@ -513,14 +517,14 @@ impl Builder {
                     dot_git::write(&to, &place, &remote, &checked)?;
                     fs::remove_tree(&place)?;
                 }
-                None if is_root => {
+                None if keeps_packs => {
                     checked.size += keep_packs(&scratch.path().join("packs"), &place, base)?;
                 }
                 None => fs::remove_tree(&place)?,
             }
             Ok(checked)
         }));
-        let fetching = server.fetch(&task.commit, known.as_deref(), sender, report);
+        let fetching = server.fetch(&task.commit, known.as_deref(), &served, sender, report);
         let received = fetching.await;
         let written = written.await;
         let written = written.map_err(|error| Error::internal(error.to_string()))?;
@@ -605,6 +609,7 @@ fn keep_packs(to: &Path, fetched: &Path, base: Option<Base>) -> Result<u64> {
 pub(crate) fn decode(bytes: &[u8]) {
     packets::decode(bytes);
     checkout::decode(bytes);
+    files::decode(bytes);
     let text = String::from_utf8_lossy(bytes);
     for (path, url) in modules::parse(&text) {
         for remote in [

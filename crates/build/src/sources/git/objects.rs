@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use crate::error::{Error, Result};
 
 /// Maximum size of an object in bytes.
-const MAX_OBJECT: usize = 512 << 20;
+pub(super) const MAX_OBJECT: usize = 512 << 20;
 
 /// The objects of packs, which are in directories with their indexes.
 pub(super) struct Objects {
@@ -110,36 +110,48 @@ impl Objects {
         Ok(())
     }
 
+    /// Adds the packs of others.
+    pub fn join(&mut self, others: Self) {
+        self.bundles.extend(others.bundles);
+    }
+
     /// Returns the content of an object.
     ///
     /// # Errors
     /// Returns an error if it is not there, or of another kind.
     pub fn get(&mut self, id: &ObjectId, wanted: Kind) -> Result<Vec<u8>> {
-        if id.kind() != self.hash {
-            let hash = self.hash;
-            let text = format!("the git object {id} in a repository with object-format={hash}");
-            return Err(Error::invalid(text));
-        }
-        let mut content = Vec::new();
-        let mut found = None;
-        for bundle in &self.bundles {
-            found = bundle
-                .find(id, &mut content, &mut Default::default(), &mut self.cache)
-                .map_err(|error| Error::invalid(format!("read the git object {id}: {error}")))?
-                .map(|(data, _)| data.kind);
-            if found.is_some() {
-                break;
-            }
-        }
-        match found {
-            Some(kind) if kind == wanted => Ok(content),
-            Some(kind) => Err(Error::invalid(format!(
+        match self.find(id)? {
+            Some((kind, content)) if kind == wanted => Ok(content),
+            Some((kind, _)) => Err(Error::invalid(format!(
                 "the git object {id} is a {kind}, not a {wanted}"
             ))),
             None => Err(Error::invalid(format!(
                 "the git object {id} is not in the pack"
             ))),
         }
+    }
+
+    /// Finds an object. Returns its kind and its content.
+    ///
+    /// # Errors
+    /// Returns an error if it cannot be read.
+    pub fn find(&mut self, id: &ObjectId) -> Result<Option<(Kind, Vec<u8>)>> {
+        if id.kind() != self.hash {
+            let hash = self.hash;
+            let text = format!("the git object {id} in a repository with object-format={hash}");
+            return Err(Error::invalid(text));
+        }
+        let mut content = Vec::new();
+        for bundle in &self.bundles {
+            let found = bundle
+                .find(id, &mut content, &mut Default::default(), &mut self.cache)
+                .map_err(|error| Error::invalid(format!("read the git object {id}: {error}")))?
+                .map(|(data, _)| data.kind);
+            if let Some(kind) = found {
+                return Ok(Some((kind, content)));
+            }
+        }
+        Ok(None)
     }
 }
 

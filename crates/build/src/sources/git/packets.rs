@@ -9,7 +9,7 @@ use whelk_registry::{Pace, WebResponse};
 use super::link::Link;
 
 /// The time in which the minimum of bytes must come. A server sends little while it looks for what a large pack needs.
-const WINDOW: Duration = Duration::from_secs(300);
+pub(super) const WINDOW: Duration = Duration::from_secs(300);
 
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Packet {

@@ -1,6 +1,8 @@
-//! Servers of git repositories: version 2 of git's protocol over HTTP and ssh (gitprotocol-v2, gitprotocol-http), and version 0 over
-//! ssh (gitprotocol-pack), for servers that do not let clients set `GIT_PROTOCOL`, as OpenSSH's do not by default.
+//! Servers of git repositories: version 2 of git's protocol over HTTP and ssh (gitprotocol-v2, gitprotocol-http), version 0 over
+//! ssh (gitprotocol-pack), for servers that do not let clients set `GIT_PROTOCOL`, as OpenSSH's do not by default, and plain files
+//! over HTTP.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -8,6 +10,7 @@ use gix_hash::Kind as Hash;
 use tokio::sync::{Mutex, mpsc};
 use whelk_registry::{Client as Web, WebRequest, WebResponse};
 
+use super::files::Files;
 use super::link::Link;
 use super::packets::{Packet, Packets, put};
 use super::remote::Remote;
@@ -18,11 +21,14 @@ use crate::progress::Work;
 use crate::sources::http::{header, redacted};
 
 /// Maximum number of bytes of an answer with a list of references or of capabilities, and of one with a pack.
-const MAX_LIST: u64 = 64 << 20;
-const MAX_PACK: u64 = 16 << 30;
+pub(super) const MAX_LIST: u64 = 64 << 20;
+pub(super) const MAX_PACK: u64 = 16 << 30;
+
+/// The type of the first answer of a server that speaks git's protocol over HTTP. Others are taken for servers of files, as by git.
+const ADVERTISEMENT: &str = "application/x-git-upload-pack-advertisement";
 
 /// Progress is told each time after so many bytes.
-const STEP: u64 = 1 << 20;
+pub(super) const STEP: u64 = 1 << 20;
 
 /// A reference that was found.
 #[derive(Debug)]
@@ -40,6 +46,37 @@ pub(super) struct Server {
     transport: Transport,
     /// What the server says of its objects' ids; `None` if it says nothing.
     object_format: Option<Hash>,
+    /// What is known of its references without asking; `None` in version 2.
+    listed: Option<Listed>,
+}
+
+/// The references of a server that lists them all.
+#[derive(Default)]
+pub(super) struct Listed {
+    /// Names with their ids. What annotated tags stand for is called `NAME^{}`.
+    pub references: Vec<(String, String)>,
+    /// The branch that `HEAD` stands for.
+    pub head: Option<String>,
+}
+
+impl Listed {
+    fn find(&self, name: &str) -> Option<&str> {
+        let found = self.references.iter().find(|(known, _)| known == name);
+        found.map(|(_, id)| id.as_str())
+    }
+
+    /// Adds `HEAD`, from the text of that file.
+    pub fn set_head(&mut self, text: &str) {
+        let id = match text.strip_prefix("ref: ") {
+            Some(branch) => {
+                let id = self.find(branch).map(str::to_owned);
+                self.head = id.is_some().then(|| branch.to_owned());
+                id
+            }
+            None => Some(text.to_owned()).filter(|id| super::is_commit(id)),
+        };
+        self.references.extend(id.map(|id| ("HEAD".to_owned(), id)));
+    }
 }
 
 enum Transport {
@@ -50,16 +87,11 @@ enum Transport {
         /// The header `Authorization`; empty for none.
         authorization: String,
     },
-    Ssh {
-        link: Box<Mutex<Link>>,
-        /// Of version 0: the references with their commits, and those of tags as `NAME^{}`. `None` for version 2.
-        references: Option<Vec<(String, String)>>,
-        /// Of version 0: the branch that `HEAD` stands for.
-        head: Option<String>,
-    },
+    Ssh(Box<Mutex<Link>>),
+    Files(Box<Files>),
 }
 
-fn failed(error: whelk_registry::Error) -> Error {
+pub(super) fn failed(error: whelk_registry::Error) -> Error {
     Error::invalid(error.to_string())
 }
 
@@ -107,6 +139,23 @@ impl Server {
             }
             base = moved.to_owned();
         }
+        let kind = response.header("content-type").unwrap_or_default();
+        let is_smart = kind.starts_with(ADVERTISEMENT);
+        if !is_smart {
+            let files = Files {
+                web,
+                remote: remote.clone(),
+                base,
+                authorization,
+            };
+            let (listed, hash) = files.list(response).await?;
+            return Ok(Self {
+                remote: remote.clone(),
+                transport: Transport::Files(Box::new(files)),
+                object_format: Some(hash),
+                listed: Some(listed),
+            });
+        }
         let mut packets = Packets::of_response(response, MAX_LIST);
         let mut advertised = Advertisement::default();
         while let Some(packet) = packets.next().await.map_err(|text| wrong(remote, &text))? {
@@ -126,6 +175,7 @@ impl Server {
                 authorization,
             },
             object_format: advertised.object_format,
+            listed: None,
         })
     }
 
@@ -148,24 +198,14 @@ impl Server {
         Ok(Self {
             remote: remote.clone(),
             object_format: advertised.object_format,
-            transport: Transport::Ssh {
-                link: Box::new(link),
-                references: (!advertised.is_version_2).then_some(advertised.references),
-                head: advertised.head,
-            },
+            transport: Transport::Ssh(Box::new(link)),
+            listed: (!advertised.is_version_2).then_some(advertised.listed),
         })
     }
 
     /// Returns whether [`Server::fetch`] can leave out what a known commit has.
     pub fn knows_haves(&self) -> bool {
-        let is_old = matches!(
-            &self.transport,
-            Transport::Ssh {
-                references: Some(_),
-                ..
-            }
-        );
-        !is_old
+        self.listed.is_none()
     }
 
     /// Returns the kind of its objects' ids.
@@ -204,7 +244,8 @@ impl Server {
                 check(&self.remote, authorization, &response)?;
                 Ok(Packets::of_response(response, most))
             }
-            Transport::Ssh { link, .. } => self.send(link, body, most).await,
+            Transport::Ssh(link) => self.send(link, body, most).await,
+            Transport::Files(_) => Err(Error::internal("a command for a server of files")),
         }
     }
 
@@ -244,20 +285,11 @@ impl Server {
                 tag: peeled.map(|_| id.to_owned()).unwrap_or_default(),
             });
         };
-        if let Transport::Ssh {
-            references: Some(references),
-            head,
-            ..
-        } = &self.transport
-        {
-            let of = |wanted: &str| {
-                let found = references.iter().find(|(name, _)| name == wanted);
-                found.map(|(_, id)| id.as_str())
-            };
+        if let Some(listed) = &self.listed {
             for name in &names {
-                if let Some(id) = of(name) {
-                    let target = head.as_deref().filter(|_| name == "HEAD");
-                    note(name, id, of(&format!("{name}^{{}}")), target);
+                if let Some(id) = listed.find(name) {
+                    let target = listed.head.as_deref().filter(|_| name == "HEAD");
+                    note(name, id, listed.find(&format!("{name}^{{}}")), target);
                 }
             }
         } else {
@@ -287,14 +319,18 @@ impl Server {
     }
 
     /// Fetches the pack of a commit, without its history, and without what the commit `known` has, if there is one. Its last piece
-    /// is `None`.
+    /// is `None`. `place` is where nothing is yet.
     pub async fn fetch(
         &self,
         commit: &str,
         known: Option<&str>,
+        place: &Path,
         pieces: mpsc::Sender<Option<Bytes>>,
         report: impl Fn(u64, bool),
     ) -> Result<()> {
+        if let Transport::Files(files) = &self.transport {
+            return files.fetch(commit, place, pieces, report).await;
+        }
         let mut arguments = vec![
             "no-progress".to_owned(),
             "ofs-delta".to_owned(),
@@ -306,19 +342,15 @@ impl Server {
             arguments.extend([format!("shallow {known}"), format!("have {known}")]);
         }
         arguments.push("done".to_owned());
-        let is_old = !self.knows_haves();
-        let mut packets = match &self.transport {
-            Transport::Ssh {
-                link,
-                references: Some(references),
-                ..
-            } => {
+        let is_old = self.listed.is_some();
+        let mut packets = match (&self.transport, &self.listed) {
+            (Transport::Ssh(link), Some(listed)) => {
                 let mut body = BytesMut::new();
                 let mut capabilities = "side-band-64k ofs-delta no-progress agent=whelk".to_owned();
                 if let Some(format) = self.object_format {
                     capabilities = format!("{capabilities} object-format={format}");
                 }
-                let wanted = tip(references, commit);
+                let wanted = tip(&listed.references, commit);
                 put(&mut body, &format!("want {wanted} {capabilities}\n"));
                 put(&mut body, "deepen 1\n");
                 body.extend_from_slice(b"0000");
@@ -384,8 +416,7 @@ struct Advertisement {
     object_format: Option<Hash>,
     has_side_band: bool,
     /// Of version 0.
-    references: Vec<(String, String)>,
-    head: Option<String>,
+    listed: Listed,
 }
 
 impl Advertisement {
@@ -403,7 +434,7 @@ impl Advertisement {
         for capability in capabilities.split(' ') {
             self.has_side_band |= capability == "side-band-64k";
             if let Some(name) = capability.strip_prefix("symref=HEAD:") {
-                self.head = Some(name.to_owned());
+                self.listed.head = Some(name.to_owned());
             }
             if let Some(format) = capability.strip_prefix("object-format=") {
                 let format = format.parse::<Hash>().map_err(|_| {
@@ -417,7 +448,8 @@ impl Advertisement {
         if let Some((id, name)) = reference.split_once(' ')
             && super::is_commit(id)
         {
-            self.references.push((name.to_owned(), id.to_owned()));
+            let known = (name.to_owned(), id.to_owned());
+            self.listed.references.push(known);
         }
         Ok(())
     }
@@ -441,7 +473,7 @@ fn tip<'a>(references: &'a [(String, String)], commit: &'a str) -> &'a str {
     tag.map_or(commit, |(_, id)| id.as_str())
 }
 
-fn request(base: &str, authorization: &str, path: &str) -> Result<WebRequest> {
+pub(super) fn request(base: &str, authorization: &str, path: &str) -> Result<WebRequest> {
     let request = WebRequest::new(&format!("{base}{path}")).map_err(failed)?;
     let request = request.header("git-protocol", "version=2");
     Ok(match authorization {
@@ -450,7 +482,7 @@ fn request(base: &str, authorization: &str, path: &str) -> Result<WebRequest> {
     })
 }
 
-fn check(remote: &Remote, authorization: &str, response: &WebResponse) -> Result<()> {
+pub(super) fn check(remote: &Remote, authorization: &str, response: &WebResponse) -> Result<()> {
     match response.status() {
         200 => Ok(()),
         401 | 403 if authorization.is_empty() => Err(wrong(
@@ -464,7 +496,7 @@ fn check(remote: &Remote, authorization: &str, response: &WebResponse) -> Result
     }
 }
 
-fn wrong(remote: &Remote, problem: &str) -> Error {
+pub(super) fn wrong(remote: &Remote, problem: &str) -> Error {
     let problem: String = problem
         .chars()
         .filter(|char| !char.is_control())
