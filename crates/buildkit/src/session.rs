@@ -1,6 +1,6 @@
 //! Sessions: connections on which clients serve the engine with their files, secrets and credentials.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -109,12 +109,19 @@ impl Session {
         self.channel.stream(DIFF_COPY, metadata)
     }
 
-    /// Calls for the files of an exporter to be taken. `exporter` is its position in the request.
+    /// Calls for the files of an exporter to be taken. `exporter` is its position in the request, and `told` what the client is
+    /// told of the result, by which it may decide where they go.
     ///
     /// # Errors
     /// Returns an error if the client takes no files.
-    pub fn export(&self, exporter: usize) -> Result<Stream> {
+    pub fn export(&self, exporter: usize, told: &BTreeMap<String, String>) -> Result<Stream> {
         let mut metadata = HeaderMap::new();
+        for (name, value) in told {
+            let name = HeaderName::try_from(format!("exporter-md-{name}"));
+            if let (Ok(name), Ok(value)) = (name, HeaderValue::from_str(value)) {
+                metadata.insert(name, value);
+            }
+        }
         let name = HeaderName::from_static("buildkit-attachable-exporter-id");
         metadata.insert(name, HeaderValue::from(exporter));
         self.call(SEND, metadata)

@@ -13,6 +13,7 @@ mod calls;
 mod containers;
 mod control;
 mod differences;
+mod exporters;
 mod hostile;
 mod limits;
 mod operations;

@@ -125,6 +125,7 @@ impl Buildkit {
                     attrs: std::mem::take(&mut request.exporter_attrs),
                 });
         }
+        super::export::with_epoch(&mut request.exporters, &request.frontend_attrs);
         let exports = super::export::parse(&request.exporters)?;
         let caches = super::caches::exports(&request)?;
         let attest = Attest::parse(&request.frontend_attrs);
@@ -202,7 +203,10 @@ impl Buildkit {
                     self.frontend(build, &build.scope, call).await?
                 }
             };
-            let mut answer = self.export(build, &result, &outputs.exports).await?;
+            let wanted = request.frontend_attrs.get("platform").map(String::as_str);
+            let wanted = wanted.filter(|wanted| !wanted.is_empty());
+            let exporting = self.export(build, &result, &outputs.exports, wanted);
+            let mut answer = exporting.await?;
             let caches = self.export_caches(build, &result, &outputs.caches);
             answer.exporter_response.extend(caches.await?);
             Ok(answer)

@@ -30,9 +30,9 @@ struct Listing {
 
 #[derive(Serialize, Deserialize)]
 struct PlatformEntry {
-    #[serde(rename = "ID")]
+    #[serde(rename = "ID", default)]
     id: String,
-    #[serde(rename = "Platform")]
+    #[serde(rename = "Platform", default)]
     platform: Platform,
 }
 
@@ -220,11 +220,19 @@ fn of_image(image: &Image) -> pb::Platform {
     }
 }
 
-fn config(bytes: Option<&Vec<u8>>) -> Result<Option<Image>> {
-    let config = bytes.map(|bytes| serde_json::from_slice(bytes));
-    config
-        .transpose()
-        .map_err(|error| Status::invalid(format!("configuration of the image: {error}")))
+/// Reads the configuration of an image.
+pub(super) fn config(bytes: Option<&Vec<u8>>) -> Result<Option<Image>> {
+    let Some(bytes) = bytes else { return Ok(None) };
+    let image: Option<Image> = serde_json::from_slice(bytes)
+        .map_err(|error| Status::invalid(format!("invalid image config for export: {error}")))?;
+    match image {
+        None => Err(Status::invalid("invalid null image config for export")),
+        Some(image) if image.os.is_empty() != image.architecture.is_empty() => {
+            let text = "invalid image config: os and architecture must be specified together";
+            Err(Status::invalid(text))
+        }
+        image => Ok(image),
+    }
 }
 
 /// Reads a time, in seconds since 1970.
@@ -245,6 +253,22 @@ fn listing(result: &gateway::Result) -> Result<Vec<PlatformEntry>> {
         serde_json::from_slice(bytes).map_err(|error| invalid(error.to_string()))?;
     let listed = listing.and_then(|listing| listing.platforms);
     let listed = listed.unwrap_or_default();
+    if listed.is_empty() {
+        let text = "invalid empty platforms index for exporter";
+        return Err(Status::invalid(text));
+    }
+    for PlatformEntry { id, platform } in &listed {
+        let (os, architecture) = (&platform.os, &platform.architecture);
+        if id.is_empty() {
+            let text = "invalid empty platform key for exporter";
+            return Err(Status::invalid(text));
+        }
+        if os.is_empty() || architecture.is_empty() {
+            let text =
+                format!("invalid platform value {os:?}, {architecture:?} of {id:?} for exporter");
+            return Err(Status::invalid(text));
+        }
+    }
     if listed.len() > MAX_PLATFORMS {
         return Err(invalid(format!("more than {MAX_PLATFORMS}")));
     }
@@ -289,8 +313,15 @@ mod tests {
 
     #[test]
     fn platforms_of_results_are_checked() {
-        for text in ["null", "{}", r#"{"Platforms":null}"#] {
-            assert!(listed(text).is_ok_and(|listed| listed.is_empty()), "{text}");
+        for (text, expected) in [
+            ("null", "invalid empty platforms index for exporter"),
+            ("{}", "invalid empty platforms index for exporter"),
+            (r#"{"Platforms":null}"#, "invalid empty platforms index"),
+            (r#"{"Platforms":[{}]}"#, "invalid empty platform key"),
+            (r#"{"Platforms":[{"ID":"a"}]}"#, "invalid platform value"),
+        ] {
+            let error = listed(text).map_or_else(|status| status.message, |_| String::new());
+            assert!(error.contains(expected), "{text}: {error}");
         }
         let one = r#"{"ID":"linux/arm64","Platform":{"architecture":"arm64","os":"linux"}}"#;
         let list = |entries: &[&str]| format!(r#"{{"Platforms":[{}]}}"#, entries.join(","));
@@ -303,7 +334,6 @@ mod tests {
             ("../../etc", "arm64"),
             ("linux/arm64", "amd64"),
             ("linux/arm64/../..", "arm64"),
-            ("", "arm64"),
         ] {
             let entry = format!(
                 r#"{{"ID":"{name}","Platform":{{"architecture":"{value}","os":"linux"}}}}"#
@@ -313,5 +343,22 @@ mod tests {
         }
         assert!(listed(&list(&[one, one])).is_err());
         assert!(listed("[").is_err());
+    }
+
+    #[test]
+    fn configurations_are_checked() {
+        for (text, expected) in [
+            ("null", "invalid null image config for export"),
+            ("[", "invalid image config for export"),
+            (r#"{"os":"linux"}"#, "os and architecture must be specified"),
+            (r#"{"architecture":"arm64"}"#, "must be specified together"),
+        ] {
+            let error = config(Some(&text.into())).map_err(|status| status.message);
+            let error = error.map_or_else(|error| error, |_| String::new());
+            assert!(error.contains(expected), "{text}: {error}");
+        }
+        for text in ["{}", r#"{"os":"linux","architecture":"arm64"}"#] {
+            assert!(config(Some(&text.into())).is_ok_and(|found| found.is_some()));
+        }
     }
 }

@@ -24,7 +24,7 @@ use super::{Archive, Copying, failed};
 const STORE: &str = "export";
 
 const DESCRIPTOR: &str = "containerimage.descriptor";
-const NAMES: &str = "image.name";
+pub(super) const NAMES: &str = "image.name";
 
 /// The entries of an answer that the client writes into the index of a layout.
 pub(super) const OF_LAYOUT: [&str; 2] = [DESCRIPTOR, NAMES];
@@ -51,17 +51,18 @@ impl Buildkit {
         let (manifest, config) = (packed.manifest.clone(), packed.config.digest.clone());
         part(format!("exporting manifest {}", manifest.digest), true);
         part(format!("exporting config {config}"), true);
-        self.give(session, id, packed, archive, work).await?;
         let mut answer = told(&manifest, &archive.names)?;
         answer.insert("containerimage.config.digest".into(), config.to_string());
+        self.give(session, (id, &answer), packed, archive, work)
+            .await?;
         Ok(answer)
     }
 
-    /// Sends what was packed to the client.
+    /// Sends what was packed to the client, as the output with this position of which it is told this.
     pub(super) async fn give(
         self: &Arc<Self>,
         session: &Session,
-        id: usize,
+        place: (usize, &BTreeMap<String, String>),
         packed: Packed,
         archive: &Archive,
         work: &Work,
@@ -75,14 +76,17 @@ impl Buildkit {
         }
         match archive.is_layout {
             true => self.send_blobs(session, packed).await,
-            false => self.send_packed(session, id, packed, archive, work).await,
+            false => {
+                self.send_packed(session, place, packed, archive, work)
+                    .await
+            }
         }
     }
 
     async fn send_packed(
         self: &Arc<Self>,
         session: &Session,
-        id: usize,
+        (id, told): (usize, &BTreeMap<String, String>),
         mut packed: Packed,
         archive: &Archive,
         work: &Work,
@@ -94,7 +98,7 @@ impl Buildkit {
             Ok::<_, Error>(())
         };
         let turn = super::turn(work).await;
-        let stream = session.export(id)?;
+        let stream = session.export(id, told)?;
         match output::write(stream, turn, produce, |bytes| copying.at(bytes)).await {
             // The client has the image, and needs no archive.
             Err(status) if status.code == Code::AlreadyExists => {}

@@ -7,9 +7,11 @@ use whelk_image::Reference;
 use whelk_image::archive::{Compression, Form, IndexAnnotations, Packing};
 
 use whelk_buildkit::pb::control::Exporter;
+use whelk_dockerfile::convert::Image;
 use whelk_llb::pb::Platform;
 use whelk_text::time::FOUR_DIGITS;
 
+use super::super::platforms::{CONFIG, config};
 use super::{Archive, Export, ImageForm, ImageOutput, Output, Push};
 
 /// Maximum size of the annotations of an output in bytes: registries take manifests of 4 MiB.
@@ -23,6 +25,31 @@ struct Attributes<'a> {
     left: BTreeMap<&'a str, &'a str>,
     /// The names that were asked for.
     known: Vec<&'static str>,
+    /// Whether the image has the names that the frontend returns.
+    is_named_by_frontend: bool,
+}
+
+const EPOCH: &str = "source-date-epoch";
+
+/// Gives outputs the time of the argument `SOURCE_DATE_EPOCH`, if it is valid, and they have none of their own: also results that come
+/// from no Dockerfile have it.
+pub(in super::super) fn with_epoch(
+    exporters: &mut [Exporter],
+    attributes: &BTreeMap<String, String>,
+) {
+    let Some(value) = attributes.get("build-arg:SOURCE_DATE_EPOCH") else {
+        return;
+    };
+    let seconds: Option<i64> = value.parse().ok();
+    if !seconds.is_some_and(|seconds| FOUR_DIGITS.contains(&seconds)) {
+        return;
+    }
+    for exporter in exporters {
+        let attributes = &mut exporter.attrs;
+        attributes
+            .entry(EPOCH.into())
+            .or_insert_with(|| value.clone());
+    }
 }
 
 /// Reads the outputs of a request.
@@ -55,6 +82,7 @@ fn export(id: usize, exporter: &Exporter) -> Result<Export> {
             .filter(|(name, value)| *name != "type" || !TYPES.contains(value))
             .collect(),
         known: Vec::new(),
+        is_named_by_frontend: false,
     };
     let epoch = attributes.epoch()?;
     let output = match exporter.kind.as_str() {
@@ -72,8 +100,19 @@ fn export(id: usize, exporter: &Exporter) -> Result<Export> {
             )));
         }
     };
+    let config = match &output {
+        Output::Image(_) | Output::Archive(_) => attributes.config()?,
+        Output::Directory(_) | Output::Tar(_) => None,
+    };
+    let is_named_by_frontend = attributes.is_named_by_frontend;
     attributes.end()?;
-    Ok(Export { id, epoch, output })
+    Ok(Export {
+        id,
+        epoch,
+        config,
+        is_named_by_frontend,
+        output,
+    })
 }
 
 fn image(attributes: &mut Attributes<'_>) -> Result<ImageOutput> {
@@ -84,7 +123,7 @@ fn image(attributes: &mut Attributes<'_>) -> Result<ImageOutput> {
         true => Push::Tags,
     };
     let names = attributes.names(push)?;
-    if push != Push::Not && names.is_empty() {
+    if push != Push::Not && names.is_empty() && !attributes.is_named_by_frontend {
         return Err(Status::invalid("tag is needed when pushing to registry"));
     }
     let annotations = attributes.annotations()?;
@@ -271,11 +310,23 @@ impl<'a> Attributes<'a> {
     }
 
     fn names(&mut self, push: Push) -> Result<Vec<Reference>> {
-        names(self.take("name"), push)
+        let text = self.take("name");
+        self.is_named_by_frontend = text == "*";
+        match self.is_named_by_frontend {
+            true => Ok(Vec::new()),
+            false => names(text, push),
+        }
+    }
+
+    /// Reads the configuration of an image, which replaces that of the result: clients with definitions of their own have none.
+    fn config(&mut self) -> Result<Option<Box<Image>>> {
+        let text = self.take(CONFIG);
+        let text = (!text.is_empty()).then(|| text.as_bytes().to_vec());
+        Ok(config(text.as_ref())?.map(Box::new))
     }
 
     fn epoch(&mut self) -> Result<Option<i64>> {
-        let value = self.take("source-date-epoch");
+        let value = self.take(EPOCH);
         if value.is_empty() {
             return Ok(None);
         }

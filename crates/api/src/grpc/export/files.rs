@@ -119,7 +119,7 @@ impl Buildkit {
             };
             let mut copying = Copying::new(work, label);
             let turn = super::turn(work).await;
-            let stream = session.export(export.id)?;
+            let stream = session.export(export.id, &BTreeMap::new())?;
             let holder = (view, layers(results));
             let sent = files::send(stream, turn, outgoing, holder, |bytes| copying.at(bytes));
             sent.await
@@ -154,7 +154,7 @@ impl Buildkit {
             Ok::<_, whelk_build::Error>(())
         };
         let turn = super::turn(work).await;
-        let stream = session.export(export.id)?;
+        let stream = session.export(export.id, &BTreeMap::new())?;
         output::write(stream, turn, produce, |bytes| copying.at(bytes)).await?;
         copying.end();
         Ok(())

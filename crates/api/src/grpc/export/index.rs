@@ -29,8 +29,7 @@ impl Buildkit {
     ) -> Result<Vec<Member>> {
         let mut members = Vec::with_capacity(results.list.len());
         for result in &results.list {
-            let epoch = export.epoch_of(result);
-            let finished = self.finish(result, epoch, must_rewrite_times, work);
+            let finished = self.finish(result, export, must_rewrite_times, work);
             members.push(Member {
                 platform: result.platform.clone(),
                 finished: finished.await?,
@@ -134,8 +133,10 @@ impl Buildkit {
             &made.attested,
             &made.descriptor.digest,
         );
-        self.give(session, export.id, packed, archive, work).await?;
-        told(&made.descriptor, &archive.names)
+        let answer = told(&made.descriptor, &archive.names)?;
+        self.give(session, (export.id, &answer), packed, archive, work)
+            .await?;
+        Ok(answer)
     }
 
     /// Keeps for the history what was made.

@@ -7,6 +7,7 @@ mod files;
 mod image;
 mod index;
 mod packed;
+mod verify;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,7 +27,7 @@ use super::Buildkit;
 use super::builds::{self, Build};
 use attributes::{Annotations, Attestations, Files};
 
-pub(super) use attributes::parse;
+pub(super) use attributes::{parse, with_epoch};
 
 /// An output of a build.
 #[derive(Clone, Debug)]
@@ -35,6 +36,10 @@ pub(super) struct Export {
     id: usize,
     /// The time of what is made, in seconds since 1970, instead of the one that the Dockerfile's `SOURCE_DATE_EPOCH` says.
     epoch: Option<i64>,
+    /// The configuration of the image, instead of the result's.
+    config: Option<Box<Image>>,
+    /// Whether the names of the image are those that the frontend returns.
+    is_named_by_frontend: bool,
     output: Output,
 }
 
@@ -130,6 +135,21 @@ impl Export {
         }
     }
 
+    /// Returns the output with the names that a frontend has returned, if it wants these.
+    fn named(&self, metadata: &BTreeMap<String, Vec<u8>>) -> Result<Self> {
+        let mut export = self.clone();
+        if self.is_named_by_frontend {
+            let names = metadata.get(archive::NAMES);
+            let names = names.map_or("*".into(), |names| String::from_utf8_lossy(names));
+            match &mut export.output {
+                Output::Image(image) => image.names = attributes::names(&names, image.push)?,
+                Output::Archive(archive) => archive.names = attributes::names(&names, Push::Not)?,
+                Output::Directory(_) | Output::Tar(_) => {}
+            }
+        }
+        Ok(export)
+    }
+
     /// Returns whether the output is a directory with an OCI layout, whose blobs the client stores itself.
     fn is_layout(&self) -> bool {
         matches!(&self.output, Output::Archive(archive) if archive.is_layout)
@@ -168,12 +188,13 @@ impl Answer {
 }
 
 impl Buildkit {
-    /// Solves the result of a build, and makes images of it.
+    /// Solves the result of a build, and makes images of it. `wanted` are the platforms that the client has asked for.
     pub(super) async fn export(
         self: &Arc<Self>,
         build: &Build,
         returned: &gateway::Result,
         exports: &[Export],
+        wanted: Option<&str>,
     ) -> Result<SolveResponse> {
         let mut answer = Answer::default();
         // Results of subrequests, which the client shows.
@@ -218,7 +239,11 @@ impl Buildkit {
             self.attest(build, &returned.attestations, &mut results)
                 .await?;
         }
+        if !super::platforms::is_empty(returned) {
+            verify::warn(build, wanted, &results);
+        }
         for export in exports {
+            let export = &export.named(&returned.metadata)?;
             let work = build.request.progress.begin(export.label());
             match self.export_one(build, &results, export, &work).await {
                 Ok(told) => {
@@ -263,9 +288,7 @@ impl Buildkit {
                 return index.await;
             }
             let rewrite = output.must_rewrite_times;
-            let finished = self
-                .finish(first, export.epoch_of(first), rewrite, work)
-                .await?;
+            let finished = self.finish(first, export, rewrite, work).await?;
             let place = (export.id, first.id.as_str());
             return self.keep_image(build, place, &finished, output, work).await;
         }
@@ -279,9 +302,7 @@ impl Buildkit {
                     return index.await;
                 }
                 let rewrite = archive.must_rewrite_times;
-                let finished = self
-                    .finish(first, export.epoch_of(first), rewrite, work)
-                    .await?;
+                let finished = self.finish(first, export, rewrite, work).await?;
                 let (manifest, entry) = archive.annotations.of(&first.id);
                 let packing = archive.packing(manifest, entry);
                 let place = (export.id, archive);
@@ -305,10 +326,11 @@ impl Buildkit {
     async fn finish(
         self: &Arc<Self>,
         result: &Exported,
-        epoch: Option<i64>,
+        export: &Export,
         must_rewrite_times: bool,
         work: &Work,
     ) -> Result<Finished> {
+        let epoch = export.epoch_of(result);
         if must_rewrite_times && epoch.is_none() {
             let name = "rewrite-timestamp has no effect without SOURCE_DATE_EPOCH".to_owned();
             work.add(EventKind::Part {
@@ -316,7 +338,12 @@ impl Buildkit {
                 is_done: true,
             });
         }
-        let (solved, image) = (&result.solved, result.image.clone());
+        let image = export.config.as_deref().unwrap_or(&result.image).clone();
+        if image.os.is_empty() {
+            let text = "invalid image config for export: missing os";
+            return Err(Status::invalid(text));
+        }
+        let solved = &result.solved;
         let finished = self
             .builder
             .finish(solved, image, epoch, must_rewrite_times)

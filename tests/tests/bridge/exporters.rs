@@ -1,0 +1,156 @@
+//! Outputs of results that come from no Dockerfile: names, configurations, times, and platforms that do not match.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use serde_json::json;
+use whelk_buildkit::grpc::{Call, Code, Result, Status};
+use whelk_buildkit::pb::Unused;
+use whelk_buildkit::pb::control::{Exporter, SolveRequest, SolveResponse};
+use whelk_buildkit::pb::gateway::{self, ReturnRequest, result};
+use whelk_buildkit::session::SEND;
+use whelk_tests::Engine;
+use whelk_tests::grpc::{Bridge, Grpc};
+
+use crate::file;
+
+fn output(kind: &str, attributes: &[(&str, &str)]) -> SolveRequest {
+    let attributes = attributes.iter();
+    let exporter = Exporter {
+        kind: kind.into(),
+        attrs: attributes
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect(),
+    };
+    SolveRequest {
+        exporters: vec![exporter],
+        ..SolveRequest::default()
+    }
+}
+
+/// Returns a file, with metadata, as the result of a build.
+fn returned(bridge: Bridge, metadata: &[(&str, &str)]) -> Result<SolveResponse> {
+    let reference = bridge.solve(&file("/file", "content"))?;
+    let metadata = metadata.iter();
+    let result = gateway::Result {
+        kind: Some(result::Kind::Ref(reference)),
+        metadata: metadata
+            .map(|(name, value)| ((*name).to_owned(), value.as_bytes().to_vec()))
+            .collect(),
+        ..gateway::Result::default()
+    };
+    let request = ReturnRequest {
+        result: Some(result),
+        error: None,
+    };
+    let _: Unused = bridge.call("Return", &request)?;
+    bridge.solving.wait()
+}
+
+#[test]
+fn frontends_and_outputs_describe_the_image() {
+    let engine = Engine::without_images(&[]);
+    let grpc = Grpc::connect(&engine);
+    // The name that the frontend returns.
+    let named = output("image", &[("name", "*")]);
+    let bridge = grpc.build("named", named.clone());
+    let answer = returned(bridge, &[("image.name", "front:1,front:2")]).unwrap();
+    let expected = "docker.io/library/front:1,docker.io/library/front:2";
+    assert_eq!(answer.exporter_response["image.name"], expected);
+    engine.image("front:2");
+    let status = returned(grpc.build("unnamed", named), &[]).unwrap_err();
+    assert!(status.message.contains("invalid tag \"*\""), "{status}");
+    // The configuration that the output has.
+    let config = json!({"os": "linux", "architecture": "amd64", "config": {"Labels": {"a": "b"}}});
+    let config = config.to_string();
+    let attributes = [
+        ("name", "configured"),
+        ("containerimage.config", config.as_str()),
+    ];
+    let request = SolveRequest {
+        definition: Some(file("/file", "content")),
+        frontend_attrs: [("build-arg:SOURCE_DATE_EPOCH".to_owned(), "1".to_owned())].into(),
+        ..output("image", &attributes)
+    };
+    grpc.build("configured", request).solving.wait().unwrap();
+    let image = engine.image("configured");
+    assert_eq!(image["Config"]["Labels"], json!({"a": "b"}));
+    assert_eq!(image["Created"], "1970-01-01T00:00:01Z");
+    for (build, config, expected) in [
+        ("null", "null", "invalid null image config for export"),
+        ("none", "{}", "missing os"),
+        (
+            "half",
+            r#"{"os":"linux"}"#,
+            "os and architecture must be specified together",
+        ),
+    ] {
+        let bridge = grpc.build(build, output("image", &[]));
+        let status = returned(bridge, &[("containerimage.config", config)]).unwrap_err();
+        assert!(status.message.contains(expected), "{build}: {status}");
+    }
+}
+
+#[test]
+fn results_for_other_platforms_give_warnings() {
+    let engine = Engine::without_images(&[]);
+    let grpc = Grpc::connect(&engine);
+    for (build, wanted, expected) in [
+        ("same", "linux/amd64", None),
+        (
+            "several",
+            "linux/amd64,linux/arm64",
+            Some("Multiple platforms requested but result is not multi-platform"),
+        ),
+        (
+            "other",
+            "linux/arm64",
+            Some(
+                "Requested platform \"linux/arm64\" does not match result platform \"linux/amd64\"",
+            ),
+        ),
+    ] {
+        let request = SolveRequest {
+            frontend_attrs: [("platform".to_owned(), wanted.to_owned())].into(),
+            ..SolveRequest::default()
+        };
+        returned(grpc.build(build, request), &[]).unwrap();
+        let told = grpc.status(build).unwrap();
+        let warnings = told.warnings.iter();
+        let warnings = warnings.map(|told| String::from_utf8_lossy(&told.short).into_owned());
+        let warnings: Vec<String> = warnings.collect();
+        assert_eq!(warnings, Vec::from_iter(expected), "{build}");
+    }
+}
+
+/// A client learns what an archive is before it takes it, and may refuse it because it has that.
+#[test]
+fn clients_are_told_of_an_archive_before_it_is_sent() {
+    let engine = Engine::without_images(&[]);
+    let grpc = Grpc::connect(&engine);
+    let told = Arc::<Mutex<BTreeMap<String, String>>>::default();
+    let known = told.clone();
+    let answer = move |call: Call| {
+        let known = known.clone();
+        async move {
+            for name in ["containerimage.digest", "containerimage.config.digest"] {
+                let value = call.entry(&format!("exporter-md-{name}"));
+                let value = value.unwrap_or_default().to_owned();
+                known.lock().unwrap().insert(name.to_owned(), value);
+            }
+            Err(Status::new(Code::AlreadyExists, "it is here"))
+        }
+    };
+    grpc.session(&engine, "taker", &[SEND], answer);
+    let request = SolveRequest {
+        definition: Some(file("/file", "content")),
+        session: "taker".into(),
+        ..output("oci", &[])
+    };
+    let answer = grpc.build("taken", request).solving.wait().unwrap();
+    let told = told.lock().unwrap().clone();
+    assert_eq!(told.len(), 2);
+    for (name, value) in told {
+        assert_eq!(answer.exporter_response[&name], value);
+    }
+}
