@@ -24,6 +24,7 @@ use crate::entitlements::{Entitlements, NETWORK_HOST};
 use crate::error::{Error, Result};
 use crate::failed::FailedSteps;
 use crate::ops::Settings;
+use crate::policy::Policies;
 use crate::progress::{EventKind, Follower, Progress, Work};
 use crate::request::Request as CommonRequest;
 use crate::solver::Job;
@@ -225,6 +226,7 @@ impl Builder {
             imports: Imports::new(imports),
             has_inline_cache: false,
             failed: FailedSteps::default(),
+            policies: Policies::default(),
             settings: Settings {
                 keeps_failed: false,
                 network: request.network.clone(),

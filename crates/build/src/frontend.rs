@@ -15,7 +15,7 @@ use whelk_llb::{Builder as Graphs, CUSTOM_NAME, Graph, Vertex};
 use crate::error::{Error, Result};
 use crate::log::Log;
 use crate::provenance::Capture;
-use crate::request::{Request, Solved, parse_reference};
+use crate::request::{Request, Solved, parse_reference, replaced};
 use crate::sources::Images;
 use crate::{Builder, ops};
 
@@ -93,9 +93,18 @@ impl Builder {
     /// Returns an error if the image cannot be had.
     pub async fn frontend(self: &Arc<Self>, request: &Request, image: &str) -> Result<Frontend> {
         let invalid = |error: String| Error::invalid(format!("the frontend {image:?}: {error}"));
-        let name = parse_reference(image).map_err(invalid)?.full;
+        let asked = parse_reference(image).map_err(invalid)?.full;
         let platform = crate::emulation::host();
-        let identifier = format!("docker-image://{name}");
+        let mut source = SourceOp {
+            identifier: format!("docker-image://{asked}"),
+            ..SourceOp::default()
+        };
+        request.policies.evaluate(&mut source)?;
+        let identifier = source.identifier.clone();
+        let name = identifier.strip_prefix("docker-image://");
+        let name = name
+            .ok_or_else(|| replaced(&asked, &identifier))?
+            .to_owned();
         let work = request
             .progress
             .begin(format!("resolve image config for {identifier}"));
@@ -106,10 +115,6 @@ impl Builder {
         images.insert(&name, Some(&platform), base);
         let image = serde_json::from_slice(&config).map_err(|error| invalid(error.to_string()))?;
         let mut graphs = Graphs::default();
-        let source = SourceOp {
-            identifier: identifier.clone(),
-            ..SourceOp::default()
-        };
         let mut vertex = Vertex::new(Kind::Source(source), Vec::new());
         vertex.platform = Some(platform);
         let description = &mut vertex.metadata.description;

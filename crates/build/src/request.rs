@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::failed::FailedSteps;
 use crate::layers::{Stack, View};
 use crate::ops::Settings;
+use crate::policy::Policies;
 use crate::progress::{EventKind, Progress};
 use crate::provenance::Capture;
 use crate::solver::Job;
@@ -47,6 +48,8 @@ pub struct Request {
     pub has_inline_cache: bool,
     /// What failed steps have left, if the settings keep that.
     pub failed: FailedSteps,
+    /// Which sources may be used.
+    pub policies: Policies,
 }
 
 /// A Dockerfile that was converted.
@@ -85,6 +88,36 @@ impl Solved {
     pub fn is_archive(&self, builder: &Builder, path: &str) -> Result<bool> {
         crate::ops::is_archive(&self.mount(builder)?.root, path)
     }
+}
+
+/// An image and its configuration.
+#[derive(Clone, Debug)]
+pub struct ResolvedImage {
+    /// The name that was asked for, or the one that a policy replaces it by.
+    pub reference: String,
+    pub id: String,
+    pub config: Vec<u8>,
+}
+
+/// The beginnings of the identifiers of images.
+const IMAGE: &str = "docker-image://";
+const LAYOUT: &str = "oci-layout://";
+
+/// Returns the source that an image is, in a registry or in an OCI layout of the client.
+fn image_source(reference: &str, layout: Option<&str>) -> SourceOp {
+    let kind = layout.map_or(IMAGE, |_| LAYOUT);
+    let store = layout.map(|store| ("oci.store".to_owned(), store.to_owned()));
+    SourceOp {
+        identifier: format!("{kind}{reference}"),
+        attrs: store.into_iter().collect(),
+    }
+}
+
+/// Returns the error of an image that a policy replaces by what is none.
+pub(crate) fn replaced(reference: &str, by: &str) -> Error {
+    Error::invalid(format!(
+        "ref mutated by policy to non-image: {IMAGE}{reference} -> {by}"
+    ))
 }
 
 /// Parses the name of a base image for the conversion.
@@ -201,11 +234,18 @@ impl Builder {
                 name,
                 layout,
             } => {
+                let mut source = image_source(reference, layout.as_deref());
+                request.policies.evaluate(&mut source)?;
+                let Some(reference) = sources::image_of(&source) else {
+                    return Ok((Answer::Replaced(source.identifier), images));
+                };
                 let work = request.progress.begin(name.clone());
-                let base = match layout {
-                    Some(layout) => {
+                let store = source.attrs.get("oci.store");
+                let store = store.filter(|_| source.identifier.starts_with(LAYOUT));
+                let base = match store {
+                    Some(store) => {
                         let client = request.client.as_ref();
-                        self.layout(client, layout, reference, platform).await
+                        self.layout(client, store, reference, platform).await
                     }
                     None => known.load(self, request, reference, platform, &work).await,
                 };
@@ -213,7 +253,7 @@ impl Builder {
                 let config = self.configuration(&base).await?;
                 images.insert(reference, Some(platform), base);
                 Answer::Image {
-                    reference: reference.clone(),
+                    reference: reference.to_owned(),
                     digest: String::new(),
                     config,
                 }
@@ -238,10 +278,11 @@ impl Builder {
     /// # Errors
     /// Returns an error if it cannot be fetched.
     async fn time(self: &Arc<Self>, request: &Request, source: &TimeOf) -> Result<Option<i64>> {
-        let source = SourceOp {
+        let mut source = SourceOp {
             identifier: source.identifier.clone(),
             attrs: source.attributes.iter().cloned().collect(),
         };
+        request.policies.evaluate(&mut source)?;
         if !sources::is_directory(&source) {
             return Ok(None);
         }
@@ -259,20 +300,31 @@ impl Builder {
     /// Returns the id and the configuration of an image, which is pulled if it is not here.
     ///
     /// # Errors
-    /// Returns an error if it cannot be had.
+    /// Returns an error if it cannot be had, or if a policy replaces it by what is no image.
     pub async fn resolve(
         self: &Arc<Self>,
         request: &Request,
         reference: &str,
         platform: &Platform,
         name: &str,
-    ) -> Result<(String, Vec<u8>)> {
+    ) -> Result<ResolvedImage> {
+        let mut source = image_source(reference, None);
+        request.policies.evaluate(&mut source)?;
+        let found = source.identifier.strip_prefix(IMAGE);
+        let found = found.ok_or_else(|| replaced(reference, &source.identifier))?;
+        // It is told in the form in which it was asked for, unless it is another one.
+        let is_same = parse_reference(reference).is_ok_and(|parsed| parsed.full == found);
+        let found = if is_same { reference } else { found };
         let work = request.progress.begin(name);
         let images = Images::default();
-        let base = images.load(self, request, reference, platform, &work).await;
+        let base = images.load(self, request, found, platform, &work).await;
         let base = work.end(base)?;
         let config = self.configuration(&base).await?;
-        Ok((base.image.id.to_string(), config))
+        Ok(ResolvedImage {
+            reference: found.to_owned(),
+            id: base.image.id.to_string(),
+            config,
+        })
     }
 
     /// Receives the sources of a graph, computes the keys of its operations, and looks the results up.
@@ -304,10 +356,12 @@ impl Builder {
     async fn checked(self: &Arc<Self>, request: &Request, graph: Graph) -> Result<Graph> {
         let entitlements = request.settings.entitlements.clone();
         let limits = request.settings.limits.clone();
+        let policies = request.policies.clone();
         let engine = self.engine.clone();
         let check = move || {
             // Otherwise a mistake would only be found when a step is not cached.
             engine.containers.check_limits_of_steps(&limits)?;
+            let graph = policies.apply(graph)?;
             entitlements.check(&graph, || engine.cdi_devices().names)?;
             crate::ops::check(&graph)?;
             Ok(graph)

@@ -56,14 +56,14 @@ impl Builder {
             Error::invalid(text)
         })?;
         let name = format!("[internal] load metadata for {}", generator.full);
-        let (_, config) = self
+        let resolved = self
             .resolve(request, &generator.full, &platform, &name)
             .await?;
-        let image: Image = serde_json::from_slice(&config).map_err(|error| {
+        let image: Image = serde_json::from_slice(&resolved.config).map_err(|error| {
             let text = format!("configuration of the image {}: {error}", generator.full);
             Error::invalid(text)
         })?;
-        let graph = graph(sbom, scanned, &generator.full, &image, &platform)?;
+        let graph = graph(sbom, scanned, &resolved.reference, &image, &platform)?;
         let job = self.plan(request, graph, Images::default()).await?;
         let solved = self.solve(&job).await?;
         let (builder, generator) = (self.clone(), generator.full);

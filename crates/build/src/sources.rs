@@ -333,7 +333,7 @@ impl Sources {
 }
 
 /// Returns the name of the image that a source is.
-fn image_of(source: &SourceOp) -> Option<&str> {
+pub(crate) fn image_of(source: &SourceOp) -> Option<&str> {
     let of_registry = source.identifier.strip_prefix("docker-image://");
     of_registry.or_else(|| source.identifier.strip_prefix("oci-layout://"))
 }
@@ -360,6 +360,11 @@ pub(crate) fn check(source: &SourceOp) -> Result<()> {
 /// Returns whether a source is a directory that is received before the build is planned.
 pub(crate) fn is_directory(source: &SourceOp) -> bool {
     source.identifier.starts_with("local://") || http::is_url(source) || git::is_repository(source)
+}
+
+/// Returns whether a server is asked for what a source is now.
+pub fn has_metadata(source: &SourceOp) -> bool {
+    http::is_url(source) || git::is_repository(source)
 }
 
 async fn gather(
@@ -394,6 +399,9 @@ async fn gather(
         if known.get(reference, platform).is_none() {
             let wanted = platform.cloned().unwrap_or_else(host);
             let mode = source.attrs.get("image.resolvemode");
+            let store = source.attrs.get("oci.store");
+            // A policy may have made an image of a registry of it.
+            let store = store.filter(|_| source.identifier.starts_with("oci-layout://"));
             let request = Request {
                 resolve: match mode.map_or("", String::as_str) {
                     "" | "default" => request.resolve,
@@ -403,7 +411,7 @@ async fn gather(
             };
             let name = node.metadata.description.get(CUSTOM_NAME);
             let work = request.progress.begin(name.map_or(reference, |name| name));
-            let base = match source.attrs.get("oci.store") {
+            let base = match store {
                 Some(store) => {
                     let client = request.client.as_ref();
                     builder.layout(client, store, reference, &wanted).await
@@ -445,16 +453,19 @@ pub enum Resolved {
 }
 
 impl Builder {
-    /// Returns what a file of a server, or a reference of a git repository, is now. A file is fetched for that.
+    /// Returns what a file of a server, or a reference of a git repository, is now. A file is fetched for that. The source becomes
+    /// the one that a policy replaces it by.
     ///
     /// # Errors
     /// Returns an error if the server cannot be asked, and for other sources.
     pub async fn resolve_source(
         self: &Arc<Self>,
         request: &Request,
-        source: &SourceOp,
+        source: &mut SourceOp,
         name: &str,
     ) -> Result<Resolved> {
+        request.policies.evaluate(source)?;
+        let source = &*source;
         let work = request.progress.begin(name);
         let client = request.client.as_ref();
         let resolving = async {

@@ -7,7 +7,8 @@ use prost::Message as _;
 use crate::check::check;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::pb::{Definition, Input, Op, OpMetadata, Source};
+use crate::pb::op::Kind;
+use crate::pb::{Definition, Input, Op, OpMetadata, Source, SourceOp};
 use crate::{MAX_BYTES, MAX_OPS};
 
 /// An output of a node.
@@ -187,6 +188,58 @@ impl Graph {
         needed
     }
 
+    /// Changes sources. `change` gets each with the digest of its operation, and returns whether it has changed it. What depends on
+    /// one that was changed has another digest then, and operations that become equal are one.
+    ///
+    /// # Errors
+    /// Returns the first error of `change`.
+    pub fn with_sources<E>(
+        self,
+        mut change: impl FnMut(Digest, &mut SourceOp) -> std::result::Result<bool, E>,
+    ) -> std::result::Result<Self, E> {
+        let mut nodes: Vec<Node> = Vec::with_capacity(self.nodes.len());
+        let mut places: Vec<usize> = Vec::with_capacity(self.nodes.len());
+        let mut known = HashMap::new();
+        let mut source = self.source;
+        for mut node in self.nodes {
+            let mut is_changed = match &mut node.op.kind {
+                Some(Kind::Source(op)) => change(node.digest, op)?,
+                _ => false,
+            };
+            for (input, edge) in node.op.inputs.iter_mut().zip(&mut node.inputs) {
+                edge.node = places[edge.node];
+                let digest = nodes[edge.node].digest.to_string();
+                is_changed |= input.digest != digest;
+                input.digest = digest;
+            }
+            if is_changed {
+                node.bytes = node.op.encode_to_vec();
+                let old = std::mem::replace(&mut node.digest, Digest::of(&node.bytes));
+                if let Some(source) = &mut source
+                    && let Some(moved) = source.locations.remove(&old.to_string())
+                {
+                    let new = source.locations.entry(node.digest.to_string());
+                    new.or_default().locations.extend(moved.locations);
+                }
+            }
+            let place = *known.entry(node.digest).or_insert(nodes.len());
+            match nodes.get_mut(place) {
+                Some(equal) => equal.metadata.ignore_cache |= node.metadata.ignore_cache,
+                None => nodes.push(node),
+            }
+            places.push(place);
+        }
+        let result = self.result.map(|edge| Edge {
+            node: places[edge.node],
+            ..edge
+        });
+        Ok(Self {
+            nodes,
+            result,
+            source,
+        })
+    }
+
     /// Returns the definition that this graph was made of, with the bytes as they were received.
     pub fn definition(&self) -> Definition {
         let Some(result) = self.result else {
@@ -239,12 +292,15 @@ fn edge(
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
 mod tests {
     use super::*;
-    use crate::pb::op::Kind;
     use crate::pb::{
-        DiffOp, ExecOp, FileAction, FileActionRm, FileOp, InputIndex, MergeOp, Meta, Mount,
-        SourceOp, file_action,
+        DiffOp, ExecOp, FileAction, FileActionRm, FileOp, InputIndex, Location, Locations, MergeOp,
+        Meta, Mount, file_action,
     };
 
     fn op(inputs: Vec<Input>, kind: Kind) -> Op {
@@ -491,5 +547,56 @@ mod tests {
         let graph = Graph::new(definition).unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(graph.nodes.len(), 50_000);
         assert!(graph.needed().iter().all(|needed| *needed));
+    }
+
+    #[test]
+    fn sources_are_changed_with_all_that_depends_on_them() {
+        let (one, two) = (source("a://1"), source("a://2"));
+        let merge = MergeOp {
+            inputs: vec![InputIndex { input: 0 }, InputIndex { input: 1 }],
+        };
+        let step = op(vec![input(&one, 0), input(&two, 0)], Kind::Merge(merge));
+        let last = Op {
+            inputs: vec![input(&step, 0)],
+            ..Op::default()
+        };
+        let digest = |op: &Op| Digest::of(&op.encode_to_vec()).to_string();
+        let location = Location {
+            source_index: 0,
+            ranges: Vec::new(),
+        };
+        let locations = Locations {
+            locations: vec![location],
+        };
+        let locations = [&one, &two, &step].map(|op| (digest(op), locations.clone()));
+        let definition = Definition {
+            def: [&one, &two, &step, &last].map(Op::encode_to_vec).to_vec(),
+            source: Some(Source {
+                locations: locations.into(),
+                infos: Vec::new(),
+            }),
+            ..Definition::default()
+        };
+        let graph = Graph::new(definition).unwrap();
+        let same = graph.clone().with_sources(|_, _| Ok::<_, ()>(false));
+        assert_eq!(same.as_ref(), Ok(&graph));
+        let change = |_, source: &mut SourceOp| {
+            source.identifier = "a://2".into();
+            Ok::<_, ()>(true)
+        };
+        let changed = graph.clone().with_sources(change).unwrap();
+        // Both are one now.
+        assert_eq!(changed.nodes.len(), 2);
+        assert_eq!(changed.nodes[0].digest.to_string(), digest(&two));
+        assert_eq!(changed.nodes[1].inputs.len(), 2);
+        assert_eq!(changed.result.map(|edge| edge.node), Some(1));
+        let places = changed.source.as_ref().map(|source| &source.locations);
+        let count = |digest: &Digest| places.unwrap()[&digest.to_string()].locations.len();
+        assert_eq!(count(&changed.nodes[0].digest), 2);
+        assert_eq!(count(&changed.nodes[1].digest), 1);
+        // It is a definition like others.
+        assert_eq!(Graph::new(changed.definition()), Ok(changed.clone()));
+        let refused = graph.with_sources(|_, _| Err("no"));
+        assert_eq!(refused.unwrap_err(), "no");
     }
 }

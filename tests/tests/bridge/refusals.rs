@@ -2,9 +2,9 @@
 
 use whelk_buildkit::grpc::Code;
 use whelk_buildkit::pb::control::{CacheOptions, Exporter, SolveRequest, SolveResponse};
-use whelk_buildkit::pb::{Unused, gateway};
+use whelk_buildkit::pb::{Unused, gateway, policy};
 use whelk_llb::pb::op::Kind;
-use whelk_llb::pb::{BuildOp, ExecOp, Mount, WorkerConstraints};
+use whelk_llb::pb::{BuildOp, ExecOp, Mount, SourceOp, WorkerConstraints};
 use whelk_tests::Engine;
 use whelk_tests::grpc::Grpc;
 
@@ -27,9 +27,9 @@ fn fields_of_requests_are_refused_by_name() {
             "unknown entitlement no.such.right",
         ),
         (
-            |request| request.source_policy = Some(Unused {}),
-            Code::Unimplemented,
-            "source policies",
+            |request| request.source_policy = Some(policy_without_selector()),
+            Code::InvalidArgument,
+            "invalid nil selector in policy",
         ),
         (
             |request| request.source_policy_session = "session".into(),
@@ -115,6 +115,88 @@ fn fields_of_requests_are_refused_by_name() {
     }
 }
 
+/// Returns a policy of one rule with the number of its action, which may convert to another identifier.
+fn policy_of(action: i32, identifier: &str, to: Option<&str>) -> policy::Policy {
+    let selector = policy::Selector {
+        identifier: identifier.to_owned(),
+        ..policy::Selector::default()
+    };
+    let updates = to.map(|to| policy::Update {
+        identifier: to.to_owned(),
+        ..policy::Update::default()
+    });
+    let rule = policy::Rule {
+        action,
+        selector: Some(selector),
+        updates,
+    };
+    policy::Policy {
+        rules: vec![rule],
+        ..policy::Policy::default()
+    }
+}
+
+fn policy_without_selector() -> policy::Policy {
+    let rule = policy::Rule::default();
+    policy::Policy {
+        rules: vec![rule],
+        ..policy::Policy::default()
+    }
+}
+
+#[test]
+fn frontends_send_policies_too() {
+    let engine = Engine::start();
+    let grpc = Grpc::connect(&engine);
+    let none = "docker-image://docker.io/library/none:1";
+    let busybox = "docker-image://docker.io/library/busybox:latest";
+    let converts = |to: &str| vec![policy_of(2, none, Some(to))];
+    let mut made = Made::default();
+    let base = made.source(none, &[]);
+    let result = made.exec(script("echo x > /made"), &[base]);
+    let request = gateway::SolveRequest {
+        definition: Some(made.definition(result)),
+        allow_result_return: true,
+        allow_result_array_ref: true,
+        evaluate: true,
+        source_policies: converts(busybox),
+        ..gateway::SolveRequest::default()
+    };
+    let bridge = grpc.build("policies", SolveRequest::default());
+    let answer: gateway::SolveResponse = bridge.call("Solve", &request).unwrap();
+    let Some(gateway::result::Kind::Ref(found)) = answer.result.and_then(|result| result.kind)
+    else {
+        panic!("no reference");
+    };
+    assert_eq!(bridge.read(&found.id, "made"), Ok("x\n".into()));
+    // What an image is replaced by is told.
+    let meta = |to: &str| {
+        let request = gateway::ResolveSourceMetaRequest {
+            source: Some(SourceOp {
+                identifier: none.into(),
+                ..SourceOp::default()
+            }),
+            source_policies: converts(to),
+            ..gateway::ResolveSourceMetaRequest::default()
+        };
+        let answer =
+            bridge.call::<gateway::ResolveSourceMetaResponse>("ResolveSourceMeta", &request);
+        let answer = answer.unwrap();
+        (answer.source.unwrap().identifier, answer.image.is_some())
+    };
+    assert_eq!(meta(busybox), (busybox.into(), true));
+    assert_eq!(meta("local://x"), ("local://x".into(), false));
+    let request = gateway::ResolveImageConfigRequest {
+        r#ref: "docker.io/library/none:1".into(),
+        source_policies: converts(busybox),
+        ..gateway::ResolveImageConfigRequest::default()
+    };
+    let method = "ResolveImageConfig";
+    let found = bridge.call::<gateway::ResolveImageConfigResponse>(method, &request);
+    assert_eq!(found.unwrap().r#ref, "docker.io/library/busybox:latest");
+    bridge.finish(None).unwrap();
+}
+
 #[test]
 fn calls_are_refused_by_name() {
     let engine = Engine::without_images(&[]);
@@ -155,11 +237,20 @@ fn calls_are_refused_by_name() {
         ),
         (
             gateway::SolveRequest {
-                source_policies: vec![Unused {}],
+                source_policies: vec![policy_without_selector()],
                 ..whole.clone()
             },
-            Code::Unimplemented,
-            "source policies",
+            Code::InvalidArgument,
+            "invalid nil selector in policy",
+        ),
+        (
+            gateway::SolveRequest {
+                definition: Some(run("true")),
+                source_policies: vec![policy_of(1, "docker-image://*", None)],
+                ..whole.clone()
+            },
+            Code::Unknown,
+            "error evaluating the source policy: source \"docker-image://docker.io/library/busybox:latest\" denied by policy",
         ),
         (
             gateway::SolveRequest {

@@ -15,6 +15,7 @@ mod kept;
 mod keys;
 mod meta;
 mod named;
+mod policies;
 mod ssh;
 mod sshd;
 mod uploads;

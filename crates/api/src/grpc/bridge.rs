@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
 use whelk_build::provenance::attribute_without_credentials;
-use whelk_build::{FrontendWarning, Images, Request, Resolved};
+use whelk_build::{FrontendWarning, Images, Request, Resolved, ResolvedImage};
 use whelk_buildkit::files::{Entry, Kind};
 use whelk_buildkit::grpc::{Call, Code, Result, Status};
 use whelk_buildkit::pb::files::Stat;
@@ -218,13 +218,17 @@ impl Buildkit {
             "ResolveImageConfig" => {
                 let request: ResolveImageConfigRequest = call.request().await?;
                 scope.charge(request.encoded_len())?;
-                let response = self.resolve_config(build, request).await?;
+                let response = self
+                    .resolve_config(build.request_of(scope), request)
+                    .await?;
                 call.responses.send(&response).await
             }
             "ResolveSourceMeta" => {
                 let request: ResolveSourceMetaRequest = call.request().await?;
                 scope.charge(request.encoded_len())?;
-                let response = self.resolve_source(build, request).await?;
+                let response = self
+                    .resolve_source(build.request_of(scope), request)
+                    .await?;
                 call.responses.send(&response).await
             }
             "ReadFile" => {
@@ -255,15 +259,13 @@ impl Buildkit {
         scope: &Scope,
         request: SolveRequest,
     ) -> Result<SolveResponse> {
-        if !request.source_policies.is_empty() {
-            return Err(Status::unimplemented("source policies"));
-        }
         if !request.allow_result_return || !request.allow_result_array_ref {
             return Err(Status::unimplemented("clients of BuildKit before v0.9"));
         }
         scope.charge(request.encoded_len())?;
         let imports = super::caches::imports_of_frontend(&request)?;
         let common = build.request_with(scope, imports)?;
+        let common = super::policies::of_call(&common, &request.source_policies)?;
         let result = match (request.frontend.as_str(), request.definition) {
             ("", Some(definition)) => {
                 let reference = Reference::new(common, definition, Images::default(), None);
@@ -298,33 +300,34 @@ impl Buildkit {
 
     async fn resolve_config(
         self: &Arc<Self>,
-        build: &Build,
+        common: &Request,
         request: ResolveImageConfigRequest,
     ) -> Result<ResolveImageConfigResponse> {
         if request.resolver_type != 0 {
             let text = format!("the image {} of an OCI layout", request.r#ref);
             return Err(Status::unsupported(text));
         }
+        let common = super::policies::of_call(common, &request.source_policies)?;
         let resolving = Resolving {
             reference: &request.r#ref,
             platform: request.platform,
             mode: &request.resolve_mode,
             name: &request.log_name,
         };
-        let (digest, config) = self.resolve(build, resolving).await?;
+        let found = self.resolve(common, resolving).await?;
         Ok(ResolveImageConfigResponse {
-            digest,
-            config,
-            r#ref: request.r#ref,
+            digest: found.id,
+            config: found.config,
+            r#ref: found.reference,
         })
     }
 
     /// Returns the id and the configuration of an image.
     async fn resolve(
         self: &Arc<Self>,
-        build: &Build,
+        common: Request,
         resolving: Resolving<'_>,
-    ) -> Result<(String, Vec<u8>)> {
+    ) -> Result<ResolvedImage> {
         let reference = resolving.reference;
         let platform = resolving
             .platform
@@ -334,13 +337,10 @@ impl Buildkit {
             name => name.to_owned(),
         };
         let resolve = match resolving.mode {
-            "" => build.request.resolve,
+            "" => common.resolve,
             mode => mode.parse().map_err(Status::invalid)?,
         };
-        let request = Request {
-            resolve,
-            ..build.request.clone()
-        };
+        let request = Request { resolve, ..common };
         self.builder
             .resolve(&request, reference, &platform, &name)
             .await
@@ -349,12 +349,23 @@ impl Buildkit {
 
     async fn resolve_source(
         self: &Arc<Self>,
-        build: &Build,
+        common: &Request,
         mut request: ResolveSourceMetaRequest,
     ) -> Result<ResolveSourceMetaResponse> {
-        let source = request.source.take().unwrap_or_default();
+        let mut source = request.source.take().unwrap_or_default();
+        let asked = source.identifier.clone();
+        let common = super::policies::of_call(common, &request.source_policies)?;
+        let evaluated = common.policies.evaluate(&mut source);
+        evaluated.map_err(|error| super::result::status(&error, None))?;
         let Some(reference) = source.identifier.strip_prefix("docker-image://") else {
-            return self.resolve_fetched(build, source, &request).await;
+            if source.identifier != asked && !whelk_build::has_metadata(&source) {
+                // The frontend sees that it is none of those that have metadata.
+                return Ok(ResolveSourceMetaResponse {
+                    source: Some(source),
+                    ..ResolveSourceMetaResponse::default()
+                });
+            }
+            return self.resolve_fetched(&common, source, &request).await;
         };
         let attribute = source.attrs.get("image.resolvemode");
         let attribute = attribute.map_or("", String::as_str);
@@ -367,10 +378,10 @@ impl Buildkit {
             },
             name: &request.log_name,
         };
-        let (digest, config) = self.resolve(build, resolving).await?;
+        let ResolvedImage { id, config, .. } = self.resolve(common, resolving).await?;
         Ok(ResolveSourceMetaResponse {
             source: Some(source),
-            image: Some(ResolveSourceImageResponse { digest, config }),
+            image: Some(ResolveSourceImageResponse { digest: id, config }),
             ..ResolveSourceMetaResponse::default()
         })
     }
@@ -378,8 +389,8 @@ impl Buildkit {
     /// Returns what a file of a server, or a reference of a git repository, is now.
     async fn resolve_fetched(
         self: &Arc<Self>,
-        build: &Build,
-        source: SourceOp,
+        common: &Request,
+        mut source: SourceOp,
         request: &ResolveSourceMetaRequest,
     ) -> Result<ResolveSourceMetaResponse> {
         if request.git.is_some_and(|git| git.return_object) {
@@ -398,7 +409,7 @@ impl Buildkit {
             ),
             name => name.to_owned(),
         };
-        let resolving = self.builder.resolve_source(&build.request, &source, &name);
+        let resolving = self.builder.resolve_source(common, &mut source, &name);
         let resolved = resolving.await;
         let resolved = resolved.map_err(|error| super::result::status(&error, None))?;
         let mut response = ResolveSourceMetaResponse {

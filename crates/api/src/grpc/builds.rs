@@ -184,7 +184,7 @@ impl Reference {
     /// Checks a definition.
     ///
     /// # Errors
-    /// Returns an error for one that is invalid.
+    /// Returns an error for one that is invalid, or that has a source which a policy denies.
     pub async fn new(
         request: Request,
         definition: Definition,
@@ -192,9 +192,13 @@ impl Reference {
         origin: Option<Origin>,
     ) -> Result<Self> {
         // The decoding of a large one would block a thread of the runtime.
+        let policies = request.policies.clone();
         let decoded = blocking(move || {
             let graph = Graph::new(definition.clone());
             let graph = graph.map_err(|error| Status::invalid(error.to_string()))?;
+            let source = definition.source.as_ref();
+            let graph = policies.apply(graph);
+            let graph = graph.map_err(|error| super::result::status(&error, source))?;
             Ok((graph, definition))
         });
         let (graph, definition) = decoded.await?;
@@ -523,6 +527,7 @@ impl Builds {
 )]
 mod tests {
     use futures_util::future::BoxFuture;
+    use whelk_build::policy::Policies;
     use whelk_build::{Client, Directory, FailedSteps, FrontendWarning, Settings, Work};
     use whelk_dockerfile::convert::ResolveMode;
     use whelk_llb::pb::SourceOp;
@@ -561,6 +566,7 @@ mod tests {
             imports: Imports::new(Vec::new()),
             has_inline_cache: false,
             failed: FailedSteps::default(),
+            policies: Policies::default(),
         };
         let inputs = BTreeMap::new();
         Build::new(id.into(), String::new(), request, inputs, Attest::default())

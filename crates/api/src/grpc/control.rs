@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use whelk_build::gc::{Condition, Policy, Record};
+use whelk_build::policy::Policies;
 use whelk_build::{
     Attest, CacheExport, Entitlements, FailedSteps, Imports, Pieces, Progress, Request, Settings,
 };
@@ -132,6 +133,8 @@ impl Buildkit {
         let attest = attest.map_err(|error| super::result::status(&error, None))?;
         let entitlements = Entitlements::parse(&request.entitlements, self.builder.allowed);
         let entitlements = entitlements.map_err(|error| super::result::status(&error, None))?;
+        let policies = request.source_policy.as_slice();
+        let policies = super::policies::with(&Policies::default(), policies)?;
         let client = SessionClient {
             sent: Sent::new(body),
             sessions: self.sessions.clone(),
@@ -151,6 +154,7 @@ impl Buildkit {
             imports: Imports::new(super::caches::imports(&request)?),
             has_inline_cache: caches.iter().any(CacheExport::is_inline),
             failed: FailedSteps::default(),
+            policies,
         };
         let build = Build::new(
             request.r#ref.clone(),
@@ -414,8 +418,8 @@ fn check(request: &SolveRequest) -> Result<()> {
         let text = format!("the ref of the build has more than {MAX_REF} bytes");
         return Err(Status::invalid(text));
     }
-    if request.source_policy.is_some() || !request.source_policy_session.is_empty() {
-        return unsupported("source policies");
+    if !request.source_policy_session.is_empty() {
+        return unsupported("source policies of the client's session");
     }
     if request.enable_session_exporter {
         return unsupported("exporters of the client's session");

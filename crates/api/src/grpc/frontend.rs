@@ -457,6 +457,11 @@ impl Buildkit {
             session: build.session.clone(),
             contexts: self.contexts.clone(),
         };
+        let allowed = build.request.policies.directory(&wanted.name);
+        let wanted = &FilesRequest {
+            name: allowed.map_err(|error| super::result::status(&error, None))?,
+            ..wanted.clone()
+        };
         let work = build.request.progress.begin(name);
         let vertex = work.vertex;
         // Targets of a bake file have one session for files that several of them need.

@@ -23,6 +23,7 @@ mod gateway;
 mod history;
 pub(crate) mod named;
 mod platforms;
+mod policies;
 mod progress;
 mod remote;
 mod result;

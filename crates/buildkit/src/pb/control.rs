@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use prost::{Enumeration, Message};
 use whelk_llb::pb::{Definition, Platform, ProgressGroup, Range, SourceInfo};
 
-use super::{RpcStatus, Timestamp, Unused};
+use super::policy::Policy;
+use super::{RpcStatus, Timestamp};
 
 #[derive(Clone, PartialEq, Message)]
 pub struct PruneRequest {
@@ -91,7 +92,7 @@ pub struct SolveRequest {
     #[prost(bool, tag = "11")]
     pub internal: bool,
     #[prost(message, optional, tag = "12")]
-    pub source_policy: Option<Unused>,
+    pub source_policy: Option<Policy>,
     #[prost(message, repeated, tag = "13")]
     pub exporters: Vec<Exporter>,
     #[prost(bool, tag = "14")]

@@ -10,6 +10,7 @@ use whelk_llb::pb::{
 
 use super::control::{CacheOptionsEntry, WorkerRecord};
 use super::files::Stat;
+use super::policy::Policy;
 use super::{RpcStatus, Timestamp, Unused};
 
 #[derive(Clone, PartialEq, Message)]
@@ -52,7 +53,7 @@ pub struct SolveRequest {
     #[prost(bool, tag = "14")]
     pub evaluate: bool,
     #[prost(message, repeated, tag = "15")]
-    pub source_policies: Vec<Unused>,
+    pub source_policies: Vec<Policy>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -173,6 +174,8 @@ pub struct ResolveImageConfigRequest {
     /// 0 a registry, 1 an OCI layout.
     #[prost(int32, tag = "5")]
     pub resolver_type: i32,
+    #[prost(message, repeated, tag = "8")]
+    pub source_policies: Vec<Policy>,
 }
 
 #[derive(Clone, PartialEq, Eq, Message)]
@@ -199,6 +202,8 @@ pub struct ResolveSourceMetaRequest {
     pub git: Option<ResolveSourceGitRequest>,
     #[prost(message, optional, tag = "7")]
     pub http: Option<ResolveSourceHttpRequest>,
+    #[prost(message, repeated, tag = "8")]
+    pub source_policies: Vec<Policy>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Message)]

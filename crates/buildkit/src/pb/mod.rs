@@ -6,6 +6,7 @@ pub mod content;
 pub mod control;
 pub mod files;
 pub mod gateway;
+pub mod policy;
 pub mod session;
 
 pub use prost::Message;

@@ -240,7 +240,9 @@ impl Converter<'_> {
         };
         let label = format!("[context {name}]");
         match kind {
-            "docker-image" => self.load_image(context, rest.trim_start_matches("//"), &label),
+            "docker-image" => {
+                self.load_image(context, rest.trim_start_matches("//"), &label, paths)
+            }
             "oci-layout" => self.load_layout(context, rest.trim_start_matches("//"), &label),
             "local" => self.load_local(context, rest, &label, paths),
             "input" => self.load_input(rest, &name),
@@ -294,9 +296,21 @@ impl Converter<'_> {
             name: format!("{label} load metadata for {written}"),
             layout: None,
         };
+        let answer = self.ask(request)?;
+        if let Some(Answer::Replaced(by)) = answer {
+            let value = match by.strip_prefix("local://") {
+                Some(local) => format!("local:{local}"),
+                None => by.clone(),
+            };
+            let replaced = NamedContext {
+                value,
+                ..context.clone()
+            };
+            return self.load_context(&replaced, paths);
+        }
         let Some(Answer::Image {
             reference, config, ..
-        }) = self.ask(request)?
+        }) = answer
         else {
             return Ok(None);
         };
@@ -349,7 +363,13 @@ impl Converter<'_> {
             name: format!("{label} load metadata for {reference}"),
             layout: Some(store.to_owned()),
         };
-        let Some(Answer::Image { config, .. }) = self.ask(request)? else {
+        let answer = self.ask(request)?;
+        if let Some(Answer::Replaced(by)) = answer {
+            let text =
+                format!("ref mutated by policy to non-image: oci-layout://{reference} -> {by}");
+            return Err(Error::new(text));
+        }
+        let Some(Answer::Image { config, .. }) = answer else {
             return Ok(None);
         };
         let image = parse_config(config)?;

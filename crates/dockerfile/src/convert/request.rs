@@ -60,6 +60,8 @@ pub enum Answer {
         /// The configuration, as JSON.
         config: Vec<u8>,
     },
+    /// A policy replaces the image by this, which is none: `local://NAME`, …
+    Replaced(String),
     /// The file's text, or `None` if there is none.
     Ignore(Option<String>),
     /// In seconds since 1970; `None` if the source has no time.

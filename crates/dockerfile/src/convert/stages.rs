@@ -418,6 +418,10 @@ impl Converter<'_> {
                 .context(written)
                 .suggest(written, names.chain(COMMON), true)
         })?;
+        if let Some(Answer::Replaced(by)) = answer {
+            let text = format!("ref mutated by policy to non-image: docker-image://{full} -> {by}");
+            return Err(Error::new(text).context(written));
+        }
         let Some(Answer::Image {
             reference,
             digest,

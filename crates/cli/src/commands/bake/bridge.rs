@@ -7,7 +7,7 @@ use whelk_buildkit::pb::control::{SolveRequest, SolveResponse};
 use whelk_buildkit::pb::gateway::{self, FileRange, ReadFileRequest, ReadFileResponse};
 
 use crate::Outcome;
-use crate::commands::build::random_id;
+use crate::commands::build::{policy, random_id};
 
 /// A build that is cancelled when this is dropped.
 pub(super) struct Bridge {
@@ -31,6 +31,7 @@ impl Bridge {
             session,
             entitlements,
             internal: true,
+            source_policy: policy::from_environment()?,
             ..SolveRequest::default()
         };
         let own = channel.clone();

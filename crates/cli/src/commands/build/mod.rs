@@ -16,6 +16,7 @@ mod failure;
 mod local;
 pub(crate) mod options;
 mod outputs;
+pub(crate) mod policy;
 mod prepared;
 mod report;
 mod secrets;

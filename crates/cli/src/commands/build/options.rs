@@ -161,6 +161,7 @@ pub(super) fn request(
             exports,
             ..CacheOptions::default()
         }),
+        source_policy: super::policy::from_environment()?,
         ..SolveRequest::default()
     })
 }

@@ -405,3 +405,22 @@ fn many_stages_take_little_time() {
     let error = failure(&text, &options()).to_string();
     assert!(error.contains("the stages copy more than"), "{error}");
 }
+
+#[test]
+fn policies_replace_images_by_directories() {
+    let text = "FROM scratch AS base\nFROM scratch\nCOPY --from=base /a /\n";
+    let options = Options {
+        contexts: build_args(&[("base", "docker-image://replaced:1")]),
+        ..options()
+    };
+    let done = run(text, &options);
+    let (id, attrs) = done.source("[context base] load from client");
+    assert_eq!(id, "local://dir");
+    assert_eq!(attrs["local.followpaths"], r#"["a"]"#);
+    let error = failure("FROM replaced:1\n", &self::options());
+    assert_eq!(
+        error.to_string(),
+        "replaced:1: ref mutated by policy to non-image: docker-image://docker.io/library/replaced:1 -> local://dir"
+    );
+    assert_eq!(error.lines.len(), 1);
+}
