@@ -9,8 +9,10 @@ use percent_encoding::{NON_ALPHANUMERIC, percent_decode, utf8_percent_encode};
 use tokio::sync::watch;
 
 use crate::grpc::{self, Channel, Code, Io, Result, Status, Stream};
+use crate::pb::control::Exporter;
 use crate::pb::session::{
-    CredentialsRequest, CredentialsResponse, GetSecretRequest, GetSecretResponse,
+    CredentialsRequest, CredentialsResponse, FindExportersRequest, FindExportersResponse,
+    GetSecretRequest, GetSecretResponse,
 };
 use crate::pb::{HealthCheckResponse, Unused};
 
@@ -26,6 +28,7 @@ pub const DIFF_COPY: &str = "moby.filesync.v1.FileSync/DiffCopy";
 pub const SEND: &str = "moby.filesync.v1.FileSend/DiffCopy";
 pub const SECRET: &str = "moby.buildkit.secrets.v1.Secrets/GetSecret";
 pub const CREDENTIALS: &str = "moby.filesync.v1.Auth/Credentials";
+pub const EXPORTERS: &str = "moby.exporter.v1.Exporter/FindExporters";
 const HEALTH: &str = "grpc.health.v1.Health/Check";
 const UPLOAD: &str = "moby.upload.v1.Upload/Pull";
 
@@ -146,6 +149,22 @@ impl Session {
         append(&mut metadata, "urlhost", &[host.to_owned()]);
         append(&mut metadata, "urlpath", &[path.to_owned()]);
         self.channel.stream(UPLOAD, metadata)
+    }
+
+    /// Returns the outputs that the client wants of a result, besides those of its request. It may look at the result meanwhile.
+    ///
+    /// # Errors
+    /// Returns the client's error.
+    pub async fn exporters(&self, request: &FindExportersRequest) -> Result<Vec<Exporter>> {
+        if !self.has(EXPORTERS) {
+            return Ok(Vec::new());
+        }
+        let found: Result<FindExportersResponse> = self.channel.unary(EXPORTERS, request).await;
+        match found {
+            Ok(found) => Ok(found.exporters),
+            Err(status) if status.code == Code::Unimplemented => Ok(Vec::new()),
+            Err(status) => Err(status.context("outputs of the session")),
+        }
     }
 
     /// Returns a secret; `None` if the client does not have it.

@@ -8,7 +8,8 @@ use whelk_buildkit::grpc::{Call, Code, Result, Status};
 use whelk_buildkit::pb::Unused;
 use whelk_buildkit::pb::control::{Exporter, SolveRequest, SolveResponse};
 use whelk_buildkit::pb::gateway::{self, ReturnRequest, result};
-use whelk_buildkit::session::SEND;
+use whelk_buildkit::pb::session::{FindExportersRequest, FindExportersResponse};
+use whelk_buildkit::session::{EXPORTERS, SEND};
 use whelk_tests::Engine;
 use whelk_tests::grpc::{Bridge, Grpc};
 
@@ -120,6 +121,44 @@ fn results_for_other_platforms_give_warnings() {
         let warnings = warnings.map(|told| String::from_utf8_lossy(&told.short).into_owned());
         let warnings: Vec<String> = warnings.collect();
         assert_eq!(warnings, Vec::from_iter(expected), "{build}");
+    }
+}
+
+/// A client may decide about the outputs when it has seen the result.
+#[test]
+fn sessions_name_outputs() {
+    let engine = Engine::without_images(&[]);
+    let grpc = Grpc::connect(&engine);
+    let frontend = grpc.frontend("seen");
+    // The session's task must not be the last that has the runtime.
+    std::mem::forget(grpc.clone());
+    let answer = move |mut call: Call| {
+        let frontend = frontend.clone();
+        async move {
+            let request: FindExportersRequest = call.request().await?;
+            let [reference] = request.refs.as_slice() else {
+                return Err(Status::invalid("not one reference"));
+            };
+            // The call blocks.
+            let reference = reference.clone();
+            let read = move || frontend.read(&reference, "/file");
+            let read = tokio::task::spawn_blocking(read).await.unwrap()?;
+            let attrs = [("name".to_owned(), format!("named-by-{read}"))].into();
+            let kind = "image".to_owned();
+            let exporters = vec![Exporter { kind, attrs }];
+            let response = FindExportersResponse { exporters };
+            call.responses.send(&response).await
+        }
+    };
+    grpc.session(&engine, "decides", &[EXPORTERS], answer);
+    let request = SolveRequest {
+        session: "decides".into(),
+        enable_session_exporter: true,
+        ..output("image", &[("name", "asked-for")])
+    };
+    returned(grpc.build("seen", request), &[]).unwrap();
+    for name in ["asked-for", "named-by-content"] {
+        engine.image(name);
     }
 }
 

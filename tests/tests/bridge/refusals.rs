@@ -37,11 +37,6 @@ fn fields_of_requests_are_refused_by_name() {
             "source policies",
         ),
         (
-            |request| request.enable_session_exporter = true,
-            Code::Unimplemented,
-            "exporters of the client's session",
-        ),
-        (
             |request| request.proxy_network = true,
             Code::Unimplemented,
             "a proxied network",

@@ -57,7 +57,7 @@ const FRONTEND: [&str; 22] = [
 ];
 
 /// The capabilities of definitions: the operations and attributes that the solver knows.
-const OPERATIONS: [&str; 64] = [
+const OPERATIONS: [&str; 65] = [
     "source.image",
     "source.image.resolvemode",
     "source.git",
@@ -121,6 +121,7 @@ const OPERATIONS: [&str; 64] = [
     "exec.meta.removemountstubs.recursive",
     "exporter.image.attestations",
     "exporter.multiple",
+    "exporter.session",
     "gc.freespacefilter",
     "history.filter",
     "exporter.sourcedateepoch",

@@ -209,7 +209,15 @@ impl Buildkit {
             };
             let wanted = request.frontend_attrs.get("platform").map(String::as_str);
             let wanted = wanted.filter(|wanted| !wanted.is_empty());
-            let exporting = self.export(build, &result, &outputs.exports, wanted);
+            let more = match request.enable_session_exporter {
+                true => {
+                    let all = self.with_exporters_of_session(build, &result, &request.exporters);
+                    Some(all.await?)
+                }
+                false => None,
+            };
+            let exports = more.as_deref().unwrap_or(&outputs.exports);
+            let exporting = self.export(build, &result, exports, wanted);
             let mut answer = exporting.await?;
             let caches = self.export_caches(build, &result, &outputs.caches);
             answer.exporter_response.extend(caches.await?);
@@ -420,9 +428,6 @@ fn check(request: &SolveRequest) -> Result<()> {
     }
     if !request.source_policy_session.is_empty() {
         return unsupported("source policies of the client's session");
-    }
-    if request.enable_session_exporter {
-        return unsupported("exporters of the client's session");
     }
     if request.proxy_network {
         return unsupported("builds on a proxied network");

@@ -1,7 +1,26 @@
-//! The services of a client's session: `moby.filesync.v1` (authentication), `moby.buildkit.secrets.v1` and
-//! `moby.sshforward.v1`.
+//! The services of a client's session: `moby.filesync.v1` (authentication), `moby.buildkit.secrets.v1`, `moby.sshforward.v1` and
+//! `moby.exporter.v1`.
+
+use std::collections::BTreeMap;
 
 use prost::Message;
+
+use super::control::Exporter;
+
+/// Asks for outputs of a result, which has these references.
+#[derive(Clone, PartialEq, Message)]
+pub struct FindExportersRequest {
+    #[prost(btree_map = "string, bytes", tag = "1")]
+    pub metadata: BTreeMap<String, Vec<u8>>,
+    #[prost(string, repeated, tag = "2")]
+    pub refs: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct FindExportersResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub exporters: Vec<Exporter>,
+}
 
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct CredentialsRequest {

@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 
 use whelk_build::{Error, EventKind, Finished, Solved, Statement, Work};
 use whelk_buildkit::grpc::{Result, Status};
-use whelk_buildkit::pb::control::SolveResponse;
+use whelk_buildkit::pb::control::{Exporter, SolveResponse};
 use whelk_buildkit::pb::gateway;
+use whelk_buildkit::pb::session::FindExportersRequest;
 use whelk_buildkit::turns::{OUTPUTS, Turn};
 use whelk_dockerfile::convert::Image;
 use whelk_image::Reference;
@@ -28,6 +29,9 @@ use super::builds::{self, Build};
 use attributes::{Annotations, Attestations, Files};
 
 pub(super) use attributes::{parse, with_epoch};
+
+/// Maximum number of outputs that a session names.
+const MAX_FOUND: usize = 64;
 
 /// An output of a build.
 #[derive(Clone, Debug)]
@@ -261,6 +265,31 @@ impl Buildkit {
         })
     }
 
+    /// Returns the outputs of a request, and those that the client names now that the result is there.
+    pub(super) async fn with_exporters_of_session(
+        self: &Arc<Self>,
+        build: &Build,
+        returned: &gateway::Result,
+        exporters: &[Exporter],
+    ) -> Result<Vec<Export>> {
+        let ids = returned
+            .kind
+            .as_ref()
+            .map_or_else(Vec::new, super::platforms::ids);
+        let ids = ids.into_iter().filter(|id| !id.is_empty());
+        let request = FindExportersRequest {
+            metadata: returned.metadata.clone(),
+            refs: ids.cloned().collect(),
+        };
+        let session = self.sessions.get(&build.session).await?;
+        let found = session.exporters(&request).await?;
+        if found.len() > MAX_FOUND {
+            let text = format!("the session names more than {MAX_FOUND} outputs");
+            return Err(Status::invalid(text));
+        }
+        parse(&[exporters, &found].concat())
+    }
+
     /// Makes one output. Returns what the client is told of it.
     async fn export_one(
         self: &Arc<Self>,
@@ -476,7 +505,7 @@ mod tests {
                 attrs.insert("tar".to_owned(), "false".to_owned());
             }
             let kind = "oci".to_owned();
-            let exporter = whelk_buildkit::pb::control::Exporter { kind, attrs };
+            let exporter = Exporter { kind, attrs };
             for export in parse(&[exporter]).unwrap_or_default() {
                 answer.add(&export, told(entries));
             }
