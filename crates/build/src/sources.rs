@@ -1,5 +1,6 @@
 //! What the sources of a graph refer to: images, and directories of the client.
 
+mod attributes;
 pub(crate) mod fetched;
 pub(crate) mod git;
 pub(crate) mod http;
@@ -22,6 +23,7 @@ use whelk_llb::pb::{self, SourceOp};
 use whelk_llb::{CUSTOM_NAME, Digest, Graph, Node};
 use whelk_sys::sync::IgnorePoison as _;
 
+pub(crate) use self::attributes::{check, image_of};
 use crate::Builder;
 use crate::client::Client;
 use crate::directory::Directory;
@@ -231,8 +233,8 @@ impl Sources {
         let Some(Kind::Source(source)) = &node.op.kind else {
             return None;
         };
-        let reference = image_of(source)?;
-        let base = self.images.get(reference, node.op.platform.as_ref());
+        let known = attributes::known_as(source)?;
+        let base = self.images.get(&known, node.op.platform.as_ref());
         base.map(|base| &base.image)
     }
 
@@ -266,17 +268,7 @@ impl Sources {
     pub fn content_name(&self, node: &Node, source: &SourceOp) -> Option<String> {
         if let Some(image) = self.image(node) {
             let reference: Reference = image_of(source)?.parse().ok()?;
-            let is_own =
-                |digest: &&whelk_image::Digest| image.origin.blobs().any(|own| own == *digest);
-            let known = image.repo_digests.iter();
-            let known = known.filter(|known| known.name() == reference.name());
-            let known: Vec<_> = known.filter_map(|known| known.digest.as_ref()).collect();
-            let found = reference.digest.as_ref();
-            let found = found.or_else(|| known.iter().copied().find(is_own));
-            let found = found.or(known.last().copied());
-            let found = found.or(image.origin.index.as_ref());
-            let found = found.or(image.origin.manifest.as_ref());
-            return Some(found.unwrap_or(&image.id).to_string());
+            return Some(attributes::digest(image, &reference).to_string());
         }
         let identity = self.directories.get(&node.digest)?.identity();
         match identity.strip_prefix("git ") {
@@ -320,6 +312,7 @@ impl Sources {
     ) -> Result<Stack> {
         if let Some(image) = self.image(node) {
             let layers = image.config.rootfs.diff_ids.iter();
+            let layers = layers.take(attributes::layer_limit(source)?);
             return Ok(Stack::of(layers.map(|layer| (layer.clone(), 0))));
         }
         match self.directories.get(&node.digest) {
@@ -329,31 +322,6 @@ impl Sources {
             }
             None => Err(unsupported(source)),
         }
-    }
-}
-
-/// Returns the name of the image that a source is.
-pub(crate) fn image_of(source: &SourceOp) -> Option<&str> {
-    let of_registry = source.identifier.strip_prefix("docker-image://");
-    of_registry.or_else(|| source.identifier.strip_prefix("oci-layout://"))
-}
-
-/// Refuses attributes of an image that are not known.
-pub(crate) fn check(source: &SourceOp) -> Result<()> {
-    // The type of a record has no effect.
-    const KNOWN: [&str; 4] = [
-        "image.resolvemode",
-        "image.recordtype",
-        "oci.session",
-        "oci.store",
-    ];
-    let mut names = source.attrs.keys();
-    match names.find(|name| !KNOWN.contains(&name.as_str())) {
-        Some(name) if image_of(source).is_some() => Err(Error::Unsupported(format!(
-            "the attribute {name} of the source {}",
-            source.identifier
-        ))),
-        _ => Ok(()),
     }
 }
 
@@ -395,43 +363,67 @@ async fn gather(
         let directory = work.end(directory)?;
         sources.directories.insert(node.digest, directory);
     } else if let Some(reference) = image_of(source) {
+        let known_as = attributes::known_as(source).unwrap_or_default();
         let platform = node.op.platform.as_ref();
-        if known.get(reference, platform).is_none() {
-            let wanted = platform.cloned().unwrap_or_else(host);
-            let mode = source.attrs.get("image.resolvemode");
-            let store = source.attrs.get("oci.store");
-            // A policy may have made an image of a registry of it.
-            let store = store.filter(|_| source.identifier.starts_with("oci-layout://"));
-            let request = Request {
-                resolve: match mode.map_or("", String::as_str) {
-                    "" | "default" => request.resolve,
-                    mode => mode.parse().map_err(Error::Invalid)?,
-                },
-                ..request.clone()
-            };
-            let name = node.metadata.description.get(CUSTOM_NAME);
-            let work = request.progress.begin(name.map_or(reference, |name| name));
-            let base = match store {
-                Some(store) => {
-                    let client = request.client.as_ref();
-                    builder.layout(client, store, reference, &wanted).await
-                }
-                None => {
-                    let loading = known.load(builder, &request, reference, &wanted, &work);
-                    loading.await
-                }
-            };
-            let base = base.map_err(|cause| Error::Step {
-                op: node.digest,
-                cause: Box::new(cause),
-            });
-            let base = work.end(base)?;
-            sources.images.insert(reference, platform, base);
+        if known.get(&known_as, platform).is_none() {
+            let base = image(builder, request, node, source, reference, known).await?;
+            sources.images.insert(&known_as, platform, base);
         }
     } else {
         return Err(unsupported(source));
     }
     Ok(sources)
+}
+
+/// Finds the image of a source, or pulls it.
+async fn image(
+    builder: &Arc<Builder>,
+    request: &Request,
+    node: &Node,
+    source: &SourceOp,
+    reference: &str,
+    known: &Images,
+) -> Result<Base> {
+    let wanted = node.op.platform.clone().unwrap_or_else(host);
+    let mode = source.attrs.get("image.resolvemode");
+    let mut request = Request {
+        resolve: match mode.map_or("", String::as_str) {
+            "" | "default" => request.resolve,
+            mode => mode.parse().map_err(Error::Invalid)?,
+        },
+        ..request.clone()
+    };
+    let name = node.metadata.description.get(CUSTOM_NAME);
+    let work = request.progress.begin(name.map_or(reference, |name| name));
+    let store = source.attrs.get("oci.store");
+    // A policy may have made an image of a registry of it.
+    let store = store.filter(|_| source.identifier.starts_with("oci-layout://"));
+    let finding = async {
+        if let Some(store) = store {
+            let client = request.client.as_ref();
+            return builder.layout(client, store, reference, &wanted).await;
+        }
+        let base = known.load(builder, &request, reference, &wanted, &work);
+        let base = base.await?;
+        match attributes::verify(&base.image, source) {
+            Ok(()) => Ok(base),
+            Err(error) if request.resolve == ResolveMode::Pull => Err(error),
+            // The one that is here may be an older one.
+            Err(_) => {
+                request.resolve = ResolveMode::Pull;
+                let none = Images::default();
+                let base = none.load(builder, &request, reference, &wanted, &work);
+                let base = base.await?;
+                attributes::verify(&base.image, source)?;
+                Ok(base)
+            }
+        }
+    };
+    let base = finding.await.map_err(|cause| Error::Step {
+        op: node.digest,
+        cause: Box::new(cause),
+    });
+    work.end(base)
 }
 
 /// The present version of a source.

@@ -189,7 +189,7 @@ pub fn step(op: &Op, inputs: &[Identity]) -> Digest {
 }
 
 /// Attributes that say how a source is fetched, not what it is.
-const TRANSPORT: [&str; 14] = [
+const TRANSPORT: [&str; 15] = [
     "local.session",
     "local.unique",
     "local.sharedkeyhint",
@@ -201,6 +201,7 @@ const TRANSPORT: [&str; 14] = [
     "git.mountsshsock",
     "image.resolvemode",
     "image.recordtype",
+    "image.checksum",
     "oci.session",
     "oci.store",
     "http.authheadersecret",

@@ -15,6 +15,7 @@ mod control;
 mod differences;
 mod exporters;
 mod hostile;
+mod images;
 mod limits;
 mod operations;
 mod outputs;

@@ -22,6 +22,9 @@ use crate::{Made, NOTHING, make_file, script};
 
 /// Capabilities of definitions that other suites are about.
 const ELSEWHERE: &[(&str, &str)] = &[
+    // The module `images`.
+    ("source.image.checksum", "bridge"),
+    ("source.image.layerlimit", "bridge"),
     ("source.git", "build_sources"),
     ("source.http", "build_sources"),
     ("soruce.http.uidgid", "build_sources"),

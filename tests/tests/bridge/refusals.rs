@@ -414,10 +414,7 @@ fn operations_that_are_not_supported_are_named() {
             "a result as the mount /m",
         ),
         (source("nonsense://x", &[]), "nonsense://x"),
-        (
-            source(image, &[("image.layerlimit", "1")]),
-            "image.layerlimit",
-        ),
+        (source(image, &[("image.nonsense", "1")]), "image.nonsense"),
         (source(image, &[("nonsense", "1")]), "nonsense"),
     ] {
         let status = bridge.evaluate(&definition).unwrap_err();

@@ -57,9 +57,11 @@ const FRONTEND: [&str; 22] = [
 ];
 
 /// The capabilities of definitions: the operations and attributes that the solver knows.
-const OPERATIONS: [&str; 65] = [
+const OPERATIONS: [&str; 68] = [
     "source.image",
     "source.image.resolvemode",
+    "source.image.layerlimit",
+    "source.image.checksum",
     "source.git",
     "source.git.checksum",
     "source.git.fetchbycommit",
