@@ -47,6 +47,8 @@ enum Place {
     /// A directory of the client.
     Local(String),
     Registry(String),
+    /// A service that is not supported.
+    Service(String),
 }
 
 impl Export {
@@ -75,7 +77,20 @@ impl Export {
                 reference => Place::Registry(reference.to_owned()),
             },
             "gha" | "s3" | "azblob" => {
-                return Err(Error::Unsupported(format!("cache export to {kind}")));
+                let ignored = attributes.get("ignore-error");
+                if ignored.and_then(|text| whelk_text::parse_bool(text)) != Some(true) {
+                    return Err(Error::Unsupported(format!("cache export to {kind}")));
+                }
+                // It fails when it would begin, and the build goes on.
+                return Ok(Self {
+                    place: Place::Service(kind.to_owned()),
+                    is_max: false,
+                    compression: Compression::default(),
+                    is_image: true,
+                    has_docker_types: false,
+                    is_optional: true,
+                    is_forced: false,
+                });
             }
             other => {
                 return Err(Error::invalid(format!(
@@ -169,6 +184,7 @@ impl Builder {
             Place::Inline => return Ok(None),
             Place::Local(_) => "exporting cache to client directory",
             Place::Registry(_) => "exporting cache to registry",
+            Place::Service(_) => "exporting cache to a service",
         };
         let work = request.progress.begin(name);
         let exported = self.write_cache(request, solved, export, &work).await;
@@ -226,6 +242,7 @@ impl Builder {
     async fn target(self: &Arc<Self>, request: &Request, export: &Export) -> Result<Target> {
         match &export.place {
             Place::Inline => Err(Error::internal("an inline cache has no place of its own")),
+            Place::Service(kind) => Err(Error::Unsupported(format!("cache export to {kind}"))),
             Place::Local(directory) => Ok(Target::Store {
                 client: request.client.clone(),
                 name: format!("local:{directory}"),
@@ -591,5 +608,7 @@ mod tests {
         assert!(!export.is_image && export.is_local());
         assert_eq!(export.compression, Compression::Zstd(3));
         assert!(parse("inline", &[]).unwrap().is_inline());
+        let ignored = parse("gha", &[("url", "x"), ("ignore-error", "true")]).unwrap();
+        assert!(ignored.is_optional && ignored.place == Place::Service("gha".into()));
     }
 }
