@@ -632,8 +632,10 @@ fn encode(outputs: &Outputs) -> String {
 
 fn parse(text: &str) -> Option<Outputs> {
     let stacks: Vec<Option<Vec<(String, i64)>>> = serde_json::from_str(text).ok()?;
-    let layer = |(layer, created): (String, i64)| Some((layer.parse().ok()?, created));
-    let stack = |layers: Vec<(String, i64)>| layers.into_iter().map(layer).collect();
+    let layer =
+        |(layer, created): (String, i64)| Some((layer.parse::<LayerDigest>().ok()?, created));
+    let stack =
+        |layers: Vec<(String, i64)>| -> Option<Layered> { layers.into_iter().map(layer).collect() };
     let output = |output: Option<Vec<(String, i64)>>| match output {
         Some(layers) => Some(Some(stack(layers)?)),
         None => Some(None),
