@@ -450,19 +450,6 @@ mod tests {
                 "cache mount",
             ),
             (
-                with_exec(|exec| exec.mounts[0].content_cache = 3),
-                0,
-                "unknown content cache 3",
-            ),
-            (
-                with_exec(|exec| {
-                    exec.mounts[0].content_cache = 1;
-                    exec.mounts[0].selector = "/part".into();
-                }),
-                0,
-                "invalid mount cache content",
-            ),
-            (
                 with_exec(|exec| exec.network = 5),
                 0,
                 "unknown network mode 5",
@@ -503,6 +490,26 @@ mod tests {
         let mut garbage = definition(Kind::Exec(exec(0, 0)), 0);
         garbage.def[0] = vec![0xff; 9];
         refused(garbage, "cannot be decoded");
+    }
+
+    #[test]
+    fn content_that_is_written_to_is_not_looked_up_by_a_part() {
+        let of = |content_cache, selector: &str, readonly| {
+            let mut exec = exec(0, 0);
+            exec.mounts[0].content_cache = content_cache;
+            exec.mounts[0].selector = selector.into();
+            exec.mounts[0].readonly = readonly;
+            definition(Kind::Exec(exec), 0)
+        };
+        refused(of(3, "", false), "unknown content cache 3");
+        refused(of(1, "/part", false), "invalid mount cache content");
+        for definition in [
+            of(1, "/./", false),
+            of(1, "/part", true),
+            of(2, "/part", false),
+        ] {
+            assert!(Graph::new(definition).is_ok());
+        }
     }
 
     #[test]

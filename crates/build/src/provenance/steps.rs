@@ -142,3 +142,66 @@ fn base(node: &Node, output: usize) -> Option<whelk_llb::Edge> {
     };
     node.inputs.get(usize::try_from(input).ok()?).copied()
 }
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
+mod tests {
+    use whelk_llb::pb::{ExecOp, Meta, Mount, SecretOpt, SourceOp};
+    use whelk_llb::{Builder, Vertex};
+
+    use super::*;
+
+    #[test]
+    fn each_output_of_a_process_stands_on_its_own_input() {
+        let mut builder = Builder::default();
+        let mut source = |name: &str| {
+            let source = SourceOp {
+                identifier: format!("docker-image://{name}"),
+                ..SourceOp::default()
+            };
+            let vertex = Vertex::new(Kind::Source(source), Vec::new());
+            builder.add(vertex).unwrap()
+        };
+        let (one, two) = (source("one"), source("two"));
+        let mount = |dest: &str, input: i64, output: i64| Mount {
+            dest: dest.into(),
+            input,
+            output,
+            ..Mount::default()
+        };
+        let exec = ExecOp {
+            meta: Some(Meta {
+                args: vec!["make".into()],
+                ..Meta::default()
+            }),
+            mounts: vec![
+                // Its output is none, whatever the index says.
+                Mount {
+                    mount_type: MountType::Secret.into(),
+                    secret_opt: Some(SecretOpt::default()),
+                    ..mount("/secret", -1, 0)
+                },
+                mount("/two", 1, 0),
+                mount("/", 0, 1),
+                mount("/empty", -1, 2),
+                Mount {
+                    readonly: true,
+                    ..mount("/read", 1, 3)
+                },
+            ],
+            ..ExecOp::default()
+        };
+        let result = builder.add(Vertex::new(Kind::Exec(exec), vec![one, two]));
+        let definition = builder.definition(Some(result.unwrap()), None);
+        let graph = Graph::new(definition).unwrap();
+        let node = &graph.nodes[graph.result.unwrap().node];
+        let bases = [0, 1, 2, 3].map(|output| base(node, output));
+        assert_eq!(
+            bases,
+            [Some(node.inputs[1]), Some(node.inputs[0]), None, None]
+        );
+    }
+}
