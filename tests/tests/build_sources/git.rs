@@ -309,6 +309,36 @@ fn repositories_are_added() {
 }
 
 #[test]
+fn a_directory_of_git_has_the_name_that_was_asked_for() {
+    let engine = Engine::start();
+    let host = Host::new();
+    let path = host.repository("app", &[("x", "one")]);
+    let first = git(&path, &["rev-parse", "HEAD"]);
+    git(&path, &["tag", "-a", "v1", "-m", "first"]);
+    git(&path, &["tag", "v2"]);
+    let url = host.url("app.git");
+    let names = [
+        ("v1", "refs/tags/v1 tag"),
+        ("v2", "refs/tags/v2 commit"),
+        ("main", "refs/heads/main commit"),
+        (first.as_str(), ""),
+    ];
+    let adds = names.map(|(name, _)| format!("ADD --keep-git-dir {url}#{name} /{name}/\n"));
+    let context = only(&engine, "kept", &format!("FROM scratch\n{}", adds.concat()));
+    let out = engine.scratch("out");
+    built(&engine, &["-o", text(&out), &context]);
+    for (name, expected) in names {
+        let kept = out.join(name);
+        let list = ["for-each-ref", "--format=%(refname) %(objecttype)"];
+        assert_eq!(git(&kept, &list), expected);
+        assert_eq!(git(&kept, &["rev-parse", "HEAD"]), first);
+        git(&kept, &["fsck", "--strict"]);
+    }
+    assert_eq!(git(&out.join("v1"), &["describe"]), "v1");
+    assert_eq!(git(&out.join("v2"), &["describe", "--tags"]), "v2");
+}
+
+#[test]
 fn repositories_may_have_objects_of_sha256() {
     let engine = Engine::start();
     let host = Host::new();
@@ -666,6 +696,7 @@ fn servers_of_plain_files_are_asked_for_objects_and_packs() {
         let from = format!("{format}:/kept");
         engine.docker(&["cp", &from, text(&out)]).ok();
         git(&out.join("kept"), &["fsck", "--strict"]);
+        assert_eq!(git(&out.join("kept"), &["describe"]), "v1");
         engine.docker(&["rm", format]).ok();
         // Files that are not what they are called, or are not there.
         let fourth = commit(&path, &[("x", "four")]);

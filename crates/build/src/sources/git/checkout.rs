@@ -164,7 +164,8 @@ fn parse_commit(commit: &[u8]) -> Result<(ObjectId, i64)> {
     Ok((tree, time))
 }
 
-/// Returns the objects that the content of a commit or a tree refers to, with their kinds: neither earlier commits nor submodules.
+/// Returns the objects that the content of a tag, a commit or a tree refers to, with their kinds: neither earlier commits nor
+/// submodules.
 pub(super) fn below(kind: Kind, content: &[u8], hash: Hash) -> Result<Vec<(ObjectId, Kind)>> {
     let mut found = Vec::new();
     match kind {
@@ -177,7 +178,19 @@ pub(super) fn below(kind: Kind, content: &[u8], hash: Hash) -> Result<Vec<(Objec
             }
             Ok(())
         })?,
-        Kind::Blob | Kind::Tag => {}
+        Kind::Tag => {
+            // object ID, and in the next line type KIND
+            let text = String::from_utf8_lossy(content);
+            let mut lines = text.lines();
+            let id = lines.next().and_then(|line| line.strip_prefix("object "));
+            let kind = lines.next().and_then(|line| line.strip_prefix("type "));
+            let kind = kind.and_then(|kind| Kind::from_bytes(kind.as_bytes()).ok());
+            let (Some(id), Some(kind)) = (id, kind) else {
+                return Err(Error::invalid("a git tag that is malformed"));
+            };
+            found.push((objects::id(id)?, kind));
+        }
+        Kind::Blob => {}
     }
     Ok(found)
 }

@@ -7,10 +7,18 @@ use whelk_sys::fs;
 
 use super::checkout::{Checked, Entry};
 use super::objects;
+use super::server::ResolvedReference;
 use crate::error::{Error, Result};
 
-/// Writes a repository of one commit, whose pack is taken from a directory. Blocking.
-pub(super) fn write(path: &Path, pack: &Path, remote: &str, checked: &Checked) -> Result<()> {
+/// Writes a repository of one commit, whose pack is taken from a directory. `found` is the name that the commit has there, if any.
+/// Blocking.
+pub(super) fn write(
+    path: &Path,
+    pack: &Path,
+    remote: &str,
+    checked: &Checked,
+    found: &ResolvedReference,
+) -> Result<()> {
     for directory in [
         "",
         "objects",
@@ -38,17 +46,36 @@ pub(super) fn write(path: &Path, pack: &Path, remote: &str, checked: &Checked) -
          {extensions}[remote \"origin\"]\n\turl = {remote}\n\tfetch = +refs/heads/*:refs/remotes/origin/*\n"
     );
     let index = index(&checked.entries, hash)?;
-    let files: [(&str, &[u8]); 4] = [
+    let references = references(found);
+    let files: [(&str, &[u8]); 5] = [
         ("HEAD", commit.as_bytes()),
         // The parents of the commit are not here.
         ("shallow", commit.as_bytes()),
         ("config", config.as_bytes()),
+        ("packed-refs", references.as_bytes()),
         ("index", &index),
     ];
     for (name, content) in files {
         fs::write_with_mode(path.join(name), content, 0o644)?;
     }
     Ok(())
+}
+
+/// Returns the file `packed-refs` with a branch or tag, by which `git describe` finds it. A server may have given it any name.
+fn references(found: &ResolvedReference) -> String {
+    let ResolvedReference {
+        reference,
+        commit,
+        tag,
+    } = found;
+    let mut text = "# pack-refs with: peeled fully-peeled sorted \n".to_owned();
+    if reference.starts_with("refs/") && super::check_reference(reference).is_ok() {
+        match tag.as_str() {
+            "" => text += &format!("{commit} {reference}\n"),
+            tag => text += &format!("{tag} {reference}\n^{commit}\n"),
+        }
+    }
+    text
 }
 
 /// Returns an index of version 2. What it says of the files' times is zero, so that git looks at their content.

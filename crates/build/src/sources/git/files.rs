@@ -124,16 +124,16 @@ impl Files {
         Ok((listed, hash))
     }
 
-    /// Fetches the objects of a commit as a pack, whose last piece is `None`. `place` is where nothing is yet.
+    /// Fetches the objects of a commit or an annotated tag as a pack, whose last piece is `None`. `place` is where nothing is yet.
     pub async fn fetch(
         &self,
-        commit: &str,
+        wanted: &str,
         place: &Path,
         pieces: mpsc::Sender<Option<Bytes>>,
         report: impl Fn(u64, bool),
     ) -> Result<()> {
-        let commit = objects::id(commit)?;
-        let hash = commit.kind();
+        let top = objects::id(wanted)?;
+        let hash = top.kind();
         let at = place.to_owned();
         let collected = blocking(move || {
             fs::create_dir(&at, 0o700)?;
@@ -151,7 +151,7 @@ impl Files {
             reported: 0,
             report,
         };
-        let collected = walk.collect(commit, collected).await?;
+        let collected = walk.collect(top, collected).await?;
         (walk.report)(walk.received, true);
         drop(walk);
         let at = place.to_owned();
@@ -179,13 +179,14 @@ struct Walk<'a, R> {
 }
 
 impl<R: Fn(u64, bool)> Walk<'_, R> {
-    async fn collect(&mut self, commit: ObjectId, into: Collected) -> Result<Collected> {
+    async fn collect(&mut self, top: ObjectId, into: Collected) -> Result<Collected> {
         let mut collected = into;
-        let mut known = HashSet::from([commit]);
-        let mut waiting = vec![(commit, Kind::Commit)];
+        let mut known = HashSet::from([top]);
+        let mut waiting = vec![(top, Kind::Commit)];
         while let Some((id, wanted)) = waiting.pop() {
             let (kind, content) = self.object(id).await?;
-            if kind != wanted {
+            let is_tag = id == top && kind == Kind::Tag;
+            if kind != wanted && !is_tag {
                 let text = format!("the git object {id} is a {kind}, not a {wanted}");
                 return Err(Error::invalid(text));
             }

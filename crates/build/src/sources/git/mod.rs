@@ -38,7 +38,7 @@ use crate::{Builder, blocking};
 use checkout::{Checked, Checkout};
 use modules::Submodule;
 use remote::Remote;
-use server::{Server, origin};
+use server::{ResolvedReference, Server, origin};
 
 /// Maximum number of submodules of a repository, and of their depth.
 const MAX_MODULES: usize = 1000;
@@ -142,12 +142,16 @@ impl GitSource {
     }
 
     /// Returns the key of what is checked out.
-    fn key(&self, remote: &Remote, commit: &str) -> Digest {
-        let how = format!(
+    fn key(&self, remote: &Remote, found: &ResolvedReference) -> Digest {
+        let mut how = format!(
             "{} {} {}",
             self.keep_git_dir, self.submodules, self.commit_time
         );
-        let parts = [remote.shown(), commit, &self.directory, &how];
+        // The directory `.git` has the name.
+        if self.keep_git_dir {
+            how = format!("{how} {} {}", found.reference, found.tag);
+        }
+        let parts = [remote.shown(), &found.commit, &self.directory, &how];
         Digest::of_parts(parts.map(str::as_bytes))
     }
 }
@@ -185,7 +189,7 @@ fn check_reference(name: &str) -> Result<()> {
 /// A repository that is to be checked out below a directory.
 struct Task {
     remote: Remote,
-    commit: String,
+    found: ResolvedReference,
     /// Relative to the topmost directory; empty for that.
     path: String,
     depth: usize,
@@ -199,7 +203,7 @@ impl Task {
         let tasks = submodules.map(|Submodule { path, url, commit }| {
             Ok(Self {
                 remote: self.remote.submodule(&path, &url)?,
-                commit,
+                found: ResolvedReference::commit(&commit),
                 path: match self.path.as_str() {
                     "" => path,
                     above => format!("{above}/{path}"),
@@ -269,24 +273,25 @@ impl Builder {
             Ok::<_, Error>(found)
         };
         // As in BuildKit, the server is not asked for a name whose whole commit is known and here.
+        let known = ResolvedReference::commit(&wanted.checksum);
         if is_commit(&wanted.checksum)
             && !wanted.keep_git_dir
-            && let Some(found) = find(wanted.key(&remote, &wanted.checksum)).await?
+            && let Some(found) = find(wanted.key(&remote, &known)).await?
         {
             return Ok(found);
         }
-        let (commit, server) = if is_commit(&wanted.reference) {
+        let (found, server) = if is_commit(&wanted.reference) {
             check_sum(&wanted, &[&wanted.reference])?;
-            (wanted.reference.clone(), None)
+            (ResolvedReference::commit(&wanted.reference), None)
         } else {
             let server = self.git_server(client, &wanted, &remote, work).await?;
             let found = server.resolve(&wanted.reference).await?;
             check_sum(&wanted, &[&found.commit, &found.tag])?;
-            (found.commit, Some(server))
+            (found, Some(server))
         };
-        let key = wanted.key(&remote, &commit);
-        if let Some(found) = find(key).await? {
-            return Ok(found);
+        let key = wanted.key(&remote, &found);
+        if let Some(known) = find(key).await? {
+            return Ok(known);
         }
         // Before the commit is locked: a client may take its time for its secrets, and an agent for its user.
         let server = match server {
@@ -294,11 +299,11 @@ impl Builder {
             None => self.git_server(client, &wanted, &remote, work).await?,
         };
         let _lock = self.git.lock(key).await;
-        if let Some(found) = find(key).await? {
-            return Ok(found);
+        if let Some(known) = find(key).await? {
+            return Ok(known);
         }
         let (scratch, info) = self
-            .check_out(client, &wanted, remote, &commit, server, work)
+            .check_out(client, &wanted, remote, found, server, work)
             .await?;
         let time = info.time;
         let builder = self.clone();
@@ -324,7 +329,7 @@ impl Builder {
         client: &dyn Client,
         wanted: &GitSource,
         remote: Remote,
-        commit: &str,
+        found: ResolvedReference,
         server: Server,
         work: &Work,
     ) -> Result<(Scratch, Info)> {
@@ -339,8 +344,8 @@ impl Builder {
         let keeps_packs = !wanted.keep_git_dir && server.knows_haves();
         let mut info = Info {
             boot: self.git.boot.clone(),
-            content: format!("git {commit} {}", wanted.key(&remote, commit)),
-            description: format!("git snapshot for {}#{commit}", remote.shown()),
+            content: format!("git {} {}", found.commit, wanted.key(&remote, &found)),
+            description: format!("git snapshot for {}#{}", remote.shown(), found.commit),
             repository: match keeps_packs {
                 true => remote.shown().to_owned(),
                 false => String::new(),
@@ -350,7 +355,7 @@ impl Builder {
         let mut server = Some(server);
         let mut tasks = vec![Task {
             remote,
-            commit: commit.to_owned(),
+            found,
             path: String::new(),
             depth: 0,
         }];
@@ -374,8 +379,8 @@ impl Builder {
             let base = base.take().filter(|base| {
                 // A server that is asked for what is known sends no pack.
                 server.knows_haves()
-                    && base.commit != task.commit
-                    && base.commit.len() == task.commit.len()
+                    && base.commit != task.found.commit
+                    && base.commit.len() == task.found.commit.len()
             });
             let checked = self
                 .check_out_task(client, wanted, (server, base), &task, &scratch, work)
@@ -459,11 +464,10 @@ impl Builder {
         work: &Work,
     ) -> Result<Checked> {
         let shown = task.remote.shown().to_owned();
-        let hash = server.hash();
-        if task.commit.len() != hash.len_in_hex() {
+        let (hash, commit) = (server.hash(), &task.found.commit);
+        if commit.len() != hash.len_in_hex() {
             return Err(Error::invalid(format!(
-                "failed to fetch remote {shown}: {} is not a commit of a repository with object-format={hash}",
-                task.commit
+                "failed to fetch remote {shown}: {commit} is not a commit of a repository with object-format={hash}"
             )));
         }
         let report = |bytes, is_done| {
@@ -479,7 +483,7 @@ impl Builder {
         let (sender, receiver) = tokio::sync::mpsc::channel(16);
         let is_root = task.depth == 0;
         let plan = Checkout {
-            commit: task.commit.clone(),
+            commit: commit.clone(),
             directory: match is_root {
                 true => wanted.directory.clone(),
                 false => String::new(),
@@ -489,7 +493,12 @@ impl Builder {
         let known = base.as_ref().map(|base| base.commit.clone());
         let served = scratch.path().join("served");
         let (scratch, path) = (scratch.clone(), task.path.clone());
-        let keep = (is_root && wanted.keep_git_dir).then(|| task.remote.shown().to_owned());
+        let keep = is_root && wanted.keep_git_dir;
+        let wanted = match &task.found.tag {
+            tag if keep && !tag.is_empty() => tag,
+            _ => commit,
+        };
+        let keep = keep.then(|| (task.remote.shown().to_owned(), task.found.clone()));
         let keeps_packs = is_root && server.knows_haves();
         let written = tokio::spawn(blocking(move || {
             let _turn = turn;
@@ -512,9 +521,9 @@ impl Builder {
             let mut checked = plan.run(&mut objects, &into)?;
             drop(objects);
             match keep {
-                Some(remote) => {
+                Some((remote, found)) => {
                     let to = scratch.path().join("fs/.git");
-                    dot_git::write(&to, &place, &remote, &checked)?;
+                    dot_git::write(&to, &place, &remote, &checked, &found)?;
                     fs::remove_tree(&place)?;
                 }
                 None if keeps_packs => {
@@ -524,7 +533,7 @@ impl Builder {
             }
             Ok(checked)
         }));
-        let fetching = server.fetch(&task.commit, known.as_deref(), &served, sender, report);
+        let fetching = server.fetch(wanted, known.as_deref(), &served, sender, report);
         let received = fetching.await;
         let written = written.await;
         let written = written.map_err(|error| Error::internal(error.to_string()))?;

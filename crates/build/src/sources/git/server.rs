@@ -31,13 +31,23 @@ const ADVERTISEMENT: &str = "application/x-git-upload-pack-advertisement";
 pub(super) const STEP: u64 = 1 << 20;
 
 /// A reference that was found.
-#[derive(Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct ResolvedReference {
-    /// The full name; that of the branch, if it is the default one and the server tells.
+    /// The full name; that of the branch, if it is the default one and the server tells. Empty if the commit itself was asked for.
     pub reference: String,
     pub commit: String,
     /// The annotated tag that names the commit; empty without one.
     pub tag: String,
+}
+
+impl ResolvedReference {
+    /// Returns a commit that has no name.
+    pub fn commit(id: &str) -> Self {
+        Self {
+            commit: id.to_owned(),
+            ..Self::default()
+        }
+    }
 }
 
 /// A server that has told what it can.
@@ -318,8 +328,8 @@ impl Server {
         })
     }
 
-    /// Fetches the pack of a commit, without its history, and without what the commit `known` has, if there is one. Its last piece
-    /// is `None`. `place` is where nothing is yet.
+    /// Fetches the pack of a commit, or of an annotated tag and its commit, without its history, and without what the commit `known`
+    /// has, if there is one. Its last piece is `None`. `place` is where nothing is yet.
     pub async fn fetch(
         &self,
         commit: &str,
