@@ -188,8 +188,9 @@ impl Context<'_> {
             bound: false,
             tells_exit: false,
         };
-        let (_, mut output) = started.exec(exec).await.unwrap();
-        assert_eq!(read(&mut output).await, "sh\n4\n");
+        let mut further = started.exec(exec).await.unwrap();
+        assert_eq!(read(&mut further.streams).await, "sh\n4\n");
+        assert_eq!(further.end.wait().await.code, 0);
         ours.write_all(b"a line\n").await.unwrap();
         assert_eq!(read(&mut ours).await, "sh\ngot a line\n");
         assert_eq!(started.wait().await.code, 7);
