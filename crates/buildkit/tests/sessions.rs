@@ -469,7 +469,7 @@ async fn services_are_called() {
     assert_eq!(failed.message, "secret slow: no answer for 0 s");
     let (user, password) = session.credentials("registry").await.unwrap();
     assert_eq!((user.as_str(), password.as_str()), ("registry", "password"));
-    let failed = session.export(0).unwrap_err();
+    let failed = session.export(0, &BTreeMap::new()).unwrap_err();
     assert!(failed.message.contains("FileSend/DiffCopy not supported"));
 }
 
@@ -483,7 +483,8 @@ async fn a_client_that_pauses_gets_its_output() {
     let session = client.connect(&Arc::default()).await;
     let produce = |output: &mut dyn std::io::Write| output.write_all(&vec![7; SIZE]);
     let turn = OUTPUTS.begin().await;
-    let written = output::write(session.export(0).unwrap(), turn, produce, |_| ());
+    let stream = session.export(0, &BTreeMap::new()).unwrap();
+    let written = output::write(stream, turn, produce, |_| ());
     written.await.unwrap();
     assert_eq!(client.asked.load(Ordering::Relaxed), SIZE);
 }

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use serde_json::json;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
 use whelk_buildkit::grpc::{Call, Code, Result, Status};
 use whelk_buildkit::pb::Unused;
 use whelk_buildkit::pb::control::{Exporter, SolveRequest, SolveResponse};
@@ -11,6 +13,7 @@ use whelk_buildkit::pb::gateway::{self, ReturnRequest, result};
 use whelk_buildkit::pb::session::{FindExportersRequest, FindExportersResponse};
 use whelk_buildkit::session::{EXPORTERS, SEND};
 use whelk_tests::Engine;
+use whelk_tests::builds::json_file;
 use whelk_tests::grpc::{Bridge, Grpc};
 
 use crate::file;
@@ -55,7 +58,17 @@ fn frontends_and_outputs_describe_the_image() {
     // The name that the frontend returns.
     let named = output("image", &[("name", "*")]);
     let bridge = grpc.build("named", named.clone());
-    let answer = returned(bridge, &[("image.name", "front:1,front:2")]).unwrap();
+    let metadata = [
+        ("image.name", "front:1,front:2"),
+        ("annotation.of", "the frontend"),
+    ];
+    let answer = returned(bridge, &metadata).unwrap();
+    let descriptor = &answer.exporter_response["containerimage.descriptor"];
+    let descriptor = STANDARD.decode(descriptor).unwrap();
+    let descriptor: Value = serde_json::from_slice(&descriptor).unwrap();
+    let digest = descriptor["digest"].as_str().unwrap().replace(':', "/");
+    let manifest = json_file(&engine.root().join("blobs").join(digest));
+    assert_eq!(manifest["annotations"], json!({"of": "the frontend"}));
     let expected = "docker.io/library/front:1,docker.io/library/front:2";
     assert_eq!(answer.exporter_response["image.name"], expected);
     engine.image("front:2");

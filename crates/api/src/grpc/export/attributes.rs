@@ -212,27 +212,63 @@ enum AnnotationTarget {
     IndexEntry,
 }
 
-/// Annotations of images: what each is about, the platform (empty for all), the name and the value.
+/// Annotations of images.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Annotations(Vec<(AnnotationTarget, String, String, String)>);
+pub(super) struct Annotations {
+    /// What each is about, the platform (empty for all), the name and the value.
+    list: Vec<(AnnotationTarget, String, String, String)>,
+    /// In bytes.
+    size: usize,
+}
 
 impl Annotations {
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.list.is_empty()
     }
 
     /// Returns whether there are some that Docker's media types do not have: all but those of manifests.
     pub fn need_oci_types(&self) -> bool {
-        let mut targets = self.0.iter().map(|(target, ..)| *target);
+        let mut targets = self.list.iter().map(|(target, ..)| *target);
         targets.any(|target| target != AnnotationTarget::Manifest)
     }
 
+    /// Adds those that a frontend has returned with its result, which count instead of others of the same name.
+    pub fn add_returned(&mut self, metadata: &BTreeMap<String, Vec<u8>>) -> Result<()> {
+        let kind = "of a frontend";
+        for (name, value) in metadata {
+            if let Some(annotation) = annotation(kind, name)? {
+                self.add(kind, annotation, &String::from_utf8_lossy(value))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn add(
+        &mut self,
+        kind: &str,
+        (place, platform, key): (AnnotationTarget, String, &str),
+        value: &str,
+    ) -> Result<()> {
+        self.size += platform.len() + key.len() + value.len();
+        if self.size > MAX_ANNOTATIONS {
+            let text = format!("the annotations of the output {kind} are larger than 1 MiB");
+            return Err(Status::invalid(text));
+        }
+        self.list
+            .push((place, platform, key.to_owned(), value.to_owned()));
+        Ok(())
+    }
+
+    /// Returns the annotations of something. Those for its platform count instead of those for all.
     fn at(&self, place: AnnotationTarget, platform: &str) -> BTreeMap<String, String> {
-        let found = self.0.iter();
-        let found = found
-            .filter(|(at, wanted, ..)| *at == place && (wanted.is_empty() || wanted == platform));
-        found
-            .map(|(.., name, value)| (name.clone(), value.clone()))
+        let found = |is_for: fn(&str, &str) -> bool| {
+            let found = self.list.iter();
+            found.filter(move |(at, wanted, ..)| *at == place && is_for(wanted, platform))
+        };
+        let for_all = found(|wanted, _| wanted.is_empty());
+        let for_one = found(|wanted, platform| !wanted.is_empty() && wanted == platform);
+        let all = for_all.chain(for_one);
+        all.map(|(.., name, value)| (name.clone(), value.clone()))
             .collect()
     }
 
@@ -261,7 +297,7 @@ impl Annotations {
 
     /// Refuses annotations of platforms that there are not, and of an index if there is none.
     pub fn check(&self, platforms: &[&str], has_index: bool) -> Result<()> {
-        for (place, platform, ..) in &self.0 {
+        for (place, platform, ..) in &self.list {
             if !platform.is_empty() && !platforms.contains(&platform.as_str()) {
                 let text = format!("invalid annotation: no platform {platform} found in source");
                 return Err(Status::invalid(text));
@@ -373,56 +409,14 @@ impl<'a> Attributes<'a> {
         }
     }
 
-    /// Reads `annotation[-WHERE][\[PLATFORM\]].KEY`.
     fn annotations(&mut self) -> Result<Annotations> {
         let mut found = Annotations::default();
-        let mut size = 0;
         let names: Vec<&str> = self.left.keys().copied().collect();
         for name in names {
-            let Some((place, key)) = name.strip_prefix("annotation").and_then(|rest| {
-                // A platform has no dot.
-                rest.split_once('.')
-            }) else {
-                continue;
-            };
-            let (place, platform) = match place.split_once('[') {
-                Some((place, platform)) => (place, platform.strip_suffix(']')),
-                None => (place, Some("")),
-            };
-            let place = match place {
-                "" | "-manifest" => AnnotationTarget::Manifest,
-                "-manifest-descriptor" => AnnotationTarget::Entry,
-                "-index" => AnnotationTarget::Index,
-                "-index-descriptor" => AnnotationTarget::IndexEntry,
-                _ => return Err(self.unsupported(name)),
-            };
-            let is_of_index = matches!(
-                place,
-                AnnotationTarget::Index | AnnotationTarget::IndexEntry
-            );
-            let platform = match platform {
-                None => return Err(self.unsupported(name)),
-                Some("") => String::new(),
-                Some(_) if is_of_index => return Err(self.unsupported(name)),
-                Some(platform) => {
-                    let parsed = Platform::parse(platform, &whelk_build::emulation::host());
-                    let parsed = parsed.map_err(Status::invalid)?;
-                    parsed.normalized().specifier()
-                }
-            };
-            if key.is_empty() {
-                return Err(self.unsupported(name));
+            if let Some(annotation) = annotation(self.kind, name)? {
+                let value = self.left.remove(name).unwrap_or_default();
+                found.add(self.kind, annotation, value)?;
             }
-            let value = self.left.remove(name).unwrap_or_default().to_owned();
-            size += name.len() + value.len();
-            if size > MAX_ANNOTATIONS {
-                let text = format!(
-                    "the annotations of the output {} are larger than 1 MiB",
-                    self.kind
-                );
-                return Err(Status::invalid(text));
-            }
-            found.0.push((place, platform, key.to_owned(), value));
         }
         Ok(found)
     }
@@ -441,6 +435,49 @@ impl<'a> Attributes<'a> {
             self.kind,
             self.known.join(", ")
         )))
+    }
+}
+
+/// Reads `annotation[-WHERE][\[PLATFORM\]].KEY`: what it is about, the platform (empty for all), and the key; `None` for another name.
+fn annotation<'a>(
+    kind: &str,
+    name: &'a str,
+) -> Result<Option<(AnnotationTarget, String, &'a str)>> {
+    let unsupported = || Status::unsupported(format_args!("{name} of the output {kind}"));
+    let rest = name.strip_prefix("annotation");
+    let rest = rest.filter(|rest| rest.starts_with(['.', '-', '[']));
+    // A platform has no dot.
+    let Some((place, key)) = rest.and_then(|rest| rest.split_once('.')) else {
+        return Ok(None);
+    };
+    let (place, platform) = match place.split_once('[') {
+        Some((place, platform)) => (place, platform.strip_suffix(']')),
+        None => (place, Some("")),
+    };
+    let place = match place {
+        "" | "-manifest" => AnnotationTarget::Manifest,
+        "-manifest-descriptor" => AnnotationTarget::Entry,
+        "-index" => AnnotationTarget::Index,
+        "-index-descriptor" => AnnotationTarget::IndexEntry,
+        _ => return Err(unsupported()),
+    };
+    let is_of_index = matches!(
+        place,
+        AnnotationTarget::Index | AnnotationTarget::IndexEntry
+    );
+    let platform = match platform {
+        None => return Err(unsupported()),
+        Some("") => String::new(),
+        Some(_) if is_of_index => return Err(unsupported()),
+        Some(platform) => {
+            let parsed = Platform::parse(platform, &whelk_build::emulation::host());
+            let parsed = parsed.map_err(Status::invalid)?;
+            parsed.normalized().specifier()
+        }
+    };
+    match key.is_empty() {
+        true => Err(unsupported()),
+        false => Ok(Some((place, platform, key))),
     }
 }
 

@@ -139,17 +139,28 @@ impl Export {
         }
     }
 
-    /// Returns the output with the names that a frontend has returned, if it wants these.
-    fn named(&self, metadata: &BTreeMap<String, Vec<u8>>) -> Result<Self> {
+    /// Returns the output with what a frontend has returned for it: annotations, and the names, if it wants these.
+    fn with_returned(&self, metadata: &BTreeMap<String, Vec<u8>>) -> Result<Self> {
         let mut export = self.clone();
-        if self.is_named_by_frontend {
-            let names = metadata.get(archive::NAMES);
-            let names = names.map_or("*".into(), |names| String::from_utf8_lossy(names));
-            match &mut export.output {
-                Output::Image(image) => image.names = attributes::names(&names, image.push)?,
-                Output::Archive(archive) => archive.names = attributes::names(&names, Push::Not)?,
-                Output::Directory(_) | Output::Tar(_) => {}
+        let names = metadata.get(archive::NAMES);
+        let names = names.map_or("*".into(), |names| String::from_utf8_lossy(names));
+        let names = Some(names).filter(|_| self.is_named_by_frontend);
+        match &mut export.output {
+            Output::Image(image) => {
+                if let Some(names) = names {
+                    image.names = attributes::names(&names, image.push)?;
+                }
+                image.annotations.add_returned(metadata)?;
+                image.form.has_docker_types &= !image.annotations.need_oci_types();
             }
+            Output::Archive(archive) => {
+                if let Some(names) = names {
+                    archive.names = attributes::names(&names, Push::Not)?;
+                }
+                archive.annotations.add_returned(metadata)?;
+                archive.has_docker_types &= !archive.annotations.need_oci_types();
+            }
+            Output::Directory(_) | Output::Tar(_) => {}
         }
         Ok(export)
     }
@@ -247,7 +258,7 @@ impl Buildkit {
             verify::warn(build, wanted, &results);
         }
         for export in exports {
-            let export = &export.named(&returned.metadata)?;
+            let export = &export.with_returned(&returned.metadata)?;
             let work = build.request.progress.begin(export.label());
             match self.export_one(build, &results, export, &work).await {
                 Ok(told) => {
