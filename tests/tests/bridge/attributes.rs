@@ -221,6 +221,44 @@ fn attributes_of_dockerfiles_have_their_effect() {
     engine.has_no_builds();
 }
 
+#[test]
+fn the_dockerfile_may_be_an_input() {
+    let engine = Engine::start();
+    let grpc = Grpc::connect(&engine);
+    // A client without directories.
+    grpc.session(&engine, "client", &["none.None/None"], |_| async move {
+        Err(Status::unknown("not called"))
+    });
+    let request = SolveRequest {
+        session: "client".into(),
+        ..SolveRequest::default()
+    };
+    let bridge = grpc.build("inputs", request);
+    let dockerfile = |text: &str| run(&format!("printf '{text}' > /Dockerfile"));
+    let solve = |inputs: &[(&str, &Definition)]| {
+        let inputs = inputs.iter();
+        let inputs = inputs.map(|(name, definition)| ((*name).to_owned(), (*definition).clone()));
+        let request = gateway::SolveRequest {
+            frontend: "dockerfile.v0".into(),
+            frontend_inputs: inputs.collect(),
+            allow_result_return: true,
+            allow_result_array_ref: true,
+            ..gateway::SolveRequest::default()
+        };
+        let answer: gateway::SolveResponse = bridge.call("Solve", &request).unwrap();
+        reference(&answer.result.unwrap()).to_owned()
+    };
+    let alone = dockerfile("FROM scratch\\nCOPY <<E /alone\\nwritten\\nE\\n");
+    let found = solve(&[("dockerfile", &alone)]);
+    assert_eq!(bridge.read(&found, "alone"), Ok("written\n".into()));
+    // It counts more than the one of the context.
+    let copies = dockerfile("FROM scratch\\nCOPY x /copied\\n");
+    let context = run("echo content > /x; echo nonsense > /Dockerfile");
+    let found = solve(&[("dockerfile", &copies), ("context", &context)]);
+    assert_eq!(bridge.read(&found, "copied"), Ok("content\n".into()));
+    bridge.finish(None).unwrap();
+}
+
 /// Those that were used last.
 #[test]
 fn directories_of_clients_are_kept_up_to_a_limit() {

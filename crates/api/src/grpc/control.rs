@@ -42,7 +42,7 @@ const HOST_GATEWAY: &str = "org.mobyproject.buildkit.worker.moby.host-gateway-ip
 const MAX_REF: usize = 256;
 
 /// The version of the Dockerfile language.
-pub(super) const DOCKERFILE: &str = "1.19.0";
+const DOCKERFILE: &str = "1.19.0";
 
 /// The outputs and the caches that a build exports its result to.
 struct Outputs {

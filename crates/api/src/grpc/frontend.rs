@@ -25,7 +25,6 @@ use whelk_sys::sync::IgnorePoison as _;
 
 use super::builds::{Build, Origin, Reference};
 use super::client::{Sent, SessionClient};
-use super::control::DOCKERFILE;
 use super::gateway;
 use super::result::of_frontend;
 use super::scope::Scope;
@@ -63,8 +62,8 @@ struct Prepared {
     locals: Vec<String>,
 }
 
-/// What clients say of a directory that they do not have. They say it as text only.
-const NO_DIRECTORY: &str = "no access allowed to dir";
+/// What is said of a directory that a client does not have, by clients as text only, and of a client without directories.
+const NO_DIRECTORY: [&str; 2] = ["no access allowed to dir", "no local sources enabled"];
 
 /// Maximum number of platforms of a build.
 const MAX_PLATFORMS: usize = 64;
@@ -144,7 +143,6 @@ impl Buildkit {
             frontend: frontend.to_owned(),
             attributes: attributes.clone(),
             locals: prepared.locals.clone(),
-            version: DOCKERFILE.into(),
         };
         let mut references = self.convert(build, &request, &prepared, &call).await?;
         if prepared.options.multi_platform {
@@ -298,32 +296,24 @@ impl Buildkit {
                 "a directory of the client's context (contextsubdir)",
             ));
         }
-        let is_of_client = remote.is_none() || !get("dockerfilekey").is_empty();
+        let given = dockerfile_input(attributes, inputs)?;
+        let is_of_client =
+            given.is_none() && (remote.is_none() || !get("dockerfilekey").is_empty());
         if let Some(filename) = remote.as_ref().and_then(|remote| remote.filename.clone())
             && !is_of_client
         {
             options.filename = filename;
         }
         let filename = options.filename.clone();
+        let own = remote.as_ref().filter(|_| !is_of_client);
+        let graph = given.as_ref().or(own.map(|remote| &remote.graph));
         let Texts {
             vertex,
             text,
             ignore,
-        } = match &remote {
-            Some(remote) if !is_of_client => {
-                let paths = [filename.clone(), filename.to_lowercase()];
-                let [text, other] = self.texts(build, &remote.graph, paths).await?;
-                Texts {
-                    // Of an empty result, such as that of `FROM scratch`, there is none.
-                    vertex: match remote.graph.nodes.first() {
-                        Some(node) => node.digest,
-                        None => whelk_llb::Digest::of(filename.as_bytes()),
-                    },
-                    text: text.or_else(|| other.filter(|_| filename == "Dockerfile")),
-                    ignore: None,
-                }
-            }
-            _ => self.load_texts(build, attributes, &filename).await?,
+        } = match graph {
+            Some(graph) => self.texts_of(build, graph, &filename).await?,
+            None => self.load_texts(build, attributes, &filename).await?,
         };
         let text = text.ok_or_else(|| {
             let text =
@@ -391,6 +381,28 @@ impl Buildkit {
         })
     }
 
+    /// Reads the Dockerfile in a result, and the ignore file beside it.
+    async fn texts_of(
+        self: &Arc<Self>,
+        build: &Build,
+        graph: &Graph,
+        filename: &str,
+    ) -> Result<Texts> {
+        let paths = [
+            filename.to_owned(),
+            filename.to_lowercase(),
+            format!("{filename}.dockerignore"),
+        ];
+        let [text, other, ignore] = self.texts(build, graph, paths).await?;
+        // Of an empty result, such as that of `FROM scratch`, there is no operation.
+        let of_name = || whelk_llb::Digest::of(filename.as_bytes());
+        Ok(Texts {
+            vertex: graph.nodes.first().map_or_else(of_name, |node| node.digest),
+            text: text.or_else(|| other.filter(|_| filename == "Dockerfile")),
+            ignore,
+        })
+    }
+
     /// Reads the client's Dockerfile, and the ignore file beside it.
     async fn load_texts(
         self: &Arc<Self>,
@@ -437,7 +449,13 @@ impl Buildkit {
         };
         let (_, directory) = match self.load(build, attributes, name, &wanted).await {
             // Of what the client does not have, a Dockerfile may use nothing.
-            Err(status) if status.message.contains(NO_DIRECTORY) => return Ok(None),
+            Err(status)
+                if NO_DIRECTORY
+                    .iter()
+                    .any(|text| status.message.contains(text)) =>
+            {
+                return Ok(None);
+            }
             loaded => loaded?,
         };
         read(&directory, ".dockerignore").await
@@ -472,6 +490,25 @@ impl Buildkit {
         let directory = directory.map_err(|error| Status::unknown(error.to_string()))?;
         Ok((vertex, directory))
     }
+}
+
+/// Returns the definition that has the Dockerfile, if the client has sent one that is not the context.
+fn dockerfile_input(
+    attributes: &Attributes,
+    inputs: &BTreeMap<String, Definition>,
+) -> Result<Option<Graph>> {
+    let get = |name: &str| attributes.get(name).map_or("", String::as_str);
+    let context = match get("contextkey") {
+        "" => "context",
+        name => name,
+    };
+    // A context on a server has its own.
+    let has_own = !get(context).is_empty() || !get("dockerfilekey").is_empty();
+    let input = inputs.get("dockerfile").filter(|_| !has_own);
+    let graph = input.map(|definition| Graph::new(definition.clone()));
+    graph
+        .transpose()
+        .map_err(|error| Status::invalid(error.to_string()))
 }
 
 pub(super) fn without_cap(cap: &str) -> Status {

@@ -78,8 +78,6 @@ pub struct FrontendCall {
     pub attributes: BTreeMap<String, String>,
     /// Directories of the client that the frontend has read.
     pub locals: Vec<String>,
-    /// The version of the Dockerfile language.
-    pub version: String,
 }
 
 /// How a result was made.
@@ -125,17 +123,10 @@ impl Provenance {
         let materials = self.capture.materials();
         let platform = crate::emulation::host().short();
         let mut environment = Map::new();
-        let is_dockerfile = self.call.frontend == "dockerfile.v0";
-        let version = Some(&self.call.version).filter(|_| is_dockerfile);
         match options.is_v1 {
             true => {
                 set(&mut environment, "buildConfig", config);
                 environment.insert("builderPlatform".into(), platform.into());
-                set(
-                    &mut environment,
-                    "dockerfileVersion",
-                    version.cloned().into(),
-                );
                 let mut run = json!({
                     "invocationID": self.invocation,
                     "startedOn": time(self.started),
@@ -162,11 +153,6 @@ impl Provenance {
             }
             false => {
                 environment.insert("platform".into(), platform.into());
-                set(
-                    &mut environment,
-                    "dockerfileVersion",
-                    version.cloned().into(),
-                );
                 let mut source = described.source;
                 if let Some(path) = source.remove("path") {
                     source.insert("entryPoint".into(), path);

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 use whelk_image::descriptor::Descriptor;
-use whelk_llb::pb::MountType;
 use whelk_llb::pb::op::Kind;
+use whelk_llb::pb::{Definition, MountType};
 use whelk_llb::{Digest, Graph, Node};
 
 use super::op;
@@ -101,10 +101,25 @@ impl Steps {
         }
         let infos = source.infos.iter().map(|info| {
             let data = base64::engine::general_purpose::STANDARD.encode(&info.data);
-            json!({"filename": info.filename, "language": info.language, "data": data})
+            let mut known =
+                json!({"filename": info.filename, "language": info.language, "data": data});
+            let definition = info.definition.as_ref().and_then(Self::definition);
+            if let (Value::Object(known), Some(Value::Object(definition))) =
+                (&mut known, definition)
+            {
+                known.extend(definition);
+            }
+            known
         });
         let infos: Vec<Value> = infos.collect();
         json!({"locations": locations, "infos": infos})
+    }
+
+    /// Returns the definition of what a file is part of, in the form of [`Self::config`]; `None` of one that is empty or invalid.
+    fn definition(definition: &Definition) -> Option<Value> {
+        let last = Digest::of(definition.def.last()?);
+        let graph = Graph::new(definition.clone()).ok()?;
+        Some(Self::of(&graph, &last).config(&graph))
     }
 
     /// Returns the layers that each step has: those of the result, and of the steps that it stands on, as far as each has added

@@ -1,5 +1,5 @@
 use whelk_llb::pb::op::Kind;
-use whelk_llb::pb::{ExecOp, Meta, Mount, MountType, SecretOpt, SourceInfo, SourceOp};
+use whelk_llb::pb::{Definition, ExecOp, Meta, Mount, MountType, SecretOpt, SourceInfo, SourceOp};
 use whelk_llb::{Builder, Vertex};
 
 use super::*;
@@ -48,7 +48,7 @@ fn provenance() -> Provenance {
         filename: "Dockerfile".into(),
         data: b"FROM busybox\n".to_vec(),
         language: "Dockerfile".into(),
-        ..SourceInfo::default()
+        definition: Some(directory()),
     };
     let definition = builder.definition(Some(result.unwrap()), Some(file));
     let last = Digest::of(definition.def.last().unwrap());
@@ -71,7 +71,6 @@ fn provenance() -> Provenance {
             frontend: "dockerfile.v0".into(),
             attributes: attributes.into(),
             locals: vec!["dockerfile".into()],
-            version: "1.19.0".into(),
         },
         graph: Arc::new(graph),
         last,
@@ -79,6 +78,17 @@ fn provenance() -> Provenance {
         started: 0,
         finished: 1_000_000_000,
     }
+}
+
+/// Returns the definition of the directory that the Dockerfile is in.
+fn directory() -> Definition {
+    let source = SourceOp {
+        identifier: "local://dockerfile".into(),
+        attrs: [("local.session".to_owned(), "hidden".to_owned())].into(),
+    };
+    let mut builder = Builder::default();
+    let source = builder.add(Vertex::new(Kind::Source(source), Vec::new()));
+    builder.definition(Some(source.unwrap()), None)
 }
 
 fn made(is_max: bool, is_v1: bool, layers: Option<&[Descriptor]>) -> Value {
@@ -113,7 +123,14 @@ fn version_0_2_has_everything() {
     let own = &metadata[METADATA_02];
     let vcs = json!({"revision": "abc", "source": "https://example.com/a.git"});
     assert_eq!(own["vcs"], vcs);
-    assert_eq!(own["source"]["infos"][0]["data"], "RlJPTSBidXN5Ym94Cg==");
+    let file = &own["source"]["infos"][0];
+    assert_eq!(file["data"], "RlJPTSBidXN5Ym94Cg==");
+    let step = &file["llbDefinition"][0];
+    assert_eq!(step["id"], "step0");
+    assert!(step.to_string().contains("local://dockerfile"), "{step}");
+    assert!(!step.to_string().contains("hidden"), "{step}");
+    let names = file["digestMapping"].as_object();
+    assert_eq!(names.map(serde_json::Map::len), Some(2));
     let steps = predicate["buildConfig"]["llbDefinition"]
         .as_array()
         .unwrap();
@@ -156,7 +173,6 @@ fn version_1_has_other_names() {
     let request = &definition["externalParameters"]["request"];
     assert_eq!(request["frontend"], "dockerfile.v0");
     let internal = &definition["internalParameters"];
-    assert_eq!(internal["dockerfileVersion"], "1.19.0");
     assert!(internal["buildConfig"]["digestMapping"].is_object());
     let run = &predicate["runDetails"];
     assert_eq!(run["metadata"]["invocationID"], "build");
