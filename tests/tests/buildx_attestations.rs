@@ -494,3 +494,44 @@ fn annotations_are_in_the_index_that_is_pushed() {
         assert_eq!(descriptor["annotations"], json!({"z": "3"}));
     }
 }
+
+/// So that scanners of registries know which layer a file, and what is wrong with it, comes from.
+#[test]
+fn bills_say_which_layers_files_are_in() {
+    let files = [
+        ("bin/busybox", 0),
+        ("/made", 1),
+        ("/changed", 2),
+        ("/removed", 1),
+    ];
+    let listed = files.map(|(name, _)| json!({"fileName": name, "SPDXID": "SPDXRef-x"}));
+    let mut listed = listed.to_vec();
+    listed.push(json!({"fileName": "/none"}));
+    listed.push(json!({"fileName": "/made", "comment": "mine"}));
+    let predicate = json!({"spdxVersion": "SPDX-2.3", "files": listed, "creationInfo": {"creators": ["Tool: scan"]}});
+    let statement = json!({"_type": "https://in-toto.io/Statement/v0.1", "predicateType": "https://spdx.dev/Document", "predicate": predicate});
+    let engine = Engine::start();
+    let registry = Registry::start();
+    let script = format!("echo '{statement}' > $BUILDKIT_SCAN_DESTINATION/sbom.spdx.json\n");
+    scanner(&engine, "scanner", &script);
+    let dockerfile = "FROM busybox\n\
+        RUN echo 1 > /made && echo 1 > /changed && echo 1 > /removed\n\
+        RUN echo 2 > /changed && rm /removed\n";
+    let context = context(&engine, dockerfile);
+    let name = format!("{}/app:1", registry.host);
+    let args = ["--sbom=generator=scanner", "-t", &name, "--push"];
+    docker(&engine).built(&context, &args);
+    let sbom = imagetools(&engine, &name, "SBOM")["SPDX"].clone();
+    let (index, _) = registry.manifest_of("app", "1").unwrap();
+    let manifest = index["manifests"][0]["digest"].as_str().unwrap();
+    let (manifest, _) = registry.manifest_of("app", manifest).unwrap();
+    for (number, (name, layer)) in files.into_iter().enumerate() {
+        let digest = manifest["layers"][layer]["digest"].as_str().unwrap();
+        let comment = format!("layerID: {digest}");
+        assert_eq!(sbom["files"][number]["comment"], json!(comment), "{name}");
+    }
+    assert_eq!(sbom["files"][4]["comment"], Value::Null);
+    assert_eq!(sbom["files"][5]["comment"], "mine");
+    let creators = sbom["creationInfo"]["creators"].as_array().unwrap();
+    assert_eq!((creators.len(), &creators[0]), (2, &json!("Tool: scan")));
+}

@@ -89,7 +89,7 @@ impl Builder {
                 };
                 core_first(&mut bills, core);
                 for bill in bills {
-                    match is_core(&bill, core) {
+                    match bill.is_core {
                         true => first.push(bill),
                         false => others.push(bill),
                     }
@@ -139,6 +139,7 @@ impl Reader {
             subjects: attestation.subjects.clone(),
             predicate,
             is_inline_only: attestation.is_inline_only,
+            is_core: false,
         }])
     }
 
@@ -193,13 +194,12 @@ fn failed(what: &str, error: &std::io::Error) -> Error {
     Error::invalid(format!("read {what}: {cause}"))
 }
 
-fn is_core(bill: &Bill, core: &str) -> bool {
-    bill.file.split('.').next() == Some(core)
-}
-
 /// Sorts the statement with this name, up to the first dot, before the others.
 pub(crate) fn core_first(bills: &mut [Bill], core: &str) {
-    bills.sort_by_key(|bill| !is_core(bill, core));
+    for bill in &mut *bills {
+        bill.is_core = bill.file.split('.').next() == Some(core);
+    }
+    bills.sort_by_key(|bill| !bill.is_core);
 }
 
 fn bill(name: &str, bytes: &[u8], kind: &str) -> Result<Bill> {
@@ -221,6 +221,7 @@ fn bill(name: &str, bytes: &[u8], kind: &str) -> Result<Bill> {
         subjects: subjects.map(Subject::Other).collect(),
         predicate: written.predicate,
         is_inline_only: false,
+        is_core: false,
     })
 }
 

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use whelk_engine::images::{BuiltIndex, BuiltMember};
 use whelk_image::archive::{Attached, IndexAnnotations, Packed, Packing, attach, describe, index};
 use whelk_image::descriptor::{DOCKER_MANIFEST_LIST, Descriptor, INDEX};
-use whelk_image::{Digest, Platform as Target, Reference};
+use whelk_image::{Digest, Platform as Target, Reference, Store};
 use whelk_llb::pb::Platform;
 
+use crate::bundle::SPDX;
 use crate::error::Result;
 use crate::exporter::Finished;
 use crate::statement::{Encoded, Statement, of_image};
+use crate::supplement::supplement;
 use crate::{Builder, blocking};
 
 /// An image of an index.
@@ -62,6 +64,7 @@ impl Parts {
     /// Adds an image to which `target` refers.
     fn add(
         &mut self,
+        store: &Store,
         member: &Member,
         target: Descriptor,
         layers: &[Descriptor],
@@ -72,7 +75,15 @@ impl Parts {
             let subjects = of_image(&settings.names, &member.platform, &target.digest);
             let mut encoded = Vec::with_capacity(member.statements.len());
             for statement in &member.statements {
-                let statement = statement.encode(&subjects, Some(layers), false)?;
+                let statement = match statement {
+                    Statement::Bill(bill) if bill.is_core && bill.kind == SPDX => {
+                        let mut bill = bill.clone();
+                        let config = &member.finished.config;
+                        supplement(store, config, layers, &mut bill.predicate)?;
+                        Statement::Bill(bill).encode(&subjects, Some(layers), false)?
+                    }
+                    other => other.encode(&subjects, Some(layers), false)?,
+                };
                 encoded.push((statement.kind.clone(), statement.bytes.clone()));
                 self.statements.push((place, statement));
             }
@@ -123,7 +134,7 @@ impl Builder {
                 let mut entry = described.descriptor;
                 entry.annotations = packing.entry_annotations.clone();
                 entry.platform = Some(target(&member.platform));
-                parts.add(member, entry, &described.layers, &settings)?;
+                parts.add(store, member, entry, &described.layers, &settings)?;
                 images.push(BuiltMember {
                     lease: finished.lease.clone(),
                     config: finished.config.clone(),
@@ -179,7 +190,7 @@ impl Builder {
                 let (store, lease) = (builder.store(), &finished.lease);
                 let packed = Packed::new(store, lease, &finished.config, &member.packing, |_| {})?;
                 let entry = packed.target(&platform);
-                parts.add(member, entry, &packed.layers, &settings)?;
+                parts.add(store, member, entry, &packed.layers, &settings)?;
                 images.push((packed, platform));
             }
             let manifests = parts.entries.iter().map(|entry| entry.digest.clone());

@@ -48,6 +48,7 @@ mod solver;
 mod sources;
 mod spool;
 mod statement;
+mod supplement;
 mod transfer;
 mod tree;
 mod usage;

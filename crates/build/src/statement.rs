@@ -29,6 +29,8 @@ pub struct Bill {
     pub predicate: Value,
     /// Whether it is only for images.
     pub is_inline_only: bool,
+    /// Whether it is the bill of the result, which says where in it files are.
+    pub is_core: bool,
 }
 
 /// What a statement is about.
@@ -160,6 +162,7 @@ mod tests {
             subjects,
             predicate: Value::Null,
             is_inline_only: false,
+            is_core: false,
         };
         let result = [subject("a", &["sha256:1"]), subject("b", &["sha256:1"])];
         assert_eq!(bill(Vec::new()).about(&result), result);
