@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use whelk_llb::Digest;
 
-use crate::failed::Failed;
+use crate::failed::{Failed, Remains};
 
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -44,6 +44,14 @@ pub enum Error {
         /// What it has left, if that is kept.
         state: Option<Arc<Failed>>,
     },
+    /// An action of a file operation has failed.
+    #[error("{cause}")]
+    Action {
+        index: usize,
+        /// What is left of the operation, if that is kept.
+        remains: Option<Arc<Remains>>,
+        cause: Box<Error>,
+    },
     /// An operation has failed.
     #[error("{cause}")]
     Step { op: Digest, cause: Box<Error> },
@@ -76,7 +84,7 @@ impl Error {
         match self {
             Self::Dockerfile(error) => placed(error),
             Self::Unavailable { place, cause } => placed(place) + boxed(cause),
-            Self::Step { cause, .. } => boxed(cause),
+            Self::Step { cause, .. } | Self::Action { cause, .. } => boxed(cause),
             Self::Invalid(text) | Self::Unsupported(text) => text.len(),
             Self::Missing { path, .. } => path.len(),
             Self::Process { command, .. } => command.len(),
@@ -84,19 +92,50 @@ impl Error {
         }
     }
 
-    /// Returns it without the state of a failed process, for what is kept when the build has ended.
+    /// Returns it without the state of a failed operation, for what is kept when the build has ended.
     pub(crate) fn without_state(&self) -> Self {
         let mut error = self.clone();
-        if let Self::Process { state, .. } = &mut error {
-            *state = None;
-        }
+        error.drop_state();
         error
+    }
+
+    fn drop_state(&mut self) {
+        match self {
+            Self::Process { state, .. } => *state = None,
+            Self::Action { remains, cause, .. } => {
+                *remains = None;
+                cause.drop_state();
+            }
+            Self::Step { cause, .. } | Self::Unavailable { cause, .. } => cause.drop_state(),
+            _ => {}
+        }
+    }
+
+    /// Returns what is left of the operation that has failed.
+    pub fn remains(&self) -> Option<&Arc<Remains>> {
+        match self {
+            Self::Process { state, .. } => state.as_ref().map(|state| &state.remains),
+            Self::Action { remains, .. } => remains.as_ref(),
+            Self::Step { cause, .. } | Self::Unavailable { cause, .. } => cause.remains(),
+            _ => None,
+        }
+    }
+
+    /// Returns the index of the action that has failed.
+    pub fn action(&self) -> Option<usize> {
+        match self {
+            Self::Action { index, .. } => Some(*index),
+            Self::Step { cause, .. } | Self::Unavailable { cause, .. } => cause.action(),
+            _ => None,
+        }
     }
 
     /// Returns the cause, without the place where it has happened.
     pub fn root(&self) -> &Self {
         match self {
-            Self::Step { cause, .. } | Self::Unavailable { cause, .. } => cause.root(),
+            Self::Step { cause, .. }
+            | Self::Unavailable { cause, .. }
+            | Self::Action { cause, .. } => cause.root(),
             other => other,
         }
     }
@@ -117,7 +156,9 @@ impl From<Error> for whelk_engine::Error {
             | Error::Invalid(_)
             | Error::Missing { .. }
             | Error::Process { .. } => Self::Invalid(error.to_string()),
-            Error::Step { cause, .. } | Error::Unavailable { cause, .. } => (*cause).into(),
+            Error::Step { cause, .. }
+            | Error::Unavailable { cause, .. }
+            | Error::Action { cause, .. } => (*cause).into(),
         }
     }
 }

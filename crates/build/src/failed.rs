@@ -1,29 +1,39 @@
-//! The state of a step whose process has failed, for those who want to look at it.
+//! The state of a step that has failed, for those who want to look at it.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
 use whelk_dockerfile::convert::{Config, Image};
-use whelk_image::{Digest, Lease};
+use whelk_image::Digest;
 use whelk_llb::Digest as OpDigest;
 use whelk_llb::pb::{self, Meta};
 use whelk_sys::sync::IgnorePoison as _;
 
 use crate::Builder;
 use crate::error::Result;
-use crate::layers::Stack;
 use crate::provenance::Capture;
 use crate::request::Solved;
+use crate::snapshot::Snapshot;
 use crate::transfer::ExportedSteps;
 
 /// What a failed process has left, and how it was executed.
 #[derive(Debug)]
 pub struct Failed {
-    pub(crate) stack: Stack,
-    pub(crate) lease: Arc<Lease>,
+    /// The root file system.
+    pub(crate) files: Snapshot,
     pub(crate) meta: Meta,
     /// That of the host without a value.
     pub(crate) platform: Option<pb::Platform>,
+    pub(crate) remains: Arc<Remains>,
+}
+
+/// The files of a failed operation. There are none of what has no result.
+#[derive(Debug, Default)]
+pub struct Remains {
+    /// What the mounts of a process have shown before, or the inputs of a file operation.
+    pub inputs: Vec<Option<Snapshot>>,
+    /// What the mounts of a process show now, or what the actions of a file operation have made.
+    pub results: Vec<Option<Snapshot>>,
 }
 
 /// The states of the steps of one build that have failed last. Copies share them.
@@ -89,8 +99,8 @@ impl Builder {
             ..Image::default()
         };
         let solved = Solved {
-            stack: failed.stack.clone(),
-            lease: failed.lease.clone(),
+            stack: failed.files.stack.clone(),
+            lease: failed.files.lease.clone(),
             keys: Vec::new(),
             made: ExportedSteps::default(),
             capture: Capture::default(),

@@ -151,6 +151,20 @@ impl Layer {
 
     /// Returns a directory as a layer, which is sealed only if somebody waits for that: when it is part of a result.
     pub fn directory(store: &Store, workspace: Arc<Workspace>, lease: &Arc<Lease>) -> Arc<Self> {
+        Self::on_demand(store, workspace, lease, true)
+    }
+
+    /// Returns the layer of what a failed step has written, which is sealed only if somebody waits for that.
+    pub fn remains(store: &Store, workspace: Arc<Workspace>, lease: &Arc<Lease>) -> Arc<Self> {
+        Self::on_demand(store, workspace, lease, false)
+    }
+
+    fn on_demand(
+        store: &Store,
+        workspace: Arc<Workspace>,
+        lease: &Arc<Lease>,
+        is_directory: bool,
+    ) -> Arc<Self> {
         let (store, upper, held) = (store.clone(), workspace.clone(), lease.clone());
         let sealing = async move {
             let work = move || {
@@ -165,7 +179,7 @@ impl Layer {
             created: whelk_engine::events::now(),
             open: Mutex::new(Some(workspace)),
             sealing: sealing.boxed().shared(),
-            is_directory: true,
+            is_directory,
             _lease: Some(lease.clone()),
         })
     }

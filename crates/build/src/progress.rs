@@ -334,7 +334,7 @@ impl Work {
         self.is_ended = true;
         self.add(match &result {
             Ok(_) => EventKind::Done,
-            Err(error) => EventKind::Failed(error.clone()),
+            Err(error) => EventKind::Failed(error.without_state()),
         });
         result
     }

@@ -1,4 +1,4 @@
-//! Files that a container of a frontend can show: those of a result.
+//! Files that a container of a frontend can show: those of a result, or of a failed step.
 
 use std::sync::Arc;
 
@@ -12,14 +12,32 @@ use crate::request::Solved;
 pub struct Snapshot {
     pub(crate) stack: Stack,
     pub(crate) lease: Arc<Lease>,
+    /// The lease of the job that it comes from, which holds layers of images.
+    job: Option<Arc<Lease>>,
+}
+
+impl Snapshot {
+    pub(crate) fn new(stack: Stack, lease: &Arc<Lease>) -> Self {
+        Self {
+            stack,
+            lease: lease.clone(),
+            job: None,
+        }
+    }
+
+    /// Returns it with what else holds layers of it.
+    #[must_use]
+    pub fn held_by(&self, job: &Arc<Lease>) -> Self {
+        Self {
+            job: Some(job.clone()),
+            ..self.clone()
+        }
+    }
 }
 
 impl Solved {
     /// Returns the files.
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot {
-            stack: self.stack.clone(),
-            lease: self.lease.clone(),
-        }
+        Snapshot::new(self.stack.clone(), &self.lease)
     }
 }

@@ -1,5 +1,7 @@
 //! Details of errors, which tell clients where in a Dockerfile a build has failed.
 
+mod solve;
+
 use std::collections::BTreeMap;
 
 use base64::Engine as _;
@@ -9,6 +11,8 @@ use whelk_llb::pb::{Definition, OpMetadata, Range, Source as SourceMap, SourceIn
 
 use crate::grpc::Status;
 use crate::pb::Any;
+
+pub use solve::{Failure, Subject, solve};
 
 #[derive(Serialize)]
 struct Vertex<'a> {

@@ -1,20 +1,24 @@
 //! Containers of frontends (`NewContainer`, `ExecProcess`, `ReleaseContainer`).
 
+use serde_json::{Value, json};
 use whelk_buildkit::grpc::{Code, Status};
 use whelk_buildkit::pb::Unused;
 use whelk_buildkit::pb::control::SolveRequest;
 use whelk_buildkit::pb::gateway::exec::Input;
 use whelk_buildkit::pb::gateway::{
-    FdMessage, InitMessage, NewContainerRequest, ResizeMessage, SignalMessage,
+    EvaluateRequest, FdMessage, InitMessage, NewContainerRequest, ResizeMessage, SignalMessage,
 };
 use whelk_buildkit::pb::session::{GetSecretRequest, GetSecretResponse};
+use whelk_llb::pb::file_action::Action;
+use whelk_llb::pb::op::Kind;
 use whelk_llb::pb::{
-    CacheOpt, HostIp, Meta, Mount, MountType, Platform, SecretEnv, SecretOpt, WorkerConstraints,
+    CacheOpt, FileAction, FileActionCopy, FileOp, HostIp, Meta, Mount, MountType, Platform,
+    SecretEnv, SecretOpt, WorkerConstraints,
 };
 use whelk_tests::grpc::{Bridge, Ended, Grpc, Processes};
 use whelk_tests::{Engine, eventually, processes};
 
-use crate::{Made, fails, file, run};
+use crate::{Made, fails, file, make_file, run, script};
 
 const SECRET: &str = "moby.buildkit.secrets.v1.Secrets/GetSecret";
 
@@ -240,6 +244,169 @@ fn files_are_those_of_references() {
     assert_eq!(bridge.read(&other, "/sub/file").unwrap(), "other");
     let refused = bridge.container("none", &[bind("/", &root), secret("none", "/s")]);
     fails(refused, Code::Unknown, "secret none");
+    bridge.finish(None).unwrap();
+}
+
+/// Returns the detail of an error with the operation that has failed.
+#[track_caller]
+fn failure(status: &Status) -> Value {
+    let mut details = status.details.iter();
+    let detail = details.find(|detail| detail.type_url.ends_with("errdefs.Solve+json"));
+    serde_json::from_slice(&detail.expect("the operation").value).unwrap()
+}
+
+/// Returns the words of a list.
+fn texts(list: &Value) -> Vec<String> {
+    let list = list.as_array().unwrap().iter();
+    list.map(|text| text.as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn failed_processes_can_be_looked_at() {
+    let engine = Engine::start();
+    let grpc = Grpc::connect(&engine);
+    let bridge = grpc.build("failed", SolveRequest::default());
+    let mut made = Made::default();
+    let base = made.busybox();
+    let other = made.file(make_file("/file", "other"), None);
+    let text =
+        "echo a > /made; echo b > /rw/made; echo c > /new/made; echo d > /tmpfs/made; exit 3";
+    let failing = || {
+        let mut exec = script(text);
+        let tmpfs = MountType::Tmpfs.into();
+        for (dest, input, readonly, mount_type) in [
+            ("/ro", 1, true, 0),
+            ("/rw", 1, false, 0),
+            ("/new", -1, false, 0),
+            ("/tmpfs", -1, false, tmpfs),
+        ] {
+            exec.mounts.push(Mount {
+                dest: dest.into(),
+                input,
+                output: -1,
+                readonly,
+                mount_type,
+                ..Mount::default()
+            });
+        }
+        exec
+    };
+    let result = made.exec(failing(), &[base, other]);
+    let reference = bridge.solve(&made.definition(result)).unwrap().id;
+    let evaluate = EvaluateRequest {
+        r#ref: reference.clone(),
+    };
+    let status = bridge.call::<Unused>("Evaluate", &evaluate).unwrap_err();
+    assert!(status.message.contains("exit code: 3"), "{status}");
+    let failed = failure(&status);
+    let exec = &failed["op"]["exec"];
+    assert_eq!(exec["meta"]["args"][2], text);
+    assert_eq!(exec["mounts"][1]["dest"], "/ro");
+    let (inputs, results) = (texts(&failed["inputIDs"]), texts(&failed["mountIDs"]));
+    let is_named = |names: &[String]| {
+        names
+            .iter()
+            .map(|name| !name.is_empty())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(is_named(&inputs), [true, true, true, false, false]);
+    assert_eq!(is_named(&results), [true, true, true, true, false]);
+    // The same names another time.
+    let again = bridge.read(&reference, "/made").unwrap_err();
+    assert_eq!(failure(&again), failed);
+    let places = ["/", "/ro", "/rw", "/new"];
+    let show = |container: &str, names: &[String]| {
+        let pairs = places
+            .iter()
+            .zip(names)
+            .filter(|(_, name)| !name.is_empty());
+        let mounts: Vec<Mount> = pairs.map(|(place, name)| bind(place, name)).collect();
+        bridge.container(container, &mounts).unwrap();
+        let text = "cat /made /ro/* /rw/* /new/* 2>/dev/null";
+        bridge
+            .processes()
+            .run(container, "first", &["sh", "-c", text])
+            .stdout
+    };
+    assert_eq!(show("after", &results), "a\notherotherb\nc\n");
+    assert_eq!(show("before", &inputs), "otherother");
+    // They cannot be read without a container, and others have none.
+    fails(
+        bridge.read(&results[0], "/made"),
+        Code::NotFound,
+        "no such ref",
+    );
+    let unknown = results[0].replace("-failed-0", "-failed-7");
+    fails(
+        bridge.container("none", &[bind("/", &unknown)]),
+        Code::NotFound,
+        "no such ref",
+    );
+    let stranger = grpc.build("stranger", SolveRequest::default());
+    let refused = stranger.container("c", &[bind("/", &results[0])]);
+    fails(refused, Code::NotFound, "no such ref");
+    stranger.finish(None).unwrap();
+    // With outputs it is the same.
+    let mut exec = failing();
+    for (index, mount) in exec.mounts.iter_mut().enumerate().take(4) {
+        mount.output = i64::try_from(index).unwrap();
+    }
+    let result = made.exec(exec, &[base, other]);
+    let status = bridge.evaluate(&made.definition(result)).unwrap_err();
+    let results = texts(&failure(&status)["mountIDs"]);
+    assert_eq!(show("outputs", &results), "a\notherotherb\nc\n");
+    bridge.finish(None).unwrap();
+}
+
+#[test]
+fn failed_actions_can_be_looked_at() {
+    let engine = Engine::start();
+    let grpc = Grpc::connect(&engine);
+    let bridge = grpc.build("actions", SolveRequest::default());
+    let base = busybox(&bridge);
+    let mut made = Made::default();
+    let other = made.file(make_file("/file", "other"), None);
+    let action = |input: i64, secondary_input: i64, action: Action| FileAction {
+        input,
+        secondary_input,
+        output: -1,
+        action: Some(action),
+    };
+    let copy = FileActionCopy {
+        src: "/nothing".into(),
+        dest: "/none/there".into(),
+        mode: -1,
+        timestamp: -1,
+        ..FileActionCopy::default()
+    };
+    let mut actions = vec![
+        action(-1, -1, make_file("/made", "of an action")),
+        action(0, -1, make_file("/first", "first")),
+        action(2, -1, make_file("/second", "second")),
+        action(3, 1, Action::Copy(copy)),
+    ];
+    actions[3].output = 0;
+    let result = made.add(Kind::File(FileOp { actions }), &[other]);
+    let status = bridge.evaluate(&made.definition(result)).unwrap_err();
+    let failed = failure(&status);
+    assert_eq!(failed["file"]["index"], "3");
+    let copy = &failed["op"]["file"]["actions"][3];
+    assert_eq!(
+        (&copy["copy"]["src"], &copy["secondaryInput"]),
+        (&json!("/nothing"), &json!("1"))
+    );
+    let (inputs, results) = (texts(&failed["inputIDs"]), texts(&failed["mountIDs"]));
+    assert_eq!((inputs.len(), results.len()), (1, 4));
+    let mounts = [
+        bind("/", &base),
+        bind("/input", &results[3]),
+        bind("/secondary", &results[0]),
+        bind("/below", &inputs[0]),
+    ];
+    bridge.container("c", &mounts).unwrap();
+    let text = "cat /input/file /input/first /input/second /secondary/made /below/file; ls /below";
+    let shown = bridge.processes().run("c", "first", &["sh", "-c", text]);
+    assert_eq!(shown, output("otherfirstsecondof an actionotherfile\n"));
     bridge.finish(None).unwrap();
 }
 

@@ -183,7 +183,7 @@ impl Buildkit {
             "Evaluate" => {
                 let request: EvaluateRequest = call.request().await?;
                 let reference = scope.reference(&request.r#ref)?;
-                reference.solve(&self.builder).await?;
+                scope.solve(&reference, &self.builder).await?;
                 call.responses.send(&Unused {}).await
             }
             "Return" => {
@@ -292,7 +292,8 @@ impl Buildkit {
         {
             let ids = super::platforms::ids(kind).into_iter();
             for id in ids.filter(|id| !id.is_empty()) {
-                scope.reference(id)?.solve(&self.builder).await?;
+                let reference = scope.reference(id)?;
+                scope.solve(&reference, &self.builder).await?;
             }
         }
         Ok(SolveResponse {
@@ -454,7 +455,8 @@ impl Buildkit {
         path: String,
         work: impl FnOnce(&OwnedFd, &Path) -> std::io::Result<T> + Send + 'static,
     ) -> Result<T> {
-        let solved = scope.reference(reference)?.solve(&self.builder).await?;
+        let reference = scope.reference(reference)?;
+        let solved = scope.solve(&reference, &self.builder).await?;
         let buildkit = self.clone();
         let done = blocking(move || {
             let view = solved.mount(&buildkit.builder);

@@ -1,7 +1,7 @@
 //! Builds that run, and those that have just ended.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, watch};
@@ -14,9 +14,10 @@ use whelk_buildkit::grpc::{Code, Result, Status};
 use whelk_buildkit::pb::Message as _;
 use whelk_dockerfile::convert::Image;
 use whelk_engine::events::now;
+use whelk_image::Lease;
 use whelk_llb::pb::op::Kind;
 use whelk_llb::pb::{Definition, SourceInfo};
-use whelk_llb::{Digest, Graph};
+use whelk_llb::{Digest, Graph, Node};
 use whelk_sys::sync::IgnorePoison as _;
 
 use super::blocking;
@@ -178,6 +179,17 @@ pub(super) struct Reference {
     /// If it comes from a Dockerfile.
     pub origin: Option<Origin>,
     solved: OnceCell<std::result::Result<Arc<Solved>, Error>>,
+    /// Holds what a step that has failed stands on.
+    held: OnceLock<Arc<Lease>>,
+}
+
+/// A step that has failed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FailedNode<'a> {
+    pub node: &'a Node,
+    pub error: &'a Error,
+    /// Holds what it stands on.
+    pub held: &'a Arc<Lease>,
 }
 
 impl Reference {
@@ -209,6 +221,7 @@ impl Reference {
             images,
             origin,
             solved: OnceCell::new(),
+            held: OnceLock::new(),
         })
     }
 
@@ -221,6 +234,7 @@ impl Reference {
             images: Images::default(),
             origin: None,
             solved: OnceCell::new(),
+            held: OnceLock::new(),
         }
     }
 
@@ -233,7 +247,12 @@ impl Reference {
             let graph = Graph::clone(&self.graph);
             let job = builder.plan(&self.request, graph, self.images.clone());
             let job = job.await?;
-            builder.solve(&job).await.map(Arc::new)
+            let solved = builder.solve(&job).await;
+            if solved.is_err() {
+                // It is the only time.
+                let _ = self.held.set(job.lease().clone());
+            }
+            solved.map(Arc::new)
         };
         let error = match self.solved.get_or_init(|| solving).await {
             Ok(solved) => return Ok(solved.clone()),
@@ -249,6 +268,19 @@ impl Reference {
             self.request.failed.add(op, state);
         }
         Err(super::result::status(error, self.graph.source.as_ref()))
+    }
+
+    /// Returns the step that has failed; `None` if none has.
+    pub fn failed(&self) -> Option<FailedNode<'_>> {
+        let Some(Err(error @ Error::Step { op, .. })) = self.solved.get() else {
+            return None;
+        };
+        let mut nodes = self.graph.nodes.iter();
+        Some(FailedNode {
+            node: nodes.find(|node| node.digest == *op)?,
+            error,
+            held: self.held.get()?,
+        })
     }
 }
 

@@ -91,9 +91,13 @@ impl Buildkit {
         scope.add_container(&name, container, place)
     }
 
-    /// Returns the files of a reference.
+    /// Returns the files of a reference, or of a failed step.
     async fn snapshot(self: &Arc<Self>, scope: &Scope, id: &str) -> Result<Snapshot> {
-        let solved = scope.reference(id)?.solve(&self.builder).await?;
+        if let Some(left) = scope.left(id) {
+            return Ok(left);
+        }
+        let reference = scope.reference(id)?;
+        let solved = scope.solve(&reference, &self.builder).await?;
         Ok(solved.snapshot())
     }
 }

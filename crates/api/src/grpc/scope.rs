@@ -5,13 +5,16 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::watch;
-use whelk_build::{Container, Request};
+use whelk_build::{Builder, Container, Remains, Request, Snapshot, Solved};
+use whelk_buildkit::details::{self, Failure, Subject};
 use whelk_buildkit::grpc::{Code, Result, Status};
+use whelk_buildkit::pb::Any;
 use whelk_buildkit::pb::gateway::{self, Ref, RefMap, result};
+use whelk_image::Lease;
 use whelk_llb::pb::Definition;
 use whelk_sys::sync::IgnorePoison as _;
 
-use super::builds::Reference;
+use super::builds::{FailedNode, Reference};
 use super::platforms::{MAX_PLATFORMS, ids};
 
 /// Limits of a build: the number of its results, and the bytes of their definitions.
@@ -35,6 +38,14 @@ const MAX_CALLED: usize = 16;
 const MAX_CONTAINERS: usize = 32;
 const MAX_PROCESSES: usize = 256;
 
+/// Maximum number of failed steps of which something is kept.
+const MAX_FAILED: usize = 64;
+
+/// Parts of the names of what is left of failed steps.
+const FAILED: &str = "-failed-";
+const INPUT: &str = "input";
+const RESULT: &str = "result";
+
 /// The inputs and the references of one frontend, which may be the client or a program in an image.
 #[derive(Debug)]
 pub(super) struct Scope {
@@ -48,10 +59,19 @@ pub(super) struct Scope {
     references: Mutex<HashMap<String, Arc<Reference>>>,
     /// By the names that the frontend has given them.
     containers: Mutex<HashMap<String, Arc<FrontendContainer>>>,
+    /// What is left of the steps that have failed.
+    failed: Mutex<Vec<Kept>>,
     /// Shared by all scopes of a build.
     spent: Arc<Mutex<Spent>>,
     /// The result, which the frontend returns (`LLBBridge.Return`).
     pub returned: watch::Sender<Option<Result<gateway::Result>>>,
+}
+
+/// What is left of a step, and what holds that besides.
+#[derive(Debug)]
+struct Kept {
+    remains: Arc<Remains>,
+    held: Arc<Lease>,
 }
 
 /// What the frontends of a build have used.
@@ -125,6 +145,7 @@ impl Scope {
             inputs,
             references: Mutex::default(),
             containers: Mutex::default(),
+            failed: Mutex::default(),
             spent: Arc::default(),
             returned: watch::Sender::default(),
         }
@@ -297,6 +318,81 @@ impl Scope {
         found.ok_or_else(|| Status::not_found(format!("no such ref: {name}")))
     }
 
+    /// Returns the result of a reference.
+    ///
+    /// # Errors
+    /// As [`Reference::solve`]. The error of a step has the operation, and names of what is left of it, for containers.
+    pub async fn solve(
+        &self,
+        reference: &Reference,
+        builder: &Arc<Builder>,
+    ) -> Result<Arc<Solved>> {
+        let solved = reference.solve(builder).await;
+        solved.map_err(|status| match reference.failed() {
+            Some(failed) => status.with(self.detail(failed)),
+            None => status,
+        })
+    }
+
+    fn detail(&self, failed: FailedNode<'_>) -> Any {
+        let remains = failed.error.remains();
+        let names = remains.map(|remains| self.keep(remains, failed.held));
+        let (inputs, results) = names.unwrap_or_default();
+        details::solve(&Failure {
+            op: &failed.node.op,
+            description: &failed.node.metadata.description,
+            inputs,
+            results,
+            subject: failed.error.action().map(Subject::Action),
+        })
+    }
+
+    /// Keeps what is left of a step, and returns the names of its inputs and its results; none if there are too many.
+    fn keep(&self, remains: &Arc<Remains>, held: &Arc<Lease>) -> (Vec<String>, Vec<String>) {
+        let mut failed = self.failed.lock().ignore_poison();
+        let known = failed
+            .iter()
+            .position(|kept| Arc::ptr_eq(&kept.remains, remains));
+        let number = match known {
+            Some(number) => number,
+            None if failed.len() >= MAX_FAILED => return (Vec::new(), Vec::new()),
+            None => {
+                failed.push(Kept {
+                    remains: remains.clone(),
+                    held: held.clone(),
+                });
+                failed.len() - 1
+            }
+        };
+        let names = |kind: &str, all: &[Option<Snapshot>]| -> Vec<String> {
+            let all = all.iter().enumerate();
+            let name = |(index, files): (usize, &Option<Snapshot>)| match files {
+                Some(_) => format!("{}{FAILED}{number}-{kind}{index}", self.name),
+                None => String::new(),
+            };
+            all.map(name).collect()
+        };
+        (
+            names(INPUT, &remains.inputs),
+            names(RESULT, &remains.results),
+        )
+    }
+
+    /// Returns what is left of a step, by its name; `None` if it is no such name.
+    pub fn left(&self, name: &str) -> Option<Snapshot> {
+        let rest = name.strip_prefix(&self.name)?.strip_prefix(FAILED)?;
+        let (number, file) = rest.split_once('-')?;
+        let failed = self.failed.lock().ignore_poison();
+        let kept = failed.get(number.parse::<usize>().ok()?)?;
+        let (all, index) = match (file.strip_prefix(INPUT), file.strip_prefix(RESULT)) {
+            (Some(index), _) => (&kept.remains.inputs, index),
+            (None, Some(index)) => (&kept.remains.results, index),
+            (None, None) => return None,
+        };
+        let files = all.get(index.parse::<usize>().ok()?)?.as_ref()?;
+        Some(files.held_by(&kept.held))
+    }
+
     /// Keeps the result. Returns whether it is the first one.
     pub fn set_returned(&self, returned: Result<gateway::Result>) -> bool {
         self.returned.send_if_modified(|known| {
@@ -371,6 +467,7 @@ impl Scope {
         self.references.lock().ignore_poison().clear();
         // Which kills their processes.
         self.containers.lock().ignore_poison().clear();
+        self.failed.lock().ignore_poison().clear();
     }
 }
 

@@ -20,7 +20,6 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, oneshot, watch};
 use whelk_engine::containers::{ExecConfig, RunningStep};
 use whelk_engine::workload::ExecEnd;
-use whelk_image::Lease;
 use whelk_llb::pb::{ExecOp, HostIp, Meta, Mount, Platform, SecretEnv};
 use whelk_sys::sync::IgnorePoison as _;
 use whelk_text::signal;
@@ -112,7 +111,7 @@ enum Stage {
 /// What a container holds until nothing is left of it.
 struct Parts {
     inputs: Vec<Stack>,
-    leases: Vec<Arc<Lease>>,
+    held: Vec<Snapshot>,
     secrets: Secrets,
     agents: Agents,
     caches: Vec<TakenCache>,
@@ -140,7 +139,7 @@ impl Builder {
         if platform.os == "linux" && !platform.architecture.is_empty() {
             crate::emulation::check(Some(&platform), "a container")?;
         }
-        let (op, inputs, leases) = op(wanted)?;
+        let (op, inputs, held) = op(wanted)?;
         exec::check(&op)?;
         let waiting = Arc::new(Waiting::alone(request.client.clone()));
         let log = Arc::new(Log::new(&self.store().staging));
@@ -150,7 +149,7 @@ impl Builder {
         let (left, gone) = watch::channel(());
         let parts = Parts {
             inputs,
-            leases,
+            held,
             secrets: Secrets::fetch(&waiting.clients, &op).await?,
             agents: Agents::find(&waiting.clients, &op).await?,
             caches: caches?,
@@ -173,17 +172,17 @@ impl Builder {
 }
 
 /// Returns the operation of a container without its process, and its inputs.
-fn op(wanted: ContainerRequest) -> Result<(ExecOp, Vec<Stack>, Vec<Arc<Lease>>)> {
+fn op(wanted: ContainerRequest) -> Result<(ExecOp, Vec<Stack>, Vec<Snapshot>)> {
     if wanted.mounts.len() > MAX_MOUNTS {
         let text = format!("a container with more than {MAX_MOUNTS} mounts");
         return Err(Error::invalid(text));
     }
-    let (mut shown, mut inputs, mut leases) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut shown, mut inputs, mut held) = (Vec::new(), Vec::new(), Vec::new());
     for (mount, snapshot) in wanted.mounts {
         let index = match snapshot {
             Some(snapshot) => {
-                inputs.push(snapshot.stack);
-                leases.push(snapshot.lease);
+                inputs.push(snapshot.stack.clone());
+                held.push(snapshot);
                 i64::try_from(inputs.len() - 1).unwrap_or(-1)
             }
             None => -1,
@@ -207,7 +206,7 @@ fn op(wanted: ContainerRequest) -> Result<(ExecOp, Vec<Stack>, Vec<Arc<Lease>>)>
     };
     let op = mounts::absolute(&op).into_owned();
     match op.mounts.iter().any(|mount| mount.dest == "/") {
-        true => Ok((op, inputs, leases)),
+        true => Ok((op, inputs, held)),
         false => Err(Error::invalid("a container without a root file system")),
     }
 }
@@ -367,7 +366,7 @@ async fn run(
 ) {
     let Parts {
         inputs,
-        leases,
+        held,
         secrets,
         mut agents,
         caches,
@@ -400,22 +399,22 @@ async fn run(
             .containers
             .start_step(&engine.workloads, step)
             .await?;
-        let held = (mounts, files, workspace);
-        Ok::<_, Error>((Arc::new(step), output, held))
+        let used = (mounts, files, workspace);
+        Ok::<_, Error>((Arc::new(step), output, used))
     };
     match starting.await {
-        Ok((step, output, held)) => {
+        Ok((step, output, used)) => {
             // Whoever has asked for it may be gone: then the container is, too.
             let _ = told.send(Ok((step.clone(), output)));
             tokio::select! {
                 _ = step.started.wait() => {}
                 _ = released => step.started.end().await,
             }
-            drop(held);
+            drop(used);
         }
         Err(error) => drop(told.send(Err(error))),
     }
-    drop((agents, leases, permit, gone));
+    drop((agents, held, permit, gone));
 }
 
 /// A process that was started.

@@ -22,9 +22,10 @@ use super::ssh::{self, Agents};
 use super::{Context, input};
 use crate::entitlements::{self, Entitlements};
 use crate::error::{Error, Result, os};
-use crate::failed::Failed;
+use crate::failed::{Failed, Remains};
 use crate::layers::{Files, Stack, Workspace, paths};
 use crate::log::Log;
+use crate::snapshot::Snapshot;
 use crate::{Builder, blocking, select};
 
 /// The name of the host that processes see, as BuildKit has it.
@@ -91,8 +92,23 @@ struct Executed {
     code: i32,
     /// Below its root.
     workspace: Arc<Workspace>,
-    /// Below mounts with outputs, by the index of the mount.
+    /// Below other mounts, by the index of the mount.
     outputs: Vec<(usize, Arc<Workspace>)>,
+}
+
+impl Executed {
+    /// Returns what was written below a mount; `None` if nothing could be.
+    fn written(&self, index: usize, mount: &Mount) -> Option<&Arc<Workspace>> {
+        if MountType::try_from(mount.mount_type) != Ok(MountType::Bind) || mount.readonly {
+            return None;
+        }
+        if mount.dest == "/" {
+            return Some(&self.workspace);
+        }
+        let mut outputs = self.outputs.iter();
+        let found = outputs.find(|(written, _)| *written == index);
+        found.map(|(_, workspace)| workspace)
+    }
 }
 
 pub(super) async fn run(
@@ -153,18 +169,17 @@ pub(super) async fn run(
     let valid = meta.valid_exit_codes.as_slice();
     if code != 0 && !valid.contains(&code) || code == 0 && !valid.is_empty() && !valid.contains(&0)
     {
-        let state = settings.keeps_failed.then(|| {
-            Arc::new(Failed {
-                stack: base.with(context.seal(executed.workspace)),
-                lease: context.lease.clone(),
-                meta: meta.clone(),
-                platform: platform.cloned(),
-            })
-        });
+        let (remains, files) = remains(&context, op, inputs, &executed)?;
+        let state = Failed {
+            files: files.unwrap_or_else(|| context.snapshot(base)),
+            meta: meta.clone(),
+            platform: platform.cloned(),
+            remains: Arc::new(remains),
+        };
         return Err(Error::Process {
             command: meta.args.join(" "),
             code,
-            state,
+            state: Some(Arc::new(state)),
         });
     }
     results(&context, op, inputs, &executed)
@@ -180,25 +195,48 @@ fn results(
     let is_output = |mount: &Mount| {
         mount.output >= 0 && MountType::try_from(mount.mount_type) == Ok(MountType::Bind)
     };
-    let written = |index: usize, mount: &Mount| match mount.dest == "/" {
-        true => (!mount.readonly).then_some(&executed.workspace),
-        false => {
-            let mut outputs = executed.outputs.iter();
-            let found = outputs.find(|(written, _)| *written == index);
-            found.map(|(_, workspace)| workspace)
-        }
-    };
     let mounts = op.mounts.iter().enumerate();
     let mounts = mounts.filter(|(_, mount)| is_output(mount));
     let results = mounts.map(|(index, mount)| {
         let base = input(inputs, mount.input)?;
-        Ok(match written(index, mount) {
+        Ok(match executed.written(index, mount) {
             Some(workspace) => base.with(context.seal(workspace.clone())),
             // What cannot be written to stays what it was.
             None => base,
         })
     });
     results.collect()
+}
+
+/// Returns what a failed process has left, and its root file system.
+fn remains(
+    context: &Context,
+    op: &ExecOp,
+    inputs: &[Stack],
+    executed: &Executed,
+) -> Result<(Remains, Option<Snapshot>)> {
+    let mut remains = Remains::default();
+    let mut root = None;
+    for (index, mount) in op.mounts.iter().enumerate() {
+        let base = (mount.input >= 0).then(|| input(inputs, mount.input));
+        let base = base.transpose()?;
+        let left = match executed.written(index, mount) {
+            Some(workspace) => {
+                let below = base.clone().unwrap_or_default();
+                Some(below.with(context.remains(workspace.clone())))
+            }
+            None => base.clone(),
+        };
+        let left = left.map(|stack| context.snapshot(stack));
+        if mount.dest == "/" {
+            root.clone_from(&left);
+        }
+        remains
+            .inputs
+            .push(base.map(|stack| context.snapshot(stack)));
+        remains.results.push(left);
+    }
+    Ok((remains, root))
 }
 
 /// Executes a process whose standard input and output are a connection, and whose files are removed afterwards. Returns its

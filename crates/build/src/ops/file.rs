@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
 
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -22,6 +23,7 @@ use super::Context;
 use super::chmod::Symbolic;
 use super::copy::{Attributes, Copy, make_directories, place, set_time, write};
 use crate::error::{Error, Result, os};
+use crate::failed::Remains;
 use crate::layers::{Stack, View};
 use crate::select::{self, Selected};
 use crate::tree::{self, Filter};
@@ -56,8 +58,13 @@ pub(super) fn run(context: &Context, op: &FileOp, inputs: &[Stack]) -> Result<Ve
     }
     for (number, action) in op.actions.iter().enumerate() {
         let (view, base) = run.begin(input(action.input, count))?;
-        run.act(&view, action, count)
-            .map_err(|error| told(op, action, count, error))?;
+        if let Err(error) = run.act(&view, action, count) {
+            return Err(Error::Action {
+                index: number,
+                remains: run.remains(op, number, (view, base)).ok().map(Arc::new),
+                cause: Box::new(told(op, action, count, error)),
+            });
+        }
         let goes_on = {
             let uses = uses.get(&number).copied().unwrap_or(0);
             let continues = op.actions.get(number + 1);
@@ -163,6 +170,25 @@ impl Run<'_> {
             .into_workspace()
             .ok_or_else(|| Error::internal("a layer that cannot be written"))?;
         Ok(below.with(self.context.seal(workspace)))
+    }
+
+    /// Returns what is left when an action has failed.
+    fn remains(&self, op: &FileOp, number: usize, (view, base): (View, Input)) -> Result<Remains> {
+        let below = self.stack(base)?;
+        let failed = match view.into_workspace() {
+            Some(workspace) => below.with(self.context.remains(workspace)),
+            None => below,
+        };
+        let made = (0..op.actions.len()).map(|action| match action == number {
+            true => Some(failed.clone()),
+            false => self.states.get(&action).cloned(),
+        });
+        let snapshot = |stack: Stack| self.context.snapshot(stack);
+        let inputs = self.inputs.iter().cloned();
+        Ok(Remains {
+            inputs: inputs.map(|stack| Some(snapshot(stack))).collect(),
+            results: made.map(|made| made.map(snapshot)).collect(),
+        })
     }
 
     fn act(&self, view: &View, action: &FileAction, count: usize) -> Result<()> {

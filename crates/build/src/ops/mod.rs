@@ -24,6 +24,7 @@ use whelk_llb::{CUSTOM_NAME, Graph, Node};
 use crate::error::{Error, Result};
 use crate::layers::{Layer, Stack, Workspace};
 use crate::log::Log;
+use crate::snapshot::Snapshot;
 use crate::solver::Waiting;
 use crate::{Builder, blocking};
 
@@ -52,6 +53,15 @@ impl Context {
     /// Returns the layer of what was written, which is sealed beside what comes next.
     fn seal(&self, workspace: Arc<Workspace>) -> Arc<Layer> {
         Layer::seal(&self.store, workspace, self.lease.clone())
+    }
+
+    /// Returns the layer of what a failed operation has written.
+    fn remains(&self, workspace: Arc<Workspace>) -> Arc<Layer> {
+        Layer::remains(&self.store, workspace, &self.lease)
+    }
+
+    fn snapshot(&self, stack: Stack) -> Snapshot {
+        Snapshot::new(stack, &self.lease)
     }
 }
 

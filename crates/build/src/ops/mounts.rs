@@ -30,7 +30,7 @@ pub(super) struct Mounts {
     pub files: Vec<PathBuf>,
     layers: Vec<Files>,
     workspaces: Vec<Arc<Workspace>>,
-    /// What is written to mounts with outputs, by the index of the mount.
+    /// What is written to mounts, by the index of the mount.
     pub outputs: Vec<(usize, Arc<Workspace>)>,
     caches: Vec<Arc<Used>>,
     /// The files of secrets.
@@ -194,7 +194,7 @@ impl Mounts {
         base: &Stack,
     ) -> Result<bool> {
         let workspace = Workspace::create(&context.store)?;
-        if mount.output >= 0 && !mount.readonly {
+        if !mount.readonly {
             self.outputs.push((index, workspace.clone()));
         }
         let path = select::clean(&mount.selector);

@@ -84,6 +84,11 @@ pub struct Job {
 }
 
 impl Job {
+    /// Returns what holds the layers of images, and of results that were there.
+    pub fn lease(&self) -> &Arc<Lease> {
+        &self.lease
+    }
+
     /// Computes the keys, and looks the results up. Blocking.
     pub(crate) fn new(
         builder: &Arc<Builder>,
