@@ -637,6 +637,42 @@ fn hostile_repositories_are_refused() {
 }
 
 #[test]
+fn servers_may_speak_version_0_of_gits_protocol() {
+    let engine = Engine::start();
+    let host = Host::new();
+    let root = host.root.clone();
+    // Many web servers do not pass this header on to git.
+    let web = Web::start(move |asked| {
+        let mut asked = asked.clone();
+        asked.headers.retain(|(name, _)| name != "git-protocol");
+        backend(&root, &asked)
+    });
+    for format in ["sha1", "sha256"] {
+        let path = host.root.join(format);
+        std::fs::create_dir_all(&path).unwrap();
+        let object_format = format!("--object-format={format}");
+        git(&path, &["init", "-q", &object_format]);
+        let first = commit(&path, &[("Dockerfile", DOCKERFILE), ("x", "one")]);
+        git(&path, &["tag", "-a", "v1", "-m", "first"]);
+        let url = web.url(&format!("/{format}.git"));
+        built(&engine, &[&url]);
+        let second = commit(&path, &[("x", "two")]);
+        for (fragment, x) in [
+            ("", "two"),
+            ("#v1", "one"),
+            ("?tag=v1&keep-git-dir=1", "one"),
+            (&*format!("#{second}"), "two"),
+            (&*format!("?ref={first}&keep-git-dir=1"), "one"),
+        ] {
+            built(&engine, &["-t", "app", &format!("{url}{fragment}")]);
+            assert_eq!(run(&engine, "app", "cat /c/x"), x, "{format} {fragment}");
+        }
+    }
+    assert!(web.asked().iter().any(|one| one.method == "POST"));
+    engine.has_no_builds();
+}
+
+#[test]
 fn servers_of_plain_files_are_asked_for_objects_and_packs() {
     let engine = Engine::start();
     let host = Host::new();
@@ -758,7 +794,10 @@ fn servers_that_are_none_of_git_are_told_so() {
             "it neither speaks git's smart protocol nor has a list",
         ),
         ("bad", "the answer is not of git's protocol"),
-        ("old", "it does not speak version 2"),
+        (
+            "old",
+            "it speaks neither version 2 of git's protocol nor version 0",
+        ),
         ("liar", "the pack of a git repository"),
         ("long", "the answer has more than 67108864 bytes"),
         ("none", "404"),

@@ -1,6 +1,6 @@
-//! Servers of git repositories: version 2 of git's protocol over HTTP and ssh (gitprotocol-v2, gitprotocol-http), version 0 over
-//! ssh (gitprotocol-pack), for servers that do not let clients set `GIT_PROTOCOL`, as OpenSSH's do not by default, and plain files
-//! over HTTP.
+//! Servers of git repositories: version 2 of git's protocol over HTTP and ssh (gitprotocol-v2, gitprotocol-http), version 0
+//! (gitprotocol-pack) for servers that do not let clients set `GIT_PROTOCOL`, as OpenSSH's and many web servers do not by default,
+//! and plain files over HTTP.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -173,20 +173,12 @@ impl Server {
                 advertised.add(remote, &line)?;
             }
         }
-        if !advertised.is_version_2 {
-            let text = "it does not speak version 2 of git's protocol over HTTP";
-            return Err(wrong(remote, text));
-        }
-        Ok(Self {
-            remote: remote.clone(),
-            transport: Transport::Http {
-                web,
-                base,
-                authorization,
-            },
-            object_format: advertised.object_format,
-            listed: None,
-        })
+        let transport = Transport::Http {
+            web,
+            base,
+            authorization,
+        };
+        Self::of(remote, transport, advertised)
     }
 
     async fn open_ssh(link: Link, remote: &Remote) -> Result<Self> {
@@ -200,6 +192,11 @@ impl Server {
             }
         }
         drop(packets);
+        Self::of(remote, Transport::Ssh(Box::new(link)), advertised)
+    }
+
+    /// Returns a server of git's protocol.
+    fn of(remote: &Remote, transport: Transport, advertised: Advertisement) -> Result<Self> {
         if !advertised.is_version_2 && !advertised.has_side_band {
             let text =
                 "it speaks neither version 2 of git's protocol nor version 0 with side-band-64k";
@@ -208,7 +205,7 @@ impl Server {
         Ok(Self {
             remote: remote.clone(),
             object_format: advertised.object_format,
-            transport: Transport::Ssh(Box::new(link)),
+            transport,
             listed: (!advertised.is_version_2).then_some(advertised.listed),
         })
     }
@@ -240,6 +237,11 @@ impl Server {
             put(&mut body, &format!("{argument}\n"));
         }
         body.extend_from_slice(b"0000");
+        self.send(body, most).await
+    }
+
+    /// Sends a request, and returns the answer, which has at most so many bytes.
+    async fn send(&self, body: BytesMut, most: u64) -> Result<Packets<'_>> {
         match &self.transport {
             Transport::Http {
                 web,
@@ -254,21 +256,14 @@ impl Server {
                 check(&self.remote, authorization, &response)?;
                 Ok(Packets::of_response(response, most))
             }
-            Transport::Ssh(link) => self.send(link, body, most).await,
-            Transport::Files(_) => Err(Error::internal("a command for a server of files")),
+            Transport::Ssh(link) => {
+                let link = link.lock().await;
+                let sent = link.send(body.freeze()).await;
+                sent.map_err(|text| self.wrong(&text))?;
+                Ok(Packets::of_link(link, most))
+            }
+            Transport::Files(_) => Err(Error::internal("a request for a server of files")),
         }
-    }
-
-    async fn send<'a>(
-        &self,
-        link: &'a Mutex<Link>,
-        body: BytesMut,
-        most: u64,
-    ) -> Result<Packets<'a>> {
-        let link = link.lock().await;
-        let sent = link.send(body.freeze()).await;
-        sent.map_err(|text| self.wrong(&text))?;
-        Ok(Packets::of_link(link, most))
     }
 
     /// Finds the commit of a name: a full one, a branch or a tag, in this order; without a name, that of the default branch.
@@ -353,8 +348,8 @@ impl Server {
         }
         arguments.push("done".to_owned());
         let is_old = self.listed.is_some();
-        let mut packets = match (&self.transport, &self.listed) {
-            (Transport::Ssh(link), Some(listed)) => {
+        let mut packets = match &self.listed {
+            Some(listed) => {
                 let mut body = BytesMut::new();
                 let mut capabilities = "side-band-64k ofs-delta no-progress agent=whelk".to_owned();
                 if let Some(format) = self.object_format {
@@ -365,9 +360,9 @@ impl Server {
                 put(&mut body, "deepen 1\n");
                 body.extend_from_slice(b"0000");
                 put(&mut body, "done\n");
-                self.send(link, body, MAX_PACK).await?
+                self.send(body, MAX_PACK).await?
             }
-            _ => self.command("fetch", &arguments, MAX_PACK).await?,
+            None => self.command("fetch", &arguments, MAX_PACK).await?,
         };
         let (mut is_pack, mut size, mut reported) = (false, 0, 0);
         while let Some(packet) = packets.next().await.map_err(|text| self.wrong(&text))? {
