@@ -386,8 +386,8 @@ fn attributes_are_refused_by_name() {
         ("type=image,compression=estargz", "compression=estargz"),
         ("type=image,compression-level=10", "from 0 to 9"),
         (
-            "type=image,registry.insecure=true",
-            "registry.insecure=true",
+            "type=image,push=true,name=example.com/a,registry.insecure=true",
+            "registry.insecure=true for example.com",
         ),
         ("type=image,annotation-none.a=b", "annotation-none.a"),
         (
@@ -698,7 +698,10 @@ fn images_have_the_form_that_outputs_ask_for() {
         "application/vnd.docker.image.rootfs.diff.tar.gzip",
     );
     for (number, (attributes, kind)) in [
-        ("compression=zstd", format!("{oci}+zstd")),
+        (
+            "compression=zstd,registry.insecure=true",
+            format!("{oci}+zstd"),
+        ),
         ("compression=uncompressed", oci.to_owned()),
         ("compression-level=1", format!("{oci}+gzip")),
         ("oci-mediatypes=false", docker_types.to_owned()),

@@ -15,7 +15,7 @@ use whelk_image::{Digest, Reference};
 
 use crate::attempts::{Attempts, Wait};
 use crate::auth::Credentials;
-use crate::endpoints::registry;
+use crate::endpoints::{Transport, registry};
 use crate::error::{Error, Kind, Result};
 use crate::exchange::{Query, Repository};
 use crate::manifest::Version;
@@ -36,6 +36,11 @@ pub struct Source {
 }
 
 impl Client {
+    /// Returns whether the settings allow to use a registry without TLS, or with any certificate. `domain` is that of references.
+    pub fn may_be_insecure(&self, domain: &str) -> bool {
+        registry(&self.settings, domain).transport == Transport::Insecure
+    }
+
     /// Returns the repository that a reference names, to push to it as `credentials`. Mirrors are not
     /// used.
     pub fn push(self: &Arc<Self>, reference: &Reference, credentials: Credentials) -> Repository {

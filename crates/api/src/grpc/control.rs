@@ -128,6 +128,7 @@ impl Buildkit {
         }
         super::export::with_epoch(&mut request.exporters, &request.frontend_attrs);
         let exports = super::export::parse(&request.exporters)?;
+        self.check_registries(&exports)?;
         let caches = super::caches::exports(&request)?;
         let attest = Attest::parse(&request.frontend_attrs);
         let attest = attest.map_err(|error| super::result::status(&error, None))?;

@@ -38,6 +38,8 @@ pub struct Export {
     is_optional: bool,
     /// Whether blobs that an imported cache has in the same place are compressed anew.
     is_forced: bool,
+    /// Whether the registry may be used without TLS, if the engine's settings allow that.
+    is_insecure: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,6 +92,7 @@ impl Export {
                     has_docker_types: false,
                     is_optional: true,
                     is_forced: false,
+                    is_insecure: false,
                 });
             }
             other => {
@@ -121,8 +124,10 @@ impl Export {
         let is_image = flag("image-manifest")?;
         let is_optional = flag("ignore-error")?.unwrap_or(false);
         let is_forced = flag("force-compression")?.unwrap_or(false);
+        let mut is_insecure = false;
         for name in ["registry.insecure", "insecure"] {
-            if flag(name)? == Some(true) {
+            is_insecure |= flag(name)? == Some(true);
+            if is_insecure && !matches!(place, Place::Registry(_)) {
                 let text = format!("{name}=true of the cache export to {kind}");
                 return Err(Error::Unsupported(text));
             }
@@ -143,6 +148,7 @@ impl Export {
             has_docker_types: !is_oci,
             is_optional,
             is_forced,
+            is_insecure,
         })
     }
 
@@ -256,6 +262,11 @@ impl Builder {
                 };
                 let credentials = request.client.credentials(&reference.domain).await?;
                 let client = self.engine.images.web();
+                if export.is_insecure && !client.may_be_insecure(&reference.domain) {
+                    return Err(Error::Unsupported(format!(
+                        "insecure=true of the cache export to {text}, whose registry is not one of the engine's insecure-registries"
+                    )));
+                }
                 Ok(Target::Registry {
                     repository: client.push(&reference, credentials),
                     version: Version::Tag(tag),
@@ -553,9 +564,9 @@ mod tests {
                 "unknown compression \"lzma\"",
             ),
             (
-                "registry",
-                &[("ref", "a"), ("insecure", "true")],
-                "insecure=true",
+                "local",
+                &[("dest", "a"), ("insecure", "true")],
+                "insecure=true of the cache export to local",
             ),
             (
                 "registry",

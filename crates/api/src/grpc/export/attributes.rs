@@ -132,6 +132,7 @@ fn image(attributes: &mut Attributes<'_>) -> Result<ImageOutput> {
         names,
         push,
         is_stored: attributes.flag("store")?.unwrap_or(true),
+        is_insecure: attributes.flag("registry.insecure")?.unwrap_or(false),
         form: ImageForm {
             compression: attributes.compression()?,
             is_forced: attributes.flag("force-compression")?.unwrap_or(false),
@@ -146,9 +147,7 @@ fn image(attributes: &mut Attributes<'_>) -> Result<ImageOutput> {
     for name in ["unpack", "load", "name-canonical", "prefer-nondist-layers"] {
         attributes.flag(name)?;
     }
-    for name in ["registry.insecure", "prefer-image-digest"] {
-        attributes.only(name, &["false", "0"])?;
-    }
+    attributes.only("prefer-image-digest", &["false", "0"])?;
     attributes.only("dangling-name-prefix", &[])?;
     attributes.flag("danging-name-empty-only")?;
     Ok(image)
@@ -532,7 +531,6 @@ mod tests {
         for (kind, name, value) in [
             ("moby", "compression", "estargz"),
             ("moby", "dangling-name-prefix", "x"),
-            ("moby", "registry.insecure", "true"),
             ("moby", "annotation-none.a", "b"),
             ("moby", "annotation.", "b"),
             ("moby", "annotation-index[linux/amd64].a", "b"),

@@ -64,6 +64,8 @@ struct ImageOutput {
     push: Push,
     /// Whether it becomes an image of the engine.
     is_stored: bool,
+    /// Whether the registry may be used without TLS, if the engine's settings allow that.
+    is_insecure: bool,
     form: ImageForm,
     annotations: Annotations,
     must_rewrite_times: bool,
@@ -274,6 +276,26 @@ impl Buildkit {
         Ok(SolveResponse {
             exporter_response: answer.into_entries(),
         })
+    }
+
+    /// Refuses pushes without TLS to registries for which the engine's settings do not allow that.
+    pub(super) fn check_registries(&self, exports: &[Export]) -> Result<()> {
+        let client = self.engine.images.web();
+        for export in exports {
+            let Output::Image(image) = &export.output else {
+                continue;
+            };
+            if !image.is_insecure || image.push == Push::Not {
+                continue;
+            }
+            let mut domains = image.names.iter().map(|name| &name.domain);
+            if let Some(domain) = domains.find(|domain| !client.may_be_insecure(domain)) {
+                return Err(Status::unsupported(format_args!(
+                    "registry.insecure=true for {domain}, which is not one of the engine's insecure-registries"
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// Returns the outputs of a request, and those that the client names now that the result is there.

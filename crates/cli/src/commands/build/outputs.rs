@@ -19,12 +19,13 @@ use crate::{Failure, Outcome, files, plain, terminal};
 pub(crate) const ONE_STDOUT: &str = "only one output can be written to the standard output";
 
 /// Attributes of images that only the builder's own pushes know.
-const FORM: [&str; 6] = [
+const FORM: [&str; 7] = [
     "compression",
     "compression-level",
     "force-compression",
     "oci-mediatypes",
     "push-by-digest",
+    "registry.insecure",
     "store",
 ];
 
