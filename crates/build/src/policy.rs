@@ -148,7 +148,8 @@ impl Compiled {
     fn new(rule: Rule) -> Result<Self> {
         let values = rule.constraints.iter().map(|one| &one.value);
         let update = rule.update.iter().map(|update| &update.identifier);
-        let mut texts = values.chain(update).chain([&rule.identifier]);
+        let own = std::iter::once(&rule.identifier);
+        let mut texts = values.chain(update).chain(own);
         if texts.any(|text| text.len() > MAX_TEXT) {
             return Err(Error::invalid(format!(
                 "a source policy has a text of more than {MAX_TEXT} bytes"
@@ -208,7 +209,7 @@ impl Compiled {
             return Ok(false);
         };
         let template = match update.identifier.as_str() {
-            "" => &self.rule.identifier,
+            "" => self.rule.identifier.as_str(),
             identifier => identifier,
         };
         let old = source.identifier.as_str();
