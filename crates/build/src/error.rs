@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use whelk_llb::Digest;
 
-use crate::failed::{Failed, Remains};
+use crate::failed::{Failed, FailedPart, Remains};
 
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -44,10 +44,10 @@ pub enum Error {
         /// What it has left, if that is kept.
         state: Option<Arc<Failed>>,
     },
-    /// An action of a file operation has failed.
+    /// A part of an operation has failed.
     #[error("{cause}")]
-    Action {
-        index: usize,
+    Part {
+        part: FailedPart,
         /// What is left of the operation, if that is kept.
         remains: Option<Arc<Remains>>,
         cause: Box<Error>,
@@ -84,7 +84,7 @@ impl Error {
         match self {
             Self::Dockerfile(error) => placed(error),
             Self::Unavailable { place, cause } => placed(place) + boxed(cause),
-            Self::Step { cause, .. } | Self::Action { cause, .. } => boxed(cause),
+            Self::Step { cause, .. } | Self::Part { cause, .. } => boxed(cause),
             Self::Invalid(text) | Self::Unsupported(text) => text.len(),
             Self::Missing { path, .. } => path.len(),
             Self::Process { command, .. } => command.len(),
@@ -102,7 +102,7 @@ impl Error {
     fn drop_state(&mut self) {
         match self {
             Self::Process { state, .. } => *state = None,
-            Self::Action { remains, cause, .. } => {
+            Self::Part { remains, cause, .. } => {
                 *remains = None;
                 cause.drop_state();
             }
@@ -115,17 +115,17 @@ impl Error {
     pub fn remains(&self) -> Option<&Arc<Remains>> {
         match self {
             Self::Process { state, .. } => state.as_ref().map(|state| &state.remains),
-            Self::Action { remains, .. } => remains.as_ref(),
+            Self::Part { remains, .. } => remains.as_ref(),
             Self::Step { cause, .. } | Self::Unavailable { cause, .. } => cause.remains(),
             _ => None,
         }
     }
 
-    /// Returns the index of the action that has failed.
-    pub fn action(&self) -> Option<usize> {
+    /// Returns the part of the operation that has failed.
+    pub fn part(&self) -> Option<FailedPart> {
         match self {
-            Self::Action { index, .. } => Some(*index),
-            Self::Step { cause, .. } | Self::Unavailable { cause, .. } => cause.action(),
+            Self::Part { part, .. } => Some(*part),
+            Self::Step { cause, .. } | Self::Unavailable { cause, .. } => cause.part(),
             _ => None,
         }
     }
@@ -135,7 +135,7 @@ impl Error {
         match self {
             Self::Step { cause, .. }
             | Self::Unavailable { cause, .. }
-            | Self::Action { cause, .. } => cause.root(),
+            | Self::Part { cause, .. } => cause.root(),
             other => other,
         }
     }
@@ -158,7 +158,7 @@ impl From<Error> for whelk_engine::Error {
             | Error::Process { .. } => Self::Invalid(error.to_string()),
             Error::Step { cause, .. }
             | Error::Unavailable { cause, .. }
-            | Error::Action { cause, .. } => (*cause).into(),
+            | Error::Part { cause, .. } => (*cause).into(),
         }
     }
 }

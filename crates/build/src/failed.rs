@@ -10,7 +10,7 @@ use whelk_llb::pb::{self, Meta};
 use whelk_sys::sync::IgnorePoison as _;
 
 use crate::Builder;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::provenance::Capture;
 use crate::request::Solved;
 use crate::snapshot::Snapshot;
@@ -25,6 +25,15 @@ pub struct Failed {
     /// That of the host without a value.
     pub(crate) platform: Option<pb::Platform>,
     pub(crate) remains: Arc<Remains>,
+}
+
+/// What has failed of an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailedPart {
+    /// The action of a file operation with this index.
+    Action(usize),
+    /// Something is missing in the input with this index.
+    Input(usize),
 }
 
 /// The files of a failed operation. There are none of what has no result.
@@ -42,6 +51,21 @@ pub struct FailedSteps(Arc<Mutex<VecDeque<FailedStep>>>);
 
 /// A step that has failed: its operation's digest, as clients are told it, and its state.
 type FailedStep = (String, Arc<Failed>);
+
+impl Remains {
+    /// Returns the error of an operation that does not find something in an input.
+    pub(crate) fn missing(index: usize, input: Snapshot, error: Error) -> Error {
+        let remains = Self {
+            inputs: vec![Some(input)],
+            results: Vec::new(),
+        };
+        Error::Part {
+            part: FailedPart::Input(index),
+            remains: Some(Arc::new(remains)),
+            cause: Box::new(error),
+        }
+    }
+}
 
 impl FailedSteps {
     /// Maximum number: each holds layers. More than fail at the same time, one for each platform.

@@ -66,7 +66,7 @@ pub use directory::{Content, Directory, Index, WeakDirectory};
 pub use entitlements::{AllowedEntitlements, Devices, Entitlements};
 pub use error::{Error, Result};
 pub use exporter::{Finished, StoredManifest};
-pub use failed::{Failed, FailedSteps, Remains};
+pub use failed::{Failed, FailedPart, FailedSteps, Remains};
 pub use frontend::Frontend;
 pub use index::{IndexSettings, Member, StoredIndex};
 pub use layers::View;

@@ -411,6 +411,60 @@ fn failed_actions_can_be_looked_at() {
 }
 
 #[test]
+fn inputs_in_which_something_is_missing_can_be_looked_at() {
+    let engine = Engine::start();
+    let grpc = Grpc::connect(&engine);
+    let bridge = grpc.build("missing", SolveRequest::default());
+    let root = busybox(&bridge);
+    let mut made = Made::default();
+    let (base, other) = (made.busybox(), made.file(make_file("/file", "other"), None));
+    let mut exec = script("true");
+    exec.mounts.push(Mount {
+        dest: "/mount".into(),
+        selector: "/nothing".into(),
+        input: 1,
+        output: -1,
+        readonly: true,
+        ..Mount::default()
+    });
+    let copy = FileActionCopy {
+        src: "/nothing".into(),
+        dest: "/".into(),
+        mode: -1,
+        timestamp: -1,
+        ..FileActionCopy::default()
+    };
+    let action = FileAction {
+        input: 0,
+        secondary_input: 1,
+        output: 0,
+        action: Some(Action::Copy(copy)),
+    };
+    let actions = vec![action];
+    let kinds = [Kind::Exec(exec), Kind::File(FileOp { actions })];
+    for (number, kind) in kinds.into_iter().enumerate() {
+        let result = made.add(kind, &[base, other]);
+        let status = bridge.evaluate(&made.definition(result)).unwrap_err();
+        assert!(
+            status.message.contains("\"/nothing\": not found"),
+            "{status}"
+        );
+        let failed = failure(&status);
+        assert_eq!(failed["cache"]["index"], "1");
+        let (inputs, results) = (texts(&failed["inputIDs"]), texts(&failed["mountIDs"]));
+        assert_eq!((inputs.len(), results.len()), (1, 0));
+        let name = format!("c{number}");
+        let mounts = [bind("/", &root), bind("/problem", &inputs[0])];
+        bridge.container(&name, &mounts).unwrap();
+        let shown = bridge
+            .processes()
+            .run(&name, "p", &["cat", "/problem/file"]);
+        assert_eq!(shown, output("other"));
+    }
+    bridge.finish(None).unwrap();
+}
+
+#[test]
 fn settings_of_containers_and_processes_work() {
     let engine = Engine::start();
     let grpc = Grpc::connect(&engine);

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::watch;
-use whelk_build::{Builder, Container, Remains, Request, Snapshot, Solved};
+use whelk_build::{Builder, Container, FailedPart, Remains, Request, Snapshot, Solved};
 use whelk_buildkit::details::{self, Failure, Subject};
 use whelk_buildkit::grpc::{Code, Result, Status};
 use whelk_buildkit::pb::Any;
@@ -343,7 +343,10 @@ impl Scope {
             description: &failed.node.metadata.description,
             inputs,
             results,
-            subject: failed.error.action().map(Subject::Action),
+            subject: failed.error.part().map(|part| match part {
+                FailedPart::Action(index) => Subject::Action(index),
+                FailedPart::Input(index) => Subject::Input(index),
+            }),
         })
     }
 

@@ -23,7 +23,7 @@ use super::Context;
 use super::chmod::Symbolic;
 use super::copy::{Attributes, Copy, make_directories, place, set_time, write};
 use crate::error::{Error, Result, os};
-use crate::failed::Remains;
+use crate::failed::{FailedPart, Remains};
 use crate::layers::{Stack, View};
 use crate::select::{self, Selected};
 use crate::tree::{self, Filter};
@@ -59,11 +59,8 @@ pub(super) fn run(context: &Context, op: &FileOp, inputs: &[Stack]) -> Result<Ve
     for (number, action) in op.actions.iter().enumerate() {
         let (view, base) = run.begin(input(action.input, count))?;
         if let Err(error) = run.act(&view, action, count) {
-            return Err(Error::Action {
-                index: number,
-                remains: run.remains(op, number, (view, base)).ok().map(Arc::new),
-                cause: Box::new(told(op, action, count, error)),
-            });
+            let error = told(op, action, count, error);
+            return Err(run.failed(op, number, (view, base), error));
         }
         let goes_on = {
             let uses = uses.get(&number).copied().unwrap_or(0);
@@ -170,6 +167,22 @@ impl Run<'_> {
             .into_workspace()
             .ok_or_else(|| Error::internal("a layer that cannot be written"))?;
         Ok(below.with(self.context.seal(workspace)))
+    }
+
+    /// Returns the error of an action, with what is left of the operation.
+    fn failed(&self, op: &FileOp, number: usize, left: (View, Input), error: Error) -> Error {
+        let source = op.actions[number].secondary_input;
+        if let (Error::Missing { .. }, Input::Of(index)) =
+            (&error, input(source, self.inputs.len()))
+        {
+            let snapshot = self.context.snapshot(self.inputs[index].clone());
+            return Remains::missing(index, snapshot, error);
+        }
+        Error::Part {
+            part: FailedPart::Action(number),
+            remains: self.remains(op, number, left).ok().map(Arc::new),
+            cause: Box::new(error),
+        }
     }
 
     /// Returns what is left when an action has failed.

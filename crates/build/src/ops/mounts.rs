@@ -17,6 +17,7 @@ use super::secrets::InMemory;
 use super::{Context, input};
 use crate::caches::{self, Caches, Used};
 use crate::error::{Error, Result, os};
+use crate::failed::Remains;
 use crate::layers::{Files, Stack, Workspace, paths};
 use crate::log::{Log, frame};
 use crate::{blocking, select, tree};
@@ -156,7 +157,8 @@ pub(super) fn prepare(
             }
             Ok(MountType::Bind) => {
                 let base = input(inputs, mount.input)?;
-                let is_directory = mounts.bind(context, (index, mount), &base)?;
+                let bound = mounts.bind(context, (index, mount), &base);
+                let is_directory = bound.map_err(|error| missing(context, mount, &base, error))?;
                 let points = match is_directory {
                     true => &mut mounts.directories,
                     false => &mut mounts.files,
@@ -183,6 +185,16 @@ pub(super) fn prepare(
         }
     }
     Ok(mounts)
+}
+
+/// Returns the error of a mount. What it does not find is missing in its input.
+fn missing(context: &Context, mount: &Mount, base: &Stack, error: Error) -> Error {
+    match (error, usize::try_from(mount.input)) {
+        (error @ Error::Missing { .. }, Ok(index)) => {
+            Remains::missing(index, context.snapshot(base.clone()), error)
+        }
+        (error, _) => error,
+    }
 }
 
 impl Mounts {
