@@ -284,6 +284,7 @@ impl Converter<'_> {
         context: &NamedContext,
         written: &str,
         label: &str,
+        paths: usize,
     ) -> Result<Option<(State, Option<Image>)>> {
         if written == "scratch" {
             return Ok(Some((State::default(), None)));
