@@ -1,5 +1,6 @@
 //! Export of results as images: of the engine, and packed for archives.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use whelk_dockerfile::convert::{History, Image};
@@ -50,7 +51,14 @@ impl Builder {
         if let Some(epoch) = epoch.filter(|_| must_rewrite_times) {
             layers = self.retimed(solved, layers, &times, epoch).await?;
         }
-        complete(&mut image, &layers, &times, epoch);
+        let described = image.history.iter().filter(|entry| !entry.empty_layer);
+        let makers = match described.count() < layers.len() {
+            true => self.makers(solved).await?,
+            false => HashMap::new(),
+        };
+        let makers = built.iter().map(|layer| makers.get(layer).cloned());
+        let makers: Vec<String> = makers.map(Option::unwrap_or_default).collect();
+        complete(&mut image, &layers, &times, &makers, epoch);
         let config = self.image_config(solved, &image, &built).await?;
         Ok(Finished {
             config,
@@ -178,8 +186,14 @@ impl Builder {
 }
 
 /// Adds the layers and the times to a configuration. `times` are those of the layers, in nanoseconds since the epoch; 0
-/// for those of the base image. So the same steps out of the cache give the same image.
-fn complete(image: &mut Image, layers: &[Digest], times: &[i64], epoch: Option<i64>) {
+/// for those of the base image. So the same steps out of the cache give the same image. `makers` say what has made the layers.
+fn complete(
+    image: &mut Image,
+    layers: &[Digest],
+    times: &[i64],
+    makers: &[String],
+    epoch: Option<i64>,
+) {
     image.rootfs.kind = "layers".into();
     image.rootfs.diff_ids = layers.iter().map(Digest::to_string).collect();
     let mut next = 0;
@@ -194,10 +208,12 @@ fn complete(image: &mut Image, layers: &[Digest], times: &[i64], epoch: Option<i
         }
         next += 1;
     }
-    for time in times.iter().skip(next) {
+    for (at, time) in times.iter().enumerate().skip(next) {
+        let maker = makers.get(at).filter(|maker| !maker.is_empty());
         image.history.push(History {
             created: (*time != 0).then(|| rfc3339(*time)),
-            created_by: "created by an operation that is not known".into(),
+            created_by: maker.map_or("created by buildkit", String::as_str).into(),
+            comment: "buildkit.exporter.image.v0".into(),
             ..History::default()
         });
     }
@@ -264,7 +280,7 @@ mod tests {
             .map(|time| Digest::of(time.to_string().as_bytes()))
             .collect();
         let mut image = image(entries);
-        complete(&mut image, &layers, times, None);
+        complete(&mut image, &layers, times, &[], None);
         let history = image.history.iter();
         let found: Vec<(&str, bool)> = history
             .map(|entry| {

@@ -16,7 +16,7 @@ use whelk_tests::Engine;
 use whelk_tests::builds::json_file;
 use whelk_tests::grpc::{Bridge, Grpc};
 
-use crate::file;
+use crate::{Made, file, make_file};
 
 fn output(kind: &str, attributes: &[(&str, &str)]) -> SolveRequest {
     let attributes = attributes.iter();
@@ -103,6 +103,35 @@ fn frontends_and_outputs_describe_the_image() {
         let status = returned(bridge, &[("containerimage.config", config)]).unwrap_err();
         assert!(status.message.contains(expected), "{build}: {status}");
     }
+}
+
+/// As BuildKit makes it of a definition alone.
+#[test]
+fn results_without_a_configuration_have_a_usual_one() {
+    let engine = Engine::start();
+    let grpc = Grpc::connect(&engine);
+    let mut made = Made::default();
+    let step = made.script("echo made > /file");
+    let added = made.file(make_file("/added", "x"), Some(step));
+    let request = SolveRequest {
+        definition: Some(made.definition(added)),
+        ..output("image", &[("name", "made")])
+    };
+    grpc.build("made", request).solving.wait().unwrap();
+    let image = engine.image("made");
+    assert_eq!(image["Config"]["WorkingDir"], "/");
+    let path = image["Config"]["Env"][0].as_str().unwrap();
+    assert!(path.starts_with("PATH=/usr/local/sbin:"), "{path}");
+    let history = engine.get("/images/made/history");
+    let history = history.as_array().unwrap().iter();
+    let makers: Vec<&str> = history
+        .map(|entry| entry["CreatedBy"].as_str().unwrap())
+        .collect();
+    assert_eq!(makers[0], "fileop target");
+    assert!(makers[1].starts_with("mount / from exec "), "{makers:?}");
+    assert!(makers[1].ends_with("echo made > /file"), "{makers:?}");
+    let run = ["run", "--rm", "--network=none", "made", "cat", "file"];
+    assert_eq!(engine.docker(&run).ok(), "made");
 }
 
 #[test]

@@ -12,8 +12,8 @@ use whelk_buildkit::grpc::{Result, Status};
 use whelk_buildkit::pb::gateway::Result as FrontendResult;
 use whelk_buildkit::session::FilesRequest;
 use whelk_dockerfile::convert::{
-    Answer, Answers, ContextInput, Image, MainContext, Options, Request as Ask, check,
-    file_definition,
+    Answer, Answers, Config, ContextInput, DEFAULT_PATH, Image, MainContext, Options,
+    Request as Ask, check, file_definition,
 };
 use whelk_dockerfile::lint::{Linter, Warning};
 use whelk_dockerfile::{Stages, report};
@@ -41,12 +41,17 @@ const CAPS: [&str; 4] = [
 ];
 
 /// Returns the configuration of a result that has none.
-pub(super) fn empty_image() -> Image {
+pub(super) fn default_image() -> Image {
     let host = Platform::host();
     Image {
         architecture: host.architecture,
         os: host.os,
         variant: host.variant,
+        config: Config {
+            env: vec![format!("PATH={DEFAULT_PATH}")],
+            working_dir: "/".into(),
+            ..Config::default()
+        },
         ..Image::default()
     }
 }

@@ -232,6 +232,7 @@ impl Job {
                     count: node.outputs,
                 },
                 stack: outcome.and_then(|outcome| outcome.outputs.get(output)?.clone()),
+                name: description(node, output),
             })
         });
         ExportedSteps {
@@ -252,6 +253,29 @@ impl Job {
             }
         }
     }
+}
+
+/// Returns what an operation does, in BuildKit's words for the history of an image that has no entry of its own for it.
+fn description(node: &Node, output: usize) -> String {
+    /// Maximum length in characters.
+    const MAX: usize = 1024;
+    let text = match &node.op.kind {
+        Some(Kind::Exec(exec)) => {
+            let args = exec
+                .meta
+                .as_ref()
+                .map_or(&[][..], |meta| meta.args.as_slice());
+            let is_it = |mount: &&Mount| usize::try_from(mount.output) == Ok(output);
+            let mount = exec.mounts.iter().find(is_it);
+            let dest = mount.map_or("/", |mount| mount.dest.as_str());
+            format!("mount {dest} from exec {}", args.join(" "))
+        }
+        Some(Kind::File(_)) => "fileop target".to_owned(),
+        Some(Kind::Merge(_)) => "merge".to_owned(),
+        Some(Kind::Diff(_)) => "diff".to_owned(),
+        _ => "created by buildkit".to_owned(),
+    };
+    text.chars().take(MAX).collect()
 }
 
 /// Returns whether clients are told of an operation when it is received.

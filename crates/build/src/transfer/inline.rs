@@ -140,6 +140,7 @@ mod tests {
             place: Place::ONLY,
             layers: layers.iter().map(|text| (id(text), 1)).collect(),
             offer: None,
+            name: String::new(),
         };
         let layers = [id("a"), id("b"), id("c")];
         let outcomes = vec![

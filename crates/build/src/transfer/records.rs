@@ -66,6 +66,8 @@ pub(crate) struct Step {
     pub place: Place,
     /// `None` if the build did not need the result.
     pub stack: Option<Stack>,
+    /// What the operation does, for the history of an image.
+    pub name: String,
 }
 
 /// An output of a step. The keys are those of the step.
@@ -80,6 +82,7 @@ pub(super) struct ExportedStep {
     pub layers: Vec<(LayerDigest, i64)>,
     /// Where the layers are that are not here.
     pub offer: Option<Offer>,
+    pub name: String,
 }
 
 impl Builder {
@@ -91,7 +94,7 @@ impl Builder {
         let mut others = Vec::new();
         for step in &made.steps {
             let Some(stack) = &step.stack else {
-                others.extend(step.key.map(|key| (key, step.place)));
+                others.extend(step.key.map(|key| (key, step.place, step.name.clone())));
                 continue;
             };
             let digests = stack.digests().await?;
@@ -103,13 +106,14 @@ impl Builder {
                 place: step.place,
                 layers: digests.into_iter().zip(times).collect(),
                 offer: None,
+                name: step.name.clone(),
             });
         }
         let (builder, lease) = (self.clone(), solved.lease.clone());
         let imports = made.imports.clone();
         let found = blocking(move || {
             let uses = builder.cache.uses();
-            let found = others.into_iter().filter_map(|(key, place)| {
+            let found = others.into_iter().filter_map(|(key, place, name)| {
                 let needed = [place.output];
                 if let Some(mut found) = builder.cache.find(&key, &needed, &lease, &uses) {
                     return Some(ExportedStep {
@@ -119,6 +123,7 @@ impl Builder {
                         place,
                         layers: found.outputs.swap_remove(place.output)?,
                         offer: None,
+                        name,
                     });
                 }
                 let offer = imports.find(&key, place.count, &needed)?;
@@ -132,6 +137,7 @@ impl Builder {
                         .map(|one| (one.diff_id.clone(), one.created.max(1)))
                         .collect(),
                     offer: Some(offer),
+                    name,
                 })
             });
             Ok(found.collect::<Vec<_>>())
@@ -144,6 +150,23 @@ impl Builder {
         }
         outcomes.retain(|one| !one.layers.is_empty());
         Ok(outcomes)
+    }
+
+    /// Returns what has made the layers of a build's results, as far as that is known.
+    pub(crate) async fn makers(
+        self: &Arc<Self>,
+        solved: &Solved,
+    ) -> Result<HashMap<LayerDigest, String>> {
+        let mut outcomes = self.outcomes(solved).await?;
+        // Other results may end with the same layer.
+        outcomes.sort_by_key(|one| one.layers.len());
+        let mut found = HashMap::new();
+        for ExportedStep { layers, name, .. } in outcomes {
+            if let Some((layer, _)) = layers.into_iter().next_back() {
+                found.entry(layer).or_insert(name);
+            }
+        }
+        Ok(found)
     }
 }
 
@@ -289,6 +312,7 @@ mod tests {
                 .map(|(text, time)| (id(text), *time))
                 .collect(),
             offer: None,
+            name: String::new(),
         }
     }
 

@@ -14,7 +14,7 @@ use crate::instruction::Healthcheck;
 use crate::quote::quote;
 
 /// The default search path of programs.
-pub(super) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const COMMENT: &str = "buildkit.dockerfile.v0";
 
 /// An image configuration.

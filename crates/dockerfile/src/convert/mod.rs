@@ -29,7 +29,7 @@ use whelk_llb::pb::{Definition, OpMetadata, Platform, Position, ProxyEnv, Range,
 use whelk_llb::{Builder, CUSTOM_NAME, Output, Vertex};
 
 pub use context::file_definition;
-pub use image::{Config, Health, History, Image, RootFs};
+pub use image::{Config, Health, History, Image, PATH as DEFAULT_PATH, RootFs};
 pub use options::{ContextInput, MainContext, Options, ParseReference, Reference, ResolveMode};
 pub use remote::{RemoteContext, subdirectory};
 pub use request::{Answer, Answers, Request, Source};

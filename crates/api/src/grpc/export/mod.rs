@@ -244,7 +244,7 @@ impl Buildkit {
                 image: one
                     .config
                     .or(own_image)
-                    .unwrap_or_else(super::frontend::empty_image),
+                    .unwrap_or_else(super::frontend::default_image),
                 id: one.id,
                 platform: one.platform,
                 reference: one.reference,
