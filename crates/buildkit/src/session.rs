@@ -57,6 +57,9 @@ pub struct FilesRequest {
     /// Whether all files are to be sent, also those that look like those of the last time: a file may be another one
     /// with the same size and time.
     pub in_full: bool,
+    /// Patterns of the files whose content is wanted, if only a list of the others is ([`crate::files::Chosen`]). The client is not
+    /// told of them.
+    pub contents: Option<Vec<String>>,
 }
 
 /// Returns the headers with which a client opens a session.
@@ -88,6 +91,7 @@ impl FilesRequest {
             exclude: list("exclude-patterns"),
             follow: list("followpaths"),
             in_full: false,
+            contents: None,
         }
     }
 }

@@ -15,10 +15,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::header::HeaderMap;
 use hyper_util::rt::TokioIo;
-use whelk_buildkit::files::{self, Directory, Received};
+use whelk_buildkit::files::{self, Chosen, Directory, Received};
 use whelk_buildkit::grpc::{self, Call, Code, Status};
 use whelk_buildkit::output;
 use whelk_buildkit::pb::BytesMessage;
+use whelk_buildkit::pb::Message as _;
 use whelk_buildkit::pb::files::{Packet, PacketType, Stat};
 use whelk_buildkit::pb::session::{
     CredentialsRequest, CredentialsResponse, GetSecretRequest, GetSecretResponse,
@@ -245,6 +246,65 @@ fn tree(root: &Path) -> BTreeMap<String, String> {
         }
     }
     found
+}
+
+#[tokio::test]
+async fn a_list_of_all_files_is_received_with_what_is_chosen() {
+    const LIST: &str = ".fsutil-metadata";
+    let scratch = Scratch::temporary("sessions-list").unwrap();
+    let place = scratch.path();
+    let mut files = vec![
+        file("data", "d"),
+        directory("dir"),
+        file("dir/file1", "1"),
+        file("dir/file2", "2"),
+        directory("empty"),
+        file("foo", "f"),
+    ];
+    let choose = |mut directory: Directory| {
+        directory.choose(Chosen::new(|path| path.ends_with('1') || path == "foo"));
+        directory
+    };
+    let names = |directory: &Directory| {
+        let names = directory.entries().keys();
+        names.cloned().collect::<Vec<String>>().join(" ")
+    };
+    let client = Client::new(files.clone());
+    let new = choose(Directory::create(place).unwrap());
+    let (made, received) = client.receive(new).await.unwrap();
+    assert_eq!((received.files, received.bytes), (2, 2));
+    assert_eq!(names(&made), format!("{LIST} dir dir/file1 foo"));
+    let list = fs::read(made.files().join(LIST)).unwrap();
+    let (mut rest, mut told) = (&list[..], Vec::new());
+    while let Some((length, more)) = rest.split_first_chunk::<4>() {
+        let length = usize::try_from(u32::from_le_bytes(*length)).unwrap();
+        told.push(Stat::decode(&more[..length]).unwrap());
+        rest = &more[length..];
+    }
+    let sent: Vec<Stat> = files.iter().map(|(stat, _)| stat.clone()).collect();
+    assert_eq!(told, sent);
+    made.remember(BOOT).unwrap();
+
+    let known = choose(Directory::open(place, BOOT).unwrap().unwrap());
+    let (_, received) = client.receive(known).await.unwrap();
+    assert_eq!(received, Received::default());
+
+    // Another file that is not chosen, and a list that the client has itself.
+    files[3] = file("dir/file2", "longer");
+    files.insert(0, file(LIST, "own"));
+    let client = Client::new(files);
+    let known = choose(Directory::open(place, BOOT).unwrap().unwrap());
+    let (made, received) = client.receive(known).await.unwrap();
+    assert_eq!((received.files, received.is_changed), (0, true));
+    assert_eq!(names(&made), format!("{LIST} dir dir/file1 foo"));
+    assert_eq!(fs::read(made.files().join("foo")).unwrap(), b"f");
+    made.remember(BOOT).unwrap();
+
+    // Everything again.
+    let known = Directory::open(place, BOOT).unwrap().unwrap();
+    let (made, _) = client.receive(known).await.unwrap();
+    assert_eq!(made.entries().len(), 7);
+    assert_eq!(fs::read(made.files().join(LIST)).unwrap(), b"own");
 }
 
 #[tokio::test]

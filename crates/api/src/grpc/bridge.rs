@@ -57,7 +57,7 @@ const FRONTEND: [&str; 22] = [
 ];
 
 /// The capabilities of definitions: the operations and attributes that the solver knows.
-const OPERATIONS: [&str; 68] = [
+const OPERATIONS: [&str; 69] = [
     "source.image",
     "source.image.resolvemode",
     "source.image.layerlimit",
@@ -89,6 +89,7 @@ const OPERATIONS: [&str; 68] = [
     "source.local.excludepatterns",
     "source.local.sharedkeyhint",
     "source.local.differ",
+    "source.local.metadatatransfer",
     "meta.ignorecache",
     "meta.description",
     "exec.meta.base",

@@ -20,7 +20,7 @@ use super::contexts::Contexts;
 
 /// The attributes of sources that are directories. With `local.unique`, BuildKit's cache tells directories apart;
 /// here their content does.
-const KNOWN: [&str; 7] = [
+const KNOWN: [&str; 9] = [
     "local.session",
     "local.unique",
     "local.includepattern",
@@ -28,7 +28,13 @@ const KNOWN: [&str; 7] = [
     "local.followpaths",
     "local.sharedkeyhint",
     "local.differ",
+    METADATA,
+    CONTENTS,
 ];
+
+/// Whether only a list of the files is wanted, except for those of these patterns.
+const METADATA: &str = "local.metadatatransfer";
+const CONTENTS: &str = "local.metadatatransferexclude";
 
 /// The body of a request, which is a context that can be read once.
 pub(super) struct Sent(Mutex<Option<Pieces>>);
@@ -116,6 +122,7 @@ impl Client for SessionClient {
                 exclude: list("local.excludepatterns")?,
                 follow: list("local.followpaths")?,
                 in_full: get("local.differ") == "none",
+                contents: contents(&source.attrs)?,
             };
             let (session, key) = (get("local.session"), get("local.sharedkeyhint"));
             self.receive(session, &wanted, key, work).await
@@ -240,6 +247,16 @@ impl Client for SessionClient {
             Ok(pieces.boxed())
         })
     }
+}
+
+/// Returns the patterns of the files whose content is wanted, if not that of all.
+fn contents(attributes: &BTreeMap<String, String>) -> Result<Option<Vec<String>>> {
+    let is_list = match attributes.get(METADATA) {
+        None => false,
+        Some(value) => whelk_text::parse_bool(value)
+            .ok_or_else(|| Error::invalid(format!("invalid value for {METADATA} {value:?}")))?,
+    };
+    is_list.then(|| list(attributes, CONTENTS)).transpose()
 }
 
 /// Reads an attribute that is a list in JSON.

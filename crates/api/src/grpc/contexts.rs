@@ -18,8 +18,9 @@ use whelk_build::{
     Builder, Content, Directory, Error, EventKind, Index, Locals, Result, StoredDirectory,
     WeakDirectory, Work, blocking,
 };
-use whelk_buildkit::files::{self, Contents, Directory as Received};
+use whelk_buildkit::files::{self, Chosen, Contents, Directory as Received};
 use whelk_buildkit::session::{FilesRequest, Session};
+use whelk_dockerfile::ignore::Matcher;
 use whelk_llb::Digest;
 use whelk_llb::key::Selector;
 use whelk_sys::fs;
@@ -67,14 +68,16 @@ impl Kind {
             digest.trim_start_matches("sha256:")[..KEY].to_owned()
         };
         let lists = [&wanted.include, &wanted.exclude, &wanted.follow];
-        let lists = lists.map(|list| format!("{list:?}"));
+        let lists = lists.into_iter().chain(&wanted.contents);
+        let lists: Vec<String> = lists.map(|list| format!("{list:?}")).collect();
+        let lists: Vec<&[u8]> = lists.iter().map(String::as_bytes).collect();
         Self {
             key: digits(&[
                 session.shared_key.as_bytes(),
                 shared_key.as_bytes(),
                 wanted.name.as_bytes(),
             ]),
-            filters: digits(&lists.each_ref().map(String::as_bytes)),
+            filters: digits(&lists),
             name: wanted.name.clone(),
         }
     }
@@ -181,6 +184,11 @@ impl Contexts {
         kind: Kind,
         work: &Work,
     ) -> Result<Directory> {
+        let chosen = wanted.contents.as_ref().map(|patterns| {
+            let matcher = Matcher::new(patterns.iter().map(String::as_str))?;
+            Ok::<_, Error>(Chosen::new(move |path| matcher.excludes(path)))
+        });
+        let chosen = chosen.transpose()?;
         let contexts = self.clone();
         // Without a key, nobody knows whose directory it was the last time.
         let in_full = wanted.in_full || session.shared_key.is_empty();
@@ -188,7 +196,10 @@ impl Contexts {
         let stream = session
             .files(wanted)
             .map_err(|status| Error::invalid(status.message))?;
-        let receiving = blocking(move || contexts.take(&kind, in_full)).await?;
+        let mut receiving = blocking(move || contexts.take(&kind, in_full)).await?;
+        if let Some(chosen) = chosen {
+            receiving.directory.choose(chosen);
+        }
         let mut last = Instant::now();
         let report = |bytes, is_done| {
             let name = format!("transferring {}:", wanted.name);

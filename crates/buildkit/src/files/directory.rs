@@ -21,7 +21,7 @@ use rustix::io::Errno;
 use whelk_sys::{fs, in_root};
 
 use super::attributes::{open_directory, set_attributes};
-use super::{Entry, Error, Kind, Result};
+use super::{Chosen, Entry, Error, Kind, Result};
 use crate::pb::files::Stat;
 
 /// Maximum size of an index in bytes.
@@ -38,6 +38,8 @@ pub struct Directory {
     pub(super) entries: BTreeMap<String, Entry>,
     /// SHA-256 of the content of each regular file.
     pub(super) digests: HashMap<String, [u8; 32]>,
+    /// Of which files the content is received, if not of all.
+    pub(super) chosen: Option<Chosen>,
 }
 
 /// What is known of a directory without its index.
@@ -125,7 +127,13 @@ impl Directory {
             place: place.to_owned(),
             entries,
             digests,
+            chosen: None,
         })
+    }
+
+    /// Lets the next transfer receive only what is chosen, and a list of all files (`.fsutil-metadata`).
+    pub fn choose(&mut self, chosen: Chosen) {
+        self.chosen = Some(chosen);
     }
 
     /// Fills a new directory with the files of another one, which share their content with it. What could not be shared

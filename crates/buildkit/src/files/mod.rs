@@ -21,7 +21,7 @@ pub use client::{Files, answer};
 pub use directory::{Contents, Directory};
 pub use entry::{Entry, Kind};
 pub use incoming::{Event, Incoming};
-pub use receive::{Received, receive};
+pub use receive::{Chosen, Received, receive};
 pub use send::{Outgoing, send};
 
 pub type Result<T> = std::result::Result<T, Error>;

@@ -7,6 +7,7 @@
 //! A sender may take its time, or say nothing at all: no thread waits for it. Of files that have not changed, no thread is
 //! told.
 
+mod metadata;
 mod update;
 
 use std::time::Duration;
@@ -16,6 +17,7 @@ use prost::Message as _;
 use super::{Directory, Error, Result};
 use crate::grpc::{Requests, Stream};
 use crate::pb::files::{Packet, PacketType};
+pub use metadata::Chosen;
 use update::Transfer;
 
 /// Number of packets that wait for the disk, and their bytes.

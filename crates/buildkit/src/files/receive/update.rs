@@ -11,6 +11,7 @@ use sha2::{Digest as _, Sha256};
 use whelk_sys::in_root;
 
 use super::Received;
+use super::metadata::{LIST, Selection};
 use crate::files::attributes::{open_directory, set_attributes, times};
 use crate::files::{Directory, Entry, Error, Event, Incoming, Kind, Result};
 use crate::pb::files::{Packet, PacketType};
@@ -53,26 +54,44 @@ pub(super) struct Transfer {
     asked: Vec<Packet>,
     /// What the last packet has brought, if that was not taken yet.
     pending: Option<Event>,
+    /// What is taken, if not all.
+    selection: Option<Selection>,
 }
 
 impl Transfer {
     pub fn new(directory: &mut Directory) -> Self {
         Self {
             old: std::mem::take(&mut directory.entries),
+            selection: directory.chosen.take().map(Selection::new),
             ..Self::default()
         }
     }
 
     /// Takes a packet. Returns what has been received if it was the last one. Blocking.
     pub fn take(&mut self, directory: &mut Directory, packet: Packet) -> Result<Option<Received>> {
-        let event = self.incoming.take(packet)?;
+        let event = self.next(packet)?;
         self.apply(directory, event)
+    }
+
+    fn next(&mut self, packet: Packet) -> Result<Event> {
+        if let Some(selection) = &mut self.selection {
+            selection.note(&packet);
+        }
+        self.incoming.take(packet)
+    }
+
+    /// Returns what of a file and the directories that it is in is taken, if not all is.
+    fn choose(&mut self, id: u32, entry: Entry) -> Vec<(u32, Entry)> {
+        match &mut self.selection {
+            Some(selection) => selection.take(id, entry, |path| self.new.contains_key(path)),
+            None => vec![(id, entry)],
+        }
     }
 
     /// Takes a packet without a look at the disk if it tells of a file that is there as it is. Others are pending then.
     pub fn take_known(&mut self, packet: Packet) -> Result<()> {
-        match self.incoming.take(packet)? {
-            Event::Entry(_, entry) if self.is_same(&entry) => {
+        match self.next(packet)? {
+            Event::Entry(_, entry) if self.selection.is_none() && self.is_same(&entry) => {
                 self.old.remove(&entry.path);
                 self.new.insert(entry.path.clone(), entry);
             }
@@ -99,7 +118,7 @@ impl Transfer {
             directory,
             at: self,
         };
-        match update.take(event)? {
+        match update.take_chosen(event)? {
             true => Ok(Some(self.received)),
             false => Ok(None),
         }
@@ -123,6 +142,58 @@ struct Update<'a> {
 }
 
 impl Update<'_> {
+    /// Takes what a packet has brought, if it is wanted. Returns whether it is the last one.
+    fn take_chosen(&mut self, event: Event) -> Result<bool> {
+        match event {
+            Event::Entry(id, entry) if self.at.selection.is_some() => {
+                for (id, entry) in self.at.choose(id, entry) {
+                    self.take(Event::Entry(id, entry))?;
+                }
+                Ok(false)
+            }
+            Event::Listed => {
+                self.place_list()?;
+                self.take(Event::Listed)
+            }
+            event => self.take(event),
+        }
+    }
+
+    /// Writes the list of all files, unless it is the same as before.
+    fn place_list(&mut self) -> Result<()> {
+        let Some(selection) = self.at.selection.take() else {
+            return Ok(());
+        };
+        let old = self.at.old.remove(LIST);
+        let hash = Sha256::new().chain_update(&selection.list);
+        let entry = Entry {
+            path: LIST.to_owned(),
+            kind: Kind::File,
+            mode: 0o644,
+            size: selection.list.len() as u64,
+            mtime: selection.newest,
+            xattrs: BTreeMap::new(),
+        };
+        let known = self.directory.digests.get(LIST);
+        let digest: [u8; 32] = hash.clone().finalize().into();
+        if old.as_ref() != Some(&entry) || known != Some(&digest) {
+            self.change()?;
+            if old.is_some_and(|old| old.is_directory()) {
+                self.remove_below(LIST)?;
+                self.unlink(LIST, AtFlags::REMOVEDIR)?;
+            }
+            // Behind those of all files that there may be.
+            let id = u32::MAX;
+            let mut file = self.create(id, &entry)?;
+            let written = file.write_all(&selection.list);
+            written.map_err(Error::io("write", LIST))?;
+            self.place(id, &file, &entry)?;
+            self.note(&entry, hash);
+        }
+        self.at.new.insert(LIST.to_owned(), entry);
+        Ok(())
+    }
+
     /// Takes what a packet has brought. Returns whether it is the last one.
     fn take(&mut self, event: Event) -> Result<bool> {
         match event {
