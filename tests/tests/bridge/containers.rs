@@ -640,6 +640,22 @@ fn nothing_is_left_of_containers() {
     let first = sleeping(&mut call, "c", "4711.5");
     drop((call, bridge));
     gone(first);
+    // The engine is killed.
+    let bridge = Grpc::connect(&engine).build("killed", SolveRequest::default());
+    bridge
+        .container("c", &[bind("/", &busybox(&bridge))])
+        .unwrap();
+    let mut call = bridge.processes();
+    let first = sleeping(&mut call, "c", "4711.6");
+    call.begin("c", "further", &["sleep", "4711.7"], &[]);
+    let command = ["sleep", "4711.7"];
+    let further = eventually("a process", || processes::with_command(&command));
+    engine.kill9();
+    engine.restart();
+    gone(first);
+    gone(further);
+    drop((call, bridge));
+    engine.has_no_builds();
     let workloads = engine.run().join("workloads");
     eventually("no workloads", || {
         let left = std::fs::read_dir(&workloads).map_or(0, Iterator::count);
