@@ -13,7 +13,7 @@ pub struct Snapshot {
     pub(crate) stack: Stack,
     pub(crate) lease: Arc<Lease>,
     /// The lease of the job that it comes from, which holds layers of images.
-    job: Option<Arc<Lease>>,
+    _job: Option<Arc<Lease>>,
 }
 
 impl Snapshot {
@@ -21,7 +21,7 @@ impl Snapshot {
         Self {
             stack,
             lease: lease.clone(),
-            job: None,
+            _job: None,
         }
     }
 
@@ -29,7 +29,7 @@ impl Snapshot {
     #[must_use]
     pub fn held_by(&self, job: &Arc<Lease>) -> Self {
         Self {
-            job: Some(job.clone()),
+            _job: Some(job.clone()),
             ..self.clone()
         }
     }
