@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex};
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
 use rustix::fs::{Mode, OFlags};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use whelk_image::{Digest, Lease, Store};
 use whelk_sys::overlay::{self, Writable};
 use whelk_sys::sync::IgnorePoison as _;
@@ -100,6 +101,9 @@ impl Drop for Workspace {
         }
     }
 }
+
+/// Limits the layers that are sealed at the same time: a step may have many outputs, and each sealing takes some threads.
+static SEALING: Semaphore = Semaphore::const_new(64);
 
 type Sealing = Shared<BoxFuture<'static, Result<Digest>>>;
 
@@ -191,15 +195,27 @@ impl Layer {
             let layer = store.snapshots.commit(&lease, &upper.upper())?;
             Ok::<_, Error>(layer.diff_id)
         };
-        let task = tokio::task::spawn_blocking(work);
-        let sealing = async move {
-            task.await
-                .map_err(|error| Error::internal(format!("seal a layer: {error}")))?
+        let begin = move |turn: SemaphorePermit<'static>| {
+            let task = tokio::task::spawn_blocking(move || {
+                let _turn = turn;
+                work()
+            });
+            task.map(|done| {
+                done.map_err(|error| Error::internal(format!("seal a layer: {error}")))?
+            })
+        };
+        let sealing = match SEALING.try_acquire() {
+            Ok(turn) => begin(turn).boxed(),
+            Err(_) => async move {
+                let turn = SEALING.acquire().await;
+                begin(turn.map_err(|error| Error::internal(error.to_string()))?).await
+            }
+            .boxed(),
         };
         let layer = Arc::new(Self {
             created: whelk_engine::events::now(),
             open: Mutex::new(Some(workspace)),
-            sealing: sealing.boxed().shared(),
+            sealing: sealing.shared(),
             is_directory: false,
             _lease: Some(held),
         });

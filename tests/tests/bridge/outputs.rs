@@ -144,6 +144,26 @@ fn each_output_is_what_was_below_its_mount() {
     engine.has_no_builds();
 }
 
+/// More than are sealed at the same time.
+#[test]
+fn a_step_may_have_many_outputs() {
+    const COUNT: i64 = 150;
+    let engine = Engine::start();
+    let grpc = Grpc::connect(&engine);
+    let bridge = grpc.build("many", SolveRequest::default());
+    let mut made = Made::default();
+    let mounts = (1..=COUNT).map(|output| bind(&format!("/out/{output}"), -1, output));
+    let mounts: Vec<Mount> = mounts.collect();
+    let text = "for out in /out/*; do echo $out > $out/name; done";
+    let step = mounted(&mut made, text, &mounts, &[]);
+    for output in [1, 77, 150] {
+        let found = file_of(&bridge, &made, step.at(output), "/name");
+        assert_eq!(found, Some(format!("/out/{output}\n")));
+    }
+    bridge.finish(None).unwrap();
+    engine.has_no_builds();
+}
+
 #[test]
 fn mount_points_are_relative_to_the_directory_of_the_process() {
     let engine = Engine::start();
