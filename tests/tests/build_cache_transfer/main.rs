@@ -339,6 +339,10 @@ fn images_carry_their_own_cache() {
     built(&third, &context(&third), &arg);
     let saved = third.docker(&["image", "history", "made"]).ok();
     assert!(saved.contains("head -c 100000"), "{saved}");
+    // The same build gives the same image.
+    let first = id(&third, "made");
+    built(&third, &context(&third), &arg);
+    assert_eq!(id(&third, "made"), first);
     // An image that is here needs no registry, and one without a cache does no harm.
     third.docker(&["builder", "prune", "-af"]).ok();
     let from = [

@@ -76,6 +76,9 @@ impl Builder {
 /// Returns the inline cache of an image with these layers.
 fn encode(mut outcomes: Vec<ExportedStep>, layers: &[Digest]) -> Result<String> {
     records::only_final(&mut outcomes, layers);
+    // A step that the build did not need comes last: the same image has the same cache, and so the same id, however much of it was
+    // cached.
+    outcomes.sort_by_key(|one| (one.is_foreign, one.key, one.canonical));
     let list = list(&outcomes, layers);
     let bytes = serde_json::to_vec(&list).map_err(|error| Error::internal(error.to_string()))?;
     if bytes.len() > MAX_INLINE {
@@ -148,12 +151,18 @@ mod tests {
             outcome("linked", &["c"]),
             outcome("other", &["a", "x"]),
         ];
-        let text = encode(outcomes, &layers).unwrap();
+        let text = encode(outcomes.clone(), &layers).unwrap();
         let config = format!(r#"{{"os":"linux","moby.buildkit.cache.v0":"{text}"}}"#);
         let list = records(config.as_bytes()).unwrap().unwrap();
         assert_eq!(list.len(), 2);
-        assert_eq!(list[0].results[0].layer, 1);
-        assert_eq!(list[1].chains[0].layers, [2]);
+        let results = list.iter().flat_map(|record| &record.results);
+        let results: Vec<i64> = results.map(|result| result.layer).collect();
+        assert_eq!(results, [1]);
+        let chains = list.iter().flat_map(|record| &record.chains);
+        let chains: Vec<i64> = chains.flat_map(|chain| chain.layers.clone()).collect();
+        assert_eq!(chains, [2]);
+        let reversed: Vec<ExportedStep> = outcomes.iter().rev().cloned().collect();
+        assert_eq!(encode(reversed, &layers).unwrap(), text);
         assert_eq!(records(br#"{"os":"linux"}"#).unwrap(), None);
         for text in ["%", "W3t9", "e30="] {
             let config = format!(r#"{{"moby.buildkit.cache.v0":"{text}"}}"#);
