@@ -23,6 +23,9 @@ const METHOD: &str = "x-docker-expose-session-grpc-method";
 /// How long a session that a request names may take to be there.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Maximum length in bytes of a value that a client is told of an output before it is sent.
+const MAX_TOLD: usize = 2 << 10;
+
 /// The methods of clients that are called.
 pub const DIFF_COPY: &str = "moby.filesync.v1.FileSync/DiffCopy";
 pub const SEND: &str = "moby.filesync.v1.FileSend/DiffCopy";
@@ -123,7 +126,8 @@ impl Session {
     /// Returns an error if the client takes no files.
     pub fn export(&self, exporter: usize, told: &BTreeMap<String, String>) -> Result<Stream> {
         let mut metadata = HeaderMap::new();
-        for (name, value) in told {
+        // Clients accept headers of a few KiB, and a descriptor may have many annotations.
+        for (name, value) in told.iter().filter(|(_, value)| value.len() <= MAX_TOLD) {
             let name = HeaderName::try_from(format!("exporter-md-{name}"));
             if let (Ok(name), Ok(value)) = (name, HeaderValue::from_str(value)) {
                 metadata.insert(name, value);
