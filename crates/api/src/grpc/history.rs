@@ -40,7 +40,7 @@ const MAX_MESSAGE: u32 = 16 << 20;
 
 /// Number of messages that wait to be written, and of bytes that are written or read together.
 const WAITING: usize = 64;
-const TOGETHER: usize = 256 << 10;
+pub(super) const TOGETHER: usize = 256 << 10;
 
 /// Size of a piece of a blob that is read.
 const PIECE: usize = 1 << 20;
@@ -229,7 +229,8 @@ impl Buildkit {
         blocking(move || {
             let name = &request.r#ref;
             if request.finalize {
-                // A record is complete when its build has ended.
+                // A record is complete when its build has ended, except for the trace.
+                buildkit.make_trace(name)?;
                 return Ok(Unused {});
             }
             if request.delete {
@@ -362,7 +363,7 @@ impl Logs {
 }
 
 /// Reads the next messages of a log, at least one unless it has ended.
-fn read_messages(file: &mut impl Read) -> Result<Vec<StatusResponse>> {
+pub(super) fn read_messages(file: &mut impl Read) -> Result<Vec<StatusResponse>> {
     let (mut messages, mut size) = (Vec::new(), 0);
     let mut length = [0; 4];
     while size < TOGETHER && file.read_exact(&mut length).is_ok() {
@@ -461,7 +462,7 @@ async fn complete(
     }
 }
 
-fn failed(error: impl std::fmt::Display) -> Status {
+pub(super) fn failed(error: impl std::fmt::Display) -> Status {
     Status::unknown(error.to_string())
 }
 

@@ -28,6 +28,7 @@ mod progress;
 mod remote;
 mod result;
 mod scope;
+mod trace;
 mod traced;
 
 use std::sync::Arc;

@@ -25,7 +25,7 @@ use whelk_sys::sync::IgnorePoison as _;
 
 use crate::grpc::{Result, Status};
 use crate::pb::control::{
-    BuildHistoryEvent, BuildHistoryEventType, BuildHistoryRecord, BuildHistoryRequest,
+    BuildHistoryEvent, BuildHistoryEventType, BuildHistoryRecord, BuildHistoryRequest, Descriptor,
 };
 use filter::Filters;
 
@@ -192,16 +192,36 @@ impl History {
     /// Returns an error if there is no such record, or if it cannot be written.
     pub fn pin(&self, name: &str, is_pinned: bool) -> Result<()> {
         let _disk = self.disk.lock().ignore_poison();
-        let mut changed = {
-            let mut state = self.state.lock().ignore_poison();
-            if let Some(record) = state.active.get_mut(name) {
-                record.pinned = is_pinned;
-                return Ok(());
-            }
-            let record = state.ended.get(name).ok_or_else(|| unknown(name))?;
-            record.clone()
+        if let Some(record) = self.state.lock().ignore_poison().active.get_mut(name) {
+            record.pinned = is_pinned;
+            return Ok(());
+        }
+        self.change(name, |record| record.pinned = is_pinned)
+    }
+
+    /// Adds the trace of a build that has ended, which was written, to its record. Blocking.
+    ///
+    /// # Errors
+    /// Returns an error if there is no such record, or if it cannot be written.
+    pub fn add_trace(&self, name: &str, trace: Descriptor) -> Result<()> {
+        let added = BuildHistoryRecord {
+            trace: Some(trace.clone()),
+            ..BuildHistoryRecord::default()
         };
-        changed.pinned = is_pinned;
+        let _disk = self.disk.lock().ignore_poison();
+        let changed = self.change(name, |record| record.trace = Some(trace));
+        // If that has failed, nothing refers to it, and the next collection removes it.
+        self.state.lock().ignore_poison().release(&added);
+        changed
+    }
+
+    /// Changes the record of a build that has ended. The caller holds `disk`.
+    fn change(&self, name: &str, change: impl FnOnce(&mut BuildHistoryRecord)) -> Result<()> {
+        let state = self.state.lock().ignore_poison();
+        let record = state.ended.get(name).ok_or_else(|| unknown(name))?;
+        let mut changed = record.clone();
+        drop(state);
+        change(&mut changed);
         changed.generation += 1;
         fs::replace(self.path(name), changed.encode_to_vec(), 0o600).map_err(failed)?;
         let mut state = self.state.lock().ignore_poison();

@@ -47,10 +47,16 @@ fn records_are_kept_and_removed() {
     history.complete(two_again).unwrap();
     assert_eq!(names(&history, &all).len(), 2);
     history.pin("two", true).unwrap();
+    let mut writer = history.writer().unwrap();
+    writer.write_all(b"trace").unwrap();
+    let trace = history.finish(writer, "trace").unwrap();
+    assert!(history.add_trace("three", trace.clone()).is_err());
+    assert!(history.add_trace("two", trace.clone()).is_ok());
     drop(history);
     // Another engine finds them.
     let history = History::open(place.path());
-    assert!(history.get("two").unwrap().pinned);
+    let two = history.get("two").unwrap();
+    assert!(two.pinned && two.trace.as_ref() == Some(&trace));
     let (mut file, size) = history.blob(&digest).unwrap().unwrap();
     let mut content = String::new();
     file.read_to_string(&mut content).unwrap();
