@@ -234,7 +234,8 @@ fn complete(
     }
     let epoch = epoch.map(|seconds| seconds.saturating_mul(1_000_000_000));
     if let Some(epoch) = epoch {
-        for created in image.history.iter_mut().map(|entry| &mut entry.created) {
+        let of_history = image.history.iter_mut().map(|entry| &mut entry.created);
+        for created in of_history.chain([&mut image.created]) {
             let time = created.as_deref().and_then(|text| text.parse().ok());
             let time = time.map(jiff::Timestamp::as_nanosecond);
             if time.is_none_or(|time| time > i128::from(epoch)) {
@@ -242,14 +243,11 @@ fn complete(
             }
         }
     }
-    image.created = match epoch {
-        Some(epoch) => Some(rfc3339(epoch)),
-        None => image
-            .history
-            .iter()
-            .rev()
-            .find_map(|one| one.created.clone()),
-    };
+    // A frontend may have set it.
+    if image.created.is_none() {
+        let mut times = image.history.iter().rev();
+        image.created = times.find_map(|one| one.created.clone());
+    }
 }
 
 fn rfc3339(nanoseconds: i64) -> String {
@@ -329,5 +327,19 @@ mod tests {
             &[(one, false), (one, true)],
         );
         check(&[], &[SECOND], &[(one, false)]);
+    }
+
+    #[test]
+    fn the_time_that_a_frontend_has_set_stays() {
+        let completed = |epoch: Option<i64>| {
+            let mut image = image(&[("", false)]);
+            image.created = Some(BASE.to_owned());
+            let layer = Digest::of(b"layer");
+            complete(&mut image, &[layer], &[2_000_000_000 * SECOND], &[], epoch);
+            image.created.unwrap_or_default()
+        };
+        assert_eq!(completed(None), BASE);
+        assert_eq!(completed(Some(1_900_000_000)), BASE);
+        assert_eq!(completed(Some(1)), "1970-01-01T00:00:01Z");
     }
 }
