@@ -6,10 +6,11 @@
 )]
 
 use std::fs;
+use std::io::Write as _;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use whelk_tests::builds::classic;
+use whelk_tests::builds::{classic, docker};
 use whelk_tests::processes::with_command;
 use whelk_tests::tar::Tar;
 use whelk_tests::{Engine, Program, eventually};
@@ -309,6 +310,37 @@ fn contexts_come_in_every_way() {
     assert_eq!(built["Config"]["Labels"]["from"], "flag");
     let list = ["run", "--rm", "in:3", "ls", "-A", "/c"];
     assert_eq!(engine.docker(&list).ok(), ".dockerignore\nsub\nx");
+}
+
+#[test]
+fn archives_that_break_off_are_not_added_in_part() {
+    let engine = Engine::start();
+    let dockerfile = "FROM busybox\nADD test.tar /into/\n";
+    let context = engine.dockerfile("cut", dockerfile);
+    let archive = Tar::new().file("one", "1").file("two", vec![b'2'; 5000]);
+    let archive = archive.finish();
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(&archive).unwrap();
+    let packed = gzip.finish().unwrap();
+    let lone = [&archive[..1024], &[0; 512], &archive[1024..]].concat();
+    for (broken, expected) in [
+        // In the end-of-archive marker, in a file, and in the trailer of a compressed stream.
+        (&archive[..archive.len() - 1], "unexpected EOF"),
+        (&archive[..3000], "unexpected EOF"),
+        (&packed[..packed.len() - 1], "unexpected EOF"),
+        (&lone[..], "archive/tar: invalid tar header"),
+    ] {
+        fs::write(context.join("test.tar"), broken).unwrap();
+        for client in [classic(&engine), docker(&engine)] {
+            client.build_fails(&context, &[], &[expected]);
+        }
+    }
+    for whole in [&archive, &packed] {
+        fs::write(context.join("test.tar"), whole).unwrap();
+        classic(&engine).built(&context, &["-t", "whole"]);
+        let list = ["run", "--rm", "whole", "ls", "/into"];
+        assert_eq!(engine.docker(&list).ok(), "one\ntwo");
+    }
 }
 
 #[test]

@@ -172,18 +172,43 @@ pub(super) fn add_all<R: Read>(
         let extensions = pax::records(&tap.take_headers()).map_err(during)?;
         add(destination, &mut entry, tap, &extensions).map_err(during)?;
     }
-    // Padding behind the end-of-archive marker is part of the diff ID.
     let mut rest = archive.into_inner();
     // A layer is verified by its digest. For plain archives the only sign of truncation is a
-    // missing end-of-archive marker (a block of zeros).
-    if tap.take_headers().len() < BLOCK && destination.purpose() == Purpose::Files {
+    // missing end-of-archive marker (blocks of zeros).
+    let has_marker = tap.take_headers().len() >= BLOCK;
+    if !has_marker && destination.purpose() == Purpose::Files {
         return Err(Error::invalid(
             "the archive is truncated: it has no end-of-archive marker",
         ));
     }
+    if has_marker {
+        check_marker(&mut rest)?;
+    }
+    // Padding behind the end-of-archive marker is part of the diff ID.
     io::copy(&mut rest, &mut Sink(tap)).map_err(io("read archive"))?;
     destination.end()?;
     Ok(rest.inner)
+}
+
+/// Reads the second block of the end-of-archive marker. As in Go's tar package, it may be missing, but must be whole, and
+/// no entries may follow a single block of zeros: they would be lost without a word.
+fn check_marker(rest: &mut impl Read) -> Result<()> {
+    let mut block = Vec::with_capacity(BLOCK);
+    let second = rest.by_ref().take(BLOCK as u64).read_to_end(&mut block);
+    second.map_err(io("read archive"))?;
+    if block.iter().any(|byte| *byte != 0) {
+        let text = "data behind a single block of zeros";
+        return Err(io("read archive")(io::Error::new(
+            io::ErrorKind::InvalidData,
+            text,
+        )));
+    }
+    match block.len() {
+        0 | BLOCK => Ok(()),
+        count => Err(Error::invalid(format!(
+            "{count} of {BLOCK} bytes of the end-of-archive marker: the archive is truncated"
+        ))),
+    }
 }
 
 fn add(

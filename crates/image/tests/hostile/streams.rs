@@ -4,7 +4,8 @@ use std::io::{self, Read};
 
 use crate::check_refused;
 use crate::common::{
-    Bench, apply, bzip2, compressed_by, dir, file, gzip, noise, pack, symlink, xz, zstandard,
+    Bench, apply, bzip2, compressed_by, dir, file, gzip, noise, pack, pack_open, symlink, xz,
+    zstandard,
 };
 use whelk_image::compression::decompress;
 use whelk_image::{Digest, Error};
@@ -48,6 +49,30 @@ fn rejects_truncated_archives() {
             "{length}: {result:?}"
         );
         bench.check_empty("cut");
+    }
+}
+
+#[test]
+fn rejects_damaged_end_of_archive_markers() {
+    let open = pack_open(&[file("a", "x")]);
+    let behind = pack(&[file("b", "y")]);
+    // Both blocks, the first one alone, and none.
+    for whole in [1024, 512, 0] {
+        let archive = [&open[..], &vec![0; whole]].concat();
+        let bench = Bench::new();
+        let layer = apply(&bench.store, &archive, None).unwrap();
+        assert_eq!(layer.diff_id, Digest::of(&archive), "{whole}");
+    }
+    for damaged in [
+        [&open[..], &[0; 1023]].concat(),
+        [&open[..], &[0; 513]].concat(),
+        // The entries behind it would be lost.
+        [&open[..], &[0; 512], &behind].concat(),
+    ] {
+        let bench = Bench::new();
+        let result = apply(&bench.store, &damaged, None);
+        assert!(matches!(result, Err(Error::Invalid(_))), "{result:?}");
+        bench.check_empty("damaged");
     }
 }
 
