@@ -1,9 +1,24 @@
 //! Events, and waiting for the states of containers.
 
 use serde_json::{Value, json};
+use whelk_tests::builds::PROTOCOLS;
 use whelk_tests::{Connection, Engine, Program, escape, eventually, now_nanos};
 
 use super::check;
+
+#[test]
+fn builds_create_and_tag_images() {
+    let engine = Engine::start();
+    let context = engine.dockerfile("made", "FROM busybox\nRUN echo hi > /hello\n");
+    for protocol in PROTOCOLS {
+        let mut live = engine.events(&format!("filters={}", escape(r#"{"type": ["image"]}"#)));
+        let build = || engine.cli(Program::Docker).with_env(protocol);
+        build().built(&context, &["-t", "made:1"]);
+        assert_eq!(live.until("create"), ["image tag", "image create"]);
+        build().built(&context, &[]);
+        assert_eq!(live.until("create"), ["image create"]);
+    }
+}
 
 #[test]
 fn events_of_a_container_are_in_order() {

@@ -116,6 +116,9 @@ impl Images {
                 self.publish("tag", id, name.familiar());
             }
         }
+        for id in &ids {
+            self.publish("create", id, id.to_string());
+        }
         Ok(AddedIndex { ids, index })
     }
 
@@ -174,6 +177,7 @@ impl Images {
         } else if built.names.is_empty() && manifest.is_none() {
             // Nothing of it changes: a build that the cache answers waits for no disk.
             self.uses.note(&id);
+            self.publish("create", &id, id.to_string());
             return Ok(AddedImage {
                 id,
                 renamed: Vec::new(),
@@ -204,6 +208,8 @@ impl Images {
         for named in &loaded.names {
             self.publish("tag", &id, named.name.familiar());
         }
+        // As in Docker, also if all steps were cached.
+        self.publish("create", &id, id.to_string());
         Ok(AddedImage {
             id,
             renamed,
