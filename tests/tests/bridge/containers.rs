@@ -525,7 +525,12 @@ fn settings_of_containers_and_processes_work() {
     };
     create("windows", Some(windows)).unwrap();
     let shown = call.run("windows", "f", &["/bin/sh", "-c", "echo \"$PATH\""]);
-    assert_eq!(shown, output("c:\\Windows\\System32;c:\\Windows\n"));
+    assert_eq!(
+        shown,
+        output(
+            "c:\\Windows\\System32;c:\\Windows;C:\\Windows\\System32\\WindowsPowerShell\\v1.0\n"
+        )
+    );
     bridge.finish(None).unwrap();
 }
 

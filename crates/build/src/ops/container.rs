@@ -276,7 +276,7 @@ impl Container {
         }
         let mut env = request.env.clone();
         if self.is_windows && !env.iter().any(|variable| variable.starts_with("PATH=")) {
-            env.push("PATH=c:\\Windows\\System32;c:\\Windows".into());
+            env.push("PATH=c:\\Windows\\System32;c:\\Windows;C:\\Windows\\System32\\WindowsPowerShell\\v1.0".into());
         }
         let op = ExecOp {
             meta: Some(Meta {
