@@ -53,8 +53,11 @@ pub struct FailedSteps(Arc<Mutex<VecDeque<FailedStep>>>);
 type FailedStep = (String, Arc<Failed>);
 
 impl Remains {
-    /// Returns the error of an operation that does not find something in an input.
+    /// Returns the error of an operation that has read an input: one that does not find something there has the input.
     pub(crate) fn missing(index: usize, input: Snapshot, error: Error) -> Error {
+        if !matches!(error, Error::Missing { .. }) {
+            return error;
+        }
         let remains = Self {
             inputs: vec![Some(input)],
             results: Vec::new(),

@@ -188,8 +188,8 @@ pub(super) struct Reference {
 pub(super) struct FailedNode<'a> {
     pub node: &'a Node,
     pub error: &'a Error,
-    /// Holds what it stands on.
-    pub held: &'a Arc<Lease>,
+    /// Holds what it stands on, if it has begun.
+    pub held: Option<&'a Arc<Lease>>,
 }
 
 impl Reference {
@@ -279,7 +279,7 @@ impl Reference {
         Some(FailedNode {
             node: nodes.find(|node| node.digest == *op)?,
             error,
-            held: self.held.get()?,
+            held: self.held.get(),
         })
     }
 }

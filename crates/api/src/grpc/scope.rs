@@ -335,8 +335,8 @@ impl Scope {
     }
 
     fn detail(&self, failed: FailedNode<'_>) -> Any {
-        let remains = failed.error.remains();
-        let names = remains.map(|remains| self.keep(remains, failed.held));
+        let remains = failed.error.remains().zip(failed.held);
+        let names = remains.map(|(remains, held)| self.keep(remains, held));
         let (inputs, results) = names.unwrap_or_default();
         details::solve(&Failure {
             op: &failed.node.op,

@@ -189,11 +189,9 @@ pub(super) fn prepare(
 
 /// Returns the error of a mount. What it does not find is missing in its input.
 fn missing(context: &Context, mount: &Mount, base: &Stack, error: Error) -> Error {
-    match (error, usize::try_from(mount.input)) {
-        (error @ Error::Missing { .. }, Ok(index)) => {
-            Remains::missing(index, context.snapshot(base.clone()), error)
-        }
-        (error, _) => error,
+    match usize::try_from(mount.input) {
+        Ok(index) => Remains::missing(index, context.snapshot(base.clone()), error),
+        Err(_) => error,
     }
 }
 

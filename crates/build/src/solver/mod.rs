@@ -27,11 +27,13 @@ use crate::cache::{CachedResult, Outputs, Uses};
 use crate::client::Client;
 use crate::error::{Error, Result};
 use crate::explain::Reasons;
+use crate::failed::Remains;
 use crate::layers::Stack;
 use crate::log::Log;
 use crate::ops::{self, Settings};
 use crate::progress::{EventKind, Progress};
 use crate::request::Request;
+use crate::snapshot::Snapshot;
 use crate::sources::{self, Sources};
 use crate::transfer::{ExportedSteps, Imports, Offer, Place, Step};
 use crate::{Builder, blocking};
@@ -605,13 +607,17 @@ impl Builder {
             let node = &job.graph.nodes[index];
             let mut identities = job.keys[index].identities.clone();
             let uses = key::uses(&node.op);
-            for ((identity, used), input) in identities.iter_mut().zip(uses).zip(&inputs) {
+            let all = identities.iter_mut().zip(uses).zip(&inputs);
+            for (number, ((identity, used), input)) in all.enumerate() {
                 match (&identity, used) {
                     (Identity::Step(_), _) => *identity = Identity::Step(input.canonical),
                     (Identity::Selection(_), Use::Selected(selectors)) => {
                         let view = input.stack.mount(builder.store())?;
                         let content = crate::select::digest(&view.root, &selectors, None);
-                        let content = content.map_err(|error| ops::named(node, error))?;
+                        let content = content.map_err(|error| {
+                            let snapshot = Snapshot::new(input.stack.clone(), &job.lease);
+                            Remains::missing(number, snapshot, ops::named(node, error))
+                        })?;
                         *identity = Identity::Content(content);
                     }
                     _ => {}
