@@ -267,8 +267,8 @@ fn description(node: &Node, output: usize) -> String {
                 .meta
                 .as_ref()
                 .map_or(&[][..], |meta| meta.args.as_slice());
-            let is_it = |mount: &&Mount| usize::try_from(mount.output) == Ok(output);
-            let mount = exec.mounts.iter().find(is_it);
+            let mut mounts = exec.mounts.iter();
+            let mount = mounts.find(|mount| usize::try_from(mount.output) == Ok(output));
             let dest = mount.map_or("/", |mount| mount.dest.as_str());
             format!("mount {dest} from exec {}", args.join(" "))
         }
