@@ -372,12 +372,16 @@ impl Converter<'_> {
             let target = &mut self.targets[index];
             target.dispatched = true;
             target.state = state;
-            if let Some(image) = image {
-                if !image.os.is_empty() && !image.architecture.is_empty() {
-                    target.platform = Some(image.platform());
-                }
-                target.image = image;
+            // A directory has no configuration, and stands for files of the platform that is built for.
+            let platform = target.platform.as_ref().unwrap_or(&self.target_platform);
+            let empty = Image::empty(platform);
+            if let Some(image) = &image
+                && !image.os.is_empty()
+                && !image.architecture.is_empty()
+            {
+                target.platform = Some(image.platform());
             }
+            target.image = image.unwrap_or(empty);
             return Ok(true);
         }
         let platform = self.targets[index].platform.clone();

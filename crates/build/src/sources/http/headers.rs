@@ -6,7 +6,12 @@ use whelk_text::url::unescape;
 
 /// Parses a time, in any of HTTP's formats, in seconds since 1970.
 pub(super) fn time(text: &str) -> Option<i64> {
-    let time = httpdate::parse_http_date(text).ok()?;
+    // Some servers call it so, as Go's formatting does.
+    let text = match text.strip_suffix(" UTC") {
+        Some(time) => format!("{time} GMT"),
+        None => text.to_owned(),
+    };
+    let time = httpdate::parse_http_date(&text).ok()?;
     let since = time.duration_since(UNIX_EPOCH).ok()?;
     i64::try_from(since.as_secs()).ok()
 }
@@ -97,6 +102,7 @@ mod tests {
         for text in [
             "Thu, 01 Jan 1970 00:01:00 GMT",
             "Thursday, 01-Jan-70 00:01:00 GMT",
+            "Thursday, 01-Jan-70 00:01:00 UTC",
             "Thu Jan  1 00:01:00 1970",
         ] {
             assert_eq!(time(text), Some(60), "{text}");

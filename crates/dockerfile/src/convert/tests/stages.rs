@@ -276,6 +276,9 @@ fn of_a_directory_that_replaces_a_stage_only_what_is_needed_is_read() {
         let (_, attrs) = done.source("[context dir] load from client");
         let paths = attrs.get("local.followpaths").map(String::as_str);
         assert_eq!(paths, expected, "{target}");
+        let image = &done.conversion.image;
+        let platform = (image.os.as_str(), image.architecture.as_str());
+        assert_eq!(platform, ("linux", "amd64"), "{target}");
     }
 }
 
