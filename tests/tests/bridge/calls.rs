@@ -17,7 +17,7 @@ use whelk_llb::pb::{Location, Locations, Position, Range, Source, SourceInfo, So
 use whelk_tests::Engine;
 use whelk_tests::grpc::{Frontend, Grpc};
 
-use crate::{NOTHING, fails, file, run};
+use crate::{Made, NOTHING, fails, file, run, script};
 
 /// Go's `FileMode` of directories.
 const DIRECTORY: u32 = 1 << 31;
@@ -308,6 +308,15 @@ fn nothing_is_a_result() {
     };
     grpc.build("image", image("one")).finish(None).unwrap();
     has_no_layers("one");
+    // No process can be executed in it.
+    let mut made = Made::default();
+    let base = made.source("docker-image://docker.io/library/one:latest", &[]);
+    let result = made.exec(script("x"), &[base]);
+    let bridge = grpc.build("process", SolveRequest::default());
+    let failed = bridge.evaluate(&made.definition(result));
+    let text = "process \"/bin/sh -c x\" did not complete successfully: exec: ";
+    fails(failed, Code::Unknown, text);
+    bridge.finish(None).unwrap();
     // So it is for a platform.
     let bridge = grpc.build("platform", image("two"));
     let listing =

@@ -16,7 +16,7 @@ use whelk_dockerfile::convert::Image;
 use whelk_engine::events::now;
 use whelk_image::Lease;
 use whelk_llb::pb::op::Kind;
-use whelk_llb::pb::{Definition, SourceInfo};
+use whelk_llb::pb::{Definition, Platform, SourceInfo};
 use whelk_llb::{Digest, Graph, Node};
 use whelk_sys::sync::IgnorePoison as _;
 
@@ -161,6 +161,8 @@ pub(super) struct Noted {
 #[derive(Debug)]
 pub(super) struct Origin {
     pub image: Image,
+    /// The platform that was built for; that of the image may be another one, if its base is.
+    pub platform: Platform,
     /// The time of the image, in seconds since 1970.
     pub epoch: Option<i64>,
     pub call: FrontendCall,

@@ -187,8 +187,10 @@ impl Buildkit {
                 (is_wrong, of_frontend(&error, &prepared.file))
             })?;
             let conversion = converted.conversion;
+            let platform = platform.unwrap_or_else(host);
             let origin = Origin {
                 image: conversion.image,
+                platform: platform.clone(),
                 epoch: conversion.epoch,
                 call: call.clone(),
                 scanned: conversion.scanned,
@@ -197,7 +199,7 @@ impl Buildkit {
             let (definition, images) = (conversion.definition, converted.images);
             let reference = Reference::new(request.clone(), definition, images, Some(origin));
             let reference = reference.await.map_err(|status| (false, status))?;
-            Ok::<_, (bool, Status)>((platform.unwrap_or_else(host), reference))
+            Ok::<_, (bool, Status)>((platform, reference))
         });
         let Some(first) = converting.next() else {
             return Ok(Vec::new());

@@ -171,11 +171,12 @@ pub(super) fn returned(build: &Build, result: &gateway::Result) -> Result<(Vec<R
         let config = config(result.metadata.get(CONFIG).or(known))?;
         let epoch = epoch(result.metadata.get(EPOCH))?;
         let reference = reference(build, id)?;
-        let own = reference.origin.as_ref().map(|origin| &origin.image);
-        let platform = match (listing.into_iter().next(), config.as_ref().or(own)) {
-            (Some(listed), _) => platform(&listed)?,
-            (None, Some(image)) => of_image(image),
-            (None, None) => host(),
+        let own = reference.origin.as_ref().map(|origin| &origin.platform);
+        let platform = match (listing.into_iter().next(), own, &config) {
+            (Some(listed), _, _) => platform(&listed)?,
+            (None, Some(platform), _) => platform.normalized(),
+            (None, None, Some(image)) => of_image(image),
+            (None, None, None) => host(),
         };
         let one = Returned {
             id: platform.normalized().specifier(),

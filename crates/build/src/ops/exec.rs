@@ -305,8 +305,13 @@ async fn execute(
         mut output,
     } = blocking(prepare).await?;
     let engine = &builder.engine;
+    let command = step.config.cmd.as_deref().unwrap_or_default().join(" ");
     let starting = engine.containers.start_step(&engine.workloads, step);
-    let started = starting.await?.started;
+    let started = starting.await.map_err(|error| {
+        let what = format!("process {command:?} did not complete successfully");
+        error.prefixed(&what)
+    })?;
+    let started = started.started;
     let followed = tokio::select! {
         followed = follow(&mut output, &log) => followed,
         _ = left => Err(Error::internal("the step was cancelled")),
