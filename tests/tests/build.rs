@@ -389,6 +389,50 @@ fn limits_and_networks_hold_for_steps() {
 }
 
 #[test]
+fn steps_share_the_network_of_a_container() {
+    let engine = Engine::start();
+    let run = ["run", "-d", "--name", "server", "--hostname", "foobar"];
+    let httpd = ["busybox", "httpd", "-f", "-p", "127.0.0.1:80", "-h", "/etc"];
+    engine.docker(&[&run[..], &httpd].concat()).ok();
+    let ask = [
+        "exec",
+        "server",
+        "wget",
+        "-q",
+        "-O",
+        "-",
+        "http://127.0.0.1/passwd",
+    ];
+    eventually("the server to listen", || {
+        (engine.docker(&ask).code == 0).then_some(())
+    });
+    let dockerfile = "FROM busybox\nRUN wget -q -O /got http://127.0.0.1/hostname; hostname; cat /got /etc/hostname\n";
+    let context = engine.dockerfile("shared", dockerfile);
+    let build = |network: &str| {
+        let args = ["--network", network, "-t", "shared"];
+        classic(&engine).build(&context, &args)
+    };
+    let shown = build("container:server").exits(0);
+    assert!(shown.contains("\nfoobar\nfoobar\nfoobar\n"), "{shown}");
+    let none = build("container:nosuch").shown();
+    assert!(none.contains("No such container: nosuch"), "{none}");
+    engine.docker(&["rm", "-f", "server"]).ok();
+    // The network of the host is a right of its own.
+    let run = ["run", "-d", "--name", "host", "--network", "host"];
+    engine
+        .docker(&[&run[..], &["busybox", "sleep", "600"]].concat())
+        .ok();
+    let host = build("container:host");
+    assert_ne!(host.code, 0);
+    assert!(
+        host.shown().contains("builds cannot share"),
+        "{}",
+        host.shown()
+    );
+    engine.docker(&["rm", "-f", "host"]).ok();
+}
+
+#[test]
 fn requests_that_are_not_supported_are_refused_by_name() {
     let engine = Engine::start();
     for (query, expected) in [
@@ -399,7 +443,6 @@ fn requests_that_are_not_supported_are_refused_by_name() {
         ("buildargs={", "buildargs"),
         ("memory=-1", "memory"),
         ("t=UPPER", "reference"),
-        ("networkmode=container:x", "networkmode"),
         ("platform=linux/none/x/y", "platform"),
     ] {
         let query = query

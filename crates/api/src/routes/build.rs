@@ -263,9 +263,6 @@ fn request(params: &Params, headers: &HeaderMap) -> ApiResult<Request> {
         }
     }
     let network: NetworkMode = params.text("networkmode").parse()?;
-    if network.container().is_some() {
-        unsupported("the network of a container (networkmode)")?;
-    }
     let platform = match params.text("platform") {
         "" => None,
         text => Some(text.parse::<Platform>().map_err(Error::from)?),

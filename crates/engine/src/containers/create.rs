@@ -126,7 +126,7 @@ impl Containers {
 
     /// Returns the host name of a new container: its own, that of the container whose network it
     /// shares, or the host's.
-    fn hostname(&self, config: &Config, host: &HostConfig, id: &str) -> String {
+    pub(super) fn hostname(&self, config: &Config, host: &HostConfig, id: &str) -> String {
         match host
             .network_mode
             .container()

@@ -13,6 +13,7 @@ use whelk_shim::logs::{Driver, LogConfig};
 use whelk_shim::protocol::Attach;
 use whelk_sys::fs;
 
+use super::donors::Shared;
 use super::{Containers, files};
 use crate::error::{Error, Result};
 use crate::model::{Config, ContainerRecord, ContainerState, HostConfig, NetworkMode};
@@ -72,8 +73,8 @@ impl Containers {
     /// Starts a step.
     ///
     /// # Errors
-    /// Returns an error if its network does not exist or is that of a container, and the reason why it did
-    /// not start; nothing is left of it then.
+    /// Returns an error if its network does not exist, or is that of a container that does not run or is on the
+    /// host's, and the reason why it did not start; nothing is left of it then.
     pub async fn start_step(
         self: &Arc<Self>,
         workloads: &Workloads,
@@ -104,17 +105,19 @@ impl Containers {
         } = step;
         let settings = self.instance.live.get();
         let defaults = &settings.containers;
+        if host.network_mode.container().is_some() {
+            // It has the container's name, as a container that shares the network of another one.
+            config.hostname.clear();
+            self.resolve_donors(&mut host)?;
+        }
         for warning in validate::settings(&mut config, &mut host, &self.host, defaults)? {
             tracing::warn!("step {id}: {warning}");
         }
         // An init process would be one more program in each step.
         host.init = Some(false);
         let host = defaults.complete(&host);
-        if let Some(donor) = host.network_mode.container() {
-            return Err(Error::Unsupported(format!(
-                "network mode container:{donor}: not available for builds in this version of whelk"
-            )));
-        }
+        config.hostname = self.hostname(&config, &host, &id);
+        let network_of = self.donor_of_step(&host)?;
         let mut record = ContainerRecord {
             name: id.clone(),
             id,
@@ -128,22 +131,15 @@ impl Containers {
             ports: Vec::new(),
         };
         let network = self.network_of_step(&mut record)?;
-        let hostname = format!("{}\n", record.config.hostname);
-        for (file, content) in [
-            ("hostname", hostname),
-            ("hosts", files::hosts(&record, &[], self)),
-            (
-                "resolv.conf",
-                files::resolv_conf(&record, &self.instance.networks),
-            ),
-        ] {
-            fs::write_with_mode(directory.join(file), content, files::MODE)?;
-        }
+        let names = match network_of {
+            Some(_) => self.names_dir(&record)?,
+            None => self.write_names_of_step(&record, directory)?,
+        };
         let context = SpecContext {
             id: &record.id,
-            names: &directory,
+            names: &names,
             cgroup_parent: &self.instance.cgroup_parent(),
-            network_of: None,
+            network_of,
             pid_of: None,
             ipc_of: None,
             devices: super::devices::devices(&record.host)?,
@@ -191,8 +187,39 @@ impl Containers {
         Ok((bundle, config, record.host))
     }
 
+    /// Returns the pid of the container whose network a step shares, if it does.
+    fn donor_of_step(&self, host: &HostConfig) -> Result<Option<i32>> {
+        let Some(name) = host.network_mode.container() else {
+            return Ok(None);
+        };
+        // The host's network is a right of its own.
+        if self.owner_of_network(name)?.record().host.network_mode == NetworkMode::Host {
+            return Err(Error::Denied(format!(
+                "container {name} has the network of the host, which builds cannot share: use the network mode host"
+            )));
+        }
+        self.donor(Shared::Network, Some(name))
+    }
+
+    /// Writes the files of a step that has a network of its own. Returns their directory.
+    fn write_names_of_step(&self, record: &ContainerRecord, directory: PathBuf) -> Result<PathBuf> {
+        let hostname = format!("{}\n", record.config.hostname);
+        for (file, content) in [
+            ("hostname", hostname),
+            ("hosts", files::hosts(record, &[], self)),
+            (
+                "resolv.conf",
+                files::resolv_conf(record, &self.instance.networks),
+            ),
+        ] {
+            fs::write_with_mode(directory.join(file), content, files::MODE)?;
+        }
+        Ok(directory)
+    }
+
     fn network_of_step(&self, record: &mut ContainerRecord) -> Result<WorkloadNetwork> {
         let name = match &record.host.network_mode {
+            NetworkMode::Container(_) => return Ok(WorkloadNetwork::Configured),
             NetworkMode::Host => return Ok(WorkloadNetwork::Host),
             NetworkMode::None => return Ok(WorkloadNetwork::None),
             mode => mode.network().unwrap_or("bridge").to_owned(),

@@ -70,12 +70,17 @@ pub enum WorkloadNetwork {
     /// That of a sandbox, which several workloads can share. It is kept until nothing is left of
     /// the workload.
     Sandbox(Arc<OwnedSandbox>),
+    /// The one that the configuration names, such as that of a container.
+    Configured,
 }
 
 impl WorkloadNetwork {
     /// Sets this network in an OCI configuration. The descriptor of a sandbox's namespace is not
     /// part of it.
     fn set_in(&self, spec: &mut Spec) {
+        if matches!(self, Self::Configured) {
+            return;
+        }
         let namespaces = &mut spec.linux.namespaces;
         namespaces.retain(|namespace| namespace.kind != NamespaceKind::Network);
         if !matches!(self, Self::Host) {
@@ -89,7 +94,7 @@ impl WorkloadNetwork {
     fn sandbox(&self) -> Option<&Arc<OwnedSandbox>> {
         match self {
             Self::Sandbox(sandbox) => Some(sandbox),
-            Self::Host | Self::None => None,
+            Self::Host | Self::None | Self::Configured => None,
         }
     }
 }
