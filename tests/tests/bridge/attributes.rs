@@ -125,9 +125,8 @@ fn attributes_of_dockerfiles_have_their_effect() {
         ..SolveRequest::default()
     };
     let bridge = grpc.build("attributes", request);
-    let below = run(
-        "mkdir /d; echo below > /d/x; printf 'FROM scratch\\nCOPY x /of-input\\n' > /d/Dockerfile",
-    );
+    // The Dockerfile beside a context that is an input is the client's.
+    let below = run("mkdir /d; echo below > /d/x; echo nonsense > /d/Dockerfile");
     let lonely = ("force-network-mode", "none");
     for (attributes, context, path, expected) in [
         (&[lonely][..], None, "/made", "buildkitsandbox lo 0 65536\n"),
@@ -160,9 +159,9 @@ fn attributes_of_dockerfiles_have_their_effect() {
             "written\n",
         ),
         (
-            &[("contextsubdir", "/d")],
+            &[("contextsubdir", "/d"), ("filename", "Second")],
             Some(&below),
-            "/of-input",
+            "/second",
             "below\n",
         ),
     ] {

@@ -304,8 +304,13 @@ impl Buildkit {
             ));
         }
         let given = dockerfile_input(attributes, inputs)?;
-        let is_of_client =
-            given.is_none() && (remote.is_none() || !get("dockerfilekey").is_empty());
+        let context = match get("contextkey") {
+            "" => "context",
+            name => name,
+        };
+        // Only a context on a server has its own: beside one that is an input, the Dockerfile is an input, too, or the client's.
+        let has_own = remote.is_some() && !get(context).is_empty();
+        let is_of_client = given.is_none() && (!has_own || !get("dockerfilekey").is_empty());
         if let Some(filename) = remote.as_ref().and_then(|remote| remote.filename.clone())
             && !is_of_client
         {

@@ -157,7 +157,9 @@ impl Remote {
         if target.is_remote {
             let path = target.context.as_deref().unwrap_or(".");
             let inputs = &mut request.frontend_inputs;
-            inputs.insert("context".into(), directory(path)?);
+            let context = directory(path)?;
+            inputs.insert("dockerfile".into(), context.clone());
+            inputs.insert("context".into(), context);
         }
         for (name, value) in &target.contexts {
             if !target::is_beside(value) {
@@ -288,7 +290,7 @@ mod tests {
         let mut request = SolveRequest::default();
         remote.put(&target, &mut request).unwrap();
         let inputs: Vec<&String> = request.frontend_inputs.keys().collect();
-        assert_eq!(inputs, ["context", "files:Src"]);
+        assert_eq!(inputs, ["context", "dockerfile", "files:Src"]);
         assert_eq!(request.frontend_attrs["context:src"], "input:files:Src");
         assert_eq!(request.frontend_attrs.len(), 1);
         // The source, the copy, and the result.
