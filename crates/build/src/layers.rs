@@ -125,7 +125,8 @@ pub(crate) struct Layer {
 #[derive(Clone, Debug)]
 pub(crate) struct Files {
     pub path: PathBuf,
-    _workspace: Option<Arc<Workspace>>,
+    /// Where they are if the layer is not sealed.
+    workspace: Option<Arc<Workspace>>,
 }
 
 impl Layer {
@@ -243,7 +244,7 @@ impl Layer {
     pub fn mount(&self, store: &Store) -> Result<View> {
         let files = vec![self.files(store)?];
         let (layers, _mounts) = mounted(store, &files)?;
-        let root = overlay::read_only(&layers).map_err(os("mount a layer"))?;
+        let root = overlay::open_layer(&layers[0]).map_err(os("mount a layer"))?;
         Ok(View {
             root,
             _files: files,
@@ -260,10 +261,7 @@ impl Layer {
                 None => return Err(Error::internal("a layer is neither open nor sealed")),
             },
         };
-        Ok(Files {
-            path,
-            _workspace: workspace,
-        })
+        Ok(Files { path, workspace })
     }
 }
 
@@ -335,7 +333,12 @@ impl Stack {
             [directory] if self.is_directory() => open_directory(directory)?,
             _ => {
                 let (layers, _mounts) = mounted(store, &files)?;
-                overlay::merged(&layers).map_err(os("mount the layers of a step"))?
+                let is_open = files.iter().any(|files| files.workspace.is_some());
+                let root = match is_open {
+                    true => overlay::merged(&layers),
+                    false => overlay::read_only(&layers),
+                };
+                root.map_err(os("mount the layers of a step"))?
             }
         };
         Ok(View {

@@ -6,6 +6,7 @@
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, XattrFlags, fgetxattr, fsetxattr};
 use rustix::io::Errno;
@@ -156,28 +157,48 @@ pub fn mount_at(
 }
 
 /// Mounts layers read-only, without attaching the mount. For a single layer returns its directory,
-/// because overlayfs needs at least two.
+/// because overlayfs needs at least two, unless its root is marked as that of a layer with whiteouts.
 pub fn read_only(lower: &[PathBuf]) -> Result<OwnedFd, Errno> {
-    match lower {
-        [single] => open_layer(single),
-        _ => match mount(lower, None) {
-            Err(Errno::INVAL | Errno::NOSYS) => mount_detached(lower, None),
-            result => result,
-        },
+    if let [single] = lower {
+        let layer = open_layer(single)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::openat(&layer, ".", flags, Mode::empty())?;
+        if !is_marked(&root)? {
+            return Ok(layer);
+        }
+    }
+    merged(lower)
+}
+
+/// Like [`read_only`], but mounts a single layer above an empty directory also if it is not marked: whether an upper layer has
+/// whiteouts is not known.
+pub fn merged(lower: &[PathBuf]) -> Result<OwnedFd, Errno> {
+    static EMPTY: OnceLock<OwnedFd> = OnceLock::new();
+    let layers;
+    let lower = match lower {
+        [single] => {
+            if EMPTY.get().is_none() {
+                // Another thread may have been faster.
+                let _ = EMPTY.set(empty_directory()?);
+            }
+            let empty = EMPTY.get().ok_or(Errno::NOENT)?;
+            layers = [single.clone(), by_number(empty).into()];
+            &layers[..]
+        }
+        _ => lower,
+    };
+    match mount(lower, None) {
+        Err(Errno::INVAL | Errno::NOSYS) => mount_detached(lower, None),
+        result => result,
     }
 }
 
-/// Mounts layers read-only, without attaching the mount. Unlike with [`read_only`], whiteouts of a single layer are not shown either:
-/// it is mounted above an empty directory.
-pub fn merged(lower: &[PathBuf]) -> Result<OwnedFd, Errno> {
-    let [single] = lower else {
-        return read_only(lower);
-    };
+/// Mounts an empty file system, without attaching it.
+fn empty_directory() -> Result<OwnedFd, Errno> {
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_create(context.as_fd())?;
     let (flags, attributes) = (FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty());
-    let empty = fsmount(context.as_fd(), flags, attributes)?;
-    read_only(&[single.clone(), by_number(&empty).into()])
+    fsmount(context.as_fd(), flags, attributes)
 }
 
 /// Mounts layers below a writable one, without attaching the mount.
@@ -306,8 +327,8 @@ impl Layer {
     }
 }
 
-/// Opens a layer's root directory.
-fn open_layer(path: &Path) -> Result<OwnedFd, Errno> {
+/// Opens a layer's root directory. Whiteouts are shown as they are stored.
+pub fn open_layer(path: &Path) -> Result<OwnedFd, Errno> {
     match Layer::of(path)?.image {
         Some(image) => Ok(image),
         None => open(path),
@@ -421,13 +442,19 @@ mod tests {
             names.sort();
             names
         };
-        let single = read_only(std::slice::from_ref(&layer)).unwrap();
+        let layers = [layer];
+        let single = read_only(&layers).unwrap();
         assert_eq!(listed(&single, ""), ["d", "gone"]);
-        let Ok(merged) = merged(&[layer]) else {
-            return;
-        };
-        assert_eq!(listed(&merged, ""), ["d"]);
-        assert_eq!(listed(&merged, "d"), ["file"]);
+        for _ in 0..2 {
+            let Ok(merged) = merged(&layers) else {
+                return;
+            };
+            assert_eq!(listed(&merged, ""), ["d"]);
+            assert_eq!(listed(&merged, "d"), ["file"]);
+        }
+        mark_whiteouts(&std::fs::File::open(&layers[0]).unwrap()).unwrap();
+        assert_eq!(listed(&read_only(&layers).unwrap(), ""), ["d"]);
+        assert_eq!(listed(&open_layer(&layers[0]).unwrap(), ""), ["d", "gone"]);
     }
 
     /// The path for kernels without one option per layer.

@@ -27,12 +27,16 @@ pub(super) enum Form {
     WholeLayer,
 }
 
+/// Returns whether nobody waits for the result any more. Then what has begun fails.
+pub(super) type IsLeft<'a> = &'a dyn Fn() -> bool;
+
 /// Writes what `upper` changes of `lower` into the empty directory `into`, in the form of a layer. All links stay what they are.
 pub(super) fn write(
     lower: Option<&OwnedFd>,
     upper: &OwnedFd,
     form: Form,
     into: &OwnedFd,
+    is_left: IsLeft<'_>,
 ) -> Result<()> {
     let filter = Filter::new(&[], &[])?;
     let copy = Copy {
@@ -53,6 +57,7 @@ pub(super) fn write(
     let mut walk = Walk {
         run: Run::new(&copy, Some(open(into)?)),
         keeps_same: form == Form::WholeLayer,
+        is_left,
     };
     let target = Target::opened(open(into)?);
     let is_whole = form == Form::Tree;
@@ -67,6 +72,7 @@ fn failed(path: &Path) -> impl FnOnce(Errno) -> Error {
 struct Walk<'a> {
     run: Run<'a>,
     keeps_same: bool,
+    is_left: IsLeft<'a>,
 }
 
 impl Walk<'_> {
@@ -91,6 +97,7 @@ impl Walk<'_> {
             }
         }
         for name in names {
+            go_on(self.is_left)?;
             let before = lower.map(|lower| visible(lower, &name)).transpose()?;
             let before = before.flatten();
             let Some(stat) = visible(upper, &name)? else {
@@ -105,7 +112,9 @@ impl Walk<'_> {
                 continue;
             }
             let is_same = match before {
-                Some(before) if !self.keeps_same => is_same(before, (upper, &stat), &name)?,
+                Some(before) if !self.keeps_same => {
+                    is_same(before, (upper, &stat), &name, self.is_left)?
+                }
                 _ => false,
             };
             if !is_same {
@@ -157,11 +166,11 @@ impl Walk<'_> {
 }
 
 /// Returns whether [`write`] would write all that a layer has, and nothing else.
-pub(super) fn is_minimal(lower: &OwnedFd, layer: &OwnedFd) -> Result<bool> {
+pub(super) fn is_minimal(lower: &OwnedFd, layer: &OwnedFd, is_left: IsLeft<'_>) -> Result<bool> {
     let failed = |error: Errno| Error::os("read a layer", error);
     let open = |directory: &OwnedFd| tree::open_below(directory, OsStr::new(".")).map_err(failed);
     let (lower, layer) = (open(lower)?, open(layer)?);
-    let found = changes_of(Some(&lower), &layer, 0);
+    let found = changes_of(Some(&lower), &layer, is_left, 0);
     Ok(found.map_err(failed)?.is_some())
 }
 
@@ -169,6 +178,7 @@ pub(super) fn is_minimal(lower: &OwnedFd, layer: &OwnedFd) -> Result<bool> {
 fn changes_of(
     lower: Option<&OwnedFd>,
     layer: &OwnedFd,
+    is_left: IsLeft<'_>,
     depth: usize,
 ) -> rustix::io::Result<Option<bool>> {
     if depth > MAX_DEPTH {
@@ -176,6 +186,7 @@ fn changes_of(
     }
     let mut has_changes = false;
     for name in tree::names(layer)? {
+        go_on(is_left)?;
         let before = lower.map(|lower| visible(lower, &name)).transpose()?;
         let before = before.flatten();
         let before = lower.zip(before.as_ref());
@@ -187,7 +198,8 @@ fn changes_of(
                     return Ok(None);
                 }
                 let below = lower_directory(before, &name)?;
-                let Some(has_inner) = changes_of(below.as_ref(), &directory, depth + 1)? else {
+                let inner = changes_of(below.as_ref(), &directory, is_left, depth + 1)?;
+                let Some(has_inner) = inner else {
                     return Ok(None);
                 };
                 has_inner
@@ -199,7 +211,7 @@ fn changes_of(
                     }
             }
             Some(stat) => match before {
-                Some(before) => !is_same(before, (layer, &stat), &name)?,
+                Some(before) => !is_same(before, (layer, &stat), &name, is_left)?,
                 None => true,
             },
         };
@@ -209,6 +221,13 @@ fn changes_of(
         has_changes = true;
     }
     Ok(Some(has_changes))
+}
+
+fn go_on(is_left: IsLeft<'_>) -> rustix::io::Result<()> {
+    match is_left() {
+        true => Err(Errno::CANCELED),
+        false => Ok(()),
+    }
 }
 
 /// Returns the file of a name, or `None` if there is none, or a whiteout. Of an overlay, names of whiteouts may be listed.
@@ -245,6 +264,7 @@ fn is_same(
     before: (&OwnedFd, &Stat),
     after: (&OwnedFd, &Stat),
     name: &OsStr,
+    is_left: IsLeft<'_>,
 ) -> rustix::io::Result<bool> {
     let (old, new) = (before.1, after.1);
     let is_same = has_same_fields(old, new)
@@ -265,7 +285,7 @@ fn is_same(
             if attributes(&old)? != attributes(&new)? {
                 return Ok(false);
             }
-            Ok(is_exact || has_same_content(&old, &new)?)
+            Ok(is_exact || has_same_content(&old, &new, is_left)?)
         }
         FileType::Symlink if !is_exact => {
             let target = |directory: &OwnedFd| readlinkat(directory, name, Vec::new());
@@ -292,11 +312,16 @@ fn attributes(file: impl AsFd) -> rustix::io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
     Ok(attributes)
 }
 
-fn has_same_content(one: &OwnedFd, other: &OwnedFd) -> rustix::io::Result<bool> {
+fn has_same_content(
+    one: &OwnedFd,
+    other: &OwnedFd,
+    is_left: IsLeft<'_>,
+) -> rustix::io::Result<bool> {
     const SIZE: usize = 128 << 10;
     let (mut first, mut second) = (vec![0; SIZE], vec![0; SIZE]);
     let mut at = 0;
     loop {
+        go_on(is_left)?;
         let count = read_at(one, &mut first, at)?;
         if read_at(other, &mut second, at)? != count || first[..count] != second[..count] {
             return Ok(false);
@@ -368,14 +393,14 @@ mod tests {
         /// Returns the changes in the form of [`Trees::new`].
         fn changes(&self, form: Form) -> String {
             let (lower, upper, into) = (self.open("lower"), self.open("upper"), self.open("into"));
-            write(Some(&lower), &upper, form, &into).unwrap();
+            write(Some(&lower), &upper, form, &into, &|| false).unwrap();
             let mut found = Vec::new();
             list(&self.path("into"), "", &mut found);
             found.join(" ")
         }
 
         fn is_minimal(&self) -> bool {
-            is_minimal(&self.open("lower"), &self.open("upper")).unwrap()
+            is_minimal(&self.open("lower"), &self.open("upper"), &|| false).unwrap()
         }
     }
 
@@ -504,7 +529,7 @@ mod tests {
         let (upper, into) = (trees.open("upper"), trees.path("lowest"));
         std::fs::create_dir(&into).unwrap();
         let into: OwnedFd = fs::open(into).unwrap().into();
-        write(None, &upper, Form::WholeLayer, &into).unwrap();
+        write(None, &upper, Form::WholeLayer, &into, &|| false).unwrap();
         let mut found = Vec::new();
         list(&trees.path("lowest"), "", &mut found);
         assert_eq!(found.join(" "), "e/ opaque/new=1 opaque/same=1 same=1");
@@ -551,9 +576,17 @@ mod tests {
                 directory = tree::open_below(&directory, OsStr::new("d")).unwrap();
             }
             let (upper, into) = (trees.open(name), trees.open("into"));
-            assert!(write(None, &upper, Form::Tree, &into).is_err());
-            assert!(write(Some(&upper), &upper, Form::Layer, &into).is_err());
-            assert!(is_minimal(&upper, &upper).is_err());
+            assert!(write(None, &upper, Form::Tree, &into, &|| false).is_err());
+            assert!(write(Some(&upper), &upper, Form::Layer, &into, &|| false).is_err());
+            assert!(is_minimal(&upper, &upper, &|| false).is_err());
         }
+    }
+
+    #[test]
+    fn what_nobody_waits_for_ends() {
+        let trees = Trees::new("left", "a=1", "a=1");
+        let (lower, upper, into) = (trees.open("lower"), trees.open("upper"), trees.open("into"));
+        assert!(write(Some(&lower), &upper, Form::Tree, &into, &|| true).is_err());
+        assert!(is_minimal(&lower, &upper, &|| true).is_err());
     }
 }

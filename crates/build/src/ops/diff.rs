@@ -38,7 +38,9 @@ fn between(context: &Context, lower: &Stack, upper: &Stack) -> Result<Arc<Layer>
     let lower = lower.mount(&context.store)?;
     let upper = upper.mount(&context.store)?;
     written(context, |into| {
-        changes::write(Some(&lower.root), &upper.root, Form::Tree, into)
+        changes::write(Some(&lower.root), &upper.root, Form::Tree, into, &|| {
+            context.is_left()
+        })
     })
 }
 
@@ -53,12 +55,14 @@ fn own_changes(
     let layer = &stack.0[index];
     let own = layer.mount(&context.store)?;
     let lower = Stack(stack.0[..index].to_vec()).mount(&context.store)?;
-    if changes::is_minimal(&lower.root, &own.root)? {
+    if changes::is_minimal(&lower.root, &own.root, &|| context.is_left())? {
         let lease = context.lease.clone();
         return Ok(Layer::held(digest.clone(), layer.created, lease));
     }
     written(context, |into| {
-        changes::write(Some(&lower.root), &own.root, Form::Layer, into)
+        changes::write(Some(&lower.root), &own.root, Form::Layer, into, &|| {
+            context.is_left()
+        })
     })
 }
 
@@ -67,7 +71,13 @@ pub(super) fn without_opaque(context: &Context, stack: &Stack, index: usize) -> 
     let own = stack.0[index].mount(&context.store)?;
     let lower = Stack(stack.0[..index].to_vec()).mount(&context.store)?;
     written(context, |into| {
-        changes::write(Some(&lower.root), &own.root, Form::WholeLayer, into)
+        changes::write(
+            Some(&lower.root),
+            &own.root,
+            Form::WholeLayer,
+            into,
+            &|| context.is_left(),
+        )
     })
 }
 

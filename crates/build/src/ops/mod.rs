@@ -50,6 +50,11 @@ pub(crate) struct Context {
 }
 
 impl Context {
+    /// Whether no build waits for the result any more: the future that they have waited for has the other reference.
+    fn is_left(&self) -> bool {
+        Arc::strong_count(&self.waiting) == 1
+    }
+
     /// Returns the layer of what was written, which is sealed beside what comes next.
     fn seal(&self, workspace: Arc<Workspace>) -> Arc<Layer> {
         Layer::seal(&self.store, workspace, self.lease.clone())
