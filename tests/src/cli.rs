@@ -129,7 +129,7 @@ impl<'e> Cli<'e> {
     /// Starts a command on a pseudo-terminal.
     #[track_caller]
     pub fn pty(self, args: &[&str]) -> Pty {
-        Pty::start(self.engine, &self.program.path(), args)
+        Pty::start(self.engine, &self.program.path(), args, self.env)
     }
 
     /// Runs `run --rm --network none FLAGS busybox sh -c SCRIPT`.

@@ -27,7 +27,12 @@ pub struct Pty {
 
 impl Pty {
     #[track_caller]
-    pub(crate) fn start(engine: &Engine, program: &Path, args: &[&str]) -> Self {
+    pub(crate) fn start(
+        engine: &Engine,
+        program: &Path,
+        args: &[&str],
+        env: &[(&str, &str)],
+    ) -> Self {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let terminal = openpt(flags).expect("open a terminal");
         grantpt(&terminal).expect("take the terminal");
@@ -49,6 +54,7 @@ impl Pty {
             .stdout(side())
             .stderr(side());
         engine.set_environment(&mut command);
+        command.envs(env.iter().copied());
         let shown = format!("{} {}", program.display(), args.join(" "));
         let child = command
             .spawn()

@@ -516,3 +516,27 @@ fn a_remote_builder_uses_a_socket_of_its_own() {
     assert!(!socket.exists());
     engine.restart();
 }
+
+/// What the debugger of buildx needs: containers of results, and of what failed steps have left.
+#[test]
+fn a_shell_is_opened_in_a_failed_step_and_in_a_result() {
+    let engine = Engine::start();
+    let text = "FROM busybox\nWORKDIR /srv\nRUN echo first > first\nRUN --network=none echo left > made; exit $CODE\n";
+    let env = [("BUILDX_EXPERIMENTAL", "1")];
+    for (code, on, shown) in [("3", "error", "exit code: 3"), ("0", "always", "DONE")] {
+        let text = text.replace("$CODE", code);
+        let context = engine.dockerfile(&format!("debug-{on}"), &text);
+        let path = context.to_str().unwrap();
+        let args = ["buildx", "debug", "--on", on, "--invoke", "/bin/sh"];
+        let args = [&args[..], &["build", "--progress=plain", path]].concat();
+        let mut pty = docker(&engine).with_env(&env).pty(&args);
+        pty.expect(shown);
+        pty.expect("Launching interactive container");
+        pty.insist("cat /srv/first /srv/ma*\n", "left");
+        pty.keys("exit\n");
+        pty.expect("(buildx)");
+        pty.keys("exit\n");
+        pty.finish();
+        engine.has_no_steps();
+    }
+}
