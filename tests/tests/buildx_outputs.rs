@@ -242,6 +242,8 @@ fn archives_are_made_and_can_be_loaded() {
             manifest["config"]["digest"]
         );
         assert!(!directory.join("manifest.json").exists());
+        let members = sh(&format!("tar -tf {archive}"));
+        assert!(members.starts_with("blobs/\nblobs/sha256/\n"), "{members}");
         other.docker(&["load", "-i", &archive]).ok();
         assert_eq!(
             other.docker(&["run", "--rm", "example.com/packed"]).ok(),

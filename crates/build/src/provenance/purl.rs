@@ -54,7 +54,7 @@ pub(crate) fn package_url(kind: &str, reference: &str, platform: Option<&Platfor
         Some(_) => parsed,
         None => parsed.with_default_tag(),
     };
-    let mut url = format!("pkg:{kind}/{}", escape(&parsed.familiar_name(), "/:"));
+    let mut url = format!("pkg:{kind}/{}", escape(&parsed.familiar_name(), "/"));
     if let Some(tag) = &parsed.tag {
         url = url + "@" + &escape(tag, "");
     }
@@ -109,7 +109,11 @@ mod tests {
         );
         check("user/test:v2", None, "pkg:docker/user/test@v2");
         check("ghcr.io/foo/bar", None, "pkg:docker/ghcr.io/foo/bar@latest");
-        check("127.0.0.1:5000/a:1", None, "pkg:docker/127.0.0.1:5000/a@1");
+        check(
+            "127.0.0.1:5000/a:1",
+            None,
+            "pkg:docker/127.0.0.1%3A5000/a@1",
+        );
         check(
             "busybox",
             Some(&amd64),

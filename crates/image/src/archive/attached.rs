@@ -20,6 +20,8 @@ const REFERENCE_DIGEST: &str = "vnd.docker.reference.digest";
 /// Of a manifest that is an artifact of OCI.
 const ARTIFACT: &str = "application/vnd.docker.attestation.manifest.v1+json";
 const EMPTY: &str = "application/vnd.oci.empty.v1+json";
+/// `{}`.
+const EMPTY_DATA: &str = "e30=";
 const UNKNOWN: &str = "unknown";
 
 /// The manifest of attestations, with its blobs.
@@ -50,10 +52,21 @@ struct RootFs {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Artifact<'a> {
-    #[serde(flatten)]
-    manifest: &'a Manifest,
+    schema_version: u32,
+    media_type: &'a str,
     artifact_type: &'static str,
+    config: Empty<'a>,
+    layers: &'a [Descriptor],
     subject: Descriptor,
+}
+
+/// The configuration of an artifact, with its content, as OCI's specification has it.
+#[derive(Serialize)]
+struct Empty<'a> {
+    #[serde(flatten)]
+    descriptor: &'a Descriptor,
+    /// In base64.
+    data: &'static str,
 }
 
 /// Makes the manifest of statements about the image that `target` refers to. Each has the type of its predicate before it. With
@@ -94,8 +107,14 @@ pub fn attach(
     blobs.push((descriptor, config));
     let bytes = match is_artifact {
         true => encode(&Artifact {
-            manifest: &manifest,
+            schema_version: 2,
+            media_type: manifest.kind(),
             artifact_type: ARTIFACT,
+            config: Empty {
+                descriptor: &manifest.config,
+                data: EMPTY_DATA,
+            },
+            layers: &manifest.layers,
             subject: Descriptor::new(&target.media_type, target.digest.clone(), target.size),
         })?,
         false => encode(&manifest)?,
@@ -176,5 +195,8 @@ mod tests {
         assert_eq!(manifest["subject"]["digest"], target().digest.as_str());
         assert_eq!(manifest["artifactType"], ARTIFACT);
         assert_eq!(manifest["config"]["mediaType"], EMPTY);
+        assert_eq!(manifest["config"]["data"], EMPTY_DATA);
+        assert_eq!(manifest["mediaType"], MANIFEST);
+        assert!(Manifest::parse(bytes).is_ok());
     }
 }

@@ -277,6 +277,14 @@ impl Packed {
         output: impl Write,
     ) -> Result<()> {
         let mut archive = Builder::new(output);
+        // As in BuildKit's archives: some programs unpack only into directories that they know.
+        let algorithms = self.blobs.iter();
+        let algorithms = algorithms.map(|blob| blob.descriptor.digest.algorithm().name());
+        let algorithms: BTreeSet<&str> = algorithms.collect();
+        save::write_directory(&mut archive, "blobs/", 0)?;
+        for algorithm in algorithms {
+            save::write_directory(&mut archive, &format!("blobs/{algorithm}/"), 0)?;
+        }
         for blob in &mut self.blobs {
             let (name, size) = (blob_name(&blob.descriptor.digest), blob.descriptor.size);
             write_stream(&mut archive, &name, size, self.created, |output| {

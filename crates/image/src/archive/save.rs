@@ -235,6 +235,20 @@ pub(super) fn write_file(
         .map_err(io(format!("write {name}")))
 }
 
+/// Writes a directory, whose name ends with a slash.
+pub(super) fn write_directory(
+    archive: &mut Builder<impl Write>,
+    name: &str,
+    time: u64,
+) -> Result<()> {
+    let mut head = header(0, time);
+    head.set_entry_type(EntryType::Directory);
+    head.set_mode(0o755);
+    archive
+        .append_data(&mut head, name, std::io::empty())
+        .map_err(io(format!("write {name}")))
+}
+
 /// Writes a layer's tar archive, and returns its size.
 fn write_layer(
     store: &Store,
