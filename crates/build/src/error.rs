@@ -93,7 +93,8 @@ impl Error {
     }
 
     /// Returns it without the state of a failed operation, for what is kept when the build has ended.
-    pub(crate) fn without_state(&self) -> Self {
+    #[must_use]
+    pub fn without_state(&self) -> Self {
         let mut error = self.clone();
         error.drop_state();
         error

@@ -1,14 +1,14 @@
 //! Builds that run, and those that have just ended.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, watch};
 use whelk_build::provenance::{Capture, FrontendCall, Provenance};
 use whelk_build::{
-    Attest, Builder, CacheImport, Error, Frontend, Images, Imports, Progress, Request, Scanned,
-    Solved,
+    Attest, Builder, CacheImport, Error, Frontend, Images, Imports, Progress, Remains, Request,
+    Scanned, Solved,
 };
 use whelk_buildkit::grpc::{Code, Result, Status};
 use whelk_buildkit::pb::Message as _;
@@ -181,17 +181,27 @@ pub(super) struct Reference {
     /// If it comes from a Dockerfile.
     pub origin: Option<Origin>,
     solved: OnceCell<std::result::Result<Arc<Solved>, Error>>,
-    /// Holds what a step that has failed stands on.
-    held: OnceLock<Arc<Lease>>,
+    /// What is left of a step that has failed.
+    left: OnceLock<Left>,
+}
+
+/// What is left of a step that has failed. It is held for the one who asks for it first, and by nobody else here: a build may
+/// have many such steps.
+#[derive(Debug)]
+struct Left {
+    fresh: Mutex<Option<Arc<Remains>>>,
+    remains: Weak<Remains>,
+    /// Holds what the step stands on.
+    held: Arc<Lease>,
 }
 
 /// A step that has failed.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct FailedNode<'a> {
     pub node: &'a Node,
     pub error: &'a Error,
-    /// Holds what it stands on, if it has begun.
-    pub held: Option<&'a Arc<Lease>>,
+    /// What is left of it, and what holds what it stands on.
+    pub left: Option<(Arc<Remains>, Arc<Lease>)>,
 }
 
 impl Reference {
@@ -223,7 +233,7 @@ impl Reference {
             images,
             origin,
             solved: OnceCell::new(),
-            held: OnceLock::new(),
+            left: OnceLock::new(),
         })
     }
 
@@ -250,16 +260,19 @@ impl Reference {
             let job = builder.plan(&self.request, graph, self.images.clone());
             let job = job.await?;
             let solved = builder.solve(&job).await;
-            if solved.is_err() {
-                // It is the only time.
-                let _ = self.held.set(job.lease().clone());
-            }
-            solved.map(Arc::new)
+            solved
+                .map(Arc::new)
+                .map_err(|error| self.note(&error, job.lease()))
         };
         let error = match self.solved.get_or_init(|| solving).await {
             Ok(solved) => return Ok(solved.clone()),
             Err(error) => error,
         };
+        Err(super::result::status(error, self.graph.source.as_ref()))
+    }
+
+    /// Notes what is left of a step that has failed, which `held` holds, and returns the error without that.
+    fn note(&self, error: &Error, held: &Arc<Lease>) -> Error {
         // Another build may have begun the step, which wants its state.
         if self.request.settings.keeps_failed
             && let Error::Step { op, cause } = error
@@ -269,7 +282,15 @@ impl Reference {
         {
             self.request.failed.add(op, state);
         }
-        Err(super::result::status(error, self.graph.source.as_ref()))
+        let remains = error.remains().cloned();
+        let left = Left {
+            remains: remains.as_ref().map(Arc::downgrade).unwrap_or_default(),
+            fresh: Mutex::new(remains),
+            held: held.clone(),
+        };
+        // It is the only time.
+        let _ = self.left.set(left);
+        error.without_state()
     }
 
     /// Returns the step that has failed; `None` if none has.
@@ -278,10 +299,15 @@ impl Reference {
             return None;
         };
         let mut nodes = self.graph.nodes.iter();
+        let left = self.left.get().and_then(|left| {
+            let fresh = left.fresh.lock().ignore_poison().take();
+            let remains = fresh.or_else(|| left.remains.upgrade())?;
+            Some((remains, left.held.clone()))
+        });
         Some(FailedNode {
             node: nodes.find(|node| node.digest == *op)?,
             error,
-            held: self.held.get(),
+            left,
         })
     }
 }

@@ -60,18 +60,19 @@ pub(super) struct Scope {
     /// By the names that the frontend has given them.
     containers: Mutex<HashMap<String, Arc<FrontendContainer>>>,
     /// What is left of the steps that have failed.
-    failed: Mutex<Vec<Kept>>,
+    failed: Mutex<FailedSteps>,
     /// Shared by all scopes of a build.
     spent: Arc<Mutex<Spent>>,
     /// The result, which the frontend returns (`LLBBridge.Return`).
     pub returned: watch::Sender<Option<Result<gateway::Result>>>,
 }
 
-/// What is left of a step, and what holds that besides.
-#[derive(Debug)]
-struct Kept {
-    remains: Arc<Remains>,
-    held: Arc<Lease>,
+/// The steps that have failed last.
+#[derive(Debug, Default)]
+struct FailedSteps {
+    /// What is left of each, and what holds that besides, by the number of the step.
+    by_number: BTreeMap<usize, (Arc<Remains>, Arc<Lease>)>,
+    count: usize,
 }
 
 /// What the frontends of a build have used.
@@ -329,14 +330,14 @@ impl Scope {
     ) -> Result<Arc<Solved>> {
         let solved = reference.solve(builder).await;
         solved.map_err(|status| match reference.failed() {
-            Some(failed) => status.with(self.detail(failed)),
+            Some(failed) => status.with(self.detail(&failed)),
             None => status,
         })
     }
 
-    fn detail(&self, failed: FailedNode<'_>) -> Any {
-        let remains = failed.error.remains().zip(failed.held);
-        let names = remains.map(|(remains, held)| self.keep(remains, held));
+    fn detail(&self, failed: &FailedNode<'_>) -> Any {
+        let left = failed.left.as_ref();
+        let names = left.map(|(remains, held)| self.keep(remains, held));
         let (inputs, results) = names.unwrap_or_default();
         details::solve(&Failure {
             op: &failed.node.op,
@@ -350,23 +351,21 @@ impl Scope {
         })
     }
 
-    /// Keeps what is left of a step, and returns the names of its inputs and its results; none if there are too many.
+    /// Keeps what is left of a step, and returns the names of its inputs and its results.
     fn keep(&self, remains: &Arc<Remains>, held: &Arc<Lease>) -> (Vec<String>, Vec<String>) {
         let mut failed = self.failed.lock().ignore_poison();
-        let known = failed
-            .iter()
-            .position(|kept| Arc::ptr_eq(&kept.remains, remains));
-        let number = match known {
-            Some(number) => number,
-            None if failed.len() >= MAX_FAILED => return (Vec::new(), Vec::new()),
-            None => {
-                failed.push(Kept {
-                    remains: remains.clone(),
-                    held: held.clone(),
-                });
-                failed.len() - 1
+        let mut known = failed.by_number.iter();
+        let known = known.find(|(_, (kept, _))| Arc::ptr_eq(kept, remains));
+        let known = known.map(|(number, _)| *number);
+        let number = known.unwrap_or(failed.count);
+        if known.is_none() {
+            failed.count += 1;
+            let kept = (remains.clone(), held.clone());
+            failed.by_number.insert(number, kept);
+            if failed.by_number.len() > MAX_FAILED {
+                failed.by_number.pop_first();
             }
-        };
+        }
         let names = |kind: &str, all: &[Option<Snapshot>]| -> Vec<String> {
             let all = all.iter().enumerate();
             let name = |(index, files): (usize, &Option<Snapshot>)| match files {
@@ -386,14 +385,14 @@ impl Scope {
         let rest = name.strip_prefix(&self.name)?.strip_prefix(FAILED)?;
         let (number, file) = rest.split_once('-')?;
         let failed = self.failed.lock().ignore_poison();
-        let kept = failed.get(number.parse::<usize>().ok()?)?;
+        let (remains, held) = failed.by_number.get(&number.parse().ok()?)?;
         let (all, index) = match (file.strip_prefix(INPUT), file.strip_prefix(RESULT)) {
-            (Some(index), _) => (&kept.remains.inputs, index),
-            (None, Some(index)) => (&kept.remains.results, index),
+            (Some(index), _) => (&remains.inputs, index),
+            (None, Some(index)) => (&remains.results, index),
             (None, None) => return None,
         };
         let files = all.get(index.parse::<usize>().ok()?)?.as_ref()?;
-        Some(files.held_by(&kept.held))
+        Some(files.held_by(held))
     }
 
     /// Keeps the result. Returns whether it is the first one.
@@ -470,7 +469,7 @@ impl Scope {
         self.references.lock().ignore_poison().clear();
         // Which kills their processes.
         self.containers.lock().ignore_poison().clear();
-        self.failed.lock().ignore_poison().clear();
+        self.failed.lock().ignore_poison().by_number.clear();
     }
 }
 
