@@ -101,11 +101,14 @@ fn told(op: &FileOp, action: &FileAction, count: usize, error: Error) -> Error {
     let mut bases = op.actions.iter().map(|action| input(action.input, count));
     let is_read = matches!(source, Input::Of(_)) && bases.all(|base| base != source);
     match (&action.action, error) {
-        (Some(Action::Copy(_)), Error::Missing { path, .. }) if !is_read => {
-            Error::os(format!("lstat /{path}"), Errno::NOENT)
-        }
+        (Some(Action::Copy(_)), Error::Missing { path, .. }) if !is_read => absent(&path),
         (_, error) => named(action, error),
     }
+}
+
+/// Returns the error of a copy of what is not there.
+pub(super) fn absent(path: &str) -> Error {
+    Error::os(format!("lstat /{path}"), Errno::NOENT)
 }
 
 /// Returns an error with the instruction that users know.

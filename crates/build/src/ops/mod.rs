@@ -148,8 +148,17 @@ pub(crate) fn failed(node: &Node, error: Error) -> Error {
     }
 }
 
+/// Returns the error of an input without what is needed for the key. An input that has no files at all needs no digest of them: of
+/// that, the copy misses something.
+pub(crate) fn missing(node: &Node, error: Error, is_empty: bool) -> Error {
+    match (&node.op.kind, error) {
+        (Some(Kind::File(_)), Error::Missing { path, .. }) if is_empty => file::absent(&path),
+        (_, error) => named(node, error),
+    }
+}
+
 /// Returns an error with the name of the instruction.
-pub(crate) fn named(node: &Node, error: Error) -> Error {
+fn named(node: &Node, error: Error) -> Error {
     match &node.op.kind {
         Some(Kind::File(op)) => match op.actions.iter().find(|action| is_copy(action)) {
             Some(action) => file::named(action, error),

@@ -20,6 +20,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::watch;
 use whelk_image::Lease;
 use whelk_llb::key::{self, Identity, Use};
+use whelk_llb::pb::MountType;
 use whelk_llb::pb::op::Kind;
 use whelk_llb::{CUSTOM_NAME, Digest, Graph, Node};
 
@@ -268,7 +269,10 @@ fn description(node: &Node, output: usize) -> String {
                 .as_ref()
                 .map_or(&[][..], |meta| meta.args.as_slice());
             let mut mounts = exec.mounts.iter();
-            let mount = mounts.find(|mount| usize::try_from(mount.output) == Ok(output));
+            let mount = mounts.find(|mount| {
+                usize::try_from(mount.output) == Ok(output)
+                    && mount.mount_type == i32::from(MountType::Bind)
+            });
             let dest = mount.map_or("/", |mount| mount.dest.as_str());
             format!("mount {dest} from exec {}", args.join(" "))
         }
@@ -616,7 +620,9 @@ impl Builder {
                         let content = crate::select::digest(&view.root, &selectors, None);
                         let content = content.map_err(|error| {
                             let snapshot = Snapshot::new(input.stack.clone(), &job.lease);
-                            Remains::missing(number, snapshot, ops::named(node, error))
+                            let is_empty = input.stack.0.is_empty();
+                            let error = ops::missing(node, error, is_empty);
+                            Remains::missing(number, snapshot, error)
                         })?;
                         *identity = Identity::Content(content);
                     }
