@@ -10,7 +10,7 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use whelk_tests::builds::{classic, docker};
+use whelk_tests::builds::{classic, docker, shows};
 use whelk_tests::processes::with_command;
 use whelk_tests::tar::Tar;
 use whelk_tests::{Engine, Program, eventually};
@@ -472,10 +472,38 @@ fn settings_are_cached_with_the_step_that_they_are_for() {
         shown.matches("Using cache").count()
     };
     assert_eq!(cached(&["-t", "first"]), 0);
-    assert_eq!(cached(&[]), 3);
+    assert_eq!(cached(&[]), 4);
     // Only if one of these images is here.
-    assert_eq!(cached(&["--cache-from", "first"]), 3);
+    assert_eq!(cached(&["--cache-from", "first"]), 4);
     assert_eq!(cached(&["--cache-from", "none-such"]), 0);
+    assert_eq!(cached(&["--no-cache"]), 0);
+    // What stands before a step that has changed is as it was, and what stands behind it is not.
+    let other = dockerfile.replace("touch bax", "touch other");
+    fs::write(context.join("Dockerfile"), other).unwrap();
+    assert_eq!(cached(&[]), 2);
+    assert_eq!(cached(&[]), 4);
+    // Of a step that is executed again, too.
+    engine.docker(&["builder", "prune", "-af"]).ok();
+    assert_eq!(cached(&[]), 0);
+    fs::write(context.join("Dockerfile"), "FROM busybox\nWORKDIR /\n").unwrap();
+    assert_eq!(cached(&[]), 0);
+    assert_eq!(cached(&[]), 1);
+}
+
+#[test]
+fn triggers_are_counted_and_nothing_is_no_image() {
+    let engine = Engine::start();
+    let parent = engine.dockerfile("parent", "FROM busybox\nONBUILD RUN echo foo\n");
+    classic(&engine).built(&parent, &["-t", "parent"]);
+    let dockerfile = "FROM parent AS one\nONBUILD ENV A=1\nONBUILD ENV B=2\nFROM one\nLABEL a=b\n";
+    let context = engine.dockerfile("child", dockerfile);
+    let shown = classic(&engine).built(&context, &[]);
+    let first = "Step 1/5 : FROM parent AS one\n# Executing 1 build trigger\n ---> Running in ";
+    let second = "Step 4/5 : FROM one\n# Executing 2 build triggers\n ---> ";
+    shows(&shown, &[first, second]);
+    let empty = engine.dockerfile("empty", "FROM scratch\n");
+    classic(&engine).build_fails(&empty, &[], &["No image was generated"]);
+    classic(&engine).built(&empty, &["--label", "a=b"]);
 }
 
 #[test]

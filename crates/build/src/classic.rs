@@ -33,6 +33,7 @@ use crate::transfer::{Import, Imports};
 use crate::{Builder, blocking};
 
 pub use words::Message;
+pub(crate) use words::Settled;
 
 /// The source that the context is.
 const CONTEXT: &str = "local://context";
@@ -206,7 +207,7 @@ impl Builder {
             ignore,
             context,
         } = prepared;
-        let request = self.with_own_settings(request);
+        let mut request = self.with_own_settings(request);
         let rights = match request.network {
             NetworkMode::Host => vec![NETWORK_HOST.to_owned()],
             _ => Vec::new(),
@@ -243,6 +244,7 @@ impl Builder {
                 ..options
             };
             planned = self.planned(&common, &text, &options).await?;
+            request.no_cache = true;
         }
         let (conversion, job) = planned;
         let failures = common.imports.failures().iter();
@@ -255,9 +257,16 @@ impl Builder {
             blocking(move || words::Script::new(&text, &request, &job)).await?
         };
         // The texts follow the steps of the build, so that both end with it.
-        let (solved, ()) = tokio::join!(self.solve(&job), script.tell(&job, messages));
+        let told = script.tell(&job, &self.settled, messages);
+        let (solved, ()) = tokio::join!(self.solve(&job), told);
+        let solved = solved?;
+        let is_described = !conversion.image.history.is_empty() || !request.labels.is_empty();
+        if !is_described && solved.stack.0.is_empty() {
+            let text = "No image was generated. Is your Dockerfile empty?";
+            return Err(Error::invalid(text));
+        }
         let names = request.names.clone();
-        self.export(&solved?, conversion.image, conversion.epoch, names)
+        self.export(&solved, conversion.image, conversion.epoch, names)
             .await
     }
 }

@@ -144,6 +144,7 @@ pub struct Builder {
     pub allowed: AllowedEntitlements,
     collected: Mutex<Collected>,
     locals: Mutex<Option<Weak<dyn Locals>>>,
+    settled: classic::Settled,
 }
 
 impl Builder {
@@ -180,6 +181,7 @@ impl Builder {
             allowed,
             collected: Mutex::default(),
             locals: Mutex::default(),
+            settled: classic::Settled::default(),
         })
     }
 

@@ -291,6 +291,7 @@ impl Builder {
         if policy.is_everything() {
             // They have names of the user's files.
             self.cache.forget_ingredients()?;
+            self.settled.clear();
         }
         let reclaimed = pruned.freed.to_string();
         let attributes = BTreeMap::from([("reclaimed".to_owned(), reclaimed)]);

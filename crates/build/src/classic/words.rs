@@ -1,15 +1,16 @@
 //! The texts of a classic build, in the order of the Dockerfile's lines, whatever the order of the steps.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::mpsc;
 use whelk_dockerfile::instruction::Instruction;
 use whelk_dockerfile::lint::Linter;
-use whelk_dockerfile::{Lines, Stages};
+use whelk_dockerfile::{Lines, Stage, Stages, Step};
 use whelk_image::progress::Update;
 use whelk_llb::Digest;
 use whelk_llb::pb::op::Kind;
+use whelk_sys::sync::IgnorePoison as _;
 
 use super::Request;
 use crate::error::{Error, Result};
@@ -24,11 +25,38 @@ pub enum Message {
     Pull(Update),
 }
 
+/// The instructions without operations, such as ENV, that were built, by the ids that were shown for them: what stands
+/// before them counts, too. It is no part of the build cache, and ends with the engine.
+#[derive(Debug, Default)]
+pub(crate) struct Settled(Mutex<HashSet<String>>);
+
+impl Settled {
+    /// Number of instructions from which all are forgotten.
+    const MOST: usize = 10_000;
+
+    /// Adds an instruction. Returns whether it was there.
+    fn add(&self, id: &str) -> bool {
+        let mut ids = self.0.lock().ignore_poison();
+        if ids.len() >= Self::MOST {
+            ids.clear();
+        }
+        !ids.insert(id.to_owned())
+    }
+
+    pub(crate) fn clear(&self) {
+        self.0.lock().ignore_poison().clear();
+    }
+}
+
 /// An instruction, and the operations that it consists of.
 #[derive(Debug)]
 struct Line {
     code: String,
     nodes: Vec<usize>,
+    /// Whether it begins a stage, or stands before the first one.
+    is_from: bool,
+    /// The number of triggers of the base image or stage, of a FROM.
+    triggers: usize,
     /// The process that follows, if what the instruction sets is a part of its key.
     next: Option<usize>,
 }
@@ -41,6 +69,8 @@ pub(super) struct Script {
     unused: Vec<String>,
     quiet: bool,
     remove: bool,
+    no_cache: bool,
+    build_args: BTreeMap<String, Option<String>>,
 }
 
 /// The number of digits of an id that are shown.
@@ -73,6 +103,8 @@ impl Script {
         let globals = stages.args.iter().map(|global| Line {
             code: original(global.lines),
             nodes: Vec::new(),
+            is_from: true,
+            triggers: 0,
             next: None,
         });
         let mut lines: Vec<Line> = globals.collect();
@@ -85,17 +117,25 @@ impl Script {
         let last = target.unwrap_or(stages.stages.len().saturating_sub(1));
         for (number, stage) in stages.stages.iter().enumerate().take(last + 1) {
             let steps = stage.steps.iter();
-            let steps = steps.map(|step| (&step.code, step.lines, is_setting(&step.instruction)));
-            let all = std::iter::once((&stage.code, stage.lines, false)).chain(steps);
+            let steps = steps.map(|step| {
+                let is_setting = is_setting(&step.instruction);
+                (&step.code, step.lines, false, is_setting)
+            });
+            let all = std::iter::once((&stage.code, stage.lines, true, false)).chain(steps);
             let mut next = None;
             let mut steps: Vec<Line> = Vec::new();
-            for (code, lines, is_setting) in all.collect::<Vec<_>>().into_iter().rev() {
+            for (code, lines, is_from, is_setting) in all.collect::<Vec<_>>().into_iter().rev() {
                 let nodes = nodes_of(lines);
                 let is_process =
                     |index: &usize| matches!(job.graph.nodes[*index].op.kind, Some(Kind::Exec(_)));
                 next = nodes.iter().copied().find(is_process).or(next);
                 steps.push(Line {
                     code: code.trim().to_owned(),
+                    is_from,
+                    triggers: match is_from {
+                        true => triggers(&stages.stages[..=number], job, &nodes),
+                        false => 0,
+                    },
                     next: next.filter(|_| is_setting && nodes.is_empty()),
                     nodes,
                 });
@@ -111,26 +151,46 @@ impl Script {
             unused: unused(&stages, request),
             quiet: request.quiet,
             remove: request.remove,
+            no_cache: request.no_cache,
+            build_args: request.build_args.clone(),
         })
     }
 
     /// Sends the texts, each when it is its turn, until the build has ended or nobody listens.
-    pub async fn tell(self, job: &Arc<Job>, messages: &mpsc::Sender<Message>) {
+    pub async fn tell(self, job: &Arc<Job>, settled: &Settled, messages: &mpsc::Sender<Message>) {
         if self.quiet {
             return;
         }
         let count = self.lines.len();
         let mut id = String::new();
+        // Whether anything of the stage was executed.
+        let mut is_new = false;
         for (number, line) in self.lines.iter().enumerate() {
-            let head = format!("Step {}/{count} : {}\n", number + 1, line.code);
+            let mut head = format!("Step {}/{count} : {}\n", number + 1, line.code);
+            if line.triggers > 0 {
+                let plural = if line.triggers == 1 { "" } else { "s" };
+                let triggers = format!("# Executing {} build trigger{plural}\n", line.triggers);
+                head.push_str(&triggers);
+            }
             if send(messages, head).await.is_err() {
                 return;
             }
-            match self.follow(line, job, messages).await {
-                Ok(true) => {}
-                Ok(false) | Err(_) => return,
+            if line.is_from && !line.nodes.is_empty() {
+                is_new = false;
             }
-            id = next_id(job, line, &id);
+            id = self.next_id(job, line, &id);
+            let is_setting = line.nodes.is_empty() && !line.is_from;
+            if is_setting && settled.add(&id) && !is_new && !self.no_cache {
+                if send(messages, " ---> Using cache\n".into()).await.is_err() {
+                    return;
+                }
+            } else {
+                match self.follow(line, job, messages).await {
+                    Ok(Followed::Cached) => {}
+                    Ok(Followed::Executed) => is_new = true,
+                    Ok(Followed::Ended) | Err(_) => return,
+                }
+            }
             if send(messages, format!(" ---> {id}\n")).await.is_err() {
                 return;
             }
@@ -142,13 +202,13 @@ impl Script {
         }
     }
 
-    /// Follows the operations of an instruction. Returns whether they have succeeded.
+    /// Follows the operations of an instruction.
     async fn follow(
         &self,
         line: &Line,
         job: &Arc<Job>,
         messages: &mpsc::Sender<Message>,
-    ) -> Result<bool> {
+    ) -> Result<Followed> {
         if let Some(next) = line.next {
             // The setting is a part of the process's key: if that is cached, it is the same as before.
             let mut state = job.states[next].subscribe();
@@ -159,9 +219,10 @@ impl Script {
             {
                 send(messages, " ---> Using cache\n".into()).await?;
             }
-            return Ok(true);
+            return Ok(Followed::Cached);
         }
         let mut is_cached = !line.nodes.is_empty();
+        let mut followed = Followed::Cached;
         for &index in &line.nodes {
             let kind = &job.graph.nodes[index].op.kind;
             if matches!(kind, Some(Kind::Source(_))) {
@@ -178,7 +239,7 @@ impl Script {
                 .unwrap_or_default();
             match begun {
                 State::Cached => continue,
-                State::Failed(_) | State::Left | State::Waiting => return Ok(false),
+                State::Failed(_) | State::Left | State::Waiting => return Ok(Followed::Ended),
                 State::Running(Some(log)) => {
                     send(messages, format!(" ---> Running in {container}\n")).await?;
                     let mut left = job.states[index].subscribe();
@@ -186,18 +247,19 @@ impl Script {
                     tokio::select! {
                         written = output(&log, messages) => written?,
                         // Another build may wait for the step, which goes on then.
-                        _ = left => return Ok(false),
+                        _ = left => return Ok(Followed::Ended),
                     }
                 }
                 State::Running(_) | State::Done => {}
             }
             is_cached = false;
+            followed = Followed::Executed;
             let ended = state
                 .wait_for(|state| !matches!(state, State::Running(_)))
                 .await
                 .is_ok_and(|state| matches!(*state, State::Done));
             if !ended {
-                return Ok(false);
+                return Ok(Followed::Ended);
             }
             if is_process && self.remove {
                 let text = format!(" ---> Removed intermediate container {container}\n");
@@ -207,8 +269,57 @@ impl Script {
         if is_cached {
             send(messages, " ---> Using cache\n".into()).await?;
         }
-        Ok(true)
+        Ok(followed)
     }
+
+    /// Returns what is shown as the id of an instruction's result: a base image's id, or digits of a key.
+    fn next_id(&self, job: &Job, line: &Line, before: &str) -> String {
+        let Some(&last) = line.nodes.last() else {
+            // An instruction without operations, such as ENV.
+            let mut words = line.code.split_whitespace();
+            if words
+                .next()
+                .is_some_and(|word| word.eq_ignore_ascii_case("FROM"))
+                && words.next().is_some_and(|name| name == "scratch")
+            {
+                return String::new();
+            }
+            let args = format!("{:?}", self.build_args);
+            let parts = [before.as_bytes(), line.code.as_bytes(), args.as_bytes()];
+            return short(&Digest::of_parts(parts).to_string());
+        };
+        match job.sources.image(&job.graph.nodes[last]) {
+            Some(image) => short(image.id.as_str()),
+            None => short(&job.keys[last].key.to_string()),
+        }
+    }
+}
+
+/// What has become of the operations of an instruction.
+enum Followed {
+    /// None of them was executed.
+    Cached,
+    Executed,
+    /// One has failed, or the build has ended.
+    Ended,
+}
+
+/// Returns the number of triggers of the base of the last one of these stages, whose FROM has these operations.
+fn triggers(stages: &[Stage], job: &Job, nodes: &[usize]) -> usize {
+    let Some((stage, earlier)) = stages.split_last() else {
+        return 0;
+    };
+    let mut earlier = earlier.iter().rev();
+    if let Some(base) = earlier.find(|base| base.name.eq_ignore_ascii_case(&stage.base)) {
+        let steps = base.steps.iter();
+        let is_trigger = |step: &&Step| matches!(step.instruction, Instruction::Onbuild(_));
+        return steps.filter(is_trigger).count();
+    }
+    let images = nodes.iter();
+    let mut images = images.filter_map(|index| job.sources.image(&job.graph.nodes[*index]));
+    images
+        .next()
+        .map_or(0, |image| image.config.config.on_build.len())
 }
 
 /// Returns whether an instruction sets what following processes are executed with.
@@ -330,27 +441,6 @@ fn take_text(bytes: &mut Vec<u8>) -> String {
     }
     bytes.drain(..taken);
     text
-}
-
-/// Returns what is shown as the id of an instruction's result: a base image's id, or digits of a key.
-fn next_id(job: &Job, line: &Line, before: &str) -> String {
-    let Some(&last) = line.nodes.last() else {
-        // An instruction without operations, such as ENV.
-        let mut words = line.code.split_whitespace();
-        if words
-            .next()
-            .is_some_and(|word| word.eq_ignore_ascii_case("FROM"))
-            && words.next().is_some_and(|name| name == "scratch")
-        {
-            return String::new();
-        }
-        let parts = [before.as_bytes(), line.code.as_bytes()];
-        return short(&Digest::of_parts(parts).to_string());
-    };
-    match job.sources.image(&job.graph.nodes[last]) {
-        Some(image) => short(image.id.as_str()),
-        None => short(&job.keys[last].key.to_string()),
-    }
 }
 
 #[cfg(test)]
