@@ -60,7 +60,7 @@ fn rejects_damaged_end_of_archive_markers() {
     for whole in [1024, 512, 0] {
         let archive = [&open[..], &vec![0; whole]].concat();
         let bench = Bench::new();
-        let layer = apply(&bench.store, &archive, None).unwrap();
+        let layer = apply(&bench.store, &archive[..], None).unwrap();
         assert_eq!(layer.diff_id, Digest::of(&archive), "{whole}");
     }
     for damaged in [
@@ -70,7 +70,7 @@ fn rejects_damaged_end_of_archive_markers() {
         [&open[..], &[0; 512], &behind].concat(),
     ] {
         let bench = Bench::new();
-        let result = apply(&bench.store, &damaged, None);
+        let result = apply(&bench.store, &damaged[..], None);
         assert!(matches!(result, Err(Error::Invalid(_))), "{result:?}");
         bench.check_empty("damaged");
     }
