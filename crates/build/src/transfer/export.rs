@@ -224,7 +224,7 @@ impl Builder {
             outcomes.extend(own);
         }
         // The same results give the same cache, and keys that are only named come behind those with results.
-        outcomes.sort_by_key(|one| (one.is_foreign, one.key, one.canonical, one.place));
+        outcomes.sort_by_key(ExportedStep::order);
         preparing.end();
         let writing = Writing {
             builder: self,

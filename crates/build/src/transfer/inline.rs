@@ -78,7 +78,7 @@ fn encode(mut outcomes: Vec<ExportedStep>, layers: &[Digest]) -> Result<String> 
     records::only_final(&mut outcomes, layers);
     // A step that the build did not need comes last: the same image has the same cache, and so the same id, however much of it was
     // cached.
-    outcomes.sort_by_key(|one| (one.is_foreign, one.key, one.canonical));
+    outcomes.sort_by_key(ExportedStep::order);
     let list = list(&outcomes, layers);
     let bytes = serde_json::to_vec(&list).map_err(|error| Error::internal(error.to_string()))?;
     if bytes.len() > MAX_INLINE {

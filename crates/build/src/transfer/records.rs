@@ -85,6 +85,13 @@ pub(super) struct ExportedStep {
     pub name: String,
 }
 
+impl ExportedStep {
+    /// Returns its place among the others: keys that are only named come behind those with results.
+    pub fn order(&self) -> (bool, Option<Digest>, Option<Digest>, Place) {
+        (self.is_foreign, self.key, self.canonical, self.place)
+    }
+}
+
 impl Builder {
     /// Returns the results of a build, also those that the build did not need, as far as a cache has them. Their layers are
     /// held as long as the build's.
