@@ -61,6 +61,13 @@ struct Line {
     next: Option<usize>,
 }
 
+impl Line {
+    /// Whether it is an instruction without operations, such as ENV.
+    fn has_no_operations(&self) -> bool {
+        self.nodes.is_empty() && !self.is_from
+    }
+}
+
 /// The texts of a build: its instructions, and what is told at its end.
 #[derive(Debug)]
 pub(super) struct Script {
@@ -158,11 +165,17 @@ impl Script {
 
     /// Sends the texts, each when it is its turn, until the build has ended or nobody listens.
     pub async fn tell(self, job: &Arc<Job>, settled: &Settled, messages: &mpsc::Sender<Message>) {
+        let mut id = String::new();
         if self.quiet {
+            for line in &self.lines {
+                id = self.next_id(job, line, &id);
+                if line.has_no_operations() {
+                    settled.add(&id);
+                }
+            }
             return;
         }
         let count = self.lines.len();
-        let mut id = String::new();
         // Whether anything of the stage was executed.
         let mut is_new = false;
         for (number, line) in self.lines.iter().enumerate() {
@@ -179,8 +192,7 @@ impl Script {
                 is_new = false;
             }
             id = self.next_id(job, line, &id);
-            let is_setting = line.nodes.is_empty() && !line.is_from;
-            if is_setting && settled.add(&id) && !is_new && !self.no_cache {
+            if line.has_no_operations() && settled.add(&id) && !is_new && !self.no_cache {
                 if send(messages, " ---> Using cache\n".into()).await.is_err() {
                     return;
                 }
