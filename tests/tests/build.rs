@@ -95,6 +95,9 @@ fn failures_say_what_was_wrong() {
     let text = "The command '/bin/sh -c exit 7' returned a non-zero code: 7";
     check("exit", "FROM busybox\nRUN exit 7\n", text);
     check("copy", "FROM busybox\nCOPY none /x\n", "none");
+    let from = "FROM busybox\nCOPY --from=127.0.0.1:1/none /x /x\n";
+    let text = "invalid from flag value 127.0.0.1:1/none: ";
+    check("from", from, text);
     check(
         "syntax",
         "FROM busybox\nRUNS x\n",

@@ -237,7 +237,8 @@ impl Builder {
             resolve: options.resolve_mode,
             progress: progress.clone(),
         };
-        let mut planned = self.planned(&common, &text, &options).await?;
+        let planned = self.planned(&common, &text, &options).await;
+        let mut planned = planned.map_err(|error| of_copy(error, &text))?;
         if self.lacks_images(&request, &common.imports) {
             let options = Options {
                 no_cache: Some(Vec::new()),
@@ -359,6 +360,25 @@ fn check(path: &str, text: &str, target: &str) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Returns the error of a build in Docker's words, if it is about an image that a COPY names.
+fn of_copy(error: Error, text: &str) -> Error {
+    let Error::Unavailable { place, cause } = &error else {
+        return error;
+    };
+    let stages = whelk_dockerfile::parse(text)
+        .and_then(|parsed| Stages::parse(&parsed, &mut Linter::default()));
+    let stages = stages.map(|parsed| parsed.stages).unwrap_or_default();
+    let mut steps = stages.iter().flat_map(|stage| &stage.steps);
+    let name = steps.find_map(|step| match &step.instruction {
+        Instruction::Copy(copy) if place.lines.contains(&step.lines) => Some(copy.from.clone()),
+        _ => None,
+    });
+    match name {
+        Some(name) => Error::invalid(format!("invalid from flag value {name}: {}", cause.root())),
+        None => error,
+    }
 }
 
 /// A client whose context came with the request.
