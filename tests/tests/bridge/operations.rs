@@ -34,6 +34,8 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("meta.exportcache", "build_cache_transfer"),
     ("exporter.image.attestations", "buildx_attestations"),
     ("exporter.multiple", "buildx_outputs"),
+    // The module `exporters`.
+    ("exporter.session", "bridge"),
     ("exporter.sourcedateepoch", "buildx_outputs"),
     ("gc.freespacefilter", "buildx_history"),
     ("history.filter", "buildx_history"),
@@ -62,6 +64,8 @@ const FRONTEND: &[&str] = &[
     "gateway.exec.secretenv",
     "gateway.exec.signals",
     "source.metaresolver",
+    // The module `attestations`.
+    "reference.attestations",
 ];
 
 /// A definition, what it is about, and the files of its result; one that is not there has no content.
