@@ -246,7 +246,7 @@ impl Reference {
             images: Images::default(),
             origin: None,
             solved: OnceCell::new(),
-            held: OnceLock::new(),
+            left: OnceLock::new(),
         }
     }
 
