@@ -1,9 +1,9 @@
 //! Source policies: which sources a build may use, and which others it uses in their place.
 
 use serde_json::{Value, json};
-use whelk_tests::builds::{docker, shows, whelk};
+use whelk_tests::builds::{BUILDKIT, docker, shows, whelk};
 use whelk_tests::web::{Answer, Web};
-use whelk_tests::{Cli, Engine, images};
+use whelk_tests::{Cli, Engine, Output, images};
 
 use crate::{only, run, text};
 
@@ -24,21 +24,16 @@ fn convert(identifier: &str, updates: &Value) -> Value {
     json!({"action": "CONVERT", "selector": {"identifier": identifier}, "updates": updates})
 }
 
+/// Builds with the policy in a file.
 #[track_caller]
-fn built(client: Cli<'_>, policy: &str, args: &[&str]) -> String {
-    let output = client
-        .with_env(&[(VARIABLE, policy)])
-        .run(&[&["build"], args].concat());
-    output.ok();
-    output.err()
+fn build(client: Cli<'_>, policy: &str, args: &[&str]) -> Output {
+    let env = [BUILDKIT, &[(VARIABLE, policy)]].concat();
+    client.with_env(&env).run(&[&["build"], args].concat())
 }
 
 #[track_caller]
 fn refused(client: Cli<'_>, policy: &str, args: &[&str], expected: &[&str]) {
-    let output = client
-        .with_env(&[(VARIABLE, policy)])
-        .run(&[&["build"], args].concat());
-    shows(&output.fails(1), expected);
+    shows(&build(client, policy, args).fails(1), expected);
 }
 
 #[test]
@@ -71,7 +66,7 @@ fn files_of_servers_are_denied_and_pinned() {
     let right = pinned("right", b"content of /file");
     let wrong = pinned("wrong", b"other content");
     for client in [docker(&engine), whelk(&engine)] {
-        built(client, &right, &["-t", "pinned", &context]);
+        build(client, &right, &["-t", "pinned", &context]).ok();
         refused(client, &wrong, &[&context], &["digest mismatch"]);
     }
     assert_eq!(run(&engine, "pinned", "cat /added"), "content of /file");
@@ -94,7 +89,7 @@ fn images_are_denied_and_replaced() {
     ];
     let replaces = policy(&engine, "replaces", &replaces);
     for (client, tag) in [(docker(&engine), "one"), (whelk(&engine), "two")] {
-        built(client, &replaces, &["-t", tag, &context]);
+        build(client, &replaces, &["-t", tag, &context]).ok();
         assert_eq!(run(&engine, tag, "cat /made"), "x");
     }
     let denies = policy(&engine, "denies", &[deny(all)]);
@@ -130,7 +125,8 @@ fn directories_are_denied_and_replace_images() {
         &context,
     ];
     for (client, tag) in [(docker(&engine), "one"), (whelk(&engine), "two")] {
-        built(client, &replaces, &[&["-t", tag], &contexts[..]].concat());
+        let args = [&["-t", tag], &contexts[..]].concat();
+        build(client, &replaces, &args).ok();
         assert_eq!(run(&engine, tag, "cat /foo"), "of a directory");
     }
     let expected = ["source \"local://dockerfile\" denied by policy"];

@@ -178,7 +178,8 @@ mod tests {
             policy::AttrMatch::Notequal
         );
         let updates = rule.updates.as_ref().unwrap();
-        assert_eq!(updates.attrs["http.checksum"], "sha256:1");
+        let checksum = updates.attrs.get("http.checksum");
+        assert_eq!(checksum.map(String::as_str), Some("sha256:1"));
         for wrong in [
             r#"{"rule": []}"#,
             r#"{"rules": [{"action": "FORBID"}]}"#,
