@@ -452,7 +452,7 @@ mod tests {
             assert_eq!(listed(&merged, ""), ["d"]);
             assert_eq!(listed(&merged, "d"), ["file"]);
         }
-        mark_whiteouts(&std::fs::File::open(&layers[0]).unwrap()).unwrap();
+        mark_whiteouts(std::fs::File::open(&layers[0]).unwrap()).unwrap();
         assert_eq!(listed(&read_only(&layers).unwrap(), ""), ["d"]);
         assert_eq!(listed(&open_layer(&layers[0]).unwrap(), ""), ["d", "gone"]);
     }
