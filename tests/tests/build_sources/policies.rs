@@ -149,7 +149,12 @@ fn files_that_are_no_policies_are_refused() {
             &[&context],
             &["failed to read policy file"],
         );
-        refused(client, &wrong, &[&context], &["failed to unmarshal policy"]);
+        refused(
+            client,
+            &wrong,
+            &[&context],
+            &["failed to parse source policy"],
+        );
         let expected = ["invalid nil selector in policy"];
         refused(client, &without, &[&context], &expected);
     }

@@ -134,10 +134,11 @@ pub(crate) fn from_environment() -> Outcome<Option<policy::Policy>> {
 
 fn read(path: &Path) -> Outcome<policy::Policy> {
     let shown = path.display();
-    let text = std::fs::read(path)
-        .map_err(|error| Failure::new(format!("failed to read policy file {shown}: {error}")))?;
+    let text = std::fs::read(path).map_err(|error| {
+        Failure::new(format!("failed to read policy file: open {shown}: {error}"))
+    })?;
     parse(&text)
-        .map_err(|error| Failure::new(format!("failed to unmarshal policy {shown}: {error}")))
+        .map_err(|error| Failure::new(format!("failed to parse source policy: {shown}: {error}")))
 }
 
 fn parse(text: &[u8]) -> serde_json::Result<policy::Policy> {
