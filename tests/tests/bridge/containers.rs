@@ -18,7 +18,7 @@ use whelk_llb::pb::{
 use whelk_tests::grpc::{Bridge, Ended, Grpc, Processes};
 use whelk_tests::{Engine, eventually, processes};
 
-use crate::{Made, fails, file, make_file, run, script};
+use crate::{Made, fails, make_file, run, script};
 
 const SECRET: &str = "moby.buildkit.secrets.v1.Secrets/GetSecret";
 
@@ -156,7 +156,8 @@ fn files_are_those_of_references() {
     };
     let bridge = grpc.build("files", request);
     let root = bridge.solve(&run("echo root > /made")).unwrap().id;
-    let other = bridge.solve(&file("/sub/file", "other")).unwrap().id;
+    let other = run("mkdir /sub; printf other > /sub/file");
+    let other = bridge.solve(&other).unwrap().id;
     let secret = |id: &str, dest: &str| Mount {
         dest: dest.into(),
         mount_type: MountType::Secret.into(),
