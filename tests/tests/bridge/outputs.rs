@@ -4,14 +4,16 @@ use std::fs;
 use std::thread;
 use std::time::Duration;
 
-use whelk_buildkit::pb::control::{CacheOptions, CacheOptionsEntry, Exporter, SolveRequest};
+use whelk_buildkit::pb::control::{
+    CacheOptions, CacheOptionsEntry, DiskUsageRequest, DiskUsageResponse, Exporter, SolveRequest,
+};
 use whelk_llb::Output;
 use whelk_llb::pb::file_action::Action;
 use whelk_llb::pb::op::Kind;
 use whelk_llb::pb::{Definition, FileActionMkDir, InputIndex, MergeOp, Mount};
-use whelk_tests::Engine;
 use whelk_tests::grpc::{Bridge, Grpc};
 use whelk_tests::registry::Registry;
+use whelk_tests::{Engine, eventually};
 
 use crate::{Made, make_file, script};
 
@@ -198,9 +200,9 @@ fn mount_points_are_relative_to_the_directory_of_the_process() {
     engine.has_no_builds();
 }
 
-/// A step with a text that is in both of its outputs, the root's and that of `/out`.
+/// A step with a text that is in both of its outputs, the root's and that of `/out`, whose layers are no equal ones.
 fn random(made: &mut Made, also: &str) -> Output {
-    let text = format!("{also}; {UUID} > /u; cp /u /out/u");
+    let text = format!("{also}; {UUID} > /u; cp /u /out/u; touch /root-only");
     mounted(made, &text, &[bind("/out", -1, 1)], &[])
 }
 
@@ -227,6 +229,11 @@ fn a_step_runs_once_for_all_who_need_one_of_its_outputs() {
     });
     assert!(texts.iter().all(|text| *text == texts[0]), "{texts:?}");
     // The cache has both, also for the next engine.
+    eventually("the result to be recorded", || {
+        let request = DiskUsageRequest::default();
+        let listed = grpc.control::<DiskUsageResponse>("DiskUsage", &request);
+        (!listed.unwrap().record.is_empty()).then_some(())
+    });
     engine.kill9();
     engine.restart();
     let grpc = Grpc::connect(&engine);
@@ -250,14 +257,14 @@ fn a_kill_leaves_all_outputs_of_a_step_or_none() {
     for steps in 0.. {
         let mut made = Made::default();
         let step = random(&mut made, &format!("echo {steps}"));
-        let read = |output: usize| {
-            let grpc = Grpc::connect(&engine);
-            let bridge = grpc.build(&format!("build{output}"), SolveRequest::default());
+        let read = |grpc: &Grpc, name: &str, output: usize| {
+            let bridge = grpc.build(&format!("{name}-{steps}"), SolveRequest::default());
             let reference = bridge.evaluate(&made.definition(step.at(output)))?;
             bridge.read(&reference, "/u")
         };
+        let grpc = Grpc::connect(&engine);
         fs::write(&file, steps.to_string()).unwrap();
-        let first = read(1);
+        let first = read(&grpc, "first", 1);
         // Until the outputs are sealed and recorded.
         thread::sleep(Duration::from_millis(500));
         let count = fs::File::options().write(true).open(&file).unwrap();
@@ -270,7 +277,9 @@ fn a_kill_leaves_all_outputs_of_a_step_or_none() {
             engine.restart();
             engine.has_no_builds();
         }
-        let texts = [0, 1].map(|output| read(output).unwrap());
+        let grpc = Grpc::connect(&engine);
+        let texts = [("root", 0), ("out", 1)];
+        let texts = texts.map(|(name, output)| read(&grpc, name, output).unwrap());
         assert_eq!(texts[0], texts[1], "{steps}");
         if lived {
             assert!(steps > 0, "this program does not die at a step");
