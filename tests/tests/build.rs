@@ -138,9 +138,7 @@ fn mounts_show_stages_the_context_and_caches() {
     );
     // What was written to a bind mount is gone, and the cache is there.
     fs::write(context.join("data/y"), "").unwrap();
-    classic(&engine)
-        .build(&context, &["-t", "m", "--no-cache"])
-        .ok();
+    classic(&engine).build(&context, &["-t", "m"]).ok();
     let expected = "made\nro\none\nmore\nx\ny\ntmpfs\nlog\n5";
     assert_eq!(engine.docker(&look).ok(), expected);
     let list = engine.get("/system/df?type=build-cache");
