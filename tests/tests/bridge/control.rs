@@ -201,9 +201,12 @@ fn records_of_builds_are_kept_told_and_read() {
         change(&mut request);
         grpc.control::<Unused>("UpdateBuildHistory", &request)
     };
-    update("recorded", |request| request.finalize = true).unwrap();
+    // The trace is added once.
+    for _ in 0..2 {
+        update("recorded", |request| request.finalize = true).unwrap();
+    }
     update("recorded", |request| request.pinned = true).unwrap();
-    eventually("the events", || (heard.so_far().len() == 3).then_some(()));
+    eventually("the events", || (heard.so_far().len() == 4).then_some(()));
     engine.kill9();
     engine.restart();
     let grpc = Grpc::connect(&engine);
@@ -214,14 +217,14 @@ fn records_of_builds_are_kept_told_and_read() {
     };
     let found = grpc.control_stream::<BuildHistoryEvent>("ListenBuildHistory", &request);
     let record = found.unwrap().remove(0).record.unwrap();
-    assert!(record.pinned);
+    assert!(record.pinned && record.trace.is_some());
     let kinds: Vec<i32> = heard.so_far().iter().map(|event| event.kind).collect();
     let [started, complete] = [
         BuildHistoryEventType::Started,
         BuildHistoryEventType::Complete,
     ]
     .map(i32::from);
-    assert_eq!(kinds, [started, complete, complete]);
+    assert_eq!(kinds, [started, complete, complete, complete]);
 
     // Its blobs can be read, in parts, and nothing else.
     let logs = record.logs.unwrap();

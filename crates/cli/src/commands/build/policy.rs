@@ -142,7 +142,9 @@ fn read(path: &Path) -> Outcome<policy::Policy> {
 }
 
 fn parse(text: &[u8]) -> serde_json::Result<policy::Policy> {
-    let read: Policy = serde_json::from_slice(text)?;
+    // A list would be read as the fields of a policy in their order.
+    let object: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(text)?;
+    let read = Policy::deserialize(serde_json::Value::Object(object))?;
     Ok(policy::Policy {
         version: read.version,
         rules: read.rules.into_iter().map(Rule::into).collect(),
