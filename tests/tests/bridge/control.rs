@@ -217,7 +217,8 @@ fn records_of_builds_are_kept_told_and_read() {
     };
     let found = grpc.control_stream::<BuildHistoryEvent>("ListenBuildHistory", &request);
     let record = found.unwrap().remove(0).record.unwrap();
-    assert!(record.pinned && record.trace.is_some());
+    assert!(record.pinned);
+    let trace = record.trace.unwrap();
     let kinds: Vec<i32> = heard.so_far().iter().map(|event| event.kind).collect();
     let [started, complete] = [
         BuildHistoryEventType::Started,
@@ -249,6 +250,10 @@ fn records_of_builds_are_kept_told_and_read() {
     assert_eq!(i64::try_from(whole.len()), Ok(logs.size));
     assert!(String::from_utf8_lossy(&whole).contains("said"));
     assert_eq!(read(&logs.digest, 3, 5), Ok(whole[3..8].to_vec()));
+    // A span of the build, and one of each step.
+    let spans = String::from_utf8(read(&trace.digest, 0, 0).unwrap()).unwrap();
+    let names = spans.lines().filter(|line| line.contains("\"TraceID\""));
+    assert!(names.count() >= 3, "{spans}");
     assert_eq!(read(&logs.digest, logs.size, 0), Ok(Vec::new()));
     for (offset, size) in [(-1, 0), (0, -1), (logs.size + 1, 0)] {
         let answer = read(&logs.digest, offset, size);
