@@ -700,6 +700,8 @@ fn servers_of_plain_files_are_asked_for_objects_and_packs() {
         let url = web.url(&format!("/{format}.git"));
         let check = |fragment: &str, x: &str| {
             git(&path, &["update-server-info"]);
+            // What failed builds have asked for.
+            web.asked();
             built(&engine, &["-t", "app", &format!("{url}{fragment}")]);
             let look = "cat /c/x /c/dir/y; cat /c/in/deep 2>/dev/null; wc -c < /c/noise";
             let inner = if format == "sha1" { "of inner" } else { "" };
