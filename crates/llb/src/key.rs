@@ -261,7 +261,10 @@ mod tests {
                 }),
                 mounts: vec![
                     mount("/", 0, false),
-                    mount("/a", 1, true),
+                    Mount {
+                        output: -1,
+                        ..mount("/a", 1, true)
+                    },
                     Mount {
                         cache_opt: Some(CacheOpt {
                             id: "c".into(),
