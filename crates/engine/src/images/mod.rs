@@ -265,8 +265,12 @@ fn read_index(files: &whelk_image::Store, digest: &Digest) -> Option<ReadIndex> 
     let read = read.and_then(|bytes| Ok((descriptor::Index::parse(&bytes)?, bytes.len() as u64)));
     let read = read.inspect_err(|error| tracing::error!("index {digest} cannot be read: {error}"));
     let (index, size) = read.ok()?;
-    if index.media_type == descriptor::MANIFEST && index.manifests.is_empty() {
-        let own = Descriptor::new(descriptor::MANIFEST, digest.clone(), size);
+    let is_manifest = matches!(
+        index.media_type.as_str(),
+        descriptor::MANIFEST | descriptor::DOCKER_MANIFEST
+    );
+    if is_manifest && index.manifests.is_empty() {
+        let own = Descriptor::new(index.media_type, digest.clone(), size);
         return Some(ReadIndex {
             entries: vec![own],
             attached: Vec::new(),
