@@ -342,28 +342,28 @@ impl Builder {
         let (sources, ()) = tokio::join!(gathering, request.imports.load(self, request));
         let sources = sources?;
         let (builder, request) = (self.clone(), request.clone());
-        let job = move || {
-            // As with Docker, steps that are executed again in any case begin with empty caches.
-            let ids = crate::ops::caches_to_discard(&graph);
-            builder.caches.discard(builder.store(), &ids)?;
-            Job::new(&builder, graph, sources, &request)
-        };
+        let job = move || Job::new(&builder, graph, sources, &request);
         let job = self.fetched(blocking(job).await?).await?;
         Ok(Arc::new(job))
     }
 
-    /// Refuses what the request has no right to, and what would otherwise be ignored.
+    /// Refuses what the request has no right to, and what would otherwise be ignored. Empties the caches of steps that are executed
+    /// again in any case.
     async fn checked(self: &Arc<Self>, request: &Request, graph: Graph) -> Result<Graph> {
         let entitlements = request.settings.entitlements.clone();
         let limits = request.settings.limits.clone();
         let policies = request.policies.clone();
-        let engine = self.engine.clone();
+        let builder = self.clone();
         let check = move || {
+            let engine = &builder.engine;
             // Otherwise a mistake would only be found when a step is not cached.
             engine.containers.check_limits_of_steps(&limits)?;
             let graph = policies.apply(graph)?;
             entitlements.check(&graph, || engine.cdi_devices().names)?;
             crate::ops::check(&graph)?;
+            // As with Docker, before the sources are received: by then, steps for another platform may go on with their caches.
+            let ids = crate::ops::caches_to_discard(&graph);
+            builder.caches.discard(builder.store(), &ids)?;
             Ok(graph)
         };
         blocking(check).await

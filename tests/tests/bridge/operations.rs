@@ -1,13 +1,15 @@
 //! Operations of definitions: what is announced as a capability works.
 
 use std::collections::BTreeSet;
+use std::sync::{Mutex, mpsc};
+use std::time::Duration;
 
 use whelk_buildkit::grpc::Status;
+use whelk_buildkit::pb::Unused;
 use whelk_buildkit::pb::control::SolveRequest;
-use whelk_buildkit::pb::gateway::PongResponse;
+use whelk_buildkit::pb::gateway::{EvaluateRequest, PongResponse};
 use whelk_buildkit::pb::session::{GetSecretRequest, GetSecretResponse};
 use whelk_buildkit::session::SECRET;
-use whelk_llb::Output;
 use whelk_llb::pb::file_action::Action;
 use whelk_llb::pb::op::Kind;
 use whelk_llb::pb::{
@@ -15,8 +17,10 @@ use whelk_llb::pb::{
     FileActionRm, FileActionSymlink, FileOp, InputIndex, MergeOp, Mount, MountType, NamedUserOpt,
     PassthroughOp, ProxyEnv, SecretEnv, SecretOpt, TmpfsOpt, Ulimit, UserOpt, user_opt,
 };
+use whelk_llb::{Output, Vertex};
 use whelk_tests::Engine;
-use whelk_tests::grpc::Grpc;
+use whelk_tests::grpc::{Grpc, Pending};
+use whelk_tests::web::{Answer, Web};
 
 use crate::{Made, NOTHING, make_file, script};
 
@@ -456,7 +460,7 @@ fn graphs() -> Vec<Case> {
                 let image = "docker-image://docker.io/library/busybox:latest";
                 let base = made.source(image, &[("image.resolvemode", "local")]);
                 let exec = Kind::Exec(script("echo x > /made"));
-                let mut vertex = whelk_llb::Vertex::new(exec, vec![base]);
+                let mut vertex = Vertex::new(exec, vec![base]);
                 vertex.metadata.ignore_cache = true;
                 let name = (whelk_llb::CUSTOM_NAME.to_owned(), "a name".to_owned());
                 vertex.metadata.description = [name].into();
@@ -593,4 +597,58 @@ fn what_a_copy_misses_is_told_as_docker_tells_it() {
         assert!(status.message.contains(text), "{status} instead of {text}");
     }
     bridge.finish(None).unwrap();
+}
+
+/// As for several platforms: the steps of one are executed while the sources of another one are received.
+#[test]
+fn caches_are_emptied_before_sources_are_received() {
+    let engine = Engine::start();
+    let (asked, is_asked) = mpsc::channel();
+    let (answer, may_answer) = mpsc::channel::<()>();
+    let may_answer = Mutex::new(may_answer);
+    let web = Web::start(move |_| {
+        let _ = asked.send(());
+        // Until the other side is dropped.
+        let _ = may_answer.lock().unwrap().recv();
+        Answer::new(200, "x")
+    });
+    let step = |text: &str, url: Option<&str>| {
+        let mut made = Made::default();
+        let mut inputs = vec![made.busybox()];
+        let mut exec = script(text);
+        exec.mounts.push(Mount {
+            cache_opt: Some(CacheOpt {
+                id: "kept".into(),
+                ..CacheOpt::default()
+            }),
+            ..mount("/c", MountType::Cache)
+        });
+        if let Some(url) = url {
+            inputs.push(made.source(url, &[]));
+            exec.mounts.push(Mount {
+                input: 1,
+                readonly: true,
+                ..mount("/from-web", MountType::Bind)
+            });
+        }
+        let mut vertex = Vertex::new(Kind::Exec(exec), inputs);
+        vertex.metadata.ignore_cache = url.is_some();
+        let result = made.0.add(vertex).unwrap();
+        made.definition(result)
+    };
+    let bridge = Grpc::connect(&engine).build("caches", SolveRequest::default());
+    bridge.evaluate(&step("touch /c/before", None)).unwrap();
+    let again = step("ls /c > /list", Some(&web.url("/x")));
+    let again = bridge.solve(&again).unwrap().id;
+    let request = EvaluateRequest {
+        r#ref: again.clone(),
+    };
+    let evaluating: Pending<Unused> = bridge.begin("Evaluate", &request);
+    is_asked.recv_timeout(Duration::from_secs(30)).unwrap();
+    bridge.evaluate(&step("touch /c/meanwhile", None)).unwrap();
+    drop(answer);
+    evaluating.wait().unwrap();
+    assert_eq!(bridge.read(&again, "/list").unwrap(), "meanwhile\n");
+    bridge.finish(None).unwrap();
+    engine.has_no_builds();
 }
