@@ -27,14 +27,19 @@ const MAX_POLICIES: usize = 16;
 /// Maximum length of an identifier, a pattern or a value in bytes.
 const MAX_TEXT: usize = 4096;
 
-/// Maximum size of a compiled pattern in bytes.
+/// The sizes in bytes between which that of a compiled pattern is searched.
+const MIN_COMPILED: usize = 1 << 10;
 const MAX_COMPILED: usize = 1 << 20;
+
+/// Maximum size of all policies of a build in bytes: that of the compiled patterns, and of what matching needs.
+const MAX_SIZE: usize = 64 << 20;
 
 /// How often a source may be changed.
 const MAX_CHANGES: usize = 20;
 
-/// The bytes of patterns times those of texts that the sources of a graph may take.
-const MAX_WORK: usize = 1 << 30;
+/// The steps that the sources of a graph may take: for each byte of a text, one for so many bytes of a pattern's size.
+const MAX_WORK: usize = 1 << 28;
+const STEP: usize = 128;
 
 /// What a rule does with a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,14 +102,22 @@ pub struct Rule {
     pub update: Option<Update>,
 }
 
+/// A compiled regular expression.
+#[derive(Clone, Debug)]
+struct Pattern {
+    regex: Regex,
+    /// The bytes that it and what matching needs take, which is as much again for each of its groups.
+    size: usize,
+}
+
 /// A rule whose patterns are compiled.
 #[derive(Clone, Debug)]
 struct Compiled {
     rule: Rule,
     /// `None` if the identifier must be equal.
-    pattern: Option<Regex>,
+    pattern: Option<Pattern>,
     /// Of the constraints that are patterns, in order.
-    values: Vec<Option<Regex>>,
+    values: Vec<Option<Pattern>>,
 }
 
 /// A list of rules.
@@ -115,13 +128,31 @@ pub struct Policy(Vec<Compiled>);
 #[derive(Clone, Debug, Default)]
 pub struct Policies(Arc<Vec<Policy>>);
 
-fn compiled(pattern: &str) -> Result<Regex> {
-    let builder = RegexBuilder::new(pattern).size_limit(MAX_COMPILED).build();
-    builder.map_err(|error| {
-        Error::invalid(format!(
-            "error matching source policy: invalid regex {pattern:?}: {error}"
-        ))
-    })
+fn compiled(pattern: &str) -> Result<Pattern> {
+    let mut limit = MIN_COMPILED;
+    loop {
+        match RegexBuilder::new(pattern).size_limit(limit).build() {
+            Ok(regex) => {
+                let size = limit.saturating_mul(regex.captures_len() + 1);
+                return Ok(Pattern { regex, size });
+            }
+            Err(_) if limit < MAX_COMPILED => limit *= 2,
+            Err(error) => {
+                return Err(Error::invalid(format!(
+                    "error matching source policy: invalid regex {pattern:?}: {error}"
+                )));
+            }
+        }
+    }
+}
+
+fn check_size(size: usize) -> Result<()> {
+    match size > MAX_SIZE {
+        true => Err(Error::invalid(format!(
+            "the patterns of source policies need more than {MAX_SIZE} bytes"
+        ))),
+        false => Ok(()),
+    }
 }
 
 #[allow(
@@ -132,7 +163,7 @@ fn evaluating(error: Error) -> Error {
     Error::invalid(format!("error evaluating the source policy: {error}"))
 }
 
-fn wildcard(text: &str) -> Result<Regex> {
+fn wildcard(text: &str) -> Result<Pattern> {
     if text.contains("**") {
         return Err(Error::invalid(format!(
             "error matching source policy: failed to translate wildcard {text:?} to regexp: invalid wildcard: \"**\""
@@ -177,14 +208,20 @@ impl Compiled {
         })
     }
 
+    /// Returns the bytes that its patterns take.
+    fn size(&self) -> usize {
+        let patterns = self.values.iter().flatten().chain(&self.pattern);
+        patterns.fold(0, |size, pattern| size.saturating_add(pattern.size))
+    }
+
     fn matches(&self, source: &SourceOp, work: &mut Work) -> Result<bool> {
         for (constraint, pattern) in self.rule.constraints.iter().zip(&self.values) {
             let value = source.attrs.get(&constraint.key);
             let value = value.map_or("", String::as_str);
             let holds = match (constraint.condition, pattern) {
                 (Condition::Matches, Some(pattern)) => {
-                    work.add(&constraint.value, value)?;
-                    pattern.is_match(value)
+                    work.add(pattern, value.len())?;
+                    pattern.regex.is_match(value)
                 }
                 (Condition::NotEqual, _) => value != constraint.value,
                 _ => value == constraint.value,
@@ -199,8 +236,8 @@ impl Compiled {
         let Some(pattern) = &self.pattern else {
             return Ok(false);
         };
-        work.add(&self.rule.identifier, &source.identifier)?;
-        Ok(pattern.is_match(&source.identifier))
+        work.add(pattern, source.identifier.len())?;
+        Ok(pattern.regex.is_match(&source.identifier))
     }
 
     /// Changes a source that matches. Returns whether that made a difference.
@@ -213,17 +250,23 @@ impl Compiled {
             identifier => identifier,
         };
         let old = source.identifier.as_str();
-        work.add(&self.rule.identifier, old)?;
         let new = match (self.rule.match_type, &self.pattern) {
-            (MatchType::Regex, Some(pattern)) => pattern.replace_all(old, template).into_owned(),
-            (MatchType::Wildcard, Some(pattern)) => match pattern.captures(old) {
-                Some(captures) => {
-                    let mut new = String::new();
-                    captures.expand(template, &mut new);
-                    new
+            (MatchType::Regex, Some(pattern)) => {
+                // Each of the matches may look at all that follows.
+                work.add(pattern, old.len().saturating_mul(old.len()))?;
+                pattern.regex.replace_all(old, template).into_owned()
+            }
+            (MatchType::Wildcard, Some(pattern)) => {
+                work.add(pattern, old.len())?;
+                match pattern.regex.captures(old) {
+                    Some(captures) => {
+                        let mut new = String::new();
+                        captures.expand(template, &mut new);
+                        new
+                    }
+                    None => old.to_owned(),
                 }
-                None => old.to_owned(),
-            },
+            }
             _ => template.to_owned(),
         };
         if new.len() > MAX_TEXT {
@@ -251,8 +294,8 @@ impl Compiled {
 struct Work(usize);
 
 impl Work {
-    fn add(&mut self, pattern: &str, text: &str) -> Result<()> {
-        let more = (pattern.len() + 1).saturating_mul(text.len() + 1);
+    fn add(&mut self, pattern: &Pattern, length: usize) -> Result<()> {
+        let more = (pattern.size / STEP).saturating_mul(length.saturating_add(1));
         self.0 = self.0.saturating_add(more);
         if self.0 > MAX_WORK {
             return Err(Error::invalid(
@@ -267,15 +310,21 @@ impl Policy {
     /// Checks rules.
     ///
     /// # Errors
-    /// Returns an error for a pattern that is none, and if there are too many.
+    /// Returns an error for a pattern that is none, and if they are too many or too large.
     pub fn new(rules: Vec<Rule>) -> Result<Self> {
         if rules.len() > MAX_RULES {
             return Err(Error::invalid(format!(
                 "a source policy has more than {MAX_RULES} rules"
             )));
         }
-        let compiled = rules.into_iter().map(Compiled::new);
-        Ok(Self(compiled.collect::<Result<_>>()?))
+        let (mut all, mut size) = (Vec::with_capacity(rules.len()), 0_usize);
+        for rule in rules {
+            let compiled = Compiled::new(rule)?;
+            size = size.saturating_add(compiled.size());
+            check_size(size)?;
+            all.push(compiled);
+        }
+        Ok(Self(all))
     }
 
     /// Applies the rules once. Returns whether the source was changed.
@@ -310,7 +359,7 @@ impl Policies {
     /// Returns these policies, and others after them.
     ///
     /// # Errors
-    /// Returns an error if there are too many.
+    /// Returns an error if they are too many or too large.
     pub fn with(&self, others: impl IntoIterator<Item = Policy>) -> Result<Self> {
         let mut others = others.into_iter().peekable();
         if others.peek().is_none() {
@@ -323,7 +372,15 @@ impl Policies {
                 "more than {MAX_POLICIES} source policies"
             )));
         }
-        Ok(Self(Arc::new(all)))
+        let all = Self(Arc::new(all));
+        check_size(all.size())?;
+        Ok(all)
+    }
+
+    /// Returns the bytes that the patterns take.
+    pub fn size(&self) -> usize {
+        let rules = self.0.iter().flat_map(|policy| &policy.0);
+        rules.fold(0, |size, rule| size.saturating_add(rule.size()))
     }
 
     /// Applies the policies to a source whose metadata is asked for.
@@ -382,6 +439,11 @@ impl Policies {
         let mut has_changed = false;
         for _ in 0..=MAX_CHANGES {
             has_changed |= normalize(source);
+            if source.identifier.len() > MAX_TEXT {
+                return Err(Error::invalid(format!(
+                    "source policies: a source has an identifier of more than {MAX_TEXT} bytes"
+                )));
+            }
             let mut is_changed = false;
             for policy in self.0.iter() {
                 is_changed = policy.evaluate(source, work)?;
@@ -645,6 +707,25 @@ mod tests {
         }
         let many = vec![rule(Action::Deny, "x"); MAX_RULES + 1];
         assert!(Policy::new(many).is_err());
+        // Each group needs as much as the whole pattern.
+        for groups in [
+            regex(&"()".repeat(2000)),
+            rule(Action::Deny, &"*a".repeat(2000)),
+        ] {
+            let error = Policy::new(vec![groups]).unwrap_err().to_string();
+            assert!(error.contains("patterns of source policies"), "{error}");
+        }
+        let large = Policy::new(vec![regex("((a{20}){20}){10}"); 40]).unwrap();
+        assert!(Policies::default().with([large.clone()]).is_ok());
+        assert!(Policies::default().with(vec![large; 8]).is_err());
+        let usual = vec![rule(Action::Deny, "docker-image://docker.io/library/*"); MAX_RULES];
+        assert!(found(&policies(usual), "docker-image://quay.io/a/b:1").is_ok());
+        let allow = policies(vec![rule(Action::Allow, "x")]);
+        let error = found(&allow, &format!("https://h/{}", "x".repeat(MAX_TEXT)));
+        assert!(error.is_err_and(|error| error.contains("more than 4096")));
+        let slow = policies(vec![to(MatchType::Regex, ".*z{999}|", "", &[])]);
+        let error = found(&slow, &format!("https://h/{}", "x".repeat(MAX_TEXT - 20)));
+        assert!(error.is_err_and(|error| error.contains("take too long")));
         // Credentials are not told.
         let error = found(&policies(vec![rule(Action::Deny, "*")]), "https://u:p@h/x");
         let error = error.unwrap_err();

@@ -269,7 +269,12 @@ impl Buildkit {
         scope.charge(request.encoded_len())?;
         let imports = super::caches::imports_of_frontend(&request)?;
         let common = build.request_with(scope, imports)?;
+        let known = common.policies.size();
         let common = super::policies::of_call(&common, &request.source_policies)?;
+        if !request.source_policies.is_empty() {
+            // The result keeps them.
+            scope.charge(common.policies.size().saturating_sub(known))?;
+        }
         let result = match (request.frontend.as_str(), request.definition) {
             ("", Some(definition)) => {
                 let reference = Reference::new(common, definition, Images::default(), None);
