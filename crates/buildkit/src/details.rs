@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use prost::Message as _;
 use serde::{Deserialize, Serialize};
 use whelk_llb::pb::{Definition, OpMetadata, Range, Source as SourceMap, SourceInfo};
 
@@ -244,6 +245,10 @@ pub fn places(status: &Status) -> Vec<Place> {
 /// Maximum size of the files that the details of an error have, in bytes: there is one for each place.
 const MAX_FILES: usize = 256 << 10;
 
+/// What each place, and each range of it, counts besides.
+const PLACE: usize = 256;
+const RANGE: usize = 64;
+
 impl Status {
     /// Adds the operation that has failed, and the places that it comes from, of which clients print the last detail first.
     #[must_use]
@@ -260,9 +265,8 @@ impl Status {
             let Some(info) = index.and_then(|index| infos.get(index)) else {
                 continue;
             };
-            let definition = info.definition.iter().flat_map(|one| &one.def);
-            let size = info.data.len() + definition.map(Vec::len).sum::<usize>();
-            // A definition may name any number of places in the same large file.
+            let size = info.encoded_len() + PLACE + RANGE * location.ranges.len();
+            // A definition may name any number of places in the same file, large or empty.
             let Some(left) = room.checked_sub(size) else {
                 break;
             };
@@ -386,7 +390,8 @@ mod tests {
             told(1, three()),
             [place("foo", 9), place("bar", 8), place("foo", 7)]
         );
-        assert_eq!(told(MAX_FILES / 2, three()).len(), 2);
+        assert_eq!(told(MAX_FILES / 2 - 1024, three()).len(), 2);
+        assert_eq!(told(0, vec![location(0, 1); 100_000]).len(), 806);
         assert_eq!(told(MAX_FILES + 1, three()).len(), 0);
     }
 }

@@ -176,7 +176,13 @@ pub(super) fn below(kind: Kind, content: &[u8], hash: Hash) -> Result<Vec<(Objec
                 COMMIT => {}
                 _ => found.push((id, Kind::Blob)),
             }
-            Ok(())
+            // A tree of the maximum size has many times as many, and is small when it is compressed.
+            match found.len() > MAX_ENTRIES {
+                true => Err(Error::invalid(format!(
+                    "a git tree with more than {MAX_ENTRIES} entries"
+                ))),
+                false => Ok(()),
+            }
         })?,
         Kind::Tag => {
             // object ID, and in the next line type KIND
@@ -445,6 +451,18 @@ mod tests {
                 assert!(cut.is_err(), "{hash} {length}");
             }
         }
+    }
+
+    #[test]
+    fn trees_have_a_limit_of_entries() {
+        let entry = [&b"100644 a\0"[..], &[7; 20]].concat();
+        let tree = entry.repeat(MAX_ENTRIES);
+        assert_eq!(
+            below(Kind::Tree, &tree, Hash::Sha1).unwrap().len(),
+            MAX_ENTRIES
+        );
+        let error = below(Kind::Tree, &[tree, entry].concat(), Hash::Sha1).unwrap_err();
+        assert!(error.to_string().ends_with("entries"), "{error}");
     }
 
     #[test]
