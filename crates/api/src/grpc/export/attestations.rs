@@ -23,6 +23,11 @@ const RAW: i32 = 1;
 const CORE: &str = "sbom-core";
 const INLINE_ONLY: &str = "inline-only";
 
+/// Maximum number of what a frontend attests of one result, and of what all of that is about: a statement has each of these, once or
+/// twice for each name of the image.
+const MAX_ATTESTATIONS: usize = 1000;
+const MAX_SUBJECTS: usize = 1000;
+
 impl Buildkit {
     /// Makes the attestations of the results: those that the frontend has returned, and those that the client has asked for.
     pub(super) async fn attest(
@@ -72,6 +77,7 @@ impl Buildkit {
         build: &Build,
         attestations: &[gateway::Attestation],
     ) -> Result<Vec<(Arc<Solved>, Attestation)>> {
+        check_number(attestations)?;
         let mut found = Vec::with_capacity(attestations.len());
         for one in attestations {
             let attestation = attestation(one)?;
@@ -88,6 +94,18 @@ impl Buildkit {
         }
         Ok(found)
     }
+}
+
+fn check_number(attestations: &[gateway::Attestation]) -> Result<()> {
+    let subjects = attestations.iter().map(|one| one.in_toto_subjects.len());
+    let subjects: usize = subjects.sum();
+    if attestations.len() > MAX_ATTESTATIONS || subjects > MAX_SUBJECTS {
+        let text = format!(
+            "a frontend attests more than {MAX_ATTESTATIONS} things of a result, or about more than {MAX_SUBJECTS}"
+        );
+        return Err(Status::invalid(text));
+    }
+    Ok(())
 }
 
 /// Reads an attestation of a frontend.
@@ -148,4 +166,27 @@ pub(super) fn tell(work: &Work, manifests: &[Digest], attested: &[Digest], index
         part(format!("exporting attestation manifest {manifest}"));
     }
     part(format!("exporting manifest list {index}"));
+}
+
+#[cfg(test)]
+mod tests {
+    use whelk_buildkit::pb::gateway::{Attestation, InTotoSubject};
+
+    use super::*;
+
+    #[test]
+    fn attestations_have_limits() {
+        let about = |count: usize| Attestation {
+            in_toto_subjects: vec![InTotoSubject::default(); count],
+            ..Attestation::default()
+        };
+        for (attestations, is_allowed) in [
+            (vec![about(0); MAX_ATTESTATIONS], true),
+            (vec![about(0); MAX_ATTESTATIONS + 1], false),
+            (vec![about(MAX_SUBJECTS / 2); 2], true),
+            (vec![about(MAX_SUBJECTS), about(1)], false),
+        ] {
+            assert_eq!(check_number(&attestations).is_ok(), is_allowed);
+        }
+    }
 }
