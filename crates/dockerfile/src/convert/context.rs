@@ -299,6 +299,12 @@ impl Converter<'_> {
         };
         let answer = self.ask(request)?;
         if let Some(Answer::Replaced(by)) = answer {
+            // It would be asked for as an image, and replaced again, without end.
+            if by.starts_with("docker-image:") {
+                let text =
+                    format!("ref mutated by policy to non-image: docker-image://{written} -> {by}");
+                return Err(Error::new(text));
+            }
             let value = match by.strip_prefix("local://") {
                 Some(local) => format!("local:{local}"),
                 None => by.clone(),

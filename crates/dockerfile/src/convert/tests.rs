@@ -95,6 +95,9 @@ fn run_with(text: &str, options: &Options, images: &Images) -> Result<Done> {
                         Request::Image { reference, .. } if reference.contains("missing") => {
                             Answer::Failed("not found".into())
                         }
+                        Request::Image { reference, .. } if reference.contains("endless") => {
+                            Answer::Replaced("docker-image:endless".into())
+                        }
                         Request::Image { reference, .. } if reference.contains("replaced") => {
                             Answer::Replaced("local://dir".into())
                         }

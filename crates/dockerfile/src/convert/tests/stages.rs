@@ -420,6 +420,15 @@ fn policies_replace_images_by_directories() {
     let (id, attrs) = done.source("[context base] load from client");
     assert_eq!(id, "local://dir");
     assert_eq!(attrs["local.followpaths"], r#"["a"]"#);
+    let endless = Options {
+        contexts: build_args(&[("base", "docker-image://endless")]),
+        ..self::options()
+    };
+    let error = failure(text, &endless).to_string();
+    assert!(
+        error.contains("ref mutated by policy to non-image"),
+        "{error}"
+    );
     let error = failure("FROM replaced:1\n", &self::options());
     assert_eq!(
         error.to_string(),
