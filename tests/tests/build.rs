@@ -324,11 +324,12 @@ fn archives_that_break_off_are_not_added_in_part() {
     gzip.write_all(&archive).unwrap();
     let packed = gzip.finish().unwrap();
     let lone = [&archive[..1024], &[0; 512], &archive[1024..]].concat();
+    let cut = "test.tar: unexpected EOF: the archive is cut off";
     for (broken, expected) in [
         // In the end-of-archive marker, in a file, and in the trailer of a compressed stream.
-        (&archive[..archive.len() - 1], "unexpected EOF"),
-        (&archive[..3000], "unexpected EOF"),
-        (&packed[..packed.len() - 1], "unexpected EOF"),
+        (&archive[..archive.len() - 1], cut),
+        (&archive[..3000], cut),
+        (&packed[..packed.len() - 1], cut),
         (&lone[..], "archive/tar: invalid tar header"),
     ] {
         fs::write(context.join("test.tar"), broken).unwrap();

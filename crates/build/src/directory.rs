@@ -179,6 +179,7 @@ impl Directory {
         };
         let plain = whelk_image::compression::decompress(archive)?;
         let extracted = extract(Padded::new(plain), directory.open()?, rules);
+        let extracted = extracted.map_err(|error| name_cut("the context", error));
         extracted.map_err(|error| match &error {
             // Only the target of a hard link can be missing: directories are created.
             whelk_image::Error::Io { source, .. }
@@ -257,6 +258,16 @@ impl Directory {
     }
 }
 
+/// Adds the name of an archive, and what is wrong, to the words that Docker has for one that is cut off.
+pub(crate) fn name_cut(name: &str, error: whelk_image::Error) -> whelk_image::Error {
+    match error {
+        whelk_image::Error::Invalid(text) if text == "unexpected EOF" => {
+            whelk_image::Error::Invalid(format!("unpack {name}: {text}: the archive is cut off"))
+        }
+        other => other,
+    }
+}
+
 #[cfg(test)]
 #[allow(
     clippy::unwrap_used,
@@ -296,6 +307,20 @@ mod tests {
         assert!(weak.upgrade().unwrap().index().is_none());
         drop(workspace);
         assert!(weak.upgrade().is_none());
+    }
+
+    #[test]
+    fn contexts_that_are_cut_off_are_told_so() {
+        let root = whelk_sys::Scratch::temporary("cut").unwrap();
+        let store = Store::open(root.path()).unwrap();
+        let mut archive = tar::Builder::new(Vec::new());
+        add(&mut archive, EntryType::Regular, "x", &"x".repeat(5000));
+        let archive = archive.into_inner().unwrap();
+        let error = Directory::unpack(&store, &archive[..3000]).err().unwrap();
+        assert_eq!(
+            error.to_string(),
+            "unpack the context: unexpected EOF: the archive is cut off"
+        );
     }
 
     #[test]

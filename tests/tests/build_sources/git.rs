@@ -296,16 +296,13 @@ fn repositories_are_added() {
     assert_eq!(git(&kept, &["rev-list", "--count", "HEAD"]), "1");
     assert_eq!(git(&kept, &["config", "remote.origin.url"]), url);
     engine.docker(&["rm", "kept"]).ok();
-    let wrong = only(
-        &engine,
-        "wrong",
-        &format!("FROM busybox\nADD --checksum=abc {url}#main /\n"),
-    );
-    let failed = build(&engine, &[&wrong]);
-    shows(
-        &failed.err(),
-        &["expected checksum to match abc, got", &commit],
-    );
+    let none = "0".repeat(40);
+    for (checksum, reference) in [("abc", "#main"), (&*none, "")] {
+        let wrong = format!("FROM busybox\nADD --checksum={checksum} {url}{reference} /\n");
+        let failed = build(&engine, &[&only(&engine, "wrong", &wrong)]);
+        let error = format!("expected checksum to match {checksum}, got {commit}");
+        shows(&failed.err(), &[&error]);
+    }
 }
 
 #[test]
@@ -380,6 +377,11 @@ fn repositories_may_have_objects_of_sha256() {
     let failed = build(&engine, &[&format!("{url}#{}", "0".repeat(40))]);
     let error = "is not a commit of a repository with object-format=sha256";
     shows(&failed.err(), &[error]);
+    // A checksum says what is expected of the default branch, and not what to take instead.
+    let wrong = format!("FROM busybox\nADD --checksum={first} {url}#:dir /\n");
+    let failed = build(&engine, &[&only(&engine, "wrong", &wrong)]);
+    let error = format!("expected checksum to match {first}, got {second}");
+    shows(&failed.err(), &[&error]);
     // A tag whose whole commit is known is not looked up again.
     let known = format!("FROM busybox\nADD --checksum={first} {url}#v1 /\n");
     let known = only(&engine, "known", &known);
@@ -629,6 +631,14 @@ fn hostile_repositories_are_refused() {
     for (remote, error) in [
         ("git@-x:app.git", "invalid git repository"),
         ("git://127.0.0.1:1/app", "not encrypted"),
+        (
+            "http://user:secret@127.0.0.1:1/app.git",
+            "failed to fetch remote http://127.0.0.1:1/app.git: cannot connect to 127.0.0.1:1",
+        ),
+        (
+            "http://user:secret@127.0.0.1:1/file",
+            "GET http://127.0.0.1:1/file: cannot connect to 127.0.0.1:1",
+        ),
     ] {
         let context = only(&engine, "none", &format!("FROM busybox\nADD {remote} /\n"));
         shows(&build(&engine, &[&context]).err(), &[error]);
@@ -753,9 +763,15 @@ fn servers_of_plain_files_are_asked_for_objects_and_packs() {
         fails(&format!("it has no object {id}"));
         std::fs::write(object(&id), "no object").unwrap();
         fails(&format!("read the git object {id}"));
+        std::fs::write(object(&id), "").unwrap();
+        fails(&format!(
+            "failed to fetch remote {url}: read the git object {id}: its file is empty"
+        ));
         std::fs::copy(object(&other), path.join("copied")).unwrap();
         std::fs::rename(path.join("copied"), object(&id)).unwrap();
-        fails(&format!("read the git object {id}: it is {other}"));
+        fails(&format!(
+            "read the git object {id}: its content has another id, {other}"
+        ));
     }
     engine.has_no_builds();
 }
@@ -802,7 +818,10 @@ fn servers_that_are_none_of_git_are_told_so() {
         ),
         ("liar", "the pack of a git repository"),
         ("long", "the answer has more than 67108864 bytes"),
-        ("none", "404"),
+        (
+            "none",
+            "404 Not Found: there is no repository, or it has no list of its references (git update-server-info)",
+        ),
     ] {
         let url = web.url(&format!("/{path}.git#{commit}"));
         let failed = build(&engine, &[&url]);

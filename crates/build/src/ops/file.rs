@@ -22,6 +22,7 @@ use whelk_sys::{fs, in_root};
 use super::Context;
 use super::chmod::Symbolic;
 use super::copy::{Attributes, Copy, make_directories, place, set_time, write};
+use crate::directory::name_cut;
 use crate::error::{Error, Result, os};
 use crate::failed::{FailedPart, Remains};
 use crate::layers::{Stack, View};
@@ -460,6 +461,6 @@ fn unpack(
     let base = Base { root, path };
     let is_plain = in_root::open_no_links(root, path, OFlags::PATH).is_ok();
     let base = is_plain.then_some(base);
-    extract_until(std::fs::File::from(file), directory, base, rules, || false)?;
-    Ok(())
+    let extracted = extract_until(std::fs::File::from(file), directory, base, rules, || false);
+    Ok(extracted.map_err(|error| name_cut(&selected.path, error))?)
 }

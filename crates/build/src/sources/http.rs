@@ -326,13 +326,14 @@ impl Builder {
         if !tags.is_empty() {
             request = request.header("if-none-match", &tags.join(", "));
         }
-        let response = self
-            .engine
-            .images
-            .web()
-            .web(&request)
-            .await
-            .map_err(failed)?;
+        let response = self.engine.images.web().web(&request).await;
+        let response = response.map_err(|error| match error {
+            // The other texts have the URL.
+            whelk_registry::Error::Unreachable { .. } => {
+                Error::invalid(format!("{}: {error}", request.operation()))
+            }
+            error => failed(error),
+        })?;
         let tag = response.header("etag").unwrap_or_default().to_owned();
         let is_same = |info: &Info| match response.status() {
             // Some servers leave the tag out when there was only one.

@@ -65,7 +65,7 @@ impl Download<'_> {
         };
         let piece = self.pace.wait(self.response.piece(), size).await;
         let piece = piece.map_err(|slow| self.files.wrong(&slow.to_string()))?;
-        let piece = piece.map_err(failed)?;
+        let piece = piece.map_err(|error| failed(&self.files.remote, &error))?;
         let size = piece.as_ref().map_or(0, Bytes::len) as u64;
         let left = self.left.checked_sub(size);
         self.left = left.ok_or_else(|| self.files.wrong("a file is too large"))?;
@@ -97,8 +97,9 @@ impl Files {
 
     /// Asks for a file with at most so many bytes; `None` if there is none.
     async fn open(&self, path: &str, most: u64) -> Result<Option<Download<'_>>> {
-        let request = request(&self.base, &self.authorization, path)?;
-        let response = self.web.web(&request).await.map_err(failed)?;
+        let request = request(&self.remote, &self.base, &self.authorization, path)?;
+        let response = self.web.web(&request).await;
+        let response = response.map_err(|error| failed(&self.remote, &error))?;
         if matches!(response.status(), 404 | 410) {
             return Ok(None);
         }
@@ -251,15 +252,22 @@ impl<R: Fn(u64, bool)> Walk<'_, R> {
             self.count(piece.len())?;
             for part in piece.chunks(TOGETHER) {
                 let written = decoder.write_all(part);
-                written.map_err(|error| broken(&id, &error.to_string()))?;
+                written.map_err(|error| self.broken(&id, &error.to_string()))?;
                 if decoder.get_ref().len() > MAX_OBJECT + MAX_START {
-                    return Err(broken(&id, "it is too large"));
+                    return Err(self.broken(&id, "it is too large"));
                 }
             }
         }
         let content = decoder.finish();
-        let content = content.map_err(|error| broken(&id, &error.to_string()))?;
-        blocking(move || parse_loose(content, &id)).await.map(Some)
+        let content = content.map_err(|error| self.broken(&id, &error.to_string()))?;
+        let parsed = blocking(move || Ok(parse_loose(content, &id))).await?;
+        let parsed = parsed.map_err(|problem| self.broken(&id, &problem))?;
+        Ok(Some(parsed))
+    }
+
+    fn broken(&self, id: &ObjectId, problem: &str) -> Error {
+        let text = format!("read the git object {id}: {problem}");
+        self.files.wrong(&text)
     }
 
     /// Fetches a pack more. Returns whether there was one.
@@ -321,20 +329,19 @@ impl<R: Fn(u64, bool)> Walk<'_, R> {
     }
 }
 
-fn broken(id: &ObjectId, problem: &str) -> Error {
-    Error::invalid(format!("read the git object {id}: {problem}"))
-}
-
-/// Parses an object that was loose: `KIND SIZE`, NUL, and the content.
-fn parse_loose(mut object: Vec<u8>, id: &ObjectId) -> Result<(Kind, Vec<u8>)> {
+/// Parses an object that was loose: `KIND SIZE`, NUL, and the content. An error is what is wrong with it.
+fn parse_loose(mut object: Vec<u8>, id: &ObjectId) -> std::result::Result<(Kind, Vec<u8>), String> {
+    if object.is_empty() {
+        return Err("its file is empty".into());
+    }
     let mut hasher = gix_hash::hasher(id.kind());
     hasher.update(&object);
     let found = hasher.try_finalize();
-    let found = found.map_err(|error| broken(id, &error.to_string()))?;
+    let found = found.map_err(|error| error.to_string())?;
     if found != *id {
-        return Err(broken(id, &format!("it is {found}")));
+        return Err(format!("its content has another id, {found}"));
     }
-    let malformed = || broken(id, "it is malformed");
+    let malformed = || "it is malformed".to_owned();
     let end = object.iter().position(|byte| *byte == 0);
     let end = end.ok_or_else(malformed)?;
     let start = std::str::from_utf8(&object[..end]).ok();
@@ -514,17 +521,19 @@ mod tests {
         let id = objects::id("257cc5642cb1a054f08cc83f2d943e56fd3ebe99").unwrap();
         let found = parse_loose(b"blob 4\0foo\n".to_vec(), &id).unwrap();
         assert_eq!(found, (Kind::Blob, b"foo\n".to_vec()));
-        for object in ["blob 4\0bar\n", "blob 4", ""] {
-            let error = parse_loose(object.into(), &id).unwrap_err().to_string();
-            assert!(error.contains("it is "), "{error}");
+        for object in ["blob 4\0bar\n", "blob 4"] {
+            let error = parse_loose(object.into(), &id).unwrap_err();
+            assert!(error.starts_with("its content has another id, "), "{error}");
         }
+        let error = parse_loose(Vec::new(), &id).unwrap_err();
+        assert_eq!(error, "its file is empty");
         // With the right id, but not of git's form.
         for object in ["blob 5\0foo\n", "blob\0", "other 0\0", "blob 4"] {
             let mut hasher = gix_hash::hasher(Hash::Sha256);
             hasher.update(object.as_bytes());
             let id = hasher.try_finalize().unwrap();
-            let error = parse_loose(object.into(), &id).unwrap_err().to_string();
-            assert!(error.ends_with("it is malformed"), "{error}");
+            let error = parse_loose(object.into(), &id).unwrap_err();
+            assert_eq!(error, "it is malformed");
         }
     }
 

@@ -127,9 +127,6 @@ impl GitSource {
         }
         // As in BuildKit: only all of a repository has its directory.
         wanted.keep_git_dir &= wanted.directory.is_empty();
-        if wanted.reference.is_empty() && is_commit(&wanted.checksum) {
-            wanted.reference.clone_from(&wanted.checksum);
-        }
         check_reference(&wanted.reference)?;
         let is_hex = wanted.checksum.bytes().all(|byte| byte.is_ascii_hexdigit());
         if !is_hex || wanted.checksum.len() > Hash::longest().len_in_hex() {
@@ -679,10 +676,14 @@ mod tests {
         assert_eq!(found.remote, "git@h:r");
         let commit = "0123456789abcdef0123456789abcdef01234567";
         let found = wanted("git://h/r", &[("git.checksum", commit)]).unwrap();
-        assert_eq!(found.reference, commit);
+        // As in BuildKit: without a name, it is compared with the default branch.
+        assert_eq!(
+            (found.reference.as_str(), found.checksum.as_str()),
+            ("", commit)
+        );
         let longest = "ab".repeat(32);
         let found = wanted("git://h/r", &[("git.checksum", longest.as_str())]).unwrap();
-        assert_eq!(found.reference, longest);
+        assert_eq!(found.checksum, longest);
         for checksum in ["foobar", &format!("{longest}0")] {
             let error = wanted("git://h/r", &[("git.checksum", checksum)]).unwrap_err();
             let expected =

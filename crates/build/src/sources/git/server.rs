@@ -101,8 +101,12 @@ enum Transport {
     Files(Box<Files>),
 }
 
-pub(super) fn failed(error: whelk_registry::Error) -> Error {
-    Error::invalid(error.to_string())
+/// Returns the error of a request to a repository, whose URL is in all texts but that of a server that cannot be reached.
+pub(super) fn failed(remote: &Remote, error: &whelk_registry::Error) -> Error {
+    match error {
+        whelk_registry::Error::Unreachable { .. } => wrong(remote, &error.to_string()),
+        _ => Error::invalid(error.to_string()),
+    }
 }
 
 impl Server {
@@ -136,8 +140,16 @@ impl Server {
         let host = host.rsplit('@').next().unwrap_or_default();
         let mut base = remote.url().to_owned();
         let mut authorization = authorization(client, secrets, host).await?;
-        let request = request(&base, &authorization, QUERY)?;
-        let response = web.web(&request).await.map_err(failed)?;
+        let request = request(remote, &base, &authorization, QUERY)?;
+        let response = web.web(&request).await;
+        let response = response.map_err(|error| failed(remote, &error))?;
+        if matches!(response.status(), 404 | 410) {
+            let text = format!(
+                "{}: there is no repository, or it has no list of its references (git update-server-info)",
+                response.status_text()
+            );
+            return Err(wrong(remote, &text));
+        }
         check(remote, &authorization, &response)?;
         let url = response.url();
         let moved = url.strip_suffix(QUERY);
@@ -248,11 +260,12 @@ impl Server {
                 base,
                 authorization,
             } => {
-                let request = request(base, authorization, "/git-upload-pack")?
+                let request = request(&self.remote, base, authorization, "/git-upload-pack")?
                     .header("content-type", "application/x-git-upload-pack-request")
                     .header("accept", "application/x-git-upload-pack-result")
                     .body(body.freeze());
-                let response = web.web(&request).await.map_err(failed)?;
+                let response = web.web(&request).await;
+                let response = response.map_err(|error| failed(&self.remote, &error))?;
                 check(&self.remote, authorization, &response)?;
                 Ok(Packets::of_response(response, most))
             }
@@ -478,8 +491,14 @@ fn tip<'a>(references: &'a [(String, String)], commit: &'a str) -> &'a str {
     tag.map_or(commit, |(_, id)| id.as_str())
 }
 
-pub(super) fn request(base: &str, authorization: &str, path: &str) -> Result<WebRequest> {
-    let request = WebRequest::new(&format!("{base}{path}")).map_err(failed)?;
+pub(super) fn request(
+    remote: &Remote,
+    base: &str,
+    authorization: &str,
+    path: &str,
+) -> Result<WebRequest> {
+    let request = WebRequest::new(&format!("{base}{path}"));
+    let request = request.map_err(|error| failed(remote, &error))?;
     let request = request.header("git-protocol", "version=2");
     Ok(match authorization {
         "" => request,
