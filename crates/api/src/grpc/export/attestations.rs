@@ -23,8 +23,8 @@ const RAW: i32 = 1;
 const CORE: &str = "sbom-core";
 const INLINE_ONLY: &str = "inline-only";
 
-/// Maximum number of what a frontend attests of one result, and of what all of that is about: a statement has each of these, once or
-/// twice for each name of the image.
+/// Maximum number of attestations that a frontend returns for one result, and of the subjects of all of these: a statement has each
+/// subject once or twice for each name of the image.
 const MAX_ATTESTATIONS: usize = 1000;
 const MAX_SUBJECTS: usize = 1000;
 
@@ -101,7 +101,7 @@ fn check_number(attestations: &[gateway::Attestation]) -> Result<()> {
     let subjects: usize = subjects.sum();
     if attestations.len() > MAX_ATTESTATIONS || subjects > MAX_SUBJECTS {
         let text = format!(
-            "a frontend attests more than {MAX_ATTESTATIONS} things of a result, or about more than {MAX_SUBJECTS}"
+            "a frontend returns more than {MAX_ATTESTATIONS} attestations for a result, or more than {MAX_SUBJECTS} subjects"
         );
         return Err(Status::invalid(text));
     }
