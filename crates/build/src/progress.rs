@@ -283,12 +283,17 @@ impl Progress {
 const MAX_NAME: usize = 4096;
 
 fn cut(mut name: String) -> String {
-    let mut end = name.len().min(MAX_NAME);
-    while !name.is_char_boundary(end) {
+    name.truncate(beginning(&name, MAX_NAME).len());
+    name
+}
+
+/// Returns the beginning of a text, of at most so many bytes, in whole characters.
+pub(crate) fn beginning(text: &str, most: usize) -> &str {
+    let mut end = text.len().min(most);
+    while !text.is_char_boundary(end) {
         end -= 1;
     }
-    name.truncate(end);
-    name
+    &text[..end]
 }
 
 /// Reads events in their order.

@@ -580,6 +580,12 @@ fn what_a_copy_misses_is_told_as_docker_tells_it() {
         let result = copy(&mut made, base, empty, file());
         made.definition(result)
     };
+    let of_rm = {
+        let mut made = Made::default();
+        let base = made.file(make_file("/foo", "foo"), None);
+        let result = made.file(remove("/bar", false), Some(base));
+        made.definition(result)
+    };
     let of_other = {
         let mut made = Made::default();
         let base = made.file(make_file("/foo", "foo"), None);
@@ -591,12 +597,19 @@ fn what_a_copy_misses_is_told_as_docker_tells_it() {
         (of_base, "lstat /bar: no such file or directory"),
         (of_nothing, "lstat /bar: no such file or directory"),
         (of_empty, "lstat /bar: no such file or directory"),
+        (of_rm, "rm /bar: no such file or directory"),
         (of_other, "failed to calculate checksum of ref"),
     ] {
         let status = bridge.evaluate(&definition).unwrap_err();
         assert!(status.message.contains(text), "{status} instead of {text}");
     }
     bridge.finish(None).unwrap();
+    // Steps without a name of their own tell what they do.
+    let told = grpc.status("missing").unwrap();
+    for name in ["mkfile /foo", "rm /bar"] {
+        let is_told = told.vertexes.iter().any(|vertex| vertex.name == name);
+        assert!(is_told, "{name}: {told:?}");
+    }
 }
 
 /// As for several platforms: the steps of one are executed while the sources of another one are received.

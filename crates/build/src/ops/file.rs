@@ -103,6 +103,9 @@ fn told(op: &FileOp, action: &FileAction, count: usize, error: Error) -> Error {
     let is_read = matches!(source, Input::Of(_)) && bases.all(|base| base != source);
     match (&action.action, error) {
         (Some(Action::Copy(_)), Error::Missing { path, .. }) if !is_read => absent(&path),
+        (Some(Action::Rm(_)), Error::Missing { path, .. }) => {
+            Error::os(format!("rm /{path}"), Errno::NOENT)
+        }
         (_, error) => named(action, error),
     }
 }

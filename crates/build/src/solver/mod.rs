@@ -9,6 +9,7 @@
 //! stands on a copy from a stage does not depend on how the stage was made.
 
 mod flights;
+mod names;
 pub(crate) mod plan;
 
 use std::collections::HashMap;
@@ -22,7 +23,7 @@ use whelk_image::Lease;
 use whelk_llb::key::{self, Identity, Use};
 use whelk_llb::pb::MountType;
 use whelk_llb::pb::op::Kind;
-use whelk_llb::{CUSTOM_NAME, Digest, Graph, Node};
+use whelk_llb::{Digest, Graph, Node};
 
 use crate::cache::{CachedResult, Outputs, Uses};
 use crate::client::Client;
@@ -168,13 +169,14 @@ impl Job {
     /// Tells clients of the operations that the result consists of.
     fn announce(&self) {
         let needed = self.graph.needed();
-        let nodes = self.graph.nodes.iter().enumerate();
-        let told = nodes.filter(|(index, node)| needed[*index] && !is_directory(node));
-        for (_, node) in told {
-            let name = node.metadata.description.get(CUSTOM_NAME);
+        let names = names::of(&self.graph);
+        for (index, (node, name)) in self.graph.nodes.iter().zip(names).enumerate() {
+            if !needed[index] || is_directory(node) {
+                continue;
+            }
             let inputs = node.inputs.iter();
             let kind = EventKind::Announced {
-                name: name.cloned().unwrap_or_else(|| node.digest.to_string()),
+                name: name.into_owned(),
                 inputs: inputs
                     .map(|edge| self.graph.nodes[edge.node].digest)
                     .collect(),

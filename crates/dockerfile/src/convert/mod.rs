@@ -30,6 +30,7 @@ use whelk_llb::{Builder, CUSTOM_NAME, Output, Vertex};
 
 pub use context::file_definition;
 pub use image::{Config, Health, History, Image, PATH as DEFAULT_PATH, RootFs};
+pub use names::without_credentials;
 pub use options::{ContextInput, MainContext, Options, ParseReference, Reference, ResolveMode};
 pub use remote::{RemoteContext, subdirectory};
 pub use request::{Answer, Answers, Request, Source};

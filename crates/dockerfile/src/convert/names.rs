@@ -28,7 +28,7 @@ pub(super) fn command(code: &str, lexer: &Lexer<'_>) -> String {
 }
 
 /// Returns a command without the users and passwords of the URLs among its words.
-pub(super) fn without_credentials(command: &str) -> String {
+pub fn without_credentials(command: &str) -> String {
     let words = command.split_inclusive(char::is_whitespace);
     words.flat_map(urls).map(git::redacted).collect()
 }
