@@ -8,6 +8,7 @@ use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode, utf8_percent_encode};
 use tokio::sync::watch;
 
+use crate::cut::beginning;
 use crate::grpc::{self, Channel, Code, Io, Result, Status, Stream};
 use crate::pb::control::Exporter;
 use crate::pb::session::{
@@ -65,6 +66,21 @@ pub struct FilesRequest {
     pub contents: Option<Vec<String>>,
 }
 
+/// Returns the error of a client without directories.
+fn no_directory(name: &str) -> String {
+    /// Maximum length of the name that is told, in bytes.
+    const MAX: usize = 256;
+    let hint = match name {
+        // Docker's client offers none if its standard input is the context, and is empty.
+        "context" | "dockerfile" => {
+            "; an archive or a Dockerfile from its standard input must not be empty"
+        }
+        _ => "",
+    };
+    let name = beginning(name, MAX);
+    format!("no local sources enabled: the client has no directory {name:?}{hint}")
+}
+
 /// Returns the headers with which a client opens a session.
 pub fn headers<'a>(
     id: &'a str,
@@ -106,9 +122,7 @@ impl Session {
     /// Returns an error if the client has no files.
     pub fn files(&self, wanted: &FilesRequest) -> Result<Stream> {
         if !self.has(DIFF_COPY) {
-            // Docker's client offers none if its standard input is the context, and is empty.
-            let text = "no local sources enabled: the client has no context; an archive or a Dockerfile from its standard input must not be empty";
-            return Err(Status::unknown(text));
+            return Err(Status::unknown(no_directory(&wanted.name)));
         }
         let mut metadata = HeaderMap::new();
         let name = std::slice::from_ref(&wanted.name);
@@ -388,5 +402,20 @@ impl Drop for Open<'_> {
         self.sessions.known.send_modify(|known| {
             known.remove(&self.id);
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_is_not_there_is_named() {
+        let error = no_directory("nosuch");
+        let expected = "no local sources enabled: the client has no directory \"nosuch\"";
+        assert_eq!(error, expected);
+        let error = no_directory("context");
+        assert!(error.contains("\"context\"; an archive"), "{error}");
+        assert!(no_directory(&"x".repeat(1000)).len() < 400);
     }
 }
