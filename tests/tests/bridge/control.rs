@@ -148,6 +148,14 @@ fn records_of_builds_are_kept_told_and_read() {
             ..BuildHistoryRequest::default()
         },
     );
+    let monitor = grpc.listen::<BuildHistoryEvent>(
+        "ListenBuildHistory",
+        &BuildHistoryRequest {
+            r#ref: "later".into(),
+            active_only: true,
+            ..BuildHistoryRequest::default()
+        },
+    );
     let list = |request: BuildHistoryRequest| {
         let request = BuildHistoryRequest {
             early_exit: true,
@@ -207,6 +215,8 @@ fn records_of_builds_are_kept_told_and_read() {
     }
     update("recorded", |request| request.pinned = true).unwrap();
     eventually("the events", || (heard.so_far().len() == 4).then_some(()));
+    // Who asks for builds that run is told of their ends, too.
+    eventually("the end", || (monitor.so_far().len() == 2).then_some(()));
     engine.kill9();
     engine.restart();
     let grpc = Grpc::connect(&engine);
@@ -226,6 +236,8 @@ fn records_of_builds_are_kept_told_and_read() {
     ]
     .map(i32::from);
     assert_eq!(kinds, [started, complete, complete, complete]);
+    let kinds: Vec<i32> = monitor.so_far().iter().map(|event| event.kind).collect();
+    assert_eq!(kinds, [started, complete]);
 
     // Its blobs can be read, in parts, and nothing else.
     let logs = record.logs.unwrap();

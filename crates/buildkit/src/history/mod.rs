@@ -268,7 +268,7 @@ impl History {
         self.state.lock().ignore_poison().ended.get(name).cloned()
     }
 
-    /// Returns what a client asks for, and a source of the events that follow.
+    /// Returns what a client asks for, and a source of the events that follow: of builds that run, also their ends.
     ///
     /// # Errors
     /// Returns an error for a filter that is not valid, and for a negative limit.
@@ -308,7 +308,6 @@ impl History {
         let events_to_come = Events {
             receiver: self.events.subscribe(),
             name: request.r#ref.clone(),
-            active_only: request.active_only,
             filters,
         };
         Ok((events, events_to_come))
@@ -328,7 +327,6 @@ impl History {
 pub struct Events {
     receiver: broadcast::Receiver<Arc<BuildHistoryEvent>>,
     name: String,
-    active_only: bool,
     filters: Filters,
 }
 
@@ -347,10 +345,7 @@ impl Events {
             };
             let is_deleted = event.kind == i32::from(BuildHistoryEventType::Deleted);
             let is_named = self.name.is_empty() || record.r#ref == self.name;
-            if is_named
-                && (is_deleted || self.filters.hold(record))
-                && (!self.active_only || event.kind == i32::from(BuildHistoryEventType::Started))
-            {
+            if is_named && (is_deleted || self.filters.hold(record)) {
                 return Ok(event);
             }
         }
