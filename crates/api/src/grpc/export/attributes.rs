@@ -409,6 +409,7 @@ impl<'a> Attributes<'a> {
     }
 
     fn annotations(&mut self) -> Result<Annotations> {
+        self.known.push("annotation.KEY");
         let mut found = Annotations::default();
         let names: Vec<&str> = self.left.keys().copied().collect();
         for name in names {
@@ -552,6 +553,12 @@ mod tests {
                 "name",
                 "x",
                 "unknown attribute name of the output local; it can have attestation-prefix, mode, platform-split, source-date-epoch",
+            ),
+            (
+                "oci",
+                "bogus",
+                "x",
+                "unknown attribute bogus of the output oci; it can have annotation.KEY, attestation-inline, ",
             ),
             ("tar", "compresion", "gzip", "unknown attribute compresion"),
             (
