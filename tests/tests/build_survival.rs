@@ -177,6 +177,31 @@ fn a_build_after_a_kill_goes_on_from_the_last_whole_step() {
     }
 }
 
+#[test]
+fn a_build_ends_with_an_engine_that_is_stopped() {
+    let engine = Engine::start();
+    engine
+        .docker(&["run", "-d", "busybox", "sleep", "1238"])
+        .ok();
+    for (number, env) in PROTOCOLS.iter().enumerate() {
+        let cli = engine.cli(Program::Docker).with_env(env);
+        // The shell ignores the signals that can be ignored.
+        let text = format!(
+            "FROM busybox\nRUN trap '' TERM INT HUP; echo {number} > /n; sleep 1237; true\n"
+        );
+        let context = engine.dockerfile(&format!("stopped-{number}"), &text);
+        let running = cli.spawn(&["build", context.to_str().unwrap()]);
+        eventually("the step to run", || with_command(&["sleep", "1237"]));
+        engine.terminate();
+        assert_ne!(running.finish().code, 0);
+        // Without another engine.
+        assert_eq!(with_command(&["sleep", "1237"]), None);
+        assert!(with_command(&["sleep", "1238"]).is_some());
+        engine.restart();
+        engine.has_no_builds();
+    }
+}
+
 /// An engine whose root is a small file system of its own.
 struct Small {
     engine: Engine,

@@ -183,11 +183,13 @@ impl Engine {
         Ok((engine, held))
     }
 
-    /// Flushes everything to disk, at the engine's exit.
+    /// Ends the processes of builds, which nobody waits for then, and flushes everything to disk, at the engine's exit.
+    /// Containers keep running.
     ///
     /// # Errors
     /// Returns an error if the disk fails.
     pub async fn close(&self) -> Result<()> {
+        self.workloads.close().await;
         self.durability.0.flush_all().await
     }
 

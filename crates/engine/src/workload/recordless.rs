@@ -6,11 +6,12 @@ use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::UnixStream;
 use tokio::sync::{oneshot, watch};
 use whelk_runtime::Rootfs;
+use whelk_runtime::cgroup::Cgroup;
 use whelk_runtime::launch::NodeOfUser;
 use whelk_runtime::spec::{Namespace, NamespaceKind, Spec};
 use whelk_runtime::user::UserRequest;
@@ -232,6 +233,27 @@ impl Workloads {
         Ok("removed, with its processes".into())
     }
 
+    /// Kills the processes of all workloads, and waits until nothing is left of them, for some seconds at most: the next
+    /// engine ends what is left then.
+    pub(crate) async fn close(&self) {
+        const PATIENCE: Duration = Duration::from_secs(5);
+        const POLL: Duration = Duration::from_millis(10);
+        let begin = Instant::now();
+        // Workloads that are about to start have their ids, too.
+        while !self.ids.lock().ignore_poison().is_empty() {
+            let paths = self.cgroups();
+            let killed = blocking(move || paths.iter().try_for_each(|path| kill_processes(path)));
+            let killed = killed.await;
+            if begin.elapsed() > PATIENCE {
+                let why = killed.err().map(|error| format!(": {error}"));
+                let why = why.unwrap_or_default();
+                tracing::warn!("the next engine ends what is left of builds{why}");
+                return;
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
     /// Starts a workload.
     ///
     /// # Errors
@@ -378,6 +400,15 @@ async fn end_left(workload: Arc<Workload>, claim: Claim) -> Result<()> {
     let monitor = workload.adopt(pid, events);
     // Dropped, and so killed.
     drop(Started::follow(workload, pid, monitor, claim, None));
+    Ok(())
+}
+
+/// Kills the processes of a cgroup, if it is there. Blocks.
+fn kill_processes(path: &str) -> Result<()> {
+    let cgroup = Cgroup::at(path)?;
+    if cgroup.exists() {
+        cgroup.kill_all()?;
+    }
     Ok(())
 }
 
