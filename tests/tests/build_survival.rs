@@ -190,7 +190,7 @@ fn a_build_ends_with_an_engine_that_is_stopped() {
             "FROM busybox\nRUN trap '' TERM INT HUP; echo {number} > /n; sleep 1237; true\n"
         );
         let context = engine.dockerfile(&format!("stopped-{number}"), &text);
-        let running = cli.spawn(&["build", context.to_str().unwrap()]);
+        let mut running = cli.spawn(&["build", context.to_str().unwrap()]);
         eventually("the step to run", || with_command(&["sleep", "1237"]));
         engine.terminate();
         assert_ne!(running.finish().code, 0);
