@@ -64,9 +64,14 @@ fn a_frontend_defines_what_is_built() {
         &[
             "resolve image config for docker-image://docker.io/test/front:1",
             "[internal] frontend docker.io/test/front:1",
-            " to-out\n",
         ],
     );
+    // The name of the step ends with the same words.
+    let has_run = |shown: &str| {
+        let mut lines = shown.lines();
+        lines.any(|line| line.ends_with(" to-out") && !line.contains("echo"))
+    };
+    assert!(has_run(&shown), "{shown}");
     assert_eq!(case.runs("definition"), "from-frontend");
     let attachment = [
         "buildx",
@@ -80,7 +85,7 @@ fn a_frontend_defines_what_is_built() {
     shows(&provenance, &["pkg:docker/test/front@1"]);
     // What it defines is cached, as for any client.
     let again = case.built("definition", "");
-    assert!(!again.contains(" to-out\n"), "{again}");
+    assert!(!has_run(&again), "{again}");
     // With `whelk build`, by an argument, and by the attribute of a client.
     let plain = case.engine.dockerfile("plain", "FROM none\n");
     let argument = "BUILDKIT_SYNTAX=test/front:1 definition";
