@@ -281,7 +281,7 @@ impl Buildkit {
                 let reference = reference.await?;
                 self.result(scope, reference)?
             }
-            // As with BuildKit, nothing was asked for.
+            // Neither a frontend nor a definition: BuildKit answers with an empty result, too.
             ("", None) => gateway::Result::default(),
             (frontend, _) => {
                 let called = FrontendRequest {
@@ -617,7 +617,7 @@ fn stat(file: &OwnedFd, name: &str) -> std::io::Result<Stat> {
         _ => Kind::File,
     };
     let size = match kind {
-        // What a file system needs for the names is no content.
+        // The size that a file system reports for a directory is not that of its content.
         Kind::Directory => 0,
         _ => u64::try_from(found.st_size).unwrap_or(0),
     };

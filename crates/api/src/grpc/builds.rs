@@ -181,12 +181,12 @@ pub(super) struct Reference {
     /// If it comes from a Dockerfile.
     pub origin: Option<Origin>,
     solved: OnceCell<std::result::Result<Arc<Solved>, Error>>,
-    /// What is left of a step that has failed.
+    /// The files of the step that has failed, if it has failed.
     left: OnceLock<Left>,
 }
 
-/// What is left of a step that has failed. It is held for the one who asks for it first, and by nobody else here: a build may
-/// have many such steps.
+/// The files that a failed step has left. The first caller who asks for them holds them; this keeps no further reference,
+/// because a build may have many failed steps.
 #[derive(Debug)]
 struct Left {
     fresh: Mutex<Option<Arc<Remains>>>,
@@ -200,7 +200,7 @@ struct Left {
 pub(super) struct FailedNode<'a> {
     pub node: &'a Node,
     pub error: &'a Error,
-    /// What is left of it, and what holds what it stands on.
+    /// The files that the failed step has left, and the lease of the layers below them.
     pub left: Option<(Arc<Remains>, Arc<Lease>)>,
 }
 

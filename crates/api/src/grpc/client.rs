@@ -32,7 +32,8 @@ const KNOWN: [&str; 9] = [
     CONTENTS,
 ];
 
-/// Whether only a list of the files is wanted, except for those of these patterns.
+/// The attribute of a directory that asks for a list of its files without their content, and the one with the patterns of
+/// files whose content is sent nevertheless.
 const METADATA: &str = "local.metadatatransfer";
 const CONTENTS: &str = "local.metadatatransferexclude";
 

@@ -129,12 +129,12 @@ pub(super) async fn release(scope: &Scope, name: &str) -> Result<()> {
     }
 }
 
-/// What a call knows of a process that runs.
+/// A running process of a call, with its control and its standard input.
 struct Known {
     control: Arc<ProcessControl>,
     /// Its standard input, unless that has ended.
     input: Option<OwnedWriteHalf>,
-    /// Whether the frontend may send more.
+    /// Whether the frontend may still send data for the standard input: it has asked for it, and has not closed it.
     takes_input: bool,
 }
 
