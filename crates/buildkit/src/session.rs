@@ -374,6 +374,38 @@ impl Sessions {
         })
     }
 
+    /// Waits for a short time until HTTP/2 has begun on both sides of a session, so that its client receives nothing more
+    /// unless it is called.
+    ///
+    /// Clients of BuildKit's own library whose session is a stream of messages (`Control.Session`) misread what they
+    /// receive while they close it, and show that as a protocol error.
+    pub async fn settled(&self, id: &str) {
+        /// How long it may take.
+        const PATIENCE: Duration = Duration::from_secs(1);
+        if id.is_empty() {
+            return;
+        }
+        let calls = async {
+            let session = self.get(id).await?;
+            // The second answer tells that the client has received what follows from its settings, which came before
+            // the first.
+            for _ in 0..2 {
+                let asked = session
+                    .channel
+                    .unary::<HealthCheckResponse>(HEALTH, &Unused {});
+                // That it knows no such call is an answer, too.
+                if let Err(status) = asked.await
+                    && status.code == Code::Unavailable
+                {
+                    return Err(status);
+                }
+            }
+            Ok(())
+        };
+        // A client that is gone, or does not answer, is not waited for.
+        let _ = tokio::time::timeout(PATIENCE, calls).await;
+    }
+
     /// Waits until a session has ended.
     pub async fn ended(&self, id: &str) {
         let id = without_prefix(id);

@@ -1,8 +1,12 @@
 //! What is refused, by its name.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
 use whelk_buildkit::grpc::Code;
 use whelk_buildkit::pb::control::{CacheOptions, Exporter, SolveRequest, SolveResponse};
-use whelk_buildkit::pb::{Unused, gateway, policy};
+use whelk_buildkit::pb::{HealthCheckResponse, Unused, gateway, policy};
 use whelk_llb::pb::op::Kind;
 use whelk_llb::pb::{BuildOp, ExecOp, Mount, SourceOp, WorkerConstraints};
 use whelk_tests::Engine;
@@ -108,6 +112,47 @@ fn fields_of_requests_are_refused_by_name() {
             text,
         );
     }
+}
+
+#[test]
+fn clients_may_close_their_session_when_a_request_is_refused() {
+    let engine = Engine::without_images(&[]);
+    let grpc = Grpc::connect(&engine);
+    let request = SolveRequest {
+        r#ref: "refused".into(),
+        session: "late".into(),
+        exporter: "nonsense".into(),
+        ..SolveRequest::default()
+    };
+    let begun = Instant::now();
+    let method = "moby.buildkit.v1.Control/Solve";
+    let solving = grpc.begin::<SolveResponse>(method, &[], &request);
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(!solving.is_done(), "the session has not begun");
+    let asked: Arc<AtomicUsize> = Arc::default();
+    let count = asked.clone();
+    grpc.session(&engine, "late", &[], move |call| {
+        let status = HealthCheckResponse::SERVING;
+        count.fetch_add(1, Ordering::Relaxed);
+        async move { call.responses.send(&HealthCheckResponse { status }).await }
+    });
+    let refused = "exporter \"nonsense\" could not be found";
+    fails(solving.wait(), Code::InvalidArgument, refused);
+    assert_eq!(asked.load(Ordering::Relaxed), 2);
+    // Nobody waits for its progress.
+    assert!(grpc.status("refused").unwrap().vertexes.is_empty());
+    // A session that never comes is not waited for long.
+    let request = SolveRequest {
+        session: "never".into(),
+        ..request
+    };
+    let solved = grpc.control::<SolveResponse>("Solve", &request);
+    fails(solved, Code::InvalidArgument, refused);
+    assert!(
+        begun.elapsed() < Duration::from_millis(2500),
+        "{:?}",
+        begun.elapsed()
+    );
 }
 
 /// Returns a policy of one rule with the number of its action, which may convert to another identifier.

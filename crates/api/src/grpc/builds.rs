@@ -107,7 +107,7 @@ impl BuildTable {
 }
 
 /// The progress of a build, and the Dockerfile that its warnings quote: all that is kept when it has ended.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Report {
     pub progress: Progress,
     /// The Dockerfile that warnings are about, and the step that has read it.
@@ -504,13 +504,10 @@ impl Drop for Running<'_> {
         // Dropping the references ends what waits for their results.
         self.build.scope.clear();
         self.build.read.lock().ignore_poison().clear();
-        let (table, id) = (self.builds.table.clone(), self.build.id.clone());
-        let report = self.build.report.clone();
-        table.send_modify(|table| table.end(&id, &report));
-        tokio::spawn(async move {
-            tokio::time::sleep(KEPT).await;
-            table.send_modify(|table| table.forget(&id, &report));
-        });
+        let (id, report) = (&self.build.id, &self.build.report);
+        let table = &self.builds.table;
+        table.send_modify(|table| table.end(id, report));
+        self.builds.forget_later(id, report);
     }
 }
 
@@ -541,6 +538,31 @@ impl Builds {
             build: build.clone(),
             _permit: permit,
         })
+    }
+
+    /// Notes that a build was refused: callers who wait for its progress learn that there is none.
+    pub fn refuse(&self, id: &str) {
+        let report: Arc<Report> = Arc::default();
+        report.progress.close();
+        let is_new = self.table.send_if_modified(|table| {
+            // A build that runs may have the name.
+            let is_new = !table.by_name.contains_key(id);
+            if is_new {
+                table.end(id, &report);
+            }
+            is_new
+        });
+        if is_new {
+            self.forget_later(id, &report);
+        }
+    }
+
+    fn forget_later(&self, id: &str, report: &Arc<Report>) {
+        let (table, id, report) = (self.table.clone(), id.to_owned(), report.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(KEPT).await;
+            table.send_modify(|table| table.forget(&id, &report));
+        });
     }
 
     /// Returns a build that runs. Waits for a short time until it is there.
@@ -655,6 +677,19 @@ mod tests {
         let table = builds.table.borrow();
         assert_eq!(table.by_name.len(), MAX_ENDED);
         assert_eq!(table.ended.len(), MAX_ENDED);
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_the_progress_of_a_build_that_is_refused() {
+        let builds = Builds::default();
+        let refuse = async { builds.refuse("a") };
+        let (report, ()) = tokio::join!(builds.report("a"), refuse);
+        assert!(report.unwrap().progress.follow().next().await.is_none());
+        // A request of the same name that is refused changes nothing about a build that runs.
+        let running = build("a", &Arc::new(NoClient));
+        let _running = builds.begin(&running).unwrap();
+        builds.refuse("a");
+        assert!(Arc::ptr_eq(&builds.running("a").await.unwrap(), &running));
     }
 
     #[tokio::test]

@@ -54,9 +54,14 @@ impl Buildkit {
     pub(super) async fn control(self: Arc<Self>, method: &str, mut call: Call) -> Result<()> {
         match method {
             "Solve" => {
-                let request = call.request().await?;
-                let response = self.solve(request, None).await?;
-                call.responses.send(&response).await
+                let request: SolveRequest = call.request().await?;
+                let session = request.session.clone();
+                let solved = self.solve(request, None).await;
+                if solved.is_err() {
+                    // Clients close the session when they have the error.
+                    self.sessions.settled(&session).await;
+                }
+                call.responses.send(&solved?).await
             }
             "Status" => {
                 let request: StatusRequest = call.request().await?;
@@ -117,7 +122,35 @@ impl Buildkit {
         mut request: SolveRequest,
         body: Option<Pieces>,
     ) -> Result<SolveResponse> {
-        check(&request)?;
+        let begun = self.prepare(&mut request, body);
+        let begun = begun.and_then(|(build, outputs)| {
+            let running = self.builds.begin(&build)?;
+            Ok((build, outputs, running))
+        });
+        let (build, outputs, _running) = begun.inspect_err(|_| {
+            if request.r#ref.len() <= MAX_REF {
+                self.builds.refuse(&request.r#ref);
+            }
+        })?;
+        // Internal requests, by which clients ask for capabilities, are not builds of the user: they have no record.
+        let recording = (!request.internal).then(|| self.record(&build, &request));
+        let result = match self.solve_recorded(&build, request, &outputs).await {
+            Err(status) => Err(self.keep_failed(&build, status).await),
+            solved => solved,
+        };
+        if let Some(recording) = recording {
+            recording.end(&result).await;
+        }
+        result
+    }
+
+    /// Returns the build that a request is for, and where its result goes.
+    fn prepare(
+        &self,
+        request: &mut SolveRequest,
+        body: Option<Pieces>,
+    ) -> Result<(Arc<Build>, Outputs)> {
+        check(request)?;
         if request.exporters.is_empty() && !request.exporter.is_empty() {
             request
                 .exporters
@@ -129,7 +162,7 @@ impl Buildkit {
         super::export::with_epoch(&mut request.exporters, &request.frontend_attrs);
         let exports = super::export::parse(&request.exporters)?;
         self.check_registries(&exports)?;
-        let caches = super::caches::exports(&request)?;
+        let caches = super::caches::exports(request)?;
         let attest = Attest::parse(&request.frontend_attrs);
         let attest = attest.map_err(|error| super::result::status(&error, None))?;
         let entitlements = Entitlements::parse(&request.entitlements, self.builder.allowed);
@@ -152,7 +185,7 @@ impl Buildkit {
             progress: Progress::default(),
             project: String::new(),
             is_explained: false,
-            imports: Imports::new(super::caches::imports(&request)?),
+            imports: Imports::new(super::caches::imports(request)?),
             has_inline_cache: caches.iter().any(CacheExport::is_inline),
             failed: FailedSteps::default(),
             policies,
@@ -164,18 +197,7 @@ impl Buildkit {
             std::mem::take(&mut request.frontend_inputs),
             attest,
         );
-        let _running = self.builds.begin(&build)?;
-        // Internal requests, by which clients ask for capabilities, are not builds of the user: they have no record.
-        let recording = (!request.internal).then(|| self.record(&build, &request));
-        let outputs = Outputs { exports, caches };
-        let result = match self.solve_recorded(&build, request, &outputs).await {
-            Err(status) => Err(self.keep_failed(&build, status).await),
-            solved => solved,
-        };
-        if let Some(recording) = recording {
-            recording.end(&result).await;
-        }
-        result
+        Ok((build, Outputs { exports, caches }))
     }
 
     async fn solve_recorded(
