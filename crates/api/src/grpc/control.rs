@@ -122,7 +122,7 @@ impl Buildkit {
         mut request: SolveRequest,
         body: Option<Pieces>,
     ) -> Result<SolveResponse> {
-        let begun = self.prepare(&mut request, body);
+        let begun = self.build_of(&mut request, body);
         let begun = begun.and_then(|(build, outputs)| {
             let running = self.builds.begin(&build)?;
             Ok((build, outputs, running))
@@ -145,7 +145,7 @@ impl Buildkit {
     }
 
     /// Returns the build that a request is for, and where its result goes.
-    fn prepare(
+    fn build_of(
         &self,
         request: &mut SolveRequest,
         body: Option<Pieces>,
