@@ -111,10 +111,16 @@ fn provenance(fields: BTreeMap<String, String>) -> Result<Options> {
             "builder-id" => options.builder = value,
             "filename" => options.filename = file_name(&value)?,
             // The usage of the processor and the memory is not measured.
-            "capture-usage" if !flag(&name, &value)? => {}
+            "capture-usage" => {
+                if flag(&name, &value)? {
+                    let text = "the attribute capture-usage of provenance";
+                    return Err(Error::Unsupported(text.into()));
+                }
+            }
             _ => {
-                let text = format!("the attribute {name} of provenance");
-                return Err(Error::Unsupported(text));
+                let known = "mode, version, inline-only, reproducible, complete-materials, builder-id, filename";
+                let text = format!("unknown attribute {name} of provenance; it can have {known}");
+                return Err(Error::invalid(text));
             }
         }
     }
@@ -220,7 +226,11 @@ mod tests {
                 "reproducible flag \"x\"",
             ),
             ("attest:provenance", "capture-usage=true", "capture-usage"),
-            ("attest:provenance", "x=y", "the attribute x of provenance"),
+            (
+                "attest:provenance",
+                "x=y",
+                "unknown attribute x of provenance",
+            ),
             ("attest:provenance", "filename=..", "invalid filename"),
             ("attest:provenance", "a=\"b", "failed to parse provenance"),
             ("attest:sbom", "A=B=C,b c=d", "invalid attribute \"b c\""),

@@ -318,8 +318,10 @@ impl Policy {
             )));
         }
         let (mut all, mut size) = (Vec::with_capacity(rules.len()), 0_usize);
-        for rule in rules {
-            let compiled = Compiled::new(rule)?;
+        for (index, rule) in rules.into_iter().enumerate() {
+            let compiled = Compiled::new(rule);
+            let compiled = compiled
+                .map_err(|error| Error::invalid(format!("{error} (rule {})", index + 1)))?;
             size = size.saturating_add(compiled.size());
             check_size(size)?;
             all.push(compiled);
@@ -702,8 +704,10 @@ mod tests {
             ),
             (rule(Action::Deny, &"x".repeat(MAX_TEXT + 1)), "more than"),
         ] {
-            let error = Policy::new(vec![rule]).unwrap_err().to_string();
+            let usual = self::rule(Action::Allow, "x");
+            let error = Policy::new(vec![usual, rule]).unwrap_err().to_string();
             assert!(error.contains(text), "{error}");
+            assert!(error.ends_with(" (rule 2)"), "{error}");
         }
         let many = vec![rule(Action::Deny, "x"); MAX_RULES + 1];
         assert!(Policy::new(many).is_err());

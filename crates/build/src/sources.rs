@@ -247,7 +247,7 @@ impl Sources {
             return Ok(key::source(source, image.id.as_str()));
         }
         let Some(directory) = self.directories.get(&node.digest) else {
-            return Err(unsupported(source));
+            return Err(unknown(source));
         };
         // Operations have the digest of what they select of it in their keys.
         let identity = match is_whole {
@@ -320,7 +320,7 @@ impl Sources {
                 let layer = Layer::directory(store, directory.workspace(), lease);
                 Ok(Stack(vec![layer]))
             }
-            None => Err(unsupported(source)),
+            None => Err(unknown(source)),
         }
     }
 }
@@ -370,7 +370,7 @@ async fn gather(
             sources.images.insert(&known_as, platform, base);
         }
     } else {
-        return Err(unsupported(source));
+        return Err(unknown(source));
     }
     Ok(sources)
 }
@@ -494,7 +494,7 @@ impl Builder {
         } else if git::is_repository(source) {
             self.repository(client, source, work).await
         } else {
-            Err(unsupported(source))
+            Err(unknown(source))
         }
     }
 
@@ -512,9 +512,12 @@ impl Builder {
     }
 }
 
-fn unsupported(source: &SourceOp) -> Error {
+fn unknown(source: &SourceOp) -> Error {
     let identifier = crate::provenance::without_credentials(&source.identifier);
-    Error::Unsupported(format!("the source {identifier}"))
+    Error::invalid(match identifier.split_once("://") {
+        Some((scheme, _)) => format!("the source {identifier}: unknown scheme {scheme}"),
+        None => format!("the source {identifier}: it has no scheme"),
+    })
 }
 
 #[cfg(test)]
@@ -534,6 +537,22 @@ mod tests {
         assert_ne!(key("arm", "v6"), key("arm", "v7"));
         assert_ne!(key("arm64", ""), key("amd64", ""));
         assert_eq!(Images::key("a", None), Images::key("a", Some(&host())));
+    }
+
+    #[test]
+    fn sources_of_an_unknown_scheme_are_named_without_credentials() {
+        for (identifier, expected) in [
+            ("foo://u:secret@bar", "bar: unknown scheme foo"),
+            ("bar", "the source bar: it has no scheme"),
+        ] {
+            let source = SourceOp {
+                identifier: identifier.into(),
+                ..SourceOp::default()
+            };
+            let error = unknown(&source).to_string();
+            assert!(error.ends_with(expected), "{error}");
+            assert!(!error.contains("secret"), "{error}");
+        }
     }
 
     #[test]

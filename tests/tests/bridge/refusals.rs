@@ -60,8 +60,8 @@ fn fields_of_requests_are_refused_by_name() {
         ),
         (
             |request| request.frontend = "nonsense.v0".into(),
-            Code::Unimplemented,
-            "the frontend nonsense.v0",
+            Code::InvalidArgument,
+            "invalid frontend: nonsense.v0; the frontends are",
         ),
         (
             |request| {

@@ -114,7 +114,9 @@ impl Buildkit {
                 }
             }
             _ => {
-                return Err(Status::unsupported(format_args!("the frontend {frontend}")));
+                return Err(Status::invalid(format!(
+                    "invalid frontend: {frontend}; the frontends are dockerfile.v0 and gateway.v0"
+                )));
             }
         }
         let get = |name: &str| attributes.get(name).map_or("", String::as_str);

@@ -36,7 +36,10 @@ fn parse(sent: &policy::Policy) -> Result<Policy> {
         let text = format!("version {} of source policies", sent.version);
         return Err(Status::unsupported(text));
     }
-    let rules = sent.rules.iter().map(rule);
+    let rules = sent.rules.iter().enumerate();
+    let rules = rules.map(|(index, sent)| {
+        rule(sent).map_err(|status| invalid(format!("{} (rule {})", status.message, index + 1)))
+    });
     Policy::new(rules.collect::<Result<_>>()?).map_err(invalid)
 }
 
@@ -109,7 +112,7 @@ mod tests {
         for (version, rule, expected) in [
             (1, rule(0, Some(selector(0, 0))), ""),
             (0, rule(1, Some(selector(2, 2))), ""),
-            (0, rule(1, None), "invalid nil selector in policy"),
+            (0, rule(1, None), "invalid nil selector in policy (rule 1)"),
             (0, rule(9000, Some(selector(0, 0))), "unknown type 9000"),
             (0, rule(0, Some(selector(3, 0))), "unknown match type 3"),
             (0, rule(0, Some(selector(0, 3))), "unknown attr condition 3"),

@@ -135,16 +135,19 @@ pub(crate) fn from_environment() -> Outcome<Option<policy::Policy>> {
 fn read(path: &Path) -> Outcome<policy::Policy> {
     let shown = path.display();
     let text = std::fs::read(path).map_err(|error| {
+        let error = crate::plain(&error);
         Failure::new(format!("failed to read policy file: open {shown}: {error}"))
     })?;
     parse(&text)
         .map_err(|error| Failure::new(format!("failed to parse source policy: {shown}: {error}")))
 }
 
-fn parse(text: &[u8]) -> serde_json::Result<policy::Policy> {
+fn parse(text: &[u8]) -> Result<policy::Policy, String> {
     // A list would be read as the fields of a policy in their order.
-    let object: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(text)?;
-    let read = Policy::deserialize(serde_json::Value::Object(object))?;
+    if !text.trim_ascii_start().starts_with(b"{") {
+        return Err("it is no JSON object".into());
+    }
+    let read: Policy = serde_json::from_slice(text).map_err(|error| error.to_string())?;
     Ok(policy::Policy {
         version: read.version,
         rules: read.rules.into_iter().map(Rule::into).collect(),
@@ -183,13 +186,20 @@ mod tests {
         let updates = rule.updates.as_ref().unwrap();
         let checksum = updates.attrs.get("http.checksum");
         assert_eq!(checksum.map(String::as_str), Some("sha256:1"));
-        for wrong in [
-            r#"{"rule": []}"#,
-            r#"{"rules": [{"action": "FORBID"}]}"#,
-            "[]",
-            "",
+        for (wrong, expected) in [
+            (
+                "{\"version\": 1,\n \"rule\": []}",
+                "unknown field `rule`, expected `version` or `rules` at line 2",
+            ),
+            (
+                "{\"rules\": [\n{\"action\": \"FORBID\"}]}",
+                "unknown variant `FORBID`, expected one of `ALLOW`, `DENY`, `CONVERT` at line 2",
+            ),
+            ("[]", "it is no JSON object"),
+            ("", "it is no JSON object"),
         ] {
-            assert!(parse(wrong.as_bytes()).is_err(), "{wrong}");
+            let error = parse(wrong.as_bytes()).unwrap_err();
+            assert!(error.starts_with(expected), "{error}");
         }
     }
 }
