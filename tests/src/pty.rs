@@ -91,11 +91,16 @@ impl Pty {
     /// Types keys.
     #[track_caller]
     pub fn keys(&mut self, keys: &str) {
+        self.write(keys).expect("press keys");
+    }
+
+    fn write(&self, keys: &str) -> rustix::io::Result<()> {
         let mut rest = keys.as_bytes();
         while !rest.is_empty() {
-            let count = rustix::io::write(&self.terminal, rest).expect("press keys");
+            let count = rustix::io::write(&self.terminal, rest)?;
             rest = &rest[count..];
         }
+        Ok(())
     }
 
     /// Waits until the terminal shows `text` after what was found before.
@@ -127,30 +132,35 @@ impl Pty {
     /// they are ready.
     #[track_caller]
     pub fn insist(&mut self, keys: &str, text: &str) {
+        if let Err(problem) = self.answer(keys, text) {
+            panic!("{}: {problem}", self.command);
+        }
+    }
+
+    /// Types keys repeatedly until the terminal shows `text`.
+    ///
+    /// # Errors
+    /// Returns all that was shown if the command ends before, or does not answer in time.
+    pub fn answer(&mut self, keys: &str, text: &str) -> Result<(), String> {
         /// The time for an answer, however much else is shown meanwhile.
         const AGAIN: Duration = Duration::from_millis(500);
         let begin = Instant::now();
-        loop {
-            self.keys(keys);
+        while begin.elapsed() < PATIENCE {
+            // A command that has ended has no terminal any more, which reading tells.
+            let _ = self.write(keys);
             let typed = Instant::now();
             while typed.elapsed() < AGAIN {
                 if self.find(text) {
-                    return;
+                    return Ok(());
                 }
-                assert!(
-                    self.read(),
-                    "{}: ended before {text:?} appeared: {:?}",
-                    self.command,
-                    self.screen()
-                );
+                if !self.read() {
+                    let shown = self.screen();
+                    return Err(format!("ended before {text:?} appeared: {shown:?}"));
+                }
             }
-            assert!(
-                begin.elapsed() < PATIENCE,
-                "{}: timed out waiting for {text:?}: {:?}",
-                self.command,
-                self.screen()
-            );
         }
+        let shown = self.screen();
+        Err(format!("timed out waiting for {text:?}: {shown:?}"))
     }
 
     /// Returns whether the terminal has shown `text` after what was found before.
