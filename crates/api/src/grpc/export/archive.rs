@@ -67,13 +67,7 @@ impl Buildkit {
         archive: &Archive,
         work: &Work,
     ) -> Result<()> {
-        for name in &archive.names {
-            let name = format!("naming to {name}");
-            work.add(EventKind::Part {
-                name,
-                is_done: true,
-            });
-        }
+        super::tell_names(&archive.names, work);
         match archive.is_layout {
             true => self.send_blobs(session, packed).await,
             false => {

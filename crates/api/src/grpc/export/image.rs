@@ -29,7 +29,6 @@ impl Buildkit {
         output: &ImageOutput,
         work: &Work,
     ) -> Result<BTreeMap<String, String>> {
-        let part = |name: String, is_done| work.add(EventKind::Part { name, is_done });
         let (image, mut answer) = match output.annotations.is_empty() {
             true => {
                 self.keep_plain(build, place.0, finished, output, work)
@@ -40,11 +39,7 @@ impl Buildkit {
                     .await?
             }
         };
-        for name in output.tags() {
-            part(format!("naming to {name}"), true);
-        }
-        let durable = self.engine.durability.wait().await;
-        durable.map_err(|error| Status::unknown(error.to_string()))?;
+        self.recorded(&output.tags(), work).await?;
         if output.push != Push::Not {
             let untagged = (output.push == Push::Digest).then_some(&image);
             for name in &output.names {

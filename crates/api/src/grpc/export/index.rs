@@ -65,15 +65,7 @@ impl Buildkit {
         self.note(build, results, export.id, &stored);
         let digest = &stored.descriptor.digest;
         tell(work, &stored.manifests, &stored.attested, digest);
-        for name in &output.names {
-            let name = format!("naming to {name}");
-            work.add(EventKind::Part {
-                name,
-                is_done: true,
-            });
-        }
-        let durable = self.engine.durability.wait().await;
-        durable.map_err(|error| Status::unknown(error.to_string()))?;
+        self.recorded(&output.names, work).await?;
         let mut answer = told(&stored.descriptor, &output.names)?;
         if let [id] = stored.ids.as_slice() {
             answer.insert("containerimage.config.digest".into(), id.to_string());

@@ -278,6 +278,13 @@ impl Buildkit {
         })
     }
 
+    /// Tells which names an image of the engine has, and waits until the image and the names are on the disk.
+    async fn recorded(&self, names: &[Reference], work: &Work) -> Result<()> {
+        tell_names(names, work);
+        let durable = self.engine.durability.wait().await;
+        durable.map_err(|error| Status::unknown(error.to_string()))
+    }
+
     /// Refuses pushes without TLS to registries for which the engine's settings do not allow that.
     pub(super) fn check_registries(&self, exports: &[Export]) -> Result<()> {
         let client = self.engine.images.web();
@@ -454,6 +461,16 @@ impl Results {
 impl Export {
     fn epoch_of(&self, result: &Exported) -> Option<i64> {
         self.epoch.or(result.epoch)
+    }
+}
+
+/// Tells which names an image has.
+fn tell_names(names: &[Reference], work: &Work) {
+    for name in names {
+        work.add(EventKind::Part {
+            name: format!("naming to {name}"),
+            is_done: true,
+        });
     }
 }
 

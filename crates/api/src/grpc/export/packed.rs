@@ -70,15 +70,7 @@ impl Buildkit {
             }
         };
         if output.is_stored {
-            for name in output.tags() {
-                let name = format!("naming to {name}");
-                work.add(EventKind::Part {
-                    name,
-                    is_done: true,
-                });
-            }
-            let durable = self.engine.durability.wait().await;
-            durable.map_err(|error| Status::unknown(error.to_string()))?;
+            self.recorded(&output.tags(), work).await?;
         }
         let image = PackedImage::new(packed);
         if output.push != Push::Not {
