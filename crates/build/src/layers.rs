@@ -7,6 +7,7 @@
 //! it any more. What a killed engine leaves of it is in `tmp/`, which the next one empties.
 
 use std::any::Any;
+use std::collections::HashSet;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -295,9 +296,10 @@ impl Stack {
     /// given twice.
     pub fn files(&self, store: &Store) -> Result<Vec<Files>> {
         let mut all: Vec<Files> = Vec::with_capacity(self.0.len());
+        let mut known = HashSet::with_capacity(self.0.len());
         for layer in self.0.iter().rev() {
             let files = layer.files(store)?;
-            if all.iter().all(|known| known.path != files.path) {
+            if known.insert(files.path.clone()) {
                 all.push(files);
             }
         }

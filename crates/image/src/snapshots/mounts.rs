@@ -18,6 +18,7 @@ use whelk_sys::{erofs, errno_text, fs};
 use super::apply::{OPAQUE, apply};
 use super::erofs::Budget;
 use super::{Form, IMAGE, pax};
+use crate::bounded::MAX_LAYERS;
 use crate::error::{Error, Result, io};
 use crate::staging::Staging;
 
@@ -28,6 +29,8 @@ pub struct Mounts(Arc<Mutex<Kept>>);
 #[derive(Debug, Default)]
 struct Kept {
     mounts: HashMap<PathBuf, Mounted>,
+    /// The number of the last use of a mount.
+    used: u64,
     /// Number of layers that were removed.
     forgotten: u64,
 }
@@ -40,8 +43,10 @@ struct Mounted {
 }
 
 impl Mounts {
-    /// Maximum number of mounts that are kept for further containers.
-    const KEPT: usize = 256;
+    /// Maximum number of mounts that are kept for further containers. More than an image may have layers: with fewer, each step of a
+    /// build that stands on more would mount all of them again, because those that are needed next are the ones that were not used
+    /// for the longest time.
+    const KEPT: usize = MAX_LAYERS + 12;
 
     /// Returns the mounts of those of an overlay's layers that are images, up to `most`, with their
     /// indices. What is left out because this process has no descriptors left, can be mounted by another.
@@ -117,9 +122,9 @@ impl Kept {
         replaced.or(superfluous).map(|mounted| mounted.mount)
     }
 
-    fn next_use(&self) -> u64 {
-        let last = self.mounts.values().map(|mounted| mounted.used).max();
-        last.unwrap_or(0) + 1
+    fn next_use(&mut self) -> u64 {
+        self.used += 1;
+        self.used
     }
 }
 
