@@ -138,6 +138,22 @@ fn records_of_the_cache_are_found_by_all_fields() {
 }
 
 #[test]
+fn the_cache_has_all_results_of_steps_that_have_ended() {
+    let engine = Engine::start();
+    let grpc = Grpc::connect(&engine);
+    let bridge = grpc.build("steps", SolveRequest::default());
+    let request = DiskUsageRequest::default();
+    for count in 1..=4 {
+        // It takes its time to be recorded.
+        let text = format!("dd if=/dev/urandom of=/{count} bs=1M count=32 2>/dev/null");
+        bridge.evaluate(&run(&text)).unwrap();
+        let usage: DiskUsageResponse = grpc.control("DiskUsage", &request).unwrap();
+        assert_eq!(usage.record.len(), count, "{:?}", usage.record);
+    }
+    bridge.finish(None).unwrap();
+}
+
+#[test]
 fn records_of_builds_are_kept_told_and_read() {
     let engine = Engine::start();
     let grpc = Grpc::connect(&engine);

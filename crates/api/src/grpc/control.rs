@@ -308,6 +308,7 @@ impl Buildkit {
 
     async fn usage(self: &Arc<Self>, request: DiskUsageRequest) -> Result<Vec<Record>> {
         let filters = conditions(&request.filter)?;
+        self.builder.results_recorded().await;
         let buildkit = self.clone();
         let records = blocking(move || buildkit.builder.usage().map_err(failed)).await?;
         // Only what was not used since.
@@ -338,6 +339,7 @@ impl Buildkit {
             min_free_space: space(request.min_free_space),
             filters: conditions(&request.filter)?,
         };
+        self.builder.results_recorded().await;
         let buildkit = self.clone();
         let pruned = blocking(move || buildkit.builder.prune(&policy).map_err(failed));
         Ok(pruned.await?.records)

@@ -77,6 +77,7 @@ pub(super) async fn prune(State(builder): Service<Builder>, params: Params) -> A
     let Some(policy) = policy(&params)? else {
         return Ok(ok(&BuildPruneResponse::default()));
     };
+    builder.results_recorded().await;
     let pruned = super::blocking(move || Ok(builder.prune(&policy)?)).await?;
     let records = pruned.records.into_iter();
     Ok(ok(&BuildPruneResponse {

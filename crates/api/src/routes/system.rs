@@ -155,6 +155,7 @@ pub(super) async fn disk_usage(
         response.volume_usage = Some(wire::volume_usage(shown.await?));
     }
     if wanted("build-cache") {
+        builder.results_recorded().await;
         let records = blocking(move || Ok(builder.usage()?)).await?;
         response.build_cache_usage = Some(wire::build_cache_usage(records));
     }

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared, WeakShared};
@@ -293,6 +294,18 @@ impl Builder {
             // Never closed: `self` owns the sender.
             let _ = recorded.changed().await;
         }
+    }
+
+    /// Waits until the results of the steps that have ended so far are recorded, but not for long: large ones take their time.
+    /// Who looks at the cache when a build has ended finds all of it then.
+    pub async fn results_recorded(&self) {
+        /// How long it may take.
+        const PATIENCE: Duration = Duration::from_secs(5);
+        let keys: Vec<Digest> = {
+            let flights = self.flights.lock().ignore_poison();
+            flights.done.keys().copied().collect()
+        };
+        let _ = tokio::time::timeout(PATIENCE, self.recorded(&keys)).await;
     }
 
     /// Records a result when its layers are sealed, while `lease` holds them. The uses of the builds do not end before: the cache
