@@ -2,8 +2,8 @@
 
 use std::fs;
 use std::thread;
-use std::time::Duration;
 
+use whelk_buildkit::grpc::Result;
 use whelk_buildkit::pb::control::{
     CacheOptions, CacheOptionsEntry, DiskUsageRequest, DiskUsageResponse, Exporter, SolveRequest,
 };
@@ -254,6 +254,11 @@ fn a_kill_leaves_all_outputs_of_a_step_or_none() {
     let directory = whelk_tests::Scratch::new("outputs-steps");
     let file = directory.directory("count").join("steps");
     let engine = Engine::with_env(&[("WHELK_STEPS", file.to_str().unwrap())]);
+    let records = |grpc: &Grpc| -> Result<usize> {
+        let request = DiskUsageRequest::default();
+        let listed: DiskUsageResponse = grpc.control("DiskUsage", &request)?;
+        Ok(listed.record.len())
+    };
     for steps in 0.. {
         let mut made = Made::default();
         let step = random(&mut made, &format!("echo {steps}"));
@@ -263,10 +268,13 @@ fn a_kill_leaves_all_outputs_of_a_step_or_none() {
             bridge.read(&reference, "/u")
         };
         let grpc = Grpc::connect(&engine);
+        let before = records(&grpc).unwrap();
         fs::write(&file, steps.to_string()).unwrap();
         let first = read(&grpc, "first", 1);
-        // Until the outputs are sealed and recorded.
-        thread::sleep(Duration::from_millis(500));
+        eventually("the outputs to be recorded, or the engine's end", || {
+            let is_over = records(&grpc).map_or(true, |now| now > before);
+            is_over.then_some(())
+        });
         let count = fs::File::options().write(true).open(&file).unwrap();
         count.lock().unwrap();
         count.set_len(0).unwrap();
@@ -286,6 +294,9 @@ fn a_kill_leaves_all_outputs_of_a_step_or_none() {
             assert_eq!(first.unwrap(), texts[0]);
             break;
         }
+        eventually("the outputs to be recorded", || {
+            (records(&grpc).unwrap() > before).then_some(())
+        });
     }
     engine.has_no_builds();
 }

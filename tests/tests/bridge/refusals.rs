@@ -116,43 +116,42 @@ fn fields_of_requests_are_refused_by_name() {
 
 #[test]
 fn clients_may_close_their_session_when_a_request_is_refused() {
+    /// On a busy machine the session may be too late for the engine, which waits for a second.
+    const TRIES: usize = 5;
     let engine = Engine::without_images(&[]);
     let grpc = Grpc::connect(&engine);
-    let request = SolveRequest {
-        r#ref: "refused".into(),
-        session: "late".into(),
+    let refused = "exporter \"nonsense\" could not be found";
+    let request = |name: &str, session: &str| SolveRequest {
+        r#ref: name.into(),
+        session: session.into(),
         exporter: "nonsense".into(),
         ..SolveRequest::default()
     };
-    let begun = Instant::now();
-    let method = "moby.buildkit.v1.Control/Solve";
-    let solving = grpc.begin::<SolveResponse>(method, &[], &request);
-    std::thread::sleep(Duration::from_millis(100));
-    assert!(!solving.is_done(), "the session has not begun");
-    let asked: Arc<AtomicUsize> = Arc::default();
-    let count = asked.clone();
-    grpc.session(&engine, "late", &[], move |call| {
-        let status = HealthCheckResponse::SERVING;
-        count.fetch_add(1, Ordering::Relaxed);
-        async move { call.responses.send(&HealthCheckResponse { status }).await }
-    });
-    let refused = "exporter \"nonsense\" could not be found";
-    fails(solving.wait(), Code::InvalidArgument, refused);
-    assert_eq!(asked.load(Ordering::Relaxed), 2);
-    // Nobody waits for its progress.
-    assert!(grpc.status("refused").unwrap().vertexes.is_empty());
-    // A session that never comes is not waited for long.
-    let request = SolveRequest {
-        session: "never".into(),
-        ..request
+    let is_waited_for = |number: usize| {
+        let (name, session) = (format!("refused-{number}"), format!("late-{number}"));
+        let method = "moby.buildkit.v1.Control/Solve";
+        let solving = grpc.begin::<SolveResponse>(method, &[], &request(&name, &session));
+        std::thread::sleep(Duration::from_millis(100));
+        let waits = !solving.is_done();
+        let asked: Arc<AtomicUsize> = Arc::default();
+        let count = asked.clone();
+        grpc.session(&engine, &session, &[], move |call| {
+            let status = HealthCheckResponse::SERVING;
+            count.fetch_add(1, Ordering::Relaxed);
+            async move { call.responses.send(&HealthCheckResponse { status }).await }
+        });
+        fails(solving.wait(), Code::InvalidArgument, refused);
+        // Nobody waits for its progress.
+        assert!(grpc.status(&name).unwrap().vertexes.is_empty());
+        waits && asked.load(Ordering::Relaxed) == 2
     };
-    let solved = grpc.control::<SolveResponse>("Solve", &request);
+    assert!((0..TRIES).any(is_waited_for));
+    // A session that never comes is not waited for as long as by builds.
+    let begun = Instant::now();
+    let solved = grpc.control::<SolveResponse>("Solve", &request("refused", "never"));
     fails(solved, Code::InvalidArgument, refused);
-    assert!(
-        begun.elapsed() < Duration::from_millis(2500),
-        "{:?}",
-        begun.elapsed()
-    );
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(4), "{took:?}");
 }
 
 /// Returns a policy of one rule with the number of its action, which may convert to another identifier.
