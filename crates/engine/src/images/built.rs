@@ -236,8 +236,8 @@ mod tests {
     use super::*;
     use crate::store::RecordStore;
 
-    #[test]
-    fn each_name_of_an_image_has_its_own_manifest() {
+    /// Returns the images of an engine, and one of them.
+    fn imported() -> (Scratch, Images, Digest) {
         let root = Scratch::temporary("annotated").unwrap();
         let images = Images::open(
             whelk_image::Store::open(root.path()).unwrap(),
@@ -249,14 +249,23 @@ mod tests {
         // An archive without entries.
         let archive = &[0_u8; 1024][..];
         let id = images.import(archive, Import::default(), &[]).unwrap();
+        (root, images, id)
+    }
+
+    /// Returns a manifest of an image.
+    fn manifest(id: &Digest, text: &str) -> Vec<u8> {
+        let layers = vec![Descriptor::new(text, id.clone(), 1)];
+        let config = Descriptor::new(CONFIG, id.clone(), 1);
+        serde_json::to_vec(&Manifest::new(config, layers)).unwrap()
+    }
+
+    #[test]
+    fn each_name_of_an_image_has_its_own_manifest() {
+        let (_root, images, id) = imported();
         let config = images.files.content.read(&id).unwrap();
         let lease = images.files.leases.take();
         let add = |name: &str, text: Option<&str>| {
-            let manifest = text.map(|text| {
-                let layers = vec![Descriptor::new(text, id.clone(), 1)];
-                let config = Descriptor::new(CONFIG, id.clone(), config.len() as u64);
-                serde_json::to_vec(&Manifest::new(config, layers)).unwrap()
-            });
+            let manifest = text.map(|text| manifest(&id, text));
             let digest = manifest.as_deref().map(Digest::of);
             let built = BuiltImage {
                 config: config.clone(),
@@ -295,5 +304,45 @@ mod tests {
         let refused = images.add_built(&lease, built).unwrap_err().to_string();
         assert!(refused.contains("more than 4194304 bytes"), "{refused}");
         assert_eq!(index_of("c:1"), None);
+    }
+
+    #[test]
+    fn an_image_keeps_the_manifest_that_it_was_loaded_with() {
+        let (_root, images, id) = imported();
+        let lease = images.files.leases.take();
+        let own = manifest(&id, "own");
+        let own = images.files.content.put(&lease, &own).unwrap();
+        let loaded = Loaded {
+            id: id.clone(),
+            origin: Origin {
+                manifest: Some(own.clone()),
+                index: None,
+            },
+            other_manifests: Vec::new(),
+            parent: None,
+            config: images.get(&id).unwrap().config.clone(),
+            names: vec![Named {
+                name: "loaded:1".parse().unwrap(),
+                index: None,
+            }],
+            size: 0,
+        };
+        images.record(&loaded, None, None).unwrap();
+        let built = BuiltImage {
+            config: images.files.content.read(&id).unwrap(),
+            manifest: Some(manifest(&id, "built")),
+            names: vec!["built:1".parse().unwrap()],
+        };
+        images.add_built(&lease, built).unwrap();
+        drop(lease);
+        images.collect_garbage();
+        let index_of = |name: &str| images.read().index_of(name).cloned();
+        let built = Digest::of(&manifest(&id, "built"));
+        assert_eq!(index_of("docker.io/library/loaded:1"), None);
+        assert_eq!(index_of("docker.io/library/built:1"), Some(built.clone()));
+        let image = images.get(&id).unwrap();
+        assert_eq!(image.origin.manifest.as_ref(), Some(&own));
+        assert_eq!(image.other_manifests, [built]);
+        assert!(images.files.content.read(&own).is_ok());
     }
 }

@@ -20,6 +20,12 @@ pub struct Renamed {
     pub old: Digest,
 }
 
+/// Returns whether an image keeps the manifest that it was loaded with: it was built with one that only its new names stand for.
+fn keeps_own(known: &Image, built: &Loaded) -> bool {
+    let has_own = known.origin.manifest.is_some() && known.origin.index.is_none();
+    has_own && built.origin.manifest.is_none() && !built.names.is_empty()
+}
+
 impl Images {
     /// Loads the images of an archive, or those for some platforms. Returns each with the names that it
     /// has taken from other images. Blocking.
@@ -175,12 +181,13 @@ impl Images {
     ) -> Result<Vec<Renamed>> {
         let known = index.by_id.get(&loaded.id);
         let origin = match known {
-            // The known origin is kept if the archive has no manifest, or if a registry has the image
-            // by the digest of the known one.
+            // The known origin is kept if the archive has no manifest, if a registry has the image
+            // by the digest of the known one, or if other names go on to stand for the known one.
             Some(known)
                 if digest.is_none()
                     && (loaded.origin.blobs().next().is_none()
-                        || !known.repo_digests.is_empty()) =>
+                        || !known.repo_digests.is_empty()
+                        || keeps_own(known, loaded)) =>
             {
                 &known.origin
             }
