@@ -18,7 +18,10 @@ const TICK: Duration = Duration::from_millis(100);
 /// How long the last news of a build may take after its end.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The same, for a build of which there were no news: it was refused.
+/// The same, for a build that has failed before there were any: it was most likely refused, and there will be none.
+const REFUSED: Duration = Duration::from_millis(200);
+
+/// The same, for a build that goes on.
 const SHORT: Duration = Duration::from_millis(50);
 
 /// Why there is no result.
@@ -214,9 +217,15 @@ async fn solve_one(
     tokio::pin!(outcome, watching);
     tokio::select! {
         outcome = &mut outcome => {
-            let patience = if is_told.get() { PATIENCE } else { SHORT };
             // What is late is not shown.
-            let _ = tokio::time::timeout(patience, watching).await;
+            let is_built = matches!(outcome, Ok(Some(_)));
+            let is_over = !is_built && !is_told.get() && {
+                let watched = tokio::time::timeout(REFUSED, &mut watching).await;
+                watched.is_ok() || !is_told.get()
+            };
+            if !is_over {
+                let _ = tokio::time::timeout(PATIENCE, watching).await;
+            }
             outcome
         }
         () = &mut watching => outcome.await,
