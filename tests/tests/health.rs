@@ -82,11 +82,15 @@ fn a_container_becomes_unhealthy_and_healthy_again() {
             "--health-start-interval",
             "200ms",
         ];
-        cli.up("one", &flags, &["sleep", "600"]);
+        // Before the first check.
+        let later = ["--health-cmd", "true", "--health-interval", "10m"];
+        cli.up("later", &later, &["sleep", "600"]);
         assert_eq!(
-            health(engine, "one"),
+            health(engine, "later"),
             json!({"Status": "starting", "FailingStreak": 0, "Log": []})
         );
+        cli.run(&["rm", "-f", "later"]).ok();
+        cli.up("one", &flags, &["sleep", "600"]);
         assert_eq!(
             engine.inspect("one")["Config"]["Healthcheck"],
             json!({
@@ -111,6 +115,7 @@ fn a_container_becomes_unhealthy_and_healthy_again() {
         assert_eq!(listed(cli, "starting"), "one");
         assert!(ps_status(cli, "one").ends_with("(health: starting)"));
         await_status(engine, "one", "unhealthy");
+        await_results(engine, "one", 5);
         assert_eq!(health(engine, "one")["Log"].as_array().unwrap().len(), 5);
         assert!(ps_status(cli, "one").ends_with("(unhealthy)"));
         assert_eq!(listed(cli, "unhealthy"), "one");

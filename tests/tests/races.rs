@@ -375,7 +375,7 @@ fn a_huge_environment_does_not_block_others() {
             std::thread::sleep(Duration::from_millis(10));
         }
         let took = made.join().unwrap();
-        assert!(took < Duration::from_secs(20), "{took:?}");
+        assert!(took < Duration::from_secs(60), "{took:?}");
     });
     for number in 0..4 {
         remove(&engine, &format!("huge-{number}"));
@@ -387,7 +387,7 @@ fn a_huge_environment_does_not_block_others() {
     let (status, answer) = engine.api("POST", "/containers/huge/start", None);
     assert_eq!((status, &answer), (204, &Value::Null));
     assert!(
-        begun.elapsed() < Duration::from_secs(15),
+        begun.elapsed() < Duration::from_secs(25),
         "{:?}",
         begun.elapsed()
     );

@@ -827,7 +827,7 @@ fn names_resolve_immediately_after_an_engine_restart() {
         let back = Instant::now();
         while !answers(id) {
             // Resolver libraries ask again after five seconds.
-            assert!(back.elapsed() < Duration::from_secs(1), "no answer in time");
+            assert!(back.elapsed() < Duration::from_secs(4), "no answer in time");
         }
     }
 }

@@ -257,7 +257,8 @@ fn one_request_tells_the_use_of_the_cpu_at_once() {
     assert_eq!(later["preread"], busy["read"]);
     assert_eq!(later["precpu_stats"], busy["cpu_stats"]);
     let percent = cpu_percent(&later);
-    assert!((20.0..70.0).contains(&percent), "{percent}: {later}");
+    // Half of a processor, unless other tests need it, too.
+    assert!((10.0..70.0).contains(&percent), "{percent}: {later}");
     assert!(
         number(&later, "/cpu_stats/throttling_data/throttled_periods") > 0,
         "{later}"
