@@ -630,10 +630,21 @@ fn nothing_is_left_of_containers() {
     let first = sleeping(&mut call, "cancelled", "4711.3");
     drop(call);
     gone(first);
+    // Calls are cancelled while their processes start.
+    for number in 0..10 {
+        let name = format!("starting-{number}");
+        create(&name);
+        let mut call = bridge.processes();
+        call.begin(&name, "first", &["sleep", "4711.8"], &[]);
+    }
     // The build ends.
     create("ended");
     let mut call = bridge.processes();
     let first = sleeping(&mut call, "ended", "4711.4");
+    eventually("the processes to end", || {
+        let command = ["sleep", "4711.8"];
+        processes::with_command(&command).is_none().then_some(())
+    });
     bridge.finish(None).unwrap();
     gone(first);
     drop(call);

@@ -228,9 +228,9 @@ impl Container {
                     stdin: request.stdin,
                     ..RunInputs::default()
                 };
-                let (step, streams) = self.start_first(*parts, op, first).await?;
-                *stage = Stage::Running(step.clone());
-                return Ok(self.started(step, None, streams));
+                let (control, streams) = self.start_first(*parts, op, first).await?;
+                *stage = Stage::Running(control.step.clone());
+                return Ok(self.started(control, None, streams));
             }
             Stage::Running(step) => step,
             Stage::Ended => {
@@ -253,7 +253,11 @@ impl Container {
         };
         let containers = &self.builder.engine.containers;
         let exec = containers.exec_in_step(&running, &config).await?;
-        Ok(self.started(running, Some((exec.id, exec.end)), exec.streams))
+        let control = ProcessControl {
+            step: running,
+            exec: Some(exec.id),
+        };
+        Ok(self.started(control, Some(exec.end), exec.streams))
     }
 
     /// Returns the operation with a process, and the variables that are secrets.
@@ -305,7 +309,7 @@ impl Container {
         parts: Parts,
         op: ExecOp,
         first: RunInputs,
-    ) -> Result<(Arc<RunningStep>, UnixStream)> {
+    ) -> Result<(ProcessControl, UnixStream)> {
         let (told, started) = oneshot::channel();
         let context = Context {
             store: self.builder.store().clone(),
@@ -320,12 +324,11 @@ impl Container {
 
     fn started(
         &self,
-        step: Arc<RunningStep>,
-        exec: Option<(String, ExecEnd)>,
+        control: ProcessControl,
+        end: Option<ExecEnd>,
         streams: UnixStream,
     ) -> Process {
-        let (exec, end) = exec.unzip();
-        let control = Arc::new(ProcessControl { step, exec });
+        let control = Arc::new(control);
         let (reader, input) = streams.into_split();
         Process {
             control: control.clone(),
@@ -362,7 +365,7 @@ async fn run(
     parts: Parts,
     (op, first): (ExecOp, RunInputs),
     settings: Settings,
-    told: oneshot::Sender<Result<(Arc<RunningStep>, UnixStream)>>,
+    told: oneshot::Sender<Result<(ProcessControl, UnixStream)>>,
 ) {
     let Parts {
         inputs,
@@ -404,8 +407,12 @@ async fn run(
     };
     match starting.await {
         Ok((step, output, used)) => {
-            // Whoever has asked for it may be gone: then the container is, too.
-            let _ = told.send(Ok((step.clone(), output)));
+            let control = ProcessControl {
+                step: step.clone(),
+                exec: None,
+            };
+            // Whoever has asked for it may be gone: then it is killed, because its control is dropped.
+            let _ = told.send(Ok((control, output)));
             tokio::select! {
                 _ = step.started.wait() => {}
                 _ = released => step.started.end().await,
