@@ -128,7 +128,7 @@ fn large_messages_and_definitions_are_refused() {
     let begin = Instant::now();
     let chain = made.definition(last.unwrap());
     bridge.solve(&chain).unwrap();
-    assert!(begin.elapsed() < Duration::from_secs(5));
+    assert!(begin.elapsed() < Duration::from_secs(20));
     let warn = |_| {
         let short = vec![b'x'; 1000];
         bridge.call::<Unused>(
@@ -174,7 +174,7 @@ fn a_client_may_make_many_calls() {
     let begin = Instant::now();
     let reference = greedy.evaluate(&run("echo x > /made")).unwrap();
     assert_eq!(greedy.read(&reference, "/made"), Ok("x\n".into()));
-    assert!(begin.elapsed() < Duration::from_secs(10));
+    assert!(begin.elapsed() < Duration::from_secs(30));
     drop((silent, idle, rude));
     // A frontend may have many results, but not any number of them.
     let small = file("/x", "");
