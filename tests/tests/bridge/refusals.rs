@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use whelk_buildkit::grpc::Code;
 use whelk_buildkit::pb::control::{CacheOptions, Exporter, SolveRequest, SolveResponse};
+use whelk_buildkit::pb::gateway::PongResponse;
 use whelk_buildkit::pb::{HealthCheckResponse, Unused, gateway, policy};
 use whelk_llb::pb::op::Kind;
 use whelk_llb::pb::{BuildOp, ExecOp, Mount, SourceOp, WorkerConstraints};
@@ -143,6 +144,9 @@ fn clients_may_close_their_session_when_a_request_is_refused() {
         fails(solving.wait(), Code::InvalidArgument, refused);
         // Nobody waits for its progress.
         assert!(grpc.status(&name).unwrap().vertexes.is_empty());
+        // A client that is its frontend learns the reason, too.
+        let ping = grpc.frontend(&name).call::<PongResponse>("Ping", &NOTHING);
+        fails(ping, Code::InvalidArgument, refused);
         waits && asked.load(Ordering::Relaxed) == 2
     };
     assert!((0..TRIES).any(is_waited_for));

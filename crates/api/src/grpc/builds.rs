@@ -10,6 +10,7 @@ use whelk_build::{
     Attest, Builder, CacheImport, Error, Frontend, Images, Imports, Progress, Remains, Request,
     Scanned, Solved,
 };
+use whelk_buildkit::cut::beginning;
 use whelk_buildkit::grpc::{Code, Result, Status};
 use whelk_buildkit::pb::Message as _;
 use whelk_dockerfile::convert::Image;
@@ -70,6 +71,8 @@ enum State {
     Running(Arc<Build>),
     /// Only what clients are told of it is left.
     Ended(Arc<Report>),
+    /// It has never begun, for this reason.
+    Refused(Arc<Report>, Status),
 }
 
 impl BuildTable {
@@ -98,7 +101,7 @@ impl BuildTable {
 
     fn remove_name(&mut self, name: &str, report: &Arc<Report>) {
         // Another build may have the name now.
-        if let Some(State::Ended(ended)) = self.by_name.get(name)
+        if let Some(State::Ended(ended) | State::Refused(ended, _)) = self.by_name.get(name)
             && Arc::ptr_eq(ended, report)
         {
             self.by_name.remove(name);
@@ -540,8 +543,12 @@ impl Builds {
         })
     }
 
-    /// Notes that a build was refused: callers who wait for its progress learn that there is none.
-    pub fn refuse(&self, id: &str) {
+    /// Notes that a build was refused: callers who wait for its progress learn that there is none, and calls of its frontend
+    /// fail for the same reason.
+    pub fn refuse(&self, id: &str, status: &Status) {
+        /// Maximum length of the reason that is kept, in bytes.
+        const MAX: usize = 4096;
+        let status = Status::new(status.code, beginning(&status.message, MAX));
         let report: Arc<Report> = Arc::default();
         report.progress.close();
         let is_new = self.table.send_if_modified(|table| {
@@ -549,6 +556,8 @@ impl Builds {
             let is_new = !table.by_name.contains_key(id);
             if is_new {
                 table.end(id, &report);
+                let refused = State::Refused(report.clone(), status);
+                table.by_name.insert(id.to_owned(), refused);
             }
             is_new
         });
@@ -568,10 +577,11 @@ impl Builds {
     /// Returns a build that runs. Waits for a short time until it is there.
     ///
     /// # Errors
-    /// Returns an error if there is no such build, or if it has ended.
+    /// Returns an error if there is no such build, if it was refused, or if it has ended.
     pub async fn running(&self, id: &str) -> Result<Arc<Build>> {
         self.get(id, |state| match state {
-            State::Running(build) => Some(build.clone()),
+            State::Running(build) => Some(Ok(build.clone())),
+            State::Refused(_, status) => Some(Err(status.clone())),
             State::Ended(_) => None,
         })
         .await
@@ -583,13 +593,13 @@ impl Builds {
     /// Returns an error if there is no such build.
     pub async fn report(&self, id: &str) -> Result<Arc<Report>> {
         self.get(id, |state| match state {
-            State::Running(build) => Some(build.report.clone()),
-            State::Ended(report) => Some(report.clone()),
+            State::Running(build) => Some(Ok(build.report.clone())),
+            State::Ended(report) | State::Refused(report, _) => Some(Ok(report.clone())),
         })
         .await
     }
 
-    async fn get<T>(&self, id: &str, part: impl Fn(&State) -> Option<T>) -> Result<T> {
+    async fn get<T>(&self, id: &str, part: impl Fn(&State) -> Option<Result<T>>) -> Result<T> {
         let mut table = self.table.subscribe();
         // The name may be that of a build that has ended, whose caller means the next one: it is waited for.
         let is_there = |table: &BuildTable| table.by_name.get(id).and_then(&part).is_some();
@@ -598,7 +608,7 @@ impl Builds {
             Ok(Ok(table)) => table.by_name.get(id).and_then(&part),
             _ => None,
         };
-        found.ok_or_else(|| Status::not_found(format!("no such job {id}")))
+        found.unwrap_or_else(|| Err(Status::not_found(format!("no such job {id}"))))
     }
 }
 
@@ -680,15 +690,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_waits_for_the_progress_of_a_build_that_is_refused() {
+    async fn nobody_waits_for_a_build_that_is_refused() {
         let builds = Builds::default();
-        let refuse = async { builds.refuse("a") };
-        let (report, ()) = tokio::join!(builds.report("a"), refuse);
+        let status = Status::invalid("wrong ".repeat(1000));
+        let refuse = async { builds.refuse("a", &status) };
+        let (report, build_of, ()) = tokio::join!(builds.report("a"), builds.running("a"), refuse);
         assert!(report.unwrap().progress.follow().next().await.is_none());
+        let told = build_of.unwrap_err();
+        assert_eq!((told.code, told.message.len()), (status.code, 4096));
         // A request of the same name that is refused changes nothing about a build that runs.
         let running = build("a", &Arc::new(NoClient));
         let _running = builds.begin(&running).unwrap();
-        builds.refuse("a");
+        builds.refuse("a", &status);
         assert!(Arc::ptr_eq(&builds.running("a").await.unwrap(), &running));
     }
 

@@ -127,9 +127,9 @@ impl Buildkit {
             let running = self.builds.begin(&build)?;
             Ok((build, outputs, running))
         });
-        let (build, outputs, _running) = begun.inspect_err(|_| {
+        let (build, outputs, _running) = begun.inspect_err(|status| {
             if request.r#ref.len() <= MAX_REF {
-                self.builds.refuse(&request.r#ref);
+                self.builds.refuse(&request.r#ref, status);
             }
         })?;
         // Internal requests, by which clients ask for capabilities, are not builds of the user: they have no record.
