@@ -145,7 +145,7 @@ fn the_cache_has_all_results_of_steps_that_have_ended() {
     let request = DiskUsageRequest::default();
     for count in 1..=4 {
         // It takes its time to be recorded.
-        let text = format!("dd if=/dev/urandom of=/{count} bs=1M count=32 2>/dev/null");
+        let text = format!("dd if=/dev/urandom of=/{count} bs=1M count=8 2>/dev/null");
         bridge.evaluate(&run(&text)).unwrap();
         let usage: DiskUsageResponse = grpc.control("DiskUsage", &request).unwrap();
         assert_eq!(usage.record.len(), count, "{:?}", usage.record);
