@@ -18,8 +18,8 @@ const TICK: Duration = Duration::from_millis(100);
 /// How long the last news of a build may take after its end.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The same, for a build that has failed before there were any: it was most likely refused, and there will be none.
-const REFUSED: Duration = Duration::from_millis(200);
+/// The same, for a build that was stopped before there were any: it may not have begun, and there are none.
+const STOPPED: Duration = Duration::from_millis(200);
 
 /// The same, for a build that goes on.
 const SHORT: Duration = Duration::from_millis(50);
@@ -217,10 +217,10 @@ async fn solve_one(
     tokio::pin!(outcome, watching);
     tokio::select! {
         outcome = &mut outcome => {
-            // What is late is not shown.
-            let is_built = matches!(outcome, Ok(Some(_)));
-            let is_over = !is_built && !is_told.get() && {
-                let watched = tokio::time::timeout(REFUSED, &mut watching).await;
+            // What is late is not shown. Those of a build that was refused end at once.
+            let is_stopped = matches!(outcome, Ok(None));
+            let is_over = is_stopped && !is_told.get() && {
+                let watched = tokio::time::timeout(STOPPED, &mut watching).await;
                 watched.is_ok() || !is_told.get()
             };
             if !is_over {
