@@ -6,6 +6,7 @@ mod containers;
 mod file;
 mod flags;
 mod image_gc;
+mod keys;
 mod refused;
 mod runtimes;
 #[cfg(test)]
@@ -156,6 +157,7 @@ fn members(content: &[u8]) -> anyhow::Result<Map<String, Value>> {
     }
     let mut members: Map<String, Value> = serde_json::from_slice(content)?;
     members.retain(|_, value| !value.is_null());
+    keys::normalize(&mut members);
     Ok(members)
 }
 

@@ -44,6 +44,14 @@ fn accepts_dockers_keys() {
 }
 
 #[test]
+fn keys_within_objects_have_any_case_as_in_go() {
+    let gc = r#"{"builder": {"GC": {"Enabled": false}}}"#;
+    assert!(!read(gc).unwrap().build_gc().unwrap().is_collected);
+    refused(r#"{"Builder": {"gc": {}}}"#, "Builder");
+    refused(r#"{"builder": {"gc": {}, "GC": {}}}"#, "GC");
+}
+
+#[test]
 fn rejects_unsupported_keys_and_values() {
     assert!(read(" \n").is_ok());
     refused("[]", "expected a JSON object");
