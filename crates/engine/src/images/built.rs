@@ -237,7 +237,7 @@ mod tests {
     use crate::store::RecordStore;
 
     /// Returns the images of an engine, and one of them.
-    fn imported() -> (Scratch, Images, Digest) {
+    fn imported() -> (Scratch, Arc<Images>, Digest) {
         let root = Scratch::temporary("annotated").unwrap();
         let images = Images::open(
             whelk_image::Store::open(root.path()).unwrap(),
