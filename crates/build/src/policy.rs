@@ -155,6 +155,9 @@ fn check_size(size: usize) -> Result<()> {
     }
 }
 
+/// The scheme of the client's directories.
+const LOCAL: &str = "local://";
+
 #[allow(
     clippy::needless_pass_by_value,
     reason = "it is the argument of map_err"
@@ -402,17 +405,32 @@ impl Policies {
     /// # Errors
     /// Returns an error if the directory is denied, or replaced by what is none.
     pub fn directory(&self, name: &str) -> Result<String> {
+        let found = self.in_place_of(name)?;
+        let local = found.strip_prefix(LOCAL);
+        local.map(str::to_owned).ok_or_else(|| {
+            let by = crate::provenance::without_credentials(&found);
+            Error::Unsupported(format!("{by} in place of the client's directory {name}"))
+        })
+    }
+
+    /// Like [`Policies::directory`], of a named context: `None` if another kind of source is used in its place.
+    ///
+    /// # Errors
+    /// Returns an error if the directory is denied.
+    pub(crate) fn named_directory(&self, name: &str) -> Result<Option<String>> {
+        let found = self.in_place_of(name)?;
+        Ok(found.strip_prefix(LOCAL).map(str::to_owned))
+    }
+
+    /// Returns the identifier of the source that is used in place of a directory.
+    fn in_place_of(&self, name: &str) -> Result<String> {
         let mut source = SourceOp {
-            identifier: format!("local://{name}"),
+            identifier: format!("{LOCAL}{name}"),
             ..SourceOp::default()
         };
         let changed = self.change(&mut source, &mut Work::default());
         changed.map_err(evaluating)?;
-        let found = source.identifier.strip_prefix("local://");
-        found.map(str::to_owned).ok_or_else(|| {
-            let by = crate::provenance::without_credentials(&source.identifier);
-            Error::Unsupported(format!("{by} in place of the client's directory {name}"))
-        })
+        Ok(source.identifier)
     }
 
     /// Applies the policies to the sources of a graph, needed or not.
@@ -759,6 +777,13 @@ mod tests {
         assert_eq!(denied, op);
         assert_eq!(other.directory("context").unwrap(), "context");
         assert!(denies.directory("context").is_err());
+        // In place of a named context there may be something else.
+        assert!(denies.named_directory("lib").is_err());
+        let image = policies(vec![to(MatchType::Exact, "local://lib", A, &[])]);
+        assert_eq!(image.named_directory("lib").unwrap(), None);
+        assert!(image.directory("lib").is_err());
+        let named = image.named_directory("other").unwrap();
+        assert_eq!(named.as_deref(), Some("other"));
         let text = "error evaluating the source policy: source ";
         assert!(cause.to_string().starts_with(text), "{cause}");
     }

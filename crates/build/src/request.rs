@@ -264,9 +264,15 @@ impl Builder {
                 name,
                 ..
             } => {
-                let work = request.progress.begin(name.clone());
-                let text = request.client.ignore_file(local, session, &work).await;
-                Answer::Ignore(work.end(text)?)
+                let local = local.trim_start_matches("local://");
+                match request.policies.named_directory(local)? {
+                    Some(local) => {
+                        let work = request.progress.begin(name.clone());
+                        let text = request.client.ignore_file(&local, session, &work).await;
+                        Answer::Ignore(work.end(text)?)
+                    }
+                    None => Answer::Ignore(None),
+                }
             }
             Ask::Time { source, .. } => Answer::Time(self.time(request, source).await?),
         };

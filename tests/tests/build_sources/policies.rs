@@ -129,6 +129,16 @@ fn directories_are_denied_and_replace_images() {
         build(client, &replaces, &args).ok();
         assert_eq!(run(&engine, tag, "cat /foo"), "of a directory");
     }
+    // Nothing is read of a context that is denied.
+    let denies = policy(&engine, "denies-other", &[deny("local://other")]);
+    let dockerfile = "FROM busybox\nCOPY --from=other foo /\n";
+    let reads = only(&engine, "reads", dockerfile);
+    for client in [docker(&engine), whelk(&engine)] {
+        let args = ["--build-context", &*other, &*reads];
+        let shown = build(client, &denies, &args).fails(1);
+        shows(&shown, &["source \"local://other\" denied by policy"]);
+        assert!(!shown.contains("[context other]"), "{shown}");
+    }
     let expected = ["source \"local://dockerfile\" denied by policy"];
     let denies = policy(&engine, "denies", &[deny("local://*")]);
     for client in [docker(&engine), whelk(&engine)] {
