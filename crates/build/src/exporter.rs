@@ -232,14 +232,14 @@ fn complete(
             }
         }
     }
-    let epoch = epoch.map(|seconds| seconds.saturating_mul(1_000_000_000));
-    if let Some(epoch) = epoch {
+    if let Some(seconds) = epoch {
+        // Nanoseconds would end with 2262.
+        let epoch = jiff::Timestamp::from_second(seconds).unwrap_or(jiff::Timestamp::MAX);
         let of_history = image.history.iter_mut().map(|entry| &mut entry.created);
         for created in of_history.chain([&mut image.created]) {
             let time = created.as_deref().and_then(|text| text.parse().ok());
-            let time = time.map(jiff::Timestamp::as_nanosecond);
-            if time.is_none_or(|time| time > i128::from(epoch)) {
-                *created = Some(rfc3339(epoch));
+            if time.is_none_or(|time: jiff::Timestamp| time > epoch) {
+                *created = Some(epoch.to_string());
             }
         }
     }
@@ -341,5 +341,14 @@ mod tests {
         assert_eq!(completed(None), BASE);
         assert_eq!(completed(Some(1_900_000_000)), BASE);
         assert_eq!(completed(Some(1)), "1970-01-01T00:00:01Z");
+    }
+
+    #[test]
+    fn the_epoch_may_be_in_the_far_future() {
+        let mut image = image(&[("", true)]);
+        complete(&mut image, &[], &[], &[], Some(20_000_000_000));
+        let expected = Some("2603-10-11T11:33:20Z");
+        assert_eq!(image.created.as_deref(), expected);
+        assert_eq!(image.history[0].created.as_deref(), expected);
     }
 }
