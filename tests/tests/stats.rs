@@ -240,7 +240,8 @@ fn one_request_tells_the_use_of_the_cpu_at_once() {
     let cli = engine.cli(Program::Docker);
     cli.up(
         "busy",
-        &["--cpus", "0.5"],
+        // Less than it gets beside other tests, so that it is throttled.
+        &["--cpus", "0.2"],
         &["sh", "-c", "while :; do :; done"],
     );
     cli.up("idle", &[], &["sleep", "600"]);
@@ -249,7 +250,7 @@ fn one_request_tells_the_use_of_the_cpu_at_once() {
     let (busy, idle) = (once(&engine, "busy"), once(&engine, "idle"));
     // A second sample comes after a second.
     assert!(begin.elapsed() < Duration::from_millis(1900));
-    assert!(cpu_percent(&busy) > 5.0, "{busy}");
+    assert!(cpu_percent(&busy) > cpu_percent(&idle), "{busy} {idle}");
     assert!(cpu_percent(&idle) < 5.0, "{idle}");
     // The sample of an earlier request is the previous one now.
     std::thread::sleep(Duration::from_secs(1));
@@ -257,8 +258,7 @@ fn one_request_tells_the_use_of_the_cpu_at_once() {
     assert_eq!(later["preread"], busy["read"]);
     assert_eq!(later["precpu_stats"], busy["cpu_stats"]);
     let percent = cpu_percent(&later);
-    // Half of a processor, unless other tests need it, too.
-    assert!((10.0..70.0).contains(&percent), "{percent}: {later}");
+    assert!((5.0..40.0).contains(&percent), "{percent}: {later}");
     assert!(
         number(&later, "/cpu_stats/throttling_data/throttled_periods") > 0,
         "{later}"
