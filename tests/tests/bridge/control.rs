@@ -149,6 +149,10 @@ fn the_cache_has_all_results_of_steps_that_have_ended() {
         bridge.evaluate(&run(&text)).unwrap();
         let usage: DiskUsageResponse = grpc.control("DiskUsage", &request).unwrap();
         assert_eq!(usage.record.len(), count, "{:?}", usage.record);
+        // By what the step does, if the definition gives it no name.
+        let name = format!("/bin/sh -c {text}");
+        let mut records = usage.record.iter();
+        assert!(records.any(|record| record.description == name), "{name}");
     }
     bridge.finish(None).unwrap();
 }

@@ -19,13 +19,13 @@ use whelk_image::{Lease, Store};
 use whelk_llb::pb::file_action::Action;
 use whelk_llb::pb::op::Kind;
 use whelk_llb::pb::{FileAction, MountType};
-use whelk_llb::{CUSTOM_NAME, Graph, Node};
+use whelk_llb::{Graph, Node};
 
 use crate::error::{Error, Result};
 use crate::layers::{Layer, Stack, Workspace};
 use crate::log::Log;
 use crate::snapshot::Snapshot;
-use crate::solver::Waiting;
+use crate::solver::{Waiting, names};
 use crate::{Builder, blocking};
 
 pub(crate) use container::MOST as MAX_CONTAINERS;
@@ -114,10 +114,8 @@ pub(crate) async fn run(
             blocking(move || file::run(&context, &op, &inputs)).await
         }
         Some(Kind::Exec(op)) => {
-            let name = node.metadata.description.get(CUSTOM_NAME);
-            let name = name.map_or("a process", String::as_str);
             let platform = node.op.platform.as_ref();
-            crate::emulation::check(platform, name)?;
+            crate::emulation::check(platform, &names::alone(node))?;
             exec::run(builder, context, (op, platform), &inputs, settings, log).await
         }
         Some(Kind::Merge(op)) => {

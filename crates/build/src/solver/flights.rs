@@ -12,10 +12,10 @@ use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared, WeakShared};
 use whelk_image::Lease;
 use whelk_llb::pb::op::Kind;
-use whelk_llb::{CUSTOM_NAME, Digest, Node};
+use whelk_llb::{Digest, Node};
 use whelk_sys::sync::IgnorePoison as _;
 
-use super::Job;
+use super::{Job, names};
 use crate::cache::{CachedResult, Outputs, Uses};
 use crate::client::{Client, Clients};
 use crate::error::Result;
@@ -325,8 +325,7 @@ impl Builder {
             let times = stack.0.iter().map(|layer| layer.created);
             sealed.push(Some(digests.into_iter().zip(times).collect()));
         }
-        let text = node.metadata.description.get(CUSTOM_NAME);
-        let (text, keys) = (text.cloned().unwrap_or_default(), keys.to_vec());
+        let (text, keys) = (names::alone(node), keys.to_vec());
         let (builder, held) = (self.clone(), lease.clone());
         blocking(move || {
             let store = builder.store();

@@ -9,7 +9,7 @@
 //! stands on a copy from a stage does not depend on how the stage was made.
 
 mod flights;
-mod names;
+pub(crate) mod names;
 pub(crate) mod plan;
 
 use std::collections::HashMap;

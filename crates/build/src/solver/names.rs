@@ -31,6 +31,16 @@ pub(super) fn of(graph: &Graph) -> Vec<Cow<'_, str>> {
     names
 }
 
+/// Returns the name of an operation, without those of other ones in it.
+pub(crate) fn alone(node: &Node) -> String {
+    match (node.metadata.description.get(CUSTOM_NAME), &node.op.kind) {
+        (Some(name), _) => name.clone(),
+        (None, Some(Kind::Merge(_))) => "merge".to_owned(),
+        (None, Some(Kind::Diff(_))) => "diff".to_owned(),
+        (None, _) => name(node, &[]),
+    }
+}
+
 /// Returns the name of an operation. `names` are those of the operations before it.
 fn name(node: &Node, names: &[Cow<'_, str>]) -> String {
     let of_input = |number: usize| {
@@ -247,6 +257,11 @@ mod tests {
         let diff = add(&mut made, Kind::Diff(diff), &[merged]);
         let expected = "diff scratch -> (merge (both, copy /a /b))";
         assert_eq!(name_of(&made, diff), expected);
+        let graph = Graph::new(made.definition(Some(diff), None)).unwrap();
+        let names: Vec<String> = graph.nodes.iter().map(alone).collect();
+        for expected in ["both", "copy /a /b", "merge", "diff"] {
+            assert!(names.iter().any(|name| name == expected), "{names:?}");
+        }
     }
 
     #[test]

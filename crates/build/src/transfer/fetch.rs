@@ -12,14 +12,13 @@ use whelk_image::descriptor::Descriptor;
 use whelk_image::digest::Hashing;
 use whelk_image::progress::{Item, State};
 use whelk_image::{Lease, Progress as Reports};
-use whelk_llb::CUSTOM_NAME;
 use whelk_registry::Pace;
 
 use super::imports::{Offer, Offered};
 use super::source::Source;
 use crate::cache::{CachedResult, Outputs};
 use crate::error::{Error, Result};
-use crate::solver::Job;
+use crate::solver::{Job, names};
 use crate::{Builder, blocking};
 
 /// Number of pieces of a layer that wait to be unpacked.
@@ -48,8 +47,7 @@ impl Builder {
             Err(error) => error,
         };
         job.imports.forget(&offer);
-        let step = job.graph.nodes[index].metadata.description.get(CUSTOM_NAME);
-        let step = step.map_or("a step", String::as_str);
+        let step = names::alone(&job.graph.nodes[index]);
         let work = format!(
             "fetching the result of {step} from the cache {}",
             offer.name
@@ -107,8 +105,8 @@ impl Builder {
         let outputs: Outputs = outputs
             .map(|output| Some(output.as_ref()?.iter().map(layered).collect()))
             .collect();
-        let text = job.graph.nodes[index].metadata.description.get(CUSTOM_NAME);
-        let (builder, key, text) = (self.clone(), offer.key, text.cloned().unwrap_or_default());
+        let text = names::alone(&job.graph.nodes[index]);
+        let (builder, key) = (self.clone(), offer.key);
         let kept = outputs.clone();
         blocking(move || {
             // Only under the key that was looked up: other keys that the cache names for it cannot be verified.
