@@ -193,7 +193,7 @@ fn archives_that_cannot_be_unpacked_are_told_by_their_cause() {
     let tar = Tar::new().file("Dockerfile", dockerfile);
     let content: Vec<u8> = (0..50_000_u32).flat_map(u32::to_le_bytes).collect();
     let whole = tar.file("x", &content).finish();
-    let cut = "failed to unpack the context: unexpected EOF";
+    let cut = "failed to unpack the context: unexpected EOF: the archive is cut off";
     fails(&whole[..10_000], cut);
     let packed = gzip(&whole);
     fails(&packed[..packed.len() / 2], cut);

@@ -429,7 +429,11 @@ fn unpack(input: impl Read + Send, reading: &Arc<Progress>) -> Outcome<Unpacked>
         .unwrap_or_else(PoisonError::into_inner) = Some(path.clone());
     let unpacked = Unpacked(path);
     let input = Stoppable(input, reading.clone());
-    archive::unpack(input, &unpacked.0).map_err(failed)?;
+    let done = archive::unpack(input, &unpacked.0);
+    done.map_err(|cause| match cause.as_str() {
+        "unexpected EOF" => failed(format!("{cause}: the archive is cut off")),
+        _ => failed(cause),
+    })?;
     Ok(unpacked)
 }
 
