@@ -301,8 +301,8 @@ fn calls_are_refused_by_name() {
                 frontend: "nonsense.v0".into(),
                 ..whole.clone()
             },
-            Code::Unimplemented,
-            "nonsense.v0",
+            Code::InvalidArgument,
+            "invalid frontend: nonsense.v0",
         ),
         (
             gateway::SolveRequest {
