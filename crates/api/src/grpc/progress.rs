@@ -1,6 +1,6 @@
 //! The progress of a build, as BuildKit tells it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
@@ -24,8 +24,22 @@ struct VertexState {
     vertex: Vertex,
     /// Sends its output.
     output: Option<JoinHandle<()>>,
-    /// When each part has begun.
-    parts: HashMap<String, Timestamp>,
+    /// What was told last of each part.
+    parts: BTreeMap<String, VertexStatus>,
+}
+
+impl VertexState {
+    /// Ends the parts that have not ended, and returns them: clients show the end of a step only when all of its parts have ended.
+    fn end_parts(&mut self, at: Timestamp) -> Vec<VertexStatus> {
+        let open = self.parts.values_mut();
+        let open = open.filter(|part| part.completed.is_none());
+        let ended = open.map(|part| {
+            part.timestamp = Some(at);
+            part.completed = Some(at);
+            part.clone()
+        });
+        ended.collect()
+    }
 }
 
 /// A receiver of a build's progress.
@@ -174,9 +188,14 @@ impl Teller<'_> {
             | EventKind::Warning(_)
             | EventKind::FrontendWarning(_) => return Ok(()),
         }
-        let vertexes = vec![vertex.clone()];
+        let (vertexes, completed) = (vec![vertex.clone()], vertex.completed);
+        let statuses = match completed {
+            Some(at) => known.end_parts(at),
+            None => Vec::new(),
+        };
         self.send(StatusResponse {
             vertexes,
+            statuses,
             ..StatusResponse::default()
         })
         .await
@@ -184,7 +203,8 @@ impl Teller<'_> {
 
     async fn part(&mut self, vertex: Digest, at: Timestamp, part: Part) -> Result<()> {
         let known = self.known.entry(vertex).or_default();
-        let started = *known.parts.entry(part.id.clone()).or_insert(at);
+        let told = known.parts.get(&part.id);
+        let started = told.and_then(|told| told.started).unwrap_or(at);
         let size = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         let status = VertexStatus {
             name: part.id.clone(),
@@ -196,6 +216,7 @@ impl Teller<'_> {
             started: Some(started),
             completed: part.is_done.then_some(at),
         };
+        known.parts.insert(status.id.clone(), status.clone());
         self.send(StatusResponse {
             statuses: vec![status],
             ..StatusResponse::default()
@@ -310,5 +331,41 @@ async fn output(log: Arc<Log>, vertex: String, listener: Listener) {
         if !response.logs.is_empty() && listener.send(response).await.is_err() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    reason = "a panic with its place is all the error handling that a test needs"
+)]
+mod tests {
+    use whelk_build::Error;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn parts_end_with_their_step() {
+        let report = Report::default();
+        let work = report.progress.begin("exporting to image");
+        for (name, is_done) in [("exporting layers", true), ("pushing layers", false)] {
+            let name = name.to_owned();
+            work.add(EventKind::Part { name, is_done });
+        }
+        let failed = work.end(Err::<(), _>(Error::invalid("no such server")));
+        assert!(failed.is_err());
+        report.progress.close();
+        let (sender, mut told) = mpsc::channel(16);
+        tell(&report, &Listener::Record(sender)).await.unwrap();
+        let mut last = StatusResponse::default();
+        while let Some(response) = told.recv().await {
+            last = response;
+        }
+        assert_eq!(last.vertexes[0].error, "no such server");
+        let [part] = &last.statuses[..] else {
+            panic!("{:?}", last.statuses);
+        };
+        assert_eq!(part.id, "pushing layers");
+        assert!(part.started.is_some() && part.completed == last.vertexes[0].completed);
     }
 }
