@@ -95,6 +95,10 @@ impl Options {
                 options.no_new_privileges = true;
                 continue;
             }
+            if option == "writable-cgroups" {
+                options.writable_cgroups = true;
+                continue;
+            }
             if option == "disable" {
                 // The old form of "label=disable".
                 continue;
@@ -181,6 +185,18 @@ mod tests {
             options(&["no-new-privileges:true"])
                 .unwrap()
                 .no_new_privileges
+        );
+        for (word, expected) in [
+            ("writable-cgroups", true),
+            ("writable-cgroups=true", true),
+            ("writable-cgroups=false", false),
+        ] {
+            let parsed = options(&[word]).unwrap();
+            assert_eq!(parsed.writable_cgroups, expected, "{word}");
+        }
+        assert_eq!(
+            options(&["writable"]).unwrap_err().to_string(),
+            "invalid --security-opt 1: \"writable\""
         );
         assert_eq!(
             options(&["seccomp={\"a\":1}"]).unwrap().seccomp,
