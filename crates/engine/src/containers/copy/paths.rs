@@ -17,7 +17,8 @@ pub(super) fn base(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
 
-/// Returns a path as an absolute one without `.` and `..`, but with the `/` or `/.` at its end.
+/// Returns a path as an absolute one without `.` and `..`, but with the `/` or `/.` at its end. `/./` is
+/// `/.`.
 pub(super) fn absolute(path: &str) -> String {
     let mut names: Vec<&str> = Vec::new();
     for name in path.split('/') {
@@ -28,7 +29,8 @@ pub(super) fn absolute(path: &str) -> String {
         }
     }
     let mut clean = format!("/{}", names.join("/"));
-    let ends_in_dot = path == "." || path.ends_with("/.");
+    let trimmed = path.trim_end_matches('/');
+    let ends_in_dot = trimmed == "." || trimmed.ends_with("/.");
     if ends_in_dot || path.ends_with('/') {
         if !clean.ends_with('/') {
             clean.push('/');
@@ -85,6 +87,10 @@ mod tests {
             ("/", "/", "/"),
             (".", "/.", "."),
             ("/.", "/.", "."),
+            ("./", "/.", "."),
+            ("/./", "/.", "."),
+            ("/t/dir/./", "/t/dir/.", "."),
+            ("//", "/", "/"),
             ("//a//b", "/a/b", "b"),
         ] {
             assert_eq!(absolute(path), expected, "{path}");
