@@ -387,11 +387,13 @@ impl Containers {
     /// Sets the size of an exec's terminal. Waits until its program has started.
     ///
     /// # Errors
-    /// Returns an error if it has ended, or does not start within 10 s.
+    /// Returns an error if it has ended, does not start within 10 s, or if its container does not run.
     pub async fn exec_resize(&self, id: &str, height: u16, width: u16) -> Result<()> {
         /// Docker's timeout.
         const START_TIMEOUT: Duration = Duration::from_secs(10);
         let exec = self.exec(id)?;
+        let container = self.find(&exec.container)?;
+        check_can_exec(&container, &container.id)?;
         let started = exec.wait_for(|state| state.pid != 0 || state.exit_code.is_some());
         let state = tokio::time::timeout(START_TIMEOUT, started).await;
         let state = state.map_err(|_| Error::internal("timeout waiting for exec session ready"))?;
@@ -404,7 +406,6 @@ impl Containers {
             height,
             width,
         };
-        let container = self.by_id(&exec.container).ok_or_else(gone)?;
         let (reply, _) = container.workload.request(&request).await?;
         match reply {
             // It has ended meanwhile.
