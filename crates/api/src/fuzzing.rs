@@ -35,7 +35,11 @@ pub fn body(bytes: &[u8]) -> bool {
         networks: networking.endpoints_config.convert(),
     };
     for version in [crate::OLDEST, crate::NEWEST] {
-        let _ = upgrade_container(ApiVersion(version.0, version.1), &mut request.clone());
+        let _ = upgrade_container(
+            ApiVersion(version.0, version.1),
+            false,
+            &mut request.clone(),
+        );
     }
     true
 }

@@ -500,15 +500,20 @@ mod tests {
     }
 
     #[test]
-    fn updates_of_device_limits_are_ignored_before_1_55() {
-        let is_taken = |version: ApiVersion| {
+    fn updates_of_some_limits_are_ignored_by_old_versions() {
+        let updated = |version: ApiVersion| {
             let mut update = UpdateConfig {
+                pids_limit: Some(16),
                 blkio_device_read_bps: Some(Vec::new()),
                 ..UpdateConfig::default()
             };
             upgrade_update(version, &mut update);
-            update.blkio_device_read_bps.is_some()
+            update
         };
-        assert_eq!(versions(is_taken), (55, crate::NEWEST.1));
+        let newest = crate::NEWEST.1;
+        let is_taken = |version| updated(version).blkio_device_read_bps.is_some();
+        assert_eq!(versions(is_taken), (55, newest));
+        let is_taken = |version| updated(version).pids_limit.is_some();
+        assert_eq!(versions(is_taken), (40, newest));
     }
 }

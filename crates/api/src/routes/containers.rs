@@ -119,7 +119,8 @@ pub(super) async fn create(
         }
         Err(error) => return Err(error.into()),
     };
-    let mut warnings = version::upgrade_container(version, &mut request)?;
+    let cgroup_v2 = containers.host_has_cgroup_v2();
+    let mut warnings = version::upgrade_container(version, cgroup_v2, &mut request)?;
     let created = containers.create(request).await?;
     warnings.extend(created.warnings);
     Ok(json_response(

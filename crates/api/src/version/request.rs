@@ -5,19 +5,22 @@ use std::collections::BTreeMap;
 use whelk_api_types::{ExecConfig, UpdateConfig};
 use whelk_engine::containers::CreateRequest;
 use whelk_engine::model::network::{EndpointRequest, option};
-use whelk_engine::model::{HostConfig, IpcMode, MountKind, NetworkMode};
+use whelk_engine::model::{CgroupnsMode, HostConfig, IpcMode, Mount, MountKind, NetworkMode};
 use whelk_engine::networks::ConnectRequest;
 
 use super::ApiVersion;
 use crate::error::{ApiError, ApiResult};
 
 /// Upgrades the settings of a new container to the newest version. Returns warnings for the client.
+/// Clients before 1.41 expect that a container has the host's cgroup namespace on a host with
+/// cgroup v1.
 ///
 /// # Errors
 /// Returns an error for settings that the client's version did not have and that must not be
 /// ignored.
 pub(crate) fn upgrade_container(
     version: ApiVersion,
+    has_cgroup_v2: bool,
     request: &mut CreateRequest,
 ) -> ApiResult<Vec<String>> {
     let mut warnings = Vec::new();
@@ -28,11 +31,18 @@ pub(crate) fn upgrade_container(
         networks,
         ..
     } = request;
+    if version < ApiVersion(1, 25) {
+        // The client removed the container.
+        host.auto_remove = false;
+    }
     if version < ApiVersion(1, 40) && host.ipc_mode == IpcMode::Default {
         host.ipc_mode = IpcMode::Shareable;
     }
     if version < ApiVersion(1, 41) {
         platform.clear();
+        if !has_cgroup_v2 && host.cgroupns_mode == CgroupnsMode::Default {
+            host.cgroupns_mode = CgroupnsMode::Host;
+        }
     }
     if version < ApiVersion(1, 42) {
         host.console_size = [0, 0];
@@ -40,26 +50,15 @@ pub(crate) fn upgrade_container(
     if version < ApiVersion(1, 43) {
         host.annotations.clear();
     }
-    for mount in host.mounts.iter_mut().flatten() {
-        if let Some(options) = &mut mount.bind_options {
-            options.non_recursive &= version >= ApiVersion(1, 40);
-            options.create_mountpoint &= version >= ApiVersion(1, 42);
-            if version < ApiVersion(1, 44) && options.read_only_force_recursive {
-                return Err(needs("BindOptions.ReadOnlyForceRecursive", "1.44"));
-            }
-        }
-        if version < ApiVersion(1, 45)
-            && mount
-                .volume_options
-                .as_ref()
-                .is_some_and(|options| !options.subpath.is_empty())
-        {
-            return Err(needs("VolumeOptions.Subpath", "1.45"));
-        }
-        if version < ApiVersion(1, 48) && mount.kind == MountKind::Image {
-            return Err(needs("Mount type \"Image\"", "1.48"));
-        }
+    if version < ApiVersion(1, 48) {
+        networks
+            .values_mut()
+            .for_each(|endpoint| endpoint.gw_priority = 0);
     }
+    host.mounts
+        .iter_mut()
+        .flatten()
+        .try_for_each(|mount| upgrade_mount(version, mount))?;
     if version < ApiVersion(1, 44) {
         if let Some(check) = &mut config.healthcheck {
             check.start_interval = 0;
@@ -101,6 +100,38 @@ pub(crate) fn upgrade_container(
         warnings.extend(unbound_ports(host));
     }
     Ok(warnings)
+}
+
+/// Upgrades a mount.
+fn upgrade_mount(version: ApiVersion, mount: &mut Mount) -> ApiResult<()> {
+    if version < ApiVersion(1, 42) {
+        // Options of other kinds of mounts were ignored.
+        if mount.kind != MountKind::Volume {
+            mount.volume_options = None;
+        }
+        if mount.kind != MountKind::Tmpfs {
+            mount.tmpfs_options = None;
+        }
+    }
+    if let Some(options) = &mut mount.bind_options {
+        options.non_recursive &= version >= ApiVersion(1, 40);
+        options.create_mountpoint &= version >= ApiVersion(1, 42);
+        if version < ApiVersion(1, 44) && options.read_only_force_recursive {
+            return Err(needs("BindOptions.ReadOnlyForceRecursive", "1.44"));
+        }
+    }
+    if version < ApiVersion(1, 45)
+        && mount
+            .volume_options
+            .as_ref()
+            .is_some_and(|options| !options.subpath.is_empty())
+    {
+        return Err(needs("VolumeOptions.Subpath", "1.45"));
+    }
+    if version < ApiVersion(1, 48) && mount.kind == MountKind::Image {
+        return Err(needs("Mount type \"Image\"", "1.48"));
+    }
+    Ok(())
 }
 
 /// Returns a warning about ports with an empty list of bindings, if there are any.
@@ -185,8 +216,12 @@ pub(crate) fn upgrade_connect(version: ApiVersion, request: &mut ConnectRequest)
     }
 }
 
-/// Upgrades the update of a container. Limits for devices were ignored before version 1.55.
+/// Upgrades the update of a container. The limit of processes was ignored before version 1.40,
+/// limits for devices before 1.55.
 pub(crate) fn upgrade_update(version: ApiVersion, update: &mut UpdateConfig) {
+    if version < ApiVersion(1, 40) {
+        update.pids_limit = None;
+    }
     if version < ApiVersion(1, 55) {
         update.blkio_weight_device = None;
         update.blkio_device_read_bps = None;
@@ -304,6 +339,7 @@ pub(crate) fn takes_platform(version: ApiVersion, operation: ImageOperation) -> 
 mod tests {
     use serde_json::{Value, json};
     use whelk_api_types::{ContainerConfig, EndpointSettings, HostConfig};
+    use whelk_engine::model::VolumeOptions;
 
     use super::*;
     use crate::wire::{Convert, Parse};
@@ -324,7 +360,7 @@ mod tests {
             networks: networks.convert(),
             ..CreateRequest::default()
         };
-        let warnings = upgrade_container(ApiVersion(version.0, version.1), &mut request)
+        let warnings = upgrade_container(ApiVersion(version.0, version.1), false, &mut request)
             .map_err(|error| error.0.to_string())?;
         Ok((request, warnings))
     }
@@ -390,6 +426,55 @@ mod tests {
         assert_eq!(shown(42), (false, 1, true, 0, 0));
         assert_eq!(shown(43), (false, 1, true, 1, 0));
         assert_eq!(shown(44), (false, 1, true, 1, 17));
+    }
+
+    #[test]
+    fn old_versions_have_their_defaults() {
+        let upgraded = |minor: u32, has_cgroup_v2: bool| {
+            let mount = || Mount {
+                volume_options: Some(VolumeOptions::default()),
+                ..Mount::default()
+            };
+            let volume = Mount {
+                kind: MountKind::Volume,
+                ..mount()
+            };
+            let endpoint = EndpointRequest {
+                gw_priority: 1,
+                ..EndpointRequest::default()
+            };
+            let mut request = CreateRequest {
+                networks: [("n".to_owned(), endpoint)].into(),
+                ..CreateRequest::default()
+            };
+            request.host.auto_remove = true;
+            request.host.mounts = Some(vec![mount(), volume]);
+            let version = ApiVersion(1, minor);
+            let upgraded = upgrade_container(version, has_cgroup_v2, &mut request);
+            assert!(upgraded.is_ok(), "{minor}");
+            request
+        };
+        for (minor, removed, mode) in [
+            (24, false, CgroupnsMode::Host),
+            (25, true, CgroupnsMode::Host),
+            (40, true, CgroupnsMode::Host),
+            (41, true, CgroupnsMode::Default),
+        ] {
+            let host = upgraded(minor, false).host;
+            assert_eq!((host.auto_remove, host.cgroupns_mode), (removed, mode));
+            let mode = upgraded(minor, true).host.cgroupns_mode;
+            assert_eq!(mode, CgroupnsMode::Default, "{minor}");
+        }
+        for (minor, kept) in [(41, [false, true]), (42, [true, true])] {
+            let mounts = upgraded(minor, true).host.mounts.unwrap_or_default();
+            let found: Vec<bool> = mounts
+                .iter()
+                .map(|mount| mount.volume_options.is_some())
+                .collect();
+            assert_eq!(found, kept, "{minor}");
+        }
+        let priority = |minor| upgraded(minor, true).networks["n"].gw_priority;
+        assert_eq!((priority(47), priority(48)), (0, 1));
     }
 
     #[test]

@@ -273,6 +273,11 @@ impl Containers {
         })
     }
 
+    /// Returns whether the host has cgroups of version 2.
+    pub fn host_has_cgroup_v2(&self) -> bool {
+        self.host.cgroup_v2
+    }
+
     /// Finds a container by id, name, unique prefix of the id, or link name (`LINKER/ALIAS`).
     ///
     /// # Errors

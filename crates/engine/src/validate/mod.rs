@@ -277,7 +277,7 @@ pub(crate) fn check_device_count(request: &DeviceRequest) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{HealthTest, Healthcheck, LogConfig, LogDriver};
+    use crate::model::{CgroupnsMode, HealthTest, Healthcheck, LogConfig, LogDriver};
 
     fn host_info() -> HostInfo {
         let default_log = LogConfig {
@@ -299,6 +299,32 @@ mod tests {
             bridge_filter: (false, false),
             backing_file_system: "extfs",
             default_log,
+        }
+    }
+
+    #[test]
+    fn privileged_containers_have_the_cgroup_namespace_of_a_host_with_cgroup_v1() {
+        let private = ContainerDefaults {
+            cgroupns_mode: CgroupnsMode::Private,
+            ..ContainerDefaults::default()
+        };
+        for (privileged, cgroup_v2, given, expected) in [
+            (true, false, CgroupnsMode::Default, CgroupnsMode::Host),
+            (true, false, CgroupnsMode::Private, CgroupnsMode::Private),
+            (true, true, CgroupnsMode::Default, CgroupnsMode::Private),
+            (false, false, CgroupnsMode::Default, CgroupnsMode::Private),
+        ] {
+            let mut host = HostConfig {
+                privileged,
+                cgroupns_mode: given,
+                ..HostConfig::default()
+            };
+            let host_info = HostInfo {
+                cgroup_v2,
+                ..host_info()
+            };
+            settings(&mut Config::default(), &mut host, &host_info, &private).unwrap();
+            assert_eq!(host.cgroupns_mode, expected, "{privileged} {cgroup_v2}");
         }
     }
 

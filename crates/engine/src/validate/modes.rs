@@ -28,6 +28,10 @@ pub(super) fn check_modes(
             "conflicting options: hostname and the UTS mode",
         ));
     }
+    if host.cgroupns_mode == CgroupnsMode::Default && host.privileged && !host_info.cgroup_v2 {
+        // As with Docker, whatever the engine's default is.
+        host.cgroupns_mode = CgroupnsMode::Host;
+    }
     if host.cgroupns_mode == CgroupnsMode::Default {
         host.cgroupns_mode = defaults.cgroupns_mode;
     }
