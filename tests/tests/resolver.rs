@@ -568,6 +568,30 @@ fn hosts_and_resolv_conf_have_the_requested_entries() {
 }
 
 #[test]
+fn the_alias_of_a_link_belongs_to_one_network() {
+    let engine = Engine::start();
+    engine.both(|cli| {
+        for network in ["one", "two"] {
+            cli.run(&["network", "create", network]).ok();
+        }
+        up(cli, "db", &["--network", "one"], "sleep 60");
+        let linked = ["--network", "one", "--link", "db:first"];
+        up(cli, "web", &linked, "sleep 60");
+        cli.run(&["network", "connect", "two", "db"]).ok();
+        cli.run(&["network", "connect", "--link", "db:second", "two", "web"])
+            .ok();
+        for alias in ["first", "second"] {
+            assert!(inside(cli, "web", &format!("nslookup {alias}")).contains("Address"));
+        }
+        cli.run(&["network", "disconnect", "one", "db"]).ok();
+        resolves_not(cli, "web", "first");
+        assert!(inside(cli, "web", "nslookup second").contains("Address"));
+        cli.run(&["rm", "-f", "db", "web"]).ok();
+        cli.run(&["network", "rm", "one", "two"]).ok();
+    });
+}
+
+#[test]
 fn names_follow_renames_and_connections() {
     let engine = Engine::start();
     engine.both(|cli| {

@@ -25,7 +25,6 @@ impl SandboxConfig {
             name: name.clone(),
             hostname: config.hostname.clone(),
             mode: host.network_mode.clone(),
-            links: host.links.clone().unwrap_or_default(),
             dns: servers.filter_map(|server| server.parse().ok()).collect(),
             lacks_ipv6: lacks_ipv6(host),
             ports: port_requests(config, host),
@@ -199,7 +198,6 @@ mod tests {
             "host": {
                 "NetworkMode": "app",
                 "Dns": ["9.9.9.9", "2620:fe::9"],
-                "Links": ["db:store"],
                 "Sysctls": {"net.ipv6.conf.all.disable_ipv6": "1"},
                 "PortBindings": {"80/tcp": [{"HostIp": "", "HostPort": "8080"}]},
             },
@@ -218,7 +216,6 @@ mod tests {
         );
         let servers: Vec<String> = config.dns.iter().map(ToString::to_string).collect();
         assert_eq!(servers, ["9.9.9.9", "2620:fe::9"]);
-        assert_eq!(config.links, ["db:store"]);
         assert!(config.lacks_ipv6);
         assert_eq!(config.ports, port_requests(&record.config, &record.host));
         assert_eq!(config.ports.len(), 1);

@@ -41,10 +41,11 @@ pub(super) fn member(config: &SandboxConfig, endpoint: &Endpoint, assigned: &Ass
             .flatten()
             .map(|name| name.to_ascii_lowercase())
             .collect(),
-        links: config
+        links: endpoint
+            .requested
             .links
             .iter()
-            .chain(endpoint.requested.links.iter().flatten())
+            .flatten()
             .map(|link| split_link(link))
             .map(|(target, alias)| (target, alias.to_ascii_lowercase()))
             .collect(),
@@ -70,7 +71,6 @@ mod tests {
             id: "0123456789abcdef".into(),
             name: "Web".into(),
             hostname: hostname.into(),
-            links: vec!["/db:/web/DB".into()],
             ..SandboxConfig::default()
         }
     }
@@ -94,10 +94,10 @@ mod tests {
     }
 
     #[test]
-    fn a_member_has_names_in_lower_case_and_all_links() {
+    fn a_member_has_names_in_lower_case_and_the_endpoints_links() {
         let endpoint = Endpoint {
             requested: EndpointRequest {
-                links: Some(vec!["cache".into()]),
+                links: Some(vec!["/db:/web/DB".into(), "cache".into()]),
                 ..EndpointRequest::default()
             },
             dns_names: Some(vec!["Web".into(), "www".into()]),

@@ -139,8 +139,6 @@ pub struct SandboxConfig {
     pub hostname: String,
     /// Decides whether it has a namespace of its own, and which network has the first interface.
     pub mode: NetworkMode,
-    /// Aliases that only its own DNS server resolves, in all of its networks: `CONTAINER[:ALIAS]`.
-    pub links: Vec<String>,
     /// The servers that its DNS server forwards to; if empty, the configuration's or the host's.
     pub dns: Vec<IpAddr>,
     /// Whether IPv6 is disabled in its namespace.
