@@ -4,7 +4,7 @@ use std::net::TcpListener;
 
 use serde_json::json;
 use whelk_tests::serving::{SERVES, fetch, published, serves, up};
-use whelk_tests::{Engine, Program};
+use whelk_tests::{Engine, Program, free_port};
 
 #[test]
 fn a_published_port_reaches_the_container() {
@@ -136,4 +136,20 @@ fn a_port_is_published_on_connecting_to_an_external_network() {
     assert!(engine.inspect("late")["NetworkSettings"]["Ports"]["80/tcp"][0].is_null());
     cli.run(&["network", "connect", "outer", "late"]).ok();
     serves(published(cli, "late"), "late");
+}
+
+#[test]
+fn ports_are_listed_with_ipv4_first() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    const MODE: &str = "com.docker.network.bridge.gateway_mode_ipv6=routed";
+    cli.run(&["network", "create", "--ipv6", "-o", MODE, "mixed"])
+        .ok();
+    let port = free_port().to_string();
+    let flags = ["--network", "mixed", "-p", &format!("{port}:80")];
+    up(cli, "web", &flags, SERVES);
+    assert_eq!(
+        engine.inspect("web")["NetworkSettings"]["Ports"],
+        json!({"80/tcp": [{"HostIp": "0.0.0.0", "HostPort": port}, {"HostIp": "::", "HostPort": ""}]})
+    );
 }

@@ -97,6 +97,7 @@ impl Sandboxes {
         let (direct, addresses): (Vec<IpAddr>, Vec<IpAddr>) = addresses
             .into_iter()
             .partition(|address| network.is_routed(address.is_ipv4()));
+        let first = ports.len();
         for address in direct {
             if !address.is_unspecified() || request.host.ports != (0, 0) {
                 tracing::info!(
@@ -130,6 +131,8 @@ impl Sandboxes {
         let taken = self.ports.take(&config.owner(), request.host, &addresses);
         let port = taken.map_err(|error| error.to_string())?;
         ports.extend(addresses.into_iter().map(|address| mapping(address, port)));
+        // IPv4 comes first, as in Docker, also where only IPv6 is routed.
+        ports[first..].sort_by_key(|mapping| mapping.host.is_ipv6());
         Ok(())
     }
 
