@@ -273,6 +273,14 @@ fn rejects_invalid_requests() {
 }
 
 #[test]
+fn networks_are_listed_at_both_paths() {
+    let engine = Engine::start();
+    let listed = engine.get("/networks/");
+    assert_eq!(listed.as_array().unwrap().len(), 3);
+    assert_eq!(listed, engine.get("/networks"));
+}
+
+#[test]
 fn network_operations_emit_events() {
     let engine = Engine::start();
     let mut events = engine.events(&format!("filters={}", escape(r#"{"type": ["network"]}"#)));

@@ -150,6 +150,7 @@ pub(crate) fn router(
                 .delete(images::delete),
         )
         .route("/networks", get(networks::list))
+        .route("/networks/", get(networks::list))
         .route("/networks/create", post(networks::create))
         .route("/networks/prune", post(networks::prune))
         .route(
