@@ -584,10 +584,19 @@ fn link_local_subnets_and_small_mtus_are_supported() {
         engine.get("/networks/bridge")["IPAM"]["Config"][1]["Subnet"],
         "fe80::/64"
     );
-    let shown = cli
-        .run(&["run", "--rm", "busybox", "ip", "-6", "route"])
-        .ok();
+    let host = ["run", "--rm", "--add-host", "outside:host-gateway"];
+    let look = ["busybox", "sh", "-c", "ip -6 route; cat /etc/hosts"];
+    let shown = cli.run(&[&host[..], &look].concat()).ok();
     assert!(shown.contains("default via fe80::"), "{shown}");
+    // `host-gateway` stands for the host's addresses of both families.
+    let addresses: Vec<&str> = shown
+        .lines()
+        .filter_map(|line| line.strip_suffix("\toutside"))
+        .collect();
+    assert!(
+        matches!(addresses[..], [_, "fe80::1"]) && addresses[0].contains('.'),
+        "{shown}"
+    );
     // The default network has a larger subnet than other networks.
     let subnet = engine.get("/networks/bridge")["IPAM"]["Config"][0]["Subnet"]
         .as_str()

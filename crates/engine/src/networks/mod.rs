@@ -268,7 +268,7 @@ impl Networks {
     }
 
     /// Returns the addresses that `host-gateway` is replaced with: the configured ones, or the host's
-    /// address on the default network.
+    /// addresses on the default network.
     pub fn host_gateway(&self) -> Vec<String> {
         let configured = &self.stack.instance.networks.host_gateway;
         if !configured.is_empty() {
@@ -278,8 +278,16 @@ impl Networks {
         let bridge = state
             .values()
             .find(|network| network.record.name == "bridge");
-        let gateway = bridge.and_then(|bridge| gateway_of(&bridge.blocks, true));
-        vec![gateway.map_or_else(|| "127.0.0.1".into(), |gateway| gateway.to_string())]
+        let found: Vec<String> = [true, false]
+            .into_iter()
+            .filter_map(|ipv4| gateway_of(&bridge?.blocks, ipv4))
+            .map(|gateway| gateway.to_string())
+            .collect();
+        if found.is_empty() {
+            vec!["127.0.0.1".into()]
+        } else {
+            found
+        }
     }
 
     /// Returns the running containers in a network, by container id.
