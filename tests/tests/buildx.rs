@@ -519,8 +519,8 @@ fn a_remote_builder_uses_a_socket_of_its_own() {
 
 /// Starts the debugger of buildx, and waits until it has shown `text`, and until its shell answers.
 ///
-/// It loses a race when its machine is busy: a goroutine that ends earlier processes is begun before there are any, and ends the new
-/// one if it runs a millisecond later. Then nobody answers, with any engine, and the debugger is started again.
+/// It loses a race on a very busy machine: a goroutine that ends earlier processes is begun before there are any, and ends the new one
+/// if it runs after the container was created. Then nobody answers, with any engine, and the debugger is started again.
 #[track_caller]
 fn debugger(engine: &Engine, args: &[&str], text: &str) -> Pty {
     const ENV: &[(&str, &str)] = &[("BUILDX_EXPERIMENTAL", "1")];

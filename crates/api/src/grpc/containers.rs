@@ -14,6 +14,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::unix::OwnedWriteHalf;
@@ -39,6 +40,11 @@ const MAX_NAME: usize = 256;
 
 /// Maximum number of processes of one call, also of those that have ended.
 const MAX_KNOWN: usize = 10_000;
+
+/// How long a client waits for a new container, at least. While buildx 0.29 does, it ends the processes of its earlier containers
+/// beside; if that runs late on a busy machine, it ends the first process of the new one instead. BuildKit needs some
+/// milliseconds to mount a container here, and so hides that.
+const SETTLING: Duration = Duration::from_millis(20);
 
 /// The exit code of a process that was not started.
 const NOT_STARTED: u32 = 255;
@@ -88,7 +94,11 @@ impl Buildkit {
         let container = self.builder.container(build.request_of(scope), wanted);
         let container = container.await;
         let container = container.map_err(|error| result::status(&error, None))?;
-        scope.add_container(&name, container, place)
+        scope.add_container(&name, container, place)?;
+        if scope.request.is_none() {
+            tokio::time::sleep(SETTLING).await;
+        }
+        Ok(())
     }
 
     /// Returns the files of a reference, or of a failed step.
