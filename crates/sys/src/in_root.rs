@@ -37,6 +37,18 @@ pub fn open(
     )
 }
 
+/// Opens `path` below `root`. Symbolic links are followed; those that lead out of `root`, which all
+/// absolute ones do, give `EXDEV`.
+pub fn open_beneath(root: impl AsFd, path: impl AsRef<Path>, flags: OFlags) -> io::Result<OwnedFd> {
+    resolve(
+        root,
+        path.as_ref(),
+        flags,
+        Mode::empty(),
+        ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS,
+    )
+}
+
 /// Opens `path` below `root` and fails if it contains a symbolic link.
 pub fn open_no_links(
     root: impl AsFd,

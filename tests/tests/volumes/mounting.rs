@@ -15,7 +15,7 @@ fn subpaths_are_mounted_and_cannot_lead_outside() {
         sh(
             cli,
             &["-v", "data:/d"],
-            "mkdir -p /d/in/deep; ln -s /etc /d/out; ln -s ../../../../etc /d/up",
+            "mkdir -p /d/in/deep; ln -s /etc /d/out; ln -s / /d/root; ln -s ../../../../etc /d/up; ln -s in/deep /d/link",
         );
         sh(
             cli,
@@ -23,6 +23,8 @@ fn subpaths_are_mounted_and_cannot_lead_outside() {
             "touch /x/f",
         );
         assert_eq!(sh(cli, &["-v", "data:/d"], "ls /d/in/deep"), "f");
+        let link = ["--mount", "source=data,target=/x,volume-subpath=link"];
+        assert_eq!(sh(cli, &link, "ls /x"), "f");
         let refused = |subpath: &str, text: &str| {
             // The clients take "no such file" for a missing program.
             let code = if text.contains("no such file") {
@@ -41,9 +43,9 @@ fn subpaths_are_mounted_and_cannot_lead_outside() {
         };
         refused("nosuch", "no such file or directory");
         refused("../..", "subpath must be a relative path within the volume");
-        // Links are followed inside the volume only, where these lead to nothing.
-        refused("out", "no such file or directory");
-        refused("up", "no such file or directory");
+        for link in ["out", "root", "root/in", "up"] {
+            refused(link, "path concatenation escapes the base directory");
+        }
         cli.run(&["volume", "rm", "data"]).ok();
     });
 }

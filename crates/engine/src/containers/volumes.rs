@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 use whelk_runtime::spec::{IdMapping, Mount};
 use whelk_runtime::user::UserRequest;
 use whelk_sys::{errno_text, fs, in_root};
@@ -457,16 +458,22 @@ fn put(plans: &mut Vec<MountPlan>, places: &mut HashMap<String, usize>, plan: Mo
     }
 }
 
-/// Checks that a volume's subpath exists, to report Docker's error text. The runtime resolves the
-/// path again, equally confined to the volume.
+/// Checks that a volume's subpath exists and does not lead out of the volume, to report Docker's error
+/// texts. The runtime resolves the path again, confined to the volume.
 fn check_subpath(volume: &PathBuf, subpath: &str) -> Result<()> {
     if subpath.is_empty() {
         return Ok(());
     }
     let directory = fs::open(volume)?;
-    in_root::open(&directory, subpath, OFlags::PATH, Mode::empty())
+    in_root::open_beneath(&directory, subpath, OFlags::PATH)
         .map(drop)
         .map_err(|error| {
+            if Errno::from_io_error(&error) == Some(Errno::XDEV) {
+                return Error::invalid(format!(
+                    "path concatenation escapes the base directory, base: {}, subpath: {subpath}",
+                    volume.display()
+                ));
+            }
             let path = volume.join(subpath);
             Error::invalid(format!(
                 "cannot access path {path}: lstat {path}: {}",
