@@ -151,7 +151,7 @@ fn settings_are_read_again_on_sighup() {
     engine.configure(&json!({
         "labels": ["b=2"], "mtu": 1300, "debug": true, "default-shm-size": "1M", "max-concurrent-downloads": 9,
         "insecure-registries": ["10.0.0.0/8"], "registry-mirrors": ["https://mirror.test"], "shutdown-timeout": 30,
-        "features": {"cdi": true},
+        "features": {"cdi": true, "buildkit": false},
     }));
     reload(
         &engine,
@@ -160,6 +160,8 @@ fn settings_are_read_again_on_sighup() {
     let info = engine.get("/info");
     assert_eq!(info["Labels"], json!(["b=2"]));
     assert_eq!(info["Debug"], true);
+    let ping = engine.http("GET", "/_ping", &[], b"");
+    assert_eq!(ping.header("builder-version"), Some("1"));
     assert_eq!(
         info["RegistryConfig"]["Mirrors"],
         json!(["https://mirror.test/"])
@@ -186,7 +188,7 @@ fn settings_are_read_again_on_sighup() {
             ("default-runtime", "runc"),
             ("runtimes", ""),
             ("default-shm-size", "1048576"),
-            ("features", "map[cdi:true]"),
+            ("features", "map[buildkit:false cdi:true]"),
             ("insecure-registries", r#"["10.0.0.0/8"]"#),
             ("labels", r#"["b=2"]"#),
             ("live-restore", "true"),

@@ -22,7 +22,13 @@ use crate::extract::Params;
 use crate::version::{self, ApiVersion};
 use crate::{OLDEST, stream, wire};
 
-pub(super) async fn ping() -> Response {
+pub(super) async fn ping(State(engine): Service<Engine>) -> Response {
+    // Which builder clients are to use that have no preference: 1 is the classic one.
+    let settings = engine.instance.live.get();
+    let builder = match settings.features.get("buildkit") {
+        Some(false) => "1",
+        _ => "2",
+    };
     let headers = [
         (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
         (header::CACHE_CONTROL, "no-cache, no-store, must-revalidate"),
@@ -31,7 +37,7 @@ pub(super) async fn ping() -> Response {
     // Clients check these headers before they use a builder or a swarm.
     (
         headers,
-        [("builder-version", "2"), ("swarm", "inactive")],
+        [("builder-version", builder), ("swarm", "inactive")],
         "OK",
     )
         .into_response()

@@ -148,9 +148,7 @@ fn features<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, bool>
     let features = BTreeMap::<String, bool>::deserialize(from)?;
     for (name, on) in &features {
         match (name.as_str(), on) {
-            // What clients use to build is for them to decide: this version builds no images.
-            ("buildkit", _) => {}
-            ("cdi", _) => {}
+            ("buildkit" | "cdi", _) => {}
             ("containerd-snapshotter" | "containerd-migration" | "windows-dns-proxy", false) => {}
             _ => {
                 return Err(D::Error::custom(format!("{name}: {on} is not supported")));
@@ -437,16 +435,16 @@ impl File {
         runtimes::read(&self.runtimes, self.default_runtime.as_deref())
     }
 
-    /// Returns the directories of CDI specifications; none if the feature is off, or if the only
-    /// directory has no name.
+    /// Returns the directories of CDI specifications; none if the feature is off, if the list is empty,
+    /// or if the only directory has no name.
     pub(super) fn cdi_directories(&self) -> Vec<PathBuf> {
         if self.features.get("cdi") == Some(&false) {
             return Vec::new();
         }
-        match self.cdi_spec_dirs.as_deref().unwrap_or_default() {
-            [] => DEFAULT_CDI_DIRECTORIES.map(PathBuf::from).into(),
-            [only] if only.as_os_str().is_empty() => Vec::new(),
-            given => given.to_vec(),
+        match self.cdi_spec_dirs.as_deref() {
+            None => DEFAULT_CDI_DIRECTORIES.map(PathBuf::from).into(),
+            Some([only]) if only.as_os_str().is_empty() => Vec::new(),
+            Some(given) => given.to_vec(),
         }
     }
 

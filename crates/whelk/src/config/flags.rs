@@ -157,8 +157,9 @@ impl Flag {
                 collected[name] = json!({"path": path});
             }
             Switches => {
-                let (name, on) = pair(text, "name=boolean")?;
-                let on = whelk_text::parse_bool(&on);
+                // As with Docker, a name alone enables the feature.
+                let (name, on) = text.split_once('=').unwrap_or((text, "true"));
+                let on = whelk_text::parse_bool(on);
                 collected[name] = on.context("must be formatted as name=boolean")?.into();
             }
             _ => {
@@ -214,7 +215,7 @@ const FLAGS: &[Flag] = &[
     flag("no-new-privileges", "no-new-privileges", Switch, "Set no-new-privileges for containers by default"),
     flag("seccomp-profile", "seccomp-profile", Text, "Default seccomp profile of containers: a file, builtin or unconfined"),
     flag("exec-opt", "exec-opts", List, "Only native.cgroupdriver=cgroupfs"),
-    flag("feature", "features", Switches, "Enable or disable a feature, name=boolean"),
+    flag("feature", "features", Switches, "Enable or disable a feature, name[=boolean]"),
     flag("oom-score-adjust", "oom-score-adjust", Number, "The engine's own oom_score_adj, -1000 to 1000"),
     flag("shutdown-timeout", "shutdown-timeout", Number, ""),
     flag("bip", "bip", Text, "IPv4 address of the default bridge with its prefix length"),
@@ -394,7 +395,8 @@ mod tests {
             "--default-ulimit=core=0",
             "--default-network-opt=bridge=a=b",
             "--default-address-pool=base=10.0.0.0/8,size=24",
-            "--feature=cdi=true",
+            "--feature=cdi",
+            "--feature=buildkit=false",
             "--add-runtime=a=/b",
             "--http-proxy=http://p",
             "--icc=false",
@@ -405,7 +407,7 @@ mod tests {
         let expected = json!({
             "hosts": ["unix:///a", "tcp://b"], "data-root": "/r", "debug": true, "log-opts": {"max-size": "1m", "tag": ""},
             "default-ulimits": {"nofile": {"Name": "nofile", "Soft": 1, "Hard": 2}, "core": {"Name": "core", "Soft": 0, "Hard": 0}},
-            "features": {"cdi": true}, "runtimes": {"a": {"path": "/b"}}, "mtu": 1400, "icc": false,
+            "features": {"cdi": true, "buildkit": false}, "runtimes": {"a": {"path": "/b"}}, "mtu": 1400, "icc": false,
             "default-address-pools": [{"base": "10.0.0.0/8", "size": 24}],
             "default-network-opts": {"bridge": {"a": "b"}}, "dns": ["10.0.0.1", "10.0.0.2"],
             "proxies": {"no-proxy": "x", "http-proxy": "http://p"},

@@ -423,9 +423,10 @@ fn directories_of_cdi_specifications_can_be_disabled() {
     };
     check("{}", &["/etc/cdi", "/var/run/cdi"]);
     check(
-        r#"{"features": {"cdi": true}, "cdi-spec-dirs": []}"#,
+        r#"{"features": {"cdi": true}}"#,
         &["/etc/cdi", "/var/run/cdi"],
     );
+    check(r#"{"features": {"cdi": true}, "cdi-spec-dirs": []}"#, &[]);
     check(r#"{"cdi-spec-dirs": ["/a"]}"#, &["/a"]);
     check(r#"{"cdi-spec-dirs": [""]}"#, &[]);
     check(
