@@ -535,7 +535,7 @@ fn a_resize_before_the_start_takes_effect() {
         engine.api("POST", &format!("/exec/{id}/resize?h=20&w=30"), None),
         (404, gone)
     );
-    cli.ok(&["kill", "up"]);
+    cli.run(&["kill", "up"]).ok();
     let stopped = engine.inspect("up")["Id"].as_str().map(str::to_owned);
     let stopped = format!("container {} is not running", stopped.unwrap_or_default());
     assert_eq!(
