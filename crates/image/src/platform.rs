@@ -120,6 +120,9 @@ impl fmt::Display for Platform {
     }
 }
 
+/// What the first component of a platform must match.
+const OS_COMPONENT: &str = r"^([A-Za-z0-9_-]+)(?:\(([A-Za-z0-9_.-]*)\))?$";
+
 impl FromStr for Platform {
     type Err = Error;
 
@@ -132,14 +135,27 @@ impl FromStr for Platform {
                 "{text:?}: wildcards not yet supported: invalid argument"
             )));
         }
-        let parts: Vec<&str> = text.split('/').collect();
-        let word = |part: &str| {
+        let mut parts: Vec<&str> = text.split('/').collect();
+        let word = |part: &str, more: &[u8]| {
             !part.is_empty()
                 && part
                     .bytes()
-                    .all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
+                    .all(|byte| byte.is_ascii_alphanumeric() || more.contains(&byte))
         };
-        if let Some(bad) = parts.iter().find(|part| !word(part)) {
+        // The version of the system is not used: only images for Windows have one.
+        let (os, version) = match parts[0].split_once('(') {
+            Some((os, rest)) => (os, rest.strip_suffix(')')),
+            None => (parts[0], Some("")),
+        };
+        let is_version = |version: &str| version.is_empty() || word(version, b"_.-");
+        if !word(os, b"_-") || !version.is_some_and(is_version) {
+            return Err(Error::invalid(format!(
+                "{:?} is an invalid OS component of {text:?}: OSAndVersion specifier component must match {OS_COMPONENT:?}: invalid argument",
+                parts[0]
+            )));
+        }
+        parts[0] = os;
+        if let Some(bad) = parts.iter().skip(1).find(|part| !word(part, b"_.-")) {
             return Err(Error::invalid(format!(
                 "{bad:?} is an invalid component of {text:?}: platform specifier component must match \"^[A-Za-z0-9_.-]+$\": invalid argument"
             )));
@@ -209,6 +225,7 @@ mod tests {
             ("linux/x86_64", "linux/amd64"),
             ("linux/bogus", "linux/bogus"),
             ("Windows/AMD64", "windows/amd64"),
+            ("windows(10.0.17763)/amd64", "windows/amd64"),
         ] {
             assert_eq!(
                 text.parse::<Platform>()
@@ -231,6 +248,10 @@ mod tests {
             (
                 "linux/",
                 "\"\" is an invalid component of \"linux/\": platform specifier component must match \"^[A-Za-z0-9_.-]+$\": invalid argument",
+            ),
+            (
+                "/amd64",
+                r#""" is an invalid OS component of "/amd64": OSAndVersion specifier component must match "^([A-Za-z0-9_-]+)(?:\\(([A-Za-z0-9_.-]*)\\))?$": invalid argument"#,
             ),
             ("*", "\"*\": wildcards not yet supported: invalid argument"),
         ] {
