@@ -577,6 +577,10 @@ fn the_alias_of_a_link_belongs_to_one_network() {
         up(cli, "db", &["--network", "one"], "sleep 60");
         let linked = ["--network", "one", "--link", "db:first"];
         up(cli, "web", &linked, "sleep 60");
+        let web = engine.inspect("web");
+        assert_eq!(web["HostConfig"]["Links"], json!(null));
+        let endpoint = &web["NetworkSettings"]["Networks"]["one"];
+        assert_eq!(endpoint["Links"], json!(["db:first"]));
         cli.run(&["network", "connect", "two", "db"]).ok();
         cli.run(&["network", "connect", "--link", "db:second", "two", "web"])
             .ok();

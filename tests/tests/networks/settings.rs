@@ -517,6 +517,12 @@ fn rejects_conflicting_network_settings() {
         none(),
         "joining network namespace of container: No such container: nosuch",
     );
+    refused(
+        none(),
+        json!({"NetworkMode": "container:nosuch", "Links": ["donor"]}),
+        none(),
+        "conflicting options: container type network can't be used with links. This would result in undefined behavior",
+    );
 }
 
 #[test]

@@ -36,10 +36,9 @@ impl Containers {
             NetworkMode::Host => return undefined("host type networking"),
             NetworkMode::Container(_) => return undefined("container type network"),
             NetworkMode::Bridge => {}
-            _ => {
-                host.links = Some(links);
-                return Ok(());
-            }
+            // In a network of the user, links are settings of the endpoint; those of the container have
+            // no effect, as in Docker.
+            _ => return Ok(()),
         }
         if self
             .networks
@@ -122,9 +121,6 @@ impl Containers {
 
     /// Returns a container's links as `inspect` shows them.
     pub(super) fn shown_links(&self, record: &ContainerRecord) -> Option<Vec<String>> {
-        if record.host.network_mode != NetworkMode::Bridge {
-            return record.host.links.clone();
-        }
         let links = self
             .links_of(record)
             .into_iter()

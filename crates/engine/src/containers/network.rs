@@ -21,8 +21,9 @@ impl Containers {
         wanted: BTreeMap<String, EndpointRequest>,
     ) -> Result<BTreeMap<String, Endpoint>> {
         let asked = host.network_mode.to_string();
-        self.resolve_donors(host)?;
+        // A mode that has no links is refused before the container that it names is looked for.
         self.resolve_links(host)?;
+        self.resolve_donors(host)?;
         let mode = host.network_mode.to_string();
         let own = host.network_mode.has_own_networks();
         let mut endpoints = BTreeMap::new();
