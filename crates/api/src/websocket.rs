@@ -43,7 +43,8 @@ impl Handshake {
     /// # Errors
     /// Returns an error if it is no handshake of version 13, if it offers more than one protocol, or
     /// if it comes from a page of another origin: browsers let every page connect, and only tell the
-    /// server which it is.
+    /// server which it is. They always name a host; clients that name none, as those of Go's WebSocket
+    /// package on a unix socket, may give any origin.
     pub(crate) fn new(headers: &HeaderMap) -> ApiResult<Self> {
         let text = |name| {
             headers
@@ -70,7 +71,7 @@ impl Handshake {
             return Err(ApiError::invalid("missing or bad WebSocket-Protocol"));
         }
         let (origin, host) = (text(header::ORIGIN), text(header::HOST));
-        if !origin.is_empty() && !is_same_host(origin, host) {
+        if !origin.is_empty() && !host.is_empty() && !is_same_host(origin, host) {
             let text = format!("WebSocket: the page's origin {origin:?} is not this host");
             return Err(whelk_engine::Error::Denied(text).into());
         }
@@ -328,6 +329,19 @@ mod tests {
         check("sec-websocket-protocol", several, text);
         for origin in ["null", "http://elsewhere", "http://server.example.com.evil"] {
             check("origin", Some(origin), "is not this host");
+        }
+    }
+
+    #[test]
+    fn clients_that_name_no_host_may_give_any_origin() {
+        let mut given = headers(&VALID);
+        given.insert("origin", HeaderValue::from_static("http://localhost"));
+        for host in [Some(""), None] {
+            given.remove("host");
+            if let Some(host) = host {
+                given.insert("host", HeaderValue::from_static(host));
+            }
+            assert!(Handshake::new(&given).is_ok(), "{host:?}");
         }
     }
 
