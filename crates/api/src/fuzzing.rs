@@ -24,7 +24,7 @@ pub fn body(bytes: &[u8]) -> bool {
     let Ok((config, host, networking)) = decode_create(value) else {
         return true;
     };
-    let (Ok(config), Ok(host)) = (config.parse(), host.parse()) else {
+    let (Ok(config), Ok(host)) = (config.unwrap_or_default().parse(), host.parse()) else {
         return true;
     };
     let request = CreateRequest {

@@ -134,6 +134,7 @@ fn rejects_invalid_bodies_with_a_reason() {
             "{\"HostConfig\": {\"Memory\": 0}}",
             "config cannot be empty in order to create a container",
         ),
+        ("{\"Image\": \"\"}", "no command specified"),
     ] {
         assert_eq!(post(json_kind, body), (400, text.to_owned()), "{body}");
     }

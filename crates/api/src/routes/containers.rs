@@ -57,10 +57,11 @@ pub(super) async fn list(
 /// decoded endpoint takes about a hundred times the memory of its JSON.
 const MAX_ENDPOINTS: usize = 1024;
 
-/// Decodes the body of a request to create a container, whose settings are on three levels.
+/// Decodes the body of a request to create a container, whose settings are on three levels. Those of
+/// the first are `None` if it has no key, as in Docker.
 pub(crate) fn decode_create(
     body: Value<'_>,
-) -> Result<(ContainerConfig, HostConfig, NetworkingConfig), DecodeError> {
+) -> Result<(Option<ContainerConfig>, HostConfig, NetworkingConfig), DecodeError> {
     let host: Option<HostConfig> = body
         .member("HostConfig")
         .map(|field| decode_field(field, "container.HostConfig"))
@@ -78,8 +79,15 @@ pub(crate) fn decode_create(
         .map(|field| decode_field(field, "network.NetworkingConfig"))
         .transpose()?;
     let config = decode(body, "container.CreateRequest")?;
+    let is_level = |key: &str| {
+        ["HostConfig", "NetworkingConfig"]
+            .iter()
+            .any(|level| level.eq_ignore_ascii_case(key))
+    };
+    let has_config =
+        matches!(body, Value::Object(object) if object.members().any(|(key, _)| !is_level(&key)));
     Ok((
-        config,
+        has_config.then_some(config),
         host.unwrap_or_default(),
         networking.unwrap_or_default(),
     ))
@@ -97,11 +105,9 @@ pub(super) async fn create(
         json_with(&parts.headers, body, decode_create)
             .await?
             .ok_or_else(ApiError::empty_body)?;
-    if config == ContainerConfig::default() {
-        return Err(ApiError::invalid(
-            "config cannot be empty in order to create a container",
-        ));
-    }
+    let config = config.ok_or_else(|| {
+        ApiError::invalid("config cannot be empty in order to create a container")
+    })?;
     let log: Result<model::LogConfig, Error> = std::mem::take(&mut host.log_config).parse();
     let mut request = CreateRequest {
         name: params.text("name").to_owned(),
@@ -133,15 +139,15 @@ pub(super) async fn create(
 }
 
 /// Checks the number of endpoints before they are decoded.
-fn has_too_many_endpoints(networking: crate::json::Value<'_>) -> bool {
+fn has_too_many_endpoints(networking: Value<'_>) -> bool {
     let count = |value| {
-        if let crate::json::Value::Object(object) = value {
+        if let Value::Object(object) = value {
             object.members().take(MAX_ENDPOINTS + 1).count()
         } else {
             0
         }
     };
-    matches!(networking, crate::json::Value::Object(object) if object.members().any(|(_, value)| count(value) > MAX_ENDPOINTS))
+    matches!(networking, Value::Object(object) if object.members().any(|(_, value)| count(value) > MAX_ENDPOINTS))
 }
 
 pub(super) async fn inspect(
