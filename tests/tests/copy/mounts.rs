@@ -137,3 +137,30 @@ fn a_new_container_is_filled_before_its_start() {
         }
     });
 }
+
+/// The working directory is there before the start, also if the image lacks it.
+#[test]
+fn a_new_container_has_its_working_directory() {
+    let engine = Engine::start();
+    let local = engine.scratch("local").join("file");
+    fs::write(&local, "in place").unwrap();
+    let local = local.display().to_string();
+    engine.both(|cli| {
+        let create = |directory: &str, command: &[&str]| {
+            let flags = ["create", "--name", "box", "--network", "none", "-w"];
+            cli.run(&[&flags[..], &[directory, "busybox"], command].concat())
+                .ok();
+        };
+        create("/not/there", &["cat", "file"]);
+        cli.run(&["cp", &local, "box:/not/there/"]).ok();
+        assert_eq!(content(cli, "/not/there/file"), "in place");
+        assert_eq!(cli.run(&["start", "-a", "box"]).ok(), "in place");
+        cli.run(&["rm", "box"]).ok();
+        // What prevents it is an error of the start.
+        create("/etc/passwd", &["true"]);
+        assert!(content(cli, "/etc/passwd").contains("root"));
+        cli.run(&["start", "box"])
+            .refuses(1, "Cannot mkdir: /etc/passwd is not a directory");
+        cli.run(&["rm", "box"]).ok();
+    });
+}

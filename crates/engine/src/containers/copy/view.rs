@@ -10,13 +10,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
+use rustix::fs::Mode;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::sync::{OwnedMutexGuard, watch};
 use whelk_runtime::spec::Mount;
 use whelk_runtime::{Rootfs, ViewMount, ViewRoot, view};
 use whelk_sys::overlay::{clone_root, clone_tmpfs};
 use whelk_sys::sync::IgnorePoison as _;
-use whelk_sys::{errno_text, fs};
+use whelk_sys::{errno_text, fs, in_root};
 
 use super::super::{Container, Containers};
 use crate::error::{Error, Result};
@@ -321,8 +322,10 @@ impl Containers {
         // The kernel's mark of such a mount says that a layer may be incomplete, which recovery takes for
         // that of a `--rm` container.
         fs::remove_tree(directory.join("work/work/incompat"))?;
+        let root = root?;
+        make_working_directory(&root, &record);
         let view = Arc::new(View {
-            root: root?,
+            root,
             _volumes: volumes,
             _layers: layers,
             is_of_run: false,
@@ -407,6 +410,16 @@ impl Containers {
                 tree: None,
             })
             .collect()
+    }
+}
+
+/// Creates the working directory of a container that was never started, as the start does: clients copy
+/// files there before. Docker makes it when the container is created, which would mount each container's
+/// layers twice. An error, as of a file in its place, is left to the start.
+fn make_working_directory(root: &OwnedFd, record: &ContainerRecord) {
+    let directory = &record.config.working_dir;
+    if record.state.status == Status::Created && !directory.is_empty() {
+        let _ = in_root::create_dir_all(root, directory, Mode::from_raw_mode(0o755));
     }
 }
 
