@@ -136,7 +136,8 @@ pub struct Block {
     pub subnet: IpNet,
     /// The range for dynamically allocated addresses.
     range: IpNet,
-    pub gateway: IpAddr,
+    /// `None` if none is reserved.
+    pub gateway: Option<IpAddr>,
     used: BTreeSet<u128>,
     /// All addresses of the range below this one are in use.
     lowest: u128,
@@ -171,21 +172,30 @@ impl Block {
         let mut block = Self {
             subnet,
             range,
-            gateway: subnet.network(),
+            gateway: None,
             used: BTreeSet::new(),
             lowest: 0,
         };
         block
             .used
             .extend(reserved.iter().map(|address| to_number(*address)));
-        block.gateway = match gateway {
+        let gateway = match gateway {
             Some(gateway) => gateway,
             None => block.first_free().ok_or_else(|| {
                 Error::invalid(format!("subnet {subnet} has no address for a gateway"))
             })?,
         };
-        block.used.insert(to_number(block.gateway));
+        block.used.insert(to_number(gateway));
+        block.gateway = Some(gateway);
         Ok(block)
+    }
+
+    /// Frees the gateway's address: the network needs none.
+    pub fn without_gateway(mut self) -> Self {
+        if let Some(gateway) = self.gateway.take() {
+            self.release(gateway);
+        }
+        self
     }
 
     /// Returns the first and last address that a host may have. Subnets of one or two addresses use
@@ -281,7 +291,7 @@ impl Block {
 
     /// Frees an address. The gateway stays allocated.
     pub fn release(&mut self, address: IpAddr) {
-        if address != self.gateway && self.used.remove(&to_number(address)) {
+        if Some(address) != self.gateway && self.used.remove(&to_number(address)) {
             self.lowest = self.lowest.min(to_number(address));
         }
     }
@@ -370,7 +380,7 @@ mod tests {
     #[test]
     fn allocates_the_lowest_free_or_the_requested_address() {
         let mut block = Block::new(net("10.0.0.0/29"), None, None, &[ip("10.0.0.3")]).unwrap();
-        assert_eq!(block.gateway, ip("10.0.0.1"));
+        assert_eq!(block.gateway, Some(ip("10.0.0.1")));
         assert_eq!(block.take(None).unwrap(), ip("10.0.0.2"));
         assert_eq!(block.take(None).unwrap(), ip("10.0.0.4"));
         assert_eq!(
@@ -396,7 +406,7 @@ mod tests {
             Block::new(net("10.0.0.0/16"), Some(net("10.0.5.0/24")), None, &[]).unwrap();
         assert_eq!(
             (block.gateway, block.take(None).unwrap()),
-            (ip("10.0.5.0"), ip("10.0.5.1"))
+            (Some(ip("10.0.5.0")), ip("10.0.5.1"))
         );
         let refused = |range, gateway| {
             let block = Block::new(net("10.0.0.0/24"), range, gateway, &[]);
@@ -413,8 +423,15 @@ mod tests {
         let mut pair = Block::new(net("10.0.0.0/31"), None, None, &[]).unwrap();
         assert_eq!(
             (pair.gateway, pair.take(None).unwrap()),
-            (ip("10.0.0.0"), ip("10.0.0.1"))
+            (Some(ip("10.0.0.0")), ip("10.0.0.1"))
         );
+        let pair = Block::new(net("10.0.0.0/31"), None, None, &[]).unwrap();
+        let mut pair = pair.without_gateway();
+        for address in ["10.0.0.0", "10.0.0.1"] {
+            assert_eq!(pair.take(None).unwrap(), ip(address));
+        }
+        pair.release(ip("10.0.0.0"));
+        assert_eq!(pair.take(None).unwrap(), ip("10.0.0.0"));
     }
 
     proptest! {
@@ -425,7 +442,7 @@ mod tests {
             for (take, which) in steps {
                 if take {
                     if let Ok(address) = block.take(None) {
-                        prop_assert!(held.insert(address) && address != block.gateway && block.subnet.contains(&address));
+                        prop_assert!(held.insert(address) && Some(address) != block.gateway && block.subnet.contains(&address));
                     }
                 } else if let Some(address) = held.iter().nth(usize::from(which) % held.len().max(1)).copied() {
                     held.remove(&address);

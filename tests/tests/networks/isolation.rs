@@ -548,3 +548,30 @@ fn containers_cannot_connect_to_the_engine() {
     // The engine's root in /proc is not accessible.
     hosted(&format!("ls /proc/{pid}/root{}", path.display())).refuses(1, "Permission denied");
 }
+
+#[test]
+fn a_subnet_of_two_addresses_is_enough_for_two_containers() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    let subnet = FreeSubnet::new();
+    let pair = subnet.v4_part(0, 31);
+    for option in ["inhibit_ipv4=true", "gateway_mode_ipv4=isolated"] {
+        let option = format!("com.docker.network.bridge.{option}");
+        let create = ["network", "create", "--internal", "--ipv6=false"];
+        let settings = ["--subnet", &pair, "-o", &option, "pair"];
+        cli.run(&[&create[..], &settings].concat()).ok();
+        // No gateway is reserved where the host has no address.
+        let config = engine.get("/networks/pair")["IPAM"]["Config"][0].clone();
+        assert!(config["Gateway"].is_null(), "{config}");
+        up(cli, "one", &["--network", "pair"], "sleep 300");
+        up(cli, "two", &["--network", "pair"], "sleep 300");
+        assert!(inside(cli, "two", "ping -c1 -w2 one").contains("1 packets received"));
+        engine.kill9();
+        engine.restart();
+        let third = ["run", "--rm", "--network", "pair", "busybox", "true"];
+        cli.run(&third)
+            .refuses(125, "no available IPv4 addresses on this network");
+        cli.run(&["rm", "-f", "one", "two"]).ok();
+        cli.run(&["network", "rm", "pair"]).ok();
+    }
+}

@@ -266,6 +266,7 @@ pub mod option {
     pub const DEFAULT_BRIDGE: &str = "com.docker.network.bridge.default_bridge";
     pub const MASQUERADE: &str = "com.docker.network.bridge.enable_ip_masquerade";
     pub const ICC: &str = "com.docker.network.bridge.enable_icc";
+    pub const INHIBIT_IPV4: &str = "com.docker.network.bridge.inhibit_ipv4";
     pub const HOST_BINDING: &str = "com.docker.network.bridge.host_binding_ipv4";
     pub const MTU: &str = "com.docker.network.driver.mtu";
     pub const GATEWAY_MODE_4: &str = "com.docker.network.bridge.gateway_mode_ipv4";

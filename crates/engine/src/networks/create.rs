@@ -126,9 +126,10 @@ impl Networks {
         }
         let blocks = blocks(&record)?;
         for (config, block) in record.ipam.config.iter_mut().zip(&blocks) {
-            if config.gateway.is_empty() && (record.driver.facts().host_routes || !record.internal)
+            if config.gateway.is_empty()
+                && let Some(gateway) = block.gateway
             {
-                config.gateway = block.gateway.to_string();
+                config.gateway = gateway.to_string();
             }
         }
         // The record before the host's objects: interfaces without a record are deleted at the next
@@ -365,12 +366,14 @@ pub(super) fn blocks(record: &NetworkRecord) -> Result<Vec<Block>> {
                 .values()
                 .filter_map(|text| text.parse().ok())
                 .collect();
-            Ok(Block::new(
-                subnet,
-                range,
-                address(&config.gateway)?,
-                &reserved,
-            )?)
+            let gateway = address(&config.gateway)?;
+            let block = Block::new(subnet, range, gateway, &reserved)?;
+            let is_needed = gateway.is_some() || record.reserves_gateway(subnet.addr().is_ipv4());
+            Ok(if is_needed {
+                block
+            } else {
+                block.without_gateway()
+            })
         })
         .collect()
 }

@@ -313,6 +313,6 @@ impl Networks {
 fn gateway_of(blocks: &[Block], ipv4: bool) -> Option<IpAddr> {
     blocks
         .iter()
-        .map(|block| block.gateway)
+        .filter_map(|block| block.gateway)
         .find(|gateway| gateway.is_ipv4() == ipv4)
 }

@@ -42,7 +42,7 @@ impl NetworkDriver for Bridge {
                     )));
                 }
             }
-            option::DEFAULT_BRIDGE | option::MASQUERADE | option::ICC => {
+            option::DEFAULT_BRIDGE | option::MASQUERADE | option::ICC | option::INHIBIT_IPV4 => {
                 if whelk_text::parse_bool(value).is_none() {
                     return Err(Error::invalid(format!(
                         "invalid value {value:?} for network option {key}: must be true or false"
@@ -94,6 +94,12 @@ impl NetworkDriver for Bridge {
         } else {
             Gateway::Address
         }
+    }
+
+    fn reserves_gateway(&self, network: &NetworkRecord, ipv4: bool) -> bool {
+        // The host has an address in internal networks as well.
+        mode(network, ipv4) != ISOLATED
+            && !(network.internal && ipv4 && network.switch(option::INHIBIT_IPV4, false))
     }
 
     fn create(&self, stack: &HostStack, network: &NetworkRecord) -> Result<()> {
@@ -258,15 +264,18 @@ fn set_sysctls(stack: &HostStack, name: &str, network: &NetworkRecord) -> Result
     Ok(())
 }
 
-/// Returns the bridge's own addresses: the gateways, except those of isolated families.
+/// Returns the bridge's own addresses: the gateways, except those of isolated families, and of IPv4
+/// if it is inhibited.
 fn addresses(network: &NetworkRecord) -> impl Iterator<Item = IpNet> {
     network.ipam.config.iter().filter_map(|config| {
         let subnet: IpNet = config.subnet.parse().ok()?;
         let gateway: IpAddr = config.gateway.parse().ok()?;
-        let isolated = mode(network, gateway.is_ipv4()) == ISOLATED;
+        let ipv4 = gateway.is_ipv4();
+        let lacks_it =
+            mode(network, ipv4) == ISOLATED || ipv4 && network.switch(option::INHIBIT_IPV4, false);
         IpNet::new(gateway, subnet.prefix_len())
             .ok()
-            .filter(|_| !isolated)
+            .filter(|_| !lacks_it)
     })
 }
 
@@ -373,5 +382,15 @@ mod tests {
         assert_eq!(isolated.gateway(false), Gateway::Address);
         let routed = network(false, &[(option::GATEWAY_MODE_4, ROUTED)]);
         assert_eq!(routed.gateway(true), Gateway::Address);
+        let inhibit = [(option::INHIBIT_IPV4, "true")];
+        for (network, expected) in [
+            (network(true, &[]), [true, true]),
+            (isolated, [false, true]),
+            (network(false, &inhibit), [true, true]),
+            (network(true, &inhibit), [false, true]),
+        ] {
+            let found = [true, false].map(|ipv4| network.reserves_gateway(ipv4));
+            assert_eq!(found, expected, "{:?}", network.options);
+        }
     }
 }

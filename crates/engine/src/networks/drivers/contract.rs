@@ -340,6 +340,7 @@ const OPTIONS: &[(&str, &str, &str)] = &[
     (option::DEFAULT_BRIDGE, "false", "maybe"),
     (option::MASQUERADE, "true", "maybe"),
     (option::ICC, "false", "maybe"),
+    (option::INHIBIT_IPV4, "true", "maybe"),
     (option::HOST_BINDING, "127.0.0.1", "localhost"),
     (option::GATEWAY_MODE_4, "routed", "bridge"),
     (option::GATEWAY_MODE_6, "nat-unprotected", "bridge"),

@@ -58,6 +58,12 @@ pub(super) trait NetworkDriver: fmt::Debug + Sync {
         }
     }
 
+    /// Returns whether a gateway that a new network's request does not set is chosen, for one address
+    /// family.
+    fn reserves_gateway(&self, network: &NetworkRecord, ipv4: bool) -> bool {
+        self.gateway(network, ipv4) == Gateway::Address
+    }
+
     /// Creates those of a network's objects on the host that do not exist: for a new network, after
     /// a restart, or where others have deleted them.
     fn create(&self, _stack: &HostStack, _network: &NetworkRecord) -> Result<()> {
@@ -208,5 +214,10 @@ impl NetworkRecord {
     /// Returns what the default route of its endpoints leads to, for one address family.
     pub(super) fn gateway(&self, ipv4: bool) -> Gateway {
         self.driver.driver().gateway(self, ipv4)
+    }
+
+    /// Returns whether a gateway that its request does not set is chosen, for one address family.
+    pub(super) fn reserves_gateway(&self, ipv4: bool) -> bool {
+        self.driver.driver().reserves_gateway(self, ipv4)
     }
 }
