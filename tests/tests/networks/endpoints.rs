@@ -66,8 +66,14 @@ fn endpoint_options_take_effect() {
             let network = format!("name=opts,driver-opt={option}");
             cli.run(&["run", "--rm", "--network", &network, "busybox", "true"]).refuses(125, text);
         }
+        // The name of an interface that the container has already: it keeps that one.
+        cli.run(&["network", "create", "--ipv6=false", "more"]).ok();
+        let name = "com.docker.network.endpoint.ifname=lan0";
+        cli.run(&["network", "connect", "--driver-opt", name, "more", "set"]).refuses(1, "to \"lan0\": file exists");
+        assert!(inside(cli, "set", "ip addr show lan0").contains("inet "));
+        assert!(engine.get("/networks/more")["Containers"].as_object().unwrap().is_empty());
         cli.run(&["rm", "-f", "set"]).ok();
-        cli.run(&["network", "rm", "opts"]).ok();
+        cli.run(&["network", "rm", "opts", "more"]).ok();
     });
 }
 

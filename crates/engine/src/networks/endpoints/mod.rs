@@ -40,9 +40,17 @@ impl Networks {
     ) -> Result<()> {
         link_local_addresses(&endpoint.requested)?;
         endpoint.network_id.clone_from(&network.id);
+        let interface = interface_name(others, network, &endpoint.requested)?;
+        // Before anything is assigned: undoing it would delete the other endpoint's interface.
+        if uses(others, &interface) {
+            let outer = self.stack.endpoint_interface(&id);
+            return Err(Error::internal(format!(
+                "failed to add interface {outer} to sandbox: error renaming interface {outer:?} to {interface:?}: file exists"
+            )));
+        }
         let assigned = Assigned {
             endpoint_id: id,
-            interface: interface_name(others, network, &endpoint.requested)?,
+            interface,
             ..Assigned::default()
         };
         let assigned = self.allocate_addresses(config, network, endpoint, assigned)?;
@@ -155,10 +163,16 @@ fn interface_name(
     let prefix = network
         .option(option::CONTAINER_PREFIX)
         .unwrap_or(INTERFACE_PREFIX);
-    let assigned = || others.values().filter_map(|other| other.assigned.as_ref());
-    let used = |name: &str| assigned().any(|other| other.interface == name);
     (0..)
         .map(|number: u32| format!("{prefix}{number}"))
-        .find(|name| !used(name))
+        .find(|name| !uses(others, name))
         .ok_or_else(|| Error::internal("no interface name is free"))
+}
+
+/// Returns whether one of the endpoints has an interface with this name.
+fn uses(endpoints: &BTreeMap<String, Endpoint>, name: &str) -> bool {
+    let mut assigned = endpoints
+        .values()
+        .filter_map(|endpoint| endpoint.assigned.as_ref());
+    assigned.any(|assigned| assigned.interface == name)
 }
