@@ -273,6 +273,44 @@ fn rejects_invalid_requests() {
 }
 
 #[test]
+fn address_families_can_be_options() {
+    const IPV4: &str = "com.docker.network.enable_ipv4";
+    const IPV6: &str = "com.docker.network.enable_ipv6";
+    let engine = Engine::start();
+    engine.configure(&json!({"default-network-opts": {"bridge": {IPV6: "false"}}}));
+    engine.kill9();
+    engine.restart();
+    let cli = engine.cli(Program::Docker);
+    let created = |args: &[&str], name: &str| {
+        cli.run(&[&["network", "create"], args, &[name]].concat())
+            .ok();
+        let shown = engine.get(&format!("/networks/{name}"));
+        let options = [IPV4, IPV6].map(|key| shown["Options"][key].clone());
+        (
+            [&shown["EnableIPv4"], &shown["EnableIPv6"]].map(|enabled| enabled == true),
+            options,
+        )
+    };
+    let none = serde_json::Value::Null;
+    assert_eq!(
+        created(&[], "usual"),
+        ([true, false], [none.clone(), json!("false")])
+    );
+    // What the request says itself replaces the option.
+    assert_eq!(
+        created(&["--ipv6"], "set"),
+        ([true, true], [none.clone(), none])
+    );
+    let (off, on) = (format!("{IPV4}=false"), format!("{IPV6}=true"));
+    assert_eq!(
+        created(&["-o", &off, "-o", &on], "six"),
+        ([false, true], [json!("false"), json!("true")])
+    );
+    cli.run(&["network", "create", "-o", &format!("{IPV4}=maybe"), "x"])
+        .refuses(1, &format!("driver-opt {IPV4:?} is not a valid bool"));
+}
+
+#[test]
 fn networks_are_listed_at_both_paths() {
     let engine = Engine::start();
     let listed = engine.get("/networks/");

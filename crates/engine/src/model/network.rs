@@ -268,6 +268,8 @@ pub mod option {
     pub const ICC: &str = "com.docker.network.bridge.enable_icc";
     pub const INHIBIT_IPV4: &str = "com.docker.network.bridge.inhibit_ipv4";
     pub const HOST_BINDING: &str = "com.docker.network.bridge.host_binding_ipv4";
+    pub const ENABLE_IPV4: &str = "com.docker.network.enable_ipv4";
+    pub const ENABLE_IPV6: &str = "com.docker.network.enable_ipv6";
     pub const MTU: &str = "com.docker.network.driver.mtu";
     pub const GATEWAY_MODE_4: &str = "com.docker.network.bridge.gateway_mode_ipv4";
     pub const GATEWAY_MODE_6: &str = "com.docker.network.bridge.gateway_mode_ipv6";

@@ -172,6 +172,8 @@ impl Networks {
         if name != "bridge" {
             self.stack.instance.networks.complete(driver, &mut options);
         }
+        let enable_ipv4 = switch(&mut options, option::ENABLE_IPV4, enable_ipv4);
+        let enable_ipv6 = switch(&mut options, option::ENABLE_IPV6, enable_ipv6);
         driver.check_options(&options)?;
         if !matches!(ipam.driver.as_str(), "" | "default") {
             return Err(Error::NotFound(format!(
@@ -376,6 +378,22 @@ pub(super) fn blocks(record: &NetworkRecord) -> Result<Vec<Block>> {
             })
         })
         .collect()
+}
+
+/// Returns whether an address family is requested: by the request itself, which the option then
+/// must not contradict in `inspect`, or by an option of its own or of the configuration.
+fn switch(
+    options: &mut BTreeMap<String, String>,
+    key: &str,
+    requested: Option<bool>,
+) -> Option<bool> {
+    if requested.is_some() {
+        options.remove(key);
+        return requested;
+    }
+    options
+        .get(key)
+        .and_then(|value| whelk_text::parse_bool(value))
 }
 
 fn check_name(name: &str) -> Result<()> {

@@ -192,6 +192,14 @@ impl NetworkDriverKind {
                     return Err(Error::invalid(format!("invalid MTU: {value}")));
                 }
                 option::MTU => true,
+                option::ENABLE_IPV4 | option::ENABLE_IPV6
+                    if whelk_text::parse_bool(value).is_none() =>
+                {
+                    return Err(Error::invalid(format!(
+                        "driver-opt {key:?} is not a valid bool"
+                    )));
+                }
+                option::ENABLE_IPV4 | option::ENABLE_IPV6 => true,
                 option::CONTAINER_PREFIX => check_interface_name(value).map(|()| true)?,
                 key => self.driver().check_option(key, value)?,
             };
