@@ -282,7 +282,7 @@ fn address_families_can_be_options() {
     engine.restart();
     let cli = engine.cli(Program::Docker);
     let created = |args: &[&str], name: &str| {
-        cli.run(&[&["network", "create"], args, &[name]].concat())
+        cli.run(&[&["network", "create"][..], args, &[name]].concat())
             .ok();
         let shown = engine.get(&format!("/networks/{name}"));
         let options = [IPV4, IPV6].map(|key| shown["Options"][key].clone());
