@@ -95,23 +95,26 @@ impl Filters {
     /// # Errors
     /// Returns an error if the value is not a time, or if there are several.
     pub fn until(&self) -> Result<Option<i64>> {
-        let Some(values) = self.get("until") else {
-            return Ok(None);
-        };
-        let mut values = values.iter();
-        match (values.next(), values.next()) {
-            (Some(text), None) => {
-                let wrong = || {
-                    Error::invalid(format!(
-                        "failed to parse value as time or duration: {text:?}"
-                    ))
-                };
-                time::parse(text, crate::events::now())
-                    .map(Some)
-                    .ok_or_else(wrong)
-            }
-            _ => Err(Error::invalid("more than one until filter specified")),
+        if self.get("until").is_some_and(|values| values.len() > 1) {
+            return Err(Error::invalid("more than one until filter specified"));
         }
+        self.earliest_until()
+    }
+
+    /// Returns the earliest time of the `until` filters, in nanoseconds since the epoch.
+    ///
+    /// # Errors
+    /// Returns an error if a value is not a time.
+    pub fn earliest_until(&self) -> Result<Option<i64>> {
+        let parse = |text: &String| {
+            time::parse(text, crate::events::now()).ok_or_else(|| {
+                Error::invalid(format!(
+                    "failed to parse value as time or duration: {text:?}"
+                ))
+            })
+        };
+        let times: Result<Vec<i64>> = self.get("until").into_iter().flatten().map(parse).collect();
+        Ok(times?.into_iter().min())
     }
 
     /// Returns the value of a boolean filter, or `None` if it is not given. As in Docker, other values
@@ -165,6 +168,27 @@ mod tests {
             let error = Filters::parse(text, &["a"]).unwrap_err();
             assert_eq!(error.to_string(), "invalid filter", "{text}");
         }
+    }
+
+    #[test]
+    fn lists_use_the_earliest_of_several_times() {
+        let filters = |text: &str| Filters::parse(text, &["until"]).unwrap();
+        let several = filters(r#"{"until":["3","2.5"]}"#);
+        assert_eq!(several.earliest_until().unwrap(), Some(2_500_000_000));
+        assert_eq!(
+            several.until().unwrap_err().to_string(),
+            "more than one until filter specified"
+        );
+        assert_eq!(
+            filters(r#"{"until":["3"]}"#).until().unwrap(),
+            Some(3_000_000_000)
+        );
+        assert_eq!(filters("{}").until().unwrap(), None);
+        let wrong = filters(r#"{"until":["3","x"]}"#);
+        assert_eq!(
+            wrong.earliest_until().unwrap_err().to_string(),
+            "failed to parse value as time or duration: \"x\""
+        );
     }
 
     #[test]

@@ -45,7 +45,7 @@ impl Images {
                 .map(|name| self.find(name).map(|image| image.created()))
                 .collect()
         };
-        let until = until(filters)?;
+        let until = filters.earliest_until()?.and_then(timestamp);
         let (before, since, dangling) =
             (bound("before")?, bound("since")?, filters.flag("dangling")?);
         let patterns: Vec<&String> = filters.get("reference").into_iter().flatten().collect();
@@ -207,11 +207,13 @@ impl Image {
     }
 }
 
-/// Returns the `until` filter.
+/// Returns the `until` filter, of which there is at most one.
 pub(super) fn until(filters: &Filters) -> Result<Option<jiff::Timestamp>> {
-    Ok(filters
-        .until()?
-        .and_then(|nanoseconds| jiff::Timestamp::from_nanosecond(nanoseconds.into()).ok()))
+    Ok(filters.until()?.and_then(timestamp))
+}
+
+fn timestamp(nanoseconds: i64) -> Option<jiff::Timestamp> {
+    jiff::Timestamp::from_nanosecond(nanoseconds.into()).ok()
 }
 
 /// Returns whether one of the patterns matches a name, with or without its tag.
