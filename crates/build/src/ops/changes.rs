@@ -1,8 +1,10 @@
 //! The changes from one file tree to another, written as a layer.
 //!
-//! Files differ as with BuildKit: in kind, mode, owner, device number, size, time or attributes. If a time may have been cut to
-//! seconds, as archives do it, the content decides. The time of a directory alone is no difference. What is not there any more is a
-//! whiteout each; no directory is opaque, so that the layer can stand on others than the tree that it was compared with.
+//! Files differ as with BuildKit: in kind, mode, owner, device number, size, time or attributes. If all of these are the same, the
+//! content decides: archives cut times to seconds, and two steps that write at the same time may give their files the same one,
+//! because the kernel's clock for files has steps of some milliseconds. The time of a directory alone is no difference. What is
+//! not there any more is a whiteout each; no directory is opaque, so that the layer can stand on others than the tree that it was
+//! compared with.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -276,7 +278,6 @@ fn is_same(
     if !is_same {
         return Ok(false);
     }
-    let is_exact = old.st_mtime_nsec == new.st_mtime_nsec && old.st_mtime_nsec != 0;
     match FileType::from_raw_mode(new.st_mode) {
         FileType::RegularFile => {
             let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -285,9 +286,9 @@ fn is_same(
             if attributes(&old)? != attributes(&new)? {
                 return Ok(false);
             }
-            Ok(is_exact || has_same_content(&old, &new, is_left)?)
+            has_same_content(&old, &new, is_left)
         }
-        FileType::Symlink if !is_exact => {
+        FileType::Symlink => {
             let target = |directory: &OwnedFd| readlinkat(directory, name, Vec::new());
             Ok(target(before.0)? == target(after.0)?)
         }
@@ -364,7 +365,7 @@ mod tests {
     /// A lower tree, an upper one, and an empty directory.
     struct Trees(Scratch);
 
-    /// All files have this time, in nanoseconds, so that their content decides.
+    /// The time of all files, in nanoseconds.
     const TIME: i64 = 1_500_000_000_000_000_000;
 
     impl Trees {
@@ -564,6 +565,18 @@ mod tests {
         assert_eq!(found("d").mode() & 0o7777, 0o700);
         assert_eq!(found("a").ino(), found("link").ino());
         assert_eq!(found("b").mtime(), TIME / 1_000_000_000 + 1);
+    }
+
+    #[test]
+    fn files_of_the_same_time_are_compared() {
+        let trees = Trees::new("times", "a=1 b=1 l>x m>x", "a=2 b=1 l>y m>x");
+        for tree in ["lower", "upper"] {
+            let root = trees.open(tree);
+            for name in ["a", "b", "l", "m"] {
+                set_time(&root, OsStr::new(name), TIME + 1).unwrap();
+            }
+        }
+        assert_eq!(trees.changes(Form::Tree), "a=2 l>y");
     }
 
     #[test]
