@@ -114,6 +114,7 @@ const NFTA_NAT_TYPE: u16 = 1;
 const NFTA_NAT_FAMILY: u16 = 2;
 const NFTA_NAT_REG_ADDR_MIN: u16 = 3;
 const NFTA_NAT_REG_PROTO_MIN: u16 = 5;
+const NFT_NAT_SNAT: u32 = 0;
 const NFT_NAT_DNAT: u32 = 1;
 
 pub(crate) const INET: u8 = 1;
@@ -819,6 +820,23 @@ impl Rule {
                 .be32(NFTA_NAT_FAMILY, family.into())
                 .be32(NFTA_NAT_REG_ADDR_MIN, NFT_REG32_00)
                 .be32(NFTA_NAT_REG_PROTO_MIN, port)
+        })
+    }
+
+    /// Translates the source to the address that `map` has for the loaded key.
+    pub(crate) fn source_from(mut self, map: &str, address: Type) -> Self {
+        self.1 = 0;
+        let map = map.to_owned();
+        let family = if address == IPV4 { IP } else { IP6 };
+        self.push("lookup", move |data| {
+            data.text(NFTA_LOOKUP_SET, &map)
+                .be32(NFTA_LOOKUP_SREG, NFT_REG32_00)
+                .be32(NFTA_LOOKUP_DREG, NFT_REG32_00)
+        })
+        .push("nat", move |data| {
+            data.be32(NFTA_NAT_TYPE, NFT_NAT_SNAT)
+                .be32(NFTA_NAT_FAMILY, family.into())
+                .be32(NFTA_NAT_REG_ADDR_MIN, NFT_REG32_00)
         })
     }
 

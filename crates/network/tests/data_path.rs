@@ -104,6 +104,8 @@ impl Host {
             internal: false,
             masquerade_v4: true,
             masquerade_v6: true,
+            host_v4: None,
+            host_v6: None,
             icc: true,
             unprotected_v4: false,
             unprotected_v6: false,
@@ -492,6 +494,50 @@ fn isolated_containers_are_unreachable() {
         Some("10.77.1.2")
     );
     assert_eq!(ask(&shut.namespace, "10.77.3.1:8080"), None);
+}
+
+#[test]
+fn outgoing_packets_have_the_address_of_the_network() {
+    let host = Host::new();
+    inside(&host.namespace, || {
+        let mut links = Links::open().unwrap();
+        let outer = links.find("outer").unwrap().unwrap().index;
+        links.add_address(outer, net("198.51.100.7/24")).unwrap();
+        links.add_address(outer, net("fd99::1/64")).unwrap();
+        links.add_address(outer, net("fd99::7/64")).unwrap();
+    });
+    give(&host.outside, "fd99::2/64", "fd99::1");
+    sysctl(&host.namespace, "ipv6.conf.all.forwarding", "1");
+    serve(&host.outside, 80);
+    for (bridge, address, gateway, target, source) in [
+        (
+            "br1",
+            "10.77.1.2/24",
+            "10.77.1.1",
+            "198.51.100.2:80",
+            "198.51.100.7",
+        ),
+        (
+            "br2",
+            "fd77:1::2/64",
+            "fd77:1::1",
+            "[fd99::2]:80",
+            "fd99::7",
+        ),
+    ] {
+        let own = format!("{gateway}/{}", net(address).prefix_len());
+        host.bridge_with(bridge, &own, |rules| {
+            rules.host_v4 = Some("198.51.100.7".parse().unwrap());
+            rules.host_v6 = Some("fd99::7".parse().unwrap());
+        });
+        let number = bridge.as_bytes()[2] - b'0' + 1;
+        let one = host.container(bridge, number, address, gateway);
+        let seen = Some(source);
+        assert_eq!(answer(&one.namespace, target).as_deref(), seen);
+        // Also after all rules were written again.
+        inside(&host.namespace, || host.firewall.restore()).unwrap();
+        assert_eq!(answer(&one.namespace, target).as_deref(), seen);
+    }
 }
 
 #[test]

@@ -455,6 +455,33 @@ fn forwarding_and_masquerading_are_settings() {
     assert_eq!(reaches(r#", \"ip-forward\": false"#), "no no 0");
 }
 
+/// Whether another host is reached that has a route back to one of this host's addresses only.
+#[test]
+fn a_network_sets_the_address_of_outgoing_packets() {
+    let image = whelk_tests::images::busybox();
+    let output = whelk_tests::private_host(&format!(
+        r#"ip() {{ /bin/ip "$@"; }}
+        ip netns add far && ip link add ext type veth peer name eth0 netns far || exit 6
+        ip addr add 198.51.100.1/24 dev ext && ip addr add 198.51.100.7/24 dev ext && ip link set ext up || exit 6
+        ip -n far addr add 198.51.100.2/32 dev eth0 && ip -n far link set eth0 up || exit 6
+        ip -n far route add 198.51.100.7/32 dev eth0 || exit 6
+        echo "{{\"instance\": \"$name\"}}" >/etc/whelk/daemon.json
+        "$0" load -q -i {image} >/dev/null || exit 8
+        "$0" network create --ipv6=false -o com.docker.network.host_ipv4=198.51.100.7 own >/dev/null || exit 9
+        "$0" network create --ipv6=false usual >/dev/null || exit 9
+        for network in own usual; do
+            "$0" run --rm --network $network busybox ping -c 1 -W 2 198.51.100.2 >/dev/null && echo yes || echo no
+        done
+        kill $(pgrep -f 'daemon [-]-background')
+        exec "$0" daemon --uninstall"#,
+        image = image.display(),
+    ));
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let reached: Vec<&str> = text.lines().take(2).collect();
+    assert_eq!(reached, ["yes", "no"], "{output:?}");
+}
+
 #[test]
 fn rejects_conflicting_network_settings() {
     let engine = Engine::start();

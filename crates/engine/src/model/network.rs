@@ -181,6 +181,11 @@ impl NetworkRecord {
         self.options.get(name).map(String::as_str)
     }
 
+    /// Returns the value of an option that was checked when the network was created.
+    pub(crate) fn parsed<T: FromStr>(&self, name: &str) -> Option<T> {
+        self.option(name)?.parse().ok()
+    }
+
     /// Returns the value of a boolean option, or `default` if it is not set.
     pub fn switch(&self, name: &str, default: bool) -> bool {
         self.option(name)
@@ -266,6 +271,8 @@ pub mod option {
     pub const DEFAULT_BRIDGE: &str = "com.docker.network.bridge.default_bridge";
     pub const MASQUERADE: &str = "com.docker.network.bridge.enable_ip_masquerade";
     pub const ICC: &str = "com.docker.network.bridge.enable_icc";
+    pub const HOST_IPV4: &str = "com.docker.network.host_ipv4";
+    pub const HOST_IPV6: &str = "com.docker.network.host_ipv6";
     pub const INHIBIT_IPV4: &str = "com.docker.network.bridge.inhibit_ipv4";
     pub const HOST_BINDING: &str = "com.docker.network.bridge.host_binding_ipv4";
     pub const ENABLE_IPV4: &str = "com.docker.network.enable_ipv4";

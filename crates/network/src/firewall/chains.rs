@@ -240,6 +240,24 @@ pub(super) fn inet_rules(table: &Table) -> Vec<Message> {
             .ipv6()
             .masquerade(),
     );
+    rule(
+        "postrouting_nat",
+        new()
+            .output_name()
+            .not_among("bridges")
+            .ipv4()
+            .input_name()
+            .source_from("snat_v4", IPV4),
+    );
+    rule(
+        "postrouting_nat",
+        new()
+            .output_name()
+            .not_among("bridges")
+            .ipv6()
+            .input_name()
+            .source_from("snat_v6", IPV6),
+    );
     rule("forward", new().jump(USER));
     rule("forward", new().established().accept());
     rule(

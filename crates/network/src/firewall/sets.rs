@@ -1,6 +1,6 @@
 //! The sets and maps of the tables, and the elements for bridges, containers and published ports.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
 
@@ -21,6 +21,8 @@ pub(super) enum SetId {
     PublishedV6,
     MasqueradeV4,
     MasqueradeV6,
+    SnatV4,
+    SnatV6,
     SourcesV4,
     SourcesV6,
     DnatV4,
@@ -37,7 +39,7 @@ pub(super) enum SetId {
 }
 
 impl SetId {
-    pub(super) const ALL: [Self; 22] = [
+    pub(super) const ALL: [Self; 24] = [
         Self::Bridges,
         Self::SameBridge,
         Self::Internal,
@@ -49,6 +51,8 @@ impl SetId {
         Self::PublishedV6,
         Self::MasqueradeV4,
         Self::MasqueradeV6,
+        Self::SnatV4,
+        Self::SnatV6,
         Self::SourcesV4,
         Self::SourcesV6,
         Self::DnatV4,
@@ -82,6 +86,8 @@ impl SetId {
             Self::PublishedV6 => ("published_v6", &[IPV6, PROTOCOL, SERVICE], &[], false),
             Self::MasqueradeV4 => ("masquerade_v4", &[IFNAME], &[], false),
             Self::MasqueradeV6 => ("masquerade_v6", &[IFNAME], &[], false),
+            Self::SnatV4 => ("snat_v4", &[IFNAME], &[IPV4], false),
+            Self::SnatV6 => ("snat_v6", &[IFNAME], &[IPV6], false),
             Self::SourcesV4 => ("sources_v4", &[IFNAME, IPV4], &[], true),
             Self::SourcesV6 => ("sources_v6", &[IFNAME, IPV6], &[], true),
             Self::DnatV4 => ("dnat_v4", &[PROTOCOL, SERVICE], &[IPV4, SERVICE], false),
@@ -124,6 +130,9 @@ pub struct BridgeRules {
     pub internal: bool,
     pub masquerade_v4: bool,
     pub masquerade_v6: bool,
+    /// The source address of masqueraded packets, instead of the outgoing interface's.
+    pub host_v4: Option<Ipv4Addr>,
+    pub host_v6: Option<Ipv6Addr>,
     /// Whether containers of the network can reach each other.
     pub icc: bool,
     /// Containers are reachable from outside on all ports (gateway mode `nat-unprotected`).
@@ -143,17 +152,41 @@ impl BridgeRules {
             // Without `icc` the host must not route packets from one container to another either.
             entries.push((SetId::SameBridge, Element::key(name().name(&self.name))));
         }
+        let (masquerades_v4, masquerades_v6) = (
+            self.masquerade_v4 && !self.internal,
+            self.masquerade_v6 && !self.internal,
+        );
         for (wanted, set_id) in [
             (self.internal, SetId::Internal),
             (self.unprotected_v4 && !self.internal, SetId::UnprotectedV4),
             (self.unprotected_v6 && !self.internal, SetId::UnprotectedV6),
             (self.routed_v4 && !self.internal, SetId::RoutedV4),
             (self.routed_v6 && !self.internal, SetId::RoutedV6),
-            (self.masquerade_v4 && !self.internal, SetId::MasqueradeV4),
-            (self.masquerade_v6 && !self.internal, SetId::MasqueradeV6),
+            (
+                masquerades_v4 && self.host_v4.is_none(),
+                SetId::MasqueradeV4,
+            ),
+            (
+                masquerades_v6 && self.host_v6.is_none(),
+                SetId::MasqueradeV6,
+            ),
         ] {
             if wanted {
                 entries.push((set_id, Element::key(name())));
+            }
+        }
+        let sources = [
+            (masquerades_v4, self.host_v4.map(IpAddr::V4), SetId::SnatV4),
+            (masquerades_v6, self.host_v6.map(IpAddr::V6), SetId::SnatV6),
+        ];
+        for (masquerades, address, set_id) in sources {
+            if let Some(address) = address.filter(|_| masquerades) {
+                let element = Element {
+                    key: name(),
+                    end: None,
+                    data: Some(Value::new().ip(address)),
+                };
+                entries.push((set_id, element));
             }
         }
         let mut ranges: Vec<(IpAddr, IpAddr)> = self

@@ -49,6 +49,14 @@ impl NetworkDriver for Bridge {
                     )));
                 }
             }
+            option::HOST_IPV4 | option::HOST_IPV6 => {
+                let fits = |address: IpAddr| address.is_ipv4() == (key == option::HOST_IPV4);
+                if !value.parse().is_ok_and(fits) {
+                    return Err(Error::invalid(format!(
+                        "failed to parse {key} value: {value} (nil ip)"
+                    )));
+                }
+            }
             option::HOST_BINDING => {
                 if value.parse::<IpAddr>().is_err() {
                     return Err(Error::invalid(format!(
@@ -288,6 +296,8 @@ fn rules(stack: &HostStack, network: &NetworkRecord) -> BridgeRules {
         internal: network.internal,
         masquerade_v4: masquerade && mode_v4.starts_with(NAT),
         masquerade_v6: masquerade && mode_v6.starts_with(NAT),
+        host_v4: network.parsed(option::HOST_IPV4),
+        host_v6: network.parsed(option::HOST_IPV6),
         icc: network.connects_containers(),
         unprotected_v4: mode_v4 == UNPROTECTED,
         unprotected_v6: mode_v6 == UNPROTECTED,

@@ -340,6 +340,8 @@ const OPTIONS: &[(&str, &str, &str)] = &[
     (option::DEFAULT_BRIDGE, "false", "maybe"),
     (option::MASQUERADE, "true", "maybe"),
     (option::ICC, "false", "maybe"),
+    (option::HOST_IPV4, "192.0.2.7", "fd00::7"),
+    (option::HOST_IPV6, "fd00::7", "192.0.2.7"),
     (option::INHIBIT_IPV4, "true", "maybe"),
     (option::HOST_BINDING, "127.0.0.1", "localhost"),
     (option::GATEWAY_MODE_4, "routed", "bridge"),
