@@ -3,6 +3,7 @@
 use std::fs;
 
 use serde_json::{Value, json};
+use whelk_tests::tar::Tar;
 use whelk_tests::{Engine, Program, skipped};
 
 use super::{give_disk, load_image_with_volumes, sh, take_disk, volumes};
@@ -93,9 +94,41 @@ fn an_empty_subpath_gets_the_content_of_the_image() {
             "750 33:44\nempty\nfull\nout"
         );
         assert_eq!(look("full").ok(), "own");
-        look("out").refuses(127, "no such file or directory");
+        look("out").refuses(125, "path concatenation escapes the base directory");
         cli.run(&["volume", "rm", "parts"]).ok();
     });
+}
+
+#[test]
+fn a_volume_of_an_image_may_have_a_relative_path() {
+    let engine = Engine::start();
+    let files = Tar::new().file("data/file", "of the image\n").finish();
+    engine.import(
+        "relative",
+        &["VOLUME data", "VOLUME x/../y", "CMD [\"sh\"]"],
+        &files,
+    );
+    engine.create("holder", &json!({"Image": "relative", "Cmd": ["sh"]}));
+    let holder = engine.inspect("holder");
+    let mut targets: Vec<&str> = holder["Mounts"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|mount| mount["Destination"].as_str())
+        .collect();
+    targets.sort_unstable();
+    assert_eq!(targets, ["/data", "/y"]);
+    let source = holder["Mounts"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|mount| mount["Destination"] == "/data")
+        .and_then(|mount| mount["Source"].as_str().map(str::to_owned))
+        .unwrap();
+    assert_eq!(
+        fs::read_to_string(format!("{source}/file")).unwrap(),
+        "of the image\n"
+    );
 }
 
 #[test]

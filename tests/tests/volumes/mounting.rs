@@ -179,6 +179,10 @@ fn rejects_invalid_requests() {
                 "must not set ReadOnly mode when using anonymous volumes",
             ),
             (
+                &["--mount", "type=volume,target=/x,volume-subpath=a"],
+                "must not set Subpath when using anonymous volumes",
+            ),
+            (
                 &["--mount", "type=bind,source=/nosuchpath,target=/x"],
                 "bind source path does not exist: /nosuchpath",
             ),

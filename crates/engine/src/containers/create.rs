@@ -16,7 +16,7 @@ use crate::networks::EndpointRequest;
 use crate::quota::{self, Refusal};
 use crate::rollback::Rollback;
 use crate::workload::blocking;
-use crate::{logging, random_names, validate};
+use crate::{logging, mounts, random_names, validate};
 
 #[derive(Clone, Debug, Default)]
 pub struct CreateRequest {
@@ -260,7 +260,14 @@ fn inherit(config: &mut Config, image: &ImageConfig) -> Result<()> {
     }
     if !image.volumes.is_empty() {
         let volumes = config.volumes.get_or_insert_default();
-        volumes.extend(image.volumes.keys().cloned());
+        // `VOLUME data` in a Dockerfile is relative to the root, whatever the working directory.
+        volumes.extend(image.volumes.keys().map(|path| {
+            if path.starts_with('/') {
+                path.clone()
+            } else {
+                mounts::clean(path)
+            }
+        }));
     }
     Ok(())
 }

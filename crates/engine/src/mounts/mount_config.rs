@@ -151,6 +151,9 @@ fn volume_of(mount: &crate::model::Mount) -> std::result::Result<(VolumeUse, boo
         return Err("must not set ReadOnly mode when using anonymous volumes");
     }
     let subpath = options.subpath;
+    if mount.source.is_empty() && !subpath.is_empty() {
+        return Err("must not set Subpath when using anonymous volumes");
+    }
     check_subpath(&subpath)?;
     let driver = options.driver_config.unwrap_or_default();
     let make = CreateVolume {

@@ -6,6 +6,9 @@
 mod limits;
 mod modes;
 
+use std::net::IpAddr;
+
+use whelk_text::extra_host::HOST_GATEWAY;
 use whelk_text::{signal, size};
 
 use crate::error::{Error, Result};
@@ -112,13 +115,19 @@ pub fn settings(
         .dns
         .iter()
         .flatten()
-        .find(|server| server.parse::<std::net::IpAddr>().is_err())
+        .find(|server| server.parse::<IpAddr>().is_err())
     {
         return Err(Error::invalid(format!("invalid IP address: {wrong}")));
     }
     for host in host_config.extra_hosts.iter().flatten() {
-        if !host.contains(':') {
-            return Err(Error::invalid(format!("bad format for add-host: {host:?}")));
+        let (_, address) = host
+            .split_once(':')
+            .filter(|(name, _)| !name.is_empty())
+            .ok_or_else(|| Error::invalid(format!("bad format for add-host: {host:?}")))?;
+        if address != HOST_GATEWAY && address.parse::<IpAddr>().is_err() {
+            return Err(Error::invalid(format!(
+                "invalid IP address in add-host: {address:?}"
+            )));
         }
     }
     Ok(warnings)
@@ -427,6 +436,20 @@ mod tests {
             },
             "interface specific sysctl setting \"net.ipv6.conf.eth0.disable_ipv6\" must be supplied using driver option 'com.docker.network.endpoint.sysctls'",
         );
+        for (entry, expected) in [
+            ("a:1.2.3.4", ""),
+            ("a:::1", ""),
+            ("a:host-gateway", ""),
+            ("a", "bad format for add-host: \"a\""),
+            (":1.2.3.4", "bad format for add-host: \":1.2.3.4\""),
+            ("a:", "invalid IP address in add-host: \"\""),
+            ("a:b", "invalid IP address in add-host: \"b\""),
+        ] {
+            check(
+                |_, host| host.extra_hosts = Some(vec![entry.into()]),
+                expected,
+            );
+        }
         let shared = |host: &mut HostConfig| host.network_mode = NetworkMode::Container("x".into());
         check(
             |_, host| (shared(host), host.dns = Some(vec!["1.1.1.1".into()])).0,
