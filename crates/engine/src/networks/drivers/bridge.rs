@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use whelk_network::{BridgeRules, Link, Links, Peer, Port, SenderRules};
 use whelk_sys::fs;
 
-use super::{Facts, Gateway, Inner, Joining, NetworkDriver};
+use super::{Facts, Gateway, Inner, Joining, NetworkDriver, unparsed};
 use crate::error::{Error, Result};
 use crate::networks::create::check_interface_name;
 use crate::networks::model::{Assigned, NetworkRecord, option};
@@ -33,35 +33,30 @@ impl NetworkDriver for Bridge {
     }
 
     fn check_option(&self, key: &str, value: &str) -> Result<bool> {
+        let failed = |cause: &str| Err(unparsed(key, value, cause));
         match key {
             option::BRIDGE_NAME => check_interface_name(value)?,
             option::GATEWAY_MODE_4 | option::GATEWAY_MODE_6 => {
                 if !matches!(value, NAT | ROUTED | ISOLATED | UNPROTECTED) {
-                    return Err(Error::invalid(format!(
-                        "failed to parse {key} value: {value} (unknown gateway mode {value})"
-                    )));
+                    return failed(&format!("unknown gateway mode {value}"));
                 }
             }
             option::DEFAULT_BRIDGE | option::MASQUERADE | option::ICC | option::INHIBIT_IPV4 => {
                 if whelk_text::parse_bool(value).is_none() {
-                    return Err(Error::invalid(format!(
-                        "invalid value {value:?} for network option {key}: must be true or false"
-                    )));
+                    return failed(&format!(
+                        "strconv.ParseBool: parsing {value:?}: invalid syntax"
+                    ));
                 }
             }
             option::HOST_IPV4 | option::HOST_IPV6 => {
                 let fits = |address: IpAddr| address.is_ipv4() == (key == option::HOST_IPV4);
                 if !value.parse().is_ok_and(fits) {
-                    return Err(Error::invalid(format!(
-                        "failed to parse {key} value: {value} (nil ip)"
-                    )));
+                    return failed("nil ip");
                 }
             }
             option::HOST_BINDING => {
                 if value.parse::<IpAddr>().is_err() {
-                    return Err(Error::invalid(format!(
-                        "invalid host binding address: {value}"
-                    )));
+                    return failed("nil ip");
                 }
             }
             _ => return Ok(false),

@@ -381,7 +381,10 @@ fn options_are_taken_or_refused_by_name() {
         // Those of every driver.
         check(kind, option::MTU, "9000").unwrap();
         let refused = |key: &str, value: &str| check(kind, key, value).unwrap_err().to_string();
-        assert_eq!(refused(option::MTU, "big"), "invalid MTU: big");
+        assert_eq!(
+            refused(option::MTU, "big"),
+            "failed to parse com.docker.network.driver.mtu value: big (strconv.Atoi: parsing \"big\": invalid syntax)"
+        );
         check(kind, option::CONTAINER_PREFIX, "net").unwrap();
         assert_eq!(
             refused(option::CONTAINER_PREFIX, "a b"),

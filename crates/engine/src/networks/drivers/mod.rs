@@ -189,7 +189,11 @@ impl NetworkDriverKind {
         for (key, value) in options {
             let known = match key.as_str() {
                 option::MTU if value.parse::<u32>().is_err() => {
-                    return Err(Error::invalid(format!("invalid MTU: {value}")));
+                    return Err(unparsed(
+                        key,
+                        value,
+                        &format!("strconv.Atoi: parsing {value:?}: invalid syntax"),
+                    ));
                 }
                 option::MTU => true,
                 option::ENABLE_IPV4 | option::ENABLE_IPV6
@@ -211,6 +215,11 @@ impl NetworkDriverKind {
         }
         Ok(())
     }
+}
+
+/// The error of an option whose value cannot be parsed, with Docker's text.
+fn unparsed(key: &str, value: &str, cause: &str) -> Error {
+    Error::invalid(format!("failed to parse {key} value: {value} ({cause})"))
 }
 
 impl NetworkRecord {
