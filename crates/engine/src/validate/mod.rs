@@ -353,6 +353,24 @@ mod tests {
     }
 
     #[test]
+    fn hosts_have_a_name_and_an_address() {
+        for (entry, expected) in [
+            ("a:1.2.3.4", ""),
+            ("a:::1", ""),
+            ("a:host-gateway", ""),
+            ("a", "bad format for add-host: \"a\""),
+            (":1.2.3.4", "bad format for add-host: \":1.2.3.4\""),
+            ("a:", "invalid IP address in add-host: \"\""),
+            ("a:b", "invalid IP address in add-host: \"b\""),
+        ] {
+            check(
+                |_, host| host.extra_hosts = Some(vec![entry.into()]),
+                expected,
+            );
+        }
+    }
+
+    #[test]
     fn error_texts_are_dockers() {
         check(|_, _| {}, "");
         check(
@@ -436,20 +454,6 @@ mod tests {
             },
             "interface specific sysctl setting \"net.ipv6.conf.eth0.disable_ipv6\" must be supplied using driver option 'com.docker.network.endpoint.sysctls'",
         );
-        for (entry, expected) in [
-            ("a:1.2.3.4", ""),
-            ("a:::1", ""),
-            ("a:host-gateway", ""),
-            ("a", "bad format for add-host: \"a\""),
-            (":1.2.3.4", "bad format for add-host: \":1.2.3.4\""),
-            ("a:", "invalid IP address in add-host: \"\""),
-            ("a:b", "invalid IP address in add-host: \"b\""),
-        ] {
-            check(
-                |_, host| host.extra_hosts = Some(vec![entry.into()]),
-                expected,
-            );
-        }
         let shared = |host: &mut HostConfig| host.network_mode = NetworkMode::Container("x".into());
         check(
             |_, host| (shared(host), host.dns = Some(vec!["1.1.1.1".into()])).0,
