@@ -179,6 +179,10 @@ fn rejects_invalid_requests() {
                 "No such container: nosuch",
             ),
             (&["network", "ls", "-f", "foo=bar"], "invalid filter 'foo'"),
+            (
+                &["network", "ls", "-f", "dangling=maybe"],
+                r#"invalid value for filter 'dangling', must be "true" (or "1"), or "false" (or "0")"#,
+            ),
         ] {
             cli.run(args).refuses(1, text);
         }

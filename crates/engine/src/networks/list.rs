@@ -23,7 +23,12 @@ impl Networks {
         {
             return Err(Error::invalid(format!("invalid filter: 'type'='{wrong}'")));
         }
-        let dangling = filters.flag("dangling")?;
+        // Not the text of other lists, as in Docker.
+        let dangling = filters.flag("dangling").map_err(|_| {
+            Error::invalid(
+                r#"invalid value for filter 'dangling', must be "true" (or "1"), or "false" (or "0")"#,
+            )
+        })?;
         let state = self.state();
         let mut found: Vec<NetworkRecord> = state
             .values()
