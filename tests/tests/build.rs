@@ -447,9 +447,9 @@ fn requests_that_are_not_supported_are_refused_by_name() {
     for (query, expected) in [
         ("remote=https://example.com/x.git", "remote"),
         ("squash=1", "squash"),
-        ("version=3", "invalid version 3"),
+        ("version=3", "invalid version \"3\""),
         ("outputs=[{\"Type\":\"tar\"}]", "outputs"),
-        ("buildargs={", "buildargs"),
+        ("buildargs={", "error reading build args"),
         ("memory=-1", "memory"),
         ("t=UPPER", "reference"),
         ("platform=linux/none/x/y", "platform"),

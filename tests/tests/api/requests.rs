@@ -410,7 +410,7 @@ fn unsupported_settings_are_rejected_by_name() {
         ("DELETE /plugins/a/x".to_owned(), no_plugin),
         (
             "POST /build/cancel".to_owned(),
-            (500, "build ID not provided"),
+            (400, "build ID not provided"),
         ),
         (
             "POST /session".to_owned(),

@@ -73,7 +73,7 @@ fn parameters_of_classic_builds_have_their_effect() {
         (
             "buildargs={\"X\":1}",
             argument,
-            &["error reading buildargs"],
+            &["error reading build args"],
             &["Step"],
         ),
         (

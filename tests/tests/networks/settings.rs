@@ -186,6 +186,15 @@ fn rejects_invalid_requests() {
         ] {
             cli.run(args).refuses(1, text);
         }
+        let addresses = json!([{"Subnet": &other, "AuxiliaryAddresses": {"spare": "10.99.0.1"}}]);
+        let body = json!({"Name": "x", "IPAM": {"Config": addresses}});
+        let refused = format!(
+            "invalid network config:\ninvalid auxiliary address spare: parent subnet {other} doesn't contain this address"
+        );
+        assert_eq!(
+            engine.api("POST", "/networks/create", Some(&body)),
+            (400, json!({"message": refused}))
+        );
         cli.run(&["run", "--rm", "--network", "nosuch", "busybox", "true"])
             .refuses(125, "network nosuch not found");
         cli.run(&[

@@ -212,7 +212,7 @@ fn check(params: &Params) -> ApiResult<()> {
     match params.text("version") {
         "" | "1" => check_classic(params)?,
         "2" => {}
-        other => return Err(ApiError::invalid(format!("invalid version {other}"))),
+        other => return Err(ApiError::invalid(format!("invalid version {other:?}"))),
     }
     if !params.text("securityopt").is_empty() && params.text("securityopt") != "null" {
         return Err(ApiError::invalid(
@@ -222,7 +222,7 @@ fn check(params: &Params) -> ApiResult<()> {
     match params.text("isolation") {
         "" | "default" => Ok(()),
         other => Err(ApiError::invalid(format!(
-            "Unsupported isolation: {other:?}"
+            "unsupported isolation: {other:?}"
         ))),
     }
 }
@@ -240,10 +240,17 @@ fn check_classic(params: &Params) -> ApiResult<()> {
 
 /// Decodes a parameter that is JSON.
 pub(super) fn json<T: DeserializeOwned>(params: &Params, name: &str) -> ApiResult<Option<T>> {
+    // Docker's words.
+    let shown = match name {
+        "buildargs" => "build args",
+        "cachefrom" => "cache-from",
+        "ulimits" => "ulimit settings",
+        name => name,
+    };
     match params.text(name) {
         "" => Ok(None),
         text => serde_json::from_str::<Option<T>>(text)
-            .map_err(|error| ApiError::invalid(format!("error reading {name}: {error}"))),
+            .map_err(|error| ApiError::invalid(format!("error reading {shown}: {error}"))),
     }
 }
 

@@ -120,7 +120,7 @@ async fn upload(buildkit: &Buildkit, id: &str, context: Pieces) -> ApiResult {
 /// Cancels a build that the client has named.
 pub(super) async fn cancel(State(buildkit): Service<Buildkit>, params: Params) -> ApiResult {
     match params.text("id") {
-        "" => Err(whelk_engine::Error::internal("build ID not provided").into()),
+        "" => Err(ApiError::invalid("build ID not provided")),
         id => {
             buildkit.named.cancel(id);
             Ok([(header::CONTENT_TYPE, "application/json")].into_response())

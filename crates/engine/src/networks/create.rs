@@ -488,20 +488,21 @@ fn check_config(config: &IpamConfig, enable_ipv6: bool) -> Result<IpNet> {
             ));
         }
     }
-    for (what, address) in std::iter::once(("gateway", &config.gateway))
-        .filter(|(_, address)| !address.is_empty())
+    // Errors show an auxiliary address by its name, as with Docker.
+    for (what, shown, address) in std::iter::once(("gateway", &config.gateway, &config.gateway))
+        .filter(|(_, _, address)| !address.is_empty())
         .chain(
             config
                 .auxiliary_addresses
-                .values()
-                .map(|address| ("auxiliary address", address)),
+                .iter()
+                .map(|(name, address)| ("auxiliary address", name, address)),
         )
     {
         match address.parse::<IpAddr>() {
-            Err(_) => return wrong(format!("invalid {what} {address}: invalid address")),
+            Err(_) => return wrong(format!("invalid {what} {shown}: invalid address")),
             Ok(parsed) if !subnet.contains(&parsed) => {
                 return wrong(format!(
-                    "invalid {what} {address}: parent subnet {subnet} doesn't contain this address"
+                    "invalid {what} {shown}: parent subnet {subnet} doesn't contain this address"
                 ));
             }
             Ok(_) => {}
