@@ -604,6 +604,23 @@ fn rejects_conflicting_network_settings() {
 }
 
 #[test]
+fn the_subnet_of_ipv4_is_listed_first() {
+    let engine = Engine::start();
+    let cli = engine.cli(Program::Docker);
+    let subnet = FreeSubnet::new();
+    let (four, six) = (subnet.v4(), subnet.v6());
+    cli.run(&[
+        "network", "create", "--ipv6", "--subnet", &six, "--subnet", &four, "both",
+    ])
+    .ok();
+    let shown = engine.get("/networks/both");
+    let listed = |index: usize| shown["IPAM"]["Config"][index]["Subnet"].as_str();
+    assert_eq!(listed(0), Some(four.as_str()));
+    assert!(listed(1).is_some_and(|subnet| subnet.contains(':')));
+    cli.run(&["network", "rm", "both"]).ok();
+}
+
+#[test]
 fn link_local_subnets_and_small_mtus_are_supported() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker);

@@ -182,6 +182,8 @@ impl Networks {
             )));
         }
         ipam.driver = "default".into();
+        // As Docker lists them: clients read the first one.
+        ipam.config.sort_by_key(IpamConfig::is_ipv6);
         let enable_ipv4 = enable_ipv4.unwrap_or(true);
         let mtu = options
             .get(option::MTU)
