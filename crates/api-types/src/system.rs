@@ -67,6 +67,9 @@ pub struct SystemDataUsageResponse {
     pub volumes: Option<Vec<Volume>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub build_cache: Option<Vec<BuildCache>>,
+    /// The size of the build cache in bytes, if there is one. Before version 1.42 only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub builder_size: Option<u64>,
     /// The size in bytes of what was removed but is not deleted yet. Not of Docker's API: only if it was
     /// requested, as the type `trash`.
     #[serde(skip_serializing_if = "Option::is_none")]

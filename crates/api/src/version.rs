@@ -142,7 +142,7 @@ fn split(path: &str, oldest: (u32, u32)) -> Result<(ApiVersion, Option<String>),
 #[cfg(test)]
 mod tests {
     use whelk_api_types::{
-        ContainerInspectResponse, ContainerStatsResponse, ContainerSummary, DiskUsage,
+        BuildCache, ContainerInspectResponse, ContainerStatsResponse, ContainerSummary, DiskUsage,
         EventMessage, FirewallInfo, ImageIdentity, ImageInspect, ImageSummary, NetworkInspect,
         NetworkStatus, SystemDataUsageResponse, SystemInfo, UpdateConfig, Volume,
     };
@@ -413,6 +413,13 @@ mod tests {
                         items: vec![Volume::default()],
                         ..DiskUsage::default()
                     }),
+                    build_cache_usage: Some(DiskUsage {
+                        items: vec![BuildCache {
+                            size: 5,
+                            ..BuildCache::default()
+                        }],
+                        ..DiskUsage::default()
+                    }),
                     ..SystemDataUsageResponse::default()
                 };
                 downgrade_disk_usage(version, details, &mut shown);
@@ -487,6 +494,7 @@ mod tests {
                 field("/ImageUsage", usage(false)),
                 (52, newest),
             ),
+            ("BuilderSize", field("/BuilderSize", usage(false)), (24, 41)),
             ("Volumes", field("/Volumes/0", usage(false)), (24, newest)),
             ("Volumes", field("/Volumes/0", usage(true)), (24, 51)),
             (

@@ -152,6 +152,11 @@ pub(crate) fn downgrade_disk_usage(
     shown.containers = shown.container_usage.as_mut().map(DiskUsage::take_items);
     shown.volumes = shown.volume_usage.as_mut().map(DiskUsage::take_items);
     shown.build_cache = shown.build_cache_usage.as_mut().map(DiskUsage::take_items);
+    if version < ApiVersion(1, 42) {
+        let records = shown.build_cache.iter().flatten();
+        let size: u64 = records.map(|record| record.size).sum();
+        shown.builder_size = Some(size).filter(|size| *size != 0);
+    }
     if version < ApiVersion(1, 52) {
         shown.image_usage = None;
         shown.container_usage = None;
