@@ -621,6 +621,49 @@ fn the_subnet_of_ipv4_is_listed_first() {
 }
 
 #[test]
+fn containers_reach_each_other_by_link_local_addresses() {
+    let engine = Engine::start();
+    engine.both(|cli| {
+        cli.run(&["network", "create", "near"]).ok();
+        for (name, address) in [("one", "169.254.7.7"), ("two", "169.254.8.8")] {
+            let flags = ["--network", "near", "--link-local-ip", address];
+            up(cli, name, &flags, "sleep 300");
+        }
+        up(cli, "three", &[], "sleep 300");
+        let flags = ["--link-local-ip", "169.254.9.9", "near", "three"];
+        cli.run(&[&["network", "connect"][..], &flags].concat())
+            .ok();
+        let check = || {
+            for (from, to) in [
+                ("one", "169.254.8.8"),
+                ("two", "169.254.9.9"),
+                ("three", "169.254.7.7"),
+            ] {
+                inside(cli, from, &format!("ping -c 1 -W 5 {to}"));
+            }
+        };
+        check();
+        engine.kill9();
+        engine.restart();
+        check();
+        cli.run(&["restart", "-t", "0", "one", "two", "three"]).ok();
+        check();
+        // An address that it was not given is not its own.
+        let forge =
+            "ip addr add 169.254.10.10/16 dev eth0; ping -c 1 -W 1 -I 169.254.10.10 169.254.8.8";
+        up(
+            cli,
+            "forger",
+            &["--network", "near", "--cap-add", "NET_ADMIN"],
+            "sleep 300",
+        );
+        cli.run(&["exec", "forger", "sh", "-c", forge]).exits(1);
+        cli.run(&["rm", "-f", "one", "two", "three", "forger"]).ok();
+        cli.run(&["network", "rm", "near"]).ok();
+    });
+}
+
+#[test]
 fn link_local_subnets_and_small_mtus_are_supported() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker);

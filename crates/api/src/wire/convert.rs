@@ -420,6 +420,7 @@ impl Convert<api::EndpointSettings> for network::Endpoint {
             mac_address: _,
             ipv4,
             ipv6,
+            link_local: _,
         } = assigned.unwrap_or_default();
         let (ip_address, ip_prefix_len, gateway) = ipv4.convert();
         let (global_ipv6_address, global_ipv6_prefix_len, ipv6_gateway) = ipv6.convert();
@@ -537,6 +538,7 @@ mod tests {
                 mac_address: "02:00:00:00:00:01".into(),
                 ipv4: address("10.0.0.2/24", "10.0.0.1"),
                 ipv6: address("fd00::2/64", "fd00::1"),
+                link_local: Vec::new(),
             }),
             ..requested.into()
         };

@@ -84,6 +84,8 @@ pub struct Assigned {
     pub mac_address: String,
     pub ipv4: Option<AssignedAddress>,
     pub ipv6: Option<AssignedAddress>,
+    /// The additional link-local addresses, which the request names.
+    pub link_local: Vec<IpNet>,
 }
 
 /// An address of an endpoint.
@@ -99,6 +101,25 @@ pub struct EndpointIpam {
     pub ipv4_address: String,
     pub ipv6_address: String,
     pub link_local_ips: Option<Vec<String>>,
+}
+
+impl EndpointIpam {
+    /// Returns the additional link-local addresses, with the prefix lengths of their kind, or the
+    /// texts that are none.
+    pub fn link_local(&self) -> impl Iterator<Item = std::result::Result<IpNet, &str>> {
+        self.link_local_ips.iter().flatten().map(|text| {
+            let net = match text.parse::<IpAddr>() {
+                Ok(IpAddr::V4(address)) if address.is_link_local() => {
+                    IpNet::new(address.into(), 16).ok()
+                }
+                Ok(IpAddr::V6(address)) if address.is_unicast_link_local() => {
+                    IpNet::new(address.into(), 64).ok()
+                }
+                _ => None,
+            };
+            net.ok_or(text.as_str())
+        })
+    }
 }
 
 impl From<EndpointRequest> for Endpoint {

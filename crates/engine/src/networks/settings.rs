@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::create::check_interface_name;
-use super::model::{Assigned, EndpointRequest, NetworkRecord, option};
+use super::model::{Assigned, EndpointIpam, EndpointRequest, NetworkRecord, option};
 use crate::error::{Error, Result};
 use crate::model::NetworkMode;
 
@@ -171,19 +171,10 @@ pub(super) fn link_local_addresses(endpoint: &EndpointRequest) -> Result<Vec<IpN
     let asked = endpoint
         .ipam_config
         .iter()
-        .flat_map(|config| config.link_local_ips.iter().flatten());
+        .flat_map(EndpointIpam::link_local);
     asked
-        .map(|text| {
-            let net = match text.parse::<IpAddr>() {
-                Ok(IpAddr::V4(address)) if address.is_link_local() => {
-                    IpNet::new(address.into(), 16).ok()
-                }
-                Ok(IpAddr::V6(address)) if address.is_unicast_link_local() => {
-                    IpNet::new(address.into(), 64).ok()
-                }
-                _ => None,
-            };
-            net.ok_or_else(|| Error::invalid(format!("invalid link local IP address: {text}")))
+        .map(|net| {
+            net.map_err(|text| Error::invalid(format!("invalid link local IP address: {text}")))
         })
         .collect()
 }
@@ -200,7 +191,7 @@ pub(super) fn disables_ipv6(endpoint: &EndpointRequest) -> bool {
 mod tests {
     use super::*;
     use crate::networks::NetworkDriverKind;
-    use crate::networks::model::{EndpointIpam, IpamConfig};
+    use crate::networks::model::IpamConfig;
 
     fn check(name: &str, endpoint: EndpointRequest, expected: &str) {
         let network = |driver, subnets: &[&str]| NetworkRecord {

@@ -146,6 +146,8 @@ impl From<&network::Endpoint> for Endpoint {
             mac_address,
             ipv4,
             ipv6,
+            // Part of the request.
+            link_local: _,
         } = assigned.unwrap_or_default();
         let address = |of: Option<AssignedAddress>| {
             of.map_or_else(Default::default, |of| {
@@ -204,7 +206,10 @@ impl TryFrom<Endpoint> for network::Endpoint {
             interface,
             wanted_mac,
         } = stored;
+        let asked = ipam_config.iter();
+        let link_local = asked.flat_map(network::EndpointIpam::link_local).flatten();
         let assigned = network::Assigned {
+            link_local: link_local.collect(),
             ipv4: address(&ip_address, ip_prefix_len, &gateway)?,
             ipv6: address(&global_ipv6_address, global_ipv6_prefix_len, &ipv6_gateway)?,
             endpoint_id,
@@ -307,9 +312,16 @@ mod tests {
             "MacAddress": "02:42:0a:00:00:02", "NetworkID": "n", "EndpointID": "e",
             "Gateway": "10.0.0.1", "IPAddress": "10.0.0.2", "IPPrefixLen": 24,
             "GlobalIPv6Address": "fd00::2", "GlobalIPv6PrefixLen": 64, "Interface": "eth0",
+            "IPAMConfig": {"LinkLocalIPs": ["169.254.7.7", "fe80::7", "10.0.0.7"]},
         }));
         assert_eq!(attached.requested.mac_address, "");
-        assert_eq!(attached.assigned.unwrap().ipv6.unwrap().gateway, None);
+        let assigned = attached.assigned.unwrap();
+        assert_eq!(assigned.ipv6.unwrap().gateway, None);
+        let link_local = assigned.link_local.iter().map(ToString::to_string);
+        assert_eq!(
+            link_local.collect::<Vec<_>>(),
+            ["169.254.7.7/16", "fe80::7/64"]
+        );
         // Its interface has the hardware address of its parent.
         check(json!({"EndpointID": "e", "WantedMac": "02:00:00:00:00:01"}));
     }

@@ -302,10 +302,19 @@ fn rules(stack: &HostStack, network: &NetworkRecord) -> BridgeRules {
 }
 
 fn sender(stack: &HostStack, endpoint: &Assigned) -> Result<SenderRules> {
+    let link_local = endpoint.link_local.iter().copied();
+    let mut addresses: Vec<IpAddr> = endpoint
+        .nets()
+        .chain(link_local)
+        .map(|net| net.addr())
+        .collect();
+    // An element cannot be deleted twice.
+    addresses.sort_unstable();
+    addresses.dedup();
     Ok(SenderRules {
         interface: stack.endpoint_interface(&endpoint.endpoint_id),
         mac: mac_of(endpoint)?,
-        addresses: endpoint.nets().map(|net| net.addr()).collect(),
+        addresses,
     })
 }
 

@@ -38,7 +38,7 @@ impl Networks {
         endpoint: &mut Endpoint,
         (inner, id): (Inner<'_>, String),
     ) -> Result<()> {
-        link_local_addresses(&endpoint.requested)?;
+        let link_local = link_local_addresses(&endpoint.requested)?;
         endpoint.network_id.clone_from(&network.id);
         let interface = interface_name(others, network, &endpoint.requested)?;
         // Before anything is assigned: undoing it would delete the other endpoint's interface.
@@ -51,6 +51,7 @@ impl Networks {
         let assigned = Assigned {
             endpoint_id: id,
             interface,
+            link_local,
             ..Assigned::default()
         };
         let assigned = self.allocate_addresses(config, network, endpoint, assigned)?;

@@ -207,7 +207,7 @@ impl Sandboxes {
                     }
                     let sysctls = sysctls(&endpoint.requested, &assigned.interface)?;
                     set_sysctls(sysctls, namespace.as_fd(), false)?;
-                    configure_interface(&endpoint.requested, assigned, &mut namespace.links)
+                    configure_interface(assigned, &mut namespace.links)
                 });
             // Before the outcome is checked: after an error, what the endpoint has is released.
             attached.endpoints.insert(network.name.clone(), endpoint);

@@ -10,8 +10,8 @@ use whelk_sys::fs;
 use super::{SandboxConfig, Sandboxes};
 use crate::error::{Error, Result};
 use crate::networks::drivers::Inner;
-use crate::networks::model::{Assigned, EndpointRequest};
-use crate::networks::settings::{link_local_addresses, mac_of, sysctls};
+use crate::networks::model::Assigned;
+use crate::networks::settings::{mac_of, sysctls};
 use crate::networks::stack::set_sysctl;
 use crate::networks::{Endpoint, NetworkRecord};
 use crate::random_names::random_id;
@@ -47,7 +47,7 @@ impl Sandboxes {
         set_sysctls(settings.collect(), namespace, true)?;
         set_sysctls(sysctls(&endpoint.requested, name)?, namespace, false)?;
         let mut links = Links::open_in(namespace)?;
-        configure_interface(&endpoint.requested, assigned, &mut links)?;
+        configure_interface(assigned, &mut links)?;
         Ok(links)
     }
 }
@@ -66,19 +66,14 @@ pub(super) fn configure_pooled(
 }
 
 /// Adds an endpoint's addresses to its interface and brings it up.
-pub(super) fn configure_interface(
-    requested: &EndpointRequest,
-    endpoint: &Assigned,
-    links: &mut Links,
-) -> Result<()> {
-    let link_local = link_local_addresses(requested)?;
+pub(super) fn configure_interface(endpoint: &Assigned, links: &mut Links) -> Result<()> {
     let name = endpoint.interface.as_str();
     let link = links.find(name)?.ok_or_else(|| {
         Error::internal(format!(
             "interface {name} is not in the container's namespace"
         ))
     })?;
-    for address in endpoint.nets().chain(link_local) {
+    for address in endpoint.nets().chain(endpoint.link_local.iter().copied()) {
         links.add_address(link.index, address)?;
     }
     Ok(links.set_up(link.index)?)
