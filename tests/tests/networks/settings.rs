@@ -319,6 +319,13 @@ fn address_families_can_be_options() {
         created(&["-o", &off, "-o", &on], "six"),
         ([false, true], [json!("false"), json!("true")])
     );
+    // A subnet of a family that the network does not have is ignored.
+    let subnet = FreeSubnet::new();
+    let flags = ["--ipv6=false", "--subnet", &subnet.v6()];
+    assert_eq!(created(&flags, "four").0, [true, false]);
+    let config = engine.get("/networks/four")["IPAM"]["Config"].clone();
+    assert_eq!(config.as_array().unwrap().len(), 1, "{config}");
+    assert!(!config[0]["Subnet"].as_str().unwrap().contains(':'));
     cli.run(&["network", "create", "-o", &format!("{IPV4}=maybe"), "x"])
         .refuses(1, &format!("driver-opt {IPV4:?} is not a valid bool"));
 }

@@ -1,17 +1,17 @@
 //! Creating networks.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use whelk_sys::sync::IgnorePoison as _;
 
-use ipnet::{IpNet, Ipv6Net};
+use ipnet::IpNet;
 use whelk_network::MAX_INTERFACE_NAME;
 use whelk_network::ipam::{self, Block};
 use whelk_sys::fs;
 
 use super::defaults::MTU;
 use super::model::{Ipam, IpamConfig, NetworkRecord, option};
-use super::{Network, NetworkDriverKind, Networks, defaults};
+use super::{Network, NetworkDriverKind, Networks, defaults, subnets};
 use crate::error::{Error, Result};
 use crate::events::now;
 use crate::random_names;
@@ -250,8 +250,8 @@ impl Networks {
             .values()
             .flat_map(|network| network.record.subnets())
             .collect();
-        for config in &record.ipam.config {
-            let subnet = check_config(config, record.enable_ipv6)?;
+        subnets::check(record)?;
+        for subnet in record.subnets() {
             if let Some(other) = taken.iter().find(|other| ipam::overlaps(other, &subnet)) {
                 return Err(Error::Denied(format!(
                     "invalid pool request: Pool overlaps with other one on this address space: {subnet} and {other}"
@@ -437,80 +437,6 @@ pub(super) fn check_interface_name(name: &str) -> Result<()> {
             "invalid interface name {name:?}: up to {MAX_INTERFACE_NAME} of a-z, A-Z, 0-9, _, . and -"
         )))
     }
-}
-
-fn check_config(config: &IpamConfig, enable_ipv6: bool) -> Result<IpNet> {
-    let Ok(subnet) = config.subnet.parse::<IpNet>() else {
-        return Err(Error::invalid(format!(
-            "invalid network config:\ninvalid subnet {}: invalid CIDR block notation",
-            config.subnet
-        )));
-    };
-    let wrong = |text: String| Err(Error::invalid(format!("invalid network config:\n{text}")));
-    let loopback = [
-        IpAddr::V4(Ipv4Addr::LOCALHOST),
-        IpAddr::V6(Ipv6Addr::LOCALHOST),
-    ];
-    let link_local = Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 64);
-    if ipam::overlaps(&subnet, &link_local.into()) && subnet.prefix_len() < link_local.prefix_len()
-    {
-        return wrong(format!(
-            "'{subnet}' clashes with the Link-Local prefix '{link_local}'"
-        ));
-    }
-    if loopback.iter().any(|address| subnet.contains(address))
-        || subnet.network().is_loopback()
-        || subnet.network().is_multicast()
-    {
-        return wrong(format!(
-            "invalid subnet {subnet}: it contains loopback or multicast addresses"
-        ));
-    }
-    if subnet.addr() != subnet.network() {
-        return wrong(format!(
-            "invalid subnet {subnet}: it should be {}",
-            subnet.trunc()
-        ));
-    }
-    if subnet.addr().is_ipv6() && !enable_ipv6 {
-        return wrong(format!(
-            "invalid subnet {subnet}: IPv6 has not been enabled for this network"
-        ));
-    }
-    if !config.ip_range.is_empty() {
-        let Ok(range) = config.ip_range.parse::<IpNet>() else {
-            return wrong(format!(
-                "invalid ip-range {}: invalid CIDR block notation",
-                config.ip_range
-            ));
-        };
-        if !subnet.contains(&range) {
-            return wrong(format!(
-                "invalid ip-range {range}: parent subnet {subnet} doesn't contain ip-range"
-            ));
-        }
-    }
-    // Errors show an auxiliary address by its name, as with Docker.
-    for (what, shown, address) in std::iter::once(("gateway", &config.gateway, &config.gateway))
-        .filter(|(_, _, address)| !address.is_empty())
-        .chain(
-            config
-                .auxiliary_addresses
-                .iter()
-                .map(|(name, address)| ("auxiliary address", name, address)),
-        )
-    {
-        match address.parse::<IpAddr>() {
-            Err(_) => return wrong(format!("invalid {what} {shown}: invalid address")),
-            Ok(parsed) if !subnet.contains(&parsed) => {
-                return wrong(format!(
-                    "invalid {what} {shown}: parent subnet {subnet} doesn't contain this address"
-                ));
-            }
-            Ok(_) => {}
-        }
-    }
-    Ok(subnet)
 }
 
 /// Returns whether IPv6 is enabled for new interfaces of the host.

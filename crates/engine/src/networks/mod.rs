@@ -18,6 +18,7 @@ pub(crate) mod resolv_conf;
 mod sandbox;
 mod settings;
 mod stack;
+mod subnets;
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
