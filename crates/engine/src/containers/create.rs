@@ -11,7 +11,9 @@ use super::volumes::NewMounts;
 use super::{Container, Containers, to_its_end};
 use crate::error::{Error, Result};
 use crate::events::now;
-use crate::model::{Config, ContainerRecord, ContainerState, HostConfig, LogDriver, NetworkMode};
+use crate::model::{
+    Config, ContainerPort, ContainerRecord, ContainerState, HostConfig, LogDriver, NetworkMode,
+};
 use crate::networks::EndpointRequest;
 use crate::quota::{self, Refusal};
 use crate::rollback::Rollback;
@@ -79,7 +81,7 @@ impl Containers {
         let image = pinned.as_ref().map(|(image, _)| image);
         validate::check_exposed(&config, &host)?;
         if let Some(image) = image {
-            inherit(&mut config, &image.config)?;
+            inherit(&mut config, &image.config);
         }
         // Clients send `[""]` to clear the image's entrypoint, and `{}` for no volumes.
         config.entrypoint.take_if(|entrypoint| *entrypoint == [""]);
@@ -215,7 +217,9 @@ pub(super) fn name_taken(name: &str, owner: &str) -> Error {
 }
 
 /// Fills in the image's settings where the request has none.
-fn inherit(config: &mut Config, image: &ImageConfig) -> Result<()> {
+fn inherit(config: &mut Config, image: &ImageConfig) {
+    /// Maximum number of ports of an image: all of three protocols.
+    const MAX_PORTS: usize = 3 * 65535;
     let image = &image.config;
     if config.user.is_empty() {
         config.user.clone_from(&image.user);
@@ -255,9 +259,9 @@ fn inherit(config: &mut Config, image: &ImageConfig) -> Result<()> {
             .entry(key.clone())
             .or_insert_with(|| value.clone());
     }
-    for port in image.exposed_ports.keys() {
-        config.exposed_ports.insert(port.parse()?);
-    }
+    let exposed = image.exposed_ports.keys();
+    let exposed = exposed.flat_map(|entry| ContainerPort::exposed_by(entry));
+    config.exposed_ports.extend(exposed.take(MAX_PORTS));
     if !image.volumes.is_empty() {
         let volumes = config.volumes.get_or_insert_default();
         // `VOLUME data` in a Dockerfile is relative to the root, whatever the working directory.
@@ -269,7 +273,6 @@ fn inherit(config: &mut Config, image: &ImageConfig) -> Result<()> {
             }
         }));
     }
-    Ok(())
 }
 
 /// Fills in the image's health check. One that cannot be read is none, as in Docker.

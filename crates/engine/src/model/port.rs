@@ -16,6 +16,19 @@ pub struct ContainerPort {
     pub protocol: Protocol,
 }
 
+impl ContainerPort {
+    /// Returns the ports that an entry in the configuration of an image means. Some builders write ranges
+    /// (`100-102/udp`). What is no port means none: Docker runs such images.
+    pub fn exposed_by(entry: &str) -> impl Iterator<Item = Self> + use<> {
+        let (numbers, protocol) = entry.split_once('/').unwrap_or((entry, "tcp"));
+        let range = numbers.parse::<PortRange>().ok();
+        let ports = range.zip(Protocol::parse(protocol)).into_iter();
+        ports.flat_map(|(range, protocol)| {
+            (range.first.max(1)..=range.last).map(move |number| Self { number, protocol })
+        })
+    }
+}
+
 impl FromStr for ContainerPort {
     type Err = Error;
 
@@ -128,6 +141,25 @@ mod tests {
             let found = text.parse::<ContainerPort>();
             let found = found.map_or_else(|error| error.to_string(), |port| port.to_string());
             assert_eq!(found, expected);
+        }
+    }
+
+    #[test]
+    fn images_expose_ports_and_ranges() {
+        for (entry, expected) in [
+            ("80", "80/tcp"),
+            ("53/udp", "53/udp"),
+            ("100-102/udp", "100/udp 101/udp 102/udp"),
+            ("65534-65535", "65534/tcp 65535/tcp"),
+            ("0-1/tcp", "1/tcp"),
+            ("0/tcp", ""),
+            ("2-1/tcp", ""),
+            ("80/x", ""),
+            ("http", ""),
+            ("", ""),
+        ] {
+            let ports = ContainerPort::exposed_by(entry).map(|port| port.to_string());
+            assert_eq!(ports.collect::<Vec<_>>().join(" "), expected, "{entry}");
         }
     }
 
