@@ -72,13 +72,13 @@ impl FromStr for NetworkMode {
             "none" => Self::None,
             "host" => Self::Host,
             "bridge" => Self::Bridge,
+            "container" | CONTAINER => {
+                return Err(Error::invalid(
+                    "invalid network mode: invalid container format container:<name|id>",
+                ));
+            }
             name => match donor(name) {
                 None => Self::Network(name.to_owned()),
-                Some("") => {
-                    return Err(Error::invalid(
-                        "invalid network mode: invalid container format container:<name|id>",
-                    ));
-                }
                 Some(donor) => Self::Container(donor.to_owned()),
             },
         })
@@ -311,10 +311,10 @@ mod tests {
     fn parses_and_formats_modes() {
         check::<NetworkMode>(
             &["default", "none", "host", "bridge", "app", "container:x"],
-            &[(
-                "container:",
-                "invalid network mode: invalid container format container:<name|id>",
-            )],
+            &["container", "container:"].map(|text| {
+                let error = "invalid network mode: invalid container format container:<name|id>";
+                (text, error)
+            }),
         );
         check::<PidMode>(
             &["", "host", "container:x"],
