@@ -94,8 +94,8 @@ impl Builder {
         let builder = self.clone();
         blocking(move || {
             let context = Directory::unpack(builder.store(), archive)?;
-            let path = request.dockerfile_path();
-            let text = dockerfile_in(&context, &path)?;
+            let mut path = request.dockerfile_path();
+            let text = dockerfile_in(&context, &mut path)?;
             let mut ignore = Vec::new();
             for file in [format!("{path}.dockerignore"), ".dockerignore".to_owned()] {
                 if let Some(text) = context.read(&file)? {
@@ -160,7 +160,7 @@ impl Builder {
                     fetched
                 }
             };
-            let text = dockerfile_in(&context, &path)?;
+            let text = dockerfile_in(&context, &mut path)?;
             check(&path, &text, &request.target)?;
             Ok(Prepared {
                 request: Request {
@@ -312,15 +312,27 @@ impl Builder {
 impl Request {
     fn dockerfile_path(&self) -> String {
         match self.dockerfile.as_str() {
-            "" => "Dockerfile".to_owned(),
+            "" => DEFAULT.to_owned(),
             path => path.to_owned(),
         }
     }
 }
 
-fn dockerfile_in(context: &Directory, path: &str) -> Result<String> {
-    let missing = || Error::invalid(format!("Cannot locate specified Dockerfile: {path}"));
-    context.read(path)?.ok_or_else(missing)
+/// The name of a Dockerfile, unless the request names another.
+const DEFAULT: &str = "Dockerfile";
+/// In Docker, a context's file with this name stands for one with the default name.
+const LOWER_CASE: &str = "dockerfile";
+
+/// Reads the Dockerfile of a context. `path` is set to the one that was found.
+fn dockerfile_in(context: &Directory, path: &mut String) -> Result<String> {
+    let mut found = context.read(path)?;
+    if found.is_none() && path.as_str() == DEFAULT {
+        found = context.read(LOWER_CASE)?;
+        if found.is_some() {
+            LOWER_CASE.clone_into(path);
+        }
+    }
+    found.ok_or_else(|| Error::invalid(format!("Cannot locate specified Dockerfile: {path}")))
 }
 
 /// Checks a Dockerfile as far as Docker does before it answers.

@@ -66,6 +66,10 @@ fn contexts_come_from_urls() {
     let server = Web::start(|asked| match asked.path.as_str() {
         "/context.tar" => Answer::new(200, archive("of a URL")),
         "/context.tar.xz" => Answer::new(200, images::xz(&archive("of xz"))),
+        "/lower.tar" => {
+            let files = Tar::new().file("dockerfile", DOCKERFILE);
+            Answer::new(200, files.file("x", "in lower case").finish())
+        }
         "/Dockerfile" => Answer::new(200, "FROM busybox\nRUN echo alone > /x\n")
             .header("Content-Type", "text/plain"),
         _ => Answer::new(404, "no such file"),
@@ -95,6 +99,7 @@ fn contexts_come_from_urls() {
         ("/context.tar.xz", "x", "of xz"),
         ("/context.tar&dockerfile=sub/Dockerfile", "y", "of a URL"),
         ("/Dockerfile", "x", "alone"),
+        ("/lower.tar", "x", "in lower case"),
     ] {
         let path = format!("/build?t=remote&remote={}", server.url(path));
         let answer = engine.http("POST", &path, &[], b"");
