@@ -32,6 +32,21 @@ pub(crate) fn null_is_default<'de, D: Deserializer<'de>, T: Default + Deserializ
     Option::<T>::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
+/// Words, or one as a string, as old images have them; null is none.
+pub(crate) fn words<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Words {
+        One(String),
+        Several(Vec<String>),
+    }
+    Ok(match Option::<Words>::deserialize(deserializer)? {
+        None => Vec::new(),
+        Some(Words::One(word)) => vec![word],
+        Some(Words::Several(words)) => words,
+    })
+}
+
 /// A list of at most `N` elements.
 pub(crate) struct AtMost<T, const N: usize>(pub(crate) Vec<T>);
 

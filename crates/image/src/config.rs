@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::bounded::{self, MAX_HISTORY, MAX_LAYERS, null_is_default};
+use crate::bounded::{self, MAX_HISTORY, MAX_LAYERS, null_is_default, words};
 use crate::digest::{Algorithm, Digest};
 use crate::error::{Error, Result};
 
@@ -111,15 +111,9 @@ pub struct ContainerConfig {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub env: Vec<String>,
-    #[serde(
-        deserialize_with = "null_is_default",
-        skip_serializing_if = "Vec::is_empty"
-    )]
+    #[serde(deserialize_with = "words", skip_serializing_if = "Vec::is_empty")]
     pub entrypoint: Vec<String>,
-    #[serde(
-        deserialize_with = "null_is_default",
-        skip_serializing_if = "Vec::is_empty"
-    )]
+    #[serde(deserialize_with = "words", skip_serializing_if = "Vec::is_empty")]
     pub cmd: Vec<String>,
     #[serde(
         deserialize_with = "null_is_default",
@@ -146,10 +140,7 @@ pub struct ContainerConfig {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub on_build: Vec<String>,
-    #[serde(
-        deserialize_with = "null_is_default",
-        skip_serializing_if = "Vec::is_empty"
-    )]
+    #[serde(deserialize_with = "words", skip_serializing_if = "Vec::is_empty")]
     pub shell: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub healthcheck: Option<serde_json::Value>,
@@ -209,6 +200,19 @@ mod tests {
         let config = ImageConfig::parse(br#"{"os":"linux","config":{"Cmd":null,"Env":["A=1"],"New":5},"rootfs":{"type":"layers","diff_ids":null},"history":null,"extra":{}}"#).unwrap();
         assert_eq!(config.config.env, ["A=1"]);
         assert!(config.config.cmd.is_empty());
+    }
+
+    #[test]
+    fn commands_may_be_strings() {
+        let text = br#"{"config":{"Cmd":"a b","Entrypoint":["c","d"],"Shell":"e"},"rootfs":{"type":"layers"}}"#;
+        let config = ImageConfig::parse(text).unwrap().config;
+        assert_eq!(config.cmd, ["a b"]);
+        assert_eq!(config.entrypoint, ["c", "d"]);
+        assert_eq!(config.shell, ["e"]);
+        for wrong in ["5", "[5]", "{}"] {
+            let text = format!(r#"{{"config":{{"Cmd":{wrong}}},"rootfs":{{"type":"layers"}}}}"#);
+            assert!(ImageConfig::parse(text.as_bytes()).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use whelk_sys::sync::IgnorePoison as _;
 
 use whelk_image::{ImageConfig, Platform};
 use whelk_sys::fs;
+use whelk_text::signal;
 
 use super::volumes::NewMounts;
 use super::{Container, Containers, to_its_end};
@@ -227,7 +228,8 @@ fn inherit(config: &mut Config, image: &ImageConfig) {
     if config.working_dir.is_empty() {
         config.working_dir.clone_from(&image.working_dir);
     }
-    if config.stop_signal.is_empty() {
+    // Docker does not check an image's settings. Those that cannot be used are left out.
+    if config.stop_signal.is_empty() && signal::parse(&image.stop_signal).is_ok() {
         config.stop_signal.clone_from(&image.stop_signal);
     }
     inherit_health(config, image.healthcheck.as_ref());
@@ -238,6 +240,7 @@ fn inherit(config: &mut Config, image: &ImageConfig) {
         image
             .env
             .iter()
+            .filter(|entry| !entry.is_empty() && !entry.starts_with('='))
             .filter(|entry| names.insert(name_of(entry)))
             .cloned(),
     );
@@ -282,8 +285,8 @@ fn inherit_health(config: &mut Config, image: Option<&serde_json::Value>) {
     };
     match crate::records::image_healthcheck(check) {
         Ok(check) => match &mut config.healthcheck {
-            Some(own) => own.inherit(check),
-            None => config.healthcheck = Some(check),
+            Some(own) => own.inherit(check.corrected()),
+            None => config.healthcheck = Some(check.corrected()),
         },
         Err(error) => tracing::warn!("the health check of image {}: {error}", config.image),
     }
@@ -300,5 +303,45 @@ fn fill_paths(host: &mut HostConfig) {
     }
     if host.readonly_paths.is_none() {
         host.readonly_paths = strings(&crate::spec::READONLY_PATHS);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn settings_of_an_image_that_cannot_be_used_are_left_out() {
+        let image = json!({
+            "config": {
+                "Env": ["", "=x", "A=b"], "StopSignal": "FOO", "ExposedPorts": {"http": {}, "7-8/udp": {}}, "Volumes": {"data": {}},
+                "Healthcheck": {"Test": ["CMD", "true"], "Interval": 1, "Timeout": -5, "Retries": -1},
+            },
+            "rootfs": {"type": "layers"},
+        });
+        let image = ImageConfig::parse(image.to_string().as_bytes()).unwrap();
+        let mut config = Config::default();
+        inherit(&mut config, &image);
+        assert_eq!(config.env, Some(vec!["A=b".to_owned()]));
+        assert_eq!(config.stop_signal, "");
+        assert_eq!(config.volumes, Some(["/data".to_owned()].into()));
+        let ports: Vec<String> = config
+            .exposed_ports
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(ports, ["7/udp", "8/udp"]);
+        let check = config.healthcheck.unwrap();
+        assert_eq!(
+            (
+                check.interval,
+                check.timeout,
+                check.start_period,
+                check.retries
+            ),
+            (1_000_000, 1_000_000, 0, 0)
+        );
     }
 }

@@ -20,6 +20,27 @@ pub struct Healthcheck {
 }
 
 impl Healthcheck {
+    /// The least duration that is not the default, in nanoseconds.
+    pub const LEAST: i64 = 1_000_000;
+
+    /// Returns an image's health check with numbers that are allowed. Not all builders check them, and
+    /// Docker runs the image.
+    #[must_use]
+    pub fn corrected(mut self) -> Self {
+        for duration in [
+            &mut self.interval,
+            &mut self.timeout,
+            &mut self.start_period,
+            &mut self.start_interval,
+        ] {
+            if *duration != 0 {
+                *duration = (*duration).max(Self::LEAST);
+            }
+        }
+        self.retries = self.retries.max(0);
+        self
+    }
+
     /// Takes what is not set from an image's health check.
     pub fn inherit(&mut self, image: Self) {
         if self.test == HealthTest::Inherit {

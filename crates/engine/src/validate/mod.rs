@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::host::HostInfo;
 use crate::instance::ContainerDefaults;
 use crate::model::{
-    Config, DeviceRequest, HostConfig, IpcMode, NetworkMode, PidMode, RestartPolicy,
+    Config, DeviceRequest, Healthcheck, HostConfig, IpcMode, NetworkMode, PidMode, RestartPolicy,
 };
 use crate::{mounts, random_names, security};
 
@@ -172,14 +172,13 @@ pub(crate) fn layer_size(host: &HostConfig) -> Result<u64> {
 }
 
 fn check_health(config: &Config) -> Result<()> {
-    const LEAST: i64 = 1_000_000;
     let Some(check) = &config.healthcheck else {
         return Ok(());
     };
     let too_short = |durations: [(&str, i64); 2]| {
         let short = durations
             .into_iter()
-            .find(|&(_, value)| value != 0 && value < LEAST);
+            .find(|&(_, value)| value != 0 && value < Healthcheck::LEAST);
         short.map_or(Ok(()), |(name, _)| {
             Err(Error::invalid(format!(
                 "{name} in Healthcheck cannot be less than 1ms"
@@ -286,7 +285,7 @@ pub(crate) fn check_device_count(request: &DeviceRequest) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{CgroupnsMode, HealthTest, Healthcheck, LogConfig, LogDriver};
+    use crate::model::{CgroupnsMode, HealthTest, LogConfig, LogDriver};
 
     fn host_info() -> HostInfo {
         let default_log = LogConfig {
