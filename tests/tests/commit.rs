@@ -48,6 +48,12 @@ fn changes_become_a_layer() {
             (&json!(id), &json!("me <me@example.org>"), &json!("what for"))
         );
         assert_eq!(made["Parent"], image(&engine, "busybox")["Id"]);
+        // An archive of both says so, too.
+        let archive = engine.scratch_text("saved") + "/archive.tar";
+        cli.run(&["save", "-o", &archive, "busybox", "made:one"]).ok();
+        cli.run(&["rmi", "made:one"]).ok();
+        cli.run(&["load", "-q", "-i", &archive]).ok();
+        assert_eq!(image(&engine, "made:one")["Parent"], made["Parent"]);
         let layers = |name: &str| image(&engine, name)["RootFS"]["Layers"].as_array().unwrap().clone();
         let (below, all) = (layers("busybox"), layers("made:one"));
         assert_eq!((all.len(), &all[..below.len()]), (below.len() + 1, &below[..]));

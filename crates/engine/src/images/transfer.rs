@@ -295,6 +295,7 @@ impl Images {
                 chosen = found;
                 chosen.truncate(if is_id { 1 } else { usize::MAX });
             }
+            let parent = chosen.first().and_then(|one| one.image.parent.clone());
             let images = chosen
                 .into_iter()
                 .map(|one| (one.image.id.clone(), one.platform));
@@ -308,6 +309,7 @@ impl Images {
                 None => saved.push(Saved {
                     images,
                     names: Vec::from_iter(reference),
+                    parent,
                 }),
             }
             Ok::<_, Error>(())

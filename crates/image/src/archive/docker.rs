@@ -22,6 +22,9 @@ pub(super) fn read(images: &mut Images<'_>) -> Result<()> {
             .map(|name| tag(name))
             .collect::<Result<Vec<Reference>>>()?;
         images.add(&entry.config, entry.layers, names, Origin::default())?;
+        if let Some(parent) = entry.parent.and_then(|parent| parent.parse().ok()) {
+            images.set_parent(&entry.config, parent)?;
+        }
     }
     Ok(())
 }

@@ -101,6 +101,7 @@ pub fn load(
         list: Vec::new(),
         by_id: BTreeMap::new(),
         names: Vec::new(),
+        parents: BTreeMap::new(),
         documents: BTreeMap::new(),
     };
     if parts.has("manifest.json") && !oci::has_index(&images) {
@@ -131,6 +132,8 @@ pub(super) struct Images<'a> {
     /// Names in archive order, each with the place of its image in `list`, and the image index that it
     /// stands for. If two images have the same name, the last one gets it.
     names: Vec<(Reference, usize, Option<Digest>)>,
+    /// The images that images were made from, which the archive need not have.
+    parents: BTreeMap<Digest, Digest>,
     /// Manifests and indexes that may be the origin of an image, as they are stored. Their total is
     /// bounded by the archive's metadata budget.
     pub(super) documents: BTreeMap<Digest, Vec<u8>>,
@@ -187,6 +190,16 @@ impl Images<'_> {
             )));
         }
         self.add_names(index, names, stands_for.as_ref())
+    }
+
+    /// Notes the image that the one with the configuration `config` was made from.
+    ///
+    /// # Errors
+    /// Returns an error if the archive has no such configuration.
+    pub(super) fn set_parent(&mut self, config: &str, parent: Digest) -> Result<()> {
+        let id = self.parts.file(config)?.digest.clone();
+        self.parents.insert(id, parent);
+        Ok(())
     }
 
     /// Adds the image with the configuration `bytes` and returns its index, or `None` if it is for
@@ -333,11 +346,13 @@ impl Images<'_> {
                 .map(|diff_id| self.store.snapshots.size(diff_id));
             let size = sizes.sum::<Result<u64>>()?;
             self.store.content.put(self.lease, &image.bytes)?;
+            let parent = self.parents.get(&image.id);
+            let parent = parent.filter(|parent| self.by_id.contains_key(*parent));
             let loaded = Loaded {
                 id: image.id,
                 origin: image.origin,
                 other_manifests,
-                parent: None,
+                parent: parent.cloned(),
                 config: image.config,
                 names,
                 size,

@@ -44,6 +44,9 @@ struct DockerImage {
     repo_tags: Vec<String>,
     #[serde(default, deserialize_with = "bounded::list::<_, _, MAX_LAYERS>")]
     layers: Vec<String>,
+    /// The image that it was made from, if the archive has that one, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    parent: Option<String>,
     /// Layer descriptors by digest. Ignored when reading: digests are computed from the content.
     #[serde(
         default,

@@ -302,6 +302,7 @@ impl Packed {
                     .iter()
                     .map(|layer| blob_name(&layer.digest))
                     .collect(),
+                parent: None,
                 layer_sources: BTreeMap::new(),
             };
             write_file(&mut archive, "manifest.json", &encode(&[docker])?, 0)?;

@@ -24,6 +24,8 @@ pub struct Saved {
     /// Ids, with the platforms that the images are for. The first is the default one.
     pub images: Vec<(Digest, Platform)>,
     pub names: Vec<Reference>,
+    /// The image that the first one was made from. It is noted if it is saved, too.
+    pub parent: Option<Digest>,
 }
 
 /// Writes images to `output`. A layer or configuration shared by several images is written once. Images
@@ -59,6 +61,14 @@ pub fn save(store: &Store, saved: &[Saved], output: impl Write) -> Result<()> {
             _ => writer.index(entries)?,
         };
         index.manifests.extend(named(&entry, &one.names));
+    }
+    for one in saved {
+        if let (Some((id, _)), Some(parent)) = (one.images.first(), &one.parent)
+            && let Some((_, place)) = writer.manifests.get(id)
+            && writer.manifests.contains_key(parent)
+        {
+            writer.docker[*place].parent = Some(parent.to_string());
+        }
     }
     writer.finish(&index)
 }
@@ -137,6 +147,7 @@ impl<W: Write> Writer<'_, W> {
             config: blob_name(id),
             repo_tags: Vec::new(),
             layers: config.rootfs.diff_ids.iter().map(blob_name).collect(),
+            parent: None,
             layer_sources: layers
                 .into_iter()
                 .map(|layer| (layer.digest.to_string(), layer))

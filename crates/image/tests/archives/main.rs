@@ -114,6 +114,7 @@ fn to_save(images: &[(&Digest, &[&str])]) -> Vec<Saved> {
         .map(|(id, names)| Saved {
             images: vec![((*id).clone(), Platform::host())],
             names: names.iter().map(reference).collect(),
+            parent: None,
         })
         .collect()
 }

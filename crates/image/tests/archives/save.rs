@@ -8,7 +8,7 @@ use crate::{
     base, check_stored, check_two, middle, names, parts, saved, summary, to_save, top, two_images,
 };
 use serde_json::{Value, json};
-use whelk_image::archive::save;
+use whelk_image::archive::{Saved, save};
 use whelk_image::{Digest, Error};
 use whelk_sys::fs;
 
@@ -79,6 +79,30 @@ fn saved_images_can_be_loaded() {
     );
     check_stored(&third, &one);
     check_stored(&third, &two);
+}
+
+#[test]
+fn the_parent_of_an_image_is_kept_if_it_is_saved() {
+    let (one, two) = two_images();
+    let (one_id, two_id) = (one.id(), two.id());
+    let bench = Bench::new();
+    let archive = pack(&docker_archive(&[(&one, &["app:1"]), (&two, &["app:2"])]));
+    load(&bench.store, archive.as_slice(), None).unwrap();
+    let mut images = to_save(&[(&two_id, &["app:2"]), (&one_id, &["app:1"])]);
+    images[0].parent = Some(one_id.clone());
+    let check = |images: &[Saved], expected: Option<&Digest>| {
+        let mut archive = Vec::new();
+        save(&bench.store, images, &mut archive).unwrap();
+        let other = Bench::new();
+        let loaded = load(&other.store, archive.as_slice(), None).unwrap();
+        assert_eq!(loaded.len(), images.len());
+        for image in &loaded {
+            let expected = expected.filter(|_| image.id == two_id);
+            assert_eq!(image.parent.as_ref(), expected);
+        }
+    };
+    check(&images, Some(&one_id));
+    check(&images[..1], None);
 }
 
 #[test]
