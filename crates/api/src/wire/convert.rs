@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use whelk_api_types as api;
-use whelk_engine::Result;
 use whelk_engine::containers::{self, FixedResources, UpdateRequest};
 use whelk_engine::model::{self, network};
+use whelk_engine::{Error, Result};
 
 /// A conversion to `T`. It is implemented in both directions, and for collections.
 pub(crate) trait Convert<T> {
@@ -142,8 +142,27 @@ impl Convert<api::Set> for BTreeSet<model::ContainerPort> {
 }
 
 impl Parse<BTreeSet<model::ContainerPort>> for api::Set {
+    /// Compose sends ranges of exposed ports (`3000-3010`) as they are written.
     fn parse(self) -> Result<BTreeSet<model::ContainerPort>> {
-        self.into_keys().map(Parse::parse).collect()
+        let mut left = model::ContainerPort::COUNT;
+        let mut ports = BTreeSet::new();
+        for entry in self.into_keys() {
+            if !entry.contains('-') {
+                ports.insert(Parse::parse(entry)?);
+                continue;
+            }
+            let before = left;
+            for port in model::ContainerPort::exposed_by(&entry).take(left) {
+                left -= 1;
+                ports.insert(port);
+            }
+            if left == before {
+                return Err(Error::invalid(format!(
+                    "invalid port specification: {entry:?}"
+                )));
+            }
+        }
+        Ok(ports)
     }
 }
 
@@ -552,6 +571,32 @@ mod tests {
         let shown = text(&endpoint);
         assert_eq!(shown["MacAddress"], "02:00:00:00:00:01");
         assert_eq!(shown["IPAddress"], "");
+    }
+
+    #[test]
+    fn exposed_ports_may_be_ranges() {
+        let ports = |entries: &[&str]| {
+            let keys = entries.iter().map(|entry| (*entry).to_owned());
+            let set: api::Set = keys.map(|key| (key, api::Empty {})).collect();
+            let ports: Result<BTreeSet<model::ContainerPort>> = Parse::parse(set);
+            ports.map_err(|error| error.to_string()).map(|ports| {
+                let ports: Vec<String> = ports.iter().map(ToString::to_string).collect();
+                ports.join(" ")
+            })
+        };
+        assert_eq!(
+            ports(&["3000-3002", "80/udp"]),
+            Ok("80/udp 3000/tcp 3001/tcp 3002/tcp".into())
+        );
+        for wrong in ["2-1/tcp", "1-2/x", "-", "x"] {
+            assert!(ports(&[wrong]).is_err(), "{wrong}");
+        }
+        // The work is bounded, however many ranges there are.
+        let all: Vec<String> = (1..=100)
+            .map(|first| format!("{first}-65535/tcp"))
+            .collect();
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        assert!(ports(&all).is_err());
     }
 
     #[test]

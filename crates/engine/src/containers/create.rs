@@ -219,8 +219,6 @@ pub(super) fn name_taken(name: &str, owner: &str) -> Error {
 
 /// Fills in the image's settings where the request has none.
 fn inherit(config: &mut Config, image: &ImageConfig) {
-    /// Maximum number of ports of an image: all of three protocols.
-    const MAX_PORTS: usize = 3 * 65535;
     let image = &image.config;
     if config.user.is_empty() {
         config.user.clone_from(&image.user);
@@ -264,7 +262,9 @@ fn inherit(config: &mut Config, image: &ImageConfig) {
     }
     let exposed = image.exposed_ports.keys();
     let exposed = exposed.flat_map(|entry| ContainerPort::exposed_by(entry));
-    config.exposed_ports.extend(exposed.take(MAX_PORTS));
+    config
+        .exposed_ports
+        .extend(exposed.take(ContainerPort::COUNT));
     if !image.volumes.is_empty() {
         let volumes = config.volumes.get_or_insert_default();
         // `VOLUME data` in a Dockerfile is relative to the root, whatever the working directory.

@@ -17,6 +17,9 @@ pub struct ContainerPort {
 }
 
 impl ContainerPort {
+    /// The number of ports that there are, of three protocols.
+    pub const COUNT: usize = 3 * 65535;
+
     /// Returns the ports that an entry in the configuration of an image means. Some builders write ranges
     /// (`100-102/udp`). What is no port means none: Docker runs such images.
     pub fn exposed_by(entry: &str) -> impl Iterator<Item = Self> + use<> {
