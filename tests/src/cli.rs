@@ -362,6 +362,14 @@ impl Running {
             );
         }
         let status = self.child.wait().expect("wait for the command");
+        // Another process may have its pipes: the plugin of a client that was killed.
+        assert!(
+            happens(limit, || self.readers.iter().all(JoinHandle::is_finished)),
+            "{}: another process has its output still open after {limit:?}; output {:?} {:?}",
+            self.command,
+            self.so_far(),
+            self.errors_so_far()
+        );
         for reader in self.readers.drain(..) {
             let _ = reader.join();
         }
