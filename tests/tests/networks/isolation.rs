@@ -565,7 +565,7 @@ fn a_subnet_of_two_addresses_is_enough_for_two_containers() {
         assert!(config["Gateway"].is_null(), "{config}");
         up(cli, "one", &["--network", "pair"], "sleep 300");
         up(cli, "two", &["--network", "pair"], "sleep 300");
-        assert!(inside(cli, "two", "ping -c1 -w2 one").contains("1 packets received"));
+        assert!(inside(cli, "two", "ping -c1 -w10 one").contains("1 packets received"));
         engine.kill9();
         engine.restart();
         let third = ["run", "--rm", "--network", "pair", "busybox", "true"];
