@@ -86,7 +86,10 @@ impl NetworkDefaults {
             ),
             (option::MTU, self.mtu.unwrap_or(USUAL_MTU).to_string()),
         ];
-        let config = [true, false].into_iter().filter_map(|ipv4| {
+        // A network without IPv6 has no subnet of it.
+        let families = [true, false].into_iter();
+        let families = families.filter(|ipv4| *ipv4 || self.ipv6);
+        let config = families.filter_map(|ipv4| {
             let of_family = |list: &[IpNet]| {
                 list.iter()
                     .copied()
@@ -144,4 +147,26 @@ pub(super) fn matches(record: &NetworkRecord, wanted: &CreateNetwork) -> bool {
     record.options == wanted.options
         && wanted.enable_ipv6 == Some(record.enable_ipv6)
         && wanted.ipam.config.iter().all(matches_config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_ipv6_the_default_network_has_no_subnet_of_it() {
+        let instance = Instance::new("/root".into(), "/run".into(), "test".into()).unwrap();
+        let subnets = |ipv6: bool| {
+            let settings = NetworkDefaults {
+                bridge_addresses: vec!["10.1.2.1/24".parse().unwrap()],
+                ranges: vec!["fd00:1::/64".parse().unwrap()],
+                ipv6,
+                ..NetworkDefaults::default()
+            };
+            let config = settings.bridge(&instance).ipam.config.into_iter();
+            config.map(|config| config.subnet).collect::<Vec<_>>()
+        };
+        assert_eq!(subnets(true), ["10.1.2.0/24", "fd00:1::/64"]);
+        assert_eq!(subnets(false), ["10.1.2.0/24"]);
+    }
 }
