@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::{Map, Value};
 use whelk_llb::pb::Platform;
 use whelk_text::duration;
 
@@ -106,7 +106,7 @@ pub struct Config {
         deserialize_with = "nullable",
         skip_serializing_if = "BTreeMap::is_empty"
     )]
-    pub exposed_ports: BTreeMap<String, Map<String, Value>>,
+    pub exposed_ports: BTreeMap<String, Empty>,
     #[serde(deserialize_with = "nullable", skip_serializing_if = "Vec::is_empty")]
     pub env: Vec<String>,
     #[serde(deserialize_with = "nullable", skip_serializing_if = "Vec::is_empty")]
@@ -117,7 +117,7 @@ pub struct Config {
         deserialize_with = "nullable",
         skip_serializing_if = "BTreeMap::is_empty"
     )]
-    pub volumes: BTreeMap<String, Map<String, Value>>,
+    pub volumes: BTreeMap<String, Empty>,
     #[serde(
         deserialize_with = "nullable",
         skip_serializing_if = "String::is_empty"
@@ -161,6 +161,16 @@ pub struct Health {
     pub start_interval: i64,
     #[serde(deserialize_with = "nullable", skip_serializing_if = "is_zero")]
     pub retries: i64,
+}
+
+/// The value of a port or a volume: an object without members, whatever was in it, as with Go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Empty {}
+
+impl<'de> Deserialize<'de> for Empty {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Option::<BTreeMap<String, IgnoredAny>>::deserialize(deserializer).map(|_| Self {})
+    }
 }
 
 fn is_zero(number: &i64) -> bool {
@@ -364,13 +374,13 @@ mod tests {
 
     #[test]
     fn configurations_may_have_nulls() {
-        let text = r#"{"architecture":"amd64","os":"linux","created":null,"config":{"Env":null,"Cmd":["a"],"Labels":null,"Healthcheck":{"Test":["NONE"]}},
+        let text = r#"{"architecture":"amd64","os":"linux","created":null,"config":{"Env":null,"Cmd":["a"],"Labels":null,"Volumes":{"/v":null,"/w":{"x":1}},"ExposedPorts":{"80/tcp":null},"Healthcheck":{"Test":["NONE"]}},
             "rootfs":{"type":"layers","diff_ids":null},"history":[{"created_by":"x","empty_layer":true}],"container_config":{"x":1}}"#;
         let image: Image = serde_json::from_str(text).unwrap_or_default();
         assert_eq!(image.config.cmd, ["a"]);
         assert_eq!(
             serde_json::to_string(&image).unwrap_or_default(),
-            r#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]},"history":[{"created_by":"x","empty_layer":true}],"config":{"Cmd":["a"],"Healthcheck":{"Test":["NONE"]}}}"#
+            r#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]},"history":[{"created_by":"x","empty_layer":true}],"config":{"ExposedPorts":{"80/tcp":{}},"Cmd":["a"],"Volumes":{"/v":{},"/w":{}},"Healthcheck":{"Test":["NONE"]}}}"#
         );
     }
 }
