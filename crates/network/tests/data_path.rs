@@ -405,12 +405,13 @@ fn host_connections_to_ipv6_loopback_are_redirected_to_containers() {
             .redirect_ipv6_loopback()
             .unwrap()));
         for port in ["[::1]:8080", "[::1]:8081"] {
-            let asked = Instant::now();
-            assert_eq!(ask(&host.namespace, port), None);
-            assert!(
-                asked.elapsed() < Duration::from_millis(900),
-                "not refused, but lost"
-            );
+            // What is lost takes a second each time; a machine may be busy once.
+            let is_refused = |_| {
+                let asked = Instant::now();
+                assert_eq!(ask(&host.namespace, port), None);
+                asked.elapsed() < Duration::from_millis(900)
+            };
+            assert!((0..5).any(is_refused), "not refused, but lost");
         }
         sysctl(&host.namespace, FILTER, "0");
     }
