@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
 use whelk_network::{Firewall, Links};
-use whelk_tests::serving::{SERVES, fetch, inside, published, serves, up};
+use whelk_tests::serving::{SERVES, inside, published, serves, up};
 use whelk_tests::{Cli, Engine, Output, Program, eventually, free_interface_name, free_port};
 
 /// Runs a container that publishes a port at this address of the host, and waits for its end.
@@ -76,7 +76,7 @@ fn removed_rules_and_bridges_are_restored() {
     rules.remove().unwrap();
     // A connection attempt without the rules would stay in the connection tracking table.
     std::thread::sleep(Duration::from_millis(500));
-    assert_eq!(fetch(address).as_deref(), Some("web"), "noticed late");
+    serves(address, "web");
     cli.run(&["rm", "-f", "web"]).ok();
     let mut links = Links::open().unwrap();
     links.delete(&engine.bridge()).unwrap();
