@@ -203,6 +203,14 @@ impl BridgeRules {
             ));
             ranges.push((Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()));
         }
+        if self.subnets.iter().any(|net| matches!(net, IpNet::V4(_))) {
+            // Addresses that containers were given beside those of the network. The bridge table knows
+            // which are whose; where bridged traffic is filtered (br_netfilter), it passes here, too.
+            ranges.push((
+                Ipv4Addr::new(169, 254, 0, 0).into(),
+                Ipv4Addr::new(169, 254, 255, 255).into(),
+            ));
+        }
         // The kernel rejects overlapping ranges, such as a link-local subnet and all of fe80::/10.
         for (first, last) in merge_ranges(ranges) {
             let set_id = if first.is_ipv4() {
