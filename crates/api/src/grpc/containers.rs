@@ -13,7 +13,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt as _;
@@ -146,6 +146,8 @@ struct Known {
     input: Option<OwnedWriteHalf>,
     /// Whether the frontend may still send data for the standard input: it has asked for it, and has not closed it.
     takes_input: bool,
+    /// Whether the frontend is told of its end: it may send something before this call has noted that.
+    has_ended: Arc<AtomicBool>,
 }
 
 /// The processes of one call.
@@ -266,14 +268,16 @@ impl Processes<'_> {
                 input,
                 output,
             }) => {
+                let has_ended: Arc<AtomicBool> = Arc::default();
                 let known = Known {
                     control,
                     input: takes_input.then_some(input),
                     takes_input,
+                    has_ended: has_ended.clone(),
                 };
                 self.known.insert(name, Some(known));
                 let running = Running::new(container, place);
-                self.tasks.spawn(sender.follow(output, running));
+                self.tasks.spawn(sender.follow(output, running, has_ended));
                 Ok(())
             }
             Err(error) => {
@@ -303,6 +307,9 @@ fn request(init: InitMessage, stdin: bool) -> ProcessRequest {
 impl Known {
     /// Writes to the standard input. What comes after the end of the process is dropped.
     async fn write(&mut self, file: FdMessage) -> Result<()> {
+        if self.has_ended.load(Ordering::Acquire) {
+            return Ok(());
+        }
         if file.fd != 0 || !self.takes_input {
             let text = format!("fd {} unavailable to write", file.fd);
             return Err(Status::new(Code::OutOfRange, text));
@@ -367,7 +374,12 @@ impl Sender {
     }
 
     /// Sends the output of a process, to its end. Returns its name.
-    async fn follow(self, mut output: ProcessOutput, running: Running) -> Result<String> {
+    async fn follow(
+        self,
+        mut output: ProcessOutput,
+        running: Running,
+        has_ended: Arc<AtomicBool>,
+    ) -> Result<String> {
         while let Some((stream, data)) = output.next().await {
             let fd = u32::from(stream);
             if self.outputs.contains(&fd) {
@@ -377,6 +389,8 @@ impl Sender {
         }
         let exit = output.wait().await;
         drop(running);
+        // Before the frontend learns it.
+        has_ended.store(true, Ordering::Release);
         let (code, error) = ended(exit);
         self.end(code, error).await?;
         Ok(self.name)
