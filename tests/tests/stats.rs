@@ -104,7 +104,7 @@ fn figures_are_those_of_the_kernel() {
         "--pids-limit",
         "77",
         "--cpus",
-        "1.5",
+        "0.9",
         "--tmpfs",
         "/mem",
     ];
