@@ -353,9 +353,18 @@ fn other_files_of_a_known_directory_are_sent_alone() {
     let look = ["run", "--rm", "made", "sh", "-c", "wc -c < /one; cat /two"];
     assert_eq!(engine.docker(&look).ok(), "300000\n2");
     // They are records of the cache.
-    let filter = ["buildx", "du", "--verbose", "--filter", "type=source.local"];
-    let listed = engine.docker(&filter).ok();
-    assert!(listed.contains("local source for context"), "{listed}");
+    for (filter, found) in [
+        ("type=source.local", true),
+        ("mutable=true", true),
+        ("immutable=true", false),
+        ("parents=none", false),
+    ] {
+        let listed = engine
+            .docker(&["buildx", "du", "--verbose", "--filter", filter])
+            .ok();
+        let is_there = listed.contains("local source for context");
+        assert_eq!(is_there, found, "{filter}: {listed}");
+    }
     let kept = || {
         fs::read_dir(engine.root().join("build/contexts"))
             .unwrap()

@@ -27,6 +27,11 @@ impl RecordKind {
             Self::Git => "source.git.checkout",
         }
     }
+
+    /// Returns whether builds change the files of such records.
+    pub fn is_mutable(self) -> bool {
+        matches!(self, Self::CacheMount | Self::Local)
+    }
 }
 
 /// A record of the build cache.
@@ -137,7 +142,7 @@ impl std::fmt::Display for Condition {
 }
 
 impl Condition {
-    /// What conditions are about.
+    /// What conditions are about in the API.
     pub const FIELDS: [&str; 7] = [
         "id",
         "parent",
@@ -147,8 +152,10 @@ impl Condition {
         "shared",
         "private",
     ];
+    /// What else they are about in BuildKit's protocol.
+    const MORE_FIELDS: [&str; 3] = ["parents", "mutable", "immutable"];
 
-    /// Returns a condition about one of [`Condition::FIELDS`].
+    /// Returns a condition about a field of a record.
     ///
     /// # Errors
     /// Returns a text for a value that has to be a regular expression, and is none.
@@ -185,7 +192,7 @@ impl Condition {
         loop {
             let end = rest.find([',', '=', '!', '~']).unwrap_or(rest.len());
             let (field, behind) = rest.split_at(end);
-            if !Self::FIELDS.contains(&field) {
+            if !Self::FIELDS.contains(&field) && !Self::MORE_FIELDS.contains(&field) {
                 return Err(invalid());
             }
             let operators = [
@@ -218,18 +225,21 @@ impl Condition {
         let flag = |flag: bool| flag.to_string();
         let found = match self.field.as_str() {
             "id" => record.id.clone(),
-            "parent" => record.parent.clone().unwrap_or_default(),
+            "parent" | "parents" => record.parent.clone().unwrap_or_default(),
             "type" => record.kind.name().to_owned(),
             "description" => record.description.clone(),
             "inuse" => flag(record.in_use),
             "shared" => flag(record.shared),
+            "mutable" => flag(record.kind.is_mutable()),
+            "immutable" => flag(!record.kind.is_mutable()),
             _ => flag(!record.shared),
         };
+        let is_flag = !matches!(self.field.as_str(), "id" | "parent" | "parents");
         let expected = match self.value.as_deref() {
             None => "true",
             // As Go writes them.
-            Some("1") if self.field != "id" && self.field != "parent" => "true",
-            Some("0") if self.field != "id" && self.field != "parent" => "false",
+            Some("1") if is_flag => "true",
+            Some("0") if is_flag => "false",
             Some(value) => value,
         };
         match self.operator {
@@ -584,6 +594,11 @@ mod tests {
         assert_eq!(chosen(&filter("id~=^(a|c)$")), "ca");
         assert_eq!(chosen(&filter("type!=\"a,b\",id==\"c\"")), "c");
         assert_eq!(chosen(&filter("id=='c',private")), "c");
+        assert_eq!(chosen(&filter("parents==a")), "b");
+        assert_eq!(chosen(&filter("mutable")), "m");
+        assert_eq!(chosen(&filter("mutable=true")), "m");
+        assert_eq!(chosen(&filter("immutable")), "cba");
+        assert_eq!(chosen(&filter("immutable=0")), "m");
         for wrong in [
             "colour==red",
             "id~=(",

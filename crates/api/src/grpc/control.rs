@@ -411,6 +411,7 @@ fn usage_record(record: &Record) -> UsageRecord {
     UsageRecord {
         id: record.id.clone(),
         in_use: record.in_use,
+        mutable: record.kind.is_mutable(),
         size: size(record.size),
         created_at: Some(Timestamp::from_nanos(record.created)),
         last_used_at: (record.used > 0).then(|| Timestamp::from_nanos(record.used)),
