@@ -525,6 +525,10 @@ fn hosts_and_resolv_conf_have_the_requested_entries() {
             "--add-host",
             "far:10.9.8.7",
             "--add-host",
+            "six:[fd00::7]",
+            "--add-host",
+            "seven=[fd00::8]",
+            "--add-host",
             "outside:host-gateway",
         ];
         let run = |more: &[&str], command: &[&str]| {
@@ -534,6 +538,8 @@ fn hosts_and_resolv_conf_have_the_requested_entries() {
         let hosts = run(&[], &["cat", "/etc/hosts"]);
         assert!(
             hosts.contains("10.9.8.7\tfar")
+                && hosts.contains("fd00::7\tsix")
+                && hosts.contains("fd00::8\tseven")
                 && hosts.contains("\tme")
                 && hosts.contains("\toutside"),
             "{hosts}"

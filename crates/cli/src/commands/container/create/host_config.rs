@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::mounts;
 use whelk_api_types::{HostConfig, LogConfig, PortMap};
-use whelk_text::device_name;
+use whelk_text::{device_name, extra_host};
 
 use crate::Outcome;
 use crate::commands::arguments::{given, key_values};
@@ -53,7 +53,7 @@ pub(super) fn host_config(
         dns: list(&networks.dns),
         dns_options: list(&networks.dns_option),
         dns_search: list(&networks.dns_search),
-        extra_hosts: given(add_host.map(|host| host.replacen('=', ":", 1)).collect()),
+        extra_hosts: given(add_host.map(|host| host_entry(host)).collect()),
         group_add: list(&args.group_add),
         ipc_mode: text(&args.ipc),
         links: list(&networks.link),
@@ -149,6 +149,14 @@ fn tmpfs(mounts: &[String]) -> BTreeMap<String, String> {
     parts
         .map(|(path, options)| (path.to_owned(), options.to_owned()))
         .collect()
+}
+
+/// Returns an entry of the hosts file as `NAME:ADDRESS`, without the brackets that an IPv6 address may have.
+fn host_entry(entry: &str) -> String {
+    extra_host::split(entry).map_or_else(
+        || entry.to_owned(),
+        |(name, address)| format!("{name}:{address}"),
+    )
 }
 
 /// Checks the namespace modes.

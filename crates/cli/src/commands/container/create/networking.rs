@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use super::ports;
 use clap::Args;
 use whelk_api_types::{EndpointSettings, PortMap, Set};
+use whelk_text::extra_host;
 
 use crate::Outcome;
 use crate::commands::container::create::attachment::{Attachment, attachment, is_mac, is_users};
@@ -156,21 +157,15 @@ impl NetworkArgs {
             }
         }
         for host in &self.add_host {
-            let Some((_, address)) = host
-                .split_once([':', '='])
-                .filter(|(name, _)| !name.is_empty())
-            else {
+            let entry = extra_host::split(host);
+            let Some((_, address)) = entry.filter(|(name, _)| !name.is_empty()) else {
                 return wrong(
                     host,
                     "add-host",
                     format!("bad format for add-host: {host:?}"),
                 );
             };
-            let plain = address
-                .strip_prefix('[')
-                .and_then(|rest| rest.strip_suffix(']'))
-                .unwrap_or(address);
-            if plain != "host-gateway" && plain.parse::<IpAddr>().is_err() {
+            if address != extra_host::HOST_GATEWAY && address.parse::<IpAddr>().is_err() {
                 return wrong(
                     host,
                     "add-host",
