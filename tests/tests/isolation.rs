@@ -961,5 +961,9 @@ fn sharing_with_the_host_adds_label_disable() {
         assert_eq!(cli.sh(&["--security-opt", "writable-cgroups=true"], make).ok(), "made");
         assert_eq!(cli.sh(&["--security-opt", "writable-cgroups=0"], make).code, 1);
         assert_eq!(cli.sh(&[], make).code, 1);
+        // Those of privileged containers are, unless they say otherwise.
+        assert_eq!(cli.sh(&["--privileged"], make).ok(), "made");
+        let refused = cli.sh(&["--privileged", "--security-opt", "writable-cgroups=false"], make);
+        assert!(refused.code == 1 && refused.err().contains("Read-only file system"), "{}", refused.err());
     });
 }

@@ -79,7 +79,8 @@ pub struct Options {
     pub seccomp: Seccomp,
     /// The AppArmor profile; empty for the host's default.
     pub apparmor: String,
-    pub writable_cgroups: bool,
+    /// Without the option those of privileged containers are writable.
+    pub writable_cgroups: Option<bool>,
 }
 
 impl Options {
@@ -96,7 +97,7 @@ impl Options {
                 continue;
             }
             if option == "writable-cgroups" {
-                options.writable_cgroups = true;
+                options.writable_cgroups = Some(true);
                 continue;
             }
             if option == "disable" {
@@ -112,7 +113,7 @@ impl Options {
             let flag = || whelk_text::parse_bool(value).ok_or_else(invalid);
             match key {
                 "no-new-privileges" => options.no_new_privileges = flag()?,
-                "writable-cgroups" => options.writable_cgroups = flag()?,
+                "writable-cgroups" => options.writable_cgroups = Some(flag()?),
                 "apparmor" => options.apparmor = value.to_owned(),
                 // Containers are not confined by SELinux. That is what `disable` asks for, and on a
                 // host without SELinux the other options have no effect.
@@ -192,8 +193,9 @@ mod tests {
             ("writable-cgroups=false", false),
         ] {
             let parsed = options(&[word]).unwrap();
-            assert_eq!(parsed.writable_cgroups, expected, "{word}");
+            assert_eq!(parsed.writable_cgroups, Some(expected), "{word}");
         }
+        assert_eq!(options(&[]).unwrap().writable_cgroups, None);
         assert_eq!(
             options(&["writable"]).unwrap_err().to_string(),
             "invalid --security-opt 1: \"writable\""

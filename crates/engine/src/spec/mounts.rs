@@ -30,7 +30,7 @@ pub(super) fn mounts(
     } else {
         &["nosuid", "noexec", "nodev", "ro"]
     };
-    let cgroup: &[&str] = if writable_kernel || options.writable_cgroups {
+    let cgroup: &[&str] = if options.writable_cgroups.unwrap_or(writable_kernel) {
         &["nosuid", "noexec", "nodev"]
     } else {
         &["ro", "nosuid", "noexec", "nodev"]
