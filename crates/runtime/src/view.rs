@@ -4,11 +4,12 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode};
 use rustix::mount::{
     MountPropagationFlags as Propagation, MoveMountFlags, UnmountFlags, mount_change, move_mount,
     unmount,
 };
+use whelk_sys::in_root;
 use whelk_sys::mount::{MountAttr, set_attr};
 use whelk_sys::process::{CloneFlags, unshare};
 
@@ -37,7 +38,8 @@ pub struct ViewMount {
 
 /// Mounts a container's root and volumes, and returns a descriptor of its top directory. The mounts belong
 /// to no mount namespace, and last until the descriptor is closed. With `read_only` nothing can be written
-/// outside of the volumes.
+/// outside of the volumes. Before that the directory `made` is created, as the start creates the working
+/// directory; an error, as of a file in its place, is left to the start.
 ///
 /// Paths are to be resolved relative to the descriptor ([`whelk_sys::in_root`]). `scratch` is an empty
 /// directory, as for [`rootfs::attach`].
@@ -45,6 +47,7 @@ pub fn view(
     root: ViewRoot,
     mounts: Vec<ViewMount>,
     read_only: bool,
+    made: Option<&str>,
     scratch: &Path,
 ) -> Result<OwnedFd> {
     // A mount can be attached only in a mount namespace; the clone does not depend on it.
@@ -61,7 +64,7 @@ pub fn view(
                 root
             }
         };
-        let copy = complete(&root, mounts, read_only);
+        let copy = complete(&root, mounts, read_only, made);
         // Now, also after an error, and not some time after the thread's end: the layers may be mounted
         // again soon.
         drop(root);
@@ -73,7 +76,12 @@ pub fn view(
 }
 
 /// Mounts what belongs to a view on its root, and returns a clone of all.
-fn complete(root: &OwnedFd, mounts: Vec<ViewMount>, read_only: bool) -> Result<OwnedFd> {
+fn complete(
+    root: &OwnedFd,
+    mounts: Vec<ViewMount>,
+    read_only: bool,
+    made: Option<&str>,
+) -> Result<OwnedFd> {
     let context = Context {
         root,
         mount_label: "",
@@ -82,6 +90,9 @@ fn complete(root: &OwnedFd, mounts: Vec<ViewMount>, read_only: bool) -> Result<O
     let mut keys = KeyMounts::default();
     for ViewMount { mount, tree } in mounts {
         context.mount(&mount, tree, &mut keys)?;
+    }
+    if let Some(directory) = made {
+        let _ = in_root::create_dir_all(root, directory, Mode::from_raw_mode(0o755));
     }
     if read_only {
         let attr = MountAttr {

@@ -162,5 +162,29 @@ fn a_new_container_has_its_working_directory() {
         cli.run(&["start", "box"])
             .refuses(1, "Cannot mkdir: /etc/passwd is not a directory");
         cli.run(&["rm", "box"]).ok();
+        // A read-only one can be read, not written.
+        let out = engine.scratch("out");
+        cli.run(&[
+            "create",
+            "--name",
+            "box",
+            "--read-only",
+            "--network",
+            "none",
+            "-w",
+            "/not/there",
+            "busybox",
+            "pwd",
+        ])
+        .ok();
+        for target in ["box:/not/there/", "box:/not/there/file"] {
+            cli.run(&["cp", &local, target])
+                .refuses(1, "container rootfs is marked read-only");
+        }
+        cli.run(&["cp", "box:/not/there", &out.display().to_string()])
+            .ok();
+        assert!(out.join("there").is_dir());
+        assert_eq!(cli.run(&["start", "-a", "box"]).ok(), "/not/there");
+        cli.run(&["rm", "box"]).ok();
     });
 }

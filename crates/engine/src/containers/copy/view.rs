@@ -10,14 +10,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
-use rustix::fs::Mode;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::sync::{OwnedMutexGuard, watch};
 use whelk_runtime::spec::Mount;
 use whelk_runtime::{Rootfs, ViewMount, ViewRoot, view};
 use whelk_sys::overlay::{clone_root, clone_tmpfs};
 use whelk_sys::sync::IgnorePoison as _;
-use whelk_sys::{errno_text, fs, in_root};
+use whelk_sys::{errno_text, fs};
 
 use super::super::{Container, Containers};
 use crate::error::{Error, Result};
@@ -322,10 +321,8 @@ impl Containers {
         // The kernel's mark of such a mount says that a layer may be incomplete, which recovery takes for
         // that of a `--rm` container.
         fs::remove_tree(directory.join("work/work/incompat"))?;
-        let root = root?;
-        make_working_directory(&root, &record);
         let view = Arc::new(View {
-            root,
+            root: root?,
             _volumes: volumes,
             _layers: layers,
             is_of_run: false,
@@ -342,7 +339,14 @@ impl Containers {
         record: &ContainerRecord,
     ) -> Result<OwnedFd> {
         let read_only = record.host.readonly_rootfs;
-        Ok(view(root, mounts, read_only, &self.instance.scratch())?)
+        let made = unmade_working_directory(record);
+        Ok(view(
+            root,
+            mounts,
+            read_only,
+            made,
+            &self.instance.scratch(),
+        )?)
     }
 
     /// Returns a container's mounts for a view, with what keeps its volumes. `process` is its process
@@ -413,14 +417,12 @@ impl Containers {
     }
 }
 
-/// Creates the working directory of a container that was never started, as the start does: clients copy
-/// files there before. Docker makes it when the container is created, which would mount each container's
-/// layers twice. An error, as of a file in its place, is left to the start.
-fn make_working_directory(root: &OwnedFd, record: &ContainerRecord) {
-    let directory = &record.config.working_dir;
-    if record.state.status == Status::Created && !directory.is_empty() {
-        let _ = in_root::create_dir_all(root, directory, Mode::from_raw_mode(0o755));
-    }
+/// Returns the working directory of a container that was never started, which its view makes: clients copy
+/// files there before the start. Docker makes it when the container is created, which would mount each
+/// container's layers twice.
+fn unmade_working_directory(record: &ContainerRecord) -> Option<&str> {
+    let directory = record.config.working_dir.as_str();
+    (record.state.status == Status::Created && !directory.is_empty()).then_some(directory)
 }
 
 fn bind(target: &str, source: &str, options: &[&str]) -> Mount {
