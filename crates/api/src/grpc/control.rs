@@ -420,7 +420,6 @@ fn usage_record(record: &Record) -> UsageRecord {
         record_type: record.kind.name().into(),
         shared: record.shared,
         parents: record.parent.iter().cloned().collect(),
-        ..UsageRecord::default()
     }
 }
 
