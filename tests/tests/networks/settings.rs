@@ -99,7 +99,10 @@ fn options_of_networks_and_endpoints_take_effect() {
 fn rejects_invalid_requests() {
     let engine = Engine::start();
     let (subnet, other) = (FreeSubnet::new(), FreeSubnet::new());
+    let (low, high) = (other.v4_part(0, 25), other.v4_part(128, 25));
     let (whole, half, other) = (subnet.v4(), subnet.v4_part(128, 25), other.v4());
+    let several = "bridge driver doesn't support multiple subnets";
+    let (six, further) = ("fd00:213:77::/64", "fd00:213:78::/64");
     engine.both(|cli| {
         cli.run(&["network", "create", "taken", "--subnet", &whole])
             .ok();
@@ -115,6 +118,16 @@ fn rejects_invalid_requests() {
             (
                 &["network", "create", "--subnet", "1.2.3.4", "x"],
                 "invalid CIDR block notation",
+            ),
+            (
+                &["network", "create", "--subnet", &low, "--subnet", &high, "x"],
+                several,
+            ),
+            (
+                &[
+                    "network", "create", "--ipv6", "--subnet", six, "--subnet", further, "x",
+                ],
+                several,
             ),
             (
                 &[

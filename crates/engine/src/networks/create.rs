@@ -259,6 +259,15 @@ impl Networks {
             }
             taken.push(subnet);
         }
+        // The host has one address of each family on a bridge, so further subnets would have no gateway.
+        let is_several = |ipv6: bool| {
+            let configs = record.ipam.config.iter();
+            configs.filter(|config| config.is_ipv6() == ipv6).count() > 1
+        };
+        if record.driver.facts().host_routes && (is_several(false) || is_several(true)) {
+            let text = "bridge driver doesn't support multiple subnets";
+            return Err(Error::Denied(text.into()));
+        }
         if record.enable_ipv4 && record.ipam.config.iter().all(IpamConfig::is_ipv6) {
             taken.extend(self.stack.links().routes()?);
             let sizes_are_set = !self.stack.instance.networks.pools.is_empty();
