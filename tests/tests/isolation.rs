@@ -145,6 +145,16 @@ fn the_default_seccomp_profile_applies_unless_another_is_set() {
         mode,
         "0 2",
     );
+    // As with Docker, a profile is ignored on a host that has no AppArmor.
+    if !Path::new("/sys/module/apparmor").exists() {
+        let flags = ["--security-opt", "apparmor=docker-default"];
+        check(&engine, &flags, mode, "0 2");
+        let cli = engine.cli(Program::Docker);
+        cli.up("labelled", &flags, &["sleep", "600"]);
+        let exec = cli.run(&["exec", "labelled", "echo", "here"]);
+        assert_eq!(exec.ok(), "here");
+        cli.run(&["rm", "-f", "labelled"]).ok();
+    }
     check(&engine, &["--privileged"], mode, "0 0");
     check_refused(&engine, &[], "unshare -U true", "Operation not permitted");
     if std::process::Command::new("unshare")

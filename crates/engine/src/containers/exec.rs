@@ -352,7 +352,12 @@ impl Containers {
                 .into(),
             capabilities: Some(spec::capability_sets(security::capabilities(&capable)?)),
             no_new_privileges: options.no_new_privileges,
-            apparmor_profile: options.apparmor,
+            // As for the first process: without AppArmor the profile is ignored.
+            apparmor_profile: if self.host.apparmor {
+                options.apparmor
+            } else {
+                String::new()
+            },
             oom_score_adj: Some(host.oom_score_adj),
             rlimits: spec::rlimits(host, self.instance.open_files),
             ..Process::default()

@@ -343,6 +343,7 @@ impl Containers {
             executable: &self.executable,
             open_files: self.instance.open_files,
             mounts: &self.mounts_of(record, directory)?,
+            apparmor: self.host.apparmor,
         };
         spec::generate(&record.config, host, &context)
     }

@@ -147,6 +147,7 @@ impl Containers {
             executable: &self.executable,
             open_files: self.instance.open_files,
             mounts: &mounts,
+            apparmor: self.host.apparmor,
         };
         let mut spec = spec::generate(&record.config, &record.host, &context)?;
         let mut capabilities = Vec::new();

@@ -45,6 +45,8 @@ pub struct SpecContext<'a> {
     pub open_files: OpenFiles,
     /// The user's mounts.
     pub mounts: &'a [Mount],
+    /// Whether the host has AppArmor. As with Docker, profiles are ignored without it.
+    pub apparmor: bool,
 }
 
 pub const MASKED_PATHS: [&str; 12] = [
@@ -75,7 +77,10 @@ pub const READONLY_PATHS: [&str; 5] = [
 /// Returns an error if settings are invalid that validation does not check, such as a block I/O
 /// limit of a device that does not exist.
 pub fn generate(config: &Config, host: &HostConfig, context: &SpecContext<'_>) -> Result<Spec> {
-    let options = Options::parse(host)?;
+    let mut options = Options::parse(host)?;
+    if !context.apparmor {
+        options.apparmor.clear();
+    }
     let strings = |list: &[&str]| list.iter().map(|&text| text.to_owned()).collect::<Vec<_>>();
     let paths = |given: &Option<Vec<String>>, default: &[&str]| {
         given.clone().unwrap_or_else(|| {
@@ -200,6 +205,10 @@ mod tests {
     use super::*;
 
     fn spec(change: impl FnOnce(&mut Config, &mut HostConfig)) -> Spec {
+        spec_on(true, change)
+    }
+
+    fn spec_on(apparmor: bool, change: impl FnOnce(&mut Config, &mut HostConfig)) -> Spec {
         let mut config = Config {
             cmd: Some(vec!["sh".into()]),
             ..Config::default()
@@ -226,6 +235,7 @@ mod tests {
                 hard: 4096,
             },
             mounts: &[mount("/dev/shm", "bind", "/x", &["rbind", "rslave"])],
+            apparmor,
         };
         generate(&config, &host, &context).expect("valid")
     }
@@ -246,6 +256,16 @@ mod tests {
                 |mount| mount.destination == "/sys" && mount.options.contains(&"ro".to_owned())
             )
         );
+    }
+
+    #[test]
+    fn apparmor_profiles_are_for_hosts_that_have_it() {
+        for (has_it, expected) in [(true, "mine"), (false, "")] {
+            let spec = spec_on(has_it, |_, host| {
+                host.security_opt = Some(vec!["apparmor=mine".into()]);
+            });
+            assert_eq!(spec.process.expect("a process").apparmor_profile, expected);
+        }
     }
 
     #[test]
