@@ -794,6 +794,39 @@ fn both_clients_format_disk_usage_in_detail() {
         .refuses(1, "template");
 }
 
+#[test]
+fn both_clients_show_the_records_of_the_build_cache() {
+    let engine = Engine::start();
+    let dockerfile = "FROM busybox\nRUN head -c 5000 /dev/urandom >/file\n\
+        RUN --mount=type=cache,target=/c head -c 3000 /dev/urandom >/c/file\n";
+    let context = engine.dockerfile("cached", dockerfile);
+    engine.cli(Program::Whelk).built(&context, &[]);
+    let shown = |program, more: &[&str]| {
+        let words = [&["system", "df", "-v"], more].concat();
+        let said = engine.cli(program).run(&words).ok();
+        // Only whelk tells what is being deleted.
+        let said = said.split("\n\nRemoved").next().unwrap();
+        let section = said.rsplit("Build cache usage:").next().unwrap();
+        section.trim().to_owned()
+    };
+    let fields = "{{range .BuildCache}}{{.ID}} {{.Parent}} {{.CacheType}} {{.Size}} {{.CreatedAt}} {{.LastUsedAt}} \
+        {{.UsageCount}} {{.InUse}} {{.Shared}} {{.Description}}\\n{{end}}";
+    let formats: [&[&str]; 3] = [
+        &[],
+        &["--format", "{{json .BuildCache}}"],
+        &["--format", fields],
+    ];
+    for more in formats {
+        // How long ago something was used may change between two commands.
+        let before = shown(Program::Whelk, more);
+        let dockers = shown(Program::Docker, more);
+        if before != dockers {
+            assert_eq!(shown(Program::Whelk, more), dockers, "{more:?}");
+        }
+        assert!(dockers.contains("exec.cachemount"), "{dockers}");
+    }
+}
+
 /// Returns the sum of the sizes of the files below a directory; one with several names counts once.
 fn file_sizes(path: &std::path::Path, seen: &mut BTreeSet<u64>) -> u64 {
     let metadata = std::fs::symlink_metadata(path).unwrap();

@@ -22,6 +22,21 @@ pub(crate) fn ago(seconds: i64) -> String {
     format!("{} ago", duration::human(now - seconds))
 }
 
+/// Formats an RFC 3339 time as `2 hours ago`.
+pub(crate) fn since(time: &str) -> String {
+    let parsed = time.parse::<jiff::Timestamp>();
+    parsed.map_or_else(|_| time.to_owned(), |time| ago(time.as_second()))
+}
+
+/// Formats an RFC 3339 time as Go's `time.Time` does, in UTC.
+pub(crate) fn utc_time(time: &str) -> String {
+    let parsed = time.parse::<jiff::Timestamp>();
+    parsed.map_or_else(
+        |_| time.to_owned(),
+        |time| time.strftime("%Y-%m-%d %H:%M:%S%.f +0000 UTC").to_string(),
+    )
+}
+
 /// Formats a time in seconds since the epoch as Docker's CLI does, in the local time zone.
 pub(crate) fn local_time(seconds: i64) -> String {
     let local = jiff::Timestamp::from_second(seconds)

@@ -13,7 +13,7 @@ use crate::commands::build::connect;
 use crate::commands::destination::Destination;
 use crate::commands::upload::{file_body, reader_body};
 use crate::format::table::Table;
-use crate::format::units::ago;
+use crate::format::units::since;
 use crate::output::print_line;
 use crate::{Failure, Outcome, terminal};
 
@@ -127,12 +127,6 @@ fn row(record: BuildCache) -> Row {
             .unwrap_or_default(),
         in_use: record.in_use,
     }
-}
-
-/// Returns how long ago a time was.
-fn since(time: &str) -> String {
-    let parsed = time.parse::<jiff::Timestamp>();
-    parsed.map_or_else(|_| time.to_owned(), |time| ago(time.as_second()))
 }
 
 /// Returns the id of a mount, which the description of its record ends with.

@@ -11,6 +11,7 @@ use crate::client::{Client, query};
 use crate::commands::arguments::filters;
 use crate::format::natural;
 use crate::format::table::Table;
+use crate::format::units::utc_time;
 
 #[derive(Debug, Args)]
 pub(crate) struct LsArgs {
@@ -69,25 +70,20 @@ pub(super) async fn ls(client: &Client, args: LsArgs) -> Outcome {
         ))
         .await?;
     networks.sort_by(|one, other| natural(&one.name, &other.name));
-    let row = |network: NetworkInspect| {
-        let created = network.created.parse::<jiff::Timestamp>();
-        let created =
-            created.map(|time| time.strftime("%Y-%m-%d %H:%M:%S%.f +0000 UTC").to_string());
-        Row {
-            id: if args.no_trunc {
-                network.id
-            } else {
-                network.id.chars().take(12).collect()
-            },
-            name: network.name,
-            driver: network.driver,
-            scope: network.scope,
-            ipv4: network.enable_ipv4.to_string(),
-            ipv6: network.enable_ipv6.to_string(),
-            internal: network.internal.to_string(),
-            labels: network.labels,
-            created_at: created.unwrap_or_default(),
-        }
+    let row = |network: NetworkInspect| Row {
+        id: if args.no_trunc {
+            network.id
+        } else {
+            network.id.chars().take(12).collect()
+        },
+        name: network.name,
+        driver: network.driver,
+        scope: network.scope,
+        ipv4: network.enable_ipv4.to_string(),
+        ipv6: network.enable_ipv6.to_string(),
+        internal: network.internal.to_string(),
+        labels: network.labels,
+        created_at: utc_time(&network.created),
     };
     let rows = networks.into_iter().map(row).collect();
     let format = client.format(args.format, args.quiet, "networksFormat");

@@ -2,9 +2,10 @@
 
 use clap::Args;
 use serde::Serialize;
-use whelk_api_types::{BuildCache, ContainerSummary, SystemDataUsageResponse, Volume};
+use whelk_api_types::{ContainerSummary, SystemDataUsageResponse, Volume};
 use whelk_text::size;
 
+use super::build_cache;
 use crate::Outcome;
 use crate::client::Client;
 use crate::commands::container::ps;
@@ -67,10 +68,6 @@ pub(crate) async fn df(client: &Client, args: DfArgs) -> Outcome {
     let in_use: Vec<_> = volumes.iter().filter(is_used).collect();
     let all_writable: u64 = containers.iter().map(writable).sum();
     let cache = usage.build_cache.unwrap_or_default();
-    let cache_size = |is_meant: &dyn Fn(&BuildCache) -> bool| -> u64 {
-        let meant = cache.iter().filter(|record| is_meant(record));
-        meant.map(|record| record.size).sum()
-    };
     let all_volumes: u64 = volumes.iter().map(volume_size).sum();
     let mut rows = vec![
         row(
@@ -98,8 +95,8 @@ pub(crate) async fn df(client: &Client, args: DfArgs) -> Outcome {
             "Build Cache",
             cache.len(),
             cache.iter().filter(|record| record.in_use).count(),
-            cache_size(&|record| !record.shared),
-            cache_size(&|record| !record.shared && !record.in_use),
+            build_cache::own_size(&cache),
+            build_cache::own_size(cache.iter().filter(|record| !record.in_use)),
         ),
     ];
     if let Some(logs) = own(client).await.log_usage {
@@ -160,7 +157,7 @@ struct Details {
     images: Vec<image::ls::Row>,
     containers: Vec<ps::Row>,
     volumes: Vec<volume::ls::Row>,
-    build_cache: [(); 0],
+    build_cache: Vec<build_cache::Row>,
 }
 
 /// Prints everything that takes space by one template. As in Docker, no line break follows.
@@ -188,7 +185,7 @@ fn formatted(usage: SystemDataUsageResponse, format: &str) -> Outcome {
             .flatten()
             .map(volume::ls::row)
             .collect(),
-        build_cache: [],
+        build_cache: build_cache::rows(usage.build_cache.unwrap_or_default(), true),
     };
     let text = format.replace("\\t", "\t").replace("\\n", "\n");
     let mistake = |mistake| failure(&mistake, 1, "template parsing error: ");
@@ -254,9 +251,10 @@ fn verbose(usage: SystemDataUsageResponse, own: SystemDataUsageResponse) -> Outc
         ));
     }
     print_line!("Local Volumes space usage:\n\n{}", table::align(&lines))?;
-    print_line!("Build cache usage: 0B\n")?;
-    let head = "CACHE ID\tCACHE TYPE\tSIZE\tCREATED\tLAST USED\tUSAGE\tSHARED";
-    print(&table::align(&[head.to_owned()]))?;
+    let cache = usage.build_cache.unwrap_or_default();
+    let size = size::decimal(build_cache::own_size(&cache), 4);
+    print_line!("Build cache usage: {size}\n")?;
+    print(&build_cache::table(cache)?)?;
     let logs = own.log_usage.unwrap_or_default().items;
     if !logs.is_empty() {
         lines = vec!["CONTAINER ID\tNAME\tSIZE".to_owned()];

@@ -1,5 +1,6 @@
 //! The commands of the engine as a whole, one file each.
 
+mod build_cache;
 mod check;
 mod df;
 mod dial_stdio;
