@@ -84,6 +84,33 @@ fn plain(text: &str) -> String {
 }
 
 #[test]
+fn create_warns_of_an_image_for_another_platform() {
+    let engine = Engine::without_images(&[]);
+    for architecture in [OWN_ARCHITECTURE, OTHER] {
+        let tag = format!("only:{architecture}");
+        engine.load(&marked_for(&tag, architecture).build());
+    }
+    let warnings = |architecture: &str, query: &str| {
+        let body = json!({"Image": format!("only:{architecture}")});
+        let path = format!("/containers/create{query}");
+        let (status, answer) = engine.api("POST", &path, Some(&body));
+        assert_eq!(status, 201, "{answer}");
+        answer["Warnings"].to_string()
+    };
+    assert_eq!(warnings(OWN_ARCHITECTURE, ""), "[]");
+    let expected = format!(
+        "The requested image's platform ({}) does not match the detected host platform ({}",
+        platform(OTHER),
+        platform(OWN_ARCHITECTURE)
+    );
+    let warned = warnings(OTHER, "");
+    assert!(warned.contains(&expected), "{warned}");
+    // The user knows it.
+    let query = format!("?platform={}", escape(&platform(OTHER)));
+    assert_eq!(warnings(OTHER, &query), "[]");
+}
+
+#[test]
 fn a_name_stands_for_the_images_of_its_index() {
     let engine = Engine::without_images(&[]);
     let registry = Registry::start();

@@ -164,7 +164,7 @@ pub fn platforms() -> Vec<pb::Platform> {
         &host.architecture,
         &host.variant,
     )];
-    let levels = levels().iter();
+    let levels = Platform::levels().iter();
     found.extend(levels.map(|level| pb::Platform::new(&host.os, &host.architecture, level)));
     let handlers = handlers(Path::new(HANDLERS));
     for (architecture, ..) in ARCHITECTURES {
@@ -182,26 +182,6 @@ pub fn platforms() -> Vec<pb::Platform> {
         }
     }
     found
-}
-
-/// Returns the levels of the architecture that this processor has, above the lowest.
-#[cfg(target_arch = "x86_64")]
-fn levels() -> &'static [&'static str] {
-    let has_v2 = is_x86_feature_detected!("sse4.2") && is_x86_feature_detected!("popcnt");
-    let has_v3 = is_x86_feature_detected!("avx2")
-        && is_x86_feature_detected!("bmi2")
-        && is_x86_feature_detected!("fma")
-        && is_x86_feature_detected!("movbe");
-    match (has_v2, has_v3) {
-        (true, true) => &["v2", "v3"],
-        (true, false) => &["v2"],
-        _ => &[],
-    }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn levels() -> &'static [&'static str] {
-    &[]
 }
 
 /// Refuses a process whose programs cannot be executed. `name` is that of its step.

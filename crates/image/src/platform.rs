@@ -29,6 +29,46 @@ impl Platform {
         }
     }
 
+    /// Returns this engine's platform with the highest variant that its processor has.
+    pub fn detected() -> Self {
+        let variant = match ARCHITECTURE {
+            "amd64" => Self::levels().last().copied().unwrap_or("v1"),
+            "arm64" => "v8",
+            _ => "",
+        };
+        Self {
+            variant: variant.into(),
+            ..Self::host()
+        }
+    }
+
+    /// Returns the levels of the architecture that this processor has, above the lowest.
+    #[cfg(target_arch = "x86_64")]
+    pub fn levels() -> &'static [&'static str] {
+        let has_v2 = is_x86_feature_detected!("sse4.2") && is_x86_feature_detected!("popcnt");
+        let has_v3 = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("bmi2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("movbe");
+        let has_v4 = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512cd")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl");
+        match (has_v2, has_v3, has_v4) {
+            (true, true, true) => &["v2", "v3", "v4"],
+            (true, true, false) => &["v2", "v3"],
+            (true, false, _) => &["v2"],
+            _ => &[],
+        }
+    }
+
+    /// Returns the levels of the architecture that this processor has, above the lowest.
+    #[cfg(not(target_arch = "x86_64"))]
+    pub fn levels() -> &'static [&'static str] {
+        &[]
+    }
+
     /// Returns the platform that an image's configuration names.
     pub fn of(config: &ImageConfig) -> Self {
         let os = if config.os.is_empty() {

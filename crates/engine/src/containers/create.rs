@@ -93,7 +93,10 @@ impl Containers {
         let settings = self.instance.live.get();
         host.runtime = settings.runtimes.resolve(&host.runtime)?;
         let defaults = &settings.containers;
-        let warnings = validate::settings(&mut config, &mut host, &self.host, defaults)?;
+        let mut warnings = validate::settings(&mut config, &mut host, &self.host, defaults)?;
+        if platform.is_none() {
+            warnings.extend(image.and_then(|image| warning_of_platform(&image.config)));
+        }
         if host.log_config.driver.is_some_and(LogDriver::is_remote) {
             // A path may be on a file system that does not respond.
             let log = host.log_config.clone();
@@ -217,6 +220,23 @@ pub(super) fn name_taken(name: &str, owner: &str) -> Error {
     ))
 }
 
+/// Returns Docker's warning for an image that is for another platform than the host's.
+fn warning_of_platform(image: &ImageConfig) -> Option<String> {
+    let (host, platform) = (Platform::detected(), Platform::of(image));
+    if host.runs(&platform) {
+        return None;
+    }
+    let shown = match (image.os.as_str(), image.architecture.as_str()) {
+        ("", _) => "unknown".to_owned(),
+        (os, "") => os.to_owned(),
+        _ => platform.to_string(),
+    };
+    Some(format!(
+        "The requested image's platform ({}) does not match the detected host platform ({host}) and no specific platform was requested",
+        shown.escape_debug()
+    ))
+}
+
 /// Fills in the image's settings where the request has none.
 fn inherit(config: &mut Config, image: &ImageConfig) {
     let image = &image.config;
@@ -311,6 +331,28 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn images_for_other_platforms_are_warned_of() {
+        let warning = |os: &str, architecture: &str| {
+            let image =
+                json!({"os": os, "architecture": architecture, "rootfs": {"type": "layers"}});
+            warning_of_platform(&ImageConfig::parse(image.to_string().as_bytes()).unwrap())
+        };
+        let host = Platform::detected();
+        assert_eq!(warning("linux", &host.architecture), None);
+        for (os, architecture, shown) in [
+            ("linux", "s390x", "linux/s390x"),
+            ("linux", "", "linux"),
+            ("", "", "unknown"),
+            ("linux", "\u{1b}", "linux/\\u{1b}"),
+        ] {
+            let expected = format!(
+                "The requested image's platform ({shown}) does not match the detected host platform ({host}) and no specific platform was requested"
+            );
+            assert_eq!(warning(os, architecture), Some(expected));
+        }
+    }
 
     #[test]
     fn settings_of_an_image_that_cannot_be_used_are_left_out() {
