@@ -791,6 +791,10 @@ fn links_of_the_default_network_set_names_and_variables() {
         for name in ["web/database", "/web/database"] {
             assert_eq!(cli.run(&["inspect", "-f", "{{.Name}}", name]).ok(), "/db");
         }
+        assert_eq!(cli.run(&["exec", "web/database", "echo", "hi"]).ok(), "hi");
+        for command in ["pause", "unpause", "top"] {
+            cli.run(&[command, "web/database"]).ok();
+        }
         assert_eq!(cli.run(&["ps", "-f", "name=db", "--format", "{{.Names}}"]).ok(), "db");
         assert_eq!(cli.run(&["ps", "-f", "name=db", "--no-trunc", "--format", "{{.Names}}"]).ok(), "db,web/database");
         // The linked container gets another address, and then another name.

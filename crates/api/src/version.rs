@@ -57,7 +57,9 @@ async fn answer(oldest: (u32, u32), mut request: Request, next: Next) -> Respons
         Err(refusal) => return *refusal,
     };
     request.extensions_mut().insert(version);
-    if let Some(rest) = rest {
+    let path = rest.as_deref().unwrap_or(request.uri().path());
+    let linked = linked(request.method(), path);
+    if let Some(rest) = linked.or(rest) {
         let path = match request.uri().query() {
             Some(query) => format!("{rest}?{query}"),
             None => rest,
@@ -68,6 +70,34 @@ async fn answer(oldest: (u32, u32), mut request: Request, next: Next) -> Respons
         }
     }
     next.run(request).await
+}
+
+/// Returns the path of a request for a container by the name of a link (`LINKER/ALIAS`), with that name as one component, as
+/// the routes have it. `None` for other paths.
+fn linked(method: &Method, path: &str) -> Option<String> {
+    const ACTIONS: [&str; 19] = [
+        "archive", "attach", "changes", "exec", "export", "json", "kill", "logs", "pause",
+        "rename", "resize", "restart", "start", "stats", "stop", "top", "unpause", "update",
+        "wait",
+    ];
+    let (linker, rest) = path.strip_prefix("/containers/")?.split_once('/')?;
+    let (alias, action) = match rest.split_once('/') {
+        None if method == Method::DELETE => (rest, None),
+        Some((alias, action))
+            if method != Method::DELETE && (ACTIONS.contains(&action) || action == "attach/ws") =>
+        {
+            (alias, Some(action))
+        }
+        _ => return None,
+    };
+    if linker.is_empty() || alias.is_empty() {
+        return None;
+    }
+    let action = action.map(|action| format!("/{action}"));
+    Some(format!(
+        "/containers/{linker}%2F{alias}{}",
+        action.unwrap_or_default()
+    ))
 }
 
 /// Returns the normalized form of a path with empty or dotted components, to which clients are
@@ -182,6 +212,29 @@ mod tests {
                 expected,
                 "{path}"
             );
+        }
+    }
+
+    #[test]
+    fn names_of_links_are_one_component() {
+        for (method, path, expected) in [
+            (Method::POST, "a/b/stop", Some("a%2Fb/stop")),
+            (Method::HEAD, "a/b/archive", Some("a%2Fb/archive")),
+            (Method::GET, "a/b/attach/ws", Some("a%2Fb/attach/ws")),
+            (Method::GET, "a/json/json", Some("a%2Fjson/json")),
+            (Method::DELETE, "a/b", Some("a%2Fb")),
+            (Method::DELETE, "a", None),
+            (Method::DELETE, "a/", None),
+            (Method::DELETE, "a/checkpoints/start", None),
+            (Method::GET, "a/json", None),
+            (Method::GET, "a/attach/ws", None),
+            (Method::GET, "a/b/nosuch", None),
+            (Method::GET, "/b/json", None),
+            (Method::GET, "a/b/c/json", None),
+        ] {
+            let path = format!("/containers/{path}");
+            let expected = expected.map(|path| format!("/containers/{path}"));
+            assert_eq!(linked(&method, &path), expected, "{method} {path}");
         }
     }
 

@@ -456,45 +456,6 @@ pub(super) async fn commit(
     ))
 }
 
-/// Routes of a container that is referred to by a link's alias (`LINKER/ALIAS`).
-pub(super) async fn inspect_linked(
-    containers: Service<Containers>,
-    version: Extension<ApiVersion>,
-    Path((linker, alias)): Path<(String, String)>,
-    params: Params,
-) -> ApiResult {
-    inspect(
-        containers,
-        version,
-        Path(format!("{linker}/{alias}")),
-        params,
-    )
-    .await
-}
-
-pub(super) async fn logs_linked(
-    containers: Service<Containers>,
-    version: Extension<ApiVersion>,
-    Path((linker, alias)): Path<(String, String)>,
-    params: Params,
-) -> ApiResult {
-    logs(
-        containers,
-        version,
-        Path(format!("{linker}/{alias}")),
-        params,
-    )
-    .await
-}
-
-pub(super) async fn delete_linked(
-    containers: Service<Containers>,
-    Path((linker, alias)): Path<(String, String)>,
-    params: Params,
-) -> ApiResult {
-    delete(containers, Path(format!("{linker}/{alias}")), params).await
-}
-
 pub(super) async fn delete(
     State(containers): Service<Containers>,
     Path(id): Path<String>,
