@@ -142,7 +142,7 @@ impl std::fmt::Display for Condition {
 }
 
 impl Condition {
-    /// What conditions are about in the API.
+    /// Fields of records that conditions of the API may name.
     pub const FIELDS: [&str; 7] = [
         "id",
         "parent",
@@ -152,7 +152,7 @@ impl Condition {
         "shared",
         "private",
     ];
-    /// What else they are about in BuildKit's protocol.
+    /// Further fields that conditions in BuildKit's protocol may name.
     const MORE_FIELDS: [&str; 3] = ["parents", "mutable", "immutable"];
 
     /// Returns a condition about a field of a record.

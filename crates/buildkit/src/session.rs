@@ -380,7 +380,7 @@ impl Sessions {
     /// Clients of BuildKit's own library whose session is a stream of messages (`Control.Session`) misread what they
     /// receive while they close it, and show that as a protocol error.
     pub async fn settled(&self, id: &str) {
-        /// How long it may take.
+        /// Limit of the time for both calls.
         const PATIENCE: Duration = Duration::from_secs(1);
         if id.is_empty() {
             return;

@@ -805,26 +805,26 @@ impl Rule {
     }
 
     /// Translates the destination to the address and port that `map` has for the loaded key.
-    pub(crate) fn destination_from(mut self, map: &str, address: Type) -> Self {
-        self.1 = 0;
-        let map = map.to_owned();
-        let family = if address == IPV4 { IP } else { IP6 };
+    pub(crate) fn destination_from(self, map: &str, address: Type) -> Self {
         let port = NFT_REG32_00 + padded(address.1) / 4;
-        self.push("lookup", move |data| {
-            data.text(NFTA_LOOKUP_SET, &map)
-                .be32(NFTA_LOOKUP_SREG, NFT_REG32_00)
-                .be32(NFTA_LOOKUP_DREG, NFT_REG32_00)
-        })
-        .push("nat", move |data| {
-            data.be32(NFTA_NAT_TYPE, NFT_NAT_DNAT)
-                .be32(NFTA_NAT_FAMILY, family.into())
-                .be32(NFTA_NAT_REG_ADDR_MIN, NFT_REG32_00)
-                .be32(NFTA_NAT_REG_PROTO_MIN, port)
+        self.translated(map, address, NFT_NAT_DNAT, move |data| {
+            data.be32(NFTA_NAT_REG_PROTO_MIN, port)
         })
     }
 
     /// Translates the source to the address that `map` has for the loaded key.
-    pub(crate) fn source_from(mut self, map: &str, address: Type) -> Self {
+    pub(crate) fn source_from(self, map: &str, address: Type) -> Self {
+        self.translated(map, address, NFT_NAT_SNAT, |data| data)
+    }
+
+    /// Translates an address to the one that `map` has for the loaded key. `more` adds attributes to the translation.
+    fn translated(
+        mut self,
+        map: &str,
+        address: Type,
+        kind: u32,
+        more: impl FnOnce(Message) -> Message + 'static,
+    ) -> Self {
         self.1 = 0;
         let map = map.to_owned();
         let family = if address == IPV4 { IP } else { IP6 };
@@ -834,9 +834,11 @@ impl Rule {
                 .be32(NFTA_LOOKUP_DREG, NFT_REG32_00)
         })
         .push("nat", move |data| {
-            data.be32(NFTA_NAT_TYPE, NFT_NAT_SNAT)
-                .be32(NFTA_NAT_FAMILY, family.into())
-                .be32(NFTA_NAT_REG_ADDR_MIN, NFT_REG32_00)
+            more(
+                data.be32(NFTA_NAT_TYPE, kind)
+                    .be32(NFTA_NAT_FAMILY, family.into())
+                    .be32(NFTA_NAT_REG_ADDR_MIN, NFT_REG32_00),
+            )
         })
     }
 

@@ -41,9 +41,9 @@ const MAX_NAME: usize = 256;
 /// Maximum number of processes of one call, also of those that have ended.
 const MAX_KNOWN: usize = 10_000;
 
-/// How long a client waits for a new container, at least. While buildx 0.29 does, it ends the processes of its earlier containers
-/// beside; if that runs late on a busy machine, it ends the first process of the new one instead. BuildKit needs some
-/// milliseconds to mount a container here, and so hides that.
+/// Minimum time until a client has the answer that its container was created. buildx 0.29 ends the processes of its earlier
+/// containers in the background meanwhile; on a busy machine, after a faster answer, it ends the first process of the new container
+/// instead. BuildKit mounts the container during this call, which takes some milliseconds.
 const SETTLING: Duration = Duration::from_millis(20);
 
 /// The exit code of a process that was not started.
@@ -146,7 +146,8 @@ struct Known {
     input: Option<OwnedWriteHalf>,
     /// Whether the frontend may still send data for the standard input: it has asked for it, and has not closed it.
     takes_input: bool,
-    /// Whether the frontend is told of its end: it may send something before this call has noted that.
+    /// Set when the process has ended, before the frontend is told so. Input that arrives later is dropped: the call may not have
+    /// removed the process yet.
     has_ended: Arc<AtomicBool>,
 }
 

@@ -24,7 +24,7 @@ struct VertexState {
     vertex: Vertex,
     /// Sends its output.
     output: Option<JoinHandle<()>>,
-    /// What was told last of each part.
+    /// The last status sent of each part of the step, by the part's id.
     parts: BTreeMap<String, VertexStatus>,
 }
 

@@ -296,10 +296,10 @@ impl Builder {
         }
     }
 
-    /// Waits until the results of the steps that have ended so far are recorded, but not for long: large ones take their time.
-    /// Who looks at the cache when a build has ended finds all of it then.
+    /// Waits until the results of the steps that have ended so far are recorded, for at most five seconds: recording large results
+    /// takes longer. A listing of the cache that follows contains these results.
     pub async fn results_recorded(&self) {
-        /// How long it may take.
+        /// Limit of the wait.
         const PATIENCE: Duration = Duration::from_secs(5);
         let keys: Vec<Digest> = {
             let flights = self.flights.lock().ignore_poison();
