@@ -807,18 +807,18 @@ impl Rule {
     /// Translates the destination to the address and port that `map` has for the loaded key.
     pub(crate) fn destination_from(self, map: &str, address: Type) -> Self {
         let port = NFT_REG32_00 + padded(address.1) / 4;
-        self.translated(map, address, NFT_NAT_DNAT, move |data| {
+        self.translated_from(map, address, NFT_NAT_DNAT, move |data| {
             data.be32(NFTA_NAT_REG_PROTO_MIN, port)
         })
     }
 
     /// Translates the source to the address that `map` has for the loaded key.
     pub(crate) fn source_from(self, map: &str, address: Type) -> Self {
-        self.translated(map, address, NFT_NAT_SNAT, |data| data)
+        self.translated_from(map, address, NFT_NAT_SNAT, |data| data)
     }
 
     /// Translates an address to the one that `map` has for the loaded key. `more` adds attributes to the translation.
-    fn translated(
+    fn translated_from(
         mut self,
         map: &str,
         address: Type,
