@@ -2,8 +2,10 @@
 
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
 use whelk_image::Staging;
 use whelk_sys::fs;
 use whelk_sys::sync::IgnorePoison as _;
@@ -19,6 +21,12 @@ const BETWEEN_CHECKS: u64 = 4 << 20;
 
 /// Maximum size of output that is kept in memory, in bytes.
 pub(crate) const SHORT: usize = 16 << 10;
+
+/// Maximum size of output that is read at a time, in bytes.
+const READ: usize = 64 << 10;
+
+/// Time that the beginning of a line waits for its rest.
+const LINE_PATIENCE: Duration = Duration::from_millis(100);
 
 /// Size of a frame's header in bytes.
 const HEADER: usize = 8;
@@ -189,14 +197,13 @@ impl Log {
     /// # Errors
     /// Returns an error if the disk fails.
     pub async fn read(&self, offset: u64) -> Result<Vec<u8>> {
-        const MOST: u64 = 64 << 10;
         let mut written = self.written.subscribe();
         let available = written
             .wait_for(|written| written.bytes > offset || written.is_closed)
             .await
             .map(|written| written.bytes)
             .unwrap_or(offset);
-        let length = available.saturating_sub(offset).min(MOST);
+        let length = available.saturating_sub(offset).min(READ as u64);
         let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
         let file = match &*self.storage.lock().ignore_poison() {
             Storage::Nowhere => return Ok(Vec::new()),
@@ -209,6 +216,28 @@ impl Log {
         // It was written a moment ago, so that this hardly ever waits for the disk.
         let read = file.read_exact_at(&mut bytes, offset);
         read.map_err(|error| Error::os("read the log of a step", error))?;
+        Ok(bytes)
+    }
+
+    /// Like [`read`](Self::read), but returns whole lines if they come soon. Where buildx repeats the output of a step that has failed, it
+    /// shows only the last piece of a line that it gets in pieces; some shells write the name and the text of an error one after the other.
+    ///
+    /// # Errors
+    /// Returns an error if the disk fails.
+    pub async fn read_lines(&self, offset: u64) -> Result<Vec<u8>> {
+        let mut bytes = self.read(offset).await?;
+        let deadline = Instant::now() + LINE_PATIENCE;
+        while bytes.len() < READ && bytes.last().is_some_and(|last| *last != b'\n') {
+            let more = self.read(offset + bytes.len() as u64);
+            let Ok(more) = timeout_at(deadline, more).await else {
+                break;
+            };
+            let more = more?;
+            if more.is_empty() {
+                break;
+            }
+            bytes.extend(more);
+        }
         Ok(bytes)
     }
 }
@@ -287,6 +316,28 @@ mod tests {
         assert!(empty.read(0).await.unwrap().is_empty());
         let files = fs::list(store.staging.root().join("tmp")).unwrap();
         assert!(files.is_empty());
+    }
+
+    #[tokio::test]
+    async fn the_rest_of_a_line_is_waited_for() {
+        let scratch = Scratch::temporary("step-log-lines").unwrap();
+        let store = whelk_image::Store::open(scratch.path()).unwrap();
+        let log = Log::new(&store.staging);
+        let name = frame(2, b"/bin/sh: ");
+        let text = frame(2, b"not found\n");
+        log.append(&name).unwrap();
+        let (line, ()) = tokio::join!(log.read_lines(0), async { log.append(&text).unwrap() });
+        let line = line.unwrap();
+        assert_eq!(line, [name, text].concat());
+        // Not for ever: programs ask questions without ending the line.
+        let question = frame(1, b"continue? ");
+        log.append(&question).unwrap();
+        assert_eq!(log.read_lines(line.len() as u64).await.unwrap(), question);
+        let end = line.len() as u64;
+        let (last, ()) = tokio::join!(log.read_lines(end), async { log.close() });
+        assert_eq!(last.unwrap(), question);
+        let end = end + question.len() as u64;
+        assert!(log.read_lines(end).await.unwrap().is_empty());
     }
 
     /// The output ends with a line behind the last frame that has begun before the limit; the step goes on.

@@ -305,7 +305,7 @@ fn pull(update: Update) -> Option<Part> {
 async fn output(log: Arc<Log>, vertex: String, listener: Listener) {
     let (mut at, mut frames) = (0, Frames::default());
     loop {
-        let bytes = match log.read(at).await {
+        let bytes = match log.read_lines(at).await {
             Ok(bytes) if bytes.is_empty() => return,
             Ok(bytes) => bytes,
             Err(error) => {
