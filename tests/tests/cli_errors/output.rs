@@ -114,6 +114,9 @@ fn output_that_cannot_be_written_is_an_error() {
             (Some(1), "write /dev/stdout: no space left on device"),
             "{args:?}"
         );
+        if args[0] == "start" {
+            engine.whelk(&["wait", "one", "two"]).ok();
+        }
     }
     assert_eq!(
         (engine.state("one"), engine.state("two")),
