@@ -291,7 +291,8 @@ fn top_has_the_columns_and_orders_of_ps() {
         assert_eq!((started[0][1].as_str(), started[1].len()), ("STARTED", 6), "{started:?}");
         // The same as the host's ps shows, if there is one.
         const STABLE: &str = "pid,ppid,pgid,sid,tpgid,lwp,nlwp,uid,euser,ruid,gid,egroup,rgid,ni,pri,opri,rtprio,cls,sched,f,tname,tt,vsz,sz,pending,blocked,ignored,caught,netns,pidns,utsns,comm,args";
-        let Ok(host) = Command::new("ps").args(["-ww", "-o", STABLE, "-p", &pid]).output() else {
+        let host = Command::new("ps").args(["-ww", "-o", STABLE, "-p", &pid]).output();
+        let Some(host) = host.ok().filter(|host| host.status.success()) else {
             return skipped!("no ps");
         };
         let shown = cli.run(&["top", "tree", "-o", STABLE, "-p", &pid]).ok();
