@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use whelk_distribution::{Keep, Passwords, Registry, Rights, Schedule, Settings, Tls, Upstream};
 use whelk_registry::Proxies;
 
@@ -210,6 +211,9 @@ async fn serve(settings: Box<Serve>) -> anyhow::Result<()> {
         .transpose();
     let tls = tls.map_err(|error| anyhow!("TLS: {error}"))?.map(Arc::new);
     whelk_sys::process::raise_file_limit();
+    // A signal would end the process until its handler is there: before clients can connect.
+    let requests = signal(SignalKind::user_defined1())?;
+    let hangups = Hangups::receive()?;
     let listener = TcpListener::bind(settings.listen).await;
     let listener = listener.map_err(|error| {
         let text = whelk_sys::errno_text(&error);
@@ -218,10 +222,9 @@ async fn serve(settings: Box<Serve>) -> anyhow::Result<()> {
     let source = upstream.as_ref().map(|upstream| upstream.url());
     let registry = Registry::open(&settings.root, source);
     let registry = registry.map_err(|error| anyhow!("--root {error}"))?;
-    // A signal would end the process until its handler is there.
-    let collect = collect_on_signal(registry.clone())?;
+    let collect = collect_on_request(registry.clone(), requests);
     let stop = stop_requested()?;
-    let reload = Hangups::receive()?.each(async || {
+    let reload = hangups.each(async || {
         let outcomes = [
             ("passwords", passwords.as_ref().map(|file| file.reload())),
             ("rights", rights.as_ref().map(|file| file.reload())),
@@ -266,14 +269,10 @@ fn warn_of_unknown_users(passwords: Option<&Passwords>, rights: Option<&Rights>)
 }
 
 /// Collects garbage at each SIGUSR1.
-fn collect_on_signal(registry: Arc<Registry>) -> std::io::Result<impl Future<Output = ()>> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut requests = signal(SignalKind::user_defined1())?;
-    Ok(async move {
-        while requests.recv().await.is_some() {
-            registry.collect_soon();
-        }
-    })
+async fn collect_on_request(registry: Arc<Registry>, mut requests: Signal) {
+    while requests.recv().await.is_some() {
+        registry.collect_soon();
+    }
 }
 
 /// Returns the registry that this one is a cache of.
