@@ -15,7 +15,7 @@ use crate::pty::Pty;
 use crate::{PATIENCE, happens};
 
 /// Maximum duration of a command.
-const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Program {

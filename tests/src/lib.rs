@@ -67,7 +67,7 @@ fn layers() -> Option<String> {
 }
 
 /// How long an expected event may take before the test fails.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Polling interval.
 const POLL: Duration = Duration::from_millis(5);

@@ -12,7 +12,10 @@ use super::entries;
 use crate::{PATIENCE, happens, http, leftovers};
 
 /// How long an engine may take to stop on SIGTERM.
-const STOP: Duration = Duration::from_secs(10);
+const STOP: Duration = Duration::from_secs(30);
+
+/// How long an engine may take to delete files. It makes pauses, which are long on a busy machine.
+const DELETE: Duration = Duration::from_secs(180);
 
 impl Engine {
     /// Removes all containers, whatever their state.
@@ -76,9 +79,8 @@ impl Engine {
             self.run().join("containers"),
             self.run().join("netns"),
         ] {
-            // The trash is emptied with pauses, which are long on a busy machine.
             let patience = match directory.ends_with("trash") {
-                true => PATIENCE,
+                true => DELETE,
                 false => STOP,
             };
             if !happens(patience, || entries(&directory).is_empty()) {
