@@ -87,14 +87,16 @@ impl FakeShims {
         self.end(id, End::Exit(code));
     }
 
-    /// Ends the shim of a run.
-    pub(crate) fn kill(&self, id: &str) {
-        self.end(id, End::Vanish);
+    /// Ends the shim of a run, and waits until it answers no more.
+    pub(crate) async fn kill(&self, id: &str) {
+        self.end(id, End::Vanish).closed().await;
     }
 
-    fn end(&self, id: &str, end: End) {
+    fn end(&self, id: &str, end: End) -> mpsc::UnboundedSender<End> {
         let run = self.running.lock().ignore_poison().remove(id);
-        run.expect("it runs").send(end).expect("its shim is there");
+        let run = run.expect("it runs");
+        run.send(end).expect("its shim is there");
+        run
     }
 
     async fn serve(&self, mut engine: UnixStream) -> Result<()> {

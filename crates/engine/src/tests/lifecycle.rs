@@ -137,7 +137,7 @@ fn a_container_whose_shim_was_killed_has_exited_by_sigkill() {
     on_fake_host(async |host| {
         let engine = host.open().await;
         let container = engine.run(with_volume("one", "data")).await;
-        host.shims.kill(&container.id);
+        host.shims.kill(&container.id).await;
         engine.until(&container, Status::Exited).await;
         let state = container.state();
         assert_eq!(

@@ -133,9 +133,7 @@ fn the_id_of_a_workload_is_in_use_until_its_processes_are_killed() {
         instance.name = "..".into();
         let workloads = Workloads::new(instance, host.shims.pool().unwrap());
         let started = workloads.start(bundle("one")).await.unwrap();
-        host.shims.kill("one");
-        // A shim that still answers would end its process, and record that.
-        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        host.shims.kill("one").await;
         // Its end is known as soon as a signal for it succeeds.
         let begin = std::time::Instant::now();
         while started.kill(signal::TERM).await.is_err() {
