@@ -150,7 +150,7 @@ mod tests {
         }
         assert_eq!(taken, count);
         assert!(
-            begin.elapsed() < Duration::from_secs(5),
+            begin.elapsed() < Duration::from_secs(30),
             "{:?}",
             begin.elapsed()
         );

@@ -100,7 +100,7 @@ impl Case {
 
     /// Waits until these volumes have content, and what was deleted is gone.
     fn await_content(&self, expected: &[&str]) {
-        for _ in 0..500 {
+        for _ in 0..6000 {
             if self.kept() == expected {
                 return;
             }
