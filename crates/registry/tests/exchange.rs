@@ -648,13 +648,17 @@ async fn failures_of_all_kinds_count_toward_the_limit() {
 #[tokio::test]
 async fn unknown_hosts_are_not_retried() {
     let name: Reference = "registry.invalid/a:1".parse().unwrap();
-    let client = Client::new(Settings::default()).unwrap();
+    let settings = Settings {
+        attempts: 10,
+        ..Settings::default()
+    };
+    let client = Client::new(settings).unwrap();
     let repository = client.pull(&name, Credentials::Anonymous).unwrap();
     let begin = Instant::now();
     let error = refused(&repository).await;
-    // One lookup takes five seconds if no name server answers; the waits for five attempts are longer.
+    // One lookup takes a few seconds if no name server answers; the waits for ten attempts are minutes.
     let time = begin.elapsed();
-    assert!(time < Duration::from_secs(7), "{time:?}");
+    assert!(time < Duration::from_secs(60), "{time:?}");
     let text = error.to_string();
     assert!(
         text.starts_with("cannot connect to registry.invalid: "),
