@@ -111,9 +111,10 @@ pub fn clone_process(flags: CloneFlags, cgroup: Option<BorrowedFd<'_>>) -> io::R
 /// a container: unshare(2) with `CLONE_THREAD` is permitted only to a single-threaded process, and
 /// has no effect then.
 fn has_one_thread() -> bool {
-    // A thread that has been joined still counts until the kernel has removed it, a moment later.
+    // A thread that has been joined still counts until the kernel has removed it: a moment later, or when it
+    // has got a processor again.
     const PAUSE: Duration = Duration::from_millis(1);
-    const ATTEMPTS: u32 = 50;
+    const ATTEMPTS: u32 = 5000;
     for _ in 0..ATTEMPTS {
         // SAFETY: in a single-threaded process the flag has no effect; otherwise the call fails.
         match check(i64::from(unsafe { libc::unshare(libc::CLONE_THREAD) })) {
@@ -526,11 +527,12 @@ mod tests {
 
     #[test]
     fn clone_process_rejects_multi_threaded_callers() {
-        let other =
-            std::thread::spawn(|| std::thread::sleep(std::time::Duration::from_millis(200)));
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let other = std::thread::spawn(move || ended.recv());
         let error = clone_process(CloneFlags::default(), None).expect_err("two threads at least");
         assert_eq!(error.raw_os_error(), Some(libc::EBUSY));
-        other.join().expect("the sleeper ends");
+        drop(end);
+        assert!(other.join().is_ok_and(|received| received.is_err()));
     }
 
     #[test]
