@@ -24,13 +24,13 @@ async fn begin(pair: &Pair, path: &str) -> TcpStream {
 }
 
 async fn eventually(what: &str, mut is_true: impl FnMut() -> bool) {
-    for _ in 0..1000 {
+    for _ in 0..6000 {
         if is_true() {
             return;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    panic!("not in 10 s: {what}");
+    panic!("not in a minute: {what}");
 }
 
 /// Returns the sizes of what has arrived of incomplete blobs.
@@ -77,8 +77,9 @@ async fn downloads_are_limited_and_end_when_nobody_reads_them() {
     assert_eq!(refused.header("retry-after"), "10");
     // One that waits has no file.
     assert_eq!(partials(&pair).len(), 1);
+    // What runs stays slow. The next one begins before that would have been complete.
+    pair.line(Line::Good);
     drop(client);
-    // The next one begins before the first one would have been complete.
     let answer = waiting.await.unwrap();
     assert!(answer.status == 200 && answer.body == other);
     let left = partials(&pair);
@@ -86,7 +87,6 @@ async fn downloads_are_limited_and_end_when_nobody_reads_them() {
         left.len() == 1 && (400_000..3_000_000).contains(&left[0]),
         "{left:?}"
     );
-    pair.line(Line::Good);
     pair.gate.requests();
     assert!(pair.get(&first).await.body == content);
     let requests = pair.gate.requests();
@@ -109,7 +109,7 @@ async fn requests_do_not_wait_for_the_disk_work_of_other_blobs() {
         released.recv().unwrap();
     });
     pair.line(Line::Good);
-    let found = tokio::time::timeout(Duration::from_secs(10), pair.get(&second)).await;
+    let found = tokio::time::timeout(Duration::from_secs(60), pair.get(&second)).await;
     assert!(found.unwrap().body == other);
     release.send(()).unwrap();
     holder.join().unwrap();
@@ -130,7 +130,7 @@ async fn what_has_arrived_counts_for_the_size_of_a_cache() {
     let grown = pair.upstream.downloads.wait_for_growth(500_000);
     let client = begin(&pair, &path).await;
     // Bytes count when they arrive, and not when the blob is complete.
-    tokio::time::timeout(Duration::from_secs(10), grown)
+    tokio::time::timeout(Duration::from_secs(60), grown)
         .await
         .unwrap();
     // What is being written stays, and the rest makes room for it.

@@ -138,7 +138,7 @@ async fn relay(
     if state == Line::Slow {
         for piece in response.chunks(64 << 10) {
             client.write_all(piece).await.ok()?;
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(200)).await;
         }
         return Some(());
     }
@@ -251,7 +251,7 @@ async fn what_was_pulled_once_is_served_from_the_cache() {
             let refused = pair.get(path).await;
             refused.is(status, code);
             assert_eq!(refused.header("retry-after"), "10");
-            assert!(begun.elapsed() < Duration::from_secs(10), "{line:?}");
+            assert!(begun.elapsed() < Duration::from_secs(30), "{line:?}");
         }
     }
     // Something in between answers: the tag is as it was. Refused access is not.
