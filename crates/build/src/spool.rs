@@ -126,7 +126,7 @@ mod tests {
                 spool.add(vec![0; TOGETHER].into()).await.unwrap();
                 stalled.push(spool);
             }
-            let other = tokio::time::timeout(Duration::from_secs(10), blocking(|| Ok(1)));
+            let other = tokio::time::timeout(Duration::from_secs(60), blocking(|| Ok(1)));
             assert_eq!(other.await.unwrap().unwrap(), 1);
         });
     }
