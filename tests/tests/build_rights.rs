@@ -7,6 +7,7 @@
 
 use std::fs;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use whelk_tests::builds::{classic, docker, whelk};
 use whelk_tests::processes::with_command;
@@ -141,18 +142,21 @@ fn a_step_gets_devices_that_the_request_allows() {
 fn steps_are_below_the_cgroup_that_the_request_names() {
     let engine = Engine::start();
     let parent = format!("/{}/builds", engine.name());
-    let sleep = ["sleep", "2.53717"];
-    let context = engine.dockerfile("parent", "FROM busybox\nRUN sleep 2.53717\n");
+    let sleep = ["sleep", "253.717"];
+    // A shell so that the step can be ended from here.
+    let context = engine.dockerfile("parent", "FROM busybox\nRUN sleep 253.717; true\n");
     let context = context.to_str().unwrap();
     let args = ["build", "--no-cache", "--cgroup-parent", &parent, context];
     let step = || eventually("the step", || with_command(&sleep));
     for client in [classic(&engine), docker(&engine), whelk(&engine)] {
         let mut building = client.spawn(&args);
-        let cgroups = fs::read_to_string(format!("/proc/{}/cgroup", step())).unwrap();
+        let sleeping = step();
+        let cgroups = fs::read_to_string(format!("/proc/{sleeping}/cgroup")).unwrap();
         assert!(
             cgroups.contains(&format!("{parent}/workload-build-")),
             "{cgroups}"
         );
+        kill_process(Pid::from_raw(sleeping).unwrap(), Signal::TERM).unwrap();
         building.finish().exits(0);
     }
     // The next engine finds what a killed one has started there.
@@ -170,7 +174,7 @@ fn steps_are_below_the_cgroup_that_the_request_names() {
     for tree in trees.chain(["/sys/fs/cgroup".into()]) {
         let path = tree.join(parent.trim_start_matches('/'));
         if path.exists() {
-            fs::remove_dir(path).unwrap();
+            eventually("the cgroup to be empty", || fs::remove_dir(&path).ok());
         }
     }
 }

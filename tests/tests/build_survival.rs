@@ -22,6 +22,13 @@ use whelk_tests::builds::{BUILDKIT, PROTOCOLS, docker, whelk};
 use whelk_tests::processes::with_command;
 use whelk_tests::{Engine, Output, Program, eventually};
 
+/// Ends a `sleep` of a step, whose shell goes on.
+fn end(sleeping: i32) {
+    let pid = rustix::process::Pid::from_raw(sleeping).unwrap();
+    // One that was found twice may have ended.
+    let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+}
+
 /// The program under test must be built with debug assertions.
 #[test]
 fn an_engine_killed_at_each_step_of_a_build_leaves_a_sound_store() {
@@ -326,19 +333,30 @@ fn a_full_disk_fails_a_seal_or_an_export_and_nothing_else() {
     for (number, env) in PROTOCOLS.iter().enumerate() {
         let cli = engine.cli(Program::Docker).with_env(env);
         let files = "i=0; while [ $i -lt 500 ]; do echo $i > /d/$i; i=$((i+1)); done";
-        // Long enough that the disk is full before it ends, also on a busy machine.
-        let sleep = format!("4.{number}38");
-        let text = format!("FROM busybox\nRUN --network=none mkdir /d; {files}; sleep {sleep}\n");
+        let sleep = format!("438.{number}38");
+        // Nothing is said of the end of `sleep`: the disk would be too full for it.
+        let text = format!(
+            "FROM busybox\nRUN --network=none mkdir /d; {files}; exec 2>/dev/null; sleep {sleep}; true\n"
+        );
         let context = engine.dockerfile(&format!("seal-{number}"), &text);
-        let mut running = cli.spawn(&["build", "-t", "sealed", context.to_str().unwrap()]);
-        eventually("the step to run", || with_command(&["sleep", &sleep]));
+        let begin = || cli.spawn(&["build", "-t", "sealed", context.to_str().unwrap()]);
+        let mut running = begin();
+        let sleeping = eventually("the step to run", || with_command(&["sleep", &sleep]));
         let filler = small.filled_but(0);
+        end(sleeping);
         let ended = running.finish();
         assert!(!is_built_or_full(&ended), "{}", ended.shown());
         assert_eq!(engine.state("bystander"), "running");
         drop(filler);
         engine.has_no_builds();
-        cli.build(&context, &["-t", "sealed"]).ok();
+        let mut running = begin();
+        eventually("the build to end", || {
+            if let Some(sleeping) = with_command(&["sleep", &sleep]) {
+                end(sleeping);
+            }
+            (!running.is_running()).then_some(())
+        });
+        running.finish().ok();
         let count = ["sealed", "sh", "-c", "ls /d | wc -l"];
         let look = [&["run", "--rm", "--network", "none"], &count[..]].concat();
         assert_eq!(engine.docker(&look).ok(), "500");
@@ -442,16 +460,17 @@ fn a_base_image_may_be_removed_during_a_build() {
         let first = engine.dockerfile(&format!("base-{number}"), &first);
         cli.build(&first, &["-t", "base"]).ok();
         // No other test sleeps as long.
-        let sleep = format!("3.{number}47");
+        let sleep = format!("347.{number}47");
         let dockerfile = format!(
             "FROM base\nRUN echo begun; sleep {sleep}; cp /of-base /first\nRUN cat /of-base /first > /both\n"
         );
         let context = engine.dockerfile(&format!("on-base-{number}"), &dockerfile);
         let mut running = cli.spawn(&["build", "-t", "on-base", context.to_str().unwrap()]);
-        eventually("the step to run", || with_command(&["sleep", &sleep]));
+        let sleeping = eventually("the step to run", || with_command(&["sleep", &sleep]));
         engine.docker(&["rmi", "-f", "base"]).ok();
         let prune = ["builder", "prune", "-a", "-f"];
         engine.docker(&prune).ok();
+        end(sleeping);
         running.finish().ok();
         let look = ["run", "--rm", "on-base", "cat", "/both"];
         assert_eq!(engine.docker(&look).ok(), format!("{number}\n{number}"));
