@@ -5,15 +5,27 @@ use std::process::{Command, Output, Stdio};
 use crate::cli::Program;
 use crate::leftovers;
 
-/// Runs before the script: makes `/run`, `/var/lib` and `/var/log` empty, and `/etc` writable.
+/// Runs before the script: makes `/run`, `/var/lib` and `/var/log` empty, and `/etc` writable, and defines a function
+/// for the script's end.
 const PRELUDE: &str = r#"
 for place in /run /var/lib /var/log; do mount -t tmpfs none $place || exit 99; done
 mkdir /run/.upper /run/.work && mount -t overlay -o lowerdir=/etc,upperdir=/run/.upper,workdir=/run/.work none /etc || exit 99
 mkdir -p /etc/whelk && mount -t tmpfs none /etc/whelk || exit 99
+# Ends the engine that a first command has started, and uninstalls it when it has ended.
+end_engine() {
+    kill $(pgrep -f 'daemon [-]-background') || return 1
+    tries=0
+    while pgrep -f 'daemon [-]-background' >/dev/null; do
+        [ $((tries += 1)) -le 600 ] || return 2
+        sleep 0.1
+    done
+    "$0" daemon --uninstall
+}
 "#;
 
 /// Runs a shell script with private mount, PID and network namespaces, which end with it. `$0` is
-/// the whelk binary, `$name` an instance name that the script may use.
+/// the whelk binary, `$name` an instance name that the script may use. The function `end_engine` ends and uninstalls the
+/// engine that a first command has started.
 ///
 /// # Panics
 /// Panics if anything of the instance except cgroups remains, or if its cgroups cannot be removed.

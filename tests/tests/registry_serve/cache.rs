@@ -58,7 +58,8 @@ fn a_download_of_a_cache_is_continued_after_kill_9() {
     origin.pushed("a", "1", &json!({"config": {"digest": layer}}));
     let url = format!("--proxy=http://{}", origin.host);
     let mut cache = Served::with_flags("killed", |_| vec![url]);
-    let pause = Some(Duration::from_millis(4));
+    // What is left of the download takes almost 15 s.
+    let pause = Some(Duration::from_millis(80));
     origin.behave(Behaviour {
         pause,
         ..Behaviour::default()
