@@ -142,8 +142,7 @@ fn a_layer_that_something_uses_is_left_alone() {
         &busybox,
         "; stop container running, which has the layer mounted",
     );
-    engine.whelk(&["kill", "running"]).ok();
-    engine.await_state("running", "exited");
+    checked.kill_running();
     // What holds it is not known before the repair: the line is the repair's.
     let held = "an operation that has begun needs it where it is";
     let large = tar::Tar::new().file("large", vec![0; 8 << 20]).finish();
@@ -190,8 +189,7 @@ fn a_start_that_takes_long_keeps_its_layers() {
     let words = ["create", "--name", "starts", "busybox", "cat", "/etc/group"];
     let words = [&words[..3], &flags, &words[3..]].concat();
     engine.whelk(&words).ok();
-    engine.whelk(&["kill", "running"]).ok();
-    engine.await_state("running", "exited");
+    checked.kill_running();
     let busybox = checked.layer("fs/etc/group");
     let damaged = Damaged::new(busybox.join("fs/etc/group"));
     plugin.hold(Some("Mount"));

@@ -173,6 +173,17 @@ impl Checked {
         );
     }
 
+    /// Kills the running container, and waits until nothing is left of its run.
+    #[track_caller]
+    fn kill_running(&self) {
+        self.engine.whelk(&["kill", "running"]).ok();
+        self.engine.await_state("running", "exited");
+        let directory = self.run(&format!("containers/{}", self.running));
+        eventually("the run directory to be deleted", || {
+            (!directory.exists()).then_some(())
+        });
+    }
+
     fn lost_and_found(&self, path: &str) -> PathBuf {
         self.root("lost+found").join(path)
     }
@@ -299,8 +310,7 @@ fn what_a_running_container_has_lost_is_named() {
         "{found:?}"
     );
     // It can be killed nevertheless.
-    checked.engine.whelk(&["kill", "running"]).ok();
-    checked.engine.await_state("running", "exited");
+    checked.kill_running();
     checked.is_sound();
     assert!(!aside.exists());
 }
@@ -519,7 +529,8 @@ fn interfaces() {
         let words = ["exec", "running", "ping", "-c", "1", "-W", "1", &gateway];
         engine.whelk(&words).code == 0
     };
-    assert!(reaches());
+    let is_reached = || eventually("the gateway to be reached", || reaches().then_some(()));
+    is_reached();
     checked.repairs(
         || {
             Links::open().unwrap().delete(bridge).unwrap();
@@ -528,9 +539,7 @@ fn interfaces() {
         &format!("network net has lost its bridge {bridge}"),
         "created again, with the interfaces of its containers",
     );
-    eventually("the gateway to be reached again", || {
-        reaches().then_some(())
-    });
+    is_reached();
     let outer = engine.interfaces().into_iter().find(|name| name != bridge);
     Links::open().unwrap().delete(&outer.unwrap()).unwrap();
     let found = checked.problems(&["--repair"]);
@@ -544,7 +553,7 @@ fn interfaces() {
         .ok();
     engine.whelk(&["network", "connect", "net", "running"]).ok();
     checked.is_sound();
-    assert!(reaches());
+    is_reached();
 }
 
 #[test]
