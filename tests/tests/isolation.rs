@@ -642,9 +642,10 @@ fn init_is_the_first_process_and_reaps() {
         // An orphan ends, and init must reap it.
         let script = "[ $$ != 1 ] || exit 8; (sleep 0.1 &); i=0; while cat /proc/[0-9]*/comm 2>/dev/null | grep -qx sleep; do usleep 20000; i=$((i+1)); [ $i -lt 500 ] || exit 9; done; exit 3";
         cli.sh(&["--init"], script).exits(3);
-        cli.up("init", &["--init"], &["sleep", "600"]);
+        cli.up("init", &["--init"], &["sh", "-c", "echo begun; exec sleep 600"]);
         let first = cli.run(&["exec", "init", "cat", "/proc/1/comm"]).ok();
         assert_ne!(first, "sleep");
+        cli.engine().await_log("init", "begun");
         cli.run(&["stop", "-t", "20", "init"]).ok();
         assert_eq!(cli.engine().inspect("init")["State"]["ExitCode"], 143, "it passes signals on");
     });
