@@ -13,6 +13,7 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use whelk_tests::{Engine, Program, images};
 
@@ -766,19 +767,21 @@ fn system_df_truncates_commands() {
     }
 }
 
-/// Checks that both clients show the same, and returns it. How long ago something was made changes between two commands, at another moment
-/// for each thing, so that they are compared until the clients see the same moment.
+/// Checks that both clients show the same, and returns it. Ages change between two commands, at another moment for each record, so that
+/// the commands are repeated until both see the same ages: after a minute, ages do not change for another minute.
 #[track_caller]
 fn both_show(shown: impl Fn(Program) -> String, what: &str) -> String {
-    let mut last = (String::new(), String::new());
-    for _ in 0..10 {
-        last = (shown(Program::Whelk), shown(Program::Docker));
-        if last.0 == last.1 {
-            return last.1;
+    let begin = Instant::now();
+    loop {
+        let (whelks, dockers) = (shown(Program::Whelk), shown(Program::Docker));
+        if whelks == dockers {
+            return dockers;
         }
+        assert!(
+            begin.elapsed() < Duration::from_secs(150),
+            "{what}: {whelks}\n\nDocker's client:\n{dockers}"
+        );
     }
-    assert_eq!(last.0, last.1, "{what}");
-    last.1
 }
 
 #[test]

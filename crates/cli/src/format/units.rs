@@ -18,14 +18,31 @@ pub(crate) fn ellipsis(text: &str, most: usize) -> String {
 
 /// Formats a time in seconds since the epoch as `2 hours ago`.
 pub(crate) fn ago(seconds: i64) -> String {
-    let now = jiff::Timestamp::now().as_second();
-    format!("{} ago", duration::human(now - seconds))
+    ago_exact(seconds, 0)
+}
+
+/// Formats a time in seconds and nanoseconds since the epoch as `2 hours ago`. Seconds count when they have passed as a whole, as in Docker's CLI.
+pub(crate) fn ago_exact(seconds: i64, nanoseconds: i32) -> String {
+    let now = jiff::Timestamp::now().as_nanosecond();
+    format!(
+        "{} ago",
+        duration::human(whole_seconds(seconds, nanoseconds, now))
+    )
+}
+
+/// Returns the whole seconds from a time to `now`, which is in nanoseconds since the epoch.
+fn whole_seconds(seconds: i64, nanoseconds: i32, now: i128) -> i64 {
+    let time = i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds);
+    i64::try_from((now - time) / 1_000_000_000).unwrap_or(i64::MAX)
 }
 
 /// Formats an RFC 3339 time as `2 hours ago`.
 pub(crate) fn since(time: &str) -> String {
     let parsed = time.parse::<jiff::Timestamp>();
-    parsed.map_or_else(|_| time.to_owned(), |time| ago(time.as_second()))
+    parsed.map_or_else(
+        |_| time.to_owned(),
+        |time| ago_exact(time.as_second(), time.subsec_nanosecond()),
+    )
 }
 
 /// Formats an RFC 3339 time as Go's `time.Time` does, in UTC.
@@ -53,4 +70,22 @@ pub(crate) fn short_id(id: &str) -> String {
 /// Parses a size such as `64m` (see [`size::parse_binary`]).
 pub(crate) fn parse_size(text: &str) -> Outcome<i64> {
     size::parse_binary(text).map_err(|error| Failure::new(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_counts_when_it_has_passed() {
+        for (seconds, nanoseconds, now, expected) in [
+            (4, 900_000_000, 5_100_000_000, 0),
+            (4, 900_000_000, 5_900_000_000, 1),
+            (4, 0, 5_100_000_000, 1),
+            (6, 0, 5_100_000_000, 0),
+            (i64::MIN, 0, 0, i64::MAX),
+        ] {
+            assert_eq!(whole_seconds(seconds, nanoseconds, now), expected);
+        }
+    }
 }

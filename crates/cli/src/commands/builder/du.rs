@@ -11,7 +11,7 @@ use super::prune::conditions;
 use crate::client::Client;
 use crate::commands::build::{connect, options::one_builder};
 use crate::format::table::Table;
-use crate::format::units::ago;
+use crate::format::units::ago_exact;
 use crate::output::{print, print_line};
 use crate::terminal::one_line;
 use crate::{Failure, Outcome};
@@ -115,7 +115,7 @@ fn rows(records: &[UsageRecord]) -> Vec<Row> {
         usage_count: record.usage_count,
         last_used_at: record
             .last_used_at
-            .map(|time| ago(time.seconds))
+            .map(|time| ago_exact(time.seconds, time.nanos))
             .unwrap_or_default(),
         kind: record.record_type.clone(),
     };
@@ -153,7 +153,7 @@ pub(super) fn details(record: &UsageRecord) -> String {
     }
     text += &format!("Usage count:\t{}\n", record.usage_count);
     if let Some(used) = record.last_used_at {
-        text += &format!("Last used:\t{}\n", ago(used.seconds));
+        text += &format!("Last used:\t{}\n", ago_exact(used.seconds, used.nanos));
     }
     text + &format!("Type:\t\t{}\n", one_line(&record.record_type))
 }

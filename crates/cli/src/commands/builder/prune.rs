@@ -11,7 +11,7 @@ use crate::client::Client;
 use crate::commands::build::{connect, options::one_builder, options::size};
 use crate::commands::confirm::asked;
 use crate::format::table::align;
-use crate::format::units::ago;
+use crate::format::units::ago_exact;
 use crate::output::{print, print_line};
 use crate::terminal::one_line;
 use crate::{Failure, Outcome};
@@ -84,7 +84,7 @@ pub(crate) async fn prune(client: &Client, args: PruneArgs) -> Outcome {
         }
         let used = record
             .last_used_at
-            .map(|time| ago(time.seconds))
+            .map(|time| ago_exact(time.seconds, time.nanos))
             .unwrap_or_default();
         lines.push(format!(
             "{}\t{}\t{}\t{used}",

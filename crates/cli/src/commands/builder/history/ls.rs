@@ -8,7 +8,7 @@ use super::super::BuilderFlags;
 use super::{Builds, duration, name, status};
 use crate::commands::build::State;
 use crate::format::table::Table;
-use crate::format::units::ago;
+use crate::format::units::ago_exact;
 use crate::output::print_line;
 use crate::terminal::{harmless_json, one_line};
 use crate::{Failure, Outcome};
@@ -159,7 +159,7 @@ fn row(record: &BuildHistoryRecord, state: &State, is_whole: bool) -> Row {
         status: status(record),
         created_at: record
             .created_at
-            .map(|time| ago(time.seconds))
+            .map(|time| ago_exact(time.seconds, time.nanos))
             .unwrap_or_default(),
         duration: duration(record),
     }
