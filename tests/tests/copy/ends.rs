@@ -7,7 +7,7 @@ use whelk_tests::tar::{self, Tar};
 use whelk_tests::{Connection, Engine, Program, eventually};
 
 use super::api::put;
-use super::hostile::{stalled_download, stalled_upload};
+use super::hostile::{begun_upload, stalled_download, stalled_upload};
 
 /// Runs the container `box` with a large file.
 fn run_large(engine: &Engine) {
@@ -35,7 +35,7 @@ fn copies_of_the_last_run_end_for_the_next_view() {
     let engine = Engine::start();
     run_large(&engine);
     let mut download = stalled_download(&engine);
-    let mut upload = stalled_upload(&engine, "/etc");
+    let mut upload = begun_upload(&engine, "/etc");
     engine.whelk(&["kill", "box"]).ok();
     engine.await_state("box", "exited");
     for _ in 0..2 {
@@ -99,7 +99,10 @@ fn stalled_clients_leave_threads_to_others() {
         "{:?}",
         begin.elapsed()
     );
-    let answer = engine.http("GET", "/containers/box/archive?path=/etc/passwd", &[], b"");
+    let get = || engine.http("GET", "/containers/box/archive?path=/etc/passwd", &[], b"");
+    let answer = eventually("the maximum of uploads to have begun", || {
+        Some(get()).filter(|answer| answer.status != 200)
+    });
     assert_eq!(answer.status, 503, "{}", answer.text());
     assert!(
         answer
@@ -108,8 +111,7 @@ fn stalled_clients_leave_threads_to_others() {
     );
     clients.clear();
     eventually("copies to be possible again", || {
-        let answer = engine.http("GET", "/containers/box/archive?path=/etc/passwd", &[], b"");
-        (answer.status == 200).then_some(())
+        (get().status == 200).then_some(())
     });
 }
 

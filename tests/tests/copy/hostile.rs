@@ -95,6 +95,17 @@ pub(super) fn stalled_upload(engine: &Engine, path: &str) -> Connection {
     connection
 }
 
+/// Begins to send an archive to the running container `box`, and stops when the engine has made its file `stalled`.
+pub(super) fn begun_upload(engine: &Engine, path: &str) -> Connection {
+    let connection = stalled_upload(engine, path);
+    let file = format!("{path}/stalled");
+    eventually("the upload to begin", || {
+        let found = engine.whelk(&["exec", "box", "test", "-e", &file]);
+        (found.code == 0).then_some(())
+    });
+    connection
+}
+
 /// Requests a large file and reads nothing.
 pub(super) fn stalled_download(engine: &Engine) -> Connection {
     let mut connection = Connection::open(&engine.socket()).unwrap();
@@ -121,17 +132,14 @@ fn slow_clients_block_nothing() {
             begin.elapsed()
         );
     };
-    let clients = [stalled_upload(&engine, "/tmp"), stalled_download(&engine)];
+    let clients = [begun_upload(&engine, "/tmp"), stalled_download(&engine)];
     let is_there = || put(&engine, "/tmp", &Tar::new().finish(), "").0 == 200;
     assert!(is_there());
     timed(&["stop", "-t", "0", "box"]);
     // The layers can be mounted only once, so a start ends the copies of the run before.
     timed(&["start", "box"]);
     drop(clients);
-    let clients = [
-        stalled_upload(&engine, "/volume"),
-        stalled_download(&engine),
-    ];
+    let clients = [begun_upload(&engine, "/volume"), stalled_download(&engine)];
     timed(&["kill", "box"]);
     let stopped = [
         stalled_upload(&engine, "/volume"),
@@ -153,14 +161,7 @@ fn a_copy_ends_with_its_container() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Whelk);
     cli.up("box", &["--rm"], &["sleep", "600"]);
-    let mut upload = stalled_upload(&engine, "/tmp");
-    let is_written = || {
-        engine
-            .whelk(&["exec", "box", "test", "-e", "/tmp/stalled"])
-            .code
-            == 0
-    };
-    eventually("the copy to begin", || is_written().then_some(()));
+    let mut upload = begun_upload(&engine, "/tmp");
     cli.run(&["rm", "-f", "box"]).ok();
     let answer = upload.response().unwrap();
     assert_eq!(answer.status, 409, "{}", answer.text());
