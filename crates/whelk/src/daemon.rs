@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, FromArgMatches as _};
@@ -243,16 +243,16 @@ pub(crate) fn lock(directory: &Path) -> anyhow::Result<std::fs::File> {
 /// Tries to lock a file. Returns whether another process keeps it locked; a process that was just
 /// killed may need a moment to release it.
 fn is_locked(file: &std::fs::File) -> bool {
-    const PATIENCE: Duration = Duration::from_secs(2);
+    // Counted, because on a machine that stops for seconds the other process has no time either.
+    const TRIES: usize = 100;
     const POLL: Duration = Duration::from_millis(20);
-    let begun = Instant::now();
-    while rustix::fs::flock(file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
-        if begun.elapsed() > PATIENCE {
-            return true;
+    for _ in 0..TRIES {
+        if rustix::fs::flock(file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok() {
+            return false;
         }
         std::thread::sleep(POLL);
     }
-    false
+    true
 }
 
 /// Returns the process that holds a lock and how to replace it, for an error's text: when systemd
