@@ -5,8 +5,8 @@ use std::process::{Command, Output, Stdio};
 use crate::cli::Program;
 use crate::leftovers;
 
-/// Runs before the script: makes `/run`, `/var/lib` and `/var/log` empty, and `/etc` writable, and defines a function
-/// for the script's end.
+/// Runs before the script: makes `/run`, `/var/lib` and `/var/log` empty, and `/etc` writable, and defines functions
+/// for the script.
 const PRELUDE: &str = r#"
 for place in /run /var/lib /var/log; do mount -t tmpfs none $place || exit 99; done
 mkdir /run/.upper /run/.work && mount -t overlay -o lowerdir=/etc,upperdir=/run/.upper,workdir=/run/.work none /etc || exit 99
@@ -21,11 +21,19 @@ end_engine() {
     done
     "$0" daemon --uninstall
 }
+# Waits until a server listens at a port of 127.0.0.1.
+await_port() {
+    tries=0
+    until grep -q " 0100007F:$(printf %04X $1) 00000000:0000 0A " /proc/net/tcp; do
+        [ $((tries += 1)) -le 600 ] || return 1
+        sleep 0.1
+    done
+}
 "#;
 
 /// Runs a shell script with private mount, PID and network namespaces, which end with it. `$0` is
 /// the whelk binary, `$name` an instance name that the script may use. The function `end_engine` ends and uninstalls the
-/// engine that a first command has started.
+/// engine that a first command has started; `await_port PORT` waits for a server.
 ///
 /// # Panics
 /// Panics if anything of the instance except cgroups remains, or if its cgroups cannot be removed.

@@ -339,6 +339,7 @@ fn certificates_of_a_registry_are_those_of_its_directory() {
         echo "{{\"instance\": \"$name\"}}" >/etc/whelk/daemon.json
         {registry} serve {work}/config.yml >/dev/null 2>&1 &
         server=$!
+        await_port 5443 || exit 9
         certs=/etc/docker/certs.d/registry.test:5443
         mkdir -p $certs
         export DOCKER_HOST=unix:///run/whelk/whelk.sock
@@ -361,7 +362,7 @@ fn certificates_of_a_registry_are_those_of_its_directory() {
             $cli pull registry.test:5443/app:1 || exit 3
         done 2>&1
         kill $server
-        kill $(pgrep -f 'daemon [-]-background') && "$0" daemon --uninstall || exit 7
+        end_engine || exit 7
         "#,
         registry = debian_registry().display(),
         docker = whelk_tests::Program::Docker.path().display(),

@@ -30,7 +30,7 @@ fn said(script: &str) -> String {
 /// it.
 const ENGINE: &str = r#"
 up() { "$0" ps -q >/dev/null 2>/run/told || { cat /run/told; exit 8; }; }
-down() { kill $(pgrep -f 'daemon [-]-background') && "$0" daemon --uninstall || exit 7; }
+down() { end_engine || exit 7; }
 "#;
 
 #[test]

@@ -390,8 +390,7 @@ fn respect_host_adds_no_accepting_rules() {
             echo "{{\"instance\": \"$name\"{firewall}}}" >/etc/whelk/daemon.json
             "$0" ps -q 2>/dev/null || exit 8
             nft list chain ip filter FORWARD | grep -c "comment \"$name "
-            kill $(pgrep -f 'daemon [-]-background')
-            exec "$0" daemon --uninstall"#
+            end_engine"#
         ));
         assert!(output.status.success(), "{output:?}");
         String::from_utf8_lossy(&output.stdout)

@@ -475,8 +475,7 @@ fn forwarding_and_masquerading_are_settings() {
             far
             cat /proc/sys/net/ipv4/ip_forward
             "$0" rm -f client >/dev/null
-            kill $(pgrep -f 'daemon [-]-background')
-            exec "$0" daemon --uninstall"#,
+            end_engine"#,
             image = image.display(),
         ));
         assert!(output.status.success(), "{settings}: {output:?}");
@@ -505,8 +504,7 @@ fn a_network_sets_the_address_of_outgoing_packets() {
         for network in own usual; do
             "$0" run --rm --network $network busybox ping -c 1 -W 2 198.51.100.2 >/dev/null && echo yes || echo no
         done
-        kill $(pgrep -f 'daemon [-]-background')
-        exec "$0" daemon --uninstall"#,
+        end_engine"#,
         image = image.display(),
     ));
     assert!(output.status.success(), "{output:?}");

@@ -157,12 +157,7 @@ fn a_registry_has_a_certificate_of_an_authority_that_the_host_knows() {
         echo "127.0.0.1 registry.test" >>/etc/hosts
         echo "{{\"instance\": \"$name\"}}" >/etc/whelk/daemon.json
         "$0" registry serve --root /var/lib/registry --listen 127.0.0.1:5000 --htpasswd $pem/users --tls-cert $pem/own/cert.pem --tls-key $pem/own/key.pem 2>/run/log & registry=$!
-        # 127.0.0.1:5000 listens.
-        tries=0
-        until grep -q ' 0100007F:1388 00000000:0000 0A ' /proc/net/tcp; do
-            [ $((tries += 1)) -le 600 ] || exit 9
-            sleep 0.1
-        done
+        await_port 5000 || exit 9
         "$0" ps -q >/dev/null 2>/run/told || {{ cat /run/told; exit 8; }}
         "$0" load -qi $pem/app.tar || exit 3
         for cli in "$0" {docker}; do
