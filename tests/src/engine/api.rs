@@ -75,12 +75,17 @@ impl Engine {
         }
     }
 
-    /// Waits until a container has a status ("" for removed).
+    /// Waits until a container has a status ("" for removed). One that is `exited` has released its networks, ports and mounts, too.
     #[track_caller]
     pub fn await_state(&self, name: &str, state: &str) {
         eventually(&format!("{name} to be {state:?}"), || {
             (self.state(name) == state).then_some(())
         });
+        if state == "exited" {
+            // Answered after that; 404 if it was removed meanwhile.
+            let (status, answer) = self.api("POST", &format!("/containers/{name}/wait"), None);
+            assert!(matches!(status, 200 | 404), "wait for {name}: {answer}");
+        }
     }
 
     /// Returns the PID of a container's first process in the host's PID namespace.
