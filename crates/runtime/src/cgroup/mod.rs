@@ -342,14 +342,15 @@ impl Cgroup {
     }
 
     /// Removes the cgroup and those below it. A missing one is not an error. While an exiting
-    /// process still holds it (EBUSY), retries for up to two seconds.
+    /// process still holds it (EBUSY), retries for about two seconds.
     pub fn remove(&self) -> Result<()> {
-        const LIMIT: Duration = Duration::from_secs(2);
+        // Counted, because on a machine that stops for seconds the process has no time to exit either.
+        const TRIES: usize = 2000;
         let directories = match &self.kind {
             Kind::V1(cgroup) => cgroup.directories(),
             Kind::V2(cgroup) => vec![cgroup.path()],
         };
-        let begin = Instant::now();
+        let mut tries = 0..TRIES;
         let mut result = Ok(());
         for directory in directories {
             loop {
@@ -357,7 +358,7 @@ impl Cgroup {
                     Err(error)
                         if error.source.raw_os_error()
                             == Some(rustix::io::Errno::BUSY.raw_os_error())
-                            && begin.elapsed() < LIMIT =>
+                            && tries.next().is_some() =>
                     {
                         std::thread::sleep(POLL)
                     }
