@@ -834,6 +834,9 @@ fn journald_gets_fields_at_its_socket() {
         mkdir -p /run/systemd/journal && mount --bind {} /run/systemd/journal || exit 2
         "$0" load -q -i {} || exit 3
         "$0" run --name first --network none --log-driver journald --log-opt tag=app --log-opt labels=zone -l zone=a busybox sh -c 'echo one; echo two >&2' || exit 4
+        # The process that sends the log of the second run does not wait for that of the first.
+        tries=0
+        while pgrep -x whelk-log >/dev/null; do [ $((tries += 1)) -le 600 ] || exit 8; sleep 0.1; done
         "$0" start first || exit 5
         "$0" wait first
         "$0" logs first || exit 6
