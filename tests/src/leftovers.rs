@@ -15,7 +15,7 @@ use crate::cli::Program;
 use crate::happens;
 
 /// How long resources that are being released may take to disappear.
-const GRACE: Duration = Duration::from_secs(5);
+const GRACE: Duration = Duration::from_secs(30);
 
 /// Returns a new instance name and creates a directory for it. Both contain the PID of this
 /// process.
