@@ -48,6 +48,10 @@ fn stop_sends_the_stop_signal() {
 #[test]
 fn stop_kills_only_after_the_timeout() {
     let engine = Engine::start();
+    // Far from the timeouts below.
+    engine.terminate();
+    engine.configure(&json!({"default-stop-timeout": 100}));
+    engine.restart();
     let cli = engine.cli(whelk_tests::Program::Docker);
     // Without a handler, the kernel keeps signals from the first process of a pid namespace.
     let check = |flags: &[&str], stop: &[&str], least: u64, most: u64| {
@@ -62,9 +66,9 @@ fn stop_kills_only_after_the_timeout() {
         assert_eq!(engine.inspect("deaf")["State"]["ExitCode"], 137);
         cli.run(&["rm", "deaf"]).ok();
     };
-    check(&["--stop-timeout", "1"], &[], 1, 8);
-    check(&[], &["-t", "2"], 2, 9);
-    check(&["--stop-timeout", "20"], &["-t", "0"], 0, 8);
+    check(&["--stop-timeout", "1"], &[], 1, 50);
+    check(&[], &["-t", "2"], 2, 50);
+    check(&["--stop-timeout", "90"], &["-t", "0"], 0, 50);
 }
 
 #[test]
@@ -78,7 +82,7 @@ fn several_containers_are_stopped_at_the_same_time() {
         cli.up("handles", &[], &["sh", "-c", TRAPS]);
         engine.await_log("handles", "ready");
         let begin = Instant::now();
-        let mut stopping = cli.spawn(&[&["stop", "-t", "5"][..], &NAMES].concat());
+        let mut stopping = cli.spawn(&[&["stop", "-t", "10"][..], &NAMES].concat());
         if cli.program() == Program::Whelk {
             // Told at once: nothing is printed before the first container has stopped.
             eventually("the reason for the delay", || {
@@ -93,7 +97,7 @@ fn several_containers_are_stopped_at_the_same_time() {
                     .then_some(())
             });
             assert!(
-                begin.elapsed() < Duration::from_secs(5),
+                begin.elapsed() < Duration::from_secs(10),
                 "{:?}",
                 begin.elapsed()
             );
@@ -103,9 +107,9 @@ fn several_containers_are_stopped_at_the_same_time() {
             );
         }
         let output = stopping.finish();
-        // One after another they take 15 s.
+        // One after another they take 30 s.
         assert!(
-            begin.elapsed() < Duration::from_secs(14),
+            begin.elapsed() < Duration::from_secs(29),
             "{:?}",
             begin.elapsed()
         );
@@ -234,7 +238,7 @@ fn a_waiting_stop_does_not_block_other_requests() {
     cli.run(&["stop", "-t", "0", "stubborn"]).ok();
     waits.finish().ok();
     assert!(
-        begin.elapsed() < Duration::from_secs(20),
+        begin.elapsed() < Duration::from_secs(55),
         "{:?}",
         begin.elapsed()
     );
