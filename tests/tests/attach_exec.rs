@@ -11,7 +11,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use whelk_tests::{Connection, Engine, Program, eventually, images};
+use whelk_tests::{Connection, Engine, Program, Pty, eventually, images};
 
 #[test]
 fn exec_forwards_streams_and_exit_status() {
@@ -250,21 +250,34 @@ fn a_terminal_can_be_detached_and_attached_again() {
     });
 }
 
+/// Changes the size of a client's terminal until that of the container has it. A client listens to its terminal's changes some time after
+/// the start.
+#[track_caller]
+fn resized(client: &mut Pty, rows: u16, columns: u16) {
+    eventually("the other size", || {
+        // Only a change is told.
+        client.resize(rows + 1, columns);
+        client.resize(rows, columns);
+        std::thread::sleep(Duration::from_millis(200));
+        client.insist("stty size; echo asked$((3+3))\n", "asked6");
+        client
+            .screen()
+            .contains(&format!("{rows} {columns}"))
+            .then_some(())
+    });
+}
+
 #[test]
 fn a_terminal_has_the_size_of_the_clients_terminal() {
     Engine::start().both(|cli| {
         let mut shell = cli.pty(&["run", "-it", "--rm", "--network", "none", "busybox", "sh"]);
         shell.insist("stty size\n", "24 80");
-        // The command line listens to its terminal's changes some time after the start.
-        std::thread::sleep(std::time::Duration::from_millis(500));
-        shell.resize(40, 132);
-        shell.insist("stty size\n", "40 132");
+        resized(&mut shell, 40, 132);
         shell.keys("exit\n");
         assert_eq!(shell.finish(), 0, "{}", shell.screen());
         cli.up("up", &[], &["sleep", "600"]);
         let mut exec = cli.pty(&["exec", "-it", "up", "sh"]);
-        exec.resize(30, 100);
-        exec.insist("stty size\n", "30 100");
+        resized(&mut exec, 30, 100);
         exec.keys("exit 6\n");
         assert_eq!(exec.finish(), 6, "{}", exec.screen());
     });
@@ -481,17 +494,21 @@ fn a_stream_ends_at_its_end_or_two_seconds_after_its_process() {
     Engine::start().both(|cli| {
         cli.up("up", &[], &["sleep", "600"]);
         let exec = |script: &str| cli.run(&["exec", "up", "sh", "-c", script]);
-        let output = exec("(sleep .5; yes x | head -c 200000) & exit 4");
-        output.exits(4);
-        assert_eq!(output.stdout.len(), 200_000);
+        // Output is late if the program has no processor for two seconds.
+        let is_whole = |_| {
+            let output = exec("(sleep .5; yes x | head -c 200000) & exit 4");
+            output.exits(4);
+            output.stdout.len() == 200_000
+        };
+        assert!((0..3).any(is_whole));
         let begin = Instant::now();
         assert_eq!(
-            exec("echo first; (sleep 30; echo late) & exit 0").ok(),
+            exec("echo first; (sleep 300; echo late) & exit 0").ok(),
             "first"
         );
         let taken = begin.elapsed();
         assert!(
-            (Duration::from_millis(1900)..Duration::from_secs(6)).contains(&taken),
+            (Duration::from_millis(1900)..Duration::from_secs(60)).contains(&taken),
             "{taken:?}"
         );
     });
@@ -505,7 +522,7 @@ fn a_resize_before_the_start_takes_effect() {
     for round in 0..30 {
         let id = engine.create_exec(
             "up",
-            &json!({"Cmd": ["sleep", "5"], "Tty": true, "AttachStdout": true}),
+            &json!({"Cmd": ["sleep", "600"], "Tty": true, "AttachStdout": true}),
         );
         std::thread::scope(|scope| {
             let starting = scope.spawn(|| engine.start_exec(&id, true));
@@ -548,14 +565,16 @@ fn a_resize_before_the_start_takes_effect() {
 fn a_client_that_attaches_during_a_start_is_attached() {
     let engine = Engine::start();
     let engine = &engine;
-    let body = json!({"Image": "busybox", "Cmd": ["sh", "-c", "sleep .4; echo said"], "HostConfig": {"NetworkMode": "none"}});
+    let shared = &engine.scratch("shared");
+    let script = "until [ -e /b/$0 ]; do sleep .05; done; echo said";
+    let body = |name: &str| json!({"Image": "busybox", "Cmd": ["sh", "-c", script, name], "HostConfig": {"NetworkMode": "none", "Binds": [format!("{}:/b", shared.display())]}});
     for round in 0..6 {
         let names: Vec<String> = (0..4)
             .map(|number| format!("race-{round}-{number}"))
             .collect();
         names
             .iter()
-            .for_each(|name| drop(engine.create(name, &body)));
+            .for_each(|name| drop(engine.create(name, &body(name))));
         std::thread::scope(|scope| {
             for (name, delay) in names.iter().zip([0, 1, 2, 4]) {
                 scope.spawn(move || {
@@ -568,9 +587,9 @@ fn a_client_that_attaches_during_a_start_is_attached() {
                 });
                 scope.spawn(move || {
                     std::thread::sleep(Duration::from_millis(delay));
-                    let said = engine
-                        .attach(name, "stream=1&stdout=1&stderr=1", true)
-                        .to_end();
+                    let attached = engine.attach(name, "stream=1&stdout=1&stderr=1", true);
+                    fs::write(shared.join(name), "").unwrap();
+                    let said = attached.to_end();
                     assert_eq!(said, ("said\n".to_owned(), String::new()), "{name}");
                 });
             }
@@ -589,14 +608,18 @@ fn the_third_interrupt_ends_the_command_line() {
             "none",
             "busybox",
             "sleep",
-            "60",
+            "600",
         ]);
         cli.engine().await_state("deaf", "running");
-        for _ in 0..3 {
-            // Pending signals of one kind are merged.
+        // Pending signals of one kind are merged, so that more than three may be needed.
+        eventually("the command line to end", || {
             std::thread::sleep(Duration::from_millis(200));
-            running.signal(rustix::process::Signal::INT);
-        }
+            let is_running = running.is_running();
+            if is_running {
+                running.signal(rustix::process::Signal::INT);
+            }
+            (!is_running).then_some(())
+        });
         running
             .finish()
             .refuses(1, "got 3 SIGTERM/SIGINTs, forcefully exiting");
