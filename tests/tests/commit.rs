@@ -80,7 +80,11 @@ fn a_removal_meanwhile_takes_nothing_from_the_image() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Whelk);
     let mut made = 0;
-    for milliseconds in [1, 5, 20, 60, 150] {
+    for milliseconds in [1, 5, 20, 60, 150, 600, 2400, 9600] {
+        // More time only if the commits before were slower.
+        if milliseconds > 150 && made > 0 {
+            break;
+        }
         let script = "mkdir /d; cd /d; for i in $(seq 4000); do : > $i; done";
         cli.run(&[
             "run",
@@ -354,7 +358,7 @@ fn a_file_that_does_not_fit_is_refused_at_once() {
     let begin = std::time::Instant::now();
     cli.run(&["commit", "box", "made"])
         .refuses(1, "export sparse: no space left on device");
-    assert!(begin.elapsed() < std::time::Duration::from_secs(10));
+    assert!(begin.elapsed() < std::time::Duration::from_secs(60));
     assert_eq!(engine.state("box"), "running");
     cli.run(&["exec", "box", "rm", "/sparse"]).ok();
     commit(cli, &["box", "made"]);

@@ -93,7 +93,13 @@ fn a_container_that_ends_does_not_stay_paused() {
     let engine = Engine::start();
     let mut paused = 0;
     for round in 0..100u32 {
-        engine.create("one", &body(&["usleep", "6000"]));
+        // Longer if no round has met the container alive yet.
+        let time = if paused == 0 {
+            6000 * (1 + round / 10)
+        } else {
+            6000
+        };
+        engine.create("one", &body(&["usleep", &time.to_string()]));
         assert_eq!(start(&engine, "one"), 204);
         std::thread::sleep(Duration::from_micros(u64::from(round % 50) * 150));
         let (status, answer) = engine.api("POST", "/containers/one/pause", None);
@@ -121,7 +127,7 @@ fn ask_to_end(engine: &Engine, name: &str, way: u32) {
     let begun = Instant::now();
     let (status, answer) = match way % 3 {
         0 => engine.api("POST", &format!("/containers/{name}/kill"), None),
-        1 => engine.api("POST", &format!("/containers/{name}/stop?t=30"), None),
+        1 => engine.api("POST", &format!("/containers/{name}/stop?t=100"), None),
         _ => engine.api("DELETE", &format!("/containers/{name}?force=1"), None),
     };
     assert!(
@@ -129,7 +135,7 @@ fn ask_to_end(engine: &Engine, name: &str, way: u32) {
         "{name} {way}: {status} {answer}"
     );
     assert!(
-        begun.elapsed() < Duration::from_secs(20),
+        begun.elapsed() < Duration::from_secs(55),
         "{name} {way}: {:?}",
         begun.elapsed()
     );
@@ -368,7 +374,7 @@ fn a_huge_environment_does_not_block_others() {
         while !made.is_finished() {
             let begun = Instant::now();
             assert!(
-                engine.answers() && begun.elapsed() < Duration::from_secs(10),
+                engine.answers() && begun.elapsed() < Duration::from_secs(30),
                 "{:?}",
                 begun.elapsed()
             );
@@ -387,7 +393,7 @@ fn a_huge_environment_does_not_block_others() {
     let (status, answer) = engine.api("POST", "/containers/huge/start", None);
     assert_eq!((status, &answer), (204, &Value::Null));
     assert!(
-        begun.elapsed() < Duration::from_secs(25),
+        begun.elapsed() < Duration::from_secs(55),
         "{:?}",
         begun.elapsed()
     );
