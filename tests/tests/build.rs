@@ -247,7 +247,7 @@ fn a_build_that_fails_does_not_wait_for_steps_of_others() {
     let begun = std::time::Instant::now();
     let text = classic(&engine).build(&fails, &[]).err();
     assert!(text.contains("returned a non-zero code: 7"), "{text}");
-    assert!(begun.elapsed().as_secs() < 30);
+    assert!(begun.elapsed().as_secs() < 100);
     assert!(
         with_command(&["sleep", "305"]).is_some(),
         "it is not cancelled"

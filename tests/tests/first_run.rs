@@ -406,15 +406,19 @@ fn uninstall_works_right_after_the_engine_has_ended() {
         .docker(&["run", "-d", "--network", "none", "busybox", "sleep", "600"])
         .ok();
     engine.kill9();
-    let begin = std::time::Instant::now();
-    let output = engine.uninstall();
-    let told = String::from_utf8_lossy(&output.stderr);
+    // A wait takes 10 s. A single try may take long for another reason.
+    let is_soon = |_| {
+        let begin = std::time::Instant::now();
+        let output = engine.uninstall();
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            !output.status.success() && told.contains("still run: stop or remove them first"),
+            "{told}"
+        );
+        begin.elapsed() < Duration::from_secs(5)
+    };
     assert!(
-        !output.status.success() && told.contains("still run: stop or remove them first"),
-        "{told}"
-    );
-    assert!(
-        begin.elapsed() < Duration::from_secs(5),
+        (0..3).any(is_soon),
         "the running container is detected without a wait"
     );
     engine.restart();

@@ -171,7 +171,7 @@ fn special_or_huge_user_files_do_not_block_the_engine() {
                 "-u",
             ]);
             assert!(
-                begin.elapsed() < Duration::from_secs(20),
+                begin.elapsed() < Duration::from_secs(60),
                 "{what}, {flags:?}: {:?}",
                 begin.elapsed()
             );

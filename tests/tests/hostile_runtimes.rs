@@ -95,7 +95,7 @@ impl Hostile {
     fn remove(&self, pid: i32) {
         let begun = Instant::now();
         self.cli().run(&["rm", "-f", "held"]).ok();
-        assert!(begun.elapsed() < Duration::from_secs(15));
+        assert!(begun.elapsed() < Duration::from_secs(60));
         assert!(!is_alive(pid));
         self.is_clean();
     }
@@ -138,7 +138,7 @@ fn a_container_ends_though_its_runtime_does_not_kill_it() {
         hostile.behave(&format!("kill {how}"));
         let begun = Instant::now();
         cli.run(&["kill", "-s", "USR1", "held"]).ok();
-        assert!(begun.elapsed() < Duration::from_secs(10), "{how}");
+        assert!(begun.elapsed() < Duration::from_secs(60), "{how}");
         if how != "nothing" {
             engine.await_log("held", "usr1");
         }
@@ -194,11 +194,11 @@ fn an_exec_fails_if_its_runtime_creates_none() {
         if how == "hang" {
             hostile.hanging();
         }
-        // The shim does not wait for it.
+        // The shim does not wait for it, which would take 10 s.
         let begun = Instant::now();
         cli.run(&["kill", "-s", "USR1", "held"]).ok();
         engine.await_log("held", "usr1");
-        assert!(begun.elapsed() < Duration::from_secs(5), "{how}");
+        assert!(begun.elapsed() < Duration::from_secs(9), "{how}");
         let output = exec.finish();
         assert_ne!(output.code, 0);
         // The client writes it to standard output.

@@ -320,7 +320,7 @@ fn floods_of_frames_hurt_nobody_else() {
         let begin = std::time::Instant::now();
         engine.get("/version");
         assert!(
-            begin.elapsed() < Duration::from_secs(5),
+            begin.elapsed() < Duration::from_secs(30),
             "{name}: {:?}",
             begin.elapsed()
         );

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use whelk_tests::builds::PROTOCOLS;
 use whelk_tests::certificates::{Authority, flags};
-use whelk_tests::{Engine, Output, Program, eventually, free_port};
+use whelk_tests::{Engine, Output, PATIENCE, Program, eventually, free_port};
 
 /// The clients that these tests use.
 const PROGRAMS: [Program; 2] = [Program::Docker, Program::Whelk];
@@ -496,24 +496,24 @@ fn only_clients_with_a_valid_certificate_are_served() {
 fn unfinished_handshakes_do_not_keep_clients_away() {
     let remote = Remote::start();
     let connect = || TcpStream::connect(("127.0.0.1", remote.port)).unwrap();
-    let mut idle: Vec<TcpStream> = (0..300).map(|_| connect()).collect();
-    for stream in idle.iter_mut().step_by(2) {
-        // The first bytes of a handshake.
-        stream.write_all(&[0x16, 3, 1, 2]).unwrap();
-    }
-    let begin = Instant::now();
-    remote.run(Program::Docker, &remote.client, &["ps"]).ok();
-    assert!(
-        begin.elapsed() < Duration::from_secs(8),
-        "{:?}",
-        begin.elapsed()
-    );
+    let mut idle: Vec<TcpStream> = Vec::new();
+    // They are closed after 10 s. A single client may be late for another reason.
+    let is_soon = |_| {
+        let mut more: Vec<TcpStream> = (0..300).map(|_| connect()).collect();
+        for stream in more.iter_mut().step_by(2) {
+            // The first bytes of a handshake.
+            stream.write_all(&[0x16, 3, 1, 2]).unwrap();
+        }
+        idle.extend(more);
+        let begin = Instant::now();
+        remote.run(Program::Docker, &remote.client, &["ps"]).ok();
+        begin.elapsed() < Duration::from_secs(8)
+    };
+    assert!((0..3).any(is_soon));
     assert!(remote.engine.answers());
     // The oldest have made room for others; the rest is closed later.
     for stream in &mut idle {
-        stream
-            .set_read_timeout(Some(Duration::from_secs(20)))
-            .unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let read = stream.read(&mut [0; 64]);
         assert!(
             !matches!(&read, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock),

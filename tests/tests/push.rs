@@ -337,7 +337,7 @@ fn an_interrupted_upload_is_resumed() {
     let cli = engine.cli(Program::Whelk);
     let mut push = cli.spawn(&["push", &name]);
     eventually("the first attempt", || {
-        (registry.requests("PATCH").len() == 1).then_some(())
+        (!registry.requests("PATCH").is_empty()).then_some(())
     });
     registry.behave(Behaviour::default());
     let output = push.finish();

@@ -657,7 +657,7 @@ fn caches_are_emptied_before_sources_are_received() {
         r#ref: again.clone(),
     };
     let evaluating: Pending<Unused> = bridge.begin("Evaluate", &request);
-    is_asked.recv_timeout(Duration::from_secs(30)).unwrap();
+    is_asked.recv_timeout(Duration::from_secs(60)).unwrap();
     bridge.evaluate(&step("touch /c/meanwhile", None)).unwrap();
     drop(answer);
     evaluating.wait().unwrap();

@@ -564,7 +564,7 @@ fn secrets_of_others_are_not_waited_for() {
     let begun = Instant::now();
     built(&engine, &["-t", "other", &url]);
     let taken = begun.elapsed();
-    assert!(taken < Duration::from_secs(20), "{taken:?}");
+    assert!(taken < Duration::from_secs(60), "{taken:?}");
     drop(waiting);
 }
 

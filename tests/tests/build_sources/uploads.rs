@@ -64,7 +64,7 @@ fn requests_that_do_not_find_each_other_end() {
         let nameless = post(&engine, "remote=upload-request", b"");
         (alone.join().unwrap(), lost, nameless)
     });
-    assert!(begun.elapsed() < Duration::from_secs(20));
+    assert!(begun.elapsed() < Duration::from_secs(50));
     assert_eq!((alone.0, lost.0, nameless.0), (400, 404, 400));
     shows(&alone.1, &["was not sent within 5 seconds"]);
     shows(&lost.1, &["waits for a context"]);

@@ -93,7 +93,7 @@ fn a_step_that_forks_without_end_harms_nobody() {
     running.signal(rustix::process::Signal::KILL);
     let _ = running.finish();
     // Milliseconds, unless the machine is busy with other tests, too.
-    assert!(slowest < Duration::from_secs(10), "{slowest:?}");
+    assert!(slowest < Duration::from_secs(30), "{slowest:?}");
     eventually("all processes to end", || one().is_none().then_some(()));
     engine.has_no_builds();
 }

@@ -152,7 +152,7 @@ fn containers_survive_a_killed_engine() {
         match *name {
             "run" | "exec" => command.expect("begun"),
             // The engine responds when the wait is registered; the command prints nothing then.
-            "wait" => answered.recv_timeout(Duration::from_secs(20)).unwrap(),
+            "wait" => answered.recv_timeout(Duration::from_secs(60)).unwrap(),
             "events" => command.expect("container start"),
             _ => command.expect("talk"),
         }

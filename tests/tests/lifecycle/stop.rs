@@ -228,9 +228,10 @@ fn a_waiting_stop_does_not_block_other_requests() {
         &["--restart", "always"],
         &["sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"],
     );
-    let mut waits = cli.spawn(&["stop", "-t", "60", "stubborn"]);
     let begin = Instant::now();
-    std::thread::sleep(Duration::from_millis(300));
+    let mut events = engine.events("");
+    let mut waits = cli.spawn(&["stop", "-t", "60", "stubborn"]);
+    events.until("kill");
     assert!(waits.is_running());
     cli.run(&["start", "stubborn"]).ok();
     cli.run(&["pause", "stubborn"]).ok();
@@ -250,8 +251,9 @@ fn a_waiting_stop_does_not_block_other_requests() {
     );
     // The same for a restart, and for one without a timeout.
     cli.run(&["start", "stubborn"]).ok();
+    let mut events = engine.events("");
     let mut restarts = cli.spawn(&["restart", "-t", "-1", "stubborn"]);
-    std::thread::sleep(Duration::from_millis(300));
+    events.until("kill");
     assert!(restarts.is_running());
     cli.run(&["rm", "-f", "stubborn"]).ok();
     // It may have been started for a moment in between.
