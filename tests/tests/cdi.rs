@@ -380,15 +380,16 @@ fn hooks_run_in_the_places_that_the_specification_says() {
     let edits = format!("hooks: [{}]", hooks.join(", "));
     let slow = program(&scratch, "slow", "sleep 60 & wait");
     let failing = program(&scratch, "failing", "echo no such thing >&2; exit 3");
-    let hook =
-        |name: &str, path: &str| format!("hooks: [{{hookName: {name}, path: {path}, timeout: 1}}]");
+    let hook = |name: &str, path: &str, timeout: u32| {
+        format!("hooks: [{{hookName: {name}, path: {path}, timeout: {timeout}}}]")
+    };
     let content = spec(&[
         ("all", &edits),
-        ("slow", &hook("createContainer", &slow)),
-        ("failing", &hook("createRuntime", &failing)),
-        ("late", &hook("poststart", &failing)),
-        ("last", &hook("poststop", &slow)),
-        ("absent", &hook("createContainer", "/no/such/hook")),
+        ("slow", &hook("createContainer", &slow, 1)),
+        ("failing", &hook("createRuntime", &failing, 60)),
+        ("late", &hook("poststart", &failing, 60)),
+        ("last", &hook("poststop", &slow, 1)),
+        ("absent", &hook("createContainer", "/no/such/hook", 60)),
     ]);
     fs::write(engine.scratch("static").join("hooks.yaml"), content).unwrap();
     engine.both(|cli| {

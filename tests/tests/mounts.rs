@@ -283,7 +283,7 @@ fn shared_mounts_propagate_to_the_host() {
                 "type=bind,src={},dst=/x,bind-propagation={mode}",
                 shared.display()
             );
-            cli.up("sees", &["--mount", &source], &["sleep", "60"]);
+            cli.up("sees", &["--mount", &source], &["sleep", "600"]);
             let line = cli
                 .run(&["exec", "sees", "grep", " /x ", "/proc/self/mountinfo"])
                 .ok();
@@ -351,7 +351,7 @@ fn mount_points_of_the_engine_are_not_changes_of_the_container() {
     let look = "stat -c '%a %s' /.dockerenv; readlink /etc/mtab; grep -c ' / overlay' /etc/mtab";
     engine.both(|cli| {
         assert_eq!(cli.sh(&[], look).ok(), "755 0\n/proc/mounts\n1");
-        let id = cli.up("kept", &[], &["sleep", "60"]);
+        let id = cli.up("kept", &[], &["sleep", "600"]);
         let upper = engine.root().join("containers").join(id).join("upper");
         assert_eq!(
             fs::read_dir(&upper).unwrap().count(),

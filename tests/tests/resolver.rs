@@ -33,7 +33,7 @@ fn containers_resolve_each_other_by_name() {
             ],
             SERVES,
         );
-        up(cli, "client", &["--network", "app"], "sleep 60");
+        up(cli, "client", &["--network", "app"], "sleep 600");
         for name in ["db", "database", "DB", "host-of-db", "db.app"] {
             let page = format!("until wget -qO- http://{name}/ 2>/dev/null; do sleep 0.1; done");
             assert_eq!(inside(cli, "client", &page), "db", "{name}");
@@ -55,7 +55,7 @@ fn containers_resolve_each_other_by_name() {
             "{config}"
         );
         // Containers in other networks cannot resolve the name.
-        up(cli, "stranger", &[], "sleep 60");
+        up(cli, "stranger", &[], "sleep 600");
         cli.run(&["exec", "stranger", "ping", "-c1", "-w1", "db"])
             .refuses(1, "bad address 'db'");
         // The name of a stopped container does not resolve.
@@ -504,7 +504,7 @@ fn a_shared_alias_resolves_to_all_addresses() {
             cli,
             name,
             &["--network", "app", "--network-alias", "all"],
-            "sleep 60",
+            "sleep 600",
         );
     }
     let answer = inside(cli, "one", "nslookup all | tail -n +4 | grep -c Address");
@@ -617,7 +617,7 @@ fn names_follow_renames_and_connections() {
         cli.run(&["network", "create", "app"]).ok();
         up(cli, "server", &["--network", "app"], SERVES);
         // The default network has no name resolution.
-        up(cli, "late", &[], "sleep 60");
+        up(cli, "late", &[], "sleep 600");
         let resolver = inside(cli, "late", "cat /etc/resolv.conf");
         assert!(!resolver.contains("127.0.0.11"), "{resolver}");
         cli.run(&["network", "connect", "app", "late"]).ok();
@@ -683,7 +683,7 @@ fn two_hundred_containers_resolve_each_other() {
         "",
         "names that are not found"
     );
-    assert!(inside(cli, "member199", "ping -c1 -w2 member0").contains("1 packets received"));
+    assert!(inside(cli, "member199", "ping -c1 -w30 member0").contains("1 packets received"));
 }
 
 /// Returns a query for the IPv4 address of a name.

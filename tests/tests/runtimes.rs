@@ -339,7 +339,7 @@ fn unknown_runtimes_and_their_errors_are_reported() {
     engine.terminate();
     engine.restart();
     let cli = engine.cli(Program::Docker);
-    cli.up("default", &[], &["sleep", "60"]);
+    cli.up("default", &[], &["sleep", "600"]);
     assert_eq!(engine.inspect("default")["HostConfig"]["Runtime"], "more");
     assert!(
         Path::new(&engine.run())

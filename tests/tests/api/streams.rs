@@ -10,7 +10,7 @@ fn exec_output_is_framed_as_its_start_requests() {
     let engine = Engine::start();
     engine
         .cli(Program::Docker)
-        .up("target", &[], &["sleep", "60"]);
+        .up("target", &[], &["sleep", "600"]);
     let exec = || {
         engine.create_exec("target", &json!({"Cmd": ["echo", "out"], "Tty": true, "AttachStdout": true, "AttachStderr": true}))
     };
@@ -35,7 +35,7 @@ fn exec_start_accepts_all_upgrade_requests_of_clients() {
     let engine = Engine::start();
     engine
         .cli(Program::Docker)
-        .up("target", &[], &["sleep", "60"]);
+        .up("target", &[], &["sleep", "600"]);
     let (raw, framed) = (
         "application/vnd.docker.raw-stream",
         "application/vnd.docker.multiplexed-stream",
@@ -101,7 +101,7 @@ fn attach_errors_are_plain_text() {
     let engine = Engine::start();
     engine
         .cli(Program::Docker)
-        .up("target", &[], &["sleep", "60"]);
+        .up("target", &[], &["sleep", "600"]);
     let ask = |path: &str| {
         let response = engine.http("POST", path, &[("Upgrade", "tcp")], b"");
         (
@@ -196,7 +196,7 @@ fn execs_end_with_their_container() {
     let engine = Engine::start();
     engine
         .cli(Program::Docker)
-        .up("target", &[], &["sleep", "60"]);
+        .up("target", &[], &["sleep", "600"]);
     for (path, body) in [
         ("target", json!({"Cmd": []})),
         ("nosuch", json!({})),
@@ -219,7 +219,7 @@ fn execs_end_with_their_container() {
             Some(&json!({"Detach": true})),
         )
     };
-    let (unstarted, running) = (exec(&["true"]), exec(&["sleep", "60"]));
+    let (unstarted, running) = (exec(&["true"]), exec(&["sleep", "600"]));
     assert_eq!(start(&running).0, 200);
     check(
         &engine,
@@ -343,7 +343,7 @@ fn a_wait_is_cut_off_when_the_engine_stops() {
     let engine = Engine::start();
     engine
         .cli(Program::Docker)
-        .up("target", &[], &["sleep", "60"]);
+        .up("target", &[], &["sleep", "600"]);
     for _ in 0..3 {
         let mut waits: Vec<Connection> = (0..20)
             .map(|_| {

@@ -367,12 +367,12 @@ fn containers_are_stopped_before_the_host_shuts_down() {
 fn the_delay_of_restarts_is_doubled_until_a_run_is_long() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker);
-    // The fourth run takes more than ten seconds.
-    let script = "echo x >>/runs; [ $(wc -l </runs) = 4 ] && sleep 10.3; exit 1";
+    // The seventh run takes more than ten seconds.
+    let script = "echo x >>/runs; [ $(wc -l </runs) = 7 ] && sleep 10.3; exit 1";
     let mut events = engine.events("filters=%7B%22type%22%3A%5B%22container%22%5D%7D");
     cli.up("crashes", &["--restart", "always"], &["sh", "-c", script]);
     let (mut ended, mut delays) = (0, Vec::new());
-    while delays.len() < 5 {
+    while delays.len() < 8 {
         let event = events.next_event().unwrap();
         let at = event["timeNano"].as_i64().unwrap() / 1_000_000;
         match event["Action"].as_str().unwrap() {
@@ -383,9 +383,12 @@ fn the_delay_of_restarts_is_doubled_until_a_run_is_long() {
     }
     cli.run(&["rm", "-f", "crashes"]).ok();
     // In milliseconds. A start itself takes some time.
-    for (delay, least) in delays.iter().zip([100, 200, 400, 100, 200]) {
+    for (delay, least) in delays
+        .iter()
+        .zip([100, 200, 400, 800, 1600, 3200, 100, 200])
+    {
         assert!(*delay >= least - 5, "{delays:?}");
     }
-    // Without the long run: 800 and 1600.
-    assert!(delays[3] < 795 && delays[4] < 1595, "{delays:?}");
+    // Without the long run: 6400 and 12800.
+    assert!(delays[6] < 6395 && delays[7] < 12795, "{delays:?}");
 }

@@ -185,7 +185,7 @@ fn ipvlan_networks_attach_containers() {
             skipped!("the kernel has no ipvlan interfaces");
         } else {
             up(cli, "second", &["--network", mode], "sleep 300");
-            assert!(inside(cli, "second", "ping -c1 -w2 first").contains("1 packets received"));
+            assert!(inside(cli, "second", "ping -c1 -w30 first").contains("1 packets received"));
             let way = if mode == "l3" {
                 "default dev eth0"
             } else {

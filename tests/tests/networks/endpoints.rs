@@ -11,7 +11,7 @@ fn a_running_container_is_connected_and_disconnected() {
     engine.both(|cli| {
         cli.run(&["network", "create", "front"]).ok();
         cli.run(&["network", "create", "back"]).ok();
-        up(cli, "web", &["--network", "front"], "sleep 60");
+        up(cli, "web", &["--network", "front"], "sleep 600");
         up(cli, "db", &["--network", "back"], SERVES);
         resolves_not(cli, "web", "db");
         cli.run(&["network", "connect", "--alias", "www", "back", "web"])
@@ -24,7 +24,7 @@ fn a_running_container_is_connected_and_disconnected() {
             ),
             "db"
         );
-        assert!(inside(cli, "db", "ping -c1 -w2 www").contains("1 packets received"));
+        assert!(inside(cli, "db", "ping -c1 -w30 www").contains("1 packets received"));
         assert_eq!(
             inside(cli, "web", "ls /sys/class/net | tr '\\n' ' '"),
             "eth0 eth1 lo ".trim_end()
@@ -106,7 +106,7 @@ fn requested_ip_and_mac_addresses_are_assigned() {
                 "--mac-address",
                 "02:aa:bb:cc:dd:ee",
             ],
-            "sleep 60",
+            "sleep 600",
         );
         let shown = inside(cli, "fixed", "ip addr show eth0; ip route");
         for part in [
@@ -116,7 +116,7 @@ fn requested_ip_and_mac_addresses_are_assigned() {
         ] {
             assert!(shown.contains(part), "{part} in {shown}");
         }
-        up(cli, "ranged", &["--network", "plan"], "sleep 60");
+        up(cli, "ranged", &["--network", "plan"], "sleep 600");
         let address = engine.inspect("ranged")["NetworkSettings"]["Networks"]["plan"]["IPAddress"]
             .as_str()
             .unwrap()
@@ -184,7 +184,7 @@ fn the_default_route_is_the_network_with_the_highest_priority() {
             "--network",
             "name=high,gw-priority=10",
         ];
-        up(cli, "two", &flags, "sleep 60");
+        up(cli, "two", &flags, "sleep 600");
         assert!(inside(cli, "two", "ip route").contains(&default(&high)));
         cli.run(&["network", "disconnect", "high", "two"]).ok();
         assert!(inside(cli, "two", "ip route").contains(&default(&low)));
@@ -225,7 +225,7 @@ fn a_container_is_connected_to_its_requested_networks() {
             .map(|place| ((*place).to_owned(), json!({})))
             .collect();
         let body = json!({
-            "Image": "busybox", "Cmd": ["sleep", "60"], "HostConfig": {"NetworkMode": mode}, "NetworkingConfig": {"EndpointsConfig": places},
+            "Image": "busybox", "Cmd": ["sleep", "600"], "HostConfig": {"NetworkMode": mode}, "NetworkingConfig": {"EndpointsConfig": places},
         });
         engine.create("placed", &body);
         let (status, answer) = engine.api("POST", "/containers/placed/start", None);

@@ -18,7 +18,7 @@ fn networks_are_isolated_from_each_other() {
         &["--network", "one", "-p", "127.0.0.1::80"],
         SERVES,
     );
-    up(cli, "bb", &[], "sleep 60");
+    up(cli, "bb", &[], "sleep 600");
     up(cli, "cc", &["--network", "inner"], SERVES);
     let address = |name: &str, network: &str| {
         engine.inspect(name)["NetworkSettings"]["Networks"][network]["IPAddress"]
@@ -27,7 +27,7 @@ fn networks_are_isolated_from_each_other() {
             .to_owned()
     };
     let (a, c) = (address("aa", "one"), address("cc", "inner"));
-    up(cli, "dd", &["--network", "inner"], "sleep 60");
+    up(cli, "dd", &["--network", "inner"], "sleep 600");
     assert_eq!(
         inside(
             cli,
@@ -127,13 +127,13 @@ fn containers_of_a_routed_network_are_reached_at_their_addresses() {
         );
         serves(format!("{web}:80").parse().unwrap(), "web");
         // Another network reaches published ports only, an internal network none.
-        let reaches = |from: &str, port: u16| {
-            let connect = format!("nc -w 1 {web} {port} </dev/null");
+        let reaches = |from: &str, port: u16, seconds: u32| {
+            let connect = format!("nc -w {seconds} {web} {port} </dev/null");
             cli.run(&["exec", from, "sh", "-c", &connect]).code == 0
         };
-        assert!(reaches("bb", 80) && reaches("web", 81));
-        assert!(!reaches("bb", 81) && !reaches("inner", 80));
-        assert!(inside(cli, "bb", &format!("ping -c1 -w2 {web}")).contains("1 packets received"));
+        assert!(reaches("bb", 80, 30) && reaches("web", 81, 30));
+        assert!(!reaches("bb", 81, 1) && !reaches("inner", 80, 1));
+        assert!(inside(cli, "bb", &format!("ping -c1 -w30 {web}")).contains("1 packets received"));
     };
     up(cli, "bb", &[], "sleep 300");
     cli.run(&["network", "create", "--internal", "closed"]).ok();
@@ -211,15 +211,15 @@ fn a_container_sends_from_its_own_address_only() {
         cli,
         "liar",
         &["--network", "flat", "--ip", &own, "--cap-add", "NET_ADMIN"],
-        "sleep 60",
+        "sleep 600",
     );
     up(
         cli,
         "other",
         &["--network", "flat", "--ip", &other],
-        "sleep 60",
+        "sleep 600",
     );
-    assert!(inside(cli, "liar", &format!("ping -c1 -w2 {other}")).contains("1 packets received"));
+    assert!(inside(cli, "liar", &format!("ping -c1 -w30 {other}")).contains("1 packets received"));
     let foreign = subnet.v4_host(99);
     let lie = format!("ip addr add {foreign}/24 dev eth0; ping -c1 -w1 -I {foreign} {other}");
     let output = cli.run(&["exec", "liar", "sh", "-c", &lie]).exits(1);
@@ -229,13 +229,13 @@ fn a_container_sends_from_its_own_address_only() {
         cli,
         "witness",
         &["--network", "flat", "--ip", &third],
-        "sleep 60",
+        "sleep 600",
     );
     let known = |address: &str| {
         inside(
             cli,
             "witness",
-            &format!("ping -c1 -w2 {address} >/dev/null; ip neigh show {address}"),
+            &format!("ping -c1 -w30 {address} >/dev/null; ip neigh show {address}"),
         )
     };
     let (liar, victim) = (known(&own), known(&other));
@@ -302,7 +302,7 @@ fn ipv6_is_routed_and_filtered_like_ipv4() {
     let heard = |from: &str, ping: &str| inside(cli, from, &format!("{ping} || true"));
     assert!(heard("peer", &format!("ping6 -c1 -w1 {address}")).contains(" 0 packets received"));
     // A container cannot send from an address that is not its own.
-    let from = |add: &str, del: &str| {
+    let from = |add: &str, del: &str, seconds: u32| {
         let change = |what: &str, host: &str| {
             format!("ip -6 addr {what} {}/64 dev eth0", both.v6_host(host))
         };
@@ -311,16 +311,16 @@ fn ipv6_is_routed_and_filtered_like_ipv4() {
         heard(
             "pair",
             &format!(
-                "{}; {}; {known}; ping6 -c1 -w2 {}",
+                "{}; {}; {known}; ping6 -c1 -w{seconds} {}",
                 change("add", add),
                 change("del", del),
                 both.v6_host("1")
             ),
         )
     };
-    assert!(from("99", "20").contains(" 0 packets received"));
+    assert!(from("99", "20", 2).contains(" 0 packets received"));
     assert!(
-        from("20", "99").contains(" 1 packets received"),
+        from("20", "99", 30).contains(" 1 packets received"),
         "its own address serves again"
     );
     // Reachable from the host by the gateway's address, also after a restart of the engine.
@@ -564,7 +564,7 @@ fn a_subnet_of_two_addresses_is_enough_for_two_containers() {
         assert!(config["Gateway"].is_null(), "{config}");
         up(cli, "one", &["--network", "pair"], "sleep 300");
         up(cli, "two", &["--network", "pair"], "sleep 300");
-        assert!(inside(cli, "two", "ping -c1 -w10 one").contains("1 packets received"));
+        assert!(inside(cli, "two", "ping -c1 -w30 one").contains("1 packets received"));
         engine.kill9();
         engine.restart();
         let third = ["run", "--rm", "--network", "pair", "busybox", "true"];

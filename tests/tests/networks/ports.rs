@@ -102,7 +102,7 @@ fn exposed_ports_and_ranges_are_published() {
             cli,
             "all",
             &["-P", "--expose", "80", "--expose", "90-91/udp"],
-            "sleep 60",
+            "sleep 600",
         );
         let ports = cli.run(&["port", "all"]).ok();
         assert_eq!(
@@ -113,7 +113,7 @@ fn exposed_ports_and_ranges_are_published() {
             ["80/tcp", "90/udp", "91/udp"]
         );
         cli.run(&["rm", "-f", "all"]).ok();
-        up(cli, "only", &["--expose", "80"], "sleep 60");
+        up(cli, "only", &["--expose", "80"], "sleep 600");
         assert_eq!(cli.run(&["ps", "--format", "{{.Ports}}"]).ok(), "80/tcp");
         cli.run(&["rm", "-f", "only"]).ok();
     });

@@ -39,7 +39,7 @@ fn data_survives_its_container() {
             .ok(),
             "local local data"
         );
-        cli.up("user", &["-v", "data:/d"], &["sleep", "60"]);
+        cli.up("user", &["-v", "data:/d"], &["sleep", "600"]);
         let id = engine.inspect("user")["Id"].as_str().unwrap().to_owned();
         cli.run(&["volume", "rm", "data"])
             .refuses(1, &format!("remove data: volume is in use - [{id}]"));
@@ -116,7 +116,7 @@ fn volumes_from_mounts_the_volumes_of_another_container() {
                 "--tmpfs",
                 "/t",
             ],
-            &["sleep", "60"],
+            &["sleep", "600"],
         );
         sh(
             cli,
@@ -144,7 +144,7 @@ fn volumes_from_mounts_the_volumes_of_another_container() {
         cli.sh(&["--volumes-from", "first:foo"], "true")
             .refuses(125, "invalid mode: foo");
         // The anonymous volume is kept while a container uses it.
-        cli.up("second", &["--volumes-from", "first"], &["sleep", "60"]);
+        cli.up("second", &["--volumes-from", "first"], &["sleep", "600"]);
         cli.run(&["rm", "-fv", "first"]).ok();
         assert_eq!(cli.run(&["exec", "second", "cat", "/anon/y"]).ok(), "2");
         cli.run(&["rm", "-fv", "second"]).ok();
@@ -227,7 +227,7 @@ fn lists_filters_and_disk_usage() {
         cli.run(&["volume", "create", "--label", "a=b", "labeled"])
             .ok();
         sh(cli, &["-v", "used:/d"], "head -c 1000 /dev/zero >/d/f");
-        cli.up("user", &["-v", "used:/d"], &["sleep", "60"]);
+        cli.up("user", &["-v", "used:/d"], &["sleep", "600"]);
         let listed = |filter: &str| cli.run(&["volume", "ls", "-q", "-f", filter]).ok();
         assert_eq!(listed("label=a"), "labeled");
         assert_eq!(listed("dangling=true"), "labeled");

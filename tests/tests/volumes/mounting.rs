@@ -62,7 +62,7 @@ fn a_volume_can_be_a_mounted_file_system() {
     };
     engine.both(|cli| {
         cli.run(&["volume", "create", "--opt", "type=tmpfs", "--opt", "device=tmpfs", "--opt", "o=size=1m,uid=1000", "memory"]).ok();
-        cli.up("one", &["-v", "memory:/m"], &["sh", "-c", "echo shared >/m/f; sleep 60"]);
+        cli.up("one", &["-v", "memory:/m"], &["sh", "-c", "echo shared >/m/f; sleep 600"]);
         assert_eq!(
             sh(cli, &["-v", "memory:/m"], "until cat /m/f 2>/dev/null; do :; done; stat -c %u /m; df -k /m | tail -1 | awk '{print $2}'"),
             "shared\n1000\n1024"
