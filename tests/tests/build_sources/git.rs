@@ -1,6 +1,7 @@
 //! Git repositories as contexts, and `ADD` of them.
 
 use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use whelk_tests::builds::docker;
 use whelk_tests::web::{Answer, Asked, Web};
-use whelk_tests::{Engine, Scratch};
+use whelk_tests::{Engine, Scratch, eventually};
 
 use crate::{build, built, classic, only, run, shows, text};
 
@@ -560,7 +561,13 @@ fn secrets_of_others_are_not_waited_for() {
     assert!(made.success());
     let secret = format!("id=GIT_AUTH_TOKEN,src={}", text(&pipe));
     let waiting = docker(&engine).spawn(&["build", "--secret", &secret, &url]);
-    std::thread::sleep(Duration::from_secs(2));
+    // The client opens it for reading when it is asked for the secret; only then can it be opened for writing without a wait.
+    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let mut options = std::fs::File::options();
+    options.write(true).custom_flags(flags);
+    let _pipe = eventually("the client to be asked for its secret", || {
+        options.open(&pipe).ok()
+    });
     let begun = Instant::now();
     built(&engine, &["-t", "other", &url]);
     let taken = begun.elapsed();
