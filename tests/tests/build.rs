@@ -171,12 +171,14 @@ fn a_client_that_leaves_cancels_its_build() {
     );
     let docker = engine.cli(Program::Docker);
     let mut running = docker.spawn(&["build", "-t", "left", context.to_str().unwrap()]);
-    running.expect("begun");
+    let found = || ["301", "302"].map(|time| with_command(&["sleep", time]));
+    eventually("the step to run", || {
+        found().iter().all(Option::is_some).then_some(())
+    });
     running.signal(rustix::process::Signal::KILL);
     let _ = running.finish();
     eventually("the step to be killed", || {
-        let found = ["301", "302"].map(|time| with_command(&["sleep", time]));
-        (found == [None, None]).then_some(())
+        (found() == [None, None]).then_some(())
     });
     engine.has_no_builds();
 }
