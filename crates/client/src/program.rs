@@ -301,7 +301,7 @@ mod tests {
 
     #[tokio::test]
     async fn waiting_for_the_exit_does_not_block_other_tasks() {
-        let mut stream = shell("printf x; exec >&- <&-; sleep 0.2; exit 3");
+        let mut stream = shell("printf x; exec >&- <&-; sleep 1; exit 3");
         let mut ticks = 0;
         let mut output = Vec::new();
         let reading = stream.read_to_end(&mut output);
