@@ -533,7 +533,7 @@ fn a_remote_builder_uses_a_socket_of_its_own() {
 #[track_caller]
 fn debugger(engine: &Engine, args: &[&str], text: &str) -> Pty {
     const ENV: &[(&str, &str)] = &[("BUILDX_EXPERIMENTAL", "1")];
-    const TRIES: usize = 3;
+    const TRIES: usize = 6;
     let mut problems = Vec::new();
     for _ in 0..TRIES {
         let mut pty = docker(engine).with_env(ENV).pty(args);
