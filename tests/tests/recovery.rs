@@ -473,10 +473,13 @@ fn a_container_with_a_stopped_shim_can_be_killed() {
     let cli = engine.cli(Program::Docker);
     let shared = engine.scratch("shared");
     let volume = format!("{}:/b", shared.display());
-    let told = "trap 'touch /b/$HOSTNAME; exit 0' TERM; while :; do sleep 0.02; done";
+    let told = "trap 'touch /b/$HOSTNAME; exit 0' TERM; echo ready; while :; do sleep 0.02; done";
     let up = |name: &str, script: &str| {
         let options = ["-v", &volume, "--hostname", name];
         cli.up(name, &options, &["sh", "-c", script]);
+        if script == told {
+            engine.await_log(name, "ready");
+        }
         (engine.pid(name), shim_of(&engine, name))
     };
     let processes: Vec<(i32, i32)> = [
@@ -518,8 +521,8 @@ fn a_container_with_a_stopped_shim_can_be_killed() {
             assert!(said.contains(&silent), "{said}");
             cli.run(&["kill", "killed"]).ok();
         });
-        scope.spawn(|| cli.run(&["stop", "-t", "1", "stopped"]).ok());
-        scope.spawn(|| cli.run(&["stop", "-t", "1", "paused"]).ok());
+        scope.spawn(|| cli.run(&["stop", "-t", "5", "stopped"]).ok());
+        scope.spawn(|| cli.run(&["stop", "-t", "5", "paused"]).ok());
         scope.spawn(|| cli.run(&["rm", "-f", "removed"]).ok());
     });
     for name in ["stopped", "paused"] {
