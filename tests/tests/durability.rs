@@ -378,7 +378,14 @@ fn a_damaged_store_is_rejected_and_can_be_repaired() {
         ]
         .map(|field| found[field].clone())
     };
-    // Copies of changes at a container's end may be written a second later.
+    // Copies of changes at a container's end are written about a second later.
+    let ended = engine.inspect("ended")["Id"].as_str().unwrap().to_owned();
+    let copy = engine.root().join("containers").join(ended);
+    eventually("the copy of what has ended", || {
+        let copy = fs::read(copy.join("container.json")).ok()?;
+        let copy: Value = serde_json::from_slice(&copy).ok()?;
+        (copy["state"]["exit_code"] == 3).then_some(())
+    });
     std::thread::sleep(std::time::Duration::from_millis(1500));
     for (index, (text, damage)) in damages().into_iter().enumerate() {
         let before = ["runs", "made", "ended"].map(&fields);

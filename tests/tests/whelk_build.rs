@@ -679,14 +679,20 @@ fn ctrl_c_ends_a_build() {
 #[test]
 fn progress_is_drawn_on_a_terminal() {
     let engine = Engine::start();
-    // Long enough that it is drawn before the step ends, also on a busy machine.
-    let dockerfile = "FROM busybox\nRUN for i in $(seq 1 5); do echo line $i; done; sleep 3\n";
+    // Until it is drawn.
+    let dockerfile =
+        "FROM busybox\nRUN for i in $(seq 1 5); do echo line $i; done; sleep 2741 || true\n";
     let context = engine.scratch_with("drawn", &[("Dockerfile", dockerfile)]);
     let mut pty = engine
         .cli(Program::Whelk)
         .pty(&["build", context.to_str().unwrap()]);
     pty.expect("[+] Building");
     pty.expect("=> => # line 2");
+    let sleeping = eventually("the step to sleep", || {
+        whelk_tests::processes::with_command(&["sleep", "2741"])
+    });
+    let sleeping = rustix::process::Pid::from_raw(sleeping).unwrap();
+    rustix::process::kill_process(sleeping, Signal::TERM).unwrap();
     pty.expect("FINISHED");
     assert_eq!(pty.finish(), 0);
 }
