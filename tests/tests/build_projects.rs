@@ -16,7 +16,7 @@ use whelk_tests::builds::{docker, shows};
 use whelk_tests::{Engine, eventually, images, skipped};
 
 /// Time limit of a build that downloads packages.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Installs packages as Docker's documentation shows it, with caches that outlive the step.
 fn installs(packages: &str) -> String {
