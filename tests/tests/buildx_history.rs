@@ -122,7 +122,7 @@ fn running_and_cancelled_builds_are_listed() {
     let engine = Engine::start();
     let waiting = engine.dockerfile(
         "context",
-        "FROM busybox\nRUN echo is-running && sleep 4321\n",
+        "FROM busybox\nRUN echo is-running && sleep 4326\n",
     );
     let args = [
         "buildx",

@@ -77,11 +77,11 @@ fn processes_have_no_input_and_no_terminal() {
 #[test]
 fn a_step_that_forks_without_end_harms_nobody() {
     let engine = Engine::start();
-    let text = "FROM busybox\nRUN while :; do setsid sleep 1237 & done\n";
+    let text = "FROM busybox\nRUN while :; do setsid sleep 1247 & done\n";
     let context = engine.dockerfile("forks", text);
     let cli = classic(&engine);
     let mut running = cli.spawn(&["build", context.to_str().unwrap()]);
-    let one = || with_command(&["sleep", "1237"]);
+    let one = || with_command(&["sleep", "1247"]);
     eventually("the step to fork", one);
     let begin = Instant::now();
     let mut slowest = Duration::ZERO;
