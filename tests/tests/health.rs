@@ -94,7 +94,7 @@ fn a_container_becomes_unhealthy_and_healthy_again() {
             "--health-retries",
             "2",
             "--health-start-period",
-            "6s",
+            "12s",
             "--health-start-interval",
             "200ms",
         ];
@@ -111,7 +111,7 @@ fn a_container_becomes_unhealthy_and_healthy_again() {
             engine.inspect("one")["Config"]["Healthcheck"],
             json!({
                 "Test": ["CMD-SHELL", "echo hi; test -e /ok"], "Interval": 300_000_000,
-                "StartPeriod": 6_000_000_000_i64, "StartInterval": 200_000_000, "Retries": 2,
+                "StartPeriod": 12_000_000_000_i64, "StartInterval": 200_000_000, "Retries": 2,
             })
         );
         let first = await_results(engine, "one", 2)[0].clone();

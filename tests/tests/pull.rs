@@ -26,7 +26,7 @@ fn push_big(registry: &Registry, length: usize) -> Pushed {
 /// Slows down blobs so much that a pull of 4 MiB can be interrupted.
 fn slow() -> Behaviour {
     Behaviour {
-        pause: Some(Duration::from_millis(50)),
+        pause: Some(Duration::from_millis(100)),
         ..Behaviour::default()
     }
 }

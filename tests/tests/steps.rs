@@ -143,7 +143,7 @@ impl Case {
         must(prepare);
         // Until the pool of network namespaces is filled.
         let mut before = Vec::new();
-        let settled = within_seconds(20, || {
+        let settled = within_seconds(60, || {
             let last = std::mem::replace(&mut before, left_behind(cli));
             std::thread::sleep(std::time::Duration::from_millis(500));
             last == before
@@ -151,7 +151,7 @@ impl Case {
         assert!(settled, "{before:#?}");
         let is_as_before = |when: &str| {
             let mut now = Vec::new();
-            let same = within_seconds(20, || {
+            let same = within_seconds(60, || {
                 now = left_behind(cli);
                 now == before
             });
@@ -307,7 +307,7 @@ fn has(cli: Cli<'_>, kind: &str, name: &str) -> bool {
 /// Checks that nothing has leaked, and that all that is recorded is there.
 fn is_sound(cli: Cli<'_>, when: &str) {
     let mut last = String::new();
-    let is_sound = within_seconds(20, || {
+    let is_sound = within_seconds(60, || {
         let done = cli.run(&["system", "check", "--layers"]);
         last = done.out();
         done.code == 0
