@@ -689,26 +689,19 @@ fn compression_of_a_log_does_not_block_others() {
         "{}.1.gz",
         path.file_name().unwrap().to_str().unwrap()
     ));
-    let (whole, mut slowest) = (std::time::Instant::now(), std::time::Duration::ZERO);
+    let mut rounds = 0;
     whelk_tests::eventually("the old file to be compressed", || {
-        let begin = std::time::Instant::now();
         engine.whelk(&["exec", "said", "true"]).ok();
         engine.whelk(&["logs", "--tail", "1", "said"]).ok();
         engine.whelk(&["ps"]).ok();
-        let took = begin.elapsed();
-        // Once the file is compressed, reading its last line takes longer: that round does not
-        // count.
         let is_packed = packed.exists();
-        if !is_packed {
-            slowest = slowest.max(took);
-        }
+        rounds += i32::from(!is_packed);
         is_packed.then_some(())
     });
-    // If they waited for the compression, the slowest round would take nearly all of the time.
-    let whole = whole.elapsed();
+    // If one of them waited for the compression, it would be over at the end of the first or the second round.
     assert!(
-        !slowest.is_zero() && slowest < whole / 2,
-        "{slowest:?} of {whole:?} for an exec, a log and a list"
+        rounds >= 2,
+        "{rounds} times an exec, a log and a list meanwhile"
     );
     let plain = packed.with_extension("");
     whelk_tests::eventually("the plain file to be gone", || {
