@@ -5,7 +5,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use whelk_tests::builds::docker;
 use whelk_tests::web::{Answer, Asked, Web};
@@ -560,7 +560,7 @@ fn secrets_of_others_are_not_waited_for() {
     let made = Command::new("mkfifo").arg(&pipe).status().unwrap();
     assert!(made.success());
     let secret = format!("id=GIT_AUTH_TOKEN,src={}", text(&pipe));
-    let waiting = docker(&engine).spawn(&["build", "--secret", &secret, &url]);
+    let mut waiting = docker(&engine).spawn(&["build", "--secret", &secret, &url]);
     // The client opens it for reading when it is asked for the secret; only then can it be opened for writing without a wait.
     let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
     let mut options = std::fs::File::options();
@@ -570,8 +570,9 @@ fn secrets_of_others_are_not_waited_for() {
     });
     let begun = Instant::now();
     built(&engine, &["-t", "other", &url]);
+    // After 30 s without an answer the first build fails, and whatever has waited for it goes on.
     let taken = begun.elapsed();
-    assert!(taken < Duration::from_secs(60), "{taken:?}");
+    assert!(waiting.is_running(), "{taken:?}");
     drop(waiting);
 }
 
