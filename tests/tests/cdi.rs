@@ -115,7 +115,7 @@ fn a_device_consists_of_nodes_mounts_variables_and_groups() {
         cli.up(
             "named",
             &["--device", "vendor.com/class=one"],
-            &["sleep", "60"],
+            &["sleep", "600"],
         );
         assert_eq!(
             engine.inspect("named")["HostConfig"]["DeviceRequests"],

@@ -160,7 +160,7 @@ fn more_limits_are_set_in_the_kernel() {
             "-m", "64m", "--memory-swap", "96m", "--memory-swappiness", "10", "--oom-kill-disable",
             "--oom-score-adj", "100",
         ];
-        let output = cli.run(&[&["run", "-d", "--network", "none", "--name", "limited"], &flags[..], &["busybox", "sleep", "60"]].concat());
+        let output = cli.run(&[&["run", "-d", "--network", "none", "--name", "limited"], &flags[..], &["busybox", "sleep", "600"]].concat());
         output.exits(0);
         let file = |v1: (&str, &str), v2: &str| cgroup_file(engine, "limited", v1, v2);
         if is_v2() {
@@ -188,7 +188,7 @@ fn more_limits_are_set_in_the_kernel() {
         // Not removed while out of memory: nothing would end it.
         cli.run(&["rm", "-f", "limited"]).ok();
 
-        let weight = cli.run(&["run", "-d", "--network", "none", "--name", "weighted", "--blkio-weight", "300", "busybox", "sleep", "60"]);
+        let weight = cli.run(&["run", "-d", "--network", "none", "--name", "weighted", "--blkio-weight", "300", "busybox", "sleep", "600"]);
         weight.exits(0);
         // Of v1, and of v2 with bfq or without.
         let files = [("blkio.weight", "io.bfq.weight", "300"), ("blkio.bfq.weight", "io.weight", if is_v2() { "2930" } else { "300" })];
@@ -227,7 +227,7 @@ fn real_time_scheduling_needs_the_kernels_support() {
             "10000",
         )
         .unwrap();
-        cli.up("timely", &flags, &["sleep", "60"]);
+        cli.up("timely", &flags, &["sleep", "600"]);
         let runtime = cgroup_file(engine, "timely", ("cpu", "cpu.rt_runtime_us"), "");
         assert_eq!(runtime.as_deref(), Some("1000"));
         cli.run(&["rm", "-f", "timely"]).ok();
@@ -312,7 +312,7 @@ fn the_writable_layer_can_be_limited() {
                 .unwrap();
             assert!((1 << 20..=2 << 20).contains(&size), "{size}");
             // Each container has a limit of its own, also after a restart of the engine.
-            cli.up("kept", &["--storage-opt", "size=3m"], &["sleep", "60"]);
+            cli.up("kept", &["--storage-opt", "size=3m"], &["sleep", "600"]);
             engine.kill9();
             engine.restart();
             let size: u64 = cli
