@@ -23,8 +23,12 @@ pub(crate) struct StopArgs {
     pub(super) containers: Vec<String>,
 }
 
-/// Time without a response to a stop after which the reason is looked for.
-const PATIENCE: Duration = Duration::from_millis(300);
+/// Times without a response to a stop after each of which the reason is looked for: a busy engine may not have sent the signal yet.
+const PATIENCE: [Duration; 3] = [
+    Duration::from_millis(300),
+    Duration::from_secs(1),
+    Duration::from_secs(3),
+];
 
 pub(crate) async fn stop(client: &Client, args: StopArgs) -> Outcome {
     let query = args.query();
@@ -60,15 +64,18 @@ pub(super) async fn end(client: &Client, name: &str, action: &str, query: &str) 
 /// Waits for a time in which most containers stop. Then, if the engine has sent a signal that the container has no
 /// handler for, tells so: the container runs until it is killed.
 async fn explain_delay(client: &Client, name: &str) {
-    tokio::time::sleep(PATIENCE).await;
     let path = format!("/containers/{}/json", escape_name(name));
-    let Ok(container) = client.get::<ContainerInspectResponse>(&path).await else {
-        return;
-    };
-    let signal = container.state.unhandled_signal;
-    if !signal.is_empty() {
-        warn_line!(
-            "{name}: its main process has no handler for {signal}, so it only ends by SIGKILL, after the timeout; `run --init`, or a --stop-signal that it handles, avoids this"
-        );
+    for time in PATIENCE {
+        tokio::time::sleep(time).await;
+        let Ok(container) = client.get::<ContainerInspectResponse>(&path).await else {
+            return;
+        };
+        let signal = container.state.unhandled_signal;
+        if !signal.is_empty() {
+            warn_line!(
+                "{name}: its main process has no handler for {signal}, so it only ends by SIGKILL, after the timeout; `run --init`, or a --stop-signal that it handles, avoids this"
+            );
+            return;
+        }
     }
 }
