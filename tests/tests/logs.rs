@@ -689,6 +689,10 @@ fn compression_of_a_log_does_not_block_others() {
         "{}.1.gz",
         path.file_name().unwrap().to_str().unwrap()
     ));
+    let begun = packed.with_extension("gz.new");
+    whelk_tests::eventually("the compression to begin", || {
+        (begun.exists() || packed.exists()).then_some(())
+    });
     let mut rounds = 0;
     whelk_tests::eventually("the old file to be compressed", || {
         engine.whelk(&["exec", "said", "true"]).ok();
@@ -698,11 +702,8 @@ fn compression_of_a_log_does_not_block_others() {
         rounds += i32::from(!is_packed);
         is_packed.then_some(())
     });
-    // If one of them waited for the compression, it would be over at the end of the first or the second round.
-    assert!(
-        rounds >= 2,
-        "{rounds} times an exec, a log and a list meanwhile"
-    );
+    // If one of them waited for the compression, it would be over at the end of the first round.
+    assert!(rounds > 0, "no exec, log and list meanwhile");
     let plain = packed.with_extension("");
     whelk_tests::eventually("the plain file to be gone", || {
         (!plain.exists()).then_some(())
