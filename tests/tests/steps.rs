@@ -51,7 +51,7 @@ impl Case {
     /// Returns the command that runs a container in `network` with a published port.
     fn run(&self, flags: &str, network: &str) -> Vec<String> {
         words(&format!(
-            "run {flags} --name one --network {network} -p 127.0.0.1:{}:80 busybox sleep 300",
+            "run {flags} --name one --network {network} -p 127.0.0.1:{}:80 busybox sleep 3600",
             self.port
         ))
     }
@@ -142,11 +142,12 @@ impl Case {
         };
         must(prepare);
         // Until the pool of network namespaces is filled.
-        let mut before = Vec::new();
+        let (mut before, mut unchanged) = (Vec::new(), 0);
         let settled = within_seconds(60, || {
             let last = std::mem::replace(&mut before, left_behind(cli));
+            unchanged = if last == before { unchanged + 1 } else { 0 };
             std::thread::sleep(std::time::Duration::from_millis(500));
-            last == before
+            unchanged >= 3
         });
         assert!(settled, "{before:#?}");
         let is_as_before = |when: &str| {
@@ -450,7 +451,7 @@ fn container_create_fails() {
 fn container_start_fails() {
     let case = Case::new();
     let create = format!(
-        "create --name one --network net -p 127.0.0.1:{}:80 -v kept:/v busybox sleep 300",
+        "create --name one --network net -p 127.0.0.1:{}:80 -v kept:/v busybox sleep 3600",
         case.port
     );
     case.fails_at_every_step(
@@ -493,7 +494,7 @@ fn load_fails() {
 }
 
 /// A container with a layer of its own, which a commit pauses.
-const COMMITTED: &str = "run -d --name one --network none -w /made busybox sleep 300";
+const COMMITTED: &str = "run -d --name one --network none -w /made busybox sleep 3600";
 
 #[test]
 fn commit_is_killed() {
@@ -589,7 +590,7 @@ fn network_connect_that_publishes_a_port_fails() {
 #[test]
 fn container_with_a_volume_of_a_device_fails() {
     let case = Case::new();
-    let create = words("create --name one -v memory:/v -v memory:/w busybox sleep 300");
+    let create = words("create --name one -v memory:/v -v memory:/w busybox sleep 3600");
     let volume = "volume create -o type=tmpfs -o device=tmpfs memory";
     let swallowed = case.fails_at_every_step(&[words(volume)], &create, &[words("rm -f one")]);
     assert_eq!(swallowed, 0);
@@ -605,7 +606,7 @@ const PLUGIN: &str = "steps";
 
 /// Returns the command that creates a container with a volume of the plugin.
 fn create_with_plugin() -> Vec<String> {
-    words("create --name one -v kept:/v busybox sleep 300")
+    words("create --name one -v kept:/v busybox sleep 3600")
 }
 
 #[test]
@@ -660,7 +661,7 @@ fn container_with_a_volume_of_a_plugin_fails() {
 }
 
 /// The container `one`, which does not run.
-const CREATED: &str = "create --name one --network none busybox sleep 300";
+const CREATED: &str = "create --name one --network none busybox sleep 3600";
 
 #[test]
 fn copies_into_containers() {
@@ -705,7 +706,7 @@ fn container_update_and_rename() {
 fn container_with_health_checks() {
     let case = Case::new();
     let run =
-        "run -d --name one --network none --health-cmd true --health-interval 1s busybox sleep 300";
+        "run -d --name one --network none --health-cmd true --health-interval 1s busybox sleep 3600";
     case.at_every_step(&[], &words(run));
 }
 
@@ -742,6 +743,7 @@ fn reads_are_killed() {
     };
     let killed = |path: &str, clients: Vec<Connection>, has_head: bool| {
         engine.kill9();
+        let mut is_interrupted = true;
         for mut client in clients {
             let is_answered = has_head || client.head().is_ok();
             let is_complete = is_answered
@@ -751,7 +753,7 @@ fn reads_are_killed() {
                         last => break last.is_ok(),
                     }
                 };
-            assert!(!is_complete, "{path} was complete");
+            is_interrupted &= !is_complete;
         }
         engine.restart();
         assert_eq!(engine.state("one"), "running", "{path}");
@@ -764,6 +766,7 @@ fn reads_are_killed() {
             "{path}: {}",
             again.err()
         );
+        is_interrupted
     };
     // What is sent while it is read has begun with the head.
     for path in [
@@ -781,15 +784,18 @@ fn reads_are_killed() {
         for client in &mut clients {
             assert_eq!(client.head().unwrap().0, 200, "{path}");
         }
-        killed(path, clients, true);
+        assert!(killed(path, clients, true), "{path} was complete");
     }
-    // The others are killed after a third of the time that they take.
+    // The others are killed after a third of the time that they take, which may be too late once.
     for path in ["changes", "json?size=1"] {
-        let begin = std::time::Instant::now();
-        assert_eq!(ask("two", path).response().unwrap().status, 200, "{path}");
-        let time = begin.elapsed() / 3;
-        let client = ask("two", path);
-        std::thread::sleep(time);
-        killed(path, vec![client], false);
+        let is_interrupted = |_| {
+            let begin = std::time::Instant::now();
+            assert_eq!(ask("two", path).response().unwrap().status, 200, "{path}");
+            let time = begin.elapsed() / 3;
+            let client = ask("two", path);
+            std::thread::sleep(time);
+            killed(path, vec![client], false)
+        };
+        assert!((0..5).any(is_interrupted), "{path} was complete");
     }
 }
