@@ -97,7 +97,7 @@ fn number(stats: &Value, pointer: &str) -> u64 {
 fn figures_are_those_of_the_kernel() {
     let engine = Engine::start();
     let cli = engine.cli(Program::Docker);
-    let script = "i=0; while [ $i -lt 30000 ]; do i=$((i+1)); done; dd if=/dev/zero of=/mem/file bs=1M count=20 2>/dev/null; (sleep 600 &); ping -c 3 -i 0.2 -s 1000 $(ip route | sed -n 's/default via \\([^ ]*\\).*/\\1/p') >/dev/null; echo ready; sleep 600";
+    let script = "i=0; while [ $i -lt 30000 ]; do i=$((i+1)); done; dd if=/dev/zero of=/mem/file bs=1M count=20 2>/dev/null; (sleep 600 &); ping -c 3 -i 0.2 -s 1000 $(ip route | sed -n 's/default via \\([^ ]*\\).*/\\1/p') >/dev/null; echo ready; exec sleep 600";
     let flags = [
         "-m",
         "200m",
@@ -423,7 +423,14 @@ fn the_table_is_that_of_dockers_client() {
         .ok();
     for program in [Program::Docker, Program::Whelk] {
         let cli = engine.cli(program);
-        let table = cli.run(&["stats", "--no-stream"]).ok();
+        // Docker's client shows no figures if it has none after two seconds.
+        let figures = |args: &[&str]| {
+            eventually("figures that are in time", || {
+                let output = cli.run(args);
+                (!output.out().contains("--")).then_some(output)
+            })
+        };
+        let table = figures(&["stats", "--no-stream"]).ok();
         let lines: Vec<&str> = table.lines().collect();
         assert_eq!(lines.len(), 2, "{table}");
         let heading = "CONTAINER ID   NAME      CPU %     MEM USAGE / LIMIT";
@@ -437,7 +444,7 @@ fn the_table_is_that_of_dockers_client() {
         let format = |format: &str, more: &[&str]| {
             let mut args = vec!["stats", "--no-stream", "--format", format];
             args.extend_from_slice(more);
-            cli.run(&args)
+            figures(&args)
         };
         assert_eq!(
             format("{{.Name}} {{.PIDs}} {{.Container}}", &["one"]).ok(),
