@@ -540,7 +540,9 @@ fn a_container_with_a_stopped_shim_can_be_killed() {
     assert!(counted(&cli.run(&["logs", "killed"]).ok()) > 0);
     assert_eq!(engine.api("GET", "/containers/removed/json", None).0, 404);
     for (pid, shim) in processes {
-        assert!(!is_alive(pid) && !is_alive(shim), "{pid} {shim}");
+        eventually(&format!("{pid} and {shim} to be gone"), || {
+            (!is_alive(pid) && !is_alive(shim)).then_some(())
+        });
     }
     for name in ["stopped", "killed"] {
         cli.run(&["start", name]).ok();
@@ -576,7 +578,7 @@ fn replies_of_a_slow_shim_are_awaited() {
             cli.run(&["exec", "told", "touch", "/b/ran"]).exits(128);
             resume(told);
             cli.run(&["exec", "told", "true"]).ok();
-            cli.run(&["stop", "told"]).ok();
+            cli.run(&["stop", "-t", "60", "told"]).ok();
         });
         std::thread::sleep(STALL);
         resume(stopped);
@@ -631,9 +633,10 @@ fn an_engine_without_free_descriptors_kills_nothing() {
         &[
             "sh",
             "-c",
-            "trap 'exit 3' TERM; while :; do sleep 0.02; done",
+            "trap 'exit 3' TERM; echo ready; while :; do sleep 0.02; done",
         ],
     );
+    engine.await_log("calm", "ready");
     let pid = engine.pid("calm");
     // Connected beforehand, because the engine cannot accept connections then.
     let mut clients = ["stop?t=0", "kill"].map(|action| {
@@ -660,7 +663,7 @@ fn an_engine_without_free_descriptors_kills_nothing() {
         assert!(is_alive(pid), "{action}");
     }
     prlimit(daemon, Resource::Nofile, before).unwrap();
-    cli.run(&["stop", "calm"]).ok();
+    cli.run(&["stop", "-t", "60", "calm"]).ok();
     assert_eq!(engine.inspect("calm")["State"]["ExitCode"], 3);
 }
 
@@ -726,7 +729,7 @@ fn on_a_full_disk_containers_can_be_stopped_and_removed() {
         // Also by an engine that starts on a full disk.
         engine.kill9();
         engine.restart();
-        assert_eq!(free(), 0);
+        eventually("the disk to be full again", || (free() == 0).then_some(()));
         assert_eq!(engine.state("removed"), "running");
         cli.run(&["restart", "-t", "0", "removed"]).ok();
         cli.run(&["rename", "stopped", "filler"]).ok();
@@ -873,8 +876,9 @@ fn restart_policies_start_containers_after_a_reboot() {
         (running() == ["always", "unless", "failure"]).then_some(())
     });
     assert_eq!(
-        ["plain", "halted", "removed"].map(|name| engine.state(name)),
-        ["exited", "exited", ""]
+        ["plain", "halted"].map(|name| engine.state(name)),
+        ["exited", "exited"]
     );
+    engine.await_state("removed", "");
     engine.whelk(&["system", "check"]).ok();
 }
