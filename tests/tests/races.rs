@@ -95,7 +95,7 @@ fn a_container_that_ends_does_not_stay_paused() {
     for round in 0..100u32 {
         // Longer if no round has met the container alive yet.
         let time = if paused == 0 {
-            6000 * (1 + round / 10)
+            6000 * (1 + round * round / 100)
         } else {
             6000
         };
@@ -287,7 +287,8 @@ fn killed_pooled_shims_do_not_fail_a_start() {
             Some(ready_shims(&engine)).filter(|shims| shims.len() >= 2)
         });
         for pid in shims {
-            kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+            // A process that was on its way to another program may have ended.
+            let _ = kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL);
         }
         if round > 0 {
             std::thread::sleep(Duration::from_millis(20));
@@ -398,11 +399,12 @@ fn a_huge_environment_does_not_block_others() {
         begun.elapsed()
     );
     engine.await_state("huge", "exited");
-    assert!(
-        engine.last_words().contains("argument list too long"),
-        "{}",
-        engine.last_words()
-    );
+    eventually("the error in the engine's log", || {
+        engine
+            .last_words()
+            .contains("argument list too long")
+            .then_some(())
+    });
     remove(&engine, "huge");
 }
 
@@ -428,7 +430,8 @@ fn the_engine_works_with_few_descriptors() {
     eventually("it to be started again", || is_back().then_some(()));
     drop(idle);
     eventually("the engine to answer", || engine.answers().then_some(()));
-    assert_eq!(engine.state("again"), "running");
+    // Its process may be there before its start is complete.
+    engine.await_state("again", "running");
     // All containers that could be created can be removed concurrently.
     let mut names = Vec::new();
     for number in 0..70 {
