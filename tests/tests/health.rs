@@ -394,9 +394,9 @@ fn an_image_has_a_check() {
             json!({"Test": of_image, "Interval": 200_000_000, "Retries": 4})
         );
         assert_eq!(
-            run("part", &["--health-timeout", "3s", "--health-retries", "1"]),
+            run("part", &["--health-timeout", "30s", "--health-retries", "1"]),
             json!({
-                "Test": of_image, "Interval": 200_000_000, "Timeout": 3_000_000_000_u64, "Retries": 1,
+                "Test": of_image, "Interval": 200_000_000, "Timeout": 30_000_000_000_u64, "Retries": 1,
             })
         );
         assert_eq!(
