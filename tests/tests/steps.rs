@@ -705,8 +705,7 @@ fn container_update_and_rename() {
 #[test]
 fn container_with_health_checks() {
     let case = Case::new();
-    let run =
-        "run -d --name one --network none --health-cmd true --health-interval 1s busybox sleep 3600";
+    let run = "run -d --name one --network none --health-cmd true --health-interval 1s busybox sleep 3600";
     case.at_every_step(&[], &words(run));
 }
 
