@@ -172,9 +172,11 @@ fn long_lines_are_returned_complete() {
 fn follow_across_rotations_loses_and_repeats_nothing() {
     each_driver(|cli, driver| {
         const LINES: usize = 6000;
+        // The lines by which the output is ahead of the follower at most, fewer than the files hold.
+        const STEP: usize = 1000;
         let gate = Gate::new(cli, "rotate");
         let script = format!(
-            "echo line 0; until [ -e /b/go ]; do sleep 0.02; done; i=0; while [ $i -lt {LINES} ]; do i=$((i+1)); echo line $i of a log that is rotated; [ $((i%50)) != 0 ] || sleep 0.01; done"
+            "echo line 0; until [ -e /b/go ]; do sleep 0.02; done; i=0; while [ $i -lt {LINES} ]; do i=$((i+1)); echo line $i of a log that is rotated; [ $((i%50)) != 0 ] || sleep 0.01; [ $((i%{STEP})) != 0 ] || until [ -e /b/$i ]; do sleep 0.02; done; done"
         );
         let options = [
             "--log-opt",
@@ -193,6 +195,10 @@ fn follow_across_rotations_loses_and_repeats_nothing() {
         let mut following = cli.spawn(&["logs", "-f", "said"]);
         following.expect("line 0\n");
         gate.open("go");
+        for number in (STEP..=LINES).step_by(STEP) {
+            following.expect(&format!("line {number} of"));
+            gate.open(&number.to_string());
+        }
         let seen = following.finish().ok();
         let number = |line: &str| {
             line.split(' ')
