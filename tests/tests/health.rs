@@ -85,19 +85,20 @@ fn mark(number: u32) -> String {
 fn a_container_becomes_unhealthy_and_healthy_again() {
     Engine::start().both(|cli| {
         let engine = cli.engine();
-        let mut events = engine.events("");
-        let flags = [
-            "--health-cmd",
-            "echo hi; test -e /ok",
-            "--health-interval",
-            "300ms",
-            "--health-retries",
-            "2",
-            "--health-start-period",
-            "12s",
-            "--health-start-interval",
-            "200ms",
-        ];
+        let flags = |start_period| {
+            [
+                "--health-cmd",
+                "echo hi; test -e /ok",
+                "--health-interval",
+                "300ms",
+                "--health-retries",
+                "2",
+                "--health-start-period",
+                start_period,
+                "--health-start-interval",
+                "200ms",
+            ]
+        };
         // Before the first check.
         let later = ["--health-cmd", "true", "--health-interval", "10m"];
         cli.up("later", &later, &["sleep", "600"]);
@@ -106,15 +107,16 @@ fn a_container_becomes_unhealthy_and_healthy_again() {
             json!({"Status": "starting", "FailingStreak": 0, "Log": []})
         );
         cli.run(&["rm", "-f", "later"]).ok();
-        cli.up("one", &flags, &["sleep", "600"]);
+        // During the start period.
+        cli.up("begins", &flags("10m"), &["sleep", "600"]);
         assert_eq!(
-            engine.inspect("one")["Config"]["Healthcheck"],
+            engine.inspect("begins")["Config"]["Healthcheck"],
             json!({
                 "Test": ["CMD-SHELL", "echo hi; test -e /ok"], "Interval": 300_000_000,
-                "StartPeriod": 12_000_000_000_i64, "StartInterval": 200_000_000, "Retries": 2,
+                "StartPeriod": 600_000_000_000_i64, "StartInterval": 200_000_000, "Retries": 2,
             })
         );
-        let first = await_results(engine, "one", 2)[0].clone();
+        let first = await_results(engine, "begins", 3)[0].clone();
         assert_eq!(
             (&first["ExitCode"], &first["Output"]),
             (&json!(1), &json!("hi\n"))
@@ -122,14 +124,18 @@ fn a_container_becomes_unhealthy_and_healthy_again() {
         assert!(first["Start"].as_str() < first["End"].as_str(), "{first}");
         assert_eq!(
             (
-                status(engine, "one").as_str(),
-                &health(engine, "one")["FailingStreak"]
+                status(engine, "begins").as_str(),
+                &health(engine, "begins")["FailingStreak"]
             ),
             ("starting", &json!(0)),
             "failures of the start period do not count"
         );
-        assert_eq!(listed(cli, "starting"), "one");
-        assert!(ps_status(cli, "one").ends_with("(health: starting)"));
+        assert_eq!(listed(cli, "starting"), "begins");
+        assert!(ps_status(cli, "begins").ends_with("(health: starting)"));
+        cli.run(&["rm", "-f", "begins"]).ok();
+        // After it.
+        let mut events = engine.events("");
+        cli.up("one", &flags("1s"), &["sleep", "600"]);
         await_status(engine, "one", "unhealthy");
         await_results(engine, "one", 5);
         assert_eq!(health(engine, "one")["Log"].as_array().unwrap().len(), 5);
