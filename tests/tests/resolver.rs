@@ -8,12 +8,11 @@
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::TryRecvError;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 use whelk_tests::serving::{SERVES, inside, resolves_not, up};
-use whelk_tests::{Engine, FreeSubnet, Program, eventually};
+use whelk_tests::{Engine, FreeSubnet, PATIENCE, Program, eventually};
 
 #[test]
 fn containers_resolve_each_other_by_name() {
@@ -161,7 +160,8 @@ fn external_names_are_queried_from_the_containers_network() {
     // A container in an internal network has no server to query.
     let answer = inside(cli, "inner", look_up);
     assert!(!answer.contains("10.1.2.3"), "{answer}");
-    assert_eq!(who.try_recv(), Err(TryRecvError::Empty));
+    // A client that has waited for long asks again.
+    assert!(who.try_iter().all(|from| from.ip().to_string() == client));
 }
 
 /// Starts a DNS server in a container's network that answers each query with the response code
@@ -710,9 +710,7 @@ fn resolver_of(engine: &Engine, name: &str) -> UdpSocket {
         whelk_sys::net::within(namespace.as_fd(), || UdpSocket::bind("0.0.0.0:0").unwrap())
             .unwrap();
     socket.connect("127.0.0.11:53").unwrap();
-    socket
-        .set_read_timeout(Some(Duration::from_secs(5)))
-        .unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
     socket
 }
 
@@ -737,7 +735,9 @@ fn a_flood_of_queries_does_not_delay_other_containers() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let questions = ["nobody.example", "other"].map(|name| question(7, name));
-            while !done.load(Ordering::Relaxed) {
+            let begin = Instant::now();
+            // Ends also if the other thread fails.
+            while !done.load(Ordering::Relaxed) && begin.elapsed() < Duration::from_secs(300) {
                 questions
                     .iter()
                     .for_each(|question| drop(flood.send(question)));

@@ -204,11 +204,12 @@ fn records_of_builds_are_kept_told_and_read() {
         ..BuildHistoryRequest::default()
     };
     assert_eq!(list(active.clone()).unwrap().len(), 1);
+    eventually("its start", || (heard.so_far().len() == 1).then_some(()));
     bridge.finish(None).unwrap();
     assert!(list(active).unwrap().is_empty());
-    grpc.build("later", SolveRequest::default())
-        .finish(None)
-        .unwrap();
+    let bridge = grpc.build("later", SolveRequest::default());
+    eventually("the start", || (monitor.so_far().len() == 1).then_some(()));
+    bridge.finish(None).unwrap();
     let names = |limit: i32| {
         let request = BuildHistoryRequest {
             limit,

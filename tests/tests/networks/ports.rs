@@ -22,7 +22,8 @@ fn a_published_port_reaches_the_container() {
             "{shown}"
         );
         cli.run(&["stop", "-t", "0", "web"]).ok();
-        assert_eq!(fetch(address), None);
+        // Another server may have the port by now.
+        assert_ne!(fetch(address).as_deref(), Some("web"));
         assert_eq!(cli.run(&["port", "web"]).ok(), "");
         cli.run(&["rm", "web"]).ok();
     });
